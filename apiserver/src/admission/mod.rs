@@ -1,0 +1,1 @@
+//! Admission: one ordered table of plugins, one file per plugin.

@@ -1,0 +1,1 @@
+//! The one in-memory copy of every object: multi-version map, event rings, indexes, encoded bytes.

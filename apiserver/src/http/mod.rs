@@ -1,0 +1,1 @@
+//! HTTP: router, request info, negotiation, discovery, OpenAPI, streaming.

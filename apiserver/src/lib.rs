@@ -1,0 +1,17 @@
+//! The Kubernetes API server: the only component that touches the store.
+//!
+//! One direction, each stage a plain function or a tower layer with a typed input and output: accept → request info →
+//! authenticate → authorize → decode → mutate admission → default → validate admission → strategy → store → encode.
+//! [`resources`] is the one table that drives routes, discovery, OpenAPI, storage, columns, defaulting and validation.
+//!
+//! Absent on purpose: a Kubernetes client, and HTTP types outside [`http`] (and the TLS listener in [`auth`]).
+
+pub mod admission;
+pub mod auth;
+pub mod cache;
+pub mod http;
+pub mod patch;
+pub mod resources;
+pub mod schema;
+pub mod store;
+pub mod verbs;

@@ -1,0 +1,308 @@
+//! THE TABLE: one row per kind; one file per kind (defaults, preparation, validation, columns, example).
+//!
+//! Everything else in this crate is generic over a [`Row`]: routes, discovery, OpenAPI, storage prefixes, subresources,
+//! printer columns, defaulting, validation, and which verbs exist.
+
+pub mod field;
+
+use jiff::Timestamp;
+use machinery::env::Env;
+use serde_json::Value;
+
+use field::FieldError;
+
+/// What a resource or subresource can be asked for, as in discovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verb {
+    /// POST on the collection.
+    Create,
+    /// DELETE on an object.
+    Delete,
+    /// DELETE on the collection.
+    DeleteCollection,
+    /// GET on an object.
+    Get,
+    /// GET on the collection.
+    List,
+    /// PATCH on an object.
+    Patch,
+    /// PUT on an object.
+    Update,
+    /// GET with `watch`.
+    Watch,
+}
+
+impl Verb {
+    /// As RBAC and discovery spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Delete => "delete",
+            Self::DeleteCollection => "deletecollection",
+            Self::Get => "get",
+            Self::List => "list",
+            Self::Patch => "patch",
+            Self::Update => "update",
+            Self::Watch => "watch",
+        }
+    }
+}
+
+/// All verbs of an ordinary resource.
+pub const ALL_VERBS: &[Verb] = &[
+    Verb::Create,
+    Verb::Delete,
+    Verb::DeleteCollection,
+    Verb::Get,
+    Verb::List,
+    Verb::Patch,
+    Verb::Update,
+    Verb::Watch,
+];
+
+/// One column of a kind's table (`meta.k8s.io/v1 TableColumnDefinition`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Column {
+    /// The heading.
+    pub name: &'static str,
+    /// `string`, `integer`, `date`, …
+    pub kind: &'static str,
+    /// `name` for the first column, else mostly empty.
+    pub format: &'static str,
+    /// For a person.
+    pub description: &'static str,
+    /// 0 is always shown, others with `-o wide`.
+    pub priority: i32,
+}
+
+/// What a subresource does with a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SubKind {
+    /// `status`: get, update, patch of the same kind; only status (and what the strategy lets through) is written.
+    Status,
+    /// `scale`: `autoscaling/v1 Scale` over replicas.
+    Scale,
+    /// `finalize` of a Namespace: update only, writes `spec.finalizers`.
+    Finalize,
+    /// `binding` of a Pod: create only, kind Binding.
+    Binding,
+    /// `log` of a Pod: streamed from the node.
+    Log,
+    /// `token` of a ServiceAccount: create only, kind TokenRequest.
+    Token,
+}
+
+/// One subresource of a row.
+#[derive(Debug, Clone, Copy)]
+pub struct Subresource {
+    /// The path segment.
+    pub name: &'static str,
+    /// What it does.
+    pub what: SubKind,
+    /// Group, version and kind of its body where it differs from the row's (`autoscaling`, `v1`, `Scale`).
+    pub body: Option<(&'static str, &'static str, &'static str)>,
+    /// As in discovery.
+    pub verbs: &'static [Verb],
+}
+
+/// How a row's objects live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// Under `/registry/<prefix>/[namespace/]name`, as upstream (`pods`, `services/specs`, `minions` …).
+    Stored(&'static str),
+    /// Never stored: create computes an answer (access reviews, token reviews, `bindings`).
+    Virtual,
+}
+
+/// One kind of the API.
+pub struct Row {
+    /// API group; empty for core.
+    pub group: &'static str,
+    /// API version.
+    pub version: &'static str,
+    /// Kind.
+    pub kind: &'static str,
+    /// The path segment.
+    pub plural: &'static str,
+    /// As in discovery.
+    pub singular: &'static str,
+    /// As in discovery.
+    pub short_names: &'static [&'static str],
+    /// As in discovery.
+    pub categories: &'static [&'static str],
+    /// Whether objects live in namespaces.
+    pub namespaced: bool,
+    /// The type's name in the schema table (`io.k8s.api.core.v1.Pod`).
+    pub schema: &'static str,
+    /// What can be asked.
+    pub verbs: &'static [Verb],
+    /// Subresources in discovery order.
+    pub subresources: &'static [Subresource],
+    /// Where objects live.
+    pub storage: Storage,
+    /// Two rows over one storage (core and events.k8s.io Events): the stored form is the row's that has `true` here.
+    pub storage_version: bool,
+    /// What is particular about the kind.
+    pub strategy: &'static dyn Strategy,
+    /// A valid object, as YAML: tests walk the table with it. No namespace, no status.
+    pub example: &'static str,
+}
+
+impl Row {
+    /// `deployments.apps` or `pods`.
+    #[must_use]
+    pub fn qualified(&self) -> String {
+        if self.group.is_empty() { self.plural.into() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
+    /// `apps/v1` or `v1`.
+    #[must_use]
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.into() } else { format!("{}/{}", self.group, self.version) }
+    }
+}
+
+/// What a strategy may need besides the object. Lookups into other objects go through `admission` or `verbs`, not here.
+pub struct Context<'a> {
+    /// Clock and ids.
+    pub env: &'a Env,
+    /// The request's time, one for everything in it.
+    pub now: Timestamp,
+    /// The subresource written through, or empty.
+    pub subresource: &'a str,
+}
+
+/// What is particular about a kind. Values are complete JSON objects with `apiVersion`, `kind` and `metadata`; generic
+/// metadata (name, uid, timestamps, generation's counting, deletion fields, finalizers) is done in `verbs`, and
+/// generic metadata validation (names, labels, annotations, owner references, finalizers) too: see each method.
+pub trait Strategy: Send + Sync {
+    /// Fills in defaults that the schema's declared ones don't cover (upstream's `SetDefaults_…`). Runs on every
+    /// decoded body, and on the result of a patch; must be idempotent.
+    fn default(&self, object: &mut Value) {
+        let _ = object;
+    }
+
+    /// Clears and sets what a client may not decide at creation (status, generation of kinds that count it).
+    /// The default drops `status`.
+    fn prepare_create(&self, context: &Context<'_>, object: &mut Value) {
+        let _ = context;
+        if let Some(map) = object.as_object_mut() {
+            map.remove("status");
+        }
+    }
+
+    /// The same for an update through `context.subresource`: by default the main resource keeps the old status, and
+    /// `status` keeps everything but status.
+    fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
+        prepare_update_by_default(context, new, old);
+    }
+
+    /// Whether `metadata.generation` is kept (starts at 1, rises when `generation_changes`).
+    fn counts_generation(&self) -> bool {
+        false
+    }
+
+    /// Whether this change (after `prepare_update`) raises the generation: by default, any change of `spec`.
+    fn generation_changes(&self, new: &Value, old: &Value) -> bool {
+        new.get("spec") != old.get("spec")
+    }
+
+    /// The rule for `metadata.name`.
+    fn name_rule(&self) -> field::NameRule {
+        field::NameRule::Subdomain
+    }
+
+    /// Object validation at creation, without generic metadata.
+    fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError>;
+
+    /// Object validation of an update through `context.subresource`, without generic metadata.
+    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+        let _ = old;
+        self.validate(context, new)
+    }
+
+    /// Upstream's `Warning` headers for a created or updated object.
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let _ = (object, old);
+        Vec::new()
+    }
+
+    /// Whether PUT on a name that doesn't exist creates it.
+    fn create_on_update(&self) -> bool {
+        false
+    }
+
+    /// Whether an update without a resourceVersion is taken.
+    fn unconditional_update(&self) -> bool {
+        true
+    }
+
+    /// Whether a delete answers with the object (true) or with a Status.
+    fn delete_answers_object(&self) -> bool {
+        false
+    }
+
+    /// Seconds of graceful deletion for this object where the client names none; `None`: the kind has no grace.
+    fn grace_seconds(&self, object: &Value) -> Option<i64> {
+        let _ = object;
+        None
+    }
+
+    /// The propagation policy of a delete that names none (`batch/v1` Jobs orphan).
+    fn orphans_by_default(&self) -> bool {
+        false
+    }
+
+    /// Table columns; by default Name and Age.
+    fn columns(&self) -> &'static [Column] {
+        field::NAME_AND_AGE
+    }
+
+    /// One row's cells, as many as [`columns`](Self::columns).
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        field::name_and_age(object, now)
+    }
+
+    /// Field selectors beyond `metadata.name` and `metadata.namespace`: label in the selector and the object's value.
+    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
+        let _ = object;
+        Vec::new()
+    }
+
+    /// The field labels that [`selectable`](Self::selectable) gives, for refusing others.
+    fn selectable_labels(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// From the stored form into this row's version, and back (only for rows that share a storage).
+    fn from_stored(&self, object: Value) -> Value {
+        object
+    }
+
+    /// See [`from_stored`](Self::from_stored).
+    fn to_stored(&self, object: Value) -> Value {
+        object
+    }
+}
+
+/// The main resource keeps the old status; `status` keeps all but status (and takes annotations and finalizers as upstream does not).
+pub fn prepare_update_by_default(context: &Context<'_>, new: &mut Value, old: &Value) {
+    let Some(map) = new.as_object_mut() else { return };
+    if context.subresource == "status" {
+        for (key, value) in old.as_object().into_iter().flatten() {
+            if key != "status" && key != "metadata" {
+                map.insert(key.clone(), value.clone());
+            }
+        }
+        map.retain(|key, _| key == "status" || key == "metadata" || old.get(key).is_some());
+    } else {
+        match old.get("status") {
+            Some(status) => map.insert("status".into(), status.clone()),
+            None => map.remove("status"),
+        };
+    }
+}
+
+/// Every row that is served, in discovery order.
+pub static TABLE: &[&Row] = &[];

@@ -1,0 +1,1 @@
+//! What every served type looks like, as data: decoding, strictness, defaults, protobuf, OpenAPI.

@@ -1,0 +1,8 @@
+//! Pure vocabulary of the Kubernetes API: no IO, no clock, no client.
+
+pub mod error;
+pub mod key;
+pub mod names;
+
+pub use error::{ApiError, Cause, Status};
+pub use key::{ObjectKey, ResourceVersion};

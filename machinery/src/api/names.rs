@@ -1,0 +1,26 @@
+//! Names of annotations, labels, taints and finalizers, each once.
+
+/// Annotation prefix `fuel.coracle.dev/<container>`: wasmtime fuel for one run or one request.
+pub const FUEL: &str = "fuel.coracle.dev/";
+/// Annotation prefix `timeout.coracle.dev/<container>`: wall clock to a response's head.
+pub const TIMEOUT: &str = "timeout.coracle.dev/";
+/// Annotation prefix `concurrency.coracle.dev/<container>`: requests at once per pod.
+pub const CONCURRENCY: &str = "concurrency.coracle.dev/";
+/// Annotation prefix `host.coracle.dev/<container>`: optional host interfaces granted.
+pub const HOST: &str = "host.coracle.dev/";
+/// Annotation prefix `stop.coracle.dev/<container>`: `grace` lets a command run on until its grace period ends.
+pub const STOP: &str = "stop.coracle.dev/";
+/// Node label: the host's real operating system.
+pub const HOST_OS: &str = "coracle.dev/host-os";
+/// Node label: what the node runs.
+pub const RUNTIME: &str = "node.coracle.dev/runtime";
+/// The response header that says why the node, and not the guest, answered.
+pub const REASON_HEADER: &str = "coracle-reason";
+/// The Service that an EndpointSlice belongs to.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The host name label of a node.
+pub const HOSTNAME: &str = "kubernetes.io/hostname";
+/// The cluster's DNS domain.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+/// Issuer and default audience of service account tokens.
+pub const TOKEN_ISSUER: &str = "https://kubernetes.default.svc.cluster.local";

@@ -1,0 +1,1 @@
+//! How a component reaches the apiserver: a `kube::Client`, remote or over an in-process service.

@@ -1,0 +1,168 @@
+//! The clock and the source of randomness and ids: real, or seeded for simulation and tests.
+//!
+//! Everything that decides takes an [`Env`] (or the instant it read from one); `clippy.toml` bans the other sources.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rand::{Rng, SeedableRng, rngs::ChaCha12Rng};
+
+/// The letters that Kubernetes uses for generated names: no vowels and no look-alikes
+/// (k8s.io/apimachinery `util/rand`).
+const NAME_LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+
+/// Reads time.
+pub trait Clock: Send + Sync {
+    /// The wall clock.
+    fn now(&self) -> Timestamp;
+    /// Time since an arbitrary fixed point, never going backwards; for measuring and deadlines.
+    fn elapsed(&self) -> Duration;
+}
+
+/// Clock and randomness, cheap to clone.
+#[derive(Clone)]
+pub struct Env {
+    clock: Arc<dyn Clock>,
+    random: Arc<Mutex<ChaCha12Rng>>,
+}
+
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Env").finish_non_exhaustive()
+    }
+}
+
+impl Env {
+    /// The machine's clock and a generator seeded by the operating system.
+    #[must_use]
+    pub fn real() -> Self {
+        Self { clock: Arc::new(RealClock::start()), random: Arc::new(Mutex::new(rand::make_rng())) }
+    }
+
+    /// A reproducible environment: `seed` decides all randomness, time stands at `start` until [`ManualClock::advance`].
+    #[must_use]
+    pub fn seeded(seed: u64, start: Timestamp) -> (Self, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock { start, elapsed: Mutex::new(Duration::ZERO) });
+        let random = Arc::new(Mutex::new(ChaCha12Rng::seed_from_u64(seed)));
+        (Self { clock: clock.clone(), random }, clock)
+    }
+
+    /// The wall clock's time.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Monotonic time since this environment's start.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    /// Fills `bytes` with random ones.
+    pub fn fill(&self, bytes: &mut [u8]) {
+        self.random.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(bytes);
+    }
+
+    /// A random number.
+    #[must_use]
+    pub fn random_u64(&self) -> u64 {
+        self.random.lock().unwrap_or_else(PoisonError::into_inner).next_u64()
+    }
+
+    /// A random number below `bound` (0 where `bound` is 0).
+    #[must_use]
+    pub fn below(&self, bound: u64) -> u64 {
+        // The bias of a 64-bit remainder is far below anything a caller could notice.
+        self.random_u64().checked_rem(bound).unwrap_or(0)
+    }
+
+    /// A new uid: a version 4 UUID (RFC 9562) in its usual form.
+    #[must_use]
+    pub fn uid(&self) -> String {
+        let mut b = [0u8; 16];
+        self.fill(&mut b);
+        b[6] = (b[6] & 0x0f) | 0x40;
+        b[8] = (b[8] & 0x3f) | 0x80;
+        let n = u128::from_be_bytes(b);
+        let hex = format!("{n:032x}");
+        format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    }
+
+    /// `letters` random letters as `generateName` appends them (5 upstream).
+    #[must_use]
+    pub fn name_suffix(&self, letters: usize) -> String {
+        (0..letters).map(|_| NAME_LETTERS[self.below(NAME_LETTERS.len() as u64) as usize] as char).collect()
+    }
+}
+
+/// The machine's own clock: the one place where time is read.
+struct RealClock {
+    start: std::time::Instant,
+}
+
+impl RealClock {
+    #[expect(clippy::disallowed_methods, reason = "the one home of the machine's clock")]
+    fn start() -> Self {
+        Self { start: std::time::Instant::now() }
+    }
+}
+
+impl Clock for RealClock {
+    #[expect(clippy::disallowed_methods, reason = "the one home of the machine's clock")]
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+}
+
+/// A clock that stands still until it is moved.
+#[derive(Debug)]
+pub struct ManualClock {
+    start: Timestamp,
+    elapsed: Mutex<Duration>,
+}
+
+impl ManualClock {
+    /// Moves time forward.
+    pub fn advance(&self, by: Duration) {
+        *self.elapsed.lock().unwrap_or_else(PoisonError::into_inner) += by;
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        self.start.saturating_add(self.elapsed()).unwrap_or(Timestamp::MAX)
+    }
+
+    fn elapsed(&self) -> Duration {
+        *self.elapsed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_decides_everything() {
+        let (a, _) = Env::seeded(7, Timestamp::UNIX_EPOCH);
+        let (b, clock) = Env::seeded(7, Timestamp::UNIX_EPOCH);
+        assert_eq!(a.uid(), b.uid());
+        assert_eq!(a.name_suffix(5), b.name_suffix(5));
+        clock.advance(Duration::from_secs(3));
+        assert_eq!(b.now().as_second(), 3);
+    }
+
+    #[test]
+    fn uids_are_version_4() {
+        let uid = Env::real().uid();
+        assert_eq!(uid.len(), 36);
+        assert_eq!(&uid[14..15], "4");
+    }
+}

@@ -1,0 +1,17 @@
+//! What every component of Coracle shares, and nothing else.
+//!
+//! - [`api`]: pure vocabulary of the Kubernetes API (keys, errors, selectors, quantities, names). No IO, no clock.
+//! - [`env`]: the one clock and the one source of randomness and ids, handed in everywhere.
+//! - [`net`]: `Dial` and `Serve`, the seam between guests' calls, the data plane and pods.
+//! - `client` and `runtime` (feature `client`): how components other than the apiserver see and change the cluster.
+//!
+//! Absent on purpose: anything that names wasmtime, sled, etcd, clap or an environment variable.
+#![warn(missing_docs)]
+
+pub mod api;
+#[cfg(feature = "client")]
+pub mod client;
+pub mod env;
+pub mod net;
+#[cfg(feature = "client")]
+pub mod runtime;

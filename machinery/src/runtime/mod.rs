@@ -1,0 +1,1 @@
+//! The controller runtime: view, queue, driver, back-off, leader election.
