@@ -10,6 +10,7 @@ pub mod admission;
 pub mod auth;
 pub mod cache;
 pub mod http;
+pub mod objects;
 pub mod patch;
 pub mod resources;
 pub mod schema;
