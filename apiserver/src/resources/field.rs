@@ -1,39 +1,12 @@
-//! Field errors with upstream's wording, name rules, and small pieces that many kinds share.
+//! Field errors with upstream's wording, and the paths that they name.
 
-use jiff::Timestamp;
+use std::fmt;
+
 use machinery::api::Cause;
-use serde_json::{Value, json};
-
-use super::Column;
-
-/// Name and Age.
-pub const NAME_AND_AGE: &[Column] = &[
-    Column { name: "Name", kind: "string", format: "name", description: "", priority: 0 },
-    Column { name: "Age", kind: "string", format: "", description: "", priority: 0 },
-];
-
-/// The cells of [`NAME_AND_AGE`].
-#[must_use]
-pub fn name_and_age(object: &Value, now: Timestamp) -> Vec<Value> {
-    let _ = now;
-    vec![object["metadata"]["name"].clone(), json!("<unknown>")]
-}
-
-/// What `metadata.name` may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NameRule {
-    /// RFC 1123 subdomain: most kinds.
-    Subdomain,
-    /// RFC 1123 label: namespaces.
-    Label,
-    /// RFC 1035 label: services.
-    Label1035,
-    /// Any path segment: RBAC kinds.
-    PathSegment,
-}
+use serde_json::Value;
 
 /// One finding of validation (k8s.io/apimachinery `validation/field.Error`).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldError {
     /// `FieldValueRequired`, …
     pub reason: &'static str,
@@ -46,5 +19,302 @@ pub struct FieldError {
 impl From<FieldError> for Cause {
     fn from(error: FieldError) -> Self {
         Self { reason: error.reason.into(), message: error.message, field: error.field }
+    }
+}
+
+/// Text as Go's `%q` writes it.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
+            c if c.is_control() => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// A value as upstream shows it in an error: text quoted, all else as JSON with Go's escapes for HTML.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => quoted(text),
+        Value::Null => "null".into(),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
+        other => other.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026"),
+    }
+}
+
+fn with_detail(head: &str, detail: &str) -> String {
+    if detail.is_empty() { head.to_owned() } else { format!("{head}: {detail}") }
+}
+
+impl FieldError {
+    fn new(reason: &'static str, field: &Path<'_>, message: String) -> Self {
+        Self { reason, field: field.to_string(), message }
+    }
+
+    /// The value is missing.
+    #[must_use]
+    pub fn required(field: &Path<'_>, detail: &str) -> Self {
+        Self::new("FieldValueRequired", field, with_detail("Required value", detail))
+    }
+
+    /// The value is malformed.
+    #[must_use]
+    pub fn invalid(field: &Path<'_>, value: impl Into<Value>, detail: &str) -> Self {
+        let head = format!("Invalid value: {}", shown(&value.into()));
+        Self::new("FieldValueInvalid", field, with_detail(&head, detail))
+    }
+
+    /// The value is malformed, and upstream shows it in a form of its own (`shown`, as it stands).
+    #[must_use]
+    pub fn invalid_shown(field: &Path<'_>, shown: &str, detail: &str) -> Self {
+        Self::new("FieldValueInvalid", field, with_detail(&format!("Invalid value: {shown}"), detail))
+    }
+
+    /// The value has the wrong type.
+    #[must_use]
+    pub fn type_invalid(field: &Path<'_>, value: impl Into<Value>, detail: &str) -> Self {
+        let head = format!("Invalid value: {}", shown(&value.into()));
+        Self::new("FieldValueTypeInvalid", field, with_detail(&head, detail))
+    }
+
+    /// The value is none of the supported ones, which are listed in the order given (upstream sorts most of its lists).
+    #[must_use]
+    pub fn not_supported(field: &Path<'_>, value: impl Into<Value>, supported: &[&str]) -> Self {
+        let head = format!("Unsupported value: {}", shown(&value.into()));
+        let list: Vec<String> = supported.iter().map(|s| quoted(s)).collect();
+        let detail = if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
+        Self::new("FieldValueNotSupported", field, with_detail(&head, &detail))
+    }
+
+    /// The value stands twice.
+    #[must_use]
+    pub fn duplicate(field: &Path<'_>, value: impl Into<Value>) -> Self {
+        Self::new("FieldValueDuplicate", field, format!("Duplicate value: {}", shown(&value.into())))
+    }
+
+    /// What the value refers to isn't there.
+    #[must_use]
+    pub fn not_found(field: &Path<'_>, value: impl Into<Value>) -> Self {
+        Self::new("FieldValueNotFound", field, format!("Not found: {}", shown(&value.into())))
+    }
+
+    /// The value may not be given here.
+    #[must_use]
+    pub fn forbidden(field: &Path<'_>, detail: &str) -> Self {
+        Self::new("FieldValueForbidden", field, with_detail("Forbidden", detail))
+    }
+
+    /// The value has too many bytes.
+    #[must_use]
+    pub fn too_long(field: &Path<'_>, bytes_max: usize) -> Self {
+        let unit = if bytes_max == 1 { "byte" } else { "bytes" };
+        Self::new("FieldValueTooLong", field, format!("Too long: may not be more than {bytes_max} {unit}"))
+    }
+
+    /// The list has too many items.
+    #[must_use]
+    pub fn too_many(field: &Path<'_>, items: usize, items_max: usize) -> Self {
+        let unit = if items_max == 1 { "item" } else { "items" };
+        let message = format!("Too many: {items}: must have at most {items_max} {unit}");
+        Self::new("FieldValueTooMany", field, message)
+    }
+
+    /// Something failed that is not the value's fault.
+    #[must_use]
+    pub fn internal(field: &Path<'_>, detail: &str) -> Self {
+        Self::new("InternalError", field, with_detail("Internal error", detail))
+    }
+}
+
+/// The findings so far, with a short way to add to them.
+#[derive(Debug, Default)]
+pub struct Errors(pub Vec<FieldError>);
+
+impl Errors {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// See [`FieldError::required`].
+    pub fn required(&mut self, field: &Path<'_>, detail: &str) {
+        self.0.push(FieldError::required(field, detail));
+    }
+
+    /// See [`FieldError::invalid`].
+    pub fn invalid(&mut self, field: &Path<'_>, value: impl Into<Value>, detail: &str) {
+        self.0.push(FieldError::invalid(field, value, detail));
+    }
+
+    /// One [`FieldError::invalid`] for each of the messages of a rule.
+    pub fn invalid_each(&mut self, field: &Path<'_>, value: &str, messages: Vec<String>) {
+        for message in messages {
+            self.0.push(FieldError::invalid(field, value, &message));
+        }
+    }
+
+    /// See [`FieldError::not_supported`].
+    pub fn not_supported(&mut self, field: &Path<'_>, value: impl Into<Value>, supported: &[&str]) {
+        self.0.push(FieldError::not_supported(field, value, supported));
+    }
+
+    /// See [`FieldError::duplicate`].
+    pub fn duplicate(&mut self, field: &Path<'_>, value: impl Into<Value>) {
+        self.0.push(FieldError::duplicate(field, value));
+    }
+
+    /// See [`FieldError::not_found`].
+    pub fn not_found(&mut self, field: &Path<'_>, value: impl Into<Value>) {
+        self.0.push(FieldError::not_found(field, value));
+    }
+
+    /// See [`FieldError::forbidden`].
+    pub fn forbidden(&mut self, field: &Path<'_>, detail: &str) {
+        self.0.push(FieldError::forbidden(field, detail));
+    }
+
+    /// See [`FieldError::too_long`].
+    pub fn too_long(&mut self, field: &Path<'_>, bytes_max: usize) {
+        self.0.push(FieldError::too_long(field, bytes_max));
+    }
+
+    /// See [`FieldError::too_many`].
+    pub fn too_many(&mut self, field: &Path<'_>, items: usize, items_max: usize) {
+        self.0.push(FieldError::too_many(field, items, items_max));
+    }
+
+    /// A number that may not be negative.
+    pub fn non_negative(&mut self, field: &Path<'_>, value: Option<i64>) {
+        if let Some(value) = value.filter(|v| *v < 0) {
+            self.invalid(field, value, NOT_NEGATIVE);
+        }
+    }
+
+    /// A value that an update may not change.
+    pub fn immutable(&mut self, field: &Path<'_>, new: &Value, old: &Value) {
+        if new != old {
+            self.invalid(field, new.clone(), IMMUTABLE);
+        }
+    }
+
+    /// Whether nothing was found.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What upstream says of a number below zero.
+pub const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
+/// What upstream says of a changed value that may not change.
+pub const IMMUTABLE: &str = "field is immutable";
+
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Name(&'a str),
+    Index(usize),
+    Key(&'a str),
+}
+
+/// Where in an object one is: a chain of borrowed steps on the stack, written out only where an error needs it.
+#[derive(Clone, Copy)]
+pub struct Path<'a> {
+    parent: Option<&'a Path<'a>>,
+    step: Step<'a>,
+}
+
+impl<'a> Path<'a> {
+    /// A field of the object (or several, with dots).
+    #[must_use]
+    pub const fn root(name: &'a str) -> Self {
+        Self { parent: None, step: Step::Name(name) }
+    }
+
+    /// A field below.
+    #[must_use]
+    pub const fn child<'b>(&'b self, name: &'b str) -> Path<'b>
+    where
+        'a: 'b,
+    {
+        Path { parent: Some(self), step: Step::Name(name) }
+    }
+
+    /// An item of the list.
+    #[must_use]
+    pub const fn index(&self, at: usize) -> Path<'_> {
+        Path { parent: Some(self), step: Step::Index(at) }
+    }
+
+    /// An entry of the map.
+    #[must_use]
+    pub const fn key<'b>(&'b self, key: &'b str) -> Path<'b>
+    where
+        'a: 'b,
+    {
+        Path { parent: Some(self), step: Step::Key(key) }
+    }
+}
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(parent) = self.parent {
+            fmt::Display::fmt(parent, f)?;
+        }
+        match self.step {
+            Step::Name(name) => {
+                // An empty root (a pod template validated on its own) adds no dot.
+                let first = self.parent.is_none_or(|p| p.parent.is_none() && matches!(p.step, Step::Name("")));
+                if !first && !name.is_empty() {
+                    f.write_str(".")?;
+                }
+                f.write_str(name)
+            }
+            Step::Index(at) => write!(f, "[{at}]"),
+            Step::Key(key) => write!(f, "[{key}]"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn paths_and_sentences() {
+        let spec = Path::root("spec");
+        let containers = spec.child("containers");
+        let at = containers.index(2);
+        let key = at.child("limits");
+        assert_eq!(key.key("cpu").to_string(), "spec.containers[2].limits[cpu]");
+        assert_eq!(FieldError::required(&spec, "").message, "Required value");
+        assert_eq!(FieldError::invalid(&spec, "a\"b", "no").message, "Invalid value: \"a\\\"b\": no");
+        assert_eq!(
+            FieldError::invalid(&spec, json!({"a": "<"}), "no").message,
+            "Invalid value: {\"a\":\"\\u003c\"}: no"
+        );
+        assert_eq!(
+            FieldError::not_supported(&spec, "x", &["A", "B"]).message,
+            "Unsupported value: \"x\": supported values: \"A\", \"B\""
+        );
+        assert_eq!(FieldError::too_many(&spec, 5, 1).message, "Too many: 5: must have at most 1 item");
+        assert_eq!(FieldError::too_long(&spec, 64).message, "Too long: may not be more than 64 bytes");
     }
 }

@@ -3,7 +3,29 @@
 //! Everything else in this crate is generic over a [`Row`]: routes, discovery, OpenAPI, storage prefixes, subresources,
 //! printer columns, defaulting, validation, and which verbs exist.
 
+pub mod cells;
 pub mod field;
+pub mod read;
+pub mod rules;
+
+mod bindings;
+mod configmaps;
+mod deployments;
+mod endpointslices;
+mod events;
+mod jobs;
+mod leases;
+mod namespaces;
+mod nodes;
+mod pods;
+mod priorityclasses;
+mod rbac;
+mod replicasets;
+mod reviews;
+mod runtimeclasses;
+mod secrets;
+mod serviceaccounts;
+mod services;
 
 use jiff::Timestamp;
 use machinery::env::Env;
@@ -150,6 +172,28 @@ pub struct Row {
 }
 
 impl Row {
+    /// A plain namespaced kind, for rows to override what differs.
+    pub const NAMESPACED: Self = Self {
+        group: "",
+        version: "v1",
+        kind: "",
+        plural: "",
+        singular: "",
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        schema: "",
+        verbs: ALL_VERBS,
+        subresources: &[],
+        storage: Storage::Virtual,
+        storage_version: true,
+        strategy: &Plain,
+        example: "",
+    };
+
+    /// A plain cluster-wide kind, for rows to override what differs.
+    pub const CLUSTER: Self = Self { namespaced: false, ..Self::NAMESPACED };
+
     /// `deployments.apps` or `pods`.
     #[must_use]
     pub fn qualified(&self) -> String {
@@ -209,8 +253,8 @@ pub trait Strategy: Send + Sync {
     }
 
     /// The rule for `metadata.name`.
-    fn name_rule(&self) -> field::NameRule {
-        field::NameRule::Subdomain
+    fn name_rule(&self) -> rules::NameRule {
+        rules::NameRule::Subdomain
     }
 
     /// Object validation at creation, without generic metadata.
@@ -256,12 +300,12 @@ pub trait Strategy: Send + Sync {
 
     /// Table columns; by default Name and Age.
     fn columns(&self) -> &'static [Column] {
-        field::NAME_AND_AGE
+        cells::NAME_AND_AGE
     }
 
     /// One row's cells, as many as [`columns`](Self::columns).
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        field::name_and_age(object, now)
+        cells::name_and_age(object, now)
     }
 
     /// Field selectors beyond `metadata.name` and `metadata.namespace`: label in the selector and the object's value.
@@ -286,6 +330,27 @@ pub trait Strategy: Send + Sync {
     }
 }
 
+/// A strategy with no rule of its own.
+struct Plain;
+
+impl Strategy for Plain {
+    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+}
+
+/// The `status` subresource that most kinds have.
+const STATUS: Subresource =
+    Subresource { name: "status", what: SubKind::Status, body: None, verbs: &[Verb::Get, Verb::Patch, Verb::Update] };
+
+/// The `scale` subresource of workloads.
+const SCALE: Subresource = Subresource {
+    name: "scale",
+    what: SubKind::Scale,
+    body: Some(("autoscaling", "v1", "Scale")),
+    verbs: &[Verb::Get, Verb::Patch, Verb::Update],
+};
+
 /// The main resource keeps the old status; `status` keeps all but status (and takes annotations and finalizers as upstream does not).
 pub fn prepare_update_by_default(context: &Context<'_>, new: &mut Value, old: &Value) {
     let Some(map) = new.as_object_mut() else { return };
@@ -305,4 +370,38 @@ pub fn prepare_update_by_default(context: &Context<'_>, new: &mut Value, old: &V
 }
 
 /// Every row that is served, in discovery order.
-pub static TABLE: &[&Row] = &[];
+pub static TABLE: &[&Row] = &[
+    &bindings::ROW,
+    &configmaps::ROW,
+    &events::CORE,
+    &namespaces::ROW,
+    &nodes::ROW,
+    &pods::ROW,
+    &secrets::ROW,
+    &serviceaccounts::ROW,
+    &services::ROW,
+    &deployments::ROW,
+    &replicasets::ROW,
+    &reviews::SELF_SUBJECT,
+    &reviews::TOKEN,
+    &reviews::LOCAL_ACCESS,
+    &reviews::SELF_ACCESS,
+    &reviews::SELF_RULES,
+    &reviews::ACCESS,
+    &jobs::ROW,
+    &leases::ROW,
+    &endpointslices::ROW,
+    &events::EVENTS,
+    &runtimeclasses::ROW,
+    &rbac::CLUSTER_ROLE_BINDINGS,
+    &rbac::CLUSTER_ROLES,
+    &rbac::ROLE_BINDINGS,
+    &rbac::ROLES,
+    &priorityclasses::ROW,
+];
+
+/// The row of a group, version and plural.
+#[must_use]
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Row> {
+    TABLE.iter().copied().find(|row| row.group == group && row.version == version && row.plural == plural)
+}
