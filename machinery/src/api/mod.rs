@@ -3,6 +3,9 @@
 pub mod error;
 pub mod key;
 pub mod names;
+pub mod quantity;
+pub mod selector;
+pub mod time;
 
 pub use error::{ApiError, Cause, Status};
 pub use key::{ObjectKey, ResourceVersion};

@@ -1,0 +1,536 @@
+//! Quantities (`100m`, `1.5Gi`, `1e3`): upstream's grammar, canonical form and arithmetic.
+//!
+//! A value is `mantissa × 10^exponent` with an `i128` mantissa, never finer than nano. What upstream would hold in an
+//! unbounded decimal is refused (a mantissa past [`DIGITS_MAX`] significant digits): nothing sane is that large.
+
+use std::cmp::Ordering;
+use std::fmt;
+
+/// Significant decimal digits taken: leaves room in an `i128` for the largest suffix factor.
+const DIGITS_MAX: usize = 30;
+/// The finest exponent.
+const NANO: i32 = -9;
+/// The largest decimal exponent taken; upstream would fill its memory with zeros.
+const EXPONENT_MAX: i32 = 1000;
+/// How many digits upstream's fast path holds; whether it keeps the text as written depends on it.
+const FAST_DIGITS: i32 = 18;
+
+/// Why a text is no quantity; the sentences are upstream's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum QuantityError {
+    /// Not of the form at all.
+    #[error("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]
+    Format,
+    /// The number can't be held.
+    #[error("unable to parse numeric part of quantity")]
+    Numeric,
+    /// The suffix is unknown.
+    #[error("unable to parse quantity's suffix")]
+    Suffix,
+}
+
+/// Which family of suffixes a quantity prints with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `12e6`
+    DecimalExponent,
+    /// `12Mi`
+    BinarySi,
+    /// `12M`
+    DecimalSi,
+}
+
+/// A fixed-point number with the suffix family it was written in. Compared by value alone.
+#[derive(Debug, Clone)]
+pub struct Quantity {
+    mantissa: i128,
+    exponent: i32,
+    format: Format,
+    /// The text as written, where upstream keeps it (it takes it for canonical already).
+    text: Option<Box<str>>,
+}
+
+struct Parts<'a> {
+    positive: bool,
+    whole: &'a str,
+    fraction: &'a str,
+    suffix: &'a str,
+}
+
+fn split(text: &str) -> Result<Parts<'_>, QuantityError> {
+    let bytes = text.as_bytes();
+    let digits = |from: usize| from + bytes[from..].iter().take_while(|b| b.is_ascii_digit()).count();
+    let (positive, mut at) = match bytes.first() {
+        Some(b'-') => (false, 1),
+        Some(b'+') => (true, 1),
+        _ => (true, 0),
+    };
+    at += bytes[at..].iter().take_while(|b| **b == b'0').count();
+    let end = digits(at);
+    let whole = &text[at..end];
+    at = end;
+    let mut fraction = "";
+    if bytes.get(at) == Some(&b'.') {
+        let end = digits(at + 1);
+        fraction = &text[at + 1..end];
+        at = end;
+    }
+    let start = at;
+    at += bytes[at..].iter().take_while(|b| b"eEinumkKMGTP".contains(b)).count();
+    if matches!(bytes.get(at), Some(b'-' | b'+')) {
+        at += 1;
+    }
+    if digits(at) != bytes.len() {
+        return Err(QuantityError::Format);
+    }
+    Ok(Parts { positive, whole, fraction, suffix: &text[start..] })
+}
+
+/// Exponent (of 2 for the binary family, else of 10) and family.
+fn interpret(suffix: &str) -> Result<(i32, Format), QuantityError> {
+    Ok(match suffix {
+        "n" => (-9, Format::DecimalSi),
+        "u" => (-6, Format::DecimalSi),
+        "m" => (-3, Format::DecimalSi),
+        "" => (0, Format::DecimalSi),
+        "k" => (3, Format::DecimalSi),
+        "M" => (6, Format::DecimalSi),
+        "G" => (9, Format::DecimalSi),
+        "T" => (12, Format::DecimalSi),
+        "P" => (15, Format::DecimalSi),
+        "E" => (18, Format::DecimalSi),
+        "Ki" => (10, Format::BinarySi),
+        "Mi" => (20, Format::BinarySi),
+        "Gi" => (30, Format::BinarySi),
+        "Ti" => (40, Format::BinarySi),
+        "Pi" => (50, Format::BinarySi),
+        "Ei" => (60, Format::BinarySi),
+        other => {
+            let number = other.strip_prefix(['e', 'E']).filter(|n| !n.is_empty()).ok_or(QuantityError::Suffix)?;
+            let exponent: i64 = number.parse().map_err(|_| QuantityError::Suffix)?;
+            let bound = i64::from(EXPONENT_MAX);
+            if exponent > bound {
+                return Err(QuantityError::Numeric);
+            }
+            (exponent.max(-bound) as i32, Format::DecimalExponent)
+        }
+    })
+}
+
+fn suffix(exponent: i32) -> &'static str {
+    match exponent {
+        -9 => "n",
+        -6 => "u",
+        -3 => "m",
+        3 => "k",
+        6 => "M",
+        9 => "G",
+        12 => "T",
+        15 => "P",
+        18 => "E",
+        _ => "",
+    }
+}
+
+fn pow10(n: u32) -> Option<i128> {
+    10i128.checked_pow(n)
+}
+
+/// Divides rounding away from zero.
+fn div_up(n: i128, by: i128) -> i128 {
+    let quotient = n / by;
+    if n % by == 0 { quotient } else { quotient + n.signum() }
+}
+
+impl Quantity {
+    /// Reads a quantity as upstream does, odd forms included.
+    pub fn parse(text: &str) -> Result<Self, QuantityError> {
+        if text.is_empty() {
+            return Err(QuantityError::Format);
+        }
+        let parts = split(text)?;
+        let (suffix_exponent, mut format) = interpret(parts.suffix)?;
+        let fraction = parts.fraction.trim_end_matches('0');
+        // Digits below nano only matter in that something is there: the value is rounded up.
+        let joined = format!("{}{fraction}", parts.whole);
+        let significant = joined.trim_start_matches('0');
+        let mut exponent = -(fraction.len() as i32);
+        let (kept, sticky) = if significant.len() > DIGITS_MAX {
+            let cut = significant.len() - DIGITS_MAX;
+            if cut > fraction.len() {
+                return Err(QuantityError::Numeric);
+            }
+            exponent += cut as i32;
+            let (kept, rest) = significant.split_at(DIGITS_MAX);
+            (kept, rest.bytes().any(|b| b != b'0'))
+        } else {
+            (significant, false)
+        };
+        let mut mantissa: i128 = if kept.is_empty() { 0 } else { kept.parse().map_err(|_| QuantityError::Numeric)? };
+        let binary = format == Format::BinarySi;
+        if binary {
+            match mantissa.checked_mul(1i128 << suffix_exponent) {
+                Some(product) => mantissa = product,
+                None => (mantissa, exponent) = (i128::from(i64::MAX), 0),
+            }
+        } else {
+            exponent += suffix_exponent;
+        }
+        if mantissa == 0 {
+            exponent = 0;
+        }
+        if exponent < NANO {
+            let by = pow10((NANO - exponent).unsigned_abs());
+            mantissa = by.map_or(1, |by| div_up(mantissa, by));
+            exponent = NANO;
+        }
+        if sticky && exponent == NANO {
+            mantissa += 1;
+        }
+        let mut quantity = Self { mantissa, exponent, format, text: None };
+        if binary {
+            if quantity.cmp_int(i64::MAX) == Ordering::Greater {
+                (quantity.mantissa, quantity.exponent) = (i128::from(i64::MAX), 0);
+            }
+            if mantissa != 0 && quantity.cmp_int(1) == Ordering::Less {
+                format = Format::DecimalSi;
+            }
+        }
+        if !parts.positive {
+            quantity.mantissa = -quantity.mantissa;
+        }
+        quantity.format = format;
+        if text == "0" || kept_as_written(&parts, suffix_exponent, binary) {
+            quantity.text = Some(text.into());
+        }
+        Ok(quantity)
+    }
+
+    /// A whole number.
+    #[must_use]
+    pub fn from_int(value: i64, format: Format) -> Self {
+        Self { mantissa: value.into(), exponent: 0, format, text: None }
+    }
+
+    /// A number of thousandths.
+    #[must_use]
+    pub fn from_milli(value: i64, format: Format) -> Self {
+        Self { mantissa: value.into(), exponent: -3, format, text: None }
+    }
+
+    /// Nothing.
+    #[must_use]
+    pub fn zero() -> Self {
+        Self::from_int(0, Format::DecimalSi)
+    }
+
+    /// The suffix family.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Whether the value is 0.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        self.mantissa == 0
+    }
+
+    /// -1, 0 or 1.
+    #[must_use]
+    pub fn sign(&self) -> i32 {
+        self.mantissa.signum() as i32
+    }
+
+    /// The value in units of `10^scale`, rounded away from zero, and whether that was exact; held to `i128`'s bounds.
+    fn scaled(&self, scale: i32) -> (i128, bool) {
+        let shift = self.exponent - scale;
+        if shift >= 0 {
+            let product = pow10(shift.unsigned_abs()).and_then(|by| self.mantissa.checked_mul(by));
+            let bound = if self.mantissa < 0 { i128::MIN } else { i128::MAX };
+            (if self.mantissa == 0 { 0 } else { product.unwrap_or(bound) }, true)
+        } else {
+            match pow10(shift.unsigned_abs()) {
+                Some(by) => (div_up(self.mantissa, by), self.mantissa % by == 0),
+                None => (self.mantissa.signum(), self.mantissa == 0),
+            }
+        }
+    }
+
+    /// The value rounded up (away from zero) to a whole number, held to `i64`'s bounds.
+    #[must_use]
+    pub fn value(&self) -> i64 {
+        clamp(self.scaled(0).0)
+    }
+
+    /// The value in thousandths rounded up, held to `i64`'s bounds.
+    #[must_use]
+    pub fn milli(&self) -> i64 {
+        clamp(self.scaled(-3).0)
+    }
+
+    /// Whether the value is a whole number.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.scaled(0).1
+    }
+
+    /// Compares with a whole number.
+    #[must_use]
+    pub fn cmp_int(&self, value: i64) -> Ordering {
+        self.cmp(&Self::from_int(value, Format::DecimalSi))
+    }
+
+    /// The sum; a zero takes on the other's format. Held to what can be expressed.
+    #[must_use]
+    pub fn add(&self, other: &Self) -> Self {
+        self.combine(other, i128::saturating_add)
+    }
+
+    /// The difference; a zero takes on the other's format. Held to what can be expressed.
+    #[must_use]
+    pub fn sub(&self, other: &Self) -> Self {
+        self.combine(other, i128::saturating_sub)
+    }
+
+    fn combine(&self, other: &Self, apply: fn(i128, i128) -> i128) -> Self {
+        let exponent = match (self.is_zero(), other.is_zero()) {
+            (true, _) => other.exponent,
+            (_, true) => self.exponent,
+            _ => self.exponent.min(other.exponent),
+        };
+        let mantissa = apply(self.scaled(exponent).0, other.scaled(exponent).0);
+        let format = if self.is_zero() { other.format } else { self.format };
+        Self { mantissa, exponent, format, text: None }
+    }
+
+    fn decimal(&self, format: Format, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mut mantissa, mut exponent) = (self.mantissa, self.exponent);
+        while mantissa % 10 == 0 {
+            mantissa /= 10;
+            exponent += 1;
+        }
+        let mut zeros = exponent.rem_euclid(3);
+        exponent -= zeros;
+        if format == Format::DecimalSi && exponent > 18 {
+            zeros += exponent - 18;
+            exponent = 18;
+        }
+        write!(f, "{mantissa}{:0<width$}", "", width = zeros.unsigned_abs() as usize)?;
+        match format {
+            Format::DecimalExponent if exponent != 0 => write!(f, "e{exponent}"),
+            Format::DecimalExponent => Ok(()),
+            _ => f.write_str(suffix(exponent)),
+        }
+    }
+}
+
+/// Whether upstream's fast parser takes the text for canonical and keeps it.
+fn kept_as_written(parts: &Parts<'_>, suffix_exponent: i32, binary: bool) -> bool {
+    let whole = if parts.whole.is_empty() { "0" } else { parts.whole };
+    if binary {
+        let precision = 15 - whole.len() as i32 - (suffix_exponent as f32 * 3.0 / 10.0) as i32 - 1;
+        let value = whole.parse::<i64>().unwrap_or(0);
+        return parts.fraction.is_empty()
+            && precision >= 0
+            && value.checked_mul(1 << suffix_exponent).is_some()
+            && value & 7 != 0;
+    }
+    let digits = format!("{whole}{}", parts.fraction);
+    let scale = suffix_exponent - parts.fraction.len() as i32;
+    digits.len() as i32 <= FAST_DIGITS
+        && scale >= NANO
+        && scale % 3 == 0
+        && !digits.ends_with("000")
+        && !digits.starts_with('0')
+}
+
+fn clamp(value: i128) -> i64 {
+    i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX })
+}
+
+impl fmt::Display for Quantity {
+    /// The canonical form.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(text) = &self.text {
+            return f.write_str(text);
+        }
+        if self.mantissa == 0 {
+            return f.write_str("0");
+        }
+        if self.format != Format::BinarySi {
+            return self.decimal(self.format, f);
+        }
+        let (mut whole, exact) = self.scaled(0);
+        if !exact || whole.unsigned_abs() < 1024 {
+            return self.decimal(Format::DecimalSi, f);
+        }
+        let mut step = 0;
+        while whole % 1024 == 0 && step < 6 {
+            whole /= 1024;
+            step += 1;
+        }
+        write!(f, "{whole}{}", ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][step])
+    }
+}
+
+impl std::str::FromStr for Quantity {
+    type Err = QuantityError;
+
+    fn from_str(text: &str) -> Result<Self, QuantityError> {
+        Self::parse(text)
+    }
+}
+
+impl PartialEq for Quantity {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Quantity {}
+
+impl PartialOrd for Quantity {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Quantity {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if self.sign() != other.sign() || self.is_zero() {
+            return self.sign().cmp(&other.sign());
+        }
+        // Both at the finer exponent; where the coarser one doesn't fit there, it is the larger in size.
+        let fits = |q: &Self, exponent: i32| {
+            pow10((q.exponent - exponent).unsigned_abs()).and_then(|by| q.mantissa.checked_mul(by))
+        };
+        let exponent = self.exponent.min(other.exponent);
+        let by_size = |size: Ordering| if self.sign() < 0 { size.reverse() } else { size };
+        match (fits(self, exponent), fits(other, exponent)) {
+            (Some(a), Some(b)) => a.cmp(&b),
+            (None, _) => by_size(Ordering::Greater),
+            (_, None) => by_size(Ordering::Less),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn canonical_forms_are_upstreams() {
+        for (text, expected) in [
+            ("0", "0"),
+            ("0Mi", "0"),
+            ("0.0", "0"),
+            ("-", "0"),
+            ("100m", "100m"),
+            ("0.1", "100m"),
+            ("0.5", "500m"),
+            ("1000m", "1"),
+            ("1500m", "1500m"),
+            ("1.5", "1500m"),
+            ("1000", "1k"),
+            ("1024", "1024"),
+            ("1024Mi", "1Gi"),
+            ("1Gi", "1Gi"),
+            ("1.5Gi", "1536Mi"),
+            ("0.5Mi", "512Ki"),
+            ("1023Ki", "1023Ki"),
+            ("8Ki", "8Ki"),
+            ("8Mi", "8Mi"),
+            ("1e3", "1e3"),
+            ("1E3", "1E3"),
+            ("10e3", "10e3"),
+            ("1e1", "10"),
+            ("+1", "+1"),
+            ("01", "01"),
+            ("1.", "1."),
+            ("-1", "-1"),
+            ("-0.5", "-500m"),
+            ("1n", "1n"),
+            ("0.1n", "1n"),
+            ("0.0000000001", "1n"),
+            ("1.1Ki", "1126400m"),
+            ("100000", "100k"),
+            ("1.25M", "1250k"),
+            ("12345678901234567890", "12345678901234567890"),
+            ("100Ei", "9223372036854775807"),
+            ("2000000", "2M"),
+            ("3000Ki", "3000Ki"),
+            ("2048Ki", "2Mi"),
+            ("500M", "500M"),
+            ("0.001Ki", "1024m"),
+            ("1e", "Suffix"),
+        ] {
+            match Quantity::parse(text) {
+                Ok(quantity) => assert_eq!(quantity.to_string(), expected, "{text}"),
+                Err(error) => assert_eq!(format!("{error:?}"), expected, "{text}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_quantity_is_refused_with_the_reason() {
+        for (text, error) in [
+            ("", QuantityError::Format),
+            ("abc", QuantityError::Format),
+            ("1 Gi", QuantityError::Format),
+            ("1Gib", QuantityError::Format),
+            ("1GiB", QuantityError::Format),
+            ("1KK", QuantityError::Suffix),
+            ("1i", QuantityError::Suffix),
+            ("1.2.3", QuantityError::Format),
+            ("1K", QuantityError::Suffix),
+            ("1e99999999999999999999", QuantityError::Suffix),
+            ("1m1", QuantityError::Suffix),
+            ("é", QuantityError::Format),
+        ] {
+            assert_eq!(Quantity::parse(text).map(|q| q.to_string()), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn arithmetic_keeps_the_format_and_rounds_up() {
+        let q = |text: &str| Quantity::parse(text).unwrap();
+        assert_eq!(q("1Gi").add(&q("512Mi")).to_string(), "1536Mi");
+        assert_eq!(q("0").add(&q("64Mi")).to_string(), "64Mi");
+        assert_eq!(q("1").sub(&q("250m")).to_string(), "750m");
+        assert_eq!(q("1n").value(), 1);
+        assert_eq!(q("1500u").milli(), 2);
+        assert!(q("1Gi") > q("1G"));
+        assert!(q("1e900") > q("1") && q("-1e900") < q("1n"));
+        assert_eq!(q("1000m"), q("1"));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in "\\PC{0,40}") {
+            let _ = Quantity::parse(&text);
+        }
+
+        #[test]
+        fn near_grammar_never_panics_and_printing_settles(text in "[+-]?[0-9]{0,40}\\.?[0-9]{0,40}([eE][+-]?[0-9]{0,4}|[numkMGTPE]|[KMGTPE]i)?") {
+            if let Ok(quantity) = Quantity::parse(&text) {
+                let printed = Quantity { text: None, ..quantity.clone() }.to_string();
+                if let Ok(again) = Quantity::parse(&printed) {
+                    prop_assert_eq!(again.to_string(), printed);
+                    prop_assert_eq!(&again, &quantity);
+                }
+                let _ = (quantity.value(), quantity.milli(), quantity.add(&quantity), quantity.sub(&quantity));
+            }
+        }
+
+        #[test]
+        fn order_and_sums_agree_with_integers(a in -1_000_000_000i64..1_000_000_000, b in -1_000_000_000i64..1_000_000_000) {
+            let (x, y) = (Quantity::from_milli(a, Format::DecimalSi), Quantity::from_milli(b, Format::DecimalSi));
+            prop_assert_eq!(x.cmp(&y), a.cmp(&b));
+            prop_assert_eq!(x.add(&y).milli(), a + b);
+            prop_assert_eq!(x.sub(&y).milli(), a - b);
+            prop_assert_eq!(Quantity::parse(&x.to_string()).unwrap().milli(), a);
+        }
+    }
+}
