@@ -71,10 +71,12 @@ pub trait Serve: Send + Sync {
     async fn http(&self, request: Request<Body>) -> Response<Body>;
 }
 
+type Pods = HashMap<(IpAddr, u16), Arc<dyn Serve>>;
+
 /// The pods of this process by address, and which of them a routing table of this process still names.
 #[derive(Clone)]
 pub struct PodNetwork {
-    pods: Arc<RwLock<HashMap<(IpAddr, u16), Arc<dyn Serve>>>>,
+    pods: Arc<RwLock<Pods>>,
     routed: Arc<watch::Sender<BTreeSet<IpAddr>>>,
 }
 

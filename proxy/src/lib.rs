@@ -1,1 +1,23 @@
-//! x
+//! The data plane: reaches Services and pods for guests ([`machinery::net::Dial`]) and for processes of the host
+//! (one listener per ClusterIP and port, and per NodePort).
+//!
+//! [`table`], [`balance`], [`resolve`] and [`unsupported`] decide and are pure; [`plane`] holds what they decide on,
+//! [`http`], [`l4`] and [`listen`] act, [`watch`] feeds the table from the API.
+//!
+//! Absent on purpose: kernel rules, routes, privileges, and any knowledge of how a pod runs.
+
+pub mod balance;
+mod events;
+pub mod http;
+mod l4;
+mod listen;
+pub mod metrics;
+pub mod outside;
+pub mod plane;
+pub mod resolve;
+pub mod table;
+pub mod unsupported;
+pub mod watch;
+
+pub use plane::{Config, DataPlane};
+pub use watch::run;

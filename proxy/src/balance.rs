@@ -1,0 +1,144 @@
+//! Picks an endpoint, given state, now and randomness: least pending of two random choices, or the one that a client
+//! stuck to (`sessionAffinity: ClientIP`).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::table::{Endpoint, PortRoute};
+
+/// Clients remembered per Service port; the oldest is forgotten first. Bounds what strangers can make us keep.
+const AFFINITY_CLIENTS_MAX: usize = 10_000;
+
+/// Requests or connections that an endpoint has open.
+#[derive(Debug, Clone, Default)]
+pub struct Pending(Arc<AtomicUsize>);
+
+impl Pending {
+    /// How many are open.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more until the guard is dropped.
+    #[must_use]
+    pub fn open(&self) -> Open {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Open(self.0.clone())
+    }
+}
+
+/// One open request or connection.
+#[derive(Debug)]
+pub struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Least pending of two random choices among `candidates` that `usable` takes; `random` gives a number below its argument.
+///
+/// Two choices are enough to keep queues short and don't herd onto the endpoint that was last seen idle
+/// (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing").
+pub fn pick(
+    candidates: &[Arc<Endpoint>],
+    usable: impl Fn(&Endpoint) -> bool,
+    mut random: impl FnMut(u64) -> u64,
+) -> Option<&Arc<Endpoint>> {
+    let count = candidates.len() as u64;
+    if count < 2 {
+        return candidates.first().filter(|endpoint| usable(endpoint));
+    }
+    let first = random(count);
+    // The second choice is another one: skip over the first.
+    let second = (first + 1 + random(count - 1)) % count;
+    let [first, second] = [first, second].map(|index| usize::try_from(index).unwrap_or(0));
+    let (a, b) = (&candidates[first], &candidates[second]);
+    match (usable(a), usable(b)) {
+        (true, true) => Some(if b.pending.count() < a.pending.count() { b } else { a }),
+        (true, false) => Some(a),
+        (false, true) => Some(b),
+        // Rare: the table is stale, or policy leaves few. Any usable one does.
+        (false, false) => candidates[first..].iter().chain(&candidates[..first]).find(|endpoint| usable(endpoint)),
+    }
+}
+
+/// Which endpoint each client stuck to.
+#[derive(Debug, Default)]
+pub struct Affinity {
+    clients: BTreeMap<IpAddr, (Duration, IpAddr, u16)>,
+}
+
+impl Affinity {
+    /// The endpoint that `client` used less than `timeout` ago, where the route still has it.
+    #[must_use]
+    pub fn find<'a>(
+        &self,
+        route: &'a PortRoute,
+        client: IpAddr,
+        now: Duration,
+        timeout: Duration,
+    ) -> Option<&'a Arc<Endpoint>> {
+        let (seen, ip, port) = self.clients.get(&client)?;
+        if now.saturating_sub(*seen) > timeout {
+            return None;
+        }
+        route.usable().iter().find(|endpoint| endpoint.ip == *ip && endpoint.port == *port)
+    }
+
+    /// Remembers a choice.
+    pub fn remember(&mut self, client: IpAddr, endpoint: &Endpoint, now: Duration) {
+        if self.clients.len() >= AFFINITY_CLIENTS_MAX
+            && !self.clients.contains_key(&client)
+            && let Some(oldest) = self.clients.iter().min_by_key(|(_, (seen, ..))| *seen).map(|(ip, _)| *ip)
+        {
+            self.clients.remove(&oldest);
+        }
+        self.clients.insert(client, (now, endpoint.ip, endpoint.port));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::tests::{endpoint, route};
+
+    #[test]
+    fn the_less_busy_of_two_is_taken() {
+        let endpoints = vec![endpoint("10.0.0.1", 80), endpoint("10.0.0.2", 80)];
+        let busy = endpoints[0].pending.open();
+        for seed in 0..20 {
+            let chosen = pick(&endpoints, |_| true, |bound| seed % bound).unwrap();
+            assert_eq!(chosen.ip, endpoints[1].ip);
+        }
+        drop(busy);
+        assert_eq!(endpoints[0].pending.count(), 0);
+    }
+
+    #[test]
+    fn all_endpoints_get_their_share() {
+        let endpoints: Vec<_> = (1..=5).map(|n| endpoint(&format!("10.0.0.{n}"), 80)).collect();
+        let (env, _) = machinery::env::Env::seeded(1, jiff::Timestamp::UNIX_EPOCH);
+        let mut hits = BTreeMap::new();
+        for _ in 0..1000 {
+            *hits.entry(pick(&endpoints, |_| true, |bound| env.below(bound)).unwrap().ip).or_insert(0) += 1;
+        }
+        assert!(hits.len() == 5 && hits.values().all(|count| *count > 120), "{hits:?}");
+    }
+
+    #[test]
+    fn a_client_sticks_until_it_has_been_away_too_long() {
+        let route = route(&["10.0.0.1", "10.0.0.2"]);
+        let mut affinity = Affinity::default();
+        let client = "127.0.0.1".parse().unwrap();
+        let hour = Duration::from_secs(3600);
+        affinity.remember(client, &route.usable()[1], Duration::ZERO);
+        assert_eq!(affinity.find(&route, client, hour, hour).unwrap().ip, route.usable()[1].ip);
+        assert!(affinity.find(&route, client, hour * 2, hour).is_none());
+    }
+}

@@ -1,0 +1,47 @@
+//! Connections that are not HTTP of the cluster: one endpoint per connection, bytes copied both ways.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::http::forward::choose;
+use crate::plane::Inner;
+use crate::table::PortRoute;
+
+/// How long an endpoint may take to accept.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connects `stream` with an endpoint of the route. With no endpoint the connection is closed.
+pub(crate) async fn serve(
+    inner: &Inner,
+    route: &Arc<PortRoute>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    stop: CancellationToken,
+) {
+    inner.metrics.socket_hops.inc();
+    let Some(endpoint) = choose(inner, route, Some(peer.ip()), |endpoint| inner.may_dial(route, endpoint.ip)) else {
+        inner.metrics.no_endpoint.inc();
+        return;
+    };
+    let _open = endpoint.pending.open();
+    let connect = TcpStream::connect((endpoint.ip, endpoint.port));
+    let mut to = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
+        Ok(Ok(to)) => to,
+        Ok(Err(error)) => return tracing::debug!(%peer, ip = %endpoint.ip, %error, "endpoint refused a connection"),
+        Err(_) => return tracing::debug!(%peer, ip = %endpoint.ip, "endpoint did not accept in time"),
+    };
+    inner.metrics.socket_hops.inc();
+    let _ = to.set_nodelay(true);
+    tokio::select! {
+        result = tokio::io::copy_bidirectional(&mut stream, &mut to) => {
+            if let Err(error) = result {
+                tracing::debug!(%peer, %error, "connection ended");
+            }
+        }
+        () = stop.cancelled() => {}
+    }
+}

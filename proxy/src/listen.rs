@@ -1,0 +1,131 @@
+//! One listener per ClusterIP and port, and per NodePort: opened, kept over changes of the route, closed, tried again.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use machinery::api::ObjectKey;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::http::server;
+use crate::l4;
+use crate::plane::Inner;
+use crate::table::{Change, Listen, PortRoute};
+
+/// Pause after a failed accept (out of file handles): long enough not to spin, short enough not to be noticed after.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// A port that could not be bound, for the Service's event.
+#[derive(Debug)]
+pub(crate) struct BindFailure {
+    pub(crate) service: ObjectKey,
+    pub(crate) address: SocketAddr,
+    pub(crate) error: io::Error,
+}
+
+struct Open {
+    route: Arc<ArcSwap<PortRoute>>,
+    stop: CancellationToken,
+}
+
+/// All listeners of one data plane.
+pub(crate) struct Listeners {
+    inner: Arc<Inner>,
+    open: HashMap<Listen, Open>,
+    /// Wanted, but their address could not be bound.
+    failed: HashMap<Listen, Arc<PortRoute>>,
+    stop: CancellationToken,
+}
+
+impl Listeners {
+    pub(crate) fn new(inner: Arc<Inner>, stop: CancellationToken) -> Self {
+        Self { inner, open: HashMap::new(), failed: HashMap::new(), stop }
+    }
+
+    /// Makes the listeners what the table says; returns what could not be bound.
+    pub(crate) fn apply(&mut self, change: Change) -> Vec<BindFailure> {
+        for listen in &change.closed {
+            self.failed.remove(listen);
+            if let Some(open) = self.open.remove(listen) {
+                open.stop.cancel();
+            }
+        }
+        let wanted = change.set.into_iter().filter(|(listen, _)| match listen {
+            Listen::Cluster(..) => self.inner.config.cluster_ip_listeners,
+            Listen::Node(_) => true,
+        });
+        let wanted: Vec<_> = wanted.collect();
+        wanted.into_iter().filter_map(|(listen, route)| self.set(listen, route)).collect()
+    }
+
+    /// Tries again what could not be bound. A failure that is known already is not told again.
+    pub(crate) fn retry(&mut self) {
+        for (listen, route) in std::mem::take(&mut self.failed) {
+            self.set(listen, route);
+        }
+    }
+
+    fn set(&mut self, listen: Listen, route: Arc<PortRoute>) -> Option<BindFailure> {
+        if let Some(open) = self.open.get(&listen) {
+            open.route.store(route);
+            return None;
+        }
+        let address = match listen {
+            Listen::Cluster(ip, port) => SocketAddr::new(ip, port),
+            Listen::Node(port) => SocketAddr::new(self.inner.config.bind, port),
+        };
+        match bind(address) {
+            Ok(listener) => {
+                self.failed.remove(&listen);
+                let open = Open { route: Arc::new(ArcSwap::new(route)), stop: self.stop.child_token() };
+                tokio::spawn(accept(self.inner.clone(), listener, open.route.clone(), open.stop.clone()));
+                self.open.insert(listen, open);
+                None
+            }
+            Err(error) => {
+                let service = route.service.clone();
+                let known = self.failed.insert(listen, route).is_some();
+                service.filter(|_| !known).map(|service| BindFailure { service, address, error })
+            }
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+async fn accept(inner: Arc<Inner>, listener: TcpListener, route: Arc<ArcSwap<PortRoute>>, stop: CancellationToken) {
+    loop {
+        let Ok(permit) = inner.connections.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let (inner, route, stop) = (inner.clone(), route.clone(), stop.clone());
+        tokio::spawn(async move {
+            let now = route.load_full();
+            if inner.is_http(&now) {
+                server::serve(inner, route, stream, peer, stop).await;
+            } else {
+                l4::serve(&inner, &now, stream, peer, stop).await;
+            }
+            drop(permit);
+        });
+    }
+}

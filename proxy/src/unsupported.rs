@@ -1,0 +1,45 @@
+//! Fields of a Service that the data plane doesn't act on yet: each is named in a Warning event on the Service
+//! (contract.md, "nothing is silently ignored").
+
+use k8s_openapi::api::core::v1::Service;
+
+/// The paths of such fields, with the value where that says more.
+#[must_use]
+pub fn fields(service: &Service) -> Vec<String> {
+    let Some(spec) = &service.spec else { return Vec::new() };
+    let mut found = Vec::new();
+    if let Some(kind @ ("LoadBalancer" | "ExternalName")) = spec.type_.as_deref() {
+        found.push(format!("spec.type: {kind}"));
+    }
+    for (index, port) in spec.ports.iter().flatten().enumerate() {
+        if let Some(protocol) = port.protocol.as_deref().filter(|protocol| *protocol != "TCP") {
+            found.push(format!("spec.ports[{index}].protocol: {protocol}"));
+        }
+    }
+    if spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
+        found.push("spec.externalIPs".to_owned());
+    }
+    if spec.external_traffic_policy.as_deref() == Some("Local") {
+        found.push("spec.externalTrafficPolicy: Local".to_owned());
+    }
+    if let Some(distribution) = &spec.traffic_distribution {
+        found.push(format!("spec.trafficDistribution: {distribution}"));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn each_is_named_with_its_path() {
+        let of = |spec| fields(&serde_json::from_value(json!({ "metadata": {}, "spec": spec })).unwrap());
+        assert_eq!(of(json!({"type": "ClusterIP", "ports": [{"port": 80, "protocol": "TCP"}]})), Vec::<String>::new());
+        assert_eq!(
+            of(json!({"type": "LoadBalancer", "ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]})),
+            ["spec.type: LoadBalancer", "spec.ports[1].protocol: UDP"]
+        );
+    }
+}

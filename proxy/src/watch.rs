@@ -1,0 +1,172 @@
+//! Feeds the table from the API: one watch of Services, one of EndpointSlices.
+
+use std::collections::{BTreeSet, HashMap};
+use std::pin::pin;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use machinery::api::ObjectKey;
+use tokio_util::sync::CancellationToken;
+
+use crate::events::Events;
+use crate::listen::Listeners;
+use crate::plane::DataPlane;
+use crate::table::Change;
+use crate::unsupported;
+
+/// How often a port that could not be bound is tried again.
+const BIND_RETRY: Duration = Duration::from_secs(10);
+
+/// Runs until `stop`: keeps table and listeners what the API says. `synced` is called once the first state is in.
+pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, synced: impl FnOnce() + Send) {
+    let mut listeners = Listeners::new(plane.inner.clone(), stop.child_token());
+    let events = Events::new(client.clone(), &plane.inner.config.node);
+    let mut services = pin!(changes::<Service>(&client));
+    let mut slices = pin!(changes::<EndpointSlice>(&client));
+    let mut known = Known::default();
+    let mut retry = tokio::time::interval(BIND_RETRY);
+    let mut synced = Some(synced);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = retry.tick() => listeners.retry(),
+            Some(event) = services.next() => {
+                let event = ServiceSeen::from(&event, &known).then_tell(&events, event).await;
+                for (key, service) in known.services.follow(event) {
+                    match &service {
+                        Some(service) => known.objects.insert(key.clone(), service.clone()),
+                        None => known.objects.remove(&key),
+                    };
+                    let change = plane.inner.table.write().unwrap_or_else(PoisonError::into_inner).service(&key, service);
+                    install(&mut listeners, &events, &known, vec![change]).await;
+                }
+            }
+            Some(event) = slices.next() => {
+                for (key, slice) in known.slices.follow(event) {
+                    let changes = plane.inner.table.write().unwrap_or_else(PoisonError::into_inner).slice(&key, slice);
+                    install(&mut listeners, &events, &known, changes).await;
+                }
+            }
+            else => return,
+        }
+        let routed = plane.inner.table.read().unwrap_or_else(PoisonError::into_inner).routed_ips();
+        plane.inner.network.publish_routes(routed);
+        if known.services.complete
+            && known.slices.complete
+            && let Some(synced) = synced.take()
+        {
+            synced();
+        }
+    }
+}
+
+fn changes<K>(client: &Client) -> impl Stream<Item = watcher::Event<K>> + use<K>
+where
+    K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff().filter_map(async |event| {
+        match event {
+            Ok(event) => Some(event),
+            Err(error) => {
+                tracing::warn!(%error, kind = %K::kind(&()), "watch interrupted; it is taken up again");
+                None
+            }
+        }
+    })
+}
+
+async fn install(listeners: &mut Listeners, events: &Events, known: &Known, changes: Vec<Change>) {
+    for change in changes {
+        for failure in listeners.apply(change) {
+            tracing::warn!(service = %failure.service, address = %failure.address, error = %failure.error, "cannot listen");
+            if let Some(service) = known.objects.get(&failure.service) {
+                events.not_bound(service, &failure).await;
+            }
+        }
+    }
+}
+
+/// What the watches have shown so far.
+#[derive(Default)]
+struct Known {
+    services: Kind,
+    slices: Kind,
+    objects: HashMap<ObjectKey, Service>,
+}
+
+/// Follows a watch over its restarts: what a new first state no longer names is gone.
+#[derive(Default)]
+struct Kind {
+    keys: BTreeSet<ObjectKey>,
+    /// Keys of the first state that is coming in.
+    arriving: BTreeSet<ObjectKey>,
+    complete: bool,
+}
+
+impl Kind {
+    fn follow<K: Resource>(&mut self, event: watcher::Event<K>) -> Vec<(ObjectKey, Option<K>)> {
+        match event {
+            watcher::Event::Init => {
+                self.arriving.clear();
+                Vec::new()
+            }
+            watcher::Event::InitApply(object) => {
+                let key = key_of(&object);
+                self.arriving.insert(key.clone());
+                self.keys.insert(key.clone());
+                vec![(key, Some(object))]
+            }
+            watcher::Event::InitDone => {
+                self.complete = true;
+                let arrived = std::mem::take(&mut self.arriving);
+                let gone: Vec<_> = self.keys.difference(&arrived).cloned().collect();
+                self.keys = arrived;
+                gone.into_iter().map(|key| (key, None)).collect()
+            }
+            watcher::Event::Apply(object) => {
+                let key = key_of(&object);
+                self.keys.insert(key.clone());
+                vec![(key, Some(object))]
+            }
+            watcher::Event::Delete(object) => {
+                let key = key_of(&object);
+                self.keys.remove(&key);
+                vec![(key, None)]
+            }
+        }
+    }
+}
+
+fn key_of<K: Resource>(object: &K) -> ObjectKey {
+    ObjectKey::new(object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// A Service that has just got fields which nothing acts on.
+struct ServiceSeen {
+    news: Vec<String>,
+}
+
+impl ServiceSeen {
+    fn from(event: &watcher::Event<Service>, known: &Known) -> Self {
+        let (watcher::Event::Apply(service) | watcher::Event::InitApply(service)) = event else {
+            return Self { news: Vec::new() };
+        };
+        let before = known.objects.get(&key_of(service)).map(unsupported::fields).unwrap_or_default();
+        let now = unsupported::fields(service);
+        Self { news: if now == before { Vec::new() } else { now } }
+    }
+
+    async fn then_tell(self, events: &Events, event: watcher::Event<Service>) -> watcher::Event<Service> {
+        if let (false, watcher::Event::Apply(service) | watcher::Event::InitApply(service)) =
+            (self.news.is_empty(), &event)
+        {
+            events.unsupported(service, &self.news).await;
+        }
+        event
+    }
+}

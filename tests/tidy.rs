@@ -1,0 +1,246 @@
+//! The house rules that the compiler can't see, each with its reason: who may depend on whom, what is pure, how files begin.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const ROOMS: &[&str] = &["machinery", "apiserver", "scheduler", "controllers", "wasm-node", "proxy"];
+const COMPONENTS: &[&str] = &["apiserver", "scheduler", "controllers", "wasm-node", "proxy"];
+
+/// Only these stand at the repository's top level (docs/architecture.md).
+const TOP: &[&str] = &[
+    ".ci",
+    ".git",
+    ".gitignore",
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "apiserver",
+    "clippy.toml",
+    "controllers",
+    "deny.toml",
+    "docs",
+    "machinery",
+    "proxy",
+    "rustfmt.toml",
+    "sample-workloads",
+    "scheduler",
+    "src",
+    "target",
+    "tests",
+    "wasm-node",
+];
+
+/// Modules that decide: no client, no tokio, no clock, so that they are tested without a cluster.
+const PURE: &[&str] = &[
+    "machinery/src/api",
+    "scheduler/src/decide.rs",
+    "scheduler/src/plugins",
+    "proxy/src/table.rs",
+    "proxy/src/balance.rs",
+    "apiserver/src/patch",
+    "apiserver/src/resources",
+    "wasm-node/src/pod/state.rs",
+    "wasm-node/src/pod/status.rs",
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != "target") {
+                rust_files(&path, into);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+/// Path below the root and text of every source file of ours.
+fn all_rust_files() -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    for room in ROOMS.iter().chain(&["src", "tests"]) {
+        rust_files(&root().join(room), &mut files);
+    }
+    files
+        .into_iter()
+        .map(|path| {
+            let text = fs::read_to_string(&path).expect("a readable source file");
+            (path.strip_prefix(root()).expect("below the root").display().to_string(), text)
+        })
+        .collect()
+}
+
+/// A manifest's direct dependencies.
+fn dependencies(room: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(root().join(room).join("Cargo.toml")).expect("a manifest");
+    let mut names = BTreeSet::new();
+    let mut inside = false;
+    for line in text.lines().map(str::trim) {
+        if line.starts_with('[') {
+            inside = matches!(line, "[dependencies]" | "[dev-dependencies]" | "[build-dependencies]");
+        } else if inside && let Some((name, _)) = line.split_once('=') {
+            names.insert(name.trim().trim_end_matches(".workspace").to_owned());
+        }
+    }
+    names
+}
+
+/// Lines of code: no comments.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.trim_start().starts_with("//"))
+}
+
+fn check(problems: &[String]) {
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
+}
+
+#[test]
+fn components_do_not_know_each_other() {
+    let mut problems = Vec::new();
+    for room in ROOMS {
+        for other in dependencies(room) {
+            if COMPONENTS.contains(&other.as_str()) || (*room == "machinery" && ROOMS.contains(&other.as_str())) {
+                problems.push(format!("{room} depends on {other}: dependencies point down only, to machinery"));
+            }
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn libraries_stay_in_their_rooms() {
+    let mut problems = Vec::new();
+    for room in ROOMS {
+        for name in dependencies(room) {
+            let home = match name.as_str() {
+                _ if name.starts_with("wasmtime") => "wasm-node",
+                "sled" | "etcd-client" => "apiserver",
+                "clap" | "directories" => "src",
+                _ => continue,
+            };
+            if home != *room {
+                problems.push(format!("{room} depends on {name}, whose home is {home}"));
+            }
+        }
+    }
+    if dependencies("apiserver").contains("kube") {
+        problems.push("apiserver depends on kube: it is the server, others are its clients".into());
+    }
+    for (path, text) in all_rust_files() {
+        let names_sled = code(&text)
+            .any(|line| line.contains("sled::Db") || line.contains("use sled") || line.contains("sled::Config"));
+        if names_sled && path != "tests/tidy.rs" && !path.starts_with("apiserver/src/store/") {
+            problems.push(format!("{path} names sled: only apiserver/src/store touches it"));
+        }
+        let reads =
+            code(&text).any(|line| ["env::var(", "env::vars(", "env::var_os("].iter().any(|call| line.contains(call)));
+        if reads && path != "src/config.rs" && !path.starts_with("tests/") {
+            problems.push(format!("{path} reads the environment: src/config.rs is its only reader"));
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn what_decides_is_pure() {
+    let impure = [
+        ("kube::Client", "a client"),
+        ("kube::Api", "a client"),
+        ("tokio::", "tokio"),
+        ("async fn", "async"),
+        ("Instant::now", "a clock"),
+        ("Timestamp::now", "a clock"),
+        ("SystemTime", "a clock"),
+    ];
+    let mut problems = Vec::new();
+    for (path, text) in all_rust_files().into_iter().filter(|(path, _)| PURE.iter().any(|pure| path.starts_with(pure)))
+    {
+        let decides = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for (word, what) in impure {
+            if code(decides).any(|line| line.contains(word)) {
+                problems.push(format!("{path} has {what} ({word}): it decides, and is tested without IO"));
+            }
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn every_file_says_why_it_exists() {
+    let silent = all_rust_files().into_iter().filter(|(_, text)| !text.starts_with("//!"));
+    check(&silent.map(|(path, _)| format!("{path} does not begin with //!")).collect::<Vec<_>>());
+}
+
+#[test]
+fn nothing_is_unfinished() {
+    let marks = [["todo", "!("], ["unimplemented", "!("], ["#[", "ignore"]].map(|parts| parts.concat());
+    let mut problems = Vec::new();
+    for (path, text) in all_rust_files() {
+        if code(&text).any(|line| marks.iter().any(|mark| line.contains(mark.as_str()))) {
+            problems.push(format!("{path} has an unfinished piece or an ignored test"));
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn the_top_level_is_the_house() {
+    let names =
+        fs::read_dir(root()).expect("the root").flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let strangers = names.filter(|name| !TOP.contains(&name.as_str()));
+    check(
+        &strangers
+            .map(|name| format!("{name} at the top level: docs/architecture.md names no such room"))
+            .collect::<Vec<_>>(),
+    );
+}
+
+#[test]
+fn each_dependency_has_its_reason() {
+    let reasons = fs::read_to_string(root().join("docs/dependencies.md")).expect("docs/dependencies.md");
+    let mut problems = BTreeSet::new();
+    for room in ROOMS.iter().chain(&["."]) {
+        for name in dependencies(room) {
+            if !ROOMS.contains(&name.as_str()) && !reasons.contains(&format!("`{name}`")) {
+                problems.insert(format!("{name} has no line in docs/dependencies.md"));
+            }
+        }
+    }
+    check(&problems.into_iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn docs_name_files_that_exist() {
+    let mut pages = vec![root().join("README.md")];
+    pages.extend(
+        fs::read_dir(root().join("docs"))
+            .expect("docs")
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file()),
+    );
+    let mut problems = Vec::new();
+    for page in pages {
+        let text = fs::read_to_string(&page).expect("a readable page");
+        for quoted in text.split('`').skip(1).step_by(2) {
+            let below = ROOMS
+                .iter()
+                .chain(&["src", "tests", "docs", "sample-workloads"])
+                .any(|room| quoted.starts_with(&format!("{room}/")));
+            let plain = quoted.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+            if below && plain && !root().join(quoted).exists() {
+                problems.push(format!("{} names {quoted}, which does not exist", page.display()));
+            }
+        }
+    }
+    check(&problems);
+}
