@@ -1,1 +1,93 @@
-//! x
+//! The controllers: what makes the cluster become what its objects ask for.
+//!
+//! Each is one pure function from view and key to plan and one row in [`CONTROLLERS`]; the driver in
+//! `machinery::runtime` does the rest. To add one: a file, a row; the tests that loop over the table then hold it to the
+//! rule that a plan, once performed, leaves nothing to do.
+//!
+//! Absent on purpose: waiting, clients, clocks and memory between two decisions.
+
+mod root_ca;
+mod serviceaccount;
+
+use std::fmt;
+use std::sync::Arc;
+
+use kube::Client;
+use machinery::api::ObjectKey;
+use machinery::env::Env;
+use machinery::runtime::election::{self, Election};
+use machinery::runtime::metrics::Metrics;
+use machinery::runtime::{Controller, Informer, driver};
+use tokio_util::sync::CancellationToken;
+
+/// All controllers, by upstream's names. Their order means nothing.
+pub static CONTROLLERS: &[Controller<Settings>] = &[root_ca::CONTROLLER, serviceaccount::CONTROLLER];
+
+/// What decisions depend on beside the view.
+#[derive(Clone, Default)]
+pub struct Settings {
+    /// The certificate authority that clients shall trust, as PEM; published in every namespace. Empty: not published.
+    pub root_ca_pem: String,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").finish_non_exhaustive()
+    }
+}
+
+/// How the controllers run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What decisions depend on.
+    pub settings: Settings,
+    /// None: act at once, as the only replica.
+    pub election: Option<Election>,
+    /// Names of controllers that shall not run.
+    pub disabled: Vec<String>,
+    /// The figures; register them before.
+    pub metrics: Metrics,
+}
+
+impl Config {
+    /// With upstream's Lease and timing; `identity` must be unique per replica.
+    #[must_use]
+    pub fn new(settings: Settings, identity: &str) -> Self {
+        Self {
+            settings,
+            election: Some(Election::new(ObjectKey::new("kube-system", "kube-controller-manager"), identity)),
+            disabled: Vec::new(),
+            metrics: Metrics::default(),
+        }
+    }
+}
+
+/// Why the controllers ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another replica may act by now.
+    #[error(transparent)]
+    Election(#[from] election::LeadershipLost),
+}
+
+/// Runs the controllers until `stop`, in the name of whom `client` stands for (`system:kube-controller-manager`).
+///
+/// # Errors
+/// When the leadership was lost.
+pub async fn run(client: Client, env: Env, config: Config, stop: CancellationToken) -> Result<(), Error> {
+    let act = |client: Client, env: Env, stop: CancellationToken| {
+        let informer = Informer::new(client.clone(), env.clone(), &stop);
+        let (metrics, settings) = (config.metrics.clone(), Arc::new(config.settings.clone()));
+        let parts = driver::Parts { client, informer, env, metrics, settings };
+        let enabled = CONTROLLERS.iter().filter(|c| !config.disabled.iter().any(|d| d == c.name));
+        driver::run(enabled.collect::<Vec<_>>(), parts, stop)
+    };
+    match config.election.clone() {
+        None => act(client, env, stop).await,
+        Some(election) => {
+            let lead = |leading| act(client.clone(), env.clone(), leading);
+            election::run(client.clone(), env.clone(), election, stop, lead).await?;
+        }
+    }
+    Ok(())
+}

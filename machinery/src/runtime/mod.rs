@@ -1,1 +1,25 @@
-//! The controller runtime: view, queue, driver, back-off, leader election.
+//! The controller runtime: what every component that watches the cluster and acts on it is built from.
+//!
+//! Shape: an [`Informer`] keeps a [`View`] in step with the server; a [`Controller`] row turns a key of that view into a
+//! [`Plan`] with a pure function; [`driver::run`] queues the keys, performs the plans, and holds a key back until the view
+//! has seen what was written for it. No decision waits, sleeps or asks the server.
+
+mod discovery;
+pub mod driver;
+pub mod election;
+pub mod events;
+mod follow;
+pub mod informer;
+pub mod metrics;
+pub mod object;
+mod perform;
+pub mod plan;
+pub mod queue;
+pub mod simulate;
+pub mod view;
+
+pub use driver::{Context, Controller, Input};
+pub use informer::Informer;
+pub use object::{Kind, MetadataOnly, Object, Scope, Typed, controller_of, key_of, value_of, version_of};
+pub use plan::{Action, Failure, Note, Notes, Plan, Propagation, controlled_by, reference_to};
+pub use view::{Change, View};

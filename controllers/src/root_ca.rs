@@ -1,0 +1,60 @@
+//! `root-ca-certificate-publisher-controller`: every namespace has the cluster's certificate authority in a ConfigMap.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use machinery::api::ObjectKey;
+use machinery::runtime::driver::own_key;
+use machinery::runtime::{Action, Change, Context, Controller, Input, Plan, View};
+
+use crate::Settings;
+
+/// The ConfigMap's name, and the key within it.
+const NAME: &str = "kube-root-ca.crt";
+const ENTRY: &str = "ca.crt";
+/// Upstream's note to whoever reads it.
+const DESCRIPTION: (&str, &str) = (
+    "kubernetes.io/description",
+    "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the \
+     internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes \
+     clusters.",
+);
+
+/// The key is a namespace's.
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "root-ca-certificate-publisher-controller",
+    workers: 2,
+    inputs: &[Input::of::<Namespace>(own_key), Input::of::<ConfigMap>(its_namespace)],
+    reconcile,
+};
+
+fn its_namespace(_: &View, change: &Change) -> Vec<ObjectKey> {
+    if change.key.name == NAME { vec![ObjectKey::cluster(&*change.key.namespace)] } else { Vec::new() }
+}
+
+fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+    let Some(namespace) = view.get::<Namespace>(key) else { return Plan::nothing() };
+    if namespace.metadata.deletion_timestamp.is_some() || context.settings.root_ca_pem.is_empty() {
+        return Plan::nothing();
+    }
+    let data = BTreeMap::from([(ENTRY.to_owned(), context.settings.root_ca_pem.clone())]);
+    let (name, text) = DESCRIPTION;
+    let Some(present) = view.get::<ConfigMap>(&ObjectKey::new(&*key.name, NAME)) else {
+        let metadata = ObjectMeta {
+            name: Some(NAME.into()),
+            namespace: Some(key.name.clone()),
+            annotations: Some(BTreeMap::from([(name.to_owned(), text.to_owned())])),
+            ..ObjectMeta::default()
+        };
+        return vec![Action::create(&ConfigMap { metadata, data: Some(data), ..ConfigMap::default() })].into();
+    };
+    let described = present.metadata.annotations.as_ref().is_some_and(|a| a.get(name).is_some_and(|t| !t.is_empty()));
+    if present.data.as_ref() == Some(&data) && described {
+        return Plan::nothing();
+    }
+    let mut mended = present.clone();
+    mended.data = Some(data);
+    mended.metadata.annotations.get_or_insert_default().insert(name.to_owned(), text.to_owned());
+    vec![Action::update(&mended)].into()
+}

@@ -1,0 +1,39 @@
+//! `serviceaccount-controller`: every namespace has a ServiceAccount `default`.
+
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use machinery::api::ObjectKey;
+use machinery::runtime::driver::own_key;
+use machinery::runtime::{Action, Change, Context, Controller, Input, Plan, View};
+
+use crate::Settings;
+
+/// The key is a namespace's.
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "serviceaccount-controller",
+    workers: 2,
+    inputs: &[Input::of::<Namespace>(own_key), Input::of::<ServiceAccount>(its_namespace)],
+    reconcile,
+};
+
+/// The namespace of an object that is gone.
+fn its_namespace(_: &View, change: &Change) -> Vec<ObjectKey> {
+    if change.new.is_none() && change.key.name == "default" {
+        vec![ObjectKey::cluster(&*change.key.namespace)]
+    } else {
+        Vec::new()
+    }
+}
+
+fn reconcile(view: &View, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+    let Some(namespace) = view.get::<Namespace>(key) else { return Plan::nothing() };
+    if namespace.metadata.deletion_timestamp.is_some() {
+        return Plan::nothing();
+    }
+    if view.get::<ServiceAccount>(&ObjectKey::new(&*key.name, "default")).is_some() {
+        return Plan::nothing();
+    }
+    let metadata =
+        ObjectMeta { name: Some("default".into()), namespace: Some(key.name.clone()), ..ObjectMeta::default() };
+    vec![Action::create(&ServiceAccount { metadata, ..ServiceAccount::default() })].into()
+}

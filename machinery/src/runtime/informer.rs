@@ -1,0 +1,223 @@
+//! Keeps one [`View`] in step with the server: one watch per kind, shared by all roles of a process.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::time::Duration;
+
+use kube::Client;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::discovery;
+use super::follow::{Decode, follow};
+use super::object::{Kind, Typed, decode, decode_metadata};
+use super::view::{Change, View};
+use crate::env::Env;
+
+/// Called with each change and the view that it led to, under the view's lock: quick, and never asking the informer.
+pub type Listener = dyn Fn(&View, &Change) + Send + Sync;
+
+/// How often the served kinds are asked for, where everything is watched (as upstream's garbage collector does).
+const DISCOVERY_INTERVAL: Duration = Duration::from_secs(30);
+/// How soon after a change of the custom resource definitions: upstream needs a moment to serve them.
+const DISCOVERY_DELAY: Duration = Duration::from_millis(500);
+
+/// Who follows a kind, and how.
+struct Follower {
+    stop: CancellationToken,
+    typed: bool,
+}
+
+/// A view that is kept in step.
+pub struct Informer {
+    client: Client,
+    env: Env,
+    stop: CancellationToken,
+    view: RwLock<View>,
+    listeners: Mutex<Vec<Weak<Listener>>>,
+    followers: Mutex<BTreeMap<Kind, Follower>>,
+    /// Counts the view's changes: who waits for one looks again.
+    progress: watch::Sender<u64>,
+    /// None: not everything is watched. False: the kinds aren't known yet.
+    discovered: Mutex<Option<bool>>,
+}
+
+impl std::fmt::Debug for Informer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Informer").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Informer {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Informer {
+    /// An informer that watches nothing yet. It ends with `stop`.
+    #[must_use]
+    pub fn new(client: Client, env: Env, stop: &CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            env,
+            stop: stop.child_token(),
+            view: RwLock::default(),
+            listeners: Mutex::default(),
+            followers: Mutex::default(),
+            progress: watch::Sender::new(0),
+            discovered: Mutex::default(),
+        })
+    }
+
+    /// Watches a kind, from now on; no more than once.
+    pub fn watch<K: Typed>(self: &Arc<Self>) {
+        self.start(Kind::of::<K>(), true, |_, text| decode::<K>(text));
+    }
+
+    /// Watches the metadata of a kind, unless the kind is watched already.
+    pub fn watch_metadata(self: &Arc<Self>, kind: Kind) {
+        self.start(kind, false, decode_metadata);
+    }
+
+    /// Watches the metadata of every kind that can be listed, watched and deleted and that isn't watched otherwise,
+    /// but for events (there are many, and nobody owns them). Kinds come and go with the server's discovery.
+    pub fn watch_everything(self: &Arc<Self>) {
+        let mut discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
+        if discovered.is_none() {
+            *discovered = Some(false);
+            tokio::spawn(discover(Arc::downgrade(self), self.client.clone(), self.stop.clone()));
+        }
+    }
+
+    fn start(self: &Arc<Self>, kind: Kind, typed: bool, decode: Decode) {
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(present) = followers.get(&kind) {
+            if present.typed || !typed {
+                return;
+            }
+            // Metadata alone no longer do: begin anew with whole objects.
+            present.stop.cancel();
+            self.change(|view| view.close(&kind));
+        }
+        let stop = self.stop.child_token();
+        self.change(|view| {
+            view.open(&kind);
+            Vec::new()
+        });
+        followers.insert(kind.clone(), Follower { stop: stop.clone(), typed });
+        tokio::spawn(follow(Arc::downgrade(self), self.client.clone(), self.env.clone(), kind, typed, decode, stop));
+    }
+
+    /// Takes part in every change from now on, and in every object that is known as one that is new. The informer
+    /// holds no share: dropping the listener ends it.
+    pub fn listen(&self, listener: &Arc<Listener>) {
+        let view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        view.as_changes().for_each(|change| listener(&view, &change));
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(listener));
+    }
+
+    /// Looks at the view. Keep it short: the view stands still meanwhile.
+    pub fn read<R>(&self, look: impl FnOnce(&View) -> R) -> R {
+        look(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until the view is as wanted.
+    pub async fn until(&self, wanted: impl Fn(&View) -> bool) {
+        let mut progress = self.progress.subscribe();
+        loop {
+            progress.mark_unchanged();
+            if self.read(&wanted) {
+                return;
+            }
+            // The sender lives in `self`, so waiting cannot fail.
+            let _ = progress.changed().await;
+        }
+    }
+
+    /// Waits until all that is watched was listed once.
+    pub async fn synced(&self) {
+        self.until(|view| {
+            let discovered = *self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
+            discovered != Some(false) && view.kinds().all(|kind| view.synced(kind))
+        })
+        .await;
+    }
+
+    /// Changes the view and tells the listeners.
+    pub(super) fn change(&self, act: impl FnOnce(&mut View) -> Vec<Change>) {
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        let changes = act(&mut view);
+        let view = RwLockWriteGuard::downgrade(view);
+        if !changes.is_empty() {
+            let listeners: Vec<Arc<Listener>> = {
+                let mut all = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+                all.retain(|l| l.strong_count() > 0);
+                all.iter().filter_map(Weak::upgrade).collect()
+            };
+            for change in &changes {
+                listeners.iter().for_each(|listener| listener(&view, change));
+            }
+        }
+        drop(view);
+        self.progress.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Follows the kinds that are served, and no others.
+    fn follow_kinds(self: &Arc<Self>, found: discovery::Found) {
+        let gone: Vec<Kind> = {
+            let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+            let unknown = |kind: &Kind| found.failed.contains_key(&*kind.group);
+            let gone: Vec<Kind> = followers
+                .iter()
+                .filter(|(kind, f)| !f.typed && !found.kinds.contains(kind) && !unknown(kind))
+                .map(|(kind, _)| kind.clone())
+                .collect();
+            for kind in &gone {
+                if let Some(follower) = followers.remove(kind) {
+                    follower.stop.cancel();
+                }
+            }
+            gone
+        };
+        for kind in found.kinds {
+            self.watch_metadata(kind);
+        }
+        *self.discovered.lock().unwrap_or_else(PoisonError::into_inner) = Some(true);
+        self.change(|view| {
+            view.undiscovered = found.failed;
+            gone.iter().flat_map(|kind| view.close(kind)).collect()
+        });
+    }
+}
+
+/// Asks for the served kinds, again and again.
+async fn discover(informer: Weak<Informer>, client: Client, stop: CancellationToken) {
+    let definitions = |view: &View| {
+        view.kinds()
+            .find(|k| k.plural == "customresourcedefinitions" && k.group == "apiextensions.k8s.io")
+            .and_then(|k| view.seen(k))
+    };
+    loop {
+        let asked = discovery::served(&client).await;
+        let Some(informer) = informer.upgrade() else { return };
+        let retry = match asked {
+            Ok(found) => {
+                informer.follow_kinds(found);
+                DISCOVERY_INTERVAL
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the served kinds are not known");
+                Duration::from_secs(1)
+            }
+        };
+        let known = informer.read(definitions);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(retry) => {}
+            () = informer.until(|view| definitions(view) != known) => {
+                tokio::time::sleep(DISCOVERY_DELAY).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Kinds and objects as the runtime handles them: typed where a controller reads fields, metadata only elsewhere.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::{ClusterResourceScope, Metadata, NamespaceResourceScope, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::api::ObjectKey;
+
+/// A kind of objects that the apiserver serves: enough to build any request about them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Kind {
+    /// The API group; empty for the core group.
+    pub group: Cow<'static, str>,
+    /// The plural, as it stands in paths.
+    pub plural: Cow<'static, str>,
+    /// The version.
+    pub version: Cow<'static, str>,
+    /// The kind.
+    pub kind: Cow<'static, str>,
+    /// Whether its objects live in namespaces.
+    pub namespaced: bool,
+}
+
+impl Kind {
+    /// The kind of a typed object.
+    #[must_use]
+    pub const fn of<K: Typed>() -> Self
+    where
+        K::Scope: Scope,
+    {
+        Self {
+            group: Cow::Borrowed(K::GROUP),
+            plural: Cow::Borrowed(K::URL_PATH_SEGMENT),
+            version: Cow::Borrowed(K::VERSION),
+            kind: Cow::Borrowed(K::KIND),
+            namespaced: <K::Scope as Scope>::NAMESPACED,
+        }
+    }
+
+    /// `v1`, `apps/v1`.
+    #[must_use]
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_string() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// `pods`, `deployments.apps`: the name of the resource in messages.
+    #[must_use]
+    pub fn resource(&self) -> String {
+        if self.group.is_empty() { self.plural.to_string() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
+    /// The path of a collection: of one namespace, or of all where `namespace` is empty.
+    #[must_use]
+    pub fn collection_path(&self, namespace: &str) -> String {
+        let root = if self.group.is_empty() {
+            format!("/api/{}", self.version)
+        } else {
+            format!("/apis/{}/{}", self.group, self.version)
+        };
+        if self.namespaced && !namespace.is_empty() {
+            format!("{root}/namespaces/{namespace}/{}", self.plural)
+        } else {
+            format!("{root}/{}", self.plural)
+        }
+    }
+
+    /// The path of one object.
+    #[must_use]
+    pub fn path(&self, key: &ObjectKey) -> String {
+        format!("{}/{}", self.collection_path(&key.namespace), key.name)
+    }
+}
+
+/// Whether a scope of k8s-openapi is that of a namespace.
+pub trait Scope {
+    /// True for kinds whose objects live in namespaces.
+    const NAMESPACED: bool;
+}
+
+impl Scope for ClusterResourceScope {
+    const NAMESPACED: bool = false;
+}
+
+impl Scope for NamespaceResourceScope {
+    const NAMESPACED: bool = true;
+}
+
+/// The k8s-openapi types that can be watched.
+pub trait Typed:
+    Resource<Scope: Scope>
+    + Metadata<Ty = ObjectMeta>
+    + Serialize
+    + DeserializeOwned
+    + Clone
+    + PartialEq
+    + Debug
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<K> Typed for K where
+    K: Resource<Scope: Scope>
+        + Metadata<Ty = ObjectMeta>
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + PartialEq
+        + Debug
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// An object in the view.
+pub trait Object: Any + Debug + Send + Sync {
+    /// Its metadata.
+    fn metadata(&self) -> &ObjectMeta;
+    /// Its wire form.
+    fn to_value(&self) -> Value;
+}
+
+impl<K: Typed> Object for K {
+    fn metadata(&self) -> &ObjectMeta {
+        Metadata::metadata(self)
+    }
+
+    fn to_value(&self) -> Value {
+        value_of(self)
+    }
+}
+
+/// An object of which only the metadata is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MetadataOnly {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its metadata.
+    pub metadata: ObjectMeta,
+}
+
+impl Object for MetadataOnly {
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn to_value(&self) -> Value {
+        serde_json::json!({
+            "apiVersion": self.kind.api_version(), "kind": self.kind.kind, "metadata": value_of(&self.metadata),
+        })
+    }
+}
+
+/// A serializable value's JSON form.
+pub fn value_of<T: Serialize>(of: &T) -> Value {
+    serde_json::to_value(of).expect("the API's types have string keys and serialize without fail")
+}
+
+/// What an object is called.
+#[must_use]
+pub fn key_of(metadata: &ObjectMeta) -> ObjectKey {
+    ObjectKey::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}
+
+/// The version an object was last written at (0 where the server's isn't a number).
+#[must_use]
+pub fn version_of(metadata: &ObjectMeta) -> u64 {
+    metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+/// The owner that controls an object.
+#[must_use]
+pub fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
+    metadata.owner_references.as_deref().unwrap_or_default().iter().find(|o| o.controller == Some(true))
+}
+
+/// Reads a typed object, without what no controller looks at.
+///
+/// # Errors
+/// When the text isn't an object of that type.
+pub fn decode<K: Typed>(text: &str) -> Result<Arc<dyn Object>, serde_json::Error> {
+    let mut object: K = serde_json::from_str(text)?;
+    object.metadata_mut().managed_fields = None;
+    Ok(Arc::new(object))
+}
+
+/// Reads an object's metadata.
+///
+/// # Errors
+/// When the text isn't an object with metadata.
+pub fn decode_metadata(kind: &Kind, text: &str) -> Result<Arc<dyn Object>, serde_json::Error> {
+    #[derive(serde::Deserialize)]
+    struct Bare {
+        metadata: ObjectMeta,
+    }
+    let mut bare: Bare = serde_json::from_str(text)?;
+    bare.metadata.managed_fields = None;
+    Ok(Arc::new(MetadataOnly { kind: kind.clone(), metadata: bare.metadata }))
+}

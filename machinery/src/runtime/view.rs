@@ -1,0 +1,354 @@
+//! What is known of the cluster: an indexed cache of objects, and the only thing that a controller's decision reads.
+//!
+//! A view is plain data. In a process [`super::informer::Informer`] keeps it in step with the server; in a test it is
+//! made from objects, and [`super::simulate`] plays plans into it.
+
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::object::{Kind, Object, Typed, controller_of, key_of, version_of};
+use crate::api::ObjectKey;
+
+/// One object's change, as the listeners of a view see it.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// The kind.
+    pub kind: Kind,
+    /// The object.
+    pub key: ObjectKey,
+    /// What it was; none where it is new.
+    pub old: Option<Arc<dyn Object>>,
+    /// What it is; none where it is gone.
+    pub new: Option<Arc<dyn Object>>,
+}
+
+impl Change {
+    /// What the object was, typed.
+    #[must_use]
+    pub fn before<K: Typed>(&self) -> Option<&K> {
+        self.old.as_deref().and_then(downcast)
+    }
+
+    /// What the object is, typed.
+    #[must_use]
+    pub fn after<K: Typed>(&self) -> Option<&K> {
+        self.new.as_deref().and_then(downcast)
+    }
+
+    /// The metadata of every state that the change knows: what the object was, and what it is.
+    pub fn states(&self) -> impl Iterator<Item = &ObjectMeta> {
+        self.old.iter().chain(self.new.iter()).map(|o| o.metadata())
+    }
+
+    /// The newest state that is known.
+    #[must_use]
+    pub fn latest<K: Typed>(&self) -> Option<&K> {
+        self.after().or_else(|| self.before())
+    }
+}
+
+/// The objects of one kind with their indexes.
+#[derive(Debug, Default)]
+struct Table {
+    objects: BTreeMap<ObjectKey, Arc<dyn Object>>,
+    /// By the uid of each owner.
+    by_owner: HashMap<String, BTreeSet<ObjectKey>>,
+    /// The objects that nobody controls.
+    uncontrolled: BTreeSet<ObjectKey>,
+    /// The server's version up to which this table is known to be complete.
+    seen: u64,
+    synced: bool,
+}
+
+/// The cluster as far as it is watched.
+#[derive(Debug, Default)]
+pub struct View {
+    tables: BTreeMap<Kind, Table>,
+    by_uid: HashMap<String, (Kind, ObjectKey)>,
+    /// Groups whose kinds could not be discovered, with the reason: what they hold is unknown.
+    pub undiscovered: BTreeMap<String, String>,
+}
+
+fn downcast<K: 'static>(object: &dyn Object) -> Option<&K> {
+    (object as &dyn Any).downcast_ref()
+}
+
+impl View {
+    // --- reading, typed --------------------------------------------------------------------------------------------
+
+    /// One object.
+    #[must_use]
+    pub fn get<K: Typed>(&self, key: &ObjectKey) -> Option<&K> {
+        self.tables.get(&Kind::of::<K>())?.objects.get(key).and_then(|o| downcast(&**o))
+    }
+
+    /// One object, shared.
+    #[must_use]
+    pub fn get_arc<K: Typed>(&self, key: &ObjectKey) -> Option<Arc<K>> {
+        let object: Arc<dyn Any + Send + Sync> = self.tables.get(&Kind::of::<K>())?.objects.get(key)?.clone();
+        object.downcast().ok()
+    }
+
+    /// All objects of a kind, in order of namespace and name.
+    pub fn all<K: Typed>(&self) -> impl Iterator<Item = &K> {
+        self.tables.get(&Kind::of::<K>()).into_iter().flat_map(|t| t.objects.values()).filter_map(|o| downcast(&**o))
+    }
+
+    /// A namespace's objects of a kind, in order of name.
+    pub fn list<'a, K: Typed>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
+        self.tables
+            .get(&Kind::of::<K>())
+            .into_iter()
+            .flat_map(move |t| within(&t.objects, namespace))
+            .filter_map(|(_, o)| downcast(&**o))
+    }
+
+    /// The objects that name `uid` among their owners, in order.
+    pub fn owned<K: Typed>(&self, uid: &str) -> impl Iterator<Item = &K> {
+        let table = self.tables.get(&Kind::of::<K>());
+        let keys = table.and_then(|t| t.by_owner.get(uid));
+        keys.into_iter()
+            .flatten()
+            .filter_map(move |k| table.and_then(|t| t.objects.get(k)))
+            .filter_map(|o| downcast(&**o))
+    }
+
+    /// The objects that `uid` controls, in order.
+    pub fn controlled<'a, K: Typed>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a K> {
+        self.owned::<K>(uid).filter(move |o| controller_of(Object::metadata(*o)).is_some_and(|c| c.uid == uid))
+    }
+
+    /// A namespace's objects that nobody controls, in order.
+    pub fn uncontrolled<'a, K: Typed>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
+        self.tables
+            .get(&Kind::of::<K>())
+            .into_iter()
+            .flat_map(move |t| {
+                let from = ObjectKey::new(namespace, "");
+                let keys = t.uncontrolled.range(from..).take_while(move |k| k.namespace == namespace);
+                keys.filter_map(|k| t.objects.get(k))
+            })
+            .filter_map(|o| downcast(&**o))
+    }
+
+    // --- reading, any kind -----------------------------------------------------------------------------------------
+
+    /// The kinds that are watched.
+    pub fn kinds(&self) -> impl Iterator<Item = &Kind> {
+        self.tables.keys()
+    }
+
+    /// Whether a kind is watched.
+    #[must_use]
+    pub fn watches(&self, kind: &Kind) -> bool {
+        self.tables.contains_key(kind)
+    }
+
+    /// The metadata of one object of any kind.
+    #[must_use]
+    pub fn metadata(&self, kind: &Kind, key: &ObjectKey) -> Option<&ObjectMeta> {
+        self.tables.get(kind)?.objects.get(key).map(|o| o.metadata())
+    }
+
+    /// One object of any kind.
+    #[must_use]
+    pub fn object(&self, kind: &Kind, key: &ObjectKey) -> Option<&Arc<dyn Object>> {
+        self.tables.get(kind)?.objects.get(key)
+    }
+
+    /// The metadata of a kind's objects: of one namespace, or of all where it is empty.
+    pub fn metadata_of<'a>(&'a self, kind: &Kind, namespace: &'a str) -> impl Iterator<Item = &'a ObjectMeta> {
+        self.tables.get(kind).into_iter().flat_map(move |t| within(&t.objects, namespace)).map(|(_, o)| o.metadata())
+    }
+
+    /// The object with that uid.
+    #[must_use]
+    pub fn by_uid(&self, uid: &str) -> Option<(&Kind, &ObjectKey, &ObjectMeta)> {
+        let (kind, key) = self.by_uid.get(uid)?;
+        Some((kind, key, self.metadata(kind, key)?))
+    }
+
+    /// All objects, of every kind, that name `uid` among their owners.
+    pub fn dependents<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = (&'a Kind, &'a ObjectKey, &'a ObjectMeta)> {
+        self.tables.iter().flat_map(move |(kind, t)| {
+            let keys = t.by_owner.get(uid).into_iter().flatten();
+            keys.filter_map(move |k| t.objects.get(k).map(|o| (kind, k, o.metadata())))
+        })
+    }
+
+    /// Everything there is, as changes from nothing.
+    pub fn as_changes(&self) -> impl Iterator<Item = Change> {
+        self.tables.iter().flat_map(|(kind, t)| {
+            t.objects.iter().map(|(key, o)| Change {
+                kind: kind.clone(),
+                key: key.clone(),
+                old: None,
+                new: Some(o.clone()),
+            })
+        })
+    }
+
+    /// Whether a kind was listed completely at least once.
+    #[must_use]
+    pub fn synced(&self, kind: &Kind) -> bool {
+        self.tables.get(kind).is_some_and(|t| t.synced)
+    }
+
+    /// The server's version up to which a kind is known; none where the kind isn't watched.
+    #[must_use]
+    pub fn seen(&self, kind: &Kind) -> Option<u64> {
+        self.tables.get(kind).map(|t| t.seen)
+    }
+
+    // --- writing: by whoever keeps the view in step ------------------------------------------------------------------
+
+    /// Begins to hold a kind's objects.
+    pub fn open(&mut self, kind: &Kind) {
+        self.tables.entry(kind.clone()).or_default();
+    }
+
+    /// Forgets a kind, with its objects.
+    pub fn close(&mut self, kind: &Kind) -> Vec<Change> {
+        let changes = self.replace(kind, Vec::new(), 0);
+        self.tables.remove(kind);
+        changes
+    }
+
+    /// Takes in one object. An older state than the known one is dropped.
+    pub fn put(&mut self, kind: &Kind, object: Arc<dyn Object>) -> Option<Change> {
+        let key = key_of(object.metadata());
+        let table = self.tables.entry(kind.clone()).or_default();
+        let version = version_of(object.metadata());
+        let old = table.objects.get(&key).cloned();
+        if let Some(old) = &old {
+            if version != 0 && version_of(old.metadata()) > version && old.metadata().uid == object.metadata().uid {
+                return None;
+            }
+            table.unindex(&key, old.metadata());
+            if let Some(uid) = &old.metadata().uid {
+                self.by_uid.remove(uid);
+            }
+        }
+        table.index(&key, object.metadata());
+        table.objects.insert(key.clone(), object.clone());
+        table.seen = table.seen.max(version);
+        if let Some(uid) = &object.metadata().uid {
+            self.by_uid.insert(uid.clone(), (kind.clone(), key.clone()));
+        }
+        Some(Change { kind: kind.clone(), key, old, new: Some(object) })
+    }
+
+    /// Takes out one object, as of the version at which it went.
+    pub fn remove(&mut self, kind: &Kind, key: &ObjectKey, version: u64) -> Option<Change> {
+        let table = self.tables.get_mut(kind)?;
+        table.seen = table.seen.max(version);
+        let old = table.objects.remove(key)?;
+        table.unindex(key, old.metadata());
+        if let Some(uid) = &old.metadata().uid {
+            self.by_uid.remove(uid);
+        }
+        Some(Change { kind: kind.clone(), key: key.clone(), old: Some(old), new: None })
+    }
+
+    /// Replaces a kind's objects by a complete list of `version`.
+    pub fn replace(&mut self, kind: &Kind, objects: Vec<Arc<dyn Object>>, version: u64) -> Vec<Change> {
+        self.open(kind);
+        let listed: BTreeSet<ObjectKey> = objects.iter().map(|o| key_of(o.metadata())).collect();
+        let gone: Vec<ObjectKey> = self.tables[kind].objects.keys().filter(|k| !listed.contains(*k)).cloned().collect();
+        let mut changes: Vec<Change> = gone.iter().filter_map(|key| self.remove(kind, key, 0)).collect();
+        for object in objects {
+            let same = self.object(kind, &key_of(object.metadata())).is_some_and(|known| {
+                known.metadata().uid == object.metadata().uid
+                    && known.metadata().resource_version.is_some()
+                    && known.metadata().resource_version == object.metadata().resource_version
+            });
+            if !same {
+                changes.extend(self.put(kind, object));
+            }
+        }
+        self.progress(kind, version);
+        if let Some(table) = self.tables.get_mut(kind) {
+            table.synced = true;
+        }
+        changes
+    }
+
+    /// A kind is known to be complete up to `version`.
+    pub fn progress(&mut self, kind: &Kind, version: u64) {
+        if let Some(table) = self.tables.get_mut(kind) {
+            table.seen = table.seen.max(version);
+        }
+    }
+}
+
+impl Table {
+    fn index(&mut self, key: &ObjectKey, metadata: &ObjectMeta) {
+        for owner in metadata.owner_references.as_deref().unwrap_or_default() {
+            self.by_owner.entry(owner.uid.clone()).or_default().insert(key.clone());
+        }
+        if controller_of(metadata).is_none() {
+            self.uncontrolled.insert(key.clone());
+        }
+    }
+
+    fn unindex(&mut self, key: &ObjectKey, metadata: &ObjectMeta) {
+        for owner in metadata.owner_references.as_deref().unwrap_or_default() {
+            if let Some(keys) = self.by_owner.get_mut(&owner.uid) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_owner.remove(&owner.uid);
+                }
+            }
+        }
+        self.uncontrolled.remove(key);
+    }
+}
+
+fn within<'a>(
+    objects: &'a BTreeMap<ObjectKey, Arc<dyn Object>>,
+    namespace: &'a str,
+) -> impl Iterator<Item = (&'a ObjectKey, &'a Arc<dyn Object>)> {
+    objects
+        .range(ObjectKey::new(namespace, "")..)
+        .take_while(move |(k, _)| namespace.is_empty() || k.namespace == namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::object::decode;
+    use k8s_openapi::api::core::v1::Pod;
+
+    fn pod(name: &str, version: u64, owner: Option<&str>) -> Arc<dyn Object> {
+        let owners = owner.map_or(
+            serde_json::json!([]),
+            |uid| serde_json::json!([{"apiVersion": "v1", "kind": "X", "name": "x", "uid": uid, "controller": true}]),
+        );
+        let text = serde_json::json!({"metadata": {
+            "name": name, "namespace": "a", "uid": format!("uid-{name}"), "resourceVersion": version.to_string(),
+            "ownerReferences": owners}});
+        decode::<Pod>(&text.to_string()).unwrap()
+    }
+
+    #[test]
+    fn indexes_follow_the_objects() {
+        let kind = Kind::of::<Pod>();
+        let mut view = View::default();
+        view.put(&kind, pod("p", 1, None));
+        view.put(&kind, pod("q", 2, Some("o")));
+        assert_eq!(view.uncontrolled::<Pod>("a").count(), 1);
+        assert_eq!(view.controlled::<Pod>("o").count(), 1);
+        view.put(&kind, pod("p", 3, Some("o")));
+        assert_eq!(view.uncontrolled::<Pod>("a").count(), 0);
+        assert_eq!(view.dependents("o").count(), 2);
+        assert!(view.put(&kind, pod("p", 2, None)).is_none(), "older states are dropped");
+        let changes = view.replace(&kind, vec![pod("q", 2, Some("o")), pod("r", 9, None)], 12);
+        assert_eq!(changes.len(), 2, "p is gone, r is new, q is unchanged");
+        assert_eq!(view.seen(&kind), Some(12));
+        assert!(view.by_uid("uid-p").is_none() && view.by_uid("uid-r").is_some());
+        assert_eq!((view.list::<Pod>("a").count(), view.list::<Pod>("b").count()), (2, 0));
+    }
+}
