@@ -1,1 +1,391 @@
 //! The one in-memory copy of every object: multi-version map, event rings, indexes, encoded bytes.
+//!
+//! Fed by the store's committer in revision order, after the sync and before the acknowledgement: what is read here is
+//! durable, and a client reads its own writes. Objects are kept as stored bytes with a few extracted facts, never as
+//! parsed values. Absent on purpose: selector syntax, HTTP, and any lock held across an await.
+
+mod index;
+mod lookup;
+pub mod object;
+mod ring;
+pub mod select;
+mod watching;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::store::versions::{OutOfReach, Versions};
+use crate::store::{Change, Entry, Outcome, Revision, Sink, Store, StoreError, Txn, prefix_end};
+
+pub use lookup::Lookup;
+pub use object::{Cached, Fields, Resource};
+pub use ring::{Event, Kind};
+pub use select::{FieldRequirement, LabelOp, LabelRequirement, Selectors};
+pub use watching::{Seen, Watch};
+
+use index::Index;
+use ring::Rings;
+
+/// How often the store is asked to expire keys and compact.
+const TICK_EVERY: Duration = Duration::from_secs(1);
+
+/// Why a list or watch can't be served at a revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Gone {
+    /// Compacted, or the watch was too slow: list again. The oldest revision that is left.
+    #[error("too old resource version; the oldest is {0}")]
+    Compacted(Revision),
+    /// Not reached yet; the current revision.
+    #[error("too large resource version; the current is {0}")]
+    Future(Revision),
+}
+
+impl From<OutOfReach> for Gone {
+    fn from(out: OutOfReach) -> Self {
+        match out {
+            OutOfReach::Compacted(revision) => Self::Compacted(revision),
+            OutOfReach::Future(revision) => Self::Future(revision),
+        }
+    }
+}
+
+/// A page of objects.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// In key order.
+    pub items: Vec<Arc<Cached>>,
+    /// The revision that was read; ask for the following pages at it.
+    pub revision: Revision,
+    /// How many matching objects come after this page.
+    pub remaining: u64,
+    /// The last key of this page where more follow: the next page's `start_after`.
+    pub next: Option<Arc<str>>,
+}
+
+/// What is kept per resource.
+struct Shelf {
+    resource: Resource,
+    /// When anything below the prefix last changed.
+    changed: Revision,
+    index: Index,
+    rings: Rings,
+}
+
+struct Inner {
+    versions: Versions<Arc<Cached>>,
+    shelves: HashMap<Arc<str>, Shelf>,
+}
+
+/// See the module.
+pub struct Cache {
+    store: Arc<dyn Store>,
+    inner: RwLock<Inner>,
+    /// The newest revision whose events are all in the rings.
+    visible: AtomicU64,
+    moved: watch::Sender<Revision>,
+}
+
+impl Cache {
+    /// Reads the store into memory and follows it; `resources` can be added to later ([`register`](Self::register)).
+    /// A task of the current runtime asks the store every second to expire and compact, as long as the cache lives.
+    pub async fn open(store: Arc<dyn Store>, resources: Vec<Resource>) -> Result<Arc<Self>, StoreError> {
+        let shelves = resources.into_iter().map(|r| (r.prefix.clone(), Shelf::new(r, 0))).collect();
+        let cache = Arc::new(Self {
+            store: store.clone(),
+            inner: RwLock::new(Inner { versions: Versions::new(0), shelves }),
+            visible: AtomicU64::new(0),
+            moved: watch::Sender::new(0),
+        });
+        // Weak: the store must not keep the cache alive, which keeps the store.
+        store.feed(Arc::new(Feed(Arc::downgrade(&cache)))).await?;
+        let weak = Arc::downgrade(&cache);
+        tokio::spawn(async move {
+            let mut interval = tokio::time::interval(TICK_EVERY);
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                interval.tick().await;
+                let Some(store) = weak.upgrade().map(|cache| cache.store.clone()) else { return };
+                if let Err(error) = store.tick().await {
+                    tracing::warn!(%error, "the store's housekeeping failed");
+                }
+            }
+        });
+        Ok(cache)
+    }
+
+    /// Adds a resource or changes what is extracted of its objects; what is stored below its prefix is read anew.
+    /// Open watches on the prefix go on with the facts that they began with.
+    pub fn register(&self, resource: Resource) {
+        let mut inner = self.write();
+        let Inner { versions, shelves } = &mut *inner;
+        let prefix = resource.prefix.clone();
+        let mut shelf = Shelf::new(resource, versions.compacted());
+        if let Some(old) = shelves.remove(&prefix) {
+            shelf.rings = old.rings;
+            shelf.changed = old.changed;
+        } else if let Ok(records) = versions.since(versions.compacted()) {
+            for record in records.filter(|record| record.key.starts_with(&*prefix)) {
+                let previous = record.previous.clone().map(|(_, cached)| cached);
+                shelf.record(record.revision, record.value.clone(), previous);
+            }
+        }
+        let end = prefix_end(&prefix);
+        let now = versions.revision();
+        let cached: Vec<Arc<Cached>> = versions
+            .range(Bound::Included(&prefix), Bound::Excluded(&end), now)
+            .map(|(_, _, cached)| Arc::new(cached.extracted_by(&shelf.resource)))
+            .collect();
+        for cached in cached {
+            shelf.index.add(&shelf.resource, &cached);
+            shelf.changed = shelf.changed.max(cached.modified);
+            versions.replace_latest(&cached.key, cached.clone());
+        }
+        shelves.insert(prefix, shelf);
+    }
+
+    /// The store behind.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The newest visible revision.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.visible.load(Ordering::Acquire)
+    }
+
+    /// Waits until `revision` is visible; false: it was not within `timeout`.
+    pub async fn until(&self, revision: Revision, timeout: Duration) -> bool {
+        if self.revision() >= revision {
+            return true;
+        }
+        let mut moved = self.moved.subscribe();
+        tokio::time::timeout(timeout, moved.wait_for(|now| *now >= revision)).await.is_ok_and(|reached| reached.is_ok())
+    }
+
+    /// One object as of now.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<Arc<Cached>> {
+        self.read().versions.get(key).map(|(_, cached)| cached.clone())
+    }
+
+    /// Objects below `prefix` (a resource's, or one with a namespace and `/` after it), now or at a revision, after a
+    /// key, at most `limit` (0: all).
+    pub fn list(
+        &self,
+        prefix: &str,
+        at: Option<Revision>,
+        start_after: Option<&str>,
+        limit: usize,
+        filter: &Selectors,
+    ) -> Result<Page, Gone> {
+        let inner = self.read();
+        let revision = at.unwrap_or(inner.versions.revision());
+        inner.versions.check(revision)?;
+        let limit = if limit == 0 { usize::MAX } else { limit };
+        let mut found = Found { limit, items: Vec::new(), remaining: 0 };
+        let after = |key: &str| start_after.is_none_or(|start| key > start);
+        let indexed = (revision == inner.versions.revision())
+            .then(|| inner.shelf(prefix).and_then(|shelf| shelf.index.narrow(&shelf.resource, filter)))
+            .flatten();
+        if let Some(keys) = indexed {
+            for key in keys.range::<str, _>((Bound::Included(prefix), Bound::Unbounded)) {
+                if !key.starts_with(prefix) {
+                    break;
+                }
+                if let Some((_, cached)) = inner.versions.get(key).filter(|_| after(key)) {
+                    found.offer(cached, filter);
+                }
+            }
+        } else {
+            let end = prefix_end(prefix);
+            let from = match start_after {
+                Some(start) if start > prefix => Bound::Excluded(start),
+                _ => Bound::Included(prefix),
+            };
+            for (_, _, cached) in inner.versions.range(from, Bound::Excluded(&end), revision) {
+                found.offer(cached, filter);
+            }
+        }
+        let next = found.items.last().filter(|_| found.remaining > 0).map(|cached| cached.key.clone());
+        Ok(Page { items: found.items, revision, remaining: found.remaining, next })
+    }
+
+    /// Events below `prefix` after `from` (`None`: from now on), filtered. A `from` in the future waits silently.
+    pub fn watch(self: &Arc<Self>, prefix: &str, from: Option<Revision>, filter: Selectors) -> Result<Watch, Gone> {
+        if self.read().shelf(prefix).is_none() {
+            self.register(Resource::plain(object::resource_prefix(prefix)));
+        }
+        let mut inner = self.write();
+        let now = inner.versions.revision();
+        let compacted = inner.versions.compacted();
+        let Some(shelf) = inner.shelf_mut(prefix) else { return Err(Gone::Compacted(now)) };
+        let topic = ring::Topic::of(&shelf.resource, prefix, &filter);
+        let ring = shelf.rings.open(topic);
+        Watch::start(self.clone(), ring, prefix, from.unwrap_or(now), filter, compacted)
+    }
+
+    /// Writes through the store; what it committed is visible here when it returns.
+    pub async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        let outcome = self.store.txn(txn).await?;
+        if let Outcome::Committed(revision) = outcome
+            && self.revision() < revision
+        {
+            // Only a remote store acknowledges before it feeds.
+            let mut moved = self.moved.subscribe();
+            let _ = moved.wait_for(|now| *now >= revision).await;
+        }
+        Ok(outcome)
+    }
+
+    /// When anything of the resource that `prefix` names last changed: what was computed from a list at or after this
+    /// revision still holds.
+    #[must_use]
+    pub fn resource_revision(&self, prefix: &str) -> Revision {
+        let inner = self.read();
+        inner.shelf(prefix).map_or(inner.versions.revision(), |shelf| shelf.changed)
+    }
+
+    /// How many objects there are below a prefix now.
+    #[must_use]
+    pub fn count(&self, prefix: &str) -> usize {
+        let inner = self.read();
+        let end = prefix_end(prefix);
+        inner.versions.range(Bound::Included(prefix), Bound::Excluded(&end), inner.versions.revision()).count()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, revision: Revision) {
+        self.visible.store(revision, Ordering::Release);
+        self.moved.send_replace(revision);
+    }
+}
+
+/// Collects one page and counts the rest.
+struct Found {
+    limit: usize,
+    items: Vec<Arc<Cached>>,
+    remaining: u64,
+}
+
+impl Found {
+    fn offer(&mut self, cached: &Arc<Cached>, filter: &Selectors) {
+        if filter.matches(cached) {
+            if self.items.len() < self.limit {
+                self.items.push(cached.clone());
+            } else {
+                self.remaining += 1;
+            }
+        }
+    }
+}
+
+impl Shelf {
+    fn new(resource: Resource, floor: Revision) -> Self {
+        Self { resource, changed: floor, index: Index::default(), rings: Rings::new(floor) }
+    }
+
+    fn record(&mut self, revision: Revision, new: Option<Arc<Cached>>, old: Option<Arc<Cached>>) {
+        self.changed = revision;
+        if let Some(event) = Event::new(revision, new, old) {
+            self.rings.push(&self.resource, Arc::new(event));
+        }
+    }
+}
+
+impl Inner {
+    /// The shelf of the resource that `key` (an object's, or a prefix with its last `/`) belongs to.
+    fn shelf(&self, key: &str) -> Option<&Shelf> {
+        ancestors(key).find_map(|prefix| self.shelves.get(prefix))
+    }
+
+    fn shelf_mut(&mut self, key: &str) -> Option<&mut Shelf> {
+        let prefix = ancestors(key).find(|prefix| self.shelves.contains_key(*prefix))?;
+        self.shelves.get_mut(prefix)
+    }
+
+    fn apply(&mut self, change: &Change) {
+        let prefix = ancestors(&change.key).find(|prefix| self.shelves.contains_key(*prefix));
+        let mut shelf = prefix.and_then(|prefix| self.shelves.get_mut(prefix));
+        let new =
+            change.entry.as_ref().map(|entry| Arc::new(Cached::new(entry, shelf.as_deref().map(|s| &s.resource))));
+        let old = self.versions.apply(change.revision, &change.key, new.clone()).map(|(_, cached)| cached);
+        if let Some(shelf) = shelf.as_mut() {
+            if let Some(old) = &old {
+                shelf.index.remove(&shelf.resource, old);
+            }
+            if let Some(new) = &new {
+                shelf.index.add(&shelf.resource, new);
+            }
+            shelf.record(change.revision, new, old);
+        }
+    }
+}
+
+/// A key's prefixes that end in `/`, longest first.
+fn ancestors(key: &str) -> impl Iterator<Item = &str> {
+    key.rmatch_indices('/').map(|(at, _)| &key[..=at])
+}
+
+/// The cache's end of the store's feed.
+struct Feed(Weak<Cache>);
+
+impl Sink for Feed {
+    fn start(&self, state: Vec<Entry>, revision: Revision) {
+        let Some(cache) = self.0.upgrade() else { return };
+        let mut inner = cache.write();
+        let Inner { versions, shelves } = &mut *inner;
+        *versions = Versions::new(revision);
+        for shelf in shelves.values_mut() {
+            shelf.rings = Rings::new(revision);
+            shelf.changed = 0;
+        }
+        for entry in state {
+            let prefix = ancestors(&entry.key).find(|prefix| shelves.contains_key(*prefix));
+            let shelf = prefix.and_then(|prefix| shelves.get_mut(prefix));
+            let cached = Arc::new(Cached::new(&entry, shelf.as_deref().map(|s| &s.resource)));
+            if let Some(shelf) = shelf {
+                shelf.index.add(&shelf.resource, &cached);
+                shelf.changed = shelf.changed.max(cached.modified);
+            }
+            versions.load(entry.key, entry.modified, cached);
+        }
+        drop(inner);
+        cache.publish(revision);
+    }
+
+    fn commit(&self, changes: &[Change]) {
+        let (Some(cache), Some(last)) = (self.0.upgrade(), changes.last()) else { return };
+        let mut inner = cache.write();
+        for change in changes {
+            inner.apply(change);
+        }
+        drop(inner);
+        cache.publish(last.revision);
+    }
+
+    fn compact(&self, revision: Revision) {
+        let Some(cache) = self.0.upgrade() else { return };
+        let mut inner = cache.write();
+        inner.versions.compact(revision);
+        for shelf in inner.shelves.values_mut() {
+            shelf.rings.forget(revision);
+        }
+    }
+}

@@ -1,18 +1,39 @@
 //! The store: etcd's semantics and nothing else. Implementations: `memory` (tests, simulation) and the embedded one
 //! (commit log + sled); one contract suite runs on all.
+//!
+//! A revision is taken by every transaction that changes something. What is visible is durable: a transaction is synced,
+//! then visible to readers and the [`Sink`], then acknowledged.
 
+pub mod memory;
+mod plan;
+pub mod versions;
+
+#[cfg(test)]
+mod contract;
+
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 /// A point in the store's history; every committed transaction that changes something takes the next one.
 pub type Revision = u64;
 
+/// Upstream's limit of a request to etcd (1.5 MiB): what clients are built for.
+pub const VALUE_BYTES_MAX: usize = 3 * 512 * 1024;
+/// Writes in one transaction, as etcd's default `max-txn-ops`.
+pub const TXN_OPS_MAX: usize = 128;
+/// History is compacted in this rhythm, as upstream's apiserver does, to where it stood one such time before.
+pub const COMPACT_EVERY: Duration = Duration::from_secs(5 * 60);
+/// Superseded values kept for history before it is compacted early: bounds memory under a storm of updates.
+pub const HISTORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// One stored key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The key, such as `/registry/pods/default/web-1`.
-    pub key: String,
+    pub key: Arc<str>,
     /// The value.
     pub value: Bytes,
     /// When the key was created.
@@ -49,19 +70,29 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// The key that is written.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } => key,
+        }
+    }
+}
+
 /// Compares, and writes all or nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Txn {
     /// All must hold.
     pub compares: Vec<Compare>,
-    /// Done in order at one revision.
+    /// Done at one revision; of several writes to one key the last one counts.
     pub ops: Vec<Op>,
 }
 
 /// What a transaction came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Durable and visible at this revision.
+    /// Durable and visible at this revision (the current one where nothing changed).
     Committed(Revision),
     /// A compare failed; the current entries of the compared keys, in order.
     Conflict(Vec<Option<Entry>>),
@@ -78,8 +109,21 @@ pub struct Range {
     pub remaining: u64,
 }
 
+/// One key's change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// When.
+    pub revision: Revision,
+    /// The key.
+    pub key: Arc<str>,
+    /// What it is now; `None`: deleted.
+    pub entry: Option<Entry>,
+    /// What it was.
+    pub previous: Option<Entry>,
+}
+
 /// Why the store refused or failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The revision is below the compacted one.
     #[error("revision {0} has been compacted")]
@@ -95,10 +139,116 @@ pub enum StoreError {
         /// The limit.
         limit: usize,
     },
+    /// More writes than one transaction may have.
+    #[error("{ops} writes in one transaction are over the limit of {limit}")]
+    TooMany {
+        /// How many.
+        ops: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// The store is closed or its disk failed.
     #[error("the store is not available: {0}")]
     Unavailable(String),
-    /// The files are damaged; names the file and the way back.
+    /// Another process uses the folder.
+    #[error("{0}")]
+    InUse(String),
+    /// The files are damaged or of a newer version; names the file and the way back.
     #[error("{0}")]
     Damaged(String),
+}
+
+/// What is fed by the committer itself: all changes in revision order, after they are durable and before they are
+/// acknowledged. Called from the writer: must not block or call the store.
+pub trait Sink: Send + Sync {
+    /// The state at `revision`, once, before anything else.
+    fn start(&self, state: Vec<Entry>, revision: Revision);
+    /// The changes of one or more whole transactions, which become visible together.
+    fn commit(&self, changes: &[Change]);
+    /// History up to `revision` is gone.
+    fn compact(&self, revision: Revision);
+}
+
+/// A key-value store with etcd's semantics.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// The newest visible revision.
+    fn revision(&self) -> Revision;
+
+    /// The oldest revision that can still be read.
+    fn compacted(&self) -> Revision;
+
+    /// One key, now or at a revision.
+    async fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Entry>, StoreError>;
+
+    /// Keys in `from..to`, now or at a revision, at most `limit` (0: all).
+    async fn range(&self, from: &str, to: &str, at: Option<Revision>, limit: usize) -> Result<Range, StoreError>;
+
+    /// Compares and writes; returns when the writes are durable and visible.
+    async fn txn(&self, txn: Txn) -> Result<Outcome, StoreError>;
+
+    /// Changes below `prefix` after `from`, in order.
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError>;
+
+    /// Feeds `sink` from now on: the state as of the compacted revision, the history since, and all that follows.
+    async fn feed(&self, sink: Arc<dyn Sink>) -> Result<(), StoreError>;
+
+    /// Forgets history up to and with `revision`.
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
+
+    /// Removes what has outlived its time and compacts when it is time; to be called about every second.
+    async fn tick(&self) -> Result<(), StoreError>;
+}
+
+/// The first key after all keys that begin with `prefix`.
+#[must_use]
+pub fn prefix_end(prefix: &str) -> String {
+    // Keys are valid UTF-8, and no key holds the highest scalar value.
+    format!("{prefix}\u{10FFFF}")
+}
+
+/// Where a [`Watch`] takes its changes from.
+pub(crate) trait History: Send + Sync {
+    /// Up to `most` changes after `after` below `prefix`, and up to which revision that covers everything.
+    fn since(&self, prefix: &str, after: Revision, most: usize) -> Result<(Vec<Change>, Revision), StoreError>;
+}
+
+/// Changes handed out at a watch's own pace out of the store's history: a slow one costs nothing and holds up nobody,
+/// and ends with [`StoreError::Compacted`] when history no longer reaches back to it.
+pub struct Watch {
+    history: Arc<dyn History>,
+    moved: tokio::sync::watch::Receiver<Revision>,
+    prefix: String,
+    after: Revision,
+    ready: std::collections::VecDeque<Change>,
+}
+
+impl Watch {
+    /// Changes taken out of history at once.
+    const BATCH: usize = 64;
+
+    pub(crate) fn new(
+        history: Arc<dyn History>,
+        moved: tokio::sync::watch::Receiver<Revision>,
+        prefix: &str,
+        after: Revision,
+    ) -> Self {
+        Self { history, moved, prefix: prefix.into(), after, ready: std::collections::VecDeque::new() }
+    }
+
+    /// The next change.
+    pub async fn next(&mut self) -> Result<Change, StoreError> {
+        loop {
+            if let Some(change) = self.ready.pop_front() {
+                return Ok(change);
+            }
+            self.moved.borrow_and_update();
+            let (changes, covered) = self.history.since(&self.prefix, self.after, Self::BATCH)?;
+            self.after = self.after.max(covered);
+            self.ready = changes.into();
+            if self.ready.is_empty() && self.moved.changed().await.is_err() {
+                return Err(StoreError::Unavailable("closed".into()));
+            }
+        }
+    }
 }

@@ -1,0 +1,70 @@
+//! [`Objects`] over the cache: how authorizers, admission and allocators read other objects.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::Value;
+
+use super::{Cache, Cached, Selectors};
+use crate::objects::Objects;
+
+/// Stored bytes of the objects whose parsed form is kept for the next look-up; parsed they weigh about five times that.
+const KEPT_BYTES_MAX: usize = 1024 * 1024;
+
+type Prefix = dyn Fn(&str, &str) -> Option<String> + Send + Sync;
+
+/// See the module.
+pub struct Lookup {
+    cache: Arc<Cache>,
+    /// (group, plural) -> storage prefix with its last `/`.
+    prefix: Box<Prefix>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    values: VecDeque<(usize, Arc<Value>)>,
+    bytes: usize,
+}
+
+impl Lookup {
+    /// Over a cache, with the resource table's function from group and plural to storage prefix.
+    pub fn new(cache: Arc<Cache>, prefix: impl Fn(&str, &str) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self { cache, prefix: Box::new(prefix), kept: Mutex::default() }
+    }
+
+    fn parsed(&self, object: &Cached) -> Arc<Value> {
+        let value = object.shared();
+        // Held by more than this call: already kept by somebody.
+        if Arc::strong_count(&value) == 1 {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.bytes += object.stored().len();
+            kept.values.push_back((object.stored().len(), value.clone()));
+            while kept.bytes > KEPT_BYTES_MAX {
+                let Some((bytes, _)) = kept.values.pop_front() else { break };
+                kept.bytes -= bytes;
+            }
+        }
+        value
+    }
+}
+
+impl Objects for Lookup {
+    fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        let prefix = (self.prefix)(group, plural)?;
+        let key = if namespace.is_empty() { format!("{prefix}{name}") } else { format!("{prefix}{namespace}/{name}") };
+        self.cache.get(&key).map(|object| self.parsed(&object))
+    }
+
+    fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
+        let Some(prefix) = (self.prefix)(group, plural) else { return Vec::new() };
+        let prefix = namespace.map_or_else(|| prefix.clone(), |namespace| format!("{prefix}{namespace}/"));
+        // The newest revision is always within reach.
+        let page = self.cache.list(&prefix, None, None, 0, &Selectors::default());
+        page.map(|page| page.items.iter().map(|object| self.parsed(object)).collect()).unwrap_or_default()
+    }
+
+    fn revision(&self, group: &str, plural: &str) -> u64 {
+        (self.prefix)(group, plural).map_or(0, |prefix| self.cache.resource_revision(&prefix))
+    }
+}

@@ -1,0 +1,215 @@
+//! The suite that every store must pass: etcd's semantics, one promise per function.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use machinery::env::{Env, ManualClock};
+
+use super::*;
+
+/// Makes an empty store.
+pub(crate) type Make<'a> = &'a dyn Fn(Env) -> Arc<dyn Store>;
+
+fn env() -> (Env, Arc<ManualClock>) {
+    Env::seeded(1, Timestamp::from_second(1_700_000_000).unwrap())
+}
+
+pub(crate) fn put(key: &str, value: &str) -> Op {
+    Op::Put { key: key.into(), value: Bytes::copy_from_slice(value.as_bytes()), ttl: None }
+}
+
+pub(crate) fn when(key: &str, modified: Revision, op: Op) -> Txn {
+    Txn { compares: vec![Compare { key: key.into(), modified }], ops: vec![op] }
+}
+
+pub(crate) fn just(op: Op) -> Txn {
+    Txn { compares: vec![], ops: vec![op] }
+}
+
+pub(crate) async fn write(store: &dyn Store, txn: Txn) -> Revision {
+    match store.txn(txn).await.unwrap() {
+        Outcome::Committed(revision) => revision,
+        Outcome::Conflict(entries) => panic!("conflict: {entries:?}"),
+    }
+}
+
+pub(crate) async fn all(make: Make<'_>) {
+    compares(make).await;
+    reads_at_revisions(make).await;
+    watches(make).await;
+    many_writers(make).await;
+    expires_and_compacts(make).await;
+    feeds(make).await;
+}
+
+async fn compares(make: Make<'_>) {
+    let store = make(env().0);
+    let created = write(&*store, when("/a", 0, put("/a", "1"))).await;
+    assert_eq!(created, store.revision());
+    let Outcome::Conflict(seen) = store.txn(when("/a", 0, put("/a", "x"))).await.unwrap() else { panic!() };
+    let entry = seen[0].clone().unwrap();
+    assert_eq!((&*entry.key, &entry.value[..], entry.created, entry.modified), ("/a", &b"1"[..], created, created));
+    let second = write(&*store, when("/a", created, put("/a", "2"))).await;
+    assert_eq!(second, created + 1);
+    // All or nothing, at one revision; the last write to a key counts.
+    let txn = Txn {
+        compares: vec![Compare { key: "/a".into(), modified: second }, Compare { key: "/b".into(), modified: 0 }],
+        ops: vec![put("/b", "0"), Op::Delete { key: "/a".into() }, put("/b", "1")],
+    };
+    let third = write(&*store, txn).await;
+    assert_eq!(store.get("/a", None).await.unwrap(), None);
+    let b = store.get("/b", None).await.unwrap().unwrap();
+    assert_eq!((&b.value[..], b.created, b.modified), (&b"1"[..], third, third));
+    // What changes nothing takes no revision.
+    assert_eq!(write(&*store, just(Op::Delete { key: "/a".into() })).await, third);
+    assert_eq!(store.revision(), third);
+    let Outcome::Conflict(seen) = store.txn(when("/a", second, put("/a", "x"))).await.unwrap() else { panic!() };
+    assert_eq!(seen, vec![None]);
+    let huge = Op::Put { key: "/h".into(), value: vec![0; VALUE_BYTES_MAX + 1].into(), ttl: None };
+    assert!(matches!(store.txn(just(huge)).await, Err(StoreError::TooLarge { .. })));
+    // Created again: a new life.
+    let again = write(&*store, just(put("/a", "3"))).await;
+    assert_eq!(store.get("/a", None).await.unwrap().unwrap().created, again);
+}
+
+async fn reads_at_revisions(make: Make<'_>) {
+    let store = make(env().0);
+    for n in 0..5 {
+        write(&*store, just(put(&format!("/p/{n}"), "1"))).await;
+    }
+    write(&*store, just(put("/q/0", "1"))).await;
+    let old = store.revision();
+    write(&*store, just(put("/p/2", "2"))).await;
+    write(&*store, just(Op::Delete { key: "/p/3".into() })).await;
+    let page = store.range("/p/1", &prefix_end("/p/"), Some(old), 2).await.unwrap();
+    assert_eq!(page.entries.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["/p/1", "/p/2"]);
+    assert_eq!((page.revision, page.remaining), (old, 2));
+    assert_eq!(&page.entries[1].value[..], b"1");
+    let now = store.range("/p/", &prefix_end("/p/"), None, 0).await.unwrap();
+    assert_eq!(now.entries.len(), 4);
+    assert_eq!(now.revision, store.revision());
+    assert_eq!(store.get("/p/3", Some(old)).await.unwrap().unwrap().modified, 4);
+    let future = store.revision() + 1;
+    assert!(matches!(store.get("/p/3", Some(future)).await, Err(StoreError::Future(_))));
+    store.compact(old + 1).await.unwrap();
+    assert_eq!(store.compacted(), old + 1);
+    assert!(matches!(store.range("/", "0", Some(old), 0).await, Err(StoreError::Compacted(_))));
+    assert_eq!(store.range("/p/", &prefix_end("/p/"), Some(old + 1), 0).await.unwrap().entries.len(), 5);
+    assert!(matches!(store.compact(old).await, Err(StoreError::Compacted(_))));
+    assert!(matches!(store.watch("/p/", old).await, Err(StoreError::Compacted(_))));
+}
+
+async fn watches(make: Make<'_>) {
+    let store = make(env().0);
+    let first = write(&*store, just(put("/w/a", "1"))).await;
+    write(&*store, just(put("/x/a", "1"))).await;
+    let mut live = store.watch("/w/", store.revision()).await.unwrap();
+    let mut past = store.watch("/w/", 0).await.unwrap();
+    write(&*store, just(put("/w/a", "2"))).await;
+    let txn = Txn { compares: vec![], ops: vec![Op::Delete { key: "/w/a".into() }, put("/w/b", "1")] };
+    let last = write(&*store, txn).await;
+    let born = past.next().await.unwrap();
+    assert_eq!((born.revision, born.previous), (first, None));
+    for watch in [&mut live, &mut past] {
+        let update = watch.next().await.unwrap();
+        assert_eq!(&update.previous.unwrap().value[..], b"1");
+        assert_eq!(&update.entry.unwrap().value[..], b"2");
+        let gone = watch.next().await.unwrap();
+        assert_eq!((gone.revision, &*gone.key, gone.entry), (last, "/w/a", None));
+        assert_eq!(&gone.previous.unwrap().value[..], b"2");
+        assert_eq!(&*watch.next().await.unwrap().key, "/w/b");
+    }
+    // A slow watch is told when history has gone on without it.
+    write(&*store, just(put("/w/c", "1"))).await;
+    store.compact(store.revision()).await.unwrap();
+    assert!(matches!(live.next().await, Err(StoreError::Compacted(_))));
+}
+
+async fn many_writers(make: Make<'_>) {
+    let store = make(env().0);
+    let mut watch = store.watch("/", 0).await.unwrap();
+    let writers = (0..16).map(|w| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let mut won = 0u64;
+            for n in 0..25 {
+                write(&*store, just(put(&format!("/n/{w}/{n}"), "x"))).await;
+                let seen = store.get("/counter", None).await.unwrap().map_or(0, |e| e.modified);
+                if let Outcome::Committed(_) = store.txn(when("/counter", seen, put("/counter", "x"))).await.unwrap() {
+                    won += 1;
+                }
+            }
+            won
+        })
+    });
+    let writers: Vec<_> = writers.collect();
+    let mut won = 0;
+    for writer in writers {
+        won += writer.await.unwrap();
+    }
+    assert_eq!(store.revision(), 16 * 25 + won);
+    let mut next = 0;
+    while next < store.revision() {
+        next += 1;
+        assert_eq!(watch.next().await.unwrap().revision, next, "every revision once and in order");
+    }
+}
+
+async fn expires_and_compacts(make: Make<'_>) {
+    let (env, clock) = env();
+    let store = make(env);
+    let mortal = |ttl| Op::Put { key: "/e/1".into(), value: "x".into(), ttl: Some(Duration::from_secs(ttl)) };
+    write(&*store, just(mortal(10))).await;
+    store.tick().await.unwrap();
+    clock.advance(Duration::from_secs(8));
+    write(&*store, just(mortal(10))).await;
+    clock.advance(Duration::from_secs(8));
+    store.tick().await.unwrap();
+    assert!(store.get("/e/1", None).await.unwrap().is_some(), "written again: a new time to live");
+    let mut watch = store.watch("/e/", store.revision()).await.unwrap();
+    clock.advance(Duration::from_secs(3));
+    store.tick().await.unwrap();
+    assert_eq!(store.get("/e/1", None).await.unwrap(), None);
+    assert_eq!(watch.next().await.unwrap().entry, None);
+    // Compacts to where it stood five minutes before.
+    assert_eq!(store.compacted(), 0);
+    clock.advance(COMPACT_EVERY);
+    store.tick().await.unwrap();
+    let then = store.revision();
+    write(&*store, just(put("/k", "1"))).await;
+    clock.advance(COMPACT_EVERY);
+    store.tick().await.unwrap();
+    assert_eq!(store.compacted(), then);
+}
+
+async fn feeds(make: Make<'_>) {
+    #[derive(Default)]
+    struct Seen(std::sync::Mutex<Vec<String>>);
+    impl Sink for Seen {
+        fn start(&self, state: Vec<Entry>, revision: Revision) {
+            self.0.lock().unwrap().push(format!("start {} at {revision}", state.len()));
+        }
+        fn commit(&self, changes: &[Change]) {
+            for change in changes {
+                self.0.lock().unwrap().push(format!("{} {}", change.key, change.revision));
+            }
+        }
+        fn compact(&self, revision: Revision) {
+            self.0.lock().unwrap().push(format!("compact {revision}"));
+        }
+    }
+    let store = make(env().0);
+    write(&*store, just(put("/a", "1"))).await;
+    store.compact(1).await.unwrap();
+    write(&*store, just(put("/b", "1"))).await;
+    let seen = Arc::new(Seen::default());
+    store.feed(seen.clone()).await.unwrap();
+    assert_eq!(*seen.0.lock().unwrap(), ["start 1 at 1", "/b 2"]);
+    write(&*store, just(put("/c", "1"))).await;
+    // Fed before the acknowledgement.
+    assert_eq!(seen.0.lock().unwrap().last().unwrap(), "/c 3");
+    store.compact(3).await.unwrap();
+    assert_eq!(seen.0.lock().unwrap().last().unwrap(), "compact 3");
+}

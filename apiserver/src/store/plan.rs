@@ -1,0 +1,270 @@
+//! What a transaction does, decided without IO: compares against the visible state and what is about to be, times to
+//! live, compaction. Both local stores are this with a different way to make it durable.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::versions::{OutOfReach, Record, Versions};
+use super::{
+    COMPACT_EVERY, Change, Entry, HISTORY_BYTES_MAX, Op, Outcome, Range, Revision, StoreError, TXN_OPS_MAX, Txn,
+    VALUE_BYTES_MAX,
+};
+
+/// One key's stored form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub(super) value: Bytes,
+    pub(super) created: Revision,
+    /// Milliseconds since the epoch; 0: lives until deleted.
+    pub(super) expires_ms: u64,
+}
+
+/// One write of a planned transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Write {
+    pub(super) revision: Revision,
+    pub(super) key: Arc<str>,
+    pub(super) stored: Option<Stored>,
+}
+
+/// What is planned and not visible yet: later transactions of the same group must see it.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    pub(super) writes: Vec<Write>,
+    newest: HashMap<Arc<str>, usize>,
+    revision: Option<Revision>,
+}
+
+/// The visible state of a local store.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) versions: Versions<Stored>,
+    expiry: BTreeSet<(u64, Arc<str>)>,
+    history_bytes: usize,
+    /// The revision to compact to next, and when (monotonic).
+    next_compaction: Option<(Duration, Revision)>,
+}
+
+impl From<OutOfReach> for StoreError {
+    fn from(out: OutOfReach) -> Self {
+        match out {
+            OutOfReach::Compacted(revision) => Self::Compacted(revision),
+            OutOfReach::Future(revision) => Self::Future(revision),
+        }
+    }
+}
+
+fn entry(key: &Arc<str>, modified: Revision, stored: &Stored) -> Entry {
+    Entry { key: key.clone(), value: stored.value.clone(), created: stored.created, modified }
+}
+
+fn change(record: &Record<Stored>) -> Change {
+    Change {
+        revision: record.revision,
+        key: record.key.clone(),
+        entry: record.value.as_ref().map(|stored| entry(&record.key, record.revision, stored)),
+        previous: record.previous.as_ref().map(|(at, stored)| entry(&record.key, *at, stored)),
+    }
+}
+
+/// Refuses what no store takes, before it is queued.
+pub(super) fn check(txn: &Txn) -> Result<(), StoreError> {
+    if txn.ops.len() > TXN_OPS_MAX {
+        return Err(StoreError::TooMany { ops: txn.ops.len(), limit: TXN_OPS_MAX });
+    }
+    for op in &txn.ops {
+        if let Op::Put { value, .. } = op
+            && value.len() > VALUE_BYTES_MAX
+        {
+            return Err(StoreError::TooLarge { bytes: value.len(), limit: VALUE_BYTES_MAX });
+        }
+    }
+    Ok(())
+}
+
+impl State {
+    pub(super) fn new(revision: Revision) -> Self {
+        Self { versions: Versions::new(revision), expiry: BTreeSet::new(), history_bytes: 0, next_compaction: None }
+    }
+
+    /// An entry of the initial state.
+    pub(super) fn load(&mut self, key: Arc<str>, modified: Revision, stored: Stored) {
+        if stored.expires_ms > 0 {
+            self.expiry.insert((stored.expires_ms, key.clone()));
+        }
+        self.versions.load(key, modified, stored);
+    }
+
+    fn newest<'a>(&'a self, pending: &'a Pending, key: &str) -> Option<(Arc<str>, Revision, &'a Stored)> {
+        if let Some((key, index)) = pending.newest.get_key_value(key) {
+            let write = &pending.writes[*index];
+            return Some((key.clone(), write.revision, write.stored.as_ref()?));
+        }
+        let (modified, stored) = self.versions.get(key)?;
+        Some((self.versions.shared_key(key)?, modified, stored))
+    }
+
+    /// Decides one transaction on top of `pending`, which takes its writes.
+    pub(super) fn plan(&self, pending: &mut Pending, txn: Txn, now_ms: u64) -> Outcome {
+        let current = pending.revision.unwrap_or(self.versions.revision());
+        let holds = txn
+            .compares
+            .iter()
+            .all(|compare| self.newest(pending, &compare.key).map_or(0, |(_, at, _)| at) == compare.modified);
+        if !holds {
+            let entries = txn.compares.iter().map(|compare| {
+                self.newest(pending, &compare.key).map(|(key, modified, stored)| entry(&key, modified, stored))
+            });
+            return Outcome::Conflict(entries.collect());
+        }
+        let revision = current + 1;
+        let mut last: BTreeMap<usize, Op> = BTreeMap::new();
+        let mut place: HashMap<String, usize> = HashMap::new();
+        for (index, op) in txn.ops.into_iter().enumerate() {
+            if let Some(earlier) = place.insert(op.key().to_owned(), index) {
+                last.remove(&earlier);
+            }
+            last.insert(index, op);
+        }
+        let mut writes = Vec::with_capacity(last.len());
+        for op in last.into_values() {
+            let found = self.newest(pending, op.key()).map(|(key, _, stored)| (key, stored.created));
+            match op {
+                Op::Put { key, value, ttl } => {
+                    let (key, created) = found.unwrap_or_else(|| (key.into(), revision));
+                    let expires_ms =
+                        ttl.map_or(0, |ttl| now_ms.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)));
+                    writes.push(Write { revision, key, stored: Some(Stored { value, created, expires_ms }) });
+                }
+                Op::Delete { .. } => {
+                    if let Some((key, _)) = found {
+                        writes.push(Write { revision, key, stored: None });
+                    }
+                }
+            }
+        }
+        if writes.is_empty() {
+            return Outcome::Committed(current);
+        }
+        for write in writes {
+            pending.newest.insert(write.key.clone(), pending.writes.len());
+            pending.writes.push(write);
+        }
+        pending.revision = Some(revision);
+        Outcome::Committed(revision)
+    }
+
+    /// Makes durable writes visible.
+    pub(super) fn apply(&mut self, writes: Vec<Write>) -> Vec<Change> {
+        writes.into_iter().map(|write| self.apply_one(write)).collect()
+    }
+
+    pub(super) fn apply_one(&mut self, write: Write) -> Change {
+        let Write { revision, key, stored } = write;
+        let previous = self.versions.apply(revision, &key, stored.clone());
+        if let Some((_, old)) = &previous {
+            self.history_bytes += old.value.len();
+            if old.expires_ms > 0 {
+                self.expiry.remove(&(old.expires_ms, key.clone()));
+            }
+        }
+        if let Some(new) = &stored
+            && new.expires_ms > 0
+        {
+            self.expiry.insert((new.expires_ms, key.clone()));
+        }
+        Change {
+            revision,
+            entry: stored.as_ref().map(|stored| entry(&key, revision, stored)),
+            previous: previous.map(|(at, stored)| entry(&key, at, &stored)),
+            key,
+        }
+    }
+
+    /// Deletes of what has outlived its time, at most as many as one transaction takes; each holds only while the key
+    /// was not written again.
+    pub(super) fn expired(&self, now_ms: u64) -> Option<Txn> {
+        let due = self.expiry.range(..=(now_ms, Arc::from("\u{10FFFF}"))).take(TXN_OPS_MAX);
+        let ops: Vec<Op> = due.map(|(_, key)| Op::Delete { key: key.to_string() }).collect();
+        (!ops.is_empty()).then(|| Txn { compares: Vec::new(), ops })
+    }
+
+    /// The revision to compact to, if it is time or history weighs too much.
+    pub(super) fn compaction_due(&mut self, elapsed: Duration) -> Option<Revision> {
+        if self.history_bytes > HISTORY_BYTES_MAX {
+            return Some(self.versions.middle());
+        }
+        match self.next_compaction {
+            Some((at, _)) if elapsed < at => None,
+            last => {
+                self.next_compaction = Some((elapsed + COMPACT_EVERY, self.versions.revision()));
+                last.map(|(_, revision)| revision).filter(|revision| *revision > self.versions.compacted())
+            }
+        }
+    }
+
+    pub(super) fn compact(&mut self, revision: Revision) -> Result<(), StoreError> {
+        self.versions.check(revision)?;
+        for record in self.versions.compact(revision) {
+            if let Some((_, old)) = record.previous {
+                self.history_bytes = self.history_bytes.saturating_sub(old.value.len());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Entry>, StoreError> {
+        let at = at.unwrap_or(self.versions.revision());
+        let found = self.versions.get_at(key, at)?;
+        Ok(found.map(|(modified, stored)| entry(&Arc::from(key), modified, stored)))
+    }
+
+    pub(super) fn range(&self, from: &str, to: &str, at: Option<Revision>, limit: usize) -> Result<Range, StoreError> {
+        let revision = at.unwrap_or(self.versions.revision());
+        self.versions.check(revision)?;
+        let limit = if limit == 0 { usize::MAX } else { limit };
+        let mut keys = self.versions.range(Bound::Included(from), Bound::Excluded(to), revision);
+        let entries: Vec<Entry> =
+            keys.by_ref().take(limit).map(|(key, modified, stored)| entry(key, modified, stored)).collect();
+        Ok(Range { entries, revision, remaining: keys.count() as u64 })
+    }
+
+    /// Everything with its write's revision and stored form, as of the compacted revision.
+    pub(super) fn base(&self) -> Vec<Entry> {
+        let at = self.versions.compacted();
+        self.versions
+            .range(Bound::Unbounded, Bound::Unbounded, at)
+            .map(|(key, modified, stored)| entry(key, modified, stored))
+            .collect()
+    }
+
+    pub(super) fn since(
+        &self,
+        prefix: &str,
+        after: Revision,
+        most: usize,
+    ) -> Result<(Vec<Change>, Revision), StoreError> {
+        let mut changes = Vec::new();
+        // A watch from the future waits for it.
+        let mut covered = self.versions.revision().max(after);
+        for record in self.versions.since(after)? {
+            // Never ends between two changes of one revision.
+            if changes.len() >= most && changes.last().is_some_and(|c: &Change| c.revision < record.revision) {
+                covered = record.revision - 1;
+                break;
+            }
+            if record.key.starts_with(prefix) {
+                changes.push(change(record));
+            }
+        }
+        Ok((changes, covered))
+    }
+
+    pub(super) fn changes_since(&self, after: Revision) -> Result<Vec<Change>, StoreError> {
+        Ok(self.versions.since(after)?.map(change).collect())
+    }
+}
