@@ -4,10 +4,12 @@
 //! authenticate → authorize → decode → mutate admission → default → validate admission → strategy → store → encode.
 //! [`resources`] is the one table that drives routes, discovery, OpenAPI, storage, columns, defaulting and validation.
 //!
-//! Absent on purpose: a Kubernetes client, and HTTP types outside [`http`] (and the TLS listener in [`auth`]).
+//! Absent on purpose: a Kubernetes client, and HTTP types outside [`http`] (but for the TLS listener and the reading of
+//! credentials in [`auth`]).
 
 pub mod admission;
 pub mod auth;
+pub mod bootstrap;
 pub mod cache;
 pub mod http;
 pub mod objects;

@@ -16,3 +16,60 @@ pub trait Objects: Send + Sync {
     /// The revision at which the resource last changed: what is computed from a list may be kept until this moves.
     fn revision(&self, group: &str, plural: &str) -> u64;
 }
+
+#[cfg(test)]
+pub(crate) mod memory {
+    //! The same over a map, for tests of what decides.
+
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::Value;
+
+    use super::Objects;
+
+    type Key = (String, String, String, String);
+
+    /// Objects that a test put there.
+    #[derive(Default)]
+    pub(crate) struct Map {
+        inner: Mutex<(BTreeMap<Key, Arc<Value>>, BTreeMap<(String, String), u64>)>,
+    }
+
+    impl Map {
+        /// Adds or replaces an object by its metadata.
+        pub(crate) fn put(&self, group: &str, plural: &str, object: Value) {
+            let part = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+            let key = (group.into(), plural.into(), part("namespace"), part("name"));
+            let mut inner = self.inner.lock().unwrap();
+            inner.0.insert(key, Arc::new(object));
+            *inner.1.entry((group.into(), plural.into())).or_default() += 1;
+        }
+
+        /// Removes an object.
+        pub(crate) fn remove(&self, group: &str, plural: &str, namespace: &str, name: &str) {
+            let mut inner = self.inner.lock().unwrap();
+            inner.0.remove(&(group.into(), plural.into(), namespace.into(), name.into()));
+            *inner.1.entry((group.into(), plural.into())).or_default() += 1;
+        }
+    }
+
+    impl Objects for Map {
+        fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+            let key = (group.into(), plural.into(), namespace.into(), name.into());
+            self.inner.lock().unwrap().0.get(&key).cloned()
+        }
+
+        fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
+            let inner = self.inner.lock().unwrap();
+            let mine = inner.0.iter().filter(|((g, p, n, _), _)| {
+                g == group && p == plural && namespace.is_none_or(|namespace| n == namespace)
+            });
+            mine.map(|(_, object)| object.clone()).collect()
+        }
+
+        fn revision(&self, group: &str, plural: &str) -> u64 {
+            self.inner.lock().unwrap().1.get(&(group.into(), plural.into())).copied().unwrap_or_default()
+        }
+    }
+}

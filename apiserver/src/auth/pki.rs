@@ -1,0 +1,495 @@
+//! The cluster's own certificate authority: serving and client certificates, and the key that signs service account
+//! tokens, kept in one folder and re-issued before they expire.
+
+use std::fs;
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use machinery::env::Env;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, SerialNumber,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::prelude::FromDer;
+
+use super::jwt::SigningKey;
+
+/// How long the authority is valid: as long as kubeadm's.
+const CA_VALID: Duration = Duration::from_hours(10 * 365 * 24);
+/// How long an issued certificate is valid: as long as kubeadm's.
+const LEAF_VALID: Duration = Duration::from_hours(365 * 24);
+/// An issued certificate with less time left than this is issued again at the next start.
+const LEAF_RENEW: Duration = Duration::from_hours(90 * 24);
+/// Certificates begin this much in the past, for machines whose clocks are behind ours.
+const BACKDATE: Duration = Duration::from_mins(5);
+/// The names under which clients reach the API server inside of a cluster.
+const SERVER_NAMES: [&str; 5] =
+    ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"];
+
+/// Why the keys and certificates could not be read or made.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// Reading or writing a file failed.
+    #[error("{path}: {source}")]
+    File {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file doesn't hold what it should.
+    #[error("{path} is damaged: {why}; restore it, or remove the whole pki folder to make new keys")]
+    Damaged {
+        /// Which file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A certificate could not be made.
+    #[error("cannot issue a certificate: {0}")]
+    Issue(String),
+}
+
+impl From<rcgen::Error> for PkiError {
+    fn from(error: rcgen::Error) -> Self {
+        Self::Issue(error.to_string())
+    }
+}
+
+/// A certificate (with PEM text) and its private key.
+#[derive(Clone)]
+pub struct Identity {
+    /// The certificate in PEM.
+    pub cert_pem: String,
+    /// The private key in PEM (PKCS#8).
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identity(…)")
+    }
+}
+
+impl Identity {
+    /// The certificates and the key as rustls takes them.
+    pub fn der(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
+        let certs = CertificateDer::pem_slice_iter(self.cert_pem.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| PkiError::Issue(e.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).map_err(|e| PkiError::Issue(e.to_string()))?;
+        Ok((certs, key))
+    }
+}
+
+/// The cluster's keys and certificates.
+pub struct Pki {
+    env: Env,
+    ca_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+    serving: Identity,
+    admin: Identity,
+    service_account: Arc<SigningKey>,
+}
+
+impl std::fmt::Debug for Pki {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pki(…)")
+    }
+}
+
+impl Pki {
+    /// Opens the folder, making what is missing. `sans` are the names and addresses that the API server is reached
+    /// under beside the fixed ones: bind addresses and the `kubernetes` Service's address.
+    ///
+    /// The serving and admin certificates are issued again when their names change or they are near their end; the
+    /// authority and the token key are made once and never replaced here.
+    pub fn open_or_create(dir: &Path, env: &Env, sans: &[String]) -> Result<Self, PkiError> {
+        let files = Folder::open(dir)?;
+        let (ca_pem, issuer) = match (files.read("ca.crt")?, files.read("ca.key")?) {
+            (Some(cert), Some(key)) => {
+                let key = KeyPair::from_pem(&key).map_err(|e| files.damaged("ca.key", &e))?;
+                let public = key.public_key_raw().to_vec();
+                let issuer = Issuer::from_ca_cert_pem(&cert, key).map_err(|e| files.damaged("ca.crt", &e))?;
+                match Leaf::parse(&cert) {
+                    Some(leaf) if leaf.public_key == public => (cert, issuer),
+                    _ => return Err(files.damaged("ca.crt", &"it doesn't belong to ca.key")),
+                }
+            }
+            (None, None) => {
+                let key = KeyPair::generate()?;
+                let params = authority_params(env)?;
+                let cert = params.self_signed(&key)?.pem();
+                // The key first: a certificate without its key could not be used any more.
+                files.write("ca.key", &key.serialize_pem())?;
+                files.write("ca.crt", &cert)?;
+                let issuer = Issuer::from_ca_cert_pem(&cert, key)?;
+                (cert, issuer)
+            }
+            // A start that was cut off between the two files: nothing was issued from that key yet.
+            (None, Some(key)) => {
+                let key = KeyPair::from_pem(&key).map_err(|e| files.damaged("ca.key", &e))?;
+                let cert = authority_params(env)?.self_signed(&key)?.pem();
+                files.write("ca.crt", &cert)?;
+                let issuer = Issuer::from_ca_cert_pem(&cert, key)?;
+                (cert, issuer)
+            }
+            (Some(_), None) => return Err(files.damaged("ca.key", &"it is missing beside ca.crt")),
+        };
+        let service_account = match files.read("sa.key")? {
+            Some(pem) => SigningKey::from_pem(&pem).map_err(|e| files.damaged("sa.key", &e))?,
+            None => {
+                let key = KeyPair::generate()?;
+                let pem = key.serialize_pem();
+                files.write("sa.key", &pem)?;
+                SigningKey::from_pem(&pem).map_err(|e| PkiError::Issue(e.to_string()))?
+            }
+        };
+        files.write_changed("sa.pub", &service_account.public_pem())?;
+
+        let mut names: Vec<String> = SERVER_NAMES.iter().map(ToString::to_string).collect();
+        names.extend(["127.0.0.1".to_owned(), "::1".to_owned()]);
+        for san in sans {
+            let unspecified = san.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+            if !unspecified && !names.contains(san) {
+                names.push(san.clone());
+            }
+        }
+        let wanted = Wanted { name: "kube-apiserver", group: "", sans: &names, server: true, client: false };
+        let serving = kept_or_issued(&files, "apiserver", env, &issuer, &wanted)?;
+        let wanted = Wanted { name: "kubernetes-admin", group: super::MASTERS, sans: &[], server: false, client: true };
+        let admin = kept_or_issued(&files, "admin", env, &issuer, &wanted)?;
+        Ok(Self { env: env.clone(), ca_pem, issuer, serving, admin, service_account: Arc::new(service_account) })
+    }
+
+    /// The authority's certificate in PEM.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// What the API server serves with.
+    #[must_use]
+    pub fn serving(&self) -> &Identity {
+        &self.serving
+    }
+
+    /// `kubernetes-admin` of `system:masters`.
+    #[must_use]
+    pub fn admin(&self) -> &Identity {
+        &self.admin
+    }
+
+    /// What signs service account tokens.
+    #[must_use]
+    pub fn service_account(&self) -> &Arc<SigningKey> {
+        &self.service_account
+    }
+
+    /// A new client certificate: CN is the user, O its group (none where empty).
+    pub fn issue_client(&self, user: &str, group: &str) -> Result<Identity, PkiError> {
+        issue(&self.env, &self.issuer, &Wanted { name: user, group, sans: &[], server: false, client: true })
+    }
+
+    /// A new serving certificate, such as a kubelet's (`system:node:NAME` of `system:nodes`, its names and addresses).
+    pub fn issue_serving(&self, name: &str, group: &str, sans: &[String]) -> Result<Identity, PkiError> {
+        issue(&self.env, &self.issuer, &Wanted { name, group, sans, server: true, client: false })
+    }
+}
+
+/// A kubeconfig with everything in it, for the context `coracle`.
+#[must_use]
+pub fn kubeconfig(server: &str, ca_pem: &str, user: &str, identity: &Identity) -> String {
+    use base64::Engine as _;
+    let b64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    // JSON strings are YAML strings: nothing in them can break out.
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: coracle\n  cluster:\n    server: {server}\n    \
+         certificate-authority-data: {ca}\nusers:\n- name: {user}\n  user:\n    client-certificate-data: {cert}\n    \
+         client-key-data: {key}\ncontexts:\n- name: coracle\n  context:\n    cluster: coracle\n    user: {user}\n\
+         current-context: coracle\npreferences: {{}}\n",
+        server = quoted(server),
+        user = quoted(user),
+        ca = b64(ca_pem),
+        cert = b64(&identity.cert_pem),
+        key = b64(&identity.key_pem),
+    )
+}
+
+/// Writes a file that only its owner may read: whole or not at all.
+pub fn write_private(path: &Path, text: &str) -> Result<(), PkiError> {
+    let failed = |source| PkiError::File { path: path.display().to_string(), source };
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".new");
+    let partial = PathBuf::from(partial);
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        options.mode(0o600);
+    }
+    let mut file = options.open(&partial).map_err(failed)?;
+    #[cfg(unix)]
+    {
+        // The mode above only counts for a new file, not for one that an interrupted write left behind.
+        use std::os::unix::fs::PermissionsExt as _;
+        file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    }
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    fs::rename(&partial, path).map_err(failed)?;
+    if let Some(folder) = path.parent()
+        && let Ok(folder) = fs::File::open(folder)
+    {
+        folder.sync_all().map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The folder of keys.
+struct Folder {
+    dir: PathBuf,
+}
+
+impl Folder {
+    fn open(dir: &Path) -> Result<Self, PkiError> {
+        let failed = |source| PkiError::File { path: dir.display().to_string(), source };
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+            builder.mode(0o700);
+            builder.create(dir).map_err(failed)?;
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+        }
+        #[cfg(not(unix))]
+        builder.create(dir).map_err(failed)?;
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    fn read(&self, name: &str) -> Result<Option<String>, PkiError> {
+        let path = self.dir.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(PkiError::File { path: path.display().to_string(), source }),
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), PkiError> {
+        write_private(&self.dir.join(name), text)
+    }
+
+    fn write_changed(&self, name: &str, text: &str) -> Result<(), PkiError> {
+        if self.read(name)?.as_deref() == Some(text) { Ok(()) } else { self.write(name, text) }
+    }
+
+    fn damaged(&self, name: &str, why: &dyn std::fmt::Display) -> PkiError {
+        PkiError::Damaged { path: self.dir.join(name).display().to_string(), why: why.to_string() }
+    }
+}
+
+/// What a certificate should say.
+struct Wanted<'a> {
+    name: &'a str,
+    group: &'a str,
+    sans: &'a [String],
+    server: bool,
+    client: bool,
+}
+
+/// What a certificate of ours says.
+struct Leaf {
+    names: Vec<String>,
+    subject: String,
+    issuer_key: Vec<u8>,
+    public_key: Vec<u8>,
+    not_after: i64,
+}
+
+impl Leaf {
+    fn parse(pem: &str) -> Option<Self> {
+        use x509_parser::extensions::{GeneralName, ParsedExtension};
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+        let (_, cert) = x509_parser::certificate::X509Certificate::from_der(&der).ok()?;
+        let mut names = Vec::new();
+        let mut issuer_key = Vec::new();
+        for extension in cert.extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectAlternativeName(alternative) => {
+                    for name in &alternative.general_names {
+                        match name {
+                            GeneralName::DNSName(name) => names.push((*name).to_owned()),
+                            GeneralName::IPAddress(bytes) => names.push(address(bytes)?.to_string()),
+                            _ => {}
+                        }
+                    }
+                }
+                ParsedExtension::AuthorityKeyIdentifier(id) => {
+                    issuer_key = id.key_identifier.as_ref().map(|id| id.0.to_vec()).unwrap_or_default();
+                }
+                _ => {}
+            }
+        }
+        Some(Self {
+            names,
+            subject: cert.subject().to_string(),
+            issuer_key,
+            public_key: cert.public_key().subject_public_key.data.to_vec(),
+            not_after: cert.validity().not_after.timestamp(),
+        })
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+/// Reads `<stem>.crt` and `<stem>.key`; issues anew what is missing, unreadable, of other names or near its end.
+fn kept_or_issued(
+    files: &Folder,
+    stem: &str,
+    env: &Env,
+    issuer: &Issuer<'static, KeyPair>,
+    wanted: &Wanted<'_>,
+) -> Result<Identity, PkiError> {
+    let (cert_file, key_file) = (format!("{stem}.crt"), format!("{stem}.key"));
+    if let (Some(cert_pem), Some(key_pem)) = (files.read(&cert_file)?, files.read(&key_file)?)
+        && let (Some(leaf), Ok(key)) = (Leaf::parse(&cert_pem), KeyPair::from_pem(&key_pem))
+    {
+        let fresh = Leaf::parse(&issue(env, issuer, wanted)?.cert_pem);
+        let renew_at = env.now().as_second().saturating_add(LEAF_RENEW.as_secs().cast_signed());
+        let same = fresh.is_some_and(|fresh| {
+            fresh.names == leaf.names && fresh.subject == leaf.subject && fresh.issuer_key == leaf.issuer_key
+        });
+        if same && leaf.public_key == key.public_key_raw() && leaf.not_after > renew_at {
+            return Ok(Identity { cert_pem, key_pem });
+        }
+    }
+    let identity = issue(env, issuer, wanted)?;
+    files.write(&key_file, &identity.key_pem)?;
+    files.write(&cert_file, &identity.cert_pem)?;
+    Ok(identity)
+}
+
+fn authority_params(env: &Env) -> Result<CertificateParams, PkiError> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.distinguished_name = DistinguishedName::new();
+    // The serial in the name tells two clusters' authorities apart for clients that keep several.
+    params.distinguished_name.push(DnType::CommonName, "coracle");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    validity(&mut params, env, CA_VALID)?;
+    Ok(params)
+}
+
+fn issue(env: &Env, issuer: &Issuer<'static, KeyPair>, wanted: &Wanted<'_>) -> Result<Identity, PkiError> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    for san in wanted.sans {
+        params.subject_alt_names.push(match san.parse::<IpAddr>() {
+            Ok(ip) => SanType::IpAddress(ip),
+            Err(_) => SanType::DnsName(san.clone().try_into()?),
+        });
+    }
+    params.distinguished_name = DistinguishedName::new();
+    if !wanted.group.is_empty() {
+        params.distinguished_name.push(DnType::OrganizationName, wanted.group);
+    }
+    params.distinguished_name.push(DnType::CommonName, wanted.name);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    if wanted.server {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+    }
+    if wanted.client {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+    }
+    validity(&mut params, env, LEAF_VALID)?;
+    let key = KeyPair::generate()?;
+    let cert_pem = params.signed_by(&key, issuer)?.pem();
+    Ok(Identity { cert_pem, key_pem: key.serialize_pem() })
+}
+
+fn validity(params: &mut CertificateParams, env: &Env, valid: Duration) -> Result<(), PkiError> {
+    let now = env.now();
+    let at = |instant: Timestamp| {
+        time::OffsetDateTime::from_unix_timestamp(instant.as_second()).map_err(|e| PkiError::Issue(e.to_string()))
+    };
+    params.not_before = at(now.saturating_sub(BACKDATE).unwrap_or(Timestamp::UNIX_EPOCH))?;
+    params.not_after = at(now.saturating_add(valid).unwrap_or(now))?;
+    let mut serial = [0u8; 16];
+    env.fill(&mut serial);
+    // Positive and not zero (RFC 5280 §4.1.2.2).
+    serial[0] = (serial[0] & 0x7f) | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env() -> (Env, std::sync::Arc<machinery::env::ManualClock>) {
+        Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap())
+    }
+
+    #[test]
+    fn a_folder_is_made_once_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("pki");
+        let (env, clock) = env();
+        let sans = ["192.0.2.7".to_owned()];
+        let first = Pki::open_or_create(&dir, &env, &sans).unwrap();
+        let again = Pki::open_or_create(&dir, &env, &sans).unwrap();
+        assert_eq!(first.ca_pem(), again.ca_pem());
+        assert_eq!(first.serving().cert_pem, again.serving().cert_pem);
+        assert_eq!(first.service_account().id(), again.service_account().id());
+
+        let other = Pki::open_or_create(&dir, &env, &["192.0.2.8".to_owned()]).unwrap();
+        assert_eq!(first.ca_pem(), other.ca_pem());
+        assert_ne!(first.serving().cert_pem, other.serving().cert_pem, "new names need a new certificate");
+        assert_eq!(first.admin().cert_pem, other.admin().cert_pem);
+
+        clock.advance(LEAF_VALID - LEAF_RENEW);
+        let renewed = Pki::open_or_create(&dir, &env, &sans).unwrap();
+        assert_ne!(first.admin().cert_pem, renewed.admin().cert_pem, "near its end");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode(&dir), 0o700);
+            for entry in fs::read_dir(&dir).unwrap() {
+                assert_eq!(mode(&entry.unwrap().path()), 0o600);
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_authority_is_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (env, _) = env();
+        Pki::open_or_create(dir.path(), &env, &[]).unwrap();
+        fs::write(dir.path().join("ca.key"), "nonsense").unwrap();
+        let error = Pki::open_or_create(dir.path(), &env, &[]).unwrap_err().to_string();
+        assert!(error.contains("ca.key is damaged"), "{error}");
+        fs::remove_file(dir.path().join("ca.key")).unwrap();
+        assert!(Pki::open_or_create(dir.path(), &env, &[]).is_err());
+        // But a leaf that cannot be read is simply issued again.
+        let dir = tempfile::tempdir().unwrap();
+        Pki::open_or_create(dir.path(), &env, &[]).unwrap();
+        fs::write(dir.path().join("apiserver.crt"), "nonsense").unwrap();
+        Pki::open_or_create(dir.path(), &env, &[]).unwrap();
+    }
+}
