@@ -1,0 +1,20 @@
+//! A bug that every fleet has met: one path that never comes back. Fuel or a timeout ends it, and its neighbours don't notice.
+#![no_std]
+use guest::http::{Answer, Request, Response};
+use guest::serve;
+
+serve! {
+    "GET" "/" => home,
+    "GET" "/loop" => turn,
+}
+
+fn home(_: &Request) -> Answer {
+    Ok(Response::text("endless: GET /loop never answers\n"))
+}
+
+fn turn(_: &Request) -> Answer {
+    let mut round: u64 = 0;
+    loop {
+        round = core::hint::black_box(round.wrapping_add(1)); // work that the compiler can't prove to be useless
+    }
+}

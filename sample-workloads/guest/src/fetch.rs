@@ -1,0 +1,73 @@
+//! Requests to other services, over `wasi:http/outgoing-handler`. A Service's name is a host's name: `fetch::get("users", …)`.
+use crate::http::{Body, BodyError};
+use crate::{String, ToString, Vec, format, text};
+use wasip2::http::outgoing_handler::handle;
+use wasip2::http::types::{
+    ErrorCode, Fields, IncomingResponse, Method, OutgoingBody, OutgoingRequest, RequestOptions, Scheme,
+};
+
+/// A Service of the same cluster answers in milliseconds; these only keep a request from hanging with its backend.
+const CONNECT_TIMEOUT_NS: u64 = 2_000_000_000;
+const FIRST_BYTE_TIMEOUT_NS: u64 = 10_000_000_000;
+/// An answer longer than this is none of the shop's.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// What a service answered.
+pub struct Reply {
+    pub status: u16,
+    pub body: Vec<u8>,
+}
+
+/// GET. One retry where the first try got no answer at all: asking twice does no harm, and a pod may just have gone away.
+pub fn get(service: &str, path: &[&str]) -> Result<Reply, String> {
+    send(Method::Get, service, path, None).or_else(|_| send(Method::Get, service, path, None))
+}
+
+/// POST of JSON, once: the service may have acted on a request that looks failed from here.
+pub fn post_json(service: &str, path: &[&str], body: &str) -> Result<Reply, String> {
+    send(Method::Post, service, path, Some(body))
+}
+
+fn send(method: Method, service: &str, path: &[&str], body: Option<&str>) -> Result<Reply, String> {
+    exchange(method, service, path, body).map_err(|problem| format!("{service} is not reachable: {problem}"))
+}
+
+fn exchange(method: Method, service: &str, path: &[&str], body: Option<&str>) -> Result<Reply, String> {
+    let path: String = path.iter().map(|segment| format!("/{}", text::encode(segment))).collect();
+    let headers = Fields::new();
+    if body.is_some() {
+        headers.set("content-type", &[b"application/json".to_vec()]).map_err(debug)?;
+    }
+    let request = OutgoingRequest::new(headers);
+    let set = request.set_method(&method).and_then(|()| request.set_scheme(Some(&Scheme::Http)));
+    set.and_then(|()| request.set_authority(Some(service)))
+        .and_then(|()| request.set_path_with_query(Some(&path)))
+        .map_err(|()| "not a valid address".to_string())?;
+
+    let options = RequestOptions::new();
+    let _ = options.set_connect_timeout(Some(CONNECT_TIMEOUT_NS)); // a host may have no timeouts; then there are none
+    let _ = options.set_first_byte_timeout(Some(FIRST_BYTE_TIMEOUT_NS));
+
+    let outgoing = request.body().map_err(|()| "no body".to_string())?;
+    let coming = handle(request, Some(options)).map_err(debug)?;
+    if let Some(body) = body {
+        let stream = outgoing.write().map_err(|()| "no stream".to_string())?;
+        crate::process::write_all(&stream, body.as_bytes()); // a failure shows in the answer below
+    }
+    OutgoingBody::finish(outgoing, None).map_err(debug)?;
+
+    coming.subscribe().block();
+    let response: Result<IncomingResponse, ErrorCode> =
+        coming.get().and_then(Result::ok).ok_or_else(|| "no answer".to_string())?;
+    let response = response.map_err(debug)?;
+    let incoming = response.consume().map_err(|()| "no body".to_string())?;
+    let body = Body::new(incoming).read_all(ANSWER_BYTES_MAX).map_err(|problem| match problem {
+        BodyError::TooLong => "the answer is too long".to_string(),
+        BodyError::Cut => "the answer was cut short".to_string(),
+    })?;
+    Ok(Reply { status: response.status(), body })
+}
+
+fn debug(problem: impl core::fmt::Debug) -> String {
+    format!("{problem:?}")
+}

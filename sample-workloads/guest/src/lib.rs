@@ -1,0 +1,32 @@
+//! What the samples share, so that each of them is only what it is about: a router, an HTTP client, files and logging.
+//!
+//! Everything here is `no_std`: a component that brings no standard library along is some 20 kB instead of 100.
+//! It is a library to read, not a framework: for real work take `wstd` or the standard library on `wasm32-wasip2`.
+#![no_std]
+
+extern crate alloc;
+
+mod runtime;
+
+#[cfg(target_env = "p2")]
+pub mod fetch;
+#[cfg(target_env = "p2")]
+pub mod files;
+#[cfg(target_env = "p2")]
+pub mod http;
+#[cfg(target_env = "p2")]
+pub mod process;
+#[cfg(target_env = "p2")]
+mod text;
+
+pub use alloc::{borrow::ToOwned, boxed::Box, format, string::String, string::ToString, vec, vec::Vec};
+
+#[cfg(target_env = "p2")]
+pub use wasip2;
+
+/// Writes one line to the container's log (stdout).
+#[cfg(target_env = "p2")]
+#[macro_export]
+macro_rules! log {
+    ($($part:tt)*) => { $crate::process::print(&$crate::format!($($part)*)) };
+}

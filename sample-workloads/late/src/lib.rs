@@ -1,0 +1,41 @@
+//! Is ready only 3 s after it was first asked: what a service that warms a cache looks like from outside.
+//!
+//! Instances come and go with their requests, so the time of the first probe is kept in a volume (an emptyDir), where
+//! all of them and the next run of the container find it.
+#![no_std]
+use guest::http::{Answer, Request, Response};
+use guest::wasip2::filesystem::types::ErrorCode;
+use guest::{String, files, format, process, serve};
+
+const FIRST_PROBE: &str = "/state/first-probe";
+const WARM_UP_MS: u64 = 3000;
+
+serve! {
+    "GET" "/" => home,
+    "GET" "/ready" => ready,
+}
+
+fn home(_: &Request) -> Answer {
+    Ok(Response::text("late: GET /ready answers 503 until 3 s after its first request\n"))
+}
+
+fn ready(_: &Request) -> Answer {
+    let now_ms = process::now_ms();
+    let first_ms = first_probe_ms(now_ms).map_err(|problem| Response::error(500, &format!("{FIRST_PROBE}: {problem}")))?;
+    match (first_ms + WARM_UP_MS).saturating_sub(now_ms) {
+        0 => Ok(Response::text("ready\n")),
+        left => Err(Response::error(503, &format!("ready in {left} ms"))),
+    }
+}
+
+/// The kept time; `now_ms`, which it then keeps, where there is none. Of two probes at once one creates the file.
+fn first_probe_ms(now_ms: u64) -> Result<u64, ErrorCode> {
+    match files::create(FIRST_PROBE, format!("{now_ms}\n").as_bytes()) {
+        Ok(()) => Ok(now_ms),
+        Err(ErrorCode::Exist) => {
+            let kept = String::from_utf8(files::read(FIRST_PROBE)?).unwrap_or_default();
+            Ok(kept.trim().parse().unwrap_or(now_ms)) // empty for the moment between the other's create and write
+        }
+        Err(problem) => Err(problem),
+    }
+}

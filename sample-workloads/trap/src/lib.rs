@@ -1,0 +1,18 @@
+//! Traps on demand. That costs one request, not the pod.
+#![no_std]
+use guest::http::{Answer, Request, Response};
+use guest::serve;
+
+serve! {
+    "GET" "/" => home,
+    "GET" "/trap" => spring,
+}
+
+fn home(_: &Request) -> Answer {
+    Ok(Response::text("trap: GET /trap executes unreachable\n"))
+}
+
+/// What a failed assertion, an index out of bounds or `unreachable!()` compile to.
+fn spring(_: &Request) -> Answer {
+    core::arch::wasm32::unreachable()
+}
