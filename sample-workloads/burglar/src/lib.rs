@@ -99,6 +99,10 @@ fn files(report: &mut Report, fd: Fd, mount: &str) {
     for path in ["..", "../", "./..", "a/../..", "../..", "..\\..", "/..", "//etc/passwd", "..//etc/passwd", "file:///etc/passwd"] {
         report.tried(format!("open {path} from {mount}"), opens(fd, path));
     }
+    // Inside of a mount, and loot all the same: these are there only if the mount is the machine's own root.
+    for path in ["etc/passwd", "proc/self/environ"] {
+        report.tried(format!("open {path} from {mount}"), opens(fd, path));
+    }
     // With a NUL a careless host hands the system a shorter path than the one that it checked.
     report.tried(format!("open ..\\0x from {mount}"), opens(fd, "..\0x"));
     // SAFETY: the paths live as long as the calls.
