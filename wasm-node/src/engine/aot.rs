@@ -1,0 +1,145 @@
+//! Compiled modules on disk, keyed by the module's digest and the engine's settings. Only what this node wrote is
+//! loaded: the folder is its own (0700), and each artifact has a checksum beside it, since a damaged one is code.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use wasmtime::Module;
+use wasmtime::component::Component;
+
+use super::load::{Code, CodeKind};
+
+pub(crate) struct Cache {
+    dir: PathBuf,
+}
+
+impl Cache {
+    pub(crate) fn open(dir: PathBuf) -> std::io::Result<Self> {
+        std::fs::create_dir_all(&dir)?;
+        restrict(&dir, 0o700)?;
+        Ok(Self { dir })
+    }
+
+    fn path(&self, digest: &str, fingerprint: &str) -> PathBuf {
+        let digest = digest.strip_prefix("sha256:").unwrap_or(digest);
+        self.dir.join(format!("{digest}-{fingerprint}.cwasm"))
+    }
+
+    pub(crate) fn contains(&self, digest: &str, fingerprint: &str) -> bool {
+        let path = self.path(digest, fingerprint);
+        path.exists() && sum_path(&path).exists()
+    }
+
+    /// Where a compiler process writes its result before [`Cache::adopt`].
+    pub(crate) fn scratch(&self) -> std::io::Result<tempfile::NamedTempFile> {
+        tempfile::Builder::new().prefix("compile-").suffix(".tmp").tempfile_in(&self.dir)
+    }
+
+    /// Makes a finished artifact durable under its name.
+    pub(crate) fn adopt(&self, digest: &str, fingerprint: &str, file: tempfile::NamedTempFile) -> std::io::Result<()> {
+        let path = self.path(digest, fingerprint);
+        let sum = checksum(file.path())?;
+        file.as_file().sync_all()?;
+        let mut sum_file = self.scratch()?;
+        sum_file.write_all(sum.as_bytes())?;
+        sum_file.as_file().sync_all()?;
+        // The checksum goes first: an artifact without one is never loaded, one with a stale sum is compiled again.
+        sum_file.persist(sum_path(&path)).map_err(|error| error.error)?;
+        file.persist(&path).map_err(|error| error.error)?;
+        std::fs::File::open(&self.dir)?.sync_all()
+    }
+
+    pub(crate) fn store(&self, digest: &str, fingerprint: &str, code: &[u8]) -> std::io::Result<()> {
+        let mut file = self.scratch()?;
+        file.write_all(code)?;
+        self.adopt(digest, fingerprint, file)
+    }
+
+    /// Maps an artifact; none where there is no sound one (a damaged one is removed).
+    pub(crate) fn load(
+        &self,
+        engine: &wasmtime::Engine,
+        digest: &str,
+        fingerprint: &str,
+        kind: CodeKind,
+    ) -> Option<Code> {
+        let path = self.path(digest, fingerprint);
+        let expected = std::fs::read_to_string(sum_path(&path)).ok()?;
+        let loaded = match checksum(&path) {
+            Ok(sum) if sum == expected => map(engine, &path, kind).map_err(|error| format!("{error:#}")),
+            Ok(_) => Err("its checksum is wrong".to_owned()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => Err(error.to_string()),
+        };
+        match loaded {
+            Ok(code) => Some(code),
+            Err(why) => {
+                tracing::warn!(path = %path.display(), "compiled module set aside: {why}");
+                let _ = std::fs::remove_file(&path);
+                None
+            }
+        }
+    }
+
+    /// Removes artifacts of digests that are not `in_use`, and of other engine settings.
+    pub(crate) fn sweep(&self, fingerprints: &[&str], in_use: &dyn Fn(&str) -> bool) -> std::io::Result<u64> {
+        let mut freed = 0;
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let stem = name.trim_end_matches(".sum").trim_end_matches(".cwasm");
+            let Some((digest, fingerprint)) = stem.split_once('-') else { continue };
+            let scratch = digest == "compile";
+            if !scratch && !(fingerprints.contains(&fingerprint) && in_use(&format!("sha256:{digest}"))) {
+                freed += entry.metadata().map_or(0, |metadata| metadata.len());
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(freed)
+    }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "a mapped artifact is code; it is ours, sound by its checksum, in a folder only we write"
+)]
+fn map(engine: &wasmtime::Engine, path: &Path, kind: CodeKind) -> wasmtime::Result<Code> {
+    // SAFETY: the file was written by this node's compiler into a folder of mode 0700, its checksum was just compared,
+    // and files there are only ever replaced by rename, never written in place. wasmtime itself checks its version
+    // and settings in the artifact's header.
+    unsafe {
+        match kind {
+            CodeKind::Component => Ok(Code::Component(Component::deserialize_file(engine, path)?)),
+            CodeKind::Module => Ok(Code::Module(Module::deserialize_file(engine, path)?)),
+        }
+    }
+}
+
+fn sum_path(path: &Path) -> PathBuf {
+    path.with_extension("cwasm.sum")
+}
+
+fn checksum(path: &Path) -> std::io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut file = std::fs::File::open(path)?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let read = std::io::Read::read(&mut file, &mut buffer)?;
+        if read == 0 {
+            return Ok(hex::encode(hasher.finalize()));
+        }
+        hasher.update(&buffer[..read]);
+    }
+}
+
+#[cfg(unix)]
+fn restrict(path: &Path, mode: u32) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+#[cfg(not(unix))]
+fn restrict(_path: &Path, _mode: u32) -> std::io::Result<()> {
+    Ok(())
+}

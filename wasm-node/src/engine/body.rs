@@ -1,0 +1,160 @@
+//! A response body on its way out: what the guest wrote, ended only by the guest's own finish. A guest that traps,
+//! runs out of time or returns without finishing cuts its body, and the client sees it cut, never as a clean end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use machinery::net::BoxError;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+
+const RUNNING: u8 = 0;
+const RETURNED: u8 = 1;
+const FAILED: u8 = 2;
+
+/// What a guest and its response's body tell each other.
+pub(crate) struct Exchange {
+    guest: AtomicU8,
+    /// The guest finished a body.
+    finished: AtomicBool,
+    /// The body's reader is gone before its end.
+    pub(crate) abandoned: Notify,
+    started: Instant,
+    progress_ms: AtomicU64,
+}
+
+impl Exchange {
+    pub(crate) fn new() -> Self {
+        Self {
+            guest: AtomicU8::new(RUNNING),
+            finished: AtomicBool::new(false),
+            abandoned: Notify::new(),
+            started: Instant::now(),
+            progress_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// The guest ended. Set before its store is dropped, so that a body whose channel closes finds it.
+    pub(crate) fn end(&self, failed: bool) {
+        // A failure stays one.
+        let _ = self.guest.fetch_max(if failed { FAILED } else { RETURNED }, Ordering::AcqRel);
+    }
+
+    pub(crate) fn finish_body(&self) {
+        self.finished.store(true, Ordering::Release);
+    }
+
+    /// Whether the end of the body's channel is the body's end.
+    fn complete(&self) -> bool {
+        match self.guest.load(Ordering::Acquire) {
+            FAILED => false,
+            _ => self.finished.load(Ordering::Acquire),
+        }
+    }
+
+    fn step(&self) {
+        self.progress_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// When the last frame went out (or the exchange began).
+    pub(crate) fn progress_at(&self) -> Instant {
+        self.started + Duration::from_millis(self.progress_ms.load(Ordering::Relaxed))
+    }
+}
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest's response was cut short")]
+pub(crate) struct Cut;
+
+/// A body that is still being written, or that must end in an error.
+pub(crate) struct GuestBody {
+    body: HyperOutgoingBody,
+    exchange: Arc<Exchange>,
+    /// What the guest's content-length leaves, where it set one.
+    remaining: Option<u64>,
+    over: bool,
+}
+
+impl GuestBody {
+    pub(crate) fn new(body: HyperOutgoingBody, exchange: Arc<Exchange>, length: Option<u64>) -> Self {
+        exchange.step();
+        Self { body, exchange, remaining: length, over: false }
+    }
+
+    fn cut(&mut self) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.over = true;
+        self.exchange.abandoned.notify_one();
+        Poll::Ready(Some(Err(Box::new(Cut))))
+    }
+}
+
+impl Body for GuestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        if this.over {
+            return Poll::Ready(None);
+        }
+        match std::task::ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                this.exchange.step();
+                if let Some(data) = frame.data_ref()
+                    && let Some(remaining) = &mut this.remaining
+                {
+                    match remaining.checked_sub(data.len() as u64) {
+                        Some(rest) => *remaining = rest,
+                        None => return this.cut(),
+                    }
+                }
+                Poll::Ready(Some(Ok(frame.map_trailers(strip_trailers))))
+            }
+            Some(Err(_)) => this.cut(),
+            None if this.exchange.complete() && this.remaining.unwrap_or(0) == 0 => {
+                this.exchange.step();
+                this.over = true;
+                Poll::Ready(None)
+            }
+            None => this.cut(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.remaining.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+trait MapTrailers {
+    fn map_trailers(self, strip: fn(&mut http::HeaderMap)) -> Self;
+}
+
+impl MapTrailers for Frame<Bytes> {
+    fn map_trailers(mut self, strip: fn(&mut http::HeaderMap)) -> Self {
+        if let Some(trailers) = self.trailers_mut() {
+            strip(trailers);
+        }
+        self
+    }
+}
+
+fn strip_trailers(trailers: &mut http::HeaderMap) {
+    super::http::strip(trailers);
+    trailers.remove(http::header::CONTENT_LENGTH);
+}
+
+impl Drop for GuestBody {
+    fn drop(&mut self) {
+        // The client is gone: what the guest would still write has no reader.
+        if !self.over {
+            self.exchange.abandoned.notify_one();
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Running a command to its end, and what its end means in a pod's status.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use wasmtime::{Store, Trap};
+use wasmtime_wasi::I32Exit;
+
+use super::container::{Container, Live, Shared};
+use super::cpu::Metered;
+use super::limits::StoreLimiter;
+use super::load::Pre;
+use super::state::{ComponentState, CoreState};
+
+/// How a command is asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopSignal {
+    /// As by an unhandled SIGTERM: exit code 143.
+    Terminate,
+    /// As by SIGKILL: exit code 137.
+    Kill,
+}
+
+/// Why a command ended, in the words of a container status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutcomeReason {
+    /// Exit code 0.
+    Completed,
+    /// Any other exit, a trap (134) and a stop (143, 137).
+    Error,
+    /// Over the memory limit: 137.
+    OomKilled,
+    /// Over the fuel limit: 137.
+    FuelExhausted,
+}
+
+impl OutcomeReason {
+    /// As it stands in a container status.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "Completed",
+            Self::Error => "Error",
+            Self::OomKilled => "OOMKilled",
+            Self::FuelExhausted => "FuelExhausted",
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Its exit code.
+    pub exit_code: i32,
+    /// Its reason.
+    pub reason: OutcomeReason,
+    /// One line on a trap or a limit; none for an ordinary exit. The backtrace is in the container's log.
+    pub message: Option<String>,
+}
+
+impl Outcome {
+    fn exit(code: i32) -> Self {
+        // As on any Unix eight bits remain, but a failure never becomes a success.
+        let exit_code = if code != 0 && code & 0xff == 0 { 1 } else { code & 0xff };
+        let reason = if exit_code == 0 { OutcomeReason::Completed } else { OutcomeReason::Error };
+        Self { exit_code, reason, message: None }
+    }
+
+    fn ended(exit_code: i32, reason: OutcomeReason, message: impl Into<String>) -> Self {
+        Self { exit_code, reason, message: Some(message.into()) }
+    }
+}
+
+impl Container {
+    /// Runs the command on the guests' threads to its end, or until `stop` resolves. Dropping the future ends it too.
+    pub async fn run(&self, stop: impl Future<Output = StopSignal> + Send + 'static) -> Outcome {
+        let shared = self.shared.clone();
+        let engine = shared.engine.clone();
+        let guest = Metered::new(run(shared.clone()), shared.cpu.clone(), engine.clone());
+        let task = engine.guest_runtime().spawn(async move {
+            tokio::select! {
+                outcome = guest => outcome,
+                signal = stop => match signal {
+                    StopSignal::Terminate => Outcome { exit_code: 143, reason: OutcomeReason::Error, message: None },
+                    StopSignal::Kill => Outcome { exit_code: 137, reason: OutcomeReason::Error, message: None },
+                },
+            }
+        });
+        let task = super::http::AbortOnDrop(task);
+        match task.await {
+            Ok(outcome) => outcome,
+            Err(error) => Outcome::ended(134, OutcomeReason::Error, format!("the node ended the run: {error}")),
+        }
+    }
+}
+
+async fn run(shared: Arc<Shared>) -> Outcome {
+    let slots = shared.loaded.engine.slots.clone();
+    let _slot = slots.acquire_owned().await.expect("never closed");
+    let _live = Live::new(&shared);
+    match &shared.loaded.pre {
+        Pre::Core(pre) => {
+            let mut store = match CoreState::store(&shared) {
+                Ok(store) => store,
+                Err(error) => return refused(&shared, &error),
+            };
+            let result = async {
+                let instance = pre.instantiate_async(&mut store).await?;
+                let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
+                start.call_async(&mut store, ()).await
+            }
+            .await;
+            count_fuel(&shared, &store);
+            settle(&shared, result.map(|()| 0), &store.data().limiter)
+        }
+        Pre::Command(pre) => {
+            let mut store = match ComponentState::store(&shared, None) {
+                Ok(store) => store,
+                Err(error) => return refused(&shared, &error),
+            };
+            let result = async {
+                let command = pre.instantiate_async(&mut store).await?;
+                command.wasi_cli_run().call_run(&mut store).await
+            }
+            .await;
+            count_fuel(&shared, &store);
+            settle(&shared, result.map(|ran| i32::from(ran.is_err())), &store.data().limiter)
+        }
+        Pre::Server(_) => Outcome::ended(134, OutcomeReason::Error, "an HTTP server was run as a command"),
+    }
+}
+
+fn refused(shared: &Shared, error: &wasmtime::Error) -> Outcome {
+    shared.tell(&format!("{error:?}"));
+    Outcome::ended(134, OutcomeReason::Error, format!("{error:#}"))
+}
+
+pub(crate) fn count_fuel<T: 'static>(shared: &Shared, store: &Store<T>) {
+    if shared.loaded.metering == super::Metering::Fuel
+        && let Ok(left) = store.get_fuel()
+    {
+        let used = shared.limits.fuel.unwrap_or(u64::MAX).saturating_sub(left);
+        shared.counters.fuel_used.fetch_add(used, Ordering::Relaxed);
+    }
+}
+
+fn settle(shared: &Shared, result: wasmtime::Result<i32>, limiter: &StoreLimiter) -> Outcome {
+    let error = match result {
+        Ok(code) => return Outcome::exit(code),
+        Err(error) => error,
+    };
+    if let Some(exit) = error.downcast_ref::<I32Exit>() {
+        return Outcome::exit(exit.0);
+    }
+    let counters = &shared.counters;
+    shared.tell(&format!("{error:?}"));
+    if let Some(exceeded) = limiter.exceeded() {
+        counters.memory.fetch_add(1, Ordering::Relaxed);
+        return Outcome::ended(137, OutcomeReason::OomKilled, exceeded.to_string());
+    }
+    if matches!(error.downcast_ref::<Trap>(), Some(Trap::OutOfFuel)) {
+        counters.fuel.fetch_add(1, Ordering::Relaxed);
+        let fuel = shared.limits.fuel.unwrap_or_default();
+        return Outcome::ended(137, OutcomeReason::FuelExhausted, format!("all {fuel} units of fuel are used up"));
+    }
+    counters.trap.fetch_add(1, Ordering::Relaxed);
+    Outcome::ended(134, OutcomeReason::Error, error.root_cause().to_string())
+}

@@ -1,0 +1,309 @@
+//! A container: a loaded module with its arguments, limits and log, shared by its live instances.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use machinery::net::{Caller, Dial};
+use tokio::sync::Semaphore;
+use wasmtime_wasi::OpenMode;
+use wasmtime_wasi::filesystem::Dir;
+
+use super::cpu::CpuMeter;
+use super::limits::{Limits, MemoryBudget, OUTGOING_REQUESTS_MAX};
+use super::load::{Kind, LoadError, Loaded};
+use super::state::perms;
+use super::{Engine, Metering};
+use crate::host::Grants;
+
+/// Which of a guest's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StdStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error; also the node's own lines, such as a trap's backtrace.
+    Stderr,
+}
+
+/// Where a container's output goes. Called on the guest's thread, so it must not block; it bounds what it keeps and
+/// limits the rate by itself. Bytes come as the guest wrote them, at most 64 KiB at a time.
+pub trait LogSink: Send + Sync {
+    /// Takes what a guest wrote.
+    fn write(&self, stream: StdStream, bytes: &[u8]);
+}
+
+/// A folder that the guest finds open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preopen {
+    /// The folder on the host.
+    pub host: PathBuf,
+    /// Its name in the guest: the mount path.
+    pub guest: String,
+    /// Whether the guest may write.
+    pub writable: bool,
+}
+
+/// What a container is made from.
+#[derive(Clone)]
+pub struct ContainerSpec {
+    /// For the node's own log: `namespace/pod/container`.
+    pub name: String,
+    /// argv, argv[0] first.
+    pub argv: Vec<String>,
+    /// The environment, in order; a name given twice keeps its last value.
+    pub env: Vec<(String, String)>,
+    /// `workingDir`.
+    pub cwd: Option<String>,
+    /// Volumes.
+    pub preopens: Vec<Preopen>,
+    /// Limits of the spec and its annotations.
+    pub limits: Limits,
+    /// Optional host interfaces, see [`Grants::parse`].
+    pub grants: Grants,
+    /// Where stdout and stderr go.
+    pub log: Arc<dyn LogSink>,
+    /// Who calls when the guest calls out.
+    pub caller: Caller,
+    /// How the guest calls out; none = every outgoing request is denied.
+    pub dial: Option<Arc<dyn Dial>>,
+}
+
+/// Figures of one container, for `kubectl top`, the HPA and metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Instances made since the container's start.
+    pub instances_started: u64,
+    /// Instances that live now.
+    pub instances_live: u64,
+    /// CPU time used.
+    pub cpu: Duration,
+    /// Time for which polls were held back by `limits.cpu`.
+    pub cpu_throttled: Duration,
+    /// Bytes that live instances hold now: linear memories, tables, host-side buffers.
+    pub memory_bytes: u64,
+    /// The most they ever held.
+    pub memory_peak_bytes: u64,
+    /// Fuel used, where metered.
+    pub fuel_used: u64,
+    /// Requests answered, by anything.
+    pub requests: u64,
+    /// Of these: traps, over memory, out of fuel, timeouts.
+    pub failures: Failures,
+}
+
+/// How requests or runs failed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Failures {
+    /// Traps.
+    pub trap: u64,
+    /// Over the memory limit.
+    pub memory: u64,
+    /// Out of fuel.
+    pub fuel: u64,
+    /// Over the request timeout.
+    pub timeout: u64,
+    /// No response.
+    pub no_response: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) instances_started: AtomicU64,
+    pub(crate) instances_live: AtomicU64,
+    pub(crate) fuel_used: AtomicU64,
+    pub(crate) requests: AtomicU64,
+    pub(crate) trap: AtomicU64,
+    pub(crate) memory: AtomicU64,
+    pub(crate) fuel: AtomicU64,
+    pub(crate) timeout: AtomicU64,
+    pub(crate) no_response: AtomicU64,
+}
+
+/// What all live instances of a container share.
+pub(crate) struct Shared {
+    pub(crate) engine: Engine,
+    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) name: String,
+    pub(crate) argv: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) cwd: Option<String>,
+    pub(crate) preopens: Vec<(Dir, String)>,
+    pub(crate) preopen_paths: Vec<Preopen>,
+    /// The working directory on the host, where it lies in a volume.
+    pub(crate) cwd_dir: Option<(PathBuf, bool)>,
+    pub(crate) limits: Limits,
+    pub(crate) log: Arc<dyn LogSink>,
+    pub(crate) caller: Caller,
+    pub(crate) dial: Option<Arc<dyn Dial>>,
+    pub(crate) outgoing: Arc<Semaphore>,
+    pub(crate) budget: Arc<MemoryBudget>,
+    pub(crate) cpu: Arc<CpuMeter>,
+    pub(crate) counters: Counters,
+    /// Instantiations that failed since the last one that worked, with the last one's error.
+    broken: Mutex<(u32, String)>,
+}
+
+/// A container, cheap to clone. Dropping all clones ends nothing that runs: see [`Container::run`] and
+/// [`Container::serve`] for what does.
+#[derive(Clone)]
+pub struct Container {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Container {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Container").field("name", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
+/// Instantiations in a row that must fail before a server counts as broken: one may fail for want of memory in a burst.
+const BROKEN_AFTER: u32 = 3;
+
+impl Engine {
+    /// Makes a container. Opens its volumes, starts nothing.
+    pub fn container(&self, loaded: Arc<Loaded>, spec: ContainerSpec) -> Result<Container, LoadError> {
+        if spec.limits.fuel.is_some() && loaded.metering != Metering::Fuel {
+            return Err(LoadError::Engine("a fuel limit needs the module loaded with Metering::Fuel".into()));
+        }
+        let mut preopens = Vec::with_capacity(spec.preopens.len());
+        for preopen in &spec.preopens {
+            let dir = open_dir(&preopen.host).map_err(LoadError::io("opening a volume"))?;
+            let mode = if preopen.writable { OpenMode::READ | OpenMode::WRITE } else { OpenMode::READ };
+            // Read-only volumes hold small files of the node's own: reading them in place beats a change of threads.
+            // What a guest writes may block on the disk, so it goes to other threads.
+            preopens.push((Dir::new(dir, perms(preopen.writable), mode, !preopen.writable), preopen.guest.clone()));
+        }
+        let cwd_dir = spec.cwd.as_deref().and_then(|cwd| host_dir(&spec.preopens, cwd));
+        let mut env: Vec<(String, String)> = Vec::with_capacity(spec.env.len());
+        for (name, value) in spec.env {
+            match env.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, known)) => *known = value,
+                None => env.push((name, value)),
+            }
+        }
+        let shared = Shared {
+            budget: Arc::new(MemoryBudget::new(
+                spec.limits.memory_bytes.unwrap_or(u64::MAX),
+                Some(self.memory().clone()),
+            )),
+            cpu: Arc::new(CpuMeter::new(self.env().clone(), spec.limits.cpu_millis)),
+            engine: self.clone(),
+            loaded,
+            name: spec.name,
+            argv: spec.argv,
+            env,
+            cwd: spec.cwd,
+            preopens,
+            preopen_paths: spec.preopens,
+            cwd_dir,
+            limits: spec.limits,
+            log: spec.log,
+            caller: spec.caller,
+            dial: spec.dial,
+            outgoing: Arc::new(Semaphore::new(OUTGOING_REQUESTS_MAX)),
+            counters: Counters::default(),
+            broken: Mutex::default(),
+        };
+        Ok(Container { shared: Arc::new(shared) })
+    }
+}
+
+impl Container {
+    /// Command or server.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.shared.loaded.kind()
+    }
+
+    /// The container's figures.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let shared = &self.shared;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &shared.counters;
+        Stats {
+            instances_started: read(&counters.instances_started),
+            instances_live: read(&counters.instances_live),
+            cpu: shared.cpu.used(),
+            cpu_throttled: shared.cpu.throttled(),
+            memory_bytes: shared.budget.used_bytes(),
+            memory_peak_bytes: shared.budget.peak_bytes(),
+            fuel_used: read(&counters.fuel_used),
+            requests: read(&counters.requests),
+            failures: Failures {
+                trap: read(&counters.trap),
+                memory: read(&counters.memory),
+                fuel: read(&counters.fuel),
+                timeout: read(&counters.timeout),
+                no_response: read(&counters.no_response),
+            },
+        }
+    }
+
+    /// Why no instance can be made any more, where that is so: such a server is not Ready.
+    #[must_use]
+    pub fn broken(&self) -> Option<String> {
+        let broken = self.shared.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        (broken.0 >= BROKEN_AFTER).then(|| broken.1.clone())
+    }
+}
+
+impl Shared {
+    pub(crate) fn instantiated(&self, error: Option<&wasmtime::Error>) {
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        match error {
+            None if broken.0 == 0 => {}
+            None => *broken = (0, String::new()),
+            Some(error) => *broken = (broken.0.saturating_add(1), format!("{error:#}")),
+        }
+    }
+
+    pub(crate) fn last_broken(&self) -> String {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    /// Writes the node's own lines into the container's log.
+    pub(crate) fn tell(&self, text: &str) {
+        for line in text.lines() {
+            self.log.write(StdStream::Stderr, format!("{line}\n").as_bytes());
+        }
+    }
+}
+
+/// Counts a live instance from its making to its end, however that comes.
+pub(crate) struct Live(Arc<Shared>);
+
+impl Live {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        shared.counters.instances_started.fetch_add(1, Ordering::Relaxed);
+        shared.counters.instances_live.fetch_add(1, Ordering::Relaxed);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.counters.instances_live.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn open_dir(path: &Path) -> std::io::Result<std::fs::File> {
+    let dir = std::fs::File::open(path)?;
+    if !dir.metadata()?.is_dir() {
+        return Err(std::io::Error::new(std::io::ErrorKind::NotADirectory, path.display().to_string()));
+    }
+    Ok(dir)
+}
+
+/// Where a guest's folder lies on the host, by the longest mount path that holds it.
+fn host_dir(preopens: &[Preopen], cwd: &str) -> Option<(PathBuf, bool)> {
+    let cwd = Path::new(cwd);
+    let inside = |preopen: &&Preopen| cwd.starts_with(&preopen.guest);
+    let preopen = preopens.iter().filter(inside).max_by_key(|preopen| preopen.guest.len())?;
+    let host = preopen.host.join(cwd.strip_prefix(&preopen.guest).ok()?);
+    let lexical = !host.components().any(|part| matches!(part, std::path::Component::ParentDir));
+    // A link inside the volume must not lead the guest out of it.
+    let real = host.canonicalize().ok()?;
+    (lexical && real.starts_with(preopen.host.canonicalize().ok()?)).then_some((real, preopen.writable))
+}

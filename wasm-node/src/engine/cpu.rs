@@ -1,0 +1,181 @@
+//! CPU time of a container: measured on the thread around each poll of its guests, charged to a token bucket, and
+//! held back where `limits.cpu` is used up. Throttled, never killed, as a cgroup would.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use machinery::env::Env;
+
+use super::Engine;
+
+/// The period over which a limit holds, as the kernel's CFS quota: a burst may use one period's share at once.
+const PERIOD: Duration = Duration::from_millis(100);
+/// What a throttled guest gets at least when it goes on, so that it isn't woken for nothing.
+const SLICE: Duration = Duration::from_millis(1);
+
+/// A bucket of CPU time, refilled at the limit's rate. Pure: time and use are handed in.
+#[derive(Debug, Clone)]
+pub(crate) struct TokenBucket {
+    millis: u64,
+    nanos: i128,
+    filled_at: Duration,
+}
+
+impl TokenBucket {
+    pub(crate) fn new(millis: u64, now: Duration) -> Self {
+        let millis = millis.max(1);
+        Self { millis, nanos: Self::burst(millis), filled_at: now }
+    }
+
+    fn burst(millis: u64) -> i128 {
+        (PERIOD.as_nanos() as i128) * i128::from(millis) / 1000
+    }
+
+    fn fill(&mut self, now: Duration) {
+        let past = now.saturating_sub(self.filled_at);
+        self.filled_at = now.max(self.filled_at);
+        self.nanos =
+            (self.nanos + past.as_nanos() as i128 * i128::from(self.millis) / 1000).min(Self::burst(self.millis));
+    }
+
+    pub(crate) fn charge(&mut self, used: Duration, now: Duration) {
+        self.fill(now);
+        self.nanos -= used.as_nanos() as i128;
+    }
+
+    /// How long the next poll has to wait; none where it may go on.
+    pub(crate) fn delay(&mut self, now: Duration) -> Option<Duration> {
+        self.fill(now);
+        if self.nanos > 0 {
+            return None;
+        }
+        let slice = (SLICE.as_nanos() as i128).min(Self::burst(self.millis));
+        let wanted = slice - self.nanos;
+        let wait = wanted * 1000 / i128::from(self.millis);
+        Some(Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX)).max(Duration::from_micros(1)))
+    }
+}
+
+/// The CPU account of one container.
+pub(crate) struct CpuMeter {
+    env: Env,
+    used_nanos: AtomicU64,
+    throttled_nanos: AtomicU64,
+    bucket: Option<Mutex<TokenBucket>>,
+}
+
+impl CpuMeter {
+    pub(crate) fn new(env: Env, limit_millis: Option<u64>) -> Self {
+        let bucket = limit_millis.map(|millis| Mutex::new(TokenBucket::new(millis, env.elapsed())));
+        Self { env, used_nanos: AtomicU64::new(0), throttled_nanos: AtomicU64::new(0), bucket }
+    }
+
+    pub(crate) fn used(&self) -> Duration {
+        Duration::from_nanos(self.used_nanos.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn throttled(&self) -> Duration {
+        Duration::from_nanos(self.throttled_nanos.load(Ordering::Relaxed))
+    }
+
+    fn charge(&self, used: Duration) {
+        self.used_nanos.fetch_add(used.as_nanos() as u64, Ordering::Relaxed);
+        if let Some(bucket) = &self.bucket {
+            bucket.lock().unwrap_or_else(PoisonError::into_inner).charge(used, self.env.elapsed());
+        }
+    }
+
+    fn delay(&self) -> Option<Duration> {
+        let bucket = self.bucket.as_ref()?;
+        bucket.lock().unwrap_or_else(PoisonError::into_inner).delay(self.env.elapsed())
+    }
+}
+
+/// A guest's future: each poll is measured, charged, and held back while the bucket is empty.
+pub(crate) struct Metered<F> {
+    guest: Pin<Box<F>>,
+    meter: Arc<CpuMeter>,
+    engine: Engine,
+    held: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl<F: Future> Metered<F> {
+    pub(crate) fn new(guest: F, meter: Arc<CpuMeter>, engine: Engine) -> Self {
+        Self { guest: Box::pin(guest), meter, engine, held: None }
+    }
+}
+
+impl<F: Future> Future for Metered<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = &mut *self;
+        loop {
+            if let Some(held) = &mut this.held {
+                std::task::ready!(held.as_mut().poll(cx));
+                this.held = None;
+            }
+            let Some(delay) = this.meter.delay() else { break };
+            this.meter.throttled_nanos.fetch_add(delay.as_nanos() as u64, Ordering::Relaxed);
+            this.held = Some(Box::pin(tokio::time::sleep(delay)));
+        }
+        let _running = this.engine.ticker().enter();
+        let before = thread_cpu();
+        let polled = this.guest.as_mut().poll(cx);
+        this.meter.charge(thread_cpu().saturating_sub(before));
+        polled
+    }
+}
+
+/// CPU time of the calling thread, user and system.
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "std has no thread CPU clock")]
+fn thread_cpu() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime only writes to `time`, which outlives the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Where the system has no thread CPU clock wall time stands in: a guest is polled without interruption by others.
+#[cfg(not(unix))]
+#[expect(clippy::disallowed_methods, reason = "stands in for a CPU clock, decides nothing that is replayed")]
+fn thread_cpu() -> Duration {
+    use std::sync::LazyLock;
+    static START: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
+    START.elapsed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_holds_a_guest_to_its_share() {
+        // 200m: a guest that burns 2 ms per poll must take about 5 s of wall clock for 1 s of CPU.
+        let mut bucket = TokenBucket::new(200, Duration::ZERO);
+        let (mut now, mut used) = (Duration::ZERO, Duration::ZERO);
+        while used < Duration::from_secs(1) {
+            while let Some(delay) = bucket.delay(now) {
+                now += delay;
+            }
+            now += Duration::from_millis(2);
+            used += Duration::from_millis(2);
+            bucket.charge(Duration::from_millis(2), now);
+        }
+        let wall = now.as_secs_f64();
+        assert!((4.8..5.1).contains(&wall), "{wall}");
+    }
+
+    #[test]
+    fn idle_time_saves_up_one_period_only() {
+        let mut bucket = TokenBucket::new(500, Duration::ZERO);
+        bucket.charge(Duration::from_millis(50), Duration::from_secs(3600));
+        assert!(bucket.delay(Duration::from_secs(3600)).is_some());
+        // A clock that stands still or goes back never refills.
+        assert!(bucket.delay(Duration::ZERO).is_some());
+    }
+}

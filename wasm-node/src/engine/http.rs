@@ -1,0 +1,559 @@
+//! An HTTP server's requests: an instance for each, within the container's concurrency, time and memory, and exactly
+//! the answers of contract.md §4 where the guest gives none.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
+use http_body_util::{BodyExt, Empty, Full};
+use machinery::api::names::REASON_HEADER;
+use machinery::net::{Body, Serve};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi_http::WasiHttpView;
+use wasmtime_wasi_http::p2::bindings::Proxy;
+use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
+use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+
+use super::body::{Exchange, GuestBody};
+use super::command::count_fuel;
+use super::container::{Container, Live, Shared};
+use super::cpu::Metered;
+use super::limits::{QUEUED_REQUESTS_MAX, StoreLimiter};
+use super::load::{Kind, LoadError, Pre};
+use super::state::{ComponentState, incoming};
+
+/// How long a request waits before it asks a full pool again.
+const POOL_RETRY: std::time::Duration = std::time::Duration::from_millis(2);
+/// Body frames of a finished guest that are gathered before the head is sent: what its channel can hold, and trailers.
+const GATHERED_FRAMES_MAX: usize = 4;
+
+/// Answers requests for one container; cheap to clone. [`HttpServer::shut`] ends its requests.
+#[derive(Clone)]
+pub struct HttpServer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    permits: Arc<Semaphore>,
+    queued: AtomicUsize,
+    in_flight: Arc<InFlight>,
+}
+
+/// Requests whose guest still runs, so that a drain can wait for them.
+#[derive(Default)]
+struct InFlight {
+    count: AtomicUsize,
+    changed: tokio::sync::Notify,
+    shut: tokio_util::sync::CancellationToken,
+}
+
+struct Flight(Arc<InFlight>);
+
+impl Flight {
+    fn new(all: &Arc<InFlight>) -> Self {
+        all.count.fetch_add(1, Ordering::AcqRel);
+        Self(all.clone())
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.changed.notify_waiters();
+        }
+    }
+}
+
+/// Why the guest gave no response, or none to the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    Trap,
+    Memory,
+    Fuel,
+    Timeout,
+    NoResponse,
+    /// More requests wait than can be kept.
+    Overload,
+    /// The container is being stopped.
+    Stopped,
+}
+
+impl Failure {
+    fn parts(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Trap => (StatusCode::BAD_GATEWAY, "trap"),
+            Self::Memory => (StatusCode::SERVICE_UNAVAILABLE, "memory"),
+            Self::Fuel => (StatusCode::SERVICE_UNAVAILABLE, "fuel"),
+            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+            Self::NoResponse => (StatusCode::BAD_GATEWAY, "no-response"),
+            Self::Overload => (StatusCode::SERVICE_UNAVAILABLE, "overload"),
+            Self::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+        }
+    }
+
+    fn count(self, shared: &Shared) {
+        let counters = &shared.counters;
+        let counter = match self {
+            Self::Trap => &counters.trap,
+            Self::Memory => &counters.memory,
+            Self::Fuel => &counters.fuel,
+            Self::Timeout => &counters.timeout,
+            Self::NoResponse => &counters.no_response,
+            Self::Overload | Self::Stopped => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn response(self, shared: &Shared) -> Response<Body> {
+        self.count(shared);
+        let (status, reason) = self.parts();
+        let text = format!("{} ({reason})\n", status.canonical_reason().unwrap_or_default());
+        let mut response = Response::new(full(Bytes::from(text)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(HeaderName::from_static(REASON_HEADER), HeaderValue::from_static(reason));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        response
+    }
+}
+
+fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// How a guest ended.
+type End = Result<(), Failure>;
+type Head = Result<Response<HyperOutgoingBody>, ErrorCode>;
+
+impl Container {
+    /// Makes a server of the container. Nothing runs until a request comes.
+    pub fn serve(&self) -> Result<HttpServer, LoadError> {
+        if self.kind() != Kind::HttpServer {
+            return Err(LoadError::Unsupported("the module is a command, not an HTTP server".into()));
+        }
+        let shared = self.shared.clone();
+        let permits = Arc::new(Semaphore::new(shared.limits.concurrency.clamp(1, Semaphore::MAX_PERMITS)));
+        let inner = Inner { shared, permits, queued: AtomicUsize::new(0), in_flight: Arc::default() };
+        Ok(HttpServer { inner: Arc::new(inner) })
+    }
+
+    /// Makes one instance and drops it: whether the module's start works under this container's limits.
+    pub async fn try_instantiate(&self) -> Result<(), String> {
+        let shared = self.shared.clone();
+        let timeout = shared.limits.timeout;
+        let attempt = async move { instantiate(&shared, None).await.map(drop).map_err(|error| format!("{error:#}")) };
+        let metered = Metered::new(attempt, self.shared.cpu.clone(), self.shared.engine.clone());
+        let bounded = async move { tokio::time::timeout(timeout, metered).await };
+        match AbortOnDrop(self.shared.engine.guest_runtime().spawn(bounded)).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err("the module does not start within its timeout".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+impl HttpServer {
+    /// Requests whose guest runs or that wait for one.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.inner.in_flight.count.load(Ordering::Acquire)
+    }
+
+    /// Waits until no request is left, also none whose guest goes on after its response.
+    pub async fn drained(&self) {
+        loop {
+            let changed = self.inner.in_flight.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.in_flight() == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Cuts off what still runs; later requests get 503.
+    pub fn shut(&self) {
+        self.inner.in_flight.shut.cancel();
+    }
+
+    /// The container that answers.
+    #[must_use]
+    pub fn container(&self) -> Container {
+        Container { shared: self.inner.shared.clone() }
+    }
+}
+
+#[async_trait::async_trait]
+impl Serve for HttpServer {
+    async fn http(&self, request: Request<Body>) -> Response<Body> {
+        let shared = &self.inner.shared;
+        shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+        if shared.engine.on_guest_thread() {
+            return self.inner.clone().answer(request).await;
+        }
+        let task = shared.engine.guest_runtime().spawn(self.inner.clone().answer(request));
+        match AbortOnDrop(task).await {
+            Ok(response) => response,
+            Err(error) => {
+                tracing::error!(container = shared.name, "a request's task failed: {error}");
+                Failure::Trap.response(shared)
+            }
+        }
+    }
+}
+
+impl Inner {
+    async fn answer(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
+        let deadline = Instant::now() + self.shared.limits.timeout;
+        let flight = Flight::new(&self.in_flight);
+        let permit = match self.permit(deadline).await {
+            Ok(permit) => permit,
+            Err(failure) => return failure.response(&self.shared),
+        };
+        let head_only = request.method() == Method::HEAD;
+        let exchange = Arc::new(Exchange::new());
+        let (sender, mut receiver) = oneshot::channel();
+        let guest = guest(self.shared.clone(), request, exchange.clone(), sender, (permit, flight));
+        let mut guest = Metered::new(guest, self.shared.cpu.clone(), self.shared.engine.clone());
+
+        let mut end: Option<End> = None;
+        let mut sleep = None;
+        let mut shut = std::pin::pin!(self.in_flight.shut.cancelled());
+        let head = poll_fn(|cx| {
+            if end.is_none()
+                && let Poll::Ready(result) = Pin::new(&mut guest).poll(cx)
+            {
+                end = Some(result);
+            }
+            // A guest's own response comes before anything that happened in the same poll.
+            match Pin::new(&mut receiver).poll(cx) {
+                Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
+                Poll::Ready(Err(_)) if end.is_some() => {}
+                _ if end.is_some() => {}
+                _ => {
+                    if shut.as_mut().poll(cx).is_ready() {
+                        return Poll::Ready(Err(Failure::Stopped));
+                    }
+                    // A timer is registered only for guests that do not answer at once.
+                    let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                    return sleep.as_mut().poll(cx).map(|()| Err(Failure::Timeout));
+                }
+            }
+            Poll::Ready(Err(end.and_then(Result::err).unwrap_or(Failure::NoResponse)))
+        })
+        .await;
+        let head = match head {
+            Ok(head) => head,
+            Err(failure) => {
+                exchange.end(true);
+                if failure == Failure::Timeout {
+                    self.shared.tell(&format!("no response within {:?}", self.shared.limits.timeout));
+                }
+                return failure.response(&self.shared);
+            }
+        };
+        if end.is_none() {
+            let rest = see_out(self.clone(), guest, exchange.clone());
+            self.shared.engine.guest_runtime().spawn(rest);
+        } else if let Some(Err(failure)) = end {
+            failure.count(&self.shared);
+        }
+        match head {
+            Ok(response) => respond(&self.shared, response, exchange, end, head_only),
+            Err(code) => {
+                self.shared.tell(&format!("the handler answered with an error: {code:?}"));
+                Failure::NoResponse.response(&self.shared)
+            }
+        }
+    }
+
+    async fn permit(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, Failure> {
+        if self.in_flight.shut.is_cancelled() {
+            return Err(Failure::Stopped);
+        }
+        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+            return Ok(permit);
+        }
+        struct Queued<'a>(&'a AtomicUsize);
+        impl Drop for Queued<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let waiting = self.queued.fetch_add(1, Ordering::Relaxed);
+        let _queued = Queued(&self.queued);
+        if waiting >= QUEUED_REQUESTS_MAX {
+            return Err(Failure::Overload);
+        }
+        tokio::select! {
+            permit = self.permits.clone().acquire_owned() => permit.map_err(|_| Failure::Stopped),
+            () = self.in_flight.shut.cancelled() => Err(Failure::Stopped),
+            () = tokio::time::sleep_until(deadline) => Err(Failure::Timeout),
+        }
+    }
+}
+
+/// Lets a guest go on after its head: until it returns, its reader goes away, or nothing moves for the timeout.
+async fn see_out<G: Future<Output = End>>(inner: Arc<Inner>, mut guest: Metered<G>, exchange: Arc<Exchange>) {
+    let timeout = inner.shared.limits.timeout;
+    let mut shut = std::pin::pin!(inner.in_flight.shut.cancelled());
+    loop {
+        let idle_at = exchange.progress_at() + timeout;
+        tokio::select! {
+            biased;
+            end = &mut guest => {
+                if let Err(failure) = end {
+                    failure.count(&inner.shared);
+                }
+                return;
+            }
+            () = exchange.abandoned.notified() => break,
+            () = &mut shut => break,
+            () = tokio::time::sleep_until(idle_at) => {
+                if exchange.progress_at() + timeout <= Instant::now() {
+                    Failure::Timeout.count(&inner.shared);
+                    inner.shared.tell(&format!("nothing moved for {timeout:?} after the response's head"));
+                    break;
+                }
+            }
+        }
+    }
+    // Before the guest is dropped below: its body's channel closes then, and must not look like an end.
+    exchange.end(true);
+}
+
+/// One request's guest, from its instance to its end.
+async fn guest(
+    shared: Arc<Shared>,
+    request: Request<Body>,
+    exchange: Arc<Exchange>,
+    head: oneshot::Sender<Head>,
+    held: (OwnedSemaphorePermit, Flight),
+) -> End {
+    let end = match instantiate(&shared, Some(exchange.clone())).await {
+        Ok((mut store, proxy, slot)) => {
+            let result = handle(&mut store, &proxy, request, head).await;
+            count_fuel(&shared, &store);
+            let end = settle(&shared, result, &store.data().limiter);
+            // Before the store goes: see `Exchange::end`.
+            exchange.end(end.is_err());
+            drop(store);
+            drop(slot);
+            end
+        }
+        Err(error) => {
+            exchange.end(true);
+            Err(error.failure)
+        }
+    };
+    drop(held);
+    end
+}
+
+struct InstantiateError {
+    failure: Failure,
+    error: wasmtime::Error,
+}
+
+impl std::fmt::Display for InstantiateError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#}", self.error)
+    }
+}
+
+type Instance = (Store<ComponentState>, Proxy, (OwnedSemaphorePermit, Live));
+
+async fn instantiate(shared: &Arc<Shared>, exchange: Option<Arc<Exchange>>) -> Result<Instance, InstantiateError> {
+    let trap = |error| InstantiateError { failure: Failure::Trap, error };
+    let Pre::Server(pre) = &shared.loaded.pre else {
+        return Err(trap(wasmtime::Error::msg("not an HTTP server")));
+    };
+    let slots = &shared.loaded.engine.slots;
+    let slot = match slots.clone().try_acquire_owned() {
+        Ok(slot) => slot,
+        Err(_) => slots.clone().acquire_owned().await.expect("never closed"),
+    };
+    let live = Live::new(shared);
+    loop {
+        let mut store = ComponentState::store(shared, exchange.clone()).map_err(trap)?;
+        match pre.instantiate_async(&mut store).await {
+            Ok(proxy) => {
+                shared.instantiated(None);
+                return Ok((store, proxy, (slot, live)));
+            }
+            // Components of many instances fill the pool before the slots are used up: wait, as for a slot.
+            Err(error) if error.is::<PoolConcurrencyLimitError>() => {
+                drop(store);
+                tokio::time::sleep(POOL_RETRY).await;
+            }
+            Err(error) => {
+                shared.instantiated(Some(&error));
+                let end = settle(shared, Err(error), &store.data().limiter);
+                let error = wasmtime::Error::msg(shared.last_broken());
+                return Err(InstantiateError { failure: end.err().unwrap_or(Failure::Trap), error });
+            }
+        }
+    }
+}
+
+async fn handle(
+    store: &mut Store<ComponentState>,
+    proxy: &Proxy,
+    request: Request<Body>,
+    head: oneshot::Sender<Head>,
+) -> wasmtime::Result<()> {
+    let (mut parts, body) = request.into_parts();
+    let https = parts.uri.scheme() == Some(&http::uri::Scheme::HTTPS);
+    // A request without an authority, or with one that is no text, still is a request.
+    let readable = parts.headers.get(header::HOST).is_some_and(|host| host.to_str().is_ok());
+    if parts.uri.authority().is_none() && !readable {
+        parts.headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+    }
+    let request = Request::from_parts(parts, incoming(body));
+    let mut view = store.data_mut().http();
+    let request = view.new_incoming_request(if https { Scheme::Https } else { Scheme::Http }, request)?;
+    let out = view.new_response_outparam(head)?;
+    proxy.wasi_http_incoming_handler().call_handle(store, request, out).await
+}
+
+fn settle(shared: &Shared, result: wasmtime::Result<()>, limiter: &StoreLimiter) -> End {
+    let Err(error) = result else { return Ok(()) };
+    if matches!(error.downcast_ref::<I32Exit>(), Some(I32Exit(0))) {
+        return Ok(());
+    }
+    shared.tell(&format!("{error:?}"));
+    if limiter.exceeded().is_some() {
+        return Err(Failure::Memory);
+    }
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::OutOfFuel) => Err(Failure::Fuel),
+        _ => Err(Failure::Trap),
+    }
+}
+
+/// Removes what a guest must not say: the node's own headers, and those that frame a message.
+pub(crate) fn strip(headers: &mut HeaderMap) {
+    const FRAMING: [HeaderName; 7] = [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::TE,
+        header::TRAILER,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+    ];
+    for name in &FRAMING {
+        headers.remove(name);
+    }
+    let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("coracle-")).cloned().collect();
+    for name in own {
+        headers.remove(name);
+    }
+}
+
+fn respond(
+    shared: &Shared,
+    response: Response<HyperOutgoingBody>,
+    exchange: Arc<Exchange>,
+    end: Option<End>,
+    head_only: bool,
+) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    if parts.status.is_informational() {
+        shared.tell(&format!("the handler answered with status {}, which is no response", parts.status));
+        exchange.abandoned.notify_one();
+        return Failure::NoResponse.response(shared);
+    }
+    strip(&mut parts.headers);
+    let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    if body.is_end_stream() || head_only {
+        // No body was made: only an answer to HEAD may speak of the length of another.
+        if !head_only || length.is_none() {
+            parts.headers.remove(header::CONTENT_LENGTH);
+        }
+        if !body.is_end_stream() {
+            return Response::from_parts(parts, GuestBody::new(body, exchange, None).boxed_unsync());
+        }
+        return Response::from_parts(parts, Empty::new().map_err(|never| match never {}).boxed_unsync());
+    }
+    if matches!(end, Some(Ok(()))) {
+        // The guest is done: what it wrote lies in the channel, and its length is known.
+        let mut first: Option<Bytes> = None;
+        let mut more: Vec<u8> = Vec::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut whole = GuestBody::new(body, exchange, length);
+        for _ in 0..GATHERED_FRAMES_MAX {
+            match Pin::new(&mut whole).poll_frame(&mut cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if first.is_none() => first = Some(data),
+                    Ok(data) => more.extend_from_slice(&data),
+                    Err(trailers) => {
+                        return Response::from_parts(parts, put_back(first, more, Some(Ok(trailers)), whole));
+                    }
+                },
+                Poll::Ready(None) => {
+                    parts.headers.remove(header::CONTENT_LENGTH);
+                    return Response::from_parts(parts, full(join(first, more)));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    return Response::from_parts(parts, put_back(first, more, Some(Err(error)), whole));
+                }
+                Poll::Pending => break,
+            }
+        }
+        return Response::from_parts(parts, put_back(first, more, None, whole));
+    }
+    if length.is_none() {
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
+    Response::from_parts(parts, GuestBody::new(body, exchange, length).boxed_unsync())
+}
+
+fn join(first: Option<Bytes>, more: Vec<u8>) -> Bytes {
+    match first {
+        Some(first) if more.is_empty() => first,
+        Some(first) => [first.as_ref(), &more].concat().into(),
+        None => Bytes::new(),
+    }
+}
+
+/// A body of what was gathered, then `then`, then the rest.
+fn put_back(
+    first: Option<Bytes>,
+    more: Vec<u8>,
+    then: Option<Result<http_body::Frame<Bytes>, machinery::net::BoxError>>,
+    rest: GuestBody,
+) -> Body {
+    let gathered = first.map(|first| Ok(http_body::Frame::data(join(Some(first), more))));
+    let frames = futures::stream::iter(gathered.into_iter().chain(then));
+    let rest = futures::StreamExt::chain(frames, http_body_util::BodyStream::new(rest));
+    http_body_util::StreamBody::new(rest).boxed_unsync()
+}
+
+/// A task that ends with whoever waits for it.
+pub(crate) struct AbortOnDrop<T>(pub(crate) JoinHandle<T>);
+
+impl<T> Future for AbortOnDrop<T> {
+    type Output = Result<T, tokio::task::JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,251 @@
+//! What one container may use: the limits of its spec, the memory budget its live instances share, and the store
+//! limiter that charges them. Growth over the budget traps; a guest never sees a refused `memory.grow`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use wasmtime::ResourceLimiter;
+
+/// Wall clock to a response's head where no annotation says otherwise (contract: 60 s).
+pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+/// Requests at once per pod where no annotation says otherwise (contract: 64).
+pub const CONCURRENCY_DEFAULT: usize = 64;
+/// Requests that may wait for a permit of one pod: enough for any burst that could be served within a minute, few
+/// enough that a flood of clients holds little memory.
+pub(crate) const QUEUED_REQUESTS_MAX: usize = 4096;
+
+/// Handles (wasi resources) one instance may hold. A request needs some ten; a command that walks a tree some hundred.
+pub(crate) const RESOURCE_TABLE_ENTRIES_MAX: usize = 1024;
+/// Open files and folders of one instance: each is a descriptor of the whole process.
+pub(crate) const OPEN_FILES_MAX: usize = 256;
+/// Bytes one host call may copy out of a guest (wasmtime's default is 128 MiB). Larger writes come in pieces.
+pub(crate) const HOSTCALL_BYTES_MAX: usize = 2 << 20;
+/// In-memory size of one set of HTTP fields: twice what common servers take on the wire.
+pub(crate) const HTTP_FIELDS_BYTES_MAX: usize = 32 << 10;
+/// Random bytes per call (wasmtime's default is 64 MiB).
+pub(crate) const RANDOM_BYTES_MAX: u64 = 1 << 20;
+/// One chunk of an outgoing body: with the one buffered beside it, 128 KiB per body in flight.
+pub(crate) const BODY_CHUNK_BYTES: usize = 64 << 10;
+/// Outgoing requests of one container at once.
+pub(crate) const OUTGOING_REQUESTS_MAX: usize = 128;
+/// Core instances of one store: a component of components needs tens, a bomb thousands.
+pub(crate) const CORE_INSTANCES_MAX: usize = 64;
+/// Linear memories of one store.
+pub(crate) const MEMORIES_MAX: usize = 16;
+/// Tables of one store.
+pub(crate) const TABLES_MAX: usize = 32;
+/// What one element of a table costs.
+const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
+
+/// The limits of a container's spec and its annotations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// `limits.memory`: shared by all live instances; none = only the node's own budget holds.
+    pub memory_bytes: Option<u64>,
+    /// `limits.cpu` in thousandths of a core; none = not throttled.
+    pub cpu_millis: Option<u64>,
+    /// `fuel.coracle.dev/<container>`: per run or per request.
+    pub fuel: Option<u64>,
+    /// `timeout.coracle.dev/<container>`.
+    pub timeout: Duration,
+    /// `concurrency.coracle.dev/<container>`.
+    pub concurrency: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: None,
+            cpu_millis: None,
+            fuel: None,
+            timeout: REQUEST_TIMEOUT_DEFAULT,
+            concurrency: CONCURRENCY_DEFAULT,
+        }
+    }
+}
+
+/// A growth that the budget doesn't allow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "out of memory: {wanted_bytes} bytes more than the {used_bytes} in use exceed the limit of {limit_bytes} bytes"
+)]
+pub(crate) struct MemoryExceeded {
+    pub(crate) wanted_bytes: u64,
+    pub(crate) used_bytes: u64,
+    pub(crate) limit_bytes: u64,
+}
+
+/// Bytes that the live instances of a container (or all containers of a node) hold together.
+#[derive(Debug)]
+pub(crate) struct MemoryBudget {
+    limit_bytes: u64,
+    used_bytes: AtomicU64,
+    peak_bytes: AtomicU64,
+    parent: Option<Arc<MemoryBudget>>,
+}
+
+impl MemoryBudget {
+    pub(crate) fn new(limit_bytes: u64, parent: Option<Arc<MemoryBudget>>) -> Self {
+        Self { limit_bytes, used_bytes: AtomicU64::new(0), peak_bytes: AtomicU64::new(0), parent }
+    }
+
+    /// Charges `bytes`, or nothing at all.
+    pub(crate) fn take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
+        let before = self.used_bytes.fetch_add(bytes, Ordering::AcqRel);
+        let after = before.saturating_add(bytes);
+        if after > self.limit_bytes {
+            self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            return Err(MemoryExceeded { wanted_bytes: bytes, used_bytes: before, limit_bytes: self.limit_bytes });
+        }
+        if let Some(parent) = &self.parent
+            && let Err(exceeded) = parent.take(bytes)
+        {
+            self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            return Err(exceeded);
+        }
+        self.peak_bytes.fetch_max(after, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) fn give(&self, bytes: u64) {
+        self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        if let Some(parent) = &self.parent {
+            parent.give(bytes);
+        }
+    }
+
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        self.peak_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Charges one store's growth to its container's budget and gives everything back when the store is dropped.
+#[derive(Debug)]
+pub(crate) struct StoreLimiter {
+    budget: Arc<MemoryBudget>,
+    guest_bytes: u64,
+    host_bytes: u64,
+    exceeded: Option<MemoryExceeded>,
+}
+
+impl StoreLimiter {
+    pub(crate) fn new(budget: Arc<MemoryBudget>) -> Self {
+        Self { budget, guest_bytes: 0, host_bytes: 0, exceeded: None }
+    }
+
+    /// What this store was refused, if anything: decides `OOMKilled` whatever error the guest ended with.
+    pub(crate) fn exceeded(&self) -> Option<&MemoryExceeded> {
+        self.exceeded.as_ref()
+    }
+
+    /// Sets what the host holds for this guest (handles, fields, buffered bodies); false when that is over the budget.
+    pub(crate) fn set_host_bytes(&mut self, bytes: u64) -> bool {
+        if bytes > self.host_bytes {
+            if let Err(exceeded) = self.budget.take(bytes - self.host_bytes) {
+                self.exceeded = Some(exceeded);
+                return false;
+            }
+        } else {
+            self.budget.give(self.host_bytes - bytes);
+        }
+        self.host_bytes = bytes;
+        true
+    }
+
+    fn grow_to(&mut self, current: usize, desired: usize, max: Option<usize>, unit: u64) -> wasmtime::Result<bool> {
+        let bytes = (desired.saturating_sub(current) as u64).saturating_mul(unit);
+        match self.budget.take(bytes) {
+            // Within the budget but over the module's own maximum: -1 is the answer wasm defines for that.
+            Ok(()) if max.is_some_and(|max| desired > max) => {
+                self.budget.give(bytes);
+                Ok(false)
+            }
+            Ok(()) => {
+                self.guest_bytes += bytes;
+                Ok(true)
+            }
+            Err(exceeded) => {
+                self.exceeded = Some(exceeded.clone());
+                Err(wasmtime::Error::new(exceeded))
+            }
+        }
+    }
+}
+
+impl Drop for StoreLimiter {
+    fn drop(&mut self) {
+        self.budget.give(self.guest_bytes + self.host_bytes);
+    }
+}
+
+impl ResourceLimiter for StoreLimiter {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        self.grow_to(current, desired, maximum, 1)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        // The growth was charged and then failed in the system: a trap, never -1. A growth over the module's own
+        // maximum was refused above and comes here uncharged.
+        if self.exceeded.is_none() && error.downcast_ref::<std::io::Error>().is_some() {
+            self.exceeded = Some(MemoryExceeded {
+                wanted_bytes: 0,
+                used_bytes: self.budget.used_bytes(),
+                limit_bytes: self.budget.limit_bytes,
+            });
+            return Err(error.context("the system has no memory for this growth"));
+        }
+        Ok(())
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        self.grow_to(current, desired, maximum, TABLE_ELEMENT_BYTES)
+    }
+
+    fn instances(&self) -> usize {
+        CORE_INSTANCES_MAX
+    }
+
+    fn tables(&self) -> usize {
+        TABLES_MAX
+    }
+
+    fn memories(&self) -> usize {
+        MEMORIES_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stores_share_one_budget_and_give_back() {
+        let node = Arc::new(MemoryBudget::new(10 << 20, None));
+        let budget = Arc::new(MemoryBudget::new(1 << 20, Some(node.clone())));
+        let mut a = StoreLimiter::new(budget.clone());
+        let mut b = StoreLimiter::new(budget.clone());
+        assert!(a.memory_growing(0, 700 << 10, None).unwrap());
+        assert!(b.memory_growing(0, 700 << 10, None).is_err(), "two stores, one budget");
+        assert!(b.exceeded().is_some() && a.exceeded().is_none());
+        assert_eq!(node.used_bytes(), 700 << 10, "a refused growth charges nobody");
+        drop(a);
+        assert!(b.memory_growing(0, 700 << 10, None).unwrap());
+        assert!(!b.set_host_bytes(400 << 10), "host buffers count too");
+        drop(b);
+        assert_eq!((budget.used_bytes(), node.used_bytes()), (0, 0));
+        assert_eq!(budget.peak_bytes(), 700 << 10);
+    }
+
+    #[test]
+    fn the_node_holds_where_no_limit_is_set() {
+        let node = Arc::new(MemoryBudget::new(1 << 20, None));
+        let budget = Arc::new(MemoryBudget::new(u64::MAX, Some(node)));
+        assert!(budget.take(2 << 20).is_err());
+        assert_eq!(budget.used_bytes(), 0);
+    }
+}

@@ -1,0 +1,321 @@
+//! A module in memory: what it is, what it wants, and its pre-instantiated form, shared by all pods of a digest.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use wasmtime::Module;
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, InstancePre};
+use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+
+use super::state::{ComponentState, CoreState};
+use super::{Engine, Metered, Metering, compile, settings};
+
+/// What a container is, by what its module exports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Runs to its end: `wasi:cli/run`, or `_start` of a core module.
+    Command,
+    /// Answers requests: `wasi:http/incoming-handler`.
+    HttpServer,
+}
+
+/// Why a module can't be run. Messages are shown in pods' statuses.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Not wasm at all.
+    #[error("not a WebAssembly module or component: {0}")]
+    NotWasm(String),
+    /// The compiler refused it.
+    #[error("the module does not compile: {0}")]
+    Compile(String),
+    /// It compiles too long.
+    #[error("the module does not compile within {seconds} s")]
+    CompileTime {
+        /// The bound.
+        seconds: u64,
+    },
+    /// The compiler process died, most likely at its memory bound.
+    #[error("compiling the module needs more memory than allowed (compiler ended with {status})")]
+    CompileMemory {
+        /// How it ended.
+        status: String,
+    },
+    /// Too large to compile.
+    #[error("the module has {bytes} bytes, at most {max_bytes} are taken")]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+        /// The bound.
+        max_bytes: u64,
+    },
+    /// It imports something that this node doesn't offer.
+    #[error("the module imports {import:?}, which this node does not offer")]
+    MissingImport {
+        /// The first missing one's name.
+        import: String,
+    },
+    /// It imports a host interface's package but not in a shape that fits.
+    #[error("the module's imports do not fit what this node offers: {0}")]
+    BadImport(String),
+    /// It exports nothing that a container can be.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The engine with the wanted metering can't be made.
+    #[error("wasmtime: {0}")]
+    Engine(String),
+    /// The disk.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The system's error.
+        source: std::io::Error,
+    },
+}
+
+impl LoadError {
+    pub(crate) fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
+    pub(crate) fn compile(error: wasmtime::Error) -> Self {
+        Self::Compile(format!("{error:#}"))
+    }
+}
+
+/// A component or a core module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CodeKind {
+    Component,
+    Module,
+}
+
+impl CodeKind {
+    /// By the preamble: magic, version, layer.
+    pub(crate) fn of(bytes: &[u8]) -> Result<Self, LoadError> {
+        match bytes {
+            [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => Ok(Self::Module),
+            [0, b'a', b's', b'm', _, _, 1, 0, ..] => Ok(Self::Component),
+            [0, b'a', b's', b'm', version, ..] => Err(LoadError::NotWasm(format!("unknown binary version {version}"))),
+            [0x7f, b'E', b'L', b'F', ..] => Err(LoadError::NotWasm("an ELF program".into())),
+            [] => Err(LoadError::NotWasm("an empty file".into())),
+            _ => Err(LoadError::NotWasm("the file does not begin with \\0asm".into())),
+        }
+    }
+}
+
+pub(crate) enum Code {
+    Component(Component),
+    Module(Module),
+}
+
+/// The pre-instantiated form.
+pub(crate) enum Pre {
+    Command(CommandPre<ComponentState>),
+    Server(ProxyPre<ComponentState>),
+    Core(wasmtime::InstancePre<CoreState>),
+}
+
+/// A module, loaded once per digest and metering, shared by every container of it.
+pub struct Loaded {
+    digest: String,
+    kind: Kind,
+    pub(crate) metering: Metering,
+    pub(crate) engine: Arc<Metered>,
+    pub(crate) pre: Pre,
+}
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loaded").field("digest", &self.digest).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl Loaded {
+    /// Command or server.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The module's own digest (`sha256:…`).
+    #[must_use]
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+}
+
+impl Engine {
+    /// Loads a module: from memory when a container of it lives, else from the cache, else it is compiled first.
+    pub async fn load(&self, digest: &str, file: &Path, metering: Metering) -> Result<Arc<Loaded>, LoadError> {
+        let key = (digest.to_owned(), metering);
+        if let Some(loaded) = self.shared(&key) {
+            return Ok(loaded);
+        }
+        let kind = compile::code_kind(file).await?;
+        self.compile(digest, file, metering).await?;
+        let engine = self.metered(metering)?.clone();
+        let code = match self.map_artifact(&engine, digest, kind).await {
+            Some(code) => code,
+            None => {
+                // A damaged artifact was set aside: once more from the module itself.
+                self.compile(digest, file, metering).await?;
+                self.map_artifact(&engine, digest, kind)
+                    .await
+                    .ok_or_else(|| LoadError::Engine("the compiled module can't be loaded".into()))?
+            }
+        };
+        let (kind, pre) = prepare(&engine, code)?;
+        let loaded = Arc::new(Loaded { digest: digest.to_owned(), kind, metering, engine, pre });
+        self.share(key, &loaded);
+        Ok(loaded)
+    }
+
+    async fn map_artifact(&self, engine: &Arc<Metered>, digest: &str, kind: CodeKind) -> Option<Code> {
+        let (this, engine, digest) = (self.clone(), engine.clone(), digest.to_owned());
+        let map = move || this.inner.cache.load(&engine.wasmtime, &digest, &engine.fingerprint, kind);
+        tokio::task::spawn_blocking(map).await.ok().flatten()
+    }
+}
+
+fn prepare(engine: &Metered, code: Code) -> Result<(Kind, Pre), LoadError> {
+    match code {
+        Code::Component(component) => prepare_component(engine, &component),
+        Code::Module(module) => {
+            if module.get_export("_start").is_none() {
+                let exports: Vec<&str> = module.exports().map(|export| export.name()).take(5).collect();
+                return Err(LoadError::Unsupported(format!(
+                    "a core module is a command and must export _start; this one exports {}",
+                    list(&exports)
+                )));
+            }
+            for import in module.imports() {
+                if import.module() != crate::host::PREVIEW1 {
+                    return Err(LoadError::MissingImport { import: format!("{}::{}", import.module(), import.name()) });
+                }
+            }
+            let pre = engine.core_linker.instantiate_pre(&module).map_err(|error| {
+                let missing = error.downcast_ref::<wasmtime::UnknownImportError>();
+                match missing {
+                    Some(missing) => {
+                        LoadError::MissingImport { import: format!("{}::{}", missing.module(), missing.name()) }
+                    }
+                    None => LoadError::BadImport(format!("{error:#}")),
+                }
+            })?;
+            Ok((Kind::Command, Pre::Core(pre)))
+        }
+    }
+}
+
+fn prepare_component(engine: &Metered, component: &Component) -> Result<(Kind, Pre), LoadError> {
+    let (imports, exports) = names(&engine.wasmtime, component);
+    let kind = component_kind(&exports)?;
+    if let Some(import) = imports.iter().find(|import| !crate::host::offers(import)) {
+        return Err(LoadError::MissingImport { import: import.clone() });
+    }
+    let bad = |error: wasmtime::Error| LoadError::BadImport(format!("{error:#}"));
+    let pre: InstancePre<ComponentState> = engine.component_linker.instantiate_pre(component).map_err(bad)?;
+    let unfit =
+        |error: wasmtime::Error| LoadError::Unsupported(format!("the component's export does not fit: {error:#}"));
+    let pre = match kind {
+        Kind::HttpServer => Pre::Server(ProxyPre::new(pre).map_err(unfit)?),
+        Kind::Command => Pre::Command(CommandPre::new(pre).map_err(unfit)?),
+    };
+    Ok((kind, pre))
+}
+
+/// Server before command, as the contract says where a component exports both.
+fn component_kind(exports: &[String]) -> Result<Kind, LoadError> {
+    let has = |prefix: &str| exports.iter().any(|export| export.starts_with(prefix));
+    if has("wasi:http/incoming-handler@0.2.") {
+        return Ok(Kind::HttpServer);
+    }
+    if has("wasi:cli/run@0.2.") {
+        return Ok(Kind::Command);
+    }
+    if let Some(newer) = exports.iter().find(|e| e.starts_with("wasi:http/") || e.starts_with("wasi:cli/run@")) {
+        return Err(LoadError::Unsupported(format!(
+            "the component exports {newer}; this version serves wasi:http/incoming-handler@0.2 and wasi:cli/run@0.2"
+        )));
+    }
+    let exports: Vec<&str> = exports.iter().map(String::as_str).take(5).collect();
+    Err(LoadError::Unsupported(format!(
+        "the component exports {}, so it is a plugin, which this version does not run; it runs commands \
+         (wasi:cli/run@0.2) and HTTP servers (wasi:http/incoming-handler@0.2)",
+        list(&exports)
+    )))
+}
+
+fn list(names: &[&str]) -> String {
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+}
+
+fn names(engine: &wasmtime::Engine, component: &Component) -> (Vec<String>, Vec<String>) {
+    let ty = component.component_type();
+    let imports = ty
+        .imports(engine)
+        // Types are satisfied by the instances that bring them.
+        .filter(|(_, item)| !matches!(item.ty, ComponentItem::Type(_)))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    (imports, ty.exports(engine).map(|(name, _)| name.to_owned()).collect())
+}
+
+/// What a module imports and exports, without running it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// A component (WASI 0.2) or a core module (preview 1).
+    pub component: bool,
+    /// Names of imports, in the module's order.
+    pub imports: Vec<String>,
+    /// Names of exports.
+    pub exports: Vec<String>,
+}
+
+/// Reads a module's imports and exports for `coracle push`. Compiles it, so the caller bounds its size.
+pub fn inspect(bytes: &[u8]) -> Result<Inspection, LoadError> {
+    let engine = settings::compiler(Metering::Epochs).map_err(LoadError::compile)?;
+    match CodeKind::of(bytes)? {
+        CodeKind::Component => {
+            let component = Component::from_binary(&engine, bytes).map_err(LoadError::compile)?;
+            let (imports, exports) = names(&engine, &component);
+            Ok(Inspection { component: true, imports, exports })
+        }
+        CodeKind::Module => {
+            let module = Module::from_binary(&engine, bytes).map_err(LoadError::compile)?;
+            let mut imports: Vec<String> = module.imports().map(|import| import.module().to_owned()).collect();
+            imports.dedup();
+            let exports = module.exports().map(|export| export.name().to_owned()).collect();
+            Ok(Inspection { component: false, imports, exports })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_preamble_decides() {
+        assert_eq!(CodeKind::of(b"\0asm\x01\0\0\0").unwrap(), CodeKind::Module);
+        assert_eq!(CodeKind::of(b"\0asm\x0d\0\x01\0").unwrap(), CodeKind::Component);
+        for bad in [&b""[..], b"\0asm", b"\x7fELF\x02\x01", b"#!/bin/sh"] {
+            assert!(matches!(CodeKind::of(bad), Err(LoadError::NotWasm(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn both_exports_make_a_server_and_none_a_plugin() {
+        let kind = |exports: &[&str]| component_kind(&exports.iter().map(|e| (*e).to_owned()).collect::<Vec<_>>());
+        let (http, run) = ("wasi:http/incoming-handler@0.2.0", "wasi:cli/run@0.2.3");
+        assert_eq!(kind(&[run, http]).unwrap(), Kind::HttpServer);
+        assert_eq!(kind(&[run]).unwrap(), Kind::Command);
+        let plugin = kind(&["coracle:samples/greeter"]).unwrap_err().to_string();
+        assert!(plugin.contains("coracle:samples/greeter") && plugin.contains("plugin"), "{plugin}");
+        assert!(kind(&["wasi:http/handler@0.3.0"]).unwrap_err().to_string().contains("0.3.0"));
+    }
+}

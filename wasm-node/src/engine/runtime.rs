@@ -1,0 +1,74 @@
+//! The threads that guests run on: a tokio runtime of their own at lower priority, so that a busy guest never starves
+//! the control plane of its process.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// Nice value of guest threads: the control plane's threads win whenever both want to run.
+const GUEST_NICE: i32 = 5;
+/// Threads for a guest's file operations that may block on a disk.
+const BLOCKING_THREADS_MAX: usize = 32;
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    /// Which guest runtime this thread belongs to; 0 = none.
+    static GUEST_RUNTIME: Cell<u64> = const { Cell::new(0) };
+}
+
+pub(crate) struct GuestRuntime {
+    runtime: Option<Runtime>,
+    id: u64,
+}
+
+impl GuestRuntime {
+    pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(threads.max(2))
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .thread_name("guest")
+            .enable_all()
+            .on_thread_start(move || {
+                GUEST_RUNTIME.set(id);
+                lower_priority(GUEST_NICE);
+            })
+            .build()?;
+        Ok(Self { runtime: Some(runtime), id })
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        self.runtime.as_ref().expect("taken only by drop").handle()
+    }
+
+    /// Whether the caller already runs on one of these threads.
+    pub(crate) fn is_current(&self) -> bool {
+        GUEST_RUNTIME.get() == self.id
+    }
+}
+
+impl Drop for GuestRuntime {
+    fn drop(&mut self) {
+        // The last engine may be dropped by a task of a runtime, where waiting for threads would panic.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Lowers the calling thread's priority; where the system refuses, guests run at the normal one.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "std has no thread priorities")]
+pub(crate) fn lower_priority(nice: i32) {
+    // SAFETY: gettid and setpriority touch no memory of ours. Linux takes a thread id for PRIO_PROCESS.
+    unsafe {
+        let thread = libc::syscall(libc::SYS_gettid) as libc::id_t;
+        libc::setpriority(libc::PRIO_PROCESS, thread, nice);
+    }
+}
+
+/// Elsewhere priorities belong to processes: guests share the node's.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn lower_priority(_nice: i32) {}

@@ -1,0 +1,106 @@
+//! wasmtime's configuration: one set of settings, with and without fuel, with and without the pool. What decides the
+//! compiled code is the same in all of them, so that an artifact made by the compiler process fits the node's engines.
+
+use std::hash::{Hash, Hasher};
+
+use wasmtime::{
+    Config, Enabled, Engine as Wasmtime, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
+};
+
+use super::Metering;
+use super::limits::{MEMORIES_MAX, TABLES_MAX};
+
+/// Instances that may be live at once in one engine; more requests queue. Each takes a stack and some mappings, and
+/// the kernel allows a process 65,530 mappings.
+pub(crate) const LIVE_INSTANCES_MAX: u32 = 1000;
+/// The same where the address space or the kernel's limit of mappings is small.
+const LIVE_INSTANCES_SMALL: u32 = 100;
+/// Mappings that one live instance may need: two for its stack, two for its memory, two for its table, and spare.
+const MAPPINGS_PER_INSTANCE: u32 = 12;
+/// Core instances per component instance that the pool counts with (adapters make four of a typical one).
+const CORE_INSTANCES_PER_LIVE: u32 = 8;
+/// Stack of a guest: deep recursion traps, and the host's calls have as much again above it.
+const WASM_STACK_BYTES: usize = 512 << 10;
+const ASYNC_STACK_BYTES: usize = 1 << 20;
+/// Slots that stay bound to their module after use: their next instance is cheap, and they hold memory while idle.
+const WARM_SLOTS_MAX: u32 = 32;
+/// Bytes of a freed memory, table or stack that are cleared rather than given back: saves page faults per request,
+/// costs at most this much per warm slot while idle.
+const MEMORY_KEEP_BYTES: usize = 64 << 10;
+const TABLE_KEEP_BYTES: usize = 8 << 10;
+const STACK_KEEP_BYTES: usize = 32 << 10;
+/// Elements of one table; the largest seen in the wild is a debug build with some 10,000.
+const TABLE_ELEMENTS_MAX: usize = 20_000;
+
+fn base(metering: Metering) -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .consume_fuel(metering == Metering::Fuel)
+        .max_wasm_stack(WASM_STACK_BYTES)
+        .async_stack_size(ASYNC_STACK_BYTES)
+        // Stacks pass between tenants.
+        .async_stack_zeroing(true)
+        // Names and offsets are enough for a log; parsing a hostile module's debug sections at each trap is not.
+        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        // Nothing but wasmtime unwinds these frames.
+        .native_unwind_info(false)
+        .memory_init_cow(true)
+        .parallel_compilation(true);
+    config
+}
+
+fn pooled(metering: Metering, live: u32) -> Config {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_stacks(live)
+        .total_component_instances(live)
+        .total_core_instances(live * CORE_INSTANCES_PER_LIVE)
+        .total_memories(live + live / 2)
+        .total_tables(live * 2)
+        .max_memories_per_component(MEMORIES_MAX as u32)
+        .max_memories_per_module(MEMORIES_MAX as u32)
+        .max_tables_per_component(TABLES_MAX as u32)
+        .max_tables_per_module(TABLES_MAX as u32)
+        .table_elements(TABLE_ELEMENTS_MAX)
+        .max_unused_warm_slots(WARM_SLOTS_MAX)
+        .linear_memory_keep_resident(MEMORY_KEEP_BYTES)
+        .table_keep_resident(TABLE_KEEP_BYTES)
+        .async_stack_keep_resident(STACK_KEEP_BYTES)
+        .pagemap_scan(Enabled::Auto);
+    let mut config = base(metering);
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
+}
+
+/// An engine that runs guests: pooled where the system allows it. Returns it with the instances it may hold at once.
+pub(crate) fn engine(metering: Metering) -> wasmtime::Result<(Wasmtime, u32)> {
+    let mappings = max_map_count();
+    for live in [LIVE_INSTANCES_MAX, LIVE_INSTANCES_SMALL] {
+        if mappings.is_some_and(|mappings| u64::from(live * MAPPINGS_PER_INSTANCE) > mappings / 2) {
+            continue;
+        }
+        match Wasmtime::new(&pooled(metering, live)) {
+            Ok(engine) => return Ok((engine, live)),
+            Err(error) => tracing::warn!(live, "no pool of instances: {error:#}"),
+        }
+    }
+    Ok((Wasmtime::new(&base(metering))?, LIVE_INSTANCES_SMALL))
+}
+
+/// An engine that only compiles: reserves nothing, and its artifacts fit [`engine`]'s.
+pub(crate) fn compiler(metering: Metering) -> wasmtime::Result<Wasmtime> {
+    Wasmtime::new(&base(metering))
+}
+
+/// Names the settings that a compiled artifact depends on (wasmtime's version, features, tunables, target).
+pub(crate) fn fingerprint(engine: &Wasmtime) -> String {
+    // Fixed keys: the same in every run of the same build.
+    #[expect(deprecated, reason = "the one hasher of std whose keys are fixed")]
+    let mut hasher = std::hash::SipHasher::new();
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+fn max_map_count() -> Option<u64> {
+    std::fs::read_to_string("/proc/sys/vm/max_map_count").ok()?.trim().parse().ok()
+}

@@ -1,0 +1,240 @@
+//! The one table of host interfaces: what a guest may import, and whether it always may or only where its pod's
+//! annotation `host.coracle.dev/<container>` grants it. To add one: a file here and a row in [`HOST_INTERFACES`].
+
+pub(crate) mod clocks;
+pub(crate) mod environment;
+pub(crate) mod filesystem;
+pub(crate) mod http;
+pub(crate) mod io;
+pub(crate) mod random;
+pub(crate) mod sockets;
+pub(crate) mod stdio;
+
+use wasmtime::component::Linker;
+
+use crate::engine::state::{ComponentState, CoreState};
+
+/// The module that preview 1 imports come from.
+pub(crate) const PREVIEW1: &str = "wasi_snapshot_preview1";
+
+/// How a guest comes to an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Granted {
+    /// Every guest has it.
+    Always,
+    /// Only where the annotation names it.
+    ByAnnotation,
+}
+
+/// One row: a package (or a part of one) that guests may import.
+pub struct HostInterface {
+    /// Its name in the annotation and in docs.
+    pub name: &'static str,
+    /// The WIT package, `namespace:name`.
+    pub package: &'static str,
+    /// Interfaces of the package that are offered; empty = all of the package's world.
+    pub interfaces: &'static [&'static str],
+    /// The version: guests of the same major and minor fit.
+    pub version: &'static str,
+    /// Who has it.
+    pub granted: Granted,
+    /// Adds it to a linker.
+    pub(crate) link: fn(&mut Linker<ComponentState>) -> wasmtime::Result<()>,
+}
+
+/// Every host interface of this node.
+pub static HOST_INTERFACES: &[HostInterface] = &[
+    HostInterface {
+        name: "io",
+        package: "wasi:io",
+        interfaces: &["error", "poll", "streams"],
+        version: "0.2",
+        granted: Granted::Always,
+        link: io::link,
+    },
+    HostInterface {
+        name: "environment",
+        package: "wasi:cli",
+        interfaces: &["environment", "exit"],
+        version: "0.2",
+        granted: Granted::Always,
+        link: environment::link,
+    },
+    HostInterface {
+        name: "stdio",
+        package: "wasi:cli",
+        interfaces: &[
+            "stdin",
+            "stdout",
+            "stderr",
+            "terminal-input",
+            "terminal-output",
+            "terminal-stdin",
+            "terminal-stdout",
+            "terminal-stderr",
+        ],
+        version: "0.2",
+        granted: Granted::Always,
+        link: stdio::link,
+    },
+    HostInterface {
+        name: "clocks",
+        package: "wasi:clocks",
+        interfaces: &["monotonic-clock", "wall-clock"],
+        version: "0.2",
+        granted: Granted::Always,
+        link: clocks::link,
+    },
+    HostInterface {
+        name: "random",
+        package: "wasi:random",
+        interfaces: &["random", "insecure", "insecure-seed"],
+        version: "0.2",
+        granted: Granted::Always,
+        link: random::link,
+    },
+    HostInterface {
+        name: "filesystem",
+        package: "wasi:filesystem",
+        interfaces: &["types", "preopens"],
+        version: "0.2",
+        granted: Granted::Always,
+        link: filesystem::link,
+    },
+    HostInterface {
+        name: "sockets",
+        package: "wasi:sockets",
+        interfaces: &[
+            "network",
+            "instance-network",
+            "tcp",
+            "tcp-create-socket",
+            "udp",
+            "udp-create-socket",
+            "ip-name-lookup",
+        ],
+        version: "0.2",
+        granted: Granted::Always,
+        link: sockets::link,
+    },
+    HostInterface {
+        name: "http",
+        package: "wasi:http",
+        interfaces: &["types", "outgoing-handler"],
+        version: "0.2",
+        granted: Granted::Always,
+        link: http::link,
+    },
+];
+
+/// Everything that a component may import.
+pub(crate) fn component_linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<ComponentState>> {
+    let mut linker = Linker::new(engine);
+    linker.allow_shadowing(true);
+    for interface in HOST_INTERFACES {
+        (interface.link)(&mut linker)?;
+    }
+    Ok(linker)
+}
+
+/// Everything that a core module may import: preview 1.
+pub(crate) fn core_linker(engine: &wasmtime::Engine) -> wasmtime::Result<wasmtime::Linker<CoreState>> {
+    let mut linker = wasmtime::Linker::new(engine);
+    wasmtime_wasi::p1::add_to_linker_async(&mut linker, CoreState::preview1)?;
+    Ok(linker)
+}
+
+/// Whether an import (`wasi:cli/stdout@0.2.6`) is in the table.
+pub(crate) fn offers(import: &str) -> bool {
+    let Some((package, rest)) = import.split_once('/') else { return false };
+    let Some((interface, version)) = rest.split_once('@') else { return false };
+    // 0.2.0-rc and the like were other interfaces.
+    if version.contains('-') {
+        return false;
+    }
+    HOST_INTERFACES.iter().any(|row| {
+        let same_minor = version.strip_prefix(row.version).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        row.package == package && same_minor && row.interfaces.contains(&interface)
+    })
+}
+
+/// The optional interfaces that a container's annotation grants.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Grants(Vec<&'static str>);
+
+/// An annotation that grants what isn't there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this node offers no optional host interface {}{}", .unknown.join(", "), offered_text(.offered))]
+pub struct GrantError {
+    /// Names that aren't in the table.
+    pub unknown: Vec<String>,
+    /// Names that could be granted.
+    pub offered: Vec<&'static str>,
+}
+
+fn offered_text(names: &[&str]) -> String {
+    if names.is_empty() {
+        " (this version has no optional ones)".into()
+    } else {
+        format!(" (it has {})", names.join(", "))
+    }
+}
+
+impl Grants {
+    /// Parses the value of `host.coracle.dev/<container>`: names separated by commas.
+    pub fn parse(value: &str) -> Result<Self, GrantError> {
+        let optional = || HOST_INTERFACES.iter().filter(|row| row.granted == Granted::ByAnnotation);
+        let (mut granted, mut unknown) = (Vec::new(), Vec::new());
+        for name in value.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            match optional().find(|row| row.name == name) {
+                Some(row) => granted.push(row.name),
+                None => unknown.push(name.to_owned()),
+            }
+        }
+        if unknown.is_empty() {
+            granted.sort_unstable();
+            granted.dedup();
+            return Ok(Self(granted));
+        }
+        Err(GrantError { unknown, offered: optional().map(|row| row.name).collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn imports_are_matched_by_package_interface_and_minor_version() {
+        for good in ["wasi:cli/stdout@0.2.0", "wasi:http/outgoing-handler@0.2.12", "wasi:io/poll@0.2.99"] {
+            assert!(offers(good), "{good}");
+        }
+        for bad in [
+            "wasi:keyvalue/store@0.2.0-draft",
+            "wasi:http/types@0.3.0",
+            "wasi:cli/stdout@0.20.0",
+            "wasi:cli/stdout@0.2.0-rc-2023",
+            "wasi:http/nonsense@0.2.0",
+            "env",
+            "",
+        ] {
+            assert!(!offers(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn unknown_grants_are_named() {
+        assert_eq!(Grants::parse(" , ").unwrap(), Grants::default());
+        let error = Grants::parse("keyvalue, blobstore").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "this node offers no optional host interface keyvalue, blobstore (this version has no optional ones)"
+        );
+    }
+
+    #[test]
+    fn every_row_links() {
+        component_linker(&wasmtime::Engine::default()).unwrap();
+        core_linker(&wasmtime::Engine::default()).unwrap();
+    }
+}

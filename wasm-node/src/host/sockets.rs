@@ -1,0 +1,19 @@
+//! `wasi:sockets`: there, since standard libraries import it, but every socket and look-up is refused. wasmtime's own
+//! sockets are the host's and can't be redirected; the virtual network's come in a later version.
+
+use wasmtime::component::Linker;
+use wasmtime_wasi::p2::bindings::sockets;
+use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
+
+use crate::engine::state::ComponentState;
+
+pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
+    let view = ComponentState::sockets;
+    sockets::tcp::add_to_linker::<_, WasiSockets>(linker, view)?;
+    sockets::udp::add_to_linker::<_, WasiSockets>(linker, view)?;
+    sockets::tcp_create_socket::add_to_linker::<_, WasiSockets>(linker, view)?;
+    sockets::udp_create_socket::add_to_linker::<_, WasiSockets>(linker, view)?;
+    sockets::instance_network::add_to_linker::<_, WasiSockets>(linker, view)?;
+    sockets::network::add_to_linker::<_, WasiSockets>(linker, &sockets::network::LinkOptions::default(), view)?;
+    sockets::ip_name_lookup::add_to_linker::<_, WasiSockets>(linker, view)
+}

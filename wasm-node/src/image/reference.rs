@@ -1,0 +1,1 @@
+//! Image references: parsed once, with upstream's rules and messages.
