@@ -53,7 +53,7 @@ fn shown(value: &Value) -> String {
         Value::String(text) => quoted(text),
         Value::Null => "null".into(),
         Value::Bool(_) | Value::Number(_) => value.to_string(),
-        other => other.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026"),
+        other => shown_inside(other),
     }
 }
 
@@ -139,6 +139,18 @@ impl FieldError {
     pub fn internal(field: &Path<'_>, detail: &str) -> Self {
         Self::new("InternalError", field, with_detail("Internal error", detail))
     }
+}
+
+/// A struct as Go's encoder writes it: fields in the order of their declaration, not of their names.
+#[must_use]
+pub fn go_struct(value: &Value, order: &[&str]) -> String {
+    let parts: Vec<String> =
+        order.iter().filter_map(|key| Some(format!("\"{key}\":{}", shown_inside(value.get(key)?)))).collect();
+    format!("{{{}}}", parts.join(","))
+}
+
+fn shown_inside(value: &Value) -> String {
+    value.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }
 
 /// The findings so far, with a short way to add to them.
@@ -278,9 +290,11 @@ impl fmt::Display for Path<'_> {
         }
         match self.step {
             Step::Name(name) => {
-                // An empty root (a pod template validated on its own) adds no dot.
-                let first = self.parent.is_none_or(|p| p.parent.is_none() && matches!(p.step, Step::Name("")));
-                if !first && !name.is_empty() {
+                if name.is_empty() {
+                    // The object itself, as upstream writes it.
+                    return f.write_str("[]");
+                }
+                if self.parent.is_some() {
                     f.write_str(".")?;
                 }
                 f.write_str(name)

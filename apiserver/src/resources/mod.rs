@@ -5,6 +5,7 @@
 
 pub mod cells;
 pub mod field;
+pub mod metadata;
 pub mod read;
 pub mod rules;
 
@@ -217,6 +218,19 @@ pub struct Context<'a> {
     pub subresource: &'a str,
 }
 
+/// Which parts of metadata validation upstream's own update validation of a kind repeats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetadataChecks {
+    /// What an update may not change.
+    Change,
+    /// All that is checked at creation.
+    Whole,
+    /// Both.
+    ChangeThenWhole,
+    /// Both, the other way round.
+    WholeThenChange,
+}
+
 /// What is particular about a kind. Values are complete JSON objects with `apiVersion`, `kind` and `metadata`; generic
 /// metadata (name, uid, timestamps, generation's counting, deletion fields, finalizers) is done in `verbs`, and
 /// generic metadata validation (names, labels, annotations, owner references, finalizers) too: see each method.
@@ -257,6 +271,16 @@ pub trait Strategy: Send + Sync {
         rules::NameRule::Subdomain
     }
 
+    /// How often, and how, the kind's own update validation checks the metadata again (see [`metadata`]).
+    fn metadata_checks(&self) -> MetadataChecks {
+        MetadataChecks::Change
+    }
+
+    /// Whether a finalizer must have a domain or be one of Kubernetes' own: the kinds of upstream's core validation.
+    fn checks_finalizers(&self) -> bool {
+        true
+    }
+
     /// Object validation at creation, without generic metadata.
     fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError>;
 
@@ -291,6 +315,12 @@ pub trait Strategy: Send + Sync {
     fn grace_seconds(&self, object: &Value) -> Option<i64> {
         let _ = object;
         None
+    }
+
+    /// Whether a client may ask for graceful deletion of this object; where not, it goes at once whatever was asked.
+    fn grace_allowed(&self, object: &Value) -> bool {
+        let _ = object;
+        true
     }
 
     /// The propagation policy of a delete that names none (`batch/v1` Jobs orphan).

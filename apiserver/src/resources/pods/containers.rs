@@ -1,0 +1,675 @@
+//! Containers: names, ports, environment, mounts, devices, restart rules; init and ephemeral containers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::{probes, resources, security, volumes};
+use crate::resources::field::{Errors, FieldError, Path, go_struct};
+use crate::resources::metadata::quantity;
+use crate::resources::read::{flag, get, has, int, is_zero, items, text};
+use crate::resources::rules;
+
+const RESTART_RULES_MAX: usize = 20;
+const EXIT_CODES_MAX: usize = 255;
+const ENV_FIELDS: &[&str] = &[
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+const RESOURCE_FIELDS: &[&str] = &[
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+];
+const BYTE_DIVISORS: &[&str] = &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
+
+/// What the rules for one container need to know of the pod around it.
+pub(super) struct Around<'a> {
+    pub(super) volumes: BTreeMap<&'a str, &'a Value>,
+    pub(super) claims: BTreeSet<&'a str>,
+    pub(super) grace_seconds: Option<i64>,
+    pub(super) restart_policy: &'a str,
+    pub(super) host_users: bool,
+    pub(super) os: Option<&'a str>,
+}
+
+/// The pod's own containers.
+pub(super) fn containers(errors: &mut Errors, list: &[Value], around: &Around<'_>, path: &Path<'_>) {
+    if list.is_empty() {
+        errors.required(path, "");
+        return;
+    }
+    let mut names = BTreeSet::new();
+    for (i, container) in list.iter().enumerate() {
+        let at = path.index(i);
+        common(errors, container, around, &at);
+        let name = text(container, "name");
+        if !names.insert(name) {
+            errors.duplicate(&at.child("name"), name);
+        }
+        probes::lifecycle(errors, container, around, &at);
+        probes::probes(errors, container, around, &at);
+        restart_policy(errors, container, &at);
+    }
+    host_ports(errors, list, path);
+}
+
+/// Init containers; those that restart always are sidecars.
+pub(super) fn init_containers(
+    errors: &mut Errors,
+    list: &[Value],
+    regular: &[Value],
+    around: &Around<'_>,
+    path: &Path<'_>,
+) {
+    let mut names: BTreeSet<&str> = regular.iter().map(|c| text(c, "name")).collect();
+    for (i, container) in list.iter().enumerate() {
+        let at = path.index(i);
+        common(errors, container, around, &at);
+        let sidecar = text(container, "restartPolicy") == "Always";
+        if has(container, "restartPolicy") || !items(container, "restartPolicyRules").is_empty() {
+            restart_policy(errors, container, &at);
+        }
+        let name = text(container, "name");
+        if names.contains(name) {
+            errors.duplicate(&at.child("name"), name);
+        } else if !name.is_empty() {
+            names.insert(name);
+        }
+        host_ports(errors, std::slice::from_ref(container), path);
+        if sidecar {
+            probes::lifecycle(errors, container, around, &at);
+            probes::probes(errors, container, around, &at);
+        } else {
+            for key in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+                if has(container, key) {
+                    errors.forbidden(&at.child(key), "may not be set for init containers without restartPolicy=Always");
+                }
+            }
+            let policies_at = at.child("resizePolicy");
+            for (j, policy) in items(container, "resizePolicy").iter().enumerate() {
+                if text(policy, "restartPolicy") == "RestartContainer" {
+                    errors.invalid(
+                        &policies_at.index(j).child("restartPolicy"),
+                        "RestartContainer",
+                        "must not be set to 'RestartContainer' for non-sidecar initContainers",
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Ephemeral containers.
+pub(super) fn ephemeral_containers(errors: &mut Errors, spec: &Value, around: &Around<'_>, path: &Path<'_>) {
+    let others: BTreeSet<&str> =
+        ["containers", "initContainers"].iter().flat_map(|l| items(spec, l)).map(|c| text(c, "name")).collect();
+    let mut names = others.clone();
+    for (i, container) in items(spec, "ephemeralContainers").iter().enumerate() {
+        let at = path.index(i);
+        common(errors, container, around, &at);
+        image_padding(errors, container, &at);
+        let name = text(container, "name");
+        if !names.insert(name) {
+            errors.duplicate(&at.child("name"), name);
+        }
+        let target = text(container, "targetContainerName");
+        if !target.is_empty() && !others.contains(target) {
+            errors.not_found(&at.child("targetContainerName"), target);
+        }
+        for key in [
+            "ports",
+            "resources",
+            "resizePolicy",
+            "restartPolicy",
+            "restartPolicyRules",
+            "livenessProbe",
+            "readinessProbe",
+            "startupProbe",
+            "lifecycle",
+        ] {
+            if !is_zero(get(container, key)) {
+                errors.forbidden(&at.child(key), "cannot be set for an Ephemeral Container");
+            }
+        }
+        let mounts_at = at.child("volumeMounts");
+        for (j, mount) in items(container, "volumeMounts").iter().enumerate() {
+            for key in ["subPath", "subPathExpr"] {
+                if !text(mount, key).is_empty() {
+                    errors.forbidden(&mounts_at.index(j).child(key), "cannot be set for an Ephemeral Container");
+                }
+            }
+        }
+    }
+}
+
+/// Images with blanks around them, which only pods refuse.
+pub(super) fn image_padding(errors: &mut Errors, container: &Value, path: &Path<'_>) {
+    let image = text(container, "image");
+    if image.trim().len() != image.len() {
+        errors.invalid(&path.child("image"), image, "must not have leading or trailing whitespace");
+    }
+}
+
+fn common(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Path<'_>) {
+    let name = text(container, "name");
+    if name.is_empty() {
+        errors.required(&path.child("name"), "");
+    } else {
+        errors.invalid_each(&path.child("name"), name, rules::dns_label(name));
+    }
+    if text(container, "image").is_empty() {
+        errors.required(&path.child("image"), "");
+    }
+    let at = path.child("terminationMessagePolicy");
+    match text(container, "terminationMessagePolicy") {
+        "File" | "FallbackToLogsOnError" => {}
+        "" => errors.required(&at, ""),
+        other => errors.not_supported(&at, other, &["File", "FallbackToLogsOnError"]),
+    }
+    ports(errors, items(container, "ports"), &path.child("ports"));
+    env(errors, items(container, "env"), &path.child("env"));
+    env_from(errors, items(container, "envFrom"), &path.child("envFrom"));
+    mounts(errors, container, around, &path.child("volumeMounts"));
+    devices(errors, container, around, &path.child("volumeDevices"));
+    pull_policy(errors, text(container, "imagePullPolicy"), &path.child("imagePullPolicy"));
+    resources::requirements(errors, get(container, "resources"), &around.claims, &path.child("resources"), false);
+    resize_policy(errors, items(container, "resizePolicy"), around, &path.child("resizePolicy"));
+    security::container(errors, get(container, "securityContext"), around.host_users, &path.child("securityContext"));
+}
+
+/// When an image is pulled.
+pub(super) fn pull_policy(errors: &mut Errors, policy: &str, path: &Path<'_>) {
+    match policy {
+        "Always" | "IfNotPresent" | "Never" => {}
+        "" => errors.required(path, ""),
+        other => errors.not_supported(path, other, &["Always", "IfNotPresent", "Never"]),
+    }
+}
+
+fn ports(errors: &mut Errors, ports: &[Value], path: &Path<'_>) {
+    let mut names = BTreeSet::new();
+    for (i, port) in ports.iter().enumerate() {
+        let at = path.index(i);
+        let name = text(port, "name");
+        if !name.is_empty() {
+            let wrong = rules::port_name(name);
+            if !wrong.is_empty() {
+                errors.invalid_each(&at.child("name"), name, wrong);
+            } else if !names.insert(name) {
+                errors.duplicate(&at.child("name"), name);
+            }
+        }
+        for key in ["containerPort", "hostPort"] {
+            match int(port, key).unwrap_or(0) {
+                0 if key == "hostPort" => {}
+                0 => errors.required(&at.child(key), ""),
+                number => {
+                    for message in rules::port_number(number) {
+                        errors.invalid(&at.child(key), number, &message);
+                    }
+                }
+            }
+        }
+        match text(port, "protocol") {
+            "" => errors.required(&at.child("protocol"), ""),
+            "TCP" | "UDP" | "SCTP" => {}
+            other => errors.not_supported(&at.child("protocol"), other, &["SCTP", "TCP", "UDP"]),
+        }
+    }
+}
+
+fn host_ports(errors: &mut Errors, containers: &[Value], path: &Path<'_>) {
+    let mut taken = BTreeSet::new();
+    for (i, container) in containers.iter().enumerate() {
+        let at = path.index(i);
+        let ports_at = at.child("ports");
+        for (j, port) in items(container, "ports").iter().enumerate() {
+            let number = int(port, "hostPort").unwrap_or(0);
+            if number == 0 {
+                continue;
+            }
+            let key = format!("{}/{}/{number}", text(port, "protocol"), text(port, "hostIP"));
+            if taken.contains(&key) {
+                errors.duplicate(&ports_at.index(j).child("hostPort"), key);
+            } else {
+                taken.insert(key);
+            }
+        }
+    }
+}
+
+fn env(errors: &mut Errors, variables: &[Value], path: &Path<'_>) {
+    for (i, variable) in variables.iter().enumerate() {
+        let at = path.index(i);
+        let name = text(variable, "name");
+        if name.is_empty() {
+            errors.required(&at.child("name"), "");
+        } else {
+            errors.invalid_each(&at.child("name"), name, rules::env_var_name(name));
+        }
+        value_from(errors, variable, &at.child("valueFrom"));
+    }
+}
+
+fn value_from(errors: &mut Errors, variable: &Value, path: &Path<'_>) {
+    let from = get(variable, "valueFrom");
+    if from.is_null() {
+        return;
+    }
+    let mut sources = 0;
+    if has(from, "fieldRef") {
+        sources += 1;
+        field_ref(errors, get(from, "fieldRef"), ENV_FIELDS, &path.child("fieldRef"));
+    }
+    if has(from, "resourceFieldRef") {
+        sources += 1;
+        resource_field_ref(errors, get(from, "resourceFieldRef"), &path.child("resourceFieldRef"), false);
+    }
+    for key in ["configMapKeyRef", "secretKeyRef"] {
+        if !has(from, key) {
+            continue;
+        }
+        sources += 1;
+        let (reference, at) = (get(from, key), path.child(key));
+        let name = text(reference, "name");
+        errors.invalid_each(&at.child("name"), name, rules::dns_subdomain(name));
+        let key = text(reference, "key");
+        if key.is_empty() {
+            errors.required(&at.child("key"), "");
+        } else {
+            errors.invalid_each(&at.child("key"), key, rules::config_map_key(key));
+        }
+    }
+    if has(from, "fileKeyRef") {
+        sources += 1;
+        let (reference, at) = (get(from, "fileKeyRef"), path.child("fileKeyRef"));
+        match text(reference, "key") {
+            "" => errors.required(&at.child("key"), ""),
+            key => errors.invalid_each(&at.child("key"), key, rules::env_var_name(key)),
+        }
+        match text(reference, "volumeName") {
+            "" => errors.required(&at.child("volumeName"), ""),
+            name => errors.invalid_each(&at.child("volumeName"), name, rules::dns_label(name)),
+        }
+        match text(reference, "path") {
+            "" => errors.required(&at.child("path"), ""),
+            file => volumes::no_backsteps(errors, file, &at.child("path")),
+        }
+    }
+    if sources == 0 {
+        let why =
+            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
+        errors.invalid(path, "", why);
+    } else if !text(variable, "value").is_empty() {
+        errors.invalid(path, "", "may not be specified when `value` is not empty");
+    } else if sources > 1 {
+        errors.invalid(path, "", "may not have more than one field specified at a time");
+    }
+}
+
+fn subscript(field_path: &str) -> Option<(&str, &str)> {
+    let (path, rest) = field_path.strip_suffix("']")?.split_once("['")?;
+    (!path.is_empty()).then_some((path, rest))
+}
+
+/// A field of the pod, as an environment variable or a file may show it.
+pub(super) fn field_ref(errors: &mut Errors, reference: &Value, allowed: &[&str], path: &Path<'_>) {
+    let (version, field) = (text(reference, "apiVersion"), text(reference, "fieldPath"));
+    if version.is_empty() {
+        errors.required(&path.child("apiVersion"), "");
+        return;
+    }
+    let at = path.child("fieldPath");
+    if field.is_empty() {
+        errors.required(&at, "");
+        return;
+    }
+    let unknown = |errors: &mut Errors, why: String| {
+        errors.invalid(&at, field, &format!("error converting fieldPath: {why}"));
+    };
+    if version != "v1" {
+        unknown(errors, format!("unsupported pod version: {version}"));
+        return;
+    }
+    if let Some((base, key)) = subscript(field) {
+        match base {
+            "metadata.annotations" => {
+                errors.invalid_each(path, &key.to_lowercase(), rules::label_key(&key.to_lowercase()))
+            }
+            "metadata.labels" => errors.invalid_each(path, key, rules::label_key(key)),
+            _ => unknown(errors, format!("field label does not support subscript: {field}")),
+        }
+        return;
+    }
+    let inner = match field {
+        "spec.host" => "spec.nodeName",
+        "metadata.annotations"
+        | "metadata.labels"
+        | "metadata.name"
+        | "metadata.namespace"
+        | "metadata.uid"
+        | "spec.nodeName"
+        | "spec.restartPolicy"
+        | "spec.serviceAccountName"
+        | "spec.schedulerName"
+        | "status.phase"
+        | "status.hostIP"
+        | "status.hostIPs"
+        | "status.podIP"
+        | "status.podIPs" => field,
+        _ => {
+            unknown(errors, format!("field label not supported: {field}"));
+            return;
+        }
+    };
+    if !allowed.contains(&inner) {
+        errors.not_supported(&at, inner, allowed);
+    }
+}
+
+/// A container's resource, as an environment variable or a file (`volume`) may show it.
+pub(super) fn resource_field_ref(errors: &mut Errors, reference: &Value, path: &Path<'_>, volume: bool) {
+    let resource = text(reference, "resource");
+    let huge = resource.starts_with("requests.hugepages-") || resource.starts_with("limits.hugepages-");
+    if volume && text(reference, "containerName").is_empty() {
+        errors.required(&path.child("containerName"), "");
+    } else if resource.is_empty() {
+        errors.required(&path.child("resource"), "");
+    } else if !RESOURCE_FIELDS.contains(&resource) && !huge {
+        errors.not_supported(&path.child("resource"), resource, RESOURCE_FIELDS);
+    }
+    let Some(divisor) = quantity(get(reference, "divisor")).filter(|d| !d.is_zero()) else { return };
+    let (allowed, list, what): (&[&str], &str, &str) = match resource {
+        "limits.cpu" | "requests.cpu" => (&["1m", "1"], "1m and 1", "cpu resource"),
+        "limits.memory" | "requests.memory" => (BYTE_DIVISORS, "", "memory resource"),
+        "limits.ephemeral-storage" | "requests.ephemeral-storage" => {
+            (BYTE_DIVISORS, "", "local ephemeral storage resource")
+        }
+        _ if huge => (BYTE_DIVISORS, "", "hugepages resource"),
+        _ => return,
+    };
+    if !allowed.contains(&divisor.to_string().as_str()) {
+        let list = if list.is_empty() { BYTE_DIVISORS.join(", ") } else { list.to_owned() };
+        let why = format!("only divisor's values {list} are supported with the {what}");
+        errors.invalid(&path.child("divisor"), resource, &why);
+    }
+}
+
+fn env_from(errors: &mut Errors, sources: &[Value], path: &Path<'_>) {
+    for (i, source) in sources.iter().enumerate() {
+        let at = path.index(i);
+        let prefix = text(source, "prefix");
+        if !prefix.is_empty() {
+            errors.invalid_each(&at.child("prefix"), prefix, rules::env_var_name(prefix));
+        }
+        let mut given = 0;
+        for key in ["configMapRef", "secretRef"] {
+            if !has(source, key) {
+                continue;
+            }
+            given += 1;
+            let name_at = at.child(key);
+            match text(get(source, key), "name") {
+                "" => errors.required(&name_at.child("name"), ""),
+                name => {
+                    errors.invalid_each(&name_at.child("name"), name, rules::NameRule::Subdomain.check(name, true));
+                }
+            }
+        }
+        match given {
+            0 => errors.invalid(path, "", "must specify one of: `configMapRef` or `secretRef`"),
+            1 => {}
+            _ => errors.invalid(path, "", "may not have more than one field specified at a time"),
+        }
+    }
+}
+
+fn mounts(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Path<'_>) {
+    let devices = items(container, "volumeDevices");
+    let mut paths = BTreeSet::new();
+    for (i, mount) in items(container, "volumeMounts").iter().enumerate() {
+        let at = path.index(i);
+        let (name, mount_path) = (text(mount, "name"), text(mount, "mountPath"));
+        let (name_at, path_at) = (at.child("name"), at.child("mountPath"));
+        if name.is_empty() {
+            errors.required(&name_at, "");
+        }
+        if !around.volumes.contains_key(name) {
+            errors.not_found(&name_at, name);
+        }
+        if mount_path.is_empty() {
+            errors.required(&path_at, "");
+        }
+        if !paths.insert(mount_path) {
+            errors.invalid(&path_at, mount_path, "must be unique");
+        }
+        if devices.iter().any(|d| text(d, "name") == name) {
+            errors.invalid(&name_at, name, "must not already exist in volumeDevices");
+        }
+        if devices.iter().any(|d| text(d, "devicePath") == mount_path) {
+            errors.invalid(&path_at, mount_path, "must not already exist as a path in volumeDevices");
+        }
+        let (sub, expression) = (text(mount, "subPath"), text(mount, "subPathExpr"));
+        if !sub.is_empty() {
+            volumes::descending(errors, sub, &path.child("subPath"));
+        }
+        if !expression.is_empty() {
+            if !sub.is_empty() {
+                let why = "subPathExpr and subPath are mutually exclusive";
+                errors.invalid(&at.child("subPathExpr"), expression, why);
+            }
+            volumes::descending(errors, expression, &path.child("subPathExpr"));
+        }
+        mount_modes(errors, mount, container, path);
+    }
+}
+
+fn mount_modes(errors: &mut Errors, mount: &Value, container: &Value, path: &Path<'_>) {
+    let propagation = text(mount, "mountPropagation");
+    if has(mount, "mountPropagation") {
+        let at = path.child("mountPropagation");
+        if !["Bidirectional", "HostToContainer", "None"].contains(&propagation) {
+            errors.not_supported(&at, propagation, &["Bidirectional", "HostToContainer", "None"]);
+        }
+        if propagation == "Bidirectional" && !flag(get(container, "securityContext"), "privileged") {
+            let why = "Bidirectional mount propagation is available only to privileged containers";
+            errors.forbidden(&at, why);
+        }
+    }
+    if has(mount, "recursiveReadOnly") {
+        let at = path.child("recursiveReadOnly");
+        match text(mount, "recursiveReadOnly") {
+            "Disabled" => {}
+            "Enabled" | "IfPossible" => {
+                if !flag(mount, "readOnly") {
+                    errors.forbidden(&at, "may only be specified when readOnly is true");
+                }
+                if has(mount, "mountPropagation") && propagation != "None" {
+                    let why = "may only be specified when mountPropagation is None or not specified";
+                    errors.forbidden(&at, why);
+                }
+            }
+            other => errors.not_supported(&at, other, &["Disabled", "Enabled", "IfPossible"]),
+        }
+    }
+}
+
+fn devices(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Path<'_>) {
+    let mounts = items(container, "volumeMounts");
+    let (mut names, mut paths) = (BTreeSet::new(), BTreeSet::new());
+    for (i, device) in items(container, "volumeDevices").iter().enumerate() {
+        let at = path.index(i);
+        let (name, device_path) = (text(device, "name"), text(device, "devicePath"));
+        let (name_at, path_at) = (at.child("name"), at.child("devicePath"));
+        if name.is_empty() {
+            errors.required(&name_at, "");
+        }
+        if names.contains(name) {
+            errors.invalid(&name_at, name, "must be unique");
+        }
+        match around.volumes.get(name) {
+            Some(volume) if !has(volume, "persistentVolumeClaim") && !has(volume, "ephemeral") => {
+                let why = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
+                errors.invalid(&name_at, name, why);
+            }
+            Some(_) => {}
+            None => errors.not_found(&name_at, name),
+        }
+        if device_path.is_empty() {
+            errors.required(&path_at, "");
+        }
+        if paths.contains(device_path) {
+            errors.invalid(&path_at, device_path, "must be unique");
+        }
+        if device_path.split('/').any(|part| part == "..") {
+            errors.invalid(&path_at, device_path, "can not contain backsteps ('..')");
+        } else {
+            paths.insert(device_path);
+        }
+        if mounts.iter().any(|m| text(m, "name") == name) {
+            errors.invalid(&name_at, name, "must not already exist in volumeMounts");
+        }
+        if mounts.iter().any(|m| text(m, "mountPath") == device_path) {
+            errors.invalid(&path_at, device_path, "must not already exist as a path in volumeMounts");
+        }
+        if !name.is_empty() {
+            names.insert(name);
+        }
+    }
+}
+
+fn resize_policy(errors: &mut Errors, policies: &[Value], around: &Around<'_>, path: &Path<'_>) {
+    let mut seen = BTreeSet::new();
+    for (i, policy) in policies.iter().enumerate() {
+        let (resource, restart) = (text(policy, "resourceName"), text(policy, "restartPolicy"));
+        if !seen.insert(resource) {
+            errors.duplicate(&path.index(i), resource);
+        }
+        match resource {
+            "cpu" | "memory" => {}
+            "" => errors.required(path, ""),
+            other => errors.not_supported(path, other, &["cpu", "memory"]),
+        }
+        match restart {
+            "NotRequired" | "RestartContainer" => {}
+            "" => errors.required(path, ""),
+            other => errors.not_supported(path, other, &["NotRequired", "RestartContainer"]),
+        }
+        if around.restart_policy == "Never" && restart != "NotRequired" {
+            errors.invalid(path, restart, "must be 'NotRequired' when pod `restartPolicy` is 'Never'");
+        }
+    }
+}
+
+fn restart_policy(errors: &mut Errors, container: &Value, path: &Path<'_>) {
+    let rules = items(container, "restartPolicyRules");
+    let at = path.child("restartPolicy");
+    if has(container, "restartPolicy") {
+        let policy = text(container, "restartPolicy");
+        if !["Always", "Never", "OnFailure"].contains(&policy) {
+            errors.not_supported(&at, policy, &["Always", "Never", "OnFailure"]);
+        }
+    } else if rules.is_empty() {
+        return;
+    } else {
+        errors.required(&at, "must specify restartPolicy when restart rules are used");
+    }
+    let rules_at = path.child("restartPolicyRules");
+    if rules.len() > RESTART_RULES_MAX {
+        errors.too_many(&rules_at, rules.len(), RESTART_RULES_MAX);
+    }
+    for (i, rule) in rules.iter().enumerate() {
+        let at = rules_at.index(i);
+        let action = text(rule, "action");
+        if !["Restart", "RestartAllContainers"].contains(&action) {
+            errors.not_supported(&at.child("action"), action, &["Restart", "RestartAllContainers"]);
+        }
+        let codes = get(rule, "exitCodes");
+        let codes_at = at.child("exitCodes");
+        if codes.is_null() {
+            errors.required(&codes_at, "must be specified");
+            continue;
+        }
+        let operator = text(codes, "operator");
+        if !["In", "NotIn"].contains(&operator) {
+            errors.not_supported(&codes_at.child("operator"), operator, &["In", "NotIn"]);
+        }
+        let values = items(codes, "values").len();
+        if values > EXIT_CODES_MAX {
+            errors.too_many(&codes_at.child("values"), values, EXIT_CODES_MAX);
+        }
+    }
+}
+
+/// Claims on devices that the pod names.
+pub(super) fn resource_claims(errors: &mut Errors, claims: &[Value], path: &Path<'_>) {
+    const ORDER: &[&str] = &["Name", "ResourceClaimName", "ResourceClaimTemplateName"];
+    let mut names = BTreeSet::new();
+    for (i, claim) in claims.iter().enumerate() {
+        let at = path.index(i);
+        let name = text(claim, "name");
+        if name.is_empty() {
+            errors.required(&at.child("name"), "");
+        } else if names.contains(name) {
+            errors.duplicate(&at.child("name"), name);
+        } else {
+            errors.invalid_each(&at.child("name"), name, rules::dns_label(name));
+            names.insert(name);
+        }
+        let both = (has(claim, "resourceClaimName"), has(claim, "resourceClaimTemplateName"));
+        let why = match both {
+            (true, true) => "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
+            (false, false) => "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
+            _ => "",
+        };
+        if !why.is_empty() {
+            let inner = serde_json::json!({"Name": name, "ResourceClaimName": get(claim, "resourceClaimName"),
+                "ResourceClaimTemplateName": get(claim, "resourceClaimTemplateName")});
+            errors.0.push(FieldError::invalid_shown(&at, &go_struct(&inner, ORDER), why));
+        }
+        for key in ["resourceClaimName", "resourceClaimTemplateName"] {
+            if has(claim, key) {
+                let value = text(claim, key);
+                errors.invalid_each(&at.child(key), value, rules::dns_subdomain(value));
+            }
+        }
+    }
+}
+
+/// Variables read from files must name an emptyDir of the pod.
+pub(super) fn file_keys(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        let list_at = path.child(list);
+        for (i, container) in items(spec, list).iter().enumerate() {
+            let at = list_at.index(i);
+            let env_at = at.child("env");
+            for (j, variable) in items(container, "env").iter().enumerate() {
+                let reference = get(get(variable, "valueFrom"), "fileKeyRef");
+                if reference.is_null() {
+                    continue;
+                }
+                let name = text(reference, "volumeName");
+                let one = env_at.index(j);
+                let at = one.child("valueFrom.fileKeyRef.volumeName");
+                match items(spec, "volumes").iter().rfind(|v| text(v, "name") == name) {
+                    None => errors.not_found(&at, name),
+                    Some(volume) if !has(volume, "emptyDir") => {
+                        errors.invalid(&at, name, "referenced volume must be of type emptyDir");
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+}
