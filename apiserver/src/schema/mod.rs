@@ -1,1 +1,20 @@
 //! What every served type looks like, as data: decoding, strictness, defaults, protobuf, OpenAPI.
+//!
+//! - [`table`]: the facts (`types.txt`, made by `make` from upstream's published schema), parsed once.
+//! - [`raw`]: JSON as it was written (order, doubled keys, literal numbers); [`yaml`] and [`protobuf`] yield the same form.
+//! - [`typed`]: from that form to the object as upstream would store and print it; strict findings on the way.
+//! - [`decode`]: bodies: media type, kind and version checks, field validation, upstream's messages.
+//! - [`defaults`]: the defaults that the types themselves declare.
+
+pub mod decode;
+pub mod defaults;
+pub(crate) mod protobuf;
+pub(crate) mod raw;
+pub mod table;
+pub(crate) mod typed;
+pub(crate) mod yaml;
+
+pub use decode::{Decoded, FieldValidation, Media, Target};
+pub use defaults::default;
+pub use table::{Field, Kind, ListType, Table, Type, table};
+pub use typed::normalise;

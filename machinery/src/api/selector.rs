@@ -457,6 +457,10 @@ fn scan(text: &str) -> Vec<Token<'_>> {
                 _ => Kind::Word,
             };
             tokens.push((kind, word.into()));
+            // Upstream's scanner swallows a NUL that ends a word.
+            if bytes.get(at) == Some(&0) {
+                at += 1;
+            }
         }
     }
 }

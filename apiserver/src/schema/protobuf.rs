@@ -1,0 +1,326 @@
+//! Kubernetes protobuf bodies, read by the field numbers in the table into JSON as written; nothing is per kind.
+
+use jiff::Timestamp;
+use machinery::api::time;
+
+use super::raw::{self, Raw};
+use super::table::{Kind, Type, table};
+
+/// What every body begins with.
+const MAGIC: &[u8] = b"k8s\0";
+/// How deep messages may nest.
+const DEPTH_MAX: usize = 100;
+
+/// `runtime.Unknown`: the envelope.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Envelope<'a> {
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
+    pub(crate) raw: &'a [u8],
+    pub(crate) content_type: String,
+    pub(crate) content_encoding: String,
+}
+
+/// Opens the envelope.
+pub(crate) fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, String> {
+    let Some(rest) = bytes.strip_prefix(MAGIC) else {
+        return Err("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]".into());
+    };
+    let mut out = Envelope::default();
+    let mut reader = Reader { bytes: rest };
+    while let Some((number, payload)) = reader.field()? {
+        match number {
+            1 => {
+                let mut inner = Reader { bytes: payload.bytes(number)? };
+                while let Some((number, payload)) = inner.field()? {
+                    match number {
+                        1 => out.api_version = payload.text(number)?,
+                        2 => out.kind = payload.text(number)?,
+                        _ => {}
+                    }
+                }
+            }
+            2 => out.raw = payload.bytes(number)?,
+            3 => out.content_encoding = payload.text(number)?,
+            4 => out.content_type = payload.text(number)?,
+            _ => {}
+        }
+    }
+    Ok(out)
+}
+
+/// Reads a message of a known type.
+pub(crate) fn parse(found: &Type, bytes: &[u8]) -> Result<Raw, String> {
+    message(found, bytes, 0).map(Raw::Map)
+}
+
+#[derive(Clone, Copy)]
+enum Payload<'a> {
+    Varint(u64),
+    Fixed64(u64),
+    Fixed32(u32),
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Payload<'a> {
+    fn wire(self) -> u8 {
+        match self {
+            Self::Varint(_) => 0,
+            Self::Fixed64(_) => 1,
+            Self::Bytes(_) => 2,
+            Self::Fixed32(_) => 5,
+        }
+    }
+
+    fn wrong<T>(self, number: u32) -> Result<T, String> {
+        Err(format!("proto: wrong wireType = {} for field {number}", self.wire()))
+    }
+
+    fn bytes(self, number: u32) -> Result<&'a [u8], String> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes),
+            other => other.wrong(number),
+        }
+    }
+
+    fn varint(self, number: u32) -> Result<u64, String> {
+        match self {
+            Self::Varint(n) => Ok(n),
+            other => other.wrong(number),
+        }
+    }
+
+    fn text(self, number: u32) -> Result<String, String> {
+        self.bytes(number).map(|b| String::from_utf8_lossy(b).into_owned())
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn varint(&mut self) -> Result<u64, String> {
+        let mut out = 0u64;
+        for shift in (0..64).step_by(7) {
+            let (byte, rest) = self.bytes.split_first().ok_or("unexpected EOF")?;
+            self.bytes = rest;
+            out |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(out);
+            }
+        }
+        Err("proto: integer overflow".into())
+    }
+
+    fn take(&mut self, count: u64) -> Result<&'a [u8], String> {
+        let count = usize::try_from(count).map_err(|_| "unexpected EOF")?;
+        if count > self.bytes.len() {
+            return Err("unexpected EOF".into());
+        }
+        let (head, rest) = self.bytes.split_at(count);
+        self.bytes = rest;
+        Ok(head)
+    }
+
+    fn field(&mut self) -> Result<Option<(u32, Payload<'a>)>, String> {
+        if self.bytes.is_empty() {
+            return Ok(None);
+        }
+        let tag = self.varint()?;
+        let number = u32::try_from(tag >> 3)
+            .ok()
+            .filter(|n| *n > 0)
+            .ok_or_else(|| format!("proto: illegal tag {} (wire type {})", tag >> 3, tag & 7))?;
+        let payload = match tag & 7 {
+            0 => Payload::Varint(self.varint()?),
+            1 => Payload::Fixed64(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| "unexpected EOF")?)),
+            2 => {
+                let length = self.varint()?;
+                Payload::Bytes(self.take(length)?)
+            }
+            5 => Payload::Fixed32(u32::from_le_bytes(self.take(4)?.try_into().map_err(|_| "unexpected EOF")?)),
+            other => return Err(format!("proto: illegal wireType {other}")),
+        };
+        Ok(Some((number, payload)))
+    }
+}
+
+type Entries = Vec<(String, Raw)>;
+
+fn message(found: &Type, bytes: &[u8], depth: usize) -> Result<Entries, String> {
+    if depth > DEPTH_MAX {
+        return Err("proto: exceeded max depth".into());
+    }
+    let (mut out, mut reader) = (Entries::new(), Reader { bytes });
+    while let Some((number, payload)) = reader.field()? {
+        if let Some(field) = found.numbered(number) {
+            put(&mut out, field.name, &field.kind, field.wire.as_deref(), number, payload, depth)?;
+        } else if let Some((_, name)) = found.inline.iter().find(|(n, _)| *n == number) {
+            let inner = payload.bytes(number)?;
+            if let Some(other) = table().by_message(name) {
+                for entry in message(other, inner, depth + 1)? {
+                    if found.field(&entry.0).is_some() {
+                        out.push(entry);
+                    }
+                }
+            } else if let Some(other) = table().message(name) {
+                inlined(&mut out, found, &other.fields, inner, depth + 1)?;
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// A message with no type of its own, whose fields stand in `found`'s JSON.
+fn inlined(
+    out: &mut Entries,
+    found: &Type,
+    fields: &[(&'static str, u32, Box<str>)],
+    bytes: &[u8],
+    depth: usize,
+) -> Result<(), String> {
+    let mut reader = Reader { bytes };
+    while let Some((number, payload)) = reader.field()? {
+        if let Some(field) = fields.iter().find(|(_, n, _)| *n == number).and_then(|(name, ..)| found.field(name)) {
+            put(out, field.name, &field.kind, field.wire.as_deref(), number, payload, depth)?;
+        }
+    }
+    Ok(())
+}
+
+fn put(
+    out: &mut Entries,
+    name: &str,
+    kind: &Kind,
+    wire: Option<&str>,
+    number: u32,
+    payload: Payload<'_>,
+    depth: usize,
+) -> Result<(), String> {
+    let at = out.iter().position(|(n, _)| n == name);
+    match kind {
+        // A list wrapped in a message (Verbs, ExtraValue).
+        Kind::List(_) if wire.is_some_and(|w| !w.starts_with("repeated ")) => {
+            let list = value(kind, wire, number, payload, depth)?;
+            out.retain(|(n, _)| n != name);
+            out.push((name.into(), list));
+        }
+        Kind::List(inner) => {
+            let mut items = Vec::new();
+            match (&**inner, payload) {
+                (Kind::Int32 | Kind::Int64 | Kind::Bool, Payload::Bytes(bytes)) => {
+                    let mut reader = Reader { bytes };
+                    while !reader.bytes.is_empty() {
+                        let n = Payload::Varint(reader.varint()?);
+                        items.push(value(inner, None, number, n, depth)?);
+                    }
+                }
+                _ => items.push(value(inner, wire.and_then(|w| w.strip_prefix("repeated ")), number, payload, depth)?),
+            }
+            match at.map(|at| &mut out[at].1) {
+                Some(Raw::List(list)) => list.append(&mut items),
+                _ => out.push((name.into(), Raw::List(items))),
+            }
+        }
+        Kind::Map(inner) => {
+            let wire = wire.and_then(|w| w.strip_prefix("map<string,")).and_then(|w| w.strip_suffix('>'));
+            let (mut key, mut found) = (String::new(), Raw::Null);
+            let mut reader = Reader { bytes: payload.bytes(number)? };
+            while let Some((number, payload)) = reader.field()? {
+                match number {
+                    1 => key = payload.text(number)?,
+                    2 => found = value(inner, wire, number, payload, depth)?,
+                    _ => {}
+                }
+            }
+            match at.map(|at| &mut out[at].1) {
+                Some(Raw::Map(map)) => {
+                    map.retain(|(k, _)| *k != key);
+                    map.push((key, found));
+                }
+                _ => out.push((name.into(), Raw::Map(vec![(key, found)]))),
+            }
+        }
+        _ => {
+            let found = value(kind, wire, number, payload, depth)?;
+            match at {
+                Some(at) => out[at].1 = found,
+                None => out.push((name.into(), found)),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn value(kind: &Kind, wire: Option<&str>, number: u32, payload: Payload<'_>, depth: usize) -> Result<Raw, String> {
+    Ok(match kind {
+        Kind::String => Raw::String(payload.text(number)?),
+        Kind::Bool => Raw::Bool(payload.varint(number)? != 0),
+        Kind::Int32 => Raw::Int(i64::from(payload.varint(number)? as i32)),
+        Kind::Int64 => Raw::Int(payload.varint(number)? as i64),
+        Kind::Double => match payload {
+            Payload::Fixed64(bits) => Raw::Number(f64::from_bits(bits).to_string().into()),
+            Payload::Fixed32(bits) => Raw::Number(f32::from_bits(bits).to_string().into()),
+            other => return other.wrong(number),
+        },
+        Kind::Bytes => {
+            use base64::Engine;
+            Raw::String(base64::engine::general_purpose::STANDARD.encode(payload.bytes(number)?))
+        }
+        Kind::Quantity => {
+            let text = first(payload.bytes(number)?, 1)?.map(|p| p.text(1)).transpose()?;
+            Raw::String(text.filter(|t| !t.is_empty()).unwrap_or_else(|| "0".into()))
+        }
+        Kind::Time | Kind::MicroTime => {
+            let bytes = payload.bytes(number)?;
+            if bytes.is_empty() {
+                return Ok(Raw::Null);
+            }
+            let seconds = first(bytes, 1)?.map_or(Ok(0), |p| p.varint(1))? as i64;
+            let nanos = first(bytes, 2)?.map_or(Ok(0), |p| p.varint(2))? as i32;
+            let precision = if *kind == Kind::Time { time::Precision::Seconds } else { time::Precision::Micros };
+            let at = Timestamp::new(seconds, if *kind == Kind::Time { 0 } else { nanos });
+            Raw::String(time::format(at.map_err(|_| "time out of range".to_owned())?, precision))
+        }
+        Kind::IntOrString => {
+            let bytes = payload.bytes(number)?;
+            match first(bytes, 1)?.map_or(Ok(0), |p| p.varint(1))? {
+                0 => Raw::Int(i64::from(first(bytes, 2)?.map_or(Ok(0), |p| p.varint(2))? as i32)),
+                _ => Raw::String(first(bytes, 3)?.map_or(Ok(String::new()), |p| p.text(3))?),
+            }
+        }
+        // RawExtension, FieldsV1 and the like hold JSON.
+        Kind::Any => match first(payload.bytes(number)?, 1)? {
+            Some(Payload::Bytes(text)) if !text.is_empty() => raw::parse(text)?,
+            _ => Raw::Null,
+        },
+        Kind::Object(id) => Raw::Map(message(table().get(*id), payload.bytes(number)?, depth + 1)?),
+        Kind::List(inner) => {
+            // `items` of a wrapping message.
+            let mut items = Vec::new();
+            let mut reader = Reader { bytes: payload.bytes(number)? };
+            while let Some((number, payload)) = reader.field()? {
+                if number == 1 {
+                    items.push(value(inner, None, number, payload, depth + 1)?);
+                }
+            }
+            Raw::List(items)
+        }
+        Kind::Map(_) => {
+            let _ = wire;
+            return Err("proto: a map in a map".into());
+        }
+    })
+}
+
+/// The last field of that number.
+fn first(bytes: &[u8], wanted: u32) -> Result<Option<Payload<'_>>, String> {
+    let (mut reader, mut found) = (Reader { bytes }, None);
+    while let Some((number, payload)) = reader.field()? {
+        if number == wanted {
+            found = Some(payload);
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,532 @@
+//! From JSON as written to the object as upstream would hold and print it.
+//!
+//! Upstream decodes into Go structs, stores protobuf and prints structs again; what that does to an object is visible on
+//! the wire (nulls, empty lists, zero numbers, `resources: {}`, canonical quantities) and so are its findings in order.
+//! Here the table says which field is a pointer and which is left out when empty, and one walk does the same.
+
+use std::collections::BTreeSet;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use machinery::api::quantity::Quantity;
+use machinery::api::selector::go_quoted;
+use machinery::api::time::{self, Precision};
+use serde_json::{Map, Value};
+
+use super::raw::Raw;
+use super::table::{Field, Kind, Type, table};
+
+/// Strict findings kept, as upstream bounds them.
+const FINDINGS_MAX: usize = 100;
+
+/// Whether what a struct always prints is filled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// What isn't set stays absent: the form for defaulting.
+    Sparse,
+    /// As stored and printed: `status: {}`, `name: ""`, `rules: null`.
+    Full,
+}
+
+/// An object with what strictness has against it (`unknown field "spec.x"`).
+pub(crate) struct Converted {
+    pub(crate) object: Value,
+    pub(crate) findings: Vec<String>,
+}
+
+/// Converts a value of a known type; the error is Go's sentence.
+pub(crate) fn convert(type_name: &str, raw: Raw, form: Form) -> Result<Converted, String> {
+    let found = table().by_name(type_name).ok_or_else(|| format!("no type {type_name}"))?;
+    let mut walk = Walk {
+        form,
+        path: String::new(),
+        findings: Vec::new(),
+        seen: BTreeSet::new(),
+        error: None,
+        go: Vec::new(),
+        go_struct: "",
+    };
+    let object = walk.object(found, raw).unwrap_or_else(|| Value::Object(Map::new()));
+    match walk.error {
+        Some(error) => Err(error),
+        None => Ok(Converted { object, findings: walk.findings }),
+    }
+}
+
+/// Brings an object into the form that upstream stores and prints: call it after defaulting, and again before storing
+/// where fields were removed or added since. Idempotent. An error is a value of a wrong type (the object is then kept).
+pub fn normalise(type_name: &str, object: &mut Value) -> Result<(), String> {
+    let before = object.take();
+    let kept = before.clone();
+    match convert(type_name, Raw::from(before), Form::Full) {
+        Ok(converted) => {
+            *object = converted.object;
+            Ok(())
+        }
+        Err(error) => {
+            *object = kept;
+            Err(error)
+        }
+    }
+}
+
+/// The strict findings in JSON of no type (patches): doubled keys only.
+pub(crate) fn doubled_keys(raw: &Raw) -> Vec<String> {
+    fn walk(raw: &Raw, path: &mut String, findings: &mut Vec<String>) {
+        let length = path.len();
+        match raw {
+            Raw::Map(entries) => {
+                let mut seen = BTreeSet::new();
+                for (key, value) in entries {
+                    if !path.is_empty() {
+                        path.push('.');
+                    }
+                    path.push_str(key);
+                    if !seen.insert(key.as_str()) {
+                        let finding = format!("duplicate field {}", go_quoted(path));
+                        if findings.len() < FINDINGS_MAX && !findings.contains(&finding) {
+                            findings.push(finding);
+                        }
+                    }
+                    walk(value, path, findings);
+                    path.truncate(length);
+                }
+            }
+            Raw::List(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    path.push_str(&format!("[{at}]"));
+                    walk(item, path, findings);
+                    path.truncate(length);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut findings = Vec::new();
+    walk(raw, &mut String::new(), &mut findings);
+    findings
+}
+
+struct Walk {
+    form: Form,
+    path: String,
+    findings: Vec<String>,
+    seen: BTreeSet<String>,
+    error: Option<String>,
+    /// The fields entered, and the type of the innermost: Go's context of an error.
+    go: Vec<&'static str>,
+    go_struct: &'static str,
+}
+
+impl Walk {
+    fn find(&mut self, what: &str, key: &str) {
+        let place = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
+        let finding = format!("{what} field {}", go_quoted(&place));
+        if self.findings.len() < FINDINGS_MAX && self.seen.insert(finding.clone()) {
+            self.findings.push(finding);
+        }
+    }
+
+    fn fail(&mut self, message: impl FnOnce() -> String) {
+        if self.error.is_none() {
+            self.error = Some(message());
+        }
+    }
+
+    fn mismatch(&mut self, value: &str, go_type: &str) {
+        let (place, inner) = (self.go.join("."), self.go_struct);
+        self.fail(|| {
+            if place.is_empty() {
+                format!("json: cannot unmarshal {value} into Go value of type {go_type}")
+            } else {
+                format!("json: cannot unmarshal {value} into Go struct field {inner}.{place} of type {go_type}")
+            }
+        });
+    }
+
+    /// `None`: nil or zero, which Go doesn't tell apart here.
+    fn object(&mut self, found: &'static Type, raw: Raw) -> Option<Value> {
+        if let Some(kind) = &found.scalar {
+            return self.value(kind, None, raw);
+        }
+        let entries = match raw {
+            Raw::Null => return None,
+            Raw::Map(entries) => entries,
+            Raw::TooDeep => {
+                self.fail(|| "exceeded max depth".into());
+                return None;
+            }
+            other => {
+                let name = found.name.rsplit('.').take(2).collect::<Vec<_>>();
+                self.mismatch(other.go_name(), &format!("{}.{}", name.get(1).unwrap_or(&""), name[0]));
+                return None;
+            }
+        };
+        let mut out = Map::new();
+        let mut seen = vec![false; found.fields.len()];
+        let (path_length, outer) = (self.path.len(), self.go_struct);
+        for (key, raw) in entries {
+            let Ok(at) = found.fields.binary_search_by(|f| f.name.cmp(key.as_str())) else {
+                self.find("unknown", &key);
+                continue;
+            };
+            if std::mem::replace(&mut seen[at], true) {
+                self.find("duplicate", &key);
+            }
+            let field = &found.fields[at];
+            if path_length > 0 {
+                self.path.push('.');
+            }
+            self.path.push_str(field.name);
+            self.go.push(field.name);
+            self.go_struct = found.short();
+            let value = self.value(&field.kind, Some(field), raw);
+            self.go.pop();
+            self.path.truncate(path_length);
+            match (value, out.get_mut(field.name)) {
+                (Some(value), Some(before)) => join(before, value),
+                (Some(value), None) => drop(out.insert(key, value)),
+                (None, _) if field.pointer || matches!(field.kind, Kind::List(_) | Kind::Map(_) | Kind::Bytes) => {
+                    out.remove(field.name);
+                }
+                (None, _) => {}
+            }
+        }
+        self.go_struct = outer;
+        for field in &found.fields {
+            self.settle(field, &mut out);
+        }
+        Some(Value::Object(out))
+    }
+
+    /// Prints or leaves out a field as Go's encoder does.
+    fn settle(&mut self, field: &Field, out: &mut Map<String, Value>) {
+        let fill = self.form == Form::Full;
+        match out.get_mut(field.name) {
+            Some(_) if field.pointer => {}
+            Some(value) => {
+                let empty = match (&field.kind, &*value) {
+                    (Kind::String | Kind::Bytes, Value::String(text)) => text.is_empty(),
+                    (Kind::Bool, Value::Bool(b)) => !*b,
+                    (Kind::Int32 | Kind::Int64 | Kind::Double, Value::Number(n)) => n.as_f64() == Some(0.0),
+                    (Kind::List(_), Value::Array(items)) => items.is_empty(),
+                    (Kind::Map(_), Value::Object(map)) => map.is_empty(),
+                    _ => false,
+                };
+                if empty && field.omit_empty {
+                    out.remove(field.name);
+                } else if empty && fill && matches!(field.kind, Kind::List(_) | Kind::Map(_)) {
+                    *value = Value::Null; // stored as protobuf, which knows no empty list
+                }
+            }
+            None if !fill => {}
+            None if field.pointer => {
+                if !field.omit_empty {
+                    out.insert(field.name.into(), Value::Null);
+                }
+            }
+            None if field.omit_zero => {}
+            None => {
+                let printed_always = matches!(
+                    field.kind,
+                    Kind::Object(_) | Kind::Quantity | Kind::Time | Kind::MicroTime | Kind::IntOrString | Kind::Any
+                );
+                if printed_always || !field.omit_empty {
+                    let zero = self.zero(&field.kind, false);
+                    out.insert(field.name.into(), zero);
+                }
+            }
+        }
+    }
+
+    /// Go's zero of a kind as printed; `element`: of a list or a map, where protobuf leaves no nil.
+    fn zero(&mut self, kind: &Kind, element: bool) -> Value {
+        match kind {
+            Kind::String => "".into(),
+            Kind::Bytes if element => "".into(),
+            Kind::Bool => false.into(),
+            Kind::Int32 | Kind::Int64 | Kind::Double | Kind::IntOrString => 0.into(),
+            Kind::Quantity => "0".into(),
+            Kind::Bytes | Kind::Time | Kind::MicroTime | Kind::Any | Kind::List(_) | Kind::Map(_) => Value::Null,
+            Kind::Object(id) => self.object(table().get(*id), Raw::Map(Vec::new())).unwrap_or(Value::Null),
+        }
+    }
+
+    fn value(&mut self, kind: &Kind, field: Option<&Field>, raw: Raw) -> Option<Value> {
+        let go_type = || field.map_or_else(|| table().go_name(kind), |f| table().go_type(f));
+        match (kind, raw) {
+            (Kind::Any, Raw::Null) => None,
+            (Kind::Any, raw) => {
+                let value = raw.into_value();
+                if value.is_none() {
+                    self.fail(|| "exceeded max depth".into());
+                }
+                value
+            }
+            (_, Raw::Null) => None,
+            (Kind::Object(id), raw) => self.object(table().get(*id), raw),
+            (Kind::List(inner), Raw::List(items)) => Some(Value::Array(self.list(inner, items))),
+            (Kind::Map(inner), Raw::Map(entries)) => Some(Value::Object(self.map(inner, entries))),
+            (Kind::String, Raw::String(text)) => Some(Value::String(text)),
+            (Kind::Bool, Raw::Bool(b)) => Some(Value::Bool(b)),
+            (Kind::Int64, Raw::Int(n)) => Some(n.into()),
+            (Kind::Int32, Raw::Int(n)) if i32::try_from(n).is_ok() => Some(n.into()),
+            (Kind::Int32 | Kind::Int64, Raw::Number(text)) if &*text == "-0" => Some(0.into()),
+            (Kind::Int32, Raw::Int(n)) => {
+                self.mismatch(&format!("number {n}"), &go_type());
+                None
+            }
+            (Kind::Int32 | Kind::Int64, Raw::Number(text)) => {
+                self.mismatch(&format!("number {text}"), &go_type());
+                None
+            }
+            (Kind::Double, Raw::Int(n)) => Some(n.into()),
+            (Kind::Double, Raw::Number(text)) => Some(super::raw::number(&text)),
+            (Kind::Bytes, Raw::String(text)) => self.bytes(&text),
+            (Kind::Quantity, raw) => self.quantity(&raw),
+            (Kind::Time, Raw::String(text)) => self.time(&text, Precision::Seconds),
+            (Kind::MicroTime, Raw::String(text)) => self.time(&text, Precision::Micros),
+            (Kind::Time | Kind::MicroTime, raw) => {
+                self.mismatch(raw.go_name(), "string");
+                None
+            }
+            (Kind::IntOrString, Raw::String(text)) => Some(Value::String(text)),
+            (Kind::IntOrString, Raw::Int(n)) if i32::try_from(n).is_ok() => Some(n.into()),
+            (Kind::IntOrString, raw) => {
+                let shown = match &raw {
+                    Raw::Int(n) => format!("number {n}"),
+                    Raw::Number(text) => format!("number {text}"),
+                    other => other.go_name().to_owned(),
+                };
+                self.mismatch(&shown, "int32");
+                None
+            }
+            (_, raw) => {
+                self.mismatch(raw.go_name(), &go_type());
+                None
+            }
+        }
+    }
+
+    fn list(&mut self, inner: &Kind, items: Vec<Raw>) -> Vec<Value> {
+        let length = self.path.len();
+        let mut out = Vec::with_capacity(items.len());
+        for (at, item) in items.into_iter().enumerate() {
+            self.path.push_str(&format!("[{at}]"));
+            let value = self.value(inner, None, item);
+            self.path.truncate(length);
+            out.push(value.unwrap_or_else(|| self.zero(inner, true)));
+        }
+        out
+    }
+
+    fn map(&mut self, inner: &Kind, entries: Vec<(String, Raw)>) -> Map<String, Value> {
+        let length = self.path.len();
+        let mut out = Map::new();
+        for (key, item) in entries {
+            if out.contains_key(&key) {
+                self.find("duplicate", &key);
+            }
+            if length > 0 {
+                self.path.push('.');
+            }
+            self.path.push_str(&key);
+            let value = self.value(inner, None, item);
+            self.path.truncate(length);
+            let value = value.unwrap_or_else(|| self.zero(inner, true));
+            out.insert(key, value);
+        }
+        out
+    }
+
+    fn bytes(&mut self, text: &str) -> Option<Value> {
+        let joined: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
+        match STANDARD.decode(&joined) {
+            Ok(_) => Some(Value::String(joined)),
+            Err(error) => {
+                let at = match error {
+                    base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+                    base64::DecodeError::InvalidLength(length) => length,
+                    base64::DecodeError::InvalidPadding => joined.len(),
+                };
+                // Go lets stray bits in the last symbol pass; they are dropped on the way out.
+                if let Ok(bytes) = LOOSE.decode(&joined) {
+                    return Some(Value::String(STANDARD.encode(bytes)));
+                }
+                self.fail(|| format!("illegal base64 data at input byte {at}"));
+                None
+            }
+        }
+    }
+
+    fn quantity(&mut self, raw: &Raw) -> Option<Value> {
+        let parsed = match raw {
+            Raw::String(text) => Quantity::parse(text.trim()),
+            Raw::Int(n) => Quantity::parse(&n.to_string()),
+            Raw::Number(text) => Quantity::parse(text),
+            _ => Quantity::parse(""),
+        };
+        match parsed {
+            Ok(quantity) => Some(quantity.to_string().into()),
+            Err(error) => {
+                self.fail(|| error.to_string());
+                None
+            }
+        }
+    }
+
+    fn time(&mut self, text: &str, precision: Precision) -> Option<Value> {
+        match time::normalise(text, precision) {
+            Ok(normal) => normal.map(Value::String),
+            Err(error) => {
+                self.fail(|| error.to_string());
+                None
+            }
+        }
+    }
+}
+
+const LOOSE: base64::engine::GeneralPurpose = base64::engine::GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    base64::engine::GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
+
+/// A field that came twice: Go decodes the second into what the first left.
+fn join(before: &mut Value, value: Value) {
+    match (before, value) {
+        (Value::Object(before), Value::Object(value)) => {
+            for (key, value) in value {
+                match before.get_mut(&key) {
+                    Some(slot) => join(slot, value),
+                    None => drop(before.insert(key, value)),
+                }
+            }
+        }
+        (before, value) => *before = value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::raw::parse;
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    const POD: &str = "io.k8s.api.core.v1.Pod";
+    const DEPLOYMENT: &str = "io.k8s.api.apps.v1.Deployment";
+
+    fn read(type_name: &str, text: &str, form: Form) -> Result<(Value, Vec<String>), String> {
+        convert(type_name, parse(text.as_bytes()).unwrap(), form).map(|c| (c.object, c.findings))
+    }
+
+    #[test]
+    fn findings_come_in_the_order_written() {
+        let (_, findings) = read(
+            POD,
+            r#"{"nope": 1, "metadata": {"labels": {"a": "1", "a": "2"}}, "spec": {"nope": {"deep": 1}, "containers": [{"nope": 1, "ports": [{"nope": 2}]}, {"Image": "x"}], "restartPolicy": "Never", "restartPolicy": "Always"}}"#,
+            Form::Sparse,
+        )
+        .unwrap();
+        assert_eq!(
+            findings,
+            [
+                r#"unknown field "nope""#,
+                r#"duplicate field "metadata.labels.a""#,
+                r#"unknown field "spec.nope""#,
+                r#"unknown field "spec.containers[0].nope""#,
+                r#"unknown field "spec.containers[0].ports[0].nope""#,
+                r#"unknown field "spec.containers[1].Image""#,
+                r#"duplicate field "spec.restartPolicy""#,
+            ]
+        );
+    }
+
+    #[test]
+    fn wrong_types_say_what_go_says() {
+        for (text, message) in [
+            (
+                r#"{"spec": {"replicas": "0"}}"#,
+                "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                r#"{"spec": {"replicas": 1.5}}"#,
+                "json: cannot unmarshal number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                r#"{"spec": {"replicas": 3000000000}}"#,
+                "json: cannot unmarshal number 3000000000 into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                r#"{"metadata": []}"#,
+                "json: cannot unmarshal array into Go struct field Deployment.metadata of type v1.ObjectMeta",
+            ),
+            (
+                r#"{"metadata": {"labels": {"a": 1}}}"#,
+                "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string",
+            ),
+            (
+                r#"{"spec": {"template": {"spec": {"containers": {}}}}}"#,
+                "json: cannot unmarshal object into Go struct field PodSpec.spec.template.spec.containers of type []v1.Container",
+            ),
+            (
+                r#"{"spec": {"template": {"spec": {"containers": [{"resources": {"limits": {"cpu": "x"}}}]}}}}"#,
+                "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+            ),
+        ] {
+            assert_eq!(read(DEPLOYMENT, text, Form::Sparse).unwrap_err(), message);
+        }
+    }
+
+    #[test]
+    fn what_structs_print_is_filled_in_and_what_is_empty_left_out() {
+        let text = r#"{"metadata": {"labels": {}, "creationTimestamp": null}, "spec": {"nodeName": "", "containers": [{"name": "c", "resources": {"limits": {"memory": "1024Mi", "cpu": 0.5}}, "env": [], "volumeMounts": null}],
+            "volumes": [{"name": "v", "emptyDir": {}}], "terminationGracePeriodSeconds": 0, "tolerations": []}}"#;
+        let (sparse, _) = read(POD, text, Form::Sparse).unwrap();
+        let container = json!({"name": "c", "resources": {"limits": {"memory": "1Gi", "cpu": "500m"}}});
+        let spec = json!({"containers": [container], "volumes": [{"name": "v", "emptyDir": {}}], "terminationGracePeriodSeconds": 0});
+        assert_eq!(sparse, json!({"metadata": {}, "spec": spec}));
+        let mut full = json!({"spec": {"containers": [{}]}});
+        normalise(POD, &mut full).unwrap();
+        assert_eq!(
+            full,
+            json!({"metadata": {}, "spec": {"containers": [{"name": "", "resources": {}}]}, "status": {}})
+        );
+    }
+
+    #[test]
+    fn a_field_given_twice_is_decoded_over_the_first() {
+        let (object, findings) =
+            read("io.k8s.api.core.v1.ConfigMap", r#"{"data": {"a": "1", "b": "2"}, "data": {"b": "3"}}"#, Form::Sparse)
+                .unwrap();
+        assert_eq!(object["data"], json!({"a": "1", "b": "3"}));
+        assert_eq!(findings, [r#"duplicate field "data""#]);
+    }
+
+    #[test]
+    fn times_secrets_and_events() {
+        let mut event = json!({"metadata": {}, "involvedObject": {}, "lastTimestamp": "2026-01-02T03:04:05.5+01:00"});
+        normalise("io.k8s.api.core.v1.Event", &mut event).unwrap();
+        assert_eq!(
+            (&event["firstTimestamp"], &event["lastTimestamp"], &event["eventTime"]),
+            (&Value::Null, &json!("2026-01-02T02:04:05Z"), &Value::Null)
+        );
+        let (secret, _) =
+            read("io.k8s.api.core.v1.Secret", "{\"data\": {\"a\": null, \"b\": \"YWI=\\n\"}}", Form::Sparse).unwrap();
+        assert_eq!(secret["data"], json!({"a": "", "b": "YWI="}));
+    }
+
+    proptest! {
+        #[test]
+        fn any_json_is_taken_or_refused_and_normal_forms_settle(text in "\\{(\"(spec|metadata|name|containers|labels|status)\": ?(\\{\\}|\\[\\]|null|\"x\"|1|\\{\"(name|containers|labels|template)\": ?(null|1|\"a\"|\\[\\{\\}\\])\\}),? ?){0,4}\\}") {
+            let Ok(raw) = parse(text.as_bytes()) else { return Ok(()) };
+            for type_name in [POD, DEPLOYMENT] {
+                if let Ok(converted) = convert(type_name, raw.clone(), Form::Full) {
+                    let mut again = converted.object.clone();
+                    normalise(type_name, &mut again).unwrap();
+                    prop_assert_eq!(again, converted.object);
+                }
+            }
+        }
+    }
+}
