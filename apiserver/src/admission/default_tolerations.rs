@@ -1,0 +1,30 @@
+//! DefaultTolerationSeconds: a pod outlives its node's being not ready or unreachable by five minutes.
+
+use machinery::api::error::ApiResult;
+use serde_json::{Value, json};
+
+use super::{Context, Operation, Plugin, list_mut};
+
+pub(super) const PLUGIN: Plugin = Plugin { name: "DefaultTolerationSeconds", mutate: Some(admit), validate: None };
+
+const SECONDS: i64 = 300;
+
+fn admit(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
+    if !context.request.is_pod() || context.request.operation == Operation::Delete {
+        return Ok(());
+    }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let Some(tolerations) = list_mut(pod, "spec", "tolerations") else { return Ok(()) };
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        let tolerated = tolerations.iter().any(|toleration| {
+            let (own, effect) = (text(&toleration["key"]), text(&toleration["effect"]));
+            (own == key || own.is_empty()) && (effect == "NoExecute" || effect.is_empty())
+        });
+        if !tolerated {
+            tolerations.push(json!({
+                "effect": "NoExecute", "key": key, "operator": "Exists", "tolerationSeconds": SECONDS,
+            }));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,354 @@
+//! NodeRestriction: a kubelet writes its own Node, its own Lease and its own pods' status, and no more of them than it
+//! needs.
+
+use std::collections::BTreeSet;
+
+use machinery::api::error::{ApiError, ApiResult, Named};
+use serde_json::Value;
+
+use super::{Context, Operation, Plugin, is_mirror};
+use crate::auth::Attributes;
+use crate::auth::node::LEASE_NAMESPACE;
+
+pub(super) const PLUGIN: Plugin = Plugin { name: "NodeRestriction", mutate: Some(admit), validate: None };
+
+/// Labels of Kubernetes' own that a kubelet may set on its Node.
+const KUBELET_LABELS: [&str; 11] = [
+    "kubernetes.io/hostname",
+    "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "failure-domain.beta.kubernetes.io/region",
+    "beta.kubernetes.io/instance-type",
+    "node.kubernetes.io/instance-type",
+    "kubernetes.io/os",
+    "kubernetes.io/arch",
+    "beta.kubernetes.io/os",
+    "beta.kubernetes.io/arch",
+];
+
+fn admit(context: &Context<'_>, object: &mut Value) -> ApiResult<()> {
+    let request = context.request;
+    let Some(node) = request.user.node() else { return Ok(()) };
+    if node.is_empty() {
+        let why = format!("could not determine node from user {:?}", request.user.name);
+        return Err(request.refused(object, why));
+    }
+    let ask = Ask { context, node, object };
+    match (request.group, request.resource, request.subresource) {
+        ("", "pods", "") => ask.pod(),
+        ("", "pods", "status") => ask.pod_status(),
+        ("", "pods", "eviction") => ask.eviction(),
+        ("", "pods", other) => {
+            ask.refuse(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))
+        }
+        ("", "nodes", _) => ask.own_node(),
+        ("", "serviceaccounts", "token") => ask.token(),
+        ("coordination.k8s.io", "leases", _) => ask.lease(),
+        _ => Ok(()),
+    }
+}
+
+struct Ask<'a> {
+    context: &'a Context<'a>,
+    node: &'a str,
+    object: &'a Value,
+}
+
+impl Ask<'_> {
+    fn refuse(&self, why: impl Into<String>) -> ApiResult<()> {
+        Err(self.context.request.refused(self.object, why))
+    }
+
+    fn find(&self, plural: &str, namespace: &str, name: &str) -> ApiResult<std::sync::Arc<Value>> {
+        let found = self.context.objects.get("", plural, namespace, name);
+        found.ok_or_else(|| ApiError::NotFound(Named::new("", plural), name.to_owned()))
+    }
+
+    fn pod(&self) -> ApiResult<()> {
+        let node = self.node;
+        match self.context.request.operation {
+            Operation::Create => self.mirror_pod(),
+            Operation::Delete => {
+                let request = self.context.request;
+                let pod = self.find("pods", request.namespace, request.name)?;
+                if pod["spec"]["nodeName"].as_str() == Some(node) {
+                    return Ok(());
+                }
+                self.refuse(format!("node {node:?} can only delete pods with spec.nodeName set to itself"))
+            }
+            Operation::Update => self.refuse(format!(
+                "unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods"
+            )),
+        }
+    }
+
+    fn mirror_pod(&self) -> ApiResult<()> {
+        let (node, pod) = (self.node, self.object);
+        if !is_mirror(pod) {
+            return self.refuse(format!(
+                "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
+            ));
+        }
+        if pod["spec"]["nodeName"].as_str() != Some(node) {
+            return self.refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+        }
+        let own = format!("node {node:?} can only create pods with an owner reference set to itself");
+        match pod["metadata"]["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            [] => return self.refuse(own),
+            [owner] => {
+                let is = |field: &str, value: &str| owner[field].as_str() == Some(value);
+                if !is("apiVersion", "v1") || !is("kind", "Node") || !is("name", node) {
+                    return self.refuse(own);
+                }
+                if owner["controller"].as_bool() != Some(true) {
+                    return self.refuse(format!(
+                        "node {node:?} can only create pods with a controller owner reference set to itself"
+                    ));
+                }
+                if owner["blockOwnerDeletion"].as_bool() == Some(true) {
+                    return self.refuse(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
+                }
+                let (claimed, real) = (&owner["uid"], self.find("nodes", "", node)?);
+                if *claimed != real["metadata"]["uid"] {
+                    return self.refuse(format!(
+                        "node {node} UID mismatch: expected {} got {}",
+                        claimed.as_str().unwrap_or_default(),
+                        real["metadata"]["uid"].as_str().unwrap_or_default()
+                    ));
+                }
+            }
+            _ => {
+                return self
+                    .refuse(format!("node {node:?} can only create pods with a single owner reference set to itself"));
+            }
+        }
+        match referenced(pod).first() {
+            Some(what) => self.refuse(format!("node {node:?} can not create pods that reference {what}")),
+            None => Ok(()),
+        }
+    }
+
+    fn pod_status(&self) -> ApiResult<()> {
+        let (node, old) = (self.node, self.context.old.unwrap_or(&Value::Null));
+        if old["spec"]["nodeName"].as_str() != Some(node) {
+            return self
+                .refuse(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"));
+        }
+        if modified_labels(self.object, old).next().is_some() {
+            return self.refuse(format!("node {node:?} cannot update labels through pod status"));
+        }
+        if self.object["status"]["resourceClaimStatuses"] != old["status"]["resourceClaimStatuses"] {
+            return self.refuse(format!("node {node:?} cannot update resource claim statues"));
+        }
+        Ok(())
+    }
+
+    fn eviction(&self) -> ApiResult<()> {
+        let request = self.context.request;
+        let pod = self.find("pods", request.namespace, request.name)?;
+        if pod["spec"]["nodeName"].as_str() == Some(self.node) {
+            return Ok(());
+        }
+        self.refuse(format!("node {} can only evict pods with spec.nodeName set to itself", self.node))
+    }
+
+    fn own_node(&self) -> ApiResult<()> {
+        let (node, object, request) = (self.node, self.object, self.context.request);
+        let name = match request.name {
+            "" => object["metadata"]["name"].as_str().unwrap_or_default(),
+            name => name,
+        };
+        if name != node {
+            return self.refuse(format!("node {node:?} is not allowed to modify node {name:?}"));
+        }
+        let config = &object["spec"]["configSource"];
+        match request.operation {
+            Operation::Create => {
+                if config.is_object() {
+                    return self
+                        .refuse(format!("node {node:?} is not allowed to create pods with a non-nil configSource"));
+                }
+                let labels = forbidden_labels(object, &Value::Null);
+                if !labels.is_empty() {
+                    let why = format!("node {node:?} is not allowed to set the following labels: {labels}");
+                    return self.refuse(why);
+                }
+            }
+            Operation::Update => {
+                let old = self.context.old.unwrap_or(&Value::Null);
+                if config.is_object() && *config != old["spec"]["configSource"] {
+                    return self.refuse(format!(
+                        "node {node:?} is not allowed to update configSource to a new non-nil configSource"
+                    ));
+                }
+                let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+                if list(&object["spec"]["taints"]) != list(&old["spec"]["taints"]) {
+                    return self.refuse(format!("node {node:?} is not allowed to modify taints"));
+                }
+                if list(&object["metadata"]["ownerReferences"]) != list(&old["metadata"]["ownerReferences"]) {
+                    return self.refuse(format!("node {node:?} is not allowed to modify ownerReferences"));
+                }
+                let labels = forbidden_labels(object, old);
+                if !labels.is_empty() {
+                    return self.refuse(format!("is not allowed to modify labels: {labels}"));
+                }
+            }
+            Operation::Delete => {}
+        }
+        Ok(())
+    }
+
+    fn token(&self) -> ApiResult<()> {
+        let request = self.context.request;
+        if request.operation != Operation::Create {
+            return Ok(());
+        }
+        let reference = &self.object["spec"]["boundObjectRef"];
+        let text = |field: &str| reference[field].as_str().unwrap_or_default();
+        if text("apiVersion") != "v1" || text("kind") != "Pod" || text("name").is_empty() {
+            return self.refuse("node requested token not bound to a pod");
+        }
+        let uid = text("uid");
+        if uid.is_empty() {
+            return self.refuse("node requested token with a pod binding without a uid");
+        }
+        let pod = self.find("pods", request.namespace, text("name"))?;
+        if pod["metadata"]["uid"].as_str() != Some(uid) {
+            return self.refuse(format!(
+                "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have \
+                 been deleted and then recreated"
+            ));
+        }
+        if pod["spec"]["nodeName"].as_str() != Some(self.node) {
+            return self.refuse("node requested token bound to a pod scheduled on a different node");
+        }
+        let audience = match self.object["spec"]["audiences"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            [] => "",
+            [one] => one.as_str().unwrap_or_default(),
+            _ => return self.refuse("node may only request 0 or 1 audiences"),
+        };
+        let named = pod["spec"]["volumes"].as_array().into_iter().flatten().any(|volume| {
+            volume["projected"]["sources"].as_array().into_iter().flatten().any(|source| {
+                let token = &source["serviceAccountToken"];
+                token.is_object() && token["audience"].as_str().unwrap_or_default() == audience
+            })
+        });
+        let granted = || {
+            let attributes = Attributes {
+                verb: "request-serviceaccounts-token-audience",
+                version: "v1",
+                resource: audience,
+                namespace: request.namespace,
+                name: request.name,
+                is_resource: true,
+                ..Attributes::default()
+            };
+            self.context.authorizer.authorize(self.context.objects, request.user, &attributes).allowed
+        };
+        if named || granted() {
+            return Ok(());
+        }
+        self.refuse(format!(
+            "audience {audience:?} not found in pod spec volume, {} is not authorized to request tokens for this audience",
+            request.user.name
+        ))
+    }
+
+    fn lease(&self) -> ApiResult<()> {
+        let request = self.context.request;
+        if request.namespace != LEASE_NAMESPACE {
+            return self.refuse(format!("can only access leases in the {LEASE_NAMESPACE:?} system namespace"));
+        }
+        let name = match request.name {
+            "" => self.object["metadata"]["name"].as_str().unwrap_or_default(),
+            name => name,
+        };
+        if name == self.node {
+            return Ok(());
+        }
+        self.refuse("can only access node lease with the same name as the requesting node")
+    }
+}
+
+/// Keys of labels that differ, sorted.
+fn modified_labels<'a>(new: &'a Value, old: &'a Value) -> impl Iterator<Item = &'a String> {
+    let labels = |object: &'a Value| object["metadata"]["labels"].as_object();
+    let keys: BTreeSet<&String> = labels(new).into_iter().chain(labels(old)).flat_map(serde_json::Map::keys).collect();
+    keys.into_iter().filter(move |key| {
+        let value = |object: &'a Value| labels(object).and_then(|labels| labels.get(*key));
+        value(new) != value(old)
+    })
+}
+
+/// The changed labels that no kubelet may touch, joined.
+fn forbidden_labels(new: &Value, old: &Value) -> String {
+    let within = |namespace: &str, domain: &str| {
+        namespace == domain || namespace.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
+    };
+    let forbidden: Vec<&str> = modified_labels(new, old)
+        .map(String::as_str)
+        .filter(|label| {
+            let namespace = label.split_once('/').map_or("", |(namespace, _)| namespace);
+            let of_kubernetes = within(namespace, "kubernetes.io") || within(namespace, "k8s.io");
+            let of_kubelets = KUBELET_LABELS.contains(label)
+                || within(namespace, "kubelet.kubernetes.io")
+                || within(namespace, "node.kubernetes.io");
+            within(namespace, "node-restriction.kubernetes.io") || (of_kubernetes && !of_kubelets)
+        })
+        .collect();
+    forbidden.join(", ")
+}
+
+/// Which kinds of other objects a pod names, in upstream's order.
+pub(super) fn referenced(pod: &Value) -> Vec<&'static str> {
+    let spec = &pod["spec"];
+    let mut kinds = Vec::new();
+    if spec["serviceAccountName"].as_str().is_some_and(|name| !name.is_empty()) {
+        kinds.push("serviceaccounts");
+    }
+    let volumes = || spec["volumes"].as_array().into_iter().flatten();
+    let sources = || volumes().flat_map(|v| v["projected"]["sources"].as_array().into_iter().flatten());
+    let containers = || {
+        ["initContainers", "containers", "ephemeralContainers"]
+            .iter()
+            .flat_map(|list| spec[*list].as_array().into_iter().flatten())
+    };
+    let by_env = |from: &str, key: &str| {
+        containers().any(|container| {
+            container["envFrom"].as_array().into_iter().flatten().any(|source| source[from].is_object())
+                || container["env"].as_array().into_iter().flatten().any(|env| env["valueFrom"][key].is_object())
+        })
+    };
+    let secret_of_volume = |volume: &Value| {
+        volume["secret"].is_object()
+            || volume
+                .as_object()
+                .into_iter()
+                .flatten()
+                .any(|(_, source)| source["secretRef"].is_object() || source["nodePublishSecretRef"].is_object())
+    };
+    if spec["imagePullSecrets"].as_array().is_some_and(|list| !list.is_empty())
+        || volumes().any(secret_of_volume)
+        || sources().any(|source| source["secret"].is_object())
+        || by_env("secretRef", "secretKeyRef")
+    {
+        kinds.push("secrets");
+    }
+    if volumes().any(|volume| volume["configMap"].is_object())
+        || sources().any(|source| source["configMap"].is_object())
+        || by_env("configMapRef", "configMapKeyRef")
+    {
+        kinds.push("configmaps");
+    }
+    if sources().any(|source| source["clusterTrustBundle"].is_object()) {
+        kinds.push("clustertrustbundles");
+    }
+    if spec["resourceClaims"].as_array().is_some_and(|list| !list.is_empty()) {
+        kinds.push("resourceclaims");
+    }
+    if volumes().any(|volume| volume["persistentVolumeClaim"].is_object() || volume["ephemeral"].is_object()) {
+        kinds.push("persistentvolumeclaims");
+    }
+    kinds
+}
