@@ -4,6 +4,7 @@
 //! A revision is taken by every transaction that changes something. What is visible is durable: a transaction is synced,
 //! then visible to readers and the [`Sink`], then acknowledged.
 
+pub mod embedded;
 pub mod memory;
 mod plan;
 pub mod versions;

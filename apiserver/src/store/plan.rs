@@ -207,14 +207,14 @@ impl State {
         }
     }
 
-    pub(super) fn compact(&mut self, revision: Revision) -> Result<(), StoreError> {
+    /// Returns what is history no longer, oldest first.
+    pub(super) fn compact(&mut self, revision: Revision) -> Result<Vec<Record<Stored>>, StoreError> {
         self.versions.check(revision)?;
-        for record in self.versions.compact(revision) {
-            if let Some((_, old)) = record.previous {
-                self.history_bytes = self.history_bytes.saturating_sub(old.value.len());
-            }
+        let forgotten = self.versions.compact(revision);
+        for (_, old) in forgotten.iter().filter_map(|record| record.previous.as_ref()) {
+            self.history_bytes = self.history_bytes.saturating_sub(old.value.len());
         }
-        Ok(())
+        Ok(forgotten)
     }
 
     pub(super) fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Entry>, StoreError> {

@@ -1,0 +1,252 @@
+//! The second thread: brings sled up to the compacted revision, coalesced per key, and writes snapshots below which the
+//! log is cut. What goes wrong here costs nobody a write: sled is set aside and rebuilt.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::super::plan::{Stored, Write};
+use super::log::{Segments, delete_below};
+use super::snapshot::{self, Rows};
+use super::{Revision, Shared, frame};
+
+/// sled's page cache: it is only written to, and read once at a start.
+const SLED_CACHE_BYTES: u64 = 16 * 1024 * 1024;
+/// Bytes of values per sled batch: bounds the memory of one batch, which sled holds several times.
+const BATCH_BYTES: usize = 256 * 1024;
+/// The record of what is applied. No key of ours: they begin with a slash.
+const APPLIED: &[u8] = b"applied";
+
+/// What sled is to take up next, coalesced per key while it is busy.
+#[derive(Default)]
+pub(super) struct Slot {
+    work: Mutex<Work>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Work {
+    rows: BTreeMap<Arc<str>, (Revision, Option<Stored>)>,
+    applied: Revision,
+    closing: bool,
+}
+
+impl Slot {
+    /// History up to `revision` was compacted; `rows` are its changes, oldest first.
+    pub(super) fn compacted(&self, revision: Revision, rows: impl Iterator<Item = Write>) {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        for write in rows {
+            work.rows.insert(write.key, (write.revision, write.stored));
+        }
+        work.applied = revision;
+        drop(work);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn close(&self) {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).closing = true;
+        self.wake.notify_one();
+    }
+
+    /// The next work; `None`: closing and nothing is left.
+    fn next(&self) -> Option<(Vec<Write>, Revision)> {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if work.applied > 0 {
+                let rows = std::mem::take(&mut work.rows);
+                let applied = std::mem::take(&mut work.applied);
+                let write = |(key, (revision, stored))| Write { revision, key, stored };
+                return Some((rows.into_iter().map(write).collect(), applied));
+            }
+            if work.closing {
+                return None;
+            }
+            work = self.wake.wait(work).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// An open sled and how many keys it holds.
+pub(super) struct Sled {
+    db: sled::Db,
+    keys: u64,
+}
+
+/// What went wrong with sled; it may also panic.
+type Trouble = String;
+
+fn guarded<T>(what: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, Trouble> {
+    match catch_unwind(AssertUnwindSafe(what)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("it panicked".into()),
+    }
+}
+
+fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
+    let (body, crc) = bytes.split_last_chunk::<4>()?;
+    (crc32fast::hash(body) == u32::from_le_bytes(*crc)).then_some(body)
+}
+
+fn open(path: &Path) -> Result<sled::Db, Trouble> {
+    guarded(|| sled::Config::new().path(path).cache_capacity(SLED_CACHE_BYTES).flush_every_ms(None).open())
+}
+
+impl Sled {
+    /// Opens sled and reads all of it, checked; `Err`: it is to be set aside.
+    pub(super) fn load(path: &Path) -> Result<(Self, Revision, Rows), Trouble> {
+        let db = open(path)?;
+        let mut writes = Vec::new();
+        let mut applied = None;
+        let mut sound = true;
+        guarded(|| {
+            for row in db.iter() {
+                let (key, value) = row?;
+                let Some(body) = unsealed(&value) else {
+                    sound = false;
+                    return Ok(());
+                };
+                if key == APPLIED {
+                    applied = body.split_first_chunk::<8>().and_then(|(revision, count)| {
+                        Some((u64::from_le_bytes(*revision), u64::from_le_bytes(count.try_into().ok()?)))
+                    });
+                    continue;
+                }
+                match frame::decode_write(body) {
+                    Some((write, [])) if write.key.as_bytes() == &*key && write.stored.is_some() => writes.push(write),
+                    _ => sound = false,
+                }
+            }
+            Ok(())
+        })?;
+        if !sound {
+            return Err("a value is damaged".into());
+        }
+        let (revision, count) = applied.ok_or("it does not say what it holds")?;
+        if writes.len() as u64 != count {
+            return Err(format!("it holds {} keys instead of {count}", writes.len()));
+        }
+        Ok((Self { db, keys: count }, revision, writes))
+    }
+
+    /// Puts the folder aside (beside it, for a person to look at) and fills a new one.
+    pub(super) fn rebuild(path: &Path, revision: Revision, rows: &[Write]) -> Result<Self, Trouble> {
+        if path.exists() {
+            let aside = path.with_extension("damaged");
+            let _ = fs::remove_dir_all(&aside);
+            fs::rename(path, &aside).map_err(|error| error.to_string())?;
+        }
+        let mut sled = Self { db: open(path)?, keys: 0 };
+        sled.apply(rows, revision)?;
+        Ok(sled)
+    }
+
+    /// Applies rows, and with the last of them in one batch what is applied then. Where there are more than one batch
+    /// holds, sled doesn't say what it holds until the last one, and a start in between rebuilds it.
+    fn apply(&mut self, rows: &[Write], applied: Revision) -> Result<(), Trouble> {
+        let mut batch = sled::Batch::default();
+        let mut batch_bytes = 0;
+        for write in rows {
+            if batch_bytes >= BATCH_BYTES {
+                batch.remove(APPLIED);
+                self.write(std::mem::take(&mut batch))?;
+                batch_bytes = 0;
+            }
+            batch_bytes += write.stored.as_ref().map_or(0, |stored| stored.value.len());
+            let key = write.key.as_bytes();
+            let there = guarded(|| self.db.contains_key(key))?;
+            if write.stored.is_some() {
+                let mut value = Vec::new();
+                frame::encode_write(&mut value, write);
+                batch.insert(key, sealed(value));
+                self.keys += u64::from(!there);
+            } else {
+                batch.remove(key);
+                self.keys -= u64::from(there);
+            }
+        }
+        let mut record = applied.to_le_bytes().to_vec();
+        record.extend_from_slice(&self.keys.to_le_bytes());
+        batch.insert(APPLIED, sealed(record));
+        self.write(batch)
+    }
+
+    /// Blocking, from one thread only: `flush_async` deadlocks.
+    fn write(&self, batch: sled::Batch) -> Result<(), Trouble> {
+        guarded(|| self.db.apply_batch(batch).and_then(|()| self.db.flush().map(|_| ())))
+    }
+}
+
+/// The thread's state.
+pub(super) struct Checkpoint {
+    pub(super) path: PathBuf,
+    pub(super) sled: Option<Sled>,
+    pub(super) slot: Arc<Slot>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) segments: Segments,
+    pub(super) snapshot_after_bytes: u64,
+}
+
+pub(super) fn sled_path(folder: &Path) -> PathBuf {
+    folder.join("sled")
+}
+
+impl Checkpoint {
+    pub(super) fn run(mut self) {
+        while let Some((rows, revision)) = self.slot.next() {
+            let applied = match &mut self.sled {
+                Some(sled) => sled.apply(&rows, revision),
+                None => Err("it could not be opened".into()),
+            };
+            if let Err(trouble) = applied {
+                self.start_over(&trouble);
+            }
+            if let Err(error) = self.snapshot_when_due(revision) {
+                tracing::warn!(%error, "no snapshot could be written; the log is kept");
+            }
+        }
+    }
+
+    fn state(&self) -> (Revision, Rows) {
+        let state = self.shared.read();
+        let at = state.versions.compacted();
+        let rows = state.versions.range(Bound::Unbounded, Bound::Unbounded, at);
+        (at, rows.map(|(key, modified, stored)| snapshot::row(key, modified, stored)).collect())
+    }
+
+    fn start_over(&mut self, trouble: &str) {
+        tracing::warn!(trouble, "sled is set aside and rebuilt");
+        self.sled = None;
+        let (revision, rows) = self.state();
+        match Sled::rebuild(&sled_path(&self.path), revision, &rows) {
+            Ok(sled) => self.sled = Some(sled),
+            Err(trouble) => tracing::warn!(trouble, "sled could not be rebuilt; starts read the log until it can be"),
+        }
+    }
+
+    fn snapshot_when_due(&self, revision: Revision) -> std::io::Result<()> {
+        let below: u64 = {
+            let segments = self.segments.lock().unwrap_or_else(PoisonError::into_inner);
+            let newest = segments.len().saturating_sub(1);
+            segments[..newest].iter().filter(|segment| segment.last <= revision).map(|segment| segment.bytes).sum()
+        };
+        if below < self.snapshot_after_bytes {
+            return Ok(());
+        }
+        let (at, rows) = self.state();
+        let live: u64 = rows.iter().filter_map(|row| row.stored.as_ref()).map(|stored| stored.value.len() as u64).sum();
+        if below < 2 * live {
+            return Ok(());
+        }
+        snapshot::write(&self.path, at, &rows)?;
+        delete_below(&self.segments, at)
+    }
+}

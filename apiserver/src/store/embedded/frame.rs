@@ -1,0 +1,212 @@
+//! The log's frame: a numbered, checksummed group of writes. Pure; reads hostile bytes.
+//!
+//! The magic's bytes occur in no UTF-8 text and values are JSON, so no client can store bytes that look like a frame.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::super::plan::{Stored, Write};
+use super::Revision;
+
+pub(super) const MAGIC: [u8; 4] = [0xFF, b'C', b'R', 0xFE];
+pub(super) const HEADER_BYTES: usize = 40;
+
+/// A frame's head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) number: u64,
+    pub(super) first: Revision,
+    pub(super) last: Revision,
+    payload_bytes: u32,
+    payload_crc: u32,
+}
+
+impl Header {
+    pub(super) fn frame_bytes(&self) -> usize {
+        HEADER_BYTES + self.payload_bytes as usize
+    }
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    // Values are bounded far below 4 GiB by the store's limit.
+    out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+/// One write in its stored form (also a snapshot's).
+pub(super) fn encode_write(out: &mut Vec<u8>, write: &Write) {
+    out.extend_from_slice(&write.revision.to_le_bytes());
+    put_bytes(out, write.key.as_bytes());
+    match &write.stored {
+        None => out.push(0),
+        Some(stored) => {
+            out.push(1);
+            out.extend_from_slice(&stored.created.to_le_bytes());
+            out.extend_from_slice(&stored.expires_ms.to_le_bytes());
+            put_bytes(out, &stored.value);
+        }
+    }
+}
+
+/// Takes values off the front of a slice.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Option<&'a [u8]> {
+        let (head, tail) = self.0.split_at_checked(n)?;
+        self.0 = tail;
+        Some(head)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
+    }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let n = self.u32()? as usize;
+        self.take(n)
+    }
+}
+
+/// The write at the front of `bytes` and what follows it.
+pub(super) fn decode_write(bytes: &[u8]) -> Option<(Write, &[u8])> {
+    let mut reader = Reader(bytes);
+    let revision = reader.u64()?;
+    let key: Arc<str> = std::str::from_utf8(reader.bytes()?).ok()?.into();
+    let stored = match reader.take(1)? {
+        [0] => None,
+        [1] => {
+            let created = reader.u64()?;
+            let expires_ms = reader.u64()?;
+            Some(Stored { created, expires_ms, value: Bytes::copy_from_slice(reader.bytes()?) })
+        }
+        _ => return None,
+    };
+    Some((Write { revision, key, stored }, reader.0))
+}
+
+/// A whole frame; `writes` are in revision order and not empty.
+pub(super) fn encode(number: u64, writes: &[Write]) -> Vec<u8> {
+    let mut out = vec![0; HEADER_BYTES];
+    for write in writes {
+        encode_write(&mut out, write);
+    }
+    let payload = &out[HEADER_BYTES..];
+    let mut head = Vec::with_capacity(HEADER_BYTES);
+    head.extend_from_slice(&MAGIC);
+    head.extend_from_slice(&number.to_le_bytes());
+    head.extend_from_slice(&writes.first().map_or(0, |write| write.revision).to_le_bytes());
+    head.extend_from_slice(&writes.last().map_or(0, |write| write.revision).to_le_bytes());
+    head.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes());
+    head.extend_from_slice(&crc32fast::hash(payload).to_le_bytes());
+    head.extend_from_slice(&crc32fast::hash(&head).to_le_bytes());
+    out[..HEADER_BYTES].copy_from_slice(&head);
+    out
+}
+
+/// The frame at the front of `bytes`, whose checksums hold.
+pub(super) fn check(bytes: &[u8]) -> Option<(Header, &[u8])> {
+    let head = bytes.get(..HEADER_BYTES)?;
+    let mut reader = Reader(head);
+    if reader.take(4)? != MAGIC {
+        return None;
+    }
+    let header = Header {
+        number: reader.u64()?,
+        first: reader.u64()?,
+        last: reader.u64()?,
+        payload_bytes: reader.u32()?,
+        payload_crc: reader.u32()?,
+    };
+    if reader.u32()? != crc32fast::hash(&head[..HEADER_BYTES - 4]) {
+        return None;
+    }
+    let payload = bytes.get(HEADER_BYTES..header.frame_bytes())?;
+    (crc32fast::hash(payload) == header.payload_crc).then_some((header, payload))
+}
+
+/// The writes of a checked payload; `None` where they are not what the header says.
+pub(super) fn writes(header: &Header, mut payload: &[u8]) -> Option<Vec<Write>> {
+    let mut writes: Vec<Write> = Vec::new();
+    while !payload.is_empty() {
+        let (write, rest) = decode_write(payload)?;
+        let follows = writes.last().map_or(write.revision == header.first, |last| {
+            write.revision == last.revision || write.revision == last.revision + 1
+        });
+        if !follows {
+            return None;
+        }
+        writes.push(write);
+        payload = rest;
+    }
+    (writes.last()?.revision == header.last).then_some(writes)
+}
+
+/// Whether a valid frame numbered `number` or higher begins anywhere in `bytes`.
+pub(super) fn any_from(bytes: &[u8], number: u64) -> bool {
+    let mut rest = bytes;
+    while let Some(at) = rest.windows(MAGIC.len()).position(|window| window == MAGIC) {
+        if check(&rest[at..]).is_some_and(|(header, _)| header.number >= number) {
+            return true;
+        }
+        rest = &rest[at + 1..];
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Key, value with its time to live, whether a new revision begins.
+    type Drawn = ((String, Option<(Vec<u8>, u64)>), bool);
+
+    fn some_writes() -> impl Strategy<Value = Vec<Write>> {
+        let one = ("[a-z/]{1,12}", proptest::option::of((proptest::collection::vec(any::<u8>(), 0..40), any::<u64>())));
+        proptest::collection::vec((one, any::<bool>()), 1..6).prop_map(|ops| {
+            let mut revision = 7;
+            let write = |((key, value), step): Drawn| {
+                revision += u64::from(step);
+                let stored = value.map(|(value, ttl)| Stored { value: value.into(), created: 1, expires_ms: ttl });
+                Write { revision, key: key.into(), stored }
+            };
+            ops.into_iter().map(write).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(writes in some_writes(), number in any::<u64>()) {
+            let mut bytes = encode(number, &writes);
+            let len = bytes.len();
+            bytes.extend_from_slice(b"what follows");
+            let (header, payload) = check(&bytes).unwrap();
+            prop_assert_eq!((header.number, header.frame_bytes()), (number, len));
+            prop_assert_eq!(super::writes(&header, payload), Some(writes));
+        }
+
+        #[test]
+        fn no_flipped_bit_or_cut_goes_unnoticed(
+            writes in some_writes(), at in any::<proptest::sample::Index>(), bit in 0u8..8, cut in any::<bool>()
+        ) {
+            let mut bytes = encode(3, &writes);
+            let at = at.index(bytes.len());
+            if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
+            prop_assert!(check(&bytes).is_none());
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let header = Header { number: 1, first: 1, last: 1, payload_bytes: 0, payload_crc: 0 };
+            let _ = super::writes(&header, &bytes);
+            prop_assert!(check(&bytes).is_none());
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The commit log's files: segments named by their first frame's number, appended to and synced.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::super::plan::Write;
+use super::folder::sync_folder;
+use super::{Revision, frame};
+
+/// A closed segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub(super) path: PathBuf,
+    pub(super) last: Revision,
+    pub(super) bytes: u64,
+}
+
+/// Closed segments, oldest first: the writer adds, the checkpoint thread deletes.
+pub(super) type Segments = Arc<Mutex<Vec<Segment>>>;
+
+struct Open {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+pub(super) struct Log {
+    folder: PathBuf,
+    open: Option<Open>,
+    closed: Segments,
+    next_number: u64,
+    last: Revision,
+    segment_bytes_max: u64,
+}
+
+/// How an append failed.
+#[derive(Debug)]
+pub(super) enum AppendError {
+    /// Nothing is in the log; it can be tried again (the disk is full).
+    Refused(io::Error),
+    /// What the disk holds is unknown.
+    Sync(io::Error),
+}
+
+pub(super) fn segment_path(folder: &Path, first_number: u64) -> PathBuf {
+    folder.join(format!("{first_number:020}.log"))
+}
+
+impl Log {
+    /// A log that goes on after what was recovered.
+    pub(super) fn new(
+        folder: &Path,
+        closed: Vec<Segment>,
+        open: Option<(PathBuf, u64)>,
+        next_number: u64,
+        last: Revision,
+    ) -> io::Result<Self> {
+        let open = match open {
+            None => None,
+            Some((path, bytes)) => {
+                let file = OpenOptions::new().append(true).open(&path)?;
+                Some(Open { path, file, bytes })
+            }
+        };
+        let closed = Arc::new(Mutex::new(closed));
+        Ok(Self { folder: folder.to_owned(), open, closed, next_number, last, segment_bytes_max: u64::MAX })
+    }
+
+    pub(super) fn with_segment_bytes_max(mut self, bytes: u64) -> Self {
+        self.segment_bytes_max = bytes;
+        self
+    }
+
+    pub(super) fn segments(&self) -> Segments {
+        self.closed.clone()
+    }
+
+    /// Appends one frame and syncs it.
+    pub(super) fn append(&mut self, writes: &[Write]) -> Result<(), AppendError> {
+        let bytes = frame::encode(self.next_number, writes);
+        if self.open.as_ref().is_some_and(|open| open.bytes >= self.segment_bytes_max)
+            && let Some(full) = self.open.take()
+        {
+            let segment = Segment { path: full.path, last: self.last, bytes: full.bytes };
+            self.closed.lock().unwrap_or_else(PoisonError::into_inner).push(segment);
+        }
+        let open = match &mut self.open {
+            Some(open) => open,
+            None => {
+                let path = segment_path(&self.folder, self.next_number);
+                let file = OpenOptions::new().append(true).create(true).open(&path).map_err(AppendError::Refused)?;
+                sync_folder(&self.folder).map_err(AppendError::Sync)?;
+                self.open.insert(Open { path, file, bytes: 0 })
+            }
+        };
+        if let Err(error) = open.file.write_all(&bytes) {
+            // A part of the frame may stand there: it must go, or the next frame would come after a bad one.
+            return match open.file.set_len(open.bytes).and_then(|()| open.file.sync_all()) {
+                Ok(()) => Err(AppendError::Refused(error)),
+                Err(error) => Err(AppendError::Sync(error)),
+            };
+        }
+        open.file.sync_data().map_err(AppendError::Sync)?;
+        open.bytes += bytes.len() as u64;
+        self.next_number += 1;
+        self.last = writes.last().map_or(self.last, |write| write.revision);
+        Ok(())
+    }
+}
+
+/// Deletes closed segments that lie wholly below `revision`, but never the newest closed one: so a log that was ever
+/// written to is never empty, and a missing one is noticed.
+pub(super) fn delete_below(segments: &Segments, revision: Revision) -> io::Result<()> {
+    loop {
+        let oldest = {
+            let segments = segments.lock().unwrap_or_else(PoisonError::into_inner);
+            match segments.as_slice() {
+                [oldest, _, ..] if oldest.last <= revision => oldest.path.clone(),
+                _ => return Ok(()),
+            }
+        };
+        fs::remove_file(&oldest)?;
+        segments.lock().unwrap_or_else(PoisonError::into_inner).remove(0);
+    }
+}

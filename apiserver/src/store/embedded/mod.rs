@@ -1,0 +1,207 @@
+//! The embedded store: an append-only commit log of our own is the truth, sled its checkpoint.
+//!
+//! sled alone is not enough: its `flush` does not fsync on Linux, `flush_async` deadlocks, and its files are reported
+//! damaged after abrupt stops. So: one writer thread drains the queue, appends one checksummed frame, syncs once, makes
+//! it visible, feeds the cache, acknowledges. A second thread brings sled up to the compacted revision; the log after it
+//! is the watch history. Segments are deleted only below a checksummed snapshot of our own, so sled can be damaged or
+//! deleted at any time and is rebuilt.
+
+mod checkpoint;
+mod folder;
+mod frame;
+mod log;
+mod recover;
+mod snapshot;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
+
+use async_trait::async_trait;
+use machinery::env::Env;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::plan::{State, check};
+use super::{Change, Entry, History, Outcome, Range, Revision, Sink, Store, StoreError, Txn, Watch};
+use writer::{Command, Reply};
+
+/// Commands that may wait for the writer: more would only wait longer; callers queue before it.
+const QUEUE_COMMANDS_MAX: usize = 4096;
+
+/// What happens when a sync fails: what the disk holds is unknown then, and the process must not go on.
+pub type Fatal = Box<dyn Fn(&str) + Send + Sync>;
+
+/// How an embedded store behaves; the defaults are for use, other values for tests.
+pub struct Options {
+    /// Called when a sync fails; ends the process.
+    pub fatal: Fatal,
+    /// A segment is closed when it is larger.
+    pub segment_bytes_max: u64,
+    /// A snapshot is written when segments of this size (or twice the live data, if that is more) could be deleted.
+    pub snapshot_after_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            fatal: Box::new(|why| {
+                tracing::error!("{why}");
+                std::process::abort()
+            }),
+            // Small enough to be deleted soon, large enough that a folder's fsync is rare.
+            segment_bytes_max: 16 * 1024 * 1024,
+            // Bounds what a start without sled has to read to about a second's worth.
+            snapshot_after_bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+struct Shared {
+    state: RwLock<State>,
+    moved: watch::Sender<Revision>,
+}
+
+impl Shared {
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl History for Shared {
+    fn since(&self, prefix: &str, after: Revision, most: usize) -> Result<(Vec<Change>, Revision), StoreError> {
+        self.read().since(prefix, after, most)
+    }
+}
+
+/// See the module.
+pub struct EmbeddedStore {
+    shared: Arc<Shared>,
+    commands: Mutex<Option<mpsc::Sender<Command>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    path: PathBuf,
+}
+
+impl EmbeddedStore {
+    /// Opens or makes the store in a folder of its own. Blocking: reads everything into memory.
+    pub fn open(path: &Path, env: Env, options: Options) -> Result<Arc<Self>, StoreError> {
+        // Absolute: a relative path's last folder has no parent that could be synced.
+        let path = &std::path::absolute(path).map_err(|error| folder::unusable(path, &error))?;
+        let lock = folder::enter(path)?;
+        let recovered = recover::recover(path)?;
+        let revision = recovered.state.versions.revision();
+        let shared = Arc::new(Shared { state: RwLock::new(recovered.state), moved: watch::Sender::new(revision) });
+        let log = recovered.log.with_segment_bytes_max(options.segment_bytes_max);
+        let slot = Arc::new(checkpoint::Slot::default());
+        let checkpoint = checkpoint::Checkpoint {
+            path: path.clone(),
+            sled: recovered.sled,
+            slot: slot.clone(),
+            shared: shared.clone(),
+            segments: log.segments(),
+            snapshot_after_bytes: options.snapshot_after_bytes,
+        };
+        let (commands, queue) = mpsc::channel(QUEUE_COMMANDS_MAX);
+        let writer = writer::Writer { shared: shared.clone(), env, log, queue, slot, sink: None, fatal: options.fatal };
+        let start = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.into()).spawn(body);
+            thread.map_err(|error| StoreError::Unavailable(format!("cannot start thread {name}: {error}")))
+        };
+        let threads = vec![
+            start("store-checkpoint", Box::new(move || checkpoint.run()))?,
+            // The folder stays locked until its writer has ended.
+            start(
+                "store-writer",
+                Box::new(move || {
+                    writer.run();
+                    drop(lock);
+                }),
+            )?,
+        ];
+        Ok(Arc::new(Self {
+            shared,
+            commands: Mutex::new(Some(commands)),
+            threads: Mutex::new(threads),
+            path: path.clone(),
+        }))
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Ends both threads after what is queued is written; blocking. Later calls answer `Unavailable`.
+    pub fn close(&self) {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // The writer is the last; it tells the checkpoint thread to end.
+        for thread in threads.into_iter().rev() {
+            let _ = thread.join();
+        }
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, StoreError> {
+        let closed = || StoreError::Unavailable("the store is closed".into());
+        let sender = self.commands.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
+        let (reply, answer) = oneshot::channel();
+        sender.send(command(reply)).await.map_err(|_| closed())?;
+        drop(sender);
+        answer.await.map_err(|_| closed())?
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[async_trait]
+impl Store for EmbeddedStore {
+    fn revision(&self) -> Revision {
+        self.shared.read().versions.revision()
+    }
+
+    fn compacted(&self) -> Revision {
+        self.shared.read().versions.compacted()
+    }
+
+    async fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Entry>, StoreError> {
+        self.shared.read().get(key, at)
+    }
+
+    async fn range(&self, from: &str, to: &str, at: Option<Revision>, limit: usize) -> Result<Range, StoreError> {
+        self.shared.read().range(from, to, at, limit)
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        check(&txn)?;
+        self.ask(|reply| Command::Txn(txn, reply)).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        self.shared.since(prefix, from, 0)?;
+        Ok(Watch::new(self.shared.clone(), self.shared.moved.subscribe(), prefix, from))
+    }
+
+    async fn feed(&self, sink: Arc<dyn Sink>) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Feed(sink, reply)).await
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Compact(revision, reply)).await
+    }
+
+    async fn tick(&self) -> Result<(), StoreError> {
+        self.ask(Command::Tick).await
+    }
+}

@@ -1,0 +1,166 @@
+//! The start: the newest base that checks out (sled, or a snapshot), then the log's tail. A torn tail is cut off;
+//! anything else that doesn't fit stops the start and names the file.
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use super::super::plan::{State, Write};
+use super::checkpoint::{Sled, sled_path};
+use super::folder::{damaged, sync_folder, unusable};
+use super::log::{Log, Segment};
+use super::snapshot::{self, Rows};
+use super::{Revision, StoreError, frame};
+
+pub(super) struct Recovered {
+    pub(super) state: State,
+    pub(super) log: Log,
+    pub(super) sled: Option<Sled>,
+}
+
+/// Where the log's valid frames end.
+struct Tail {
+    number: u64,
+    last: Revision,
+}
+
+pub(super) fn recover(path: &Path) -> Result<Recovered, StoreError> {
+    let (snapshot, bad_snapshot) = newest_snapshot(path)?;
+    let sled_at = sled_path(path);
+    let loaded = if sled_at.exists() { Sled::load(&sled_at) } else { Err("it is not there".into()) };
+    let snapshot_revision = snapshot.as_ref().map_or(0, |(revision, _)| *revision);
+    let (sled, base, rows, trouble) = match loaded {
+        Ok((sled, revision, rows)) if revision >= snapshot_revision => (Some(sled), revision, rows, None),
+        other => {
+            let trouble = other.err().unwrap_or_else(|| "it is older than the snapshot".into());
+            let (base, rows) = snapshot.unwrap_or_default();
+            (None, base, rows, Some(trouble))
+        }
+    };
+    let mut state = State::new(base);
+    for write in &rows {
+        if let Some(stored) = write.stored.clone() {
+            state.load(write.key.clone(), write.revision, stored);
+        }
+    }
+    let log = replay(path, &mut state, base, bad_snapshot.as_deref())?;
+    let sled = match (sled, trouble) {
+        (None, Some(trouble)) => {
+            // A first start has nothing to say.
+            if sled_at.exists() || base > 0 {
+                tracing::warn!(trouble, "sled is set aside and rebuilt from the log");
+            }
+            Sled::rebuild(&sled_at, base, &rows)
+                .inspect_err(|trouble| tracing::warn!(trouble, "sled could not be rebuilt"))
+                .ok()
+        }
+        (sled, _) => sled,
+    };
+    Ok(Recovered { state, log, sled })
+}
+
+/// A state to begin from.
+type Base = (Revision, Rows);
+
+/// The newest snapshot that checks out, and a damaged newer one.
+fn newest_snapshot(path: &Path) -> Result<(Option<Base>, Option<PathBuf>), StoreError> {
+    let mut bad = None;
+    for (file, _) in snapshot::list(path).map_err(|error| unusable(path, &error))? {
+        match snapshot::read(&file).map_err(|error| unusable(&file, &error))? {
+            Some(read) => return Ok((Some(read), bad)),
+            None => bad = bad.or(Some(file)),
+        }
+    }
+    Ok((None, bad))
+}
+
+fn segment_files(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|error| unusable(folder, &error))? {
+        let path = entry.map_err(|error| unusable(folder, &error))?.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Applies what comes after `base`, cuts a torn tail off, and returns the log ready to be appended to.
+fn replay(path: &Path, state: &mut State, base: Revision, bad_snapshot: Option<&Path>) -> Result<Log, StoreError> {
+    let folder = path.join("log");
+    let files = segment_files(&folder)?;
+    let mut tail: Option<Tail> = None;
+    let mut segments: Vec<Segment> = Vec::new();
+    for (index, file) in files.iter().enumerate() {
+        let bytes = fs::read(file).map_err(|error| unusable(file, &error))?;
+        let mut at = 0;
+        while at < bytes.len() {
+            let Some((header, payload)) = frame::check(&bytes[at..]) else {
+                let expected = tail.as_ref().map_or(0, |tail| tail.number + 1);
+                cut_torn_tail(&folder, &files[index..], &bytes, at, expected)?;
+                break;
+            };
+            match &tail {
+                None if header.first > base + 1 => {
+                    let reason = format!("the log begins at revision {} and the state at {base}", header.first);
+                    return Err(damaged(bad_snapshot.unwrap_or(file), &reason));
+                }
+                Some(tail) if header.number != tail.number + 1 || header.first != tail.last + 1 => {
+                    let reason = format!("frame {} follows frame {}", header.number, tail.number);
+                    return Err(damaged(file, &reason));
+                }
+                _ => {}
+            }
+            let writes = frame::writes(&header, payload)
+                .ok_or_else(|| damaged(file, &format!("frame {} holds what no coracle writes", header.number)))?;
+            for write in writes.into_iter().filter(|write: &Write| write.revision > base) {
+                state.apply_one(write);
+            }
+            tail = Some(Tail { number: header.number, last: header.last });
+            at += header.frame_bytes();
+        }
+        if at > 0 {
+            let last = tail.as_ref().map_or(0, |tail| tail.last);
+            segments.push(Segment { path: file.clone(), last, bytes: at as u64 });
+        }
+        if at < bytes.len() {
+            break;
+        }
+    }
+    let last = tail.as_ref().map_or(0, |tail| tail.last);
+    if last < base {
+        let reason = format!("it ends at revision {last}, but the state is at {base}");
+        return Err(damaged(files.last().unwrap_or(&folder), &reason));
+    }
+    let open = segments.pop().map(|segment| (segment.path, segment.bytes));
+    let next_number = tail.map_or(1, |tail| tail.number + 1);
+    Log::new(&folder, segments, open, next_number, last).map_err(|error| unusable(&folder, &error))
+}
+
+/// A bad frame at `at` of the first of `files` is the torn tail if no valid frame of its number or a higher one comes
+/// after it; then it and what follows is removed.
+fn cut_torn_tail(folder: &Path, files: &[PathBuf], bytes: &[u8], at: usize, expected: u64) -> Result<(), StoreError> {
+    let Some((file, later)) = files.split_first() else { return Ok(()) };
+    let mut whole = frame::any_from(&bytes[at..], expected);
+    for later in later {
+        whole = whole || frame::any_from(&fs::read(later).map_err(|error| unusable(later, &error))?, expected);
+    }
+    if whole {
+        return Err(damaged(file, &format!("the frame at byte {at} is bad and valid ones follow")));
+    }
+    tracing::warn!(file = %file.display(), at, "cutting off a write that was never acknowledged");
+    for later in later {
+        fs::remove_file(later).map_err(|error| unusable(later, &error))?;
+    }
+    let cut = || {
+        if at == 0 {
+            fs::remove_file(file)?;
+        } else {
+            let file = OpenOptions::new().write(true).open(file)?;
+            file.set_len(at as u64)?;
+            file.sync_all()?;
+        }
+        sync_folder(folder)
+    };
+    cut().map_err(|error| unusable(file, &error))
+}

@@ -1,0 +1,191 @@
+//! The one writer: drain the queue, append one frame, sync once, make it visible, feed the cache, acknowledge.
+
+use std::sync::Arc;
+
+use machinery::env::Env;
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::plan::{Pending, Write};
+use super::checkpoint::Slot;
+use super::log::{AppendError, Log};
+use super::{Fatal, Outcome, Revision, Shared, Sink, StoreError, Txn};
+
+/// Commands in one group: bounds how long the first one waits for the others.
+const GROUP_COMMANDS_MAX: usize = 512;
+/// Bytes of values in one group.
+const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+pub(super) enum Command {
+    Txn(Txn, Reply<Outcome>),
+    Feed(Arc<dyn Sink>, Reply<()>),
+    Compact(Revision, Reply<()>),
+    Tick(Reply<()>),
+}
+
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) env: Env,
+    pub(super) log: Log,
+    pub(super) queue: mpsc::Receiver<Command>,
+    pub(super) slot: Arc<Slot>,
+    pub(super) sink: Option<Arc<dyn Sink>>,
+    pub(super) fatal: Fatal,
+}
+
+/// Transactions that are planned and not durable yet.
+#[derive(Default)]
+struct Group {
+    pending: Pending,
+    replies: Vec<(Outcome, Reply<Outcome>)>,
+    bytes: usize,
+}
+
+impl Writer {
+    pub(super) fn run(mut self) {
+        let mut group = Group::default();
+        while let Some(command) = self.queue.blocking_recv() {
+            let mut next = Some(command);
+            let mut healthy = true;
+            while let Some(command) = next.take() {
+                healthy = self.take(&mut group, command);
+                if !healthy || group.replies.len() >= GROUP_COMMANDS_MAX || group.bytes >= GROUP_BYTES_MAX {
+                    break;
+                }
+                next = self.queue.try_recv().ok();
+            }
+            if !healthy || !self.commit(&mut group) {
+                // What the disk holds is unknown: nothing more is taken, what waits is told.
+                break;
+            }
+        }
+        self.slot.close();
+    }
+
+    /// Plans a transaction, or does another command after what was planned. False: the disk failed.
+    fn take(&mut self, group: &mut Group, command: Command) -> bool {
+        match command {
+            Command::Txn(txn, reply) => {
+                group.bytes += txn.ops.iter().map(value_bytes).sum::<usize>();
+                let outcome = self.shared.read().plan(&mut group.pending, txn, self.now_ms());
+                group.replies.push((outcome, reply));
+                true
+            }
+            Command::Feed(sink, reply) => {
+                self.commit(group) && {
+                    let _ = reply.send(self.feed(sink));
+                    true
+                }
+            }
+            Command::Compact(revision, reply) => {
+                self.commit(group) && {
+                    let _ = reply.send(self.compact(revision));
+                    true
+                }
+            }
+            Command::Tick(reply) => {
+                self.commit(group) && {
+                    let healthy = self.tick();
+                    let _ = reply.send(Ok(()));
+                    healthy
+                }
+            }
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.env.now().as_millisecond()).unwrap_or(0)
+    }
+
+    /// Makes the group durable, visible, and acknowledged, in this order. False: the disk failed.
+    fn commit(&mut self, group: &mut Group) -> bool {
+        let Group { pending, replies, .. } = std::mem::take(group);
+        let mut healthy = true;
+        let refused = if pending.writes.is_empty() { None } else { self.persist(pending.writes, &mut healthy) };
+        for (outcome, reply) in replies {
+            let answer = match &refused {
+                // A conflict may have been with a write of this group that failed.
+                Some(error) => Err(error.clone()),
+                None => Ok(outcome),
+            };
+            let _ = reply.send(answer);
+        }
+        healthy
+    }
+
+    fn persist(&mut self, writes: Vec<Write>, healthy: &mut bool) -> Option<StoreError> {
+        match self.log.append(&writes) {
+            Ok(()) => {
+                let mut state = self.shared.write();
+                let changes = state.apply(writes);
+                let revision = state.versions.revision();
+                drop(state);
+                if let Some(sink) = &self.sink {
+                    sink.commit(&changes);
+                }
+                self.shared.moved.send_replace(revision);
+                None
+            }
+            Err(AppendError::Refused(error)) => {
+                tracing::error!(%error, "a write was refused by the disk");
+                Some(StoreError::Unavailable(error.to_string()))
+            }
+            Err(AppendError::Sync(error)) => {
+                *healthy = false;
+                (self.fatal)(&format!("the commit log could not be synced: {error}"));
+                Some(StoreError::Unavailable(error.to_string()))
+            }
+        }
+    }
+
+    fn feed(&mut self, sink: Arc<dyn Sink>) -> Result<(), StoreError> {
+        let state = self.shared.read();
+        let base = state.versions.compacted();
+        sink.start(state.base(), base);
+        sink.commit(&state.changes_since(base)?);
+        drop(state);
+        self.sink = Some(sink);
+        Ok(())
+    }
+
+    fn compact(&mut self, revision: Revision) -> Result<(), StoreError> {
+        let records = self.shared.write().compact(revision)?;
+        let writes = records.into_iter().map(|r| Write { revision: r.revision, key: r.key, stored: r.value });
+        self.slot.compacted(revision, writes);
+        if let Some(sink) = &self.sink {
+            sink.compact(revision);
+        }
+        Ok(())
+    }
+
+    /// Expires keys and compacts when it is time. False: the disk failed.
+    fn tick(&mut self) -> bool {
+        let mut healthy = true;
+        loop {
+            let now_ms = self.now_ms();
+            let state = self.shared.read();
+            let mut pending = Pending::default();
+            let Some(txn) = state.expired(now_ms) else { break };
+            state.plan(&mut pending, txn, now_ms);
+            drop(state);
+            if self.persist(pending.writes, &mut healthy).is_some() {
+                return healthy;
+            }
+        }
+        let due = self.shared.write().compaction_due(self.env.elapsed());
+        if let Some(revision) = due
+            && let Err(error) = self.compact(revision)
+        {
+            tracing::warn!(%error, "history could not be compacted");
+        }
+        true
+    }
+}
+
+fn value_bytes(op: &super::super::Op) -> usize {
+    match op {
+        super::super::Op::Put { value, .. } => value.len(),
+        super::super::Op::Delete { .. } => 0,
+    }
+}
