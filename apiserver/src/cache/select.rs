@@ -1,5 +1,7 @@
 //! Selectors in their parsed form, and matching them against an object's facts.
 
+use machinery::api::selector::{FieldSelector, LabelSelector, Operator};
+
 use super::object::Cached;
 
 /// How a label is compared.
@@ -70,6 +72,29 @@ impl LabelRequirement {
 }
 
 impl Selectors {
+    /// From the parsed `labelSelector` and `fieldSelector` of a request (one that matches nothing can't be written there).
+    #[must_use]
+    pub fn new(labels: &LabelSelector, fields: &FieldSelector) -> Self {
+        let labels = labels.requirements().iter().map(|requirement| LabelRequirement {
+            key: requirement.key.clone(),
+            op: match requirement.operator {
+                Operator::In | Operator::Equals | Operator::DoubleEquals => LabelOp::In,
+                Operator::NotIn | Operator::NotEquals => LabelOp::NotIn,
+                Operator::Exists => LabelOp::Exists,
+                Operator::DoesNotExist => LabelOp::DoesNotExist,
+                Operator::GreaterThan => LabelOp::Gt,
+                Operator::LessThan => LabelOp::Lt,
+            },
+            values: requirement.values.clone(),
+        });
+        let fields = fields.requirements.iter().map(|requirement| FieldRequirement {
+            label: requirement.field.clone(),
+            equals: requirement.equal,
+            value: requirement.value.clone(),
+        });
+        Self { labels: labels.collect(), fields: fields.collect() }
+    }
+
     /// Whether everything is selected.
     #[must_use]
     pub fn is_empty(&self) -> bool {
