@@ -145,15 +145,20 @@ pub fn quoted_list(list: &[String]) -> String {
     format!("[{}]", quoted.join(" "))
 }
 
-/// What of `wanted` the `owned` rules don't grant: described, compacted per resource, sorted; empty where all is covered.
+/// What of `wanted` the `owned` rules don't grant, as single rules in order.
+#[must_use]
+pub fn missing_rules(owned: &[Rule], wanted: &[Rule]) -> Vec<Rule> {
+    let mut missing: Vec<Rule> = wanted.iter().flat_map(Rule::broken_down).collect();
+    missing.retain(|single| !owned.iter().any(|own| own.covers(single)));
+    missing
+}
+
+/// [`missing_rules`] described: compacted per resource and sorted.
 #[must_use]
 pub fn missing(owned: &[Rule], wanted: &[Rule]) -> Vec<String> {
     let mut simple: BTreeMap<(String, String, Option<String>), Rule> = BTreeMap::new();
     let mut missing = Vec::new();
-    for single in wanted.iter().flat_map(Rule::broken_down) {
-        if owned.iter().any(|own| own.covers(&single)) {
-            continue;
-        }
+    for single in missing_rules(owned, wanted) {
         match (single.groups.first(), single.resources.first()) {
             (Some(group), Some(resource)) => {
                 let key = (group.clone(), resource.clone(), single.names.first().cloned());
