@@ -6,6 +6,9 @@
 //!
 //! Absent on purpose: waiting, clients, clocks and memory between two decisions.
 
+mod deployment;
+mod pods;
+mod replicaset;
 mod root_ca;
 mod serviceaccount;
 
@@ -21,7 +24,8 @@ use machinery::runtime::{Controller, Informer, driver};
 use tokio_util::sync::CancellationToken;
 
 /// All controllers, by upstream's names. Their order means nothing.
-pub static CONTROLLERS: &[Controller<Settings>] = &[root_ca::CONTROLLER, serviceaccount::CONTROLLER];
+pub static CONTROLLERS: &[Controller<Settings>] =
+    &[deployment::CONTROLLER, replicaset::CONTROLLER, root_ca::CONTROLLER, serviceaccount::CONTROLLER];
 
 /// What decisions depend on beside the view.
 #[derive(Clone, Default)]

@@ -15,6 +15,7 @@ pub mod object;
 mod perform;
 pub mod plan;
 pub mod queue;
+pub mod selector;
 pub mod simulate;
 pub mod view;
 

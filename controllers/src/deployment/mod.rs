@@ -1,0 +1,255 @@
+//! `deployment-controller`: moves pods from one template to the next through ReplicaSets.
+//!
+//! Shape: the ReplicaSets of a Deployment are taken in ([`Rollout`]), their sizes are decided on copies ([`rolling`],
+//! [`recreate`], [`proportional`] in `rollout.rs`), then each changed copy is one update and the status is one more.
+
+mod revision;
+mod rollout;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
+use k8s_openapi::api::core::v1::Pod;
+use machinery::api::ObjectKey;
+use machinery::runtime::driver::own_key;
+use machinery::runtime::selector::{is_everything, selects};
+use machinery::runtime::{
+    Action, Change, Context, Controller, Input, Note, Plan, View, controlled_by, controller_of, key_of,
+};
+
+use crate::Settings;
+use crate::pods;
+
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "deployment-controller",
+    workers: 5,
+    inputs: &[
+        Input::of::<Deployment>(own_key),
+        Input::of::<ReplicaSet>(of_replica_set),
+        Input::of::<Pod>(of_ended_pod),
+    ],
+    reconcile,
+};
+
+/// The Deployments that own the set or did; those that might adopt it where nobody owns it.
+fn of_replica_set(view: &View, change: &Change) -> Vec<ObjectKey> {
+    let namespace = &change.key.namespace;
+    let mut keys: Vec<ObjectKey> = change
+        .states()
+        .filter_map(controller_of)
+        .filter(|owner| owner.kind == "Deployment")
+        .map(|owner| ObjectKey::new(&**namespace, &*owner.name))
+        .collect();
+    if let Some(set) = change.after::<ReplicaSet>()
+        && controller_of(&set.metadata).is_none()
+    {
+        let willing = view.list::<Deployment>(namespace).filter(|d| chooses(d, set));
+        keys.extend(willing.map(|d| key_of(&d.metadata)));
+    }
+    keys.dedup();
+    keys
+}
+
+/// A Deployment that recreates waits for its last old pod.
+fn of_ended_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
+    if change.after::<Pod>().is_some_and(|pod| !pods::is_terminal(pod)) {
+        return Vec::new();
+    }
+    let owner = change.states().filter_map(controller_of).find(|owner| owner.kind == "ReplicaSet");
+    let set = owner.and_then(|o| view.get::<ReplicaSet>(&ObjectKey::new(&*change.key.namespace, &*o.name)));
+    let deployment = set.and_then(|set| controller_of(&set.metadata));
+    let key = deployment.map(|d| ObjectKey::new(&*change.key.namespace, &*d.name));
+    key.into_iter().filter(|key| view.get::<Deployment>(key).is_some_and(|d| !rollout::is_rolling(d))).collect()
+}
+
+fn chooses(deployment: &Deployment, set: &ReplicaSet) -> bool {
+    deployment.spec.as_ref().is_some_and(|spec| selects(&spec.selector, set.metadata.labels.as_ref()))
+}
+
+/// How many replicas are asked for.
+fn wanted(deployment: &Deployment) -> i32 {
+    deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+}
+
+/// How many replicas a set is asked for.
+fn size(set: &ReplicaSet) -> i32 {
+    set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+}
+
+/// How many replicas of a set are available.
+fn available(set: &ReplicaSet) -> i32 {
+    set.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0)
+}
+
+/// How many replicas a set has.
+fn actual(set: &ReplicaSet) -> i32 {
+    set.status.as_ref().map_or(0, |s| s.replicas)
+}
+
+fn name(set: &ReplicaSet) -> &str {
+    set.metadata.name.as_deref().unwrap_or_default()
+}
+
+/// A Deployment's sets, as copies that are to be written where they differ from the view.
+struct Rollout<'a> {
+    view: &'a View,
+    deployment: &'a Deployment,
+    /// The set of the present template.
+    new: Option<ReplicaSet>,
+    /// All others, by age.
+    old: Vec<ReplicaSet>,
+    /// The status to be written, begun from the known one.
+    status: DeploymentStatus,
+    /// The revision annotation to be written.
+    revision: Option<String>,
+    now: Timestamp,
+    plan: Plan,
+}
+
+impl Rollout<'_> {
+    fn all(&self) -> impl Iterator<Item = &ReplicaSet> {
+        self.old.iter().chain(&self.new)
+    }
+
+    fn has_deadline(&self) -> bool {
+        // A deadline of i32's end is upstream's way to say none.
+        self.deadline_seconds().is_some_and(|s| s != i32::MAX)
+    }
+
+    fn deadline_seconds(&self) -> Option<i32> {
+        self.deployment.spec.as_ref().and_then(|s| s.progress_deadline_seconds)
+    }
+
+    fn paused(&self) -> bool {
+        self.deployment.spec.as_ref().and_then(|s| s.paused) == Some(true)
+    }
+
+    /// Writes every copy that differs from what the view has, with the event about its size.
+    fn write_sets(&mut self) {
+        let mut actions = Vec::new();
+        for set in self.all() {
+            let Some(known) = self.view.get::<ReplicaSet>(&key_of(&set.metadata)) else { continue };
+            if known == set {
+                continue;
+            }
+            actions.push(Action::update(set));
+            let (from, to) = (size(known), size(set));
+            if from != to {
+                let way = if from < to { "up" } else { "down" };
+                let message = format!("Scaled {way} replica set {} from {from} to {to}", name(set));
+                actions.push(Action::Event(Note::normal(self.deployment, "ScalingReplicaSet", message)));
+            }
+        }
+        self.plan.actions.extend(actions);
+    }
+
+    /// Whether a copy's size differs from what the view has.
+    fn resized(&self) -> bool {
+        self.all().any(|set| {
+            self.view.get::<ReplicaSet>(&key_of(&set.metadata)).is_some_and(|known| size(known) != size(set))
+        })
+    }
+
+    /// Writes status and revision where they differ.
+    fn write_status(&mut self) {
+        let known = self.deployment.status.clone().unwrap_or_default();
+        let mut written = self.deployment.clone();
+        written.status = Some(status::normal(self.status.clone()));
+        let mut differs = status::normal(known) != status::normal(self.status.clone());
+        if let Some(revision) = &self.revision {
+            differs |= revision::set(written.metadata.annotations.get_or_insert_default(), revision);
+        }
+        if differs {
+            self.plan.push(Action::update_status(&written));
+        }
+    }
+}
+
+fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+    let Some(deployment) = view.get::<Deployment>(key) else { return Plan::nothing() };
+    let Some(spec) = &deployment.spec else { return Plan::nothing() };
+    let status = deployment.status.clone().unwrap_or_default();
+    if is_everything(&spec.selector) {
+        return selecting_all(deployment, status);
+    }
+    let going = deployment.metadata.deletion_timestamp.is_some();
+    if !going {
+        let claims = claim(view, deployment, key);
+        if !claims.is_empty() {
+            return claims.into();
+        }
+    }
+    let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
+    let mut sets: Vec<ReplicaSet> =
+        view.controlled::<ReplicaSet>(uid).filter(|s| chooses(deployment, s)).cloned().collect();
+    sets.sort_by(|a, b| age(a).cmp(&age(b)));
+    let new = revision::find_new(deployment, &sets).map(|at| sets.remove(at));
+    let mut rollout =
+        Rollout { view, deployment, new, old: sets, status, revision: None, now: context.now, plan: Plan::nothing() };
+    if going {
+        status::count(&mut rollout);
+        rollout.write_status();
+        return rollout.plan;
+    }
+    status::note_pause(&mut rollout);
+    revision::sync(&mut rollout);
+    if rollout.paused() || rollout::is_scaling(&rollout) {
+        rollout::proportional(&mut rollout);
+        rollout.write_sets();
+        if rollout.paused() {
+            revision::clean_up(&mut rollout);
+        }
+        status::count(&mut rollout);
+        rollout.write_status();
+        return rollout.plan;
+    }
+    let done = if rollout::is_rolling(deployment) {
+        rollout::rolling(&mut rollout, context.failure)
+    } else {
+        rollout::recreate(&mut rollout, context.failure)
+    };
+    if !done {
+        // The new set could not be made: the status tells why, and the attempt stands behind it in the plan.
+        return rollout.plan;
+    }
+    if !rollout.resized() && status::is_complete(&rollout, &deployment.status.clone().unwrap_or_default()) {
+        revision::clean_up(&mut rollout);
+    }
+    status::count(&mut rollout);
+    status::judge_progress(&mut rollout);
+    rollout.write_status();
+    rollout.plan
+}
+
+/// By age, then by name.
+fn age(set: &ReplicaSet) -> (Option<Timestamp>, Option<&str>) {
+    (set.metadata.creation_timestamp.as_ref().map(|t| t.0), set.metadata.name.as_deref())
+}
+
+/// A selector that chooses everything is refused.
+fn selecting_all(deployment: &Deployment, mut status: DeploymentStatus) -> Plan {
+    let generation = deployment.metadata.generation.unwrap_or(0);
+    if status.observed_generation.unwrap_or(0) >= generation {
+        return Plan::nothing();
+    }
+    status.observed_generation = Some(generation);
+    let message = "This deployment is selecting all pods. A non-empty selector is required.";
+    vec![
+        Action::Event(Note::warning(deployment, "SelectingAll", message)),
+        Action::update_status(&Deployment { status: Some(status), ..deployment.clone() }),
+    ]
+    .into()
+}
+
+/// Adopts the sets that match and nobody owns, and releases those that no longer match.
+fn claim(view: &View, deployment: &Deployment, key: &ObjectKey) -> Vec<Action> {
+    let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
+    let strange = view.controlled::<ReplicaSet>(uid).filter(|set| !chooses(deployment, set)).map(pods::release);
+    let orphans = view
+        .uncontrolled::<ReplicaSet>(&key.namespace)
+        .filter(|set| set.metadata.deletion_timestamp.is_none() && chooses(deployment, set))
+        .map(|set| pods::adopt(set, controlled_by(deployment)));
+    strange.chain(orphans).collect()
+}

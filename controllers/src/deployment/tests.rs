@@ -1,0 +1,3 @@
+//! Rollouts against random pods: the bounds hold at every step, and every rollout ends.
+
+use super::*;

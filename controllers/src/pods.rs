@@ -1,0 +1,111 @@
+//! What controllers read off pods: active, ready, available; and how a controller makes, adopts and releases them.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use machinery::runtime::{Action, Object, Typed, controller_of, value_of};
+use serde_json::json;
+
+/// Names of pods may be this long (RFC 1123 subdomains).
+const NAME_LENGTH_MAX: usize = 253;
+
+/// The pod's phase; empty before anybody wrote one.
+pub(crate) fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+/// It has ended, for good.
+pub(crate) fn is_terminal(pod: &Pod) -> bool {
+    matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+/// It neither has ended nor is being deleted.
+pub(crate) fn is_active(pod: &Pod) -> bool {
+    !is_terminal(pod) && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// It is being deleted and hasn't ended yet.
+pub(crate) fn is_terminating(pod: &Pod) -> bool {
+    !is_terminal(pod) && pod.metadata.deletion_timestamp.is_some()
+}
+
+/// Since when it is ready; none while it isn't.
+pub(crate) fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let ready = conditions.iter().find(|c| c.type_ == "Ready")?;
+    (ready.status == "True").then(|| ready.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0))
+}
+
+/// Whether it is ready.
+pub(crate) fn is_ready(pod: &Pod) -> bool {
+    ready_since(pod).is_some()
+}
+
+/// When it will have been ready for long enough; none while it isn't ready.
+pub(crate) fn available_at(pod: &Pod, min_ready_seconds: i32) -> Option<Timestamp> {
+    let wait = jiff::SignedDuration::from_secs(min_ready_seconds.max(0).into());
+    Some(ready_since(pod)?.saturating_add(wait).unwrap_or(Timestamp::MAX))
+}
+
+/// Whether it has been ready for long enough.
+pub(crate) fn is_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> bool {
+    available_at(pod, min_ready_seconds).is_some_and(|at| at <= now)
+}
+
+/// A pod of a template, controlled by `owner`.
+pub(crate) fn from_template(
+    template: &PodTemplateSpec,
+    namespace: &str,
+    owner_name: &str,
+    owner: OwnerReference,
+) -> Pod {
+    let given = template.metadata.clone().unwrap_or_default();
+    let dashed = format!("{owner_name}-");
+    let generate_name = if dashed.len() <= NAME_LENGTH_MAX { dashed } else { owner_name.to_owned() };
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(generate_name),
+            namespace: Some(namespace.to_owned()),
+            labels: given.labels,
+            annotations: given.annotations,
+            finalizers: given.finalizers,
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: template.spec.clone(),
+        status: None,
+    }
+}
+
+/// Makes `owner` the controller of an object that has none.
+pub(crate) fn adopt<K: Typed>(object: &K, owner: OwnerReference) -> Action {
+    let metadata = Object::metadata(object);
+    let mut owners = metadata.owner_references.clone().unwrap_or_default();
+    owners.retain(|o| o.uid != owner.uid);
+    owners.push(owner);
+    let patch = json!({"metadata": {
+        "uid": metadata.uid, "resourceVersion": metadata.resource_version, "ownerReferences": value_of(&owners)}});
+    Action::patch(object, patch)
+}
+
+/// Ends the control over an object.
+pub(crate) fn release<K: Typed>(object: &K) -> Action {
+    let metadata = Object::metadata(object);
+    let controller = controller_of(metadata).map(|c| c.uid.clone()).unwrap_or_default();
+    let owners = metadata.owner_references.iter().flatten().filter(|o| o.uid != controller);
+    let owners: Vec<_> = owners.map(value_of).collect();
+    let owners = if owners.is_empty() { json!(null) } else { json!(owners) };
+    let patch = json!({"metadata": {
+        "uid": metadata.uid, "resourceVersion": metadata.resource_version, "ownerReferences": owners}});
+    Action::patch(object, patch)
+}
+
+/// An instant as the API writes it: whole seconds.
+pub(crate) fn stamp(now: Timestamp) -> Time {
+    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+}
+
+/// A count as the API writes it: a zero isn't written.
+pub(crate) fn count(n: i32) -> Option<i32> {
+    (n != 0).then_some(n)
+}

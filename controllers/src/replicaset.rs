@@ -1,0 +1,246 @@
+//! `replicaset-controller`: as many pods of a template as are asked for.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::Pod;
+use machinery::api::ObjectKey;
+use machinery::runtime::driver::own_key;
+use machinery::runtime::selector::{contains, selects};
+use machinery::runtime::{
+    Action, Change, Context, Controller, Failure, Input, Note, Plan, View, controlled_by, controller_of,
+};
+
+use crate::Settings;
+use crate::pods;
+
+/// Pods made or deleted in one pass (upstream's burst).
+const BURST_PODS: usize = 500;
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "replicaset-controller",
+    workers: 5,
+    inputs: &[Input::of::<ReplicaSet>(own_key), Input::of::<Pod>(of_pod)],
+    reconcile,
+};
+
+/// The ReplicaSets that own the pod or did; those that might adopt it where nobody owns it.
+fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
+    let namespace = &change.key.namespace;
+    let mut keys: Vec<ObjectKey> = change
+        .states()
+        .filter_map(controller_of)
+        .filter(|owner| owner.kind == "ReplicaSet")
+        .map(|owner| ObjectKey::new(&**namespace, &*owner.name))
+        .collect();
+    if let Some(pod) = change.after::<Pod>()
+        && controller_of(&pod.metadata).is_none()
+    {
+        let willing = view.list::<ReplicaSet>(namespace).filter(|set| chooses(set, pod));
+        keys.extend(willing.map(|set| machinery::runtime::key_of(&set.metadata)));
+    }
+    keys.dedup();
+    keys
+}
+
+fn chooses(set: &ReplicaSet, pod: &Pod) -> bool {
+    set.spec.as_ref().is_some_and(|spec| selects(&spec.selector, pod.metadata.labels.as_ref()))
+}
+
+fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+    let Some(set) = view.get::<ReplicaSet>(key) else { return Plan::nothing() };
+    let Some(spec) = &set.spec else { return Plan::nothing() };
+    let uid = set.metadata.uid.as_deref().unwrap_or_default();
+    let going = set.metadata.deletion_timestamp.is_some();
+    let mut plan = Plan::nothing();
+
+    let (mine, strange): (Vec<&Pod>, Vec<&Pod>) = view.controlled::<Pod>(uid).partition(|pod| chooses(set, pod));
+    let mut active: Vec<&Pod> = mine.iter().copied().filter(|pod| pods::is_active(pod)).collect();
+    let terminating = mine.iter().filter(|pod| pods::is_terminating(pod)).count();
+    if !going {
+        plan.actions.extend(strange.iter().filter(|pod| pods::is_active(pod)).map(|pod| pods::release(*pod)));
+        let orphans = view.uncontrolled::<Pod>(&key.namespace);
+        for pod in orphans.filter(|pod| pods::is_active(pod) && chooses(set, pod)) {
+            plan.push(pods::adopt(pod, controlled_by(set)));
+            active.push(pod);
+        }
+    }
+
+    let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
+    let scaling = if going { None } else { scale(view, set, &active, wanted, context.now) };
+    // Where pods are about to change, the next pass writes the status; after a failure it can't wait for them.
+    if scaling.is_none() || context.failure.is_some() {
+        let status = status(set, &active, terminating, context, wanted);
+        if normal(set.status.clone().unwrap_or_default()) != normal(status.clone()) {
+            plan.push(Action::update_status(&ReplicaSet { status: Some(status), ..set.clone() }));
+        }
+    }
+    plan.actions.extend(scaling);
+    let min_ready = spec.min_ready_seconds.unwrap_or(0);
+    let upcoming = active.iter().filter_map(|pod| pods::available_at(pod, min_ready)).filter(|at| *at > context.now);
+    upcoming.for_each(|at| plan.revisit(at));
+    plan
+}
+
+/// Makes or deletes what is too few or too many.
+fn scale(view: &View, set: &ReplicaSet, active: &[&Pod], wanted: usize, now: Timestamp) -> Option<Action> {
+    let spec = set.spec.as_ref()?;
+    match active.len().cmp(&wanted) {
+        Ordering::Equal => None,
+        Ordering::Less => {
+            let metadata = &set.metadata;
+            let template = spec.template.clone().unwrap_or_default();
+            let name = metadata.name.as_deref().unwrap_or_default();
+            let namespace = metadata.namespace.as_deref().unwrap_or_default();
+            let pod = pods::from_template(&template, namespace, name, controlled_by(set));
+            let create = Action::create(&pod).noted(
+                Some(Note::normal(set, "SuccessfulCreate", "Created pod: {name}")),
+                Some(Note::warning(set, "FailedCreate", "Error creating: {error}")),
+            );
+            Some(Action::SlowStart(vec![create; (wanted - active.len()).min(BURST_PODS)]))
+        }
+        Ordering::Greater => {
+            let surplus = (active.len() - wanted).min(BURST_PODS);
+            let delete = |pod: &&Pod| {
+                Action::delete(*pod).noted(
+                    Some(Note::normal(set, "SuccessfulDelete", "Deleted pod: {name}")),
+                    Some(Note::warning(set, "FailedDelete", "Error deleting: {error}")),
+                )
+            };
+            Some(Action::Together(first_to_go(view, set, active, now).iter().take(surplus).map(delete).collect()))
+        }
+    }
+}
+
+/// The pods in the order in which they are given up.
+fn first_to_go<'a>(view: &View, set: &ReplicaSet, active: &[&'a Pod], now: Timestamp) -> Vec<&'a Pod> {
+    // Neighbours: active pods of all sets of the same controller, on one node.
+    let siblings: Vec<&ReplicaSet> = match controller_of(&set.metadata) {
+        Some(owner) => view.controlled::<ReplicaSet>(&owner.uid).collect(),
+        None => vec![set],
+    };
+    let mut on_node: BTreeMap<&str, usize> = BTreeMap::new();
+    for sibling in siblings {
+        let uid = sibling.metadata.uid.as_deref().unwrap_or_default();
+        for pod in view.controlled::<Pod>(uid).filter(|pod| pods::is_active(pod)) {
+            *on_node.entry(node(pod)).or_default() += 1;
+        }
+    }
+    let mut order = active.to_vec();
+    order.sort_by(|a, b| {
+        let crowd = |pod: &Pod| Reverse(on_node.get(node(pod)).copied().unwrap_or(0));
+        let either = |pod: &Pod| (!node(pod).is_empty(), phase_rank(pod), pods::is_ready(pod), deletion_cost(pod));
+        either(a)
+            .cmp(&either(b))
+            .then_with(|| crowd(a).cmp(&crowd(b)))
+            .then_with(|| by_age(pods::ready_since(a), pods::ready_since(b), a, b, now))
+            .then_with(|| restarts(b).cmp(&restarts(a)))
+            .then_with(|| by_age(created(a), created(b), a, b, now))
+            .then_with(|| a.metadata.name.cmp(&b.metadata.name))
+    });
+    order
+}
+
+fn node(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
+}
+
+fn phase_rank(pod: &Pod) -> u8 {
+    match pods::phase(pod) {
+        "Pending" | "" => 0,
+        "Unknown" => 1,
+        _ => 2,
+    }
+}
+
+fn deletion_cost(pod: &Pod) -> i32 {
+    let cost = pod.metadata.annotations.as_ref().and_then(|a| a.get(DELETION_COST));
+    cost.and_then(|c| c.parse().ok()).unwrap_or(0)
+}
+
+fn restarts(pod: &Pod) -> i32 {
+    let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+    statuses.map(|c| c.restart_count).max().unwrap_or(0)
+}
+
+fn created(pod: &Pod) -> Option<Timestamp> {
+    pod.metadata.creation_timestamp.as_ref().map(|t| t.0)
+}
+
+/// The younger first, by orders of magnitude of their age (KEP-2185): among pods of about one age the uid decides.
+fn by_age(a: Option<Timestamp>, b: Option<Timestamp>, pod_a: &Pod, pod_b: &Pod, now: Timestamp) -> Ordering {
+    match (a, b) {
+        (None, None) => Ordering::Equal,
+        (None, Some(_)) => Ordering::Less,
+        (Some(_), None) => Ordering::Greater,
+        (Some(a), Some(b)) if a == b => Ordering::Equal,
+        (Some(a), Some(b)) => {
+            let magnitude = |at: Timestamp| match now.duration_since(at).as_nanos() {
+                age if age > 0 => i64::from(u128::try_from(age).unwrap_or(0).ilog2()),
+                _ => -1,
+            };
+            magnitude(a).cmp(&magnitude(b)).then_with(|| pod_a.metadata.uid.cmp(&pod_b.metadata.uid))
+        }
+    }
+}
+
+fn status(
+    set: &ReplicaSet,
+    active: &[&Pod],
+    terminating: usize,
+    context: &Context<'_, Settings>,
+    wanted: usize,
+) -> ReplicaSetStatus {
+    let spec = set.spec.as_ref();
+    let template = spec.and_then(|s| s.template.as_ref()?.metadata.as_ref()?.labels.clone()).unwrap_or_default();
+    let min_ready = spec.and_then(|s| s.min_ready_seconds).unwrap_or(0);
+    let many = |wanted: &dyn Fn(&Pod) -> bool| {
+        i32::try_from(active.iter().filter(|pod| wanted(pod)).count()).unwrap_or(i32::MAX)
+    };
+    let old = set.status.clone().unwrap_or_default();
+    let failing = context.failure.filter(|f| f.resource == "pods" && active.len() != wanted);
+    ReplicaSetStatus {
+        replicas: many(&|_| true),
+        fully_labeled_replicas: pods::count(many(&|pod| contains(pod.metadata.labels.as_ref(), &template))),
+        ready_replicas: pods::count(many(&pods::is_ready)),
+        available_replicas: pods::count(many(&|pod| pods::is_available(pod, min_ready, context.now))),
+        terminating_replicas: Some(i32::try_from(terminating).unwrap_or(i32::MAX)),
+        observed_generation: set.metadata.generation.filter(|g| *g != 0),
+        conditions: conditions(old.conditions, failing, context.now),
+    }
+}
+
+fn conditions(
+    old: Option<Vec<ReplicaSetCondition>>,
+    failing: Option<&Failure>,
+    now: Timestamp,
+) -> Option<Vec<ReplicaSetCondition>> {
+    let mut conditions = old.unwrap_or_default();
+    match failing {
+        None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
+        // The first failure stays until there is none.
+        Some(_) if conditions.iter().any(|c| c.type_ == "ReplicaFailure") => {}
+        Some(failure) => conditions.push(ReplicaSetCondition {
+            type_: "ReplicaFailure".into(),
+            status: "True".into(),
+            reason: Some(if failure.verb == "delete" { "FailedDelete" } else { "FailedCreate" }.into()),
+            message: Some(failure.message.clone()),
+            last_transition_time: Some(pods::stamp(now)),
+        }),
+    }
+    (!conditions.is_empty()).then_some(conditions)
+}
+
+/// For comparison: absent and zero or empty are one.
+fn normal(mut status: ReplicaSetStatus) -> ReplicaSetStatus {
+    let zero = |n: Option<i32>| n.filter(|n| *n != 0);
+    status.fully_labeled_replicas = zero(status.fully_labeled_replicas);
+    status.ready_replicas = zero(status.ready_replicas);
+    status.available_replicas = zero(status.available_replicas);
+    status.observed_generation = status.observed_generation.filter(|g| *g != 0);
+    status.conditions = status.conditions.filter(|c| !c.is_empty());
+    status
+}
