@@ -20,5 +20,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let settings = Settings { root_ca_pem, ..Settings::default() };
     let env = Env::real();
     let identity = format!("example_{}", env.uid());
-    Ok(controllers::run(client, env, Config::new(settings, &identity), stop).await?)
+    // Everything in the name of the kubeconfig's user, who must be allowed to do it all.
+    let same = client.clone();
+    let clients: controllers::Clients = std::sync::Arc::new(move |_| same.clone());
+    Ok(controllers::run(client, clients, env, Config::new(settings, &identity), stop).await?)
 }

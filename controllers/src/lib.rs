@@ -18,6 +18,7 @@ use std::sync::Arc;
 use kube::Client;
 use machinery::api::ObjectKey;
 use machinery::env::Env;
+pub use machinery::runtime::driver::Clients;
 use machinery::runtime::election::{self, Election};
 use machinery::runtime::metrics::Metrics;
 use machinery::runtime::{Controller, Informer, driver};
@@ -74,15 +75,22 @@ pub enum Error {
     Election(#[from] election::LeadershipLost),
 }
 
-/// Runs the controllers until `stop`, in the name of whom `client` stands for (`system:kube-controller-manager`).
+/// Runs the controllers until `stop`. `client` stands for `system:kube-controller-manager`: it watches and takes part in
+/// the election. Each controller acts in the name of its own service account, with the client that `clients` gives for it.
 ///
 /// # Errors
 /// When the leadership was lost.
-pub async fn run(client: Client, env: Env, config: Config, stop: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    client: Client,
+    clients: Clients,
+    env: Env,
+    config: Config,
+    stop: CancellationToken,
+) -> Result<(), Error> {
     let act = |client: Client, env: Env, stop: CancellationToken| {
         let informer = Informer::new(client.clone(), env.clone(), &stop);
         let (metrics, settings) = (config.metrics.clone(), Arc::new(config.settings.clone()));
-        let parts = driver::Parts { client, informer, env, metrics, settings };
+        let parts = driver::Parts { clients: clients.clone(), informer, env, metrics, settings };
         let enabled = CONTROLLERS.iter().filter(|c| !config.disabled.iter().any(|d| d == c.name));
         driver::run(enabled.collect::<Vec<_>>(), parts, stop)
     };

@@ -22,6 +22,7 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "replicaset-controller",
+    account: "replicaset-controller",
     workers: 5,
     inputs: &[Input::of::<ReplicaSet>(own_key), Input::of::<Pod>(of_pod)],
     reconcile,

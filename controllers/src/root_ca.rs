@@ -24,6 +24,7 @@ const DESCRIPTION: (&str, &str) = (
 /// The key is a namespace's.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "root-ca-certificate-publisher-controller",
+    account: "root-ca-cert-publisher",
     workers: 2,
     inputs: &[Input::of::<Namespace>(own_key), Input::of::<ConfigMap>(its_namespace)],
     reconcile,

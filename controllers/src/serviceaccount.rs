@@ -11,6 +11,7 @@ use crate::Settings;
 /// The key is a namespace's.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "serviceaccount-controller",
+    account: "service-account-controller",
     workers: 2,
     inputs: &[Input::of::<Namespace>(own_key), Input::of::<ServiceAccount>(its_namespace)],
     reconcile,

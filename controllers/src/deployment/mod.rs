@@ -24,6 +24,7 @@ use crate::pods;
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "deployment-controller",
+    account: "deployment-controller",
     workers: 5,
     inputs: &[
         Input::of::<Deployment>(own_key),

@@ -94,6 +94,8 @@ pub fn own_key(_: &View, change: &Change) -> Vec<ObjectKey> {
 pub struct Controller<S: 'static> {
     /// Upstream's name; also the source of its events.
     pub name: &'static str,
+    /// The service account in `kube-system` in whose name it acts, as upstream's default roles are bound to it.
+    pub account: &'static str,
     /// How many keys are worked on at once.
     pub workers: usize,
     /// What it looks at.
@@ -102,10 +104,13 @@ pub struct Controller<S: 'static> {
     pub reconcile: fn(&View, &ObjectKey, &Context<'_, S>) -> Plan,
 }
 
+/// Gives the client that acts in the name of a service account of `kube-system`.
+pub type Clients = Arc<dyn Fn(&'static str) -> Client + Send + Sync>;
+
 /// What the driver works with.
 pub struct Parts<S> {
-    /// Carries the identity in whose name everything is done.
-    pub client: Client,
+    /// Gives the client that acts as a service account of `kube-system`.
+    pub clients: Clients,
     /// The view; its inputs are watched from the start of the driver on.
     pub informer: Arc<Informer>,
     /// Clock and randomness.
@@ -145,12 +150,13 @@ pub async fn run<S: Send + Sync + 'static>(
     let all: Vec<Arc<Running<S>>> = controllers
         .into_iter()
         .map(|row| {
-            let recorder = Recorder::start(parts.client.clone(), parts.env.clone(), row.name, &stop);
+            let client = (parts.clients)(row.account);
+            let recorder = Recorder::start(client.clone(), parts.env.clone(), row.name, &stop);
             Arc::new(Running {
                 row,
                 queue: Queue::new(parts.env.clone()),
                 failures: Mutex::default(),
-                performer: Performer { client: parts.client.clone(), recorder },
+                performer: Performer { client, recorder },
                 informer: parts.informer.clone(),
                 env: parts.env.clone(),
                 metrics: parts.metrics.clone(),
