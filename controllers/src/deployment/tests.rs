@@ -1,3 +1,2 @@
 //! Rollouts against random pods: the bounds hold at every step, and every rollout ends.
 
-use super::*;
