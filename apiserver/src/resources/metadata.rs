@@ -26,14 +26,20 @@ pub fn validate_create(row: &Row, object: &Value) -> Vec<FieldError> {
     errors.0
 }
 
-/// What is wrong with the metadata of a changed object.
+/// What is wrong with the metadata of an object changed as a whole.
 #[must_use]
 pub fn validate_update(row: &Row, new: &Value, old: &Value) -> Vec<FieldError> {
+    validate_update_through(row, "", new, old)
+}
+
+/// The same for a change through a subresource (empty: the object as a whole).
+#[must_use]
+pub fn validate_update_through(row: &Row, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
     let (rule, kube) = (row.strategy.name_rule(), row.strategy.checks_finalizers());
     whole(&mut errors, row, NameRule::PathSegment, new, false);
     change(&mut errors, new, old, false);
-    match row.strategy.metadata_checks() {
+    match row.strategy.metadata_checks_of(subresource) {
         MetadataChecks::Change => change(&mut errors, new, old, kube),
         MetadataChecks::Whole => whole(&mut errors, row, rule, new, kube),
         MetadataChecks::ChangeThenWhole => {

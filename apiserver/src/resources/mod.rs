@@ -27,6 +27,7 @@ mod runtimeclasses;
 mod secrets;
 mod serviceaccounts;
 mod services;
+mod workloads;
 
 use jiff::Timestamp;
 use machinery::env::Env;
@@ -274,6 +275,11 @@ pub trait Strategy: Send + Sync {
     /// How often, and how, the kind's own update validation checks the metadata again (see [`metadata`]).
     fn metadata_checks(&self) -> MetadataChecks {
         MetadataChecks::Change
+    }
+
+    /// The same where it differs by subresource.
+    fn metadata_checks_of(&self, subresource: &str) -> MetadataChecks {
+        if subresource.is_empty() { self.metadata_checks() } else { MetadataChecks::Change }
     }
 
     /// Whether a finalizer must have a domain or be one of Kubernetes' own: the kinds of upstream's core validation.

@@ -1,9 +1,13 @@
-//! ReplicaSet.
+//! ReplicaSets.
 
-use serde_json::Value;
+use jiff::Timestamp;
+use serde_json::{Value, json};
 
-use super::field::FieldError;
-use super::{Context, Row, SCALE, STATUS, Storage, Strategy};
+use super::cells::{AGE, NAME, age, column, containers_and_images, name, selector, wide};
+use super::field::{Errors, FieldError};
+use super::read::{default_to, get, has, int, is_zero, object_mut, put};
+use super::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
+use super::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
 
 /// ReplicaSets.
 pub(super) static ROW: Row = Row {
@@ -33,8 +37,126 @@ spec:
 
 struct ReplicaSet;
 
+const COLUMNS: &[Column] = &[
+    NAME,
+    column("Desired", "integer"),
+    column("Current", "integer"),
+    column("Ready", "integer"),
+    AGE,
+    wide("Containers", "string"),
+    wide("Images", "string"),
+    wide("Selector", "string"),
+];
+
+fn validate(errors: &mut Errors, spec: &Value) {
+    not_negative(errors, spec, &["replicas", "minReadySeconds"], &SPEC);
+    workloads::selector_and_template(errors, spec);
+}
+
+fn validate_status(errors: &mut Errors, status: &Value) {
+    let counts = [
+        "replicas",
+        "fullyLabeledReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "observedGeneration",
+        "terminatingReplicas",
+    ];
+    not_negative(errors, status, &counts, &STATUS_AT);
+    let why = "cannot be greater than status.replicas";
+    not_more(
+        errors,
+        status,
+        &[
+            ("fullyLabeledReplicas", "replicas", why),
+            ("readyReplicas", "replicas", why),
+            ("availableReplicas", "replicas", why),
+            ("availableReplicas", "readyReplicas", "cannot be greater than readyReplicas"),
+        ],
+    );
+}
+
 impl Strategy for ReplicaSet {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
+    fn default(&self, object: &mut Value) {
+        let spec = workloads::spec_of(object);
+        default_to(spec, "replicas", 1);
+        // An absent template stays absent on the wire only in form: it is empty, and validation says so.
+        workloads::default_template(spec);
+        if !has(object, "status") || is_zero(get(object, "status")) {
+            put(object, "status", json!({"replicas": 0}));
+        }
+        default_to(object_mut(object, "status"), "replicas", 0);
+    }
+
+    fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
+        put(object, "status", json!({"replicas": 0}));
+        workloads::drop_disabled(object, None);
+    }
+
+    fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
+        prepare_update_by_default(context, new, old);
+        if context.subresource != "status" {
+            workloads::drop_disabled(new, Some(old));
+        }
+    }
+
+    fn counts_generation(&self) -> bool {
+        true
+    }
+
+    fn generation_changes(&self, new: &Value, old: &Value) -> bool {
+        !super::pods::update::same(get(new, "spec"), get(old, "spec"))
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        validate(&mut errors, get(object, "spec"));
+        errors.0
+    }
+
+    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        if context.subresource == "status" {
+            validate_status(&mut errors, get(new, "status"));
+        } else {
+            validate(&mut errors, get(new, "spec"));
+            workloads::selector_stays(&mut errors, new, old);
+        }
+        errors.0
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        match old {
+            Some(old) if !self.generation_changes(object, old) => Vec::new(),
+            _ => workloads::warnings(object, old),
+        }
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        let (spec, status) = (get(object, "spec"), get(object, "status"));
+        let count = |of: &Value, key: &str| json!(int(of, key).unwrap_or(0));
+        let (containers, images) = containers_and_images(get(spec, "template"));
+        vec![
+            name(object),
+            count(spec, "replicas"),
+            count(status, "replicas"),
+            count(status, "readyReplicas"),
+            age(object, now),
+            containers,
+            images,
+            json!(selector(get(spec, "selector"))),
+        ]
+    }
+
+    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
+        vec![("status.replicas", int(get(object, "status"), "replicas").unwrap_or(0).to_string())]
+    }
+
+    fn selectable_labels(&self) -> &'static [&'static str] {
+        &["status.replicas"]
     }
 }
