@@ -1,1 +1,175 @@
-//! JSON, merge and strategic merge patches over structured values and a schema.
+//! JSON, merge and strategic merge patches over structured values and a schema, with upstream's deviations and messages.
+//!
+//! [`apply`] yields a decoded object (sparse, as from a body): default it and [`crate::schema::normalise`] it.
+
+mod json;
+mod merge;
+mod strategic;
+
+use machinery::api::error::{ApiError, ApiResult, Cause, Details, Named, Status};
+use machinery::api::selector::go_quoted;
+use serde_json::Value;
+
+use crate::schema::raw::{self, Raw};
+use crate::schema::{Decoded, FieldValidation, Target, decode, table, typed};
+
+/// The patch types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchKind {
+    /// RFC 6902.
+    Json,
+    /// RFC 7386.
+    Merge,
+    /// Kubernetes' own, by merge keys.
+    Strategic,
+}
+
+impl PatchKind {
+    /// From a `Content-Type` header, whose case counts here. `None`: 415.
+    #[must_use]
+    pub fn of(content_type: &str) -> Option<Self> {
+        match content_type.split(';').next().unwrap_or_default() {
+            "application/json-patch+json" => Some(Self::Json),
+            "application/merge-patch+json" => Some(Self::Merge),
+            "application/strategic-merge-patch+json" => Some(Self::Strategic),
+            _ => None,
+        }
+    }
+}
+
+/// Applies a patch to the object as the client sees it (in the row's version, normalised).
+pub fn apply(
+    kind: PatchKind,
+    patch: &[u8],
+    current: &Value,
+    target: &Target<'_>,
+    validation: FieldValidation,
+) -> ApiResult<Decoded> {
+    let checked = validation != FieldValidation::Ignore;
+    let (mut findings, patched) = match kind {
+        PatchKind::Json => {
+            let raw = raw::parse(patch).map_err(|e| bad_patch(&e, checked))?;
+            let (operations, findings) = json::read(raw).map_err(|e| bad_patch(&e, checked))?;
+            if operations.len() > json::OPERATIONS_MAX {
+                return Err(ApiError::TooLarge(format!(
+                    "Request entity is too large: The allowed maximum operations in a JSON patch is {}, got {}",
+                    json::OPERATIONS_MAX,
+                    operations.len()
+                )));
+            }
+            let mut patched = current.clone();
+            json::apply(&mut patched, operations).map_err(|_| unprocessable())?;
+            (findings, patched)
+        }
+        PatchKind::Merge => {
+            let raw = match raw::parse(patch) {
+                Ok(raw) => raw,
+                Err(error) if checked => return Err(bad_patch(&error, true)),
+                Err(_) => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
+            };
+            let findings = match &raw {
+                Raw::Map(_) => typed::doubled_keys(&raw),
+                Raw::List(_) if !checked => Vec::new(),
+                Raw::Null => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
+                other => return Err(bad_patch(&not_a_map(other), checked)),
+            };
+            let patch = raw.into_value().ok_or_else(|| bad_patch("exceeded max depth", checked))?;
+            (findings, merge::apply(current.clone(), patch))
+        }
+        PatchKind::Strategic => {
+            let raw = raw::parse(patch).map_err(ApiError::BadRequest)?;
+            if !matches!(raw, Raw::Map(_) | Raw::Null) {
+                return Err(ApiError::BadRequest(not_a_map(&raw)));
+            }
+            let findings = typed::doubled_keys(&raw);
+            let patch = raw.into_value().ok_or_else(|| ApiError::BadRequest("exceeded max depth".into()))?;
+            let patched = strategic::apply(target.type_name, current.clone(), patch).map_err(|error| match error {
+                strategic::Error::Bad(message) => ApiError::BadRequest(message),
+                strategic::Error::Unprocessable => unprocessable(),
+            })?;
+            (findings, patched)
+        }
+    };
+    if !checked {
+        findings.clear();
+    }
+    decode_patched(kind, patched, findings, target, validation)
+}
+
+/// The result must still be an object of the kind.
+fn decode_patched(
+    kind: PatchKind,
+    mut patched: Value,
+    mut findings: Vec<String>,
+    target: &Target<'_>,
+    validation: FieldValidation,
+) -> ApiResult<Decoded> {
+    let shown = |patched: &Value| serde_json::to_string(patched).unwrap_or_default();
+    if kind == PatchKind::Strategic {
+        // Upstream converts into the Go type, whatever the patch calls it.
+        if let Some(map) = patched.as_object_mut() {
+            map.remove("kind");
+            map.remove("apiVersion");
+        }
+    } else if let Some(error) = other_kind(&patched, target) {
+        return Err(invalid(&shown(&patched), &error));
+    }
+    let text = shown(&patched);
+    // Findings of the patch itself and of its result count together.
+    let told = if validation == FieldValidation::Strict { FieldValidation::Warn } else { validation };
+    let mut decoded = decode::value(patched, target, told).map_err(|error| invalid(&text, &error))?;
+    findings.append(&mut decoded.warnings);
+    if validation == FieldValidation::Strict && !findings.is_empty() {
+        return Err(invalid(&text, &format!("strict decoding error: {}", findings.join(", "))));
+    }
+    Ok(Decoded { object: decoded.object, warnings: findings })
+}
+
+fn other_kind(patched: &Value, target: &Target<'_>) -> Option<String> {
+    let text = |key: &str| patched.get(key).and_then(Value::as_str).filter(|t| !t.is_empty());
+    let expected = if target.group.is_empty() {
+        target.version.to_owned()
+    } else {
+        format!("{}/{}", target.group, target.version)
+    };
+    let (kind, version) = (text("kind").unwrap_or(target.kind), text("apiVersion").unwrap_or(&expected));
+    if kind == target.kind && version == expected {
+        return None;
+    }
+    let (group, plain) = version.split_once('/').unwrap_or(("", version));
+    Some(if table().of_kind(group, plain, kind).is_some() {
+        let hub = if target.group.is_empty() { "core" } else { target.group.split('.').next().unwrap_or_default() };
+        format!("unable to decode {group}/{plain}, Kind={kind} into *{hub}.{}", target.kind)
+    } else {
+        format!(
+            "no kind {} is registered for version {} in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
+            go_quoted(kind),
+            go_quoted(version)
+        )
+    })
+}
+
+fn not_a_map(raw: &Raw) -> String {
+    format!("json: cannot unmarshal {} into Go value of type map[string]interface {{}}", raw.go_name())
+}
+
+fn bad_patch(error: &str, checked: bool) -> ApiError {
+    ApiError::BadRequest(if checked { format!("error decoding patch: {error}") } else { error.into() })
+}
+
+fn unprocessable() -> ApiError {
+    let status = Status::failure(422, "Invalid", "the server rejected our request due to an error in our request");
+    ApiError::Other(Box::new(status.with(Details::default())))
+}
+
+fn invalid(patched: &str, error: &str) -> ApiError {
+    let cause = Cause {
+        reason: "FieldValueInvalid".into(),
+        message: format!("Invalid value: {}: {error}", go_quoted(patched)),
+        field: "patch".into(),
+    };
+    ApiError::Invalid(Named::default(), String::new(), vec![cause])
+}
+
+#[cfg(test)]
+mod tests;

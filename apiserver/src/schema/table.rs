@@ -83,6 +83,8 @@ pub struct Field {
     pub merge_key: Option<&'static str>,
     /// Strategic merge: elements are merged, not replaced.
     pub merges: bool,
+    /// Strategic merge: an object is replaced whole.
+    pub replaces: bool,
     /// Strategic merge: `$retainKeys` is expected.
     pub retains_keys: bool,
     /// The allowed values.
@@ -368,6 +370,7 @@ fn field(name: &'static str, kind: Kind, number: u32, facts: &[&'static str]) ->
         atomic: false,
         merge_key: None,
         merges: false,
+        replaces: false,
         retains_keys: false,
         enumeration: Vec::new(),
         go: None,
@@ -393,6 +396,7 @@ fn field(name: &'static str, kind: Kind, number: u32, facts: &[&'static str]) ->
             b'M' => field.merge_key = Some(rest),
             b'P' => {
                 field.merges = rest.split(',').any(|s| s == "merge");
+                field.replaces = rest.split(',').any(|s| s == "replace");
                 field.retains_keys = rest.split(',').any(|s| s == "retainKeys");
             }
             b'E' => field.enumeration = rest.split('|').collect(),

@@ -1,0 +1,406 @@
+//! Strategic merge: objects merge, lists merge by the key that their type declares, and `$patch`, `$retainKeys`,
+//! `$setElementOrder/…` and `$deleteFromPrimitiveList/…` direct it. The order of a merged list is, in this precedence:
+//! what `$setElementOrder` says, the patch's order, the object's.
+
+use serde_json::{Map, Value};
+
+use crate::schema::{Kind, Type, table};
+
+const DIRECTIVE: &str = "$patch";
+const RETAIN_KEYS: &str = "$retainKeys";
+const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList";
+const ELEMENT_ORDER: &str = "$setElementOrder";
+
+/// Why a patch doesn't apply.
+#[derive(Debug, PartialEq)]
+pub(super) enum Error {
+    /// 400 with this sentence.
+    Bad(String),
+    /// 422 with upstream's general sentence.
+    Unprocessable,
+}
+
+type Merged<T> = Result<T, Error>;
+type Object = Map<String, Value>;
+
+fn bad<T>(message: impl Into<String>) -> Merged<T> {
+    Err(Error::Bad(message.into()))
+}
+
+/// What the merged thing is.
+#[derive(Clone, Copy)]
+enum Meta {
+    Type(&'static Type),
+    /// A map, or anything else that declares nothing.
+    Plain(&'static str),
+}
+
+impl Meta {
+    fn of(kind: &'static Kind) -> Self {
+        match kind {
+            Kind::Object(id) => {
+                let found = table().get(*id);
+                if found.scalar.is_some() { Self::Plain("struct") } else { Self::Type(found) }
+            }
+            Kind::Map(_) => Self::Plain("map"),
+            Kind::List(_) | Kind::Bytes => Self::Plain("slice"),
+            Kind::String | Kind::Quantity | Kind::Time | Kind::MicroTime | Kind::IntOrString => Self::Plain("string"),
+            Kind::Bool => Self::Plain("bool"),
+            Kind::Int32 | Kind::Int64 | Kind::Double => Self::Plain("int32"),
+            Kind::Any => Self::Plain("struct"),
+        }
+    }
+
+    fn field(self, name: &str) -> Merged<&'static crate::schema::Field> {
+        match self {
+            Self::Type(found) => match found.field(name) {
+                Some(field) => Ok(field),
+                None => {
+                    bad(format!("unable to find api field in struct {} for the json field {name:?}", found.short()))
+                }
+            },
+            Self::Plain(what) => {
+                bad(format!("merging an object in json but data type is not struct, instead is: {what}"))
+            }
+        }
+    }
+
+    /// A list field: its element, its merge key, whether it merges.
+    fn list(self, name: &str) -> Merged<(Self, Option<&'static str>, bool)> {
+        let field = self.field(name)?;
+        match &field.kind {
+            Kind::List(inner) => Ok((Self::of(inner), field.merge_key, field.merges)),
+            other => match Self::of(other) {
+                Self::Type(_) => bad("expected slice or array type, but got: struct"),
+                Self::Plain(what) => bad(format!("expected slice or array type, but got: {what}")),
+            },
+        }
+    }
+}
+
+/// Applies a patch to an object of the type.
+pub(super) fn apply(type_name: &str, current: Value, patch: Value) -> Merged<Value> {
+    let Some(found) = table().by_name(type_name) else { return bad("strategic merge patch format is not supported") };
+    let (Value::Object(current), patch) = (current, patch) else { return bad("invalid JSON document") };
+    match patch {
+        Value::Object(patch) => merge_map(current, patch, Meta::Type(found)).map(Value::Object),
+        _ => Ok(Value::Object(current)),
+    }
+}
+
+fn merge_map(mut original: Object, mut patch: Object, meta: Meta) -> Merged<Object> {
+    match patch.remove(DIRECTIVE) {
+        None => {}
+        Some(Value::String(text)) if text == "replace" => return Ok(patch),
+        Some(Value::String(text)) if text == "delete" => return Ok(Object::new()),
+        Some(other) => return bad(unknown_directive(&other, &patch)),
+    }
+    retain_keys(&mut original, &mut patch)?;
+    ordered_lists(&mut original, &mut patch, meta)?;
+    for (key, mut value) in patch {
+        let (key, deletes) = match key.strip_prefix(DELETE_PRIMITIVES) {
+            Some(rest) => match rest.strip_prefix('/') {
+                Some(name) => (name.to_owned(), true),
+                None => return bad("invalid patch format of primitive list"),
+            },
+            None => (key, false),
+        };
+        if value.is_null() {
+            original.remove(&key);
+            continue;
+        }
+        let merged = match (original.remove(&key), value) {
+            (Some(before), _) if deletes && !before.is_array() => Some(before),
+            (None, _) if deletes => None,
+            (Some(Value::Object(before)), Value::Object(after)) => {
+                let field = meta.field(&key)?;
+                Some(Value::Object(if field.replaces {
+                    after
+                } else {
+                    merge_map(before, after, Meta::of(&field.kind))?
+                }))
+            }
+            (Some(Value::Array(before)), Value::Array(after)) => {
+                let (element, merge_key, merges) = meta.list(&key)?;
+                Some(Value::Array(if merges || deletes {
+                    merge_list(before, after, element, merge_key, deletes)?
+                } else {
+                    after
+                }))
+            }
+            (_, taken) => {
+                value = taken;
+                discard_nulls(&mut value);
+                without_directives(value)
+            }
+        };
+        if let Some(merged) = merged {
+            original.insert(key, merged);
+        }
+    }
+    Ok(original)
+}
+
+fn unknown_directive(directive: &Value, patch: &Object) -> String {
+    let shown = directive.as_str().map_or_else(|| directive.to_string(), str::to_owned);
+    format!("unknown patch type: {shown} in map: {}", go_map(patch))
+}
+
+/// A map as Go's `%v` prints it.
+fn go_map(map: &Object) -> String {
+    fn shown(value: &Value) -> String {
+        match value {
+            Value::Null => "<nil>".into(),
+            Value::String(text) => text.clone(),
+            Value::Array(items) => format!("[{}]", items.iter().map(shown).collect::<Vec<_>>().join(" ")),
+            Value::Object(map) => go_map(map),
+            other => other.to_string(),
+        }
+    }
+    format!("map[{}]", map.iter().map(|(k, v)| format!("{k}:{}", shown(v))).collect::<Vec<_>>().join(" "))
+}
+
+fn retain_keys(original: &mut Object, patch: &mut Object) -> Merged<()> {
+    const FORMAT: &str = "invalid patch format of retainKeys";
+    let Some(retained) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
+    let Value::Array(retained) = retained else { return bad(FORMAT) };
+    let kept = |key: &str| retained.iter().any(|k| k.as_str() == Some(key));
+    for (key, value) in &*patch {
+        let directs = key.starts_with(DELETE_PRIMITIVES) || key.starts_with(ELEMENT_ORDER);
+        if !value.is_null() && !directs && !kept(key) {
+            return bad(FORMAT);
+        }
+    }
+    original.retain(|key, _| kept(key));
+    Ok(())
+}
+
+/// Merges the lists whose order the patch dictates, and takes them out of the patch.
+fn ordered_lists(original: &mut Object, patch: &mut Object, meta: Meta) -> Merged<()> {
+    const FORMAT: &str = "invalid patch format of setElementOrder list";
+    let directed: Vec<String> = patch.keys().filter(|k| k.starts_with(ELEMENT_ORDER)).cloned().collect();
+    for directive in directed {
+        let Some(Value::Array(order)) = patch.remove(&directive) else { return bad(FORMAT) };
+        let Some(key) = directive.strip_prefix(ELEMENT_ORDER).and_then(|rest| rest.strip_prefix('/')) else {
+            return bad(FORMAT);
+        };
+        let list = |value: Option<Value>| match value {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Array(items)) => Ok(Some(items)),
+            Some(_) => bad("expected a []interface {}, but received another type"),
+        };
+        // `key: null` beside an order removes the list, as without one.
+        if patch.get(key).is_some_and(Value::is_null) {
+            continue;
+        }
+        let (element, merge_key, merges) = meta.list(key)?;
+        let before = list(original.get(key).cloned())?;
+        let after = list(patch.get(key).cloned())?;
+        check_order(after.as_deref().unwrap_or_default(), &order, merge_key)?;
+        let merged = match (&before, after.clone()) {
+            (None, None) => continue,
+            (Some(before), None) => before.clone(),
+            (None, Some(after)) => after.into_iter().filter_map(without_directives).collect(),
+            (Some(before), Some(after)) if merges => merge_list(before.clone(), after, element, merge_key, false)?,
+            (Some(_), Some(after)) => after,
+        };
+        let before = before.unwrap_or_default();
+        one_kind(before.iter().chain(after.iter().flatten()))?;
+        patch.remove(key);
+        original.insert(key.into(), Value::Array(arrange(merged, &order, &before, merge_key)?));
+    }
+    Ok(())
+}
+
+/// The patch's elements must stand in the dictated order and be among it.
+fn check_order(patch: &[Value], order: &[Value], merge_key: Option<&str>) -> Merged<()> {
+    if patch.is_empty() || order.is_empty() {
+        return Ok(());
+    }
+    let mut ordered = order.iter();
+    for item in patch.iter().filter(|item| item.get(DIRECTIVE).is_none()) {
+        loop {
+            let Some(next) = ordered.next() else {
+                return bad(format!(
+                    "The order in patch list:\n{}\n doesn't match {ELEMENT_ORDER} list:\n{}\n",
+                    shown(patch),
+                    shown(order)
+                ));
+            };
+            if identity(item, merge_key)? == identity(next, merge_key)? {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn shown(items: &[Value]) -> String {
+    let text =
+        |v: &Value| v.as_object().map_or_else(|| v.as_str().map_or_else(|| v.to_string(), str::to_owned), go_map);
+    format!("[{}]", items.iter().map(text).collect::<Vec<_>>().join(" "))
+}
+
+/// What makes an element the same as another: its merge key's value, or itself.
+fn identity<'a>(item: &'a Value, merge_key: Option<&str>) -> Merged<&'a Value> {
+    let Some(key) = merge_key else { return Ok(item) };
+    match item {
+        Value::Object(map) => match map.get(key) {
+            Some(value) => Ok(value),
+            None => bad(format!("map: {} does not contain declared merge key: {key}", go_map(map))),
+        },
+        _ => bad("expected a map[string]interface {}, but received another type"),
+    }
+}
+
+/// All elements must be objects, or all scalars of one type; true for objects.
+fn one_kind<'a>(items: impl Iterator<Item = &'a Value>) -> Merged<bool> {
+    let mut first: Option<&Value> = None;
+    for item in items {
+        if item.is_array() {
+            return Err(Error::Unprocessable);
+        }
+        let same = first.is_none_or(|f| std::mem::discriminant(f) == std::mem::discriminant(item));
+        if !same || item.is_null() {
+            return bad("list element types are not identical");
+        }
+        first = Some(item);
+    }
+    match first {
+        Some(item) => Ok(item.is_object()),
+        None => bad("no elements in any of the given slices"),
+    }
+}
+
+fn merge_list(
+    before: Vec<Value>,
+    after: Vec<Value>,
+    element: Meta,
+    merge_key: Option<&'static str>,
+    deletes: bool,
+) -> Merged<Vec<Value>> {
+    if before.is_empty() && after.is_empty() {
+        return Ok(before);
+    }
+    if !one_kind(before.iter().chain(&after))? {
+        if deletes {
+            return Ok(before.into_iter().filter(|item| !after.contains(item)).collect());
+        }
+        let mut merged: Vec<Value> = Vec::new();
+        for item in before.iter().chain(&after) {
+            if !merged.contains(item) {
+                merged.push(item.clone());
+            }
+        }
+        return arrange(merged, &after, &before, None);
+    }
+    let Some(key) = merge_key else {
+        let what = match element {
+            Meta::Type(_) => "struct",
+            Meta::Plain(what) => what,
+        };
+        return bad(format!("cannot merge lists without merge key for {what}"));
+    };
+    let (before, after) = special_elements(before, after, key)?;
+    let mut merged = before.clone();
+    for item in &after {
+        let wanted = identity(item, Some(key))?;
+        let at = merged.iter().position(|m| m.get(key) == Some(wanted));
+        match (at, item) {
+            (Some(at), Value::Object(patch)) => {
+                let Value::Object(original) = merged[at].take() else {
+                    return bad(format!("value for key {at} is not a map"));
+                };
+                merged[at] = Value::Object(merge_map(original, patch.clone(), element)?);
+            }
+            _ => merged.push(item.clone()),
+        }
+    }
+    arrange(merged, &after, &before, Some(key))
+}
+
+/// Carries out `$patch` in elements; what is left of the object's list and of the patch's.
+fn special_elements(mut before: Vec<Value>, after: Vec<Value>, key: &str) -> Merged<(Vec<Value>, Vec<Value>)> {
+    let (mut plain, mut replaces) = (Vec::new(), false);
+    for item in after {
+        match item.get(DIRECTIVE) {
+            None => plain.push(item),
+            Some(Value::String(text)) if text == "delete" => {
+                let wanted = identity(&item, Some(key))?;
+                before.retain(|b| b.get(key) != Some(wanted));
+            }
+            Some(Value::String(text)) if text == "replace" => replaces = true,
+            Some(Value::String(text)) if text == "merge" => {
+                return bad("merging lists cannot yet be specified in the patch");
+            }
+            Some(other) => {
+                let mut rest = item.as_object().cloned().unwrap_or_default();
+                let message = unknown_directive(other, &rest);
+                rest.clear();
+                return bad(message);
+            }
+        }
+    }
+    // New elements may still hold nulls and directives of their own; upstream leaves those of a replacing list.
+    Ok(if replaces { (plain, Vec::new()) } else { (before, plain) })
+}
+
+/// Orders a merged list: elements that `order` names by it, the others by the object's order, interleaved so that an
+/// element of the object comes before the first that stood behind it there.
+fn arrange(merged: Vec<Value>, order: &[Value], before: &[Value], merge_key: Option<&str>) -> Merged<Vec<Value>> {
+    let place = |list: &[Value], item: &Value| -> Merged<Option<usize>> {
+        let wanted = identity(item, merge_key)?;
+        for (at, other) in list.iter().enumerate() {
+            if identity(other, merge_key)? == wanted {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
+    };
+    let (mut named, mut others) = (Vec::new(), Vec::new());
+    for item in merged {
+        let live = place(before, &item)?;
+        match place(order, &item)? {
+            Some(at) => named.push((at, live, item)),
+            None => others.push((live, item)),
+        }
+    }
+    named.sort_by_key(|(at, ..)| *at);
+    others.sort_by_key(|(live, _)| live.unwrap_or(usize::MAX));
+    let mut out = Vec::with_capacity(named.len() + others.len());
+    let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
+    loop {
+        let other_first = match (others.peek(), named.peek()) {
+            (None, None) => return Ok(out),
+            (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (Some((Some(l), _)), Some((_, Some(r), _))) => l < r,
+            _ => false,
+        };
+        let next = if other_first { others.next().map(|(_, item)| item) } else { named.next().map(|(.., item)| item) };
+        out.extend(next);
+    }
+}
+
+fn discard_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, v| !v.is_null());
+            map.values_mut().for_each(discard_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(discard_nulls),
+        _ => {}
+    }
+}
+
+/// A new value without the objects that are directives.
+fn without_directives(value: Value) -> Option<Value> {
+    match value {
+        Value::Object(map) if map.contains_key(DIRECTIVE) => None,
+        Value::Object(map) => {
+            Some(Value::Object(map.into_iter().filter_map(|(k, v)| Some((k, without_directives(v)?))).collect()))
+        }
+        Value::Array(items) => Some(Value::Array(items.into_iter().filter_map(without_directives).collect())),
+        other => Some(other),
+    }
+}
