@@ -7,10 +7,13 @@
 //! Absent on purpose: waiting, clients, clocks and memory between two decisions.
 
 mod deployment;
+mod garbage_collector;
+mod job;
 mod pods;
 mod replicaset;
 mod root_ca;
 mod serviceaccount;
+mod ttl_after_finished;
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,8 +28,15 @@ use machinery::runtime::{Controller, Informer, driver};
 use tokio_util::sync::CancellationToken;
 
 /// All controllers, by upstream's names. Their order means nothing.
-pub static CONTROLLERS: &[Controller<Settings>] =
-    &[deployment::CONTROLLER, replicaset::CONTROLLER, root_ca::CONTROLLER, serviceaccount::CONTROLLER];
+pub static CONTROLLERS: &[Controller<Settings>] = &[
+    deployment::CONTROLLER,
+    garbage_collector::CONTROLLER,
+    job::CONTROLLER,
+    replicaset::CONTROLLER,
+    root_ca::CONTROLLER,
+    serviceaccount::CONTROLLER,
+    ttl_after_finished::CONTROLLER,
+];
 
 /// What decisions depend on beside the view.
 #[derive(Clone, Default)]

@@ -166,6 +166,19 @@ impl Performer {
                     _ => Ok(None),
                 }
             }
+            Action::ExpectGone { kind, key, uid } => {
+                let answer = self.send(Method::GET, &kind.path(&key), JSON, &Value::Null, "get", &kind).await;
+                match unless_gone(answer)? {
+                    Some(object) if object["metadata"]["uid"] == uid => Err(Failure {
+                        verb: "get",
+                        code: 200,
+                        reason: "Exists".into(),
+                        message: format!("{} {key} is there; the view is behind", kind.resource()),
+                        resource: kind.resource(),
+                    }),
+                    _ => Ok(None),
+                }
+            }
             Action::Post { kind, key, subresource, body } => {
                 let path = sub(&kind, &key, Some(subresource));
                 let answer = self.send(Method::POST, &path, JSON, &body, "post", &kind).await;

@@ -134,6 +134,15 @@ pub enum Action {
         /// The namespace.
         namespace: String,
     },
+    /// Asks the server, not the view, whether an object is gone, and fails if it is there with this uid.
+    ExpectGone {
+        /// The kind.
+        kind: Kind,
+        /// The object.
+        key: ObjectKey,
+        /// Its uid: another object of the same name doesn't count.
+        uid: String,
+    },
     /// POST to a subresource (a token, an eviction).
     Post {
         /// The kind.

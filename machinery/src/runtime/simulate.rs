@@ -118,6 +118,11 @@ impl Simulation {
                     return vec![format!("{} are left in {namespace}", kind.resource())];
                 }
             }
+            Action::ExpectGone { kind, key, uid } => {
+                if self.view.metadata(&kind, &key).is_some_and(|there| there.uid.as_deref() == Some(&uid)) {
+                    return vec![format!("{} {key} is there", kind.resource())];
+                }
+            }
             Action::Together(actions) | Action::SlowStart(actions) => {
                 return actions.into_iter().flat_map(|action| self.act(action)).collect();
             }

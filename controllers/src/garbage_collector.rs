@@ -1,0 +1,364 @@
+//! `garbage-collector-controller`: what its owners leave behind goes too, before them, after them, or stays with no owner
+//! (Kubernetes documentation, "Garbage Collection").
+//!
+//! A key is a uid. Whether an owner is really gone is asked of the server before anything is deleted for it: the view
+//! of the owner's kind may be behind that of the dependent's.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use machinery::api::ObjectKey;
+use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Notes, Plan, Propagation, View, value_of};
+use serde_json::{Value, json};
+
+use crate::Settings;
+
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "garbage-collector-controller",
+    account: "generic-garbage-collector",
+    workers: 10,
+    inputs: &[Input::everything(concerned)],
+    reconcile,
+};
+
+fn key(uid: &str) -> ObjectKey {
+    ObjectKey::cluster(uid)
+}
+
+/// The object itself, its owners (one may wait for it), and, once it is gone or going, its dependents.
+fn concerned(view: &View, change: &Change) -> Vec<ObjectKey> {
+    let mut keys = Vec::new();
+    let going = change.new.as_ref().is_none_or(|object| object.metadata().deletion_timestamp.is_some());
+    for metadata in change.states() {
+        let uid = metadata.uid.as_deref().unwrap_or_default();
+        let owners = owners(metadata);
+        if !owners.is_empty() || going {
+            keys.push(key(uid));
+        }
+        keys.extend(
+            owners
+                .iter()
+                .filter(|owner| view.by_uid(&owner.uid).is_some_and(|(_, _, owner)| is_going(owner)))
+                .map(|owner| key(&owner.uid)),
+        );
+        if going {
+            keys.extend(view.dependents(uid).filter_map(|(_, _, dependent)| dependent.uid.as_deref()).map(key));
+        }
+    }
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+fn owners(metadata: &ObjectMeta) -> &[OwnerReference] {
+    metadata.owner_references.as_deref().unwrap_or_default()
+}
+
+fn is_going(metadata: &ObjectMeta) -> bool {
+    metadata.deletion_timestamp.is_some()
+}
+
+fn has(metadata: &ObjectMeta, finalizer: &str) -> bool {
+    metadata.finalizers.iter().flatten().any(|f| f == finalizer)
+}
+
+/// It is being deleted after its dependents.
+fn waits_for_dependents(metadata: &ObjectMeta) -> bool {
+    is_going(metadata) && has(metadata, FOREGROUND)
+}
+
+/// One object, as the view has it.
+struct Item<'a> {
+    kind: &'a Kind,
+    key: &'a ObjectKey,
+    metadata: &'a ObjectMeta,
+}
+
+impl Item<'_> {
+    fn uid(&self) -> &str {
+        self.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    fn patch(&self, mut metadata: Value) -> Action {
+        metadata["uid"] = json!(self.metadata.uid);
+        metadata["resourceVersion"] = json!(self.metadata.resource_version);
+        Action::Patch {
+            kind: self.kind.clone(),
+            key: self.key.clone(),
+            patch: json!({ "metadata": metadata }),
+            subresource: None,
+        }
+    }
+
+    fn without_finalizer(&self, finalizer: &str) -> Action {
+        let rest: Vec<&String> = self.metadata.finalizers.iter().flatten().filter(|f| *f != finalizer).collect();
+        self.patch(json!({"finalizers": if rest.is_empty() { json!(null) } else { json!(rest) }}))
+    }
+
+    fn with_owners(&self, owners: &[&OwnerReference]) -> Action {
+        let owners: Vec<Value> = owners.iter().map(value_of).collect();
+        self.patch(json!({"ownerReferences": if owners.is_empty() { json!(null) } else { json!(owners) }}))
+    }
+
+    fn delete(&self, propagation: Propagation) -> Action {
+        Action::Delete {
+            kind: self.kind.clone(),
+            key: self.key.clone(),
+            uid: self.metadata.uid.clone(),
+            resource_version: None,
+            propagation: Some(propagation),
+            grace_seconds: None,
+            notes: Notes::default(),
+        }
+    }
+}
+
+fn reconcile(view: &View, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+    let Some((kind, own, metadata)) = view.by_uid(&key.name) else { return Plan::nothing() };
+    let item = Item { kind, key: own, metadata };
+    if is_going(metadata) {
+        return finish(view, &item);
+    }
+    collect(view, &item)
+}
+
+/// An object that is being deleted: lets it go once its dependents are seen to.
+fn finish(view: &View, item: &Item<'_>) -> Plan {
+    if has(item.metadata, ORPHAN) {
+        let dependents = view.dependents(item.uid()).map(|(kind, key, metadata)| {
+            let dependent = Item { kind, key, metadata };
+            let others: Vec<&OwnerReference> =
+                owners(metadata).iter().filter(|owner| owner.uid != item.uid()).collect();
+            dependent.with_owners(&others)
+        });
+        let orphaned: Vec<Action> = dependents.collect();
+        let mut plan = Plan::nothing();
+        if !orphaned.is_empty() {
+            plan.push(Action::Together(orphaned));
+        }
+        plan.push(item.without_finalizer(ORPHAN));
+        return plan;
+    }
+    if has(item.metadata, FOREGROUND) {
+        let blocks = |metadata: &ObjectMeta| {
+            owners(metadata).iter().any(|owner| owner.uid == item.uid() && owner.block_owner_deletion == Some(true))
+        };
+        if !view.dependents(item.uid()).any(|(_, _, dependent)| blocks(dependent)) {
+            return vec![item.without_finalizer(FOREGROUND)].into();
+        }
+    }
+    Plan::nothing()
+}
+
+/// How an owner stands.
+#[derive(Debug, PartialEq, Eq)]
+enum Owner {
+    /// It is there.
+    Solid,
+    /// It is there, and waits for its dependents to go.
+    Waiting,
+    /// The view doesn't have it; the server is to confirm it under this kind.
+    Absent(Kind),
+    /// Its kind isn't known: nothing can be said.
+    Unknown,
+}
+
+fn classify(view: &View, item: &Item<'_>, owner: &OwnerReference) -> Owner {
+    let found = view.kinds().find(|kind| kind.kind == owner.kind && kind.api_version() == owner.api_version);
+    let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
+    // Another version of the same group names the same objects.
+    let same = || view.kinds().find(|kind| kind.kind == owner.kind && kind.group == group);
+    let Some(kind) = found.or_else(same) else { return Owner::Unknown };
+    match view.by_uid(&owner.uid) {
+        Some((real, at, metadata))
+            if real.kind == owner.kind && (!real.namespaced || at.namespace == item.key.namespace) =>
+        {
+            if waits_for_dependents(metadata) {
+                Owner::Waiting
+            } else {
+                Owner::Solid
+            }
+        }
+        _ if view.synced(kind) => Owner::Absent(kind.clone()),
+        _ => Owner::Unknown,
+    }
+}
+
+/// An object that lives: it goes when all its owners have gone, and forgets those that have where others stay.
+fn collect(view: &View, item: &Item<'_>) -> Plan {
+    let owners = owners(item.metadata);
+    if owners.is_empty() {
+        return Plan::nothing();
+    }
+    let standing: Vec<(&OwnerReference, Owner)> =
+        owners.iter().map(|owner| (owner, classify(view, item, owner))).collect();
+    if standing.iter().any(|(_, owner)| *owner == Owner::Unknown) {
+        return Plan::nothing();
+    }
+    let mut plan = Plan::nothing();
+    for (reference, owner) in &standing {
+        if let Owner::Absent(kind) = owner {
+            let namespace = if kind.namespaced { item.key.namespace.clone() } else { String::new() };
+            let gone = ObjectKey::new(namespace, reference.name.clone());
+            plan.push(Action::ExpectGone { kind: kind.clone(), key: gone, uid: reference.uid.clone() });
+        }
+    }
+    let solid: Vec<&OwnerReference> =
+        standing.iter().filter(|(_, owner)| *owner == Owner::Solid).map(|(reference, _)| *reference).collect();
+    if !solid.is_empty() {
+        if solid.len() == owners.len() {
+            return Plan::nothing();
+        }
+        plan.push(item.with_owners(&solid));
+        return plan;
+    }
+    let waiting = standing.iter().any(|(_, owner)| *owner == Owner::Waiting);
+    let mut dependents = view.dependents(item.uid()).map(|(_, _, metadata)| metadata).peekable();
+    let has_dependents = dependents.peek().is_some();
+    if waiting && has_dependents {
+        // A circle of objects that wait for each other: this one no longer blocks its owners.
+        let blocks = owners.iter().any(|owner| owner.block_owner_deletion == Some(true));
+        if blocks && dependents.any(waits_for_dependents) {
+            let unblocked: Vec<OwnerReference> = owners
+                .iter()
+                .map(|owner| OwnerReference { block_owner_deletion: Some(false), ..owner.clone() })
+                .collect();
+            plan.push(item.with_owners(&unblocked.iter().collect::<Vec<_>>()));
+        }
+        plan.push(item.delete(Propagation::Foreground));
+        return plan;
+    }
+    plan.push(item.delete(match () {
+        () if has(item.metadata, ORPHAN) => Propagation::Orphan,
+        () if has(item.metadata, FOREGROUND) => Propagation::Foreground,
+        () => Propagation::Background,
+    }));
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machinery::runtime::simulate::Simulation;
+
+    fn object(kind: &str, name: &str, uid: &str, owners: &[(&str, &str, &str)]) -> Value {
+        let api = if kind == "ReplicaSet" || kind == "Deployment" { "apps/v1" } else { "v1" };
+        let owners: Vec<Value> = owners
+            .iter()
+            .map(|(kind, name, uid)| {
+                let api = if *kind == "Pod" || *kind == "ConfigMap" { "v1" } else { "apps/v1" };
+                json!({"apiVersion": api, "kind": kind, "name": name, "uid": uid, "blockOwnerDeletion": true})
+            })
+            .collect();
+        let mut object = json!({"apiVersion": api, "kind": kind, "metadata": {"name": name, "namespace": "default", "uid": uid, "ownerReferences": owners}});
+        if api == "apps/v1" {
+            object["spec"] = json!({"selector": {}, "template": {}});
+        }
+        object
+    }
+
+    /// Reconciles every object until nothing is left to do; what is left of the cluster, by name.
+    fn settle(cluster: &mut Simulation) -> Vec<String> {
+        let settings = Settings::default();
+        for _ in 0..50 {
+            let uids: Vec<String> =
+                cluster.view.as_changes().filter_map(|change| change.new?.metadata().uid.clone()).collect();
+            let mut quiet = true;
+            for uid in uids {
+                let context = Context { now: cluster.now, settings: &settings, failure: None };
+                let plan = reconcile(&cluster.view, &key(&uid), &context);
+                quiet &= plan.actions.is_empty();
+                let problems = cluster.apply(plan);
+                assert!(problems.is_empty(), "{problems:?}");
+            }
+            if quiet {
+                let mut names: Vec<String> = cluster.view.as_changes().map(|change| change.key.name).collect();
+                names.sort();
+                return names;
+            }
+        }
+        panic!("the garbage collector never comes to rest");
+    }
+
+    fn delete(cluster: &mut Simulation, kind: &Kind, name: &str, propagation: Propagation) {
+        let plan = vec![Action::Delete {
+            kind: kind.clone(),
+            key: ObjectKey::new("default", name),
+            uid: None,
+            resource_version: None,
+            propagation: Some(propagation),
+            grace_seconds: None,
+            notes: Notes::default(),
+        }];
+        assert!(cluster.apply(plan.into()).is_empty());
+    }
+
+    fn family() -> Simulation {
+        Simulation::of(
+            "2026-01-01T00:00:00Z".parse().unwrap(),
+            [
+                object("Deployment", "web", "d", &[]),
+                object("ReplicaSet", "web-1", "r", &[("Deployment", "web", "d")]),
+                object("Pod", "web-1-a", "p", &[("ReplicaSet", "web-1", "r")]),
+                object("ConfigMap", "other", "c", &[]),
+            ],
+        )
+    }
+
+    fn deployments() -> Kind {
+        Kind::of::<k8s_openapi::api::apps::v1::Deployment>()
+    }
+
+    #[test]
+    fn dependents_follow_in_every_way_that_a_delete_can_ask_for() {
+        for (how, left) in [
+            (Propagation::Background, vec!["other"]),
+            (Propagation::Foreground, vec!["other"]),
+            (Propagation::Orphan, vec!["other", "web-1", "web-1-a"]),
+        ] {
+            let mut cluster = family();
+            assert_eq!(settle(&mut cluster).len(), 4, "nothing to do before");
+            delete(&mut cluster, &deployments(), "web", how);
+            assert_eq!(settle(&mut cluster), left, "{how:?}");
+        }
+    }
+
+    #[test]
+    fn in_the_foreground_the_owner_goes_last() {
+        let mut cluster = family();
+        delete(&mut cluster, &deployments(), "web", Propagation::Foreground);
+        let settings = Settings::default();
+        let context = Context { now: cluster.now, settings: &settings, failure: None };
+        assert!(reconcile(&cluster.view, &key("d"), &context).actions.is_empty(), "its ReplicaSet is still there");
+        let plan = reconcile(&cluster.view, &key("r"), &context);
+        assert!(
+            matches!(plan.actions.as_slice(), [Action::Delete { propagation: Some(Propagation::Foreground), .. }]),
+            "{plan:?}"
+        );
+    }
+
+    #[test]
+    fn an_owner_of_several_that_goes_is_forgotten() {
+        let mut cluster = family();
+        cluster.create(&deployments(), object("Deployment", "api", "d2", &[]));
+        let both = [("Deployment", "web", "d"), ("Deployment", "api", "d2")];
+        cluster.write(&Kind::of::<k8s_openapi::api::apps::v1::ReplicaSet>(), object("ReplicaSet", "web-1", "r", &both));
+        delete(&mut cluster, &deployments(), "web", Propagation::Background);
+        assert_eq!(settle(&mut cluster), ["api", "other", "web-1", "web-1-a"]);
+        assert_eq!(owners(cluster.view.by_uid("r").unwrap().2).len(), 1);
+    }
+
+    #[test]
+    fn a_circle_does_not_block_itself() {
+        let pods = [
+            object("Pod", "one", "1", &[("Pod", "three", "3")]),
+            object("Pod", "two", "2", &[("Pod", "one", "1")]),
+            object("Pod", "three", "3", &[("Pod", "two", "2")]),
+        ];
+        let mut cluster = Simulation::of("2026-01-01T00:00:00Z".parse().unwrap(), pods);
+        assert_eq!(settle(&mut cluster).len(), 3);
+        delete(&mut cluster, &Kind::of::<k8s_openapi::api::core::v1::Pod>(), "one", Propagation::Foreground);
+        assert_eq!(settle(&mut cluster), Vec::<String>::new());
+    }
+}

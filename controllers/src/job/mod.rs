@@ -1,0 +1,347 @@
+//! `job-controller`: runs pods until enough of them have succeeded, or too many have failed.
+//!
+//! An ended pod is counted exactly once (KEP-2307): its finalizer keeps it until its uid stands in the Job's status;
+//! then the finalizer goes; then, in a later pass, the uid becomes part of the count. Every step follows from what the
+//! view shows, so that a crash between two of them loses nothing.
+
+mod index;
+mod make;
+mod policy;
+mod tally;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec};
+use k8s_openapi::api::core::v1::Pod;
+use machinery::api::ObjectKey;
+use machinery::runtime::driver::own_key;
+use machinery::runtime::selector::selects;
+use machinery::runtime::{
+    Action, Change, Context, Controller, Input, Note, Plan, View, controlled_by, controller_of, value_of,
+};
+use serde_json::json;
+
+use self::tally::Tally;
+use crate::Settings;
+use crate::pods;
+
+/// Pods made or deleted in one pass (upstream's bound).
+const BURST_PODS: usize = 500;
+/// A Job that another controller looks after says so here.
+const OUR_NAME: &str = "kubernetes.io/job-controller";
+
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "job-controller",
+    account: "job-controller",
+    workers: 5,
+    inputs: &[Input::of::<Job>(own_key), Input::of::<Pod>(of_pod)],
+    reconcile,
+};
+
+/// When a finished Job finished.
+pub(crate) fn finished_at(job: &Job) -> Option<Timestamp> {
+    let ended =
+        conditions(job).iter().find(|c| matches!(c.type_.as_str(), "Complete" | "Failed") && c.status == "True")?;
+    Some(ended.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |at| at.0))
+}
+
+fn conditions(job: &Job) -> &[JobCondition] {
+    job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default()
+}
+
+/// The Jobs that own the pod or did; those that might adopt it where nobody owns it.
+fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
+    let namespace = &change.key.namespace;
+    let owners = change.states().filter_map(controller_of).filter(|owner| owner.kind == "Job");
+    let mut keys: Vec<ObjectKey> = owners.map(|owner| ObjectKey::new(&**namespace, &*owner.name)).collect();
+    if let Some(pod) = change.after::<Pod>()
+        && controller_of(&pod.metadata).is_none()
+    {
+        let willing = view.list::<Job>(namespace).filter(|job| chooses(job, pod));
+        keys.extend(willing.map(|job| machinery::runtime::key_of(&job.metadata)));
+        // A pod that its Job left behind must not be kept by the finalizer that nobody will take off.
+        let left = pod.metadata.labels.as_ref().and_then(|labels| labels.get("batch.kubernetes.io/job-name"));
+        keys.extend(left.filter(|_| is_tracked(pod)).map(|name| ObjectKey::new(&**namespace, &**name)));
+    }
+    keys.dedup();
+    keys
+}
+
+fn chooses(job: &Job, pod: &Pod) -> bool {
+    let selector = job.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    selector.is_some_and(|selector| selects(selector, pod.metadata.labels.as_ref()))
+}
+
+fn is_tracked(pod: &Pod) -> bool {
+    pod.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == make::TRACKING)
+}
+
+/// Takes the tracking finalizer off a pod.
+fn untrack(pod: &Pod) -> Action {
+    let rest: Vec<&String> = pod.metadata.finalizers.iter().flatten().filter(|f| *f != make::TRACKING).collect();
+    let rest = if rest.is_empty() { json!(null) } else { json!(rest) };
+    let patch = json!({"metadata": {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version, "finalizers": rest}});
+    Action::patch(pod, patch)
+}
+
+fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+    let Some(job) = view.get::<Job>(key) else { return let_go(view, key) };
+    let Some(spec) = &job.spec else { return Plan::nothing() };
+    if spec.managed_by.as_deref().is_some_and(|name| name != OUR_NAME) {
+        return Plan::nothing();
+    }
+    let uid = job.metadata.uid.as_deref().unwrap_or_default();
+    if finished_at(job).is_some() {
+        let tracked = view.controlled::<Pod>(uid).filter(|pod| is_tracked(pod));
+        return together(tracked.map(untrack).collect());
+    }
+    let going = job.metadata.deletion_timestamp.is_some();
+    let (mut mine, strange): (Vec<&Pod>, Vec<&Pod>) = view.controlled::<Pod>(uid).partition(|pod| chooses(job, pod));
+    let mut plan = Plan::nothing();
+    if !going {
+        plan.actions.extend(strange.iter().map(|pod| release(pod)));
+        for pod in view.uncontrolled::<Pod>(&key.namespace).filter(|pod| pods::is_active(pod) && chooses(job, pod)) {
+            plan.push(adopt(job, pod));
+            mine.push(pod);
+        }
+    }
+    if !plan.actions.is_empty() {
+        return plan; // who belongs to the Job is settled first; the change brings the key back
+    }
+    let tally = Tally::of(job, spec, &mine);
+    decide(job, spec, &tally, context.now)
+}
+
+/// Pods of a Job that is gone: nothing keeps them.
+fn let_go(view: &View, key: &ObjectKey) -> Plan {
+    let left = view.list::<Pod>(&key.namespace).filter(|pod| is_tracked(pod)).filter(|pod| {
+        match controller_of(&pod.metadata) {
+            Some(owner) => owner.kind == "Job" && owner.name == key.name,
+            None => {
+                pod.metadata.labels.as_ref().and_then(|labels| labels.get("batch.kubernetes.io/job-name"))
+                    == Some(&key.name)
+            }
+        }
+    });
+    together(left.map(untrack).collect())
+}
+
+fn together(actions: Vec<Action>) -> Plan {
+    if actions.is_empty() { Plan::nothing() } else { vec![Action::Together(actions)].into() }
+}
+
+fn adopt(job: &Job, pod: &Pod) -> Action {
+    let mut owners = pod.metadata.owner_references.clone().unwrap_or_default();
+    owners.push(controlled_by(job));
+    let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
+    if !is_tracked(pod) {
+        finalizers.push(make::TRACKING.into());
+    }
+    let patch = json!({"metadata": {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version,
+        "ownerReferences": value_of(&owners), "finalizers": finalizers}});
+    Action::patch(pod, patch)
+}
+
+fn release(pod: &Pod) -> Action {
+    let mut action = pods::release(pod);
+    if let (true, Action::Patch { patch, .. }, Action::Patch { patch: untracked, .. }) =
+        (is_tracked(pod), &mut action, untrack(pod))
+    {
+        patch["metadata"]["finalizers"] = untracked["metadata"]["finalizers"].clone();
+    }
+    action
+}
+
+/// How a Job is about to end.
+#[derive(Debug, Clone, PartialEq)]
+struct Ending {
+    success: bool,
+    reason: String,
+    message: String,
+}
+
+impl Ending {
+    fn failure(reason: &str, message: impl Into<String>) -> Self {
+        Self { success: false, reason: reason.into(), message: message.into() }
+    }
+
+    fn success(reason: &str, message: impl Into<String>) -> Self {
+        Self { success: true, reason: reason.into(), message: message.into() }
+    }
+}
+
+fn decide(job: &Job, spec: &JobSpec, tally: &Tally<'_>, now: Timestamp) -> Plan {
+    let mut plan = Plan::nothing();
+    let mut work = Vec::new();
+    let suspended = spec.suspend == Some(true);
+    let ending = ending(job, spec, tally, now, suspended, &mut plan);
+    let mut active = tally.active.clone();
+    match &ending {
+        Some(_) => {
+            work.extend(active.iter().take(BURST_PODS).map(|pod| delete(job, pod)));
+            active.clear();
+        }
+        None if job.metadata.deletion_timestamp.is_none() => work = manage(job, spec, tally, suspended, now, &mut plan),
+        None => {}
+    }
+    let (status, told) = tally.status(job, spec, ending.as_ref(), suspended, now);
+    if job.status.as_ref() != Some(&status) {
+        plan.push(Action::update_status(&Job { status: Some(status.clone()), ..job.clone() }));
+        plan.actions.extend(told.into_iter().map(Action::Event));
+    }
+    // Only after the status names a pod may its finalizer go.
+    let counted: Vec<Action> =
+        tally.to_untrack(ending.is_some() || job.metadata.deletion_timestamp.is_some()).map(untrack).collect();
+    if !counted.is_empty() {
+        plan.push(Action::Together(counted));
+    }
+    plan.actions.extend(work);
+    plan
+}
+
+/// Whether the Job ends now, and how; notes when a deadline is to be looked at.
+fn ending(
+    job: &Job,
+    spec: &JobSpec,
+    tally: &Tally<'_>,
+    now: Timestamp,
+    suspended: bool,
+    plan: &mut Plan,
+) -> Option<Ending> {
+    let announced = |kind: &str| conditions(job).iter().find(|c| c.type_ == kind && c.status == "True");
+    let reason = |c: &JobCondition| (c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default());
+    if let Some((reason, message)) = announced("SuccessCriteriaMet").map(reason) {
+        return Some(Ending { success: true, reason, message });
+    }
+    if let Some((reason, message)) = announced("FailureTarget").map(reason) {
+        return Some(Ending { success: false, reason, message });
+    }
+    if let Some(message) = &tally.fails_job {
+        return Some(Ending::failure("PodFailurePolicy", message.clone()));
+    }
+    let limit = spec.backoff_limit.unwrap_or(6);
+    if tally.failed > limit || tally.past_limit_in_place(spec, limit) {
+        return Some(Ending::failure("BackoffLimitExceeded", "Job has reached the specified backoff limit"));
+    }
+    let started = job.status.as_ref().and_then(|status| status.start_time.as_ref());
+    if let (Some(seconds), Some(started), false) = (spec.active_deadline_seconds, started, suspended) {
+        let due = started
+            .0
+            .saturating_add(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+            .unwrap_or(Timestamp::MAX);
+        if due <= now {
+            return Some(Ending::failure("DeadlineExceeded", "Job was active longer than specified deadline"));
+        }
+        plan.revisit(due);
+    } else if let (Some(seconds), None, false) = (spec.active_deadline_seconds, started, suspended) {
+        plan.revisit_after(now, Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
+    }
+    if let (Some(max), Some(failed)) = (spec.max_failed_indexes, &tally.failed_indexes)
+        && failed.len() > max
+    {
+        let message = "Job has exceeded the specified maximal number of failed indexes";
+        return Some(Ending::failure("MaxFailedIndexesExceeded", message));
+    }
+    let completions = spec.completions;
+    if let (Some(policy), Some(completions)) = (&spec.success_policy, completions)
+        && let Some(message) = policy::success(policy, &tally.succeeded_indexes, completions)
+    {
+        return Some(Ending::success("SuccessPolicy", message));
+    }
+    let active = !tally.active.is_empty();
+    let failed_indexes = tally.failed_indexes.as_ref().map_or(0, index::Indexes::len);
+    match completions {
+        Some(completions) if failed_indexes > 0 && tally.succeeded + failed_indexes >= completions => {
+            Some(Ending::failure("FailedIndexes", "Job has failed indexes"))
+        }
+        Some(completions) if tally.succeeded >= completions && !active => {
+            Some(Ending::success("CompletionsReached", "Reached expected number of succeeded pods"))
+        }
+        None if tally.succeeded > 0 && !active => {
+            Some(Ending::success("CompletionsReached", "Reached expected number of succeeded pods"))
+        }
+        _ => None,
+    }
+}
+
+fn delete(job: &Job, pod: &Pod) -> Action {
+    Action::delete(pod).noted(
+        Some(Note::normal(job, "SuccessfulDelete", "Deleted pod: {name}")),
+        Some(Note::warning(job, "FailedDelete", "Error deleting: {error}")),
+    )
+}
+
+/// Makes or gives up pods so that as many run as shall.
+fn manage(
+    job: &Job,
+    spec: &JobSpec,
+    tally: &Tally<'_>,
+    suspended: bool,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Vec<Action> {
+    let active = tally.active.len();
+    let count = |n: i32| usize::try_from(n).unwrap_or(0);
+    let parallelism = count(spec.parallelism.unwrap_or(1));
+    let wanted = match spec.completions {
+        _ if suspended => 0,
+        // A work queue: once one pod has found it empty, nothing is replaced.
+        None if tally.succeeded > 0 => active.min(parallelism),
+        None => parallelism,
+        Some(completions) => {
+            let failed = tally.failed_indexes.as_ref().map_or(0, index::Indexes::len);
+            count(completions - tally.succeeded - failed).min(parallelism)
+        }
+    };
+    let surplus = make::to_give_up(job, &tally.active, active.saturating_sub(wanted));
+    if !surplus.is_empty() {
+        // They are not failures: their finalizer goes first, so that their end isn't counted.
+        let untracked = surplus.iter().filter(|pod| is_tracked(pod)).map(|pod| untrack(pod)).collect();
+        let deleted = surplus.iter().take(BURST_PODS).map(|pod| delete(job, pod)).collect();
+        return vec![Action::Together(untracked), Action::Together(deleted)];
+    }
+    let replaces_failed_only = spec.pod_replacement_policy.as_deref() == Some("Failed");
+    let occupied = if replaces_failed_only { tally.terminating.len() } else { 0 };
+    let missing = wanted.saturating_sub(active + occupied).min(BURST_PODS);
+    if missing == 0 {
+        return Vec::new();
+    }
+    let note = |pod: &Pod| {
+        Action::create(pod).noted(
+            Some(Note::normal(job, "SuccessfulCreate", "Created pod: {name}")),
+            Some(Note::warning(job, "FailedCreate", "Error creating: {error}")),
+        )
+    };
+    let indexed = spec.completion_mode.as_deref() == Some("Indexed");
+    let per_index = spec.backoff_limit_per_index.is_some();
+    if !per_index && let Some(until) = tally.wait_until.filter(|until| *until > now) {
+        plan.revisit(until);
+        return Vec::new();
+    }
+    let made: Vec<Action> = if indexed {
+        let free = tally.free_indexes(spec.completions.unwrap_or(0), replaces_failed_only);
+        let mut made = Vec::new();
+        for index in free {
+            if made.len() == missing {
+                break;
+            }
+            let failures = per_index.then(|| tally.failures_of(index));
+            if let Some((failures, ended)) = failures.filter(|(failures, _)| *failures > 0) {
+                let until = ended.saturating_add(policy::backoff(failures)).unwrap_or(Timestamp::MAX);
+                if until > now {
+                    plan.revisit(until);
+                    continue;
+                }
+            }
+            made.push(note(&make::pod(job, Some(index), failures.map(|(failures, _)| failures))));
+        }
+        made
+    } else {
+        vec![note(&make::pod(job, None, None)); missing]
+    };
+    if made.is_empty() { Vec::new() } else { vec![Action::SlowStart(made)] }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! Pod failure policy (KEP-3329), success policy (KEP-3998), and back-off after failures.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::{Job, PodFailurePolicyRule, SuccessPolicy};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+
+use super::index::Indexes;
+use crate::pods;
+
+/// The wait before the first replacement of a failed pod; it doubles with each failure in a row.
+const BACKOFF_FIRST: Duration = Duration::from_secs(10);
+/// It grows no further.
+const BACKOFF_MAX: Duration = Duration::from_secs(600);
+
+/// What a pod's failure means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It counts towards the back-off limit.
+    Counts,
+    /// It doesn't.
+    Ignored,
+    /// It ends its index, and counts.
+    FailsIndex,
+    /// It ends the Job, for this reason.
+    FailsJob(String),
+}
+
+/// What the Job's policy says of a pod; only pods that have failed are looked at.
+pub(super) fn verdict(job: &Job, pod: &Pod) -> Verdict {
+    let policy = job.spec.as_ref().and_then(|spec| spec.pod_failure_policy.as_ref());
+    let Some(policy) = policy.filter(|_| pods::phase(pod) == "Failed") else { return Verdict::Counts };
+    for (at, rule) in policy.rules.iter().enumerate() {
+        let Some(why) = matches(rule, pod) else { continue };
+        return match rule.action.as_str() {
+            "Ignore" => Verdict::Ignored,
+            "FailIndex" => Verdict::FailsIndex,
+            "FailJob" => Verdict::FailsJob(format!("{why} matching FailJob rule at index {at}")),
+            _ => Verdict::Counts,
+        };
+    }
+    Verdict::Counts
+}
+
+fn matches(rule: &PodFailurePolicyRule, pod: &Pod) -> Option<String> {
+    let name = || {
+        let part = |part: &Option<String>| part.clone().unwrap_or_default();
+        format!("{}/{}", part(&pod.metadata.namespace), part(&pod.metadata.name))
+    };
+    let status = pod.status.as_ref()?;
+    if let Some(codes) = &rule.on_exit_codes {
+        let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+        let mut named =
+            all.filter(|container| codes.container_name.as_ref().is_none_or(|name| *name == container.name));
+        return named.find_map(|container| {
+            let code = exit_code(container).filter(|code| *code != 0)?;
+            let listed = codes.values.contains(&code);
+            let hit = if codes.operator == "In" { listed } else { !listed };
+            hit.then(|| format!("Container {} for pod {} failed with exit code {code}", container.name, name()))
+        });
+    }
+    let patterns = rule.on_pod_conditions.iter().flatten();
+    patterns.into_iter().find_map(|pattern| {
+        let mut conditions = status.conditions.iter().flatten();
+        let wanted = pattern.status.as_deref().unwrap_or("True");
+        let hit = conditions.any(|condition| condition.type_ == pattern.type_ && condition.status == wanted);
+        hit.then(|| format!("Pod {} has condition {}", name(), pattern.type_))
+    })
+}
+
+fn exit_code(container: &ContainerStatus) -> Option<i32> {
+    container.state.as_ref()?.terminated.as_ref().map(|ended| ended.exit_code)
+}
+
+/// The first rule of the success policy that holds, in upstream's words.
+pub(super) fn success(policy: &SuccessPolicy, succeeded: &Indexes, completions: i32) -> Option<String> {
+    let met = policy.rules.iter().position(|rule| {
+        let listed = rule.succeeded_indexes.as_deref().map(|text| Indexes::parse(text, completions));
+        match (listed, rule.succeeded_count) {
+            (Some(listed), Some(count)) => listed.common(succeeded) >= count,
+            (Some(listed), None) => listed.common(succeeded) >= listed.len(),
+            (None, Some(count)) => succeeded.len() >= count,
+            (None, None) => false,
+        }
+    })?;
+    Some(format!("Matched rules at index {met}"))
+}
+
+/// The wait after `failures` in a row.
+pub(super) fn backoff(failures: u32) -> Duration {
+    if failures == 0 {
+        return Duration::ZERO;
+    }
+    BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(failures - 1)).min(BACKOFF_MAX)
+}
+
+/// Until when no pod is replaced, given how the Job's pods ended: failures after the last success count.
+pub(super) fn wait_until<'a>(
+    succeeded: impl Iterator<Item = &'a Pod>,
+    failed: impl Iterator<Item = &'a Pod>,
+) -> Option<Timestamp> {
+    let last_success = succeeded.map(finished_at).max();
+    let mut failures = 0u32;
+    let mut last = None;
+    for at in failed.map(finished_at).filter(|at| last_success.is_none_or(|success| *at > success)) {
+        failures += 1;
+        last = last.max(Some(at));
+    }
+    Some(last?.saturating_add(backoff(failures)).unwrap_or(Timestamp::MAX))
+}
+
+/// When a pod ended, as far as it tells.
+pub(super) fn finished_at(pod: &Pod) -> Timestamp {
+    let status = pod.status.as_ref();
+    let containers = status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let ended = containers
+        .filter_map(|container| container.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref().map(|at| at.0))
+        .max();
+    let not_ready = || {
+        let conditions = status?.conditions.as_ref()?;
+        let ready = conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status == "False")?;
+        ready.last_transition_time.as_ref().map(|at| at.0)
+    };
+    let deleted = || pod.metadata.deletion_timestamp.as_ref().map(|at| at.0);
+    let created = || pod.metadata.creation_timestamp.as_ref().map(|at| at.0);
+    ended.or_else(not_ready).or_else(deleted).or_else(created).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn job(rules: Value) -> Job {
+        serde_json::from_value(json!({"metadata": {}, "spec": {"template": {}, "podFailurePolicy": {"rules": rules}}}))
+            .unwrap()
+    }
+
+    fn failed(code: i32) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "sum-x", "namespace": "default"}, "status": {"phase": "Failed",
+            "conditions": [{"type": "DisruptionTarget", "status": "True"}],
+            "containerStatuses": [{"name": "sum", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": code}}}]}}))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_decides() {
+        let exit = |action: &str, operator: &str, codes: &[i32]| json!({"action": action, "onExitCodes": {"operator": operator, "values": codes}});
+        let rules =
+            job(json!([exit("Ignore", "In", &[1]), exit("FailJob", "In", &[42]), exit("FailIndex", "NotIn", &[7])]));
+        assert_eq!(verdict(&rules, &failed(1)), Verdict::Ignored);
+        assert_eq!(
+            verdict(&rules, &failed(42)),
+            Verdict::FailsJob(
+                "Container sum for pod default/sum-x failed with exit code 42 matching FailJob rule at index 1".into()
+            )
+        );
+        assert_eq!(verdict(&rules, &failed(3)), Verdict::FailsIndex);
+        assert_eq!(verdict(&rules, &failed(7)), Verdict::Counts);
+        let rules =
+            job(json!([{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]));
+        assert_eq!(verdict(&rules, &failed(7)), Verdict::Ignored);
+    }
+
+    #[test]
+    fn waits_double_up_to_ten_minutes() {
+        let seconds: Vec<u64> = [0, 1, 2, 3, 7, 40].map(|n| backoff(n).as_secs()).to_vec();
+        assert_eq!(seconds, [0, 10, 20, 40, 600, 600]);
+    }
+}

@@ -1,0 +1,322 @@
+//! What a Job's pods amount to: how many run, have succeeded and failed, and what the Job's status says of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
+use k8s_openapi::api::core::v1::Pod;
+use machinery::runtime::Note;
+
+use super::index::{self, Indexes};
+use super::policy::{self, Verdict};
+use super::{Ending, make};
+use crate::pods;
+
+/// The state of a Job's pods at one moment.
+pub(super) struct Tally<'a> {
+    /// Neither ended nor being deleted.
+    pub(super) active: Vec<&'a Pod>,
+    /// Being deleted and not ended.
+    pub(super) terminating: Vec<&'a Pod>,
+    /// All that have succeeded, counted or not.
+    pub(super) succeeded: i32,
+    /// All that have failed, counted or not.
+    pub(super) failed: i32,
+    /// Of an Indexed Job.
+    pub(super) succeeded_indexes: Indexes,
+    /// Of a Job with a limit per index.
+    pub(super) failed_indexes: Option<Indexes>,
+    /// A pod's failure ends the Job, for this reason.
+    pub(super) fails_job: Option<String>,
+    /// No pod is replaced before.
+    pub(super) wait_until: Option<Timestamp>,
+    /// Ended pods that still have the finalizer.
+    ended: Vec<&'a Pod>,
+    /// Uids to be named in the status, and those that are and lost their finalizer.
+    uncounted: UncountedTerminatedPods,
+    counted_succeeded: i32,
+    counted_failed: i32,
+    /// Per index: failures so far and when the last pod ended.
+    index_failures: BTreeMap<i32, (u32, Timestamp)>,
+    /// The last failed pod of each index that waits for its replacement: it keeps its finalizer, and with it the count.
+    kept: BTreeSet<String>,
+    indexed: bool,
+    all: Vec<&'a Pod>,
+}
+
+fn uid(pod: &Pod) -> &str {
+    pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+/// A pod counts as failed when it has failed, or, where it may be replaced at once, as soon as it is being deleted.
+fn has_failed(spec: &JobSpec, pod: &Pod) -> bool {
+    let replaces_failed_only = spec.pod_replacement_policy.as_deref() == Some("Failed");
+    pods::phase(pod) == "Failed"
+        || (!replaces_failed_only && pod.metadata.deletion_timestamp.is_some() && pods::phase(pod) != "Succeeded")
+}
+
+impl<'a> Tally<'a> {
+    pub(super) fn of(job: &Job, spec: &JobSpec, mine: &[&'a Pod]) -> Self {
+        let status = job.status.clone().unwrap_or_default();
+        let indexed = spec.completion_mode.as_deref() == Some("Indexed");
+        let completions = spec.completions.unwrap_or(i32::MAX);
+        let named = status.uncounted_terminated_pods.unwrap_or_default();
+        let tracked: BTreeMap<&str, &Pod> =
+            mine.iter().filter(|pod| super::is_tracked(pod)).map(|pod| (uid(pod), *pod)).collect();
+        let split = |uids: Option<Vec<String>>| -> (Vec<String>, i32) {
+            let (still, gone): (Vec<String>, Vec<String>) =
+                uids.unwrap_or_default().into_iter().partition(|uid| tracked.contains_key(uid.as_str()));
+            (still, i32::try_from(gone.len()).unwrap_or(i32::MAX))
+        };
+        let (mut new_succeeded, more_succeeded) = split(named.succeeded);
+        let (mut new_failed, more_failed) = split(named.failed);
+        let mut tally = Self {
+            active: mine.iter().copied().filter(|pod| pods::is_active(pod)).collect(),
+            terminating: mine.iter().copied().filter(|pod| pods::is_terminating(pod)).collect(),
+            succeeded: 0,
+            failed: 0,
+            succeeded_indexes: Indexes::parse(status.completed_indexes.as_deref().unwrap_or_default(), completions),
+            failed_indexes: spec
+                .backoff_limit_per_index
+                .map(|_| Indexes::parse(status.failed_indexes.as_deref().unwrap_or_default(), completions)),
+            fails_job: None,
+            wait_until: None,
+            ended: Vec::new(),
+            uncounted: UncountedTerminatedPods::default(),
+            counted_succeeded: status.succeeded.unwrap_or(0) + more_succeeded,
+            counted_failed: status.failed.unwrap_or(0) + more_failed,
+            index_failures: BTreeMap::new(),
+            kept: BTreeSet::new(),
+            indexed,
+            all: mine.to_vec(),
+        };
+        tally.count_index_failures(job, spec, completions);
+        for pod in tracked.values().copied() {
+            let own = index::of_pod(pod).filter(|index| *index < completions);
+            if pods::phase(pod) == "Succeeded" && !new_failed.iter().any(|known| known == uid(pod)) {
+                match own {
+                    Some(index) if indexed => tally.succeeded_indexes.insert(index),
+                    None if indexed => {}
+                    _ if new_succeeded.iter().any(|known| known == uid(pod)) => {}
+                    _ => new_succeeded.push(uid(pod).to_owned()),
+                }
+                tally.ended.push(pod);
+            } else if has_failed(spec, pod) {
+                tally.judge(job, pod, own, &mut new_failed);
+                tally.ended.push(pod);
+            }
+        }
+        if indexed {
+            tally.counted_succeeded = tally.succeeded_indexes.len();
+        }
+        tally.succeeded = tally.counted_succeeded + i32::try_from(new_succeeded.len()).unwrap_or(0);
+        tally.failed = tally.counted_failed + i32::try_from(new_failed.len()).unwrap_or(0);
+        let list = |uids: Vec<String>| (!uids.is_empty()).then_some(uids);
+        tally.uncounted = UncountedTerminatedPods { succeeded: list(new_succeeded), failed: list(new_failed) };
+        let failed =
+            mine.iter().copied().filter(|pod| has_failed(spec, pod) && policy::verdict(job, pod) != Verdict::Ignored);
+        tally.wait_until =
+            policy::wait_until(mine.iter().copied().filter(|pod| pods::phase(pod) == "Succeeded"), failed);
+        tally
+    }
+
+    fn judge(&mut self, job: &Job, pod: &Pod, own: Option<i32>, failed: &mut Vec<String>) {
+        let verdict = policy::verdict(job, pod);
+        if let Verdict::FailsJob(message) = &verdict {
+            self.fails_job.get_or_insert_with(|| message.clone());
+        }
+        let known = failed.iter().any(|known| known == uid(pod));
+        if !known && verdict != Verdict::Ignored && (!self.indexed || own.is_some()) {
+            failed.push(uid(pod).to_owned());
+        }
+    }
+
+    /// With a limit per index: how often each index has failed, which are over it, and whose last pod must be kept.
+    fn count_index_failures(&mut self, job: &Job, spec: &JobSpec, completions: i32) {
+        let (Some(limit), Some(mut over)) = (spec.backoff_limit_per_index, self.failed_indexes.take()) else { return };
+        let limit = u32::try_from(limit).unwrap_or(0);
+        let mut last: BTreeMap<i32, (u32, Timestamp, &'a Pod)> = BTreeMap::new();
+        for pod in self.all.iter().copied().filter(|pod| has_failed(spec, pod)) {
+            let Some(index) = index::of_pod(pod).filter(|index| *index < completions) else { continue };
+            let before = pod
+                .metadata
+                .annotations
+                .as_ref()
+                .and_then(|a| a.get(make::FAILURE_COUNT)?.parse::<u32>().ok())
+                .unwrap_or(0);
+            let verdict = policy::verdict(job, pod);
+            let failures = before + u32::from(verdict != Verdict::Ignored);
+            if verdict == Verdict::FailsIndex || failures > limit {
+                over.insert(index);
+            }
+            let ended = policy::finished_at(pod);
+            let newer = last.get(&index).is_none_or(|(known, at, _)| (failures, ended) >= (*known, *at));
+            if newer {
+                last.insert(index, (failures, ended, pod));
+            }
+        }
+        let busy: BTreeSet<i32> = self.active.iter().filter_map(|pod| index::of_pod(pod)).collect();
+        for (index, (failures, ended, pod)) in last {
+            self.index_failures.insert(index, (failures, ended));
+            if !busy.contains(&index) && !over.contains(index) && !self.succeeded_indexes.contains(index) {
+                self.kept.insert(uid(pod).to_owned());
+            }
+        }
+        self.failed_indexes = Some(over);
+    }
+
+    /// Failures of an index so far, and when its last pod ended.
+    pub(super) fn failures_of(&self, index: i32) -> (u32, Timestamp) {
+        self.index_failures.get(&index).copied().unwrap_or((0, Timestamp::UNIX_EPOCH))
+    }
+
+    /// With restartPolicy OnFailure, restarts in place count towards the limit.
+    pub(super) fn past_limit_in_place(&self, spec: &JobSpec, limit: i32) -> bool {
+        if spec.template.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()) != Some("OnFailure") {
+            return false;
+        }
+        let statuses = self.active.iter().filter_map(|pod| pod.status.as_ref());
+        let restarts: i32 = statuses
+            .flat_map(|status| {
+                status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten())
+            })
+            .map(|container| container.restart_count)
+            .sum();
+        if limit == 0 { restarts > 0 } else { restarts >= limit }
+    }
+
+    /// The lowest indexes that nothing works on.
+    pub(super) fn free_indexes(&self, completions: i32, not_terminating: bool) -> impl Iterator<Item = i32> {
+        let waits = if not_terminating { self.terminating.as_slice() } else { &[] };
+        let taken: BTreeSet<i32> = self.active.iter().chain(waits).filter_map(|pod| index::of_pod(pod)).collect();
+        (0..completions).filter(move |index| {
+            let failed = self.failed_indexes.as_ref().is_some_and(|failed| failed.contains(*index));
+            !taken.contains(index) && !failed && !self.succeeded_indexes.contains(*index)
+        })
+    }
+
+    /// The pods whose finalizer may go once the status is written; all of them where the Job itself ends.
+    pub(super) fn to_untrack(&self, ends: bool) -> impl Iterator<Item = &'a Pod> {
+        let all = self.all.iter().copied().filter(move |pod| ends && super::is_tracked(pod) && !pods::is_active(pod));
+        let ended = self.ended.iter().copied().filter(move |pod| !ends && !self.kept.contains(uid(pod)));
+        all.chain(ended)
+    }
+
+    /// The status that follows, and the events that tell of its news.
+    pub(super) fn status(
+        &self,
+        job: &Job,
+        spec: &JobSpec,
+        ending: Option<&Ending>,
+        suspended: bool,
+        now: Timestamp,
+    ) -> (JobStatus, Vec<Note>) {
+        let mut status = job.status.clone().unwrap_or_default();
+        let mut told = Vec::new();
+        let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+        let running: &[&Pod] = if ending.is_some() { &[] } else { &self.active };
+        status.active = pods::count(number(running.len()));
+        status.ready = Some(number(running.iter().filter(|pod| pods::is_ready(pod)).count()));
+        status.terminating =
+            Some(number(self.terminating.len() + if ending.is_some() { self.active.len() } else { 0 }));
+        status.succeeded = pods::count(self.counted_succeeded);
+        status.failed = pods::count(self.counted_failed);
+        status.uncounted_terminated_pods = Some(self.uncounted.clone());
+        if self.indexed {
+            status.completed_indexes = Some(self.succeeded_indexes.to_string()).filter(|text| !text.is_empty());
+        }
+        if let Some(failed) = &self.failed_indexes {
+            status.failed_indexes = Some(failed.to_string());
+        }
+        let mut conditions = status.conditions.take().unwrap_or_default();
+        match ending {
+            None if suspended => {
+                if set(&mut conditions, "Suspended", "True", "JobSuspended", "Job suspended", now) {
+                    told.push(Note::normal(job, "Suspended", "Job suspended"));
+                }
+                status.start_time = None;
+            }
+            None => {
+                if conditions.iter().any(|c| c.type_ == "Suspended" && c.status == "True") {
+                    set(&mut conditions, "Suspended", "False", "JobResumed", "Job resumed", now);
+                    told.push(Note::normal(job, "Resumed", "Job resumed"));
+                    status.start_time = None;
+                }
+                status.start_time.get_or_insert_with(|| pods::stamp(now));
+            }
+            Some(ending) => self.end(job, spec, ending, &mut status, &mut conditions, &mut told, now),
+        }
+        status.conditions = (!conditions.is_empty()).then_some(conditions);
+        (status, told)
+    }
+
+    /// First what is to come, then, once no pod runs and each is counted, that it has come.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one status that is being written")]
+    fn end(
+        &self,
+        job: &Job,
+        spec: &JobSpec,
+        ending: &Ending,
+        status: &mut JobStatus,
+        conditions: &mut Vec<JobCondition>,
+        told: &mut Vec<Note>,
+        now: Timestamp,
+    ) {
+        let (target, terminal) =
+            if ending.success { ("SuccessCriteriaMet", "Complete") } else { ("FailureTarget", "Failed") };
+        set(conditions, target, "True", &ending.reason, &ending.message, now);
+        let settled = self.active.is_empty() && self.terminating.is_empty();
+        let uncounted = self.uncounted.succeeded.is_some() || self.uncounted.failed.is_some();
+        if !settled || uncounted {
+            return;
+        }
+        set(conditions, terminal, "True", &ending.reason, &ending.message, now);
+        if ending.success {
+            status.completion_time = Some(pods::stamp(now));
+            if spec.completions.is_some_and(|wanted| self.succeeded > wanted) {
+                told.push(Note::warning(
+                    job,
+                    "TooManySucceededPods",
+                    "Too many succeeded pods running after completion count reached",
+                ));
+            }
+            told.push(Note::normal(job, "Completed", "Job completed"));
+        } else {
+            let reason = match ending.reason.as_str() {
+                "BackoffLimitExceeded" => "BackoffLimitExceeded",
+                "DeadlineExceeded" => "DeadlineExceeded",
+                "PodFailurePolicy" => "PodFailurePolicy",
+                "MaxFailedIndexesExceeded" => "MaxFailedIndexesExceeded",
+                _ => "FailedIndexes",
+            };
+            told.push(Note::warning(job, reason, ending.message.clone()));
+        }
+    }
+}
+
+/// Sets a condition; says whether that changed its status.
+fn set(
+    conditions: &mut Vec<JobCondition>,
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) -> bool {
+    if conditions.iter().any(|c| c.type_ == kind && c.status == status) {
+        return false;
+    }
+    let condition = JobCondition {
+        type_: kind.into(),
+        status: status.into(),
+        reason: Some(reason.into()),
+        message: Some(message.into()),
+        last_probe_time: Some(pods::stamp(now)),
+        last_transition_time: Some(pods::stamp(now)),
+    };
+    match conditions.iter_mut().find(|c| c.type_ == kind) {
+        Some(known) => *known = condition,
+        None => conditions.push(condition),
+    }
+    true
+}

@@ -1,0 +1,255 @@
+//! Jobs over their lives, played against a simulated server.
+
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::JobStatus;
+use machinery::runtime::simulate::Simulation;
+use machinery::runtime::{Kind, Object};
+use serde_json::{Value, json};
+
+use super::*;
+
+/// A Job in a cluster of its own.
+struct Play {
+    cluster: Simulation,
+    events: Vec<String>,
+}
+
+impl Play {
+    fn of(spec: Value) -> Self {
+        let mut spec = spec;
+        spec["selector"] = json!({"matchLabels": {"job-name": "sum"}});
+        let mut template = json!({"metadata": {"labels": {"job-name": "sum"}}, "spec": {"restartPolicy": "Never", "containers": [{"name": "sum"}]}});
+        if spec["template"].is_object() {
+            template["spec"]["restartPolicy"] = spec["template"]["spec"]["restartPolicy"].clone();
+        }
+        spec["template"] = template;
+        let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "sum", "namespace": "default"}, "spec": spec});
+        let mut play =
+            Self { cluster: Simulation::of("2026-01-01T00:00:00Z".parse().unwrap(), [job]), events: Vec::new() };
+        play.settle();
+        play
+    }
+
+    fn key() -> ObjectKey {
+        ObjectKey::new("default", "sum")
+    }
+
+    fn plan(&self) -> Plan {
+        let settings = Settings::default();
+        let context = Context { now: self.cluster.now, settings: &settings, failure: None };
+        reconcile(&self.cluster.view, &Self::key(), &context)
+    }
+
+    /// Reconciles until nothing is left to do.
+    fn settle(&mut self) {
+        for _ in 0..20 {
+            let plan = self.plan();
+            if plan.actions.is_empty() {
+                return;
+            }
+            for action in &plan.actions {
+                if let Action::Event(note) = action {
+                    self.events.push(note.reason.to_owned());
+                }
+            }
+            let problems = self.cluster.apply(plan);
+            assert!(problems.is_empty(), "{problems:?}");
+        }
+        panic!("the controller never comes to rest: {:?}", self.plan());
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.cluster.now += Duration::from_secs(seconds);
+        self.settle();
+    }
+
+    fn active(&self) -> Vec<Pod> {
+        self.cluster.view.list::<Pod>("default").filter(|pod| pods::is_active(pod)).cloned().collect()
+    }
+
+    fn all(&self) -> Vec<Pod> {
+        self.cluster.view.list::<Pod>("default").cloned().collect()
+    }
+
+    /// The oldest active pod, or that of an index, ends.
+    fn end(&mut self, index: Option<i32>, phase: &str, code: i32) {
+        let pod = self
+            .active()
+            .into_iter()
+            .find(|pod| index.is_none() || index::of_pod(pod) == index)
+            .expect("an active pod");
+        let mut value = Object::to_value(&pod);
+        let finished = self.cluster.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        value["status"] = json!({"phase": phase, "containerStatuses": [{"name": "sum", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": code, "finishedAt": finished}}}]});
+        self.cluster.write(&Kind::of::<Pod>(), value);
+        self.settle();
+    }
+
+    fn status(&self) -> JobStatus {
+        self.cluster.view.get::<Job>(&Self::key()).and_then(|job| job.status.clone()).unwrap_or_default()
+    }
+
+    fn conditions(&self) -> Vec<(String, String)> {
+        let conditions = self.status().conditions.unwrap_or_default();
+        conditions.into_iter().filter(|c| c.status == "True").map(|c| (c.type_, c.reason.unwrap_or_default())).collect()
+    }
+}
+
+fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+    list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+}
+
+#[test]
+fn a_job_completes_and_lets_its_pods_go() {
+    let mut play = Play::of(json!({"completions": 3, "parallelism": 2}));
+    assert_eq!(play.active().len(), 2);
+    assert_eq!(play.status().active, Some(2));
+    play.end(None, "Succeeded", 0);
+    assert_eq!(play.active().len(), 2);
+    play.end(None, "Succeeded", 0);
+    assert_eq!(play.active().len(), 1, "only one completion is missing");
+    play.end(None, "Succeeded", 0);
+    let status = play.status();
+    assert_eq!((status.succeeded, status.active, status.failed), (Some(3), None, None));
+    assert_eq!(status.uncounted_terminated_pods, Some(Default::default()));
+    assert!(status.completion_time.is_some());
+    assert_eq!(
+        play.conditions(),
+        pairs(&[("SuccessCriteriaMet", "CompletionsReached"), ("Complete", "CompletionsReached")])
+    );
+    assert!(play.all().iter().all(|pod| !is_tracked(pod)));
+    assert_eq!(play.events, ["Completed"]);
+}
+
+#[test]
+fn failures_wait_longer_each_time_until_the_limit() {
+    let mut play = Play::of(json!({"completions": 1, "parallelism": 1, "backoffLimit": 2}));
+    for wait in [10, 20] {
+        play.end(None, "Failed", 1);
+        assert!(play.active().is_empty());
+        play.wait(wait - 1);
+        assert!(play.active().is_empty(), "too early");
+        play.wait(1);
+        assert_eq!(play.active().len(), 1);
+    }
+    play.end(None, "Failed", 1);
+    assert_eq!(play.status().failed, Some(3));
+    assert_eq!(
+        play.conditions(),
+        pairs(&[("FailureTarget", "BackoffLimitExceeded"), ("Failed", "BackoffLimitExceeded")])
+    );
+    assert_eq!(play.events, ["BackoffLimitExceeded"]);
+}
+
+#[test]
+fn a_failed_job_ends_its_other_pods_first() {
+    let mut play = Play::of(json!({"completions": 2, "parallelism": 2, "backoffLimit": 0}));
+    play.end(None, "Failed", 1);
+    assert!(play.active().is_empty());
+    assert_eq!(play.conditions().last(), pairs(&[("Failed", "BackoffLimitExceeded")]).first());
+    assert!(play.all().iter().all(|pod| !is_tracked(pod)), "nothing keeps them");
+}
+
+#[test]
+fn an_indexed_job_runs_each_index_once() {
+    let mut play = Play::of(json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed"}));
+    let indexes: Vec<_> = play.active().iter().filter_map(index::of_pod).collect();
+    assert_eq!(indexes, [0, 1, 2]);
+    let first = &play.active()[0];
+    assert_eq!(first.metadata.generate_name.as_deref(), Some("sum-0-"));
+    assert_eq!(first.spec.as_ref().unwrap().hostname.as_deref(), Some("sum-0"));
+    play.end(Some(2), "Succeeded", 0);
+    play.end(Some(0), "Succeeded", 0);
+    assert_eq!(play.status().completed_indexes.as_deref(), Some("0,2"));
+    play.end(Some(1), "Succeeded", 0);
+    assert_eq!(play.status().completed_indexes.as_deref(), Some("0-2"));
+    assert_eq!(play.conditions().last(), pairs(&[("Complete", "CompletionsReached")]).first());
+}
+
+#[test]
+fn a_limit_per_index_fails_that_index_only() {
+    let mut play = Play::of(
+        json!({"completions": 2, "parallelism": 2, "completionMode": "Indexed", "backoffLimitPerIndex": 1, "backoffLimit": 2_147_483_647}),
+    );
+    play.end(Some(0), "Failed", 1);
+    play.wait(10);
+    assert_eq!(play.active().len(), 2);
+    let replacement = play.active().into_iter().find(|pod| index::of_pod(pod) == Some(0)).unwrap();
+    assert_eq!(replacement.metadata.annotations.unwrap()[make::FAILURE_COUNT], "1");
+    play.end(Some(0), "Failed", 1);
+    assert_eq!(play.status().failed_indexes.as_deref(), Some("0"));
+    assert_eq!(play.active().len(), 1, "index 0 is given up");
+    play.end(Some(1), "Succeeded", 0);
+    assert_eq!(play.conditions().last(), pairs(&[("Failed", "FailedIndexes")]).first());
+    assert_eq!((play.status().succeeded, play.status().failed), (Some(1), Some(2)));
+}
+
+#[test]
+fn policies_end_a_job_early() {
+    let rules = json!({"rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [42]}}]});
+    let mut play = Play::of(
+        json!({"completions": 1, "parallelism": 1, "podFailurePolicy": rules, "podReplacementPolicy": "Failed"}),
+    );
+    play.end(None, "Failed", 42);
+    assert_eq!(play.conditions(), pairs(&[("FailureTarget", "PodFailurePolicy"), ("Failed", "PodFailurePolicy")]));
+    assert_eq!(play.status().failed, Some(1));
+
+    let policy = json!({"rules": [{"succeededIndexes": "0"}]});
+    let mut play =
+        Play::of(json!({"completions": 3, "parallelism": 1, "completionMode": "Indexed", "successPolicy": policy}));
+    play.end(Some(0), "Succeeded", 0);
+    assert_eq!(play.conditions(), pairs(&[("SuccessCriteriaMet", "SuccessPolicy"), ("Complete", "SuccessPolicy")]));
+}
+
+#[test]
+fn ignored_failures_do_not_count() {
+    let rules = json!({"rules": [{"action": "Ignore", "onExitCodes": {"operator": "In", "values": [7]}}]});
+    let mut play = Play::of(
+        json!({"completions": 1, "parallelism": 1, "backoffLimit": 0, "podFailurePolicy": rules, "podReplacementPolicy": "Failed"}),
+    );
+    play.end(None, "Failed", 7);
+    assert_eq!(play.active().len(), 1);
+    assert_eq!(play.status().failed, None);
+}
+
+#[test]
+fn suspending_takes_the_pods_away_without_counting_them() {
+    let mut play = Play::of(json!({"completions": 1, "parallelism": 1, "backoffLimit": 0}));
+    let suspend = |play: &mut Play, on: bool| {
+        let mut job = Object::to_value(play.cluster.view.get::<Job>(&Play::key()).unwrap());
+        job["spec"]["suspend"] = json!(on);
+        play.cluster.write(&Kind::of::<Job>(), job);
+        play.settle();
+    };
+    suspend(&mut play, true);
+    assert!(play.all().is_empty());
+    assert_eq!((play.status().start_time, play.status().failed), (None, None));
+    assert_eq!(play.conditions(), pairs(&[("Suspended", "JobSuspended")]));
+    suspend(&mut play, false);
+    assert_eq!(play.active().len(), 1);
+    assert!(play.status().start_time.is_some());
+    assert_eq!(play.events, ["Suspended", "Resumed"]);
+}
+
+#[test]
+fn a_deadline_ends_the_job() {
+    let mut play = Play::of(json!({"completions": 1, "parallelism": 1, "activeDeadlineSeconds": 5}));
+    play.wait(4);
+    assert_eq!(play.active().len(), 1);
+    play.wait(1);
+    assert!(play.active().is_empty());
+    assert_eq!(play.conditions(), pairs(&[("FailureTarget", "DeadlineExceeded"), ("Failed", "DeadlineExceeded")]));
+}
+
+#[test]
+fn a_work_queue_ends_with_its_last_pod() {
+    let mut play = Play::of(json!({"parallelism": 3}));
+    assert_eq!(play.active().len(), 3);
+    play.end(None, "Succeeded", 0);
+    assert_eq!(play.active().len(), 2, "nothing is replaced once one pod found the queue empty");
+    play.end(None, "Succeeded", 0);
+    play.end(None, "Succeeded", 0);
+    assert_eq!(play.conditions().last(), pairs(&[("Complete", "CompletionsReached")]).first());
+}

@@ -1,0 +1,36 @@
+//! `ttl-after-finished-controller`: finished Jobs go when their time to live is over (KEP-592).
+
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use machinery::api::ObjectKey;
+use machinery::runtime::driver::own_key;
+use machinery::runtime::{Action, Context, Controller, Input, Plan, Propagation, View};
+
+use crate::Settings;
+use crate::job::finished_at;
+
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "ttl-after-finished-controller",
+    account: "ttl-after-finished-controller",
+    workers: 2,
+    inputs: &[Input::of::<Job>(own_key)],
+    reconcile,
+};
+
+fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+    let Some(job) = view.get::<Job>(key).filter(|job| job.metadata.deletion_timestamp.is_none()) else {
+        return Plan::nothing();
+    };
+    let ttl =
+        job.spec.as_ref().and_then(|spec| spec.ttl_seconds_after_finished).and_then(|ttl| u64::try_from(ttl).ok());
+    let (Some(ttl), Some(finished)) = (ttl, finished_at(job)) else { return Plan::nothing() };
+    let mut plan = Plan::nothing();
+    let due = finished.saturating_add(Duration::from_secs(ttl)).unwrap_or(jiff::Timestamp::MAX);
+    if due <= context.now {
+        plan.push(Action::delete(job).propagating(Propagation::Foreground));
+    } else {
+        plan.revisit(due);
+    }
+    plan
+}
