@@ -2,4 +2,22 @@
 //! `file:///` folder that was allowed) into the blob store that the registry itself serves from, checks the layout, and
 //! has the engine compile the module at pull, so that starting a pod never compiles.
 
+pub mod blobs;
+mod layers;
+pub mod manifest;
+mod pull;
+mod push;
 pub mod reference;
+pub mod registry;
+
+pub use blobs::BlobStore;
+pub use pull::{Image, ImageError, Images, PullPolicy, RegistryAccess};
+pub use push::{PushError, Pushed, push};
+pub use registry::Credentials;
+
+/// A client for the built-in registry.
+fn client(access: &RegistryAccess) -> oci_client::Client {
+    // reqwest takes its TLS from the process; a second call finds the first one's provider, which is the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    oci_client::Client::new(pull::client_config(access))
+}

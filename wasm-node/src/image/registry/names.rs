@@ -1,0 +1,170 @@
+//! What the registry's names refer to, on disk: per repository its manifests, tags, linked blobs and referrers. Each
+//! is one small file, written durably; nothing is kept in memory, so a restart changes nothing.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::image::blobs::{BlobStore, remove_durably, write_durably};
+
+// Parts of a repository's name begin with a letter or digit, so these can't be mistaken for one.
+const MANIFESTS: &str = "_manifests";
+const TAGS: &str = "_tags";
+const BLOBS: &str = "_blobs";
+const REFERRERS: &str = "_referrers";
+
+/// One repository. Its name was checked; methods block on the disk.
+pub(super) struct Repository {
+    dir: PathBuf,
+}
+
+fn encoded(digest: &str) -> &str {
+    digest.strip_prefix("sha256:").unwrap_or(digest)
+}
+
+fn read(path: &Path) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn list(path: &Path) -> io::Result<BTreeSet<String>> {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(error),
+    };
+    let mut names = BTreeSet::new();
+    for entry in entries {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        // Unfinished writes begin with a dot.
+        if !name.starts_with('.') {
+            names.insert(name);
+        }
+    }
+    Ok(names)
+}
+
+impl Repository {
+    pub(super) fn new(store: &BlobStore, name: &str) -> Self {
+        Self { dir: store.repositories().join(name) }
+    }
+
+    /// Whether anything was ever pushed here.
+    pub(super) fn exists(&self) -> bool {
+        self.dir.join(MANIFESTS).is_dir() || self.dir.join(BLOBS).is_dir()
+    }
+
+    pub(super) fn link_blob(&self, digest: &str) -> io::Result<()> {
+        let path = self.dir.join(BLOBS).join(encoded(digest));
+        if path.exists() { Ok(()) } else { write_durably(&path, b"") }
+    }
+
+    pub(super) fn has_blob(&self, digest: &str) -> bool {
+        self.dir.join(BLOBS).join(encoded(digest)).exists() || self.dir.join(MANIFESTS).join(encoded(digest)).exists()
+    }
+
+    pub(super) fn unlink_blob(&self, digest: &str) -> io::Result<bool> {
+        remove_durably(&self.dir.join(BLOBS).join(encoded(digest)))
+    }
+
+    /// A tag's digest.
+    pub(super) fn tag(&self, tag: &str) -> io::Result<Option<String>> {
+        read(&self.dir.join(TAGS).join(tag))
+    }
+
+    pub(super) fn tags(&self) -> io::Result<BTreeSet<String>> {
+        list(&self.dir.join(TAGS))
+    }
+
+    pub(super) fn put_tag(&self, tag: &str, digest: &str) -> io::Result<()> {
+        write_durably(&self.dir.join(TAGS).join(tag), digest.as_bytes())
+    }
+
+    pub(super) fn delete_tag(&self, tag: &str) -> io::Result<bool> {
+        remove_durably(&self.dir.join(TAGS).join(tag))
+    }
+
+    /// A manifest's media type, where it belongs to this repository.
+    pub(super) fn manifest(&self, digest: &str) -> io::Result<Option<String>> {
+        read(&self.dir.join(MANIFESTS).join(encoded(digest)))
+    }
+
+    pub(super) fn put_manifest(&self, digest: &str, media_type: &str) -> io::Result<()> {
+        write_durably(&self.dir.join(MANIFESTS).join(encoded(digest)), media_type.as_bytes())
+    }
+
+    /// Removes a manifest, the tags that name it, and its entry among its subject's referrers.
+    pub(super) fn delete_manifest(&self, digest: &str, subject: Option<&str>) -> io::Result<bool> {
+        for tag in self.tags()? {
+            if self.tag(&tag)?.as_deref() == Some(digest) {
+                self.delete_tag(&tag)?;
+            }
+        }
+        if let Some(subject) = subject {
+            remove_durably(&self.dir.join(REFERRERS).join(encoded(subject)).join(encoded(digest)))?;
+        }
+        remove_durably(&self.dir.join(MANIFESTS).join(encoded(digest)))
+    }
+
+    pub(super) fn put_referrer(&self, subject: &str, digest: &str, descriptor: &Value) -> io::Result<()> {
+        let path = self.dir.join(REFERRERS).join(encoded(subject)).join(encoded(digest));
+        write_durably(&path, descriptor.to_string().as_bytes())
+    }
+
+    /// Descriptors of the manifests whose subject is `subject`.
+    pub(super) fn referrers(&self, subject: &str) -> io::Result<Vec<Value>> {
+        let dir = self.dir.join(REFERRERS).join(encoded(subject));
+        let mut all = Vec::new();
+        for name in list(&dir)? {
+            if let Some(text) = read(&dir.join(name))?
+                && let Ok(descriptor) = serde_json::from_str(&text)
+            {
+                all.push(descriptor);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Every repository that has a manifest, in order.
+pub(super) fn catalog(store: &BlobStore) -> io::Result<BTreeSet<String>> {
+    let mut all = BTreeSet::new();
+    walk(&store.repositories(), String::new(), &mut |name, dir| {
+        if !list(&dir.join(MANIFESTS))?.is_empty() {
+            all.insert(name.to_owned());
+        }
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// Digests of all blobs and manifests that some repository refers to.
+pub(crate) fn referenced(store: &BlobStore) -> io::Result<BTreeSet<String>> {
+    let mut all = BTreeSet::new();
+    walk(&store.repositories(), String::new(), &mut |_, dir| {
+        for kind in [BLOBS, MANIFESTS] {
+            all.extend(list(&dir.join(kind))?.into_iter().map(|hex| format!("sha256:{hex}")));
+        }
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+fn walk(dir: &Path, name: String, visit: &mut dyn FnMut(&str, &Path) -> io::Result<()>) -> io::Result<()> {
+    if !name.is_empty() {
+        visit(&name, dir)?;
+    }
+    for part in list(dir)? {
+        let path = dir.join(&part);
+        // A name has at most 255 bytes, so the depth is bounded by what the router admits.
+        if !part.starts_with('_') && path.is_dir() {
+            walk(&path, if name.is_empty() { part } else { format!("{name}/{part}") }, visit)?;
+        }
+    }
+    Ok(())
+}
