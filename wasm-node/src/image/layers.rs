@@ -158,7 +158,7 @@ fn check_extended<R: Read>(archive: &mut tar::Archive<R>) -> Result<(), Refusal>
 /// Removes what lies below `path`; a subtree is one range of the ordered tree.
 fn remove_below(tree: &mut BTreeMap<Parts, Node>, path: &[String]) {
     let below: Vec<Parts> = tree
-        .range::<[String], _>(path..)
+        .range::<[String], _>((std::ops::Bound::Included(path), std::ops::Bound::Unbounded))
         .map(|(known, _)| known)
         .skip_while(|known| known.as_slice() == path)
         .take_while(|known| known.starts_with(path))
