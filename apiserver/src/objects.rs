@@ -29,11 +29,12 @@ pub(crate) mod memory {
     use super::Objects;
 
     type Key = (String, String, String, String);
+    type Revisions = BTreeMap<(String, String), u64>;
 
     /// Objects that a test put there.
     #[derive(Default)]
     pub(crate) struct Map {
-        inner: Mutex<(BTreeMap<Key, Arc<Value>>, BTreeMap<(String, String), u64>)>,
+        inner: Mutex<(BTreeMap<Key, Arc<Value>>, Revisions)>,
     }
 
     impl Map {

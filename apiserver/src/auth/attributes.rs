@@ -1,6 +1,7 @@
 //! What an authorizer is asked about, what it says, and the words of a refusal.
 
 use machinery::api::error::{ApiError, Named};
+use machinery::api::selector::go_quoted;
 
 /// One request, as authorizers see it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,7 +55,7 @@ impl Decision {
 /// Upstream's 403 for a refused request.
 #[must_use]
 pub fn forbidden(user: &str, request: &Attributes<'_>, reason: &str) -> ApiError {
-    let verb = request.verb;
+    let (user, verb) = (go_quoted(user), request.verb);
     let sentence = if request.is_resource {
         let resource = if request.subresource.is_empty() {
             request.resource.to_owned()
@@ -64,11 +65,12 @@ pub fn forbidden(user: &str, request: &Attributes<'_>, reason: &str) -> ApiError
         let scope = if request.namespace.is_empty() {
             "at the cluster scope".to_owned()
         } else {
-            format!("in the namespace {:?}", request.namespace)
+            format!("in the namespace {}", go_quoted(request.namespace))
         };
-        format!("User {user:?} cannot {verb} resource {resource:?} in API group {:?} {scope}", request.group)
+        let (resource, group) = (go_quoted(&resource), go_quoted(request.group));
+        format!("User {user} cannot {verb} resource {resource} in API group {group} {scope}")
     } else {
-        format!("User {user:?} cannot {verb} path {:?}", request.path)
+        format!("User {user} cannot {verb} path {}", go_quoted(request.path))
     };
     // As upstream: nothing in it can look like HTML.
     let mut sentence = sentence.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");

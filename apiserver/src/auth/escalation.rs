@@ -1,6 +1,7 @@
 //! Nobody grants by a role or binding what they don't hold, unless they may `escalate` or `bind`.
 
 use machinery::api::error::{ApiError, ApiResult, Named};
+use machinery::api::selector::go_quoted;
 use serde_json::Value;
 
 use super::rbac::aggregate;
@@ -72,6 +73,7 @@ impl Check<'_> {
         let (plural, namespace) = match role["kind"].as_str() {
             Some("ClusterRole") => ("clusterroles", ""),
             Some("Role") if write.plural == "rolebindings" => ("roles", write.namespace),
+            Some("Role") => return Err(ApiError::BadRequest("Namespace parameter required.".into())),
             // Not a reference that validation takes.
             _ => return Ok(()),
         };
@@ -106,8 +108,8 @@ impl Check<'_> {
             return Ok(());
         }
         let mut sentence = format!(
-            "user {:?} (groups={}) is attempting to grant RBAC permissions not currently held:\n{}",
-            self.user.name,
+            "user {} (groups={}) is attempting to grant RBAC permissions not currently held:\n{}",
+            go_quoted(&self.user.name),
             quoted_list(&self.user.groups),
             missing.join("\n")
         );

@@ -1,7 +1,8 @@
 //! Impersonation: the `Impersonate-*` headers, and who may be whom. Since v1.36 constrained modes are tried first
 //! (KEP-5284), then the `impersonate` verb as ever; the first refusal is the one that is shown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
 
 use machinery::api::error::{ApiError, ApiResult};
 
@@ -58,28 +59,60 @@ pub fn wanted(headers: &http::HeaderMap) -> ApiResult<Option<UserInfo>> {
     )))
 }
 
-/// Makes `requestor` into `wanted` for this request, or refuses.
-pub fn impersonate(
-    authorizer: &Authorizer,
-    objects: &dyn Objects,
-    requestor: &UserInfo,
-    wanted: &UserInfo,
-    request: &Attributes<'_>,
-) -> ApiResult<UserInfo> {
-    let mut refusal = None;
-    for mode in [Mode::AssociatedNode, Mode::ArbitraryNode, Mode::ServiceAccount, Mode::UserInfo, Mode::Legacy] {
-        if !mode.applies(requestor, wanted) {
-            continue;
-        }
-        let ask = Asking { authorizer, objects, requestor, mode };
-        match ask.become_wanted(wanted, request) {
-            Ok(user) => return Ok(user),
-            Err(error) => refusal = refusal.or(Some(error)),
-        }
-    }
-    // The legacy mode always applies, so there is a refusal.
-    Err(refusal.unwrap_or_else(|| forbidden(&requestor.name, request, "")))
+/// Requestors whose last successful mode is remembered.
+const REMEMBERED_MAX: usize = 10_000;
+
+/// Decides who may be whom.
+#[derive(Debug, Default)]
+pub struct Impersonator {
+    /// As upstream, the mode that last worked for a requestor is tried first: it only decides which refusal is shown.
+    last: Mutex<HashMap<String, Mode>>,
 }
+
+impl Impersonator {
+    /// Makes `requestor` into `wanted` for this request, or refuses.
+    pub fn impersonate(
+        &self,
+        authorizer: &Authorizer,
+        objects: &dyn Objects,
+        requestor: &UserInfo,
+        wanted: &UserInfo,
+        request: &Attributes<'_>,
+    ) -> ApiResult<UserInfo> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).get(&requestor.name).copied();
+        let others = MODES.into_iter().filter(|mode| last != Some(*mode));
+        let mut refusal = None;
+        for mode in last.into_iter().chain(others) {
+            if !mode.applies(requestor, wanted) {
+                continue;
+            }
+            let ask = Asking { authorizer, objects, requestor, mode };
+            match ask.become_wanted(wanted, request) {
+                Ok(user) => {
+                    if last != Some(mode) {
+                        self.remember(&requestor.name, mode);
+                    }
+                    return Ok(user);
+                }
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+        // The legacy mode always applies, so there is a refusal.
+        Err(refusal.unwrap_or_else(|| forbidden(&requestor.name, request, "")))
+    }
+
+    fn remember(&self, requestor: &str, mode: Mode) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() >= REMEMBERED_MAX {
+            last.clear();
+        }
+        last.insert(requestor.to_owned(), mode);
+    }
+}
+
+/// In the order in which they are tried.
+const MODES: [Mode; 5] =
+    [Mode::AssociatedNode, Mode::ArbitraryNode, Mode::ServiceAccount, Mode::UserInfo, Mode::Legacy];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -331,7 +364,8 @@ mod tests {
         let become_user = |name: &str, groups: &[&str]| {
             let groups = groups.iter().map(ToString::to_string).collect();
             let wanted = UserInfo { name: name.into(), groups, ..UserInfo::default() };
-            impersonate(&authorizer, &map, &admin, &wanted, &get_namespaces()).unwrap().groups
+            let by = Impersonator::default();
+            by.impersonate(&authorizer, &map, &admin, &wanted, &get_namespaces()).unwrap().groups
         };
         assert_eq!(become_user("jo", &[]), ["system:authenticated"]);
         assert_eq!(become_user("root", &["system:masters"]), ["system:masters", "system:authenticated"]);
@@ -364,16 +398,22 @@ mod tests {
             json!({"metadata": {"name": "b"},
             "roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [{"kind": "User", "name": "al"}]}),
         );
+        let by = Impersonator::default();
         let ask = |requestor: &str, list: &[(&str, &str)]| {
             let wanted = wanted(&headers(list)).unwrap().unwrap();
             let requestor = UserInfo::component(requestor, None);
-            impersonate(&authorizer, &map, &requestor, &wanted, &get_namespaces())
+            by.impersonate(&authorizer, &map, &requestor, &wanted, &get_namespaces())
         };
         assert_eq!(ask("al", &[("impersonate-user", "jo")]).unwrap().groups, ["system:authenticated"]);
         assert!(ask("al", &[("impersonate-user", "jo"), ("impersonate-group", "dev")]).is_ok());
         assert!(ask("al", &[("impersonate-user", "jo"), ("impersonate-group", "ops")]).is_err());
         assert!(ask("al", &[("impersonate-user", "jo"), ("impersonate-uid", "a")]).is_err());
         assert!(ask("al", &[("impersonate-user", "jo"), ("impersonate-extra-a", "a")]).is_err());
+        assert_eq!(
+            ask("al", &[("impersonate-user", "bo")]).unwrap_err().status().message,
+            "users \"bo\" is forbidden: User \"al\" cannot impersonate resource \"users\" in API group \"\" at the cluster \
+             scope"
+        );
         assert_eq!(
             ask("bo", &[("impersonate-user", "jo")]).unwrap_err().status().message,
             "namespaces is forbidden: User \"bo\" cannot impersonate-on:user-info:list resource \"namespaces\" in API \

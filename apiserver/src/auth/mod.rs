@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 pub use attributes::{Attributes, Decision};
 pub use authenticate::{Authenticator, Credentials};
 pub use authorize::Authorizer;
+pub use impersonate::Impersonator;
 
 /// The group that may do everything; its members skip all checks.
 pub const MASTERS: &str = "system:masters";
@@ -77,6 +78,14 @@ impl UserInfo {
         let mut groups: Vec<String> = group.map(str::to_owned).into_iter().collect();
         groups.push(AUTHENTICATED.into());
         Self { name: name.into(), groups, ..Self::default() }
+    }
+
+    /// A service account, as code of this process acts in its name.
+    #[must_use]
+    pub fn service_account(namespace: &str, name: &str) -> Self {
+        let mut groups = service_account_groups(namespace);
+        groups.push(AUTHENTICATED.into());
+        Self { name: service_account_user(namespace, name), groups, ..Self::default() }
     }
 
     /// Whether the user is in a group.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use machinery::api::error::{ApiError, ApiResult, Cause, Named};
 use machinery::api::names::TOKEN_ISSUER;
+use machinery::api::selector::{go_quoted, label_key_problems};
 use serde_json::{Map, Value, json};
 
 use super::authenticate::with_group;
@@ -251,7 +252,8 @@ fn access_review_causes(body: &Value, whose: Whose) -> Vec<Cause> {
     }
     for selector in ["fieldSelector", "labelSelector"] {
         if resource[selector].is_object() {
-            selector_causes(&resource[selector], &format!("spec.resourceAttributes.{selector}"), &mut causes);
+            let at = format!("spec.resourceAttributes.{selector}");
+            selector_causes(&resource[selector], &at, selector == "labelSelector", &mut causes);
         }
     }
     let said = |metadata: &Value| {
@@ -284,7 +286,7 @@ fn access_review_causes(body: &Value, whose: Whose) -> Vec<Cause> {
     causes
 }
 
-fn selector_causes(selector: &Value, at: &str, causes: &mut Vec<Cause>) {
+fn selector_causes(selector: &Value, at: &str, labels: bool, causes: &mut Vec<Cause>) {
     let raw = selector["rawSelector"].as_str().unwrap_or_default();
     let requirements = selector["requirements"].as_array().map(Vec::as_slice).unwrap_or_default();
     if !raw.is_empty() && !requirements.is_empty() {
@@ -297,7 +299,8 @@ fn selector_causes(selector: &Value, at: &str, causes: &mut Vec<Cause>) {
     }
     for (index, requirement) in requirements.iter().enumerate() {
         let at = format!("{at}.requirements[{index}]");
-        if requirement["key"].as_str().unwrap_or_default().is_empty() {
+        let no_key = requirement["key"].as_str().unwrap_or_default().is_empty();
+        if !labels && no_key {
             causes.push(cause("FieldValueRequired", &format!("{at}.key"), "Required value: must be specified".into()));
         }
         let values = requirement["values"].as_array().is_some_and(|values| !values.is_empty());
@@ -313,6 +316,11 @@ fn selector_causes(selector: &Value, at: &str, causes: &mut Vec<Cause>) {
                 "Forbidden: may not be specified when `operator` is 'Exists' or 'DoesNotExist'".into(),
             )),
             _ => {}
+        }
+        let (key, key_at) = (requirement["key"].as_str().unwrap_or_default(), format!("{at}.key"));
+        if labels {
+            let value = go_quoted(key);
+            causes.extend(label_key_problems(key).iter().map(|why| invalid(&key_at, &value, why)));
         }
     }
 }

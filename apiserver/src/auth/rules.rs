@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use machinery::api::selector::go_quoted;
 use serde_json::{Value, json};
 
 use super::Attributes;
@@ -141,7 +142,7 @@ impl Rule {
 /// `["a" "b"]`.
 #[must_use]
 pub fn quoted_list(list: &[String]) -> String {
-    let quoted: Vec<String> = list.iter().map(|s| format!("{s:?}")).collect();
+    let quoted: Vec<String> = list.iter().map(|s| go_quoted(s)).collect();
     format!("[{}]", quoted.join(" "))
 }
 

@@ -22,23 +22,6 @@ static DEFAULTS: LazyLock<Vec<Value>> =
 /// `false` on a default role or binding keeps us from mending it.
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
-/// Upstream's roles of the controllers that we have. Upstream runs each as a service account of its own; ours are one user,
-/// which so gets the same permissions and no more.
-const CONTROLLER_ROLES: [&str; 12] = [
-    "clusterrole-aggregation-controller",
-    "deployment-controller",
-    "endpointslice-controller",
-    "generic-garbage-collector",
-    "job-controller",
-    "namespace-controller",
-    "node-controller",
-    "pod-garbage-collector",
-    "replicaset-controller",
-    "root-ca-cert-publisher",
-    "service-account-controller",
-    "ttl-after-finished-controller",
-];
-
 /// What the objects depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
@@ -121,7 +104,6 @@ pub fn node_rules() -> Vec<Rule> {
 #[must_use]
 pub fn desired(cluster: &Cluster) -> Vec<Desired> {
     let mut desired: Vec<Desired> = DEFAULTS.iter().filter_map(of_defaults).collect();
-    desired.extend(CONTROLLER_ROLES.iter().map(|name| controller_binding(name)));
     desired.push(Desired {
         group: "node.k8s.io",
         plural: "runtimeclasses",
@@ -188,23 +170,6 @@ fn of_defaults(object: &Value) -> Option<Desired> {
         _ => return None,
     };
     Some(Desired { group, plural, object: object.clone(), keep })
-}
-
-fn controller_binding(controller: &str) -> Desired {
-    let object = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {
-            "annotations": {AUTOUPDATE: "true"},
-            "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
-            "name": format!("coracle:{controller}"),
-        },
-        "roleRef": {
-            "apiGroup": RBAC_GROUP, "kind": "ClusterRole", "name": format!("system:controller:{controller}"),
-        },
-        "subjects": [{"apiGroup": RBAC_GROUP, "kind": "User", "name": "system:kube-controller-manager"}],
-    });
-    Desired { group: RBAC_GROUP, plural: "clusterrolebindings", object, keep: Keep::Binding }
 }
 
 /// Where extension API servers learn whose client certificates count.
@@ -403,22 +368,23 @@ mod tests {
             };
             authorizer.authorize(&objects, &UserInfo::component(user, group), &request).allowed
         };
-        let controllers = "system:kube-controller-manager";
-        for (verb, api, resource) in [
-            ("create", "", "pods"),
-            ("create", "apps", "replicasets"),
-            ("update", "apps", "deployments/status"),
-            ("patch", "batch", "jobs/status"),
-            ("update", "", "namespaces/finalize"),
-            ("patch", "", "nodes"),
-            ("create", "", "configmaps"),
-            ("create", "discovery.k8s.io", "endpointslices"),
-            ("escalate", RBAC_GROUP, "clusterroles"),
-            ("deletecollection", "", "pods"),
+        for (controller, verb, api, resource) in [
+            ("replicaset-controller", "create", "", "pods"),
+            ("deployment-controller", "create", "apps", "replicasets"),
+            ("deployment-controller", "update", "apps", "deployments/status"),
+            ("job-controller", "update", "batch", "jobs/status"),
+            ("namespace-controller", "update", "", "namespaces/finalize"),
+            ("namespace-controller", "deletecollection", "", "pods"),
+            ("node-controller", "patch", "", "nodes"),
+            ("root-ca-cert-publisher", "create", "", "configmaps"),
+            ("endpointslice-controller", "create", "discovery.k8s.io", "endpointslices"),
+            ("clusterrole-aggregation-controller", "escalate", RBAC_GROUP, "clusterroles"),
         ] {
-            assert!(may(controllers, None, verb, api, resource), "{verb} {resource}");
+            let user = UserInfo::service_account("kube-system", controller).name;
+            assert!(may(&user, None, verb, api, resource), "{verb} {resource}");
         }
-        assert!(!may(controllers, None, "create", RBAC_GROUP, "clusterrolebindings"));
+        assert!(may("system:kube-controller-manager", None, "watch", "apps", "deployments"));
+        assert!(!may("system:kube-controller-manager", None, "create", "", "pods"));
         assert!(may("system:kube-scheduler", None, "create", "", "pods/binding"));
         assert!(may("system:kube-proxy", None, "watch", "discovery.k8s.io", "endpointslices"));
         assert!(may("system:node:n1", Some(crate::auth::NODES), "create", "", "events"));
