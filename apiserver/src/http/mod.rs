@@ -1,1 +1,3 @@
 //! HTTP: router, request info, negotiation, discovery, OpenAPI, streaming.
+
+pub mod openapi;

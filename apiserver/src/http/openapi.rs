@@ -1,0 +1,554 @@
+//! OpenAPI v3 out of the two tables (types and resources): an index, and a document for each group and version, as
+//! kubectl needs them for apply, create, diff, edit and explain.
+//!
+//! Documents are built when asked for and not kept: clients cache them by the hash in the index, and all of them at once
+//! would be some of the largest things in memory. Descriptions are short ones of our own.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha512};
+
+use crate::resources::{Row, SubKind, TABLE, Verb};
+use crate::schema::{Field, Kind, ListType, Type, table};
+
+/// The version of Kubernetes' API that is described.
+const VERSION: &str = "1.36";
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
+const MEDIA_TYPES: [&str; 3] = ["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
+
+/// `/openapi/v3`: every document's path and hash.
+#[must_use]
+pub fn index() -> Bytes {
+    let paths: Map<String, Value> = groups()
+        .into_iter()
+        .map(|(group, version)| {
+            let path = path_of(group, version);
+            let url = format!("/openapi/v3/{path}?hash={}", hash_of(group, version));
+            (path, json!({ "serverRelativeURL": url }))
+        })
+        .collect();
+    json!({ "paths": paths }).to_string().into()
+}
+
+/// `/openapi/v3/<path>`, for `api/v1`, `apis/apps/v1` and so on.
+#[must_use]
+pub fn document(path: &str) -> Option<Bytes> {
+    let (group, version) = groups().into_iter().find(|(group, version)| path_of(group, version) == path)?;
+    serde_json::to_vec(&build(group, version)).ok().map(Bytes::from)
+}
+
+/// The hash of a document, without building it: the `hash` of its URL in the index, and its `ETag`.
+#[must_use]
+pub fn hash(path: &str) -> Option<String> {
+    groups().into_iter().find(|(g, v)| path_of(g, v) == path).map(|(group, version)| hash_of(group, version))
+}
+
+/// Of all that a document is made of.
+fn hash_of(group: &str, version: &str) -> String {
+    let mut digest = Sha512::new();
+    digest.update(env!("CARGO_PKG_VERSION"));
+    digest.update(include_str!("openapi.rs"));
+    digest.update(include_str!("../schema/types.txt"));
+    for row in rows(group, version) {
+        digest.update(format!("{} {} {:?} {:?}\n", row.plural, row.schema, row.verbs, row.subresources));
+    }
+    digest.update(path_of(group, version));
+    hex::encode_upper(digest.finalize())
+}
+
+fn groups() -> BTreeSet<(&'static str, &'static str)> {
+    TABLE.iter().map(|row| (row.group, row.version)).collect()
+}
+
+fn rows(group: &str, version: &str) -> impl Iterator<Item = &'static Row> {
+    TABLE.iter().copied().filter(move |row| row.group == group && row.version == version)
+}
+
+fn path_of(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+}
+
+fn build(group: &str, version: &str) -> Value {
+    let root = format!("/{}", path_of(group, version));
+    let tag =
+        format!("{}_{version}", if group.is_empty() { "core" } else { group.split('.').next().unwrap_or_default() });
+    let mut paths = Map::new();
+    let mut wanted: BTreeSet<String> = ["DeleteOptions", "Status", "APIResourceList", "WatchEvent", "Patch"]
+        .iter()
+        .map(|name| format!("{META}{name}"))
+        .collect();
+    let discovery = json!({ "tags": [tag], "description": "the group's resources", "operationId": format!("get{}APIResources", id(&tag)),
+        "responses": answers(&format!("{META}APIResourceList"), "200") });
+    paths.insert(format!("{root}/"), json!({ "get": discovery }));
+    for row in rows(group, version) {
+        wanted.insert(row.schema.into());
+        if table().by_name(&list_of(row)).is_some() {
+            wanted.insert(list_of(row));
+        }
+        describe_row(row, &root, &tag, &mut paths, &mut wanted);
+    }
+    json!({
+        "openapi": "3.0.0",
+        "info": { "title": "Kubernetes", "version": VERSION },
+        "paths": paths,
+        "components": {
+            "schemas": schemas(&wanted),
+            "securitySchemes": { "BearerToken": { "type": "apiKey", "name": "authorization", "in": "header" } },
+        },
+    })
+}
+
+fn list_of(row: &Row) -> String {
+    format!("{}List", row.schema)
+}
+
+/// `apps_v1` becomes `AppsV1`.
+fn id(tag: &str) -> String {
+    tag.split(['_', '.']).map(capital).collect()
+}
+
+fn capital(word: &str) -> String {
+    let mut characters = word.chars();
+    characters.next().map(|c| c.to_uppercase().chain(characters).collect()).unwrap_or_default()
+}
+
+fn reference(type_name: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{type_name}") })
+}
+
+fn content(type_name: &str) -> Value {
+    MEDIA_TYPES
+        .iter()
+        .map(|media| ((*media).to_owned(), json!({ "schema": reference(type_name) })))
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+fn answers(type_name: &str, code: &str) -> Value {
+    let (ok, refused) =
+        (json!({ "description": "OK", "content": content(type_name) }), json!({ "description": "Unauthorized" }));
+    json!({ code: ok, "401": refused })
+}
+
+fn query(names: &[(&str, &str)]) -> Vec<Value> {
+    names
+        .iter()
+        .map(|(name, kind)| json!({ "name": name, "in": "query", "schema": { "type": kind, "uniqueItems": true } }))
+        .collect()
+}
+
+const WRITE: &[(&str, &str)] = &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
+const DELETE: &[(&str, &str)] = &[
+    ("dryRun", "string"),
+    ("gracePeriodSeconds", "integer"),
+    ("orphanDependents", "boolean"),
+    ("propagationPolicy", "string"),
+];
+const LIST: &[(&str, &str)] = &[
+    ("allowWatchBookmarks", "boolean"),
+    ("continue", "string"),
+    ("fieldSelector", "string"),
+    ("labelSelector", "string"),
+    ("limit", "integer"),
+    ("resourceVersion", "string"),
+    ("resourceVersionMatch", "string"),
+    ("sendInitialEvents", "boolean"),
+    ("timeoutSeconds", "integer"),
+    ("watch", "boolean"),
+];
+const LOG: &[(&str, &str)] = &[
+    ("container", "string"),
+    ("follow", "boolean"),
+    ("limitBytes", "integer"),
+    ("previous", "boolean"),
+    ("sinceSeconds", "integer"),
+    ("tailLines", "integer"),
+    ("timestamps", "boolean"),
+];
+
+/// One operation's method and description.
+struct Operation<'a> {
+    verb: Verb,
+    /// Of the body and the answer.
+    type_name: &'a str,
+    /// Group, version and kind.
+    of: (&'a str, &'a str, &'a str),
+}
+
+impl Operation<'_> {
+    fn method(&self) -> &'static str {
+        match self.verb {
+            Verb::Create => "post",
+            Verb::Delete | Verb::DeleteCollection => "delete",
+            Verb::Get | Verb::List | Verb::Watch => "get",
+            Verb::Patch => "patch",
+            Verb::Update => "put",
+        }
+    }
+
+    fn describe(&self, row: &Row, tag: &str, subresource: &str) -> Value {
+        let (action, answer) = match self.verb {
+            Verb::Create => ("post", self.type_name.to_owned()),
+            Verb::Update => ("put", self.type_name.to_owned()),
+            Verb::Patch => ("patch", self.type_name.to_owned()),
+            Verb::Get | Verb::Watch => ("get", self.type_name.to_owned()),
+            Verb::List => ("list", list_of(row)),
+            Verb::Delete => ("delete", format!("{META}Status")),
+            Verb::DeleteCollection => ("deletecollection", format!("{META}Status")),
+        };
+        let scope = if row.namespaced { "Namespaced" } else { "" };
+        let name = format!("{}{}{scope}{}{}", self.verb.as_str(), id(tag), row.kind, capital(subresource));
+        let mut operation = json!({
+            "tags": [tag],
+            "operationId": name,
+            "x-kubernetes-action": action,
+            "x-kubernetes-group-version-kind": { "group": self.of.0, "version": self.of.1, "kind": self.of.2 },
+            "responses": answers(&answer, if self.verb == Verb::Create { "201" } else { "200" }),
+        });
+        let (parameters, body) = match self.verb {
+            Verb::Create | Verb::Update => {
+                (query(WRITE), Some(json!({ "content": content(self.type_name), "required": true })))
+            }
+            Verb::Patch => {
+                let patch = json!({ "schema": reference(&format!("{META}Patch")) });
+                let body = json!({
+                    "application/json-patch+json": patch,
+                    "application/merge-patch+json": patch,
+                    "application/strategic-merge-patch+json": patch,
+                });
+                (query(WRITE), Some(json!({ "content": body, "required": true })))
+            }
+            Verb::Delete => (query(DELETE), Some(json!({ "content": content(&format!("{META}DeleteOptions")) }))),
+            Verb::DeleteCollection => {
+                let all = [DELETE, &LIST[1..8]].concat();
+                (query(&all), Some(json!({ "content": content(&format!("{META}DeleteOptions")) })))
+            }
+            Verb::List => (query(LIST), None),
+            Verb::Get if subresource == "log" => (query(LOG), None),
+            Verb::Get | Verb::Watch => (Vec::new(), None),
+        };
+        if !parameters.is_empty() {
+            operation["parameters"] = parameters.into();
+        }
+        if let Some(body) = body {
+            operation["requestBody"] = body;
+        }
+        if subresource == "log" {
+            operation["responses"] = json!({ "200": { "description": "OK", "content": { "text/plain": { "schema": { "type": "string" } } } } });
+        }
+        operation
+    }
+}
+
+fn in_path(name: &str, row: &Row) -> Value {
+    let description =
+        if name == "name" { format!("name of the {}", row.kind) } else { "the object's namespace".to_owned() };
+    json!({ "name": name, "in": "path", "required": true, "description": description, "schema": { "type": "string", "uniqueItems": true } })
+}
+
+fn describe_row(row: &Row, root: &str, tag: &str, paths: &mut Map<String, Value>, wanted: &mut BTreeSet<String>) {
+    let within = if row.namespaced {
+        format!("{root}/namespaces/{{namespace}}/{}", row.plural)
+    } else {
+        format!("{root}/{}", row.plural)
+    };
+    let own = |verb: &Verb| Operation { verb: *verb, type_name: row.schema, of: (row.group, row.version, row.kind) };
+    let mut put = |path: String, operations: &mut dyn Iterator<Item = Operation<'_>>, subresource: &str| {
+        let mut item = Map::new();
+        for operation in operations {
+            item.insert(operation.method().into(), operation.describe(row, tag, subresource));
+        }
+        if item.is_empty() {
+            return;
+        }
+        let mut parameters = Vec::new();
+        for name in ["name", "namespace"] {
+            if path.contains(&format!("{{{name}}}")) {
+                parameters.push(in_path(name, row));
+            }
+        }
+        parameters.extend(query(&[("pretty", "string")]));
+        item.insert("parameters".into(), parameters.into());
+        paths.insert(path, item.into());
+    };
+    let collection = |verb: &&Verb| matches!(verb, Verb::Create | Verb::List | Verb::DeleteCollection);
+    let single = |verb: &&Verb| matches!(verb, Verb::Get | Verb::Update | Verb::Patch | Verb::Delete);
+    put(within.clone(), &mut row.verbs.iter().filter(collection).map(own), "");
+    put(format!("{within}/{{name}}"), &mut row.verbs.iter().filter(single).map(own), "");
+    if row.namespaced {
+        put(format!("{root}/{}", row.plural), &mut row.verbs.iter().filter(|v| **v == Verb::List).map(own), "");
+    }
+    for sub in row.subresources {
+        let of = match sub.what {
+            SubKind::Log => (row.group, row.version, row.kind),
+            _ => sub.body.unwrap_or((row.group, row.version, row.kind)),
+        };
+        let type_name = table().of_kind(of.0, of.1, of.2).unwrap_or(row.schema);
+        wanted.insert(type_name.into());
+        let operation = |verb: &Verb| Operation { verb: *verb, type_name, of };
+        put(format!("{within}/{{name}}/{}", sub.name), &mut sub.verbs.iter().map(operation), sub.name);
+    }
+}
+
+/// The schemas of the types and of all that they refer to.
+fn schemas(wanted: &BTreeSet<String>) -> Value {
+    fn refer(kind: &Kind, todo: &mut Vec<&'static str>) {
+        match kind {
+            Kind::Object(id) => todo.push(&table().get(*id).name),
+            Kind::List(inner) | Kind::Map(inner) => refer(inner, todo),
+            Kind::Quantity => todo.push(QUANTITY),
+            Kind::Time => todo.push(TIME),
+            Kind::MicroTime => todo.push(MICRO_TIME),
+            Kind::IntOrString => todo.push(INT_OR_STRING),
+            Kind::Any => todo.extend([FIELDS, RAW]),
+            _ => {}
+        }
+    }
+    let mut todo: Vec<&'static str> =
+        wanted.iter().filter_map(|name| table().by_name(name)).map(|found| &*found.name).collect();
+    let mut out = Map::new();
+    while let Some(name) = todo.pop() {
+        if out.contains_key(name) {
+            continue;
+        }
+        let Some(found) = table().by_name(name) else { continue };
+        out.insert(name.into(), schema(found));
+        for field in &found.fields {
+            refer(&field.kind, &mut todo);
+        }
+    }
+    out.into()
+}
+
+const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
+const TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Time";
+const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
+const FIELDS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
+const RAW: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
+const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
+
+fn schema(found: &Type) -> Value {
+    let mut out = match &*found.name {
+        QUANTITY => {
+            json!({ "description": "A number with a suffix: 500m, 64Mi, 2.", "oneOf": [{ "type": "string" }, { "type": "number" }] })
+        }
+        TIME | MICRO_TIME => json!({ "description": "A time in RFC 3339.", "type": "string", "format": "date-time" }),
+        INT_OR_STRING => {
+            json!({ "description": "A number or a text.", "format": "int-or-string", "oneOf": [{ "type": "integer" }, { "type": "string" }] })
+        }
+        _ if found.scalar.is_some() => json!({ "description": "Any object.", "type": "object" }),
+        _ => {
+            let mut properties = Map::new();
+            for field in &found.fields {
+                properties.insert(field.name.into(), property(field));
+            }
+            json!({ "description": about_type(found), "type": "object", "properties": properties })
+        }
+    };
+    let required: Vec<&str> = found.fields.iter().filter(|f| f.required).map(|f| f.name).collect();
+    if !required.is_empty() {
+        out["required"] = json!(required);
+    }
+    if found.atomic {
+        out["x-kubernetes-map-type"] = "atomic".into();
+    }
+    let kinds: Vec<Value> = table()
+        .kinds
+        .iter()
+        .filter(|k| *k.type_name == *found.name)
+        .map(|k| json!({ "group": k.group, "version": k.version, "kind": k.kind }))
+        .collect();
+    if !kinds.is_empty() {
+        out["x-kubernetes-group-version-kind"] = kinds.into();
+    }
+    out
+}
+
+fn shape(kind: &Kind, pointer: bool) -> Value {
+    let referred = |name: &str| {
+        if pointer {
+            json!({ "allOf": [reference(name)] })
+        } else {
+            json!({ "allOf": [reference(name)], "default": {} })
+        }
+    };
+    match kind {
+        Kind::String => json!({ "type": "string" }),
+        Kind::Bool => json!({ "type": "boolean" }),
+        Kind::Int32 => json!({ "type": "integer", "format": "int32" }),
+        Kind::Int64 => json!({ "type": "integer", "format": "int64" }),
+        Kind::Double => json!({ "type": "number", "format": "double" }),
+        Kind::Bytes => json!({ "type": "string", "format": "byte" }),
+        Kind::Quantity => json!({ "allOf": [reference(QUANTITY)] }),
+        Kind::Time => json!({ "allOf": [reference(TIME)] }),
+        Kind::MicroTime => json!({ "allOf": [reference(MICRO_TIME)] }),
+        Kind::IntOrString => json!({ "allOf": [reference(INT_OR_STRING)] }),
+        Kind::Any => json!({ "type": "object" }),
+        Kind::Object(id) => referred(&table().get(*id).name),
+        Kind::List(inner) => json!({ "type": "array", "items": element(inner) }),
+        Kind::Map(inner) => json!({ "type": "object", "additionalProperties": element(inner) }),
+    }
+}
+
+fn element(kind: &Kind) -> Value {
+    let mut out = match kind {
+        Kind::Quantity => reference(QUANTITY),
+        other => shape(other, false),
+    };
+    if matches!(kind, Kind::String) {
+        out["default"] = "".into();
+    }
+    out
+}
+
+fn property(field: &Field) -> Value {
+    let mut out = match (&field.kind, field.wire.as_deref()) {
+        (Kind::Any, None) => json!({ "allOf": [reference(RAW)] }),
+        (Kind::Any, Some(wire)) if wire.ends_with(".FieldsV1") => json!({ "allOf": [reference(FIELDS)] }),
+        (kind, _) => shape(kind, field.pointer),
+    };
+    if let Some(map) = out.as_object_mut() {
+        map.insert("description".into(), about_field(field.name).into());
+    }
+    let holder = match (&field.kind, out.get("items").is_some()) {
+        (Kind::List(_), true) => &mut out["items"],
+        _ => &mut out,
+    };
+    if !field.enumeration.is_empty() {
+        holder["enum"] = json!(field.enumeration);
+    }
+    if let Some(default) = &field.default {
+        out["default"] = default.clone();
+    }
+    if !field.keys.is_empty() {
+        out["x-kubernetes-list-map-keys"] = json!(field.keys);
+    }
+    match field.list {
+        ListType::Unsaid => {}
+        ListType::Atomic => out["x-kubernetes-list-type"] = "atomic".into(),
+        ListType::Set => out["x-kubernetes-list-type"] = "set".into(),
+        ListType::Map => out["x-kubernetes-list-type"] = "map".into(),
+    }
+    if field.atomic {
+        out["x-kubernetes-map-type"] = "atomic".into();
+    }
+    if let Some(key) = field.merge_key {
+        out["x-kubernetes-patch-merge-key"] = key.into();
+    }
+    let strategies: Vec<&str> =
+        [(field.merges, "merge"), (field.replaces, "replace"), (field.retains_keys, "retainKeys")]
+            .into_iter()
+            .filter_map(|(applies, name)| applies.then_some(name))
+            .collect();
+    if !strategies.is_empty() {
+        out["x-kubernetes-patch-strategy"] = strategies.join(",").into();
+    }
+    out
+}
+
+fn about_type(found: &Type) -> String {
+    let mut parts = found.name.rsplit('.');
+    let (name, version) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    match name.strip_suffix("List") {
+        Some(of) if found.field("items").is_some() => format!("A list of {of} objects ({version})."),
+        _ => format!("{name} ({version})."),
+    }
+}
+
+/// What fields of that name are in every kind; empty for others.
+fn about_field(name: &str) -> &'static str {
+    match name {
+        "apiVersion" => "The API group and version that the object is written in.",
+        "kind" => "The kind of the object.",
+        "metadata" => "Name, labels, annotations and what the server keeps about the object.",
+        "spec" => "What is wanted.",
+        "status" => "What was last observed; written by the system.",
+        "items" => "The elements.",
+        "labels" => "Keys and values to select by.",
+        "annotations" => "Keys and values that are not selected by.",
+        "selector" => "Which objects are meant, by their labels.",
+        "template" => "What new objects look like.",
+        "replicas" => "How many are wanted.",
+        "containers" => "What runs in the pod.",
+        "image" => "Where the module or component is pulled from.",
+        "env" => "Environment variables.",
+        "ports" => "Network ports.",
+        "resources" => "Requested and allowed compute resources.",
+        "maxSurge" => "How many more than wanted may exist during an update: a number or a percentage.",
+        "maxUnavailable" => "How many may be missing during an update: a number or a percentage.",
+        "strategy" => "How old pods are replaced by new ones.",
+        "rollingUpdate" => "Bounds of a rolling update.",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(path: &str) -> Value {
+        serde_json::from_slice(&document(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_row_is_described_and_every_reference_resolves() {
+        let index: Value = serde_json::from_slice(&index()).unwrap();
+        for (path, entry) in index["paths"].as_object().unwrap() {
+            let document = read(path);
+            let schemas = document["components"]["schemas"].as_object().unwrap();
+            assert!(entry["serverRelativeURL"].as_str().unwrap().ends_with(&hash(path).unwrap()));
+            for part in document.to_string().split("#/components/schemas/").skip(1) {
+                assert!(schemas.contains_key(part.split('"').next().unwrap()), "{path}: {}", &part[..60]);
+            }
+        }
+        for row in TABLE {
+            let document = read(&path_of(row.group, row.version));
+            let of_kind =
+                document["components"]["schemas"][row.schema]["x-kubernetes-group-version-kind"].as_array().unwrap();
+            assert!(of_kind.iter().any(|k| k["kind"] == row.kind), "{}", row.kind);
+            if row.verbs.contains(&Verb::Patch) {
+                // What kubectl looks for before it sends fieldValidation.
+                let patches = document["paths"].as_object().unwrap().values().filter_map(|item| item.get("patch"));
+                let found = patches.filter(|p| p["x-kubernetes-group-version-kind"]["kind"] == row.kind).any(|p| {
+                    p["parameters"]
+                        .as_array()
+                        .unwrap()
+                        .iter()
+                        .any(|q| q["name"] == "fieldValidation" && q["in"] == "query")
+                });
+                assert!(found, "{}", row.kind);
+            }
+        }
+        assert!(document("api/v2").is_none() && document("").is_none());
+    }
+
+    #[test]
+    fn extensions_are_as_recorded_from_upstream() {
+        let core = read("api/v1");
+        let schemas = &core["components"]["schemas"];
+        let pod = &schemas["io.k8s.api.core.v1.PodSpec"];
+        assert_eq!(core["openapi"], "3.0.0");
+        assert_eq!(pod["required"], json!(["containers"]));
+        let containers = &pod["properties"]["containers"];
+        assert_eq!(
+            (
+                &containers["x-kubernetes-patch-merge-key"],
+                &containers["x-kubernetes-patch-strategy"],
+                &containers["x-kubernetes-list-type"],
+                &containers["x-kubernetes-list-map-keys"]
+            ),
+            (&json!("name"), &json!("merge"), &json!("map"), &json!(["name"]))
+        );
+        assert_eq!(pod["properties"]["tolerations"]["x-kubernetes-list-type"], "atomic");
+        assert_eq!(pod["properties"]["nodeSelector"]["x-kubernetes-map-type"], "atomic");
+        assert_eq!(schemas["io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector"]["x-kubernetes-map-type"], "atomic");
+        assert_eq!(schemas[QUANTITY]["oneOf"], json!([{"type": "string"}, {"type": "number"}]));
+        assert_eq!(schemas["io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1"]["type"], "object");
+        assert_eq!(
+            schemas["io.k8s.api.core.v1.ConfigMap"]["properties"]["binaryData"]["additionalProperties"]["format"],
+            "byte"
+        );
+    }
+}
