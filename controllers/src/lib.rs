@@ -7,12 +7,16 @@
 //! Absent on purpose: waiting, clients, clocks and memory between two decisions.
 
 mod deployment;
+mod endpointslice;
 mod garbage_collector;
 mod job;
+mod namespace;
 mod pods;
 mod replicaset;
 mod root_ca;
 mod serviceaccount;
+#[cfg(test)]
+mod table_tests;
 mod ttl_after_finished;
 
 use std::fmt;
@@ -30,8 +34,10 @@ use tokio_util::sync::CancellationToken;
 /// All controllers, by upstream's names. Their order means nothing.
 pub static CONTROLLERS: &[Controller<Settings>] = &[
     deployment::CONTROLLER,
+    endpointslice::CONTROLLER,
     garbage_collector::CONTROLLER,
     job::CONTROLLER,
+    namespace::CONTROLLER,
     replicaset::CONTROLLER,
     root_ca::CONTROLLER,
     serviceaccount::CONTROLLER,

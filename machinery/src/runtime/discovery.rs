@@ -83,7 +83,8 @@ fn add(found: &mut Found, groups: Groups) {
         let mut seen = BTreeSet::new();
         for version in group.versions {
             if version.freshness == "Stale" {
-                found.failed.insert(name.clone(), format!("stale GroupVersion discovery: {name}/{}", version.version));
+                let version = format!("{name}/{}", version.version);
+                found.failed.insert(name.clone(), format!("{version}: stale GroupVersion discovery: {version}"));
             }
             for served in version.resources {
                 let verbs = ["list", "watch", "delete"];

@@ -1,4 +1,5 @@
-//! Label selectors as objects carry them (`metav1.LabelSelector`), matched against labels.
+//! Typed label selectors (`metav1.LabelSelector` of k8s-openapi) matched against labels, without parsing them first;
+//! `api::selector` is for those that stand in requests.
 
 use std::collections::BTreeMap;
 

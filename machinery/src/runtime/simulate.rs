@@ -92,7 +92,13 @@ impl Simulation {
                     return vec![format!("{} {key} conflicts", kind.resource())];
                 }
                 let merged = match subresource {
-                    Some("status") => with(old, "status", object["status"].clone()),
+                    // As upstream: annotations come along, labels and spec don't.
+                    Some("status") => {
+                        let mut merged = with(old, "status", object["status"].clone());
+                        let annotations = object["metadata"]["annotations"].clone();
+                        merged["metadata"] = with(merged["metadata"].take(), "annotations", annotations);
+                        merged
+                    }
                     _ => with(object, "status", old["status"].clone()),
                 };
                 self.write(&kind, merged);

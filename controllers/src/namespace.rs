@@ -1,0 +1,189 @@
+//! `namespace-controller`: empties a namespace that is being deleted, pods first, and lets it go when nothing is left.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, Namespace, NamespaceCondition, NamespaceStatus, Pod};
+use machinery::api::ObjectKey;
+use machinery::runtime::driver::own_key;
+use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Plan, View, value_of};
+
+use crate::Settings;
+use crate::pods;
+
+/// The finalizer that this controller removes, from `spec.finalizers`.
+const FINALIZER: &str = "kubernetes";
+/// How long the conditions wait: most namespaces are empty by then, and need none.
+const CONDITIONS_AFTER: Duration = Duration::from_secs(2);
+/// How often a namespace that doesn't get empty is looked at even if nothing changes.
+const REVISIT: Duration = Duration::from_secs(15);
+
+/// The conditions in order, with what they say when all is well.
+const CONDITIONS: [(&str, &str, &str); 5] = [
+    ("NamespaceDeletionDiscoveryFailure", "ResourcesDiscovered", "All resources successfully discovered"),
+    ("NamespaceDeletionGroupVersionParsingFailure", "ParsedGroupVersions", "All legacy kube types successfully parsed"),
+    (
+        "NamespaceDeletionContentFailure",
+        "ContentDeleted",
+        "All content successfully deleted, may be waiting on finalization",
+    ),
+    ("NamespaceContentRemaining", "ContentRemoved", "All content successfully removed"),
+    ("NamespaceFinalizersRemaining", "ContentHasNoFinalizers", "All content-preserving finalizers finished"),
+];
+
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "namespace-controller",
+    account: "namespace-controller",
+    workers: 10,
+    inputs: &[Input::of::<Namespace>(own_key), Input::of::<Pod>(its_namespace), Input::everything(its_namespace)],
+    reconcile,
+};
+
+/// The namespace of an object, if it is being deleted.
+fn its_namespace(view: &View, change: &Change) -> Vec<ObjectKey> {
+    let key = ObjectKey::cluster(&*change.key.namespace);
+    let going = view.get::<Namespace>(&key).is_some_and(|n| n.metadata.deletion_timestamp.is_some());
+    if going { vec![key] } else { Vec::new() }
+}
+
+/// What is left of one kind.
+#[derive(Default)]
+struct Left {
+    objects: usize,
+    /// Nobody has asked for their deletion yet.
+    untouched: bool,
+}
+
+fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+    let Some(namespace) = view.get::<Namespace>(key) else { return Plan::nothing() };
+    let Some(deleted_at) = namespace.metadata.deletion_timestamp.as_ref().map(|t| t.0) else { return Plan::nothing() };
+    let finalizers = namespace.spec.as_ref().and_then(|s| s.finalizers.clone()).unwrap_or_default();
+    if !finalizers.iter().any(|f| f == FINALIZER) {
+        return Plan::nothing();
+    }
+    let mut left: BTreeMap<&Kind, Left> = BTreeMap::new();
+    let mut held: BTreeMap<&str, usize> = BTreeMap::new();
+    for kind in view.kinds().filter(|kind| kind.namespaced) {
+        for metadata in view.metadata_of(kind, &key.name) {
+            let of_kind = left.entry(kind).or_default();
+            of_kind.objects += 1;
+            of_kind.untouched |= metadata.deletion_timestamp.is_none();
+            for finalizer in metadata.finalizers.iter().flatten() {
+                *held.entry(finalizer).or_default() += 1;
+            }
+        }
+    }
+    // Pods go first, so that what they use is there until they have ended.
+    let pods_left = left.contains_key(&Kind::of::<Pod>());
+    if pods_left {
+        left.retain(|kind, _| **kind == Kind::of::<Pod>());
+    }
+
+    let mut plan = Plan::nothing();
+    let settled = deleted_at.saturating_add(CONDITIONS_AFTER).unwrap_or(Timestamp::MAX);
+    if left.is_empty() && view.undiscovered.is_empty() && context.failure.is_none() {
+        plan.actions = finish(view, namespace, &key.name, &finalizers);
+        return plan;
+    }
+    if context.now >= settled {
+        // Upstream counts what is left only once the pods have gone.
+        let (left, held) = if pods_left { (BTreeMap::new(), BTreeMap::new()) } else { (counted(&left), held) };
+        plan.actions.extend(conditions(view, namespace, &left, &held, context));
+        plan.revisit_after(context.now, REVISIT);
+    } else {
+        plan.revisit(settled);
+    }
+    let untouched = left.iter().filter(|(_, of_kind)| of_kind.untouched);
+    let deletions = untouched.map(|(kind, _)| delete_all(kind, &key.name)).collect::<Vec<_>>();
+    if !deletions.is_empty() {
+        plan.push(Action::Together(deletions));
+    } else if left.is_empty() && view.undiscovered.is_empty() {
+        plan.actions.extend(finish(view, namespace, &key.name, &finalizers));
+    }
+    plan
+}
+
+fn delete_all(kind: &Kind, namespace: &str) -> Action {
+    Action::DeleteCollection { kind: kind.clone(), namespace: namespace.to_owned() }
+}
+
+fn counted<'a>(left: &BTreeMap<&'a Kind, Left>) -> BTreeMap<&'a Kind, usize> {
+    left.iter().map(|(kind, of_kind)| (*kind, of_kind.objects)).collect()
+}
+
+/// Events aren't watched: they are deleted unseen. Then the server, not the view, says whether anything is left.
+fn finish(view: &View, namespace: &Namespace, name: &str, finalizers: &[String]) -> Vec<Action> {
+    let events = Kind::of::<Event>();
+    let kinds = view.kinds().filter(|kind| kind.namespaced).chain([&events]);
+    let expect = |kind: &Kind| Action::ExpectNone { kind: kind.clone(), namespace: name.to_owned() };
+    let checks = Action::Together(kinds.map(expect).collect());
+    let mut freed = namespace.clone();
+    let rest: Vec<String> = finalizers.iter().filter(|f| *f != FINALIZER).cloned().collect();
+    freed.spec.get_or_insert_default().finalizers = Some(rest);
+    let finalize =
+        Action::Update { kind: Kind::of::<Namespace>(), object: value_of(&freed), subresource: Some("finalize") };
+    vec![delete_all(&events, name), checks, finalize]
+}
+
+fn conditions(
+    view: &View,
+    namespace: &Namespace,
+    left: &BTreeMap<&Kind, usize>,
+    held: &BTreeMap<&str, usize>,
+    context: &Context<'_, Settings>,
+) -> Option<Action> {
+    let mut bad: BTreeMap<&str, (&str, String)> = BTreeMap::new();
+    if !view.undiscovered.is_empty() {
+        let groups: Vec<&str> = view.undiscovered.values().map(String::as_str).collect();
+        let message = format!(
+            "Discovery failed for some groups, {} failing: unable to retrieve the complete list of server APIs: {}",
+            groups.len(),
+            groups.join(", ")
+        );
+        bad.insert("NamespaceDeletionDiscoveryFailure", ("DiscoveryFailed", message));
+    }
+    if let Some(failure) = context.failure.filter(|f| f.verb == "delete") {
+        let message = format!("Failed to delete all resource types, 1 remaining: {}", failure.message);
+        bad.insert("NamespaceDeletionContentFailure", ("ContentDeletionFailed", message));
+    }
+    if !left.is_empty() {
+        let mut kinds: Vec<String> =
+            left.iter().map(|(kind, n)| format!("{}.{} has {n} resource instances", kind.plural, kind.group)).collect();
+        kinds.sort();
+        let message = format!("Some resources are remaining: {}", kinds.join(", "));
+        bad.insert("NamespaceContentRemaining", ("SomeResourcesRemain", message));
+    }
+    if !held.is_empty() {
+        let finalizers: Vec<String> = held.iter().map(|(f, n)| format!("{f} in {n} resource instances")).collect();
+        let message = format!("Some content in the namespace has finalizers remaining: {}", finalizers.join(", "));
+        bad.insert("NamespaceFinalizersRemaining", ("SomeFinalizersRemain", message));
+    }
+
+    let mut status: NamespaceStatus = namespace.status.clone().unwrap_or_default();
+    status.phase = Some("Terminating".into());
+    let known = status.conditions.get_or_insert_default();
+    for (type_, good_reason, good_message) in CONDITIONS {
+        let (value, reason, message) = match bad.remove(type_) {
+            Some((reason, message)) => ("True", reason, message),
+            None => ("False", good_reason, good_message.to_owned()),
+        };
+        let condition = NamespaceCondition {
+            type_: type_.to_owned(),
+            status: value.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message),
+            last_transition_time: Some(pods::stamp(context.now)),
+        };
+        match known.iter_mut().find(|c| c.type_ == type_) {
+            None => known.push(condition),
+            Some(old) => {
+                let since = old.last_transition_time.clone().filter(|_| old.status == condition.status);
+                let since = since.or_else(|| condition.last_transition_time.clone());
+                *old = NamespaceCondition { last_transition_time: since, ..condition };
+            }
+        }
+    }
+    let changed = namespace.status.as_ref() != Some(&status);
+    changed.then(|| Action::update_status(&Namespace { status: Some(status), ..namespace.clone() }))
+}

@@ -1,0 +1,143 @@
+//! What holds for every controller: a plan, once performed, leaves nothing to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use machinery::api::ObjectKey;
+use machinery::runtime::simulate::Simulation;
+use machinery::runtime::{Context, Plan};
+use serde_json::Value;
+
+use crate::{CONTROLLERS, Settings};
+
+/// Passes over one key until there is nothing to do. Some controllers take several steps: write, look, write the status.
+const PASSES_MAX: usize = 8;
+
+/// The objects of a YAML stream.
+pub(crate) fn objects(yaml: &str) -> Vec<Value> {
+    yaml.split("\n---\n").map(|text| serde_saphyr::from_str(text).unwrap()).collect()
+}
+
+/// The instant at which all tests play.
+pub(crate) fn start() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
+/// What the tests' controllers are told.
+pub(crate) fn settings() -> Settings {
+    Settings { root_ca_pem: "a certificate".into(), ..Settings::default() }
+}
+
+/// One controller's decision.
+pub(crate) fn decide(name: &str, simulation: &Simulation, key: &ObjectKey) -> Plan {
+    let controller = CONTROLLERS.iter().find(|c| c.name == name).expect("a controller of that name");
+    let settings = settings();
+    let context = Context { now: simulation.now, settings: &settings, failure: None };
+    (controller.reconcile)(&simulation.view, key, &context)
+}
+
+/// The keys of all controllers that have something to look at.
+pub(crate) fn keys(simulation: &Simulation) -> BTreeMap<&'static str, BTreeSet<ObjectKey>> {
+    let mut keys: BTreeMap<&'static str, BTreeSet<ObjectKey>> = BTreeMap::new();
+    let changes: Vec<_> = simulation.view.as_changes().collect();
+    for controller in CONTROLLERS {
+        for change in &changes {
+            let of_change = controller.inputs.iter().flat_map(|input| input.keys(&simulation.view, change));
+            keys.entry(controller.name).or_default().extend(of_change);
+        }
+    }
+    keys
+}
+
+/// Works on all keys of all controllers until nothing is left to do.
+pub(crate) fn settle(simulation: &mut Simulation) {
+    for _ in 0..PASSES_MAX * 8 {
+        let mut idle = true;
+        for (name, keys) in keys(simulation) {
+            for key in keys {
+                let plan = decide(name, simulation, &key);
+                idle &= plan.actions.is_empty();
+                assert_eq!(simulation.apply(plan), Vec::<String>::new(), "{name} {key}");
+            }
+        }
+        if idle {
+            return;
+        }
+    }
+    panic!("the controllers never come to rest");
+}
+
+/// A cluster with something for every controller to do.
+const CLUSTER: &str = r#"
+{apiVersion: v1, kind: Namespace, metadata: {name: a}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: gone, deletionTimestamp: "2025-12-31T23:00:00Z"}}
+---
+{apiVersion: v1, kind: ConfigMap, metadata: {name: left, namespace: gone}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: left, namespace: gone}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: m1, labels: {topology.kubernetes.io/zone: z}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: a}
+spec:
+  replicas: 3
+  progressDeadlineSeconds: 600
+  revisionHistoryLimit: 10
+  selector: {matchLabels: {app: web}}
+  strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 25%, maxUnavailable: 25%}}
+  template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c, image: i}]}}
+---
+apiVersion: apps/v1
+kind: ReplicaSet
+metadata: {name: alone, namespace: a}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: alone}}
+  template: {metadata: {labels: {app: alone}}, spec: {containers: [{name: c, image: i}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: orphan, namespace: a, labels: {app: alone}}
+spec: {nodeName: m1, containers: [{name: c, image: i}]}
+status: {phase: Running, podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}], conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: alone, namespace: a}
+spec: {clusterIP: 10.96.0.9, ipFamilies: [IPv4], selector: {app: alone}, ports: [{port: 80, targetPort: 8080}]}
+---
+{apiVersion: v1, kind: Service, metadata: {name: none, namespace: a}, spec: {clusterIP: None, selector: {app: none}}}
+"#;
+
+#[test]
+fn a_plan_once_performed_leaves_nothing_to_do() {
+    let mut simulation = Simulation::of(start(), objects(CLUSTER.trim()));
+    for controller in CONTROLLERS {
+        let of_controller = keys(&simulation).remove(controller.name).unwrap_or_default();
+        assert!(!of_controller.is_empty(), "the test's cluster has nothing for {}", controller.name);
+        for key in of_controller {
+            let mut before = None;
+            for pass in 0.. {
+                let plan = decide(controller.name, &simulation, &key);
+                if plan.actions.is_empty() {
+                    break;
+                }
+                assert_ne!(before.as_ref(), Some(&plan.actions), "{} repeats itself on {key}", controller.name);
+                assert!(pass < PASSES_MAX, "{} never comes to rest on {key}: {:?}", controller.name, plan.actions);
+                before = Some(plan.actions.clone());
+                assert_eq!(simulation.apply(plan), Vec::<String>::new(), "{} {key}", controller.name);
+            }
+        }
+    }
+    settle(&mut simulation);
+}
+
+#[test]
+fn names_are_unique_and_every_controller_looks_at_something() {
+    let names: BTreeSet<&str> = CONTROLLERS.iter().map(|c| c.name).collect();
+    assert_eq!(names.len(), CONTROLLERS.len());
+    assert!(CONTROLLERS.iter().all(|c| !c.inputs.is_empty() && c.workers > 0 && !c.account.is_empty()));
+}
