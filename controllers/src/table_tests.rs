@@ -109,6 +109,39 @@ kind: Service
 metadata: {name: alone, namespace: a}
 spec: {clusterIP: 10.96.0.9, ipFamilies: [IPv4], selector: {app: alone}, ports: [{port: 80, targetPort: 8080}]}
 ---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: sum, namespace: a}
+spec:
+  parallelism: 2
+  completions: 2
+  backoffLimit: 6
+  selector: {matchLabels: {controller-uid: some}}
+  template:
+    metadata: {labels: {controller-uid: some}}
+    spec: {restartPolicy: Never, containers: [{name: c, image: i}]}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: left-behind
+  namespace: a
+  ownerReferences: [{apiVersion: v1, kind: Pod, name: gone, uid: gone}]
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: old, namespace: a}
+spec:
+  ttlSecondsAfterFinished: 0
+  selector: {matchLabels: {controller-uid: other}}
+  template:
+    metadata: {labels: {controller-uid: other}}
+    spec: {restartPolicy: Never, containers: [{name: c, image: i}]}
+status:
+  startTime: "2025-12-31T22:00:00Z"
+  completionTime: "2025-12-31T23:00:00Z"
+  conditions: [{type: Complete, status: "True", lastTransitionTime: "2025-12-31T23:00:00Z"}]
+---
 {apiVersion: v1, kind: Service, metadata: {name: none, namespace: a}, spec: {clusterIP: None, selector: {app: none}}}
 "#;
 
