@@ -11,16 +11,19 @@ mod endpointslice;
 mod garbage_collector;
 mod job;
 mod namespace;
+mod node_lifecycle;
 mod pods;
 mod replicaset;
 mod root_ca;
 mod serviceaccount;
 #[cfg(test)]
 mod table_tests;
+mod taint_eviction;
 mod ttl_after_finished;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::Client;
 use machinery::api::ObjectKey;
@@ -38,17 +41,33 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     garbage_collector::CONTROLLER,
     job::CONTROLLER,
     namespace::CONTROLLER,
+    node_lifecycle::CONTROLLER,
     replicaset::CONTROLLER,
     root_ca::CONTROLLER,
     serviceaccount::CONTROLLER,
+    taint_eviction::CONTROLLER,
     ttl_after_finished::CONTROLLER,
 ];
 
 /// What decisions depend on beside the view.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Settings {
+    /// How often, at most, a node's heartbeat is looked at.
+    pub node_monitor_period: Duration,
+    /// After how long without a heartbeat a node is NotReady.
+    pub node_monitor_grace: Duration,
     /// The certificate authority that clients shall trust, as PEM; published in every namespace. Empty: not published.
     pub root_ca_pem: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            node_monitor_period: Duration::from_secs(5),
+            node_monitor_grace: Duration::from_secs(40),
+            root_ca_pem: String::new(),
+        }
+    }
 }
 
 impl fmt::Debug for Settings {
