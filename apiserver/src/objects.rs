@@ -13,6 +13,17 @@ pub trait Objects: Send + Sync {
     /// All objects of a resource, or those of one namespace, in key order.
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>>;
 
+    /// Name and resourceVersion of each object of a namespace whose field (one that field selectors know) has a value, in
+    /// key order: for indexes that read only what changed.
+    fn each_where(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        field: (&'static str, &str),
+        visit: &mut dyn FnMut(&str, u64),
+    );
+
     /// The revision at which the resource last changed: what is computed from a list may be kept until this moves.
     fn revision(&self, group: &str, plural: &str) -> u64;
 }
@@ -67,6 +78,23 @@ pub(crate) mod memory {
                 g == group && p == plural && namespace.is_none_or(|namespace| n == namespace)
             });
             mine.map(|(_, object)| object.clone()).collect()
+        }
+
+        fn each_where(
+            &self,
+            group: &str,
+            plural: &str,
+            namespace: &str,
+            (field, value): (&'static str, &str),
+            visit: &mut dyn FnMut(&str, u64),
+        ) {
+            let pointer = format!("/{}", field.replace('.', "/"));
+            for object in self.list(group, plural, Some(namespace)) {
+                if object.pointer(&pointer).and_then(Value::as_str) == Some(value) {
+                    // A changed object is another one.
+                    visit(object["metadata"]["name"].as_str().unwrap_or_default(), Arc::as_ptr(&object).addr() as u64);
+                }
+            }
         }
 
         fn revision(&self, group: &str, plural: &str) -> u64 {

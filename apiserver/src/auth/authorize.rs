@@ -3,9 +3,9 @@
 use machinery::api::error::ApiResult;
 
 use super::attributes::forbidden;
+use super::node::NodeAuthorizer;
 use super::rbac::{Granted, Rbac};
-use super::rules::Rule;
-use super::{ANONYMOUS, Attributes, Decision, MASTERS, UserInfo, node};
+use super::{ANONYMOUS, Attributes, Decision, MASTERS, UserInfo};
 use crate::objects::Objects;
 
 /// All that a request without credentials may see, and only with GET (contract.md §2).
@@ -15,12 +15,12 @@ const ANONYMOUS_PATHS: [&str; 5] = ["/healthz", "/livez", "/readyz", "/version",
 #[derive(Debug)]
 pub struct Authorizer {
     rbac: Rbac,
-    node_rules: Vec<Rule>,
+    node: NodeAuthorizer,
 }
 
 impl Default for Authorizer {
     fn default() -> Self {
-        Self { rbac: Rbac::default(), node_rules: crate::bootstrap::node_rules() }
+        Self { rbac: Rbac::default(), node: NodeAuthorizer::new(crate::bootstrap::node_rules()) }
     }
 }
 
@@ -35,7 +35,7 @@ impl Authorizer {
         if user.is_in(MASTERS) {
             return Decision::allow("");
         }
-        let by_node = node::authorize(objects, &self.node_rules, user, request);
+        let by_node = self.node.authorize(objects, user, request);
         if by_node.allowed {
             return by_node;
         }

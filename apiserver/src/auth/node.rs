@@ -2,6 +2,10 @@
 //!
 //! What it may write on them is narrowed by the admission plugin NodeRestriction.
 
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
+
+use machinery::api::selector::go_quoted;
 use serde_json::Value;
 
 use super::rules::Rule;
@@ -11,62 +15,146 @@ use crate::objects::Objects;
 /// Where kubelets keep their leases.
 pub const LEASE_NAMESPACE: &str = "kube-node-lease";
 
-/// Decides for a kubelet; no opinion (refused without a reason) for everyone else.
-#[must_use]
-pub fn authorize(objects: &dyn Objects, rules: &[Rule], user: &UserInfo, request: &Attributes<'_>) -> Decision {
-    let Some(node) = user.node() else { return Decision::refuse("") };
-    if node.is_empty() {
-        return Decision::refuse(format!("unknown node for user {:?}", user.name));
+/// Decides for kubelets. Keeps what each node's pods name, read anew only for pods that changed.
+#[derive(Debug)]
+pub struct NodeAuthorizer {
+    rules: Vec<Rule>,
+    graph: Mutex<Graph>,
+}
+
+impl NodeAuthorizer {
+    /// With the rules for what isn't told apart by node.
+    #[must_use]
+    pub fn new(rules: Vec<Rule>) -> Self {
+        Self { rules, graph: Mutex::default() }
     }
-    if request.is_resource {
-        match (request.group, request.resource) {
-            ("", "secrets") => return reads(objects, node, request, Kind::Secret),
-            ("", "configmaps") => return reads(objects, node, request, Kind::ConfigMap),
-            ("", "serviceaccounts") => return service_account(objects, node, request),
-            ("", "nodes") => return own_node(node, request),
-            ("", "pods") => return pods(objects, node, request),
-            ("coordination.k8s.io", "leases") => return lease(node, request),
-            _ => {}
+
+    /// Decides for a kubelet; no opinion (refused without a reason) for everyone else.
+    #[must_use]
+    pub fn authorize(&self, objects: &dyn Objects, user: &UserInfo, request: &Attributes<'_>) -> Decision {
+        let Some(node) = user.node() else { return Decision::refuse("") };
+        if node.is_empty() {
+            return Decision::refuse(format!("unknown node for user {}", go_quoted(&user.name)));
         }
+        let ask = Ask { objects, graph: &self.graph, node, request };
+        if request.is_resource {
+            match (request.group, request.resource) {
+                ("", "secrets") => return ask.reads(Kind::Secret),
+                ("", "configmaps") => return ask.reads(Kind::ConfigMap),
+                ("", "serviceaccounts") => return ask.service_account(),
+                ("", "nodes") => return own_node(node, request),
+                ("", "pods") => return pods(objects, node, request),
+                ("coordination.k8s.io", "leases") => return lease(node, request),
+                _ => {}
+            }
+        }
+        if self.rules.iter().any(|rule| rule.allows(request)) { Decision::allow("") } else { Decision::refuse("") }
     }
-    if rules.iter().any(|rule| rule.allows(request)) { Decision::allow("") } else { Decision::refuse("") }
 }
 
 /// What a pod can name in its namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Secret,
     ConfigMap,
     ServiceAccount,
 }
 
-fn reads(objects: &dyn Objects, node: &str, request: &Attributes<'_>, kind: Kind) -> Decision {
-    if !matches!(request.verb, "get" | "list" | "watch") {
-        return Decision::refuse("can only read resources of this type");
-    }
-    if !request.subresource.is_empty() {
-        return Decision::refuse("cannot read subresource");
-    }
-    if request.namespace.is_empty() {
-        return Decision::refuse("can only read namespaced object of this type");
-    }
-    if request.name.is_empty() {
-        return Decision::refuse("No Object name found");
-    }
-    related(objects, node, request, kind)
+struct Ask<'a> {
+    objects: &'a dyn Objects,
+    graph: &'a Mutex<Graph>,
+    node: &'a str,
+    request: &'a Attributes<'a>,
 }
 
-fn service_account(objects: &dyn Objects, node: &str, request: &Attributes<'_>) -> Decision {
-    if request.verb == "get" && request.subresource.is_empty() {
-        return reads(objects, node, request, Kind::ServiceAccount);
+impl Ask<'_> {
+    fn reads(&self, kind: Kind) -> Decision {
+        let request = self.request;
+        if !matches!(request.verb, "get" | "list" | "watch") {
+            return Decision::refuse("can only read resources of this type");
+        }
+        if !request.subresource.is_empty() {
+            return Decision::refuse("cannot read subresource");
+        }
+        if request.namespace.is_empty() {
+            return Decision::refuse("can only read namespaced object of this type");
+        }
+        if request.name.is_empty() {
+            return Decision::refuse("No Object name found");
+        }
+        self.related(kind)
     }
-    if request.verb != "create" || request.name.is_empty() {
-        return Decision::refuse("can only create tokens for individual service accounts");
+
+    fn service_account(&self) -> Decision {
+        let request = self.request;
+        if request.verb == "get" && request.subresource.is_empty() {
+            return self.reads(Kind::ServiceAccount);
+        }
+        if request.verb != "create" || request.name.is_empty() {
+            return Decision::refuse("can only create tokens for individual service accounts");
+        }
+        if request.subresource != "token" {
+            return Decision::refuse("can only create token subresource of serviceaccount");
+        }
+        self.related(Kind::ServiceAccount)
     }
-    if request.subresource != "token" {
-        return Decision::refuse("can only create token subresource of serviceaccount");
+
+    fn related(&self, kind: Kind) -> Decision {
+        let mut graph = self.graph.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = (kind, self.request.name.to_owned());
+        if graph.any_names(self.objects, self.node, self.request.namespace, &wanted) {
+            Decision::allow("")
+        } else {
+            unrelated(self.node)
+        }
     }
-    related(objects, node, request, Kind::ServiceAccount)
+}
+
+/// What the pods of a node name, by node and namespace.
+#[derive(Debug, Default)]
+struct Graph {
+    pods: HashMap<(String, String), HashMap<String, Named>>,
+}
+
+/// What one pod names, at one resourceVersion.
+#[derive(Debug)]
+struct Named {
+    version: u64,
+    names: BTreeSet<(Kind, String)>,
+}
+
+impl Graph {
+    /// Whether a pod of the node in the namespace names the object, as of now.
+    fn any_names(&mut self, objects: &dyn Objects, node: &str, namespace: &str, wanted: &(Kind, String)) -> bool {
+        let key = (node.to_owned(), namespace.to_owned());
+        let mut pods = self.pods.remove(&key).unwrap_or_default();
+        let mut changed: Vec<(String, u64)> = Vec::new();
+        let mut seen = 0;
+        objects.each_where("", "pods", namespace, ("spec.nodeName", node), &mut |name, version| {
+            seen += 1;
+            if pods.get(name).is_none_or(|pod| pod.version != version) {
+                changed.push((name.to_owned(), version));
+            }
+        });
+        for (name, version) in changed {
+            let pod = objects.get("", "pods", namespace, &name);
+            let names = pod.map(|pod| names_of(&pod)).unwrap_or_default();
+            pods.insert(name, Named { version, names });
+        }
+        if pods.len() > seen {
+            let mut there = BTreeSet::new();
+            objects.each_where("", "pods", namespace, ("spec.nodeName", node), &mut |name, _| {
+                there.insert(name.to_owned());
+            });
+            pods.retain(|name, _| there.contains(name));
+        }
+        let any = pods.values().any(|pod| pod.names.contains(wanted));
+        // Nothing is kept for a namespace without such pods: a node could ask for any number of them.
+        if !pods.is_empty() {
+            self.pods.insert(key, pods);
+        }
+        any
+    }
 }
 
 fn lease(node: &str, request: &Attributes<'_>) -> Decision {
@@ -126,53 +214,49 @@ fn on_node(pod: &Value, node: &str) -> bool {
     pod["spec"]["nodeName"].as_str() == Some(node)
 }
 
-fn related(objects: &dyn Objects, node: &str, request: &Attributes<'_>, kind: Kind) -> Decision {
-    let pods = objects.list("", "pods", Some(request.namespace));
-    if pods.iter().any(|pod| on_node(pod, node) && pod_names(pod, kind, request.name)) {
-        Decision::allow("")
-    } else {
-        unrelated(node)
-    }
-}
-
-/// Whether the pod names the object. A mirror pod names nothing: the API server must not trust a node's word.
-fn pod_names(pod: &Value, kind: Kind, name: &str) -> bool {
+/// What a pod names. A mirror pod names nothing: the API server must not trust a node's word.
+fn names_of(pod: &Value) -> BTreeSet<(Kind, String)> {
+    let mut names = BTreeSet::new();
     if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
-        return false;
+        return names;
+    }
+    let mut add = |kind: Kind, name: &Value| {
+        if let Some(name) = name.as_str().filter(|name| !name.is_empty()) {
+            names.insert((kind, name.to_owned()));
+        }
+    };
+    fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
+        value[field].as_array().into_iter().flatten()
     }
     let spec = &pod["spec"];
-    let is = |value: &Value| value.as_str() == Some(name);
-    let items = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    if kind == Kind::ServiceAccount {
-        return is(&spec["serviceAccountName"]);
+    add(Kind::ServiceAccount, &spec["serviceAccountName"]);
+    items(spec, "imagePullSecrets").for_each(|secret| add(Kind::Secret, &secret["name"]));
+    for volume in items(spec, "volumes") {
+        add(Kind::Secret, &volume["secret"]["secretName"]);
+        add(Kind::ConfigMap, &volume["configMap"]["name"]);
+        for source in items(&volume["projected"], "sources") {
+            add(Kind::Secret, &source["secret"]["name"]);
+            add(Kind::ConfigMap, &source["configMap"]["name"]);
+        }
+        // Drivers and storage plugins of a pod's volumes with a secret of their own.
+        for source in volume.as_object().into_iter().flat_map(serde_json::Map::values) {
+            add(Kind::Secret, &source["secretRef"]["name"]);
+            add(Kind::Secret, &source["nodePublishSecretRef"]["name"]);
+        }
     }
-    if kind == Kind::Secret && items(&spec["imagePullSecrets"]).iter().any(|r| is(&r["name"])) {
-        return true;
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in items(spec, list) {
+            for source in items(container, "envFrom") {
+                add(Kind::Secret, &source["secretRef"]["name"]);
+                add(Kind::ConfigMap, &source["configMapRef"]["name"]);
+            }
+            for env in items(container, "env") {
+                add(Kind::Secret, &env["valueFrom"]["secretKeyRef"]["name"]);
+                add(Kind::ConfigMap, &env["valueFrom"]["configMapKeyRef"]["name"]);
+            }
+        }
     }
-    let (from, key, volume) = match kind {
-        Kind::Secret => ("secretRef", "secretKeyRef", "secret"),
-        _ => ("configMapRef", "configMapKeyRef", "configMap"),
-    };
-    let in_volume = |source: &Value| match kind {
-        Kind::Secret => is(&source[volume]["secretName"]),
-        _ => is(&source[volume]["name"]),
-    };
-    let volumes = spec["volumes"].as_array().into_iter().flatten().any(|v| {
-        in_volume(v)
-            || v["projected"]["sources"].as_array().into_iter().flatten().any(|source| is(&source[volume]["name"]))
-            // Drivers and storage plugins of a pod's volumes with a secret of their own.
-            || (kind == Kind::Secret
-                && v.as_object().into_iter().flatten().any(|(_, source)| {
-                    is(&source["secretRef"]["name"]) || is(&source["nodePublishSecretRef"]["name"])
-                }))
-    });
-    volumes
-        || ["containers", "initContainers", "ephemeralContainers"].iter().any(|list| {
-            spec[*list].as_array().into_iter().flatten().any(|container| {
-                container["envFrom"].as_array().into_iter().flatten().any(|source| is(&source[from]["name"]))
-                    || container["env"].as_array().into_iter().flatten().any(|env| is(&env["valueFrom"][key]["name"]))
-            })
-        })
+    names
 }
 
 #[cfg(test)]
@@ -184,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_kubelet_reaches_what_its_pods_name() {
-        let map = Map::default();
+        let (map, authorizer) = (Map::default(), NodeAuthorizer::new(Vec::new()));
         map.put("", "pods", json!({
             "metadata": {"namespace": "ns", "name": "a"},
             "spec": {
@@ -212,7 +296,7 @@ mod tests {
                 is_resource: true,
                 ..Attributes::default()
             };
-            authorize(&map, &[], &user, &request)
+            authorizer.authorize(&map, &user, &request)
         };
         for (resource, name) in [
             ("secrets", "s1"),
@@ -241,5 +325,15 @@ mod tests {
             ask("n1", "get", "", "nodes", "", "", "n2").reason,
             "node 'n1' cannot read 'n2', only its own Node object"
         );
+
+        map.remove("", "pods", "ns", "a");
+        map.put(
+            "",
+            "pods",
+            json!({"metadata": {"namespace": "ns", "name": "b"},
+            "spec": {"nodeName": "n1", "volumes": [{"name": "v", "secret": {"secretName": "s4"}}]}}),
+        );
+        assert!(ask("n1", "get", "", "secrets", "", "ns", "s4").allowed);
+        assert!(!ask("n1", "get", "", "secrets", "", "ns", "s1").allowed, "its pod has gone");
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
+use super::select::FieldRequirement;
 use super::{Cache, Cached, Selectors};
 use crate::objects::Objects;
 
@@ -62,6 +63,24 @@ impl Objects for Lookup {
         // The newest revision is always within reach.
         let page = self.cache.list(&prefix, None, None, 0, &Selectors::default());
         page.map(|page| page.items.iter().map(|object| self.parsed(object)).collect()).unwrap_or_default()
+    }
+
+    fn each_where(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        (field, value): (&'static str, &str),
+        visit: &mut dyn FnMut(&str, u64),
+    ) {
+        let Some(prefix) = (self.prefix)(group, plural) else { return };
+        let equal = FieldRequirement { label: field.into(), equals: true, value: value.into() };
+        let filter = Selectors { fields: vec![equal], ..Selectors::default() };
+        if let Ok(page) = self.cache.list(&format!("{prefix}{namespace}/"), None, None, 0, &filter) {
+            for object in &page.items {
+                visit(object.name(), object.modified);
+            }
+        }
     }
 
     fn revision(&self, group: &str, plural: &str) -> u64 {
