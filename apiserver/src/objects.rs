@@ -13,15 +13,15 @@ pub trait Objects: Send + Sync {
     /// All objects of a resource, or those of one namespace, in key order.
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>>;
 
-    /// Name and resourceVersion of each object of a namespace whose field (one that field selectors know) has a value, in
-    /// key order: for indexes that read only what changed.
-    fn each_where(
+    /// Namespace, name and resourceVersion of each object, in key order, without reading it: for indexes that read only
+    /// what changed. Narrowed to a namespace, and to a value of a field that field selectors know.
+    fn each(
         &self,
         group: &str,
         plural: &str,
-        namespace: &str,
-        field: (&'static str, &str),
-        visit: &mut dyn FnMut(&str, u64),
+        namespace: Option<&str>,
+        field: Option<(&'static str, &str)>,
+        visit: &mut dyn FnMut(&str, &str, u64),
     );
 
     /// The revision at which the resource last changed: what is computed from a list may be kept until this moves.
@@ -80,19 +80,23 @@ pub(crate) mod memory {
             mine.map(|(_, object)| object.clone()).collect()
         }
 
-        fn each_where(
+        fn each(
             &self,
             group: &str,
             plural: &str,
-            namespace: &str,
-            (field, value): (&'static str, &str),
-            visit: &mut dyn FnMut(&str, u64),
+            namespace: Option<&str>,
+            field: Option<(&'static str, &str)>,
+            visit: &mut dyn FnMut(&str, &str, u64),
         ) {
-            let pointer = format!("/{}", field.replace('.', "/"));
-            for object in self.list(group, plural, Some(namespace)) {
-                if object.pointer(&pointer).and_then(Value::as_str) == Some(value) {
+            for object in self.list(group, plural, namespace) {
+                let part = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+                let selected = field.is_none_or(|(field, value)| {
+                    let pointer = format!("/{}", field.replace('.', "/"));
+                    object.pointer(&pointer).and_then(Value::as_str) == Some(value)
+                });
+                if selected {
                     // A changed object is another one.
-                    visit(object["metadata"]["name"].as_str().unwrap_or_default(), Arc::as_ptr(&object).addr() as u64);
+                    visit(part("namespace"), part("name"), Arc::as_ptr(&object).addr() as u64);
                 }
             }
         }

@@ -130,7 +130,7 @@ impl Graph {
         let mut pods = self.pods.remove(&key).unwrap_or_default();
         let mut changed: Vec<(String, u64)> = Vec::new();
         let mut seen = 0;
-        objects.each_where("", "pods", namespace, ("spec.nodeName", node), &mut |name, version| {
+        objects.each("", "pods", Some(namespace), Some(("spec.nodeName", node)), &mut |_, name, version| {
             seen += 1;
             if pods.get(name).is_none_or(|pod| pod.version != version) {
                 changed.push((name.to_owned(), version));
@@ -143,7 +143,7 @@ impl Graph {
         }
         if pods.len() > seen {
             let mut there = BTreeSet::new();
-            objects.each_where("", "pods", namespace, ("spec.nodeName", node), &mut |name, _| {
+            objects.each("", "pods", Some(namespace), Some(("spec.nodeName", node)), &mut |_, name, _| {
                 there.insert(name.to_owned());
             });
             pods.retain(|name, _| there.contains(name));

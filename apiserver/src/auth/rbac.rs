@@ -16,7 +16,7 @@ const KINDS: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterroleb
 /// Grants by Roles and ClusterRoles; rebuilt when one of the four kinds changed.
 pub struct Rbac {
     index: ArcSwap<Index>,
-    building: Mutex<HashMap<usize, Parsed>>,
+    read: Mutex<Read>,
 }
 
 impl std::fmt::Debug for Rbac {
@@ -27,7 +27,7 @@ impl std::fmt::Debug for Rbac {
 
 impl Default for Rbac {
     fn default() -> Self {
-        Self { index: ArcSwap::from_pointee(Index::default()), building: Mutex::default() }
+        Self { index: ArcSwap::from_pointee(Index::default()), read: Mutex::default() }
     }
 }
 
@@ -89,23 +89,56 @@ impl Rbac {
         if index.revisions == Some(revisions) {
             return index;
         }
-        let mut parsed = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         // Another request may have built it while this one waited.
         let index = self.index.load_full();
         if index.revisions == Some(revisions) {
             return index;
         }
         // Revisions first: what changes while the lists are read moves them, and the next request builds again.
-        let index = Arc::new(Index::build(revisions, objects, &mut parsed));
+        let index = Arc::new(Index::build(revisions, objects, &mut read));
         self.index.store(index.clone());
         index
     }
 }
 
-/// What was read out of an object, with the object itself: its address stays taken as long as this is kept.
-struct Parsed {
-    object: Arc<Value>,
-    rules: Arc<[Rule]>,
+/// What was read out of each object at a resourceVersion: a change of one makes none of the others be read again.
+#[derive(Default)]
+struct Read {
+    roles: Known<Arc<[Rule]>>,
+    bindings: Known<Arc<Bound>>,
+}
+
+/// By plural, namespace and name.
+type Known<T> = HashMap<(&'static str, String, String), (u64, T)>;
+
+/// Brings `known` up to the objects of a kind; visits them in key order.
+fn refresh<T: Clone>(
+    known: &mut Known<T>,
+    objects: &dyn Objects,
+    plural: &'static str,
+    read: impl Fn(&Value) -> T,
+    mut visit: impl FnMut(&str, &str, &T),
+) {
+    let mut there = Vec::new();
+    objects.each(RBAC_GROUP, plural, None, None, &mut |namespace, name, version| {
+        there.push(((plural, namespace.to_owned(), name.to_owned()), version));
+    });
+    let mut next = Known::with_capacity(there.len());
+    for (key, version) in there {
+        let value = match known.remove(&key) {
+            Some((known, value)) if known == version => value,
+            _ => match objects.get(RBAC_GROUP, plural, &key.1, &key.2) {
+                Some(object) => read(&object),
+                // Deleted a moment ago: the revision has moved, and the next request builds again.
+                None => continue,
+            },
+        };
+        visit(&key.1, &key.2, &value);
+        next.insert(key, (version, value));
+    }
+    known.retain(|(other, ..), _| *other != plural);
+    known.extend(next);
 }
 
 #[derive(Default)]
@@ -122,10 +155,17 @@ struct Bindings {
     groups: HashMap<String, Vec<usize>>,
 }
 
-struct Binding {
+/// What a binding says.
+struct Bound {
     /// `RoleBinding "b/ns" of Role "r"`.
     title: String,
     subjects: Vec<Subject>,
+    role: (String, String),
+}
+
+/// A binding with its role's rules, or the sentence that says which role is missing.
+struct Binding {
+    bound: Arc<Bound>,
     rules: Result<Arc<[Rule]>, String>,
 }
 
@@ -141,44 +181,39 @@ enum Who {
 
 impl Binding {
     fn describe(&self, user: &UserInfo) -> String {
-        let subject = self.subjects.iter().find(|subject| match &subject.is {
+        let subject = self.bound.subjects.iter().find(|subject| match &subject.is {
             Who::User(name) => *name == user.name,
             Who::Group(name) => user.is_in(name),
         });
-        format!("{} to {}", self.title, subject.map(|s| s.title.as_str()).unwrap_or_default())
+        format!("{} to {}", self.bound.title, subject.map(|s| s.title.as_str()).unwrap_or_default())
     }
 }
 
 impl Index {
-    fn build(revisions: [u64; 4], objects: &dyn Objects, parsed: &mut HashMap<usize, Parsed>) -> Self {
-        let mut kept = HashMap::new();
-        let mut rules_of = |role: &Arc<Value>| {
-            let address = Arc::as_ptr(role).addr();
-            let rules = match parsed.remove(&address) {
-                Some(known) if Arc::ptr_eq(&known.object, role) => known.rules,
-                _ => Rule::parse_all(role).into(),
-            };
-            kept.insert(address, Parsed { object: role.clone(), rules: rules.clone() });
-            rules
-        };
+    fn build(revisions: [u64; 4], objects: &dyn Objects, read: &mut Read) -> Self {
         let mut roles: HashMap<(String, String), Arc<[Rule]>> = HashMap::new();
         for plural in ["clusterroles", "roles"] {
-            for role in objects.list(RBAC_GROUP, plural, None) {
-                let key = (text(&role["metadata"]["namespace"]), text(&role["metadata"]["name"]));
-                let rules = rules_of(&role);
-                roles.insert(key, rules);
-            }
+            let rules = |role: &Value| Rule::parse_all(role).into();
+            refresh(&mut read.roles, objects, plural, rules, |namespace, name, rules: &Arc<[Rule]>| {
+                roles.insert((namespace.to_owned(), name.to_owned()), rules.clone());
+            });
         }
         let mut index = Self { revisions: Some(revisions), ..Self::default() };
-        for binding in objects.list(RBAC_GROUP, "clusterrolebindings", None) {
-            index.cluster.add(read_binding(&binding, "", &roles));
+        for plural in ["clusterrolebindings", "rolebindings"] {
+            let bound = |binding: &Value| Arc::new(read_binding(binding));
+            refresh(&mut read.bindings, objects, plural, bound, |namespace, _, bound: &Arc<Bound>| {
+                let (kind, name) = &bound.role;
+                let home = if kind == "Role" { namespace } else { "" };
+                let rules = roles.get(&(home.to_owned(), name.clone())).cloned();
+                let rules = rules.ok_or_else(|| missing_role(kind, name));
+                let binding = Binding { bound: bound.clone(), rules };
+                if namespace.is_empty() {
+                    index.cluster.add(binding);
+                } else {
+                    index.namespaces.entry(namespace.to_owned()).or_default().add(binding);
+                }
+            });
         }
-        for binding in objects.list(RBAC_GROUP, "rolebindings", None) {
-            let namespace = text(&binding["metadata"]["namespace"]);
-            let read = read_binding(&binding, &namespace, &roles);
-            index.namespaces.entry(namespace).or_default().add(read);
-        }
-        *parsed = kept;
         index
     }
 
@@ -191,7 +226,7 @@ impl Index {
 impl Bindings {
     fn add(&mut self, binding: Binding) {
         let at = self.list.len();
-        for subject in &binding.subjects {
+        for subject in &binding.bound.subjects {
             let (map, name) = match &subject.is {
                 Who::User(name) => (&mut self.users, name),
                 Who::Group(name) => (&mut self.groups, name),
@@ -216,20 +251,18 @@ impl Bindings {
     }
 }
 
-fn read_binding(binding: &Value, namespace: &str, roles: &HashMap<(String, String), Arc<[Rule]>>) -> Binding {
-    let name = text(&binding["metadata"]["name"]);
-    let (role_kind, role_name) = (text(&binding["roleRef"]["kind"]), text(&binding["roleRef"]["name"]));
+fn read_binding(binding: &Value) -> Bound {
+    let (namespace, name) = (text(&binding["metadata"]["namespace"]), text(&binding["metadata"]["name"]));
+    let role = (text(&binding["roleRef"]["kind"]), text(&binding["roleRef"]["name"]));
+    let (role_kind, role_name) = (&role.0, &role.1);
     let title = if namespace.is_empty() {
         format!("ClusterRoleBinding {name:?} of {role_kind} {role_name:?}")
     } else {
         format!("RoleBinding {:?} of {role_kind} {role_name:?}", format!("{name}/{namespace}"))
     };
-    let home = if role_kind == "Role" { namespace } else { "" };
-    let rules =
-        roles.get(&(home.to_owned(), role_name.clone())).cloned().ok_or_else(|| missing_role(&role_kind, &role_name));
     let subjects = binding["subjects"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let subjects = subjects.iter().filter_map(|subject| read_subject(subject, namespace)).collect();
-    Binding { title, subjects, rules }
+    let subjects = subjects.iter().filter_map(|subject| read_subject(subject, &namespace)).collect();
+    Bound { title, subjects, role }
 }
 
 /// How a binding to a role that isn't there shows in reasons.

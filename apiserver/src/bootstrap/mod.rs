@@ -5,7 +5,6 @@
 //! this cluster; [`plan`] compares with what is there and says what to write. Writing is the caller's.
 
 use std::net::IpAddr;
-use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 
@@ -14,10 +13,6 @@ use crate::auth::rules::{Rule, missing_rules};
 use crate::objects::Objects;
 
 static DEFAULT_OBJECTS: &str = include_str!("default-objects.jsonl");
-
-/// Parsed once: a broken line would be a fault of the build, which a test rules out.
-static DEFAULTS: LazyLock<Vec<Value>> =
-    LazyLock::new(|| DEFAULT_OBJECTS.lines().filter_map(|line| serde_json::from_str(line).ok()).collect());
 
 /// `false` on a default role or binding keeps us from mending it.
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
@@ -93,17 +88,22 @@ pub enum Write {
     },
 }
 
+/// Not kept parsed: it is read at a start only. A broken line would be a fault of the build, which a test rules out.
+fn defaults() -> impl Iterator<Item = Value> {
+    DEFAULT_OBJECTS.lines().filter_map(|line| serde_json::from_str(line).ok())
+}
+
 /// The rules that every kubelet has for what isn't told apart by node: those of the default role `system:node`.
 #[must_use]
 pub fn node_rules() -> Vec<Rule> {
-    let role = DEFAULTS.iter().find(|o| o["kind"] == "ClusterRole" && o["metadata"]["name"] == "system:node");
-    role.map(Rule::parse_all).unwrap_or_default()
+    let role = defaults().find(|o| o["kind"] == "ClusterRole" && o["metadata"]["name"] == "system:node");
+    role.map(|role| Rule::parse_all(&role)).unwrap_or_default()
 }
 
 /// Everything that should be there, in the order in which it must be written (namespaces first).
 #[must_use]
 pub fn desired(cluster: &Cluster) -> Vec<Desired> {
-    let mut desired: Vec<Desired> = DEFAULTS.iter().filter_map(of_defaults).collect();
+    let mut desired: Vec<Desired> = defaults().filter_map(of_defaults).collect();
     desired.push(Desired {
         group: "node.k8s.io",
         plural: "runtimeclasses",
@@ -159,7 +159,7 @@ fn plan_one(objects: &dyn Objects, desired: &Desired) -> Option<Write> {
     (object != *existing).then_some(Write::Update { group, plural, object })
 }
 
-fn of_defaults(object: &Value) -> Option<Desired> {
+fn of_defaults(object: Value) -> Option<Desired> {
     let (group, plural, keep) = match object["kind"].as_str()? {
         "Namespace" => ("", "namespaces", Keep::AsItIs),
         "ClusterRole" => (RBAC_GROUP, "clusterroles", Keep::Role),
@@ -169,7 +169,7 @@ fn of_defaults(object: &Value) -> Option<Desired> {
         "PriorityClass" => ("scheduling.k8s.io", "priorityclasses", Keep::AsItIs),
         _ => return None,
     };
-    Some(Desired { group, plural, object: object.clone(), keep })
+    Some(Desired { group, plural, object, keep })
 }
 
 /// Where extension API servers learn whose client certificates count.
@@ -310,8 +310,7 @@ mod tests {
 
     #[test]
     fn every_line_is_an_object_that_is_served() {
-        assert_eq!(DEFAULTS.len(), DEFAULT_OBJECTS.lines().count());
-        assert_eq!(DEFAULTS.iter().filter_map(of_defaults).count(), DEFAULTS.len());
+        assert_eq!(defaults().filter_map(of_defaults).count(), DEFAULT_OBJECTS.lines().count());
         assert!(!node_rules().is_empty());
     }
 

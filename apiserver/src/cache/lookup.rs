@@ -65,20 +65,25 @@ impl Objects for Lookup {
         page.map(|page| page.items.iter().map(|object| self.parsed(object)).collect()).unwrap_or_default()
     }
 
-    fn each_where(
+    fn each(
         &self,
         group: &str,
         plural: &str,
-        namespace: &str,
-        (field, value): (&'static str, &str),
-        visit: &mut dyn FnMut(&str, u64),
+        namespace: Option<&str>,
+        field: Option<(&'static str, &str)>,
+        visit: &mut dyn FnMut(&str, &str, u64),
     ) {
         let Some(prefix) = (self.prefix)(group, plural) else { return };
-        let equal = FieldRequirement { label: field.into(), equals: true, value: value.into() };
-        let filter = Selectors { fields: vec![equal], ..Selectors::default() };
-        if let Ok(page) = self.cache.list(&format!("{prefix}{namespace}/"), None, None, 0, &filter) {
+        let prefix = namespace.map_or_else(|| prefix.clone(), |namespace| format!("{prefix}{namespace}/"));
+        let equal = |(label, value): (&str, &str)| FieldRequirement {
+            label: label.to_owned(),
+            equals: true,
+            value: value.to_owned(),
+        };
+        let filter = Selectors { fields: field.map(equal).into_iter().collect(), ..Selectors::default() };
+        if let Ok(page) = self.cache.list(&prefix, None, None, 0, &filter) {
             for object in &page.items {
-                visit(object.name(), object.modified);
+                visit(object.namespace(), object.name(), object.modified);
             }
         }
     }
