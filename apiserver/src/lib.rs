@@ -16,5 +16,6 @@ pub mod objects;
 pub mod patch;
 pub mod resources;
 pub mod schema;
+pub mod server;
 pub mod store;
 pub mod verbs;

@@ -1,3 +1,17 @@
-//! HTTP: router, request info, negotiation, discovery, OpenAPI, streaming.
+//! The only place with HTTP types: request info, negotiation, discovery, OpenAPI, streaming, answers.
 
+pub mod discovery;
+mod dispatch;
+pub mod handle;
+pub mod health;
+pub mod info;
+pub mod logs;
+pub mod metrics;
+pub mod negotiate;
 pub mod openapi;
+mod pages;
+pub mod query;
+pub mod respond;
+pub mod route;
+pub mod table;
+pub mod watch;

@@ -1,0 +1,46 @@
+//! A developer's tool: the API server alone over the memory store, for trying it with kubectl and for replaying recorded
+//! answers. `cargo run -p apiserver --example serve -- DIR PORT` writes DIR/kubeconfig and serves until it is killed.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use apiserver::auth::pki::{Pki, kubeconfig, write_private};
+use apiserver::auth::tls::Acceptor;
+use apiserver::http::logs::Kubelets;
+use apiserver::server::{Apiserver, Config, Open};
+use apiserver::store::memory::MemoryStore;
+use machinery::env::Env;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let dir = PathBuf::from(arguments.next().ok_or("usage: serve DIR PORT")?);
+    let port: u16 = arguments.next().ok_or("usage: serve DIR PORT")?.parse()?;
+    let env = Env::real();
+    std::fs::create_dir_all(&dir)?;
+    let address = format!("127.0.0.1:{port}");
+    let pki = Pki::open_or_create(&dir.join("pki"), &env, &["127.0.0.1".into(), "localhost".into()])?;
+    let server = Apiserver::open(
+        &env,
+        Arc::new(MemoryStore::new(env.clone())),
+        Config {
+            address: address.clone(),
+            signing_key: pki.service_account().clone(),
+            admission: Arc::new(Open),
+            allocate: Box::new(|_, _, _, _| Ok(())),
+            kubelets: Kubelets::default(),
+            registry: Arc::new(Mutex::new(Default::default())),
+        },
+    )
+    .await?;
+    server.set_ready();
+    let text = kubeconfig(&format!("https://{address}"), pki.ca_pem(), "admin", pki.admin());
+    write_private(&dir.join("kubeconfig"), &text)?;
+    let listener = TcpListener::bind(&address).await?;
+    let acceptor = Acceptor::new(&env, pki.serving(), pki.ca_pem())?;
+    server.serve(listener, acceptor, CancellationToken::new()).await;
+    Ok(())
+}

@@ -1,0 +1,249 @@
+//! Requests about resources: bodies and options are read here, and the verb does the rest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use machinery::api::ApiError;
+use machinery::api::error::{Details, Status};
+
+use super::handle::{Asking, Front};
+use super::negotiate::{self, Transform};
+use super::respond;
+use super::route::Target;
+use super::table::{Include, Tables};
+use super::watch;
+use crate::auth::{reviews, tokens};
+use crate::resources::{Storage, SubKind, TABLE, Verb};
+use crate::verbs::body::{self as bodies, Body as RequestBody};
+use crate::verbs::options::{DeleteOptions, ListOptions, WriteOptions};
+use crate::verbs::{Answer, Call, PatchType, Shown, object};
+
+/// The largest request body (upstream's default).
+const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// A watch that names no time lasts between this and twice this (upstream's default).
+const WATCH_SECONDS_MIN: u64 = 1800;
+
+impl Front {
+    /// Answers a request about a resource.
+    pub(super) async fn resource(
+        self: &Arc<Self>,
+        asking: &mut Asking<'_>,
+        target: Target,
+        body: Body,
+    ) -> Result<Response<Body>, ApiError> {
+        let headers = asking.asked.headers;
+        let patch = if target.verb == Verb::Patch { Some(patch_type(headers)?) } else { None };
+        let is_log = target.subresource.is_some_and(|s| s.what == SubKind::Log);
+        negotiate::route_accepts(asking.asked.accept().as_deref(), is_log)?;
+        let form = asking.asked.form(respond::offers(target.verb));
+        let info = asking.info;
+        let name = if target.is_item { info.parts.get(1).map_or("", String::as_str) } else { "" };
+        if target.row.namespaced
+            && info.namespace.is_empty()
+            && (target.is_item || target.verb != Verb::List && target.verb != Verb::Watch)
+        {
+            return Err(ApiError::BadRequest("Namespace parameter required.".into()));
+        }
+        let mut call = Call {
+            row: target.row,
+            subresource: target.subresource,
+            namespace: &info.namespace,
+            name,
+            user: asking.user,
+            now: asking.asked.now,
+            warnings: Vec::new(),
+        };
+        if is_log {
+            return self.logs(&call, asking.asked.query).await;
+        }
+        let form = form?;
+        if target.verb == Verb::Watch {
+            return self.watch(asking, &call, form).await;
+        }
+        let answer = self.verb(asking, &mut call, target, patch, body).await;
+        asking.warnings.append(&mut call.warnings);
+        respond::answer(&asking.asked, form, call.row, answer?)
+    }
+
+    async fn verb(
+        self: &Arc<Self>,
+        asking: &Asking<'_>,
+        call: &mut Call<'_>,
+        target: Target,
+        patch: Option<PatchType>,
+        body: Body,
+    ) -> Result<Answer, ApiError> {
+        let query = asking.asked.query;
+        let headers = asking.asked.headers;
+        let verbs = &self.verbs;
+        let what = target.subresource.map(|s| s.what);
+        match target.verb {
+            Verb::Get if what == Some(SubKind::Scale) => verbs.get_scale(call, query.text("resourceVersion")).await,
+            Verb::Get => verbs.get(call, query.text("resourceVersion")).await,
+            Verb::List => verbs.list(call, &ListOptions::read(query)?).await,
+            Verb::Watch => Err(ApiError::NoSuchResource),
+            Verb::Create => {
+                let media = negotiate::body_type(content_type(headers))?;
+                let bytes = read(headers, body).await?;
+                let options = WriteOptions::read(query, "CreateOptions")?;
+                self.create(call, RequestBody { bytes: &bytes, media }, what, &options).await
+            }
+            Verb::Update => {
+                let media = negotiate::body_type(content_type(headers))?;
+                let bytes = read(headers, body).await?;
+                let options = WriteOptions::read(query, "UpdateOptions")?;
+                let body = RequestBody { bytes: &bytes, media };
+                if what == Some(SubKind::Scale) {
+                    return verbs.put_scale(call, body, &options).await;
+                }
+                let object = bodies::object(call.row, body, options.field_validation, &mut call.warnings)?;
+                verbs.update(call, object, &options).await
+            }
+            Verb::Patch => {
+                let options = WriteOptions::read(query, "PatchOptions")?;
+                let bytes = read(headers, body).await?;
+                let kind = patch.unwrap_or(PatchType::Merge);
+                if what == Some(SubKind::Scale) {
+                    return verbs.patch_scale(call, kind, &bytes, &options).await;
+                }
+                verbs.patch(call, kind, &bytes, &options).await
+            }
+            Verb::Delete => {
+                let options = self.delete_options(asking, body).await?;
+                verbs.delete(call, &options).await
+            }
+            Verb::DeleteCollection => {
+                let list = ListOptions::read(query)?;
+                let options = self.delete_options(asking, body).await?;
+                verbs.delete_collection(call, &list, &options).await
+            }
+        }
+    }
+
+    async fn create(
+        self: &Arc<Self>,
+        call: &mut Call<'_>,
+        body: RequestBody<'_>,
+        what: Option<SubKind>,
+        options: &WriteOptions,
+    ) -> Result<Answer, ApiError> {
+        let validation = options.field_validation;
+        let verbs = &self.verbs;
+        let pods = || TABLE.iter().copied().find(|r| r.plural == "pods" && r.group.is_empty());
+        match what {
+            Some(SubKind::Binding) => {
+                let binding = bodies::of_kind("bindings", body, validation, &mut call.warnings)?;
+                verbs.bind(call, binding, options).await
+            }
+            Some(SubKind::Token) => {
+                let kind = ("authentication.k8s.io", "v1", "TokenRequest");
+                let wanted = bodies::of_type(kind, body, validation, &mut call.warnings)?;
+                let (env, key) = (&self.env, self.authenticator.key());
+                let answer = tokens::request(key, env, &*verbs.objects, call.namespace, call.name, &wanted)?;
+                Ok(Answer::Object(201, Shown::Value(answer)))
+            }
+            Some(_) => Err(ApiError::NoSuchResource),
+            None if call.row.storage == Storage::Virtual => {
+                let object = bodies::object(call.row, body, validation, &mut call.warnings)?;
+                if call.row.plural == "bindings" {
+                    let name = object::text(&object, "name").to_owned();
+                    let row = pods().ok_or(ApiError::NoSuchResource)?;
+                    let subresource = row.subresources.iter().find(|s| s.what == SubKind::Binding);
+                    let mut bind = Call { row, subresource, name: &name, warnings: Vec::new(), ..*call };
+                    let answer = verbs.bind(&mut bind, object, options).await;
+                    call.warnings.append(&mut bind.warnings);
+                    return answer;
+                }
+                let context = reviews::Context {
+                    authorizer: &self.authorizer,
+                    authenticator: &self.authenticator,
+                    objects: &*verbs.objects,
+                    user: call.user,
+                    namespace: call.namespace,
+                    now: call.now,
+                };
+                Ok(Answer::Object(201, Shown::Value(reviews::answer(&context, call.row.plural, &object)?)))
+            }
+            None => {
+                let object = bodies::object(call.row, body, validation, &mut call.warnings)?;
+                verbs.create(call, object, options).await
+            }
+        }
+    }
+
+    async fn delete_options(&self, asking: &Asking<'_>, body: Body) -> Result<DeleteOptions, ApiError> {
+        let headers = asking.asked.headers;
+        let bytes = read(headers, body).await?;
+        if bytes.is_empty() {
+            return DeleteOptions::read(asking.asked.query);
+        }
+        let media = negotiate::body_type(content_type(headers))?;
+        DeleteOptions::from_body(&bodies::delete_options(RequestBody { bytes: &bytes, media })?)
+    }
+
+    async fn watch(
+        self: &Arc<Self>,
+        asking: &Asking<'_>,
+        call: &Call<'_>,
+        form: negotiate::Form,
+    ) -> Result<Response<Body>, ApiError> {
+        let options = ListOptions::read(asking.asked.query)?;
+        let tables = match form.transform {
+            Some(Transform::Table(version)) => {
+                let include = Include::read(asking.asked.query)?;
+                Some(Tables { row: call.row, version, include, now: asking.asked.now })
+            }
+            _ => None,
+        };
+        let seconds = match options.timeout_seconds {
+            Some(seconds) if seconds > 0 => seconds.cast_unsigned(),
+            Some(seconds) if seconds < 0 => 0,
+            _ => WATCH_SECONDS_MIN + self.env.below(WATCH_SECONDS_MIN),
+        };
+        match self.verbs.watch(call, &options).await? {
+            Ok(start) => {
+                let lens = watch::lens(call.row, form, tables);
+                let lasts = Duration::from_secs(seconds);
+                Ok(watch::stream(lens, start, options.bookmarks, lasts, self.stop.clone(), self.env.clone()))
+            }
+            Err(error) => Ok(watch::refused(&error)),
+        }
+    }
+}
+
+fn content_type(headers: &HeaderMap) -> Option<&str> {
+    headers.get(CONTENT_TYPE).map(|v| v.to_str().unwrap_or("?"))
+}
+
+fn patch_type(headers: &HeaderMap) -> Result<PatchType, ApiError> {
+    let kind = content_type(headers).unwrap_or("").split(';').next().unwrap_or("").trim();
+    PatchType::of(kind).ok_or_else(|| {
+        let message = "415: Unsupported Media Type";
+        let status = Status::failure(415, "UnsupportedMediaType", message).with(Details::default());
+        ApiError::Other(Box::new(status))
+    })
+}
+
+fn too_large() -> ApiError {
+    ApiError::TooLarge(format!("Request entity too large: limit is {BODY_BYTES_MAX}"))
+}
+
+/// A whole body, within the limit.
+async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+    let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > BODY_BYTES_MAX) {
+        // Drained a little, so that a client that still writes gets to read the answer.
+        let _ = Limited::new(body, 2 * BODY_BYTES_MAX).collect().await;
+        return Err(too_large());
+    }
+    match Limited::new(body, BODY_BYTES_MAX).collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(error) => Err(ApiError::BadRequest(format!("the body could not be read: {error}"))),
+    }
+}

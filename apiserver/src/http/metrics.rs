@@ -1,0 +1,158 @@
+//! The server's own metrics, under upstream's names and labels.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::info::Info;
+
+/// Upstream's buckets, in seconds.
+const BUCKETS: [f64; 23] = [
+    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
+    45.0, 60.0,
+];
+/// The media type of `/metrics`.
+pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What requests are counted by; every value comes from the resource table or a fixed list, so that no client makes more.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Of {
+    verb: &'static str,
+    dry_run: &'static str,
+    group: &'static str,
+    version: &'static str,
+    resource: &'static str,
+    subresource: &'static str,
+    scope: &'static str,
+    component: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Coded {
+    verb: &'static str,
+    dry_run: &'static str,
+    group: &'static str,
+    version: &'static str,
+    resource: &'static str,
+    subresource: &'static str,
+    scope: &'static str,
+    component: &'static str,
+    code: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Manner {
+    request_kind: &'static str,
+}
+
+/// All metrics.
+pub struct Metrics {
+    registry: Arc<Mutex<Registry>>,
+    requests: Family<Coded, Counter>,
+    durations: Family<Of, Histogram, fn() -> Histogram>,
+    running: Family<Manner, Gauge>,
+    watches: Gauge,
+}
+
+fn histogram() -> Histogram {
+    Histogram::new(BUCKETS)
+}
+
+impl Of {
+    /// The labels of a request; `row` and `subresource` where a resource serves it.
+    #[must_use]
+    pub fn new(info: &Info, target: Option<&super::route::Target>, dry_run: bool) -> Self {
+        let verb = match info.verb.as_str() {
+            "create" | "post" => "POST",
+            "update" | "put" => "PUT",
+            "patch" => "PATCH",
+            "delete" | "deletecollection" => "DELETE",
+            "list" => "LIST",
+            "watch" => "WATCH",
+            "get" => "GET",
+            _ => "other",
+        };
+        let scope = if target.is_some_and(|t| t.is_item) {
+            "resource"
+        } else if !info.namespace.is_empty() {
+            "namespace"
+        } else if target.is_some() {
+            "cluster"
+        } else {
+            ""
+        };
+        Self {
+            verb,
+            dry_run: if dry_run { "All" } else { "" },
+            group: target.map_or("", |t| t.row.group),
+            version: target.map_or("", |t| t.row.version),
+            resource: target.map_or("", |t| t.row.plural),
+            subresource: target.and_then(|t| t.subresource).map_or("", |s| s.name),
+            scope,
+            component: "apiserver",
+        }
+    }
+}
+
+impl Metrics {
+    /// Registers with the process's registry.
+    #[must_use]
+    pub fn new(registry: Arc<Mutex<Registry>>) -> Self {
+        let metrics = Self {
+            registry: registry.clone(),
+            requests: Family::default(),
+            durations: Family::new_with_constructor(histogram as fn() -> Histogram),
+            running: Family::default(),
+            watches: Gauge::default(),
+        };
+        let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.register("apiserver_request", "Requests answered", metrics.requests.clone());
+        registry.register(
+            "apiserver_request_duration_seconds",
+            "Time from a request's arrival to its answer's head",
+            metrics.durations.clone(),
+        );
+        registry.register("apiserver_current_inflight_requests", "Requests being answered", metrics.running.clone());
+        registry.register("apiserver_longrunning_requests", "Open watches and logs", metrics.watches.clone());
+        drop(registry);
+        metrics
+    }
+
+    /// Counts a finished request.
+    pub fn done(&self, of: &Of, code: u16, took: Duration) {
+        let Of { verb, dry_run, group, version, resource, subresource, scope, component } = of.clone();
+        let coded = Coded { verb, dry_run, group, version, resource, subresource, scope, component, code };
+        self.requests.get_or_create(&coded).inc();
+        if verb != "WATCH" {
+            self.durations.get_or_create(of).observe(took.as_secs_f64());
+        }
+    }
+
+    /// How many requests of a kind are being answered.
+    pub fn running(&self, mutating: bool, change: i64) {
+        let request_kind = if mutating { "mutating" } else { "readOnly" };
+        self.running.get_or_create(&Manner { request_kind }).inc_by(change);
+    }
+
+    /// How many long-running requests there are.
+    #[must_use]
+    pub fn long_running(&self) -> &Gauge {
+        &self.watches
+    }
+
+    /// What `/metrics` shows.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        // Writing into a String cannot fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+        text
+    }
+}

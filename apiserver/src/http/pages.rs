@@ -1,0 +1,130 @@
+//! What is no resource: discovery, versions, health, metrics, OpenAPI, the index.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::Response;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
+use machinery::api::ApiError;
+use serde_json::{Value, json};
+
+use super::discovery::{self, AGGREGATED};
+use super::handle::{Asking, Front};
+use super::negotiate::{Form, Offers};
+use super::route::Route;
+use super::{health, metrics, respond};
+use crate::auth::jwks;
+
+impl Front {
+    /// Answers what is no resource.
+    pub(super) fn page(
+        self: &Arc<Self>,
+        asking: &Asking<'_>,
+        method: &str,
+        page: Route,
+    ) -> Result<Response<Body>, ApiError> {
+        let asked = &asking.asked;
+        let document = |value: &Value| {
+            let form = asked.form(Offers::Plain)?;
+            Ok(respond::value(200, form, value))
+        };
+        match page {
+            Route::Health(root, one) => {
+                let mut response = health::answer(&root, one.as_deref(), &self.checks(&root), asked.query);
+                if method == "HEAD" {
+                    *response.body_mut() = Body::empty();
+                }
+                Ok(response)
+            }
+            Route::Metrics => Ok(respond::bytes(200, metrics::MEDIA_TYPE, self.metrics.text())),
+            Route::Version => Ok(respond::value(200, Form::PRETTY, &discovery::version())),
+            Route::Index => Ok(respond::value(200, Form::PRETTY, &json!({"paths": self.paths()}))),
+            Route::Core => match self.aggregated(asking, true) {
+                Some(response) => Ok(response),
+                None => document(&self.discovery.versions()),
+            },
+            Route::Groups => match self.aggregated(asking, false) {
+                Some(response) => Ok(response),
+                None => document(&self.discovery.groups()),
+            },
+            Route::Group(group) => document(&self.discovery.group(&group).ok_or(ApiError::NoSuchResource)?),
+            Route::Resources(group, version) => {
+                document(&self.discovery.resources(&group, &version).ok_or(ApiError::NoSuchResource)?)
+            }
+            Route::OpenApiIndex | Route::OpenApi(_) => Ok(self.open_api(asking, page)),
+            Route::Issuer => {
+                Ok(respond::value(200, Form::JSON, &jwks::configuration(&self.address))).map(|mut response| {
+                    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(jwks::CACHE_CONTROL));
+                    response
+                })
+            }
+            Route::Keys => {
+                let mut response = respond::value(200, Form::JSON, &jwks::keys(self.authenticator.key()));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(jwks::KEYS_MEDIA_TYPE));
+                response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(jwks::CACHE_CONTROL));
+                Ok(response)
+            }
+            Route::Resource(_) | Route::Later(..) => Err(ApiError::NoSuchResource),
+        }
+    }
+
+    /// Aggregated discovery, where it is asked for; it wins wherever it stands in Accept.
+    fn aggregated(&self, asking: &Asking<'_>, core: bool) -> Option<Response<Body>> {
+        let accept = asking.asked.accept()?;
+        let wanted = accept.split(',').any(|clause| {
+            let mut pieces = clause.split(';').map(str::trim);
+            let json = pieces.next() == Some("application/json");
+            let params: Vec<&str> = pieces.collect();
+            json && ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"].iter().all(|p| params.contains(p))
+        });
+        if !wanted {
+            return None;
+        }
+        let (document, tag) = self.discovery.aggregated(core);
+        let known = asking.asked.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == tag.as_bytes());
+        let mut response = respond::bytes(200, AGGREGATED, if known { Body::empty() } else { document.clone().into() });
+        if known {
+            *response.status_mut() = http::StatusCode::NOT_MODIFIED;
+        }
+        let headers = response.headers_mut();
+        if let Ok(tag) = HeaderValue::from_str(tag) {
+            headers.insert(ETAG, tag);
+        }
+        headers.insert(VARY, HeaderValue::from_static("Accept"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("public"));
+        Some(response)
+    }
+
+    fn open_api(&self, asking: &Asking<'_>, page: Route) -> Response<Body> {
+        let _ = (asking, page);
+        respond::page_not_found()
+    }
+
+    fn paths(&self) -> Vec<String> {
+        let mut paths: Vec<String> = [
+            "/.well-known/openid-configuration",
+            "/api",
+            "/api/v1",
+            "/apis",
+            "/apis/",
+            "/healthz",
+            "/livez",
+            "/metrics",
+            "/openapi/v3",
+            "/openapi/v3/",
+            "/openid/v1/jwks",
+            "/readyz",
+            "/version",
+        ]
+        .map(Into::into)
+        .into();
+        paths.extend(self.discovery.group_names().map(|g| format!("/apis/{g}")));
+        let versions = self.discovery.group_versions().filter(|(g, _)| !g.is_empty());
+        paths.extend(versions.map(|(g, v)| format!("/apis/{g}/{v}")));
+        for root in ["/healthz", "/livez", "/readyz"] {
+            paths.extend(self.checks(root).iter().map(|(name, _)| format!("{root}/{name}")));
+        }
+        paths.sort();
+        paths
+    }
+}

@@ -1,0 +1,347 @@
+//! Answers in the form that was agreed on.
+
+use std::io::Write;
+
+use axum::body::Body;
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY};
+use http::{HeaderMap, Response, StatusCode};
+use jiff::Timestamp;
+use machinery::api::ApiError;
+use machinery::api::error::Status;
+use serde_json::{Value, json};
+
+use super::negotiate::{Form, Media, MetaVersion, Offers, Transform, negotiate};
+use super::query::Query;
+use super::table::{Include, Tables, write_partial};
+use crate::resources::{Row, Verb};
+use crate::verbs::{Answer, List, Shown, object};
+
+/// Smaller answers are not worth packing (upstream's limit).
+const GZIP_BYTES_MIN: usize = 128 * 1024;
+
+/// What an answer is made for.
+pub struct Asked<'a> {
+    /// The request's headers.
+    pub headers: &'a HeaderMap,
+    /// The request's query.
+    pub query: &'a Query,
+    /// The request's time.
+    pub now: Timestamp,
+}
+
+impl Asked<'_> {
+    /// The Accept header, all lines joined.
+    #[must_use]
+    pub fn accept(&self) -> Option<String> {
+        let lines: Vec<&str> =
+            self.headers.get_all(http::header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
+        if lines.is_empty() { None } else { Some(lines.join(",")) }
+    }
+
+    fn agent(&self) -> &str {
+        self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("")
+    }
+
+    /// Agrees on a form.
+    pub fn form(&self, offers: Offers) -> Result<Form, ApiError> {
+        negotiate(self.accept().as_deref(), self.query, self.agent(), offers)
+    }
+}
+
+/// A body of a media type.
+#[must_use]
+pub fn bytes(code: u16, media: &'static str, body: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    response
+}
+
+/// Text, as Go's `http.Error` writes it.
+#[must_use]
+pub fn text(code: u16, text: String) -> Response<Body> {
+    let mut response = bytes(code, "text/plain; charset=utf-8", text);
+    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// The text 404 of paths that belong to nobody.
+#[must_use]
+pub fn page_not_found() -> Response<Body> {
+    text(404, "404 page not found\n".into())
+}
+
+fn yaml(value: &Value) -> Bytes {
+    serde_saphyr::to_string(value).unwrap_or_default().into()
+}
+
+/// A value in a form without transformation.
+#[must_use]
+pub fn value(code: u16, form: Form, value: &Value) -> Response<Body> {
+    bytes(code, form.media.as_str(), written(form, value))
+}
+
+fn written(form: Form, value: &Value) -> Bytes {
+    match (form.media, form.pretty) {
+        (Media::Yaml, _) => yaml(value),
+        (Media::Json, true) => serde_json::to_string_pretty(value).unwrap_or_default().into(),
+        (Media::Json, false) => (value.to_string() + "\n").into(),
+    }
+}
+
+/// An error.
+#[must_use]
+pub fn error(asked: &Asked<'_>, error: &ApiError) -> Response<Body> {
+    let form = asked.form(Offers::Plain).or_else(|_| asked.form(Offers::Objects)).unwrap_or(Form::PRETTY);
+    status(form, &error.status())
+}
+
+/// A Status; its code is the answer's where it has one.
+#[must_use]
+pub fn status(form: Form, status: &Status) -> Response<Body> {
+    let code = if status.code == 0 { 200 } else { status.code };
+    let mut body = serde_json::to_value(status).unwrap_or(Value::Null);
+    if status.code == 0
+        && let Some(map) = body.as_object_mut()
+    {
+        map.remove("code");
+    }
+    let mut response = value(code, Form { transform: None, ..form }, &body);
+    let seconds = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
+    if seconds > 0 {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// A verb's answer.
+pub fn answer(asked: &Asked<'_>, form: Form, row: &'static Row, answer: Answer) -> Result<Response<Body>, ApiError> {
+    match answer {
+        Answer::Object(code, shown) => object(asked, form, row, code, shown),
+        Answer::List(list) => self::list(asked, form, row, &list),
+        Answer::Status(code, status) => {
+            let mut response = self::status(form, &status);
+            *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
+            Ok(response)
+        }
+        Answer::Nothing => {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            Ok(response)
+        }
+    }
+}
+
+/// An object's JSON as a row of it shows it.
+fn json_of(row: &'static Row, shown: &Shown) -> Bytes {
+    match shown {
+        Shown::Cached(cached) if row.storage_version => cached.bytes(),
+        Shown::Bytes(bytes) => bytes.clone(),
+        other => ordered(&value_of(row, other)),
+    }
+}
+
+/// A value's JSON with kind and apiVersion first.
+fn ordered(value: &Value) -> Bytes {
+    value.to_string().into()
+}
+
+/// An object's value as a row shows it.
+fn value_of(row: &'static Row, shown: &Shown) -> Value {
+    match shown {
+        Shown::Cached(cached) => {
+            if row.storage_version {
+                cached.value()
+            } else {
+                row.strategy.from_stored(cached.value())
+            }
+        }
+        Shown::Bytes(bytes) => serde_json::from_slice(bytes).unwrap_or(Value::Null),
+        Shown::Value(value) => value.clone(),
+    }
+}
+
+fn tables(asked: &Asked<'_>, row: &'static Row, version: MetaVersion) -> Result<Tables, ApiError> {
+    Ok(Tables { row, version, include: Include::read(asked.query)?, now: asked.now })
+}
+
+fn wrong_transform(row: &Row, wanted: &str, list: bool) -> ApiError {
+    let (is, kind) = if list { ("a list", "List") } else { ("not a list", "") };
+    let message = format!("you requested {wanted}, but the requested object is {is} (*core.{}{kind})", row.kind);
+    ApiError::Other(Box::new(Status::failure(406, "NotAcceptable", message)))
+}
+
+fn object(
+    asked: &Asked<'_>,
+    form: Form,
+    row: &'static Row,
+    code: u16,
+    shown: Shown,
+) -> Result<Response<Body>, ApiError> {
+    match form.transform {
+        None if form == Form::JSON => {
+            let mut body = Vec::new();
+            match &shown {
+                Shown::Cached(cached) if row.storage_version => cached.write_to(&mut body),
+                other => body.extend_from_slice(&json_of(row, other)),
+            }
+            body.push(b'\n');
+            Ok(packed(asked, code, Media::Json, body))
+        }
+        None => Ok(value(code, form, &value_of(row, &shown))),
+        Some(Transform::Table(version)) => {
+            let tables = tables(asked, row, version)?;
+            let object = value_of(row, &shown);
+            let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"].as_str().unwrap_or("")});
+            let table = tables.table(metadata, tables.columns(), vec![tables.row(&object)]);
+            Ok(value(code, form, &table))
+        }
+        Some(Transform::Metadata(version)) => {
+            let mut body = Vec::new();
+            write_partial(version, &json_of(row, &shown), &mut body);
+            Ok(rewritten(form, code, body))
+        }
+        Some(Transform::MetadataList(_)) => Err(wrong_transform(row, "PartialObjectMetadataList", false)),
+    }
+}
+
+/// Compact JSON as the form wants it.
+fn rewritten(form: Form, code: u16, mut body: Vec<u8>) -> Response<Body> {
+    if form.media == Media::Json && !form.pretty {
+        body.push(b'\n');
+        return bytes(code, form.media.as_str(), body);
+    }
+    let parsed: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    value(code, Form { transform: None, ..form }, &parsed)
+}
+
+fn list_metadata(list: &List) -> Value {
+    let mut metadata = json!({"resourceVersion": list.revision.to_string()});
+    if let Some(token) = &list.continue_token {
+        metadata["continue"] = json!(token);
+    }
+    if let Some(remaining) = list.remaining {
+        metadata["remainingItemCount"] = json!(remaining);
+    }
+    metadata
+}
+
+fn list(asked: &Asked<'_>, form: Form, row: &'static Row, list: &List) -> Result<Response<Body>, ApiError> {
+    let metadata = list_metadata(list);
+    match form.transform {
+        None => {
+            let mut body = Vec::with_capacity(256 + list.items.iter().map(|i| i.stored().len() + 64).sum::<usize>());
+            let list_kind = format!("{}List", row.kind);
+            body.extend_from_slice(object::head_of(&list_kind, &row.api_version()).as_bytes());
+            body.extend_from_slice(b"\"metadata\":");
+            body.extend_from_slice(metadata.to_string().as_bytes());
+            body.extend_from_slice(b",\"items\":[");
+            let head = object::head(row);
+            for (i, item) in list.items.iter().enumerate() {
+                if i > 0 {
+                    body.push(b',');
+                }
+                if row.storage_version {
+                    object::write_item(&head, item, &mut body);
+                } else {
+                    let mut value = row.strategy.from_stored(item.value());
+                    if let Some(map) = value.as_object_mut() {
+                        map.remove("kind");
+                        map.remove("apiVersion");
+                    }
+                    // Writing into memory cannot fail.
+                    let _ = serde_json::to_writer(&mut body, &value);
+                }
+            }
+            body.extend_from_slice(b"]}");
+            if form == Form::JSON {
+                body.push(b'\n');
+                return Ok(packed(asked, 200, Media::Json, body));
+            }
+            Ok(rewritten(form, 200, body))
+        }
+        Some(Transform::Table(version)) => {
+            let tables = tables(asked, row, version)?;
+            let rows = list.items.iter().map(|i| tables.row(&value_of(row, &Shown::Cached(i.clone())))).collect();
+            let table = tables.table(metadata, tables.columns(), rows);
+            if form.media == Media::Json && !form.pretty {
+                return Ok(packed(asked, 200, Media::Json, (table.to_string() + "\n").into_bytes()));
+            }
+            Ok(value(200, form, &table))
+        }
+        Some(Transform::MetadataList(version)) => {
+            let mut body = Vec::new();
+            body.extend_from_slice(object::head_of("PartialObjectMetadataList", version.api_version()).as_bytes());
+            body.extend_from_slice(b"\"metadata\":");
+            body.extend_from_slice(metadata.to_string().as_bytes());
+            body.extend_from_slice(b",\"items\":[");
+            for (i, item) in list.items.iter().enumerate() {
+                if i > 0 {
+                    body.push(b',');
+                }
+                write_partial(version, &item.bytes(), &mut body);
+            }
+            body.extend_from_slice(b"]}");
+            if form.media == Media::Json && !form.pretty {
+                body.push(b'\n');
+                return Ok(packed(asked, 200, Media::Json, body));
+            }
+            Ok(rewritten(form, 200, body))
+        }
+        Some(Transform::Metadata(_)) => Err(wrong_transform(row, "PartialObjectMetadata", true)),
+    }
+}
+
+/// A large answer is packed for who takes that.
+#[must_use]
+pub fn packed(asked: &Asked<'_>, code: u16, media: Media, body: Vec<u8>) -> Response<Body> {
+    let takes = asked
+        .headers
+        .get_all(http::header::ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .any(|e| e.split(';').next().is_some_and(|e| e.trim() == "gzip"));
+    if body.len() < GZIP_BYTES_MIN || !takes {
+        return bytes(code, media.as_str(), body);
+    }
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
+    let small = encoder.write_all(&body).and_then(|()| encoder.finish());
+    match small {
+        Ok(small) => {
+            let mut response = bytes(code, media.as_str(), small);
+            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            response.headers_mut().append(VARY, HeaderValue::from_static("Accept-Encoding"));
+            response
+        }
+        Err(_) => bytes(code, media.as_str(), body),
+    }
+}
+
+/// A `Warning` header's value.
+#[must_use]
+pub fn warning(text: &str) -> Option<HeaderValue> {
+    let mut quoted = String::with_capacity(text.len() + 10);
+    quoted.push_str("299 - \"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => {
+                quoted.push('\\');
+                quoted.push(c);
+            }
+            c if c.is_control() => quoted.push(' '),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    HeaderValue::from_bytes(quoted.as_bytes()).ok()
+}
+
+/// Whether a verb's answer may be transformed at all.
+#[must_use]
+pub fn offers(verb: Verb) -> Offers {
+    if verb == Verb::Watch { Offers::Watch } else { Offers::Objects }
+}

@@ -1,0 +1,204 @@
+//! The assembled server: a tower service for this process's components, and the same over TLS for everybody else.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Request, Response};
+use machinery::api::ApiError;
+use machinery::env::Env;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+
+use crate::auth::jwt::SigningKey;
+use crate::auth::tls::{self, Acceptor};
+use crate::auth::{Authenticator, Authorizer};
+use crate::cache::{Cache, Fields, Lookup, Resource};
+use crate::http::discovery::Discovery;
+use crate::http::handle::{Front, Parts};
+use crate::http::logs::Kubelets;
+use crate::http::metrics::Metrics;
+use crate::resources::{Row, Storage, TABLE};
+use crate::store::{Store, StoreError};
+use crate::verbs::{Admit, Allocate, Verbs, prefix};
+
+/// Everything that a server is made of beside its store.
+pub struct Config {
+    /// Where clients reach it (`host:port`), for discovery.
+    pub address: String,
+    /// Signs and checks tokens.
+    pub signing_key: Arc<SigningKey>,
+    /// Admission.
+    pub admission: Arc<dyn Admit>,
+    /// Allocation of what only the server can choose.
+    pub allocate: Box<Allocate>,
+    /// Reaches nodes.
+    pub kubelets: Kubelets,
+    /// The process's metrics, which `/metrics` shows.
+    pub registry: Arc<Mutex<Registry>>,
+}
+
+/// The API server.
+#[derive(Clone)]
+pub struct Apiserver {
+    front: Arc<Front>,
+}
+
+impl Apiserver {
+    /// Reads the store into memory and assembles the server; nothing is served yet.
+    pub async fn open(env: &Env, store: Arc<dyn Store>, config: Config) -> Result<Self, StoreError> {
+        let cache = Cache::open(store, resources()).await?;
+        let objects = Arc::new(Lookup::new(cache.clone(), |group, plural| {
+            TABLE
+                .iter()
+                .find(|r| r.group == group && r.plural == plural && r.storage != Storage::Virtual)
+                .map(|r| prefix(r))
+        }));
+        let authorizer = Arc::new(Authorizer::default());
+        let authenticator = Arc::new(Authenticator::new(env, config.signing_key));
+        let verbs = Verbs {
+            env: env.clone(),
+            cache,
+            objects,
+            admission: config.admission,
+            authorizer: authorizer.clone(),
+            allocate: config.allocate,
+            allocating: tokio::sync::Mutex::new(()),
+        };
+        let front = Front::new(Parts {
+            env: env.clone(),
+            verbs,
+            discovery: Discovery::new(TABLE, &config.address),
+            authenticator,
+            authorizer,
+            metrics: Metrics::new(config.registry),
+            kubelets: config.kubelets,
+            address: config.address,
+        });
+        Ok(Self { front: Arc::new(front) })
+    }
+
+    /// The service for components of this process: a [`UserInfo`](crate::auth::UserInfo) in a request's extensions is
+    /// its identity.
+    #[must_use]
+    pub fn service(&self) -> ApiService {
+        ApiService { front: self.front.clone() }
+    }
+
+    /// The objects, for what is built beside the server in this process.
+    #[must_use]
+    pub fn objects(&self) -> Arc<Lookup> {
+        self.front.verbs.objects.clone()
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn cache(&self) -> Arc<Cache> {
+        self.front.verbs.cache.clone()
+    }
+
+    /// The default objects are there: `/readyz` may say so.
+    pub fn set_ready(&self) {
+        self.front.bootstrapped.store(true, Ordering::Release);
+    }
+
+    /// Ends all watches and makes `/readyz` fail; what is being answered goes on.
+    pub fn stop(&self) {
+        self.front.stop.cancel();
+    }
+
+    /// Serves over TLS until `stop`; watches end at once, other requests have a moment.
+    pub async fn serve(&self, listener: TcpListener, acceptor: Acceptor, stop: CancellationToken) {
+        let front = self.front.clone();
+        let ending = {
+            let (front, stop) = (self.front.clone(), stop.clone());
+            async move {
+                stop.cancelled().await;
+                front.stop.cancel();
+            }
+        };
+        let handle = move |request: Request<hyper::body::Incoming>| {
+            let front = front.clone();
+            front.handle(request.map(Body::new))
+        };
+        tokio::join!(tls::serve(listener, acceptor, handle, stop), ending);
+    }
+}
+
+/// What the cache must know of each stored kind.
+fn resources() -> Vec<Resource> {
+    let stored = TABLE.iter().copied().filter(|r| r.storage_version && r.storage != Storage::Virtual);
+    stored
+        .map(|row: &'static Row| {
+            let fields: Option<Fields> = (!row.strategy.selectable_labels().is_empty()).then(|| {
+                let extract: Fields = Arc::new(move |object| {
+                    row.strategy.selectable(object).into_iter().map(|(label, value)| (label.into(), value)).collect()
+                });
+                extract
+            });
+            Resource {
+                prefix: prefix(row).into(),
+                fields,
+                indexed_fields: if row.plural == "pods" { &["spec.nodeName"] } else { &[] },
+                indexes_labels: matches!(row.plural, "pods" | "endpointslices" | "replicasets"),
+            }
+        })
+        .collect()
+}
+
+/// The server as a tower service over any body.
+#[derive(Clone)]
+pub struct ApiService {
+    front: Arc<Front>,
+}
+
+impl<B> Service<Request<B>> for ApiService
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let front = self.front.clone();
+        Box::pin(async move { Ok(front.handle(request.map(Body::new)).await) })
+    }
+}
+
+/// Admission that lets everything through: for tests of what comes after it.
+pub struct Open;
+
+impl Admit for Open {
+    fn mutate(
+        &self,
+        _: &dyn crate::objects::Objects,
+        _: &crate::verbs::Review<'_>,
+        _: Option<&mut serde_json::Value>,
+        _: Option<&serde_json::Value>,
+    ) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    fn validate(
+        &self,
+        _: &dyn crate::objects::Objects,
+        _: &crate::verbs::Review<'_>,
+        _: Option<&serde_json::Value>,
+        _: Option<&serde_json::Value>,
+    ) -> Result<(), ApiError> {
+        Ok(())
+    }
+}

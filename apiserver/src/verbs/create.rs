@@ -1,0 +1,129 @@
+//! Create: a new object under its own or a generated name.
+
+use machinery::api::ApiError;
+use machinery::api::error::{Details, Status};
+use serde_json::{Value, json};
+
+use super::object::{self, metadata_mut};
+use super::options::WriteOptions;
+use super::{Answer, Call, NAME_SUFFIX_LETTERS, NAME_TRIES_MAX, Operation, Shown, Verbs, body, invalid, key};
+use crate::resources::metadata;
+
+/// The longest prefix that a generated name keeps (upstream: a name of at most 63 letters).
+const GENERATED_PREFIX_BYTES_MAX: usize = 63 - NAME_SUFFIX_LETTERS;
+
+impl Verbs {
+    /// Creates a decoded and defaulted object.
+    pub async fn create(
+        &self,
+        call: &mut Call<'_>,
+        mut object: Value,
+        options: &WriteOptions,
+    ) -> Result<Answer, ApiError> {
+        {
+            let metadata = metadata_mut(&mut object);
+            for field in SYSTEM_FIELDS {
+                metadata.remove(*field);
+            }
+        }
+        object::match_namespace(&mut object, call.object_namespace())?;
+        let given = object::text(&object, "name").to_owned();
+        let review = call.review(Operation::Create, &given, options.dry_run);
+        self.admit(call, &review, &mut object, None)?;
+        let (shown, _) = self.insert(call, object, options).await?;
+        Ok(Answer::Object(201, shown))
+    }
+
+    /// The rest of a create, after mutating admission; also for a PUT that creates.
+    pub(super) async fn insert(
+        &self,
+        call: &mut Call<'_>,
+        mut object: Value,
+        options: &WriteOptions,
+    ) -> Result<(Shown, String), ApiError> {
+        let row = call.row;
+        {
+            let metadata = metadata_mut(&mut object);
+            metadata.insert("creationTimestamp".into(), json!(object::time(call.now)));
+            metadata.insert("uid".into(), json!(self.env.uid()));
+        }
+        let prefix = object::text(&object, "generateName").to_owned();
+        let generates = object::text(&object, "name").is_empty() && !prefix.is_empty();
+        let mut tries = if generates { NAME_TRIES_MAX } else { 1 };
+        let original = generates.then(|| object.clone());
+        loop {
+            if generates {
+                let kept = object::text(&object, "generateName");
+                let mut end = kept.len().min(GENERATED_PREFIX_BYTES_MAX);
+                while !kept.is_char_boundary(end) {
+                    end -= 1;
+                }
+                let name = format!("{}{}", &kept[..end], self.env.name_suffix(NAME_SUFFIX_LETTERS));
+                metadata_mut(&mut object).insert("name".into(), json!(name));
+            }
+            let version = object::client_version(&object).unwrap_or(0);
+            metadata_mut(&mut object).remove("resourceVersion");
+            {
+                let context = self.context(call, call.subresource_name());
+                row.strategy.prepare_create(&context, &mut object);
+                body::normalise(row, &mut object);
+                if row.strategy.counts_generation() {
+                    object::set_generation(&mut object, 1);
+                }
+                let mut errors = metadata::validate_create(row, &object);
+                errors.extend(row.strategy.validate(&context, &object));
+                invalid(call.kind(), object::text(&object, "name"), errors)?;
+            }
+            let warnings = row.strategy.warnings(&object, None);
+            call.warnings.extend(warnings);
+            let name = object::text(&object, "name").to_owned();
+            {
+                let review = call.review(Operation::Create, &name, options.dry_run);
+                self.admission.validate(&*self.objects, &review, Some(&object), None)?;
+            }
+            if version != 0 {
+                return Err(ApiError::BadRequest("resourceVersion should not be set on objects to be created".into()));
+            }
+            let key = key(row, call.object_namespace(), &name);
+            let taken = loop {
+                if let Some(existing) = self.cache.get(&key) {
+                    break object::is_deleting(&existing.shared());
+                }
+                let allocates = row.plural == "services";
+                let guard = if allocates { Some(self.allocating.lock().await) } else { None };
+                if allocates {
+                    (self.allocate)(&*self.objects, row, &mut object, None)?;
+                    body::normalise(row, &mut object);
+                }
+                if options.dry_run {
+                    return Ok((Shown::Value(object), name));
+                }
+                let stored = Self::encode(row, &object)?;
+                let done = self.put(row, &key, 0, stored.clone()).await?;
+                drop(guard);
+                if let Some(revision) = done {
+                    return Ok((Self::stored_as(row, object, &stored, revision), name));
+                }
+            };
+            tries -= 1;
+            match &original {
+                Some(original) if tries > 0 => object.clone_from(original),
+                _ => return Err(exists(call, &name, taken)),
+            }
+        }
+    }
+}
+
+/// What a client never decides about a new object.
+const SYSTEM_FIELDS: &[&str] =
+    &["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"];
+
+fn exists(call: &Call<'_>, name: &str, deleting: bool) -> ApiError {
+    let plain = ApiError::AlreadyExists(call.resource(), name.to_owned());
+    if !deleting {
+        return plain;
+    }
+    let Status { message, details, .. } = plain.status();
+    let status = Status::failure(409, "AlreadyExists", format!("object is being deleted: {message}"));
+    ApiError::Other(Box::new(Status { details: details.or_else(|| Some(Details::default())), ..status }))
+}

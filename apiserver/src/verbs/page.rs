@@ -1,0 +1,108 @@
+//! Continue tokens: a page's end and the version of the list that it belongs to, in upstream's form
+//! (k8s.io/apiserver `storage/continue.go`).
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use machinery::api::ApiError;
+use machinery::api::error::Status;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+const VERSION: &str = "meta.k8s.io/v1";
+
+/// Where a list goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Continue {
+    /// The version of the list; `None` is the newest (an "inconsistent" token, given with a 410).
+    pub revision: Option<u64>,
+    /// The key from which on items are listed, relative to the list's prefix, without a leading slash.
+    pub start: String,
+}
+
+#[derive(Serialize, Deserialize, Default)]
+#[serde(default)]
+struct Wire {
+    v: String,
+    rv: i64,
+    start: String,
+}
+
+impl Continue {
+    /// After a key: the next possible one.
+    #[must_use]
+    pub fn after(key: &str, revision: Option<u64>) -> Self {
+        Self { revision, start: format!("{key}\0") }
+    }
+
+    /// As a client sees it.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let rv = self.revision.map_or(-1, |r| i64::try_from(r).unwrap_or(i64::MAX));
+        let wire = Wire { v: VERSION.into(), rv, start: format!("/{}", self.start) };
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(&wire).unwrap_or_default())
+    }
+
+    /// Reads a client's token.
+    pub fn decode(token: &str) -> Result<Self, ApiError> {
+        let bad =
+            |why: String| ApiError::BadRequest(format!("invalid continue token: continue key is not valid: {why}"));
+        let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|e| {
+            let at = match e {
+                base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+                _ => token.len(),
+            };
+            bad(format!("illegal base64 data at input byte {at}"))
+        })?;
+        let wire: Wire = serde_json::from_slice(&bytes).map_err(|_| {
+            let first = bytes.first().map_or(' ', |b| *b as char);
+            bad(format!("invalid character '{first}' looking for beginning of value"))
+        })?;
+        if wire.v != VERSION {
+            return Err(bad(format!("server does not recognize this encoded version {}", wire.v)));
+        }
+        if wire.rv == 0 {
+            return Err(bad(format!("incorrect encoded start resourceVersion (version {VERSION})")));
+        }
+        if wire.start.is_empty() {
+            return Err(bad(format!("encoded start key empty (version {VERSION})")));
+        }
+        let start = wire.start.strip_prefix('/').unwrap_or(&wire.start).to_owned();
+        // As upstream: the key must stay below the list's prefix.
+        if start.split('/').any(|s| matches!(s.trim_end_matches('\0'), "." | "..")) || start.contains("//") {
+            return Err(bad(wire.start));
+        }
+        Ok(Self { revision: u64::try_from(wire.rv).ok(), start })
+    }
+}
+
+/// 410 for a token whose version is gone, with a token that goes on at the newest state.
+#[must_use]
+pub fn expired(start: &str) -> ApiError {
+    let token = Continue { revision: None, start: start.to_owned() }.encode();
+    let mut status = Status::failure(
+        410,
+        "Expired",
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list without \
+         the continue parameter, or use the continue token in this response to retrieve the remainder of the results. \
+         Continuing with the provided token results in an inconsistent list - objects that were created, modified, or \
+         deleted between the time the first chunk was returned and now may show up in the list.",
+    );
+    status.metadata.insert("continue".into(), json!(token));
+    ApiError::Other(Box::new(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_and_back() {
+        let token = Continue::after("a", Some(240));
+        assert_eq!(token.encode(), "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MjQwLCJzdGFydCI6Ii9hXHUwMDAwIn0");
+        assert_eq!(Continue::decode(&token.encode()).unwrap(), token);
+        assert_eq!(Continue::decode(&Continue::after("n/a", None).encode()).unwrap().revision, None);
+        for bad in ["abc", "!", "eyJ2IjoibWV0YS5rOHMuaW8vdjEifQ", "eyJ2Ijoibm9wZSIsInJ2IjoxLCJzdGFydCI6ImEifQ"] {
+            assert_eq!(Continue::decode(bad).unwrap_err().status().code, 400, "{bad}");
+        }
+    }
+}
