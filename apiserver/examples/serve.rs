@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use apiserver::auth::pki::{Pki, kubeconfig, write_private};
 use apiserver::auth::tls::Acceptor;
 use apiserver::http::logs::Kubelets;
-use apiserver::server::{Apiserver, Config, Open};
+use apiserver::server::{Apiserver, Config};
 use apiserver::store::memory::MemoryStore;
 use machinery::env::Env;
 use tokio::net::TcpListener;
@@ -29,7 +29,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Config {
             address: address.clone(),
             signing_key: pki.service_account().clone(),
-            admission: Arc::new(Open),
             allocate: Box::new(|_, _, _, _| Ok(())),
             kubelets: Kubelets::default(),
             registry: Arc::new(Mutex::new(Default::default())),

@@ -10,13 +10,13 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
-use machinery::api::ApiError;
 use machinery::env::Env;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
+use crate::admission::Chain;
 use crate::auth::jwt::SigningKey;
 use crate::auth::tls::{self, Acceptor};
 use crate::auth::{Authenticator, Authorizer};
@@ -27,7 +27,7 @@ use crate::http::logs::Kubelets;
 use crate::http::metrics::Metrics;
 use crate::resources::{Row, Storage, TABLE};
 use crate::store::{Store, StoreError};
-use crate::verbs::{Admit, Allocate, Verbs, prefix};
+use crate::verbs::{Allocate, Verbs, prefix};
 
 /// Everything that a server is made of beside its store.
 pub struct Config {
@@ -35,8 +35,6 @@ pub struct Config {
     pub address: String,
     /// Signs and checks tokens.
     pub signing_key: Arc<SigningKey>,
-    /// Admission.
-    pub admission: Arc<dyn Admit>,
     /// Allocation of what only the server can choose.
     pub allocate: Box<Allocate>,
     /// Reaches nodes.
@@ -67,7 +65,7 @@ impl Apiserver {
             env: env.clone(),
             cache,
             objects,
-            admission: config.admission,
+            admission: Chain::new(env, authorizer.clone()),
             authorizer: authorizer.clone(),
             allocate: config.allocate,
             allocating: tokio::sync::Mutex::new(()),
@@ -175,30 +173,5 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let front = self.front.clone();
         Box::pin(async move { Ok(front.handle(request.map(Body::new)).await) })
-    }
-}
-
-/// Admission that lets everything through: for tests of what comes after it.
-pub struct Open;
-
-impl Admit for Open {
-    fn mutate(
-        &self,
-        _: &dyn crate::objects::Objects,
-        _: &crate::verbs::Review<'_>,
-        _: Option<&mut serde_json::Value>,
-        _: Option<&serde_json::Value>,
-    ) -> Result<(), ApiError> {
-        Ok(())
-    }
-
-    fn validate(
-        &self,
-        _: &dyn crate::objects::Objects,
-        _: &crate::verbs::Review<'_>,
-        _: Option<&serde_json::Value>,
-        _: Option<&serde_json::Value>,
-    ) -> Result<(), ApiError> {
-        Ok(())
     }
 }

@@ -52,6 +52,7 @@ pub struct Front {
     pub bootstrapped: AtomicBool,
     /// Where clients reach the server (`host:port`).
     pub address: String,
+    impersonator: impersonate::Impersonator,
     reads: Arc<Semaphore>,
     writes: Arc<Semaphore>,
 }
@@ -100,6 +101,7 @@ impl Front {
             stop: CancellationToken::new(),
             bootstrapped: AtomicBool::new(false),
             address,
+            impersonator: impersonate::Impersonator::default(),
             reads: Arc::new(Semaphore::new(READS_MAX)),
             writes: Arc::new(Semaphore::new(WRITES_MAX)),
         }
@@ -160,7 +162,7 @@ impl Front {
             None => Ok(user),
             Some(wanted) => {
                 let fields = exact_fields(info);
-                impersonate::impersonate(&self.authorizer, objects, &user, &wanted, &attributes(info, &fields))
+                self.impersonator.impersonate(&self.authorizer, objects, &user, &wanted, &attributes(info, &fields))
             }
         }
     }

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use super::discovery::{self, AGGREGATED};
 use super::handle::{Asking, Front};
-use super::negotiate::{Form, Offers};
+use super::negotiate::{Form, Media, Offers};
 use super::route::Route;
-use super::{health, metrics, respond};
+use super::{health, metrics, openapi, respond};
 use crate::auth::jwks;
 
 impl Front {
@@ -96,8 +96,31 @@ impl Front {
     }
 
     fn open_api(&self, asking: &Asking<'_>, page: Route) -> Response<Body> {
-        let _ = (asking, page);
-        respond::page_not_found()
+        let (body, tag) = match page {
+            // The index stays as it is while the process lives: it is made of the table.
+            Route::OpenApi(path) => match openapi::document(&path) {
+                None => return respond::bytes(404, "text/plain; charset=utf-8", Body::empty()),
+                Some(body) => (body, openapi::hash(&path)),
+            },
+            _ => return respond::bytes(200, "text/plain; charset=utf-8", openapi::index()),
+        };
+        let tag = tag.map(|t| format!("\"{t}\""));
+        let known = tag
+            .as_ref()
+            .is_some_and(|tag| asking.asked.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == tag.as_bytes()));
+        let mut response =
+            respond::packed(&asking.asked, 200, Media::Json, if known { Vec::new() } else { body.to_vec() });
+        if known {
+            *response.status_mut() = http::StatusCode::NOT_MODIFIED;
+        }
+        if let Some(tag) = tag.and_then(|t| HeaderValue::try_from(t).ok()) {
+            response.headers_mut().insert(ETAG, tag);
+        }
+        response.headers_mut().append(VARY, HeaderValue::from_static("Accept"));
+        if asking.asked.query.get("hash").is_some() {
+            response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+        }
+        response
     }
 
     fn paths(&self) -> Vec<String> {

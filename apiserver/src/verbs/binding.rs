@@ -1,5 +1,6 @@
 //! Binding a Pod to a node: `pods/NAME/binding`, and the older `bindings`.
 
+use crate::admission::Operation;
 use machinery::api::ApiError;
 use machinery::api::error::{Named, Status};
 use serde_json::{Value, json};
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 use super::object::{self, metadata_mut};
 use super::options::WriteOptions;
 use super::update::wrong_uid;
-use super::{Answer, Call, Operation, TRIES_MAX, Verbs};
+use super::{Answer, Call, TRIES_MAX, Verbs};
 
 impl Verbs {
     /// Binds the pod that a decoded Binding names; `call` is about pods, and has the binding's name where the path has none.
@@ -21,7 +22,7 @@ impl Verbs {
         let name = call.name.to_owned();
         {
             let review = call.review(Operation::Create, &name, options.dry_run);
-            self.admit(call, &review, &mut binding, None)?;
+            self.admit(&review, &mut binding, None).await?;
         }
         if object::text(&binding, "name") != name {
             return Err(ApiError::BadRequest("name in URL does not match name in Binding object".into()));
@@ -43,7 +44,7 @@ impl Verbs {
         }
         {
             let review = call.review(Operation::Create, &name, options.dry_run);
-            self.admission.validate(&*self.objects, &review, Some(&binding), None)?;
+            self.admission.validate(&review, &*self.objects, &binding, None)?;
         }
         let key = call.key();
         for _ in 0..TRIES_MAX {

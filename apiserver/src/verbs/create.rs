@@ -1,12 +1,13 @@
 //! Create: a new object under its own or a generated name.
 
+use crate::admission::Operation;
 use machinery::api::ApiError;
 use machinery::api::error::{Details, Status};
 use serde_json::{Value, json};
 
 use super::object::{self, metadata_mut};
 use super::options::WriteOptions;
-use super::{Answer, Call, NAME_SUFFIX_LETTERS, NAME_TRIES_MAX, Operation, Shown, Verbs, body, invalid, key};
+use super::{Answer, Call, NAME_SUFFIX_LETTERS, NAME_TRIES_MAX, Shown, Verbs, body, invalid, key};
 use crate::resources::metadata;
 
 /// The longest prefix that a generated name keeps (upstream: a name of at most 63 letters).
@@ -29,7 +30,7 @@ impl Verbs {
         object::match_namespace(&mut object, call.object_namespace())?;
         let given = object::text(&object, "name").to_owned();
         let review = call.review(Operation::Create, &given, options.dry_run);
-        self.admit(call, &review, &mut object, None)?;
+        self.admit(&review, &mut object, None).await?;
         let (shown, _) = self.insert(call, object, options).await?;
         Ok(Answer::Object(201, shown))
     }
@@ -79,7 +80,7 @@ impl Verbs {
             let name = object::text(&object, "name").to_owned();
             {
                 let review = call.review(Operation::Create, &name, options.dry_run);
-                self.admission.validate(&*self.objects, &review, Some(&object), None)?;
+                self.admission.validate(&review, &*self.objects, &object, None)?;
             }
             if version != 0 {
                 return Err(ApiError::BadRequest("resourceVersion should not be set on objects to be created".into()));

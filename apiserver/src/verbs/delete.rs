@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::admission::Operation;
 use jiff::{SignedDuration, Timestamp};
 use machinery::api::ApiError;
 use machinery::api::error::{Details, Named, Status};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use super::object::{self, FOREGROUND, ORPHAN, metadata_mut};
 use super::options::{DeleteOptions, ListOptions, Propagation};
 use super::update::versioned;
-use super::{Answer, Call, Operation, Shown, TRIES_MAX, Verbs, read};
+use super::{Answer, Call, Shown, TRIES_MAX, Verbs, read};
 use crate::resources::Row;
 
 /// What a deletion does to an object.
@@ -159,8 +160,9 @@ impl Verbs {
         let row = call.row;
         let name = call.name.to_owned();
         {
+            let old = self.cache.get(&call.key()).map(|cached| Self::current(row, &cached));
             let review = call.review(Operation::Delete, &name, options.dry_run);
-            self.admission.mutate(&*self.objects, &review, None, None)?;
+            self.admission.mutate(&review, &*self.objects, &mut Value::Null, old.as_deref())?;
         }
         if row.strategy.orphans_by_default() && options.propagation.is_none() && options.orphan_dependents.is_none() {
             call.warn(format!(
@@ -184,7 +186,7 @@ impl Verbs {
             preconditions(row, name, &old, cached.modified, &options)?;
             {
                 let review = call.review(Operation::Delete, name, options.dry_run);
-                self.admission.validate(&*self.objects, &review, None, Some(&old))?;
+                self.admission.validate(&review, &*self.objects, &Value::Null, Some(&old))?;
             }
             let step = if row.plural == "namespaces" {
                 super::namespace::decide(row, &old, &options, call.now)
@@ -274,15 +276,16 @@ impl Verbs {
         list: &ListOptions,
         options: &DeleteOptions,
     ) -> Result<Answer, ApiError> {
-        {
-            let review = call.review(Operation::Delete, "", options.dry_run);
-            self.admission.mutate(&*self.objects, &review, None, None)?;
-        }
         let Answer::List(found) = self.list(call, list).await? else {
             return Err(ApiError::Internal("a list is a list".into()));
         };
         for item in &found.items {
             // Over all namespaces there is no deletecollection; the item's own namespace is the call's.
+            {
+                let old = Self::current(call.row, item);
+                let review = call.review(Operation::Delete, item.name(), options.dry_run);
+                self.admission.mutate(&review, &*self.objects, &mut Value::Null, Some(&old))?;
+            }
             match self.delete_one(call, item.name(), options).await {
                 Ok(_) | Err(ApiError::NotFound(..)) => {}
                 Err(error) => return Err(error),

@@ -27,7 +27,8 @@ use machinery::api::{ApiError, Cause};
 use machinery::env::Env;
 use serde_json::Value;
 
-use crate::auth::{Attributes, Authorizer, UserInfo, escalation};
+use crate::admission::{Chain, Operation, Request};
+use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::cache::{Cache, Cached, Lookup};
 use crate::objects::Objects;
 use crate::resources::field::FieldError;
@@ -45,59 +46,12 @@ const NAME_TRIES_MAX: usize = 8;
 const NAME_SUFFIX_LETTERS: usize = 5;
 /// Events live an hour, as upstream's default.
 const EVENT_TTL: Duration = Duration::from_secs(3600);
+/// How long a pod waits for the service account of a namespace that is just being made (upstream: about a second).
+const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
+/// How often it looks.
+const ACCOUNT_POLL: Duration = Duration::from_millis(50);
 /// Upstream's (etcd's) largest object.
 const OBJECT_BYTES_MAX: usize = 1536 * 1024;
-
-/// What an admission chain is asked about.
-#[derive(Clone, Copy)]
-pub struct Review<'a> {
-    /// `create`, `update` or `delete`.
-    pub operation: Operation,
-    /// The row.
-    pub row: &'static Row,
-    /// The subresource, or empty.
-    pub subresource: &'a str,
-    /// The namespace, or empty.
-    pub namespace: &'a str,
-    /// The object's name; empty before a name is generated and for a deletecollection.
-    pub name: &'a str,
-    /// Who asks.
-    pub user: &'a UserInfo,
-    /// Whether nothing will be stored.
-    pub dry_run: bool,
-}
-
-/// What is being done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// A new object.
-    Create,
-    /// A change.
-    Update,
-    /// A deletion.
-    Delete,
-}
-
-/// The admission chain as the verbs see it.
-pub trait Admit: Send + Sync {
-    /// May change the object; `None` for deletes. `old` for updates.
-    fn mutate(
-        &self,
-        objects: &dyn Objects,
-        review: &Review<'_>,
-        object: Option<&mut Value>,
-        old: Option<&Value>,
-    ) -> Result<(), ApiError>;
-
-    /// Judges the object as it would be stored (`None` for deletes).
-    fn validate(
-        &self,
-        objects: &dyn Objects,
-        review: &Review<'_>,
-        object: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<(), ApiError>;
-}
 
 /// Fills in what only the server can choose (a Service's addresses and ports), from the current objects.
 pub type Allocate = dyn Fn(&dyn Objects, &Row, &mut Value, Option<&Value>) -> Result<(), ApiError> + Send + Sync;
@@ -111,8 +65,8 @@ pub struct Verbs {
     /// The same for look-ups.
     pub objects: Arc<Lookup>,
     /// Admission.
-    pub admission: Arc<dyn Admit>,
-    /// For what a write implies: escalation, and creating by PUT.
+    pub admission: Chain,
+    /// For what a write implies: creating by PUT.
     pub authorizer: Arc<Authorizer>,
     /// Allocation.
     pub allocate: Box<Allocate>,
@@ -206,10 +160,11 @@ impl Call<'_> {
         key(self.row, self.object_namespace(), self.name)
     }
 
-    fn review<'b>(&'b self, operation: Operation, name: &'b str, dry_run: bool) -> Review<'b> {
-        Review {
+    fn review<'b>(&'b self, operation: Operation, name: &'b str, dry_run: bool) -> Request<'b> {
+        Request {
             operation,
-            row: self.row,
+            group: self.row.group,
+            resource: self.row.plural,
             subresource: self.subresource_name(),
             namespace: if self.row.namespaced || self.row.plural == "namespaces" { self.namespace } else { "" },
             name,
@@ -273,26 +228,14 @@ fn store_error(error: &StoreError) -> ApiError {
 }
 
 impl Verbs {
-    /// Mutating admission, and what comes between it and validation.
-    fn admit(
-        &self,
-        call: &Call<'_>,
-        review: &Review<'_>,
-        object: &mut Value,
-        old: Option<&Value>,
-    ) -> Result<(), ApiError> {
-        self.admission.mutate(&*self.objects, review, Some(object), old)?;
-        if call.row.group != crate::auth::RBAC_GROUP {
-            return Ok(());
+    /// Mutating admission.
+    async fn admit(&self, review: &Request<'_>, object: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
+        let mut waited = Duration::ZERO;
+        while self.admission.awaits_account(review, &*self.objects, object) && waited < ACCOUNT_WAIT {
+            tokio::time::sleep(ACCOUNT_POLL).await;
+            waited += ACCOUNT_POLL;
         }
-        let write = escalation::Write {
-            plural: call.row.plural,
-            namespace: call.object_namespace(),
-            path_name: call.name,
-            new: object,
-            old,
-        };
-        escalation::check(&self.authorizer, &*self.objects, call.user, &write)
+        self.admission.mutate(review, &*self.objects, object, old)
     }
 
     /// Whether the user may create the object of the path too (a PUT that creates).

@@ -1,11 +1,12 @@
 //! Update: the common way of every change of an object that exists (PUT, patches, status, scale, finalize).
 
+use crate::admission::Operation;
 use machinery::api::ApiError;
 use serde_json::{Value, json};
 
 use super::object::{self, metadata_mut};
 use super::options::WriteOptions;
-use super::{Answer, Call, Operation, Shown, TRIES_MAX, Verbs, body, invalid};
+use super::{Answer, Call, Shown, TRIES_MAX, Verbs, body, invalid};
 use crate::resources::{Row, SubKind, metadata};
 
 /// Makes the new object from the current one (`None`: there is none); may be called again with a newer one.
@@ -83,7 +84,7 @@ impl Verbs {
         let name = call.name.to_owned();
         {
             let review = call.review(Operation::Update, &name, options.dry_run);
-            self.admit(call, &review, &mut new, Some(&old))?;
+            self.admit(&review, &mut new, Some(&old)).await?;
         }
         let version = object::client_version(&new)?;
         if version == 0 && !row.strategy.unconditional_update() {
@@ -108,7 +109,7 @@ impl Verbs {
         call.warnings.extend(warnings);
         {
             let review = call.review(Operation::Update, &name, options.dry_run);
-            self.admission.validate(&*self.objects, &review, Some(&new), Some(&old))?;
+            self.admission.validate(&review, &*self.objects, &new, Some(&old))?;
         }
         if ends_deletion(row, &new, &old) {
             if !options.dry_run && self.remove(key, cached.modified).await?.is_none() {
@@ -183,7 +184,7 @@ impl Verbs {
         {
             let review = call.review(Operation::Create, &name, options.dry_run);
             self.may_create(call)?;
-            self.admit(call, &review, &mut object, None)?;
+            self.admit(&review, &mut object, None).await?;
         }
         match self.insert(call, object, options).await {
             Ok((shown, _)) => Ok(Some(Answer::Object(201, shown))),
