@@ -201,7 +201,7 @@ fn collect(view: &View, item: &Item<'_>) -> Plan {
         if let Owner::Absent(kind) = owner {
             let namespace = if kind.namespaced { item.key.namespace.clone() } else { String::new() };
             let gone = ObjectKey::new(namespace, reference.name.clone());
-            plan.push(Action::ExpectGone { kind: kind.clone(), key: gone, uid: reference.uid.clone() });
+            plan.push(Action::ExpectGone { kind: kind.clone(), key: gone, uid: Some(reference.uid.clone()) });
         }
     }
     let solid: Vec<&OwnerReference> =

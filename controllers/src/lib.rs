@@ -6,16 +6,20 @@
 //!
 //! Absent on purpose: waiting, clients, clocks and memory between two decisions.
 
+mod cluster_role_aggregation;
 mod deployment;
 mod endpointslice;
 mod garbage_collector;
 mod job;
 mod namespace;
+mod node_ipam;
 mod node_lifecycle;
+mod pod_garbage_collector;
 mod pods;
 mod replicaset;
 mod root_ca;
 mod serviceaccount;
+mod serviceaccount_token;
 #[cfg(test)]
 mod table_tests;
 mod taint_eviction;
@@ -25,6 +29,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use kube::Client;
 use machinery::api::ObjectKey;
 use machinery::env::Env;
@@ -32,22 +37,30 @@ pub use machinery::runtime::driver::Clients;
 use machinery::runtime::election::{self, Election};
 use machinery::runtime::metrics::Metrics;
 use machinery::runtime::{Controller, Informer, driver};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 /// All controllers, by upstream's names. Their order means nothing.
 pub static CONTROLLERS: &[Controller<Settings>] = &[
+    cluster_role_aggregation::CONTROLLER,
     deployment::CONTROLLER,
     endpointslice::CONTROLLER,
     garbage_collector::CONTROLLER,
     job::CONTROLLER,
     namespace::CONTROLLER,
+    node_ipam::CONTROLLER,
     node_lifecycle::CONTROLLER,
+    pod_garbage_collector::CONTROLLER,
     replicaset::CONTROLLER,
     root_ca::CONTROLLER,
     serviceaccount::CONTROLLER,
+    serviceaccount_token::CONTROLLER,
     taint_eviction::CONTROLLER,
     ttl_after_finished::CONTROLLER,
 ];
+
+/// Turns claims into a signed JWT.
+pub type SignToken = Arc<dyn Fn(&Value) -> Option<String> + Send + Sync>;
 
 /// What decisions depend on beside the view.
 #[derive(Clone)]
@@ -58,14 +71,24 @@ pub struct Settings {
     pub node_monitor_grace: Duration,
     /// The certificate authority that clients shall trust, as PEM; published in every namespace. Empty: not published.
     pub root_ca_pem: String,
+    /// Networks out of which nodes get theirs, with the length of a node's prefix. Empty: nodes get none.
+    pub cluster_cidrs: Vec<(IpNet, u8)>,
+    /// How many pods that have ended are kept; 0 keeps all.
+    pub terminated_pods_max: usize,
+    /// Signs the claims of legacy service account tokens as a JWT. None: their Secrets stay as they are.
+    pub sign_token: Option<SignToken>,
 }
 
 impl Default for Settings {
+    /// As upstream where a flag isn't given.
     fn default() -> Self {
         Self {
             node_monitor_period: Duration::from_secs(5),
             node_monitor_grace: Duration::from_secs(40),
             root_ca_pem: String::new(),
+            cluster_cidrs: Vec::new(),
+            terminated_pods_max: 12_500,
+            sign_token: None,
         }
     }
 }
@@ -124,8 +147,11 @@ pub async fn run(
 ) -> Result<(), Error> {
     let act = |client: Client, env: Env, stop: CancellationToken| {
         let informer = Informer::new(client.clone(), env.clone(), &stop);
+        let (own, of_account) = (client.clone(), clients.clone());
+        // No account: in the name of the whole.
+        let clients: Clients = Arc::new(move |name| if name.is_empty() { own.clone() } else { of_account(name) });
         let (metrics, settings) = (config.metrics.clone(), Arc::new(config.settings.clone()));
-        let parts = driver::Parts { clients: clients.clone(), informer, env, metrics, settings };
+        let parts = driver::Parts { clients, informer, env, metrics, settings };
         let enabled = CONTROLLERS.iter().filter(|c| !config.disabled.iter().any(|d| d == c.name));
         driver::run(enabled.collect::<Vec<_>>(), parts, stop)
     };

@@ -24,9 +24,12 @@ pub(crate) fn is_active(pod: &Pod) -> bool {
     !is_terminal(pod) && pod.metadata.deletion_timestamp.is_none()
 }
 
-/// It is being deleted and hasn't ended yet.
+/// It is being deleted and hasn't ended yet. A pod with no grace and nothing that holds it is as good as gone.
 pub(crate) fn is_terminating(pod: &Pod) -> bool {
-    !is_terminal(pod) && pod.metadata.deletion_timestamp.is_some()
+    let metadata = &pod.metadata;
+    let held = metadata.deletion_grace_period_seconds.unwrap_or(0) > 0
+        || metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty());
+    !is_terminal(pod) && metadata.deletion_timestamp.is_some() && held
 }
 
 /// Since when it is ready; none while it isn't.

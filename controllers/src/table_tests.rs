@@ -25,7 +25,13 @@ pub(crate) fn start() -> Timestamp {
 
 /// What the tests' controllers are told.
 pub(crate) fn settings() -> Settings {
-    Settings { root_ca_pem: "a certificate".into(), ..Settings::default() }
+    Settings {
+        root_ca_pem: "a certificate".into(),
+        cluster_cidrs: vec![("10.244.0.0/16".parse().unwrap(), 24)],
+        terminated_pods_max: 0,
+        sign_token: Some(std::sync::Arc::new(|claims| Some(claims.to_string()))),
+        ..Settings::default()
+    }
 }
 
 /// One controller's decision.
@@ -142,6 +148,27 @@ status:
   completionTime: "2025-12-31T23:00:00Z"
   conditions: [{type: Complete, status: "True", lastTransitionTime: "2025-12-31T23:00:00Z"}]
 ---
+apiVersion: v1
+kind: Secret
+metadata: {name: token, namespace: a, annotations: {kubernetes.io/service-account.name: default}}
+type: kubernetes.io/service-account-token
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: whole}
+aggregationRule: {clusterRoleSelectors: [{matchLabels: {part-of: whole}}]}
+rules: []
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: part, labels: {part-of: whole}}
+rules: [{apiGroups: [""], resources: [pods], verbs: [get]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: lost, namespace: a, creationTimestamp: "2025-12-31T23:00:00Z"}
+spec: {nodeName: nowhere, containers: [{name: c, image: i}]}
+---
 {apiVersion: v1, kind: Service, metadata: {name: none, namespace: a}, spec: {clusterIP: None, selector: {app: none}}}
 "#;
 
@@ -172,5 +199,5 @@ fn a_plan_once_performed_leaves_nothing_to_do() {
 fn names_are_unique_and_every_controller_looks_at_something() {
     let names: BTreeSet<&str> = CONTROLLERS.iter().map(|c| c.name).collect();
     assert_eq!(names.len(), CONTROLLERS.len());
-    assert!(CONTROLLERS.iter().all(|c| !c.inputs.is_empty() && c.workers > 0 && !c.account.is_empty()));
+    assert!(CONTROLLERS.iter().all(|c| !c.inputs.is_empty() && c.workers > 0));
 }

@@ -149,12 +149,13 @@ impl Memory {
         let name = format!("{}.{:x}", matter.name, at.as_nanosecond());
         let known = Known { namespace: namespace.clone(), name: name.clone(), count: 1, used: at };
         self.known.insert(matter, known);
+        let component = note.source.unwrap_or(self.component);
         Write::Create(json!({
             "apiVersion": "v1", "kind": "Event",
             "metadata": {"name": name, "namespace": namespace},
             "involvedObject": value_of(&note.about),
             "reason": note.reason, "message": note.message,
-            "source": {"component": self.component}, "reportingComponent": self.component, "reportingInstance": "",
+            "source": {"component": component}, "reportingComponent": component, "reportingInstance": "",
             "firstTimestamp": stamp, "lastTimestamp": stamp, "count": 1,
             "type": if note.warning { "Warning" } else { "Normal" },
         }))
@@ -216,7 +217,7 @@ mod tests {
     fn the_same_again_is_counted_and_a_flood_is_cut() {
         let mut memory = Memory { component: "x", known: HashMap::new(), budgets: HashMap::new() };
         let about = ObjectReference { uid: Some("u".into()), name: Some("n".into()), ..ObjectReference::default() };
-        let note = Note { about, warning: false, reason: "R", message: "m".into() };
+        let note = Note { about, warning: false, reason: "R", message: "m".into(), source: None };
         let at = Timestamp::from_second(1000).unwrap();
         let Write::Create(event) = memory.decide(&note, at) else { panic!("the first is new") };
         assert_eq!(event["metadata"]["namespace"], "default");

@@ -169,7 +169,7 @@ impl Performer {
             Action::ExpectGone { kind, key, uid } => {
                 let answer = self.send(Method::GET, &kind.path(&key), JSON, &Value::Null, "get", &kind).await;
                 match unless_gone(answer)? {
-                    Some(object) if object["metadata"]["uid"] == uid => Err(Failure {
+                    Some(object) if uid.as_ref().is_none_or(|uid| object["metadata"]["uid"] == **uid) => Err(Failure {
                         verb: "get",
                         code: 200,
                         reason: "Exists".into(),

@@ -134,14 +134,14 @@ pub enum Action {
         /// The namespace.
         namespace: String,
     },
-    /// Asks the server, not the view, whether an object is gone, and fails if it is there with this uid.
+    /// Asks the server, not the view, whether an object is gone, and fails if it is there.
     ExpectGone {
         /// The kind.
         kind: Kind,
         /// The object.
         key: ObjectKey,
-        /// Its uid: another object of the same name doesn't count.
-        uid: String,
+        /// Its uid, where another object of the same name doesn't count.
+        uid: Option<String>,
     },
     /// POST to a subresource (a token, an eviction).
     Post {
@@ -240,17 +240,25 @@ pub struct Note {
     pub reason: &'static str,
     /// For a person.
     pub message: String,
+    /// The component that says it, where that isn't the controller's own name.
+    pub source: Option<&'static str>,
 }
 
 impl Note {
     /// A normal event.
     pub fn normal<K: Typed>(about: &K, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { about: reference_to(about), warning: false, reason, message: message.into() }
+        Self { about: reference_to(about), warning: false, reason, message: message.into(), source: None }
     }
 
     /// A warning.
     pub fn warning<K: Typed>(about: &K, reason: &'static str, message: impl Into<String>) -> Self {
         Self { warning: true, ..Self::normal(about, reason, message) }
+    }
+
+    /// The same, said by another component than the controller's name tells.
+    #[must_use]
+    pub fn from(self, source: &'static str) -> Self {
+        Self { source: Some(source), ..self }
     }
 }
 

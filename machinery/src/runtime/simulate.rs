@@ -125,7 +125,7 @@ impl Simulation {
                 }
             }
             Action::ExpectGone { kind, key, uid } => {
-                if self.view.metadata(&kind, &key).is_some_and(|there| there.uid.as_deref() == Some(&uid)) {
+                if self.view.metadata(&kind, &key).is_some_and(|there| uid.is_none() || there.uid == uid) {
                     return vec![format!("{} {key} is there", kind.resource())];
                 }
             }

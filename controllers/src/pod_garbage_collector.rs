@@ -1,0 +1,149 @@
+//! `pod-garbage-collector-controller`: pods that no node will ever end: on nodes that are gone, being deleted with no
+//! node, on nodes out of service; and the oldest of too many that have ended.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
+use machinery::api::ObjectKey;
+use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Plan, View, key_of, value_of};
+use serde_json::json;
+
+use crate::Settings;
+use crate::pods;
+
+/// How old a pod must be before its missing node counts: the node may have come with it.
+const QUARANTINE: Duration = Duration::from_secs(40);
+/// How long a pod without a node may take to go by itself once it is deleted (upstream looks every 20 s).
+const UNSCHEDULED_GRACE: Duration = Duration::from_secs(20);
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
+/// The key is a pod's, or one with no name for all that have ended.
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "pod-garbage-collector-controller",
+    account: "pod-garbage-collector",
+    workers: 2,
+    inputs: &[Input::of::<Pod>(of_pod), Input::of::<Node>(of_node)],
+    reconcile,
+};
+
+fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
+    let Some(pod) = change.after::<Pod>() else { return Vec::new() };
+    let mut keys = Vec::new();
+    if pods::is_terminal(pod) && change.before::<Pod>().is_none_or(|before| !pods::is_terminal(before)) {
+        keys.push(ObjectKey::cluster(""));
+    }
+    let lost = node_of(pod).is_some_and(|name| view.get::<Node>(&ObjectKey::cluster(name)).is_none());
+    if lost || pod.metadata.deletion_timestamp.is_some() {
+        keys.push(change.key.clone());
+    }
+    keys
+}
+
+/// The pods of a node that is gone or out of service.
+fn of_node(view: &View, change: &Change) -> Vec<ObjectKey> {
+    let matters = change.after::<Node>().is_none_or(is_out_of_service);
+    let on_it = |pod: &&Pod| matters && node_of(pod) == Some(&*change.key.name);
+    if !matters {
+        return Vec::new();
+    }
+    view.all::<Pod>().filter(on_it).map(|pod| key_of(&pod.metadata)).collect()
+}
+
+fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).filter(|n| !n.is_empty())
+}
+
+fn is_out_of_service(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let ready = conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True");
+    let mut taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
+    !ready && taints.any(|t| t.key == OUT_OF_SERVICE)
+}
+
+fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+    if key.name.is_empty() {
+        return too_many(view, context);
+    }
+    let Some(pod) = view.get::<Pod>(key) else { return Plan::nothing() };
+    let after = |at: Option<Timestamp>, wait: Duration| {
+        at.unwrap_or(Timestamp::UNIX_EPOCH).saturating_add(wait).unwrap_or(Timestamp::MAX)
+    };
+    let deleted_at = pod.metadata.deletion_timestamp.as_ref().map(|t| t.0);
+    let Some(node_name) = node_of(pod) else {
+        let Some(deleted_at) = deleted_at else { return Plan::nothing() };
+        let due = after(Some(deleted_at), UNSCHEDULED_GRACE);
+        if due > context.now {
+            return Plan { actions: Vec::new(), revisit_at: Some(due) };
+        }
+        return end(pod, None).into();
+    };
+    let node_key = ObjectKey::cluster(node_name);
+    match view.get::<Node>(&node_key) {
+        Some(node) if deleted_at.is_some() && is_out_of_service(node) => end(pod, None).into(),
+        Some(_) => Plan::nothing(),
+        None => {
+            let due = after(pod.metadata.creation_timestamp.as_ref().map(|t| t.0), QUARANTINE);
+            if due > context.now {
+                return Plan { actions: Vec::new(), revisit_at: Some(due) };
+            }
+            let mut actions = vec![Action::ExpectGone { kind: Kind::of::<Node>(), key: node_key, uid: None }];
+            let condition = PodCondition {
+                type_: "DisruptionTarget".into(),
+                status: "True".into(),
+                reason: Some("DeletionByPodGC".into()),
+                message: Some("PodGC: node no longer exists".into()),
+                last_transition_time: Some(pods::stamp(context.now)),
+                last_probe_time: None,
+                observed_generation: pod.metadata.generation,
+            };
+            actions.extend(end(pod, Some(condition)));
+            actions.into()
+        }
+    }
+}
+
+/// Marks a pod as failed, if it hasn't ended, and takes it away.
+fn end(pod: &Pod, condition: Option<PodCondition>) -> Vec<Action> {
+    let key = key_of(&pod.metadata);
+    let mut actions = Vec::new();
+    if !pods::is_terminal(pod) {
+        let mut conditions = pod.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
+        if let Some(condition) = condition {
+            conditions.retain(|c| c.type_ != condition.type_);
+            conditions.push(condition);
+        }
+        let status = json!({
+            "phase": "Failed", "observedGeneration": pod.metadata.generation, "conditions": value_of(&conditions)});
+        actions.push(Action::Patch {
+            kind: Kind::of::<Pod>(),
+            key: key.clone(),
+            patch: json!({"metadata": {"uid": pod.metadata.uid}, "status": status}),
+            subresource: Some("status"),
+        });
+    }
+    let mut delete = Action::delete(pod);
+    if let Action::Delete { grace_seconds, .. } = &mut delete {
+        *grace_seconds = Some(0);
+    }
+    actions.push(delete);
+    actions
+}
+
+/// The oldest of those that have ended, beyond the number that is kept.
+fn too_many(view: &View, context: &Context<'_, Settings>) -> Plan {
+    let limit = context.settings.terminated_pods_max;
+    if limit == 0 {
+        return Plan::nothing();
+    }
+    let mut ended: Vec<&Pod> =
+        view.all::<Pod>().filter(|pod| pods::is_terminal(pod) && pod.metadata.deletion_timestamp.is_none()).collect();
+    let surplus = ended.len().saturating_sub(limit);
+    if surplus == 0 {
+        return Plan::nothing();
+    }
+    let evicted = |pod: &Pod| pod.status.as_ref().and_then(|s| s.reason.as_deref()) == Some("Evicted");
+    let created = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    ended.sort_by_key(|pod| (!evicted(pod), created(pod), pod.metadata.name.clone()));
+    vec![Action::Together(ended.iter().take(surplus).flat_map(|pod| end(pod, None)).collect())].into()
+}
