@@ -131,6 +131,11 @@ impl Reader<'_> {
         format!("invalid character {shown} {place}")
     }
 
+    /// The same within a word or a number, where Go takes the text's end for a blank.
+    fn unfinished(&self, place: &str) -> String {
+        if self.peek().is_none() { format!("invalid character ' ' {place}") } else { self.unexpected(place) }
+    }
+
     fn value(&mut self, depth: usize) -> Result<Raw, String> {
         self.blanks();
         match self.peek() {
@@ -255,7 +260,7 @@ impl Reader<'_> {
     fn word(&mut self, word: &str, value: Raw) -> Result<Raw, String> {
         for expected in word.bytes() {
             if self.peek() != Some(expected) {
-                return Err(self.unexpected(&format!("in literal {word} (expecting '{}')", char::from(expected))));
+                return Err(self.unfinished(&format!("in literal {word} (expecting '{}')", char::from(expected))));
             }
             self.at += 1;
         }
@@ -264,7 +269,7 @@ impl Reader<'_> {
 
     fn digits(&mut self, place: &str) -> Result<(), String> {
         if !matches!(self.peek(), Some(b'0'..=b'9')) {
-            return Err(self.unexpected(place));
+            return Err(self.unfinished(place));
         }
         while matches!(self.peek(), Some(b'0'..=b'9')) {
             self.at += 1;
@@ -398,7 +403,7 @@ mod tests {
             ("{'a': 1}", "invalid character '\\'' looking for beginning of object key string"),
             (r#"{"a" 1}"#, "invalid character '1' after object key"),
             ("[1 2]", "invalid character '2' after array element"),
-            ("nul", "unexpected end of JSON input"),
+            ("nul", "invalid character ' ' in literal null (expecting 'l')"),
             ("nulx", "invalid character 'x' in literal null (expecting 'l')"),
             ("-a", "invalid character 'a' in numeric literal"),
             ("\"\n\"", "invalid character '\\n' in string literal"),

@@ -89,8 +89,10 @@ pub struct Field {
     pub retains_keys: bool,
     /// The allowed values.
     pub enumeration: Vec<&'static str>,
+    /// The Go structs that it is embedded in, which Go's decoding errors name.
+    pub embedded: Option<&'static str>,
     /// Go's name of its type where it can't be derived.
-    go: Option<&'static str>,
+    pub(super) go: Option<&'static str>,
 }
 
 /// One type.
@@ -238,12 +240,6 @@ impl Table {
             Kind::Map(inner) => format!("map[string]{}", self.go_name(inner)),
         }
     }
-
-    /// Go's name of a field's type.
-    #[must_use]
-    pub fn go_type(&self, field: &Field) -> String {
-        field.go.map_or_else(|| self.go_name(&field.kind), str::to_owned)
-    }
 }
 
 /// The table, read at first use.
@@ -373,6 +369,7 @@ fn field(name: &'static str, kind: Kind, number: u32, facts: &[&'static str]) ->
         replaces: false,
         retains_keys: false,
         enumeration: Vec::new(),
+        embedded: None,
         go: None,
     };
     for fact in facts {
@@ -400,6 +397,7 @@ fn field(name: &'static str, kind: Kind, number: u32, facts: &[&'static str]) ->
                 field.retains_keys = rest.split(',').any(|s| s == "retainKeys");
             }
             b'E' => field.enumeration = rest.split('|').collect(),
+            b'B' => field.embedded = Some(rest),
             b'G' => field.go = Some(rest),
             b'W' => field.wire = Some(long(rest, true).into()),
             _ => {}
@@ -418,7 +416,7 @@ mod tests {
         let pod = table.by_name("io.k8s.api.core.v1.PodSpec").unwrap();
         let containers = pod.field("containers").unwrap();
         assert_eq!(containers.merge_key, Some("name"));
-        assert_eq!(table.go_type(containers), "[]v1.Container");
+        assert_eq!(table.go_name(&containers.kind), "[]v1.Container");
         assert_eq!(
             table
                 .get(match &containers.kind {

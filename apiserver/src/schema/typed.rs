@@ -43,11 +43,12 @@ pub(crate) fn convert(type_name: &str, raw: Raw, form: Form) -> Result<Converted
         findings: Vec::new(),
         seen: BTreeSet::new(),
         error: None,
+        fatal: None,
         go: Vec::new(),
         go_struct: "",
     };
     let object = walk.object(found, raw).unwrap_or_else(|| Value::Object(Map::new()));
-    match walk.error {
+    match walk.fatal.or(walk.error) {
         Some(error) => Err(error),
         None => Ok(Converted { object, findings: walk.findings }),
     }
@@ -113,6 +114,8 @@ struct Walk {
     findings: Vec<String>,
     seen: BTreeSet<String>,
     error: Option<String>,
+    /// What Go gives up at, where it reads on after other errors.
+    fatal: Option<String>,
     /// The fields entered, and the type of the innermost: Go's context of an error.
     go: Vec<&'static str>,
     go_struct: &'static str,
@@ -133,15 +136,23 @@ impl Walk {
         }
     }
 
+    fn give_up(&mut self, message: String) {
+        self.fatal.get_or_insert(message);
+    }
+
     fn mismatch(&mut self, value: &str, go_type: &str) {
+        if self.error.is_none() {
+            self.error = Some(self.mismatched(value, go_type));
+        }
+    }
+
+    fn mismatched(&self, value: &str, go_type: &str) -> String {
         let (place, inner) = (self.go.join("."), self.go_struct);
-        self.fail(|| {
-            if place.is_empty() {
-                format!("json: cannot unmarshal {value} into Go value of type {go_type}")
-            } else {
-                format!("json: cannot unmarshal {value} into Go struct field {inner}.{place} of type {go_type}")
-            }
-        });
+        if place.is_empty() {
+            format!("json: cannot unmarshal {value} into Go value of type {go_type}")
+        } else {
+            format!("json: cannot unmarshal {value} into Go struct field {inner}.{place} of type {go_type}")
+        }
     }
 
     /// `None`: nil or zero, which Go doesn't tell apart here.
@@ -178,10 +189,12 @@ impl Walk {
                 self.path.push('.');
             }
             self.path.push_str(field.name);
+            let entered = self.go.len();
+            self.go.extend(field.embedded);
             self.go.push(field.name);
             self.go_struct = found.short();
-            let value = self.value(&field.kind, Some(field), raw);
-            self.go.pop();
+            let value = self.value(&field.kind, field.go, raw);
+            self.go.truncate(entered);
             self.path.truncate(path_length);
             match (value, out.get_mut(field.name)) {
                 (Some(value), Some(before)) => join(before, value),
@@ -244,6 +257,7 @@ impl Walk {
         match kind {
             Kind::String => "".into(),
             Kind::Bytes if element => "".into(),
+            Kind::List(_) if element => Value::Array(Vec::new()),
             Kind::Bool => false.into(),
             Kind::Int32 | Kind::Int64 | Kind::Double | Kind::IntOrString => 0.into(),
             Kind::Quantity => "0".into(),
@@ -252,8 +266,8 @@ impl Walk {
         }
     }
 
-    fn value(&mut self, kind: &Kind, field: Option<&Field>, raw: Raw) -> Option<Value> {
-        let go_type = || field.map_or_else(|| table().go_name(kind), |f| table().go_type(f));
+    fn value(&mut self, kind: &Kind, go: Option<&str>, raw: Raw) -> Option<Value> {
+        let go_type = || go.map_or_else(|| table().go_name(kind), str::to_owned);
         match (kind, raw) {
             (Kind::Any, Raw::Null) => None,
             (Kind::Any, raw) => {
@@ -265,8 +279,14 @@ impl Walk {
             }
             (_, Raw::Null) => None,
             (Kind::Object(id), raw) => self.object(table().get(*id), raw),
-            (Kind::List(inner), Raw::List(items)) => Some(Value::Array(self.list(inner, items))),
-            (Kind::Map(inner), Raw::Map(entries)) => Some(Value::Object(self.map(inner, entries))),
+            (Kind::List(inner), Raw::List(items)) => {
+                Some(Value::Array(self.list(inner, go.and_then(|g| g.strip_prefix("[]")), items)))
+            }
+            (Kind::Map(inner), Raw::Map(entries)) => Some(Value::Object(self.map(
+                inner,
+                go.and_then(|g| g.strip_prefix("map[")?.split_once(']')).map(|(_, g)| g),
+                entries,
+            ))),
             (Kind::String, Raw::String(text)) => Some(Value::String(text)),
             (Kind::Bool, Raw::Bool(b)) => Some(Value::Bool(b)),
             (Kind::Int64, Raw::Int(n)) => Some(n.into()),
@@ -283,11 +303,12 @@ impl Walk {
             (Kind::Double, Raw::Int(n)) => Some(n.into()),
             (Kind::Double, Raw::Number(text)) => Some(super::raw::number(&text)),
             (Kind::Bytes, Raw::String(text)) => self.bytes(&text),
+            (Kind::Bytes, Raw::List(items)) => self.byte_list(&items),
             (Kind::Quantity, raw) => self.quantity(&raw),
             (Kind::Time, Raw::String(text)) => self.time(&text, Precision::Seconds),
             (Kind::MicroTime, Raw::String(text)) => self.time(&text, Precision::Micros),
             (Kind::Time | Kind::MicroTime, raw) => {
-                self.mismatch(raw.go_name(), "string");
+                self.give_up(self.mismatched(raw.go_name(), "string"));
                 None
             }
             (Kind::IntOrString, Raw::String(text)) => Some(Value::String(text)),
@@ -298,7 +319,7 @@ impl Walk {
                     Raw::Number(text) => format!("number {text}"),
                     other => other.go_name().to_owned(),
                 };
-                self.mismatch(&shown, "int32");
+                self.give_up(self.mismatched(&shown, "int32"));
                 None
             }
             (_, raw) => {
@@ -308,19 +329,19 @@ impl Walk {
         }
     }
 
-    fn list(&mut self, inner: &Kind, items: Vec<Raw>) -> Vec<Value> {
+    fn list(&mut self, inner: &Kind, go: Option<&str>, items: Vec<Raw>) -> Vec<Value> {
         let length = self.path.len();
         let mut out = Vec::with_capacity(items.len());
         for (at, item) in items.into_iter().enumerate() {
             self.path.push_str(&format!("[{at}]"));
-            let value = self.value(inner, None, item);
+            let value = self.value(inner, go, item);
             self.path.truncate(length);
             out.push(value.unwrap_or_else(|| self.zero(inner, true)));
         }
         out
     }
 
-    fn map(&mut self, inner: &Kind, entries: Vec<(String, Raw)>) -> Map<String, Value> {
+    fn map(&mut self, inner: &Kind, go: Option<&str>, entries: Vec<(String, Raw)>) -> Map<String, Value> {
         let length = self.path.len();
         let mut out = Map::new();
         for (key, item) in entries {
@@ -331,7 +352,7 @@ impl Walk {
                 self.path.push('.');
             }
             self.path.push_str(&key);
-            let value = self.value(inner, None, item);
+            let value = self.value(inner, go, item);
             self.path.truncate(length);
             let value = value.unwrap_or_else(|| self.zero(inner, true));
             out.insert(key, value);
@@ -344,11 +365,11 @@ impl Walk {
         match STANDARD.decode(&joined) {
             Ok(_) => Some(Value::String(joined)),
             Err(error) => {
-                let at = match error {
+                let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=');
+                let at = joined.find(|c| !known(c)).unwrap_or(match error {
                     base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-                    base64::DecodeError::InvalidLength(length) => length,
-                    base64::DecodeError::InvalidPadding => joined.len(),
-                };
+                    _ => joined.len(),
+                });
                 // Go lets stray bits in the last symbol pass; they are dropped on the way out.
                 if let Ok(bytes) = LOOSE.decode(&joined) {
                     return Some(Value::String(STANDARD.encode(bytes)));
@@ -357,6 +378,21 @@ impl Walk {
                 None
             }
         }
+    }
+
+    /// Go reads bytes from a list of numbers too.
+    fn byte_list(&mut self, items: &[Raw]) -> Option<Value> {
+        let mut bytes = Vec::with_capacity(items.len());
+        for item in items {
+            match item {
+                Raw::Null => bytes.push(0),
+                Raw::Int(n) if u8::try_from(*n).is_ok() => bytes.push(*n as u8),
+                Raw::Int(n) => self.mismatch(&format!("number {n}"), "uint8"),
+                Raw::Number(text) => self.mismatch(&format!("number {text}"), "uint8"),
+                other => self.mismatch(other.go_name(), "uint8"),
+            }
+        }
+        Some(Value::String(STANDARD.encode(bytes)))
     }
 
     fn quantity(&mut self, raw: &Raw) -> Option<Value> {
@@ -369,7 +405,7 @@ impl Walk {
         match parsed {
             Ok(quantity) => Some(quantity.to_string().into()),
             Err(error) => {
-                self.fail(|| error.to_string());
+                self.give_up(error.to_string());
                 None
             }
         }
@@ -379,7 +415,7 @@ impl Walk {
         match time::normalise(text, precision) {
             Ok(normal) => normal.map(Value::String),
             Err(error) => {
-                self.fail(|| error.to_string());
+                self.give_up(error.to_string());
                 None
             }
         }

@@ -25,6 +25,21 @@ impl Precision {
 #[error("{0}")]
 pub struct TimeError(String);
 
+/// As Go's time package quotes: bytes beyond ASCII by their numbers.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' => out.extend(['\\', char::from(byte)]),
+            b' '..=b'~' | 0x7f => out.push(char::from(byte)),
+            _ => out.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    out.push('"');
+    out
+}
+
 struct Reader<'a> {
     whole: &'a str,
     rest: &'a str,
@@ -33,7 +48,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn bad(&self, element: &str) -> TimeError {
-        use crate::api::selector::go_quoted as q;
+        use quoted as q;
         TimeError(format!(
             "parsing time {} as {}: cannot parse {} as {}",
             q(self.whole),
@@ -44,7 +59,7 @@ impl<'a> Reader<'a> {
     }
 
     fn wrong(&self, what: &str) -> TimeError {
-        TimeError(format!("parsing time {}: {what}", crate::api::selector::go_quoted(self.whole)))
+        TimeError(format!("parsing time {}: {what}", quoted(self.whole)))
     }
 
     fn skip(&mut self, prefix: &str) -> Result<(), TimeError> {
@@ -117,7 +132,7 @@ fn read(text: &str, precision: Precision) -> Result<(civil::DateTime, i64), Time
     }
     let offset_seconds = zone(&mut r)?;
     if !r.rest.is_empty() {
-        return Err(r.wrong(&format!("extra text: {}", crate::api::selector::go_quoted(r.rest))));
+        return Err(r.wrong(&format!("extra text: {}", quoted(r.rest))));
     }
     let date_time = civil::DateTime::new(
         year as i16,
