@@ -67,7 +67,8 @@ impl Front {
         }
         let answer = self.verb(asking, &mut call, target, patch, body).await;
         asking.warnings.append(&mut call.warnings);
-        respond::answer(&asking.asked, form, call.row, answer?)
+        let scales = target.subresource.is_some_and(|s| s.what == SubKind::Scale);
+        respond::answer(&asking.asked, form, call.row, scales, answer?)
     }
 
     async fn verb(
@@ -196,7 +197,7 @@ impl Front {
         let tables = match form.transform {
             Some(Transform::Table(version)) => {
                 let include = Include::read(asking.asked.query)?;
-                Some(Tables { row: call.row, version, include, now: asking.asked.now })
+                Some(Tables { row: call.row, version, include, now: asking.asked.now, scales: false })
             }
             _ => None,
         };

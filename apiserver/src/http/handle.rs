@@ -187,7 +187,9 @@ impl Front {
             return response;
         }
         if let Err(error) = self.permit(asking) {
-            return respond::error(&asking.asked, &error);
+            let mut response = respond::error(&asking.asked, &error);
+            response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+            return response;
         }
         if long {
             return self.answer(asking, method, found, body).await;

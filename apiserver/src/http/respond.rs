@@ -118,9 +118,9 @@ pub fn status(form: Form, status: &Status) -> Response<Body> {
 }
 
 /// A verb's answer.
-pub fn answer(asked: &Asked<'_>, form: Form, row: &'static Row, answer: Answer) -> Result<Response<Body>, ApiError> {
+pub fn answer(asked: &Asked<'_>, form: Form, row: &'static Row, scales: bool, answer: Answer) -> Result<Response<Body>, ApiError> {
     match answer {
-        Answer::Object(code, shown) => object(asked, form, row, code, shown),
+        Answer::Object(code, shown) => object(asked, form, row, scales, code, shown),
         Answer::List(list) => self::list(asked, form, row, &list),
         Answer::Status(code, status) => {
             let mut response = self::status(form, &status);
@@ -165,7 +165,7 @@ fn value_of(row: &'static Row, shown: &Shown) -> Value {
 }
 
 fn tables(asked: &Asked<'_>, row: &'static Row, version: MetaVersion) -> Result<Tables, ApiError> {
-    Ok(Tables { row, version, include: Include::read(asked.query)?, now: asked.now })
+    Ok(Tables { row, version, include: Include::read(asked.query)?, now: asked.now, scales: false })
 }
 
 fn wrong_transform(row: &Row, wanted: &str, list: bool) -> ApiError {
@@ -178,6 +178,7 @@ fn object(
     asked: &Asked<'_>,
     form: Form,
     row: &'static Row,
+    scales: bool,
     code: u16,
     shown: Shown,
 ) -> Result<Response<Body>, ApiError> {
@@ -193,7 +194,7 @@ fn object(
         }
         None => Ok(value(code, form, &value_of(row, &shown))),
         Some(Transform::Table(version)) => {
-            let tables = tables(asked, row, version)?;
+            let tables = Tables { scales, ..tables(asked, row, version)? };
             let object = value_of(row, &shown);
             let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"].as_str().unwrap_or("")});
             let table = tables.table(metadata, tables.columns(), vec![tables.row(&object)]);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::negotiate::MetaVersion;
 use super::query::Query;
-use crate::resources::Row;
+use crate::resources::{Column, Row, cells};
 
 /// What a table's rows carry beside their cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,13 +48,24 @@ pub struct Tables {
     pub include: Include,
     /// The time that ages are measured to.
     pub now: Timestamp,
+    /// Whether the objects are Scales of the row's.
+    pub scales: bool,
 }
+
+/// The columns of a Scale's table.
+const SCALE_COLUMNS: &[Column] = &[
+    Column { name: "Name", kind: "string", format: "", description: "", priority: 0 },
+    Column { name: "Desired", kind: "integer", format: "", description: "", priority: 0 },
+    Column { name: "Available", kind: "integer", format: "", description: "", priority: 0 },
+    Column { name: "Age", kind: "string", format: "", description: "", priority: 0 },
+];
 
 impl Tables {
     /// The column definitions.
     #[must_use]
     pub fn columns(&self) -> Value {
-        let columns = self.row.strategy.columns().iter().map(|c| {
+        let columns = if self.scales { SCALE_COLUMNS } else { self.row.strategy.columns() };
+        let columns = columns.iter().map(|c| {
             json!({
                 "name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority,
             })
@@ -74,7 +85,13 @@ impl Tables {
                 "metadata": object["metadata"],
             }),
         };
-        json!({"cells": self.row.strategy.cells(object, self.now), "object": carried})
+        let cells = if self.scales {
+            let replicas = |part: &str| json!(object[part]["replicas"].as_i64().unwrap_or(0));
+            vec![cells::name(object), replicas("spec"), replicas("status"), cells::age(object, self.now)]
+        } else {
+            self.row.strategy.cells(object, self.now)
+        };
+        json!({"cells": cells, "object": carried})
     }
 
     /// A whole table.

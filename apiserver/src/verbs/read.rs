@@ -259,7 +259,9 @@ fn check_field(row: &Row, label: &str) -> Result<(), ApiError> {
     if matches!(label, "metadata.name" | "metadata.namespace") || row.strategy.selectable_labels().contains(&label) {
         return Ok(());
     }
-    Err(ApiError::BadRequest(if row.strategy.selectable_labels().is_empty() {
+    Err(ApiError::BadRequest(if row.group == "batch" {
+        format!("field label {label:?} not supported for {}", row.kind)
+    } else if row.strategy.selectable_labels().is_empty() {
         format!("{label:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
     } else {
         format!("field label not supported: {label}")

@@ -146,6 +146,8 @@ impl Verbs {
         let metadata = metadata_mut(new);
         metadata.remove("managedFields");
         metadata.remove("selfLink");
+        // An update that names no version means the one that is there.
+        metadata.insert("resourceVersion".into(), json!(object::text(old, "resourceVersion")));
         if metadata.get("uid").and_then(Value::as_str).unwrap_or("").is_empty() {
             metadata.insert("uid".into(), json!(object::text(old, "uid")));
         }
