@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             address: address.clone(),
             signing_key: pki.service_account().clone(),
             allocate: Box::new(|_, _, _, _| Ok(())),
-            kubelets: Kubelets::default(),
+            kubelets: Kubelets::new(pki.ca_pem(), pki.admin())?,
             registry: Arc::new(Mutex::new(Default::default())),
         },
     )

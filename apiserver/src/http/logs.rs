@@ -11,7 +11,8 @@ use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use machinery::api::error::{Named, Status};
 use machinery::api::{ApiError, Cause};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -19,6 +20,8 @@ use tokio_rustls::TlsConnector;
 use super::handle::Front;
 use super::query::Query;
 use super::respond;
+use crate::auth::pki::{Identity, PkiError};
+use crate::auth::tls;
 use crate::objects::Objects;
 use crate::verbs::Call;
 
@@ -36,6 +39,24 @@ const KUBELET_PORT: u64 = 10250;
 pub struct Kubelets {
     /// Trusts nodes' certificates and shows the server's own; `None`: nodes can't be reached.
     pub tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl Kubelets {
+    /// Trusts certificates of the authority `ca_pem`, and shows `identity`.
+    pub fn new(ca_pem: &str, identity: &Identity) -> Result<Self, PkiError> {
+        let failed = |why: &dyn std::fmt::Display| PkiError::Issue(why.to_string());
+        let mut roots = rustls::RootCertStore::empty();
+        let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| failed(&e))?;
+        roots.add(ca).map_err(|e| failed(&e))?;
+        let (chain, key) = identity.der()?;
+        let config = rustls::ClientConfig::builder_with_provider(tls::provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| failed(&e))?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .map_err(|e| failed(&e))?;
+        Ok(Self { tls: Some(Arc::new(config)) })
+    }
 }
 
 /// The parameters of a log request (`v1.PodLogOptions`).
@@ -154,9 +175,10 @@ impl Front {
             return Err(ApiError::ServiceUnavailable(format!("node {node_name} has no address to ask for logs")));
         };
         let host = if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") };
-        let answer = self.ask_node(&address, port, &host, &target).await.map_err(|why| {
-            ApiError::ServiceUnavailable(format!("Get \"https://{host}{target}\": {why}"))
-        })?;
+        let answer = self
+            .ask_node(&address, port, &host, &target)
+            .await
+            .map_err(|why| ApiError::ServiceUnavailable(format!("Get \"https://{host}{target}\": {why}")))?;
         let status = answer.status().as_u16();
         if (200..300).contains(&status) {
             let mut response = respond::bytes(200, "text/plain", Body::new(answer.into_body()));
@@ -199,7 +221,8 @@ impl Front {
                 tracing::debug!(%error, "a log's connection to its node ended");
             }
         });
-        let request = Request::get(target).header("host", host).body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
+        let request =
+            Request::get(target).header("host", host).body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
         let answer = tokio::time::timeout(HEAD_TIMEOUT, sender.send_request(request)).await;
         answer.map_err(|_| "the node takes too long to answer".to_owned())?.map_err(|e| e.to_string())
     }

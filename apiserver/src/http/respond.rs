@@ -118,7 +118,13 @@ pub fn status(form: Form, status: &Status) -> Response<Body> {
 }
 
 /// A verb's answer.
-pub fn answer(asked: &Asked<'_>, form: Form, row: &'static Row, scales: bool, answer: Answer) -> Result<Response<Body>, ApiError> {
+pub fn answer(
+    asked: &Asked<'_>,
+    form: Form,
+    row: &'static Row,
+    scales: bool,
+    answer: Answer,
+) -> Result<Response<Body>, ApiError> {
     match answer {
         Answer::Object(code, shown) => object(asked, form, row, scales, code, shown),
         Answer::List(list) => self::list(asked, form, row, &list),
