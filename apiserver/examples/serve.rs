@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use apiserver::auth::pki::{Pki, kubeconfig, write_private};
 use apiserver::auth::tls::Acceptor;
+use apiserver::bootstrap::Cluster;
 use apiserver::http::logs::Kubelets;
 use apiserver::server::{Apiserver, Config};
 use apiserver::store::memory::MemoryStore;
@@ -35,7 +36,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
         },
     )
     .await?;
-    server.set_ready();
+    let cluster = Cluster {
+        service_ip: "10.96.0.1".parse()?,
+        advertise: "127.0.0.1".parse()?,
+        port,
+        ca_pem: pki.ca_pem().to_owned(),
+    };
+    server.bootstrap(&cluster).await?;
     let text = kubeconfig(&format!("https://{address}"), pki.ca_pem(), "admin", pki.admin());
     write_private(&dir.join("kubeconfig"), &text)?;
     let listener = TcpListener::bind(&address).await?;

@@ -6,10 +6,12 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
+use machinery::api::ApiError;
 use machinery::env::Env;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -20,6 +22,7 @@ use crate::admission::Chain;
 use crate::auth::jwt::SigningKey;
 use crate::auth::tls::{self, Acceptor};
 use crate::auth::{Authenticator, Authorizer};
+use crate::bootstrap::{self, Cluster};
 use crate::cache::{Cache, Fields, Lookup, Resource};
 use crate::http::discovery::Discovery;
 use crate::http::handle::{Front, Parts};
@@ -28,6 +31,11 @@ use crate::http::metrics::Metrics;
 use crate::resources::{Row, Storage, TABLE};
 use crate::store::{Store, StoreError};
 use crate::verbs::{Allocate, Verbs, prefix};
+
+/// Planned again this often at a start: others write, too, where several servers share a store.
+const BOOTSTRAP_TRIES_MAX: usize = 3;
+/// How often the objects are looked after that a cluster can't do without (upstream: 10 s).
+const MEND_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Everything that a server is made of beside its store.
 pub struct Config {
@@ -100,6 +108,40 @@ impl Apiserver {
     #[must_use]
     pub fn cache(&self) -> Arc<Cache> {
         self.front.verbs.cache.clone()
+    }
+
+    /// Writes the default objects that are missing or have lost something; then `/readyz` may say that they are there.
+    /// Call it once before serving; [`mend`](Self::mend) keeps up those that a running cluster can't do without.
+    pub async fn bootstrap(&self, cluster: &Cluster) -> Result<(), ApiError> {
+        let desired = bootstrap::desired(cluster);
+        let verbs = &self.front.verbs;
+        for _ in 0..BOOTSTRAP_TRIES_MAX {
+            let writes = bootstrap::plan(&*verbs.objects, &desired);
+            if writes.is_empty() {
+                break;
+            }
+            verbs.install(writes).await?;
+        }
+        self.set_ready();
+        Ok(())
+    }
+
+    /// Brings back the first namespaces, the `kubernetes` Service and its endpoints whenever they go, until `stop`.
+    pub async fn mend(&self, cluster: &Cluster, stop: CancellationToken) {
+        let desired: Vec<_> = bootstrap::desired(cluster).into_iter().filter(bootstrap::Desired::is_vital).collect();
+        let verbs = &self.front.verbs;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(MEND_INTERVAL) => {}
+            }
+            let writes = bootstrap::plan(&*verbs.objects, &desired);
+            if !writes.is_empty()
+                && let Err(error) = verbs.install(writes).await
+            {
+                tracing::warn!(%error, "default objects could not be brought back; trying again");
+            }
+        }
     }
 
     /// The default objects are there: `/readyz` may say so.

@@ -42,6 +42,14 @@ pub struct Desired {
     keep: Keep,
 }
 
+impl Desired {
+    /// Whether a running cluster needs it back at once; the rest waits for the next start, as upstream.
+    #[must_use]
+    pub fn is_vital(&self) -> bool {
+        matches!(self.plural, "namespaces" | "services" | "endpointslices" | "configmaps")
+    }
+}
+
 /// How far an existing object is kept as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Keep {

@@ -7,6 +7,7 @@ pub mod binding;
 pub mod body;
 mod create;
 mod delete;
+mod install;
 mod namespace;
 pub mod object;
 pub mod options;
