@@ -93,7 +93,10 @@ fn merge_map(mut original: Object, mut patch: Object, meta: Meta) -> Merged<Obje
         None => {}
         Some(Value::String(text)) if text == "replace" => return Ok(patch),
         Some(Value::String(text)) if text == "delete" => return Ok(Object::new()),
-        Some(other) => return bad(unknown_directive(&other, &patch)),
+        Some(other) => {
+            patch.insert(DIRECTIVE.into(), other.clone());
+            return bad(unknown_directive(&other, &patch));
+        }
     }
     retain_keys(&mut original, &mut patch)?;
     ordered_lists(&mut original, &mut patch, meta)?;
@@ -206,10 +209,28 @@ fn ordered_lists(original: &mut Object, patch: &mut Object, meta: Meta) -> Merge
         };
         let before = before.unwrap_or_default();
         one_kind(before.iter().chain(after.iter().flatten()))?;
+        let before = if merges { reused(before, after.as_deref().unwrap_or_default(), merge_key) } else { before };
         patch.remove(key);
         original.insert(key.into(), Value::Array(arrange(merged, &order, &before, merge_key)?));
     }
     Ok(())
+}
+
+/// The object's list as upstream's ordering sees it: it deletes in place, so new elements have taken the places of deleted
+/// ones there, and come after what stood before those.
+fn reused(before: Vec<Value>, after: &[Value], merge_key: Option<&str>) -> Vec<Value> {
+    let Some(key) = merge_key else { return before };
+    let length = before.len();
+    let deleted = |item: &Value| {
+        after.iter().any(|a| a.get(DIRECTIVE).is_some_and(|d| d == "delete") && a.get(key) == item.get(key))
+    };
+    let mut seen: Vec<Value> = before.into_iter().filter(|item| !deleted(item)).collect();
+    for item in after.iter().filter(|a| a.get(DIRECTIVE).is_none()) {
+        if seen.len() < length && !seen.iter().any(|s| s.get(key) == item.get(key)) {
+            seen.push(item.clone());
+        }
+    }
+    seen
 }
 
 /// The patch's elements must stand in the dictated order and be among it.
@@ -217,20 +238,25 @@ fn check_order(patch: &[Value], order: &[Value], merge_key: Option<&str>) -> Mer
     if patch.is_empty() || order.is_empty() {
         return Ok(());
     }
-    let mut ordered = order.iter();
-    for item in patch.iter().filter(|item| item.get(DIRECTIVE).is_none()) {
-        loop {
-            let Some(next) = ordered.next() else {
-                return bad(format!(
-                    "The order in patch list:\n{}\n doesn't match {ELEMENT_ORDER} list:\n{}\n",
-                    shown(patch),
-                    shown(order)
-                ));
-            };
-            if identity(item, merge_key)? == identity(next, merge_key)? {
-                break;
-            }
+    let deletes = |item: &Value| item.get(DIRECTIVE).is_some_and(|d| d == "delete");
+    let kept: Vec<&Value> = patch.iter().filter(|item| merge_key.is_none() || !deletes(item)).collect();
+    let (mut at, mut place) = (0, 0);
+    while at < kept.len() && place < order.len() {
+        if kept[at].get(DIRECTIVE).is_some() {
+            at += 1;
+            continue;
         }
+        if identity(kept[at], merge_key)? == identity(&order[place], merge_key)? {
+            at += 1;
+        }
+        place += 1;
+    }
+    if at < kept.len() {
+        return bad(format!(
+            "The order in patch list:\n{}\n doesn't match {ELEMENT_ORDER} list:\n{}\n",
+            shown(patch),
+            shown(order)
+        ));
     }
     Ok(())
 }
@@ -334,14 +360,10 @@ fn special_elements(mut before: Vec<Value>, after: Vec<Value>, key: &str) -> Mer
                 return bad("merging lists cannot yet be specified in the patch");
             }
             Some(other) => {
-                let mut rest = item.as_object().cloned().unwrap_or_default();
-                let message = unknown_directive(other, &rest);
-                rest.clear();
-                return bad(message);
+                return bad(unknown_directive(other, item.as_object().unwrap_or(&Object::new())));
             }
         }
     }
-    // New elements may still hold nulls and directives of their own; upstream leaves those of a replacing list.
     Ok(if replaces { (plain, Vec::new()) } else { (before, plain) })
 }
 
