@@ -66,6 +66,10 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
         return too_many(view, context);
     }
     let Some(pod) = view.get::<Pod>(key) else { return Plan::nothing() };
+    if pods::is_terminal(pod) && pod.metadata.deletion_grace_period_seconds == Some(0) {
+        // All is done: only finalizers hold it.
+        return Plan::nothing();
+    }
     let after = |at: Option<Timestamp>, wait: Duration| {
         at.unwrap_or(Timestamp::UNIX_EPOCH).saturating_add(wait).unwrap_or(Timestamp::MAX)
     };
