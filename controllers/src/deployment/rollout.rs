@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use machinery::runtime::Failure;
 
-use super::{Rollout, actual, available, revision, size, wanted};
+use super::{Rollout, actual, revision, size, wanted};
 use crate::pods;
 
 /// Whether the Deployment goes from template to template step by step.
@@ -59,6 +59,11 @@ fn resize(set: &mut ReplicaSet, to: i32, deployment: &Deployment) {
         spec.replicas = Some(to);
     }
     revision::note_size(set, deployment);
+}
+
+/// How many replicas of a set are available and stay: its status may still count those that it is about to give up.
+fn available(set: &ReplicaSet) -> i32 {
+    super::available(set).min(size(set))
 }
 
 fn total<'a>(sets: impl Iterator<Item = &'a ReplicaSet>) -> i32 {
