@@ -24,6 +24,8 @@ mod serviceaccount_token;
 mod table_tests;
 mod taint_eviction;
 mod ttl_after_finished;
+#[cfg(test)]
+mod workload_tests;
 
 use std::fmt;
 use std::sync::Arc;

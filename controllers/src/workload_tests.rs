@@ -1,0 +1,294 @@
+//! What ReplicaSets, EndpointSlices and namespaces do, by example: given these objects, expect these actions.
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use machinery::api::ObjectKey;
+use machinery::runtime::simulate::Simulation;
+use machinery::runtime::{Action, Context, Failure, Kind, Plan, value_of};
+use serde_json::{Value, json};
+
+use crate::table_tests::{decide, settings, settle, start};
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new("a", name)
+}
+
+fn set(replicas: usize) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "web", "namespace": "a", "uid": "set"},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}},
+            "template": {"metadata": {"labels": {"app": "web"}, "annotations": {"note": "x"}},
+                "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+}
+
+/// A pod of the set, with what tells it from the others.
+fn pod(name: &str, more: &Value) -> Value {
+    let mut pod = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "a", "uid": name, "labels": {"app": "web"},
+            "creationTimestamp": "2025-12-31T23:00:00Z",
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "set", "controller": true}]},
+        "spec": {"nodeName": "m1", "containers": [{"name": "c", "image": "i"}]},
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}], "conditions": [
+            {"type": "Ready", "status": "True", "lastTransitionTime": "2025-12-31T23:00:00Z"}]}});
+    merge(&mut pod, more);
+    pod
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (name, value) in from {
+                merge(into.entry(name.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
+fn deleted(plan: &Plan) -> Vec<&str> {
+    let names = |action| match action {
+        &Action::Delete { ref key, .. } => vec![key.name.as_str()],
+        Action::Together(actions) => actions
+            .iter()
+            .filter_map(|a| match a {
+                Action::Delete { key, .. } => Some(key.name.as_str()),
+                _ => None,
+            })
+            .collect(),
+        _ => Vec::new(),
+    };
+    plan.actions.iter().flat_map(names).collect()
+}
+
+#[test]
+fn pods_are_given_up_in_upstreams_order() {
+    // Each pod is given up before the next one, for one more reason.
+    let order = [
+        ("unassigned", json!({"spec": {"nodeName": ""}, "status": {"phase": "Pending", "conditions": []}})),
+        ("pending", json!({"status": {"phase": "Pending", "conditions": []}})),
+        ("unready", json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}})),
+        ("cheap", json!({"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-1"}}})),
+        ("crowded", json!({"spec": {"nodeName": "m1"}})),
+        (
+            "lately-ready",
+            json!({"spec": {"nodeName": "m2"}, "status": {"conditions": [
+                {"type": "Ready", "status": "True", "lastTransitionTime": "2025-12-31T23:59:00Z"}]}}),
+        ),
+        (
+            "restarted",
+            json!({"spec": {"nodeName": "m3"}, "status": {"containerStatuses": [
+                {"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 3}]}}),
+        ),
+        ("young", json!({"metadata": {"creationTimestamp": "2025-12-31T23:59:00Z"}, "spec": {"nodeName": "m4"}})),
+        ("old", json!({"spec": {"nodeName": "m5"}})),
+    ];
+    let mut objects: Vec<Value> = order.iter().map(|(name, more)| pod(name, more)).collect();
+    objects.reverse();
+    for wanted in 0..order.len() {
+        let simulation = Simulation::of(start(), objects.iter().cloned().chain([set(wanted)]));
+        let plan = decide("replicaset-controller", &simulation, &key("web"));
+        let gone: Vec<&str> = order.iter().take(order.len() - wanted).map(|(name, _)| *name).collect();
+        let mut deleted = deleted(&plan);
+        deleted.sort_by_key(|name| order.iter().position(|(n, _)| n == name));
+        assert_eq!(deleted, gone);
+    }
+}
+
+#[test]
+fn missing_pods_are_made_slowly_and_a_failure_shows_in_the_status() {
+    let mut simulation = Simulation::of(start(), [set(3)]);
+    let plan = decide("replicaset-controller", &simulation, &key("web"));
+    let [Action::SlowStart(creates)] = plan.actions.as_slice() else { panic!("{:?}", plan.actions) };
+    assert_eq!(creates.len(), 3);
+    let Action::Create { object, notes, .. } = &creates[0] else { panic!("{creates:?}") };
+    assert_eq!(object["metadata"]["generateName"], "web-");
+    assert_eq!(object["metadata"]["annotations"]["note"], "x");
+    assert_eq!(object["metadata"]["ownerReferences"][0]["controller"], true);
+    assert_eq!(notes.done.as_ref().unwrap().message, "Created pod: {name}");
+
+    let failure = Failure {
+        verb: "create",
+        resource: "pods".into(),
+        code: 403,
+        reason: "Forbidden".into(),
+        message: "pods \"web-\" is forbidden".into(),
+    };
+    let row = crate::CONTROLLERS.iter().find(|c| c.name == "replicaset-controller").unwrap();
+    let settings = settings();
+    let context = Context { now: start(), settings: &settings, failure: Some(&failure) };
+    let plan = (row.reconcile)(&simulation.view, &key("web"), &context);
+    assert!(matches!(plan.actions.last(), Some(Action::SlowStart(_))), "it is tried again");
+    let Action::Update { object, subresource: Some("status"), .. } = &plan.actions[0] else { panic!("{plan:?}") };
+    let condition = &object["status"]["conditions"][0];
+    assert_eq!((&condition["reason"], &condition["message"]), (&json!("FailedCreate"), &json!(failure.message)));
+
+    settle(&mut simulation);
+    let status = simulation.view.get::<ReplicaSet>(&key("web")).unwrap().status.clone().unwrap();
+    assert_eq!((status.replicas, status.fully_labeled_replicas, status.conditions), (3, Some(3), None));
+}
+
+#[test]
+fn pods_are_adopted_and_released_by_their_labels() {
+    let mut strange = pod("strange", &json!({}));
+    strange["metadata"]["labels"] = json!({"app": "other"});
+    let mut orphan = pod("orphan", &json!({}));
+    orphan["metadata"]["ownerReferences"] = json!([]);
+    let mut simulation = Simulation::of(start(), [set(1), strange, orphan]);
+    let plan = decide("replicaset-controller", &simulation, &key("web"));
+    assert_eq!(simulation.apply(plan), Vec::<String>::new());
+    let owners = |name: &str| {
+        let pod = simulation.view.get::<Pod>(&key(name)).unwrap();
+        pod.metadata.owner_references.iter().flatten().map(|o| o.uid.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!((owners("strange"), owners("orphan")), (vec![], vec!["set".to_owned()]));
+}
+
+#[test]
+fn a_pod_counts_as_available_once_it_has_been_ready_for_long_enough() {
+    let mut set = set(1);
+    set["spec"]["minReadySeconds"] = json!(3610);
+    let mut simulation = Simulation::of(start(), [set, pod("p", &json!({}))]);
+    let plan = decide("replicaset-controller", &simulation, &key("web"));
+    let due: Timestamp = "2026-01-01T00:00:10Z".parse().unwrap();
+    assert_eq!(plan.revisit_at, Some(due));
+    let available =
+        |s: &Simulation| s.view.get::<ReplicaSet>(&key("web")).unwrap().status.clone().unwrap().available_replicas;
+    simulation.apply(plan);
+    assert_eq!(available(&simulation), None);
+    simulation.now = due;
+    let plan = decide("replicaset-controller", &simulation, &key("web"));
+    simulation.apply(plan);
+    assert_eq!(available(&simulation), Some(1));
+}
+
+fn service(more: &Value) -> Value {
+    let mut service = json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "web", "namespace": "a", "labels": {"of": "me"}},
+        "spec": {"clusterIP": "10.96.0.9", "ipFamilies": ["IPv4"], "selector": {"app": "web"},
+            "ports": [{"name": "http", "port": 80, "targetPort": "www", "protocol": "TCP"}]}});
+    merge(&mut service, more);
+    service
+}
+
+fn served(name: &str, ip: &str) -> Value {
+    let mut pod = pod(name, &json!({"status": {"podIPs": [{"ip": ip}]}}));
+    pod["spec"]["containers"] = json!([{"name": "c", "image": "i", "ports": [{"name": "www", "containerPort": 8080}]}]);
+    pod
+}
+
+fn node(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+}
+
+fn slices(simulation: &Simulation) -> Vec<EndpointSlice> {
+    simulation.view.all::<EndpointSlice>().cloned().collect()
+}
+
+fn reconcile_service(simulation: &mut Simulation) -> Plan {
+    let plan = decide("endpointslice-controller", simulation, &key("web"));
+    assert_eq!(simulation.apply(plan.clone()), Vec::<String>::new());
+    plan
+}
+
+#[test]
+fn endpoints_fill_slices_of_a_hundred_and_stay_where_they_are() {
+    let pods = (0..150).map(|n| served(&format!("p{n:03}"), &format!("10.0.0.{n}")));
+    let mut simulation = Simulation::of(start(), pods.chain([node("m1"), service(&json!({}))]));
+    reconcile_service(&mut simulation);
+    let mut sizes: Vec<usize> = slices(&simulation).iter().map(|s| s.endpoints.as_ref().unwrap().len()).collect();
+    sizes.sort_unstable();
+    assert_eq!(sizes, [50, 100]);
+    let slice = &slices(&simulation)[0];
+    assert_eq!(slice.ports.as_ref().unwrap()[0].port, Some(8080));
+    let labels = slice.metadata.labels.as_ref().unwrap();
+    assert_eq!((labels["of"].as_str(), labels["kubernetes.io/service-name"].as_str()), ("me", "web"));
+
+    // One pod fewer and one more are one change of one slice.
+    simulation.view.remove(&Kind::of::<Pod>(), &key("p010"), 1_000_000);
+    simulation.create(&Kind::of::<Pod>(), served("q", "10.0.1.1"));
+    let plan = reconcile_service(&mut simulation);
+    assert_eq!(plan.actions.len(), 1);
+    assert!(decide("endpointslice-controller", &simulation, &key("web")).actions.is_empty());
+}
+
+#[test]
+fn conditions_of_endpoints_follow_their_pods() {
+    for (change, publish, expected) in [
+        (json!({}), false, [true, true, false]),
+        (json!({"status": {"conditions": []}}), false, [false, false, false]),
+        (
+            json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["x"]}}),
+            false,
+            [false, true, true],
+        ),
+        (json!({"status": {"conditions": []}}), true, [true, false, false]),
+    ] {
+        let mut one = served("p", "10.0.0.1");
+        merge(&mut one, &change);
+        let wish = service(&json!({"spec": {"publishNotReadyAddresses": publish}}));
+        let mut simulation = Simulation::of(start(), [one, node("m1"), wish]);
+        reconcile_service(&mut simulation);
+        let conditions = slices(&simulation)[0].endpoints.as_ref().unwrap()[0].conditions.clone().unwrap();
+        let got = [conditions.ready, conditions.serving, conditions.terminating].map(|c| c == Some(true));
+        assert_eq!(got, expected, "{change}");
+    }
+}
+
+#[test]
+fn a_service_without_endpoints_has_one_empty_slice() {
+    // The pod's node isn't there, so neither is the pod.
+    let mut simulation = Simulation::of(start(), [served("p", "10.0.0.1"), service(&json!({}))]);
+    let plan = reconcile_service(&mut simulation);
+    let [Action::Create { object, .. }] = plan.actions.as_slice() else { panic!("{plan:?}") };
+    assert_eq!((&object["endpoints"], &object["ports"]), (&Value::Null, &Value::Null));
+    simulation.create(&Kind::of::<k8s_openapi::api::core::v1::Node>(), node("m1"));
+    let plan = reconcile_service(&mut simulation);
+    assert!(matches!(plan.actions.as_slice(), [Action::Update { .. }]), "the empty slice is filled: {plan:?}");
+    simulation.view.remove(&Kind::of::<Pod>(), &key("p"), 1_000_000);
+    let plan = reconcile_service(&mut simulation);
+    assert!(matches!(plan.actions.as_slice(), [Action::Update { .. }]), "and emptied again: {plan:?}");
+    assert!(simulation.view.get::<Service>(&key("web")).is_some());
+}
+
+#[test]
+fn a_namespace_waits_for_its_pods_and_then_for_finalizers() {
+    let held = |kind: &str, name: &str| {
+        json!({"apiVersion": "v1", "kind": kind,
+            "metadata": {"name": name, "namespace": "gone", "finalizers": ["example.com/hold"]}})
+    };
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "gone", "deletionTimestamp": "2025-12-31T23:00:00Z"}});
+    let mut simulation = Simulation::of(start(), [namespace, held("Pod", "p"), held("ConfigMap", "c")]);
+    let gone = ObjectKey::cluster("gone");
+    let pass = |simulation: &mut Simulation| {
+        for _ in 0..3 {
+            let plan = decide("namespace-controller", simulation, &gone);
+            assert_eq!(simulation.apply(plan), Vec::<String>::new());
+        }
+    };
+    let free = |simulation: &mut Simulation, kind: &Kind, name: &str| {
+        let mut object = simulation.view.object(kind, &ObjectKey::new("gone", name)).unwrap().to_value();
+        object["metadata"]["finalizers"] = json!([]);
+        simulation.write(kind, object);
+    };
+    let (pods, maps) = (Kind::of::<Pod>(), Kind::of::<k8s_openapi::api::core::v1::ConfigMap>());
+    pass(&mut simulation);
+    let map = simulation.view.metadata(&maps, &ObjectKey::new("gone", "c")).unwrap();
+    assert!(map.deletion_timestamp.is_none(), "pods go first");
+    free(&mut simulation, &pods, "p");
+    pass(&mut simulation);
+    let status = value_of(&simulation.view.get::<Namespace>(&gone).unwrap().status);
+    let messages: Vec<&str> =
+        status["conditions"].as_array().unwrap().iter().map(|c| c["message"].as_str().unwrap()).collect();
+    assert_eq!(
+        messages[3..],
+        [
+            "Some resources are remaining: configmaps. has 1 resource instances",
+            "Some content in the namespace has finalizers remaining: example.com/hold in 1 resource instances"
+        ]
+    );
+    free(&mut simulation, &maps, "c");
+    pass(&mut simulation);
+    assert!(simulation.view.get::<Namespace>(&gone).is_none());
+}
