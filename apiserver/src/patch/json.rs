@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use crate::schema::raw::Raw;
+use crate::schema::typed::doubled_keys;
 
 /// Operations in one patch.
 pub(super) const OPERATIONS_MAX: usize = 10_000;
@@ -66,6 +67,12 @@ pub(super) fn read(raw: Raw) -> Result<(Vec<Operation>, Vec<String>), String> {
                     other.go_name()
                 )),
             };
+            if key == "value" {
+                let inner = doubled_keys(&value).into_iter();
+                findings.extend(inner.map(|f| {
+                    f.replacen("duplicate field \"", &format!("json patch duplicate field \"[{at}].value."), 1)
+                }));
+            }
             match key.as_str() {
                 "op" => operation.op = text(value)?.unwrap_or_default(),
                 "path" => operation.path = text(value)?,

@@ -46,6 +46,8 @@ pub fn apply(
     validation: FieldValidation,
 ) -> ApiResult<Decoded> {
     let checked = validation != FieldValidation::Ignore;
+    // What a refusal shows: upstream shows the result, or a strategic patch.
+    let mut shown = None;
     let (mut findings, patched) = match kind {
         PatchKind::Json => {
             let raw = raw::parse(patch).map_err(|e| bad_patch(&e, checked))?;
@@ -71,7 +73,8 @@ pub fn apply(
                 Raw::Map(_) => typed::doubled_keys(&raw),
                 Raw::List(_) if !checked => Vec::new(),
                 Raw::Null => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
-                other => return Err(bad_patch(&not_a_map(other), checked)),
+                other if checked => return Err(bad_patch(&not_a_map(other), true)),
+                _ => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
             };
             let patch = raw.into_value().ok_or_else(|| bad_patch("exceeded max depth", checked))?;
             (findings, merge::apply(current.clone(), patch))
@@ -83,6 +86,7 @@ pub fn apply(
             }
             let findings = typed::doubled_keys(&raw);
             let patch = raw.into_value().ok_or_else(|| ApiError::BadRequest("exceeded max depth".into()))?;
+            shown = Some(strategic::shown(&patch));
             let patched = strategic::apply(target.type_name, current.clone(), patch).map_err(|error| match error {
                 strategic::Error::Bad(message) => ApiError::BadRequest(message),
                 strategic::Error::Unprocessable => unprocessable(),
@@ -93,19 +97,19 @@ pub fn apply(
     if !checked {
         findings.clear();
     }
-    decode_patched(kind, patched, findings, target, validation)
+    decode_patched(shown, patched, findings, target, validation)
 }
 
 /// The result must still be an object of the kind.
 fn decode_patched(
-    kind: PatchKind,
+    patch_shown: Option<String>,
     mut patched: Value,
     mut findings: Vec<String>,
     target: &Target<'_>,
     validation: FieldValidation,
 ) -> ApiResult<Decoded> {
     let shown = |patched: &Value| serde_json::to_string(patched).unwrap_or_default();
-    if kind == PatchKind::Strategic {
+    if patch_shown.is_some() {
         // Upstream converts into the Go type, whatever the patch calls it.
         if let Some(map) = patched.as_object_mut() {
             map.remove("kind");
@@ -114,7 +118,7 @@ fn decode_patched(
     } else if let Some(error) = other_kind(&patched, target) {
         return Err(invalid(&shown(&patched), &error));
     }
-    let text = shown(&patched);
+    let text = patch_shown.unwrap_or_else(|| shown(&patched));
     // Findings of the patch itself and of its result count together.
     let told = if validation == FieldValidation::Strict { FieldValidation::Warn } else { validation };
     let mut decoded = decode::value(patched, target, told).map_err(|error| invalid(&text, &error))?;
@@ -139,13 +143,9 @@ fn other_kind(patched: &Value, target: &Target<'_>) -> Option<String> {
     let (group, plain) = version.split_once('/').unwrap_or(("", version));
     Some(if table().of_kind(group, plain, kind).is_some() {
         let hub = if target.group.is_empty() { "core" } else { target.group.split('.').next().unwrap_or_default() };
-        format!("unable to decode {group}/{plain}, Kind={kind} into *{hub}.{}", target.kind)
+        format!("converting ({plain}.{kind}) to ({hub}.{}): unknown conversion", target.kind)
     } else {
-        format!(
-            "no kind {} is registered for version {} in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
-            go_quoted(kind),
-            go_quoted(version)
-        )
+        decode::not_registered(kind, version)
     })
 }
 

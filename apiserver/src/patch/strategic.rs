@@ -254,14 +254,19 @@ fn check_order(patch: &[Value], order: &[Value], merge_key: Option<&str>) -> Mer
     if at < kept.len() {
         return bad(format!(
             "The order in patch list:\n{}\n doesn't match {ELEMENT_ORDER} list:\n{}\n",
-            shown(patch),
-            shown(order)
+            shown_list(patch),
+            shown_list(order)
         ));
     }
     Ok(())
 }
 
-fn shown(items: &[Value]) -> String {
+/// A patch as Go prints it.
+pub(super) fn shown(patch: &Value) -> String {
+    patch.as_object().map_or_else(|| "map[]".into(), go_map)
+}
+
+fn shown_list(items: &[Value]) -> String {
     let text =
         |v: &Value| v.as_object().map_or_else(|| v.as_str().map_or_else(|| v.to_string(), str::to_owned), go_map);
     format!("[{}]", items.iter().map(text).collect::<Vec<_>>().join(" "))

@@ -131,11 +131,7 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
     if kind != target.kind || version != expected {
         let (group, plain) = version.split_once('/').unwrap_or(("", &version));
         if !registered(group, plain, kind) {
-            return Err(refused(&format!(
-                "no kind {} is registered for version {} in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
-                go_quoted(kind),
-                go_quoted(&version)
-            )));
+            return Err(refused(&not_registered(kind, &version)));
         }
         if kind != target.kind {
             let hub = if target.group.is_empty() { "core" } else { target.group.split('.').next().unwrap_or_default() };
@@ -156,7 +152,10 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
         }
     };
     let converted = typed::convert(target.type_name, raw, Form::Sparse).map_err(|e| refused(&e))?;
-    let mut findings: Vec<String> = opened.doubled.into_iter().collect();
+    let mut findings = opened.doubled;
+    if validation == FieldValidation::Strict && !findings.is_empty() {
+        findings = vec![format!("yaml: unmarshal errors:\n  {}", findings.join("\n  "))];
+    }
     findings.extend(converted.findings);
     let warnings = settle(findings, validation)
         .map_err(|findings| refused(&format!("strict decoding error: {}", findings.join(", "))))?;
@@ -167,13 +166,15 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
 pub fn options(bytes: &[u8], media: Media, kind: &str, type_name: &str) -> ApiResult<Value> {
     let refused = |error: String| ApiError::BadRequest(error);
     let opened = open(bytes, media).map_err(refused)?;
+    let version = pick(&opened.api_version, "meta.k8s.io/v1");
+    if version.matches('/').count() > 1 {
+        return Err(refused(format!("unexpected GroupVersion string: {version}")));
+    }
     if !opened.kind.is_empty() && opened.kind != kind {
-        let version = if opened.api_version.is_empty() { "v1" } else { &opened.api_version };
-        return Err(refused(format!(
-            "no kind {} is registered for version {} in scheme \"pkg/runtime/scheme.go:110\"",
-            go_quoted(&opened.kind),
-            go_quoted(version)
-        )));
+        return Err(refused(match opened.kind.as_str() {
+            "Status" | "WatchEvent" => format!("converting (v1.{}) to (v1.{kind}): unknown conversion", opened.kind),
+            other => not_registered(other, version),
+        }));
     }
     let raw = match opened.content {
         Content::Raw(raw) => raw,
@@ -191,6 +192,15 @@ pub fn value(object: Value, target: &Target<'_>, validation: FieldValidation) ->
     let warnings = settle(converted.findings, validation)
         .map_err(|findings| format!("strict decoding error: {}", findings.join(", ")))?;
     Ok(Decoded { object: finish(converted.object, target), warnings })
+}
+
+/// Upstream's sentence for a kind that its scheme doesn't know.
+pub(crate) fn not_registered(kind: &str, version: &str) -> String {
+    format!(
+        "no kind {} is registered for version {} in scheme \"pkg/runtime/scheme.go:111\"",
+        go_quoted(kind),
+        go_quoted(version)
+    )
 }
 
 /// What comes of findings: warnings, or refusal.
@@ -227,7 +237,7 @@ struct Opened<'a> {
     api_version: String,
     kind: String,
     content: Content<'a>,
-    doubled: Option<String>,
+    doubled: Vec<String>,
 }
 
 /// Reads far enough to know what the body says it is.
@@ -242,10 +252,10 @@ fn open(bytes: &[u8], media: Media) -> Result<Opened<'_>, String> {
             if !envelope.content_encoding.is_empty() {
                 return Err("unsupported content encoding".into());
             }
-            return Ok(Opened { api_version: envelope.api_version, kind: envelope.kind, content, doubled: None });
+            return Ok(Opened { api_version: envelope.api_version, kind: envelope.kind, content, doubled: Vec::new() });
         }
         Media::Json => {
-            (raw::parse(bytes).map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))?, None)
+            (raw::parse(bytes).map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))?, Vec::new())
         }
         Media::Yaml => {
             let document = yaml::parse(bytes)?;
@@ -285,7 +295,7 @@ fn defaulted_version(opened: &Opened<'_>, target: &Target<'_>) -> String {
 /// Whether upstream's scheme knows the kind, also in versions that are no longer served.
 fn registered(group: &str, version: &str, kind: &str) -> bool {
     let known = |group: &str| table().kinds.iter().any(|k| k.group == group && k.kind == kind);
-    if table().of_kind(group, version, kind).is_some() {
+    if table().of_kind(group, version, kind).is_some() || (group, version, kind) == ("", "v1", "List") {
         return true;
     }
     let pre_release = version.contains("alpha") || version.contains("beta");

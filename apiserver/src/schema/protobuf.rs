@@ -23,6 +23,9 @@ pub(crate) struct Envelope<'a> {
 
 /// Opens the envelope.
 pub(crate) fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, String> {
+    if bytes.is_empty() {
+        return Err("empty data".into());
+    }
     let Some(rest) = bytes.strip_prefix(MAGIC) else {
         return Err("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]".into());
     };

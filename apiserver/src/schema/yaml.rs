@@ -12,10 +12,10 @@ const NODES_MAX: usize = 300_000;
 /// Bytes of text that one document may expand to.
 const TEXT_BYTES_MAX: usize = 12 * 1024 * 1024;
 
-/// A document and the keys that came twice (upstream's sentence for strictness).
+/// A document and the keys that came twice (a sentence each, as upstream's).
 pub(crate) struct Document {
     pub(crate) raw: Raw,
-    pub(crate) doubled: Option<String>,
+    pub(crate) doubled: Vec<String>,
 }
 
 /// Reads the first document; errors begin with `yaml: `.
@@ -35,9 +35,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Document, String> {
             (event, span) => break composer.node(event, &span, 0)?,
         }
     };
-    let doubled =
-        (!composer.doubled.is_empty()).then(|| format!("yaml: unmarshal errors:\n  {}", composer.doubled.join("\n  ")));
-    Ok(Document { raw, doubled })
+    Ok(Document { raw, doubled: composer.doubled })
 }
 
 struct Composer<'a> {
@@ -258,7 +256,7 @@ mod tests {
             json!({"x": {"a": 1, "b": 2}, "w": {"a": 1, "b": 2}, "z": {"a": 3, "b": 2}})
         );
         let document = parse(b"a: 1\nb: 2\na: 3\n").unwrap();
-        assert_eq!(document.doubled.unwrap(), "yaml: unmarshal errors:\n  line 3: key \"a\" already set in map");
+        assert_eq!(document.doubled, ["line 3: key \"a\" already set in map"]);
         assert_eq!(document.raw.into_value().unwrap(), json!({"a": 3, "b": 2}));
         assert!(
             parse(b"a: [1").is_err()
