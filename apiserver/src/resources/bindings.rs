@@ -1,8 +1,9 @@
-//! Binding.
+//! Bindings: a scheduler's word on where a pod runs. Posting one to `bindings` is posting it to the pod it names.
 
 use serde_json::Value;
 
-use super::field::FieldError;
+use super::field::{Errors, FieldError, Path};
+use super::read::{get, text};
 use super::{Context, Row, Strategy, Verb};
 
 /// Bindings.
@@ -24,7 +25,16 @@ target: {apiVersion: v1, kind: Node, name: node-1}
 struct Binding;
 
 impl Strategy for Binding {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        let target = get(object, "target");
+        let kind = text(target, "kind");
+        if !kind.is_empty() && kind != "Node" {
+            errors.not_supported(&Path::root("target.kind"), kind, &["Node", "<empty>"]);
+        }
+        if text(target, "name").is_empty() {
+            errors.required(&Path::root("target.name"), "");
+        }
+        errors.0
     }
 }

@@ -7,7 +7,7 @@ use machinery::api::quantity::Quantity;
 use serde_json::Value;
 
 use super::field::{Errors, FieldError, IMMUTABLE, Path, go_struct};
-use super::read::{entries, get, int, items, text, texts};
+use super::read::{get, int, items, text, texts};
 use super::rules::{self, NameRule};
 use super::{MetadataChecks, Row};
 
@@ -40,6 +40,7 @@ pub fn validate_update_through(row: &Row, subresource: &str, new: &Value, old: &
     whole(&mut errors, row, NameRule::PathSegment, new, false);
     change(&mut errors, new, old, false);
     match row.strategy.metadata_checks_of(subresource) {
+        MetadataChecks::None => {}
         MetadataChecks::Change => change(&mut errors, new, old, kube),
         MetadataChecks::Whole => whole(&mut errors, row, rule, new, kube),
         MetadataChecks::ChangeThenWhole => {
@@ -254,9 +255,4 @@ pub(super) fn quantity(value: &Value) -> Option<Quantity> {
         Value::Number(number) => Quantity::parse(&number.to_string()).ok(),
         _ => None,
     }
-}
-
-/// Whether a map of labels has any entries.
-pub(super) fn any(map: &Value, key: &str) -> bool {
-    entries(map, key).next().is_some()
 }

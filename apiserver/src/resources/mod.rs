@@ -3,6 +3,7 @@
 //! Everything else in this crate is generic over a [`Row`]: routes, discovery, OpenAPI, storage prefixes, subresources,
 //! printer columns, defaulting, validation, and which verbs exist.
 
+pub mod allocate;
 pub mod cells;
 pub mod field;
 pub mod metadata;
@@ -217,11 +218,15 @@ pub struct Context<'a> {
     pub now: Timestamp,
     /// The subresource written through, or empty.
     pub subresource: &'a str,
+    /// The cluster's own blocks of 127.0.0.0/8 (Services, pods): the only loopback addresses that endpoints may have.
+    pub loopback: &'a [ipnet::Ipv4Net],
 }
 
 /// Which parts of metadata validation upstream's own update validation of a kind repeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetadataChecks {
+    /// None: only the generic code checks it.
+    None,
     /// What an update may not change.
     Change,
     /// All that is checked at creation.

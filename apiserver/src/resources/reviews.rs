@@ -1,9 +1,12 @@
-//! SelfSubjectReview, TokenReview, LocalSubjectAccessReview, SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview.
+//! Reviews: questions asked by creating an object that is never stored. The answers are the authorizers' and
+//! authenticators'; here is what a question must say.
 
 use serde_json::Value;
 
-use super::field::FieldError;
-use super::{Context, Row, Strategy, Verb};
+use super::field::{Errors, FieldError, Path};
+use super::metadata::label_name;
+use super::read::{get, has, is_zero, items, text};
+use super::{Context, Row, Strategy, Verb, rules};
 
 /// SelfSubjectReviews.
 pub(super) static SELF_SUBJECT: Row = Row {
@@ -13,7 +16,7 @@ pub(super) static SELF_SUBJECT: Row = Row {
     singular: "selfsubjectreview",
     schema: "io.k8s.api.authentication.v1.SelfSubjectReview",
     verbs: &[Verb::Create],
-    strategy: &SelfSubjectReview,
+    strategy: &Review::Plain,
     example: r#"apiVersion: authentication.k8s.io/v1
 kind: SelfSubjectReview
 "#,
@@ -28,7 +31,7 @@ pub(super) static TOKEN: Row = Row {
     singular: "tokenreview",
     schema: "io.k8s.api.authentication.v1.TokenReview",
     verbs: &[Verb::Create],
-    strategy: &TokenReview,
+    strategy: &Review::Plain,
     example: r#"apiVersion: authentication.k8s.io/v1
 kind: TokenReview
 spec: {token: abc}
@@ -44,7 +47,7 @@ pub(super) static LOCAL_ACCESS: Row = Row {
     singular: "localsubjectaccessreview",
     schema: "io.k8s.api.authorization.v1.LocalSubjectAccessReview",
     verbs: &[Verb::Create],
-    strategy: &LocalSubjectAccessReview,
+    strategy: &Review::Local,
     example: r#"apiVersion: authorization.k8s.io/v1
 kind: LocalSubjectAccessReview
 metadata: {namespace: default}
@@ -61,7 +64,7 @@ pub(super) static SELF_ACCESS: Row = Row {
     singular: "selfsubjectaccessreview",
     schema: "io.k8s.api.authorization.v1.SelfSubjectAccessReview",
     verbs: &[Verb::Create],
-    strategy: &SelfSubjectAccessReview,
+    strategy: &Review::Own,
     example: r#"apiVersion: authorization.k8s.io/v1
 kind: SelfSubjectAccessReview
 spec: {resourceAttributes: {namespace: default, verb: get, resource: pods}}
@@ -77,7 +80,7 @@ pub(super) static SELF_RULES: Row = Row {
     singular: "selfsubjectrulesreview",
     schema: "io.k8s.api.authorization.v1.SelfSubjectRulesReview",
     verbs: &[Verb::Create],
-    strategy: &SelfSubjectRulesReview,
+    strategy: &Review::Plain,
     example: r#"apiVersion: authorization.k8s.io/v1
 kind: SelfSubjectRulesReview
 spec: {namespace: default}
@@ -93,7 +96,7 @@ pub(super) static ACCESS: Row = Row {
     singular: "subjectaccessreview",
     schema: "io.k8s.api.authorization.v1.SubjectAccessReview",
     verbs: &[Verb::Create],
-    strategy: &SubjectAccessReview,
+    strategy: &Review::Access,
     example: r#"apiVersion: authorization.k8s.io/v1
 kind: SubjectAccessReview
 spec: {user: ada, nonResourceAttributes: {verb: get, path: /healthz}}
@@ -101,50 +104,121 @@ spec: {user: ada, nonResourceAttributes: {verb: get, path: /healthz}}
     ..Row::CLUSTER
 };
 
-struct SelfSubjectReview;
+enum Review {
+    /// No rule of its own.
+    Plain,
+    /// What the asking user may do.
+    Own,
+    /// What a user may do.
+    Access,
+    /// The same in one namespace.
+    Local,
+}
 
-impl Strategy for SelfSubjectReview {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
+const SPEC: Path<'static> = Path::root("spec");
+const RESOURCE: Path<'static> = Path::root("spec.resourceAttributes");
+
+/// Upstream shows attributes as its inner struct.
+fn shown(attributes: &Value) -> String {
+    if attributes.is_null() {
+        return "null".into();
+    }
+    let text = |key| Value::from(text(attributes, key)).to_string();
+    format!("{{\"Path\":{},\"Verb\":{}}}", text("path"), text("verb"))
+}
+
+fn selectors(errors: &mut Errors, attributes: &Value) {
+    for key in ["fieldSelector", "labelSelector"] {
+        let selector = get(attributes, key);
+        if selector.is_null() {
+            continue;
+        }
+        let at = RESOURCE.child(key);
+        let raw = text(selector, "rawSelector");
+        let requirements = items(selector, "requirements");
+        let list_at = at.child("requirements");
+        if !raw.is_empty() && !requirements.is_empty() {
+            errors.invalid(&at.child("rawSelector"), raw, "may not specified at the same time as requirements");
+        }
+        if raw.is_empty() && requirements.is_empty() {
+            errors.required(&list_at, &format!("when {at} is specified, requirements or rawSelector is required"));
+        }
+        for (i, requirement) in requirements.iter().enumerate() {
+            let at = list_at.index(i);
+            let values = items(requirement, "values");
+            let name = text(requirement, "key");
+            if key == "fieldSelector" && name.is_empty() {
+                errors.required(&at.child("key"), "must be specified");
+            }
+            match text(requirement, "operator") {
+                "In" | "NotIn" if values.is_empty() => {
+                    errors.required(&at.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
+                }
+                "Exists" | "DoesNotExist" if !values.is_empty() => {
+                    let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                    errors.forbidden(&at.child("values"), why);
+                }
+                _ => {}
+            }
+            if key == "labelSelector" {
+                label_name(errors, name, &at.child("key"));
+                let values_at = at.child("values");
+                for (j, value) in values.iter().enumerate() {
+                    let value = value.as_str().unwrap_or("");
+                    errors.invalid_each(&values_at.index(j), value, rules::label_value(value));
+                }
+            }
+        }
     }
 }
 
-struct TokenReview;
-
-impl Strategy for TokenReview {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
+impl Review {
+    fn access(&self, errors: &mut Errors, object: &Value) {
+        let spec = get(object, "spec");
+        let (resource, other) = (get(spec, "resourceAttributes"), get(spec, "nonResourceAttributes"));
+        let invalid = |at: &Path<'_>, why: &str| FieldError::invalid_shown(at, &shown(other), why);
+        if !resource.is_null() && !other.is_null() {
+            let why = "cannot be specified in combination with resourceAttributes";
+            errors.0.push(invalid(&SPEC.child("nonResourceAttributes"), why));
+        }
+        if resource.is_null() && other.is_null() {
+            let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+            errors.0.push(invalid(&SPEC.child("resourceAttributes"), why));
+        }
+        if !matches!(self, Self::Own) && text(spec, "user").is_empty() && items(spec, "groups").is_empty() {
+            errors.invalid(&SPEC.child("user"), "", "at least one of user or group must be specified");
+        }
+        selectors(errors, resource);
+        let local = matches!(self, Self::Local);
+        let meta = get(object, "metadata");
+        let stray = meta
+            .as_object()
+            .into_iter()
+            .flatten()
+            .any(|(key, value)| key != "managedFields" && !(local && key == "namespace") && !is_zero(value));
+        if stray {
+            let why = if local { "must be empty except for namespace" } else { "must be empty" };
+            errors.invalid(&Path::root("metadata"), meta.clone(), why);
+        }
+        if local {
+            let namespace = text(resource, "namespace");
+            if !resource.is_null() && namespace != text(meta, "namespace") {
+                errors.invalid(&RESOURCE.child("namespace"), namespace, "must match metadata.namespace");
+            }
+            if has(spec, "nonResourceAttributes") {
+                let why = "disallowed on this kind of request";
+                errors.0.push(invalid(&SPEC.child("nonResourceAttributes"), why));
+            }
+        }
     }
 }
 
-struct LocalSubjectAccessReview;
-
-impl Strategy for LocalSubjectAccessReview {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
-    }
-}
-
-struct SelfSubjectAccessReview;
-
-impl Strategy for SelfSubjectAccessReview {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
-    }
-}
-
-struct SelfSubjectRulesReview;
-
-impl Strategy for SelfSubjectRulesReview {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
-    }
-}
-
-struct SubjectAccessReview;
-
-impl Strategy for SubjectAccessReview {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
+impl Strategy for Review {
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        if !matches!(self, Self::Plain) {
+            self.access(&mut errors, object);
+        }
+        errors.0
     }
 }

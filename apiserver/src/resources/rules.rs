@@ -350,6 +350,72 @@ pub fn ip_strictly(value: &str) -> Vec<String> {
     }
 }
 
+/// What upstream says of something that is no block of addresses.
+pub const NOT_A_CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+
+/// A block as Go's lenient parser takes it: the address as written and the prefix length.
+fn cidr_leniently(value: &str) -> Option<(IpAddr, u8)> {
+    let (ip, bits) = value.split_once('/')?;
+    let (parsed, digits) = (ip_leniently(ip)?, bits.bytes().all(|b| b.is_ascii_digit()));
+    let bits: u8 = bits.parse().ok().filter(|_| digits)?;
+    let most = if ip.contains(':') { 128 } else { 32 };
+    if bits > most {
+        return None;
+    }
+    // An IPv4 address in IPv6 form counts its bits from the IPv6 form's start.
+    let bits = if ip.contains(':') && parsed.is_ipv4() { bits.checked_sub(96)? } else { bits };
+    Some((parsed, bits))
+}
+
+fn masked(ip: IpAddr, bits: u8) -> IpAddr {
+    match ipnet::IpNet::new(ip, bits) {
+        Ok(net) => net.network(),
+        Err(_) => ip,
+    }
+}
+
+/// What is wrong with a block of addresses in a field that is as old as Kubernetes.
+#[must_use]
+pub fn cidr_in_old_field(value: &str) -> Vec<String> {
+    let Some((ip, bits)) = cidr_leniently(value) else { return vec![NOT_A_CIDR.into()] };
+    let (written, length) = value.split_once('/').unwrap_or((value, ""));
+    let strict = written.parse::<IpAddr>().is_ok() && (length == "0" || !length.starts_with('0'));
+    if !strict {
+        return vec!["must not have leading 0s in IP or prefix length".into()];
+    }
+    if written.contains(':') && ip.is_ipv4() {
+        return vec!["must not have an IPv4-mapped IPv6 address".into()];
+    }
+    if masked(ip, bits) != ip {
+        return vec!["must not have bits set beyond the prefix length".into()];
+    }
+    Vec::new()
+}
+
+/// Upstream's warnings about a block that is taken, but not written as it should be.
+#[must_use]
+pub fn odd_cidr(value: &str) -> Vec<String> {
+    let Some((ip, bits)) = cidr_leniently(value) else { return Vec::new() };
+    let net = format!("{}/{bits}", masked(ip, bits));
+    let (written, length) = value.split_once('/').unwrap_or((value, ""));
+    let mut found = Vec::new();
+    if masked(ip, bits) != ip {
+        let all = if ip.is_ipv4() { 32 } else { 128 };
+        found.push(format!(
+            "CIDR value \"{value}\" is ambiguous in this context (should be \"{net}\" or \"{ip}/{all}\"?)"
+        ));
+    }
+    let strict = written.parse::<IpAddr>().is_ok() && (length == "0" || !length.starts_with('0'));
+    if !strict || (written.contains(':') && ip.is_ipv4()) {
+        found.push(format!("non-standard CIDR value \"{value}\" is invalid: use \"{net}\""));
+    }
+    let canonical = format!("{ip}/{bits}");
+    if found.is_empty() && ip.is_ipv6() && canonical != value {
+        found.push(format!("IPv6 CIDR value \"{value}\" should be in RFC 5952 canonical format (\"{canonical}\")"));
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::resources::read::{
-    default_to, default_zero_to, flag, get, has, int, is_zero, items, items_mut, object_mut, put, text,
+    default_to, default_zero_to, flag, get, has, is_zero, items, items_mut, object_mut, put, text,
 };
 
 /// Volume sources of a pod, as they stand beside a volume's name.
@@ -336,13 +336,6 @@ pub(in crate::resources) fn drop_disabled(spec: &mut Value, old: Option<&Value>)
                 put(source, key, Value::Null);
             }
         }
-    }
-}
-
-/// `spec.replicas`-like numbers that a client left out.
-pub(in crate::resources) fn default_int(object: &mut Value, key: &str, value: i64) {
-    if int(object, key).is_none() {
-        put(object, key, json!(value));
     }
 }
 

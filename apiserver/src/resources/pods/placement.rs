@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::resources::field::{Errors, NOT_NEGATIVE, Path};
+use crate::resources::field::{Errors, Path};
 use crate::resources::metadata::{label_name, label_selector};
 use crate::resources::read::{entries, get, has, int, items, text, texts};
 use crate::resources::rules;
@@ -307,12 +307,5 @@ pub(super) fn gates(errors: &mut Errors, gates: &[Value], path: &Path<'_>) {
         if !seen.insert(name) {
             errors.duplicate(&at, name);
         }
-    }
-}
-
-/// A count that may not be negative.
-pub(in crate::resources) fn not_negative(errors: &mut Errors, object: &Value, key: &str, path: &Path<'_>) {
-    if let Some(value) = int(object, key).filter(|v| *v < 0) {
-        errors.invalid(&path.child(key), value, NOT_NEGATIVE);
     }
 }

@@ -1,0 +1,451 @@
+//! What a Service is given: a cluster IP, ports on the nodes, a port for health checks.
+//!
+//! [`Allocator::allocate`] decides from the current Services alone, so nothing is stored beside them and nothing can
+//! leak: what a deleted or changed Service held is free with its write. It takes no part in ordering: the caller holds
+//! one lock from this call until the write is visible in `objects`, so that no two Services are given the same.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ipnet::Ipv4Net;
+use machinery::api::error::{ApiError, Cause, Named};
+use machinery::env::Env;
+use serde_json::{Value, json};
+
+use super::field::{FieldError, Path};
+use super::read::{fields, get, int, items, items_mut, name, put, text, texts};
+use super::rules;
+use super::services::{has_node_ports, is_load_balancer, needs_cluster_ip, needs_health_check};
+use crate::objects::Objects;
+
+const SPEC: Path<'static> = Path::root("spec");
+const IP_TAKEN: &str = "provided IP is already allocated";
+const IP_OUTSIDE: &str = "the provided network does not match the current range";
+const PORT_TAKEN: &str = "provided port is already allocated";
+
+/// Where Services get their addresses and ports from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceNetwork {
+    /// Cluster IPs.
+    pub cidr: Ipv4Net,
+    /// Ports on the nodes (30000-32767 upstream).
+    pub node_ports: RangeInclusive<u16>,
+}
+
+/// How many of a range's first members are kept for those who ask for a certain one.
+fn static_band(size: u64, least: u64, most: u64, step: u64) -> u64 {
+    if size <= least { 0 } else { (size / step).clamp(least, most) }
+}
+
+/// What Services hold, kept in step with the objects by looking only at those that changed.
+#[derive(Default)]
+struct Held {
+    revision: Option<u64>,
+    services: Vec<Arc<Value>>,
+    ips: BTreeMap<Ipv4Addr, usize>,
+    ports: BTreeMap<u16, usize>,
+}
+
+fn key(service: &Value) -> (&str, &str) {
+    (text(get(service, "metadata"), "namespace"), name(service))
+}
+
+fn held_ips(spec: &Value) -> impl Iterator<Item = Ipv4Addr> {
+    let own = needs_cluster_ip(spec);
+    texts(spec, "clusterIPs").filter(move |_| own).filter_map(|ip| ip.parse().ok())
+}
+
+fn held_ports(spec: &Value) -> impl Iterator<Item = u16> {
+    let health = int(spec, "healthCheckNodePort").filter(|_| needs_health_check(spec));
+    let nodes = items(spec, "ports").iter().filter_map(|port| int(port, "nodePort"));
+    // Ports of one Service may share a node port by protocol: counted once each, which only matters for "more than 0".
+    nodes.chain(health).filter_map(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
+}
+
+fn count<K: Ord>(map: &mut BTreeMap<K, usize>, key: K, more: bool) {
+    let n = map.entry(key).or_default();
+    *n = if more { *n + 1 } else { n.saturating_sub(1) };
+}
+
+impl Held {
+    fn update(&mut self, objects: &dyn Objects) {
+        let revision = objects.revision("", "services");
+        if self.revision == Some(revision) {
+            return;
+        }
+        let now = objects.list("", "services", None);
+        let before = std::mem::take(&mut self.services);
+        let (mut a, mut b) = (before.iter().peekable(), now.iter().peekable());
+        loop {
+            match (a.peek(), b.peek()) {
+                (None, None) => break,
+                (Some(old), Some(new)) if Arc::ptr_eq(old, new) => {
+                    a.next();
+                    b.next();
+                }
+                (Some(old), Some(new)) if key(old) == key(new) => {
+                    self.account(old, false);
+                    self.account(new, true);
+                    a.next();
+                    b.next();
+                }
+                (Some(old), new) if new.is_none_or(|new| key(old) < key(new)) => {
+                    self.account(old, false);
+                    a.next();
+                }
+                (_, Some(new)) => {
+                    self.account(new, true);
+                    b.next();
+                }
+                (Some(_), None) => break,
+            }
+        }
+        self.services = now;
+        self.revision = Some(revision);
+        self.ips.retain(|_, n| *n > 0);
+        self.ports.retain(|_, n| *n > 0);
+    }
+
+    fn account(&mut self, service: &Value, more: bool) {
+        let spec = get(service, "spec");
+        held_ips(spec).for_each(|ip| count(&mut self.ips, ip, more));
+        held_ports(spec).for_each(|port| count(&mut self.ports, port, more));
+    }
+}
+
+/// Chooses what Services are given.
+pub struct Allocator {
+    network: ServiceNetwork,
+    env: Env,
+    held: Mutex<Held>,
+}
+
+impl std::fmt::Debug for Allocator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Allocator").field("network", &self.network).finish_non_exhaustive()
+    }
+}
+
+impl Allocator {
+    /// For a network; nothing is read before the first allocation.
+    #[must_use]
+    pub fn new(network: ServiceNetwork, env: Env) -> Self {
+        Self { network, env, held: Mutex::default() }
+    }
+
+    /// Fills in what `new` needs and has not, and refuses what it asks for and can't have. `new` has been defaulted,
+    /// prepared and validated; `old` is the stored Service of an update. Hold one lock until the write is visible.
+    pub fn allocate(&self, objects: &dyn Objects, new: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.update(objects);
+        let service = name(new).to_owned();
+        let mut choice = Choice { network: &self.network, env: &self.env, held: &held, ports: Vec::new() };
+        choice.allocate(new, old).map_err(|why| why.into_api(service))
+    }
+}
+
+enum Refusal {
+    Invalid(FieldError),
+    Full(&'static str),
+}
+
+impl Refusal {
+    fn into_api(self, service: String) -> ApiError {
+        match self {
+            Self::Invalid(error) => ApiError::Invalid(Named::new("", "Service"), service, vec![Cause::from(error)]),
+            Self::Full(what) => {
+                let message = format!("failed to allocate a {what} for Service \"{service}\": range is full");
+                ApiError::ServiceUnavailable(message)
+            }
+        }
+    }
+}
+
+struct Choice<'a> {
+    network: &'a ServiceNetwork,
+    env: &'a Env,
+    held: &'a Held,
+    /// Ports taken by this Service in this call.
+    ports: Vec<u16>,
+}
+
+impl Choice<'_> {
+    fn allocate(&mut self, new: &mut Value, old: Option<&Value>) -> Result<(), Refusal> {
+        let Some(spec) = new.get_mut("spec").filter(|spec| spec.is_object()) else { return Ok(()) };
+        let old = old.map(|old| get(old, "spec"));
+        let had_ip = old.is_some_and(|old| needs_cluster_ip(old) && !items(old, "clusterIPs").is_empty());
+        if needs_cluster_ip(spec) && !had_ip {
+            self.cluster_ip(spec)?;
+        }
+        if has_node_ports(spec) {
+            match old {
+                None => self.node_ports_of_new(spec)?,
+                Some(old) => self.node_ports_of_changed(spec, old)?,
+            }
+        }
+        if needs_health_check(spec) && !old.is_some_and(needs_health_check) {
+            let at = SPEC.child("healthCheckNodePort");
+            match int(spec, "healthCheckNodePort").unwrap_or(0) {
+                0 => {
+                    let port = self.free_port()?;
+                    put(spec, "healthCheckNodePort", json!(port));
+                }
+                port => self.take(port, &at)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn cluster_ip(&self, spec: &mut Value) -> Result<(), Refusal> {
+        let refuse = |spec: &Value, why: String| {
+            let shown = get(spec, "clusterIPs").clone();
+            Refusal::Invalid(FieldError::invalid(&SPEC.child("clusterIPs"), shown, &why))
+        };
+        let asked = texts(spec, "clusterIPs").next().unwrap_or("").to_owned();
+        match asked.as_str() {
+            "None" => {}
+            "" => {
+                let ip = self.free_ip().ok_or(Refusal::Full("serviceIP"))?.to_string();
+                put(spec, "clusterIPs", json!([ip]));
+                fields(spec).insert("clusterIP".into(), json!(ip));
+            }
+            asked => {
+                let ip = match rules::ip_leniently(asked) {
+                    Some(std::net::IpAddr::V4(ip)) if self.usable(ip) => ip,
+                    _ => return Err(refuse(spec, format!("failed to allocate IP {asked}: {IP_OUTSIDE}"))),
+                };
+                if self.held.ips.contains_key(&ip) {
+                    return Err(refuse(spec, format!("failed to allocate IP {asked}: {IP_TAKEN}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn usable(&self, ip: Ipv4Addr) -> bool {
+        let cidr = self.network.cidr;
+        cidr.contains(&ip) && ip != cidr.network() && ip != cidr.broadcast()
+    }
+
+    /// A free address: first of the upper band, from a random place on, then of the lower.
+    fn free_ip(&self) -> Option<Ipv4Addr> {
+        let cidr = self.network.cidr;
+        let (first, end) = (u32::from(cidr.network()).saturating_add(1), u32::from(cidr.broadcast()));
+        let size = u64::from(end.saturating_sub(first));
+        let band = static_band(size, 16, 256, 16);
+        let low = first.saturating_add(u32::try_from(band).unwrap_or(0));
+        self.scan(u64::from(low)..u64::from(end), |n| self.ip_if_free(n))
+            .or_else(|| self.scan(u64::from(first)..u64::from(low), |n| self.ip_if_free(n)))
+    }
+
+    fn ip_if_free(&self, number: u64) -> Option<Ipv4Addr> {
+        let ip = Ipv4Addr::from(u32::try_from(number).ok()?);
+        (!self.held.ips.contains_key(&ip)).then_some(ip)
+    }
+
+    /// The first hit in a range, beginning at a random place and going round.
+    fn scan<T>(&self, range: std::ops::Range<u64>, hit: impl Fn(u64) -> Option<T>) -> Option<T> {
+        let size = range.end.checked_sub(range.start).filter(|size| *size > 0)?;
+        let offset = self.env.below(size);
+        (0..size).find_map(|i| hit(range.start + (offset + i) % size))
+    }
+
+    fn free_port(&mut self) -> Result<u16, Refusal> {
+        let (first, last) = (u64::from(*self.network.node_ports.start()), u64::from(*self.network.node_ports.end()));
+        let size = (last + 1).saturating_sub(first);
+        let low = first + static_band(size, 16, 128, 32);
+        let free = |number: u64| {
+            let port = u16::try_from(number).ok()?;
+            (!self.held.ports.contains_key(&port) && !self.ports.contains(&port)).then_some(port)
+        };
+        let port =
+            self.scan(low..last + 1, free).or_else(|| self.scan(first..low, free)).ok_or(Refusal::Full("nodePort"))?;
+        self.ports.push(port);
+        Ok(port)
+    }
+
+    /// A port that was asked for.
+    fn take(&mut self, asked: i64, at: &Path<'_>) -> Result<(), Refusal> {
+        let refuse = |why: &str| Refusal::Invalid(FieldError::invalid(at, asked, why));
+        let range = &self.network.node_ports;
+        let Some(port) = u16::try_from(asked).ok().filter(|port| range.contains(port)) else {
+            let (first, last) = (range.start(), range.end());
+            let why = format!("provided port is not in the valid range. The range of valid ports is {first}-{last}");
+            return Err(refuse(&why));
+        };
+        if self.held.ports.contains_key(&port) || self.ports.contains(&port) {
+            return Err(refuse(PORT_TAKEN));
+        }
+        self.ports.push(port);
+        Ok(())
+    }
+
+    /// Ports of the same number (of several protocols) share a node port.
+    fn node_ports_of_new(&mut self, spec: &mut Value) -> Result<(), Refusal> {
+        let fill = chooses_ports(spec);
+        let list: Vec<(i64, i64)> = items(spec, "ports")
+            .iter()
+            .map(|p| (int(p, "port").unwrap_or(0), int(p, "nodePort").unwrap_or(0)))
+            .collect();
+        let ports_at = SPEC.child("ports");
+        let mut given: BTreeMap<i64, i64> = BTreeMap::new();
+        for (i, (port, asked)) in list.iter().enumerate() {
+            if *asked == 0 && !fill {
+                continue;
+            }
+            let at = ports_at.index(i);
+            let at = at.child("nodePort");
+            let node = match given.get(port) {
+                Some(node) if *asked == 0 || asked == node => *node,
+                Some(_) => {
+                    self.take(*asked, &at)?;
+                    *asked
+                }
+                None => {
+                    let wished = list.iter().find(|(p, node)| p == port && *node != 0).map(|(_, node)| *node);
+                    let node = match wished {
+                        Some(node) => {
+                            self.take(node, &at)?;
+                            node
+                        }
+                        None => i64::from(self.free_port()?),
+                    };
+                    given.insert(*port, node);
+                    node
+                }
+            };
+            if let Some(port) = items_mut(spec, "ports").get_mut(i) {
+                put(port, "nodePort", json!(node));
+            }
+        }
+        Ok(())
+    }
+
+    fn node_ports_of_changed(&mut self, spec: &mut Value, old: &Value) -> Result<(), Refusal> {
+        let fill = chooses_ports(spec);
+        let had: Vec<i64> = items(old, "ports").iter().filter_map(|p| int(p, "nodePort")).collect();
+        let asked: Vec<i64> = items(spec, "ports").iter().map(|p| int(p, "nodePort").unwrap_or(0)).collect();
+        let ports_at = SPEC.child("ports");
+        let mut taken = Vec::new();
+        for (i, asked) in asked.iter().enumerate() {
+            if *asked == 0 {
+                if fill {
+                    let port = self.free_port()?;
+                    if let Some(slot) = items_mut(spec, "ports").get_mut(i) {
+                        put(slot, "nodePort", json!(port));
+                    }
+                }
+            } else if !had.contains(asked) && !taken.contains(asked) {
+                let at = ports_at.index(i);
+                self.take(*asked, &at.child("nodePort"))?;
+                taken.push(*asked);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn chooses_ports(spec: &Value) -> bool {
+    !is_load_balancer(spec) || get(spec, "allocateLoadBalancerNodePorts") == &json!(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    struct Some(Vec<Arc<Value>>, u64);
+
+    impl Objects for Some {
+        fn get(&self, _: &str, _: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+            self.0.iter().find(|s| key(s) == (namespace, name)).cloned()
+        }
+        fn list(&self, _: &str, _: &str, _: Option<&str>) -> Vec<Arc<Value>> {
+            let mut all = self.0.clone();
+            all.sort_by(|a, b| key(a).cmp(&key(b)));
+            all
+        }
+        fn revision(&self, _: &str, _: &str) -> u64 {
+            self.1
+        }
+    }
+
+    fn service(name: &str, spec: Value) -> Value {
+        json!({"metadata": {"namespace": "n", "name": name}, "spec": spec})
+    }
+
+    fn allocator() -> Allocator {
+        let network = ServiceNetwork { cidr: "10.0.0.0/24".parse().unwrap(), node_ports: 30000..=32767 };
+        Allocator::new(network, Env::seeded(1, Timestamp::UNIX_EPOCH).0)
+    }
+
+    fn cause(result: Result<(), ApiError>) -> String {
+        match result {
+            Err(ApiError::Invalid(_, _, causes)) => format!("{}: {}", causes[0].field, causes[0].message),
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_address_is_given_once_and_comes_back() {
+        let allocator = allocator();
+        let mut world = Some(Vec::new(), 0);
+        for i in 0..254 {
+            let mut new = service(&format!("s{i}"), json!({"type": "ClusterIP", "ports": [{"port": 80}]}));
+            allocator.allocate(&world, &mut new, None).unwrap();
+            let ip: Ipv4Addr = new["spec"]["clusterIP"].as_str().unwrap().parse().unwrap();
+            assert_eq!(new["spec"]["clusterIPs"], json!([ip.to_string()]));
+            // The lower band (16 of a /24) is kept for last.
+            assert_eq!(ip.octets()[3] > 16, i < 238, "{ip} as number {i}");
+            world.0.push(Arc::new(new));
+            world.1 += 1;
+        }
+        let mut one_more = service("x", json!({"type": "ClusterIP"}));
+        assert!(matches!(allocator.allocate(&world, &mut one_more, None), Err(ApiError::ServiceUnavailable(_))));
+        let gone = world.0.remove(7);
+        world.1 += 1;
+        allocator.allocate(&world, &mut one_more, None).unwrap();
+        assert_eq!(one_more["spec"]["clusterIP"], gone["spec"]["clusterIP"]);
+    }
+
+    #[test]
+    fn what_is_asked_for_must_be_free_and_inside() {
+        let allocator = allocator();
+        let held = service(
+            "a",
+            json!({"type": "NodePort", "clusterIPs": ["10.0.0.9"],
+            "ports": [{"port": 80, "nodePort": 30002}]}),
+        );
+        let world = Some(vec![Arc::new(held)], 1);
+        let ask = |spec: Value| cause(allocator.allocate(&world, &mut service("b", spec), None));
+        assert_eq!(
+            ask(json!({"type": "ClusterIP", "clusterIP": "10.0.0.9", "clusterIPs": ["10.0.0.9"]})),
+            "spec.clusterIPs: Invalid value: [\"10.0.0.9\"]: failed to allocate IP 10.0.0.9: provided IP is already allocated"
+        );
+        assert_eq!(
+            ask(json!({"type": "ClusterIP", "clusterIP": "10.9.0.9", "clusterIPs": ["10.9.0.9"]})),
+            "spec.clusterIPs: Invalid value: [\"10.9.0.9\"]: failed to allocate IP 10.9.0.9: the provided network does not match the current range"
+        );
+        assert_eq!(
+            ask(json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30002}]})),
+            "spec.ports[0].nodePort: Invalid value: 30002: provided port is already allocated"
+        );
+        assert_eq!(
+            ask(json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": -1}]})),
+            "spec.ports[0].nodePort: Invalid value: -1: provided port is not in the valid range. The range of valid ports is 30000-32767"
+        );
+        let mut shared = service(
+            "b",
+            json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "TCP"},
+            {"port": 53, "protocol": "UDP"}, {"port": 54}]}),
+        );
+        allocator.allocate(&world, &mut shared, None).unwrap();
+        let port = |i: usize| shared["spec"]["ports"][i]["nodePort"].as_i64().unwrap();
+        assert_eq!(port(0), port(1));
+        assert_ne!(port(0), port(2));
+        assert!(port(2) >= 30086);
+    }
+}
