@@ -9,6 +9,7 @@ use apiserver::auth::pki::{Pki, kubeconfig, write_private};
 use apiserver::auth::tls::Acceptor;
 use apiserver::bootstrap::Cluster;
 use apiserver::http::logs::Kubelets;
+use apiserver::resources::allocate::ServiceNetwork;
 use apiserver::server::{Apiserver, Config};
 use apiserver::store::memory::MemoryStore;
 use machinery::env::Env;
@@ -30,7 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Config {
             address: address.clone(),
             signing_key: pki.service_account().clone(),
-            allocate: Box::new(|_, _, _, _| Ok(())),
+            services: ServiceNetwork { cidr: "10.96.0.0/12".parse()?, node_ports: 30000..=32767, loopback: Vec::new() },
             kubelets: Kubelets::new(pki.ca_pem(), pki.admin())?,
             registry: Arc::new(Mutex::new(Default::default())),
         },

@@ -28,9 +28,10 @@ use crate::http::discovery::Discovery;
 use crate::http::handle::{Front, Parts};
 use crate::http::logs::Kubelets;
 use crate::http::metrics::Metrics;
+use crate::resources::allocate::{Allocator, ServiceNetwork};
 use crate::resources::{Row, Storage, TABLE};
 use crate::store::{Store, StoreError};
-use crate::verbs::{Allocate, Verbs, prefix};
+use crate::verbs::{Verbs, prefix};
 
 /// Planned again this often at a start: others write, too, where several servers share a store.
 const BOOTSTRAP_TRIES_MAX: usize = 3;
@@ -43,8 +44,8 @@ pub struct Config {
     pub address: String,
     /// Signs and checks tokens.
     pub signing_key: Arc<SigningKey>,
-    /// Allocation of what only the server can choose.
-    pub allocate: Box<Allocate>,
+    /// Where Services get their addresses and ports from.
+    pub services: ServiceNetwork,
     /// Reaches nodes.
     pub kubelets: Kubelets,
     /// The process's metrics, which `/metrics` shows.
@@ -75,7 +76,7 @@ impl Apiserver {
             objects,
             admission: Chain::new(env, authorizer.clone()),
             authorizer: authorizer.clone(),
-            allocate: config.allocate,
+            allocator: Allocator::new(config.services, env.clone()),
             allocating: tokio::sync::Mutex::new(()),
         };
         let front = Front::new(Parts {

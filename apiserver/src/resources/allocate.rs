@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use ipnet::Ipv4Net;
 use machinery::api::error::{ApiError, Cause, Named};
@@ -15,7 +15,7 @@ use machinery::env::Env;
 use serde_json::{Value, json};
 
 use super::field::{FieldError, Path};
-use super::read::{fields, get, int, items, items_mut, name, put, text, texts};
+use super::read::{fields, get, int, items, items_mut, name, put, texts};
 use super::rules;
 use super::services::{has_node_ports, is_load_balancer, needs_cluster_ip, needs_health_check};
 use crate::objects::Objects;
@@ -32,6 +32,8 @@ pub struct ServiceNetwork {
     pub cidr: Ipv4Net,
     /// Ports on the nodes (30000-32767 upstream).
     pub node_ports: RangeInclusive<u16>,
+    /// The cluster's own blocks of 127.0.0.0/8 (Services and pods): endpoints may be inside them, nowhere else in it.
+    pub loopback: Vec<Ipv4Net>,
 }
 
 /// How many of a range's first members are kept for those who ask for a certain one.
@@ -39,34 +41,50 @@ fn static_band(size: u64, least: u64, most: u64, step: u64) -> u64 {
     if size <= least { 0 } else { (size / step).clamp(least, most) }
 }
 
-/// What Services hold, kept in step with the objects by looking only at those that changed.
+/// What one Service holds.
+#[derive(Default)]
+struct Share {
+    version: u64,
+    /// The last round in which the Service was there.
+    round: u64,
+    ips: Vec<Ipv4Addr>,
+    ports: Vec<u16>,
+}
+
+/// What Services hold together, kept in step with the objects by reading only those that changed.
 #[derive(Default)]
 struct Held {
     revision: Option<u64>,
-    services: Vec<Arc<Value>>,
+    round: u64,
+    services: BTreeMap<String, BTreeMap<String, Share>>,
     ips: BTreeMap<Ipv4Addr, usize>,
     ports: BTreeMap<u16, usize>,
 }
 
-fn key(service: &Value) -> (&str, &str) {
-    (text(get(service, "metadata"), "namespace"), name(service))
+fn held_ips(spec: &Value) -> Vec<Ipv4Addr> {
+    if !needs_cluster_ip(spec) {
+        return Vec::new();
+    }
+    texts(spec, "clusterIPs").filter_map(|ip| ip.parse().ok()).collect()
 }
 
-fn held_ips(spec: &Value) -> impl Iterator<Item = Ipv4Addr> {
-    let own = needs_cluster_ip(spec);
-    texts(spec, "clusterIPs").filter(move |_| own).filter_map(|ip| ip.parse().ok())
-}
-
-fn held_ports(spec: &Value) -> impl Iterator<Item = u16> {
+fn held_ports(spec: &Value) -> Vec<u16> {
     let health = int(spec, "healthCheckNodePort").filter(|_| needs_health_check(spec));
     let nodes = items(spec, "ports").iter().filter_map(|port| int(port, "nodePort"));
-    // Ports of one Service may share a node port by protocol: counted once each, which only matters for "more than 0".
-    nodes.chain(health).filter_map(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
+    nodes.chain(health).filter_map(|port| u16::try_from(port).ok()).filter(|port| *port != 0).collect()
 }
 
-fn count<K: Ord>(map: &mut BTreeMap<K, usize>, key: K, more: bool) {
-    let n = map.entry(key).or_default();
-    *n = if more { *n + 1 } else { n.saturating_sub(1) };
+fn count<K: Ord + Copy>(map: &mut BTreeMap<K, usize>, keys: &[K], more: bool) {
+    for key in keys {
+        if more {
+            *map.entry(*key).or_default() += 1;
+        } else if let Some(n) = map.get_mut(key) {
+            *n -= 1;
+            if *n == 0 {
+                map.remove(key);
+            }
+        }
+    }
 }
 
 impl Held {
@@ -75,43 +93,40 @@ impl Held {
         if self.revision == Some(revision) {
             return;
         }
-        let now = objects.list("", "services", None);
-        let before = std::mem::take(&mut self.services);
-        let (mut a, mut b) = (before.iter().peekable(), now.iter().peekable());
-        loop {
-            match (a.peek(), b.peek()) {
-                (None, None) => break,
-                (Some(old), Some(new)) if Arc::ptr_eq(old, new) => {
-                    a.next();
-                    b.next();
-                }
-                (Some(old), Some(new)) if key(old) == key(new) => {
-                    self.account(old, false);
-                    self.account(new, true);
-                    a.next();
-                    b.next();
-                }
-                (Some(old), new) if new.is_none_or(|new| key(old) < key(new)) => {
-                    self.account(old, false);
-                    a.next();
-                }
-                (_, Some(new)) => {
-                    self.account(new, true);
-                    b.next();
-                }
-                (Some(_), None) => break,
+        self.round += 1;
+        let mut changed: Vec<(String, String, u64)> = Vec::new();
+        objects.each("", "services", None, None, &mut |namespace, name, version| match self
+            .services
+            .get_mut(namespace)
+            .and_then(|inside| inside.get_mut(name))
+        {
+            Some(share) if share.version == version => share.round = self.round,
+            _ => changed.push((namespace.to_owned(), name.to_owned(), version)),
+        });
+        for (namespace, name, version) in changed {
+            let service = objects.get("", "services", &namespace, &name);
+            let spec = service.as_deref().map_or(&super::read::NULL, |service| get(service, "spec"));
+            let share = Share { version, round: self.round, ips: held_ips(spec), ports: held_ports(spec) };
+            count(&mut self.ips, &share.ips, true);
+            count(&mut self.ports, &share.ports, true);
+            if let Some(old) = self.services.entry(namespace).or_default().insert(name, share) {
+                count(&mut self.ips, &old.ips, false);
+                count(&mut self.ports, &old.ports, false);
             }
         }
-        self.services = now;
+        let (ips, ports, round) = (&mut self.ips, &mut self.ports, self.round);
+        self.services.retain(|_, inside| {
+            inside.retain(|_, share| {
+                let stays = share.round == round;
+                if !stays {
+                    count(ips, &share.ips, false);
+                    count(ports, &share.ports, false);
+                }
+                stays
+            });
+            !inside.is_empty()
+        });
         self.revision = Some(revision);
-        self.ips.retain(|_, n| *n > 0);
-        self.ports.retain(|_, n| *n > 0);
-    }
-
-    fn account(&mut self, service: &Value, more: bool) {
-        let spec = get(service, "spec");
-        held_ips(spec).for_each(|ip| count(&mut self.ips, ip, more));
-        held_ports(spec).for_each(|port| count(&mut self.ports, port, more));
     }
 }
 
@@ -133,6 +148,12 @@ impl Allocator {
     #[must_use]
     pub fn new(network: ServiceNetwork, env: Env) -> Self {
         Self { network, env, held: Mutex::default() }
+    }
+
+    /// See [`ServiceNetwork::loopback`].
+    #[must_use]
+    pub fn loopback(&self) -> &[Ipv4Net] {
+        &self.network.loopback
     }
 
     /// Fills in what `new` needs and has not, and refuses what it asks for and can't have. `new` has been defaulted,
@@ -356,29 +377,15 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-
-    struct Some(Vec<Arc<Value>>, u64);
-
-    impl Objects for Some {
-        fn get(&self, _: &str, _: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
-            self.0.iter().find(|s| key(s) == (namespace, name)).cloned()
-        }
-        fn list(&self, _: &str, _: &str, _: Option<&str>) -> Vec<Arc<Value>> {
-            let mut all = self.0.clone();
-            all.sort_by(|a, b| key(a).cmp(&key(b)));
-            all
-        }
-        fn revision(&self, _: &str, _: &str) -> u64 {
-            self.1
-        }
-    }
+    use crate::objects::memory::Map;
 
     fn service(name: &str, spec: Value) -> Value {
         json!({"metadata": {"namespace": "n", "name": name}, "spec": spec})
     }
 
     fn allocator() -> Allocator {
-        let network = ServiceNetwork { cidr: "10.0.0.0/24".parse().unwrap(), node_ports: 30000..=32767 };
+        let network =
+            ServiceNetwork { cidr: "10.0.0.0/24".parse().unwrap(), node_ports: 30000..=32767, loopback: Vec::new() };
         Allocator::new(network, Env::seeded(1, Timestamp::UNIX_EPOCH).0)
     }
 
@@ -392,7 +399,8 @@ mod tests {
     #[test]
     fn every_address_is_given_once_and_comes_back() {
         let allocator = allocator();
-        let mut world = Some(Vec::new(), 0);
+        let world = Map::default();
+        let mut gone = Value::Null;
         for i in 0..254 {
             let mut new = service(&format!("s{i}"), json!({"type": "ClusterIP", "ports": [{"port": 80}]}));
             allocator.allocate(&world, &mut new, None).unwrap();
@@ -400,13 +408,14 @@ mod tests {
             assert_eq!(new["spec"]["clusterIPs"], json!([ip.to_string()]));
             // The lower band (16 of a /24) is kept for last.
             assert_eq!(ip.octets()[3] > 16, i < 238, "{ip} as number {i}");
-            world.0.push(Arc::new(new));
-            world.1 += 1;
+            if i == 7 {
+                gone = new.clone();
+            }
+            world.put("", "services", new);
         }
         let mut one_more = service("x", json!({"type": "ClusterIP"}));
         assert!(matches!(allocator.allocate(&world, &mut one_more, None), Err(ApiError::ServiceUnavailable(_))));
-        let gone = world.0.remove(7);
-        world.1 += 1;
+        world.remove("", "services", "n", "s7");
         allocator.allocate(&world, &mut one_more, None).unwrap();
         assert_eq!(one_more["spec"]["clusterIP"], gone["spec"]["clusterIP"]);
     }
@@ -419,7 +428,8 @@ mod tests {
             json!({"type": "NodePort", "clusterIPs": ["10.0.0.9"],
             "ports": [{"port": 80, "nodePort": 30002}]}),
         );
-        let world = Some(vec![Arc::new(held)], 1);
+        let world = Map::default();
+        world.put("", "services", held);
         let ask = |spec: Value| cause(allocator.allocate(&world, &mut service("b", spec), None));
         assert_eq!(
             ask(json!({"type": "ClusterIP", "clusterIP": "10.0.0.9", "clusterIPs": ["10.0.0.9"]})),

@@ -93,7 +93,7 @@ impl Verbs {
                 let allocates = row.plural == "services";
                 let guard = if allocates { Some(self.allocating.lock().await) } else { None };
                 if allocates {
-                    (self.allocate)(&*self.objects, row, &mut object, None)?;
+                    self.allocator.allocate(&*self.objects, &mut object, None)?;
                     body::normalise(row, &mut object);
                 }
                 if options.dry_run {

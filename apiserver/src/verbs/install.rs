@@ -62,7 +62,7 @@ impl Verbs {
         let metadata = metadata_mut(new);
         metadata.insert("creationTimestamp".into(), json!(object::time(now)));
         metadata.insert("uid".into(), json!(self.env.uid()));
-        let context = Context { env: &self.env, now, subresource: "" };
+        let context = Context { env: &self.env, now, subresource: "", loopback: self.allocator.loopback() };
         let status = new.get("status").cloned();
         row.strategy.prepare_create(&context, new);
         if let (Some(status), Some(map)) = (status, new.as_object_mut()) {
@@ -84,6 +84,7 @@ mod tests {
     use crate::bootstrap::{self, Cluster};
     use crate::http::logs::Kubelets;
     use crate::objects::Objects as _;
+    use crate::resources::allocate::ServiceNetwork;
     use crate::server::{Apiserver, Config};
     use crate::store::memory::MemoryStore;
 
@@ -94,7 +95,11 @@ mod tests {
         let config = Config {
             address: "127.0.0.1:6443".into(),
             signing_key: Arc::new(key),
-            allocate: Box::new(|_, _, _, _| Ok(())),
+            services: ServiceNetwork {
+                cidr: "10.96.0.0/12".parse().unwrap(),
+                node_ports: 30000..=32767,
+                loopback: Vec::new(),
+            },
             kubelets: Kubelets::default(),
             registry: Arc::new(Mutex::default()),
         };

@@ -31,7 +31,7 @@ use serde_json::Value;
 use crate::admission::{Chain, Operation, Request};
 use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::cache::{Cache, Cached, Lookup};
-use crate::objects::Objects;
+use crate::resources::allocate::Allocator;
 use crate::resources::field::FieldError;
 use crate::resources::{Context, Row, Storage, Subresource, TABLE};
 use crate::store::{Compare, Op, Outcome, Revision, StoreError, Txn};
@@ -54,9 +54,6 @@ const ACCOUNT_POLL: Duration = Duration::from_millis(50);
 /// Upstream's (etcd's) largest object.
 const OBJECT_BYTES_MAX: usize = 1536 * 1024;
 
-/// Fills in what only the server can choose (a Service's addresses and ports), from the current objects.
-pub type Allocate = dyn Fn(&dyn Objects, &Row, &mut Value, Option<&Value>) -> Result<(), ApiError> + Send + Sync;
-
 /// All that verbs need.
 pub struct Verbs {
     /// Clock and ids.
@@ -70,7 +67,7 @@ pub struct Verbs {
     /// For what a write implies: creating by PUT.
     pub authorizer: Arc<Authorizer>,
     /// Allocation.
-    pub allocate: Box<Allocate>,
+    pub allocator: Allocator,
     /// Held while an allocation is chosen and committed, so that no two take the same.
     pub allocating: tokio::sync::Mutex<()>,
 }
@@ -257,7 +254,7 @@ impl Verbs {
     }
 
     fn context<'a>(&'a self, call: &Call<'_>, subresource: &'a str) -> Context<'a> {
-        Context { env: &self.env, now: call.now, subresource }
+        Context { env: &self.env, now: call.now, subresource, loopback: self.allocator.loopback() }
     }
 
     /// An object as the call's version shows it.

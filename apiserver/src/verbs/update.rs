@@ -101,7 +101,7 @@ impl Verbs {
         self.prepare(call, &mut new, &old);
         {
             let context = self.context(call, written_through(call));
-            let mut errors = metadata::validate_update(row, &new, &old);
+            let mut errors = metadata::validate_update_through(row, written_through(call), &new, &old);
             errors.extend(row.strategy.validate_update(&context, &new, &old));
             invalid(call.kind(), &name, errors)?;
         }
@@ -120,7 +120,7 @@ impl Verbs {
         let allocates = row.plural == "services";
         let guard = if allocates { Some(self.allocating.lock().await) } else { None };
         if allocates {
-            (self.allocate)(&*self.objects, row, &mut new, Some(&old))?;
+            self.allocator.allocate(&*self.objects, &mut new, Some(&old))?;
             body::normalise(row, &mut new);
         }
         if options.dry_run {
