@@ -112,6 +112,8 @@ pub struct Config {
     pub disabled: Vec<String>,
     /// The figures; register them before.
     pub metrics: Metrics,
+    /// The view that this process' roles share. None: one of our own, watched while we lead.
+    pub informer: Option<Arc<Informer>>,
 }
 
 impl Config {
@@ -123,6 +125,7 @@ impl Config {
             election: Some(Election::new(ObjectKey::new("kube-system", "kube-controller-manager"), identity)),
             disabled: Vec::new(),
             metrics: Metrics::default(),
+            informer: None,
         }
     }
 }
@@ -148,7 +151,8 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let act = |client: Client, env: Env, stop: CancellationToken| {
-        let informer = Informer::new(client.clone(), env.clone(), &stop);
+        let shared = config.informer.clone();
+        let informer = shared.unwrap_or_else(|| Informer::new(client.clone(), env.clone(), &stop));
         let (own, of_account) = (client.clone(), clients.clone());
         // No account: in the name of the whole.
         let clients: Clients = Arc::new(move |name| if name.is_empty() { own.clone() } else { of_account(name) });

@@ -17,6 +17,8 @@ pub mod plan;
 pub mod queue;
 pub mod selector;
 pub mod simulate;
+#[cfg(test)]
+mod tests;
 pub mod view;
 
 pub use driver::{Context, Controller, Input};
