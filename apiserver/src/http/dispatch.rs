@@ -17,6 +17,7 @@ use super::respond;
 use super::route::Target;
 use super::table::{Include, Tables};
 use super::watch;
+use crate::admission::Operation;
 use crate::auth::{reviews, tokens};
 use crate::resources::{Storage, SubKind, TABLE, Verb};
 use crate::verbs::body::{self as bodies, Body as RequestBody};
@@ -143,7 +144,10 @@ impl Front {
             }
             Some(SubKind::Token) => {
                 let kind = ("authentication.k8s.io", "v1", "TokenRequest");
-                let wanted = bodies::of_type(kind, body, validation, &mut call.warnings)?;
+                let mut wanted = bodies::of_type(kind, body, validation, &mut call.warnings)?;
+                object::match_namespace(&mut wanted, call.namespace)?;
+                let review = call.review(Operation::Create, call.name, options.dry_run);
+                verbs.admit(&review, &mut wanted, None).await?;
                 let (env, key) = (&self.env, self.authenticator.key());
                 let answer = tokens::request(key, env, &*verbs.objects, call.namespace, call.name, &wanted)?;
                 Ok(Answer::Object(201, Shown::Value(answer)))

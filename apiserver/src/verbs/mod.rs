@@ -158,7 +158,7 @@ impl Call<'_> {
         key(self.row, self.object_namespace(), self.name)
     }
 
-    fn review<'b>(&'b self, operation: Operation, name: &'b str, dry_run: bool) -> Request<'b> {
+    pub(crate) fn review<'b>(&'b self, operation: Operation, name: &'b str, dry_run: bool) -> Request<'b> {
         Request {
             operation,
             group: self.row.group,
@@ -227,7 +227,12 @@ fn store_error(error: &StoreError) -> ApiError {
 
 impl Verbs {
     /// Mutating admission.
-    async fn admit(&self, review: &Request<'_>, object: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
+    pub(crate) async fn admit(
+        &self,
+        review: &Request<'_>,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<(), ApiError> {
         let mut waited = Duration::ZERO;
         while self.admission.awaits_account(review, &*self.objects, object) && waited < ACCOUNT_WAIT {
             tokio::time::sleep(ACCOUNT_POLL).await;
