@@ -58,6 +58,8 @@ fn has_failed(spec: &JobSpec, pod: &Pod) -> bool {
 impl<'a> Tally<'a> {
     pub(super) fn of(job: &Job, spec: &JobSpec, mine: &[&'a Pod]) -> Self {
         let status = job.status.clone().unwrap_or_default();
+        let mut conditions = status.conditions.iter().flatten();
+        let succeeds = conditions.any(|c| c.type_ == "SuccessCriteriaMet" && c.status == "True");
         let indexed = spec.completion_mode.as_deref() == Some("Indexed");
         let completions = spec.completions.unwrap_or(i32::MAX);
         let named = status.uncounted_terminated_pods.unwrap_or_default();
@@ -102,7 +104,10 @@ impl<'a> Tally<'a> {
                 }
                 tally.ended.push(pod);
             } else if has_failed(spec, pod) {
-                tally.judge(job, pod, own, &mut new_failed);
+                // What is stopped because the Job has succeeded hasn't failed.
+                if !succeeds || pods::phase(pod) == "Failed" {
+                    tally.judge(job, pod, own, &mut new_failed);
+                }
                 tally.ended.push(pod);
             }
         }

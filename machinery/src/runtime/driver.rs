@@ -30,7 +30,7 @@ use crate::env::Env;
 const FULL_PASS_INTERVAL: Duration = Duration::from_secs(600);
 /// How long a new object waits before it is looked at: what was written just before it (a ReplicaSet that a new Deployment
 /// shall adopt) comes over another watch and may still be on its way.
-const SETTLE: Duration = Duration::from_millis(10);
+const SETTLE: Duration = Duration::from_millis(20);
 /// How long a key is held back at most for the view to catch up (upstream's expectations time out after as long).
 const HOLD_MAX: Duration = Duration::from_secs(300);
 
