@@ -1,1 +1,26 @@
-//! x
+//! The scheduler: chooses a node for every pod that has none.
+//!
+//! A pure core ([`decide`], [`plugins`], [`queue`], [`snapshot`]) with upstream's plugins, weights and messages, and a thin
+//! shell ([`run`], [`bind`], [`events`]) that watches through the Kubernetes API and writes bindings, conditions and
+//! events. It runs against any kube-apiserver.
+//!
+//! Absent on purpose: preemption (a pod that fits nowhere waits, whatever its priority), and whatever reads the clock,
+//! randomness or a client inside the core.
+
+pub mod bind;
+pub mod decide;
+pub mod events;
+pub mod metrics;
+pub mod node;
+pub mod plugins;
+pub mod pod;
+pub mod queue;
+pub mod resources;
+pub mod run;
+pub mod snapshot;
+
+#[cfg(test)]
+mod tests;
+
+pub use metrics::Metrics;
+pub use run::{Config, RunError, run, run_on};

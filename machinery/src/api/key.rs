@@ -13,7 +13,7 @@ impl fmt::Display for ResourceVersion {
 }
 
 /// Names an object of a known kind; `namespace` is empty for cluster-wide kinds.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ObjectKey {
     /// The namespace, or empty.
     pub namespace: String,

@@ -1,0 +1,98 @@
+//! The scheduler's figures, under upstream's names.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::queue::Depth;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Attempt {
+    result: &'static str,
+    profile: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Attempts {
+    attempts: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Queue {
+    queue: &'static str,
+}
+
+/// How a try ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// A node was found.
+    Scheduled,
+    /// None was.
+    Unschedulable,
+    /// Something went wrong.
+    Error,
+}
+
+/// Tries of more than these are counted together, as upstream.
+const ATTEMPTS_TOLD_MAX: u32 = 16;
+
+/// See the module. Clones are the same figures.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    attempts: Family<Attempt, Counter>,
+    attempt_seconds: Family<Attempt, Histogram, fn() -> Histogram>,
+    pod_seconds: Family<Attempts, Histogram, fn() -> Histogram>,
+    pending: Family<Queue, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            attempts: Family::default(),
+            attempt_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
+            pod_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.01, 2.0, 20))),
+            pending: Family::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Makes the figures visible in `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        let help = "Number of attempts to schedule pods, by the result";
+        registry.register("scheduler_schedule_attempts", help, self.attempts.clone());
+        let help = "Scheduling attempt latency in seconds";
+        registry.register("scheduler_scheduling_attempt_duration_seconds", help, self.attempt_seconds.clone());
+        let help = "Latency in seconds from a pod's first sight to its binding, over all attempts";
+        registry.register("scheduler_pod_scheduling_duration_seconds", help, self.pod_seconds.clone());
+        registry.register("scheduler_pending_pods", "Number of pending pods, by the queue", self.pending.clone());
+    }
+
+    pub(crate) fn tried(&self, profile: &str, outcome: Outcome, took: Duration) {
+        let result = match outcome {
+            Outcome::Scheduled => "scheduled",
+            Outcome::Unschedulable => "unschedulable",
+            Outcome::Error => "error",
+        };
+        let attempt = Attempt { result, profile: profile.to_owned() };
+        self.attempts.get_or_create(&attempt).inc();
+        self.attempt_seconds.get_or_create(&attempt).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn bound(&self, attempts: u32, took: Duration) {
+        let attempts = Attempts { attempts: attempts.min(ATTEMPTS_TOLD_MAX) };
+        self.pod_seconds.get_or_create(&attempts).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn waiting(&self, depth: Depth) {
+        let figures = [("active", depth.active), ("backoff", depth.backoff), ("unschedulable", depth.unschedulable)];
+        for (queue, pods) in figures {
+            self.pending.get_or_create(&Queue { queue }).set(i64::try_from(pods).unwrap_or(i64::MAX));
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! NodeAffinity: node selector and node affinity, required and preferred.
+
+use std::collections::BTreeSet;
+
+use super::{Before, Cycle, Event, Filter, Point, Refusal, Row, Score, normalize, row};
+use crate::node::NodeInfo;
+use crate::pod::PodInfo;
+
+pub(super) const ROW: Row = Row {
+    weight: 2,
+    filter,
+    score: |cycle: Cycle<'_>, _| match cycle.pod.node_preferred.is_empty() {
+        true => None,
+        false => Some(Box::new(Affinity(cycle.pod))),
+    },
+    helps: |event, pod| matches!(event, Event::Node(node, change) if (change.added || change.labels) && node.facts.admits(pod)),
+    ..row("NodeAffinity", &[Point::PreFilter, Point::Filter, Point::Score])
+};
+
+struct Affinity<'a>(&'a PodInfo);
+
+fn filter(cycle: Cycle<'_>) -> Before<'_> {
+    let pod = cycle.pod;
+    if pod.node_selector.is_empty() && pod.node_required.is_none() {
+        return Before::Skip;
+    }
+    match named(pod) {
+        None => Before::Check(Box::new(Affinity(pod))),
+        Some(names) if names.is_empty() => Before::Refuse("pod affinity terms conflict".into()),
+        Some(names) => Before::Among(names, Box::new(Affinity(pod))),
+    }
+}
+
+/// The nodes that the terms name, where every term names some.
+fn named(pod: &PodInfo) -> Option<BTreeSet<&str>> {
+    let mut all = BTreeSet::new();
+    let terms = pod.node_required.as_ref().filter(|terms| !terms.is_empty())?;
+    for term in terms {
+        let mut of_term: Option<BTreeSet<&str>> = None;
+        for field in term.fields.iter().filter(|field| field.key == "metadata.name" && field.operator == "In") {
+            let values: BTreeSet<&str> = field.values.iter().map(String::as_str).collect();
+            of_term = Some(of_term.map_or(values.clone(), |names| names.intersection(&values).copied().collect()));
+        }
+        all.extend(of_term?);
+    }
+    Some(all)
+}
+
+impl Filter for Affinity<'_> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        let admits = node.facts.admits(self.0);
+        admits.then_some(()).ok_or_else(|| Refusal::helpless("node(s) didn't match Pod's node affinity/selector"))
+    }
+}
+
+impl Score for Affinity<'_> {
+    fn score(&self, node: &NodeInfo) -> i64 {
+        let held = self.0.node_preferred.iter().filter(|(_, term)| node.facts.meets(term));
+        held.map(|(weight, _)| *weight).sum()
+    }
+
+    fn normalize(&self, _: &[&NodeInfo], scores: &mut [i64]) {
+        normalize(scores, false);
+    }
+}

@@ -1,0 +1,35 @@
+//! NodePorts: one taker per port of the host.
+
+use super::{Before, Event, Filter, Point, Refusal, Row, row};
+use crate::node::NodeInfo;
+use crate::pod::{HostPort, PodInfo};
+
+pub(super) const ROW: Row = Row {
+    filter: |cycle| match cycle.pod.ports.is_empty() {
+        true => Before::Skip,
+        false => Before::Check(Box::new(Ports(cycle.pod))),
+    },
+    helps: |event, pod| match event {
+        Event::Node(_, change) => change.added,
+        Event::PodGone(gone, _) => pod.ports.iter().any(|port| gone.ports.iter().any(|other| clash(port, other))),
+        _ => false,
+    },
+    ..row("NodePorts", &[Point::PreFilter, Point::Filter])
+};
+
+struct Ports<'a>(&'a PodInfo);
+
+fn clash(a: &HostPort, b: &HostPort) -> bool {
+    let everywhere = |port: &HostPort| port.ip == "0.0.0.0" || port.ip == "::";
+    a.port == b.port && a.protocol == b.protocol && (a.ip == b.ip || everywhere(a) || everywhere(b))
+}
+
+impl Filter for Ports<'_> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        let mut taken = node.pods.values().flat_map(|pod| &pod.ports);
+        if taken.any(|taken| self.0.ports.iter().any(|wanted| clash(wanted, taken))) {
+            return Err(Refusal::new("node(s) didn't have free ports for the requested pod ports", false));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! NodeResourcesFit and NodeResourcesBalancedAllocation: what is free, and how evenly it is used.
+
+use std::borrow::Cow;
+
+use super::{Before, Cycle, Event, Filter, Packing, Point, Refusal, Row, SCORE_MAX, Score, row};
+use crate::node::NodeInfo;
+use crate::pod::PodInfo;
+
+pub(super) const FIT: Row = Row {
+    weight: 1,
+    filter: |cycle| Before::Check(Box::new(Room(cycle.pod))),
+    score: |cycle: Cycle<'_>, _| Some(Box::new(Load(cycle.pod, cycle.packing))),
+    helps: |event, pod| match event {
+        Event::Node(node, change) => (change.added || change.allocatable) && fits(pod, node).is_ok(),
+        Event::PodGone(_, Some(node)) => fits(pod, node).is_ok(),
+        _ => false,
+    },
+    ..row("NodeResourcesFit", &[Point::PreFilter, Point::Filter, Point::Score])
+};
+
+pub(super) const BALANCED: Row = Row {
+    weight: 1,
+    // Upstream: a pod that asks for nothing doesn't change the balance.
+    score: |cycle: Cycle<'_>, _| match cycle.pod.requests.is_zero() {
+        true => None,
+        false => Some(Box::new(Balance(cycle.pod))),
+    },
+    ..row("NodeResourcesBalancedAllocation", &[Point::Score])
+};
+
+struct Room<'a>(&'a PodInfo);
+
+impl Filter for Room<'_> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        fits(self.0, node)
+    }
+}
+
+fn fits(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
+    let mut reasons: Vec<Cow<'static, str>> = Vec::new();
+    let mut helpless = false;
+    if node.pods.len() as i64 + 1 > node.facts.pods_max {
+        reasons.push("Too many pods".into());
+        helpless |= node.facts.pods_max == 0;
+    }
+    let mut check = |reason: &dyn Fn() -> Cow<'static, str>, asked: i64, offered: i64, used: i64| {
+        if asked > 0 && asked > offered.saturating_sub(used) {
+            reasons.push(reason());
+            helpless |= asked > offered;
+        }
+    };
+    let (asked, offered, used) = (&pod.requests, &node.facts.allocatable, &node.requested);
+    check(&|| "Insufficient cpu".into(), asked.cpu_milli, offered.cpu_milli, used.cpu_milli);
+    check(&|| "Insufficient memory".into(), asked.memory_bytes, offered.memory_bytes, used.memory_bytes);
+    check(
+        &|| "Insufficient ephemeral-storage".into(),
+        asked.ephemeral_bytes,
+        offered.ephemeral_bytes,
+        used.ephemeral_bytes,
+    );
+    for (name, asked) in &asked.others {
+        let of = |amounts: &std::collections::BTreeMap<String, i64>| amounts.get(name).copied().unwrap_or(0);
+        check(&|| format!("Insufficient {name}").into(), *asked, of(&offered.others), of(&used.others));
+    }
+    if reasons.is_empty() { Ok(()) } else { Err(Refusal { reasons, helpless }) }
+}
+
+struct Load<'a>(&'a PodInfo, Packing);
+
+impl Score for Load<'_> {
+    fn score(&self, node: &NodeInfo) -> i64 {
+        let offered = &node.facts.allocatable;
+        let parts = [
+            (offered.cpu_milli, node.scored.cpu_milli.saturating_add(self.0.scored.cpu_milli)),
+            (offered.memory_bytes, node.scored.memory_bytes.saturating_add(self.0.scored.memory_bytes)),
+        ];
+        let (mut sum, mut count) = (0, 0);
+        for (offered, used) in parts.into_iter().filter(|(offered, _)| *offered > 0) {
+            let share = if used > offered {
+                0
+            } else {
+                let part = match self.1 {
+                    Packing::LeastAllocated => offered - used,
+                    Packing::MostAllocated => used,
+                };
+                (i128::from(part) * i128::from(SCORE_MAX) / i128::from(offered)) as i64
+            };
+            sum += share;
+            count += 1;
+        }
+        if count == 0 { 0 } else { sum / count }
+    }
+}
+
+struct Balance<'a>(&'a PodInfo);
+
+impl Score for Balance<'_> {
+    fn score(&self, node: &NodeInfo) -> i64 {
+        let offered = &node.facts.allocatable;
+        let parts = [
+            (offered.cpu_milli, node.requested.cpu_milli.saturating_add(self.0.requests.cpu_milli)),
+            (offered.memory_bytes, node.requested.memory_bytes.saturating_add(self.0.requests.memory_bytes)),
+        ];
+        let shares = parts.iter().filter(|(offered, _)| *offered > 0);
+        let shares: Vec<f64> = shares.map(|(offered, used)| (*used as f64 / *offered as f64).min(1.0)).collect();
+        let deviation = match shares.as_slice() {
+            [a, b] => (a - b).abs() / 2.0,
+            _ => 0.0,
+        };
+        ((1.0 - deviation) * SCORE_MAX as f64) as i64
+    }
+}

@@ -1,0 +1,26 @@
+//! NodeUnschedulable: cordoned nodes take only pods that tolerate it.
+
+use super::{Before, Cycle, Event, Filter, Point, Refusal, Row, row};
+use crate::node::NodeInfo;
+use crate::pod::{PodInfo, Taint};
+
+pub(super) const ROW: Row =
+    Row { filter: |cycle| Before::Check(Box::new(Cordon(cycle))), helps, ..row("NodeUnschedulable", &[Point::Filter]) };
+
+struct Cordon<'a>(Cycle<'a>);
+
+fn fits(pod: &PodInfo, node: &NodeInfo) -> bool {
+    let cordoned =
+        || Taint { key: "node.kubernetes.io/unschedulable".into(), value: String::new(), effect: "NoSchedule".into() };
+    !node.facts.unschedulable || pod.tolerates(&cordoned())
+}
+
+impl Filter for Cordon<'_> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        fits(self.0.pod, node).then_some(()).ok_or_else(|| Refusal::helpless("node(s) were unschedulable"))
+    }
+}
+
+fn helps(event: &Event, pod: &PodInfo) -> bool {
+    matches!(event, Event::Node(node, change) if (change.added || change.unschedulable) && fits(pod, node))
+}

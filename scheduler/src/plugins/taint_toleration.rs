@@ -1,0 +1,32 @@
+//! TaintToleration: taints keep pods away, or are preferred against.
+
+use super::{Before, Cycle, Event, Filter, Point, Refusal, Row, Score, normalize, row};
+use crate::node::NodeInfo;
+use crate::pod::PodInfo;
+
+pub(super) const ROW: Row = Row {
+    weight: 3,
+    filter: |cycle| Before::Check(Box::new(Tolerance(cycle.pod))),
+    score: |cycle: Cycle<'_>, _| Some(Box::new(Tolerance(cycle.pod))),
+    helps: |event, pod| matches!(event, Event::Node(node, change) if (change.added || change.taints) && !node.facts.repels(pod)),
+    ..row("TaintToleration", &[Point::Filter, Point::Score])
+};
+
+struct Tolerance<'a>(&'a PodInfo);
+
+impl Filter for Tolerance<'_> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        (!node.facts.repels(self.0)).then_some(()).ok_or_else(|| Refusal::helpless("node(s) had untolerated taint(s)"))
+    }
+}
+
+impl Score for Tolerance<'_> {
+    fn score(&self, node: &NodeInfo) -> i64 {
+        let unwanted = node.facts.taints.iter().filter(|t| t.effect == "PreferNoSchedule" && !self.0.tolerates(t));
+        unwanted.count() as i64
+    }
+
+    fn normalize(&self, _: &[&NodeInfo], scores: &mut [i64]) {
+        normalize(scores, true);
+    }
+}

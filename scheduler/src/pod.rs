@@ -1,0 +1,372 @@
+//! A pod as the scheduler sees it: what it needs, extracted once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
+use machinery::api::ObjectKey;
+use machinery::api::selector::LabelSelector;
+
+use crate::resources::{Resources, requests};
+
+/// Labels.
+pub type Labels = BTreeMap<String, String>;
+
+/// One condition of a node selector term.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRequirement {
+    /// The label, or `metadata.name` among fields.
+    pub key: String,
+    /// `In`, `NotIn`, `Exists`, `DoesNotExist`, `Gt`, `Lt`.
+    pub operator: String,
+    /// What it is compared with.
+    pub values: Vec<String>,
+}
+
+/// One term: all its requirements must hold; an empty one holds nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeTerm {
+    /// On labels.
+    pub labels: Vec<NodeRequirement>,
+    /// On fields.
+    pub fields: Vec<NodeRequirement>,
+}
+
+/// A taint that is tolerated.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Toleration {
+    key: String,
+    operator: String,
+    value: String,
+    effect: String,
+}
+
+/// A taint.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Taint {
+    /// Its key.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+    /// `NoSchedule`, `PreferNoSchedule`, `NoExecute`.
+    pub effect: String,
+}
+
+/// A topology spread constraint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spread {
+    /// How uneven it may be.
+    pub max_skew: i64,
+    /// The label that makes domains.
+    pub key: String,
+    /// `DoNotSchedule`, else only preferred.
+    pub required: bool,
+    /// Which pods count.
+    pub selector: LabelSelector,
+    /// With fewer domains the emptiest counts as empty.
+    pub min_domains: usize,
+    /// Only nodes that the pod's node affinity and selector admit count.
+    pub honor_affinity: bool,
+    /// Only nodes whose taints the pod tolerates count.
+    pub honor_taints: bool,
+}
+
+/// A pod (anti-)affinity term.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodTerm {
+    /// Which pods.
+    pub selector: LabelSelector,
+    /// In which namespaces, by name.
+    pub namespaces: BTreeSet<String>,
+    /// And by label.
+    pub namespace_selector: LabelSelector,
+    /// The label that makes domains.
+    pub key: String,
+}
+
+/// Pod affinity or anti-affinity.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PodAffinity {
+    /// All must hold.
+    pub required: Vec<PodTerm>,
+    /// With weights.
+    pub preferred: Vec<(i64, PodTerm)>,
+}
+
+/// A port of the host that a pod takes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// `0.0.0.0` for all addresses.
+    pub ip: String,
+    /// `TCP`, `UDP`, `SCTP`.
+    pub protocol: String,
+    /// The port.
+    pub port: i32,
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PodInfo {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// The uid: another one is another pod.
+    pub uid: String,
+    /// Labels.
+    pub labels: Labels,
+    /// `spec.schedulerName`.
+    pub scheduler: String,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Whether it would preempt.
+    pub never_preempts: bool,
+    /// The node it is bound to.
+    pub node: Option<String>,
+    /// Being deleted.
+    pub terminating: bool,
+    /// Succeeded or failed: takes no room any more.
+    pub ended: bool,
+    /// Has scheduling gates.
+    pub gated: bool,
+    /// What it asks for.
+    pub requests: Resources,
+    /// What it counts as in scores.
+    pub scored: Resources,
+    /// Host ports.
+    pub ports: BTreeSet<HostPort>,
+    /// `spec.nodeSelector`.
+    pub node_selector: Labels,
+    /// Required node affinity: one of the terms must hold.
+    pub node_required: Option<Vec<NodeTerm>>,
+    /// Preferred node affinity.
+    pub node_preferred: Vec<(i64, NodeTerm)>,
+    /// Tolerations.
+    pub tolerations: Vec<Toleration>,
+    /// Topology spread constraints.
+    pub spread: Vec<Spread>,
+    /// Pod affinity.
+    pub affinity: PodAffinity,
+    /// Pod anti-affinity.
+    pub anti_affinity: PodAffinity,
+    /// The uid of the ReplicaSet, ReplicationController or StatefulSet that controls it.
+    pub workload: Option<String>,
+    /// Fields that ask the scheduler for something that it doesn't do.
+    pub unsupported: Vec<String>,
+}
+
+fn selector(selector: Option<&meta::LabelSelector>) -> LabelSelector {
+    narrowed(selector, &Labels::new(), &[], &[])
+}
+
+/// A selector narrowed to the pod's own values of some labels (newer apiservers have done that already).
+fn narrowed(base: Option<&meta::LabelSelector>, labels: &Labels, same: &[String], other: &[String]) -> LabelSelector {
+    let Some(mut base) = base.cloned() else { return LabelSelector::nothing() };
+    for (keys, operator) in [(same, "In"), (other, "NotIn")] {
+        for (key, value) in keys.iter().filter_map(|key| labels.get_key_value(key)) {
+            base.match_expressions.get_or_insert_default().push(meta::LabelSelectorRequirement {
+                key: key.clone(),
+                operator: operator.into(),
+                values: Some(vec![value.clone()]),
+            });
+        }
+    }
+    // The API refuses selectors that can't be read; one that got in selects nothing, as upstream.
+    let value = serde_json::to_value(&base).ok();
+    LabelSelector::from_value(value.as_ref()).unwrap_or_else(|_| LabelSelector::nothing())
+}
+
+fn node_requirements(of: Option<&Vec<core::NodeSelectorRequirement>>) -> Vec<NodeRequirement> {
+    let requirement = |r: &core::NodeSelectorRequirement| NodeRequirement {
+        key: r.key.clone(),
+        operator: r.operator.clone(),
+        values: r.values.clone().unwrap_or_default(),
+    };
+    of.into_iter().flatten().map(requirement).collect()
+}
+
+fn node_term(term: &core::NodeSelectorTerm) -> NodeTerm {
+    NodeTerm {
+        labels: node_requirements(term.match_expressions.as_ref()),
+        fields: node_requirements(term.match_fields.as_ref()),
+    }
+}
+
+fn pod_term(term: &core::PodAffinityTerm, namespace: &str, labels: &Labels) -> PodTerm {
+    let mut namespaces: BTreeSet<String> = term.namespaces.iter().flatten().cloned().collect();
+    if namespaces.is_empty() && term.namespace_selector.is_none() {
+        namespaces.insert(namespace.to_owned());
+    }
+    let same = term.match_label_keys.as_deref().unwrap_or_default();
+    let other = term.mismatch_label_keys.as_deref().unwrap_or_default();
+    PodTerm {
+        selector: narrowed(term.label_selector.as_ref(), labels, same, other),
+        namespaces,
+        namespace_selector: selector(term.namespace_selector.as_ref()),
+        key: term.topology_key.clone(),
+    }
+}
+
+fn pod_affinity(
+    required: Option<&Vec<core::PodAffinityTerm>>,
+    preferred: Option<&Vec<core::WeightedPodAffinityTerm>>,
+    namespace: &str,
+    labels: &Labels,
+) -> PodAffinity {
+    PodAffinity {
+        required: required.into_iter().flatten().map(|term| pod_term(term, namespace, labels)).collect(),
+        preferred: preferred
+            .into_iter()
+            .flatten()
+            .map(|weighted| (weighted.weight.into(), pod_term(&weighted.pod_affinity_term, namespace, labels)))
+            .collect(),
+    }
+}
+
+fn spread(constraint: &core::TopologySpreadConstraint, labels: &Labels) -> Spread {
+    let same = constraint.match_label_keys.as_deref().unwrap_or_default();
+    Spread {
+        max_skew: constraint.max_skew.into(),
+        key: constraint.topology_key.clone(),
+        required: constraint.when_unsatisfiable == "DoNotSchedule",
+        selector: narrowed(constraint.label_selector.as_ref(), labels, same, &[]),
+        min_domains: usize::try_from(constraint.min_domains.unwrap_or(1)).unwrap_or(1),
+        honor_affinity: constraint.node_affinity_policy.as_deref() != Some("Ignore"),
+        honor_taints: constraint.node_taints_policy.as_deref() == Some("Honor"),
+    }
+}
+
+fn ports(spec: &core::PodSpec) -> BTreeSet<HostPort> {
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+    let taken = ports.filter_map(|port| {
+        let number = port.host_port.filter(|number| *number > 0)?;
+        let ip = port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".into());
+        let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".into());
+        Some(HostPort { ip, protocol, port: number })
+    });
+    taken.collect()
+}
+
+fn unsupported(spec: &core::PodSpec) -> Vec<String> {
+    let mut fields = Vec::new();
+    for (index, volume) in spec.volumes.iter().flatten().enumerate() {
+        if volume.persistent_volume_claim.is_some() {
+            fields.push(format!("spec.volumes[{index}].persistentVolumeClaim"));
+        }
+        if volume.ephemeral.is_some() {
+            fields.push(format!("spec.volumes[{index}].ephemeral"));
+        }
+    }
+    if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+        fields.push("spec.resourceClaims".into());
+    }
+    if spec.scheduling_group.is_some() {
+        fields.push("spec.schedulingGroup".into());
+    }
+    fields
+}
+
+impl PodInfo {
+    /// Extracts what scheduling needs.
+    #[must_use]
+    pub fn of(pod: &core::Pod) -> Self {
+        let fallback = core::PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&fallback);
+        let metadata = &pod.metadata;
+        let namespace = metadata.namespace.clone().unwrap_or_default();
+        let labels = metadata.labels.clone().unwrap_or_default();
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+        let affinity = spec.affinity.as_ref();
+        let node_affinity = affinity.and_then(|a| a.node_affinity.as_ref());
+        let toward = affinity.and_then(|a| a.pod_affinity.as_ref());
+        let away = affinity.and_then(|a| a.pod_anti_affinity.as_ref());
+        let (asked, scored) = requests(spec);
+        let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+        let spreads = |kind: &str| matches!(kind, "ReplicaSet" | "ReplicationController" | "StatefulSet");
+        Self {
+            key: ObjectKey::new(namespace.clone(), metadata.name.clone().unwrap_or_default()),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            scheduler: spec.scheduler_name.clone().unwrap_or_default(),
+            priority: spec.priority.unwrap_or(0),
+            never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
+            node: spec.node_name.clone().filter(|name| !name.is_empty()),
+            terminating: metadata.deletion_timestamp.is_some(),
+            ended: phase == "Succeeded" || phase == "Failed",
+            gated: spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()),
+            requests: asked,
+            scored,
+            ports: ports(spec),
+            node_selector: spec.node_selector.clone().unwrap_or_default(),
+            node_required: node_affinity
+                .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
+                .map(|required| required.node_selector_terms.iter().map(node_term).collect()),
+            node_preferred: node_affinity
+                .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref())
+                .into_iter()
+                .flatten()
+                .map(|term| (term.weight.into(), node_term(&term.preference)))
+                .collect(),
+            tolerations: spec.tolerations.iter().flatten().map(Toleration::of).collect(),
+            spread: spec.topology_spread_constraints.iter().flatten().map(|c| spread(c, &labels)).collect(),
+            affinity: pod_affinity(
+                toward.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
+                toward.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref()),
+                &namespace,
+                &labels,
+            ),
+            anti_affinity: pod_affinity(
+                away.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
+                away.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref()),
+                &namespace,
+                &labels,
+            ),
+            workload: owner.filter(|owner| spreads(&owner.kind)).map(|owner| owner.uid.clone()),
+            unsupported: unsupported(spec),
+            labels,
+        }
+    }
+
+    /// Whether every taint of these effects is tolerated.
+    #[must_use]
+    pub fn tolerates(&self, taint: &Taint) -> bool {
+        self.tolerations.iter().any(|toleration| toleration.covers(taint))
+    }
+}
+
+impl PodTerm {
+    /// Whether a pod is meant.
+    #[must_use]
+    pub fn means(&self, pod: &PodInfo, namespaces: &BTreeMap<String, Labels>) -> bool {
+        let namespace = &pod.key.namespace;
+        let named = self.namespaces.contains(namespace)
+            || self.namespace_selector.matches(namespaces.get(namespace).unwrap_or(&Labels::new()));
+        named && self.selector.matches(&pod.labels)
+    }
+}
+
+impl Toleration {
+    fn of(toleration: &core::Toleration) -> Self {
+        Self {
+            key: toleration.key.clone().unwrap_or_default(),
+            operator: toleration.operator.clone().unwrap_or_default(),
+            value: toleration.value.clone().unwrap_or_default(),
+            effect: toleration.effect.clone().unwrap_or_default(),
+        }
+    }
+
+    fn covers(&self, taint: &Taint) -> bool {
+        if !self.effect.is_empty() && self.effect != taint.effect {
+            return false;
+        }
+        if !self.key.is_empty() && self.key != taint.key {
+            return false;
+        }
+        let numbers = || Some((taint.value.parse::<i64>().ok()?, self.value.parse::<i64>().ok()?));
+        match self.operator.as_str() {
+            "" | "Equal" => self.value == taint.value,
+            "Exists" => true,
+            "Lt" => numbers().is_some_and(|(taint, bound)| taint < bound),
+            "Gt" => numbers().is_some_and(|(taint, bound)| taint > bound),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Pods that wait for a node: active ones in order, those that back off after a failure, and those that fit nowhere until
+//! something changes that may help them. Pure: time is handed in.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use machinery::api::ObjectKey;
+
+use crate::plugins::priority_sort::rank;
+use crate::plugins::{Event, helps};
+use crate::pod::PodInfo;
+
+/// Back-off after the first failure; doubles.
+const BACKOFF_INITIAL: Duration = Duration::from_secs(1);
+/// The longest back-off.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// After this long a pod is tried again though nothing happened that helps: repairs a missed hint.
+const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// A pod that waits, or is being worked on.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// The pod.
+    pub pod: Arc<PodInfo>,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it was first seen.
+    pub since: Duration,
+    state: State,
+    /// When it may be tried again.
+    backoff_until: Duration,
+    refused_by: BTreeSet<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Since when.
+    Active(Duration),
+    Backoff,
+    /// Since when.
+    Unschedulable(Duration),
+    /// Taken by [`Queue::pop`].
+    Working,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Queue {
+    pods: HashMap<ObjectKey, Waiting>,
+    active: BTreeSet<((Reverse<i32>, Duration), ObjectKey)>,
+    backoff: BTreeSet<(Duration, ObjectKey)>,
+    unschedulable: BTreeMap<ObjectKey, Duration>,
+}
+
+/// How many pods wait, by state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Depth {
+    /// To be tried.
+    pub active: usize,
+    /// To be tried later.
+    pub backoff: usize,
+    /// Fit nowhere.
+    pub unschedulable: usize,
+}
+
+impl Queue {
+    fn leave(&mut self, key: &ObjectKey) {
+        let Some(waiting) = self.pods.get(key) else { return };
+        match waiting.state {
+            State::Active(at) => {
+                self.active.remove(&(rank(waiting.pod.priority, at), key.clone()));
+            }
+            State::Backoff => {
+                self.backoff.remove(&(waiting.backoff_until, key.clone()));
+            }
+            State::Unschedulable(_) => {
+                self.unschedulable.remove(key);
+            }
+            State::Working => {}
+        }
+    }
+
+    fn enter(&mut self, key: &ObjectKey, state: State) {
+        self.leave(key);
+        let Some(waiting) = self.pods.get_mut(key) else { return };
+        waiting.state = state;
+        match state {
+            State::Active(at) => {
+                self.active.insert((rank(waiting.pod.priority, at), key.clone()));
+            }
+            State::Backoff => {
+                self.backoff.insert((waiting.backoff_until, key.clone()));
+            }
+            State::Unschedulable(at) => {
+                self.unschedulable.insert(key.clone(), at);
+            }
+            State::Working => {}
+        }
+    }
+
+    /// Active again, or when the back-off is over.
+    fn retry(&mut self, key: &ObjectKey, now: Duration) {
+        let Some(waiting) = self.pods.get(key) else { return };
+        let state = if waiting.backoff_until > now { State::Backoff } else { State::Active(now) };
+        self.enter(key, state);
+    }
+
+    /// A pod without a node is there, new or changed. What changes nothing for scheduling moves nothing.
+    pub fn put(&mut self, pod: Arc<PodInfo>, now: Duration) {
+        let key = pod.key.clone();
+        match self.pods.get_mut(&key) {
+            Some(waiting) if waiting.pod.uid == pod.uid => {
+                if *waiting.pod == *pod {
+                    return;
+                }
+                if waiting.state == State::Working {
+                    waiting.pod = pod;
+                    return;
+                }
+                self.leave(&key);
+                if let Some(waiting) = self.pods.get_mut(&key) {
+                    waiting.pod = pod;
+                    // Its own change may make it fit: no back-off for what it was.
+                    waiting.backoff_until = Duration::ZERO;
+                    waiting.state = State::Working;
+                }
+                self.enter(&key, State::Active(now));
+            }
+            _ => {
+                self.remove(&key);
+                let waiting = Waiting {
+                    pod,
+                    attempts: 0,
+                    since: now,
+                    state: State::Working,
+                    backoff_until: Duration::ZERO,
+                    refused_by: BTreeSet::new(),
+                };
+                self.pods.insert(key.clone(), waiting);
+                self.enter(&key, State::Active(now));
+            }
+        }
+    }
+
+    /// A pod is gone, gated or has its node.
+    pub fn remove(&mut self, key: &ObjectKey) -> Option<Waiting> {
+        self.leave(key);
+        self.pods.remove(key)
+    }
+
+    /// The next pod to try; it stays known until [`failed`](Self::failed) or [`remove`](Self::remove).
+    pub fn pop(&mut self, now: Duration) -> Option<Waiting> {
+        self.flush(now);
+        let (_, key) = self.active.first()?.clone();
+        self.enter(&key, State::Working);
+        let waiting = self.pods.get_mut(&key)?;
+        waiting.attempts += 1;
+        Some(waiting.clone())
+    }
+
+    /// A try failed. `refused_by`: it fits nowhere; none: something went wrong, it is tried again after its back-off.
+    pub fn failed(&mut self, tried: &Waiting, refused_by: Option<BTreeSet<&'static str>>, now: Duration) {
+        let key = tried.pod.key.clone();
+        let Some(waiting) = self.pods.get_mut(&key).filter(|w| w.state == State::Working && w.pod.uid == tried.pod.uid)
+        else {
+            return;
+        };
+        let doubled = BACKOFF_INITIAL.saturating_mul(1 << waiting.attempts.saturating_sub(1).min(10));
+        waiting.backoff_until = now + doubled.min(BACKOFF_MAX);
+        let changed = *waiting.pod != *tried.pod;
+        match refused_by {
+            // What it was refused for may be mended by its own change meanwhile.
+            Some(refused_by) if !changed => {
+                waiting.refused_by = refused_by;
+                self.enter(&key, State::Unschedulable(now));
+            }
+            _ => self.enter(&key, State::Backoff),
+        }
+    }
+
+    /// Something happened: pods that it may help are tried again. Returns how many.
+    pub fn happened(&mut self, event: &Event, now: Duration) -> usize {
+        let helped: Vec<ObjectKey> = self
+            .unschedulable
+            .keys()
+            .filter(|key| self.pods.get(*key).is_some_and(|waiting| helps(event, &waiting.pod, &waiting.refused_by)))
+            .cloned()
+            .collect();
+        helped.iter().for_each(|key| self.retry(key, now));
+        helped.len()
+    }
+
+    fn flush(&mut self, now: Duration) {
+        while let Some((until, key)) = self.backoff.first().cloned().filter(|(until, _)| *until <= now) {
+            debug_assert!(until <= now);
+            self.enter(&key, State::Active(now));
+        }
+        let forgotten = |at: &Duration| *at + UNSCHEDULABLE_MAX <= now;
+        let forgotten: Vec<ObjectKey> =
+            self.unschedulable.iter().filter(|(_, at)| forgotten(at)).map(|(key, _)| key.clone()).collect();
+        forgotten.iter().for_each(|key| self.retry(key, now));
+    }
+
+    /// When something may become active by itself; none: not before something happens.
+    #[must_use]
+    pub fn next_at(&self) -> Option<Duration> {
+        let backoff = self.backoff.first().map(|(until, _)| *until);
+        let unschedulable = self.unschedulable.values().min().map(|at| *at + UNSCHEDULABLE_MAX);
+        backoff.into_iter().chain(unschedulable).min()
+    }
+
+    /// How many pods wait.
+    #[must_use]
+    pub fn depth(&self) -> Depth {
+        Depth { active: self.active.len(), backoff: self.backoff.len(), unschedulable: self.unschedulable.len() }
+    }
+
+    /// A pod that waits.
+    #[must_use]
+    pub fn get(&self, key: &ObjectKey) -> Option<&Waiting> {
+        self.pods.get(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str, priority: i32) -> Arc<PodInfo> {
+        let key = ObjectKey::new("a", name);
+        Arc::new(PodInfo { key, uid: name.into(), priority, ..PodInfo::default() })
+    }
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn added() -> Event {
+        let change = crate::snapshot::NodeChange { added: true, ..Default::default() };
+        Event::Node(Box::default(), change)
+    }
+
+    #[test]
+    fn higher_priority_first_then_the_longer_wait() {
+        let mut queue = Queue::default();
+        queue.put(pod("late", 0), s(2));
+        queue.put(pod("early", 0), s(1));
+        queue.put(pod("high", 5), s(3));
+        let order: Vec<String> = std::iter::from_fn(|| queue.pop(s(4))).map(|w| w.pod.key.name.clone()).collect();
+        assert_eq!(order, ["high", "early", "late"]);
+    }
+
+    #[test]
+    fn errors_back_off_one_to_ten_seconds() {
+        let mut queue = Queue::default();
+        queue.put(pod("a", 0), s(0));
+        let mut now = s(0);
+        for wait in [1, 2, 4, 8, 10, 10] {
+            let tried = queue.pop(now).unwrap();
+            queue.failed(&tried, None, now);
+            assert_eq!(queue.next_at(), Some(now + s(wait)));
+            assert!(queue.pop(now + s(wait) - Duration::from_millis(1)).is_none());
+            now += s(wait);
+        }
+    }
+
+    #[test]
+    fn an_unschedulable_pod_waits_for_help_or_five_minutes() {
+        let mut queue = Queue::default();
+        queue.put(pod("a", 0), s(0));
+        let tried = queue.pop(s(0)).unwrap();
+        queue.failed(&tried, Some(BTreeSet::new()), s(0));
+        assert_eq!(queue.depth(), Depth { unschedulable: 1, ..Depth::default() });
+        assert_eq!(queue.happened(&Event::NodeGone, s(0)), 0);
+        // Help that comes at once still waits out the back-off.
+        assert_eq!(queue.happened(&added(), s(0)), 1);
+        assert!(queue.pop(s(0)).is_none());
+        let tried = queue.pop(s(1)).unwrap();
+        queue.failed(&tried, Some(BTreeSet::new()), s(1));
+        assert!(queue.pop(s(300)).is_none());
+        assert!(queue.pop(s(301)).is_some());
+    }
+
+    #[test]
+    fn its_own_change_moves_a_pod_and_others_do_not() {
+        let mut queue = Queue::default();
+        queue.put(pod("a", 0), s(0));
+        let tried = queue.pop(s(0)).unwrap();
+        queue.failed(&tried, Some(BTreeSet::from(["NodeAffinity"])), s(0));
+        queue.put(pod("a", 0), s(0));
+        assert!(queue.pop(s(0)).is_none(), "the same again");
+        queue.put(Arc::new(PodInfo { gated: true, ..(*pod("a", 0)).clone() }), s(0));
+        assert!(queue.pop(s(0)).is_some());
+        // Deleted and made again under the same name: another pod.
+        queue.put(Arc::new(PodInfo { uid: "other".into(), ..(*pod("a", 0)).clone() }), s(0));
+        assert_eq!(queue.pop(s(0)).unwrap().attempts, 1);
+        assert!(queue.remove(&ObjectKey::new("a", "a")).is_some());
+        queue.failed(&tried, None, s(0));
+        assert_eq!(queue.depth(), Depth::default());
+    }
+}

@@ -1,0 +1,144 @@
+//! Amounts of resources: what nodes offer and pods ask for.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use machinery::api::quantity::Quantity;
+
+/// What a container without a request counts as in scores: 100m and 200 MiB, as upstream.
+const SCORED_CPU_MILLI: i64 = 100;
+const SCORED_MEMORY_BYTES: i64 = 200 * 1024 * 1024;
+
+/// Amounts: cpu in thousandths, everything else in units or bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Resources {
+    /// Thousandths of a core.
+    pub cpu_milli: i64,
+    /// Bytes.
+    pub memory_bytes: i64,
+    /// Bytes.
+    pub ephemeral_bytes: i64,
+    /// Extended resources and huge pages.
+    pub others: BTreeMap<String, i64>,
+}
+
+/// A quantity's value: cpu in thousandths, others rounded up; what can't be read is nothing.
+fn amount(name: &str, text: &Text) -> i64 {
+    let quantity = Quantity::parse(&text.0).unwrap_or_else(|_| Quantity::zero());
+    if name == "cpu" { quantity.milli() } else { quantity.value() }
+}
+
+impl Resources {
+    /// From a map of quantities; `pods` is no resource that pods ask for.
+    #[must_use]
+    pub fn of(map: Option<&BTreeMap<String, Text>>) -> Self {
+        let mut resources = Self::default();
+        for (name, text) in map.into_iter().flatten().filter(|(name, _)| *name != "pods") {
+            *resources.slot(name) = amount(name, text);
+        }
+        resources
+    }
+
+    fn slot(&mut self, name: &str) -> &mut i64 {
+        match name {
+            "cpu" => &mut self.cpu_milli,
+            "memory" => &mut self.memory_bytes,
+            "ephemeral-storage" => &mut self.ephemeral_bytes,
+            other => self.others.entry(other.to_owned()).or_default(),
+        }
+    }
+
+    fn names<'a>(&'a self, other: &'a Self) -> Vec<String> {
+        let fixed = ["cpu", "memory", "ephemeral-storage"].into_iter().map(str::to_owned);
+        fixed.chain(self.others.keys().chain(other.others.keys()).cloned()).collect()
+    }
+
+    fn combine(&mut self, other: &Self, with: impl Fn(i64, i64) -> i64) {
+        let mut other = other.clone();
+        for name in self.names(&other) {
+            let value = with(*self.slot(&name), *other.slot(&name));
+            *self.slot(&name) = value;
+        }
+        self.others.retain(|_, amount| *amount != 0);
+    }
+
+    /// Adds.
+    pub fn add(&mut self, other: &Self) {
+        if other.others.is_empty() {
+            self.cpu_milli = self.cpu_milli.saturating_add(other.cpu_milli);
+            self.memory_bytes = self.memory_bytes.saturating_add(other.memory_bytes);
+            self.ephemeral_bytes = self.ephemeral_bytes.saturating_add(other.ephemeral_bytes);
+        } else {
+            self.combine(other, i64::saturating_add);
+        }
+    }
+
+    /// Takes away.
+    pub fn remove(&mut self, other: &Self) {
+        self.combine(other, i64::saturating_sub);
+    }
+
+    /// The larger of each.
+    pub fn raise_to(&mut self, other: &Self) {
+        self.combine(other, i64::max);
+    }
+
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a pod asks for, and what it counts as in scores.
+#[must_use]
+pub fn requests(spec: &PodSpec) -> (Resources, Resources) {
+    let of = |container: &Container| Resources::of(container.resources.as_ref().and_then(|r| r.requests.as_ref()));
+    let pod_level = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    let scored = |container: &Container| {
+        let mut asked = of(container);
+        let named = container.resources.as_ref().and_then(|r| r.requests.as_ref());
+        let names = |name: &str| named.is_some_and(|requests| requests.contains_key(name));
+        if pod_level.is_none() && !names("cpu") {
+            asked.cpu_milli = SCORED_CPU_MILLI;
+        }
+        if pod_level.is_none() && !names("memory") {
+            asked.memory_bytes = SCORED_MEMORY_BYTES;
+        }
+        asked
+    };
+    (total(spec, pod_level, of), total(spec, pod_level, scored))
+}
+
+fn total(
+    spec: &PodSpec,
+    pod_level: Option<&BTreeMap<String, Text>>,
+    of: impl Fn(&Container) -> Resources,
+) -> Resources {
+    let mut sum = Resources::default();
+    for container in &spec.containers {
+        sum.add(&of(container));
+    }
+    // An init container runs beside the sidecars that started before it, and alone otherwise.
+    let (mut sidecars, mut starting) = (Resources::default(), Resources::default());
+    for container in spec.init_containers.iter().flatten() {
+        let mut asked = of(container);
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars.add(&asked);
+            starting.raise_to(&sidecars);
+        } else {
+            asked.add(&sidecars);
+            starting.raise_to(&asked);
+        }
+    }
+    sum.add(&sidecars);
+    sum.raise_to(&starting);
+    for (name, text) in pod_level.into_iter().flatten() {
+        if name == "cpu" || name == "memory" || name.starts_with("hugepages-") {
+            *sum.slot(name) = amount(name, text);
+        }
+    }
+    sum.add(&Resources::of(spec.overhead.as_ref()));
+    sum
+}

@@ -1,0 +1,398 @@
+//! The shell: keeps the snapshot and the queue in step with the cluster, decides pod by pod, writes what was decided with
+//! many writes in flight.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use kube::Client;
+use machinery::api::ObjectKey;
+use machinery::env::Env;
+use machinery::runtime::informer::Listener;
+use machinery::runtime::{Informer, Kind, Typed};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::bind::{WriteError, bind, condition, report};
+use crate::decide::{Decision, decide};
+use crate::events::{Note, Recorder};
+use crate::metrics::{Metrics, Outcome};
+use crate::node::NodeFacts;
+use crate::plugins::{Event, Packing, scheduling_gates};
+use crate::pod::PodInfo;
+use crate::queue::{Queue, Waiting};
+use crate::snapshot::Snapshot;
+
+/// Bindings and conditions being written at once: enough to hide the server's latency, few enough not to flood it.
+const WRITES_MAX: usize = 64;
+
+/// How a scheduler behaves.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Pods with this `schedulerName` are its own.
+    pub scheduler_name: String,
+    /// How resources are scored.
+    pub packing: Packing,
+    /// Names this process in events (`default-scheduler-HOST`).
+    pub instance: String,
+    /// Its figures.
+    pub metrics: Metrics,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            scheduler_name: "default-scheduler".into(),
+            packing: Packing::LeastAllocated,
+            instance: "default-scheduler".into(),
+            metrics: Metrics::default(),
+        }
+    }
+}
+
+/// Why a scheduler ended, other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A part of it is gone.
+    #[error("the scheduler lost {0}")]
+    Lost(&'static str),
+}
+
+/// Schedules until `stop`, with a view of its own.
+pub async fn run(client: Client, env: Env, config: Config, stop: CancellationToken) -> Result<(), RunError> {
+    let informer = Informer::new(client.clone(), env.clone(), &stop);
+    run_on(&informer, client, env, config, stop).await
+}
+
+/// Schedules until `stop`, with a view that others share.
+pub async fn run_on(
+    informer: &Arc<Informer>,
+    client: Client,
+    env: Env,
+    config: Config,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    informer.watch::<Pod>();
+    informer.watch::<Node>();
+    informer.watch::<Service>();
+    informer.watch::<Namespace>();
+    let marks = Arc::new(Marks::default());
+    let listener: Arc<Listener> = {
+        let marks = marks.clone();
+        Arc::new(move |_, change| marks.add(&change.kind, &change.key))
+    };
+    informer.listen(&listener);
+    // A decision on half a cluster would be wrong.
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        () = informer.synced() => {}
+    }
+    let events = Recorder::start(client.clone(), env.clone(), &config.scheduler_name, &config.instance, &stop);
+    let (done, results) = mpsc::channel(WRITES_MAX);
+    let shell = Shell {
+        informer: informer.clone(),
+        client,
+        env,
+        config,
+        events,
+        marks,
+        done,
+        results,
+        writes: Arc::new(Semaphore::new(WRITES_MAX)),
+        snapshot: Snapshot::default(),
+        queue: Queue::default(),
+        start: 0,
+    };
+    shell.work(&stop).await
+}
+
+/// What of the cluster changed and was not looked at yet: coalesced, so never more than there are objects.
+#[derive(Default)]
+struct Marks {
+    keys: Mutex<BTreeSet<(What, ObjectKey)>>,
+    changed: Notify,
+}
+
+// In this order: a pod is placed when its node is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Namespace,
+    Node,
+    Service,
+    Pod,
+}
+
+impl Marks {
+    fn add(&self, kind: &Kind, key: &ObjectKey) {
+        let known = [
+            (Kind::of::<Namespace>(), What::Namespace),
+            (Kind::of::<Node>(), What::Node),
+            (Kind::of::<Service>(), What::Service),
+            (Kind::of::<Pod>(), What::Pod),
+        ];
+        let Some((_, what)) = known.into_iter().find(|(known, _)| known == kind) else { return };
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert((what, key.clone()));
+        self.changed.notify_one();
+    }
+
+    fn take(&self) -> BTreeSet<(What, ObjectKey)> {
+        std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// How a write ended.
+enum Done {
+    Bound(Waiting),
+    NotBound(Waiting, WriteError),
+    Reported,
+}
+
+struct Shell {
+    informer: Arc<Informer>,
+    client: Client,
+    env: Env,
+    config: Config,
+    events: Recorder,
+    marks: Arc<Marks>,
+    done: mpsc::Sender<Done>,
+    results: mpsc::Receiver<Done>,
+    writes: Arc<Semaphore>,
+    snapshot: Snapshot,
+    queue: Queue,
+    /// Where the next decision begins in the order of nodes.
+    start: usize,
+}
+
+impl Shell {
+    async fn work(mut self, stop: &CancellationToken) -> Result<(), RunError> {
+        loop {
+            while let Ok(done) = self.results.try_recv() {
+                self.finish(done);
+            }
+            self.catch_up();
+            let now = self.env.elapsed();
+            if let Ok(permit) = self.writes.clone().try_acquire_owned()
+                && let Some(waiting) = self.queue.pop(now)
+            {
+                self.schedule(waiting, permit);
+                // Others of this thread get their turn between decisions.
+                tokio::task::yield_now().await;
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
+                continue;
+            }
+            self.config.metrics.waiting(self.queue.depth());
+            // With no write free, what becomes active has to wait for one anyway.
+            let free = self.writes.available_permits() > 0;
+            let wait = self.queue.next_at().filter(|_| free).map(|at| at.saturating_sub(now));
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = self.marks.changed.notified() => {}
+                done = self.results.recv() => self.finish(done.ok_or(RunError::Lost("its writers"))?),
+                () = tokio::time::sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => {}
+            }
+        }
+    }
+
+    // --- the cluster's changes -------------------------------------------------------------------------------------
+
+    fn look<K: Typed, R>(&self, key: &ObjectKey, read: impl Fn(&K) -> R) -> Option<R> {
+        let object = self.informer.read(|view| view.get_arc::<K>(key));
+        object.as_deref().map(read)
+    }
+
+    fn catch_up(&mut self) {
+        for (what, key) in self.marks.take() {
+            match what {
+                What::Namespace => {
+                    let labels = self.look(&key, |n: &Namespace| n.metadata.labels.clone().unwrap_or_default());
+                    let before = match labels.clone() {
+                        Some(labels) => self.snapshot.namespaces.insert(key.name, labels),
+                        None => self.snapshot.namespaces.remove(&key.name),
+                    };
+                    if before != labels {
+                        self.happened(|_| Event::Namespace);
+                    }
+                }
+                What::Node => match self.look(&key, NodeFacts::of) {
+                    Some(facts) => {
+                        let name = facts.name.clone();
+                        if let Some(change) = self.snapshot.set_node(facts) {
+                            self.happened(|snapshot| {
+                                let node = snapshot.node(&name).cloned().unwrap_or_default();
+                                Event::Node(Box::new(node), change)
+                            });
+                        }
+                    }
+                    None => {
+                        if self.snapshot.remove_node(&key.name) {
+                            self.happened(|_| Event::NodeGone);
+                        }
+                    }
+                },
+                What::Service => {
+                    let selector = |service: &Service| service.spec.as_ref().and_then(|spec| spec.selector.clone());
+                    match self.look(&key, selector).flatten() {
+                        Some(selector) => self.snapshot.services.insert(key, selector),
+                        None => self.snapshot.services.remove(&key),
+                    };
+                }
+                What::Pod => self.pod_changed(&key),
+            }
+        }
+    }
+
+    /// Tells the queue, if anybody in it waits for help.
+    fn happened(&mut self, event: impl FnOnce(&Snapshot) -> Event) {
+        if self.queue.depth().unschedulable > 0 {
+            self.queue.happened(&event(&self.snapshot), self.env.elapsed());
+        }
+    }
+
+    fn pod_changed(&mut self, key: &ObjectKey) {
+        let Some(pod) = self.look(key, PodInfo::of) else {
+            self.queue.remove(key);
+            self.leave(key);
+            return;
+        };
+        let placed = self.snapshot.placed(key).map(|(placed, assumed)| (placed.clone(), assumed));
+        let same = placed.as_ref().is_some_and(|(placed, _)| placed.uid == pod.uid);
+        if let Some(node) = pod.node.clone() {
+            self.queue.remove(key);
+            if pod.ended {
+                self.leave(key);
+                return;
+            }
+            match placed {
+                Some((placed, _)) if same && placed.node == pod.node && placed.requests == pod.requests => {
+                    let moved = placed.labels != pod.labels || placed.terminating != pod.terminating;
+                    let pod = Arc::new(pod);
+                    self.snapshot.put_pod(pod.clone(), &node, false);
+                    if moved {
+                        self.happened(|_| Event::PodPlaced(pod));
+                    }
+                }
+                _ => {
+                    self.leave(key);
+                    let pod = Arc::new(pod);
+                    self.snapshot.put_pod(pod.clone(), &node, false);
+                    self.happened(|_| Event::PodPlaced(pod));
+                }
+            }
+            return;
+        }
+        let ours = pod.scheduler == self.config.scheduler_name && !pod.terminating && !pod.ended;
+        if !ours || !scheduling_gates::admits(&pod) {
+            self.queue.remove(key);
+            self.leave(key);
+            return;
+        }
+        match placed {
+            // Assumed, and the view has not caught up with the binding.
+            Some((_, true)) if same => {}
+            placed => {
+                if placed.is_some() {
+                    self.leave(key);
+                }
+                self.queue.put(Arc::new(pod), self.env.elapsed());
+            }
+        }
+    }
+
+    /// A pod takes no room any more, if it did.
+    fn leave(&mut self, key: &ObjectKey) {
+        if let Some((pod, node)) = self.snapshot.take_pod(key) {
+            self.happened(|snapshot| Event::PodGone(pod, snapshot.node(&node).cloned().map(Box::new)));
+        }
+    }
+
+    // --- decisions and their writes --------------------------------------------------------------------------------
+
+    fn schedule(&mut self, waiting: Waiting, permit: OwnedSemaphorePermit) {
+        let begun = self.env.elapsed();
+        let seed = self.env.random_u64();
+        let decision = decide(&self.snapshot, &waiting.pod, self.config.packing, self.start, seed);
+        let took = self.env.elapsed().saturating_sub(begun);
+        match decision {
+            Decision::Node { name, tried } => {
+                self.config.metrics.tried(&self.config.scheduler_name, Outcome::Scheduled, took);
+                self.start = (self.start + tried).checked_rem(self.snapshot.node_count()).unwrap_or(0);
+                let assumed = PodInfo { node: Some(name.clone()), ..(*waiting.pod).clone() };
+                self.snapshot.put_pod(Arc::new(assumed), &name, true);
+                let (client, done) = (self.client.clone(), self.done.clone());
+                let events = self.events.clone();
+                tokio::spawn(async move {
+                    let pod = &waiting.pod;
+                    let result = match bind(&client, &pod.key, &pod.uid, &name).await {
+                        Ok(()) => {
+                            let note = format!("Successfully assigned {} to {name}", pod.key);
+                            events.record(Note::about(pod, false, "Scheduled", "Binding", note));
+                            Done::Bound(waiting)
+                        }
+                        Err(error) => Done::NotBound(waiting, error),
+                    };
+                    drop(permit);
+                    let _ = done.send(result).await;
+                });
+            }
+            Decision::Nowhere { message, refused_by } => {
+                self.config.metrics.tried(&self.config.scheduler_name, Outcome::Unschedulable, took);
+                self.queue.failed(&waiting, Some(refused_by), self.env.elapsed());
+                self.tell(&waiting, "Unschedulable", "Scheduling", message, Some(permit));
+            }
+        }
+    }
+
+    /// Writes the event and the condition that say why a pod has no node.
+    fn tell(
+        &self,
+        waiting: &Waiting,
+        reason: &'static str,
+        action: &'static str,
+        message: String,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
+        let pod = waiting.pod.clone();
+        self.events.record(Note::about(&pod, true, "FailedScheduling", action, message.clone()));
+        let now = self.env.now();
+        let wanted = self.look(&pod.key, |known: &Pod| {
+            let conditions = known.status.as_ref().and_then(|status| status.conditions.as_ref());
+            let present = conditions.into_iter().flatten().find(|condition| condition.type_ == "PodScheduled");
+            condition(present, known.metadata.generation, reason, &message, now)
+        });
+        let Some(condition) = wanted.flatten() else { return };
+        let (client, done) = (self.client.clone(), self.done.clone());
+        tokio::spawn(async move {
+            if let Err(error) = report(&client, &pod.key, &pod.uid, condition).await {
+                tracing::debug!(pod = %pod.key, %error, "a condition was not written; the next try writes it");
+            }
+            drop(permit);
+            let _ = done.send(Done::Reported).await;
+        });
+    }
+
+    fn finish(&mut self, done: Done) {
+        match done {
+            Done::Reported => {}
+            Done::Bound(waiting) => {
+                let took = self.env.elapsed().saturating_sub(waiting.since);
+                self.config.metrics.bound(waiting.attempts, took);
+            }
+            Done::NotBound(waiting, error) => {
+                self.config.metrics.tried(&self.config.scheduler_name, Outcome::Error, Duration::ZERO);
+                let key = &waiting.pod.key;
+                if self.snapshot.placed(key).is_some_and(|(pod, assumed)| assumed && pod.uid == waiting.pod.uid) {
+                    self.leave(key);
+                }
+                self.queue.failed(&waiting, None, self.env.elapsed());
+                tracing::info!(pod = %key, %error, "a binding was refused");
+                if self.queue.get(key).is_some() {
+                    let message = format!("binding rejected: {error}");
+                    self.tell(&waiting, "SchedulerError", "Scheduling", message, None);
+                }
+            }
+        }
+    }
+}
