@@ -103,13 +103,19 @@ pub fn error(asked: &Asked<'_>, error: &ApiError) -> Response<Body> {
 #[must_use]
 pub fn status(form: Form, status: &Status) -> Response<Body> {
     let code = if status.code == 0 { 200 } else { status.code };
-    let mut body = serde_json::to_value(status).unwrap_or(Value::Null);
-    if status.code == 0
-        && let Some(map) = body.as_object_mut()
-    {
-        map.remove("code");
-    }
-    let mut response = value(code, Form { transform: None, ..form }, &body);
+    let mut response = if form.media == Media::Json && !form.pretty && status.code != 0 {
+        let mut body = serde_json::to_vec(status).unwrap_or_default();
+        body.push(b'\n');
+        bytes(code, form.media.as_str(), body)
+    } else {
+        let mut body = serde_json::to_value(status).unwrap_or(Value::Null);
+        if status.code == 0
+            && let Some(map) = body.as_object_mut()
+        {
+            map.remove("code");
+        }
+        value(code, Form { transform: None, ..form }, &body)
+    };
     let seconds = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
     if seconds > 0 {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));

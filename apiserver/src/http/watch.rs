@@ -81,7 +81,8 @@ pub fn stream(
         end: Box::pin(tokio::time::sleep(lasts)),
         bookmark: Box::pin(tokio::time::sleep(first)),
         last_bookmark: before_end.is_some_and(|d| d <= BOOKMARK_EVERY),
-        over: false,
+        // A negative timeoutSeconds is over before it begins, as upstream has it.
+        over: lasts.is_zero(),
         env,
     };
     let frames = futures::stream::unfold(stream, |mut stream| async move {

@@ -109,9 +109,6 @@ fn bound(pod: &Value, binding: &Value, node: &str, now: &str) -> Result<Value, S
     }
     let mut condition =
         json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
-    if object::generation(pod) > 0 {
-        condition["observedGeneration"] = json!(object::generation(pod));
-    }
     if !new["status"].is_object() {
         new["status"] = json!({});
     }
