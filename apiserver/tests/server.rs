@@ -6,6 +6,7 @@ use std::time::Duration;
 use apiserver::auth::UserInfo;
 use apiserver::auth::pki::Pki;
 use apiserver::http::logs::Kubelets;
+use apiserver::resources::allocate::ServiceNetwork;
 use apiserver::server::{Apiserver, Config};
 use apiserver::store::memory::MemoryStore;
 use axum::body::Body;
@@ -31,7 +32,11 @@ async fn server() -> Server {
     let config = Config {
         address: "127.0.0.1:6443".into(),
         signing_key: pki.service_account().clone(),
-        allocate: Box::new(|_, _, _, _| Ok(())),
+        services: ServiceNetwork {
+            cidr: "10.96.0.0/12".parse().unwrap(),
+            node_ports: 30000..=32767,
+            loopback: Vec::new(),
+        },
         kubelets: Kubelets::default(),
         registry: Arc::new(Mutex::new(Default::default())),
     };

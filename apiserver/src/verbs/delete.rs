@@ -14,6 +14,9 @@ use super::update::versioned;
 use super::{Answer, Call, Shown, TRIES_MAX, Verbs, read};
 use crate::resources::Row;
 
+/// PriorityClasses that a cluster can't do without.
+const SYSTEM_CLASSES: [&str; 2] = ["system-node-critical", "system-cluster-critical"];
+
 /// What a deletion does to an object.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Step {
@@ -164,6 +167,10 @@ impl Verbs {
             let review = call.review(Operation::Delete, &name, options.dry_run);
             self.admission.mutate(&review, &*self.objects, &mut Value::Null, old.as_deref())?;
         }
+        if row.plural == "priorityclasses" && SYSTEM_CLASSES.contains(&call.name) {
+            let why = "this is a system priority class and cannot be deleted";
+            return Err(ApiError::Forbidden(call.resource(), name, why.into()));
+        }
         if row.strategy.orphans_by_default() && options.propagation.is_none() && options.orphan_dependents.is_none() {
             call.warn(format!(
                 "child pods are preserved by default when {} are deleted; set propagationPolicy=Background to remove them \
@@ -296,10 +303,10 @@ impl Verbs {
 }
 
 /// What is answered where the object isn't.
-fn success(row: &Row, name: &str, old: &Value) -> Status {
+fn success(row: &'static Row, name: &str, old: &Value) -> Status {
     let details = Details {
         name: name.to_owned(),
-        group: row.group.into(),
+        group: super::stored_row(row).group.into(),
         kind: row.plural.into(),
         uid: object::text(old, "uid").to_owned(),
         ..Details::default()

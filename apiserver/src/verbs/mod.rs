@@ -121,16 +121,16 @@ impl Call<'_> {
         self.subresource.map_or("", |s| s.name)
     }
 
-    /// Group and plural, as most errors name the resource.
+    /// Group and plural, as most errors name the resource: the stored version's, whichever was asked for.
     #[must_use]
     pub fn resource(&self) -> Named {
-        Named::new(self.row.group, self.row.plural)
+        Named::new(stored_row(self.row).group, self.row.plural)
     }
 
-    /// Group and kind, as validation names it.
+    /// Group and kind, as validation names it: see [`resource`](Self::resource).
     #[must_use]
     pub fn kind(&self) -> Named {
-        Named::new(self.row.group, self.row.kind)
+        Named::new(stored_row(self.row).group, self.row.kind)
     }
 
     /// 404 for the object of the path.
