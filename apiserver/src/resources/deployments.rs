@@ -55,6 +55,7 @@ fn amount(value: &Value) -> i64 {
         Value::String(text) if rules::percent(text).is_empty() => {
             text.trim_end_matches('%').parse().unwrap_or(i64::MAX)
         }
+        Value::String(text) => text.parse().unwrap_or(0),
         other => other.as_i64().unwrap_or(0),
     }
 }

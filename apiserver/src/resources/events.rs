@@ -229,6 +229,29 @@ fn strict(errors: &mut Errors, event: &Value) {
     }
 }
 
+/// Structs as upstream's inner types show them.
+fn inner(key: &str, value: &Value) -> Option<String> {
+    let of = |pairs: &[(&str, &str)]| {
+        let parts: Vec<String> =
+            pairs.iter().map(|(inner, outer)| format!("\"{inner}\":{}", Value::from(text(value, outer)))).collect();
+        format!("{{{}}}", parts.join(","))
+    };
+    match key {
+        _ if value.is_null() => None,
+        "involvedObject" | "related" => Some(of(&[
+            ("Kind", "kind"),
+            ("Namespace", "namespace"),
+            ("Name", "name"),
+            ("UID", "uid"),
+            ("APIVersion", "apiVersion"),
+            ("ResourceVersion", "resourceVersion"),
+            ("FieldPath", "fieldPath"),
+        ])),
+        "source" => Some(of(&[("Component", "component"), ("Host", "host")])),
+        _ => None,
+    }
+}
+
 fn strict_update(errors: &mut Errors, new: &Value, old: &Value) {
     if get(new, "series") != get(old, "series") {
         series(errors, new);
@@ -252,7 +275,11 @@ fn strict_update(errors: &mut Errors, new: &Value, old: &Value) {
         let (now, was) = (get(new, key), get(old, key));
         if now != was && !(is_zero(now) && is_zero(was)) {
             let shown = if key == "reportingComponent" { "reportingController" } else { key };
-            errors.invalid(&Path::root(shown), now.clone(), IMMUTABLE);
+            let path = Path::root(shown);
+            match inner(key, now) {
+                Some(value) => errors.0.push(FieldError::invalid_shown(&path, &value, IMMUTABLE)),
+                None => errors.invalid(&path, now.clone(), IMMUTABLE),
+            }
         }
     }
 }

@@ -317,6 +317,12 @@ pub trait Strategy: Send + Sync {
         true
     }
 
+    /// Why this object may not be deleted at all (the sentence after `is forbidden: `).
+    fn refuses_delete(&self, object: &Value) -> Option<&'static str> {
+        let _ = object;
+        None
+    }
+
     /// Whether a delete answers with the object (true) or with a Status.
     fn delete_answers_object(&self) -> bool {
         false

@@ -125,10 +125,10 @@ impl Strategy for Namespace {
     }
 
     fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
-        vec![("status.phase", text(get(object, "status"), "phase").into()), ("name", super::read::name(object).into())]
+        vec![("status.phase", text(get(object, "status"), "phase").into())]
     }
 
     fn selectable_labels(&self) -> &'static [&'static str] {
-        &["status.phase", "name"]
+        &["status.phase"]
     }
 }

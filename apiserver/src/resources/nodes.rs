@@ -199,8 +199,9 @@ fn drop_removed(node: &mut Value, old: Option<&Value>) {
 impl Strategy for Node {
     fn default(&self, object: &mut Value) {
         let spec = object_mut(object, "spec");
+        // Where both are given and differ, the older field decides.
         let first = get(spec, "podCIDR").clone();
-        if items(spec, "podCIDRs").is_empty() && !is_zero(&first) {
+        if !is_zero(&first) && items(spec, "podCIDRs").first() != Some(&first) {
             put(spec, "podCIDRs", json!([first]));
         }
         match items(spec, "podCIDRs").first().cloned() {

@@ -93,6 +93,11 @@ impl Strategy for PriorityClass {
         errors.0
     }
 
+    fn refuses_delete(&self, object: &Value) -> Option<&'static str> {
+        let class = super::read::name(object);
+        SYSTEM.iter().any(|(name, _)| *name == class).then_some("this is a system priority class and cannot be deleted")
+    }
+
     fn columns(&self) -> &'static [Column] {
         COLUMNS
     }

@@ -151,12 +151,4 @@ impl Strategy for ReplicaSet {
             json!(selector(get(spec, "selector"))),
         ]
     }
-
-    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
-        vec![("status.replicas", int(get(object, "status"), "replicas").unwrap_or(0).to_string())]
-    }
-
-    fn selectable_labels(&self) -> &'static [&'static str] {
-        &["status.replicas"]
-    }
 }

@@ -17,6 +17,7 @@ const MATCHES_NOT: &str = "`selector` does not match template `labels`";
 pub(super) fn default_template(spec: &mut Value) {
     let template = object_mut(spec, "template");
     object_mut(template, "metadata");
+    defaults::old_annotations(template);
     defaults::pod_spec(object_mut(template, "spec"));
 }
 

@@ -84,8 +84,12 @@ fn graceful(row: &Row, new: &mut Value, options: &DeleteOptions, now: Timestamp)
         metadata.insert("deletionGracePeriodSeconds".into(), json!(asked));
         return Grace::Marked(asked);
     }
-    // A kind that says 0 for this object means it: nothing runs that could use the time.
-    let seconds = if default == 0 { 0 } else { options.grace_seconds.unwrap_or(default).max(0) };
+    let seconds = match options.grace_seconds.unwrap_or(default) {
+        // Nothing runs that could use the time.
+        _ if !row.strategy.grace_allowed(new) => 0,
+        seconds if seconds < 0 => 1,
+        seconds => seconds,
+    };
     let until = now.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX);
     let metadata = metadata_mut(new);
     metadata.insert("deletionTimestamp".into(), json!(object::time(until)));
@@ -190,6 +194,9 @@ impl Verbs {
                 return Err(ApiError::NotFound(call.resource(), name.to_owned()));
             };
             let old = Self::current(row, &cached);
+            if let Some(why) = row.strategy.refuses_delete(&old) {
+                return Err(ApiError::Forbidden(call.resource(), name.to_owned(), why.into()));
+            }
             preconditions(row, name, &old, cached.modified, &options)?;
             {
                 let review = call.review(Operation::Delete, name, options.dry_run);

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::resources::read::{
-    default_to, default_zero_to, flag, get, has, is_zero, items, items_mut, object_mut, put, text,
+    default_to, default_zero_to, flag, get, has, int, is_zero, items, items_mut, object_mut, put, text,
 };
 
 /// Volume sources of a pod, as they stand beside a volume's name.
@@ -47,8 +47,13 @@ const GRACE_SECONDS: i64 = 30;
 
 /// Fills a Pod.
 pub(in crate::resources) fn pod(object: &mut Value) {
-    let Some(spec) = object.get_mut("spec").filter(|spec| spec.is_object()) else { return };
+    old_annotations(object);
+    super::update::normalize_ips(object);
+    let spec = object_mut(object, "spec");
     pod_spec(spec);
+    if int(spec, "terminationGracePeriodSeconds").is_some_and(|seconds| seconds < 0) {
+        put(spec, "terminationGracePeriodSeconds", json!(1));
+    }
     let host_network = flag(spec, "hostNetwork");
     for list in ["containers", "initContainers"] {
         for container in items_mut(spec, list) {
@@ -65,6 +70,20 @@ pub(in crate::resources) fn pod(object: &mut Value) {
     }
     super::resources::default_pod_level(spec);
     default_to(spec, "enableServiceLinks", true);
+}
+
+/// Annotations that once stood for init containers are dropped.
+pub(in crate::resources) fn old_annotations(object: &mut Value) {
+    const OLD: [&str; 4] = [
+        "pod.beta.kubernetes.io/init-containers",
+        "pod.alpha.kubernetes.io/init-containers",
+        "pod.beta.kubernetes.io/init-container-statuses",
+        "pod.alpha.kubernetes.io/init-container-statuses",
+    ];
+    let Some(notes) = object.get_mut("metadata").and_then(|m| m.get_mut("annotations")) else { return };
+    for key in OLD {
+        put(notes, key, Value::Null);
+    }
 }
 
 fn requests_from_limits(container: &mut Value) {

@@ -66,8 +66,10 @@ const SELECTABLE: &[&str] = &[
     "spec.schedulerName",
     "spec.serviceAccountName",
     "spec.hostNetwork",
+    "spec.host",
     "status.phase",
     "status.podIP",
+    "status.podIPs",
     "status.nominatedNodeName",
 ];
 
@@ -76,7 +78,7 @@ impl Strategy for Pod {
         defaults::pod(object);
     }
 
-    fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
+    fn prepare_create(&self, context: &Context<'_>, object: &mut Value) {
         let qos = resources::qos_class(get(object, "spec"));
         let mut status = json!({"phase": "Pending", "qosClass": qos});
         if let Some(spec) = object.get_mut("spec") {
@@ -85,7 +87,7 @@ impl Strategy for Pod {
         if !items(get(object, "spec"), "schedulingGates").is_empty() {
             status["conditions"] = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
                 "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null,
-                "lastTransitionTime": null}]);
+                "lastTransitionTime": machinery::api::time::seconds(context.now)}]);
         }
         put(object, "status", status);
         placement::apply_label_keys(object);
@@ -176,8 +178,10 @@ impl Strategy for Pod {
             text(spec, "schedulerName"),
             text(spec, "serviceAccountName"),
             if super::read::flag(spec, "hostNetwork") { "true" } else { "false" },
+            text(spec, "nodeName"),
             text(status, "phase"),
             ip,
+            "",
             text(status, "nominatedNodeName"),
         ];
         SELECTABLE.iter().copied().zip(values.map(str::to_owned)).collect()

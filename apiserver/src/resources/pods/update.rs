@@ -16,6 +16,18 @@ const MAY_CHANGE: &str = "pod updates may not change fields other than `spec.con
 const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
+/// `podIP` and `podIPs` say the same; where they differ, the older field decides.
+pub(super) fn normalize_ips(pod: &mut Value) {
+    let Some(status) = pod.get_mut("status").filter(|s| s.is_object()) else { return };
+    let ip = text(status, "podIP").to_owned();
+    let first = items(status, "podIPs").first().map_or("", |ip| text(ip, "ip")).to_owned();
+    if !ip.is_empty() && ip != first {
+        put(status, "podIPs", json!([{"ip": ip}]));
+    } else if ip.is_empty() && !first.is_empty() {
+        put(status, "podIP", json!(first));
+    }
+}
+
 /// An update of the pod itself.
 pub(super) fn pod(errors: &mut Errors, new: &Value, old: &Value) {
     spec::pod(errors, new);

@@ -248,6 +248,9 @@ impl Strategy for Service {
         if !wrong.is_empty() {
             return wrong;
         }
+        if let Some(error) = validate::node_port_twice(get(object, "spec")) {
+            return vec![error];
+        }
         let mut errors = Errors::new();
         validate::service(&mut errors, context, object, None);
         errors.0

@@ -74,6 +74,27 @@ pub(super) fn service(errors: &mut Errors, context: &Context<'_>, object: &Value
     policies(errors, spec);
 }
 
+/// Two ports of a new Service that ask for one node port: upstream's allocator finds this before validation does.
+pub(super) fn node_port_twice(spec: &Value) -> Option<FieldError> {
+    if !super::has_node_ports(spec) {
+        return None;
+    }
+    let ports_at = SPEC.child("ports");
+    let mut given: Vec<(i64, i64)> = Vec::new();
+    for (i, port) in items(spec, "ports").iter().enumerate() {
+        let (number, node) = (int(port, "port").unwrap_or(0), int(port, "nodePort").unwrap_or(0));
+        if node == 0 || given.contains(&(number, node)) {
+            continue;
+        }
+        if given.iter().any(|(_, other)| *other == node) {
+            let at = ports_at.index(i);
+            return Some(FieldError::invalid(&at.child("nodePort"), node, "provided port is already allocated"));
+        }
+        given.push((number, node));
+    }
+    None
+}
+
 fn external_name(errors: &mut Errors, spec: &Value) {
     for key in ["clusterIPs", "ipFamilies"] {
         if !items(spec, key).is_empty() {
