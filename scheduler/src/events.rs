@@ -34,6 +34,8 @@ const NOTE_BYTES_MAX: usize = 1024;
 pub struct Note {
     /// The pod's namespace, name and uid.
     pub pod: (String, String, String),
+    /// Its resourceVersion.
+    pub version: String,
     /// `Warning`, else `Normal`.
     pub warning: bool,
     /// CamelCase.
@@ -47,9 +49,10 @@ pub struct Note {
 impl Note {
     /// About a pod.
     #[must_use]
-    pub fn about(pod: &PodInfo, warning: bool, reason: &'static str, action: &'static str, note: String) -> Self {
+    pub fn about(pod: &PodInfo, version: &str, reason: &'static str, action: &'static str, note: String) -> Self {
         let pod = (pod.key.namespace.clone(), pod.key.name.clone(), pod.uid.clone());
-        Self { pod, warning, reason, action, note: shortened(note) }
+        let warning = reason == "FailedScheduling";
+        Self { pod, version: version.to_owned(), warning, reason, action, note: shortened(note) }
     }
 }
 
@@ -174,7 +177,8 @@ impl Memory {
             "eventTime": micros(at),
             "reportingController": self.controller, "reportingInstance": self.instance,
             "action": note.action, "reason": note.reason, "note": note.note,
-            "regarding": {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": uid},
+            "regarding": {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": uid,
+                "resourceVersion": note.version},
             "type": if note.warning { "Warning" } else { "Normal" },
         }))
     }
@@ -189,7 +193,9 @@ mod tests {
         let (controller, instance) = ("default-scheduler".into(), "x".into());
         let mut memory = Memory { controller, instance, series: HashMap::new(), order: VecDeque::new() };
         let pod = ("a".to_owned(), "p".to_owned(), "u".to_owned());
-        let note = Note { pod, warning: true, reason: "FailedScheduling", action: "Scheduling", note: "no".into() };
+        let version = "7".to_owned();
+        let note =
+            Note { pod, version, warning: true, reason: "FailedScheduling", action: "Scheduling", note: "no".into() };
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
         let Write::Create(event) = memory.decide(&note, at(100)) else { panic!("the first is new") };
         assert_eq!(event["eventTime"], "1970-01-01T00:01:40.000000Z");

@@ -20,6 +20,8 @@ pub mod run;
 pub mod snapshot;
 
 #[cfg(test)]
+mod shell_tests;
+#[cfg(test)]
 mod tests;
 
 pub use metrics::Metrics;

@@ -2,7 +2,7 @@
 //! something changes that may help them. Pure: time is handed in.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ pub struct Queue {
     pods: HashMap<ObjectKey, Waiting>,
     active: BTreeSet<((Reverse<i32>, Duration), ObjectKey)>,
     backoff: BTreeSet<(Duration, ObjectKey)>,
-    unschedulable: BTreeMap<ObjectKey, Duration>,
+    unschedulable: BTreeSet<(Duration, ObjectKey)>,
 }
 
 /// How many pods wait, by state.
@@ -75,8 +75,8 @@ impl Queue {
             State::Backoff => {
                 self.backoff.remove(&(waiting.backoff_until, key.clone()));
             }
-            State::Unschedulable(_) => {
-                self.unschedulable.remove(key);
+            State::Unschedulable(at) => {
+                self.unschedulable.remove(&(at, key.clone()));
             }
             State::Working => {}
         }
@@ -94,7 +94,7 @@ impl Queue {
                 self.backoff.insert((waiting.backoff_until, key.clone()));
             }
             State::Unschedulable(at) => {
-                self.unschedulable.insert(key.clone(), at);
+                self.unschedulable.insert((at, key.clone()));
             }
             State::Working => {}
         }
@@ -184,7 +184,8 @@ impl Queue {
     pub fn happened(&mut self, event: &Event, now: Duration) -> usize {
         let helped: Vec<ObjectKey> = self
             .unschedulable
-            .keys()
+            .iter()
+            .map(|(_, key)| key)
             .filter(|key| self.pods.get(*key).is_some_and(|waiting| helps(event, &waiting.pod, &waiting.refused_by)))
             .cloned()
             .collect();
@@ -197,17 +198,17 @@ impl Queue {
             debug_assert!(until <= now);
             self.enter(&key, State::Active(now));
         }
-        let forgotten = |at: &Duration| *at + UNSCHEDULABLE_MAX <= now;
-        let forgotten: Vec<ObjectKey> =
-            self.unschedulable.iter().filter(|(_, at)| forgotten(at)).map(|(key, _)| key.clone()).collect();
-        forgotten.iter().for_each(|key| self.retry(key, now));
+        while let Some((_, key)) = self.unschedulable.first().filter(|(at, _)| *at + UNSCHEDULABLE_MAX <= now) {
+            let key = key.clone();
+            self.retry(&key, now);
+        }
     }
 
     /// When something may become active by itself; none: not before something happens.
     #[must_use]
     pub fn next_at(&self) -> Option<Duration> {
         let backoff = self.backoff.first().map(|(until, _)| *until);
-        let unschedulable = self.unschedulable.values().min().map(|at| *at + UNSCHEDULABLE_MAX);
+        let unschedulable = self.unschedulable.first().map(|(at, _)| *at + UNSCHEDULABLE_MAX);
         backoff.into_iter().chain(unschedulable).min()
     }
 

@@ -266,6 +266,7 @@ impl Shell {
                 return;
             }
             match placed {
+                Some((placed, false)) if *placed == pod => {}
                 Some((placed, _)) if same && placed.node == pod.node && placed.requests == pod.requests => {
                     let moved = placed.labels != pod.labels || placed.terminating != pod.terminating;
                     let pod = Arc::new(pod);
@@ -323,12 +324,13 @@ impl Shell {
                 self.snapshot.put_pod(Arc::new(assumed), &name, true);
                 let (client, done) = (self.client.clone(), self.done.clone());
                 let events = self.events.clone();
+                let version = self.version(&waiting.pod);
                 tokio::spawn(async move {
                     let pod = &waiting.pod;
                     let result = match bind(&client, &pod.key, &pod.uid, &name).await {
                         Ok(()) => {
                             let note = format!("Successfully assigned {} to {name}", pod.key);
-                            events.record(Note::about(pod, false, "Scheduled", "Binding", note));
+                            events.record(Note::about(pod, &version, "Scheduled", "Binding", note));
                             Done::Bound(waiting)
                         }
                         Err(error) => Done::NotBound(waiting, error),
@@ -340,22 +342,21 @@ impl Shell {
             Decision::Nowhere { message, refused_by } => {
                 self.config.metrics.tried(&self.config.scheduler_name, Outcome::Unschedulable, took);
                 self.queue.failed(&waiting, Some(refused_by), self.env.elapsed());
-                self.tell(&waiting, "Unschedulable", "Scheduling", message, Some(permit));
+                self.tell(&waiting, "Unschedulable", message, Some(permit));
             }
         }
     }
 
+    /// The newest resourceVersion that is known of a pod.
+    fn version(&self, pod: &PodInfo) -> String {
+        self.look(&pod.key, |known: &Pod| known.metadata.resource_version.clone()).flatten().unwrap_or_default()
+    }
+
     /// Writes the event and the condition that say why a pod has no node.
-    fn tell(
-        &self,
-        waiting: &Waiting,
-        reason: &'static str,
-        action: &'static str,
-        message: String,
-        permit: Option<OwnedSemaphorePermit>,
-    ) {
+    fn tell(&self, waiting: &Waiting, reason: &'static str, message: String, permit: Option<OwnedSemaphorePermit>) {
         let pod = waiting.pod.clone();
-        self.events.record(Note::about(&pod, true, "FailedScheduling", action, message.clone()));
+        let action = "Scheduling";
+        self.events.record(Note::about(&pod, &self.version(&pod), "FailedScheduling", action, message.clone()));
         let now = self.env.now();
         let wanted = self.look(&pod.key, |known: &Pod| {
             let conditions = known.status.as_ref().and_then(|status| status.conditions.as_ref());
@@ -390,7 +391,7 @@ impl Shell {
                 tracing::info!(pod = %key, %error, "a binding was refused");
                 if self.queue.get(key).is_some() {
                     let message = format!("binding rejected: {error}");
-                    self.tell(&waiting, "SchedulerError", "Scheduling", message, None);
+                    self.tell(&waiting, "SchedulerError", message, None);
                 }
             }
         }

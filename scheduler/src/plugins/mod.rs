@@ -121,6 +121,9 @@ pub enum Event {
     Namespace,
 }
 
+/// Makes a score for a pod and the feasible nodes.
+type MakeScore = for<'a> fn(Cycle<'a>, &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>>;
+
 /// One plugin.
 pub struct Row {
     /// Upstream's name.
@@ -132,7 +135,7 @@ pub struct Row {
     /// Makes its filter for a pod.
     pub filter: for<'a> fn(Cycle<'a>) -> Before<'a>,
     /// Makes its score for a pod and the feasible nodes; none: it has no opinion.
-    pub score: for<'a> fn(Cycle<'a>, &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>>,
+    pub score: MakeScore,
     /// Whether a pod that it refused might fit after the event.
     pub helps: fn(&Event, &PodInfo) -> bool,
 }

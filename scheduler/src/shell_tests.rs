@@ -1,0 +1,200 @@
+//! The shell against a little API server made of JSON: bindings, refusals, conditions, and help that arrives later.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
+use machinery::client::in_process;
+use machinery::env::Env;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Config, run};
+
+type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    /// By plural, then namespace and name.
+    objects: BTreeMap<String, BTreeMap<String, Value>>,
+    watchers: Vec<(String, mpsc::UnboundedSender<Value>)>,
+    events: Vec<Value>,
+    /// How many bindings are still refused.
+    refusals: u32,
+}
+
+impl State {
+    fn write(&mut self, plural: &str, mut object: Value) {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let key = format!("{}/{}", object["metadata"]["namespace"], object["metadata"]["name"]);
+        let known = self.objects.entry(plural.into()).or_default().insert(key, object.clone()).is_some();
+        let kind = if known { "MODIFIED" } else { "ADDED" };
+        for (_, watcher) in self.watchers.iter().filter(|(watched, _)| watched == plural) {
+            let _ = watcher.send(json!({"type": kind, "object": object}));
+        }
+    }
+
+    fn pod(&mut self, name: &str) -> &mut Value {
+        self.objects.get_mut("pods").unwrap().get_mut(&format!("\"a\"/\"{name}\"")).unwrap()
+    }
+}
+
+#[derive(Clone)]
+struct Server {
+    state: Arc<Mutex<State>>,
+    changed: watch::Sender<()>,
+}
+
+fn says(code: u16, body: &Value) -> Answer {
+    Response::builder().status(code).body(Full::new(Bytes::from(body.to_string())).boxed()).unwrap()
+}
+
+impl Server {
+    fn answer(&self, method: &Method, uri: &str, body: &Value) -> Answer {
+        let mut state = self.state.lock().unwrap();
+        let path = uri.split('?').next().unwrap_or_default();
+        let parts: Vec<&str> = path.split('/').collect();
+        let answer = match (method, parts.as_slice()) {
+            (&Method::GET, [.., plural]) if uri.contains("watch=true") => {
+                let (sender, mut lines) = mpsc::unbounded_channel::<Value>();
+                for object in state.objects.get(*plural).into_iter().flat_map(BTreeMap::values) {
+                    sender.send(json!({"type": "ADDED", "object": object})).unwrap();
+                }
+                let metadata = json!({"resourceVersion": state.version.to_string(),
+                    "annotations": {"k8s.io/initial-events-end": "true"}});
+                sender.send(json!({"type": "BOOKMARK", "object": {"metadata": metadata}})).unwrap();
+                state.watchers.push(((*plural).to_owned(), sender));
+                let frames = futures::stream::poll_fn(move |cx| {
+                    lines.poll_recv(cx).map(|line| line.map(|l| Ok(Frame::data(Bytes::from(format!("{l}\n"))))))
+                });
+                Response::new(BodyExt::boxed(StreamBody::new(frames)))
+            }
+            (&Method::POST, [.., "pods", _, "binding"]) if state.refusals > 0 => {
+                state.refusals -= 1;
+                says(503, &json!({"kind": "Status", "status": "Failure", "code": 503, "message": "busy"}))
+            }
+            (&Method::POST, [.., "pods", name, "binding"]) => {
+                assert_eq!(body["metadata"]["uid"], *name);
+                let mut pod = state.pod(name).clone();
+                pod["spec"]["nodeName"] = body["target"]["name"].clone();
+                state.write("pods", pod);
+                says(201, &json!({"kind": "Status", "status": "Success"}))
+            }
+            (&Method::PATCH, [.., "pods", name, "status"]) => {
+                let mut pod = state.pod(name).clone();
+                pod["status"] = body["status"].clone();
+                state.write("pods", pod.clone());
+                says(200, &pod)
+            }
+            (&Method::POST, [.., "events"]) => {
+                state.events.push(body.clone());
+                says(201, body)
+            }
+            (_, [.., "events", _]) => says(200, body),
+            _ => panic!("nobody should ask {method} {uri}"),
+        };
+        drop(state);
+        self.changed.send_replace(());
+        answer
+    }
+
+    fn client(&self) -> kube::Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let server = server.clone();
+            async move {
+                let (head, body) = request.into_parts();
+                let bytes = body.collect().await.unwrap().to_bytes();
+                let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+                Ok::<_, Infallible>(server.answer(&head.method, &head.uri.to_string(), &body))
+            }
+        });
+        in_process(service, |request| request)
+    }
+
+    fn write(&self, plural: &str, object: Value) {
+        self.state.lock().unwrap().write(plural, object);
+    }
+
+    async fn until(&self, what: impl Fn(&mut State) -> bool) {
+        let mut changed = self.changed.subscribe();
+        let wait = async {
+            while !what(&mut self.state.lock().unwrap()) {
+                changed.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it happens in time");
+    }
+}
+
+fn node(name: &str, cpu: &str) -> Value {
+    json!({"metadata": {"name": name, "uid": name, "labels": {"kubernetes.io/hostname": name}}, "spec": {},
+        "status": {"allocatable": {"cpu": cpu, "memory": "8Gi", "pods": "110"}}})
+}
+
+fn pod(name: &str, scheduler: &str, cpu: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "a", "uid": name, "generation": 1},
+        "spec": {"schedulerName": scheduler,
+            "containers": [{"name": "c", "image": "x", "resources": {"requests": {"cpu": cpu}}}]}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_get_nodes_and_say_why_they_do_not() {
+    let server = Server { state: Arc::default(), changed: watch::Sender::new(()) };
+    server.state.lock().unwrap().refusals = 1;
+    server.write("nodes", node("n1", "2"));
+    for n in 0..3 {
+        server.write("pods", pod(&format!("p{n}"), "default-scheduler", "1"));
+    }
+    server.write("pods", pod("other", "somebody-else", "1"));
+    let stop = CancellationToken::new();
+    let config = Config::default();
+    let mut registry = prometheus_client::registry::Registry::default();
+    config.metrics.register(&mut registry);
+    let running = tokio::spawn(run(server.client(), Env::real(), config, stop.clone()));
+    // Two fit, in spite of the binding that was refused first; the third says why it doesn't.
+    let bound = |state: &mut State, names: &[&str]| {
+        let nodes = state.objects["pods"].values().filter(|pod| pod["spec"]["nodeName"].is_string());
+        let got: Vec<String> = nodes.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect();
+        got.len() == names.len().max(2)
+    };
+    let waits = |state: &mut State| {
+        let pods: Vec<Value> = state.objects["pods"].values().cloned().collect();
+        pods.iter().any(|pod| {
+            let condition = &pod["status"]["conditions"][0];
+            pod["spec"].get("nodeName").is_none()
+                && condition["reason"] == "Unschedulable"
+                && condition["observedGeneration"] == 1
+                && condition["message"]
+                    .as_str()
+                    .is_some_and(|m| m.starts_with("0/1 nodes are available: 1 Insufficient cpu. "))
+        })
+    };
+    server.until(|state| bound(state, &[]) && waits(state)).await;
+    server
+        .until(|state| {
+            let has =
+                |reason: &str| state.events.iter().any(|event| event["reason"] == reason && event["note"].is_string());
+            has("Scheduled") && has("FailedScheduling")
+        })
+        .await;
+    // A node that helps.
+    server.write("nodes", node("n2", "2"));
+    server.until(|state| bound(state, &["", "", ""])).await;
+    assert!(server.state.lock().unwrap().pod("other")["spec"].get("nodeName").is_none());
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(text.contains("scheduler_schedule_attempts_total{result=\"scheduled\",profile=\"default-scheduler\"}"));
+    assert!(text.contains("scheduler_pod_scheduling_duration_seconds_count"));
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
