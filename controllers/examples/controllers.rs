@@ -1,6 +1,12 @@
 //! Runs the controllers against any cluster: `controllers KUBECONFIG [CA]`. For trying them on an upstream apiserver.
+//!
+//! The kubeconfig's user must be allowed to impersonate: each controller acts as its own service account, so that
+//! upstream's default roles are held to be enough.
 
-use controllers::{Config, Settings};
+use std::sync::Arc;
+
+use controllers::{Clients, Config, Settings};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use machinery::env::Env;
 use tokio_util::sync::CancellationToken;
 
@@ -8,20 +14,30 @@ use tokio_util::sync::CancellationToken;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt().with_env_filter("info,controllers=debug,machinery=debug").init();
     let mut arguments = std::env::args().skip(1);
-    let kubeconfig = arguments.next().ok_or("the kubeconfig's path is missing")?;
+    let kubeconfig = Kubeconfig::read_from(arguments.next().ok_or("the kubeconfig's path is missing")?)?;
     let root_ca_pem = arguments.next().map(std::fs::read_to_string).transpose()?.unwrap_or_default();
-    let client = machinery::client::from_kubeconfig(kubeconfig).await?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let user = move |name: &str| {
+        let mut config = config.clone();
+        config.auth_info.impersonate = Some(name.to_owned());
+        machinery::client::from_config(config).expect("the configuration was good for the first client")
+    };
+    let client = user("system:kube-controller-manager");
+    let clients: Clients = Arc::new(move |account| user(&format!("system:serviceaccount:kube-system:{account}")));
     let stop = CancellationToken::new();
     let ended = stop.clone();
     tokio::spawn(async move {
         let _ = tokio::signal::ctrl_c().await;
         ended.cancel();
     });
-    let settings = Settings { root_ca_pem, ..Settings::default() };
+    let settings = Settings {
+        root_ca_pem,
+        cluster_cidrs: vec![("10.244.0.0/16".parse()?, 24)],
+        // Nobody trusts these tokens: it is enough to see that the Secrets are filled.
+        sign_token: Some(Arc::new(|claims| Some(format!("unsigned.{claims}")))),
+        ..Settings::default()
+    };
     let env = Env::real();
     let identity = format!("example_{}", env.uid());
-    // Everything in the name of the kubeconfig's user, who must be allowed to do it all.
-    let same = client.clone();
-    let clients: controllers::Clients = std::sync::Arc::new(move |_| same.clone());
     Ok(controllers::run(client, clients, env, Config::new(settings, &identity), stop).await?)
 }

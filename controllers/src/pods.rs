@@ -2,8 +2,9 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
-use machinery::runtime::{Action, Object, Typed, controller_of, value_of};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time};
+use machinery::runtime::selector::{self, selects};
+use machinery::runtime::{Action, Kind, Object, Typed, View, controller_of, value_of};
 use serde_json::json;
 
 /// Names of pods may be this long (RFC 1123 subdomains).
@@ -101,6 +102,17 @@ pub(crate) fn release<K: Typed>(object: &K) -> Action {
     let patch = json!({"metadata": {
         "uid": metadata.uid, "resourceVersion": metadata.resource_version, "ownerReferences": owners}});
     Action::patch(object, patch)
+}
+
+/// Checks with the server that the view shows all objects that a selector chooses.
+pub(crate) fn expect_known<K: Typed>(view: &View, namespace: &str, selector: &LabelSelector) -> Action {
+    let chosen = view.list::<K>(namespace).map(Object::metadata).filter(|m| selects(selector, m.labels.as_ref()));
+    Action::ExpectKnown {
+        kind: Kind::of::<K>(),
+        namespace: namespace.to_owned(),
+        selector: selector::text(selector),
+        known: chosen.filter_map(|m| m.uid.clone()).collect(),
+    }
 }
 
 /// An instant as the API writes it: whole seconds.

@@ -73,11 +73,16 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
     let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
     let scaling = if going { None } else { scale(view, set, &active, wanted, context.now) };
     // Where pods are about to change, the next pass writes the status; after a failure it can't wait for them.
-    if scaling.is_none() || context.failure.is_some() {
+    if scaling.is_none() || context.failure.is_some_and(|f| f.verb != "list") {
         let status = status(set, &active, terminating, context, wanted);
         if normal(set.status.clone().unwrap_or_default()) != normal(status.clone()) {
             plan.push(Action::update_status(&ReplicaSet { status: Some(status), ..set.clone() }));
         }
+    }
+    let first = set.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0) == 0;
+    if first && active.len() < wanted && !going {
+        // There may be pods to adopt that were made just before.
+        plan.push(pods::expect_known::<Pod>(view, &key.namespace, &spec.selector));
     }
     plan.actions.extend(scaling);
     let min_ready = spec.min_ready_seconds.unwrap_or(0);
@@ -202,7 +207,7 @@ fn status(
         i32::try_from(active.iter().filter(|pod| wanted(pod)).count()).unwrap_or(i32::MAX)
     };
     let old = set.status.clone().unwrap_or_default();
-    let failing = context.failure.filter(|f| f.resource == "pods" && active.len() != wanted);
+    let failing = context.failure.filter(|f| f.resource == "pods" && f.verb != "list" && active.len() != wanted);
     ReplicaSetStatus {
         replicas: many(&|_| true),
         fully_labeled_replicas: pods::count(many(&|pod| contains(pod.metadata.labels.as_ref(), &template))),

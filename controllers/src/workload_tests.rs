@@ -47,17 +47,13 @@ fn merge(into: &mut Value, from: &Value) {
 }
 
 fn deleted(plan: &Plan) -> Vec<&str> {
-    let names = |action| match action {
-        &Action::Delete { ref key, .. } => vec![key.name.as_str()],
-        Action::Together(actions) => actions
-            .iter()
-            .filter_map(|a| match a {
-                Action::Delete { key, .. } => Some(key.name.as_str()),
-                _ => None,
-            })
-            .collect(),
-        _ => Vec::new(),
-    };
+    fn names(action: &Action) -> Vec<&str> {
+        match action {
+            Action::Delete { key, .. } => vec![key.name.as_str()],
+            Action::Together(actions) => actions.iter().flat_map(names).collect(),
+            _ => Vec::new(),
+        }
+    }
     plan.actions.iter().flat_map(names).collect()
 }
 
@@ -99,7 +95,9 @@ fn pods_are_given_up_in_upstreams_order() {
 fn missing_pods_are_made_slowly_and_a_failure_shows_in_the_status() {
     let mut simulation = Simulation::of(start(), [set(3)]);
     let plan = decide("replicaset-controller", &simulation, &key("web"));
-    let [Action::SlowStart(creates)] = plan.actions.as_slice() else { panic!("{:?}", plan.actions) };
+    let [Action::ExpectKnown { .. }, Action::SlowStart(creates)] = plan.actions.as_slice() else {
+        panic!("{:?}", plan.actions)
+    };
     assert_eq!(creates.len(), 3);
     let Action::Create { object, notes, .. } = &creates[0] else { panic!("{creates:?}") };
     assert_eq!(object["metadata"]["generateName"], "web-");

@@ -10,6 +10,7 @@ use machinery::api::ObjectKey;
 use machinery::runtime::{Action, Failure, Note, controlled_by, value_of};
 
 use super::{Rollout, actual, name, rollout, size, status, wanted};
+use crate::pods;
 
 type Annotations = BTreeMap<String, String>;
 
@@ -224,6 +225,11 @@ pub(super) fn create(rollout: &mut Rollout<'_>, failure: Option<&Failure>) -> bo
         );
         status::count(rollout);
         rollout.write_status();
+    }
+    if deployment.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0) == 0 {
+        // There may be one to adopt that was made just before.
+        let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
+        rollout.plan.push(pods::expect_known::<ReplicaSet>(rollout.view, namespace, &spec.selector));
     }
     let message = format!("Failed to create new replica set {set_name:?}: {{error}}");
     let scaled =

@@ -28,9 +28,6 @@ use crate::env::Env;
 
 /// How often every key is looked at again, as repair of whatever went wrong unnoticed.
 const FULL_PASS_INTERVAL: Duration = Duration::from_secs(600);
-/// How long a new object waits before it is looked at: what was written just before it (a ReplicaSet that a new Deployment
-/// shall adopt) comes over another watch and may still be on its way.
-const SETTLE: Duration = Duration::from_millis(20);
 /// How long a key is held back at most for the view to catch up (upstream's expectations time out after as long).
 const HOLD_MAX: Duration = Duration::from_secs(300);
 
@@ -212,10 +209,7 @@ impl<S: Send + Sync + 'static> Running<S> {
     fn hear(&self, view: &View, change: &Change) {
         for input in self.row.inputs {
             for key in input.keys(view, change) {
-                if change.old.is_none() {
-                    self.queue.add_after(key, SETTLE);
-                    self.metrics.added(self.row.name);
-                } else if self.queue.add(key) {
+                if self.queue.add(key) {
                     self.metrics.added(self.row.name);
                 }
             }

@@ -179,6 +179,23 @@ impl Performer {
                     _ => Ok(None),
                 }
             }
+            Action::ExpectKnown { kind, namespace, selector, known } => {
+                let query = super::follow::form_urlencoded(&[("labelSelector", &selector)]);
+                let path = format!("{}?{query}", kind.collection_path(&namespace));
+                let answer = self.send(Method::GET, &path, JSON, &Value::Null, "list", &kind).await;
+                let list = unless_gone(answer)?.unwrap_or_default();
+                let mut uids = list["items"].as_array().into_iter().flatten().map(|item| &item["metadata"]["uid"]);
+                if uids.all(|uid| uid.as_str().is_some_and(|uid| known.contains(uid))) {
+                    return Ok(None);
+                }
+                Err(Failure {
+                    verb: "list",
+                    code: 409,
+                    reason: "Unseen".into(),
+                    message: format!("there are {} that the view doesn't show yet", kind.resource()),
+                    resource: kind.resource(),
+                })
+            }
             Action::Post { kind, key, subresource, body } => {
                 let path = sub(&kind, &key, Some(subresource));
                 let answer = self.send(Method::POST, &path, JSON, &body, "post", &kind).await;

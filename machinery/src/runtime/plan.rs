@@ -1,5 +1,6 @@
 //! What a decision asks for, as data: a test asserts on it, the log prints it, the driver performs it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -142,6 +143,18 @@ pub enum Action {
         key: ObjectKey,
         /// Its uid, where another object of the same name doesn't count.
         uid: Option<String>,
+    },
+    /// Asks the server, not the view, which objects a selector chooses, and fails if there is one that isn't known. What
+    /// was written just before an object (pods that a new ReplicaSet shall adopt) comes over another watch, and later.
+    ExpectKnown {
+        /// The kind.
+        kind: Kind,
+        /// The namespace.
+        namespace: String,
+        /// The label selector, as requests carry it.
+        selector: String,
+        /// The uids of those that are known.
+        known: BTreeSet<String>,
     },
     /// POST to a subresource (a token, an eviction).
     Post {

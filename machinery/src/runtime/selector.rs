@@ -40,6 +40,22 @@ pub fn is_everything(selector: &LabelSelector) -> bool {
         && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
 }
 
+/// A selector as requests carry it.
+#[must_use]
+pub fn text(selector: &LabelSelector) -> String {
+    let exact = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));
+    let wishes = selector.match_expressions.iter().flatten().map(|wish| {
+        let values = wish.values.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(",");
+        match wish.operator.as_str() {
+            "In" => format!("{} in ({values})", wish.key),
+            "NotIn" => format!("{} notin ({values})", wish.key),
+            "DoesNotExist" => format!("!{}", wish.key),
+            _ => wish.key.clone(),
+        }
+    });
+    exact.chain(wishes).collect::<Vec<_>>().join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +77,12 @@ mod tests {
             let parsed: LabelSelector = serde_json::from_value(selector.clone()).unwrap();
             assert_eq!(selects(&parsed, Some(&labels)), chosen, "{selector}");
         }
+    }
+
+    #[test]
+    fn a_selector_as_text() {
+        let selector = serde_json::json!({"matchLabels": {"a": "b"}, "matchExpressions": [
+            {"key": "c", "operator": "NotIn", "values": ["d", "e"]}, {"key": "f", "operator": "DoesNotExist"}]});
+        assert_eq!(text(&serde_json::from_value(selector).unwrap()), "a=b,c notin (d,e),!f");
     }
 }

@@ -132,7 +132,8 @@ impl Simulation {
             Action::Together(actions) | Action::SlowStart(actions) => {
                 return actions.into_iter().flat_map(|action| self.act(action)).collect();
             }
-            Action::Post { .. } | Action::Event(_) => {}
+            // The simulated view is never behind.
+            Action::ExpectKnown { .. } | Action::Post { .. } | Action::Event(_) => {}
         }
         Vec::new()
     }
