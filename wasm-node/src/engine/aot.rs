@@ -56,30 +56,27 @@ impl Cache {
         self.adopt(digest, fingerprint, file)
     }
 
-    /// Maps an artifact; none where there is no sound one (a damaged one is removed).
+    /// Maps an artifact; none where there is none. A damaged one is removed, and the error says what is wrong.
     pub(crate) fn load(
         &self,
         engine: &wasmtime::Engine,
         digest: &str,
         fingerprint: &str,
         kind: CodeKind,
-    ) -> Option<Code> {
+    ) -> Result<Option<Code>, String> {
         let path = self.path(digest, fingerprint);
-        let expected = std::fs::read_to_string(sum_path(&path)).ok()?;
+        let Ok(expected) = std::fs::read_to_string(sum_path(&path)) else { return Ok(None) };
         let loaded = match checksum(&path) {
             Ok(sum) if sum == expected => map(engine, &path, kind).map_err(|error| format!("{error:#}")),
-            Ok(_) => Err("its checksum is wrong".to_owned()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Ok(_) => Err("the compiled module's checksum is wrong".to_owned()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => Err(error.to_string()),
         };
-        match loaded {
-            Ok(code) => Some(code),
-            Err(why) => {
-                tracing::warn!(path = %path.display(), "compiled module set aside: {why}");
-                let _ = std::fs::remove_file(&path);
-                None
-            }
+        if let Err(why) = &loaded {
+            tracing::warn!(path = %path.display(), "compiled module set aside: {why}");
+            let _ = std::fs::remove_file(&path);
         }
+        loaded.map(Some)
     }
 
     /// Removes artifacts of digests that are not `in_use`, and of other engine settings.

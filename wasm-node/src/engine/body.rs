@@ -146,7 +146,7 @@ impl MapTrailers for Frame<Bytes> {
 }
 
 fn strip_trailers(trailers: &mut http::HeaderMap) {
-    super::http::strip(trailers);
+    super::server::strip(trailers);
     trailers.remove(http::header::CONTENT_LENGTH);
 }
 

@@ -86,7 +86,7 @@ impl Container {
                 },
             }
         });
-        let task = super::http::AbortOnDrop(task);
+        let task = super::server::AbortOnDrop(task);
         match task.await {
             Ok(outcome) => outcome,
             Err(error) => Outcome::ended(134, OutcomeReason::Error, format!("the node ended the run: {error}")),

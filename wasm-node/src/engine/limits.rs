@@ -35,6 +35,8 @@ pub(crate) const CORE_INSTANCES_MAX: usize = 64;
 pub(crate) const MEMORIES_MAX: usize = 16;
 /// Tables of one store.
 pub(crate) const TABLES_MAX: usize = 32;
+/// Elements of one table; the largest seen in the wild is a debug build with some 10,000.
+pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 /// What one element of a table costs.
 const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
 
@@ -203,6 +205,16 @@ impl ResourceLimiter for StoreLimiter {
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if desired > TABLE_ELEMENTS_MAX && maximum == Some(TABLE_ELEMENTS_MAX) {
+            // The node's own bound, not the module's: a trap, as for memory.
+            let exceeded = MemoryExceeded {
+                wanted_bytes: (desired as u64).saturating_mul(TABLE_ELEMENT_BYTES),
+                used_bytes: current as u64 * TABLE_ELEMENT_BYTES,
+                limit_bytes: TABLE_ELEMENTS_MAX as u64 * TABLE_ELEMENT_BYTES,
+            };
+            self.exceeded = Some(exceeded.clone());
+            return Err(wasmtime::Error::new(exceeded).context("one table has grown too large"));
+        }
         self.grow_to(current, desired, maximum, TABLE_ELEMENT_BYTES)
     }
 

@@ -62,6 +62,9 @@ pub enum LoadError {
     /// It exports nothing that a container can be.
     #[error("{0}")]
     Unsupported(String),
+    /// It compiles, but asks for more memories, tables or instances than a module may have.
+    #[error("the module does not fit this node's engine: {0}")]
+    Unfit(String),
     /// The engine with the wanted metering can't be made.
     #[error("wasmtime: {0}")]
     Engine(String),
@@ -159,13 +162,13 @@ impl Engine {
         self.compile(digest, file, metering).await?;
         let engine = self.metered(metering)?.clone();
         let code = match self.map_artifact(&engine, digest, kind).await {
-            Some(code) => code,
-            None => {
-                // A damaged artifact was set aside: once more from the module itself.
+            Ok(Some(code)) => code,
+            // A damaged artifact was set aside: once more from the module itself.
+            Ok(None) | Err(_) => {
                 self.compile(digest, file, metering).await?;
-                self.map_artifact(&engine, digest, kind)
-                    .await
-                    .ok_or_else(|| LoadError::Engine("the compiled module can't be loaded".into()))?
+                let gone = || "the compiled module is gone again".to_owned();
+                let mapped = self.map_artifact(&engine, digest, kind).await;
+                mapped.and_then(|code| code.ok_or_else(gone)).map_err(LoadError::Unfit)?
             }
         };
         let (kind, pre) = prepare(&engine, code)?;
@@ -174,10 +177,10 @@ impl Engine {
         Ok(loaded)
     }
 
-    async fn map_artifact(&self, engine: &Arc<Metered>, digest: &str, kind: CodeKind) -> Option<Code> {
+    async fn map_artifact(&self, engine: &Arc<Metered>, digest: &str, kind: CodeKind) -> Result<Option<Code>, String> {
         let (this, engine, digest) = (self.clone(), engine.clone(), digest.to_owned());
         let map = move || this.inner.cache.load(&engine.wasmtime, &digest, &engine.fingerprint, kind);
-        tokio::task::spawn_blocking(map).await.ok().flatten()
+        tokio::task::spawn_blocking(map).await.map_err(|error| error.to_string())?
     }
 }
 

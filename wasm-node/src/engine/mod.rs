@@ -13,12 +13,15 @@ mod compile;
 pub(crate) mod container;
 mod cpu;
 mod epoch;
-mod http;
+
 pub(crate) mod limits;
 mod load;
 mod runtime;
+mod server;
 mod settings;
 pub(crate) mod state;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -31,9 +34,9 @@ use tokio::sync::Semaphore;
 pub use command::{Outcome, OutcomeReason, StopSignal};
 pub use compile::{COMPILE_WORKER_ARGUMENT, CompileProcess, MODULE_BYTES_MAX, compile_worker};
 pub use container::{Container, ContainerSpec, LogSink, Preopen, Stats, StdStream};
-pub use http::HttpServer;
 pub use limits::{CONCURRENCY_DEFAULT, Limits, REQUEST_TIMEOUT_DEFAULT};
 pub use load::{Inspection, Kind, LoadError, Loaded, inspect};
+pub use server::HttpServer;
 
 use epoch::Ticker;
 use limits::MemoryBudget;

@@ -8,7 +8,7 @@ use wasmtime::{
 };
 
 use super::Metering;
-use super::limits::{MEMORIES_MAX, TABLES_MAX};
+use super::limits::{MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
 
 /// Instances that may be live at once in one engine; more requests queue. Each takes a stack and some mappings, and
 /// the kernel allows a process 65,530 mappings.
@@ -29,8 +29,6 @@ const WARM_SLOTS_MAX: u32 = 32;
 const MEMORY_KEEP_BYTES: usize = 64 << 10;
 const TABLE_KEEP_BYTES: usize = 8 << 10;
 const STACK_KEEP_BYTES: usize = 32 << 10;
-/// Elements of one table; the largest seen in the wild is a debug build with some 10,000.
-const TABLE_ELEMENTS_MAX: usize = 20_000;
 
 fn base(metering: Metering) -> Config {
     let mut config = Config::new();

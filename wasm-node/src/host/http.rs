@@ -114,14 +114,12 @@ pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
         |mut store: StoreContextMut<'_, ComponentState>,
          (body, trailers): (Resource<HostOutgoingBody>, Option<Resource<FieldMap>>)| {
             let state = store.data_mut();
-            let finished = types::HostOutgoingBody::finish(&mut state.http(), body, trailers);
-            match finished {
-                Ok(()) => {
-                    if let Some(exchange) = &state.exchange {
-                        exchange.finish_body();
-                    }
-                    Ok((Ok::<(), ErrorCode>(()),))
-                }
+            // Told before, as the body may be read on another thread: where finishing fails, it sends an abort.
+            if let Some(exchange) = &state.exchange {
+                exchange.finish_body();
+            }
+            match types::HostOutgoingBody::finish(&mut state.http(), body, trailers) {
+                Ok(()) => Ok((Ok::<(), ErrorCode>(()),)),
                 Err(error) => Ok((Err(error.downcast()?),)),
             }
         },

@@ -1,0 +1,235 @@
+//! HTTP servers: the samples under their limits, failures before and after the head, and calls out.
+
+use std::time::Duration;
+
+use machinery::net::{DialError, Serve};
+
+use super::*;
+
+async fn plain(bench: &Bench, name: &str, change: impl FnOnce(&mut ContainerSpec)) -> (HttpServer, Arc<Log>) {
+    metered(bench, name, Metering::Epochs, change).await
+}
+
+async fn metered(
+    bench: &Bench,
+    name: &str,
+    metering: Metering,
+    change: impl FnOnce(&mut ContainerSpec),
+) -> (HttpServer, Arc<Log>) {
+    let loaded = bench.load_sample(name, metering).await;
+    assert_eq!(loaded.kind(), Kind::HttpServer);
+    let (container, log) = bench.container(loaded, change);
+    (container.serve().unwrap(), log)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hello_answers() {
+    let bench = Bench::new();
+    for name in ["hello", "hello-c"] {
+        let (server, log) = plain(&bench, name, |spec| {
+            spec.env = vec![("POD_NAME".into(), "pod-1".into()), ("VERSION".into(), "one".into())];
+        })
+        .await;
+        let response = server.http(get("/")).await;
+        assert_eq!(response.status(), 200, "{name}: {}", log.text());
+        assert_eq!(response.headers()["x-pod"], "pod-1");
+        assert_eq!(text(response).await.unwrap(), "hello from pod-1\n");
+        assert_eq!(text(server.http(get("/version")).await).await.unwrap().trim(), "one");
+        let large = vec![b'x'; 3 << 20];
+        let echoed = text(server.http(post("/echo", large.clone())).await).await;
+        let echoed = echoed.unwrap_or_else(|error| panic!("{name}: {error}: {}", log.text()));
+        assert_eq!(echoed.len(), large.len(), "{name}");
+        let streamed = text(server.http(get("/stream?n=2000")).await).await.unwrap();
+        assert_eq!(streamed.lines().count(), 2000, "{name}");
+        assert!(!log.text().is_empty());
+        server.drained().await;
+        let stats = server.container().stats();
+        assert_eq!((stats.requests, stats.instances_started, stats.instances_live, stats.memory_bytes), (4, 4, 0, 0));
+        assert_eq!(stats.failures, Default::default());
+        assert!(stats.cpu > Duration::ZERO);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_on_the_guests_own_threads() {
+    let bench = Bench::new();
+    let (server, _) = plain(&bench, "hello", |_| {}).await;
+    let inner = server.clone();
+    let answer = bench.engine.guest_runtime().spawn(async move {
+        let response = inner.http(get("/")).await;
+        let length = http_body::Body::size_hint(response.body()).exact();
+        (response.status(), length, text(response).await.unwrap())
+    });
+    let (status, length, body) = answer.await.unwrap();
+    assert_eq!(status, 200);
+    assert_eq!(length, Some(body.len() as u64), "a short answer has its length");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_have_their_answers() {
+    let bench = Bench::new();
+    let short = Duration::from_millis(200);
+    let (trap, log) = plain(&bench, "trap", |_| {}).await;
+    assert_eq!(reason(&trap.http(get("/trap")).await), (502, "trap"));
+    assert!(log.text().contains("wasm backtrace"), "{}", log.text());
+    assert_eq!(trap.http(get("/")).await.status(), 200);
+
+    let (endless, _) = plain(&bench, "endless", |spec| spec.limits.timeout = short).await;
+    assert_eq!(reason(&endless.http(get("/loop")).await), (504, "timeout"));
+    assert_eq!(endless.http(get("/")).await.status(), 200);
+
+    let (glutton, _) = plain(&bench, "glutton", |spec| spec.limits.memory_bytes = Some(64 << 20)).await;
+    assert_eq!(reason(&glutton.http(get("/eat?mb=200")).await), (503, "memory"));
+    assert_eq!(glutton.http(get("/eat?mb=4")).await.status(), 200);
+    glutton.drained().await;
+    let stats = glutton.container().stats();
+    assert_eq!((stats.failures.memory, stats.memory_bytes), (1, 0));
+    assert!(stats.memory_peak_bytes <= 64 << 20);
+
+    let (fuel, _) = metered(&bench, "endless", Metering::Fuel, |spec| spec.limits.fuel = Some(50_000_000)).await;
+    assert_eq!(reason(&fuel.http(get("/loop")).await), (503, "fuel"));
+    assert_eq!(fuel.http(get("/")).await.status(), 200);
+    assert!(fuel.container().stats().fuel_used >= 50_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_beyond_the_concurrency_wait_and_give_up_at_their_timeout() {
+    let bench = Bench::new();
+    let (server, _) = plain(&bench, "hello", |spec| {
+        spec.limits.concurrency = 2;
+        spec.limits.timeout = Duration::from_secs(5);
+    })
+    .await;
+    let all = futures::future::join_all((0..8).map(|_| server.http(get("/slow?ms=50")))).await;
+    assert!(all.iter().all(|response| response.status() == 200));
+
+    let (server, _) = plain(&bench, "hello", |spec| {
+        spec.limits.concurrency = 1;
+        spec.limits.timeout = Duration::from_millis(150);
+    })
+    .await;
+    // A stream that goes on holds its permit for as long as it is read.
+    let mut stream = server.http(get("/stream?n=10000000")).await.into_body();
+    let reading = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            stream.frame().await.unwrap().unwrap();
+        }
+    };
+    let waiting = tokio::select! {
+        response = server.http(get("/")) => response,
+        () = reading => unreachable!(),
+    };
+    assert_eq!(reason(&waiting), (504, "timeout"));
+    drop(stream);
+    server.drained().await;
+    assert_eq!(server.http(get("/")).await.status(), 200, "the permit came back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_takes_its_guest_along() {
+    let bench = Bench::new();
+    let (server, _) = plain(&bench, "endless", |_| {}).await;
+    let request = server.http(get("/loop"));
+    assert!(tokio::time::timeout(Duration::from_millis(100), request).await.is_err());
+    tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
+    // A body that nobody reads to its end.
+    let (server, _) = plain(&bench, "hello", |_| {}).await;
+    let response = server.http(get("/stream?n=10000000")).await;
+    drop(response);
+    tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
+    // One that stops being read is cut after the timeout.
+    let (server, log) = plain(&bench, "hello", |spec| spec.limits.timeout = Duration::from_millis(100)).await;
+    let response = server.http(get("/stream?n=10000000")).await;
+    assert_eq!(response.status(), 200);
+    tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
+    assert!(text(response).await.is_err(), "a cut body is no clean end");
+    assert!(log.text().contains("nothing moved"), "{}", log.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutting_cuts_off_and_refuses() {
+    let bench = Bench::new();
+    let (server, _) = plain(&bench, "endless", |_| {}).await;
+    let running = server.clone();
+    let request = tokio::spawn(async move { running.http(get("/loop")).await.status() });
+    while server.container().stats().instances_live == 0 {
+        tokio::task::yield_now().await;
+    }
+    server.shut();
+    assert_eq!(request.await.unwrap(), 503);
+    server.drained().await;
+    assert_eq!(reason(&server.http(get("/")).await), (503, "stopped"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_start_is_broken() {
+    let bench = Bench::new();
+    let (server, _) = plain(&bench, "hello", |spec| spec.limits.memory_bytes = Some(64 << 10)).await;
+    assert!(server.container().try_instantiate().await.is_err());
+    for _ in 0..3 {
+        assert_eq!(reason(&server.http(get("/")).await), (503, "memory"));
+    }
+    assert!(server.container().broken().unwrap().contains("memory"));
+    let (server, _) = plain(&bench, "hello", |_| {}).await;
+    server.container().try_instantiate().await.unwrap();
+    assert_eq!(server.container().broken(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_flood_harms_nobody() {
+    let bench = Bench::new();
+    let (chatter, log) = plain(&bench, "chatter", |spec| spec.limits.timeout = Duration::from_millis(300)).await;
+    let (hello, _) = plain(&bench, "hello", |_| {}).await;
+    let (flood, fine) = tokio::join!(chatter.http(get("/flood")), hello.http(get("/")));
+    assert_eq!(fine.status(), 200);
+    let _ = text(flood).await;
+    tokio::time::timeout(Duration::from_secs(5), chatter.drained()).await.unwrap();
+    assert!(log.text().len() > 10_000);
+}
+
+/// The shop without a network: catalog, users and payments answer by name.
+struct Shop(HashMap<&'static str, HttpServer>);
+
+#[async_trait::async_trait]
+impl Dial for Shop {
+    async fn http(&self, caller: &Caller, request: http::Request<Body>) -> Result<http::Response<Body>, DialError> {
+        assert_eq!(&*caller.pod, "test");
+        let host = request.uri().host().unwrap_or_default().to_owned();
+        match self.0.get(host.as_str()) {
+            Some(server) => Ok(server.http(request).await),
+            None => Err(DialError::NameNotFound(host)),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guests_call_each_other() {
+    let bench = Bench::new();
+    let products = bench.dir.path().join("products");
+    std::fs::create_dir(&products).unwrap();
+    let list =
+        r#"[{"id":"tea","name":"Tea","price":3.5},{"id":"a","name":"A","price":1},{"id":"b","name":"B","price":2}]"#;
+    std::fs::write(products.join("products.json"), list).unwrap();
+    let mut shop = HashMap::new();
+    for (name, short) in [("shop-catalog", "catalog"), ("shop-users", "users"), ("shop-payments", "payments")] {
+        let (server, _) = plain(&bench, name, |spec| {
+            // Wherever the sample looks for its files.
+            for guest in ["/etc/catalog", "/catalog", "/data", "/config"] {
+                spec.preopens.push(Preopen { host: products.clone(), guest: guest.into(), writable: false });
+            }
+            spec.env.push(("PAYMENT_KEY".into(), "k".into()));
+        })
+        .await;
+        shop.insert(short, server);
+    }
+    let (frontend, log) = plain(&bench, "shop-frontend", |spec| spec.dial = dial(Shop(shop))).await;
+    let response = frontend.http(get("/api/products")).await;
+    assert_eq!(response.status(), 200, "{}", log.text());
+    assert!(text(response).await.unwrap().contains("tea"));
+    // Nobody to call: an answer of the guest's own, not a hang.
+    let (alone, _) = plain(&bench, "shop-frontend", |spec| spec.dial = dial(Shop(HashMap::new()))).await;
+    assert!(alone.http(get("/api/products")).await.status().is_server_error());
+    let (denied, _) = plain(&bench, "shop-frontend", |_| {}).await;
+    assert!(denied.http(get("/api/products")).await.status().is_server_error());
+}
