@@ -95,8 +95,8 @@ impl<'a> Target<'a> {
     }
 }
 
-/// A decoded object: sparse (only what was given; [`super::normalise`] fills in the rest after defaulting), with
-/// apiVersion and kind set, without managedFields (not tracked).
+/// A decoded object: sparse (what was given, and `{}` for objects that are no pointers; [`super::normalise`] fills in
+/// the rest after defaulting), with apiVersion and kind set, without managedFields (not tracked).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoded {
     /// The object.
@@ -368,7 +368,7 @@ mod tests {
         }
         let warned = json_body(r#"{"nope": 1}"#, &MAP, FieldValidation::Warn).unwrap();
         assert_eq!(warned.warnings, [r#"unknown field "nope""#]);
-        assert_eq!(warned.object, json!({"apiVersion": "v1", "kind": "ConfigMap"}));
+        assert_eq!(warned.object, json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}}));
         assert!(json_body(r#"{"nope": 1}"#, &MAP, FieldValidation::Ignore).unwrap().warnings.is_empty());
     }
 
@@ -406,7 +406,7 @@ mod tests {
         assert_eq!(
             decoded.object,
             json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "labels": {"app": "web"}}, "status": {},
-                "spec": {"replicas": 2, "template": {"metadata": {"labels": {"app": "web"}}, "spec": {
+                "spec": {"replicas": 2, "strategy": {}, "template": {"metadata": {"labels": {"app": "web"}}, "spec": {
                     "volumes": [{"name": "v", "configMap": {"name": "cm"}}],
                     "containers": [{"name": "c", "ports": [{"containerPort": 80, "protocol": "TCP"}], "resources": {"limits": {"memory": "64Mi"}}}]}}}})
         );

@@ -22,7 +22,7 @@ const FINDINGS_MAX: usize = 100;
 /// Whether what a struct always prints is filled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// What isn't set stays absent: the form for defaulting.
+    /// What isn't set stays absent, but for objects that are no pointers (`spec: {}`): the form for defaulting.
     Sparse,
     /// As stored and printed: `status: {}`, `name: ""`, `rules: null`.
     Full,
@@ -232,7 +232,7 @@ impl Walk {
                     *value = Value::Null; // stored as protobuf, which knows no empty list
                 }
             }
-            None if !fill => {}
+            None if !fill && (field.pointer || field.omit_zero || !matches!(field.kind, Kind::Object(_))) => {}
             None if field.pointer => {
                 if !field.omit_empty {
                     out.insert(field.name.into(), Value::Null);
@@ -521,7 +521,7 @@ mod tests {
         let (sparse, _) = read(POD, text, Form::Sparse).unwrap();
         let container = json!({"name": "c", "resources": {"limits": {"memory": "1Gi", "cpu": "500m"}}});
         let spec = json!({"containers": [container], "volumes": [{"name": "v", "emptyDir": {}}], "terminationGracePeriodSeconds": 0});
-        assert_eq!(sparse, json!({"metadata": {}, "spec": spec}));
+        assert_eq!(sparse, json!({"metadata": {}, "spec": spec, "status": {}}));
         let mut full = json!({"spec": {"containers": [{}]}});
         normalise(POD, &mut full).unwrap();
         assert_eq!(
