@@ -194,6 +194,15 @@ impl Cache {
         let limit = if limit == 0 { usize::MAX } else { limit };
         let mut found = Found { limit, items: Vec::new(), remaining: 0 };
         let after = |key: &str| start_after.is_none_or(|start| key > start);
+        // By name within a namespace or of a cluster-wide resource: one key. (Of all namespaces it is no object's key.)
+        if let Some(name) = filter.field_equals("metadata.name")
+            && let Some((_, cached)) = inner.versions.get_at(&format!("{prefix}{name}"), revision)?
+        {
+            if after(&cached.key) {
+                found.offer(cached, filter);
+            }
+            return Ok(Page { items: found.items, revision, remaining: 0, next: None });
+        }
         let indexed = (revision == inner.versions.revision())
             .then(|| inner.shelf(prefix).and_then(|shelf| shelf.index.narrow(&shelf.resource, filter)))
             .flatten();

@@ -119,6 +119,13 @@ async fn lists_use_indexes_and_namespaces() {
     assert_eq!(names(&list("/registry/pods/a/", None, &on_node("n1"))), ["one", "two"]);
     assert_eq!(names(&list(PODS, Some(at), &on_node("n1"))), ["one", "three"]);
     assert_eq!(names(&list(PODS, None, &labelled("web"))), ["one"]);
+    let named = |name: &str| Selectors {
+        fields: vec![FieldRequirement { label: "metadata.name".into(), equals: true, value: name.into() }],
+        ..Selectors::default()
+    };
+    assert_eq!(names(&list("/registry/pods/a/", None, &named("two"))), ["two"]);
+    assert_eq!(names(&list(PODS, None, &named("three"))), ["three"]);
+    assert!(list("/registry/pods/a/", None, &named("three")).items.is_empty());
     assert_eq!(names(&list(PODS, None, &labelled("none"))), Vec::<&str>::new());
     let page = cache.list(PODS, None, None, 2, &on_node("n1")).unwrap();
     assert_eq!((names(&page), page.remaining), (vec!["one", "two"], 1));

@@ -27,8 +27,10 @@ pub const VALUE_BYTES_MAX: usize = 3 * 512 * 1024;
 pub const TXN_OPS_MAX: usize = 128;
 /// History is compacted in this rhythm, as upstream's apiserver does, to where it stood one such time before.
 pub const COMPACT_EVERY: Duration = Duration::from_secs(5 * 60);
-/// Superseded values kept for history before it is compacted early: bounds memory under a storm of updates.
+/// What history may weigh before it is compacted early: bounds memory under a storm of updates.
 pub const HISTORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What a change weighs in history beside its superseded value, in the store and in the cache (measured roughly).
+const HISTORY_RECORD_BYTES: usize = 768;
 
 /// One stored key.
 #[derive(Debug, Clone, PartialEq, Eq)]

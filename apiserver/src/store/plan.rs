@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use super::versions::{OutOfReach, Record, Versions};
 use super::{
-    COMPACT_EVERY, Change, Entry, HISTORY_BYTES_MAX, Op, Outcome, Range, Revision, StoreError, TXN_OPS_MAX, Txn,
-    VALUE_BYTES_MAX,
+    COMPACT_EVERY, Change, Entry, HISTORY_BYTES_MAX, HISTORY_RECORD_BYTES, Op, Outcome, Range, Revision, StoreError,
+    TXN_OPS_MAX, Txn, VALUE_BYTES_MAX,
 };
 
 /// One key's stored form.
@@ -166,6 +166,7 @@ impl State {
     pub(super) fn apply_one(&mut self, write: Write) -> Change {
         let Write { revision, key, stored } = write;
         let previous = self.versions.apply(revision, &key, stored.clone());
+        self.history_bytes += HISTORY_RECORD_BYTES;
         if let Some((_, old)) = &previous {
             self.history_bytes += old.value.len();
             if old.expires_ms > 0 {
@@ -211,8 +212,9 @@ impl State {
     pub(super) fn compact(&mut self, revision: Revision) -> Result<Vec<Record<Stored>>, StoreError> {
         self.versions.check(revision)?;
         let forgotten = self.versions.compact(revision);
-        for (_, old) in forgotten.iter().filter_map(|record| record.previous.as_ref()) {
-            self.history_bytes = self.history_bytes.saturating_sub(old.value.len());
+        for record in &forgotten {
+            let superseded = record.previous.as_ref().map_or(0, |(_, old)| old.value.len());
+            self.history_bytes = self.history_bytes.saturating_sub(HISTORY_RECORD_BYTES + superseded);
         }
         Ok(forgotten)
     }
@@ -266,5 +268,27 @@ impl State {
 
     pub(super) fn changes_since(&self, after: Revision) -> Result<Vec<Change>, StoreError> {
         Ok(self.versions.since(after)?.map(change).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heavy_history_is_compacted_before_its_time() {
+        let mut state = State::new(0);
+        let value = Bytes::from(vec![0; 1024 * 1024]);
+        assert_eq!(state.compaction_due(Duration::ZERO), None);
+        for revision in 1..=70 {
+            let stored = Some(Stored { value: value.clone(), created: 1, expires_ms: 0 });
+            state.apply_one(Write { revision, key: "/a".into(), stored });
+        }
+        let due = state.compaction_due(Duration::ZERO);
+        assert_eq!(due, Some(36));
+        state.compact(36).unwrap();
+        assert_eq!(state.compaction_due(Duration::ZERO), None);
+        state.compact(70).unwrap();
+        assert_eq!(state.history_bytes, 0);
     }
 }
