@@ -1,6 +1,8 @@
 //! RFC 6902 as upstream's library does it: `replace` of a missing key adds it, `test` of one against null passes, `copy`
 //! of one yields null, list indexes may be negative, and a path's first segment before `/` is not looked at.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::schema::raw::Raw;
@@ -19,6 +21,9 @@ pub(super) struct Operation {
     from: Option<String>,
     value: Option<Value>,
 }
+
+/// List elements that may be moved along by insertions and removals: each moves all that stand behind it.
+const ELEMENTS_MOVED_MAX: usize = 50_000_000;
 
 /// Why a patch doesn't apply (upstream tells the client no more than that).
 #[derive(Debug)]
@@ -52,9 +57,9 @@ pub(super) fn read(raw: Raw) -> Result<(Vec<Operation>, Vec<String>), String> {
                 ));
             }
         };
-        let mut seen = Vec::new();
+        let mut seen = BTreeSet::new();
         for (key, value) in entries {
-            if seen.contains(&key) {
+            if seen.contains(key.as_str()) {
                 findings.push(format!("json patch duplicate field \"[{at}].{key}\""));
             } else if !FIELDS.contains(&key.as_str()) {
                 findings.push(format!("json patch unknown field \"[{at}].{key}\""));
@@ -80,7 +85,7 @@ pub(super) fn read(raw: Raw) -> Result<(Vec<Operation>, Vec<String>), String> {
                 "value" => operation.value = Some(value.into_value().ok_or("exceeded max depth")?),
                 _ => {}
             }
-            seen.push(key);
+            seen.insert(key);
         }
         operations.push(operation);
     }
@@ -90,17 +95,17 @@ pub(super) fn read(raw: Raw) -> Result<(Vec<Operation>, Vec<String>), String> {
 
 /// Applies operations in order.
 pub(super) fn apply(document: &mut Value, operations: Vec<Operation>) -> Step<()> {
-    let mut copied_bytes = 0;
+    let (mut copied_bytes, mut moved) = (0, 0);
     for operation in operations {
         let path = operation.path.ok_or(Refused);
         let from = operation.from.ok_or(Refused);
         match operation.op.as_str() {
-            "add" => add(document, &path?, operation.value.unwrap_or(Value::Null))?,
-            "remove" => drop(remove(document, &path?)?),
+            "add" => add(document, &path?, operation.value.unwrap_or(Value::Null), &mut moved)?,
+            "remove" => drop(remove(document, &path?, &mut moved)?),
             "replace" => replace(document, &path?, operation.value)?,
             "move" => {
-                let value = remove(document, &from?)?;
-                add(document, &path?, value)?;
+                let value = remove(document, &from?, &mut moved)?;
+                add(document, &path?, value, &mut moved)?;
             }
             "test" => test(document, &path?, operation.value.as_ref())?,
             "copy" => {
@@ -109,7 +114,7 @@ pub(super) fn apply(document: &mut Value, operations: Vec<Operation>) -> Step<()
                 if copied_bytes > COPIED_BYTES_MAX {
                     return Err(Refused);
                 }
-                add(document, &path?, value)?;
+                add(document, &path?, value, &mut moved)?;
             }
             _ => return Err(Refused),
         }
@@ -172,12 +177,18 @@ fn get<'a>(document: &'a mut Value, path: &str) -> Step<Option<&'a Value>> {
     }
 }
 
-fn add(document: &mut Value, path: &str, value: Value) -> Step<()> {
+fn count(moved: &mut usize, elements: usize) -> Step<()> {
+    *moved += elements;
+    if *moved > ELEMENTS_MOVED_MAX { Err(Refused) } else { Ok(()) }
+}
+
+fn add(document: &mut Value, path: &str, value: Value, moved: &mut usize) -> Step<()> {
     match find(document, path)? {
         (Value::Object(map), key) => drop(map.insert(key, value)),
         (Value::Array(items), key) if key == "-" => items.push(value),
         (Value::Array(items), key) => {
             let at = index(&key, items.len() + 1)?;
+            count(moved, items.len() - at)?;
             items.insert(at, value);
         }
         _ => return Err(Refused),
@@ -185,11 +196,12 @@ fn add(document: &mut Value, path: &str, value: Value) -> Step<()> {
     Ok(())
 }
 
-fn remove(document: &mut Value, path: &str) -> Step<Value> {
+fn remove(document: &mut Value, path: &str, moved: &mut usize) -> Step<Value> {
     match find(document, path)? {
         (Value::Object(map), key) => map.remove(&key).ok_or(Refused),
         (Value::Array(items), key) => {
             let at = index(&key, items.len())?;
+            count(moved, items.len() - at)?;
             Ok(items.remove(at))
         }
         _ => Err(Refused),

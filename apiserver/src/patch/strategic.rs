@@ -2,6 +2,8 @@
 //! `$setElementOrder/…` and `$deleteFromPrimitiveList/…` direct it. The order of a merged list is, in this precedence:
 //! what `$setElementOrder` says, the patch's order, the object's.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use crate::schema::{Kind, Type, table};
@@ -18,6 +20,20 @@ pub(super) enum Error {
     Bad(String),
     /// 422 with upstream's general sentence.
     Unprocessable,
+}
+
+/// List elements that one patch may have looked at: elements of one key merge one after the other, each time with all
+/// that the object holds there.
+const ELEMENTS_MAX: usize = 1_000_000;
+
+/// List elements looked at.
+struct Work(usize);
+
+impl Work {
+    fn spend(&mut self, elements: usize) -> Merged<()> {
+        self.0 += elements;
+        if self.0 > ELEMENTS_MAX { bad("the patch merges too many list elements") } else { Ok(()) }
+    }
 }
 
 type Merged<T> = Result<T, Error>;
@@ -83,12 +99,12 @@ pub(super) fn apply(type_name: &str, current: Value, patch: Value) -> Merged<Val
     let Some(found) = table().by_name(type_name) else { return bad("strategic merge patch format is not supported") };
     let (Value::Object(current), patch) = (current, patch) else { return bad("invalid JSON document") };
     match patch {
-        Value::Object(patch) => merge_map(current, patch, Meta::Type(found)).map(Value::Object),
+        Value::Object(patch) => merge_map(current, patch, Meta::Type(found), &mut Work(0)).map(Value::Object),
         _ => Ok(Value::Object(current)),
     }
 }
 
-fn merge_map(mut original: Object, mut patch: Object, meta: Meta) -> Merged<Object> {
+fn merge_map(mut original: Object, mut patch: Object, meta: Meta, work: &mut Work) -> Merged<Object> {
     match patch.remove(DIRECTIVE) {
         None => {}
         Some(Value::String(text)) if text == "replace" => return Ok(patch),
@@ -99,7 +115,7 @@ fn merge_map(mut original: Object, mut patch: Object, meta: Meta) -> Merged<Obje
         }
     }
     retain_keys(&mut original, &mut patch)?;
-    ordered_lists(&mut original, &mut patch, meta)?;
+    ordered_lists(&mut original, &mut patch, meta, work)?;
     for (key, mut value) in patch {
         let (key, deletes) = match key.strip_prefix(DELETE_PRIMITIVES) {
             Some(rest) => match rest.strip_prefix('/') {
@@ -120,13 +136,13 @@ fn merge_map(mut original: Object, mut patch: Object, meta: Meta) -> Merged<Obje
                 Some(Value::Object(if field.replaces {
                     after
                 } else {
-                    merge_map(before, after, Meta::of(&field.kind))?
+                    merge_map(before, after, Meta::of(&field.kind), work)?
                 }))
             }
             (Some(Value::Array(before)), Value::Array(after)) => {
                 let (element, merge_key, merges) = meta.list(&key)?;
                 Some(Value::Array(if merges || deletes {
-                    merge_list(before, after, element, merge_key, deletes)?
+                    merge_list(before, after, element, merge_key, deletes, work)?
                 } else {
                     after
                 }))
@@ -179,7 +195,7 @@ fn retain_keys(original: &mut Object, patch: &mut Object) -> Merged<()> {
 }
 
 /// Merges the lists whose order the patch dictates, and takes them out of the patch.
-fn ordered_lists(original: &mut Object, patch: &mut Object, meta: Meta) -> Merged<()> {
+fn ordered_lists(original: &mut Object, patch: &mut Object, meta: Meta, work: &mut Work) -> Merged<()> {
     const FORMAT: &str = "invalid patch format of setElementOrder list";
     let directed: Vec<String> = patch.keys().filter(|k| k.starts_with(ELEMENT_ORDER)).cloned().collect();
     for directive in directed {
@@ -204,7 +220,9 @@ fn ordered_lists(original: &mut Object, patch: &mut Object, meta: Meta) -> Merge
             (None, None) => continue,
             (Some(before), None) => before.clone(),
             (None, Some(after)) => after.into_iter().filter_map(without_directives).collect(),
-            (Some(before), Some(after)) if merges => merge_list(before.clone(), after, element, merge_key, false)?,
+            (Some(before), Some(after)) if merges => {
+                merge_list(before.clone(), after, element, merge_key, false, work)?
+            }
             (Some(_), Some(after)) => after,
         };
         let before = before.unwrap_or_default();
@@ -221,16 +239,17 @@ fn ordered_lists(original: &mut Object, patch: &mut Object, meta: Meta) -> Merge
 fn reused(before: Vec<Value>, after: &[Value], merge_key: Option<&str>) -> Vec<Value> {
     let Some(key) = merge_key else { return before };
     let length = before.len();
-    let deleted = |item: &Value| {
-        after.iter().any(|a| a.get(DIRECTIVE).is_some_and(|d| d == "delete") && a.get(key) == item.get(key))
-    };
-    let mut seen: Vec<Value> = before.into_iter().filter(|item| !deleted(item)).collect();
+    let name = |item: &Value| item.get(key).map(Value::to_string);
+    let deletes = |item: &&Value| item.get(DIRECTIVE).is_some_and(|d| d == "delete");
+    let gone: HashSet<Option<String>> = after.iter().filter(deletes).map(name).collect();
+    let mut out: Vec<Value> = before.into_iter().filter(|item| !gone.contains(&name(item))).collect();
+    let mut seen: HashSet<Option<String>> = out.iter().map(name).collect();
     for item in after.iter().filter(|a| a.get(DIRECTIVE).is_none()) {
-        if seen.len() < length && !seen.iter().any(|s| s.get(key) == item.get(key)) {
-            seen.push(item.clone());
+        if out.len() < length && seen.insert(name(item)) {
+            out.push(item.clone());
         }
     }
-    seen
+    out
 }
 
 /// The patch's elements must stand in the dictated order and be among it.
@@ -309,20 +328,19 @@ fn merge_list(
     element: Meta,
     merge_key: Option<&'static str>,
     deletes: bool,
+    work: &mut Work,
 ) -> Merged<Vec<Value>> {
     if before.is_empty() && after.is_empty() {
         return Ok(before);
     }
+    work.spend(before.len() + after.len())?;
     if !one_kind(before.iter().chain(&after))? {
         if deletes {
-            return Ok(before.into_iter().filter(|item| !after.contains(item)).collect());
+            let gone: HashSet<String> = after.iter().map(Value::to_string).collect();
+            return Ok(before.into_iter().filter(|item| !gone.contains(&item.to_string())).collect());
         }
-        let mut merged: Vec<Value> = Vec::new();
-        for item in before.iter().chain(&after) {
-            if !merged.contains(item) {
-                merged.push(item.clone());
-            }
-        }
+        let mut seen = HashSet::new();
+        let merged = before.iter().chain(&after).filter(|item| seen.insert(item.to_string())).cloned().collect();
         return arrange(merged, &after, &before, None);
     }
     let Some(key) = merge_key else {
@@ -334,31 +352,44 @@ fn merge_list(
     };
     let (before, after) = special_elements(before, after, key)?;
     let mut merged = before.clone();
+    let mut places = places(&merged, key);
     for item in &after {
-        let wanted = identity(item, Some(key))?;
-        let at = merged.iter().position(|m| m.get(key) == Some(wanted));
-        match (at, item) {
+        let wanted = identity(item, Some(key))?.to_string();
+        match (places.get(&wanted).copied(), item) {
             (Some(at), Value::Object(patch)) => {
                 let Value::Object(original) = merged[at].take() else {
                     return bad(format!("value for key {at} is not a map"));
                 };
-                merged[at] = Value::Object(merge_map(original, patch.clone(), element)?);
+                merged[at] = Value::Object(merge_map(original, patch.clone(), element, work)?);
             }
-            _ => merged.push(item.clone()),
+            _ => {
+                places.insert(wanted, merged.len());
+                merged.push(item.clone());
+            }
         }
     }
     arrange(merged, &after, &before, Some(key))
 }
 
+/// Where each merge key's value stands first.
+fn places(list: &[Value], key: &str) -> HashMap<String, usize> {
+    let mut out = HashMap::with_capacity(list.len());
+    for (at, item) in list.iter().enumerate() {
+        if let Some(value) = item.get(key) {
+            out.entry(value.to_string()).or_insert(at);
+        }
+    }
+    out
+}
+
 /// Carries out `$patch` in elements; what is left of the object's list and of the patch's.
 fn special_elements(mut before: Vec<Value>, after: Vec<Value>, key: &str) -> Merged<(Vec<Value>, Vec<Value>)> {
-    let (mut plain, mut replaces) = (Vec::new(), false);
+    let (mut plain, mut replaces, mut gone) = (Vec::new(), false, HashSet::new());
     for item in after {
         match item.get(DIRECTIVE) {
             None => plain.push(item),
             Some(Value::String(text)) if text == "delete" => {
-                let wanted = identity(&item, Some(key))?;
-                before.retain(|b| b.get(key) != Some(wanted));
+                gone.insert(identity(&item, Some(key))?.to_string());
             }
             Some(Value::String(text)) if text == "replace" => replaces = true,
             Some(Value::String(text)) if text == "merge" => {
@@ -369,26 +400,29 @@ fn special_elements(mut before: Vec<Value>, after: Vec<Value>, key: &str) -> Mer
             }
         }
     }
+    if !gone.is_empty() {
+        before.retain(|item| item.get(key).is_none_or(|value| !gone.contains(&value.to_string())));
+    }
     Ok(if replaces { (plain, Vec::new()) } else { (before, plain) })
 }
 
 /// Orders a merged list: elements that `order` names by it, the others by the object's order, interleaved so that an
 /// element of the object comes before the first that stood behind it there.
 fn arrange(merged: Vec<Value>, order: &[Value], before: &[Value], merge_key: Option<&str>) -> Merged<Vec<Value>> {
-    let place = |list: &[Value], item: &Value| -> Merged<Option<usize>> {
-        let wanted = identity(item, merge_key)?;
-        for (at, other) in list.iter().enumerate() {
-            if identity(other, merge_key)? == wanted {
-                return Ok(Some(at));
-            }
+    let index = |list: &[Value]| -> Merged<HashMap<String, usize>> {
+        let mut out = HashMap::with_capacity(list.len());
+        for (at, item) in list.iter().enumerate() {
+            out.entry(identity(item, merge_key)?.to_string()).or_insert(at);
         }
-        Ok(None)
+        Ok(out)
     };
+    let (live, dictated) = (index(before)?, index(order)?);
     let (mut named, mut others) = (Vec::new(), Vec::new());
     for item in merged {
-        let live = place(before, &item)?;
-        match place(order, &item)? {
-            Some(at) => named.push((at, live, item)),
+        let wanted = identity(&item, merge_key)?.to_string();
+        let live = live.get(&wanted).copied();
+        match dictated.get(&wanted) {
+            Some(at) => named.push((*at, live, item)),
             None => others.push((live, item)),
         }
     }

@@ -234,3 +234,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn large_patches_end_soon() {
+    let many = |n: usize| (0..n).map(|i| format!("f/{i}")).collect::<Vec<_>>();
+    let mut current = config_map();
+    current["metadata"]["finalizers"] = json!(many(10_000));
+    let patch = json!({"metadata": {"finalizers": many(20_000), "$setElementOrder/finalizers": many(20_000)}});
+    assert!(patched(PatchKind::Strategic, &patch, &current, &MAP).is_ok());
+    let env = (0..5_000).map(|i| json!({"name": format!("e{i}")})).collect::<Vec<_>>();
+    let same = vec![json!({"name": "c", "env": [{"name": "z"}]}); 1_000];
+    assert_eq!(pod_after(json!({"containers": [{"name": "c", "env": env}]}), json!({"containers": same})), Err(400));
+    let insertions = vec![json!({"op": "add", "path": "/metadata/finalizers/0", "value": "x"}); 9_999];
+    assert_eq!(patched(PatchKind::Json, &json!(insertions), &current, &MAP), Err(422));
+}

@@ -144,6 +144,7 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
             "the API version in the data ({version}) does not match the expected API version ({expected})"
         )));
     }
+    let binary = matches!(opened.content, Content::Protobuf(_));
     let raw = match opened.content {
         Content::Raw(raw) => raw,
         Content::Protobuf(inner) => {
@@ -151,7 +152,10 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
             protobuf::parse(found, inner).map_err(|e| refused(&e))?
         }
     };
-    let converted = typed::convert(target.type_name, raw, Form::Sparse).map_err(|e| refused(&e))?;
+    let mut converted = typed::convert(target.type_name, raw, Form::Sparse).map_err(|e| refused(&e))?;
+    if binary {
+        converted.findings.clear(); // protobuf knows neither unknown nor doubled fields
+    }
     let mut findings = opened.doubled;
     if validation == FieldValidation::Strict && !findings.is_empty() {
         findings = vec![format!("yaml: unmarshal errors:\n  {}", findings.join("\n  "))];

@@ -238,10 +238,8 @@ fn put(
                 }
             }
             match at.map(|at| &mut out[at].1) {
-                Some(Raw::Map(map)) => {
-                    map.retain(|(k, _)| *k != key);
-                    map.push((key, found));
-                }
+                // A key that comes again counts last, as it does in what reads this.
+                Some(Raw::Map(map)) => map.push((key, found)),
                 _ => out.push((name.into(), Raw::Map(vec![(key, found)]))),
             }
         }
