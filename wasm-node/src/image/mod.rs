@@ -9,6 +9,8 @@ mod pull;
 mod push;
 pub mod reference;
 pub mod registry;
+#[cfg(test)]
+mod tests;
 
 pub use blobs::BlobStore;
 pub use pull::{Image, ImageError, Images, PullPolicy, RegistryAccess};

@@ -485,8 +485,9 @@ impl Fetch<'_> {
             E::ImageManifestNotFoundError(_) => true,
             E::ServerError { code, .. } => *code == 404,
             E::RegistryError { envelope, .. } => {
-                let text = envelope.to_string().to_ascii_uppercase();
-                ["UNKNOWN", "NOT FOUND"].iter().any(|word| text.contains(word))
+                use oci_client::errors::OciErrorCode as Code;
+                let unknown = [Code::NameUnknown, Code::ManifestUnknown, Code::BlobUnknown, Code::NotFound];
+                envelope.errors.iter().any(|error| unknown.contains(&error.code))
             }
             _ => false,
         };
@@ -584,7 +585,7 @@ pub(super) fn client_config(access: &RegistryAccess) -> ClientConfig {
         extra_root_certificates: certificates.collect(),
         http_proxy: Some("http://127.0.0.1:9".into()),
         https_proxy: Some("http://127.0.0.1:9".into()),
-        no_proxy: Some("*".into()),
+        no_proxy: Some("0.0.0.0/0,::/0,*".into()),
         connect_timeout: Some(Duration::from_secs(10)),
         read_timeout: Some(Duration::from_secs(60)),
         platform_resolver: None,

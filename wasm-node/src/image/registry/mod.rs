@@ -4,6 +4,8 @@
 mod error;
 pub(crate) mod names;
 mod route;
+#[cfg(test)]
+mod tests;
 mod uploads;
 
 use std::sync::Arc;

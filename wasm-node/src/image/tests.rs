@@ -1,0 +1,206 @@
+//! Push and pull through the real registry on loopback, with oci-client on both ends.
+
+use std::sync::Arc;
+
+use machinery::env::Env;
+use oci_client::secrets::RegistryAuth;
+use serde_json::json;
+
+use super::*;
+use crate::engine::{Engine, EngineConfig, Kind, Metering};
+use crate::image::blobs::digest;
+
+struct Bench {
+    images: Images,
+    access: RegistryAccess,
+    dir: tempfile::TempDir,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let served = Arc::new(BlobStore::open(dir.path().join("served")).unwrap());
+        let credentials = Credentials { user: "coracle".into(), password: "p".into() };
+        let router = registry::router(served, &credentials, Env::real());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let access = RegistryAccess { address, credentials, ca_pem: None };
+        // The node has a store of its own, as in another process.
+        let blobs = Arc::new(BlobStore::open(dir.path().join("pulled")).unwrap());
+        let config = EngineConfig {
+            cache_dir: dir.path().join("compiled"),
+            threads: 2,
+            memory_max_bytes: 1 << 30,
+            compile_process: None,
+        };
+        let engine = Engine::new(config, Env::real()).unwrap();
+        let files = dir.path().join("files");
+        std::fs::create_dir(&files).unwrap();
+        let images = Images::open(engine, blobs, Some(access.clone()), vec![files]).unwrap();
+        Self { images, access, dir, server }
+    }
+
+    async fn error(&self, image: &str) -> (String, String) {
+        let error = self.images.pull(image, Metering::Epochs).await.unwrap_err();
+        (error.reason().to_owned(), error.to_string())
+    }
+
+    /// Pushes blobs and a manifest as some other client would.
+    async fn push_raw(&self, name: &str, blobs: &[&[u8]], manifest: &serde_json::Value) {
+        let client = super::client(&self.access);
+        let target = oci_client::Reference::with_tag(self.access.address.clone(), name.into(), "v1".into());
+        client
+            .store_auth_if_needed(target.resolve_registry(), &RegistryAuth::Basic("coracle".into(), "p".into()))
+            .await;
+        for blob in blobs {
+            client.push_blob(&target, blob.to_vec(), &digest(blob)).await.unwrap();
+        }
+        let media_type = http::HeaderValue::from_static(manifest::OCI_MANIFEST);
+        client.push_manifest_raw(&target, manifest.to_string().into_bytes(), media_type).await.unwrap();
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn module() -> Vec<u8> {
+    wat::parse_str("(module (func (export \"_start\")))").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pushed_can_be_pulled() {
+    let bench = Bench::new().await;
+    let image = "registry.local/team/app:v1";
+    assert!(bench.images.decide(image, PullPolicy::IfNotPresent).unwrap().is_none());
+    let never = bench.images.decide(image, PullPolicy::Never).unwrap_err();
+    assert_eq!(never.reason(), "ErrImageNeverPull");
+    assert_eq!(never.to_string(), format!("Container image {image:?} is not present with pull policy of Never"));
+
+    let pushed = push(module(), image, &bench.access, &Env::real()).await.unwrap();
+    assert!(!pushed.inspection.component);
+    let pulled = bench.images.pull(image, Metering::Epochs).await.unwrap();
+    assert_eq!(pulled.image_id, format!("registry.local/team/app@{}", pushed.digest));
+    assert_eq!((pulled.module.as_str(), pulled.argv.as_slice()), (digest(&module()).as_str(), &["app".to_owned()][..]));
+    assert!(bench.images.decide(image, PullPolicy::Always).unwrap().is_none());
+    assert_eq!(bench.images.decide(image, PullPolicy::Never).unwrap(), Some(pulled.clone()));
+    assert_eq!(bench.images.load(&pulled, Metering::Epochs).await.unwrap().kind(), Kind::Command);
+    // By digest: the same; another digest: not there.
+    let by_digest = format!("registry.local/team/app@{}", pushed.digest);
+    assert_eq!(bench.images.pull(&by_digest, Metering::Epochs).await.unwrap().module, pulled.module);
+    let other = format!("registry.local/team/app@{}", digest(b"other"));
+    assert!(bench.error(&other).await.1.contains("not found"));
+    // A tag that moves is seen by a pull, not before.
+    let moved = wat::parse_str("(module (func (export \"_start\") (nop)))").unwrap();
+    push(moved.clone(), image, &bench.access, &Env::real()).await.unwrap();
+    assert_eq!(bench.images.present(image).unwrap(), Some(pulled));
+    assert_eq!(bench.images.pull(image, Metering::Epochs).await.unwrap().module, digest(&moved));
+    // Records survive, and a collection forgets what is not in use.
+    assert_eq!(bench.images.list().len(), 2);
+    bench.images.collect(&[image.to_owned()].into()).unwrap();
+    assert_eq!(bench.images.list().len(), 1);
+    let blobs = Arc::new(BlobStore::open(bench.dir.path().join("pulled")).unwrap());
+    let config = EngineConfig {
+        cache_dir: bench.dir.path().join("compiled"),
+        threads: 2,
+        memory_max_bytes: 1 << 30,
+        compile_process: None,
+    };
+    let again = Images::open(Engine::new(config, Env::real()).unwrap(), blobs, None, Vec::new()).unwrap();
+    assert_eq!(again.present(image).unwrap().unwrap().module, digest(&moved));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_pulls_are_one() {
+    let bench = Bench::new().await;
+    push(module(), "registry.local/app:v1", &bench.access, &Env::real()).await.unwrap();
+    let pulls = (0..8).map(|_| bench.images.pull("registry.local/app:v1", Metering::Epochs));
+    for pulled in futures::future::join_all(pulls).await {
+        assert_eq!(pulled.unwrap().module, digest(&module()));
+    }
+    // A wrong password is an error of the pull, not a hang.
+    let access = RegistryAccess {
+        credentials: Credentials { user: "coracle".into(), password: "wrong".into() },
+        ..bench.access.clone()
+    };
+    let error = push(module(), "registry.local/app:v1", &access, &Env::real()).await.unwrap_err();
+    assert!(matches!(error, PushError::Registry { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_images_are_refused_with_what_was_found() {
+    let bench = Bench::new().await;
+    assert_eq!(bench.error("Foo").await.0, "InvalidImageName");
+    let (reason, text) = bench.error("nginx").await;
+    assert_eq!(reason, "ErrImagePull");
+    assert!(text.contains("docker.io") && text.contains("registry.local"), "{text}");
+    assert!(bench.error("registry.local/none:v1").await.1.contains("not found"));
+
+    let linux = json!({"os": "linux", "architecture": "amd64", "config": {"Entrypoint": ["/docker-entrypoint.sh"]}});
+    let linux = linux.to_string().into_bytes();
+    let config_type = "application/vnd.oci.image.config.v1+json";
+    let layer_type = "application/vnd.oci.image.layer.v1.tar";
+    let manifest = |config: &[u8], layer: &[u8]| {
+        json!({
+            "schemaVersion": 2,
+            "mediaType": manifest::OCI_MANIFEST,
+            "config": {"mediaType": config_type, "digest": digest(config), "size": config.len()},
+            "layers": [{"mediaType": layer_type, "digest": digest(layer), "size": layer.len()}],
+        })
+    };
+    bench.push_raw("nginx", &[&linux, b"tar"], &manifest(&linux, b"tar")).await;
+    let (reason, text) = bench.error("registry.local/nginx:v1").await;
+    assert_eq!(reason, "ErrImagePull");
+    assert!(text.contains("linux/amd64") && text.contains("deploy your own module"), "{text}");
+
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(module().len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "app.wasm", &module()[..]).unwrap();
+    let layer = tar.into_inner().unwrap();
+    let run = json!({"Entrypoint": ["/app.wasm"], "Cmd": ["x"], "Env": ["A=b"]});
+    let config = json!({"os": "wasip1", "architecture": "wasm", "config": run}).to_string().into_bytes();
+    bench.push_raw("scratch", &[&config, &layer], &manifest(&config, &layer)).await;
+    let scratch = bench.images.pull("registry.local/scratch:v1", Metering::Epochs).await.unwrap();
+    assert_eq!((scratch.module.as_str(), scratch.argv.len()), (digest(&module()).as_str(), 2));
+    assert_eq!(scratch.env, [("A".to_owned(), "b".to_owned())]);
+
+    let text = b"not wasm at all".to_vec();
+    let error = push(text.clone(), "registry.local/text:v1", &bench.access, &Env::real()).await.unwrap_err();
+    assert!(error.to_string().contains("\\0asm"), "{error}");
+    let artifact = json!({
+        "schemaVersion": 2,
+        "mediaType": manifest::OCI_MANIFEST,
+        "config": {"mediaType": manifest::WASM_CONFIG, "digest": digest(b"{}"), "size": 2},
+        "layers": [{"mediaType": manifest::WASM_LAYER, "digest": digest(&text), "size": text.len()}],
+    });
+    bench.push_raw("text", &[b"{}", &text], &artifact).await;
+    let (reason, error) = bench.error("registry.local/text:v1").await;
+    assert!(reason == "ErrImagePull" && error.contains("\\0asm"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_only_from_allowed_folders() {
+    let bench = Bench::new().await;
+    let files = bench.dir.path().join("files");
+    std::fs::write(files.join("a.wasm"), module()).unwrap();
+    std::fs::write(bench.dir.path().join("b.wasm"), module()).unwrap();
+    let name = |path: &str| format!("file://{}", bench.dir.path().join(path).display());
+    let pulled = bench.images.pull(&name("files/a.wasm"), Metering::Epochs).await.unwrap();
+    assert_eq!(pulled.module, digest(&module()));
+    for outside in ["b.wasm", "files/../b.wasm"] {
+        assert!(bench.error(&name(outside)).await.1.contains("--allow-file-images"), "{outside}");
+    }
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(bench.dir.path().join("b.wasm"), files.join("link.wasm")).unwrap();
+        assert!(bench.error(&name("files/link.wasm")).await.1.contains("--allow-file-images"));
+    }
+    assert!(bench.error(&name("files/none.wasm")).await.1.contains("not found"));
+    assert_eq!(bench.error(&name("files")).await.0, "ErrImagePull");
+}
