@@ -111,6 +111,9 @@ impl<'a> Composer<'a> {
             }
         };
         if let Some(id) = anchor.filter(|id| *id > 0) {
+            // What is kept for aliases counts as much as what they expand to.
+            let (nodes, text_bytes) = size(&raw);
+            self.count(nodes, text_bytes)?;
             self.anchors.insert(id, raw.clone());
         }
         Ok(raw)
@@ -274,6 +277,9 @@ mod tests {
             bomb.push_str(&format!("a{n}: &a{n} [{aliases}]\n"));
         }
         assert_eq!(parse(bomb.as_bytes()).err().unwrap(), "yaml: document contains excessive aliasing");
+        let nested: String = (0..200).map(|n| format!("&a{n} [")).collect();
+        let nested = format!("{nested}{}{}", "x".repeat(100_000), "]".repeat(200));
+        assert_eq!(parse(nested.as_bytes()).err().unwrap(), "yaml: document contains excessive aliasing");
         assert!(parse("[".repeat(10_000).as_bytes()).is_err());
         assert!(parse("- ".repeat(10_000).as_bytes()).is_err());
     }
