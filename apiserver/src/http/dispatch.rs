@@ -41,7 +41,7 @@ impl Front {
         let patch = if target.verb == Verb::Patch { Some(patch_type(headers)?) } else { None };
         let is_log = target.subresource.is_some_and(|s| s.what == SubKind::Log);
         negotiate::route_accepts(asking.asked.accept().as_deref(), is_log)?;
-        let form = asking.asked.form(respond::offers(target.verb));
+        let form = asking.asked.form(respond::offers(target));
         let info = asking.info;
         let name = if target.is_item { info.parts.get(1).map_or("", String::as_str) } else { "" };
         if target.row.namespaced

@@ -139,6 +139,8 @@ pub fn route_accepts(accept: Option<&str>, stream_only: bool) -> Result<(), ApiE
 pub enum Offers {
     /// Objects and lists: Table and PartialObjectMetadata(List).
     Objects,
+    /// Objects that have no table: what is answered and never stored.
+    NoTables,
     /// Errors and discovery: the thing itself.
     Plain,
     /// Watches: JSON only.
@@ -169,6 +171,7 @@ pub fn negotiate(accept: Option<&str>, query: &Query, agent: &str, offers: Offer
                     _ => continue,
                 };
                 match target {
+                    "Table" if offers == Offers::NoTables => continue,
                     "Table" => Some(Transform::Table(version)),
                     "PartialObjectMetadata" => Some(Transform::Metadata(version)),
                     "PartialObjectMetadataList" => Some(Transform::MetadataList(version)),

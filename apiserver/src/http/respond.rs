@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 
 use super::negotiate::{Form, Media, MetaVersion, Offers, Transform, negotiate};
 use super::query::Query;
+use super::route::Target;
 use super::table::{Include, Tables, write_partial};
-use crate::resources::{Row, Verb};
+use crate::resources::{Row, Storage, SubKind, Verb};
 use crate::verbs::{Answer, List, Shown, object};
 
 /// Smaller answers are not worth packing (upstream's limit).
@@ -353,8 +354,14 @@ pub fn warning(text: &str) -> Option<HeaderValue> {
     HeaderValue::from_bytes(quoted.as_bytes()).ok()
 }
 
-/// Whether a verb's answer may be transformed at all.
+/// What a target's answer may be transformed into.
 #[must_use]
-pub fn offers(verb: Verb) -> Offers {
-    if verb == Verb::Watch { Offers::Watch } else { Offers::Objects }
+pub fn offers(target: Target) -> Offers {
+    let answered = target.row.storage == Storage::Virtual
+        || target.subresource.is_some_and(|s| matches!(s.what, SubKind::Binding | SubKind::Token));
+    match target.verb {
+        Verb::Watch => Offers::Watch,
+        _ if answered => Offers::NoTables,
+        _ => Offers::Objects,
+    }
 }
