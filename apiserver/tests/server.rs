@@ -1,5 +1,7 @@
 //! The assembled server, asked in process: what only shows when all stages stand together.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

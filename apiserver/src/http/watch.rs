@@ -11,7 +11,7 @@ use http::Response;
 use machinery::api::ApiError;
 use machinery::env::Env;
 use serde_json::{Value, json};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::negotiate::{Form, MetaVersion, Transform};
@@ -50,7 +50,6 @@ struct Stream {
     stop: CancellationToken,
     end: Pin<Box<Sleep>>,
     bookmark: Pin<Box<Sleep>>,
-    last_bookmark: bool,
     over: bool,
     /// For the ages in tables.
     env: Env,
@@ -68,8 +67,8 @@ pub fn stream(
 ) -> Response<Body> {
     let initial = std::mem::take(&mut start.initial).into();
     let marks_end = start.marks_end;
-    let before_end = lasts.checked_sub(BOOKMARK_BEFORE_END).filter(|d| !d.is_zero());
-    let first = before_end.map_or(BOOKMARK_EVERY, |d| d.min(BOOKMARK_EVERY));
+    let end = tokio::time::sleep(lasts);
+    let bookmark = tokio::time::sleep_until(next_bookmark(end.deadline()));
     let stream = Stream {
         lens,
         initial,
@@ -78,9 +77,8 @@ pub fn stream(
         columns_sent: false,
         bookmarks,
         stop,
-        end: Box::pin(tokio::time::sleep(lasts)),
-        bookmark: Box::pin(tokio::time::sleep(first)),
-        last_bookmark: before_end.is_some_and(|d| d <= BOOKMARK_EVERY),
+        end: Box::pin(end),
+        bookmark: Box::pin(bookmark),
         // A negative timeoutSeconds is over before it begins, as upstream has it.
         over: lasts.is_zero(),
         env,
@@ -90,6 +88,16 @@ pub fn stream(
         Some((Ok::<_, std::convert::Infallible>(chunk), stream))
     });
     respond::bytes(200, "application/json", Body::from_stream(frames))
+}
+
+/// A minute from now, or shortly before the watch's end where that comes first.
+fn next_bookmark(end: Instant) -> Instant {
+    let now = Instant::now();
+    let heartbeat = now + BOOKMARK_EVERY;
+    match end.checked_sub(BOOKMARK_BEFORE_END) {
+        Some(last) if now < last && last < heartbeat => last,
+        _ => heartbeat,
+    }
 }
 
 /// A watch that only says why it can't be.
@@ -111,18 +119,15 @@ impl Stream {
         if !self.initial.is_empty() || self.marks_end {
             return Some(self.state());
         }
-        loop {
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return None,
-                () = self.end.as_mut() => return None,
-                seen = self.start.watch.recv() => return Some(self.events(seen)),
-                () = self.bookmark.as_mut(), if self.bookmarks => {
-                    let next = if self.last_bookmark { BOOKMARK_EVERY * 1000 } else { BOOKMARK_EVERY };
-                    self.bookmark.set(tokio::time::sleep(next));
-                    let revision = self.start.watch.progress().max(self.start.revision);
-                    return Some(self.mark(revision, false));
-                }
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => None,
+            () = self.end.as_mut() => None,
+            seen = self.start.watch.recv() => Some(self.events(seen)),
+            () = self.bookmark.as_mut(), if self.bookmarks => {
+                self.bookmark.set(tokio::time::sleep_until(next_bookmark(self.end.deadline())));
+                let revision = self.start.watch.progress().max(self.start.revision);
+                Some(self.mark(revision, false))
             }
         }
     }

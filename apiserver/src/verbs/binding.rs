@@ -80,7 +80,7 @@ impl Verbs {
 fn done() -> Answer {
     let mut status = Status::failure(201, "", "");
     status.status = "Success".into();
-    Answer::Status(201, status)
+    Answer::Status(201, Box::new(status))
 }
 
 /// The pod on its node, or why it can't go there.

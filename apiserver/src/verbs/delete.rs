@@ -211,7 +211,7 @@ impl Verbs {
                 if row.strategy.delete_answers_object() {
                     Answer::Object(200, Shown::Value(object))
                 } else {
-                    Answer::Status(200, success(row, name, &old))
+                    Answer::Status(200, Box::new(success(row, name, &old)))
                 }
             };
             match step {

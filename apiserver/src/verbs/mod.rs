@@ -109,7 +109,7 @@ pub enum Answer {
     /// A list.
     List(List),
     /// Success without an object.
-    Status(u16, Status),
+    Status(u16, Box<Status>),
     /// Nothing (204).
     Nothing,
 }
