@@ -3,6 +3,9 @@
 //! - [`engine`]: everything that names wasmtime: compiling, limits, running commands, serving HTTP.
 //! - [`host`]: the one table of host interfaces that guests may import.
 //! - [`image`]: pulling, verifying and caching images, and the built-in registry.
+//! - [`node`]: the agent: registers its Node and runs the pods that are bound to it ([`node::run`]).
+//! - [`pod`]: one pod's life, decided in one step function, done by one worker.
+//! - [`volume`], [`log`], [`server`]: what pods read, what they write, and the kubelet API.
 //!
 //! Absent on purpose: sockets of a guest's own, processes and namespaces of the kernel, and any crate beside
 //! `machinery`.
@@ -10,3 +13,8 @@
 pub mod engine;
 pub mod host;
 pub mod image;
+pub mod log;
+pub mod node;
+pub mod pod;
+pub mod server;
+pub mod volume;

@@ -66,6 +66,7 @@ enum Write {
 /// What a recorder remembers.
 struct Memory {
     component: &'static str,
+    host: String,
     known: HashMap<Matter, Known>,
     budgets: HashMap<String, Budget>,
 }
@@ -74,10 +75,22 @@ impl Recorder {
     /// Starts writing events with `client`, until `stop`.
     #[must_use]
     pub fn start(client: Client, env: Env, component: &'static str, stop: &CancellationToken) -> Self {
+        Self::start_on(client, env, component, String::new(), stop)
+    }
+
+    /// The same for a component of one node, which its events name as their host.
+    #[must_use]
+    pub fn start_on(
+        client: Client,
+        env: Env,
+        component: &'static str,
+        host: String,
+        stop: &CancellationToken,
+    ) -> Self {
         let (notes, mut waiting) = mpsc::channel::<(Note, Timestamp)>(WAITING_MAX);
         let stop = stop.clone();
         tokio::spawn(async move {
-            let mut memory = Memory { component, known: HashMap::new(), budgets: HashMap::new() };
+            let mut memory = Memory { component, host, known: HashMap::new(), budgets: HashMap::new() };
             loop {
                 let next = tokio::select! {
                     () = stop.cancelled() => return,
@@ -150,12 +163,17 @@ impl Memory {
         let known = Known { namespace: namespace.clone(), name: name.clone(), count: 1, used: at };
         self.known.insert(matter, known);
         let component = note.source.unwrap_or(self.component);
+        let source = if self.host.is_empty() {
+            json!({"component": component})
+        } else {
+            json!({"component": component, "host": self.host})
+        };
         Write::Create(json!({
             "apiVersion": "v1", "kind": "Event",
             "metadata": {"name": name, "namespace": namespace},
             "involvedObject": value_of(&note.about),
             "reason": note.reason, "message": note.message,
-            "source": {"component": component}, "reportingComponent": component, "reportingInstance": "",
+            "source": source, "reportingComponent": component, "reportingInstance": self.host,
             "firstTimestamp": stamp, "lastTimestamp": stamp, "count": 1,
             "type": if note.warning { "Warning" } else { "Normal" },
         }))
@@ -215,7 +233,7 @@ mod tests {
 
     #[test]
     fn the_same_again_is_counted_and_a_flood_is_cut() {
-        let mut memory = Memory { component: "x", known: HashMap::new(), budgets: HashMap::new() };
+        let mut memory = Memory { component: "x", host: String::new(), known: HashMap::new(), budgets: HashMap::new() };
         let about = ObjectReference { uid: Some("u".into()), name: Some("n".into()), ..ObjectReference::default() };
         let note = Note { about, warning: false, reason: "R", message: "m".into(), source: None };
         let at = Timestamp::from_second(1000).unwrap();

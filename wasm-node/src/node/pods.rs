@@ -1,0 +1,150 @@
+//! The pods bound to this node: a worker for each, from the watch that names them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::runtime::watcher::{self, Event, watcher};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::Shared;
+use crate::pod::worker::{Input, PodView, Worker};
+
+/// Before a broken watch is tried again: doubled up to the longest.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+struct Pods {
+    node: Arc<Shared>,
+    /// By uid.
+    workers: BTreeMap<String, watch::Sender<Input>>,
+    running: JoinSet<String>,
+}
+
+/// Runs the node's pods until it stops.
+pub(super) async fn run(node: Arc<Shared>) {
+    let only = watcher::Config::default().fields(&format!("spec.nodeName={}", node.config.name)).streaming_lists();
+    let api: Api<Pod> = Api::all(node.client.clone());
+    let mut events = std::pin::pin!(watcher(api, only));
+    let stop = node.stop.clone();
+    let mut pods = Pods { node, workers: BTreeMap::new(), running: JoinSet::new() };
+    let (mut listed, mut first): (Vec<Arc<Pod>>, bool) = (Vec::new(), true);
+    let mut wait = RETRY_FIRST;
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(ended) = pods.running.join_next() => {
+                if let Ok(uid) = ended {
+                    pods.workers.remove(&uid);
+                    pods.node.pods.remove(&uid);
+                }
+                continue;
+            }
+            event = events.next() => event,
+        };
+        match event {
+            Some(Ok(Event::Init)) => listed.clear(),
+            Some(Ok(Event::InitApply(pod))) => listed.push(Arc::new(pod)),
+            Some(Ok(Event::InitDone)) => {
+                wait = RETRY_FIRST;
+                pods.replace(std::mem::take(&mut listed), std::mem::take(&mut first));
+            }
+            Some(Ok(Event::Apply(pod))) => pods.put(Arc::new(pod), None),
+            Some(Ok(Event::Delete(pod))) => pods.remove(Arc::new(pod)),
+            Some(Err(error)) => {
+                tracing::warn!(node = pods.node.config.name, %error, "the node's pods cannot be watched, trying again");
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep(wait) => {}
+                }
+                wait = (wait * 2).min(RETRY_MAX);
+            }
+            None => break,
+        }
+    }
+    // Guests end with their workers; the API hears nothing of it, so that they are taken up again at the next start.
+    pods.running.shutdown().await;
+}
+
+impl Pods {
+    /// Takes in the complete list.
+    fn replace(&mut self, listed: Vec<Arc<Pod>>, first: bool) {
+        if first {
+            self.sweep(&listed);
+        }
+        let gone: Vec<String> =
+            self.workers.keys().filter(|uid| !listed.iter().any(|pod| uid_of(pod) == **uid)).cloned().collect();
+        for uid in gone {
+            if let Some(worker) = self.workers.get(&uid) {
+                worker.send_modify(|input| input.removed = true);
+            }
+        }
+        // Each keeps its address before any new one is given out.
+        let kept: Vec<Option<IpAddr>> = listed.iter().map(|pod| self.keep_address(pod)).collect();
+        for (pod, ip) in listed.into_iter().zip(kept) {
+            self.put(pod, ip);
+        }
+    }
+
+    /// The address that a pod had in an earlier run.
+    fn keep_address(&self, pod: &Pod) -> Option<IpAddr> {
+        if self.workers.contains_key(&uid_of(pod)) {
+            return None;
+        }
+        let status = pod.status.as_ref()?;
+        if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+            return None;
+        }
+        let ip: IpAddr = status.pod_ip.as_deref()?.parse().ok()?;
+        self.node.addresses.reserve(ip).then_some(ip)
+    }
+
+    fn put(&mut self, pod: Arc<Pod>, ip: Option<IpAddr>) {
+        let uid = uid_of(&pod);
+        if let Some(worker) = self.workers.get(&uid) {
+            worker.send_modify(|input| input.pod = pod);
+            return;
+        }
+        let (sender, receiver) = watch::channel(Input { pod: pod.clone(), removed: false });
+        let view = Arc::new(PodView::new(pod));
+        self.node.pods.insert(&uid, view.clone());
+        let worker = Worker::new(self.node.clone(), view, receiver, ip);
+        self.workers.insert(uid.clone(), sender);
+        self.running.spawn(async move {
+            worker.run().await;
+            uid
+        });
+    }
+
+    fn remove(&mut self, pod: Arc<Pod>) {
+        if let Some(worker) = self.workers.get(&uid_of(&pod)) {
+            worker.send_modify(|input| *input = Input { pod, removed: true });
+        }
+    }
+
+    /// Removes what pods that are no more have left on the disk.
+    fn sweep(&self, listed: &[Arc<Pod>]) {
+        let known: Vec<String> = listed.iter().map(|pod| uid_of(pod)).collect();
+        let data_dir = self.node.config.data_dir.clone();
+        tokio::task::spawn_blocking(move || {
+            for folder in ["pods", "logs"] {
+                let Ok(entries) = std::fs::read_dir(data_dir.join(folder)) else { continue };
+                for entry in entries.flatten() {
+                    let name = entry.file_name();
+                    if !known.iter().any(|uid| name == uid.as_str()) {
+                        let _ = std::fs::remove_dir_all(entry.path());
+                    }
+                }
+            }
+        });
+    }
+}
+
+fn uid_of(pod: &Pod) -> String {
+    pod.metadata.uid.clone().unwrap_or_default()
+}

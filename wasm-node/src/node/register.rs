@@ -1,0 +1,244 @@
+//! What a Node says of itself. Pure, but for looking at the machine once.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
+use machinery::api::{names, time};
+use serde_json::{Value, json};
+
+use super::NodeConfig;
+
+/// What the nodes say they are.
+pub const KUBELET_VERSION: &str = "v1.36.0+coracle";
+/// The runtime that runs the guests (a test holds it against Cargo.lock).
+const WASMTIME_VERSION: &str = "48.0.8";
+/// Pods of one node (upstream's default).
+const PODS_MAX: u32 = 110;
+/// Memory that is kept for the node itself (upstream's eviction threshold).
+const MEMORY_RESERVED_BYTES: u64 = 100 << 20;
+/// Names in `status.images` (upstream's bound).
+pub(super) const IMAGES_MAX: usize = 50;
+
+/// What a node has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// In thousandths of a core.
+    pub cpu_millis: u64,
+    /// Memory.
+    pub memory_bytes: u64,
+    /// Disk for volumes and logs.
+    pub ephemeral_bytes: u64,
+    /// Pods.
+    pub pods: u32,
+}
+
+impl Capacity {
+    /// The machine's resources divided by `nodes`.
+    #[must_use]
+    pub fn of_machine(nodes: u32, data_dir: &Path) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let nodes = u64::from(nodes.max(1));
+        Self {
+            cpu_millis: cores * 1000 / nodes,
+            memory_bytes: memory().map_or(0, |(total, _)| total) / nodes,
+            ephemeral_bytes: disk(data_dir).map_or(0, |(total, _)| total) / nodes,
+            pods: PODS_MAX,
+        }
+    }
+
+    fn resources(self) -> BTreeMap<String, Wire> {
+        let cpu = if self.cpu_millis % 1000 == 0 {
+            (self.cpu_millis / 1000).to_string()
+        } else {
+            format!("{}m", self.cpu_millis)
+        };
+        [
+            ("cpu", cpu),
+            ("memory", format!("{}Ki", self.memory_bytes >> 10)),
+            ("ephemeral-storage", format!("{}Ki", self.ephemeral_bytes >> 10)),
+            ("pods", self.pods.to_string()),
+        ]
+        .into_iter()
+        .map(|(name, amount)| (name.to_owned(), Wire(amount)))
+        .collect()
+    }
+
+    /// What pods may have of it.
+    #[must_use]
+    pub fn allocatable(self) -> BTreeMap<String, Wire> {
+        Self { memory_bytes: self.memory_bytes.saturating_sub(MEMORY_RESERVED_BYTES), ..self }.resources()
+    }
+}
+
+/// Total and free bytes of memory.
+pub(super) fn memory() -> Option<(u64, u64)> {
+    let mut system = sysinfo::System::new().ok()?;
+    system.refresh_memory();
+    Some((system.total_memory(), system.available_memory()))
+}
+
+/// Total and free bytes of the disk that a folder lies on.
+pub(super) fn disk(folder: &Path) -> Option<(u64, u64)> {
+    let folder = folder.canonicalize().ok()?;
+    let disks = sysinfo::Disks::new_with_refreshed_list().ok()?;
+    let on = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));
+    let disk = on.max_by_key(|disk| disk.mount_point().as_os_str().len())?;
+    Some((disk.total_space(), disk.available_space()))
+}
+
+fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// The labels of contract.md §3, and those that were configured.
+pub(super) fn labels(config: &NodeConfig) -> BTreeMap<String, String> {
+    let mut labels = config.labels.clone();
+    for (name, value) in [
+        // What charts select: a module runs on any host.
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", arch()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", arch()),
+        (names::HOSTNAME, &config.name),
+        (names::HOST_OS, std::env::consts::OS),
+        (names::RUNTIME, "wasm"),
+    ] {
+        labels.insert(name.to_owned(), value.to_owned());
+    }
+    labels
+}
+
+/// The object that a node registers with.
+pub(super) fn node(config: &NodeConfig) -> Value {
+    let taints: Vec<Value> = config
+        .taints
+        .iter()
+        .map(|(key, value, effect)| json!({"key": key, "value": value, "effect": effect}))
+        .collect();
+    let mut node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": config.name, "labels": labels(config)},
+        "spec": {},
+    });
+    if !taints.is_empty() {
+        node["spec"]["taints"] = json!(taints);
+    }
+    node
+}
+
+/// What changes while a node runs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Health {
+    /// It has addresses for pods.
+    pub(super) networked: bool,
+    pub(super) short_of_memory: bool,
+    pub(super) short_of_disk: bool,
+    /// Names and sizes.
+    pub(super) images: Vec<(Vec<String>, u64)>,
+}
+
+/// The conditions by type: status, reason, message.
+pub(super) fn conditions(health: &Health) -> [(&'static str, bool, &'static str, &'static str); 4] {
+    let memory = if health.short_of_memory {
+        ("MemoryPressure", true, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available")
+    } else {
+        ("MemoryPressure", false, "KubeletHasSufficientMemory", "kubelet has sufficient memory available")
+    };
+    let disk = if health.short_of_disk {
+        ("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure")
+    } else {
+        ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
+    };
+    let ready = if health.networked {
+        ("Ready", true, "KubeletReady", "kubelet is posting ready status")
+    } else {
+        (
+            "Ready",
+            false,
+            "KubeletNotReady",
+            "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:the node has \
+             no podCIDR yet",
+        )
+    };
+    [memory, disk, ("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available"), ready]
+}
+
+/// The status as a strategic merge patch. `known` is the node as it was read last, for the times of its conditions.
+pub(super) fn status(config: &NodeConfig, port: u16, health: &Health, known: &Value, now: Timestamp) -> Value {
+    let stamp = time::seconds(now);
+    let conditions: Vec<Value> = conditions(health)
+        .into_iter()
+        .map(|(kind, status, reason, message)| {
+            let status = if status { "True" } else { "False" };
+            let before = known["status"]["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == kind);
+            let since =
+                before.filter(|before| before["status"] == status).and_then(|b| b["lastTransitionTime"].as_str());
+            json!({
+                "type": kind, "status": status, "reason": reason, "message": message,
+                "lastHeartbeatTime": stamp, "lastTransitionTime": since.unwrap_or(&stamp),
+            })
+        })
+        .collect();
+    let images: Vec<Value> =
+        health.images.iter().map(|(names, bytes)| json!({"names": names, "sizeBytes": bytes})).collect();
+    json!({"status": {
+        "addresses": [
+            {"type": "InternalIP", "address": config.internal_ip.to_string()},
+            {"type": "Hostname", "address": config.name},
+        ],
+        "capacity": config.capacity.resources(),
+        "allocatable": config.capacity.allocatable(),
+        "conditions": conditions,
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
+        "images": images,
+        "nodeInfo": info(config),
+        "runtimeHandlers": [{"name": "wasm", "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}}],
+    }})
+}
+
+fn info(config: &NodeConfig) -> Value {
+    let file = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let machine = file("/etc/machine-id");
+    json!({
+        "architecture": arch(),
+        "bootID": file("/proc/sys/kernel/random/boot_id"),
+        "containerRuntimeVersion": format!("wasmtime://{WASMTIME_VERSION}"),
+        "kernelVersion": sysinfo::System::kernel_version().unwrap_or_default(),
+        "kubeProxyVersion": "",
+        "kubeletVersion": KUBELET_VERSION,
+        // Several nodes of one machine must not be taken for one.
+        "machineID": format!("{machine}-{}", config.name).trim_start_matches('-'),
+        "operatingSystem": "linux",
+        "osImage": sysinfo::System::long_os_version().unwrap_or_default(),
+        "systemUUID": format!("{machine}-{}", config.name).trim_start_matches('-'),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtime_is_the_one_that_was_built_in() {
+        let lock = include_str!("../../../Cargo.lock");
+        let after = lock.split("name = \"wasmtime\"\nversion = \"").nth(1).unwrap();
+        assert_eq!(after.split('"').next().unwrap(), WASMTIME_VERSION);
+    }
+
+    #[test]
+    fn capacity_is_written_as_upstream_does() {
+        let capacity = Capacity { cpu_millis: 1500, memory_bytes: 8 << 30, ephemeral_bytes: 1 << 30, pods: 110 };
+        let text = |of: BTreeMap<String, Wire>| serde_json::to_string(&of).unwrap();
+        assert_eq!(
+            text(capacity.resources()),
+            r#"{"cpu":"1500m","ephemeral-storage":"1048576Ki","memory":"8388608Ki","pods":"110"}"#
+        );
+        assert!(text(capacity.allocatable()).contains(r#""memory":"8286208Ki""#));
+    }
+}

@@ -1,0 +1,62 @@
+//! HTTP requests of the node to its own pods: probes and hooks. They go straight to the pod, over no socket.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::Request;
+use http_body_util::{BodyExt as _, Empty};
+use machinery::net::{Body, PodNetwork};
+
+use super::settings::Get;
+
+/// What is read of an answer, so that a guest can finish what it sends (upstream's bound).
+const BODY_BYTES_MAX: usize = 10 << 10;
+
+/// Asks; an error says what is wrong in upstream's words.
+pub(crate) async fn ask(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration) -> Result<(), String> {
+    let Some(port) = get.port else { return Err(format!("couldn't find port: {}", get.port_text)) };
+    let host = if ip.is_ipv6() { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
+    let url = format!("http://{host}{}", get.path);
+    let Some(serve) = network.find(ip, port) else {
+        return Err(format!("Get {url:?}: dial tcp {host}: connect: connection refused"));
+    };
+    let mut request = Request::get(&url);
+    let has = |name: &str| get.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
+    for (name, value) in [("user-agent", "kube-probe/1.36"), ("accept", "*/*"), ("host", host.as_str())] {
+        if !has(name) {
+            request = request.header(name, value);
+        }
+    }
+    for (name, value) in &get.headers {
+        // As upstream: an empty Accept or User-Agent leaves the header out.
+        if !value.is_empty() {
+            request = request.header(name, value);
+        }
+    }
+    let body: Body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+    let request = request.body(body).map_err(|error| format!("Get {url:?}: {error}"))?;
+    let exchange = async {
+        let response = serve.http(request).await;
+        let status = response.status();
+        let mut body = response.into_body();
+        let mut read = 0;
+        while read < BODY_BYTES_MAX {
+            match body.frame().await {
+                Some(Ok(frame)) => read += frame.data_ref().map_or(0, bytes::Bytes::len),
+                Some(Err(error)) => return Err(format!("Get {url:?}: {error}")),
+                None => break,
+            }
+        }
+        if (200..400).contains(&status.as_u16()) {
+            Ok(())
+        } else {
+            Err(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
+        }
+    };
+    match tokio::time::timeout(timeout, exchange).await {
+        Ok(result) => result,
+        Err(_) => {
+            Err(format!("Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"))
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Pods: what is decided about one ([`state`], [`status`], [`unsupported`], [`environment`], [`settings`]: pure), and
+//! the worker that does it ([`worker`] and what it calls).
+
+pub mod addresses;
+mod ask;
+pub mod backoff;
+pub mod environment;
+mod listen;
+mod message;
+mod probe;
+mod serve;
+pub mod settings;
+pub mod sources;
+mod start;
+pub mod state;
+pub mod status;
+mod stop;
+pub mod unsupported;
+pub(crate) mod worker;

@@ -1,0 +1,40 @@
+//! Runs one probe of a container, first after its delay and then once a period.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use super::ask::ask;
+use super::settings::ProbeSpec;
+use super::state::{Event, ProbeKind};
+use super::worker::Message;
+use crate::node::Shared;
+
+/// Probes until it is dropped; a startup probe ends with its success.
+pub(crate) async fn run(
+    node: Arc<Shared>,
+    spec: ProbeSpec,
+    kind: ProbeKind,
+    attempt: u32,
+    since: Timestamp,
+    ip: IpAddr,
+    messages: mpsc::Sender<Message>,
+) {
+    let run_for = Duration::try_from(node.parts.env.now().duration_since(since)).unwrap_or_default();
+    tokio::time::sleep(spec.initial_delay.saturating_sub(run_for)).await;
+    let mut ticks = tokio::time::interval(spec.period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut started = false;
+    loop {
+        ticks.tick().await;
+        let failure = ask(&node.parts.network, ip, &spec.get, spec.timeout).await.err();
+        started = started || failure.is_none();
+        let probed = Event::Probed { attempt, kind, failure };
+        if messages.send(Message::Event(probed)).await.is_err() || kind == ProbeKind::Startup && started {
+            return;
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The pod's end of the data plane's requests: hands them to the engine, and notices when no instance can be made.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response};
+use machinery::api::names::REASON_HEADER;
+use machinery::net::{Body, Serve};
+use tokio::sync::mpsc;
+
+use super::state::Event;
+use super::worker::Message;
+use crate::engine::HttpServer;
+
+/// How often a server that can't be instantiated is tried again.
+const TRY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A server with an eye on it.
+pub(crate) struct Gate {
+    server: HttpServer,
+    attempt: u32,
+    messages: mpsc::Sender<Message>,
+    looking: AtomicBool,
+    this: std::sync::Weak<Gate>,
+}
+
+impl Gate {
+    pub(crate) fn new(server: HttpServer, attempt: u32, messages: mpsc::Sender<Message>) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self { server, attempt, messages, looking: AtomicBool::new(false), this: this.clone() })
+    }
+
+    /// Tries whether an instance can be made, until one can; tells the worker.
+    pub(crate) fn look(&self) {
+        if self.looking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let this = self.this.clone();
+        tokio::spawn(async move {
+            loop {
+                // A gate that nobody holds any more is a server that was stopped.
+                let Some(gate) = this.upgrade() else { return };
+                let broken = gate.server.container().try_instantiate().await.err();
+                let again = broken.is_some();
+                let sound = Event::Sound { attempt: gate.attempt, broken };
+                if gate.messages.send(Message::Event(sound)).await.is_err() {
+                    return;
+                }
+                if !again {
+                    gate.looking.store(false, Ordering::Release);
+                    return;
+                }
+                drop(gate);
+                tokio::time::sleep(TRY_INTERVAL).await;
+            }
+        });
+    }
+}
+
+#[async_trait::async_trait]
+impl Serve for Gate {
+    async fn http(&self, request: Request<Body>) -> Response<Body> {
+        let response = self.server.http(request).await;
+        if response.status().is_server_error()
+            && response.headers().contains_key(REASON_HEADER)
+            && self.server.container().broken().is_some()
+        {
+            self.look();
+        }
+        response
+    }
+}

@@ -1,0 +1,325 @@
+//! A pod's status as a projection of its [`State`], and the state that an earlier run's status tells of. Pure.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    HostIP, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMountStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::{Map, Value, json};
+
+use super::state::{Exit, Running, Stage, State, Verdict, Wait};
+use super::unsupported::is_read_only;
+
+/// What the node adds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The node's address.
+    pub host_ip: IpAddr,
+    /// The pod's address.
+    pub pod_ip: Option<IpAddr>,
+}
+
+/// `Pending`, `Running`, `Succeeded`, `Failed`.
+#[must_use]
+pub fn phase(state: &State) -> &'static str {
+    match state.succeeded {
+        Some(true) => "Succeeded",
+        Some(false) => "Failed",
+        None if state.exit.is_some() || state.attempt.is_some() => "Running",
+        None => "Pending",
+    }
+}
+
+/// The whole status. `known` are the conditions that the pod has, for their times and for those of others.
+#[must_use]
+pub fn project(state: &State, pod: &Pod, facts: &Facts, known: &[PodCondition], now: Timestamp) -> PodStatus {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let verdict = state.verdict.clone().unwrap_or(Verdict { reason: None, message: None });
+    let pod_ip = facts.pod_ip.filter(|_| !matches!(state.stage, Stage::Refused { .. })).map(|ip| ip.to_string());
+    let containers = spec.containers.iter().map(|container| container_status(state, pod, container)).collect();
+    PodStatus {
+        phase: Some(phase(state).into()),
+        reason: verdict.reason.map(Into::into),
+        message: verdict.message,
+        conditions: Some(conditions(state, pod, known, now)),
+        host_ip: Some(facts.host_ip.to_string()),
+        host_ips: Some(vec![HostIP { ip: facts.host_ip.to_string() }]),
+        pod_ips: pod_ip.clone().map(|ip| vec![PodIP { ip }]),
+        pod_ip,
+        start_time: Some(Time(whole_seconds(state.began))),
+        observed_generation: pod.metadata.generation,
+        container_statuses: Some(containers),
+        ..PodStatus::default()
+    }
+}
+
+fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+fn time(at: Timestamp) -> Option<Time> {
+    Some(Time(whole_seconds(at)))
+}
+
+/// The patch that makes the API's status this one: strategic, so that the conditions of others stay.
+#[must_use]
+pub fn patch(pod: &Pod, status: &PodStatus) -> Value {
+    let mut value = serde_json::to_value(status).unwrap_or_else(|_| json!({}));
+    if let Some(fields) = value.as_object_mut() {
+        for absent in ["reason", "message"] {
+            fields.entry(absent).or_insert(Value::Null);
+        }
+        replace_list(fields, "podIPs");
+        replace_list(fields, "hostIPs");
+    }
+    json!({"metadata": {"uid": pod.metadata.uid}, "status": value})
+}
+
+/// Both lists merge by address, so a changed address would be one more.
+fn replace_list(fields: &mut Map<String, Value>, name: &str) {
+    if let Some(Value::Array(list)) = fields.get_mut(name) {
+        list.insert(0, json!({"$patch": "replace"}));
+    }
+}
+
+fn container_status(state: &State, pod: &Pod, container: &Container) -> ContainerStatus {
+    let waiting = |reason: &str, message: Option<String>| ContainerState {
+        waiting: Some(ContainerStateWaiting { reason: Some(reason.into()), message }),
+        ..ContainerState::default()
+    };
+    let running = |running: &Running| ContainerState {
+        running: Some(ContainerStateRunning { started_at: time(running.since) }),
+        ..ContainerState::default()
+    };
+    let mut last = state.last.as_ref().map(terminated);
+    let mut container_id = None;
+    let mut started = false;
+    let current = match &state.stage {
+        Stage::Refused { message } => waiting("CreateContainerConfigError", Some(message.clone())),
+        Stage::Running(run) | Stage::Stopping { running: run, .. } => {
+            container_id = Some(run.container_id.clone());
+            started = run.started;
+            running(run)
+        }
+        Stage::Waiting { wait, .. } => {
+            last = state.exit.as_ref().map(terminated).or(last);
+            match wait {
+                Wait::Pull { reason, message } => waiting(reason, Some(message.clone())),
+                Wait::PullBackOff { message } => waiting("ImagePullBackOff", Some(message.clone())),
+                Wait::Config { reason, message } => waiting(reason, Some(message.clone())),
+                Wait::Crash { wait } => waiting("CrashLoopBackOff", Some(crash_message(*wait, pod, container))),
+            }
+        }
+        _ => match &state.exit {
+            Some(exit) => terminated(exit),
+            None if state.succeeded.is_some() => ContainerState {
+                // As upstream for a pod that ends with a container that never began.
+                terminated: Some(ContainerStateTerminated {
+                    exit_code: 137,
+                    reason: Some("ContainerStatusUnknown".into()),
+                    message: Some("The container could not be located when the pod was terminated".into()),
+                    ..ContainerStateTerminated::default()
+                }),
+                ..ContainerState::default()
+            },
+            None => waiting("ContainerCreating", None),
+        },
+    };
+    if container_id.is_none() {
+        container_id = state.exit.as_ref().and_then(|exit| exit.container_id.clone());
+    }
+    let resources = container.resources.clone().unwrap_or_default();
+    let runs = current.running.is_some();
+    ContainerStatus {
+        name: container.name.clone(),
+        state: Some(current),
+        last_state: Some(last.unwrap_or_default()),
+        ready: state.ready(),
+        started: Some(started),
+        restart_count: i32::try_from(state.attempt.unwrap_or(0)).unwrap_or(i32::MAX),
+        image: container.image.clone().unwrap_or_default(),
+        image_id: state.image_id.clone(),
+        container_id,
+        allocated_resources: resources.requests.clone().filter(|requests| runs && !requests.is_empty()),
+        resources: runs.then(|| ResourceRequirements { claims: None, ..resources }),
+        volume_mounts: mounts(pod, container),
+        ..ContainerStatus::default()
+    }
+}
+
+fn mounts(pod: &Pod, container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    let mounts: Vec<VolumeMountStatus> = container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .map(|mount| {
+            let config = volumes.iter().any(|volume| volume.name == mount.name && is_read_only(volume));
+            let read_only = mount.read_only == Some(true) || config;
+            VolumeMountStatus {
+                name: mount.name.clone(),
+                mount_path: mount.mount_path.clone(),
+                read_only: read_only.then_some(true),
+                recursive_read_only: read_only.then(|| {
+                    let asked = mount.recursive_read_only.as_deref();
+                    asked.filter(|asked| *asked != "IfPossible").unwrap_or("Disabled").to_owned()
+                }),
+                ..VolumeMountStatus::default()
+            }
+        })
+        .collect();
+    (!mounts.is_empty()).then_some(mounts)
+}
+
+fn crash_message(wait: std::time::Duration, pod: &Pod, container: &Container) -> String {
+    format!("back-off {} restarting failed container={} pod={}", go_duration(wait), container.name, pod_text(pod))
+}
+
+/// `10s`, `1m20s`, `5m0s`.
+fn go_duration(wait: std::time::Duration) -> String {
+    let seconds = wait.as_secs();
+    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
+}
+
+/// `name_namespace(uid)`.
+#[must_use]
+pub fn pod_text(pod: &Pod) -> String {
+    let metadata = &pod.metadata;
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    format!("{}_{}({})", text(&metadata.name), text(&metadata.namespace), text(&metadata.uid))
+}
+
+fn terminated(exit: &Exit) -> ContainerState {
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            exit_code: exit.code,
+            reason: Some(exit.reason.clone()),
+            message: exit.message.clone(),
+            started_at: exit.started.and_then(time),
+            finished_at: time(exit.finished),
+            container_id: exit.container_id.clone(),
+            signal: None,
+        }),
+        ..ContainerState::default()
+    }
+}
+
+/// One condition's state: status, reason, message.
+type Now = (bool, Option<&'static str>, Option<String>);
+
+fn conditions(state: &State, pod: &Pod, known: &[PodCondition], now: Timestamp) -> Vec<PodCondition> {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let sandbox = state.sandbox && !matches!(state.stage, Stage::Ended | Stage::Refused { .. });
+    let initialized: Now = (true, (state.succeeded == Some(true)).then_some("PodCompleted"), None);
+    let unready: Now = match state.succeeded {
+        Some(true) => (false, Some("PodCompleted"), None),
+        Some(false) => (false, Some("PodFailed"), None),
+        None => {
+            let names: Vec<&str> = spec.containers.iter().map(|container| container.name.as_str()).collect();
+            let message = format!("containers with unready status: [{}]", names.join(" "));
+            (false, Some("ContainersNotReady"), Some(message))
+        }
+    };
+    let containers: Now = if state.ready() { (true, None, None) } else { unready };
+    let ready = if containers.0 { gates(&spec.readiness_gates.unwrap_or_default(), known) } else { containers.clone() };
+    let rows = [
+        ("PodReadyToStartContainers", (sandbox, None, None)),
+        ("Initialized", initialized),
+        ("Ready", ready),
+        ("ContainersReady", containers),
+        ("PodScheduled", (true, None, None)),
+    ];
+    rows.into_iter()
+        .map(|(kind, (status, reason, message))| {
+            let status = if status { "True" } else { "False" };
+            let before = known.iter().find(|condition| condition.type_ == kind);
+            let since = before.filter(|before| before.status == status).and_then(|b| b.last_transition_time.clone());
+            PodCondition {
+                type_: kind.into(),
+                status: status.into(),
+                reason: reason.map(Into::into),
+                message,
+                last_transition_time: since.or_else(|| time(now)),
+                last_probe_time: None,
+                observed_generation: pod.metadata.generation,
+            }
+        })
+        .collect()
+}
+
+fn gates(gates: &[k8s_openapi::api::core::v1::PodReadinessGate], known: &[PodCondition]) -> Now {
+    let mut messages = Vec::new();
+    for gate in gates {
+        let name = &gate.condition_type;
+        match known.iter().find(|condition| condition.type_ == *name) {
+            None => messages.push(format!("corresponding condition of pod readiness gate {name:?} does not exist.")),
+            Some(condition) if condition.status != "True" => messages
+                .push(format!("the status of pod readiness gate {name:?} is not \"True\", but {}", condition.status)),
+            Some(_) => {}
+        }
+    }
+    if messages.is_empty() {
+        (true, None, None)
+    } else {
+        (false, Some("ReadinessGatesNotReady"), Some(messages.join(", ")))
+    }
+}
+
+/// The state in which an earlier run of the agent left the pod, as its status tells.
+#[must_use]
+pub fn recall(pod: &Pod, now: Timestamp) -> State {
+    let Some(status) = &pod.status else { return State::new(now) };
+    let began = status.start_time.as_ref().map_or(now, |time| time.0);
+    let container = status.container_statuses.iter().flatten().next();
+    let mut state = match container.and_then(|container| Some((container, left(container, now)?))) {
+        Some((container, exit)) => {
+            let attempt = u32::try_from(container.restart_count).unwrap_or(0);
+            State::resume(now, began, attempt, exit, container.image_id.clone())
+        }
+        None => State::begun(now, began),
+    };
+    match status.phase.as_deref() {
+        Some("Succeeded") => state.succeeded = Some(true),
+        Some("Failed") => {
+            state.succeeded = Some(false);
+            if status.reason.is_some() {
+                state.verdict = Some(Verdict {
+                    reason: status.reason.as_deref().and_then(known_reason),
+                    message: status.message.clone(),
+                });
+            }
+        }
+        _ => {}
+    }
+    state
+}
+
+fn known_reason(reason: &str) -> Option<&'static str> {
+    ["Evicted", "DeadlineExceeded"].into_iter().find(|known| *known == reason)
+}
+
+fn left(container: &ContainerStatus, now: Timestamp) -> Option<Exit> {
+    let state = container.state.clone().unwrap_or_default();
+    if let Some(running) = state.running {
+        return Some(Exit {
+            code: 255,
+            reason: "Unknown".into(),
+            message: Some("The node was started again while the container ran".into()),
+            started: running.started_at.map(|time| time.0),
+            finished: now,
+            container_id: container.container_id.clone(),
+        });
+    }
+    let ended = state.terminated.or_else(|| container.last_state.clone()?.terminated)?;
+    Some(Exit {
+        code: ended.exit_code,
+        reason: ended.reason.unwrap_or_default(),
+        message: ended.message,
+        started: ended.started_at.map(|time| time.0),
+        finished: ended.finished_at.map_or(now, |time| time.0),
+        container_id: ended.container_id,
+    })
+}

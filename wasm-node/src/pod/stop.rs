@@ -1,0 +1,138 @@
+//! Stopping a container as contract.md §4 says: a server when nobody is sent to it any more and its requests are
+//! answered, a command by interrupting it; both within the grace period.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Container;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::ask::ask;
+use super::settings::{Get, get};
+use super::state::Event;
+use super::worker::Message;
+use crate::engine::{HttpServer, StopSignal};
+use crate::node::Shared;
+
+/// How long a server goes on accepting after its endpoint has left every routing table of this process. Other
+/// processes (a proxy on another node, a client that resolved the pod's name) hear of it by a watch of their own, which
+/// takes well under a second.
+const UNROUTED_FOR: Duration = Duration::from_secs(1);
+/// What a command gets after its hook even where the hook has used up the grace period (upstream's).
+const AFTER_HOOK_MIN: Duration = Duration::from_secs(2);
+
+/// What is done before stopping.
+pub(crate) enum Hook {
+    None,
+    Sleep(Duration),
+    Get(Get),
+}
+
+impl Hook {
+    pub(crate) fn of(container: &Container) -> Self {
+        let Some(hook) = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref()) else {
+            return Self::None;
+        };
+        match (&hook.sleep, &hook.http_get) {
+            (Some(sleep), _) => Self::Sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))),
+            (None, Some(action)) => Self::Get(get(container, action)),
+            (None, None) => Self::None,
+        }
+    }
+
+    async fn run(self, node: &Shared, ip: Option<IpAddr>, ends: &watch::Receiver<Instant>) {
+        let left = ends.borrow().saturating_duration_since(Instant::now());
+        match (self, ip) {
+            (Self::None, _) | (Self::Get(_), None) => {}
+            (Self::Sleep(sleep), _) => tokio::time::sleep(sleep.min(left)).await,
+            (Self::Get(get), Some(ip)) => {
+                if let Err(error) = ask(&node.parts.network, ip, &get, left).await {
+                    tracing::debug!(%error, "a preStop hook failed");
+                }
+            }
+        }
+    }
+}
+
+/// Resolves at the end of the grace period, also where that is moved.
+async fn over(mut ends: watch::Receiver<Instant>) {
+    loop {
+        let end = *ends.borrow_and_update();
+        tokio::select! {
+            () = tokio::time::sleep_until(end) => return,
+            changed = ends.changed() => if changed.is_err() {
+                tokio::time::sleep_until(end).await;
+                return;
+            },
+        }
+    }
+}
+
+/// A server to stop.
+pub(crate) struct Server {
+    pub(crate) server: HttpServer,
+    pub(crate) port: u16,
+    /// To be started again: its end is a failure.
+    pub(crate) restart: bool,
+}
+
+/// Stops a server and tells its end.
+pub(crate) async fn server(
+    node: Arc<Shared>,
+    what: Server,
+    ip: Option<IpAddr>,
+    hook: Hook,
+    ends: watch::Receiver<Instant>,
+    attempt: u32,
+    messages: mpsc::Sender<Message>,
+) {
+    let network = node.parts.network.clone();
+    let drain = async {
+        hook.run(&node, ip, &ends).await;
+        if let Some(ip) = ip {
+            network.until_unrouted(ip).await;
+            tokio::time::sleep(UNROUTED_FOR).await;
+            network.detach(ip, what.port);
+        }
+        what.server.drained().await;
+    };
+    let drained = tokio::select! {
+        () = drain => true,
+        () = over(ends.clone()) => false,
+    };
+    if let Some(ip) = ip {
+        network.detach(ip, what.port);
+    }
+    what.server.shut();
+    let (code, reason) = match (drained, what.restart) {
+        (true, false) => (0, "Completed"),
+        (true, true) => (143, "Error"),
+        (false, _) => (137, "Error"),
+    };
+    let exited = Event::Exited { attempt, code, reason: reason.into(), message: None };
+    let _ = messages.send(Message::Event(exited)).await;
+}
+
+/// Interrupts a command; its run tells its end.
+pub(crate) async fn command(
+    node: Arc<Shared>,
+    signal: oneshot::Sender<StopSignal>,
+    at_grace: bool,
+    ip: Option<IpAddr>,
+    hook: Hook,
+    ends: watch::Receiver<Instant>,
+) {
+    let hooked = !matches!(hook, Hook::None);
+    hook.run(&node, ip, &ends).await;
+    if at_grace {
+        over(ends.clone()).await;
+        if hooked {
+            tokio::time::sleep(AFTER_HOOK_MIN).await;
+        }
+        let _ = signal.send(StopSignal::Kill);
+    } else {
+        let _ = signal.send(StopSignal::Terminate);
+    }
+}

@@ -1,0 +1,260 @@
+//! Which fields of a Pod this node doesn't act on. Pure: a pod that sets one stays Pending and is told so.
+//!
+//! Accepted without effect, as they mean nothing without Linux: the security contexts, `hostUsers`,
+//! `shareProcessNamespace`, `mountPropagation: None`, and what only the scheduler or the API server reads.
+
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, PodSpec, Probe, Volume};
+use serde_json::Value;
+
+/// A field, and what is the matter with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsupported {
+    /// `spec.containers[0].tty`.
+    pub path: String,
+    /// In words.
+    pub why: &'static str,
+}
+
+const NOT_YET: &str = "is not acted on by this node yet";
+
+/// Every such field of a pod, in order.
+#[must_use]
+pub fn fields(pod: &Pod) -> Vec<Unsupported> {
+    let mut found = Found::default();
+    let default = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&default);
+    found.pod(spec);
+    for (index, volume) in spec.volumes.iter().flatten().enumerate() {
+        found.volume(&format!("spec.volumes[{index}]"), volume);
+    }
+    for index in 1..spec.containers.len() {
+        found.add(format!("spec.containers[{index}]"), "a second container is not run by this node yet");
+    }
+    for (index, container) in spec.containers.iter().enumerate().take(1) {
+        found.container(&format!("spec.containers[{index}]"), container);
+    }
+    found.0
+}
+
+/// One sentence for the container's waiting message.
+#[must_use]
+pub fn sentence(fields: &[Unsupported]) -> String {
+    let each: Vec<String> = fields.iter().map(|field| format!("{}: {}", field.path, field.why)).collect();
+    each.join("; ")
+}
+
+/// Whether a guest may never write to a volume: its content is the API's.
+#[must_use]
+pub fn is_read_only(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
+}
+
+#[derive(Default)]
+struct Found(Vec<Unsupported>);
+
+impl Found {
+    fn add(&mut self, path: impl Into<String>, why: &'static str) {
+        self.0.push(Unsupported { path: path.into(), why });
+    }
+
+    fn when(&mut self, set: bool, path: impl Into<String>) {
+        if set {
+            self.add(path, NOT_YET);
+        }
+    }
+
+    fn pod(&mut self, spec: &PodSpec) {
+        let some = |list: Option<usize>| list.is_some_and(|length| length > 0);
+        self.when(some(spec.init_containers.as_ref().map(Vec::len)), "spec.initContainers");
+        self.when(some(spec.ephemeral_containers.as_ref().map(Vec::len)), "spec.ephemeralContainers");
+        self.when(spec.host_network == Some(true), "spec.hostNetwork");
+        self.when(spec.host_pid == Some(true), "spec.hostPID");
+        self.when(spec.host_ipc == Some(true), "spec.hostIPC");
+        self.when(some(spec.host_aliases.as_ref().map(Vec::len)), "spec.hostAliases");
+        self.when(spec.hostname_override.is_some(), "spec.hostnameOverride");
+        self.when(spec.set_hostname_as_fqdn == Some(true), "spec.setHostnameAsFQDN");
+        self.when(some(spec.resource_claims.as_ref().map(Vec::len)), "spec.resourceClaims");
+        self.when(spec.resources.is_some(), "spec.resources");
+        self.when(spec.scheduling_group.is_some(), "spec.schedulingGroup");
+        self.when(spec.dns_config.as_ref().is_some_and(|dns| *dns != Default::default()), "spec.dnsConfig");
+        let dns = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
+        self.when(!matches!(dns, "ClusterFirst" | "ClusterFirstWithHostNet"), "spec.dnsPolicy");
+        self.when(spec.os.as_ref().is_some_and(|os| os.name != "linux"), "spec.os.name");
+    }
+
+    fn volume(&mut self, path: &str, volume: &Volume) {
+        if let Some(empty) = &volume.empty_dir {
+            self.when(empty.medium.as_deref().is_some_and(|m| !m.is_empty()), format!("{path}.emptyDir.medium"));
+        }
+        if let Some(projected) = &volume.projected {
+            for (index, source) in projected.sources.iter().flatten().enumerate() {
+                let path = format!("{path}.projected.sources[{index}]");
+                self.when(source.cluster_trust_bundle.is_some(), format!("{path}.clusterTrustBundle"));
+                self.when(source.pod_certificate.is_some(), format!("{path}.podCertificate"));
+            }
+        }
+        if is_read_only(volume) || volume.empty_dir.is_some() {
+            return;
+        }
+        // What is left by its name on the wire: hostPath, persistentVolumeClaim, csi …
+        let value = serde_json::to_value(volume).unwrap_or(Value::Null);
+        let kinds = value.as_object().into_iter().flatten().map(|(kind, _)| kind.as_str());
+        match kinds.filter(|kind| *kind != "name").next() {
+            Some(kind) => self.add(format!("{path}.{kind}"), NOT_YET),
+            // A volume with no source is an emptyDir (upstream's default).
+            None => {}
+        }
+    }
+
+    fn container(&mut self, path: &str, container: &Container) {
+        self.when(container.stdin == Some(true), format!("{path}.stdin"));
+        self.when(container.stdin_once == Some(true), format!("{path}.stdinOnce"));
+        self.when(container.tty == Some(true), format!("{path}.tty"));
+        self.when(container.restart_policy.is_some(), format!("{path}.restartPolicy"));
+        let rules = container.restart_policy_rules.as_ref();
+        self.when(rules.is_some_and(|rules| !rules.is_empty()), format!("{path}.restartPolicyRules"));
+        let devices = container.volume_devices.as_ref();
+        self.when(devices.is_some_and(|devices| !devices.is_empty()), format!("{path}.volumeDevices"));
+        let claims = container.resources.as_ref().and_then(|resources| resources.claims.as_ref());
+        self.when(claims.is_some_and(|claims| !claims.is_empty()), format!("{path}.resources.claims"));
+        for (index, port) in container.ports.iter().flatten().enumerate() {
+            let path = format!("{path}.ports[{index}]");
+            self.when(port.host_port.is_some_and(|port| port != 0), format!("{path}.hostPort"));
+            let protocol = port.protocol.as_deref().unwrap_or("TCP");
+            self.when(protocol != "TCP", format!("{path}.protocol"));
+        }
+        for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+            let path = format!("{path}.volumeMounts[{index}]");
+            let set = |field: &Option<String>| field.as_deref().is_some_and(|value| !value.is_empty());
+            self.when(set(&mount.sub_path), format!("{path}.subPath"));
+            self.when(set(&mount.sub_path_expr), format!("{path}.subPathExpr"));
+            let propagation = mount.mount_propagation.as_deref().unwrap_or("None");
+            self.when(propagation != "None", format!("{path}.mountPropagation"));
+        }
+        for (index, variable) in container.env.iter().flatten().enumerate() {
+            let file = variable.value_from.as_ref().is_some_and(|from| from.file_key_ref.is_some());
+            self.when(file, format!("{path}.env[{index}].valueFrom.fileKeyRef"));
+        }
+        for (name, probe) in [
+            ("livenessProbe", &container.liveness_probe),
+            ("readinessProbe", &container.readiness_probe),
+            ("startupProbe", &container.startup_probe),
+        ] {
+            if let Some(probe) = probe {
+                self.probe(&format!("{path}.{name}"), probe);
+            }
+        }
+        if let Some(lifecycle) = &container.lifecycle {
+            let path = format!("{path}.lifecycle");
+            self.when(lifecycle.post_start.is_some(), format!("{path}.postStart"));
+            self.when(lifecycle.stop_signal.is_some(), format!("{path}.stopSignal"));
+            if let Some(hook) = &lifecycle.pre_stop {
+                self.hook(&format!("{path}.preStop"), hook);
+            }
+        }
+    }
+
+    fn probe(&mut self, path: &str, probe: &Probe) {
+        self.when(probe.exec.is_some(), format!("{path}.exec"));
+        self.when(probe.tcp_socket.is_some(), format!("{path}.tcpSocket"));
+        self.when(probe.grpc.is_some(), format!("{path}.grpc"));
+        if let Some(get) = &probe.http_get {
+            self.get(&format!("{path}.httpGet"), get);
+        }
+    }
+
+    fn hook(&mut self, path: &str, hook: &LifecycleHandler) {
+        self.when(hook.exec.is_some(), format!("{path}.exec"));
+        self.when(hook.tcp_socket.is_some(), format!("{path}.tcpSocket"));
+        if let Some(get) = &hook.http_get {
+            self.get(&format!("{path}.httpGet"), get);
+        }
+    }
+
+    fn get(&mut self, path: &str, get: &k8s_openapi::api::core::v1::HTTPGetAction) {
+        self.when(get.host.as_deref().is_some_and(|host| !host.is_empty()), format!("{path}.host"));
+        self.when(get.scheme.as_deref() == Some("HTTPS"), format!("{path}.scheme"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn paths(spec: Value) -> Vec<String> {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
+        fields(&pod).into_iter().map(|field| field.path).collect()
+    }
+
+    #[test]
+    fn each_field_that_is_not_acted_on_is_named() {
+        let container = |more: Value| {
+            let mut container = json!({"name": "a", "image": "i"});
+            container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json!({"containers": [container]})
+        };
+        for (spec, path) in [
+            (json!({"containers": [{"name": "a"}, {"name": "b"}]}), "spec.containers[1]"),
+            (json!({"containers": [], "initContainers": [{"name": "i"}]}), "spec.initContainers"),
+            (json!({"containers": [], "hostNetwork": true}), "spec.hostNetwork"),
+            (json!({"containers": [], "hostAliases": [{"ip": "192.0.2.1"}]}), "spec.hostAliases"),
+            (json!({"containers": [], "dnsPolicy": "None"}), "spec.dnsPolicy"),
+            (json!({"containers": [], "dnsConfig": {"nameservers": ["192.0.2.1"]}}), "spec.dnsConfig"),
+            (json!({"containers": [], "setHostnameAsFQDN": true}), "spec.setHostnameAsFQDN"),
+            (json!({"containers": [], "os": {"name": "windows"}}), "spec.os.name"),
+            (
+                json!({"containers": [], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]}),
+                "spec.volumes[0].hostPath",
+            ),
+            (
+                json!({"containers": [], "volumes": [{"name": "v", "emptyDir": {"medium": "Memory"}}]}),
+                "spec.volumes[0].emptyDir.medium",
+            ),
+            (
+                json!({"containers": [], "volumes": [{"name": "v", "projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}]}),
+                "spec.volumes[0].projected.sources[0].clusterTrustBundle",
+            ),
+            (container(json!({"tty": true})), "spec.containers[0].tty"),
+            (
+                container(json!({"ports": [{"containerPort": 80, "hostPort": 80}]})),
+                "spec.containers[0].ports[0].hostPort",
+            ),
+            (
+                container(json!({"volumeMounts": [{"name": "v", "mountPath": "/v", "subPath": "a"}]})),
+                "spec.containers[0].volumeMounts[0].subPath",
+            ),
+            (container(json!({"livenessProbe": {"exec": {}}})), "spec.containers[0].livenessProbe.exec"),
+            (
+                container(json!({"readinessProbe": {"tcpSocket": {"port": 1}}})),
+                "spec.containers[0].readinessProbe.tcpSocket",
+            ),
+            (container(json!({"startupProbe": {"grpc": {"port": 1}}})), "spec.containers[0].startupProbe.grpc"),
+            (
+                container(json!({"lifecycle": {"postStart": {"sleep": {"seconds": 1}}}})),
+                "spec.containers[0].lifecycle.postStart",
+            ),
+            (container(json!({"lifecycle": {"preStop": {"exec": {}}}})), "spec.containers[0].lifecycle.preStop.exec"),
+        ] {
+            assert_eq!(paths(spec), [path]);
+        }
+    }
+
+    #[test]
+    fn what_means_nothing_here_or_is_acted_on_passes() {
+        let found = paths(json!({
+            "hostUsers": false, "shareProcessNamespace": true, "subdomain": "s", "hostname": "h",
+            "securityContext": {"runAsUser": 1, "fsGroup": 2, "seccompProfile": {"type": "RuntimeDefault"}},
+            "volumes": [{"name": "a", "emptyDir": {}}, {"name": "b", "configMap": {"name": "c"}}, {"name": "n"}],
+            "containers": [{
+                "name": "a", "image": "i", "securityContext": {"privileged": true, "capabilities": {"drop": ["ALL"]}},
+                "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}, "ports": [{"containerPort": 80, "protocol": "TCP"}],
+                "readinessProbe": {"httpGet": {"port": 80, "path": "/", "scheme": "HTTP"}},
+            }],
+        }));
+        assert_eq!(found, Vec::<String>::new());
+    }
+}

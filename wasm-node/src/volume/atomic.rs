@@ -1,0 +1,164 @@
+//! Writes a volume's files so that a reader sees all of the old ones or all of the new ones.
+//!
+//! Upstream's shape, which guests may rely on: the files lie in a folder of their own, `..data` links to it, and each
+//! top-level name is a link through `..data`. Swapping that one link changes all of them at once.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use super::files::{File, Files};
+
+const DATA: &str = "..data";
+const DATA_NEXT: &str = "..data_tmp";
+
+/// Makes `dir` hold exactly `files`. `stamp` names the new folder: different at each change. Answers whether anything
+/// changed.
+pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
+    for path in files.keys() {
+        check(path)?;
+    }
+    std::fs::create_dir_all(dir)?;
+    let data = dir.join(DATA);
+    let before = std::fs::read_link(&data).ok();
+    if let Some(before) = &before
+        && same(&dir.join(before), files)
+    {
+        return Ok(false);
+    }
+    let name = format!("..{stamp}");
+    let fresh = dir.join(&name);
+    std::fs::create_dir(&fresh)?;
+    for (path, file) in files {
+        let path = fresh.join(path);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::write(&path, &file.bytes)?;
+        set_mode(&path, file.mode)?;
+    }
+    let next = dir.join(DATA_NEXT);
+    let _ = std::fs::remove_file(&next);
+    link(Path::new(&name), &next)?;
+    std::fs::rename(&next, &data)?;
+    let tops: BTreeSet<&str> = files.keys().filter_map(|path| path.split('/').next()).collect();
+    for top in &tops {
+        let visible = dir.join(top);
+        if std::fs::symlink_metadata(&visible).is_err() {
+            link(&Path::new(DATA).join(top), &visible)?;
+        }
+    }
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let own = entry.file_name();
+        let own = own.to_string_lossy();
+        if own == DATA || own == name || tops.contains(&*own) {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(true)
+}
+
+/// A path stays inside the volume and away from what the writer itself makes (the API has checked it too).
+fn check(path: &str) -> io::Result<()> {
+    let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    if plain && !path.is_empty() && !path.starts_with("..") {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{path:?} is no path of a file in a volume")))
+}
+
+fn same(dir: &Path, files: &Files) -> bool {
+    let mut found = BTreeSet::new();
+    walk(dir, &mut PathBuf::new(), &mut found).is_ok()
+        && found.len() == files.len()
+        && files.iter().all(|(path, file)| found.contains(Path::new(path)) && is(&dir.join(path), file))
+}
+
+fn is(path: &Path, file: &File) -> bool {
+    std::fs::read(path).is_ok_and(|bytes| bytes == file.bytes) && mode_of(path).is_none_or(|mode| mode == file.mode)
+}
+
+fn walk(dir: &Path, at: &mut PathBuf, found: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir.join(&*at))? {
+        let entry = entry?;
+        at.push(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            walk(dir, at, found)?;
+        } else {
+            found.insert(at.clone());
+        }
+        at.pop();
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn link(to: &Path, at: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(to, at)
+}
+
+#[cfg(windows)]
+fn link(to: &Path, at: &Path) -> io::Result<()> {
+    std::os::windows::fs::symlink_dir(to, at)
+}
+
+#[cfg(unix)]
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+#[cfg(windows)]
+fn set_mode(_path: &Path, _mode: u32) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(unix)]
+fn mode_of(path: &Path) -> Option<u32> {
+    use std::os::unix::fs::PermissionsExt as _;
+    Some(std::fs::metadata(path).ok()?.permissions().mode() & 0o777)
+}
+
+#[cfg(windows)]
+fn mode_of(_path: &Path) -> Option<u32> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(of: &[(&str, &str)]) -> Files {
+        of.iter().map(|(p, text)| ((*p).to_owned(), File { bytes: text.as_bytes().to_vec(), mode: 0o600 })).collect()
+    }
+
+    #[test]
+    fn a_change_swaps_one_link() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("v");
+        assert!(write(&dir, &files(&[("a", "1"), ("d/b", "2")]), "one").unwrap());
+        assert!(!write(&dir, &files(&[("a", "1"), ("d/b", "2")]), "two").unwrap(), "nothing changed");
+        assert_eq!(std::fs::read_link(dir.join("..data")).unwrap(), Path::new("..one"));
+        assert_eq!(std::fs::read_to_string(dir.join("d/b")).unwrap(), "2");
+        assert!(write(&dir, &files(&[("a", "3"), ("c", "4")]), "three").unwrap());
+        assert_eq!(std::fs::read_to_string(dir.join("a")).unwrap(), "3");
+        let mut names: Vec<String> =
+            std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["..data", "..three", "a", "c"]);
+    }
+
+    #[test]
+    fn no_path_leads_out() {
+        let root = tempfile::tempdir().unwrap();
+        for path in ["../x", "/etc/x", "a/../../x", "..data", ""] {
+            assert!(write(&root.path().join("v"), &files(&[(path, "1")]), "one").is_err(), "{path:?}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Fills a pod's volumes and keeps them in step with the API for as long as the pod lives.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Volume};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use super::atomic;
+use super::files::{Files, FilesError, Tokens, files, wanted_tokens};
+use crate::node::Shared;
+use crate::pod::environment::Given;
+use crate::pod::sources::{Known, Source, SourceKind};
+use crate::pod::state::Event;
+use crate::pod::unsupported::is_read_only;
+use crate::pod::worker::{Input, Message};
+
+/// Between tries to fill a volume: doubled, as upstream's.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(122);
+/// A token is asked for anew after this part of its life, and at latest after a day (upstream's).
+const TOKEN_LIFE_PERCENT: u64 = 80;
+const TOKEN_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Where a volume of a pod lies.
+#[must_use]
+pub fn folder(pod_dir: &Path, volume: &str) -> PathBuf {
+    pod_dir.join("volumes").join(volume)
+}
+
+struct Token {
+    value: String,
+    refresh_at: Timestamp,
+}
+
+/// Fills all volumes, says so, and goes on until it is dropped.
+pub(crate) async fn keep(
+    node: Arc<Shared>,
+    mut input: watch::Receiver<Input>,
+    ip: std::net::IpAddr,
+    events: mpsc::Sender<Message>,
+) {
+    let mut pod = input.borrow_and_update().pod.clone();
+    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
+    let from_api: Vec<Volume> = volumes.iter().filter(|volume| is_read_only(volume)).cloned().collect();
+    let watched: BTreeMap<(SourceKind, String), Arc<Source>> = crate::pod::sources::named_by_volumes(&volumes)
+        .into_iter()
+        .map(|(kind, name)| ((kind, name.clone()), node.sources.get(kind, &namespace, &name)))
+        .collect();
+    let mut changes: Vec<watch::Receiver<Known>> = watched.values().map(|source| source.known.clone()).collect();
+    let dir = node.pod_dir(pod.metadata.uid.as_deref().unwrap_or_default());
+    let mut tokens: BTreeMap<(String, i64), Token> = BTreeMap::new();
+    let (mut mounted, mut wait, mut told) = (false, RETRY_FIRST, String::new());
+    loop {
+        for change in &mut changes {
+            change.mark_unchanged();
+        }
+        let filled = fill(&node, &pod, &volumes, &from_api, &watched, &mut tokens, &dir, ip).await;
+        let mut again = None;
+        match filled {
+            Ok(()) => {
+                wait = RETRY_FIRST;
+                told.clear();
+                if !std::mem::replace(&mut mounted, true) && events.send(Message::Event(Event::Mounted)).await.is_err()
+                {
+                    return;
+                }
+            }
+            Err(message) => {
+                again = Some(wait);
+                wait = (wait * 2).min(RETRY_MAX);
+                if message != told {
+                    told.clone_from(&message);
+                    if events.send(Message::Event(Event::MountFailed(message))).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+        if from_api.is_empty() && again.is_none() {
+            return;
+        }
+        let now = node.parts.env.now();
+        let refresh = tokens.values().map(|token| token.refresh_at).min();
+        let refresh = refresh.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or(Duration::from_secs(1)));
+        let sleep = again.into_iter().chain(refresh).min();
+        let any = changes.iter_mut().map(|change| change.changed().boxed());
+        let any: Vec<_> = any.collect();
+        tokio::select! {
+            () = async { drop(futures::future::select_all(any).await) }, if !watched.is_empty() => {}
+            changed = input.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                pod = input.borrow_and_update().pod.clone();
+            }
+            () = async { tokio::time::sleep(sleep.unwrap_or_default()).await }, if sleep.is_some() => {}
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one pass of the loop above, with all that it holds")]
+async fn fill(
+    node: &Arc<Shared>,
+    pod: &Arc<Pod>,
+    volumes: &[Volume],
+    from_api: &[Volume],
+    watched: &BTreeMap<(SourceKind, String), Arc<Source>>,
+    tokens: &mut BTreeMap<(String, i64), Token>,
+    dir: &Path,
+    ip: std::net::IpAddr,
+) -> Result<(), String> {
+    let mut known = BTreeMap::new();
+    for (key, source) in watched {
+        match source.read().await {
+            Known::Present(content) => {
+                known.insert(key.clone(), content);
+            }
+            Known::Failed(error) => {
+                let first = volume_of(from_api, key).unwrap_or_default();
+                return Err(failed(first, &format!("failed to sync {} cache: {error}", key.0.word())));
+            }
+            Known::Missing | Known::Unknown => {}
+        }
+    }
+    for wanted in wanted_tokens(volumes) {
+        let now = node.parts.env.now();
+        if tokens.get(&wanted).is_none_or(|token| token.refresh_at <= now) {
+            match request_token(node, pod, &wanted, now).await {
+                Ok(token) => {
+                    tokens.insert(wanted, token);
+                }
+                // An old one does until its end.
+                Err(error) if tokens.contains_key(&wanted) => {
+                    tracing::warn!(%error, "a service account token cannot be had anew");
+                    if let Some(token) = tokens.get_mut(&wanted) {
+                        token.refresh_at = now.saturating_add(RETRY_MAX).unwrap_or(Timestamp::MAX);
+                    }
+                }
+                Err(error) => {
+                    let of_token = |volume: &&Volume| {
+                        let projected = volume.projected.as_ref();
+                        projected.is_some_and(|p| p.sources.iter().flatten().any(|s| s.service_account_token.is_some()))
+                    };
+                    let name = volumes.iter().find(of_token).map(|volume| volume.name.clone()).unwrap_or_default();
+                    return Err(failed(&name, &format!("failed to fetch token: {error}")));
+                }
+            }
+        }
+    }
+    let values: Tokens = tokens.iter().map(|(key, token)| (key.clone(), token.value.clone())).collect();
+    let lookup = |kind: SourceKind, name: &str| known.get(&(kind, name.to_owned())).cloned();
+    let given = Given {
+        pod,
+        host_ip: node.config.internal_ip,
+        pod_ip: Some(ip),
+        allocatable: &node.allocatable,
+        services: &[],
+        lookup: &lookup,
+    };
+    let mut writes: Vec<(String, Files)> = Vec::new();
+    for volume in from_api {
+        let files =
+            files(&given, volume, &values).map_err(|error: FilesError| failed(&volume.name, &error.to_string()))?;
+        writes.push((volume.name.clone(), files));
+    }
+    let plain: Vec<String> =
+        volumes.iter().filter(|volume| !is_read_only(volume)).map(|volume| volume.name.clone()).collect();
+    let (dir, stamp) = (dir.to_owned(), stamp(node));
+    let written = tokio::task::spawn_blocking(move || {
+        for name in plain {
+            make_empty_dir(&folder(&dir, &name)).map_err(|error| failed(&name, &error.to_string()))?;
+        }
+        for (name, files) in writes {
+            let folder = folder(&dir, &name);
+            atomic::write(&folder, &files, &stamp).map_err(|error| failed(&name, &error.to_string()))?;
+        }
+        Ok(())
+    });
+    written.await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+fn failed(volume: &str, why: &str) -> String {
+    format!("MountVolume.SetUp failed for volume {volume:?} : {why}")
+}
+
+fn volume_of<'a>(volumes: &'a [Volume], key: &(SourceKind, String)) -> Option<&'a str> {
+    let names = |volume: &&Volume| crate::pod::sources::named_by_volumes(std::slice::from_ref(*volume)).contains(key);
+    volumes.iter().find(names).map(|volume| volume.name.as_str())
+}
+
+/// Different at each call, and in order.
+fn stamp(node: &Shared) -> String {
+    let random = node.parts.env.below(1 << 32);
+    format!("{}.{random}", node.parts.env.now().strftime("%Y_%m_%d_%H_%M_%S"))
+}
+
+fn make_empty_dir(dir: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)
+}
+
+async fn request_token(
+    node: &Shared,
+    pod: &Pod,
+    (audience, seconds): &(String, i64),
+    now: Timestamp,
+) -> Result<Token, String> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
+    let audiences: Vec<&str> = Some(audience.as_str()).filter(|audience| !audience.is_empty()).into_iter().collect();
+    let body = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+        "spec": {
+            "audiences": audiences, "expirationSeconds": seconds,
+            "boundObjectRef": {
+                "apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid,
+            },
+        },
+    });
+    let request = http::Request::post(format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"))
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(body.to_string().into_bytes())
+        .map_err(|error| error.to_string())?;
+    let answer: Value = node.client.request(request).await.map_err(|error| error.to_string())?;
+    let value = answer["status"]["token"].as_str().ok_or("the answer holds no token")?.to_owned();
+    let ends: Option<Timestamp> = answer["status"]["expirationTimestamp"].as_str().and_then(|at| at.parse().ok());
+    let life = ends.and_then(|ends| Duration::try_from(ends.duration_since(now)).ok());
+    let life = life.unwrap_or(Duration::from_secs(3600)).mul_f64(TOKEN_LIFE_PERCENT as f64 / 100.0).min(TOKEN_AGE_MAX);
+    Ok(Token { value, refresh_at: now.saturating_add(life).unwrap_or(Timestamp::MAX) })
+}

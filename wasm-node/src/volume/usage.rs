@@ -1,0 +1,133 @@
+//! How much a guest has written, measured, as no call of a guest's can be refused for a quota: over its bound the pod
+//! is evicted.
+
+use std::path::Path;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use machinery::api::quantity::Quantity;
+
+use crate::pod::unsupported::is_read_only;
+
+/// What an emptyDir without `sizeLimit` may hold. Enough for scratch files; a node with 110 such pods needs no more
+/// than a common disk.
+pub const EMPTY_DIR_BYTES_DEFAULT: u64 = 1 << 30;
+/// Files and folders of one emptyDir: what a walk gets through in well under a second.
+pub const EMPTY_DIR_ENTRIES_MAX: u64 = 100_000;
+/// Folders within folders that are followed: more is a way to harm whoever walks.
+const DEPTH_MAX: usize = 64;
+
+/// What a folder holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// Files and folders.
+    pub entries: u64,
+}
+
+/// Walks a folder, following no link, and no further than the bound on entries.
+#[must_use]
+pub fn measure(dir: &Path) -> Usage {
+    let mut usage = Usage::default();
+    let mut folders = vec![(dir.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(folder) else { continue };
+        for entry in entries.flatten() {
+            usage.entries += 1;
+            if usage.entries > EMPTY_DIR_ENTRIES_MAX || depth > DEPTH_MAX {
+                return Usage { entries: EMPTY_DIR_ENTRIES_MAX + 1, ..usage };
+            }
+            let Ok(metadata) = entry.path().symlink_metadata() else { continue };
+            usage.bytes = usage.bytes.saturating_add(on_disk(&metadata));
+            if metadata.is_dir() {
+                folders.push((entry.path(), depth + 1));
+            }
+        }
+    }
+    usage
+}
+
+#[cfg(unix)]
+fn on_disk(metadata: &std::fs::Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    // Blocks of 512 bytes, whatever the file system's own are (POSIX stat).
+    metadata.blocks().saturating_mul(512)
+}
+
+#[cfg(windows)]
+fn on_disk(metadata: &std::fs::Metadata) -> u64 {
+    metadata.len()
+}
+
+/// What the volumes of a pod may hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Volume, bytes, and the bound as the pod's spec has it (none = the default one).
+    volumes: Vec<(String, u64, Option<String>)>,
+    /// `limits.ephemeral-storage`: of all of them together.
+    total: Option<(u64, String)>,
+}
+
+/// The bounds of a pod with that container.
+#[must_use]
+pub fn bounds(pod: &Pod, container: &Container) -> Bounds {
+    let bytes = |text: &str| Quantity::parse(text).ok().and_then(|quantity| u64::try_from(quantity.value()).ok());
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    let volumes = volumes
+        .iter()
+        .filter(|volume| !is_read_only(volume))
+        .map(|volume| {
+            let limit = volume.empty_dir.as_ref().and_then(|empty| empty.size_limit.as_ref());
+            let own = limit.and_then(|limit| Some((bytes(&limit.0).filter(|bytes| *bytes > 0)?, limit.0.clone())));
+            match own {
+                Some((bytes, text)) => (volume.name.clone(), bytes, Some(text)),
+                None => (volume.name.clone(), EMPTY_DIR_BYTES_DEFAULT, None),
+            }
+        })
+        .collect();
+    let limit = container.resources.as_ref().and_then(|resources| resources.limits.as_ref()?.get("ephemeral-storage"));
+    Bounds { volumes, total: limit.and_then(|limit| Some((bytes(&limit.0)?, limit.0.clone()))) }
+}
+
+impl Bounds {
+    /// Nothing can be written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.volumes.is_empty()
+    }
+
+    /// Measures the volumes of the pod whose folder that is; says what is exceeded, in upstream's words.
+    #[must_use]
+    pub fn exceeded(&self, pod_dir: &Path) -> Option<String> {
+        let mut total: u64 = 0;
+        for (name, bytes_max, text) in &self.volumes {
+            let usage = measure(&crate::volume::keep::folder(pod_dir, name));
+            total = total.saturating_add(usage.bytes);
+            if usage.bytes > *bytes_max {
+                let limit = text.clone().unwrap_or_else(|| bytes_max.to_string());
+                return Some(format!("Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}. "));
+            }
+            if usage.entries > EMPTY_DIR_ENTRIES_MAX {
+                return Some(format!("EmptyDir volume {name:?} holds more than {EMPTY_DIR_ENTRIES_MAX} files. "));
+            }
+        }
+        let (bytes_max, text) = self.total.as_ref()?;
+        (total > *bytes_max)
+            .then(|| format!("Pod ephemeral local storage usage exceeds the total limit of containers {text}. "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_is_what_lies_on_the_disk() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("d")).unwrap();
+        std::fs::write(root.path().join("d/f"), vec![1u8; 100_000]).unwrap();
+        let usage = measure(root.path());
+        assert_eq!(usage.entries, 2);
+        assert!(usage.bytes >= 100_000, "{usage:?}");
+    }
+}
