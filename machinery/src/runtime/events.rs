@@ -80,13 +80,7 @@ impl Recorder {
 
     /// The same for a component of one node, which its events name as their host.
     #[must_use]
-    pub fn start_on(
-        client: Client,
-        env: Env,
-        component: &'static str,
-        host: String,
-        stop: &CancellationToken,
-    ) -> Self {
+    pub fn start_on(client: Client, env: Env, component: &'static str, host: String, stop: &CancellationToken) -> Self {
         let (notes, mut waiting) = mpsc::channel::<(Note, Timestamp)>(WAITING_MAX);
         let stop = stop.clone();
         tokio::spawn(async move {

@@ -42,6 +42,9 @@ use epoch::Ticker;
 use limits::MemoryBudget;
 use runtime::GuestRuntime;
 
+/// The runtime that is built in (a test holds it against Cargo.lock).
+pub const WASMTIME_VERSION: &str = "48.0.8";
+
 /// Which engine a container needs: fuel metering is a setting of a whole engine and costs 26 to 45 %.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Metering {

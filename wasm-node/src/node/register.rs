@@ -9,11 +9,10 @@ use machinery::api::{names, time};
 use serde_json::{Value, json};
 
 use super::NodeConfig;
+use crate::engine::WASMTIME_VERSION;
 
 /// What the nodes say they are.
 pub const KUBELET_VERSION: &str = "v1.36.0+coracle";
-/// The runtime that runs the guests (a test holds it against Cargo.lock).
-const WASMTIME_VERSION: &str = "48.0.8";
 /// Pods of one node (upstream's default).
 const PODS_MAX: u32 = 110;
 /// Memory that is kept for the node itself (upstream's eviction threshold).

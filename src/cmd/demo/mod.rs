@@ -1,0 +1,260 @@
+//! `coracle demo`: the main job, told as a short story with figures that were measured while it ran.
+
+mod cluster;
+mod samples;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use http_body_util::{BodyExt as _, Full};
+use hyper::Request;
+use hyper_util::rt::TokioIo;
+use kube::Client;
+use machinery::env::Env;
+use serde_json::json;
+
+use super::Failure;
+use crate::compose::{self, Cluster};
+use crate::config::{self, Demo};
+use crate::data_dir::DataDir;
+use crate::load::Load;
+use crate::usage::Usage;
+
+/// Connections of the measured load: enough to keep two cores busy, few enough that latency means something.
+const CONNECTIONS: usize = 16;
+
+/// How long the measured load runs.
+const LOAD: Duration = Duration::from_secs(3);
+
+/// Runs the demo in a temporary folder.
+///
+/// # Errors
+/// A step that did not come true, with what was expected.
+pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
+    let env = Env::real();
+    let temporary =
+        tempfile::Builder::new().prefix("coracle-demo-").tempdir().context("cannot make a temporary folder")?;
+    let data = DataDir::at(temporary.path().to_path_buf());
+    let up = config::up_for_demo();
+    let runtime = compose::runtime()?;
+    let kept = runtime.block_on(async {
+        let mut story = Story::new(env.clone());
+        let cluster = compose::start(&env, &up, &data).await?;
+        let told = tell(&mut story, &env, &cluster, &data).await;
+        if told.is_ok() && flags.keep {
+            println!(
+                "\nThe cluster keeps running until you press Ctrl-C. Go on with:\n  export KUBECONFIG={}\n  kubectl -n shop get pods -o wide",
+                data.kubeconfig().display()
+            );
+            compose::stop_signal().await;
+        }
+        cluster.stop().await;
+        told.map(|()| flags.keep)
+    })?;
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    if !kept {
+        println!("\nCleaned up: nothing is left behind.");
+    }
+    Ok(())
+}
+
+async fn tell(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -> anyhow::Result<()> {
+    story.say(&format!(
+        "A cluster with 2 nodes is up at {}; its API was ready after {}.",
+        cluster.server,
+        ms(cluster.api_ready_after)
+    ));
+    let client = cluster.admin.clone();
+
+    let before = env.elapsed();
+    story.doing("pushing and compiling seven modules");
+    for (name, module) in samples::MODULES {
+        for tag in ["v1", "v2"] {
+            cluster.push(module, &format!("registry.local/{name}:{tag}")).await?;
+        }
+    }
+    story.say(&format!("Seven Wasm modules were pushed into its registry in {}.", ms(env.elapsed() - before)));
+
+    let before = env.elapsed();
+    story.doing("deploying the shop");
+    cluster::create_all(&client, samples::SHOP).await?;
+    for name in ["frontend", "catalog", "users", "payments"] {
+        cluster::rolled_out(&client, "shop", name).await?;
+    }
+    let ready = env.elapsed() - before;
+    let (nodes, pods) = cluster::spread(&client, "shop").await?;
+    anyhow::ensure!(nodes == 2, "the shop's pods run on {nodes} of 2 nodes");
+    story.say(&format!(
+        "The shop, four microservices from YAML, is ready after {}: {pods} pods on {nodes} nodes.",
+        ms(ready)
+    ));
+
+    let port = cluster::node_port(&client, "shop", "frontend").await?;
+    order(port).await?;
+    story.say("An order went from the frontend through catalog, users and payments by Service name, and is paid.");
+
+    story.doing("sending traffic");
+    let usage = Usage::read();
+    let load = Load::start(env, "127.0.0.1", port, "/api/products", CONNECTIONS);
+    tokio::time::sleep(LOAD).await;
+    let measured = load.finish().await;
+    let used = Usage::read();
+    anyhow::ensure!(
+        measured.failures == 0,
+        "{} of {} requests failed under load",
+        measured.failures,
+        measured.requests
+    );
+    let cpu_us = (used.cpu.saturating_sub(usage.cpu)).as_micros() / u128::from(measured.requests.max(1));
+    story.say(&format!(
+        "{} requests over {CONNECTIONS} connections, none failed: {:.0} a second, p50 {}, p99 {}, {cpu_us} µs of CPU each\n  (two fresh Wasm instances for each, frontend and catalog; the client's own work counts, too).",
+        measured.requests,
+        measured.rate(),
+        ms(measured.percentile(0.5)),
+        ms(measured.percentile(0.99)),
+    ));
+
+    let load = Load::start(env, "127.0.0.1", port, "/api/products", 2);
+    story.doing("killing a pod");
+    let before = env.elapsed();
+    let lost = cluster::delete_one_pod(&client, "shop", "catalog").await?;
+    cluster::rolled_out(&client, "shop", "catalog").await?;
+    story.say(&format!("Pod {lost} was deleted; its replacement was ready {} later.", ms(env.elapsed() - before)));
+
+    story.doing("scaling");
+    let before = env.elapsed();
+    cluster::scale(&client, "shop", "frontend", 6).await?;
+    cluster::rolled_out(&client, "shop", "frontend").await?;
+    story.say(&format!("The frontend was scaled from 3 to 6 pods in {}.", ms(env.elapsed() - before)));
+
+    story.doing("rolling out a new version");
+    let before = env.elapsed();
+    let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "frontend", "image": "registry.local/shop-frontend:v2"}]}}}});
+    cluster::patch_strategic(&client, "shop", "frontend", &image).await?;
+    cluster::rolled_out(&client, "shop", "frontend").await?;
+    let took = env.elapsed() - before;
+    let measured = load.finish().await;
+    anyhow::ensure!(
+        measured.failures == 0,
+        "{} of {} requests failed while pods came and went",
+        measured.failures,
+        measured.requests
+    );
+    story.say(&format!(
+        "It was rolled to a new version in {}. All the while {} requests were sent: none failed.",
+        ms(took),
+        measured.requests
+    ));
+
+    limits(story, &client).await?;
+
+    let memory = Usage::read().memory_bytes / (1024 * 1024);
+    story.say(&format!("This whole cluster, control plane, nodes, pods and all, holds {memory} MiB of memory."));
+    let _ = data;
+    Ok(())
+}
+
+async fn limits(story: &mut Story, client: &Client) -> anyhow::Result<()> {
+    story.doing("deploying modules that misbehave");
+    for manifest in samples::MISBEHAVING {
+        cluster::create_all(client, manifest).await?;
+    }
+    let fuel = json!({"spec": {"template": {"metadata": {"annotations": {"fuel.coracle.dev/endless": "50000000"}}}}});
+    cluster::patch(client, "default", "endless", &fuel).await?;
+    for name in ["endless", "glutton", "trap"] {
+        cluster::rolled_out(client, "default", name).await?;
+    }
+    for (name, path, status, reason, what) in [
+        ("endless", "/loop", 503, "fuel", "An endless loop was stopped by its fuel"),
+        ("glutton", "/eat?mb=512", 503, "memory", "A memory eater was stopped by its limit of 64 MiB"),
+        ("trap", "/trap", 502, "trap", "A trap cost one request"),
+    ] {
+        let ip = cluster::cluster_ip(client, "default", name).await?;
+        let (got, why) = get(&ip, 80, path).await?;
+        anyhow::ensure!(
+            (got, why.as_str()) == (status, reason),
+            "{name}{path} answered {got} {why:?}, not {status} {reason:?}"
+        );
+        let (after, _) = get(&ip, 80, "/").await?;
+        anyhow::ensure!(after == 200, "{name} answered {after} after it was stopped");
+        story.say(&format!("{what} ({status}, coracle-reason: {reason}); the pod's next request was answered."));
+    }
+    Ok(())
+}
+
+/// Orders something; it must be paid.
+async fn order(port: u16) -> anyhow::Result<()> {
+    let (status, _, body) = exchange("127.0.0.1", port, Request::get("/api/products"), "").await?;
+    anyhow::ensure!(status == 200, "the shop's products answered {status}");
+    let products: serde_json::Value = serde_json::from_slice(&body)?;
+    let order = json!({"product": products[0]["id"], "user": "ada", "quantity": 2}).to_string();
+    let request = Request::post("/api/orders").header("content-type", "application/json");
+    let (status, _, body) = exchange("127.0.0.1", port, request, &order).await?;
+    let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    anyhow::ensure!(status < 300 && answer["status"] == "paid", "the order answered {status}: {answer}");
+    Ok(())
+}
+
+async fn get(host: &str, port: u16, path: &str) -> anyhow::Result<(u16, String)> {
+    let (status, reason, _) = exchange(host, port, Request::get(path), "").await?;
+    Ok((status, reason))
+}
+
+/// One request on a connection of its own: status, `coracle-reason`, body.
+async fn exchange(
+    host: &str,
+    port: u16,
+    request: hyper::http::request::Builder,
+    body: &str,
+) -> anyhow::Result<(u16, String, Vec<u8>)> {
+    let stream =
+        tokio::net::TcpStream::connect((host, port)).await.with_context(|| format!("connecting to {host}:{port}"))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Full<bytes::Bytes>>(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = request.header("host", host).body(Full::from(body.to_owned()))?;
+    let response =
+        tokio::time::timeout(Duration::from_secs(70), sender.send_request(request)).await.context("no answer")??;
+    let status = response.status().as_u16();
+    let header = response.headers().get(machinery::api::names::REASON_HEADER);
+    let reason = header.and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    Ok((status, reason, response.into_body().collect().await?.to_bytes().to_vec()))
+}
+
+fn ms(duration: Duration) -> String {
+    let ms = duration.as_secs_f64() * 1000.0;
+    if ms < 10.0 {
+        format!("{ms:.1} ms")
+    } else if ms < 10_000.0 {
+        format!("{ms:.0} ms")
+    } else {
+        format!("{:.1} s", ms / 1000.0)
+    }
+}
+
+/// Tells what happened on stdout, and what is going on in a terminal's last line.
+struct Story {
+    env: Env,
+    terminal: bool,
+}
+
+impl Story {
+    fn new(env: Env) -> Self {
+        Self { env, terminal: std::io::stderr().is_terminal() }
+    }
+
+    fn doing(&self, what: &str) {
+        if self.terminal {
+            eprint!("\r\x1b[2K… {what}");
+            let _ = std::io::stderr().flush();
+        }
+    }
+
+    fn say(&mut self, what: &str) {
+        if self.terminal {
+            eprint!("\r\x1b[2K");
+        }
+        println!("[{:>5.1} s] {what}", self.env.elapsed().as_secs_f64());
+    }
+}

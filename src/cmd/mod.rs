@@ -1,0 +1,57 @@
+//! The verbs: one file each. A verb that is not built yet is absent.
+
+mod demo;
+mod push;
+mod up;
+mod version;
+
+use clap::Subcommand;
+
+use crate::config::{Cli, Demo, Push, Up};
+
+/// What `coracle` can be told to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// The main job: a cluster, a shop of microservices, traffic, failures and limits, told as a short story
+    #[command(after_help = "Example: coracle demo --keep")]
+    Demo(Demo),
+    /// Runs a whole cluster in this process, in the foreground
+    #[command(
+        after_help = "Example: coracle up --nodes 2\n         export KUBECONFIG=… (the path in the `ready` line); kubectl get nodes"
+    )]
+    Up(Box<Up>),
+    /// Pushes a .wasm file as an OCI artifact
+    #[command(after_help = "Example: coracle push hello.wasm registry.local/hello:v1")]
+    Push(Push),
+    /// Prints version, commit, Kubernetes version and wasmtime version
+    #[command(after_help = "Example: coracle version")]
+    Version,
+}
+
+/// Why a verb did not succeed, by exit code.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Exit code 2: the command line asks for what doesn't exist.
+    Usage(String),
+    /// Exit code 1.
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// See [`Failure`].
+pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.verb {
+        Verb::Demo(flags) => demo::run(&flags),
+        Verb::Up(flags) => up::run(&flags, &cli.common),
+        Verb::Push(flags) => push::run(&flags, &cli.common),
+        Verb::Version => version::run(),
+    }
+}

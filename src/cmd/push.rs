@@ -1,0 +1,37 @@
+//! `coracle push`: a .wasm file into the built-in registry of the cluster in `--data-dir`.
+
+use anyhow::Context as _;
+use machinery::env::Env;
+use wasm_node::image::{Credentials, RegistryAccess, push};
+
+use super::Failure;
+use crate::compose;
+use crate::config::{Common, Push};
+use crate::data_dir::DataDir;
+
+/// Pushes and prints the artifact's name and digest.
+///
+/// # Errors
+/// The file can't be read or is no module, or there is no running cluster.
+pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
+    let env = Env::real();
+    let data = DataDir::of(common)?;
+    let module = std::fs::read(&flags.file).with_context(|| format!("cannot read {}", flags.file.display()))?;
+    let no_cluster = || {
+        format!(
+            "no cluster has run in {}: start one with `coracle up`, or name its folder with --data-dir",
+            data.path().display()
+        )
+    };
+    let address = std::fs::read_to_string(data.registry_address()).with_context(no_cluster)?;
+    let password = std::fs::read_to_string(data.registry_password()).with_context(no_cluster)?;
+    let access = RegistryAccess {
+        address: address.trim().to_owned(),
+        credentials: Credentials { user: compose::REGISTRY_USER.to_owned(), password: password.trim().to_owned() },
+        ca_pem: None,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let pushed = runtime.block_on(push(module, &flags.reference, &access, &env))?;
+    println!("{} {} ({} bytes)", pushed.name, pushed.digest, pushed.size_bytes);
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! Each role of the process as the API server knows it, and a client in its name: over the in-process service, the
+//! identity as a typed request extension.
+
+use apiserver::auth::UserInfo;
+use apiserver::server::ApiService;
+use axum::body::Body;
+use kube::Client;
+
+/// A component, or whoever else acts in this process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Whoever has `DATA_DIR/kubeconfig`.
+    Admin,
+    Scheduler,
+    ControllerManager,
+    Proxy,
+    /// One controller's service account in `kube-system`.
+    Controller(&'static str),
+    /// A node agent, by node name.
+    Node(String),
+}
+
+impl Role {
+    fn user(&self) -> UserInfo {
+        let (name, groups): (String, Vec<&str>) = match self {
+            Self::Admin => ("kubernetes-admin".into(), vec!["system:masters"]),
+            Self::Scheduler => ("system:kube-scheduler".into(), vec![]),
+            Self::ControllerManager => ("system:kube-controller-manager".into(), vec![]),
+            Self::Proxy => ("system:kube-proxy".into(), vec![]),
+            Self::Controller(account) => (
+                format!("system:serviceaccount:kube-system:{account}"),
+                vec!["system:serviceaccounts", "system:serviceaccounts:kube-system"],
+            ),
+            Self::Node(name) => (format!("system:node:{name}"), vec!["system:nodes"]),
+        };
+        let groups = groups.into_iter().chain(["system:authenticated"]).map(str::to_owned).collect();
+        UserInfo { name, groups, ..UserInfo::default() }
+    }
+
+    /// A client in this role's name.
+    pub(super) fn client(&self, service: &ApiService) -> Client {
+        let user = self.user();
+        machinery::client::in_process(service.clone(), move |request| {
+            let (mut head, body) = request.into_parts();
+            head.extensions.insert(user.clone());
+            http::Request::from_parts(head, Body::new(body))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_role_is_its_own_user() {
+        assert_eq!(Role::Node("coracle-1".into()).user().name, "system:node:coracle-1");
+        assert_eq!(Role::Node("coracle-1".into()).user().groups, ["system:nodes", "system:authenticated"]);
+        assert_eq!(Role::Controller("job-controller").user().name, "system:serviceaccount:kube-system:job-controller");
+        assert_eq!(Role::Admin.user().groups[0], "system:masters");
+    }
+}

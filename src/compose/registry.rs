@@ -1,0 +1,95 @@
+//! The built-in registry of a cluster: its address, its password, and how the cluster advertises it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use machinery::env::Env;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use wasm_node::image::registry::{self, Credentials};
+use wasm_node::image::{BlobStore, RegistryAccess};
+
+use crate::data_dir::{DataDir, write_atomically};
+
+/// The only user that the registry knows (contract.md §4).
+pub(crate) const USER: &str = "coracle";
+
+/// Bytes of randomness in a password: far beyond guessing.
+const PASSWORD_BYTES: usize = 24;
+
+/// Binds the registry: the address of the last run while it is free, else any.
+pub(super) async fn bind(data: &DataDir) -> anyhow::Result<TcpListener> {
+    let before =
+        std::fs::read_to_string(data.registry_address()).ok().and_then(|text| text.trim().parse::<SocketAddr>().ok());
+    let listener = match before {
+        Some(address) => match TcpListener::bind(address).await {
+            Ok(listener) => listener,
+            Err(_) => TcpListener::bind("127.0.0.1:0").await.context("the registry cannot listen on 127.0.0.1")?,
+        },
+        None => TcpListener::bind("127.0.0.1:0").await.context("the registry cannot listen on 127.0.0.1")?,
+    };
+    let address = listener.local_addr()?;
+    write_atomically(&data.registry_address(), format!("{address}\n").as_bytes())?;
+    Ok(listener)
+}
+
+/// The password, made at the first start.
+pub(super) fn password(data: &DataDir, env: &Env) -> anyhow::Result<String> {
+    let path = data.registry_password();
+    match std::fs::read_to_string(&path) {
+        Ok(password) if !password.trim().is_empty() => Ok(password.trim().to_owned()),
+        _ => {
+            let mut bytes = [0; PASSWORD_BYTES];
+            env.fill(&mut bytes);
+            let password: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            write_atomically(&path, password.as_bytes())?;
+            Ok(password)
+        }
+    }
+}
+
+/// Serves until `stop`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    store: Arc<BlobStore>,
+    password: String,
+    env: Env,
+    stop: CancellationToken,
+) {
+    let credentials = Credentials { user: USER.into(), password };
+    let router = registry::router(store, &credentials, env);
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the registry ended");
+    }
+}
+
+/// Tells tools where the registry is (KEP-1755).
+pub(super) async fn advertise(client: &Client, address: SocketAddr) -> anyhow::Result<()> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-public");
+    let hosting = format!(
+        "host: \"{address}\"\nhostFromContainerRuntime: \"registry.local\"\nhelp: \"coracle push FILE.wasm registry.local/NAME:TAG\"\n"
+    );
+    let data = json!({"localRegistryHosting.v1": hosting});
+    let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "local-registry-hosting"}, "data": data}))?;
+    match maps.create(&PostParams::default(), &map).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            maps.patch("local-registry-hosting", &PatchParams::default(), &Patch::Merge(json!({ "data": data })))
+                .await?;
+            Ok(())
+        }
+        Err(error) => Err(error).context("the registry cannot be advertised"),
+    }
+}
+
+/// How this cluster's own parts reach the registry.
+pub(super) fn access(address: SocketAddr, password: &str) -> RegistryAccess {
+    let credentials = Credentials { user: USER.into(), password: password.to_owned() };
+    RegistryAccess { address: address.to_string(), credentials, ca_pem: None }
+}

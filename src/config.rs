@@ -1,0 +1,131 @@
+//! The only reader of flags and environment variables: every flag can be set by `CORACLE_<FLAG>` too.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, ValueEnum};
+use ipnet::Ipv4Net;
+
+use crate::cmd::Verb;
+
+/// Kubernetes for WebAssembly in one binary.
+#[derive(Debug, Parser)]
+#[command(
+    name = "coracle",
+    version,
+    propagate_version = false,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = false,
+    after_help = "Example: coracle demo"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Flags of every verb.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Common {
+    /// What to log: error, warn, info, debug, trace, or a filter such as warn,proxy=debug
+    #[arg(long, global = true, env = "CORACLE_LOG_LEVEL", default_value = "warn", value_name = "LEVEL")]
+    pub(crate) log_level: String,
+    /// How log lines on stderr look
+    #[arg(long, global = true, env = "CORACLE_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
+    pub(crate) log_format: LogFormat,
+    /// Where the cluster lives [default: the platform's data folder for coracle]
+    #[arg(long, global = true, env = "CORACLE_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For a person.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Most node agents that one process runs: a /15 of pod addresses holds that many /20 (contract.md §3).
+pub(crate) const NODES_MAX: u32 = 32;
+
+/// Flags of `coracle up`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Up {
+    /// Address on which the API server, NodePorts and kubelets listen
+    #[arg(long, env = "CORACLE_BIND", default_value = "127.0.0.1", value_name = "ADDR")]
+    pub(crate) bind: IpAddr,
+    /// Port of the API server; 0 picks a free one
+    #[arg(long, env = "CORACLE_PORT", default_value_t = 6443, value_name = "PORT")]
+    pub(crate) port: u16,
+    /// Node agents to run; 0 runs a control plane only
+    #[arg(long, env = "CORACLE_NODES", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(NODES_MAX)))]
+    pub(crate) nodes: u32,
+    /// Where objects are kept: sled:DIR [default: sled:DATA_DIR/store]
+    #[arg(long, env = "CORACLE_STORE", value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// Addresses of Services [default on Linux: the first /16 of a free block of 127.0.0.0/8, else 10.96.0.0/12]
+    #[arg(long, env = "CORACLE_SERVICE_CIDR", value_name = "CIDR")]
+    pub(crate) service_cidr: Option<Ipv4Net>,
+    /// Addresses of pods [default on Linux: the upper /15 of the same block, else 10.244.0.0/16]
+    #[arg(long, env = "CORACLE_CLUSTER_CIDR", value_name = "CIDR")]
+    pub(crate) cluster_cidr: Option<Ipv4Net>,
+    /// Prefix length of each node's share of the pod addresses [default: 20 on Linux, else 24]
+    #[arg(long, env = "CORACLE_NODE_CIDR_MASK_SIZE", value_name = "BITS", value_parser = clap::value_parser!(u8).range(8..=30))]
+    pub(crate) node_cidr_mask_size: Option<u8>,
+    /// Gives pod IPs listeners on the host, too
+    #[arg(long, env = "CORACLE_HOST_POD_LISTENERS")]
+    pub(crate) host_pod_listeners: bool,
+    /// Folder from which images file:///… are taken; can be given several times
+    #[arg(long, env = "CORACLE_ALLOW_FILE_IMAGES", value_name = "DIR", value_delimiter = ',')]
+    pub(crate) allow_file_images: Vec<PathBuf>,
+    /// How often the node lifecycle controller looks at the nodes, in seconds
+    #[arg(long, env = "CORACLE_NODE_MONITOR_PERIOD", default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) node_monitor_period: u32,
+    /// After how many seconds without a heartbeat a node is NotReady
+    #[arg(long, env = "CORACLE_NODE_MONITOR_GRACE_PERIOD", default_value_t = 40, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) node_monitor_grace_period: u32,
+    /// How the scheduler fills nodes: LeastAllocated spreads, MostAllocated packs
+    #[arg(long, env = "CORACLE_SCORING_STRATEGY", default_value = "LeastAllocated", value_name = "STRATEGY")]
+    pub(crate) scoring_strategy: ScoringStrategy,
+}
+
+/// `NodeResourcesFit`'s scoring strategy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub(crate) enum ScoringStrategy {
+    /// Prefers empty nodes.
+    LeastAllocated,
+    /// Prefers full nodes (bin packing).
+    MostAllocated,
+}
+
+/// Flags of `coracle demo`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Demo {
+    /// Leaves the cluster running and prints how to go on
+    #[arg(long, env = "CORACLE_KEEP")]
+    pub(crate) keep: bool,
+}
+
+/// Arguments of `coracle push`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Push {
+    /// The module or component
+    #[arg(value_name = "FILE.wasm")]
+    pub(crate) file: PathBuf,
+    /// Where to: registry.local/NAME:TAG means the built-in registry of the cluster in --data-dir
+    #[arg(value_name = "REF")]
+    pub(crate) reference: String,
+}
+
+/// What the demo's cluster is started with: two nodes on ports that are free.
+pub(crate) fn up_for_demo() -> Up {
+    let Verb::Up(up) = Cli::parse_from(["coracle", "up", "--port", "0", "--nodes", "2"]).verb else {
+        unreachable!("the verb was given")
+    };
+    *up
+}

@@ -1,0 +1,22 @@
+//! Structured log lines on stderr; stdout belongs to a verb's result.
+
+use anyhow::Context as _;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Common, LogFormat};
+
+/// Starts logging for the whole process.
+///
+/// # Errors
+/// The level is no filter (`info`, or `warn,wasm_node=debug`).
+pub(crate) fn start(common: &Common) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().parse(&common.log_level).with_context(|| {
+        format!("--log-level {:?} is neither a level nor a filter such as warn,proxy=debug", common.log_level)
+    })?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match common.log_format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! The cluster's addresses: on Linux the first free block `127.(64+4k).0.0/14`, elsewhere upstream's usual ones
+//! (contract.md §3).
+
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::path::Path;
+
+use anyhow::Context as _;
+use apiserver::resources::allocate::ServiceNetwork;
+use ipnet::Ipv4Net;
+
+use crate::config::Up;
+use crate::data_dir::write_atomically;
+
+/// Blocks lie at 127.64.0.0, 127.68.0.0, … 127.248.0.0; the last /14 of 127.0.0.0/8 ends in the broadcast address.
+const BLOCKS: u8 = 47;
+
+/// The port of the claiming socket at a block's last address: any fixed one does, as it only has to be the same for all.
+const CLAIM_PORT: u16 = 6442;
+
+/// Upstream's range of NodePorts.
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
+/// Where Services and pods live.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) services: Ipv4Net,
+    pub(crate) pods: Ipv4Net,
+    pub(crate) node_mask: u8,
+    /// Holds the block for this process.
+    _claim: Option<TcpListener>,
+}
+
+impl Network {
+    /// Decides the addresses: flags first, then the block remembered in `remembered` while it is free, then a free one.
+    ///
+    /// # Errors
+    /// No block is free, or the flags contradict each other.
+    pub(crate) fn choose(up: &Up, remembered: &Path) -> anyhow::Result<Self> {
+        let network = match (up.service_cidr, up.cluster_cidr) {
+            (Some(services), Some(pods)) => {
+                Self { services, pods, node_mask: up.node_cidr_mask_size.unwrap_or(24), _claim: None }
+            }
+            (services, pods) if cfg!(target_os = "linux") => {
+                let before = std::fs::read_to_string(remembered).ok().and_then(|text| text.trim().parse().ok());
+                let (block, claim) = claim_block(before)?;
+                write_atomically(remembered, format!("{block}\n").as_bytes())?;
+                Self {
+                    services: services.unwrap_or_else(|| services_of(block)),
+                    pods: pods.unwrap_or_else(|| pods_of(block)),
+                    node_mask: up.node_cidr_mask_size.unwrap_or(20),
+                    _claim: Some(claim),
+                }
+            }
+            (services, pods) => Self {
+                services: services.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12)),
+                pods: pods.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16)),
+                node_mask: up.node_cidr_mask_size.unwrap_or(24),
+                _claim: None,
+            },
+        };
+        network.check()
+    }
+
+    /// What the API server gives Services, and where endpoints may be.
+    pub(crate) fn of_services(&self) -> ServiceNetwork {
+        let loopback = [self.services, self.pods].into_iter().filter(|block| block.network().is_loopback()).collect();
+        ServiceNetwork { cidr: self.services, node_ports: NODE_PORTS, loopback }
+    }
+
+    fn check(self) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            self.services.prefix_len() <= 28,
+            "--service-cidr {} is too small: give one of at least 16 addresses",
+            self.services
+        );
+        anyhow::ensure!(
+            self.node_mask > self.pods.prefix_len(),
+            "--node-cidr-mask-size {} gives no node a share of --cluster-cidr {}: give a longer prefix",
+            self.node_mask,
+            self.pods
+        );
+        anyhow::ensure!(
+            !self.services.contains(&self.pods) && !self.pods.contains(&self.services),
+            "--service-cidr {} and --cluster-cidr {} overlap",
+            self.services,
+            self.pods
+        );
+        Ok(self)
+    }
+}
+
+/// The first address of block `k`.
+fn block(k: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(127, 64 + 4 * k, 0, 0), 14)
+}
+
+fn services_of(block: Ipv4Net) -> Ipv4Net {
+    Ipv4Net::new_assert(block.network(), 16)
+}
+
+fn pods_of(block: Ipv4Net) -> Ipv4Net {
+    let [a, b, ..] = block.network().octets();
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b + 2, 0, 0), 15)
+}
+
+/// Claims the block used before, else the first free one.
+fn claim_block(before: Option<Ipv4Net>) -> anyhow::Result<(Ipv4Net, TcpListener)> {
+    (0..BLOCKS)
+        .map(block)
+        .filter(|candidate| Some(*candidate) == before)
+        .chain((0..BLOCKS).map(block))
+        .find_map(|candidate| {
+            let last = SocketAddrV4::new(candidate.broadcast(), CLAIM_PORT);
+            TcpListener::bind(last).ok().map(|claim| (candidate, claim))
+        })
+        .context("all 47 blocks 127.(64+4k).0.0/14 are in use by other clusters: stop one, or give --service-cidr and --cluster-cidr")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_split_as_the_contract_says() {
+        assert_eq!(block(0).to_string(), "127.64.0.0/14");
+        assert_eq!(services_of(block(1)).to_string(), "127.68.0.0/16");
+        assert_eq!(pods_of(block(1)).to_string(), "127.70.0.0/15");
+        assert_eq!(block(BLOCKS - 1).broadcast(), Ipv4Addr::new(127, 251, 255, 255));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn clusters_side_by_side_get_different_blocks_and_keep_theirs() {
+        let (one, held) = claim_block(None).unwrap();
+        let (two, _other) = claim_block(Some(one)).unwrap();
+        assert_ne!(one, two);
+        drop(held);
+        assert_eq!(claim_block(Some(one)).unwrap().0, one);
+    }
+}

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The command line to the letter: exit codes, one line on stderr that says what to do next, help with an example, absent verbs.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+exits 0 "$CORACLE" --help
+for verb in demo up push version; do
+  grep -qw "$verb" "$WORK/out" || { "$CORACLE" --help | grep -qw "$verb" || fail "--help does not name $verb"; }
+  exits 0 "$CORACLE" "$verb" --help
+  grep -q 'Example' "$WORK/out" || fail "$verb --help shows no example"
+done
+exits 0 "$CORACLE" version
+for key in coracle commit kubernetes wasmtime; do grep -q "^$key: ." "$WORK/out" || fail "version says nothing of $key"; done
+for absent in run pull inspect call backup restore token apiserver scheduler controllers node proxy server help; do exits 2 "$CORACLE" "$absent"; done
+exits 2 "$CORACLE"
+exits 2 "$CORACLE" up --no-such-flag
+exits 2 "$CORACLE" up --nodes 33
+exits 2 "$CORACLE" up --store etcd:http://127.0.0.1:2379 --data-dir "$WORK/none"
+grep -q 'etcd' "$WORK/err" || fail "the refusal does not name the value"
+exits 2 env CORACLE_NODES=many "$CORACLE" up
+exits 1 "$CORACLE" push "$WORK/none.wasm" registry.local/none:v1 --data-dir "$WORK/none"
+expect 1 "$(wc -l < "$WORK/err")" "lines of an error"
+
+up --nodes 0
+expect 600 "$(stat -c %a "$WORK/data/kubeconfig")" "mode of the kubeconfig"
+expect 600 "$(stat -c %a "$WORK/data/registry-password")" "mode of the registry's password"
+expect coracle "$(kubectl config current-context)" "context"
+exits 1 "$CORACLE" up --data-dir "$WORK/data" --port 0
+grep -q 'in use' "$WORK/err" || fail "a second process on the folder is not told why"
+port=$(sed -n 's/^ready server=https:..[^:]*:\([0-9]*\) .*/\1/p' "$WORK/ready")
+exits 1 "$CORACLE" up --data-dir "$WORK/other" --port "$port"
+grep -q -- '--port' "$WORK/err" || fail "a taken port is not told"
+echo '(module)' > "$WORK/no.wasm"
+exits 1 "$CORACLE" push "$WORK/no.wasm" registry.local/no:v1 --data-dir "$WORK/data"
+before=$SECONDS
+down INT
+[ $((SECONDS - before)) -le 5 ] || fail "the stop took $((SECONDS - before)) s"
+echo PASS

@@ -1,0 +1,48 @@
+# shellcheck shell=bash
+# Helpers of the end-to-end tests. Source this at the repository's root; CORACLE names the program.
+set -euo pipefail
+CORACLE=${CORACLE:-${CARGO_TARGET_DIR:-$PWD/target}/release/coracle}
+WORK=$(mktemp -d)
+UP_PID=
+export KUBECACHEDIR=$WORK/kube-cache
+unset KUBECONFIG
+
+fail() { echo "FAIL: $*" >&2; [ ! -f "$WORK/up.log" ] || tail -n 30 "$WORK/up.log" >&2; exit 1; }
+expect() { [ "$1" = "$2" ] || fail "$3: wanted '$1', got '$2'"; }
+# eventually SECONDS COMMAND…: runs it until it succeeds
+eventually() {
+  local deadline=$((SECONDS + $1)); shift
+  until "$@" >/dev/null 2>&1; do
+    [ $SECONDS -lt $deadline ] || fail "never true: $*"
+    sleep 0.1
+  done
+}
+# has PATTERN COMMAND…
+has() { local pattern=$1 out; shift; out=$("$@" 2>&1) || return 1; grep -E -- "$pattern" <<< "$out" >/dev/null; }
+# exits CODE COMMAND…: its output goes to $WORK/out and $WORK/err
+exits() {
+  local want=$1 got=0; shift
+  "$@" > "$WORK/out" 2> "$WORK/err" || got=$?
+  expect "$want" "$got" "exit code of: $*"
+}
+# up [flags…]: a cluster in $WORK/data; sets KUBECONFIG, REGISTRY
+up() {
+  : > "$WORK/ready"
+  "$CORACLE" up --data-dir "$WORK/data" --port 0 "$@" > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
+  local deadline=$((SECONDS + 30))
+  until grep -q '^ready ' "$WORK/ready"; do
+    kill -0 "$UP_PID" 2>/dev/null || fail "coracle up ended before it was ready"
+    [ $SECONDS -lt $deadline ] || fail "coracle up was not ready in time"
+    sleep 0.05
+  done
+  KUBECONFIG=$(sed -n 's/^ready .*kubeconfig=\([^ ]*\).*/\1/p' "$WORK/ready"); export KUBECONFIG
+  REGISTRY=$(cat "$WORK/data/registry-address"); export REGISTRY
+}
+down() {
+  local rc=0
+  kill -s "${1:-TERM}" "$UP_PID"; wait "$UP_PID" || rc=$?
+  UP_PID=
+  [ "${1:-TERM}" = KILL ] || expect 0 "$rc" "exit code of coracle up"
+}
+cleanup() { [ -z "$UP_PID" ] || kill -KILL "$UP_PID" 2>/dev/null || true; rm -rf "$WORK"; }
+trap cleanup EXIT

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The README's commands, as a reader would type them: those of "Try it with kubectl" and of "Deploy your own module" that
+# need no toolchain beside this repository's. `cargo` lines are what tests/run itself does before this script.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+section() { awk -v from="## $1" '$0 == from {on = 1; next} /^## / {on = 0} on' README.md; }
+commands() { section "$1" | awk '/^```console/ {on = 1; next} /^```/ {on = 0} on'; }
+try=$(commands 'Try it with kubectl')
+[ -n "$try" ] || fail "the README has no section to try"
+
+up --nodes 2
+mkdir -p "$WORK/bin" && ln -sf "$CORACLE" "$WORK/bin/coracle"
+# The same lines, with the binary and the folder of this run.
+lines=$(grep -vE '^(cargo|target/release/coracle up|export KUBECONFIG)' <<< "$try" | sed "s|target/release/coracle|$WORK/bin/coracle|; s|\"\$PWD/target/cluster\"|$WORK/data|")
+while IFS= read -r line; do
+  [ -n "$line" ] || continue
+  case $line in
+    curl*) eventually 10 bash -c "set -e; ${line/curl/curl -fsS}";;
+    *) bash -c "set -e; $line" >/dev/null || fail "README: $line";;
+  esac
+done <<< "$lines"
+kubectl rollout status deployment/hello --timeout=60s >/dev/null
+
+own=$(commands 'Deploy your own module' | grep -E '^(coracle|kubectl)' | sed "s|^coracle push [^ ]*|$WORK/bin/coracle push sample-workloads/bin/hello.wasm|; /coracle push/s|\$| --data-dir $WORK/data|")
+while IFS= read -r line; do bash -c "set -e; $line" >/dev/null || fail "README: $line"; done <<< "$own"
+kubectl rollout status deployment/app --timeout=60s >/dev/null
+down
+echo PASS
