@@ -72,6 +72,14 @@ pub fn patch(pod: &Pod, status: &PodStatus) -> Value {
         for absent in ["reason", "message"] {
             fields.entry(absent).or_insert(Value::Null);
         }
+        for condition in fields.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(condition) = condition.as_object_mut() {
+                // Merged by type: what isn't said stays.
+                for absent in ["reason", "message"] {
+                    condition.entry(absent).or_insert(Value::Null);
+                }
+            }
+        }
         replace_list(fields, "podIPs");
         replace_list(fields, "hostIPs");
     }
