@@ -6,7 +6,10 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,6 +49,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// See [`PING_INTERVAL`].
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
+/// A connection on which nothing has been asked for this long is closed, so that idle ones don't keep the seats.
+const IDLE_MAX: Duration = Duration::from_secs(180);
+/// How often that is looked at.
+const IDLE_CHECK: Duration = Duration::from_secs(60);
 /// HTTP/2 streams at once per connection (upstream's default).
 const STREAMS_MAX: u32 = 250;
 /// All header fields of one request: tokens are long, and impersonation adds more.
@@ -234,23 +241,98 @@ async fn connection<H, F, B>(
             Err(_) => return tracing::debug!(%address, "TLS handshake took too long"),
         },
     };
+    let activity = Arc::new(Activity::new(&acceptor.env));
+    let seen = activity.clone();
     let peer = Peer { address, certificate: acceptor.judge(stream.get_ref().1.peer_certificates()) };
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
+        let running = Running::begin(&seen);
         let answer = handle(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        async move {
+            // The body holds on to it until it has been sent or given up.
+            Ok::<_, Infallible>(answer.await.map(|body| Watched { body: Box::pin(body), _running: running }))
+        }
     });
     let serving = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(serving);
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        () = stop.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
+    let ended = loop {
+        tokio::select! {
+            ended = serving.as_mut() => break ended,
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(IDLE_CHECK) => {
+                if !activity.is_idle() {
+                    continue;
+                }
+            }
         }
+        serving.as_mut().graceful_shutdown();
+        break serving.await;
     };
     if let Err(error) = ended {
         tracing::debug!(%address, error, "connection ended");
+    }
+}
+
+/// What goes on over a connection.
+struct Activity {
+    env: Env,
+    running: AtomicUsize,
+    /// When the last request ended, in seconds of the environment's monotonic clock.
+    ended_at: AtomicU64,
+}
+
+impl Activity {
+    fn new(env: &Env) -> Self {
+        let ended_at = AtomicU64::new(env.elapsed().as_secs());
+        Self { env: env.clone(), running: AtomicUsize::new(0), ended_at }
+    }
+
+    fn is_idle(&self) -> bool {
+        let since = self.env.elapsed().as_secs().saturating_sub(self.ended_at.load(Ordering::Acquire));
+        self.running.load(Ordering::Acquire) == 0 && since >= IDLE_MAX.as_secs()
+    }
+}
+
+/// One request on a connection, from its head to the end of its answer.
+struct Running(Arc<Activity>);
+
+impl Running {
+    fn begin(activity: &Arc<Activity>) -> Self {
+        activity.running.fetch_add(1, Ordering::AcqRel);
+        Self(activity.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.ended_at.store(self.0.env.elapsed().as_secs(), Ordering::Release);
+        self.0.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A body that counts as running until it is dropped.
+struct Watched<B> {
+    body: Pin<Box<B>>,
+    _running: Running,
+}
+
+impl<B: http_body::Body> http_body::Body for Watched<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<B::Data>, B::Error>>> {
+        self.body.as_mut().poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -364,6 +446,19 @@ mod tests {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         answer.split("\r\n\r\n").nth(1).unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn a_connection_is_idle_when_its_last_answer_ended_long_ago() {
+        let (env, clock) = Env::seeded(1, Timestamp::UNIX_EPOCH);
+        let activity = Arc::new(Activity::new(&env));
+        let watch = Running::begin(&activity);
+        clock.advance(IDLE_MAX * 2);
+        assert!(!activity.is_idle(), "a watch runs");
+        drop(watch);
+        assert!(!activity.is_idle(), "it has only just ended");
+        clock.advance(IDLE_MAX);
+        assert!(activity.is_idle());
     }
 
     #[tokio::test]
