@@ -3,12 +3,16 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use wasmtime::Module;
 use wasmtime::component::Component;
 
 use super::load::{Code, CodeKind};
+
+/// No compilation takes this long, so a scratch file this old belongs to a process that is gone.
+const SCRATCH_AGE_MAX: Duration = Duration::from_secs(3600);
 
 pub(crate) struct Cache {
     dir: PathBuf,
@@ -18,6 +22,15 @@ impl Cache {
     pub(crate) fn open(dir: PathBuf) -> std::io::Result<Self> {
         std::fs::create_dir_all(&dir)?;
         restrict(&dir, 0o700)?;
+        // What a compiler left unfinished long ago.
+        for entry in std::fs::read_dir(&dir)? {
+            let entry = entry?;
+            let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+            let scratch = entry.file_name().to_string_lossy().starts_with("compile-");
+            if scratch && age().is_some_and(|age| age > SCRATCH_AGE_MAX) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
         Ok(Self { dir })
     }
 
@@ -87,8 +100,10 @@ impl Cache {
             let name = entry.file_name().to_string_lossy().into_owned();
             let stem = name.trim_end_matches(".sum").trim_end_matches(".cwasm");
             let Some((digest, fingerprint)) = stem.split_once('-') else { continue };
-            let scratch = digest == "compile";
-            if !scratch && !(fingerprints.contains(&fingerprint) && in_use(&format!("sha256:{digest}"))) {
+            // What is being compiled just now has no digest in its name.
+            let kept =
+                digest == "compile" || (fingerprints.contains(&fingerprint) && in_use(&format!("sha256:{digest}")));
+            if !kept {
                 freed += entry.metadata().map_or(0, |metadata| metadata.len());
                 std::fs::remove_file(entry.path())?;
             }

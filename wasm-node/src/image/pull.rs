@@ -285,10 +285,13 @@ impl Images {
         for image in &gone {
             let _ = std::fs::remove_file(self.record(&image.name));
         }
-        collect_blobs(&self.blobs, &self.list(), UNREFERENCED_MIN).and_then(|freed| {
-            let kept: BTreeSet<String> = self.list().iter().map(|image| image.module.clone()).collect();
-            Ok(freed + self.engine.sweep(&|digest| kept.contains(digest))?)
-        })
+        collect_blobs(&self.blobs, &self.list(), UNREFERENCED_MIN)
+    }
+
+    /// Whether an image of this node has this module: what [`Engine::sweep`] asks of every node of the process.
+    #[must_use]
+    pub fn uses(&self, module: &str) -> bool {
+        self.known().values().any(|image| image.module == module)
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Image>>> {

@@ -1,6 +1,7 @@
 //! The engine against real and hostile modules: the samples, and modules written as text here.
 
 mod commands;
+mod guest;
 mod servers;
 
 use std::path::PathBuf;

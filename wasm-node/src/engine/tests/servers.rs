@@ -233,3 +233,107 @@ async fn guests_call_each_other() {
     let (denied, _) = plain(&bench, "shop-frontend", |_| {}).await;
     assert!(denied.http(get("/api/products")).await.status().is_server_error());
 }
+
+async fn written(bench: &Bench, body: &str, change: impl FnOnce(&mut ContainerSpec)) -> (HttpServer, Arc<Log>) {
+    let loaded = bench.load_text(&guest::component(body), Metering::Epochs).await.unwrap();
+    let (container, log) = bench.container(loaded, change);
+    (container.serve().unwrap(), log)
+}
+
+const BEGIN: &str = "(call $begin (local.get 1) (i32.const 1) (i32.const 200)) (call $say)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_finished_body_ends() {
+    let bench = Bench::new();
+    let short = |spec: &mut ContainerSpec| spec.limits.timeout = Duration::from_millis(150);
+    let (whole, log) = written(&bench, &format!("{BEGIN} (call $end)"), short).await;
+    let response = whole.http(get("/")).await;
+    assert_eq!(response.status(), 200, "{}", log.text());
+    assert!(response.headers().get("coracle-x").is_none(), "the node's own headers are not a guest's to set");
+    assert_eq!(text(response).await.unwrap(), "partial");
+    for (cut, why) in [("unreachable", "a trap"), ("", "a return without finish"), ("(loop (br 0))", "an endless loop")]
+    {
+        let (server, _) = written(&bench, &format!("{BEGIN} {cut}"), short).await;
+        let inner = server.clone();
+        // Both ways a request comes in: from another thread, and on the guests' own.
+        for response in [
+            server.http(get("/")).await,
+            bench.engine.guest_runtime().spawn(async move { inner.http(get("/")).await }).await.unwrap(),
+        ] {
+            assert_eq!(response.status(), 200, "{why}");
+            assert!(text(response).await.is_err(), "{why} is no clean end");
+        }
+        tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
+    }
+    // Less than the guest's own content-length.
+    let body = "(call $begin (local.get 1) (i32.const 2) (i32.const 200)) (call $say) (call $end)";
+    let (server, _) = written(&bench, body, short).await;
+    let response = server.http(get("/")).await;
+    assert_eq!(response.headers()["content-length"], "100");
+    assert!(text(response).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_response() {
+    let bench = Bench::new();
+    for body in ["", "(call $begin (local.get 1) (i32.const 0) (i32.const 101)) (call $end)"] {
+        let (server, _) = written(&bench, body, |_| {}).await;
+        assert_eq!(reason(&server.http(get("/")).await), (502, "no-response"));
+        assert_eq!(server.container().stats().failures.no_response, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_after_the_response_ends_with_the_timeout() {
+    let bench = Bench::new();
+    let body = format!("{BEGIN} (call $end) (loop (br 0))");
+    let (server, _) = written(&bench, &body, |spec| spec.limits.timeout = Duration::from_millis(200)).await;
+    let response = server.http(get("/")).await;
+    assert_eq!(text(response).await.unwrap(), "partial", "the body is whole before that work ends");
+    assert_eq!(server.in_flight(), 1);
+    tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
+    let stats = server.container().stats();
+    assert_eq!((stats.failures.timeout, stats.instances_live), (1, 0));
+    assert!(stats.cpu > Duration::from_millis(20), "that work counts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_host_holds_counts() {
+    let bench = Bench::new();
+    // Headers of 16 KiB each, never dropped: the host's memory, not the guest's own.
+    let fill = "(memory.fill (i32.const 16384) (i32.const 120) (i32.const 16384))";
+    let hoard = &format!("{fill} (loop (drop (call $headers (i32.const 3))) (br 0))");
+    let (server, _) = written(&bench, hoard, |spec| spec.limits.memory_bytes = Some(6 << 20)).await;
+    assert_eq!(reason(&server.http(get("/")).await), (503, "memory"));
+    let stats = server.container().stats();
+    assert!(stats.memory_peak_bytes > 4 << 20 && stats.memory_bytes == 0, "{stats:?}");
+    // Without a limit the number of handles still has one.
+    let (server, _) = written(&bench, hoard, |_| {}).await;
+    assert_eq!(reason(&server.http(get("/")).await), (502, "trap"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_component_of_many_instances_is_bounded() {
+    let bench = Bench::new();
+    let nested = |count: usize| {
+        let instances: String = (0..count).map(|n| format!("(core instance $i{n} (instantiate $m))\n")).collect();
+        format!(
+            r#"(component
+              (core module $m (memory 16) (func (export "run") (result i32) i32.const 0))
+              {instances}
+              (func $run (result (result)) (canon lift (core func $i0 "run")))
+              (instance $cli (export "run" (func $run)))
+              (export "wasi:cli/run@0.2.0" (instance $cli)))"#
+        )
+    };
+    let loaded = bench.load_text(&nested(8), Metering::Epochs).await.unwrap();
+    assert_eq!(loaded.kind(), Kind::Command);
+    let (fits, _) = bench.container(loaded.clone(), |spec| spec.limits.memory_bytes = Some(8 << 20));
+    assert_eq!(fits.run(std::future::pending()).await.exit_code, 0);
+    let (small, _) = bench.container(loaded, |spec| spec.limits.memory_bytes = Some(7 << 20));
+    assert_eq!(small.run(std::future::pending()).await.reason, OutcomeReason::OomKilled);
+    match bench.load_text(&nested(200), Metering::Epochs).await {
+        Ok(loaded) => assert_eq!(bench.container(loaded, |_| {}).0.run(std::future::pending()).await.exit_code, 134),
+        Err(error) => assert!(matches!(error, LoadError::Unfit(_)), "{error}"),
+    }
+}
