@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::register::{Health, IMAGES_MAX, disk, labels, memory, node, status};
+use super::register::{Capacity, Health, IMAGES_MAX, disk, labels, memory, node, status};
 use super::{NodeConfig, NodeParts, NodeReady};
 use crate::image::Images;
 
@@ -149,7 +149,8 @@ impl Heart {
     }
 
     /// From now on pods can be run.
-    pub(super) fn beat_ready(&mut self) {
+    pub(super) fn beat_ready(&mut self, capacity: Capacity) {
+        self.config.capacity = capacity;
         self.health.networked = true;
     }
 

@@ -205,7 +205,7 @@ fn plain(name: &str) -> String {
 
 /// Runs a node agent until `stop`. `ready` hears when the API has taken a Ready status from this run.
 pub async fn run(
-    config: NodeConfig,
+    mut config: NodeConfig,
     parts: NodeParts,
     client: Client,
     ready: oneshot::Sender<NodeReady>,
@@ -243,6 +243,7 @@ pub async fn run(
         cidr = heart.register() => cidr,
     };
     let addresses = Addresses::new(&cidr).map_err(|source| NodeError::Cidr { name: name.clone(), source })?;
+    config.capacity.pods = config.capacity.pods.min(addresses.count());
     let services = Informer::new(client.clone(), parts.env.clone(), &stop);
     services.watch::<Service>();
     let shared = Arc::new(Shared {
@@ -259,7 +260,7 @@ pub async fn run(
         parts,
         client,
     });
-    heart.beat_ready();
+    heart.beat_ready(shared.config.capacity);
     tokio::join!(heart.run(ready, kubelet, stop.clone()), pods::run(shared));
     server.abort();
     Ok(())

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Shared;
+use crate::pod::fit;
 use crate::pod::worker::{Input, PodView, Worker};
 
 /// Before a broken watch is tried again: doubled up to the longest.
@@ -69,6 +70,9 @@ pub(super) async fn run(node: Arc<Shared>) {
     }
     // Guests end with their workers; the API hears nothing of it, so that they are taken up again at the next start.
     pods.running.shutdown().await;
+    for log in pods.node.pods.all().iter().filter_map(|view| view.look().log) {
+        log.close();
+    }
 }
 
 impl Pods {
@@ -110,15 +114,25 @@ impl Pods {
             worker.send_modify(|input| input.pod = pod);
             return;
         }
+        let rejected = self.reject(&pod);
         let (sender, receiver) = watch::channel(Input { pod: pod.clone(), removed: false });
         let view = Arc::new(PodView::new(pod));
         self.node.pods.insert(&uid, view.clone());
-        let worker = Worker::new(self.node.clone(), view, receiver, ip);
+        let worker = Worker::new(self.node.clone(), view, receiver, ip, rejected);
         self.workers.insert(uid.clone(), sender);
         self.running.spawn(async move {
             worker.run().await;
             uid
         });
+    }
+
+    /// Why a pod that was not taken up before has no room, if so.
+    fn reject(&self, pod: &Pod) -> Option<(&'static str, String)> {
+        if pod.status.as_ref().is_some_and(|status| status.start_time.is_some()) {
+            return None;
+        }
+        let others: Vec<Arc<Pod>> = self.workers.values().map(|worker| worker.borrow().pod.clone()).collect();
+        fit::refuse(&self.node.allocatable, others.iter().map(|other| &**other), pod)
     }
 
     fn remove(&mut self, pod: Arc<Pod>) {

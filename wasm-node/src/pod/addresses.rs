@@ -36,6 +36,12 @@ impl Addresses {
         Ok(Self { bounds, inner: Mutex::new(Inner { taken: BTreeSet::new(), next: bounds.0 }) })
     }
 
+    /// How many addresses there are.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.bounds.1 - self.bounds.0 + 1
+    }
+
     /// Takes an address that a pod had before, if it is of this block and free.
     pub fn reserve(&self, ip: IpAddr) -> bool {
         let IpAddr::V4(ip) = ip else { return false };

@@ -5,6 +5,8 @@ pub mod addresses;
 mod ask;
 pub mod backoff;
 pub mod environment;
+pub mod event;
+pub mod fit;
 mod listen;
 mod message;
 mod probe;

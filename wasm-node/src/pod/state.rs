@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::backoff::BackOff;
+pub use super::event::{Action, Event, ProbeKind, Restart, Rules, Thresholds};
 
 /// Between a failed pull and the back-off that it is then said to be in, so that both reasons can be seen.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
@@ -15,82 +16,6 @@ const RETRY: Duration = Duration::from_secs(10);
 /// back so long: it saves the API server half of the writes of a quick start.
 const HOLD_PREPARING: Duration = Duration::from_millis(100);
 const HOLD_FIRST_PROBE: Duration = Duration::from_millis(20);
-
-/// `restartPolicy`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Restart {
-    /// Whatever it ended with.
-    Always,
-    /// Where it failed.
-    OnFailure,
-    /// Never.
-    Never,
-}
-
-/// Which probe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ProbeKind {
-    /// Holds the others back until it succeeds.
-    Startup,
-    /// Decides whether the pod is Ready.
-    Readiness,
-    /// Decides whether the container goes on.
-    Liveness,
-}
-
-impl ProbeKind {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Startup => "Startup",
-            Self::Readiness => "Readiness",
-            Self::Liveness => "Liveness",
-        }
-    }
-}
-
-/// How many results in a row decide.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Thresholds {
-    /// `successThreshold`.
-    pub success: u32,
-    /// `failureThreshold`.
-    pub failure: u32,
-    /// The probe's own grace period.
-    pub grace: Option<Duration>,
-}
-
-/// What of a pod's spec decides about its life.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rules {
-    /// The container's name.
-    pub container: String,
-    /// `name_namespace(uid)`, as upstream's messages call a pod.
-    pub pod: String,
-    /// The image, as the spec has it.
-    pub image: String,
-    /// `restartPolicy`.
-    pub restart: Restart,
-    /// `activeDeadlineSeconds`.
-    pub deadline: Option<Duration>,
-    /// `terminationGracePeriodSeconds`.
-    pub grace: Duration,
-    /// The probes that there are.
-    pub startup: Option<Thresholds>,
-    /// See above.
-    pub readiness: Option<Thresholds>,
-    /// See above.
-    pub liveness: Option<Thresholds>,
-}
-
-impl Rules {
-    fn thresholds(&self, kind: ProbeKind) -> Option<&Thresholds> {
-        match kind {
-            ProbeKind::Startup => self.startup.as_ref(),
-            ProbeKind::Readiness => self.readiness.as_ref(),
-            ProbeKind::Liveness => self.liveness.as_ref(),
-        }
-    }
-}
 
 /// How a container ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -135,6 +60,8 @@ pub enum Why {
     Pod,
     /// A probe has failed too often: it is started again.
     Probe,
+    /// Its image is another one: it is started again, whatever its restart policy.
+    Changed,
 }
 
 /// Why a container waits before its next try.
@@ -209,6 +136,8 @@ pub struct Verdict {
     pub reason: Option<&'static str>,
     /// `status.message`.
     pub message: Option<String>,
+    /// It was never taken up.
+    pub rejected: bool,
 }
 
 /// All that is remembered of a pod.
@@ -242,120 +171,6 @@ pub struct State {
     pub resumed: bool,
     crash: BackOff,
     pull: BackOff,
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// It was to be looked at about now.
-    Tick,
-    /// The API wants it gone within this grace.
-    Deleted(Duration),
-    /// The object is gone: nothing is to be waited for.
-    Removed,
-    /// The volumes are filled.
-    Mounted,
-    /// A volume can't be filled yet; it goes on being tried.
-    MountFailed(String),
-    /// A pull begins.
-    PullBegan,
-    /// The image is there.
-    Pulled {
-        /// Its digest.
-        image_id: String,
-        /// What to say.
-        message: String,
-    },
-    /// It isn't.
-    PullFailed {
-        /// `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`.
-        reason: &'static str,
-        /// Why.
-        message: String,
-    },
-    /// The container was made and runs.
-    Started {
-        /// Its id.
-        container_id: String,
-    },
-    /// It can't be made.
-    StartFailed {
-        /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`.
-        reason: &'static str,
-        /// Why.
-        message: String,
-    },
-    /// An object that the pod names has changed.
-    SourcesChanged,
-    /// Whether instances can be made.
-    Sound {
-        /// Of which start.
-        attempt: u32,
-        /// An error where they can't.
-        broken: Option<String>,
-    },
-    /// A probe has a result.
-    Probed {
-        /// Of which start.
-        attempt: u32,
-        /// Which.
-        kind: ProbeKind,
-        /// An error where it failed.
-        failure: Option<String>,
-    },
-    /// The container has ended.
-    Exited {
-        /// Of which start.
-        attempt: u32,
-        /// Exit code.
-        code: i32,
-        /// Reason.
-        reason: String,
-        /// Message.
-        message: Option<String>,
-    },
-    /// The pod uses more than it may.
-    Evicted(String),
-    /// Everything is removed.
-    Cleaned,
-}
-
-/// What to do.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Action {
-    /// Write an event.
-    Note {
-        /// Warning.
-        warning: bool,
-        /// Reason.
-        reason: &'static str,
-        /// Message.
-        message: String,
-        /// About the container, not the whole pod.
-        container: bool,
-    },
-    /// Take an address and fill the volumes.
-    Mount,
-    /// Have the image.
-    Pull,
-    /// Make and start the container.
-    Start {
-        /// The how many-th, from 0.
-        attempt: u32,
-    },
-    /// Begin to probe.
-    Probe(ProbeKind),
-    /// Stop the container in order, within the grace period; said again, only the period changes.
-    Stop {
-        /// How long it may take.
-        grace: Duration,
-    },
-    /// Stop whatever runs or is being prepared, now.
-    Kill,
-    /// Remove volumes, give the address back.
-    Clean,
-    /// Tell the API that nothing is left.
-    Delete,
 }
 
 fn normal(reason: &'static str, message: impl Into<String>) -> Action {
@@ -418,6 +233,9 @@ impl State {
         now: Timestamp,
     ) -> (Self, Vec<Action>) {
         let mut actions = Vec::new();
+        if let Some(Verdict { reason: Some(reason), message: Some(message), rejected: true }) = &self.verdict {
+            actions.push(pod_warning(reason, message.clone()));
+        }
         if self.succeeded.is_some() {
             self.stage = Stage::Cleaning;
             actions.push(Action::Clean);
@@ -553,6 +371,7 @@ impl State {
                     actions.push(Action::Start { attempt: self.next_attempt() });
                 }
             }
+            Event::ImageChanged => self.image_changed(rules, actions),
             Event::Sound { attempt, broken } => {
                 let current = self.current();
                 if let Stage::Running(running) = &mut self.stage
@@ -576,6 +395,7 @@ impl State {
                 }
             }
             Event::Exited { attempt, code, reason, message } if attempt == self.current() => {
+                let changed = matches!(&self.stage, Stage::Stopping { why: Why::Changed, .. });
                 let (Stage::Running(running) | Stage::Stopping { running, .. }) = &self.stage else { return };
                 self.exit = Some(Exit {
                     code,
@@ -586,12 +406,16 @@ impl State {
                     container_id: Some(running.container_id.clone()),
                 });
                 actions.push(Action::Kill);
-                self.exited(rules, now, actions);
+                if changed && !self.ending() {
+                    self.prepare(actions);
+                } else {
+                    self.exited(rules, now, actions);
+                }
             }
             Event::Evicted(message) => {
                 if !self.ending() && self.succeeded.is_none() {
                     actions.push(pod_warning("Evicted", message.clone()));
-                    self.verdict = Some(Verdict { reason: Some("Evicted"), message: Some(message) });
+                    self.verdict = Some(Verdict { reason: Some("Evicted"), message: Some(message), rejected: false });
                     // As upstream: what fills the disk gets no grace.
                     self.end(rules, Duration::ZERO, actions);
                 }
@@ -633,7 +457,8 @@ impl State {
                 message: message.into(),
                 container: false,
             });
-            self.verdict = Some(Verdict { reason: Some("DeadlineExceeded"), message: Some(message.into()) });
+            self.verdict =
+                Some(Verdict { reason: Some("DeadlineExceeded"), message: Some(message.into()), rejected: false });
             self.end(rules, rules.grace, actions);
             return;
         }
@@ -665,6 +490,23 @@ impl State {
         } else {
             self.stage = Stage::Mounting;
             actions.push(Action::Mount);
+        }
+    }
+
+    fn image_changed(&mut self, rules: &Rules, actions: &mut Vec<Action>) {
+        match &self.stage {
+            Stage::Running(running) => {
+                let container = &rules.container;
+                actions.push(normal("Killing", format!("Container {container} definition changed, will be restarted")));
+                actions.push(Action::Stop { grace: rules.grace });
+                self.stage = Stage::Stopping { running: running.clone(), why: Why::Changed };
+            }
+            Stage::Pulling | Stage::Starting => self.prepare(actions),
+            Stage::Waiting { wait: Wait::Pull { .. } | Wait::PullBackOff { .. } | Wait::Config { .. }, .. } => {
+                self.pull = BackOff::default();
+                self.prepare(actions);
+            }
+            _ => {}
         }
     }
 
@@ -826,189 +668,4 @@ fn probe_the_rest(rules: &Rules, actions: &mut Vec<Action>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rules(restart: Restart) -> Rules {
-        Rules {
-            container: "c".into(),
-            pod: "p_n(u)".into(),
-            image: "i".into(),
-            restart,
-            deadline: None,
-            grace: Duration::from_secs(30),
-            startup: None,
-            readiness: None,
-            liveness: None,
-        }
-    }
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_000_000 + second).unwrap()
-    }
-
-    /// Plays events at times; answers the state and every action but events' texts.
-    fn play(rules: &Rules, events: &[(i64, Event)]) -> (State, Vec<String>) {
-        let (mut state, actions) = State::new(at(0)).begin(rules, None, at(0));
-        let mut said: Vec<String> = actions.iter().map(say).collect();
-        for (second, event) in events {
-            let (next, actions) = state.step(rules, event.clone(), at(*second));
-            state = next;
-            said.extend(actions.iter().map(say));
-        }
-        (state, said)
-    }
-
-    fn say(action: &Action) -> String {
-        match action {
-            Action::Note { reason, message, .. } => format!("{reason}: {message}"),
-            other => format!("{other:?}"),
-        }
-    }
-
-    fn pulled() -> Event {
-        Event::Pulled { image_id: "id".into(), message: "there".into() }
-    }
-
-    fn started() -> Event {
-        Event::Started { container_id: "wasmtime://1".into() }
-    }
-
-    fn exited(attempt: u32, code: i32) -> Event {
-        Event::Exited { attempt, code, reason: "Error".into(), message: None }
-    }
-
-    #[test]
-    fn a_pod_begins_and_a_crash_backs_off() {
-        let begin = [(0, Event::Mounted), (0, pulled()), (0, started())];
-        let (state, said) = play(&rules(Restart::Always), &begin);
-        assert_eq!(
-            said,
-            [
-                "Mount",
-                "Pull",
-                "Pulled: there",
-                "Start { attempt: 0 }",
-                "Created: Container created",
-                "Started: Container started"
-            ]
-        );
-        assert!(state.ready());
-        let mut events = begin.to_vec();
-        events.extend([(1, exited(0, 3)), (1, pulled()), (1, started()), (2, exited(1, 3))]);
-        let (state, said) = play(&rules(Restart::Always), &events);
-        let Stage::Waiting { wait: Wait::Crash { wait }, until } = &state.stage else { panic!("{state:?}") };
-        assert_eq!((wait.as_secs(), *until, state.attempt), (10, at(12), Some(1)));
-        assert!(said.contains(&"BackOff: Back-off restarting failed container c in pod p_n(u)".to_owned()));
-        assert_eq!(state.wake_at(&rules(Restart::Always)), Some(at(12)));
-        events.extend([(12, Event::Tick), (12, pulled()), (12, started())]);
-        let (state, _) = play(&rules(Restart::Always), &events);
-        assert_eq!((state.attempt, state.last.map(|last| last.code)), (Some(2), Some(3)));
-    }
-
-    #[test]
-    fn the_restart_policy_decides_the_end() {
-        for (restart, code, ended) in [
-            (Restart::Never, 0, Some(true)),
-            (Restart::Never, 1, Some(false)),
-            (Restart::OnFailure, 0, Some(true)),
-            (Restart::OnFailure, 1, None),
-            (Restart::Always, 0, None),
-        ] {
-            let events =
-                [(0, Event::Mounted), (0, pulled()), (0, started()), (1, exited(0, code)), (1, Event::Cleaned)];
-            let (state, said) = play(&rules(restart), &events);
-            assert_eq!(state.succeeded, ended, "{restart:?} {code}");
-            assert_eq!(said.contains(&"Clean".to_owned()), ended.is_some());
-            assert!(!said.contains(&"Delete".to_owned()));
-        }
-    }
-
-    #[test]
-    fn probes_decide_readiness_and_life() {
-        let threshold = |failure| Some(Thresholds { success: 1, failure, grace: None });
-        let rules =
-            Rules { startup: threshold(3), readiness: threshold(2), liveness: threshold(1), ..rules(Restart::Always) };
-        let probed = |kind, good: bool| Event::Probed { attempt: 0, kind, failure: (!good).then(|| "no".to_owned()) };
-        let mut events = vec![(0, Event::Mounted), (0, pulled()), (0, started())];
-        let (state, said) = play(&rules, &events);
-        assert!(!state.ready() && said.ends_with(&["Probe(Startup)".to_owned()]));
-        events.push((1, probed(ProbeKind::Startup, true)));
-        let (state, said) = play(&rules, &events);
-        assert!(!state.ready() && said.ends_with(&["Probe(Readiness)".to_owned(), "Probe(Liveness)".to_owned()]));
-        events.push((1, probed(ProbeKind::Readiness, true)));
-        events.push((2, probed(ProbeKind::Readiness, false)));
-        assert!(play(&rules, &events).0.ready(), "one failure of two");
-        events.push((3, probed(ProbeKind::Readiness, false)));
-        let (state, said) = play(&rules, &events);
-        assert!(!state.ready() && said.ends_with(&["Unhealthy: Readiness probe failed: no".to_owned()]));
-        events.push((4, probed(ProbeKind::Liveness, false)));
-        let (state, said) = play(&rules, &events);
-        assert!(matches!(state.stage, Stage::Stopping { why: Why::Probe, .. }));
-        assert_eq!(said[said.len() - 2], "Killing: Container c failed liveness probe, will be restarted");
-        events.push((5, exited(0, 143)));
-        assert_eq!(play(&rules, &events).0.stage, Stage::Pulling);
-    }
-
-    #[test]
-    fn deletion_stops_cleans_and_deletes() {
-        let grace = Duration::from_secs(30);
-        let events = [
-            (0, Event::Mounted),
-            (0, pulled()),
-            (0, started()),
-            (1, Event::Deleted(grace)),
-            (2, Event::Deleted(Duration::from_secs(1))),
-            (3, exited(0, 0)),
-            (3, Event::Cleaned),
-        ];
-        let (state, said) = play(&rules(Restart::Always), &events);
-        assert_eq!(
-            said[6..],
-            ["Killing: Stopping container c", "Stop { grace: 30s }", "Stop { grace: 1s }", "Kill", "Clean", "Delete"]
-        );
-        assert_eq!((state.stage, state.succeeded), (Stage::Ended, Some(true)));
-
-        let (state, said) = play(&rules(Restart::Always), &[(0, Event::Deleted(grace)), (0, Event::Cleaned)]);
-        assert_eq!(said, ["Mount", "Kill", "Clean", "Delete"]);
-        assert_eq!(state.succeeded, Some(false));
-    }
-
-    #[test]
-    fn a_pull_that_fails_backs_off() {
-        let failed = || Event::PullFailed { reason: "ErrImagePull", message: "gone".into() };
-        let events = [(0, Event::Mounted), (0, failed()), (1, Event::Tick)];
-        let (state, said) = play(&rules(Restart::Always), &events);
-        let Stage::Waiting { wait: Wait::PullBackOff { message }, until } = &state.stage else { panic!("{state:?}") };
-        assert_eq!(message, r#"Back-off pulling image "i": ErrImagePull: gone"#);
-        assert!(*until > at(1));
-        assert_eq!(said[2..4], [r#"Failed: Failed to pull image "i": gone"#, "Failed: Error: ErrImagePull"]);
-    }
-
-    #[test]
-    fn a_deadline_and_an_eviction_fail_the_pod() {
-        let rules = Rules { deadline: Some(Duration::from_secs(5)), ..rules(Restart::Always) };
-        let mut events = vec![(0, Event::Mounted), (0, pulled()), (0, started())];
-        assert_eq!(play(&rules, &events).0.wake_at(&rules), Some(at(5)));
-        events.extend([(5, Event::Tick), (6, exited(0, 143)), (6, Event::Cleaned)]);
-        let (state, _) = play(&rules, &events);
-        assert_eq!((state.succeeded, state.verdict.and_then(|v| v.reason)), (Some(false), Some("DeadlineExceeded")));
-    }
-
-    #[test]
-    fn what_ran_before_counts_one_restart_more() {
-        let exit = Exit {
-            code: 255,
-            reason: "Unknown".into(),
-            message: None,
-            started: None,
-            finished: at(0),
-            container_id: None,
-        };
-        let rules = rules(Restart::Always);
-        let (state, actions) = State::resume(at(0), at(-9), 4, exit, String::new()).begin(&rules, None, at(0));
-        assert_eq!(actions, [Action::Mount]);
-        let state = [Event::Mounted, pulled(), started()].into_iter().fold(state, |s, e| s.step(&rules, e, at(1)).0);
-        assert_eq!((state.attempt, state.last.map(|last| last.code)), (Some(5), Some(255)));
-    }
-}
+mod tests;

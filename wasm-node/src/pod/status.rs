@@ -37,13 +37,13 @@ pub fn phase(state: &State) -> &'static str {
 #[must_use]
 pub fn project(state: &State, pod: &Pod, facts: &Facts, known: &[PodCondition], now: Timestamp) -> PodStatus {
     let spec = pod.spec.clone().unwrap_or_default();
-    let verdict = state.verdict.clone().unwrap_or(Verdict { reason: None, message: None });
+    let verdict = state.verdict.clone().unwrap_or(Verdict { reason: None, message: None, rejected: false });
     let pod_ip = facts.pod_ip.filter(|_| !matches!(state.stage, Stage::Refused { .. })).map(|ip| ip.to_string());
     let containers = spec.containers.iter().map(|container| container_status(state, pod, container)).collect();
     PodStatus {
         phase: Some(phase(state).into()),
         reason: verdict.reason.map(Into::into),
-        message: verdict.message,
+        message: verdict.message.clone(),
         conditions: Some(conditions(state, pod, known, now)),
         host_ip: Some(facts.host_ip.to_string()),
         host_ips: Some(vec![HostIP { ip: facts.host_ip.to_string() }]),
@@ -51,7 +51,7 @@ pub fn project(state: &State, pod: &Pod, facts: &Facts, known: &[PodCondition], 
         pod_ip,
         start_time: Some(Time(whole_seconds(state.began))),
         observed_generation: pod.metadata.generation,
-        container_statuses: Some(containers),
+        container_statuses: Some(containers).filter(|_| !verdict.rejected),
         ..PodStatus::default()
     }
 }
@@ -297,6 +297,7 @@ pub fn recall(pod: &Pod, now: Timestamp) -> State {
                 state.verdict = Some(Verdict {
                     reason: status.reason.as_deref().and_then(known_reason),
                     message: status.message.clone(),
+                    rejected: false,
                 });
             }
         }

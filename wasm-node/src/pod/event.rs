@@ -1,0 +1,195 @@
+//! What decides about a pod, what can happen to it, and what is to be done then: the words of [`super::state`]. Pure.
+
+use std::time::Duration;
+
+/// `restartPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// Whatever it ended with.
+    Always,
+    /// Where it failed.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// Which probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProbeKind {
+    /// Holds the others back until it succeeds.
+    Startup,
+    /// Decides whether the pod is Ready.
+    Readiness,
+    /// Decides whether the container goes on.
+    Liveness,
+}
+
+impl ProbeKind {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Startup => "Startup",
+            Self::Readiness => "Readiness",
+            Self::Liveness => "Liveness",
+        }
+    }
+}
+
+/// How many results in a row decide.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Thresholds {
+    /// `successThreshold`.
+    pub success: u32,
+    /// `failureThreshold`.
+    pub failure: u32,
+    /// The probe's own grace period.
+    pub grace: Option<Duration>,
+}
+
+/// What of a pod's spec decides about its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// The container's name.
+    pub container: String,
+    /// `name_namespace(uid)`, as upstream's messages call a pod.
+    pub pod: String,
+    /// The image, as the spec has it.
+    pub image: String,
+    /// `restartPolicy`.
+    pub restart: Restart,
+    /// `activeDeadlineSeconds`.
+    pub deadline: Option<Duration>,
+    /// `terminationGracePeriodSeconds`.
+    pub grace: Duration,
+    /// The probes that there are.
+    pub startup: Option<Thresholds>,
+    /// See above.
+    pub readiness: Option<Thresholds>,
+    /// See above.
+    pub liveness: Option<Thresholds>,
+}
+
+impl Rules {
+    pub(super) fn thresholds(&self, kind: ProbeKind) -> Option<&Thresholds> {
+        match kind {
+            ProbeKind::Startup => self.startup.as_ref(),
+            ProbeKind::Readiness => self.readiness.as_ref(),
+            ProbeKind::Liveness => self.liveness.as_ref(),
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// It was to be looked at about now.
+    Tick,
+    /// The API wants it gone within this grace.
+    Deleted(Duration),
+    /// The object is gone: nothing is to be waited for.
+    Removed,
+    /// The volumes are filled.
+    Mounted,
+    /// A volume can't be filled yet; it goes on being tried.
+    MountFailed(String),
+    /// A pull begins.
+    PullBegan,
+    /// The image is there.
+    Pulled {
+        /// Its digest.
+        image_id: String,
+        /// What to say.
+        message: String,
+    },
+    /// It isn't.
+    PullFailed {
+        /// `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`.
+        reason: &'static str,
+        /// Why.
+        message: String,
+    },
+    /// The container was made and runs.
+    Started {
+        /// Its id.
+        container_id: String,
+    },
+    /// It can't be made.
+    StartFailed {
+        /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`.
+        reason: &'static str,
+        /// Why.
+        message: String,
+    },
+    /// An object that the pod names has changed.
+    SourcesChanged,
+    /// The pod names another image.
+    ImageChanged,
+    /// Whether instances can be made.
+    Sound {
+        /// Of which start.
+        attempt: u32,
+        /// An error where they can't.
+        broken: Option<String>,
+    },
+    /// A probe has a result.
+    Probed {
+        /// Of which start.
+        attempt: u32,
+        /// Which.
+        kind: ProbeKind,
+        /// An error where it failed.
+        failure: Option<String>,
+    },
+    /// The container has ended.
+    Exited {
+        /// Of which start.
+        attempt: u32,
+        /// Exit code.
+        code: i32,
+        /// Reason.
+        reason: String,
+        /// Message.
+        message: Option<String>,
+    },
+    /// The pod uses more than it may.
+    Evicted(String),
+    /// Everything is removed.
+    Cleaned,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Write an event.
+    Note {
+        /// Warning.
+        warning: bool,
+        /// Reason.
+        reason: &'static str,
+        /// Message.
+        message: String,
+        /// About the container, not the whole pod.
+        container: bool,
+    },
+    /// Take an address and fill the volumes.
+    Mount,
+    /// Have the image.
+    Pull,
+    /// Make and start the container.
+    Start {
+        /// The how many-th, from 0.
+        attempt: u32,
+    },
+    /// Begin to probe.
+    Probe(ProbeKind),
+    /// Stop the container in order, within the grace period; said again, only the period changes.
+    Stop {
+        /// How long it may take.
+        grace: Duration,
+    },
+    /// Stop whatever runs or is being prepared, now.
+    Kill,
+    /// Remove volumes, give the address back.
+    Clean,
+    /// Tell the API that nothing is left.
+    Delete,
+}

@@ -1,0 +1,89 @@
+//! Whether a node has room for one more pod. Pure: the scheduler has checked it too, but a pod may name its node itself.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
+use machinery::api::quantity::Quantity;
+
+/// The resources that are counted, and the reason for which a pod fails that doesn't fit (upstream's, in its order).
+const COUNTED: [(&str, &str); 4] = [
+    ("pods", "OutOfpods"),
+    ("cpu", "OutOfcpu"),
+    ("memory", "OutOfmemory"),
+    ("ephemeral-storage", "OutOfephemeral-storage"),
+];
+
+/// Why the pod has no room beside the others, if so: reason and message.
+#[must_use]
+pub fn refuse<'a>(
+    allocatable: &BTreeMap<String, Wire>,
+    others: impl Iterator<Item = &'a Pod> + Clone,
+    pod: &Pod,
+) -> Option<(&'static str, String)> {
+    COUNTED.into_iter().find_map(|(name, reason)| {
+        let requested = requested(pod, name);
+        if requested == 0 {
+            return None;
+        }
+        let used: i64 = others.clone().filter(|other| !ended(other)).map(|other| self::requested(other, name)).sum();
+        let capacity = allocatable.get(name).map_or(0, |amount| amount_of(amount, name));
+        (used.saturating_add(requested) > capacity).then(|| {
+            let message = format!(
+                "Pod was rejected: Node didn't have enough resource: {name}, requested: {requested}, used: {used}, \
+                 capacity: {capacity}"
+            );
+            (reason, message)
+        })
+    })
+}
+
+fn ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// In thousandths of cores, else in whole units.
+fn amount_of(amount: &Wire, name: &str) -> i64 {
+    Quantity::parse(&amount.0).map_or(0, |quantity| if name == "cpu" { quantity.milli() } else { quantity.value() })
+}
+
+fn requested(pod: &Pod, name: &str) -> i64 {
+    if name == "pods" {
+        return 1;
+    }
+    let Some(spec) = &pod.spec else { return 0 };
+    let containers = spec.containers.iter().filter_map(|container| container.resources.as_ref()?.requests.as_ref());
+    let all = containers.chain(spec.overhead.as_ref());
+    all.filter_map(|amounts| amounts.get(name)).map(|amount| amount_of(amount, name)).fold(0, i64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_has_no_room_is_told_in_upstreams_words() {
+        let pod = |cpu: &str, phase: &str| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {}, "status": {"phase": phase},
+                "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]},
+            }))
+            .unwrap()
+        };
+        let allocatable =
+            [("cpu", "1"), ("pods", "3"), ("memory", "1Gi")].map(|(n, q)| (n.to_owned(), Wire(q.to_owned()))).into();
+        let others = [pod("600m", "Running"), pod("600m", "Succeeded")];
+        assert_eq!(refuse(&allocatable, others.iter(), &pod("400m", "Pending")), None);
+        let (reason, message) = refuse(&allocatable, others.iter(), &pod("500m", "Pending")).unwrap();
+        assert_eq!(reason, "OutOfcpu");
+        let want = "Pod was rejected: Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000";
+        assert_eq!(message, want);
+        let full = [pod("0", "Running"), pod("0", "Running"), pod("0", "Pending")];
+        assert_eq!(
+            refuse(&allocatable, full.iter(), &pod("0", "Pending")).map(|(reason, _)| reason),
+            Some("OutOfpods")
+        );
+    }
+}

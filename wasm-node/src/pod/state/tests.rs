@@ -1,0 +1,188 @@
+//! Whole lives of pods, played step by step.
+
+use super::*;
+
+fn rules(restart: Restart) -> Rules {
+    Rules {
+        container: "c".into(),
+        pod: "p_n(u)".into(),
+        image: "i".into(),
+        restart,
+        deadline: None,
+        grace: Duration::from_secs(30),
+        startup: None,
+        readiness: None,
+        liveness: None,
+    }
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + second).unwrap()
+}
+
+/// Plays events at times; answers the state and every action but events' texts.
+fn play(rules: &Rules, events: &[(i64, Event)]) -> (State, Vec<String>) {
+    let (mut state, actions) = State::new(at(0)).begin(rules, None, at(0));
+    let mut said: Vec<String> = actions.iter().map(say).collect();
+    for (second, event) in events {
+        let (next, actions) = state.step(rules, event.clone(), at(*second));
+        state = next;
+        said.extend(actions.iter().map(say));
+    }
+    (state, said)
+}
+
+fn say(action: &Action) -> String {
+    match action {
+        Action::Note { reason, message, .. } => format!("{reason}: {message}"),
+        other => format!("{other:?}"),
+    }
+}
+
+fn pulled() -> Event {
+    Event::Pulled { image_id: "id".into(), message: "there".into() }
+}
+
+fn started() -> Event {
+    Event::Started { container_id: "wasmtime://1".into() }
+}
+
+fn exited(attempt: u32, code: i32) -> Event {
+    Event::Exited { attempt, code, reason: "Error".into(), message: None }
+}
+
+#[test]
+fn a_pod_begins_and_a_crash_backs_off() {
+    let begin = [(0, Event::Mounted), (0, pulled()), (0, started())];
+    let (state, said) = play(&rules(Restart::Always), &begin);
+    assert_eq!(
+        said,
+        [
+            "Mount",
+            "Pull",
+            "Pulled: there",
+            "Start { attempt: 0 }",
+            "Created: Container created",
+            "Started: Container started"
+        ]
+    );
+    assert!(state.ready());
+    let mut events = begin.to_vec();
+    events.extend([(1, exited(0, 3)), (1, pulled()), (1, started()), (2, exited(1, 3))]);
+    let (state, said) = play(&rules(Restart::Always), &events);
+    let Stage::Waiting { wait: Wait::Crash { wait }, until } = &state.stage else { panic!("{state:?}") };
+    assert_eq!((wait.as_secs(), *until, state.attempt), (10, at(12), Some(1)));
+    assert!(said.contains(&"BackOff: Back-off restarting failed container c in pod p_n(u)".to_owned()));
+    assert_eq!(state.wake_at(&rules(Restart::Always)), Some(at(12)));
+    events.extend([(12, Event::Tick), (12, pulled()), (12, started())]);
+    let (state, _) = play(&rules(Restart::Always), &events);
+    assert_eq!((state.attempt, state.last.map(|last| last.code)), (Some(2), Some(3)));
+}
+
+#[test]
+fn the_restart_policy_decides_the_end() {
+    for (restart, code, ended) in [
+        (Restart::Never, 0, Some(true)),
+        (Restart::Never, 1, Some(false)),
+        (Restart::OnFailure, 0, Some(true)),
+        (Restart::OnFailure, 1, None),
+        (Restart::Always, 0, None),
+    ] {
+        let events = [(0, Event::Mounted), (0, pulled()), (0, started()), (1, exited(0, code)), (1, Event::Cleaned)];
+        let (state, said) = play(&rules(restart), &events);
+        assert_eq!(state.succeeded, ended, "{restart:?} {code}");
+        assert_eq!(said.contains(&"Clean".to_owned()), ended.is_some());
+        assert!(!said.contains(&"Delete".to_owned()));
+    }
+}
+
+#[test]
+fn probes_decide_readiness_and_life() {
+    let threshold = |failure| Some(Thresholds { success: 1, failure, grace: None });
+    let rules =
+        Rules { startup: threshold(3), readiness: threshold(2), liveness: threshold(1), ..rules(Restart::Always) };
+    let probed = |kind, good: bool| Event::Probed { attempt: 0, kind, failure: (!good).then(|| "no".to_owned()) };
+    let mut events = vec![(0, Event::Mounted), (0, pulled()), (0, started())];
+    let (state, said) = play(&rules, &events);
+    assert!(!state.ready() && said.ends_with(&["Probe(Startup)".to_owned()]));
+    events.push((1, probed(ProbeKind::Startup, true)));
+    let (state, said) = play(&rules, &events);
+    assert!(!state.ready() && said.ends_with(&["Probe(Readiness)".to_owned(), "Probe(Liveness)".to_owned()]));
+    events.push((1, probed(ProbeKind::Readiness, true)));
+    events.push((2, probed(ProbeKind::Readiness, false)));
+    assert!(play(&rules, &events).0.ready(), "one failure of two");
+    events.push((3, probed(ProbeKind::Readiness, false)));
+    let (state, said) = play(&rules, &events);
+    assert!(!state.ready() && said.ends_with(&["Unhealthy: Readiness probe failed: no".to_owned()]));
+    events.push((4, probed(ProbeKind::Liveness, false)));
+    let (state, said) = play(&rules, &events);
+    assert!(matches!(state.stage, Stage::Stopping { why: Why::Probe, .. }));
+    assert_eq!(said[said.len() - 2], "Killing: Container c failed liveness probe, will be restarted");
+    events.push((5, exited(0, 143)));
+    assert_eq!(play(&rules, &events).0.stage, Stage::Pulling);
+}
+
+#[test]
+fn deletion_stops_cleans_and_deletes() {
+    let grace = Duration::from_secs(30);
+    let events = [
+        (0, Event::Mounted),
+        (0, pulled()),
+        (0, started()),
+        (1, Event::Deleted(grace)),
+        (2, Event::Deleted(Duration::from_secs(1))),
+        (3, exited(0, 0)),
+        (3, Event::Cleaned),
+    ];
+    let (state, said) = play(&rules(Restart::Always), &events);
+    assert_eq!(
+        said[6..],
+        ["Killing: Stopping container c", "Stop { grace: 30s }", "Stop { grace: 1s }", "Kill", "Clean", "Delete"]
+    );
+    assert_eq!((state.stage, state.succeeded), (Stage::Ended, Some(true)));
+
+    let (state, said) = play(&rules(Restart::Always), &[(0, Event::Deleted(grace)), (0, Event::Cleaned)]);
+    assert_eq!(said, ["Mount", "Kill", "Clean", "Delete"]);
+    assert_eq!(state.succeeded, Some(false));
+}
+
+#[test]
+fn a_pull_that_fails_backs_off() {
+    let failed = || Event::PullFailed { reason: "ErrImagePull", message: "gone".into() };
+    let events = [(0, Event::Mounted), (0, failed()), (1, Event::Tick)];
+    let (state, said) = play(&rules(Restart::Always), &events);
+    let Stage::Waiting { wait: Wait::PullBackOff { message }, until } = &state.stage else { panic!("{state:?}") };
+    assert_eq!(message, r#"Back-off pulling image "i": ErrImagePull: gone"#);
+    assert!(*until > at(1));
+    assert_eq!(said[2..4], [r#"Failed: Failed to pull image "i": gone"#, "Failed: Error: ErrImagePull"]);
+}
+
+#[test]
+fn a_deadline_and_an_eviction_fail_the_pod() {
+    let rules = Rules { deadline: Some(Duration::from_secs(5)), ..rules(Restart::Always) };
+    let mut events = vec![(0, Event::Mounted), (0, pulled()), (0, started())];
+    assert_eq!(play(&rules, &events).0.wake_at(&rules), Some(at(5)));
+    events.extend([(5, Event::Tick), (6, exited(0, 143)), (6, Event::Cleaned)]);
+    let (state, _) = play(&rules, &events);
+    assert_eq!((state.succeeded, state.verdict.and_then(|v| v.reason)), (Some(false), Some("DeadlineExceeded")));
+}
+
+#[test]
+fn what_ran_before_counts_one_restart_more() {
+    let exit =
+        Exit { code: 255, reason: "Unknown".into(), message: None, started: None, finished: at(0), container_id: None };
+    let rules = rules(Restart::Always);
+    let (state, actions) = State::resume(at(0), at(-9), 4, exit, String::new()).begin(&rules, None, at(0));
+    assert_eq!(actions, [Action::Mount]);
+    let state = [Event::Mounted, pulled(), started()].into_iter().fold(state, |s, e| s.step(&rules, e, at(1)).0);
+    assert_eq!((state.attempt, state.last.map(|last| last.code)), (Some(5), Some(255)));
+}
+
+#[test]
+fn another_image_starts_the_container_again() {
+    let rules = rules(Restart::Never);
+    let events = [(0, Event::Mounted), (0, pulled()), (0, started()), (1, Event::ImageChanged), (2, exited(0, 143))];
+    let (state, said) = play(&rules, &events);
+    assert!(said.contains(&"Killing: Container c definition changed, will be restarted".to_owned()));
+    assert_eq!((state.stage, said.last().map(String::as_str)), (Stage::Pulling, Some("Pull")));
+}
