@@ -27,6 +27,9 @@ pub const FILES_MAX: usize = 5;
 pub const RATE_BYTES_PER_SECOND: u64 = 1 << 20;
 /// See above.
 pub const BURST_BYTES: u64 = 4 << 20;
+/// What has to be earned again before lines are taken after some were dropped: a second's worth, so that a flood gives
+/// whole stretches and one notice a second, not a line and a notice by turns.
+const RESUME_BYTES: u64 = RATE_BYTES_PER_SECOND;
 /// A longer line is written in pieces (containerd's size).
 const PIECE_BYTES_MAX: usize = 16 << 10;
 /// What may wait for the thread, per container: the burst and its framing.
@@ -49,6 +52,8 @@ struct Framer {
     budget_at: Duration,
     /// The beginning of a line of each stream.
     open: [Vec<u8>; 2],
+    /// Everything is dropped until enough is earned again.
+    shut: bool,
     /// The rest of the line is dropped, as its beginning was.
     dropping: [bool; 2],
     dropped: Dropped,
@@ -62,6 +67,7 @@ impl Framer {
             budget: BURST_BYTES,
             budget_at: now,
             open: [Vec::new(), Vec::new()],
+            shut: false,
             dropping: [false; 2],
             dropped: Dropped::default(),
             dropped_total: Dropped::default(),
@@ -84,7 +90,8 @@ impl Framer {
             let ends = piece.last() == Some(&b'\n');
             let text = if ends { &piece[..piece.len() - 1] } else { piece };
             let size = piece.len() as u64;
-            if self.dropping[index] || size > self.budget || out.len() + piece.len() > room {
+            self.shut = if self.shut { self.budget < RESUME_BYTES } else { size > self.budget };
+            if self.dropping[index] || self.shut || size > self.budget || out.len() + piece.len() > room {
                 if !self.open[index].is_empty() {
                     let open = std::mem::take(&mut self.open[index]);
                     line(out, at, stream, 'F', &open);
@@ -385,7 +392,7 @@ mod tests {
         let kept = texts(&out).len() as u64;
         assert_eq!(kept, BURST_BYTES / 1025);
         out.clear();
-        framer.take(StdStream::Stdout, b"later\n", Timestamp::UNIX_EPOCH, Duration::from_secs(1), usize::MAX, &mut out);
+        framer.take(StdStream::Stdout, b"later\n", Timestamp::UNIX_EPOCH, Duration::from_secs(2), usize::MAX, &mut out);
         let after = texts(&out);
         assert!(after[0].1.starts_with(format!("[coracle] {} lines", 10_000 - kept).as_bytes()), "{after:?}");
         assert_eq!(after[1], ("stdout F".to_owned(), b"later".to_vec()));
