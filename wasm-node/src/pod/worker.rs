@@ -207,10 +207,11 @@ impl Worker {
             let each = refused.iter().map(|field| format!("{}: {}", field.path, field.why)).collect();
             (unsupported::sentence(&refused), each)
         });
+        let ended_before = self.state.succeeded.is_some();
         let (state, actions) = self.state.clone().begin(&self.rules, refused, now);
         self.state = state;
         self.project();
-        if self.state.succeeded.is_some() && self.state.deleted.is_none() {
+        if ended_before && self.state.deleted.is_none() {
             // It had ended before: its status tells all there is.
             self.written = Some(self.wanted.clone());
         }
