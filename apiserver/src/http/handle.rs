@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{CACHE_CONTROL, HeaderValue, WARNING};
@@ -12,6 +11,7 @@ use machinery::env::Env;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::deadline;
 use super::discovery::Discovery;
 use super::health::Check;
 use super::info::Info;
@@ -27,8 +27,6 @@ use crate::verbs::{Verbs, selector};
 const READS_MAX: usize = 400;
 /// Writing requests at once (upstream's default).
 const WRITES_MAX: usize = 200;
-/// What isn't a watch or a log has this long (upstream's default).
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// All that answers requests.
 pub struct Front {
@@ -191,11 +189,16 @@ impl Front {
             response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
             return response;
         }
+        let timeout = match deadline::of(asking.asked.query) {
+            Ok(timeout) => timeout,
+            Err(error) if !long => return respond::error(&asking.asked, &error),
+            Err(_) => deadline::REQUEST_TIMEOUT,
+        };
         if long {
             return self.answer(asking, method, found, body).await;
         }
         self.metrics.running(mutating, 1);
-        let done = tokio::time::timeout(REQUEST_TIMEOUT, self.answer(asking, method, found, body)).await;
+        let done = tokio::time::timeout(timeout, self.answer(asking, method, found, body)).await;
         self.metrics.running(mutating, -1);
         drop(seat);
         done.unwrap_or_else(|_| {

@@ -1,5 +1,6 @@
 //! The only place with HTTP types: request info, negotiation, discovery, OpenAPI, streaming, answers.
 
+pub mod deadline;
 pub mod discovery;
 mod dispatch;
 pub mod handle;
