@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use apiserver::auth::UserInfo;
 use apiserver::auth::pki::Pki;
+use apiserver::auth::tls::{self, Acceptor, Peer, PeerCertificate};
 use apiserver::http::logs::Kubelets;
 use apiserver::resources::allocate::ServiceNetwork;
 use apiserver::server::{Apiserver, Config};
@@ -18,12 +19,14 @@ use http_body_util::BodyExt;
 use machinery::env::Env;
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 const WAIT: Duration = Duration::from_secs(20);
 
 struct Server {
     server: Apiserver,
+    pki: Pki,
     _dir: tempfile::TempDir,
 }
 
@@ -39,12 +42,12 @@ async fn server() -> Server {
             node_ports: 30000..=32767,
             loopback: Vec::new(),
         },
-        kubelets: Kubelets::default(),
+        kubelets: Kubelets::new(pki.ca_pem(), pki.admin()).unwrap(),
         registry: Arc::new(Mutex::new(Default::default())),
     };
     let server = Apiserver::open(&env, Arc::new(MemoryStore::new(env.clone())), config).await.unwrap();
     server.set_ready();
-    let server = Server { server, _dir: dir };
+    let server = Server { server, pki, _dir: dir };
     let (code, _) = server.ask("POST", "/api/v1/namespaces", &json!({"metadata": {"name": "default"}})).await;
     assert_eq!(code, 201);
     server
@@ -160,6 +163,33 @@ async fn pages_are_of_one_moment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_history_has_forgotten_is_gone_and_says_how_to_go_on() {
+    let server = server().await;
+    for i in 0..5 {
+        server.ask("POST", MAPS, &json!({"metadata": {"name": format!("m{i}")}})).await;
+    }
+    let (_, page) = server.ask("GET", &format!("{MAPS}?limit=2"), &Value::Null).await;
+    let token = page["metadata"]["continue"].as_str().unwrap();
+    let old = page["metadata"]["resourceVersion"].as_str().unwrap();
+    server.ask("DELETE", &format!("{MAPS}/m3"), &Value::Null).await;
+    let cache = server.server.cache();
+    cache.store().compact(cache.revision()).await.unwrap();
+    let (code, gone) = server.ask("GET", &format!("{MAPS}?limit=2&continue={token}"), &Value::Null).await;
+    assert_eq!((code, gone["reason"].as_str()), (410, Some("Expired")));
+    // The new token goes on at what is there now.
+    let token = gone["metadata"]["continue"].as_str().unwrap();
+    let (code, rest) = server.ask("GET", &format!("{MAPS}?limit=9&continue={token}"), &Value::Null).await;
+    let names: Vec<&str> =
+        rest["items"].as_array().unwrap().iter().filter_map(|i| i["metadata"]["name"].as_str()).collect();
+    assert_eq!((code, names), (200, vec!["m2", "m4"]));
+    let path = format!("{MAPS}?resourceVersion={old}&resourceVersionMatch=Exact");
+    assert_eq!(server.ask("GET", &path, &Value::Null).await.0, 410);
+    let mut watch = server.watch(&format!("{MAPS}?watch=true&resourceVersion={old}")).await;
+    assert_eq!(watch.next().await.unwrap().0, "ERROR");
+    assert_eq!(watch.next().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_overwrites_anybody() {
     const WRITERS: usize = 16;
     const ROUNDS: usize = 8;
@@ -189,8 +219,8 @@ async fn nobody_overwrites_anybody() {
         writer.await.unwrap();
     }
     let (_, object) = server.ask("GET", &path, &Value::Null).await;
-    assert_eq!(object["data"]["count"], (WRITERS * ROUNDS).to_string());
-    assert!((0..WRITERS).all(|w| object["data"][format!("w{w}")] == (ROUNDS - 1).to_string()));
+    assert_eq!(object["data"]["count"], json!((WRITERS * ROUNDS).to_string()));
+    assert!((0..WRITERS).all(|w| object["data"][format!("w{w}")] == json!((ROUNDS - 1).to_string())));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -224,6 +254,60 @@ async fn finalizers_hold_and_owners_decide() {
     let (code, last) = server.ask("PATCH", &one, &json!({"metadata": {"finalizers": null}})).await;
     assert_eq!((code, last["metadata"]["finalizers"].is_null()), (200, true));
     assert_eq!(server.ask("GET", &one, &Value::Null).await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_come_from_the_pods_node() {
+    let server = server().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = server.pki.issue_serving("system:node:n", "system:nodes", &["127.0.0.1".into()]).unwrap();
+    let acceptor = Acceptor::new(&Env::real(), &serving, server.pki.ca_pem()).unwrap();
+    let stop = CancellationToken::new();
+    let kubelet = tls::serve(
+        listener,
+        acceptor,
+        |request: Request<hyper::body::Incoming>| async move {
+            let known = request
+                .extensions()
+                .get::<Peer>()
+                .is_some_and(|p| matches!(p.certificate, PeerCertificate::Verified(..)));
+            let (code, text) = match request.uri().path() {
+                "/containerLogs/default/p/a" if known => (200, format!("{}\n", request.uri().query().unwrap_or(""))),
+                _ => (400, "container is waiting".to_owned()),
+            };
+            Response::builder().status(code).body(Body::from(text)).unwrap()
+        },
+        stop.clone(),
+    );
+    let kubelet = tokio::spawn(kubelet);
+    let base = "/api/v1/namespaces/default";
+    server.ask("POST", &format!("{base}/serviceaccounts"), &json!({"metadata": {"name": "default"}})).await;
+    let endpoint = json!({"kubeletEndpoint": {"Port": port}});
+    let status = json!({"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}], "daemonEndpoints": endpoint});
+    server.ask("POST", "/api/v1/nodes", &json!({"metadata": {"name": "n"}, "status": status})).await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "containers": [
+        {"name": "a", "image": "i"}, {"name": "b", "image": "i"}
+    ]}});
+    let (code, made) = server.ask("POST", &format!("{base}/pods"), &pod).await;
+    assert_eq!(code, 201, "{made}");
+    let log = |query: &'static str| {
+        let mut request = Request::get(format!("{base}/pods/p/log?{query}")).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(admin());
+        let answer = server.send(request);
+        async move {
+            let answer = answer.await;
+            let code = answer.status().as_u16();
+            (code, String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+        }
+    };
+    assert_eq!(log("container=a&tailLines=3&follow=true").await, (200, "follow=true&tailLines=3\n".into()));
+    let (code, refusal) = log("container=b").await;
+    assert_eq!(code, 400);
+    assert!(refusal.contains("container is waiting"));
+    assert_eq!(log("").await.0, 400, "which container?");
+    stop.cancel();
+    kubelet.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
