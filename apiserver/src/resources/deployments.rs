@@ -94,13 +94,14 @@ fn rollout(errors: &mut Errors, strategy: &Value) {
             }
         }
         other => {
-            let rolling = if rolling.is_null() {
-                json!(null)
-            } else {
-                json!({"MaxSurge": get(rolling, "maxSurge"), "MaxUnavailable": get(rolling, "maxUnavailable")})
+            // Upstream shows its inner struct, where an absent amount is 0.
+            let amount = |key| if has(rolling, key) { get(rolling, key).clone() } else { json!(0) };
+            let inner = json!({"MaxUnavailable": amount("maxUnavailable"), "MaxSurge": amount("maxSurge")});
+            let rolling = match rolling {
+                Value::Null => "null".into(),
+                _ => go_struct(&inner, &["MaxUnavailable", "MaxSurge"]),
             };
-            let inner = json!({"Type": other, "RollingUpdate": rolling});
-            let shown = go_struct(&inner, &["Type", "RollingUpdate"]);
+            let shown = format!("{{\"Type\":{},\"RollingUpdate\":{rolling}}}", super::field::quoted(other));
             errors.0.push(FieldError {
                 reason: "FieldValueNotSupported",
                 field: at.to_string(),

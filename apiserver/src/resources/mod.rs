@@ -30,6 +30,9 @@ mod serviceaccounts;
 mod services;
 mod workloads;
 
+#[cfg(test)]
+mod tests;
+
 use jiff::Timestamp;
 use machinery::env::Env;
 use serde_json::Value;

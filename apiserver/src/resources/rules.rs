@@ -53,7 +53,7 @@ const C_IDENTIFIER: &str = "[A-Za-z_][A-Za-z0-9_]*";
 const HTTP_HEADER: &str = "[-A-Za-z0-9]+";
 const PERCENT: &str = "[0-9]+%";
 const UNDERSCORED_SUBDOMAIN: &str = r"_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*";
-const LABEL_BYTES_MAX: usize = 63;
+pub(super) const LABEL_BYTES_MAX: usize = 63;
 const SUBDOMAIN_BYTES_MAX: usize = 253;
 const PORT_NAME_BYTES_MAX: usize = 15;
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::cells::{AGE, NAME, age, column, containers_and_images, human, name, selector, wide};
 use super::field::{Errors, FieldError};
 use super::read::{default_to, get, has, int, is_zero, items, items_mut, object_mut, put, text, time};
+use super::rules;
 use super::workloads::{self, SPEC};
 use super::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
@@ -78,6 +79,15 @@ fn generate_selector(object: &mut Value) {
     default_to(object_mut(object_mut(spec, "selector"), "matchLabels"), UID_LABELS[1], uid);
 }
 
+/// A Job without labels has its template's.
+fn copy_labels(object: &mut Value) {
+    let labels = get(get(get(get(object, "spec"), "template"), "metadata"), "labels").clone();
+    let meta = object_mut(object, "metadata");
+    if is_zero(get(meta, "labels")) && !is_zero(&labels) {
+        put(meta, "labels", labels);
+    }
+}
+
 impl Strategy for Job {
     fn default(&self, object: &mut Value) {
         let spec = workloads::spec_of(object);
@@ -100,17 +110,18 @@ impl Strategy for Job {
                 }
             }
         }
-        let labels = get(get(get(spec, "template"), "metadata"), "labels").clone();
-        let meta = object_mut(object, "metadata");
-        if is_zero(get(meta, "labels")) && !is_zero(&labels) {
-            put(meta, "labels", labels);
-        }
+        copy_labels(object);
         object_mut(object, "status");
     }
 
     fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
         if get(get(object, "spec"), "manualSelector") != &json!(true) {
             generate_selector(object);
+        }
+        // Upstream's defaults run again when the stored object is read back: after validation, which refuses names that
+        // are too long for the template's labels, and then says so for the template alone.
+        if text(get(object, "metadata"), "name").len() <= rules::LABEL_BYTES_MAX {
+            copy_labels(object);
         }
         workloads::clear_status(object);
         workloads::drop_disabled(object, None);

@@ -271,7 +271,7 @@ fn exit_codes(errors: &mut Errors, codes: &Value, names: &BTreeSet<&str>, path: 
     let values_at = path.child("values");
     let values: Vec<i64> = items(codes, "values").iter().map(|v| v.as_i64().unwrap_or(0)).collect();
     if values.is_empty() {
-        errors.invalid(&values_at, get(codes, "values").clone(), "at least one value is required");
+        errors.invalid(&values_at, Value::Array(Vec::new()), "at least one value is required");
     } else if values.len() > EXIT_CODES_MAX {
         errors.too_many(&values_at, values.len(), EXIT_CODES_MAX);
     }
@@ -303,8 +303,7 @@ fn success_policy(errors: &mut Errors, spec: &Value) {
                 )
             })
             .collect();
-        let shown = if rules.is_empty() { "null".into() } else { format!("[{}]", shown.join(",")) };
-        let shown = format!("{{\"Rules\":{shown}}}");
+        let shown = format!("{{\"Rules\":[{}]}}", shown.join(","));
         errors.0.push(FieldError::invalid_shown(&at, &shown, "requires indexed completion mode"));
         return;
     }

@@ -14,6 +14,7 @@ mod cells;
 mod containers;
 pub(super) mod defaults;
 mod disks;
+mod environment;
 pub(super) mod placement;
 mod probes;
 pub(super) mod resources;
@@ -91,6 +92,7 @@ impl Strategy for Pod {
         }
         put(object, "status", status);
         placement::apply_label_keys(object);
+        security::apply_old_annotations(object);
     }
 
     fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {

@@ -7,7 +7,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::resources::field::{Errors, FieldError, Path, go_struct};
-use crate::resources::read::{NULL, flag, get, has, int, items, text, texts};
+use crate::resources::read::{NULL, flag, get, has, int, items, items_mut, object_mut, put, text, texts};
 use crate::resources::rules;
 
 use super::volumes;
@@ -454,6 +454,34 @@ pub(super) fn annotations(errors: &mut Errors, annotations: &Value, spec: &Value
         if !["", "runtime/default", "unconfined"].contains(&value) && !value.starts_with("localhost/") {
             let why = format!("invalid AppArmor profile name: {}", crate::resources::field::quoted(value));
             errors.invalid(&path.key(key), value, &why);
+        }
+    }
+}
+
+/// The profile that an AppArmor annotation stands for.
+fn profile_of(annotation: &str) -> Option<Value> {
+    match annotation {
+        "unconfined" => Some(json!({"type": "Unconfined"})),
+        "runtime/default" => Some(json!({"type": "RuntimeDefault"})),
+        other => {
+            let file = other.strip_prefix("localhost/").filter(|file| !file.is_empty() && file.trim() == *file)?;
+            (file.len() <= LOCALHOST_PROFILE_BYTES_MAX).then(|| json!({"type": "Localhost", "localhostProfile": file}))
+        }
+    }
+}
+
+/// Gives the containers of a new pod the AppArmor profiles that its annotations name.
+pub(super) fn apply_old_annotations(pod: &mut Value) {
+    let notes = get(get(pod, "metadata"), "annotations").clone();
+    let Some(spec) = pod.get_mut("spec").filter(|spec| text(get(spec, "os"), "name") != "windows") else { return };
+    let whole = get(get(spec, "securityContext"), "appArmorProfile").clone();
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        for container in items_mut(spec, list) {
+            let key = format!("{APPARMOR_ANNOTATION}{}", text(container, "name"));
+            let Some(profile) = notes.get(&key).and_then(Value::as_str).and_then(profile_of) else { continue };
+            if !has(get(container, "securityContext"), "appArmorProfile") && profile != whole {
+                put(object_mut(container, "securityContext"), "appArmorProfile", profile);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::containers::Around;
-use super::{containers, placement, resources, security, volumes};
+use super::{containers, environment, placement, resources, security, volumes};
 use crate::resources::field::{Errors, Path, quoted};
 use crate::resources::metadata::{annotations, label_name, labels, quantity};
 use crate::resources::read::{flag, get, has, int, items, text, texts};
@@ -58,7 +58,7 @@ pub(in crate::resources) fn pod_spec(errors: &mut Errors, spec: &Value, pod_name
     host_name(errors, spec, path);
     names(errors, spec, path);
     security::os(errors, spec, path);
-    containers::file_keys(errors, spec, path);
+    environment::file_keys(errors, spec, path);
 }
 
 fn one_of(errors: &mut Errors, spec: &Value, key: &str, allowed: &[&str], path: &Path<'_>) {

@@ -215,6 +215,9 @@ fn inner_terms(terms: &[Value]) -> Value {
             .map(|r| json!({"Key": text(r, "key"), "Operator": text(r, "operator"), "Values": get(r, "values")}))
             .collect()
     };
+    if terms.is_empty() {
+        return Value::Null;
+    }
     terms
         .iter()
         .map(|t| {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::{containers, disks};
+use super::{containers, disks, environment};
 use crate::resources::field::{Errors, Path};
 use crate::resources::metadata::quantity;
 use crate::resources::read::{get, has, int, items, text};
@@ -212,13 +212,13 @@ fn downward_file(errors: &mut Errors, file: &Value, path: &Path<'_>) {
     required(errors, file, &["path"], path);
     local_path(errors, text(file, "path"), &path.child("path"));
     if has(file, "fieldRef") {
-        containers::field_ref(errors, get(file, "fieldRef"), FILE_FIELDS, &path.child("fieldRef"));
+        environment::field_ref(errors, get(file, "fieldRef"), FILE_FIELDS, &path.child("fieldRef"));
         if has(file, "resourceFieldRef") {
             errors.invalid(path, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously");
         }
     } else if has(file, "resourceFieldRef") {
         let reference = get(file, "resourceFieldRef");
-        containers::resource_field_ref(errors, reference, &path.child("resourceFieldRef"), true);
+        environment::resource_field_ref(errors, reference, &path.child("resourceFieldRef"), true);
     } else {
         errors.required(path, "one of fieldRef and resourceFieldRef is required");
     }

@@ -102,7 +102,10 @@ fn of(warnings: &mut Vec<String>, meta: &Value, spec: &Value, meta_at: &Path<'_>
             warnings.push(format!("{}: {message}", notes_at.key(&key)));
         }
         let key = format!("{APPARMOR}{name}");
-        if !has(context, "appArmorProfile") && notes.get(&key).is_some() && (is_template || pod_profile.is_null()) {
+        // On a Pod the field has been filled from the annotation by now; a template keeps the annotation alone.
+        let own = has(context, "appArmorProfile");
+        let told = if own { !is_template } else { pod_profile.is_null() };
+        if notes.get(&key).is_some() && told {
             let message = "deprecated since v1.30; use the \"appArmorProfile\" field instead";
             warnings.push(format!("{}: {message}", notes_at.key(&key)));
         }
