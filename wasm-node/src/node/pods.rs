@@ -118,7 +118,8 @@ impl Pods {
         let (sender, receiver) = watch::channel(Input { pod: pod.clone(), removed: false });
         let view = Arc::new(PodView::new(pod));
         self.node.pods.insert(&uid, view.clone());
-        let worker = Worker::new(self.node.clone(), view, receiver, ip, rejected);
+        // On the heap once: a task is as large as the largest of its states.
+        let worker = Box::new(Worker::new(self.node.clone(), view, receiver, ip, rejected));
         self.workers.insert(uid.clone(), sender);
         self.running.spawn(async move {
             worker.run().await;

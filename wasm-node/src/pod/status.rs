@@ -233,13 +233,16 @@ fn conditions(state: &State, pod: &Pod, known: &[PodCondition], now: Timestamp) 
     };
     let containers: Now = if state.ready() { (true, None, None) } else { unready };
     let ready = if containers.0 { gates(&spec.readiness_gates.unwrap_or_default(), known) } else { containers.clone() };
-    let rows = [
+    let mut rows = vec![
         ("PodReadyToStartContainers", (sandbox, None, None)),
         ("Initialized", initialized),
         ("Ready", ready),
         ("ContainersReady", containers),
         ("PodScheduled", (true, None, None)),
     ];
+    if let Some(Verdict { reason: Some("Evicted"), message, .. }) = &state.verdict {
+        rows.push(("DisruptionTarget", (true, Some("TerminationByKubelet"), message.clone())));
+    }
     rows.into_iter()
         .map(|(kind, (status, reason, message))| {
             let status = if status { "True" } else { "False" };
@@ -331,4 +334,72 @@ fn left(container: &ContainerStatus, now: Timestamp) -> Option<Exit> {
         finished: ended.finished_at.map_or(now, |time| time.0),
         container_id: ended.container_id,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::settings::rules;
+    use crate::pod::state::Event;
+
+    fn pod(status: Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": 3},
+            "spec": {"containers": [{"name": "c", "image": "i"}], "readinessGates": []},
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn a_running_pod_is_ready_and_its_patch_replaces_what_merging_would_keep() {
+        let pod = pod(json!({}));
+        let (mut state, _) = State::new(at(1)).begin(&rules(&pod), None, at(1));
+        let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: Some([127, 66, 0, 1].into()) };
+        let before = project(&state, &pod, &facts, &[], at(1));
+        assert_eq!(before.phase.as_deref(), Some("Pending"));
+        for event in [
+            Event::Mounted,
+            Event::Pulled { image_id: "id".into(), message: String::new() },
+            Event::Started { container_id: "wasmtime://1".into() },
+        ] {
+            state = state.step(&rules(&pod), event, at(5)).0;
+        }
+        let status = project(&state, &pod, &facts, &before.conditions.unwrap(), at(9));
+        let since = |kind: &str| {
+            let found = status.conditions.iter().flatten().find(|c| c.type_ == kind).unwrap();
+            (found.status.clone(), found.last_transition_time.as_ref().unwrap().0.as_second())
+        };
+        assert_eq!(since("Ready"), ("True".to_owned(), 9));
+        assert_eq!(since("Initialized"), ("True".to_owned(), 1), "it holds since before");
+        let patch = patch(&pod, &status);
+        assert_eq!(patch["metadata"]["uid"], "u");
+        assert_eq!(patch["status"]["podIPs"], json!([{"$patch": "replace"}, {"ip": "127.66.0.1"}]));
+        assert!(patch["status"]["conditions"][2]["reason"].is_null() && patch["status"]["reason"].is_null());
+        assert_eq!(patch["status"]["containerStatuses"][0]["imageID"], "id");
+        assert_eq!(patch["status"]["observedGeneration"], 3);
+    }
+
+    #[test]
+    fn an_earlier_run_is_recalled() {
+        let container = |state: Value, last: Value| {
+            json!({"phase": "Running", "startTime": "1970-01-01T00:00:07Z", "containerStatuses": [{
+                "name": "c", "image": "i", "imageID": "id", "ready": true, "restartCount": 4, "state": state, "lastState": last,
+            }]})
+        };
+        let running =
+            recall(&pod(container(json!({"running": {"startedAt": "1970-01-01T00:00:08Z"}}), json!({}))), at(20));
+        assert_eq!((running.attempt, running.resumed, running.began), (Some(4), true, at(7)));
+        assert_eq!(running.exit.map(|exit| (exit.code, exit.finished)), Some((255, at(20))));
+        let crashed = json!({"terminated": {"exitCode": 3, "finishedAt": "1970-01-01T00:00:09Z"}});
+        let waiting = recall(&pod(container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), crashed)), at(20));
+        assert_eq!(waiting.exit.map(|exit| (exit.code, exit.finished)), Some((3, at(9))));
+        let fresh = recall(&pod(container(json!({"waiting": {"reason": "ContainerCreating"}}), json!({}))), at(20));
+        assert_eq!((fresh.attempt, fresh.began), (None, at(7)));
+        assert_eq!(recall(&pod(json!({"phase": "Failed"})), at(1)).succeeded, Some(false));
+    }
 }

@@ -61,7 +61,7 @@ pub(crate) enum Message {
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) pod: Arc<Pod>,
-    pub(crate) status: PodStatus,
+    pub(crate) status: Arc<PodStatus>,
     /// The container that runs, with its start.
     pub(crate) container: Option<(engine::Container, Timestamp)>,
     /// Its log.
@@ -80,7 +80,7 @@ pub(crate) struct PodView {
 
 impl PodView {
     pub(crate) fn new(pod: Arc<Pod>) -> Self {
-        let status = pod.status.clone().unwrap_or_default();
+        let status = Arc::new(pod.status.clone().unwrap_or_default());
         Self { seen: RwLock::new(Seen { pod, status, container: None, log: None, attempt: None, ready_after: None }) }
     }
 
@@ -121,7 +121,7 @@ pub(crate) struct Worker {
     view: Arc<PodView>,
     input: watch::Receiver<Input>,
     pod: Arc<Pod>,
-    container: Container,
+    container: Arc<Container>,
     about: ObjectReference,
     rules: Rules,
     state: State,
@@ -136,13 +136,13 @@ pub(crate) struct Worker {
     sources: Option<Task>,
     /// The conditions as they were projected last, for their times.
     conditions: Vec<PodCondition>,
-    wanted: PodStatus,
-    written: Option<PodStatus>,
+    wanted: Arc<PodStatus>,
+    written: Option<Arc<PodStatus>>,
     delete: bool,
     taken_up: Duration,
 }
 
-type Write = BoxFuture<'static, (Option<PodStatus>, Result<(), kube::Error>)>;
+type Write = BoxFuture<'static, (Option<Arc<PodStatus>>, Result<(), kube::Error>)>;
 
 impl Worker {
     /// A worker for a pod of this node; `ip` is the address that it keeps from before, `rejected` why it has no room.
@@ -156,7 +156,7 @@ impl Worker {
         let pod = input.borrow_and_update().pod.clone();
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
         let now = node.parts.env.now();
-        let written = pod.status.clone();
+        let written = pod.status.clone().map(Arc::new);
         let mut state = status::recall(&pod, now);
         if let Some((reason, message)) = rejected {
             state.verdict = Some(Verdict { reason: Some(reason), message: Some(message), rejected: true });
@@ -165,9 +165,9 @@ impl Worker {
             about: reference_to(&*pod),
             rules: rules(&pod),
             state,
-            container: settings::container(&pod).cloned().unwrap_or_default(),
+            container: Arc::new(settings::container(&pod).cloned().unwrap_or_default()),
             conditions: written.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default(),
-            wanted: PodStatus::default(),
+            wanted: Arc::default(),
             written,
             taken_up: node.parts.env.elapsed(),
             node,
@@ -192,7 +192,7 @@ impl Worker {
     }
 
     /// Runs the pod until nothing is left of it, or the node stops.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(mut self: Box<Self>) {
         let stop = self.node.stop.clone();
         let now = self.now();
         if let Some(grace) = grace(&self.pod) {
@@ -299,7 +299,7 @@ impl Worker {
         if let Some(container) = settings::container(&self.pod)
             && container.image != self.container.image
         {
-            self.container = container.clone();
+            self.container = Arc::new(container.clone());
             self.apply(Event::ImageChanged);
         }
         match grace(&self.pod) {

@@ -191,7 +191,7 @@ async fn pods(State(kubelet): State<Kubelet>) -> Response {
         .map(|view| {
             let seen = view.look();
             let mut pod = serde_json::to_value(&*seen.pod).unwrap_or_default();
-            pod["status"] = serde_json::to_value(&seen.status).unwrap_or_default();
+            pod["status"] = serde_json::to_value(&*seen.status).unwrap_or_default();
             pod
         })
         .collect();

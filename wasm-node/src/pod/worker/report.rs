@@ -20,9 +20,10 @@ impl Worker {
             conditions.retain(|condition| condition.type_ != "PodScheduled");
         }
         self.conditions = wanted.conditions.clone().unwrap_or_default();
-        if wanted != self.wanted {
+        if wanted != *self.wanted {
             let ready = self.state.ready();
             let after = self.node.parts.env.elapsed().saturating_sub(self.taken_up);
+            let wanted = Arc::new(wanted);
             self.view.change(|seen| {
                 seen.status = wanted.clone();
                 if ready && seen.ready_after.is_none() {
@@ -82,7 +83,7 @@ impl Worker {
     }
 
     /// Takes in a write's answer: how long to wait before the next one, if it failed.
-    pub(super) fn took(&mut self, status: Option<PodStatus>, result: Result<(), kube::Error>) -> Option<Duration> {
+    pub(super) fn took(&mut self, status: Option<Arc<PodStatus>>, result: Result<(), kube::Error>) -> Option<Duration> {
         let gone = matches!(&result, Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409);
         match (status, result) {
             (Some(status), Ok(())) => self.written = Some(status),
