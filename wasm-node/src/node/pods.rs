@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -118,12 +119,21 @@ impl Pods {
         let (sender, receiver) = watch::channel(Input { pod: pod.clone(), removed: false });
         let view = Arc::new(PodView::new(pod));
         self.node.pods.insert(&uid, view.clone());
-        // On the heap once: a task is as large as the largest of its states.
-        let worker = Box::new(Worker::new(self.node.clone(), view, receiver, ip, rejected));
         self.workers.insert(uid.clone(), sender);
+        let node = self.node.clone();
         self.running.spawn(async move {
-            worker.run().await;
-            uid
+            let (mut ip, mut rejected) = (ip, rejected);
+            loop {
+                // On the heap once: a task is as large as the largest of its states.
+                let (node, view, receiver) = (node.clone(), view.clone(), receiver.clone());
+                let worker = Box::new(Worker::new(node, view, receiver, ip.take(), rejected.take()));
+                if AssertUnwindSafe(worker.run()).catch_unwind().await.is_ok() {
+                    return uid;
+                }
+                // One pod's failure never ends the node: it is taken up anew, as after a restart of the node.
+                tracing::error!(uid, "a pod's worker broke a promise of its own");
+                tokio::time::sleep(RETRY_MAX).await;
+            }
         });
     }
 
@@ -145,16 +155,16 @@ impl Pods {
     /// Removes what pods that are no more have left on the disk.
     fn sweep(&self, listed: &[Arc<Pod>]) {
         let known: Vec<String> = listed.iter().map(|pod| uid_of(pod)).collect();
-        let data_dir = self.node.config.data_dir.clone();
+        let mut left = Vec::new();
+        // Looked for before any new pod makes its folder.
+        for folder in ["pods", "logs"] {
+            let Ok(entries) = std::fs::read_dir(self.node.config.data_dir.join(folder)) else { continue };
+            let unknown = |entry: &std::fs::DirEntry| known.iter().all(|uid| entry.file_name() != uid.as_str());
+            left.extend(entries.flatten().filter(unknown).map(|entry| entry.path()));
+        }
         tokio::task::spawn_blocking(move || {
-            for folder in ["pods", "logs"] {
-                let Ok(entries) = std::fs::read_dir(data_dir.join(folder)) else { continue };
-                for entry in entries.flatten() {
-                    let name = entry.file_name();
-                    if !known.iter().any(|uid| name == uid.as_str()) {
-                        let _ = std::fs::remove_dir_all(entry.path());
-                    }
-                }
+            for path in left {
+                let _ = std::fs::remove_dir_all(path);
             }
         });
     }

@@ -49,7 +49,7 @@ impl Capacity {
     }
 
     fn resources(self) -> BTreeMap<String, Wire> {
-        let cpu = if self.cpu_millis % 1000 == 0 {
+        let cpu = if self.cpu_millis.is_multiple_of(1000) {
             (self.cpu_millis / 1000).to_string()
         } else {
             format!("{}m", self.cpu_millis)

@@ -152,7 +152,7 @@ fn container_status(state: &State, pod: &Pod, container: &Container) -> Containe
         image_id: state.image_id.clone(),
         container_id,
         allocated_resources: resources.requests.clone().filter(|requests| runs && !requests.is_empty()),
-        resources: runs.then(|| ResourceRequirements { claims: None, ..resources }),
+        resources: runs.then_some(ResourceRequirements { claims: None, ..resources }),
         volume_mounts: mounts(pod, container),
         ..ContainerStatus::default()
     }

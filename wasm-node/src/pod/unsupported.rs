@@ -102,10 +102,9 @@ impl Found {
         // What is left by its name on the wire: hostPath, persistentVolumeClaim, csi …
         let value = serde_json::to_value(volume).unwrap_or(Value::Null);
         let kinds = value.as_object().into_iter().flatten().map(|(kind, _)| kind.as_str());
-        match kinds.filter(|kind| *kind != "name").next() {
-            Some(kind) => self.add(format!("{path}.{kind}"), NOT_YET),
-            // A volume with no source is an emptyDir (upstream's default).
-            None => {}
+        // A volume with no source is an emptyDir (upstream's default).
+        if let Some(kind) = kinds.into_iter().find(|kind| *kind != "name") {
+            self.add(format!("{path}.{kind}"), NOT_YET);
         }
     }
 

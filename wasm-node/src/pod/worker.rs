@@ -139,6 +139,8 @@ pub(crate) struct Worker {
     wanted: Arc<PodStatus>,
     written: Option<Arc<PodStatus>>,
     delete: bool,
+    /// Writes that failed in a row.
+    failures: u32,
     taken_up: Duration,
 }
 
@@ -184,6 +186,7 @@ impl Worker {
             probes: Vec::new(),
             sources: None,
             delete: false,
+            failures: 0,
         }
     }
 

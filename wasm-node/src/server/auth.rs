@@ -39,6 +39,9 @@ impl Identity {
     }
 }
 
+/// Answers, and until when they hold.
+type Kept<K, V> = Mutex<HashMap<K, (V, Duration)>>;
+
 type Access = (Identity, &'static str, &'static str);
 
 /// Asks the API server.
@@ -47,8 +50,8 @@ pub(crate) struct Authority {
     env: Env,
     node: String,
     /// By the token's digest; none = it is no token.
-    tokens: Mutex<HashMap<[u8; 32], (Option<Identity>, Duration)>>,
-    accesses: Mutex<HashMap<Access, (bool, Duration)>>,
+    tokens: Kept<[u8; 32], Option<Identity>>,
+    accesses: Kept<Access, bool>,
 }
 
 /// What a request is about, as upstream's kubelet maps it: the subresources of `nodes` of which one must be allowed.

@@ -84,6 +84,7 @@ impl Worker {
 
     /// Takes in a write's answer: how long to wait before the next one, if it failed.
     pub(super) fn took(&mut self, status: Option<Arc<PodStatus>>, result: Result<(), kube::Error>) -> Option<Duration> {
+        self.failures = if result.is_ok() { 0 } else { self.failures.saturating_add(1) };
         let gone = matches!(&result, Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409);
         match (status, result) {
             (Some(status), Ok(())) => self.written = Some(status),
@@ -107,7 +108,8 @@ impl Worker {
     }
 
     pub(super) fn retry_after(&self) -> Duration {
-        WRITE_RETRY_FIRST + Duration::from_millis(self.node.parts.env.below(1000))
+        let wait = WRITE_RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(WRITE_RETRY_MAX);
+        wait + Duration::from_millis(self.node.parts.env.below(1000))
     }
 
     pub(super) async fn write_now(&mut self) {
