@@ -203,6 +203,17 @@ fn plain(name: &str) -> String {
     if plain.is_empty() { "none".to_owned() } else { plain }
 }
 
+/// A folder that only this user reads: Secrets lie in it for as long as their pods live.
+fn private_dir(path: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
 /// Runs a node agent until `stop`. `ready` hears when the API has taken a Ready status from this run.
 pub async fn run(
     mut config: NodeConfig,
@@ -217,7 +228,7 @@ pub async fn run(
         move |source| NodeError::Io { name, what, source }
     };
     for folder in ["pods", "logs"] {
-        std::fs::create_dir_all(config.data_dir.join(folder)).map_err(io("making its data folder"))?;
+        private_dir(&config.data_dir.join(folder)).map_err(io("making its data folder"))?;
     }
     let logs = log::Writer::start(parts.env.clone()).map_err(io("starting the thread that writes logs"))?;
     let pods = Arc::new(PodViews::default());

@@ -20,6 +20,7 @@ use crate::image::{Image, ImageError, PullPolicy};
 use crate::log::ContainerLog;
 use crate::node::Shared;
 use crate::volume::keep::folder;
+use crate::volume::usage::message_folder;
 
 /// Upstream's default for `terminationMessagePath`.
 const TERMINATION_PATH: &str = "/dev/termination-log";
@@ -208,7 +209,7 @@ fn termination(
         let plain = rest.components().all(|part| matches!(part, std::path::Component::Normal(_)));
         return Ok(plain.then(|| preopen.host.join(rest)));
     }
-    let host = dir.join("termination").join(container).join(attempt.to_string());
+    let host = message_folder(dir).join(container).join(attempt.to_string());
     std::fs::create_dir_all(&host)?;
     let file = host.join(name);
     // There from the start, as upstream's, for guests that only append.

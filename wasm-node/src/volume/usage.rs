@@ -13,6 +13,9 @@ use crate::pod::unsupported::is_read_only;
 pub const EMPTY_DIR_BYTES_DEFAULT: u64 = 1 << 30;
 /// Files and folders of one emptyDir: what a walk gets through in well under a second.
 pub const EMPTY_DIR_ENTRIES_MAX: u64 = 100_000;
+/// What a guest may put beside its termination message, of which 4 KiB are read.
+const MESSAGE_BYTES_MAX: u64 = 1 << 20;
+const MESSAGE_ENTRIES_MAX: u64 = 1000;
 /// Folders within folders that are followed: more is a way to harm whoever walks.
 const DEPTH_MAX: usize = 64;
 
@@ -59,6 +62,12 @@ fn on_disk(metadata: &std::fs::Metadata) -> u64 {
     metadata.len()
 }
 
+/// Where the termination messages of a pod's containers lie.
+#[must_use]
+pub fn message_folder(pod_dir: &Path) -> std::path::PathBuf {
+    pod_dir.join("termination")
+}
+
 /// What the volumes of a pod may hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bounds {
@@ -66,11 +75,13 @@ pub struct Bounds {
     volumes: Vec<(String, u64, Option<String>)>,
     /// `limits.ephemeral-storage`: of all of them together.
     total: Option<(u64, String)>,
+    /// The folder of the termination message, which a guest finds open too.
+    message: bool,
 }
 
-/// The bounds of a pod with that container.
+/// The bounds of a pod with that container. `message`: it has a folder for its termination message.
 #[must_use]
-pub fn bounds(pod: &Pod, container: &Container) -> Bounds {
+pub fn bounds(pod: &Pod, container: &Container, message: bool) -> Bounds {
     let bytes = |text: &str| Quantity::parse(text).ok().and_then(|quantity| u64::try_from(quantity.value()).ok());
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     let volumes = volumes
@@ -86,14 +97,14 @@ pub fn bounds(pod: &Pod, container: &Container) -> Bounds {
         })
         .collect();
     let limit = container.resources.as_ref().and_then(|resources| resources.limits.as_ref()?.get("ephemeral-storage"));
-    Bounds { volumes, total: limit.and_then(|limit| Some((bytes(&limit.0)?, limit.0.clone()))) }
+    Bounds { volumes, total: limit.and_then(|limit| Some((bytes(&limit.0)?, limit.0.clone()))), message }
 }
 
 impl Bounds {
     /// Nothing can be written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.volumes.is_empty()
+        self.volumes.is_empty() && !self.message
     }
 
     /// Measures the volumes of the pod whose folder that is; says what is exceeded, in upstream's words.
@@ -110,6 +121,10 @@ impl Bounds {
             if usage.entries > EMPTY_DIR_ENTRIES_MAX {
                 return Some(format!("EmptyDir volume {name:?} holds more than {EMPTY_DIR_ENTRIES_MAX} files. "));
             }
+        }
+        let message = if self.message { measure(&message_folder(pod_dir)) } else { Usage::default() };
+        if message.bytes > MESSAGE_BYTES_MAX || message.entries > MESSAGE_ENTRIES_MAX {
+            return Some(format!("The folder of the termination message holds more than {MESSAGE_BYTES_MAX} bytes. "));
         }
         let (bytes_max, text) = self.total.as_ref()?;
         (total > *bytes_max)

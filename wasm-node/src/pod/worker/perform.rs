@@ -111,7 +111,7 @@ impl Worker {
         let mut live = Live {
             server: None,
             _run: None,
-            _measure: self.measure(&container),
+            _measure: self.measure(&container, made.termination.is_some()),
             _listener: None,
             signal: None,
             stopping: None,
@@ -194,8 +194,8 @@ impl Worker {
         }))
     }
 
-    pub(super) fn measure(&self, container: &engine::Container) -> Option<Task> {
-        let bounds = usage::bounds(&self.pod, &self.container);
+    pub(super) fn measure(&self, container: &engine::Container, message: bool) -> Option<Task> {
+        let bounds = usage::bounds(&self.pod, &self.container, message);
         if bounds.is_empty() {
             return None;
         }
