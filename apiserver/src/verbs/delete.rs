@@ -128,10 +128,17 @@ fn finalizers(row: &Row, own: &[String], options: &DeleteOptions) -> Vec<String>
 }
 
 /// Refuses an object that isn't the one that the client meant.
-fn preconditions(row: &Row, name: &str, old: &Value, version: u64, options: &DeleteOptions) -> Result<(), ApiError> {
+fn preconditions(
+    row: &'static Row,
+    name: &str,
+    old: &Value,
+    version: u64,
+    options: &DeleteOptions,
+) -> Result<(), ApiError> {
     let namespaces = row.plural == "namespaces";
     let conflict = |why: String| {
-        let named = Named::new(row.group, if namespaces { row.plural } else { row.kind });
+        let group = super::stored_row(row).group;
+        let named = Named::new(group, if namespaces { row.plural } else { row.kind });
         Err(ApiError::Conflict(named, name.to_owned(), why))
     };
     let uid = object::text(old, "uid");
@@ -175,13 +182,7 @@ impl Verbs {
             let why = "this is a system priority class and cannot be deleted";
             return Err(ApiError::Forbidden(call.resource(), name, why.into()));
         }
-        if row.strategy.orphans_by_default() && options.propagation.is_none() && options.orphan_dependents.is_none() {
-            call.warn(format!(
-                "child pods are preserved by default when {} are deleted; set propagationPolicy=Background to remove them \
-                 or set propagationPolicy=Orphan to suppress this warning",
-                row.plural
-            ));
-        }
+        warn_of_orphans(call, options);
         self.delete_one(call, &name, options).await
     }
 
@@ -290,6 +291,7 @@ impl Verbs {
         list: &ListOptions,
         options: &DeleteOptions,
     ) -> Result<Answer, ApiError> {
+        warn_of_orphans(call, options);
         let Answer::List(found) = self.list(call, list).await? else {
             return Err(ApiError::Internal("a list is a list".into()));
         };
@@ -309,11 +311,23 @@ impl Verbs {
     }
 }
 
+/// Says what becomes of dependents where the kind's default surprises.
+fn warn_of_orphans(call: &mut Call<'_>, options: &DeleteOptions) {
+    let silent = options.propagation.is_none() && options.orphan_dependents.is_none();
+    if call.row.strategy.orphans_by_default() && silent {
+        let plural = call.row.plural;
+        call.warn(format!(
+            "child pods are preserved by default when {plural} are deleted; set propagationPolicy=Background to remove them \
+             or set propagationPolicy=Orphan to suppress this warning"
+        ));
+    }
+}
+
 /// What is answered where the object isn't.
 fn success(row: &'static Row, name: &str, old: &Value) -> Status {
     let details = Details {
         name: name.to_owned(),
-        group: super::stored_row(row).group.into(),
+        group: row.group.into(),
         kind: row.plural.into(),
         uid: object::text(old, "uid").to_owned(),
         ..Details::default()

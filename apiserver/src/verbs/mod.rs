@@ -121,13 +121,13 @@ impl Call<'_> {
         self.subresource.map_or("", |s| s.name)
     }
 
-    /// Group and plural, as most errors name the resource: the stored version's, whichever was asked for.
+    /// Group and plural, as most errors name the resource.
     #[must_use]
     pub fn resource(&self) -> Named {
-        Named::new(stored_row(self.row).group, self.row.plural)
+        Named::new(self.row.group, self.row.plural)
     }
 
-    /// Group and kind, as validation names it: see [`resource`](Self::resource).
+    /// Group and kind, as validation names it: the stored version's, whichever was asked for.
     #[must_use]
     pub fn kind(&self) -> Named {
         Named::new(stored_row(self.row).group, self.row.kind)
