@@ -121,6 +121,8 @@ pub enum Event {
     },
     /// An object that the pod names has changed.
     SourcesChanged,
+    /// A server that is being stopped takes no more requests.
+    Closed,
     /// The pod names another image.
     ImageChanged,
     /// Whether instances can be made.

@@ -53,6 +53,12 @@ pub struct Running {
     rows: [(bool, u32); 3],
 }
 
+impl Running {
+    fn serves(&self) -> bool {
+        self.ready && self.sound && self.started
+    }
+}
+
 /// Why a running container is being stopped.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Why {
@@ -262,7 +268,12 @@ impl State {
     /// Whether the pod counts as ready, as far as its container decides.
     #[must_use]
     pub fn ready(&self) -> bool {
-        matches!(&self.stage, Stage::Running(r) if r.ready && r.sound && r.started)
+        match &self.stage {
+            Stage::Running(running) => running.serves(),
+            // Its endpoints are not ready for the deletion alone; where there are no others they are still served by.
+            Stage::Stopping { running, why: Why::Pod } => self.deleted.is_some() && running.serves(),
+            _ => false,
+        }
     }
 
     /// Whether an end of the pod is decided.
@@ -369,6 +380,11 @@ impl State {
                 if matches!(&self.stage, Stage::Waiting { wait: Wait::Config { .. }, .. }) {
                     self.stage = Stage::Starting;
                     actions.push(Action::Start { attempt: self.next_attempt() });
+                }
+            }
+            Event::Closed => {
+                if let Stage::Stopping { running, .. } = &mut self.stage {
+                    running.ready = false;
                 }
             }
             Event::ImageChanged => self.image_changed(rules, actions),

@@ -20,6 +20,9 @@ use crate::node::Shared;
 /// processes (a proxy on another node, a client that resolved the pod's name) hear of it by a watch of their own, which
 /// takes well under a second.
 const UNROUTED_FOR: Duration = Duration::from_secs(1);
+/// How long a server waits to leave the routing tables. A Service that publishes addresses that are not ready names a
+/// pod until it is gone, and its grace period should not pass for that.
+const ROUTED_MAX: Duration = Duration::from_secs(10);
 /// What a command gets after its hook even where the hook has used up the grace period (upstream's).
 const AFTER_HOOK_MIN: Duration = Duration::from_secs(2);
 
@@ -92,9 +95,10 @@ pub(crate) async fn server(
     let drain = async {
         hook.run(&node, ip, &ends).await;
         if let Some(ip) = ip {
-            network.until_unrouted(ip).await;
+            let _ = tokio::time::timeout(ROUTED_MAX, network.until_unrouted(ip)).await;
             tokio::time::sleep(UNROUTED_FOR).await;
             network.detach(ip, what.port);
+            let _ = messages.send(Message::Event(Event::Closed)).await;
         }
         what.server.drained().await;
     };

@@ -186,3 +186,14 @@ fn another_image_starts_the_container_again() {
     assert!(said.contains(&"Killing: Container c definition changed, will be restarted".to_owned()));
     assert_eq!((state.stage, said.last().map(String::as_str)), (Stage::Pulling, Some("Pull")));
 }
+
+#[test]
+fn a_deleted_server_is_ready_while_it_takes_requests() {
+    let begin = [(0, Event::Mounted), (0, pulled()), (0, started())];
+    let rules = Rules { deadline: Some(Duration::from_secs(1)), ..rules(Restart::Always) };
+    let deleted = [&begin[..], &[(0, Event::Deleted(Duration::from_secs(30)))]].concat();
+    assert!(play(&rules, &deleted).0.ready());
+    assert!(!play(&rules, &[&deleted[..], &[(1, Event::Closed)]].concat()).0.ready());
+    let over = [&begin[..], &[(1, Event::Tick)]].concat();
+    assert!(!play(&rules, &over).0.ready(), "no deletion takes its endpoints out");
+}
