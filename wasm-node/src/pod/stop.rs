@@ -79,7 +79,12 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     /// To be started again: its end is a failure.
     pub(crate) restart: bool,
+    /// What it leaves when it has ended; told whether it failed. Reads files.
+    pub(crate) last_words: LastWords,
 }
+
+/// Reads a termination message.
+pub(crate) type LastWords = Box<dyn FnOnce(bool) -> Option<String> + Send>;
 
 /// Stops a server and tells its end.
 pub(crate) async fn server(
@@ -115,7 +120,9 @@ pub(crate) async fn server(
         (true, true) => (143, "Error"),
         (false, _) => (137, "Error"),
     };
-    let exited = Event::Exited { attempt, code, reason: reason.into(), message: None };
+    let last_words = what.last_words;
+    let message = tokio::task::spawn_blocking(move || last_words(code != 0)).await.ok().flatten();
+    let exited = Event::Exited { attempt, code, reason: reason.into(), message };
     let _ = messages.send(Message::Event(exited)).await;
 }
 

@@ -247,7 +247,13 @@ impl Worker {
             (Some((server, port)), _) => {
                 let killed_by_probe =
                     matches!(&self.state.stage, Stage::Stopping { why: Why::Probe | Why::Changed, .. });
-                let what = stop::Server { server: server.clone(), port: *port, restart: killed_by_probe };
+                let (log, file) = (live.made.log.clone(), live.made.termination.clone());
+                let from_log = self.container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+                let last_words = Box::new(move |failed| {
+                    log.close();
+                    message::read(file.as_deref(), log.path(), from_log, failed)
+                });
+                let what = stop::Server { server: server.clone(), port: *port, restart: killed_by_probe, last_words };
                 tokio::spawn(stop::server(self.node.clone(), what, self.ip, hook, ends, attempt, self.sender.clone()))
             }
             (None, Some(signal)) => {
