@@ -88,6 +88,9 @@ pub(crate) struct Up {
     /// After how many seconds without a heartbeat a node is NotReady
     #[arg(long, env = "CORACLE_NODE_MONITOR_GRACE_PERIOD", default_value_t = 40, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) node_monitor_grace_period: u32,
+    /// Seconds for which a pod that says nothing else tolerates a node that is not ready or unreachable
+    #[arg(long, env = "CORACLE_DEFAULT_TOLERATION_SECONDS", default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) default_toleration_seconds: u32,
     /// How the scheduler fills nodes: LeastAllocated spreads, MostAllocated packs
     #[arg(long, env = "CORACLE_SCORING_STRATEGY", default_value = "LeastAllocated", value_name = "STRATEGY")]
     pub(crate) scoring_strategy: ScoringStrategy,

@@ -46,6 +46,8 @@ pub struct Config {
     pub signing_key: Arc<SigningKey>,
     /// Where Services get their addresses and ports from.
     pub services: ServiceNetwork,
+    /// For how long pods that say nothing else tolerate a node that is not ready or unreachable (upstream: 300).
+    pub toleration_seconds: i64,
     /// Reaches nodes.
     pub kubelets: Kubelets,
     /// The process's metrics, which `/metrics` shows.
@@ -74,7 +76,7 @@ impl Apiserver {
             env: env.clone(),
             cache,
             objects,
-            admission: Chain::new(env, authorizer.clone()),
+            admission: Chain::new(env, authorizer.clone()).with_toleration_seconds(config.toleration_seconds),
             authorizer: authorizer.clone(),
             allocator: Allocator::new(config.services, env.clone()),
             allocating: tokio::sync::Mutex::new(()),

@@ -42,6 +42,7 @@ async fn server() -> Server {
             node_ports: 30000..=32767,
             loopback: Vec::new(),
         },
+        toleration_seconds: 300,
         kubelets: Kubelets::new(pki.ca_pem(), pki.admin()).unwrap(),
         registry: Arc::new(Mutex::new(Default::default())),
     };

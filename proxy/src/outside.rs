@@ -145,7 +145,7 @@ fn to_origin_form(mut request: Request<Body>) -> Result<Request<Body>, http::Err
 }
 
 /// Addresses that are never the outside: the host itself, its link, and what is no single host.
-fn is_special(ip: IpAddr) -> bool {
+pub(crate) fn is_special(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {
             ip.is_loopback()

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use ::http::{Request, Response};
 use ipnet::IpNet;
+use machinery::api::ObjectKey;
 use machinery::env::Env;
 use machinery::net::{Body, Caller, Dial, DialError, PodNetwork};
 use tokio::sync::Semaphore;
@@ -14,7 +15,7 @@ use crate::http::forward::{self, Exchange};
 use crate::metrics::Metrics;
 use crate::outside::Outside;
 use crate::resolve::{self, Target};
-use crate::table::{PortRoute, Table};
+use crate::table::{Endpoint, PortRoute, ServiceRoutes, Table};
 
 /// Connections of host processes that are open at once, over all listeners: far over what one machine's tests and
 /// developers open, and a bound on what they cost (some 100 KiB each at worst).
@@ -101,7 +102,7 @@ impl Inner {
         }
         let kubernetes =
             route.service.as_ref().is_some_and(|key| key.namespace == "default" && key.name == "kubernetes");
-        kubernetes || !ip.is_loopback()
+        kubernetes || !crate::outside::is_special(ip)
     }
 
     fn with_table<T>(&self, read: impl FnOnce(&Table) -> T) -> T {
@@ -119,18 +120,27 @@ impl Inner {
                 }
                 None => Resolved::Address(ip),
             },
+            Target::Endpoint(key, name) => match table.routes(&key) {
+                Some(routes) => routes.straight_to(key, port, |endpoint| endpoint.hostname.as_deref() == Some(&name)),
+                None => Resolved::Unknown,
+            },
             Target::Service(key) => match table.routes(&key) {
-                Some(routes) if routes.headless => {
-                    let all = routes.ports.values().flat_map(|route| route.usable());
-                    let ready = all.filter(|endpoint| endpoint.port == port).cloned().collect();
-                    Resolved::Route(Arc::new(PortRoute { service: Some(key), port, ready, ..PortRoute::default() }))
-                }
+                Some(routes) if routes.headless => routes.straight_to(key, port, |_| true),
                 Some(routes) => {
                     routes.ports.get(&port).map_or(Resolved::Refused, |route| Resolved::Route(route.clone()))
                 }
                 None => Resolved::Unknown,
             },
         })
+    }
+}
+
+impl ServiceRoutes {
+    /// A name that leads to endpoints themselves: the port is theirs.
+    fn straight_to(&self, key: ObjectKey, port: u16, wanted: impl Fn(&Endpoint) -> bool) -> Resolved {
+        let all = self.ports.values().flat_map(|route| route.usable());
+        let ready: Vec<_> = all.filter(|endpoint| endpoint.port == port && wanted(endpoint)).cloned().collect();
+        Resolved::Route(Arc::new(PortRoute { service: Some(key), port, ready, ..PortRoute::default() }))
     }
 }
 
@@ -190,7 +200,6 @@ mod tests {
     use crate::table::Listen;
     use ::http::StatusCode;
     use http_body_util::{BodyExt as _, Empty, Full};
-    use machinery::api::ObjectKey;
     use machinery::net::Serve;
     use serde_json::json;
     use tokio_util::sync::CancellationToken;

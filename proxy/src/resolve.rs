@@ -13,6 +13,8 @@ pub enum Target {
     Own,
     /// A Service, by name.
     Service(ObjectKey),
+    /// One endpoint of a Service, by its host name.
+    Endpoint(ObjectKey, String),
     /// An address.
     Ip(IpAddr),
     /// A name that cluster DNS is not responsible for.
@@ -38,7 +40,9 @@ pub fn target(host: &str, namespace: &str, exists: impl Fn(&ObjectKey) -> bool) 
         for suffix in
             [format!("{namespace}.svc.{CLUSTER_DOMAIN}"), format!("svc.{CLUSTER_DOMAIN}"), CLUSTER_DOMAIN.to_owned()]
         {
-            if let found @ (Target::Service(_) | Target::Ip(_)) = in_cluster(&format!("{name}.{suffix}"), &exists) {
+            if let found @ (Target::Service(_) | Target::Endpoint(..) | Target::Ip(_)) =
+                in_cluster(&format!("{name}.{suffix}"), &exists)
+            {
                 return found;
             }
         }
@@ -63,6 +67,10 @@ fn in_cluster(name: &str, exists: &impl Fn(&ObjectKey) -> bool) -> Target {
         [service, namespace, "svc"] => {
             let key = ObjectKey::new(*namespace, *service);
             if exists(&key) { Target::Service(key) } else { Target::Unknown }
+        }
+        [host, service, namespace, "svc"] => {
+            let key = ObjectKey::new(*namespace, *service);
+            if exists(&key) { Target::Endpoint(key, (*host).to_owned()) } else { Target::Unknown }
         }
         [dashed, _namespace, "pod"] => {
             dashed.replace('-', ".").parse::<Ipv4Addr>().map_or(Target::Unknown, |ip| Target::Ip(ip.into()))
@@ -94,6 +102,7 @@ mod tests {
         ] {
             assert_eq!(of(name), catalog, "{name}");
         }
+        assert_eq!(of("one.catalog"), Target::Endpoint(ObjectKey::new("shop", "catalog"), "one".into()));
         assert_eq!(of("kubernetes.default"), Target::Service(ObjectKey::new("default", "kubernetes")));
         assert_eq!(of("kubernetes"), Target::Outside("kubernetes".into()));
         assert_eq!(of("nope.shop.svc.cluster.local"), Target::Unknown);

@@ -26,6 +26,8 @@ pub struct Endpoint {
     pub port: u16,
     /// The node that the endpoint is on, where the slice says it.
     pub node: Option<String>,
+    /// The name by which a headless Service tells it apart.
+    pub hostname: Option<String>,
     /// Requests and connections that are open; shared by all routes to the same address and port.
     pub pending: Pending,
 }
@@ -294,7 +296,13 @@ fn collect(slice: &EndpointSlice, name: &str, route: &mut PortRoute, pending: &m
             continue; // the same pod may stand in two slices while it moves between them
         }
         let pending = pending.entry((ip, port)).or_default().clone();
-        list.push(Arc::new(Endpoint { ip, port, node: endpoint.node_name.clone(), pending }));
+        list.push(Arc::new(Endpoint {
+            ip,
+            port,
+            node: endpoint.node_name.clone(),
+            hostname: endpoint.hostname.clone(),
+            pending,
+        }));
     }
 }
 
@@ -304,7 +312,7 @@ pub(crate) mod tests {
     use serde_json::{Value, json};
 
     pub(crate) fn endpoint(ip: &str, port: u16) -> Arc<Endpoint> {
-        Arc::new(Endpoint { ip: ip.parse().unwrap(), port, node: None, pending: Pending::default() })
+        Arc::new(Endpoint { ip: ip.parse().unwrap(), port, node: None, hostname: None, pending: Pending::default() })
     }
 
     pub(crate) fn route(ips: &[&str]) -> PortRoute {

@@ -15,6 +15,12 @@ pub fn fields(service: &Service) -> Vec<String> {
         if let Some(protocol) = port.protocol.as_deref().filter(|protocol| *protocol != "TCP") {
             found.push(format!("spec.ports[{index}].protocol: {protocol}"));
         }
+        if let Some(protocol @ ("ws" | "kubernetes.io/ws" | "wss" | "kubernetes.io/wss")) = port.app_protocol.as_deref()
+        {
+            found.push(format!(
+                "spec.ports[{index}].appProtocol: {protocol} (upgrades of a connection are not passed on)"
+            ));
+        }
     }
     if spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
         found.push("spec.externalIPs".to_owned());

@@ -12,7 +12,7 @@ pub(crate) const KUBERNETES: &str = apiserver::http::discovery::VERSION;
 #[expect(clippy::unnecessary_wraps, reason = "every verb has the same signature")]
 pub(crate) fn run() -> Result<(), Failure> {
     println!("coracle: {}", env!("CARGO_PKG_VERSION"));
-    println!("commit: {}", option_env!("CORACLE_COMMIT").unwrap_or("unknown"));
+    println!("commit: {}", env!("CORACLE_COMMIT"));
     println!("kubernetes: {KUBERNETES}");
     println!("wasmtime: {}", wasm_node::engine::WASMTIME_VERSION);
     Ok(())

@@ -123,6 +123,7 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir) -> anyhow::Result<
             address: SocketAddr::new(advertise, port).to_string(),
             signing_key: pki.service_account().clone(),
             services: network.of_services(),
+            toleration_seconds: up.default_toleration_seconds.into(),
             kubelets: nodes::kubelets(&pki)?,
             registry: metrics.clone(),
         },

@@ -8,8 +8,6 @@ use apiserver::auth::pki::Pki;
 use apiserver::http::logs::Kubelets;
 use machinery::env::Env;
 use machinery::net::{Dial, PodNetwork};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::oneshot;
 use wasm_node::engine::{CompileProcess, Engine, EngineConfig};
 use wasm_node::image::{BlobStore, Images, RegistryAccess};
@@ -30,17 +28,7 @@ const GUEST_MEMORY_PERCENT: u64 = 75;
 /// How the API server reaches kubelets: nodes' certificates are of the cluster's CA, and so is its own identity.
 pub(super) fn kubelets(pki: &Pki) -> anyhow::Result<Kubelets> {
     let identity = pki.issue_client("kube-apiserver-kubelet-client", "system:masters")?;
-    let (chain, key) = identity.der()?;
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pki.ca_pem().as_bytes()) {
-        roots.add(certificate?)?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(chain, key)?;
-    Ok(Kubelets { tls: Some(Arc::new(config)) })
+    Ok(Kubelets::new(pki.ca_pem(), &identity)?)
 }
 
 /// Images and the registry's blobs.

@@ -1,4 +1,4 @@
-//! DefaultTolerationSeconds: a pod outlives its node's being not ready or unreachable by five minutes.
+//! DefaultTolerationSeconds: a pod outlives its node's being not ready or unreachable for a while.
 
 use machinery::api::error::ApiResult;
 use serde_json::{Value, json};
@@ -7,7 +7,8 @@ use super::{Context, Operation, Plugin, list_mut};
 
 pub(super) const PLUGIN: Plugin = Plugin { name: "DefaultTolerationSeconds", mutate: Some(admit), validate: None };
 
-const SECONDS: i64 = 300;
+/// Upstream's default: five minutes.
+pub(super) const SECONDS: i64 = 300;
 
 fn admit(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
     if !context.request.is_pod() || context.request.operation == Operation::Delete {
@@ -22,7 +23,7 @@ fn admit(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
         });
         if !tolerated {
             tolerations.push(json!({
-                "effect": "NoExecute", "key": key, "operator": "Exists", "tolerationSeconds": SECONDS,
+                "effect": "NoExecute", "key": key, "operator": "Exists", "tolerationSeconds": context.toleration_seconds,
             }));
         }
     }

@@ -87,6 +87,7 @@ pub struct Context<'a> {
     pub old: Option<&'a Value>,
     env: &'a Env,
     authorizer: &'a Authorizer,
+    toleration_seconds: i64,
 }
 
 /// One plugin. A field that does nothing is `None`.
@@ -116,13 +117,20 @@ pub const PLUGINS: &[Plugin] = &[
 pub struct Chain {
     env: Env,
     authorizer: Arc<Authorizer>,
+    toleration_seconds: i64,
 }
 
 impl Chain {
     /// All of [`PLUGINS`].
     #[must_use]
     pub fn new(env: &Env, authorizer: Arc<Authorizer>) -> Self {
-        Self { env: env.clone(), authorizer }
+        Self { env: env.clone(), authorizer, toleration_seconds: default_tolerations::SECONDS }
+    }
+
+    /// The same with another wait of DefaultTolerationSeconds.
+    #[must_use]
+    pub fn with_toleration_seconds(self, toleration_seconds: i64) -> Self {
+        Self { toleration_seconds, ..self }
     }
 
     /// Lets every plugin change or refuse the object. For a delete, `object` is null and `old` what is deleted.
@@ -162,7 +170,14 @@ impl Chain {
         objects: &'a dyn Objects,
         old: Option<&'a Value>,
     ) -> Context<'a> {
-        Context { request, objects, old, env: &self.env, authorizer: &self.authorizer }
+        Context {
+            request,
+            objects,
+            old,
+            env: &self.env,
+            authorizer: &self.authorizer,
+            toleration_seconds: self.toleration_seconds,
+        }
     }
 }
 

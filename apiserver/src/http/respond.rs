@@ -169,7 +169,7 @@ fn value_of(row: &'static Row, shown: &Shown) -> Value {
             if row.storage_version {
                 cached.value()
             } else {
-                row.strategy.from_stored(cached.value())
+                row.strategy.of_stored(cached.value())
             }
         }
         Shown::Bytes(bytes) => serde_json::from_slice(bytes).unwrap_or(Value::Null),
@@ -261,7 +261,7 @@ fn list(asked: &Asked<'_>, form: Form, row: &'static Row, list: &List) -> Result
                 if row.storage_version {
                     object::write_item(&head, item, &mut body);
                 } else {
-                    let mut value = row.strategy.from_stored(item.value());
+                    let mut value = row.strategy.of_stored(item.value());
                     if let Some(map) = value.as_object_mut() {
                         map.remove("kind");
                         map.remove("apiVersion");

@@ -199,7 +199,7 @@ impl Stream {
     fn frame(&mut self, kind: Kind, cached: &Cached) -> Bytes {
         let Some(tables) = self.lens.tables else { return plain_frame(self.lens, kind, cached) };
         let row = self.lens.row;
-        let value = if row.storage_version { cached.value() } else { row.strategy.from_stored(cached.value()) };
+        let value = if row.storage_version { cached.value() } else { row.strategy.of_stored(cached.value()) };
         self.table_frame(tables, type_of(kind), &value)
     }
 
@@ -265,7 +265,7 @@ fn plain_frame(lens: Lens, kind: Kind, cached: &Cached) -> Bytes {
         }
         _ if lens.row.storage_version => cached.write_to(&mut out),
         _ => {
-            let value = lens.row.strategy.from_stored(cached.value());
+            let value = lens.row.strategy.of_stored(cached.value());
             // Writing into memory cannot fail.
             let _ = serde_json::to_writer(&mut out, &value);
         }

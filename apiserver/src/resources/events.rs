@@ -394,7 +394,7 @@ impl Strategy for Event {
         if self.core { CORE_LABELS } else { NEW_LABELS }
     }
 
-    fn from_stored(&self, object: Value) -> Value {
+    fn of_stored(&self, object: Value) -> Value {
         if self.core {
             return object;
         }

@@ -370,11 +370,11 @@ pub trait Strategy: Send + Sync {
     }
 
     /// From the stored form into this row's version, and back (only for rows that share a storage).
-    fn from_stored(&self, object: Value) -> Value {
+    fn of_stored(&self, object: Value) -> Value {
         object
     }
 
-    /// See [`from_stored`](Self::from_stored).
+    /// See [`of_stored`](Self::of_stored).
     fn to_stored(&self, object: Value) -> Value {
         object
     }

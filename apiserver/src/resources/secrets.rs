@@ -60,16 +60,12 @@ fn validate(errors: &mut Errors, object: &Value) {
         }
         "kubernetes.io/dockercfg" => docker(errors, object, ".dockercfg"),
         "kubernetes.io/dockerconfigjson" => docker(errors, object, ".dockerconfigjson"),
-        "kubernetes.io/basic-auth" => {
-            if !given("username") && !given("password") {
-                errors.required(&DATA.key("username"), "");
-                errors.required(&DATA.key("password"), "");
-            }
+        "kubernetes.io/basic-auth" if !given("username") && !given("password") => {
+            errors.required(&DATA.key("username"), "");
+            errors.required(&DATA.key("password"), "");
         }
-        "kubernetes.io/ssh-auth" => {
-            if text(data, "ssh-privatekey").is_empty() {
-                errors.required(&DATA.key("ssh-privatekey"), "");
-            }
+        "kubernetes.io/ssh-auth" if text(data, "ssh-privatekey").is_empty() => {
+            errors.required(&DATA.key("ssh-privatekey"), "");
         }
         TLS => {
             for key in ["tls.crt", "tls.key"] {

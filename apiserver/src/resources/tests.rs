@@ -205,7 +205,7 @@ fn examples_are_taken_as_they_are() {
         assert_eq!(cells.len(), row.strategy.columns().len(), "{named}: cells");
         let labels: Vec<&str> = row.strategy.selectable(&object).iter().map(|(label, _)| *label).collect();
         assert_eq!(labels, row.strategy.selectable_labels(), "{named}: selectable fields");
-        assert_eq!(row.strategy.from_stored(row.strategy.to_stored(object.clone())), object, "{named}: conversion");
+        assert_eq!(row.strategy.of_stored(row.strategy.to_stored(object.clone())), object, "{named}: conversion");
     }
 }
 

@@ -100,6 +100,7 @@ mod tests {
                 node_ports: 30000..=32767,
                 loopback: Vec::new(),
             },
+            toleration_seconds: 300,
             kubelets: Kubelets::default(),
             registry: Arc::new(Mutex::default()),
         };

@@ -265,7 +265,7 @@ impl Verbs {
     /// An object as the call's version shows it.
     fn current(row: &'static Row, cached: &Cached) -> Arc<Value> {
         let shared = cached.shared();
-        if row.storage_version { shared } else { Arc::new(row.strategy.from_stored((*shared).clone())) }
+        if row.storage_version { shared } else { Arc::new(row.strategy.of_stored((*shared).clone())) }
     }
 
     /// The stored form of an object of this row.
