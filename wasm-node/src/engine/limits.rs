@@ -21,6 +21,9 @@ pub(crate) const RESOURCE_TABLE_ENTRIES_MAX: usize = 1024;
 pub(crate) const OPEN_FILES_MAX: usize = 256;
 /// Bytes one host call may copy out of a guest (wasmtime's default is 128 MiB). Larger writes come in pieces.
 pub(crate) const HOSTCALL_BYTES_MAX: usize = 2 << 20;
+/// The same for preview 1, where a larger read or write fails as a whole instead of coming in pieces. The copy is at most
+/// what the guest has in its own memory, and a command is one instance.
+pub(crate) const PREVIEW1_HOSTCALL_BYTES_MAX: usize = 32 << 20;
 /// In-memory size of one set of HTTP fields: twice what common servers take on the wire.
 pub(crate) const HTTP_FIELDS_BYTES_MAX: usize = 32 << 10;
 /// Random bytes per call (wasmtime's default is 64 MiB).

@@ -17,8 +17,8 @@ use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use super::body::Exchange;
 use super::container::{Shared, StdStream};
 use super::limits::{
-    BODY_CHUNK_BYTES, HOSTCALL_BYTES_MAX, HTTP_FIELDS_BYTES_MAX, OPEN_FILES_MAX, RANDOM_BYTES_MAX,
-    RESOURCE_TABLE_ENTRIES_MAX, StoreLimiter,
+    BODY_CHUNK_BYTES, HOSTCALL_BYTES_MAX, HTTP_FIELDS_BYTES_MAX, OPEN_FILES_MAX, PREVIEW1_HOSTCALL_BYTES_MAX,
+    RANDOM_BYTES_MAX, RESOURCE_TABLE_ENTRIES_MAX, StoreLimiter,
 };
 use crate::host::http::Outgoing;
 use crate::host::stdio::Output;
@@ -108,6 +108,7 @@ impl CoreState {
         let mut store = Store::new(&shared.loaded.engine.wasmtime, state);
         store.limiter(|state| &mut state.limiter);
         bound(&mut store, shared)?;
+        store.set_hostcall_fuel(PREVIEW1_HOSTCALL_BYTES_MAX);
         Ok(store)
     }
 
