@@ -5,12 +5,16 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Common, LogFormat};
 
+/// These warn of what a guest does, as often as it does it: a guest must not be able to flood the node's log.
+const GUESTS: &str = "wasmtime_wasi=error,wasmtime_wasi_http=error";
+
 /// Starts logging for the whole process.
 ///
 /// # Errors
 /// The level is no filter (`info`, or `warn,wasm_node=debug`).
 pub(crate) fn start(common: &Common) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().parse(&common.log_level).with_context(|| {
+    let directives = format!("{GUESTS},{}", common.log_level);
+    let filter = EnvFilter::builder().parse(&directives).with_context(|| {
         format!("--log-level {:?} is neither a level nor a filter such as warn,proxy=debug", common.log_level)
     })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
