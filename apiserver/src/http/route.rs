@@ -82,7 +82,7 @@ pub fn find(method: &str, info: &Info, discovery: &Discovery) -> Result<Route, N
         "/metrics" => return Ok(Route::Metrics),
         "/openapi/v3" => return Ok(Route::OpenApiIndex),
         "/.well-known/openid-configuration" => return get(method, Route::Issuer),
-        "/openid/v1/jwks" => return get(method, Route::Keys),
+        "/openid/v1/jwks" | "/openid/v1/jwks/" => return get(method, Route::Keys),
         _ => {}
     }
     for root in ["/livez", "/readyz", "/healthz"] {

@@ -107,8 +107,8 @@ pub fn refused(error: &ApiError) -> Response<Body> {
 }
 
 fn error_frame(error: &ApiError) -> Bytes {
-    let status = serde_json::to_value(error.status()).unwrap_or(Value::Null);
-    (json!({"type": "ERROR", "object": status}).to_string() + "\n").into()
+    let status = serde_json::to_string(&error.status()).unwrap_or_default();
+    format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n").into()
 }
 
 impl Stream {
@@ -208,7 +208,7 @@ impl Stream {
         let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"].as_str().unwrap_or("")});
         let tables = Tables { now: self.env.now(), ..tables };
         let table = tables.table(metadata, columns, vec![tables.row(object)]);
-        (json!({"type": kind, "object": table}).to_string() + "\n").into()
+        format!("{{\"type\":\"{kind}\",\"object\":{table}}}\n").into()
     }
 
     fn mark(&mut self, revision: u64, ends_state: bool) -> Bytes {
@@ -227,7 +227,7 @@ impl Stream {
             }),
             _ => object,
         };
-        (json!({"type": "BOOKMARK", "object": object}).to_string() + "\n").into()
+        format!("{{\"type\":\"BOOKMARK\",\"object\":{object}}}\n").into()
     }
 }
 

@@ -135,7 +135,7 @@ impl Verbs {
             };
             if wanted > 0 {
                 self.reach(wanted).await?;
-            } else if asked == "0" && options.version_match.is_none() {
+            } else if asked == "0" {
                 // As upstream's cache: a list of any version comes whole.
                 limit = 0;
             }
@@ -256,7 +256,10 @@ impl Verbs {
 
 /// Refuses a field that the kind can't be selected by, in the words of the kind's own conversion upstream.
 fn check_field(row: &Row, label: &str) -> Result<(), ApiError> {
-    if matches!(label, "metadata.name" | "metadata.namespace") || row.strategy.selectable_labels().contains(&label) {
+    // Kinds with fields of their own upstream list each label, and cluster-wide ones leave the namespace out.
+    let generic = label == "metadata.name"
+        || label == "metadata.namespace" && (row.namespaced || row.strategy.selectable_labels().is_empty());
+    if generic || row.strategy.selectable_labels().contains(&label) {
         return Ok(());
     }
     Err(ApiError::BadRequest(if row.group == "batch" {
