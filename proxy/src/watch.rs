@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use machinery::api::ObjectKey;
@@ -65,18 +66,40 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
     }
 }
 
+/// The changes of a kind. Objects come untyped and are read one by one, so that one which cannot be read is left out alone
+/// and doesn't break the watch of all others.
 fn changes<K>(client: &Client) -> impl Stream<Item = watcher::Event<K>> + use<K>
 where
-    K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+    K: Resource<DynamicType = ()> + serde::de::DeserializeOwned,
 {
-    watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff().filter_map(async |event| {
-        match event {
-            Ok(event) => Some(event),
-            Err(error) => {
-                tracing::warn!(%error, kind = %K::kind(&()), "watch interrupted; it is taken up again");
-                None
-            }
+    let kind = ApiResource::erase::<K>(&());
+    let api = Api::<DynamicObject>::all_with(client.clone(), &kind);
+    watcher(api, watcher::Config::default()).default_backoff().filter_map(async |event| match event {
+        Ok(event) => typed(event),
+        Err(error) => {
+            tracing::warn!(%error, kind = %K::kind(&()), "watch interrupted; it is taken up again");
+            None
         }
+    })
+}
+
+/// A change of an object in its type.
+fn typed<K: Resource<DynamicType = ()> + serde::de::DeserializeOwned>(
+    event: watcher::Event<DynamicObject>,
+) -> Option<watcher::Event<K>> {
+    let read = |object: DynamicObject| {
+        let name = key_of(&object);
+        serde_json::to_value(object)
+            .and_then(machinery::runtime::read)
+            .inspect_err(|error| tracing::warn!(%error, kind = %K::kind(&()), %name, "an object cannot be read"))
+            .ok()
+    };
+    Some(match event {
+        watcher::Event::Init => watcher::Event::Init,
+        watcher::Event::InitDone => watcher::Event::InitDone,
+        watcher::Event::InitApply(object) => watcher::Event::InitApply(read(object)?),
+        watcher::Event::Apply(object) => watcher::Event::Apply(read(object)?),
+        watcher::Event::Delete(object) => watcher::Event::Delete(read(object)?),
     })
 }
 
@@ -142,7 +165,7 @@ impl Kind {
     }
 }
 
-fn key_of<K: Resource>(object: &K) -> ObjectKey {
+fn key_of(object: &impl Resource) -> ObjectKey {
     ObjectKey::new(object.namespace().unwrap_or_default(), object.name_any())
 }
 

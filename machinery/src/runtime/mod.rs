@@ -23,6 +23,6 @@ pub mod view;
 
 pub use driver::{Context, Controller, Input};
 pub use informer::Informer;
-pub use object::{Kind, MetadataOnly, Object, Scope, Typed, controller_of, key_of, value_of, version_of};
+pub use object::{Kind, MetadataOnly, Object, Scope, Typed, controller_of, key_of, read, value_of, version_of};
 pub use plan::{Action, Failure, Note, Notes, Plan, Propagation, controlled_by, reference_to};
 pub use view::{Change, View};

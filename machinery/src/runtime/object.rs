@@ -188,9 +188,27 @@ pub fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
 /// # Errors
 /// When the text isn't an object of that type.
 pub fn decode<K: Typed>(text: &str) -> Result<Arc<dyn Object>, serde_json::Error> {
-    let mut object: K = serde_json::from_str(text)?;
+    let mut object: K = match serde_json::from_str(text) {
+        Ok(object) => object,
+        Err(_) => read(serde_json::from_str(text)?)?,
+    };
     object.metadata_mut().managed_fields = None;
     Ok(Arc::new(object))
+}
+
+/// Reads a typed object from its wire form, which may leave open when a condition last changed: whoever may write a status
+/// can store a null there, the type has no room for it, and such an object must not be lost to its readers.
+///
+/// # Errors
+/// When the value isn't an object of that type.
+pub fn read<K: DeserializeOwned>(mut value: Value) -> Result<K, serde_json::Error> {
+    let conditions = value.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten() {
+        if let Some(time) = condition.get_mut("lastTransitionTime").filter(|time| time.is_null()) {
+            *time = Value::from("1970-01-01T00:00:00Z");
+        }
+    }
+    serde_json::from_value(value)
 }
 
 /// Reads an object's metadata.
@@ -205,4 +223,23 @@ pub fn decode_metadata(kind: &Kind, text: &str) -> Result<Arc<dyn Object>, serde
     let mut bare: Bare = serde_json::from_str(text)?;
     bare.metadata.managed_fields = None;
     Ok(Arc::new(MetadataOnly { kind: kind.clone(), metadata: bare.metadata }))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Service;
+    use serde_json::json;
+
+    use super::decode;
+
+    #[test]
+    fn a_condition_without_a_time_does_not_hide_its_object() {
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "default"},
+            "status": {"conditions": [{"type": "T", "status": "True", "reason": "", "message": "", "lastTransitionTime": null}]},
+        });
+        assert_eq!(decode::<Service>(&service.to_string()).unwrap().metadata().name.as_deref(), Some("a"));
+        let other = json!({"metadata": {"name": 1}, "status": {"conditions": [null, {"lastTransitionTime": null}]}});
+        decode::<Service>(&other.to_string()).unwrap_err();
+    }
 }
