@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::Path;
 
 use anyhow::Context as _;
+use apiserver::bootstrap::moved::Move;
 use apiserver::resources::allocate::ServiceNetwork;
 use ipnet::Ipv4Net;
 
@@ -13,6 +14,9 @@ use crate::data_dir::write_atomically;
 
 /// Blocks lie at 127.64.0.0, 127.68.0.0, … 127.248.0.0; the last /14 of 127.0.0.0/8 ends in the broadcast address.
 const BLOCKS: u8 = 47;
+
+/// Prefix length of a block.
+const BLOCK_PREFIX: u8 = 14;
 
 /// The port of the claiming socket at a block's last address: any fixed one does, as it only has to be the same for all.
 const CLAIM_PORT: u16 = 6442;
@@ -27,7 +31,7 @@ pub(crate) struct Network {
     pub(crate) pods: Ipv4Net,
     pub(crate) node_mask: u8,
     /// Holds the block for this process.
-    _claim: Option<TcpListener>,
+    claim: Option<TcpListener>,
 }
 
 impl Network {
@@ -38,7 +42,7 @@ impl Network {
     pub(crate) fn choose(up: &Up, remembered: &Path) -> anyhow::Result<Self> {
         let network = match (up.service_cidr, up.cluster_cidr) {
             (Some(services), Some(pods)) => {
-                Self { services, pods, node_mask: up.node_cidr_mask_size.unwrap_or(24), _claim: None }
+                Self { services, pods, node_mask: up.node_cidr_mask_size.unwrap_or(24), claim: None }
             }
             (services, pods) if cfg!(target_os = "linux") => {
                 let before = std::fs::read_to_string(remembered).ok().and_then(|text| text.trim().parse().ok());
@@ -48,14 +52,14 @@ impl Network {
                     services: services.unwrap_or_else(|| services_of(block)),
                     pods: pods.unwrap_or_else(|| pods_of(block)),
                     node_mask: up.node_cidr_mask_size.unwrap_or(20),
-                    _claim: Some(claim),
+                    claim: Some(claim),
                 }
             }
             (services, pods) => Self {
                 services: services.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12)),
                 pods: pods.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16)),
                 node_mask: up.node_cidr_mask_size.unwrap_or(24),
-                _claim: None,
+                claim: None,
             },
         };
         network.check()
@@ -65,6 +69,14 @@ impl Network {
     pub(crate) fn of_services(&self) -> ServiceNetwork {
         let loopback = [self.services, self.pods].into_iter().filter(|block| block.network().is_loopback()).collect();
         ServiceNetwork { cidr: self.services, node_ports: NODE_PORTS, loopback }
+    }
+
+    /// What moves when the Service `kubernetes` has an address of another block: that one was taken when this run began.
+    pub(crate) fn moves(&self, kubernetes: Option<Ipv4Addr>) -> Vec<Move> {
+        let old = kubernetes.filter(|address| address.is_loopback() && !self.services.contains(address));
+        let Some(old) = old.filter(|_| self.claim.is_some()) else { return Vec::new() };
+        let old = Ipv4Net::new_assert(old, BLOCK_PREFIX).trunc();
+        vec![Move { from: services_of(old), to: self.services }, Move { from: pods_of(old), to: self.pods }]
     }
 
     fn check(self) -> anyhow::Result<Self> {
@@ -91,7 +103,7 @@ impl Network {
 
 /// The first address of block `k`.
 fn block(k: u8) -> Ipv4Net {
-    Ipv4Net::new_assert(Ipv4Addr::new(127, 64 + 4 * k, 0, 0), 14)
+    Ipv4Net::new_assert(Ipv4Addr::new(127, 64 + 4 * k, 0, 0), BLOCK_PREFIX)
 }
 
 fn services_of(block: Ipv4Net) -> Ipv4Net {
@@ -126,6 +138,18 @@ mod tests {
         assert_eq!(services_of(block(1)).to_string(), "127.68.0.0/16");
         assert_eq!(pods_of(block(1)).to_string(), "127.70.0.0/15");
         assert_eq!(block(BLOCKS - 1).broadcast(), Ipv4Addr::new(127, 251, 255, 255));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_block_that_was_taken_is_left_with_all_that_was_in_it() {
+        let (block, claim) = claim_block(None).unwrap();
+        let network = Network { services: services_of(block), pods: pods_of(block), node_mask: 20, claim: Some(claim) };
+        assert_eq!(network.moves(None), []);
+        assert_eq!(network.moves(network.services.hosts().next()), []);
+        let moves = network.moves(Some(Ipv4Addr::new(127, 248, 0, 1)));
+        assert_eq!(moves[0], Move { from: "127.248.0.0/16".parse().unwrap(), to: network.services });
+        assert_eq!(moves[1].from.to_string(), "127.250.0.0/15");
     }
 
     #[cfg(target_os = "linux")]

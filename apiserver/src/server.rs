@@ -129,6 +129,12 @@ impl Apiserver {
         Ok(())
     }
 
+    /// Moves Services and nodes with the cluster's address blocks. Call it before [`bootstrap`](Self::bootstrap).
+    pub async fn follow(&self, moves: &[bootstrap::moved::Move]) -> Result<(), ApiError> {
+        let verbs = &self.front.verbs;
+        verbs.install(bootstrap::moved::plan(&*verbs.objects, moves)).await
+    }
+
     /// Brings back the first namespaces, the `kubernetes` Service and its endpoints whenever they go, until `stop`.
     pub async fn mend(&self, cluster: &Cluster, stop: CancellationToken) {
         let desired: Vec<_> = bootstrap::desired(cluster).into_iter().filter(bootstrap::Desired::is_vital).collect();

@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use apiserver::auth::pki::{self, Pki};
 use apiserver::auth::tls::Acceptor;
+use apiserver::objects::Objects as _;
 use apiserver::server::{self, Apiserver};
 use apiserver::store::embedded::{EmbeddedStore, Options};
 use kube::Client;
@@ -135,6 +136,7 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir) -> anyhow::Result<
         port,
         ca_pem: pki.ca_pem().to_owned(),
     };
+    apiserver.follow(&network.moves(kubernetes_address(&apiserver))).await?;
     apiserver.bootstrap(&cluster).await?;
     let mending = {
         let (apiserver, cluster) = (apiserver.clone(), cluster.clone());
@@ -340,6 +342,12 @@ impl Components<'_> {
         self.spawn("data plane", async move { Ok(running.await?) });
         Ok(plane)
     }
+}
+
+/// The address that the Service `kubernetes` had in the last run.
+fn kubernetes_address(apiserver: &Apiserver) -> Option<Ipv4Addr> {
+    let service = apiserver.objects().get("", "services", "default", "kubernetes")?;
+    service["spec"]["clusterIP"].as_str()?.parse().ok()
 }
 
 /// The first address of the machine where `bind` is a wildcard (contract.md §2).

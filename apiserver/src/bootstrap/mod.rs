@@ -4,6 +4,8 @@
 //! from a cluster that nobody had used (one object a line, without what a server sets). [`desired`] adds what depends on
 //! this cluster; [`plan`] compares with what is there and says what to write. Writing is the caller's.
 
+pub mod moved;
+
 use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
