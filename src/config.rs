@@ -1,6 +1,6 @@
 //! The only reader of flags and environment variables: every flag can be set by `CORACLE_<FLAG>` too.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, ValueEnum};
@@ -125,10 +125,22 @@ pub(crate) struct Push {
     pub(crate) reference: String,
 }
 
-/// What the demo's cluster is started with: two nodes on ports that are free.
+/// What the demo's cluster is started with: two nodes on ports that are free. Nothing of it comes from the environment,
+/// as the demo leaves nothing behind and touches no other cluster's folder.
 pub(crate) fn up_for_demo() -> Up {
-    let Verb::Up(up) = Cli::parse_from(["coracle", "up", "--port", "0", "--nodes", "2"]).verb else {
-        unreachable!("the verb was given")
-    };
-    *up
+    Up {
+        bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        port: 0,
+        nodes: 2,
+        store: None,
+        service_cidr: None,
+        cluster_cidr: None,
+        node_cidr_mask_size: None,
+        host_pod_listeners: false,
+        allow_file_images: Vec::new(),
+        node_monitor_period: 5,
+        node_monitor_grace_period: 40,
+        default_toleration_seconds: 300,
+        scoring_strategy: ScoringStrategy::LeastAllocated,
+    }
 }
