@@ -4,42 +4,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::table::{Endpoint, PortRoute};
 
 /// Clients remembered per Service port; the oldest is forgotten first. Bounds what strangers can make us keep.
 const AFFINITY_CLIENTS_MAX: usize = 10_000;
-
-/// Requests or connections that an endpoint has open.
-#[derive(Debug, Clone, Default)]
-pub struct Pending(Arc<AtomicUsize>);
-
-impl Pending {
-    /// How many are open.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Counts one more until the guard is dropped.
-    #[must_use]
-    pub fn open(&self) -> Open {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Open(self.0.clone())
-    }
-}
-
-/// One open request or connection.
-#[derive(Debug)]
-pub struct Open(Arc<AtomicUsize>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// Least pending of two random choices among `candidates` that `usable` takes; `random` gives a number below its argument.
 ///

@@ -13,6 +13,7 @@ mod l4;
 mod listen;
 pub mod metrics;
 pub mod outside;
+pub mod pending;
 pub mod plane;
 pub mod resolve;
 pub mod table;

@@ -12,7 +12,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use machinery::api::ObjectKey;
 use machinery::api::names;
 
-use crate::balance::Pending;
+use crate::pending::Pending;
 
 /// What a Service port with no `sessionAffinityConfig` remembers a client for (Kubernetes' default: three hours).
 const AFFINITY_TIMEOUT: Duration = Duration::from_secs(10_800);

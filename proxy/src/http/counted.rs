@@ -8,7 +8,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use machinery::net::{Body, BoxError};
 
-use crate::balance::Open;
+use crate::pending::Open;
 
 struct Counted {
     body: Body,
