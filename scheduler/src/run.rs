@@ -83,10 +83,11 @@ pub async fn run_on(
         Arc::new(move |_, change| marks.add(&change.kind, &change.key))
     };
     informer.listen(&listener);
-    // A decision on half a cluster would be wrong.
+    // A decision on half a cluster would be wrong. What others watch beside is no matter.
+    let needed = [Kind::of::<Pod>(), Kind::of::<Node>(), Kind::of::<Service>(), Kind::of::<Namespace>()];
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        () = informer.synced() => {}
+        () = informer.until(|view| needed.iter().all(|kind| view.synced(kind))) => {}
     }
     let events = Recorder::start(client.clone(), env.clone(), &config.scheduler_name, &config.instance, &stop);
     let (done, results) = mpsc::channel(WRITES_MAX);
@@ -260,6 +261,8 @@ impl Shell {
         let placed = self.snapshot.placed(key).map(|(placed, assumed)| (placed.clone(), assumed));
         let same = placed.as_ref().is_some_and(|(placed, _)| placed.uid == pod.uid);
         if let Some(node) = pod.node.clone() {
+            // Its choice is made: only what it takes and whom it repels matters from now on.
+            let pod = PodInfo { tolerations: Vec::new(), ..pod };
             self.queue.remove(key);
             if pod.ended {
                 self.leave(key);

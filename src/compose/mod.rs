@@ -21,6 +21,7 @@ use apiserver::store::embedded::{EmbeddedStore, Options};
 use kube::Client;
 use machinery::env::Env;
 use machinery::net::PodNetwork;
+use machinery::runtime::Informer;
 use prometheus_client::registry::Registry;
 use scheduler::plugins::Packing;
 use tokio::net::TcpListener;
@@ -175,8 +176,10 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir) -> anyhow::Result<
         failed,
         metrics: &metrics,
     };
-    components.controllers(&network, &pki);
-    components.scheduler();
+    // One view of the cluster for both: each object is held and read once.
+    let informer = Informer::new(Role::ControllerManager.client(&service), env.clone(), &stop_components);
+    components.controllers(&network, &pki, &informer);
+    components.scheduler(&informer);
     let pods = PodNetwork::default();
     let engine = match up.nodes {
         0 => None,
@@ -285,7 +288,7 @@ impl Components<'_> {
         register(&mut self.metrics.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     }
 
-    fn controllers(&self, network: &Network, pki: &Pki) {
+    fn controllers(&self, network: &Network, pki: &Pki, informer: &Arc<Informer>) {
         let signing_key = pki.service_account().clone();
         let settings = controllers::Settings {
             node_monitor_period: Duration::from_secs(self.up.node_monitor_period.into()),
@@ -298,6 +301,7 @@ impl Components<'_> {
         let mut config = controllers::Config::new(settings, "coracle");
         // One process has the data folder, so there is nobody to elect against; a start need not wait for an old lease.
         config.election = None;
+        config.informer = Some(informer.clone());
         self.with_metrics(|registry| config.metrics.register(registry));
         let service = self.service.clone();
         let clients: controllers::Clients = Arc::new(move |account| Role::Controller(account).client(&service));
@@ -306,7 +310,7 @@ impl Components<'_> {
         self.spawn("controllers", async move { Ok(controllers::run(client, clients, env, config, stop).await?) });
     }
 
-    fn scheduler(&self) {
+    fn scheduler(&self, informer: &Arc<Informer>) {
         let packing = match self.up.scoring_strategy {
             ScoringStrategy::LeastAllocated => Packing::LeastAllocated,
             ScoringStrategy::MostAllocated => Packing::MostAllocated,
@@ -314,8 +318,8 @@ impl Components<'_> {
         let config = scheduler::Config { packing, ..scheduler::Config::default() };
         self.with_metrics(|registry| config.metrics.register(registry));
         let client = Role::Scheduler.client(self.service);
-        let (env, stop) = (self.env.clone(), self.stop.clone());
-        self.spawn("scheduler", async move { Ok(scheduler::run(client, env, config, stop).await?) });
+        let (informer, env, stop) = (informer.clone(), self.env.clone(), self.stop.clone());
+        self.spawn("scheduler", async move { Ok(scheduler::run_on(&informer, client, env, config, stop).await?) });
     }
 
     /// The data plane runs where guests run: a request is handed over without changing threads.

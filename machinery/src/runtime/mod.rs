@@ -17,6 +17,7 @@ pub mod plan;
 pub mod queue;
 pub mod selector;
 pub mod simulate;
+mod slim;
 #[cfg(test)]
 mod tests;
 pub mod view;

@@ -5,12 +5,14 @@ use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::{ClusterResourceScope, Metadata, NamespaceResourceScope, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::slim;
 use crate::api::ObjectKey;
 
 /// A kind of objects that the apiserver serves: enough to build any request about them.
@@ -193,6 +195,9 @@ pub fn decode<K: Typed>(text: &str) -> Result<Arc<dyn Object>, serde_json::Error
         Err(_) => read(serde_json::from_str(text)?)?,
     };
     object.metadata_mut().managed_fields = None;
+    if let Some(pod) = (&mut object as &mut dyn Any).downcast_mut::<Pod>() {
+        slim::pod(pod);
+    }
     Ok(Arc::new(object))
 }
 
