@@ -20,8 +20,8 @@ use crate::plane::DataPlane;
 use crate::table::Change;
 use crate::unsupported;
 
-/// How often a port that could not be bound is tried again.
-const BIND_RETRY: Duration = Duration::from_secs(10);
+/// How often a port that could not be bound is tried again: soon enough that a neighbour that ends is hardly noticed.
+const BIND_RETRY: Duration = Duration::from_secs(2);
 
 /// Runs until `stop`: keeps table and listeners what the API says. `synced` is called once the first state is in.
 pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, synced: impl FnOnce() + Send) {
