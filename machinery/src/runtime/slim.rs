@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn volumes_with_claims_keep_their_places() {
-        let volumes = json!([{"name": "a", "emptyDir": {}}, {"name": "b", "persistentVolumeClaim": {"claimName": "c"}}]);
+        let volumes =
+            json!([{"name": "a", "emptyDir": {}}, {"name": "b", "persistentVolumeClaim": {"claimName": "c"}}]);
         let slim = slimmed(json!({"metadata": {}, "spec": {"containers": [], "volumes": volumes}}));
         assert_eq!(slim["spec"]["volumes"], volumes);
     }
