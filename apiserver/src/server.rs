@@ -28,6 +28,7 @@ use crate::http::discovery::Discovery;
 use crate::http::handle::{Front, Parts};
 use crate::http::logs::Kubelets;
 use crate::http::metrics::Metrics;
+use crate::http::unread::Unread;
 use crate::resources::allocate::{Allocator, ServiceNetwork};
 use crate::resources::{Row, Storage, TABLE};
 use crate::store::{Store, StoreError};
@@ -175,7 +176,7 @@ impl Apiserver {
         };
         let handle = move |request: Request<hyper::body::Incoming>| {
             let front = front.clone();
-            front.handle(request.map(Body::new))
+            front.handle(request.map(Unread::body))
         };
         tokio::join!(tls::serve(listener, acceptor, handle, stop), ending);
     }

@@ -41,7 +41,11 @@ pub(crate) use registry::USER as REGISTRY_USER;
 const CONTROL_PLANE_THREADS: usize = 2;
 
 /// How long components may take to end (contract.md §2: a stop takes 5 s at most, the store's last write included).
-const DRAIN: Duration = Duration::from_secs(3);
+const DRAIN: Duration = Duration::from_millis(2500);
+/// Then requests to the server have this long.
+const LAST_ANSWERS: Duration = Duration::from_millis(700);
+/// And the store, to bring its checkpoint up to its log. What was acknowledged is in the log already.
+const LAST_CHECKPOINT: Duration = Duration::from_millis(700);
 
 /// The runtime of the control plane.
 ///
@@ -249,12 +253,13 @@ impl Cluster {
         }
         self.apiserver.stop();
         self.stop_server.cancel();
-        let _ =
-            tokio::time::timeout(Duration::from_secs(1), async { while self.serving.join_next().await.is_some() {} })
-                .await;
+        let _ = tokio::time::timeout(LAST_ANSWERS, async { while self.serving.join_next().await.is_some() {} }).await;
         self.serving.shutdown().await;
         let store = self.store.clone();
-        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        let closed = tokio::task::spawn_blocking(move || store.close());
+        if tokio::time::timeout(LAST_CHECKPOINT, closed).await.is_err() {
+            tracing::warn!("the store's checkpoint is behind its log; the next start reads more of the log");
+        }
     }
 }
 

@@ -25,7 +25,9 @@ use crate::verbs::options::{DeleteOptions, ListOptions, WriteOptions};
 use crate::verbs::{Answer, Call, PatchType, Shown, object};
 
 /// The largest request body (upstream's default).
-const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+pub(super) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// A request's body has this long to arrive; the request's own time begins to run before, and is longer.
+const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 /// A watch that names no time lasts between this and twice this (upstream's default).
 const WATCH_SECONDS_MIN: u64 = 1800;
 
@@ -242,13 +244,16 @@ fn too_large() -> ApiError {
 async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
     let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > BODY_BYTES_MAX) {
-        // Drained a little, so that a client that still writes gets to read the answer.
-        let _ = Limited::new(body, 2 * BODY_BYTES_MAX).collect().await;
         return Err(too_large());
     }
-    match Limited::new(body, BODY_BYTES_MAX).collect().await {
-        Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(error) => Err(ApiError::BadRequest(format!("the body could not be read: {error}"))),
+    match tokio::time::timeout(BODY_TIME_MAX, Limited::new(body, BODY_BYTES_MAX).collect()).await {
+        Ok(Ok(whole)) => Ok(whole.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => Err(ApiError::BadRequest(format!("the body could not be read: {error}"))),
+        // The client's failure, so none of the 5xx that a request gets which takes too long itself.
+        Err(_) => {
+            let message = format!("the body did not arrive within {} s", BODY_TIME_MAX.as_secs());
+            Err(ApiError::Other(Box::new(Status::failure(408, "Timeout", message))))
+        }
     }
 }

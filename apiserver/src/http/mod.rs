@@ -15,4 +15,5 @@ pub mod query;
 pub mod respond;
 pub mod route;
 pub mod table;
+pub mod unread;
 pub mod watch;

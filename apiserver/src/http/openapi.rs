@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
+use super::discovery;
 use crate::resources::{Row, SubKind, TABLE, Verb};
 use crate::schema::{Field, Kind, ListType, Type, table};
 
@@ -30,6 +31,30 @@ pub fn index() -> Bytes {
         })
         .collect();
     json!({ "paths": paths }).to_string().into()
+}
+
+/// How kubectl asks for `/openapi/v2`.
+pub const V2_PROTOBUF_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// `/openapi/v2`, its media type and its bytes: it has no definitions, and points to the third version. kubectl wants it there
+/// for what that doesn't describe, before all a `kind: List`: it takes an absent definition for one that needs no check of its
+/// own, and an absent document for a failure. The server validates each object anyhow.
+#[must_use]
+pub fn v2(protobuf: bool) -> (&'static str, Vec<u8>) {
+    const TITLE: &str = "Kubernetes; types are described by /openapi/v3 only";
+    if !protobuf {
+        let info = json!({"title": TITLE, "version": discovery::VERSION});
+        let document = json!({"swagger": "2.0", "info": info, "paths": {}, "definitions": {}});
+        return ("application/json", document.to_string().into_bytes());
+    }
+    // Length-delimited fields: Document{swagger = 1, info = 2{title = 1, version = 2}, paths = 8}.
+    let field = |number: u8, data: &[u8]| {
+        let length = u8::try_from(data.len()).ok().filter(|l| *l < 0x80).expect("all of it is short and constant");
+        [&[number << 3 | 2, length][..], data].concat()
+    };
+    let info = [field(1, TITLE.as_bytes()), field(2, discovery::VERSION.as_bytes())].concat();
+    let document = [field(1, b"2.0"), field(2, &info), field(8, b"")].concat();
+    ("application/com.github.proto-openapi.spec.v2.v1.0+protobuf", document)
 }
 
 /// `/openapi/v3/<path>`, for `api/v1`, `apis/apps/v1` and so on.
@@ -490,6 +515,16 @@ mod tests {
 
     fn read(path: &str) -> Value {
         serde_json::from_slice(&document(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_second_version_is_there_and_says_where_to_look() {
+        let (media, bytes) = v2(true);
+        assert!(media.ends_with("+protobuf") && bytes.starts_with(b"\x0a\x032.0\x12") && bytes.ends_with(b"\x42\0"));
+        assert_eq!(usize::from(bytes[6]), bytes.len() - 9, "one message of info between version and paths");
+        let (_, bytes) = v2(false);
+        let json: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(json["swagger"], "2.0");
     }
 
     #[test]

@@ -51,6 +51,11 @@ impl Front {
             Route::Resources(group, version) => {
                 document(&self.discovery.resources(&group, &version).ok_or(ApiError::NoSuchResource)?)
             }
+            Route::OpenApiV2 => {
+                let accept = asked.accept().unwrap_or_default();
+                let (media, body) = openapi::v2(accept.contains(openapi::V2_PROTOBUF_ASKED));
+                Ok(respond::bytes(200, media, body))
+            }
             Route::OpenApiIndex | Route::OpenApi(_) => Ok(self.open_api(asking, page)),
             Route::Issuer => {
                 Ok(respond::value(200, Form::JSON, &jwks::configuration(&self.address))).map(|mut response| {
@@ -133,6 +138,7 @@ impl Front {
             "/healthz",
             "/livez",
             "/metrics",
+            "/openapi/v2",
             "/openapi/v3",
             "/openapi/v3/",
             "/openid/v1/jwks",

@@ -30,6 +30,8 @@ pub enum Route {
     Group(String),
     /// `/api/v1`, `/apis/GROUP/VERSION`
     Resources(String, String),
+    /// `/openapi/v2`
+    OpenApiV2,
     /// `/openapi/v3`
     OpenApiIndex,
     /// `/openapi/v3/PATH`
@@ -80,6 +82,7 @@ pub fn find(method: &str, info: &Info, discovery: &Discovery) -> Result<Route, N
     match path {
         "/" | "/index.html" => return Ok(Route::Index),
         "/metrics" => return Ok(Route::Metrics),
+        "/openapi/v2" => return get(method, Route::OpenApiV2),
         "/openapi/v3" => return Ok(Route::OpenApiIndex),
         "/.well-known/openid-configuration" => return get(method, Route::Issuer),
         "/openid/v1/jwks" | "/openid/v1/jwks/" => return get(method, Route::Keys),
