@@ -7,6 +7,7 @@ mod data_dir;
 mod load;
 mod logging;
 mod network;
+mod progress;
 mod usage;
 
 use std::process::ExitCode;

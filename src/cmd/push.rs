@@ -8,6 +8,7 @@ use super::Failure;
 use crate::compose;
 use crate::config::{Common, Push};
 use crate::data_dir::DataDir;
+use crate::progress::Progress;
 
 /// Pushes and prints the artifact's name and digest.
 ///
@@ -31,7 +32,11 @@ pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
         ca_pem: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    let pushed = runtime.block_on(push(module, &flags.reference, &access, &env))?;
+    let progress = Progress::new();
+    progress.doing(&format!("pushing {} ({} bytes)", flags.file.display(), module.len()));
+    let pushed = runtime.block_on(push(module, &flags.reference, &access, &env));
+    progress.done();
+    let pushed = pushed?;
     println!("{} {} ({} bytes)", pushed.name, pushed.digest, pushed.size_bytes);
     Ok(())
 }

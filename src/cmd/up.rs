@@ -9,6 +9,7 @@ use super::Failure;
 use crate::compose;
 use crate::config::{Common, Up};
 use crate::data_dir::DataDir;
+use crate::progress::Progress;
 
 /// What is still running when the runtimes end is dropped after this long; a stop takes 5 s at most (contract.md §2).
 const LAST_MOMENT: Duration = Duration::from_millis(500);
@@ -21,13 +22,14 @@ pub(crate) fn run(flags: &Up, common: &Common) -> Result<(), Failure> {
     check(flags)?;
     let env = Env::real();
     let data = DataDir::of(common)?;
+    let progress = Progress::new();
     let runtime = compose::runtime()?;
     let done = runtime.block_on(async {
         // Taken before the start, so that a signal during it is not lost.
         let stop = compose::stop_signal();
         tokio::pin!(stop);
         let cluster = tokio::select! {
-            cluster = compose::start(&env, flags, &data) => cluster?,
+            cluster = compose::start(&env, flags, &data, progress) => cluster?,
             () = &mut stop => return Ok(()),
         };
         let line = format!(
@@ -36,6 +38,7 @@ pub(crate) fn run(flags: &Up, common: &Common) -> Result<(), Failure> {
             data.kubeconfig().display(),
             flags.nodes
         );
+        progress.done();
         // One write, so that whoever waits for the line reads it whole.
         std::io::stdout().write_all(line.as_bytes())?;
         std::io::stdout().flush()?;

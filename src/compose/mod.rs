@@ -34,6 +34,7 @@ use self::identities::Role;
 use crate::config::{ScoringStrategy, Up};
 use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::network::Network;
+use crate::progress::Progress;
 
 pub(crate) use registry::USER as REGISTRY_USER;
 
@@ -105,7 +106,7 @@ pub(crate) struct Cluster {
 ///
 /// # Errors
 /// Something that it needs can't be had: the folder, an address, the store; or it did not become ready in time.
-pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir) -> anyhow::Result<Cluster> {
+pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir, progress: Progress) -> anyhow::Result<Cluster> {
     let started = env.elapsed();
     let lock = data.lock()?;
     let network = Network::choose(up, &data.network())?;
@@ -116,6 +117,7 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir) -> anyhow::Result<
     let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
     let pki = Pki::open_or_create(&data.pki(), env, &names(advertise, service_ip))?;
 
+    progress.doing("opening the store");
     let store_path = store_path(up, data)?;
     let store = {
         let env = env.clone();
@@ -200,8 +202,10 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir) -> anyhow::Result<
             pki: &pki,
             data,
         };
+        progress.doing("waiting for the nodes");
         nodes::start(&components, &parts).await?;
     }
+    progress.doing("waiting for the controllers");
     ready::default_namespace(&admin).await?;
     components.tracker.close();
     Ok(Cluster {

@@ -3,7 +3,6 @@
 mod cluster;
 mod samples;
 
-use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -19,6 +18,7 @@ use crate::compose::{self, Cluster};
 use crate::config::{self, Demo};
 use crate::data_dir::DataDir;
 use crate::load::Load;
+use crate::progress::Progress;
 use crate::usage::Usage;
 
 /// Connections of the measured load: enough to keep two cores busy, few enough that latency means something.
@@ -40,7 +40,7 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
     let runtime = compose::runtime()?;
     let kept = runtime.block_on(async {
         let mut story = Story::new(env.clone());
-        let cluster = compose::start(&env, &up, &data).await?;
+        let cluster = compose::start(&env, &up, &data, story.progress).await?;
         let told = tell(&mut story, &env, &cluster, &data).await;
         if told.is_ok() && flags.keep {
             println!(
@@ -236,25 +236,20 @@ fn ms(duration: Duration) -> String {
 /// Tells what happened on stdout, and what is going on in a terminal's last line.
 struct Story {
     env: Env,
-    terminal: bool,
+    progress: Progress,
 }
 
 impl Story {
     fn new(env: Env) -> Self {
-        Self { env, terminal: std::io::stderr().is_terminal() }
+        Self { env, progress: Progress::new() }
     }
 
     fn doing(&self, what: &str) {
-        if self.terminal {
-            eprint!("\r\x1b[2K… {what}");
-            let _ = std::io::stderr().flush();
-        }
+        self.progress.doing(what);
     }
 
     fn say(&mut self, what: &str) {
-        if self.terminal {
-            eprint!("\r\x1b[2K");
-        }
+        self.progress.done();
         println!("[{:>5.1} s] {what}", self.env.elapsed().as_secs_f64());
     }
 }

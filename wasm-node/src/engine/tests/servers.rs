@@ -54,15 +54,21 @@ async fn hello_answers() {
 async fn the_same_on_the_guests_own_threads() {
     let bench = Bench::new();
     let (server, _) = plain(&bench, "hello", |_| {}).await;
-    let inner = server.clone();
-    let answer = bench.engine.guest_runtime().spawn(async move {
-        let response = inner.http(get("/")).await;
-        let length = http_body::Body::size_hint(response.body()).exact();
-        (response.status(), length, text(response).await.unwrap())
-    });
-    let (status, length, body) = answer.await.unwrap();
-    assert_eq!(status, 200);
-    assert_eq!(length, Some(body.len() as u64), "a short answer has its length");
+    // A guest that is interrupted between head and body, as on a busy machine, has its answer streamed; one of many isn't.
+    let mut measured = false;
+    for _ in 0..50 {
+        let inner = server.clone();
+        let answer = bench.engine.guest_runtime().spawn(async move {
+            let response = inner.http(get("/")).await;
+            let length = http_body::Body::size_hint(response.body()).exact();
+            (response.status(), length, text(response).await.unwrap())
+        });
+        let (status, length, body) = answer.await.unwrap();
+        assert_eq!(status, 200);
+        assert!(length.is_none_or(|length| length == body.len() as u64), "{length:?} for {body:?}");
+        measured |= length.is_some();
+    }
+    assert!(measured, "a short answer has its length");
 }
 
 #[tokio::test(flavor = "multi_thread")]
