@@ -22,19 +22,14 @@ pub(super) enum Role {
 
 impl Role {
     fn user(&self) -> UserInfo {
-        let (name, groups): (String, Vec<&str>) = match self {
-            Self::Admin => ("kubernetes-admin".into(), vec!["system:masters"]),
-            Self::Scheduler => ("system:kube-scheduler".into(), vec![]),
-            Self::ControllerManager => ("system:kube-controller-manager".into(), vec![]),
-            Self::Proxy => ("system:kube-proxy".into(), vec![]),
-            Self::Controller(account) => (
-                format!("system:serviceaccount:kube-system:{account}"),
-                vec!["system:serviceaccounts", "system:serviceaccounts:kube-system"],
-            ),
-            Self::Node(name) => (format!("system:node:{name}"), vec!["system:nodes"]),
-        };
-        let groups = groups.into_iter().chain(["system:authenticated"]).map(str::to_owned).collect();
-        UserInfo { name, groups, ..UserInfo::default() }
+        match self {
+            Self::Admin => UserInfo::component("kubernetes-admin", Some("system:masters")),
+            Self::Scheduler => UserInfo::component("system:kube-scheduler", None),
+            Self::ControllerManager => UserInfo::component("system:kube-controller-manager", None),
+            Self::Proxy => UserInfo::component("system:kube-proxy", None),
+            Self::Controller(account) => UserInfo::service_account("kube-system", account),
+            Self::Node(name) => UserInfo::component(format!("system:node:{name}"), Some("system:nodes")),
+        }
     }
 
     /// A client in this role's name.

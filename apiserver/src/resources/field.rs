@@ -3,6 +3,7 @@
 use std::fmt;
 
 use machinery::api::Cause;
+pub use machinery::api::selector::go_quoted as quoted;
 use serde_json::Value;
 
 /// One finding of validation (k8s.io/apimachinery `validation/field.Error`).
@@ -20,31 +21,6 @@ impl From<FieldError> for Cause {
     fn from(error: FieldError) -> Self {
         Self { reason: error.reason.into(), message: error.message, field: error.field }
     }
-}
-
-/// Text as Go's `%q` writes it.
-#[must_use]
-pub fn quoted(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{7}' => out.push_str("\\a"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{b}' => out.push_str("\\v"),
-            '\u{c}' => out.push_str("\\f"),
-            c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
-            c if c.is_control() => out.push_str(&format!("\\u{:04x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
 }
 
 /// A value as upstream shows it in an error: text quoted, all else as JSON with Go's escapes for HTML.
