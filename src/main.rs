@@ -13,6 +13,7 @@ mod usage;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use clap::error::ErrorKind;
 
 fn main() -> ExitCode {
     // This program is its own compiler process: hostile modules are compiled where they can be stopped.
@@ -26,7 +27,10 @@ fn main() -> ExitCode {
             }
         };
     }
-    let cli = config::Cli::parse();
+    let cli = match config::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
     if let Err(error) = logging::start(&cli.common) {
         eprintln!("coracle: {error:#}");
         return ExitCode::from(2);
@@ -43,5 +47,45 @@ fn main() -> ExitCode {
             eprintln!("coracle: {line}");
             ExitCode::from(1)
         }
+    }
+}
+
+/// Help and version as clap prints them; wrong usage in one line that says what to do next.
+fn refuse(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            error.exit()
+        }
+        _ => {
+            eprintln!("coracle: {}", one_line(&error.to_string()));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// clap's report (what is wrong, tips, usage, a pointer to the help) as one line: what is wrong, tips, the pointer.
+fn one_line(report: &str) -> String {
+    let told: Vec<&str> = report
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty() && !line.starts_with("Usage:"))
+        .map(|line| line.strip_prefix("error: ").unwrap_or(line))
+        .collect();
+    format!("{} (see --help)", told.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn wrong_usage_is_told_in_one_line() {
+        let report = "error: unexpected argument '--nods' found\n\n  tip: a similar argument exists: '--nodes'\n\n\
+                      Usage: coracle up [OPTIONS]\n\nFor more information, try '--help'.\n";
+        assert_eq!(
+            one_line(report),
+            "unexpected argument '--nods' found; tip: a similar argument exists: '--nodes' (see --help)"
+        );
     }
 }

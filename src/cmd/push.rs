@@ -17,7 +17,8 @@ use crate::progress::Progress;
 pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let env = Env::real();
     let data = DataDir::of(common)?;
-    let module = std::fs::read(&flags.file).with_context(|| format!("cannot read {}", flags.file.display()))?;
+    let module = std::fs::read(&flags.file)
+        .with_context(|| format!("cannot read {}; give the path of a .wasm file", flags.file.display()))?;
     let no_cluster = || {
         format!(
             "no cluster has run in {}: start one with `coracle up`, or name its folder with --data-dir",

@@ -12,6 +12,9 @@ exits 0 "$CORACLE" version
 for key in coracle commit kubernetes wasmtime; do grep -q "^$key: ." "$WORK/out" || fail "version says nothing of $key"; done
 for absent in run pull inspect call backup restore token apiserver scheduler controllers node proxy server help; do exits 2 "$CORACLE" "$absent"; done
 exits 2 "$CORACLE"
+exits 2 "$CORACLE" up --nods 2
+expect 1 "$(wc -l < "$WORK/err")" "lines of a refusal"
+grep -q -- "--nodes.*--help" "$WORK/err" || fail "the refusal does not say what to do next"
 exits 2 "$CORACLE" up --no-such-flag
 exits 2 "$CORACLE" up --nodes 33
 exits 2 "$CORACLE" up --store etcd:http://127.0.0.1:2379 --data-dir "$WORK/none"
