@@ -6,6 +6,7 @@
 
 extern crate alloc;
 
+mod heap;
 mod runtime;
 
 #[cfg(target_env = "p2")]

@@ -1,7 +1,7 @@
 //! What the standard library would bring: an allocator, a panic handler, and the allocator's door for the host.
 
 #[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+static ALLOCATOR: crate::heap::Heap = crate::heap::Heap::new();
 
 /// A panic says where it happened, then traps: the host reports the trap and drops the instance.
 #[panic_handler]
