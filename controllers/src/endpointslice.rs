@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
 };
@@ -17,7 +17,7 @@ use machinery::api::{ObjectKey, names};
 use machinery::runtime::driver::own_key;
 use machinery::runtime::selector::{Labels, contains};
 use machinery::runtime::{
-    Action, Change, Context, Controller, Input, Kind, Notes, Plan, View, controlled_by, key_of, value_of,
+    Action, Change, Context, Controller, Input, Kind, Notes, Plan, Pod, View, controlled_by, key_of, value_of,
 };
 use serde_json::Value;
 
@@ -350,9 +350,9 @@ fn target_port(pod: &Pod, port: &ServicePort) -> Option<i32> {
         Some(IntOrString::String(name)) => name,
     };
     let protocol = |p: Option<&String>| p.map_or("TCP", String::as_str).to_owned();
-    let spec = pod.spec.as_ref()?;
-    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    let mut ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+    let shape = &pod.spec.as_ref()?.shape;
+    let sidecars = shape.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let mut ports = shape.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
     ports
         .find(|p| p.name.as_ref() == Some(wanted) && protocol(p.protocol.as_ref()) == protocol(port.protocol.as_ref()))
         .map(|p| p.container_port)

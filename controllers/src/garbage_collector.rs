@@ -358,7 +358,7 @@ mod tests {
         ];
         let mut cluster = Simulation::of("2026-01-01T00:00:00Z".parse().unwrap(), pods);
         assert_eq!(settle(&mut cluster).len(), 3);
-        delete(&mut cluster, &Kind::of::<k8s_openapi::api::core::v1::Pod>(), "one", Propagation::Foreground);
+        delete(&mut cluster, &Kind::of::<machinery::runtime::Pod>(), "one", Propagation::Foreground);
         assert_eq!(settle(&mut cluster), Vec::<String>::new());
     }
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, Namespace, NamespaceCondition, NamespaceStatus, Pod};
+use k8s_openapi::api::core::v1::{Event, Namespace, NamespaceCondition, NamespaceStatus};
 use machinery::api::ObjectKey;
 use machinery::runtime::driver::own_key;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Plan, View, value_of};
+use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Plan, Pod, View, value_of};
 
 use crate::Settings;
 use crate::pods;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use machinery::api::ObjectKey;
 use machinery::runtime::driver::own_key;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Note, Plan, View, value_of};
+use machinery::runtime::{Action, Change, Context, Controller, Input, Note, Plan, Pod, View, value_of};
 use serde_json::json;
 
 use crate::Settings;
@@ -181,7 +181,8 @@ fn mark_pods(view: &View, node: &str, now: Timestamp) -> Vec<Action> {
     let on_node =
         view.all::<Pod>().filter(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node));
     let marked = on_node.filter(|pod| pods::is_ready(pod)).map(|pod| {
-        let mut conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+        let mut conditions =
+            pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default().into_vec();
         for condition in conditions.iter_mut().filter(|condition| condition.type_ == "Ready") {
             condition.status = "False".into();
             condition.last_transition_time = Some(pods::stamp(now));

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{Node, PodCondition};
 use machinery::api::ObjectKey;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Plan, View, key_of, value_of};
+use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Plan, Pod, View, key_of, value_of};
 use serde_json::json;
 
 use crate::Settings;
@@ -112,7 +112,7 @@ fn end(pod: &Pod, condition: Option<PodCondition>) -> Vec<Action> {
     let key = key_of(&pod.metadata);
     let mut actions = Vec::new();
     if !pods::is_terminal(pod) {
-        let mut conditions = pod.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
+        let mut conditions = pod.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default().into_vec();
         if let Some(condition) = condition {
             conditions.retain(|c| c.type_ != condition.type_);
             conditions.push(condition);

@@ -1,10 +1,10 @@
 //! What controllers read off pods: active, ready, available; and how a controller makes, adopts and releases them.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{self as core, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time};
 use machinery::runtime::selector::{self, selects};
-use machinery::runtime::{Action, Kind, Object, Typed, View, controller_of, value_of};
+use machinery::runtime::{Action, Kind, Object, Pod, Typed, View, Watched, controller_of, value_of};
 use serde_json::json;
 
 /// Names of pods may be this long (RFC 1123 subdomains).
@@ -62,11 +62,11 @@ pub(crate) fn from_template(
     namespace: &str,
     owner_name: &str,
     owner: OwnerReference,
-) -> Pod {
+) -> core::Pod {
     let given = template.metadata.clone().unwrap_or_default();
     let dashed = format!("{owner_name}-");
     let generate_name = if dashed.len() <= NAME_LENGTH_MAX { dashed } else { owner_name.to_owned() };
-    Pod {
+    core::Pod {
         metadata: ObjectMeta {
             generate_name: Some(generate_name),
             namespace: Some(namespace.to_owned()),
@@ -105,7 +105,7 @@ pub(crate) fn release<K: Typed>(object: &K) -> Action {
 }
 
 /// Checks with the server that the view shows all objects that a selector chooses.
-pub(crate) fn expect_known<K: Typed>(view: &View, namespace: &str, selector: &LabelSelector) -> Action {
+pub(crate) fn expect_known<K: Watched>(view: &View, namespace: &str, selector: &LabelSelector) -> Action {
     let chosen = view.list::<K>(namespace).map(Object::metadata).filter(|m| selects(selector, m.labels.as_ref()));
     Action::ExpectKnown {
         kind: Kind::of::<K>(),

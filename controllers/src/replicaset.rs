@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
-use k8s_openapi::api::core::v1::Pod;
 use machinery::api::ObjectKey;
 use machinery::runtime::driver::own_key;
 use machinery::runtime::selector::{contains, selects};
 use machinery::runtime::{
-    Action, Change, Context, Controller, Failure, Input, Note, Plan, View, controlled_by, controller_of,
+    Action, Change, Context, Controller, Failure, Input, Note, Plan, Pod, View, controlled_by, controller_of,
 };
 
 use crate::Settings;

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, PodCondition, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, PodCondition, Taint, Toleration};
 use machinery::api::ObjectKey;
 use machinery::runtime::driver::own_key;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Note, Plan, View, key_of, value_of};
+use machinery::runtime::{Action, Change, Context, Controller, Input, Note, Plan, Pod, View, key_of, value_of};
 use serde_json::json;
 
 use crate::Settings;
@@ -46,7 +46,8 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
     let Some(node) = node_of(pod).and_then(|name| view.get::<Node>(&ObjectKey::cluster(name))) else {
         return Plan::nothing();
     };
-    let tolerations: Vec<&Toleration> = pod.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten()).collect();
+    let tolerations: Vec<&Toleration> =
+        pod.spec.iter().flat_map(|spec| spec.shape.tolerations.iter().flatten()).collect();
     let mut plan = Plan::nothing();
     match leaves_at(&evicting(node), &tolerations, context.now) {
         None => {}
@@ -95,7 +96,8 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 
 /// Says on the pod why it goes (KEP-3329).
 fn disrupted(pod: &Pod, now: Timestamp) -> Action {
-    let mut conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+    let mut conditions =
+        pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default().into_vec();
     conditions.retain(|condition| condition.type_ != "DisruptionTarget");
     conditions.push(PodCondition {
         type_: "DisruptionTarget".into(),

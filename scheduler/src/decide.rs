@@ -73,7 +73,7 @@ impl Diagnosis {
             format!("0/{nodes} nodes are available: {}.", parts.join(", "))
         };
         let why = sentence(self.reasons.iter().map(|(reason, count)| (*count, &**reason)).collect());
-        let preemption = if pod.never_preempts {
+        let preemption = if pod.wants.never_preempts {
             "not eligible due to preemptionPolicy=Never.".to_owned()
         } else {
             let counts = [
@@ -94,8 +94,8 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, packing: Packing, start: usize
     if nodes == 0 {
         return nowhere("no nodes available to schedule pods".into(), BTreeSet::new());
     }
-    if !pod.unsupported.is_empty() {
-        let fields = pod.unsupported.join(", ");
+    if !pod.wants.unsupported.is_empty() {
+        let fields = pod.wants.unsupported.join(", ");
         let message = format!("0/{nodes} nodes are available: this scheduler does not act on {fields} yet.");
         return nowhere(message, BTreeSet::from([UNSUPPORTED]));
     }

@@ -50,7 +50,7 @@ impl Note {
     /// About a pod.
     #[must_use]
     pub fn about(pod: &PodInfo, version: &str, reason: &'static str, action: &'static str, note: String) -> Self {
-        let pod = (pod.key.namespace.clone(), pod.key.name.clone(), pod.uid.clone());
+        let pod = (pod.key.namespace.clone(), pod.key.name.clone(), pod.uid.to_string());
         let warning = reason == "FailedScheduling";
         Self { pod, version: version.to_owned(), warning, reason, action, note: shortened(note) }
     }

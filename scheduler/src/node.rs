@@ -37,7 +37,7 @@ pub struct NodeInfo {
     /// What of the node matters.
     pub facts: Arc<NodeFacts>,
     /// The pods on it, assumed ones included.
-    pub pods: BTreeMap<ObjectKey, Arc<PodInfo>>,
+    pub pods: BTreeMap<Arc<ObjectKey>, Arc<PodInfo>>,
     /// What they ask for.
     pub requested: Resources,
     /// What they count as in scores.
@@ -48,7 +48,7 @@ pub struct NodeInfo {
 
 fn has_affinity(pod: &PodInfo) -> bool {
     let any = |affinity: &crate::pod::PodAffinity| !affinity.required.is_empty() || !affinity.preferred.is_empty();
-    any(&pod.affinity) || any(&pod.anti_affinity)
+    any(&pod.wants.affinity) || any(&pod.wants.anti_affinity)
 }
 
 impl NodeFacts {
@@ -93,8 +93,8 @@ impl NodeFacts {
     /// Whether the pod's node selector and required node affinity admit this node.
     #[must_use]
     pub fn admits(&self, pod: &PodInfo) -> bool {
-        pod.node_selector.iter().all(|(key, value)| self.labels.get(key) == Some(value))
-            && pod.node_required.as_ref().is_none_or(|terms| terms.iter().any(|term| self.meets(term)))
+        pod.wants.node_selector.iter().all(|(key, value)| self.labels.get(key) == Some(value))
+            && pod.wants.node_required.as_ref().is_none_or(|terms| terms.iter().any(|term| self.meets(term)))
     }
 
     /// The first taint that keeps the pod away.
@@ -127,9 +127,9 @@ impl NodeInfo {
 
     /// Puts a pod on the node, in place of one with the same key.
     pub fn put(&mut self, pod: Arc<PodInfo>) {
-        self.take(&pod.key.clone());
-        self.requested.add(&pod.requests);
-        self.scored.add(&pod.scored);
+        self.take(&pod.key);
+        self.requested.add(&pod.wants.requests);
+        self.scored.add(&pod.wants.scored);
         self.with_affinity += usize::from(has_affinity(&pod));
         self.pods.insert(pod.key.clone(), pod);
     }
@@ -137,8 +137,8 @@ impl NodeInfo {
     /// Takes a pod off the node.
     pub fn take(&mut self, key: &ObjectKey) -> Option<Arc<PodInfo>> {
         let pod = self.pods.remove(key)?;
-        self.requested.remove(&pod.requests);
-        self.scored.remove(&pod.scored);
+        self.requested.remove(&pod.wants.requests);
+        self.scored.remove(&pod.wants.scored);
         self.with_affinity -= usize::from(has_affinity(&pod));
         Some(pod)
     }

@@ -1,11 +1,15 @@
 //! A pod as the scheduler sees it: what it needs, extracted once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use machinery::api::ObjectKey;
 use machinery::api::selector::LabelSelector;
+use machinery::runtime::key_of;
+use machinery::runtime::pod::{Pod, PodShape, PodSpec};
+use machinery::shared::Pool;
 
 use crate::resources::{Resources, requests};
 
@@ -13,7 +17,7 @@ use crate::resources::{Resources, requests};
 pub type Labels = BTreeMap<String, String>;
 
 /// One condition of a node selector term.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NodeRequirement {
     /// The label, or `metadata.name` among fields.
     pub key: String,
@@ -24,7 +28,7 @@ pub struct NodeRequirement {
 }
 
 /// One term: all its requirements must hold; an empty one holds nowhere.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct NodeTerm {
     /// On labels.
     pub labels: Vec<NodeRequirement>,
@@ -33,7 +37,7 @@ pub struct NodeTerm {
 }
 
 /// A taint that is tolerated.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Toleration {
     key: String,
     operator: String,
@@ -42,7 +46,7 @@ pub struct Toleration {
 }
 
 /// A taint.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Taint {
     /// Its key.
     pub key: String,
@@ -53,7 +57,7 @@ pub struct Taint {
 }
 
 /// A topology spread constraint.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Spread {
     /// How uneven it may be.
     pub max_skew: i64,
@@ -72,7 +76,7 @@ pub struct Spread {
 }
 
 /// A pod (anti-)affinity term.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PodTerm {
     /// Which pods.
     pub selector: LabelSelector,
@@ -85,7 +89,7 @@ pub struct PodTerm {
 }
 
 /// Pod affinity or anti-affinity.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct PodAffinity {
     /// All must hold.
     pub required: Vec<PodTerm>,
@@ -94,7 +98,7 @@ pub struct PodAffinity {
 }
 
 /// A port of the host that a pod takes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostPort {
     /// `0.0.0.0` for all addresses.
     pub ip: String,
@@ -104,29 +108,13 @@ pub struct HostPort {
     pub port: i32,
 }
 
-/// See the module.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PodInfo {
-    /// Namespace and name.
-    pub key: ObjectKey,
-    /// The uid: another one is another pod.
-    pub uid: String,
-    /// Labels.
-    pub labels: Labels,
+/// What a pod's spec asks of a node: pods of one template share it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Wants {
     /// `spec.schedulerName`.
     pub scheduler: String,
-    /// Higher goes first.
-    pub priority: i32,
     /// Whether it would preempt.
     pub never_preempts: bool,
-    /// The node it is bound to.
-    pub node: Option<String>,
-    /// Being deleted.
-    pub terminating: bool,
-    /// Succeeded or failed: takes no room any more.
-    pub ended: bool,
-    /// Has scheduling gates.
-    pub gated: bool,
     /// What it asks for.
     pub requests: Resources,
     /// What it counts as in scores.
@@ -147,11 +135,37 @@ pub struct PodInfo {
     pub affinity: PodAffinity,
     /// Pod anti-affinity.
     pub anti_affinity: PodAffinity,
-    /// The uid of the ReplicaSet, ReplicationController or StatefulSet that controls it.
-    pub workload: Option<String>,
     /// Fields that ask the scheduler for something that it doesn't do.
     pub unsupported: Vec<String>,
 }
+
+/// See the module. What many pods have in common is held once.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PodInfo {
+    /// Namespace and name.
+    pub key: Arc<ObjectKey>,
+    /// The uid: another one is another pod.
+    pub uid: Box<str>,
+    /// Labels.
+    pub labels: Arc<Labels>,
+    /// What it asks of a node.
+    pub wants: Arc<Wants>,
+    /// The node it is bound to.
+    pub node: Option<Arc<str>>,
+    /// The uid of the ReplicaSet, ReplicationController or StatefulSet that controls it.
+    pub workload: Option<Box<str>>,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Being deleted.
+    pub terminating: bool,
+    /// Succeeded or failed: takes no room any more.
+    pub ended: bool,
+    /// Has scheduling gates.
+    pub gated: bool,
+}
+
+static LABELS: Pool<Labels> = Pool::new();
+static WANTS: Pool<Wants> = Pool::new();
 
 fn selector(selector: Option<&meta::LabelSelector>) -> LabelSelector {
     narrowed(selector, &Labels::new(), &[], &[])
@@ -234,9 +248,9 @@ fn spread(constraint: &core::TopologySpreadConstraint, labels: &Labels) -> Sprea
     }
 }
 
-fn ports(spec: &core::PodSpec) -> BTreeSet<HostPort> {
-    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+fn ports(shape: &PodShape) -> BTreeSet<HostPort> {
+    let sidecars = shape.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let ports = shape.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
     let taken = ports.filter_map(|port| {
         let number = port.host_port.filter(|number| *number > 0)?;
         let ip = port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".into());
@@ -246,9 +260,9 @@ fn ports(spec: &core::PodSpec) -> BTreeSet<HostPort> {
     taken.collect()
 }
 
-fn unsupported(spec: &core::PodSpec) -> Vec<String> {
+fn unsupported(shape: &PodShape) -> Vec<String> {
     let mut fields = Vec::new();
-    for (index, volume) in spec.volumes.iter().flatten().enumerate() {
+    for (index, volume) in shape.volumes.iter().flatten().enumerate() {
         if volume.persistent_volume_claim.is_some() {
             fields.push(format!("spec.volumes[{index}].persistentVolumeClaim"));
         }
@@ -256,46 +270,29 @@ fn unsupported(spec: &core::PodSpec) -> Vec<String> {
             fields.push(format!("spec.volumes[{index}].ephemeral"));
         }
     }
-    if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+    if shape.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
         fields.push("spec.resourceClaims".into());
     }
-    if spec.scheduling_group.is_some() {
+    if shape.scheduling_group.is_some() {
         fields.push("spec.schedulingGroup".into());
     }
     fields
 }
 
-impl PodInfo {
-    /// Extracts what scheduling needs.
-    #[must_use]
-    pub fn of(pod: &core::Pod) -> Self {
-        let fallback = core::PodSpec::default();
-        let spec = pod.spec.as_ref().unwrap_or(&fallback);
-        let metadata = &pod.metadata;
-        let namespace = metadata.namespace.clone().unwrap_or_default();
-        let labels = metadata.labels.clone().unwrap_or_default();
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
-        let affinity = spec.affinity.as_ref();
+impl Wants {
+    fn of(shape: &PodShape, namespace: &str, labels: &Labels) -> Self {
+        let affinity = shape.affinity.as_ref();
         let node_affinity = affinity.and_then(|a| a.node_affinity.as_ref());
         let toward = affinity.and_then(|a| a.pod_affinity.as_ref());
         let away = affinity.and_then(|a| a.pod_anti_affinity.as_ref());
-        let (asked, scored) = requests(spec);
-        let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-        let spreads = |kind: &str| matches!(kind, "ReplicaSet" | "ReplicationController" | "StatefulSet");
+        let (requests, scored) = requests(shape);
         Self {
-            key: ObjectKey::new(namespace.clone(), metadata.name.clone().unwrap_or_default()),
-            uid: metadata.uid.clone().unwrap_or_default(),
-            scheduler: spec.scheduler_name.clone().unwrap_or_default(),
-            priority: spec.priority.unwrap_or(0),
-            never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
-            node: spec.node_name.clone().filter(|name| !name.is_empty()),
-            terminating: metadata.deletion_timestamp.is_some(),
-            ended: phase == "Succeeded" || phase == "Failed",
-            gated: spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()),
-            requests: asked,
+            scheduler: shape.scheduler_name.clone().unwrap_or_default(),
+            never_preempts: shape.preemption_policy.as_deref() == Some("Never"),
+            requests,
             scored,
-            ports: ports(spec),
-            node_selector: spec.node_selector.clone().unwrap_or_default(),
+            ports: ports(shape),
+            node_selector: shape.node_selector.clone().unwrap_or_default(),
             node_required: node_affinity
                 .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
                 .map(|required| required.node_selector_terms.iter().map(node_term).collect()),
@@ -305,30 +302,55 @@ impl PodInfo {
                 .flatten()
                 .map(|term| (term.weight.into(), node_term(&term.preference)))
                 .collect(),
-            tolerations: spec.tolerations.iter().flatten().map(Toleration::of).collect(),
-            spread: spec.topology_spread_constraints.iter().flatten().map(|c| spread(c, &labels)).collect(),
+            tolerations: shape.tolerations.iter().flatten().map(Toleration::of).collect(),
+            spread: shape.topology_spread_constraints.iter().flatten().map(|c| spread(c, labels)).collect(),
             affinity: pod_affinity(
                 toward.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
                 toward.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref()),
-                &namespace,
-                &labels,
+                namespace,
+                labels,
             ),
             anti_affinity: pod_affinity(
                 away.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
                 away.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref()),
-                &namespace,
-                &labels,
+                namespace,
+                labels,
             ),
-            workload: owner.filter(|owner| spreads(&owner.kind)).map(|owner| owner.uid.clone()),
-            unsupported: unsupported(spec),
+            unsupported: unsupported(shape),
+        }
+    }
+}
+
+impl PodInfo {
+    /// Extracts what scheduling needs.
+    #[must_use]
+    pub fn of(pod: &Pod) -> Self {
+        let fallback = PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&fallback);
+        let metadata = &pod.metadata;
+        let key = key_of(metadata);
+        let labels = LABELS.share(metadata.labels.clone().unwrap_or_default());
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+        let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+        let spreads = |kind: &str| matches!(kind, "ReplicaSet" | "ReplicationController" | "StatefulSet");
+        Self {
+            uid: metadata.uid.as_deref().unwrap_or_default().into(),
+            wants: WANTS.share(Wants::of(&spec.shape, &key.namespace, &labels)),
+            key: Arc::new(key),
             labels,
+            node: spec.node_name.as_deref().filter(|name| !name.is_empty()).map(Arc::from),
+            workload: owner.filter(|owner| spreads(&owner.kind)).map(|owner| owner.uid.as_str().into()),
+            priority: spec.shape.priority.unwrap_or(0),
+            terminating: metadata.deletion_timestamp.is_some(),
+            ended: phase == "Succeeded" || phase == "Failed",
+            gated: spec.shape.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()),
         }
     }
 
     /// Whether every taint of these effects is tolerated.
     #[must_use]
     pub fn tolerates(&self, taint: &Taint) -> bool {
-        self.tolerations.iter().any(|toleration| toleration.covers(taint))
+        self.wants.tolerations.iter().any(|toleration| toleration.covers(taint))
     }
 }
 
@@ -339,7 +361,7 @@ impl PodTerm {
         let namespace = &pod.key.namespace;
         let named = self.namespaces.contains(namespace)
             || self.namespace_selector.matches(namespaces.get(namespace).unwrap_or(&Labels::new()));
-        named && self.selector.matches(&pod.labels)
+        named && self.selector.matches(&*pod.labels)
     }
 }
 

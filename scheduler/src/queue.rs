@@ -45,13 +45,16 @@ enum State {
     Working,
 }
 
+/// Shared with the pod.
+type Key = Arc<ObjectKey>;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Queue {
-    pods: HashMap<ObjectKey, Waiting>,
-    active: BTreeSet<((Reverse<i32>, Duration), ObjectKey)>,
-    backoff: BTreeSet<(Duration, ObjectKey)>,
-    unschedulable: BTreeSet<(Duration, ObjectKey)>,
+    pods: HashMap<Key, Waiting>,
+    active: BTreeSet<((Reverse<i32>, Duration), Key)>,
+    backoff: BTreeSet<(Duration, Key)>,
+    unschedulable: BTreeSet<(Duration, Key)>,
 }
 
 /// How many pods wait, by state.
@@ -70,13 +73,13 @@ impl Queue {
         let Some(waiting) = self.pods.get(key) else { return };
         match waiting.state {
             State::Active(at) => {
-                self.active.remove(&(rank(waiting.pod.priority, at), key.clone()));
+                self.active.remove(&(rank(waiting.pod.priority, at), waiting.pod.key.clone()));
             }
             State::Backoff => {
-                self.backoff.remove(&(waiting.backoff_until, key.clone()));
+                self.backoff.remove(&(waiting.backoff_until, waiting.pod.key.clone()));
             }
             State::Unschedulable(at) => {
-                self.unschedulable.remove(&(at, key.clone()));
+                self.unschedulable.remove(&(at, waiting.pod.key.clone()));
             }
             State::Working => {}
         }
@@ -88,13 +91,13 @@ impl Queue {
         waiting.state = state;
         match state {
             State::Active(at) => {
-                self.active.insert((rank(waiting.pod.priority, at), key.clone()));
+                self.active.insert((rank(waiting.pod.priority, at), waiting.pod.key.clone()));
             }
             State::Backoff => {
-                self.backoff.insert((waiting.backoff_until, key.clone()));
+                self.backoff.insert((waiting.backoff_until, waiting.pod.key.clone()));
             }
             State::Unschedulable(at) => {
-                self.unschedulable.insert((at, key.clone()));
+                self.unschedulable.insert((at, waiting.pod.key.clone()));
             }
             State::Working => {}
         }
@@ -182,7 +185,7 @@ impl Queue {
 
     /// Something happened: pods that it may help are tried again. Returns how many.
     pub fn happened(&mut self, event: &Event, now: Duration) -> usize {
-        let helped: Vec<ObjectKey> = self
+        let helped: Vec<Key> = self
             .unschedulable
             .iter()
             .map(|(_, key)| key)
@@ -230,7 +233,7 @@ mod tests {
     use super::*;
 
     fn pod(name: &str, priority: i32) -> Arc<PodInfo> {
-        let key = ObjectKey::new("a", name);
+        let key = ObjectKey::new("a", name).into();
         Arc::new(PodInfo { key, uid: name.into(), priority, ..PodInfo::default() })
     }
 

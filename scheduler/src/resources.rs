@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use machinery::api::quantity::Quantity;
+use machinery::runtime::pod::{Container, PodShape};
 
 /// What a container without a request counts as in scores: 100m and 200 MiB, as upstream.
 const SCORED_CPU_MILLI: i64 = 100;
 const SCORED_MEMORY_BYTES: i64 = 200 * 1024 * 1024;
 
 /// Amounts: cpu in thousandths, everything else in units or bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Resources {
     /// Thousandths of a core.
     pub cpu_milli: i64,
@@ -93,9 +93,9 @@ impl Resources {
 
 /// What a pod asks for, and what it counts as in scores.
 #[must_use]
-pub fn requests(spec: &PodSpec) -> (Resources, Resources) {
+pub fn requests(shape: &PodShape) -> (Resources, Resources) {
     let of = |container: &Container| Resources::of(container.resources.as_ref().and_then(|r| r.requests.as_ref()));
-    let pod_level = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    let pod_level = shape.resources.as_ref().and_then(|resources| resources.requests.as_ref());
     let scored = |container: &Container| {
         let mut asked = of(container);
         let named = container.resources.as_ref().and_then(|r| r.requests.as_ref());
@@ -108,21 +108,21 @@ pub fn requests(spec: &PodSpec) -> (Resources, Resources) {
         }
         asked
     };
-    (total(spec, pod_level, of), total(spec, pod_level, scored))
+    (total(shape, pod_level, of), total(shape, pod_level, scored))
 }
 
 fn total(
-    spec: &PodSpec,
+    shape: &PodShape,
     pod_level: Option<&BTreeMap<String, Text>>,
     of: impl Fn(&Container) -> Resources,
 ) -> Resources {
     let mut sum = Resources::default();
-    for container in &spec.containers {
+    for container in &shape.containers {
         sum.add(&of(container));
     }
     // An init container runs beside the sidecars that started before it, and alone otherwise.
     let (mut sidecars, mut starting) = (Resources::default(), Resources::default());
-    for container in spec.init_containers.iter().flatten() {
+    for container in shape.init_containers.iter().flatten() {
         let mut asked = of(container);
         if container.restart_policy.as_deref() == Some("Always") {
             sidecars.add(&asked);
@@ -139,6 +139,6 @@ fn total(
             *sum.slot(name) = amount(name, text);
         }
     }
-    sum.add(&Resources::of(spec.overhead.as_ref()));
+    sum.add(&Resources::of(shape.overhead.as_ref()));
     sum
 }

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use kube::Client;
 use machinery::api::ObjectKey;
 use machinery::env::Env;
 use machinery::runtime::informer::Listener;
-use machinery::runtime::{Informer, Kind, Typed};
+use machinery::runtime::{Informer, Kind, Pod, Watched};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -199,7 +199,7 @@ impl Shell {
 
     // --- the cluster's changes -------------------------------------------------------------------------------------
 
-    fn look<K: Typed, R>(&self, key: &ObjectKey, read: impl Fn(&K) -> R) -> Option<R> {
+    fn look<K: Watched, R>(&self, key: &ObjectKey, read: impl Fn(&K) -> R) -> Option<R> {
         let object = self.informer.read(|view| view.get_arc::<K>(key));
         object.as_deref().map(read)
     }
@@ -261,8 +261,6 @@ impl Shell {
         let placed = self.snapshot.placed(key).map(|(placed, assumed)| (placed.clone(), assumed));
         let same = placed.as_ref().is_some_and(|(placed, _)| placed.uid == pod.uid);
         if let Some(node) = pod.node.clone() {
-            // Its choice is made: only what it takes and whom it repels matters from now on.
-            let pod = PodInfo { tolerations: Vec::new(), ..pod };
             self.queue.remove(key);
             if pod.ended {
                 self.leave(key);
@@ -270,7 +268,7 @@ impl Shell {
             }
             match placed {
                 Some((placed, false)) if *placed == pod => {}
-                Some((placed, _)) if same && placed.node == pod.node && placed.requests == pod.requests => {
+                Some((placed, _)) if same && placed.node == pod.node && placed.wants.requests == pod.wants.requests => {
                     let moved = placed.labels != pod.labels || placed.terminating != pod.terminating;
                     let pod = Arc::new(pod);
                     self.snapshot.put_pod(pod.clone(), &node, false);
@@ -287,7 +285,7 @@ impl Shell {
             }
             return;
         }
-        let ours = pod.scheduler == self.config.scheduler_name && !pod.terminating && !pod.ended;
+        let ours = pod.wants.scheduler == self.config.scheduler_name && !pod.terminating && !pod.ended;
         if !ours || !scheduling_gates::admits(&pod) {
             self.queue.remove(key);
             self.leave(key);
@@ -323,7 +321,7 @@ impl Shell {
             Decision::Node { name, tried } => {
                 self.config.metrics.tried(&self.config.scheduler_name, Outcome::Scheduled, took);
                 self.start = (self.start + tried).checked_rem(self.snapshot.node_count()).unwrap_or(0);
-                let assumed = PodInfo { node: Some(name.clone()), ..(*waiting.pod).clone() };
+                let assumed = PodInfo { node: Some(name.as_str().into()), ..(*waiting.pod).clone() };
                 self.snapshot.put_pod(Arc::new(assumed), &name, true);
                 let (client, done) = (self.client.clone(), self.done.clone());
                 let events = self.events.clone();

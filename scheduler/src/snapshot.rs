@@ -12,11 +12,11 @@ use crate::pod::{Labels, PodInfo};
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    nodes: HashMap<String, NodeInfo>,
+    nodes: HashMap<Arc<str>, NodeInfo>,
     /// Names of the nodes that exist, taking turns between zones; made when it is asked for after a change.
     order: OnceLock<Vec<String>>,
     /// Where each pod is, and whether that is only assumed.
-    placed: HashMap<ObjectKey, Place>,
+    placed: HashMap<Arc<ObjectKey>, Place>,
     /// Namespaces' labels.
     pub namespaces: BTreeMap<String, Labels>,
     /// Services' selectors, by namespace and name; none without a selector.
@@ -25,7 +25,7 @@ pub struct Snapshot {
 
 #[derive(Debug)]
 struct Place {
-    node: String,
+    node: Arc<str>,
     assumed: bool,
 }
 
@@ -55,7 +55,7 @@ impl Snapshot {
     pub fn nodes_from(&self, start: usize) -> impl Iterator<Item = &NodeInfo> {
         let order = self.order();
         let (before, after) = order.split_at(start.checked_rem(order.len()).unwrap_or(0));
-        after.iter().chain(before).filter_map(|name| self.nodes.get(name))
+        after.iter().chain(before).filter_map(|name| self.nodes.get(name.as_str()))
     }
 
     /// All nodes.
@@ -73,7 +73,7 @@ impl Snapshot {
     /// A node appeared or changed; none where nothing changed that matters.
     pub fn set_node(&mut self, facts: NodeFacts) -> Option<NodeChange> {
         let name = facts.name.clone();
-        let node = self.nodes.entry(name.clone()).or_default();
+        let node = self.node_entry(&name).1;
         let old = std::mem::replace(&mut node.facts, Arc::new(facts));
         let new = &node.facts;
         if *old == **new {
@@ -105,6 +105,12 @@ impl Snapshot {
         true
     }
 
+    /// What is known of a node, and its name as the map holds it.
+    fn node_entry(&mut self, name: &str) -> (Arc<str>, &mut NodeInfo) {
+        let name = self.nodes.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone());
+        (name.clone(), self.nodes.entry(name).or_default())
+    }
+
     fn order(&self) -> &[String] {
         self.order.get_or_init(|| {
             let mut zones: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
@@ -121,12 +127,13 @@ impl Snapshot {
     /// A pod is on a node, by the API (`assumed` false) or by a decision that is not written yet.
     pub fn put_pod(&mut self, pod: Arc<PodInfo>, node: &str, assumed: bool) {
         self.take_pod(&pod.key);
-        self.placed.insert(pod.key.clone(), Place { node: node.to_owned(), assumed });
-        self.nodes.entry(node.to_owned()).or_default().put(pod);
+        let (node, info) = self.node_entry(node);
+        info.put(pod.clone());
+        self.placed.insert(pod.key.clone(), Place { node, assumed });
     }
 
     /// A pod takes no room any more. Returns it with its node's name.
-    pub fn take_pod(&mut self, key: &ObjectKey) -> Option<(Arc<PodInfo>, String)> {
+    pub fn take_pod(&mut self, key: &ObjectKey) -> Option<(Arc<PodInfo>, Arc<str>)> {
         let place = self.placed.remove(key)?;
         let node = self.nodes.get_mut(&place.node)?;
         let pod = node.take(key)?;

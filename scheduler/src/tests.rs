@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use machinery::api::ObjectKey;
+use machinery::runtime::pod::{Pod, PodSpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -31,7 +32,7 @@ fn pod(name: &str, merge: Value) -> PodInfo {
         "spec": {"schedulerName": "default-scheduler", "containers": [{"name": "c", "image": "x"}]},
     });
     merge_into(&mut pod, merge);
-    PodInfo::of(&serde_json::from_value::<core::Pod>(pod).unwrap())
+    PodInfo::of(&serde_json::from_value::<Pod>(pod).unwrap())
 }
 
 fn merge_into(base: &mut Value, merge: Value) {
@@ -212,7 +213,7 @@ fn the_messages_are_upstreams() {
 
 #[test]
 fn requests_count_sidecars_init_containers_overhead_and_the_pods_own() {
-    let of = |spec: Value| requests(&serde_json::from_value::<core::PodSpec>(spec).unwrap());
+    let of = |spec: Value| requests(&serde_json::from_value::<PodSpec>(spec).unwrap().shape);
     let container = |cpu: &str| json!({"name": "c", "resources": {"requests": {"cpu": cpu}}});
     let sidecar = |cpu: &str| json!({"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": cpu}}});
     let cases = [
@@ -373,14 +374,14 @@ proptest! {
                             let free = chosen.facts.allocatable.cpu_milli - chosen.requested.cpu_milli;
                             assert!(*cpu == 0 || i64::from(*cpu) * 1000 <= free, "overcommitted");
                             assert!(chosen.pods.len() < 5, "too many pods");
-                            assert!(chosen.pods.values().all(|other| other.ports.is_disjoint(&new.ports)), "a port twice");
+                            assert!(chosen.pods.values().all(|other| other.wants.ports.is_disjoint(&new.wants.ports)), "a port twice");
                             snapshot.put_pod(Arc::new(new), name, true);
                         }
                         decisions.push(decision);
                     }
                 }
                 for node in snapshot.nodes() {
-                    let counted: i64 = node.pods.values().map(|pod| pod.requests.cpu_milli).sum();
+                    let counted: i64 = node.pods.values().map(|pod| pod.wants.requests.cpu_milli).sum();
                     assert_eq!(node.requested.cpu_milli, counted);
                 }
             }

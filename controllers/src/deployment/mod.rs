@@ -11,12 +11,11 @@ mod tests;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
 use machinery::api::ObjectKey;
 use machinery::runtime::driver::own_key;
 use machinery::runtime::selector::{is_everything, selects};
 use machinery::runtime::{
-    Action, Change, Context, Controller, Input, Note, Plan, View, controlled_by, controller_of, key_of,
+    Action, Change, Context, Controller, Input, Note, Plan, Pod, View, controlled_by, controller_of, key_of,
 };
 
 use crate::Settings;

@@ -1,9 +1,8 @@
 //! How many replicas each ReplicaSet shall have: pure arithmetic on the copies in a [`Rollout`].
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use machinery::runtime::Failure;
+use machinery::runtime::{Failure, Pod};
 
 use super::{Rollout, actual, revision, size, wanted};
 use crate::pods;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use k8s_openapi::api::core::v1::Pod;
+use machinery::runtime::Pod;
 
 /// The annotation and label by which a pod of an Indexed Job names its index.
 pub(super) const INDEX: &str = "batch.kubernetes.io/job-completion-index";

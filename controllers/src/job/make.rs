@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
-use machinery::runtime::controlled_by;
+use k8s_openapi::api::core::v1::{self as core, Container, EnvVar, EnvVarSource, ObjectFieldSelector};
+use machinery::runtime::{Pod, controlled_by};
 
 use super::index::{self, INDEX};
 use crate::pods;
@@ -18,7 +18,7 @@ pub(super) const FAILURE_COUNT: &str = "batch.kubernetes.io/job-index-failure-co
 const PREFIX_LENGTH_MAX: usize = 58;
 
 /// A pod for the Job, for one index where it is Indexed; `failures` of that index go with it where they limit it.
-pub(super) fn pod(job: &Job, index: Option<i32>, failures: Option<u32>) -> Pod {
+pub(super) fn pod(job: &Job, index: Option<i32>, failures: Option<u32>) -> core::Pod {
     let spec = job.spec.clone().unwrap_or_default();
     let name = job.metadata.name.as_deref().unwrap_or_default();
     let mut pod = pods::from_template(

@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1 as core;
 use machinery::api::ObjectKey;
 use machinery::runtime::driver::own_key;
 use machinery::runtime::selector::selects;
 use machinery::runtime::{
-    Action, Change, Context, Controller, Input, Note, Plan, View, controlled_by, controller_of, value_of,
+    Action, Change, Context, Controller, Input, Note, Plan, Pod, View, controlled_by, controller_of, value_of,
 };
 use serde_json::json;
 
@@ -307,7 +307,7 @@ fn manage(
     if missing == 0 {
         return Vec::new();
     }
-    let note = |pod: &Pod| {
+    let note = |pod: &core::Pod| {
         Action::create(pod).noted(
             Some(Note::normal(job, "SuccessfulCreate", "Created pod: {name}")),
             Some(Note::warning(job, "FailedCreate", "Error creating: {error}")),

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, PodFailurePolicyRule, SuccessPolicy};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use machinery::runtime::Pod;
+use machinery::runtime::pod::ContainerStatus;
 
 use super::index::Indexes;
 use crate::pods;

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
-use k8s_openapi::api::core::v1::Pod;
-use machinery::runtime::Note;
+use machinery::runtime::{Note, Pod};
 
 use super::index::{self, Indexes};
 use super::policy::{self, Verdict};

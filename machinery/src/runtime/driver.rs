@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::events::Recorder;
 use super::informer::{Informer, Listener};
 use super::metrics::Metrics;
-use super::object::{Kind, Typed};
+use super::object::{Kind, Watched};
 use super::perform::{Performer, Wrote};
 use super::plan::{Failure, Plan};
 use super::queue::Queue;
@@ -57,7 +57,7 @@ pub struct Input {
 impl Input {
     /// Objects of one type.
     #[must_use]
-    pub const fn of<K: Typed>(keys: Keys) -> Self {
+    pub const fn of<K: Watched>(keys: Keys) -> Self {
         Self { kind: Some(Kind::of::<K>), watch: |informer| informer.watch::<K>(), keys }
     }
 

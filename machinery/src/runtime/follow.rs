@@ -13,12 +13,9 @@ use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
 use super::informer::Informer;
-use super::object::{Kind, Object, decode_metadata, key_of, version_of};
+use super::object::{Decode, Kind, Object, decode_metadata, key_of, version_of};
 use super::view::View;
 use crate::env::Env;
-
-/// How an object is read from its text.
-pub(super) type Decode = fn(&Kind, &str) -> Result<Arc<dyn Object>, serde_json::Error>;
 
 /// A watch is asked to end after this long, and up to as long again, so that watches are spread over servers.
 const WATCH_SECONDS_MIN: u64 = 300;

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::discovery;
-use super::follow::{Decode, follow};
-use super::object::{Kind, Typed, decode, decode_metadata};
+use super::follow::follow;
+use super::object::{Decode, Kind, Watched, decode, decode_metadata};
 use super::view::{Change, View};
 use crate::env::Env;
 
@@ -71,7 +71,7 @@ impl Informer {
     }
 
     /// Watches a kind, from now on; no more than once.
-    pub fn watch<K: Typed>(self: &Arc<Self>) {
+    pub fn watch<K: Watched>(self: &Arc<Self>) {
         self.start(Kind::of::<K>(), true, |_, text| decode::<K>(text));
     }
 

@@ -14,16 +14,19 @@ pub mod metrics;
 pub mod object;
 mod perform;
 pub mod plan;
+pub mod pod;
 pub mod queue;
 pub mod selector;
 pub mod simulate;
-mod slim;
 #[cfg(test)]
 mod tests;
 pub mod view;
 
 pub use driver::{Context, Controller, Input};
 pub use informer::Informer;
-pub use object::{Kind, MetadataOnly, Object, Scope, Typed, controller_of, key_of, read, value_of, version_of};
+pub use object::{
+    Kind, MetadataOnly, Object, Scope, Typed, Watched, controller_of, key_of, read, value_of, version_of,
+};
 pub use plan::{Action, Failure, Note, Notes, Plan, Propagation, controlled_by, reference_to};
+pub use pod::Pod;
 pub use view::{Change, View};

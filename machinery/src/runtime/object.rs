@@ -5,14 +5,13 @@ use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::{ClusterResourceScope, Metadata, NamespaceResourceScope, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::slim;
+use super::pod::Pod;
 use crate::api::ObjectKey;
 
 /// A kind of objects that the apiserver serves: enough to build any request about them.
@@ -94,7 +93,7 @@ impl Scope for NamespaceResourceScope {
     const NAMESPACED: bool = true;
 }
 
-/// The k8s-openapi types that can be watched.
+/// The types that can be written: those of k8s-openapi, and others of their make.
 pub trait Typed:
     Resource<Scope: Scope>
     + Metadata<Ty = ObjectMeta>
@@ -122,6 +121,40 @@ impl<K> Typed for K where
         + 'static
 {
 }
+
+/// The types that views hold. A kind has one of them, so that what is asked of a view is what it holds.
+pub trait Watched: Typed {}
+
+macro_rules! watched {
+    ($($ty:ty),* $(,)?) => {
+        $(impl Watched for $ty {})*
+
+        /// The kinds whose objects views hold whole, and how they are read.
+        #[must_use]
+        pub fn watched() -> Vec<(Kind, Decode)> {
+            vec![$((Kind::of::<$ty>(), (|_, text| decode::<$ty>(text)) as Decode)),*]
+        }
+    };
+}
+
+watched!(
+    Pod,
+    k8s_openapi::api::apps::v1::Deployment,
+    k8s_openapi::api::apps::v1::ReplicaSet,
+    k8s_openapi::api::batch::v1::Job,
+    k8s_openapi::api::coordination::v1::Lease,
+    k8s_openapi::api::core::v1::ConfigMap,
+    k8s_openapi::api::core::v1::Namespace,
+    k8s_openapi::api::core::v1::Node,
+    k8s_openapi::api::core::v1::Secret,
+    k8s_openapi::api::core::v1::Service,
+    k8s_openapi::api::core::v1::ServiceAccount,
+    k8s_openapi::api::discovery::v1::EndpointSlice,
+    k8s_openapi::api::rbac::v1::ClusterRole,
+);
+
+/// How an object is read from its text.
+pub type Decode = fn(&Kind, &str) -> Result<Arc<dyn Object>, serde_json::Error>;
 
 /// An object in the view.
 pub trait Object: Any + Debug + Send + Sync {
@@ -185,19 +218,16 @@ pub fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
     metadata.owner_references.as_deref().unwrap_or_default().iter().find(|o| o.controller == Some(true))
 }
 
-/// Reads a typed object, without what no controller looks at.
+/// Reads a typed object, without the managed fields, which nobody looks at.
 ///
 /// # Errors
 /// When the text isn't an object of that type.
-pub fn decode<K: Typed>(text: &str) -> Result<Arc<dyn Object>, serde_json::Error> {
+pub fn decode<K: Watched>(text: &str) -> Result<Arc<dyn Object>, serde_json::Error> {
     let mut object: K = match serde_json::from_str(text) {
         Ok(object) => object,
         Err(_) => read(serde_json::from_str(text)?)?,
     };
     object.metadata_mut().managed_fields = None;
-    if let Some(pod) = (&mut object as &mut dyn Any).downcast_mut::<Pod>() {
-        slim::pod(pod);
-    }
     Ok(Arc::new(object))
 }
 

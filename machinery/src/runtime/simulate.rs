@@ -3,42 +3,13 @@
 //! It knows what controllers rely on: generated names, uids, versions, generations, finalizers, status separation. It
 //! checks nothing else.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::object::{Kind, Object, decode, decode_metadata, key_of};
+use super::object::{Decode, Kind, decode_metadata, key_of, watched};
 use super::plan::{Action, Plan, Propagation};
 use super::view::View;
 use crate::api::ObjectKey;
-
-type Read = fn(&Kind, &str) -> Result<Arc<dyn Object>, serde_json::Error>;
-
-macro_rules! typed {
-    ($($ty:ty),* $(,)?) => {
-        /// The types that objects of a simulated view are given.
-        fn known() -> Vec<(Kind, Read)> {
-            vec![$((Kind::of::<$ty>(), (|_, text| decode::<$ty>(text)) as Read)),*]
-        }
-    };
-}
-
-typed!(
-    k8s_openapi::api::apps::v1::Deployment,
-    k8s_openapi::api::apps::v1::ReplicaSet,
-    k8s_openapi::api::batch::v1::Job,
-    k8s_openapi::api::coordination::v1::Lease,
-    k8s_openapi::api::core::v1::ConfigMap,
-    k8s_openapi::api::core::v1::Namespace,
-    k8s_openapi::api::core::v1::Node,
-    k8s_openapi::api::core::v1::Pod,
-    k8s_openapi::api::core::v1::Secret,
-    k8s_openapi::api::core::v1::Service,
-    k8s_openapi::api::core::v1::ServiceAccount,
-    k8s_openapi::api::discovery::v1::EndpointSlice,
-    k8s_openapi::api::rbac::v1::ClusterRole,
-);
 
 /// A view with a server's part played by us.
 #[derive(Debug)]
@@ -55,7 +26,7 @@ impl Simulation {
     #[must_use]
     pub fn new(now: Timestamp) -> Self {
         let mut view = View::default();
-        known().iter().for_each(|(kind, _)| {
+        watched().iter().for_each(|(kind, _)| {
             view.replace(kind, Vec::new(), 0);
         });
         Self { view, now, version: 0 }
@@ -188,7 +159,7 @@ impl Simulation {
             return;
         }
         let text = object.to_string();
-        let read = known().into_iter().find(|(k, _)| k == kind).map_or(decode_metadata as Read, |(_, read)| read);
+        let read = watched().into_iter().find(|(k, _)| k == kind).map_or(decode_metadata as Decode, |(_, read)| read);
         match read(kind, &text) {
             Ok(object) => {
                 self.view.put(kind, object);
@@ -226,7 +197,7 @@ impl Simulation {
 pub fn kind_of(object: &Value) -> Kind {
     let api_version = object["apiVersion"].as_str().expect("a simulated object has an apiVersion").to_owned();
     let name = object["kind"].as_str().expect("a simulated object has a kind").to_owned();
-    let found = known().into_iter().map(|(kind, _)| kind).find(|k| k.api_version() == api_version && k.kind == name);
+    let found = watched().into_iter().map(|(kind, _)| kind).find(|k| k.api_version() == api_version && k.kind == name);
     found.unwrap_or_else(|| {
         let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
         Kind {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::object::{Kind, Object, Typed, controller_of, key_of, version_of};
+use super::object::{Kind, Object, Watched, controller_of, key_of, version_of};
 use crate::api::ObjectKey;
 
 /// One object's change, as the listeners of a view see it.
@@ -28,13 +28,13 @@ pub struct Change {
 impl Change {
     /// What the object was, typed.
     #[must_use]
-    pub fn before<K: Typed>(&self) -> Option<&K> {
+    pub fn before<K: Watched>(&self) -> Option<&K> {
         self.old.as_deref().and_then(downcast)
     }
 
     /// What the object is, typed.
     #[must_use]
-    pub fn after<K: Typed>(&self) -> Option<&K> {
+    pub fn after<K: Watched>(&self) -> Option<&K> {
         self.new.as_deref().and_then(downcast)
     }
 
@@ -45,7 +45,7 @@ impl Change {
 
     /// The newest state that is known.
     #[must_use]
-    pub fn latest<K: Typed>(&self) -> Option<&K> {
+    pub fn latest<K: Watched>(&self) -> Option<&K> {
         self.after().or_else(|| self.before())
     }
 }
@@ -53,11 +53,13 @@ impl Change {
 /// The objects of one kind with their indexes.
 #[derive(Debug, Default)]
 struct Table {
-    objects: BTreeMap<ObjectKey, Arc<dyn Object>>,
+    /// Each key is held once, whatever it is found by.
+    objects: BTreeMap<Arc<ObjectKey>, Arc<dyn Object>>,
     /// By the uid of each owner.
-    by_owner: HashMap<String, BTreeSet<ObjectKey>>,
+    by_owner: HashMap<String, BTreeSet<Arc<ObjectKey>>>,
     /// The objects that nobody controls.
-    uncontrolled: BTreeSet<ObjectKey>,
+    uncontrolled: BTreeSet<Arc<ObjectKey>>,
+    by_uid: HashMap<Box<str>, Arc<ObjectKey>>,
     /// The server's version up to which this table is known to be complete.
     seen: u64,
     synced: bool,
@@ -67,7 +69,6 @@ struct Table {
 #[derive(Debug, Default)]
 pub struct View {
     tables: BTreeMap<Kind, Table>,
-    by_uid: HashMap<String, (Kind, ObjectKey)>,
     /// Groups whose kinds could not be discovered, with the reason: what they hold is unknown.
     pub undiscovered: BTreeMap<String, String>,
 }
@@ -81,24 +82,24 @@ impl View {
 
     /// One object.
     #[must_use]
-    pub fn get<K: Typed>(&self, key: &ObjectKey) -> Option<&K> {
+    pub fn get<K: Watched>(&self, key: &ObjectKey) -> Option<&K> {
         self.tables.get(&Kind::of::<K>())?.objects.get(key).and_then(|o| downcast(&**o))
     }
 
     /// One object, shared.
     #[must_use]
-    pub fn get_arc<K: Typed>(&self, key: &ObjectKey) -> Option<Arc<K>> {
+    pub fn get_arc<K: Watched>(&self, key: &ObjectKey) -> Option<Arc<K>> {
         let object: Arc<dyn Any + Send + Sync> = self.tables.get(&Kind::of::<K>())?.objects.get(key)?.clone();
         object.downcast().ok()
     }
 
     /// All objects of a kind, in order of namespace and name.
-    pub fn all<K: Typed>(&self) -> impl Iterator<Item = &K> {
+    pub fn all<K: Watched>(&self) -> impl Iterator<Item = &K> {
         self.tables.get(&Kind::of::<K>()).into_iter().flat_map(|t| t.objects.values()).filter_map(|o| downcast(&**o))
     }
 
     /// A namespace's objects of a kind, in order of name.
-    pub fn list<'a, K: Typed>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
+    pub fn list<'a, K: Watched>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
         self.tables
             .get(&Kind::of::<K>())
             .into_iter()
@@ -107,7 +108,7 @@ impl View {
     }
 
     /// The objects that name `uid` among their owners, in order.
-    pub fn owned<K: Typed>(&self, uid: &str) -> impl Iterator<Item = &K> {
+    pub fn owned<K: Watched>(&self, uid: &str) -> impl Iterator<Item = &K> {
         let table = self.tables.get(&Kind::of::<K>());
         let keys = table.and_then(|t| t.by_owner.get(uid));
         keys.into_iter()
@@ -117,18 +118,18 @@ impl View {
     }
 
     /// The objects that `uid` controls, in order.
-    pub fn controlled<'a, K: Typed>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a K> {
+    pub fn controlled<'a, K: Watched>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a K> {
         self.owned::<K>(uid).filter(move |o| controller_of(Object::metadata(*o)).is_some_and(|c| c.uid == uid))
     }
 
     /// A namespace's objects that nobody controls, in order.
-    pub fn uncontrolled<'a, K: Typed>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
+    pub fn uncontrolled<'a, K: Watched>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
         self.tables
             .get(&Kind::of::<K>())
             .into_iter()
             .flat_map(move |t| {
                 let from = ObjectKey::new(namespace, "");
-                let keys = t.uncontrolled.range(from..).take_while(move |k| k.namespace == namespace);
+                let keys = t.uncontrolled.range::<ObjectKey, _>(from..).take_while(move |k| k.namespace == namespace);
                 keys.filter_map(|k| t.objects.get(k))
             })
             .filter_map(|o| downcast(&**o))
@@ -167,15 +168,17 @@ impl View {
     /// The object with that uid.
     #[must_use]
     pub fn by_uid(&self, uid: &str) -> Option<(&Kind, &ObjectKey, &ObjectMeta)> {
-        let (kind, key) = self.by_uid.get(uid)?;
-        Some((kind, key, self.metadata(kind, key)?))
+        self.tables.iter().find_map(|(kind, table)| {
+            let key = table.by_uid.get(uid)?;
+            Some((kind, &**key, table.objects.get(key)?.metadata()))
+        })
     }
 
     /// All objects, of every kind, that name `uid` among their owners.
     pub fn dependents<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = (&'a Kind, &'a ObjectKey, &'a ObjectMeta)> {
         self.tables.iter().flat_map(move |(kind, t)| {
             let keys = t.by_owner.get(uid).into_iter().flatten();
-            keys.filter_map(move |k| t.objects.get(k).map(|o| (kind, k, o.metadata())))
+            keys.filter_map(move |k| t.objects.get(k).map(|o| (kind, &**k, o.metadata())))
         })
     }
 
@@ -184,7 +187,7 @@ impl View {
         self.tables.iter().flat_map(|(kind, t)| {
             t.objects.iter().map(|(key, o)| Change {
                 kind: kind.clone(),
-                key: key.clone(),
+                key: (**key).clone(),
                 old: None,
                 new: Some(o.clone()),
             })
@@ -222,22 +225,20 @@ impl View {
         let key = key_of(object.metadata());
         let table = self.tables.entry(kind.clone()).or_default();
         let version = version_of(object.metadata());
-        let old = table.objects.get(&key).cloned();
-        if let Some(old) = &old {
-            if version != 0 && version_of(old.metadata()) > version && old.metadata().uid == object.metadata().uid {
-                return None;
+        let known = table.objects.get_key_value(&key).map(|(key, old)| (key.clone(), old.clone()));
+        let (shared, old) = match known {
+            Some((shared, old)) => {
+                if version != 0 && version_of(old.metadata()) > version && old.metadata().uid == object.metadata().uid {
+                    return None;
+                }
+                table.unindex(&key, old.metadata());
+                (shared, Some(old))
             }
-            table.unindex(&key, old.metadata());
-            if let Some(uid) = &old.metadata().uid {
-                self.by_uid.remove(uid);
-            }
-        }
-        table.index(&key, object.metadata());
-        table.objects.insert(key.clone(), object.clone());
+            None => (Arc::new(key.clone()), None),
+        };
+        table.index(&shared, object.metadata());
+        table.objects.insert(shared, object.clone());
         table.seen = table.seen.max(version);
-        if let Some(uid) = &object.metadata().uid {
-            self.by_uid.insert(uid.clone(), (kind.clone(), key.clone()));
-        }
         Some(Change { kind: kind.clone(), key, old, new: Some(object) })
     }
 
@@ -247,9 +248,6 @@ impl View {
         table.seen = table.seen.max(version);
         let old = table.objects.remove(key)?;
         table.unindex(key, old.metadata());
-        if let Some(uid) = &old.metadata().uid {
-            self.by_uid.remove(uid);
-        }
         Some(Change { kind: kind.clone(), key: key.clone(), old: Some(old), new: None })
     }
 
@@ -257,7 +255,8 @@ impl View {
     pub fn replace(&mut self, kind: &Kind, objects: Vec<Arc<dyn Object>>, version: u64) -> Vec<Change> {
         self.open(kind);
         let listed: BTreeSet<ObjectKey> = objects.iter().map(|o| key_of(o.metadata())).collect();
-        let gone: Vec<ObjectKey> = self.tables[kind].objects.keys().filter(|k| !listed.contains(*k)).cloned().collect();
+        let known = self.tables[kind].objects.keys();
+        let gone: Vec<Arc<ObjectKey>> = known.filter(|key| !listed.contains(&***key)).cloned().collect();
         let mut changes: Vec<Change> = gone.iter().filter_map(|key| self.remove(kind, key, 0)).collect();
         for object in objects {
             let same = self.object(kind, &key_of(object.metadata())).is_some_and(|known| {
@@ -285,7 +284,10 @@ impl View {
 }
 
 impl Table {
-    fn index(&mut self, key: &ObjectKey, metadata: &ObjectMeta) {
+    fn index(&mut self, key: &Arc<ObjectKey>, metadata: &ObjectMeta) {
+        if let Some(uid) = &metadata.uid {
+            self.by_uid.insert(uid.as_str().into(), key.clone());
+        }
         for owner in metadata.owner_references.as_deref().unwrap_or_default() {
             self.by_owner.entry(owner.uid.clone()).or_default().insert(key.clone());
         }
@@ -295,6 +297,9 @@ impl Table {
     }
 
     fn unindex(&mut self, key: &ObjectKey, metadata: &ObjectMeta) {
+        if let Some(uid) = &metadata.uid {
+            self.by_uid.remove(uid.as_str());
+        }
         for owner in metadata.owner_references.as_deref().unwrap_or_default() {
             if let Some(keys) = self.by_owner.get_mut(&owner.uid) {
                 keys.remove(key);
@@ -308,19 +313,19 @@ impl Table {
 }
 
 fn within<'a>(
-    objects: &'a BTreeMap<ObjectKey, Arc<dyn Object>>,
+    objects: &'a BTreeMap<Arc<ObjectKey>, Arc<dyn Object>>,
     namespace: &'a str,
-) -> impl Iterator<Item = (&'a ObjectKey, &'a Arc<dyn Object>)> {
+) -> impl Iterator<Item = (&'a Arc<ObjectKey>, &'a Arc<dyn Object>)> {
     objects
-        .range(ObjectKey::new(namespace, "")..)
+        .range::<ObjectKey, _>(ObjectKey::new(namespace, "")..)
         .take_while(move |(k, _)| namespace.is_empty() || k.namespace == namespace)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::Pod;
     use crate::runtime::object::decode;
-    use k8s_openapi::api::core::v1::Pod;
 
     fn pod(name: &str, version: u64, owner: Option<&str>) -> Arc<dyn Object> {
         let owners = owner.map_or(

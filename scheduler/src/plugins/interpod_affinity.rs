@@ -16,8 +16,10 @@ pub(super) const ROW: Row = Row {
     helps: |event, pod| match event {
         Event::Node(_, change) => change.added || change.labels,
         Event::NodeGone | Event::Namespace => true,
-        Event::PodGone(other, _) => !other.anti_affinity.required.is_empty() || !pod.anti_affinity.required.is_empty(),
-        Event::PodPlaced(_) => !pod.affinity.required.is_empty(),
+        Event::PodGone(other, _) => {
+            !other.wants.anti_affinity.required.is_empty() || !pod.wants.anti_affinity.required.is_empty()
+        }
+        Event::PodPlaced(_) => !pod.wants.affinity.required.is_empty(),
     },
     ..row("InterPodAffinity", &[Point::PreFilter, Point::Filter, Point::Score])
 };
@@ -47,10 +49,10 @@ fn filter(cycle: Cycle<'_>) -> Before<'_> {
     let mut kept_off: HashMap<Domain<'_>, usize> = HashMap::new();
     let mut near: HashMap<Domain<'_>, usize> = HashMap::new();
     let mut away: HashMap<Domain<'_>, usize> = HashMap::new();
-    let looks = !pod.affinity.required.is_empty() || !pod.anti_affinity.required.is_empty();
+    let looks = !pod.wants.affinity.required.is_empty() || !pod.wants.anti_affinity.required.is_empty();
     for node in snapshot.nodes().filter(|node| looks || node.with_affinity > 0) {
         for other in node.pods.values() {
-            for term in other.anti_affinity.required.iter().filter(|term| term.means(pod, namespaces)) {
+            for term in other.wants.anti_affinity.required.iter().filter(|term| term.means(pod, namespaces)) {
                 if let Some(domain) = domain(node, &term.key) {
                     *kept_off.entry(domain).or_default() += 1;
                 }
@@ -58,13 +60,13 @@ fn filter(cycle: Cycle<'_>) -> Before<'_> {
             if !looks || other.terminating {
                 continue;
             }
-            let all = pod.affinity.required.iter().all(|term| term.means(other, namespaces));
-            for term in pod.affinity.required.iter().filter(|_| all) {
+            let all = pod.wants.affinity.required.iter().all(|term| term.means(other, namespaces));
+            for term in pod.wants.affinity.required.iter().filter(|_| all) {
                 if let Some(domain) = domain(node, &term.key) {
                     *near.entry(domain).or_default() += 1;
                 }
             }
-            for term in pod.anti_affinity.required.iter().filter(|term| term.means(other, namespaces)) {
+            for term in pod.wants.anti_affinity.required.iter().filter(|term| term.means(other, namespaces)) {
                 if let Some(domain) = domain(node, &term.key) {
                     *away.entry(domain).or_default() += 1;
                 }
@@ -74,7 +76,7 @@ fn filter(cycle: Cycle<'_>) -> Before<'_> {
     if kept_off.is_empty() && !looks {
         return Before::Skip;
     }
-    let first = near.is_empty() && pod.affinity.required.iter().all(|term| term.means(pod, namespaces));
+    let first = near.is_empty() && pod.wants.affinity.required.iter().all(|term| term.means(pod, namespaces));
     Before::Check(Box::new(Rules { pod, kept_off, near, away, first }))
 }
 
@@ -84,12 +86,12 @@ impl Filter for Rules<'_> {
         let among = |domains: &HashMap<Domain<'_>, usize>, term: &PodTerm| {
             labels.get(&term.key).is_some_and(|value| domains.contains_key(&(term.key.as_str(), value.as_str())))
         };
-        let required = &self.pod.affinity.required;
+        let required = &self.pod.wants.affinity.required;
         let labelled = required.iter().all(|term| labels.contains_key(&term.key));
         if !labelled || !(self.first || required.iter().all(|term| among(&self.near, term))) {
             return Err(Refusal::helpless("node(s) didn't match pod affinity rules"));
         }
-        if self.pod.anti_affinity.required.iter().any(|term| among(&self.away, term)) {
+        if self.pod.wants.anti_affinity.required.iter().any(|term| among(&self.away, term)) {
             return Err(Refusal::new("node(s) didn't match pod anti-affinity rules", false));
         }
         let kept_off = labels.iter().any(|(key, value)| self.kept_off.contains_key(&(key.as_str(), value.as_str())));
@@ -105,7 +107,7 @@ struct Pull<'a>(HashMap<Domain<'a>, i64>);
 fn score<'a>(cycle: Cycle<'a>, _: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
     let Cycle { pod, snapshot, .. } = cycle;
     let namespaces = &snapshot.namespaces;
-    let looks = !pod.affinity.preferred.is_empty() || !pod.anti_affinity.preferred.is_empty();
+    let looks = !pod.wants.affinity.preferred.is_empty() || !pod.wants.anti_affinity.preferred.is_empty();
     let mut pull: HashMap<Domain<'a>, i64> = HashMap::new();
     for node in snapshot.nodes().filter(|node| looks || node.with_affinity > 0) {
         let mut add = |term: &'a PodTerm, weight: i64| {
@@ -114,12 +116,12 @@ fn score<'a>(cycle: Cycle<'a>, _: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>
             }
         };
         for other in node.pods.values() {
-            let own = pod.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
-            let own = own.chain(pod.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term)));
+            let own = pod.wants.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
+            let own = own.chain(pod.wants.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term)));
             own.filter(|(_, term)| term.means(other, namespaces)).for_each(|(weight, term)| add(term, weight));
-            let theirs = other.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
-            let theirs = theirs.chain(other.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term)));
-            let theirs = theirs.chain(other.affinity.required.iter().map(|term| (HARD_AFFINITY_WEIGHT, term)));
+            let theirs = other.wants.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
+            let theirs = theirs.chain(other.wants.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term)));
+            let theirs = theirs.chain(other.wants.affinity.required.iter().map(|term| (HARD_AFFINITY_WEIGHT, term)));
             theirs.filter(|(_, term)| term.means(pod, namespaces)).for_each(|(weight, term)| add(term, weight));
         }
     }

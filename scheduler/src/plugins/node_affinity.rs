@@ -9,7 +9,7 @@ use crate::pod::PodInfo;
 pub(super) const ROW: Row = Row {
     weight: 2,
     filter,
-    score: |cycle: Cycle<'_>, _| match cycle.pod.node_preferred.is_empty() {
+    score: |cycle: Cycle<'_>, _| match cycle.pod.wants.node_preferred.is_empty() {
         true => None,
         false => Some(Box::new(Affinity(cycle.pod))),
     },
@@ -21,7 +21,7 @@ struct Affinity<'a>(&'a PodInfo);
 
 fn filter(cycle: Cycle<'_>) -> Before<'_> {
     let pod = cycle.pod;
-    if pod.node_selector.is_empty() && pod.node_required.is_none() {
+    if pod.wants.node_selector.is_empty() && pod.wants.node_required.is_none() {
         return Before::Skip;
     }
     match named(pod) {
@@ -34,7 +34,7 @@ fn filter(cycle: Cycle<'_>) -> Before<'_> {
 /// The nodes that the terms name, where every term names some.
 fn named(pod: &PodInfo) -> Option<BTreeSet<&str>> {
     let mut all = BTreeSet::new();
-    let terms = pod.node_required.as_ref().filter(|terms| !terms.is_empty())?;
+    let terms = pod.wants.node_required.as_ref().filter(|terms| !terms.is_empty())?;
     for term in terms {
         let mut of_term: Option<BTreeSet<&str>> = None;
         for field in term.fields.iter().filter(|field| field.key == "metadata.name" && field.operator == "In") {
@@ -55,7 +55,7 @@ impl Filter for Affinity<'_> {
 
 impl Score for Affinity<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let held = self.0.node_preferred.iter().filter(|(_, term)| node.facts.meets(term));
+        let held = self.0.wants.node_preferred.iter().filter(|(_, term)| node.facts.meets(term));
         held.map(|(weight, _)| *weight).sum()
     }
 

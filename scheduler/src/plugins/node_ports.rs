@@ -5,13 +5,15 @@ use crate::node::NodeInfo;
 use crate::pod::{HostPort, PodInfo};
 
 pub(super) const ROW: Row = Row {
-    filter: |cycle| match cycle.pod.ports.is_empty() {
+    filter: |cycle| match cycle.pod.wants.ports.is_empty() {
         true => Before::Skip,
         false => Before::Check(Box::new(Ports(cycle.pod))),
     },
     helps: |event, pod| match event {
         Event::Node(_, change) => change.added,
-        Event::PodGone(gone, _) => pod.ports.iter().any(|port| gone.ports.iter().any(|other| clash(port, other))),
+        Event::PodGone(gone, _) => {
+            pod.wants.ports.iter().any(|port| gone.wants.ports.iter().any(|other| clash(port, other)))
+        }
         _ => false,
     },
     ..row("NodePorts", &[Point::PreFilter, Point::Filter])
@@ -26,8 +28,8 @@ fn clash(a: &HostPort, b: &HostPort) -> bool {
 
 impl Filter for Ports<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        let mut taken = node.pods.values().flat_map(|pod| &pod.ports);
-        if taken.any(|taken| self.0.ports.iter().any(|wanted| clash(wanted, taken))) {
+        let mut taken = node.pods.values().flat_map(|pod| &pod.wants.ports);
+        if taken.any(|taken| self.0.wants.ports.iter().any(|wanted| clash(wanted, taken))) {
             return Err(Refusal::new("node(s) didn't have free ports for the requested pod ports", false));
         }
         Ok(())

@@ -21,7 +21,7 @@ pub(super) const FIT: Row = Row {
 pub(super) const BALANCED: Row = Row {
     weight: 1,
     // Upstream: a pod that asks for nothing doesn't change the balance.
-    score: |cycle: Cycle<'_>, _| match cycle.pod.requests.is_zero() {
+    score: |cycle: Cycle<'_>, _| match cycle.pod.wants.requests.is_zero() {
         true => None,
         false => Some(Box::new(Balance(cycle.pod))),
     },
@@ -49,7 +49,7 @@ fn fits(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
             helpless |= asked > offered;
         }
     };
-    let (asked, offered, used) = (&pod.requests, &node.facts.allocatable, &node.requested);
+    let (asked, offered, used) = (&pod.wants.requests, &node.facts.allocatable, &node.requested);
     check(&|| "Insufficient cpu".into(), asked.cpu_milli, offered.cpu_milli, used.cpu_milli);
     check(&|| "Insufficient memory".into(), asked.memory_bytes, offered.memory_bytes, used.memory_bytes);
     check(
@@ -71,8 +71,8 @@ impl Score for Load<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
         let offered = &node.facts.allocatable;
         let parts = [
-            (offered.cpu_milli, node.scored.cpu_milli.saturating_add(self.0.scored.cpu_milli)),
-            (offered.memory_bytes, node.scored.memory_bytes.saturating_add(self.0.scored.memory_bytes)),
+            (offered.cpu_milli, node.scored.cpu_milli.saturating_add(self.0.wants.scored.cpu_milli)),
+            (offered.memory_bytes, node.scored.memory_bytes.saturating_add(self.0.wants.scored.memory_bytes)),
         ];
         let (mut sum, mut count) = (0, 0);
         for (offered, used) in parts.into_iter().filter(|(offered, _)| *offered > 0) {
@@ -98,8 +98,8 @@ impl Score for Balance<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
         let offered = &node.facts.allocatable;
         let parts = [
-            (offered.cpu_milli, node.requested.cpu_milli.saturating_add(self.0.requests.cpu_milli)),
-            (offered.memory_bytes, node.requested.memory_bytes.saturating_add(self.0.requests.memory_bytes)),
+            (offered.cpu_milli, node.requested.cpu_milli.saturating_add(self.0.wants.requests.cpu_milli)),
+            (offered.memory_bytes, node.requested.memory_bytes.saturating_add(self.0.wants.requests.memory_bytes)),
         ];
         let shares = parts.iter().filter(|(offered, _)| *offered > 0);
         let shares: Vec<f64> = shares.map(|(offered, used)| (*used as f64 / *offered as f64).min(1.0)).collect();

@@ -22,7 +22,8 @@ pub(super) const ROW: Row = Row {
         Event::Node(_, change) => change.added || change.labels || change.taints,
         Event::NodeGone => true,
         Event::PodGone(other, _) | Event::PodPlaced(other) => {
-            other.key.namespace == pod.key.namespace && pod.spread.iter().any(|s| s.selector.matches(&other.labels))
+            other.key.namespace == pod.key.namespace
+                && pod.wants.spread.iter().any(|s| s.selector.matches(&*other.labels))
         }
         Event::Namespace => false,
     },
@@ -47,7 +48,7 @@ struct Hard<'a> {
 
 fn filter(cycle: Cycle<'_>) -> Before<'_> {
     let pod = cycle.pod;
-    let required: Vec<&Spread> = pod.spread.iter().filter(|spread| spread.required).collect();
+    let required: Vec<&Spread> = pod.wants.spread.iter().filter(|spread| spread.required).collect();
     if required.is_empty() {
         return Before::Skip;
     }
@@ -60,7 +61,7 @@ fn filter(cycle: Cycle<'_>) -> Before<'_> {
             if included(node, pod, spread)
                 && let Some(value) = node.facts.labels.get(&spread.key)
             {
-                *domains.entry(value).or_default() += count(node, pod, |other| spread.selector.matches(&other.labels));
+                *domains.entry(value).or_default() += count(node, pod, |other| spread.selector.matches(&*other.labels));
             }
         }
     }
@@ -77,7 +78,7 @@ impl Filter for Hard<'_> {
             let few = domains.len() < spread.min_domains;
             let least = if few { 0 } else { domains.values().copied().min().unwrap_or(0) };
             let here = domains.get(value.as_str()).copied().unwrap_or(0);
-            let own = i64::from(spread.selector.matches(&self.pod.labels));
+            let own = i64::from(spread.selector.matches(&*self.pod.labels));
             if here + own - least > spread.max_skew {
                 return Err(Refusal::new("node(s) didn't match pod topology spread constraints", false));
             }
@@ -96,7 +97,7 @@ enum Peers<'a> {
 impl Peers<'_> {
     fn has(&self, other: &PodInfo) -> bool {
         match self {
-            Self::Selected(selector) => selector.matches(&other.labels),
+            Self::Selected(selector) => selector.matches(&*other.labels),
             Self::Default(workload, labels) => {
                 workload.is_none_or(|uid| other.workload.as_deref() == Some(uid))
                     && labels.iter().all(|(key, value)| other.labels.get(key) == Some(value))
@@ -134,14 +135,14 @@ fn default_peers<'a>(snapshot: &Snapshot, pod: &'a PodInfo) -> Option<Peers<'a>>
 
 fn score<'a>(cycle: Cycle<'a>, feasible: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
     let pod = cycle.pod;
-    let by_default = pod.spread.is_empty();
+    let by_default = pod.wants.spread.is_empty();
     let mut wanted: Vec<(&'a str, i64, Peers<'a>, Option<&'a Spread>)> = Vec::new();
     if by_default {
         for (key, max_skew) in DEFAULTS {
             wanted.push((key, max_skew, default_peers(cycle.snapshot, pod)?, None));
         }
     } else {
-        for spread in pod.spread.iter().filter(|spread| !spread.required) {
+        for spread in pod.wants.spread.iter().filter(|spread| !spread.required) {
             wanted.push((&spread.key, spread.max_skew, Peers::Selected(&spread.selector), Some(spread)));
         }
     }
