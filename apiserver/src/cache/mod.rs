@@ -9,6 +9,7 @@ mod lookup;
 pub mod object;
 mod ring;
 pub mod select;
+mod texts;
 mod watching;
 
 #[cfg(test)]

@@ -6,15 +6,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
+use machinery::shared::Pool;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::texts::Texts;
 use crate::store::{Entry, Revision};
 
 /// Extracts field labels and values that field selectors may name, beside `metadata.name` and `metadata.namespace`.
 pub type Fields = Arc<dyn Fn(&Value) -> Vec<(Cow<'static, str>, String)> + Send + Sync>;
+
+type FieldNames = Vec<Cow<'static, str>>;
+
+static FIELD_NAMES: Pool<FieldNames> = Pool::new();
 
 /// What the cache must know of a resource.
 #[derive(Clone)]
@@ -58,8 +64,11 @@ pub struct Cached {
     stamp_comma: bool,
     /// Length of the namespace in the key, 0 for cluster-wide objects.
     namespace_len: u16,
-    labels: Box<[(Box<str>, Box<str>)]>,
-    fields: Box<[(Cow<'static, str>, Box<str>)]>,
+    /// Keys and values, in order of the keys.
+    labels: Texts,
+    /// The values of `field_names`, in their order.
+    fields: Texts,
+    field_names: Arc<FieldNames>,
     /// The parsed form while somebody holds it.
     parsed: Mutex<Weak<Value>>,
 }
@@ -97,8 +106,9 @@ impl Cached {
             stamp_at: 0,
             stamp_comma: false,
             namespace_len: 0,
-            labels: Box::default(),
-            fields: Box::default(),
+            labels: Texts::default(),
+            fields: Texts::default(),
+            field_names: Arc::default(),
             parsed: Mutex::default(),
         };
         if cached.read_metadata().is_none() {
@@ -130,18 +140,17 @@ impl Cached {
         let in_key = self.key.rsplit('/').nth(1).is_some_and(|segment| segment == namespace);
         self.namespace_len = if in_key { u16::try_from(namespace.len()).unwrap_or(0) } else { 0 };
         let labels = meta.labels.unwrap_or_default();
-        self.labels = labels.into_iter().map(|(key, value)| (key.into_boxed_str(), value.into_boxed_str())).collect();
+        self.labels = labels.iter().flat_map(|(key, value)| [key, value]).collect();
         Some(())
     }
 
     fn read_fields(&mut self, resource: Option<&Resource>) {
-        self.fields = match resource.and_then(|resource| resource.fields.as_ref()) {
-            None => Box::default(),
-            Some(extract) => {
-                let value = serde_json::from_slice(&self.stored).unwrap_or(Value::Null);
-                extract(&value).into_iter().map(|(label, value)| (label, value.into_boxed_str())).collect()
-            }
-        };
+        let extracted = resource
+            .and_then(|resource| resource.fields.as_ref())
+            .map_or_else(Vec::new, |extract| extract(&serde_json::from_slice(&self.stored).unwrap_or(Value::Null)));
+        let (names, values): (FieldNames, Vec<String>) = extracted.into_iter().unzip();
+        self.fields = values.iter().collect();
+        self.field_names = FIELD_NAMES.share(names);
     }
 
     fn copy(&self) -> Self {
@@ -155,6 +164,7 @@ impl Cached {
             namespace_len: self.namespace_len,
             labels: self.labels.clone(),
             fields: self.fields.clone(),
+            field_names: self.field_names.clone(),
             parsed: Mutex::default(),
         }
     }
@@ -187,13 +197,12 @@ impl Cached {
     /// A label's value.
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&str> {
-        let at = self.labels.binary_search_by(|(k, _)| (**k).cmp(key)).ok()?;
-        Some(&self.labels[at].1)
+        self.labels().find(|(name, _)| *name == key).map(|(_, value)| value)
     }
 
     /// All labels in key order.
     pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.labels.iter().map(|(key, value)| (&**key, &**value))
+        self.labels.pairs()
     }
 
     /// A field label's value, as field selectors compare it; `None`: no such label.
@@ -202,7 +211,9 @@ impl Cached {
         match label {
             "metadata.name" => Some(self.name()),
             "metadata.namespace" => Some(self.namespace()),
-            _ => self.fields.iter().find(|(l, _)| l == label).map(|(_, value)| &**value),
+            _ => {
+                self.field_names.iter().zip(self.fields.iter()).find(|(name, _)| *name == label).map(|(_, value)| value)
+            }
         }
     }
 
