@@ -340,7 +340,24 @@ fn ports(pod: &Pod, spec: &ServiceSpec) -> Vec<EndpointPort> {
             app_protocol: port.app_protocol.clone(),
         })
     };
-    spec.ports.iter().flatten().filter_map(port).collect()
+    let mut ports: Vec<EndpointPort> = spec.ports.iter().flatten().filter_map(port).collect();
+    ports.sort_by_cached_key(port_hash);
+    ports
+}
+
+/// Upstream's order of a slice's ports: that of a hash (FNV-1a, 128 bits) of how Go prints one.
+fn port_hash(port: &EndpointPort) -> u128 {
+    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    const PRIME: u128 = 0x0100_0000_0000_0000_0000_013b;
+    let nil = || "<nil>".to_owned();
+    let printed = format!(
+        "(v1.EndpointPort){{Name:(*string){} Protocol:(*v1.Protocol){} Port:(*int32){} AppProtocol:(*string){}}}",
+        port.name.clone().unwrap_or_else(nil),
+        port.protocol.clone().unwrap_or_else(nil),
+        port.port.map_or_else(nil, |n| n.to_string()),
+        port.app_protocol.clone().unwrap_or_else(nil),
+    );
+    printed.bytes().fold(OFFSET, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME))
 }
 
 fn target_port(pod: &Pod, port: &ServicePort) -> Option<i32> {
@@ -409,4 +426,27 @@ fn hints(spec: &ServiceSpec, ready: bool, zone: Option<&str>, node: Option<&str>
     let node = node.filter(|_| wish == "PreferSameNode");
     let nodes = node.map(|name| vec![ForNode { name: name.to_owned() }]);
     (zones.is_some() || nodes.is_some()).then_some(EndpointHints { for_zones: zones, for_nodes: nodes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_hashed_as_upstream_does() {
+        let port = |name: &str, port, protocol: &str, app: Option<&str>| EndpointPort {
+            name: Some(name.into()),
+            port,
+            protocol: Some(protocol.into()),
+            app_protocol: app.map(str::to_owned),
+        };
+        for (given, hash) in [
+            (port("a", Some(8080), "TCP", None), "4e47056c81e47ad2971aa4dc9c84bef8"),
+            (port("b", Some(53), "UDP", None), "b7cc082b65ae9a284ebdd4deac08d5b3"),
+            (port("d", Some(82), "TCP", Some("http")), "bd8f435355fd371920f078a026262dd4"),
+            (port("x", None, "TCP", None), "aefeee96666e389b7f69439fddf716fe"),
+        ] {
+            assert_eq!(format!("{:032x}", port_hash(&given)), hash, "{given:?}");
+        }
+    }
 }

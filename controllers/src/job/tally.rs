@@ -140,6 +140,8 @@ impl<'a> Tally<'a> {
         let (Some(limit), Some(mut over)) = (spec.backoff_limit_per_index, self.failed_indexes.take()) else { return };
         let limit = u32::try_from(limit).unwrap_or(0);
         let mut last: BTreeMap<i32, (u32, Timestamp, &'a Pod)> = BTreeMap::new();
+        let mut conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let fails = conditions.any(|c| c.type_ == "FailureTarget" && c.status == "True");
         for pod in self.all.iter().copied().filter(|pod| has_failed(spec, pod)) {
             let Some(index) = index::of_pod(pod).filter(|index| *index < completions) else { continue };
             let before = pod
@@ -150,7 +152,8 @@ impl<'a> Tally<'a> {
                 .unwrap_or(0);
             let verdict = policy::verdict(job, pod);
             let failures = before + u32::from(verdict != Verdict::Ignored);
-            if verdict == Verdict::FailsIndex || failures > limit {
+            // What is stopped because the Job has failed says nothing of its index.
+            if (verdict == Verdict::FailsIndex || failures > limit) && (!fails || pods::phase(pod) == "Failed") {
                 over.insert(index);
             }
             let ended = policy::finished_at(pod);
@@ -233,6 +236,10 @@ impl<'a> Tally<'a> {
             status.failed_indexes = Some(failed.to_string());
         }
         let mut conditions = status.conditions.take().unwrap_or_default();
+        if !suspended {
+            // Also of a Job that ends before any pod was made.
+            status.start_time.get_or_insert_with(|| pods::stamp(now));
+        }
         match ending {
             None if suspended => {
                 if set(&mut conditions, "Suspended", "True", "JobSuspended", "Job suspended", now) {
@@ -244,9 +251,8 @@ impl<'a> Tally<'a> {
                 if conditions.iter().any(|c| c.type_ == "Suspended" && c.status == "True") {
                     set(&mut conditions, "Suspended", "False", "JobResumed", "Job resumed", now);
                     told.push(Note::normal(job, "Resumed", "Job resumed"));
-                    status.start_time = None;
+                    status.start_time = Some(pods::stamp(now));
                 }
-                status.start_time.get_or_insert_with(|| pods::stamp(now));
             }
             Some(ending) => self.end(job, spec, ending, &mut status, &mut conditions, &mut told, now),
         }

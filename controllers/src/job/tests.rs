@@ -253,3 +253,24 @@ fn a_work_queue_ends_with_its_last_pod() {
     play.end(None, "Succeeded", 0);
     assert_eq!(play.conditions().last(), pairs(&[("Complete", "CompletionsReached")]).first());
 }
+
+#[test]
+fn nothing_to_complete_is_complete_at_once() {
+    let play = Play::of(json!({"completions": 0, "parallelism": 1}));
+    assert!(play.all().is_empty());
+    assert!(play.status().start_time.is_some(), "the API wants it of a finished Job");
+    assert_eq!(
+        play.conditions(),
+        pairs(&[("SuccessCriteriaMet", "CompletionsReached"), ("Complete", "CompletionsReached")])
+    );
+}
+
+#[test]
+fn what_is_stopped_with_the_job_is_no_failed_index() {
+    let mut play = Play::of(
+        json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed", "backoffLimitPerIndex": 0, "maxFailedIndexes": 0, "backoffLimit": 2_147_483_647}),
+    );
+    play.end(Some(1), "Failed", 1);
+    assert_eq!(play.status().failed_indexes.as_deref(), Some("1"));
+    assert_eq!(play.conditions().last(), pairs(&[("Failed", "MaxFailedIndexesExceeded")]).first());
+}
