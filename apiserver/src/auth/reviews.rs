@@ -13,6 +13,8 @@ use super::authenticate::with_group;
 use super::rbac::aggregate;
 use super::{Attributes, Authenticator, Authorizer, UserInfo, tokens};
 use crate::objects::Objects;
+use crate::resources::rules;
+use crate::verbs::selector;
 
 /// What the answers are made from.
 pub struct Context<'a> {
@@ -186,6 +188,11 @@ impl Context<'_> {
         if !decision.reason.is_empty() {
             status.insert("reason".into(), decision.reason.into());
         }
+        let ignored: Vec<String> =
+            ["fieldSelector", "labelSelector"].iter().filter_map(|name| ignored(&resource[*name], name)).collect();
+        if !ignored.is_empty() {
+            status.insert("evaluationError".into(), ignored.join("; ").into());
+        }
         Ok(reply(&body, status.into()))
     }
 }
@@ -323,6 +330,38 @@ fn selector_causes(selector: &Value, at: &str, labels: bool, causes: &mut Vec<Ca
             causes.extend(label_key_problems(key).iter().map(|why| invalid(&key_at, &value, why)));
         }
     }
+}
+
+/// What upstream tells of a selector that it couldn't read, or not wholly.
+fn ignored(asked: &Value, name: &str) -> Option<String> {
+    let raw = asked["rawSelector"].as_str().unwrap_or_default();
+    let requirements = asked["requirements"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let labels = name == "labelSelector";
+    let reads = |requirement: &Value| {
+        let values = strings(&requirement["values"]);
+        let operator = requirement["operator"].as_str().unwrap_or_default();
+        let key = requirement["key"].as_str().unwrap_or_default();
+        match operator {
+            "In" | "NotIn" if labels => {
+                let values_read = values.iter().all(|value| rules::label_value(value).is_empty());
+                !values.is_empty() && values_read && rules::label_key(key).is_empty()
+            }
+            "Exists" | "DoesNotExist" if labels => values.is_empty() && rules::label_key(key).is_empty(),
+            "In" | "NotIn" => values.len() == 1,
+            _ => false,
+        }
+    };
+    let how = if requirements.is_empty() {
+        let unread = if labels { selector::labels(raw).is_err() } else { selector::fields(raw).is_err() };
+        unread.then_some("")?
+    } else {
+        match requirements.iter().filter(|r| reads(r)).count() {
+            n if n == requirements.len() => return None,
+            0 => "",
+            _ => "partially ",
+        }
+    };
+    Some(format!("spec.resourceAttributes.{name} {how}ignored due to parse error"))
 }
 
 /// The requirements `field=value` of a review's field selector. What else it asks for narrows the question, so that

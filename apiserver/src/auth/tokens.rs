@@ -170,6 +170,9 @@ impl Bound {
             None => ("", api_version),
         };
         let find = |plural: &str, namespace: &str| {
+            if name.is_empty() {
+                return Err(ApiError::BadRequest("Name parameter required.".into()));
+            }
             objects
                 .get("", plural, namespace, name)
                 .ok_or_else(|| ApiError::NotFound(Named::new("", plural), name.to_owned()))

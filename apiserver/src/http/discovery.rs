@@ -27,6 +27,8 @@ pub struct Discovery {
 
 /// The media type of aggregated discovery, echoed in the answer.
 pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+/// The same as YAML.
+pub const AGGREGATED_YAML: &str = "application/yaml;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 fn verbs(list: &[Verb]) -> Value {
     let mut names: Vec<&str> = list.iter().map(|v| v.as_str()).collect();

@@ -10,9 +10,10 @@ use http::{HeaderMap, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use machinery::api::ApiError;
 use machinery::api::error::{Details, Status};
+use machinery::api::selector::go_quoted;
 
 use super::handle::{Asking, Front};
-use super::negotiate::{self, Transform};
+use super::negotiate::{self, Produces, Transform};
 use super::respond;
 use super::route::Target;
 use super::table::{Include, Tables};
@@ -42,7 +43,12 @@ impl Front {
         let headers = asking.asked.headers;
         let patch = if target.verb == Verb::Patch { Some(patch_type(headers)?) } else { None };
         let is_log = target.subresource.is_some_and(|s| s.what == SubKind::Log);
-        negotiate::route_accepts(asking.asked.accept().as_deref(), is_log)?;
+        let produces = match target.verb {
+            Verb::List | Verb::Watch => Produces::Lists,
+            _ if is_log => Produces::Text,
+            _ => Produces::Objects,
+        };
+        negotiate::route_accepts(asking.asked.accept().as_deref(), produces)?;
         let form = asking.asked.form(respond::offers(target));
         let info = asking.info;
         let name = if target.is_item { info.parts.get(1).map_or("", String::as_str) } else { "" };
@@ -51,6 +57,9 @@ impl Front {
             && (target.is_item || target.verb != Verb::List && target.verb != Verb::Watch)
         {
             return Err(ApiError::BadRequest("Namespace parameter required.".into()));
+        }
+        if let Some(why) = bad_segment(name) {
+            return Err(ApiError::BadRequest(format!("Name parameter invalid: {}: {why}", go_quoted(name))));
         }
         let mut call = Call {
             row: target.row,
@@ -88,6 +97,10 @@ impl Front {
         let what = target.subresource.map(|s| s.what);
         match target.verb {
             Verb::Get if what == Some(SubKind::Scale) => verbs.get_scale(call, query.text("resourceVersion")).await,
+            Verb::Get if query.flag("export") == Some(true) => {
+                let message = "the export parameter, deprecated since v1.14, is no longer supported";
+                Err(ApiError::BadRequest(message.into()))
+            }
             Verb::Get => verbs.get(call, query.text("resourceVersion")).await,
             Verb::List => verbs.list(call, &ListOptions::read(query)?).await,
             Verb::Watch => Err(ApiError::NoSuchResource),
@@ -156,7 +169,10 @@ impl Front {
             }
             Some(_) => Err(ApiError::NoSuchResource),
             None if call.row.storage == Storage::Virtual => {
-                let object = bodies::object(call.row, body, validation, &mut call.warnings)?;
+                let mut object = bodies::object(call.row, body, validation, &mut call.warnings)?;
+                if !call.row.namespaced {
+                    object::match_namespace(&mut object, "")?;
+                }
                 if call.row.plural == "bindings" {
                     let name = object::text(&object, "name").to_owned();
                     let row = pods().ok_or(ApiError::NoSuchResource)?;
@@ -220,6 +236,16 @@ impl Front {
             }
             Err(error) => Ok(watch::refused(&error)),
         }
+    }
+}
+
+/// Why a name cannot be part of a path.
+fn bad_segment(name: &str) -> Option<&'static str> {
+    match name {
+        "." => Some("may not be '.'"),
+        ".." => Some("may not be '..'"),
+        _ if name.contains('%') => Some("may not contain '%'"),
+        _ => None,
     }
 }
 

@@ -17,6 +17,10 @@ const RESOURCE_TYPES: &[&str] = &[
 /// What discovery and errors name.
 const PLAIN_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
+/// What logs name.
+const TEXT_TYPES: &[&str] =
+    &["text/plain", "application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+
 /// How bytes look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Media {
@@ -96,7 +100,7 @@ struct Clause<'a> {
 
 impl Clause<'_> {
     fn param(&self, name: &str) -> Option<&str> {
-        self.params.iter().find(|(k, _)| k.eq_ignore_ascii_case(name)).map(|(_, v)| *v)
+        self.params.iter().find(|(k, _)| *k == name).map(|(_, v)| *v)
     }
 }
 
@@ -117,12 +121,38 @@ fn clauses(accept: &str) -> Vec<Clause<'_>> {
     found
 }
 
+/// What a route says that it produces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Produces {
+    /// Objects, and discovery documents.
+    Objects,
+    /// Lists and watches.
+    Lists,
+    /// Logs.
+    Text,
+    /// JSON alone.
+    Json,
+    /// The keys of tokens.
+    KeySet,
+}
+
+impl Produces {
+    fn types(self) -> &'static [&'static str] {
+        match self {
+            Self::Objects => PLAIN_TYPES,
+            Self::Lists => RESOURCE_TYPES,
+            Self::Text => TEXT_TYPES,
+            Self::Json => &["application/json"],
+            Self::KeySet => &["application/jwk-set+json"],
+        }
+    }
+}
+
 /// The routing layer's own look at Accept (go-restful): a clause must name a produced type or be `*/*`, without
 /// looking at parameters.
-pub fn route_accepts(accept: Option<&str>, stream_only: bool) -> Result<(), ApiError> {
+pub fn route_accepts(accept: Option<&str>, produces: Produces) -> Result<(), ApiError> {
     let Some(accept) = accept.filter(|a| !a.trim().is_empty()) else { return Ok(()) };
-    let types: &[&str] =
-        if stream_only { &["text/plain", PLAIN_TYPES[0], PLAIN_TYPES[1], PLAIN_TYPES[2]] } else { RESOURCE_TYPES };
+    let types = produces.types();
     let known = accept.split(',').any(|clause| {
         let kind = clause.split(';').next().unwrap_or("").trim();
         kind == "*/*" || types.iter().any(|t| t.split(';').next() == Some(kind))
@@ -161,7 +191,15 @@ pub fn negotiate(accept: Option<&str>, query: &Query, agent: &str, offers: Offer
             "application/yaml" => Media::Yaml,
             _ => continue,
         };
-        let transform = match clause.param("as") {
+        let streams = clause.param("stream").filter(|s| !s.is_empty());
+        if streams.is_some_and(|s| s != "watch" || media == Media::Yaml)
+            || clause.param("sv").is_some_and(|v| !v.is_empty())
+        {
+            continue;
+        }
+        // A group or version alone asks for a form, too, and for none that there is.
+        let transforms = ["as", "g", "v"].iter().any(|name| clause.param(name).is_some());
+        let transform = match clause.param("as").or(transforms.then_some("")) {
             None => None,
             Some(_) if offers == Offers::Plain => continue,
             Some(target) => {
@@ -181,7 +219,7 @@ pub fn negotiate(accept: Option<&str>, query: &Query, agent: &str, offers: Offer
         };
         let pretty = match (query.flag("pretty"), clause.param("pretty")) {
             (Some(asked), _) => asked,
-            (None, Some(asked)) => asked == "1" || asked == "true",
+            (None, Some(asked)) => asked == "1",
             (None, None) => ["curl", "Wget", "Mozilla/5.0"].iter().any(|a| agent.starts_with(a)),
         };
         return Ok(Form { media, pretty: pretty && offers != Offers::Watch, transform });
@@ -213,8 +251,13 @@ mod tests {
         assert_eq!(form("application/yaml;q=0.5, application/json;q=0.9").unwrap().media, Media::Json);
         assert_eq!(form("application/vnd.kubernetes.protobuf, */*").unwrap(), Form::JSON);
         assert!(form("application/vnd.kubernetes.protobuf").is_err());
-        assert!(route_accepts(Some("application/*"), false).is_err());
-        assert!(route_accepts(Some("text/html, */*"), false).is_ok());
+        assert!(form("application/json;v=v1").is_err());
+        assert!(form("application/json;AS=Table;v=v1;g=meta.k8s.io").is_err());
+        assert!(form("application/json;stream=nope").is_err());
+        assert!(form("application/json;stream=watch").is_ok());
+        assert!(route_accepts(Some("application/*"), Produces::Objects).is_err());
+        assert!(route_accepts(Some("text/html, */*"), Produces::Json).is_ok());
+        assert!(route_accepts(Some("application/json"), Produces::KeySet).is_err());
     }
 
     #[test]

@@ -57,6 +57,17 @@ pub fn v2(protobuf: bool) -> (&'static str, Vec<u8>) {
     ("application/com.github.proto-openapi.spec.v2.v1.0+protobuf", document)
 }
 
+/// Whether a document can be answered: as JSON, also to who asks for protobuf alone.
+#[must_use]
+pub fn accepts(accept: Option<&str>) -> bool {
+    let Some(accept) = accept.filter(|a| !a.trim().is_empty()) else { return true };
+    let kinds = accept.split(',').map(|clause| clause.split(';').next().unwrap_or("").trim());
+    kinds.into_iter().any(|kind| {
+        matches!(kind, "*/*" | "application/*" | "application/json")
+            || kind.starts_with("application/com.github.proto-openapi.spec.")
+    })
+}
+
 /// `/openapi/v3/<path>`, for `api/v1`, `apis/apps/v1` and so on.
 #[must_use]
 pub fn document(path: &str) -> Option<Bytes> {

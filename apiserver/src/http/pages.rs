@@ -8,9 +8,9 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH
 use machinery::api::ApiError;
 use serde_json::{Value, json};
 
-use super::discovery::{self, AGGREGATED};
+use super::discovery::{self, AGGREGATED, AGGREGATED_YAML};
 use super::handle::{Asking, Front};
-use super::negotiate::{Form, Media, Offers};
+use super::negotiate::{self, Form, Media, Offers, Produces};
 use super::route::Route;
 use super::{health, metrics, openapi, respond};
 use crate::auth::jwks;
@@ -28,6 +28,9 @@ impl Front {
             let form = asked.form(Offers::Plain)?;
             Ok(respond::value(200, form, value))
         };
+        let accept = asked.accept();
+        let accepts = |produces: Produces| negotiate::route_accepts(accept.as_deref(), produces);
+        let routed = |value: &Value| accepts(Produces::Objects).and_then(|()| document(value));
         match page {
             Route::Health(root, one) => {
                 let mut response = health::answer(&root, one.as_deref(), &self.checks(&root), asked.query);
@@ -37,11 +40,13 @@ impl Front {
                 Ok(response)
             }
             Route::Metrics => Ok(respond::bytes(200, metrics::MEDIA_TYPE, self.metrics.text())),
-            Route::Version => Ok(respond::value(200, Form::PRETTY, &discovery::version())),
+            Route::Version => {
+                accepts(Produces::Json).map(|()| respond::value(200, Form::PRETTY, &discovery::version()))
+            }
             Route::Index => Ok(respond::value(200, Form::PRETTY, &json!({"paths": self.paths()}))),
             Route::Core => match self.aggregated(asking, true) {
                 Some(response) => Ok(response),
-                None => document(&self.discovery.versions()),
+                None => routed(&self.discovery.versions()),
             },
             Route::Groups => match self.aggregated(asking, false) {
                 Some(response) => Ok(response),
@@ -49,21 +54,25 @@ impl Front {
             },
             Route::Group(group) => document(&self.discovery.group(&group).ok_or(ApiError::NoSuchResource)?),
             Route::Resources(group, version) => {
-                document(&self.discovery.resources(&group, &version).ok_or(ApiError::NoSuchResource)?)
+                routed(&self.discovery.resources(&group, &version).ok_or(ApiError::NoSuchResource)?)
             }
             Route::OpenApiV2 => {
-                let accept = asked.accept().unwrap_or_default();
+                if !openapi::accepts(accept.as_deref()) {
+                    return Ok(respond::nothing(406));
+                }
+                let accept = accept.unwrap_or_default();
                 let (media, body) = openapi::v2(accept.contains(openapi::V2_PROTOBUF_ASKED));
                 Ok(respond::bytes(200, media, body))
             }
             Route::OpenApiIndex | Route::OpenApi(_) => Ok(self.open_api(asking, page)),
             Route::Issuer => {
-                Ok(respond::value(200, Form::JSON, &jwks::configuration(&self.address))).map(|mut response| {
-                    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(jwks::CACHE_CONTROL));
-                    response
-                })
+                accepts(Produces::Json)?;
+                let mut response = respond::value(200, Form::JSON, &jwks::configuration(&self.address));
+                response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(jwks::CACHE_CONTROL));
+                Ok(response)
             }
             Route::Keys => {
+                accepts(Produces::KeySet)?;
                 let mut response = respond::value(200, Form::JSON, &jwks::keys(self.authenticator.key()));
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(jwks::KEYS_MEDIA_TYPE));
                 response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(jwks::CACHE_CONTROL));
@@ -76,18 +85,30 @@ impl Front {
     /// Aggregated discovery, where it is asked for; it wins wherever it stands in Accept.
     fn aggregated(&self, asking: &Asking<'_>, core: bool) -> Option<Response<Body>> {
         let accept = asking.asked.accept()?;
-        let wanted = accept.split(',').any(|clause| {
+        let media = accept.split(',').find_map(|clause| {
             let mut pieces = clause.split(';').map(str::trim);
-            let json = pieces.next() == Some("application/json");
+            let media = match pieces.next() {
+                Some("application/json") => Media::Json,
+                Some("application/yaml") => Media::Yaml,
+                _ => return None,
+            };
             let params: Vec<&str> = pieces.collect();
-            json && ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"].iter().all(|p| params.contains(p))
-        });
-        if !wanted {
-            return None;
-        }
+            let wanted =
+                ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"].iter().all(|p| params.contains(p));
+            wanted.then_some(media)
+        })?;
         let (document, tag) = self.discovery.aggregated(core);
         let known = asking.asked.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == tag.as_bytes());
-        let mut response = respond::bytes(200, AGGREGATED, if known { Body::empty() } else { document.clone().into() });
+        let mut response = match media {
+            _ if known => respond::bytes(200, AGGREGATED, Body::empty()),
+            Media::Json => respond::bytes(200, AGGREGATED, document.clone()),
+            Media::Yaml => {
+                let document: Value = serde_json::from_slice(document).unwrap_or_default();
+                let mut response = respond::value(200, Form { media, ..Form::JSON }, &document);
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(AGGREGATED_YAML));
+                response
+            }
+        };
         if known {
             *response.status_mut() = http::StatusCode::NOT_MODIFIED;
         }
@@ -104,8 +125,17 @@ impl Front {
         let (body, tag) = match page {
             // The index stays as it is while the process lives: it is made of the table.
             Route::OpenApi(path) => match openapi::document(&path) {
-                None => return respond::bytes(404, "text/plain; charset=utf-8", Body::empty()),
-                Some(body) => (body, openapi::hash(&path)),
+                None => return respond::nothing(404),
+                Some(_) if !openapi::accepts(asking.asked.accept().as_deref()) => return respond::nothing(406),
+                Some(body) => {
+                    let hash = openapi::hash(&path);
+                    if let (Some(asked), Some(hash)) = (asking.asked.query.get("hash"), &hash)
+                        && asked != hash
+                    {
+                        return respond::moved(&format!("/openapi/v3/{path}?hash={hash}"));
+                    }
+                    (body, hash)
+                }
             },
             _ => return respond::bytes(200, "text/plain; charset=utf-8", openapi::index()),
         };

@@ -6,7 +6,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, VARY};
 use http::{HeaderMap, Response, StatusCode};
 use jiff::Timestamp;
 use machinery::api::ApiError;
@@ -66,6 +66,25 @@ pub fn bytes(code: u16, media: &'static str, body: impl Into<Body>) -> Response<
 pub fn text(code: u16, text: String) -> Response<Body> {
     let mut response = bytes(code, "text/plain; charset=utf-8", text);
     response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// A code alone.
+#[must_use]
+pub fn nothing(code: u16) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+}
+
+/// 301, as Go's `http.Redirect` writes it.
+#[must_use]
+pub fn moved(to: &str) -> Response<Body> {
+    let page = format!("<a href=\"{to}\">Moved Permanently</a>.\n\n");
+    let mut response = bytes(301, "text/html; charset=utf-8", page);
+    if let Ok(to) = HeaderValue::from_str(to) {
+        response.headers_mut().insert(LOCATION, to);
+    }
     response
 }
 

@@ -88,6 +88,9 @@ pub fn find(method: &str, info: &Info, discovery: &Discovery) -> Result<Route, N
         "/openid/v1/jwks" | "/openid/v1/jwks/" => return get(method, Route::Keys),
         _ => {}
     }
+    if path.starts_with("/.well-known/openid-configuration/") {
+        return Err(ApiError::NoSuchResource.into());
+    }
     for root in ["/livez", "/readyz", "/healthz"] {
         match path.strip_prefix(root) {
             Some("") => return Ok(Route::Health(root.into(), None)),
@@ -112,8 +115,9 @@ pub fn find(method: &str, info: &Info, discovery: &Discovery) -> Result<Route, N
             _ => resource(method, info),
         };
     }
+    // Upstream serves these two beside its router, which is what looks at methods.
     if trimmed == "/apis" {
-        return get(method, Route::Groups);
+        return Ok(Route::Groups);
     }
     let group = path.strip_prefix("/apis/").and_then(|rest| rest.split('/').next()).unwrap_or("");
     if !discovery.has_group(group) {
@@ -121,7 +125,7 @@ pub fn find(method: &str, info: &Info, discovery: &Discovery) -> Result<Route, N
     }
     let rest = trimmed.strip_prefix("/apis/").unwrap_or("");
     match rest.split('/').collect::<Vec<_>>().as_slice() {
-        [group] => get(method, Route::Group((*group).into())),
+        [group] => Ok(Route::Group((*group).into())),
         [group, version] => {
             if discovery.group_versions().any(|(g, v)| g == *group && v == *version) {
                 get(method, Route::Resources((*group).into(), (*version).into()))
@@ -297,6 +301,9 @@ mod tests {
             ("HEAD", "/api/v1/namespaces/default", "405"),
             ("OPTIONS", "/api/v1/namespaces/default", "405"),
             ("POST", "/version", "405"),
+            ("POST", "/apis", "other"),
+            ("DELETE", "/apis/apps", "other"),
+            ("DELETE", "/apis/apps/v1", "405"),
         ] {
             assert_eq!(say(method, target), wanted, "{method} {target}");
         }

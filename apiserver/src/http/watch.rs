@@ -19,6 +19,7 @@ use super::respond;
 use super::table::{Tables, write_partial};
 use crate::cache::{Cached, Gone, Kind, Seen};
 use crate::resources::Row;
+use crate::schema;
 use crate::verbs::WatchStart;
 
 /// One piece of the stream; bounds what a slow client holds beside its ring.
@@ -217,7 +218,7 @@ impl Stream {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let row = self.lens.row;
-        let object = json!({"kind": row.kind, "apiVersion": row.api_version(), "metadata": metadata});
+        let mut object = json!({"kind": row.kind, "apiVersion": row.api_version(), "metadata": metadata});
         if let Some(tables) = self.lens.tables {
             return self.table_frame(tables, "BOOKMARK", &object);
         }
@@ -225,7 +226,13 @@ impl Stream {
             Some(Transform::Metadata(version) | Transform::MetadataList(version)) => json!({
                 "kind": "PartialObjectMetadata", "apiVersion": version.api_version(), "metadata": object["metadata"],
             }),
-            _ => object,
+            _ => {
+                // An object of nothing, which upstream prints as any other.
+                if schema::normalise(row.schema, &mut object).is_ok() && row.group == "apps" {
+                    object["spec"]["replicas"] = json!(0);
+                }
+                object
+            }
         };
         format!("{{\"type\":\"BOOKMARK\",\"object\":{object}}}\n").into()
     }

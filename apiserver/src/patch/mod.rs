@@ -11,6 +11,7 @@ use machinery::api::selector::go_quoted;
 use serde_json::Value;
 
 use crate::schema::raw::{self, Raw};
+use crate::schema::typed::Form;
 use crate::schema::{Decoded, FieldValidation, Target, decode, table, typed};
 
 /// The patch types.
@@ -54,7 +55,7 @@ pub fn apply(
             let (operations, findings) = json::read(raw).map_err(|e| bad_patch(&e, checked))?;
             if operations.len() > json::OPERATIONS_MAX {
                 return Err(ApiError::TooLarge(format!(
-                    "Request entity is too large: The allowed maximum operations in a JSON patch is {}, got {}",
+                    "Request entity too large: The allowed maximum operations in a JSON patch is {}, got {}",
                     json::OPERATIONS_MAX,
                     operations.len()
                 )));
@@ -109,7 +110,8 @@ fn decode_patched(
     validation: FieldValidation,
 ) -> ApiResult<Decoded> {
     let shown = |patched: &Value| serde_json::to_string(patched).unwrap_or_default();
-    if patch_shown.is_some() {
+    let strategic = patch_shown.is_some();
+    if strategic {
         // Upstream converts into the Go type, whatever the patch calls it.
         if let Some(map) = patched.as_object_mut() {
             map.remove("kind");
@@ -117,11 +119,19 @@ fn decode_patched(
         }
     } else if let Some(error) = other_kind(&patched, target) {
         return Err(invalid(&shown(&patched), &error));
+    } else if patched.get("apiVersion").and_then(Value::as_str).is_none_or(str::is_empty) {
+        // Upstream reads it as its internal type then, which has none of these fields.
+        let keys = patched.as_object().into_iter().flat_map(|map| map.keys()).filter(|key| *key != "kind");
+        let unknown = keys.filter(|key| *key != "apiVersion").map(|key| format!("unknown field {}", go_quoted(key)));
+        if validation != FieldValidation::Ignore {
+            findings.extend(unknown);
+        }
+        patched = Value::Object(Default::default());
     }
     let text = patch_shown.unwrap_or_else(|| shown(&patched));
     // Findings of the patch itself and of its result count together.
     let told = if validation == FieldValidation::Strict { FieldValidation::Warn } else { validation };
-    let mut decoded = decode::value(patched, target, told).map_err(|error| invalid(&text, &error))?;
+    let mut decoded = decode::value(patched, target, told, strategic).map_err(|error| invalid(&text, &error))?;
     findings.append(&mut decoded.warnings);
     if validation == FieldValidation::Strict && !findings.is_empty() {
         return Err(invalid(&text, &format!("strict decoding error: {}", findings.join(", "))));
@@ -136,12 +146,18 @@ fn other_kind(patched: &Value, target: &Target<'_>) -> Option<String> {
     } else {
         format!("{}/{}", target.group, target.version)
     };
+    if text("apiVersion").is_some_and(|version| version.matches('/').count() > 1) {
+        return Some(format!("unexpected GroupVersion string: {}", text("apiVersion").unwrap_or_default()));
+    }
     let (kind, version) = (text("kind").unwrap_or(target.kind), text("apiVersion").unwrap_or(&expected));
     if kind == target.kind && version == expected {
         return None;
     }
     let (group, plain) = version.split_once('/').unwrap_or(("", version));
-    Some(if table().of_kind(group, plain, kind).is_some() {
+    Some(if let Some(found) = table().of_kind(group, plain, kind) {
+        if let Err(error) = typed::convert(found, Raw::from(patched.clone()), Form::Sparse) {
+            return Some(error);
+        }
         let hub = if target.group.is_empty() { "core" } else { target.group.split('.').next().unwrap_or_default() };
         format!("converting ({plain}.{kind}) to ({hub}.{}): unknown conversion", target.kind)
     } else {

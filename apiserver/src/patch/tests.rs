@@ -182,6 +182,42 @@ fn strategic_directives() {
     assert_eq!(after(json!({"metadata": {"finalizers": ["e/f", "a/b"]}})), json!(["e/f", "a/b", "c/d"]));
 }
 
+#[test]
+fn refusals_are_in_upstreams_words() {
+    let cause = |kind, patch: &Value, current: &Value, target| {
+        let error = apply(kind, patch.to_string().as_bytes(), current, target, FieldValidation::Warn).unwrap_err();
+        error.status().details.unwrap().causes[0].message.rsplit(": ").next().unwrap().to_owned()
+    };
+    let deployment = with_pod(json!({"containers": [{"name": "a", "image": "i"}]}));
+    for (patch, wanted) in [
+        (json!({"spec": {"replicas": "x"}}), "unrecognized type: int32"),
+        (json!({"spec": {"minReadySeconds": 1.5}}), "cannot convert float64 to int32"),
+        (json!({"spec": {"paused": 1}}), "unrecognized type: bool"),
+        (json!({"spec": "x"}), "cannot restore struct from: string"),
+        (
+            json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "ports": "x"}]}}}}),
+            "cannot restore slice from string",
+        ),
+        (json!({"metadata": {"labels": {"a": 1}}}), "cannot convert int64 to string"),
+        (json!({"metadata": {"labels": []}}), "cannot restore map from slice"),
+    ] {
+        let got = cause(PatchKind::Strategic, &patch, &deployment, &DEPLOYMENT);
+        assert!(wanted.ends_with(&got), "{patch}: {got}");
+    }
+    for (patch, wanted) in [
+        (json!({"apiVersion": "a/b/c"}), "a/b/c"),
+        (json!({"kind": "Secret"}), "illegal base64 data at input byte 0"),
+        (json!({"kind": "Secret", "data": null}), "unknown conversion"),
+    ] {
+        assert_eq!(cause(PatchKind::Merge, &patch, &config_map(), &MAP), wanted, "{patch}");
+    }
+    // Without a version nothing is left of an object, not even its name.
+    let patch = json!({"apiVersion": null}).to_string();
+    let nothing = apply(PatchKind::Merge, patch.as_bytes(), &config_map(), &MAP, FieldValidation::Warn).unwrap();
+    assert_eq!(nothing.warnings, ["unknown field \"data\"", "unknown field \"metadata\""]);
+    assert!(nothing.object["metadata"]["name"].is_null());
+}
+
 fn small() -> impl Strategy<Value = Value> {
     let leaf =
         prop_oneof![Just(Value::Null), Just(json!("x")), Just(json!(1)), Just(json!("delete")), Just(json!("replace"))];

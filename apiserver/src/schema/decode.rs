@@ -190,9 +190,10 @@ pub fn options(bytes: &[u8], media: Media, kind: &str, type_name: &str) -> ApiRe
     typed::convert(type_name, raw, Form::Sparse).map(|c| c.object).map_err(refused)
 }
 
-/// Decodes what a patch yields; `Err` is Go's sentence, for the patch's own error.
-pub fn value(object: Value, target: &Target<'_>, validation: FieldValidation) -> Result<Decoded, String> {
-    let converted = typed::convert(target.type_name, Raw::from(object), Form::Sparse)?;
+/// Decodes what a patch yields; `Err` is Go's sentence, for the patch's own error. `of_map`: of a strategic patch.
+pub fn value(object: Value, target: &Target<'_>, validation: FieldValidation, of_map: bool) -> Result<Decoded, String> {
+    let convert = if of_map { typed::convert_map } else { typed::convert };
+    let converted = convert(target.type_name, Raw::from(object), Form::Sparse)?;
     let warnings = settle(converted.findings, validation)
         .map_err(|findings| format!("strict decoding error: {}", findings.join(", ")))?;
     Ok(Decoded { object: finish(converted.object, target), warnings })
@@ -298,13 +299,37 @@ fn defaulted_version(opened: &Opened<'_>, target: &Target<'_>) -> String {
 
 /// Whether upstream's scheme knows the kind, also in versions that are no longer served.
 fn registered(group: &str, version: &str, kind: &str) -> bool {
-    let known = |group: &str| table().kinds.iter().any(|k| k.group == group && k.kind == kind);
-    if table().of_kind(group, version, kind).is_some() || (group, version, kind) == ("", "v1", "List") {
-        return true;
-    }
-    let pre_release = version.contains("alpha") || version.contains("beta");
-    pre_release && (known(group) || group == "extensions" && ["apps", "networking.k8s.io"].into_iter().any(known))
+    table().of_kind(group, version, kind).is_some()
+        || (group, version, kind) == ("", "v1", "List")
+        || NO_LONGER_SERVED.iter().any(|(g, v, kinds)| *g == group && *v == version && kinds.contains(&kind))
 }
+
+/// Kinds in versions that upstream's scheme still knows.
+const NO_LONGER_SERVED: &[(&str, &str, &[&str])] = &[
+    ("apps", "v1beta1", &["ControllerRevision", "Deployment", "DeploymentRollback", "Scale", "StatefulSet"]),
+    ("apps", "v1beta2", &["ControllerRevision", "DaemonSet", "Deployment", "ReplicaSet", "Scale", "StatefulSet"]),
+    ("authentication.k8s.io", "v1alpha1", &["SelfSubjectReview"]),
+    ("authentication.k8s.io", "v1beta1", &["SelfSubjectReview", "TokenReview"]),
+    ("authorization.k8s.io", "v1beta1", ACCESS_REVIEWS),
+    ("batch", "v1beta1", &["CronJob"]),
+    ("coordination.k8s.io", "v1alpha2", &["LeaseCandidate"]),
+    ("coordination.k8s.io", "v1beta1", &["Lease", "LeaseCandidate"]),
+    ("discovery.k8s.io", "v1beta1", &["EndpointSlice"]),
+    ("events.k8s.io", "v1beta1", &["Event"]),
+    ("extensions", "v1beta1", EXTENSIONS),
+    ("networking.k8s.io", "v1beta1", &["Ingress", "IngressClass", "IPAddress", "ServiceCIDR"]),
+    ("node.k8s.io", "v1alpha1", &["RuntimeClass"]),
+    ("node.k8s.io", "v1beta1", &["RuntimeClass"]),
+    ("policy", "v1beta1", &["Eviction", "PodDisruptionBudget"]),
+    ("rbac.authorization.k8s.io", "v1alpha1", RBAC),
+    ("rbac.authorization.k8s.io", "v1beta1", RBAC),
+    ("scheduling.k8s.io", "v1beta1", &["PriorityClass"]),
+];
+const ACCESS_REVIEWS: &[&str] =
+    &["LocalSubjectAccessReview", "SelfSubjectAccessReview", "SelfSubjectRulesReview", "SubjectAccessReview"];
+const EXTENSIONS: &[&str] =
+    &["DaemonSet", "Deployment", "DeploymentRollback", "Ingress", "NetworkPolicy", "ReplicaSet", "Scale"];
+const RBAC: &[&str] = &["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
 
 /// The head of a body as upstream shows it.
 fn summary(bytes: &[u8]) -> String {

@@ -36,6 +36,15 @@ pub(crate) struct Converted {
 
 /// Converts a value of a known type; the error is Go's sentence.
 pub(crate) fn convert(type_name: &str, raw: Raw, form: Form) -> Result<Converted, String> {
+    run(type_name, raw, form, false)
+}
+
+/// As upstream reads what a strategic patch yields: from maps instead of from JSON, with other sentences.
+pub(crate) fn convert_map(type_name: &str, raw: Raw, form: Form) -> Result<Converted, String> {
+    run(type_name, raw, form, true)
+}
+
+fn run(type_name: &str, raw: Raw, form: Form, of_map: bool) -> Result<Converted, String> {
     let found = table().by_name(type_name).ok_or_else(|| format!("no type {type_name}"))?;
     let mut walk = Walk {
         form,
@@ -46,6 +55,7 @@ pub(crate) fn convert(type_name: &str, raw: Raw, form: Form) -> Result<Converted
         fatal: None,
         go: Vec::new(),
         go_struct: "",
+        of_map,
     };
     let object = walk.object(found, raw).unwrap_or_else(|| Value::Object(Map::new()));
     match walk.fatal.or(walk.error) {
@@ -119,6 +129,8 @@ struct Walk {
     /// The fields entered, and the type of the innermost: Go's context of an error.
     go: Vec<&'static str>,
     go_struct: &'static str,
+    /// Whether errors are those of Go's reflection.
+    of_map: bool,
 }
 
 impl Walk {
@@ -146,9 +158,30 @@ impl Walk {
         }
     }
 
+    /// A value of a wrong type, in the words of reflection where it was read by that.
+    fn misfit(&mut self, raw: &Raw, wanted: &str, go_type: &str) {
+        if !self.of_map {
+            return self.mismatch(raw.go_name(), go_type);
+        }
+        let have = match raw {
+            Raw::String(_) => "string",
+            Raw::Bool(_) => "bool",
+            Raw::Int(_) => "int64",
+            Raw::Number(_) => "float64",
+            Raw::List(_) => "slice",
+            _ => "map",
+        };
+        self.fail(|| match (wanted, have) {
+            ("string", "int64") | ("int32" | "int64", "float64") => format!("cannot convert {have} to {go_type}"),
+            ("slice" | "map", _) => format!("cannot restore {wanted} from {have}"),
+            ("struct", _) => format!("cannot restore struct from: {have}"),
+            _ => format!("unrecognized type: {wanted}"),
+        });
+    }
+
     fn mismatched(&self, value: &str, go_type: &str) -> String {
         let (place, inner) = (self.go.join("."), self.go_struct);
-        if place.is_empty() {
+        if place.is_empty() || self.of_map {
             format!("json: cannot unmarshal {value} into Go value of type {go_type}")
         } else {
             format!("json: cannot unmarshal {value} into Go struct field {inner}.{place} of type {go_type}")
@@ -169,7 +202,7 @@ impl Walk {
             }
             other => {
                 let name = found.name.rsplit('.').take(2).collect::<Vec<_>>();
-                self.mismatch(other.go_name(), &format!("{}.{}", name.get(1).unwrap_or(&""), name[0]));
+                self.misfit(&other, "struct", &format!("{}.{}", name.get(1).unwrap_or(&""), name[0]));
                 return None;
             }
         };
@@ -292,6 +325,14 @@ impl Walk {
             (Kind::Int64, Raw::Int(n)) => Some(n.into()),
             (Kind::Int32, Raw::Int(n)) if i32::try_from(n).is_ok() => Some(n.into()),
             (Kind::Int32 | Kind::Int64, Raw::Number(text)) if &*text == "-0" => Some(0.into()),
+            (Kind::Int32 | Kind::Int64, Raw::Number(text)) if self.of_map => {
+                let whole = text.parse::<f64>().ok().filter(|n| n.fract() == 0.0 && n.abs() <= f64::from(i32::MAX));
+                if whole.is_none() {
+                    self.fail(|| format!("cannot convert float64 to {}", go_type()));
+                }
+                #[expect(clippy::cast_possible_truncation, reason = "whole and within 32 bits")]
+                whole.map(|n| Value::from(n as i64))
+            }
             (Kind::Int32, Raw::Int(n)) => {
                 self.mismatch(&format!("number {n}"), &go_type());
                 None
@@ -322,8 +363,17 @@ impl Walk {
                 self.give_up(self.mismatched(&shown, "int32"));
                 None
             }
-            (_, raw) => {
-                self.mismatch(raw.go_name(), &go_type());
+            (kind, raw) => {
+                let wanted = match kind {
+                    Kind::String => "string",
+                    Kind::Bool => "bool",
+                    Kind::Int32 => "int32",
+                    Kind::Int64 => "int64",
+                    Kind::Double => "float64",
+                    Kind::Map(_) => "map",
+                    _ => "slice",
+                };
+                self.misfit(&raw, wanted, &go_type());
                 None
             }
         }
@@ -368,7 +418,8 @@ impl Walk {
                 let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=');
                 let at = joined.find(|c| !known(c)).unwrap_or(match error {
                     base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-                    _ => joined.len(),
+                    // Go names where the last, incomplete group begins.
+                    _ => joined.len() / 4 * 4,
                 });
                 // Go lets stray bits in the last symbol pass; they are dropped on the way out.
                 if let Ok(bytes) = LOOSE.decode(&joined) {

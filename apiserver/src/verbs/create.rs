@@ -2,7 +2,7 @@
 
 use crate::admission::Operation;
 use machinery::api::ApiError;
-use machinery::api::error::{Details, Status};
+use machinery::api::error::Status;
 use serde_json::{Value, json};
 
 use super::object::{self, metadata_mut};
@@ -28,6 +28,7 @@ impl Verbs {
             }
         }
         object::match_namespace(&mut object, call.object_namespace())?;
+        object::dedup_owners(&mut object, &mut call.warnings, false);
         let given = object::text(&object, "name").to_owned();
         let review = call.review(Operation::Create, &given, options.dry_run);
         self.admit(&review, &mut object, None).await?;
@@ -109,7 +110,7 @@ impl Verbs {
             tries -= 1;
             match &original {
                 Some(original) if tries > 0 => object.clone_from(original),
-                _ => return Err(exists(call, &name, taken)),
+                _ => return Err(exists(call, &name, taken, !prefix.is_empty())),
             }
         }
     }
@@ -119,12 +120,20 @@ impl Verbs {
 const SYSTEM_FIELDS: &[&str] =
     &["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"];
 
-fn exists(call: &Call<'_>, name: &str, deleting: bool) -> ApiError {
+/// `generates`: the object asks for a generated name, whether or not it got one.
+fn exists(call: &Call<'_>, name: &str, deleting: bool, generates: bool) -> ApiError {
     let plain = ApiError::AlreadyExists(call.resource(), name.to_owned());
-    if !deleting {
+    if !deleting && !generates {
         return plain;
     }
-    let Status { message, details, .. } = plain.status();
-    let status = Status::failure(409, "AlreadyExists", format!("object is being deleted: {message}"));
-    ApiError::Other(Box::new(Status { details: details.or_else(|| Some(Details::default())), ..status }))
+    let Status { mut message, details, .. } = plain.status();
+    let mut details = details.unwrap_or_default();
+    if generates {
+        message.push_str(", the server was not able to generate a unique name for the object");
+        details.retry_after_seconds = 1;
+    }
+    if deleting {
+        message = format!("object is being deleted: {message}");
+    }
+    ApiError::Other(Box::new(Status::failure(409, "AlreadyExists", message).with(details)))
 }

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use machinery::api::ApiError;
 use machinery::api::error::Status;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const VERSION: &str = "meta.k8s.io/v1";
 
@@ -49,14 +49,16 @@ impl Continue {
         let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|e| {
             let at = match e {
                 base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-                _ => token.len(),
+                // Go names where the last, incomplete group begins, and counts no padding.
+                _ => token.find('=').unwrap_or(token.len() / 4 * 4),
             };
             bad(format!("illegal base64 data at input byte {at}"))
         })?;
-        let wire: Wire = serde_json::from_slice(&bytes).map_err(|_| {
-            let first = bytes.first().map_or(' ', |b| *b as char);
-            bad(format!("invalid character '{first}' looking for beginning of value"))
-        })?;
+        let wire: Option<Wire> = serde_json::from_slice::<Value>(&bytes)
+            .ok()
+            .filter(Value::is_object)
+            .and_then(|value| serde_json::from_value(value).ok());
+        let wire = wire.ok_or_else(|| bad(go_json_error(&bytes)))?;
         if wire.v != VERSION {
             return Err(bad(format!("server does not recognize this encoded version {}", wire.v)));
         }
@@ -72,6 +74,36 @@ impl Continue {
             return Err(bad(wire.start));
         }
         Ok(Self { revision: u64::try_from(wire.rv).ok(), start })
+    }
+}
+
+/// What Go's decoder says of a token that doesn't read.
+fn go_json_error(bytes: &[u8]) -> String {
+    let named = |value: &Value| match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let wrong = |value: &Value, field: &str, kind: &str| {
+        format!("json: cannot unmarshal {} into Go struct field continueToken.{field} of type {kind}", named(value))
+    };
+    match serde_json::from_slice::<Value>(bytes) {
+        Ok(Value::Object(map)) => {
+            let text = |field: &str| map.get(field).filter(|v| !v.is_string()).map(|v| wrong(v, field, "string"));
+            let number = map.get("rv").filter(|v| v.as_i64().is_none()).map(|v| wrong(v, "rv", "int64"));
+            text("v").or(number).or_else(|| text("start")).unwrap_or_default()
+        }
+        Ok(other) => {
+            format!("json: cannot unmarshal {} into Go value of type storage.continueToken", named(&other))
+        }
+        Err(_) if bytes.is_empty() => "unexpected end of JSON input".into(),
+        Err(_) => {
+            let first = bytes.first().map_or(' ', |b| *b as char);
+            format!("invalid character '{first}' looking for beginning of value")
+        }
     }
 }
 
@@ -103,6 +135,17 @@ mod tests {
         assert_eq!(Continue::decode(&Continue::after("n/a", None).encode()).unwrap().revision, None);
         for bad in ["abc", "!", "eyJ2IjoibWV0YS5rOHMuaW8vdjEifQ", "eyJ2Ijoibm9wZSIsInJ2IjoxLCJzdGFydCI6ImEifQ"] {
             assert_eq!(Continue::decode(bad).unwrap_err().status().code, 400, "{bad}");
+        }
+        for (bad, why) in [
+            ("a", "illegal base64 data at input byte 0"),
+            ("!!!", "illegal base64 data at input byte 0"),
+            ("W10=", "illegal base64 data at input byte 3"),
+            ("eA==", "illegal base64 data at input byte 2"),
+            ("W10", "json: cannot unmarshal array into Go value of type storage.continueToken"),
+            ("eyJydiI6ICJ4In0", "json: cannot unmarshal string into Go struct field continueToken.rv of type int64"),
+        ] {
+            let message = Continue::decode(bad).unwrap_err().status().message;
+            assert_eq!(message, format!("invalid continue token: continue key is not valid: {why}"), "{bad}");
         }
     }
 }

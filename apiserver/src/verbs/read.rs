@@ -125,7 +125,8 @@ impl Verbs {
                 ApiError::BadRequest(format!("invalid resource version: resourceVersion: Invalid value: {text:?}: {e}"))
             })?,
         };
-        let mut limit = usize::try_from(options.limit).unwrap_or(0);
+        // As upstream's cache: a list of any version comes whole.
+        let limit = if asked == "0" { 0 } else { usize::try_from(options.limit).unwrap_or(0) };
         let (mut at, mut start) = (None, None);
         if options.continue_token.is_empty() {
             let exact = match options.version_match {
@@ -135,9 +136,6 @@ impl Verbs {
             };
             if wanted > 0 {
                 self.reach(wanted).await?;
-            } else if asked == "0" {
-                // As upstream's cache: a list of any version comes whole.
-                limit = 0;
             }
             at = (exact && wanted > 0).then_some(wanted);
         } else {

@@ -105,8 +105,9 @@ impl Parser {
             Token::Word(key) => key,
             other => return Err(format!("found '{}', expected: identifier", other.text())),
         };
-        if let Some(problem) = rules::label_key(&key).into_iter().next() {
-            return Err(format!("<nil>: Invalid value: {}: {problem}", quoted(&key)));
+        let problems = rules::label_key(&key);
+        if !problems.is_empty() {
+            return Err(format!("<nil>: Invalid value: {}: {}", quoted(&key), problems.join("; ")));
         }
         if absent {
             return Ok(LabelRequirement { key, op: LabelOp::DoesNotExist, values: Vec::new() });
@@ -133,6 +134,7 @@ impl Parser {
                         quoted(&value)
                     )
                 })?;
+                check_values(&key, &BTreeSet::from([value.clone()]))?;
                 (if sign == ">" { LabelOp::Gt } else { LabelOp::Lt }, vec![value])
             }
             other => {
@@ -204,9 +206,10 @@ impl Parser {
 
 fn check_values(key: &str, values: &BTreeSet<String>) -> Result<(), String> {
     for (i, value) in values.iter().enumerate() {
-        if let Some(problem) = rules::label_value(value).into_iter().next() {
+        let problems = rules::label_value(value);
+        if !problems.is_empty() {
             let shown = quoted(value);
-            return Err(format!("values[{i}][{key}]: Invalid value: {shown}: {problem}"));
+            return Err(format!("values[{i}][{key}]: Invalid value: {shown}: {}", problems.join("; ")));
         }
     }
     Ok(())
@@ -320,6 +323,20 @@ mod tests {
     #[test]
     fn label_sentences() {
         for (selector, sentence) in [
+            (
+                "x>-1",
+                "unable to parse requirement: values[0][x]: Invalid value: \"-1\": a valid label must be an empty string or \
+                 consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character \
+                 (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is \
+                 '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
+            ),
+            (
+                "x/",
+                "unable to parse requirement: <nil>: Invalid value: \"x/\": name part must be non-empty; name part must \
+                 consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character \
+                 (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
+                 '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
+            ),
             ("a in (", "unable to parse requirement: found '', expected: ',', ')' or identifier"),
             ("a,,b", "found ',', expected: identifier after ','"),
             ("a=b c", "found 'c', expected: ',' or 'end of string'"),

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::selector::go_quoted;
+
 /// One entry of `Status.details.causes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Cause {
@@ -180,13 +182,13 @@ impl ApiError {
                 let what = if named.kind.is_empty() {
                     format!("forbidden: {why}")
                 } else {
-                    format!("{} {name:?} is forbidden: {why}", named.qualified())
+                    format!("{} {} is forbidden: {why}", named.qualified(), go_quoted(name))
                 };
                 let what = if name.is_empty() { what.replacen(" \"\"", "", 1) } else { what };
                 Status::failure(403, "Forbidden", what).with(on(named, name))
             }
             Self::NotFound(named, name) => {
-                Status::failure(404, "NotFound", format!("{} {name:?} not found", named.qualified()))
+                Status::failure(404, "NotFound", format!("{} {} not found", named.qualified(), go_quoted(name)))
                     .with(on(named, name))
             }
             Self::NoSuchResource => {
@@ -201,14 +203,16 @@ impl ApiError {
                 "NotAcceptable",
                 format!("only the following media types are accepted: {}", types.join(", ")),
             ),
-            Self::AlreadyExists(named, name) => {
-                Status::failure(409, "AlreadyExists", format!("{} {name:?} already exists", named.qualified()))
-                    .with(on(named, name))
-            }
+            Self::AlreadyExists(named, name) => Status::failure(
+                409,
+                "AlreadyExists",
+                format!("{} {} already exists", named.qualified(), go_quoted(name)),
+            )
+            .with(on(named, name)),
             Self::Conflict(named, name, why) => Status::failure(
                 409,
                 "Conflict",
-                format!("Operation cannot be fulfilled on {} {name:?}: {why}", named.qualified()),
+                format!("Operation cannot be fulfilled on {} {}: {why}", named.qualified(), go_quoted(name)),
             )
             .with(on(named, name)),
             Self::Expired(message) => Status::failure(410, "Expired", message),
@@ -222,9 +226,10 @@ impl ApiError {
                 ),
             ),
             Self::Invalid(named, name, causes) => {
+                let what = format!("{} {}", named.qualified(), go_quoted(name));
                 let what = match causes.as_slice() {
-                    [] => format!("{} {name:?} is invalid", named.qualified()),
-                    [one] => format!("{} {name:?} is invalid: {}: {}", named.qualified(), one.field, one.message),
+                    [] => format!("{what} is invalid"),
+                    [one] => format!("{what} is invalid: {}: {}", one.field, one.message),
                     many => {
                         // As upstream's error list: equal sentences once, in order.
                         let mut sentences: Vec<String> = Vec::new();
@@ -236,7 +241,7 @@ impl ApiError {
                         }
                         let list = sentences.join(", ");
                         let list = if sentences.len() == 1 { list } else { format!("[{list}]") };
-                        format!("{} {name:?} is invalid: {list}", named.qualified())
+                        format!("{what} is invalid: {list}")
                     }
                 };
                 let details = Details { causes: causes.clone(), ..on(named, name) };
