@@ -12,7 +12,7 @@ for file in "$BIN"/*.wasm; do
 done
 kubectl apply -f $MANIFESTS >/dev/null 2>&1 || kubectl apply -f $MANIFESTS >/dev/null # the shop's namespace may come after its first object
 address() { kubectl get service "$1" -o jsonpath='{.spec.clusterIP}'; }
-for name in hello hello-c endless glutton trap late chatter; do kubectl rollout status "deployment/$name" --timeout=60s >/dev/null; done
+for name in hello hello-c endless glutton trap late chatter unruly; do kubectl rollout status "deployment/$name" --timeout=60s >/dev/null; done
 for name in frontend catalog users payments; do kubectl -n shop rollout status "deployment/$name" --timeout=60s >/dev/null; done
 status() { curl -s -m 20 -o "$WORK/body" -w '%{http_code}' "$@"; }
 
@@ -38,6 +38,7 @@ curl -s -m 5 -o /dev/null "http://$(address chatter)/flood" & flood=$!
 for _ in 1 2 3; do curl -fsS -m 2 "http://$(address hello)/" >/dev/null || fail "hello suffers from a log flood"; done
 wait $flood || true
 expect 502 "$(status "http://$(address trap)/trap")" "trap"
+expect 200 "$(status "http://$(address unruly)/headers?set=connection:close,coracle-reason:none")" "unruly"
 expect 503 "$(status "http://$(address glutton)/eat?mb=512")" "glutton"
 
 kubectl wait --for=condition=complete job/burglar job/wordcount --timeout=30s >/dev/null

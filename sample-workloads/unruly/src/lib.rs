@@ -1,0 +1,62 @@
+//! Answers as no server should: with headers that are not its to set, and with bodies that break off. It also shows the
+//! files that it was given and calls whom it is told to, so that a test can look at a pod from the inside.
+#![no_std]
+use guest::http::{Answer, Broken, Request, Response};
+use guest::process::sleep_ms;
+use guest::{String, ToOwned, Vec, fetch, files, format, serve, vec};
+
+const MIB: usize = 1024 * 1024;
+/// Longer than any timeout that a pod may have.
+const FOR_EVER_MS: u64 = 2 * 24 * 60 * 60 * 1000;
+
+serve! {
+    "GET" "/" => home,
+    "GET" "/headers" => headers,
+    "GET" "/cut" => cut,
+    "GET" "/file" => file,
+    "GET" "/call" => call,
+}
+
+fn home(_: &Request) -> Answer {
+    Ok(Response::text("unruly: GET /headers?set=NAME:VALUE, /cut?how=trap|memory|silence|return, /file?path=P, /call?to=HOST:PORT\n"))
+}
+
+/// `?set=NAME:VALUE,NAME:VALUE`: whatever it is told to say, `content-length` among it.
+fn headers(request: &Request) -> Answer {
+    let all = request.query("set").unwrap_or_default().split(',').filter_map(|pair| pair.split_once(':'));
+    Ok(all.fold(Response::text("seven.\n"), |response, (name, value)| response.header(name, value)))
+}
+
+/// One line, and then no end: each way in which a guest can leave its body.
+fn cut(request: &Request) -> Answer {
+    let how = request.query("how").unwrap_or_default().to_owned();
+    Ok(Response::stream("text/plain; charset=utf-8", move |out| {
+        out.send(b"begun\n")?;
+        match how.as_str() {
+            "trap" => core::arch::wasm32::unreachable(),
+            "memory" => {
+                let mut eaten: Vec<Vec<u8>> = Vec::new();
+                loop {
+                    eaten.push(core::hint::black_box(vec![0xEA; MIB]));
+                }
+            }
+            "silence" => sleep_ms(FOR_EVER_MS),
+            _ => {}
+        }
+        Err(Broken)
+    }))
+}
+
+/// A file of a volume, read anew at each request.
+fn file(request: &Request) -> Answer {
+    let path = request.query("path").unwrap_or_default();
+    let content = files::read(path).map_err(|problem| Response::error(404, &format!("{path}: {problem:?}")))?;
+    Ok(Response::text(String::from_utf8_lossy(&content)))
+}
+
+/// What another server answers to `GET /`, or why it doesn't.
+fn call(request: &Request) -> Answer {
+    let to = request.query("to").unwrap_or_default();
+    let reply = fetch::get(to, &[""]).map_err(|problem| Response::error(502, &problem))?;
+    Ok(Response::text(String::from_utf8_lossy(&reply.body)).status(reply.status))
+}
