@@ -2,4 +2,5 @@
 
 mod counted;
 pub(crate) mod forward;
+pub(crate) mod reset;
 pub(crate) mod server;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::forward::{self, Exchange};
+use super::reset::Broken;
 use crate::plane::Inner;
 use crate::table::PortRoute;
 
@@ -34,14 +35,23 @@ pub(crate) async fn serve(
     peer: SocketAddr,
     stop: CancellationToken,
 ) {
+    let broken = Broken::default();
+    let socket = broken.socket(stream);
     let service = service_fn(move |request: Request<Incoming>| {
         let (inner, route) = (inner.clone(), route.load_full());
-        async move { Ok::<_, std::convert::Infallible>(answer(&inner, &route, peer, request).await) }
+        let broken = (request.version() == Version::HTTP_10).then(|| broken.clone());
+        async move {
+            let response = answer(&inner, &route, peer, request).await;
+            Ok::<_, std::convert::Infallible>(match broken {
+                Some(broken) => response.map(|body| broken.watch(body)),
+                None => response,
+            })
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(HTTP2_STREAMS_MAX);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = builder.serve_connection(TokioIo::new(socket), service);
     tokio::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,

@@ -80,17 +80,33 @@ pub(crate) struct GuestBody {
     /// What the guest's content-length leaves, where it set one.
     remaining: Option<u64>,
     over: bool,
+    /// It is to break off.
+    cutting: bool,
+    /// Its reader was given a moment to send on what came before.
+    warned: bool,
 }
 
 impl GuestBody {
     pub(crate) fn new(body: HyperOutgoingBody, exchange: Arc<Exchange>, length: Option<u64>) -> Self {
         exchange.step();
-        Self { body, exchange, remaining: length, over: false }
+        Self { body, exchange, remaining: length, over: false, cutting: false, warned: false }
     }
 
-    fn cut(&mut self) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        self.over = true;
+    /// So far it was only looked at: nothing is sent between such polls.
+    pub(crate) fn only_looked_at(&mut self) {
+        self.warned = false;
+    }
+
+    /// Breaks the body off, at the second call: a connection drops what it has not sent yet when its body fails, and a
+    /// client must see the head, or it takes the request for one that never began. Between two polls it sends.
+    fn cut(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.cutting = true;
         self.exchange.abandoned.notify_one();
+        if !std::mem::replace(&mut self.warned, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.over = true;
         Poll::Ready(Some(Err(Box::new(Cut))))
     }
 }
@@ -104,6 +120,9 @@ impl Body for GuestBody {
         if this.over {
             return Poll::Ready(None);
         }
+        if this.cutting {
+            return this.cut(cx);
+        }
         match std::task::ready!(Pin::new(&mut this.body).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 this.exchange.step();
@@ -112,18 +131,18 @@ impl Body for GuestBody {
                 {
                     match remaining.checked_sub(data.len() as u64) {
                         Some(rest) => *remaining = rest,
-                        None => return this.cut(),
+                        None => return this.cut(cx),
                     }
                 }
                 Poll::Ready(Some(Ok(frame.map_trailers(strip_trailers))))
             }
-            Some(Err(_)) => this.cut(),
+            Some(Err(_)) => this.cut(cx),
             None if this.exchange.complete() && this.remaining.unwrap_or(0) == 0 => {
                 this.exchange.step();
                 this.over = true;
                 Poll::Ready(None)
             }
-            None => this.cut(),
+            None => this.cut(cx),
         }
     }
 

@@ -30,6 +30,7 @@ use super::cpu::Metered;
 use super::limits::{QUEUED_REQUESTS_MAX, StoreLimiter};
 use super::load::{Kind, LoadError, Pre};
 use super::state::{ComponentState, incoming};
+use crate::host::http::strip_framing;
 
 /// How long a request waits before it asks a full pool again.
 const POOL_RETRY: std::time::Duration = std::time::Duration::from_millis(2);
@@ -414,6 +415,7 @@ async fn handle(
     head: oneshot::Sender<Head>,
 ) -> wasmtime::Result<()> {
     let (mut parts, body) = request.into_parts();
+    strip_framing(&mut parts.headers);
     let https = parts.uri.scheme() == Some(&http::uri::Scheme::HTTPS);
     // A request without an authority, or with one that is no text, still is a request.
     let readable = parts.headers.get(header::HOST).is_some_and(|host| host.to_str().is_ok());
@@ -444,18 +446,9 @@ fn settle(shared: &Shared, result: wasmtime::Result<()>, limiter: &StoreLimiter)
 
 /// Removes what a guest must not say: the node's own headers, and those that frame a message.
 pub(crate) fn strip(headers: &mut HeaderMap) {
-    const FRAMING: [HeaderName; 7] = [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-        header::TE,
-        header::TRAILER,
-        HeaderName::from_static("keep-alive"),
-        HeaderName::from_static("proxy-connection"),
-    ];
-    for name in &FRAMING {
-        headers.remove(name);
-    }
+    strip_framing(headers);
+    headers.remove(header::TE);
+    headers.remove(header::TRAILER);
     let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("coracle-")).cloned().collect();
     for name in own {
         headers.remove(name);
@@ -512,6 +505,7 @@ fn respond(
                 Poll::Pending => break,
             }
         }
+        whole.only_looked_at();
         return Response::from_parts(parts, put_back(first, more, None, whole));
     }
     if length.is_none() {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Request;
+use http::{HeaderMap, HeaderName, Request, header};
 use http_body_util::BodyExt;
 use machinery::net::{BoxError, DialError};
 use wasmtime::StoreContextMut;
@@ -22,6 +22,25 @@ const TYPES: &str = "wasi:http/types@0.2.12";
 /// Wall clock of an outgoing request to its head, where the guest asks for no shorter one.
 const OUTGOING_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
+/// What frames a message on its connection. Guests may say it, as servers are used to, and it goes no further than here.
+const FRAMING: [HeaderName; 6] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+];
+/// What a guest is refused to say, and never sees: its words are the authority of a request, and a proxy's own.
+const REFUSED: [HeaderName; 3] = [header::HOST, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION];
+
+/// Removes what frames a message: between two messages of different connections it means nothing.
+pub(crate) fn strip_framing(headers: &mut HeaderMap) {
+    for name in &FRAMING {
+        headers.remove(name);
+    }
+}
+
 /// One instance's way out.
 pub(crate) struct Outgoing {
     shared: Arc<Shared>,
@@ -36,6 +55,10 @@ impl Outgoing {
 type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
 impl WasiHttpHooks for Outgoing {
+    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
+        REFUSED.contains(name)
+    }
+
     fn send_request(
         &mut self,
         request: Request<WasiBody>,
@@ -60,13 +83,15 @@ async fn send(shared: Arc<Shared>, request: Request<WasiBody>, options: RequestO
         (None, Some(first_byte)) => first_byte,
         _ => wanted,
     };
-    let request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
+    let mut request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
+    strip_framing(request.headers_mut());
     let sent = tokio::time::timeout(timeout.min(OUTGOING_TIMEOUT_MAX), dial.http(&shared.caller, request)).await;
-    let response = match sent {
+    let mut response = match sent {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => return Err(code(error)),
         Err(_) => return Err(Error::HttpResponseTimeout),
     };
+    strip_framing(response.headers_mut());
     // The permit goes with the body: an exchange counts until its response is read or dropped.
     let response = response.map(|body| {
         incoming(body)
