@@ -10,6 +10,8 @@ pub const CONCURRENCY: &str = "concurrency.coracle.dev/";
 pub const HOST: &str = "host.coracle.dev/";
 /// Annotation prefix `stop.coracle.dev/<container>`: `grace` lets a command run on until its grace period ends.
 pub const STOP: &str = "stop.coracle.dev/";
+/// The domain whose subdomains name the annotations above: an unknown one on a pod is told, not passed over.
+pub const ANNOTATIONS_DOMAIN: &str = ".coracle.dev";
 /// Node label: the host's real operating system.
 pub const HOST_OS: &str = "coracle.dev/host-os";
 /// Node label: what the node runs.

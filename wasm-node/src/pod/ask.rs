@@ -12,8 +12,14 @@ use super::settings::Get;
 /// What is read of an answer, so that a guest can finish what it sends (upstream's bound).
 const BODY_BYTES_MAX: usize = 10 << 10;
 
-/// Asks; an error says what is wrong in upstream's words.
+/// Asks for a probe: an error, also the guest's own, says what is wrong in upstream's words.
 pub(crate) async fn ask(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration) -> Result<(), String> {
+    let status = call(network, ip, get, timeout).await?;
+    if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+}
+
+/// Asks for a hook, whatever the guest answers: its status.
+pub(crate) async fn call(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration) -> Result<u16, String> {
     let Some(port) = get.port else { return Err(format!("couldn't find port: {}", get.port_text)) };
     let host = if ip.is_ipv6() { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
     let url = format!("http://{host}{}", get.path);
@@ -47,11 +53,7 @@ pub(crate) async fn ask(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Du
                 None => break,
             }
         }
-        if (200..400).contains(&status.as_u16()) {
-            Ok(())
-        } else {
-            Err(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
-        }
+        Ok(status.as_u16())
     };
     match tokio::time::timeout(timeout, exchange).await {
         Ok(result) => result,

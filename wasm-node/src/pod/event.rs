@@ -121,6 +121,8 @@ pub enum Event {
     },
     /// An object that the pod names has changed.
     SourcesChanged,
+    /// What was to be done before stopping failed.
+    HookFailed,
     /// A server that is being stopped takes no more requests.
     Closed,
     /// The pod names another image.

@@ -19,6 +19,9 @@ const CONCURRENCY_MAX: usize = 1_000_000;
 /// Longest request timeout that an annotation may ask for: a day.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
+/// Every annotation of a container that there is.
+const KNOWN: [&str; 5] = [names::FUEL, names::TIMEOUT, names::CONCURRENCY, names::HOST, names::STOP];
+
 /// The container that a pod runs.
 #[must_use]
 pub fn container(pod: &Pod) -> Option<&Container> {
@@ -199,10 +202,17 @@ pub fn settings(pod: &Pod, container: &Container) -> Result<Settings, BadAnnotat
         Some((name, value)) => return bad(name, format!("{value:?} is not \"grace\", the only value that there is")),
         None => false,
     };
-    for prefix in [names::FUEL, names::TIMEOUT, names::CONCURRENCY, names::HOST, names::STOP] {
-        let others = annotations.into_iter().flatten().filter_map(|(name, _)| name.strip_prefix(prefix));
-        if let Some(other) = others.into_iter().find(|other| *other != container.name) {
-            return bad(format!("{prefix}{other}"), format!("the pod has no container {other:?}"));
+    for name in annotations.into_iter().flatten().map(|(name, _)| name) {
+        let Some((domain, of)) = name.split_once('/') else { continue };
+        if !domain.ends_with(names::ANNOTATIONS_DOMAIN) {
+            continue;
+        }
+        if !KNOWN.iter().any(|known| known.strip_suffix('/') == Some(domain)) {
+            let known = KNOWN.map(|known| format!("{known}{}", container.name)).join(", ");
+            return bad(name.clone(), format!("there is no such annotation; there are {known}"));
+        }
+        if of != container.name {
+            return bad(name.clone(), format!("the pod has no container {of:?}"));
         }
     }
     Ok(Settings { limits, grants, stop_at_grace })
@@ -283,9 +293,14 @@ mod tests {
             ("host.coracle.dev/c", "nonsense"),
             ("stop.coracle.dev/c", "now"),
             ("fuel.coracle.dev/other", "5"),
+            ("fule.coracle.dev/c", "5"),
+            ("a.fuel.coracle.dev/c", "5"),
         ] {
             let error = read(&pod(json!({name: value}))).unwrap_err();
             assert_eq!(error.name, name);
         }
+        let error = read(&pod(json!({"fule.coracle.dev/c": "5"}))).unwrap_err();
+        assert!(error.why.contains("fuel.coracle.dev/c, timeout.coracle.dev/c"), "{error}");
+        read(&pod(json!({"example.com/fuel": "x", "coracle": "y", "fuel.coracle.dev.example.com/c": "z"}))).unwrap();
     }
 }

@@ -25,6 +25,9 @@ use crate::volume::usage::message_folder;
 /// Upstream's default for `terminationMessagePath`.
 const TERMINATION_PATH: &str = "/dev/termination-log";
 
+/// Longest label of DNS, which a host's name has to be.
+const HOST_NAME_CHARS_MAX: usize = 63;
+
 /// A container that was made and not started.
 pub(crate) struct Made {
     pub(crate) container: Container,
@@ -116,7 +119,9 @@ pub(crate) async fn make(
         lookup: &lookup,
     };
     let variables = environment(&given, wire).map_err(|error| config(error.to_string()))?;
-    let mut env: Vec<(String, String)> = image.env.clone();
+    // As a container runtime does: the host's name comes first, so that the image and the pod may say otherwise.
+    let mut env: Vec<(String, String)> = vec![("HOSTNAME".into(), host_name(pod))];
+    env.extend(image.env.clone());
     env.retain(|(name, _)| !variables.contains_key(name));
 
     let expanded = |text: &String| expand(text, &|name| variables.get(name).cloned());
@@ -181,6 +186,14 @@ pub(crate) async fn make(
     let mut id = [0u8; 32];
     node.parts.env.fill(&mut id);
     Ok(Made { container, log, id: format!("wasmtime://{}", hex::encode(id)), settings, termination })
+}
+
+/// The name that a pod's host would have: a DNS label of its own, or the beginning of the pod's name.
+fn host_name(pod: &Pod) -> String {
+    let own = pod.spec.as_ref().and_then(|spec| spec.hostname.as_deref()).filter(|name| !name.is_empty());
+    let name = own.or(pod.metadata.name.as_deref()).unwrap_or_default();
+    let label: String = name.chars().take(HOST_NAME_CHARS_MAX).collect();
+    label.trim_end_matches(['-', '.']).to_owned()
 }
 
 fn refused(error: &LoadError) -> Refused {

@@ -102,7 +102,7 @@ pub enum Wait {
 /// Where a pod stands.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stage {
-    /// It asks for what this node doesn't act on: nothing runs, whatever happens.
+    /// It asks for what this node doesn't act on: nothing runs, until it is deleted or its deadline has passed.
     Refused {
         /// The paths of those fields, in a sentence.
         message: String,
@@ -293,7 +293,7 @@ impl State {
     pub fn wake_at(&self, rules: &Rules) -> Option<Timestamp> {
         let deadline = rules
             .deadline
-            .filter(|_| !self.ending() && self.succeeded.is_none() && !matches!(self.stage, Stage::Refused { .. }))
+            .filter(|_| !self.ending() && self.succeeded.is_none())
             .map(|deadline| after(self.began, deadline));
         let until = match &self.stage {
             Stage::Waiting { until, .. } => Some(*until),
@@ -382,6 +382,7 @@ impl State {
                     actions.push(Action::Start { attempt: self.next_attempt() });
                 }
             }
+            Event::HookFailed => actions.push(warning("FailedPreStopHook", "PreStopHook failed")),
             Event::Closed => {
                 if let Stage::Stopping { running, .. } = &mut self.stage {
                     running.ready = false;
@@ -464,7 +465,6 @@ impl State {
             && !self.ending()
             && self.succeeded.is_none()
             && now >= after(self.began, deadline)
-            && !matches!(self.stage, Stage::Refused { .. })
         {
             let message = "Pod was active on the node longer than the specified deadline";
             actions.push(Action::Note {

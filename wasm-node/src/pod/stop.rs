@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Container;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::ask::ask;
+use super::ask::call;
 use super::settings::{Get, get};
 use super::state::Event;
 use super::worker::Message;
@@ -45,14 +45,21 @@ impl Hook {
         }
     }
 
-    async fn run(self, node: &Shared, ip: Option<IpAddr>, ends: &watch::Receiver<Instant>) {
+    async fn run(
+        self,
+        node: &Shared,
+        ip: Option<IpAddr>,
+        ends: &watch::Receiver<Instant>,
+        messages: &mpsc::Sender<Message>,
+    ) {
         let left = ends.borrow().saturating_duration_since(Instant::now());
         match (self, ip) {
             (Self::None, _) | (Self::Get(_), None) => {}
             (Self::Sleep(sleep), _) => tokio::time::sleep(sleep.min(left)).await,
             (Self::Get(get), Some(ip)) => {
-                if let Err(error) = ask(&node.parts.network, ip, &get, left).await {
+                if let Err(error) = call(&node.parts.network, ip, &get, left).await {
                     tracing::debug!(%error, "a preStop hook failed");
+                    let _ = messages.send(Message::Event(Event::HookFailed)).await;
                 }
             }
         }
@@ -98,7 +105,7 @@ pub(crate) async fn server(
 ) {
     let network = node.parts.network.clone();
     let drain = async {
-        hook.run(&node, ip, &ends).await;
+        hook.run(&node, ip, &ends, &messages).await;
         if let Some(ip) = ip {
             let _ = tokio::time::timeout(ROUTED_MAX, network.until_unrouted(ip)).await;
             tokio::time::sleep(UNROUTED_FOR).await;
@@ -134,9 +141,10 @@ pub(crate) async fn command(
     ip: Option<IpAddr>,
     hook: Hook,
     ends: watch::Receiver<Instant>,
+    messages: mpsc::Sender<Message>,
 ) {
     let hooked = !matches!(hook, Hook::None);
-    hook.run(&node, ip, &ends).await;
+    hook.run(&node, ip, &ends, &messages).await;
     if at_grace {
         over(ends.clone()).await;
         if hooked {

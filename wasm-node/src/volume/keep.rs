@@ -26,6 +26,8 @@ const RETRY_MAX: Duration = Duration::from_secs(122);
 /// A token is asked for anew after this part of its life, and at latest after a day (upstream's).
 const TOKEN_LIFE_PERCENT: u64 = 80;
 const TOKEN_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// The life of a token whose end isn't told (the API server's own default).
+const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(3600);
 
 /// Where a volume of a pod lies.
 #[must_use]
@@ -36,6 +38,12 @@ pub fn folder(pod_dir: &Path, volume: &str) -> PathBuf {
 struct Token {
     value: String,
     refresh_at: Timestamp,
+}
+
+impl Token {
+    fn is_due(&self, now: Timestamp) -> bool {
+        self.refresh_at <= now
+    }
 }
 
 /// Fills all volumes, says so, and goes on until it is dropped.
@@ -131,7 +139,7 @@ async fn fill(
     }
     for wanted in wanted_tokens(volumes) {
         let now = node.parts.env.now();
-        if tokens.get(&wanted).is_none_or(|token| token.refresh_at <= now) {
+        if tokens.get(&wanted).is_none_or(|token| token.is_due(now)) {
             match request_token(node, pod, &wanted, now).await {
                 Ok(token) => {
                     tokens.insert(wanted, token);
@@ -230,7 +238,37 @@ async fn request_token(
     let answer: Value = node.client.request(request).await.map_err(|error| error.to_string())?;
     let value = answer["status"]["token"].as_str().ok_or("the answer holds no token")?.to_owned();
     let ends: Option<Timestamp> = answer["status"]["expirationTimestamp"].as_str().and_then(|at| at.parse().ok());
-    let life = ends.and_then(|ends| Duration::try_from(ends.duration_since(now)).ok());
-    let life = life.unwrap_or(Duration::from_secs(3600)).mul_f64(TOKEN_LIFE_PERCENT as f64 / 100.0).min(TOKEN_AGE_MAX);
-    Ok(Token { value, refresh_at: now.saturating_add(life).unwrap_or(Timestamp::MAX) })
+    Ok(Token { value, refresh_at: refresh_at(now, ends) })
+}
+
+/// When a token that was issued now, and ends then, is to be asked for anew.
+fn refresh_at(now: Timestamp, ends: Option<Timestamp>) -> Timestamp {
+    // An end that has passed is of a clock that differs: no reason to ask without a pause.
+    let life = ends.and_then(|ends| Duration::try_from(ends.duration_since(now)).ok()).filter(|life| !life.is_zero());
+    let life = life.unwrap_or(TOKEN_LIFE_DEFAULT).mul_f64(TOKEN_LIFE_PERCENT as f64 / 100.0).min(TOKEN_AGE_MAX);
+    now.saturating_add(life).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machinery::env::Env;
+
+    #[test]
+    fn a_token_is_renewed_at_four_fifths_of_its_life() {
+        let (env, clock) = Env::seeded(1, Timestamp::from_second(1_000_000).unwrap());
+        let in_seconds = |seconds: i64| Some(Timestamp::from_second(env.now().as_second() + seconds).unwrap());
+        // (life, when it is asked for anew): the shortest life that the API grants, the usual one, more than a day, none told,
+        // one of another clock.
+        let lives = [(Some(600), 480), (Some(3607), 2885), (Some(7 * 86_400), 86_400), (None, 2880), (Some(-5), 2880)];
+        for (life, after) in lives {
+            let at = refresh_at(env.now(), life.and_then(in_seconds));
+            assert_eq!(at.as_second() - env.now().as_second(), after, "{life:?}");
+        }
+        let token = Token { value: String::new(), refresh_at: refresh_at(env.now(), in_seconds(600)) };
+        clock.advance(Duration::from_secs(479));
+        assert!(!token.is_due(env.now()));
+        clock.advance(Duration::from_secs(1));
+        assert!(token.is_due(env.now()));
+    }
 }

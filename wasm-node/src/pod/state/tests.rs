@@ -168,6 +168,20 @@ fn a_deadline_and_an_eviction_fail_the_pod() {
 }
 
 #[test]
+fn a_pod_that_is_refused_ends_at_its_deadline() {
+    let rules = Rules { deadline: Some(Duration::from_secs(5)), ..rules(Restart::Always) };
+    let refused = Some(("spec.hostNetwork: no".to_owned(), vec!["spec.hostNetwork: no".to_owned()]));
+    let (state, _) = State::new(at(0)).begin(&rules, refused, at(0));
+    assert_eq!(state.wake_at(&rules), Some(at(5)));
+    let (state, actions) = state.step(&rules, Event::Tick, at(4));
+    assert!(matches!(state.stage, Stage::Refused { .. }) && actions.is_empty());
+    let (state, _) = state.step(&rules, Event::Tick, at(5));
+    let (state, actions) = state.step(&rules, Event::Cleaned, at(5));
+    assert_eq!((state.stage, state.succeeded, actions), (Stage::Ended, Some(false), Vec::new()));
+    assert_eq!(state.verdict.and_then(|verdict| verdict.reason), Some("DeadlineExceeded"));
+}
+
+#[test]
 fn what_ran_before_counts_one_restart_more() {
     let exit =
         Exit { code: 255, reason: "Unknown".into(), message: None, started: None, finished: at(0), container_id: None };

@@ -258,7 +258,15 @@ impl Worker {
             }
             (None, Some(signal)) => {
                 let at_grace = live.made.settings.stop_at_grace;
-                tokio::spawn(stop::command(self.node.clone(), signal, at_grace, self.ip, hook, ends))
+                tokio::spawn(stop::command(
+                    self.node.clone(),
+                    signal,
+                    at_grace,
+                    self.ip,
+                    hook,
+                    ends,
+                    self.sender.clone(),
+                ))
             }
             (None, None) => return,
         };
