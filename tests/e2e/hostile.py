@@ -2,20 +2,13 @@
 
 Every check is bounded in count and by socket timeouts; the random bytes come from a fixed seed, so that a failure can be repeated.
 """
-import base64, http.client, json, os, random, socket, ssl, subprocess, sys, tempfile, time
+import base64, http.client, json, os, random, socket, ssl, sys, time
+
+from cluster import Cluster
 
 KUBECONFIG, DATA = sys.argv[1:3]
-config = json.loads(subprocess.check_output(["kubectl", "--kubeconfig", KUBECONFIG, "config", "view", "--raw", "-o", "json"]))
-cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-HOST, PORT = cluster["server"].removeprefix("https://").rsplit(":", 1)
-PORT = int(PORT)
-TLS = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
-with tempfile.TemporaryDirectory() as folder:
-    for name, key in (("cert", "client-certificate-data"), ("key", "client-key-data")):
-        with open(os.path.join(folder, name), "wb") as f:
-            os.chmod(f.name, 0o600)
-            f.write(base64.b64decode(user[key]))
-    TLS.load_cert_chain(os.path.join(folder, "cert"), os.path.join(folder, "key"))
+CLUSTER = Cluster(KUBECONFIG)
+HOST, PORT, TLS = CLUSTER.host, CLUSTER.port, CLUSTER.tls
 RANDOM = random.Random(20260101)
 TIMEOUT_S = 30
 found = []
@@ -27,7 +20,7 @@ def wrong(what):
 
 
 def connect():
-    return http.client.HTTPSConnection(HOST, PORT, context=TLS, timeout=TIMEOUT_S)
+    return CLUSTER.connect(TIMEOUT_S)
 
 
 def ask(method, path, body=None, headers=None, on=None):

@@ -4,7 +4,7 @@ set -euo pipefail
 CORACLE=${CORACLE:-${CARGO_TARGET_DIR:-$PWD/target}/release/coracle}
 WORK=$(mktemp -d)
 UP_PID=
-export KUBECACHEDIR=$WORK/kube-cache
+export KUBECACHEDIR=$WORK/kube-cache PYTHONDONTWRITEBYTECODE=1
 unset KUBECONFIG
 
 fail() { echo "FAIL: $*" >&2; [ ! -f "$WORK/up.log" ] || tail -n 30 "$WORK/up.log" >&2; exit 1; }

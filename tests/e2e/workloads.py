@@ -1,0 +1,507 @@
+"""What contract.md §3 and §4 promise of running workloads, seen from outside: real modules, a real kubectl, real sockets.
+`workloads.py KUBECONFIG [CASE…]`: exits 1 and says what went wrong.
+
+The cases are independent and run side by side. They wait for conditions with a deadline; a time that is compared is a
+lower bound of what was promised, or an upper one with room for a busy machine.
+"""
+import base64, concurrent.futures, http.client, json, socket, subprocess, sys, threading, time
+
+from cluster import Cluster
+
+KUBECONFIG = sys.argv[1]
+CLUSTER = Cluster(KUBECONFIG)
+SOON_S = 30  # for what takes a second or two on an idle machine
+POLL_S = 0.05
+ACCEPTS_S = 0.9  # of the second for which a server goes on accepting once it is out of the routing tables
+HELLO, UNRULY, LOOP = (f"registry.local/{name}:v1" for name in ("hello", "unruly", "loop"))
+NS = "/api/v1/namespaces/default"
+
+
+class Wrong(Exception):
+    pass
+
+
+def expect(want, got, what):
+    if want != got:
+        raise Wrong(f"{what}: wanted {want!r}, got {got!r}")
+
+
+def kubectl(*args, given=None):
+    done = subprocess.run(["kubectl", "--kubeconfig", KUBECONFIG, *args], input=given, capture_output=True, text=True)
+    if done.returncode:
+        raise Wrong(f"kubectl {' '.join(args)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def apply(*objects):
+    kubectl("apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+
+def ask_api(path, method="GET"):
+    c = CLUSTER.connect(SOON_S)
+    try:
+        c.request(method, path)
+        r = c.getresponse()
+        return r.status, json.loads(r.read())
+    finally:
+        c.close()
+
+
+def get(path):
+    status, answer = ask_api(path)
+    return answer if status == 200 else None
+
+
+def delete(path):
+    status, answer = ask_api(path, "DELETE")
+    expect(200, status, f"DELETE {path}: {answer}")
+
+
+def until(what, check, seconds=SOON_S):
+    """The first true answer of `check`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        got = check()
+        if got:
+            return got
+        if time.monotonic() > deadline:
+            raise Wrong(f"not within {seconds} s: {what}")
+        time.sleep(POLL_S)
+
+
+def pod(name, image, container=None, annotations=None, **spec):
+    """A pod with one container `c`; as `app: NAME`, so that its Service finds it."""
+    container = {"name": "c", "image": image, **(container or {})}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}, "annotations": annotations or {}},
+            "spec": {"restartPolicy": "Never", "containers": [container], **spec}}
+
+
+def service(name, **spec):
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"selector": {"app": name}, "ports": [{"port": 80}], **spec}}
+
+
+def container_of(name):
+    statuses = (get(f"{NS}/pods/{name}") or {}).get("status", {}).get("containerStatuses") or [{}]
+    return statuses[0]
+
+
+def serving(name, image, **more):
+    """Makes a pod and its Service, and waits until it answers: its address."""
+    apply(pod(name, image, **more), service(name))
+    return answering(name)
+
+
+def answering(name):
+    ip = get(f"{NS}/services/{name}")["spec"]["clusterIP"]
+    until(f"{name} answers", lambda: ask(ip, "/").status == 200)
+    return ip
+
+
+class Answer:
+    """One answer as an HTTP/1.1 client sees it. `whole`: the body came to its own end."""
+
+    def __init__(self, status=0, headers=None, body=b"", whole=False, took=0.0, error=None):
+        self.status, self.headers, self.body, self.whole, self.took, self.error = status, headers or {}, body, whole, took, error
+        self.reason = self.headers.get("coracle-reason")
+
+    def __repr__(self):
+        return f"{self.status} {self.reason or ''} {self.body[:80]!r} whole={self.whole} {self.took:.2f} s {self.error or ''}"
+
+
+def ask(ip, path, on=None, timeout=SOON_S):
+    began = time.monotonic()
+    c = on or http.client.HTTPConnection(ip, 80, timeout=timeout)
+    try:
+        c.request("GET", path)
+        r = c.getresponse()
+        try:
+            body, whole, error = r.read(), True, None
+        except (OSError, http.client.HTTPException) as e:
+            body, whole, error = getattr(e, "partial", b""), False, e
+        return Answer(r.status, r.headers, body, whole, time.monotonic() - began, error)
+    except (OSError, http.client.HTTPException) as e:
+        return Answer(took=time.monotonic() - began, error=e)
+    finally:
+        if on is None:
+            c.close()
+
+
+def in_background(act, *args, **more):
+    future = concurrent.futures.Future()
+
+    def run():
+        try:
+            future.set_result(act(*args, **more))
+        except BaseException as e:
+            future.set_exception(e)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+class History:
+    """All that a watch shows of a pod from now on until it is gone."""
+
+    def __init__(self, name):
+        self.began = time.monotonic()
+        before = get(f"{NS}/pods?fieldSelector=metadata.name%3D{name}")
+        self.pods, self.gone_after = list(before["items"]), None
+        self.end = in_background(self.follow, name, before["metadata"]["resourceVersion"])
+
+    def follow(self, name, version):
+        c = CLUSTER.connect(2 * SOON_S)
+        c.request("GET", f"{NS}/pods?watch=1&fieldSelector=metadata.name%3D{name}&resourceVersion={version}")
+        for line in c.getresponse():
+            event = json.loads(line)
+            if event["type"] == "DELETED":
+                self.gone_after = time.monotonic() - self.began
+                return
+            self.pods.append(event["object"])
+
+    def exit(self, name, within):
+        """(exit code, reason) of the container, once the pod is gone."""
+        try:
+            self.end.result(within)
+        except concurrent.futures.TimeoutError:
+            raise Wrong(f"{name} is not gone within {within} s") from None
+        ended = [s["state"]["terminated"] for p in self.pods for s in p["status"].get("containerStatuses", []) if "terminated" in s["state"]]
+        if not ended:
+            raise Wrong(f"{name} went with no word of its container's end")
+        return ended[-1]["exitCode"], ended[-1]["reason"]
+
+
+def events(name):
+    found = get(f"{NS}/events?fieldSelector=involvedObject.name%3D{name}")
+    return [f"{e['reason']}: {e['message']}" for e in found["items"]]
+
+
+def has_event(name, reason, text):
+    return any(e.startswith(f"{reason}: ") and text in e for e in events(name))
+
+
+def waiting(name):
+    state = container_of(name).get("state", {}).get("waiting", {})
+    return f"{state.get('reason')}: {state.get('message')}"
+
+
+# --- the cases ---------------------------------------------------------------------------------------------------------
+
+
+def headers_that_are_not_a_guests():
+    ip = serving("headers", UNRULY)
+    c = http.client.HTTPConnection(ip, 80, timeout=SOON_S)  # one connection: a guest's framing would confuse the next answer
+    sets = ["coracle-reason:fuel", "Coracle-Anything:x", "connection:close", "connection:x-own", "keep-alive:timeout=1", "proxy-connection:close",
+            "transfer-encoding:gzip", "transfer-encoding:identity", "upgrade:h2c", "te:trailers", "trailer:x-own", "content-length:7"]
+    for one in sets:
+        got = ask(ip, f"/headers?set={one},x-own:yes", on=c)
+        name, value = one.split(":")
+        if got.status != 200 or got.body != b"seven.\n" or not got.whole or got.headers.get("x-own") != "yes":
+            raise Wrong(f"{one}: {got}, {got.headers.items()}")
+        if name != "content-length" and value in (got.headers.get(name) or ""):
+            raise Wrong(f"a guest's {one} reached the client")
+    c.close()
+    for lie in (3, 100):
+        got = ask(ip, f"/headers?set=content-length:{lie}")
+        if got.whole and got.body != b"seven.\n":
+            raise Wrong(f"a content-length of {lie} for seven bytes looks whole: {got}")
+    expect(200, ask(ip, "/").status, "after all that")
+
+
+def bodies_that_break_off():
+    ip = serving("cut", UNRULY, annotations={"timeout.coracle.dev/c": "3s"})
+    full = serving("cut-memory", UNRULY, container={"resources": {"limits": {"memory": "64Mi"}}})  # a budget that neighbours share
+    running = {how: in_background(ask, full if how == "memory" else ip, f"/cut?how={how}") for how in ("trap", "memory", "silence", "return")}
+    neighbours = [ask(ip, "/") for _ in range(5)]
+    for how, answer in running.items():
+        got = answer.result(SOON_S)
+        if got.status != 200 or got.whole:
+            raise Wrong(f"{how}: {got}")
+    # Of HTTP/1.0, where the end of the connection is the body's end, only a reset tells.
+    with socket.create_connection((ip, 80), timeout=SOON_S) as s:
+        s.sendall(b"GET /cut?how=trap HTTP/1.0\r\nHost: cut\r\n\r\n")
+        try:
+            while s.recv(65536):
+                pass
+            raise Wrong("a body that was cut ends cleanly for a client of HTTP/1.0")
+        except ConnectionResetError:
+            pass
+    for got in [*neighbours, ask(ip, "/"), ask(full, "/")]:
+        expect((200, True), (got.status, got.whole), "a request beside those that were cut")
+    log = kubectl("logs", "cut") + kubectl("logs", "cut-memory")
+    for words in ("wasm backtrace", "out of memory", "nothing moved"):
+        if words not in log:
+            raise Wrong(f"the log says nothing of {words!r}: {log[-2000:]}")
+    expect((0, 0), (container_of("cut")["restartCount"], container_of("cut-memory")["restartCount"]), "restarts")
+
+
+def stops():
+    sleep = {"lifecycle": {"preStop": {"sleep": {"seconds": 2}}}}
+    asks = {"lifecycle": {"preStop": {"httpGet": {"path": "/slow?ms=2000", "port": 80}}}}
+    fails = {"lifecycle": {"preStop": {"httpGet": {"path": "/", "port": 81}}}}
+    wanted = {  # name: pod, exit, seconds that it takes at least, and at most before its grace period would end
+        "stop-plain": (pod("stop-plain", LOOP), (143, "Error"), 0, 20),
+        "stop-grace": (pod("stop-grace", LOOP, annotations={"stop.coracle.dev/c": "grace"}, terminationGracePeriodSeconds=3), (137, "Error"), 3, SOON_S),
+        "stop-sleep": (pod("stop-sleep", LOOP, container=sleep), (143, "Error"), 2, 20),
+        "stop-asks": (pod("stop-asks", HELLO, container=asks, terminationGracePeriodSeconds=60), (0, "Completed"), 2, SOON_S),
+        "stop-fails": (pod("stop-fails", HELLO, container=fails, terminationGracePeriodSeconds=60), (0, "Completed"), 0, SOON_S),
+    }
+    apply(*[p for p, *_ in wanted.values()])
+    for name in wanted:
+        until(f"{name} runs", lambda: container_of(name).get("ready"))
+    histories = {name: History(name) for name in wanted}
+    log = subprocess.Popen(["kubectl", "--kubeconfig", KUBECONFIG, "logs", "-f", "stop-asks"], stdout=subprocess.PIPE, text=True)
+    kubectl("delete", "pod", "--wait=false", *wanted)
+    for name, (_, exit, least, most) in wanted.items():
+        history = histories[name]
+        expect(exit, history.exit(name, most), f"{name}: exit code and reason")
+        if history.gone_after < least:
+            raise Wrong(f"{name} was gone after {history.gone_after:.1f} s of {least}")
+    until("a hook that fails is told", lambda: has_event("stop-fails", "FailedPreStopHook", ""))
+    said = log.communicate(timeout=SOON_S)[0]
+    if said.count("GET /slow?ms=2000") != 1:
+        raise Wrong(f"the preStop hook was not called once: {said!r}")
+
+
+def concurrency():
+    ip = serving("concurrency", HELLO, annotations={"concurrency.coracle.dev/c": "2"})
+    began = time.monotonic()
+    four = [in_background(lambda: (ask(ip, "/slow?ms=1000").status, time.monotonic() - began)) for _ in range(4)]
+    ends = sorted(answer.result(SOON_S)[1] for answer in four)
+    expect([200] * 4, [answer.result()[0] for answer in four], "requests over the concurrency")
+    if ends[2] < 2.0:
+        raise Wrong(f"more than two at once: {ends}")
+    ip = serving("deadline", HELLO, annotations={"concurrency.coracle.dev/c": "1", "timeout.coracle.dev/c": "3s"})
+    holder = http.client.HTTPConnection(ip, 80, timeout=SOON_S)
+    holder.request("GET", "/stream?n=100000&ms=50")
+    stream = holder.getresponse()
+    stream.read(7)  # it has begun, and goes on until it is closed
+    late = [in_background(ask, ip, "/") for _ in range(3)]
+    for answer in late:
+        got = answer.result(SOON_S)
+        expect((504, "timeout"), (got.status, got.reason), "a request that waited for its turn")
+        if got.took < 3.0:
+            raise Wrong(f"it gave up after {got.took:.2f} s of 3")
+    stream.close()
+    holder.close()
+    until("the turn comes back", lambda: ask(ip, "/").status == 200)
+
+
+def draining():
+    ip = serving("drain", HELLO, terminationGracePeriodSeconds=120)
+    history = History("drain")
+    slow = in_background(ask, ip, "/slow?ms=3000")
+    until("the slow request is there", lambda: "GET /slow" in kubectl("logs", "drain"))
+    began = time.monotonic()
+    deleted = in_background(delete, f"{NS}/pods/drain")
+    while (since := time.monotonic() - began) < ACCEPTS_S:
+        got = ask(ip, "/")
+        if got.status != 200 and since + got.took < ACCEPTS_S:
+            raise Wrong(f"a request {since:.2f} s after the pod was deleted: {got}")
+    deleted.result(SOON_S)
+    got = slow.result(SOON_S)
+    expect((200, True), (got.status, got.whole), "the request that was under way")
+    expect((0, "Completed"), history.exit("drain", 40), "a server that has drained")
+
+
+def cutting_off():
+    ip = serving("cutoff", HELLO, terminationGracePeriodSeconds=2)
+    history = History("cutoff")
+    stream = in_background(ask, ip, "/stream?n=1000000&ms=50")
+    slow = in_background(ask, ip, "/slow?ms=86000000")
+    until("they have begun", lambda: {"GET /stream", "GET /slow"} <= {line.split("?")[0] for line in kubectl("logs", "cutoff").splitlines()})
+    began = time.monotonic()
+    kubectl("delete", "pod", "cutoff", "--wait=false")
+    got = stream.result(SOON_S)
+    if got.status != 200 or got.whole or time.monotonic() - began < 2.0:
+        raise Wrong(f"a stream at the end of the grace period: {got}")
+    got = slow.result(SOON_S)
+    expect((503, "stopped"), (got.status, got.reason), "a request with no head at the end of the grace period")
+    expect((137, "Error"), history.exit("cutoff", SOON_S), "a server that was cut off")
+
+
+def volumes_follow():
+    projected = {"name": "all", "projected": {"sources": [
+        {"configMap": {"name": "live"}}, {"secret": {"name": "live", "items": [{"key": "key", "path": "deep/er/key"}]}},
+        {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]}}
+    volumes = [{"name": "map", "configMap": {"name": "live"}}, {"name": "secret", "secret": {"secretName": "live"}},
+               {"name": "down", "downwardAPI": {"items": [{"path": "note", "fieldRef": {"fieldPath": "metadata.annotations['note']"}}]}}, projected]
+    apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "live"}, "data": {"text": "one"}},
+          {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "live"}, "stringData": {"key": "one"}})
+    mounts = [{"name": v["name"], "mountPath": f"/etc/{v['name']}"} for v in volumes]
+    ip = serving("volumes", UNRULY, container={"volumeMounts": mounts}, annotations={"note": "one"}, volumes=volumes)
+    read = lambda path: ask(ip, f"/file?path={path}")
+    files = ("/etc/map/text", "/etc/secret/key", "/etc/down/note", "/etc/all/text", "/etc/all/deep/er/key")
+    for path in files:
+        expect((200, b"one"), (read(path).status, read(path).body), path)
+    expect(b'app="volumes"', read("/etc/all/labels").body, "labels")
+    kubectl("patch", "configmap", "live", "-p", '{"data":{"text":"two","more":"new"}}')
+    kubectl("patch", "secret", "live", "-p", '{"stringData":{"key":"two"}}')
+    kubectl("annotate", "--overwrite", "pod", "volumes", "note=two")
+    kubectl("label", "pod", "volumes", "colour=red")
+    for path in files:
+        until(f"{path} has the new value", lambda: read(path).body == b"two")
+    until("a new key is a new file", lambda: read("/etc/map/more").body == b"new")
+    until("labels follow", lambda: read("/etc/all/labels").body == b'app="volumes"\ncolour="red"')
+    kubectl("patch", "configmap", "live", "-p", '{"data":{"more":null}}')
+    until("a removed key's file goes", lambda: read("/etc/map/more").status == 404)
+    expect(0, container_of("volumes")["restartCount"], "restarts")
+
+
+def tokens():
+    token = {"serviceAccountToken": {"path": "token", "audience": "vault", "expirationSeconds": 600}}
+    ip = serving("tokens", UNRULY, container={"volumeMounts": [{"name": "vault", "mountPath": "/vault"}]}, volumes=[{"name": "vault", "projected": {"sources": [token]}}])
+
+    def claims(path):
+        text = ask(ip, f"/file?path={path}").body.decode()
+        part = text.split(".")[1]
+        return text, json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+
+    text, own = claims("/vault/token")
+    uid = get(f"{NS}/pods/tokens")["metadata"]["uid"]
+    expect((["vault"], 600), (own["aud"], own["exp"] - own["iat"]), "audience and life of the projected token")
+    expect(("system:serviceaccount:default:default", uid), (own["sub"], own["kubernetes.io"]["pod"]["uid"]), "whose it is")
+    text_api, _ = claims("/var/run/secrets/kubernetes.io/serviceaccount/token")
+    expect(b"default", ask(ip, "/file?path=/var/run/secrets/kubernetes.io/serviceaccount/namespace").body, "namespace")
+    if b"BEGIN CERTIFICATE" not in ask(ip, "/file?path=/var/run/secrets/kubernetes.io/serviceaccount/ca.crt").body:
+        raise Wrong("no CA beside the token")
+
+    def whoami(bearer):
+        # kubectl with nothing but the token: no certificate of the kubeconfig's user
+        done = subprocess.run(["kubectl", "--kubeconfig", "/dev/null", "--server", f"https://{CLUSTER.host}:{CLUSTER.port}", "--insecure-skip-tls-verify", "--token", bearer, "auth", "whoami", "-o", "json"],
+                              capture_output=True, text=True)
+        return json.loads(done.stdout)["status"]["userInfo"]["username"] if done.returncode == 0 else done.stderr
+
+    expect("system:serviceaccount:default:default", whoami(text_api), "the API with the pod's token")
+    if "nauthorized" not in whoami(text):
+        raise Wrong("a token of another audience is let in")
+    # A token ends with the pod that it is bound to.
+    kubectl("delete", "pod", "tokens", "--wait=false")
+    until("the token ends with its pod", lambda: "nauthorized" in whoami(text_api))
+
+
+def taken_port():
+    apply(pod("behind", HELLO), pod("caller", UNRULY), service("caller"), service("behind"))
+    caller = answering("caller")
+    answering("behind")
+    # An address of the Services' block that the allocator is not about to give away.
+    ip = ".".join([*get(f"{NS}/services/kubernetes")["spec"]["clusterIP"].split(".")[:2], "200", "77"])
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((ip, 8123))
+        taken.listen()
+        apply(service("taken-ip", clusterIP=ip, selector={"app": "behind"}, ports=[{"port": 8123, "targetPort": 80}]))
+        until("the event", lambda: has_event("taken-ip", "FailedToListen", f"{ip}:8123"))
+        for to in (f"{ip}:8123", "taken-ip:8123", "taken-ip.default.svc.cluster.local:8123"):
+            got = until(f"a guest reaches {to}", lambda: (a := ask(caller, f"/call?to={to}")).status == 200 and a)
+            expect(b"hello from behind\n", got.body, "through a ClusterIP whose port is taken on the host")
+    def from_host():
+        try:
+            c = http.client.HTTPConnection(ip, 8123, timeout=SOON_S)
+            c.request("GET", "/")
+            return c.getresponse().status == 200
+        except OSError:
+            return False
+    until("the host is served once the port is free", from_host)
+
+
+def environments():
+    apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "env"}, "data": {"COLOUR": "red", "BOTH": "map"}},
+          {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "env"}, "stringData": {"KEY": "hidden", "BOTH": "secret"}})
+    of_map, of_secret = {"configMapRef": {"name": "env"}}, {"secretRef": {"name": "env"}}
+    ip = serving("env", HELLO, container={"envFrom": [of_map, of_secret, {"prefix": "P_", **of_secret}, {"configMapRef": {"name": "none", "optional": True}}, {"secretRef": {"name": "none", "optional": True}}],
+                                          "env": [{"name": "MADE", "value": "$(P_KEY)-$(COLOUR)"}, {"name": "ONE", "valueFrom": {"secretKeyRef": {"name": "env", "key": "KEY"}}},
+                                                  {"name": "OPTIONAL", "valueFrom": {"configMapKeyRef": {"name": "env", "key": "none", "optional": True}}}]})
+    for name, value in (("COLOUR", "red"), ("KEY", "hidden"), ("BOTH", "secret"), ("P_KEY", "hidden"), ("P_BOTH", "secret"), ("MADE", "hidden-red"), ("ONE", "hidden")):
+        expect(f"{value}\n".encode(), ask(ip, f"/env/{name}").body, name)
+    for name in ("P_COLOUR", "OPTIONAL"):
+        expect(404, ask(ip, f"/env/{name}").status, name)
+    missing = {
+        "env-map": ({"envFrom": [{"configMapRef": {"name": "later"}}]}, 'configmap "later" not found'),
+        "env-secret": ({"envFrom": [{"secretRef": {"name": "later"}}]}, 'secret "later" not found'),
+        "env-key": ({"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "env", "key": "later"}}}]}, "couldn't find key later in ConfigMap default/env"),
+        "env-secret-key": ({"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "env", "key": "later"}}}]}, "couldn't find key later in Secret default/env"),
+    }
+    apply(*[pod(name, HELLO, container=container) for name, (container, _) in missing.items()])
+    for name, (_, message) in missing.items():
+        until(f"{name} waits for it", lambda: waiting(name) == f"CreateContainerConfigError: {message}")
+        expect("Pending", get(f"{NS}/pods/{name}")["status"]["phase"], f"phase of {name}")
+        until(f"{name}'s event", lambda: has_event(name, "Failed", message))
+    apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "later"}, "data": {"A": "a"}}, {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "later"}, "stringData": {"A": "a"}})
+    kubectl("patch", "configmap", "env", "-p", '{"data":{"later":"a"}}')
+    kubectl("patch", "secret", "env", "-p", '{"stringData":{"later":"a"}}')
+    for name in missing:
+        until(f"{name} runs once it is there", lambda: container_of(name).get("ready"))
+
+
+def refusals():
+    probe = {"livenessProbe": {"tcpSocket": {"port": 80}}}
+    apply(pod("unsupported", HELLO, container=probe), pod("unsupported-ends", HELLO, container=probe, activeDeadlineSeconds=3),
+          pod("typo", HELLO, annotations={"fule.coracle.dev/c": "100000"}), pod("stranger", HELLO, annotations={"fuel.coracle.dev/other": "100000"}))
+    until("it waits", lambda: waiting("unsupported").startswith("CreateContainerConfigError: spec.containers[0].livenessProbe.tcpSocket: "))
+    until("its event names the path", lambda: has_event("unsupported", "Unsupported", "spec.containers[0].livenessProbe.tcpSocket"))
+    until("a misspelt annotation is told", lambda: all(w in waiting("typo") for w in ("CreateContainerConfigError", "fule.coracle.dev/c", "fuel.coracle.dev/c", "timeout.coracle.dev/c")))
+    until("an annotation for no container is told", lambda: 'no container "other"' in waiting("stranger"))
+    status = until("its deadline ends it", lambda: (s := get(f"{NS}/pods/unsupported-ends")["status"])["phase"] == "Failed" and s)
+    expect(("DeadlineExceeded", "Pod was active on the node longer than the specified deadline"), (status["reason"], status["message"]), "why it failed")
+    expect("Pending", get(f"{NS}/pods/unsupported")["status"]["phase"], "phase of the one without a deadline")
+
+
+def load():
+    """Some 200 requests a second while pods come and go: none may fail."""
+    container = {"name": "c", "image": HELLO, "env": [{"name": "VERSION", "value": "one"}], "readinessProbe": {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1}}
+    template = {"metadata": {"labels": {"app": "load"}}, "spec": {"containers": [container]}}
+    apply({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "load"},
+           "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "load"}}, "template": template}}, service("load"))
+    kubectl("rollout", "status", "deployment/load", "--timeout=60s")
+    ip, over, failures, counts = answering("load"), threading.Event(), [], [0] * 8
+
+    def client(number):
+        kept = http.client.HTTPConnection(ip, 80, timeout=SOON_S) if number % 2 else None  # half of them on one connection
+        next_at = time.monotonic()
+        while not over.is_set():
+            # The long ones are under way while their pod is told to go.
+            got = ask(ip, "/slow?ms=300" if counts[number] % 20 == 0 else "/version", on=kept)
+            counts[number] += 1
+            if got.status != 200 or not got.whole:
+                failures.append(got)
+            next_at = max(next_at + 8 / 200, time.monotonic() - 1)
+            over.wait(max(0.0, next_at - time.monotonic()))
+
+    clients = [in_background(client, number) for number in range(8)]
+    ready = lambda: get("/apis/apps/v1/namespaces/default/deployments/load")["status"].get("readyReplicas", 0)
+    try:
+        for replicas in (1, 3):
+            kubectl("scale", "deployment/load", f"--replicas={replicas}")
+            until(f"{replicas} are left", lambda: len(get(f"{NS}/pods?labelSelector=app%3Dload")["items"]) == replicas and ready() == replicas, 60)
+        kubectl("set", "env", "deployment/load", "VERSION=two")
+        kubectl("rollout", "status", "deployment/load", "--timeout=60s")
+        until("the old pods are gone", lambda: len(get(f"{NS}/pods?labelSelector=app%3Dload")["items"]) == 3, 60)
+    finally:
+        over.set()
+        for c in clients:
+            c.result(SOON_S)
+    if failures or sum(counts) < 200:
+        raise Wrong(f"{len(failures)} of {sum(counts)} requests failed: {failures[:3]}")
+    expect(b"two\n", ask(ip, "/version").body, "the version after the roll")
+    return f"{sum(counts)} requests"
+
+
+CASES = (load, stops, draining, cutting_off, concurrency, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, environments, refusals)
+
+
+def run(case):
+    began = time.monotonic()
+    try:
+        note, problem = case(), None
+    except Exception as e:  # whatever it is, the other cases still tell what they found
+        note, problem = None, e if isinstance(e, Wrong) else repr(e)
+    took = f"{time.monotonic() - began:.1f} s"
+    print(f"· {case.__name__}: {took}{f', {note}' if note else ''}" if problem is None else f"WRONG: {case.__name__} ({took}): {problem}", flush=True)
+    return problem is None
+
+
+until("the default ServiceAccount", lambda: get(f"{NS}/serviceaccounts/default"))
+wanted = [globals()[name] for name in sys.argv[2:]] or CASES
+with concurrent.futures.ThreadPoolExecutor(len(wanted)) as pool:
+    good = list(pool.map(run, wanted))
+sys.exit(0 if all(good) else 1)
