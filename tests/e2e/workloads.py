@@ -225,6 +225,10 @@ def bodies_that_break_off():
             raise Wrong("a body that was cut ends cleanly for a client of HTTP/1.0")
         except ConnectionResetError:
             pass
+    # Of HTTP/2 a stream is reset; curl calls that 92.
+    if "HTTP2" in subprocess.check_output(["curl", "--version"], text=True):
+        done = subprocess.run(["curl", "-s", "--http2-prior-knowledge", "-m", str(SOON_S), f"http://{ip}/cut?how=trap"], capture_output=True)
+        expect(92, done.returncode, "curl's exit code for a stream of HTTP/2 that was cut")
     for got in [*neighbours, ask(ip, "/"), ask(full, "/")]:
         expect((200, True), (got.status, got.whole), "a request beside those that were cut")
     log = kubectl("logs", "cut") + kubectl("logs", "cut-memory")
@@ -446,6 +450,44 @@ def refusals():
     expect("Pending", get(f"{NS}/pods/unsupported")["status"]["phase"], "phase of the one without a deadline")
 
 
+def probes():
+    often = lambda path, **more: {"httpGet": {"path": path, "port": 80}, "periodSeconds": 1, **more}
+    apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ready"}, "data": {}})
+    ready_file = {"readinessProbe": often("/file?path=/etc/ready/yes", failureThreshold=1), "volumeMounts": [{"name": "ready", "mountPath": "/etc/ready"}]}
+    apply(pod("live", HELLO, container={"livenessProbe": often("/env/NONE", failureThreshold=2)}, restartPolicy="Always"),
+          pod("startup", HELLO, container={"startupProbe": often("/env/NONE", failureThreshold=1000), "readinessProbe": often("/")}),
+          pod("turns", UNRULY, container=ready_file, volumes=[{"name": "ready", "configMap": {"name": "ready"}}]), service("turns"),
+          pod("unsound", HELLO, container={"resources": {"limits": {"memory": "64Ki"}}}))
+    until("its event", lambda: has_event("live", "Unhealthy", "Liveness probe failed: HTTP probe failed with statuscode: 404"))
+    again = until("a failed liveness probe starts it again", lambda: (c := container_of("live")).get("restartCount") and c)
+    expect((143, "Error"), (again["lastState"]["terminated"]["exitCode"], again["lastState"]["terminated"]["reason"]), "how the one before ended")
+    until("the event of the restart", lambda: has_event("live", "Killing", "Container c failed liveness probe, will be restarted"))
+    until("a startup probe's event", lambda: has_event("startup", "Unhealthy", "Startup probe failed: "))
+    expect((False, False, 0), tuple(container_of("startup")[f] for f in ("started", "ready", "restartCount")), "a server that has not started up")
+    until("a server that no instance can be made of is told", lambda: has_event("unsound", "Unhealthy", "cannot be instantiated"))
+    until("and is not ready", lambda: container_of("unsound").get("ready") is False)
+    ip = get(f"{NS}/services/turns")["spec"]["clusterIP"]
+    until("its readiness probe fails", lambda: has_event("turns", "Unhealthy", "Readiness probe failed: "))
+    expect((503, "no-endpoint"), (ask(ip, "/").status, ask(ip, "/").reason), "a Service with no ready endpoint")
+    kubectl("patch", "configmap", "ready", "-p", '{"data":{"yes":"1"}}')
+    until("it is sent to once it is ready", lambda: ask(ip, "/").status == 200)
+    kubectl("patch", "configmap", "ready", "-p", '{"data":{"yes":null}}')
+    until("and not any more once it isn't", lambda: ask(ip, "/").reason == "no-endpoint")
+    expect(0, container_of("turns")["restartCount"], "restarts for readiness")
+
+
+def last_words():
+    crash = "registry.local/crash:v1"
+    apply(pod("words", crash, container={"terminationMessagePolicy": "FallbackToLogsOnError"}, restartPolicy="OnFailure"), pod("once", crash))
+    line = "crash: no database here, giving up with exit code 3\n"
+    last = until("it backs off", lambda: waiting("words").startswith("CrashLoopBackOff: back-off 10s restarting failed container=c") and container_of("words")["lastState"]["terminated"])
+    expect((3, "Error", line), (last["exitCode"], last["reason"], last["message"]), "its last words")
+    expect(line, kubectl("logs", "--previous", "words"), "the log of the one before")
+    until("one that is not started again fails", lambda: get(f"{NS}/pods/once")["status"]["phase"] == "Failed")
+    ended = container_of("once")["state"]["terminated"]
+    expect((3, "Error", None), (ended["exitCode"], ended["reason"], ended.get("message")), "its end")
+
+
 def load():
     """Some 200 requests a second while pods come and go: none may fail."""
     container = {"name": "c", "image": HELLO, "env": [{"name": "VERSION", "value": "one"}], "readinessProbe": {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1}}
@@ -486,7 +528,7 @@ def load():
     return f"{sum(counts)} requests"
 
 
-CASES = (load, stops, draining, cutting_off, concurrency, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, environments, refusals)
+CASES = (load, stops, draining, cutting_off, concurrency, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, environments, refusals, probes, last_words)
 
 
 def run(case):

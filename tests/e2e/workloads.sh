@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a running workload can rely on, and what its neighbours can: headers, bodies, stops, drains, limits on requests,
-# volumes, tokens, ports, environments, refusals; no request lost while pods come and go; and a process that is killed.
+# volumes, tokens, ports, environments, probes, ends, refusals; no request lost while pods come and go; and a process that is killed.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up --nodes 2
@@ -9,7 +9,7 @@ import sys
 open(f"{sys.argv[1]}/loop.wasm", "wb").write(b"\0asm\1\0\0\0" b"\1\4\1\x60\0\0" b"\3\2\1\0" b"\7\n\1\6_start\0\0" b"\n\t\1\7\0\3\x40\x0c\0\x0b\x0b")
 PY
 BIN=${SAMPLES_BIN:-sample-workloads/bin}
-for file in "$BIN/hello.wasm" "$BIN/unruly.wasm" "$WORK/loop.wasm"; do
+for file in "$BIN/hello.wasm" "$BIN/unruly.wasm" "$BIN/crash.wasm" "$WORK/loop.wasm"; do
   "$CORACLE" push "$file" "registry.local/$(basename "$file" .wasm):v1" --data-dir "$WORK/data" >/dev/null
 done
 # shellcheck disable=SC2086
