@@ -71,7 +71,7 @@ def until(what, check, seconds=SOON_S):
 
 def pod(name, image, container=None, annotations=None, **spec):
     """A pod with one container `c`; as `app: NAME`, so that its Service finds it."""
-    container = {"name": "c", "image": image, **(container or {})}
+    container = {"name": "c", "image": image, "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}], **(container or {})}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}, "annotations": annotations or {}},
             "spec": {"restartPolicy": "Never", "containers": [container], **spec}}
 
@@ -450,6 +450,49 @@ def refusals():
     expect("Pending", get(f"{NS}/pods/unsupported")["status"]["phase"], "phase of the one without a deadline")
 
 
+def names_and_addresses():
+    both = {"app": "both"}
+    of_both = lambda name, **more: pod(name, HELLO, hostname=name, subdomain="heads", **more)
+    first, second = of_both("first"), of_both("second")
+    for p in (first, second):
+        p["metadata"]["labels"] = both
+    apply(first, second, pod("asker", UNRULY), service("asker"), service("heads", clusterIP="None", selector=both),
+          service("sticky", selector=both, sessionAffinity="ClientIP"), service("doors", selector=both, type="NodePort"))
+    asker = answering("asker")
+    for name in ("sticky", "doors"):
+        ip = answering(name)
+        until(f"both serve {name}", lambda: len((get(f"/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3D{name}")["items"][0].get("endpoints") or [])) == 2)
+    port = get(f"{NS}/services/doors")["spec"]["ports"][0]["nodePort"]
+    until("both answer by turns", lambda: {ask(ip, "/").headers.get("x-pod") for _ in range(20)} == {"first", "second"})
+    door = http.client.HTTPConnection("127.0.0.1", port, timeout=SOON_S)
+    expect(200, ask(None, "/", on=door).status, "a NodePort")
+    door.close()
+    sticky = get(f"{NS}/services/sticky")["spec"]["clusterIP"]
+    stuck = {ask(sticky, "/").headers.get("x-pod") for _ in range(20)}
+    expect(1, len(stuck), f"pods that a client with session affinity meets: {stuck}")
+    pod_ip = get(f"{NS}/pods/first")["status"]["podIP"]
+    called = lambda to: ask(asker, f"/call?to={to}")
+    for to in ("doors", "doors.default", "doors.default.svc", "doors.default.svc.cluster.local", ip, "heads"):
+        expect(200, called(to).status, f"a guest calls {to}")
+    for to in ("first.heads", "first.heads.default.svc.cluster.local", pod_ip, f"{pod_ip.replace('.', '-')}.default.pod.cluster.local"):
+        expect(b"hello from first\n", called(to).body, f"a guest calls {to}")
+    if not called("127.0.0.1").body.startswith(b"unruly: "):
+        raise Wrong("a guest's own loopback is not its pod's")
+    for to in ("none", "third.heads", f"127.0.0.1:{CLUSTER.port}", f"127.255.255.254:{CLUSTER.port}", "doors:81", f"127.0.0.1:{port}"):
+        expect(502, called(to).status, f"a guest calls {to}, which is not there for it")
+
+
+def eviction():
+    volume = {"name": "room", "emptyDir": {"sizeLimit": "1Mi"}}
+    ip = serving("evicted", UNRULY, container={"volumeMounts": [{"name": "room", "mountPath": "/room"}]}, volumes=[volume])
+    expect(200, ask(ip, "/fill?path=/room/half&mb=0").status, "a file within the bound")
+    expect(507, ask(ip, "/fill?path=/etc/other&mb=0").status, "a file outside of every volume")
+    ask(ip, "/fill?path=/room/all&mb=3")
+    status = until("it is evicted", lambda: (s := get(f"{NS}/pods/evicted")["status"])["phase"] == "Failed" and s)
+    expect("Evicted", status["reason"], "reason")
+    until("the event", lambda: has_event("evicted", "Evicted", "room"))
+
+
 def probes():
     often = lambda path, **more: {"httpGet": {"path": path, "port": 80}, "periodSeconds": 1, **more}
     apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ready"}, "data": {}})
@@ -528,7 +571,7 @@ def load():
     return f"{sum(counts)} requests"
 
 
-CASES = (load, stops, draining, cutting_off, concurrency, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, environments, refusals, probes, last_words)
+CASES = (load, stops, draining, cutting_off, concurrency, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, names_and_addresses, environments, refusals, eviction, probes, last_words)
 
 
 def run(case):

@@ -3,9 +3,12 @@
 #![no_std]
 use guest::http::{Answer, Broken, Request, Response};
 use guest::process::sleep_ms;
+use guest::wasip2::filesystem::types::{DescriptorFlags, OpenFlags};
 use guest::{String, ToOwned, Vec, fetch, files, format, serve, vec};
 
 const MIB: usize = 1024 * 1024;
+/// Far over the bounds that tests set, and nothing that would fill a disk.
+const FILE_MIB_MAX: u64 = 64;
 /// Longer than any timeout that a pod may have.
 const FOR_EVER_MS: u64 = 2 * 24 * 60 * 60 * 1000;
 
@@ -14,11 +17,14 @@ serve! {
     "GET" "/headers" => headers,
     "GET" "/cut" => cut,
     "GET" "/file" => file,
+    "GET" "/fill" => fill,
     "GET" "/call" => call,
 }
 
 fn home(_: &Request) -> Answer {
-    Ok(Response::text("unruly: GET /headers?set=NAME:VALUE, /cut?how=trap|memory|silence|return, /file?path=P, /call?to=HOST:PORT\n"))
+    Ok(Response::text(
+        "unruly: GET /headers?set=NAME:VALUE, /cut?how=trap|memory|silence|return, /file?path=P, /fill?path=P&mb=N, /call?to=HOST:PORT\n",
+    ))
 }
 
 /// `?set=NAME:VALUE,NAME:VALUE`: whatever it is told to say, `content-length` among it.
@@ -52,6 +58,20 @@ fn file(request: &Request) -> Answer {
     let path = request.query("path").unwrap_or_default();
     let content = files::read(path).map_err(|problem| Response::error(404, &format!("{path}: {problem:?}")))?;
     Ok(Response::text(String::from_utf8_lossy(&content)))
+}
+
+/// `?path=P&mb=N`: a file, of more than its volume may hold where a test wants that.
+fn fill(request: &Request) -> Answer {
+    let path = request.query("path").unwrap_or_default();
+    let mb = request.number("mb", FILE_MIB_MAX)?;
+    let bad = |problem| Response::error(507, &format!("{path}: {problem:?}"));
+    let file = files::open(path, OpenFlags::CREATE, DescriptorFlags::WRITE).map_err(bad)?;
+    let (piece, end) = (vec![0xEA; MIB], mb * MIB as u64);
+    let mut written = 0;
+    while written < end {
+        written += file.write(&piece, written).map_err(bad)?;
+    }
+    Ok(Response::text(format!("{path} has {mb} MiB\n")))
 }
 
 /// What another server answers to `GET /`, or why it doesn't.
