@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Context, Operation, Plugin, Request, is_mirror, list_mut};
 use crate::objects::Objects;
+use crate::resources::rules::path_segment;
 
 pub(super) const PLUGIN: Plugin = Plugin { name: "ServiceAccount", mutate: Some(mutate), validate: Some(validate) };
 
@@ -28,6 +29,15 @@ pub(super) fn awaits_default(request: &Request<'_>, objects: &dyn Objects, pod: 
             .is_some_and(|namespace| !namespace["metadata"]["deletionTimestamp"].is_string())
 }
 
+fn not_there(namespace: &str, name: &str) -> String {
+    let wrong = path_segment(name, false);
+    let why = match wrong.first() {
+        None => format!("serviceaccount {name:?} not found"),
+        Some(_) => format!("invalid resource name {name:?}: [{}]", wrong.join(" ")),
+    };
+    format!("error looking up service account {namespace}/{name}: {why}")
+}
+
 fn mutate(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
     let request = context.request;
     if !request.is_pod() || request.operation != Operation::Create {
@@ -42,9 +52,7 @@ fn mutate(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
     };
     let account = context.objects.get("", "serviceaccounts", request.namespace, &name);
     let Some(account) = account else {
-        let why =
-            format!("error looking up service account {}/{name}: serviceaccount {name:?} not found", request.namespace);
-        return Err(request.refused(pod, why));
+        return Err(request.refused(pod, not_there(request.namespace, &name)));
     };
     let automount = pod["spec"]["automountServiceAccountToken"]
         .as_bool()
@@ -126,9 +134,7 @@ fn validate(context: &Context<'_>, pod: &Value) -> ApiResult<()> {
         return Err(request.refused(pod, why));
     }
     let Some(account) = context.objects.get("", "serviceaccounts", request.namespace, name) else {
-        let why =
-            format!("error looking up service account {}/{name}: serviceaccount {name:?} not found", request.namespace);
-        return Err(request.refused(pod, why));
+        return Err(request.refused(pod, not_there(request.namespace, name)));
     };
     let enforce = account["metadata"]["annotations"][ENFORCE_MOUNTABLE].as_str().unwrap_or_default();
     if matches!(enforce, "1" | "t" | "T" | "true" | "TRUE" | "True") {

@@ -310,14 +310,15 @@ fn list(asked: &Asked<'_>, form: Form, row: &'static Row, list: &List) -> Result
             body.extend_from_slice(object::head_of("PartialObjectMetadataList", version.api_version()).as_bytes());
             body.extend_from_slice(b"\"metadata\":");
             body.extend_from_slice(metadata.to_string().as_bytes());
-            body.extend_from_slice(b",\"items\":[");
+            // An empty list of this form is nil upstream, which that of a kind is not.
+            body.extend_from_slice(if list.items.is_empty() { b",\"items\":null" } else { b",\"items\":[" });
             for (i, item) in list.items.iter().enumerate() {
                 if i > 0 {
                     body.push(b',');
                 }
                 write_partial(version, &item.bytes(), &mut body);
             }
-            body.extend_from_slice(b"]}");
+            body.extend_from_slice(if list.items.is_empty() { b"}" } else { b"]}" });
             if form.media == Media::Json && !form.pretty {
                 body.push(b'\n');
                 return Ok(packed(asked, 200, Media::Json, body));

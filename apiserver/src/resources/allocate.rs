@@ -23,6 +23,8 @@ use crate::objects::Objects;
 const SPEC: Path<'static> = Path::root("spec");
 const IP_TAKEN: &str = "provided IP is already allocated";
 const IP_OUTSIDE: &str = "the provided network does not match the current range";
+/// What upstream makes up where nothing is to be taken.
+const FIRST_OF_DRY_RUNS: i64 = 32769;
 const PORT_TAKEN: &str = "provided port is already allocated";
 
 /// Where Services get their addresses and ports from.
@@ -156,13 +158,20 @@ impl Allocator {
         &self.network.loopback
     }
 
-    /// Fills in what `new` needs and has not, and refuses what it asks for and can't have. `new` has been defaulted,
-    /// prepared and validated; `old` is the stored Service of an update. Hold one lock until the write is visible.
-    pub fn allocate(&self, objects: &dyn Objects, new: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
+    /// Fills in what `new` needs and has not, and refuses what it asks for and can't have. `new` has been defaulted and
+    /// prepared; `old` is the stored Service of an update. Hold one lock until the write is visible. A `dry` run gives
+    /// upstream's made-up node ports, and looks at no range.
+    pub fn allocate(
+        &self,
+        objects: &dyn Objects,
+        new: &mut Value,
+        old: Option<&Value>,
+        dry: bool,
+    ) -> Result<(), ApiError> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.update(objects);
         let service = name(new).to_owned();
-        let mut choice = Choice { network: &self.network, env: &self.env, held: &held, ports: Vec::new() };
+        let mut choice = Choice { network: &self.network, env: &self.env, held: &held, ports: Vec::new(), dry };
         choice.allocate(new, old).map_err(|why| why.into_api(service))
     }
 }
@@ -189,7 +198,8 @@ struct Choice<'a> {
     env: &'a Env,
     held: &'a Held,
     /// Ports taken by this Service in this call.
-    ports: Vec<u16>,
+    ports: Vec<i64>,
+    dry: bool,
 }
 
 impl Choice<'_> {
@@ -273,13 +283,19 @@ impl Choice<'_> {
         (0..size).find_map(|i| hit(range.start + (offset + i) % size))
     }
 
-    fn free_port(&mut self) -> Result<u16, Refusal> {
+    fn free_port(&mut self) -> Result<i64, Refusal> {
+        if self.dry {
+            let port = self.ports.iter().max().map_or(FIRST_OF_DRY_RUNS, |last| last + 1);
+            self.ports.push(port);
+            return Ok(port);
+        }
         let (first, last) = (u64::from(*self.network.node_ports.start()), u64::from(*self.network.node_ports.end()));
         let size = (last + 1).saturating_sub(first);
         let low = first + static_band(size, 16, 128, 32);
         let free = |number: u64| {
             let port = u16::try_from(number).ok()?;
-            (!self.held.ports.contains_key(&port) && !self.ports.contains(&port)).then_some(port)
+            let taken = self.held.ports.contains_key(&port) || self.ports.contains(&port.into());
+            (!taken).then_some(port.into())
         };
         let port =
             self.scan(low..last + 1, free).or_else(|| self.scan(first..low, free)).ok_or(Refusal::Full("nodePort"))?;
@@ -291,15 +307,16 @@ impl Choice<'_> {
     fn take(&mut self, asked: i64, at: &Path<'_>) -> Result<(), Refusal> {
         let refuse = |why: &str| Refusal::Invalid(FieldError::invalid(at, asked, why));
         let range = &self.network.node_ports;
-        let Some(port) = u16::try_from(asked).ok().filter(|port| range.contains(port)) else {
+        let port = u16::try_from(asked).ok();
+        if !self.dry && !port.is_some_and(|port| range.contains(&port)) {
             let (first, last) = (range.start(), range.end());
             let why = format!("provided port is not in the valid range. The range of valid ports is {first}-{last}");
             return Err(refuse(&why));
-        };
-        if self.held.ports.contains_key(&port) || self.ports.contains(&port) {
+        }
+        if port.is_some_and(|port| self.held.ports.contains_key(&port)) || self.ports.contains(&asked) {
             return Err(refuse(PORT_TAKEN));
         }
-        self.ports.push(port);
+        self.ports.push(asked);
         Ok(())
     }
 
@@ -331,7 +348,7 @@ impl Choice<'_> {
                             self.take(node, &at)?;
                             node
                         }
-                        None => i64::from(self.free_port()?),
+                        None => self.free_port()?,
                     };
                     given.insert(*port, node);
                     node
@@ -403,7 +420,7 @@ mod tests {
         let mut gone = Value::Null;
         for i in 0..254 {
             let mut new = service(&format!("s{i}"), json!({"type": "ClusterIP", "ports": [{"port": 80}]}));
-            allocator.allocate(&world, &mut new, None).unwrap();
+            allocator.allocate(&world, &mut new, None, false).unwrap();
             let ip: Ipv4Addr = new["spec"]["clusterIP"].as_str().unwrap().parse().unwrap();
             assert_eq!(new["spec"]["clusterIPs"], json!([ip.to_string()]));
             // The lower band (16 of a /24) is kept for last.
@@ -414,9 +431,9 @@ mod tests {
             world.put("", "services", new);
         }
         let mut one_more = service("x", json!({"type": "ClusterIP"}));
-        assert!(matches!(allocator.allocate(&world, &mut one_more, None), Err(ApiError::ServiceUnavailable(_))));
+        assert!(matches!(allocator.allocate(&world, &mut one_more, None, false), Err(ApiError::ServiceUnavailable(_))));
         world.remove("", "services", "n", "s7");
-        allocator.allocate(&world, &mut one_more, None).unwrap();
+        allocator.allocate(&world, &mut one_more, None, false).unwrap();
         assert_eq!(one_more["spec"]["clusterIP"], gone["spec"]["clusterIP"]);
     }
 
@@ -430,7 +447,7 @@ mod tests {
         );
         let world = Map::default();
         world.put("", "services", held);
-        let ask = |spec: Value| cause(allocator.allocate(&world, &mut service("b", spec), None));
+        let ask = |spec: Value| cause(allocator.allocate(&world, &mut service("b", spec), None, false));
         assert_eq!(
             ask(json!({"type": "ClusterIP", "clusterIP": "10.0.0.9", "clusterIPs": ["10.0.0.9"]})),
             "spec.clusterIPs: Invalid value: [\"10.0.0.9\"]: failed to allocate IP 10.0.0.9: provided IP is already allocated"
@@ -447,12 +464,19 @@ mod tests {
             ask(json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": -1}]})),
             "spec.ports[0].nodePort: Invalid value: -1: provided port is not in the valid range. The range of valid ports is 30000-32767"
         );
+        let mut tried = service(
+            "b",
+            json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 81, "nodePort": 5}, {"port": 82}]}),
+        );
+        allocator.allocate(&world, &mut tried, None, true).unwrap();
+        let ports: Vec<_> = tried["spec"]["ports"].as_array().unwrap().iter().map(|p| &p["nodePort"]).collect();
+        assert_eq!(ports, [32769, 5, 32770], "nothing is taken, and no range is looked at");
         let mut shared = service(
             "b",
             json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "TCP"},
             {"port": 53, "protocol": "UDP"}, {"port": 54}]}),
         );
-        allocator.allocate(&world, &mut shared, None).unwrap();
+        allocator.allocate(&world, &mut shared, None, false).unwrap();
         let port = |i: usize| shared["spec"]["ports"][i]["nodePort"].as_i64().unwrap();
         assert_eq!(port(0), port(1));
         assert_ne!(port(0), port(2));

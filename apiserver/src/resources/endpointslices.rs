@@ -250,6 +250,9 @@ impl Strategy for EndpointSlice {
 
     fn prepare_update(&self, _: &Context<'_>, new: &mut Value, old: &Value) {
         if !same(get(new, "endpoints"), get(old, "endpoints")) {
+            // What is dropped counts as a change all the same.
+            let generation = int(get(old, "metadata"), "generation").unwrap_or(0) + 1;
+            put(object_mut(new, "metadata"), "generation", json!(generation));
             drop_topology(new);
         }
     }

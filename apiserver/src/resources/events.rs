@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::cells::{NAME, column, name, since, wide};
 use super::field::{Errors, FieldError, IMMUTABLE, Path};
-use super::metadata::label_name;
+use super::metadata::{checked_whole, label_name};
 use super::read::{default_to, fields, get, has, int, is_zero, object_mut, put, text, time};
 use super::rules::{self, NameRule};
 use super::{Column, Context, MetadataChecks, Row, Storage, Strategy};
@@ -86,6 +86,8 @@ const NAMES: &[(&str, &str)] = &[
     ("count", "deprecatedCount"),
     ("reportingComponent", "reportingController"),
 ];
+/// Plain texts in Go: empty where they are absent.
+const TEXTS: &[&str] = &["reason", "message", "type", "action", "reportingComponent", "reportingInstance"];
 const INSTANCE_BYTES_MAX: usize = 128;
 const ACTION_BYTES_MAX: usize = 128;
 const REASON_BYTES_MAX: usize = 128;
@@ -278,6 +280,7 @@ fn strict_update(errors: &mut Errors, new: &Value, old: &Value) {
             let path = Path::root(shown);
             match inner(key, now) {
                 Some(value) => errors.0.push(FieldError::invalid_shown(&path, &value, IMMUTABLE)),
+                None if now.is_null() && TEXTS.contains(&key) => errors.invalid(&path, "", IMMUTABLE),
                 None => errors.invalid(&path, now.clone(), IMMUTABLE),
             }
         }
@@ -305,13 +308,24 @@ impl Strategy for Event {
         if self.core { MetadataChecks::None } else { MetadataChecks::Change }
     }
 
+    fn validate_first(&self, _: &Context<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        if self.core && old.is_none() {
+            legacy(&mut errors, object, true);
+        }
+        errors.0
+    }
+
+    fn orders_metadata(&self) -> bool {
+        !self.core
+    }
+
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
-        if self.core {
-            legacy(&mut errors, object, true);
-        } else {
+        if !self.core {
             let event = to_core(object);
             legacy(&mut errors, &event, false);
+            checked_whole(&mut errors, &EVENTS, object);
             strict(&mut errors, &event);
         }
         errors.0

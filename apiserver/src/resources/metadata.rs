@@ -26,6 +26,16 @@ pub fn validate_create(row: &Row, object: &Value) -> Vec<FieldError> {
     errors.0
 }
 
+/// The same, for a kind whose own validation looks at metadata later than first.
+pub(super) fn checked_whole(errors: &mut Errors, row: &Row, object: &Value) {
+    whole(errors, row, row.strategy.name_rule(), object, row.strategy.checks_finalizers());
+}
+
+/// What an update may not change, for a kind whose own validation looks at it later than first.
+pub(super) fn checked_change(errors: &mut Errors, row: &Row, new: &Value, old: &Value) {
+    change(errors, new, old, row.strategy.checks_finalizers());
+}
+
 /// What is wrong with the metadata of an object changed as a whole.
 #[must_use]
 pub fn validate_update(row: &Row, new: &Value, old: &Value) -> Vec<FieldError> {

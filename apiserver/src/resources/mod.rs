@@ -295,6 +295,17 @@ pub trait Strategy: Send + Sync {
         true
     }
 
+    /// What stands alone: found before anything else is looked at, metadata included (`old`: of an update).
+    fn validate_first(&self, context: &Context<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        let _ = (context, object, old);
+        Vec::new()
+    }
+
+    /// Whether [`validate`](Self::validate) checks the metadata itself, as it does not come first.
+    fn orders_metadata(&self) -> bool {
+        false
+    }
+
     /// Object validation at creation, without generic metadata.
     fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError>;
 

@@ -139,6 +139,12 @@ fn validate(errors: &mut Errors, node: &Value) {
         errors.invalid_each(&at.index(i), cidr, rules::cidr_in_old_field(cidr));
     }
     if cidrs.len() > 1 {
+        if let Some((i, wrong)) = cidrs.iter().enumerate().find(|(_, cidr)| rules::cidr_leniently(cidr).is_none()) {
+            let why = format!(
+                "invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{i}]: <nil> (invalid CIDR address: {wrong})"
+            );
+            errors.0.push(FieldError::internal(&at, &why));
+        }
         let v6 = cidrs.iter().filter(|cidr| cidr.contains(':')).count();
         if v6 == 0 || v6 == cidrs.len() || cidrs.len() > 2 {
             let why = "may specify no more than one CIDR for each IP family";

@@ -354,7 +354,7 @@ pub fn ip_strictly(value: &str) -> Vec<String> {
 pub const NOT_A_CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
 
 /// A block as Go's lenient parser takes it: the address as written and the prefix length.
-fn cidr_leniently(value: &str) -> Option<(IpAddr, u8)> {
+pub fn cidr_leniently(value: &str) -> Option<(IpAddr, u8)> {
     let (ip, bits) = value.split_once('/')?;
     let (parsed, digits) = (ip_leniently(ip)?, bits.bytes().all(|b| b.is_ascii_digit()));
     let bits: u8 = bits.parse().ok().filter(|_| digits)?;

@@ -100,6 +100,10 @@ fn not_an_object(bytes: &[u8]) -> Option<String> {
             Some(format!("json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"))
         }
         Err(error) if error.is_eof() => Some("unexpected end of JSON input".into()),
+        Err(_) if bytes.trim_ascii_start().first() == Some(&b'-') => {
+            let next = bytes.trim_ascii_start().get(1).map_or(' ', |b| char::from(*b));
+            Some(format!("invalid character '{next}' in numeric literal"))
+        }
         Err(_) => {
             let first = String::from_utf8_lossy(bytes).trim_start().chars().next().unwrap_or(' ');
             Some(format!("invalid character '{first}' looking for beginning of value"))
@@ -127,7 +131,7 @@ impl Strategy for Secret {
     }
 
     fn metadata_checks(&self) -> MetadataChecks {
-        MetadataChecks::ChangeThenWhole
+        MetadataChecks::Change
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
@@ -140,6 +144,7 @@ impl Strategy for Secret {
         let mut errors = Errors::new();
         errors.immutable(&Path::root("type"), get(new, "type"), get(old, "type"));
         sealed(&mut errors, new, old, &["data"]);
+        super::metadata::checked_whole(&mut errors, &ROW, new);
         validate(&mut errors, new);
         errors.0
     }

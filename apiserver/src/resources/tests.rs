@@ -70,8 +70,11 @@ fn prepared(row: &Row, namespace: &str, object: Value) -> Value {
 
 fn created(row: &Row, object: &Value) -> Vec<FieldError> {
     let env = env();
-    let mut errors = Vec::new();
-    if row.storage != Storage::Virtual {
+    let mut errors = row.strategy.validate_first(&context(&env, ""), object, None);
+    if !errors.is_empty() {
+        return errors;
+    }
+    if row.storage != Storage::Virtual && !row.strategy.orders_metadata() {
         errors = metadata::validate_create(row, object);
     }
     errors.extend(row.strategy.validate(&context(&env, ""), object));
@@ -92,6 +95,10 @@ fn updated(row: &Row, subresource: &str, mut new: Value, old: &Value) -> Vec<Fie
     let context = context(&env, subresource);
     row.strategy.prepare_update(&context, &mut new, old);
     schema::normalise(row.schema, &mut new).unwrap();
+    let first = row.strategy.validate_first(&context, &new, Some(old));
+    if !first.is_empty() {
+        return first;
+    }
     let mut errors = metadata::validate_update_through(row, subresource, &new, old);
     errors.extend(row.strategy.validate_update(&context, &new, old));
     errors

@@ -405,7 +405,7 @@ impl Walk {
             let value = self.value(inner, go, item);
             self.path.truncate(length);
             let value = value.unwrap_or_else(|| self.zero(inner, true));
-            out.insert(key, value);
+            out.insert(key, if matches!(inner, Kind::Quantity) { whole_thousandths(value) } else { value });
         }
         out
     }
@@ -477,6 +477,16 @@ const LOOSE: base64::engine::GeneralPurpose = base64::engine::GeneralPurpose::ne
     &base64::alphabet::STANDARD,
     base64::engine::GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
 );
+
+/// Amounts in a list of resources are rounded up to thousandths.
+fn whole_thousandths(amount: Value) -> Value {
+    // Only these canonical forms can be finer.
+    let finer = |text: &str| text.ends_with(['n', 'u']) || text.contains("e-");
+    match amount.as_str().filter(|text| finer(text)).map(Quantity::parse) {
+        Some(Ok(fine)) => Quantity::from_milli(fine.milli(), fine.format()).to_string().into(),
+        _ => amount,
+    }
+}
 
 /// A field that came twice: Go decodes the second into what the first left.
 fn join(before: &mut Value, value: Value) {

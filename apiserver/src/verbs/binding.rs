@@ -9,6 +9,7 @@ use super::object::{self, metadata_mut};
 use super::options::WriteOptions;
 use super::update::wrong_uid;
 use super::{Answer, Call, TRIES_MAX, Verbs};
+use crate::resources::rules::path_segment;
 
 impl Verbs {
     /// Binds the pod that a decoded Binding names; `call` is about pods, and has the binding's name where the path has none.
@@ -45,6 +46,13 @@ impl Verbs {
         {
             let review = call.review(Operation::Create, &name, options.dry_run);
             self.admission.validate(&review, &*self.objects, &binding, None)?;
+        }
+        // A binding of the collection names its pod itself.
+        if name.is_empty() {
+            return Err(ApiError::BadRequest("Name parameter required.".into()));
+        }
+        if let Some(why) = path_segment(&name, false).first() {
+            return Err(ApiError::BadRequest(format!("Name parameter invalid: {name:?}: {why}")));
         }
         let key = call.key();
         for _ in 0..TRIES_MAX {

@@ -27,6 +27,7 @@ impl Verbs {
                 metadata.remove(*field);
             }
         }
+        call.warnings.extend(object::dedup_owners(&mut object, false));
         object::match_namespace(&mut object, call.object_namespace())?;
         object::dedup_owners(&mut object, &mut call.warnings, false);
         let given = object::text(&object, "name").to_owned();
@@ -65,6 +66,8 @@ impl Verbs {
             }
             let version = object::client_version(&object).unwrap_or(0);
             metadata_mut(&mut object).remove("resourceVersion");
+            let allocates = row.plural == "services";
+            let _guard = if allocates { Some(self.allocating.lock().await) } else { None };
             {
                 let context = self.context(call, call.subresource_name());
                 row.strategy.prepare_create(&context, &mut object);
@@ -72,9 +75,19 @@ impl Verbs {
                 if row.strategy.counts_generation() {
                     object::set_generation(&mut object, 1);
                 }
-                let mut errors = metadata::validate_create(row, &object);
+                let first = row.strategy.validate_first(&context, &object, None);
+                invalid(call.kind(), object::text(&object, "name"), first)?;
+                if allocates {
+                    self.allocator.allocate(&*self.objects, &mut object, None, options.dry_run)?;
+                    body::normalise(row, &mut object);
+                }
+                let name = object::text(&object, "name");
+                let mut errors = Vec::new();
+                if !row.strategy.orders_metadata() {
+                    errors = metadata::validate_create(row, &object);
+                }
                 errors.extend(row.strategy.validate(&context, &object));
-                invalid(call.kind(), object::text(&object, "name"), errors)?;
+                invalid(call.kind(), name, errors)?;
             }
             let warnings = row.strategy.warnings(&object, None);
             call.warnings.extend(warnings);
@@ -91,18 +104,11 @@ impl Verbs {
                 if let Some(existing) = self.cache.get(&key) {
                     break object::is_deleting(&existing.shared());
                 }
-                let allocates = row.plural == "services";
-                let guard = if allocates { Some(self.allocating.lock().await) } else { None };
-                if allocates {
-                    self.allocator.allocate(&*self.objects, &mut object, None)?;
-                    body::normalise(row, &mut object);
-                }
                 if options.dry_run {
                     return Ok((Shown::Value(object), name));
                 }
                 let stored = Self::encode(row, &object)?;
                 let done = self.put(row, &key, 0, stored.clone()).await?;
-                drop(guard);
                 if let Some(revision) = done {
                     return Ok((Self::stored_as(row, object, &stored, revision), name));
                 }

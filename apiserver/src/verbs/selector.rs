@@ -230,7 +230,11 @@ pub fn fields(text: &str) -> Result<Vec<FieldRequirement>, String> {
         let Some((field, sign, value)) = cut else {
             return Err(format!("invalid selector: '{text}'; can't understand '{term}'"));
         };
-        terms.push(FieldRequirement { label: field.into(), equals: sign != "!=", value: unescape(value)? });
+        let value = unescape(value)?;
+        // A term of nothing but its sign selects everything.
+        if !(field.is_empty() && value.is_empty()) {
+            terms.push(FieldRequirement { label: field.into(), equals: sign != "!=", value });
+        }
     }
     Ok(terms)
 }
@@ -362,6 +366,7 @@ mod tests {
         assert_eq!(terms, [("type", true, "a/b"), ("metadata.name", false, "x"), ("p", true, "q,r")]);
         assert_eq!(exact(&found, "type"), Some("a/b"));
         assert_eq!(exact(&found, "metadata.name"), None);
+        assert_eq!(fields("=,!=").unwrap(), []);
         assert_eq!(fields("a").unwrap_err(), "invalid selector: 'a'; can't understand 'a'");
         assert_eq!(fields("a=b=c").unwrap_err(), "invalid field selector: unescaped character in value: 61");
     }

@@ -76,6 +76,7 @@ impl Verbs {
         };
         let old = Self::current(row, &cached);
         let mut new = make(Some(&old), &mut call.warnings)?;
+        call.warnings.extend(object::dedup_owners(&mut new, manner == Manner::Patch));
         if manner != Manner::Patch {
             let (wanted, uid) = (object::text(&new, "uid"), object::text(&old, "uid"));
             if !wanted.is_empty() && wanted != uid {
@@ -99,15 +100,24 @@ impl Verbs {
         if version != 0 && version != cached.modified {
             return Err(call.modified());
         }
+        let allocates = row.plural == "services" && written_through(call).is_empty();
+        let _guard = if allocates { Some(self.allocating.lock().await) } else { None };
         self.prepare(call, &mut new, &old);
         {
             let context = self.context(call, written_through(call));
+            invalid(call.kind(), &name, row.strategy.validate_first(&context, &new, Some(&old)))?;
+            if allocates {
+                self.allocator.allocate(&*self.objects, &mut new, Some(&old), options.dry_run)?;
+                body::normalise(row, &mut new);
+            }
             let mut errors = metadata::validate_update_through(row, written_through(call), &new, &old);
             errors.extend(row.strategy.validate_update(&context, &new, &old));
             invalid(call.kind(), &name, errors)?;
         }
-        let warnings = row.strategy.warnings(&new, Some(&old));
-        call.warnings.extend(warnings);
+        if written_through(call) != "status" {
+            let warnings = row.strategy.warnings(&new, Some(&old));
+            call.warnings.extend(warnings);
+        }
         {
             let review = call.review(Operation::Update, &name, options.dry_run);
             self.admission.validate(&review, &*self.objects, &new, Some(&old))?;
@@ -118,12 +128,6 @@ impl Verbs {
             }
             return Ok(Some(Answer::Object(200, Shown::Value(versioned(new, cached.modified)))));
         }
-        let allocates = row.plural == "services";
-        let guard = if allocates { Some(self.allocating.lock().await) } else { None };
-        if allocates {
-            self.allocator.allocate(&*self.objects, &mut new, Some(&old))?;
-            body::normalise(row, &mut new);
-        }
         if options.dry_run {
             return Ok(Some(Answer::Object(200, Shown::Value(versioned(new, cached.modified)))));
         }
@@ -132,7 +136,6 @@ impl Verbs {
             return Ok(Some(Answer::Object(200, Shown::Cached(cached))));
         }
         let done = self.put(row, key, cached.modified, stored.clone()).await?;
-        drop(guard);
         Ok(done.map(|revision| Answer::Object(200, Self::stored_as(row, new, &stored, revision))))
     }
 
@@ -175,6 +178,7 @@ impl Verbs {
         options: &WriteOptions,
     ) -> Result<Option<Answer>, ApiError> {
         let mut object = make(None, &mut call.warnings)?;
+        call.warnings.extend(object::dedup_owners(&mut object, false));
         let wanted = object::text(&object, "uid").to_owned();
         if !wanted.is_empty() {
             return Err(wrong_uid(call, key, &wanted, ""));

@@ -110,17 +110,19 @@ impl Strategy for Job {
                 }
             }
         }
-        copy_labels(object);
         object_mut(object, "status");
     }
 
     fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
+        // A Job without labels shares one map with its template: what is generated below reaches both.
+        let template = get(get(get(get(object, "spec"), "template"), "metadata"), "labels");
+        let shared = is_zero(get(get(object, "metadata"), "labels")) && !is_zero(template);
         if get(get(object, "spec"), "manualSelector") != &json!(true) {
             generate_selector(object);
         }
         // Upstream's defaults run again when the stored object is read back: after validation, which refuses names that
         // are too long for the template's labels, and then says so for the template alone.
-        if text(get(object, "metadata"), "name").len() <= rules::LABEL_BYTES_MAX {
+        if shared || rules::label_value(text(get(object, "metadata"), "name")).is_empty() {
             copy_labels(object);
         }
         workloads::clear_status(object);
@@ -128,10 +130,12 @@ impl Strategy for Job {
     }
 
     fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
+        copy_labels(new);
         prepare_update_by_default(context, new, old);
         if context.subresource != "status" {
             workloads::drop_disabled(new, Some(old));
         }
+        copy_labels(new);
     }
 
     fn counts_generation(&self) -> bool {
@@ -143,7 +147,7 @@ impl Strategy for Job {
     }
 
     fn metadata_checks(&self) -> MetadataChecks {
-        MetadataChecks::WholeThenChange
+        MetadataChecks::Whole
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
@@ -160,6 +164,7 @@ impl Strategy for Job {
             let labels = get(get(get(get(old, "spec"), "template"), "metadata"), "labels");
             let prefixed = has(labels, NAME_LABELS[1]) && has(labels, UID_LABELS[1]);
             validate::job(&mut errors, new, prefixed);
+            super::metadata::checked_change(&mut errors, &ROW, new, old);
             validate::update(&mut errors, new, old);
         }
         errors.0

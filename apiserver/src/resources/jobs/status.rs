@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::validate::{bare, intervals};
 use super::{is_finished, is_true};
-use crate::resources::field::Errors;
+use crate::resources::field::{Errors, FieldError};
 use crate::resources::read::{get, has, int, is_zero, items, text, time};
 use crate::resources::workloads::{STATUS, not_negative};
 
@@ -32,7 +32,9 @@ pub(super) fn update(errors: &mut Errors, new: &Value, old: &Value) {
     let pods = get(status, "uncountedTerminatedPods");
     let some = !items(pods, "failed").is_empty() || !items(pods, "succeeded").is_empty();
     if (finish_turned || changed("uncountedTerminatedPods")) && finished && some {
-        errors.invalid(&STATUS.child("uncountedTerminatedPods"), pods.clone(), "must be empty for finished job");
+        let shown = format!("{{\"Succeeded\":{},\"Failed\":{}}}", get(pods, "succeeded"), get(pods, "failed"));
+        let at = STATUS.child("uncountedTerminatedPods");
+        errors.0.push(FieldError::invalid_shown(&at, &shown, "must be empty for finished job"));
     }
     indexes(errors, new, &changed);
     let terminating = int(status, "terminating").unwrap_or(0);

@@ -169,7 +169,7 @@ fn counts(errors: &mut Errors, spec: &Value) {
                 }
             }
         }
-    } else if mode.is_empty() || mode == "NonIndexed" {
+    } else if !has(spec, "completionMode") || mode == "NonIndexed" {
         for (key, value) in [("backoffLimitPerIndex", per_index), ("maxFailedIndexes", failed)] {
             if let Some(value) = value {
                 errors.invalid(&at(key), value, "requires indexed completion mode");
@@ -271,7 +271,7 @@ fn exit_codes(errors: &mut Errors, codes: &Value, names: &BTreeSet<&str>, path: 
     let values_at = path.child("values");
     let values: Vec<i64> = items(codes, "values").iter().map(|v| v.as_i64().unwrap_or(0)).collect();
     if values.is_empty() {
-        errors.invalid(&values_at, Value::Array(Vec::new()), "at least one value is required");
+        errors.invalid(&values_at, get(codes, "values").clone(), "at least one value is required");
     } else if values.len() > EXIT_CODES_MAX {
         errors.too_many(&values_at, values.len(), EXIT_CODES_MAX);
     }
@@ -289,21 +289,46 @@ fn exit_codes(errors: &mut Errors, codes: &Value, names: &BTreeSet<&str>, path: 
     }
 }
 
+/// A list as Go shows it: nil is null.
+fn shown_list(list: &Value, one: impl Fn(&Value) -> String) -> String {
+    match list.as_array() {
+        Some(list) => format!("[{}]", list.iter().map(one).collect::<Vec<_>>().join(",")),
+        None => "null".into(),
+    }
+}
+
+fn shown_policy(policy: &Value, rule: impl Fn(&Value) -> String) -> String {
+    if policy.is_null() {
+        return "null".into();
+    }
+    format!("{{\"Rules\":{}}}", shown_list(get(policy, "rules"), rule))
+}
+
+fn shown_success_rule(rule: &Value) -> String {
+    let (indexes, count) = (get(rule, "succeededIndexes"), get(rule, "succeededCount"));
+    format!("{{\"SucceededIndexes\":{indexes},\"SucceededCount\":{count}}}")
+}
+
+fn shown_failure_rule(rule: &Value) -> String {
+    let word = |of: &Value, key: &str| Value::from(text(of, key)).to_string();
+    let codes = get(rule, "onExitCodes");
+    let codes = if codes.is_null() {
+        "null".into()
+    } else {
+        let (container, values) = (get(codes, "containerName"), shown_list(get(codes, "values"), Value::to_string));
+        format!("{{\"ContainerName\":{container},\"Operator\":{},\"Values\":{values}}}", word(codes, "operator"))
+    };
+    let conditions = shown_list(get(rule, "onPodConditions"), |pattern| {
+        format!("{{\"Type\":{},\"Status\":{}}}", word(pattern, "type"), word(pattern, "status"))
+    });
+    format!("{{\"Action\":{},\"OnExitCodes\":{codes},\"OnPodConditions\":{conditions}}}", word(rule, "action"))
+}
+
 fn success_policy(errors: &mut Errors, spec: &Value) {
     let at = SPEC.child("successPolicy");
     let rules = items(get(spec, "successPolicy"), "rules");
     if text(spec, "completionMode") != "Indexed" {
-        let shown: Vec<String> = rules
-            .iter()
-            .map(|r| {
-                format!(
-                    "{{\"SucceededIndexes\":{},\"SucceededCount\":{}}}",
-                    get(r, "succeededIndexes"),
-                    get(r, "succeededCount")
-                )
-            })
-            .collect();
-        let shown = format!("{{\"Rules\":[{}]}}", shown.join(","));
+        let shown = shown_policy(get(spec, "successPolicy"), shown_success_rule);
         errors.0.push(FieldError::invalid_shown(&at, &shown, "requires indexed completion mode"));
         return;
     }
@@ -412,7 +437,17 @@ pub(super) fn update(errors: &mut Errors, new: &Value, old_job: &Value) {
 
 fn stays(errors: &mut Errors, new: &Value, old: &Value, key: &str) {
     if !same(get(new, key), get(old, key)) {
-        errors.invalid(&SPEC.child(key), get(new, key).clone(), IMMUTABLE);
+        let at = SPEC.child(key);
+        let now = get(new, key);
+        match key {
+            "podFailurePolicy" => {
+                errors.0.push(FieldError::invalid_shown(&at, &shown_policy(now, shown_failure_rule), IMMUTABLE));
+            }
+            "successPolicy" => {
+                errors.0.push(FieldError::invalid_shown(&at, &shown_policy(now, shown_success_rule), IMMUTABLE));
+            }
+            _ => errors.invalid(&at, now.clone(), IMMUTABLE),
+        }
     }
 }
 

@@ -42,6 +42,7 @@ const VOLUME_SOURCES: &[&str] = &[
 
 /// Permission bits of files in volumes (0644).
 const FILE_MODE: i64 = 0o644;
+const REPOSITORY_BYTES_MAX: usize = 255;
 const TOKEN_SECONDS: i64 = 3600;
 const GRACE_SECONDS: i64 = 30;
 
@@ -244,6 +245,11 @@ fn is_repository(name: &str) -> bool {
             return false;
         }
         parts.remove(0);
+    }
+    // Images of one word are in `library/` of the default registry.
+    let library = if !domain && parts.len() == 1 { "library/".len() } else { 0 };
+    if library + parts.join("/").len() > REPOSITORY_BYTES_MAX {
+        return false;
     }
     parts.iter().all(|part| {
         !part.is_empty()

@@ -80,7 +80,10 @@ impl Strategy for Pod {
     }
 
     fn prepare_create(&self, context: &Context<'_>, object: &mut Value) {
-        let qos = resources::qos_class(get(object, "spec"));
+        let qos = match text(get(object, "status"), "qosClass") {
+            "" => resources::qos_class(get(object, "spec")).to_owned(),
+            given => given.to_owned(),
+        };
         let mut status = json!({"phase": "Pending", "qosClass": qos});
         if let Some(spec) = object.get_mut("spec") {
             defaults::drop_disabled(spec, None);

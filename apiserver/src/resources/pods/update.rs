@@ -311,6 +311,7 @@ pub(super) fn status(errors: &mut Errors, new: &Value, old: &Value) {
         restarts(errors, status, old_status, list, items(get(old, "spec"), containers), get(old, "spec"));
     }
     restarts(errors, status, old_status, "ephemeralContainerStatuses", &[], &Value::Null);
+    claim_statuses(errors, status, get(new, "spec"));
     addresses(errors, status, old_status, "podIPs");
     if let Some(first) = items(status, "hostIPs").first() {
         let ip = text(first, "ip");
@@ -320,6 +321,26 @@ pub(super) fn status(errors: &mut Errors, new: &Value, old: &Value) {
         }
     }
     addresses(errors, status, old_status, "hostIPs");
+}
+
+fn claim_statuses(errors: &mut Errors, status: &Value, spec: &Value) {
+    let list_at = STATUS.child("resourceClaimStatuses");
+    let mut names = BTreeSet::new();
+    for (i, claim) in items(status, "resourceClaimStatuses").iter().enumerate() {
+        let at = list_at.index(i);
+        let name = text(claim, "name");
+        if !items(spec, "resourceClaims").iter().any(|c| text(c, "name") == name) {
+            let why = "must match the name of an entry in `spec.resourceClaims`";
+            errors.invalid(&at.child("name"), name, why);
+        }
+        if !names.insert(name) {
+            errors.duplicate(&at.child("name"), name);
+        }
+        if has(claim, "resourceClaimName") {
+            let claimed = text(claim, "resourceClaimName");
+            errors.invalid_each(&at.child("resourceClaimName"), claimed, rules::dns_subdomain(claimed));
+        }
+    }
 }
 
 fn observed(errors: &mut Errors, of: &Value, path: &Path<'_>) {

@@ -57,6 +57,16 @@ pub(super) fn fill(spec: &mut Value, old: Option<&Value>) {
         }
     }
     let mut families: Vec<String> = texts(spec, "ipFamilies").map(str::to_owned).collect();
+    let fewer = old.is_some_and(|old| families.len() < items(old, "ipFamilies").len());
+    // Refused below, for what the client gave: nothing may be added to it.
+    let refused = if families.is_empty() {
+        text(spec, "ipFamilyPolicy") == "RequireDualStack" && !is_free(spec)
+    } else {
+        fewer && !single
+    };
+    if refused {
+        return;
+    }
     for (i, ip) in texts(spec, "clusterIPs").enumerate() {
         if ip == "None" {
             break;

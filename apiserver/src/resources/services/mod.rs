@@ -243,14 +243,18 @@ impl Strategy for Service {
         NameRule::Label
     }
 
-    fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let wrong = families::validate(get(object, "spec"), None);
-        if !wrong.is_empty() {
+    fn validate_first(&self, context: &Context<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        if context.subresource == "status" {
+            return Vec::new();
+        }
+        let wrong = families::validate(get(object, "spec"), old.map(|old| get(old, "spec")));
+        if !wrong.is_empty() || old.is_some() {
             return wrong;
         }
-        if let Some(error) = validate::node_port_twice(get(object, "spec")) {
-            return vec![error];
-        }
+        validate::node_port_twice(get(object, "spec")).into_iter().collect()
+    }
+
+    fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         validate::service(&mut errors, context, object, None);
         errors.0
@@ -261,10 +265,6 @@ impl Strategy for Service {
         if context.subresource == "status" {
             validate::balancer(&mut errors, new, old);
             return errors.0;
-        }
-        let wrong = families::validate(get(new, "spec"), Some(get(old, "spec")));
-        if !wrong.is_empty() {
-            return wrong;
         }
         families::changes(&mut errors, get(new, "spec"), get(old, "spec"));
         validate::load_balancer_class(&mut errors, get(new, "spec"), Some(get(old, "spec")));
