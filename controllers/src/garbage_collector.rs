@@ -4,9 +4,13 @@
 //! A key is a uid. Whether an owner is really gone is asked of the server before anything is deleted for it: the view
 //! of the owner's kind may be behind that of the dependent's.
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use machinery::api::ObjectKey;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Notes, Plan, Propagation, View, value_of};
+use machinery::api::selector::go_quoted;
+use machinery::runtime::{
+    Action, Change, Context, Controller, Input, Kind, Note, Notes, Plan, Propagation, View, value_of,
+};
 use serde_json::{Value, json};
 
 use crate::Settings;
@@ -170,6 +174,10 @@ fn classify(view: &View, item: &Item<'_>, owner: &OwnerReference) -> Owner {
     // Another version of the same group names the same objects.
     let same = || view.kinds().find(|kind| kind.kind == owner.kind && kind.group == group);
     let Some(kind) = found.or_else(same) else { return Owner::Unknown };
+    // What belongs to no namespace cannot belong to something of one: left as it is.
+    if kind.namespaced && item.key.namespace.is_empty() {
+        return Owner::Unknown;
+    }
     match view.by_uid(&owner.uid) {
         Some((real, at, metadata))
             if real.kind == owner.kind && (!real.namespaced || at.namespace == item.key.namespace) =>
@@ -185,6 +193,32 @@ fn classify(view: &View, item: &Item<'_>, owner: &OwnerReference) -> Owner {
     }
 }
 
+/// Tells of an owner that is there, in a namespace where it can't own the object.
+fn elsewhere(view: &View, item: &Item<'_>, owner: &OwnerReference) -> Option<Note> {
+    let (kind, at, _) = view.by_uid(&owner.uid)?;
+    if !kind.namespaced || at.namespace == item.key.namespace {
+        return None;
+    }
+    let namespace = &item.key.namespace;
+    let reference = ObjectReference {
+        api_version: Some(item.kind.api_version()),
+        kind: Some(item.kind.kind.to_string()),
+        namespace: (!namespace.is_empty()).then(|| namespace.clone()),
+        name: item.metadata.name.clone(),
+        uid: item.metadata.uid.clone(),
+        ..ObjectReference::default()
+    };
+    let message = format!(
+        "ownerRef [{}/{}, namespace: {namespace}, name: {}, uid: {}] does not exist in namespace {}",
+        owner.api_version,
+        owner.kind,
+        owner.name,
+        owner.uid,
+        go_quoted(namespace)
+    );
+    Some(Note { about: reference, warning: true, reason: "OwnerRefInvalidNamespace", message, source: None })
+}
+
 /// An object that lives: it goes when all its owners have gone, and forgets those that have where others stay.
 fn collect(view: &View, item: &Item<'_>) -> Plan {
     let owners = owners(item.metadata);
@@ -193,10 +227,11 @@ fn collect(view: &View, item: &Item<'_>) -> Plan {
     }
     let standing: Vec<(&OwnerReference, Owner)> =
         owners.iter().map(|owner| (owner, classify(view, item, owner))).collect();
-    if standing.iter().any(|(_, owner)| *owner == Owner::Unknown) {
-        return Plan::nothing();
-    }
     let mut plan = Plan::nothing();
+    plan.actions.extend(owners.iter().filter_map(|owner| elsewhere(view, item, owner)).map(Action::Event));
+    if standing.iter().any(|(_, owner)| *owner == Owner::Unknown) {
+        return plan;
+    }
     for (reference, owner) in &standing {
         if let Owner::Absent(kind) = owner {
             let namespace = if kind.namespaced { item.key.namespace.clone() } else { String::new() };
@@ -208,7 +243,7 @@ fn collect(view: &View, item: &Item<'_>) -> Plan {
         standing.iter().filter(|(_, owner)| *owner == Owner::Solid).map(|(reference, _)| *reference).collect();
     if !solid.is_empty() {
         if solid.len() == owners.len() {
-            return Plan::nothing();
+            return plan;
         }
         plan.push(item.with_owners(&solid));
         return plan;
@@ -347,6 +382,22 @@ mod tests {
         delete(&mut cluster, &deployments(), "web", Propagation::Background);
         assert_eq!(settle(&mut cluster), ["api", "other", "web-1", "web-1-a"]);
         assert_eq!(owners(cluster.view.by_uid("r").unwrap().2).len(), 1);
+    }
+
+    #[test]
+    fn what_belongs_to_no_namespace_stays_without_its_owner() {
+        let owner = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": "c"}]);
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "uid": "n", "ownerReferences": owner}});
+        let mut cluster = family();
+        cluster.create(&Kind::of::<k8s_openapi::api::core::v1::Node>(), node);
+        let settings = Settings::default();
+        let context = Context { now: cluster.now, settings: &settings, failure: None };
+        let plan = reconcile(&cluster.view, &key("n"), &context);
+        let [Action::Event(told)] = plan.actions.as_slice() else { panic!("{plan:?}") };
+        let message = "ownerRef [v1/ConfigMap, namespace: , name: other, uid: c] does not exist in namespace \"\"";
+        assert_eq!((told.reason, told.message.as_str()), ("OwnerRefInvalidNamespace", message));
+        delete(&mut cluster, &Kind::of::<k8s_openapi::api::core::v1::ConfigMap>(), "other", Propagation::Background);
+        assert!(settle(&mut cluster).contains(&"n".to_owned()));
     }
 
     #[test]

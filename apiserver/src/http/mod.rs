@@ -1,6 +1,7 @@
 //! The only place with HTTP types: request info, negotiation, discovery, OpenAPI, streaming, answers.
 
 pub mod deadline;
+mod declared;
 pub mod discovery;
 mod dispatch;
 pub mod handle;

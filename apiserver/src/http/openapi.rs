@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
-use super::discovery;
+use super::{declared, discovery};
 use crate::resources::{Row, SubKind, TABLE, Verb};
 use crate::schema::{Field, Kind, ListType, Type, table};
 
@@ -86,6 +86,7 @@ fn hash_of(group: &str, version: &str) -> String {
     let mut digest = Sha512::new();
     digest.update(env!("CARGO_PKG_VERSION"));
     digest.update(include_str!("openapi.rs"));
+    digest.update(include_str!("declared.rs"));
     digest.update(include_str!("../schema/types.txt"));
     for row in rows(group, version) {
         digest.update(format!("{} {} {:?} {:?}\n", row.plural, row.schema, row.verbs, row.subresources));
@@ -378,14 +379,28 @@ fn schema(found: &Type) -> Value {
         _ => {
             let mut properties = Map::new();
             for field in &found.fields {
-                properties.insert(field.name.into(), property(field));
+                let mut described = property(field);
+                let declared =
+                    declared::DEFAULTS.iter().find(|(of, name, _)| *of == &*found.name && *name == field.name);
+                if let Some(default) = declared.and_then(|(_, _, json)| serde_json::from_str(json).ok()) {
+                    described["default"] = default;
+                }
+                properties.insert(field.name.into(), described);
             }
             json!({ "description": about_type(found), "type": "object", "properties": properties })
         }
     };
-    let required: Vec<&str> = found.fields.iter().filter(|f| f.required).map(|f| f.name).collect();
+    let of =
+        |facts: &'static [(&str, &str)]| facts.iter().find(|(name, _)| *name == &*found.name).map(|(_, fact)| *fact);
+    let required: Vec<&str> = match of(declared::REQUIRED) {
+        Some(fields) => fields.split(' ').collect(),
+        None => found.fields.iter().filter(|f| f.required).map(|f| f.name).collect(),
+    };
     if !required.is_empty() {
         out["required"] = json!(required);
+    }
+    if let Some(unions) = of(declared::UNIONS).and_then(|json| serde_json::from_str::<Value>(json).ok()) {
+        out["x-kubernetes-unions"] = unions;
     }
     if found.atomic {
         out["x-kubernetes-map-type"] = "atomic".into();
@@ -433,10 +448,20 @@ fn element(kind: &Kind) -> Value {
         Kind::Quantity => reference(QUANTITY),
         other => shape(other, false),
     };
-    if matches!(kind, Kind::String) {
-        out["default"] = "".into();
+    if let Some(zero) = zero(kind) {
+        out["default"] = zero;
     }
     out
+}
+
+/// Go's zero of what is no pointer and no struct.
+fn zero(kind: &Kind) -> Option<Value> {
+    match kind {
+        Kind::String => Some("".into()),
+        Kind::Bool => Some(false.into()),
+        Kind::Int32 | Kind::Int64 | Kind::Double => Some(0.into()),
+        _ => None,
+    }
 }
 
 fn property(field: &Field) -> Value {
@@ -455,8 +480,9 @@ fn property(field: &Field) -> Value {
     if !field.enumeration.is_empty() {
         holder["enum"] = json!(field.enumeration);
     }
-    if let Some(default) = &field.default {
-        out["default"] = default.clone();
+    let always = || if field.pointer || field.omit_empty { None } else { zero(&field.kind) };
+    if let Some(default) = field.default.clone().or_else(always) {
+        out["default"] = default;
     }
     if !field.keys.is_empty() {
         out["x-kubernetes-list-map-keys"] = json!(field.keys);
@@ -536,6 +562,20 @@ mod tests {
         let (_, bytes) = v2(false);
         let json: Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(json["swagger"], "2.0");
+    }
+
+    #[test]
+    fn declared_facts_are_those_of_the_table() {
+        for (name, fields) in declared::REQUIRED {
+            let found = table().by_name(name).unwrap_or_else(|| panic!("no type {name}"));
+            let mut sorted: Vec<&str> = fields.split(' ').collect();
+            sorted.sort_unstable();
+            let required: Vec<&str> = found.fields.iter().filter(|f| f.required).map(|f| f.name).collect();
+            assert_eq!(sorted, required, "{name}");
+        }
+        for (name, unions) in declared::UNIONS {
+            assert!(table().by_name(name).is_some() && serde_json::from_str::<Value>(unions).is_ok(), "{name}");
+        }
     }
 
     #[test]

@@ -134,7 +134,10 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
             return Err(refused(&not_registered(kind, &version)));
         }
         if kind != target.kind {
-            let hub = if target.group.is_empty() { "core" } else { target.group.split('.').next().unwrap_or_default() };
+            let hub = match target.group {
+                "" | "events.k8s.io" => "core",
+                group => group.split('.').next().unwrap_or_default(),
+            };
             return Err(refused(&format!(
                 "converting ({plain}.{kind}) to ({hub}.{}): unknown conversion",
                 target.kind
