@@ -27,7 +27,6 @@ impl Verbs {
                 metadata.remove(*field);
             }
         }
-        call.warnings.extend(object::dedup_owners(&mut object, false));
         object::match_namespace(&mut object, call.object_namespace())?;
         object::dedup_owners(&mut object, &mut call.warnings, false);
         let given = object::text(&object, "name").to_owned();

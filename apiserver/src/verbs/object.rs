@@ -34,29 +34,6 @@ pub fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
     metadata.as_object_mut().expect("just made an object of it")
 }
 
-/// Takes out owner references that stand twice; the warning about it, where there were any.
-pub fn dedup_owners(object: &mut Value, patched: bool) -> Option<String> {
-    let owners = object.get_mut("metadata")?.get_mut("ownerReferences")?.as_array_mut()?;
-    let mut kept: Vec<Value> = Vec::with_capacity(owners.len());
-    let mut doubled = Vec::new();
-    for owner in owners.drain(..) {
-        if kept.contains(&owner) {
-            doubled.push(owner["uid"].as_str().unwrap_or_default().to_owned());
-        } else {
-            kept.push(owner);
-        }
-    }
-    *owners = kept;
-    if doubled.is_empty() {
-        return None;
-    }
-    let when = if patched { " after mutating admission happens" } else { "" };
-    Some(format!(
-        ".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
-        doubled.join(", ")
-    ))
-}
-
 /// A text of the metadata; absent is empty.
 #[must_use]
 pub fn text<'a>(object: &'a Value, field: &str) -> &'a str {

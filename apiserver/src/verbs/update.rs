@@ -76,7 +76,6 @@ impl Verbs {
         };
         let old = Self::current(row, &cached);
         let mut new = make(Some(&old), &mut call.warnings)?;
-        call.warnings.extend(object::dedup_owners(&mut new, manner == Manner::Patch));
         if manner != Manner::Patch {
             let (wanted, uid) = (object::text(&new, "uid"), object::text(&old, "uid"));
             if !wanted.is_empty() && wanted != uid {
@@ -178,7 +177,6 @@ impl Verbs {
         options: &WriteOptions,
     ) -> Result<Option<Answer>, ApiError> {
         let mut object = make(None, &mut call.warnings)?;
-        call.warnings.extend(object::dedup_owners(&mut object, false));
         let wanted = object::text(&object, "uid").to_owned();
         if !wanted.is_empty() {
             return Err(wrong_uid(call, key, &wanted, ""));
