@@ -14,7 +14,7 @@ use super::{
     TXN_OPS_MAX, Txn, VALUE_BYTES_MAX,
 };
 
-/// One key's stored form.
+/// One key's stored form; the versions and the history of a key share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stored {
     pub(super) value: Bytes,
@@ -28,7 +28,7 @@ pub(super) struct Stored {
 pub(super) struct Write {
     pub(super) revision: Revision,
     pub(super) key: Arc<str>,
-    pub(super) stored: Option<Stored>,
+    pub(super) stored: Option<Arc<Stored>>,
 }
 
 /// What is planned and not visible yet: later transactions of the same group must see it.
@@ -42,7 +42,7 @@ pub(super) struct Pending {
 /// The visible state of a local store.
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) versions: Versions<Stored>,
+    pub(super) versions: Versions<Arc<Stored>>,
     expiry: BTreeSet<(u64, Arc<str>)>,
     history_bytes: usize,
     /// The revision to compact to next, and when (monotonic).
@@ -62,7 +62,7 @@ fn entry(key: &Arc<str>, modified: Revision, stored: &Stored) -> Entry {
     Entry { key: key.clone(), value: stored.value.clone(), created: stored.created, modified }
 }
 
-fn change(record: &Record<Stored>) -> Change {
+fn change(record: &Record<Arc<Stored>>) -> Change {
     Change {
         revision: record.revision,
         key: record.key.clone(),
@@ -92,7 +92,7 @@ impl State {
     }
 
     /// An entry of the initial state.
-    pub(super) fn load(&mut self, key: Arc<str>, modified: Revision, stored: Stored) {
+    pub(super) fn load(&mut self, key: Arc<str>, modified: Revision, stored: Arc<Stored>) {
         if stored.expires_ms > 0 {
             self.expiry.insert((stored.expires_ms, key.clone()));
         }
@@ -102,7 +102,7 @@ impl State {
     fn newest<'a>(&'a self, pending: &'a Pending, key: &str) -> Option<(Arc<str>, Revision, &'a Stored)> {
         if let Some((key, index)) = pending.newest.get_key_value(key) {
             let write = &pending.writes[*index];
-            return Some((key.clone(), write.revision, write.stored.as_ref()?));
+            return Some((key.clone(), write.revision, write.stored.as_deref()?));
         }
         let (modified, stored) = self.versions.get(key)?;
         Some((self.versions.shared_key(key)?, modified, stored))
@@ -138,7 +138,7 @@ impl State {
                     let (key, created) = found.unwrap_or_else(|| (key.into(), revision));
                     let expires_ms =
                         ttl.map_or(0, |ttl| now_ms.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)));
-                    writes.push(Write { revision, key, stored: Some(Stored { value, created, expires_ms }) });
+                    writes.push(Write { revision, key, stored: Some(Stored { value, created, expires_ms }.into()) });
                 }
                 Op::Delete { .. } => {
                     if let Some((key, _)) = found {
@@ -209,7 +209,7 @@ impl State {
     }
 
     /// Returns what is history no longer, oldest first.
-    pub(super) fn compact(&mut self, revision: Revision) -> Result<Vec<Record<Stored>>, StoreError> {
+    pub(super) fn compact(&mut self, revision: Revision) -> Result<Vec<Record<Arc<Stored>>>, StoreError> {
         self.versions.check(revision)?;
         let forgotten = self.versions.compact(revision);
         for record in &forgotten {
@@ -281,7 +281,7 @@ mod tests {
         let value = Bytes::from(vec![0; 1024 * 1024]);
         assert_eq!(state.compaction_due(Duration::ZERO), None);
         for revision in 1..=70 {
-            let stored = Some(Stored { value: value.clone(), created: 1, expires_ms: 0 });
+            let stored = Some(Stored { value: value.clone(), created: 1, expires_ms: 0 }.into());
             state.apply_one(Write { revision, key: "/a".into(), stored });
         }
         let due = state.compaction_due(Duration::ZERO);

@@ -254,7 +254,7 @@ impl<S: Send + Sync + 'static> Running<S> {
     /// Waits until the view shows what was written.
     async fn hold(
         self: Arc<Self>,
-        key: ObjectKey,
+        key: Arc<ObjectKey>,
         wrote: Vec<Wrote>,
         revisit_at: Option<Timestamp>,
         result: Result<(), Failure>,
@@ -266,7 +266,7 @@ impl<S: Send + Sync + 'static> Running<S> {
         self.finish(&key, revisit_at, result);
     }
 
-    fn finish(&self, key: &ObjectKey, revisit_at: Option<Timestamp>, result: Result<(), Failure>) {
+    fn finish(&self, key: &Arc<ObjectKey>, revisit_at: Option<Timestamp>, result: Result<(), Failure>) {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(()) => {
@@ -279,7 +279,7 @@ impl<S: Send + Sync + 'static> Running<S> {
                 } else {
                     tracing::info!(controller = self.row.name, %key, %failure, "trying again");
                 }
-                failures.insert(key.clone(), failure);
+                failures.insert((**key).clone(), failure);
                 self.metrics.retried(self.row.name);
                 self.queue.add_failed(key.clone());
             }

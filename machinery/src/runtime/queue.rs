@@ -3,7 +3,7 @@
 //! Its length is bounded by the number of distinct keys, which is that of the objects in the view.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -19,18 +19,18 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(1000);
 /// The queue's state: pure, with time as an argument.
 #[derive(Debug, Default)]
 struct State {
-    ready: VecDeque<ObjectKey>,
+    ready: VecDeque<Arc<ObjectKey>>,
     /// Waiting to be worked on: in `ready`, or again after the present work.
-    dirty: HashMap<ObjectKey, Duration>,
-    working: HashMap<ObjectKey, Duration>,
-    later: BTreeMap<(Duration, u64), ObjectKey>,
-    due: HashMap<ObjectKey, (Duration, u64)>,
-    failures: HashMap<ObjectKey, u32>,
+    dirty: HashMap<Arc<ObjectKey>, Duration>,
+    working: HashMap<Arc<ObjectKey>, Duration>,
+    later: BTreeMap<(Duration, u64), Arc<ObjectKey>>,
+    due: HashMap<Arc<ObjectKey>, (Duration, u64)>,
+    failures: HashMap<Arc<ObjectKey>, u32>,
     sequence: u64,
 }
 
 impl State {
-    fn add(&mut self, key: ObjectKey, now: Duration) -> bool {
+    fn add(&mut self, key: Arc<ObjectKey>, now: Duration) -> bool {
         if self.dirty.contains_key(&key) {
             return false;
         }
@@ -42,7 +42,7 @@ impl State {
     }
 
     /// The earliest of several wishes for a key holds.
-    fn add_at(&mut self, key: ObjectKey, at: Duration) {
+    fn add_at(&mut self, key: Arc<ObjectKey>, at: Duration) {
         if let Some(known) = self.due.get(&key) {
             if known.0 <= at {
                 return;
@@ -54,14 +54,14 @@ impl State {
         self.later.insert((at, self.sequence), key);
     }
 
-    fn back_off(&mut self, key: &ObjectKey) -> Duration {
+    fn back_off(&mut self, key: &Arc<ObjectKey>) -> Duration {
         let failures = self.failures.entry(key.clone()).or_default();
         let wait = BACK_OFF_FIRST.saturating_mul(1u32.checked_shl(*failures).unwrap_or(u32::MAX)).min(BACK_OFF_MAX);
         *failures = failures.saturating_add(1);
         wait
     }
 
-    fn take(&mut self, now: Duration) -> Option<(ObjectKey, Duration)> {
+    fn take(&mut self, now: Duration) -> Option<(Arc<ObjectKey>, Duration)> {
         while let Some(entry) = self.later.first_entry() {
             if entry.key().0 > now {
                 break;
@@ -76,7 +76,7 @@ impl State {
         Some((key, now.saturating_sub(added)))
     }
 
-    fn done(&mut self, key: &ObjectKey) -> Option<Duration> {
+    fn done(&mut self, key: &Arc<ObjectKey>) -> Option<Duration> {
         let since = self.working.remove(key);
         if self.dirty.contains_key(key) {
             self.ready.push_back(key.clone());
@@ -89,7 +89,7 @@ impl State {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Taken {
     /// The key to work on; [`Queue::done`] must follow.
-    pub key: ObjectKey,
+    pub key: Arc<ObjectKey>,
     /// How long it waited.
     pub waited: Duration,
 }
@@ -114,8 +114,8 @@ impl Queue {
     }
 
     /// Adds a key; false where it already waits.
-    pub fn add(&self, key: ObjectKey) -> bool {
-        let added = self.state().add(key, self.env.elapsed());
+    pub fn add(&self, key: impl Into<Arc<ObjectKey>>) -> bool {
+        let added = self.state().add(key.into(), self.env.elapsed());
         if added {
             self.wake.notify_one();
         }
@@ -123,13 +123,13 @@ impl Queue {
     }
 
     /// Adds a key after `wait`.
-    pub fn add_after(&self, key: ObjectKey, wait: Duration) {
-        self.state().add_at(key, self.env.elapsed().saturating_add(wait));
+    pub fn add_after(&self, key: impl Into<Arc<ObjectKey>>, wait: Duration) {
+        self.state().add_at(key.into(), self.env.elapsed().saturating_add(wait));
         self.wake.notify_one();
     }
 
     /// Adds a key that failed, after its back-off.
-    pub fn add_failed(&self, key: ObjectKey) {
+    pub fn add_failed(&self, key: Arc<ObjectKey>) {
         let wait = self.state().back_off(&key);
         self.add_after(key, wait);
     }
@@ -146,7 +146,7 @@ impl Queue {
     }
 
     /// Work on a key has ended. Answers how long it took.
-    pub fn done(&self, key: &ObjectKey) -> Duration {
+    pub fn done(&self, key: &Arc<ObjectKey>) -> Duration {
         let since = self.state().done(key);
         self.wake.notify_one();
         since.map_or(Duration::ZERO, |since| self.env.elapsed().saturating_sub(since))
@@ -182,7 +182,7 @@ impl Queue {
 
     /// The keys that are being worked on, for tests.
     #[must_use]
-    pub fn working(&self) -> HashSet<ObjectKey> {
+    pub fn working(&self) -> HashSet<Arc<ObjectKey>> {
         self.state().working.keys().cloned().collect()
     }
 }
@@ -191,8 +191,8 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn key(name: &str) -> ObjectKey {
-        ObjectKey::new("a", name)
+    fn key(name: &str) -> Arc<ObjectKey> {
+        ObjectKey::new("a", name).into()
     }
 
     #[test]
@@ -226,7 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_workers_are_woken() {
-        let queue = std::sync::Arc::new(Queue::new(Env::real()));
+        let queue = Arc::new(Queue::new(Env::real()));
         let workers: Vec<_> = (0..3)
             .map(|_| {
                 let queue = queue.clone();
@@ -238,7 +238,7 @@ mod tests {
         queue.add(key("two"));
         let mut names = Vec::new();
         for worker in workers {
-            names.push(worker.await.unwrap().name);
+            names.push(worker.await.unwrap().name.clone());
         }
         names.sort();
         assert_eq!(names, ["late", "one", "two"]);

@@ -29,7 +29,7 @@ pub(super) struct Slot {
 
 #[derive(Default)]
 struct Work {
-    rows: BTreeMap<Arc<str>, (Revision, Option<Stored>)>,
+    rows: BTreeMap<Arc<str>, (Revision, Option<Arc<Stored>>)>,
     applied: Revision,
     closing: bool,
 }

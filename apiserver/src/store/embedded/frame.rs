@@ -83,7 +83,7 @@ pub(super) fn decode_write(bytes: &[u8]) -> Option<(Write, &[u8])> {
         [1] => {
             let created = reader.u64()?;
             let expires_ms = reader.u64()?;
-            Some(Stored { created, expires_ms, value: Bytes::copy_from_slice(reader.bytes()?) })
+            Some(Stored { created, expires_ms, value: Bytes::copy_from_slice(reader.bytes()?) }.into())
         }
         _ => return None,
     };
@@ -174,7 +174,8 @@ mod tests {
             let mut revision = 7;
             let write = |((key, value), step): Drawn| {
                 revision += u64::from(step);
-                let stored = value.map(|(value, ttl)| Stored { value: value.into(), created: 1, expires_ms: ttl });
+                let stored =
+                    value.map(|(value, ttl)| Stored { value: value.into(), created: 1, expires_ms: ttl }.into());
                 Write { revision, key: key.into(), stored }
             };
             ops.into_iter().map(write).collect()

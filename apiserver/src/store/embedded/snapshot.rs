@@ -91,6 +91,6 @@ fn parse(bytes: &[u8]) -> Option<(Revision, Rows)> {
 }
 
 /// A row of the state.
-pub(super) fn row(key: &std::sync::Arc<str>, modified: Revision, stored: &Stored) -> Write {
+pub(super) fn row(key: &std::sync::Arc<str>, modified: Revision, stored: &std::sync::Arc<Stored>) -> Write {
     Write { revision: modified, key: key.clone(), stored: Some(stored.clone()) }
 }
