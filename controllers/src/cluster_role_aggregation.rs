@@ -17,7 +17,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 
 /// The role itself and every role that takes or took it in.
 fn aggregated(view: &View, change: &Change) -> Vec<ObjectKey> {
-    let mut keys = vec![change.key.clone()];
+    let mut keys = vec![(*change.key).clone()];
     for role in view.all::<ClusterRole>() {
         let selectors = role.aggregation_rule.iter().flat_map(|r| r.cluster_role_selectors.iter().flatten());
         let takes = |s| change.states().any(|state| selects(s, state.labels.as_ref()));

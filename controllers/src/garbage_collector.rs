@@ -308,7 +308,7 @@ mod tests {
                 assert!(problems.is_empty(), "{problems:?}");
             }
             if quiet {
-                let mut names: Vec<String> = cluster.view.as_changes().map(|change| change.key.name).collect();
+                let mut names: Vec<String> = cluster.view.as_changes().map(|change| change.key.name.clone()).collect();
                 names.sort();
                 return names;
             }

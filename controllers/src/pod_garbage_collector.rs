@@ -35,7 +35,7 @@ fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
     }
     let lost = node_of(pod).is_some_and(|name| view.get::<Node>(&ObjectKey::cluster(name)).is_none());
     if lost || pod.metadata.deletion_timestamp.is_some() {
-        keys.push(change.key.clone());
+        keys.push((*change.key).clone());
     }
     keys
 }

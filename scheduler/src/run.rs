@@ -111,7 +111,7 @@ pub async fn run_on(
 /// What of the cluster changed and was not looked at yet: coalesced, so never more than there are objects.
 #[derive(Default)]
 struct Marks {
-    keys: Mutex<BTreeSet<(What, ObjectKey)>>,
+    keys: Mutex<BTreeSet<(What, Arc<ObjectKey>)>>,
     changed: Notify,
 }
 
@@ -125,7 +125,7 @@ enum What {
 }
 
 impl Marks {
-    fn add(&self, kind: &Kind, key: &ObjectKey) {
+    fn add(&self, kind: &Kind, key: &Arc<ObjectKey>) {
         let known = [
             (Kind::of::<Namespace>(), What::Namespace),
             (Kind::of::<Node>(), What::Node),
@@ -137,7 +137,7 @@ impl Marks {
         self.changed.notify_one();
     }
 
-    fn take(&self) -> BTreeSet<(What, ObjectKey)> {
+    fn take(&self) -> BTreeSet<(What, Arc<ObjectKey>)> {
         std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -210,7 +210,7 @@ impl Shell {
                 What::Namespace => {
                     let labels = self.look(&key, |n: &Namespace| n.metadata.labels.clone().unwrap_or_default());
                     let before = match labels.clone() {
-                        Some(labels) => self.snapshot.namespaces.insert(key.name, labels),
+                        Some(labels) => self.snapshot.namespaces.insert(key.name.clone(), labels),
                         None => self.snapshot.namespaces.remove(&key.name),
                     };
                     if before != labels {
@@ -236,7 +236,7 @@ impl Shell {
                 What::Service => {
                     let selector = |service: &Service| service.spec.as_ref().and_then(|spec| spec.selector.clone());
                     match self.look(&key, selector).flatten() {
-                        Some(selector) => self.snapshot.services.insert(key, selector),
+                        Some(selector) => self.snapshot.services.insert((*key).clone(), selector),
                         None => self.snapshot.services.remove(&key),
                     };
                 }
@@ -252,8 +252,9 @@ impl Shell {
         }
     }
 
-    fn pod_changed(&mut self, key: &ObjectKey) {
-        let Some(pod) = self.look(key, PodInfo::of) else {
+    fn pod_changed(&mut self, key: &Arc<ObjectKey>) {
+        // Under the view's own key, which is there anyway.
+        let Some(pod) = self.look(key, |pod| PodInfo { key: key.clone(), ..PodInfo::of(pod) }) else {
             self.queue.remove(key);
             self.leave(key);
             return;

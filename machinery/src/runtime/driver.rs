@@ -86,7 +86,7 @@ impl Input {
 /// The key of the changed object itself: what most controllers want of their own kind.
 #[must_use]
 pub fn own_key(_: &View, change: &Change) -> Vec<ObjectKey> {
-    vec![change.key.clone()]
+    vec![(*change.key).clone()]
 }
 
 /// A controller: one row of a table.

@@ -18,7 +18,7 @@ pub struct Change {
     /// The kind.
     pub kind: Kind,
     /// The object.
-    pub key: ObjectKey,
+    pub key: Arc<ObjectKey>,
     /// What it was; none where it is new.
     pub old: Option<Arc<dyn Object>>,
     /// What it is; none where it is gone.
@@ -187,7 +187,7 @@ impl View {
         self.tables.iter().flat_map(|(kind, t)| {
             t.objects.iter().map(|(key, o)| Change {
                 kind: kind.clone(),
-                key: (**key).clone(),
+                key: key.clone(),
                 old: None,
                 new: Some(o.clone()),
             })
@@ -231,24 +231,24 @@ impl View {
                 if version != 0 && version_of(old.metadata()) > version && old.metadata().uid == object.metadata().uid {
                     return None;
                 }
-                table.unindex(&key, old.metadata());
+                table.unindex(&shared, old.metadata());
                 (shared, Some(old))
             }
-            None => (Arc::new(key.clone()), None),
+            None => (Arc::new(key), None),
         };
         table.index(&shared, object.metadata());
-        table.objects.insert(shared, object.clone());
+        table.objects.insert(shared.clone(), object.clone());
         table.seen = table.seen.max(version);
-        Some(Change { kind: kind.clone(), key, old, new: Some(object) })
+        Some(Change { kind: kind.clone(), key: shared, old, new: Some(object) })
     }
 
     /// Takes out one object, as of the version at which it went.
     pub fn remove(&mut self, kind: &Kind, key: &ObjectKey, version: u64) -> Option<Change> {
         let table = self.tables.get_mut(kind)?;
         table.seen = table.seen.max(version);
-        let old = table.objects.remove(key)?;
-        table.unindex(key, old.metadata());
-        Some(Change { kind: kind.clone(), key: key.clone(), old: Some(old), new: None })
+        let (key, old) = table.objects.remove_entry(key)?;
+        table.unindex(&key, old.metadata());
+        Some(Change { kind: kind.clone(), key, old: Some(old), new: None })
     }
 
     /// Replaces a kind's objects by a complete list of `version`.
