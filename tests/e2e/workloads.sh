@@ -20,13 +20,16 @@ echo "· a process that is killed: what ran comes back with its name and uid, on
 pods() { kubectl get pods -l app=load -o jsonpath='{range .items[*]}{.metadata.name} {.metadata.uid} {.status.containerStatuses[0].restartCount}{"\n"}{end}' | sort; }
 ip=$(kubectl get service load -o jsonpath='{.spec.clusterIP}')
 pods | awk '{print $1, $2, $3 + 1}' > "$WORK/wanted"
+killed_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 down KILL 2>/dev/null
 up --nodes 2
-pods > "$WORK/seen"
 back() { pods > "$WORK/seen"; cmp -s "$WORK/wanted" "$WORK/seen"; }
 eventually 30 back
 kubectl wait --for=condition=Ready pod -l app=load --timeout=30s >/dev/null
 expect "255 255 255" "$(kubectl get pods -l app=load -o jsonpath='{.items[*].status.containerStatuses[0].lastState.terminated.exitCode}')" "exit codes of what was killed"
+for ready_at in $(kubectl get pods -l app=load -o jsonpath='{.items[*].status.conditions[?(@.type=="Ready")].lastTransitionTime}'); do
+  [[ ! $ready_at < $killed_at ]] || fail "a pod's Ready did not go through False: it is of $ready_at"
+done
 expect "$ip" "$(kubectl get service load -o jsonpath='{.spec.clusterIP}')" "the Service's address"
 eventually 10 curl -fsS "http://$ip/"
 down
