@@ -28,6 +28,7 @@ impl Verbs {
             }
         }
         object::match_namespace(&mut object, call.object_namespace())?;
+        object::dedup_owners(&mut object, &mut call.warnings, false);
         let given = object::text(&object, "name").to_owned();
         let review = call.review(Operation::Create, &given, options.dry_run);
         self.admit(&review, &mut object, None).await?;

@@ -124,6 +124,28 @@ pub fn match_namespace(object: &mut Value, namespace: &str) -> Result<(), ApiErr
     ))
 }
 
+/// Drops owner references that are there twice, and warns of it; `patched`: as upstream words it for patches.
+pub fn dedup_owners(object: &mut Value, warnings: &mut Vec<String>, patched: bool) {
+    let Some(owners) = object.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut) else { return };
+    let (mut kept, mut twice): (Vec<Value>, Vec<String>) = (Vec::new(), Vec::new());
+    for owner in owners.drain(..) {
+        if kept.contains(&owner) {
+            twice.push(owner["uid"].as_str().unwrap_or_default().to_owned());
+        } else {
+            kept.push(owner);
+        }
+    }
+    *owners = kept;
+    if !twice.is_empty() {
+        let after = if patched { " after mutating admission happens" } else { "" };
+        warnings.push(format!(
+            ".metadata.ownerReferences contains duplicate entries{after}; API server dedups owner references in 1.20+, and \
+             may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            twice.join(", ")
+        ));
+    }
+}
+
 /// Refuses an object that isn't named as the path says.
 pub fn match_name(object: &Value, name: &str) -> Result<(), ApiError> {
     match text(object, "name") {
@@ -248,10 +270,12 @@ mod tests {
         let owner = |name: &str, uid: &str| json!({"kind": "Pod", "name": name, "uid": uid});
         let owners = json!([owner("a", "u"), owner("a", "u"), owner("b", "u"), owner("a", "v")]);
         let mut object = json!({"metadata": {"ownerReferences": owners}});
-        let warning = dedup_owners(&mut object, false).unwrap_or_default();
+        let mut warnings = Vec::new();
+        dedup_owners(&mut object, &mut warnings, false);
         assert_eq!(object["metadata"]["ownerReferences"].as_array().unwrap().len(), 3, "one uid may stand twice");
-        assert!(warning.ends_with("duplicate UID(s) observed: u"), "{warning}");
-        assert_eq!(dedup_owners(&mut object, true), None);
+        assert!(warnings[0].ends_with("duplicate UID(s) observed: u"), "{warnings:?}");
+        dedup_owners(&mut object, &mut warnings, true);
+        assert_eq!(warnings.len(), 1);
     }
 
     #[test]

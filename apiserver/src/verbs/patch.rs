@@ -24,6 +24,7 @@ impl Verbs {
             let mut new = body::patched(row, kind, patch, current, options.field_validation, warnings)?;
             object::match_namespace(&mut new, &namespace)?;
             object::match_name(&new, &name)?;
+            object::dedup_owners(&mut new, warnings, true);
             Ok(new)
         };
         self.change(call, &mut make, Manner::Patch, options).await

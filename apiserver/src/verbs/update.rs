@@ -34,6 +34,7 @@ impl Verbs {
         object::match_namespace(&mut object, call.object_namespace())?;
         object::match_name(&object, call.name)?;
         metadata_mut(&mut object).remove("managedFields");
+        object::dedup_owners(&mut object, &mut call.warnings, false);
         let mut make = |_: Option<&Value>, _: &mut Vec<String>| Ok(object.clone());
         self.change(call, &mut make, Manner::Put, options).await
     }
