@@ -87,7 +87,7 @@ pub fn apply(
             }
             let findings = typed::doubled_keys(&raw);
             let patch = raw.into_value().ok_or_else(|| ApiError::BadRequest("exceeded max depth".into()))?;
-            shown = Some(strategic::shown(&patch));
+            shown = Some(strategic::shown(&patch, current));
             let patched = strategic::apply(target.type_name, current.clone(), patch).map_err(|error| match error {
                 strategic::Error::Bad(message) => ApiError::BadRequest(message),
                 strategic::Error::Unprocessable => unprocessable(),
@@ -114,10 +114,13 @@ fn decode_patched(
     if strategic {
         // Upstream converts into the Go type, whatever the patch calls it.
         if let Some(map) = patched.as_object_mut() {
-            map.remove("kind");
-            map.remove("apiVersion");
+            for key in ["kind", "apiVersion"] {
+                if map.get(key).is_some_and(Value::is_string) {
+                    map.remove(key);
+                }
+            }
         }
-    } else if let Some(error) = other_kind(&patched, target) {
+    } else if let Some(error) = no_kind(&patched).or_else(|| other_kind(&patched, target)) {
         return Err(invalid(&shown(&patched), &error));
     } else if patched.get("apiVersion").and_then(Value::as_str).is_none_or(str::is_empty) {
         // Upstream reads it as its internal type then, which has none of these fields.
@@ -137,6 +140,18 @@ fn decode_patched(
         return Err(invalid(&text, &format!("strict decoding error: {}", findings.join(", "))));
     }
     Ok(Decoded { object: decoded.object, warnings: findings })
+}
+
+/// Kind and version are read first, by themselves.
+fn no_kind(patched: &Value) -> Option<String> {
+    let wrong = |key: &str| {
+        patched.get(key).filter(|value| !value.is_null() && !value.is_string()).map(|v| (key.to_owned(), v))
+    };
+    let (key, value) = wrong("apiVersion").or_else(|| wrong("kind"))?;
+    let name = Raw::from(value.clone()).go_name();
+    Some(format!(
+        "couldn't get version/kind; json parse error: json: cannot unmarshal {name} into Go struct field .{key} of type string"
+    ))
 }
 
 fn other_kind(patched: &Value, target: &Target<'_>) -> Option<String> {

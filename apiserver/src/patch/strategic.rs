@@ -281,8 +281,35 @@ fn check_order(patch: &[Value], order: &[Value], merge_key: Option<&str>) -> Mer
 }
 
 /// A patch as Go prints it.
-pub(super) fn shown(patch: &Value) -> String {
+pub(super) fn shown(patch: &Value, current: &Value) -> String {
+    let patch = without_nulls(patch, current);
     patch.as_object().map_or_else(|| "map[]".into(), go_map)
+}
+
+/// What merging leaves of a patch: nothing is deleted below what isn't a map, so that nulls go there.
+fn without_nulls(patch: &Value, current: &Value) -> Value {
+    fn discard(value: &Value) -> Value {
+        match value {
+            Value::Object(map) => map
+                .iter()
+                .filter(|(_, v)| !v.is_null())
+                .map(|(k, v)| (k.clone(), discard(v)))
+                .collect::<Object>()
+                .into(),
+            Value::Array(items) => items.iter().map(discard).collect(),
+            other => other.clone(),
+        }
+    }
+    let Value::Object(map) = patch else { return patch.clone() };
+    let below = |(key, value): (&String, &Value)| {
+        let value = match current.get(key) {
+            Some(there @ Value::Object(_)) if value.is_object() => without_nulls(value, there),
+            _ if value.is_object() => discard(value),
+            _ => value.clone(),
+        };
+        (key.clone(), value)
+    };
+    map.iter().map(below).collect::<Object>().into()
 }
 
 fn shown_list(items: &[Value]) -> String {

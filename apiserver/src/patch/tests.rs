@@ -200,12 +200,15 @@ fn refusals_are_in_upstreams_words() {
         ),
         (json!({"metadata": {"labels": {"a": 1}}}), "cannot convert int64 to string"),
         (json!({"metadata": {"labels": []}}), "cannot restore map from slice"),
+        (json!({"kind": 3}), "cannot convert int64 to string"),
+        (json!({"apiVersion": true}), "unrecognized type: string"),
     ] {
         let got = cause(PatchKind::Strategic, &patch, &deployment, &DEPLOYMENT);
         assert!(wanted.ends_with(&got), "{patch}: {got}");
     }
     for (patch, wanted) in [
         (json!({"apiVersion": "a/b/c"}), "a/b/c"),
+        (json!({"kind": [], "apiVersion": ""}), "cannot unmarshal array into Go struct field .kind of type string"),
         (json!({"kind": "Secret"}), "illegal base64 data at input byte 0"),
         (json!({"kind": "Secret", "data": null}), "unknown conversion"),
     ] {

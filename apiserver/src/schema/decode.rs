@@ -133,6 +133,13 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
         if !registered(group, plain, kind) {
             return Err(refused(&not_registered(kind, &version)));
         }
+        // Upstream reads the body as what it says it is first.
+        let same = |k: &&super::table::KindFact| k.kind == kind && (k.group == group || group == "extensions");
+        let type_name = table().of_kind(group, plain, kind);
+        let type_name = type_name.or_else(|| table().kinds.iter().find(same).map(|k| &*k.type_name));
+        if let (Some(type_name), Content::Raw(raw)) = (type_name, opened.content) {
+            typed::convert(type_name, raw, Form::Sparse).map_err(|e| refused(&e))?;
+        }
         if kind != target.kind {
             let hub = match target.group {
                 "" | "events.k8s.io" => "core",
