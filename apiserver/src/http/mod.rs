@@ -11,6 +11,7 @@ pub mod logs;
 pub mod metrics;
 pub mod negotiate;
 pub mod openapi;
+mod operations;
 mod pages;
 pub mod query;
 pub mod respond;

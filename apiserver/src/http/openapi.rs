@@ -10,14 +10,14 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
-use super::{declared, discovery};
-use crate::resources::{Row, SubKind, TABLE, Verb};
+use super::{declared, discovery, operations};
+use crate::resources::{Row, TABLE};
 use crate::schema::{Field, Kind, ListType, Type, table};
 
 /// The version of Kubernetes' API that is described.
 const VERSION: &str = "1.36";
-const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
-const MEDIA_TYPES: [&str; 3] = ["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
+const REFERENCE: &str = "#/components/schemas/";
+pub(super) const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
 /// `/openapi/v3`: every document's path and hash.
 #[must_use]
@@ -87,6 +87,7 @@ fn hash_of(group: &str, version: &str) -> String {
     digest.update(env!("CARGO_PKG_VERSION"));
     digest.update(include_str!("openapi.rs"));
     digest.update(include_str!("declared.rs"));
+    digest.update(include_str!("operations.rs"));
     digest.update(include_str!("../schema/types.txt"));
     for row in rows(group, version) {
         digest.update(format!("{} {} {:?} {:?}\n", row.plural, row.schema, row.verbs, row.subresources));
@@ -109,228 +110,44 @@ fn path_of(group: &str, version: &str) -> String {
 
 fn build(group: &str, version: &str) -> Value {
     let root = format!("/{}", path_of(group, version));
-    let tag =
-        format!("{}_{version}", if group.is_empty() { "core" } else { group.split('.').next().unwrap_or_default() });
+    let tag = format!("{}_{version}", operations::short_group(group));
     let mut paths = Map::new();
-    let mut wanted: BTreeSet<String> = ["DeleteOptions", "Status", "APIResourceList", "WatchEvent", "Patch"]
-        .iter()
-        .map(|name| format!("{META}{name}"))
-        .collect();
-    let discovery = json!({ "tags": [tag], "description": "the group's resources", "operationId": format!("get{}APIResources", id(&tag)),
-        "responses": answers(&format!("{META}APIResourceList"), "200") });
+    let mut wanted: BTreeSet<String> = BTreeSet::new();
+    let discovery = json!({ "tags": [tag], "description": "the group's resources", "operationId": format!("get{}APIResources", operations::id(&tag)),
+        "responses": operations::discovery_answers() });
     paths.insert(format!("{root}/"), json!({ "get": discovery }));
     for row in rows(group, version) {
         wanted.insert(row.schema.into());
         if table().by_name(&list_of(row)).is_some() {
             wanted.insert(list_of(row));
         }
-        describe_row(row, &root, &tag, &mut paths, &mut wanted);
+        operations::describe_row(row, &root, &tag, &mut paths, &mut wanted);
     }
+    let paths = Value::Object(paths);
+    // Also what answers and bodies refer to that is of no row: Status, DeleteOptions …
+    let text = paths.to_string();
+    wanted.extend(text.split(REFERENCE).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned));
     json!({
         "openapi": "3.0.0",
         "info": { "title": "Kubernetes", "version": VERSION },
         "paths": paths,
         "components": {
-            "schemas": schemas(&wanted),
+            "schemas": schemas(&wanted, (group, version)),
             "securitySchemes": { "BearerToken": { "type": "apiKey", "name": "authorization", "in": "header" } },
         },
     })
 }
 
-fn list_of(row: &Row) -> String {
+pub(super) fn list_of(row: &Row) -> String {
     format!("{}List", row.schema)
 }
 
-/// `apps_v1` becomes `AppsV1`.
-fn id(tag: &str) -> String {
-    tag.split(['_', '.']).map(capital).collect()
-}
-
-fn capital(word: &str) -> String {
-    let mut characters = word.chars();
-    characters.next().map(|c| c.to_uppercase().chain(characters).collect()).unwrap_or_default()
-}
-
-fn reference(type_name: &str) -> Value {
-    json!({ "$ref": format!("#/components/schemas/{type_name}") })
-}
-
-fn content(type_name: &str) -> Value {
-    MEDIA_TYPES
-        .iter()
-        .map(|media| ((*media).to_owned(), json!({ "schema": reference(type_name) })))
-        .collect::<Map<_, _>>()
-        .into()
-}
-
-fn answers(type_name: &str, code: &str) -> Value {
-    let (ok, refused) =
-        (json!({ "description": "OK", "content": content(type_name) }), json!({ "description": "Unauthorized" }));
-    json!({ code: ok, "401": refused })
-}
-
-fn query(names: &[(&str, &str)]) -> Vec<Value> {
-    names
-        .iter()
-        .map(|(name, kind)| json!({ "name": name, "in": "query", "schema": { "type": kind, "uniqueItems": true } }))
-        .collect()
-}
-
-const WRITE: &[(&str, &str)] = &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
-const DELETE: &[(&str, &str)] = &[
-    ("dryRun", "string"),
-    ("gracePeriodSeconds", "integer"),
-    ("orphanDependents", "boolean"),
-    ("propagationPolicy", "string"),
-];
-const LIST: &[(&str, &str)] = &[
-    ("allowWatchBookmarks", "boolean"),
-    ("continue", "string"),
-    ("fieldSelector", "string"),
-    ("labelSelector", "string"),
-    ("limit", "integer"),
-    ("resourceVersion", "string"),
-    ("resourceVersionMatch", "string"),
-    ("sendInitialEvents", "boolean"),
-    ("timeoutSeconds", "integer"),
-    ("watch", "boolean"),
-];
-const LOG: &[(&str, &str)] = &[
-    ("container", "string"),
-    ("follow", "boolean"),
-    ("limitBytes", "integer"),
-    ("previous", "boolean"),
-    ("sinceSeconds", "integer"),
-    ("tailLines", "integer"),
-    ("timestamps", "boolean"),
-];
-
-/// One operation's method and description.
-struct Operation<'a> {
-    verb: Verb,
-    /// Of the body and the answer.
-    type_name: &'a str,
-    /// Group, version and kind.
-    of: (&'a str, &'a str, &'a str),
-}
-
-impl Operation<'_> {
-    fn method(&self) -> &'static str {
-        match self.verb {
-            Verb::Create => "post",
-            Verb::Delete | Verb::DeleteCollection => "delete",
-            Verb::Get | Verb::List | Verb::Watch => "get",
-            Verb::Patch => "patch",
-            Verb::Update => "put",
-        }
-    }
-
-    fn describe(&self, row: &Row, tag: &str, subresource: &str) -> Value {
-        let (action, answer) = match self.verb {
-            Verb::Create => ("post", self.type_name.to_owned()),
-            Verb::Update => ("put", self.type_name.to_owned()),
-            Verb::Patch => ("patch", self.type_name.to_owned()),
-            Verb::Get | Verb::Watch => ("get", self.type_name.to_owned()),
-            Verb::List => ("list", list_of(row)),
-            Verb::Delete => ("delete", format!("{META}Status")),
-            Verb::DeleteCollection => ("deletecollection", format!("{META}Status")),
-        };
-        let scope = if row.namespaced { "Namespaced" } else { "" };
-        let name = format!("{}{}{scope}{}{}", self.verb.as_str(), id(tag), row.kind, capital(subresource));
-        let mut operation = json!({
-            "tags": [tag],
-            "operationId": name,
-            "x-kubernetes-action": action,
-            "x-kubernetes-group-version-kind": { "group": self.of.0, "version": self.of.1, "kind": self.of.2 },
-            "responses": answers(&answer, if self.verb == Verb::Create { "201" } else { "200" }),
-        });
-        let (parameters, body) = match self.verb {
-            Verb::Create | Verb::Update => {
-                (query(WRITE), Some(json!({ "content": content(self.type_name), "required": true })))
-            }
-            Verb::Patch => {
-                let patch = json!({ "schema": reference(&format!("{META}Patch")) });
-                let body = json!({
-                    "application/json-patch+json": patch,
-                    "application/merge-patch+json": patch,
-                    "application/strategic-merge-patch+json": patch,
-                });
-                (query(WRITE), Some(json!({ "content": body, "required": true })))
-            }
-            Verb::Delete => (query(DELETE), Some(json!({ "content": content(&format!("{META}DeleteOptions")) }))),
-            Verb::DeleteCollection => {
-                let all = [DELETE, &LIST[1..8]].concat();
-                (query(&all), Some(json!({ "content": content(&format!("{META}DeleteOptions")) })))
-            }
-            Verb::List => (query(LIST), None),
-            Verb::Get if subresource == "log" => (query(LOG), None),
-            Verb::Get | Verb::Watch => (Vec::new(), None),
-        };
-        if !parameters.is_empty() {
-            operation["parameters"] = parameters.into();
-        }
-        if let Some(body) = body {
-            operation["requestBody"] = body;
-        }
-        if subresource == "log" {
-            operation["responses"] = json!({ "200": { "description": "OK", "content": { "text/plain": { "schema": { "type": "string" } } } } });
-        }
-        operation
-    }
-}
-
-fn in_path(name: &str, row: &Row) -> Value {
-    let description =
-        if name == "name" { format!("name of the {}", row.kind) } else { "the object's namespace".to_owned() };
-    json!({ "name": name, "in": "path", "required": true, "description": description, "schema": { "type": "string", "uniqueItems": true } })
-}
-
-fn describe_row(row: &Row, root: &str, tag: &str, paths: &mut Map<String, Value>, wanted: &mut BTreeSet<String>) {
-    let within = if row.namespaced {
-        format!("{root}/namespaces/{{namespace}}/{}", row.plural)
-    } else {
-        format!("{root}/{}", row.plural)
-    };
-    let own = |verb: &Verb| Operation { verb: *verb, type_name: row.schema, of: (row.group, row.version, row.kind) };
-    let mut put = |path: String, operations: &mut dyn Iterator<Item = Operation<'_>>, subresource: &str| {
-        let mut item = Map::new();
-        for operation in operations {
-            item.insert(operation.method().into(), operation.describe(row, tag, subresource));
-        }
-        if item.is_empty() {
-            return;
-        }
-        let mut parameters = Vec::new();
-        for name in ["name", "namespace"] {
-            if path.contains(&format!("{{{name}}}")) {
-                parameters.push(in_path(name, row));
-            }
-        }
-        parameters.extend(query(&[("pretty", "string")]));
-        item.insert("parameters".into(), parameters.into());
-        paths.insert(path, item.into());
-    };
-    let collection = |verb: &&Verb| matches!(verb, Verb::Create | Verb::List | Verb::DeleteCollection);
-    let single = |verb: &&Verb| matches!(verb, Verb::Get | Verb::Update | Verb::Patch | Verb::Delete);
-    put(within.clone(), &mut row.verbs.iter().filter(collection).map(own), "");
-    put(format!("{within}/{{name}}"), &mut row.verbs.iter().filter(single).map(own), "");
-    if row.namespaced {
-        put(format!("{root}/{}", row.plural), &mut row.verbs.iter().filter(|v| **v == Verb::List).map(own), "");
-    }
-    for sub in row.subresources {
-        let of = match sub.what {
-            SubKind::Log => (row.group, row.version, row.kind),
-            _ => sub.body.unwrap_or((row.group, row.version, row.kind)),
-        };
-        let type_name = table().of_kind(of.0, of.1, of.2).unwrap_or(row.schema);
-        wanted.insert(type_name.into());
-        let operation = |verb: &Verb| Operation { verb: *verb, type_name, of };
-        put(format!("{within}/{{name}}/{}", sub.name), &mut sub.verbs.iter().map(operation), sub.name);
-    }
+pub(super) fn reference(type_name: &str) -> Value {
+    json!({ "$ref": format!("{REFERENCE}{type_name}") })
 }
 
 /// The schemas of the types and of all that they refer to.
-fn schemas(wanted: &BTreeSet<String>) -> Value {
+fn schemas(wanted: &BTreeSet<String>, of: (&str, &str)) -> Value {
     fn refer(kind: &Kind, todo: &mut Vec<&'static str>) {
         match kind {
             Kind::Object(id) => todo.push(&table().get(*id).name),
@@ -351,7 +168,7 @@ fn schemas(wanted: &BTreeSet<String>) -> Value {
             continue;
         }
         let Some(found) = table().by_name(name) else { continue };
-        out.insert(name.into(), schema(found));
+        out.insert(name.into(), schema(found, of));
         for field in &found.fields {
             refer(&field.kind, &mut todo);
         }
@@ -366,7 +183,8 @@ const FIELDS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
 const RAW: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 
-fn schema(found: &Type) -> Value {
+/// `of`: the group and version that are described.
+fn schema(found: &Type, of: (&str, &str)) -> Value {
     let mut out = match &*found.name {
         QUANTITY => {
             json!({ "description": "A number with a suffix: 500m, 64Mi, 2.", "oneOf": [{ "type": "string" }, { "type": "number" }] })
@@ -390,16 +208,16 @@ fn schema(found: &Type) -> Value {
             json!({ "description": about_type(found), "type": "object", "properties": properties })
         }
     };
-    let of =
+    let fact =
         |facts: &'static [(&str, &str)]| facts.iter().find(|(name, _)| *name == &*found.name).map(|(_, fact)| *fact);
-    let required: Vec<&str> = match of(declared::REQUIRED) {
+    let required: Vec<&str> = match fact(declared::REQUIRED) {
         Some(fields) => fields.split(' ').collect(),
         None => found.fields.iter().filter(|f| f.required).map(|f| f.name).collect(),
     };
     if !required.is_empty() {
         out["required"] = json!(required);
     }
-    if let Some(unions) = of(declared::UNIONS).and_then(|json| serde_json::from_str::<Value>(json).ok()) {
+    if let Some(unions) = fact(declared::UNIONS).and_then(|json| serde_json::from_str::<Value>(json).ok()) {
         out["x-kubernetes-unions"] = unions;
     }
     if found.atomic {
@@ -411,6 +229,10 @@ fn schema(found: &Type) -> Value {
         .filter(|k| *k.type_name == *found.name)
         .map(|k| json!({ "group": k.group, "version": k.version, "kind": k.kind }))
         .collect();
+    // Options and watch events are of every group; a document names its own.
+    let several = kinds.len() > 1;
+    let own = |k: &Value| k["group"] == "" || (k["group"] == of.0 && k["version"] == of.1);
+    let kinds: Vec<Value> = kinds.into_iter().filter(|k| !several || own(k)).collect();
     if !kinds.is_empty() {
         out["x-kubernetes-group-version-kind"] = kinds.into();
     }
@@ -549,6 +371,7 @@ fn about_field(name: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resources::Verb;
 
     fn read(path: &str) -> Value {
         serde_json::from_slice(&document(path).unwrap()).unwrap()
