@@ -91,6 +91,18 @@ pub(crate) struct Up {
     /// Seconds for which a pod that says nothing else tolerates a node that is not ready or unreachable
     #[arg(long, env = "CORACLE_DEFAULT_TOLERATION_SECONDS", default_value_t = 300, value_name = "SECONDS")]
     pub(crate) default_toleration_seconds: u32,
+    /// From this share of the disk on, in percent, unused images are removed; 100 = never
+    #[arg(long, env = "CORACLE_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) image_gc_high_threshold: u8,
+    /// Down to this share of the disk, in percent, unused images are removed
+    #[arg(long, env = "CORACLE_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99))]
+    pub(crate) image_gc_low_threshold: u8,
+    /// Seconds for which a new image stays in any case
+    #[arg(long, env = "CORACLE_MINIMUM_IMAGE_TTL_DURATION", default_value_t = 120, value_name = "SECONDS")]
+    pub(crate) minimum_image_ttl_duration: u32,
+    /// Seconds after which an unused image is removed however empty the disk is; 0 = never
+    #[arg(long, env = "CORACLE_IMAGE_MAXIMUM_GC_AGE", default_value_t = 0, value_name = "SECONDS")]
+    pub(crate) image_maximum_gc_age: u32,
     /// How the scheduler fills nodes: LeastAllocated spreads, MostAllocated packs
     #[arg(long, env = "CORACLE_SCORING_STRATEGY", default_value = "LeastAllocated", value_name = "STRATEGY")]
     pub(crate) scoring_strategy: ScoringStrategy,
@@ -141,6 +153,10 @@ pub(crate) fn up_for_demo() -> Up {
         node_monitor_period: 5,
         node_monitor_grace_period: 40,
         default_toleration_seconds: 300,
+        image_gc_high_threshold: 85,
+        image_gc_low_threshold: 80,
+        minimum_image_ttl_duration: 120,
+        image_maximum_gc_age: 0,
         scoring_strategy: ScoringStrategy::LeastAllocated,
     }
 }

@@ -58,6 +58,12 @@ pub(crate) fn run(flags: &Up, common: &Common) -> Result<(), Failure> {
 
 /// What clap can't see: values of built flags that are not built yet.
 fn check(flags: &Up) -> Result<(), Failure> {
+    let (high, low) = (flags.image_gc_high_threshold, flags.image_gc_low_threshold);
+    if low >= high {
+        return Err(Failure::Usage(format!(
+            "--image-gc-low-threshold {low}: must be below --image-gc-high-threshold {high}"
+        )));
+    }
     match flags.store.as_deref() {
         None => Ok(()),
         Some(url) if url.strip_prefix("sled:").is_some_and(|path| !path.is_empty()) => Ok(()),

@@ -10,12 +10,13 @@ use machinery::env::Env;
 use machinery::net::{Dial, PodNetwork};
 use tokio::sync::oneshot;
 use wasm_node::engine::{CompileProcess, Engine, EngineConfig};
-use wasm_node::image::{BlobStore, Images, RegistryAccess};
+use wasm_node::image::{BlobStore, CollectPolicy, Images, RegistryAccess};
 use wasm_node::node::{Capacity, NodeConfig, NodeParts};
 use wasm_node::server::ServingTls;
 
 use super::Components;
 use super::identities::Role;
+use crate::config::Up;
 use crate::data_dir::DataDir;
 
 /// No node takes longer to report itself Ready unless something is wrong.
@@ -61,6 +62,17 @@ pub(super) struct Shared<'a> {
     pub(super) data: &'a DataDir,
 }
 
+/// When unused images go.
+fn collect_policy(up: &Up) -> CollectPolicy {
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    CollectPolicy {
+        age_min: seconds(up.minimum_image_ttl_duration),
+        age_max: Some(seconds(up.image_maximum_gc_age)).filter(|age| !age.is_zero()),
+        high_percent: up.image_gc_high_threshold,
+        low_percent: up.image_gc_low_threshold,
+    }
+}
+
 /// Starts `--nodes` agents and waits until each is Ready as reported by this run.
 pub(super) async fn start(components: &Components<'_>, shared: &Shared<'_>) -> anyhow::Result<()> {
     let up = components.up;
@@ -77,6 +89,12 @@ pub(super) async fn start(components: &Components<'_>, shared: &Shared<'_>) -> a
         dial: shared.dial.clone(),
         env: components.env.clone(),
     };
+    let (all, policy, folder) = (parts.clone(), collect_policy(up), shared.data.path().to_owned());
+    let stop = components.stop.clone();
+    components.spawn("collector of images", async move {
+        wasm_node::node::collect(all, policy, folder, stop).await;
+        Ok(())
+    });
     let internal_ip = super::reachable(up.bind);
     let mut ready = Vec::new();
     for number in 1..=up.nodes {

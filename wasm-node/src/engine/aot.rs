@@ -1,6 +1,7 @@
 //! Compiled modules on disk, keyed by the module's digest and the engine's settings. Only what this node wrote is
 //! loaded: the folder is its own (0700), and each artifact has a checksum beside it, since a damaged one is code.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -92,24 +93,44 @@ impl Cache {
         loaded.map(Some)
     }
 
+    /// Bytes of compiled modules by the digest of what they were compiled from.
+    pub(crate) fn sizes(&self) -> std::io::Result<BTreeMap<String, u64>> {
+        let mut sizes = BTreeMap::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if let Some((digest, _)) = parts(&entry.file_name().to_string_lossy()) {
+                *sizes.entry(digest).or_default() += entry.metadata().map_or(0, |metadata| metadata.len());
+            }
+        }
+        Ok(sizes)
+    }
+
     /// Removes artifacts of digests that are not `in_use`, and of other engine settings.
-    pub(crate) fn sweep(&self, fingerprints: &[&str], in_use: &dyn Fn(&str) -> bool) -> std::io::Result<u64> {
+    pub(crate) fn sweep(&self, fingerprints: &[String], in_use: &dyn Fn(&str) -> bool) -> std::io::Result<u64> {
         let mut freed = 0;
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let stem = name.trim_end_matches(".sum").trim_end_matches(".cwasm");
-            let Some((digest, fingerprint)) = stem.split_once('-') else { continue };
             // What is being compiled just now has no digest in its name.
-            let kept =
-                digest == "compile" || (fingerprints.contains(&fingerprint) && in_use(&format!("sha256:{digest}")));
-            if !kept {
-                freed += entry.metadata().map_or(0, |metadata| metadata.len());
-                std::fs::remove_file(entry.path())?;
+            let Some((digest, fingerprint)) = parts(&entry.file_name().to_string_lossy()) else { continue };
+            if fingerprints.contains(&fingerprint) && in_use(&digest) {
+                continue;
+            }
+            let bytes = entry.metadata().map_or(0, |metadata| metadata.len());
+            match std::fs::remove_file(entry.path()) {
+                Ok(()) => freed += bytes,
+                // Where a mapped file can't be removed, the next sweep finds it unmapped.
+                Err(error) => tracing::debug!(path = %entry.path().display(), %error, "a compiled module stays"),
             }
         }
         Ok(freed)
     }
+}
+
+/// Digest and fingerprint of an artifact or its checksum, by the file's name.
+fn parts(name: &str) -> Option<(String, String)> {
+    let stem = name.strip_suffix(".sum").unwrap_or(name).strip_suffix(".cwasm")?;
+    let (digest, fingerprint) = stem.split_once('-')?;
+    Some((format!("sha256:{digest}"), fingerprint.to_owned()))
 }
 
 #[expect(

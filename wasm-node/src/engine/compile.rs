@@ -106,13 +106,19 @@ impl Engine {
         }
     }
 
-    /// Removes compiled modules whose digest is not in use. The image cache calls it after its own collection.
+    /// Removes compiled modules whose digest is neither in use nor loaded, and those of other engine settings. The image
+    /// cache calls it after its own collection.
     pub fn sweep(&self, in_use: &dyn Fn(&str) -> bool) -> std::io::Result<u64> {
-        let mut fingerprints = vec![self.inner.epochs.fingerprint.as_str()];
-        if let Ok(fuel) = self.metered(Metering::Fuel) {
-            fingerprints.push(&fuel.fingerprint);
-        }
-        self.inner.cache.sweep(&fingerprints, in_use)
+        let mut fingerprints = vec![self.inner.epochs.fingerprint.clone()];
+        // Not the fuel engine itself: its pool would be made for nothing.
+        let fuel = settings::compiler(Metering::Fuel).map_err(|error| std::io::Error::other(format!("{error:#}")))?;
+        fingerprints.push(settings::fingerprint(&fuel));
+        self.inner.cache.sweep(&fingerprints, &|digest| in_use(digest) || self.has_loaded(digest))
+    }
+
+    /// Bytes on the disk of what was compiled, by the module's digest.
+    pub(crate) fn compiled(&self) -> std::io::Result<std::collections::BTreeMap<String, u64>> {
+        self.inner.cache.sizes()
     }
 }
 

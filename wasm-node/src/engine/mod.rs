@@ -191,6 +191,11 @@ impl Engine {
         self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner).get(key)?.upgrade()
     }
 
+    /// Whether some container lives of this module.
+    fn has_loaded(&self, digest: &str) -> bool {
+        [Metering::Epochs, Metering::Fuel].iter().any(|metering| self.shared(&(digest.to_owned(), *metering)).is_some())
+    }
+
     fn share(&self, key: (String, Metering), loaded: &Arc<Loaded>) {
         let mut all = self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, loaded| loaded.strong_count() > 0);

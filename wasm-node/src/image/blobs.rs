@@ -1,8 +1,10 @@
 //! Content-addressed blobs on disk, shared by the pull cache and the built-in registry. A blob is there whole, durable
 //! and named by its digest, or not at all.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use sha2::{Digest, Sha256};
 
@@ -45,6 +47,50 @@ pub enum BlobError {
 #[derive(Debug)]
 pub struct BlobStore {
     dir: PathBuf,
+    pinned: Mutex<Pinned>,
+    /// Read while something comes to refer to a repository's blobs, written while a collection takes references away.
+    links: RwLock<()>,
+}
+
+/// Blobs that must stay although nothing on the disk refers to them yet.
+#[derive(Debug, Default)]
+struct Pinned {
+    /// How often each is held.
+    held: BTreeMap<String, usize>,
+    /// What was pinned since the sweep under way began: it may be referred to by now, unseen by that sweep.
+    touched: Option<BTreeSet<String>>,
+}
+
+/// Keeps blobs from being swept for as long as it lives: pin first, then look whether the blob is there.
+#[derive(Debug)]
+pub(crate) struct Pins {
+    store: Arc<BlobStore>,
+    digests: Mutex<Vec<String>>,
+}
+
+impl Pins {
+    pub(crate) fn add(&self, digest: &str) {
+        let mut pinned = self.store.pinned();
+        *pinned.held.entry(digest.to_owned()).or_default() += 1;
+        if let Some(touched) = &mut pinned.touched {
+            touched.insert(digest.to_owned());
+        }
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner).push(digest.to_owned());
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let mut pinned = self.store.pinned();
+        for digest in self.digests.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if let Some(count) = pinned.held.get_mut(&digest) {
+                *count -= 1;
+                if *count == 0 {
+                    pinned.held.remove(&digest);
+                }
+            }
+        }
+    }
 }
 
 impl BlobStore {
@@ -58,7 +104,28 @@ impl BlobStore {
             std::fs::remove_dir_all(&partial)?;
         }
         std::fs::create_dir_all(&partial)?;
-        Ok(Self { dir })
+        Ok(Self { dir, pinned: Mutex::default(), links: RwLock::default() })
+    }
+
+    fn pinned(&self) -> std::sync::MutexGuard<'_, Pinned> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pins nothing yet.
+    pub(crate) fn pins(self: &Arc<Self>) -> Pins {
+        Pins { store: self.clone(), digests: Mutex::default() }
+    }
+
+    pub(crate) fn is_pinned(&self, digest: &str) -> bool {
+        self.pinned().held.contains_key(digest)
+    }
+
+    pub(crate) fn linking(&self) -> std::sync::RwLockReadGuard<'_, ()> {
+        self.links.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn unlinking(&self) -> std::sync::RwLockWriteGuard<'_, ()> {
+        self.links.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the registry keeps its names.
@@ -118,12 +185,31 @@ impl BlobStore {
         Ok(BlobWriter { file, hasher: Sha256::new(), bytes: 0, max_bytes: max_bytes.min(BLOB_BYTES_MAX), checked: 0 })
     }
 
-    /// Removes a blob. Who calls knows that nothing refers to it.
-    pub fn remove(&self, digest: &str) -> Result<(), BlobError> {
-        match std::fs::remove_file(self.path(digest)?) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        }
+    /// Removes the blobs that are neither pinned nor in what `referenced` finds; returns their bytes. One sweep at a
+    /// time.
+    pub(crate) fn sweep<E: From<std::io::Error>>(
+        &self,
+        referenced: impl FnOnce() -> Result<BTreeSet<String>, E>,
+    ) -> Result<u64, E> {
+        self.pinned().touched = Some(BTreeSet::new());
+        let swept = (|| {
+            let referenced = referenced()?;
+            let mut freed = 0;
+            for (digest, size) in self.list()? {
+                let Ok(path) = self.path(&digest) else { continue };
+                let pinned = self.pinned();
+                let touched = pinned.touched.as_ref().is_none_or(|touched| touched.contains(&digest));
+                if referenced.contains(&digest) || touched || pinned.held.contains_key(&digest) {
+                    continue;
+                }
+                // Removed under the lock: whoever pins it next finds it gone and brings it anew.
+                std::fs::remove_file(path)?;
+                freed += size;
+            }
+            Ok(freed)
+        })();
+        self.pinned().touched = None;
+        swept
     }
 
     /// Every blob's digest and size.
@@ -204,9 +290,10 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// Makes the blob durable under whatever digest it has, which is returned.
-    pub fn commit_any(self, store: &BlobStore) -> Result<String, BlobError> {
+    /// Makes the blob durable under whatever digest it has, which is pinned and returned.
+    pub(crate) fn commit_any(self, store: &BlobStore, pins: &Pins) -> Result<String, BlobError> {
         let digest = format!("sha256:{}", hex::encode(self.hasher.clone().finalize()));
+        pins.add(&digest);
         self.commit(store, &digest)?;
         Ok(digest)
     }

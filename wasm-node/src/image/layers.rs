@@ -316,12 +316,12 @@ mod tests {
 
     fn run(layers: &[Vec<u8>], compression: Compression, module: &str) -> Result<String, String> {
         let dir = tempfile::tempdir().unwrap();
-        let store = BlobStore::open(dir.path()).unwrap();
+        let store = std::sync::Arc::new(BlobStore::open(dir.path()).unwrap());
         let mut out = store.writer(BLOB_BYTES_MAX).unwrap();
         let layers = layers.to_vec();
         let mut open = |index: usize| Ok(Cursor::new(layers[index].clone()));
         extract(&vec![compression; layers.len()], &mut open, module, &mut out).map_err(|error| error.to_string())?;
-        Ok(out.commit_any(&store).unwrap())
+        Ok(out.commit_any(&store, &store.pins()).unwrap())
     }
 
     #[test]

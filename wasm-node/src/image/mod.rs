@@ -3,19 +3,23 @@
 //! has the engine compile the module at pull, so that starting a pod never compiles.
 
 pub mod blobs;
+mod collect;
 mod layers;
 pub mod manifest;
 mod pull;
 mod push;
 pub mod reference;
 pub mod registry;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
 pub use blobs::BlobStore;
+pub use collect::{CollectPolicy, Disk};
 pub use pull::{Image, ImageError, Images, PullPolicy, RegistryAccess};
 pub use push::{PushError, Pushed, push};
 pub use registry::Credentials;
+pub use sweep::Collected;
 
 /// A client for the built-in registry.
 fn client(access: &RegistryAccess) -> oci_client::Client {

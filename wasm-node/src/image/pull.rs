@@ -1,6 +1,6 @@
 //! Pulling: from a name in a pod's spec to a module that is verified, kept and compiled.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -10,11 +10,11 @@ use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::secrets::RegistryAuth;
 use serde::{Deserialize, Serialize};
 
-use super::blobs::{BLOB_BYTES_MAX, BlobError, BlobStore, digest, write_durably};
+use super::blobs::{BLOB_BYTES_MAX, BlobError, BlobStore, Pins, digest, write_durably};
 use super::layers;
 use super::manifest::{ACCEPTED, Descriptor, ImageConfig, Plan, Refusal, image_config, plan};
 use super::reference::{BUILT_IN_REGISTRY, ImageName, Reference, ReferenceError, invalid_image_name, is_sha256};
-use super::registry::{Credentials, names};
+use super::registry::Credentials;
 use crate::engine::{Engine, LoadError, Loaded, MODULE_BYTES_MAX, Metering};
 
 /// A manifest or config.
@@ -25,8 +25,6 @@ const INDEX_DEPTH_MAX: usize = 4;
 const PULL_TIME_MAX: Duration = Duration::from_secs(300);
 /// Pulls at once; more wait.
 const PULLS_AT_ONCE: usize = 4;
-/// How long a blob that nothing refers to is left: a push or pull under way refers to its blobs only at its end.
-const UNREFERENCED_MIN: Duration = Duration::from_secs(3600);
 
 /// When to pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,15 +154,30 @@ impl ImageError {
     }
 }
 
+/// An image as it is known. That somebody else holds the `Arc` is what keeps it: a pod's worker has it from the moment
+/// in which it is decided that the image is there until nothing of the pod is left, so that no list of users can lie.
+pub(super) struct Known {
+    pub(super) image: Arc<Image>,
+    pub(super) detected_at: Duration,
+    pub(super) used_at: Duration,
+}
+
+#[derive(Default)]
+pub(super) struct AllKnown {
+    pub(super) by_name: BTreeMap<String, Known>,
+    /// Whose name means another image now, and which pods may still have.
+    pub(super) replaced: Vec<Weak<Image>>,
+}
+
 /// The images of a node.
 pub struct Images {
-    engine: Engine,
-    blobs: Arc<BlobStore>,
+    pub(super) engine: Engine,
+    pub(super) blobs: Arc<BlobStore>,
     registry: Option<RegistryAccess>,
     client: Option<oci_client::Client>,
     file_dirs: Vec<PathBuf>,
     records: PathBuf,
-    known: Mutex<BTreeMap<String, Arc<Image>>>,
+    known: Mutex<AllKnown>,
     flights: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
     permits: tokio::sync::Semaphore,
 }
@@ -185,13 +198,14 @@ impl Images {
     ) -> Result<Self, ImageError> {
         let io = |source: std::io::Error| ImageError::Blob { image: "images".into(), source: source.into() };
         let records = blobs.folder("images").map_err(io)?;
-        let mut known = BTreeMap::new();
+        let (mut known, now) = (AllKnown::default(), engine.env().elapsed());
         for entry in std::fs::read_dir(&records).map_err(io)? {
             let path = entry.map_err(io)?.path();
             let record = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Image>(&bytes).ok());
             match record {
                 Some(image) if blobs.size(&image.module).is_some() => {
-                    known.insert(image.name.clone(), Arc::new(image));
+                    let (name, image) = (image.name.clone(), Arc::new(image));
+                    known.by_name.insert(name, Known { image, detected_at: now, used_at: now });
                 }
                 // A record without its module, or of another form: pulled again when it is wanted.
                 _ => {
@@ -217,7 +231,10 @@ impl Images {
             // A file may have changed: it is read again, which costs a digest.
             ImageName::File(_) => return Ok(None),
         };
-        Ok(self.known().get(&name).cloned())
+        Ok(self.known().by_name.get_mut(&name).map(|known| {
+            known.used_at = self.engine.env().elapsed();
+            known.image.clone()
+        }))
     }
 
     /// What `policy` makes of a name: the image that is there, or none where it has to be pulled.
@@ -241,9 +258,11 @@ impl Images {
         let flight = self.flight(&key);
         let _alone = flight.lock().await;
         let _permit = self.permits.acquire().await.expect("never closed");
+        // Until a record refers to them.
+        let pins = Arc::new(self.blobs.pins());
         let pulled = match &name {
             ImageName::Registry(reference) => {
-                match tokio::time::timeout(PULL_TIME_MAX, self.fetch(&key, reference)).await {
+                match tokio::time::timeout(PULL_TIME_MAX, self.fetch(&key, reference, &pins)).await {
                     Ok(pulled) => pulled?,
                     Err(_) => {
                         let why = format!("not finished within {} s", PULL_TIME_MAX.as_secs());
@@ -251,14 +270,12 @@ impl Images {
                     }
                 }
             }
-            ImageName::File(path) => self.import(&key, path).await?,
+            ImageName::File(path) => self.import(&key, path, &pins).await?,
         };
         let module = |source| ImageError::Module { image: key.clone(), source };
         let path = self.blobs.path(&pulled.module).map_err(|source| ImageError::Blob { image: key.clone(), source })?;
         self.engine.compile(&pulled.module, &path, metering).await.map_err(module)?;
-        let pulled = Arc::new(pulled);
-        self.remember(&pulled).map_err(|source| ImageError::Blob { image: key.clone(), source: source.into() })?;
-        Ok(pulled)
+        self.remember(pulled).map_err(|source| ImageError::Blob { image: key.clone(), source: source.into() })
     }
 
     /// Loads an image's module: shared with every container of it, from the cache of compiled modules.
@@ -267,38 +284,17 @@ impl Images {
         self.engine.load(&image.module, &path, metering).await
     }
 
-    /// Every image on the node, for `status.images` and for collection.
+    /// Every image on the node, for `status.images`. Copies: who looks at an image does not use it.
     #[must_use]
-    pub fn list(&self) -> Vec<Arc<Image>> {
-        self.known().values().cloned().collect()
+    pub fn list(&self) -> Vec<Image> {
+        self.known().by_name.values().map(|known| (*known.image).clone()).collect()
     }
 
-    /// Forgets the images whose name is not in use, then removes blobs that neither an image nor the registry refers
-    /// to. Returns the bytes freed. Blocks on the disk.
-    pub fn collect(&self, in_use: &BTreeSet<String>) -> Result<u64, BlobError> {
-        let gone: Vec<Arc<Image>> = {
-            let mut known = self.known();
-            let gone = known.values().filter(|image| !in_use.contains(&image.name)).cloned().collect();
-            known.retain(|name, _| in_use.contains(name));
-            gone
-        };
-        for image in &gone {
-            let _ = std::fs::remove_file(self.record(&image.name));
-        }
-        collect_blobs(&self.blobs, &self.list(), UNREFERENCED_MIN)
-    }
-
-    /// Whether an image of this node has this module: what [`Engine::sweep`] asks of every node of the process.
-    #[must_use]
-    pub fn uses(&self, module: &str) -> bool {
-        self.known().values().any(|image| image.module == module)
-    }
-
-    fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Image>>> {
+    pub(super) fn known(&self) -> std::sync::MutexGuard<'_, AllKnown> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn flight(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
+    pub(super) fn flight(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|_, flight| flight.strong_count() > 0);
         if let Some(flight) = flights.get(key).and_then(Weak::upgrade) {
@@ -309,27 +305,37 @@ impl Images {
         flight
     }
 
-    fn record(&self, name: &str) -> PathBuf {
+    pub(super) fn record(&self, name: &str) -> PathBuf {
         self.records.join(format!("{}.json", &digest(name.as_bytes())["sha256:".len()..]))
     }
 
-    fn remember(&self, image: &Arc<Image>) -> std::io::Result<()> {
-        if self.known().get(&image.name) == Some(image) {
-            return Ok(());
+    /// Keeps a pulled image under its name. Who calls has the name's flight.
+    fn remember(&self, image: Image) -> std::io::Result<Arc<Image>> {
+        let now = self.engine.env().elapsed();
+        if let Some(known) = self.known().by_name.get_mut(&image.name)
+            && *known.image == image
+        {
+            known.used_at = now;
+            return Ok(known.image.clone());
         }
-        write_durably(&self.record(&image.name), &serde_json::to_vec(&**image)?)?;
-        self.known().insert(image.name.clone(), image.clone());
-        Ok(())
+        write_durably(&self.record(&image.name), &serde_json::to_vec(&image)?)?;
+        let image = Arc::new(image);
+        let mut known = self.known();
+        let fresh = Known { image: image.clone(), detected_at: now, used_at: now };
+        if let Some(before) = known.by_name.insert(image.name.clone(), fresh) {
+            known.replaced.push(Arc::downgrade(&before.image));
+        }
+        Ok(image)
     }
 
-    async fn fetch(&self, key: &str, reference: &Reference) -> Result<Image, ImageError> {
+    async fn fetch(&self, key: &str, reference: &Reference, pins: &Arc<Pins>) -> Result<Image, ImageError> {
         let (Some(access), Some(client)) = (&self.registry, &self.client) else {
             return Err(ImageError::Registry { registry: reference.registry.clone() });
         };
         if reference.registry != BUILT_IN_REGISTRY {
             return Err(ImageError::Registry { registry: reference.registry.clone() });
         }
-        let fetch = Fetch { blobs: &self.blobs, client, access, repository: &reference.repository, image: key };
+        let fetch = Fetch { blobs: &self.blobs, pins, client, access, repository: &reference.repository, image: key };
         let (mut bytes, manifest_digest) = fetch.manifest(reference.manifest()).await?;
         if reference.digest.as_deref().is_some_and(|wanted| wanted != manifest_digest) {
             return Err(fetch.transfer("the registry sent another manifest than the digest names"));
@@ -397,7 +403,7 @@ impl Images {
         layers: Vec<super::manifest::Layer>,
         module: &str,
     ) -> Result<String, ImageError> {
-        let (store, module) = (self.blobs.clone(), module.to_owned());
+        let (store, pins, module) = (self.blobs.clone(), fetch.pins.clone(), module.to_owned());
         let unpacked = on_disk(fetch.image, move || {
             let compressions: Vec<_> = layers.iter().map(|layer| layer.compression).collect();
             let mut out = store.writer(MODULE_BYTES_MAX)?;
@@ -406,7 +412,7 @@ impl Images {
                 std::fs::File::open(path).map(std::io::BufReader::new)
             };
             Ok(match layers::extract(&compressions, &mut open, &module, &mut out) {
-                Ok(()) => Ok(out.commit_any(&store)?),
+                Ok(()) => Ok(out.commit_any(&store, &pins)?),
                 Err(refusal) => Err(refusal),
             })
         })
@@ -414,14 +420,14 @@ impl Images {
         unpacked.map_err(|refusal| fetch.refused(refusal))
     }
 
-    async fn import(&self, key: &str, path: &Path) -> Result<Image, ImageError> {
+    async fn import(&self, key: &str, path: &Path, pins: &Arc<Pins>) -> Result<Image, ImageError> {
         let not_found = || ImageError::NotFound { image: key.to_owned() };
         let real = tokio::fs::canonicalize(path).await.map_err(|_| not_found())?;
         // After links are resolved: a link in an allowed folder must not lead out of it.
         if !self.file_dirs.iter().any(|dir| real.starts_with(dir)) {
             return Err(ImageError::FileNotAllowed { path: path.display().to_string() });
         }
-        let store = self.blobs.clone();
+        let (store, pins) = (self.blobs.clone(), pins.clone());
         let module = on_disk(key, move || {
             let file = std::fs::File::open(&real)?;
             // A folder or a pipe would be read without end, or block.
@@ -436,7 +442,7 @@ impl Images {
                     read => writer.write(&buffer[..read])?,
                 }
             }
-            writer.commit_any(&store)
+            writer.commit_any(&store, &pins)
         })
         .await?;
         Ok(Image {
@@ -467,6 +473,7 @@ async fn on_disk<T: Send + 'static>(
 /// One pull's way to the registry.
 struct Fetch<'a> {
     blobs: &'a Arc<BlobStore>,
+    pins: &'a Arc<Pins>,
     client: &'a oci_client::Client,
     access: &'a RegistryAccess,
     repository: &'a str,
@@ -536,6 +543,7 @@ impl Fetch<'_> {
             let text = format!("a blob of {} bytes, at most {max_bytes} are taken", descriptor.size);
             return Err(self.refused(Refusal::TooLarge(text)));
         }
+        self.pins.add(&descriptor.digest);
         if self.blobs.size(&descriptor.digest).is_some() {
             return Ok(());
         }
@@ -559,22 +567,6 @@ impl Fetch<'_> {
         let (store, wanted) = (self.blobs.clone(), descriptor.digest.clone());
         on_disk(self.image, move || writer.commit(&store, &wanted)).await
     }
-}
-
-/// Removes blobs older than `age_min` that no image and no repository refers to.
-fn collect_blobs(blobs: &BlobStore, images: &[Arc<Image>], age_min: Duration) -> Result<u64, BlobError> {
-    let mut kept = names::referenced(blobs)?;
-    kept.extend(images.iter().flat_map(|image| image.blobs.iter().cloned().chain([image.module.clone()])));
-    let mut freed = 0;
-    for (digest, size) in blobs.list()? {
-        let path = blobs.path(&digest)?;
-        let young = || path.metadata()?.modified()?.elapsed().map_err(std::io::Error::other);
-        if !kept.contains(&digest) && young().is_ok_and(|age| age >= age_min) {
-            blobs.remove(&digest)?;
-            freed += size;
-        }
-    }
-    Ok(freed)
 }
 
 /// A client of a registry: never through a proxy of the environment, as the built-in one is at hand.

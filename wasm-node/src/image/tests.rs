@@ -5,6 +5,7 @@ use std::sync::Arc;
 use machinery::env::Env;
 use oci_client::secrets::RegistryAuth;
 use serde_json::json;
+use tower::ServiceExt as _;
 
 use super::*;
 use crate::engine::{Engine, EngineConfig, Kind, Metering};
@@ -12,6 +13,8 @@ use crate::image::blobs::digest;
 
 struct Bench {
     images: Images,
+    router: axum::Router,
+    clock: Arc<machinery::env::ManualClock>,
     access: RegistryAccess,
     dir: tempfile::TempDir,
     server: tokio::task::JoinHandle<()>,
@@ -19,27 +22,39 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
+        Self::with_stores("served", "pulled").await
+    }
+
+    /// Registry and pulls over one store, as in `up`.
+    async fn shared() -> Self {
+        Self::with_stores("both", "both").await
+    }
+
+    async fn with_stores(served: &str, pulled: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let served = Arc::new(BlobStore::open(dir.path().join("served")).unwrap());
+        let served = Arc::new(BlobStore::open(dir.path().join(served)).unwrap());
         let credentials = Credentials { user: "coracle".into(), password: "p".into() };
-        let router = registry::router(served, &credentials, Env::real());
+        // The wall clock is the machine's, as files have its times.
+        let (env, clock) = Env::seeded(1, Env::real().now());
+        let router = registry::router(served.clone(), &credentials, env.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let serving = router.clone();
+        let server = tokio::spawn(async move { axum::serve(listener, serving).await.unwrap() });
         let access = RegistryAccess { address, credentials, ca_pem: None };
-        // The node has a store of its own, as in another process.
-        let blobs = Arc::new(BlobStore::open(dir.path().join("pulled")).unwrap());
+        let pulled = dir.path().join(pulled);
+        let blobs = if pulled.exists() { served } else { Arc::new(BlobStore::open(pulled).unwrap()) };
         let config = EngineConfig {
             cache_dir: dir.path().join("compiled"),
             threads: 2,
             memory_max_bytes: 1 << 30,
             compile_process: None,
         };
-        let engine = Engine::new(config, Env::real()).unwrap();
+        let engine = Engine::new(config, env).unwrap();
         let files = dir.path().join("files");
         std::fs::create_dir(&files).unwrap();
         let images = Images::open(engine, blobs, Some(access.clone()), vec![files]).unwrap();
-        Self { images, access, dir, server }
+        Self { images, router, clock, access, dir, server }
     }
 
     async fn error(&self, image: &str) -> (String, String) {
@@ -99,10 +114,8 @@ async fn what_is_pushed_can_be_pulled() {
     push(moved.clone(), image, &bench.access, &Env::real()).await.unwrap();
     assert_eq!(bench.images.present(image).unwrap(), Some(pulled));
     assert_eq!(bench.images.pull(image, Metering::Epochs).await.unwrap().module, digest(&moved));
-    // Records survive, and a collection forgets what is not in use.
+    // Records survive.
     assert_eq!(bench.images.list().len(), 2);
-    bench.images.collect(&[image.to_owned()].into()).unwrap();
-    assert_eq!(bench.images.list().len(), 1);
     let blobs = Arc::new(BlobStore::open(bench.dir.path().join("pulled")).unwrap());
     let config = EngineConfig {
         cache_dir: bench.dir.path().join("compiled"),
@@ -203,4 +216,113 @@ async fn files_only_from_allowed_folders() {
     }
     assert!(bench.error(&name("files/none.wasm")).await.1.contains("not found"));
     assert_eq!(bench.error(&name("files")).await.0, "ErrImagePull");
+}
+
+/// A module that differs from those of other numbers.
+fn numbered(number: usize) -> Vec<u8> {
+    wat::parse_str(format!("(module (func (export \"_start\") (drop (i32.const {number}))))")).unwrap()
+}
+
+const FULL: Option<Disk> = Some(Disk { total_bytes: 1 << 40, available_bytes: 0 });
+
+impl Bench {
+    fn compiled(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join("compiled")).unwrap().count() / 2
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.images.list().into_iter().map(|image| image.name).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
+    let bench = Bench::shared().await;
+    let policy = CollectPolicy::default();
+    let name = |number: usize| format!("registry.local/app:v{number}");
+    for number in 0..3 {
+        push(numbered(number), &name(number), &bench.access, &Env::real()).await.unwrap();
+    }
+    let running = bench.images.pull(&name(0), Metering::Epochs).await.unwrap();
+    let moved = bench.images.pull(&name(1), Metering::Epochs).await.unwrap();
+    drop(bench.images.pull(&name(2), Metering::Epochs).await.unwrap());
+    // The tag of one that a pod has means another module now, and its manifest is deleted.
+    push(numbered(3), &name(1), &bench.access, &Env::real()).await.unwrap();
+    drop(bench.images.pull(&name(1), Metering::Epochs).await.unwrap());
+    let manifest = moved.image_id.split('@').nth(1).unwrap();
+    let delete = http::Request::delete(format!("/v2/app/manifests/{manifest}"))
+        .header("authorization", "Basic Y29yYWNsZTpw")
+        .body(axum::body::Body::empty());
+    assert_eq!(bench.router.clone().oneshot(delete.unwrap()).await.unwrap().status(), 202);
+    assert_eq!((bench.names().len(), bench.compiled()), (3, 4));
+
+    // Too young, then not full, then full.
+    assert_eq!(bench.images.collect(&policy, FULL).unwrap().images, 0);
+    bench.clock.advance(std::time::Duration::from_secs(7200));
+    let roomy = Some(Disk { total_bytes: 100, available_bytes: 50 });
+    assert_eq!(bench.images.collect(&policy, roomy).unwrap().images, 0);
+    assert_eq!((bench.names().len(), bench.compiled()), (3, 4));
+    let collected = bench.images.collect(&policy, FULL).unwrap();
+    assert_eq!((collected.images, collected.found_bytes < collected.wanted_bytes), (2, true));
+    assert!(collected.freed_bytes >= collected.found_bytes, "{collected:?}");
+    assert_eq!((bench.names(), bench.compiled()), (vec![name(0)], 2));
+    // What pods have can still be started, also by its old meaning, which nothing names any more.
+    assert!(bench.images.load(&running, Metering::Epochs).await.is_ok());
+    assert!(bench.images.load(&moved, Metering::Epochs).await.is_ok());
+    // What the registry holds was kept, though no image named it.
+    for number in [1, 2] {
+        let pulled = bench.images.pull(&name(number), Metering::Epochs).await.unwrap();
+        assert_eq!(pulled.module, digest(&numbered(if number == 1 { 3 } else { number })));
+    }
+    // With its pod the last reference to the deleted one goes: its blob too.
+    let blob = bench.dir.path().join("both/blobs/sha256").join(&moved.module["sha256:".len()..]);
+    assert!(blob.exists());
+    drop(moved);
+    bench.images.collect(&policy, None).unwrap();
+    assert!(!blob.exists());
+    // By age, on an empty disk; what is used stays however old.
+    bench.clock.advance(std::time::Duration::from_secs(7200));
+    let aged = CollectPolicy { age_max: Some(std::time::Duration::from_secs(3600)), ..policy };
+    assert_eq!(bench.images.collect(&aged, roomy).unwrap().images, 2);
+    assert_eq!((bench.names(), bench.compiled()), (vec![name(0)], 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_and_pushes_beside_collections_find_their_blobs() {
+    let bench = Arc::new(Bench::shared().await);
+    let policy = CollectPolicy { age_min: std::time::Duration::ZERO, ..CollectPolicy::default() };
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let collector = {
+        let (bench, stop) = (bench.clone(), stop.clone());
+        std::thread::spawn(move || {
+            let mut collected = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                collected += bench.images.collect(&policy, FULL).unwrap().images;
+            }
+            collected
+        })
+    };
+    // The same few modules, so that a blob goes and comes again under whoever looks for it.
+    let work = (0..4usize).map(|worker| {
+        let bench = bench.clone();
+        async move {
+            for round in 0..6 {
+                let name = format!("registry.local/w{worker}:v1");
+                push(numbered(round % 2), &name, &bench.access, &Env::real()).await.unwrap();
+                let image = bench.images.pull(&name, Metering::Epochs).await.unwrap();
+                assert_eq!(bench.images.load(&image, Metering::Epochs).await.unwrap().digest(), image.module);
+                assert!(bench.names().contains(&image.name), "what a pod has stays known");
+            }
+        }
+    });
+    futures::future::join_all(work).await;
+    let until = std::time::Duration::from_secs(60);
+    let forgotten = tokio::time::timeout(until, async {
+        while !bench.names().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert!(forgotten.await.is_ok(), "in the end nobody has any");
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(collector.join().unwrap() >= 4);
 }

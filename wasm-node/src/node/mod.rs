@@ -3,6 +3,7 @@
 //! [`run`] is the whole of it. Several agents live in one process and share its [`NodeParts`]; each has its own
 //! identity, folder and podCIDR, as on machines of its own.
 
+mod collect;
 mod heartbeat;
 mod pods;
 mod register;
@@ -31,6 +32,7 @@ use crate::pod::sources::Sources;
 use crate::pod::worker::PodView;
 use crate::server::{self, ServerError, ServingTls};
 
+pub use collect::collect;
 pub use register::{Capacity, KUBELET_VERSION};
 
 /// What is one node's own.

@@ -55,6 +55,7 @@ impl std::fmt::Debug for Credentials {
 
 struct Registry {
     store: Arc<BlobStore>,
+    env: Env,
     uploads: Uploads,
     /// Digest of `user:password`: comparing digests of equal length leaks nothing about either.
     account: [u8; 32],
@@ -65,7 +66,7 @@ type Answer = Result<Response, RegistryError>;
 /// The registry's service; serve it on any listener.
 pub fn router(store: Arc<BlobStore>, credentials: &Credentials, env: Env) -> Router {
     let account = Sha256::digest(format!("{}:{}", credentials.user, credentials.password)).into();
-    let registry = Arc::new(Registry { store, uploads: Uploads::new(env), account });
+    let registry = Arc::new(Registry { store, env: env.clone(), uploads: Uploads::new(env), account });
     Router::new().fallback(handle).with_state(registry)
 }
 
@@ -228,9 +229,14 @@ impl Registry {
 
     async fn get_blob(&self, name: &str, digest: String, range: Option<&str>, head: bool) -> Answer {
         let path = self.store.path(&digest)?;
-        let repository = Repository::new(&self.store, name);
-        let wanted = digest.clone();
-        if !blocking(move || Ok(repository.has_blob(&wanted))).await? {
+        let (store, repository) = (self.store.clone(), Repository::new(&self.store, name));
+        let (wanted, now) = (digest.clone(), self.env.now());
+        let there = blocking(move || {
+            let _linking = store.linking();
+            // A push asks by HEAD, and counts on the answer.
+            Ok(if head { repository.offer_blob(&wanted, now)? } else { repository.has_blob(&wanted) })
+        });
+        if !there.await? {
             return Err(RegistryError::BlobUnknown);
         }
         let mut file = match tokio::fs::File::open(&path).await {
@@ -330,6 +336,8 @@ impl Registry {
         let (store, repository) = (self.store.clone(), Repository::new(&self.store, name));
         let (subject, stored, tag) = (manifest.subject.clone(), actual.clone(), reference.clone());
         blocking(move || {
+            let _linking = store.linking();
+            let pins = store.pins();
             for blob in &manifest.blobs {
                 if !(repository.has_blob(blob) && store.size(blob).is_some()) {
                     return Err(RegistryError::ManifestBlobUnknown(blob.clone()));
@@ -340,6 +348,7 @@ impl Registry {
                     return Err(RegistryError::ManifestBlobUnknown(child.clone()));
                 }
             }
+            pins.add(&stored);
             store.put(&bytes)?;
             repository.put_manifest(&stored, &manifest.media_type)?;
             if let Some(subject) = &manifest.subject {
@@ -394,8 +403,11 @@ impl Registry {
     async fn begin_upload(&self, name: &str, query: Option<&str>, body: Body) -> Answer {
         if let (Some(digest), from) = (parameter(query, "mount"), parameter(query, "from")) {
             let (store, target) = (self.store.clone(), Repository::new(&self.store, name));
-            let wanted = digest.clone();
+            let (wanted, now) = (digest.clone(), self.env.now());
             let mounted = blocking(move || {
+                let _linking = store.linking();
+                let pins = store.pins();
+                pins.add(&wanted);
                 // Without `from` any repository would do, but one must be named, so that a mount proves nothing about
                 // repositories that the client does not know.
                 let source = from.filter(|from| super::reference::is_repository(from) && from.len() <= 255);
@@ -404,7 +416,7 @@ impl Registry {
                     && source.is_some_and(|source| source.has_blob(&wanted))
                     && store.size(&wanted).is_some();
                 if there {
-                    target.link_blob(&wanted)?;
+                    target.link_blob(&wanted, now)?;
                 }
                 Ok(there)
             })
@@ -511,9 +523,13 @@ impl Registry {
         // From here the session is over, whether the digest fits or not: its bytes can't be taken back.
         self.uploads.end(id);
         let (store, repository, wanted) = (self.store.clone(), Repository::new(&self.store, name), digest.clone());
+        let now = self.env.now();
         blocking(move || {
+            let _linking = store.linking();
+            let pins = store.pins();
+            pins.add(&wanted);
             writer.commit(&store, &wanted)?;
-            Ok(repository.link_blob(&wanted)?)
+            Ok(repository.link_blob(&wanted, now)?)
         })
         .await?;
         let headers = [

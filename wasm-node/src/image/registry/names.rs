@@ -4,16 +4,23 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::image::blobs::{BlobStore, remove_durably, write_durably};
+use crate::image::blobs::{BlobError, BlobStore, remove_durably, write_durably};
+use crate::image::reference::is_sha256;
 
 // Parts of a repository's name begin with a letter or digit, so these can't be mistaken for one.
 const MANIFESTS: &str = "_manifests";
 const TAGS: &str = "_tags";
 const BLOBS: &str = "_blobs";
 const REFERRERS: &str = "_referrers";
+
+/// How old a link may be when a push is told that its blob is there: it then counts from anew, so that a collection
+/// leaves the push the time to come to its manifest.
+const LINK_FRESH_MAX: Duration = Duration::from_secs(600);
 
 /// One repository. Its name was checked; methods block on the disk.
 pub(super) struct Repository {
@@ -59,9 +66,18 @@ impl Repository {
         self.dir.join(MANIFESTS).is_dir() || self.dir.join(BLOBS).is_dir()
     }
 
-    pub(super) fn link_blob(&self, digest: &str) -> io::Result<()> {
+    /// Links a blob, or makes its link young again.
+    pub(super) fn link_blob(&self, digest: &str, now: Timestamp) -> io::Result<()> {
         let path = self.dir.join(BLOBS).join(encoded(digest));
-        if path.exists() { Ok(()) } else { write_durably(&path, b"") }
+        if age(&path, now).is_some_and(|age| age < LINK_FRESH_MAX) { Ok(()) } else { write_durably(&path, b"") }
+    }
+
+    /// Whether a push may count on this blob from now on.
+    pub(super) fn offer_blob(&self, digest: &str, now: Timestamp) -> io::Result<bool> {
+        if self.dir.join(BLOBS).join(encoded(digest)).exists() {
+            return self.link_blob(digest, now).map(|()| true);
+        }
+        Ok(self.has_blob(digest))
     }
 
     pub(super) fn has_blob(&self, digest: &str) -> bool {
@@ -153,6 +169,55 @@ pub(crate) fn referenced(store: &BlobStore) -> io::Result<BTreeSet<String>> {
         Ok(())
     })?;
     Ok(all)
+}
+
+/// Drops links to blobs that no manifest of their repository names, and that are older than `age_max`: what a deleted
+/// manifest leaves, and pushes that were given up.
+pub(crate) fn unlink_unreferenced(store: &BlobStore, now: Timestamp, age_max: Duration) -> Result<(), BlobError> {
+    walk(&store.repositories(), String::new(), &mut |_, dir| {
+        let links = list(&dir.join(BLOBS))?;
+        if links.is_empty() {
+            return Ok(());
+        }
+        // No manifest comes meanwhile that counts on a link.
+        let _alone = store.unlinking();
+        let mut named = BTreeSet::new();
+        for manifest in list(&dir.join(MANIFESTS))? {
+            let bytes = store.read(&format!("sha256:{manifest}"), super::MANIFEST_BYTES_MAX as u64);
+            let Some(manifest) = bytes.ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()) else {
+                // What can't be read may name anything.
+                tracing::warn!(repository = %dir.display(), manifest, "the manifest cannot be read: its repository is not collected");
+                return Ok(());
+            };
+            digests(&manifest, &mut named);
+        }
+        for link in links {
+            let path = dir.join(BLOBS).join(&link);
+            if !named.contains(&link) && age(&path, now).is_some_and(|age| age > age_max) {
+                remove_durably(&path)?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Every digest in a manifest, wherever it stands.
+fn digests(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::String(text) if is_sha256(text) => {
+            found.insert(encoded(text).to_owned());
+        }
+        Value::Array(items) => items.iter().for_each(|item| digests(item, found)),
+        Value::Object(fields) => fields.values().for_each(|field| digests(field, found)),
+        _ => {}
+    }
+}
+
+/// How long ago a file was written; none where it isn't there.
+fn age(path: &Path, now: Timestamp) -> Option<Duration> {
+    let written = Timestamp::try_from(path.metadata().ok()?.modified().ok()?).ok()?;
+    Some(Duration::try_from(now.duration_since(written)).unwrap_or_default())
 }
 
 fn walk(dir: &Path, name: String, visit: &mut dyn FnMut(&str, &Path) -> io::Result<()>) -> io::Result<()> {
