@@ -9,7 +9,7 @@ use apiserver::http::logs::Kubelets;
 use machinery::env::Env;
 use machinery::net::{Dial, PodNetwork};
 use tokio::sync::oneshot;
-use wasm_node::engine::{CompileProcess, Engine, EngineConfig};
+use wasm_node::engine::{CompileBounds, CompileProcess, Engine, EngineConfig};
 use wasm_node::image::{BlobStore, CollectPolicy, Images, RegistryAccess};
 use wasm_node::node::{Capacity, NodeConfig, NodeParts};
 use wasm_node::server::ServingTls;
@@ -47,6 +47,7 @@ pub(super) fn engine(env: &Env, data: &DataDir) -> anyhow::Result<Engine> {
         threads: std::thread::available_parallelism().map_or(2, usize::from),
         memory_max_bytes: system.total_memory() / 100 * GUEST_MEMORY_PERCENT,
         compile_process: Some(CompileProcess::current().context("cannot find this program's file")?),
+        compile_bounds: CompileBounds::default(),
     };
     Ok(Engine::new(config, env.clone())?)
 }

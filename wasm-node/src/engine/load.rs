@@ -36,11 +36,11 @@ pub enum LoadError {
         /// The bound.
         seconds: u64,
     },
-    /// The compiler process died, most likely at its memory bound.
-    #[error("compiling the module needs more memory than allowed (compiler ended with {status})")]
+    /// The compiler process ended at its memory bound.
+    #[error("compiling the module needs more than {mebibytes} MiB of memory")]
     CompileMemory {
-        /// How it ended.
-        status: String,
+        /// The bound.
+        mebibytes: u64,
     },
     /// Too large to compile.
     #[error("the module has {bytes} bytes, at most {max_bytes} are taken")]
@@ -79,6 +79,16 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// The same again where the module is at fault, and the next try would most likely end alike.
+    pub(crate) fn of_the_module(&self) -> Option<Self> {
+        match self {
+            Self::Compile(why) => Some(Self::Compile(why.clone())),
+            Self::CompileTime { seconds } => Some(Self::CompileTime { seconds: *seconds }),
+            Self::CompileMemory { mebibytes } => Some(Self::CompileMemory { mebibytes: *mebibytes }),
+            _ => None,
+        }
+    }
+
     pub(crate) fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { what, source }
     }

@@ -32,7 +32,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 pub use command::{Outcome, OutcomeReason, StopSignal};
-pub use compile::{COMPILE_WORKER_ARGUMENT, CompileProcess, MODULE_BYTES_MAX, compile_worker};
+pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, MODULE_BYTES_MAX, compile_worker};
 pub use container::{Container, ContainerSpec, LogSink, Preopen, Stats, StdStream};
 pub use limits::{CONCURRENCY_DEFAULT, Limits, REQUEST_TIMEOUT_DEFAULT};
 pub use load::{Inspection, Kind, LoadError, Loaded, inspect};
@@ -66,6 +66,8 @@ pub struct EngineConfig {
     /// How to start the compiler process ([`compile_worker`]); none = compile on threads of this process, where a
     /// module that compiles for minutes can be given up but not stopped.
     pub compile_process: Option<CompileProcess>,
+    /// What each compilation may take.
+    pub compile_bounds: CompileBounds,
 }
 
 /// Why an engine could not be made.
@@ -135,7 +137,7 @@ impl Engine {
             ticker,
             runtime,
             memory: Arc::new(MemoryBudget::new(config.memory_max_bytes, None)),
-            compiler: compile::Compiler::new(config.compile_process),
+            compiler: compile::Compiler::new(config.compile_process, config.compile_bounds),
             cache,
             loaded: Mutex::default(),
         };

@@ -257,7 +257,7 @@ impl Images {
         };
         let flight = self.flight(&key);
         let _alone = flight.lock().await;
-        let _permit = self.permits.acquire().await.expect("never closed");
+        let permit = self.permits.acquire().await.expect("never closed");
         // Until a record refers to them.
         let pins = Arc::new(self.blobs.pins());
         let pulled = match &name {
@@ -272,6 +272,8 @@ impl Images {
             }
             ImageName::File(path) => self.import(&key, path, &pins).await?,
         };
+        // Compiling has a bound of its own: a module that takes long keeps nobody from pulling what is compiled already.
+        drop(permit);
         let module = |source| ImageError::Module { image: key.clone(), source };
         let path = self.blobs.path(&pulled.module).map_err(|source| ImageError::Blob { image: key.clone(), source })?;
         self.engine.compile(&pulled.module, &path, metering).await.map_err(module)?;

@@ -8,7 +8,7 @@ use serde_json::json;
 use tower::ServiceExt as _;
 
 use super::*;
-use crate::engine::{Engine, EngineConfig, Kind, Metering};
+use crate::engine::{CompileBounds, Engine, EngineConfig, Kind, Metering};
 use crate::image::blobs::digest;
 
 struct Bench {
@@ -49,6 +49,7 @@ impl Bench {
             threads: 2,
             memory_max_bytes: 1 << 30,
             compile_process: None,
+            compile_bounds: CompileBounds::default(),
         };
         let engine = Engine::new(config, env).unwrap();
         let files = dir.path().join("files");
@@ -122,6 +123,7 @@ async fn what_is_pushed_can_be_pulled() {
         threads: 2,
         memory_max_bytes: 1 << 30,
         compile_process: None,
+        compile_bounds: CompileBounds::default(),
     };
     let again = Images::open(Engine::new(config, Env::real()).unwrap(), blobs, None, Vec::new()).unwrap();
     assert_eq!(again.present(image).unwrap().unwrap().module, digest(&moved));

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::NodeParts;
 use super::register::disk;
-use crate::image::{Collected, CollectPolicy, Disk, Images};
+use crate::image::{CollectPolicy, Collected, Disk, Images};
 
 /// How often images are looked at (upstream's).
 const INTERVAL: Duration = Duration::from_secs(300);

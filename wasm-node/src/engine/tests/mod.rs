@@ -1,6 +1,7 @@
 //! The engine against real and hostile modules: the samples, and modules written as text here.
 
 mod commands;
+mod compiler;
 mod guest;
 mod servers;
 
@@ -53,7 +54,16 @@ impl Bench {
     }
 
     fn with_cache(dir: tempfile::TempDir, cache_dir: PathBuf) -> Self {
-        let config = EngineConfig { cache_dir, threads: 2, memory_max_bytes: 1 << 30, compile_process: None };
+        Self::with(dir, cache_dir, None, CompileBounds::default())
+    }
+
+    pub(super) fn with(
+        dir: tempfile::TempDir,
+        cache_dir: PathBuf,
+        compile_process: Option<CompileProcess>,
+        compile_bounds: CompileBounds,
+    ) -> Self {
+        let config = EngineConfig { cache_dir, threads: 2, memory_max_bytes: 1 << 30, compile_process, compile_bounds };
         Self { engine: Engine::new(config, Env::real()).unwrap(), dir }
     }
 

@@ -263,3 +263,37 @@ async fn bad_input_has_its_codes() {
     let elsewhere = header(&response, "location").replace("/app/", "/other/");
     assert_eq!(bench.ask(Method::PATCH, &elsewhere, &[], "x").await.status(), 404);
 }
+
+#[tokio::test]
+async fn what_no_manifest_names_is_given_up_in_time() {
+    let bench = Bench::new();
+    let (config, layer) = (bench.push_blob("app", b"{}").await, bench.push_blob("app", b"\0asm1").await);
+    let (left, asked_for) = (bench.push_blob("app", b"left").await, bench.push_blob("app", b"asked for").await);
+    assert_eq!(bench.push_manifest("app", "v1", &image(&config, &layer)).await.status(), 201);
+    let store = Arc::new(BlobStore::open(bench.dir.path()).unwrap());
+    let hour = std::time::Duration::from_secs(3600);
+    let links = store.repositories().join("app/_blobs");
+    let count = || std::fs::read_dir(&links).unwrap().count();
+    // A push under way has an hour from when it was last told that its blob is there.
+    names::unlink_unreferenced(&store, Env::real().now(), hour).unwrap();
+    assert_eq!(count(), 4);
+    for blob in [&left, &asked_for, &layer] {
+        let link = std::fs::File::options().write(true).open(links.join(&blob["sha256:".len()..])).unwrap();
+        link.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    }
+    assert_eq!(bench.ask(Method::HEAD, &format!("/v2/app/blobs/{asked_for}"), &[], Body::empty()).await.status(), 200);
+    names::unlink_unreferenced(&store, Env::real().now(), hour).unwrap();
+    assert_eq!(count(), 3);
+    assert_eq!(bench.ask(Method::HEAD, &format!("/v2/app/blobs/{left}"), &[], Body::empty()).await.status(), 404);
+    assert_eq!(bench.ask(Method::HEAD, &format!("/v2/app/blobs/{layer}"), &[], Body::empty()).await.status(), 200);
+    // A pushed blob that is swept meanwhile has to come again.
+    assert_eq!(store.sweep(|| names::referenced(&store)).unwrap(), 4);
+    assert_eq!(bench.push_blob("app", b"left").await, left);
+    assert_eq!(bench.ask(Method::HEAD, &format!("/v2/app/blobs/{left}"), &[], Body::empty()).await.status(), 200);
+    // A manifest that can't be read may name anything.
+    let manifest = std::fs::read_dir(store.repositories().join("app/_manifests")).unwrap().next().unwrap().unwrap();
+    let digest = format!("sha256:{}", manifest.file_name().to_string_lossy());
+    std::fs::write(store.path(&digest).unwrap(), b"damaged").unwrap();
+    names::unlink_unreferenced(&store, Env::real().now() + jiff::SignedDuration::from_hours(9), hour).unwrap();
+    assert_eq!(count(), 4);
+}

@@ -1,0 +1,133 @@
+//! The compiler process against modules that are made to be hard: each is stopped in time, says why, and harms nobody.
+
+use std::time::Duration;
+
+use super::*;
+
+/// This test's name for the test program, which is its own compiler process.
+const WORKER: &str = "engine::tests::compiler::the_compiler_process";
+
+/// Only as the compiler process this does anything: it never returns then.
+#[test]
+fn the_compiler_process() {
+    let arguments: Vec<_> = std::env::args_os().skip_while(|argument| argument != WORKER).skip(1).collect();
+    if arguments.len() >= 4 {
+        std::process::exit(match compile_worker(arguments.into_iter()) {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("{error}");
+                1
+            }
+        });
+    }
+}
+
+fn bench(bounds: CompileBounds) -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = ["--quiet", "--nocapture", "--exact", WORKER].map(Into::into).to_vec();
+    let process = CompileProcess { program: std::env::current_exe().unwrap(), arguments };
+    let cache_dir = dir.path().join("compiled");
+    Bench::with(dir, cache_dir, Some(process), bounds)
+}
+
+fn leb(mut n: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    while n >= 0x80 {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+    out
+}
+
+fn section(id: u8, data: &[u8]) -> Vec<u8> {
+    [&[id][..], &leb(data.len()), data].concat()
+}
+
+/// A command whose first function has `locals` and `code`, with `types` equal types and `more` empty functions.
+fn command(code: &[u8], locals: usize, types: usize, more: usize) -> Vec<u8> {
+    let locals = if locals == 0 { vec![0] } else { [&[1][..], &leb(locals), &[0x7f]].concat() };
+    let first = [&locals[..], code, &[0x0b]].concat();
+    let bodies = [leb(more + 1), leb(first.len()), first, [2, 0, 0x0b].repeat(more)].concat();
+    [
+        b"\0asm\x01\0\0\0".to_vec(),
+        section(1, &[leb(types), b"\x60\0\0".repeat(types)].concat()),
+        section(3, &[leb(more + 1), vec![0; more + 1]].concat()),
+        section(7, b"\x01\x06_start\0\0"),
+        section(10, &bodies),
+    ]
+    .concat()
+}
+
+/// Loops in loops, with every local changed within: 12 kB that keep an optimizing compiler busy for minutes.
+fn knot(loops: usize, locals: usize) -> Vec<u8> {
+    let add = |n: usize| [&[0x20, 0, 0x20][..], &leb(n), &[0x6a, 0x21], &leb(n)].concat();
+    let ends = (0..loops).map(|n| [&[0x20][..], &leb(n % locals), &[0x0d, 0, 0x0b]].concat());
+    let code = [[3, 0x40].repeat(loops), (0..locals).flat_map(add).collect(), ends.flatten().collect()].concat();
+    command(&code, locals, 1, 0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_compiles_too_long_is_stopped_and_not_tried_again_at_once() {
+    let bench = bench(CompileBounds { time: Duration::from_secs(3), ..CompileBounds::default() });
+    let env = Env::real();
+    let error = bench.load_bytes(&knot(1000, 500), Metering::Epochs).await.unwrap_err();
+    assert_eq!(error.to_string(), "the module does not compile within 3 s");
+    assert!(env.elapsed() < Duration::from_secs(30), "{:?}", env.elapsed());
+    // Who wants it next is told at once, however many they are; with the other metering it is another compilation.
+    let before = env.elapsed();
+    for _ in 0..20 {
+        let again = bench.load_bytes(&knot(1000, 500), Metering::Epochs).await.unwrap_err();
+        assert_eq!(again.to_string(), error.to_string());
+    }
+    assert!(env.elapsed() - before < Duration::from_secs(3), "{:?}", env.elapsed() - before);
+    // Nothing of it is left, and others compile.
+    assert_eq!(std::fs::read_dir(bench.dir.path().join("compiled")).unwrap().count(), 0);
+    let loaded = bench.load_bytes(&command(b"", 0, 1, 0), Metering::Epochs).await.unwrap();
+    assert_eq!(bench.container(loaded, |_| {}).0.run(std::future::pending()).await.exit_code, 0);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_needs_too_much_memory_is_stopped() {
+    let bench = bench(CompileBounds { memory_bytes: 800 << 20, ..CompileBounds::default() });
+    let error = bench.load_bytes(&knot(5000, 5000), Metering::Epochs).await.unwrap_err();
+    assert_eq!(error.to_string(), "compiling the module needs more than 800 MiB of memory");
+    assert!(bench.load_bytes(&command(b"", 0, 1, 0), Metering::Epochs).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hard_modules_end_in_a_program_or_in_a_reason() {
+    let bench = bench(CompileBounds { time: Duration::from_secs(10), ..CompileBounds::default() });
+    let deep = [[2, 0x40].repeat(20_000), [0x0b].repeat(20_000)].concat();
+    let long = [0x20, 0, 0x20, 0, 0x6a, 0x21, 0].repeat(1_200_000);
+    for (what, module, expected) in [
+        ("nested blocks", command(&deep, 0, 1, 0), None),
+        ("a function over the format's bound", command(&long, 1, 1, 0), Some("function body size count exceeds limit")),
+        ("many functions", command(b"", 0, 1, 20_000), None),
+        ("too many functions", command(b"", 0, 1, 1_000_001), Some("functions count exceeds limit")),
+        ("too many types", command(b"", 0, 1_000_001, 0), Some("types count exceeds limit")),
+        ("too many locals", command(b"", 60_000, 1, 0), Some("too many locals")),
+    ] {
+        match (bench.load_bytes(&module, Metering::Epochs).await, expected) {
+            (Ok(_), None) | (Err(LoadError::CompileTime { .. } | LoadError::CompileMemory { .. }), None) => {}
+            (Err(error), Some(expected)) if error.to_string().contains(expected) => {}
+            (other, _) => panic!("{what}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_leaves_what_is_in_use_or_loaded() {
+    let bench = Bench::with_own_cache();
+    let files = || std::fs::read_dir(bench.dir.path().join("compiled")).unwrap().count();
+    let module = command(b"", 0, 1, 0);
+    let loaded = bench.load_bytes(&module, Metering::Fuel).await.unwrap();
+    drop(bench.load_bytes(&module, Metering::Epochs).await.unwrap());
+    // An artifact and its checksum for each engine.
+    assert_eq!((files(), bench.engine.sweep(&|_| true).unwrap()), (4, 0));
+    assert_eq!((bench.engine.sweep(&|_| false).unwrap(), files()), (0, 4), "a container of it lives");
+    drop(loaded);
+    assert!(bench.engine.sweep(&|_| false).unwrap() > 0);
+    assert_eq!(files(), 0);
+}
