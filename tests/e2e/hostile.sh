@@ -31,10 +31,29 @@ modules = {
     "bomb": command(b"\x03\x40\x41\x80\x01\x40\x00\x1a\x0c\x00\x0b", memory=section(5, b"\1\0\1")),  # grow by 128 pages for ever
     "huge": command(b"", memory=section(5, b"\1\0\x80\x80\x04")),  # 4 GiB from the first
 }
+def leb(n):
+    return bytes((n & 127 | 128,)) + leb(n >> 7) if n > 127 else bytes((n,))
+# Loops in loops with every local changed within: a few kB that compile for minutes.
+add = lambda n: b"\x20\0\x20" + leb(n) + b"\x6a\x21" + leb(n)
+knot = b"\x03\x40" * 1000 + b"".join(map(add, range(500))) + b"".join(b"\x20" + leb(n % 500) + b"\x0d\0\x0b" for n in range(1000)) + b"\x0b"
+part = lambda number, data: bytes((number,)) + leb(len(data)) + data
+body = b"\1" + leb(500) + b"\x7f" + knot
+modules["knot"] = b"\0asm\1\0\0\0" + section(1, b"\1\x60\0\0") + section(3, b"\1\0") + section(7, b"\1" + named(b"_start") + b"\0\0") + part(10, b"\1" + leb(len(body)) + body)
 for name, data in modules.items():
     open(f"{sys.argv[1]}/{name}.wasm", "wb").write(data)
 open(f"{sys.argv[1]}/cut.wasm", "wb").write(hello[:20000])
 PY
+# As any client may: `coracle push` compiles before it pushes.
+put() { # put NAME FILE
+  local user="coracle:$(cat "$WORK/data/registry-password")" at="http://$REGISTRY/v2/$1" module config='{}'
+  module=$(sha256sum "$2" | cut -d' ' -f1)
+  curl -fsS -u "$user" -X POST --data-binary "@$2" "$at/blobs/uploads/?digest=sha256:$module"
+  curl -fsS -u "$user" -X POST --data-binary "$config" "$at/blobs/uploads/?digest=sha256:$(printf %s "$config" | sha256sum | cut -d' ' -f1)"
+  printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.wasm.config.v0+json","digest":"sha256:%s","size":2},"layers":[{"mediaType":"application/wasm","digest":"sha256:%s","size":%s}]}' \
+    "$(printf %s "$config" | sha256sum | cut -d' ' -f1)" "$module" "$(stat -c %s "$2")" |
+    curl -fsS -u "$user" -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' --data-binary @- "$at/manifests/v1"
+}
+put knot "$WORK/knot.wasm"
 for m in foreign thief nostart loop boom bomb huge; do $PUT "$WORK/$m.wasm" "registry.local/$m:v1" >/dev/null; done
 exits 1 $PUT "$WORK/cut.wasm" registry.local/cut:v1
 for m in hello chatter crash; do $PUT "sample-workloads/bin/$m.wasm" "registry.local/$m:v1" >/dev/null; done
@@ -42,6 +61,9 @@ kubectl apply -f sample-workloads/manifests/hello.yaml -f sample-workloads/manif
 kubectl rollout status deployment/hello deployment/chatter --timeout=60s >/dev/null
 HELLO=$(kubectl get service hello -o jsonpath='{.spec.clusterIP}')
 eventually 10 curl -fsS "http://$HELLO/"
+
+# One of the two compilers is kept busy from here on; what that comes to is looked at below.
+pod knot registry.local/knot:v1
 
 echo "· guests"
 for m in foreign thief nostart; do pod $m registry.local/$m:v1; done
@@ -129,6 +151,15 @@ eventually 40 curl -fsS "http://127.0.0.1:$taken/"
 kubectl apply -f - >/dev/null <<< '{"apiVersion":"v1","kind":"Service","metadata":{"name":"odd"},"spec":{"externalIPs":["192.0.2.1"],"selector":{"app":"hello"},"ports":[{"port":80,"protocol":"UDP"}]}}'
 eventually 20 has '^Unsupported: .*spec.externalIPs' events odd
 eventually 20 has '^Unsupported: .*spec.ports\[0\].protocol' events odd
+
+echo "· modules that compile for minutes"
+eventually 150 has '^Failed: .*does not compile within 120 s' events knot
+eventually 10 has '^(ErrImagePull|ImagePullBackOff): .*does not compile within 120 s' waits knot
+# Whoever wants it next is told at once, and no compiler goes on.
+pod again registry.local/knot:v1
+eventually 15 has '^Failed: .*does not compile within 120 s' events again
+pgrep -f "coracle-compile-worker.*$WORK" >/dev/null && fail "a compiler goes on"
+serves "modules that compile for minutes"
 
 echo "· what is not served yet"
 hello=$(kubectl get pods -l app=hello -o jsonpath='{.items[0].metadata.name}')
