@@ -42,6 +42,7 @@ const PURE: &[&str] = &[
     "proxy/src/balance.rs",
     "apiserver/src/patch",
     "apiserver/src/resources",
+    "wasm-node/src/image/collect.rs",
     "wasm-node/src/pod/state.rs",
     "wasm-node/src/pod/status.rs",
 ];
