@@ -270,9 +270,10 @@ pub trait Strategy: Send + Sync {
         false
     }
 
-    /// Whether this change (after `prepare_update`) raises the generation: by default, any change of `spec`.
+    /// Whether this change (after `prepare_update`) raises the generation: by default, any change of
+    /// `spec` that means something (absent and empty are the same).
     fn generation_changes(&self, new: &Value, old: &Value) -> bool {
-        new.get("spec") != old.get("spec")
+        !pods::update::same(read::get(new, "spec"), read::get(old, "spec"))
     }
 
     /// The rule for `metadata.name`.

@@ -13,7 +13,7 @@ use super::{Column, Context, MetadataChecks, Row, Storage, Strategy};
 
 /// ClusterRoleBindings.
 pub(super) static CLUSTER_ROLE_BINDINGS: Row = Row {
-    group: "rbac.authorization.k8s.io",
+    group: GROUP,
     kind: "ClusterRoleBinding",
     plural: "clusterrolebindings",
     singular: "clusterrolebinding",
@@ -31,7 +31,7 @@ subjects: [{kind: ServiceAccount, name: example, namespace: default}]
 
 /// ClusterRoles.
 pub(super) static CLUSTER_ROLES: Row = Row {
-    group: "rbac.authorization.k8s.io",
+    group: GROUP,
     kind: "ClusterRole",
     plural: "clusterroles",
     singular: "clusterrole",
@@ -48,7 +48,7 @@ rules: [{apiGroups: [""], resources: [nodes], verbs: [get]}]
 
 /// RoleBindings.
 pub(super) static ROLE_BINDINGS: Row = Row {
-    group: "rbac.authorization.k8s.io",
+    group: GROUP,
     kind: "RoleBinding",
     plural: "rolebindings",
     singular: "rolebinding",
@@ -66,7 +66,7 @@ subjects: [{kind: User, name: ada}]
 
 /// Roles.
 pub(super) static ROLES: Row = Row {
-    group: "rbac.authorization.k8s.io",
+    group: GROUP,
     kind: "Role",
     plural: "roles",
     singular: "role",

@@ -104,10 +104,6 @@ impl Strategy for ReplicaSet {
         true
     }
 
-    fn generation_changes(&self, new: &Value, old: &Value) -> bool {
-        !super::pods::update::same(get(new, "spec"), get(old, "spec"))
-    }
-
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         validate(&mut errors, get(object, "spec"));

@@ -8,100 +8,95 @@ use super::metadata::label_name;
 use super::read::{get, has, is_zero, items, text};
 use super::{Context, Row, Strategy, Verb, rules};
 
+/// A question about permissions: asked with a create, of the whole cluster.
+const QUESTION: Row = Row { group: "authorization.k8s.io", verbs: &[Verb::Create], ..Row::CLUSTER };
+
+/// The same about who somebody is.
+const IDENTITY: Row = Row { group: "authentication.k8s.io", ..QUESTION };
+
 /// SelfSubjectReviews.
 pub(super) static SELF_SUBJECT: Row = Row {
-    group: "authentication.k8s.io",
     kind: "SelfSubjectReview",
     plural: "selfsubjectreviews",
     singular: "selfsubjectreview",
     schema: "io.k8s.api.authentication.v1.SelfSubjectReview",
-    verbs: &[Verb::Create],
     strategy: &Review::Plain,
     example: r#"apiVersion: authentication.k8s.io/v1
 kind: SelfSubjectReview
 "#,
-    ..Row::CLUSTER
+    ..IDENTITY
 };
 
 /// TokenReviews.
 pub(super) static TOKEN: Row = Row {
-    group: "authentication.k8s.io",
     kind: "TokenReview",
     plural: "tokenreviews",
     singular: "tokenreview",
     schema: "io.k8s.api.authentication.v1.TokenReview",
-    verbs: &[Verb::Create],
     strategy: &Review::Plain,
     example: r#"apiVersion: authentication.k8s.io/v1
 kind: TokenReview
 spec: {token: abc}
 "#,
-    ..Row::CLUSTER
+    ..IDENTITY
 };
 
 /// LocalSubjectAccessReviews.
 pub(super) static LOCAL_ACCESS: Row = Row {
-    group: "authorization.k8s.io",
     kind: "LocalSubjectAccessReview",
     plural: "localsubjectaccessreviews",
     singular: "localsubjectaccessreview",
     schema: "io.k8s.api.authorization.v1.LocalSubjectAccessReview",
-    verbs: &[Verb::Create],
     strategy: &Review::Local,
     example: r#"apiVersion: authorization.k8s.io/v1
 kind: LocalSubjectAccessReview
 metadata: {namespace: default}
 spec: {user: ada, resourceAttributes: {namespace: default, verb: get, resource: pods}}
 "#,
-    ..Row::NAMESPACED
+    namespaced: true,
+    ..QUESTION
 };
 
 /// SelfSubjectAccessReviews.
 pub(super) static SELF_ACCESS: Row = Row {
-    group: "authorization.k8s.io",
     kind: "SelfSubjectAccessReview",
     plural: "selfsubjectaccessreviews",
     singular: "selfsubjectaccessreview",
     schema: "io.k8s.api.authorization.v1.SelfSubjectAccessReview",
-    verbs: &[Verb::Create],
     strategy: &Review::Own,
     example: r#"apiVersion: authorization.k8s.io/v1
 kind: SelfSubjectAccessReview
 spec: {resourceAttributes: {namespace: default, verb: get, resource: pods}}
 "#,
-    ..Row::CLUSTER
+    ..QUESTION
 };
 
 /// SelfSubjectRulesReviews.
 pub(super) static SELF_RULES: Row = Row {
-    group: "authorization.k8s.io",
     kind: "SelfSubjectRulesReview",
     plural: "selfsubjectrulesreviews",
     singular: "selfsubjectrulesreview",
     schema: "io.k8s.api.authorization.v1.SelfSubjectRulesReview",
-    verbs: &[Verb::Create],
     strategy: &Review::Plain,
     example: r#"apiVersion: authorization.k8s.io/v1
 kind: SelfSubjectRulesReview
 spec: {namespace: default}
 "#,
-    ..Row::CLUSTER
+    ..QUESTION
 };
 
 /// SubjectAccessReviews.
 pub(super) static ACCESS: Row = Row {
-    group: "authorization.k8s.io",
     kind: "SubjectAccessReview",
     plural: "subjectaccessreviews",
     singular: "subjectaccessreview",
     schema: "io.k8s.api.authorization.v1.SubjectAccessReview",
-    verbs: &[Verb::Create],
     strategy: &Review::Access,
     example: r#"apiVersion: authorization.k8s.io/v1
 kind: SubjectAccessReview
 spec: {user: ada, nonResourceAttributes: {verb: get, path: /healthz}}
 "#,
-    ..Row::CLUSTER
+    ..QUESTION
 };
 
 enum Review {

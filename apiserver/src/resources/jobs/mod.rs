@@ -142,10 +142,6 @@ impl Strategy for Job {
         true
     }
 
-    fn generation_changes(&self, new: &Value, old: &Value) -> bool {
-        !super::pods::update::same(get(new, "spec"), get(old, "spec"))
-    }
-
     fn metadata_checks(&self) -> MetadataChecks {
         MetadataChecks::Whole
     }

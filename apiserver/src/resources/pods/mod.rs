@@ -111,10 +111,6 @@ impl Strategy for Pod {
         true
     }
 
-    fn generation_changes(&self, new: &Value, old: &Value) -> bool {
-        !update::same(get(new, "spec"), get(old, "spec"))
-    }
-
     fn metadata_checks(&self) -> MetadataChecks {
         MetadataChecks::ChangeThenWhole
     }

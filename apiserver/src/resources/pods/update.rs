@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::spec;
 use crate::resources::field::{Errors, IMMUTABLE, Path};
 use crate::resources::metadata::quantity;
-use crate::resources::read::{entries, get, has, int, is_zero, items, items_mut, put, text};
+use crate::resources::read::{NULL, entries, get, has, int, is_zero, items, items_mut, put, text};
 use crate::resources::rules;
 
 const SPEC: Path<'static> = Path::root("spec");
@@ -243,19 +243,18 @@ fn only_added(new: &Value, old: &Value) -> bool {
 pub(in crate::resources) fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Object(a), Value::Object(b)) => {
-            let part = |map: &Map<String, Value>, key: &str| map.get(key).cloned().unwrap_or(Value::Null);
             let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
             keys.into_iter().all(|key| {
-                let (a, b) = (part(a, key), part(b, key));
+                let (a, b) = (a.get(key).unwrap_or(&NULL), b.get(key).unwrap_or(&NULL));
                 let void = |v: &Value| {
                     v.is_null()
                         || v.as_array().is_some_and(Vec::is_empty)
                         || matches!(v, Value::Object(m) if m.is_empty() && key != "emptyDir")
                 };
                 if ["limits", "requests", "overhead"].contains(&key.as_str()) {
-                    return amounts_equal(&a, &b);
+                    return amounts_equal(a, b);
                 }
-                (void(&a) && void(&b)) || same(&a, &b)
+                (void(a) && void(b)) || same(a, b)
             })
         }
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
