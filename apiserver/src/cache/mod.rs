@@ -65,9 +65,9 @@ pub struct Page {
     pub items: Vec<Arc<Cached>>,
     /// The revision that was read; ask for the following pages at it.
     pub revision: Revision,
-    /// How many matching objects come after this page.
+    /// How many objects come after this page; with a filter it may be fewer than there are.
     pub remaining: u64,
-    /// The last key of this page where more follow: the next page's `start_after`.
+    /// The last key of this page where more follow (matching or not): the next page's `start_after`.
     pub next: Option<Arc<str>>,
 }
 
@@ -194,6 +194,7 @@ impl Cache {
         inner.versions.check(revision)?;
         let limit = if limit == 0 { usize::MAX } else { limit };
         let mut found = Found { limit, items: Vec::new(), remaining: 0 };
+        let mut more = false;
         let after = |key: &str| start_after.is_none_or(|start| key > start);
         // By name within a namespace or of a cluster-wide resource: one key. (Of all namespaces it is no object's key.)
         if let Some(name) = filter.field_equals("metadata.name")
@@ -223,10 +224,15 @@ impl Cache {
                 _ => Bound::Included(prefix),
             };
             for (_, _, cached) in inner.versions.range(from, Bound::Excluded(&end), revision) {
+                // A full page ends where it is full, whether or not what follows matches.
+                more = more || found.items.len() == limit;
+                if more && !filter.is_empty() {
+                    break;
+                }
                 found.offer(cached, filter);
             }
         }
-        let next = found.items.last().filter(|_| found.remaining > 0).map(|cached| cached.key.clone());
+        let next = found.items.last().filter(|_| more || found.remaining > 0).map(|cached| cached.key.clone());
         Ok(Page { items: found.items, revision, remaining: found.remaining, next })
     }
 

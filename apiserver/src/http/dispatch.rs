@@ -23,7 +23,7 @@ use crate::auth::{reviews, tokens};
 use crate::resources::{Storage, SubKind, TABLE, Verb};
 use crate::verbs::body::{self as bodies, Body as RequestBody};
 use crate::verbs::options::{DeleteOptions, ListOptions, WriteOptions};
-use crate::verbs::{Answer, Call, PatchType, Shown, object};
+use crate::verbs::{Answer, Call, PatchType, Shown, Verbs, object};
 
 /// The largest request body (upstream's default).
 pub(super) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -96,11 +96,11 @@ impl Front {
         let verbs = &self.verbs;
         let what = target.subresource.map(|s| s.what);
         match target.verb {
-            Verb::Get if what == Some(SubKind::Scale) => verbs.get_scale(call, query.text("resourceVersion")).await,
             Verb::Get if query.flag("export") == Some(true) => {
                 let message = "the export parameter, deprecated since v1.14, is no longer supported";
                 Err(ApiError::BadRequest(message.into()))
             }
+            Verb::Get if what == Some(SubKind::Scale) => verbs.get_scale(call, query.text("resourceVersion")).await,
             Verb::Get => verbs.get(call, query.text("resourceVersion")).await,
             Verb::List => verbs.list(call, &ListOptions::read(query)?).await,
             Verb::Watch => Err(ApiError::NoSuchResource),
@@ -136,6 +136,7 @@ impl Front {
             }
             Verb::DeleteCollection => {
                 let list = ListOptions::read(query)?;
+                Verbs::selectors(call, &list)?;
                 let options = self.delete_options(asking, body).await?;
                 verbs.delete_collection(call, &list, &options).await
             }

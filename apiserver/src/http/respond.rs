@@ -17,7 +17,7 @@ use super::negotiate::{Form, Media, MetaVersion, Offers, Transform, negotiate};
 use super::query::Query;
 use super::route::Target;
 use super::table::{Include, Tables, write_partial};
-use crate::resources::{Row, Storage, SubKind, Verb};
+use crate::resources::{Row, Storage, SubKind, Verb, hub};
 use crate::verbs::{Answer, List, Shown, object};
 
 /// Smaller answers are not worth packing (upstream's limit).
@@ -200,9 +200,9 @@ fn tables(asked: &Asked<'_>, row: &'static Row, version: MetaVersion) -> Result<
     Ok(Tables { row, version, include: Include::read(asked.query)?, now: asked.now, scales: false })
 }
 
-fn wrong_transform(row: &Row, wanted: &str, list: bool) -> ApiError {
-    let (is, kind) = if list { ("a list", "List") } else { ("not a list", "") };
-    let message = format!("you requested {wanted}, but the requested object is {is} (*core.{}{kind})", row.kind);
+fn wrong_transform(hub: &str, kind: &str, wanted: &str, list: bool) -> ApiError {
+    let (is, suffix) = if list { ("a list", "List") } else { ("not a list", "") };
+    let message = format!("you requested {wanted}, but the requested object is {is} (*{hub}.{kind}{suffix})");
     ApiError::Other(Box::new(Status::failure(406, "NotAcceptable", message)))
 }
 
@@ -228,7 +228,10 @@ fn object(
         Some(Transform::Table(version)) => {
             let tables = Tables { scales, ..tables(asked, row, version)? };
             let object = value_of(row, &shown);
-            let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"].as_str().unwrap_or("")});
+            let metadata = match object["metadata"]["resourceVersion"].as_str() {
+                Some(version) if !version.is_empty() => json!({"resourceVersion": version}),
+                _ => json!({}), // of a dry run
+            };
             let table = tables.table(metadata, tables.columns(), vec![tables.row(&object)]);
             Ok(value(code, form, &table))
         }
@@ -237,7 +240,10 @@ fn object(
             write_partial(version, &json_of(row, &shown), &mut body);
             Ok(rewritten(form, code, body))
         }
-        Some(Transform::MetadataList(_)) => Err(wrong_transform(row, "PartialObjectMetadataList", false)),
+        Some(Transform::MetadataList(_)) => {
+            let (hub, kind) = if scales { ("autoscaling", "Scale") } else { (hub(row.group), row.kind) };
+            Err(wrong_transform(hub, kind, "PartialObjectMetadataList", false))
+        }
     }
 }
 
@@ -325,7 +331,7 @@ fn list(asked: &Asked<'_>, form: Form, row: &'static Row, list: &List) -> Result
             }
             Ok(rewritten(form, 200, body))
         }
-        Some(Transform::Metadata(_)) => Err(wrong_transform(row, "PartialObjectMetadata", true)),
+        Some(Transform::Metadata(_)) => Err(wrong_transform(hub(row.group), row.kind, "PartialObjectMetadata", true)),
     }
 }
 

@@ -10,6 +10,7 @@ use machinery::api::error::{ApiError, ApiResult, Cause, Details, Named, Status};
 use machinery::api::selector::go_quoted;
 use serde_json::Value;
 
+use crate::resources::hub;
 use crate::schema::raw::{self, Raw};
 use crate::schema::typed::Form;
 use crate::schema::{Decoded, FieldValidation, Target, decode, table, typed};
@@ -173,7 +174,7 @@ fn other_kind(patched: &Value, target: &Target<'_>) -> Option<String> {
         if let Err(error) = typed::convert(found, Raw::from(patched.clone()), Form::Sparse) {
             return Some(error);
         }
-        let hub = if target.group.is_empty() { "core" } else { target.group.split('.').next().unwrap_or_default() };
+        let hub = hub(target.group);
         format!("converting ({plain}.{kind}) to ({hub}.{}): unknown conversion", target.kind)
     } else {
         decode::not_registered(kind, version)

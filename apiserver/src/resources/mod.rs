@@ -177,6 +177,15 @@ pub struct Row {
     pub example: &'static str,
 }
 
+/// The Go package of a group's internal types, which upstream's messages name.
+#[must_use]
+pub fn hub(group: &str) -> &str {
+    match group {
+        "" | "events.k8s.io" => "core",
+        group => group.split('.').next().unwrap_or_default(),
+    }
+}
+
 impl Row {
     /// A plain namespaced kind, for rows to override what differs.
     pub const NAMESPACED: Self = Self {

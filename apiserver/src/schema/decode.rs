@@ -9,7 +9,7 @@ use super::raw::{self, Raw};
 use super::table::table;
 use super::typed::{self, Form};
 use super::{protobuf, yaml};
-use crate::resources::Row;
+use crate::resources::{Row, hub};
 
 /// The `fieldValidation` parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -141,10 +141,7 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
             typed::convert(type_name, raw, Form::Sparse).map_err(|e| refused(&e))?;
         }
         if kind != target.kind {
-            let hub = match target.group {
-                "" | "events.k8s.io" => "core",
-                group => group.split('.').next().unwrap_or_default(),
-            };
+            let hub = hub(target.group);
             return Err(refused(&format!(
                 "converting ({plain}.{kind}) to ({hub}.{}): unknown conversion",
                 target.kind

@@ -60,7 +60,7 @@ impl Verbs {
             let old = cached.shared();
             let (wanted, uid) = (object::text(&binding, "uid"), object::text(&old, "uid"));
             if !wanted.is_empty() && wanted != uid {
-                return Err(wrong_uid(call, &key, wanted, uid));
+                return Err(wrong_uid(call, &key, wanted, uid, options.dry_run));
             }
             let version = object::client_version(&binding)?;
             if version != 0 && version != cached.modified {

@@ -64,7 +64,7 @@ impl Verbs {
                 metadata_mut(&mut object).insert("name".into(), json!(name));
             }
             let version = object::client_version(&object).unwrap_or(0);
-            metadata_mut(&mut object).remove("resourceVersion");
+            let said = metadata_mut(&mut object).remove("resourceVersion");
             let allocates = row.plural == "services";
             let _guard = if allocates { Some(self.allocating.lock().await) } else { None };
             {
@@ -95,7 +95,7 @@ impl Verbs {
                 let review = call.review(Operation::Create, &name, options.dry_run);
                 self.admission.validate(&review, &*self.objects, &object, None)?;
             }
-            if version != 0 {
+            if version != 0 && !options.dry_run {
                 return Err(ApiError::BadRequest("resourceVersion should not be set on objects to be created".into()));
             }
             let key = key(row, call.object_namespace(), &name);
@@ -104,6 +104,10 @@ impl Verbs {
                     break object::is_deleting(&existing.shared());
                 }
                 if options.dry_run {
+                    // It comes back as it was said: only the store would mind.
+                    if let Some(said) = said.filter(|said| said.as_str() != Some("")) {
+                        metadata_mut(&mut object).insert("resourceVersion".into(), said);
+                    }
                     return Ok((Shown::Value(object), name));
                 }
                 let stored = Self::encode(row, &object)?;

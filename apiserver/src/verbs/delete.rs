@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::object::{self, FOREGROUND, ORPHAN, metadata_mut};
 use super::options::{DeleteOptions, ListOptions, Propagation};
 use super::update::versioned;
-use super::{Answer, Call, Shown, TRIES_MAX, Verbs, read};
+use super::{Answer, Call, Shown, TRIES_MAX, Verbs};
 use crate::resources::Row;
 
 /// PriorityClasses that a cluster can't do without.
@@ -307,7 +307,7 @@ impl Verbs {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Answer::List(read::List { continue_token: None, remaining: None, ..found }))
+        Ok(Answer::List(found))
     }
 }
 

@@ -125,6 +125,9 @@ impl ListOptions {
     /// Reads and checks.
     pub fn read(query: &Query) -> Result<Self, ApiError> {
         let bad = ApiError::BadRequest;
+        // Numbers are read before selectors.
+        let timeout_seconds = query.integer("timeoutSeconds").map_err(bad)?;
+        let limit = query.integer("limit").map_err(bad)?.unwrap_or(0);
         let mut options = Self {
             selectors: Selectors {
                 labels: selector::labels(query.text("labelSelector")).map_err(bad)?,
@@ -134,8 +137,8 @@ impl ListOptions {
             bookmarks: query.flag("allowWatchBookmarks") == Some(true),
             resource_version: query.text("resourceVersion").to_owned(),
             version_match: None,
-            timeout_seconds: query.integer("timeoutSeconds").map_err(bad)?,
-            limit: query.integer("limit").map_err(bad)?.unwrap_or(0),
+            timeout_seconds,
+            limit,
             continue_token: query.text("continue").to_owned(),
             send_initial_events: query.flag("sendInitialEvents"),
         };
@@ -238,7 +241,9 @@ impl DeleteOptions {
     pub fn read(query: &Query) -> Result<Self, ApiError> {
         let dry_run: Vec<&str> = query.all("dryRun").collect();
         let grace = query.integer("gracePeriodSeconds").map_err(ApiError::BadRequest)?;
-        Self::check(grace, query.flag("orphanDependents"), query.get("propagationPolicy"), &dry_run, None, None)
+        let given = |key: &str| Some(query.text(key).to_owned()).filter(|text| !text.is_empty());
+        let (orphan, policy) = (query.flag("orphanDependents"), query.get("propagationPolicy"));
+        Self::check(grace, orphan, policy, &dry_run, given("uid"), given("resourceVersion"))
     }
 
     /// Reads a decoded DeleteOptions.
@@ -370,5 +375,9 @@ mod tests {
             "json: cannot unmarshal string into Go struct field DeleteOptions.gracePeriodSeconds of type int64"
         );
         assert!(message(DeleteOptions::read(&Query::parse("propagationPolicy=Nope"))).contains("\"nil\""));
+        let conditions = DeleteOptions::read(&Query::parse("uid=u&resourceVersion=0&dryRun=")).unwrap_err();
+        assert_eq!(conditions.status().code, 422);
+        let conditions = DeleteOptions::read(&Query::parse("uid=u&resourceVersion=0")).unwrap();
+        assert_eq!((conditions.uid.as_deref(), conditions.resource_version.as_deref()), (Some("u"), Some("0")));
     }
 }

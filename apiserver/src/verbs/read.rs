@@ -119,6 +119,14 @@ impl Verbs {
             root.clone()
         };
         let asked = &options.resource_version;
+        let token = match options.continue_token.as_str() {
+            "" => None,
+            text => Some(Continue::decode(text)?),
+        };
+        if token.is_some() && !matches!(asked.as_str(), "" | "0") {
+            let message = "specifying resource version is not allowed when using continue";
+            return Err(ApiError::BadRequest(message.into()));
+        }
         let wanted = match asked.as_str() {
             "" => 0,
             text => parse_version(text).map_err(|e| {
@@ -128,7 +136,13 @@ impl Verbs {
         // As upstream's cache: a list of any version comes whole.
         let limit = if asked == "0" { 0 } else { usize::try_from(options.limit).unwrap_or(0) };
         let (mut at, mut start) = (None, None);
-        if options.continue_token.is_empty() {
+        if let Some(token) = token {
+            if let Some(revision) = token.revision {
+                self.reach(revision).await?;
+                at = Some(revision);
+            }
+            start = Some(token.start);
+        } else {
             let exact = match options.version_match {
                 Some(Match::Exact) => true,
                 Some(Match::NotOlderThan) => false,
@@ -138,18 +152,6 @@ impl Verbs {
                 self.reach(wanted).await?;
             }
             at = (exact && wanted > 0).then_some(wanted);
-        } else {
-            let token = Continue::decode(&options.continue_token)?;
-            if wanted > 0 {
-                return Err(ApiError::BadRequest(
-                    "specifying resource version is not allowed when using continue".into(),
-                ));
-            }
-            if let Some(revision) = token.revision {
-                self.reach(revision).await?;
-                at = Some(revision);
-            }
-            start = Some(token.start);
         }
         // The token names the first key that may follow; the cache takes the last that came before.
         let after = start.as_ref().map(|s| format!("{scope}{}", s.strip_suffix('\0').unwrap_or(s)));

@@ -1,14 +1,16 @@
 //! The scale subresource: `autoscaling/v1 Scale` over a workload's replicas.
 
+use machinery::api::ApiError;
 use machinery::api::error::Named;
-use machinery::api::{ApiError, Cause};
 use serde_json::{Value, json};
 
 use super::body::{self, Body};
 use super::object;
 use super::options::WriteOptions;
 use super::update::Manner;
-use super::{Answer, Call, PatchType, Shown, Verbs};
+use super::{Answer, Call, PatchType, Shown, Verbs, invalid};
+use crate::resources::field::{Errors, Path};
+use crate::resources::{Row, metadata};
 
 /// Its group, version and kind.
 pub const KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
@@ -34,17 +36,11 @@ pub fn of(object: &Value) -> Value {
 }
 
 /// The workload with a Scale's wish in it.
-fn scaled(current: &Value, scale: &Value) -> Result<Value, ApiError> {
+fn scaled(row: &'static Row, current: &Value, scale: &Value) -> Result<Value, ApiError> {
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-    if replicas < 0 {
-        let cause = Cause {
-            reason: "FieldValueInvalid".into(),
-            message: format!("Invalid value: {replicas}: must be greater than or equal to 0"),
-            field: "spec.replicas".into(),
-        };
-        let name = object::text(scale, "name").to_owned();
-        return Err(ApiError::Invalid(Named::new("autoscaling", "Scale"), name, vec![cause]));
-    }
+    let mut errors = Errors(metadata::validate_create(row, scale));
+    errors.non_negative(&Path::root("spec").child("replicas"), Some(replicas));
+    invalid(Named::new("autoscaling", "Scale"), object::text(scale, "name"), errors.0)?;
     let mut new = current.clone();
     new["spec"]["replicas"] = json!(replicas);
     let metadata = object::metadata_mut(&mut new);
@@ -87,7 +83,9 @@ impl Verbs {
     ) -> Result<Answer, ApiError> {
         object::match_namespace(&mut scale, call.object_namespace())?;
         object::match_name(&scale, call.name)?;
-        let mut make = |current: Option<&Value>, _: &mut Vec<String>| scaled(current.unwrap_or(&Value::Null), &scale);
+        let row = call.row;
+        let mut make =
+            |current: Option<&Value>, _: &mut Vec<String>| scaled(row, current.unwrap_or(&Value::Null), &scale);
         Ok(shown(self.change(call, &mut make, Manner::PutPart, options).await?))
     }
 
@@ -100,14 +98,23 @@ impl Verbs {
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
         let (name, namespace) = (call.name.to_owned(), call.object_namespace().to_owned());
-        let validation = options.field_validation;
+        let (row, validation) = (call.row, options.field_validation);
         let mut make = |current: Option<&Value>, warnings: &mut Vec<String>| {
             let current = current.unwrap_or(&Value::Null);
             let mut scale = body::patched_type(KIND, kind, patch, &of(current), validation, warnings)?;
             object::match_namespace(&mut scale, &namespace)?;
             object::match_name(&scale, &name)?;
+            let (wanted, uid) = (object::text(&scale, "uid"), object::text(current, "uid"));
+            if !wanted.is_empty() && wanted != uid {
+                let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
+                return Err(ApiError::Conflict(
+                    Named::new(row.group, format!("{}/scale", row.plural)),
+                    name.clone(),
+                    why,
+                ));
+            }
             // A patch that says nothing about the version means the one that it was applied to.
-            scaled(current, &scale)
+            scaled(row, current, &scale)
         };
         Ok(shown(self.change(call, &mut make, Manner::Patch, options).await?))
     }

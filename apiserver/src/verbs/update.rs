@@ -79,7 +79,7 @@ impl Verbs {
         if manner != Manner::Patch {
             let (wanted, uid) = (object::text(&new, "uid"), object::text(&old, "uid"));
             if !wanted.is_empty() && wanted != uid {
-                return Err(wrong_uid(call, key, wanted, uid));
+                return Err(wrong_uid(call, key, wanted, uid, options.dry_run));
             }
         }
         let name = call.name.to_owned();
@@ -179,11 +179,14 @@ impl Verbs {
         let mut object = make(None, &mut call.warnings)?;
         let wanted = object::text(&object, "uid").to_owned();
         if !wanted.is_empty() {
-            return Err(wrong_uid(call, key, &wanted, ""));
+            return Err(wrong_uid(call, key, &wanted, "", options.dry_run));
         }
         let metadata = metadata_mut(&mut object);
-        for field in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
+        for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
             metadata.remove(field);
+        }
+        if !options.dry_run {
+            metadata.remove("resourceVersion");
         }
         let name = call.name.to_owned();
         {
@@ -221,7 +224,9 @@ fn ends_deletion(row: &Row, new: &Value, old: &Value) -> bool {
         && (row.plural != "namespaces" || new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty))
 }
 
-pub(super) fn wrong_uid(call: &Call<'_>, key: &str, wanted: &str, uid: &str) -> ApiError {
+pub(super) fn wrong_uid(call: &Call<'_>, key: &str, wanted: &str, uid: &str, dry_run: bool) -> ApiError {
+    // A dry run never comes as far as the store, which puts its own prefix before.
+    let key = if dry_run { key.strip_prefix("/registry").unwrap_or(key) } else { key };
     let why = format!(
         "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: \
          UID in precondition: {wanted}, UID in object meta: {uid}"
