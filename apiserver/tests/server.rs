@@ -312,6 +312,42 @@ async fn logs_come_from_the_pods_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn slow_bodies_of_one_user_keep_no_seats_from_others() {
+    const SLOW: usize = 300;
+    let server = Arc::new(server().await);
+    let rules = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]}]);
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    server.ask("POST", &format!("{rbac}/clusterroles"), &json!({"metadata": {"name": "w"}, "rules": rules})).await;
+    let group = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "writers"}]);
+    let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "w"});
+    let binding = json!({"metadata": {"name": "w"}, "roleRef": role, "subjects": group});
+    assert_eq!(server.ask("POST", &format!("{rbac}/clusterrolebindings"), &binding).await.0, 201);
+    let post = |user: &str, body: Body| {
+        let mut request = Request::post(MAPS).header("content-type", "application/json").body(body).unwrap();
+        request.extensions_mut().insert(UserInfo::component(user, Some("writers")));
+        let server = server.clone();
+        tokio::spawn(async move { server.send(request).await.status().as_u16() })
+    };
+    let mut slow = Vec::new();
+    for n in 0..SLOW {
+        let (sender, receiver) = futures::channel::mpsc::unbounded::<Result<bytes::Bytes, std::io::Error>>();
+        sender.unbounded_send(Ok("{\"metadata\":".into())).unwrap();
+        slow.push((n, sender, post("slow", Body::from_stream(receiver))));
+    }
+    // More of them than there are seats: their beginnings are read before anybody else asks.
+    for n in 0..20 {
+        let body = json!({"metadata": {"name": format!("quick-{n}")}}).to_string();
+        assert_eq!(post("quick", Body::from(body)).await.unwrap(), 201);
+    }
+    // They all come to their end, a part of them at once.
+    for (n, sender, answer) in slow {
+        sender.unbounded_send(Ok(format!("{{\"name\":\"slow-{n}\"}}}}").into())).unwrap();
+        drop(sender);
+        assert_eq!(answer.await.unwrap(), 201);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn strangers_see_little_and_headers_name_nobody() {
     let server = server().await;
     for (path, wanted) in [("/version", 200), ("/livez", 200), ("/readyz?verbose", 200), ("/api", 403), ("/nope", 403)]

@@ -275,16 +275,23 @@ def broken_clients():
 
 
 def slow_clients():
-    """400 slow heads and slow bodies at once: others are served meanwhile, and the server gets rid of them by itself."""
+    """300 slow heads and 300 slow bodies of one ordinary user at once, more than writes may run: others are served meanwhile, and the server gets rid of them by itself."""
+    rbac = "/apis/rbac.authorization.k8s.io/v1/clusterrole"
+    wants(201, "POST", rbac + "s", {"metadata": {"name": "hostile"}, "rules": [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]}]})
+    wants(201, "POST", rbac + "bindings", {"metadata": {"name": "hostile"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "hostile"},
+                                          "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name} for name in ("slow", "quick")]})
     slow = []
-    for i in range(400):
+    for i in range(600):
         s = TLS.wrap_socket(socket.create_connection((HOST, PORT), timeout=TIMEOUT_S), server_hostname=HOST)
-        s.sendall(b"GET /api HTTP/1.1\r\nHo" if i % 2 else b"POST " + MAPS.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
+        s.sendall(b"GET /api HTTP/1.1\r\nHo" if i % 2 else b"POST " + MAPS.encode() + b" HTTP/1.1\r\nHost: x\r\nImpersonate-User: slow\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
         slow.append(s)
     for i in range(10):
         start = time.monotonic()
         wants(200, "GET", NS)
         wants(201, "POST", MAPS, configmap(f"beside-slow-{i}"))
+        status, _, data = ask("POST", MAPS, configmap(f"quick-{i}"), {"Impersonate-User": "quick"})
+        if status != 201:
+            wrong(f"beside slow bodies of another user: {status} {data[:200]!r}")
         if time.monotonic() - start > 5:
             wrong("slow clients hold up others")
     return slow

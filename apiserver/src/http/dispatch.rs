@@ -7,12 +7,13 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Response};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use machinery::api::ApiError;
 use machinery::api::error::{Details, Status};
 use machinery::api::selector::go_quoted;
 
-use super::handle::{Asking, Front};
+use super::handle::{Asking, Front, Seat};
 use super::negotiate::{self, Produces, Transform};
 use super::respond;
 use super::route::Target;
@@ -85,7 +86,7 @@ impl Front {
 
     async fn verb(
         self: &Arc<Self>,
-        asking: &Asking<'_>,
+        asking: &mut Asking<'_>,
         call: &mut Call<'_>,
         target: Target,
         patch: Option<PatchType>,
@@ -106,13 +107,13 @@ impl Front {
             Verb::Watch => Err(ApiError::NoSuchResource),
             Verb::Create => {
                 let media = negotiate::body_type(content_type(headers))?;
-                let bytes = read(headers, body).await?;
+                let bytes = self.read(asking, body).await?;
                 let options = WriteOptions::read(query, "CreateOptions")?;
                 self.create(call, RequestBody { bytes: &bytes, media }, what, &options).await
             }
             Verb::Update => {
                 let media = negotiate::body_type(content_type(headers))?;
-                let bytes = read(headers, body).await?;
+                let bytes = self.read(asking, body).await?;
                 let options = WriteOptions::read(query, "UpdateOptions")?;
                 let body = RequestBody { bytes: &bytes, media };
                 if what == Some(SubKind::Scale) {
@@ -123,7 +124,7 @@ impl Front {
             }
             Verb::Patch => {
                 let options = WriteOptions::read(query, "PatchOptions")?;
-                let bytes = read(headers, body).await?;
+                let bytes = self.read(asking, body).await?;
                 let kind = patch.unwrap_or(PatchType::Merge);
                 if what == Some(SubKind::Scale) {
                     return verbs.patch_scale(call, kind, &bytes, &options).await;
@@ -200,14 +201,64 @@ impl Front {
         }
     }
 
-    async fn delete_options(&self, asking: &Asking<'_>, body: Body) -> Result<DeleteOptions, ApiError> {
+    async fn delete_options(&self, asking: &mut Asking<'_>, body: Body) -> Result<DeleteOptions, ApiError> {
         let headers = asking.asked.headers;
-        let bytes = read(headers, body).await?;
+        let bytes = self.read(asking, body).await?;
         if bytes.is_empty() {
             return DeleteOptions::read(asking.asked.query);
         }
         let media = negotiate::body_type(content_type(headers))?;
         DeleteOptions::from_body(&bodies::delete_options(RequestBody { bytes: &bytes, media })?)
+    }
+
+    /// A whole body, within the limits; what follows has a seat.
+    async fn read(&self, asking: &mut Asking<'_>, body: Body) -> Result<Bytes, ApiError> {
+        let headers = asking.asked.headers;
+        let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+        if announced.is_some_and(|length| length > BODY_BYTES_MAX) {
+            return Err(too_large());
+        }
+        let bounded = matches!(asking.seat, Seat::Later);
+        let refused = || ApiError::TooManyRequests("too many request bodies at once".into(), 1);
+        let mut arriving = match bounded && !body.is_end_stream() {
+            true => Some(self.seats.body(&asking.user.name).ok_or_else(refused)?),
+            false => None,
+        };
+        let collected = tokio::time::timeout(BODY_TIME_MAX, async {
+            let mut body = Limited::new(body, BODY_BYTES_MAX);
+            let mut whole: Vec<Bytes> = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| {
+                    if error.is::<LengthLimitError>() {
+                        return too_large();
+                    }
+                    ApiError::BadRequest(format!("the body could not be read: {error}"))
+                })?;
+                let Ok(data) = frame.into_data() else { continue };
+                if let Some(arriving) = &mut arriving
+                    && !arriving.grow(data.len())
+                {
+                    return Err(refused());
+                }
+                whole.push(data);
+            }
+            Ok(match whole.len() {
+                1 => whole.remove(0),
+                _ => whole.concat().into(),
+            })
+        });
+        let whole = collected.await.unwrap_or_else(|_| {
+            // The client's failure, so none of the 5xx that a request gets which takes too long itself.
+            let message = format!("the body did not arrive within {} s", BODY_TIME_MAX.as_secs());
+            Err(ApiError::Other(Box::new(Status::failure(408, "Timeout", message))))
+        })?;
+        if bounded {
+            asking.seat = self.seats.take(true).map_or(Seat::Refused, Seat::Taken);
+            if matches!(asking.seat, Seat::Refused) {
+                return Err(refused());
+            }
+        }
+        Ok(whole)
     }
 
     async fn watch(
@@ -265,22 +316,4 @@ fn patch_type(headers: &HeaderMap) -> Result<PatchType, ApiError> {
 
 fn too_large() -> ApiError {
     ApiError::TooLarge(format!("Request entity too large: limit is {BODY_BYTES_MAX}"))
-}
-
-/// A whole body, within the limit.
-async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
-    let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > BODY_BYTES_MAX) {
-        return Err(too_large());
-    }
-    match tokio::time::timeout(BODY_TIME_MAX, Limited::new(body, BODY_BYTES_MAX).collect()).await {
-        Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => Err(ApiError::BadRequest(format!("the body could not be read: {error}"))),
-        // The client's failure, so none of the 5xx that a request gets which takes too long itself.
-        Err(_) => {
-            let message = format!("the body did not arrive within {} s", BODY_TIME_MAX.as_secs());
-            Err(ApiError::Other(Box::new(Status::failure(408, "Timeout", message))))
-        }
-    }
 }

@@ -8,25 +8,21 @@ use http::header::{CACHE_CONTROL, HeaderValue, WARNING};
 use http::{Request, Response};
 use machinery::api::ApiError;
 use machinery::env::Env;
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::deadline;
 use super::discovery::Discovery;
-use super::health::Check;
+use super::health::{Check, Slis};
 use super::info::Info;
 use super::metrics::{Metrics, Of};
 use super::query::Query;
 use super::respond::{self, Asked};
 use super::route::{self, NoRoute, Route, Target};
+use super::seats::Seats;
 use crate::auth::{Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
 use crate::resources::SubKind;
 use crate::verbs::{Verbs, selector};
-
-/// Reading requests at once (upstream's default); further ones get 429.
-const READS_MAX: usize = 400;
-/// Writing requests at once (upstream's default).
-const WRITES_MAX: usize = 200;
 
 /// All that answers requests.
 pub struct Front {
@@ -51,8 +47,8 @@ pub struct Front {
     /// Where clients reach the server (`host:port`).
     pub address: String,
     impersonator: impersonate::Impersonator,
-    reads: Arc<Semaphore>,
-    writes: Arc<Semaphore>,
+    pub(super) seats: Seats,
+    pub(super) slis: Slis,
 }
 
 /// The parts of a [`Front`].
@@ -81,6 +77,19 @@ pub(super) struct Asking<'a> {
     pub(super) info: &'a Info,
     pub(super) user: &'a UserInfo,
     pub(super) warnings: Vec<String>,
+    pub(super) seat: Seat,
+}
+
+/// How a request stands to the bound on those that run at once.
+pub(super) enum Seat {
+    /// It needs none.
+    Exempt,
+    /// It takes one when its body is there.
+    Later,
+    /// It has one.
+    Taken(#[expect(dead_code, reason = "held until the request is done")] OwnedSemaphorePermit),
+    /// There was none.
+    Refused,
 }
 
 impl Front {
@@ -100,8 +109,8 @@ impl Front {
             bootstrapped: AtomicBool::new(false),
             address,
             impersonator: impersonate::Impersonator::default(),
-            reads: Arc::new(Semaphore::new(READS_MAX)),
-            writes: Arc::new(Semaphore::new(WRITES_MAX)),
+            seats: Seats::new(),
+            slis: Slis::default(),
         }
     }
 
@@ -129,7 +138,7 @@ impl Front {
         let (mut response, warnings) = match self.identify(&parts, &info) {
             Err(error) => (respond::error(&asked, &error), Vec::new()),
             Ok(user) => {
-                let mut asking = Asking { asked, info: &info, user: &user, warnings: Vec::new() };
+                let mut asking = Asking { asked, info: &info, user: &user, warnings: Vec::new(), seat: Seat::Exempt };
                 let response = self.limited(&mut asking, method, found, target, body).await;
                 (response, asking.warnings)
             }
@@ -176,14 +185,16 @@ impl Front {
         let long = asking.info.verb == "watch"
             || target.is_some_and(|t| t.subresource.is_some_and(|s| s.what == SubKind::Log));
         let mutating = !matches!(asking.info.verb.as_str(), "get" | "list" | "watch");
-        let seats = if mutating { &self.writes } else { &self.reads };
-        let exempt = long || asking.user.is_in(MASTERS);
-        let seat = if exempt { None } else { seats.clone().try_acquire_owned().ok() };
-        if !exempt && seat.is_none() {
-            let mut response = respond::text(429, "Too many requests, please try again later.\n".into());
-            response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
-            return response;
-        }
+        asking.seat = if long || asking.user.is_in(MASTERS) {
+            Seat::Exempt
+        } else if mutating {
+            Seat::Later
+        } else {
+            match self.seats.take(mutating) {
+                Some(seat) => Seat::Taken(seat),
+                None => return too_many(),
+            }
+        };
         if let Err(error) = self.permit(asking) {
             let mut response = respond::error(&asking.asked, &error);
             response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
@@ -200,7 +211,10 @@ impl Front {
         self.metrics.running(mutating, 1);
         let done = tokio::time::timeout(timeout, self.answer(asking, method, found, body)).await;
         self.metrics.running(mutating, -1);
-        drop(seat);
+        if matches!(asking.seat, Seat::Refused) {
+            return too_many();
+        }
+        asking.seat = Seat::Exempt;
         done.unwrap_or_else(|_| {
             let message = "Timeout: request did not complete within the allotted timeout";
             respond::error(&asking.asked, &ApiError::Timeout(message.into(), 0, Vec::new()))
@@ -246,6 +260,12 @@ impl Front {
         }
         checks
     }
+}
+
+fn too_many() -> Response<Body> {
+    let mut response = respond::text(429, "Too many requests, please try again later.\n".into());
+    response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
 }
 
 /// What a request is about, for authorizers.

@@ -16,6 +16,7 @@ mod pages;
 pub mod query;
 pub mod respond;
 pub mod route;
+mod seats;
 pub mod table;
 pub mod unread;
 pub mod watch;

@@ -33,13 +33,18 @@ impl Front {
         let routed = |value: &Value| accepts(Produces::Objects).and_then(|()| document(value));
         match page {
             Route::Health(root, one) => {
-                let mut response = health::answer(&root, one.as_deref(), &self.checks(&root), asked.query);
+                let checks = self.checks(&root);
+                if one.is_none() {
+                    self.slis.count(&root, &checks, asked.query);
+                }
+                let mut response = health::answer(&root, one.as_deref(), &checks, asked.query);
                 if method == "HEAD" {
                     *response.body_mut() = Body::empty();
                 }
                 Ok(response)
             }
             Route::Metrics => Ok(respond::bytes(200, metrics::MEDIA_TYPE, self.metrics.text())),
+            Route::Slis => Ok(respond::bytes(200, health::SLIS_MEDIA_TYPE, self.slis.text())),
             Route::Version => {
                 accepts(Produces::Json).map(|()| respond::value(200, Form::PRETTY, &discovery::version()))
             }
@@ -168,6 +173,7 @@ impl Front {
             "/healthz",
             "/livez",
             "/metrics",
+            "/metrics/slis",
             "/openapi/v2",
             "/openapi/v3",
             "/openapi/v3/",

@@ -18,6 +18,8 @@ pub enum Route {
     Health(String, Option<String>),
     /// `/metrics`
     Metrics,
+    /// `/metrics/slis`
+    Slis,
     /// `/version`
     Version,
     /// `/`
@@ -82,6 +84,7 @@ pub fn find(method: &str, info: &Info, discovery: &Discovery) -> Result<Route, N
     match path {
         "/" | "/index.html" => return Ok(Route::Index),
         "/metrics" => return Ok(Route::Metrics),
+        "/metrics/slis" => return Ok(Route::Slis),
         "/openapi/v2" => return get(method, Route::OpenApiV2),
         "/openapi/v3" => return Ok(Route::OpenApiIndex),
         "/.well-known/openid-configuration" => return get(method, Route::Issuer),
