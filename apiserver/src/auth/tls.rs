@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConf
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -43,14 +45,18 @@ use super::{CREDENTIAL_ID, UserInfo};
 const CONNECTIONS_MAX: usize = 8192;
 /// A client that hasn't finished its handshake by then is gone or hostile.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// HTTP/1.1: from the connection's start or the last answer to a whole request head.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
+/// HTTP/1.1: from the first byte of a request's head, or the connection's start, to the head's end (upstream's).
+const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
+/// HTTP/1.1: from the last answer to the first byte of the next request (upstream's).
+const KEPT_ALIVE_MAX: Duration = Duration::from_secs(90);
 /// HTTP/2: a silent connection is asked this often whether it still lives, and dropped when no answer comes.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// See [`PING_INTERVAL`].
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 /// A connection on which nothing has been asked for this long is closed, so that idle ones don't keep the seats.
 const IDLE_MAX: Duration = Duration::from_secs(180);
+/// What a client of HTTP/2 begins with.
+const HTTP2_BEGINNING: &[u8] = b"PRI * HTTP/2";
 /// How often that is looked at.
 const IDLE_CHECK: Duration = Duration::from_secs(60);
 /// HTTP/2 streams at once per connection (upstream's default).
@@ -206,7 +212,7 @@ where
 
 fn server() -> auto::Builder<TokioExecutor> {
     let mut server = auto::Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    server.http1().timer(TokioTimer::new()).header_read_timeout(KEPT_ALIVE_MAX);
     server
         .http2()
         .timer(TokioTimer::new())
@@ -253,6 +259,7 @@ async fn connection<H, F, B>(
             Ok::<_, Infallible>(answer.await.map(|body| Watched { body: Box::pin(body), _running: running }))
         }
     });
+    let stream = Heads::new(stream, activity.clone(), HEADER_TIMEOUT);
     let serving = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(serving);
     let ended = loop {
@@ -276,6 +283,8 @@ async fn connection<H, F, B>(
 /// What goes on over a connection.
 struct Activity {
     env: Env,
+    /// Requests that ever began.
+    begun: AtomicUsize,
     running: AtomicUsize,
     /// When the last request ended, in seconds of the environment's monotonic clock.
     ended_at: AtomicU64,
@@ -284,7 +293,7 @@ struct Activity {
 impl Activity {
     fn new(env: &Env) -> Self {
         let ended_at = AtomicU64::new(env.elapsed().as_secs());
-        Self { env: env.clone(), running: AtomicUsize::new(0), ended_at }
+        Self { env: env.clone(), begun: AtomicUsize::new(0), running: AtomicUsize::new(0), ended_at }
     }
 
     fn is_idle(&self) -> bool {
@@ -299,6 +308,7 @@ struct Running(Arc<Activity>);
 impl Running {
     fn begin(activity: &Arc<Activity>) -> Self {
         activity.running.fetch_add(1, Ordering::AcqRel);
+        activity.begun.fetch_add(1, Ordering::AcqRel);
         Self(activity.clone())
     }
 }
@@ -307,6 +317,78 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.0.ended_at.store(self.0.env.elapsed().as_secs(), Ordering::Release);
         self.0.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A stream that ends where the head of a request (HTTP/1.1) takes longer than [`HEADER_TIMEOUT`] from its first byte.
+struct Heads<S> {
+    stream: S,
+    activity: Arc<Activity>,
+    /// It speaks HTTP/2, which has times of its own.
+    http2: bool,
+    /// On its way is the head that follows so many requests.
+    head: Option<usize>,
+    time_max: Duration,
+    deadline: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl<S> Heads<S> {
+    /// A new connection's stream: its first request is due from now on.
+    fn new(stream: S, activity: Arc<Activity>, time_max: Duration) -> Self {
+        let deadline = Box::pin(tokio::time::sleep(time_max));
+        Self { stream, activity, http2: false, head: Some(0), time_max, deadline }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Heads<S> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = into.filled().len();
+        let polled = Pin::new(&mut this.stream).poll_read(context, into);
+        let fresh = &into.filled()[before..];
+        this.http2 |= this.head == Some(0) && fresh.starts_with(HTTP2_BEGINNING);
+        if this.http2 {
+            return polled;
+        }
+        let begun = this.activity.begun.load(Ordering::Acquire);
+        if this.head.is_some_and(|head| head != begun) {
+            this.head = None;
+        }
+        // What comes while a request runs is its body.
+        if !fresh.is_empty() && this.head.is_none() && this.activity.running.load(Ordering::Acquire) == 0 {
+            this.head = Some(begun);
+            this.deadline.as_mut().reset(tokio::time::Instant::now() + this.time_max);
+        }
+        if polled.is_pending() && this.head.is_some() && this.deadline.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Heads<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -459,6 +541,50 @@ mod tests {
         assert!(!activity.is_idle(), "it has only just ended");
         clock.advance(IDLE_MAX);
         assert!(activity.is_idle());
+    }
+
+    #[tokio::test]
+    async fn a_head_has_its_time_and_a_body_more() {
+        const TIME_MAX: Duration = Duration::from_millis(100);
+        let env = Env::real();
+        let connection = || {
+            let activity = Arc::new(Activity::new(&env));
+            let (stream, client) = tokio::io::duplex(64);
+            (Heads::new(stream, activity.clone(), TIME_MAX), client, activity)
+        };
+        let ended = async |heads: &mut Heads<tokio::io::DuplexStream>| heads.read(&mut [0]).await.map_err(|e| e.kind());
+        // A connection on which nothing comes.
+        let (mut heads, _client, _) = connection();
+        assert_eq!(ended(&mut heads).await, Err(io::ErrorKind::TimedOut));
+        // Bytes that trickle in buy no time: a writer that never stops is cut off.
+        let (mut heads, mut client, activity) = connection();
+        let began = env.elapsed();
+        let trickle = tokio::spawn(async move {
+            while client.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(TIME_MAX / 20).await;
+            }
+        });
+        while ended(&mut heads).await.is_ok() {}
+        assert!(env.elapsed() - began >= TIME_MAX);
+        drop(heads);
+        trickle.await.unwrap();
+        // A body, and the time to the next request, are not the head's; the next head is.
+        let (stream, mut client) = tokio::io::duplex(64);
+        let mut heads = Heads::new(stream, activity.clone(), TIME_MAX);
+        let request = Running::begin(&activity);
+        client.write_all(b"b").await.unwrap();
+        assert_eq!(ended(&mut heads).await, Ok(1));
+        assert!(tokio::time::timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
+        drop(request);
+        assert!(tokio::time::timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
+        client.write_all(b"G").await.unwrap();
+        assert_eq!(ended(&mut heads).await, Ok(1));
+        assert_eq!(ended(&mut heads).await, Err(io::ErrorKind::TimedOut));
+        // HTTP/2 has times of its own.
+        let (mut heads, mut client, _) = connection();
+        client.write_all(HTTP2_BEGINNING).await.unwrap();
+        heads.read_exact(&mut [0; 12]).await.unwrap();
+        assert!(tokio::time::timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
     }
 
     #[tokio::test]
