@@ -281,6 +281,7 @@ fn strict_update(errors: &mut Errors, new: &Value, old: &Value) {
             match inner(key, now) {
                 Some(value) => errors.0.push(FieldError::invalid_shown(&path, &value, IMMUTABLE)),
                 None if now.is_null() && TEXTS.contains(&key) => errors.invalid(&path, "", IMMUTABLE),
+                None if now.is_null() && key == "count" => errors.invalid(&path, 0, IMMUTABLE),
                 None => errors.invalid(&path, now.clone(), IMMUTABLE),
             }
         }
