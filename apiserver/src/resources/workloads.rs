@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::field::{Errors, FieldError, NOT_NEGATIVE, Path, go_struct};
 use super::metadata::label_selector;
 use super::pods::{defaults, spec, warnings};
-use super::read::{fields, get, has, int, items, object_mut, put, text};
+use super::read::{fields, get, has, int, is_zero, items, object_mut, put, text};
 use super::rules;
 
 pub(super) const SPEC: Path<'static> = Path::root("spec");
@@ -31,7 +31,10 @@ pub(super) fn drop_disabled(new: &mut Value, old: Option<&Value>) {
 
 /// A label selector as Go shows it.
 pub(super) fn shown_selector(selector: &Value) -> String {
-    go_struct(selector, &["matchLabels", "matchExpressions"])
+    // Both fields are left out where they are empty.
+    let filled: Vec<&str> =
+        ["matchLabels", "matchExpressions"].into_iter().filter(|key| !is_zero(get(selector, key))).collect();
+    go_struct(selector, &filled)
 }
 
 /// A selector in a spec; a parsed one where it can be used for matching (`None`: it can't).

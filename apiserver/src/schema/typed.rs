@@ -259,7 +259,9 @@ impl Walk {
                     (Kind::Map(_), Value::Object(map)) => map.is_empty(),
                     _ => false,
                 };
-                if empty && field.omit_empty {
+                // An empty map is not an absent one until it is stored: findings tell them apart.
+                let kept = !fill && matches!(field.kind, Kind::Map(_));
+                if empty && field.omit_empty && !kept {
                     out.remove(field.name);
                 } else if empty && fill && matches!(field.kind, Kind::List(_) | Kind::Map(_)) {
                     *value = Value::Null; // stored as protobuf, which knows no empty list
@@ -582,7 +584,7 @@ mod tests {
         let (sparse, _) = read(POD, text, Form::Sparse).unwrap();
         let container = json!({"name": "c", "resources": {"limits": {"memory": "1Gi", "cpu": "500m"}}});
         let spec = json!({"containers": [container], "volumes": [{"name": "v", "emptyDir": {}}], "terminationGracePeriodSeconds": 0});
-        assert_eq!(sparse, json!({"metadata": {}, "spec": spec, "status": {}}));
+        assert_eq!(sparse, json!({"metadata": {"labels": {}}, "spec": spec, "status": {}}));
         let mut full = json!({"spec": {"containers": [{}]}});
         normalise(POD, &mut full).unwrap();
         assert_eq!(

@@ -1,5 +1,7 @@
 //! From a request's bytes to an object that the verbs work on: decoded, checked for its version and kind, defaulted.
 
+use std::borrow::Cow;
+
 use machinery::api::ApiError;
 use machinery::api::error::ApiResult;
 use serde_json::Value;
@@ -36,6 +38,59 @@ pub fn normalise(row: &'static Row, object: &mut Value) {
         tracing::warn!(kind = row.kind, error, "an object of the server's own making doesn't fit its type");
     }
 }
+
+/// Where a client gave empty lists and maps, which [`normalise`] takes for absent, in the kinds whose findings show the
+/// difference (`{}` or `null`).
+pub fn empties(row: &'static Row, object: &Value) -> Vec<String> {
+    fn walk(value: &Value, path: &mut String, found: &mut Vec<String>) {
+        let length = path.len();
+        match value {
+            Value::Object(map) if map.is_empty() => found.push(path.clone()),
+            Value::Array(list) if list.is_empty() => found.push(path.clone()),
+            Value::Object(map) => {
+                for (key, value) in map {
+                    path.push('/');
+                    path.push_str(&key.replace('~', "~0").replace('/', "~1"));
+                    walk(value, path, found);
+                    path.truncate(length);
+                }
+            }
+            Value::Array(list) => {
+                for (i, value) in list.iter().enumerate() {
+                    path.push_str(&format!("/{i}"));
+                    walk(value, path, found);
+                    path.truncate(length);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    if SHOW_EMPTY.contains(&row.kind)
+        && let Some(spec) = object.get("spec")
+    {
+        walk(spec, &mut "/spec".to_owned(), &mut found);
+    }
+    found
+}
+
+/// The object as it is validated: with what was empty and given.
+pub fn with_empties<'a>(object: &'a Value, given: &Value, empties: &[String]) -> Cow<'a, Value> {
+    let mut shown = Cow::Borrowed(object);
+    for pointer in empties {
+        let absent = object.pointer(pointer).is_none_or(Value::is_null);
+        let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
+        if absent
+            && let Some(empty) = given.pointer(pointer)
+            && let Some(Value::Object(map)) = shown.to_mut().pointer_mut(parent)
+        {
+            map.insert(key.replace("~1", "/").replace("~0", "~"), empty.clone());
+        }
+    }
+    shown
+}
+
+const SHOW_EMPTY: &[&str] = &["Pod", "Deployment", "ReplicaSet", "Job"];
 
 /// Decodes an object of a row, with defaults.
 pub fn object(
@@ -104,4 +159,29 @@ pub fn patched_type(
     let decoded = patch::apply(how, patch, current, &target(kind.0, kind.1, kind.2)?, validation)?;
     warnings.extend(decoded.warnings);
     Ok(decoded.object)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_was_given_empty_is_shown_so_and_stored_as_absent() {
+        let row = crate::resources::find("", "v1", "pods").unwrap();
+        let text =
+            br#"{"apiVersion":"v1","kind":"Pod","metadata":{"labels":{}},"spec":{"nodeSelector":{},"tolerations":null,
+            "containers":[{"name":"c","resources":{"limits":{}}}]}}"#;
+        let body = Body { bytes: text, media: Media::Json };
+        let given = object(row, body, FieldValidation::Strict, &mut Vec::new()).unwrap();
+        let empties = empties(row, &given);
+        let mut stored = given.clone();
+        normalise(row, &mut stored);
+        assert_eq!(stored.pointer("/spec/nodeSelector"), None);
+        let checked = with_empties(&stored, &given, &empties);
+        assert_eq!(checked["spec"]["nodeSelector"], json!({}));
+        assert_eq!(checked["spec"]["containers"][0]["resources"]["limits"], json!({}));
+        assert_eq!(checked.pointer("/spec/tolerations"), None);
+    }
 }

@@ -70,6 +70,8 @@ impl Verbs {
             {
                 let context = self.context(call, call.subresource_name());
                 row.strategy.prepare_create(&context, &mut object);
+                let empties = body::empties(row, &object);
+                let given = if empties.is_empty() { Value::Null } else { object.clone() };
                 body::normalise(row, &mut object);
                 if row.strategy.counts_generation() {
                     object::set_generation(&mut object, 1);
@@ -85,7 +87,8 @@ impl Verbs {
                 if !row.strategy.orders_metadata() {
                     errors = metadata::validate_create(row, &object);
                 }
-                errors.extend(row.strategy.validate(&context, &object));
+                let checked = body::with_empties(&object, &given, &empties);
+                errors.extend(row.strategy.validate(&context, &checked));
                 invalid(call.kind(), name, errors)?;
             }
             let warnings = row.strategy.warnings(&object, None);

@@ -101,6 +101,9 @@ impl Verbs {
         }
         let allocates = row.plural == "services" && written_through(call).is_empty();
         let _guard = if allocates { Some(self.allocating.lock().await) } else { None };
+        let whole = written_through(call).is_empty();
+        let empties = if whole { body::empties(row, &new) } else { Vec::new() };
+        let given = if empties.is_empty() { Value::Null } else { new.clone() };
         self.prepare(call, &mut new, &old);
         {
             let context = self.context(call, written_through(call));
@@ -110,7 +113,8 @@ impl Verbs {
                 body::normalise(row, &mut new);
             }
             let mut errors = metadata::validate_update_through(row, written_through(call), &new, &old);
-            errors.extend(row.strategy.validate_update(&context, &new, &old));
+            let checked = body::with_empties(&new, &given, &empties);
+            errors.extend(row.strategy.validate_update(&context, &checked, &old));
             invalid(call.kind(), &name, errors)?;
         }
         if written_through(call) != "status" {
