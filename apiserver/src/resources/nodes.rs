@@ -215,7 +215,7 @@ impl Strategy for Node {
             None => put(spec, "podCIDR", Value::Null),
         }
         let status = object_mut(object, "status");
-        if !has(status, "allocatable") && has(status, "capacity") {
+        if is_zero(get(status, "allocatable")) && has(status, "capacity") {
             let capacity = get(status, "capacity").clone();
             put(status, "allocatable", capacity);
         }
