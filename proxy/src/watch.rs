@@ -26,7 +26,7 @@ const BIND_RETRY: Duration = Duration::from_secs(2);
 /// Runs until `stop`: keeps table and listeners what the API says. `synced` is called once the first state is in.
 pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, synced: impl FnOnce() + Send) {
     let mut listeners = Listeners::new(plane.inner.clone(), stop.child_token());
-    let events = Events::new(client.clone(), &plane.inner.config.node);
+    let events = Events::start(client.clone(), plane.inner.env.clone(), &plane.inner.config.node, &stop);
     let mut services = pin!(changes::<Service>(&client));
     let mut slices = pin!(changes::<EndpointSlice>(&client));
     let mut known = Known::default();
@@ -37,20 +37,20 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
             () = stop.cancelled() => return,
             _ = retry.tick() => listeners.retry(),
             Some(event) = services.next() => {
-                let event = ServiceSeen::from(&event, &known).then_tell(&events, event).await;
+                tell_unsupported(&events, &known, &event);
                 for (key, service) in known.services.follow(event) {
                     match &service {
                         Some(service) => known.objects.insert(key.clone(), service.clone()),
                         None => known.objects.remove(&key),
                     };
                     let change = plane.inner.table.write().unwrap_or_else(PoisonError::into_inner).service(&key, service);
-                    install(&mut listeners, &events, &known, vec![change]).await;
+                    install(&mut listeners, &events, &known, vec![change]);
                 }
             }
             Some(event) = slices.next() => {
                 for (key, slice) in known.slices.follow(event) {
                     let changes = plane.inner.table.write().unwrap_or_else(PoisonError::into_inner).slice(&key, slice);
-                    install(&mut listeners, &events, &known, changes).await;
+                    install(&mut listeners, &events, &known, changes);
                 }
             }
             else => return,
@@ -103,12 +103,12 @@ fn typed<K: Resource<DynamicType = ()> + serde::de::DeserializeOwned>(
     })
 }
 
-async fn install(listeners: &mut Listeners, events: &Events, known: &Known, changes: Vec<Change>) {
+fn install(listeners: &mut Listeners, events: &Events, known: &Known, changes: Vec<Change>) {
     for change in changes {
         for failure in listeners.apply(change) {
             tracing::warn!(service = %failure.service, address = %failure.address, error = %failure.error, "cannot listen");
             if let Some(service) = known.objects.get(&failure.service) {
-                events.not_bound(service, &failure).await;
+                events.not_bound(service, &failure);
             }
         }
     }
@@ -169,27 +169,12 @@ fn key_of(object: &impl Resource) -> ObjectKey {
     ObjectKey::new(object.namespace().unwrap_or_default(), object.name_any())
 }
 
-/// A Service that has just got fields which nothing acts on.
-struct ServiceSeen {
-    news: Vec<String>,
-}
-
-impl ServiceSeen {
-    fn from(event: &watcher::Event<Service>, known: &Known) -> Self {
-        let (watcher::Event::Apply(service) | watcher::Event::InitApply(service)) = event else {
-            return Self { news: Vec::new() };
-        };
-        let before = known.objects.get(&key_of(service)).map(unsupported::fields).unwrap_or_default();
-        let now = unsupported::fields(service);
-        Self { news: if now == before { Vec::new() } else { now } }
-    }
-
-    async fn then_tell(self, events: &Events, event: watcher::Event<Service>) -> watcher::Event<Service> {
-        if let (false, watcher::Event::Apply(service) | watcher::Event::InitApply(service)) =
-            (self.news.is_empty(), &event)
-        {
-            events.unsupported(service, &self.news).await;
-        }
-        event
+/// Tells of fields that a Service has just got and that nothing acts on.
+fn tell_unsupported(events: &Events, known: &Known, event: &watcher::Event<Service>) {
+    let (watcher::Event::Apply(service) | watcher::Event::InitApply(service)) = event else { return };
+    let before = known.objects.get(&key_of(service)).map(unsupported::fields).unwrap_or_default();
+    let now = unsupported::fields(service);
+    if !now.is_empty() && now != before {
+        events.unsupported(service, &now);
     }
 }
