@@ -290,9 +290,13 @@ async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pulls_and_pushes_beside_collections_find_their_blobs() {
+async fn pulls_beside_collections_find_their_blobs() {
     let bench = Arc::new(Bench::shared().await);
     let policy = CollectPolicy { age_min: std::time::Duration::ZERO, ..CollectPolicy::default() };
+    let name = |worker: usize, round: usize| format!("registry.local/w{worker}:v{}", round % 2);
+    for (worker, round) in (0..4).flat_map(|worker| [(worker, 0), (worker, 1)]) {
+        push(numbered(round), &name(worker, round), &bench.access, &Env::real()).await.unwrap();
+    }
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let collector = {
         let (bench, stop) = (bench.clone(), stop.clone());
@@ -309,9 +313,7 @@ async fn pulls_and_pushes_beside_collections_find_their_blobs() {
         let bench = bench.clone();
         async move {
             for round in 0..6 {
-                let name = format!("registry.local/w{worker}:v1");
-                push(numbered(round % 2), &name, &bench.access, &Env::real()).await.unwrap();
-                let image = bench.images.pull(&name, Metering::Epochs).await.unwrap();
+                let image = bench.images.pull(&name(worker, round), Metering::Epochs).await.unwrap();
                 assert_eq!(bench.images.load(&image, Metering::Epochs).await.unwrap().digest(), image.module);
                 assert!(bench.names().contains(&image.name), "what a pod has stays known");
             }
