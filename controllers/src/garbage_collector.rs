@@ -301,7 +301,7 @@ mod tests {
                 cluster.view.as_changes().filter_map(|change| change.new?.metadata().uid.clone()).collect();
             let mut quiet = true;
             for uid in uids {
-                let context = Context { now: cluster.now, settings: &settings, failure: None };
+                let context = cluster.context(&settings);
                 let plan = reconcile(&cluster.view, &key(&uid), &context);
                 quiet &= plan.actions.is_empty();
                 let problems = cluster.apply(plan);
@@ -364,7 +364,7 @@ mod tests {
         let mut cluster = family();
         delete(&mut cluster, &deployments(), "web", Propagation::Foreground);
         let settings = Settings::default();
-        let context = Context { now: cluster.now, settings: &settings, failure: None };
+        let context = cluster.context(&settings);
         assert!(reconcile(&cluster.view, &key("d"), &context).actions.is_empty(), "its ReplicaSet is still there");
         let plan = reconcile(&cluster.view, &key("r"), &context);
         assert!(
@@ -391,7 +391,7 @@ mod tests {
         let mut cluster = family();
         cluster.create(&Kind::of::<k8s_openapi::api::core::v1::Node>(), node);
         let settings = Settings::default();
-        let context = Context { now: cluster.now, settings: &settings, failure: None };
+        let context = cluster.context(&settings);
         let plan = reconcile(&cluster.view, &key("n"), &context);
         let [Action::Event(told)] = plan.actions.as_slice() else { panic!("{plan:?}") };
         let message = "ownerRef [v1/ConfigMap, namespace: , name: other, uid: c] does not exist in namespace \"\"";

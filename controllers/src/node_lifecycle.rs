@@ -215,7 +215,7 @@ mod tests {
     fn settle(cluster: &mut Simulation) {
         let settings = Settings::default();
         for _ in 0..10 {
-            let context = Context { now: cluster.now, settings: &settings, failure: None };
+            let context = cluster.context(&settings);
             let plans: Vec<Plan> =
                 ["one", "two"].map(|name| reconcile(&cluster.view, &ObjectKey::cluster(name), &context)).into();
             if plans.iter().all(|plan| plan.actions.is_empty()) {

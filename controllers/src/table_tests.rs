@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use machinery::api::ObjectKey;
+use machinery::runtime::Plan;
 use machinery::runtime::simulate::Simulation;
-use machinery::runtime::{Context, Plan};
 use serde_json::Value;
 
 use crate::{CONTROLLERS, Settings};
@@ -38,7 +38,7 @@ pub(crate) fn settings() -> Settings {
 pub(crate) fn decide(name: &str, simulation: &Simulation, key: &ObjectKey) -> Plan {
     let controller = CONTROLLERS.iter().find(|c| c.name == name).expect("a controller of that name");
     let settings = settings();
-    let context = Context { now: simulation.now, settings: &settings, failure: None };
+    let context = simulation.context(&settings);
     (controller.reconcile)(&simulation.view, key, &context)
 }
 

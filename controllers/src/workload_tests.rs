@@ -114,7 +114,7 @@ fn missing_pods_are_made_slowly_and_a_failure_shows_in_the_status() {
     };
     let row = crate::CONTROLLERS.iter().find(|c| c.name == "replicaset-controller").unwrap();
     let settings = settings();
-    let context = Context { now: start(), settings: &settings, failure: Some(&failure) };
+    let context = Context { failure: Some(&failure), ..simulation.context(&settings) };
     let plan = (row.reconcile)(&simulation.view, &key("web"), &context);
     assert!(matches!(plan.actions.last(), Some(Action::SlowStart(_))), "it is tried again");
     let Action::Update { object, subresource: Some("status"), .. } = &plan.actions[0] else { panic!("{plan:?}") };

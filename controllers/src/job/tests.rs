@@ -37,7 +37,7 @@ impl Play {
 
     fn plan(&self) -> Plan {
         let settings = Settings::default();
-        let context = Context { now: self.cluster.now, settings: &settings, failure: None };
+        let context = self.cluster.context(&settings);
         reconcile(&self.cluster.view, &Self::key(), &context)
     }
 

@@ -36,9 +36,13 @@ const HOLD_MAX: Duration = Duration::from_secs(300);
 pub struct Context<'a, S> {
     /// The time.
     pub now: Timestamp,
+    /// The monotonic time on whose scale [`View::seen_at`] is.
+    pub elapsed: Duration,
     /// The controllers' settings.
     pub settings: &'a S,
-    /// Why the last pass over this key failed; none after one that didn't.
+    /// Why the last pass over this key failed; none after one that didn't. Only for a status that says why the work
+    /// doesn't go on (upstream writes it in the failing pass itself, where the error is at hand): what is to be done
+    /// follows from view and key alone, and after a restart the next try fails anew and says so again.
     pub failure: Option<&'a Failure>,
 }
 
@@ -239,7 +243,8 @@ impl<S: Send + Sync + 'static> Running<S> {
     fn decide(&self, key: &ObjectKey) -> Plan {
         let failure = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
         let now = self.env.now();
-        let context = Context { now, settings: &*self.settings, failure: failure.as_ref() };
+        let context =
+            Context { now, elapsed: self.env.elapsed(), settings: &*self.settings, failure: failure.as_ref() };
         // A bug in one decision must not end all others.
         let plan =
             self.informer.read(|view| catch_unwind(AssertUnwindSafe(|| (self.row.reconcile)(view, key, &context))));

@@ -147,6 +147,7 @@ impl Informer {
     /// Changes the view and tells the listeners.
     pub(super) fn change(&self, act: impl FnOnce(&mut View) -> Vec<Change>) {
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        view.set_elapsed(self.env.elapsed());
         let changes = act(&mut view);
         let view = RwLockWriteGuard::downgrade(view);
         if !changes.is_empty() {

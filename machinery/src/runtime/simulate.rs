@@ -3,9 +3,12 @@
 //! It knows what controllers rely on: generated names, uids, versions, generations, finalizers, status separation. It
 //! checks nothing else.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::driver::Context;
 use super::object::{Decode, Kind, decode_metadata, key_of, watched};
 use super::plan::{Action, Plan, Propagation};
 use super::view::View;
@@ -18,6 +21,7 @@ pub struct Simulation {
     pub view: View,
     /// The time that is stamped on what is written.
     pub now: Timestamp,
+    start: Timestamp,
     version: u64,
 }
 
@@ -29,7 +33,18 @@ impl Simulation {
         watched().iter().for_each(|(kind, _)| {
             view.replace(kind, Vec::new(), 0);
         });
-        Self { view, now, version: 0 }
+        Self { view, now, start: now, version: 0 }
+    }
+
+    /// Monotonic time since the simulation's start.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        Duration::try_from(self.now.duration_since(self.start)).unwrap_or_default()
+    }
+
+    /// What a decision at this moment knows beside the view.
+    pub fn context<'a, S>(&self, settings: &'a S) -> Context<'a, S> {
+        Context { now: self.now, elapsed: self.elapsed(), settings, failure: None }
     }
 
     /// A cluster that holds these objects (in their wire form; uid and version are given where absent).
@@ -162,6 +177,7 @@ impl Simulation {
         let read = watched().into_iter().find(|(k, _)| k == kind).map_or(decode_metadata as Decode, |(_, read)| read);
         match read(kind, &text) {
             Ok(object) => {
+                self.view.set_elapsed(self.elapsed());
                 self.view.put(kind, object);
             }
             Err(error) => panic!("a plan wrote {}, which is no {}: {error}", text, kind.kind),

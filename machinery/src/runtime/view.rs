@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -50,11 +51,19 @@ impl Change {
     }
 }
 
+/// One object as it was received.
+#[derive(Debug, Clone)]
+struct Entry {
+    object: Arc<dyn Object>,
+    /// When this version was received, by the reader's own monotonic clock: see [`View::seen_at`].
+    seen_at: Duration,
+}
+
 /// The objects of one kind with their indexes.
 #[derive(Debug, Default)]
 struct Table {
     /// Each key is held once, whatever it is found by.
-    objects: BTreeMap<Arc<ObjectKey>, Arc<dyn Object>>,
+    objects: BTreeMap<Arc<ObjectKey>, Entry>,
     /// By the uid of each owner.
     by_owner: HashMap<String, BTreeSet<Arc<ObjectKey>>>,
     /// The objects that nobody controls.
@@ -69,6 +78,8 @@ struct Table {
 #[derive(Debug, Default)]
 pub struct View {
     tables: BTreeMap<Kind, Table>,
+    /// The reader's monotonic time: what is received is stamped with it.
+    elapsed: Duration,
     /// Groups whose kinds could not be discovered, with the reason: what they hold is unknown.
     pub undiscovered: BTreeMap<String, String>,
 }
@@ -83,19 +94,23 @@ impl View {
     /// One object.
     #[must_use]
     pub fn get<K: Watched>(&self, key: &ObjectKey) -> Option<&K> {
-        self.tables.get(&Kind::of::<K>())?.objects.get(key).and_then(|o| downcast(&**o))
+        self.tables.get(&Kind::of::<K>())?.objects.get(key).and_then(|e| downcast(&*e.object))
     }
 
     /// One object, shared.
     #[must_use]
     pub fn get_arc<K: Watched>(&self, key: &ObjectKey) -> Option<Arc<K>> {
-        let object: Arc<dyn Any + Send + Sync> = self.tables.get(&Kind::of::<K>())?.objects.get(key)?.clone();
+        let object: Arc<dyn Any + Send + Sync> = self.tables.get(&Kind::of::<K>())?.objects.get(key)?.object.clone();
         object.downcast().ok()
     }
 
     /// All objects of a kind, in order of namespace and name.
     pub fn all<K: Watched>(&self) -> impl Iterator<Item = &K> {
-        self.tables.get(&Kind::of::<K>()).into_iter().flat_map(|t| t.objects.values()).filter_map(|o| downcast(&**o))
+        self.tables
+            .get(&Kind::of::<K>())
+            .into_iter()
+            .flat_map(|t| t.objects.values())
+            .filter_map(|e| downcast(&*e.object))
     }
 
     /// A namespace's objects of a kind, in order of name.
@@ -104,7 +119,7 @@ impl View {
             .get(&Kind::of::<K>())
             .into_iter()
             .flat_map(move |t| within(&t.objects, namespace))
-            .filter_map(|(_, o)| downcast(&**o))
+            .filter_map(|(_, e)| downcast(&*e.object))
     }
 
     /// The objects that name `uid` among their owners, in order.
@@ -114,7 +129,7 @@ impl View {
         keys.into_iter()
             .flatten()
             .filter_map(move |k| table.and_then(|t| t.objects.get(k)))
-            .filter_map(|o| downcast(&**o))
+            .filter_map(|e| downcast(&*e.object))
     }
 
     /// The objects that `uid` controls, in order.
@@ -132,7 +147,7 @@ impl View {
                 let keys = t.uncontrolled.range::<ObjectKey, _>(from..).take_while(move |k| k.namespace == namespace);
                 keys.filter_map(|k| t.objects.get(k))
             })
-            .filter_map(|o| downcast(&**o))
+            .filter_map(|e| downcast(&*e.object))
     }
 
     // --- reading, any kind -----------------------------------------------------------------------------------------
@@ -151,18 +166,34 @@ impl View {
     /// The metadata of one object of any kind.
     #[must_use]
     pub fn metadata(&self, kind: &Kind, key: &ObjectKey) -> Option<&ObjectMeta> {
-        self.tables.get(kind)?.objects.get(key).map(|o| o.metadata())
+        self.tables.get(kind)?.objects.get(key).map(|e| e.object.metadata())
     }
 
     /// One object of any kind.
     #[must_use]
     pub fn object(&self, kind: &Kind, key: &ObjectKey) -> Option<&Arc<dyn Object>> {
-        self.tables.get(kind)?.objects.get(key)
+        self.tables.get(kind)?.objects.get(key).map(|e| &e.object)
+    }
+
+    /// When the known version of an object was received, by the monotonic clock of this process ([`Env::elapsed`]; a
+    /// decision compares it with [`Context::elapsed`]). Deadlines of what others write (leases, heartbeats) are counted
+    /// from here, as upstream's `probeTimestamp`: no writer's clock takes part, nor one that is set or a machine that
+    /// was suspended. Every version counts, whoever wrote it and whatever it changed.
+    ///
+    /// [`Env::elapsed`]: crate::env::Env::elapsed
+    /// [`Context::elapsed`]: super::Context::elapsed
+    #[must_use]
+    pub fn seen_at(&self, kind: &Kind, key: &ObjectKey) -> Option<Duration> {
+        self.tables.get(kind)?.objects.get(key).map(|e| e.seen_at)
     }
 
     /// The metadata of a kind's objects: of one namespace, or of all where it is empty.
     pub fn metadata_of<'a>(&'a self, kind: &Kind, namespace: &'a str) -> impl Iterator<Item = &'a ObjectMeta> {
-        self.tables.get(kind).into_iter().flat_map(move |t| within(&t.objects, namespace)).map(|(_, o)| o.metadata())
+        self.tables
+            .get(kind)
+            .into_iter()
+            .flat_map(move |t| within(&t.objects, namespace))
+            .map(|(_, e)| e.object.metadata())
     }
 
     /// The object with that uid.
@@ -170,7 +201,7 @@ impl View {
     pub fn by_uid(&self, uid: &str) -> Option<(&Kind, &ObjectKey, &ObjectMeta)> {
         self.tables.iter().find_map(|(kind, table)| {
             let key = table.by_uid.get(uid)?;
-            Some((kind, &**key, table.objects.get(key)?.metadata()))
+            Some((kind, &**key, table.objects.get(key)?.object.metadata()))
         })
     }
 
@@ -178,18 +209,18 @@ impl View {
     pub fn dependents<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = (&'a Kind, &'a ObjectKey, &'a ObjectMeta)> {
         self.tables.iter().flat_map(move |(kind, t)| {
             let keys = t.by_owner.get(uid).into_iter().flatten();
-            keys.filter_map(move |k| t.objects.get(k).map(|o| (kind, &**k, o.metadata())))
+            keys.filter_map(move |k| t.objects.get(k).map(|e| (kind, &**k, e.object.metadata())))
         })
     }
 
     /// Everything there is, as changes from nothing.
     pub fn as_changes(&self) -> impl Iterator<Item = Change> {
         self.tables.iter().flat_map(|(kind, t)| {
-            t.objects.iter().map(|(key, o)| Change {
+            t.objects.iter().map(|(key, e)| Change {
                 kind: kind.clone(),
                 key: key.clone(),
                 old: None,
-                new: Some(o.clone()),
+                new: Some(e.object.clone()),
             })
         })
     }
@@ -208,6 +239,11 @@ impl View {
 
     // --- writing: by whoever keeps the view in step ------------------------------------------------------------------
 
+    /// Sets the monotonic time that what is received from now on is stamped with.
+    pub fn set_elapsed(&mut self, elapsed: Duration) {
+        self.elapsed = elapsed;
+    }
+
     /// Begins to hold a kind's objects.
     pub fn open(&mut self, kind: &Kind) {
         self.tables.entry(kind.clone()).or_default();
@@ -225,7 +261,7 @@ impl View {
         let key = key_of(object.metadata());
         let table = self.tables.entry(kind.clone()).or_default();
         let version = version_of(object.metadata());
-        let known = table.objects.get_key_value(&key).map(|(key, old)| (key.clone(), old.clone()));
+        let known = table.objects.get_key_value(&key).map(|(key, old)| (key.clone(), old.object.clone()));
         let (shared, old) = match known {
             Some((shared, old)) => {
                 if version != 0 && version_of(old.metadata()) > version && old.metadata().uid == object.metadata().uid {
@@ -237,7 +273,7 @@ impl View {
             None => (Arc::new(key), None),
         };
         table.index(&shared, object.metadata());
-        table.objects.insert(shared.clone(), object.clone());
+        table.objects.insert(shared.clone(), Entry { object: object.clone(), seen_at: self.elapsed });
         table.seen = table.seen.max(version);
         Some(Change { kind: kind.clone(), key: shared, old, new: Some(object) })
     }
@@ -246,7 +282,7 @@ impl View {
     pub fn remove(&mut self, kind: &Kind, key: &ObjectKey, version: u64) -> Option<Change> {
         let table = self.tables.get_mut(kind)?;
         table.seen = table.seen.max(version);
-        let (key, old) = table.objects.remove_entry(key)?;
+        let (key, Entry { object: old, .. }) = table.objects.remove_entry(key)?;
         table.unindex(&key, old.metadata());
         Some(Change { kind: kind.clone(), key, old: Some(old), new: None })
     }
@@ -313,9 +349,9 @@ impl Table {
 }
 
 fn within<'a>(
-    objects: &'a BTreeMap<Arc<ObjectKey>, Arc<dyn Object>>,
+    objects: &'a BTreeMap<Arc<ObjectKey>, Entry>,
     namespace: &'a str,
-) -> impl Iterator<Item = (&'a Arc<ObjectKey>, &'a Arc<dyn Object>)> {
+) -> impl Iterator<Item = (&'a Arc<ObjectKey>, &'a Entry)> {
     objects
         .range::<ObjectKey, _>(ObjectKey::new(namespace, "")..)
         .take_while(move |(k, _)| namespace.is_empty() || k.namespace == namespace)
@@ -336,6 +372,24 @@ mod tests {
             "name": name, "namespace": "a", "uid": format!("uid-{name}"), "resourceVersion": version.to_string(),
             "ownerReferences": owners}});
         decode::<Pod>(&text.to_string()).unwrap()
+    }
+
+    #[test]
+    fn an_object_is_stamped_when_a_new_version_of_it_arrives() {
+        let kind = Kind::of::<Pod>();
+        let key = ObjectKey::new("a", "p");
+        let seconds = Duration::from_secs;
+        let mut view = View::default();
+        view.set_elapsed(seconds(5));
+        view.put(&kind, pod("p", 3, None));
+        view.set_elapsed(seconds(9));
+        view.put(&kind, pod("p", 2, None));
+        view.replace(&kind, vec![pod("p", 3, None)], 4);
+        assert_eq!(view.seen_at(&kind, &key), Some(seconds(5)), "an old version and a relist say nothing new");
+        view.put(&kind, pod("p", 5, None));
+        assert_eq!(view.seen_at(&kind, &key), Some(seconds(9)));
+        view.remove(&kind, &key, 6);
+        assert_eq!(view.seen_at(&kind, &key), None);
     }
 
     #[test]
