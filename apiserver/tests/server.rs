@@ -191,6 +191,81 @@ async fn what_history_has_forgotten_is_gone_and_says_how_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_name_hides_from_lists_and_ends_of_namespaces() {
+    let server = server().await;
+    let (code, _) = server.ask("POST", "/api/v1/namespaces", &json!({"metadata": {"name": "team"}})).await;
+    assert_eq!(code, 201);
+    let bindings = "/apis/rbac.authorization.k8s.io/v1/namespaces/team/rolebindings";
+    let events = "/api/v1/namespaces/team/events";
+    let names = ["a", "\u{10ffff}", "\u{10ffff}x", "\u{10ffff}\u{10ffff}"];
+    for name in names {
+        let binding = json!({
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "eve"}],
+        });
+        assert_eq!(server.ask("POST", bindings, &binding).await.0, 201);
+        let event = json!({"metadata": {"name": name}, "involvedObject": {"namespace": "team"}});
+        assert_eq!(server.ask("POST", events, &event).await.0, 201);
+    }
+    let cluster = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    assert_eq!(server.ask("POST", cluster, &json!({"metadata": {"name": "\u{10ffff}role"}, "rules": []})).await.0, 201);
+    let listed = async |path: &str| -> Vec<String> {
+        let (code, list) = server.ask("GET", path, &Value::Null).await;
+        assert_eq!(code, 200, "{path}: {list}");
+        let items = list["items"].as_array().unwrap().iter();
+        items.map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(listed(cluster).await, ["\u{10ffff}role"]);
+    for path in [bindings, events] {
+        let mut expected = names;
+        expected.sort_unstable();
+        assert_eq!(listed(path).await, expected);
+        // Page by page, over the name that nothing comes after.
+        let mut paged = Vec::new();
+        let mut token = String::new();
+        loop {
+            let (_, page) = server.ask("GET", &format!("{path}?limit=1&continue={token}"), &Value::Null).await;
+            let name = page["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
+            paged.push(name);
+            let left = page["metadata"]["remainingItemCount"].as_u64().unwrap_or(0);
+            assert_eq!(left as usize, names.len() - paged.len());
+            match page["metadata"]["continue"].as_str() {
+                Some(next) => token = next.to_owned(),
+                None => break,
+            }
+        }
+        assert_eq!(paged, expected);
+        // What ends a namespace: everything is deleted, and nothing is left.
+        assert_eq!(server.ask("DELETE", path, &Value::Null).await.0, 200);
+        assert_eq!(listed(path).await, [""; 0]);
+    }
+    let review = json!({"spec": {"user": "eve", "resourceAttributes": {"namespace": "team", "verb": "create", "resource": "pods"}}});
+    let (_, answer) = server.ask("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", &review).await;
+    assert_eq!(answer["status"]["allowed"], json!(false), "the grant went with its bindings");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bookmarks_show_only_what_the_kind_has() {
+    let server = server().await;
+    for (path, replicas) in [
+        ("/apis/apps/v1/namespaces/default/deployments", json!(0)),
+        ("/apis/apps/v1/namespaces/default/replicasets", json!(0)),
+        (MAPS, Value::Null),
+    ] {
+        let path = format!(
+            "{path}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
+        );
+        let mut request = Request::get(path).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(admin());
+        let mut stream = server.send(request).await.into_body().into_data_stream();
+        let chunk = tokio::time::timeout(WAIT, stream.next()).await.unwrap().unwrap().unwrap();
+        let mark: Value = serde_json::from_slice(&chunk).unwrap();
+        assert_eq!((&mark["type"], &mark["object"]["spec"]["replicas"]), (&json!("BOOKMARK"), &replicas));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_overwrites_anybody() {
     const WRITERS: usize = 16;
     const ROUNDS: usize = 8;

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use machinery::api::error::{ApiError, ApiResult};
 use machinery::env::Env;
 
+use super::checked::Checked;
 use super::jwt::SigningKey;
 use super::tls::{Peer, PeerCertificate};
 use super::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED, UserInfo, tokens};
@@ -46,6 +47,7 @@ impl<'a> Credentials<'a> {
 #[derive(Debug, Clone)]
 pub struct Authenticator {
     key: Arc<SigningKey>,
+    checked: Arc<Checked>,
     env: Env,
 }
 
@@ -53,7 +55,7 @@ impl Authenticator {
     /// Knows tokens that `key` signed.
     #[must_use]
     pub fn new(env: &Env, key: Arc<SigningKey>) -> Self {
-        Self { key, env: env.clone() }
+        Self { key, checked: Arc::default(), env: env.clone() }
     }
 
     /// The user, [`ANONYMOUS`] for a request with no credentials, or 401 for ones that don't hold.
@@ -70,7 +72,7 @@ impl Authenticator {
         }
         if let Some(token) = credentials.token() {
             let audience = [machinery::api::names::TOKEN_ISSUER.to_owned()];
-            return match tokens::authenticate(&self.key, objects, now, token, &audience) {
+            return match self.token(objects, now, token, &audience) {
                 Ok(known) => Ok(with_group(known.user)),
                 Err(error) => {
                     tracing::debug!(%error, "token refused");
@@ -82,6 +84,18 @@ impl Authenticator {
             return Err(ApiError::Unauthorized);
         }
         Ok(UserInfo { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..UserInfo::default() })
+    }
+
+    /// Whose a token is, if it holds for one of the audiences now; else why not.
+    pub(super) fn token(
+        &self,
+        objects: &dyn Objects,
+        now: Timestamp,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<tokens::Known, String> {
+        let claims = self.checked.verify(&self.key, self.env.elapsed(), token);
+        tokens::authenticate(claims.as_deref(), objects, now, token, audiences)
     }
 
     /// The key that signs and checks tokens.
@@ -113,6 +127,8 @@ pub(super) fn with_group(mut user: UserInfo) -> UserInfo {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::objects::memory::Map;
 
@@ -140,5 +156,32 @@ mod tests {
         assert_eq!(ask(refused), Err(ApiError::Unauthorized));
         let inside = Credentials { in_process: Some(&user), ..refused };
         assert_eq!(authenticator.authenticate(&map, &inside).unwrap().groups, [AUTHENTICATED]);
+    }
+
+    #[test]
+    fn a_remembered_token_ends_with_what_it_is_bound_to() {
+        let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
+        let key = Arc::new(SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap());
+        let authenticator = Authenticator::new(&env, key.clone());
+        let map = Map::default();
+        let object = |name: &str, uid: &str| json!({"metadata": {"namespace": "ns", "name": name, "uid": uid}});
+        map.put("", "serviceaccounts", object("robot", "u1"));
+        let mut pod = object("p", "u2");
+        pod["spec"] = json!({"serviceAccountName": "robot"});
+        map.put("", "pods", pod.clone());
+        let bound = json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p"}}});
+        let answer = tokens::request(&key, &env, &map, "ns", "robot", &bound).unwrap();
+        let header = format!("Bearer {}", answer["status"]["token"].as_str().unwrap());
+        let ask = || {
+            let bearer = Credentials { authorization: Some(header.as_bytes()), ..Credentials::default() };
+            authenticator.authenticate(&map, &bearer).map(|user| user.name)
+        };
+        assert_eq!(ask(), Ok("system:serviceaccount:ns:robot".into()));
+        pod["metadata"]["deletionTimestamp"] = "2025-12-31T23:58:00Z".into();
+        map.put("", "pods", pod.clone());
+        assert_eq!(ask(), Err(ApiError::Unauthorized), "the pod is being deleted");
+        pod["metadata"] = object("p", "u3")["metadata"].clone();
+        map.put("", "pods", pod);
+        assert_eq!(ask(), Err(ApiError::Unauthorized), "another pod of the name");
     }
 }

@@ -8,6 +8,7 @@
 pub mod attributes;
 pub mod authenticate;
 pub mod authorize;
+mod checked;
 pub mod escalation;
 pub mod impersonate;
 pub mod jwks;

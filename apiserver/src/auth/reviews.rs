@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::authenticate::with_group;
 use super::rbac::aggregate;
-use super::{Attributes, Authenticator, Authorizer, UserInfo, tokens};
+use super::{Attributes, Authenticator, Authorizer, UserInfo};
 use crate::objects::Objects;
 use crate::resources::rules;
 use crate::verbs::selector;
@@ -63,7 +63,7 @@ impl Context<'_> {
         if audiences.is_empty() {
             audiences.push(TOKEN_ISSUER.to_owned());
         }
-        let known = tokens::authenticate(self.authenticator.key(), self.objects, self.now, token.trim(), &audiences);
+        let known = self.authenticator.token(self.objects, self.now, token.trim(), &audiences);
         let status = match known {
             Ok(known) => json!({
                 "authenticated": true,

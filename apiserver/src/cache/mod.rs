@@ -28,7 +28,7 @@ use crate::store::{Change, Entry, Outcome, Revision, Sink, Store, StoreError, Tx
 
 pub use lookup::Lookup;
 pub use object::{Cached, Fields, Resource};
-pub use ring::{Event, Kind};
+pub use ring::{Event, Kind, Media, Shape, WatchEncoding};
 pub use select::{FieldRequirement, LabelOp, LabelRequirement, Selectors};
 pub use watching::{Seen, Watch};
 

@@ -40,7 +40,48 @@ pub struct Event {
     pub object: Arc<Cached>,
     /// The object before the change.
     pub previous: Option<Arc<Cached>>,
-    frames: Mutex<Vec<(u32, Bytes)>>,
+    frames: Mutex<Frames>,
+}
+
+/// An event's encodings.
+#[derive(Debug, Default)]
+struct Frames {
+    kept: Vec<(WatchEncoding, Bytes)>,
+    /// The event is no longer among the newest: what is encoded now is for a latecomer alone.
+    cold: bool,
+}
+
+/// All that an event's encoding depends on beside the event: watchers that ask for the same share the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WatchEncoding {
+    /// As what the watcher sees the event.
+    pub kind: Kind,
+    /// It shows the object before the event: what has left a selector.
+    pub before: bool,
+    /// The group of the version that objects are shown in.
+    pub group: &'static str,
+    /// The version that objects are shown in.
+    pub version: &'static str,
+    /// Whole objects, or what stands in their stead.
+    pub shape: Shape,
+    /// How they are written.
+    pub media: Media,
+}
+
+/// How much of an object a watch shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// All of it.
+    Object,
+    /// Its metadata, as a PartialObjectMetadata of this version.
+    Metadata(&'static str),
+}
+
+/// What a watch's stream is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Media {
+    /// JSON, a line for each event.
+    Json,
 }
 
 impl Event {
@@ -69,21 +110,26 @@ impl Event {
         }
     }
 
-    /// The event's encoding in a form that the caller numbers (kind, format, version), made once for all watchers.
-    pub fn frame(&self, form: u32, make: impl FnOnce() -> Bytes) -> Bytes {
+    /// The event in an encoding, made once for all watchers that keep up.
+    pub fn frame(&self, encoding: WatchEncoding, make: impl FnOnce() -> Bytes) -> Bytes {
         let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, frame)) = frames.iter().find(|(f, _)| *f == form) {
+        if let Some((_, frame)) = frames.kept.iter().find(|(kept, _)| *kept == encoding) {
             return frame.clone();
         }
+        if frames.cold {
+            drop(frames);
+            return make();
+        }
         let frame = make();
-        if frames.len() < FRAMES_PER_EVENT_MAX {
-            frames.push((form, frame.clone()));
+        if frames.kept.len() < FRAMES_PER_EVENT_MAX {
+            frames.kept.push((encoding, frame.clone()));
         }
         frame
     }
 
+    /// Lets go of the encodings for good.
     fn drop_frames(&self) {
-        *self.frames.lock().unwrap_or_else(PoisonError::into_inner) = Vec::new();
+        *self.frames.lock().unwrap_or_else(PoisonError::into_inner) = Frames { kept: Vec::new(), cold: true };
     }
 }
 
@@ -184,9 +230,12 @@ impl Ring {
         Ok(events.queue.range(skip..).take(most).cloned().collect())
     }
 
-    pub(super) fn end(&self) -> u64 {
+    /// The revision of event number `number`, `None` where it is still to come; the floor where it is lost.
+    pub(super) fn revision_at(&self, number: u64) -> Result<Option<Revision>, Revision> {
         let events = self.lock();
-        events.first + events.queue.len() as u64
+        let index = number.checked_sub(events.first).ok_or(events.floor)?;
+        let index = usize::try_from(index).unwrap_or(usize::MAX);
+        Ok(events.queue.get(index).map(|event| event.revision))
     }
 }
 
@@ -269,7 +318,9 @@ impl Rings {
     pub(super) fn forget(&mut self, revision: Revision) {
         self.all.forget(revision);
         while self.framed.front().is_some_and(|event| event.revision <= revision) {
-            self.framed.pop_front();
+            if let Some(old) = self.framed.pop_front() {
+                old.drop_frames();
+            }
         }
         for ring in self.topics.values().filter_map(Weak::upgrade) {
             ring.forget(revision);

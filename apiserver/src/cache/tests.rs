@@ -14,6 +14,14 @@ use crate::store::memory::MemoryStore;
 use crate::store::{Compare, Op};
 
 const PODS: &str = "/registry/pods/";
+const WHOLE: WatchEncoding = WatchEncoding {
+    kind: Kind::Added,
+    before: false,
+    group: "",
+    version: "v1",
+    shape: Shape::Object,
+    media: Media::Json,
+};
 
 fn pods() -> Resource {
     Resource {
@@ -192,14 +200,101 @@ async fn a_filtered_watch_sees_objects_come_and_go() {
         assert_eq!(shown(&deleted), (Kind::Deleted, "z", gone));
         assert_eq!(deleted.object.value()["metadata"]["resourceVersion"], json!(gone.to_string()));
         assert!(watch.try_recv().unwrap().is_none());
-        assert_eq!(watch.progress(), gone);
+        assert_eq!(watch.progress(), Some(gone));
     }
-    assert_eq!(namespace.progress(), start);
+    assert_eq!(namespace.progress(), Some(gone - 2), "up to the event that it has not taken up yet");
     assert_eq!(shown(&namespace.recv().await.unwrap()), (Kind::Added, "z", gone - 1));
     // What others do moves a quiet watch's progress.
     namespace.recv().await.unwrap();
     let last = put(&cache, pod("a", "y", "n3", "web")).await;
-    assert_eq!(namespace.progress(), last);
+    assert_eq!(namespace.progress(), Some(last));
+}
+
+#[tokio::test]
+async fn a_bookmark_is_never_behind_what_was_handed_out() {
+    let cache = open().await;
+    let start = put(&cache, pod("a", "x", "", "web")).await;
+    let mut watch = cache.watch(PODS, Some(start), Selectors::default()).unwrap();
+    assert_eq!(watch.progress(), Some(start));
+    let first = put(&cache, pod("a", "y", "", "web")).await;
+    assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "y", first));
+    // An event that comes between the last look at the ring and the bookmark.
+    let second = put(&cache, pod("a", "z", "", "web")).await;
+    assert_eq!(watch.progress(), Some(first));
+    // Two changes at one revision, of which one is still to be handed out: no bookmark can say that.
+    let both = ["v", "w"].map(|name| {
+        let (key, value) = pod("a", name, "", "web");
+        Op::Put { key, value: value.to_string().into(), ttl: None }
+    });
+    let third = done(cache.commit(Txn { compares: vec![], ops: both.into() }).await);
+    assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "z", second));
+    assert_eq!(watch.progress(), Some(second));
+    assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "v", third));
+    assert_eq!((watch.progress(), watch.handed_out()), (None, third));
+    assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "w", third));
+    assert_eq!(watch.progress(), Some(third));
+    // What was lost is not behind the watch.
+    put(&cache, pod("a", "u", "", "web")).await;
+    cache.store().compact(cache.revision()).await.unwrap();
+    put(&cache, pod("a", "u", "", "db")).await;
+    assert_eq!(watch.progress(), None);
+}
+
+#[tokio::test]
+async fn only_the_newest_events_keep_their_frames() {
+    let cache = open().await;
+    let start = put(&cache, pod("a", "x", "", "web")).await;
+    let mut watch = cache.watch(PODS, Some(start), Selectors::default()).unwrap();
+    let first = put(&cache, pod("a", "first", "", "web")).await;
+    let seen = watch.recv().await.unwrap();
+    let made = |event: &Event, encoding| {
+        let mut made = false;
+        event.frame(encoding, || {
+            made = true;
+            "frame".into()
+        });
+        made
+    };
+    assert!(made(&seen.event, WHOLE) && !made(&seen.event, WHOLE), "made once");
+    for other in [
+        WatchEncoding { kind: Kind::Deleted, ..WHOLE },
+        WatchEncoding { before: true, ..WHOLE },
+        WatchEncoding { version: "v2", ..WHOLE },
+        WatchEncoding { group: "other", ..WHOLE },
+        WatchEncoding { shape: Shape::Metadata("meta.k8s.io/v1"), ..WHOLE },
+    ] {
+        assert!(made(&seen.event, other) && !made(&seen.event, other), "{other:?} has a frame of its own");
+    }
+    for n in 0..300 {
+        put(&cache, pod("a", &format!("p{n}"), "", "web")).await;
+    }
+    assert!(made(&seen.event, WHOLE) && made(&seen.event, WHOLE), "an old event keeps nothing again");
+    // A latecomer reads the same event.
+    let mut late = cache.watch(PODS, Some(start), Selectors::default()).unwrap();
+    let again = late.recv().await.unwrap();
+    assert_eq!(again.event.revision, first);
+    assert!(made(&again.event, WHOLE) && made(&again.event, WHOLE));
+}
+
+#[tokio::test]
+async fn no_name_hides_from_lists() {
+    let cache = open().await;
+    let names = ["0", "a", "\u{10fffe}", "\u{10ffff}", "\u{10ffff}x"];
+    for name in names {
+        put(&cache, pod("team", name, "", "web")).await;
+    }
+    put(&cache, pod("team0", "z", "", "web")).await;
+    let list = |prefix: &str, limit| cache.list(prefix, None, None, limit, &Selectors::default()).unwrap();
+    assert_eq!(self::names(&list("/registry/pods/team/", 0)), names);
+    assert_eq!(cache.count("/registry/pods/team/"), names.len());
+    assert_eq!(list(PODS, 0).items.len(), names.len() + 1);
+    let page = list("/registry/pods/team/", 3);
+    assert_eq!(page.remaining, 2);
+    let rest = cache.list("/registry/pods/team/", None, page.next.as_deref(), 0, &Selectors::default()).unwrap();
+    assert_eq!(self::names(&rest), names[3..]);
+    // And not from an index that is filled when the resource is registered.
+    cache.register(pods());
+    assert_eq!(cache.list("/registry/pods/team/", None, None, 0, &labelled("web")).unwrap().items.len(), names.len());
 }
 
 #[tokio::test]
@@ -212,7 +307,7 @@ async fn concurrent_watches_see_one_order_with_no_gap() {
                 let mut seen = Vec::new();
                 while seen.len() < 400 {
                     let next = watch.recv().await.unwrap();
-                    let frame = next.event.frame(0, || next.object.bytes());
+                    let frame = next.event.frame(WHOLE, || next.object.bytes());
                     seen.push((next.event.revision, next.object.name().to_owned(), frame.as_ptr() as usize));
                 }
                 seen

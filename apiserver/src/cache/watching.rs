@@ -35,8 +35,10 @@ pub struct Watch {
     /// The number of the next event to take.
     next: u64,
     taken: VecDeque<Arc<Event>>,
-    /// Everything up to here was handed out.
-    after: Revision,
+    /// Where the watch began: older events are none of its own.
+    from: Revision,
+    /// The newest event that was taken up, shown or not; more of its revision may follow.
+    handed_out: Revision,
 }
 
 impl Watch {
@@ -53,7 +55,17 @@ impl Watch {
         }
         let next = ring.position(after).map_err(Gone::Compacted)?;
         let moved = ring.moved.subscribe();
-        Ok(Self { cache, ring, moved, prefix: prefix.into(), filter, next, taken: VecDeque::new(), after })
+        Ok(Self {
+            cache,
+            ring,
+            moved,
+            prefix: prefix.into(),
+            filter,
+            next,
+            taken: VecDeque::new(),
+            from: after,
+            handed_out: after,
+        })
     }
 
     /// The next event; cancel-safe.
@@ -71,14 +83,11 @@ impl Watch {
     pub fn try_recv(&mut self) -> Result<Option<Seen>, Gone> {
         loop {
             while let Some(event) = self.taken.pop_front() {
-                if event.revision <= self.after {
+                if event.revision <= self.from {
                     // Of a time before the watch (one that began in the future).
                     continue;
                 }
-                // Of several changes at one revision, the last one ends it.
-                if self.taken.front().is_none_or(|next| next.revision > event.revision) {
-                    self.after_event(event.revision);
-                }
+                self.handed_out = event.revision;
                 if !event.object.key.starts_with(&*self.prefix) {
                     continue;
                 }
@@ -95,18 +104,23 @@ impl Watch {
         }
     }
 
-    /// Everything that this watch shows up to the returned revision was handed out: what a bookmark may say.
+    /// Everything that this watch shows up to the returned revision was handed out: what a bookmark may say. Never
+    /// below an event that was handed out. `None`: more of that event's revision is still to come, or events are lost.
     #[must_use]
-    pub fn progress(&self) -> Revision {
+    pub fn progress(&self) -> Option<Revision> {
         // Read before the ring: its events up to this revision are in the ring then.
         let visible = self.cache.revision();
-        if self.taken.is_empty() && self.ring.end() == self.next { visible.max(self.after) } else { self.after }
+        let next = match self.taken.front() {
+            Some(event) => Some(event.revision),
+            None => self.ring.revision_at(self.next).ok()?,
+        };
+        let complete = next.map_or(visible.max(self.from), |next| next.saturating_sub(1));
+        (complete >= self.handed_out).then_some(complete)
     }
 
-    fn after_event(&mut self, revision: Revision) {
-        // Within a batch only; a revision may continue in the next one, whose events must not be skipped.
-        if !self.taken.is_empty() {
-            self.after = revision;
-        }
+    /// The revision of the newest event that was handed out, or where the watch began.
+    #[must_use]
+    pub fn handed_out(&self) -> Revision {
+        self.handed_out
     }
 }

@@ -127,33 +127,26 @@ impl Front {
     }
 
     fn open_api(&self, asking: &Asking<'_>, page: Route) -> Response<Body> {
-        let (body, tag) = match page {
-            // The index stays as it is while the process lives: it is made of the table.
-            Route::OpenApi(path) => match openapi::document(&path) {
-                None => return respond::nothing(404),
-                Some(_) if !openapi::accepts(asking.asked.accept().as_deref()) => return respond::nothing(406),
-                Some(body) => {
-                    let hash = openapi::hash(&path);
-                    if let (Some(asked), Some(hash)) = (asking.asked.query.get("hash"), &hash)
-                        && asked != hash
-                    {
-                        return respond::moved(&format!("/openapi/v3/{path}?hash={hash}"));
-                    }
-                    (body, hash)
-                }
-            },
-            _ => return respond::bytes(200, "text/plain; charset=utf-8", openapi::index()),
+        // The index stays as it is while the process lives: it is made of the table.
+        let Route::OpenApi(path) = page else {
+            return respond::bytes(200, "text/plain; charset=utf-8", openapi::index());
         };
-        let tag = tag.map(|t| format!("\"{t}\""));
-        let known = tag
-            .as_ref()
-            .is_some_and(|tag| asking.asked.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == tag.as_bytes()));
-        let mut response =
-            respond::packed(&asking.asked, 200, Media::Json, if known { Vec::new() } else { body.to_vec() });
+        let Some(hash) = openapi::hash(&path) else { return respond::nothing(404) };
+        if !openapi::accepts(asking.asked.accept().as_deref()) {
+            return respond::nothing(406);
+        }
+        if asking.asked.query.get("hash").is_some_and(|asked| asked != hash) {
+            return respond::moved(&format!("/openapi/v3/{path}?hash={hash}"));
+        }
+        let tag = format!("\"{hash}\"");
+        let known = asking.asked.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == tag.as_bytes());
+        // Who has it already gets nothing, and nothing is made.
+        let body = if known { Vec::new() } else { openapi::document(&path).unwrap_or_default().to_vec() };
+        let mut response = respond::packed(&asking.asked, 200, Media::Json, body);
         if known {
             *response.status_mut() = http::StatusCode::NOT_MODIFIED;
         }
-        if let Some(tag) = tag.and_then(|t| HeaderValue::try_from(t).ok()) {
+        if let Ok(tag) = HeaderValue::try_from(tag) {
             response.headers_mut().insert(ETAG, tag);
         }
         response.headers_mut().append(VARY, HeaderValue::from_static("Accept"));

@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::negotiate::{Form, MetaVersion, Transform};
+use super::negotiate::{Form, Transform};
 use super::respond;
 use super::table::{Tables, write_partial};
-use crate::cache::{Cached, Gone, Kind, Seen};
+use crate::cache::{Cached, Gone, Kind, Media, Seen, Shape, WatchEncoding};
 use crate::resources::Row;
 use crate::schema;
 use crate::verbs::WatchStart;
@@ -28,6 +28,9 @@ const CHUNK_BYTES: usize = 64 * 1024;
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// And this long before a watch's end.
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
+
+/// And again after this time where an event came in between.
+const BOOKMARK_AGAIN: Duration = Duration::from_millis(10);
 
 /// How events are shown.
 #[derive(Clone, Copy)]
@@ -120,15 +123,19 @@ impl Stream {
         if !self.initial.is_empty() || self.marks_end {
             return Some(self.state());
         }
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => None,
-            () = self.end.as_mut() => None,
-            seen = self.start.watch.recv() => Some(self.events(seen)),
-            () = self.bookmark.as_mut(), if self.bookmarks => {
-                self.bookmark.set(tokio::time::sleep_until(next_bookmark(self.end.deadline())));
-                let revision = self.start.watch.progress().max(self.start.revision);
-                Some(self.mark(revision, false))
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return None,
+                () = self.end.as_mut() => return None,
+                seen = self.start.watch.recv() => return Some(self.events(seen)),
+                () = self.bookmark.as_mut(), if self.bookmarks => match self.start.watch.progress() {
+                    Some(revision) => {
+                        self.bookmark.set(tokio::time::sleep_until(next_bookmark(self.end.deadline())));
+                        return Some(self.mark(revision.max(self.start.revision), false));
+                    }
+                    None => self.bookmark.set(tokio::time::sleep(BOOKMARK_AGAIN)),
+                },
             }
         }
     }
@@ -164,8 +171,8 @@ impl Stream {
                 }
                 Err(Gone::Compacted(oldest) | Gone::Future(oldest)) => {
                     self.over = true;
-                    let progress = self.start.watch.progress();
-                    let error = ApiError::Expired(format!("too old resource version: {progress} ({oldest})"));
+                    let reached = self.start.watch.handed_out();
+                    let error = ApiError::Expired(format!("too old resource version: {reached} ({oldest})"));
                     if let Some(only) = single.take() {
                         out.extend_from_slice(&only);
                     }
@@ -192,9 +199,8 @@ impl Stream {
         }
         // What left a selector shows the state before the event, another object than the event's own.
         let before = seen.kind == Kind::Deleted && seen.event.kind != Kind::Deleted;
-        let form = form_number(self.lens, seen.kind) | u32::from(before) << 8;
         let lens = self.lens;
-        seen.event.frame(form, || plain_frame(lens, seen.kind, &seen.object))
+        seen.event.frame(encoding(lens, seen.kind, before), || plain_frame(lens, seen.kind, &seen.object))
     }
 
     fn frame(&mut self, kind: Kind, cached: &Cached) -> Bytes {
@@ -228,8 +234,8 @@ impl Stream {
             }),
             _ => {
                 // An object of nothing, which upstream prints as any other.
-                if schema::normalise(row.schema, &mut object).is_ok() && row.group == "apps" {
-                    object["spec"]["replicas"] = json!(0);
+                if schema::normalise(row.schema, &mut object).is_ok() {
+                    row.strategy.of_nothing(&mut object);
                 }
                 object
             }
@@ -246,19 +252,13 @@ fn type_of(kind: Kind) -> &'static str {
     }
 }
 
-/// Numbers the encodings of an event (tables are never shared: they hold ages).
-fn form_number(lens: Lens, kind: Kind) -> u32 {
-    let transform = match lens.transform {
-        Some(Transform::Metadata(v) | Transform::MetadataList(v)) => {
-            if v == MetaVersion::V1 {
-                1
-            } else {
-                2
-            }
-        }
-        _ => 0,
+/// What an event's frame depends on (tables are never shared: they hold ages).
+fn encoding(lens: Lens, kind: Kind, before: bool) -> WatchEncoding {
+    let shape = match lens.transform {
+        Some(Transform::Metadata(version) | Transform::MetadataList(version)) => Shape::Metadata(version.api_version()),
+        _ => Shape::Object,
     };
-    kind as u32 | transform << 2 | u32::from(lens.row.storage_version) << 4
+    WatchEncoding { kind, before, group: lens.row.group, version: lens.row.version, shape, media: Media::Json }
 }
 
 fn plain_frame(lens: Lens, kind: Kind, cached: &Cached) -> Bytes {

@@ -390,6 +390,11 @@ pub trait Strategy: Send + Sync {
         &[]
     }
 
+    /// What upstream's conversion puts into an object that holds nothing (a bookmark's) beside what every type prints.
+    fn of_nothing(&self, object: &mut Value) {
+        let _ = object;
+    }
+
     /// From the stored form into this row's version, and back (only for rows that share a storage).
     fn of_stored(&self, object: Value) -> Value {
         object

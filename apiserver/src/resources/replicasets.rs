@@ -77,6 +77,10 @@ fn validate_status(errors: &mut Errors, status: &Value) {
 }
 
 impl Strategy for ReplicaSet {
+    fn of_nothing(&self, object: &mut Value) {
+        object["spec"]["replicas"] = 0.into();
+    }
+
     fn default(&self, object: &mut Value) {
         let spec = workloads::spec_of(object);
         default_to(spec, "replicas", 1);

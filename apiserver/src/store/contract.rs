@@ -38,6 +38,7 @@ pub(crate) async fn write(store: &dyn Store, txn: Txn) -> Revision {
 pub(crate) async fn all(make: Make<'_>) {
     compares(make).await;
     reads_at_revisions(make).await;
+    reaches_every_name(make).await;
     watches(make).await;
     many_writers(make).await;
     expires_and_compacts(make).await;
@@ -99,6 +100,35 @@ async fn reads_at_revisions(make: Make<'_>) {
     assert_eq!(store.range("/p/", &prefix_end("/p/"), Some(old + 1), 0).await.unwrap().entries.len(), 5);
     assert!(matches!(store.compact(old).await, Err(StoreError::Compacted(_))));
     assert!(matches!(store.watch("/p/", old).await, Err(StoreError::Compacted(_))));
+}
+
+/// No name hides above the end of its prefix, or below another's.
+async fn reaches_every_name(make: Make<'_>) {
+    let (env, clock) = env();
+    let store = make(env);
+    let names =
+        ["\u{1}", "0", "a", "\u{d7ff}", "\u{e000}", "\u{fffd}", "\u{10fffe}", "\u{10ffff}", "\u{10ffff}\u{10ffff}x"];
+    for prefix in ["/n/", "/n/a/", "/n/\u{10ffff}/"] {
+        for name in names {
+            let op = Op::Put { key: format!("{prefix}{name}"), value: "1".into(), ttl: Some(Duration::from_secs(9)) };
+            write(&*store, just(op)).await;
+        }
+    }
+    for prefix in ["/n/a/", "/n/\u{10ffff}/"] {
+        let found = store.range(prefix, &prefix_end(prefix), None, 0).await.unwrap();
+        let found: Vec<&str> = found.entries.iter().map(|entry| &entry.key[prefix.len()..]).collect();
+        assert_eq!(found, names, "below {prefix}");
+    }
+    for prefix in ["/n/", "/", ""] {
+        let found = store.range(prefix, &prefix_end(prefix), None, 0).await.unwrap();
+        assert_eq!(found.entries.len(), 3 * names.len(), "below {prefix:?}");
+    }
+    clock.advance(Duration::from_secs(9));
+    store.tick().await.unwrap();
+    assert!(
+        store.range("/", &prefix_end("/"), None, 0).await.unwrap().entries.is_empty(),
+        "all have outlived their time"
+    );
 }
 
 async fn watches(make: Make<'_>) {

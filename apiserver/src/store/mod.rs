@@ -203,11 +203,22 @@ pub trait Store: Send + Sync {
     async fn tick(&self) -> Result<(), StoreError>;
 }
 
-/// The first key after all keys that begin with `prefix`.
+/// The end of all keys: they begin with a slash, and this is the next text after everything that does.
+const KEYS_END: &str = "0";
+
+/// The first text after all texts that begin with `prefix`, as etcd's clients form a range's end: the last character is
+/// raised by one. Appending a highest character instead would leave out names that begin with it.
 #[must_use]
 pub fn prefix_end(prefix: &str) -> String {
-    // Keys are valid UTF-8, and no key holds the highest scalar value.
-    format!("{prefix}\u{10FFFF}")
+    let mut end = prefix.to_owned();
+    while let Some(last) = end.pop() {
+        // Over the gap of the surrogates, which are no characters.
+        if let Some(next) = (u32::from(last) + 1..=u32::from(char::MAX)).find_map(char::from_u32) {
+            end.push(next);
+            return end;
+        }
+    }
+    KEYS_END.to_owned()
 }
 
 /// Where a [`Watch`] takes its changes from.

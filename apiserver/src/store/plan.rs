@@ -189,7 +189,7 @@ impl State {
     /// Deletes of what has outlived its time, at most as many as one transaction takes; each holds only while the key
     /// was not written again.
     pub(super) fn expired(&self, now_ms: u64) -> Option<Txn> {
-        let due = self.expiry.range(..=(now_ms, Arc::from("\u{10FFFF}"))).take(TXN_OPS_MAX);
+        let due = self.expiry.range(..(now_ms.saturating_add(1), Arc::from(""))).take(TXN_OPS_MAX);
         let ops: Vec<Op> = due.map(|(_, key)| Op::Delete { key: key.to_string() }).collect();
         (!ops.is_empty()).then(|| Txn { compares: Vec::new(), ops })
     }
