@@ -14,6 +14,7 @@ use http::{Request, Response};
 use machinery::api::ApiError;
 use machinery::env::Env;
 use prometheus_client::registry::Registry;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
@@ -31,8 +32,8 @@ use crate::http::metrics::Metrics;
 use crate::http::unread::Unread;
 use crate::resources::allocate::{Allocator, ServiceNetwork};
 use crate::resources::{Row, Storage, TABLE};
-use crate::store::{Store, StoreError};
-use crate::verbs::{Verbs, prefix};
+use crate::store::{Record, Store, StoreError};
+use crate::verbs::{Verbs, facts_of_fields, prefix};
 
 /// Planned again this often at a start: others write, too, where several servers share a store.
 const BOOTSTRAP_TRIES_MAX: usize = 3;
@@ -183,15 +184,15 @@ impl Apiserver {
 }
 
 /// What the cache must know of each stored kind.
-fn resources() -> Vec<Resource> {
+pub(crate) fn resources() -> Vec<Resource> {
     let stored = TABLE.iter().copied().filter(|r| r.storage_version && r.storage != Storage::Virtual);
     stored
         .map(|row: &'static Row| {
-            let fields: Option<Fields> = (!row.strategy.selectable_labels().is_empty()).then(|| {
-                let extract: Fields = Arc::new(move |object| {
-                    row.strategy.selectable(object).into_iter().map(|(label, value)| (label.into(), value)).collect()
-                });
-                extract
+            let fields = (!row.strategy.selectable_labels().is_empty()).then(|| {
+                let names = row.strategy.selectable_labels().iter().map(|label| (*label).into()).collect();
+                let read =
+                    |object: &Value| row.strategy.selectable(object).into_iter().map(|(_, value)| value).collect();
+                Arc::new(Fields::new(names, read))
             });
             Resource {
                 prefix: prefix(row).into(),
@@ -201,6 +202,14 @@ fn resources() -> Vec<Resource> {
             }
         })
         .collect()
+}
+
+/// Makes a record of what a store of the first format holds, which kept objects as JSON alone.
+#[must_use]
+pub fn read_plain(key: &str, body: &[u8]) -> Record {
+    let stored = TABLE.iter().copied().filter(|row| row.storage_version && row.storage != Storage::Virtual);
+    let row = stored.filter(|row| key.starts_with(&prefix(row))).max_by_key(|row| prefix(row).len());
+    Record::read(body, |object| row.map(|row| facts_of_fields(row, object)))
 }
 
 /// The server as a tower service over any body.

@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use apiserver::auth::pki::{self, Pki};
 use apiserver::auth::tls::Acceptor;
 use apiserver::objects::Objects as _;
-use apiserver::server::{self, Apiserver};
+use apiserver::server::{self, Apiserver, read_plain};
 use apiserver::store::embedded::{EmbeddedStore, Options};
 use kube::Client;
 use machinery::env::Env;
@@ -121,7 +121,10 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir, progress: Progress
     let store_path = store_path(up, data)?;
     let store = {
         let env = env.clone();
-        tokio::task::spawn_blocking(move || EmbeddedStore::open(&store_path, env, Options::default())).await??
+        tokio::task::spawn_blocking(move || {
+            EmbeddedStore::open(&store_path, env, Options { read_plain: Box::new(read_plain), ..Options::default() })
+        })
+        .await??
     };
     let metrics = Arc::new(Mutex::new(Registry::default()));
     let apiserver = Apiserver::open(

@@ -9,7 +9,6 @@ mod lookup;
 pub mod object;
 mod ring;
 pub mod select;
-mod texts;
 mod watching;
 
 #[cfg(test)]

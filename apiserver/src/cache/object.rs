@@ -1,34 +1,53 @@
-//! One cached object: its stored bytes, where its resourceVersion is stamped in, and the facts that lists, watches and
-//! selectors ask for.
+//! One cached object: its record and when it was written. What lists, watches and selectors ask for is in the record's
+//! head; nothing is parsed here, but for fields that the record's writer did not know.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
-use machinery::shared::Pool;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::Value;
-use serde_json::value::RawValue;
 
-use super::texts::Texts;
-use crate::store::{Entry, Revision};
+use crate::store::record::fingerprint;
+use crate::store::{Entry, Record, Revision};
 
-/// Extracts field labels and values that field selectors may name, beside `metadata.name` and `metadata.namespace`.
-pub type Fields = Arc<dyn Fn(&Value) -> Vec<(Cow<'static, str>, String)> + Send + Sync>;
+/// What field selectors may name of a resource's objects, beside `metadata.name` and `metadata.namespace`.
+pub struct Fields {
+    /// The labels.
+    names: Vec<Cow<'static, str>>,
+    /// Their values in an object, in the labels' order.
+    read: Box<dyn Fn(&Value) -> Vec<String> + Send + Sync>,
+    /// What records say whose writer knew the same labels.
+    named: u64,
+}
 
-type FieldNames = Vec<Cow<'static, str>>;
+impl Fields {
+    /// Labels, and what reads their values out of an object.
+    #[must_use]
+    pub fn new(names: Vec<Cow<'static, str>>, read: impl Fn(&Value) -> Vec<String> + Send + Sync + 'static) -> Self {
+        let named = fingerprint(names.iter().map(|name| &**name));
+        Self { names, read: Box::new(read), named }
+    }
 
-static FIELD_NAMES: Pool<FieldNames> = Pool::new();
+    /// For a record's head.
+    #[must_use]
+    pub fn of(&self, object: &Value) -> (u64, Vec<String>) {
+        (self.named, (self.read)(object))
+    }
+}
+
+impl std::fmt::Debug for Fields {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.names)
+    }
+}
 
 /// What the cache must know of a resource.
 #[derive(Clone)]
 pub struct Resource {
     /// `/registry/pods/`: ends with `/`.
     pub prefix: Arc<str>,
-    /// `None`: objects are not parsed at all when they are stored.
-    pub fields: Option<Fields>,
+    /// `None`: there are no fields of its own.
+    pub fields: Option<Arc<Fields>>,
     /// Fields whose equality is indexed for lists and watches (`spec.nodeName` of pods).
     pub indexed_fields: &'static [&'static str],
     /// Whether lists by label equality use an index.
@@ -56,19 +75,11 @@ pub struct Cached {
     pub created: Revision,
     /// Its resourceVersion.
     pub modified: Revision,
-    /// As stored: without resourceVersion.
-    stored: Bytes,
-    /// Where in `stored` the resourceVersion goes, just after metadata's brace; 0: nowhere.
-    stamp_at: u32,
-    /// Whether metadata has other fields, so that a comma follows.
-    stamp_comma: bool,
-    /// Length of the namespace in the key, 0 for cluster-wide objects.
-    namespace_len: u16,
-    /// Keys and values, in order of the keys.
-    labels: Texts,
-    /// The values of `field_names`, in their order.
-    fields: Texts,
-    field_names: Arc<FieldNames>,
+    record: Record,
+    /// What the fields are called.
+    fields: Option<Arc<Fields>>,
+    /// Their values, where the record's writer did not know them.
+    read: Option<Box<[String]>>,
     /// The parsed form while somebody holds it.
     parsed: Mutex<Weak<Value>>,
 }
@@ -79,78 +90,21 @@ impl std::fmt::Debug for Cached {
     }
 }
 
-#[derive(Deserialize)]
-struct Envelope<'a> {
-    #[serde(borrow)]
-    metadata: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Meta<'a> {
-    #[serde(borrow, default)]
-    namespace: Option<Cow<'a, str>>,
-    #[serde(default)]
-    labels: Option<BTreeMap<String, String>>,
-    #[serde(default)]
-    resource_version: Option<IgnoredAny>,
-}
-
 impl Cached {
     pub(super) fn new(entry: &Entry, resource: Option<&Resource>) -> Self {
-        let mut cached = Self {
+        let cached = Self {
             key: entry.key.clone(),
             created: entry.created,
             modified: entry.modified,
-            stored: entry.value.clone(),
-            stamp_at: 0,
-            stamp_comma: false,
-            namespace_len: 0,
-            labels: Texts::default(),
-            fields: Texts::default(),
-            field_names: Arc::default(),
+            record: entry.record.clone(),
+            fields: None,
+            read: None,
             parsed: Mutex::default(),
         };
-        if cached.read_metadata().is_none() {
-            // Stored with a resourceVersion, which nobody should do: taken out once, here.
-            if let Ok(mut value) = serde_json::from_slice::<Value>(&cached.stored)
-                && let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut)
-            {
-                metadata.remove("resourceVersion");
-                cached.stored = value.to_string().into();
-                cached.read_metadata();
-            }
+        match resource {
+            Some(resource) => cached.extracted_by(resource),
+            None => cached,
         }
-        cached.read_fields(resource);
-        cached
-    }
-
-    /// `None`: metadata holds a resourceVersion.
-    fn read_metadata(&mut self) -> Option<()> {
-        let Ok(text) = std::str::from_utf8(&self.stored) else { return Some(()) };
-        let Ok(Envelope { metadata: Some(raw) }) = serde_json::from_str::<Envelope<'_>>(text) else { return Some(()) };
-        let Ok(meta) = serde_json::from_str::<Meta<'_>>(raw.get()) else { return Some(()) };
-        if meta.resource_version.is_some() {
-            return None;
-        }
-        let inside = raw.get().as_ptr() as usize - text.as_ptr() as usize + 1;
-        self.stamp_at = u32::try_from(inside).unwrap_or(0);
-        self.stamp_comma = !raw.get()[1..].trim_start().starts_with('}');
-        let namespace = meta.namespace.unwrap_or_default();
-        let in_key = self.key.rsplit('/').nth(1).is_some_and(|segment| segment == namespace);
-        self.namespace_len = if in_key { u16::try_from(namespace.len()).unwrap_or(0) } else { 0 };
-        let labels = meta.labels.unwrap_or_default();
-        self.labels = labels.iter().flat_map(|(key, value)| [key, value]).collect();
-        Some(())
-    }
-
-    fn read_fields(&mut self, resource: Option<&Resource>) {
-        let extracted = resource
-            .and_then(|resource| resource.fields.as_ref())
-            .map_or_else(Vec::new, |extract| extract(&serde_json::from_slice(&self.stored).unwrap_or(Value::Null)));
-        let (names, values): (FieldNames, Vec<String>) = extracted.into_iter().unzip();
-        self.fields = values.iter().collect();
-        self.field_names = FIELD_NAMES.share(names);
     }
 
     fn copy(&self) -> Self {
@@ -158,13 +112,9 @@ impl Cached {
             key: self.key.clone(),
             created: self.created,
             modified: self.modified,
-            stored: self.stored.clone(),
-            stamp_at: self.stamp_at,
-            stamp_comma: self.stamp_comma,
-            namespace_len: self.namespace_len,
-            labels: self.labels.clone(),
+            record: self.record.clone(),
             fields: self.fields.clone(),
-            field_names: self.field_names.clone(),
+            read: self.read.clone(),
             parsed: Mutex::default(),
         }
     }
@@ -175,17 +125,21 @@ impl Cached {
     }
 
     pub(super) fn extracted_by(&self, resource: &Resource) -> Self {
-        let mut cached = self.copy();
-        cached.read_fields(Some(resource));
-        cached
+        let fields = resource.fields.clone();
+        // A record of a program or a schema that knew other fields: this one object is read.
+        let read = fields.as_ref().filter(|fields| fields.named != self.record.fields_named()).map(|fields| {
+            let value = serde_json::from_slice(self.record.body()).unwrap_or(Value::Null);
+            (fields.read)(&value).into_boxed_slice()
+        });
+        Self { fields, read, ..self.copy() }
     }
 
     /// The namespace, or empty.
     #[must_use]
     pub fn namespace(&self) -> &str {
-        let end = self.key.len() - self.name().len();
-        let len = usize::from(self.namespace_len);
-        if len == 0 { "" } else { self.key.get(end - 1 - len..end - 1).unwrap_or("") }
+        let len = self.record.namespace_len();
+        let segment = self.key.rsplit('/').nth(1).unwrap_or("");
+        if len > 0 && segment.len() == len { segment } else { "" }
     }
 
     /// The name.
@@ -202,7 +156,7 @@ impl Cached {
 
     /// All labels in key order.
     pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.labels.pairs()
+        self.record.labels()
     }
 
     /// A field label's value, as field selectors compare it; `None`: no such label.
@@ -212,30 +166,40 @@ impl Cached {
             "metadata.name" => Some(self.name()),
             "metadata.namespace" => Some(self.namespace()),
             _ => {
-                self.field_names.iter().zip(self.fields.iter()).find(|(name, _)| *name == label).map(|(_, value)| value)
+                let at = self.fields.as_ref()?.names.iter().position(|name| name == label)?;
+                match &self.read {
+                    Some(read) => read.get(at).map(String::as_str),
+                    None => self.record.fields().nth(at),
+                }
             }
         }
     }
 
+    /// Whether its deletion has begun.
+    #[must_use]
+    pub fn is_deleting(&self) -> bool {
+        self.record.is_deleting()
+    }
+
     /// The bytes as stored: JSON without resourceVersion.
     #[must_use]
-    pub fn stored(&self) -> &Bytes {
-        &self.stored
+    pub fn stored(&self) -> &[u8] {
+        self.record.body()
     }
 
     /// Appends the object's JSON with its resourceVersion.
     pub fn write_to(&self, out: &mut Vec<u8>) {
-        let at = self.stamp_at as usize;
-        if at == 0 {
-            out.extend_from_slice(&self.stored);
+        let stored = self.stored();
+        let Some((at, comma)) = self.record.stamp() else {
+            out.extend_from_slice(stored);
             return;
-        }
-        out.reserve(self.stored.len() + 48);
-        out.extend_from_slice(&self.stored[..at]);
+        };
+        out.reserve(stored.len() + 48);
+        out.extend_from_slice(&stored[..at]);
         out.extend_from_slice(b"\"resourceVersion\":\"");
         out.extend_from_slice(self.modified.to_string().as_bytes());
-        out.extend_from_slice(if self.stamp_comma { b"\"," } else { b"\"" });
-        out.extend_from_slice(&self.stored[at..]);
+        out.extend_from_slice(if comma { b"\"," } else { b"\"" });
+        out.extend_from_slice(&stored[at..]);
     }
 
     /// The object's JSON with its resourceVersion, as a copy of its own.
@@ -249,8 +213,8 @@ impl Cached {
     /// The parsed object with its resourceVersion, for changing it.
     #[must_use]
     pub fn value(&self) -> Value {
-        let mut value: Value = serde_json::from_slice(&self.stored).unwrap_or(Value::Null);
-        if self.stamp_at > 0
+        let mut value: Value = serde_json::from_slice(self.stored()).unwrap_or(Value::Null);
+        if self.record.stamp().is_some()
             && let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut)
         {
             metadata.insert("resourceVersion".into(), self.modified.to_string().into());

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::objects::Objects;
 use crate::store::memory::MemoryStore;
-use crate::store::{Compare, Op};
+use crate::store::{Compare, Op, Record};
 
 const PODS: &str = "/registry/pods/";
 const WHOLE: WatchEncoding = WatchEncoding {
@@ -23,13 +23,17 @@ const WHOLE: WatchEncoding = WatchEncoding {
     media: Media::Json,
 };
 
+/// Read from the object, as what an older program stored: with labels, without fields.
+fn record(stored: &str) -> Record {
+    Record::read(stored.as_bytes(), |_| None)
+}
+
 fn pods() -> Resource {
     Resource {
         prefix: PODS.into(),
-        fields: Some(Arc::new(|pod: &Value| {
-            let node = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or("");
-            vec![(Cow::Borrowed("spec.nodeName"), node.to_owned())]
-        })),
+        fields: Some(Arc::new(Fields::new(vec![Cow::Borrowed("spec.nodeName")], |pod: &Value| {
+            vec![pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or("").to_owned()]
+        }))),
         indexed_fields: &["spec.nodeName"],
         indexes_labels: true,
     }
@@ -51,7 +55,7 @@ fn pod(namespace: &str, name: &str, node: &str, app: &str) -> (String, Value) {
 }
 
 async fn put(cache: &Cache, (key, value): (String, Value)) -> Revision {
-    let op = Op::Put { key, value: value.to_string().into(), ttl: None };
+    let op = Op::Put { key, record: record(&value.to_string()), ttl: None };
     done(cache.commit(Txn { compares: vec![], ops: vec![op] }).await)
 }
 
@@ -94,7 +98,7 @@ async fn stamps_the_resource_version_without_parsing() {
         r#"{"kind":"Pod", "metadata" : {"name":"x","resourceVersion":"7","namespace":"a"}}"#,
         r#"{"kind":"Pod","spec":{"metadata":{}},"metadata":{"labels":{"a\n":"\u00e9"},"namespace":"a"}}"#,
     ] {
-        let op = Op::Put { key: key.clone(), value: stored.into(), ttl: None };
+        let op = Op::Put { key: key.clone(), record: record(stored), ttl: None };
         let revision = done(cache.commit(Txn { compares: vec![], ops: vec![op] }).await);
         let object = cache.get(&key).unwrap();
         let mut expected: Value = serde_json::from_str(stored).unwrap();
@@ -107,7 +111,7 @@ async fn stamps_the_resource_version_without_parsing() {
     }
     assert_eq!(cache.get(&key).unwrap().label("a\n"), Some("é"));
     // Hostile bytes are kept as they are.
-    let op = Op::Put { key: key.clone(), value: "\u{1}{[".into(), ttl: None };
+    let op = Op::Put { key: key.clone(), record: record("\u{1}{["), ttl: None };
     done(cache.commit(Txn { compares: vec![], ops: vec![op] }).await);
     assert_eq!(&cache.get(&key).unwrap().bytes()[..], b"\x01{[");
 }
@@ -224,7 +228,7 @@ async fn a_bookmark_is_never_behind_what_was_handed_out() {
     // Two changes at one revision, of which one is still to be handed out: no bookmark can say that.
     let both = ["v", "w"].map(|name| {
         let (key, value) = pod("a", name, "", "web");
-        Op::Put { key, value: value.to_string().into(), ttl: None }
+        Op::Put { key, record: record(&value.to_string()), ttl: None }
     });
     let third = done(cache.commit(Txn { compares: vec![], ops: both.into() }).await);
     assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "z", second));
@@ -375,9 +379,9 @@ async fn a_resource_can_be_registered_late() {
     let first = put(&cache, widget("red")).await;
     cache.register(Resource {
         prefix: "/registry/x.dev/widgets/".into(),
-        fields: Some(Arc::new(|value| {
-            vec![(Cow::Borrowed(".spec.color"), value["spec"]["color"].as_str().unwrap_or("").to_owned())]
-        })),
+        fields: Some(Arc::new(Fields::new(vec![Cow::Borrowed(".spec.color")], |value| {
+            vec![value["spec"]["color"].as_str().unwrap_or("").to_owned()]
+        }))),
         indexed_fields: &[],
         indexes_labels: false,
     });

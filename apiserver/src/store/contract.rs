@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use machinery::env::{Env, ManualClock};
 
@@ -17,7 +16,7 @@ fn env() -> (Env, Arc<ManualClock>) {
 }
 
 pub(crate) fn put(key: &str, value: &str) -> Op {
-    Op::Put { key: key.into(), value: Bytes::copy_from_slice(value.as_bytes()), ttl: None }
+    Op::Put { key: key.into(), record: Record::plain(value.as_bytes()), ttl: None }
 }
 
 pub(crate) fn when(key: &str, modified: Revision, op: Op) -> Txn {
@@ -51,7 +50,7 @@ async fn compares(make: Make<'_>) {
     assert_eq!(created, store.revision());
     let Outcome::Conflict(seen) = store.txn(when("/a", 0, put("/a", "x"))).await.unwrap() else { panic!() };
     let entry = seen[0].clone().unwrap();
-    assert_eq!((&*entry.key, &entry.value[..], entry.created, entry.modified), ("/a", &b"1"[..], created, created));
+    assert_eq!((&*entry.key, entry.record.body(), entry.created, entry.modified), ("/a", &b"1"[..], created, created));
     let second = write(&*store, when("/a", created, put("/a", "2"))).await;
     assert_eq!(second, created + 1);
     // All or nothing, at one revision; the last write to a key counts.
@@ -62,13 +61,13 @@ async fn compares(make: Make<'_>) {
     let third = write(&*store, txn).await;
     assert_eq!(store.get("/a", None).await.unwrap(), None);
     let b = store.get("/b", None).await.unwrap().unwrap();
-    assert_eq!((&b.value[..], b.created, b.modified), (&b"1"[..], third, third));
+    assert_eq!((b.record.body(), b.created, b.modified), (&b"1"[..], third, third));
     // What changes nothing takes no revision.
     assert_eq!(write(&*store, just(Op::Delete { key: "/a".into() })).await, third);
     assert_eq!(store.revision(), third);
     let Outcome::Conflict(seen) = store.txn(when("/a", second, put("/a", "x"))).await.unwrap() else { panic!() };
     assert_eq!(seen, vec![None]);
-    let huge = Op::Put { key: "/h".into(), value: vec![0; VALUE_BYTES_MAX + 1].into(), ttl: None };
+    let huge = Op::Put { key: "/h".into(), record: Record::plain(&vec![0; VALUE_BYTES_MAX + 1]), ttl: None };
     assert!(matches!(store.txn(just(huge)).await, Err(StoreError::TooLarge { .. })));
     // Created again: a new life.
     let again = write(&*store, just(put("/a", "3"))).await;
@@ -87,7 +86,7 @@ async fn reads_at_revisions(make: Make<'_>) {
     let page = store.range("/p/1", &prefix_end("/p/"), Some(old), 2).await.unwrap();
     assert_eq!(page.entries.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["/p/1", "/p/2"]);
     assert_eq!((page.revision, page.remaining), (old, 2));
-    assert_eq!(&page.entries[1].value[..], b"1");
+    assert_eq!(page.entries[1].record.body(), b"1");
     let now = store.range("/p/", &prefix_end("/p/"), None, 0).await.unwrap();
     assert_eq!(now.entries.len(), 4);
     assert_eq!(now.revision, store.revision());
@@ -110,7 +109,11 @@ async fn reaches_every_name(make: Make<'_>) {
         ["\u{1}", "0", "a", "\u{d7ff}", "\u{e000}", "\u{fffd}", "\u{10fffe}", "\u{10ffff}", "\u{10ffff}\u{10ffff}x"];
     for prefix in ["/n/", "/n/a/", "/n/\u{10ffff}/"] {
         for name in names {
-            let op = Op::Put { key: format!("{prefix}{name}"), value: "1".into(), ttl: Some(Duration::from_secs(9)) };
+            let op = Op::Put {
+                key: format!("{prefix}{name}"),
+                record: Record::plain(b"1"),
+                ttl: Some(Duration::from_secs(9)),
+            };
             write(&*store, just(op)).await;
         }
     }
@@ -144,11 +147,11 @@ async fn watches(make: Make<'_>) {
     assert_eq!((born.revision, born.previous), (first, None));
     for watch in [&mut live, &mut past] {
         let update = watch.next().await.unwrap();
-        assert_eq!(&update.previous.unwrap().value[..], b"1");
-        assert_eq!(&update.entry.unwrap().value[..], b"2");
+        assert_eq!(update.previous.unwrap().record.body(), b"1");
+        assert_eq!(update.entry.unwrap().record.body(), b"2");
         let gone = watch.next().await.unwrap();
         assert_eq!((gone.revision, &*gone.key, gone.entry), (last, "/w/a", None));
-        assert_eq!(&gone.previous.unwrap().value[..], b"2");
+        assert_eq!(gone.previous.unwrap().record.body(), b"2");
         assert_eq!(&*watch.next().await.unwrap().key, "/w/b");
     }
     // A slow watch is told when history has gone on without it.
@@ -190,7 +193,7 @@ async fn many_writers(make: Make<'_>) {
 async fn expires_and_compacts(make: Make<'_>) {
     let (env, clock) = env();
     let store = make(env);
-    let mortal = |ttl| Op::Put { key: "/e/1".into(), value: "x".into(), ttl: Some(Duration::from_secs(ttl)) };
+    let mortal = |ttl| Op::Put { key: "/e/1".into(), record: Record::plain(b"x"), ttl: Some(Duration::from_secs(ttl)) };
     write(&*store, just(mortal(10))).await;
     store.tick().await.unwrap();
     clock.advance(Duration::from_secs(8));

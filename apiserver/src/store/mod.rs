@@ -7,6 +7,7 @@
 pub mod embedded;
 pub mod memory;
 mod plan;
+pub mod record;
 pub mod versions;
 
 #[cfg(test)]
@@ -16,7 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+
+pub use record::Record;
 
 /// A point in the store's history; every committed transaction that changes something takes the next one.
 pub type Revision = u64;
@@ -37,8 +39,8 @@ const HISTORY_RECORD_BYTES: usize = 768;
 pub struct Entry {
     /// The key, such as `/registry/pods/default/web-1`.
     pub key: Arc<str>,
-    /// The value.
-    pub value: Bytes,
+    /// What is stored.
+    pub record: Record,
     /// When the key was created.
     pub created: Revision,
     /// When the key was last written.
@@ -61,8 +63,8 @@ pub enum Op {
     Put {
         /// The key.
         key: String,
-        /// The value.
-        value: Bytes,
+        /// What is stored.
+        record: Record,
         /// Time to live.
         ttl: Option<Duration>,
     },

@@ -6,21 +6,26 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
-use super::versions::{OutOfReach, Record, Versions};
+use super::versions::{HistoryRecord, OutOfReach, Versions};
 use super::{
-    COMPACT_EVERY, Change, Entry, HISTORY_BYTES_MAX, HISTORY_RECORD_BYTES, Op, Outcome, Range, Revision, StoreError,
-    TXN_OPS_MAX, Txn, VALUE_BYTES_MAX,
+    COMPACT_EVERY, Change, Entry, HISTORY_BYTES_MAX, HISTORY_RECORD_BYTES, Op, Outcome, Range, Record, Revision,
+    StoreError, TXN_OPS_MAX, Txn, VALUE_BYTES_MAX,
 };
 
 /// One key's stored form; the versions and the history of a key share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stored {
-    pub(super) value: Bytes,
+    pub(super) record: Record,
     pub(super) created: Revision,
     /// Milliseconds since the epoch; 0: lives until deleted.
     pub(super) expires_ms: u64,
+}
+
+impl Stored {
+    /// What it weighs.
+    pub(super) fn bytes(&self) -> usize {
+        self.record.as_bytes().len()
+    }
 }
 
 /// One write of a planned transaction.
@@ -45,6 +50,8 @@ pub(super) struct State {
     pub(super) versions: Versions<Arc<Stored>>,
     expiry: BTreeSet<(u64, Arc<str>)>,
     history_bytes: usize,
+    /// What the newest values weigh.
+    live_bytes: usize,
     /// The revision to compact to next, and when (monotonic).
     next_compaction: Option<(Duration, Revision)>,
 }
@@ -59,10 +66,10 @@ impl From<OutOfReach> for StoreError {
 }
 
 fn entry(key: &Arc<str>, modified: Revision, stored: &Stored) -> Entry {
-    Entry { key: key.clone(), value: stored.value.clone(), created: stored.created, modified }
+    Entry { key: key.clone(), record: stored.record.clone(), created: stored.created, modified }
 }
 
-fn change(record: &Record<Arc<Stored>>) -> Change {
+fn change(record: &HistoryRecord<Arc<Stored>>) -> Change {
     Change {
         revision: record.revision,
         key: record.key.clone(),
@@ -77,10 +84,10 @@ pub(super) fn check(txn: &Txn) -> Result<(), StoreError> {
         return Err(StoreError::TooMany { ops: txn.ops.len(), limit: TXN_OPS_MAX });
     }
     for op in &txn.ops {
-        if let Op::Put { value, .. } = op
-            && value.len() > VALUE_BYTES_MAX
+        if let Op::Put { record, .. } = op
+            && record.body().len() > VALUE_BYTES_MAX
         {
-            return Err(StoreError::TooLarge { bytes: value.len(), limit: VALUE_BYTES_MAX });
+            return Err(StoreError::TooLarge { bytes: record.body().len(), limit: VALUE_BYTES_MAX });
         }
     }
     Ok(())
@@ -88,7 +95,13 @@ pub(super) fn check(txn: &Txn) -> Result<(), StoreError> {
 
 impl State {
     pub(super) fn new(revision: Revision) -> Self {
-        Self { versions: Versions::new(revision), expiry: BTreeSet::new(), history_bytes: 0, next_compaction: None }
+        Self {
+            versions: Versions::new(revision),
+            expiry: BTreeSet::new(),
+            history_bytes: 0,
+            live_bytes: 0,
+            next_compaction: None,
+        }
     }
 
     /// An entry of the initial state.
@@ -96,7 +109,13 @@ impl State {
         if stored.expires_ms > 0 {
             self.expiry.insert((stored.expires_ms, key.clone()));
         }
+        self.live_bytes += stored.bytes();
         self.versions.load(key, modified, stored);
+    }
+
+    /// What the newest values weigh together.
+    pub(super) fn live_bytes(&self) -> usize {
+        self.live_bytes
     }
 
     fn newest<'a>(&'a self, pending: &'a Pending, key: &str) -> Option<(Arc<str>, Revision, &'a Stored)> {
@@ -134,11 +153,11 @@ impl State {
         for op in last.into_values() {
             let found = self.newest(pending, op.key()).map(|(key, _, stored)| (key, stored.created));
             match op {
-                Op::Put { key, value, ttl } => {
+                Op::Put { key, record, ttl } => {
                     let (key, created) = found.unwrap_or_else(|| (key.into(), revision));
                     let expires_ms =
                         ttl.map_or(0, |ttl| now_ms.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)));
-                    writes.push(Write { revision, key, stored: Some(Stored { value, created, expires_ms }.into()) });
+                    writes.push(Write { revision, key, stored: Some(Stored { record, created, expires_ms }.into()) });
                 }
                 Op::Delete { .. } => {
                     if let Some((key, _)) = found {
@@ -168,15 +187,17 @@ impl State {
         let previous = self.versions.apply(revision, &key, stored.clone());
         self.history_bytes += HISTORY_RECORD_BYTES;
         if let Some((_, old)) = &previous {
-            self.history_bytes += old.value.len();
+            self.history_bytes += old.bytes();
+            self.live_bytes = self.live_bytes.saturating_sub(old.bytes());
             if old.expires_ms > 0 {
                 self.expiry.remove(&(old.expires_ms, key.clone()));
             }
         }
-        if let Some(new) = &stored
-            && new.expires_ms > 0
-        {
-            self.expiry.insert((new.expires_ms, key.clone()));
+        if let Some(new) = &stored {
+            self.live_bytes += new.bytes();
+            if new.expires_ms > 0 {
+                self.expiry.insert((new.expires_ms, key.clone()));
+            }
         }
         Change {
             revision,
@@ -209,11 +230,11 @@ impl State {
     }
 
     /// Returns what is history no longer, oldest first.
-    pub(super) fn compact(&mut self, revision: Revision) -> Result<Vec<Record<Arc<Stored>>>, StoreError> {
+    pub(super) fn compact(&mut self, revision: Revision) -> Result<Vec<HistoryRecord<Arc<Stored>>>, StoreError> {
         self.versions.check(revision)?;
         let forgotten = self.versions.compact(revision);
         for record in &forgotten {
-            let superseded = record.previous.as_ref().map_or(0, |(_, old)| old.value.len());
+            let superseded = record.previous.as_ref().map_or(0, |(_, old)| old.bytes());
             self.history_bytes = self.history_bytes.saturating_sub(HISTORY_RECORD_BYTES + superseded);
         }
         Ok(forgotten)
@@ -278,10 +299,10 @@ mod tests {
     #[test]
     fn heavy_history_is_compacted_before_its_time() {
         let mut state = State::new(0);
-        let value = Bytes::from(vec![0; 1024 * 1024]);
+        let record = Record::plain(&vec![0; 1024 * 1024]);
         assert_eq!(state.compaction_due(Duration::ZERO), None);
         for revision in 1..=70 {
-            let stored = Some(Stored { value: value.clone(), created: 1, expires_ms: 0 }.into());
+            let stored = Some(Stored { record: record.clone(), created: 1, expires_ms: 0 }.into());
             state.apply_one(Write { revision, key: "/a".into(), stored });
         }
         let due = state.compaction_due(Duration::ZERO);
@@ -290,5 +311,8 @@ mod tests {
         assert_eq!(state.compaction_due(Duration::ZERO), None);
         state.compact(70).unwrap();
         assert_eq!(state.history_bytes, 0);
+        assert_eq!(state.live_bytes(), record.as_bytes().len());
+        state.apply_one(Write { revision: 71, key: "/a".into(), stored: None });
+        assert_eq!(state.live_bytes(), 0);
     }
 }

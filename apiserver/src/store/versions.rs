@@ -44,7 +44,7 @@ impl<V> Chain<V> {
 
 /// One change in history.
 #[derive(Debug, Clone)]
-pub struct Record<V> {
+pub struct HistoryRecord<V> {
     /// When.
     pub revision: Revision,
     /// The key.
@@ -59,7 +59,7 @@ pub struct Record<V> {
 #[derive(Debug)]
 pub struct Versions<V> {
     keys: BTreeMap<Arc<str>, Chain<V>>,
-    history: VecDeque<Record<V>>,
+    history: VecDeque<HistoryRecord<V>>,
     revision: Revision,
     compacted: Revision,
 }
@@ -155,7 +155,7 @@ impl<V: Clone> Versions<V> {
                 previous
             }
         };
-        self.history.push_back(Record { revision, key: shared, value, previous: previous.clone() });
+        self.history.push_back(HistoryRecord { revision, key: shared, value, previous: previous.clone() });
         previous
     }
 
@@ -169,7 +169,7 @@ impl<V: Clone> Versions<V> {
     }
 
     /// History after `revision`, oldest first.
-    pub fn since(&self, revision: Revision) -> Result<impl Iterator<Item = &Record<V>>, OutOfReach> {
+    pub fn since(&self, revision: Revision) -> Result<impl Iterator<Item = &HistoryRecord<V>>, OutOfReach> {
         if revision < self.compacted {
             return Err(OutOfReach::Compacted(self.compacted));
         }
@@ -190,7 +190,7 @@ impl<V: Clone> Versions<V> {
     }
 
     /// Forgets history up to and with `revision`; returns the forgotten records, oldest first.
-    pub fn compact(&mut self, revision: Revision) -> Vec<Record<V>> {
+    pub fn compact(&mut self, revision: Revision) -> Vec<HistoryRecord<V>> {
         let revision = revision.min(self.revision);
         let mut gone = Vec::new();
         if revision <= self.compacted {

@@ -104,7 +104,7 @@ impl Verbs {
             let key = key(row, call.object_namespace(), &name);
             let taken = loop {
                 if let Some(existing) = self.cache.get(&key) {
-                    break object::is_deleting(&existing.shared());
+                    break existing.is_deleting();
                 }
                 if options.dry_run {
                     // It comes back as it was said: only the store would mind.

@@ -237,7 +237,7 @@ impl Verbs {
                         return Ok(Answer::Object(code, Shown::Value(versioned(new, cached.modified))));
                     }
                     let stored = Self::encode(row, &new)?;
-                    if stored == *cached.stored() {
+                    if stored.body() == cached.stored() {
                         return Ok(Answer::Object(code, Shown::Cached(cached)));
                     }
                     let Some(revision) = self.put(row, &key, cached.modified, stored.clone()).await? else { continue };

@@ -34,7 +34,8 @@ use crate::cache::{Cache, Cached, Lookup};
 use crate::resources::allocate::Allocator;
 use crate::resources::field::FieldError;
 use crate::resources::{Context, Row, Storage, Subresource, TABLE};
-use crate::store::{Compare, Op, Outcome, Revision, StoreError, Txn};
+use crate::store::record::{Facts, fingerprint};
+use crate::store::{Compare, Op, Outcome, Record, Revision, StoreError, Txn};
 
 pub use crate::patch::PatchKind as PatchType;
 pub use read::{List, WatchStart};
@@ -186,6 +187,13 @@ pub fn stored_row(row: &'static Row) -> &'static Row {
     TABLE.iter().copied().find(|r| r.storage == row.storage && r.storage_version).unwrap_or(row)
 }
 
+/// What selectors may ask for of an object in its stored version, for its record's head.
+#[must_use]
+pub fn facts_of_fields(row: &Row, object: &Value) -> (u64, Vec<String>) {
+    let values = row.strategy.selectable(object).into_iter().map(|(_, value)| value).collect();
+    (fingerprint(row.strategy.selectable_labels().iter().copied()), values)
+}
+
 /// `/registry/pods/`
 #[must_use]
 pub fn prefix(row: &Row) -> String {
@@ -269,23 +277,28 @@ impl Verbs {
     }
 
     /// The stored form of an object of this row.
-    fn encode(row: &'static Row, object: &Value) -> Result<Bytes, ApiError> {
-        let bytes = if row.storage_version {
-            object::encode(row, object)
-        } else {
-            object::encode(stored_row(row), &row.strategy.to_stored(object.clone()))
-        };
-        if bytes.len() > OBJECT_BYTES_MAX {
+    pub(crate) fn encode(row: &'static Row, object: &Value) -> Result<Record, ApiError> {
+        if !row.storage_version {
+            return Self::encode(stored_row(row), &row.strategy.to_stored(object.clone()));
+        }
+        let body = object::encode(row, object);
+        if body.len() > OBJECT_BYTES_MAX {
             return Err(ApiError::TooLarge("etcdserver: request is too large".into()));
         }
-        // Without the room that writing left over: these bytes stay.
-        Ok(bytes.into_boxed_slice().into())
+        let stamp_at = object::stamp_at(row);
+        let facts = Facts {
+            stamp_at,
+            comma: body.get(stamp_at) != Some(&b'}'),
+            fields: Some(facts_of_fields(row, object)),
+            ..Facts::of(object)
+        };
+        Ok(Record::new(&body, &facts))
     }
 
     /// What is shown of an object that was just stored.
-    fn stored_as(row: &'static Row, object: Value, stored: &[u8], revision: Revision) -> Shown {
+    fn stored_as(row: &'static Row, object: Value, stored: &Record, revision: Revision) -> Shown {
         if row.storage_version {
-            return Shown::Bytes(object::stamp(row, stored, revision));
+            return Shown::Bytes(object::stamp(row, stored.body(), revision));
         }
         let mut object = object;
         object::metadata_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
@@ -293,9 +306,9 @@ impl Verbs {
     }
 
     /// Writes one key if it is still as it was read; `None`: it isn't.
-    async fn put(&self, row: &Row, key: &str, was: Revision, value: Bytes) -> Result<Option<Revision>, ApiError> {
+    async fn put(&self, row: &Row, key: &str, was: Revision, record: Record) -> Result<Option<Revision>, ApiError> {
         let ttl = (row.plural == "events").then_some(EVENT_TTL);
-        let ops = vec![Op::Put { key: key.to_owned(), value, ttl }];
+        let ops = vec![Op::Put { key: key.to_owned(), record, ttl }];
         self.commit(key, was, ops).await
     }
 

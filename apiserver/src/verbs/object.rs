@@ -219,10 +219,16 @@ pub fn write(row: &Row, object: &Value, version: Option<u64>) -> Vec<u8> {
     out
 }
 
+/// Where in what [`encode`] made the resourceVersion goes.
+#[must_use]
+pub fn stamp_at(row: &Row) -> usize {
+    head(row).len() + METADATA.len()
+}
+
 /// Stamps a resourceVersion into what [`encode`] made.
 #[must_use]
 pub fn stamp(row: &Row, stored: &[u8], version: u64) -> Bytes {
-    let at = head(row).len() + METADATA.len();
+    let at = stamp_at(row);
     let mut out = Vec::with_capacity(stored.len() + 40);
     out.extend_from_slice(&stored[..at]);
     out.extend_from_slice(format!("\"resourceVersion\":\"{version}\"").as_bytes());

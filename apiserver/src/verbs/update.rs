@@ -135,7 +135,7 @@ impl Verbs {
             return Ok(Some(Answer::Object(200, Shown::Value(versioned(new, cached.modified)))));
         }
         let stored = Self::encode(row, &new)?;
-        if stored == *cached.stored() {
+        if stored.body() == cached.stored() {
             return Ok(Some(Answer::Object(200, Shown::Cached(cached))));
         }
         let done = self.put(row, key, cached.modified, stored.clone()).await?;

@@ -11,12 +11,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use super::super::plan::{Stored, Write};
 use super::log::{Segments, delete_below};
 use super::snapshot::{self, Rows};
-use super::{Revision, Shared, frame};
+use super::{ReadPlain, Revision, Shared, StoreError, frame};
 
 /// sled's page cache: it is only written to, and read once at a start.
 const SLED_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// Bytes of values per sled batch: bounds the memory of one batch, which sled holds several times.
 const BATCH_BYTES: usize = 256 * 1024;
+/// Keys of a snapshot that are taken up under one lock: some 0.1 ms.
+const SLICE_KEYS: usize = 1024;
 /// The record of what is applied. No key of ours: they begin with a slash.
 const APPLIED: &[u8] = b"applied";
 
@@ -102,7 +104,7 @@ fn open(path: &Path) -> Result<sled::Db, Trouble> {
 
 impl Sled {
     /// Opens sled and reads all of it, checked; `Err`: it is to be set aside.
-    pub(super) fn load(path: &Path) -> Result<(Self, Revision, Rows), Trouble> {
+    pub(super) fn load(path: &Path, plain: &ReadPlain) -> Result<(Self, Revision, Rows), Trouble> {
         let db = open(path)?;
         let mut writes = Vec::new();
         let mut applied = None;
@@ -120,7 +122,7 @@ impl Sled {
                     });
                     continue;
                 }
-                match frame::decode_write(body) {
+                match frame::decode_write(body, plain) {
                     Some((write, [])) if write.key.as_bytes() == &*key && write.stored.is_some() => writes.push(write),
                     _ => sound = false,
                 }
@@ -160,7 +162,7 @@ impl Sled {
                 self.write(std::mem::take(&mut batch))?;
                 batch_bytes = 0;
             }
-            batch_bytes += write.stored.as_ref().map_or(0, |stored| stored.value.len());
+            batch_bytes += write.stored.as_ref().map_or(0, |stored| stored.bytes());
             let key = write.key.as_bytes();
             let there = guarded(|| self.db.contains_key(key))?;
             if write.stored.is_some() {
@@ -182,6 +184,30 @@ impl Sled {
     /// Blocking, from one thread only: `flush_async` deadlocks.
     fn write(&self, batch: sled::Batch) -> Result<(), Trouble> {
         guarded(|| self.db.apply_batch(batch).and_then(|()| self.db.flush().map(|_| ())))
+    }
+}
+
+/// The whole state at a revision, piece by piece: the writer waits for one piece at most.
+struct Slices<'a> {
+    shared: &'a Shared,
+    at: Revision,
+    after: Option<Arc<str>>,
+}
+
+impl Slices<'_> {
+    /// The next keys; none: there are no more.
+    fn next(&mut self) -> std::io::Result<Rows> {
+        let state = self.shared.read();
+        // History may be compacted under a long snapshot; the compaction brings the next one.
+        state.versions.check(self.at).map_err(|gone| std::io::Error::other(StoreError::from(gone)))?;
+        let from = self.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let rows = state.versions.range(from, Bound::Unbounded, self.at).take(SLICE_KEYS);
+        let rows: Rows = rows.map(|(key, modified, stored)| snapshot::row(key, modified, stored)).collect();
+        drop(state);
+        if let Some(last) = rows.last() {
+            self.after = Some(last.key.clone());
+        }
+        Ok(rows)
     }
 }
 
@@ -241,12 +267,15 @@ impl Checkpoint {
         if below < self.snapshot_after_bytes {
             return Ok(());
         }
-        let (at, rows) = self.state();
-        let live: u64 = rows.iter().filter_map(|row| row.stored.as_ref()).map(|stored| stored.value.len() as u64).sum();
+        let (at, live) = {
+            let state = self.shared.read();
+            (state.versions.compacted(), state.live_bytes() as u64)
+        };
         if below < 2 * live {
             return Ok(());
         }
-        snapshot::write(&self.path, at, &rows)?;
+        let mut slices = Slices { shared: &self.shared, at, after: None };
+        snapshot::write(&self.path, at, || slices.next())?;
         delete_below(&self.segments, at)
     }
 }

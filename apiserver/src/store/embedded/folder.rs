@@ -7,7 +7,9 @@ use std::path::Path;
 use super::StoreError;
 
 /// The version of everything in the folder; raised when an older program could not read it.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The first one, of JSON without heads: read, and written no more.
+const FORMAT_PLAIN: u32 = 1;
 
 /// A locked folder, until it is dropped.
 pub(super) struct Lock(#[expect(dead_code, reason = "holds the lock while it is open")] File);
@@ -19,7 +21,7 @@ pub(super) fn unusable(path: &Path, error: &io::Error) -> StoreError {
 /// What every damage says: the file, what is wrong, the way back.
 pub(super) fn damaged(path: &Path, what: &str) -> StoreError {
     StoreError::Damaged(format!(
-        "{} is damaged: {what}; nothing was changed: bring back a backup with `coracle restore FILE`",
+        "{} is damaged: {what}; nothing was changed: put a copy of the data folder back",
         path.display()
     ))
 }
@@ -37,6 +39,18 @@ pub(super) fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Resu
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     path.parent().map_or(Ok(()), sync_folder)
+}
+
+/// Raises the format of a folder that was read, before the first record is written: an older program says then that it
+/// can't read it, and doesn't take records for damage.
+pub(super) fn raise(path: &Path) -> Result<(), StoreError> {
+    let format = path.join("format");
+    let text = fs::read_to_string(&format).map_err(|error| unusable(&format, &error))?;
+    if text.trim() == FORMAT.to_string() { Ok(()) } else { write_format(&format) }
+}
+
+fn write_format(path: &Path) -> Result<(), StoreError> {
+    write_whole(path, |file| writeln!(file, "{FORMAT}")).map_err(|error| unusable(path, &error))
 }
 
 /// Makes the folder where it isn't, locks it, and checks that this program can read it.
@@ -60,6 +74,8 @@ pub(super) fn enter(path: &Path) -> Result<Lock, StoreError> {
     match fs::read_to_string(&format) {
         Ok(text) => match text.trim().parse::<u32>() {
             Ok(FORMAT) => {}
+            // Raised when it was read: `raise`.
+            Ok(FORMAT_PLAIN) => {}
             Ok(newer) => {
                 return Err(StoreError::Damaged(format!(
                     "{} says format {newer}, this program reads up to {FORMAT}: use the newer coracle that wrote it",
@@ -73,7 +89,7 @@ pub(super) fn enter(path: &Path) -> Result<Lock, StoreError> {
             if !empty {
                 return Err(damaged(&format, "it is missing beside a log"));
             }
-            write_whole(&format, |file| writeln!(file, "{FORMAT}")).map_err(|error| unusable(&format, &error))?;
+            write_format(&format)?;
             path.parent().map_or(Ok(()), sync_folder).map_err(|error| unusable(path, &error))?;
         }
         Err(error) => return Err(unusable(&format, &error)),

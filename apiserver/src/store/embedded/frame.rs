@@ -4,13 +4,17 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
+use super::super::Record;
 use super::super::plan::{Stored, Write};
-use super::Revision;
+use super::{ReadPlain, Revision};
 
 pub(super) const MAGIC: [u8; 4] = [0xFF, b'C', b'R', 0xFE];
 pub(super) const HEADER_BYTES: usize = 40;
+
+/// What a write holds: nothing, an object as the first format stored it (JSON alone), or a record.
+const DELETED: u8 = 0;
+const PLAIN: u8 = 1;
+const RECORD: u8 = 2;
 
 /// A frame's head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,12 +43,12 @@ pub(super) fn encode_write(out: &mut Vec<u8>, write: &Write) {
     out.extend_from_slice(&write.revision.to_le_bytes());
     put_bytes(out, write.key.as_bytes());
     match &write.stored {
-        None => out.push(0),
+        None => out.push(DELETED),
         Some(stored) => {
-            out.push(1);
+            out.push(RECORD);
             out.extend_from_slice(&stored.created.to_le_bytes());
             out.extend_from_slice(&stored.expires_ms.to_le_bytes());
-            put_bytes(out, &stored.value);
+            put_bytes(out, stored.record.as_bytes());
         }
     }
 }
@@ -73,17 +77,19 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The write at the front of `bytes` and what follows it.
-pub(super) fn decode_write(bytes: &[u8]) -> Option<(Write, &[u8])> {
+/// The write at the front of `bytes` and what follows it; `read` makes a record of what was stored without a head.
+pub(super) fn decode_write<'a>(bytes: &'a [u8], read: &ReadPlain) -> Option<(Write, &'a [u8])> {
     let mut reader = Reader(bytes);
     let revision = reader.u64()?;
     let key: Arc<str> = std::str::from_utf8(reader.bytes()?).ok()?.into();
     let stored = match reader.take(1)? {
-        [0] => None,
-        [1] => {
+        [DELETED] => None,
+        [form @ (PLAIN | RECORD)] => {
             let created = reader.u64()?;
             let expires_ms = reader.u64()?;
-            Some(Stored { created, expires_ms, value: Bytes::copy_from_slice(reader.bytes()?) }.into())
+            let bytes = reader.bytes()?;
+            let record = if *form == PLAIN { read(&key, bytes) } else { Record::decode(bytes)? };
+            Some(Stored { created, expires_ms, record }.into())
         }
         _ => return None,
     };
@@ -131,10 +137,10 @@ pub(super) fn check(bytes: &[u8]) -> Option<(Header, &[u8])> {
 }
 
 /// The writes of a checked payload; `None` where they are not what the header says.
-pub(super) fn writes(header: &Header, mut payload: &[u8]) -> Option<Vec<Write>> {
+pub(super) fn writes(header: &Header, mut payload: &[u8], read: &ReadPlain) -> Option<Vec<Write>> {
     let mut writes: Vec<Write> = Vec::new();
     while !payload.is_empty() {
-        let (write, rest) = decode_write(payload)?;
+        let (write, rest) = decode_write(payload, read)?;
         let follows = writes.last().map_or(write.revision == header.first, |last| {
             write.revision == last.revision || write.revision == last.revision + 1
         });
@@ -168,14 +174,34 @@ mod tests {
     /// Key, value with its time to live, whether a new revision begins.
     type Drawn = ((String, Option<(Vec<u8>, u64)>), bool);
 
+    fn read(_: &str, body: &[u8]) -> Record {
+        Record::plain(body)
+    }
+
+    /// As the first format wrote it.
+    fn plain(write: &Write) -> Vec<u8> {
+        let mut out = write.revision.to_le_bytes().to_vec();
+        put_bytes(&mut out, write.key.as_bytes());
+        match &write.stored {
+            None => out.push(0),
+            Some(stored) => {
+                out.push(1);
+                out.extend_from_slice(&stored.created.to_le_bytes());
+                out.extend_from_slice(&stored.expires_ms.to_le_bytes());
+                put_bytes(&mut out, stored.record.body());
+            }
+        }
+        out
+    }
+
     fn some_writes() -> impl Strategy<Value = Vec<Write>> {
         let one = ("[a-z/]{1,12}", proptest::option::of((proptest::collection::vec(any::<u8>(), 0..40), any::<u64>())));
         proptest::collection::vec((one, any::<bool>()), 1..6).prop_map(|ops| {
             let mut revision = 7;
             let write = |((key, value), step): Drawn| {
                 revision += u64::from(step);
-                let stored =
-                    value.map(|(value, ttl)| Stored { value: value.into(), created: 1, expires_ms: ttl }.into());
+                let stored = value
+                    .map(|(value, ttl)| Stored { record: Record::plain(&value), created: 1, expires_ms: ttl }.into());
                 Write { revision, key: key.into(), stored }
             };
             ops.into_iter().map(write).collect()
@@ -190,7 +216,15 @@ mod tests {
             bytes.extend_from_slice(b"what follows");
             let (header, payload) = check(&bytes).unwrap();
             prop_assert_eq!((header.number, header.frame_bytes()), (number, len));
-            prop_assert_eq!(super::writes(&header, payload), Some(writes));
+            prop_assert_eq!(super::writes(&header, payload, &read), Some(writes));
+        }
+
+        #[test]
+        fn what_the_first_format_wrote_is_read(writes in some_writes()) {
+            let bytes: Vec<u8> = writes.iter().flat_map(plain).collect();
+            let (first, last) = (writes[0].revision, writes[writes.len() - 1].revision);
+            let header = Header { number: 1, first, last, payload_bytes: 0, payload_crc: 0 };
+            prop_assert_eq!(super::writes(&header, &bytes, &read), Some(writes));
         }
 
         #[test]
@@ -206,7 +240,7 @@ mod tests {
         #[test]
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let header = Header { number: 1, first: 1, last: 1, payload_bytes: 0, payload_crc: 0 };
-            let _ = super::writes(&header, &bytes);
+            let _ = super::writes(&header, &bytes, &read);
             prop_assert!(check(&bytes).is_none());
         }
     }

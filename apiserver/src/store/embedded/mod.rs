@@ -26,7 +26,7 @@ use machinery::env::Env;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::plan::{State, check};
-use super::{Change, Entry, History, Outcome, Range, Revision, Sink, Store, StoreError, Txn, Watch};
+use super::{Change, Entry, History, Outcome, Range, Record, Revision, Sink, Store, StoreError, Txn, Watch};
 use writer::{Command, Reply};
 
 /// Commands that may wait for the writer: more would only wait longer; callers queue before it.
@@ -34,6 +34,9 @@ const QUEUE_COMMANDS_MAX: usize = 4096;
 
 /// What happens when a sync fails: what the disk holds is unknown then, and the process must not go on.
 pub type Fatal = Box<dyn Fn(&str) + Send + Sync>;
+
+/// Makes a record of a key's object that the first format stored without a head.
+pub type ReadPlain = dyn Fn(&str, &[u8]) -> Record + Send + Sync;
 
 /// How an embedded store behaves; the defaults are for use, other values for tests.
 pub struct Options {
@@ -43,6 +46,8 @@ pub struct Options {
     pub segment_bytes_max: u64,
     /// A snapshot is written when segments of this size (or twice the live data, if that is more) could be deleted.
     pub snapshot_after_bytes: u64,
+    /// For a folder of the first format.
+    pub read_plain: Box<ReadPlain>,
 }
 
 impl Default for Options {
@@ -56,6 +61,7 @@ impl Default for Options {
             segment_bytes_max: 16 * 1024 * 1024,
             // Bounds what a start without sled has to read to about a second's worth.
             snapshot_after_bytes: 64 * 1024 * 1024,
+            read_plain: Box::new(|_, body| Record::read(body, |_| None)),
         }
     }
 }
@@ -95,7 +101,8 @@ impl EmbeddedStore {
         // Absolute: a relative path's last folder has no parent that could be synced.
         let path = &std::path::absolute(path).map_err(|error| folder::unusable(path, &error))?;
         let lock = folder::enter(path)?;
-        let recovered = recover::recover(path)?;
+        let recovered = recover::recover(path, &*options.read_plain)?;
+        folder::raise(path)?;
         let revision = recovered.state.versions.revision();
         let shared = Arc::new(Shared { state: RwLock::new(recovered.state), moved: watch::Sender::new(revision) });
         let log = recovered.log.with_segment_bytes_max(options.segment_bytes_max);

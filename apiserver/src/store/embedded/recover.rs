@@ -9,7 +9,7 @@ use super::checkpoint::{Sled, sled_path};
 use super::folder::{damaged, sync_folder, unusable};
 use super::log::{Log, Segment};
 use super::snapshot::{self, Rows};
-use super::{Revision, StoreError, frame};
+use super::{ReadPlain, Revision, StoreError, frame};
 
 pub(super) struct Recovered {
     pub(super) state: State,
@@ -23,10 +23,10 @@ struct Tail {
     last: Revision,
 }
 
-pub(super) fn recover(path: &Path) -> Result<Recovered, StoreError> {
-    let (snapshot, bad_snapshot) = newest_snapshot(path)?;
+pub(super) fn recover(path: &Path, plain: &ReadPlain) -> Result<Recovered, StoreError> {
+    let (snapshot, bad_snapshot) = newest_snapshot(path, plain)?;
     let sled_at = sled_path(path);
-    let loaded = if sled_at.exists() { Sled::load(&sled_at) } else { Err("it is not there".into()) };
+    let loaded = if sled_at.exists() { Sled::load(&sled_at, plain) } else { Err("it is not there".into()) };
     let snapshot_revision = snapshot.as_ref().map_or(0, |(revision, _)| *revision);
     let (sled, base, rows, trouble) = match loaded {
         Ok((sled, revision, rows)) if revision >= snapshot_revision => (Some(sled), revision, rows, None),
@@ -42,7 +42,7 @@ pub(super) fn recover(path: &Path) -> Result<Recovered, StoreError> {
             state.load(write.key.clone(), write.revision, stored);
         }
     }
-    let log = replay(path, &mut state, base, bad_snapshot.as_deref())?;
+    let log = replay(path, &mut state, base, bad_snapshot.as_deref(), plain)?;
     let sled = match (sled, trouble) {
         (None, Some(trouble)) => {
             // A first start has nothing to say.
@@ -62,10 +62,10 @@ pub(super) fn recover(path: &Path) -> Result<Recovered, StoreError> {
 type Base = (Revision, Rows);
 
 /// The newest snapshot that checks out, and a damaged newer one.
-fn newest_snapshot(path: &Path) -> Result<(Option<Base>, Option<PathBuf>), StoreError> {
+fn newest_snapshot(path: &Path, plain: &ReadPlain) -> Result<(Option<Base>, Option<PathBuf>), StoreError> {
     let mut bad = None;
     for (file, _) in snapshot::list(path).map_err(|error| unusable(path, &error))? {
-        match snapshot::read(&file).map_err(|error| unusable(&file, &error))? {
+        match snapshot::read(&file, plain).map_err(|error| unusable(&file, &error))? {
             Some(read) => return Ok((Some(read), bad)),
             None => bad = bad.or(Some(file)),
         }
@@ -86,7 +86,13 @@ fn segment_files(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
 }
 
 /// Applies what comes after `base`, cuts a torn tail off, and returns the log ready to be appended to.
-fn replay(path: &Path, state: &mut State, base: Revision, bad_snapshot: Option<&Path>) -> Result<Log, StoreError> {
+fn replay(
+    path: &Path,
+    state: &mut State,
+    base: Revision,
+    bad_snapshot: Option<&Path>,
+    plain: &ReadPlain,
+) -> Result<Log, StoreError> {
     let folder = path.join("log");
     let files = segment_files(&folder)?;
     let mut tail: Option<Tail> = None;
@@ -111,7 +117,7 @@ fn replay(path: &Path, state: &mut State, base: Revision, bad_snapshot: Option<&
                 }
                 _ => {}
             }
-            let writes = frame::writes(&header, payload)
+            let writes = frame::writes(&header, payload, plain)
                 .ok_or_else(|| damaged(file, &format!("frame {} holds what no coracle writes", header.number)))?;
             for write in writes.into_iter().filter(|write: &Write| write.revision > base) {
                 state.apply_one(write);

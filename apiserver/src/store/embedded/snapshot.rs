@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 
 use super::super::plan::{Stored, Write};
 use super::folder::write_whole;
-use super::{Revision, frame};
+use super::{ReadPlain, Revision, frame};
 
-const MAGIC: &[u8; 8] = b"\xFFCRSNAP\xFE";
+/// Of the first format, which counts its rows before them.
+const MAGIC_COUNTED: &[u8; 8] = b"\xFFCRSNAP\xFE";
+/// Rows, and how many they are behind them: nobody knows it before.
+const MAGIC: &[u8; 8] = b"\xFFCRSNA2\xFE";
 const PREFIX: &str = "snapshot-";
 
 /// State in key order: key and write of each.
@@ -28,20 +31,27 @@ impl Checked<'_> {
     }
 }
 
-/// Writes `snapshot-REV` into the folder and deletes older ones.
-pub(super) fn write(folder: &Path, revision: Revision, rows: &Rows) -> io::Result<()> {
+/// Writes `snapshot-REV` of rows that come piece by piece into the folder and deletes older ones.
+pub(super) fn write(folder: &Path, revision: Revision, mut next: impl FnMut() -> io::Result<Rows>) -> io::Result<()> {
     let path = folder.join(format!("{PREFIX}{revision:020}"));
     write_whole(&path, |file| {
         let mut out = Checked { out: BufWriter::new(file), crc: crc32fast::Hasher::new() };
         out.put(MAGIC)?;
         out.put(&revision.to_le_bytes())?;
-        out.put(&(rows.len() as u64).to_le_bytes())?;
-        let mut row = Vec::new();
-        for write in rows {
-            row.clear();
-            frame::encode_write(&mut row, write);
-            out.put(&row)?;
+        let (mut row, mut count) = (Vec::new(), 0u64);
+        loop {
+            let rows = next()?;
+            if rows.is_empty() {
+                break;
+            }
+            for write in &rows {
+                row.clear();
+                frame::encode_write(&mut row, write);
+                out.put(&row)?;
+                count += 1;
+            }
         }
+        out.put(&count.to_le_bytes())?;
         let crc = out.crc.clone().finalize();
         out.out.write_all(&crc.to_le_bytes())?;
         out.out.flush()
@@ -69,21 +79,27 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<(PathBuf, Revision)>> {
 }
 
 /// Reads a snapshot; `None`: it is damaged.
-pub(super) fn read(path: &Path) -> io::Result<Option<(Revision, Rows)>> {
-    Ok(parse(&fs::read(path)?))
+pub(super) fn read(path: &Path, plain: &ReadPlain) -> io::Result<Option<(Revision, Rows)>> {
+    Ok(parse(&fs::read(path)?, plain))
 }
 
-fn parse(bytes: &[u8]) -> Option<(Revision, Rows)> {
+fn parse(bytes: &[u8], plain: &ReadPlain) -> Option<(Revision, Rows)> {
     let (body, crc) = bytes.split_last_chunk::<4>()?;
     if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
         return None;
     }
-    let body = body.strip_prefix(MAGIC)?;
-    let (revision, body) = body.split_first_chunk::<8>()?;
-    let (count, mut body) = body.split_first_chunk::<8>()?;
+    let (revision, count, mut body) = if let Some(body) = body.strip_prefix(MAGIC_COUNTED) {
+        let (revision, body) = body.split_first_chunk::<8>()?;
+        let (count, body) = body.split_first_chunk::<8>()?;
+        (revision, count, body)
+    } else {
+        let (revision, body) = body.strip_prefix(MAGIC)?.split_first_chunk::<8>()?;
+        let (body, count) = body.split_last_chunk::<8>()?;
+        (revision, count, body)
+    };
     let mut rows = Vec::new();
     while !body.is_empty() {
-        let (write, rest) = frame::decode_write(body)?;
+        let (write, rest) = frame::decode_write(body, plain)?;
         rows.push(write);
         body = rest;
     }
@@ -93,4 +109,50 @@ fn parse(bytes: &[u8]) -> Option<(Revision, Rows)> {
 /// A row of the state.
 pub(super) fn row(key: &std::sync::Arc<str>, modified: Revision, stored: &std::sync::Arc<Stored>) -> Write {
     Write { revision: modified, key: key.clone(), stored: Some(stored.clone()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Record;
+    use super::*;
+
+    fn rows() -> Rows {
+        let stored =
+            |body: &str| Some(Stored { record: Record::plain(body.as_bytes()), created: 1, expires_ms: 0 }.into());
+        let row = |n: u64| Write { revision: n, key: format!("/k/{n}").into(), stored: stored(&n.to_string()) };
+        (1..=5).map(row).collect()
+    }
+
+    fn plain(_: &str, body: &[u8]) -> Record {
+        Record::plain(body)
+    }
+
+    #[test]
+    fn snapshots_of_both_formats_are_read_and_damage_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut pieces = vec![Vec::new(), rows().split_off(2), rows()[..2].to_vec()];
+        write(folder.path(), 9, || Ok(pieces.pop().unwrap())).unwrap();
+        let (path, at) = list(folder.path()).unwrap().remove(0);
+        assert_eq!(at, 9);
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(parse(&bytes, &plain), Some((9, rows())));
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 4;
+            assert_eq!(parse(&bad, &plain), None, "byte {at}");
+            assert_eq!(parse(&bytes[..at], &plain), None, "cut at {at}");
+        }
+        // As the first format wrote it: JSON alone, and the count before.
+        let mut counted = [&MAGIC_COUNTED[..], &9u64.to_le_bytes(), &1u64.to_le_bytes()].concat();
+        counted.extend(7u64.to_le_bytes());
+        counted.extend(2u32.to_le_bytes());
+        counted.extend(b"/a\x01");
+        counted.extend([3u64.to_le_bytes(), 0u64.to_le_bytes()].concat());
+        counted.extend(2u32.to_le_bytes());
+        counted.extend(b"{}");
+        counted.extend(crc32fast::hash(&counted).to_le_bytes());
+        let stored = Stored { record: Record::plain(b"{}"), created: 3, expires_ms: 0 };
+        let row = Write { revision: 7, key: "/a".into(), stored: Some(stored.into()) };
+        assert_eq!(parse(&counted, &plain), Some((9, vec![row])));
+    }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::super::contract::{all, just, put, write};
 use super::super::{Op, prefix_end};
 use super::*;
+use crate::cache::{Cache, FieldRequirement, LabelOp, LabelRequirement, Selectors};
 
 fn open(path: &Path) -> Result<Arc<EmbeddedStore>, StoreError> {
     let options = Options { segment_bytes_max: 4096, snapshot_after_bytes: 16 * 1024, ..Options::default() };
@@ -18,7 +19,7 @@ fn open(path: &Path) -> Result<Arc<EmbeddedStore>, StoreError> {
 
 async fn everything(store: &dyn Store) -> BTreeMap<String, (Vec<u8>, Revision, Revision)> {
     let range = store.range("/", &prefix_end("/"), None, 0).await.unwrap();
-    range.entries.into_iter().map(|e| (e.key.to_string(), (e.value.to_vec(), e.created, e.modified))).collect()
+    range.entries.into_iter().map(|e| (e.key.to_string(), (e.record.body().to_vec(), e.created, e.modified))).collect()
 }
 
 fn log_files(path: &Path) -> Vec<PathBuf> {
@@ -94,7 +95,7 @@ async fn a_restart_keeps_state_and_history_whatever_happens_to_sled() {
     bytes[40] ^= 1;
     fs::write(&snapshots[0].0, bytes).unwrap();
     let Err(StoreError::Damaged(message)) = open(path).map(|_| ()) else { panic!("must be refused") };
-    assert!(message.contains("snapshot-") && message.contains("coracle restore"), "{message}");
+    assert!(message.contains("snapshot-") && message.contains("put a copy of the data folder back"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,8 +144,78 @@ async fn a_folder_in_use_or_of_a_newer_format_is_refused() {
     let store = open(folder.path()).unwrap();
     assert!(matches!(open(folder.path()), Err(StoreError::InUse(_))));
     drop(store);
-    fs::write(folder.path().join("format"), "2\n").unwrap();
+    fs::write(folder.path().join("format"), "3\n").unwrap();
     assert!(matches!(open(folder.path()), Err(StoreError::Damaged(_))));
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &to)
+        } else {
+            drop(fs::copy(entry.path(), to))
+        }
+    }
+}
+
+/// A folder that the first version wrote (commit 7a29936): objects as JSON alone, in sled and in the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/store-format-1");
+    for keeps_sled in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        copy_folder(&fixture, &path);
+        if !keeps_sled {
+            fs::remove_dir_all(path.join("sled")).unwrap();
+        }
+        let mut before = BTreeMap::new();
+        for _ in 0..3 {
+            let options = || Options { read_plain: Box::new(crate::server::read_plain), ..Options::default() };
+            let store = EmbeddedStore::open(&path, Env::real(), options()).unwrap();
+            assert_eq!(fs::read_to_string(path.join("format")).unwrap().trim(), "2");
+            let now = everything(&*store).await;
+            assert!(before.is_empty() || now == before, "the same after a restart");
+            let cache = Cache::open(store.clone(), crate::server::resources()).await.unwrap();
+            let names = |prefix: &str, filter| {
+                let page = cache.list(prefix, None, None, 0, &filter).unwrap();
+                page.items.iter().map(|object| object.name().to_owned()).collect::<Vec<_>>()
+            };
+            let opaque = FieldRequirement { label: "type".into(), equals: true, value: "Opaque".into() };
+            let opaque = Selectors { fields: vec![opaque], ..Selectors::default() };
+            assert_eq!(names("/registry/secrets/", opaque), ["s"]);
+            let gold = LabelRequirement { key: "tier".into(), op: LabelOp::In, values: vec!["gold".into()] };
+            let gold = Selectors { labels: vec![gold], ..Selectors::default() };
+            assert_eq!(names("/registry/namespaces/", gold), ["team"]);
+            assert_eq!(names("/registry/rolebindings/team/", Selectors::default()), ["\u{10ffff}hidden"]);
+            let held = cache.get("/registry/configmaps/team/held").unwrap();
+            assert!(held.is_deleting() && held.value()["data"]["k"] == "é");
+            assert_eq!(held.namespace(), "team");
+            assert!(!cache.get("/registry/configmaps/team/after").unwrap().is_deleting());
+            assert!(cache.get("/registry/configmaps/team/gone").is_none());
+            // Read once, with all that a record has that is written today.
+            for (group, plural, key) in [
+                ("", "secrets", "/registry/secrets/team/s"),
+                ("", "namespaces", "/registry/namespaces/team"),
+                ("", "configmaps", "/registry/configmaps/team/held"),
+            ] {
+                let row = crate::resources::find(group, "v1", plural).unwrap();
+                let entry = store.get(key, None).await.unwrap().unwrap();
+                let value: serde_json::Value = serde_json::from_slice(entry.record.body()).unwrap();
+                assert_eq!(crate::verbs::Verbs::encode(row, &value).unwrap(), entry.record, "{key}");
+            }
+            if before.is_empty() {
+                write(&*store, just(put("/registry/configmaps/team/new", "{}"))).await;
+                write(&*store, just(Op::Delete { key: "/registry/configmaps/team/new".into() })).await;
+                store.compact(store.revision()).await.unwrap();
+            }
+            before = everything(&*store).await;
+            drop(cache);
+            store.close();
+        }
+    }
 }
 
 #[cfg(target_os = "linux")]

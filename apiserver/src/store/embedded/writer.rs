@@ -185,7 +185,7 @@ impl Writer {
 
 fn value_bytes(op: &super::super::Op) -> usize {
     match op {
-        super::super::Op::Put { value, .. } => value.len(),
+        super::super::Op::Put { record, .. } => record.as_bytes().len(),
         super::super::Op::Delete { .. } => 0,
     }
 }

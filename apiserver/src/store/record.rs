@@ -1,0 +1,411 @@
+//! What is stored of an object: a small head of facts (labels, selectable fields, whether it is being deleted) before its
+//! JSON, in one piece of memory. The head is made once, in the request that writes, where the object's value is at hand;
+//! transactions, the log, snapshots and the cache carry it on, and nobody parses an object under a lock or at a start.
+//!
+//! The head, little endian: version, flags, length of the namespace (2 bytes), where the resourceVersion goes (4), the
+//! schema's generation (4), the fingerprint of the fields' names (8), bytes of labels, of fields and of managers (4 each);
+//! then labels and fields as texts behind their lengths. Managers of fields are kept room for: version 1 has none.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+const VERSION: u8 = 1;
+const FIXED_BYTES: usize = 32;
+const COMMA: u8 = 1;
+const DELETING: u8 = 2;
+
+/// See the module. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Head and body.
+    bytes: Bytes,
+    /// Where the body begins.
+    body_at: u32,
+}
+
+/// What is known of an object when it is stored.
+#[derive(Debug, Default)]
+pub struct Facts<'a> {
+    /// Where in the body the resourceVersion goes, just behind metadata's brace; 0: nowhere.
+    pub stamp_at: usize,
+    /// Whether metadata has other fields, so that a comma follows.
+    pub comma: bool,
+    /// Whether its deletion has begun.
+    pub deleting: bool,
+    /// The namespace, or empty.
+    pub namespace: &'a str,
+    /// Under which generation of its schema it was stored; 0 for kinds whose schema is the program's own.
+    pub schema_generation: u32,
+    /// Labels in order of their keys.
+    pub labels: Vec<(&'a str, &'a str)>,
+    /// The fingerprint of the selectable fields' names, and their values in the names' order; `None`: not known.
+    pub fields: Option<(u64, Vec<String>)>,
+}
+
+impl<'a> Facts<'a> {
+    /// What the object itself says; `stamp_at` and the fields are the caller's to know.
+    #[must_use]
+    pub fn of(object: &'a Value) -> Self {
+        let metadata = &object["metadata"];
+        let labels = metadata["labels"].as_object().into_iter().flatten();
+        Self {
+            deleting: !metadata["deletionTimestamp"].is_null(),
+            namespace: metadata["namespace"].as_str().unwrap_or_default(),
+            labels: labels.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?))).collect(),
+            ..Self::default()
+        }
+    }
+}
+
+/// Stands for a list of field names: two lists have the same one only if they are the same. Never 0.
+pub fn fingerprint<'a>(names: impl IntoIterator<Item = &'a str>) -> u64 {
+    // FNV-1a over the names and an end that no name holds.
+    let bytes = names.into_iter().flat_map(|name| name.bytes().chain([0xFF]));
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    hash.max(1)
+}
+
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries([self.head(), self.body()].map(String::from_utf8_lossy)).finish()
+    }
+}
+
+fn put_texts<'a>(out: &mut Vec<u8>, texts: impl Iterator<Item = &'a str>) -> u32 {
+    let begin = out.len();
+    for text in texts {
+        out.extend_from_slice(&length(text.len()).to_le_bytes());
+        out.extend_from_slice(text.as_bytes());
+    }
+    length(out.len() - begin)
+}
+
+/// Values and heads are bounded far below 4 GiB by the store's limit.
+fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+/// Texts behind their lengths.
+struct Texts<'a>(&'a [u8]);
+
+impl<'a> Iterator for Texts<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        let (length, rest) = self.0.split_first_chunk::<4>()?;
+        let (text, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        self.0 = rest;
+        std::str::from_utf8(text).ok()
+    }
+}
+
+impl Texts<'_> {
+    /// How many there are, if they are all that is there.
+    fn count_whole(mut self) -> Option<usize> {
+        let mut count = 0;
+        while !self.0.is_empty() {
+            self.next()?;
+            count += 1;
+        }
+        Some(count)
+    }
+}
+
+impl Record {
+    /// Of a body and what is known of it.
+    #[must_use]
+    pub fn new(body: &[u8], facts: &Facts<'_>) -> Self {
+        let labels = facts.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum::<usize>();
+        let fields = facts.fields.iter().flat_map(|(_, values)| values).map(|value| value.len() + 4).sum::<usize>();
+        let mut out = Vec::with_capacity(FIXED_BYTES + labels + fields + body.len());
+        let flags = if facts.comma { COMMA } else { 0 } | if facts.deleting { DELETING } else { 0 };
+        out.extend_from_slice(&[VERSION, flags]);
+        out.extend_from_slice(&u16::try_from(facts.namespace.len()).unwrap_or(0).to_le_bytes());
+        out.extend_from_slice(&length(facts.stamp_at).to_le_bytes());
+        out.extend_from_slice(&facts.schema_generation.to_le_bytes());
+        out.extend_from_slice(&facts.fields.as_ref().map_or(0, |(names, _)| *names).to_le_bytes());
+        out.extend_from_slice(&[0; 12]);
+        let labels = put_texts(&mut out, facts.labels.iter().flat_map(|(key, value)| [*key, *value]));
+        let fields = put_texts(&mut out, facts.fields.iter().flat_map(|(_, values)| values).map(String::as_str));
+        out[20..24].copy_from_slice(&labels.to_le_bytes());
+        out[24..28].copy_from_slice(&fields.to_le_bytes());
+        let body_at = length(out.len());
+        out.extend_from_slice(body);
+        // Without the room that was left over: these bytes stay.
+        Self { bytes: out.into_boxed_slice().into(), body_at }
+    }
+
+    /// Of a body that nothing is known of.
+    #[must_use]
+    pub fn plain(body: &[u8]) -> Self {
+        Self::new(body, &Facts::default())
+    }
+
+    /// Of an object's JSON, reading what it says: for what was stored without a head. `fields` gives what selectors may
+    /// ask for of the parsed object.
+    #[must_use]
+    pub fn read(body: &[u8], fields: impl FnOnce(&Value) -> Option<(u64, Vec<String>)>) -> Self {
+        let Some(stamp) = Stamp::find(body) else {
+            // Stored with a resourceVersion, which nobody should do: taken out once, here.
+            let Ok(mut value) = serde_json::from_slice::<Value>(body) else { return Self::plain(body) };
+            if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+                metadata.remove("resourceVersion");
+            }
+            let body = value.to_string();
+            let stamp = Stamp::find(body.as_bytes()).unwrap_or_default();
+            return Self::with_stamp(body.as_bytes(), stamp, &value, fields);
+        };
+        match serde_json::from_slice::<Value>(body) {
+            Ok(value) => Self::with_stamp(body, stamp, &value, fields),
+            Err(_) => Self::plain(body),
+        }
+    }
+
+    fn with_stamp(
+        body: &[u8],
+        stamp: Stamp,
+        value: &Value,
+        fields: impl FnOnce(&Value) -> Option<(u64, Vec<String>)>,
+    ) -> Self {
+        let mut facts = Facts { fields: fields(value), ..Facts::of(value) };
+        (facts.stamp_at, facts.comma) = (stamp.at, stamp.comma);
+        // In the order in which they are written, which is that of the keys.
+        let labels: BTreeMap<&str, &str> = facts.labels.into_iter().collect();
+        facts.labels = labels.into_iter().collect();
+        Self::new(body, &facts)
+    }
+
+    /// What [`as_bytes`](Self::as_bytes) gave; `None`: these are no record's bytes, or of a newer version.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let fixed = bytes.first_chunk::<FIXED_BYTES>()?;
+        let number = |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]) as usize;
+        let (labels, fields, managers) = (number(20), number(24), number(28));
+        if fixed[0] != VERSION || fixed[1] & !(COMMA | DELETING) != 0 || managers != 0 {
+            return None;
+        }
+        let (texts, body) = bytes[FIXED_BYTES..].split_at_checked(labels.checked_add(fields)?)?;
+        let (labels, fields) = texts.split_at_checked(labels)?;
+        Texts(fields).count_whole()?;
+        let sound = Texts(labels).count_whole()? % 2 == 0 && number(4) <= body.len();
+        let body_at = u32::try_from(bytes.len() - body.len()).ok()?;
+        sound.then(|| Self { bytes: Bytes::copy_from_slice(bytes), body_at })
+    }
+
+    /// Head and body, as logs and snapshots hold them.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The object's JSON.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        &self.bytes[self.body_at as usize..]
+    }
+
+    fn head(&self) -> &[u8] {
+        &self.bytes[..self.body_at as usize]
+    }
+
+    fn number(&self, at: usize) -> u32 {
+        let bytes = self.bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        bytes.map_or(0, u32::from_le_bytes)
+    }
+
+    /// Where in the body the resourceVersion goes, and whether a comma follows it; `None`: nowhere.
+    #[must_use]
+    pub fn stamp(&self) -> Option<(usize, bool)> {
+        let at = self.number(4) as usize;
+        (at > 0).then_some((at, self.bytes[1] & COMMA != 0))
+    }
+
+    /// Whether the object's deletion has begun.
+    #[must_use]
+    pub fn is_deleting(&self) -> bool {
+        self.bytes[1] & DELETING != 0
+    }
+
+    /// The length of the namespace in the object's key, 0 for cluster-wide objects.
+    #[must_use]
+    pub fn namespace_len(&self) -> usize {
+        usize::from(u16::from_le_bytes([self.bytes[2], self.bytes[3]]))
+    }
+
+    /// Under which generation of its schema the object was stored.
+    #[must_use]
+    pub fn schema_generation(&self) -> u32 {
+        self.number(8)
+    }
+
+    /// Labels and their values, in order of the keys.
+    pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
+        let labels = self.number(20) as usize;
+        let mut texts = Texts(&self.bytes[FIXED_BYTES..FIXED_BYTES + labels]);
+        std::iter::from_fn(move || Some((texts.next()?, texts.next()?)))
+    }
+
+    /// The fingerprint of the names of [`fields`](Self::fields); 0: they are not known.
+    #[must_use]
+    pub fn fields_named(&self) -> u64 {
+        u64::from(self.number(12)) | u64::from(self.number(16)) << 32
+    }
+
+    /// The values of the selectable fields, in the order of their names.
+    pub fn fields(&self) -> impl Iterator<Item = &str> {
+        Texts(&self.head()[FIXED_BYTES + self.number(20) as usize..])
+    }
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    metadata: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Meta {
+    #[serde(default)]
+    resource_version: Option<IgnoredAny>,
+}
+
+/// Where a resourceVersion goes.
+#[derive(Default)]
+struct Stamp {
+    at: usize,
+    comma: bool,
+}
+
+impl Stamp {
+    /// `None`: the body holds a resourceVersion.
+    fn find(body: &[u8]) -> Option<Self> {
+        let nowhere = Some(Self::default());
+        let Ok(text) = std::str::from_utf8(body) else { return nowhere };
+        let Ok(Envelope { metadata: Some(raw) }) = serde_json::from_str::<Envelope<'_>>(text) else { return nowhere };
+        let Ok(meta) = serde_json::from_str::<Meta>(raw.get()) else { return nowhere };
+        if meta.resource_version.is_some() {
+            return None;
+        }
+        let at = raw.get().as_ptr() as usize - text.as_ptr() as usize + 1;
+        Some(Self { at, comma: !raw.get()[1..].trim_start().starts_with('}') })
+    }
+}
+
+/// Selectable fields of an object, names and values.
+pub type Named = Vec<(Cow<'static, str>, String)>;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn nothing(_: &Value) -> Option<(u64, Vec<String>)> {
+        None
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_made_is_read(
+            labels in proptest::collection::btree_map(".{0,12}", ".{0,12}", 0..5),
+            fields in proptest::option::of(proptest::collection::vec(".{0,12}", 0..5)),
+            namespace in "[a-z]{0,63}", deleting in any::<bool>(), comma in any::<bool>(),
+            schema_generation in any::<u32>(), body in proptest::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let facts = Facts {
+                stamp_at: body.len() / 2,
+                comma, deleting, namespace: &namespace, schema_generation,
+                labels: labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+                fields: fields.clone().map(|values| (fingerprint(["a", "b"]), values)),
+            };
+            let record = Record::new(&body, &facts);
+            let again = Record::decode(record.as_bytes()).unwrap();
+            prop_assert_eq!(&again, &record);
+            prop_assert_eq!(again.body(), &body[..]);
+            prop_assert!(again.labels().eq(labels.iter().map(|(key, value)| (key.as_str(), value.as_str()))));
+            prop_assert_eq!(again.fields().collect::<Vec<_>>(), fields.clone().unwrap_or_default());
+            prop_assert_eq!(again.fields_named() != 0, fields.is_some());
+            prop_assert_eq!(again.stamp(), (body.len() > 1).then_some((body.len() / 2, comma)));
+            prop_assert_eq!((again.is_deleting(), again.namespace_len()), (deleting, namespace.len()));
+            prop_assert_eq!(again.schema_generation(), schema_generation);
+        }
+
+        #[test]
+        fn hostile_heads_never_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..120), small in any::<bool>(), sound in any::<bool>()
+        ) {
+            // Lengths that could be: the rest of their bytes is zero.
+            for at in (4..bytes.len().min(FIXED_BYTES)).filter(|at| small && at % 4 > 0) {
+                bytes[at] = 0;
+            }
+            if let (true, Some(head)) = (sound, bytes.first_chunk_mut::<2>()) {
+                *head = [VERSION, COMMA];
+            }
+            if let Some(record) = Record::decode(&bytes) {
+                let _ = (record.labels().count(), record.fields().count(), record.is_deleting(), record.namespace_len());
+                prop_assert!(record.stamp().is_none_or(|(at, _)| at <= record.body().len()));
+                prop_assert_eq!(record.as_bytes(), &bytes[..]);
+            }
+        }
+
+        #[test]
+        fn any_cut_is_noticed_or_is_the_bodys(at in any::<proptest::sample::Index>()) {
+            let body = br#"{"metadata":{}}"#;
+            let record = Record::new(body, &Facts { labels: vec![("app", "web")], ..Facts::default() });
+            let at = at.index(record.as_bytes().len());
+            let cut = Record::decode(&record.as_bytes()[..at]);
+            prop_assert_eq!(cut.is_some(), at >= record.as_bytes().len() - body.len());
+        }
+    }
+
+    #[test]
+    fn newer_heads_are_refused() {
+        let record = Record::plain(b"{}");
+        for (at, value) in [(0, VERSION + 1), (1, 0x80), (28, 1)] {
+            let mut bytes = record.as_bytes().to_vec();
+            bytes[at] = value;
+            bytes.push(0);
+            assert!(Record::decode(&bytes).is_none(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_head_is_read_once() {
+        let object = json!({"kind": "Pod", "metadata": {
+            "name": "x", "namespace": "a", "labels": {"b": "2", "a": "1"}, "deletionTimestamp": "2026-01-01T00:00:00Z",
+        }});
+        let record = Record::read(object.to_string().as_bytes(), |value| {
+            Some((7, vec![value["kind"].as_str().unwrap_or("").to_owned()]))
+        });
+        assert_eq!(record.labels().collect::<Vec<_>>(), [("a", "1"), ("b", "2")]);
+        assert_eq!((record.fields_named(), record.fields().collect::<Vec<_>>()), (7, vec!["Pod"]));
+        assert!(record.is_deleting() && record.namespace_len() == 1);
+        let (at, comma) = record.stamp().unwrap();
+        assert!(record.body()[..at].ends_with(b"\"metadata\":{") && comma);
+        let stamped = Record::read(br#"{"metadata":{"resourceVersion":"7"}}"#, nothing);
+        assert_eq!((stamped.body(), stamped.stamp()), (&br#"{"metadata":{}}"#[..], Some((13, false))));
+        for hostile in [&b"\x01{["[..], b"", b"[]", b"{\"metadata\":7}", b"\xff"] {
+            let record = Record::read(hostile, nothing);
+            assert_eq!((record.body(), record.stamp()), (hostile, None));
+        }
+    }
+
+    #[test]
+    fn fingerprints_tell_lists_apart() {
+        let lists: [&[&str]; 5] = [&[], &[""], &["ab"], &["a", "b"], &["b", "a"]];
+        for (i, one) in lists.iter().enumerate() {
+            for (j, other) in lists.iter().enumerate() {
+                assert_eq!(fingerprint(one.iter().copied()) == fingerprint(other.iter().copied()), i == j);
+            }
+        }
+    }
+}
