@@ -10,12 +10,14 @@ use serde_json::Value;
 use crate::store::record::fingerprint;
 use crate::store::{Entry, Record, Revision};
 
+type ReadFields = dyn Fn(&Value) -> Vec<String> + Send + Sync;
+
 /// What field selectors may name of a resource's objects, beside `metadata.name` and `metadata.namespace`.
 pub struct Fields {
     /// The labels.
     names: Vec<Cow<'static, str>>,
     /// Their values in an object, in the labels' order.
-    read: Box<dyn Fn(&Value) -> Vec<String> + Send + Sync>,
+    read: Box<ReadFields>,
     /// What records say whose writer knew the same labels.
     named: u64,
 }
