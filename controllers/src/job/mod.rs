@@ -252,7 +252,7 @@ fn ending(
     let active = !tally.active.is_empty();
     let failed_indexes = tally.failed_indexes.as_ref().map_or(0, index::Indexes::len);
     match completions {
-        Some(completions) if failed_indexes > 0 && tally.succeeded + failed_indexes >= completions => {
+        Some(completions) if failed_indexes > 0 && tally.succeeded.saturating_add(failed_indexes) >= completions => {
             Some(Ending::failure("FailedIndexes", "Job has failed indexes"))
         }
         Some(completions) if tally.succeeded >= completions && !active => {
@@ -291,7 +291,7 @@ fn manage(
         None => parallelism,
         Some(completions) => {
             let failed = tally.failed_indexes.as_ref().map_or(0, index::Indexes::len);
-            count(completions - tally.succeeded - failed).min(parallelism)
+            count(completions.saturating_sub(tally.succeeded).saturating_sub(failed)).min(parallelism)
         }
     };
     let surplus = make::to_give_up(job, &tally.active, active.saturating_sub(wanted));

@@ -84,8 +84,8 @@ impl<'a> Tally<'a> {
             wait_until: None,
             ended: Vec::new(),
             uncounted: UncountedTerminatedPods::default(),
-            counted_succeeded: status.succeeded.unwrap_or(0) + more_succeeded,
-            counted_failed: status.failed.unwrap_or(0) + more_failed,
+            counted_succeeded: status.succeeded.unwrap_or(0).saturating_add(more_succeeded),
+            counted_failed: status.failed.unwrap_or(0).saturating_add(more_failed),
             index_failures: BTreeMap::new(),
             kept: BTreeSet::new(),
             indexed,
@@ -113,8 +113,9 @@ impl<'a> Tally<'a> {
         if indexed {
             tally.counted_succeeded = tally.succeeded_indexes.len();
         }
-        tally.succeeded = tally.counted_succeeded + i32::try_from(new_succeeded.len()).unwrap_or(0);
-        tally.failed = tally.counted_failed + i32::try_from(new_failed.len()).unwrap_or(0);
+        tally.succeeded =
+            tally.counted_succeeded.saturating_add(i32::try_from(new_succeeded.len()).unwrap_or(i32::MAX));
+        tally.failed = tally.counted_failed.saturating_add(i32::try_from(new_failed.len()).unwrap_or(i32::MAX));
         let list = |uids: Vec<String>| (!uids.is_empty()).then_some(uids);
         tally.uncounted = UncountedTerminatedPods { succeeded: list(new_succeeded), failed: list(new_failed) };
         let failed =
@@ -183,23 +184,22 @@ impl<'a> Tally<'a> {
             return false;
         }
         let statuses = self.active.iter().filter_map(|pod| pod.status.as_ref());
-        let restarts: i32 = statuses
+        let restarts = statuses
             .flat_map(|status| {
                 status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten())
             })
             .map(|container| container.restart_count)
-            .sum();
+            .fold(0i32, i32::saturating_add);
         if limit == 0 { restarts > 0 } else { restarts >= limit }
     }
 
     /// The lowest indexes that nothing works on.
-    pub(super) fn free_indexes(&self, completions: i32, not_terminating: bool) -> impl Iterator<Item = i32> {
+    pub(super) fn free_indexes(&self, completions: i32, not_terminating: bool) -> impl Iterator<Item = i32> + use<> {
         let waits = if not_terminating { self.terminating.as_slice() } else { &[] };
-        let taken: BTreeSet<i32> = self.active.iter().chain(waits).filter_map(|pod| index::of_pod(pod)).collect();
-        (0..completions).filter(move |index| {
-            let failed = self.failed_indexes.as_ref().is_some_and(|failed| failed.contains(*index));
-            !taken.contains(index) && !failed && !self.succeeded_indexes.contains(*index)
-        })
+        let mut taken: Indexes = self.active.iter().chain(waits).filter_map(|pod| index::of_pod(pod)).collect();
+        taken.extend(&self.succeeded_indexes);
+        self.failed_indexes.iter().for_each(|failed| taken.extend(failed));
+        taken.missing(completions)
     }
 
     /// The pods whose finalizer may go once the status is written; all of them where the Job itself ends.

@@ -274,3 +274,38 @@ fn what_is_stopped_with_the_job_is_no_failed_index() {
     assert_eq!(play.status().failed_indexes.as_deref(), Some("1"));
     assert_eq!(play.conditions().last(), pairs(&[("Failed", "MaxFailedIndexesExceeded")]).first());
 }
+
+/// Ten characters that mean 2^31 indexes, from each place that may hold such a text: by whoever may create Jobs, and by
+/// whoever may write their status.
+#[test]
+fn a_job_of_2147483647_indexes_costs_what_its_texts_are_long() {
+    let spec = |more: Value| {
+        let mut spec = json!({"completions": i32::MAX, "parallelism": 2, "completionMode": "Indexed"});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec
+    };
+    let mut play = Play::of(spec(json!({"successPolicy": {"rules": [{"succeededIndexes": "0-2147483646"}]}})));
+    let indexes = |play: &Play| play.active().iter().filter_map(index::of_pod).collect::<Vec<i32>>();
+    assert_eq!(indexes(&play), [0, 1]);
+    let mut write_status = |status: Value| {
+        let job = play.cluster.view.get::<Job>(&Play::key()).unwrap();
+        let mut value = Object::to_value(job);
+        value["status"] = status;
+        play.cluster.write(&Kind::of::<Job>(), value);
+        play.settle();
+        play.status()
+    };
+    let status = write_status(json!({"completedIndexes": "2-2147483646"}));
+    assert_eq!((status.succeeded, status.active), (Some(i32::MAX - 2), Some(2)), "all but the two that run");
+    let status = write_status(json!({"completedIndexes": "0-2147483646"}));
+    let met = status.conditions.unwrap();
+    assert!(met.iter().any(|c| c.type_ == "SuccessCriteriaMet" && c.status == "True"), "{met:?}");
+
+    let mut play = Play::of(spec(json!({"backoffLimitPerIndex": 1})));
+    let job = play.cluster.view.get::<Job>(&Play::key()).unwrap();
+    let mut value = Object::to_value(job);
+    value["status"] = json!({"failedIndexes": "2-2147483646"});
+    play.cluster.write(&Kind::of::<Job>(), value);
+    play.settle();
+    assert_eq!(indexes(&play), [0, 1], "no index is left to make pods for");
+}
