@@ -145,6 +145,32 @@ impl Clock for ManualClock {
     }
 }
 
+/// Tokio's clock, which a test may pause: time then passes as soon as everything waits.
+#[derive(Debug)]
+pub struct TokioClock {
+    start: tokio::time::Instant,
+}
+
+impl TokioClock {
+    /// An environment on this clock whose randomness `seed` decides, and the clock. To be called within a tokio runtime.
+    #[must_use]
+    pub fn env(seed: u64) -> (Env, Arc<Self>) {
+        let clock = Arc::new(Self { start: tokio::time::Instant::now() });
+        let random = Arc::new(Mutex::new(ChaCha12Rng::seed_from_u64(seed)));
+        (Env { clock: clock.clone(), random }, clock)
+    }
+}
+
+impl Clock for TokioClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::UNIX_EPOCH.saturating_add(self.elapsed()).unwrap_or(Timestamp::MAX)
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,8 @@
 //! Both ends look the same to the component: the same requests and the same answers. In process there is no socket and
 //! no TLS, and the identity is a typed request extension that the composition root puts in, never a header.
 
+pub mod api;
+
 use std::path::Path;
 use std::time::Duration;
 

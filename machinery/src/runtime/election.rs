@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use http::{Method, Request, header::CONTENT_TYPE};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -10,9 +9,10 @@ use kube::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::events::Recorder;
-use super::object::{Kind, value_of};
+use super::object::Kind;
 use super::plan::Note;
 use crate::api::ObjectKey;
+use crate::client::api::{ApiClient, status_code};
 use crate::env::Env;
 
 /// How a leader is elected.
@@ -94,6 +94,10 @@ fn step(election: &Election, observed: &Observed, now: Timestamp, elapsed: Durat
 /// Takes part until `stop`: waits for the leadership, then runs `lead`. Its token ends when the leadership does; at
 /// `stop` the record is released so that another needn't wait.
 ///
+/// Whoever leads has stopped when another may begin: the leadership ends `renew_deadline` after the last renewal that
+/// succeeded was *sent*, however many attempts are under way then, and others count the longer `lease_duration` from
+/// when they saw it. `lead` is dropped with this future: what it spawned must end with it.
+///
 /// # Errors
 /// When the leadership was lost.
 pub async fn run<F>(
@@ -107,41 +111,25 @@ where
     F: Future<Output = ()>,
 {
     let mut record = Record { client, env, election, observed: Observed::default(), lease: None };
-    while !record.attempt().await {
-        let jitter_ms = record.env.below(record.election.retry_period.as_millis() as u64 * 12 / 10);
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(record.election.retry_period + Duration::from_millis(jitter_ms)) => {}
-        }
-    }
+    let renewed = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        renewed = record.acquire() => renewed,
+    };
     record.announce(&stop);
     let leading = stop.child_token();
     let work = lead(leading.clone());
     let mut work = std::pin::pin!(work);
-    let mut renewed = record.env.elapsed();
-    let lost = loop {
-        tokio::select! {
-            () = &mut work => break false,
-            () = stop.cancelled() => {
-                (&mut work).await;
-                break false;
-            }
-            () = tokio::time::sleep(record.election.retry_period) => {}
+    let ended = tokio::select! {
+        () = &mut work => true,
+        () = stop.cancelled() => {
+            // Nobody renews while the work winds up: it has what is left of the lease, as upstream's processes that exit.
+            let _ = tokio::time::timeout(record.election.renew_deadline, &mut work).await;
+            true
         }
-        let attempt = tokio::time::timeout(record.election.renew_deadline, record.attempt());
-        let ours = tokio::select! {
-            () = &mut work => break false,
-            ours = attempt => ours.unwrap_or(false),
-        };
-        let now = record.env.elapsed();
-        if ours {
-            renewed = now;
-        } else if now.saturating_sub(renewed) >= record.election.renew_deadline || record.taken() {
-            break true;
-        }
+        () = record.keep(renewed) => false,
     };
     leading.cancel();
-    if lost {
+    if !ended {
         return Err(LeadershipLost);
     }
     record.release().await;
@@ -164,14 +152,47 @@ impl Record {
         !holder.is_empty() && holder != self.election.identity
     }
 
+    /// Waits for the leadership. Answers when the attempt that won it began.
+    async fn acquire(&mut self) -> Duration {
+        loop {
+            let began = self.env.elapsed();
+            let attempt = tokio::time::timeout(self.election.renew_deadline, self.attempt()).await;
+            if attempt.unwrap_or(false) {
+                return began;
+            }
+            let jitter_ms = self.env.below(self.election.retry_period.as_millis() as u64 * 12 / 10);
+            tokio::time::sleep(self.election.retry_period + Duration::from_millis(jitter_ms)).await;
+        }
+    }
+
+    /// Renews until that has failed for too long, or another holds the record. `renewed`: when the last attempt that
+    /// succeeded began.
+    async fn keep(&mut self, mut renewed: Duration) {
+        loop {
+            let left = (renewed + self.election.renew_deadline).saturating_sub(self.env.elapsed());
+            let retry_period = self.election.retry_period;
+            let attempt = async {
+                tokio::time::sleep(retry_period).await;
+                let began = self.env.elapsed();
+                self.attempt().await.then_some(began)
+            };
+            match tokio::time::timeout(left, attempt).await {
+                Ok(Some(began)) => renewed = began,
+                Ok(None) if self.taken() => return,
+                Ok(None) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
     /// Tries to take or renew the record.
     async fn attempt(&mut self) -> bool {
-        let path = Kind::of::<Lease>().path(&self.election.lease);
+        let api = ApiClient::from(self.client.clone());
         // A leader knows the record: it renews without reading, and reads where that conflicts.
         if self.lease.is_none() || self.taken() {
-            match self.send::<()>(Method::GET, &path, None).await {
+            match api.get(&Kind::of::<Lease>(), &self.election.lease).await {
                 Ok(lease) => self.observe(Some(lease)),
-                Err(kube::Error::Api(status)) if status.code == 404 => self.observe(None),
+                Err(error) if status_code(&error) == 404 => self.observe(None),
                 Err(error) => {
                     tracing::debug!(%error, "the lease cannot be read");
                     return false;
@@ -187,10 +208,11 @@ impl Record {
     async fn write(&mut self, spec: LeaseSpec) -> bool {
         let kind = Kind::of::<Lease>();
         let key = &self.election.lease;
+        let api = ApiClient::from(self.client.clone());
         let written = match self.lease.clone() {
             Some(mut lease) => {
                 lease.spec = Some(spec);
-                self.send(Method::PUT, &kind.path(key), Some(&lease)).await
+                api.update(&kind, key, None, &lease).await
             }
             None => {
                 let metadata = ObjectMeta {
@@ -199,7 +221,7 @@ impl Record {
                     ..ObjectMeta::default()
                 };
                 let lease = Lease { metadata, spec: Some(spec) };
-                self.send(Method::POST, &kind.collection_path(&key.namespace), Some(&lease)).await
+                api.create(&kind, &key.namespace, &lease).await
             }
         };
         match written {
@@ -245,27 +267,21 @@ impl Record {
         let recorder = Recorder::start(self.client.clone(), self.env.clone(), "leader-election", stop);
         recorder.record(Note::normal(lease, "LeaderElection", format!("{} became leader", self.election.identity)));
     }
-
-    async fn send<T: serde::Serialize>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&T>,
-    ) -> Result<Lease, kube::Error> {
-        let body = body.map(|b| value_of(b).to_string().into_bytes()).unwrap_or_default();
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(CONTENT_TYPE, "application/json")
-            .body(body)
-            .map_err(kube::Error::HttpError)?;
-        self.client.request(request).await
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use bytes::Bytes;
+    use http::{Method, Request, Response};
+    use http_body_util::Full;
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::env::{Clock as _, TokioClock};
 
     fn held(by: &str) -> Observed {
         let spec = LeaseSpec {
@@ -275,6 +291,112 @@ mod tests {
             ..LeaseSpec::default()
         };
         Observed { spec: Some(spec), at: Duration::from_secs(100) }
+    }
+
+    /// A server of one Lease that fails as the test wants, on tokio's clock, which a test may pause.
+    #[derive(Clone, Default)]
+    struct Server {
+        lease: Arc<Mutex<Option<Value>>>,
+        /// What happens to a write at a time since the start.
+        fault: Option<fn(Duration) -> Fault>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    enum Fault {
+        None,
+        Refused,
+        Silence,
+    }
+
+    impl Server {
+        fn client(&self, clock: &Arc<TokioClock>) -> Client {
+            let (this, clock) = (self.clone(), clock.clone());
+            let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+                let (this, clock) = (this.clone(), clock.clone());
+                async move {
+                    this.asked.fetch_add(1, Ordering::Relaxed);
+                    let (head, body) = request.into_parts();
+                    match this.fault.map_or(Fault::None, |fault| fault(clock.elapsed())) {
+                        Fault::None => {}
+                        Fault::Refused => return Ok(answer(500, &json!({"kind": "Status", "code": 500}))),
+                        Fault::Silence => std::future::pending::<()>().await,
+                    }
+                    let sent = body.collect_bytes().await.unwrap();
+                    let mut lease = this.lease.lock().unwrap();
+                    if head.method != Method::GET {
+                        *lease = serde_json::from_slice(&sent).unwrap();
+                    }
+                    Ok::<_, Infallible>(match &*lease {
+                        Some(lease) => answer(200, lease),
+                        None => answer(404, &json!({"kind": "Status", "code": 404})),
+                    })
+                }
+            });
+            crate::client::in_process(service, |request| request)
+        }
+
+        fn holder(&self) -> Value {
+            self.lease.lock().unwrap().as_ref().map_or(Value::Null, |lease| lease["spec"]["holderIdentity"].clone())
+        }
+    }
+
+    fn answer(code: u16, body: &Value) -> Response<Full<Bytes>> {
+        Response::builder().status(code).body(Full::new(Bytes::from(body.to_string()))).unwrap()
+    }
+
+    /// Two leaders for five seconds were possible when each attempt had the whole renew deadline: quick failures until
+    /// shortly before it, then one that hangs.
+    #[tokio::test(start_paused = true)]
+    async fn the_leadership_ends_in_time_while_an_attempt_hangs() {
+        let (env, clock) = TokioClock::env(1);
+        let fault = |at: Duration| match at.as_secs() {
+            0..5 => Fault::None,
+            5..11 => Fault::Refused,
+            _ => Fault::Silence,
+        };
+        let server = Server { fault: Some(fault), ..Server::default() };
+        let election = Election::new(ObjectKey::new("kube-system", "x"), "me");
+        let lead = |leading: CancellationToken| async move { leading.cancelled().await };
+        let stop = CancellationToken::new();
+        let result = run(server.client(&clock), env, election, stop, lead).await;
+        assert_eq!(result, Err(LeadershipLost));
+        // Renewed last at +4 s: others may take over from +19 s on.
+        assert_eq!(clock.elapsed().as_secs(), 14);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_attempt_that_hangs_is_given_up_and_hears_of_the_stop() {
+        let (env, clock) = TokioClock::env(1);
+        let server = Server { fault: Some(|_| Fault::Silence), ..Server::default() };
+        let election = Election::new(ObjectKey::new("kube-system", "x"), "me");
+        let stop = CancellationToken::new();
+        let work = |_: CancellationToken| std::future::pending();
+        let task = tokio::spawn(run(server.client(&clock), env, election, stop.clone(), work));
+        while server.asked.load(Ordering::Relaxed) < 2 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!(
+            clock.elapsed() < Duration::from_secs(20),
+            "the second attempt follows within the deadline and a pause"
+        );
+        stop.cancel();
+        assert_eq!(tokio::time::timeout(Duration::from_secs(1), task).await.unwrap().unwrap(), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_keeps_the_record_and_gives_it_back() {
+        let (env, clock) = TokioClock::env(1);
+        let server = Server::default();
+        let election = Election::new(ObjectKey::new("kube-system", "x"), "me");
+        let stop = CancellationToken::new();
+        let lead = |leading: CancellationToken| async move { leading.cancelled().await };
+        let task = tokio::spawn(run(server.client(&clock), env, election, stop.clone(), lead));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(server.holder(), "me");
+        assert!(server.asked.load(Ordering::Relaxed) > 25, "renewed every 2 s");
+        stop.cancel();
+        assert_eq!(task.await.unwrap(), Ok(()));
+        assert_eq!(server.holder(), "", "nobody needs to wait for it");
     }
 
     #[test]
