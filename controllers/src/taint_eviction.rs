@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PodCondition, Taint, Toleration};
-use machinery::api::ObjectKey;
+use machinery::api::{ObjectKey, placement};
 use machinery::runtime::driver::own_key;
 use machinery::runtime::{Action, Change, Context, Controller, Input, Note, Plan, Pod, View, key_of, value_of};
 use serde_json::json;
@@ -83,15 +83,15 @@ fn leaves_at(taints: &[&Taint], tolerations: &[&Toleration], now: Timestamp) -> 
 }
 
 fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
-        return false;
-    }
-    match toleration.operator.as_deref() {
-        Some("Exists") => true,
-        _ => toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default(),
-    }
+    placement::tolerates(
+        placement::Toleration {
+            key: toleration.key.as_deref().unwrap_or_default(),
+            operator: toleration.operator.as_deref().unwrap_or_default(),
+            value: toleration.value.as_deref().unwrap_or_default(),
+            effect: toleration.effect.as_deref().unwrap_or_default(),
+        },
+        placement::Taint { key: &taint.key, value: taint.value.as_deref().unwrap_or_default(), effect: &taint.effect },
+    )
 }
 
 /// Says on the pod why it goes (KEP-3329).
@@ -139,5 +139,9 @@ mod tests {
         assert_eq!(leaves_at(&[&a, &b], &[&long], now), Some(now), "b is not tolerated");
         assert_eq!(leaves_at(&[&a, &b], &[&long, &short], now), at("2026-01-01T00:10:00Z"));
         assert_eq!(leaves_at(&[&a, &b], &[&ever], now), None);
+        // As the scheduler sees it: a pod that was placed for this is not evicted at once.
+        let numbered: Taint = serde_json::from_value(json!({"key": "n", "value": "5", "effect": "NoExecute"})).unwrap();
+        let above = toleration(json!({"key": "n", "operator": "Gt", "value": "4"}));
+        assert_eq!(leaves_at(&[&numbered], &[&above], now), None);
     }
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use machinery::api::ObjectKey;
+use machinery::api::placement::requirement_holds;
 use machinery::api::quantity::Quantity;
 
 use crate::pod::{Labels, NodeRequirement, NodeTerm, PodInfo, Taint};
-use crate::resources::Resources;
+use crate::resources::{ResourceSum, Resources};
 
 /// The labels that a zone is made of.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -39,9 +40,9 @@ pub struct NodeInfo {
     /// The pods on it, assumed ones included.
     pub pods: BTreeMap<Arc<ObjectKey>, Arc<PodInfo>>,
     /// What they ask for.
-    pub requested: Resources,
+    pub requested: ResourceSum,
     /// What they count as in scores.
-    pub scored: Resources,
+    pub scored: ResourceSum,
     /// How many of them have required anti-affinity or any pod affinity: others are not looked at for it.
     pub with_affinity: usize,
 }
@@ -105,17 +106,7 @@ impl NodeFacts {
 }
 
 fn holds(requirement: &NodeRequirement, value: Option<&str>) -> bool {
-    let among = |value: &str| requirement.values.iter().any(|v| v == value);
-    let numbers = || Some((value?.parse::<i64>().ok()?, requirement.values.first()?.parse::<i64>().ok()?));
-    match requirement.operator.as_str() {
-        "In" => value.is_some_and(among),
-        "NotIn" => !value.is_some_and(among),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => numbers().is_some_and(|(value, bound)| value > bound),
-        "Lt" => numbers().is_some_and(|(value, bound)| value < bound),
-        _ => false,
-    }
+    requirement_holds(&requirement.operator, &requirement.values, value)
 }
 
 impl NodeInfo {

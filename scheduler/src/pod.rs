@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
-use machinery::api::ObjectKey;
 use machinery::api::selector::LabelSelector;
+use machinery::api::{ObjectKey, placement};
 use machinery::runtime::key_of;
 use machinery::runtime::pod::{Pod, PodShape, PodSpec};
 use machinery::shared::Pool;
@@ -376,19 +376,10 @@ impl Toleration {
     }
 
     fn covers(&self, taint: &Taint) -> bool {
-        if !self.effect.is_empty() && self.effect != taint.effect {
-            return false;
-        }
-        if !self.key.is_empty() && self.key != taint.key {
-            return false;
-        }
-        let numbers = || Some((taint.value.parse::<i64>().ok()?, self.value.parse::<i64>().ok()?));
-        match self.operator.as_str() {
-            "" | "Equal" => self.value == taint.value,
-            "Exists" => true,
-            "Lt" => numbers().is_some_and(|(taint, bound)| taint < bound),
-            "Gt" => numbers().is_some_and(|(taint, bound)| taint > bound),
-            _ => false,
-        }
+        let Self { key, operator, value, effect } = self;
+        placement::tolerates(
+            placement::Toleration { key, operator, value, effect },
+            placement::Taint { key: &taint.key, value: &taint.value, effect: &taint.effect },
+        )
     }
 }

@@ -74,11 +74,6 @@ impl Resources {
         }
     }
 
-    /// Takes away.
-    pub fn remove(&mut self, other: &Self) {
-        self.combine(other, i64::saturating_sub);
-    }
-
     /// The larger of each.
     pub fn raise_to(&mut self, other: &Self) {
         self.combine(other, i64::max);
@@ -88,6 +83,52 @@ impl Resources {
     #[must_use]
     pub fn is_zero(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// The sum of many pods' amounts. It is exact: any pod may ask for up to `i64::MAX` of anything, and a sum that was cut
+/// there would be short of everybody else's share once that pod is taken away again.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ResourceSum {
+    /// Thousandths of a core.
+    pub cpu_milli: i128,
+    /// Bytes.
+    pub memory_bytes: i128,
+    /// Bytes.
+    pub ephemeral_bytes: i128,
+    /// Extended resources and huge pages.
+    pub others: BTreeMap<String, i128>,
+}
+
+impl ResourceSum {
+    /// Adds a pod's amounts.
+    pub fn add(&mut self, pod: &Resources) {
+        self.change(pod, 1);
+    }
+
+    /// Takes away amounts that were added.
+    pub fn remove(&mut self, pod: &Resources) {
+        self.change(pod, -1);
+    }
+
+    // 2^64 pods of `i64::MAX` would fit.
+    fn change(&mut self, pod: &Resources, sign: i128) {
+        self.cpu_milli += sign * i128::from(pod.cpu_milli);
+        self.memory_bytes += sign * i128::from(pod.memory_bytes);
+        self.ephemeral_bytes += sign * i128::from(pod.ephemeral_bytes);
+        for (name, amount) in pod.others.iter().filter(|(_, amount)| **amount != 0) {
+            let amount = sign * i128::from(*amount);
+            let sum = match self.others.get_mut(name) {
+                Some(sum) => {
+                    *sum += amount;
+                    *sum
+                }
+                None => *self.others.entry(name.clone()).or_insert(amount),
+            };
+            if sum == 0 {
+                self.others.remove(name);
+            }
+        }
     }
 }
 

@@ -319,6 +319,30 @@ fn five_thousand_nodes() {
     assert!(used.len() > 190);
 }
 
+/// Whoever may create pods can name a node and ask for all there can be; the node fails such a pod and it goes.
+#[test]
+fn what_a_node_holds_survives_pods_that_ask_for_everything() {
+    let all = asking(
+        json!({"cpu": "9223372036854775807", "memory": "9223372036854775807", "example.com/g": "9223372036854775807"}),
+    );
+    let held = asking(json!({"cpu": "6", "memory": "12Gi", "example.com/g": "1"}));
+    let offers = json!({"status": {"allocatable": {"example.com/g": "1"}}});
+    let mut snapshot = cluster(vec![node("n", offers)], vec![(pod("held", held), "n")]);
+    let before = snapshot.node("n").unwrap().requested.clone();
+    for name in ["greedy", "greedier"] {
+        snapshot.put_pod(Arc::new(pod(name, all.clone())), "n", false);
+        assert!(message(&snapshot, &pod("p", asking(json!({"memory": "1"})))).contains("1 Insufficient memory"));
+    }
+    for name in ["greedy", "greedier"] {
+        snapshot.take_pod(&ObjectKey::new("default", name));
+    }
+    assert_eq!(snapshot.node("n").unwrap().requested, before);
+    assert!(message(&snapshot, &pod("p", asking(json!({"cpu": "3"})))).contains("1 Insufficient cpu"));
+    assert!(
+        message(&snapshot, &pod("p", asking(json!({"example.com/g": "1"})))).contains("1 Insufficient example.com/g")
+    );
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Node(u8, u8),
@@ -371,8 +395,8 @@ proptest! {
                         let decision = decide(&snapshot, &new, Packing::default(), decisions.len(), seed);
                         if let Decision::Node { name, .. } = &decision {
                             let chosen = snapshot.node(name).expect("a node that exists");
-                            let free = chosen.facts.allocatable.cpu_milli - chosen.requested.cpu_milli;
-                            assert!(*cpu == 0 || i64::from(*cpu) * 1000 <= free, "overcommitted");
+                            let free = i128::from(chosen.facts.allocatable.cpu_milli) - chosen.requested.cpu_milli;
+                            assert!(*cpu == 0 || i128::from(*cpu) * 1000 <= free, "overcommitted");
                             assert!(chosen.pods.len() < 5, "too many pods");
                             assert!(chosen.pods.values().all(|other| other.wants.ports.is_disjoint(&new.wants.ports)), "a port twice");
                             snapshot.put_pod(Arc::new(new), name, true);
@@ -381,7 +405,7 @@ proptest! {
                     }
                 }
                 for node in snapshot.nodes() {
-                    let counted: i64 = node.pods.values().map(|pod| pod.wants.requests.cpu_milli).sum();
+                    let counted: i128 = node.pods.values().map(|pod| i128::from(pod.wants.requests.cpu_milli)).sum();
                     assert_eq!(node.requested.cpu_milli, counted);
                 }
             }

@@ -3,6 +3,7 @@
 pub mod error;
 pub mod key;
 pub mod names;
+pub mod placement;
 pub mod quantity;
 pub mod selector;
 pub mod time;

@@ -43,8 +43,8 @@ fn fits(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
         reasons.push("Too many pods".into());
         helpless |= node.facts.pods_max == 0;
     }
-    let mut check = |reason: &dyn Fn() -> Cow<'static, str>, asked: i64, offered: i64, used: i64| {
-        if asked > 0 && asked > offered.saturating_sub(used) {
+    let mut check = |reason: &dyn Fn() -> Cow<'static, str>, asked: i64, offered: i64, used: i128| {
+        if asked > 0 && i128::from(asked) > i128::from(offered) - used {
             reasons.push(reason());
             helpless |= asked > offered;
         }
@@ -59,8 +59,9 @@ fn fits(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
         used.ephemeral_bytes,
     );
     for (name, asked) in &asked.others {
-        let of = |amounts: &std::collections::BTreeMap<String, i64>| amounts.get(name).copied().unwrap_or(0);
-        check(&|| format!("Insufficient {name}").into(), *asked, of(&offered.others), of(&used.others));
+        let (offered, used) = (offered.others.get(name), used.others.get(name));
+        let reason = || format!("Insufficient {name}").into();
+        check(&reason, *asked, offered.copied().unwrap_or(0), used.copied().unwrap_or(0));
     }
     if reasons.is_empty() { Ok(()) } else { Err(Refusal { reasons, helpless }) }
 }
@@ -71,9 +72,10 @@ impl Score for Load<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
         let offered = &node.facts.allocatable;
         let parts = [
-            (offered.cpu_milli, node.scored.cpu_milli.saturating_add(self.0.wants.scored.cpu_milli)),
-            (offered.memory_bytes, node.scored.memory_bytes.saturating_add(self.0.wants.scored.memory_bytes)),
+            (offered.cpu_milli, node.scored.cpu_milli + i128::from(self.0.wants.scored.cpu_milli)),
+            (offered.memory_bytes, node.scored.memory_bytes + i128::from(self.0.wants.scored.memory_bytes)),
         ];
+        let parts = parts.map(|(offered, used)| (i128::from(offered), used));
         let (mut sum, mut count) = (0, 0);
         for (offered, used) in parts.into_iter().filter(|(offered, _)| *offered > 0) {
             let share = if used > offered {
@@ -83,7 +85,7 @@ impl Score for Load<'_> {
                     Packing::LeastAllocated => offered - used,
                     Packing::MostAllocated => used,
                 };
-                (i128::from(part) * i128::from(SCORE_MAX) / i128::from(offered)) as i64
+                (part * i128::from(SCORE_MAX) / offered) as i64
             };
             sum += share;
             count += 1;
@@ -98,8 +100,8 @@ impl Score for Balance<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
         let offered = &node.facts.allocatable;
         let parts = [
-            (offered.cpu_milli, node.requested.cpu_milli.saturating_add(self.0.wants.requests.cpu_milli)),
-            (offered.memory_bytes, node.requested.memory_bytes.saturating_add(self.0.wants.requests.memory_bytes)),
+            (offered.cpu_milli, node.requested.cpu_milli + i128::from(self.0.wants.requests.cpu_milli)),
+            (offered.memory_bytes, node.requested.memory_bytes + i128::from(self.0.wants.requests.memory_bytes)),
         ];
         let shares = parts.iter().filter(|(offered, _)| *offered > 0);
         let shares: Vec<f64> = shares.map(|(offered, used)| (*used as f64 / *offered as f64).min(1.0)).collect();
