@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use machinery::api::ObjectKey;
 use machinery::api::selector::go_quoted;
+use machinery::client::api::PatchType;
 use machinery::runtime::{
     Action, Change, Context, Controller, Input, Kind, Note, Notes, Plan, Propagation, View, value_of,
 };
@@ -91,6 +92,7 @@ impl Item<'_> {
             kind: self.kind.clone(),
             key: self.key.clone(),
             patch: json!({ "metadata": metadata }),
+            patch_type: PatchType::Merge,
             subresource: None,
         }
     }

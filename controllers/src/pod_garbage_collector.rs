@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PodCondition};
 use machinery::api::ObjectKey;
+use machinery::client::api::PatchType;
 use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Plan, Pod, View, key_of, value_of};
 use serde_json::json;
 
@@ -123,6 +124,7 @@ fn end(pod: &Pod, condition: Option<PodCondition>) -> Vec<Action> {
             kind: Kind::of::<Pod>(),
             key: key.clone(),
             patch: json!({"metadata": {"uid": pod.metadata.uid}, "status": status}),
+            patch_type: PatchType::Merge,
             subresource: Some("status"),
         });
     }

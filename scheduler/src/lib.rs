@@ -1,7 +1,7 @@
 //! The scheduler: chooses a node for every pod that has none.
 //!
 //! A pure core ([`decide`], [`plugins`], [`queue`], [`snapshot`]) with upstream's plugins, weights and messages, and a thin
-//! shell ([`run`], [`bind`], [`events`]) that watches through the Kubernetes API and writes bindings, conditions and
+//! shell ([`run`], [`bind`]) that watches through the Kubernetes API and writes bindings, conditions and
 //! events. It runs against any kube-apiserver.
 //!
 //! Absent on purpose: preemption (a pod that fits nowhere waits, whatever its priority), and whatever reads the clock,
@@ -9,7 +9,6 @@
 
 pub mod bind;
 pub mod decide;
-pub mod events;
 pub mod metrics;
 pub mod node;
 pub mod plugins;

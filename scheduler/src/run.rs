@@ -5,18 +5,21 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference, Service};
 use kube::Client;
 use machinery::api::ObjectKey;
+use machinery::client::api::ApiClient;
 use machinery::env::Env;
+use machinery::runtime::election::{self, Election, LeadershipLost};
+use machinery::runtime::events::Recorder;
 use machinery::runtime::informer::Listener;
-use machinery::runtime::{Informer, Kind, Pod, Watched};
+use machinery::runtime::{Informer, Kind, Note, Pod, Watched};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::bind::{WriteError, bind, condition, report};
+use crate::bind::{bind, condition, report};
 use crate::decide::{Decision, decide};
-use crate::events::{Note, Recorder};
 use crate::metrics::{Metrics, Outcome};
 use crate::node::NodeFacts;
 use crate::plugins::{Event, Packing, scheduling_gates};
@@ -38,6 +41,17 @@ pub struct Config {
     pub instance: String,
     /// Its figures.
     pub metrics: Metrics,
+    /// None: act at once, as the only replica.
+    pub election: Option<Election>,
+}
+
+impl Config {
+    /// The same with upstream's Lease and timing; `identity` must be unique per replica.
+    #[must_use]
+    pub fn elected(self, identity: &str) -> Self {
+        let election = Election::new(ObjectKey::new("kube-system", "kube-scheduler"), identity);
+        Self { election: Some(election), ..self }
+    }
 }
 
 impl Default for Config {
@@ -47,6 +61,7 @@ impl Default for Config {
             packing: Packing::LeastAllocated,
             instance: "default-scheduler".into(),
             metrics: Metrics::default(),
+            election: None,
         }
     }
 }
@@ -57,6 +72,9 @@ pub enum RunError {
     /// A part of it is gone.
     #[error("the scheduler lost {0}")]
     Lost(&'static str),
+    /// Another replica may act by now.
+    #[error(transparent)]
+    Election(#[from] LeadershipLost),
 }
 
 /// Schedules until `stop`, with a view of its own.
@@ -65,8 +83,27 @@ pub async fn run(client: Client, env: Env, config: Config, stop: CancellationTok
     run_on(&informer, client, env, config, stop).await
 }
 
-/// Schedules until `stop`, with a view that others share.
+/// Schedules until `stop`, with a view that others share. With an election: while it leads.
 pub async fn run_on(
+    informer: &Arc<Informer>,
+    client: Client,
+    env: Env,
+    config: Config,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    let Some(election) = config.election.clone() else { return act(informer, client, env, config, stop).await };
+    let mut result = Ok(());
+    let lead = |leading| {
+        let work = act(informer, client.clone(), env.clone(), config, leading);
+        let result = &mut result;
+        async move { *result = work.await }
+    };
+    // Bindings under way are tasks of the work and are aborted with it.
+    election::run(client.clone(), env.clone(), election, stop, lead).await?;
+    result
+}
+
+async fn act(
     informer: &Arc<Informer>,
     client: Client,
     env: Env,
@@ -89,11 +126,12 @@ pub async fn run_on(
         () = stop.cancelled() => return Ok(()),
         () = informer.until(|view| needed.iter().all(|kind| view.synced(kind))) => {}
     }
-    let events = Recorder::start(client.clone(), env.clone(), &config.scheduler_name, &config.instance, &stop);
+    let (name, instance) = (&config.scheduler_name, &config.instance);
+    let events = Recorder::start_series(client.clone(), env.clone(), name, instance, &stop);
     let (done, results) = mpsc::channel(WRITES_MAX);
     let shell = Shell {
         informer: informer.clone(),
-        client,
+        client: client.into(),
         env,
         config,
         events,
@@ -101,6 +139,7 @@ pub async fn run_on(
         done,
         results,
         writes: Arc::new(Semaphore::new(WRITES_MAX)),
+        tasks: JoinSet::new(),
         snapshot: Snapshot::default(),
         queue: Queue::default(),
         start: 0,
@@ -145,13 +184,13 @@ impl Marks {
 /// How a write ended.
 enum Done {
     Bound(Waiting),
-    NotBound(Waiting, WriteError),
+    NotBound(Waiting, kube::Error),
     Reported,
 }
 
 struct Shell {
     informer: Arc<Informer>,
-    client: Client,
+    client: ApiClient,
     env: Env,
     config: Config,
     events: Recorder,
@@ -159,6 +198,8 @@ struct Shell {
     done: mpsc::Sender<Done>,
     results: mpsc::Receiver<Done>,
     writes: Arc<Semaphore>,
+    /// The writes under way; they end with the scheduler.
+    tasks: JoinSet<()>,
     snapshot: Snapshot,
     queue: Queue,
     /// Where the next decision begins in the order of nodes.
@@ -171,6 +212,7 @@ impl Shell {
             while let Ok(done) = self.results.try_recv() {
                 self.finish(done);
             }
+            while self.tasks.try_join_next().is_some() {}
             self.catch_up();
             let now = self.env.elapsed();
             if let Ok(permit) = self.writes.clone().try_acquire_owned()
@@ -326,13 +368,14 @@ impl Shell {
                 self.snapshot.put_pod(Arc::new(assumed), &name, true);
                 let (client, done) = (self.client.clone(), self.done.clone());
                 let events = self.events.clone();
-                let version = self.version(&waiting.pod);
-                tokio::spawn(async move {
+                let about = self.reference(&waiting.pod);
+                self.tasks.spawn(async move {
                     let pod = &waiting.pod;
                     let result = match bind(&client, &pod.key, &pod.uid, &name).await {
                         Ok(()) => {
                             let note = format!("Successfully assigned {} to {name}", pod.key);
-                            events.record(Note::about(pod, &version, "Scheduled", "Binding", note));
+                            let note = Note { about, warning: false, reason: "Scheduled", message: note, source: None };
+                            events.record_action(note, "Binding");
                             Done::Bound(waiting)
                         }
                         Err(error) => Done::NotBound(waiting, error),
@@ -349,16 +392,25 @@ impl Shell {
         }
     }
 
-    /// The newest resourceVersion that is known of a pod.
-    fn version(&self, pod: &PodInfo) -> String {
-        self.look(&pod.key, |known: &Pod| known.metadata.resource_version.clone()).flatten().unwrap_or_default()
+    /// A pod as events refer to it, with the newest version that is known.
+    fn reference(&self, pod: &PodInfo) -> ObjectReference {
+        ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            namespace: Some(pod.key.namespace.clone()),
+            name: Some(pod.key.name.clone()),
+            uid: Some(pod.uid.to_string()),
+            resource_version: self.look(&pod.key, |known: &Pod| known.metadata.resource_version.clone()).flatten(),
+            field_path: None,
+        }
     }
 
     /// Writes the event and the condition that say why a pod has no node.
-    fn tell(&self, waiting: &Waiting, reason: &'static str, message: String, permit: Option<OwnedSemaphorePermit>) {
+    fn tell(&mut self, waiting: &Waiting, reason: &'static str, message: String, permit: Option<OwnedSemaphorePermit>) {
         let pod = waiting.pod.clone();
-        let action = "Scheduling";
-        self.events.record(Note::about(&pod, &self.version(&pod), "FailedScheduling", action, message.clone()));
+        let about = self.reference(&pod);
+        let note = Note { about, warning: true, reason: "FailedScheduling", message: message.clone(), source: None };
+        self.events.record_action(note, "Scheduling");
         let now = self.env.now();
         let wanted = self.look(&pod.key, |known: &Pod| {
             let conditions = known.status.as_ref().and_then(|status| status.conditions.as_ref());
@@ -367,7 +419,7 @@ impl Shell {
         });
         let Some(condition) = wanted.flatten() else { return };
         let (client, done) = (self.client.clone(), self.done.clone());
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             if let Err(error) = report(&client, &pod.key, &pod.uid, condition).await {
                 tracing::debug!(pod = %pod.key, %error, "a condition was not written; the next try writes it");
             }

@@ -160,7 +160,7 @@ pub async fn run<S: Send + Sync + 'static>(
                 row,
                 queue: Queue::new(parts.env.clone()),
                 failures: Mutex::default(),
-                performer: Performer { client, recorder },
+                performer: Performer { api: client.into(), recorder },
                 informer: parts.informer.clone(),
                 env: parts.env.clone(),
                 metrics: parts.metrics.clone(),

@@ -1,6 +1,7 @@
 //! Keeps one [`View`] in step with the server: one watch per kind, shared by all roles of a process.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::discovery;
-use super::follow::follow;
-use super::object::{Decode, Kind, Watched, decode, decode_metadata};
+use super::object::{Kind, Watched, key_of, version_of};
+use super::reflector::{Reflector, ReflectorEvent};
 use super::view::{Change, View};
 use crate::env::Env;
 
@@ -72,12 +73,13 @@ impl Informer {
 
     /// Watches a kind, from now on; no more than once.
     pub fn watch<K: Watched>(self: &Arc<Self>) {
-        self.start(Kind::of::<K>(), true, |_, text| decode::<K>(text));
+        self.start(Kind::of::<K>(), true, Reflector::of::<K>(self.client.clone(), self.env.clone()));
     }
 
     /// Watches the metadata of a kind, unless the kind is watched already.
     pub fn watch_metadata(self: &Arc<Self>, kind: Kind) {
-        self.start(kind, false, decode_metadata);
+        let reflector = Reflector::of_metadata(self.client.clone(), self.env.clone(), kind.clone());
+        self.start(kind, false, reflector);
     }
 
     /// Watches the metadata of every kind that can be listed, watched and deleted and that isn't watched otherwise,
@@ -90,7 +92,7 @@ impl Informer {
         }
     }
 
-    fn start(self: &Arc<Self>, kind: Kind, typed: bool, decode: Decode) {
+    fn start(self: &Arc<Self>, kind: Kind, typed: bool, reflector: Reflector) {
         let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(present) = followers.get(&kind) {
             if present.typed || !typed {
@@ -106,7 +108,42 @@ impl Informer {
             Vec::new()
         });
         followers.insert(kind.clone(), Follower { stop: stop.clone(), typed });
-        tokio::spawn(follow(Arc::downgrade(self), self.client.clone(), self.env.clone(), kind, typed, decode, stop));
+        let informer = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let on_event = |event| match informer.upgrade() {
+                Some(informer) => informer.on_event(&kind, event, &stop),
+                None => ControlFlow::Break(()),
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = reflector.run(on_event) => {}
+            }
+        });
+    }
+
+    /// Takes what a kind's reflector saw into the view.
+    fn on_event(&self, kind: &Kind, event: ReflectorEvent, stop: &CancellationToken) -> ControlFlow<()> {
+        let mut flow = ControlFlow::Continue(());
+        self.change(|view| {
+            // Another reflector may have taken over meanwhile: the view's lock decides.
+            if stop.is_cancelled() {
+                flow = ControlFlow::Break(());
+                return Vec::new();
+            }
+            match event {
+                ReflectorEvent::Replaced(objects, version) => view.replace(kind, objects, version),
+                ReflectorEvent::Applied(object) => view.put(kind, object).into_iter().collect(),
+                ReflectorEvent::Deleted(object) => {
+                    let metadata = object.metadata();
+                    view.remove(kind, &key_of(metadata), version_of(metadata)).into_iter().collect()
+                }
+                ReflectorEvent::Progress(version) => {
+                    view.progress(kind, version);
+                    Vec::new()
+                }
+            }
+        });
+        flow
     }
 
     /// Takes part in every change from now on, and in every object that is known as one that is new. The informer

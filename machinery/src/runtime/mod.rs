@@ -8,7 +8,6 @@ mod discovery;
 pub mod driver;
 pub mod election;
 pub mod events;
-mod follow;
 pub mod informer;
 pub mod metrics;
 pub mod object;
@@ -16,6 +15,7 @@ mod perform;
 pub mod plan;
 pub mod pod;
 pub mod queue;
+pub mod reflector;
 pub mod selector;
 pub mod simulate;
 #[cfg(test)]
@@ -29,4 +29,5 @@ pub use object::{
 };
 pub use plan::{Action, Failure, Note, Notes, Plan, Propagation, controlled_by, reference_to};
 pub use pod::Pod;
+pub use reflector::{Reflector, ReflectorEvent};
 pub use view::{Change, View};

@@ -1,8 +1,6 @@
 //! Performs actions: the one place where a plan meets the server.
 
 use futures::future::{BoxFuture, join_all};
-use http::{Method, Request, header::CONTENT_TYPE};
-use kube::Client;
 use serde_json::{Value, json};
 
 use super::events::Recorder;
@@ -10,9 +8,8 @@ use super::object::Kind;
 use super::plan::{Action, Failure, Note, Notes};
 use super::view::View;
 use crate::api::ObjectKey;
+use crate::client::api::{ApiClient, status_code};
 
-const JSON: &str = "application/json";
-const MERGE_PATCH: &str = "application/merge-patch+json";
 /// Requests at once within one plan: enough to fill a server, few enough not to crowd out others.
 const TOGETHER_MAX: usize = 64;
 
@@ -40,7 +37,7 @@ impl Wrote {
 /// Performs plans with one client, in the name of one controller.
 #[derive(Clone)]
 pub(super) struct Performer {
-    pub(super) client: Client,
+    pub(super) api: ApiClient,
     pub(super) recorder: Recorder,
 }
 
@@ -98,8 +95,8 @@ impl Performer {
         match action {
             Action::Create { kind, object, notes } => {
                 let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
-                let path = kind.collection_path(namespace);
-                let made = self.send(Method::POST, &path, JSON, &object, "create", &kind).await;
+                let made = self.api.create::<Value>(&kind, namespace, &object).await;
+                let made = made.map_err(|error| Failed::of("create", &kind, &error));
                 if let Err(failure) = &made
                     && failure.ending
                 {
@@ -112,14 +109,15 @@ impl Performer {
             Action::Update { kind, object, subresource } => {
                 let metadata = &object["metadata"];
                 let part = |name: &str| metadata[name].as_str().unwrap_or_default().to_owned();
-                let path = sub(&kind, &ObjectKey::new(part("namespace"), part("name")), subresource);
-                let answer = self.send(Method::PUT, &path, JSON, &object, "update", &kind).await;
-                unless_gone(answer).map(|object| object.and_then(|object| written(kind, &object)))
+                let key = ObjectKey::new(part("namespace"), part("name"));
+                let answer = self.api.update(&kind, &key, subresource, &object).await;
+                let object: Option<Value> = unless_gone("update", &kind, answer)?;
+                Ok(object.and_then(|object| written(kind, &object)))
             }
-            Action::Patch { kind, key, patch, subresource } => {
-                let path = sub(&kind, &key, subresource);
-                let answer = self.send(Method::PATCH, &path, MERGE_PATCH, &patch, "patch", &kind).await;
-                unless_gone(answer).map(|object| object.and_then(|object| written(kind, &object)))
+            Action::Patch { kind, key, patch, patch_type, subresource } => {
+                let answer = self.api.patch(&kind, &key, subresource, patch_type, &patch).await;
+                let object: Option<Value> = unless_gone("patch", &kind, answer)?;
+                Ok(object.and_then(|object| written(kind, &object)))
             }
             Action::Delete { kind, key, uid, resource_version, propagation, grace_seconds, notes } => {
                 let mut options = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
@@ -135,8 +133,8 @@ impl Performer {
                 if let Some(seconds) = grace_seconds {
                     options["gracePeriodSeconds"] = json!(seconds);
                 }
-                let answer = self.send(Method::DELETE, &kind.path(&key), JSON, &options, "delete", &kind).await;
-                match answer {
+                let answer = self.api.delete::<Value>(&kind, &key, &options).await;
+                match answer.map_err(|error| Failed::of("delete", &kind, &error)) {
                     Ok(_) => self.tell(notes, Ok(key.name.clone())),
                     Err(failed) if failed.failure.code == 404 => {}
                     Err(failed) => {
@@ -148,14 +146,12 @@ impl Performer {
             }
             Action::DeleteCollection { kind, namespace } => {
                 let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"});
-                let path = kind.collection_path(&namespace);
-                let answer = self.send(Method::DELETE, &path, JSON, &options, "delete", &kind).await;
-                unless_gone(answer).map(|_| None)
+                let answer = self.api.delete_collection::<Value>(&kind, &namespace, &options).await;
+                unless_gone("delete", &kind, answer).map(|_| None)
             }
             Action::ExpectNone { kind, namespace } => {
-                let path = format!("{}?limit=1", kind.collection_path(&namespace));
-                let answer = self.send(Method::GET, &path, JSON, &Value::Null, "list", &kind).await;
-                match unless_gone(answer)? {
+                let answer = self.api.list::<Value>(&kind, &namespace, &[("limit", "1")]).await;
+                match unless_gone("list", &kind, answer)? {
                     Some(list) if list["items"].as_array().is_some_and(|items| !items.is_empty()) => Err(Failure {
                         verb: "list",
                         code: 200,
@@ -166,24 +162,21 @@ impl Performer {
                     _ => Ok(None),
                 }
             }
-            Action::ExpectGone { kind, key, uid } => {
-                let answer = self.send(Method::GET, &kind.path(&key), JSON, &Value::Null, "get", &kind).await;
-                match unless_gone(answer)? {
-                    Some(object) if uid.as_ref().is_none_or(|uid| object["metadata"]["uid"] == **uid) => Err(Failure {
-                        verb: "get",
-                        code: 200,
-                        reason: "Exists".into(),
-                        message: format!("{} {key} is there; the view is behind", kind.resource()),
-                        resource: kind.resource(),
-                    }),
-                    _ => Ok(None),
-                }
-            }
+            Action::ExpectGone { kind, key, uid } => match self.api.get::<Value>(&kind, &key).await {
+                Ok(object) if uid.as_ref().is_none_or(|uid| object["metadata"]["uid"] == **uid) => Err(Failure {
+                    verb: "get",
+                    code: 200,
+                    reason: "Exists".into(),
+                    message: format!("{} {key} is there; the view is behind", kind.resource()),
+                    resource: kind.resource(),
+                }),
+                Ok(_) => Ok(None),
+                Err(error) if names_as_gone(&error, &key) => Ok(None),
+                Err(error) => Err(Failed::of("get", &kind, &error).failure),
+            },
             Action::ExpectKnown { kind, namespace, selector, known } => {
-                let query = super::follow::form_urlencoded(&[("labelSelector", &selector)]);
-                let path = format!("{}?{query}", kind.collection_path(&namespace));
-                let answer = self.send(Method::GET, &path, JSON, &Value::Null, "list", &kind).await;
-                let list = unless_gone(answer)?.unwrap_or_default();
+                let answer = self.api.list::<Value>(&kind, &namespace, &[("labelSelector", &selector)]).await;
+                let list = unless_gone("list", &kind, answer)?.unwrap_or_default();
                 let mut uids = list["items"].as_array().into_iter().flatten().map(|item| &item["metadata"]["uid"]);
                 if uids.all(|uid| uid.as_str().is_some_and(|uid| known.contains(uid))) {
                     return Ok(None);
@@ -197,42 +190,10 @@ impl Performer {
                 })
             }
             Action::Post { kind, key, subresource, body } => {
-                let path = sub(&kind, &key, Some(subresource));
-                let answer = self.send(Method::POST, &path, JSON, &body, "post", &kind).await;
-                unless_gone(answer).map(|_| None)
+                let answer = self.api.post::<Value>(&kind, &key, subresource, &body).await;
+                unless_gone("post", &kind, answer).map(|_| None)
             }
             Action::Event(_) | Action::Together(_) | Action::SlowStart(_) => Ok(None),
-        }
-    }
-
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        content_type: &'static str,
-        body: &Value,
-        verb: &'static str,
-        kind: &Kind,
-    ) -> Result<Value, Failed> {
-        let failed = |code: u16, reason: String, message: String, ending: bool| Failed {
-            failure: Failure { verb, resource: kind.resource(), code, reason, message },
-            ending,
-        };
-        let bytes = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(CONTENT_TYPE, content_type)
-            .body(bytes)
-            .map_err(|e| failed(0, String::new(), e.to_string(), false))?;
-        match self.client.request::<Value>(request).await {
-            Ok(answer) => Ok(answer),
-            Err(kube::Error::Api(status)) => {
-                let causes = status.details.as_ref().map(|d| d.causes.as_slice()).unwrap_or_default();
-                let ending = causes.iter().any(|c| c.reason == "NamespaceTerminating");
-                Err(failed(status.code, status.reason.clone(), status.message.clone(), ending))
-            }
-            Err(other) => Err(failed(0, String::new(), other.to_string(), false)),
         }
     }
 
@@ -253,13 +214,34 @@ struct Failed {
     ending: bool,
 }
 
+impl Failed {
+    fn of(verb: &'static str, kind: &Kind, error: &kube::Error) -> Self {
+        let resource = kind.resource();
+        let kube::Error::Api(status) = error else {
+            let (reason, message) = (String::new(), error.to_string());
+            return Self { failure: Failure { verb, resource, code: 0, reason, message }, ending: false };
+        };
+        let causes = status.details.as_ref().map(|d| d.causes.as_slice()).unwrap_or_default();
+        let ending = causes.iter().any(|c| c.reason == "NamespaceTerminating");
+        let (code, reason, message) = (status.code, status.reason.clone(), status.message.clone());
+        Self { failure: Failure { verb, resource, code, reason, message }, ending }
+    }
+}
+
 /// What is gone needs no change.
-fn unless_gone(answer: Result<Value, Failed>) -> Result<Option<Value>, Failure> {
+fn unless_gone(verb: &'static str, kind: &Kind, answer: Result<Value, kube::Error>) -> Result<Option<Value>, Failure> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        Err(failed) if failed.failure.code == 404 => Ok(None),
-        Err(failed) => Err(failed.failure),
+        Err(error) if status_code(&error) == 404 => Ok(None),
+        Err(error) => Err(Failed::of(verb, kind, &error).failure),
     }
+}
+
+/// Whether a server says of this very object that it isn't there. A 404 that names no object says that its kind isn't
+/// served, perhaps not yet: nobody's dependents may be deleted for that.
+fn names_as_gone(error: &kube::Error, key: &ObjectKey) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == key.name)
 }
 
 fn written(kind: Kind, object: &Value) -> Option<Wrote> {
@@ -267,9 +249,21 @@ fn written(kind: Kind, object: &Value) -> Option<Wrote> {
     Some(Wrote::Version(kind, version))
 }
 
-fn sub(kind: &Kind, key: &ObjectKey, subresource: Option<&str>) -> String {
-    match subresource {
-        Some(subresource) => format!("{}/{subresource}", kind.path(key)),
-        None => kind.path(key),
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn only_a_404_that_names_the_object_says_that_it_is_gone() {
+        let error = |status: Value| kube::Error::Api(Box::new(serde_json::from_value::<Status>(status).unwrap()));
+        let gone = error(json!({"code": 404, "reason": "NotFound", "message": "configmaps \"x\" not found",
+            "details": {"name": "x", "kind": "configmaps"}}));
+        let unserved = error(json!({"code": 404, "reason": "NotFound", "details": {},
+            "message": "the server could not find the requested resource"}));
+        let key = ObjectKey::new("a", "x");
+        assert!(names_as_gone(&gone, &key));
+        assert!(!names_as_gone(&unserved, &key) && !names_as_gone(&gone, &ObjectKey::new("a", "y")));
     }
 }

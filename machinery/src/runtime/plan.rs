@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::object::{Kind, Object, Scope, Typed, key_of, value_of};
 use crate::api::ObjectKey;
+use crate::client::api::PatchType;
 
 /// A decision. Its actions are performed in order; the first that fails ends the pass, and the key comes back later.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -93,14 +94,17 @@ pub enum Action {
         /// `status`, `finalize` or the like; none for the object itself.
         subresource: Option<&'static str>,
     },
-    /// PATCH as RFC 7386. Put `metadata.uid` and, where it matters, `metadata.resourceVersion` into it as preconditions.
+    /// PATCH. Put `metadata.uid` and, where it matters, `metadata.resourceVersion` into it as preconditions (in a JSON
+    /// patch, as tests).
     Patch {
         /// The kind.
         kind: Kind,
         /// The object.
         key: ObjectKey,
-        /// The merge patch.
+        /// The patch.
         patch: Value,
+        /// How it is meant.
+        patch_type: PatchType,
         /// `status` or the like; none for the object itself.
         subresource: Option<&'static str>,
     },
@@ -195,9 +199,24 @@ impl Action {
         Self::Update { kind: Kind::of::<K>(), object: value_of(object), subresource: Some("status") }
     }
 
-    /// Merges into an object.
+    /// Merges into an object, lists whole.
     pub fn patch<K: Typed>(object: &K, patch: Value) -> Self {
-        Self::Patch { kind: Kind::of::<K>(), key: key_of(Object::metadata(object)), patch, subresource: None }
+        Self::patch_as(object, PatchType::Merge, patch)
+    }
+
+    /// Patches an object: strategically, where only some elements of a list (a condition) are to change.
+    pub fn patch_as<K: Typed>(object: &K, patch_type: PatchType, patch: Value) -> Self {
+        let (kind, key) = (Kind::of::<K>(), key_of(Object::metadata(object)));
+        Self::Patch { kind, key, patch, patch_type, subresource: None }
+    }
+
+    /// The same of a subresource. Only updates and patches have any.
+    #[must_use]
+    pub fn on(mut self, name: &'static str) -> Self {
+        if let Self::Update { subresource, .. } | Self::Patch { subresource, .. } = &mut self {
+            *subresource = Some(name);
+        }
+        self
     }
 
     /// Deletes exactly this object.

@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::driver::{self, own_key};
 use super::metrics::Metrics;
-use super::{Action, Context, Controller, Informer, Input, Kind, Plan, View};
+use super::{Action, Context, Controller, Informer, Input, Kind, Plan, Reflector, ReflectorEvent, View};
 use crate::api::ObjectKey;
 use crate::client::in_process;
-use crate::env::Env;
+use crate::env::{Env, TokioClock};
 
 type Answer = Box<dyn FnOnce(&Request<kube::client::Body>) -> Response<BoxBody<Bytes, Infallible>> + Send>;
 
@@ -162,6 +162,56 @@ async fn a_watch_that_is_too_old_begins_anew_and_forgets_what_is_gone() {
     let expired = json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"});
     first.send(event("ERROR", &expired)).unwrap();
     within(informer.until(|view| names(view) == ["y"])).await;
+}
+
+/// A server that is starting answers so for kinds that it doesn't serve yet: what was known isn't gone for that, and a
+/// kind of which nothing is known isn't known to be empty.
+#[tokio::test(start_paused = true)]
+async fn a_404_of_a_kind_says_nothing_of_its_objects() {
+    let script = Script::default();
+    let unserved = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 404,
+        "reason": "NotFound", "message": "the server could not find the requested resource", "details": {}});
+    script.says("configmaps", 404, &unserved);
+    let first = script.streams("configmaps?watch=true*sendInitialEvents=true");
+    let (env, _) = TokioClock::env(1);
+    let informer = Informer::new(script.client(), env, &CancellationToken::new());
+    informer.watch::<ConfigMap>();
+    let synced = |view: &View| view.synced(&Kind::of::<ConfigMap>());
+    let asked = |n: usize| {
+        let script = script.clone();
+        async move {
+            while script.asked.lock().unwrap().len() < n {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    };
+    within(asked(2)).await;
+    assert!(!informer.read(synced), "nothing is known");
+    first.send(event("ADDED", &object("x", 3))).unwrap();
+    first.send(bookmark(7, true)).unwrap();
+    within(informer.synced()).await;
+    script.says("configmaps", 404, &unserved);
+    drop(first);
+    within(asked(4)).await;
+    assert_eq!(informer.read(names), ["x"]);
+}
+
+#[tokio::test]
+async fn a_reflector_asks_for_what_its_selectors_choose() {
+    let script = Script::default();
+    let stream = script.streams("/namespaces/a/configmaps?*fieldSelector=metadata.name%3Dx");
+    let reflector = Reflector::of::<ConfigMap>(script.client(), Env::real()).within("a").selecting("metadata.name=x");
+    stream.send(event("ADDED", &object("x", 3))).unwrap();
+    stream.send(bookmark(7, true)).unwrap();
+    stream.send(event("DELETED", &object("x", 8))).unwrap();
+    let mut seen = Vec::new();
+    let run = reflector.run(|event| {
+        let last = matches!(event, ReflectorEvent::Deleted(_));
+        seen.push(event);
+        if last { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+    });
+    within(run).await;
+    assert!(matches!(seen.as_slice(), [ReflectorEvent::Replaced(objects, 7), _] if objects.len() == 1), "{seen:?}");
 }
 
 static PASSES: AtomicUsize = AtomicUsize::new(0);

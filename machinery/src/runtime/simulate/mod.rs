@@ -3,10 +3,12 @@
 //! It knows what controllers rely on: generated names, uids, versions, generations, finalizers, status separation. It
 //! checks nothing else.
 
+mod patch;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::driver::Context;
 use super::object::{Decode, Kind, decode_metadata, key_of, watched};
@@ -89,7 +91,7 @@ impl Simulation {
                 };
                 self.write(&kind, merged);
             }
-            Action::Patch { kind, key, patch, subresource: _ } => {
+            Action::Patch { kind, key, patch, patch_type, subresource: _ } => {
                 let Some(mut object) = self.view.object(&kind, &key).map(|o| o.to_value()) else {
                     return vec![format!("{} {key} is not there", kind.resource())];
                 };
@@ -97,7 +99,9 @@ impl Simulation {
                 if version.is_string() && *version != object["metadata"]["resourceVersion"] {
                     return vec![format!("{} {key} conflicts", kind.resource())];
                 }
-                merge(&mut object, &patch);
+                if let Err(problem) = patch::apply(&mut object, patch_type, &patch) {
+                    return vec![format!("{} {key}: {problem}", kind.resource())];
+                }
                 self.write(&kind, object);
             }
             Action::Delete { kind, key, propagation, .. } => self.delete(&kind, &key, propagation),
@@ -245,24 +249,4 @@ fn with(mut object: Value, field: &str, value: Value) -> Value {
 fn with_version(mut object: Value, version: Value) -> Value {
     object["metadata"]["resourceVersion"] = version;
     object
-}
-
-/// RFC 7386.
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(Map::new());
-    }
-    if let Value::Object(map) = target {
-        for (name, value) in patch {
-            if value.is_null() {
-                map.remove(name);
-            } else {
-                merge(map.entry(name.clone()).or_insert(Value::Null), value);
-            }
-        }
-    }
 }
