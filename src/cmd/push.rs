@@ -1,7 +1,6 @@
 //! `coracle push`: a .wasm file into the built-in registry of the cluster in `--data-dir`.
 
 use anyhow::Context as _;
-use machinery::env::Env;
 use wasm_node::image::{Credentials, RegistryAccess, push};
 
 use super::Failure;
@@ -15,7 +14,6 @@ use crate::progress::Progress;
 /// # Errors
 /// The file can't be read or is no module, or there is no running cluster.
 pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
-    let env = Env::real();
     let data = DataDir::of(common)?;
     let module = std::fs::read(&flags.file)
         .with_context(|| format!("cannot read {}; give the path of a .wasm file", flags.file.display()))?;
@@ -35,7 +33,7 @@ pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let progress = Progress::new();
     progress.doing(&format!("pushing {} ({} bytes)", flags.file.display(), module.len()));
-    let pushed = runtime.block_on(push(module, &flags.reference, &access, &env));
+    let pushed = runtime.block_on(push(module, &flags.reference, &access));
     progress.done();
     let pushed = pushed?;
     println!("{} {} ({} bytes)", pushed.name, pushed.digest, pushed.size_bytes);

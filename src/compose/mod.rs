@@ -89,7 +89,6 @@ pub(crate) struct Cluster {
     /// How long after the start the API answered.
     pub(crate) api_ready_after: Duration,
     registry: wasm_node::image::RegistryAccess,
-    env: Env,
     failures: Mutex<tokio::sync::mpsc::Receiver<anyhow::Error>>,
     apiserver: Apiserver,
     store: Arc<EmbeddedStore>,
@@ -216,7 +215,6 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir, progress: Progress
         admin,
         api_ready_after,
         registry: access,
-        env: env.clone(),
         failures: Mutex::new(failures),
         apiserver,
         store,
@@ -236,7 +234,7 @@ impl Cluster {
     /// # Errors
     /// As the registry says.
     pub(crate) async fn push(&self, module: &[u8], reference: &str) -> anyhow::Result<()> {
-        wasm_node::image::push(module.to_vec(), reference, &self.registry, &self.env).await?;
+        wasm_node::image::push(module.to_vec(), reference, &self.registry).await?;
         Ok(())
     }
 

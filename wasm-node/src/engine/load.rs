@@ -10,7 +10,7 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use super::state::{ComponentState, CoreState};
-use super::{Engine, Metered, Metering, compile, settings};
+use super::{Engine, Metered, Metering, compile};
 
 /// What a container is, by what its module exports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,9 @@ pub enum LoadError {
     /// Not wasm at all.
     #[error("not a WebAssembly module or component: {0}")]
     NotWasm(String),
+    /// It breaks the format's rules.
+    #[error("not a valid module: {0}")]
+    Invalid(String),
     /// The compiler refused it.
     #[error("the module does not compile: {0}")]
     Compile(String),
@@ -162,20 +165,30 @@ impl Loaded {
 }
 
 impl Engine {
-    /// Loads a module: from memory when a container of it lives, else from the cache, else it is compiled first.
-    pub async fn load(&self, digest: &str, file: &Path, metering: Metering) -> Result<Arc<Loaded>, LoadError> {
+    /// Loads a module: from memory when a container of it lives, else from the cache, else it is compiled first, for
+    /// `namespace` as [`Engine::compile`] says.
+    ///
+    /// # Errors
+    /// The module doesn't compile, or is nothing that a container can be.
+    pub async fn load(
+        &self,
+        digest: &str,
+        file: &Path,
+        metering: Metering,
+        namespace: &str,
+    ) -> Result<Arc<Loaded>, LoadError> {
         let key = (digest.to_owned(), metering);
         if let Some(loaded) = self.shared(&key) {
             return Ok(loaded);
         }
         let kind = compile::code_kind(file).await?;
-        self.compile(digest, file, metering).await?;
+        self.compile(digest, file, metering, namespace).await?;
         let engine = self.metered(metering)?.clone();
         let code = match self.map_artifact(&engine, digest, kind).await {
             Ok(Some(code)) => code,
             // A damaged artifact was set aside: once more from the module itself.
             Ok(None) | Err(_) => {
-                self.compile(digest, file, metering).await?;
+                self.compile(digest, file, metering, namespace).await?;
                 let gone = || "the compiled module is gone again".to_owned();
                 let mapped = self.map_artifact(&engine, digest, kind).await;
                 mapped.and_then(|code| code.ok_or_else(gone)).map_err(LoadError::Unfit)?
@@ -276,36 +289,6 @@ fn names(engine: &wasmtime::Engine, component: &Component) -> (Vec<String>, Vec<
         .map(|(name, _)| name.to_owned())
         .collect();
     (imports, ty.exports(engine).map(|(name, _)| name.to_owned()).collect())
-}
-
-/// What a module imports and exports, without running it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inspection {
-    /// A component (WASI 0.2) or a core module (preview 1).
-    pub component: bool,
-    /// Names of imports, in the module's order.
-    pub imports: Vec<String>,
-    /// Names of exports.
-    pub exports: Vec<String>,
-}
-
-/// Reads a module's imports and exports for `coracle push`. Compiles it, so the caller bounds its size.
-pub fn inspect(bytes: &[u8]) -> Result<Inspection, LoadError> {
-    let engine = settings::compiler(Metering::Epochs).map_err(LoadError::compile)?;
-    match CodeKind::of(bytes)? {
-        CodeKind::Component => {
-            let component = Component::from_binary(&engine, bytes).map_err(LoadError::compile)?;
-            let (imports, exports) = names(&engine, &component);
-            Ok(Inspection { component: true, imports, exports })
-        }
-        CodeKind::Module => {
-            let module = Module::from_binary(&engine, bytes).map_err(LoadError::compile)?;
-            let mut imports: Vec<String> = module.imports().map(|import| import.module().to_owned()).collect();
-            imports.dedup();
-            let exports = module.exports().map(|export| export.name().to_owned()).collect();
-            Ok(Inspection { component: false, imports, exports })
-        }
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod compile;
 pub(crate) mod container;
 mod cpu;
 mod epoch;
-
+mod inspect;
 pub(crate) mod limits;
 mod load;
 mod runtime;
@@ -35,7 +35,8 @@ pub use command::{Outcome, OutcomeReason, StopSignal};
 pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, MODULE_BYTES_MAX, compile_worker};
 pub use container::{Container, ContainerSpec, LogSink, Preopen, Stats, StdStream};
 pub use limits::{CONCURRENCY_DEFAULT, Limits, REQUEST_TIMEOUT_DEFAULT};
-pub use load::{Inspection, Kind, LoadError, Loaded, inspect};
+pub use inspect::{Inspection, inspect};
+pub use load::{Kind, LoadError, Loaded};
 pub use server::HttpServer;
 
 use epoch::Ticker;
@@ -131,13 +132,13 @@ impl Engine {
         let cache = aot::Cache::open(config.cache_dir)
             .map_err(|source| EngineError::Io { what: "making the folder of compiled modules", source })?;
         let inner = Inner {
+            compiler: compile::Compiler::new(config.compile_process, config.compile_bounds, &env),
             env,
             epochs: Arc::new(epochs),
             fuel: OnceLock::new(),
             ticker,
             runtime,
             memory: Arc::new(MemoryBudget::new(config.memory_max_bytes, None)),
-            compiler: compile::Compiler::new(config.compile_process, config.compile_bounds),
             cache,
             loaded: Mutex::default(),
         };

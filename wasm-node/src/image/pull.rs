@@ -247,9 +247,9 @@ impl Images {
         }
     }
 
-    /// Pulls an image and compiles its module for `metering`. Several pulls of one name become one after another, and
+    /// Pulls an image and compiles its module for `metering`, on the share of the pod's `namespace`. Several pulls of one name become one after another, and
     /// blobs that are there are not fetched again.
-    pub async fn pull(&self, image: &str, metering: Metering) -> Result<Arc<Image>, ImageError> {
+    pub async fn pull(&self, image: &str, metering: Metering, namespace: &str) -> Result<Arc<Image>, ImageError> {
         let name = Self::parse(image)?;
         let key = match &name {
             ImageName::Registry(reference) => reference.to_string(),
@@ -276,14 +276,14 @@ impl Images {
         drop(permit);
         let module = |source| ImageError::Module { image: key.clone(), source };
         let path = self.blobs.path(&pulled.module).map_err(|source| ImageError::Blob { image: key.clone(), source })?;
-        self.engine.compile(&pulled.module, &path, metering).await.map_err(module)?;
+        self.engine.compile(&pulled.module, &path, metering, namespace).await.map_err(module)?;
         self.remember(pulled).map_err(|source| ImageError::Blob { image: key.clone(), source: source.into() })
     }
 
     /// Loads an image's module: shared with every container of it, from the cache of compiled modules.
-    pub async fn load(&self, image: &Image, metering: Metering) -> Result<Arc<Loaded>, LoadError> {
+    pub async fn load(&self, image: &Image, metering: Metering, namespace: &str) -> Result<Arc<Loaded>, LoadError> {
         let path = self.blobs.path(&image.module).map_err(|error| LoadError::NotWasm(error.to_string()))?;
-        self.engine.load(&image.module, &path, metering).await
+        self.engine.load(&image.module, &path, metering, namespace).await
     }
 
     /// Every image on the node, for `status.images`. Copies: who looks at an image does not use it.

@@ -1,6 +1,5 @@
 //! Pushing a module as an artifact of the CNCF layout: what `coracle push` and `coracle run` do.
 
-use machinery::env::Env;
 use oci_client::Reference as OciReference;
 use oci_client::secrets::RegistryAuth;
 use serde_json::json;
@@ -10,6 +9,9 @@ use super::manifest::{OCI_MANIFEST, WASM_CONFIG, WASM_LAYER};
 use super::pull::RegistryAccess;
 use super::reference::{BUILT_IN_REGISTRY, Reference, ReferenceError};
 use crate::engine::{Inspection, LoadError, MODULE_BYTES_MAX, inspect};
+
+/// The layout wants a date; one of the clock would make another digest of each push of the same bytes, and pinning useless.
+const CREATED: &str = "1970-01-01T00:00:00Z";
 
 /// Why a push failed.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +53,11 @@ pub struct Pushed {
     pub inspection: Inspection,
 }
 
-/// Pushes `module` as `image` (`registry.local/NAME:TAG`) to the registry of `access`. Compiles the module once to read
-/// what it imports and exports, on a thread for blocking work.
-pub async fn push(module: Vec<u8>, image: &str, access: &RegistryAccess, env: &Env) -> Result<Pushed, PushError> {
+/// Pushes `module` as `image` (`registry.local/NAME:TAG`) to the registry of `access`. The same bytes make the same digest.
+///
+/// # Errors
+/// A bad name, a file that is no module, or a registry that refuses or can't be reached.
+pub async fn push(module: Vec<u8>, image: &str, access: &RegistryAccess) -> Result<Pushed, PushError> {
     let reference = Reference::parse(image).map_err(|error| PushError::Reference { image: image.to_owned(), error })?;
     if reference.registry != BUILT_IN_REGISTRY && reference.registry != access.address {
         return Err(PushError::Target(format!(
@@ -70,7 +74,7 @@ pub async fn push(module: Vec<u8>, image: &str, access: &RegistryAccess, env: &E
         |why: &dyn std::fmt::Display| PushError::Registry { registry: access.address.clone(), why: why.to_string() };
     let inspected = tokio::task::spawn_blocking(move || inspect(&module).map(|found| (found, module))).await;
     let (inspection, module) = inspected.map_err(|error| failed(&error))??;
-    let (config, manifest) = documents(&module, &inspection, &env.now().to_string());
+    let (config, manifest) = documents(&module, &inspection);
 
     let client = super::client(access);
     let target = OciReference::with_tag(access.address.clone(), reference.repository.clone(), tag);
@@ -92,10 +96,10 @@ pub async fn push(module: Vec<u8>, image: &str, access: &RegistryAccess, env: &E
 }
 
 /// Config and manifest of a module. Pure.
-fn documents(module: &[u8], inspection: &Inspection, created: &str) -> (Vec<u8>, Vec<u8>) {
+fn documents(module: &[u8], inspection: &Inspection) -> (Vec<u8>, Vec<u8>) {
     let layer = digest(module);
     let mut config = json!({
-        "created": created,
+        "created": CREATED,
         "architecture": "wasm",
         "os": if inspection.component { "wasip2" } else { "wasip1" },
         "layerDigests": [layer],

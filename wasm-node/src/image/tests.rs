@@ -59,7 +59,7 @@ impl Bench {
     }
 
     async fn error(&self, image: &str) -> (String, String) {
-        let error = self.images.pull(image, Metering::Epochs).await.unwrap_err();
+        let error = self.images.pull(image, Metering::Epochs, "default").await.unwrap_err();
         (error.reason().to_owned(), error.to_string())
     }
 
@@ -97,24 +97,24 @@ async fn what_is_pushed_can_be_pulled() {
     assert_eq!(never.reason(), "ErrImageNeverPull");
     assert_eq!(never.to_string(), format!("Container image {image:?} is not present with pull policy of Never"));
 
-    let pushed = push(module(), image, &bench.access, &Env::real()).await.unwrap();
+    let pushed = push(module(), image, &bench.access).await.unwrap();
     assert!(!pushed.inspection.component);
-    let pulled = bench.images.pull(image, Metering::Epochs).await.unwrap();
+    let pulled = bench.images.pull(image, Metering::Epochs, "default").await.unwrap();
     assert_eq!(pulled.image_id, format!("registry.local/team/app@{}", pushed.digest));
     assert_eq!((pulled.module.as_str(), pulled.argv.as_slice()), (digest(&module()).as_str(), &["app".to_owned()][..]));
     assert!(bench.images.decide(image, PullPolicy::Always).unwrap().is_none());
     assert_eq!(bench.images.decide(image, PullPolicy::Never).unwrap(), Some(pulled.clone()));
-    assert_eq!(bench.images.load(&pulled, Metering::Epochs).await.unwrap().kind(), Kind::Command);
+    assert_eq!(bench.images.load(&pulled, Metering::Epochs, "default").await.unwrap().kind(), Kind::Command);
     // By digest: the same; another digest: not there.
     let by_digest = format!("registry.local/team/app@{}", pushed.digest);
-    assert_eq!(bench.images.pull(&by_digest, Metering::Epochs).await.unwrap().module, pulled.module);
+    assert_eq!(bench.images.pull(&by_digest, Metering::Epochs, "default").await.unwrap().module, pulled.module);
     let other = format!("registry.local/team/app@{}", digest(b"other"));
     assert!(bench.error(&other).await.1.contains("not found"));
     // A tag that moves is seen by a pull, not before.
     let moved = wat::parse_str("(module (func (export \"_start\") (nop)))").unwrap();
-    push(moved.clone(), image, &bench.access, &Env::real()).await.unwrap();
+    push(moved.clone(), image, &bench.access).await.unwrap();
     assert_eq!(bench.images.present(image).unwrap(), Some(pulled));
-    assert_eq!(bench.images.pull(image, Metering::Epochs).await.unwrap().module, digest(&moved));
+    assert_eq!(bench.images.pull(image, Metering::Epochs, "default").await.unwrap().module, digest(&moved));
     // Records survive.
     assert_eq!(bench.images.list().len(), 2);
     let blobs = Arc::new(BlobStore::open(bench.dir.path().join("pulled")).unwrap());
@@ -132,8 +132,8 @@ async fn what_is_pushed_can_be_pulled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn several_pulls_are_one() {
     let bench = Bench::new().await;
-    push(module(), "registry.local/app:v1", &bench.access, &Env::real()).await.unwrap();
-    let pulls = (0..8).map(|_| bench.images.pull("registry.local/app:v1", Metering::Epochs));
+    push(module(), "registry.local/app:v1", &bench.access).await.unwrap();
+    let pulls = (0..8).map(|_| bench.images.pull("registry.local/app:v1", Metering::Epochs, "default"));
     for pulled in futures::future::join_all(pulls).await {
         assert_eq!(pulled.unwrap().module, digest(&module()));
     }
@@ -142,7 +142,7 @@ async fn several_pulls_are_one() {
         credentials: Credentials { user: "coracle".into(), password: "wrong".into() },
         ..bench.access.clone()
     };
-    let error = push(module(), "registry.local/app:v1", &access, &Env::real()).await.unwrap_err();
+    let error = push(module(), "registry.local/app:v1", &access).await.unwrap_err();
     assert!(matches!(error, PushError::Registry { .. }), "{error}");
 }
 
@@ -181,12 +181,12 @@ async fn other_images_are_refused_with_what_was_found() {
     let run = json!({"Entrypoint": ["/app.wasm"], "Cmd": ["x"], "Env": ["A=b"]});
     let config = json!({"os": "wasip1", "architecture": "wasm", "config": run}).to_string().into_bytes();
     bench.push_raw("scratch", &[&config, &layer], &manifest(&config, &layer)).await;
-    let scratch = bench.images.pull("registry.local/scratch:v1", Metering::Epochs).await.unwrap();
+    let scratch = bench.images.pull("registry.local/scratch:v1", Metering::Epochs, "default").await.unwrap();
     assert_eq!((scratch.module.as_str(), scratch.argv.len()), (digest(&module()).as_str(), 2));
     assert_eq!(scratch.env, [("A".to_owned(), "b".to_owned())]);
 
     let text = b"not wasm at all".to_vec();
-    let error = push(text.clone(), "registry.local/text:v1", &bench.access, &Env::real()).await.unwrap_err();
+    let error = push(text.clone(), "registry.local/text:v1", &bench.access).await.unwrap_err();
     assert!(error.to_string().contains("\\0asm"), "{error}");
     let artifact = json!({
         "schemaVersion": 2,
@@ -206,7 +206,7 @@ async fn files_only_from_allowed_folders() {
     std::fs::write(files.join("a.wasm"), module()).unwrap();
     std::fs::write(bench.dir.path().join("b.wasm"), module()).unwrap();
     let name = |path: &str| format!("file://{}", bench.dir.path().join(path).display());
-    let pulled = bench.images.pull(&name("files/a.wasm"), Metering::Epochs).await.unwrap();
+    let pulled = bench.images.pull(&name("files/a.wasm"), Metering::Epochs, "default").await.unwrap();
     assert_eq!(pulled.module, digest(&module()));
     for outside in ["b.wasm", "files/../b.wasm"] {
         assert!(bench.error(&name(outside)).await.1.contains("--allow-file-images"), "{outside}");
@@ -243,14 +243,14 @@ async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
     let policy = CollectPolicy::default();
     let name = |number: usize| format!("registry.local/app:v{number}");
     for number in 0..3 {
-        push(numbered(number), &name(number), &bench.access, &Env::real()).await.unwrap();
+        push(numbered(number), &name(number), &bench.access).await.unwrap();
     }
-    let running = bench.images.pull(&name(0), Metering::Epochs).await.unwrap();
-    let moved = bench.images.pull(&name(1), Metering::Epochs).await.unwrap();
-    drop(bench.images.pull(&name(2), Metering::Epochs).await.unwrap());
+    let running = bench.images.pull(&name(0), Metering::Epochs, "default").await.unwrap();
+    let moved = bench.images.pull(&name(1), Metering::Epochs, "default").await.unwrap();
+    drop(bench.images.pull(&name(2), Metering::Epochs, "default").await.unwrap());
     // The tag of one that a pod has means another module now, and its manifest is deleted.
-    push(numbered(3), &name(1), &bench.access, &Env::real()).await.unwrap();
-    drop(bench.images.pull(&name(1), Metering::Epochs).await.unwrap());
+    push(numbered(3), &name(1), &bench.access).await.unwrap();
+    drop(bench.images.pull(&name(1), Metering::Epochs, "default").await.unwrap());
     let manifest = moved.image_id.split('@').nth(1).unwrap();
     let delete = http::Request::delete(format!("/v2/app/manifests/{manifest}"))
         .header("authorization", "Basic Y29yYWNsZTpw")
@@ -269,11 +269,11 @@ async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
     assert!(collected.freed_bytes >= collected.found_bytes, "{collected:?}");
     assert_eq!((bench.names(), bench.compiled()), (vec![name(0)], 2));
     // What pods have can still be started, also by its old meaning, which nothing names any more.
-    assert!(bench.images.load(&running, Metering::Epochs).await.is_ok());
-    assert!(bench.images.load(&moved, Metering::Epochs).await.is_ok());
+    assert!(bench.images.load(&running, Metering::Epochs, "default").await.is_ok());
+    assert!(bench.images.load(&moved, Metering::Epochs, "default").await.is_ok());
     // What the registry holds was kept, though no image named it.
     for number in [1, 2] {
-        let pulled = bench.images.pull(&name(number), Metering::Epochs).await.unwrap();
+        let pulled = bench.images.pull(&name(number), Metering::Epochs, "default").await.unwrap();
         assert_eq!(pulled.module, digest(&numbered(if number == 1 { 3 } else { number })));
     }
     // With its pod the last reference to the deleted one goes: its blob too.
@@ -290,13 +290,9 @@ async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pulls_beside_collections_find_their_blobs() {
+async fn pulls_and_pushes_beside_collections_find_their_blobs() {
     let bench = Arc::new(Bench::shared().await);
     let policy = CollectPolicy { age_min: std::time::Duration::ZERO, ..CollectPolicy::default() };
-    let name = |worker: usize, round: usize| format!("registry.local/w{worker}:v{}", round % 2);
-    for (worker, round) in (0..4).flat_map(|worker| [(worker, 0), (worker, 1)]) {
-        push(numbered(round), &name(worker, round), &bench.access, &Env::real()).await.unwrap();
-    }
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let collector = {
         let (bench, stop) = (bench.clone(), stop.clone());
@@ -313,8 +309,10 @@ async fn pulls_beside_collections_find_their_blobs() {
         let bench = bench.clone();
         async move {
             for round in 0..6 {
-                let image = bench.images.pull(&name(worker, round), Metering::Epochs).await.unwrap();
-                assert_eq!(bench.images.load(&image, Metering::Epochs).await.unwrap().digest(), image.module);
+                let name = format!("registry.local/w{worker}:v1");
+                push(numbered(round % 2), &name, &bench.access).await.unwrap();
+                let image = bench.images.pull(&name, Metering::Epochs, "default").await.unwrap();
+                assert_eq!(bench.images.load(&image, Metering::Epochs, "default").await.unwrap().digest(), image.module);
                 assert!(bench.names().contains(&image.name), "what a pod has stays known");
             }
         }

@@ -67,7 +67,8 @@ pub(crate) async fn pull(
     }
     let _ = tell.send(Message::Event(Event::PullBegan)).await;
     let began = node.parts.env.elapsed();
-    let image = node.parts.images.pull(&name, metering(pod, container)).await?;
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let image = node.parts.images.pull(&name, metering(pod, container), namespace).await?;
     let took = node.parts.env.elapsed().saturating_sub(began);
     let took = format!("{}ms", took.as_millis());
     let size = image.size_bytes;
@@ -138,9 +139,8 @@ pub(crate) async fn make(
     }
     env.extend(variables.clone());
 
-    let loaded =
-        node.parts.images.load(image, if settings.limits.fuel.is_some() { Metering::Fuel } else { Metering::Epochs });
-    let loaded = loaded.await.map_err(|error| refused(&error))?;
+    let metering = if settings.limits.fuel.is_some() { Metering::Fuel } else { Metering::Epochs };
+    let loaded = node.parts.images.load(image, metering, &namespace).await.map_err(|error| refused(&error))?;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let dir = node.pod_dir(&uid);
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();

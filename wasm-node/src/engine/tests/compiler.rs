@@ -69,7 +69,7 @@ fn knot(loops: usize, locals: usize) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_compiles_too_long_is_stopped_and_not_tried_again_at_once() {
-    let bench = bench(CompileBounds { time: Duration::from_secs(3), ..CompileBounds::default() });
+    let bench = bench(CompileBounds { time: Duration::from_secs(3), slice: Duration::from_secs(1), ..CompileBounds::default() });
     let env = Env::real();
     let error = bench.load_bytes(&knot(1000, 500), Metering::Epochs).await.unwrap_err();
     assert_eq!(error.to_string(), "the module does not compile within 3 s");
@@ -130,4 +130,60 @@ async fn a_sweep_leaves_what_is_in_use_or_loaded() {
     drop(loaded);
     assert!(bench.engine.sweep(&|_| false).unwrap() > 0);
     assert_eq!(files(), 0);
+}
+
+/// A module that compiles for minutes; each number makes another one.
+fn slow(number: usize) -> Vec<u8> {
+    knot(1000, 500 + number)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quick_module_waits_for_no_slow_one() {
+    let bounds = CompileBounds { slice: Duration::from_secs(1), ..CompileBounds::default() };
+    let (bench, env) = (Arc::new(bench(bounds)), Env::real());
+    let slow: Vec<_> = (0..6)
+        .map(|number| {
+            let bench = bench.clone();
+            let path = bench.dir.path().join(format!("slow{number}.wasm"));
+            std::fs::write(&path, slow(number)).unwrap();
+            let digest = digest(&slow(number));
+            tokio::spawn(async move { bench.engine.compile(&digest, &path, Metering::Epochs, "hostile").await })
+        })
+        .collect();
+    for number in 0..5 {
+        let quick = command(b"", 0, 1, number);
+        bench.load_bytes(&quick, Metering::Epochs).await.unwrap();
+    }
+    // None of the slow ones has ended, one way or the other: they have two minutes each in the background.
+    assert!(env.elapsed() < bounds.time, "{:?}", env.elapsed());
+    assert!(slow.iter().all(|task| !task.is_finished()));
+    slow.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_exceeds_its_slice_compiles_in_the_background() {
+    // A second of CPU is too little for an unoptimized compiler and this one.
+    let bounds = CompileBounds { slice: Duration::from_secs(1), ..CompileBounds::default() };
+    let bench = bench(bounds);
+    let long = knot(60, 60);
+    let loaded = bench.load_bytes(&long, Metering::Epochs).await;
+    assert!(loaded.is_ok(), "{loaded:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_compiler_ends_with_its_parent() {
+    let bench = bench(CompileBounds::default());
+    let path = bench.dir.path().join("slow.wasm");
+    std::fs::write(&path, slow(0)).unwrap();
+    let mut worker = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--quiet", "--nocapture", "--exact", WORKER, "epochs", "module", "3221225472", "600"])
+        .args([&path, &bench.dir.path().join("out")])
+        .stdin(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    // The system closes the pipe of a parent that was killed, as dropping does here.
+    drop(worker.stdin.take());
+    let ended = tokio::time::timeout(Duration::from_secs(60), worker.wait()).await;
+    assert_eq!(ended.expect("in time").unwrap().code(), Some(1));
 }

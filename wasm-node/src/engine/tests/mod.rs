@@ -70,7 +70,7 @@ impl Bench {
     pub(super) async fn load_bytes(&self, bytes: &[u8], metering: Metering) -> Result<Arc<Loaded>, LoadError> {
         let path = self.dir.path().join("module.wasm");
         std::fs::write(&path, bytes).unwrap();
-        self.engine.load(&digest(bytes), &path, metering).await
+        self.engine.load(&digest(bytes), &path, metering, "default").await
     }
 
     pub(super) async fn load_text(&self, text: &str, metering: Metering) -> Result<Arc<Loaded>, LoadError> {

@@ -1,0 +1,222 @@
+//! The compiler process: this program started again to compile one module, with bounds on what it takes of the machine,
+//! and gone when the program that started it is gone.
+
+use std::ffi::OsString;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+
+use super::super::load::{CodeKind, LoadError};
+use super::super::{Metering, settings};
+
+/// The first argument of a compiler process: the program calls [`compile_worker`] when it sees it.
+pub const COMPILE_WORKER_ARGUMENT: &str = "coracle-compile-worker";
+/// The largest artifact: some eight times the largest module.
+#[cfg(unix)]
+const ARTIFACT_BYTES_MAX: u64 = 1 << 30;
+/// What a compiler's error begins with that is the disk's and not the module's.
+const DISK_ERROR: &str = "writing the artifact: ";
+/// The compiler yields to everything else on the machine.
+pub(super) const COMPILE_NICE: i32 = 15;
+/// What is kept of a compiler's error.
+const ERROR_BYTES_MAX: u64 = 4096;
+
+/// How to start the compiler process: usually the program itself.
+#[derive(Debug, Clone)]
+pub struct CompileProcess {
+    /// The program; it must call [`compile_worker`] with what follows `arguments`.
+    pub program: PathBuf,
+    /// What comes before the worker's own arguments.
+    pub arguments: Vec<OsString>,
+}
+
+impl CompileProcess {
+    /// The running program, dispatched by [`COMPILE_WORKER_ARGUMENT`].
+    pub fn current() -> std::io::Result<Self> {
+        Ok(Self { program: std::env::current_exe()?, arguments: vec![COMPILE_WORKER_ARGUMENT.into()] })
+    }
+}
+
+/// What one run of the compiler process may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RunBounds {
+    /// Address space.
+    pub(super) memory_bytes: u64,
+    /// CPU time of all its threads; absent = bounded by the wall clock alone.
+    pub(super) cpu: Duration,
+    /// Wall clock.
+    pub(super) wall: Duration,
+}
+
+/// Why a compiler process made no artifact.
+#[derive(Debug)]
+pub(super) enum Stopped {
+    /// It used up its time.
+    Time,
+    Error(LoadError),
+}
+
+/// Compiles `file` into `out`. The process is killed when this is dropped.
+pub(super) async fn run(
+    process: &CompileProcess,
+    bounds: RunBounds,
+    (metering, kind): (Metering, CodeKind),
+    file: &Path,
+    out: &Path,
+) -> Result<(), Stopped> {
+    let io = |what| move |error| Stopped::Error(LoadError::io(what)(error));
+    let mut child = tokio::process::Command::new(&process.program)
+        .args(&process.arguments)
+        .arg(if metering == Metering::Fuel { "fuel" } else { "epochs" })
+        .arg(if kind == CodeKind::Component { "component" } else { "module" })
+        .arg(bounds.memory_bytes.to_string())
+        .arg(bounds.cpu.as_secs().max(1).to_string())
+        .arg(file)
+        .arg(out)
+        .env_clear()
+        // Never written to: it ends when this process does, and then the compiler ends too.
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(io("starting the compiler"))?;
+    // Taken, as waiting for the child would close it.
+    let (_lifeline, stderr) = (child.stdin.take(), child.stderr.take());
+    let finished = tokio::time::timeout(bounds.wall, async {
+        let mut said = Vec::new();
+        if let Some(stderr) = stderr {
+            // Bounded: a worker that says more is cut off and gets a broken pipe.
+            let _ = stderr.take(ERROR_BYTES_MAX).read_to_end(&mut said).await;
+        }
+        (child.wait().await, said)
+    })
+    .await;
+    match finished {
+        Ok((Ok(status), _)) if status.success() => Ok(()),
+        Ok((Ok(status), said)) => {
+            Err(failure(status, String::from_utf8_lossy(&said).trim(), bounds.memory_bytes))
+        }
+        Ok((Err(error), _)) => Err(io("waiting for the compiler")(error)),
+        Err(_) => Err(Stopped::Time),
+    }
+}
+
+/// What a compiler's end means. Pure.
+fn failure(status: ExitStatus, said: &str, memory_bytes: u64) -> Stopped {
+    #[cfg(unix)]
+    let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+    #[cfg(not(unix))]
+    let signal: Option<i32> = None;
+    /// At the bound of CPU time.
+    const SIGXCPU: i32 = 24;
+    const SIGKILL: i32 = 9;
+    if signal == Some(SIGXCPU) {
+        return Stopped::Time;
+    }
+    Stopped::Error(match (said.strip_prefix(DISK_ERROR), status.code()) {
+        (Some(why), Some(1)) => LoadError::io("writing the compiled module")(std::io::Error::other(why.to_owned())),
+        (None, Some(1)) => LoadError::Compile(said.to_owned()),
+        // The allocator's own last words, or those of the system's killer, whom the compiler is offered first.
+        _ if said.contains("memory allocation of") || signal == Some(SIGKILL) => {
+            LoadError::CompileMemory { mebibytes: memory_bytes >> 20 }
+        }
+        _ if said.contains("overflowed its stack") => LoadError::Compile("it is nested too deeply".into()),
+        _ => LoadError::Compile(format!("the compiler ended with {status}")),
+    })
+}
+
+/// The compiler process's whole work; `arguments` are those after [`COMPILE_WORKER_ARGUMENT`]. Returns the error to
+/// print on stderr before exiting with 1.
+pub fn compile_worker(arguments: impl Iterator<Item = OsString>) -> Result<(), String> {
+    let arguments: Vec<OsString> = arguments.collect();
+    let usage = || "the compiler process wants: epochs|fuel component|module MEMORY_BYTES CPU_SECONDS FILE OUT".to_owned();
+    let [metering, kind, memory_bytes, cpu_seconds, file, out] = arguments.as_slice() else { return Err(usage()) };
+    let number = |text: &OsString| text.to_str().and_then(|text| text.parse::<u64>().ok()).ok_or_else(usage);
+    confine(number(memory_bytes)?, number(cpu_seconds)?);
+    end_with_parent().map_err(|error| format!("watching the parent: {error}"))?;
+    let metering = if metering == "fuel" { Metering::Fuel } else { Metering::Epochs };
+    let kind = if kind == "component" { CodeKind::Component } else { CodeKind::Module };
+    let code = compile_bytes(metering, kind, Path::new(file)).map_err(|error| match error {
+        LoadError::Compile(why) => why,
+        other => other.to_string(),
+    })?;
+    std::fs::write(out, code).map_err(|error| format!("{DISK_ERROR}{error}"))
+}
+
+/// Ends this process when its stdin ends, which is when the process that started it is gone, however it went.
+fn end_with_parent() -> std::io::Result<()> {
+    let watch = || {
+        // Nobody ever writes: whatever comes is the end.
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(1);
+    };
+    std::thread::Builder::new().name("lifeline".into()).spawn(watch).map(drop)
+}
+
+/// Lowers the worker's priority and bounds what it takes of the machine.
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "std has no resource limits")]
+fn confine(memory_bytes: u64, cpu_seconds: u64) {
+    let limits = [
+        (libc::RLIMIT_AS, memory_bytes, memory_bytes),
+        (libc::RLIMIT_CORE, 0, 0),
+        // The soft one is a signal of its own; at the hard one the system kills, which could also be for want of memory.
+        (libc::RLIMIT_CPU, cpu_seconds, cpu_seconds.saturating_add(1)),
+        (libc::RLIMIT_FSIZE, ARTIFACT_BYTES_MAX, ARTIFACT_BYTES_MAX),
+    ];
+    for (resource, soft, hard) in limits {
+        let limit = libc::rlimit { rlim_cur: soft as _, rlim_max: hard as _ };
+        // SAFETY: the call reads its arguments and touches no other memory of ours.
+        unsafe { libc::setrlimit(resource, &raw const limit) };
+    }
+    // SAFETY: as above.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, COMPILE_NICE) };
+    // Where memory is short, the compiler goes before the cluster. Absent outside Linux.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+}
+
+#[cfg(not(unix))]
+fn confine(_memory_bytes: u64, _cpu_seconds: u64) {}
+
+pub(super) fn compile_bytes(metering: Metering, kind: CodeKind, file: &Path) -> Result<Vec<u8>, LoadError> {
+    let bytes = std::fs::read(file).map_err(LoadError::io("reading the module"))?;
+    let engine = settings::compiler(metering).map_err(LoadError::compile)?;
+    match kind {
+        CodeKind::Component => engine.precompile_component(&bytes),
+        CodeKind::Module => engine.precompile_module(&bytes),
+    }
+    .map_err(LoadError::compile)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn the_compilers_end_says_what_was_wrong() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let (exit, signal) = (|code: i32| ExitStatus::from_raw(code << 8), ExitStatus::from_raw);
+        for (status, said, expected) in [
+            (exit(1), "unknown opcode", "the module does not compile: unknown opcode"),
+            (exit(1), "writing the artifact: full", "writing the compiled module: full"),
+            (
+                signal(6),
+                "memory allocation of 9 bytes failed",
+                "compiling the module needs more than 3072 MiB of memory",
+            ),
+            (signal(9), "", "compiling the module needs more than 3072 MiB of memory"),
+            (signal(6), "thread x has overflowed its stack", "the module does not compile: it is nested too deeply"),
+            (signal(11), "", "the module does not compile: the compiler ended with signal: 11 (SIGSEGV)"),
+            (exit(101), "panicked", "the module does not compile: the compiler ended with exit status: 101"),
+        ] {
+            let Stopped::Error(error) = failure(status, said, 3 << 30) else { panic!("{status} {said}") };
+            assert_eq!(error.to_string(), expected);
+        }
+        assert!(matches!(failure(signal(24), "", 3 << 30), Stopped::Time));
+    }
+}
