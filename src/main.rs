@@ -56,6 +56,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             error.exit()
         }
+        ErrorKind::MissingSubcommand => {
+            eprintln!(
+                "coracle: what to do? `coracle demo` shows a cluster at work, `coracle up` runs one, `coracle --help` lists all"
+            );
+            ExitCode::from(2)
+        }
         _ => {
             eprintln!("coracle: {}", one_line(&error.to_string()));
             ExitCode::from(2)

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use machinery::api::ApiError;
 use machinery::env::Env;
+use machinery::serve::{UnreadBody, UnreadBounds};
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -26,10 +27,10 @@ use crate::auth::{Authenticator, Authorizer};
 use crate::bootstrap::{self, Cluster};
 use crate::cache::{Cache, Fields, Lookup, Resource};
 use crate::http::discovery::Discovery;
+use crate::http::dispatch::BODY_BYTES_MAX;
 use crate::http::handle::{Front, Parts};
 use crate::http::logs::Kubelets;
 use crate::http::metrics::Metrics;
-use crate::http::unread::Unread;
 use crate::resources::allocate::{Allocator, ServiceNetwork};
 use crate::resources::{Row, Storage, TABLE};
 use crate::store::{Record, Store, StoreError};
@@ -177,7 +178,8 @@ impl Apiserver {
         };
         let handle = move |request: Request<hyper::body::Incoming>| {
             let front = front.clone();
-            front.handle(request.map(Unread::body))
+            let unread = UnreadBounds::beyond(BODY_BYTES_MAX);
+            front.handle(request.map(|body| axum::body::Body::new(UnreadBody::new(body, unread))))
         };
         tokio::join!(tls::serve(listener, acceptor, handle, stop), ending);
     }

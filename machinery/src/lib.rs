@@ -3,6 +3,7 @@
 //! - [`api`]: pure vocabulary of the Kubernetes API (keys, errors, selectors, quantities, names). No IO, no clock.
 //! - [`env`]: the one clock and the one source of randomness and ids, handed in everywhere.
 //! - [`net`]: `Dial` and `Serve`, the seam between guests' calls, the data plane and pods.
+//! - [`serve`]: what every HTTP server of the process shares.
 //! - [`shared`]: values that many objects have in common, held once.
 //! - `client` and `runtime` (feature `client`): how components other than the apiserver see and change the cluster.
 //!
@@ -16,4 +17,5 @@ pub mod env;
 pub mod net;
 #[cfg(feature = "client")]
 pub mod runtime;
+pub mod serve;
 pub mod shared;

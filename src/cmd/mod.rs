@@ -12,7 +12,7 @@ use crate::config::{Cli, Demo, Push, Up};
 /// What `coracle` can be told to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// The main job: a cluster, a shop of microservices, traffic, failures and limits, told as a short story
+    /// Shows a cluster at work: a shop of microservices, traffic, failures and limits, as a short story
     #[command(after_help = "Example: coracle demo --keep")]
     Demo(Demo),
     /// Runs a whole cluster in this process, in the foreground

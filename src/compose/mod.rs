@@ -4,6 +4,7 @@
 //! never starves the API (docs/architecture.md).
 
 mod identities;
+mod moved;
 mod nodes;
 mod ready;
 mod registry;
@@ -145,7 +146,8 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir, progress: Progress
         port,
         ca_pem: pki.ca_pem().to_owned(),
     };
-    apiserver.follow(&network.moves(kubernetes_address(&apiserver))).await?;
+    let moves = network.moves(kubernetes_address(&apiserver));
+    apiserver.follow(&moves).await?;
     apiserver.bootstrap(&cluster).await?;
     let mending = {
         let (apiserver, cluster) = (apiserver.clone(), cluster.clone());
@@ -173,6 +175,7 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir, progress: Progress
     let access = registry::access(registry_address, &password);
     serving.spawn(registry::serve(registry_listener, images.clone(), password, env.clone(), stop_server.clone()));
     registry::advertise(&admin, registry_address).await?;
+    moved::announce(&admin, env, &moves).await?;
 
     let (failed, failures) = tokio::sync::mpsc::channel(1);
     let components = Components {

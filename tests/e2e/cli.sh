@@ -12,6 +12,8 @@ exits 0 "$CORACLE" version
 for key in coracle commit kubernetes wasmtime; do grep -q "^$key: ." "$WORK/out" || fail "version says nothing of $key"; done
 for absent in run pull inspect call backup restore token apiserver scheduler controllers node proxy server help; do exits 2 "$CORACLE" "$absent"; done
 exits 2 "$CORACLE"
+expect 1 "$(wc -l < "$WORK/err")" "lines of no verb"
+grep -q 'coracle up.*--help' "$WORK/err" || fail "no verb is not answered with what to do"
 exits 2 "$CORACLE" up --nods 2
 expect 1 "$(wc -l < "$WORK/err")" "lines of a refusal"
 grep -q -- "--nodes.*--help" "$WORK/err" || fail "the refusal does not say what to do next"
@@ -37,4 +39,21 @@ exits 1 "$CORACLE" push "$WORK/no.wasm" registry.local/no:v1 --data-dir "$WORK/d
 before=$SECONDS
 down INT
 [ $((SECONDS - before)) -le 5 ] || fail "the stop took $((SECONDS - before)) s"
+# The block of addresses is taken by somebody else at the next start.
+[ "$(uname)" != Linux ] || {
+  python3 - "$(cat "$WORK/data/network")" <<'PY' > "$WORK/held" & holder=$!
+import ipaddress, socket, sys
+taken = socket.socket()
+taken.bind((str(ipaddress.ip_network(sys.argv[1].strip()).broadcast_address), 6442))
+taken.listen()
+print("held", flush=True)
+taken.accept()
+PY
+  eventually 10 grep -q held "$WORK/held"
+  up --nodes 0
+  grep -q 'addresses moved from 127\..* to 127\.' "$WORK/up.log" || fail "a move to another block is not said on stderr"
+  has AddressesMoved kubectl get events -n default --field-selector involvedObject.name=kubernetes || fail "no event says that the addresses moved"
+  down
+  kill "$holder"; wait "$holder" 2>/dev/null || true
+}
 echo PASS

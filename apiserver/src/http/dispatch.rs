@@ -27,7 +27,7 @@ use crate::verbs::options::{DeleteOptions, ListOptions, WriteOptions};
 use crate::verbs::{Answer, Call, PatchType, Shown, Verbs, object};
 
 /// The largest request body (upstream's default).
-pub(super) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// A request's body has this long to arrive; the request's own time begins to run before, and is longer.
 const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 /// A watch that names no time lasts between this and twice this (upstream's default).

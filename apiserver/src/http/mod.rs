@@ -3,7 +3,7 @@
 pub mod deadline;
 mod declared;
 pub mod discovery;
-mod dispatch;
+pub(crate) mod dispatch;
 pub mod handle;
 pub mod health;
 pub mod info;
@@ -18,5 +18,4 @@ pub mod respond;
 pub mod route;
 mod seats;
 pub mod table;
-pub mod unread;
 pub mod watch;

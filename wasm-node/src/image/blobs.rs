@@ -33,8 +33,15 @@ pub enum BlobError {
         max_bytes: u64,
     },
     /// The disk is nearly full.
-    #[error("the disk has too little free space left")]
-    DiskFull,
+    #[error(
+        "no space left on device: {free_bytes} bytes are free, and {} must stay free for the cluster's store. Free some \
+         space on the disk of the data folder",
+        FREE_BYTES_MIN
+    )]
+    DiskFull {
+        /// What was free.
+        free_bytes: u64,
+    },
     /// A digest of another form than `sha256:…`.
     #[error("{0} is not a sha256 digest")]
     BadDigest(String),
@@ -57,7 +64,7 @@ pub struct BlobStore {
 struct Pinned {
     /// How often each is held.
     held: BTreeMap<String, usize>,
-    /// What was pinned since the sweep under way began: it may be referred to by now, unseen by that sweep.
+    /// What was pinned at some time since the sweep under way began: it may be referred to by now, unseen by that sweep.
     touched: Option<BTreeSet<String>>,
 }
 
@@ -191,7 +198,12 @@ impl BlobStore {
         &self,
         referenced: impl FnOnce() -> Result<BTreeSet<String>, E>,
     ) -> Result<u64, E> {
-        self.pinned().touched = Some(BTreeSet::new());
+        {
+            let mut pinned = self.pinned();
+            // What is held now may be referred to behind the walk's back and let go before its turn comes.
+            let held = pinned.held.keys().cloned().collect();
+            pinned.touched = Some(held);
+        }
         let swept = (|| {
             let referenced = referenced()?;
             let mut freed = 0;
@@ -227,7 +239,7 @@ impl BlobStore {
 
     pub(crate) fn check_space(&self) -> Result<(), BlobError> {
         match free_bytes(&self.dir) {
-            Some(free) if free < FREE_BYTES_MIN => Err(BlobError::DiskFull),
+            Some(free_bytes) if free_bytes < FREE_BYTES_MIN => Err(BlobError::DiskFull { free_bytes }),
             _ => Ok(()),
         }
     }
@@ -267,8 +279,8 @@ impl BlobWriter {
         }
         if after - self.checked > SPACE_CHECK_BYTES {
             self.checked = after;
-            if free_bytes(self.file.path()).is_some_and(|free| free < FREE_BYTES_MIN) {
-                return Err(BlobError::DiskFull);
+            if let Some(free_bytes) = free_bytes(self.file.path()).filter(|free| *free < FREE_BYTES_MIN) {
+                return Err(BlobError::DiskFull { free_bytes });
             }
         }
         self.file.as_file_mut().write_all(bytes)?;
@@ -395,5 +407,21 @@ mod tests {
         let store = BlobStore::open(dir.path()).unwrap();
         assert_eq!(store.list().unwrap(), vec![(wanted, 5)]);
         assert_eq!(std::fs::read_dir(store.partial()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_blob_that_was_held_when_a_sweep_began_outlives_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(BlobStore::open(dir.path()).unwrap());
+        let pushed = store.put(b"pushed").unwrap();
+        let pins = store.pins();
+        pins.add(&pushed);
+        // The walk has been where its name comes, and then the push is done with it.
+        let freed = store.sweep(|| {
+            drop(pins);
+            Ok::<_, BlobError>(BTreeSet::new())
+        });
+        assert_eq!((freed.unwrap(), store.size(&pushed)), (0, Some(6)));
+        assert_eq!(store.sweep(|| Ok::<_, BlobError>(BTreeSet::new())).unwrap(), 6);
     }
 }

@@ -1,6 +1,7 @@
 //! Pushing a module as an artifact of the CNCF layout: what `coracle push` and `coracle run` do.
 
 use oci_client::Reference as OciReference;
+use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use serde_json::json;
 
@@ -70,10 +71,10 @@ pub async fn push(module: Vec<u8>, image: &str, access: &RegistryAccess) -> Resu
     if module.len() as u64 > MODULE_BYTES_MAX {
         return Err(LoadError::TooLarge { bytes: module.len() as u64, max_bytes: MODULE_BYTES_MAX }.into());
     }
-    let failed =
-        |why: &dyn std::fmt::Display| PushError::Registry { registry: access.address.clone(), why: why.to_string() };
+    let failed = |why: String| PushError::Registry { registry: access.address.clone(), why };
+    let refused = |error: OciDistributionError| failed(said(&error));
     let inspected = tokio::task::spawn_blocking(move || inspect(&module).map(|found| (found, module))).await;
-    let (inspection, module) = inspected.map_err(|error| failed(&error))??;
+    let (inspection, module) = inspected.map_err(|error| failed(error.to_string()))??;
     let (config, manifest) = documents(&module, &inspection);
 
     let client = super::client(access);
@@ -85,14 +86,27 @@ pub async fn push(module: Vec<u8>, image: &str, access: &RegistryAccess) -> Resu
         let name = digest(&blob);
         let there = client.blob_exists(&target, &name).await.unwrap_or(false);
         if !there {
-            client.push_blob(&target, blob, &name).await.map_err(|error| failed(&error))?;
+            client.push_blob(&target, blob, &name).await.map_err(refused)?;
         }
     }
     let manifest_digest = digest(&manifest);
     let content_type = http::HeaderValue::from_static(OCI_MANIFEST);
-    client.push_manifest_raw(&target, manifest, content_type).await.map_err(|error| failed(&error))?;
+    client.push_manifest_raw(&target, manifest, content_type).await.map_err(refused)?;
     let name = Reference { registry: BUILT_IN_REGISTRY.into(), ..reference }.to_string();
     Ok(Pushed { name, digest: manifest_digest, size_bytes, inspection })
+}
+
+/// The registry's own words where it sent some, and not the document that they came in.
+fn said(error: &OciDistributionError) -> String {
+    let first = |envelope: &serde_json::Value| envelope["errors"][0]["message"].as_str().map(str::to_owned);
+    match error {
+        OciDistributionError::ServerError { message, .. } => serde_json::from_str(message).ok().as_ref().and_then(first),
+        OciDistributionError::RegistryError { envelope, .. } => {
+            envelope.errors.first().map(|error| error.message.clone()).filter(|message| !message.is_empty())
+        }
+        _ => None,
+    }
+    .unwrap_or_else(|| error.to_string())
 }
 
 /// Config and manifest of a module. Pure.

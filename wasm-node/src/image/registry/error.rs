@@ -41,8 +41,8 @@ pub(super) enum RegistryError {
     Range { size: u64 },
     #[error("too many uploads at once")]
     TooManyUploads,
-    #[error("the registry's disk is full")]
-    DiskFull,
+    #[error("{0}")]
+    DiskFull(String),
     #[error("{0}")]
     Unsupported(&'static str),
     #[error("no such endpoint")]
@@ -56,7 +56,8 @@ impl From<BlobError> for RegistryError {
         match error {
             BlobError::Digest { .. } | BlobError::BadDigest(_) => Self::DigestInvalid(error.to_string()),
             BlobError::TooLarge { .. } => Self::SizeInvalid(error.to_string()),
-            BlobError::DiskFull => Self::DiskFull,
+            BlobError::DiskFull { .. } => Self::DiskFull(error.to_string()),
+            BlobError::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => Self::DiskFull(error.to_string()),
             BlobError::Io(error) if error.kind() == std::io::ErrorKind::NotFound => Self::BlobUnknown,
             BlobError::Io(error) => Self::Io(error),
         }
@@ -82,7 +83,7 @@ impl RegistryError {
             Self::ChunkOutOfOrder { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
             Self::TooManyUploads => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
-            Self::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "DENIED"),
+            Self::DiskFull(_) => (StatusCode::INSUFFICIENT_STORAGE, "DENIED"),
             Self::Unsupported(_) => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
             Self::NotFound => (StatusCode::NOT_FOUND, "UNSUPPORTED"),
             Self::Io(_) => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),

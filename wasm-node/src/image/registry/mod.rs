@@ -9,6 +9,7 @@ mod tests;
 mod uploads;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -18,6 +19,7 @@ use base64::Engine as _;
 use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use machinery::env::Env;
+use machinery::serve::{UnreadBody, UnreadBounds};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -63,6 +65,10 @@ struct Registry {
 
 type Answer = Result<Response, RegistryError>;
 
+/// A client that was refused while it still sends reads why only when it has sent all: what a manifest of any sane client
+/// has, and no large blob.
+const UNREAD: UnreadBounds = UnreadBounds { bytes: 64 << 20, time: Duration::from_secs(5) };
+
 /// The registry's service; serve it on any listener.
 pub fn router(store: Arc<BlobStore>, credentials: &Credentials, env: Env) -> Router {
     let account = Sha256::digest(format!("{}:{}", credentials.user, credentials.password)).into();
@@ -72,6 +78,7 @@ pub fn router(store: Arc<BlobStore>, credentials: &Credentials, env: Env) -> Rou
 
 async fn handle(State(registry): State<Arc<Registry>>, request: Request) -> Response {
     let head = request.method() == Method::HEAD;
+    let request = request.map(|body| Body::new(UnreadBody::new(body, UNREAD)));
     let mut response = match registry.answer(request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),

@@ -297,3 +297,27 @@ async fn what_no_manifest_names_is_given_up_in_time() {
     names::unlink_unreferenced(&store, Env::real().now() + jiff::SignedDuration::from_hours(9), hour).unwrap();
     assert_eq!(count(), 4);
 }
+
+/// Writes all of a manifest before it reads, as most clients do: an answer that comes with a closed connection is lost to it.
+#[tokio::test]
+async fn who_still_sends_a_manifest_over_the_limit_reads_why_it_is_refused() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let bench = Bench::new();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let router = bench.router.clone();
+    let server = tokio::spawn(async move { axum::serve(listener, router).await });
+    let length = 3 * MANIFEST_BYTES_MAX;
+    let head = format!(
+        "PUT /v2/app/manifests/v1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: {}\r\ncontent-length: {length}\r\n\r\n",
+        bench.authorization
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..length / 4096 {
+        stream.write_all(&[b' '; 4096]).await.unwrap();
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    server.abort();
+}

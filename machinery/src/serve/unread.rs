@@ -7,42 +7,47 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 
-use super::dispatch::BODY_BYTES_MAX;
-
-/// A refused body that is this much longer than an allowed one costs its connection.
-const REST_BYTES_MAX: usize = 2 * BODY_BYTES_MAX;
-/// A client that still writes has this long to come to an end.
-const REST_TIME_MAX: Duration = Duration::from_secs(5);
-
-/// A request's body.
-pub struct Unread<B>
-where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<axum::BoxError>,
-{
-    body: Option<B>,
+/// How much of an unread body is read off: what exceeds either bound costs the client its connection.
+#[derive(Debug, Clone, Copy)]
+pub struct UnreadBounds {
+    /// Bytes beyond those that the handler took.
+    pub bytes: usize,
+    /// Wall clock from the handler's end.
+    pub time: Duration,
 }
 
-impl<B> Unread<B>
-where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<axum::BoxError>,
-{
-    /// A body as handlers take it.
-    pub fn body(body: B) -> axum::body::Body {
-        if body.is_end_stream() {
-            return axum::body::Body::new(body);
-        }
-        axum::body::Body::new(Self { body: Some(body) })
+impl UnreadBounds {
+    /// For handlers that take bodies of at most `body_bytes_max`: twice as much again, within 5 s.
+    #[must_use]
+    pub const fn beyond(body_bytes_max: usize) -> Self {
+        Self { bytes: 2 * body_bytes_max, time: Duration::from_secs(5) }
     }
 }
 
-impl<B> Body for Unread<B>
+/// A request's body as handlers take it.
+pub struct UnreadBody<B>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<axum::BoxError>,
+{
+    body: Option<B>,
+    bounds: UnreadBounds,
+}
+
+impl<B> UnreadBody<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+{
+    /// Reads off what is left of `body` when it is dropped.
+    pub fn new(body: B, bounds: UnreadBounds) -> Self {
+        Self { body: Some(body), bounds }
+    }
+}
+
+impl<B> Body for UnreadBody<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
     type Data = Bytes;
     type Error = B::Error;
@@ -65,17 +70,20 @@ where
     }
 }
 
-impl<B> Drop for Unread<B>
+impl<B> Drop for UnreadBody<B>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<axum::BoxError>,
 {
     fn drop(&mut self) {
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(tokio::time::timeout(REST_TIME_MAX, async move {
-                let mut rest = Limited::new(body, REST_BYTES_MAX);
-                while let Some(Ok(_)) = rest.frame().await {}
+            let UnreadBounds { bytes, time } = self.bounds;
+            runtime.spawn(tokio::time::timeout(time, async move {
+                let (mut body, mut left) = (body, bytes);
+                while let Some(Ok(frame)) = body.frame().await {
+                    let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return };
+                    left = rest;
+                }
             }));
         }
     }
@@ -116,7 +124,7 @@ mod tests {
 
     async fn taken(pieces: usize) -> usize {
         let (count, (sender, dropped)) = (Arc::new(AtomicUsize::new(0)), oneshot::channel());
-        drop(Unread::body(Pieces(pieces, count.clone(), sender)));
+        drop(UnreadBody::new(Pieces(pieces, count.clone(), sender), UnreadBounds::beyond(3 << 20)));
         assert!(dropped.await.is_err());
         count.load(Ordering::Relaxed)
     }
@@ -124,6 +132,6 @@ mod tests {
     #[tokio::test]
     async fn the_rest_is_read_off_within_a_bound() {
         assert_eq!(taken(20).await, 20);
-        assert_eq!(taken(usize::MAX).await, (REST_BYTES_MAX >> 16) + 1);
+        assert_eq!(taken(usize::MAX).await, (6 << 4) + 1);
     }
 }

@@ -1,0 +1,5 @@
+//! What every HTTP server of this process shares.
+
+mod unread;
+
+pub use unread::{UnreadBounds, UnreadBody};

@@ -1,0 +1,38 @@
+//! Says that the cluster's addresses changed at this start, to whoever starts it and to whoever looks into the cluster.
+
+use apiserver::bootstrap::moved::Move;
+use k8s_openapi::api::core::v1::Event;
+use kube::api::{Api, PostParams};
+use kube::{Client, Resource as _};
+use machinery::env::Env;
+use serde_json::json;
+
+/// Writes one line to stderr and an event on the Service `default/kubernetes`, which every cluster has.
+///
+/// # Errors
+/// The API refuses the event.
+pub(super) async fn announce(admin: &Client, env: &Env, moves: &[Move]) -> anyhow::Result<()> {
+    let Some(Move { from, to }) = moves.first() else { return Ok(()) };
+    let message = format!(
+        "The cluster's addresses moved from {from} to {to}, as another program had taken the block: Services and pods keep \
+         their names, and have new IP addresses"
+    );
+    // Not through the log, whose level may hide it: old addresses may now be another cluster's.
+    eprintln!("coracle: {message}");
+    let services = Api::<k8s_openapi::api::core::v1::Service>::namespaced(admin.clone(), "default");
+    let service = services.get("kubernetes").await?;
+    let now = env.now().to_string();
+    let event: Event = serde_json::from_value(json!({
+        "metadata": {"generateName": "kubernetes.", "namespace": "default"},
+        "involvedObject": service.object_ref(&()),
+        "reason": "AddressesMoved",
+        "message": message,
+        "type": "Warning",
+        "source": {"component": "coracle"},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }))?;
+    Api::namespaced(admin.clone(), "default").create(&PostParams::default(), &event).await?;
+    Ok(())
+}
