@@ -2,4 +2,4 @@
 
 mod unread;
 
-pub use unread::{UnreadBounds, UnreadBody};
+pub use unread::{UnreadBody, UnreadBounds};

@@ -25,8 +25,7 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, LoadError> {
     let invalid = |error: wasmparser::BinaryReaderError| LoadError::Invalid(error.to_string());
     // Every feature: whether a node offers one is for the node to say.
     Validator::new_with_features(WasmFeatures::all()).validate_all(bytes).map_err(invalid)?;
-    let mut found =
-        Inspection { component: kind == CodeKind::Component, imports: Vec::new(), exports: Vec::new() };
+    let mut found = Inspection { component: kind == CodeKind::Component, imports: Vec::new(), exports: Vec::new() };
     let mut depth = 0_u32;
     for payload in Parser::new(0).parse_all(bytes) {
         match payload.map_err(invalid)? {
@@ -110,7 +109,8 @@ mod tests {
             // A component's preamble alone is a valid, empty component.
             assert_eq!(inspect(&whole[..cut]).is_err(), cut > 8, "{cut}");
         }
-        let untyped = wat::parse_str("(module (func (export \"_start\") (drop (i32.add (i64.const 1) (i32.const 2)))))");
+        let untyped =
+            wat::parse_str("(module (func (export \"_start\") (drop (i32.add (i64.const 1) (i32.const 2)))))");
         let error = inspect(&untyped.unwrap()).unwrap_err().to_string();
         assert!(error.starts_with("not a valid module: ") && error.contains("type mismatch"), "{error}");
     }

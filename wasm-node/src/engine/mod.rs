@@ -34,8 +34,8 @@ use tokio::sync::Semaphore;
 pub use command::{Outcome, OutcomeReason, StopSignal};
 pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, MODULE_BYTES_MAX, compile_worker};
 pub use container::{Container, ContainerSpec, LogSink, Preopen, Stats, StdStream};
-pub use limits::{CONCURRENCY_DEFAULT, Limits, REQUEST_TIMEOUT_DEFAULT};
 pub use inspect::{Inspection, inspect};
+pub use limits::{CONCURRENCY_DEFAULT, Limits, REQUEST_TIMEOUT_DEFAULT};
 pub use load::{Kind, LoadError, Loaded};
 pub use server::HttpServer;
 

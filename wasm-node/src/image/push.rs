@@ -100,7 +100,9 @@ pub async fn push(module: Vec<u8>, image: &str, access: &RegistryAccess) -> Resu
 fn said(error: &OciDistributionError) -> String {
     let first = |envelope: &serde_json::Value| envelope["errors"][0]["message"].as_str().map(str::to_owned);
     match error {
-        OciDistributionError::ServerError { message, .. } => serde_json::from_str(message).ok().as_ref().and_then(first),
+        OciDistributionError::ServerError { message, .. } => {
+            serde_json::from_str(message).ok().as_ref().and_then(first)
+        }
         OciDistributionError::RegistryError { envelope, .. } => {
             envelope.errors.first().map(|error| error.message.clone()).filter(|message| !message.is_empty())
         }

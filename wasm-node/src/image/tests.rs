@@ -312,7 +312,10 @@ async fn pulls_and_pushes_beside_collections_find_their_blobs() {
                 let name = format!("registry.local/w{worker}:v1");
                 push(numbered(round % 2), &name, &bench.access).await.unwrap();
                 let image = bench.images.pull(&name, Metering::Epochs, "default").await.unwrap();
-                assert_eq!(bench.images.load(&image, Metering::Epochs, "default").await.unwrap().digest(), image.module);
+                assert_eq!(
+                    bench.images.load(&image, Metering::Epochs, "default").await.unwrap().digest(),
+                    image.module
+                );
                 assert!(bench.names().contains(&image.name), "what a pod has stays known");
             }
         }

@@ -231,4 +231,3 @@ pub(crate) async fn code_kind(file: &Path) -> Result<CodeKind, LoadError> {
     let read = file.read(&mut preamble).await.map_err(LoadError::io("reading the module"))?;
     CodeKind::of(&preamble[..read])
 }
-

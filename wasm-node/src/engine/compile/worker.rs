@@ -97,9 +97,7 @@ pub(super) async fn run(
     .await;
     match finished {
         Ok((Ok(status), _)) if status.success() => Ok(()),
-        Ok((Ok(status), said)) => {
-            Err(failure(status, String::from_utf8_lossy(&said).trim(), bounds.memory_bytes))
-        }
+        Ok((Ok(status), said)) => Err(failure(status, String::from_utf8_lossy(&said).trim(), bounds.memory_bytes)),
         Ok((Err(error), _)) => Err(io("waiting for the compiler")(error)),
         Err(_) => Err(Stopped::Time),
     }
@@ -133,7 +131,8 @@ fn failure(status: ExitStatus, said: &str, memory_bytes: u64) -> Stopped {
 /// print on stderr before exiting with 1.
 pub fn compile_worker(arguments: impl Iterator<Item = OsString>) -> Result<(), String> {
     let arguments: Vec<OsString> = arguments.collect();
-    let usage = || "the compiler process wants: epochs|fuel component|module MEMORY_BYTES CPU_SECONDS FILE OUT".to_owned();
+    let usage =
+        || "the compiler process wants: epochs|fuel component|module MEMORY_BYTES CPU_SECONDS FILE OUT".to_owned();
     let [metering, kind, memory_bytes, cpu_seconds, file, out] = arguments.as_slice() else { return Err(usage()) };
     let number = |text: &OsString| text.to_str().and_then(|text| text.parse::<u64>().ok()).ok_or_else(usage);
     confine(number(memory_bytes)?, number(cpu_seconds)?);

@@ -69,7 +69,11 @@ fn knot(loops: usize, locals: usize) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_compiles_too_long_is_stopped_and_not_tried_again_at_once() {
-    let bench = bench(CompileBounds { time: Duration::from_secs(3), slice: Duration::from_secs(1), ..CompileBounds::default() });
+    let bench = bench(CompileBounds {
+        time: Duration::from_secs(3),
+        slice: Duration::from_secs(1),
+        ..CompileBounds::default()
+    });
     let env = Env::real();
     let error = bench.load_bytes(&knot(1000, 500), Metering::Epochs).await.unwrap_err();
     assert_eq!(error.to_string(), "the module does not compile within 3 s");
