@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use machinery::net::{Caller, Dial};
-use tokio::sync::Semaphore;
 use wasmtime_wasi::OpenMode;
 use wasmtime_wasi::filesystem::Dir;
 
 use super::cpu::CpuMeter;
-use super::limits::{Limits, MemoryBudget, OUTGOING_REQUESTS_MAX};
+use super::ledger::{Ledger, Resource};
+use super::limits::{Limits, OUTGOING_REQUESTS_MAX};
 use super::load::{Kind, LoadError, Loaded};
 use super::state::perms;
 use super::{Engine, Metering};
@@ -63,6 +63,8 @@ pub struct ContainerSpec {
     pub grants: Grants,
     /// Where stdout and stderr go.
     pub log: Arc<dyn LogSink>,
+    /// The ledger of its pod, see [`Engine::pod_ledger`].
+    pub pod: Arc<Ledger>,
     /// Who calls when the guest calls out.
     pub caller: Caller,
     /// How the guest calls out; none = every outgoing request is denied.
@@ -136,8 +138,8 @@ pub(crate) struct Shared {
     pub(crate) log: Arc<dyn LogSink>,
     pub(crate) caller: Caller,
     pub(crate) dial: Option<Arc<dyn Dial>>,
-    pub(crate) outgoing: Arc<Semaphore>,
-    pub(crate) budget: Arc<MemoryBudget>,
+    /// What its instances hold together.
+    pub(crate) ledger: Arc<Ledger>,
     pub(crate) cpu: Arc<CpuMeter>,
     pub(crate) counters: Counters,
     /// Instantiations that failed since the last one that worked, with the last one's error.
@@ -182,11 +184,11 @@ impl Engine {
                 None => env.push((name, value)),
             }
         }
+        let ledger = Ledger::container(&spec.pod);
+        ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
+        ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
         let shared = Shared {
-            budget: Arc::new(MemoryBudget::new(
-                spec.limits.memory_bytes.unwrap_or(u64::MAX),
-                Some(self.memory().clone()),
-            )),
+            ledger,
             cpu: Arc::new(CpuMeter::new(self.env().clone(), spec.limits.cpu_millis)),
             engine: self.clone(),
             loaded,
@@ -201,7 +203,6 @@ impl Engine {
             log: spec.log,
             caller: spec.caller,
             dial: spec.dial,
-            outgoing: Arc::new(Semaphore::new(OUTGOING_REQUESTS_MAX)),
             counters: Counters::default(),
             broken: Mutex::default(),
         };
@@ -227,8 +228,8 @@ impl Container {
             instances_live: read(&counters.instances_live),
             cpu: shared.cpu.used(),
             cpu_throttled: shared.cpu.throttled(),
-            memory_bytes: shared.budget.used_bytes(),
-            memory_peak_bytes: shared.budget.peak_bytes(),
+            memory_bytes: shared.ledger.used(Resource::Memory),
+            memory_peak_bytes: shared.ledger.peak(Resource::Memory),
             fuel_used: read(&counters.fuel_used),
             requests: read(&counters.requests),
             failures: Failures {
@@ -261,6 +262,15 @@ impl Shared {
 
     pub(crate) fn last_broken(&self) -> String {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    /// Writes why a guest failed into the container's log: the error, its causes and the guest's own backtrace. The
+    /// host's backtrace, which the error has as well where `RUST_BACKTRACE` asks for it, is none of the guest's.
+    pub(crate) fn tell_error(&self, error: &wasmtime::Error) {
+        self.tell(&error.to_string());
+        for cause in error.chain().skip(1) {
+            self.tell(&format!("Caused by: {cause}"));
+        }
     }
 
     /// Writes the node's own lines into the container's log.

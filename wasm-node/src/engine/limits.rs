@@ -1,11 +1,12 @@
-//! What one container may use: the limits of its spec, the memory budget its live instances share, and the store
-//! limiter that charges them. Growth over the budget traps; a guest never sees a refused `memory.grow`.
+//! What one container may use: the limits of its spec, and the store limiter that charges what its instances
+//! take to the ledger. Growth over the budget traps; a guest never sees a refused `memory.grow`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use wasmtime::ResourceLimiter;
+
+use super::ledger::{Exceeded, Ledger, Level, Resource};
 
 /// Wall clock to a response's head where no annotation says otherwise (contract: 60 s).
 pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
@@ -31,7 +32,7 @@ pub(crate) const RANDOM_BYTES_MAX: u64 = 1 << 20;
 /// One chunk of an outgoing body: with the one buffered beside it, 128 KiB per body in flight.
 pub(crate) const BODY_CHUNK_BYTES: usize = 64 << 10;
 /// Outgoing requests of one container at once.
-pub(crate) const OUTGOING_REQUESTS_MAX: usize = 128;
+pub(crate) const OUTGOING_REQUESTS_MAX: u64 = 128;
 /// Core instances of one store: a component of components needs tens, a bomb thousands.
 pub(crate) const CORE_INSTANCES_MAX: usize = 64;
 /// Linear memories of one store.
@@ -70,93 +71,34 @@ impl Default for Limits {
     }
 }
 
-/// A growth that the budget doesn't allow.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "out of memory: {wanted_bytes} bytes more than the {used_bytes} in use exceed the limit of {limit_bytes} bytes"
-)]
-pub(crate) struct MemoryExceeded {
-    pub(crate) wanted_bytes: u64,
-    pub(crate) used_bytes: u64,
-    pub(crate) limit_bytes: u64,
-}
-
-/// Bytes that the live instances of a container (or all containers of a node) hold together.
-#[derive(Debug)]
-pub(crate) struct MemoryBudget {
-    limit_bytes: u64,
-    used_bytes: AtomicU64,
-    peak_bytes: AtomicU64,
-    parent: Option<Arc<MemoryBudget>>,
-}
-
-impl MemoryBudget {
-    pub(crate) fn new(limit_bytes: u64, parent: Option<Arc<MemoryBudget>>) -> Self {
-        Self { limit_bytes, used_bytes: AtomicU64::new(0), peak_bytes: AtomicU64::new(0), parent }
-    }
-
-    /// Charges `bytes`, or nothing at all.
-    pub(crate) fn take(&self, bytes: u64) -> Result<(), MemoryExceeded> {
-        let before = self.used_bytes.fetch_add(bytes, Ordering::AcqRel);
-        let after = before.saturating_add(bytes);
-        if after > self.limit_bytes {
-            self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
-            return Err(MemoryExceeded { wanted_bytes: bytes, used_bytes: before, limit_bytes: self.limit_bytes });
-        }
-        if let Some(parent) = &self.parent
-            && let Err(exceeded) = parent.take(bytes)
-        {
-            self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
-            return Err(exceeded);
-        }
-        self.peak_bytes.fetch_max(after, Ordering::Relaxed);
-        Ok(())
-    }
-
-    pub(crate) fn give(&self, bytes: u64) {
-        self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        if let Some(parent) = &self.parent {
-            parent.give(bytes);
-        }
-    }
-
-    pub(crate) fn used_bytes(&self) -> u64 {
-        self.used_bytes.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn peak_bytes(&self) -> u64 {
-        self.peak_bytes.load(Ordering::Relaxed)
-    }
-}
-
 /// Charges one store's growth to its container's budget and gives everything back when the store is dropped.
 #[derive(Debug)]
 pub(crate) struct StoreLimiter {
-    budget: Arc<MemoryBudget>,
+    ledger: Arc<Ledger>,
     guest_bytes: u64,
     host_bytes: u64,
-    exceeded: Option<MemoryExceeded>,
+    exceeded: Option<Exceeded>,
 }
 
 impl StoreLimiter {
-    pub(crate) fn new(budget: Arc<MemoryBudget>) -> Self {
-        Self { budget, guest_bytes: 0, host_bytes: 0, exceeded: None }
+    pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
+        Self { ledger, guest_bytes: 0, host_bytes: 0, exceeded: None }
     }
 
     /// What this store was refused, if anything: decides `OOMKilled` whatever error the guest ended with.
-    pub(crate) fn exceeded(&self) -> Option<&MemoryExceeded> {
+    pub(crate) fn exceeded(&self) -> Option<&Exceeded> {
         self.exceeded.as_ref()
     }
 
     /// Sets what the host holds for this guest (handles, fields, buffered bodies); false when that is over the budget.
     pub(crate) fn set_host_bytes(&mut self, bytes: u64) -> bool {
         if bytes > self.host_bytes {
-            if let Err(exceeded) = self.budget.take(bytes - self.host_bytes) {
+            if let Err(exceeded) = self.ledger.take(Resource::Memory, bytes - self.host_bytes) {
                 self.exceeded = Some(exceeded);
                 return false;
             }
         } else {
-            self.budget.give(self.host_bytes - bytes);
+            self.ledger.give(Resource::Memory, self.host_bytes - bytes);
         }
         self.host_bytes = bytes;
         true
@@ -164,10 +106,10 @@ impl StoreLimiter {
 
     fn grow_to(&mut self, current: usize, desired: usize, max: Option<usize>, unit: u64) -> wasmtime::Result<bool> {
         let bytes = (desired.saturating_sub(current) as u64).saturating_mul(unit);
-        match self.budget.take(bytes) {
+        match self.ledger.take(Resource::Memory, bytes) {
             // Within the budget but over the module's own maximum: -1 is the answer wasm defines for that.
             Ok(()) if max.is_some_and(|max| desired > max) => {
-                self.budget.give(bytes);
+                self.ledger.give(Resource::Memory, bytes);
                 Ok(false)
             }
             Ok(()) => {
@@ -184,7 +126,7 @@ impl StoreLimiter {
 
 impl Drop for StoreLimiter {
     fn drop(&mut self) {
-        self.budget.give(self.guest_bytes + self.host_bytes);
+        self.ledger.give(Resource::Memory, self.guest_bytes + self.host_bytes);
     }
 }
 
@@ -197,10 +139,12 @@ impl ResourceLimiter for StoreLimiter {
         // The growth was charged and then failed in the system: a trap, never -1. A growth over the module's own
         // maximum was refused above and comes here uncharged.
         if self.exceeded.is_none() && error.downcast_ref::<std::io::Error>().is_some() {
-            self.exceeded = Some(MemoryExceeded {
-                wanted_bytes: 0,
-                used_bytes: self.budget.used_bytes(),
-                limit_bytes: self.budget.limit_bytes,
+            self.exceeded = Some(Exceeded {
+                resource: Resource::Memory,
+                level: Level::Container,
+                wanted: 0,
+                used: self.ledger.used(Resource::Memory),
+                limit: self.ledger.limit(Resource::Memory),
             });
             return Err(error.context("the system has no memory for this growth"));
         }
@@ -210,10 +154,12 @@ impl ResourceLimiter for StoreLimiter {
     fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         if desired > TABLE_ELEMENTS_MAX && maximum == Some(TABLE_ELEMENTS_MAX) {
             // The node's own bound, not the module's: a trap, as for memory.
-            let exceeded = MemoryExceeded {
-                wanted_bytes: (desired as u64).saturating_mul(TABLE_ELEMENT_BYTES),
-                used_bytes: current as u64 * TABLE_ELEMENT_BYTES,
-                limit_bytes: TABLE_ELEMENTS_MAX as u64 * TABLE_ELEMENT_BYTES,
+            let exceeded = Exceeded {
+                resource: Resource::Memory,
+                level: Level::Container,
+                wanted: (desired as u64).saturating_mul(TABLE_ELEMENT_BYTES),
+                used: current as u64 * TABLE_ELEMENT_BYTES,
+                limit: TABLE_ELEMENTS_MAX as u64 * TABLE_ELEMENT_BYTES,
             };
             self.exceeded = Some(exceeded.clone());
             return Err(wasmtime::Error::new(exceeded).context("one table has grown too large"));
@@ -240,27 +186,21 @@ mod tests {
 
     #[test]
     fn stores_share_one_budget_and_give_back() {
-        let node = Arc::new(MemoryBudget::new(10 << 20, None));
-        let budget = Arc::new(MemoryBudget::new(1 << 20, Some(node.clone())));
-        let mut a = StoreLimiter::new(budget.clone());
-        let mut b = StoreLimiter::new(budget.clone());
+        let node = Ledger::node();
+        let container = Ledger::container(&Ledger::pod(&node));
+        container.set_limit(Resource::Memory, 1 << 20);
+        let used = |ledger: &Ledger| ledger.used(Resource::Memory);
+        let mut a = StoreLimiter::new(container.clone());
+        let mut b = StoreLimiter::new(container.clone());
         assert!(a.memory_growing(0, 700 << 10, None).unwrap());
         assert!(b.memory_growing(0, 700 << 10, None).is_err(), "two stores, one budget");
         assert!(b.exceeded().is_some() && a.exceeded().is_none());
-        assert_eq!(node.used_bytes(), 700 << 10, "a refused growth charges nobody");
+        assert_eq!(used(&node), 700 << 10, "a refused growth charges nobody");
         drop(a);
         assert!(b.memory_growing(0, 700 << 10, None).unwrap());
         assert!(!b.set_host_bytes(400 << 10), "host buffers count too");
         drop(b);
-        assert_eq!((budget.used_bytes(), node.used_bytes()), (0, 0));
-        assert_eq!(budget.peak_bytes(), 700 << 10);
-    }
-
-    #[test]
-    fn the_node_holds_where_no_limit_is_set() {
-        let node = Arc::new(MemoryBudget::new(1 << 20, None));
-        let budget = Arc::new(MemoryBudget::new(u64::MAX, Some(node)));
-        assert!(budget.take(2 << 20).is_err());
-        assert_eq!(budget.used_bytes(), 0);
+        assert_eq!((used(&container), used(&node)), (0, 0));
+        assert_eq!(container.peak(Resource::Memory), 700 << 10);
     }
 }

@@ -219,7 +219,7 @@ fn prepare(engine: &Metered, code: Code) -> Result<(Kind, Pre), LoadError> {
                 )));
             }
             for import in module.imports() {
-                if import.module() != crate::host::PREVIEW1 {
+                if import.module() != crate::host::preview1::MODULE {
                     return Err(LoadError::MissingImport { import: format!("{}::{}", import.module(), import.name()) });
                 }
             }

@@ -14,6 +14,7 @@ pub(crate) mod container;
 mod cpu;
 mod epoch;
 mod inspect;
+pub mod ledger;
 pub(crate) mod limits;
 mod load;
 mod runtime;
@@ -40,7 +41,7 @@ pub use load::{Kind, LoadError, Loaded};
 pub use server::HttpServer;
 
 use epoch::Ticker;
-use limits::MemoryBudget;
+use ledger::{Ledger, Resource};
 use runtime::GuestRuntime;
 
 /// The runtime that is built in (a test holds it against Cargo.lock).
@@ -109,7 +110,7 @@ struct Inner {
     fuel: OnceLock<Result<Arc<Metered>, String>>,
     ticker: Ticker,
     runtime: GuestRuntime,
-    memory: Arc<MemoryBudget>,
+    ledger: Arc<Ledger>,
     compiler: compile::Compiler,
     cache: aot::Cache,
     loaded: Mutex<HashMap<(String, Metering), Weak<Loaded>>>,
@@ -131,6 +132,8 @@ impl Engine {
             .map_err(|source| EngineError::Io { what: "starting guest threads", source })?;
         let cache = aot::Cache::open(config.cache_dir)
             .map_err(|source| EngineError::Io { what: "making the folder of compiled modules", source })?;
+        let ledger = Ledger::node();
+        ledger.set_limit(Resource::Memory, config.memory_max_bytes);
         let inner = Inner {
             compiler: compile::Compiler::new(config.compile_process, config.compile_bounds, &env),
             env,
@@ -138,7 +141,7 @@ impl Engine {
             fuel: OnceLock::new(),
             ticker,
             runtime,
-            memory: Arc::new(MemoryBudget::new(config.memory_max_bytes, None)),
+            ledger,
             cache,
             loaded: Mutex::default(),
         };
@@ -154,7 +157,19 @@ impl Engine {
     /// Bytes that all guests of this process hold now.
     #[must_use]
     pub fn memory_used_bytes(&self) -> u64 {
-        self.inner.memory.used_bytes()
+        self.inner.ledger.used(Resource::Memory)
+    }
+
+    /// What all guests of this process hold. Its limits may be changed while they run.
+    #[must_use]
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.inner.ledger
+    }
+
+    /// A ledger for one pod's containers.
+    #[must_use]
+    pub fn pod_ledger(&self) -> Arc<Ledger> {
+        Ledger::pod(&self.inner.ledger)
     }
 
     pub(crate) fn on_guest_thread(&self) -> bool {
@@ -167,10 +182,6 @@ impl Engine {
 
     pub(crate) fn env(&self) -> &Env {
         &self.inner.env
-    }
-
-    pub(crate) fn memory(&self) -> &Arc<MemoryBudget> {
-        &self.inner.memory
     }
 
     pub(crate) fn metered(&self, metering: Metering) -> Result<&Arc<Metered>, LoadError> {

@@ -434,7 +434,7 @@ fn settle(shared: &Shared, result: wasmtime::Result<()>, limiter: &StoreLimiter)
     if matches!(error.downcast_ref::<I32Exit>(), Some(I32Exit(0))) {
         return Ok(());
     }
-    shared.tell(&format!("{error:?}"));
+    shared.tell_error(&error);
     if limiter.exceeded().is_some() {
         return Err(Failure::Memory);
     }

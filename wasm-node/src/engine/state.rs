@@ -51,6 +51,8 @@ pub(crate) struct ComponentState {
 pub(crate) struct CoreState {
     p1: WasiP1Ctx,
     pub(crate) limiter: StoreLimiter,
+    /// Folders that the node opened, at the first descriptors.
+    pub(crate) preopens: usize,
     calls: u32,
 }
 
@@ -65,7 +67,7 @@ impl ComponentState {
             http,
             outgoing: Outgoing::new(shared.clone()),
             table,
-            limiter: StoreLimiter::new(shared.budget.clone()),
+            limiter: StoreLimiter::new(shared.ledger.clone()),
             shared: shared.clone(),
             exchange,
             calls: 0,
@@ -104,7 +106,12 @@ impl CoreState {
         }
         let mut p1 = context.build_p1();
         WasiView::ctx(&mut p1).table.set_max_capacity(RESOURCE_TABLE_ENTRIES_MAX);
-        let state = Self { p1, limiter: StoreLimiter::new(shared.budget.clone()), calls: 0 };
+        let state = Self {
+            p1,
+            limiter: StoreLimiter::new(shared.ledger.clone()),
+            preopens: shared.preopens.len() + usize::from(shared.cwd_dir.is_some()),
+            calls: 0,
+        };
         let mut store = Store::new(&shared.loaded.engine.wasmtime, state);
         store.limiter(|state| &mut state.limiter);
         bound(&mut store, shared)?;

@@ -14,6 +14,7 @@ use wasmtime_wasi_http::p2::body::HostOutgoingBody;
 use wasmtime_wasi_http::{Error, FieldMap, RequestOptions, Result, WasiBody, WasiHttpHooks, WasiHttpView};
 
 use crate::engine::container::Shared;
+use crate::engine::ledger;
 use crate::engine::limits::BODY_CHUNK_BYTES;
 use crate::engine::state::{ComponentState, incoming};
 
@@ -76,7 +77,7 @@ impl WasiHttpHooks for Outgoing {
 
 async fn send(shared: Arc<Shared>, request: Request<WasiBody>, options: RequestOptions) -> Result<Sent> {
     let Some(dial) = shared.dial.clone() else { return Err(Error::HttpRequestDenied) };
-    let permit = shared.outgoing.clone().try_acquire_owned().map_err(|_| Error::ConnectionLimitReached)?;
+    let permit = shared.ledger.hold(ledger::Resource::Connections, 1).map_err(|_| Error::ConnectionLimitReached)?;
     let wanted = options.connect_timeout.unwrap_or(OUTGOING_TIMEOUT_MAX);
     let wanted = wanted.saturating_add(options.first_byte_timeout.unwrap_or(Duration::ZERO));
     let timeout = match (options.connect_timeout, options.first_byte_timeout) {

@@ -6,6 +6,7 @@ pub(crate) mod environment;
 pub(crate) mod filesystem;
 pub(crate) mod http;
 pub(crate) mod io;
+pub(crate) mod preview1;
 pub(crate) mod random;
 pub(crate) mod sockets;
 pub(crate) mod stdio;
@@ -13,9 +14,6 @@ pub(crate) mod stdio;
 use wasmtime::component::Linker;
 
 use crate::engine::state::{ComponentState, CoreState};
-
-/// The module that preview 1 imports come from.
-pub(crate) const PREVIEW1: &str = "wasi_snapshot_preview1";
 
 /// How a guest comes to an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +138,7 @@ pub(crate) fn component_linker(engine: &wasmtime::Engine) -> wasmtime::Result<Li
 /// Everything that a core module may import: preview 1.
 pub(crate) fn core_linker(engine: &wasmtime::Engine) -> wasmtime::Result<wasmtime::Linker<CoreState>> {
     let mut linker = wasmtime::Linker::new(engine);
-    wasmtime_wasi::p1::add_to_linker_async(&mut linker, CoreState::preview1)?;
+    preview1::link(&mut linker)?;
     Ok(linker)
 }
 

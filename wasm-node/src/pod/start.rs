@@ -174,6 +174,7 @@ pub(crate) async fn make(
         limits: settings.limits.clone(),
         grants: settings.grants.clone(),
         log: log.clone(),
+        pod: node.parts.engine.pod_ledger(),
         caller: Caller {
             node: node.config.name.as_str().into(),
             namespace: namespace.as_str().into(),

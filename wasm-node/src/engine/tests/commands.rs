@@ -61,9 +61,42 @@ async fn ends_are_told_as_upstream_tells_them() {
         if code == 134 {
             assert!(log.text().contains("wasm backtrace"), "{}", log.text());
         }
+        assert!(!log.text().contains("Stack backtrace") && !log.text().contains("tokio"), "{}", log.text());
         let stats = container.stats();
         assert_eq!((stats.instances_started, stats.instances_live, stats.memory_bytes), (1, 0, 0), "{body}");
         assert!(stats.memory_peak_bytes <= 8 << 20);
+    }
+}
+
+/// Whether backtraces are taken is decided once in a process, so the test above runs again in one of its own.
+#[test]
+fn logs_hold_no_backtrace_of_the_host() {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "engine::tests::commands::ends_are_told_as_upstream_tells_them", "--nocapture"])
+        .env("RUST_BACKTRACE", "full")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sock_shutdown_knows_no_descriptor_that_the_guest_did_not_open() {
+    let bench = Bench::new();
+    let module = r#"(module
+        (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+        (import "wasi_snapshot_preview1" "sock_shutdown" (func $shutdown (param i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (func (export "_start")
+          ;; errno.notsock is 57: stdin is a descriptor.
+          (if (i32.ne (call $shutdown (i32.const 0) (i32.const 1)) (i32.const 57)) (then (call $exit (i32.const 2))))
+          (if (i32.ne (call $shutdown (i32.const 3) (i32.const 1)) (i32.const 8)) (then (call $exit (i32.const 3))))
+          (if (i32.ne (call $shutdown (i32.const 420) (i32.const 1)) (i32.const 8)) (then (call $exit (i32.const 4))))
+          (if (i32.ne (call $shutdown (i32.const -1) (i32.const 1)) (i32.const 8)) (then (call $exit (i32.const 5))))))"#;
+    let loaded = bench.load_text(module, Metering::Epochs).await.unwrap();
+    for preopens in [vec![], vec![Preopen { host: bench.dir.path().into(), guest: "/dev".into(), writable: true }]] {
+        let (container, log) = bench.container(loaded.clone(), |spec| spec.preopens = preopens);
+        assert_eq!(container.run(never()).await.exit_code, 0, "{}", log.text());
     }
 }
 

@@ -97,6 +97,7 @@ impl Bench {
             limits: Limits::default(),
             grants: crate::host::Grants::default(),
             log: log.clone(),
+            pod: self.engine.pod_ledger(),
             caller: Caller { node: "n".into(), namespace: "default".into(), pod: "test".into(), ip: None },
             dial: None,
         };

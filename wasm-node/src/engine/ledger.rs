@@ -1,0 +1,352 @@
+//! The ledger: how much of the host's resources guests hold, at three levels (container, pod, node), each with a limit
+//! per resource that may change at run time. What is taken counts at every level or at none.
+//!
+//! Whoever takes decides what a refusal means: a growth of memory traps, an `open` is an error of the guest, a request
+//! waits. Waiting costs nothing while nobody waits, and wakes when something is given back or a limit is raised.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+
+/// What guests take of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// Bytes of linear memories, tables, and what the host holds for a guest.
+    Memory,
+    /// Open files, folders and sockets of the process.
+    Descriptors,
+    /// Threads that block for a guest: its file operations.
+    BlockingThreads,
+    /// Outgoing requests and connections.
+    Connections,
+    /// Bytes of logs on the disk.
+    LogBytes,
+    /// Bytes of writable volumes on the disk.
+    DiskBytes,
+}
+
+impl Resource {
+    /// All of them, in the order of a ledger's rows.
+    pub const ALL: [Self; 6] =
+        [Self::Memory, Self::Descriptors, Self::BlockingThreads, Self::Connections, Self::LogBytes, Self::DiskBytes];
+
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Memory => ("memory", "bytes"),
+            Self::Descriptors => ("file descriptors", "descriptors"),
+            Self::BlockingThreads => ("threads for file operations", "threads"),
+            Self::Connections => ("connections", "connections"),
+            Self::LogBytes => ("room for logs", "bytes"),
+            Self::DiskBytes => ("room on the disk", "bytes"),
+        }
+    }
+}
+
+/// Whose limit holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// All guests of the process.
+    Node,
+    /// All containers of a pod.
+    Pod,
+    /// One container.
+    Container,
+}
+
+/// A limit that doesn't allow more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "out of {}: {wanted} {unit} more than the {used} in use exceed the {} of {limit} {unit}",
+    .resource.words().0,
+    match .level { Level::Node => "node's limit", Level::Pod => "pod's limit", Level::Container => "limit" },
+    unit = .resource.words().1
+)]
+pub struct Exceeded {
+    /// Of what.
+    pub resource: Resource,
+    /// Whose limit.
+    pub level: Level,
+    /// What was asked for.
+    pub wanted: u64,
+    /// What was in use at that level.
+    pub used: u64,
+    /// The limit.
+    pub limit: u64,
+}
+
+#[derive(Debug)]
+struct Row {
+    limit: AtomicU64,
+    used: AtomicU64,
+    peak: AtomicU64,
+    waiting: AtomicUsize,
+    freed: Notify,
+}
+
+impl Row {
+    fn new() -> Self {
+        Self {
+            limit: AtomicU64::new(u64::MAX),
+            used: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+            freed: Notify::new(),
+        }
+    }
+
+    /// Never passes the limit, not even for a moment: a large demand that is refused must not have others refused.
+    fn take(&self, amount: u64) -> Result<(), (u64, u64)> {
+        let limit = self.limit.load(Ordering::Acquire);
+        let add = |used: u64| used.checked_add(amount).filter(|after| *after <= limit);
+        match self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, add) {
+            Ok(before) => {
+                self.peak.fetch_max(before + amount, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(used) => Err((used, limit)),
+        }
+    }
+
+    fn give(&self, amount: u64) {
+        self.used.fetch_sub(amount, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // Who waits counts itself before it looks at `used` for the last time, so one of the two sees the other.
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.freed.notify_waiters();
+        }
+    }
+}
+
+/// What one container, one pod or the node holds.
+#[derive(Debug)]
+pub struct Ledger {
+    level: Level,
+    rows: [Row; Resource::ALL.len()],
+    parent: Option<Arc<Ledger>>,
+}
+
+impl Ledger {
+    /// The process's ledger: the root.
+    #[must_use]
+    pub fn node() -> Arc<Self> {
+        Self::new(Level::Node, None)
+    }
+
+    /// A pod's, below the node's.
+    #[must_use]
+    pub fn pod(node: &Arc<Self>) -> Arc<Self> {
+        Self::new(Level::Pod, Some(node.clone()))
+    }
+
+    /// A container's, below its pod's.
+    #[must_use]
+    pub fn container(pod: &Arc<Self>) -> Arc<Self> {
+        Self::new(Level::Container, Some(pod.clone()))
+    }
+
+    fn new(level: Level, parent: Option<Arc<Self>>) -> Arc<Self> {
+        Arc::new(Self { level, rows: std::array::from_fn(|_| Row::new()), parent })
+    }
+
+    fn row(&self, resource: Resource) -> &Row {
+        &self.rows[resource as usize]
+    }
+
+    /// Takes `amount` at this level and at all above, or nothing at all.
+    pub fn take(&self, resource: Resource, amount: u64) -> Result<(), Exceeded> {
+        let row = self.row(resource);
+        row.take(amount).map_err(|(used, limit)| Exceeded {
+            resource,
+            level: self.level,
+            wanted: amount,
+            used,
+            limit,
+        })?;
+        if let Some(parent) = &self.parent
+            && let Err(exceeded) = parent.take(resource, amount)
+        {
+            row.give(amount);
+            return Err(exceeded);
+        }
+        Ok(())
+    }
+
+    /// Gives back what was taken.
+    pub fn give(&self, resource: Resource, amount: u64) {
+        if amount == 0 {
+            return;
+        }
+        self.row(resource).give(amount);
+        if let Some(parent) = &self.parent {
+            parent.give(resource, amount);
+        }
+    }
+
+    /// Takes `amount` and gives it back when the answer is dropped.
+    pub fn hold(self: &Arc<Self>, resource: Resource, amount: u64) -> Result<Held, Exceeded> {
+        self.take(resource, amount)?;
+        Ok(Held { ledger: self.clone(), resource, amount })
+    }
+
+    /// As [`Ledger::hold`], and waits while others hold too much. An amount over a limit waits until that is raised.
+    pub async fn acquire(self: &Arc<Self>, resource: Resource, amount: u64) -> Held {
+        loop {
+            let exceeded = match self.hold(resource, amount) {
+                Ok(held) => return held,
+                Err(exceeded) => exceeded,
+            };
+            let fits = |ledger: &Self| {
+                let row = ledger.row(resource);
+                let limit = row.limit.load(Ordering::SeqCst);
+                row.used.load(Ordering::SeqCst).checked_add(amount).is_some_and(|after| after <= limit)
+            };
+            self.changed(resource, exceeded.level, fits).await;
+        }
+    }
+
+    /// Waits until something of `resource` is given back at `level`, or its limit is changed; not at all where `enough`
+    /// holds of that level now.
+    pub(crate) async fn changed(&self, resource: Resource, level: Level, enough: impl Fn(&Self) -> bool) {
+        let at = self.at(level);
+        let row = at.row(resource);
+        let _waiting = Waiting::new(&row.waiting);
+        let freed = row.freed.notified();
+        tokio::pin!(freed);
+        freed.as_mut().enable();
+        if !enough(at) {
+            freed.await;
+        }
+    }
+
+    /// The ledger of a level at or above this one.
+    pub(crate) fn at(&self, level: Level) -> &Self {
+        match &self.parent {
+            Some(parent) if self.level != level => parent.at(level),
+            _ => self,
+        }
+    }
+
+    /// What is held now.
+    #[must_use]
+    pub fn used(&self, resource: Resource) -> u64 {
+        self.row(resource).used.load(Ordering::Relaxed)
+    }
+
+    /// The most that was ever held.
+    #[must_use]
+    pub fn peak(&self, resource: Resource) -> u64 {
+        self.row(resource).peak.load(Ordering::Relaxed)
+    }
+
+    /// The limit of this level; [`u64::MAX`] is none.
+    #[must_use]
+    pub fn limit(&self, resource: Resource) -> u64 {
+        self.row(resource).limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes a limit. What is held over a lowered one stays held; nothing more is given until it is below.
+    pub fn set_limit(&self, resource: Resource, limit: u64) {
+        let row = self.row(resource);
+        row.limit.store(limit, Ordering::SeqCst);
+        row.wake();
+    }
+}
+
+/// Something that is held, until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    ledger: Arc<Ledger>,
+    resource: Resource,
+    amount: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.ledger.give(self.resource, self.amount);
+    }
+}
+
+/// Counts one who waits.
+pub(crate) struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    pub(crate) fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn levels() -> (Arc<Ledger>, Arc<Ledger>, Arc<Ledger>) {
+        let node = Ledger::node();
+        let pod = Ledger::pod(&node);
+        let container = Ledger::container(&pod);
+        (node, pod, container)
+    }
+
+    #[test]
+    fn every_level_counts_or_none() {
+        let (node, pod, a) = levels();
+        let b = Ledger::container(&pod);
+        a.set_limit(Resource::Memory, 10);
+        pod.set_limit(Resource::Memory, 12);
+        a.take(Resource::Memory, 8).unwrap();
+        assert_eq!(a.take(Resource::Memory, 3).unwrap_err().level, Level::Container);
+        let exceeded = b.take(Resource::Memory, 5).unwrap_err();
+        assert_eq!((exceeded.level, exceeded.used, exceeded.limit), (Level::Pod, 8, 12));
+        assert_eq!(
+            exceeded.to_string(),
+            "out of memory: 5 bytes more than the 8 in use exceed the pod's limit of 12 bytes"
+        );
+        assert_eq!((b.used(Resource::Memory), node.used(Resource::Memory)), (0, 8));
+        a.give(Resource::Memory, 8);
+        b.take(Resource::Memory, 5).unwrap();
+        assert_eq!((a.peak(Resource::Memory), pod.used(Resource::Memory)), (8, 5));
+        assert_eq!(a.used(Resource::Descriptors), 0, "rows are apart");
+        node.take(Resource::Memory, 1).unwrap();
+        assert!(node.take(Resource::Memory, u64::MAX).is_err(), "no sum wraps around");
+    }
+
+    #[test]
+    fn limits_change_while_something_is_held() {
+        let (node, _, container) = levels();
+        let held = container.hold(Resource::Descriptors, 5).unwrap();
+        node.set_limit(Resource::Descriptors, 3);
+        assert!(container.hold(Resource::Descriptors, 1).is_err());
+        drop(held);
+        let _held = container.hold(Resource::Descriptors, 3).unwrap();
+        assert_eq!(container.hold(Resource::Descriptors, 1).unwrap_err().level, Level::Node);
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken_by_a_release_and_by_a_limit() {
+        let (node, _, a) = levels();
+        let b = Ledger::container(&Ledger::pod(&node));
+        node.set_limit(Resource::BlockingThreads, 1);
+        let held = a.hold(Resource::BlockingThreads, 1).unwrap();
+        let waits = b.acquire(Resource::BlockingThreads, 1);
+        tokio::pin!(waits);
+        assert!(futures::poll!(&mut waits).is_pending());
+        drop(held);
+        let held = waits.await;
+        let more = a.acquire(Resource::BlockingThreads, 1);
+        tokio::pin!(more);
+        assert!(futures::poll!(&mut more).is_pending());
+        node.set_limit(Resource::BlockingThreads, 2);
+        let _both = (held, more.await);
+        assert_eq!(node.used(Resource::BlockingThreads), 2);
+    }
+}
