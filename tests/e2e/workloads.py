@@ -290,6 +290,51 @@ def concurrency():
     until("the turn comes back", lambda: ask(ip, "/").status == 200)
 
 
+def memory_is_waited_for():
+    """Room for one instance and not for two: requests take turns, and the pod stays Ready."""
+    ip = serving("narrow", HELLO, container={"resources": {"limits": {"memory": "4Mi"}}, "readinessProbe": {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1}})
+    until("narrow is Ready", lambda: container_of("narrow").get("ready"))
+    sixteen = [in_background(ask, ip, f"/slow?ms={100 + n}") for n in range(16)]
+    expect([(200, None)] * 16, [(a.status, a.reason) for a in (answer.result(SOON_S) for answer in sixteen)], "requests beside each other under 4Mi")
+    # While a stream holds it all, probes find no memory: that says nothing about the module, and fails nobody.
+    holder = http.client.HTTPConnection(ip, 80, timeout=SOON_S)
+    holder.request("GET", "/stream?n=100000&ms=50")
+    stream = holder.getresponse()
+    stream.read(7)
+    until_s = time.monotonic() + 6
+    while time.monotonic() < until_s:
+        stream.read(7)
+        status = container_of("narrow")
+        expect((True, 0), (status["ready"], status["restartCount"]), "ready and restarts while a stream holds the memory")
+    stream.close()
+    holder.close()
+    expect([], [e for e in events("narrow") if e.startswith("Unhealthy")], "events of the pod under 4Mi")
+    until("the memory comes back", lambda: ask(ip, "/").status == 200)
+
+
+def probes_beside_streams():
+    """As many streams as a pod takes: its probes are answered all the same."""
+    probe = {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 3}
+    ip = serving("streams", HELLO, annotations={"concurrency.coracle.dev/c": "8"}, container={"livenessProbe": probe, "readinessProbe": probe})
+    until("streams is Ready", lambda: container_of("streams").get("ready"))
+    open_streams = []
+    for _ in range(8):
+        c = http.client.HTTPConnection(ip, 80, timeout=SOON_S)
+        c.request("GET", "/stream?n=100000&ms=200")
+        r = c.getresponse()
+        r.read(7)
+        open_streams.append((c, r))
+    until_s = time.monotonic() + 8  # longer than three failures of a liveness probe take
+    while time.monotonic() < until_s:
+        for _, r in open_streams:
+            r.read(7)
+        status = container_of("streams")
+        expect((True, 0), (status["ready"], status["restartCount"]), "ready and restarts beside eight streams")
+    for c, r in open_streams:
+        r.close()
+        c.close()
+
+
 def draining():
     ip = serving("drain", HELLO, terminationGracePeriodSeconds=120)
     history = History("drain")
@@ -571,7 +616,7 @@ def load():
     return f"{sum(counts)} requests"
 
 
-CASES = (load, stops, draining, cutting_off, concurrency, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, names_and_addresses, environments, refusals, eviction, probes, last_words)
+CASES = (load, stops, draining, cutting_off, concurrency, memory_is_waited_for, probes_beside_streams, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, names_and_addresses, environments, refusals, eviction, probes, last_words)
 
 
 def run(case):

@@ -10,6 +10,7 @@ use super::container::{Container, Live, Shared};
 use super::cpu::Metered;
 use super::limits::StoreLimiter;
 use super::load::Pre;
+use super::slots::Slot;
 use super::state::{ComponentState, CoreState};
 
 /// How a command is asked to stop.
@@ -71,12 +72,30 @@ impl Outcome {
     }
 }
 
+/// Leave to run a command, until it is dropped.
+pub struct Admitted(#[expect(dead_code, reason = "held until it is dropped")] Slot);
+
 impl Container {
     /// Runs the command on the guests' threads to its end, or until `stop` resolves. Dropping the future ends it too.
     pub async fn run(&self, stop: impl Future<Output = StopSignal> + Send + 'static) -> Outcome {
+        self.run_admitted(self.admit().await, stop).await
+    }
+
+    /// Waits until the command may run: commands take what they take for as long as they live, so they have a number.
+    pub async fn admit(&self) -> Admitted {
+        let shared = &self.shared;
+        Admitted(shared.door.share.take(shared.loaded.weight).await)
+    }
+
+    /// As [`Container::run`], with the slot that was waited for.
+    pub async fn run_admitted(
+        &self,
+        admitted: Admitted,
+        stop: impl Future<Output = StopSignal> + Send + 'static,
+    ) -> Outcome {
         let shared = self.shared.clone();
         let engine = shared.engine.clone();
-        let guest = Metered::new(run(shared.clone()), shared.cpu.clone(), engine.clone());
+        let guest = Metered::new(run(shared.clone(), admitted), shared.cpu.clone(), engine.clone());
         let task = engine.guest_runtime().spawn(async move {
             tokio::select! {
                 outcome = guest => outcome,
@@ -94,11 +113,9 @@ impl Container {
     }
 }
 
-async fn run(shared: Arc<Shared>) -> Outcome {
-    let slots = shared.loaded.engine.slots.clone();
-    let _slot = slots.acquire_owned().await.expect("never closed");
+async fn run(shared: Arc<Shared>, _admitted: Admitted) -> Outcome {
     let _live = Live::new(&shared);
-    match &shared.loaded.pre {
+    match &*shared.pre {
         Pre::Core(pre) => {
             let mut store = match CoreState::store(&shared) {
                 Ok(store) => store,

@@ -9,10 +9,11 @@ use machinery::net::{Caller, Dial};
 use wasmtime_wasi::OpenMode;
 use wasmtime_wasi::filesystem::Dir;
 
+use super::admission::Door;
 use super::cpu::CpuMeter;
 use super::ledger::{Ledger, Resource};
 use super::limits::{Limits, OUTGOING_REQUESTS_MAX};
-use super::load::{Kind, LoadError, Loaded};
+use super::load::{Kind, LoadError, Loaded, Pre};
 use super::state::perms;
 use super::{Engine, Metering};
 use crate::host::Grants;
@@ -126,6 +127,8 @@ pub(crate) struct Counters {
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) loaded: Arc<Loaded>,
+    pub(crate) pre: Arc<Pre>,
+    pub(crate) door: Door,
     pub(crate) name: String,
     pub(crate) argv: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
@@ -159,7 +162,8 @@ impl std::fmt::Debug for Container {
     }
 }
 
-/// Instantiations in a row that must fail before a server counts as broken: one may fail for want of memory in a burst.
+/// Instantiations in a row that must fail before a server counts as broken. Those that fail because others hold the memory
+/// don't count: they say nothing about the module.
 const BROKEN_AFTER: u32 = 3;
 
 impl Engine {
@@ -184,6 +188,17 @@ impl Engine {
                 None => env.push((name, value)),
             }
         }
+        let container = spec.name.rsplit('/').next().unwrap_or_default();
+        let pre = loaded.prepare(container, &spec.grants)?;
+        let (node_calls, share) = (
+            &loaded.engine.node_calls,
+            match loaded.kind() {
+                Kind::HttpServer => &loaded.engine.requests,
+                Kind::Command => self.commands(),
+            },
+        );
+        let namespace = &spec.caller.namespace;
+        let door = Door::new(share.share(namespace), node_calls.share(namespace), loaded.start_bytes);
         let ledger = Ledger::container(&spec.pod);
         ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
         ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
@@ -192,6 +207,8 @@ impl Engine {
             cpu: Arc::new(CpuMeter::new(self.env().clone(), spec.limits.cpu_millis)),
             engine: self.clone(),
             loaded,
+            pre,
+            door,
             name: spec.name,
             argv: spec.argv,
             env,

@@ -210,7 +210,7 @@ impl Ledger {
 
     /// Waits until something of `resource` is given back at `level`, or its limit is changed; not at all where `enough`
     /// holds of that level now.
-    pub(crate) async fn changed(&self, resource: Resource, level: Level, enough: impl Fn(&Self) -> bool) {
+    pub(crate) async fn changed(&self, resource: Resource, level: Level, enough: impl FnOnce(&Self) -> bool) {
         let at = self.at(level);
         let row = at.row(resource);
         let _waiting = Waiting::new(&row.waiting);
@@ -220,6 +220,11 @@ impl Ledger {
         if !enough(at) {
             freed.await;
         }
+    }
+
+    /// Wakes who waits for `resource` at this level, to look anew.
+    pub(crate) fn wake(&self, resource: Resource) {
+        self.row(resource).wake();
     }
 
     /// The ledger of a level at or above this one.
@@ -271,18 +276,25 @@ impl Drop for Held {
 }
 
 /// Counts one who waits.
-pub(crate) struct Waiting<'a>(&'a AtomicUsize);
+pub(crate) struct Waiting<'a>(Option<&'a AtomicUsize>);
 
 impl<'a> Waiting<'a> {
     pub(crate) fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::SeqCst);
-        Self(count)
+        Self(Some(count))
+    }
+
+    /// It waits no more.
+    pub(crate) fn end(&mut self) {
+        if let Some(count) = self.0.take() {
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.end();
     }
 }
 

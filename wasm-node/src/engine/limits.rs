@@ -90,6 +90,11 @@ impl StoreLimiter {
         self.exceeded.as_ref()
     }
 
+    /// What this store holds.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.guest_bytes + self.host_bytes
+    }
+
     /// Sets what the host holds for this guest (handles, fields, buffered bodies); false when that is over the budget.
     pub(crate) fn set_host_bytes(&mut self, bytes: u64) -> bool {
         if bytes > self.host_bytes {
@@ -142,7 +147,8 @@ impl ResourceLimiter for StoreLimiter {
             self.exceeded = Some(Exceeded {
                 resource: Resource::Memory,
                 level: Level::Container,
-                wanted: 0,
+                // More than there is, so that nobody waits for others to give it back.
+                wanted: u64::MAX,
                 used: self.ledger.used(Resource::Memory),
                 limit: self.ledger.limit(Resource::Memory),
             });
@@ -152,8 +158,8 @@ impl ResourceLimiter for StoreLimiter {
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        if desired > TABLE_ELEMENTS_MAX && maximum == Some(TABLE_ELEMENTS_MAX) {
-            // The node's own bound, not the module's: a trap, as for memory.
+        if desired > TABLE_ELEMENTS_MAX && maximum.is_none_or(|maximum| maximum >= TABLE_ELEMENTS_MAX) {
+            // The node's own bound, not the module's: a trap, as for memory. A pool gives it as the table's maximum.
             let exceeded = Exceeded {
                 resource: Resource::Memory,
                 level: Level::Container,

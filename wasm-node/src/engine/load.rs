@@ -1,7 +1,7 @@
 //! A module in memory: what it is, what it wants, and its pre-instantiated form, shared by all pods of a digest.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use wasmtime::Module;
 use wasmtime::component::types::ComponentItem;
@@ -9,8 +9,14 @@ use wasmtime::component::{Component, InstancePre};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
+use super::limits::{MEMORIES_MAX, TABLES_MAX};
+use super::slots::Weight;
 use super::state::{ComponentState, CoreState};
-use super::{Engine, Metered, Metering, compile};
+use super::{Engine, Linked, Metered, Metering, compile};
+use crate::host::Grants;
+
+/// A page of linear memory.
+const WASM_PAGE_BYTES: u64 = 64 << 10;
 
 /// What a container is, by what its module exports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +64,19 @@ pub enum LoadError {
     MissingImport {
         /// The first missing one's name.
         import: String,
+    },
+    /// It imports what a pod has to be granted, and this one isn't.
+    #[error(
+        "the module imports {import:?}, which is not granted: the pod's annotation \
+         \"host.coracle.dev/{container}\" must name {interface:?}"
+    )]
+    NotGranted {
+        /// The first such import's name.
+        import: String,
+        /// The host interface's name in the annotation.
+        interface: &'static str,
+        /// The container.
+        container: String,
     },
     /// It imports a host interface's package but not in a shape that fits.
     #[error("the module's imports do not fit what this node offers: {0}")]
@@ -141,7 +160,13 @@ pub struct Loaded {
     kind: Kind,
     pub(crate) metering: Metering,
     pub(crate) engine: Arc<Metered>,
-    pub(crate) pre: Pre,
+    code: Code,
+    /// By grants: few ever differ.
+    prepared: Mutex<Vec<(Grants, Arc<Pre>)>>,
+    /// What an instance takes of the pool.
+    pub(crate) weight: Weight,
+    /// Bytes that an instance begins with, at least.
+    pub(crate) start_bytes: u64,
 }
 
 impl std::fmt::Debug for Loaded {
@@ -155,6 +180,29 @@ impl Loaded {
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The engine that instances are made in.
+    pub(crate) fn linked(&self) -> &Arc<Linked> {
+        match self.kind {
+            Kind::HttpServer => &self.engine.pooled,
+            Kind::Command => &self.engine.on_demand,
+        }
+    }
+
+    /// The pre-instantiated form for a container with these grants.
+    pub(crate) fn prepare(&self, container: &str, grants: &Grants) -> Result<Arc<Pre>, LoadError> {
+        let mut known = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, pre)) = known.iter().find(|(of, _)| of == grants) {
+            return Ok(pre.clone());
+        }
+        let linked = self.linked();
+        let pre = Arc::new(match &self.code {
+            Code::Module(module) => Pre::Core(prepare_module(linked, module)?),
+            Code::Component(component) => prepare_component(linked, component, self.kind, container, grants)?,
+        });
+        known.push((grants.clone(), pre.clone()));
+        Ok(pre)
     }
 
     /// The module's own digest (`sha256:…`).
@@ -184,32 +232,64 @@ impl Engine {
         let kind = compile::code_kind(file).await?;
         self.compile(digest, file, metering, namespace).await?;
         let engine = self.metered(metering)?.clone();
-        let code = match self.map_artifact(&engine, digest, kind).await {
+        // The pool's engine takes only what fits its bounds, so it is asked about commands too.
+        let code = match self.map_artifact(&engine, &engine.pooled, digest, kind).await {
             Ok(Some(code)) => code,
             // A damaged artifact was set aside: once more from the module itself.
             Ok(None) | Err(_) => {
                 self.compile(digest, file, metering, namespace).await?;
                 let gone = || "the compiled module is gone again".to_owned();
-                let mapped = self.map_artifact(&engine, digest, kind).await;
+                let mapped = self.map_artifact(&engine, &engine.pooled, digest, kind).await;
                 mapped.and_then(|code| code.ok_or_else(gone)).map_err(LoadError::Unfit)?
             }
         };
-        let (kind, pre) = prepare(&engine, code)?;
-        let loaded = Arc::new(Loaded { digest: digest.to_owned(), kind, metering, engine, pre });
+        let kind_of_container = examine(&engine.pooled, &code)?;
+        let code = match kind_of_container {
+            Kind::HttpServer => code,
+            Kind::Command => {
+                let mapped = self.map_artifact(&engine, &engine.on_demand, digest, kind).await;
+                mapped.ok().flatten().ok_or_else(|| LoadError::Unfit("the compiled module is gone again".into()))?
+            }
+        };
+        let (weight, start_bytes) = needs(&code);
+        let loaded = Arc::new(Loaded {
+            digest: digest.to_owned(),
+            kind: kind_of_container,
+            metering,
+            engine,
+            code,
+            prepared: Mutex::default(),
+            weight,
+            start_bytes,
+        });
         self.share(key, &loaded);
         Ok(loaded)
     }
 
-    async fn map_artifact(&self, engine: &Arc<Metered>, digest: &str, kind: CodeKind) -> Result<Option<Code>, String> {
-        let (this, engine, digest) = (self.clone(), engine.clone(), digest.to_owned());
-        let map = move || this.inner.cache.load(&engine.wasmtime, &digest, &engine.fingerprint, kind);
+    async fn map_artifact(
+        &self,
+        engine: &Arc<Metered>,
+        linked: &Arc<Linked>,
+        digest: &str,
+        kind: CodeKind,
+    ) -> Result<Option<Code>, String> {
+        let (this, engine, linked, digest) = (self.clone(), engine.clone(), linked.clone(), digest.to_owned());
+        let map = move || this.inner.cache.load(&linked.wasmtime, &digest, &engine.fingerprint, kind);
         tokio::task::spawn_blocking(map).await.map_err(|error| error.to_string())?
     }
 }
 
-fn prepare(engine: &Metered, code: Code) -> Result<(Kind, Pre), LoadError> {
+/// What a container of this code is; an error where none can be, whatever it is granted.
+fn examine(linked: &Linked, code: &Code) -> Result<Kind, LoadError> {
     match code {
-        Code::Component(component) => prepare_component(engine, &component),
+        Code::Component(component) => {
+            let (imports, exports) = names(&linked.wasmtime, component);
+            let kind = component_kind(&exports)?;
+            match imports.into_iter().find(|import| crate::host::offered(import).is_none()) {
+                Some(import) => Err(LoadError::MissingImport { import }),
+                None => Ok(kind),
+            }
+        }
         Code::Module(module) => {
             if module.get_export("_start").is_none() {
                 let exports: Vec<&str> = module.exports().map(|export| export.name()).take(5).collect();
@@ -218,40 +298,68 @@ fn prepare(engine: &Metered, code: Code) -> Result<(Kind, Pre), LoadError> {
                     list(&exports)
                 )));
             }
-            for import in module.imports() {
-                if import.module() != crate::host::preview1::MODULE {
-                    return Err(LoadError::MissingImport { import: format!("{}::{}", import.module(), import.name()) });
-                }
-            }
-            let pre = engine.core_linker.instantiate_pre(&module).map_err(|error| {
-                let missing = error.downcast_ref::<wasmtime::UnknownImportError>();
-                match missing {
-                    Some(missing) => {
-                        LoadError::MissingImport { import: format!("{}::{}", missing.module(), missing.name()) }
-                    }
-                    None => LoadError::BadImport(format!("{error:#}")),
-                }
-            })?;
-            Ok((Kind::Command, Pre::Core(pre)))
+            prepare_module(linked, module)?;
+            Ok(Kind::Command)
         }
     }
 }
 
-fn prepare_component(engine: &Metered, component: &Component) -> Result<(Kind, Pre), LoadError> {
-    let (imports, exports) = names(&engine.wasmtime, component);
-    let kind = component_kind(&exports)?;
-    if let Some(import) = imports.iter().find(|import| !crate::host::offers(import)) {
-        return Err(LoadError::MissingImport { import: import.clone() });
+/// What an instance takes of the pool, and the bytes that it begins with at least.
+fn needs(code: &Code) -> (Weight, u64) {
+    let most = || wasmtime::ResourcesRequired {
+        num_memories: MEMORIES_MAX as u32,
+        max_initial_memory_size: None,
+        num_tables: TABLES_MAX as u32,
+        max_initial_table_size: None,
+    };
+    let resources = match code {
+        Code::Component(component) => component.resources_required().unwrap_or_else(most),
+        Code::Module(module) => module.resources_required(),
+    };
+    let weight = Weight { instances: 1, memories: resources.num_memories, tables: resources.num_tables };
+    (weight, resources.max_initial_memory_size.unwrap_or(0).saturating_mul(WASM_PAGE_BYTES))
+}
+
+fn prepare_module(linked: &Linked, module: &Module) -> Result<wasmtime::InstancePre<CoreState>, LoadError> {
+    for import in module.imports() {
+        if import.module() != crate::host::preview1::MODULE {
+            return Err(LoadError::MissingImport { import: format!("{}::{}", import.module(), import.name()) });
+        }
+    }
+    linked.core_linker.instantiate_pre(module).map_err(|error| {
+        match error.downcast_ref::<wasmtime::UnknownImportError>() {
+            Some(missing) => LoadError::MissingImport { import: format!("{}::{}", missing.module(), missing.name()) },
+            None => LoadError::BadImport(format!("{error:#}")),
+        }
+    })
+}
+
+fn prepare_component(
+    linked: &Linked,
+    component: &Component,
+    kind: Kind,
+    container: &str,
+    grants: &Grants,
+) -> Result<Pre, LoadError> {
+    let (imports, _) = names(&linked.wasmtime, component);
+    for import in imports {
+        match crate::host::offered(&import) {
+            None => return Err(LoadError::MissingImport { import }),
+            Some(row) if !grants.allow(row) => {
+                return Err(LoadError::NotGranted { import, interface: row.name, container: container.to_owned() });
+            }
+            Some(_) => {}
+        }
     }
     let bad = |error: wasmtime::Error| LoadError::BadImport(format!("{error:#}"));
-    let pre: InstancePre<ComponentState> = engine.component_linker.instantiate_pre(component).map_err(bad)?;
+    let linker = linked.component_linker(grants).map_err(bad)?;
+    let pre: InstancePre<ComponentState> = linker.instantiate_pre(component).map_err(bad)?;
     let unfit =
         |error: wasmtime::Error| LoadError::Unsupported(format!("the component's export does not fit: {error:#}"));
-    let pre = match kind {
+    Ok(match kind {
         Kind::HttpServer => Pre::Server(ProxyPre::new(pre).map_err(unfit)?),
         Kind::Command => Pre::Command(CommandPre::new(pre).map_err(unfit)?),
-    };
-    Ok((kind, pre))
+    })
 }
 
 /// Server before command, as the contract says where a component exports both.

@@ -1,11 +1,13 @@
 //! Everything that names wasmtime: engines, compilation, pre-instantiation, limits, running.
 //!
 //! [`Engine`] is one per process. It compiles modules at pull ([`Engine::compile`]), loads each once per digest and
-//! metering ([`Engine::load`]), and makes [`Container`]s of them, which share code and differ in limits and context.
+//! metering ([`Engine::load`]), and makes [`Container`]s of them, which share code and differ in limits and context, and
+//! in what they may import by the grants of their pods.
 //! A container either runs to its end ([`Container::run`]) or serves HTTP ([`Container::serve`]); between requests a
 //! server has no instance. Guests run on threads of their own ([`Engine::guest_runtime`]); the data plane should run
 //! there too, as a request is then handed over without changing threads.
 
+mod admission;
 mod aot;
 mod body;
 mod command;
@@ -20,6 +22,7 @@ mod load;
 mod runtime;
 mod server;
 mod settings;
+mod slots;
 pub(crate) mod state;
 #[cfg(test)]
 mod tests;
@@ -30,19 +33,22 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use machinery::env::Env;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
-pub use command::{Outcome, OutcomeReason, StopSignal};
+pub use admission::NodeCall;
+pub use command::{Admitted, Outcome, OutcomeReason, StopSignal};
 pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, MODULE_BYTES_MAX, compile_worker};
 pub use container::{Container, ContainerSpec, LogSink, Preopen, Stats, StdStream};
 pub use inspect::{Inspection, inspect};
 pub use limits::{CONCURRENCY_DEFAULT, Limits, REQUEST_TIMEOUT_DEFAULT};
 pub use load::{Kind, LoadError, Loaded};
-pub use server::HttpServer;
+pub use server::{HttpServer, Trial};
 
 use epoch::Ticker;
 use ledger::{Ledger, Resource};
 use runtime::GuestRuntime;
+use slots::Slots;
+
+use crate::host::Grants;
 
 /// The runtime that is built in (a test holds it against Cargo.lock).
 pub const WASMTIME_VERSION: &str = "48.0.8";
@@ -94,14 +100,27 @@ pub struct Engine {
     inner: Arc<Inner>,
 }
 
-/// One wasmtime engine with what belongs to it.
-pub(crate) struct Metered {
+/// A wasmtime engine with what its guests may import.
+pub(crate) struct Linked {
     pub(crate) wasmtime: wasmtime::Engine,
-    pub(crate) fingerprint: String,
-    /// One permit per instance that may be live at once: a full pool queues, it never fails a guest.
-    pub(crate) slots: Arc<Semaphore>,
-    pub(crate) component_linker: wasmtime::component::Linker<state::ComponentState>,
     pub(crate) core_linker: wasmtime::Linker<state::CoreState>,
+    /// By grants: a guest finds what its pod was granted, and nothing else. Few ever differ.
+    component_linkers: Mutex<Vec<(Grants, Arc<ComponentLinker>)>>,
+}
+
+type ComponentLinker = wasmtime::component::Linker<state::ComponentState>;
+
+/// The engines of one metering. Their compiled code is the same.
+pub(crate) struct Metered {
+    /// For servers: an instance for each request, from a pool.
+    pub(crate) pooled: Arc<Linked>,
+    /// For commands: each holds what it takes for as long as it runs, so none of it is the pool's.
+    pub(crate) on_demand: Arc<Linked>,
+    pub(crate) fingerprint: String,
+    /// What requests may take of the pool.
+    pub(crate) requests: Arc<Slots>,
+    /// The rest of it: for the node's own calls.
+    pub(crate) node_calls: Arc<Slots>,
 }
 
 struct Inner {
@@ -110,6 +129,8 @@ struct Inner {
     fuel: OnceLock<Result<Arc<Metered>, String>>,
     ticker: Ticker,
     runtime: GuestRuntime,
+    /// Commands of all engines: what they take is the process's.
+    commands: Arc<Slots>,
     ledger: Arc<Ledger>,
     compiler: compile::Compiler,
     cache: aot::Cache,
@@ -126,8 +147,8 @@ impl Engine {
     /// Makes the engine, its threads and its cache folder.
     pub fn new(config: EngineConfig, env: Env) -> Result<Self, EngineError> {
         let ticker = Ticker::start().map_err(|source| EngineError::Io { what: "starting the ticker", source })?;
-        let epochs = Metered::new(Metering::Epochs).map_err(|error| EngineError::Wasmtime(format!("{error:#}")))?;
-        ticker.add(epochs.wasmtime.weak());
+        let wrong = |error: wasmtime::Error| EngineError::Wasmtime(format!("{error:#}"));
+        let (epochs, live) = Metered::new(Metering::Epochs, &ticker).map_err(wrong)?;
         let runtime = GuestRuntime::start(config.threads)
             .map_err(|source| EngineError::Io { what: "starting guest threads", source })?;
         let cache = aot::Cache::open(config.cache_dir)
@@ -141,6 +162,7 @@ impl Engine {
             fuel: OnceLock::new(),
             ticker,
             runtime,
+            commands: Slots::new(settings::commands(live)),
             ledger,
             cache,
             loaded: Mutex::default(),
@@ -184,6 +206,10 @@ impl Engine {
         &self.inner.env
     }
 
+    pub(crate) fn commands(&self) -> &Arc<Slots> {
+        &self.inner.commands
+    }
+
     pub(crate) fn metered(&self, metering: Metering) -> Result<&Arc<Metered>, LoadError> {
         match metering {
             Metering::Epochs => Ok(&self.inner.epochs),
@@ -191,9 +217,8 @@ impl Engine {
                 .inner
                 .fuel
                 .get_or_init(|| {
-                    let engine = Metered::new(Metering::Fuel).map_err(|error| format!("{error:#}"))?;
-                    self.inner.ticker.add(engine.wasmtime.weak());
-                    Ok(Arc::new(engine))
+                    let made = Metered::new(Metering::Fuel, &self.inner.ticker);
+                    made.map(|(engine, _)| Arc::new(engine)).map_err(|error| format!("{error:#}"))
                 })
                 .as_ref()
                 .map_err(|error| LoadError::Engine(error.clone())),
@@ -218,16 +243,38 @@ impl Engine {
 }
 
 impl Metered {
-    fn new(metering: Metering) -> wasmtime::Result<Self> {
-        let (wasmtime, live) = settings::engine(metering)?;
-        let component_linker = crate::host::component_linker(&wasmtime)?;
+    /// The engines, and how many instances the pool has.
+    fn new(metering: Metering, ticker: &Ticker) -> wasmtime::Result<(Self, u32)> {
+        let (pooled, live) = settings::engine(metering)?;
+        let on_demand = settings::on_demand(metering)?;
+        ticker.add(pooled.weak());
+        ticker.add(on_demand.weak());
+        let (node_calls, requests) = settings::shares(live);
+        let metered = Self {
+            fingerprint: settings::fingerprint(&pooled),
+            pooled: Arc::new(Linked::new(pooled)?),
+            on_demand: Arc::new(Linked::new(on_demand)?),
+            requests: Slots::new(requests),
+            node_calls: Slots::new(node_calls),
+        };
+        Ok((metered, live))
+    }
+}
+
+impl Linked {
+    fn new(wasmtime: wasmtime::Engine) -> wasmtime::Result<Self> {
         let core_linker = crate::host::core_linker(&wasmtime)?;
-        Ok(Self {
-            fingerprint: settings::fingerprint(&wasmtime),
-            slots: Arc::new(Semaphore::new(live as usize)),
-            wasmtime,
-            component_linker,
-            core_linker,
-        })
+        Ok(Self { wasmtime, core_linker, component_linkers: Mutex::default() })
+    }
+
+    /// What a component with these grants may import.
+    pub(crate) fn component_linker(&self, grants: &Grants) -> wasmtime::Result<Arc<ComponentLinker>> {
+        let mut known = self.component_linkers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, linker)) = known.iter().find(|(of, _)| of == grants) {
+            return Ok(linker.clone());
+        }
+        let linker = Arc::new(crate::host::component_linker(&self.wasmtime, grants)?);
+        known.push((grants.clone(), linker.clone()));
+        Ok(linker)
     }
 }

@@ -23,6 +23,7 @@ use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
+use super::admission::{Admission, NodeCall, fits_alone};
 use super::body::{Exchange, GuestBody};
 use super::command::count_fuel;
 use super::container::{Container, Live, Shared};
@@ -32,8 +33,8 @@ use super::load::{Kind, LoadError, Pre};
 use super::state::{ComponentState, incoming};
 use crate::host::http::strip_framing;
 
-/// How long a request waits before it asks a full pool again.
-const POOL_RETRY: std::time::Duration = std::time::Duration::from_millis(2);
+/// Calls of the node's own at once: a probe of each kind, a hook, and a trial, which all wait for their answer.
+const NODE_CALLS_MAX: usize = 8;
 /// Body frames of a finished guest that are gathered before the head is sent: what its channel can hold, and trailers.
 const GATHERED_FRAMES_MAX: usize = 4;
 
@@ -46,6 +47,7 @@ pub struct HttpServer {
 struct Inner {
     shared: Arc<Shared>,
     permits: Arc<Semaphore>,
+    node_permits: Arc<Semaphore>,
     queued: AtomicUsize,
     in_flight: Arc<InFlight>,
 }
@@ -143,24 +145,43 @@ impl Container {
             return Err(LoadError::Unsupported("the module is a command, not an HTTP server".into()));
         }
         let shared = self.shared.clone();
-        let permits = Arc::new(Semaphore::new(shared.limits.concurrency.clamp(1, Semaphore::MAX_PERMITS)));
-        let inner = Inner { shared, permits, queued: AtomicUsize::new(0), in_flight: Arc::default() };
+        // More than there are slots would only wait for one.
+        let most = shared.door.share.slots().capacity().instances as usize;
+        let permits = Arc::new(Semaphore::new(shared.limits.concurrency.clamp(1, most)));
+        let node_permits = Arc::new(Semaphore::new(NODE_CALLS_MAX));
+        let inner = Inner { shared, permits, node_permits, queued: AtomicUsize::new(0), in_flight: Arc::default() };
         Ok(HttpServer { inner: Arc::new(inner) })
     }
 
     /// Makes one instance and drops it: whether the module's start works under this container's limits.
-    pub async fn try_instantiate(&self) -> Result<(), String> {
+    pub async fn try_instantiate(&self) -> Trial {
         let shared = self.shared.clone();
         let timeout = shared.limits.timeout;
-        let attempt = async move { instantiate(&shared, None).await.map(drop).map_err(|error| format!("{error:#}")) };
+        let call = NodeCall::default();
+        let own = call.clone();
+        let attempt =
+            async move { instantiate(&shared, None, Some(&own)).await.map(drop).map_err(|error| format!("{error:#}")) };
         let metered = Metered::new(attempt, self.shared.cpu.clone(), self.shared.engine.clone());
         let bounded = async move { tokio::time::timeout(timeout, metered).await };
         match AbortOnDrop(self.shared.engine.guest_runtime().spawn(bounded)).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err("the module does not start within its timeout".into()),
-            Err(error) => Err(error.to_string()),
+            Ok(Ok(Ok(()))) => Trial::Sound,
+            Ok(Ok(Err(error))) => Trial::Broken(error),
+            Ok(Err(_)) if call.waits() => Trial::NoRoom,
+            Ok(Err(_)) => Trial::Broken("the module does not start within its timeout".into()),
+            Err(error) => Trial::Broken(error.to_string()),
         }
     }
+}
+
+/// What a trial says about a module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trial {
+    /// An instance was made.
+    Sound,
+    /// None can be made: why.
+    Broken(String),
+    /// There was no room for one beside those that live, which says nothing.
+    NoRoom,
 }
 
 impl HttpServer {
@@ -215,17 +236,19 @@ impl Serve for HttpServer {
 }
 
 impl Inner {
-    async fn answer(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
+    async fn answer(self: Arc<Self>, mut request: Request<Body>) -> Response<Body> {
         let deadline = Instant::now() + self.shared.limits.timeout;
         let flight = Flight::new(&self.in_flight);
-        let permit = match self.permit(deadline).await {
+        let call = request.extensions_mut().remove::<NodeCall>();
+        let permit = match self.permit(if call.is_some() { &self.node_permits } else { &self.permits }, deadline).await
+        {
             Ok(permit) => permit,
             Err(failure) => return failure.response(&self.shared),
         };
         let head_only = request.method() == Method::HEAD;
         let exchange = Arc::new(Exchange::new());
         let (sender, mut receiver) = oneshot::channel();
-        let guest = guest(self.shared.clone(), request, exchange.clone(), sender, (permit, flight));
+        let guest = guest(self.shared.clone(), (request, call), exchange.clone(), sender, (permit, flight));
         let mut guest = Metered::new(guest, self.shared.cpu.clone(), self.shared.engine.clone());
 
         let mut end: Option<End> = None;
@@ -279,11 +302,11 @@ impl Inner {
         }
     }
 
-    async fn permit(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, Failure> {
+    async fn permit(&self, permits: &Arc<Semaphore>, deadline: Instant) -> Result<OwnedSemaphorePermit, Failure> {
         if self.in_flight.shut.is_cancelled() {
             return Err(Failure::Stopped);
         }
-        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+        if let Ok(permit) = permits.clone().try_acquire_owned() {
             return Ok(permit);
         }
         struct Queued<'a>(&'a AtomicUsize);
@@ -298,7 +321,7 @@ impl Inner {
             return Err(Failure::Overload);
         }
         tokio::select! {
-            permit = self.permits.clone().acquire_owned() => permit.map_err(|_| Failure::Stopped),
+            permit = permits.clone().acquire_owned() => permit.map_err(|_| Failure::Stopped),
             () = self.in_flight.shut.cancelled() => Err(Failure::Stopped),
             () = tokio::time::sleep_until(deadline) => Err(Failure::Timeout),
         }
@@ -337,20 +360,21 @@ async fn see_out<G: Future<Output = End>>(inner: Arc<Inner>, mut guest: Metered<
 /// One request's guest, from its instance to its end.
 async fn guest(
     shared: Arc<Shared>,
-    request: Request<Body>,
+    (request, call): (Request<Body>, Option<NodeCall>),
     exchange: Arc<Exchange>,
     head: oneshot::Sender<Head>,
     held: (OwnedSemaphorePermit, Flight),
 ) -> End {
-    let end = match instantiate(&shared, Some(exchange.clone())).await {
-        Ok((mut store, proxy, slot)) => {
-            let result = handle(&mut store, &proxy, request, head).await;
-            count_fuel(&shared, &store);
-            let end = settle(&shared, result, &store.data().limiter);
+    let end = match instantiate(&shared, Some(exchange.clone()), call.as_ref()).await {
+        Ok(mut instance) => {
+            let result = handle(&mut instance.store, &instance.proxy, request, head).await;
+            count_fuel(&shared, &instance.store);
+            let limiter = &instance.store.data().limiter;
+            shared.door.ended(fits_alone(limiter, &shared).unwrap_or_else(|| limiter.held_bytes()));
+            let end = settle(&shared, result, limiter);
             // Before the store goes: see `Exchange::end`.
             exchange.end(end.is_err());
-            drop(store);
-            drop(slot);
+            drop(instance);
             end
         }
         Err(error) => {
@@ -373,38 +397,57 @@ impl std::fmt::Display for InstantiateError {
     }
 }
 
-type Instance = (Store<ComponentState>, Proxy, (OwnedSemaphorePermit, Live));
+/// A live instance. What it takes is given back after it is gone: fields are dropped in their order.
+struct Instance {
+    store: Store<ComponentState>,
+    proxy: Proxy,
+    _live: Live,
+    _admission: Admission,
+}
 
-async fn instantiate(shared: &Arc<Shared>, exchange: Option<Arc<Exchange>>) -> Result<Instance, InstantiateError> {
+async fn instantiate(
+    shared: &Arc<Shared>,
+    exchange: Option<Arc<Exchange>>,
+    call: Option<&NodeCall>,
+) -> Result<Instance, InstantiateError> {
     let trap = |error| InstantiateError { failure: Failure::Trap, error };
-    let Pre::Server(pre) = &shared.loaded.pre else {
+    let Pre::Server(pre) = &*shared.pre else {
         return Err(trap(wasmtime::Error::msg("not an HTTP server")));
     };
-    let slots = &shared.loaded.engine.slots;
-    let slot = match slots.clone().try_acquire_owned() {
-        Ok(slot) => slot,
-        Err(_) => slots.clone().acquire_owned().await.expect("never closed"),
-    };
-    let live = Live::new(shared);
+    let mut need = 0;
     loop {
+        let admission = shared.admit(call, need).await;
+        let live = Live::new(shared);
         let mut store = ComponentState::store(shared, exchange.clone()).map_err(trap)?;
-        match pre.instantiate_async(&mut store).await {
+        let error = match pre.instantiate_async(&mut store).await {
             Ok(proxy) => {
+                shared.door.started(store.data().limiter.held_bytes());
                 shared.instantiated(None);
-                return Ok((store, proxy, (slot, live)));
+                return Ok(Instance { store, proxy, _live: live, _admission: admission });
             }
-            // Components of many instances fill the pool before the slots are used up: wait, as for a slot.
-            Err(error) if error.is::<PoolConcurrencyLimitError>() => {
-                drop(store);
-                tokio::time::sleep(POOL_RETRY).await;
-            }
-            Err(error) => {
-                shared.instantiated(Some(&error));
-                let end = settle(shared, Err(error), &store.data().limiter);
-                let error = wasmtime::Error::msg(shared.last_broken());
-                return Err(InstantiateError { failure: end.err().unwrap_or(Failure::Trap), error });
-            }
+            Err(error) => error,
+        };
+        // Slots are counted so that this doesn't happen; if it does, it is no failure of the guest.
+        if error.is::<PoolConcurrencyLimitError>() {
+            tracing::warn!(container = shared.name, "the pool of instances is full before its slots are: {error:#}");
+            let slots = shared.door.share.slots().clone();
+            drop(store);
+            drop((live, admission));
+            slots.released().await;
+            continue;
         }
+        // The others that live took the memory meanwhile: that says nothing about the module. Once more, when there is
+        // as much as this start is known to take.
+        if let Some(least) = fits_alone(&store.data().limiter, shared) {
+            need = least;
+            shared.door.started(least);
+            drop(store);
+            continue;
+        }
+        shared.instantiated(Some(&error));
+        let end = settle(shared, Err(error), &store.data().limiter);
+        let error = wasmtime::Error::msg(shared.last_broken());
+        return Err(InstantiateError { failure: end.err().unwrap_or(Failure::Trap), error });
     }
 }
 

@@ -1,4 +1,5 @@
-//! wasmtime's configuration: one set of settings, with and without fuel, with and without the pool. What decides the
+//! wasmtime's configuration: one set of settings, with and without fuel, with and without the pool, and what of a pool
+//! is for whom. What decides the
 //! compiled code is the same in all of them, so that an artifact made by the compiler process fits the node's engines.
 
 use std::hash::{Hash, Hasher};
@@ -8,7 +9,8 @@ use wasmtime::{
 };
 
 use super::Metering;
-use super::limits::{MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
+use super::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
+use super::slots::Weight;
 
 /// Instances that may be live at once in one engine; more requests queue. Each takes a stack and some mappings, and
 /// the kernel allows a process 65,530 mappings.
@@ -17,8 +19,15 @@ pub(crate) const LIVE_INSTANCES_MAX: u32 = 1000;
 const LIVE_INSTANCES_SMALL: u32 = 100;
 /// Mappings that one live instance may need: two for its stack, two for its memory, two for its table, and spare.
 const MAPPINGS_PER_INSTANCE: u32 = 12;
-/// Core instances per component instance that the pool counts with (adapters make four of a typical one).
-const CORE_INSTANCES_PER_LIVE: u32 = 8;
+/// Linear memories and tables per live instance that the pool has on average; most components have one memory and two
+/// tables. They cost address space. Core instances cost the pool nothing, so there are as many as can be.
+const MEMORIES_PER_LIVE: u32 = 2;
+const TABLES_PER_LIVE: u32 = 4;
+/// One part of so many of the pool is for the node's own calls: probes and hooks, which never wait for requests.
+const NODE_CALLS_PART: u32 = 10;
+/// Commands that may be live at once for each [`LIVE_INSTANCES_MAX`]: they take no part of the pool, but each has some
+/// seven mappings of the process. As many as a node has pods.
+const COMMANDS_PER_LIVE: u32 = 2;
 /// Stack of a guest: deep recursion traps, and the host's calls have as much again above it.
 const WASM_STACK_BYTES: usize = 512 << 10;
 const ASYNC_STACK_BYTES: usize = 1 << 20;
@@ -52,9 +61,9 @@ fn pooled(metering: Metering, live: u32) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_stacks(live)
         .total_component_instances(live)
-        .total_core_instances(live * CORE_INSTANCES_PER_LIVE)
-        .total_memories(live + live / 2)
-        .total_tables(live * 2)
+        .total_core_instances(live * CORE_INSTANCES_MAX as u32)
+        .total_memories(live * MEMORIES_PER_LIVE)
+        .total_tables(live * TABLES_PER_LIVE)
         .max_memories_per_component(MEMORIES_MAX as u32)
         .max_memories_per_module(MEMORIES_MAX as u32)
         .max_tables_per_component(TABLES_MAX as u32)
@@ -85,8 +94,23 @@ pub(crate) fn engine(metering: Metering) -> wasmtime::Result<(Wasmtime, u32)> {
     Ok((Wasmtime::new(&base(metering))?, LIVE_INSTANCES_SMALL))
 }
 
-/// An engine that only compiles: reserves nothing, and its artifacts fit [`engine`]'s.
-pub(crate) fn compiler(metering: Metering) -> wasmtime::Result<Wasmtime> {
+/// What a pool of so many instances has for the node's own calls, and for requests.
+pub(crate) fn shares(live: u32) -> (Weight, Weight) {
+    let all =
+        |live: u32| Weight { instances: live, memories: live * MEMORIES_PER_LIVE, tables: live * TABLES_PER_LIVE };
+    let own = live / NODE_CALLS_PART;
+    (all(own), all(live - own))
+}
+
+/// What commands may take together.
+pub(crate) fn commands(live: u32) -> Weight {
+    let commands = live * COMMANDS_PER_LIVE;
+    let tables = commands * TABLES_MAX as u32;
+    Weight { instances: commands, memories: commands * MEMORIES_PER_LIVE, tables }
+}
+
+/// An engine without a pool: it compiles, and runs what lives long. Reserves nothing, and its artifacts fit [`engine`]'s.
+pub(crate) fn on_demand(metering: Metering) -> wasmtime::Result<Wasmtime> {
     Wasmtime::new(&base(metering))
 }
 

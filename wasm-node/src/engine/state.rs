@@ -72,7 +72,7 @@ impl ComponentState {
             exchange,
             calls: 0,
         };
-        let mut store = Store::new(&shared.loaded.engine.wasmtime, state);
+        let mut store = Store::new(&shared.loaded.linked().wasmtime, state);
         store.limiter(|state| &mut state.limiter);
         bound(&mut store, shared)?;
         Ok(store)
@@ -112,7 +112,7 @@ impl CoreState {
             preopens: shared.preopens.len() + usize::from(shared.cwd_dir.is_some()),
             calls: 0,
         };
-        let mut store = Store::new(&shared.loaded.engine.wasmtime, state);
+        let mut store = Store::new(&shared.loaded.linked().wasmtime, state);
         store.limiter(|state| &mut state.limiter);
         bound(&mut store, shared)?;
         store.set_hostcall_fuel(PREVIEW1_HOSTCALL_BYTES_MAX);

@@ -125,11 +125,18 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
     },
 ];
 
-/// Everything that a component may import.
-pub(crate) fn component_linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<ComponentState>> {
+fn rows() -> impl Iterator<Item = &'static HostInterface> {
+    let rows = HOST_INTERFACES.iter();
+    #[cfg(test)]
+    let rows = rows.chain(tests::GRANTED_IN_TESTS);
+    rows
+}
+
+/// Everything that a component with these grants may import.
+pub(crate) fn component_linker(engine: &wasmtime::Engine, grants: &Grants) -> wasmtime::Result<Linker<ComponentState>> {
     let mut linker = Linker::new(engine);
     linker.allow_shadowing(true);
-    for interface in HOST_INTERFACES {
+    for interface in rows().filter(|row| grants.allow(row)) {
         (interface.link)(&mut linker)?;
     }
     Ok(linker)
@@ -142,15 +149,15 @@ pub(crate) fn core_linker(engine: &wasmtime::Engine) -> wasmtime::Result<wasmtim
     Ok(linker)
 }
 
-/// Whether an import (`wasi:cli/stdout@0.2.6`) is in the table.
-pub(crate) fn offers(import: &str) -> bool {
-    let Some((package, rest)) = import.split_once('/') else { return false };
-    let Some((interface, version)) = rest.split_once('@') else { return false };
+/// The row of an import (`wasi:cli/stdout@0.2.6`), granted or not.
+pub(crate) fn offered(import: &str) -> Option<&'static HostInterface> {
+    let (package, rest) = import.split_once('/')?;
+    let (interface, version) = rest.split_once('@')?;
     // 0.2.0-rc and the like were other interfaces.
     if version.contains('-') {
-        return false;
+        return None;
     }
-    HOST_INTERFACES.iter().any(|row| {
+    rows().find(|row| {
         let same_minor = version.strip_prefix(row.version).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
         row.package == package && same_minor && row.interfaces.contains(&interface)
     })
@@ -179,9 +186,17 @@ fn offered_text(names: &[&str]) -> String {
 }
 
 impl Grants {
+    /// Whether a guest with these grants has this interface.
+    pub(crate) fn allow(&self, row: &HostInterface) -> bool {
+        match row.granted {
+            Granted::Always => true,
+            Granted::ByAnnotation => self.0.contains(&row.name),
+        }
+    }
+
     /// Parses the value of `host.coracle.dev/<container>`: names separated by commas.
     pub fn parse(value: &str) -> Result<Self, GrantError> {
-        let optional = || HOST_INTERFACES.iter().filter(|row| row.granted == Granted::ByAnnotation);
+        let optional = || rows().filter(|row| row.granted == Granted::ByAnnotation);
         let (mut granted, mut unknown) = (Vec::new(), Vec::new());
         for name in value.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             match optional().find(|row| row.name == name) {
@@ -202,10 +217,23 @@ impl Grants {
 mod tests {
     use super::*;
 
+    /// A row that only tests have: nothing else is granted by annotation yet.
+    pub(super) static GRANTED_IN_TESTS: &[HostInterface] = &[HostInterface {
+        name: "answer",
+        package: "test:granted",
+        interfaces: &["answer"],
+        version: "0.1",
+        granted: Granted::ByAnnotation,
+        link: |linker| {
+            let mut instance = linker.instance("test:granted/answer@0.1.0")?;
+            instance.func_wrap("answer", |_, (): ()| Ok((42_u32,)))
+        },
+    }];
+
     #[test]
     fn imports_are_matched_by_package_interface_and_minor_version() {
         for good in ["wasi:cli/stdout@0.2.0", "wasi:http/outgoing-handler@0.2.12", "wasi:io/poll@0.2.99"] {
-            assert!(offers(good), "{good}");
+            assert!(offered(good).is_some(), "{good}");
         }
         for bad in [
             "wasi:keyvalue/store@0.2.0-draft",
@@ -216,7 +244,7 @@ mod tests {
             "env",
             "",
         ] {
-            assert!(!offers(bad), "{bad}");
+            assert!(offered(bad).is_none(), "{bad}");
         }
     }
 
@@ -226,13 +254,15 @@ mod tests {
         let error = Grants::parse("keyvalue, blobstore").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "this node offers no optional host interface keyvalue, blobstore (this version has no optional ones)"
+            "this node offers no optional host interface keyvalue, blobstore (it has answer)"
         );
+        assert!(Grants::parse("answer, answer").unwrap().allow(&GRANTED_IN_TESTS[0]));
+        assert!(!Grants::default().allow(&GRANTED_IN_TESTS[0]));
     }
 
     #[test]
     fn every_row_links() {
-        component_linker(&wasmtime::Engine::default()).unwrap();
+        component_linker(&wasmtime::Engine::default(), &Grants::parse("answer").unwrap()).unwrap();
         core_linker(&wasmtime::Engine::default()).unwrap();
     }
 }

@@ -8,25 +8,45 @@ use http_body_util::{BodyExt as _, Empty};
 use machinery::net::{Body, PodNetwork};
 
 use super::settings::Get;
+use crate::engine::NodeCall;
 
 /// What is read of an answer, so that a guest can finish what it sends (upstream's bound).
 const BODY_BYTES_MAX: usize = 10 << 10;
 
-/// Asks for a probe: an error, also the guest's own, says what is wrong in upstream's words.
-pub(crate) async fn ask(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration) -> Result<(), String> {
-    let status = call(network, ip, get, timeout).await?;
-    if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+/// How a probe went.
+pub(crate) enum Asked {
+    /// The guest answered well.
+    Passed,
+    /// An error, also the guest's own: what is wrong, in upstream's words.
+    Failed(String),
+    /// No instance could be made beside those that live: the guest was not asked, so nothing is known.
+    NoRoom,
+}
+
+/// Asks for a probe.
+pub(crate) async fn ask(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration) -> Asked {
+    let own = NodeCall::default();
+    match send(network, ip, get, timeout, own.clone()).await {
+        Ok(status) if (200..400).contains(&status) => Asked::Passed,
+        Ok(status) => Asked::Failed(format!("HTTP probe failed with statuscode: {status}")),
+        Err(_) if own.waits() => Asked::NoRoom,
+        Err(error) => Asked::Failed(error),
+    }
 }
 
 /// Asks for a hook, whatever the guest answers: its status.
 pub(crate) async fn call(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration) -> Result<u16, String> {
+    send(network, ip, get, timeout, NodeCall::default()).await
+}
+
+async fn send(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration, own: NodeCall) -> Result<u16, String> {
     let Some(port) = get.port else { return Err(format!("couldn't find port: {}", get.port_text)) };
     let host = if ip.is_ipv6() { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
     let url = format!("http://{host}{}", get.path);
     let Some(serve) = network.find(ip, port) else {
         return Err(format!("Get {url:?}: dial tcp {host}: connect: connection refused"));
     };
-    let mut request = Request::get(&url);
+    let mut request = Request::get(&url).extension(own);
     let has = |name: &str| get.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
     for (name, value) in [("user-agent", "kube-probe/1.36"), ("accept", "*/*"), ("host", host.as_str())] {
         if !has(name) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use super::ask::ask;
+use super::ask::{Asked, ask};
 use super::settings::ProbeSpec;
 use super::state::{Event, ProbeKind};
 use super::worker::Message;
@@ -30,7 +30,15 @@ pub(crate) async fn run(
     let mut started = false;
     loop {
         ticks.tick().await;
-        let failure = ask(&node.parts.network, ip, &spec.get, spec.timeout).await.err();
+        let failure = match ask(&node.parts.network, ip, &spec.get, spec.timeout).await {
+            Asked::Passed => None,
+            Asked::Failed(why) => Some(why),
+            // As upstream where a probe cannot be made: it counts neither way.
+            Asked::NoRoom => {
+                tracing::debug!(%ip, ?kind, "a probe found no memory beside the live instances");
+                continue;
+            }
+        };
         started = started || failure.is_none();
         let probed = Event::Probed { attempt, kind, failure };
         if messages.send(Message::Event(probed)).await.is_err() || kind == ProbeKind::Startup && started {

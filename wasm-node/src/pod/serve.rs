@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::state::Event;
 use super::worker::Message;
-use crate::engine::HttpServer;
+use crate::engine::{HttpServer, Trial};
 
 /// How often a server that can't be instantiated is tried again.
 const TRY_INTERVAL: Duration = Duration::from_secs(10);
@@ -40,7 +40,12 @@ impl Gate {
             loop {
                 // A gate that nobody holds any more is a server that was stopped.
                 let Some(gate) = this.upgrade() else { return };
-                let broken = gate.server.container().try_instantiate().await.err();
+                let broken = match gate.server.container().try_instantiate().await {
+                    Trial::Sound => None,
+                    Trial::Broken(why) => Some(why),
+                    // It has waited as long as a request may; nothing is known, so nothing is said.
+                    Trial::NoRoom => continue,
+                };
                 let again = broken.is_some();
                 let sound = Event::Sound { attempt: gate.attempt, broken };
                 if gate.messages.send(Message::Event(sound)).await.is_err() {

@@ -15,7 +15,7 @@ use super::sources::{Known, SourceKind, named_by_environment};
 use super::state::Event;
 use super::unsupported::is_read_only;
 use super::worker::Message;
-use crate::engine::{Container, ContainerSpec, Kind, LoadError, Metering, Preopen};
+use crate::engine::{Admitted, Container, ContainerSpec, Kind, LoadError, Metering, Preopen};
 use crate::image::{Image, ImageError, PullPolicy};
 use crate::log::ContainerLog;
 use crate::node::Shared;
@@ -31,6 +31,8 @@ const HOST_NAME_CHARS_MAX: usize = 63;
 /// A container that was made and not started.
 pub(crate) struct Made {
     pub(crate) container: Container,
+    /// A command's leave to run.
+    pub(crate) admitted: Option<Admitted>,
     pub(crate) log: Arc<ContainerLog>,
     pub(crate) id: String,
     pub(crate) settings: Settings,
@@ -184,9 +186,14 @@ pub(crate) async fn make(
         dial: Some(node.parts.dial.clone()),
     };
     let container = node.parts.engine.container(loaded, spec).map_err(|error| refused(&error))?;
+    // A command that waits for this is not running yet.
+    let admitted = match container.kind() {
+        Kind::Command => Some(container.admit().await),
+        Kind::HttpServer => None,
+    };
     let mut id = [0u8; 32];
     node.parts.env.fill(&mut id);
-    Ok(Made { container, log, id: format!("wasmtime://{}", hex::encode(id)), settings, termination })
+    Ok(Made { container, admitted, log, id: format!("wasmtime://{}", hex::encode(id)), settings, termination })
 }
 
 /// The name that a pod's host would have: a DNS label of its own, or the beginning of the pod's name.

@@ -183,7 +183,7 @@ fn confine(_memory_bytes: u64, _cpu_seconds: u64) {}
 
 pub(super) fn compile_bytes(metering: Metering, kind: CodeKind, file: &Path) -> Result<Vec<u8>, LoadError> {
     let bytes = std::fs::read(file).map_err(LoadError::io("reading the module"))?;
-    let engine = settings::compiler(metering).map_err(LoadError::compile)?;
+    let engine = settings::on_demand(metering).map_err(LoadError::compile)?;
     match kind {
         CodeKind::Component => engine.precompile_component(&bytes),
         CodeKind::Module => engine.precompile_module(&bytes),

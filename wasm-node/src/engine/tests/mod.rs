@@ -4,6 +4,7 @@ mod commands;
 mod compiler;
 mod guest;
 mod servers;
+mod sharing;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -88,7 +89,14 @@ impl Bench {
         change: impl FnOnce(&mut ContainerSpec),
     ) -> (Container, Arc<Log>) {
         let log = Arc::new(Log::default());
-        let mut spec = ContainerSpec {
+        let mut spec = self.spec();
+        spec.log = log.clone();
+        change(&mut spec);
+        (self.engine.container(loaded, spec).unwrap(), log)
+    }
+
+    pub(super) fn spec(&self) -> ContainerSpec {
+        ContainerSpec {
             name: "default/test/test".into(),
             argv: vec!["test".into()],
             env: Vec::new(),
@@ -96,13 +104,11 @@ impl Bench {
             preopens: Vec::new(),
             limits: Limits::default(),
             grants: crate::host::Grants::default(),
-            log: log.clone(),
+            log: Arc::new(Log::default()),
             pod: self.engine.pod_ledger(),
             caller: Caller { node: "n".into(), namespace: "default".into(), pod: "test".into(), ip: None },
             dial: None,
-        };
-        change(&mut spec);
-        (self.engine.container(loaded, spec).unwrap(), log)
+        }
     }
 }
 

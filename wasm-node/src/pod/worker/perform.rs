@@ -150,7 +150,7 @@ impl Worker {
             Kind::Command => {
                 let (signal, stopped) = oneshot::channel();
                 live.signal = Some(signal);
-                live._run = Some(self.run_command(&live.made, attempt, stopped));
+                live._run = Some(self.run_command(&mut live.made, attempt, stopped));
             }
         }
         let since = self.now();
@@ -166,12 +166,13 @@ impl Worker {
 
     pub(super) fn run_command(
         &self,
-        made: &Made,
+        made: &mut Made,
         attempt: u32,
         stopped: oneshot::Receiver<engine::StopSignal>,
     ) -> Task {
         let (container, log, file) = (made.container.clone(), made.log.clone(), made.termination.clone());
         let from_log = self.container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        let admitted = made.admitted.take();
         let sender = self.sender.clone();
         Task(tokio::spawn(async move {
             let stop = async move {
@@ -181,7 +182,10 @@ impl Worker {
                     Err(_) => std::future::pending().await,
                 }
             };
-            let outcome = container.run(stop).await;
+            let outcome = match admitted {
+                Some(admitted) => container.run_admitted(admitted, stop).await,
+                None => container.run(stop).await,
+            };
             let failed = outcome.exit_code != 0;
             let read = tokio::task::spawn_blocking(move || {
                 log.close();

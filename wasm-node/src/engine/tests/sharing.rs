@@ -1,0 +1,248 @@
+//! Containers beside each other: memory that is waited for, slots that nobody holds alone, calls of the node's own, and
+//! what a pod must be granted.
+
+use std::time::Duration;
+
+use machinery::net::Serve;
+
+use super::*;
+use crate::host::Grants;
+
+/// Longer than any wait here should take on a crowded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn server(bench: &Bench, name: &str, change: impl FnOnce(&mut ContainerSpec)) -> HttpServer {
+    let loaded = bench.load_sample(name, Metering::Epochs).await;
+    bench.container(loaded, change).0.serve().unwrap()
+}
+
+/// A request of the node's own, as probes make it.
+fn probe(path: &str) -> (http::Request<Body>, NodeCall) {
+    let call = NodeCall::default();
+    let mut request = get(path);
+    request.extensions_mut().insert(call.clone());
+    (request, call)
+}
+
+/// What one instance of `hello` takes at most.
+async fn size_of_hello(bench: &Bench) -> u64 {
+    let hello = server(bench, "hello", |_| {}).await;
+    assert_eq!(hello.http(get("/slow?ms=1")).await.status(), 200);
+    assert_eq!(hello.http(get("/stream?n=1")).await.status(), 200);
+    hello.drained().await;
+    hello.container().stats().memory_peak_bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_do_not_fit_beside_the_live_ones_wait() {
+    let bench = Bench::new();
+    let one = size_of_hello(&bench).await;
+    // One instance fits, two don't: the first ones find it out, none of them fails.
+    let hello = server(&bench, "hello", |spec| spec.limits.memory_bytes = Some(one + one / 2)).await;
+    let all = futures::future::join_all((0..8).map(|_| hello.http(get("/slow?ms=30"))));
+    for response in tokio::time::timeout(PATIENCE, all).await.unwrap() {
+        assert_eq!(reason(&response), (200, ""));
+    }
+    hello.drained().await;
+    let stats = hello.container().stats();
+    assert_eq!((stats.failures, stats.memory_bytes), (crate::engine::container::Failures::default(), 0));
+    assert!(stats.memory_peak_bytes <= one + one / 2, "{stats:?}");
+
+    // While one lives and stays, the next waits to its deadline, and that says nothing about the module.
+    let short = Duration::from_millis(300);
+    let hello = server(&bench, "hello", |spec| {
+        spec.limits.memory_bytes = Some(one + one / 2);
+        spec.limits.timeout = short;
+    })
+    .await;
+    let mut stream = hello.http(get("/stream?n=10000000")).await.into_body();
+    let reading = async {
+        loop {
+            stream.frame().await.unwrap().unwrap();
+        }
+    };
+    let asking = async {
+        for _ in 0..4 {
+            assert_eq!(reason(&hello.http(get("/")).await), (504, "timeout"));
+        }
+        let (request, call) = probe("/");
+        assert!(tokio::time::timeout(short / 2, hello.http(request)).await.is_err());
+        assert!(call.waits(), "the probe was never asked of the guest");
+        assert_eq!(hello.container().try_instantiate().await, Trial::NoRoom);
+        assert_eq!(hello.container().broken(), None);
+    };
+    tokio::select! {
+        () = asking => {}
+        () = reading => unreachable!(),
+    }
+    drop(stream);
+    let (request, call) = probe("/");
+    assert_eq!(hello.http(request).await.status(), 200);
+    assert!(!call.waits());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_of_other_pods_is_waited_for_as_well() {
+    let bench = Bench::new();
+    let one = size_of_hello(&bench).await;
+    let ledger = bench.engine.ledger();
+    let (a, b) = (server(&bench, "hello", |_| {}).await, server(&bench, "hello", |_| {}).await);
+    ledger.set_limit(ledger::Resource::Memory, one + one / 2);
+    let stream = a.http(get("/stream?n=10000000")).await;
+    let waiting = b.http(get("/"));
+    tokio::pin!(waiting);
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut waiting).await.is_err());
+    drop(stream);
+    assert_eq!(tokio::time::timeout(PATIENCE, waiting).await.unwrap().status(), 200);
+    assert_eq!(b.container().broken(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_own_calls_never_wait_for_requests() {
+    let bench = Bench::new();
+    let hello = server(&bench, "hello", |spec| spec.limits.concurrency = 1).await;
+    let stream = hello.http(get("/stream?n=10000000")).await;
+    assert_eq!(stream.status(), 200);
+    let (request, _) = probe("/");
+    let answer = tokio::time::timeout(PATIENCE / 2, hello.http(request)).await;
+    assert_eq!(answer.expect("the stream holds the only permit of requests").status(), 200);
+    drop(stream);
+}
+
+/// A server with many tables whose answer never ends and takes no CPU: nobody reads it.
+fn hoarder() -> String {
+    let tables: String = (0..31).map(|_| "(table 1 funcref)").collect();
+    let endless = "(call $begin (local.get 1) (i32.const 1) (i32.const 200)) (loop (call $say) (br 0))";
+    guest::component(endless).replacen("(core module $memory", &format!("(core module $memory {tables}"), 1)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_two_pods_hoard_has_room_for_a_third() {
+    let bench = Bench::new();
+    let loaded = bench.load_text(&hoarder(), Metering::Epochs).await.unwrap();
+    let mut held = tokio::task::JoinSet::new();
+    let mut hoarders = Vec::new();
+    for _ in 0..2 {
+        let (container, _) = bench.container(loaded.clone(), |spec| spec.limits.concurrency = 1_000_000);
+        let server = container.serve().unwrap();
+        for _ in 0..150 {
+            let server = server.clone();
+            // The answer is kept, and with it the instance.
+            held.spawn(async move {
+                let response = server.http(get("/")).await;
+                std::future::pending::<()>().await;
+                drop(response);
+            });
+        }
+        hoarders.push(server);
+    }
+    // Until they have all they can get.
+    let live = || hoarders.iter().map(|server| server.container().stats().instances_live).sum::<u64>();
+    let mut before = 0;
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let now = live();
+        if now > 40 && now == before {
+            break;
+        }
+        before = now;
+    }
+    let hello = server(&bench, "hello", |spec| spec.caller.namespace = "other".into()).await;
+    let neighbour = server(&bench, "hello", |_| {}).await;
+    for victim in [&hello, &neighbour] {
+        let answers = futures::future::join_all((0..16).map(|_| victim.http(get("/"))));
+        for response in tokio::time::timeout(PATIENCE, answers).await.unwrap() {
+            assert_eq!(response.status(), 200, "{} of them live", live());
+        }
+    }
+    // And the hoarders' own probes.
+    let (request, _) = probe("/");
+    assert_eq!(tokio::time::timeout(PATIENCE, hoarders[0].http(request)).await.unwrap().status(), 200);
+    held.shutdown().await;
+    for server in &hoarders {
+        tokio::time::timeout(PATIENCE, server.drained()).await.unwrap();
+    }
+}
+
+/// A command that sleeps for an hour.
+const SLEEPER: &str = r#"(module
+    (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (func (export "_start")
+      ;; A subscription to the monotonic clock: tag 0, clock 1, 3.6e12 ns from now.
+      (i32.store (i32.const 16) (i32.const 1))
+      (i64.store (i32.const 24) (i64.const 3600000000000))
+      (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))))"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_commands_take_nothing_from_requests() {
+    let bench = Bench::new();
+    let loaded = bench.load_text(SLEEPER, Metering::Epochs).await.unwrap();
+    let commands: Vec<Container> = (0..1000).map(|_| bench.container(loaded.clone(), |_| {}).0).collect();
+    let mut runs = tokio::task::JoinSet::new();
+    for command in commands.clone() {
+        runs.spawn(async move { command.run(std::future::pending()).await });
+    }
+    let all_live = async {
+        while commands.iter().map(|command| command.stats().instances_live).sum::<u64>() < 1000 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all_live).await.expect("a thousand commands run at once");
+    let hello = server(&bench, "hello", |_| {}).await;
+    let answer = tokio::time::timeout(PATIENCE, hello.http(get("/"))).await;
+    assert_eq!(answer.unwrap().status(), 200);
+    runs.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_waits_for_its_slot_before_it_runs() {
+    let bench = Bench::new();
+    let loaded = bench.load_text(SLEEPER, Metering::Epochs).await.unwrap();
+    let (hog, _) = bench.container(loaded.clone(), |_| {});
+    let mut held = Vec::new();
+    loop {
+        let mut next = Box::pin(hog.admit());
+        match futures::poll!(&mut next) {
+            std::task::Poll::Ready(admitted) => held.push(admitted),
+            std::task::Poll::Pending => break,
+        }
+    }
+    assert!(held.len() > 500, "{}", held.len());
+    let mut waiting = Box::pin(hog.admit());
+    assert!(futures::poll!(&mut waiting).is_pending());
+    let (other, _) = bench.container(loaded, |spec| spec.caller.namespace = "other".into());
+    assert!(matches!(futures::poll!(Box::pin(other.admit())), std::task::Poll::Ready(_)), "shares are apart");
+    held.pop();
+    tokio::time::timeout(PATIENCE, waiting).await.expect("who gives back wakes who waits");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grants_decide_what_is_linked() {
+    let bench = Bench::new();
+    let text = r#"(component
+        (import "test:granted/answer@0.1.0" (instance $a (export "answer" (func (result u32)))))
+        (core func $answer (canon lower (func $a "answer")))
+        (core module $m
+          (import "a" "answer" (func $answer (result i32)))
+          (func (export "run") (result i32) (i32.ne (call $answer) (i32.const 42))))
+        (core instance $i (instantiate $m (with "a" (instance (export "answer" (func $answer))))))
+        (func $run (result (result)) (canon lift (core func $i "run")))
+        (instance $cli (export "run" (func $run)))
+        (export "wasi:cli/run@0.2.0" (instance $cli)))"#;
+    let loaded = bench.load_text(text, Metering::Epochs).await.unwrap();
+    // The same module in two pods, one after the other in both orders: what one is granted is not the other's.
+    for _ in 0..2 {
+        let (granted, log) = bench.container(loaded.clone(), |spec| spec.grants = Grants::parse("answer").unwrap());
+        let outcome = granted.run(std::future::pending()).await;
+        assert_eq!(outcome.exit_code, 0, "{outcome:?} {}", log.text());
+        let mut spec = bench.spec();
+        spec.name = "default/thief/main".into();
+        let refused = bench.engine.container(loaded.clone(), spec).unwrap_err().to_string();
+        assert!(
+            refused.contains("\"test:granted/answer@0.1.0\"")
+                && refused.contains("\"host.coracle.dev/main\" must name \"answer\""),
+            "{refused}"
+        );
+    }
+}
