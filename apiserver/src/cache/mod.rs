@@ -4,6 +4,7 @@
 //! durable, and a client reads its own writes. Objects are kept as stored bytes with a few extracted facts, never as
 //! parsed values. Absent on purpose: selector syntax, HTTP, and any lock held across an await.
 
+mod counts;
 mod index;
 mod lookup;
 pub mod object;
@@ -31,9 +32,12 @@ pub use ring::{Event, Kind, Media, Shape, WatchEncoding};
 pub use select::{FieldRequirement, LabelOp, LabelRequirement, Selectors};
 pub use watching::{Seen, Watch};
 
+use counts::Counts;
 use index::Index;
 use ring::Rings;
 
+/// Objects that are looked at under one lock, some 0.1 ms: a list of everything holds up the writer no longer.
+const SLICE_OBJECTS: usize = 1024;
 /// How often the store is asked to expire keys and compact.
 const TICK_EVERY: Duration = Duration::from_secs(1);
 
@@ -64,8 +68,8 @@ pub struct Page {
     pub items: Vec<Arc<Cached>>,
     /// The revision that was read; ask for the following pages at it.
     pub revision: Revision,
-    /// How many objects come after this page; with a filter it may be fewer than there are.
-    pub remaining: u64,
+    /// How many objects come after this page; `None`: that would have to be counted.
+    pub remaining: Option<u64>,
     /// The last key of this page where more follow (matching or not): the next page's `start_after`.
     pub next: Option<Arc<str>>,
 }
@@ -76,6 +80,7 @@ struct Shelf {
     /// When anything below the prefix last changed.
     changed: Revision,
     index: Index,
+    counts: Counts,
     rings: Rings,
 }
 
@@ -145,6 +150,7 @@ impl Cache {
             .collect();
         for cached in cached {
             shelf.index.add(&shelf.resource, &cached);
+            shelf.counts.add(&shelf.resource, &cached.key);
             shelf.changed = shelf.changed.max(cached.modified);
             versions.replace_latest(&cached.key, cached.clone());
         }
@@ -188,51 +194,81 @@ impl Cache {
         limit: usize,
         filter: &Selectors,
     ) -> Result<Page, Gone> {
+        let limit = if limit == 0 { usize::MAX } else { limit };
         let inner = self.read();
         let revision = at.unwrap_or(inner.versions.revision());
         inner.versions.check(revision)?;
-        let limit = if limit == 0 { usize::MAX } else { limit };
-        let mut found = Found { limit, items: Vec::new(), remaining: 0 };
-        let mut more = false;
         let after = |key: &str| start_after.is_none_or(|start| key > start);
         // By name within a namespace or of a cluster-wide resource: one key. (Of all namespaces it is no object's key.)
         if let Some(name) = filter.field_equals("metadata.name")
             && let Some((_, cached)) = inner.versions.get_at(&format!("{prefix}{name}"), revision)?
         {
-            if after(&cached.key) {
-                found.offer(cached, filter);
-            }
-            return Ok(Page { items: found.items, revision, remaining: 0, next: None });
+            let items = Some(cached).filter(|cached| after(&cached.key) && filter.matches(cached)).cloned();
+            return Ok(Page { items: items.into_iter().collect(), revision, remaining: Some(0), next: None });
         }
-        let indexed = (revision == inner.versions.revision())
-            .then(|| inner.shelf(prefix).and_then(|shelf| shelf.index.narrow(&shelf.resource, filter)))
-            .flatten();
-        if let Some(keys) = indexed {
-            for key in keys.range::<str, _>((Bound::Included(prefix), Bound::Unbounded)) {
-                if !key.starts_with(prefix) {
+        let now = revision == inner.versions.revision();
+        let mut found = Found { limit, items: Vec::new(), more: false };
+        if let Some(keys) =
+            inner.shelf(prefix).filter(|_| now).and_then(|shelf| shelf.index.narrow(&shelf.resource, filter))
+        {
+            let from = start_after.filter(|start| *start > prefix).map_or(Bound::Included(prefix), Bound::Excluded);
+            let below = keys.range::<str, _>((from, Bound::Unbounded)).take_while(|key| key.starts_with(prefix));
+            for (_, cached) in below.filter_map(|key| inner.versions.get(key)) {
+                if !found.offer(cached, filter) {
                     break;
                 }
-                if let Some((_, cached)) = inner.versions.get(key).filter(|_| after(key)) {
-                    found.offer(cached, filter);
-                }
             }
-        } else {
-            let end = prefix_end(prefix);
-            let from = match start_after {
-                Some(start) if start > prefix => Bound::Excluded(start),
-                _ => Bound::Included(prefix),
-            };
-            for (_, _, cached) in inner.versions.range(from, Bound::Excluded(&end), revision) {
-                // A full page ends where it is full, whether or not what follows matches.
-                more = more || found.items.len() == limit;
-                if more && !filter.is_empty() {
-                    break;
-                }
-                found.offer(cached, filter);
-            }
+            return Ok(found.page(revision, None));
         }
-        let next = found.items.last().filter(|_| more || found.remaining > 0).map(|cached| cached.key.clone());
-        Ok(Page { items: found.items, revision, remaining: found.remaining, next })
+        // What is there now is counted as it changes.
+        let total = inner.shelf(prefix).and_then(|shelf| shelf.counts.below(&shelf.resource, prefix));
+        let total = total.filter(|_| now && start_after.is_none() && filter.is_empty());
+        drop(inner);
+        let mut from = start_after.filter(|start| *start > prefix).map(Arc::from);
+        self.slices(prefix, &mut from, revision, |cached| found.offer(cached, filter))?;
+        Ok(found.page(revision, total))
+    }
+
+    /// How many objects there are below a prefix after a key at a revision: looked at one by one, without holding anybody
+    /// up.
+    pub fn count_after(&self, prefix: &str, after: &str, at: Revision) -> Result<u64, Gone> {
+        let mut count = 0;
+        self.slices(prefix, &mut Some(after.into()), at, |_| {
+            count += 1;
+            true
+        })?;
+        Ok(count)
+    }
+
+    /// Visits objects below a prefix in key order, a slice under each lock, from after `from` until `visit` has enough.
+    fn slices(
+        &self,
+        prefix: &str,
+        from: &mut Option<Arc<str>>,
+        at: Revision,
+        mut visit: impl FnMut(&Arc<Cached>) -> bool,
+    ) -> Result<(), Gone> {
+        let end = prefix_end(prefix);
+        loop {
+            let inner = self.read();
+            inner.versions.check(at)?;
+            let begin = from.as_deref().map_or(Bound::Included(prefix), Bound::Excluded);
+            let mut last = None;
+            let mut seen = 0;
+            for (key, _, cached) in inner.versions.range(begin, Bound::Excluded(&end), at).take(SLICE_OBJECTS) {
+                if !visit(cached) {
+                    return Ok(());
+                }
+                seen += 1;
+                last = Some(key);
+            }
+            if seen < SLICE_OBJECTS {
+                return Ok(());
+            }
+            let last = last.cloned();
+            drop(inner);
+            *from = last;
+        }
     }
 
     /// Events below `prefix` after `from` (`None`: from now on), filtered. A `from` in the future waits silently.
@@ -270,12 +306,11 @@ impl Cache {
         inner.shelf(prefix).map_or(inner.versions.revision(), |shelf| shelf.changed)
     }
 
-    /// How many objects there are below a prefix now.
+    /// How many objects there are below a prefix (a resource's, or one with a namespace) now.
     #[must_use]
-    pub fn count(&self, prefix: &str) -> usize {
+    pub fn count(&self, prefix: &str) -> u64 {
         let inner = self.read();
-        let end = prefix_end(prefix);
-        inner.versions.range(Bound::Included(prefix), Bound::Excluded(&end), inner.versions.revision()).count()
+        inner.shelf(prefix).and_then(|shelf| shelf.counts.below(&shelf.resource, prefix)).unwrap_or(0)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
@@ -292,28 +327,40 @@ impl Cache {
     }
 }
 
-/// Collects one page and counts the rest.
+/// Collects one page.
 struct Found {
     limit: usize,
     items: Vec<Arc<Cached>>,
-    remaining: u64,
+    more: bool,
 }
 
 impl Found {
-    fn offer(&mut self, cached: &Arc<Cached>, filter: &Selectors) {
-        if filter.matches(cached) {
-            if self.items.len() < self.limit {
-                self.items.push(cached.clone());
-            } else {
-                self.remaining += 1;
-            }
+    /// False: the page is full, and this one, which may match or not, comes after it.
+    fn offer(&mut self, cached: &Arc<Cached>, filter: &Selectors) -> bool {
+        if self.items.len() == self.limit {
+            self.more = true;
+            return false;
         }
+        if filter.matches(cached) {
+            self.items.push(cached.clone());
+        }
+        true
+    }
+
+    /// `total`: how many there are of which this is the first page.
+    fn page(self, revision: Revision, total: Option<u64>) -> Page {
+        let next = self.items.last().filter(|_| self.more).map(|cached| cached.key.clone());
+        let remaining = match total {
+            _ if !self.more => Some(0),
+            total => total.map(|total| total.saturating_sub(self.items.len() as u64)),
+        };
+        Page { items: self.items, revision, remaining, next }
     }
 }
 
 impl Shelf {
     fn new(resource: Resource, floor: Revision) -> Self {
-        Self { resource, changed: floor, index: Index::default(), rings: Rings::new(floor) }
+        Self { resource, changed: floor, index: Index::default(), counts: Counts::default(), rings: Rings::new(floor) }
     }
 
     fn record(&mut self, revision: Revision, new: Option<Arc<Cached>>, old: Option<Arc<Cached>>) {
@@ -342,6 +389,11 @@ impl Inner {
             change.entry.as_ref().map(|entry| Arc::new(Cached::new(entry, shelf.as_deref().map(|s| &s.resource))));
         let old = self.versions.apply(change.revision, &change.key, new.clone()).map(|(_, cached)| cached);
         if let Some(shelf) = shelf.as_mut() {
+            match (&old, &new) {
+                (None, Some(_)) => shelf.counts.add(&shelf.resource, &change.key),
+                (Some(_), None) => shelf.counts.remove(&shelf.resource, &change.key),
+                _ => {}
+            }
             if let Some(old) = &old {
                 shelf.index.remove(&shelf.resource, old);
             }
@@ -368,8 +420,7 @@ impl Sink for Feed {
         let Inner { versions, shelves } = &mut *inner;
         *versions = Versions::new(revision);
         for shelf in shelves.values_mut() {
-            shelf.rings = Rings::new(revision);
-            shelf.changed = 0;
+            *shelf = Shelf { changed: 0, ..Shelf::new(shelf.resource.clone(), revision) };
         }
         for entry in state {
             let prefix = ancestors(&entry.key).find(|prefix| shelves.contains_key(*prefix));
@@ -377,6 +428,7 @@ impl Sink for Feed {
             let cached = Arc::new(Cached::new(&entry, shelf.as_deref().map(|s| &s.resource)));
             if let Some(shelf) = shelf {
                 shelf.index.add(&shelf.resource, &cached);
+                shelf.counts.add(&shelf.resource, &cached.key);
                 shelf.changed = shelf.changed.max(cached.modified);
             }
             versions.load(entry.key, entry.modified, cached);

@@ -140,7 +140,7 @@ async fn lists_use_indexes_and_namespaces() {
     assert!(list("/registry/pods/a/", None, &named("three")).items.is_empty());
     assert_eq!(names(&list(PODS, None, &labelled("none"))), Vec::<&str>::new());
     let page = cache.list(PODS, None, None, 2, &on_node("n1")).unwrap();
-    assert_eq!((names(&page), page.remaining), (vec!["one", "two"], 1));
+    assert_eq!(names(&page), ["one", "two"]);
     let rest = cache.list(PODS, Some(page.revision), page.next.as_deref(), 2, &on_node("n1")).unwrap();
     assert_eq!((names(&rest), rest.next.as_deref()), (vec!["three"], None));
     delete(&cache, "/registry/pods/ab/three").await;
@@ -171,13 +171,60 @@ async fn pages_at_a_fixed_revision_while_writes_go_on() {
     let at = at.unwrap();
     // A page is full where it is full: what follows is counted without a filter only, and may match nothing.
     let all = cache.list(PODS, Some(at), None, 7, &Selectors::default()).unwrap();
-    assert_eq!(all.remaining, 93);
+    assert_eq!((all.remaining, cache.count_after(PODS, all.next.as_deref().unwrap(), at)), (None, Ok(93)));
     let none_left = cache.list(PODS, Some(at), Some("/registry/pods/a/p098"), 1, &labelled("v1")).unwrap();
     assert_eq!((none_left.items.len(), none_left.next), (1, None));
     cache.store().compact(at + 1).await.unwrap();
     assert_eq!(cache.list(PODS, Some(at), None, 1, &Selectors::default()).unwrap_err(), Gone::Compacted(at + 1));
     let now = cache.revision();
     assert_eq!(cache.list(PODS, Some(now + 1), None, 1, &Selectors::default()).unwrap_err(), Gone::Future(now));
+}
+
+/// Pages of a large list cost what they show, whatever comes after them, and say how many that is.
+#[tokio::test]
+async fn a_page_looks_at_no_more_than_it_shows() {
+    let cache = open().await;
+    let ops = |range: std::ops::Range<usize>| {
+        let op = |n: usize| Op::Put {
+            key: format!("{PODS}{}/p{n:05}", if n % 3 == 0 { "a" } else { "b" }),
+            record: Record::plain(b"{}"),
+            ttl: None,
+        };
+        range.map(op).collect()
+    };
+    for n in (0..6000).step_by(100) {
+        done(cache.commit(Txn { compares: vec![], ops: ops(n..n + 100) }).await);
+    }
+    assert_eq!(
+        (cache.count(PODS), cache.count("/registry/pods/a/"), cache.count("/registry/pods/none/")),
+        (6000, 2000, 0)
+    );
+    let (mut at, mut next, mut seen) = (None, None::<Arc<str>>, 0);
+    loop {
+        let all = Selectors::default();
+        let page = cache.list("/registry/pods/a/", at, next.as_deref(), 7, &all).unwrap();
+        let first = next.is_none();
+        seen += page.items.len();
+        if first {
+            assert_eq!(page.remaining, Some(2000 - 7));
+        } else if page.next.is_some() {
+            assert_eq!(page.remaining, None, "nobody has counted");
+        }
+        at = Some(page.revision);
+        next = page.next;
+        let Some(last) = &next else { break };
+        if first {
+            assert_eq!(cache.count_after("/registry/pods/a/", last, page.revision), Ok(2000 - 7));
+        }
+    }
+    assert_eq!(seen, 2000);
+    // A list that is longer than a slice, over writes in between.
+    assert_eq!(cache.list(PODS, None, None, 0, &Selectors::default()).unwrap().items.len(), 6000);
+    delete(&cache, "/registry/pods/a/p00000").await;
+    delete(&cache, "/registry/pods/a/p00000").await;
+    assert_eq!((cache.count(PODS), cache.count("/registry/pods/a/")), (5999, 1999));
+    cache.register(pods());
+    assert_eq!((cache.count(PODS), cache.count("/registry/pods/b/")), (5999, 4000));
 }
 
 #[tokio::test]
@@ -290,10 +337,10 @@ async fn no_name_hides_from_lists() {
     put(&cache, pod("team0", "z", "", "web")).await;
     let list = |prefix: &str, limit| cache.list(prefix, None, None, limit, &Selectors::default()).unwrap();
     assert_eq!(self::names(&list("/registry/pods/team/", 0)), names);
-    assert_eq!(cache.count("/registry/pods/team/"), names.len());
+    assert_eq!(cache.count("/registry/pods/team/"), names.len() as u64);
     assert_eq!(list(PODS, 0).items.len(), names.len() + 1);
     let page = list("/registry/pods/team/", 3);
-    assert_eq!(page.remaining, 2);
+    assert_eq!(page.remaining, Some(2));
     let rest = cache.list("/registry/pods/team/", None, page.next.as_deref(), 0, &Selectors::default()).unwrap();
     assert_eq!(self::names(&rest), names[3..]);
     // And not from an index that is filled when the resource is registered.

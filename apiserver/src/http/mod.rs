@@ -7,6 +7,7 @@ pub(crate) mod dispatch;
 pub mod handle;
 pub mod health;
 pub mod info;
+mod large;
 pub mod logs;
 pub mod metrics;
 pub mod negotiate;

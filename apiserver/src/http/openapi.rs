@@ -15,6 +15,8 @@ use super::{declared, discovery, operations};
 use crate::resources::{Row, TABLE};
 use crate::schema::{Field, Kind, ListType, Type, table};
 
+/// What a document weighs, roughly: it takes milliseconds to make.
+pub const DOCUMENT_BYTES: usize = 512 * 1024;
 /// The version of Kubernetes' API that is described.
 const VERSION: &str = "1.36";
 const REFERENCE: &str = "#/components/schemas/";

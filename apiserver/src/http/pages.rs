@@ -141,8 +141,15 @@ impl Front {
         let tag = format!("\"{hash}\"");
         let known = asking.asked.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == tag.as_bytes());
         // Who has it already gets nothing, and nothing is made.
-        let body = if known { Vec::new() } else { openapi::document(&path).unwrap_or_default().to_vec() };
-        let mut response = respond::packed(&asking.asked, 200, Media::Json, body);
+        let mut response = if known {
+            respond::bytes(200, Media::Json.as_str(), Body::empty())
+        } else {
+            let document = move |out: &mut Vec<u8>| {
+                out.extend_from_slice(&openapi::document(&path).unwrap_or_default());
+                false
+            };
+            respond::pieced(&asking.asked, Media::Json, openapi::DOCUMENT_BYTES, Box::new(document))
+        };
         if known {
             *response.status_mut() = http::StatusCode::NOT_MODIFIED;
         }

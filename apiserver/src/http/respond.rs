@@ -1,6 +1,7 @@
 //! Answers in the form that was agreed on.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -13,10 +14,12 @@ use machinery::api::ApiError;
 use machinery::api::error::Status;
 use serde_json::{Value, json};
 
+use super::large::{self, Pieces};
 use super::negotiate::{Form, Media, MetaVersion, Offers, Transform, negotiate};
 use super::query::Query;
 use super::route::Target;
 use super::table::{Include, Tables, write_partial};
+use crate::cache::Cached;
 use crate::resources::{Row, Storage, SubKind, Verb, hub};
 use crate::verbs::{Answer, List, Shown, object};
 
@@ -153,7 +156,7 @@ pub fn answer(
 ) -> Result<Response<Body>, ApiError> {
     match answer {
         Answer::Object(code, shown) => object(asked, form, row, scales, code, shown),
-        Answer::List(list) => self::list(asked, form, row, &list),
+        Answer::List(list) => self::list(asked, form, row, list),
         Answer::Status(code, status) => {
             let mut response = self::status(form, &status);
             *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
@@ -268,84 +271,143 @@ fn list_metadata(list: &List) -> Value {
     metadata
 }
 
-fn list(asked: &Asked<'_>, form: Form, row: &'static Row, list: &List) -> Result<Response<Body>, ApiError> {
-    let metadata = list_metadata(list);
-    match form.transform {
+/// A list, made at once where it is small, else piece by piece off this thread ([`large`]).
+fn list(asked: &Asked<'_>, form: Form, row: &'static Row, list: List) -> Result<Response<Body>, ApiError> {
+    let metadata = list_metadata(&list);
+    let weight = list.items.iter().map(|item| item.stored().len()).sum();
+    let plain = form.media == Media::Json && !form.pretty;
+    let pieces: Pieces = match form.transform {
         None => {
-            let mut body = Vec::with_capacity(256 + list.items.iter().map(|i| i.stored().len() + 64).sum::<usize>());
-            let list_kind = format!("{}List", row.kind);
-            body.extend_from_slice(object::head_of(&list_kind, &row.api_version()).as_bytes());
-            body.extend_from_slice(b"\"metadata\":");
-            body.extend_from_slice(metadata.to_string().as_bytes());
-            body.extend_from_slice(b",\"items\":[");
+            let kind = format!("{}List", row.kind);
+            let opening = format!("{}\"metadata\":{metadata},\"items\":[", object::head_of(&kind, &row.api_version()));
             let head = object::head(row);
-            for (i, item) in list.items.iter().enumerate() {
-                if i > 0 {
-                    body.push(b',');
-                }
-                if row.storage_version {
-                    object::write_item(&head, item, &mut body);
-                } else {
-                    let mut value = row.strategy.of_stored(item.value());
-                    if let Some(map) = value.as_object_mut() {
-                        map.remove("kind");
-                        map.remove("apiVersion");
-                    }
-                    // Writing into memory cannot fail.
-                    let _ = serde_json::to_writer(&mut body, &value);
-                }
-            }
-            body.extend_from_slice(b"]}");
-            if form == Form::JSON {
-                body.push(b'\n');
-                return Ok(packed(asked, 200, Media::Json, body));
-            }
-            Ok(rewritten(form, 200, body))
+            items(opening, "]}", list.items, move |item, out| write_item(row, &head, item, out))
         }
         Some(Transform::Table(version)) => {
             let tables = tables(asked, row, version)?;
-            let rows = list.items.iter().map(|i| tables.row(&value_of(row, &Shown::Cached(i.clone())))).collect();
-            let table = tables.table(metadata, tables.columns(), rows);
-            if form.media == Media::Json && !form.pretty {
-                return Ok(packed(asked, 200, Media::Json, (table.to_string() + "\n").into_bytes()));
-            }
-            Ok(value(200, form, &table))
+            Box::new(move |out| {
+                let rows = list.items.iter().map(|i| tables.row(&value_of(row, &Shown::Cached(i.clone())))).collect();
+                let table = tables.table(metadata.clone(), tables.columns(), rows);
+                // Writing into memory cannot fail.
+                let _ = serde_json::to_writer(out, &table);
+                false
+            })
         }
         Some(Transform::MetadataList(version)) => {
-            let mut body = Vec::new();
-            body.extend_from_slice(object::head_of("PartialObjectMetadataList", version.api_version()).as_bytes());
-            body.extend_from_slice(b"\"metadata\":");
-            body.extend_from_slice(metadata.to_string().as_bytes());
+            let head = object::head_of("PartialObjectMetadataList", version.api_version());
             // An empty list of this form is nil upstream, which that of a kind is not.
-            body.extend_from_slice(if list.items.is_empty() { b",\"items\":null" } else { b",\"items\":[" });
-            for (i, item) in list.items.iter().enumerate() {
-                if i > 0 {
-                    body.push(b',');
-                }
-                write_partial(version, &item.bytes(), &mut body);
-            }
-            body.extend_from_slice(if list.items.is_empty() { b"}" } else { b"]}" });
-            if form.media == Media::Json && !form.pretty {
-                body.push(b'\n');
-                return Ok(packed(asked, 200, Media::Json, body));
-            }
-            Ok(rewritten(form, 200, body))
+            let (opens, closes) = if list.items.is_empty() { ("null", "}") } else { ("[", "]}") };
+            let opening = format!("{head}\"metadata\":{metadata},\"items\":{opens}");
+            items(opening, closes, list.items, move |item, out| write_partial(version, &item.bytes(), out))
         }
-        Some(Transform::Metadata(_)) => Err(wrong_transform(hub(row.group), row.kind, "PartialObjectMetadata", true)),
+        Some(Transform::Metadata(_)) => {
+            return Err(wrong_transform(hub(row.group), row.kind, "PartialObjectMetadata", true));
+        }
+    };
+    if plain {
+        return Ok(pieced(asked, Media::Json, weight, ended(pieces)));
+    }
+    let form = Form { transform: None, ..form };
+    Ok(pieced(asked, form.media, weight, Box::new(whole(pieces, form))))
+}
+
+/// A list's items between its opening and its end.
+fn items(
+    opening: String,
+    closes: &'static str,
+    items: Vec<Arc<Cached>>,
+    mut write: impl FnMut(&Cached, &mut Vec<u8>) + Send + 'static,
+) -> Pieces {
+    let mut opening = Some(opening);
+    let mut items = items.into_iter();
+    let mut first = true;
+    Box::new(move |out| {
+        out.extend_from_slice(opening.take().unwrap_or_default().as_bytes());
+        while out.len() < large::PIECE_BYTES {
+            let Some(item) = items.next() else {
+                out.extend_from_slice(closes.as_bytes());
+                return false;
+            };
+            if !std::mem::take(&mut first) {
+                out.push(b',');
+            }
+            write(&item, out);
+        }
+        true
+    })
+}
+
+/// A list's item as a row shows it: without kind and apiVersion.
+fn write_item(row: &'static Row, head: &str, item: &Cached, out: &mut Vec<u8>) {
+    if row.storage_version {
+        return object::write_item(head, item, out);
+    }
+    let mut value = row.strategy.of_stored(item.value());
+    if let Some(map) = value.as_object_mut() {
+        map.remove("kind");
+        map.remove("apiVersion");
+    }
+    // Writing into memory cannot fail.
+    let _ = serde_json::to_writer(out, &value);
+}
+
+/// Compact JSON ends with a line's end.
+fn ended(mut pieces: Pieces) -> Pieces {
+    Box::new(move |out| {
+        let more = pieces(out);
+        if !more {
+            out.push(b'\n');
+        }
+        more
+    })
+}
+
+/// Compact JSON in another form, in one piece.
+fn whole(mut pieces: Pieces, form: Form) -> impl FnMut(&mut Vec<u8>) -> bool + Send {
+    move |out| {
+        let mut json = Vec::new();
+        while pieces(&mut json) {}
+        let value: Value = serde_json::from_slice(&json).unwrap_or(Value::Null);
+        out.extend_from_slice(&written(form, &value));
+        false
     }
 }
 
-/// A large answer is packed for who takes that.
+/// An answer out of pieces that are made of `weight` bytes.
 #[must_use]
-pub fn packed(asked: &Asked<'_>, code: u16, media: Media, body: Vec<u8>) -> Response<Body> {
-    let takes = asked
+pub fn pieced(asked: &Asked<'_>, media: Media, weight: usize, mut pieces: Pieces) -> Response<Body> {
+    if weight < large::LARGE_BYTES {
+        let mut body = Vec::with_capacity(weight + 256);
+        while pieces(&mut body) {}
+        return packed(asked, 200, media, body);
+    }
+    let packs = takes_gzip(asked);
+    let mut response = bytes(200, media.as_str(), large::body(pieces, packs));
+    if packs {
+        say_packed(&mut response);
+    }
+    response
+}
+
+fn takes_gzip(asked: &Asked<'_>) -> bool {
+    asked
         .headers
         .get_all(http::header::ACCEPT_ENCODING)
         .iter()
         .filter_map(|v| v.to_str().ok())
         .flat_map(|v| v.split(','))
-        .any(|e| e.split(';').next().is_some_and(|e| e.trim() == "gzip"));
-    if body.len() < GZIP_BYTES_MIN || !takes {
+        .any(|e| e.split(';').next().is_some_and(|e| e.trim() == "gzip"))
+}
+
+fn say_packed(response: &mut Response<Body>) {
+    response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    response.headers_mut().append(VARY, HeaderValue::from_static("Accept-Encoding"));
+}
+
+/// A large answer is packed for who takes that.
+#[must_use]
+pub fn packed(asked: &Asked<'_>, code: u16, media: Media, body: Vec<u8>) -> Response<Body> {
+    if body.len() < GZIP_BYTES_MIN || !takes_gzip(asked) {
         return bytes(code, media.as_str(), body);
     }
     let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
@@ -353,8 +415,7 @@ pub fn packed(asked: &Asked<'_>, code: u16, media: Media, body: Vec<u8>) -> Resp
     match small {
         Ok(small) => {
             let mut response = bytes(code, media.as_str(), small);
-            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            response.headers_mut().append(VARY, HeaderValue::from_static("Accept-Encoding"));
+            say_packed(&mut response);
             response
         }
         Err(_) => bytes(code, media.as_str(), body),

@@ -17,6 +17,8 @@ pub struct Continue {
     pub revision: Option<u64>,
     /// The key from which on items are listed, relative to the list's prefix, without a leading slash.
     pub start: String,
+    /// How many items there are from there on, where that was counted.
+    pub left: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize, Default)]
@@ -25,20 +27,23 @@ struct Wire {
     v: String,
     rv: i64,
     start: String,
+    /// Ours alone: clients hand a token back as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left: Option<u64>,
 }
 
 impl Continue {
     /// After a key: the next possible one.
     #[must_use]
     pub fn after(key: &str, revision: Option<u64>) -> Self {
-        Self { revision, start: format!("{key}\0") }
+        Self { revision, start: format!("{key}\0"), left: None }
     }
 
     /// As a client sees it.
     #[must_use]
     pub fn encode(&self) -> String {
         let rv = self.revision.map_or(-1, |r| i64::try_from(r).unwrap_or(i64::MAX));
-        let wire = Wire { v: VERSION.into(), rv, start: format!("/{}", self.start) };
+        let wire = Wire { v: VERSION.into(), rv, start: format!("/{}", self.start), left: self.left };
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&wire).unwrap_or_default())
     }
 
@@ -73,7 +78,7 @@ impl Continue {
         if start.split('/').any(|s| matches!(s.trim_end_matches('\0'), "." | "..")) || start.contains("//") {
             return Err(bad(wire.start));
         }
-        Ok(Self { revision: u64::try_from(wire.rv).ok(), start })
+        Ok(Self { revision: u64::try_from(wire.rv).ok(), start, left: wire.left })
     }
 }
 
@@ -110,7 +115,7 @@ fn go_json_error(bytes: &[u8]) -> String {
 /// 410 for a token whose version is gone, with a token that goes on at the newest state.
 #[must_use]
 pub fn expired(start: &str) -> ApiError {
-    let token = Continue { revision: None, start: start.to_owned() }.encode();
+    let token = Continue { revision: None, start: start.to_owned(), left: None }.encode();
     let mut status = Status::failure(
         410,
         "Expired",

@@ -135,8 +135,9 @@ impl Verbs {
         };
         // As upstream's cache: a list of any version comes whole.
         let limit = if asked == "0" { 0 } else { usize::try_from(options.limit).unwrap_or(0) };
-        let (mut at, mut start) = (None, None);
+        let (mut at, mut start, mut left) = (None, None, None);
         if let Some(token) = token {
+            left = token.left;
             if let Some(revision) = token.revision {
                 self.reach(revision).await?;
                 at = Some(revision);
@@ -166,12 +167,18 @@ impl Verbs {
             }
             (Gone::Future(current), _) => too_large(at.unwrap_or(wanted), current),
         })?;
-        let continue_token = page
-            .next
-            .as_deref()
-            .and_then(|k| k.strip_prefix(&scope))
-            .map(|k| Continue::after(k, Some(page.revision)).encode());
-        let remaining = (continue_token.is_some() && selectors.is_empty()).then_some(page.remaining);
+        let next = page.next.as_deref().and_then(|key| key.strip_prefix(&scope));
+        let remaining = match &page.next {
+            Some(last) if selectors.is_empty() => {
+                // A token carries on what was counted with the list's first page.
+                let left = left.map(|left| left.saturating_sub(page.items.len() as u64));
+                // Counted one by one for the first page of an old version only.
+                left.or(page.remaining).or_else(|| self.cache.count_after(&scope, last, page.revision).ok())
+            }
+            _ => None,
+        };
+        let token = |key| Continue { left: remaining, ..Continue::after(key, Some(page.revision)) }.encode();
+        let continue_token = next.map(token);
         Ok(Answer::List(List { items: page.items, revision: page.revision, continue_token, remaining }))
     }
 
@@ -194,7 +201,7 @@ impl Verbs {
         let found = self.cache.get(&format!("{scope}{name}")).filter(|c| selectors.matches(c));
         let items: Vec<Arc<Cached>> = found.into_iter().collect();
         let revision = items.iter().map(|c| c.modified).max().unwrap_or(0).max(revision);
-        Some(Page { items, revision, remaining: 0, next: None })
+        Some(Page { items, revision, remaining: Some(0), next: None })
     }
 
     /// Begins a watch of the collection of the path. Errors of a version are for the stream, as upstream sends them.

@@ -1,0 +1,50 @@
+//! How many objects a resource has now, in all and by namespace: a page says how many follow it without walking them.
+
+use std::collections::HashMap;
+
+use super::object::Resource;
+
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    all: u64,
+    namespaces: HashMap<Box<str>, u64>,
+}
+
+/// The namespace of a key, where it has one.
+fn namespace<'a>(resource: &Resource, key: &'a str) -> Option<&'a str> {
+    Some(key.strip_prefix(&*resource.prefix)?.split_once('/')?.0)
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, resource: &Resource, key: &str) {
+        self.all += 1;
+        let Some(namespace) = namespace(resource, key) else { return };
+        if let Some(count) = self.namespaces.get_mut(namespace) {
+            *count += 1;
+        } else {
+            self.namespaces.insert(namespace.into(), 1);
+        }
+    }
+
+    pub(super) fn remove(&mut self, resource: &Resource, key: &str) {
+        self.all = self.all.saturating_sub(1);
+        let Some(namespace) = namespace(resource, key) else { return };
+        if let Some(count) = self.namespaces.get_mut(namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.namespaces.remove(namespace);
+            }
+        }
+    }
+
+    /// Objects below the resource's prefix, or one with a namespace; `None`: another prefix.
+    pub(super) fn below(&self, resource: &Resource, prefix: &str) -> Option<u64> {
+        match prefix.strip_prefix(&*resource.prefix)? {
+            "" => Some(self.all),
+            rest => {
+                let namespace = rest.strip_suffix('/').filter(|namespace| !namespace.contains('/'))?;
+                Some(self.namespaces.get(namespace).copied().unwrap_or(0))
+            }
+        }
+    }
+}
