@@ -7,6 +7,10 @@ use anyhow::Context as _;
 
 use crate::config::Common;
 
+/// Modes of a folder by which anybody but its owner can look into it.
+#[cfg(unix)]
+const OTHERS: u32 = 0o077;
+
 /// A cluster's folder: where each of its files lies.
 #[derive(Debug, Clone)]
 pub(crate) struct DataDir(PathBuf);
@@ -69,12 +73,38 @@ impl DataDir {
         self.0.join("network")
     }
 
-    /// Makes the folder, and takes it for this process until the lock is dropped.
+    /// A trace of a cluster that has run here: its store can't be new.
+    pub(crate) fn trace(&self) -> Option<PathBuf> {
+        let traces = [self.kubeconfig(), self.registry_address(), self.images(), self.0.join("nodes")];
+        traces.into_iter().find(|path| path.exists())
+    }
+
+    /// Refuses a store that is gone or empty where a cluster has run: a silent fresh start would look like a loss of
+    /// everything.
     ///
     /// # Errors
-    /// The folder can't be made, or another process has it.
+    /// `empty` (the store at `store` has nothing in it), and there is a trace of a cluster.
+    pub(crate) fn expect_store(&self, store: &Path, empty: bool) -> anyhow::Result<()> {
+        match self.trace().filter(|_| empty) {
+            None => Ok(()),
+            Some(trace) => anyhow::bail!(
+                "the cluster's objects are gone: {} exists, but there is nothing in the store {}; put a copy of the store \
+                 back, or remove the whole folder {} to begin a new cluster (or give another one with --data-dir)",
+                trace.display(),
+                store.display(),
+                self.0.display()
+            ),
+        }
+    }
+
+    /// Makes the folder where it isn't, closes it to other users, and takes it for this process until the lock is
+    /// dropped.
+    ///
+    /// # Errors
+    /// The folder can't be made or closed, or another process has it.
     pub(crate) fn lock(&self) -> anyhow::Result<Lock> {
         create_private_dir(&self.0)?;
+        self.close()?;
         let path = self.0.join("lock");
         let file = std::fs::OpenOptions::new()
             .create(true)
@@ -92,6 +122,44 @@ impl DataDir {
                 Err(error).with_context(|| format!("cannot lock {}", path.display()))
             }
         }
+    }
+}
+
+impl DataDir {
+    /// Keys and Secrets lie below it: nobody else may read there.
+    #[cfg(unix)]
+    fn close(&self) -> anyhow::Result<()> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.0.display();
+        let mode = std::fs::metadata(&self.0).with_context(|| format!("cannot look at {path}"))?.permissions().mode();
+        if mode & OTHERS == 0 {
+            return Ok(());
+        }
+        let refuse = |why: &str| {
+            format!(
+                "other users can read the data folder {path} (mode {:o}), where keys and Secrets lie, {why}: run \
+                 `chmod 700 {path}`, or give a folder of its own with --data-dir",
+                mode & 0o7777
+            )
+        };
+        // A home or /tmp that was given by mistake must not be closed to everybody.
+        let mut names = std::fs::read_dir(&self.0).with_context(|| format!("cannot read {path}"))?.peekable();
+        anyhow::ensure!(names.peek().is_none() || self.is_ours(), refuse("and it holds other things, too"));
+        let closed = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(&self.0, closed).with_context(|| refuse("and it can't be closed"))?;
+        tracing::warn!(folder = %path, "other users could read the data folder; it was closed to them (mode 700)");
+        Ok(())
+    }
+
+    #[cfg(not(unix))]
+    fn close(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Whether a cluster has begun in it.
+    #[cfg(unix)]
+    fn is_ours(&self) -> bool {
+        self.pki().exists() || self.store().exists()
     }
 }
 
@@ -141,6 +209,53 @@ mod tests {
         assert!(error.contains("in use by another"), "{error}");
         drop(held);
         data.lock().unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_others_can_read_is_closed_or_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let temp = tempfile::tempdir().unwrap();
+        let open = |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let path = temp.path().join("data");
+        let data = DataDir::at(path.clone());
+        std::fs::create_dir(&path).unwrap();
+        open(&path);
+        drop(data.lock().unwrap());
+        assert_eq!(mode(&path), 0o700, "an empty one");
+        std::fs::create_dir(data.pki()).unwrap();
+        open(&path);
+        drop(data.lock().unwrap());
+        assert_eq!(mode(&path), 0o700, "a cluster's own");
+        // Somebody's home, given by mistake, stays as it is.
+        let home = temp.path().join("home");
+        std::fs::create_dir_all(home.join("letters")).unwrap();
+        open(&home);
+        let error = DataDir::at(home.clone()).lock().unwrap_err().to_string();
+        assert!(error.contains("chmod 700") && error.contains("--data-dir"), "{error}");
+        assert_eq!(mode(&home), 0o755);
+        assert!(!home.join("lock").exists(), "nothing is left behind");
+    }
+
+    #[test]
+    fn an_empty_store_beside_a_cluster_s_traces_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let data = DataDir::at(temp.path().to_owned());
+        // A first start, or one that ended before its store had anything: keys alone.
+        std::fs::create_dir(data.pki()).unwrap();
+        data.expect_store(&data.store(), true).unwrap();
+        for trace in [data.kubeconfig(), data.node("coracle-1"), data.images()] {
+            std::fs::create_dir_all(&trace).unwrap();
+            data.expect_store(&data.store(), false).unwrap();
+            let error = data.expect_store(&data.store(), true).unwrap_err().to_string();
+            assert!(
+                error.contains("put a copy of the store back") && error.contains("remove the whole folder"),
+                "{error}"
+            );
+            std::fs::remove_dir_all(&trace).unwrap();
+            let _ = std::fs::remove_dir(temp.path().join("nodes"));
+        }
     }
 
     #[test]

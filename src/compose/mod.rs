@@ -119,6 +119,8 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir, progress: Progress
 
     progress.doing("opening the store");
     let store_path = store_path(up, data)?;
+    data.expect_store(&store_path, !store_path.join("format").exists())?;
+    let path = store_path.clone();
     let store = {
         let env = env.clone();
         tokio::task::spawn_blocking(move || {
@@ -126,6 +128,7 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir, progress: Progress
         })
         .await??
     };
+    data.expect_store(&path, store.revision() == 0)?;
     let metrics = Arc::new(Mutex::new(Registry::default()));
     let apiserver = Apiserver::open(
         env,

@@ -225,7 +225,11 @@ impl Cache {
         let total = total.filter(|_| now && start_after.is_none() && filter.is_empty());
         drop(inner);
         let mut from = start_after.filter(|start| *start > prefix).map(Arc::from);
-        self.slices(prefix, &mut from, revision, |cached| found.offer(cached, filter))?;
+        match self.slices(prefix, &mut from, revision, |cached| found.offer(cached, filter)) {
+            // History went on beneath a list of now, which takes minutes: of what is there now, then.
+            Err(Gone::Compacted(_)) if at.is_none() => return self.list(prefix, at, start_after, limit, filter),
+            done => done?,
+        }
         Ok(found.page(revision, total))
     }
 

@@ -152,6 +152,16 @@ pub enum StoreError {
         /// The limit.
         limit: usize,
     },
+    /// The disk is full: nothing was written, and reads go on.
+    #[error("{}", full(path, *wanted, *free))]
+    Full {
+        /// The store's folder.
+        path: String,
+        /// What was to be written, in bytes.
+        wanted: u64,
+        /// What is left on the disk, in bytes, where the system says so.
+        free: Option<u64>,
+    },
     /// The store is closed or its disk failed.
     #[error("the store is not available: {0}")]
     Unavailable(String),
@@ -161,6 +171,15 @@ pub enum StoreError {
     /// The files are damaged or of a newer version; names the file and the way back.
     #[error("{0}")]
     Damaged(String),
+}
+
+/// What is full, how much is left, how much is wanted, and what to do.
+fn full(path: &str, wanted: u64, free: Option<u64>) -> String {
+    let free = free.map_or_else(|| "an unknown number of".to_owned(), |free| free.to_string());
+    format!(
+        "no space left on device: {path} has {free} bytes free, and this write needs {wanted}; nothing was written: free \
+         space on that disk (deleting objects needs some, too) and try again"
+    )
 }
 
 /// What is fed by the committer itself: all changes in revision order, after they are durable and before they are

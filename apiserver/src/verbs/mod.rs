@@ -226,6 +226,8 @@ fn store_error(error: &StoreError) -> ApiError {
         }
         StoreError::Compacted(_) => ApiError::Expired("The resourceVersion for the provided list is too old.".into()),
         StoreError::Future(revision) => read::too_large(*revision, *revision),
+        // As upstream answers when etcd has no space: 500 without a reason, the store's own words.
+        StoreError::Full { .. } => ApiError::Other(Box::new(Status::failure(500, "", error.to_string()))),
         StoreError::Unavailable(_) | StoreError::InUse(_) | StoreError::Damaged(_) => {
             tracing::error!(%error, "the store failed");
             ApiError::ServiceUnavailable("the store is not available".into())
@@ -324,5 +326,22 @@ impl Verbs {
             Ok(Outcome::Conflict(_)) => Ok(None),
             Err(error) => Err(store_error(&error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_answered_as_upstream_answers_a_full_etcd() {
+        let full = StoreError::Full { path: "/data/store".into(), wanted: 4711, free: Some(12) };
+        let status = serde_json::to_value(store_error(&full).status()).unwrap();
+        let message = "no space left on device: /data/store has 12 bytes free, and this write needs 4711; nothing was \
+                       written: free space on that disk (deleting objects needs some, too) and try again";
+        let expected = serde_json::json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": 500,
+        });
+        assert_eq!(status, expected);
     }
 }

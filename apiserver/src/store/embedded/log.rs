@@ -38,8 +38,8 @@ pub(super) struct Log {
 /// How an append failed.
 #[derive(Debug)]
 pub(super) enum AppendError {
-    /// Nothing is in the log; it can be tried again (the disk is full).
-    Refused(io::Error),
+    /// Nothing is in the log of what was so many bytes; it can be tried again (the disk is full).
+    Refused(io::Error, usize),
     /// What the disk holds is unknown.
     Sync(io::Error),
 }
@@ -80,6 +80,7 @@ impl Log {
     /// Appends one frame and syncs it.
     pub(super) fn append(&mut self, writes: &[Write]) -> Result<(), AppendError> {
         let bytes = frame::encode(self.next_number, writes);
+        let refused = |error| AppendError::Refused(error, bytes.len());
         if self.open.as_ref().is_some_and(|open| open.bytes >= self.segment_bytes_max)
             && let Some(full) = self.open.take()
         {
@@ -90,7 +91,7 @@ impl Log {
             Some(open) => open,
             None => {
                 let path = segment_path(&self.folder, self.next_number);
-                let file = OpenOptions::new().append(true).create(true).open(&path).map_err(AppendError::Refused)?;
+                let file = OpenOptions::new().append(true).create(true).open(&path).map_err(refused)?;
                 sync_folder(&self.folder).map_err(AppendError::Sync)?;
                 self.open.insert(Open { path, file, bytes: 0 })
             }
@@ -98,7 +99,7 @@ impl Log {
         if let Err(error) = open.file.write_all(&bytes) {
             // A part of the frame may stand there: it must go, or the next frame would come after a bad one.
             return match open.file.set_len(open.bytes).and_then(|()| open.file.sync_all()) {
-                Ok(()) => Err(AppendError::Refused(error)),
+                Ok(()) => Err(refused(error)),
                 Err(error) => Err(AppendError::Sync(error)),
             };
         }

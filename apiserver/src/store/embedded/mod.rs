@@ -116,7 +116,16 @@ impl EmbeddedStore {
             snapshot_after_bytes: options.snapshot_after_bytes,
         };
         let (commands, queue) = mpsc::channel(QUEUE_COMMANDS_MAX);
-        let writer = writer::Writer { shared: shared.clone(), env, log, queue, slot, sink: None, fatal: options.fatal };
+        let writer = writer::Writer {
+            shared: shared.clone(),
+            env,
+            log,
+            queue,
+            slot,
+            sink: None,
+            path: path.clone(),
+            fatal: options.fatal,
+        };
         let start = |name: &str, body: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.into()).spawn(body);
             thread.map_err(|error| StoreError::Unavailable(format!("cannot start thread {name}: {error}")))

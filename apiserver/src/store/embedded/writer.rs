@@ -1,5 +1,7 @@
 //! The one writer: drain the queue, append one frame, sync once, make it visible, feed the cache, acknowledge.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use machinery::env::Env;
@@ -8,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::super::plan::{Pending, Write};
 use super::checkpoint::Slot;
 use super::log::{AppendError, Log};
-use super::{Fatal, Outcome, Revision, Shared, Sink, StoreError, Txn};
+use super::{Fatal, Outcome, Revision, Shared, Sink, StoreError, Txn, folder};
 
 /// Commands in one group: bounds how long the first one waits for the others.
 const GROUP_COMMANDS_MAX: usize = 512;
@@ -31,6 +33,7 @@ pub(super) struct Writer {
     pub(super) queue: mpsc::Receiver<Command>,
     pub(super) slot: Arc<Slot>,
     pub(super) sink: Option<Arc<dyn Sink>>,
+    pub(super) path: PathBuf,
     pub(super) fatal: Fatal,
 }
 
@@ -127,9 +130,10 @@ impl Writer {
                 self.shared.moved.send_replace(revision);
                 None
             }
-            Err(AppendError::Refused(error)) => {
+            Err(AppendError::Refused(error, wanted)) => {
+                let error = refused(&self.path, &error, wanted);
                 tracing::error!(%error, "a write was refused by the disk");
-                Some(StoreError::Unavailable(error.to_string()))
+                Some(error)
             }
             Err(AppendError::Sync(error)) => {
                 *healthy = false;
@@ -183,9 +187,42 @@ impl Writer {
     }
 }
 
+/// Why the disk took a write of so many bytes not.
+fn refused(path: &Path, error: &io::Error, wanted: usize) -> StoreError {
+    let path = path.display().to_string();
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            StoreError::Full { wanted: wanted as u64, free: folder::free_bytes(Path::new(&path)), path }
+        }
+        _ => StoreError::Unavailable(format!("{path}: {error}")),
+    }
+}
+
 fn value_bytes(op: &super::super::Op) -> usize {
     match op {
         super::super::Op::Put { record, .. } => record.as_bytes().len(),
         super::super::Op::Delete { .. } => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_named_with_what_is_free_and_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let error = refused(folder.path(), &kind.into(), 4711);
+            let StoreError::Full { path, wanted: 4711, free } = &error else { panic!("{error}") };
+            assert_eq!(Path::new(path), folder.path());
+            assert_eq!(free.is_some(), cfg!(unix));
+            let text = error.to_string();
+            let free = free.map_or_else(|| "an unknown number of".into(), |free| free.to_string());
+            assert!(text.starts_with(&format!("no space left on device: {path} has {free} bytes free")), "{text}");
+            assert!(text.contains("this write needs 4711"), "{text}");
+        }
+        let other = refused(folder.path(), &io::ErrorKind::PermissionDenied.into(), 1);
+        assert!(matches!(other, StoreError::Unavailable(_)), "{other}");
     }
 }
