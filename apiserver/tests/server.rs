@@ -163,6 +163,55 @@ async fn pages_are_of_one_moment() {
     assert_eq!(names, (0..25).map(|i| json!(format!("m{i:02}"))).collect::<Vec<_>>());
 }
 
+/// Lists that are made piece by piece say the same as small ones, in every form.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_lists_are_whole_in_every_form() {
+    let server = server().await;
+    for i in 0..400 {
+        let body = json!({"metadata": {"name": format!("m{i:03}")}, "data": {"k": "v".repeat(1024)}});
+        assert_eq!(server.ask("POST", MAPS, &body).await.0, 201);
+    }
+    let ask = async |accept: &str, packed: bool| -> Vec<u8> {
+        let mut request = Request::get(MAPS).header("accept", accept).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(admin());
+        if packed {
+            request.headers_mut().insert("accept-encoding", "gzip".parse().unwrap());
+        }
+        let response = server.send(request).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers().get("content-encoding").is_some(), packed);
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        if !packed {
+            return bytes.to_vec();
+        }
+        let mut whole = Vec::new();
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&bytes[..]), &mut whole).unwrap();
+        whole
+    };
+    let names = |items: &Value, at: &str| -> Vec<String> {
+        let items = items.as_array().unwrap().iter();
+        items.map(|item| item.pointer(at).unwrap().as_str().unwrap().to_owned()).collect()
+    };
+    let expected: Vec<String> = (0..400).map(|i| format!("m{i:03}")).collect();
+    for packed in [false, true] {
+        let list = ask("application/json", packed).await;
+        assert!(list.len() > 400 * 1024 && list.ends_with(b"]}\n"));
+        let list: Value = serde_json::from_slice(&list).unwrap();
+        assert_eq!(
+            (&list["kind"], names(&list["items"], "/metadata/name")),
+            (&json!("ConfigMapList"), expected.clone())
+        );
+        let table = ask("application/json;as=Table;v=v1;g=meta.k8s.io", packed).await;
+        let table: Value = serde_json::from_slice(&table).unwrap();
+        assert_eq!(names(&table["rows"], "/cells/0"), expected);
+        let partial = ask("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", packed).await;
+        let partial: Value = serde_json::from_slice(&partial).unwrap();
+        assert_eq!(names(&partial["items"], "/metadata/name"), expected);
+        let yaml = String::from_utf8(ask("application/yaml", packed).await).unwrap();
+        assert!(expected.iter().all(|name| yaml.contains(&format!("name: {name}\n"))));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_history_has_forgotten_is_gone_and_says_how_to_go_on() {
     let server = server().await;

@@ -12,16 +12,16 @@ use futures::stream;
 use tokio::sync::Semaphore;
 
 /// What is made of less stored JSON is made where it was asked for: another thread would cost more than it saves.
-pub const LARGE_BYTES: usize = 128 * 1024;
+pub(super) const LARGE_BYTES: usize = 128 * 1024;
 /// A piece, before packing: some 0.1 ms of copying or 3 ms of packing, and what an answer holds in memory.
-pub const PIECE_BYTES: usize = 256 * 1024;
+pub(super) const PIECE_BYTES: usize = 256 * 1024;
 /// Pieces that are made at once: as many as leave a small machine a core for everybody else.
 const PIECES_AT_ONCE: usize = 2;
 
 static SEATS: Semaphore = Semaphore::const_new(PIECES_AT_ONCE);
 
 /// Appends the next piece of an answer; false: that was the last one.
-pub type Pieces = Box<dyn FnMut(&mut Vec<u8>) -> bool + Send>;
+pub(super) type Pieces = Box<dyn FnMut(&mut Vec<u8>) -> bool + Send>;
 
 struct Making {
     pieces: Pieces,
@@ -47,7 +47,7 @@ impl Making {
 }
 
 /// A body out of pieces, packed on the way where that is wanted.
-pub fn body(pieces: Pieces, packs: bool) -> Body {
+pub(super) fn body(pieces: Pieces, packs: bool) -> Body {
     let packer = packs.then(|| GzEncoder::new(Vec::new(), Compression::fast()));
     let making = Some(Making { pieces, packer, over: false });
     Body::from_stream(stream::try_unfold(making, |making| async {
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     fn pieces(count: usize) -> (Pieces, Vec<u8>) {
-        let piece = |n: usize| format!("{n:>1$}", PIECE_BYTES / 7);
+        let piece = |n: usize| format!("{n:>width$}", width = PIECE_BYTES / 7);
         let whole = (0..count).flat_map(|n| piece(n).into_bytes()).collect();
         let mut next = 0;
         let pieces = move |out: &mut Vec<u8>| {

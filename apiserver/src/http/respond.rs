@@ -322,8 +322,9 @@ fn items(
     let mut items = items.into_iter();
     let mut first = true;
     Box::new(move |out| {
+        let begins = out.len();
         out.extend_from_slice(opening.take().unwrap_or_default().as_bytes());
-        while out.len() < large::PIECE_BYTES {
+        while out.len() - begins < large::PIECE_BYTES {
             let Some(item) = items.next() else {
                 out.extend_from_slice(closes.as_bytes());
                 return false;
@@ -375,7 +376,7 @@ fn whole(mut pieces: Pieces, form: Form) -> impl FnMut(&mut Vec<u8>) -> bool + S
 
 /// An answer out of pieces that are made of `weight` bytes.
 #[must_use]
-pub fn pieced(asked: &Asked<'_>, media: Media, weight: usize, mut pieces: Pieces) -> Response<Body> {
+pub(super) fn pieced(asked: &Asked<'_>, media: Media, weight: usize, mut pieces: Pieces) -> Response<Body> {
     if weight < large::LARGE_BYTES {
         let mut body = Vec::with_capacity(weight + 256);
         while pieces(&mut body) {}
