@@ -18,6 +18,7 @@ use apiserver::auth::pki::{self, Pki};
 use apiserver::auth::tls::Acceptor;
 use apiserver::objects::Objects as _;
 use apiserver::server::{self, Apiserver, read_plain};
+use apiserver::store::Store as _;
 use apiserver::store::embedded::{EmbeddedStore, Options};
 use kube::Client;
 use machinery::env::Env;
