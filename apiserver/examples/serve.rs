@@ -1,5 +1,6 @@
-//! A developer's tool: the API server alone over the memory store, for trying it with kubectl and for replaying recorded
-//! answers. `cargo run -p apiserver --example serve -- DIR PORT` writes DIR/kubeconfig and serves until it is killed.
+//! A developer's tool: the API server alone, for trying it with kubectl, for replaying recorded answers and for measuring.
+//! `cargo run -p apiserver --example serve -- DIR PORT [STORE]` writes DIR/kubeconfig and serves until it is killed: over
+//! the embedded store in the folder STORE, or over the memory store.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -10,7 +11,9 @@ use apiserver::auth::tls::Acceptor;
 use apiserver::bootstrap::Cluster;
 use apiserver::http::logs::Kubelets;
 use apiserver::resources::allocate::ServiceNetwork;
-use apiserver::server::{Apiserver, Config};
+use apiserver::server::{Apiserver, Config, read_plain};
+use apiserver::store::Store;
+use apiserver::store::embedded::{EmbeddedStore, Options};
 use apiserver::store::memory::MemoryStore;
 use machinery::env::Env;
 use tokio::net::TcpListener;
@@ -19,15 +22,22 @@ use tokio_util::sync::CancellationToken;
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let dir = PathBuf::from(arguments.next().ok_or("usage: serve DIR PORT")?);
-    let port: u16 = arguments.next().ok_or("usage: serve DIR PORT")?.parse()?;
+    let dir = PathBuf::from(arguments.next().ok_or("usage: serve DIR PORT [STORE]")?);
+    let port: u16 = arguments.next().ok_or("usage: serve DIR PORT [STORE]")?.parse()?;
     let env = Env::real();
     std::fs::create_dir_all(&dir)?;
     let address = format!("127.0.0.1:{port}");
     let pki = Pki::open_or_create(&dir.join("pki"), &env, &["127.0.0.1".into(), "localhost".into()])?;
+    let store: Arc<dyn Store> = match arguments.next() {
+        Some(folder) => {
+            let options = Options { read_plain: Box::new(read_plain), ..Options::default() };
+            EmbeddedStore::open(folder.as_ref(), env.clone(), options)?
+        }
+        None => Arc::new(MemoryStore::new(env.clone())),
+    };
     let server = Apiserver::open(
         &env,
-        Arc::new(MemoryStore::new(env.clone())),
+        store,
         Config {
             address: address.clone(),
             signing_key: pki.service_account().clone(),
