@@ -398,11 +398,14 @@ impl Inner {
                 (Some(_), None) => shelf.counts.remove(&shelf.resource, &change.key),
                 _ => {}
             }
-            if let Some(old) = &old {
-                shelf.index.remove(&shelf.resource, old);
-            }
-            if let Some(new) = &new {
-                shelf.index.add(&shelf.resource, new);
+            let same = |(old, new): (&Arc<Cached>, &Arc<Cached>)| shelf.resource.indexes_alike(old, new);
+            if !old.as_ref().zip(new.as_ref()).is_some_and(same) {
+                if let Some(old) = &old {
+                    shelf.index.remove(&shelf.resource, old);
+                }
+                if let Some(new) = &new {
+                    shelf.index.add(&shelf.resource, new);
+                }
             }
             shelf.record(change.revision, new, old);
         }

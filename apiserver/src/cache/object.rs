@@ -57,6 +57,12 @@ pub struct Resource {
 }
 
 impl Resource {
+    /// Whether two states of an object stand in the indexes under the same facts, as most changes leave them.
+    pub(super) fn indexes_alike(&self, old: &Cached, new: &Cached) -> bool {
+        self.indexed_fields.iter().all(|label| old.field(label) == new.field(label))
+            && (!self.indexes_labels || old.record.has_labels_of(&new.record))
+    }
+
     /// One with neither fields nor indexes.
     pub fn plain(prefix: impl Into<Arc<str>>) -> Self {
         Self { prefix: prefix.into(), fields: None, indexed_fields: &[], indexes_labels: false }

@@ -182,12 +182,14 @@ struct Events {
 #[derive(Debug)]
 pub(super) struct Ring {
     events: Mutex<Events>,
+    /// The number of the next event to come.
     pub(super) moved: watch::Sender<u64>,
 }
 
 impl Ring {
     fn new(queue: VecDeque<Arc<Event>>, floor: Revision) -> Self {
-        Self { events: Mutex::new(Events { queue, first: 0, floor }), moved: watch::Sender::new(0) }
+        let moved = watch::Sender::new(queue.len() as u64);
+        Self { events: Mutex::new(Events { queue, first: 0, floor }), moved }
     }
 
     fn lock(&self) -> MutexGuard<'_, Events> {

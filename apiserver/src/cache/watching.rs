@@ -95,7 +95,10 @@ impl Watch {
                     return Ok(Some(Seen { kind, object, event }));
                 }
             }
-            self.moved.borrow_and_update();
+            // The usual case, without the ring's lock: nothing was pushed since.
+            if *self.moved.borrow_and_update() <= self.next {
+                return Ok(None);
+            }
             self.taken = self.ring.take(self.next, BATCH_EVENTS).map_err(Gone::Compacted)?;
             self.next += self.taken.len() as u64;
             if self.taken.is_empty() {

@@ -12,7 +12,7 @@ use machinery::api::ApiError;
 use machinery::env::Env;
 use serde_json::{Value, json};
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::negotiate::{Form, Transform};
 use super::respond;
@@ -51,7 +51,9 @@ struct Stream {
     marks_end: bool,
     columns_sent: bool,
     bookmarks: bool,
-    stop: CancellationToken,
+    /// Registered once for the whole watch: the token is every watch's, and so is its lock.
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    stopped: CancellationToken,
     end: Pin<Box<Sleep>>,
     bookmark: Pin<Box<Sleep>>,
     over: bool,
@@ -80,14 +82,16 @@ pub fn stream(
         marks_end,
         columns_sent: false,
         bookmarks,
-        stop,
+        stop: Box::pin(stop.clone().cancelled_owned()),
+        stopped: stop,
         end: Box::pin(end),
         bookmark: Box::pin(bookmark),
         // A negative timeoutSeconds is over before it begins, as upstream has it.
         over: lasts.is_zero(),
         env,
     };
-    let frames = futures::stream::unfold(stream, |mut stream| async move {
+    // In a box: it is moved with every event.
+    let frames = futures::stream::unfold(Box::new(stream), |mut stream| async move {
         let chunk = stream.next().await?;
         Some((Ok::<_, std::convert::Infallible>(chunk), stream))
     });
@@ -117,7 +121,7 @@ fn error_frame(error: &ApiError) -> Bytes {
 
 impl Stream {
     async fn next(&mut self) -> Option<Bytes> {
-        if self.over || self.stop.is_cancelled() {
+        if self.over || self.stopped.is_cancelled() {
             return None;
         }
         if !self.initial.is_empty() || self.marks_end {
@@ -126,7 +130,7 @@ impl Stream {
         loop {
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return None,
+                () = self.stop.as_mut() => return None,
                 () = self.end.as_mut() => return None,
                 seen = self.start.watch.recv() => return Some(self.events(seen)),
                 () = self.bookmark.as_mut(), if self.bookmarks => match self.start.watch.progress() {

@@ -245,10 +245,19 @@ impl Record {
         self.number(8)
     }
 
+    fn label_bytes(&self) -> &[u8] {
+        &self.bytes[FIXED_BYTES..FIXED_BYTES + self.number(20) as usize]
+    }
+
+    /// Whether both have the same labels.
+    #[must_use]
+    pub fn has_labels_of(&self, other: &Self) -> bool {
+        self.label_bytes() == other.label_bytes()
+    }
+
     /// Labels and their values, in order of the keys.
     pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
-        let labels = self.number(20) as usize;
-        let mut texts = Texts(&self.bytes[FIXED_BYTES..FIXED_BYTES + labels]);
+        let mut texts = Texts(self.label_bytes());
         std::iter::from_fn(move || Some((texts.next()?, texts.next()?)))
     }
 
