@@ -222,9 +222,18 @@ exits 1 timeout 30 "$CORACLE" up --data-dir "$WORK/data" --port 0 --nodes 0
 expect 1 "$(wc -l < "$WORK/err")" "lines about a damaged log: $(cat "$WORK/err")"
 grep -q "$(basename "$log")" "$WORK/err" || fail "the damaged file is not named: $(cat "$WORK/err")"
 grep -q 'restore' "$WORK/err" || fail "no way back is told: $(cat "$WORK/err")"
+grep -q 'coracle restore' "$WORK/err" && fail "a verb is named that isn't there: $(cat "$WORK/err")"
 expect 0 "$(wc -c < "$WORK/out")" "bytes on stdout of a start that failed"
-rm -rf "$WORK/data/store" && mv "$WORK/kept" "$WORK/data/store"
+# A store that is gone beside a cluster's traces is no new cluster.
+rm -rf "$WORK/data/store"
+exits 1 timeout 30 "$CORACLE" up --data-dir "$WORK/data" --port 0 --nodes 0
+expect 1 "$(wc -l < "$WORK/err")" "lines about a store that is gone: $(cat "$WORK/err")"
+grep -q 'put a copy of the store back' "$WORK/err" || fail "no way back is told: $(cat "$WORK/err")"
+[ ! -e "$WORK/data/store/format" ] || fail "a store was begun in place of the one that is gone"
+mv "$WORK/kept" "$WORK/data/store"
+chmod 755 "$WORK/data"
 up --nodes 0
 expect "$uid" "$(kubectl get deployment hello -o jsonpath='{.metadata.uid}')" "uid once the files are back"
+expect 700 "$(stat -c %a "$WORK/data")" "mode of a data folder that others could read"
 down
 echo PASS

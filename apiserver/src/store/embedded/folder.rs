@@ -21,7 +21,7 @@ pub(super) fn unusable(path: &Path, error: &io::Error) -> StoreError {
 /// What every damage says: the file, what is wrong, the way back.
 pub(super) fn damaged(path: &Path, what: &str) -> StoreError {
     StoreError::Damaged(format!(
-        "{} is damaged: {what}; nothing was changed: put a copy of the data folder back",
+        "{} is damaged: {what}; nothing was changed: put a copy of the data folder back to restore the cluster",
         path.display()
     ))
 }
