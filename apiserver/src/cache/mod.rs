@@ -425,11 +425,10 @@ impl Sink for Feed {
         let Some(cache) = self.0.upgrade() else { return };
         let mut inner = cache.write();
         let Inner { versions, shelves } = &mut *inner;
-        *versions = Versions::new(revision);
         for shelf in shelves.values_mut() {
             *shelf = Shelf { changed: 0, ..Shelf::new(shelf.resource.clone(), revision) };
         }
-        for entry in state {
+        let state = state.into_iter().map(|entry| {
             let prefix = ancestors(&entry.key).find(|prefix| shelves.contains_key(*prefix));
             let shelf = prefix.and_then(|prefix| shelves.get_mut(prefix));
             let cached = Arc::new(Cached::new(&entry, shelf.as_deref().map(|s| &s.resource)));
@@ -438,8 +437,9 @@ impl Sink for Feed {
                 shelf.counts.add(&shelf.resource, &cached.key);
                 shelf.changed = shelf.changed.max(cached.modified);
             }
-            versions.load(entry.key, entry.modified, cached);
-        }
+            (entry.key, entry.modified, cached)
+        });
+        *versions = Versions::filled(revision, state);
         drop(inner);
         cache.publish(revision);
     }

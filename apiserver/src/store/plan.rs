@@ -104,13 +104,16 @@ impl State {
         }
     }
 
-    /// An entry of the initial state.
-    pub(super) fn load(&mut self, key: Arc<str>, modified: Revision, stored: Arc<Stored>) {
-        if stored.expires_ms > 0 {
-            self.expiry.insert((stored.expires_ms, key.clone()));
+    /// With an initial state.
+    pub(super) fn filled(revision: Revision, rows: &[Write]) -> Self {
+        let stored = || rows.iter().filter_map(|row| Some((&row.key, row.revision, row.stored.as_ref()?)));
+        let mortal = stored().filter(|(.., stored)| stored.expires_ms > 0);
+        Self {
+            expiry: mortal.map(|(key, _, stored)| (stored.expires_ms, key.clone())).collect(),
+            live_bytes: stored().map(|(.., stored)| stored.bytes()).sum(),
+            versions: Versions::filled(revision, stored().map(|(key, at, stored)| (key.clone(), at, stored.clone()))),
+            ..Self::new(revision)
         }
-        self.live_bytes += stored.bytes();
-        self.versions.load(key, modified, stored);
     }
 
     /// What the newest values weigh together.

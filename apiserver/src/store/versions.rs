@@ -71,9 +71,12 @@ impl<V: Clone> Versions<V> {
         Self { keys: BTreeMap::new(), history: VecDeque::new(), revision, compacted: revision }
     }
 
-    /// Puts an entry of the initial state: before any [`apply`](Self::apply), with no trace in history.
-    pub fn load(&mut self, key: Arc<str>, at: Revision, value: V) {
-        self.keys.insert(key, Chain { latest: Version { at, value: Some(value) }, older: Vec::new() });
+    /// With an initial state at a revision, with no trace in history. In key order it is built whole, which takes half the
+    /// time and memory of inserting.
+    #[must_use]
+    pub fn filled(revision: Revision, state: impl Iterator<Item = (Arc<str>, Revision, V)>) -> Self {
+        let chain = |(key, at, value)| (key, Chain { latest: Version { at, value: Some(value) }, older: Vec::new() });
+        Self { keys: state.map(chain).collect(), ..Self::new(revision) }
     }
 
     /// The newest revision.

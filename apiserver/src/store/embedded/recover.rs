@@ -36,12 +36,7 @@ pub(super) fn recover(path: &Path, plain: &ReadPlain) -> Result<Recovered, Store
             (None, base, rows, Some(trouble))
         }
     };
-    let mut state = State::new(base);
-    for write in &rows {
-        if let Some(stored) = write.stored.clone() {
-            state.load(write.key.clone(), write.revision, stored);
-        }
-    }
+    let mut state = State::filled(base, &rows);
     let log = replay(path, &mut state, base, bad_snapshot.as_deref(), plain)?;
     let sled = match (sled, trouble) {
         (None, Some(trouble)) => {
