@@ -121,11 +121,12 @@ fn error_frame(error: &ApiError) -> Bytes {
 
 impl Stream {
     async fn next(&mut self) -> Option<Bytes> {
-        if self.over || self.stopped.is_cancelled() {
+        if self.over {
             return None;
         }
         if !self.initial.is_empty() || self.marks_end {
-            return Some(self.state());
+            // Not asked with each event: the token's lock is that of every watch.
+            return (!self.stopped.is_cancelled()).then(|| self.state());
         }
         loop {
             tokio::select! {
