@@ -186,7 +186,7 @@ async fn a_page_looks_at_no_more_than_it_shows() {
     let cache = open().await;
     let ops = |range: std::ops::Range<usize>| {
         let op = |n: usize| Op::Put {
-            key: format!("{PODS}{}/p{n:05}", if n % 3 == 0 { "a" } else { "b" }),
+            key: format!("{PODS}{}/p{n:05}", if n.is_multiple_of(3) { "a" } else { "b" }),
             record: Record::plain(b"{}"),
             ttl: None,
         };
