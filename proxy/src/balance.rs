@@ -1,7 +1,7 @@
 //! Picks an endpoint, given state, now and randomness: least pending of two random choices, or the one that a client
 //! stuck to (`sessionAffinity: ClientIP`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,16 @@ pub fn pick(
 /// Which endpoint each client stuck to.
 #[derive(Debug, Default)]
 pub struct Affinity {
-    clients: BTreeMap<IpAddr, (Duration, IpAddr, u16)>,
+    clients: HashMap<IpAddr, Choice>,
+    /// The same by when they were seen, so that the oldest is found at once.
+    seen: BTreeSet<(Duration, IpAddr)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Choice {
+    seen: Duration,
+    ip: IpAddr,
+    port: u16,
 }
 
 impl Affinity {
@@ -54,27 +63,35 @@ impl Affinity {
         now: Duration,
         timeout: Duration,
     ) -> Option<&'a Arc<Endpoint>> {
-        let (seen, ip, port) = self.clients.get(&client)?;
-        if now.saturating_sub(*seen) > timeout {
+        let choice = self.clients.get(&client)?;
+        if now.saturating_sub(choice.seen) > timeout {
             return None;
         }
-        route.usable().iter().find(|endpoint| endpoint.ip == *ip && endpoint.port == *port)
+        route.usable().iter().find(|endpoint| endpoint.ip == choice.ip && endpoint.port == choice.port)
     }
 
     /// Remembers a choice.
     pub fn remember(&mut self, client: IpAddr, endpoint: &Endpoint, now: Duration) {
-        if self.clients.len() >= AFFINITY_CLIENTS_MAX
-            && !self.clients.contains_key(&client)
-            && let Some(oldest) = self.clients.iter().min_by_key(|(_, (seen, ..))| *seen).map(|(ip, _)| *ip)
-        {
-            self.clients.remove(&oldest);
+        let choice = Choice { seen: now, ip: endpoint.ip, port: endpoint.port };
+        match self.clients.insert(client, choice) {
+            Some(before) => {
+                self.seen.remove(&(before.seen, client));
+            }
+            None if self.clients.len() > AFFINITY_CLIENTS_MAX => {
+                if let Some((_, oldest)) = self.seen.pop_first() {
+                    self.clients.remove(&oldest);
+                }
+            }
+            None => {}
         }
-        self.clients.insert(client, (now, endpoint.ip, endpoint.port));
+        self.seen.insert((now, client));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::table::tests::{endpoint, route};
 
@@ -110,5 +127,22 @@ mod tests {
         affinity.remember(client, &route.usable()[1], Duration::ZERO);
         assert_eq!(affinity.find(&route, client, hour, hour).unwrap().ip, route.usable()[1].ip);
         assert!(affinity.find(&route, client, hour * 2, hour).is_none());
+    }
+
+    #[test]
+    fn the_oldest_client_is_forgotten_first() {
+        let route = route(&["10.0.0.1"]);
+        let mut affinity = Affinity::default();
+        let client = |n: usize| IpAddr::from(u32::try_from(n).unwrap().to_be_bytes());
+        let at = |n: usize| Duration::from_secs(n as u64);
+        for n in 0..AFFINITY_CLIENTS_MAX {
+            affinity.remember(client(n), &route.usable()[0], at(n));
+        }
+        affinity.remember(client(0), &route.usable()[0], at(AFFINITY_CLIENTS_MAX));
+        affinity.remember(client(AFFINITY_CLIENTS_MAX), &route.usable()[0], at(AFFINITY_CLIENTS_MAX + 1));
+        let day = Duration::from_secs(86_400);
+        let knows = |n: usize| affinity.find(&route, client(n), at(AFFINITY_CLIENTS_MAX + 1), day).is_some();
+        assert!(knows(0) && !knows(1) && knows(2) && knows(AFFINITY_CLIENTS_MAX));
+        assert_eq!((affinity.clients.len(), affinity.seen.len()), (AFFINITY_CLIENTS_MAX, AFFINITY_CLIENTS_MAX));
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +14,8 @@ use crate::table::PortRoute;
 
 /// How long an endpoint may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is read at once in each direction: tokio's own 8 KiB cost a system call for each.
+const COPY_BYTES: usize = 64 << 10;
 
 /// Connects `stream` with an endpoint of the route. With no endpoint the connection is closed.
 pub(crate) async fn serve(
@@ -23,7 +26,8 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) {
     inner.metrics.socket_hops.inc();
-    let Some(endpoint) = choose(inner, route, Some(peer.ip()), |endpoint| inner.may_dial(route, endpoint.ip)) else {
+    let usable = |endpoint: &crate::table::Endpoint| inner.may_dial(route, endpoint.address());
+    let Some(endpoint) = choose(inner, route, Some(peer.ip()), usable) else {
         inner.metrics.no_endpoint.inc();
         return;
     };
@@ -36,8 +40,17 @@ pub(crate) async fn serve(
     };
     inner.metrics.socket_hops.inc();
     let _ = to.set_nodelay(true);
+    join(&mut stream, &mut to, &stop, peer).await;
+}
+
+/// Copies both ways until both ends are done, or `stop`.
+pub(crate) async fn join<A, B>(a: &mut A, b: &mut B, stop: &CancellationToken, peer: SocketAddr)
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
     tokio::select! {
-        result = tokio::io::copy_bidirectional(&mut stream, &mut to) => {
+        result = tokio::io::copy_bidirectional_with_sizes(a, b, COPY_BYTES, COPY_BYTES) => {
             if let Err(error) = result {
                 tracing::debug!(%peer, %error, "connection ended");
             }

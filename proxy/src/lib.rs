@@ -12,6 +12,7 @@ pub mod http;
 mod l4;
 mod listen;
 pub mod metrics;
+mod names;
 pub mod outside;
 pub mod pending;
 pub mod plane;

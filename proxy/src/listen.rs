@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use machinery::api::ObjectKey;
 use tokio::net::TcpListener;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::server;
@@ -25,6 +26,13 @@ pub(crate) struct BindFailure {
     pub(crate) service: ObjectKey,
     pub(crate) address: SocketAddr,
     pub(crate) error: io::Error,
+}
+
+/// How long a connection may live, and what it holds till then: also of what it becomes by an upgrade.
+#[derive(Clone)]
+pub(crate) struct Tenure {
+    pub(crate) stop: CancellationToken,
+    pub(crate) _permit: Arc<OwnedSemaphorePermit>,
 }
 
 struct Open {
@@ -87,7 +95,7 @@ impl Listeners {
                 None
             }
             Err(error) => {
-                let service = route.service.clone();
+                let service = route.via.as_ref().map(|via| via.service.clone());
                 let known = self.failed.insert(listen, route).is_some();
                 service.filter(|_| !known).map(|service| BindFailure { service, address, error })
             }
@@ -103,7 +111,6 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 async fn accept(inner: Arc<Inner>, listener: TcpListener, route: Arc<ArcSwap<PortRoute>>, stop: CancellationToken) {
     loop {
-        let Ok(permit) = inner.connections.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
@@ -116,16 +123,22 @@ async fn accept(inner: Arc<Inner>, listener: TcpListener, route: Arc<ArcSwap<Por
                 continue;
             }
         };
+        // Only now: a listener that nobody calls must not hold what others wait for. Each holds one connection that waits.
+        let permit = tokio::select! {
+            permit = inner.connections.clone().acquire_owned() => permit,
+            () = stop.cancelled() => return,
+        };
+        let Ok(permit) = permit else { return };
         let _ = stream.set_nodelay(true);
         let (inner, route, stop) = (inner.clone(), route.clone(), stop.clone());
         tokio::spawn(async move {
             let now = route.load_full();
             if inner.is_http(&now) {
-                server::serve(inner, route, stream, peer, stop).await;
+                server::serve(inner, route, stream, peer, Tenure { stop, _permit: Arc::new(permit) }).await;
             } else {
                 l4::serve(&inner, &now, stream, peer, stop).await;
+                drop(permit);
             }
-            drop(permit);
         });
     }
 }

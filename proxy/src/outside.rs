@@ -1,39 +1,78 @@
-//! Exchanges with what is not a pod of this process: the outside through the real network, and the apiserver.
+//! Exchanges with what is not a pod of the cluster: the outside through the real network, and the API server.
 //!
-//! The host's loopback, link-local and other special addresses are refused here, after names are resolved, so that no
-//! name can lead a guest to them.
+//! The host's loopback, link-local and other special addresses, and the cluster's own, are refused here, after names are
+//! resolved, so that no name can lead a guest to them.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::HOST;
-use http::{HeaderValue, Request, Response, Uri};
-use http_body_util::BodyExt as _;
-use hyper_util::rt::TokioIo;
-use machinery::net::{Body, BoxError, DialError};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use ipnet::IpNet;
+use machinery::env::Env;
+use machinery::net::framing::{self, WantsUpgrade};
+use machinery::net::{Body, BoxError, Caller, DialError, Io, Stream};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 
-/// Connections to the outside at once, of all guests together: bounds file handles and what one guest can do to others.
-const CONNECTIONS_MAX: usize = 256;
+use crate::http::pool::{Http1, Http2, Pool};
+use crate::listen::Tenure;
+use crate::names::Names;
+use crate::table::AppProtocol;
 
-/// How long name resolution, connecting and the TLS handshake may take together.
+/// Exchanges with the outside at once, of all guests together: bounds file handles and what one guest can do to others.
+const EXCHANGES_MAX: usize = 256;
+/// How long connecting and the TLS handshake may take together, over all addresses of a name.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 8;
+/// The next address is tried beside the one before once that has taken so long (RFC 8305 §8 recommends it).
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+/// What is read ahead of an answer's reader, its head included. hyper's own default is 400 KiB a connection.
+const BUFFER_BYTES_MAX: usize = 64 << 10;
+/// Kept connections of HTTP/2 are pinged so often, so that one whose peer vanished is noticed.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// And given up where the answer takes longer.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The cluster's CA could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("the cluster's CA is no PEM certificate: {0}")]
 pub struct BadCertificate(String);
 
+/// A request that got no answer.
+pub(crate) enum Unsent {
+    /// Nothing of it was sent.
+    Back(Box<Request<Body>>, DialError),
+    Lost(DialError),
+}
+
+impl Unsent {
+    fn error(self) -> DialError {
+        match self {
+            Self::Back(_, error) | Self::Lost(error) => error,
+        }
+    }
+}
+
 /// Reaches the outside.
 pub(crate) struct Outside {
     tls: TlsConnector,
-    connections: Arc<Semaphore>,
+    exchanges: Arc<Semaphore>,
+    names: Names,
+    pool: Pool,
+    /// The cluster's own blocks: no name of the outside leads there.
+    cluster: Vec<IpNet>,
 }
 
 impl std::fmt::Debug for Outside {
@@ -42,8 +81,21 @@ impl std::fmt::Debug for Outside {
     }
 }
 
+/// A place among the exchanges, held by whatever of one still goes on.
+type Permit = Arc<OwnedSemaphorePermit>;
+
+/// Where a connection leads, and what is spoken on it.
+struct To<'a> {
+    address: SocketAddr,
+    /// What the caller named: the server name of a TLS connection.
+    name: &'a str,
+    https: bool,
+    /// Whether the connection is kept for others: an endpoint of a Service, not the outside of one guest.
+    keep: bool,
+}
+
 impl Outside {
-    pub(crate) fn new(cluster_ca_pem: Option<&str>) -> Result<Self, BadCertificate> {
+    pub(crate) fn new(env: &Env, cluster_ca_pem: Option<&str>, cluster: Vec<IpNet>) -> Result<Self, BadCertificate> {
         let bad = |error: &dyn std::fmt::Display| BadCertificate(error.to_string());
         let mut roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         if let Some(pem) = cluster_ca_pem {
@@ -57,91 +109,363 @@ impl Outside {
             .map_err(|error| bad(&error))?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)) })
+        Ok(Self {
+            tls: TlsConnector::from(Arc::new(config)),
+            exchanges: Arc::new(Semaphore::new(EXCHANGES_MAX)),
+            names: Names::of_host(env.clone()),
+            pool: Pool::new(env.clone()),
+            cluster,
+        })
     }
 
     /// To a name of the outside.
     pub(crate) async fn http(
         &self,
+        caller: &Caller,
         name: &str,
         port: u16,
         https: bool,
         request: Request<Body>,
     ) -> Result<Response<Body>, DialError> {
-        let lookup = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::lookup_host((name, port))).await;
-        let addresses = lookup
-            .map_err(|_| DialError::Timeout(name.to_owned()))?
-            .map_err(|_| DialError::NameNotFound(name.to_owned()))?;
-        let Some(address) = addresses.into_iter().next() else { return Err(DialError::NameNotFound(name.to_owned())) };
-        self.http_to(address.ip(), port, name, https, request).await
+        let addresses = self.resolve(caller, name).await?;
+        let permit = self.permit().await?;
+        let address = |ip: &IpAddr| SocketAddr::new(*ip, port);
+        let stream = self.connect(addresses.iter().map(address).collect(), name).await?;
+        let to = To { address: SocketAddr::new(addresses[0], port), name, https, keep: false };
+        let sender = self.http1(&to, stream).await?;
+        self.send_http1(&to, sender, false, request, permit).await.map_err(Unsent::error)
     }
 
     /// To an address of the outside.
     pub(crate) async fn http_to(
-        &self,
-        ip: IpAddr,
-        port: u16,
-        name: &str,
-        https: bool,
-        request: Request<Body>,
-    ) -> Result<Response<Body>, DialError> {
-        if is_special(ip) {
-            return Err(DialError::Denied(ip.to_string()));
-        }
-        self.exchange(SocketAddr::new(ip, port), name, https, request).await
-    }
-
-    /// One request on a connection of its own. The caller has decided that `address` may be dialled.
-    pub(crate) async fn exchange(
         &self,
         address: SocketAddr,
         name: &str,
         https: bool,
         request: Request<Body>,
     ) -> Result<Response<Body>, DialError> {
-        let fail = |source: BoxError| DialError::Connection { address: address.to_string(), source };
-        let permit = self.connections.clone().acquire_owned().await.map_err(|error| fail(error.into()))?;
-        let request = to_origin_form(request).map_err(|error| fail(error.into()))?;
-        let connect = async {
-            let stream = TcpStream::connect(address).await?;
-            let _ = stream.set_nodelay(true);
-            let io: Box<dyn Stream> = if https {
-                let server = ServerName::try_from(name.trim_start_matches('[').trim_end_matches(']').to_owned())?;
-                Box::new(self.tls.connect(server, stream).await?)
+        if self.is_forbidden(address.ip()) {
+            return Err(DialError::Denied(address.ip().to_string()));
+        }
+        let to = To { address, name, https, keep: false };
+        self.exchange(&to, AppProtocol::Http, request).await.map_err(Unsent::error)
+    }
+
+    /// To an endpoint of a Service. The caller has decided that `address` may be dialled.
+    pub(crate) async fn to_endpoint(
+        &self,
+        address: SocketAddr,
+        name: &str,
+        https: bool,
+        speaks: AppProtocol,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Unsent> {
+        self.exchange(&To { address, name, https, keep: !https }, speaks, request).await
+    }
+
+    /// A stream of bytes to the first of these addresses that takes it. They have been checked.
+    pub(crate) async fn stream(&self, addresses: Vec<SocketAddr>, name: &str) -> Result<Stream, DialError> {
+        let permit = self.permit().await?;
+        let stream = self.connect(addresses, name).await?;
+        Ok(Stream::Tcp(stream).holding(permit))
+    }
+
+    /// The addresses of a name of the outside that may be dialled.
+    pub(crate) async fn resolve(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
+        let mut addresses = self.names.lookup(caller, name).await?;
+        addresses.retain(|ip| !self.is_forbidden(*ip));
+        if addresses.is_empty() { Err(DialError::Denied(name.to_owned())) } else { Ok(addresses) }
+    }
+
+    /// Whether an address is none of the outside's.
+    pub(crate) fn is_forbidden(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        is_special(ip) || self.cluster.iter().any(|cidr| cidr.contains(&ip))
+    }
+
+    /// Connections that are kept.
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        self.pool.count()
+    }
+
+    async fn permit(&self) -> Result<Permit, DialError> {
+        // Never closed.
+        let permit = self.exchanges.clone().acquire_owned().await;
+        permit.map(Arc::new).map_err(|error| DialError::Connection { address: String::new(), source: error.into() })
+    }
+
+    async fn exchange(
+        &self,
+        to: &To<'_>,
+        speaks: AppProtocol,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Unsent> {
+        let back = |request: Request<Body>, error| Unsent::Back(Box::new(request), error);
+        let permit = match self.permit().await {
+            Ok(permit) => permit,
+            Err(error) => return Err(back(request, error)),
+        };
+        let wants_upgrade = request.extensions().get::<WantsUpgrade>().is_some();
+        if speaks == AppProtocol::H2c && to.keep && !wants_upgrade {
+            let sender = match self.pool.share(to.address) {
+                Some(sender) => sender,
+                None => match self.http2(to).await {
+                    Ok(sender) => sender,
+                    Err(error) => return Err(back(request, error)),
+                },
+            };
+            return send_http2(to, sender, request, permit).await;
+        }
+        let mut request = request;
+        if to.keep
+            && !wants_upgrade
+            && let Some(again) = replay(&request)
+            && let Some(sender) = self.pool.take(to.address)
+        {
+            // Kept connections may end at any moment; such a request can be made again.
+            match self.send_http1(to, sender, true, request, permit.clone()).await {
+                Ok(response) => return Ok(response),
+                Err(_) => request = again,
+            }
+        }
+        let connected = async {
+            let stream = self.connect(vec![to.address], to.name).await?;
+            self.http1(to, stream).await
+        };
+        match connected.await {
+            Ok(sender) => self.send_http1(to, sender, to.keep, request, permit).await,
+            Err(error) => Err(back(request, error)),
+        }
+    }
+
+    /// Connects to one of these addresses: the next one is tried beside, where the one before takes long.
+    async fn connect(&self, addresses: Vec<SocketAddr>, name: &str) -> Result<TcpStream, DialError> {
+        let race = async {
+            let mut waiting = addresses.iter().copied().take(ADDRESSES_MAX);
+            let mut attempts = FuturesUnordered::new();
+            let mut failed = None;
+            loop {
+                if let Some(address) = waiting.next() {
+                    attempts.push(async move { TcpStream::connect(address).await.map_err(|error| (address, error)) });
+                }
+                tokio::select! {
+                    attempt = attempts.next() => match attempt {
+                        Some(Ok(stream)) => return Ok(stream),
+                        Some(Err(error)) => failed = Some(error),
+                        None => return Err(failed),
+                    },
+                    () = tokio::time::sleep(NEXT_ADDRESS_AFTER), if waiting.len() > 0 => {}
+                }
+            }
+        };
+        let fail = |failed: Option<(SocketAddr, std::io::Error)>| match failed {
+            Some((address, error)) => DialError::Connection { address: address.to_string(), source: error.into() },
+            None => DialError::NameNotFound(name.to_owned()),
+        };
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, race).await;
+        let stream = connected.map_err(|_| DialError::Timeout(name.to_owned()))?.map_err(fail)?;
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+
+    async fn http1(&self, to: &To<'_>, stream: TcpStream) -> Result<Http1, DialError> {
+        let shake = async {
+            let io: Box<dyn Io> = if to.https {
+                let server = to.name.trim_start_matches('[').trim_end_matches(']').to_owned();
+                Box::new(self.tls.connect(ServerName::try_from(server)?, stream).await?)
             } else {
                 Box::new(stream)
             };
-            Ok::<_, BoxError>(hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(io)).await?)
+            let mut builder = hyper::client::conn::http1::Builder::new();
+            builder.max_buf_size(BUFFER_BYTES_MAX);
+            Ok::<_, BoxError>(builder.handshake::<_, Body>(TokioIo::new(io)).await?)
         };
-        let (mut sender, connection) = tokio::time::timeout(CONNECT_TIMEOUT, connect)
+        let (sender, connection) = tokio::time::timeout(CONNECT_TIMEOUT, shake)
             .await
-            .map_err(|_| DialError::Timeout(address.to_string()))?
-            .map_err(fail)?;
+            .map_err(|_| DialError::Timeout(to.address.to_string()))?
+            .map_err(|error| to.failed(error))?;
+        let address = to.address;
         tokio::spawn(async move {
-            let _permit = permit;
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%address, %error, "connection to an endpoint ended");
+            }
+        });
+        Ok(sender)
+    }
+
+    async fn http2(&self, to: &To<'_>) -> Result<Http2, DialError> {
+        let stream = self.connect(vec![to.address], to.name).await?;
+        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
+        let shake = tokio::time::timeout(CONNECT_TIMEOUT, builder.handshake::<_, Body>(TokioIo::new(stream))).await;
+        let (sender, connection) =
+            shake.map_err(|_| DialError::Timeout(to.address.to_string()))?.map_err(|error| to.failed(error.into()))?;
+        let address = to.address;
+        tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%address, %error, "connection to an endpoint ended");
             }
         });
-        let response = sender.send_request(request).await.map_err(|error| fail(error.into()))?;
-        Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
+        self.pool.keep_shared(to.address, sender.clone());
+        Ok(sender)
+    }
+
+    async fn send_http1(
+        &self,
+        to: &To<'_>,
+        mut sender: Http1,
+        keep: bool,
+        mut request: Request<Body>,
+        permit: Permit,
+    ) -> Result<Response<Body>, Unsent> {
+        let tenure = request.extensions().get::<Tenure>().cloned();
+        let upgrade = request.extensions_mut().remove::<WantsUpgrade>();
+        let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        if let Err(error) = to_http1(&mut request, upgrade) {
+            return Err(Unsent::Lost(to.failed(error.into())));
+        }
+        let mut response = match sender.try_send_request(request).await {
+            Ok(response) => response,
+            Err(mut error) => {
+                let back = error.take_message();
+                let error = to.failed(error.into_error().into());
+                return Err(match back {
+                    Some(request) => Unsent::Back(Box::new(request), error),
+                    None => Unsent::Lost(error),
+                });
+            }
+        };
+        let (held, pool, address) = (permit.clone(), self.pool.clone(), to.address);
+        tokio::spawn(async move {
+            // Ready again when the answer has been read to its end; never, where the connection ended with it.
+            if sender.ready().await.is_ok() && keep {
+                pool.keep(address, sender);
+            }
+            drop(held);
+        });
+        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let server = (switched && client.is_some()).then(|| hyper::upgrade::on(&mut response));
+        let protocol = response.headers().get(UPGRADE).cloned();
+        let (mut head, body) = response.into_parts();
+        framing::response(&mut head, client.is_some()).map_err(|why| Unsent::Lost(to.failed(why.into())))?;
+        head.version = Version::HTTP_11;
+        if let (Some(client), Some(server)) = (client, server) {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            head.headers.extend(protocol.map(|protocol| (UPGRADE, protocol)));
+            tokio::spawn(splice(client, server, tenure, permit, to.address));
+        }
+        Ok(Response::from_parts(head, body.map_err(Into::into).boxed_unsync()))
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+impl To<'_> {
+    fn failed(&self, source: BoxError) -> DialError {
+        DialError::Connection { address: self.address.to_string(), source }
+    }
+}
 
-/// HTTP/1.1 wants the path in the request line and the authority in `Host` (RFC 9112 §3.2).
-fn to_origin_form(mut request: Request<Body>) -> Result<Request<Body>, http::Error> {
+async fn send_http2(
+    to: &To<'_>,
+    mut sender: Http2,
+    mut request: Request<Body>,
+    permit: Permit,
+) -> Result<Response<Body>, Unsent> {
+    if let Err(error) = to_http2(&mut request) {
+        return Err(Unsent::Lost(to.failed(error.into())));
+    }
+    let response = match sender.try_send_request(request).await {
+        Ok(response) => response,
+        Err(mut error) => {
+            let back = error.take_message();
+            let error = to.failed(error.into_error().into());
+            return Err(match back {
+                Some(request) => Unsent::Back(Box::new(request), error),
+                None => Unsent::Lost(error),
+            });
+        }
+    };
+    let (mut head, body) = response.into_parts();
+    framing::response(&mut head, false).map_err(|why| Unsent::Lost(to.failed(why.into())))?;
+    let body = body.map_err(Into::into).map_frame(move |frame| {
+        let _held = &permit;
+        frame
+    });
+    Ok(Response::from_parts(head, body.boxed_unsync()))
+}
+
+/// Joins two connections that have switched to another protocol, until both ends are done or the client's tenure is over.
+async fn splice(
+    client: hyper::upgrade::OnUpgrade,
+    server: hyper::upgrade::OnUpgrade,
+    tenure: Option<Tenure>,
+    _permit: Permit,
+    address: SocketAddr,
+) {
+    let (client, server) = match tokio::try_join!(client, server) {
+        Ok(both) => both,
+        Err(error) => return tracing::debug!(%address, %error, "a switch of protocols failed"),
+    };
+    let stop = tenure.as_ref().map_or_else(CancellationToken::new, |tenure| tenure.stop.clone());
+    crate::l4::join(&mut TokioIo::new(client), &mut TokioIo::new(server), &stop, address).await;
+}
+
+/// The same request once more, where it has no body and making it twice is making it once (RFC 9110 §9.2.2).
+fn replay(request: &Request<Body>) -> Option<Request<Body>> {
+    if !request.method().is_idempotent() || !request.body().is_end_stream() {
+        return None;
+    }
+    let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+    let mut again = Request::new(body);
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.headers_mut() = request.headers().clone();
+    *again.extensions_mut() = request.extensions().clone();
+    Some(again)
+}
+
+/// HTTP/1.1 wants the path in the request line and the authority in `Host` (RFC 9112 §3.2); its framing is our own.
+fn to_http1(request: &mut Request<Body>, upgrade: Option<WantsUpgrade>) -> Result<(), http::Error> {
+    framing::strip_hop_by_hop(request.headers_mut());
     if let Some(authority) = request.uri().authority().cloned()
         && !request.headers().contains_key(HOST)
     {
         request.headers_mut().insert(HOST, HeaderValue::try_from(authority.as_str())?);
     }
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-    *request.uri_mut() = Uri::builder().path_and_query(path).build()?;
-    *request.version_mut() = http::Version::HTTP_11;
-    Ok(request)
+    *request.uri_mut() = Uri::try_from(path)?;
+    *request.version_mut() = Version::HTTP_11;
+    if !request.body().is_end_stream()
+        && request.body().size_hint().exact().is_none()
+        && matches!(*request.method(), Method::GET | Method::HEAD)
+        && !request.headers().contains_key(CONTENT_LENGTH)
+    {
+        // hyper takes them for methods without a body and would drop it.
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    let headers = request.headers_mut();
+    if let Some(WantsUpgrade(protocol)) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, protocol);
+    } else if headers.contains_key(TE) {
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+    Ok(())
+}
+
+/// HTTP/2 has the authority in the target, and no `Host`.
+fn to_http2(request: &mut Request<Body>) -> Result<(), http::Error> {
+    framing::strip_hop_by_hop(request.headers_mut());
+    let host = request.headers_mut().remove(HOST);
+    let authority = match (host, request.uri().authority()) {
+        (Some(host), _) => host.as_bytes().to_vec(),
+        (None, Some(authority)) => authority.as_str().as_bytes().to_vec(),
+        (None, None) => Vec::new(),
+    };
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    *request.uri_mut() = Uri::builder().scheme("http").authority(authority.as_slice()).path_and_query(path).build()?;
+    *request.version_mut() = Version::HTTP_2;
+    Ok(())
 }
 
 /// Addresses that are never the outside: the host itself, its link, and what is no single host.
@@ -176,7 +500,8 @@ mod tests {
     #[test]
     fn requests_take_the_origin_form() {
         let body = || http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync();
-        let request = to_origin_form(Request::get("http://api.example:8080/a?b=c").body(body()).unwrap()).unwrap();
+        let mut request = Request::get("http://api.example:8080/a?b=c").body(body()).unwrap();
+        to_http1(&mut request, None).unwrap();
         assert_eq!(
             (request.uri().to_string().as_str(), request.headers()[HOST].to_str().unwrap()),
             ("/a?b=c", "api.example:8080")

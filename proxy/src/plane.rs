@@ -1,24 +1,25 @@
 //! The data plane's state: the table, the counters, and the way to the pods of this process and to the outside.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use ::http::{Request, Response};
 use ipnet::IpNet;
 use machinery::api::ObjectKey;
 use machinery::env::Env;
-use machinery::net::{Body, Caller, Dial, DialError, PodNetwork};
+use machinery::net::{
+    Body, Caller, Dial, DialError, Origin, Peer, PodNetwork, Protocol, Refused, Serve, ServicePort, Stream, framing,
+};
 use tokio::sync::Semaphore;
 
-use crate::balance::Affinity;
-use crate::http::forward::{self, Exchange};
+use crate::http::forward::{self, Exchange, choose, hand_over};
 use crate::metrics::Metrics;
 use crate::outside::Outside;
 use crate::resolve::{self, Target};
-use crate::table::{Endpoint, PortRoute, ServiceRoutes, Table};
+use crate::table::{AppProtocol, Endpoint, PortRoute, ServiceRoutes, Table};
 
 /// Connections of host processes that are open at once, over all listeners: far over what one machine's tests and
-/// developers open, and a bound on what they cost (some 100 KiB each at worst).
+/// developers open, and a bound on what they cost (some 200 KiB each at worst: a buffer in each direction and a task).
 const CONNECTIONS_MAX: usize = 8_192;
 
 /// What a data plane is told at its start.
@@ -32,6 +33,9 @@ pub struct Config {
     pub cluster_cidrs: Vec<IpNet>,
     /// The cluster's CA as PEM: what guests' HTTPS calls to cluster names are verified with.
     pub cluster_ca_pem: Option<String>,
+    /// The API server of this process: the one address of the host's loopback that is ever dialled, and only for Service
+    /// `default/kubernetes`.
+    pub api_server: Option<SocketAddr>,
     /// This node's name, for events.
     pub node: String,
 }
@@ -51,7 +55,6 @@ pub(crate) struct Inner {
     pub(crate) metrics: Metrics,
     pub(crate) outside: Outside,
     pub(crate) connections: Arc<Semaphore>,
-    pub(crate) affinity: Mutex<std::collections::HashMap<(String, u16), Affinity>>,
 }
 
 impl DataPlane {
@@ -60,7 +63,7 @@ impl DataPlane {
     /// # Errors
     /// The CA is no PEM certificate.
     pub fn new(env: Env, config: Config, network: PodNetwork) -> Result<Self, crate::outside::BadCertificate> {
-        let outside = Outside::new(config.cluster_ca_pem.as_deref())?;
+        let outside = Outside::new(&env, config.cluster_ca_pem.as_deref(), config.cluster_cidrs.clone())?;
         Ok(Self {
             inner: Arc::new(Inner {
                 env,
@@ -70,7 +73,6 @@ impl DataPlane {
                 metrics: Metrics::default(),
                 outside,
                 connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-                affinity: Mutex::default(),
             }),
         })
     }
@@ -91,18 +93,23 @@ impl Inner {
     /// Whether requests, not connections, are balanced (contract.md §4).
     pub(crate) fn is_http(&self, route: &PortRoute) -> bool {
         let endpoints = route.usable();
-        route.http || endpoints.is_empty() || endpoints.iter().any(|endpoint| self.is_cluster(endpoint.ip))
+        route.speaks != AppProtocol::Unknown
+            || endpoints.is_empty()
+            || endpoints.iter().any(|endpoint| self.is_cluster(endpoint.ip))
     }
 
-    /// Whether the data plane may open a socket to an endpoint. The host's loopback is for the apiserver's own
-    /// `kubernetes` endpoints only; an address of the cluster is reached through its pod or not at all.
-    pub(crate) fn may_dial(&self, route: &PortRoute, ip: IpAddr) -> bool {
-        if self.is_cluster(ip) {
+    /// Whether the data plane may open a socket to an endpoint. An address of the cluster is reached through its pod or
+    /// not at all. Of the host's loopback, Service `default/kubernetes` reaches the API server itself, whatever else its
+    /// EndpointSlice names.
+    pub(crate) fn may_dial(&self, route: &PortRoute, at: SocketAddr) -> bool {
+        if self.is_cluster(at.ip()) {
             return false;
         }
-        let kubernetes =
-            route.service.as_ref().is_some_and(|key| key.namespace == "default" && key.name == "kubernetes");
-        kubernetes || !crate::outside::is_special(ip)
+        let kubernetes = || {
+            let via = route.via.as_ref();
+            via.is_some_and(|via| via.service.namespace == "default" && via.service.name == "kubernetes")
+        };
+        !crate::outside::is_special(at.ip()) || (self.config.api_server == Some(at) && kubernetes())
     }
 
     fn with_table<T>(&self, read: impl FnOnce(&Table) -> T) -> T {
@@ -110,25 +117,25 @@ impl Inner {
     }
 
     fn resolve(&self, host: &str, port: u16, namespace: &str) -> Resolved {
-        self.with_table(|table| match resolve::target(host, namespace, |key| table.routes(key).is_some()) {
+        let exists = |table: &Table, key: &ObjectKey, endpoint: Option<&str>| {
+            let routes = table.routes(key);
+            routes.is_some_and(|routes| endpoint.is_none_or(|name| routes.hostnames.contains(name)))
+        };
+        self.with_table(|table| match resolve::target(host, namespace, |key, name| exists(table, key, name)) {
             Target::Own => Resolved::Own,
             Target::Unknown => Resolved::Unknown,
             Target::Outside(name) => Resolved::Outside(name),
             Target::Ip(ip) => match table.by_ip(ip) {
-                Some(routes) => {
-                    routes.ports.get(&port).map_or(Resolved::Refused, |route| Resolved::Route(route.clone()))
-                }
+                Some(routes) => routes.tcp(port).map_or(Resolved::Refused, |route| Resolved::Route(route.clone())),
                 None => Resolved::Address(ip),
             },
             Target::Endpoint(key, name) => match table.routes(&key) {
-                Some(routes) => routes.straight_to(key, port, |endpoint| endpoint.hostname.as_deref() == Some(&name)),
+                Some(routes) => routes.straight_to(key, port, |endpoint| endpoint.hostname == name),
                 None => Resolved::Unknown,
             },
             Target::Service(key) => match table.routes(&key) {
                 Some(routes) if routes.headless => routes.straight_to(key, port, |_| true),
-                Some(routes) => {
-                    routes.ports.get(&port).map_or(Resolved::Refused, |route| Resolved::Route(route.clone()))
-                }
+                Some(routes) => routes.tcp(port).map_or(Resolved::Refused, |route| Resolved::Route(route.clone())),
                 None => Resolved::Unknown,
             },
         })
@@ -140,7 +147,9 @@ impl ServiceRoutes {
     fn straight_to(&self, key: ObjectKey, port: u16, wanted: impl Fn(&Endpoint) -> bool) -> Resolved {
         let all = self.ports.values().flat_map(|route| route.usable());
         let ready: Vec<_> = all.filter(|endpoint| endpoint.port == port && wanted(endpoint)).cloned().collect();
-        Resolved::Route(Arc::new(PortRoute { service: Some(key), port, ready, ..PortRoute::default() }))
+        let via = Some(Arc::new(ServicePort { service: key, port }));
+        let speaks = self.ports.values().next().map(|route| route.speaks).unwrap_or_default();
+        Resolved::Route(Arc::new(PortRoute { via, speaks, ready, ..PortRoute::default() }))
     }
 }
 
@@ -153,15 +162,17 @@ enum Resolved {
     Route(Arc<PortRoute>),
 }
 
-fn refused(address: impl ToString) -> DialError {
+pub(crate) fn refused(address: impl ToString) -> DialError {
     DialError::Connection { address: address.to_string(), source: "connection refused".into() }
 }
 
 #[async_trait::async_trait]
 impl Dial for DataPlane {
-    async fn http(&self, caller: &Caller, request: Request<Body>) -> Result<Response<Body>, DialError> {
+    async fn http(&self, caller: &Caller, mut request: Request<Body>) -> Result<Response<Body>, DialError> {
         let inner = &self.inner;
         inner.metrics.guest_requests.inc();
+        // What a guest says of its connection concerns nobody: it has none.
+        framing::strip_hop_by_hop(request.headers_mut());
         let https = request.uri().scheme_str() == Some("https");
         let Some(host) = request.uri().host().map(str::to_owned) else {
             return Err(DialError::NameNotFound(String::new()));
@@ -170,27 +181,139 @@ impl Dial for DataPlane {
         match inner.resolve(&host, port, &caller.namespace) {
             Resolved::Unknown => Err(DialError::NameNotFound(host)),
             Resolved::Refused => Err(refused(format!("{host}:{port}"))),
-            Resolved::Own => match caller.ip.and_then(|ip| inner.network.find(ip, port)) {
-                Some(serve) => Ok(serve.http(request).await),
+            Resolved::Own => match inner.own(caller, port) {
+                Some((serve, at)) => inner.to_pod(&serve, caller, at, request).await,
                 None => Err(refused(format!("{host}:{port}"))),
             },
-            Resolved::Address(ip) => match inner.network.find(ip, port) {
-                Some(serve) => Ok(serve.http(request).await),
+            Resolved::Address(ip) => match inner.network.find(ip, Protocol::Tcp, port) {
+                Some(serve) => inner.to_pod(&serve, caller, SocketAddr::new(ip, port), request).await,
                 None if inner.is_cluster(ip) => Err(refused(SocketAddr::new(ip, port))),
                 None => {
                     inner.metrics.socket_hops.inc();
-                    inner.outside.http_to(ip, port, &host, https, request).await
+                    inner.outside.http_to(SocketAddr::new(ip, port), &host, https, request).await
                 }
             },
             Resolved::Outside(name) => {
                 inner.metrics.socket_hops.inc();
-                inner.outside.http(&name, port, https, request).await
+                inner.outside.http(caller, &name, port, https, request).await
             }
             Resolved::Route(route) => {
-                let exchange = Exchange { client: caller.ip, node: Some(&caller.node), name: &host, https };
+                let exchange = Exchange { from: Peer::Pod(caller.clone()), name: &host, https };
                 forward::send(inner, &route, &exchange, request).await
             }
         }
+    }
+
+    async fn stream(&self, caller: &Caller, to: &machinery::net::Target) -> Result<Stream, DialError> {
+        let inner = &self.inner;
+        let named = || format!("{}:{}", to.host, to.port);
+        match inner.resolve(&to.host, to.port, &caller.namespace) {
+            Resolved::Unknown => Err(DialError::NameNotFound(to.host.clone())),
+            Resolved::Refused => Err(refused(named())),
+            Resolved::Own => match inner.own(caller, to.port) {
+                Some((serve, at)) => Ok(inner.pipe_to(serve, caller, at, None)),
+                None => Err(refused(named())),
+            },
+            Resolved::Address(ip) => {
+                let at = SocketAddr::new(ip, to.port);
+                match inner.network.find(ip, Protocol::Tcp, to.port) {
+                    Some(serve) => Ok(inner.pipe_to(serve, caller, at, None)),
+                    None if inner.is_cluster(ip) => Err(refused(at)),
+                    None if inner.outside.is_forbidden(ip) => Err(DialError::Denied(named())),
+                    None => inner.outside.stream(vec![at], &to.host).await,
+                }
+            }
+            Resolved::Outside(name) => {
+                let ips = inner.outside.resolve(caller, &name).await?;
+                let addresses = ips.into_iter().map(|ip| SocketAddr::new(ip, to.port)).collect();
+                inner.outside.stream(addresses, &name).await
+            }
+            Resolved::Route(route) => {
+                let found = |at: SocketAddr| inner.network.find(at.ip(), Protocol::Tcp, at.port());
+                let usable = |endpoint: &Endpoint| {
+                    found(endpoint.address()).is_some() || inner.may_dial(&route, endpoint.address())
+                };
+                let endpoint = choose(inner, &route, caller.ip, usable);
+                let at = endpoint.ok_or_else(|| DialError::NoEndpoint(named()))?.address();
+                match found(at) {
+                    Some(serve) => Ok(inner.pipe_to(serve, caller, at, route.via.clone())),
+                    None => inner.outside.stream(vec![at], &to.host).await,
+                }
+            }
+        }
+    }
+
+    async fn resolve(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
+        let inner = &self.inner;
+        let unknown = || DialError::NameNotFound(name.to_owned());
+        let target = inner.with_table(|table| {
+            let known = |key: &ObjectKey, host: Option<&str>| {
+                table.routes(key).is_some_and(|routes| host.is_none_or(|host| routes.hostnames.contains(host)))
+            };
+            match resolve::target(name, &caller.namespace, known) {
+                Target::Own => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
+                Target::Ip(ip) => Ok(vec![ip]),
+                Target::Unknown => Err(None),
+                Target::Outside(name) => Err(Some(name)),
+                Target::Service(key) => Ok(table.routes(&key).map_or_else(Vec::new, |routes| routes.addresses(None))),
+                Target::Endpoint(key, host) => {
+                    Ok(table.routes(&key).map_or_else(Vec::new, |routes| routes.addresses(Some(&host))))
+                }
+            }
+        });
+        match target {
+            Ok(addresses) if addresses.is_empty() => Err(unknown()),
+            Ok(addresses) => Ok(addresses),
+            Err(Some(name)) => inner.outside.resolve(caller, &name).await,
+            Err(None) => Err(unknown()),
+        }
+    }
+}
+
+impl ServiceRoutes {
+    /// What the Service's name, or the name of one of its endpoints, stands for.
+    fn addresses(&self, host: Option<&str>) -> Vec<IpAddr> {
+        if let (None, Some(ip)) = (host, self.cluster_ip) {
+            return vec![ip];
+        }
+        let endpoints = self.ports.values().flat_map(|route| route.usable());
+        let wanted = endpoints.filter(|endpoint| host.is_none_or(|host| endpoint.hostname == host));
+        let unique: std::collections::BTreeSet<IpAddr> = wanted.map(|endpoint| endpoint.ip).collect();
+        unique.into_iter().collect()
+    }
+}
+
+impl Inner {
+    /// What listens on the caller's own loopback.
+    fn own(&self, caller: &Caller, port: u16) -> Option<(Arc<dyn Serve>, SocketAddr)> {
+        let ip = caller.ip?;
+        Some((self.network.loopback(ip, Protocol::Tcp, port)?, SocketAddr::new(ip, port)))
+    }
+
+    /// To the pod that was named by its address: nobody else can take it.
+    async fn to_pod(
+        &self,
+        serve: &Arc<dyn Serve>,
+        caller: &Caller,
+        at: SocketAddr,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, DialError> {
+        let origin = Origin { peer: Peer::Pod(caller.clone()), local: at, via: None };
+        match hand_over(serve, &origin, request).await {
+            Ok(response) => Ok(response),
+            Err(Refused::Denied(policy)) => Err(DialError::Denied(format!("{at} (policy {policy})"))),
+            Err(busy @ Refused::Busy(_)) => Ok(machinery::net::http::refusal(&busy)),
+            Err(Refused::Gone(_) | Refused::Closed) => Err(refused(at)),
+        }
+    }
+
+    /// A pipe to a pod, which takes the other end as it would take a socket.
+    fn pipe_to(&self, serve: Arc<dyn Serve>, caller: &Caller, at: SocketAddr, via: Option<Arc<ServicePort>>) -> Stream {
+        let (near, far) = Stream::pipe();
+        let origin = Origin { peer: Peer::Pod(caller.clone()), local: at, via };
+        // Where it is refused, the end is dropped: the caller sees a connection that closes.
+        tokio::spawn(async move { serve.stream(origin, far).await.map_err(drop) });
+        near
     }
 }
 
@@ -200,7 +323,7 @@ mod tests {
     use crate::table::Listen;
     use ::http::StatusCode;
     use http_body_util::{BodyExt as _, Empty, Full};
-    use machinery::net::Serve;
+    use machinery::net::{Attached, Listen as At};
     use serde_json::json;
     use tokio_util::sync::CancellationToken;
 
@@ -208,9 +331,29 @@ mod tests {
 
     #[async_trait::async_trait]
     impl Serve for Says {
-        async fn http(&self, _: Request<Body>) -> Response<Body> {
-            Response::new(Full::from(self.0).map_err(|never| match never {}).boxed_unsync())
+        async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
+            if self.0 == "gone" {
+                return Err(Refused::gone(request));
+            }
+            if self.0 == "busy" {
+                return Err(Refused::busy(request));
+            }
+            let mut response = Response::new(Full::from(self.0).map_err(|never| match never {}).boxed_unsync());
+            let via = from.via.as_ref().map_or_else(String::new, |via| format!("{}:{}", via.service, via.port));
+            response.headers_mut().insert("x-via", via.parse().unwrap());
+            response.headers_mut().insert("x-local", from.local.to_string().parse().unwrap());
+            let from = match &from.peer {
+                Peer::Pod(caller) => caller.pod.to_string(),
+                Peer::Host(address) => address.ip().to_string(),
+                Peer::Node => "node".to_owned(),
+            };
+            response.headers_mut().insert("x-from", from.parse().unwrap());
+            Ok(response)
         }
+    }
+
+    fn attach(plane: &DataPlane, ip: &str, says: &'static str) -> Attached {
+        plane.inner.network.attach(At::tcp(ip.parse().unwrap(), 8080), Arc::new(Says(says))).unwrap()
     }
 
     fn plane() -> DataPlane {
@@ -219,6 +362,7 @@ mod tests {
             cluster_ip_listeners: true,
             cluster_cidrs: vec!["127.64.0.0/14".parse().unwrap()],
             cluster_ca_pem: None,
+            api_server: None,
             node: "coracle-1".into(),
         };
         DataPlane::new(Env::real(), config, PodNetwork::default()).unwrap()
@@ -259,7 +403,7 @@ mod tests {
     async fn a_request_between_pods_crosses_no_socket_and_is_not_parsed_again() {
         let plane = plane();
         add_service(&plane, "catalog", json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}), "127.66.0.2");
-        plane.inner.network.attach("127.66.0.2".parse().unwrap(), 8080, Arc::new(Says("three boats")));
+        let _pod = attach(&plane, "127.66.0.2", "three boats");
         for uri in [
             "http://catalog/",
             "http://catalog.shop.svc.cluster.local/",
@@ -294,7 +438,7 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let spec = json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80, "nodePort": free}]});
         let mut changes = add_service(&plane, "catalog", spec, "127.66.0.2");
-        plane.inner.network.attach("127.66.0.2".parse().unwrap(), 8080, Arc::new(Says("three boats")));
+        let pod = attach(&plane, "127.66.0.2", "three boats");
         let mut change = changes.remove(0);
         change.set.retain(|listen, _| matches!(listen, Listen::Node(_)));
         let stop = CancellationToken::new();
@@ -308,11 +452,137 @@ mod tests {
         let response = sender.send_request(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!((plane.metrics().requests_parsed.get(), plane.metrics().socket_hops.get()), (1, 1));
-        plane.inner.network.detach("127.66.0.2".parse().unwrap(), 8080);
+        drop(pod);
         let request = Request::get("/").header("host", "x").body(Empty::<bytes::Bytes>::new()).unwrap();
         let response = sender.send_request(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["coracle-reason"], "no-endpoint");
+        stop.cancel();
+    }
+
+    fn add_endpoints(plane: &DataPlane, name: &str, addresses: &[&str]) {
+        let endpoints: Vec<_> = addresses.iter().map(|address| json!({"addresses": [address]})).collect();
+        let slice = serde_json::from_value(
+            json!({"metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": endpoints}),
+        )
+        .unwrap();
+        plane.inner.table.write().unwrap().slice(&ObjectKey::new("shop", name), Some(slice));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_one_pod_does_not_take_goes_to_the_next() {
+        let plane = plane();
+        let spec = json!({"clusterIP": "127.64.0.10", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]});
+        add_service(&plane, "catalog", spec, "127.66.0.2");
+        add_endpoints(&plane, "catalog", &["127.66.0.2", "127.66.0.3", "127.66.0.4", "127.66.0.5"]);
+        let _stopping: Vec<_> = ["127.66.0.2", "127.66.0.3"].map(|ip| attach(&plane, ip, "gone")).into();
+        let _busy = attach(&plane, "127.66.0.4", "busy");
+        let ready = attach(&plane, "127.66.0.5", "three boats");
+        for _ in 0..20 {
+            let body = Full::from("an order").map_err(|never| match never {}).boxed_unsync();
+            let order = Request::post("http://catalog/").body(body).unwrap();
+            assert_eq!(text(plane.http(&caller(), order).await.unwrap()).await, "three boats");
+        }
+        drop(ready);
+        let overload = plane.http(&caller(), get("http://catalog/")).await.unwrap();
+        assert_eq!(
+            (overload.status().as_u16(), &overload.headers()["coracle-reason"]),
+            (503, &"overload".parse().unwrap())
+        );
+        assert_eq!(plane.metrics().no_endpoint.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_pod_knows_who_calls_it_and_through_what() {
+        let plane = plane();
+        add_service(&plane, "catalog", json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}), "127.66.0.2");
+        let _pod = attach(&plane, "127.66.0.2", "three boats");
+        let told = async |uri: &str| {
+            let head = plane.http(&caller(), get(uri)).await.unwrap().into_parts().0;
+            ["x-from", "x-via", "x-local"].map(|name| head.headers[name].to_str().unwrap().to_owned())
+        };
+        assert_eq!(told("http://catalog/").await, ["frontend-1", "shop/catalog:80", "127.66.0.2:8080"]);
+        assert_eq!(told("http://127.66.0.2:8080/").await, ["frontend-1", "", "127.66.0.2:8080"]);
+    }
+
+    #[tokio::test]
+    async fn a_stream_to_a_pod_is_served_as_a_socket_would_be() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let plane = plane();
+        add_service(&plane, "catalog", json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}), "127.66.0.2");
+        let _pod = attach(&plane, "127.66.0.2", "three boats");
+        let to = |host: &str, port| machinery::net::Target { host: host.to_owned(), port };
+        let mut stream = plane.stream(&caller(), &to("catalog", 80)).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("three boats"), "{answer}");
+        for (host, port) in [("127.0.0.1", 6443), ("127.255.0.1", 22), ("nope.shop.svc.cluster.local", 80)] {
+            assert!(plane.stream(&caller(), &to(host, port)).await.is_err(), "{host}");
+        }
+        assert_eq!(plane.metrics().socket_hops.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn names_resolve_to_what_calls_reach() {
+        let plane = plane();
+        add_service(&plane, "catalog", json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}), "127.66.0.2");
+        add_service(&plane, "crew", json!({"clusterIP": "None", "ports": [{"port": 80}]}), "127.66.0.3");
+        for (name, ip) in [
+            ("catalog", "127.64.0.10"),
+            ("crew", "127.66.0.3"),
+            ("127-66-0-3.crew", "127.66.0.3"),
+            ("localhost", "127.0.0.1"),
+            ("192.0.2.7", "192.0.2.7"),
+        ] {
+            let found = Dial::resolve(&plane, &caller(), name).await.unwrap();
+            assert_eq!(found, [ip.parse::<IpAddr>().unwrap()], "{name}");
+        }
+        assert!(Dial::resolve(&plane, &caller(), "nope.shop.svc.cluster.local").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn service_kubernetes_leads_to_the_api_server_only() {
+        let mut plane = plane();
+        let api: SocketAddr = "127.0.0.1:6443".parse().unwrap();
+        Arc::get_mut(&mut plane.inner).unwrap().config.api_server = Some(api);
+        let route = |namespace: &str, name: &str| PortRoute {
+            via: Some(Arc::new(ServicePort { service: ObjectKey::new(namespace, name), port: 443 })),
+            ..PortRoute::default()
+        };
+        let kubernetes = route("default", "kubernetes");
+        assert!(plane.inner.may_dial(&kubernetes, api));
+        for other in ["127.0.0.1:5000", "127.0.0.2:6443", "169.254.169.254:80", "[::1]:6443", "127.64.0.1:443"] {
+            assert!(!plane.inner.may_dial(&kubernetes, other.parse().unwrap()), "{other}");
+        }
+        assert!(plane.inner.may_dial(&kubernetes, "192.0.2.1:6443".parse().unwrap()), "an API server elsewhere");
+        assert!(!plane.inner.may_dial(&route("shop", "kubernetes"), api));
+    }
+
+    #[tokio::test]
+    async fn listeners_that_nobody_calls_hold_no_connection() {
+        let plane = plane();
+        let stop = CancellationToken::new();
+        let mut listeners = crate::listen::Listeners::new(plane.inner.clone(), stop.clone());
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let route = Arc::new(PortRoute::default());
+        let set = [(Listen::Node(free), route)].into();
+        assert!(listeners.apply(crate::table::Change { set, ..Default::default() }).is_empty());
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", free)).await.unwrap();
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.0 503"), "{}", String::from_utf8_lossy(&answer));
+        drop(stream);
+        // Its permit comes back with the connection's end, and the listener has taken no other.
+        let all_free = async {
+            while plane.inner.connections.available_permits() < CONNECTIONS_MAX {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(30), all_free).await.expect("no permit is held");
         stop.cancel();
     }
 

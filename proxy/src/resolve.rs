@@ -23,9 +23,9 @@ pub enum Target {
     Unknown,
 }
 
-/// What `host` means to a pod in `namespace`; `exists` knows the Services.
+/// What `host` means to a pod in `namespace`; `exists` knows the Services, and the names of their endpoints.
 #[must_use]
-pub fn target(host: &str, namespace: &str, exists: impl Fn(&ObjectKey) -> bool) -> Target {
+pub fn target(host: &str, namespace: &str, exists: impl Fn(&ObjectKey, Option<&str>) -> bool) -> Target {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     if let Ok(ip) = bare.parse::<IpAddr>() {
         return if is_own_loopback(ip) { Target::Own } else { Target::Ip(ip) };
@@ -58,7 +58,7 @@ fn is_own_loopback(ip: IpAddr) -> bool {
     }
 }
 
-fn in_cluster(name: &str, exists: &impl Fn(&ObjectKey) -> bool) -> Target {
+fn in_cluster(name: &str, exists: &impl Fn(&ObjectKey, Option<&str>) -> bool) -> Target {
     let Some(inside) = name.strip_suffix(CLUSTER_DOMAIN).and_then(|rest| rest.strip_suffix('.')) else {
         return if name == CLUSTER_DOMAIN { Target::Unknown } else { Target::Outside(name.to_owned()) };
     };
@@ -66,11 +66,11 @@ fn in_cluster(name: &str, exists: &impl Fn(&ObjectKey) -> bool) -> Target {
     match labels.as_slice() {
         [service, namespace, "svc"] => {
             let key = ObjectKey::new(*namespace, *service);
-            if exists(&key) { Target::Service(key) } else { Target::Unknown }
+            if exists(&key, None) { Target::Service(key) } else { Target::Unknown }
         }
         [host, service, namespace, "svc"] => {
             let key = ObjectKey::new(*namespace, *service);
-            if exists(&key) { Target::Endpoint(key, (*host).to_owned()) } else { Target::Unknown }
+            if exists(&key, Some(host)) { Target::Endpoint(key, (*host).to_owned()) } else { Target::Unknown }
         }
         [dashed, _namespace, "pod"] => {
             dashed.replace('-', ".").parse::<Ipv4Addr>().map_or(Target::Unknown, |ip| Target::Ip(ip.into()))
@@ -86,7 +86,7 @@ mod tests {
 
     fn of(host: &str) -> Target {
         let known = [ObjectKey::new("shop", "catalog"), ObjectKey::new("default", "kubernetes")];
-        target(host, "shop", |key| known.contains(key))
+        target(host, "shop", |key, host| known.contains(key) && host.is_none_or(|host| host == "one"))
     }
 
     #[test]
@@ -108,6 +108,17 @@ mod tests {
         assert_eq!(of("nope.shop.svc.cluster.local"), Target::Unknown);
         assert_eq!(of("127-66-0-2.shop.pod"), Target::Ip("127.66.0.2".parse().unwrap()));
         assert_eq!(of("example.com"), Target::Outside("example.com".into()));
+    }
+
+    #[test]
+    fn a_service_shadows_only_the_endpoints_that_it_has() {
+        let known = [ObjectKey::new("shop", "dev"), ObjectKey::new("shop", "com")];
+        let of =
+            |host: &str| target(host, "shop", |key, host| known.contains(key) && host.is_none_or(|host| host == "one"));
+        assert_eq!(of("api.dev"), Target::Outside("api.dev".into()));
+        assert_eq!(of("example.com"), Target::Outside("example.com".into()));
+        assert_eq!(of("one.dev"), Target::Endpoint(ObjectKey::new("shop", "dev"), "one".into()));
+        assert_eq!(of("api.dev.shop.svc.cluster.local"), Target::Unknown);
     }
 
     #[test]

@@ -3,15 +3,17 @@
 //! One Service is recomputed at a time, so that work follows what changed and not what exists.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use machinery::api::ObjectKey;
 use machinery::api::names;
+use machinery::net::{Protocol, ServicePort};
 
+use crate::balance::Affinity;
 use crate::pending::Pending;
 
 /// What a Service port with no `sessionAffinityConfig` remembers a client for (Kubernetes' default: three hours).
@@ -26,27 +28,54 @@ pub struct Endpoint {
     pub port: u16,
     /// The node that the endpoint is on, where the slice says it.
     pub node: Option<String>,
-    /// The name by which a headless Service tells it apart.
-    pub hostname: Option<String>,
+    /// The name that it has below its Service's: its own host name, else its address with dashes (as cluster DNS).
+    pub hostname: String,
     /// Requests and connections that are open; shared by all routes to the same address and port.
     pub pending: Pending,
+}
+
+impl Endpoint {
+    /// Where it is.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port)
+    }
+}
+
+/// What a port's `appProtocol` says of its endpoints.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum AppProtocol {
+    /// Nothing that the data plane knows.
+    #[default]
+    Unknown,
+    /// HTTP/1.1 in plain.
+    Http,
+    /// HTTP/2 in plain, with prior knowledge.
+    H2c,
+}
+
+/// Session affinity of a Service's port. The memory lives as long as the port does.
+#[derive(Debug, Clone)]
+pub struct Sticky {
+    /// How long a client that stays away is remembered.
+    pub timeout: Duration,
+    /// Whom each client stuck to.
+    pub clients: Arc<Mutex<Affinity>>,
 }
 
 /// How a port of a Service reaches its endpoints.
 #[derive(Debug, Default)]
 pub struct PortRoute {
-    /// The Service.
-    pub service: Option<ObjectKey>,
+    /// The Service and its port's number.
+    pub via: Option<Arc<ServicePort>>,
     /// The Service port's name; empty where it has none.
     pub name: String,
-    /// The Service port's number.
-    pub port: u16,
     /// The port on every node's address, where the Service has one.
     pub node_port: Option<u16>,
-    /// Whether `appProtocol` says HTTP.
-    pub http: bool,
-    /// How long a client sticks to an endpoint; `None`: it doesn't.
-    pub affinity: Option<Duration>,
+    /// What the endpoints speak.
+    pub speaks: AppProtocol,
+    /// Where clients stick to an endpoint.
+    pub sticky: Option<Sticky>,
     /// Only endpoints of the caller's node (`internalTrafficPolicy: Local`).
     pub local_only: bool,
     /// Ready endpoints.
@@ -68,10 +97,20 @@ impl PortRoute {
 pub struct ServiceRoutes {
     /// Its address; `None` for headless ones.
     pub cluster_ip: Option<IpAddr>,
-    /// By port number.
-    pub ports: BTreeMap<u16, Arc<PortRoute>>,
+    /// By protocol and number: one number may stand for a port of each protocol.
+    pub ports: BTreeMap<(Protocol, u16), Arc<PortRoute>>,
     /// Headless: names lead straight to endpoints.
     pub headless: bool,
+    /// The endpoints' names below the Service's.
+    pub hostnames: BTreeSet<String>,
+}
+
+impl ServiceRoutes {
+    /// The route of a TCP port.
+    #[must_use]
+    pub fn tcp(&self, port: u16) -> Option<&Arc<PortRoute>> {
+        self.ports.get(&(Protocol::Tcp, port))
+    }
 }
 
 /// Where the data plane listens for a Service port.
@@ -92,6 +131,10 @@ pub struct Change {
     pub set: BTreeMap<Listen, Arc<PortRoute>>,
     /// Listeners to close.
     pub closed: BTreeSet<Listen>,
+    /// Addresses that some Service has begun to send to.
+    pub begun: Vec<IpAddr>,
+    /// Addresses that no Service sends to any more.
+    pub ceased: Vec<IpAddr>,
 }
 
 /// A key where there is one.
@@ -106,7 +149,10 @@ pub struct Table {
     /// The Service that each slice belonged to, to follow a changed label.
     slice_owner: HashMap<ObjectKey, ObjectKey>,
     routes: HashMap<ObjectKey, ServiceRoutes>,
-    by_ip: HashMap<IpAddr, ObjectKey>,
+    /// Who claims a ClusterIP or a listener. The last one has it: where a watch starts anew, a Service that has got a
+    /// dead one's address comes before the dead one's end.
+    by_ip: Claims<IpAddr>,
+    listeners: Claims<Listen>,
     /// How many Services send to an address: the union of ready endpoints.
     ready_ips: BTreeMap<IpAddr, usize>,
     pending: HashMap<(IpAddr, u16), Pending>,
@@ -158,45 +204,72 @@ impl Table {
     /// The Service that has this ClusterIP.
     #[must_use]
     pub fn by_ip(&self, ip: IpAddr) -> Option<&ServiceRoutes> {
-        self.routes.get(self.by_ip.get(&ip)?)
+        self.routes.get(self.by_ip.owner(&ip)?)
     }
 
     /// Every address that some Service sends new requests to.
-    #[must_use]
-    pub fn routed_ips(&self) -> BTreeSet<IpAddr> {
+    #[cfg(test)]
+    fn routed_ips(&self) -> BTreeSet<IpAddr> {
         self.ready_ips.keys().copied().collect()
     }
 
     fn recompute(&mut self, key: &ObjectKey) -> Change {
         let before = self.routes.remove(key).unwrap_or_default();
         let after = match self.services.get(key) {
-            Some(service) => routes(key, service, self.slices.get(key), &mut self.pending),
+            Some(service) => routes(key, service, self.slices.get(key), &before, &mut self.pending),
             None => ServiceRoutes::default(),
         };
-        self.count_ready(&before, &after);
-        if let Some(ip) = before.cluster_ip {
-            self.by_ip.remove(&ip);
+        let mut change = Change { service: Some(key.clone()), ..Change::default() };
+        self.count_ready(&before, &after, &mut change);
+        if before.cluster_ip != after.cluster_ip {
+            if let Some(ip) = before.cluster_ip {
+                self.by_ip.release(&ip, key);
+            }
+            if let Some(ip) = after.cluster_ip {
+                self.by_ip.claim(ip, key);
+            }
         }
-        if let Some(ip) = after.cluster_ip {
-            self.by_ip.insert(ip, key.clone());
-        }
-        let set = listeners(&after);
-        let closed = listeners(&before).into_keys().filter(|listen| !set.contains_key(listen)).collect();
+        let (old, new) = (listeners(&before), listeners(&after));
         if self.services.contains_key(key) {
             self.routes.insert(key.clone(), after);
         }
-        Change { service: Some(key.clone()), set, closed }
+        for listen in new.keys().filter(|listen| !old.contains_key(listen)) {
+            self.listeners.claim(*listen, key);
+        }
+        for listen in old.into_keys().filter(|listen| !new.contains_key(listen)) {
+            let owned = self.listeners.owner(&listen) == Some(key);
+            self.listeners.release(&listen, key);
+            if !owned {
+                continue;
+            }
+            let heir = self.listeners.owner(&listen).and_then(|heir| self.routes.get(heir));
+            match heir.and_then(|heir| listeners(heir).remove(&listen)) {
+                Some(route) => {
+                    change.set.insert(listen, route);
+                }
+                None => {
+                    change.closed.insert(listen);
+                }
+            }
+        }
+        change.set.extend(new.into_iter().filter(|(listen, _)| self.listeners.owner(listen) == Some(key)));
+        change
     }
 
-    fn count_ready(&mut self, before: &ServiceRoutes, after: &ServiceRoutes) {
+    fn count_ready(&mut self, before: &ServiceRoutes, after: &ServiceRoutes, change: &mut Change) {
         for endpoint in after.ports.values().flat_map(|route| &route.ready) {
-            *self.ready_ips.entry(endpoint.ip).or_default() += 1;
+            let count = self.ready_ips.entry(endpoint.ip).or_default();
+            *count += 1;
+            if *count == 1 {
+                change.begun.push(endpoint.ip);
+            }
         }
         for endpoint in before.ports.values().flat_map(|route| &route.ready) {
             if let Some(count) = self.ready_ips.get_mut(&endpoint.ip) {
                 *count -= 1;
                 if *count == 0 {
                     self.ready_ips.remove(&endpoint.ip);
+                    change.ceased.push(endpoint.ip);
                 }
             }
         }
@@ -215,9 +288,44 @@ impl Table {
     }
 }
 
+/// Who claims what, in the order of the claims.
+#[derive(Debug)]
+struct Claims<T>(HashMap<T, Vec<ObjectKey>>);
+
+impl<T> Default for Claims<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T: Eq + std::hash::Hash> Claims<T> {
+    fn claim(&mut self, what: T, key: &ObjectKey) {
+        let claims = self.0.entry(what).or_default();
+        if !claims.contains(key) {
+            claims.push(key.clone());
+        }
+    }
+
+    fn release(&mut self, what: &T, key: &ObjectKey) {
+        if let Some(claims) = self.0.get_mut(what) {
+            claims.retain(|claim| claim != key);
+            if claims.is_empty() {
+                self.0.remove(what);
+            }
+        }
+    }
+
+    fn owner(&self, what: &T) -> Option<&ObjectKey> {
+        self.0.get(what)?.last()
+    }
+}
+
 fn listeners(routes: &ServiceRoutes) -> BTreeMap<Listen, Arc<PortRoute>> {
     let mut all = BTreeMap::new();
-    for (port, route) in &routes.ports {
+    for ((protocol, port), route) in &routes.ports {
+        if *protocol != Protocol::Tcp {
+            continue;
+        }
         if let Some(ip) = routes.cluster_ip {
             all.insert(Listen::Cluster(ip, *port), route.clone());
         }
@@ -228,15 +336,20 @@ fn listeners(routes: &ServiceRoutes) -> BTreeMap<Listen, Arc<PortRoute>> {
     all
 }
 
-/// Whether `appProtocol` means that requests, not connections, are balanced (contract.md §4).
-fn is_http(app_protocol: Option<&str>) -> bool {
-    matches!(app_protocol, Some("http" | "ws" | "h2c" | "grpc" | "kubernetes.io/h2c" | "kubernetes.io/ws"))
+/// What `appProtocol` says: where it is known, requests, not connections, are balanced (contract.md §4).
+fn app_protocol(text: Option<&str>) -> AppProtocol {
+    match text {
+        Some("http" | "ws" | "kubernetes.io/ws") => AppProtocol::Http,
+        Some("h2c" | "grpc" | "kubernetes.io/h2c") => AppProtocol::H2c,
+        _ => AppProtocol::Unknown,
+    }
 }
 
 fn routes(
     key: &ObjectKey,
     service: &Service,
     slices: Option<&BTreeMap<String, EndpointSlice>>,
+    before: &ServiceRoutes,
     pending: &mut HashMap<(IpAddr, u16), Pending>,
 ) -> ServiceRoutes {
     let Some(spec) = &service.spec else { return ServiceRoutes::default() };
@@ -249,27 +362,32 @@ fn routes(
             spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
         configured.map_or(AFFINITY_TIMEOUT, |seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
     });
-    let mut result = ServiceRoutes { cluster_ip, headless: cluster_ip.is_none(), ports: BTreeMap::new() };
+    let mut result = ServiceRoutes { cluster_ip, headless: cluster_ip.is_none(), ..ServiceRoutes::default() };
     for port in spec.ports.iter().flatten() {
         if !matches!(port.protocol.as_deref(), None | Some("TCP")) {
             continue; // crate::unsupported says so on the Service
         }
         let Ok(number) = u16::try_from(port.port) else { continue };
         let name = port.name.clone().unwrap_or_default();
+        let place = (Protocol::Tcp, number);
+        let sticky = affinity.map(|timeout| {
+            let known = before.ports.get(&place).and_then(|route| route.sticky.as_ref());
+            Sticky { timeout, clients: known.map(|sticky| sticky.clients.clone()).unwrap_or_default() }
+        });
         let mut route = PortRoute {
-            service: Some(key.clone()),
+            via: Some(Arc::new(ServicePort { service: key.clone(), port: number })),
             name: name.clone(),
-            port: number,
             node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
-            http: is_http(port.app_protocol.as_deref()),
-            affinity,
+            speaks: app_protocol(port.app_protocol.as_deref()),
+            sticky,
             local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
             ..PortRoute::default()
         };
         for slice in slices.into_iter().flat_map(BTreeMap::values) {
             collect(slice, &name, &mut route, pending);
         }
-        result.ports.insert(number, Arc::new(route));
+        result.hostnames.extend(route.usable().iter().map(|endpoint| endpoint.hostname.clone()));
+        result.ports.insert(place, Arc::new(route));
     }
     result
 }
@@ -291,7 +409,7 @@ fn collect(slice: &EndpointSlice, name: &str, route: &mut PortRoute, pending: &m
         } else {
             continue;
         };
-        let Some(ip) = endpoint.addresses.first().and_then(|address| address.parse().ok()) else { continue };
+        let Some(ip) = endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok()) else { continue };
         if list.iter().any(|other| other.ip == ip && other.port == port) {
             continue; // the same pod may stand in two slices while it moves between them
         }
@@ -300,7 +418,7 @@ fn collect(slice: &EndpointSlice, name: &str, route: &mut PortRoute, pending: &m
             ip,
             port,
             node: endpoint.node_name.clone(),
-            hostname: endpoint.hostname.clone(),
+            hostname: endpoint.hostname.clone().unwrap_or_else(|| ip.to_string().replace(['.', ':'], "-")),
             pending,
         }));
     }
@@ -312,7 +430,8 @@ pub(crate) mod tests {
     use serde_json::{Value, json};
 
     pub(crate) fn endpoint(ip: &str, port: u16) -> Arc<Endpoint> {
-        Arc::new(Endpoint { ip: ip.parse().unwrap(), port, node: None, hostname: None, pending: Pending::default() })
+        let hostname = ip.replace('.', "-");
+        Arc::new(Endpoint { ip: ip.parse().unwrap(), port, node: None, hostname, pending: Pending::default() })
     }
 
     pub(crate) fn route(ips: &[&str]) -> PortRoute {
@@ -364,7 +483,11 @@ pub(crate) mod tests {
             json!({"addresses": ["127.66.0.2"], "conditions": {"ready": false, "serving": true, "terminating": true}});
         table.slice(&key("web-1"), Some(slice("web", &json!([going, {"addresses": ["127.66.0.3"]}]))));
         let ips = |table: &Table| -> Vec<String> {
-            table.routes(&key("web")).unwrap().ports[&80]
+            table
+                .routes(&key("web"))
+                .unwrap()
+                .tcp(80)
+                .unwrap()
                 .usable()
                 .iter()
                 .map(|endpoint| endpoint.ip.to_string())
@@ -385,8 +508,69 @@ pub(crate) mod tests {
         let endpoints = json!([{"addresses": ["127.66.0.2"]}]);
         table.slice(&key("web-1"), Some(slice("web", &endpoints)));
         assert_eq!(table.slice(&key("web-1"), Some(slice("api", &endpoints))).len(), 2);
-        assert!(table.routes(&key("web")).unwrap().ports[&80].usable().is_empty());
-        assert_eq!(table.routes(&key("api")).unwrap().ports[&80].usable().len(), 1);
+        assert!(table.routes(&key("web")).unwrap().tcp(80).unwrap().usable().is_empty());
+        assert_eq!(table.routes(&key("api")).unwrap().tcp(80).unwrap().usable().len(), 1);
+    }
+
+    #[test]
+    fn a_new_owner_keeps_what_a_dead_service_had() {
+        let mut table = Table::default();
+        let spec = || Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80, "nodePort": 30080}]})));
+        table.service(&key("dead"), spec());
+        // A list after a gap names the new owner before the dead one is missed.
+        assert_eq!(table.service(&key("heir"), spec()).set.len(), 2);
+        let change = table.service(&key("dead"), None);
+        assert!(change.closed.is_empty() && change.set.is_empty(), "{change:?}");
+        assert_eq!(table.by_ip("127.64.0.10".parse().unwrap()).unwrap().tcp(80).unwrap().node_port, Some(30080));
+        assert_eq!(table.service(&key("heir"), None).closed.len(), 2);
+    }
+
+    #[test]
+    fn what_two_claim_goes_back_to_the_first() {
+        let mut table = Table::default();
+        let spec = || Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]})));
+        table.service(&key("first"), spec());
+        table.service(&key("second"), spec());
+        assert!(table.service(&key("first"), spec()).set.is_empty(), "an update is no claim");
+        let change = table.service(&key("second"), None);
+        assert_eq!(change.set.values().next().unwrap().via.as_ref().unwrap().service, key("first"));
+        assert!(change.closed.is_empty() && table.by_ip("127.64.0.10".parse().unwrap()).is_some());
+    }
+
+    #[test]
+    fn clients_are_forgotten_with_their_service() {
+        let mut table = Table::default();
+        let spec = json!({"clusterIP": "127.64.0.10", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]});
+        table.service(&key("web"), Some(service(spec)));
+        let clients =
+            Arc::downgrade(&table.routes(&key("web")).unwrap().tcp(80).unwrap().sticky.as_ref().unwrap().clients);
+        table.slice(&key("web-1"), Some(slice("web", &json!([{"addresses": ["127.66.0.2"]}]))));
+        assert!(clients.upgrade().is_some(), "a change of endpoints forgets nobody");
+        table.service(&key("web"), None);
+        assert!(clients.upgrade().is_none());
+    }
+
+    #[test]
+    fn tcp_and_udp_of_one_number_are_two_ports() {
+        let mut table = Table::default();
+        let ports =
+            json!([{"name": "tcp", "port": 53, "protocol": "TCP"}, {"name": "udp", "port": 53, "protocol": "UDP"}]);
+        let change = table.service(&key("dns"), Some(service(json!({"clusterIP": "127.64.0.10", "ports": ports}))));
+        assert_eq!(change.set.values().map(|route| route.name.as_str()).collect::<Vec<_>>(), ["tcp"]);
+    }
+
+    #[test]
+    fn only_what_changed_is_published() {
+        let mut table = Table::default();
+        table.service(&key("web"), Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}))));
+        let with = |table: &mut Table, ips: &[&str]| {
+            let endpoints: Vec<Value> = ips.iter().map(|ip| json!({"addresses": [ip]})).collect();
+            let change = table.slice(&key("web-1"), Some(slice("web", &json!(endpoints)))).remove(0);
+            (change.begun.len(), change.ceased.len())
+        };
+        assert_eq!(with(&mut table, &["127.66.0.2", "127.66.0.3"]), (2, 0));
+        assert_eq!(with(&mut table, &["127.66.0.2", "127.66.0.4"]), (1, 1));
+        assert_eq!(with(&mut table, &["127.66.0.2", "127.66.0.4"]), (0, 0));
     }
 
     #[test]
@@ -395,12 +579,12 @@ pub(crate) mod tests {
         table.service(&key("web"), Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}))));
         let endpoints = json!([{"addresses": ["127.66.0.2"]}]);
         table.slice(&key("web-1"), Some(slice("web", &endpoints)));
-        let open = table.routes(&key("web")).unwrap().ports[&80].usable()[0].pending.open();
+        let open = table.routes(&key("web")).unwrap().tcp(80).unwrap().usable()[0].pending.open();
         table.slice(
             &key("web-1"),
             Some(slice("web", &json!([{"addresses": ["127.66.0.2"]}, {"addresses": ["127.66.0.3"]}]))),
         );
-        assert_eq!(table.routes(&key("web")).unwrap().ports[&80].usable()[0].pending.count(), 1);
+        assert_eq!(table.routes(&key("web")).unwrap().tcp(80).unwrap().usable()[0].pending.count(), 1);
         drop(open);
     }
 }

@@ -18,7 +18,7 @@ pub fn fields(service: &Service) -> Vec<String> {
         if let Some(protocol @ ("ws" | "kubernetes.io/ws" | "wss" | "kubernetes.io/wss")) = port.app_protocol.as_deref()
         {
             found.push(format!(
-                "spec.ports[{index}].appProtocol: {protocol} (upgrades of a connection are not passed on)"
+                "spec.ports[{index}].appProtocol: {protocol} (upgrades of a connection reach endpoints outside of the cluster only)"
             ));
         }
     }

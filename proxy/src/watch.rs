@@ -44,19 +44,17 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
                         None => known.objects.remove(&key),
                     };
                     let change = plane.inner.table.write().unwrap_or_else(PoisonError::into_inner).service(&key, service);
-                    install(&mut listeners, &events, &known, vec![change]);
+                    install(&plane, &mut listeners, &events, &known, vec![change]);
                 }
             }
             Some(event) = slices.next() => {
                 for (key, slice) in known.slices.follow(event) {
                     let changes = plane.inner.table.write().unwrap_or_else(PoisonError::into_inner).slice(&key, slice);
-                    install(&mut listeners, &events, &known, changes);
+                    install(&plane, &mut listeners, &events, &known, changes);
                 }
             }
             else => return,
         }
-        let routed = plane.inner.table.read().unwrap_or_else(PoisonError::into_inner).routed_ips();
-        plane.inner.network.publish_routes(routed);
         if known.services.complete
             && known.slices.complete
             && let Some(synced) = synced.take()
@@ -103,8 +101,9 @@ fn typed<K: Resource<DynamicType = ()> + serde::de::DeserializeOwned>(
     })
 }
 
-fn install(listeners: &mut Listeners, events: &Events, known: &Known, changes: Vec<Change>) {
+fn install(plane: &DataPlane, listeners: &mut Listeners, events: &Events, known: &Known, changes: Vec<Change>) {
     for change in changes {
+        plane.inner.network.publish_routes(&change.begun, &change.ceased);
         for failure in listeners.apply(change) {
             tracing::warn!(service = %failure.service, address = %failure.address, error = %failure.error, "cannot listen");
             if let Some(service) = known.objects.get(&failure.service) {

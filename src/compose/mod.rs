@@ -200,7 +200,8 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir, progress: Progress
         0 => None,
         _ => Some(nodes::engine(env, data)?),
     };
-    let data_plane = components.proxy(&network, &pki, &pods, engine.as_ref())?;
+    let api_server = SocketAddr::new(advertise, port);
+    let (data_plane, routes_known) = components.proxy(&network, &pki, &pods, engine.as_ref(), api_server)?;
     if let Some(engine) = &engine {
         let parts = nodes::Shared {
             engine: engine.clone(),
@@ -214,6 +215,8 @@ pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir, progress: Progress
         progress.doing("waiting for the nodes");
         nodes::start(&components, &parts).await?;
     }
+    progress.doing("waiting for the data plane");
+    routes_known.await.context("the data plane ended before it knew the Services; see --log-level info")?;
     progress.doing("waiting for the controllers");
     ready::default_namespace(&admin).await?;
     components.tracker.close();
@@ -346,22 +349,27 @@ impl Components<'_> {
         pki: &Pki,
         pods: &PodNetwork,
         engine: Option<&wasm_node::engine::Engine>,
-    ) -> anyhow::Result<proxy::DataPlane> {
+        api_server: SocketAddr,
+    ) -> anyhow::Result<(proxy::DataPlane, tokio::sync::oneshot::Receiver<()>)> {
         let config = proxy::Config {
             bind: self.up.bind,
             cluster_ip_listeners: network.services.network().is_loopback(),
             cluster_cidrs: vec![network.services.into(), network.pods.into()],
             cluster_ca_pem: Some(pki.ca_pem().to_owned()),
+            api_server: Some(api_server),
             node: "coracle".into(),
         };
         let plane = proxy::DataPlane::new(self.env.clone(), config, pods.clone())?;
         self.with_metrics(|registry| plane.metrics().register(registry));
         let client = Role::Proxy.client(self.service);
-        let running = proxy::run(plane.clone(), client, self.stop.clone(), || {});
+        let (synced, routes_known) = tokio::sync::oneshot::channel();
+        // Where nobody waits any more, the cluster is ending.
+        let synced = move || drop(synced.send(()));
+        let running = proxy::run(plane.clone(), client, self.stop.clone(), synced);
         let handle = engine.map_or_else(tokio::runtime::Handle::current, |engine| engine.guest_runtime().clone());
         let running = handle.spawn(running);
         self.spawn("data plane", async move { Ok(running.await?) });
-        Ok(plane)
+        Ok((plane, routes_known))
     }
 }
 

@@ -1,32 +1,69 @@
-//! Sends one request to one endpoint of a route: straight into a local pod's `Serve`, or over a socket.
+//! Sends one request to one endpoint of a route: straight into a pod's `Serve`, or over a socket.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError};
 
-use http::{Request, Response};
-use machinery::net::{Body, DialError};
+use http::{Request, Response, StatusCode};
+use machinery::net::framing::{self, WantsUpgrade};
+use machinery::net::http::plain;
+use machinery::net::{Body, DialError, Origin, Peer, Protocol, Refused, Serve};
 
 use super::counted::counted;
-use crate::balance::{self, Affinity};
+use crate::balance;
+use crate::outside::Unsent;
 use crate::plane::Inner;
 use crate::table::{Endpoint, PortRoute};
 
+/// Endpoints that a request is offered to after one could not be connected: each may take seconds.
+const CONNECTS_MAX: usize = 3;
+
 /// Who sends a request, as far as the choice of an endpoint and a connection's TLS need it.
 pub(crate) struct Exchange<'a> {
-    /// The caller's address, for session affinity.
-    pub(crate) client: Option<IpAddr>,
-    /// The caller's node, for traffic policies.
-    pub(crate) node: Option<&'a str>,
+    /// The caller.
+    pub(crate) from: Peer,
     /// The name that was called: the server name of a TLS connection.
     pub(crate) name: &'a str,
     /// Whether the caller asked for HTTPS.
     pub(crate) https: bool,
 }
 
+impl Exchange<'_> {
+    /// The caller's address, for session affinity.
+    fn client(&self) -> Option<IpAddr> {
+        match &self.from {
+            Peer::Pod(caller) => caller.ip,
+            Peer::Host(address) => Some(address.ip()),
+            Peer::Node => None,
+        }
+    }
+
+    /// The caller's node, for traffic policies.
+    fn node(&self) -> Option<&str> {
+        match &self.from {
+            Peer::Pod(caller) => Some(&caller.node),
+            Peer::Host(_) | Peer::Node => None,
+        }
+    }
+}
+
+/// What became of an offer to one endpoint.
+enum Offer {
+    Answered(Response<Body>),
+    /// Nothing of it was seen; the next endpoint may have it.
+    Passed(Request<Body>, Why),
+    Failed(DialError),
+}
+
+enum Why {
+    Gone,
+    Busy,
+    Unreachable(DialError),
+}
+
 /// Sends `request` to one of the route's endpoints.
 ///
-/// A local pod that has gone since the table was made is passed over before anything was sent, so that no request is
-/// lost to a stale table; nothing is retried once an endpoint has seen the request.
+/// An endpoint that doesn't take the request is passed over, so that no request is lost to a table that is behind;
+/// nothing is offered again once an endpoint has seen it.
 ///
 /// # Errors
 /// No endpoint, or the connection to it failed.
@@ -34,32 +71,90 @@ pub(crate) async fn send(
     inner: &Inner,
     route: &Arc<PortRoute>,
     exchange: &Exchange<'_>,
-    request: Request<Body>,
+    mut request: Request<Body>,
 ) -> Result<Response<Body>, DialError> {
-    let name = || {
-        let service = route.service.as_ref().map_or_else(|| exchange.name.to_owned(), ToString::to_string);
-        format!("service {service} port {}", route.port)
-    };
-    let usable = |endpoint: &Endpoint| {
-        let local = !route.local_only || exchange.node.is_none() || endpoint.node.as_deref() == exchange.node;
-        let reachable = inner.network.find(endpoint.ip, endpoint.port).is_some() || inner.may_dial(route, endpoint.ip);
-        local && reachable
-    };
-    let Some(endpoint) = choose(inner, route, exchange.client, usable) else {
-        inner.metrics.no_endpoint.inc();
-        return Err(DialError::NoEndpoint(name()));
-    };
-    let open = endpoint.pending.open();
-    let response = match inner.network.find(endpoint.ip, endpoint.port) {
-        Some(serve) => serve.http(request).await,
-        None if inner.may_dial(route, endpoint.ip) => {
-            inner.metrics.socket_hops.inc();
-            let address = SocketAddr::new(endpoint.ip, endpoint.port);
-            inner.outside.exchange(address, exchange.name, exchange.https, request).await?
+    let mut passed: Vec<SocketAddr> = Vec::new();
+    let (mut busy, mut unreachable) = (false, Vec::new());
+    while unreachable.len() < CONNECTS_MAX {
+        let usable = |endpoint: &Endpoint| {
+            let at = endpoint.address();
+            let local = !route.local_only || exchange.node().is_none() || endpoint.node.as_deref() == exchange.node();
+            let reachable =
+                inner.network.find(at.ip(), Protocol::Tcp, at.port()).is_some() || inner.may_dial(route, at);
+            local && reachable && !passed.contains(&at)
+        };
+        let Some(endpoint) = choose(inner, route, exchange.client(), usable) else { break };
+        let open = endpoint.pending.open();
+        let at = endpoint.address();
+        match offer(inner, route, at, exchange, request).await {
+            Offer::Answered(response) => return Ok(response.map(|body| counted(body, open))),
+            Offer::Failed(error) => return Err(error),
+            Offer::Passed(back, why) => {
+                request = back;
+                match why {
+                    Why::Gone => {}
+                    Why::Busy => busy = true,
+                    Why::Unreachable(error) => unreachable.push(error),
+                }
+            }
         }
-        None => return Err(DialError::NoEndpoint(name())),
-    };
-    Ok(response.map(|body| counted(body, open)))
+        passed.push(at);
+    }
+    if busy {
+        // The endpoints' own word, whoever calls.
+        return Ok(plain(StatusCode::SERVICE_UNAVAILABLE, "overload", "too many requests wait already"));
+    }
+    if let Some(error) = unreachable.pop() {
+        return Err(error);
+    }
+    inner.metrics.no_endpoint.inc();
+    let name = route.via.as_ref().map(|via| format!("service {} port {}", via.service, via.port));
+    Err(DialError::NoEndpoint(name.unwrap_or_else(|| exchange.name.to_owned())))
+}
+
+async fn offer(
+    inner: &Inner,
+    route: &PortRoute,
+    at: SocketAddr,
+    exchange: &Exchange<'_>,
+    request: Request<Body>,
+) -> Offer {
+    if let Some(serve) = inner.network.find(at.ip(), Protocol::Tcp, at.port()) {
+        let origin = Origin { peer: exchange.from.clone(), local: at, via: route.via.clone() };
+        return match hand_over(&serve, &origin, request).await {
+            Ok(response) => Offer::Answered(response),
+            Err(Refused::Gone(request)) => Offer::Passed(*request, Why::Gone),
+            Err(Refused::Busy(request)) => Offer::Passed(*request, Why::Busy),
+            Err(Refused::Denied(policy)) => Offer::Failed(DialError::Denied(format!("{at} (policy {policy})"))),
+            Err(Refused::Closed) => Offer::Failed(crate::plane::refused(at)),
+        };
+    }
+    if !inner.may_dial(route, at) {
+        return Offer::Passed(request, Why::Gone);
+    }
+    inner.metrics.socket_hops.inc();
+    match inner.outside.to_endpoint(at, exchange.name, exchange.https, route.speaks, request).await {
+        Ok(response) => Offer::Answered(response),
+        Err(Unsent::Back(request, error)) => Offer::Passed(*request, Why::Unreachable(error)),
+        Err(Unsent::Lost(error)) => Offer::Failed(error),
+    }
+}
+
+/// Hands a request to a pod. What a pod cannot do is said, not left to break: a guest never gets a connection of its own.
+pub(crate) async fn hand_over(
+    serve: &Arc<dyn Serve>,
+    origin: &Origin,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, Refused<Request<Body>>> {
+    if let Some(WantsUpgrade(protocol)) = request.extensions_mut().remove() {
+        let text =
+            format!("pods cannot switch a connection to {}: use plain requests", protocol.to_str().unwrap_or("it"));
+        return Ok(plain(StatusCode::NOT_IMPLEMENTED, "upgrade", &text));
+    }
+    let response = serve.http(origin, request).await?;
+    let (mut head, body) = response.into_parts();
+    framing::strip_hop_by_hop(&mut head.headers);
+    Ok(Response::from_parts(head, body))
 }
 
 /// The endpoint for one request or connection.
@@ -70,14 +165,13 @@ pub(crate) fn choose(
     usable: impl Fn(&Endpoint) -> bool,
 ) -> Option<Arc<Endpoint>> {
     let any = || balance::pick(route.usable(), &usable, |bound| inner.env.below(bound)).cloned();
-    let (Some(timeout), Some(client), Some(service)) = (route.affinity, client, &route.service) else { return any() };
+    let (Some(sticky), Some(client)) = (&route.sticky, client) else { return any() };
     let now = inner.env.elapsed();
-    let mut all = inner.affinity.lock().unwrap_or_else(PoisonError::into_inner);
-    let affinity: &mut Affinity = all.entry((service.to_string(), route.port)).or_default();
-    let endpoint = match affinity.find(route, client, now, timeout).filter(|endpoint| usable(endpoint)) {
+    let mut clients = sticky.clients.lock().unwrap_or_else(PoisonError::into_inner);
+    let endpoint = match clients.find(route, client, now, sticky.timeout).filter(|endpoint| usable(endpoint)) {
         Some(endpoint) => endpoint.clone(),
         None => any()?,
     };
-    affinity.remember(client, &endpoint, now);
+    clients.remember(client, &endpoint, now);
     Some(endpoint)
 }

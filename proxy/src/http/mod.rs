@@ -1,6 +1,8 @@
 //! HTTP: requests of host processes are parsed once and balanced; requests of guests come parsed.
 
+#[cfg(test)]
+mod corpus;
 mod counted;
 pub(crate) mod forward;
-pub(crate) mod reset;
+pub(crate) mod pool;
 pub(crate) mod server;

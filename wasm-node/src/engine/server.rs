@@ -12,7 +12,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body as _;
 use http_body_util::{BodyExt, Empty, Full};
 use machinery::api::names::REASON_HEADER;
-use machinery::net::{Body, Serve};
+use machinery::net::framing::strip_hop_by_hop;
+use machinery::net::{Body, Origin, Refused, Serve};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -31,7 +32,6 @@ use super::cpu::Metered;
 use super::limits::{QUEUED_REQUESTS_MAX, StoreLimiter};
 use super::load::{Kind, LoadError, Pre};
 use super::state::{ComponentState, incoming};
-use crate::host::http::strip_framing;
 
 /// Calls of the node's own at once: a probe of each kind, a hook, and a trial, which all wait for their answer.
 const NODE_CALLS_MAX: usize = 8;
@@ -216,9 +216,20 @@ impl HttpServer {
     }
 }
 
+#[cfg(test)]
+impl HttpServer {
+    /// As the pod network asks, with what a client of HTTP would get where the request is not taken.
+    pub(crate) async fn http(&self, request: Request<Body>) -> Response<Body> {
+        let local = std::net::SocketAddr::from(([127, 66, 0, 2], 80));
+        let origin = Origin { peer: machinery::net::Peer::Node, local, via: None };
+        let answer = Serve::http(self, &origin, request).await;
+        answer.unwrap_or_else(|refused| machinery::net::http::refusal(&refused))
+    }
+}
+
 #[async_trait::async_trait]
 impl Serve for HttpServer {
-    async fn http(&self, request: Request<Body>) -> Response<Body> {
+    async fn http(&self, _: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
         let shared = &self.inner.shared;
         shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         if shared.engine.on_guest_thread() {
@@ -226,29 +237,42 @@ impl Serve for HttpServer {
         }
         let task = shared.engine.guest_runtime().spawn(self.inner.clone().answer(request));
         match AbortOnDrop(task).await {
-            Ok(response) => response,
+            Ok(answer) => answer,
             Err(error) => {
                 tracing::error!(container = shared.name, "a request's task failed: {error}");
-                Failure::Trap.response(shared)
+                Ok(Failure::Trap.response(shared))
             }
         }
     }
 }
 
 impl Inner {
-    async fn answer(self: Arc<Self>, mut request: Request<Body>) -> Response<Body> {
+    async fn answer(self: Arc<Self>, mut request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
         let deadline = Instant::now() + self.shared.limits.timeout;
         let flight = Flight::new(&self.in_flight);
         let call = request.extensions_mut().remove::<NodeCall>();
         let permit = match self.permit(if call.is_some() { &self.node_permits } else { &self.permits }, deadline).await
         {
             Ok(permit) => permit,
-            Err(failure) => return failure.response(&self.shared),
+            // Nothing of the request was seen: another pod can have it.
+            Err(Failure::Stopped) => return Err(Refused::gone(request)),
+            Err(Failure::Overload) => return Err(Refused::busy(request)),
+            Err(failure) => return Ok(failure.response(&self.shared)),
         };
-        let head_only = request.method() == Method::HEAD;
+        Ok(self.taken((request, call), deadline, (permit, flight)).await)
+    }
+
+    /// Answers a request that has its place.
+    async fn taken(
+        self: Arc<Self>,
+        request: (Request<Body>, Option<NodeCall>),
+        deadline: Instant,
+        place: (OwnedSemaphorePermit, Flight),
+    ) -> Response<Body> {
+        let head_only = request.0.method() == Method::HEAD;
         let exchange = Arc::new(Exchange::new());
         let (sender, mut receiver) = oneshot::channel();
-        let guest = guest(self.shared.clone(), (request, call), exchange.clone(), sender, (permit, flight));
+        let guest = guest(self.shared.clone(), request, exchange.clone(), sender, place);
         let mut guest = Metered::new(guest, self.shared.cpu.clone(), self.shared.engine.clone());
 
         let mut end: Option<End> = None;
@@ -458,7 +482,7 @@ async fn handle(
     head: oneshot::Sender<Head>,
 ) -> wasmtime::Result<()> {
     let (mut parts, body) = request.into_parts();
-    strip_framing(&mut parts.headers);
+    strip_hop_by_hop(&mut parts.headers);
     let https = parts.uri.scheme() == Some(&http::uri::Scheme::HTTPS);
     // A request without an authority, or with one that is no text, still is a request.
     let readable = parts.headers.get(header::HOST).is_some_and(|host| host.to_str().is_ok());
@@ -489,7 +513,7 @@ fn settle(shared: &Shared, result: wasmtime::Result<()>, limiter: &StoreLimiter)
 
 /// Removes what a guest must not say: the node's own headers, and those that frame a message.
 pub(crate) fn strip(headers: &mut HeaderMap) {
-    strip_framing(headers);
+    strip_hop_by_hop(headers);
     headers.remove(header::TE);
     headers.remove(header::TRAILER);
     let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("coracle-")).cloned().collect();

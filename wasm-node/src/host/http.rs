@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, Request, header};
+use http::{HeaderName, Request, header};
 use http_body_util::BodyExt;
+use machinery::net::framing::strip_hop_by_hop;
 use machinery::net::{BoxError, DialError};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
@@ -23,24 +24,8 @@ const TYPES: &str = "wasi:http/types@0.2.12";
 /// Wall clock of an outgoing request to its head, where the guest asks for no shorter one.
 const OUTGOING_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
-/// What frames a message on its connection. Guests may say it, as servers are used to, and it goes no further than here.
-const FRAMING: [HeaderName; 6] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("http2-settings"),
-];
 /// What a guest is refused to say, and never sees: its words are the authority of a request, and a proxy's own.
 const REFUSED: [HeaderName; 3] = [header::HOST, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION];
-
-/// Removes what frames a message: between two messages of different connections it means nothing.
-pub(crate) fn strip_framing(headers: &mut HeaderMap) {
-    for name in &FRAMING {
-        headers.remove(name);
-    }
-}
 
 /// One instance's way out.
 pub(crate) struct Outgoing {
@@ -84,15 +69,14 @@ async fn send(shared: Arc<Shared>, request: Request<WasiBody>, options: RequestO
         (None, Some(first_byte)) => first_byte,
         _ => wanted,
     };
-    let mut request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
-    strip_framing(request.headers_mut());
+    let request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
     let sent = tokio::time::timeout(timeout.min(OUTGOING_TIMEOUT_MAX), dial.http(&shared.caller, request)).await;
     let mut response = match sent {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => return Err(code(error)),
         Err(_) => return Err(Error::HttpResponseTimeout),
     };
-    strip_framing(response.headers_mut());
+    strip_hop_by_hop(response.headers_mut());
     // The permit goes with the body: an exchange counts until its response is read or dropped.
     let response = response.map(|body| {
         incoming(body)

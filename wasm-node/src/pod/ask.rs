@@ -1,11 +1,11 @@
 //! HTTP requests of the node to its own pods: probes and hooks. They go straight to the pod, over no socket.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
-use machinery::net::{Body, PodNetwork};
+use machinery::net::{Body, Origin, Peer, PodNetwork, Protocol, Refused};
 
 use super::settings::Get;
 use crate::engine::NodeCall;
@@ -43,9 +43,8 @@ async fn send(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration, ow
     let Some(port) = get.port else { return Err(format!("couldn't find port: {}", get.port_text)) };
     let host = if ip.is_ipv6() { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
     let url = format!("http://{host}{}", get.path);
-    let Some(serve) = network.find(ip, port) else {
-        return Err(format!("Get {url:?}: dial tcp {host}: connect: connection refused"));
-    };
+    let refused = || format!("Get {url:?}: dial tcp {host}: connect: connection refused");
+    let serve = network.find(ip, Protocol::Tcp, port).ok_or_else(refused)?;
     let mut request = Request::get(&url).extension(own);
     let has = |name: &str| get.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
     for (name, value) in [("user-agent", "kube-probe/1.36"), ("accept", "*/*"), ("host", host.as_str())] {
@@ -62,7 +61,12 @@ async fn send(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration, ow
     let body: Body = Empty::new().map_err(|never| match never {}).boxed_unsync();
     let request = request.body(body).map_err(|error| format!("Get {url:?}: {error}"))?;
     let exchange = async {
-        let response = serve.http(request).await;
+        let origin = Origin { peer: Peer::Node, local: SocketAddr::new(ip, port), via: None };
+        let response = match serve.http(&origin, request).await {
+            Ok(response) => response,
+            Err(Refused::Busy(_)) => return Ok(StatusCode::SERVICE_UNAVAILABLE.as_u16()),
+            Err(Refused::Gone(_) | Refused::Denied(_) | Refused::Closed) => return Err(refused()),
+        };
         let status = response.status();
         let mut body = response.into_body();
         let mut read = 0;

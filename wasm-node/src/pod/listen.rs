@@ -4,13 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Request;
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::ObjectReference;
-use machinery::net::Serve;
+use machinery::net::{Origin, Peer, Serve, Stream};
 use machinery::runtime::Note;
 use machinery::runtime::events::Recorder;
 use tokio::net::TcpListener;
@@ -37,7 +32,7 @@ pub(crate) async fn listen(ip: IpAddr, port: u16, serve: Arc<dyn Serve>, recorde
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
         while connections.try_join_next().is_some() {}
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
@@ -45,15 +40,9 @@ pub(crate) async fn listen(ip: IpAddr, port: u16, serve: Arc<dyn Serve>, recorde
         let serve = serve.clone();
         connections.spawn(async move {
             let _permit = permit;
-            let service = service_fn(move |request: Request<Incoming>| {
-                let serve = serve.clone();
-                async move {
-                    let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-                    Ok::<_, std::convert::Infallible>(serve.http(request).await)
-                }
-            });
-            let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            let origin = Origin { peer: Peer::Host(peer), local: address, via: None };
+            // Where it is refused, the connection closes.
+            let _ = serve.stream(origin, Stream::Tcp(stream)).await;
         });
     }
 }

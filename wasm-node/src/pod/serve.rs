@@ -1,12 +1,12 @@
 //! The pod's end of the data plane's requests: hands them to the engine, and notices when no instance can be made.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response};
 use machinery::api::names::REASON_HEADER;
-use machinery::net::{Body, Serve};
+use machinery::net::{Attached, Body, Origin, Refused, Serve};
 use tokio::sync::mpsc;
 
 use super::state::Event;
@@ -15,6 +15,21 @@ use crate::engine::{HttpServer, Trial};
 
 /// How often a server that can't be instantiated is tried again.
 const TRY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The address of a server: held by what runs, closed by what stops it, whichever comes first.
+#[derive(Clone)]
+pub(crate) struct Door(Arc<Mutex<Option<Attached>>>);
+
+impl Door {
+    pub(crate) fn new(attached: Attached) -> Self {
+        Self(Arc::new(Mutex::new(Some(attached))))
+    }
+
+    /// Nobody is sent to the server any more; the address is free.
+    pub(crate) fn close(&self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
 
 /// A server with an eye on it.
 pub(crate) struct Gate {
@@ -64,14 +79,14 @@ impl Gate {
 
 #[async_trait::async_trait]
 impl Serve for Gate {
-    async fn http(&self, request: Request<Body>) -> Response<Body> {
-        let response = self.server.http(request).await;
+    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
+        let response = Serve::http(&self.server, from, request).await?;
         if response.status().is_server_error()
             && response.headers().contains_key(REASON_HEADER)
             && self.server.container().broken().is_some()
         {
             self.look();
         }
-        response
+        Ok(response)
     }
 }

@@ -10,15 +10,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::ask::call;
+use super::serve::Door;
 use super::settings::{Get, get};
 use super::state::Event;
 use super::worker::Message;
 use crate::engine::{HttpServer, StopSignal};
 use crate::node::Shared;
 
-/// How long a server goes on accepting after its endpoint has left every routing table of this process. Other
-/// processes (a proxy on another node, a client that resolved the pod's name) hear of it by a watch of their own, which
-/// takes well under a second.
+/// How long a server goes on accepting after its endpoint has left every routing table of this process (contract.md §4).
+/// Callers of this process need none of it: a request that comes too late is handed back and goes to the next endpoint
+/// (`Refused::Gone`). Other processes (a client that resolved the pod's name, a proxy elsewhere) hear of the end by a watch
+/// of their own, which takes well under a second.
 const UNROUTED_FOR: Duration = Duration::from_secs(1);
 /// How long a server waits to leave the routing tables. A Service that publishes addresses that are not ready names a
 /// pod until it is gone, and its grace period should not pass for that.
@@ -83,7 +85,8 @@ async fn over(mut ends: watch::Receiver<Instant>) {
 /// A server to stop.
 pub(crate) struct Server {
     pub(crate) server: HttpServer,
-    pub(crate) port: u16,
+    /// Its address, where it has one.
+    pub(crate) door: Option<Door>,
     /// To be started again: its end is a failure.
     pub(crate) restart: bool,
     /// What it leaves when it has ended; told whether it failed. Reads files.
@@ -104,12 +107,17 @@ pub(crate) async fn server(
     messages: mpsc::Sender<Message>,
 ) {
     let network = node.parts.network.clone();
+    let close = || {
+        if let Some(door) = &what.door {
+            door.close();
+        }
+    };
     let drain = async {
         hook.run(&node, ip, &ends, &messages).await;
         if let Some(ip) = ip {
             let _ = tokio::time::timeout(ROUTED_MAX, network.until_unrouted(ip)).await;
             tokio::time::sleep(UNROUTED_FOR).await;
-            network.detach(ip, what.port);
+            close();
             let _ = messages.send(Message::Event(Event::Closed)).await;
         }
         what.server.drained().await;
@@ -118,9 +126,7 @@ pub(crate) async fn server(
         () = drain => true,
         () = over(ends.clone()) => false,
     };
-    if let Some(ip) = ip {
-        network.detach(ip, what.port);
-    }
+    close();
     what.server.shut();
     let (code, reason) = match (drained, what.restart) {
         (true, false) => (0, "Completed"),

@@ -105,7 +105,9 @@ impl Drop for Task {
 /// A container that runs.
 struct Live {
     made: Made,
-    server: Option<(engine::HttpServer, u16)>,
+    server: Option<engine::HttpServer>,
+    /// Its address, where it has one.
+    door: Option<super::serve::Door>,
     /// The command's run, or nothing.
     _run: Option<Task>,
     _measure: Option<Task>,

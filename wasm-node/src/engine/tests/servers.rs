@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use machinery::net::{DialError, Serve};
+use machinery::net::DialError;
 
 use super::*;
 

@@ -1,6 +1,8 @@
 //! Doing what [`State`](super::State) answers.
 
 use super::*;
+use crate::pod::serve::Door;
+use machinery::net::Listen;
 
 impl Worker {
     pub(super) fn perform(&mut self, actions: Vec<Action>) {
@@ -108,8 +110,11 @@ impl Worker {
         let id = made.id.clone();
         let container = made.container.clone();
         let log = made.log.clone();
+        // The former one's address, where it still has it.
+        self.live = None;
         let mut live = Live {
             server: None,
+            door: None,
             _run: None,
             _measure: self.measure(&container, made.termination.is_some()),
             _listener: None,
@@ -130,7 +135,13 @@ impl Worker {
                 let port = server_port(&self.container);
                 let gate = Gate::new(server.clone(), attempt, self.sender.clone());
                 if let Some(ip) = ip {
-                    self.node.parts.network.attach(ip, port, gate.clone());
+                    match self.node.parts.network.attach(Listen::tcp(ip, port), gate.clone()) {
+                        Ok(attached) => live.door = Some(Door::new(attached)),
+                        Err(taken) => {
+                            self.apply(Event::StartFailed { reason: "RunContainerError", message: taken.to_string() });
+                            return;
+                        }
+                    }
                     if self.node.config.host_pod_listeners {
                         let listening = crate::pod::listen::listen(
                             ip,
@@ -145,7 +156,7 @@ impl Worker {
                 if self.rules.readiness.is_none() && self.rules.startup.is_none() {
                     gate.look();
                 }
-                live.server = Some((server, port));
+                live.server = Some(server);
             }
             Kind::Command => {
                 let (signal, stopped) = oneshot::channel();
@@ -248,7 +259,7 @@ impl Worker {
         let (end, ends) = watch::channel(deadline);
         let hook = stop::Hook::of(&self.container);
         let task = match (&live.server, live.signal.take()) {
-            (Some((server, port)), _) => {
+            (Some(server), _) => {
                 let killed_by_probe =
                     matches!(&self.state.stage, Stage::Stopping { why: Why::Probe | Why::Changed, .. });
                 let (log, file) = (live.made.log.clone(), live.made.termination.clone());
@@ -257,7 +268,8 @@ impl Worker {
                     log.close();
                     message::read(file.as_deref(), log.path(), from_log, failed)
                 });
-                let what = stop::Server { server: server.clone(), port: *port, restart: killed_by_probe, last_words };
+                let (server, door) = (server.clone(), live.door.clone());
+                let what = stop::Server { server, door, restart: killed_by_probe, last_words };
                 tokio::spawn(stop::server(self.node.clone(), what, self.ip, hook, ends, attempt, self.sender.clone()))
             }
             (None, Some(signal)) => {
@@ -283,8 +295,10 @@ impl Worker {
         self.preparing = None;
         self.sources = None;
         if let Some(live) = self.live.take() {
-            if let (Some((server, port)), Some(ip)) = (&live.server, self.ip) {
-                self.node.parts.network.detach(ip, *port);
+            if let Some(door) = &live.door {
+                door.close();
+            }
+            if let Some(server) = &live.server {
                 server.shut();
             }
             let log = live.made.log.clone();

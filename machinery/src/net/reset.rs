@@ -10,23 +10,23 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use machinery::net::{Body, BoxError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+
+use super::{Body, BoxError, Stream};
 
 /// Whether a body on a connection broke off.
 #[derive(Clone, Default)]
-pub(crate) struct Broken(Arc<AtomicBool>);
+pub(super) struct Broken(Arc<AtomicBool>);
 
 impl Broken {
     /// `body`, whose breaking off is noticed.
-    pub(crate) fn watch(self, body: Body) -> Body {
+    pub(super) fn watch(self, body: Body) -> Body {
         Watched { body, broken: self }.boxed_unsync()
     }
 
-    /// The connection's socket, which is reset at its end if one did.
-    pub(crate) fn socket(&self, stream: TcpStream) -> Socket {
-        Socket { stream, broken: self.clone() }
+    /// The connection's stream; a socket is reset at its end if one did.
+    pub(super) fn connection(&self, stream: Stream) -> Connection {
+        Connection { stream, broken: self.clone() }
     }
 }
 
@@ -57,27 +57,29 @@ impl http_body::Body for Watched {
 }
 
 /// A client's connection.
-pub(crate) struct Socket {
-    stream: TcpStream,
+pub(super) struct Connection {
+    stream: Stream,
     broken: Broken,
 }
 
-impl Drop for Socket {
+impl Drop for Connection {
     fn drop(&mut self) {
-        if self.broken.0.load(Ordering::Relaxed) {
+        if self.broken.0.load(Ordering::Relaxed)
+            && let Stream::Tcp(stream) = &self.stream
+        {
             // Where that fails the connection is gone already.
-            let _ = self.stream.set_zero_linger();
+            let _ = stream.set_zero_linger();
         }
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, into)
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

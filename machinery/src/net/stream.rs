@@ -1,0 +1,142 @@
+//! Raw streams and datagrams between two ends of the pod network, whatever carries them.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+/// What waits in each direction of a pipe within the process: as much as a socket's usual window.
+pub const PIPE_BYTES: usize = 64 << 10;
+/// Datagrams that wait in each direction; later ones are dropped, as a full socket does.
+pub const DATAGRAMS_WAITING_MAX: usize = 64;
+
+/// Both directions of some other stream.
+pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+/// A stream of bytes in both directions.
+pub enum Stream {
+    /// A socket; two of them can be joined by the kernel.
+    Tcp(TcpStream),
+    /// A pipe to a pod of this process.
+    Pipe(DuplexStream),
+    /// Whatever else: TLS, a tunnel to another node.
+    Tunnel(Box<dyn Io>),
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp(_) => "Tcp",
+            Self::Pipe(_) => "Pipe",
+            Self::Tunnel(_) => "Tunnel",
+        })
+    }
+}
+
+impl Stream {
+    /// The two ends of a pipe.
+    #[must_use]
+    pub fn pipe() -> (Self, Self) {
+        let (a, b) = tokio::io::duplex(PIPE_BYTES);
+        (Self::Pipe(a), Self::Pipe(b))
+    }
+
+    /// The same stream, with something that it keeps as long as it lives.
+    #[must_use]
+    pub fn holding(self, held: impl Send + Unpin + 'static) -> Self {
+        Self::Tunnel(Box::new(Holding { stream: self, _held: held }))
+    }
+
+    fn io(&mut self) -> Pin<&mut dyn Io> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream),
+            Self::Pipe(stream) => Pin::new(stream),
+            Self::Tunnel(stream) => Pin::new(stream),
+        }
+    }
+}
+
+struct Holding<T> {
+    stream: Stream,
+    _held: T,
+}
+
+impl<T: Unpin> AsyncRead for Holding<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, into)
+    }
+}
+
+impl<T: Unpin> AsyncWrite for Holding<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.io().poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.io().poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Pipe(stream) => stream.is_write_vectored(),
+            Self::Tunnel(stream) => stream.is_write_vectored(),
+        }
+    }
+}
+
+/// One caller's datagrams in both directions, both bounded. Dropping it closes them.
+#[derive(Debug)]
+pub struct DatagramPipe {
+    /// To the other end. A datagram that doesn't fit is dropped (`try_send`).
+    pub send: mpsc::Sender<Bytes>,
+    /// From the other end.
+    pub receive: mpsc::Receiver<Bytes>,
+}
+
+impl DatagramPipe {
+    /// The two ends.
+    #[must_use]
+    pub fn pair() -> (Self, Self) {
+        let (to_b, from_a) = mpsc::channel(DATAGRAMS_WAITING_MAX);
+        let (to_a, from_b) = mpsc::channel(DATAGRAMS_WAITING_MAX);
+        (Self { send: to_b, receive: from_b }, Self { send: to_a, receive: from_a })
+    }
+}

@@ -1,0 +1,239 @@
+//! Looks up names of the outside: asynchronously, so that a name server that never answers holds memory and no thread,
+//! and with a share for each pod, so that it stalls nobody but who asked.
+//!
+//! Servers, search path and hosts are the host's (`/etc/resolv.conf`, `/etc/hosts`), read again when they change.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ResolverConfig, ResolverOpts};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use machinery::env::Env;
+use machinery::net::{Caller, DialError};
+use tokio::sync::Semaphore;
+
+/// Look-ups of one pod at once; more of them wait for its own, not for others'.
+const LOOKUPS_PER_POD_MAX: usize = 16;
+/// Look-ups of all pods at once, each with a socket of its own: bounds file handles.
+const LOOKUPS_MAX: usize = 512;
+/// How long a name may take, waiting included.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is checked whether the host's settings have changed (another network, a VPN).
+const SETTINGS_INTERVAL: Duration = Duration::from_secs(5);
+/// Answers that are kept, for as long as their servers say.
+const ANSWERS_MAX: u64 = 2_048;
+/// Where the host's settings are, as far as changes are noticed.
+const SETTINGS: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
+
+/// Which pod: namespace and name.
+type Pod = (Arc<str>, Arc<str>);
+
+pub(crate) struct Names {
+    env: Env,
+    loaded: Mutex<Loaded>,
+    shares: Mutex<HashMap<Pod, Arc<Semaphore>>>,
+    all: Semaphore,
+}
+
+struct Loaded {
+    resolver: Option<TokioResolver>,
+    changed: [Option<SystemTime>; 2],
+    checked: Duration,
+    /// Given by a test, and never read again.
+    fixed: bool,
+}
+
+impl Names {
+    /// Asks as the host does.
+    pub(crate) fn of_host(env: Env) -> Self {
+        let loaded = Loaded { resolver: host_resolver(), changed: changed(), checked: env.elapsed(), fixed: false };
+        Self::new(env, loaded)
+    }
+
+    fn new(env: Env, loaded: Loaded) -> Self {
+        Self { env, loaded: Mutex::new(loaded), shares: Mutex::default(), all: Semaphore::new(LOOKUPS_MAX) }
+    }
+
+    /// The addresses of a name of the outside, in the order in which they should be tried.
+    pub(crate) async fn lookup(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
+        let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, self.ask(caller, name)).await;
+        looked_up.map_err(|_| DialError::Timeout(format!("the name server, asked for {name},")))?
+    }
+
+    async fn ask(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
+        let unknown = || DialError::NameNotFound(name.to_owned());
+        let share = Share::of(self, (caller.namespace.clone(), caller.pod.clone()));
+        // Neither is ever closed.
+        let _own = share.permits.acquire().await.map_err(|_| unknown())?;
+        let _any = self.all.acquire().await.map_err(|_| unknown())?;
+        let resolver = self.resolver().ok_or_else(unknown)?;
+        let found = match resolver.lookup_ip(name).await {
+            Ok(found) => found,
+            Err(NetError::Timeout) => {
+                return Err(DialError::Timeout(format!("the name server, asked for {name},")));
+            }
+            Err(error) => {
+                tracing::debug!(name, %error, "a look-up failed");
+                return Err(unknown());
+            }
+        };
+        let addresses = alternate(found.iter());
+        if addresses.is_empty() { Err(unknown()) } else { Ok(addresses) }
+    }
+
+    fn resolver(&self) -> Option<TokioResolver> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.env.elapsed();
+        if !loaded.fixed && now.saturating_sub(loaded.checked) >= SETTINGS_INTERVAL {
+            loaded.checked = now;
+            let changed = changed();
+            if changed != loaded.changed {
+                loaded.changed = changed;
+                loaded.resolver = host_resolver();
+            }
+        }
+        loaded.resolver.clone()
+    }
+}
+
+/// A pod's share of the look-ups, forgotten when nobody uses it.
+struct Share<'a> {
+    names: &'a Names,
+    pod: Pod,
+    permits: Arc<Semaphore>,
+}
+
+impl<'a> Share<'a> {
+    fn of(names: &'a Names, pod: Pod) -> Self {
+        let mut shares = names.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let permits = shares.entry(pod.clone()).or_insert_with(|| Arc::new(Semaphore::new(LOOKUPS_PER_POD_MAX)));
+        Self { names, pod, permits: permits.clone() }
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        let mut shares = self.names.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        // The map's own and this one.
+        if Arc::strong_count(&self.permits) <= 2 {
+            shares.remove(&self.pod);
+        }
+    }
+}
+
+fn changed() -> [Option<SystemTime>; 2] {
+    SETTINGS.map(|path| Path::new(path).metadata().and_then(|about| about.modified()).ok())
+}
+
+/// A host without name servers still has its hosts file.
+fn host_resolver() -> Option<TokioResolver> {
+    let (config, options) = hickory_resolver::system_conf::read_system_conf().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the host has no name servers: names of the outside are unknown to guests");
+        Default::default()
+    });
+    resolver(config, options)
+}
+
+fn resolver(config: ResolverConfig, mut options: ResolverOpts) -> Option<TokioResolver> {
+    options.cache_size = ANSWERS_MAX;
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    *builder.options_mut() = options;
+    builder.build().inspect_err(|error| tracing::warn!(%error, "names of the outside cannot be looked up")).ok()
+}
+
+/// Families by turns, the first answer's first: where one of them leads nowhere, the other one is tried next (RFC 8305 §4).
+fn alternate(all: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let all: Vec<IpAddr> = all.collect();
+    let first_is_v4 = all.first().is_some_and(IpAddr::is_ipv4);
+    let (mut these, mut those): (Vec<_>, Vec<_>) = all.into_iter().partition(|ip| ip.is_ipv4() == first_is_v4);
+    these.reverse();
+    those.reverse();
+    let mut turns = Vec::with_capacity(these.len() + those.len());
+    while !these.is_empty() || !those.is_empty() {
+        turns.extend(these.pop());
+        turns.extend(those.pop());
+    }
+    turns
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use hickory_resolver::config::{NameServerConfig, ResolveHosts};
+    use tokio::net::UdpSocket;
+
+    /// A name server that knows `good…` (as 192.0.2.1) and keeps silent about everything else.
+    pub(crate) async fn tarpit() -> Names {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut server = NameServerConfig::udp("127.0.0.1".parse().unwrap());
+        server.connections[0].port = socket.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let mut query = [0_u8; 512];
+            while let Ok((length, from)) = socket.recv_from(&mut query).await {
+                let Some(answer) = answer(&query[..length]) else { continue };
+                let _ = socket.send_to(&answer, from).await;
+            }
+        });
+        let mut options = ResolverOpts::default();
+        options.use_hosts_file = ResolveHosts::Never;
+        options.edns0 = false;
+        let resolver = resolver(ResolverConfig::from_parts(None, Vec::new(), vec![server]), options);
+        let env = Env::real();
+        let checked = env.elapsed();
+        Names::new(env, Loaded { resolver, changed: [None; 2], checked, fixed: true })
+    }
+
+    /// A header, the question again, and one A record; none for another type.
+    fn answer(query: &[u8]) -> Option<Vec<u8>> {
+        let first = query.get(12 + 1..12 + 5)?;
+        if !first.eq_ignore_ascii_case(b"good") {
+            return None;
+        }
+        let end = 12 + query[12..].iter().position(|byte| *byte == 0)? + 5;
+        let is_a = query[end - 4..end - 2] == [0, 1];
+        let mut answer = query[..2].to_vec();
+        answer.extend([0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
+        answer.extend(&query[12..end]);
+        if is_a {
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
+        }
+        Some(answer)
+    }
+
+    fn caller(pod: &str) -> Caller {
+        Caller { node: "n".into(), namespace: "shop".into(), pod: pod.into(), ip: None }
+    }
+
+    #[tokio::test]
+    async fn a_name_server_that_never_answers_stalls_nobody_else() {
+        let names = Arc::new(tarpit().await);
+        let mut stuck = tokio::task::JoinSet::new();
+        for n in 0..200 {
+            let names = names.clone();
+            stuck.spawn(async move { names.lookup(&caller("hostile"), &format!("slow{n}.test")).await });
+        }
+        // All of the hostile pod's share is in use, and the rest of its calls wait.
+        while names.all.available_permits() > LOOKUPS_MAX - LOOKUPS_PER_POD_MAX {
+            tokio::task::yield_now().await;
+        }
+        let found = tokio::time::timeout(Duration::from_secs(5), names.lookup(&caller("victim"), "good.test")).await;
+        assert_eq!(found.expect("an answer").unwrap(), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(names.all.available_permits(), LOOKUPS_MAX - LOOKUPS_PER_POD_MAX);
+        assert_eq!(names.shares.lock().unwrap().len(), 1, "who asks no more has no share");
+        stuck.shutdown().await;
+        assert!(names.shares.lock().unwrap().is_empty() && names.all.available_permits() == LOOKUPS_MAX);
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let ips = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let mixed = ips(&["2001:db8::1", "2001:db8::2", "192.0.2.1"]);
+        assert_eq!(alternate(mixed.into_iter()), ips(&["2001:db8::1", "192.0.2.1", "2001:db8::2"]));
+        assert!(alternate(std::iter::empty()).is_empty());
+    }
+}
