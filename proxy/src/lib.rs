@@ -17,6 +17,7 @@ pub mod outside;
 pub mod pending;
 pub mod plane;
 pub mod resolve;
+mod shares;
 pub mod table;
 pub mod unsupported;
 pub mod watch;

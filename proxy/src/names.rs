@@ -3,7 +3,6 @@
 //!
 //! Servers, search path and hosts are the host's (`/etc/resolv.conf`, `/etc/hosts`), read again when they change.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +14,8 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use machinery::env::Env;
 use machinery::net::{Caller, DialError};
-use tokio::sync::Semaphore;
+
+use crate::shares::Shares;
 
 /// Look-ups of one pod at once; more of them wait for its own, not for others'.
 const LOOKUPS_PER_POD_MAX: usize = 16;
@@ -30,14 +30,10 @@ const ANSWERS_MAX: u64 = 2_048;
 /// Where the host's settings are, as far as changes are noticed.
 const SETTINGS: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
-/// Which pod: namespace and name.
-type Pod = (Arc<str>, Arc<str>);
-
 pub(crate) struct Names {
     env: Env,
     loaded: Mutex<Loaded>,
-    shares: Mutex<HashMap<Pod, Arc<Semaphore>>>,
-    all: Semaphore,
+    places: Arc<Shares>,
 }
 
 struct Loaded {
@@ -56,7 +52,7 @@ impl Names {
     }
 
     fn new(env: Env, loaded: Loaded) -> Self {
-        Self { env, loaded: Mutex::new(loaded), shares: Mutex::default(), all: Semaphore::new(LOOKUPS_MAX) }
+        Self { env, loaded: Mutex::new(loaded), places: Shares::new(LOOKUPS_PER_POD_MAX, LOOKUPS_MAX) }
     }
 
     /// The addresses of a name of the outside, in the order in which they should be tried.
@@ -67,10 +63,7 @@ impl Names {
 
     async fn ask(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
         let unknown = || DialError::NameNotFound(name.to_owned());
-        let share = Share::of(self, (caller.namespace.clone(), caller.pod.clone()));
-        // Neither is ever closed.
-        let _own = share.permits.acquire().await.map_err(|_| unknown())?;
-        let _any = self.all.acquire().await.map_err(|_| unknown())?;
+        let _place = self.places.place(Some(caller)).await;
         let resolver = self.resolver().ok_or_else(unknown)?;
         let found = match resolver.lookup_ip(name).await {
             Ok(found) => found,
@@ -98,31 +91,6 @@ impl Names {
             }
         }
         loaded.resolver.clone()
-    }
-}
-
-/// A pod's share of the look-ups, forgotten when nobody uses it.
-struct Share<'a> {
-    names: &'a Names,
-    pod: Pod,
-    permits: Arc<Semaphore>,
-}
-
-impl<'a> Share<'a> {
-    fn of(names: &'a Names, pod: Pod) -> Self {
-        let mut shares = names.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        let permits = shares.entry(pod.clone()).or_insert_with(|| Arc::new(Semaphore::new(LOOKUPS_PER_POD_MAX)));
-        Self { names, pod, permits: permits.clone() }
-    }
-}
-
-impl Drop for Share<'_> {
-    fn drop(&mut self) {
-        let mut shares = self.names.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map's own and this one.
-        if Arc::strong_count(&self.permits) <= 2 {
-            shares.remove(&self.pod);
-        }
     }
 }
 
@@ -218,15 +186,15 @@ pub(crate) mod tests {
             stuck.spawn(async move { names.lookup(&caller("hostile"), &format!("slow{n}.test")).await });
         }
         // All of the hostile pod's share is in use, and the rest of its calls wait.
-        while names.all.available_permits() > LOOKUPS_MAX - LOOKUPS_PER_POD_MAX {
+        while names.places.free() > LOOKUPS_MAX - LOOKUPS_PER_POD_MAX {
             tokio::task::yield_now().await;
         }
         let found = tokio::time::timeout(Duration::from_secs(5), names.lookup(&caller("victim"), "good.test")).await;
         assert_eq!(found.expect("an answer").unwrap(), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
-        assert_eq!(names.all.available_permits(), LOOKUPS_MAX - LOOKUPS_PER_POD_MAX);
-        assert_eq!(names.shares.lock().unwrap().len(), 1, "who asks no more has no share");
+        assert_eq!(names.places.free(), LOOKUPS_MAX - LOOKUPS_PER_POD_MAX);
+        assert_eq!(names.places.pods(), 1, "who asks no more has no share");
         stuck.shutdown().await;
-        assert!(names.shares.lock().unwrap().is_empty() && names.all.available_permits() == LOOKUPS_MAX);
+        assert!(names.places.pods() == 0 && names.places.free() == LOOKUPS_MAX);
     }
 
     #[test]

@@ -21,17 +21,19 @@ use machinery::net::{Body, BoxError, Caller, DialError, Io, Stream};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::pool::{Http1, Http2, Pool};
 use crate::listen::Tenure;
 use crate::names::Names;
+use crate::shares::{Place, Shares};
 use crate::table::AppProtocol;
 
-/// Exchanges with the outside at once, of all guests together: bounds file handles and what one guest can do to others.
+/// Exchanges with the outside at once, of all guests together: bounds file handles.
 const EXCHANGES_MAX: usize = 256;
+/// Those of one pod, and of the host's processes together: three that wait for ever leave a quarter to the others.
+const EXCHANGES_PER_POD_MAX: usize = 64;
 /// How long connecting and the TLS handshake may take together, over all addresses of a name.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Addresses of a name that are tried.
@@ -68,7 +70,7 @@ impl Unsent {
 /// Reaches the outside.
 pub(crate) struct Outside {
     tls: TlsConnector,
-    exchanges: Arc<Semaphore>,
+    exchanges: Arc<Shares>,
     names: Names,
     pool: Pool,
     /// The cluster's own blocks: no name of the outside leads there.
@@ -82,10 +84,12 @@ impl std::fmt::Debug for Outside {
 }
 
 /// A place among the exchanges, held by whatever of one still goes on.
-type Permit = Arc<OwnedSemaphorePermit>;
+type Permit = Arc<Place>;
 
 /// Where a connection leads, and what is spoken on it.
 struct To<'a> {
+    /// The pod that calls.
+    caller: Option<&'a Caller>,
     address: SocketAddr,
     /// What the caller named: the server name of a TLS connection.
     name: &'a str,
@@ -111,7 +115,7 @@ impl Outside {
             .with_no_client_auth();
         Ok(Self {
             tls: TlsConnector::from(Arc::new(config)),
-            exchanges: Arc::new(Semaphore::new(EXCHANGES_MAX)),
+            exchanges: Shares::new(EXCHANGES_PER_POD_MAX, EXCHANGES_MAX),
             names: Names::of_host(env.clone()),
             pool: Pool::new(env.clone()),
             cluster,
@@ -128,10 +132,10 @@ impl Outside {
         request: Request<Body>,
     ) -> Result<Response<Body>, DialError> {
         let addresses = self.resolve(caller, name).await?;
-        let permit = self.permit().await?;
+        let permit = self.permit(Some(caller)).await;
         let address = |ip: &IpAddr| SocketAddr::new(*ip, port);
         let stream = self.connect(addresses.iter().map(address).collect(), name).await?;
-        let to = To { address: SocketAddr::new(addresses[0], port), name, https, keep: false };
+        let to = To { caller: Some(caller), address: SocketAddr::new(addresses[0], port), name, https, keep: false };
         let sender = self.http1(&to, stream).await?;
         self.send_http1(&to, sender, false, request, permit).await.map_err(Unsent::error)
     }
@@ -139,6 +143,7 @@ impl Outside {
     /// To an address of the outside.
     pub(crate) async fn http_to(
         &self,
+        caller: &Caller,
         address: SocketAddr,
         name: &str,
         https: bool,
@@ -147,25 +152,30 @@ impl Outside {
         if self.is_forbidden(address.ip()) {
             return Err(DialError::Denied(address.ip().to_string()));
         }
-        let to = To { address, name, https, keep: false };
+        let to = To { caller: Some(caller), address, name, https, keep: false };
         self.exchange(&to, AppProtocol::Http, request).await.map_err(Unsent::error)
     }
 
     /// To an endpoint of a Service. The caller has decided that `address` may be dialled.
     pub(crate) async fn to_endpoint(
         &self,
+        caller: Option<&Caller>,
+        (name, https): (&str, bool),
         address: SocketAddr,
-        name: &str,
-        https: bool,
         speaks: AppProtocol,
         request: Request<Body>,
     ) -> Result<Response<Body>, Unsent> {
-        self.exchange(&To { address, name, https, keep: !https }, speaks, request).await
+        self.exchange(&To { caller, address, name, https, keep: !https }, speaks, request).await
     }
 
     /// A stream of bytes to the first of these addresses that takes it. They have been checked.
-    pub(crate) async fn stream(&self, addresses: Vec<SocketAddr>, name: &str) -> Result<Stream, DialError> {
-        let permit = self.permit().await?;
+    pub(crate) async fn stream(
+        &self,
+        caller: &Caller,
+        addresses: Vec<SocketAddr>,
+        name: &str,
+    ) -> Result<Stream, DialError> {
+        let permit = self.permit(Some(caller)).await;
         let stream = self.connect(addresses, name).await?;
         Ok(Stream::Tcp(stream).holding(permit))
     }
@@ -189,10 +199,8 @@ impl Outside {
         self.pool.count()
     }
 
-    async fn permit(&self) -> Result<Permit, DialError> {
-        // Never closed.
-        let permit = self.exchanges.clone().acquire_owned().await;
-        permit.map(Arc::new).map_err(|error| DialError::Connection { address: String::new(), source: error.into() })
+    async fn permit(&self, caller: Option<&Caller>) -> Permit {
+        Arc::new(self.exchanges.place(caller).await)
     }
 
     async fn exchange(
@@ -202,10 +210,7 @@ impl Outside {
         request: Request<Body>,
     ) -> Result<Response<Body>, Unsent> {
         let back = |request: Request<Body>, error| Unsent::Back(Box::new(request), error);
-        let permit = match self.permit().await {
-            Ok(permit) => permit,
-            Err(error) => return Err(back(request, error)),
-        };
+        let permit = self.permit(to.caller).await;
         let wants_upgrade = request.extensions().get::<WantsUpgrade>().is_some();
         if speaks == AppProtocol::H2c && to.keep && !wants_upgrade {
             let sender = match self.pool.share(to.address) {
@@ -495,6 +500,36 @@ mod tests {
             assert!(is_special(ip.parse().unwrap()), "{ip}");
         }
         assert!(!is_special("192.0.2.1".parse().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn all_addresses_of_a_name_are_tried() {
+        let outside = Outside::new(&Env::real(), None, Vec::new()).unwrap();
+        let live = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let live = live.local_addr().map(|address| (live, address)).unwrap();
+        let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        // A listener whose queue is full doesn't answer at all, as a host behind a wall.
+        let silent = tokio::net::TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let full = silent.listen(0).unwrap();
+        let silent = full.local_addr().unwrap();
+        let mut queue = vec![TcpStream::connect(silent).await.unwrap()];
+        while let Ok(Ok(stream)) = tokio::time::timeout(NEXT_ADDRESS_AFTER, TcpStream::connect(silent)).await {
+            queue.push(stream);
+        }
+        let stream = outside.connect(vec![dead, silent, dead, live.1], "a").await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), live.1);
+        assert!(matches!(outside.connect(vec![dead, dead], "a").await, Err(DialError::Connection { .. })));
+        assert!(matches!(outside.connect(Vec::new(), "a").await, Err(DialError::NameNotFound(_))));
+    }
+
+    #[test]
+    fn names_do_not_lead_into_the_cluster() {
+        let outside = Outside::new(&Env::real(), None, vec!["10.96.0.0/12".parse().unwrap()]).unwrap();
+        for ip in ["10.96.0.1", "::ffff:10.96.0.1", "127.0.0.1", "169.254.169.254"] {
+            assert!(outside.is_forbidden(ip.parse().unwrap()), "{ip}");
+        }
+        assert!(!outside.is_forbidden("192.0.2.1".parse().unwrap()));
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl Dial for DataPlane {
                 None if inner.is_cluster(ip) => Err(refused(SocketAddr::new(ip, port))),
                 None => {
                     inner.metrics.socket_hops.inc();
-                    inner.outside.http_to(SocketAddr::new(ip, port), &host, https, request).await
+                    inner.outside.http_to(caller, SocketAddr::new(ip, port), &host, https, request).await
                 }
             },
             Resolved::Outside(name) => {
@@ -220,13 +220,13 @@ impl Dial for DataPlane {
                     Some(serve) => Ok(inner.pipe_to(serve, caller, at, None)),
                     None if inner.is_cluster(ip) => Err(refused(at)),
                     None if inner.outside.is_forbidden(ip) => Err(DialError::Denied(named())),
-                    None => inner.outside.stream(vec![at], &to.host).await,
+                    None => inner.outside.stream(caller, vec![at], &to.host).await,
                 }
             }
             Resolved::Outside(name) => {
                 let ips = inner.outside.resolve(caller, &name).await?;
                 let addresses = ips.into_iter().map(|ip| SocketAddr::new(ip, to.port)).collect();
-                inner.outside.stream(addresses, &name).await
+                inner.outside.stream(caller, addresses, &name).await
             }
             Resolved::Route(route) => {
                 let found = |at: SocketAddr| inner.network.find(at.ip(), Protocol::Tcp, at.port());
@@ -237,7 +237,7 @@ impl Dial for DataPlane {
                 let at = endpoint.ok_or_else(|| DialError::NoEndpoint(named()))?.address();
                 match found(at) {
                     Some(serve) => Ok(inner.pipe_to(serve, caller, at, route.via.clone())),
-                    None => inner.outside.stream(vec![at], &to.host).await,
+                    None => inner.outside.stream(caller, vec![at], &to.host).await,
                 }
             }
         }

@@ -363,8 +363,10 @@ impl Components<'_> {
         self.with_metrics(|registry| plane.metrics().register(registry));
         let client = Role::Proxy.client(self.service);
         let (synced, routes_known) = tokio::sync::oneshot::channel();
-        // Where nobody waits any more, the cluster is ending.
-        let synced = move || drop(synced.send(()));
+        let synced = move || {
+            // Where nobody waits any more, the cluster is ending.
+            let _ = synced.send(());
+        };
         let running = proxy::run(plane.clone(), client, self.stop.clone(), synced);
         let handle = engine.map_or_else(tokio::runtime::Handle::current, |engine| engine.guest_runtime().clone());
         let running = handle.spawn(running);

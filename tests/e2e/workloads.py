@@ -527,6 +527,43 @@ def names_and_addresses():
         expect(502, called(to).status, f"a guest calls {to}, which is not there for it")
 
 
+def raw(ip, data):
+    """What comes back for these bytes until the server closes, as (status, reason, all of it)."""
+    with socket.create_connection((ip, 80), timeout=SOON_S) as connection:
+        connection.sendall(data)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    head = answer.split(b"\r\n\r\n")[0].decode("latin-1")
+    reason = [line.split(": ", 1)[1] for line in head.split("\r\n") if line.startswith("coracle-reason: ")]
+    return int(head[9:12] or 0), "".join(reason), answer
+
+
+def framing():
+    ip = serving("framed", UNRULY)
+    close = b"Connection: close\r\n"
+    good = b"GET / HTTP/1.1\r\nHost: framed\r\n" + close + b"\r\n"
+    expect(200, raw(ip, good)[0], "a plain request")
+    refused = {
+        "no Host": (400, b"GET / HTTP/1.1\r\n\r\n"),
+        "two Hosts": (400, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
+        "a bad Host": (400, b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n"),
+        "a tunnel": (405, b"CONNECT a:22 HTTP/1.1\r\nHost: a:22\r\n\r\n"),
+        "a user in the target": (400, b"GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+        "a coding that nobody undoes": (501, b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+    }
+    for what, (status, request) in refused.items():
+        # What follows on the connection is no request: the server closes it.
+        expect((status, "framing"), raw(ip, request + good)[:2], what)
+        expect(1, raw(ip, request + good)[2].count(b"HTTP/1.1 "), f"answers after {what}")
+    upgrade = lambda to: b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, Upgrade\r\nUpgrade: " + to + b"\r\n\r\n"
+    expect(200, raw(ip, upgrade(b"h2c"))[0], "an offer of HTTP/2, as Java's client makes it")
+    expect((501, "upgrade"), raw(ip, upgrade(b"websocket"))[:2], "a WebSocket to a pod")
+    # The first of two lengths ends in nothing that an endpoint could take for a request.
+    smuggled = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 60\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+    expect(1, raw(ip, smuggled + good)[2].count(b"HTTP/1.1 "), "answers to a request with a second one in its body")
+
+
 def eviction():
     volume = {"name": "room", "emptyDir": {"sizeLimit": "1Mi"}}
     ip = serving("evicted", UNRULY, container={"volumeMounts": [{"name": "room", "mountPath": "/room"}]}, volumes=[volume])
@@ -616,7 +653,7 @@ def load():
     return f"{sum(counts)} requests"
 
 
-CASES = (load, stops, draining, cutting_off, concurrency, memory_is_waited_for, probes_beside_streams, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, names_and_addresses, environments, refusals, eviction, probes, last_words)
+CASES = (load, stops, draining, cutting_off, concurrency, memory_is_waited_for, probes_beside_streams, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, names_and_addresses, framing, environments, refusals, eviction, probes, last_words)
 
 
 def run(case):

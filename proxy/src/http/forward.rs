@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use http::{Request, Response, StatusCode};
 use machinery::net::framing::{self, WantsUpgrade};
 use machinery::net::http::plain;
-use machinery::net::{Body, DialError, Origin, Peer, Protocol, Refused, Serve};
+use machinery::net::{Body, Caller, DialError, Origin, Peer, Protocol, Refused, Serve};
 
 use super::counted::counted;
 use crate::balance;
@@ -37,12 +37,17 @@ impl Exchange<'_> {
         }
     }
 
-    /// The caller's node, for traffic policies.
-    fn node(&self) -> Option<&str> {
+    /// The calling pod.
+    fn pod(&self) -> Option<&Caller> {
         match &self.from {
-            Peer::Pod(caller) => Some(&caller.node),
+            Peer::Pod(caller) => Some(caller),
             Peer::Host(_) | Peer::Node => None,
         }
+    }
+
+    /// The caller's node, for traffic policies.
+    fn node(&self) -> Option<&str> {
+        self.pod().map(|caller| &*caller.node)
     }
 }
 
@@ -133,7 +138,7 @@ async fn offer(
         return Offer::Passed(request, Why::Gone);
     }
     inner.metrics.socket_hops.inc();
-    match inner.outside.to_endpoint(at, exchange.name, exchange.https, route.speaks, request).await {
+    match inner.outside.to_endpoint(exchange.pod(), (exchange.name, exchange.https), at, route.speaks, request).await {
         Ok(response) => Offer::Answered(response),
         Err(Unsent::Back(request, error)) => Offer::Passed(*request, Why::Unreachable(error)),
         Err(Unsent::Lost(error)) => Offer::Failed(error),

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use machinery::net::Serve;
 
 use super::*;
 use crate::host::Grants;
