@@ -124,15 +124,21 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
+    strip_framing(headers);
     if headers.contains_key(TE) {
         let trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
         headers.remove(TE);
         if trailers {
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
+    }
+}
+
+/// Removes the known fields of a connection from what a guest said. It has no connection, so that what its `Connection`
+/// names are fields like others.
+pub fn strip_framing(headers: &mut HeaderMap) {
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
     }
 }
 

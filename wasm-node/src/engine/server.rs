@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body as _;
 use http_body_util::{BodyExt, Empty, Full};
 use machinery::api::names::REASON_HEADER;
-use machinery::net::framing::strip_hop_by_hop;
+use machinery::net::framing::{strip_framing, strip_hop_by_hop};
 use machinery::net::{Body, Origin, Refused, Serve};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
@@ -513,7 +513,7 @@ fn settle(shared: &Shared, result: wasmtime::Result<()>, limiter: &StoreLimiter)
 
 /// Removes what a guest must not say: the node's own headers, and those that frame a message.
 pub(crate) fn strip(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
+    strip_framing(headers);
     headers.remove(header::TE);
     headers.remove(header::TRAILER);
     let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("coracle-")).cloned().collect();
