@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-
 use super::*;
 use crate::host::Grants;
 
