@@ -65,7 +65,7 @@ fn of_node(view: &View, change: &Change) -> Vec<ObjectKey> {
         return Vec::new();
     }
     let mut keys = BTreeSet::new();
-    for pod in view.all::<Pod>().filter(|pod| node_name(pod) == Some(&*change.key.name)) {
+    for pod in view.on_node(&change.key.name) {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let services = view.list::<Service>(namespace).filter(|s| chooses(s, pod.metadata.labels.as_ref()));
         keys.extend(services.map(|s| key_of(&s.metadata)));

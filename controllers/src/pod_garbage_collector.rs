@@ -44,11 +44,10 @@ fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
 /// The pods of a node that is gone or out of service.
 fn of_node(view: &View, change: &Change) -> Vec<ObjectKey> {
     let matters = change.after::<Node>().is_none_or(is_out_of_service);
-    let on_it = |pod: &&Pod| matters && node_of(pod) == Some(&*change.key.name);
     if !matters {
         return Vec::new();
     }
-    view.all::<Pod>().filter(on_it).map(|pod| key_of(&pod.metadata)).collect()
+    view.on_node(&change.key.name).map(|pod| key_of(&pod.metadata)).collect()
 }
 
 fn node_of(pod: &Pod) -> Option<&str> {

@@ -38,7 +38,7 @@ fn of_node(view: &View, change: &Change) -> Vec<ObjectKey> {
     if taints(change.before()) == taints(change.after()) {
         return Vec::new();
     }
-    view.all::<Pod>().filter(|pod| node_of(pod) == Some(&change.key.name)).map(|pod| key_of(&pod.metadata)).collect()
+    view.on_node(&change.key.name).map(|pod| key_of(&pod.metadata)).collect()
 }
 
 fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {

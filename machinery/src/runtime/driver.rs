@@ -19,7 +19,8 @@ use super::events::Recorder;
 use super::informer::{Informer, Listener};
 use super::metrics::Metrics;
 use super::object::{Kind, Watched};
-use super::perform::{Performer, Wrote};
+use super::pending::PendingWrite;
+use super::perform::Performer;
 use super::plan::{Failure, Plan};
 use super::queue::Queue;
 use super::view::{Change, View};
@@ -28,6 +29,8 @@ use crate::env::Env;
 
 /// How often every key is looked at again, as repair of whatever went wrong unnoticed.
 const FULL_PASS_INTERVAL: Duration = Duration::from_secs(600);
+/// Objects that one read of the view looks at in such a pass: some milliseconds.
+const REPAIR_CHUNK: usize = 1000;
 /// How long a key is held back at most for the view to catch up (upstream's expectations time out after as long).
 const HOLD_MAX: Duration = Duration::from_secs(300);
 
@@ -192,21 +195,39 @@ pub async fn run<S: Send + Sync + 'static>(
             });
         }
     }
-    let repair = async {
+    let full_passes = async {
         loop {
             tokio::time::sleep(FULL_PASS_INTERVAL).await;
-            parts.informer.read(|view| {
-                view.as_changes().for_each(|change| all.iter().for_each(|running| running.hear(view, &change)));
-            });
+            for kind in parts.informer.read(|view| view.kinds().cloned().collect::<Vec<_>>()) {
+                repair(&parts.informer, &kind, |view, change| {
+                    all.iter().for_each(|running| running.hear(view, change));
+                })
+                .await;
+            }
         }
     };
     tokio::select! {
         () = stop.cancelled() => {}
-        () = repair => {}
+        () = full_passes => {}
     }
     drop(listeners);
     // What is being performed breaks off between two requests' awaits: every plan may be repeated.
     while tasks.join_next().await.is_some() {}
+}
+
+/// Looks at all objects of a kind again, in pieces: between two of them others get at the view.
+async fn repair(informer: &Informer, kind: &Kind, look: impl Fn(&View, &Change)) {
+    let mut after: Option<Arc<ObjectKey>> = None;
+    loop {
+        let last = informer.read(|view| {
+            let changes = view.changes_after(kind, after.as_deref(), REPAIR_CHUNK);
+            changes.iter().for_each(|change| look(view, change));
+            changes.last().map(|change| change.key.clone()).filter(|_| changes.len() == REPAIR_CHUNK)
+        });
+        let Some(last) = last else { return };
+        after = Some(last);
+        tokio::task::yield_now().await;
+    }
 }
 
 impl<S: Send + Sync + 'static> Running<S> {
@@ -260,11 +281,11 @@ impl<S: Send + Sync + 'static> Running<S> {
     async fn hold(
         self: Arc<Self>,
         key: Arc<ObjectKey>,
-        wrote: Vec<Wrote>,
+        wrote: Vec<PendingWrite>,
         revisit_at: Option<Timestamp>,
         result: Result<(), Failure>,
     ) {
-        let shown = self.informer.until(|view| wrote.iter().all(|w| w.seen(view)));
+        let shown = self.informer.shown(&wrote);
         if tokio::time::timeout(HOLD_MAX, shown).await.is_err() {
             tracing::warn!(controller = self.row.name, %key, "the view does not show what was written");
         }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::discovery;
 use super::object::{Kind, Watched, key_of, version_of};
+use super::pending::{PendingWrite, Waiters};
 use super::reflector::{Reflector, ReflectorEvent};
 use super::view::{Change, View};
 use crate::env::Env;
@@ -39,6 +40,8 @@ pub struct Informer {
     followers: Mutex<BTreeMap<Kind, Follower>>,
     /// Counts the view's changes: who waits for one looks again.
     progress: watch::Sender<u64>,
+    /// Who waits for a certain write.
+    waiters: Mutex<Waiters>,
     /// None: not everything is watched. False: the kinds aren't known yet.
     discovered: Mutex<Option<bool>>,
 }
@@ -67,6 +70,7 @@ impl Informer {
             listeners: Mutex::default(),
             followers: Mutex::default(),
             progress: watch::Sender::new(0),
+            waiters: Mutex::default(),
             discovered: Mutex::default(),
         })
     }
@@ -100,10 +104,10 @@ impl Informer {
             }
             // Metadata alone no longer do: begin anew with whole objects.
             present.stop.cancel();
-            self.change(|view| view.close(&kind));
+            self.change(&kind, |view| view.close(&kind));
         }
         let stop = self.stop.child_token();
-        self.change(|view| {
+        self.change(&kind, |view| {
             view.open(&kind);
             Vec::new()
         });
@@ -124,7 +128,7 @@ impl Informer {
     /// Takes what a kind's reflector saw into the view.
     fn on_event(&self, kind: &Kind, event: ReflectorEvent, stop: &CancellationToken) -> ControlFlow<()> {
         let mut flow = ControlFlow::Continue(());
-        self.change(|view| {
+        self.change(kind, |view| {
             // Another reflector may have taken over meanwhile: the view's lock decides.
             if stop.is_cancelled() {
                 flow = ControlFlow::Break(());
@@ -172,6 +176,21 @@ impl Informer {
         }
     }
 
+    /// Waits until the view shows all these writes.
+    pub(super) async fn shown(&self, writes: &[PendingWrite]) {
+        for write in writes {
+            loop {
+                // Registered before looking: a change between the two is not missed.
+                let woken = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).register(write);
+                if self.read(|view| write.seen(view)) {
+                    break;
+                }
+                // An error only where a later registration dropped this one: look again all the same.
+                let _ = woken.await;
+            }
+        }
+    }
+
     /// Waits until all that is watched was listed once.
     pub async fn synced(&self) {
         self.until(|view| {
@@ -182,7 +201,7 @@ impl Informer {
     }
 
     /// Changes the view and tells the listeners.
-    pub(super) fn change(&self, act: impl FnOnce(&mut View) -> Vec<Change>) {
+    fn change(&self, kind: &Kind, act: impl FnOnce(&mut View) -> Vec<Change>) {
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         view.set_elapsed(self.env.elapsed());
         let changes = act(&mut view);
@@ -197,6 +216,7 @@ impl Informer {
                 listeners.iter().for_each(|listener| listener(&view, change));
             }
         }
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).wake(&view, kind, &changes);
         drop(view);
         self.progress.send_modify(|n| *n = n.wrapping_add(1));
     }
@@ -222,10 +242,9 @@ impl Informer {
             self.watch_metadata(kind);
         }
         *self.discovered.lock().unwrap_or_else(PoisonError::into_inner) = Some(true);
-        self.change(|view| {
-            view.undiscovered = found.failed;
-            gone.iter().flat_map(|kind| view.close(kind)).collect()
-        });
+        gone.iter().for_each(|kind| self.change(kind, |view| view.close(kind)));
+        self.view.write().unwrap_or_else(PoisonError::into_inner).undiscovered = found.failed;
+        self.progress.send_modify(|n| *n = n.wrapping_add(1));
     }
 }
 

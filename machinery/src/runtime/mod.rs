@@ -11,6 +11,7 @@ pub mod events;
 pub mod informer;
 pub mod metrics;
 pub mod object;
+mod pending;
 mod perform;
 pub mod plan;
 pub mod pod;

@@ -5,34 +5,13 @@ use serde_json::{Value, json};
 
 use super::events::Recorder;
 use super::object::Kind;
+use super::pending::PendingWrite;
 use super::plan::{Action, Failure, Note, Notes};
-use super::view::View;
 use crate::api::ObjectKey;
 use crate::client::api::{ApiClient, status_code};
 
 /// Requests at once within one plan: enough to fill a server, few enough not to crowd out others.
 const TOGETHER_MAX: usize = 64;
-
-/// What was written, to be seen in the view before the key is looked at again.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Wrote {
-    /// A kind's version.
-    Version(Kind, u64),
-    /// An object that is gone or going.
-    Gone(Kind, ObjectKey, Option<String>),
-}
-
-impl Wrote {
-    /// Whether the view shows it.
-    pub(super) fn seen(&self, view: &View) -> bool {
-        match self {
-            Self::Version(kind, version) => view.seen(kind).is_none_or(|seen| seen >= *version),
-            Self::Gone(kind, key, uid) => view
-                .metadata(kind, key)
-                .is_none_or(|known| known.deletion_timestamp.is_some() || uid.is_some() && known.uid != *uid),
-        }
-    }
-}
 
 /// Performs plans with one client, in the name of one controller.
 #[derive(Clone)]
@@ -43,7 +22,7 @@ pub(super) struct Performer {
 
 impl Performer {
     /// Performs the actions in order. What was written is told even where a later action failed.
-    pub(super) async fn perform(&self, actions: Vec<Action>) -> (Vec<Wrote>, Result<(), Failure>) {
+    pub(super) async fn perform(&self, actions: Vec<Action>) -> (Vec<PendingWrite>, Result<(), Failure>) {
         let mut wrote = Vec::new();
         for action in actions {
             let (more, result) = self.one(action).await;
@@ -55,7 +34,7 @@ impl Performer {
         (wrote, Ok(()))
     }
 
-    fn one(&self, action: Action) -> BoxFuture<'_, (Vec<Wrote>, Result<(), Failure>)> {
+    fn one(&self, action: Action) -> BoxFuture<'_, (Vec<PendingWrite>, Result<(), Failure>)> {
         Box::pin(async move {
             match action {
                 Action::Event(note) => {
@@ -73,7 +52,7 @@ impl Performer {
     }
 
     /// Batches of doubling size, from `size`; a batch with a failure is the last.
-    async fn batches(&self, actions: Vec<Action>, mut size: usize) -> (Vec<Wrote>, Result<(), Failure>) {
+    async fn batches(&self, actions: Vec<Action>, mut size: usize) -> (Vec<PendingWrite>, Result<(), Failure>) {
         let mut wrote = Vec::new();
         let mut rest = actions.into_iter().peekable();
         while rest.peek().is_some() {
@@ -91,7 +70,7 @@ impl Performer {
         (wrote, Ok(()))
     }
 
-    async fn single(&self, action: Action) -> Result<Option<Wrote>, Failure> {
+    async fn single(&self, action: Action) -> Result<Option<PendingWrite>, Failure> {
         match action {
             Action::Create { kind, object, notes } => {
                 let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
@@ -142,7 +121,7 @@ impl Performer {
                         return Err(failed.failure);
                     }
                 }
-                Ok(Some(Wrote::Gone(kind, key, uid)))
+                Ok(Some(PendingWrite::Gone(kind, key, uid)))
             }
             Action::DeleteCollection { kind, namespace } => {
                 let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"});
@@ -244,9 +223,9 @@ fn names_as_gone(error: &kube::Error, key: &ObjectKey) -> bool {
     status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == key.name)
 }
 
-fn written(kind: Kind, object: &Value) -> Option<Wrote> {
+fn written(kind: Kind, object: &Value) -> Option<PendingWrite> {
     let version = object["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
-    Some(Wrote::Version(kind, version))
+    Some(PendingWrite::Version(kind, version))
 }
 
 #[cfg(test)]

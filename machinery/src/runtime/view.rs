@@ -5,12 +5,14 @@
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::object::{Kind, Object, Watched, controller_of, key_of, version_of};
+use super::pod::Pod;
 use crate::api::ObjectKey;
 
 /// One object's change, as the listeners of a view see it.
@@ -69,6 +71,8 @@ struct Table {
     /// The objects that nobody controls.
     uncontrolled: BTreeSet<Arc<ObjectKey>>,
     by_uid: HashMap<Box<str>, Arc<ObjectKey>>,
+    /// Pods by the node that they are bound to.
+    by_node: HashMap<Box<str>, BTreeSet<Arc<ObjectKey>>>,
     /// The server's version up to which this table is known to be complete.
     seen: u64,
     synced: bool,
@@ -150,6 +154,16 @@ impl View {
             .filter_map(|e| downcast(&*e.object))
     }
 
+    /// The pods that are bound to a node, in order of namespace and name.
+    pub fn on_node(&self, node: &str) -> impl Iterator<Item = &Pod> {
+        let table = self.tables.get(&Kind::of::<Pod>());
+        let keys = table.and_then(|t| t.by_node.get(node));
+        keys.into_iter()
+            .flatten()
+            .filter_map(move |k| table.and_then(|t| t.objects.get(k)))
+            .filter_map(|e| downcast(&*e.object))
+    }
+
     // --- reading, any kind -----------------------------------------------------------------------------------------
 
     /// The kinds that are watched.
@@ -213,6 +227,21 @@ impl View {
         })
     }
 
+    /// At most `most` objects of a kind, those after a key, as changes from nothing: everything there is in pieces.
+    #[must_use]
+    pub fn changes_after(&self, kind: &Kind, after: Option<&ObjectKey>, most: usize) -> Vec<Change> {
+        let Some(table) = self.tables.get(kind) else { return Vec::new() };
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let objects = table.objects.range::<ObjectKey, _>((from, Bound::Unbounded)).take(most);
+        let change = |(key, entry): (&Arc<ObjectKey>, &Entry)| Change {
+            kind: kind.clone(),
+            key: key.clone(),
+            old: None,
+            new: Some(entry.object.clone()),
+        };
+        objects.map(change).collect()
+    }
+
     /// Everything there is, as changes from nothing.
     pub fn as_changes(&self) -> impl Iterator<Item = Change> {
         self.tables.iter().flat_map(|(kind, t)| {
@@ -267,12 +296,12 @@ impl View {
                 if version != 0 && version_of(old.metadata()) > version && old.metadata().uid == object.metadata().uid {
                     return None;
                 }
-                table.unindex(&shared, old.metadata());
+                table.unindex(&shared, &*old);
                 (shared, Some(old))
             }
             None => (Arc::new(key), None),
         };
-        table.index(&shared, object.metadata());
+        table.index(&shared, &*object);
         table.objects.insert(shared.clone(), Entry { object: object.clone(), seen_at: self.elapsed });
         table.seen = table.seen.max(version);
         Some(Change { kind: kind.clone(), key: shared, old, new: Some(object) })
@@ -283,7 +312,7 @@ impl View {
         let table = self.tables.get_mut(kind)?;
         table.seen = table.seen.max(version);
         let (key, Entry { object: old, .. }) = table.objects.remove_entry(key)?;
-        table.unindex(&key, old.metadata());
+        table.unindex(&key, &*old);
         Some(Change { kind: kind.clone(), key, old: Some(old), new: None })
     }
 
@@ -320,7 +349,11 @@ impl View {
 }
 
 impl Table {
-    fn index(&mut self, key: &Arc<ObjectKey>, metadata: &ObjectMeta) {
+    fn index(&mut self, key: &Arc<ObjectKey>, object: &dyn Object) {
+        let metadata = object.metadata();
+        if let Some(node) = node_of(object) {
+            self.by_node.entry(node.into()).or_default().insert(key.clone());
+        }
         if let Some(uid) = &metadata.uid {
             self.by_uid.insert(uid.as_str().into(), key.clone());
         }
@@ -332,7 +365,16 @@ impl Table {
         }
     }
 
-    fn unindex(&mut self, key: &ObjectKey, metadata: &ObjectMeta) {
+    fn unindex(&mut self, key: &ObjectKey, object: &dyn Object) {
+        let metadata = object.metadata();
+        if let Some(node) = node_of(object)
+            && let Some(keys) = self.by_node.get_mut(node)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_node.remove(node);
+            }
+        }
         if let Some(uid) = &metadata.uid {
             self.by_uid.remove(uid.as_str());
         }
@@ -348,6 +390,12 @@ impl Table {
     }
 }
 
+/// The node that an object is bound to: pods only.
+fn node_of(object: &dyn Object) -> Option<&str> {
+    let pod = downcast::<Pod>(object)?;
+    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+}
+
 fn within<'a>(
     objects: &'a BTreeMap<Arc<ObjectKey>, Entry>,
     namespace: &'a str,
@@ -360,7 +408,6 @@ fn within<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::Pod;
     use crate::runtime::object::decode;
 
     fn pod(name: &str, version: u64, owner: Option<&str>) -> Arc<dyn Object> {
@@ -390,6 +437,39 @@ mod tests {
         assert_eq!(view.seen_at(&kind, &key), Some(seconds(9)));
         view.remove(&kind, &key, 6);
         assert_eq!(view.seen_at(&kind, &key), None);
+    }
+
+    #[test]
+    fn pods_are_found_by_their_node() {
+        let kind = Kind::of::<Pod>();
+        let bound = |name: &str, version: u64, node: Option<&str>| {
+            let text = serde_json::json!({"metadata": {"name": name, "namespace": "a", "uid": name, "resourceVersion": version.to_string()},
+                "spec": {"nodeName": node, "containers": []}});
+            decode::<Pod>(&text.to_string()).unwrap()
+        };
+        let mut view = View::default();
+        view.put(&kind, bound("p", 1, None));
+        view.put(&kind, bound("q", 2, Some("n")));
+        let on = |view: &View| view.on_node("n").filter_map(|pod| pod.metadata.name.clone()).collect::<Vec<_>>();
+        assert_eq!(on(&view), ["q"]);
+        view.put(&kind, bound("p", 3, Some("n")));
+        assert_eq!(on(&view), ["p", "q"]);
+        view.remove(&kind, &ObjectKey::new("a", "q"), 4);
+        view.replace(&kind, vec![bound("p", 5, None)], 5);
+        assert!(on(&view).is_empty() && view.tables[&kind].by_node.is_empty());
+    }
+
+    #[test]
+    fn everything_comes_in_pieces() {
+        let kind = Kind::of::<Pod>();
+        let mut view = View::default();
+        for (version, name) in (1..).zip(["p", "q", "r"]) {
+            view.put(&kind, pod(name, version, None));
+        }
+        let names = |changes: &[Change]| changes.iter().map(|c| c.key.name.clone()).collect::<Vec<_>>();
+        let first = view.changes_after(&kind, None, 2);
+        assert_eq!(names(&first), ["p", "q"]);
+        assert_eq!(names(&view.changes_after(&kind, Some(&first[1].key), 2)), ["r"]);
     }
 
     #[test]
