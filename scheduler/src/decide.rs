@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::node::NodeInfo;
-use crate::plugins::{Before, Cycle, Filter, PLUGINS, Packing};
+use crate::plugins::{Cycle, Filter, PreFilterResult, Profile, Reasons, Refusal};
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
 
@@ -33,9 +33,9 @@ pub enum Decision {
     },
 }
 
-/// How many feasible nodes are enough, of `nodes`.
+/// How many feasible nodes are looked for, of `nodes`.
 #[must_use]
-pub fn enough(nodes: usize) -> usize {
+pub fn num_feasible_nodes(nodes: usize) -> usize {
     if nodes < FEASIBLE_NODES_MIN {
         return nodes;
     }
@@ -46,20 +46,32 @@ pub fn enough(nodes: usize) -> usize {
 /// Counts why nodes were refused.
 #[derive(Default)]
 struct Diagnosis {
-    reasons: BTreeMap<Cow<'static, str>, usize>,
-    helpless: usize,
+    /// Fixed sentences, found by their address: there are few.
+    known: Vec<(&'static str, usize)>,
+    made: BTreeMap<Cow<'static, str>, usize>,
+    unresolvable: usize,
     others: usize,
     refused_by: BTreeSet<&'static str>,
 }
 
 impl Diagnosis {
-    fn count(&mut self, plugin: &'static str, reasons: Vec<Cow<'static, str>>, helpless: bool) {
-        self.refused_by.insert(plugin);
-        for reason in reasons {
-            *self.reasons.entry(reason).or_default() += 1;
+    fn count(&mut self, plugin: &'static str, refusal: Refusal) {
+        if !self.refused_by.contains(plugin) {
+            self.refused_by.insert(plugin);
         }
-        if helpless {
-            self.helpless += 1;
+        match refusal.reasons {
+            Reasons::One(reason) => match self.known.iter_mut().find(|(known, _)| std::ptr::eq(*known, reason)) {
+                Some((_, count)) => *count += 1,
+                None => self.known.push((reason, 1)),
+            },
+            Reasons::Many(reasons) => {
+                for reason in reasons {
+                    *self.made.entry(reason).or_default() += 1;
+                }
+            }
+        }
+        if refusal.unresolvable {
+            self.unresolvable += 1;
         } else {
             self.others += 1;
         }
@@ -72,13 +84,17 @@ impl Diagnosis {
             parts.sort();
             format!("0/{nodes} nodes are available: {}.", parts.join(", "))
         };
-        let why = sentence(self.reasons.iter().map(|(reason, count)| (*count, &**reason)).collect());
+        let mut reasons: BTreeMap<&str, usize> = self.made.iter().map(|(reason, count)| (&**reason, *count)).collect();
+        for (reason, count) in &self.known {
+            *reasons.entry(reason).or_default() += count;
+        }
+        let why = sentence(reasons.into_iter().map(|(reason, count)| (count, reason)).collect());
         let preemption = if pod.wants.never_preempts {
             "not eligible due to preemptionPolicy=Never.".to_owned()
         } else {
             let counts = [
                 (self.others, "No preemption victims found for incoming pod"),
-                (self.helpless, "Preemption is not helpful for scheduling"),
+                (self.unresolvable, "Preemption is not helpful for scheduling"),
             ];
             sentence(counts.into_iter().filter(|(count, _)| *count > 0).collect())
         };
@@ -86,9 +102,43 @@ impl Diagnosis {
     }
 }
 
+/// What the plugins have to say before nodes are tried.
+struct Filters<'a> {
+    filters: Vec<(&'static str, Box<dyn Filter + 'a>)>,
+    /// Only these are tried, by this plugin's will.
+    only: Option<(&'static str, BTreeSet<&'a str>)>,
+}
+
+impl<'a> Filters<'a> {
+    /// Or the plugin that says that the pod can go nowhere, and why.
+    fn of(cycle: Cycle<'a>, profile: &Profile) -> Result<Self, (&'static str, String)> {
+        let mut this = Self { filters: Vec::new(), only: None };
+        for (plugin, _) in &profile.plugins {
+            match (plugin.filter)(cycle) {
+                PreFilterResult::Skip => {}
+                PreFilterResult::Unschedulable(why) => return Err((plugin.name, why)),
+                PreFilterResult::Nodes(names, filter) => {
+                    this.only = Some((plugin.name, names));
+                    this.filters.push((plugin.name, filter));
+                }
+                PreFilterResult::Filter(filter) => this.filters.push((plugin.name, filter)),
+            }
+        }
+        Ok(this)
+    }
+
+    fn check(&self, node: &NodeInfo) -> Result<(), (&'static str, Refusal)> {
+        if let Some((plugin, _)) = self.only.as_ref().filter(|(_, names)| !names.contains(node.name())) {
+            let reason = format!("node(s) didn't satisfy plugin(s) [{plugin}]").into();
+            return Err((plugin, Refusal { reasons: Reasons::Many(vec![reason]), unresolvable: true }));
+        }
+        self.filters.iter().try_for_each(|(plugin, filter)| filter.check(node).map_err(|refusal| (*plugin, refusal)))
+    }
+}
+
 /// Decides. `start` is where in the order of nodes to begin; `seed` chooses among equals.
 #[must_use]
-pub fn decide(snapshot: &Snapshot, pod: &PodInfo, packing: Packing, start: usize, seed: u64) -> Decision {
+pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usize, seed: u64) -> Decision {
     let nodes = snapshot.node_count();
     let nowhere = |message: String, refused_by| Decision::Nowhere { message, refused_by };
     if nodes == 0 {
@@ -99,45 +149,30 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, packing: Packing, start: usize
         let message = format!("0/{nodes} nodes are available: this scheduler does not act on {fields} yet.");
         return nowhere(message, BTreeSet::from([UNSUPPORTED]));
     }
-    let cycle = Cycle { pod, snapshot, packing };
-    let mut filters: Vec<(&'static str, Box<dyn Filter + '_>)> = Vec::new();
-    let mut among: Option<(&'static str, BTreeSet<&str>)> = None;
-    for plugin in PLUGINS {
-        match (plugin.filter)(cycle) {
-            Before::Skip => {}
-            Before::Refuse(why) => {
-                let message = format!("0/{nodes} nodes are available: {why}.");
-                return nowhere(message, BTreeSet::from([plugin.name]));
-            }
-            Before::Among(names, filter) => {
-                among = Some((plugin.name, names));
-                filters.push((plugin.name, filter));
-            }
-            Before::Check(filter) => filters.push((plugin.name, filter)),
+    let cycle = Cycle { pod, snapshot, packing: profile.packing };
+    let filters = match Filters::of(cycle, profile) {
+        Ok(filters) => filters,
+        Err((plugin, why)) => {
+            return nowhere(format!("0/{nodes} nodes are available: {why}."), BTreeSet::from([plugin]));
         }
-    }
-    let enough = enough(nodes);
+    };
+    let wanted = num_feasible_nodes(nodes);
     let mut diagnosis = Diagnosis::default();
-    let mut feasible: Vec<&NodeInfo> = Vec::new();
+    let mut feasible: Vec<&NodeInfo> = Vec::with_capacity(wanted);
     let mut tried = 0;
     for node in snapshot.nodes_from(start) {
         tried += 1;
-        if let Some((plugin, _)) = among.as_ref().filter(|(_, names)| !names.contains(node.name())) {
-            let reason = format!("node(s) didn't satisfy plugin(s) [{plugin}]");
-            diagnosis.count(plugin, vec![reason.into()], true);
-            continue;
-        }
-        match filters.iter().find_map(|(plugin, filter)| Some((plugin, filter.check(node).err()?))) {
-            Some((plugin, refusal)) => diagnosis.count(plugin, refusal.reasons, refusal.helpless),
-            None => {
+        match filters.check(node) {
+            Err((plugin, refusal)) => diagnosis.count(plugin, refusal),
+            Ok(()) => {
                 feasible.push(node);
-                if feasible.len() >= enough {
+                if feasible.len() >= wanted {
                     break;
                 }
             }
         }
     }
-    match best(cycle, &feasible, seed) {
+    match best(cycle, profile, &feasible, seed) {
         Some(node) => Decision::Node { name: node.name().to_owned(), tried },
         None => nowhere(diagnosis.message(nodes, pod), diagnosis.refused_by),
     }
@@ -147,22 +182,22 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, packing: Packing, start: usize
 pub const UNSUPPORTED: &str = "unsupported fields";
 
 /// The feasible node with the best weighted score.
-fn best<'a>(cycle: Cycle<'a>, feasible: &[&'a NodeInfo], seed: u64) -> Option<&'a NodeInfo> {
+fn best<'a>(cycle: Cycle<'a>, profile: &Profile, feasible: &[&'a NodeInfo], seed: u64) -> Option<&'a NodeInfo> {
     if feasible.len() < 2 {
         return feasible.first().copied();
     }
     let mut totals = vec![0i64; feasible.len()];
-    for plugin in PLUGINS.iter().filter(|plugin| plugin.weight > 0) {
+    let mut scores = vec![0i64; feasible.len()];
+    for (plugin, weight) in profile.plugins.iter().filter(|(_, weight)| *weight > 0) {
         let Some(score) = (plugin.score)(cycle, feasible) else { continue };
-        let mut scores: Vec<i64> = feasible.iter().map(|node| score.score(node)).collect();
+        scores.iter_mut().zip(feasible).for_each(|(of, node)| *of = score.score(node));
         score.normalize(feasible, &mut scores);
-        for (total, score) in totals.iter_mut().zip(scores) {
-            *total += plugin.weight * score;
+        for (total, score) in totals.iter_mut().zip(&scores) {
+            *total += weight * score;
         }
     }
-    let max = totals.iter().max()?;
-    let equals: Vec<&NodeInfo> =
-        feasible.iter().zip(&totals).filter(|(_, total)| *total == max).map(|(node, _)| *node).collect();
-    let pick = usize::try_from(seed % equals.len() as u64).unwrap_or(0);
-    equals.get(pick).copied()
+    let max = *totals.iter().max()?;
+    let equals = || feasible.iter().zip(&totals).filter(|(_, total)| **total == max).map(|(node, _)| *node);
+    let pick = usize::try_from(seed % equals().count() as u64).unwrap_or(0);
+    equals().nth(pick)
 }

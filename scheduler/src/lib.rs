@@ -9,6 +9,7 @@
 
 pub mod bind;
 pub mod decide;
+pub mod index;
 pub mod metrics;
 pub mod node;
 pub mod plugins;
@@ -18,6 +19,8 @@ pub mod resources;
 pub mod run;
 pub mod snapshot;
 
+#[cfg(test)]
+mod naive;
 #[cfg(test)]
 mod shell_tests;
 #[cfg(test)]

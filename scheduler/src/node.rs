@@ -32,24 +32,40 @@ pub struct NodeFacts {
     pub pods_max: i64,
 }
 
+/// A node's number: dense, so that what is kept by node is an array. It may be another node's once this one is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct NodeId(u32);
+
+impl NodeId {
+    /// The node at an index.
+    ///
+    /// # Panics
+    /// Beyond 2^32 nodes.
+    #[must_use]
+    pub fn new(index: usize) -> Self {
+        Self(u32::try_from(index).expect("fewer than 2^32 nodes"))
+    }
+
+    /// As an index.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// See the module.
 #[derive(Debug, Clone, Default)]
 pub struct NodeInfo {
+    /// Its number.
+    pub id: NodeId,
     /// What of the node matters.
-    pub facts: Arc<NodeFacts>,
+    pub facts: NodeFacts,
     /// The pods on it, assumed ones included.
     pub pods: BTreeMap<Arc<ObjectKey>, Arc<PodInfo>>,
     /// What they ask for.
     pub requested: ResourceSum,
     /// What they count as in scores.
     pub scored: ResourceSum,
-    /// How many of them have required anti-affinity or any pod affinity: others are not looked at for it.
-    pub with_affinity: usize,
-}
-
-fn has_affinity(pod: &PodInfo) -> bool {
-    let any = |affinity: &crate::pod::PodAffinity| !affinity.required.is_empty() || !affinity.preferred.is_empty();
-    any(&pod.wants.affinity) || any(&pod.wants.anti_affinity)
 }
 
 impl NodeFacts {
@@ -121,7 +137,6 @@ impl NodeInfo {
         self.take(&pod.key);
         self.requested.add(&pod.wants.requests);
         self.scored.add(&pod.wants.scored);
-        self.with_affinity += usize::from(has_affinity(&pod));
         self.pods.insert(pod.key.clone(), pod);
     }
 
@@ -130,7 +145,6 @@ impl NodeInfo {
         let pod = self.pods.remove(key)?;
         self.requested.remove(&pod.wants.requests);
         self.scored.remove(&pod.wants.scored);
-        self.with_affinity -= usize::from(has_affinity(&pod));
         Some(pod)
     }
 }

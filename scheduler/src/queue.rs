@@ -9,14 +9,14 @@ use std::time::Duration;
 use machinery::api::ObjectKey;
 
 use crate::plugins::priority_sort::rank;
-use crate::plugins::{Event, helps};
+use crate::plugins::{Event, may_fit_after};
 use crate::pod::PodInfo;
 
 /// Back-off after the first failure; doubles.
 const BACKOFF_INITIAL: Duration = Duration::from_secs(1);
 /// The longest back-off.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// After this long a pod is tried again though nothing happened that helps: repairs a missed hint.
+/// After this long a pod is tried again though nothing happened that may help: repairs a missed hint.
 const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// A pod that waits, or is being worked on.
@@ -184,12 +184,14 @@ impl Queue {
     }
 
     /// Something happened: pods that it may help are tried again. Returns how many.
-    pub fn happened(&mut self, event: &Event, now: Duration) -> usize {
+    pub fn happened(&mut self, event: &Event<'_>, now: Duration) -> usize {
         let helped: Vec<Key> = self
             .unschedulable
             .iter()
             .map(|(_, key)| key)
-            .filter(|key| self.pods.get(*key).is_some_and(|waiting| helps(event, &waiting.pod, &waiting.refused_by)))
+            .filter(|key| {
+                self.pods.get(*key).is_some_and(|waiting| may_fit_after(event, &waiting.pod, &waiting.refused_by))
+            })
             .cloned()
             .collect();
         helped.iter().for_each(|key| self.retry(key, now));
@@ -231,6 +233,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::NodeInfo;
 
     fn pod(name: &str, priority: i32) -> Arc<PodInfo> {
         let key = ObjectKey::new("a", name).into();
@@ -241,9 +244,9 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn added() -> Event {
+    fn added(node: &NodeInfo) -> Event<'_> {
         let change = crate::snapshot::NodeChange { added: true, ..Default::default() };
-        Event::Node(Box::default(), change)
+        Event::Node(node, change)
     }
 
     #[test]
@@ -279,7 +282,7 @@ mod tests {
         assert_eq!(queue.depth(), Depth { unschedulable: 1, ..Depth::default() });
         assert_eq!(queue.happened(&Event::NodeGone, s(0)), 0);
         // Help that comes at once still waits out the back-off.
-        assert_eq!(queue.happened(&added(), s(0)), 1);
+        assert_eq!(queue.happened(&added(&NodeInfo::default()), s(0)), 1);
         assert!(queue.pop(s(0)).is_none());
         let tried = queue.pop(s(1)).unwrap();
         queue.failed(&tried, Some(BTreeSet::new()), s(1));

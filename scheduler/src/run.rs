@@ -22,7 +22,7 @@ use crate::bind::{bind, condition, report};
 use crate::decide::{Decision, decide};
 use crate::metrics::{Metrics, Outcome};
 use crate::node::NodeFacts;
-use crate::plugins::{Event, Packing, scheduling_gates};
+use crate::plugins::{Event, Packing, Profile, scheduling_gates};
 use crate::pod::PodInfo;
 use crate::queue::{Queue, Waiting};
 use crate::snapshot::Snapshot;
@@ -129,6 +129,7 @@ async fn act(
     let (name, instance) = (&config.scheduler_name, &config.instance);
     let events = Recorder::start_series(client.clone(), env.clone(), name, instance, &stop);
     let (done, results) = mpsc::channel(WRITES_MAX);
+    let profile = Profile { packing: config.packing, ..Profile::default() };
     let shell = Shell {
         informer: informer.clone(),
         client: client.into(),
@@ -140,6 +141,7 @@ async fn act(
         results,
         writes: Arc::new(Semaphore::new(WRITES_MAX)),
         tasks: JoinSet::new(),
+        profile,
         snapshot: Snapshot::default(),
         queue: Queue::default(),
         start: 0,
@@ -200,6 +202,7 @@ struct Shell {
     writes: Arc<Semaphore>,
     /// The writes under way; they end with the scheduler.
     tasks: JoinSet<()>,
+    profile: Profile,
     snapshot: Snapshot,
     queue: Queue,
     /// Where the next decision begins in the order of nodes.
@@ -251,11 +254,7 @@ impl Shell {
             match what {
                 What::Namespace => {
                     let labels = self.look(&key, |n: &Namespace| n.metadata.labels.clone().unwrap_or_default());
-                    let before = match labels.clone() {
-                        Some(labels) => self.snapshot.namespaces.insert(key.name.clone(), labels),
-                        None => self.snapshot.namespaces.remove(&key.name),
-                    };
-                    if before != labels {
+                    if self.snapshot.set_namespace(&key.name, labels) {
                         self.happened(|_| Event::Namespace);
                     }
                 }
@@ -263,9 +262,9 @@ impl Shell {
                     Some(facts) => {
                         let name = facts.name.clone();
                         if let Some(change) = self.snapshot.set_node(facts) {
-                            self.happened(|snapshot| {
-                                let node = snapshot.node(&name).cloned().unwrap_or_default();
-                                Event::Node(Box::new(node), change)
+                            self.happened(|snapshot| match snapshot.node(&name) {
+                                Some(node) => Event::Node(node, change),
+                                None => Event::NodeGone,
                             });
                         }
                     }
@@ -288,7 +287,7 @@ impl Shell {
     }
 
     /// Tells the queue, if anybody in it waits for help.
-    fn happened(&mut self, event: impl FnOnce(&Snapshot) -> Event) {
+    fn happened(&mut self, event: impl for<'a> FnOnce(&'a Snapshot) -> Event<'a>) {
         if self.queue.depth().unschedulable > 0 {
             self.queue.happened(&event(&self.snapshot), self.env.elapsed());
         }
@@ -349,7 +348,7 @@ impl Shell {
     /// A pod takes no room any more, if it did.
     fn leave(&mut self, key: &ObjectKey) {
         if let Some((pod, node)) = self.snapshot.take_pod(key) {
-            self.happened(|snapshot| Event::PodGone(pod, snapshot.node(&node).cloned().map(Box::new)));
+            self.happened(|snapshot| Event::PodGone(pod, snapshot.node(&node)));
         }
     }
 
@@ -358,7 +357,7 @@ impl Shell {
     fn schedule(&mut self, waiting: Waiting, permit: OwnedSemaphorePermit) {
         let begun = self.env.elapsed();
         let seed = self.env.random_u64();
-        let decision = decide(&self.snapshot, &waiting.pod, self.config.packing, self.start, seed);
+        let decision = decide(&self.snapshot, &waiting.pod, &self.profile, self.start, seed);
         let took = self.env.elapsed().saturating_sub(begun);
         match decision {
             Decision::Node { name, tried } => {

@@ -1,31 +1,41 @@
-//! The cluster as decisions see it, kept up to date change by change: nodes, the pods on them (bound or assumed), and
-//! what else selectors need.
+//! The cluster as decisions see it, kept up to date change by change: nodes, the pods on them (bound or assumed), and what
+//! else selectors need.
+//!
+//! Nodes live in a slab and are reached by number ([`NodeId`]); what a decision would have to count over all pods or look
+//! up by name on every node is kept beside them ([`crate::index`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
 use machinery::api::ObjectKey;
 
-use crate::node::{NodeFacts, NodeInfo};
+use crate::index::{Peers, PodCounts, PodIndex, TermIndex, Topologies, Topology};
+use crate::node::{NodeFacts, NodeId, NodeInfo};
 use crate::pod::{Labels, PodInfo};
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    nodes: HashMap<Arc<str>, NodeInfo>,
-    /// Names of the nodes that exist, taking turns between zones; made when it is asked for after a change.
-    order: OnceLock<Vec<String>>,
+    /// By number; a slot that is free has neither a name nor pods.
+    nodes: Vec<NodeInfo>,
+    ids: HashMap<Arc<str>, NodeId>,
+    free: Vec<NodeId>,
+    /// The nodes that exist, taking turns between zones; made when it is asked for after a change.
+    order: OnceLock<Vec<NodeId>>,
     /// Where each pod is, and whether that is only assumed.
     placed: HashMap<Arc<ObjectKey>, Place>,
-    /// Namespaces' labels.
-    pub namespaces: BTreeMap<String, Labels>,
+    topologies: Topologies,
+    counts: PodIndex,
+    terms: TermIndex,
+    namespaces: BTreeMap<String, Labels>,
     /// Services' selectors, by namespace and name; none without a selector.
     pub services: BTreeMap<ObjectKey, Labels>,
 }
 
 #[derive(Debug)]
 struct Place {
-    node: Arc<str>,
+    node: NodeId,
+    name: Arc<str>,
     assumed: bool,
 }
 
@@ -51,11 +61,17 @@ impl Snapshot {
         self.order().len()
     }
 
-    /// The nodes, beginning with number `start`.
+    /// How many numbers nodes may have: the length of what is kept by number.
+    #[must_use]
+    pub fn node_ids(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The nodes, beginning with number `start` of their order.
     pub fn nodes_from(&self, start: usize) -> impl Iterator<Item = &NodeInfo> {
         let order = self.order();
         let (before, after) = order.split_at(start.checked_rem(order.len()).unwrap_or(0));
-        after.iter().chain(before).filter_map(|name| self.nodes.get(name.as_str()))
+        after.iter().chain(before).map(|id| &self.nodes[id.index()])
     }
 
     /// All nodes.
@@ -63,24 +79,48 @@ impl Snapshot {
         self.nodes_from(0)
     }
 
+    /// The node of a number; one that doesn't exist has no name, labels or anything else.
+    #[must_use]
+    pub fn node_by_id(&self, id: NodeId) -> &NodeInfo {
+        &self.nodes[id.index()]
+    }
+
     /// One node that exists.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
         // A node that pods are bound to but that isn't there has no name in its facts.
-        self.nodes.get(name).filter(|node| !node.facts.name.is_empty())
+        self.ids.get(name).map(|id| &self.nodes[id.index()]).filter(|node| !node.facts.name.is_empty())
+    }
+
+    /// Namespaces' labels.
+    #[must_use]
+    pub fn namespaces(&self) -> &BTreeMap<String, Labels> {
+        &self.namespaces
+    }
+
+    /// A namespace's labels changed; none: it is gone. Says whether that changed anything.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) -> bool {
+        let before = match labels.clone() {
+            Some(labels) => self.namespaces.insert(name.to_owned(), labels),
+            None => self.namespaces.remove(name),
+        };
+        let changed = before != labels;
+        if changed {
+            self.counts.forget_namespaces();
+        }
+        changed
     }
 
     /// A node appeared or changed; none where nothing changed that matters.
     pub fn set_node(&mut self, facts: NodeFacts) -> Option<NodeChange> {
-        let name = facts.name.clone();
-        let node = self.node_entry(&name).1;
-        let old = std::mem::replace(&mut node.facts, Arc::new(facts));
-        let new = &node.facts;
-        if *old == **new {
+        let (_, id) = self.node_id(&facts.name);
+        let node = &mut self.nodes[id.index()];
+        if node.facts == facts {
             return None;
         }
+        let old = std::mem::replace(&mut node.facts, facts);
+        let new = &node.facts;
         let added = old.name.is_empty();
-        let moved = added || old.zone() != new.zone();
         let change = NodeChange {
             added,
             labels: old.labels != new.labels,
@@ -88,65 +128,106 @@ impl Snapshot {
             unschedulable: old.unschedulable != new.unschedulable,
             allocatable: old.allocatable != new.allocatable || old.pods_max != new.pods_max,
         };
-        if moved {
+        if added || old.zone() != new.zone() {
             self.order.take();
+        }
+        if added || change.labels {
+            self.topologies.clear();
         }
         Some(change)
     }
 
     /// A node is gone; its pods stay known until they go too.
     pub fn remove_node(&mut self, name: &str) -> bool {
-        let Some(node) = self.nodes.get_mut(name).filter(|node| !node.facts.name.is_empty()) else { return false };
-        node.facts = Arc::default();
-        if node.pods.is_empty() {
-            self.nodes.remove(name);
-        }
+        let Some(id) = self.node(name).map(|node| node.id) else { return false };
+        self.nodes[id.index()].facts = NodeFacts::default();
+        self.free_if_unused(id, name);
         self.order.take();
+        self.topologies.clear();
         true
     }
 
-    /// What is known of a node, and its name as the map holds it.
-    fn node_entry(&mut self, name: &str) -> (Arc<str>, &mut NodeInfo) {
-        let name = self.nodes.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone());
-        (name.clone(), self.nodes.entry(name).or_default())
+    /// The number of a node: of one that pods are bound to, too, though it isn't there.
+    fn node_id(&mut self, name: &str) -> (Arc<str>, NodeId) {
+        if let Some((name, id)) = self.ids.get_key_value(name) {
+            return (name.clone(), *id);
+        }
+        let id = self.free.pop().unwrap_or_else(|| {
+            let id = NodeId::new(self.nodes.len());
+            self.nodes.push(NodeInfo { id, ..NodeInfo::default() });
+            self.topologies.clear();
+            id
+        });
+        let name: Arc<str> = name.into();
+        self.ids.insert(name.clone(), id);
+        (name, id)
     }
 
-    fn order(&self) -> &[String] {
+    fn free_if_unused(&mut self, id: NodeId, name: &str) {
+        let node = &self.nodes[id.index()];
+        if node.pods.is_empty() && node.facts.name.is_empty() {
+            self.ids.remove(name);
+            self.free.push(id);
+        }
+    }
+
+    fn order(&self) -> &[NodeId] {
         self.order.get_or_init(|| {
-            let mut zones: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
-            for node in self.nodes.values().filter(|node| !node.facts.name.is_empty()) {
-                zones.entry(node.facts.zone()).or_default().push(node.name());
+            let mut zones: BTreeMap<(String, String), Vec<&NodeInfo>> = BTreeMap::new();
+            for node in self.nodes.iter().filter(|node| !node.facts.name.is_empty()) {
+                zones.entry(node.facts.zone()).or_default().push(node);
             }
-            zones.values_mut().for_each(|names| names.sort_unstable());
+            zones.values_mut().for_each(|nodes| nodes.sort_unstable_by_key(|node| node.name()));
             let longest = zones.values().map(Vec::len).max().unwrap_or(0);
-            let turns = (0..longest).flat_map(|turn| zones.values().filter_map(move |names| names.get(turn)));
-            turns.map(|name| (*name).to_owned()).collect()
+            let turns = (0..longest).flat_map(|turn| zones.values().filter_map(move |nodes| nodes.get(turn)));
+            turns.map(|node| node.id).collect()
         })
     }
 
     /// A pod is on a node, by the API (`assumed` false) or by a decision that is not written yet.
     pub fn put_pod(&mut self, pod: Arc<PodInfo>, node: &str, assumed: bool) {
         self.take_pod(&pod.key);
-        let (node, info) = self.node_entry(node);
-        info.put(pod.clone());
-        self.placed.insert(pod.key.clone(), Place { node, assumed });
+        let (name, id) = self.node_id(node);
+        self.counts.add(&pod, id, &self.namespaces);
+        self.terms.add(&pod, id);
+        self.placed.insert(pod.key.clone(), Place { node: id, name, assumed });
+        self.nodes[id.index()].put(pod);
     }
 
     /// A pod takes no room any more. Returns it with its node's name.
     pub fn take_pod(&mut self, key: &ObjectKey) -> Option<(Arc<PodInfo>, Arc<str>)> {
-        let place = self.placed.remove(key)?;
-        let node = self.nodes.get_mut(&place.node)?;
-        let pod = node.take(key)?;
-        if node.pods.is_empty() && node.facts.name.is_empty() {
-            self.nodes.remove(&place.node);
-        }
-        Some((pod, place.node))
+        let Place { node: id, name, .. } = self.placed.remove(key)?;
+        let pod = self.nodes[id.index()].take(key)?;
+        self.counts.remove(&pod, id, &self.namespaces);
+        self.terms.remove(&pod, id);
+        self.free_if_unused(id, &name);
+        Some((pod, name))
     }
 
     /// The pod that is placed under a key, and whether that is only assumed.
     #[must_use]
     pub fn placed(&self, key: &ObjectKey) -> Option<(&Arc<PodInfo>, bool)> {
         let place = self.placed.get(key)?;
-        Some((self.nodes.get(&place.node)?.pods.get(key)?, place.assumed))
+        Some((self.nodes[place.node.index()].pods.get(key)?, place.assumed))
+    }
+
+    // --- indexes ---------------------------------------------------------------------------------------------------
+
+    /// The domains that a label makes of the nodes.
+    #[must_use]
+    pub fn topology(&self, key: &str) -> Arc<Topology> {
+        self.topologies.of(key, &self.nodes)
+    }
+
+    /// How many pods of a kind are on each node.
+    #[must_use]
+    pub fn counts(&self, peers: Peers) -> Arc<PodCounts> {
+        self.counts.of(peers, &self.nodes, &self.namespaces)
+    }
+
+    /// The affinity terms of the pods that are there.
+    #[must_use]
+    pub fn terms(&self) -> &TermIndex {
+        &self.terms
     }
 }

@@ -9,14 +9,14 @@ use machinery::runtime::pod::{Pod, PodSpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::decide::{Decision, decide, enough};
+use crate::decide::{Decision, decide, num_feasible_nodes};
 use crate::node::NodeFacts;
-use crate::plugins::Packing;
+use crate::plugins::{Packing, Profile};
 use crate::pod::PodInfo;
 use crate::resources::requests;
 use crate::snapshot::Snapshot;
 
-fn node(name: &str, merge: Value) -> NodeFacts {
+pub(crate) fn node(name: &str, merge: Value) -> NodeFacts {
     let mut node = json!({
         "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
         "spec": {},
@@ -26,7 +26,7 @@ fn node(name: &str, merge: Value) -> NodeFacts {
     NodeFacts::of(&serde_json::from_value::<core::Node>(node).unwrap())
 }
 
-fn pod(name: &str, merge: Value) -> PodInfo {
+pub(crate) fn pod(name: &str, merge: Value) -> PodInfo {
     let mut pod = json!({
         "metadata": {"name": name, "namespace": "default", "uid": name},
         "spec": {"schedulerName": "default-scheduler", "containers": [{"name": "c", "image": "x"}]},
@@ -62,7 +62,7 @@ fn cluster(nodes: Vec<NodeFacts>, placed: Vec<(PodInfo, &str)>) -> Snapshot {
 }
 
 fn place(snapshot: &mut Snapshot, pod: PodInfo, seed: u64) -> Option<String> {
-    match decide(snapshot, &pod, Packing::LeastAllocated, 0, seed) {
+    match decide(snapshot, &pod, &Profile::default(), 0, seed) {
         Decision::Node { name, .. } => {
             snapshot.put_pod(Arc::new(pod), &name, true);
             Some(name)
@@ -72,7 +72,7 @@ fn place(snapshot: &mut Snapshot, pod: PodInfo, seed: u64) -> Option<String> {
 }
 
 fn message(snapshot: &Snapshot, pod: &PodInfo) -> String {
-    match decide(snapshot, pod, Packing::LeastAllocated, 0, 0) {
+    match decide(snapshot, pod, &Profile::default(), 0, 0) {
         Decision::Node { name, .. } => format!("goes to {name}"),
         Decision::Nowhere { message, .. } => message,
     }
@@ -269,7 +269,7 @@ fn packing_prefers_the_fullest_and_least_allocated_the_emptiest() {
     let busy = pod("b", asking(json!({"cpu": "4", "memory": "8Gi"})));
     let snapshot = cluster(vec![node("n1", json!({})), node("n2", json!({}))], vec![(busy, "n1")]);
     let new = pod("new", asking(json!({"cpu": "1", "memory": "2Gi"})));
-    let chosen = |packing| match decide(&snapshot, &new, packing, 0, 0) {
+    let chosen = |packing| match decide(&snapshot, &new, &Profile { packing, ..Profile::default() }, 0, 0) {
         Decision::Node { name, .. } => name,
         Decision::Nowhere { message, .. } => message,
     };
@@ -286,7 +286,7 @@ fn preferences_and_their_weights_decide() {
         json!({"spec": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": term}}}});
     let snapshot = cluster(vec![node("n1", disk), node("n2", json!({})), node("n3", soft.clone())], vec![]);
     for seed in 0..6 {
-        let Decision::Node { name, .. } = decide(&snapshot, &pod("p", wants.clone()), Packing::default(), 0, seed)
+        let Decision::Node { name, .. } = decide(&snapshot, &pod("p", wants.clone()), &Profile::default(), 0, seed)
         else {
             panic!("it fits everywhere")
         };
@@ -303,12 +303,12 @@ fn five_thousand_nodes() {
         node(&format!("n{n:04}"), json!({"metadata": {"labels": {"topology.kubernetes.io/zone": (n % 3).to_string()}}}))
     });
     let mut snapshot = cluster(nodes.collect(), vec![]);
-    assert_eq!(enough(5000), 500);
+    assert_eq!(num_feasible_nodes(5000), 500);
     let mut start = 0;
     let mut used = BTreeSet::new();
     for n in 0..200 {
         let new = pod(&format!("p{n}"), asking(json!({"cpu": "100m"})));
-        let Decision::Node { name, tried } = decide(&snapshot, &new, Packing::default(), start, n) else {
+        let Decision::Node { name, tried } = decide(&snapshot, &new, &Profile::default(), start, n) else {
             panic!("there is room")
         };
         assert_eq!(tried, 500);
@@ -392,7 +392,7 @@ proptest! {
                             "resources": {"requests": {"cpu": cpu.to_string()}}}]);
                         let new = pod(&format!("p{p}"), json!({"spec": {"containers": containers}}));
                         snapshot.take_pod(&new.key);
-                        let decision = decide(&snapshot, &new, Packing::default(), decisions.len(), seed);
+                        let decision = decide(&snapshot, &new, &Profile::default(), decisions.len(), seed);
                         if let Decision::Node { name, .. } = &decision {
                             let chosen = snapshot.node(name).expect("a node that exists");
                             let free = i128::from(chosen.facts.allocatable.cpu_milli) - chosen.requested.cpu_milli;

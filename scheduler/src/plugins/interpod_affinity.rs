@@ -1,19 +1,18 @@
 //! InterPodAffinity: pods near or away from others, by terms of the pod and of those that are there already.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
-use super::{Before, Cycle, Event, Filter, Point, Refusal, Row, SCORE_MAX, Score, row};
-use crate::node::NodeInfo;
-use crate::pod::{PodInfo, PodTerm};
-
-/// How much the required affinity of a pod that is there draws others that it means (upstream's default).
-const HARD_AFFINITY_WEIGHT: i64 = 1;
+use super::{Cycle, Event, Filter, Point, PreFilterResult, Refusal, Row, SCORE_MAX, Score, row};
+use crate::index::{Peers, Topology};
+use crate::node::{NodeId, NodeInfo};
+use crate::pod::PodInfo;
+use crate::snapshot::Snapshot;
 
 pub(super) const ROW: Row = Row {
     weight: 2,
     filter,
     score,
-    helps: |event, pod| match event {
+    queueing_hint: |event, pod| match event {
         Event::Node(_, change) => change.added || change.labels,
         Event::NodeGone | Event::Namespace => true,
         Event::PodGone(other, _) => {
@@ -24,114 +23,160 @@ pub(super) const ROW: Row = Row {
     ..row("InterPodAffinity", &[Point::PreFilter, Point::Filter, Point::Score])
 };
 
-/// A label and its value: a domain.
-type Domain<'a> = (&'a str, &'a str);
+/// Pods by the domains of one label.
+struct Domains {
+    key: String,
+    topology: Arc<Topology>,
+    /// How many, or how much they pull.
+    amounts: Vec<i64>,
+}
 
-fn domain<'a>(node: &'a NodeInfo, key: &'a str) -> Option<Domain<'a>> {
-    Some((key, node.facts.labels.get(key)?))
+impl Domains {
+    fn of(&self, node: NodeId) -> i64 {
+        self.topology.domain(node).map_or(0, |domain| self.amounts[domain])
+    }
+}
+
+/// Adds to the domain of a label that a node is in, if it is in any.
+fn add(all: &mut Vec<Domains>, snapshot: &Snapshot, key: &str, node: NodeId, amount: i64) {
+    let at = all.iter().position(|domains| domains.key == key).unwrap_or_else(|| {
+        let topology = snapshot.topology(key);
+        all.push(Domains { key: key.to_owned(), amounts: vec![0; topology.domains()], topology });
+        all.len() - 1
+    });
+    let domains = &mut all[at];
+    if let Some(domain) = domains.topology.domain(node) {
+        domains.amounts[domain] += amount;
+    }
+}
+
+fn any(all: &[Domains], node: NodeId) -> bool {
+    all.iter().any(|domains| domains.of(node) > 0)
+}
+
+fn empty(all: &[Domains]) -> bool {
+    all.iter().all(|domains| domains.amounts.iter().all(|amount| *amount == 0))
 }
 
 struct Rules<'a> {
     pod: &'a PodInfo,
-    /// Pods there whose required anti-affinity means this pod, by domain.
-    kept_off: HashMap<Domain<'a>, usize>,
-    /// Pods that all required terms mean, by domain.
-    near: HashMap<Domain<'a>, usize>,
-    /// Pods that a required anti-affinity term means, by domain.
-    away: HashMap<Domain<'a>, usize>,
-    /// Nothing is there yet that the pod wants to be near to, and it is one of those itself.
-    first: bool,
+    snapshot: &'a Snapshot,
+    /// The labels of the required affinity, with their domains.
+    needed: Vec<(&'a str, Arc<Topology>)>,
+    /// Pods there whose required anti-affinity means this pod.
+    kept_off: Vec<Domains>,
+    /// Pods that all required terms mean.
+    near: Vec<Domains>,
+    /// Pods that a required anti-affinity term means.
+    away: Vec<Domains>,
+    /// The pod is one of those that it wants to be near to: where there are none yet, it may be the first.
+    means_itself: bool,
+    nobody_near: bool,
 }
 
-fn filter(cycle: Cycle<'_>) -> Before<'_> {
+fn filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let Cycle { pod, snapshot, .. } = cycle;
-    let namespaces = &snapshot.namespaces;
-    let mut kept_off: HashMap<Domain<'_>, usize> = HashMap::new();
-    let mut near: HashMap<Domain<'_>, usize> = HashMap::new();
-    let mut away: HashMap<Domain<'_>, usize> = HashMap::new();
-    let looks = !pod.wants.affinity.required.is_empty() || !pod.wants.anti_affinity.required.is_empty();
-    for node in snapshot.nodes().filter(|node| looks || node.with_affinity > 0) {
-        for other in node.pods.values() {
-            for term in other.wants.anti_affinity.required.iter().filter(|term| term.means(pod, namespaces)) {
-                if let Some(domain) = domain(node, &term.key) {
-                    *kept_off.entry(domain).or_default() += 1;
-                }
-            }
-            if !looks || other.terminating {
-                continue;
-            }
-            let all = pod.wants.affinity.required.iter().all(|term| term.means(other, namespaces));
-            for term in pod.wants.affinity.required.iter().filter(|_| all) {
-                if let Some(domain) = domain(node, &term.key) {
-                    *near.entry(domain).or_default() += 1;
-                }
-            }
-            for term in pod.wants.anti_affinity.required.iter().filter(|term| term.means(other, namespaces)) {
-                if let Some(domain) = domain(node, &term.key) {
-                    *away.entry(domain).or_default() += 1;
-                }
+    let namespaces = snapshot.namespaces();
+    let (required, avoided) = (&pod.wants.affinity.required, &pod.wants.anti_affinity.required);
+    let mut kept_off = Vec::new();
+    for (term, used) in snapshot.terms().iter().filter(|(_, used)| !used.keeps_off.is_empty()) {
+        if term.means(pod, namespaces) {
+            for (node, pods) in &used.keeps_off {
+                add(&mut kept_off, snapshot, &term.key, *node, i64::try_from(*pods).unwrap_or(i64::MAX));
             }
         }
     }
-    if kept_off.is_empty() && !looks {
-        return Before::Skip;
+    if empty(&kept_off) && required.is_empty() && avoided.is_empty() {
+        return PreFilterResult::Skip;
     }
-    let first = near.is_empty() && pod.wants.affinity.required.iter().all(|term| term.means(pod, namespaces));
-    Before::Check(Box::new(Rules { pod, kept_off, near, away, first }))
+    let (mut near, mut away) = (Vec::new(), Vec::new());
+    if !required.is_empty() {
+        for (node, pods) in snapshot.counts(Peers::Terms(required.clone(), false)).nodes() {
+            required.iter().for_each(|term| add(&mut near, snapshot, &term.key, node, pods));
+        }
+    }
+    for term in avoided {
+        for (node, pods) in snapshot.counts(Peers::Terms(vec![term.clone()], false)).nodes() {
+            add(&mut away, snapshot, &term.key, node, pods);
+        }
+    }
+    let needed = required.iter().map(|term| (term.key.as_str(), snapshot.topology(&term.key))).collect();
+    let means_itself = required.iter().all(|term| term.means(pod, namespaces));
+    let nobody_near = empty(&near);
+    let rules = Rules { pod, snapshot, needed, kept_off, near, away, means_itself, nobody_near };
+    PreFilterResult::Filter(Box::new(rules))
+}
+
+impl Rules<'_> {
+    fn change(&mut self, other: &PodInfo, node: &NodeInfo, by: i64) {
+        let Self { pod, snapshot, kept_off, near, away, .. } = self;
+        let namespaces = snapshot.namespaces();
+        for term in other.wants.anti_affinity.required.iter().filter(|term| term.means(pod, namespaces)) {
+            add(kept_off, snapshot, &term.key, node.id, by);
+        }
+        if other.terminating {
+            return;
+        }
+        let required = &pod.wants.affinity.required;
+        if required.iter().all(|term| term.means(other, namespaces)) {
+            required.iter().for_each(|term| add(near, snapshot, &term.key, node.id, by));
+        }
+        for term in pod.wants.anti_affinity.required.iter().filter(|term| term.means(other, namespaces)) {
+            add(away, snapshot, &term.key, node.id, by);
+        }
+        self.nobody_near = empty(near);
+    }
 }
 
 impl Filter for Rules<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        let labels = &node.facts.labels;
-        let among = |domains: &HashMap<Domain<'_>, usize>, term: &PodTerm| {
-            labels.get(&term.key).is_some_and(|value| domains.contains_key(&(term.key.as_str(), value.as_str())))
-        };
-        let required = &self.pod.wants.affinity.required;
-        let labelled = required.iter().all(|term| labels.contains_key(&term.key));
-        if !labelled || !(self.first || required.iter().all(|term| among(&self.near, term))) {
-            return Err(Refusal::helpless("node(s) didn't match pod affinity rules"));
+        let labelled = self.needed.iter().all(|(_, topology)| topology.domain(node.id).is_some());
+        let near = |key: &str| self.near.iter().any(|domains| domains.key == key && domains.of(node.id) > 0);
+        let first = self.nobody_near && self.means_itself;
+        if !labelled || !(first || self.needed.iter().all(|(key, _)| near(key))) {
+            return Err(Refusal::unresolvable("node(s) didn't match pod affinity rules"));
         }
-        if self.pod.wants.anti_affinity.required.iter().any(|term| among(&self.away, term)) {
+        if any(&self.away, node.id) {
             return Err(Refusal::new("node(s) didn't match pod anti-affinity rules", false));
         }
-        let kept_off = labels.iter().any(|(key, value)| self.kept_off.contains_key(&(key.as_str(), value.as_str())));
-        if kept_off {
+        if any(&self.kept_off, node.id) {
             return Err(Refusal::new("node(s) didn't satisfy existing pods anti-affinity rules", false));
         }
         Ok(())
     }
+
+    fn add_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
+        self.change(pod, node, 1);
+    }
+
+    fn remove_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
+        self.change(pod, node, -1);
+    }
 }
 
-struct Pull<'a>(HashMap<Domain<'a>, i64>);
+struct Pull(Vec<Domains>);
 
 fn score<'a>(cycle: Cycle<'a>, _: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
     let Cycle { pod, snapshot, .. } = cycle;
-    let namespaces = &snapshot.namespaces;
-    let looks = !pod.wants.affinity.preferred.is_empty() || !pod.wants.anti_affinity.preferred.is_empty();
-    let mut pull: HashMap<Domain<'a>, i64> = HashMap::new();
-    for node in snapshot.nodes().filter(|node| looks || node.with_affinity > 0) {
-        let mut add = |term: &'a PodTerm, weight: i64| {
-            if let Some(domain) = domain(node, &term.key) {
-                *pull.entry(domain).or_default() += weight;
-            }
-        };
-        for other in node.pods.values() {
-            let own = pod.wants.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
-            let own = own.chain(pod.wants.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term)));
-            own.filter(|(_, term)| term.means(other, namespaces)).for_each(|(weight, term)| add(term, weight));
-            let theirs = other.wants.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
-            let theirs = theirs.chain(other.wants.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term)));
-            let theirs = theirs.chain(other.wants.affinity.required.iter().map(|term| (HARD_AFFINITY_WEIGHT, term)));
-            theirs.filter(|(_, term)| term.means(pod, namespaces)).for_each(|(weight, term)| add(term, weight));
+    let namespaces = snapshot.namespaces();
+    let mut pull = Vec::new();
+    let own = pod.wants.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
+    for (weight, term) in own.chain(pod.wants.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term))) {
+        for (node, pods) in snapshot.counts(Peers::Terms(vec![term.clone()], true)).nodes() {
+            add(&mut pull, snapshot, &term.key, node, weight * pods);
         }
     }
-    if pull.is_empty() { None } else { Some(Box::new(Pull(pull))) }
+    for (term, used) in snapshot.terms().iter().filter(|(_, used)| !used.pulls.is_empty()) {
+        if term.means(pod, namespaces) {
+            used.pulls.iter().for_each(|(node, by)| add(&mut pull, snapshot, &term.key, *node, by.weight));
+        }
+    }
+    (!empty(&pull)).then(|| -> Box<dyn Score> { Box::new(Pull(pull)) })
 }
 
-impl Score for Pull<'_> {
+impl Score for Pull {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let of = |(key, value): (&String, &String)| self.0.get(&(key.as_str(), value.as_str())).copied();
-        node.facts.labels.iter().filter_map(of).sum()
+        self.0.iter().map(|domains| domains.of(node.id)).sum()
     }
 
     fn normalize(&self, _: &[&NodeInfo], scores: &mut [i64]) {

@@ -47,6 +47,29 @@ pub enum Packing {
     MostAllocated,
 }
 
+/// Which plugins decide for the pods of one scheduler name, and how.
+#[derive(Clone)]
+pub struct Profile {
+    /// The plugins, in order, with the weights of their scores.
+    pub plugins: Vec<(&'static Row, i64)>,
+    /// How resources are scored.
+    pub packing: Packing,
+}
+
+impl Default for Profile {
+    /// Upstream's default plugins and weights.
+    fn default() -> Self {
+        Self { plugins: PLUGINS.iter().map(|row| (row, row.weight)).collect(), packing: Packing::default() }
+    }
+}
+
+impl std::fmt::Debug for Profile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let plugins = self.plugins.iter().map(|(row, weight)| (row.name, weight));
+        f.debug_list().entries(plugins).finish()
+    }
+}
+
 /// What plugins may look at.
 #[derive(Clone, Copy)]
 pub struct Cycle<'a> {
@@ -58,29 +81,50 @@ pub struct Cycle<'a> {
     pub packing: Packing,
 }
 
+/// In upstream's words. Most refusals have one reason that is known beforehand: it costs nothing to say so on each of
+/// thousands of nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reasons {
+    /// One.
+    One(&'static str),
+    /// Several, or made up.
+    Many(Vec<Cow<'static, str>>),
+}
+
 /// Why a node is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// Each is counted in the message.
-    pub reasons: Vec<Cow<'static, str>>,
+    pub reasons: Reasons,
     /// No other pod's going would help.
-    pub helpless: bool,
+    pub unresolvable: bool,
 }
 
 impl Refusal {
-    fn new(reason: &'static str, helpless: bool) -> Self {
-        Self { reasons: vec![reason.into()], helpless }
+    pub(crate) fn new(reason: &'static str, unresolvable: bool) -> Self {
+        Self { reasons: Reasons::One(reason), unresolvable }
     }
 
-    fn helpless(reason: &'static str) -> Self {
+    pub(crate) fn unresolvable(reason: &'static str) -> Self {
         Self::new(reason, true)
     }
 }
 
-/// Refuses nodes for one pod.
+/// Refuses nodes for one pod. It holds what was computed of the whole cluster before nodes are tried.
 pub trait Filter {
     /// Whether the pod may go to the node.
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal>;
+
+    /// Brings what was computed up to date as if a pod were on the node (`PreFilterExtensions`: for trying what would be
+    /// if others were there or not). What looks at the node alone has nothing to do.
+    fn add_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
+        let _ = (pod, node);
+    }
+
+    /// The same as if a pod weren't on the node any more.
+    fn remove_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
+        let _ = (pod, node);
+    }
 }
 
 /// Prefers nodes for one pod.
@@ -95,26 +139,26 @@ pub trait Score {
 }
 
 /// What a plugin says before nodes are tried.
-pub enum Before<'a> {
+pub enum PreFilterResult<'a> {
     /// It has nothing against any node.
     Skip,
     /// The pod can go nowhere; the whole message.
-    Refuse(String),
+    Unschedulable(String),
     /// Only these nodes are tried at all.
-    Among(BTreeSet<&'a str>, Box<dyn Filter + 'a>),
+    Nodes(BTreeSet<&'a str>, Box<dyn Filter + 'a>),
     /// Nodes are tried.
-    Check(Box<dyn Filter + 'a>),
+    Filter(Box<dyn Filter + 'a>),
 }
 
 /// What may have made room for a pod that fitted nowhere.
 #[derive(Debug, Clone)]
-pub enum Event {
+pub enum Event<'a> {
     /// A node is new or changed; as it is now.
-    Node(Box<NodeInfo>, NodeChange),
+    Node(&'a NodeInfo, NodeChange),
     /// A node is gone.
     NodeGone,
     /// A pod left a node (as it is now, where it exists).
-    PodGone(Arc<PodInfo>, Option<Box<NodeInfo>>),
+    PodGone(Arc<PodInfo>, Option<&'a NodeInfo>),
     /// A pod was placed, or a placed one's labels changed.
     PodPlaced(Arc<PodInfo>),
     /// A namespace's labels changed.
@@ -133,27 +177,27 @@ pub struct Row {
     /// Its score's weight.
     pub weight: i64,
     /// Makes its filter for a pod.
-    pub filter: for<'a> fn(Cycle<'a>) -> Before<'a>,
+    pub filter: for<'a> fn(Cycle<'a>) -> PreFilterResult<'a>,
     /// Makes its score for a pod and the feasible nodes; none: it has no opinion.
     pub score: MakeScore,
     /// Whether a pod that it refused might fit after the event.
-    pub helps: fn(&Event, &PodInfo) -> bool,
+    pub queueing_hint: fn(&Event<'_>, &PodInfo) -> bool,
 }
 
-fn no_filter(_: Cycle<'_>) -> Before<'_> {
-    Before::Skip
+fn no_filter(_: Cycle<'_>) -> PreFilterResult<'_> {
+    PreFilterResult::Skip
 }
 
 fn no_score<'a>(_: Cycle<'a>, _: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
     None
 }
 
-fn no_help(_: &Event, _: &PodInfo) -> bool {
+fn no_hint(_: &Event<'_>, _: &PodInfo) -> bool {
     false
 }
 
-const fn row(name: &'static str, points: &'static [Point]) -> Row {
-    Row { name, points, weight: 0, filter: no_filter, score: no_score, helps: no_help }
+pub(crate) const fn row(name: &'static str, points: &'static [Point]) -> Row {
+    Row { name, points, weight: 0, filter: no_filter, score: no_score, queueing_hint: no_hint }
 }
 
 /// Every plugin, in upstream's order: the first that refuses a node gives the reason.
@@ -173,12 +217,12 @@ pub static PLUGINS: &[Row] = &[
 
 /// Whether an event may help a pod that these plugins refused.
 #[must_use]
-pub fn helps(event: &Event, pod: &PodInfo, refused_by: &BTreeSet<&'static str>) -> bool {
+pub fn may_fit_after(event: &Event<'_>, pod: &PodInfo, refused_by: &BTreeSet<&'static str>) -> bool {
     if refused_by.is_empty() {
         // There was no node at all.
         return matches!(event, Event::Node(_, change) if change.added);
     }
-    PLUGINS.iter().any(|plugin| refused_by.contains(plugin.name) && (plugin.helps)(event, pod))
+    PLUGINS.iter().any(|plugin| refused_by.contains(plugin.name) && (plugin.queueing_hint)(event, pod))
 }
 
 /// Upstream's usual normalization: the best gets [`SCORE_MAX`], or 0 where less is better.

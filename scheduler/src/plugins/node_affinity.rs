@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Before, Cycle, Event, Filter, Point, Refusal, Row, Score, normalize, row};
+use super::{Cycle, Event, Filter, Point, PreFilterResult, Refusal, Row, Score, normalize, row};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -13,21 +13,21 @@ pub(super) const ROW: Row = Row {
         true => None,
         false => Some(Box::new(Affinity(cycle.pod))),
     },
-    helps: |event, pod| matches!(event, Event::Node(node, change) if (change.added || change.labels) && node.facts.admits(pod)),
+    queueing_hint: |event, pod| matches!(event, Event::Node(node, change) if (change.added || change.labels) && node.facts.admits(pod)),
     ..row("NodeAffinity", &[Point::PreFilter, Point::Filter, Point::Score])
 };
 
 struct Affinity<'a>(&'a PodInfo);
 
-fn filter(cycle: Cycle<'_>) -> Before<'_> {
+fn filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let pod = cycle.pod;
     if pod.wants.node_selector.is_empty() && pod.wants.node_required.is_none() {
-        return Before::Skip;
+        return PreFilterResult::Skip;
     }
     match named(pod) {
-        None => Before::Check(Box::new(Affinity(pod))),
-        Some(names) if names.is_empty() => Before::Refuse("pod affinity terms conflict".into()),
-        Some(names) => Before::Among(names, Box::new(Affinity(pod))),
+        None => PreFilterResult::Filter(Box::new(Affinity(pod))),
+        Some(names) if names.is_empty() => PreFilterResult::Unschedulable("pod affinity terms conflict".into()),
+        Some(names) => PreFilterResult::Nodes(names, Box::new(Affinity(pod))),
     }
 }
 
@@ -49,7 +49,7 @@ fn named(pod: &PodInfo) -> Option<BTreeSet<&str>> {
 impl Filter for Affinity<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
         let admits = node.facts.admits(self.0);
-        admits.then_some(()).ok_or_else(|| Refusal::helpless("node(s) didn't match Pod's node affinity/selector"))
+        admits.then_some(()).ok_or_else(|| Refusal::unresolvable("node(s) didn't match Pod's node affinity/selector"))
     }
 }
 

@@ -1,15 +1,15 @@
 //! NodePorts: one taker per port of the host.
 
-use super::{Before, Event, Filter, Point, Refusal, Row, row};
+use super::{Event, Filter, Point, PreFilterResult, Refusal, Row, row};
 use crate::node::NodeInfo;
 use crate::pod::{HostPort, PodInfo};
 
 pub(super) const ROW: Row = Row {
     filter: |cycle| match cycle.pod.wants.ports.is_empty() {
-        true => Before::Skip,
-        false => Before::Check(Box::new(Ports(cycle.pod))),
+        true => PreFilterResult::Skip,
+        false => PreFilterResult::Filter(Box::new(Ports(cycle.pod))),
     },
-    helps: |event, pod| match event {
+    queueing_hint: |event, pod| match event {
         Event::Node(_, change) => change.added,
         Event::PodGone(gone, _) => {
             pod.wants.ports.iter().any(|port| gone.wants.ports.iter().any(|other| clash(port, other)))

@@ -2,15 +2,15 @@
 
 use std::borrow::Cow;
 
-use super::{Before, Cycle, Event, Filter, Packing, Point, Refusal, Row, SCORE_MAX, Score, row};
+use super::{Cycle, Event, Filter, Packing, Point, PreFilterResult, Reasons, Refusal, Row, SCORE_MAX, Score, row};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
 pub(super) const FIT: Row = Row {
     weight: 1,
-    filter: |cycle| Before::Check(Box::new(Room(cycle.pod))),
+    filter: |cycle| PreFilterResult::Filter(Box::new(Room(cycle.pod))),
     score: |cycle: Cycle<'_>, _| Some(Box::new(Load(cycle.pod, cycle.packing))),
-    helps: |event, pod| match event {
+    queueing_hint: |event, pod| match event {
         Event::Node(node, change) => (change.added || change.allocatable) && fits(pod, node).is_ok(),
         Event::PodGone(_, Some(node)) => fits(pod, node).is_ok(),
         _ => false,
@@ -38,15 +38,15 @@ impl Filter for Room<'_> {
 
 fn fits(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
     let mut reasons: Vec<Cow<'static, str>> = Vec::new();
-    let mut helpless = false;
+    let mut unresolvable = false;
     if node.pods.len() as i64 + 1 > node.facts.pods_max {
         reasons.push("Too many pods".into());
-        helpless |= node.facts.pods_max == 0;
+        unresolvable |= node.facts.pods_max == 0;
     }
     let mut check = |reason: &dyn Fn() -> Cow<'static, str>, asked: i64, offered: i64, used: i128| {
         if asked > 0 && i128::from(asked) > i128::from(offered) - used {
             reasons.push(reason());
-            helpless |= asked > offered;
+            unresolvable |= asked > offered;
         }
     };
     let (asked, offered, used) = (&pod.wants.requests, &node.facts.allocatable, &node.requested);
@@ -63,7 +63,7 @@ fn fits(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
         let reason = || format!("Insufficient {name}").into();
         check(&reason, *asked, offered.copied().unwrap_or(0), used.copied().unwrap_or(0));
     }
-    if reasons.is_empty() { Ok(()) } else { Err(Refusal { reasons, helpless }) }
+    if reasons.is_empty() { Ok(()) } else { Err(Refusal { reasons: Reasons::Many(reasons), unresolvable }) }
 }
 
 struct Load<'a>(&'a PodInfo, Packing);
@@ -85,13 +85,29 @@ impl Score for Load<'_> {
                     Packing::LeastAllocated => offered - used,
                     Packing::MostAllocated => used,
                 };
-                (part * i128::from(SCORE_MAX) / offered) as i64
+                percent(part, offered)
             };
             sum += share;
             count += 1;
         }
         if count == 0 { 0 } else { sum / count }
     }
+}
+
+/// `part` of `offered` in hundredths, rounded down. 128-bit division is some twenty times slower, and this is asked of
+/// every feasible node.
+fn percent(part: i128, offered: i128) -> i64 {
+    match (i64::try_from(part), i64::try_from(offered)) {
+        (Ok(part), Ok(offered)) if part < i64::MAX / SCORE_MAX && part > i64::MIN / SCORE_MAX => {
+            part * SCORE_MAX / offered
+        }
+        _ => (part * i128::from(SCORE_MAX) / offered) as i64,
+    }
+}
+
+/// As a float, by the quick way where there is one.
+fn float(amount: i128) -> f64 {
+    i64::try_from(amount).map_or(amount as f64, |amount| amount as f64)
 }
 
 struct Balance<'a>(&'a PodInfo);
@@ -104,9 +120,9 @@ impl Score for Balance<'_> {
             (offered.memory_bytes, node.requested.memory_bytes + i128::from(self.0.wants.requests.memory_bytes)),
         ];
         let shares = parts.iter().filter(|(offered, _)| *offered > 0);
-        let shares: Vec<f64> = shares.map(|(offered, used)| (*used as f64 / *offered as f64).min(1.0)).collect();
-        let deviation = match shares.as_slice() {
-            [a, b] => (a - b).abs() / 2.0,
+        let mut shares = shares.map(|(offered, used)| (float(*used) / *offered as f64).min(1.0));
+        let deviation = match (shares.next(), shares.next()) {
+            (Some(a), Some(b)) => (a - b).abs() / 2.0,
             _ => 0.0,
         };
         ((1.0 - deviation) * SCORE_MAX as f64) as i64

@@ -1,11 +1,14 @@
 //! NodeUnschedulable: cordoned nodes take only pods that tolerate it.
 
-use super::{Before, Cycle, Event, Filter, Point, Refusal, Row, row};
+use super::{Cycle, Event, Filter, Point, PreFilterResult, Refusal, Row, row};
 use crate::node::NodeInfo;
 use crate::pod::{PodInfo, Taint};
 
-pub(super) const ROW: Row =
-    Row { filter: |cycle| Before::Check(Box::new(Cordon(cycle))), helps, ..row("NodeUnschedulable", &[Point::Filter]) };
+pub(super) const ROW: Row = Row {
+    filter: |cycle| PreFilterResult::Filter(Box::new(Cordon(cycle))),
+    queueing_hint,
+    ..row("NodeUnschedulable", &[Point::Filter])
+};
 
 struct Cordon<'a>(Cycle<'a>);
 
@@ -17,10 +20,10 @@ fn fits(pod: &PodInfo, node: &NodeInfo) -> bool {
 
 impl Filter for Cordon<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        fits(self.0.pod, node).then_some(()).ok_or_else(|| Refusal::helpless("node(s) were unschedulable"))
+        fits(self.0.pod, node).then_some(()).ok_or_else(|| Refusal::unresolvable("node(s) were unschedulable"))
     }
 }
 
-fn helps(event: &Event, pod: &PodInfo) -> bool {
+fn queueing_hint(event: &Event<'_>, pod: &PodInfo) -> bool {
     matches!(event, Event::Node(node, change) if (change.added || change.unschedulable) && fits(pod, node))
 }

@@ -1,14 +1,14 @@
 //! TaintToleration: taints keep pods away, or are preferred against.
 
-use super::{Before, Cycle, Event, Filter, Point, Refusal, Row, Score, normalize, row};
+use super::{Cycle, Event, Filter, Point, PreFilterResult, Refusal, Row, Score, normalize, row};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
 pub(super) const ROW: Row = Row {
     weight: 3,
-    filter: |cycle| Before::Check(Box::new(Tolerance(cycle.pod))),
+    filter: |cycle| PreFilterResult::Filter(Box::new(Tolerance(cycle.pod))),
     score: |cycle: Cycle<'_>, _| Some(Box::new(Tolerance(cycle.pod))),
-    helps: |event, pod| matches!(event, Event::Node(node, change) if (change.added || change.taints) && !node.facts.repels(pod)),
+    queueing_hint: |event, pod| matches!(event, Event::Node(node, change) if (change.added || change.taints) && !node.facts.repels(pod)),
     ..row("TaintToleration", &[Point::Filter, Point::Score])
 };
 
@@ -16,7 +16,9 @@ struct Tolerance<'a>(&'a PodInfo);
 
 impl Filter for Tolerance<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        (!node.facts.repels(self.0)).then_some(()).ok_or_else(|| Refusal::helpless("node(s) had untolerated taint(s)"))
+        (!node.facts.repels(self.0))
+            .then_some(())
+            .ok_or_else(|| Refusal::unresolvable("node(s) had untolerated taint(s)"))
     }
 }
 

@@ -1,13 +1,13 @@
 //! PodTopologySpread: pods of a kind over nodes and zones, as constraints say, or upstream's default ones for pods of a
 //! Service or a workload.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use machinery::api::names::HOSTNAME;
-use machinery::api::selector::LabelSelector;
 
-use super::{Before, Cycle, Event, Filter, Point, Refusal, Row, SCORE_MAX, Score, row};
-use crate::node::NodeInfo;
+use super::{Cycle, Event, Filter, Point, PreFilterResult, Refusal, Row, SCORE_MAX, Score, row};
+use crate::index::{Peers, PodCounts, Topology};
+use crate::node::{NodeId, NodeInfo};
 use crate::pod::{Labels, PodInfo, Spread};
 use crate::snapshot::Snapshot;
 
@@ -18,7 +18,7 @@ pub(super) const ROW: Row = Row {
     weight: 2,
     filter,
     score,
-    helps: |event, pod| match event {
+    queueing_hint: |event, pod| match event {
         Event::Node(_, change) => change.added || change.labels || change.taints,
         Event::NodeGone => true,
         Event::PodGone(other, _) | Event::PodPlaced(other) => {
@@ -35,93 +35,128 @@ fn included(node: &NodeInfo, pod: &PodInfo, spread: &Spread) -> bool {
     (!spread.honor_affinity || node.facts.admits(pod)) && (!spread.honor_taints || !node.facts.repels(pod))
 }
 
-fn count(node: &NodeInfo, pod: &PodInfo, selects: impl Fn(&PodInfo) -> bool) -> i64 {
-    let same = |other: &&std::sync::Arc<PodInfo>| other.key.namespace == pod.key.namespace && !other.terminating;
-    node.pods.values().filter(same).filter(|other| selects(other)).count() as i64
+/// Whether every node's pods count, whatever the node is.
+fn includes_all(pod: &PodInfo, spread: &Spread) -> bool {
+    let anywhere = pod.wants.node_selector.is_empty() && pod.wants.node_required.is_none();
+    (!spread.honor_affinity || anywhere) && !spread.honor_taints
 }
 
 struct Hard<'a> {
     pod: &'a PodInfo,
-    /// Each constraint with its pods per domain.
-    constraints: Vec<(&'a Spread, BTreeMap<&'a str, i64>)>,
+    constraints: Vec<HardConstraint<'a>>,
 }
 
-fn filter(cycle: Cycle<'_>) -> Before<'_> {
-    let pod = cycle.pod;
-    let required: Vec<&Spread> = pod.wants.spread.iter().filter(|spread| spread.required).collect();
-    if required.is_empty() {
-        return Before::Skip;
+struct HardConstraint<'a> {
+    spread: &'a Spread,
+    topology: Arc<Topology>,
+    /// Pods per domain; none for a domain without a node that counts.
+    pods: Vec<Option<i64>>,
+    /// The pods of the emptiest domain.
+    least: i64,
+    /// Whether the pod itself counts.
+    own: i64,
+}
+
+impl HardConstraint<'_> {
+    fn find_least(&mut self) {
+        let few = self.pods.iter().flatten().count() < self.spread.min_domains;
+        self.least = if few { 0 } else { self.pods.iter().flatten().copied().min().unwrap_or(0) };
     }
-    let mut domains: Vec<BTreeMap<&str, i64>> = vec![BTreeMap::new(); required.len()];
-    for node in cycle.snapshot.nodes() {
-        if !required.iter().all(|spread| node.facts.labels.contains_key(&spread.key)) {
+}
+
+fn filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
+    let Cycle { pod, snapshot, .. } = cycle;
+    let mut constraints: Vec<HardConstraint<'_>> = Vec::new();
+    let mut counts = Vec::new();
+    for spread in pod.wants.spread.iter().filter(|spread| spread.required) {
+        let topology = snapshot.topology(&spread.key);
+        let pods = vec![None; topology.domains()];
+        let own = i64::from(spread.selector.matches(&*pod.labels));
+        counts.push(snapshot.counts(Peers::Selected(pod.key.namespace.clone(), spread.selector.clone())));
+        constraints.push(HardConstraint { spread, topology, pods, least: 0, own });
+    }
+    if constraints.is_empty() {
+        return PreFilterResult::Skip;
+    }
+    // By number: what doesn't exist is in no domain. Nodes themselves are looked at only where it matters.
+    for id in (0..snapshot.node_ids()).map(NodeId::new) {
+        if constraints.iter().any(|constraint| constraint.topology.domain(id).is_none()) {
             continue;
         }
-        for (spread, domains) in required.iter().zip(&mut domains) {
-            if included(node, pod, spread)
-                && let Some(value) = node.facts.labels.get(&spread.key)
+        for (constraint, counts) in constraints.iter_mut().zip(&counts) {
+            if let Some(domain) = constraint.topology.domain(id)
+                && (includes_all(pod, constraint.spread) || included(snapshot.node_by_id(id), pod, constraint.spread))
             {
-                *domains.entry(value).or_default() += count(node, pod, |other| spread.selector.matches(&*other.labels));
+                *constraint.pods[domain].get_or_insert(0) += counts.on(id);
             }
         }
     }
-    Before::Check(Box::new(Hard { pod, constraints: required.into_iter().zip(domains).collect() }))
+    constraints.iter_mut().for_each(HardConstraint::find_least);
+    PreFilterResult::Filter(Box::new(Hard { pod, constraints }))
+}
+
+impl Hard<'_> {
+    fn change(&mut self, other: &PodInfo, node: &NodeInfo, by: i64) {
+        let counted = other.key.namespace == self.pod.key.namespace && !other.terminating;
+        if !counted || self.constraints.iter().any(|c| c.topology.domain(node.id).is_none()) {
+            return;
+        }
+        for constraint in &mut self.constraints {
+            if constraint.spread.selector.matches(&*other.labels)
+                && included(node, self.pod, constraint.spread)
+                && let Some(domain) = constraint.topology.domain(node.id)
+            {
+                *constraint.pods[domain].get_or_insert(0) += by;
+                constraint.find_least();
+            }
+        }
+    }
 }
 
 impl Filter for Hard<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        for (spread, domains) in &self.constraints {
-            let Some(value) = node.facts.labels.get(&spread.key) else {
+        for constraint in &self.constraints {
+            let Some(domain) = constraint.topology.domain(node.id) else {
                 let reason = "node(s) didn't match pod topology spread constraints (missing required label)";
-                return Err(Refusal::helpless(reason));
+                return Err(Refusal::unresolvable(reason));
             };
-            let few = domains.len() < spread.min_domains;
-            let least = if few { 0 } else { domains.values().copied().min().unwrap_or(0) };
-            let here = domains.get(value.as_str()).copied().unwrap_or(0);
-            let own = i64::from(spread.selector.matches(&*self.pod.labels));
-            if here + own - least > spread.max_skew {
+            let here = constraint.pods[domain].unwrap_or(0);
+            if here + constraint.own - constraint.least > constraint.spread.max_skew {
                 return Err(Refusal::new("node(s) didn't match pod topology spread constraints", false));
             }
         }
         Ok(())
     }
-}
 
-/// Which pods count for a soft constraint.
-enum Peers<'a> {
-    Selected(&'a LabelSelector),
-    /// Those of the same workload with these labels (the selectors of the Services that select the pod).
-    Default(Option<&'a str>, Labels),
-}
+    fn add_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
+        self.change(pod, node, 1);
+    }
 
-impl Peers<'_> {
-    fn has(&self, other: &PodInfo) -> bool {
-        match self {
-            Self::Selected(selector) => selector.matches(&*other.labels),
-            Self::Default(workload, labels) => {
-                workload.is_none_or(|uid| other.workload.as_deref() == Some(uid))
-                    && labels.iter().all(|(key, value)| other.labels.get(key) == Some(value))
-            }
-        }
+    fn remove_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
+        self.change(pod, node, -1);
     }
 }
 
-struct Soft<'a> {
-    pod: &'a PodInfo,
-    constraints: Vec<SoftConstraint<'a>>,
-    ignored: BTreeSet<&'a str>,
+struct Soft {
+    constraints: Vec<SoftConstraint>,
+    /// Nodes that lack a label, by number; empty where none is left out.
+    ignored: Vec<bool>,
 }
 
-struct SoftConstraint<'a> {
-    key: &'a str,
+struct SoftConstraint {
+    /// Each node is a domain of its own.
+    per_node: bool,
     max_skew: i64,
-    peers: Peers<'a>,
     weight: f64,
-    domains: HashMap<&'a str, i64>,
+    topology: Arc<Topology>,
+    counts: Arc<PodCounts>,
+    /// Pods per domain, where domains are more than nodes.
+    pods: Vec<i64>,
 }
 
-/// The labels by which the Services that select the pod spread it; none: neither Service nor workload.
-fn default_peers<'a>(snapshot: &Snapshot, pod: &'a PodInfo) -> Option<Peers<'a>> {
+/// The pods that a pod is spread with by default: of its workload, with the labels by which the Services that select it
+/// do so; none: neither Service nor workload.
+fn default_peers(snapshot: &Snapshot, pod: &PodInfo) -> Option<Peers> {
     let from = machinery::api::ObjectKey::new(pod.key.namespace.clone(), "");
     let services = snapshot.services.range(from..).take_while(|(key, _)| key.namespace == pod.key.namespace);
     let selects = |selector: &Labels| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value));
@@ -129,80 +164,97 @@ fn default_peers<'a>(snapshot: &Snapshot, pod: &'a PodInfo) -> Option<Peers<'a>>
     for (_, selector) in services.filter(|(_, selector)| !selector.is_empty() && selects(selector)) {
         labels.extend(selector.clone());
     }
-    let workload = pod.workload.as_deref();
-    (workload.is_some() || !labels.is_empty()).then_some(Peers::Default(workload, labels))
+    let workload = pod.workload.clone();
+    let namespace = pod.key.namespace.clone();
+    (workload.is_some() || !labels.is_empty()).then_some(Peers::Workload(namespace, workload, labels))
+}
+
+/// A constraint that is to be scored, and the given one that it is where it isn't a default.
+type Wanted<'a> = (&'a str, i64, Peers, Option<&'a Spread>);
+
+fn wanted<'a>(cycle: Cycle<'a>) -> Vec<Wanted<'a>> {
+    let Cycle { pod, snapshot, .. } = cycle;
+    if pod.wants.spread.is_empty() {
+        let Some(peers) = default_peers(snapshot, pod) else { return Vec::new() };
+        return DEFAULTS.iter().map(|(key, max_skew)| (*key, *max_skew, peers.clone(), None)).collect();
+    }
+    let soft = pod.wants.spread.iter().filter(|spread| !spread.required);
+    let peers = |spread: &Spread| Peers::Selected(pod.key.namespace.clone(), spread.selector.clone());
+    soft.map(|spread| (spread.key.as_str(), spread.max_skew, peers(spread), Some(spread))).collect()
 }
 
 fn score<'a>(cycle: Cycle<'a>, feasible: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
-    let pod = cycle.pod;
-    let by_default = pod.wants.spread.is_empty();
-    let mut wanted: Vec<(&'a str, i64, Peers<'a>, Option<&'a Spread>)> = Vec::new();
-    if by_default {
-        for (key, max_skew) in DEFAULTS {
-            wanted.push((key, max_skew, default_peers(cycle.snapshot, pod)?, None));
-        }
-    } else {
-        for spread in pod.wants.spread.iter().filter(|spread| !spread.required) {
-            wanted.push((&spread.key, spread.max_skew, Peers::Selected(&spread.selector), Some(spread)));
-        }
-    }
+    let Cycle { pod, snapshot, .. } = cycle;
+    let wanted = wanted(cycle);
     if wanted.is_empty() {
         return None;
     }
     // Nodes without all the labels are left out, unless the constraints are the default ones.
-    let keys: Vec<&str> = wanted.iter().map(|(key, ..)| *key).collect();
-    let lacks = |node: &NodeInfo| !by_default && keys.iter().any(|key| !node.facts.labels.contains_key(*key));
-    let ignored: BTreeSet<&str> = feasible.iter().filter(|node| lacks(node)).map(|node| node.name()).collect();
-    let considered: Vec<&NodeInfo> = feasible.iter().copied().filter(|node| !ignored.contains(node.name())).collect();
+    let by_default = pod.wants.spread.is_empty();
+    let topologies: Vec<Arc<Topology>> = wanted.iter().map(|(key, ..)| snapshot.topology(key)).collect();
+    let lacks = |id: NodeId| !by_default && topologies.iter().any(|t| t.domain(id).is_none());
+    let mut ignored = Vec::new();
+    for node in feasible.iter().filter(|node| lacks(node.id)) {
+        ignored.resize(snapshot.node_ids(), false);
+        ignored[node.id.index()] = true;
+    }
+    let considered = || feasible.iter().filter(|node| !ignored.get(node.id.index()).is_some_and(|ignored| *ignored));
     let mut constraints = Vec::new();
-    for (key, max_skew, peers, spread) in wanted {
-        let mut domains: HashMap<&str, i64> = HashMap::new();
-        let size = if key == HOSTNAME {
-            considered.len()
+    for ((key, max_skew, peers, spread), topology) in wanted.into_iter().zip(&topologies) {
+        let counts = snapshot.counts(peers);
+        let per_node = key == HOSTNAME;
+        let mut size = 0;
+        let mut pods: Vec<Option<i64>> = Vec::new();
+        if per_node {
+            size = considered().count();
         } else {
-            let values = considered.iter().filter_map(|node| node.facts.labels.get(key));
-            domains.extend(values.map(|value| (value.as_str(), 0)));
-            domains.len()
-        };
-        if !domains.is_empty() {
-            for node in cycle.snapshot.nodes() {
-                if (by_default || !lacks(node))
-                    && spread.is_none_or(|spread| included(node, pod, spread))
-                    && let Some(domain) = node.facts.labels.get(key).and_then(|value| domains.get_mut(value.as_str()))
+            pods.resize(topology.domains(), None);
+            for domain in considered().filter_map(|node| topology.domain(node.id)) {
+                size += usize::from(pods[domain].replace(0).is_none());
+            }
+            let filtered = spread.filter(|spread| !includes_all(pod, spread));
+            let all = if size > 0 { snapshot.node_ids() } else { 0 };
+            for id in (0..all).map(NodeId::new) {
+                if let Some(sum) = topology.domain(id).and_then(|domain| pods[domain].as_mut())
+                    && !lacks(id)
+                    && filtered.is_none_or(|spread| included(snapshot.node_by_id(id), pod, spread))
                 {
-                    *domain += count(node, pod, |other| peers.has(other));
+                    *sum += counts.on(id);
                 }
             }
         }
-        constraints.push(SoftConstraint { key, max_skew, peers, weight: ((size + 2) as f64).ln(), domains });
+        let pods = pods.into_iter().map(Option::unwrap_or_default).collect();
+        let weight = ((size + 2) as f64).ln();
+        constraints.push(SoftConstraint { per_node, max_skew, weight, topology: topology.clone(), counts, pods });
     }
-    Some(Box::new(Soft { pod, constraints, ignored }))
+    Some(Box::new(Soft { constraints, ignored }))
 }
 
-impl Score for Soft<'_> {
+impl Soft {
+    fn ignores(&self, node: &NodeInfo) -> bool {
+        self.ignored.get(node.id.index()).copied().unwrap_or(false)
+    }
+}
+
+impl Score for Soft {
     fn score(&self, node: &NodeInfo) -> i64 {
-        if self.ignored.contains(node.name()) {
+        if self.ignores(node) {
             return 0;
         }
         let mut score = 0.0;
         for constraint in &self.constraints {
-            let Some(value) = node.facts.labels.get(constraint.key) else { continue };
-            let pods = if constraint.key == HOSTNAME {
-                count(node, self.pod, |other| constraint.peers.has(other))
-            } else {
-                constraint.domains.get(value.as_str()).copied().unwrap_or(0)
-            };
+            let Some(domain) = constraint.topology.domain(node.id) else { continue };
+            let pods = if constraint.per_node { constraint.counts.on(node.id) } else { constraint.pods[domain] };
             score += pods as f64 * constraint.weight + (constraint.max_skew - 1) as f64;
         }
         score.round() as i64
     }
 
     fn normalize(&self, nodes: &[&NodeInfo], scores: &mut [i64]) {
-        let ignored = |node: &NodeInfo| self.ignored.contains(node.name());
-        let counted = || nodes.iter().zip(&*scores).filter(|(node, _)| !ignored(node)).map(|(_, score)| *score);
+        let counted = || nodes.iter().zip(&*scores).filter(|(node, _)| !self.ignores(node)).map(|(_, score)| *score);
         let (max, min) = (counted().max().unwrap_or(0), counted().min().unwrap_or(0));
         for (node, score) in nodes.iter().zip(scores) {
-            *score = if ignored(node) {
+            *score = if self.ignores(node) {
                 0
             } else if max == 0 {
                 SCORE_MAX
