@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, run};
+use crate::{Config, RunError, run};
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
@@ -29,6 +29,9 @@ struct State {
     events: Vec<Value>,
     /// How many bindings are still refused.
     refusals: u32,
+    /// Bindings are never answered; those that wait for that.
+    silent: bool,
+    waiting: Arc<()>,
 }
 
 impl State {
@@ -100,6 +103,24 @@ impl Server {
                 says(201, body)
             }
             (_, [.., "events", _]) => says(200, body),
+            (&Method::GET, [.., "leases", name]) => {
+                let key = format!("\"kube-system\"/\"{name}\"");
+                match state.objects.get("leases").and_then(|leases| leases.get(&key)) {
+                    Some(lease) => says(200, lease),
+                    None => {
+                        says(404, &json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound"}))
+                    }
+                }
+            }
+            (_, [.., "leases"] | [.., "leases", _]) => {
+                let known = state.objects.get("leases").and_then(|leases| leases.values().next());
+                if known.is_some_and(|k| k["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]) {
+                    says(409, &json!({"kind": "Status", "status": "Failure", "code": 409, "reason": "Conflict"}))
+                } else {
+                    state.write("leases", body.clone());
+                    says(200, state.objects["leases"].values().next().unwrap_or(&Value::Null))
+                }
+            }
             _ => panic!("nobody should ask {method} {uri}"),
         };
         drop(state);
@@ -115,6 +136,13 @@ impl Server {
                 let (head, body) = request.into_parts();
                 let bytes = body.collect().await.unwrap().to_bytes();
                 let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+                let silent = |state: &State| state.silent && head.uri.path().ends_with("/binding");
+                let waiting =
+                    Some(server.state.lock().unwrap()).filter(|state| silent(state)).map(|s| s.waiting.clone());
+                if let Some(_until_dropped) = waiting {
+                    server.changed.send_replace(());
+                    std::future::pending::<()>().await;
+                }
                 Ok::<_, Infallible>(server.answer(&head.method, &head.uri.to_string(), &body))
             }
         });
@@ -197,4 +225,25 @@ async fn pods_get_nodes_and_say_why_they_do_not() {
     assert!(text.contains("scheduler_pod_scheduling_duration_seconds_count"));
     stop.cancel();
     running.await.unwrap().unwrap();
+}
+
+/// Another replica may bind as soon as the leadership is lost: a binding that is still under way then is given up with it.
+#[tokio::test]
+async fn a_scheduler_that_loses_its_leadership_gives_up_its_bindings() {
+    let server = Server { state: Arc::default(), changed: watch::Sender::new(()) };
+    server.state.lock().unwrap().silent = true;
+    server.write("nodes", node("n1", "2"));
+    server.write("pods", pod("p", "default-scheduler", "1"));
+    let mut config = Config::default().elected("me");
+    let election = config.election.as_mut().unwrap();
+    election.retry_period = Duration::from_millis(20);
+    let running = tokio::spawn(run(server.client(), Env::real(), config, CancellationToken::new()));
+    server.until(|state| Arc::strong_count(&state.waiting) > 1).await;
+    let mut lease = server.state.lock().unwrap().objects["leases"].values().next().unwrap().clone();
+    assert_eq!(lease["spec"]["holderIdentity"], "me");
+    lease["spec"]["holderIdentity"] = json!("another");
+    server.write("leases", lease);
+    let ended = tokio::time::timeout(Duration::from_secs(20), running).await.expect("it ends").unwrap();
+    assert!(matches!(ended, Err(RunError::Election(_))), "{ended:?}");
+    assert_eq!(Arc::strong_count(&server.state.lock().unwrap().waiting), 1, "the binding was given up");
 }
