@@ -212,17 +212,22 @@ impl Outside {
         let back = |request: Request<Body>, error| Unsent::Back(Box::new(request), error);
         let permit = self.permit(to.caller).await;
         let wants_upgrade = request.extensions().get::<WantsUpgrade>().is_some();
-        if speaks == AppProtocol::H2c && to.keep && !wants_upgrade {
-            let sender = match self.pool.share(to.address) {
-                Some(sender) => sender,
-                None => match self.http2(to).await {
-                    Ok(sender) => sender,
-                    Err(error) => return Err(back(request, error)),
-                },
-            };
-            return send_http2(to, sender, request, permit).await;
-        }
         let mut request = request;
+        if speaks == AppProtocol::H2c && to.keep && !wants_upgrade {
+            if let Some(sender) = self.pool.share(to.address) {
+                let again = replay(&request);
+                match (send_http2(to, sender, request, permit.clone()).await, again) {
+                    // The kept connection has ended: a new one may do.
+                    (Err(Unsent::Back(back, _)), _) => request = *back,
+                    (Err(Unsent::Lost(_)), Some(again)) => request = again,
+                    (answer, _) => return answer,
+                }
+            }
+            return match self.http2(to).await {
+                Ok(sender) => send_http2(to, sender, request, permit).await,
+                Err(error) => Err(back(request, error)),
+            };
+        }
         if to.keep
             && !wants_upgrade
             && let Some(again) = replay(&request)

@@ -486,6 +486,39 @@ async fn an_endpoint_of_h2c_is_spoken_to_in_http2() {
 }
 
 #[tokio::test]
+async fn a_kept_connection_of_http2_that_has_ended_costs_no_request() {
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let over = Arc::new(tokio::sync::Notify::new());
+            let answered = over.clone();
+            let service = hyper::service::service_fn(move |_: Request<hyper::body::Incoming>| {
+                // Each connection is good for one answer.
+                answered.notify_one();
+                async { Ok::<_, std::convert::Infallible>(Response::new(Full::<bytes::Bytes>::from("ok"))) }
+            });
+            tokio::spawn(async move {
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
+                tokio::select! {
+                    _ = connection.as_mut() => return,
+                    () = over.notified() => connection.as_mut().graceful_shutdown(),
+                }
+                let _ = connection.await;
+            });
+        }
+    });
+    let bench = Bench::new(address, Seen::default(), None);
+    known_to_guests(&bench, "h2c");
+    for _ in 0..20 {
+        let answer = call(&bench, Request::get("http://kubernetes/").body(body("")).unwrap()).await;
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
+    }
+}
+
+#[tokio::test]
 async fn a_websocket_reaches_an_endpoint_outside_and_no_pod() {
     let upgrade =
         b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
