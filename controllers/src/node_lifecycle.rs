@@ -8,7 +8,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use machinery::api::ObjectKey;
 use machinery::runtime::driver::own_key;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Note, Plan, Pod, View, value_of};
+use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Note, Plan, Pod, View, value_of};
 use serde_json::json;
 
 use crate::Settings;
@@ -59,13 +59,33 @@ fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
     node.status.as_ref()?.conditions.iter().flatten().find(|condition| condition.type_ == kind)
 }
 
-/// When the node was last heard of: its Lease or its status, whichever is younger.
-fn heard_of(view: &View, node: &Node) -> Option<Timestamp> {
+/// When the node was last heard of, by this process's own monotonic clock (upstream's `probeTimestamp`): when its Lease
+/// was received, or the heartbeat in its status, whichever was later. What is older than the process counts from its
+/// start: whoever was not there to listen cannot say that a node was silent. Neither a node's clock nor a suspended
+/// machine takes part.
+fn heard_of(view: &View, node: &Node, context: &Context<'_, Settings>) -> Option<Duration> {
     let name = node.metadata.name.as_deref().unwrap_or_default();
-    let lease = view.get::<Lease>(&ObjectKey::new("kube-node-lease", name));
-    let renewed = lease.and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref()).map(|at| at.0);
-    let posted = condition(node, "Ready").and_then(|ready| ready.last_heartbeat_time.as_ref()).map(|at| at.0);
+    let renewed = view.seen_at(&Kind::of::<Lease>(), &ObjectKey::new("kube-node-lease", name));
+    let posted = condition(node, "Ready").and_then(|ready| ready.last_heartbeat_time.as_ref()).map(|at| {
+        let age = Duration::try_from(context.now.duration_since(at.0)).unwrap_or_default();
+        // The newest version of the Node may be another one's work: its heartbeat came no later than that.
+        let seen = view.seen_at(&Kind::of::<Node>(), &ObjectKey::cluster(name)).unwrap_or_default();
+        context.elapsed.saturating_sub(age).min(seen)
+    });
     renewed.max(posted)
+}
+
+/// How long until the node counts as silent; none where it does already.
+fn silent_in(view: &View, node: &Node, context: &Context<'_, Settings>) -> Option<Duration> {
+    let wait = match heard_of(view, node, context) {
+        Some(heard) => (heard + context.settings.node_monitor_grace).saturating_sub(context.elapsed),
+        None => {
+            let created = node.metadata.creation_timestamp.as_ref().map_or(context.now, |at| at.0);
+            let age = Duration::try_from(context.now.duration_since(created)).unwrap_or_default();
+            STARTUP_GRACE.saturating_sub(age)
+        }
+    };
+    (!wait.is_zero()).then_some(wait)
 }
 
 fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
@@ -73,16 +93,9 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
         return Plan::nothing();
     };
     let mut plan = Plan::nothing();
-    let created = node.metadata.creation_timestamp.as_ref().map_or(context.now, |at| at.0);
-    let due = match heard_of(view, node) {
-        Some(heard) => heard.saturating_add(context.settings.node_monitor_grace),
-        None => created.saturating_add(STARTUP_GRACE),
-    };
-    let due = due.unwrap_or(Timestamp::MAX);
-    let mut known = node.clone();
-    if due > context.now {
+    if let Some(wait) = silent_in(view, node, context) {
         // Looked at no more often than the monitor's period.
-        plan.revisit(due.max(context.now.saturating_add(context.settings.node_monitor_period).unwrap_or(due)));
+        plan.revisit_after(context.now, wait.max(context.settings.node_monitor_period));
     } else if let Some(conditions) = unheard(node, context.now) {
         let status = json!({"status": {"conditions": value_of(&conditions)}, "metadata": {"uid": node.metadata.uid, "resourceVersion": node.metadata.resource_version}});
         let mut patch = Action::patch(node, status);
@@ -92,16 +105,15 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
         plan.push(patch);
         let note = format!("Node {} status is now: NodeNotReady", key.name);
         plan.push(Action::Event(Note::normal(node, "NodeNotReady", note)));
-        known.status.get_or_insert_default().conditions = Some(conditions);
         // The taints follow once the new status is there: both are written at the version that was read.
         return plan;
     }
-    if let Some(taints) = taints(view, &known, context.now) {
+    if let Some(taints) = taints(view, node, context.now) {
         let taints = if taints.is_empty() { json!(null) } else { value_of(&taints) };
         let patch = json!({"spec": {"taints": taints}, "metadata": {"uid": node.metadata.uid, "resourceVersion": node.metadata.resource_version}});
         plan.push(Action::patch(node, patch));
     }
-    if condition(&known, "Ready").is_some_and(|ready| ready.status != "True") {
+    if condition(node, "Ready").is_some_and(|ready| ready.status != "True") {
         plan.actions.extend(mark_pods(view, &key.name, context.now));
     }
     plan
@@ -176,7 +188,8 @@ fn taints(view: &View, node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
     (after != before).then_some(after)
 }
 
-/// Pods of a node that isn't ready aren't ready either.
+/// Pods of a node that isn't ready aren't ready either. Written at the version that was read: what the node itself has
+/// said meanwhile is newer than what is known here.
 fn mark_pods(view: &View, node: &str, now: Timestamp) -> Vec<Action> {
     let on_node =
         view.all::<Pod>().filter(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node));
@@ -187,7 +200,7 @@ fn mark_pods(view: &View, node: &str, now: Timestamp) -> Vec<Action> {
             condition.status = "False".into();
             condition.last_transition_time = Some(pods::stamp(now));
         }
-        let patch = json!({"status": {"conditions": value_of(&conditions)}, "metadata": {"uid": pod.metadata.uid}});
+        let patch = json!({"status": {"conditions": value_of(&conditions)}, "metadata": {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version}});
         let mut patch = Action::patch(pod, patch);
         if let Action::Patch { subresource, .. } = &mut patch {
             *subresource = Some("status");
@@ -237,21 +250,35 @@ mod tests {
         (condition(node, "Ready").unwrap().status.clone(), taints)
     }
 
+    fn at(second: i64) -> Timestamp {
+        let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        start.saturating_add(Duration::from_secs(second.unsigned_abs())).unwrap()
+    }
+
+    fn running_pod(node: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"},
+            "spec": {"nodeName": node, "containers": []},
+            "status": {"phase": "Running", "conditions": [
+                {"type": "Initialized", "status": "True"}, {"type": "Ready", "status": "True"}]}})
+    }
+
     #[test]
     fn a_silent_node_is_tainted_and_an_audible_one_is_freed() {
-        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"},
-            "spec": {"nodeName": "one", "containers": []}, "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
         let objects = [
             node("one"),
             node("two"),
-            pod,
+            running_pod("one"),
             lease("one", "2026-01-01T00:00:00.000000Z"),
-            lease("two", "2026-01-01T00:00:30.000000Z"),
+            lease("two", "2026-01-01T00:00:00.000000Z"),
         ];
-        let mut cluster = Simulation::of("2026-01-01T00:00:39Z".parse().unwrap(), objects);
+        let mut cluster = Simulation::of(at(0), objects);
+        let leases = Kind::of::<Lease>();
+        cluster.now = at(30);
+        cluster.write(&leases, lease("two", "2026-01-01T00:00:30.000000Z"));
+        cluster.now = at(39);
         settle(&mut cluster);
         assert_eq!(state(&cluster, "one"), ("True".into(), vec![]));
-        cluster.now = "2026-01-01T00:00:41Z".parse().unwrap();
+        cluster.now = at(41);
         settle(&mut cluster);
         assert_eq!(
             state(&cluster, "one"),
@@ -259,7 +286,7 @@ mod tests {
         );
         assert_eq!(state(&cluster, "two"), ("True".into(), vec![]));
         assert!(cluster.view.all::<Pod>().all(|pod| !pods::is_ready(pod)));
-        let kind = machinery::runtime::Kind::of::<Node>();
+        let kind = Kind::of::<Node>();
         let mut heard = node("one");
         heard["spec"] = json!({"taints": value_of(&cluster.view.get::<Node>(&ObjectKey::cluster("one")).unwrap().spec.clone().unwrap().taints)});
         heard["status"]["conditions"][0]["lastHeartbeatTime"] = json!("2026-01-01T00:00:41Z");
@@ -268,9 +295,59 @@ mod tests {
         assert_eq!(state(&cluster, "one"), ("True".into(), vec![]));
     }
 
+    /// After a downtime the leases are old, and nobody has listened: the nodes get the whole grace period to speak.
+    #[test]
+    fn a_heartbeat_older_than_this_process_counts_from_its_start() {
+        let mut old = node("one");
+        old["status"]["conditions"][0]["lastHeartbeatTime"] = json!("2025-12-31T00:00:00Z");
+        let mut cluster =
+            Simulation::of(at(0), [old, running_pod("one"), lease("one", "2025-12-31T00:00:00.000000Z"), node("two")]);
+        settle(&mut cluster);
+        assert_eq!(state(&cluster, "one"), ("True".into(), vec![]));
+        assert!(cluster.view.all::<Pod>().all(pods::is_ready));
+        cluster.now = at(39);
+        settle(&mut cluster);
+        assert_eq!(state(&cluster, "one").0, "True");
+        cluster.now = at(40);
+        settle(&mut cluster);
+        assert_eq!(state(&cluster, "one").0, "Unknown");
+    }
+
+    #[test]
+    fn a_nodes_clock_decides_nothing() {
+        let ahead = lease("one", "2026-01-01T01:00:00.000000Z");
+        let mut cluster = Simulation::of(at(0), [node("one"), ahead, node("two")]);
+        cluster.now = at(40);
+        settle(&mut cluster);
+        assert_eq!(state(&cluster, "one").0, "Unknown", "its lease is of an hour later, and is not renewed");
+        let behind = |second: i64| lease("two", &at(second).to_string().replace("2026", "2025"));
+        let mut cluster = Simulation::of(at(0), [node("one"), behind(0), node("two")]);
+        for second in (10..120).step_by(10) {
+            cluster.now = at(second);
+            cluster.write(&Kind::of::<Lease>(), behind(second));
+            settle(&mut cluster);
+        }
+        assert_eq!(state(&cluster, "two").0, "True", "its clock is a year behind, and it renews");
+    }
+
+    #[test]
+    fn pods_are_marked_at_the_version_that_was_read() {
+        let mut cluster = Simulation::of(at(0), [node("one"), running_pod("one")]);
+        cluster.now = at(41);
+        let key = ObjectKey::cluster("one");
+        let settings = Settings::default();
+        assert!(cluster.apply(reconcile(&cluster.view, &key, &cluster.context(&settings))).is_empty());
+        let plan = reconcile(&cluster.view, &key, &cluster.context(&settings));
+        let mut said = running_pod("one");
+        said["status"]["conditions"][0]["message"] = json!("newer");
+        cluster.write(&Kind::of::<Pod>(), said);
+        assert_eq!(cluster.apply(plan), ["pods default/p conflicts"], "the node has spoken meanwhile");
+    }
+
     #[test]
     fn where_no_node_is_ready_nobody_is_evicted() {
-        let mut cluster = Simulation::of("2026-01-01T00:10:00Z".parse().unwrap(), [node("one"), node("two")]);
+        let mut cluster = Simulation::of(at(0), [node("one"), node("two")]);
+        cluster.now = at(600);
         settle(&mut cluster);
         assert_eq!(state(&cluster, "one").1, ["unreachable:NoSchedule"]);
     }

@@ -1,149 +1,189 @@
-//! Registers a Node, keeps its lease and its status. Goes on through outages of the API: the next beat tries again.
+//! Registers a Node and keeps its status: what the API shows of the Node is compared with what holds, so that whatever
+//! others write into it (that the node is silent, that it is gone) is mended. Goes on through outages of the API.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use http::header::CONTENT_TYPE;
-use http::{Method, Request};
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Node;
+use futures::stream::BoxStream;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use kube::Api;
+use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client};
-use machinery::api::time;
 use machinery::env::Env;
-use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use machinery::runtime::version_of;
+use serde_json::json;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::register::{Capacity, Health, IMAGES_MAX, disk, labels, memory, node, status};
-use super::{NodeConfig, NodeParts, NodeReady};
-use crate::image::Images;
+use super::register::{self, Capacity, Health, labels, node, status};
+use super::requests::{JSON, MERGE, Requests, STRATEGIC, code};
+use super::{NodeConfig, NodeReady};
 
 /// Before a failed request is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often the machine is looked at (upstream's).
+/// How often the machine is looked at (upstream's), and how often at most a status is mended that others write over.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// Free memory below which the node says so (upstream's threshold).
-const MEMORY_LOW_BYTES: u64 = 100 << 20;
-/// Free disk below which the node says so: what the default bound of one emptyDir could use up.
-const DISK_LOW_BYTES: u64 = 1 << 30;
+/// How long a look may take before the node goes on with what it knew: a disk that doesn't answer holds up no heartbeat.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a report may take (upstream's).
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
-const JSON: &str = "application/json";
-const MERGE: &str = "application/merge-patch+json";
-const STRATEGIC: &str = "application/strategic-merge-patch+json";
+/// Looks at the machine. May block.
+pub(super) type Look = dyn Fn() -> Health + Send + Sync;
+
+/// What was reported last.
+struct Reported {
+    health: Health,
+    /// What the API then showed of it.
+    shown: Option<NodeStatus>,
+    at: Duration,
+}
+
+async fn in_time<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    tokio::time::timeout(REPORT_TIMEOUT, request).await.unwrap_or_else(|_| {
+        let late = format!("no answer within {} s", REPORT_TIMEOUT.as_secs());
+        Err(kube::Error::Service(late.into()))
+    })
+}
 
 pub(super) struct Heart {
     config: NodeConfig,
-    client: Client,
+    requests: Requests,
     env: Env,
     port: u16,
-    images: std::sync::Arc<Images>,
+    look: Arc<Look>,
+    /// A look that has not come back yet.
+    looking: Option<JoinHandle<Health>>,
+    networked: bool,
     health: Health,
-    /// The node as it was read or written last.
-    known: Value,
-    reported: Option<(Health, Timestamp)>,
-}
-
-fn code(error: &kube::Error) -> u16 {
-    match error {
-        kube::Error::Api(status) => status.code,
-        _ => 0,
-    }
+    /// The Node's newest state that is known; none where there is none.
+    known: Option<Node>,
+    /// The uid of the Node, for its Lease.
+    uid: watch::Sender<Option<String>>,
+    /// The block of addresses that its pods have.
+    cidr: Option<String>,
+    reported: Option<Reported>,
+    /// When what others have written is mended at the earliest.
+    mends_from: Duration,
+    events: BoxStream<'static, Result<Event<Node>, watcher::Error>>,
+    /// The list that is being read names the Node.
+    listed: bool,
 }
 
 impl Heart {
-    pub(super) fn new(config: &NodeConfig, client: Client, parts: &NodeParts, port: u16) -> Self {
+    /// `uid` is told which Node is this agent's, as soon as there is one.
+    pub(super) fn new(
+        config: &NodeConfig,
+        client: kube::Client,
+        env: &Env,
+        port: u16,
+        look: Arc<Look>,
+        uid: watch::Sender<Option<String>>,
+    ) -> Self {
+        let only = watcher::Config::default().fields(&format!("metadata.name={}", config.name)).streaming_lists();
+        let nodes: Api<Node> = Api::all(client.clone());
         Self {
             config: config.clone(),
-            client,
-            env: parts.env.clone(),
+            requests: Requests(client),
+            env: env.clone(),
             port,
-            images: parts.images.clone(),
+            look,
+            looking: None,
+            networked: false,
             health: Health::default(),
-            known: Value::Null,
+            known: None,
+            uid,
+            cidr: None,
             reported: None,
+            mends_from: Duration::ZERO,
+            events: watcher(nodes, only).default_backoff().boxed(),
+            listed: false,
         }
-    }
-
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        content_type: &'static str,
-        body: &Value,
-    ) -> Result<Value, kube::Error> {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(CONTENT_TYPE, content_type)
-            .body(body.to_string().into_bytes())
-            .map_err(kube::Error::HttpError)?;
-        self.client.request(request).await
     }
 
     fn path(&self) -> String {
         format!("/api/v1/nodes/{}", self.config.name)
     }
 
-    /// Makes the Node be there with its labels.
+    fn learn(&mut self, node: Option<Node>) {
+        let uid = node.as_ref().and_then(|node| node.metadata.uid.clone());
+        if uid.is_some() {
+            self.uid.send_if_modified(|known| {
+                let new = *known != uid;
+                *known = uid;
+                new
+            });
+        }
+        self.known = node;
+    }
+
+    /// Takes in what the watch shows. An answer to a request of our own may be ahead of it.
+    fn take(&mut self, event: Result<Event<Node>, watcher::Error>) {
+        let version = |node: Option<&Node>| node.map_or(0, |node| version_of(&node.metadata));
+        match event {
+            Ok(Event::Init) => self.listed = false,
+            Ok(Event::Apply(node) | Event::InitApply(node)) => {
+                self.listed = true;
+                if version(Some(&node)) >= version(self.known.as_ref()) {
+                    self.learn(Some(node));
+                }
+            }
+            Ok(Event::Delete(node)) => {
+                if self.known.as_ref().is_some_and(|known| known.metadata.uid == node.metadata.uid) {
+                    self.learn(None);
+                }
+            }
+            // What was made since the list was read is made once more: that changes nothing.
+            Ok(Event::InitDone) if !self.listed => self.learn(None),
+            Ok(Event::InitDone) => {}
+            Err(error) => tracing::debug!(node = self.config.name, %error, "the node cannot be watched, trying again"),
+        }
+    }
+
+    /// Makes the Node be there with its labels, and with the addresses that its pods have where it was there before.
     async fn enlist(&mut self) -> Result<(), kube::Error> {
-        match self.send(Method::POST, "/api/v1/nodes", JSON, &node(&self.config)).await {
-            Ok(node) => self.known = node,
+        let wanted = node(&self.config, self.cidr.as_deref());
+        let made: Result<Node, _> = self.requests.post("/api/v1/nodes", JSON, &wanted).await;
+        let node = match made {
             Err(error) if code(&error) == 409 => {
                 let patch = json!({"metadata": {"labels": labels(&self.config)}});
-                self.known = self.send(Method::PATCH, &self.path(), MERGE, &patch).await?;
+                self.requests.patch(&self.path(), MERGE, &patch).await?
             }
-            Err(error) => return Err(error),
-        }
+            made => made?,
+        };
+        self.learn(Some(node));
+        self.reported = None;
         Ok(())
     }
 
-    fn cidr(&self) -> Option<String> {
-        let assigned = self.known["spec"]["podCIDR"].as_str().filter(|cidr| !cidr.is_empty());
-        assigned.map(ToOwned::to_owned).or_else(|| self.config.pod_cidr.clone())
+    fn assigned(&self) -> Option<String> {
+        let spec = self.known.as_ref().and_then(|node| node.spec.as_ref());
+        let assigned = spec.and_then(|spec| spec.pod_cidr.clone()).filter(|cidr| !cidr.is_empty());
+        assigned.or_else(|| self.config.pod_cidr.clone())
     }
 
     /// Registers, and waits for a block of addresses.
     pub(super) async fn register(&mut self) -> String {
+        self.look().await;
         loop {
-            match self.enlist().await {
-                Ok(()) => break,
-                Err(error) => tracing::warn!(node = self.config.name, %error, "the node cannot be registered yet"),
+            if self.known.is_none()
+                && let Err(error) = in_time(self.enlist()).await
+            {
+                tracing::warn!(node = self.config.name, %error, "the node cannot be registered yet, trying again");
             }
-            tokio::time::sleep(RETRY).await;
-        }
-        if let Some(cidr) = self.cidr() {
-            return cidr;
-        }
-        self.look();
-        if let Err(error) = self.report().await {
-            tracing::debug!(node = self.config.name, %error, "the status cannot be reported");
-        }
-        let only = watcher::Config::default().fields(&format!("metadata.name={}", self.config.name)).streaming_lists();
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        let mut events = std::pin::pin!(watcher(nodes, only));
-        let mut beats = tokio::time::interval(self.config.lease_interval);
-        loop {
+            if let Some(cidr) = self.known.is_some().then(|| self.assigned()).flatten() {
+                self.cidr = Some(cidr.clone());
+                return cidr;
+            }
+            if let Err(error) = self.beat().await {
+                tracing::debug!(node = self.config.name, %error, "the status cannot be reported, trying again");
+            }
             tokio::select! {
-                event = events.next() => match event {
-                    Some(Ok(Event::Apply(node) | Event::InitApply(node))) => {
-                        self.known = serde_json::to_value(node).unwrap_or_default();
-                        if let Some(cidr) = self.cidr() {
-                            return cidr;
-                        }
-                    }
-                    Some(Err(error)) => {
-                        tracing::debug!(node = self.config.name, %error, "the node cannot be watched");
-                        tokio::time::sleep(RETRY).await;
-                    }
-                    _ => {}
-                },
-                _ = beats.tick() => {
-                    if let Err(error) = self.renew().await {
-                        tracing::debug!(node = self.config.name, %error, "the lease cannot be renewed");
-                    }
-                }
+                Some(event) = self.events.next() => self.take(event),
+                () = tokio::time::sleep(RETRY) => {}
             }
         }
     }
@@ -151,100 +191,109 @@ impl Heart {
     /// From now on pods can be run.
     pub(super) fn beat_ready(&mut self, capacity: Capacity) {
         self.config.capacity = capacity;
-        self.health.networked = true;
+        self.networked = true;
     }
 
-    /// Beats until `stop`.
-    pub(super) async fn run(mut self, ready: oneshot::Sender<NodeReady>, kubelet: SocketAddr, stop: CancellationToken) {
+    /// Keeps the status until `stop`.
+    pub(super) async fn run(self, ready: oneshot::Sender<NodeReady>, kubelet: SocketAddr, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.keep(ready, kubelet) => {}
+        }
+    }
+
+    async fn keep(mut self, ready: oneshot::Sender<NodeReady>, kubelet: SocketAddr) {
         let mut ready = Some(ready);
-        let mut lease_at = self.env.elapsed();
-        let mut look_at = self.env.elapsed();
+        let (mut look_at, mut retry_at) = (Duration::ZERO, Duration::ZERO);
         loop {
-            let now = self.env.elapsed();
-            if now >= look_at {
-                self.look();
-                look_at = now + LOOK_INTERVAL;
-                if self.due() {
-                    match self.report().await {
-                        Ok(()) => {
-                            if let Some(ready) = ready.take() {
-                                // Whoever waited may have gone.
-                                let _ = ready.send(NodeReady { kubelet });
-                            }
+            if self.env.elapsed() >= look_at {
+                self.look().await;
+                look_at = self.env.elapsed() + LOOK_INTERVAL;
+            }
+            if self.env.elapsed() >= retry_at {
+                match self.beat().await {
+                    Ok(()) => {
+                        if let Some(ready) = ready.take() {
+                            // Whoever waited may have gone.
+                            let _ = ready.send(NodeReady { kubelet });
                         }
-                        Err(error) => {
-                            tracing::warn!(node = self.config.name, %error, "the status cannot be reported");
-                            if code(&error) == 404 {
-                                let _ = self.enlist().await;
-                            }
-                            look_at = now + RETRY;
-                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(node = self.config.name, %error, "the status cannot be reported, trying again");
+                        retry_at = self.env.elapsed() + RETRY;
                     }
                 }
             }
-            if now >= lease_at {
-                lease_at = now + self.config.lease_interval;
-                if let Err(error) = self.renew().await {
-                    tracing::warn!(node = self.config.name, %error, "the lease cannot be renewed");
-                    lease_at = now + RETRY;
-                }
-            }
-            let next = lease_at.min(look_at).saturating_sub(self.env.elapsed());
+            let now = self.env.elapsed();
+            let wakes = [Some(look_at), Some(retry_at), Some(self.mends_from).filter(|_| self.differs())];
+            let next = wakes.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(look_at);
             tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(next) => {}
+                Some(event) = self.events.next() => self.take(event),
+                () = tokio::time::sleep(next.saturating_sub(now)) => {}
             }
         }
     }
 
-    fn look(&mut self) {
-        self.health.short_of_memory = memory().is_some_and(|(_, free)| free < MEMORY_LOW_BYTES);
-        self.health.short_of_disk = disk(&self.config.data_dir).is_some_and(|(_, free)| free < DISK_LOW_BYTES);
-        let mut images: Vec<(Vec<String>, u64)> =
-            self.images.list().iter().map(|i| (vec![i.image_id.clone(), i.name.clone()], i.size_bytes)).collect();
-        images.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-        images.truncate(IMAGES_MAX);
-        self.health.images = images;
+    /// Registers and reports where that is due.
+    async fn beat(&mut self) -> Result<(), kube::Error> {
+        if self.known.is_none() {
+            in_time(self.enlist()).await?;
+        }
+        if !self.due() {
+            return Ok(());
+        }
+        let reported = in_time(self.report()).await;
+        if reported.as_ref().is_err_and(|error| code(error) == 404) {
+            self.learn(None);
+        }
+        reported
+    }
+
+    async fn look(&mut self) {
+        let looking = self.looking.get_or_insert_with(|| {
+            let look = self.look.clone();
+            tokio::task::spawn_blocking(move || look())
+        });
+        match tokio::time::timeout(LOOK_TIMEOUT, looking).await {
+            Ok(looked) => {
+                self.looking = None;
+                match looked {
+                    Ok(health) => self.health = health,
+                    Err(error) => tracing::error!(%error, "looking at the machine broke a promise of its own"),
+                }
+            }
+            Err(_) => tracing::warn!(
+                node = self.config.name,
+                folder = %self.config.data_dir.display(),
+                "the disk of the node's folder does not answer: its status is as it was",
+            ),
+        }
+    }
+
+    /// The API shows another status than the one that it took from us.
+    fn differs(&self) -> bool {
+        let reported = self.reported.as_ref();
+        reported.is_some_and(|reported| register::own(self.known.as_ref()) != reported.shown)
     }
 
     fn due(&self) -> bool {
-        let now = self.env.now();
-        self.reported.as_ref().is_none_or(|(health, at)| {
-            let age = Duration::try_from(now.duration_since(*at)).unwrap_or_default();
-            *health != self.health || age >= self.config.status_interval
-        })
+        let Some(reported) = &self.reported else { return true };
+        let now = self.env.elapsed();
+        Health { networked: self.networked, ..self.health.clone() } != reported.health
+            || now.saturating_sub(reported.at) >= self.config.status_interval
+            || (self.differs() && now >= self.mends_from)
     }
 
     async fn report(&mut self) -> Result<(), kube::Error> {
-        let now = self.env.now();
-        let patch = status(&self.config, self.port, &self.health, &self.known, now);
-        let path = format!("{}/status", self.path());
-        self.known = self.send(Method::PATCH, &path, STRATEGIC, &patch).await?;
-        self.reported = Some((self.health.clone(), now));
-        Ok(())
-    }
-
-    async fn renew(&self) -> Result<(), kube::Error> {
-        const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
-        let name = &self.config.name;
-        let spec = json!({
-            "holderIdentity": name,
-            "leaseDurationSeconds": self.config.lease_duration.as_secs(),
-            "renewTime": time::micros(self.env.now()),
-        });
-        let renewed = self.send(Method::PATCH, &format!("{LEASES}/{name}"), MERGE, &json!({"spec": spec})).await;
-        match renewed {
-            Err(error) if code(&error) == 404 => {}
-            renewed => return renewed.map(drop),
+        let (now, mends) = (self.env.elapsed(), self.differs());
+        let health = Health { networked: self.networked, ..self.health.clone() };
+        let patch = status(&self.config, self.port, &health, self.known.as_ref(), self.env.now());
+        let node: Node = self.requests.patch(&format!("{}/status", self.path()), STRATEGIC, &patch).await?;
+        self.reported = Some(Reported { health, shown: register::own(Some(&node)), at: now });
+        if mends {
+            self.mends_from = now + LOOK_INTERVAL;
         }
-        let lease = json!({
-            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-            "metadata": {
-                "name": name, "namespace": "kube-node-lease",
-                "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": self.known["metadata"]["uid"]}],
-            },
-            "spec": spec,
-        });
-        self.send(Method::POST, LEASES, JSON, &lease).await.map(drop)
+        self.learn(Some(node));
+        Ok(())
     }
 }

@@ -5,8 +5,12 @@
 
 mod collect;
 mod heartbeat;
+mod lease;
 mod pods;
 mod register;
+mod requests;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -21,7 +25,7 @@ use machinery::env::Env;
 use machinery::net::{Dial, PodNetwork};
 use machinery::runtime::Informer;
 use machinery::runtime::events::Recorder;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
@@ -189,6 +193,12 @@ impl Shared {
         self.config.data_dir.join("logs").join(plain(uid))
     }
 
+    /// Gives an address back, and says so to the pods that wait for one.
+    pub(crate) fn free_address(&self, ip: IpAddr) {
+        self.addresses.free(ip);
+        self.addresses_freed.notify_waiters();
+    }
+
     pub(crate) fn log_path(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
         log_path(&self.config.data_dir, uid, container, attempt)
     }
@@ -249,7 +259,13 @@ pub async fn run(
     let server = server::serve(listener, &tls, serving, stop.clone()).map_err(at_server)?;
     let server = tokio::spawn(server);
 
-    let mut heart = heartbeat::Heart::new(&config, client.clone(), &parts, kubelet.port());
+    let (uid, node_uid) = watch::channel(None);
+    let (images, folder) = (parts.images.clone(), config.data_dir.clone());
+    let look = Arc::new(move || register::look(&images, &folder));
+    let mut heart = heartbeat::Heart::new(&config, client.clone(), &parts.env, kubelet.port(), look, uid);
+    let requests = requests::Requests(client.clone());
+    let lease = lease::keep(requests, config.clone(), parts.env.clone(), node_uid, stop.clone());
+    let lease = tokio::spawn(lease);
     // Registered, and with a block of addresses: pods can be run from here on.
     let cidr = tokio::select! {
         () = stop.cancelled() => return Ok(()),
@@ -276,5 +292,6 @@ pub async fn run(
     heart.beat_ready(shared.config.capacity);
     tokio::join!(heart.run(ready, kubelet, stop.clone()), pods::run(shared));
     server.abort();
+    lease.abort();
     Ok(())
 }

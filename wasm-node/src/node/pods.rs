@@ -142,7 +142,7 @@ impl Pods {
         if pod.status.as_ref().is_some_and(|status| status.start_time.is_some()) {
             return None;
         }
-        let others: Vec<Arc<Pod>> = self.workers.values().map(|worker| worker.borrow().pod.clone()).collect();
+        let others = hold_resources(self.workers.values().map(|worker| worker.borrow().clone()));
         fit::refuse(&self.node.allocatable, others.iter().map(|other| &**other), pod)
     }
 
@@ -170,6 +170,28 @@ impl Pods {
     }
 }
 
+/// The pods whose requests count. One that the API has removed (a forced deletion) holds nothing, though its folder may
+/// still be there: its guests ended when the node heard of it, and its replacement may have been bound already.
+fn hold_resources(inputs: impl Iterator<Item = Input>) -> Vec<Arc<Pod>> {
+    inputs.filter(|input| !input.removed).map(|input| input.pod).collect()
+}
+
 fn uid_of(pod: &Pod) -> String {
     pod.metadata.uid.clone().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_was_removed_by_force_holds_nothing() {
+        let pod = |name: &str, removed: bool| Input {
+            pod: serde_json::from_value(json!({"metadata": {"name": name}, "status": {"phase": "Running"}})).unwrap(),
+            removed,
+        };
+        let held = hold_resources([pod("a", true), pod("b", false)].into_iter());
+        assert_eq!(held.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect::<Vec<_>>(), ["b"]);
+    }
 }

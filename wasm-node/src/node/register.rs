@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use machinery::api::{names, time};
 use serde_json::{Value, json};
 
 use super::NodeConfig;
 use crate::engine::WASMTIME_VERSION;
+use crate::image::Images;
 
 /// What the nodes say they are.
 pub const KUBELET_VERSION: &str = "v1.36.0+coracle";
@@ -19,7 +21,16 @@ const PODS_MAX: u32 = 2000;
 /// Memory that is kept for the node itself (upstream's eviction threshold).
 const MEMORY_RESERVED_BYTES: u64 = 100 << 20;
 /// Names in `status.images` (upstream's bound).
-pub(super) const IMAGES_MAX: usize = 50;
+const IMAGES_MAX: usize = 50;
+/// Free memory below which the node says so (upstream's threshold).
+const MEMORY_LOW_BYTES: u64 = 100 << 20;
+/// Free disk below which the node says so: what the default bound of one emptyDir could use up.
+const DISK_LOW_BYTES: u64 = 1 << 30;
+
+/// The conditions that an agent reports.
+const CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
+/// The resources that it counts.
+const RESOURCES: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "pods"];
 
 /// What a node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,13 +84,21 @@ impl Capacity {
 }
 
 /// Total and free bytes of memory.
-pub(super) fn memory() -> Option<(u64, u64)> {
+fn memory() -> Option<(u64, u64)> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();
     Some((system.total_memory(), system.available_memory()))
 }
 
+/// Total and free bytes of the disk that a folder lies on. Asks no other disk: one of a network that is away would hang.
+#[cfg(unix)]
+pub(super) fn disk(folder: &Path) -> Option<(u64, u64)> {
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    Some((stat.f_blocks.saturating_mul(stat.f_frsize), stat.f_bavail.saturating_mul(stat.f_frsize)))
+}
+
 /// Total and free bytes of the disk that a folder lies on.
+#[cfg(not(unix))]
 pub(super) fn disk(folder: &Path) -> Option<(u64, u64)> {
     let folder = folder.canonicalize().ok()?;
     let disks = sysinfo::Disks::new_with_refreshed_list().ok()?;
@@ -114,8 +133,8 @@ pub(super) fn labels(config: &NodeConfig) -> BTreeMap<String, String> {
     labels
 }
 
-/// The object that a node registers with.
-pub(super) fn node(config: &NodeConfig) -> Value {
+/// The object that a node registers with; `cidr` is the block of addresses that its pods have already.
+pub(super) fn node(config: &NodeConfig, cidr: Option<&str>) -> Value {
     let taints: Vec<Value> = config
         .taints
         .iter()
@@ -129,7 +148,38 @@ pub(super) fn node(config: &NodeConfig) -> Value {
     if !taints.is_empty() {
         node["spec"]["taints"] = json!(taints);
     }
+    if let Some(cidr) = cidr {
+        node["spec"]["podCIDR"] = json!(cidr);
+        node["spec"]["podCIDRs"] = json!([cidr]);
+    }
     node
+}
+
+/// What of a Node's status is the agent's own, but for times: of the conditions and resources those that it reports.
+pub(super) fn own(node: Option<&Node>) -> Option<NodeStatus> {
+    let status = node?.status.clone()?;
+    let mut conditions: Vec<NodeCondition> = status
+        .conditions
+        .into_iter()
+        .flatten()
+        .filter(|condition| CONDITIONS.contains(&condition.type_.as_str()))
+        .map(|condition| NodeCondition { last_heartbeat_time: None, last_transition_time: None, ..condition })
+        .collect();
+    conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    let counted = |amounts: Option<BTreeMap<String, Wire>>| {
+        amounts.map(|amounts| amounts.into_iter().filter(|(name, _)| RESOURCES.contains(&name.as_str())).collect())
+    };
+    Some(NodeStatus {
+        conditions: Some(conditions),
+        capacity: counted(status.capacity),
+        allocatable: counted(status.allocatable),
+        addresses: status.addresses,
+        daemon_endpoints: status.daemon_endpoints,
+        images: status.images,
+        node_info: status.node_info,
+        runtime_handlers: status.runtime_handlers,
+        ..NodeStatus::default()
+    })
 }
 
 /// What changes while a node runs.
@@ -141,6 +191,20 @@ pub(super) struct Health {
     pub(super) short_of_disk: bool,
     /// Names and sizes.
     pub(super) images: Vec<(Vec<String>, u64)>,
+}
+
+/// Looks at the machine. May block.
+pub(super) fn look(images: &Images, data_dir: &Path) -> Health {
+    let mut images: Vec<(Vec<String>, u64)> =
+        images.list().iter().map(|i| (vec![i.image_id.clone(), i.name.clone()], i.size_bytes)).collect();
+    images.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    images.truncate(IMAGES_MAX);
+    Health {
+        networked: false,
+        short_of_memory: memory().is_some_and(|(_, free)| free < MEMORY_LOW_BYTES),
+        short_of_disk: disk(data_dir).is_some_and(|(_, free)| free < DISK_LOW_BYTES),
+        images,
+    }
 }
 
 /// The conditions by type: status, reason, message.
@@ -170,18 +234,18 @@ pub(super) fn conditions(health: &Health) -> [(&'static str, bool, &'static str,
 }
 
 /// The status as a strategic merge patch. `known` is the node as it was read last, for the times of its conditions.
-pub(super) fn status(config: &NodeConfig, port: u16, health: &Health, known: &Value, now: Timestamp) -> Value {
+pub(super) fn status(config: &NodeConfig, port: u16, health: &Health, known: Option<&Node>, now: Timestamp) -> Value {
+    let known = known.and_then(|node| node.status.as_ref()?.conditions.as_deref()).unwrap_or_default();
     let stamp = time::seconds(now);
     let conditions: Vec<Value> = conditions(health)
         .into_iter()
         .map(|(kind, status, reason, message)| {
             let status = if status { "True" } else { "False" };
-            let before = known["status"]["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == kind);
-            let since =
-                before.filter(|before| before["status"] == status).and_then(|b| b["lastTransitionTime"].as_str());
+            let before = known.iter().find(|before| before.type_ == kind && before.status == status);
+            let since = before.and_then(|before| Some(time::seconds(before.last_transition_time.as_ref()?.0)));
             json!({
                 "type": kind, "status": status, "reason": reason, "message": message,
-                "lastHeartbeatTime": stamp, "lastTransitionTime": since.unwrap_or(&stamp),
+                "lastHeartbeatTime": stamp, "lastTransitionTime": since.as_ref().unwrap_or(&stamp),
             })
         })
         .collect();
@@ -223,6 +287,26 @@ fn info(config: &NodeConfig) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_write_beside_the_agents_status_is_not_its_own() {
+        let of = |status: Value| own(Some(&serde_json::from_value(json!({"metadata": {}, "status": status})).unwrap()));
+        let ready = |status: &str, at: &str| json!({"type": "Ready", "status": status, "lastHeartbeatTime": at});
+        let plain = |conditions: Value| of(json!({"conditions": conditions, "capacity": {"cpu": "1"}}));
+        let before = plain(json!([ready("True", "2026-01-01T00:00:00Z")]));
+        assert_eq!(before, plain(json!([ready("True", "2026-01-01T00:05:00Z")])));
+        let network = json!({"type": "NetworkUnavailable", "status": "False"});
+        assert_eq!(before, plain(json!([network, ready("True", "2026-01-01T00:05:00Z")])));
+        let dongle = json!({"conditions": [ready("True", "2026-01-01T00:00:00Z")],
+            "capacity": {"cpu": "1", "example.com/dongle": "4"}, "volumesInUse": ["x"]});
+        assert_eq!(before, of(dongle));
+        assert_ne!(before, plain(json!([ready("Unknown", "2026-01-01T00:00:00Z")])));
+        assert_ne!(
+            before,
+            of(json!({"conditions": [ready("True", "2026-01-01T00:00:00Z")], "capacity": {"cpu": "2"}}))
+        );
+        assert_eq!(own(None), None);
+    }
 
     #[test]
     fn the_runtime_is_the_one_that_was_built_in() {

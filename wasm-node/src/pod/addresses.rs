@@ -70,6 +70,12 @@ impl Addresses {
         None
     }
 
+    /// Whether one could be taken now.
+    pub fn any_free(&self) -> bool {
+        let taken = self.inner.lock().unwrap_or_else(PoisonError::into_inner).taken.len();
+        u32::try_from(taken).is_ok_and(|taken| taken < self.count())
+    }
+
     /// Gives an address back.
     pub fn free(&self, ip: IpAddr) {
         if let IpAddr::V4(ip) = ip {
@@ -93,8 +99,10 @@ mod tests {
         assert!(addresses.reserve(ip(2)) && !addresses.reserve(ip(2)) && !addresses.reserve(ip(9)));
         assert_eq!(addresses.take(), Some(ip(3)));
         addresses.free(ip(3));
+        assert!(addresses.any_free());
         let rest: Vec<_> = std::iter::from_fn(|| addresses.take()).collect();
         assert_eq!(rest, [ip(4), ip(5), ip(6), ip(1), ip(3)]);
+        assert!(!addresses.any_free());
         for bad in ["", "127.0.0.0", "127.0.0.0/31", "fd00::/64", "x/8"] {
             assert!(Addresses::new(bad).is_err(), "{bad}");
         }

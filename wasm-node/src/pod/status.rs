@@ -86,6 +86,31 @@ pub fn patch(pod: &Pod, status: &PodStatus) -> Value {
     json!({"metadata": {"uid": pod.metadata.uid}, "status": value})
 }
 
+/// Whether the API shows what the node wants: of the conditions those that are the node's own, of the other fields those
+/// that it writes at all.
+#[must_use]
+pub fn shows(api: &PodStatus, wanted: &PodStatus) -> bool {
+    let same = |own: &PodCondition, there: &PodCondition| {
+        (&own.type_, &own.status, &own.reason, &own.message, own.observed_generation)
+            == (&there.type_, &there.status, &there.reason, &there.message, there.observed_generation)
+    };
+    let own = |of: &PodStatus| PodStatus {
+        phase: of.phase.clone(),
+        reason: of.reason.clone().filter(|reason| !reason.is_empty()),
+        message: of.message.clone().filter(|message| !message.is_empty()),
+        host_ip: of.host_ip.clone(),
+        host_ips: of.host_ips.clone(),
+        pod_ip: of.pod_ip.clone(),
+        pod_ips: of.pod_ips.clone(),
+        start_time: of.start_time.clone(),
+        observed_generation: of.observed_generation,
+        container_statuses: of.container_statuses.clone().filter(|statuses| !statuses.is_empty()),
+        ..PodStatus::default()
+    };
+    let there = api.conditions.as_deref().unwrap_or_default();
+    wanted.conditions.iter().flatten().all(|own| there.iter().any(|there| same(own, there))) && own(api) == own(wanted)
+}
+
 /// Both lists merge by address, so a changed address would be one more.
 fn replace_list(fields: &mut Map<String, Value>, name: &str) {
     if let Some(Value::Array(list)) = fields.get_mut(name) {
@@ -382,6 +407,40 @@ mod tests {
         assert!(patch["status"]["conditions"][2]["reason"].is_null() && patch["status"]["reason"].is_null());
         assert_eq!(patch["status"]["containerStatuses"][0]["imageID"], "id");
         assert_eq!(patch["status"]["observedGeneration"], 3);
+    }
+
+    #[test]
+    fn what_others_write_into_the_nodes_part_is_seen() {
+        let pod = pod(json!({}));
+        let state = State::new(at(1)).begin(&rules(&pod), None, at(1)).0;
+        let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: None };
+        let wanted = project(&state, &pod, &facts, &[], at(1));
+        // As the API gives it back: through JSON, with fields and conditions of others.
+        let mut there: Value = serde_json::to_value(&wanted).unwrap();
+        there["qosClass"] = json!("BestEffort");
+        there["nominatedNodeName"] = json!("n");
+        let others = json!({"type": "example.com/gate", "status": "False"});
+        there["conditions"].as_array_mut().unwrap().push(others);
+        let shows = |there: &Value| shows(&serde_json::from_value(there.clone()).unwrap(), &wanted);
+        assert!(shows(&there));
+        let mut moved = there.clone();
+        moved["conditions"][2]["lastTransitionTime"] = json!("2026-01-01T00:00:00Z");
+        assert!(shows(&moved), "times alone are nobody's concern, as upstream");
+        for (at, value) in [
+            ("/conditions/2/status", json!("True")),
+            ("/conditions/2/reason", json!("Other")),
+            ("/phase", json!("Running")),
+            ("/message", json!("other")),
+            ("/containerStatuses/0/ready", json!(true)),
+            ("/containerStatuses", json!([])),
+        ] {
+            let mut changed = there.clone();
+            match changed.pointer_mut(at) {
+                Some(field) => *field = value,
+                None => changed[at.trim_start_matches('/')] = value,
+            }
+            assert!(!shows(&changed), "{at}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use http::header::CONTENT_TYPE;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodCondition, PodStatus};
 use k8s_openapi::api::node::v1::RuntimeClass;
-use machinery::runtime::{Note, reference_to};
+use machinery::runtime::{Note, reference_to, version_of};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -37,6 +37,11 @@ const WRITE_RETRY_FIRST: Duration = Duration::from_millis(200);
 const WRITE_RETRY_MAX: Duration = Duration::from_secs(15);
 /// The handler of RuntimeClasses that this node has.
 const HANDLER: &str = "wasm";
+/// How long a resumed pod waits for the API to take that its Ready is False: clients see a restart go through False. An
+/// API that takes longer is away, and a pod that this node knows runs without it.
+const RESUME_HELD_MAX: Duration = Duration::from_secs(5);
+/// How often a status is mended at most that others write over and over (upstream's period of reconciling).
+const MEND_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the emptyDirs of a pod are measured while it runs guests.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -52,7 +57,8 @@ pub(crate) struct Input {
 /// What a worker hears from its tasks.
 pub(crate) enum Message {
     Event(Event),
-    Address(IpAddr),
+    /// An address may be free, for a pod that waits for one.
+    AddressFree,
     Image(Arc<Image>, String),
     Made(Box<Made>),
 }
@@ -139,14 +145,24 @@ pub(crate) struct Worker {
     /// The conditions as they were projected last, for their times.
     conditions: Vec<PodCondition>,
     wanted: Arc<PodStatus>,
-    written: Option<Arc<PodStatus>>,
+    api: report::Api,
+    /// What the pod begins with, held back until the API has the status of a pod that is resumed.
+    held: Option<Held>,
     delete: bool,
     /// Writes that failed in a row.
     failures: u32,
     taken_up: Duration,
 }
 
-type Write = BoxFuture<'static, (Option<Arc<PodStatus>>, Result<(), kube::Error>)>;
+/// A write to the API: the status that it wrote, none for the delete; and the pod's version after it.
+type Write = BoxFuture<'static, (Option<Arc<PodStatus>>, Result<u64, kube::Error>)>;
+
+/// Actions that wait for a write.
+struct Held {
+    actions: Vec<Action>,
+    /// No longer than until then, by the monotonic clock.
+    until: Duration,
+}
 
 impl Worker {
     /// A worker for a pod of this node; `ip` is the address that it keeps from before, `rejected` why it has no room.
@@ -160,7 +176,6 @@ impl Worker {
         let pod = input.borrow_and_update().pod.clone();
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
         let now = node.parts.env.now();
-        let written = pod.status.clone().map(Arc::new);
         let mut state = status::recall(&pod, now);
         if let Some((reason, message)) = rejected {
             state.verdict = Some(Verdict { reason: Some(reason), message: Some(message), rejected: true });
@@ -170,9 +185,10 @@ impl Worker {
             rules: rules(&pod),
             state,
             container: Arc::new(settings::container(&pod).cloned().unwrap_or_default()),
-            conditions: written.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default(),
+            conditions: pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default(),
             wanted: Arc::default(),
-            written,
+            api: report::Api::default(),
+            held: None,
             taken_up: node.parts.env.elapsed(),
             node,
             view,
@@ -217,25 +233,26 @@ impl Worker {
         self.state = state;
         self.project();
         if ended_before && self.state.deleted.is_none() {
-            // It had ended before: its status tells all there is.
-            self.written = Some(self.wanted.clone());
+            // Its status tells all there is, and this run knows less of it than the one that wrote it.
+            self.api.leave(self.wanted.clone());
+        }
+        if self.state.resumed {
+            // Its Ready goes through False before anything runs again: the API must have seen that.
+            self.held = Some(Held { actions, until: self.node.parts.env.elapsed() + RESUME_HELD_MAX });
+        } else {
+            self.perform(actions);
         }
         let mut writing: Option<Write> = None;
         let mut retry: Option<Duration> = None;
-        if self.state.resumed {
-            // Its Ready goes through False before anything runs again: the API must have seen that.
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = self.write_now() => {}
-            }
-        }
-        self.perform(actions);
         loop {
             if self.state.removed && self.state.stage == Stage::Ended {
                 return;
             }
-            let now = self.now();
-            let settles = self.state.settles_at().filter(|at| *at > now);
+            let elapsed = self.node.parts.env.elapsed();
+            if self.held.as_ref().is_some_and(|held| held.until <= elapsed) {
+                self.release();
+            }
+            let settles = self.settles_in();
             let dirty = self.dirty();
             if writing.is_none() && retry.is_none() && !self.state.removed {
                 if dirty && settles.is_none() {
@@ -244,8 +261,9 @@ impl Worker {
                     writing = Some(self.write_delete());
                 }
             }
-            let wake = self.state.wake_at(&self.rules).into_iter().chain(settles.filter(|_| dirty)).min();
-            let wake = wake.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+            let held = self.held.as_ref().map(|held| held.until.saturating_sub(elapsed));
+            let wake =
+                [self.ticks_in(), settles.filter(|_| dirty && writing.is_none()), held].into_iter().flatten().min();
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = self.input.changed() => {
@@ -267,22 +285,57 @@ impl Worker {
         }
     }
 
-    /// A RuntimeClass whose handler this node doesn't have.
-    async fn other_runtime(&self) -> Option<unsupported::Unsupported> {
-        let name = self.pod.spec.as_ref()?.runtime_class_name.as_deref().filter(|name| *name != HANDLER)?;
+    /// How long until the state wants a [`Event::Tick`].
+    fn ticks_in(&self) -> Option<Duration> {
+        let at = self.state.wake_at(&self.rules)?;
+        Some(Duration::try_from(at.duration_since(self.now())).unwrap_or_default())
+    }
+
+    /// A RuntimeClass whose handler this node doesn't have. Asks until there is an answer, or the pod is to end.
+    async fn other_runtime(&mut self) -> Option<unsupported::Unsupported> {
+        let name = self.pod.spec.as_ref()?.runtime_class_name.clone().filter(|name| name != HANDLER)?;
         let classes: kube::Api<RuntimeClass> = kube::Api::all(self.node.client.clone());
         let mut wait = WRITE_RETRY_FIRST;
         loop {
-            match classes.get_opt(name).await {
+            let answer = tokio::select! {
+                answer = classes.get_opt(&name) => answer,
+                () = self.until_ending() => return None,
+            };
+            match answer {
                 Ok(Some(class)) if class.handler == HANDLER => return None,
                 Ok(_) => {
                     let why = "the class's handler is not \"wasm\", the only one of this node";
                     return Some(unsupported::Unsupported { path: "spec.runtimeClassName".into(), why });
                 }
-                Err(error) => tracing::debug!(pod = self.rules.pod, %error, "a RuntimeClass cannot be read"),
+                Err(error) => {
+                    tracing::debug!(pod = self.rules.pod, %error, "a RuntimeClass cannot be read");
+                    if wait == WRITE_RETRY_FIRST {
+                        let message = format!(
+                            "Failed to create pod sandbox: RuntimeClass {name:?} cannot be read, trying again: {error}"
+                        );
+                        self.note(true, "FailedCreatePodSandBox", message, false);
+                    }
+                }
             }
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.until_ending() => return None,
+            }
             wait = (wait * 2).min(WRITE_RETRY_MAX);
+        }
+    }
+
+    /// Takes in what the API says of a pod that has not begun, until it says that the pod is to end.
+    async fn until_ending(&mut self) {
+        while !self.state.ending() {
+            if self.input.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            let Input { pod, removed } = self.input.borrow_and_update().clone();
+            self.view.change(|seen| seen.pod = pod.clone());
+            self.state.deleted = grace(&pod);
+            self.state.removed = removed;
+            self.pod = pod;
         }
     }
 
@@ -293,6 +346,7 @@ impl Worker {
         self.view.change(|seen| seen.pod = pod.clone());
         let before = grace(&self.pod);
         self.pod = pod;
+        self.api.saw(version_of(&self.pod.metadata));
         if removed {
             if !self.state.removed {
                 self.apply(Event::Removed);
@@ -316,15 +370,9 @@ impl Worker {
     fn take(&mut self, message: Message) {
         match message {
             Message::Event(event) => self.apply(event),
-            Message::Address(ip) => {
-                // The pod may have ended meanwhile.
-                if self.state.stage == Stage::Mounting && self.ip.is_none() {
-                    self.ip = Some(ip);
-                    self.mount();
-                } else {
-                    self.node.addresses.free(ip);
-                }
-            }
+            // It may have been taken by another meanwhile, and the pod may have ended.
+            Message::AddressFree if self.state.stage == Stage::Mounting && self.ip.is_none() => self.mount(true),
+            Message::AddressFree => {}
             Message::Image(image, message) => {
                 let image_id = image.image_id.clone();
                 self.image = Some(image);
@@ -340,9 +388,23 @@ impl Worker {
 
     fn apply(&mut self, event: Event) {
         let (state, actions) = self.state.clone().step(&self.rules, event, self.now());
+        if state.stage != self.state.stage
+            && let Some(held) = &mut self.held
+        {
+            // What the pod was to begin with is overtaken; what was to be said of it is still true.
+            held.actions.retain(|action| matches!(action, Action::Note { .. }));
+            self.release();
+        }
         self.state = state;
         self.perform(actions);
         self.project();
+    }
+
+    /// Begins what was held back.
+    fn release(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.perform(held.actions);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ impl Worker {
         for action in actions {
             match action {
                 Action::Note { warning, reason, message, container } => self.note(warning, reason, message, container),
-                Action::Mount => self.mount(),
+                Action::Mount => self.mount(false),
                 Action::Pull => self.pull(),
                 Action::Start { attempt } => self.start(attempt),
                 Action::Probe(kind) => self.probe(kind),
@@ -29,27 +29,26 @@ impl Worker {
         self.node.recorder.record(Note { about, warning, reason, message, source: None });
     }
 
-    pub(super) fn mount(&mut self) {
+    /// Takes an address and fills the volumes. `again`: it has been said that there is no address.
+    pub(super) fn mount(&mut self, again: bool) {
         let ip = self.ip.or_else(|| self.node.addresses.take());
         self.ip = ip;
         let Some(ip) = ip else {
-            self.note(
-                true,
-                "FailedCreatePodSandBox",
-                "Failed to create pod sandbox: the node's podCIDR has no free address".into(),
-                false,
-            );
-            // Addresses come back as pods go.
+            if !again {
+                let message = "Failed to create pod sandbox: the node's podCIDR has no free address";
+                self.note(true, "FailedCreatePodSandBox", message.into(), false);
+            }
+            // Addresses come back as pods go. The task takes none itself: it may be dropped at any time.
             let (sender, node) = (self.sender.clone(), self.node.clone());
             self.preparing = Some(Task(tokio::spawn(async move {
-                let ip = loop {
+                loop {
                     let freed = node.addresses_freed.notified();
-                    match node.addresses.take() {
-                        Some(ip) => break ip,
-                        None => freed.await,
+                    if node.addresses.any_free() {
+                        break;
                     }
-                };
-                let _ = sender.send(Message::Address(ip)).await;
+                    freed.await;
+                }
+                let _ = sender.send(Message::AddressFree).await;
             })));
             return;
         };
@@ -312,8 +311,7 @@ impl Worker {
         self.volumes = None;
         self.image = None;
         if let Some(ip) = self.ip.take() {
-            self.node.addresses.free(ip);
-            self.node.addresses_freed.notify_waiters();
+            self.node.free_address(ip);
         }
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
         let dir = self.node.pod_dir(&uid);

@@ -1,6 +1,74 @@
-//! A worker's writes to the API: the status that follows from the state, and the last delete.
+//! A worker's writes to the API: the status that follows from the state, and the last delete. What the API shows
+//! decides whether there is anything to write, not what was written once: others write into the status too.
+
+use serde::Deserialize;
 
 use super::*;
+
+/// What the API holds of the pod's status, as far as this worker knows. Pure.
+#[derive(Debug, Default)]
+pub(super) struct Api {
+    /// What was written last.
+    said: Option<Arc<PodStatus>>,
+    /// The version that this write led to: older states that the watch shows say nothing of it.
+    version: u64,
+    /// The watch has shown that version or a newer one.
+    shown: bool,
+    /// What is said is not to be compared with what is shown.
+    left: bool,
+    /// When what others have overwritten is written again at the earliest, by the monotonic clock.
+    mends_from: Duration,
+}
+
+impl Api {
+    /// The watch shows a state of the pod.
+    pub(super) fn saw(&mut self, version: u64) {
+        self.shown |= version >= self.version;
+    }
+
+    /// `status` was taken, as `version`; `newest` is the newest one that the watch has shown.
+    pub(super) fn took(&mut self, status: Arc<PodStatus>, version: u64, newest: u64, elapsed: Duration) {
+        if self.said.as_ref() == Some(&status) {
+            self.mends_from = elapsed + MEND_INTERVAL;
+        }
+        *self = Self { said: Some(status), version, shown: newest >= version, left: false, ..*self };
+    }
+
+    /// Nothing is to be written until another status is wanted than this one.
+    pub(super) fn leave(&mut self, status: Arc<PodStatus>) {
+        self.said = Some(status);
+        self.left = true;
+    }
+
+    /// Whether `wanted` is to be written, where the watch shows `shows`.
+    pub(super) fn dirty(&self, wanted: &PodStatus, shows: Option<&PodStatus>) -> bool {
+        match self.said.as_deref() {
+            Some(said) if self.left || !self.shown => said != wanted,
+            _ => !shows.is_some_and(|shows| status::shows(shows, wanted)),
+        }
+    }
+
+    /// How long to wait before that.
+    pub(super) fn waits(&self, wanted: &PodStatus, elapsed: Duration) -> Option<Duration> {
+        let mends = self.said.as_deref() == Some(wanted);
+        Some(self.mends_from.saturating_sub(elapsed)).filter(|wait| mends && !wait.is_zero())
+    }
+}
+
+/// The version of an object, of the whole answer.
+fn version_in(answer: &str) -> u64 {
+    #[derive(Deserialize)]
+    struct Versioned {
+        metadata: Metadata,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata {
+        resource_version: Option<String>,
+    }
+    let versioned: Option<Versioned> = serde_json::from_str(answer).ok();
+    versioned.and_then(|object| object.metadata.resource_version?.parse().ok()).unwrap_or(0)
+}
 
 impl Worker {
     pub(super) fn project(&mut self) {
@@ -40,7 +108,14 @@ impl Worker {
     }
 
     pub(super) fn dirty(&self) -> bool {
-        self.written.as_ref() != Some(&self.wanted)
+        self.api.dirty(&self.wanted, self.pod.status.as_ref())
+    }
+
+    /// How long what is to be written can wait, as it would be overtaken or overwritten at once.
+    pub(super) fn settles_in(&self) -> Option<Duration> {
+        let settles = self.state.settles_at().map(|at| Duration::try_from(at.duration_since(self.now())));
+        let settles = settles.and_then(Result::ok).filter(|wait| !wait.is_zero());
+        settles.max(self.api.waits(&self.wanted, self.node.parts.env.elapsed()))
     }
 
     pub(super) fn write_status(&self) -> Write {
@@ -52,7 +127,7 @@ impl Worker {
                 .header(CONTENT_TYPE, "application/strategic-merge-patch+json")
                 .body(patch.into_bytes());
             let result = match request {
-                Ok(request) => client.request_text(request).await.map(drop),
+                Ok(request) => client.request_text(request).await.map(|answer| version_in(&answer)),
                 Err(error) => Err(kube::Error::HttpError(error)),
             };
             (Some(wanted), result)
@@ -69,7 +144,7 @@ impl Worker {
             Request::delete(self.path()).header(CONTENT_TYPE, "application/json").body(body.to_string().into_bytes());
         Box::pin(async move {
             let result = match request {
-                Ok(request) => client.request_text(request).await.map(drop),
+                Ok(request) => client.request_text(request).await.map(|_| 0),
                 Err(error) => Err(kube::Error::HttpError(error)),
             };
             (None, result)
@@ -83,18 +158,32 @@ impl Worker {
     }
 
     /// Takes in a write's answer: how long to wait before the next one, if it failed.
-    pub(super) fn took(&mut self, status: Option<Arc<PodStatus>>, result: Result<(), kube::Error>) -> Option<Duration> {
+    pub(super) fn took(
+        &mut self,
+        status: Option<Arc<PodStatus>>,
+        result: Result<u64, kube::Error>,
+    ) -> Option<Duration> {
         self.failures = if result.is_ok() { 0 } else { self.failures.saturating_add(1) };
-        let gone = matches!(&result, Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409);
+        let code = match &result {
+            Err(kube::Error::Api(answer)) => answer.code,
+            _ => 0,
+        };
+        let gone = code == 404 || code == 409;
+        if result.is_ok() || refused(code) {
+            // The API has it, or will not take it: what was held back for it waits for nothing any more.
+            self.release();
+        }
         match (status, result) {
-            (Some(status), Ok(())) => self.written = Some(status),
-            (None, Ok(())) => self.delete = false,
+            (Some(status), Ok(version)) => {
+                self.api.took(status, version, version_of(&self.pod.metadata), self.node.parts.env.elapsed());
+            }
+            (None, Ok(_)) => self.delete = false,
             (None, Err(_)) if gone => self.delete = false,
             (Some(status), Err(error)) => {
                 tracing::debug!(pod = self.rules.pod, %error, "the status cannot be written");
                 if gone {
                     // It was deleted, or another has its name: the watch says so soon.
-                    self.written = Some(status);
+                    self.api.leave(status);
                 } else {
                     return Some(self.retry_after());
                 }
@@ -111,16 +200,67 @@ impl Worker {
         let wait = WRITE_RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(WRITE_RETRY_MAX);
         wait + Duration::from_millis(self.node.parts.env.below(1000))
     }
+}
 
-    pub(super) async fn write_now(&mut self) {
-        let mut wait = WRITE_RETRY_FIRST;
-        loop {
-            let (status, result) = self.write_status().await;
-            if self.took(status, result).is_none() {
-                return;
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(WRITE_RETRY_MAX);
-        }
+/// Whether an answer with that code says that the same request will not be taken later either.
+fn refused(code: u16) -> bool {
+    (400..500).contains(&code) && code != 408 && code != 429
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(phase: &str) -> Arc<PodStatus> {
+        Arc::new(PodStatus { phase: Some(phase.into()), ..PodStatus::default() })
+    }
+
+    #[test]
+    fn what_others_overwrite_is_written_again_and_not_over_and_over() {
+        let (ours, theirs) = (status("Running"), status("Failed"));
+        let second = Duration::from_secs;
+        let mut api = Api::default();
+        assert!(api.dirty(&ours, None) && api.dirty(&ours, Some(&theirs)), "never written");
+        api.took(ours.clone(), 7, 6, second(1));
+        assert!(!api.dirty(&ours, Some(&theirs)), "the watch shows what was there before our write");
+        api.saw(7);
+        assert!(!api.dirty(&ours, Some(&ours)));
+        api.saw(8);
+        assert!(api.dirty(&ours, Some(&theirs)), "another one has written");
+        assert_eq!(api.waits(&ours, second(2)), None, "the first time at once");
+        api.took(ours.clone(), 9, 8, second(2));
+        api.saw(10);
+        assert!(api.dirty(&ours, Some(&theirs)));
+        assert_eq!(api.waits(&ours, second(5)), Some(second(7)));
+        assert_eq!(api.waits(&theirs, second(5)), None, "a change of our own waits for nothing");
+        assert_eq!(api.waits(&ours, second(12)), None);
+    }
+
+    #[test]
+    fn a_watch_that_is_ahead_of_our_write_is_believed() {
+        let mut api = Api::default();
+        api.took(status("Running"), 7, 9, Duration::ZERO);
+        assert!(api.dirty(&status("Running"), Some(&status("Failed"))));
+    }
+
+    #[test]
+    fn what_is_left_alone_stays_so_until_something_else_is_wanted() {
+        let mut api = Api::default();
+        api.leave(status("Failed"));
+        api.saw(100);
+        assert!(!api.dirty(&status("Failed"), Some(&status("Running"))));
+        assert!(api.dirty(&status("Succeeded"), Some(&status("Running"))));
+    }
+
+    #[test]
+    fn an_answers_version_is_read() {
+        let answer = r#"{"kind": "Pod", "metadata": {"name": "p", "resourceVersion": "12"}, "spec": {"a": [1]}}"#;
+        assert_eq!((version_in(answer), version_in("{}"), version_in("")), (12, 0, 0));
+    }
+
+    #[test]
+    fn what_is_refused_for_good() {
+        let codes = [403, 422, 400, 404].map(refused);
+        assert_eq!((codes, [0, 408, 429, 500, 503, 200].map(refused)), ([true; 4], [false; 6]));
     }
 }

@@ -1,0 +1,99 @@
+//! Keeps a node's Lease, in a loop of its own: nothing that the node reports or looks at can delay its heartbeat.
+
+use std::time::Duration;
+
+use machinery::api::time;
+use machinery::env::Env;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::NodeConfig;
+use super::requests::{JSON, MERGE, Requests, code};
+
+/// Before a failed renewal is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+
+/// Renews the Lease until `stop`. `node` is the uid of the Node that it belongs to, once there is one.
+pub(super) async fn keep(
+    requests: Requests,
+    config: NodeConfig,
+    env: Env,
+    mut node: watch::Receiver<Option<String>>,
+    stop: CancellationToken,
+) {
+    // The Node that the Lease names as its owner: the garbage collector removes a Lease whose owner is gone.
+    let mut owner: Option<String> = None;
+    loop {
+        let uid = node.borrow_and_update().clone();
+        let began = env.elapsed();
+        let wait = match &uid {
+            None => None,
+            Some(uid) => {
+                let renewal = renew(&requests, &config, &env, uid, owner.as_ref() == Some(uid));
+                // An attempt has no longer than what lies between two: the next one may get through.
+                let renewed = tokio::select! {
+                    () = stop.cancelled() => return,
+                    renewed = tokio::time::timeout(config.lease_interval, renewal) => renewed,
+                };
+                match renewed {
+                    Ok(Ok(())) => {
+                        owner = Some(uid.clone());
+                        Some((began + config.lease_interval).saturating_sub(env.elapsed()))
+                    }
+                    Ok(Err(error)) => {
+                        tracing::warn!(node = config.name, %error, "the lease cannot be renewed, trying again");
+                        Some(RETRY.min(config.lease_interval))
+                    }
+                    Err(_) => {
+                        let seconds = config.lease_interval.as_secs();
+                        tracing::warn!(node = config.name, seconds, "the lease was not renewed in time, trying again");
+                        Some(Duration::ZERO)
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // A Node that was made anew gets its Lease at once.
+            changed = node.changed() => if changed.is_err() {
+                return;
+            },
+            () = async { tokio::time::sleep(wait.unwrap_or_default()).await }, if wait.is_some() => {}
+        }
+    }
+}
+
+async fn renew(
+    requests: &Requests,
+    config: &NodeConfig,
+    env: &Env,
+    node_uid: &str,
+    owned: bool,
+) -> Result<(), kube::Error> {
+    let name = &config.name;
+    let spec = json!({
+        "holderIdentity": name,
+        "leaseDurationSeconds": config.lease_duration.as_secs(),
+        "renewTime": time::micros(env.now()),
+    });
+    let owners = json!([{"apiVersion": "v1", "kind": "Node", "name": name, "uid": node_uid}]);
+    let mut patch = json!({"spec": spec});
+    if !owned {
+        patch["metadata"] = json!({"ownerReferences": owners});
+    }
+    let renewed: Result<Value, _> = requests.patch(&format!("{LEASES}/{name}"), MERGE, &patch).await;
+    match renewed {
+        Err(error) if code(&error) == 404 => {}
+        renewed => return renewed.map(drop),
+    }
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": name, "namespace": "kube-node-lease", "ownerReferences": owners},
+        "spec": spec,
+    });
+    let made: Result<Value, _> = requests.post(LEASES, JSON, &lease).await;
+    made.map(drop)
+}

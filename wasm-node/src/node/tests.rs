@@ -1,0 +1,249 @@
+//! A node's heartbeat against an API server that is played by the test: one Node, one Lease, one watch.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
+use machinery::client::in_process;
+use machinery::env::Env;
+use serde_json::{Map, Value, json};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::heartbeat::Heart;
+use super::register::Health;
+use super::requests::Requests;
+use super::{Capacity, NodeConfig, lease};
+use crate::server::ServingTls;
+
+const BEAT: Duration = Duration::from_millis(20);
+
+#[derive(Default)]
+struct Cluster {
+    version: u64,
+    node: Option<Value>,
+    lease: Option<Value>,
+    renewals: u32,
+    reports: u32,
+    /// Reports get no answer.
+    hangs: bool,
+    watches: Vec<mpsc::UnboundedSender<Value>>,
+}
+
+impl Cluster {
+    fn put_node(&mut self, mut node: Value) -> Value {
+        self.version += 1;
+        node["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        if node["metadata"]["uid"].is_null() {
+            node["metadata"]["uid"] = json!(format!("uid-{}", self.version));
+        }
+        let kind = if self.node.is_some() { "MODIFIED" } else { "ADDED" };
+        self.node = Some(node.clone());
+        self.show(kind, &node);
+        node
+    }
+
+    fn delete_node(&mut self) {
+        self.version += 1;
+        let mut node = self.node.take().unwrap();
+        node["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        self.show("DELETED", &node);
+    }
+
+    fn show(&mut self, kind: &str, node: &Value) {
+        self.watches.retain(|watch| watch.send(json!({"type": kind, "object": node})).is_ok());
+    }
+
+    fn watch(&mut self) -> mpsc::UnboundedReceiver<Value> {
+        let (sender, lines) = mpsc::unbounded_channel();
+        self.watches.push(sender);
+        if let Some(node) = self.node.clone() {
+            self.show("ADDED", &node);
+        }
+        let end = json!({"kind": "Node", "apiVersion": "v1", "metadata": {
+            "resourceVersion": self.version.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}}});
+        self.show("BOOKMARK", &end);
+        lines
+    }
+
+    fn answer(&mut self, method: &Method, path: &str, body: &Value) -> Option<(u16, Value)> {
+        let missing = || (404, json!({"kind": "Status", "code": 404, "reason": "NotFound", "status": "Failure"}));
+        let is = |wanted: &Method, end: &str| method == wanted && path.ends_with(end);
+        Some(if is(&Method::POST, "/nodes") {
+            match &self.node {
+                Some(_) => (409, json!({"kind": "Status", "code": 409, "reason": "AlreadyExists"})),
+                None => (201, self.put_node(body.clone())),
+            }
+        } else if is(&Method::PATCH, "/status") {
+            self.reports += 1;
+            if self.hangs {
+                return None;
+            }
+            let Some(mut node) = self.node.clone() else { return Some(missing()) };
+            merge(&mut node["status"], &body["status"]);
+            (200, self.put_node(node))
+        } else if is(&Method::PATCH, "/nodes/n") {
+            (200, self.node.clone()?)
+        } else if is(&Method::PATCH, "/leases/n") {
+            self.renewals += 1;
+            match &mut self.lease {
+                None => missing(),
+                Some(lease) => {
+                    merge(lease, body);
+                    (200, lease.clone())
+                }
+            }
+        } else if is(&Method::POST, "/leases") {
+            self.lease = Some(body.clone());
+            (201, body.clone())
+        } else {
+            panic!("{method} {path}")
+        })
+    }
+}
+
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    for (name, value) in patch {
+        merge(&mut target[name], value);
+    }
+}
+
+#[derive(Clone, Default)]
+struct Api(Arc<Mutex<Cluster>>);
+
+impl Api {
+    fn with<T>(&self, act: impl FnOnce(&mut Cluster) -> T) -> T {
+        act(&mut self.0.lock().unwrap())
+    }
+
+    fn client(&self) -> kube::Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let api = api.clone();
+            async move { Ok::<_, Infallible>(api.serve(request).await) }
+        });
+        in_process(service, |request| request)
+    }
+
+    async fn serve(&self, request: Request<kube::client::Body>) -> Response<BoxBody<Bytes, Infallible>> {
+        let (head, body) = request.into_parts();
+        if head.uri.query().is_some_and(|query| query.contains("watch=true")) {
+            let mut lines = self.with(Cluster::watch);
+            let frames = futures::stream::poll_fn(move |cx| {
+                lines.poll_recv(cx).map(|line| line.map(|line| Ok(Frame::data(Bytes::from(format!("{line}\n"))))))
+            });
+            return Response::new(StreamBody::new(frames).boxed());
+        }
+        let body = body.collect().await.unwrap().to_bytes();
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let Some((code, answer)) = self.with(|cluster| cluster.answer(&head.method, head.uri.path(), &body)) else {
+            return std::future::pending().await;
+        };
+        Response::builder().status(code).body(Full::new(Bytes::from(answer.to_string())).boxed()).unwrap()
+    }
+
+    async fn until<T>(&self, what: &str, wanted: impl Fn(&Cluster) -> Option<T>) -> T {
+        let found = async {
+            loop {
+                match self.with(|cluster| wanted(cluster)) {
+                    Some(found) => return found,
+                    None => tokio::task::yield_now().await,
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), found).await.unwrap_or_else(|_| panic!("never: {what}"))
+    }
+}
+
+fn ready(cluster: &Cluster) -> Option<String> {
+    let conditions = cluster.node.as_ref()?["status"]["conditions"].as_array()?.clone();
+    conditions.iter().find(|c| c["type"] == "Ready").map(|c| c["status"].as_str().unwrap().to_owned())
+}
+
+fn is_ready(cluster: &Cluster) -> Option<()> {
+    (ready(cluster)? == "True").then_some(())
+}
+
+fn node_uid(cluster: &Cluster) -> Option<String> {
+    Some(cluster.node.as_ref()?["metadata"]["uid"].as_str()?.to_owned())
+}
+
+/// The node agent's heartbeat, until `stop`.
+async fn beat(api: &Api, stop: &CancellationToken) {
+    let tls = ServingTls { certificate: Vec::new(), key: Vec::new(), client_ca: Vec::new() };
+    let capacity = Capacity { cpu_millis: 1000, memory_bytes: 1 << 30, ephemeral_bytes: 1 << 30, pods: 10 };
+    let mut config = NodeConfig::new("n".into(), "/nowhere".into(), [127, 0, 0, 1].into(), tls, capacity);
+    config.lease_interval = BEAT;
+    config.pod_cidr = Some("10.0.0.0/24".into());
+    let (uid, node_uid) = watch::channel(None);
+    let env = Env::real();
+    let look = Arc::new(Health::default);
+    let mut heart = Heart::new(&config, api.client(), &env, 1, look, uid);
+    tokio::spawn(lease::keep(Requests(api.client()), config, env, node_uid, stop.clone()));
+    assert_eq!(heart.register().await, "10.0.0.0/24");
+    heart.beat_ready(capacity);
+    let (told, heard) = oneshot::channel();
+    tokio::spawn(heart.run(told, ([127, 0, 0, 1], 1).into(), stop.clone()));
+    heard.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_others_call_silent_says_at_once_that_it_is_not() {
+    let (api, stop) = (Api::default(), CancellationToken::new());
+    beat(&api, &stop).await;
+    api.until("watched", |cluster| (!cluster.watches.is_empty()).then_some(())).await;
+    api.with(|cluster| {
+        let mut node = cluster.node.clone().unwrap();
+        for condition in node["status"]["conditions"].as_array_mut().unwrap() {
+            condition["status"] = json!("Unknown");
+        }
+        cluster.put_node(node);
+    });
+    api.until("Ready again", is_ready).await;
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_deleted_node_is_made_anew_with_its_addresses_and_its_lease_follows() {
+    let (api, stop) = (Api::default(), CancellationToken::new());
+    beat(&api, &stop).await;
+    let owner = |cluster: &Cluster| {
+        let lease = cluster.lease.as_ref()?;
+        Some(lease["metadata"]["ownerReferences"][0]["uid"].as_str()?.to_owned())
+    };
+    let first = api.until("a Lease", owner).await;
+    api.until("watched", |cluster| (!cluster.watches.is_empty()).then_some(())).await;
+    assert_eq!(api.with(|cluster| node_uid(cluster)), Some(first.clone()));
+    api.with(Cluster::delete_node);
+    api.until("Ready again", is_ready).await;
+    let second = api.with(|cluster| node_uid(cluster)).unwrap();
+    assert_ne!(first, second);
+    assert_eq!(api.with(|cluster| cluster.node.clone().unwrap()["spec"]["podCIDR"].clone()), "10.0.0.0/24");
+    api.until("the Lease's owner", |cluster| (owner(cluster)? == second).then_some(())).await;
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_report_that_gets_no_answer_holds_no_heartbeat_up() {
+    let (api, stop) = (Api::default(), CancellationToken::new());
+    beat(&api, &stop).await;
+    api.with(|cluster| {
+        cluster.hangs = true;
+        cluster.delete_node();
+    });
+    api.until("a report that hangs", |cluster| (cluster.reports > 1).then_some(())).await;
+    let before = api.with(|cluster| cluster.renewals);
+    api.until("more renewals", |cluster| (cluster.renewals > before + 3).then_some(())).await;
+    stop.cancel();
+}
