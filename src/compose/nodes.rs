@@ -38,14 +38,19 @@ pub(super) fn blob_store(data: &DataDir) -> anyhow::Result<Arc<BlobStore>> {
     Ok(Arc::new(BlobStore::open(&path).with_context(|| format!("cannot open the images in {}", path.display()))?))
 }
 
-/// The engine of this process.
-pub(super) fn engine(env: &Env, data: &DataDir) -> anyhow::Result<Engine> {
+/// What all guests of this process may hold together: the nodes' allocatable memory adds up to it.
+fn guest_memory_bytes() -> anyhow::Result<u64> {
     let mut system = sysinfo::System::new().context("cannot read this machine's memory")?;
     system.refresh_memory();
+    Ok(system.total_memory() / 100 * GUEST_MEMORY_PERCENT)
+}
+
+/// The engine of this process.
+pub(super) fn engine(env: &Env, data: &DataDir) -> anyhow::Result<Engine> {
     let config = EngineConfig {
         cache_dir: data.path().join("compiled"),
         threads: std::thread::available_parallelism().map_or(2, usize::from),
-        memory_max_bytes: system.total_memory() / 100 * GUEST_MEMORY_PERCENT,
+        memory_max_bytes: guest_memory_bytes()?,
         compile_process: Some(CompileProcess::current().context("cannot find this program's file")?),
         compile_bounds: CompileBounds::default(),
     };
@@ -107,7 +112,7 @@ pub(super) async fn start(components: &Components<'_>, shared: &Shared<'_>) -> a
             key: identity.key_pem.into_bytes(),
             client_ca: shared.pki.ca_pem().into(),
         };
-        let capacity = Capacity::of_machine(up.nodes, shared.data.path());
+        let capacity = Capacity::of_machine(up.nodes, shared.data.path(), guest_memory_bytes()?);
         let mut config = NodeConfig::new(name.clone(), shared.data.node(&name), internal_ip, tls, capacity);
         config.bind = up.bind;
         config.host_pod_listeners = up.host_pod_listeners;

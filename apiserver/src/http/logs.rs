@@ -123,26 +123,22 @@ fn container(pod: &Value, wanted: &str) -> Result<String, ApiError> {
         let list = pod["spec"][field].as_array().map_or(&[] as &[Value], Vec::as_slice);
         list.iter().filter_map(|c| c["name"].as_str().map(Into::into)).collect()
     };
-    let (containers, first) = (names("containers"), names("initContainers"));
+    // In upstream's order.
+    let all = ["initContainers", "containers", "ephemeralContainers"].map(names).concat();
     if !wanted.is_empty() {
-        let known = [&containers, &first, &names("ephemeralContainers")].iter().any(|l| l.iter().any(|n| n == wanted));
-        return if known {
+        return if all.iter().any(|name| name == wanted) {
             Ok(wanted.to_owned())
         } else {
             Err(ApiError::BadRequest(format!("container {wanted} is not valid for pod {name}")))
         };
     }
-    match containers.as_slice() {
+    match names("containers").as_slice() {
         [one] => Ok(one.clone()),
         [] => Err(ApiError::BadRequest(format!("a container name must be specified for pod {name}"))),
-        many => {
-            let mut message =
-                format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
-            if !first.is_empty() {
-                message.push_str(&format!(" or one of the init containers: [{}]", first.join(" ")));
-            }
-            Err(ApiError::BadRequest(message))
-        }
+        _ => Err(ApiError::BadRequest(format!(
+            "a container name must be specified for pod {name}, choose one of: [{}]",
+            all.join(" ")
+        ))),
     }
 }
 
@@ -257,6 +253,14 @@ mod tests {
             container(&pod, "").unwrap_err().status().message,
             "a container name must be specified for pod p, choose one of: [a b]"
         );
+        let mut whole = pod.clone();
+        whole["spec"]["initContainers"] = json!([{"name": "i"}]);
+        whole["spec"]["ephemeralContainers"] = json!([{"name": "e"}]);
+        assert_eq!(
+            container(&whole, "").unwrap_err().status().message,
+            "a container name must be specified for pod p, choose one of: [i a b e]"
+        );
+        assert_eq!(container(&whole, "i").unwrap(), "i");
         assert_eq!(container(&pod, "x").unwrap_err().status().message, "container x is not valid for pod p");
     }
 }

@@ -18,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::register::{self, Capacity, Health, labels, node, status};
+use super::register::{self, Capacity, Health, Looked, Shortages, labels, node, pressed, status};
 use super::requests::{JSON, MERGE, Requests, STRATEGIC, code};
 use super::{NodeConfig, NodeReady};
 
@@ -32,7 +32,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Looks at the machine. May block.
-pub(super) type Look = dyn Fn() -> Health + Send + Sync;
+pub(super) type Look = dyn Fn() -> Looked + Send + Sync;
 
 /// What was reported last.
 struct Reported {
@@ -56,7 +56,11 @@ pub(super) struct Heart {
     port: u16,
     look: Arc<Look>,
     /// A look that has not come back yet.
-    looking: Option<JoinHandle<Health>>,
+    looking: Option<JoinHandle<Looked>>,
+    /// What there is too little of, told at each look.
+    shortages: watch::Sender<Shortages>,
+    /// When the node was last short of memory, and of disk.
+    short_at: (Option<Duration>, Option<Duration>),
     networked: bool,
     health: Health,
     /// The Node's newest state that is known; none where there is none.
@@ -74,7 +78,7 @@ pub(super) struct Heart {
 }
 
 impl Heart {
-    /// `uid` is told which Node is this agent's, as soon as there is one.
+    /// `uid` is told which Node is this agent's, as soon as there is one; `shortages` what each look finds.
     pub(super) fn new(
         config: &NodeConfig,
         client: kube::Client,
@@ -82,6 +86,7 @@ impl Heart {
         port: u16,
         look: Arc<Look>,
         uid: watch::Sender<Option<String>>,
+        shortages: watch::Sender<Shortages>,
     ) -> Self {
         let only = watcher::Config::default().fields(&format!("metadata.name={}", config.name)).streaming_lists();
         let nodes: Api<Node> = Api::all(client.clone());
@@ -92,6 +97,8 @@ impl Heart {
             port,
             look,
             looking: None,
+            shortages,
+            short_at: (None, None),
             networked: false,
             health: Health::default(),
             known: None,
@@ -258,7 +265,16 @@ impl Heart {
             Ok(looked) => {
                 self.looking = None;
                 match looked {
-                    Ok(health) => self.health = health,
+                    Ok(Looked { images, shortages }) => {
+                        let now = self.env.elapsed();
+                        self.health = Health {
+                            networked: self.networked,
+                            short_of_memory: pressed(&mut self.short_at.0, shortages.memory.is_some(), now),
+                            short_of_disk: pressed(&mut self.short_at.1, shortages.disk.is_some(), now),
+                            images,
+                        };
+                        self.shortages.send_replace(shortages);
+                    }
                     Err(error) => tracing::error!(%error, "looking at the machine broke a promise of its own"),
                 }
             }

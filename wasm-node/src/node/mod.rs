@@ -4,6 +4,7 @@
 //! identity, folder and podCIDR, as on machines of its own.
 
 mod collect;
+mod eviction;
 mod heartbeat;
 mod lease;
 mod pods;
@@ -11,6 +12,7 @@ mod register;
 mod requests;
 #[cfg(test)]
 mod tests;
+pub(crate) mod totals;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -167,19 +169,28 @@ pub(crate) struct Shared {
 
 /// The pods of a node, for whoever looks at them from outside of their workers.
 #[derive(Debug, Default)]
-pub(crate) struct PodViews(Mutex<BTreeMap<String, Arc<PodView>>>);
+pub(crate) struct PodViews {
+    /// By uid.
+    pods: Mutex<BTreeMap<String, Arc<PodView>>>,
+    /// What outlives them.
+    pub(crate) totals: totals::Totals,
+}
 
 impl PodViews {
     pub(crate) fn all(&self) -> Vec<Arc<PodView>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn get(&self, uid: &str) -> Option<Arc<PodView>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
     fn insert(&self, uid: &str, view: Arc<PodView>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), view);
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), view);
     }
 
     fn remove(&self, uid: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 }
 
@@ -260,9 +271,11 @@ pub async fn run(
     let server = tokio::spawn(server);
 
     let (uid, node_uid) = watch::channel(None);
-    let (images, folder) = (parts.images.clone(), config.data_dir.clone());
-    let look = Arc::new(move || register::look(&images, &folder));
-    let mut heart = heartbeat::Heart::new(&config, client.clone(), &parts.env, kubelet.port(), look, uid);
+    let (images, folder, of_guests) = (parts.images.clone(), config.data_dir.clone(), pods.clone());
+    let guest_memory = config.capacity.guest_memory_bytes;
+    let look = Arc::new(move || register::look(&images, &folder, guest_memory, eviction::memory_used(&of_guests)));
+    let (shortages, short) = watch::channel(register::Shortages::default());
+    let mut heart = heartbeat::Heart::new(&config, client.clone(), &parts.env, kubelet.port(), look, uid, shortages);
     let requests = requests::Requests(client.clone());
     let lease = lease::keep(requests, config.clone(), parts.env.clone(), node_uid, stop.clone());
     let lease = tokio::spawn(lease);
@@ -290,7 +303,7 @@ pub async fn run(
         client,
     });
     heart.beat_ready(shared.config.capacity);
-    tokio::join!(heart.run(ready, kubelet, stop.clone()), pods::run(shared));
+    tokio::join!(heart.run(ready, kubelet, stop.clone()), eviction::run(shared.clone(), short), pods::run(shared));
     server.abort();
     lease.abort();
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
@@ -18,10 +19,10 @@ pub const KUBELET_VERSION: &str = "v1.36.0+coracle";
 /// Pods of one node, where its block has addresses for as many. Upstream's default is 110; an idle pod here costs no
 /// process and under 100 KiB, so that what is bound first is the memory of those that work.
 const PODS_MAX: u32 = 2000;
-/// Memory that is kept for the node itself (upstream's eviction threshold).
-const MEMORY_RESERVED_BYTES: u64 = 100 << 20;
 /// Names in `status.images` (upstream's bound).
 const IMAGES_MAX: usize = 50;
+/// How long a condition of pressure stays after its reason has gone, so that pods don't come and go with it (upstream's).
+const PRESSURE_TRANSITION: Duration = Duration::from_secs(300);
 /// Free memory below which the node says so (upstream's threshold).
 const MEMORY_LOW_BYTES: u64 = 100 << 20;
 /// Free disk below which the node says so: what the default bound of one emptyDir could use up.
@@ -39,6 +40,8 @@ pub struct Capacity {
     pub cpu_millis: u64,
     /// Memory.
     pub memory_bytes: u64,
+    /// Memory that guests may hold: what requests can be promised of.
+    pub guest_memory_bytes: u64,
     /// Disk for volumes and logs.
     pub ephemeral_bytes: u64,
     /// Pods.
@@ -46,14 +49,15 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// The machine's resources divided by `nodes`.
+    /// The machine's resources divided by `nodes`; `guest_memory_bytes` is what all guests may hold together.
     #[must_use]
-    pub fn of_machine(nodes: u32, data_dir: &Path) -> Self {
+    pub fn of_machine(nodes: u32, data_dir: &Path, guest_memory_bytes: u64) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let nodes = u64::from(nodes.max(1));
         Self {
             cpu_millis: cores * 1000 / nodes,
             memory_bytes: memory().map_or(0, |(total, _)| total) / nodes,
+            guest_memory_bytes: guest_memory_bytes / nodes,
             ephemeral_bytes: disk(data_dir).map_or(0, |(total, _)| total) / nodes,
             pods: PODS_MAX,
         }
@@ -79,7 +83,7 @@ impl Capacity {
     /// What pods may have of it.
     #[must_use]
     pub fn allocatable(self) -> BTreeMap<String, Wire> {
-        Self { memory_bytes: self.memory_bytes.saturating_sub(MEMORY_RESERVED_BYTES), ..self }.resources()
+        Self { memory_bytes: self.guest_memory_bytes.min(self.memory_bytes), ..self }.resources()
     }
 }
 
@@ -193,18 +197,55 @@ pub(super) struct Health {
     pub(super) images: Vec<(Vec<String>, u64)>,
 }
 
-/// Looks at the machine. May block.
-pub(super) fn look(images: &Images, data_dir: &Path) -> Health {
+/// How much less than needed there is of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shortage {
+    pub(super) threshold_bytes: u64,
+    pub(super) available_bytes: u64,
+}
+
+/// What there is too little of at a look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Shortages {
+    pub(super) memory: Option<Shortage>,
+    pub(super) disk: Option<Shortage>,
+}
+
+/// What a look at the machine finds.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Looked {
+    /// Names and sizes of images.
+    pub(super) images: Vec<(Vec<String>, u64)>,
+    pub(super) shortages: Shortages,
+}
+
+fn short(available_bytes: Option<u64>, threshold_bytes: u64) -> Option<Shortage> {
+    let available_bytes = available_bytes.filter(|available| *available < threshold_bytes)?;
+    Some(Shortage { threshold_bytes, available_bytes })
+}
+
+/// Whether a condition of pressure holds: while there is a shortage, and for a while after the last one.
+pub(super) fn pressed(last: &mut Option<Duration>, short: bool, now: Duration) -> bool {
+    if short {
+        *last = Some(now);
+    }
+    last.is_some_and(|last| now.saturating_sub(last) < PRESSURE_TRANSITION)
+}
+
+/// Looks at the machine. `guest_memory_bytes` is what this node's guests may hold, `used_bytes` what they do. May block.
+pub(super) fn look(images: &Images, data_dir: &Path, guest_memory_bytes: u64, used_bytes: u64) -> Looked {
     let mut images: Vec<(Vec<String>, u64)> =
         images.list().iter().map(|i| (vec![i.image_id.clone(), i.name.clone()], i.size_bytes)).collect();
     images.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     images.truncate(IMAGES_MAX);
-    Health {
-        networked: false,
-        short_of_memory: memory().is_some_and(|(_, free)| free < MEMORY_LOW_BYTES),
-        short_of_disk: disk(data_dir).is_some_and(|(_, free)| free < DISK_LOW_BYTES),
-        images,
-    }
+    let left_bytes = guest_memory_bytes.saturating_sub(used_bytes);
+    // A small share of a small machine is not short for being small.
+    let guests = short(Some(left_bytes), MEMORY_LOW_BYTES.min(guest_memory_bytes / 20));
+    let shortages = Shortages {
+        memory: short(memory().map(|(_, free)| free), MEMORY_LOW_BYTES).or(guests),
+        disk: short(disk(data_dir).map(|(_, free)| free), DISK_LOW_BYTES),
+    };
+    Looked { images, shortages }
 }
 
 /// The conditions by type: status, reason, message.
@@ -316,13 +357,27 @@ mod tests {
     }
 
     #[test]
+    fn pressure_lasts_a_while() {
+        let (mut last, second) = (None, Duration::from_secs);
+        assert!(!pressed(&mut last, false, second(1)));
+        assert!(pressed(&mut last, true, second(10)) && pressed(&mut last, false, second(309)));
+        assert!(!pressed(&mut last, false, second(310)));
+    }
+
+    #[test]
     fn capacity_is_written_as_upstream_does() {
-        let capacity = Capacity { cpu_millis: 1500, memory_bytes: 8 << 30, ephemeral_bytes: 1 << 30, pods: 110 };
+        let capacity = Capacity {
+            cpu_millis: 1500,
+            memory_bytes: 8 << 30,
+            guest_memory_bytes: 6 << 30,
+            ephemeral_bytes: 1 << 30,
+            pods: 110,
+        };
         let text = |of: BTreeMap<String, Wire>| serde_json::to_string(&of).unwrap();
         assert_eq!(
             text(capacity.resources()),
             r#"{"cpu":"1500m","ephemeral-storage":"1048576Ki","memory":"8388608Ki","pods":"110"}"#
         );
-        assert!(text(capacity.allocatable()).contains(r#""memory":"8286208Ki""#));
+        assert!(text(capacity.allocatable()).contains(r#""memory":"6291456Ki""#));
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::heartbeat::Heart;
-use super::register::Health;
+use super::register::{Looked, Shortages};
 use super::requests::Requests;
 use super::{Capacity, NodeConfig, lease};
 use crate::server::ServingTls;
@@ -182,14 +182,20 @@ fn node_uid(cluster: &Cluster) -> Option<String> {
 /// The node agent's heartbeat, until `stop`.
 async fn beat(api: &Api, stop: &CancellationToken) {
     let tls = ServingTls { certificate: Vec::new(), key: Vec::new(), client_ca: Vec::new() };
-    let capacity = Capacity { cpu_millis: 1000, memory_bytes: 1 << 30, ephemeral_bytes: 1 << 30, pods: 10 };
+    let capacity = Capacity {
+        cpu_millis: 1000,
+        memory_bytes: 1 << 30,
+        guest_memory_bytes: 1 << 30,
+        ephemeral_bytes: 1 << 30,
+        pods: 10,
+    };
     let mut config = NodeConfig::new("n".into(), "/nowhere".into(), [127, 0, 0, 1].into(), tls, capacity);
     config.lease_interval = BEAT;
     config.pod_cidr = Some("10.0.0.0/24".into());
     let (uid, node_uid) = watch::channel(None);
     let env = Env::real();
-    let look = Arc::new(Health::default);
-    let mut heart = Heart::new(&config, api.client(), &env, 1, look, uid);
+    let (look, shortages) = (Arc::new(Looked::default), watch::Sender::new(Shortages::default()));
+    let mut heart = Heart::new(&config, api.client(), &env, 1, look, uid, shortages);
     tokio::spawn(lease::keep(Requests(api.client()), config, env, node_uid, stop.clone()));
     assert_eq!(heart.register().await, "10.0.0.0/24");
     heart.beat_ready(capacity);

@@ -48,7 +48,9 @@ fn amount_of(amount: &Wire, name: &str) -> i64 {
     Quantity::parse(&amount.0).map_or(0, |quantity| if name == "cpu" { quantity.milli() } else { quantity.value() })
 }
 
-fn requested(pod: &Pod, name: &str) -> i64 {
+/// What a pod requests of a resource, in thousandths of cores or whole units.
+#[must_use]
+pub fn requested(pod: &Pod, name: &str) -> i64 {
     if name == "pods" {
         return 1;
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::backoff::BackOff;
 pub use super::event::{Action, Event, ProbeKind, Restart, Rules, Thresholds};
@@ -300,6 +300,13 @@ impl State {
             _ => None,
         };
         deadline.into_iter().chain(until).min()
+    }
+
+    /// The wall clock was set, by so much: what waits waits as long as before.
+    pub fn clock_was_set(&mut self, by: SignedDuration) {
+        if let Stage::Waiting { until, .. } = &mut self.stage {
+            *until = until.saturating_add(by).unwrap_or(*until);
+        }
     }
 
     /// Until when the status need not be written, as it is about to change.

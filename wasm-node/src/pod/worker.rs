@@ -7,9 +7,10 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use http::Request;
 use http::header::CONTENT_TYPE;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodCondition, PodStatus};
 use k8s_openapi::api::node::v1::RuntimeClass;
+use machinery::env::Env;
 use machinery::runtime::{Note, reference_to, version_of};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -42,6 +43,8 @@ const HANDLER: &str = "wasm";
 const RESUME_HELD_MAX: Duration = Duration::from_secs(5);
 /// How often a status is mended at most that others write over and over (upstream's period of reconciling).
 const MEND_INTERVAL: Duration = Duration::from_secs(10);
+/// A wall clock that is off by more was set; less is what two readings one after the other differ by, or its slewing.
+const CLOCK_STEP_MIN: SignedDuration = SignedDuration::from_secs(1);
 /// How often the emptyDirs of a pod are measured while it runs guests.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -74,20 +77,28 @@ pub(crate) struct Seen {
     pub(crate) log: Option<Arc<ContainerLog>>,
     /// The newest start.
     pub(crate) attempt: Option<u32>,
-    /// When the pod was seen first, and when it was first ready, by the monotonic clock.
-    pub(crate) ready_after: Option<Duration>,
+    /// CPU time of the containers that ran before that one.
+    pub(crate) cpu_before: Duration,
 }
 
 /// A pod of this node, for whoever looks at it from outside of its worker.
 #[derive(Debug)]
 pub(crate) struct PodView {
     seen: RwLock<Seen>,
+    worker: RwLock<Option<mpsc::Sender<Message>>>,
 }
 
 impl PodView {
     pub(crate) fn new(pod: Arc<Pod>) -> Self {
         let status = Arc::new(pod.status.clone().unwrap_or_default());
-        Self { seen: RwLock::new(Seen { pod, status, container: None, log: None, attempt: None, ready_after: None }) }
+        let seen = Seen { pod, status, container: None, log: None, attempt: None, cpu_before: Duration::ZERO };
+        Self { seen: RwLock::new(seen), worker: RwLock::default() }
+    }
+
+    /// Tells the pod that it has to go, and why; false where its worker hears nothing now.
+    pub(crate) fn evict(&self, message: String) -> bool {
+        let worker = self.worker.read().unwrap_or_else(PoisonError::into_inner);
+        worker.as_ref().is_some_and(|worker| worker.try_send(Message::Event(Event::Evicted(message))).is_ok())
     }
 
     pub(crate) fn look(&self) -> Seen {
@@ -152,6 +163,10 @@ pub(crate) struct Worker {
     /// Writes that failed in a row.
     failures: u32,
     taken_up: Duration,
+    /// It was ready once: how long that took is counted.
+    was_ready: bool,
+    /// Of the wall clock from the monotonic one, as it was minded last.
+    clock_offset: SignedDuration,
 }
 
 /// A write to the API: the status that it wrote, none for the delete; and the pod's version after it.
@@ -175,7 +190,9 @@ impl Worker {
     ) -> Self {
         let pod = input.borrow_and_update().pod.clone();
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
+        *view.worker.write().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
         let now = node.parts.env.now();
+        let clock_offset = offset(&node.parts.env);
         let mut state = status::recall(&pod, now);
         if let Some((reason, message)) = rejected {
             state.verdict = Some(Verdict { reason: Some(reason), message: Some(message), rejected: true });
@@ -205,6 +222,8 @@ impl Worker {
             sources: None,
             delete: false,
             failures: 0,
+            was_ready: false,
+            clock_offset,
         }
     }
 
@@ -248,6 +267,7 @@ impl Worker {
             if self.state.removed && self.state.stage == Stage::Ended {
                 return;
             }
+            self.mind_the_clock();
             let elapsed = self.node.parts.env.elapsed();
             if self.held.as_ref().is_some_and(|held| held.until <= elapsed) {
                 self.release();
@@ -282,6 +302,16 @@ impl Worker {
                     self.apply(Event::Tick);
                 }
             }
+        }
+    }
+
+    /// Sees whether the wall clock was set, against the monotonic one.
+    fn mind_the_clock(&mut self) {
+        let offset = offset(&self.node.parts.env);
+        let by = offset - self.clock_offset;
+        if by.abs() > CLOCK_STEP_MIN {
+            self.clock_offset = offset;
+            self.state.clock_was_set(by);
         }
     }
 
@@ -406,6 +436,11 @@ impl Worker {
             self.perform(held.actions);
         }
     }
+}
+
+fn offset(env: &Env) -> SignedDuration {
+    let elapsed = SignedDuration::try_from(env.elapsed()).unwrap_or(SignedDuration::MAX);
+    env.now().duration_since(Timestamp::UNIX_EPOCH).saturating_sub(elapsed)
 }
 
 /// The grace with which the API wants the pod gone.

@@ -1,6 +1,7 @@
 //! A node's figures: `/metrics`, `/metrics/resource`, `/stats/summary`.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::header;
@@ -11,10 +12,8 @@ use serde_json::{Value, json};
 
 use super::Kubelet;
 use crate::engine::Stats;
+use crate::node::totals::START_SECONDS;
 use crate::pod::worker::Seen;
-
-/// Upper bounds of the histogram of a pod's start, in seconds (upstream's, and finer ones below: our pods are quick).
-const START_SECONDS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 300.0];
 
 struct Running {
     namespace: String,
@@ -23,6 +22,8 @@ struct Running {
     container: String,
     since: Timestamp,
     stats: Stats,
+    /// Of all of the pod's containers.
+    pod_cpu: Duration,
     dropped: (u64, u64),
 }
 
@@ -35,13 +36,15 @@ fn running(kubelet: &Kubelet) -> Vec<Running> {
 fn one(seen: Seen) -> Option<Running> {
     let (container, since) = seen.container?;
     let metadata = &seen.pod.metadata;
+    let stats = container.stats();
     Some(Running {
         namespace: metadata.namespace.clone().unwrap_or_default(),
         pod: metadata.name.clone().unwrap_or_default(),
         uid: metadata.uid.clone().unwrap_or_default(),
         container: seen.pod.spec.as_ref()?.containers.first()?.name.clone(),
         since,
-        stats: container.stats(),
+        pod_cpu: seen.cpu_before + stats.cpu,
+        stats,
         dropped: seen.log.map(|log| log.dropped()).unwrap_or_default(),
     })
 }
@@ -109,14 +112,18 @@ pub(super) async fn resource(State(kubelet): State<Kubelet>) -> Response {
     );
     text.head("pod_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the pod in core-seconds");
     for one in &all {
-        text.sample("pod_cpu_usage_seconds_total", &[("namespace", &one.namespace), ("pod", &one.pod)], cpu(one));
+        text.sample(
+            "pod_cpu_usage_seconds_total",
+            &[("namespace", &one.namespace), ("pod", &one.pod)],
+            one.pod_cpu.as_secs_f64(),
+        );
     }
     text.head("pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes");
     for one in &all {
         let labels = [("namespace", &*one.namespace), ("pod", &*one.pod)];
         text.sample("pod_memory_working_set_bytes", &labels, one.stats.memory_bytes);
     }
-    let total: f64 = all.iter().map(cpu).sum();
+    let total = kubelet.pods.totals.cpu(all.iter().map(|one| one.stats.cpu).sum()).as_secs_f64();
     text.head("node_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the node in core-seconds");
     text.sample("node_cpu_usage_seconds_total", &[], total);
     text.head("node_memory_working_set_bytes", "gauge", "Current working set of the node in bytes");
@@ -140,14 +147,13 @@ pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     text.sample("kubelet_desired_pods", &[("static", "")], seen.len());
     let name = "kubelet_pod_start_sli_duration_seconds";
     text.head(name, "histogram", "Duration in seconds from a pod being seen by the node to it being ready");
-    let starts: Vec<f64> = seen.iter().filter_map(|seen| Some(seen.ready_after?.as_secs_f64())).collect();
-    for bound in START_SECONDS {
-        let within = starts.iter().filter(|start| **start <= bound).count();
+    let starts = kubelet.pods.totals.starts();
+    for (bound, within) in START_SECONDS.iter().zip(starts.within) {
         text.sample(&format!("{name}_bucket"), &[("le", &bound.to_string())], within);
     }
-    text.sample(&format!("{name}_bucket"), &[("le", "+Inf")], starts.len());
-    text.sample(&format!("{name}_sum"), &[], starts.iter().sum::<f64>());
-    text.sample(&format!("{name}_count"), &[], starts.len());
+    text.sample(&format!("{name}_bucket"), &[("le", "+Inf")], starts.count);
+    text.sample(&format!("{name}_sum"), &[], starts.sum_seconds);
+    text.sample(&format!("{name}_count"), &[], starts.count);
 
     text.head("coracle_guest_memory_bytes", "gauge", "Memory that all guests of this process hold");
     text.sample("coracle_guest_memory_bytes", &[], kubelet.engine.memory_used_bytes());
@@ -205,10 +211,11 @@ pub(super) async fn summary(State(kubelet): State<Kubelet>) -> Response {
         .iter()
         .map(|one| {
             let (cpu, memory) = usage(&one.stats);
+            let (pod_cpu, _) = usage(&Stats { cpu: one.pod_cpu, ..one.stats });
             let since = time::seconds(one.since);
             json!({
                 "podRef": {"name": one.pod, "namespace": one.namespace, "uid": one.uid},
-                "startTime": since, "cpu": cpu, "memory": memory,
+                "startTime": since, "cpu": pod_cpu, "memory": memory,
                 "containers": [{"name": one.container, "startTime": since, "cpu": cpu, "memory": memory}],
             })
         })
@@ -218,6 +225,7 @@ pub(super) async fn summary(State(kubelet): State<Kubelet>) -> Response {
         total.cpu += one.stats.cpu;
         total.memory_bytes += one.stats.memory_bytes;
     }
+    total.cpu = kubelet.pods.totals.cpu(total.cpu);
     let (cpu, memory) = usage(&total);
     super::json(&json!({"node": {"nodeName": kubelet.node, "cpu": cpu, "memory": memory}, "pods": pods}))
 }

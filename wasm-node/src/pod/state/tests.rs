@@ -211,3 +211,15 @@ fn a_deleted_server_is_ready_while_it_takes_requests() {
     let over = [&begin[..], &[(1, Event::Tick)]].concat();
     assert!(!play(&rules, &over).0.ready(), "no deletion takes its endpoints out");
 }
+
+#[test]
+fn a_clock_that_is_set_back_prolongs_no_wait() {
+    let rules = rules(Restart::Always);
+    let failed = Event::PullFailed { reason: "ErrImageNeverPull", message: "m".into() };
+    let (mut state, _) = play(&rules, &[(0, Event::Mounted), (5, failed)]);
+    assert_eq!(state.wake_at(&rules), Some(at(15)));
+    state.clock_was_set(SignedDuration::from_hours(-1));
+    assert_eq!(state.wake_at(&rules), Some(at(15 - 3600)));
+    let (state, actions) = state.step(&rules, Event::Tick, at(15 - 3600));
+    assert_eq!((&state.stage, actions), (&Stage::Pulling, vec![Action::Pull]));
+}

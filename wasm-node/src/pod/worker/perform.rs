@@ -302,9 +302,14 @@ impl Worker {
             }
             let log = live.made.log.clone();
             tokio::task::spawn_blocking(move || log.close());
+            let cpu = live.made.container.stats().cpu;
             drop(live);
+            self.view.change(|seen| {
+                seen.container = None;
+                seen.cpu_before += cpu;
+            });
+            self.node.pods.totals.ended(cpu);
         }
-        self.view.change(|seen| seen.container = None);
     }
 
     pub(super) fn clean(&mut self) {

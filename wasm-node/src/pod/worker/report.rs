@@ -89,15 +89,12 @@ impl Worker {
         }
         self.conditions = wanted.conditions.clone().unwrap_or_default();
         if wanted != *self.wanted {
-            let ready = self.state.ready();
-            let after = self.node.parts.env.elapsed().saturating_sub(self.taken_up);
+            if self.state.ready() && !self.was_ready {
+                self.was_ready = true;
+                self.node.pods.totals.started(self.node.parts.env.elapsed().saturating_sub(self.taken_up));
+            }
             let wanted = Arc::new(wanted);
-            self.view.change(|seen| {
-                seen.status = wanted.clone();
-                if ready && seen.ready_after.is_none() {
-                    seen.ready_after = Some(after);
-                }
-            });
+            self.view.change(|seen| seen.status = wanted.clone());
             self.wanted = wanted;
         }
     }
