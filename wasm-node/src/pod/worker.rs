@@ -272,8 +272,12 @@ impl Worker {
             if self.held.as_ref().is_some_and(|held| held.until <= elapsed) {
                 self.release();
             }
-            let settles = self.settles_in();
             let dirty = self.dirty();
+            if !dirty && self.held.is_some() {
+                // The API shows already what was to be written first.
+                self.release();
+            }
+            let settles = self.settles_in();
             if writing.is_none() && retry.is_none() && !self.state.removed {
                 if dirty && settles.is_none() {
                     writing = Some(self.write_status());
