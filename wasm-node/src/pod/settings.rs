@@ -249,9 +249,33 @@ pub fn duration(text: &str) -> Option<Duration> {
     (nanos.is_finite() && nanos < 9.2e18).then(|| Duration::from_nanos(nanos as u64))
 }
 
+/// Whether a Job waits for the pod to end.
+pub(crate) fn of_job(pod: &Pod) -> bool {
+    pod.metadata.owner_references.iter().flatten().any(|owner| owner.controller == Some(true) && owner.kind == "Job")
+}
+
+/// What to tell whoever runs a server in a Job.
+pub(crate) fn server_in_job(container: &str) -> String {
+    format!(
+        "The module of container {container} is an HTTP server, which does not end by itself: the Job will not \
+         complete. Run it in a Deployment, or give the Job a module that exports wasi:cli/run"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_is_seen_by_its_reference() {
+        let of = |kind: &str, controller: bool| {
+            let owner = serde_json::json!({
+                "apiVersion": "batch/v1", "kind": kind, "name": "j", "uid": "u", "controller": controller,
+            });
+            of_job(&serde_json::from_value(serde_json::json!({"metadata": {"ownerReferences": [owner]}})).unwrap())
+        };
+        assert_eq!([of("Job", true), of("Job", false), of("ReplicaSet", true)], [true, false, false]);
+    }
     use serde_json::json;
 
     #[test]

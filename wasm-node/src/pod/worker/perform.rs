@@ -131,6 +131,9 @@ impl Worker {
                         return;
                     }
                 };
+                if attempt == 0 && settings::of_job(&self.pod) {
+                    self.note(true, "NeverCompletes", settings::server_in_job(&self.container.name), true);
+                }
                 let port = server_port(&self.container);
                 let gate = Gate::new(server.clone(), attempt, self.sender.clone());
                 if let Some(ip) = ip {
