@@ -10,8 +10,11 @@ try=$(commands 'Try it with kubectl')
 
 up --nodes 2
 mkdir -p "$WORK/bin" && ln -sf "$CORACLE" "$WORK/bin/coracle"
-# The same lines, with the binary and the folder of this run.
-lines=$(grep -vE '^(cargo|target/release/coracle up|export KUBECONFIG)' <<< "$try" | sed "s|target/release/coracle|$WORK/bin/coracle|; s|\"\$PWD/target/cluster\"|$WORK/data|")
+# The same lines; PATH and the folder are this run's.
+grep -q 'export PATH=.*CORACLE_DATA_DIR=' <<< "$try" || fail "the README does not export the folder once"
+export PATH="$WORK/bin:$PATH" CORACLE_DATA_DIR="$WORK/data"
+# Helm is not among what the tests install.
+lines=$(grep -vE '^(cargo|coracle up|export|helm) ?' <<< "$try")
 while IFS= read -r line; do
   [ -n "$line" ] || continue
   case $line in
@@ -21,7 +24,7 @@ while IFS= read -r line; do
 done <<< "$lines"
 kubectl rollout status deployment/hello --timeout=60s >/dev/null
 
-own=$(commands 'Deploy your own module' | grep -E '^(coracle|kubectl)' | sed "s|^coracle push [^ ]*|$WORK/bin/coracle push sample-workloads/bin/hello.wasm|; /coracle push/s|\$| --data-dir $WORK/data|")
+own=$(commands 'Deploy your own module' | grep -E '^(coracle|kubectl)' | sed "s|^coracle push [^ ]*|coracle push sample-workloads/bin/hello.wasm|")
 while IFS= read -r line; do bash -c "set -e; $line" >/dev/null || fail "README: $line"; done <<< "$own"
 kubectl rollout status deployment/app --timeout=60s >/dev/null
 down
