@@ -35,6 +35,8 @@ fn main() -> ExitCode {
         eprintln!("coracle: {error:#}");
         return ExitCode::from(2);
     }
+    // Before anything is opened: the usual soft limit of 1,024 is for programs that use select(2).
+    machinery::descriptors::raise_limit();
     match cmd::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cmd::Failure::Usage(message)) => {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use machinery::descriptors::{Class, Descriptors};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,10 @@ pub(crate) async fn serve(
         return;
     };
     let _open = endpoint.pending.open();
+    let _held = match Descriptors::process().take(Class::Backends) {
+        Ok(held) => held,
+        Err(error) => return tracing::debug!(%peer, ip = %endpoint.ip, %error, "no connection to an endpoint"),
+    };
     let connect = TcpStream::connect((endpoint.ip, endpoint.port));
     let mut to = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
         Ok(Ok(to)) => to,

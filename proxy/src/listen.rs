@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use machinery::api::ObjectKey;
+use machinery::descriptors::{Class, Descriptors, Held};
 use tokio::net::TcpListener;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,7 @@ pub(crate) struct Tenure {
 struct Open {
     route: Arc<ArcSwap<PortRoute>>,
     stop: CancellationToken,
+    _held: [Held; 2],
 }
 
 /// All listeners of one data plane.
@@ -87,9 +89,10 @@ impl Listeners {
             Listen::Node(port) => SocketAddr::new(self.inner.config.bind, port),
         };
         match bind(address) {
-            Ok(listener) => {
+            Ok((listener, held)) => {
                 self.failed.remove(&listen);
-                let open = Open { route: Arc::new(ArcSwap::new(route)), stop: self.stop.child_token() };
+                let route = Arc::new(ArcSwap::new(route));
+                let open = Open { route, stop: self.stop.child_token(), _held: held };
                 tokio::spawn(accept(self.inner.clone(), listener, open.route.clone(), open.stop.clone()));
                 self.open.insert(listen, open);
                 None
@@ -103,10 +106,13 @@ impl Listeners {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr) -> io::Result<(TcpListener, [Held; 2])> {
+    // Its own, and the one connection that waits at it for a permit.
+    let descriptors = Descriptors::process();
+    let held = [descriptors.take(Class::Listeners)?, descriptors.take(Class::Listeners)?];
     let listener = std::net::TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
+    Ok((TcpListener::from_std(listener)?, held))
 }
 
 async fn accept(inner: Arc<Inner>, listener: TcpListener, route: Arc<ArcSwap<PortRoute>>, stop: CancellationToken) {
@@ -129,6 +135,8 @@ async fn accept(inner: Arc<Inner>, listener: TcpListener, route: Arc<ArcSwap<Por
             () = stop.cancelled() => return,
         };
         let Ok(permit) = permit else { return };
+        // Closed at once where pods' own listeners on the host hold the rest of what clients may.
+        let Ok(held) = Descriptors::process().take(Class::Clients) else { continue };
         let _ = stream.set_nodelay(true);
         let (inner, route, stop) = (inner.clone(), route.clone(), stop.clone());
         tokio::spawn(async move {
@@ -139,6 +147,7 @@ async fn accept(inner: Arc<Inner>, listener: TcpListener, route: Arc<ArcSwap<Por
                 l4::serve(&inner, &now, stream, peer, stop).await;
                 drop(permit);
             }
+            drop(held);
         });
     }
 }

@@ -15,6 +15,7 @@ use http_body::Body as _;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ipnet::IpNet;
+use machinery::descriptors::{Class, Descriptors};
 use machinery::env::Env;
 use machinery::net::framing::{self, WantsUpgrade};
 use machinery::net::{Body, BoxError, Caller, DialError, Io, Stream};
@@ -113,9 +114,10 @@ impl Outside {
             .map_err(|error| bad(&error))?
             .with_root_certificates(roots)
             .with_no_client_auth();
+        let exchanges = EXCHANGES_MAX.min(Descriptors::process().max(Class::Outbound));
         Ok(Self {
             tls: TlsConnector::from(Arc::new(config)),
-            exchanges: Shares::new(EXCHANGES_PER_POD_MAX, EXCHANGES_MAX),
+            exchanges: Shares::new(EXCHANGES_PER_POD_MAX.min(exchanges.div_ceil(4)), exchanges),
             names: Names::of_host(env.clone()),
             pool: Pool::new(env.clone()),
             cluster,

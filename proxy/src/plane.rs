@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use ::http::{Request, Response};
 use ipnet::IpNet;
 use machinery::api::ObjectKey;
+use machinery::descriptors::{Class, Descriptors};
 use machinery::env::Env;
 use machinery::net::{
     Body, Caller, Dial, DialError, Origin, Peer, PodNetwork, Protocol, Refused, Serve, ServicePort, Stream, framing,
@@ -72,7 +73,7 @@ impl DataPlane {
                 table: RwLock::default(),
                 metrics: Metrics::default(),
                 outside,
-                connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+                connections: Arc::new(Semaphore::new(CONNECTIONS_MAX.min(Descriptors::process().max(Class::Clients)))),
             }),
         })
     }

@@ -109,6 +109,9 @@ pub(crate) struct Cluster {
 /// Something that it needs can't be had: the folder, an address, the store; or it did not become ready in time.
 pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir, progress: Progress) -> anyhow::Result<Cluster> {
     let started = env.elapsed();
+    if let Some(shortage) = machinery::descriptors::Descriptors::process().shortage() {
+        tracing::warn!("{shortage}");
+    }
     let lock = data.lock()?;
     let network = Network::choose(up, &data.network())?;
     let listener = listen(up.bind, up.port).await?;

@@ -62,11 +62,7 @@ pub(super) async fn serve(
     stop: CancellationToken,
 ) {
     let credentials = Credentials { user: USER.into(), password };
-    let router = registry::router(store, &credentials, env);
-    let served = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the registry ended");
-    }
+    registry::serve(listener, registry::router(store, &credentials, env), stop).await;
 }
 
 /// Tells tools where the registry is (KEP-1755).

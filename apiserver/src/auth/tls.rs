@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use jiff::Timestamp;
+use machinery::accept::{Seat, Seats, accept};
 use machinery::env::Env;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
@@ -31,7 +32,6 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,9 +40,6 @@ use x509_parser::prelude::FromDer;
 use super::pki::{Identity, PkiError};
 use super::{CREDENTIAL_ID, UserInfo};
 
-/// Open connections at once. Further clients wait in the system's queue: thousands of watches fit, and a flood can't
-/// take all memory (about 50 KiB each).
-const CONNECTIONS_MAX: usize = 8192;
 /// A client that hasn't finished its handshake by then is gone or hostile.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// HTTP/1.1: from the first byte of a request's head, or the connection's start, to the head's end (upstream's).
@@ -65,8 +62,6 @@ const STREAMS_MAX: u32 = 250;
 const HEADER_BYTES_MAX: u32 = 64 * 1024;
 /// After the stop signal, requests that still run have this long.
 const DRAIN: Duration = Duration::from_secs(2);
-/// After a failed `accept` (no file descriptors left), in order not to spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Who is at the other end of a connection: in each request's extensions.
 #[derive(Debug, Clone)]
@@ -75,6 +70,14 @@ pub struct Peer {
     pub address: SocketAddr,
     /// What its certificate came to.
     pub certificate: PeerCertificate,
+    seat: Arc<Seat>,
+}
+
+impl Peer {
+    /// A request on this connection showed who sent it: the connection no longer makes way for others.
+    pub fn identify(&self) {
+        self.seat.identify();
+    }
 }
 
 /// What the peer's certificate came to.
@@ -160,46 +163,38 @@ fn subject(leaf: &CertificateDer<'_>) -> Option<(UserInfo, Timestamp)> {
 /// Serves until `stop`, then lets running requests end for a moment and returns.
 ///
 /// Each request carries its [`Peer`] in its extensions. `handle` is cloned per connection. Watches should end by
-/// themselves on `stop`: what still runs after the drain is cut off.
-pub async fn serve<H, F, B>(listener: TcpListener, acceptor: Acceptor, handle: H, stop: CancellationToken)
-where
+/// themselves on `stop`: what still runs after the drain is cut off. Connections beyond `seats` wait in the system's
+/// queue; one that never showed an identity makes way for them.
+pub async fn serve<H, F, B>(
+    listener: TcpListener,
+    seats: Arc<Seats>,
+    acceptor: Acceptor,
+    handle: H,
+    stop: CancellationToken,
+) where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     let server = Arc::new(server());
     loop {
-        let seat = tokio::select! {
+        let (socket, address, seat) = tokio::select! {
             () = stop.cancelled() => break,
-            seat = seats.clone().acquire_owned() => match seat {
-                Ok(seat) => seat,
-                Err(_) => break,
-            },
+            accepted = accept(&listener, &seats) => accepted,
         };
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (socket, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "accepting a connection failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let connection = connection(socket, address, acceptor.clone(), server.clone(), handle.clone(), stop.clone());
+        let seat = Arc::new(seat);
+        let connection =
+            connection(socket, address, seat.clone(), acceptor.clone(), server.clone(), handle.clone(), stop.clone());
         let cut = cut.clone();
         connections.spawn(async move {
             tokio::select! {
                 () = cut.cancelled() => {}
+                () = seat.lost() => tracing::debug!(%address, "a stranger's connection made way for another"),
                 () = connection => {}
             }
-            drop(seat);
         });
     }
     drop(listener);
@@ -226,6 +221,7 @@ fn server() -> auto::Builder<TokioExecutor> {
 async fn connection<H, F, B>(
     socket: TcpStream,
     address: SocketAddr,
+    seat: Arc<Seat>,
     acceptor: Acceptor,
     server: Arc<auto::Builder<TokioExecutor>>,
     handle: H,
@@ -249,7 +245,10 @@ async fn connection<H, F, B>(
     };
     let activity = Arc::new(Activity::new(&acceptor.env));
     let seen = activity.clone();
-    let peer = Peer { address, certificate: acceptor.judge(stream.get_ref().1.peer_certificates()) };
+    let peer = Peer { address, certificate: acceptor.judge(stream.get_ref().1.peer_certificates()), seat };
+    if matches!(peer.certificate, PeerCertificate::Verified(..)) {
+        peer.identify();
+    }
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
         let running = Running::begin(&seen);
@@ -506,7 +505,7 @@ mod tests {
             };
             Response::new(Full::new(Bytes::from(format!("{who} {:?}", request.version()))))
         };
-        let serving = tokio::spawn(serve(listener, acceptor, handle, stop.clone()));
+        let serving = tokio::spawn(serve(listener, Seats::new(64), acceptor, handle, stop.clone()));
         (address, stop, serving)
     }
 

@@ -20,7 +20,8 @@ use super::query::Query;
 use super::respond::{self, Asked};
 use super::route::{self, NoRoute, Route, Target};
 use super::seats::Seats;
-use crate::auth::{Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
+use crate::auth::tls::Peer;
+use crate::auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
 use crate::resources::SubKind;
 use crate::verbs::{Verbs, selector};
 
@@ -165,6 +166,11 @@ impl Front {
     fn identify(&self, parts: &http::request::Parts, info: &Info) -> Result<UserInfo, ApiError> {
         let objects = &*self.verbs.objects;
         let user = self.authenticator.authenticate(objects, &Credentials::of(&parts.headers, &parts.extensions))?;
+        if user.name != ANONYMOUS
+            && let Some(peer) = parts.extensions.get::<Peer>()
+        {
+            peer.identify();
+        }
         match impersonate::wanted(&parts.headers)? {
             None => Ok(user),
             Some(wanted) => {

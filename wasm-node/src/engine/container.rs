@@ -6,17 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use machinery::net::{Caller, Dial};
-use wasmtime_wasi::OpenMode;
-use wasmtime_wasi::filesystem::Dir;
 
 use super::admission::Door;
 use super::cpu::CpuMeter;
 use super::ledger::{Ledger, Resource};
 use super::limits::{Limits, OUTGOING_REQUESTS_MAX};
 use super::load::{Kind, LoadError, Loaded, Pre};
-use super::state::perms;
 use super::{Engine, Metering};
 use crate::host::Grants;
+use crate::host::disk::Disk;
 
 /// Which of a guest's outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,8 +131,8 @@ pub(crate) struct Shared {
     pub(crate) argv: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) cwd: Option<String>,
-    pub(crate) preopens: Vec<(Dir, String)>,
-    pub(crate) preopen_paths: Vec<Preopen>,
+    /// Its volumes, and its share of what file work takes.
+    pub(crate) disk: Arc<Disk>,
     /// The working directory on the host, where it lies in a volume.
     pub(crate) cwd_dir: Option<(PathBuf, bool)>,
     pub(crate) limits: Limits,
@@ -167,18 +165,17 @@ impl std::fmt::Debug for Container {
 const BROKEN_AFTER: u32 = 3;
 
 impl Engine {
-    /// Makes a container. Opens its volumes, starts nothing.
+    /// Makes a container. Opens nothing, starts nothing: a volume is opened when a guest asks for it.
     pub fn container(&self, loaded: Arc<Loaded>, spec: ContainerSpec) -> Result<Container, LoadError> {
         if spec.limits.fuel.is_some() && loaded.metering != Metering::Fuel {
             return Err(LoadError::Engine("a fuel limit needs the module loaded with Metering::Fuel".into()));
         }
-        let mut preopens = Vec::with_capacity(spec.preopens.len());
         for preopen in &spec.preopens {
-            let dir = open_dir(&preopen.host).map_err(LoadError::io("opening a volume"))?;
-            let mode = if preopen.writable { OpenMode::READ | OpenMode::WRITE } else { OpenMode::READ };
-            // Read-only volumes hold small files of the node's own: reading them in place beats a change of threads.
-            // What a guest writes may block on the disk, so it goes to other threads.
-            preopens.push((Dir::new(dir, perms(preopen.writable), mode, !preopen.writable), preopen.guest.clone()));
+            let found = std::fs::metadata(&preopen.host).map_err(LoadError::io("looking for a volume"))?;
+            if !found.is_dir() {
+                let error = std::io::Error::new(std::io::ErrorKind::NotADirectory, preopen.host.display().to_string());
+                return Err(LoadError::io("looking for a volume")(error));
+            }
         }
         let cwd_dir = spec.cwd.as_deref().and_then(|cwd| host_dir(&spec.preopens, cwd));
         let mut env: Vec<(String, String)> = Vec::with_capacity(spec.env.len());
@@ -203,6 +200,7 @@ impl Engine {
         ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
         ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
         let shared = Shared {
+            disk: Arc::new(Disk::new(self.disk(), &ledger, spec.preopens)),
             ledger,
             cpu: Arc::new(CpuMeter::new(self.env().clone(), spec.limits.cpu_millis)),
             engine: self.clone(),
@@ -213,8 +211,6 @@ impl Engine {
             argv: spec.argv,
             env,
             cwd: spec.cwd,
-            preopens,
-            preopen_paths: spec.preopens,
             cwd_dir,
             limits: spec.limits,
             log: spec.log,
@@ -313,14 +309,6 @@ impl Drop for Live {
     fn drop(&mut self) {
         self.0.counters.instances_live.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-fn open_dir(path: &Path) -> std::io::Result<std::fs::File> {
-    let dir = std::fs::File::open(path)?;
-    if !dir.metadata()?.is_dir() {
-        return Err(std::io::Error::new(std::io::ErrorKind::NotADirectory, path.display().to_string()));
-    }
-    Ok(dir)
 }
 
 /// Where a guest's folder lies on the host, by the longest mount path that holds it.

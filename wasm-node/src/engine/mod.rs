@@ -13,7 +13,7 @@ mod body;
 mod command;
 mod compile;
 pub(crate) mod container;
-mod cpu;
+pub(crate) mod cpu;
 mod epoch;
 mod inspect;
 pub mod ledger;
@@ -31,6 +31,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+use machinery::descriptors::{Class, Descriptors};
 use machinery::env::Env;
 use tokio::runtime::Handle;
 
@@ -49,6 +50,7 @@ use runtime::GuestRuntime;
 use slots::Slots;
 
 use crate::host::Grants;
+use crate::host::disk::NodeDisk;
 
 /// The runtime that is built in (a test holds it against Cargo.lock).
 pub const WASMTIME_VERSION: &str = "48.0.8";
@@ -132,6 +134,7 @@ struct Inner {
     /// Commands of all engines: what they take is the process's.
     commands: Arc<Slots>,
     ledger: Arc<Ledger>,
+    disk: Arc<NodeDisk>,
     compiler: compile::Compiler,
     cache: aot::Cache,
     loaded: Mutex<HashMap<(String, Metering), Weak<Loaded>>>,
@@ -155,7 +158,9 @@ impl Engine {
             .map_err(|source| EngineError::Io { what: "making the folder of compiled modules", source })?;
         let ledger = Ledger::node();
         ledger.set_limit(Resource::Memory, config.memory_max_bytes);
+        ledger.set_limit(Resource::Descriptors, Descriptors::process().max(Class::Guests) as u64);
         let inner = Inner {
+            disk: NodeDisk::new(&env, &ledger),
             compiler: compile::Compiler::new(config.compile_process, config.compile_bounds, &env),
             env,
             epochs: Arc::new(epochs),
@@ -208,6 +213,10 @@ impl Engine {
 
     pub(crate) fn commands(&self) -> &Arc<Slots> {
         &self.inner.commands
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<NodeDisk> {
+        &self.inner.disk
     }
 
     pub(crate) fn metered(&self, metering: Metering) -> Result<&Arc<Metered>, LoadError> {

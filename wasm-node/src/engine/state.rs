@@ -5,8 +5,6 @@ use std::sync::Arc;
 use http_body_util::BodyExt;
 use wasmtime::Store;
 use wasmtime::component::ResourceTable;
-use wasmtime_wasi::filesystem::Descriptor;
-use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::body::{HostIncomingBody, HostOutgoingBody};
 use wasmtime_wasi_http::p2::types::{
@@ -17,10 +15,13 @@ use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use super::body::Exchange;
 use super::container::{Shared, StdStream};
 use super::limits::{
-    BODY_CHUNK_BYTES, HOSTCALL_BYTES_MAX, HTTP_FIELDS_BYTES_MAX, OPEN_FILES_MAX, PREVIEW1_HOSTCALL_BYTES_MAX,
-    RANDOM_BYTES_MAX, RESOURCE_TABLE_ENTRIES_MAX, StoreLimiter,
+    BODY_CHUNK_BYTES, HOSTCALL_BYTES_MAX, HTTP_FIELDS_BYTES_MAX, PREVIEW1_HOSTCALL_BYTES_MAX, RANDOM_BYTES_MAX,
+    RESOURCE_TABLE_ENTRIES_MAX, StoreLimiter,
 };
+use crate::host::filesystem::OpenFiles;
 use crate::host::http::Outgoing;
+use crate::host::listing::{LISTING_BYTES, Listing};
+use crate::host::preview1::Preview1;
 use crate::host::stdio::Output;
 
 /// Host calls between two counts of what the host holds. A call adds at most one set of fields or two body chunks, so
@@ -44,15 +45,14 @@ pub(crate) struct ComponentState {
     pub(crate) limiter: StoreLimiter,
     pub(crate) shared: Arc<Shared>,
     pub(crate) exchange: Option<Arc<Exchange>>,
+    pub(crate) files: OpenFiles,
     calls: u32,
 }
 
 /// State of a core module's store.
 pub(crate) struct CoreState {
-    p1: WasiP1Ctx,
+    p1: Preview1,
     pub(crate) limiter: StoreLimiter,
-    /// Folders that the node opened, at the first descriptors.
-    pub(crate) preopens: usize,
     calls: u32,
 }
 
@@ -70,6 +70,7 @@ impl ComponentState {
             limiter: StoreLimiter::new(shared.ledger.clone()),
             shared: shared.clone(),
             exchange,
+            files: OpenFiles::default(),
             calls: 0,
         };
         let mut store = Store::new(&shared.loaded.linked().wasmtime, state);
@@ -85,8 +86,13 @@ impl ComponentState {
         if self.calls < CALLS_PER_ACCOUNT {
             return;
         }
+        self.account_now();
+    }
+
+    /// Counts it at once, where much may have been added.
+    pub(crate) fn account_now(&mut self) {
         self.calls = 0;
-        if !account(&mut self.table, &mut self.limiter) {
+        if !account(&mut self.table, 0, &mut self.limiter) {
             self.table.set_max_capacity(0);
         }
     }
@@ -96,22 +102,19 @@ impl CoreState {
     pub(crate) fn store(shared: &Arc<Shared>) -> wasmtime::Result<Store<Self>> {
         let mut context = context(shared);
         context.args(&shared.argv).envs(&shared.env);
-        for (index, (_, guest)) in shared.preopens.iter().enumerate() {
-            let preopen = &shared.preopen_paths[index];
-            context.preopened_dir(&preopen.host, guest, perms(preopen.writable))?;
-        }
-        if let Some((host, writable)) = &shared.cwd_dir {
-            // Preview 1 has no working directory: its libc resolves relative paths against a folder named ".".
-            context.preopened_dir(host, ".", perms(*writable))?;
+        // Preview 1 has no working directory: its libc resolves relative paths against a folder named ".".
+        let cwd = shared.cwd_dir.as_ref().map(|(host, writable)| (host.as_path(), ".", *writable));
+        let named = shared.disk.preopens().iter().map(|p| (p.host.as_path(), p.guest.as_str(), p.writable));
+        let mut volumes = Vec::new();
+        for (host, guest, writable) in named.chain(cwd) {
+            let held = shared.disk.descriptor().map_err(wasmtime::Error::from)?;
+            context.preopened_dir(host, guest, perms(writable))?;
+            volumes.push((host.to_owned(), writable, held));
         }
         let mut p1 = context.build_p1();
         WasiView::ctx(&mut p1).table.set_max_capacity(RESOURCE_TABLE_ENTRIES_MAX);
-        let state = Self {
-            p1,
-            limiter: StoreLimiter::new(shared.ledger.clone()),
-            preopens: shared.preopens.len() + usize::from(shared.cwd_dir.is_some()),
-            calls: 0,
-        };
+        let p1 = Preview1::new(p1, shared.disk.clone(), volumes);
+        let state = Self { p1, limiter: StoreLimiter::new(shared.ledger.clone()), calls: 0 };
         let mut store = Store::new(&shared.loaded.linked().wasmtime, state);
         store.limiter(|state| &mut state.limiter);
         bound(&mut store, shared)?;
@@ -120,12 +123,13 @@ impl CoreState {
     }
 
     /// The preview 1 context, counted as [`ComponentState::account`] does.
-    pub(crate) fn preview1(&mut self) -> &mut WasiP1Ctx {
+    pub(crate) fn preview1(&mut self) -> &mut Preview1 {
         self.calls += 1;
         if self.calls >= CALLS_PER_ACCOUNT {
             self.calls = 0;
-            let table = WasiView::ctx(&mut self.p1).table;
-            if !account(table, &mut self.limiter) {
+            let listing_bytes = self.p1.listing_bytes();
+            let table = self.p1.table();
+            if !account(table, listing_bytes, &mut self.limiter) {
                 table.set_max_capacity(0);
             }
         }
@@ -146,7 +150,9 @@ fn context(shared: &Arc<Shared>) -> WasiCtxBuilder {
         .max_random_size(RANDOM_BYTES_MAX)
         .allow_tcp(false)
         .allow_udp(false)
-        .allow_ip_name_lookup(false);
+        .allow_ip_name_lookup(false)
+        // File work runs where the guest is polled: see `host::disk`.
+        .allow_blocking_current_thread(true);
     context
 }
 
@@ -160,14 +166,13 @@ fn bound<T: 'static>(store: &mut Store<T>, shared: &Shared) -> wasmtime::Result<
     Ok(())
 }
 
-fn account(table: &mut ResourceTable, limiter: &mut StoreLimiter) -> bool {
-    let (mut bytes, mut files) = (0, 0);
+fn account(table: &mut ResourceTable, mut bytes: u64, limiter: &mut StoreLimiter) -> bool {
     for entry in table.iter_mut() {
         bytes += HANDLE_BYTES;
         if let Some(fields) = entry.downcast_ref::<FieldMap>() {
             bytes += fields_bytes(fields);
-        } else if entry.is::<Descriptor>() {
-            files += 1;
+        } else if entry.is::<Listing>() {
+            bytes += LISTING_BYTES;
         } else if let Some(response) = entry.downcast_ref::<HostOutgoingResponse>() {
             bytes += fields_bytes(&response.headers) + response.body.as_ref().map_or(0, |_| OUTGOING_BODY_BYTES);
         } else if let Some(request) = entry.downcast_ref::<HostOutgoingRequest>() {
@@ -180,7 +185,7 @@ fn account(table: &mut ResourceTable, limiter: &mut StoreLimiter) -> bool {
             bytes += fields_bytes(&response.headers) + INCOMING_BODY_BYTES;
         }
     }
-    limiter.set_host_bytes(bytes) && files <= OPEN_FILES_MAX
+    limiter.set_host_bytes(bytes)
 }
 
 fn fields_bytes(fields: &FieldMap) -> u64 {

@@ -1,31 +1,264 @@
-//! `wasi:filesystem`: a container's volumes, opened once for all its instances and handed out when a guest asks.
+//! `wasi:filesystem`: a container's volumes, opened when a guest asks and shared by its instances.
+//!
+//! wasmtime-wasi does the operations; what is here decides when and for whom they are done: each descriptor is counted
+//! ([`Disk::descriptor`]), work on writable volumes is done within the container's share of threads and time, and
+//! folders are listed a page at a time.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
 
 use wasmtime::component::{HasData, Linker, Resource};
-use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView};
+use wasmtime_wasi::FsPerms;
+use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemCtxView, WasiFilesystemView as _};
 use wasmtime_wasi::p2::bindings::filesystem::{preopens, types};
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsError, FsResult, ReaddirIterator};
 
+use super::disk::{Disk, Folders};
+use super::file_stream::{FileInput, FileOutput, Place};
+use super::listing::{Listing, NextEntry};
+use crate::engine::ledger::Held;
+use crate::engine::limits::OPEN_FILES_MAX;
 use crate::engine::state::ComponentState;
 
-struct Preopens;
-
-impl HasData for Preopens {
-    type Data<'a> = PreopensView<'a>;
+/// What one instance has open.
+#[derive(Default)]
+pub(crate) struct OpenFiles {
+    /// The volumes' folders, while this instance lives.
+    folders: Option<Arc<Folders>>,
+    /// What each descriptor's handle holds. Streams hold it too: they outlive the handle.
+    held: HashMap<u32, Arc<Held>>,
 }
 
-pub(crate) struct PreopensView<'a>(&'a mut ComponentState);
+struct Files;
 
-impl preopens::Host for PreopensView<'_> {
-    fn get_directories(&mut self) -> wasmtime::Result<Vec<(Resource<Descriptor>, String)>> {
-        let shared = self.0.shared.clone();
-        let mut directories = Vec::with_capacity(shared.preopens.len());
-        for (dir, guest) in &shared.preopens {
-            directories.push((self.0.table.push(Descriptor::Dir(dir.clone()))?, guest.clone()));
+impl HasData for Files {
+    type Data<'a> = FilesView<'a>;
+}
+
+pub(crate) struct FilesView<'a>(&'a mut ComponentState);
+
+/// What the guest learns where descriptors are used up: the nearest that `wasi:filesystem` has to `EMFILE`.
+fn used_up() -> FsError {
+    types::ErrorCode::Quota.into()
+}
+
+/// Does an operation: within the share of `disk` where it may wait for one.
+async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = T>) -> T {
+    match disk {
+        Some(disk) => disk.work(operation).await,
+        None => operation.await,
+    }
+}
+
+impl FilesView<'_> {
+    fn wasi(&mut self) -> WasiFilesystemCtxView<'_> {
+        self.0.filesystem()
+    }
+
+    /// Whose share an operation on `fd` is done in. Read-only volumes hold small files of the node's own: they are read
+    /// in place, and their CPU time is counted as the guest's own is.
+    fn disk(&mut self, fd: &Resource<Descriptor>) -> Option<Arc<Disk>> {
+        let perms = match self.0.table.get(fd) {
+            Ok(Descriptor::File(file)) => file.perms,
+            Ok(Descriptor::Dir(dir)) => dir.perms,
+            // The operation itself says what is wrong with the handle.
+            Err(_) => return None,
+        };
+        (perms == FsPerms::ReadWrite).then(|| self.0.shared.disk.clone())
+    }
+
+    fn count(&mut self) -> FsResult<Held> {
+        if self.0.files.held.len() >= OPEN_FILES_MAX {
+            return Err(used_up());
         }
+        self.0.shared.disk.descriptor().map_err(|_| used_up())
+    }
+
+    fn file(&mut self, fd: &Resource<Descriptor>) -> FsResult<Place> {
+        let file = match self.0.table.get(fd)? {
+            Descriptor::File(file) => file.clone(),
+            Descriptor::Dir(_) => return Err(types::ErrorCode::IsDirectory.into()),
+        };
+        let held = self.0.files.held.get(&fd.rep()).cloned();
+        let disk = (file.perms == FsPerms::ReadWrite).then(|| self.0.shared.disk.clone());
+        Ok(Place { file: file.file, disk, _held: held })
+    }
+
+    fn writable(&mut self, fd: &Resource<Descriptor>) -> FsResult<Place> {
+        match self.0.table.get(fd)? {
+            Descriptor::Dir(_) => Err(types::ErrorCode::BadDescriptor.into()),
+            Descriptor::File(file) if file.perms.write_not_permitted() => Err(types::ErrorCode::NotPermitted.into()),
+            Descriptor::File(_) => self.file(fd),
+        }
+    }
+
+    fn listing(&mut self, stream: &Resource<types::DirectoryEntryStream>) -> FsResult<&mut Listing> {
+        Ok(self.0.table.get_mut(&Resource::<Listing>::new_borrow(stream.rep()))?)
+    }
+}
+
+impl preopens::Host for FilesView<'_> {
+    fn get_directories(&mut self) -> wasmtime::Result<Vec<(Resource<Descriptor>, String)>> {
+        let folders = match &self.0.files.folders {
+            Some(folders) => folders.clone(),
+            None => self.0.shared.disk.folders().map_err(|error| cannot_open(&error))?,
+        };
+        let mut directories = Vec::with_capacity(folders.iter().count());
+        for (dir, guest) in folders.iter() {
+            directories.push((self.0.table.push(Descriptor::Dir(dir.clone()))?, guest.to_owned()));
+        }
+        self.0.files.folders = Some(folders);
         Ok(directories)
     }
 }
 
+fn cannot_open(error: &io::Error) -> wasmtime::Error {
+    wasmtime::Error::msg(format!("the container's volumes cannot be opened: {error}"))
+}
+
+impl types::Host for FilesView<'_> {
+    fn convert_error_code(&mut self, error: FsError) -> wasmtime::Result<types::ErrorCode> {
+        self.wasi().convert_error_code(error)
+    }
+
+    fn filesystem_error_code(
+        &mut self,
+        error: Resource<wasmtime::Error>,
+    ) -> wasmtime::Result<Option<types::ErrorCode>> {
+        self.wasi().filesystem_error_code(error)
+    }
+}
+
+/// Operations that differ from wasmtime-wasi's only in when they are done.
+macro_rules! delegate {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        $(async fn $name(&mut self, fd: Resource<Descriptor>, $($argument: $type),*) -> $answer {
+            let disk = self.disk(&fd);
+            on(disk, self.wasi().$name(fd, $($argument),*)).await
+        })*
+    };
+}
+
+impl types::HostDescriptor for FilesView<'_> {
+    delegate! {
+        advise(offset: u64, length: u64, advice: types::Advice) -> FsResult<()>;
+        get_flags() -> FsResult<types::DescriptorFlags>;
+        get_type() -> FsResult<types::DescriptorType>;
+        set_size(size: u64) -> FsResult<()>;
+        set_times(accessed: types::NewTimestamp, modified: types::NewTimestamp) -> FsResult<()>;
+        read(length: u64, offset: u64) -> FsResult<(Vec<u8>, bool)>;
+        write(bytes: Vec<u8>, offset: u64) -> FsResult<u64>;
+        create_directory_at(path: String) -> FsResult<()>;
+        stat() -> FsResult<types::DescriptorStat>;
+        stat_at(flags: types::PathFlags, path: String) -> FsResult<types::DescriptorStat>;
+        set_times_at(
+            flags: types::PathFlags, path: String, accessed: types::NewTimestamp, modified: types::NewTimestamp
+        ) -> FsResult<()>;
+        link_at(flags: types::PathFlags, from: String, to_fd: Resource<Descriptor>, to: String) -> FsResult<()>;
+        readlink_at(path: String) -> FsResult<String>;
+        remove_directory_at(path: String) -> FsResult<()>;
+        rename_at(from: String, to_fd: Resource<Descriptor>, to: String) -> FsResult<()>;
+        symlink_at(from: String, to: String) -> FsResult<()>;
+        unlink_file_at(path: String) -> FsResult<()>;
+        is_same_object(other: Resource<Descriptor>) -> wasmtime::Result<bool>;
+        metadata_hash() -> FsResult<types::MetadataHashValue>;
+        metadata_hash_at(flags: types::PathFlags, path: String) -> FsResult<types::MetadataHashValue>;
+    }
+
+    async fn sync_data(&mut self, fd: Resource<Descriptor>) -> FsResult<()> {
+        match self.disk(&fd) {
+            Some(disk) => disk.sync(self.wasi().sync_data(fd)).await,
+            None => self.wasi().sync_data(fd).await,
+        }
+    }
+
+    async fn sync(&mut self, fd: Resource<Descriptor>) -> FsResult<()> {
+        match self.disk(&fd) {
+            Some(disk) => disk.sync(self.wasi().sync(fd)).await,
+            None => self.wasi().sync(fd).await,
+        }
+    }
+
+    async fn open_at(
+        &mut self,
+        fd: Resource<Descriptor>,
+        path_flags: types::PathFlags,
+        path: String,
+        open_flags: types::OpenFlags,
+        flags: types::DescriptorFlags,
+    ) -> FsResult<Resource<Descriptor>> {
+        let held = self.count()?;
+        let disk = self.disk(&fd);
+        let opened = on(disk, self.wasi().open_at(fd, path_flags, path, open_flags, flags)).await?;
+        self.0.files.held.insert(opened.rep(), Arc::new(held));
+        Ok(opened)
+    }
+
+    fn drop(&mut self, fd: Resource<Descriptor>) -> wasmtime::Result<()> {
+        let handle = fd.rep();
+        self.wasi().drop(fd)?;
+        self.0.files.held.remove(&handle);
+        Ok(())
+    }
+
+    async fn read_directory(&mut self, fd: Resource<Descriptor>) -> FsResult<Resource<ReaddirIterator>> {
+        let dir = match self.0.table.get(&fd)? {
+            Descriptor::Dir(dir) => dir.clone(),
+            Descriptor::File(_) => return Err(types::ErrorCode::NotDirectory.into()),
+        };
+        let held = self.count()?;
+        let disk = self.disk(&fd);
+        let listing = on(disk.clone(), async { Listing::open(&dir.dir, held) }).await?;
+        let listing = self.0.table.push(listing.of(disk))?;
+        // Counted at once: a thousand of them hold far more than what may pass between two counts.
+        self.0.account_now();
+        Ok(Resource::new_own(listing.rep()))
+    }
+
+    fn read_via_stream(&mut self, fd: Resource<Descriptor>, offset: u64) -> FsResult<Resource<DynInputStream>> {
+        let stream: DynInputStream = Box::new(FileInput::new(self.file(&fd)?, offset));
+        Ok(self.wasi().table.push(stream)?)
+    }
+
+    fn write_via_stream(&mut self, fd: Resource<Descriptor>, offset: u64) -> FsResult<Resource<DynOutputStream>> {
+        let stream: DynOutputStream = Box::new(FileOutput::new(self.writable(&fd)?, Some(offset)));
+        Ok(self.wasi().table.push(stream)?)
+    }
+
+    fn append_via_stream(&mut self, fd: Resource<Descriptor>) -> FsResult<Resource<DynOutputStream>> {
+        let stream: DynOutputStream = Box::new(FileOutput::new(self.writable(&fd)?, None));
+        Ok(self.wasi().table.push(stream)?)
+    }
+}
+
+impl types::HostDirectoryEntryStream for FilesView<'_> {
+    async fn read_directory_entry(
+        &mut self,
+        stream: Resource<types::DirectoryEntryStream>,
+    ) -> FsResult<Option<types::DirectoryEntry>> {
+        self.wasi();
+        let listing = self.listing(&stream)?;
+        match listing.next() {
+            NextEntry::Entry(entry) => Ok(entry?),
+            NextEntry::ReadMore => {
+                let disk = listing.disk();
+                on(disk, async { listing.read_more() }).await?;
+                match listing.next() {
+                    NextEntry::Entry(entry) => Ok(entry?),
+                    NextEntry::ReadMore => Ok(None),
+                }
+            }
+        }
+    }
+
+    fn drop(&mut self, stream: Resource<types::DirectoryEntryStream>) -> wasmtime::Result<()> {
+        self.0.table.delete(Resource::<Listing>::new_own(stream.rep()))?;
+        Ok(())
+    }
+}
+
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
-    types::add_to_linker::<_, WasiFilesystem>(linker, ComponentState::filesystem)?;
-    preopens::add_to_linker::<_, Preopens>(linker, |state| PreopensView(state))
+    types::add_to_linker::<_, Files>(linker, |state| FilesView(state))?;
+    preopens::add_to_linker::<_, Files>(linker, |state| FilesView(state))
 }

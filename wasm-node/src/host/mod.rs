@@ -2,10 +2,13 @@
 //! annotation `host.coracle.dev/<container>` grants it. To add one: a file here and a row in [`HOST_INTERFACES`].
 
 pub(crate) mod clocks;
+pub(crate) mod disk;
 pub(crate) mod environment;
+pub(crate) mod file_stream;
 pub(crate) mod filesystem;
 pub(crate) mod http;
 pub(crate) mod io;
+pub(crate) mod listing;
 pub(crate) mod preview1;
 pub(crate) mod random;
 pub(crate) mod sockets;

@@ -1,33 +1,434 @@
-//! Preview 1, as core modules import it: wasmtime's own, but for one answer about the folders that the node opened.
+//! Preview 1 (`wasi_snapshot_preview1`) for core modules: wasmtime-wasi's, with descriptors counted, work on writable
+//! volumes done within the container's share, and folders listed a page at a time.
 
-use wasmtime::{Caller, Linker};
-use wasmtime_wasi::p1::wasi_snapshot_preview1;
-use wiggle::GuestMemory;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
 
+use wasmtime::Linker;
+use wasmtime_wasi::filesystem::{Descriptor, Dir, WasiFilesystemView as _};
+use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
+use wasmtime_wasi::p1::{WasiP1Ctx, types};
+use wasmtime_wasi::p2::bindings::filesystem::types as p2;
+use wasmtime_wasi::p2::bindings::filesystem::types::HostDescriptor as _;
+use wasmtime_wasi::{FsPerms, OpenMode, ResourceTable, WasiView as _};
+use wiggle::{GuestMemory, GuestPtr, GuestType as _};
+
+use super::disk::Disk;
+use super::listing::{LISTING_BYTES, Listing, NextEntry};
+use crate::engine::ledger::Held;
+use crate::engine::limits::OPEN_FILES_MAX;
 use crate::engine::state::CoreState;
 
 /// The module that preview 1 imports come from.
 pub(crate) const MODULE: &str = "wasi_snapshot_preview1";
-/// The first descriptor after stdin, stdout and stderr: where folders that are open from the start begin.
-const PREOPENS_FROM: i32 = 3;
-/// `errno.badf`.
-const BADF: i32 = 8;
+/// Folders that an instance may be listing without starting over: as deep as a walk through a tree mostly goes.
+const LISTINGS_MAX: usize = 8;
+/// The first descriptor of a volume: 0 to 2 are the standard streams.
+const FIRST_VOLUME: u32 = 3;
+/// The names that every folder has, before those in it.
+const DOTS: [&str; 2] = [".", ".."];
+
+type Result<T, E = types::Error> = std::result::Result<T, E>;
+
+/// What a number of the guest's leads to.
+struct Open {
+    writable: bool,
+    /// None for a volume that has not been listed yet.
+    dir: Option<Dir>,
+    /// Where a volume lies.
+    volume: Option<PathBuf>,
+    _held: Vec<Held>,
+}
+
+/// A folder that is being listed by [`WasiSnapshotPreview1::fd_readdir`].
+struct Walk {
+    fd: u32,
+    /// The place of the next name.
+    next: u64,
+    listing: Listing,
+}
+
+/// One instance's preview 1.
+pub(crate) struct Preview1 {
+    wasi: WasiP1Ctx,
+    disk: Arc<Disk>,
+    open: HashMap<u32, Open>,
+    walks: Vec<Walk>,
+    /// The volumes have their places in the table.
+    begun: bool,
+}
+
+impl Preview1 {
+    /// `volumes`: where each lies and whether it may be written, in the order of the context.
+    pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(PathBuf, bool, Held)>) -> Self {
+        let open = (FIRST_VOLUME..).zip(volumes).map(|(fd, (path, writable, held))| {
+            (fd, Open { writable, dir: None, volume: Some(path), _held: vec![held] })
+        });
+        let open = open.collect();
+        Self { wasi, disk, open, walks: Vec::new(), begun: false }
+    }
+
+    pub(crate) fn table(&mut self) -> &mut ResourceTable {
+        self.wasi.ctx().table
+    }
+
+    /// What folders that are being listed hold.
+    pub(crate) fn listing_bytes(&self) -> u64 {
+        self.walks.len() as u64 * LISTING_BYTES
+    }
+
+    /// Whose share an operation on `fd` is done in.
+    fn disk(&self, fd: types::Fd) -> Option<Arc<Disk>> {
+        let open = self.open.get(&u32::from(fd))?;
+        open.writable.then(|| self.disk.clone())
+    }
+
+    fn close(&mut self, fd: u32) {
+        self.open.remove(&fd);
+        self.walks.retain(|walk| walk.fd != fd);
+    }
+
+    fn dirs(&mut self) -> Vec<Dir> {
+        let dir = |entry: &mut (dyn std::any::Any + Send)| match entry.downcast_ref::<Descriptor>() {
+            Some(Descriptor::Dir(dir)) => Some(dir.clone()),
+            _ => None,
+        };
+        self.table().iter_mut().filter_map(dir).collect()
+    }
+
+    /// The folder behind a number; none where it is none.
+    fn dir(&mut self, fd: u32) -> Result<Option<Dir>> {
+        let Some(open) = self.open.get_mut(&fd) else { return Ok(None) };
+        if let (None, Some(path)) = (&open.dir, &open.volume) {
+            let held = self.disk.descriptor().map_err(|_| types::Errno::Mfile)?;
+            let file = std::fs::File::open(path).map_err(|_| types::Errno::Noent)?;
+            open.dir = Some(Dir::new(file, FsPerms::ReadOnly, OpenMode::READ, true));
+            open._held.push(held);
+        }
+        Ok(open.dir.clone())
+    }
+
+    /// The names of `fd` from `cookie` on.
+    fn walk(&mut self, fd: u32, dir: &Dir, cookie: u64) -> Result<Walk> {
+        let known = self.walks.iter().position(|walk| walk.fd == fd).map(|at| self.walks.remove(at));
+        if let Some(walk) = known
+            && walk.next == cookie.max(DOTS.len() as u64)
+            && cookie != 0
+        {
+            return Ok(walk);
+        }
+        let held = self.disk.descriptor().map_err(|_| types::Errno::Mfile)?;
+        let listing = Listing::open(&dir.dir, held).map_err(|error| errno(error.into()))?;
+        Ok(Walk { fd, next: DOTS.len() as u64, listing })
+    }
+
+    /// The number that a file of `dir` has as its inode in every answer.
+    async fn inode(&mut self, dir: &Dir, name: Option<&str>) -> Result<u64> {
+        let mut view = self.wasi.filesystem();
+        let fd = view.table.push(Descriptor::Dir(dir.clone())).map_err(|error| types::Error::trap(error.into()))?;
+        let of = || wasmtime::component::Resource::<Descriptor>::new_borrow(fd.rep());
+        let hash = match name {
+            Some(name) => view.metadata_hash_at(of(), p2::PathFlags::empty(), name.to_owned()).await,
+            None => view.metadata_hash(of()).await,
+        };
+        view.table.delete(fd).map_err(|error| types::Error::trap(error.into()))?;
+        Ok(hash.map_err(types::Error::from)?.lower)
+    }
+
+    /// Names from `walk`'s place on as the guest reads them, up to a page and to `room`. The last answer: whether the
+    /// folder is at its end.
+    async fn page(&mut self, dir: &Dir, walk: &mut Walk, room: usize) -> Result<(Vec<u8>, bool)> {
+        walk.listing.read_more().map_err(errno)?;
+        let mut bytes = Vec::new();
+        loop {
+            let entry = match walk.listing.next() {
+                NextEntry::Entry(entry) => entry.map_err(errno)?,
+                NextEntry::ReadMore => return Ok((bytes, false)),
+            };
+            let Some(entry) = entry else { return Ok((bytes, true)) };
+            match self.inode(dir, Some(&entry.name)).await {
+                Ok(inode) => dirent(&mut bytes, walk.next, inode, filetype(entry.type_), &entry.name),
+                // Gone since it was read: no entry any more.
+                Err(error) if matches!(error.downcast_ref(), Some(types::Errno::Noent)) => {}
+                Err(error) => return Err(error),
+            }
+            if bytes.len() > room {
+                // The guest sees that it is cut, and asks for it again.
+                walk.listing.put_back(entry);
+                bytes.truncate(room);
+                return Ok((bytes, false));
+            }
+            walk.next += 1;
+            if bytes.len() == room {
+                return Ok((bytes, false));
+            }
+        }
+    }
+}
+
+impl Walk {
+    /// Passes over names before `cookie`, a page at most; answers whether the folder is at its end.
+    fn skip(&mut self, cookie: u64) -> Result<bool> {
+        self.listing.read_more().map_err(errno)?;
+        while self.next < cookie {
+            match self.listing.next() {
+                NextEntry::Entry(Ok(None)) => return Ok(true),
+                NextEntry::Entry(_) => self.next += 1,
+                NextEntry::ReadMore => break,
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Where the guest wants names.
+struct Out {
+    buf: GuestPtr<u8>,
+    room: u32,
+    filled: u32,
+}
+
+impl Out {
+    fn put(&mut self, memory: &mut GuestMemory<'_>, bytes: &[u8]) -> Result<()> {
+        let length = self.room.min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        memory.copy_from_slice(&bytes[..length as usize], self.buf.add(self.filled)?.as_array(length))?;
+        self.filled += length;
+        self.room -= length;
+        Ok(())
+    }
+}
+
+fn errno(error: p2::ErrorCode) -> types::Error {
+    wasmtime_wasi::p2::FsError::from(error).into()
+}
+
+fn dirent(bytes: &mut Vec<u8>, at: u64, inode: u64, kind: types::Filetype, name: &str) {
+    let begin = bytes.len();
+    bytes.extend_from_slice(&(at + 1).to_le_bytes());
+    bytes.extend_from_slice(&inode.to_le_bytes());
+    bytes.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
+    bytes.push(kind as u8);
+    bytes.resize(begin + types::Dirent::guest_size() as usize, 0);
+    bytes.extend_from_slice(name.as_bytes());
+}
+
+fn filetype(kind: p2::DescriptorType) -> types::Filetype {
+    match kind {
+        p2::DescriptorType::RegularFile => types::Filetype::RegularFile,
+        p2::DescriptorType::Directory => types::Filetype::Directory,
+        p2::DescriptorType::SymbolicLink => types::Filetype::SymbolicLink,
+        p2::DescriptorType::BlockDevice => types::Filetype::BlockDevice,
+        p2::DescriptorType::CharacterDevice => types::Filetype::CharacterDevice,
+        // Preview 1 has no pipes, and its sockets are streams or datagrams.
+        p2::DescriptorType::Fifo | p2::DescriptorType::Socket | p2::DescriptorType::Unknown => types::Filetype::Unknown,
+    }
+}
+
+/// Does an operation: within the share of `disk` where it may wait for one.
+async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = T>) -> T {
+    match disk {
+        Some(disk) => disk.work(operation).await,
+        None => operation.await,
+    }
+}
 
 pub(crate) fn link(linker: &mut Linker<CoreState>) -> wasmtime::Result<()> {
-    wasmtime_wasi::p1::add_to_linker_async(linker, CoreState::preview1)?;
-    linker.allow_shadowing(true);
-    // The node opens a folder for a command's termination message, and mounts. Where the guest asked for no folder it
-    // expects no descriptor there (WASI's own tests do), so for sockets there is none.
-    linker.func_wrap(MODULE, "sock_shutdown", |mut caller: Caller<'_, CoreState>, descriptor: i32, how: i32| {
-        let state = caller.data_mut();
-        let opened_by_node = i32::try_from(state.preopens).unwrap_or(i32::MAX);
-        if (PREOPENS_FROM..PREOPENS_FROM.saturating_add(opened_by_node)).contains(&descriptor) {
-            return Ok(BADF);
+    wasi_snapshot_preview1::add_to_linker(linker, CoreState::preview1)
+}
+
+macro_rules! plain {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        $(fn $name(&mut self, memory: &mut GuestMemory<'_>, $($argument: $type),*) -> $answer {
+            self.wasi.$name(memory, $($argument),*)
+        })*
+    };
+}
+
+/// Operations that may wait for a disk: on whose behalf is decided by their first descriptor.
+macro_rules! on_disk {
+    ($($name:ident($($argument:ident: $type:ty),*) of $fd:ident -> $answer:ty;)*) => {
+        $(async fn $name(&mut self, memory: &mut GuestMemory<'_>, $($argument: $type),*) -> $answer {
+            on(self.disk($fd), self.wasi.$name(memory, $($argument),*)).await
+        })*
+    };
+}
+
+impl WasiSnapshotPreview1 for Preview1 {
+    fn set_hostcall_fuel(&mut self, fuel: usize) {
+        self.wasi.set_hostcall_fuel(fuel);
+    }
+
+    plain! {
+        args_get(argv: GuestPtr<GuestPtr<u8>>, argv_buf: GuestPtr<u8>) -> Result<()>;
+        args_sizes_get() -> Result<(types::Size, types::Size)>;
+        environ_get(environ: GuestPtr<GuestPtr<u8>>, environ_buf: GuestPtr<u8>) -> Result<()>;
+        environ_sizes_get() -> Result<(types::Size, types::Size)>;
+        clock_res_get(id: types::Clockid) -> Result<types::Timestamp>;
+        clock_time_get(id: types::Clockid, precision: types::Timestamp) -> Result<types::Timestamp>;
+        fd_allocate(fd: types::Fd, offset: types::Filesize, len: types::Filesize) -> Result<()>;
+        fd_fdstat_set_flags(fd: types::Fd, flags: types::Fdflags) -> Result<()>;
+        fd_fdstat_set_rights(fd: types::Fd, base: types::Rights, inheriting: types::Rights) -> Result<()>;
+        fd_prestat_get(fd: types::Fd) -> Result<types::Prestat>;
+        fd_prestat_dir_name(fd: types::Fd, path: GuestPtr<u8>, path_max_len: types::Size) -> Result<()>;
+        fd_tell(fd: types::Fd) -> Result<types::Filesize>;
+        proc_exit(status: types::Exitcode) -> wasmtime::Error;
+        proc_raise(signal: types::Signal) -> Result<()>;
+        sched_yield() -> Result<()>;
+        random_get(buf: GuestPtr<u8>, buf_len: types::Size) -> Result<()>;
+        sock_accept(fd: types::Fd, flags: types::Fdflags) -> Result<types::Fd>;
+        sock_recv(fd: types::Fd, data: types::IovecArray, flags: types::Riflags) -> Result<(types::Size, types::Roflags)>;
+        sock_send(fd: types::Fd, data: types::CiovecArray, flags: types::Siflags) -> Result<types::Size>;
+    }
+
+    on_disk! {
+        fd_advise(fd: types::Fd, offset: types::Filesize, len: types::Filesize, advice: types::Advice) of fd -> Result<()>;
+        fd_fdstat_get(fd: types::Fd) of fd -> Result<types::Fdstat>;
+        fd_filestat_get(fd: types::Fd) of fd -> Result<types::Filestat>;
+        fd_filestat_set_size(fd: types::Fd, size: types::Filesize) of fd -> Result<()>;
+        fd_filestat_set_times(
+            fd: types::Fd, atim: types::Timestamp, mtim: types::Timestamp, flags: types::Fstflags
+        ) of fd -> Result<()>;
+        fd_read(fd: types::Fd, iovs: types::IovecArray) of fd -> Result<types::Size>;
+        fd_pread(fd: types::Fd, iovs: types::IovecArray, offset: types::Filesize) of fd -> Result<types::Size>;
+        fd_write(fd: types::Fd, ciovs: types::CiovecArray) of fd -> Result<types::Size>;
+        fd_pwrite(fd: types::Fd, ciovs: types::CiovecArray, offset: types::Filesize) of fd -> Result<types::Size>;
+        fd_seek(fd: types::Fd, offset: types::Filedelta, whence: types::Whence) of fd -> Result<types::Filesize>;
+        path_create_directory(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
+        path_filestat_get(fd: types::Fd, flags: types::Lookupflags, path: GuestPtr<str>) of fd -> Result<types::Filestat>;
+        path_filestat_set_times(
+            fd: types::Fd, flags: types::Lookupflags, path: GuestPtr<str>, atim: types::Timestamp,
+            mtim: types::Timestamp, fst_flags: types::Fstflags
+        ) of fd -> Result<()>;
+        path_link(
+            fd: types::Fd, flags: types::Lookupflags, from: GuestPtr<str>, to_fd: types::Fd, to: GuestPtr<str>
+        ) of fd -> Result<()>;
+        path_readlink(
+            fd: types::Fd, path: GuestPtr<str>, buf: GuestPtr<u8>, buf_len: types::Size
+        ) of fd -> Result<types::Size>;
+        path_remove_directory(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
+        path_rename(fd: types::Fd, from: GuestPtr<str>, to_fd: types::Fd, to: GuestPtr<str>) of fd -> Result<()>;
+        path_symlink(from: GuestPtr<str>, fd: types::Fd, to: GuestPtr<str>) of fd -> Result<()>;
+        path_unlink_file(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
+    }
+
+    fn sock_shutdown(&mut self, memory: &mut GuestMemory<'_>, fd: types::Fd, how: types::Sdflags) -> Result<()> {
+        // The node opens a folder for a command's termination message, and mounts. Where the guest asked for no folder
+        // it expects no descriptor there (WASI's own tests do), so for sockets there is none.
+        if self.open.get(&u32::from(fd)).is_some_and(|open| open.volume.is_some()) {
+            return Err(types::Errno::Badf.into());
         }
-        // The call reads nothing of the guest's memory.
-        let mut memory = GuestMemory::Unshared(&mut []);
-        wasi_snapshot_preview1::sock_shutdown(state.preview1(), &mut memory, descriptor, how)
-    })?;
-    linker.allow_shadowing(false);
-    Ok(())
+        self.wasi.sock_shutdown(memory, fd, how)
+    }
+
+    async fn poll_oneoff(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        subscriptions: GuestPtr<types::Subscription>,
+        events: GuestPtr<types::Event>,
+        count: types::Size,
+    ) -> Result<types::Size> {
+        self.wasi.poll_oneoff(memory, subscriptions, events, count).await
+    }
+
+    async fn fd_datasync(&mut self, memory: &mut GuestMemory<'_>, fd: types::Fd) -> Result<()> {
+        match self.disk(fd) {
+            Some(disk) => disk.sync(self.wasi.fd_datasync(memory, fd)).await,
+            None => self.wasi.fd_datasync(memory, fd).await,
+        }
+    }
+
+    async fn fd_sync(&mut self, memory: &mut GuestMemory<'_>, fd: types::Fd) -> Result<()> {
+        match self.disk(fd) {
+            Some(disk) => disk.sync(self.wasi.fd_sync(memory, fd)).await,
+            None => self.wasi.fd_sync(memory, fd).await,
+        }
+    }
+
+    async fn fd_close(&mut self, memory: &mut GuestMemory<'_>, fd: types::Fd) -> Result<()> {
+        self.wasi.fd_close(memory, fd).await?;
+        self.close(fd.into());
+        Ok(())
+    }
+
+    async fn fd_renumber(&mut self, memory: &mut GuestMemory<'_>, from: types::Fd, to: types::Fd) -> Result<()> {
+        self.wasi.fd_renumber(memory, from, to).await?;
+        let (from, to) = (u32::from(from), u32::from(to));
+        if from != to {
+            let moved = self.open.remove(&from);
+            self.close(from);
+            self.close(to);
+            self.open.extend(moved.map(|open| (to, open)));
+        }
+        Ok(())
+    }
+
+    async fn path_open(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        fd: types::Fd,
+        lookup: types::Lookupflags,
+        path: GuestPtr<str>,
+        open: types::Oflags,
+        rights: types::Rights,
+        inheriting: types::Rights,
+        flags: types::Fdflags,
+    ) -> Result<types::Fd> {
+        if self.open.len() >= OPEN_FILES_MAX {
+            return Err(types::Errno::Mfile.into());
+        }
+        let held = self.disk.descriptor().map_err(|_| types::Errno::Mfile)?;
+        if !std::mem::replace(&mut self.begun, true) {
+            // Puts the volumes into the table, so that what is new there afterwards is what was opened. Whether there
+            // is a volume doesn't matter.
+            let _ = self.wasi.fd_prestat_get(memory, types::Fd::from(FIRST_VOLUME));
+        }
+        let known: HashSet<usize> = self.dirs().iter().map(|dir| Arc::as_ptr(&dir.dir).addr()).collect();
+        let disk = self.disk(fd);
+        let writable = disk.is_some();
+        let opened = on(disk, self.wasi.path_open(memory, fd, lookup, path, open, rights, inheriting, flags)).await?;
+        let dir = self.dirs().into_iter().find(|dir| !known.contains(&Arc::as_ptr(&dir.dir).addr()));
+        self.open.insert(opened.into(), Open { writable, dir, volume: None, _held: vec![held] });
+        Ok(opened)
+    }
+
+    async fn fd_readdir(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        fd: types::Fd,
+        buf: GuestPtr<u8>,
+        buf_len: types::Size,
+        cookie: types::Dircookie,
+    ) -> Result<types::Size> {
+        let number = u32::from(fd);
+        let Some(dir) = self.dir(number)? else {
+            // No folder: the answer is the same as ever.
+            return self.wasi.fd_readdir(memory, fd, buf, buf_len, cookie).await;
+        };
+        let disk = self.disk(fd);
+        let mut walk = self.walk(number, &dir, cookie)?;
+        let mut out = Out { buf, room: buf_len, filled: 0 };
+        for (at, name) in (0..).zip(DOTS).skip(usize::try_from(cookie).unwrap_or(usize::MAX)) {
+            let mut bytes = Vec::new();
+            dirent(&mut bytes, at, self.inode(&dir, None).await?, types::Filetype::Directory, name);
+            out.put(memory, &bytes)?;
+        }
+        let mut ended = false;
+        while out.room > 0 && !ended {
+            if walk.next < cookie {
+                // Another place than where the last call ended.
+                ended = on(disk.clone(), async { walk.skip(cookie) }).await?;
+            } else {
+                let page = on(disk.clone(), self.page(&dir, &mut walk, out.room as usize)).await?;
+                out.put(memory, &page.0)?;
+                ended = page.1;
+            }
+            // Between pages others have their turn, and the bill is due.
+            tokio::task::yield_now().await;
+        }
+        let filled = out.filled;
+        self.walks.insert(0, walk);
+        self.walks.truncate(LISTINGS_MAX);
+        Ok(filled)
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use machinery::descriptors::{Class, Descriptors, Held};
 use tokio::sync::mpsc;
 
 use super::{ContainerLog, FILES_MAX, Progress, older};
@@ -31,6 +32,24 @@ pub struct Options {
     pub limit_bytes: Option<u64>,
     /// `Stdout` or `Stderr` only.
     pub stream: Option<&'static str>,
+}
+
+/// A file of a log, counted: whoever reads logs must not take descriptors from what writes them.
+struct LogFile {
+    file: File,
+    _held: Held,
+}
+
+impl LogFile {
+    fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        let held = Descriptors::process().take(Class::Logs)?;
+        Ok(Self { file: File::open(path)?, _held: held })
+    }
+}
+
+/// Whether one more log can be read now.
+pub fn is_possible() -> bool {
+    Descriptors::process().take(Class::Logs).is_ok()
 }
 
 /// Sends the log's text to `out` until its end, the limit, or until nobody reads any more. `log` is there while the
@@ -91,7 +110,7 @@ pub async fn send(path: &Path, log: Option<Arc<ContainerLog>>, options: Options,
             }
             let newest_first = usize::try_from(turned).unwrap_or(usize::MAX).min(FILES_MAX);
             for index in (0..newest_first).rev() {
-                let Ok(file) = File::open(older(log.path(), index)) else { continue };
+                let Ok(file) = LogFile::open(older(log.path(), index)) else { continue };
                 if index == 0 {
                     current = Some(file);
                 } else if !drain(file, &mut unfinished, &options, &mut left, &out).await.is_some_and(|(_, more)| more) {
@@ -99,24 +118,24 @@ pub async fn send(path: &Path, log: Option<Arc<ContainerLog>>, options: Options,
                 }
             }
         } else if current.is_none() {
-            current = File::open(log.path()).ok();
+            current = LogFile::open(log.path()).ok();
         }
     }
 }
 
 /// The files with the lines asked for, oldest first, each at the place where they begin.
-fn open(path: &Path, tail: Option<u64>) -> io::Result<Vec<File>> {
+fn open(path: &Path, tail: Option<u64>) -> io::Result<Vec<LogFile>> {
     let mut files = Vec::new();
     let mut wanted = tail;
     for index in 0..FILES_MAX {
-        let mut file = match File::open(older(path, index)) {
+        let mut file = match LogFile::open(older(path, index)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound && index == 0 => continue,
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             Err(error) => return Err(error),
         };
         if let Some(lines) = &mut wanted {
-            let found = seek_back(&mut file, *lines)?;
+            let found = seek_back(&mut file.file, *lines)?;
             *lines -= found.min(*lines);
         }
         files.push(file);
@@ -160,16 +179,16 @@ fn seek_back(file: &mut File, lines: u64) -> io::Result<u64> {
 
 /// Sends the rest of a file. None: it can't be read; false: nothing more is wanted.
 async fn drain(
-    mut file: File,
+    mut file: LogFile,
     unfinished: &mut Vec<u8>,
     options: &Options,
     left: &mut u64,
     out: &mpsc::Sender<Bytes>,
-) -> Option<(File, bool)> {
+) -> Option<(LogFile, bool)> {
     loop {
         let read = tokio::task::spawn_blocking(move || {
             let mut chunk = vec![0; CHUNK_BYTES];
-            let length = file.read(&mut chunk)?;
+            let length = file.file.read(&mut chunk)?;
             chunk.truncate(length);
             Ok::<_, io::Error>((file, chunk))
         });

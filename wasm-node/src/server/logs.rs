@@ -12,7 +12,7 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::mpsc;
 
 use super::Kubelet;
-use crate::log::read::{Options, send};
+use crate::log::read::{Options, is_possible, send};
 
 /// Pieces of a log that wait for a slow reader: then reading waits.
 const PIECES_MAX: usize = 4;
@@ -128,6 +128,10 @@ pub(super) async fn get(
     let status = statuses.iter().find(|status| status.name == container);
     if let Err(message) = check(status, &pod, &container, previous) {
         return refuse(StatusCode::BAD_REQUEST, message);
+    }
+    if !is_possible() {
+        let message = "too many logs are being read at once: try again when other readers are done\n";
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, message);
     }
     let newest = seen.attempt.unwrap_or_else(|| {
         let restarts = status.map_or(0, |status| status.restart_count);

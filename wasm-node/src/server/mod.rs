@@ -18,14 +18,15 @@ use axum::routing::get;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use kube::Client;
+use machinery::accept::{Seat, accept};
+use machinery::descriptors::Descriptors;
 use machinery::env::Env;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -33,12 +34,8 @@ use crate::engine::Engine;
 use crate::node::PodViews;
 use auth::{Authority, Identity};
 
-/// Connections at once: the API server and a few collectors, each with many streams on one.
-const CONNECTIONS_MAX: usize = 256;
 /// How long a handshake and a request's head may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// After a failed accept (out of file descriptors), so that the loop doesn't spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The certificate that a node serves with, and the CA of those who may ask it. All PEM.
 #[derive(Clone)]
@@ -131,42 +128,44 @@ pub(crate) fn serve(
         .layer(from_fn_with_state(authority, authorize))
         .with_state(kubelet);
     Ok(async move {
-        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let seats = Descriptors::process().node_seats();
         let mut connections = tokio::task::JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
-            let accepted = tokio::select! {
+            let (stream, _, seat) = tokio::select! {
                 () = stop.cancelled() => return,
-                accepted = async {
-                    let permit = permits.clone().acquire_owned().await.ok();
-                    (permit, listener.accept().await)
-                } => accepted,
+                accepted = accept(&listener, seats) => accepted,
             };
-            let (Some(permit), Ok((stream, _))) = accepted else {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            };
+            let seat = Arc::new(seat);
             let (acceptor, router) = (acceptor.clone(), router.clone());
             connections.spawn(async move {
-                let _permit = permit;
-                let _ = stream.set_nodelay(true);
-                let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
-                    return;
-                };
-                let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-                let identity = peer.and_then(|certificate| Identity::of_certificate(certificate));
-                let router = router.layer(axum::Extension(identity));
-                let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                server.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT);
-                server.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
-                let service = TowerToHyperService::new(router);
-                let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+                let connection = connection(stream, seat.clone(), acceptor, router);
+                tokio::select! {
+                    () = seat.lost() => {}
+                    () = connection => {}
+                }
             });
         }
     })
 }
 
+async fn connection(stream: TcpStream, seat: Arc<Seat>, acceptor: TlsAcceptor, router: Router) {
+    let _ = stream.set_nodelay(true);
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
+        return;
+    };
+    let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let identity = peer.and_then(|certificate| Identity::of_certificate(certificate));
+    let router = router.layer(axum::Extension(identity)).layer(axum::Extension(seat));
+    let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT);
+    server.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
+    let service = TowerToHyperService::new(router);
+    let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+}
+
 async fn authorize(State(authority): State<Arc<Authority>>, request: Request, next: Next) -> Response {
+    let seat = request.extensions().get::<Arc<Seat>>().cloned();
     let certificate = request.extensions().get::<Option<Identity>>().cloned().flatten();
     let token = request
         .headers()
@@ -174,7 +173,12 @@ async fn authorize(State(authority): State<Arc<Authority>>, request: Request, ne
         .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
         .map(|token| token.trim().to_owned());
     match authority.check(certificate, token, request.method(), request.uri().path()).await {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            if let Some(seat) = seat {
+                seat.identify();
+            }
+            next.run(request).await
+        }
         Err((status, message)) => (status, message).into_response(),
     }
 }

@@ -2,6 +2,7 @@
 
 mod commands;
 mod compiler;
+mod files;
 mod guest;
 mod servers;
 mod sharing;

@@ -2,6 +2,7 @@
 //! as the bytes that were pushed; every path wants basic authentication.
 
 mod error;
+mod listen;
 pub(crate) mod names;
 mod route;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use machinery::accept::Seat;
 use machinery::env::Env;
 use machinery::serve::{UnreadBody, UnreadBounds};
 use serde_json::{Value, json};
@@ -27,6 +29,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use super::blobs::{BlobStore, digest};
 use super::reference::{is_sha256, is_tag};
 use error::RegistryError;
+pub use listen::serve;
 use names::Repository;
 use route::{Route, RouteError, byte_range, chunk_range, parameter, route};
 use uploads::Uploads;
@@ -131,6 +134,9 @@ impl Registry {
 
     async fn answer(self: &Arc<Self>, request: Request) -> Answer {
         self.authenticate(request.headers())?;
+        if let Some(seat) = request.extensions().get::<Arc<Seat>>() {
+            seat.identify();
+        }
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
         if path == "/v2" {

@@ -1,0 +1,287 @@
+//! The process's file descriptors, shared out by class, so that no flood of one kind takes what the store needs.
+//!
+//! The system gives a process one limit for everything. Running into it anywhere fails whoever asks next, and that may
+//! be the store opening its next segment, which ends the process. So each kind of use has a [`Class`] with a share of
+//! its own, and what nobody may refuse (store, logs, images, volumes, the runtimes) has a reserve outside all of them.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::accept::Seats;
+
+/// Kept outside all shares, at least: an idle process of one node holds some 30, and the rest is for the store's
+/// segments, images under way, compilers' pipes and volumes being written.
+const RESERVE_MIN: usize = 128;
+/// Of a larger limit, this part is kept: one in eight.
+const RESERVE_PART: usize = 8;
+/// The limit where the system has none that can be read.
+const LIMIT_UNKNOWN: usize = 8192;
+/// What is asked for where the system names no highest limit, or refuses it (macOS): its `OPEN_MAX`.
+#[cfg(unix)]
+const LIMIT_FALLBACK: u64 = 10_240;
+/// Below this limit a cluster works, with fewer connections and files at once than its other bounds allow.
+const AMPLE: usize = 16_384;
+
+/// What a descriptor is held for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Connections to the API server.
+    Api,
+    /// Connections of host processes to Services and pods.
+    Clients,
+    /// Connections to the outside, and to the API server on behalf of guests.
+    Outbound,
+    /// Connections to endpoints of Services that are no pods of this process.
+    Backends,
+    /// Listeners of Services and pods.
+    Listeners,
+    /// Connections to kubelets and the registry.
+    Node,
+    /// Files of logs that are being read.
+    Logs,
+    /// Files and folders that guests have open.
+    Guests,
+}
+
+/// Every class with its part of the limit in percent (of what the reserve leaves) and the most that it ever takes.
+const SHARES: [(Class, usize, usize); 8] = [
+    (Class::Api, 25, 8192),
+    (Class::Clients, 25, 8192),
+    (Class::Outbound, 5, 4096),
+    (Class::Backends, 5, 8192),
+    (Class::Listeners, 15, 65_536),
+    (Class::Node, 5, 4096),
+    (Class::Logs, 5, 4096),
+    (Class::Guests, 15, 65_536),
+];
+
+/// A number of something that may be held at once, within a parent's. The bound can be changed while it is in use.
+#[derive(Debug)]
+pub struct Quota {
+    max: AtomicUsize,
+    used: AtomicUsize,
+    parent: Option<Arc<Quota>>,
+}
+
+impl Quota {
+    /// At most `max`, and no more than `parent` has left.
+    #[must_use]
+    pub fn new(max: usize, parent: Option<Arc<Self>>) -> Arc<Self> {
+        Arc::new(Self { max: AtomicUsize::new(max), used: AtomicUsize::new(0), parent })
+    }
+
+    /// Takes one until the guard is dropped; none where this quota or one above it is used up.
+    #[must_use]
+    pub fn take(self: &Arc<Self>) -> Option<Held> {
+        self.charge().then(|| Held(self.clone()))
+    }
+
+    /// Changes the bound. What is held over it stays held.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
+    }
+
+    /// The bound.
+    #[must_use]
+    pub fn max(&self) -> usize {
+        self.max.load(Ordering::Relaxed)
+    }
+
+    /// How many are held.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn charge(&self) -> bool {
+        let max = self.max();
+        let more = |used: usize| (used < max).then_some(used + 1);
+        if self.used.try_update(Ordering::AcqRel, Ordering::Acquire, more).is_err() {
+            return false;
+        }
+        let whole = self.parent.as_ref().is_none_or(|parent| parent.charge());
+        if !whole {
+            self.used.fetch_sub(1, Ordering::AcqRel);
+        }
+        whole
+    }
+
+    fn give(&self) {
+        self.used.fetch_sub(1, Ordering::AcqRel);
+        if let Some(parent) = &self.parent {
+            parent.give();
+        }
+    }
+}
+
+/// One of a [`Quota`], given back when it is dropped.
+#[derive(Debug)]
+pub struct Held(Arc<Quota>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.give();
+    }
+}
+
+/// All shares of one process.
+#[derive(Debug)]
+pub struct Descriptors {
+    limit: usize,
+    quotas: [Arc<Quota>; SHARES.len()],
+    api: Arc<Seats>,
+    node: Arc<Seats>,
+}
+
+impl Descriptors {
+    /// Shares out `limit` descriptors.
+    #[must_use]
+    pub fn of(limit: usize) -> Self {
+        let left = limit.saturating_sub(RESERVE_MIN.max(limit / RESERVE_PART));
+        let quotas = SHARES.map(|(_, percent, most)| {
+            // Two at least, so that with a limit that is far too low things are slow and not impossible.
+            Quota::new((left / 100 * percent + left % 100 * percent / 100).clamp(2, most), None)
+        });
+        let seats = |class: Class| Seats::new(quotas[class as usize].max());
+        Self { limit, api: seats(Class::Api), node: seats(Class::Node), quotas }
+    }
+
+    /// This process's, by the limit that holds at the first call: see [`raise_limit`].
+    #[must_use]
+    pub fn process() -> &'static Self {
+        // The limit belongs to the process as the system sees it, whoever composes what in it.
+        static PROCESS: OnceLock<Descriptors> = OnceLock::new();
+        PROCESS.get_or_init(|| Self::of(limit()))
+    }
+
+    /// A class's quota.
+    #[must_use]
+    pub fn quota(&self, class: Class) -> &Arc<Quota> {
+        &self.quotas[class as usize]
+    }
+
+    /// The most that a class may hold.
+    #[must_use]
+    pub fn max(&self, class: Class) -> usize {
+        self.quota(class).max()
+    }
+
+    /// Takes one, or the error that the system would give were the whole process's limit reached.
+    ///
+    /// # Errors
+    /// The class's share is used up.
+    pub fn take(&self, class: Class) -> io::Result<Held> {
+        self.quota(class).take().ok_or_else(exhausted)
+    }
+
+    /// Seats for connections to the API server.
+    #[must_use]
+    pub fn api_seats(&self) -> &Arc<Seats> {
+        &self.api
+    }
+
+    /// Seats for connections to all kubelets and the registry of this process.
+    #[must_use]
+    pub fn node_seats(&self) -> &Arc<Seats> {
+        &self.node
+    }
+
+    /// What an operator should know where the limit is low; none where it is ample.
+    #[must_use]
+    pub fn shortage(&self) -> Option<String> {
+        (self.limit < AMPLE).then(|| {
+            format!(
+                "this process may open {} files, which allows {} connections to the API server, {} of the host's \
+                 programs to Services, {} listeners of Services and {} open files of guests at once: raise the hard \
+                 limit for more (ulimit -Hn, LimitNOFILE=)",
+                self.limit,
+                self.max(Class::Api),
+                self.max(Class::Clients),
+                self.max(Class::Listeners),
+                self.max(Class::Guests),
+            )
+        })
+    }
+}
+
+/// As the system says it.
+fn exhausted() -> io::Error {
+    #[cfg(unix)]
+    return rustix::io::Errno::MFILE.into();
+    #[cfg(not(unix))]
+    io::Error::other("too many open files")
+}
+
+/// Raises the soft limit of descriptors to the hard one. Call it before [`Descriptors::process`].
+#[cfg(unix)]
+pub fn raise_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = [maximum, Some(maximum.map_or(LIMIT_FALLBACK, |maximum| maximum.min(LIMIT_FALLBACK)))];
+    for wanted in wanted.into_iter().flatten() {
+        if current.is_none_or(|current| current >= wanted)
+            || setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).is_ok()
+        {
+            return;
+        }
+    }
+    tracing::warn!("the limit of open files cannot be raised");
+}
+
+/// Where there is no such limit nothing is to be raised.
+#[cfg(not(unix))]
+pub fn raise_limit() {}
+
+#[cfg(unix)]
+fn limit() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(LIMIT_UNKNOWN, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+#[cfg(not(unix))]
+fn limit() -> usize {
+    LIMIT_UNKNOWN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_leave_the_reserve_at_any_limit() {
+        for limit in [256, 1024, 4096, 20_000, 1 << 20, usize::MAX] {
+            let all = Descriptors::of(limit);
+            let shared: usize = SHARES.iter().map(|(class, ..)| all.max(*class)).sum();
+            assert!(shared <= limit - RESERVE_MIN, "{limit}: {shared}");
+            assert_eq!(all.shortage().is_some(), limit < AMPLE);
+        }
+        let low = Descriptors::of(64);
+        assert!(SHARES.iter().all(|(class, ..)| low.max(*class) == 2), "slow and not impossible");
+    }
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_classes() {
+        assert!(SHARES.iter().enumerate().all(|(index, (class, ..))| *class as usize == index));
+    }
+
+    #[test]
+    fn a_refusal_charges_nobody_and_a_bound_can_move() {
+        let parent = Quota::new(3, None);
+        let (a, b) = (Quota::new(2, Some(parent.clone())), Quota::new(9, Some(parent.clone())));
+        let held: Vec<_> = (0..3).map_while(|_| a.take()).collect();
+        assert_eq!((held.len(), a.used(), parent.used()), (2, 2, 2));
+        let _one = b.take().unwrap();
+        assert!(b.take().is_none(), "the parent is used up");
+        assert_eq!((b.used(), parent.used()), (1, 3));
+        a.set_max(0);
+        drop(held);
+        assert!(a.take().is_none());
+        assert_eq!((a.used(), parent.used()), (0, 1));
+        let all = Descriptors::of(1024);
+        let held: Vec<_> = (0..).map_while(|_| all.take(Class::Node).ok()).collect();
+        assert_eq!(held.len(), all.max(Class::Node));
+        let error = all.take(Class::Node).unwrap_err();
+        assert!(error.to_string().to_lowercase().contains("too many open files"), "{error}");
+    }
+}

@@ -1,0 +1,128 @@
+//! Files: descriptors, listings, CPU time of file work, each counted for whoever asks for it.
+
+use std::time::Duration;
+
+use super::*;
+
+const LIBRARY: &str = r#"
+    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+    (import "wasi_snapshot_preview1" "path_open"
+      (func $path-open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_readdir" (func $readdir (param i32 i32 i32 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_close" (func $close (param i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_renumber" (func $renumber (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_pwrite" (func $pwrite (param i32 i32 i32 i64 i32) (result i32)))
+    (memory (export "memory") 2)
+    (data (i32.const 100) "file")
+    ;; Opens (and makes) `file` of the first volume; its number goes to 8.
+    (func $open (result i32)
+      (call $path-open (i32.const 3) (i32.const 0) (i32.const 100) (i32.const 4) (i32.const 1)
+        (i64.const 66) (i64.const 0) (i32.const 0) (i32.const 8)))
+    ;; Lists `fd` in pieces of `size` bytes; answers how many names there are.
+    (func $list (param $fd i32) (param $size i32) (result i32)
+      (local $cookie i64) (local $count i32) (local $at i32) (local $used i32)
+      (loop $next
+        (if (call $readdir (local.get $fd) (i32.const 4096) (local.get $size) (local.get $cookie) (i32.const 8))
+          (then (return (i32.const -1))))
+        (local.set $used (i32.load (i32.const 8)))
+        (local.set $at (i32.const 0))
+        (block $cut
+          (loop $entry
+            (br_if $cut (i32.gt_u (i32.add (local.get $at) (i32.const 24)) (local.get $used)))
+            (br_if $cut (i32.gt_u
+              (i32.add (i32.add (local.get $at) (i32.const 24))
+                (i32.load (i32.add (i32.const 4096) (i32.add (local.get $at) (i32.const 16)))))
+              (local.get $used)))
+            (local.set $cookie (i64.load (i32.add (i32.const 4096) (local.get $at))))
+            (local.set $count (i32.add (local.get $count) (i32.const 1)))
+            (local.set $at (i32.add (i32.add (local.get $at) (i32.const 24))
+              (i32.load (i32.add (i32.const 4096) (i32.add (local.get $at) (i32.const 16))))))
+            (br $entry)))
+        (br_if $next (i32.eq (local.get $used) (local.get $size))))
+      (local.get $count))
+"#;
+
+fn module(body: &str) -> String {
+    format!("(module {LIBRARY} (func (export \"_start\") (local $n i32) {body}))")
+}
+
+fn volume(bench: &Bench, names: usize) -> Preopen {
+    let host = bench.dir.path().join("volume");
+    std::fs::create_dir(&host).unwrap();
+    for name in 0..names {
+        std::fs::write(host.join(format!("{name:0>200}")), "").unwrap();
+    }
+    Preopen { host, guest: "/data".into(), writable: true }
+}
+
+async fn never() -> StopSignal {
+    std::future::pending().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn opening_files_without_end_is_an_error_of_whoever_does_it() {
+    let bench = Bench::new();
+    let volume = volume(&bench, 0);
+    // Exits with the error of the first open that fails: 33 is EMFILE. Before, it closes and renumbers some.
+    let body = "
+      (loop (local.set $n (call $open)) (br_if 0 (i32.eqz (local.get $n))))
+      (drop (call $close (i32.const 10)))
+      (drop (call $renumber (i32.const 11) (i32.const 12)))
+      (if (call $open) (then (call $exit (i32.const 1))))
+      (if (call $open) (then (call $exit (i32.const 2))))
+      (local.set $n (call $open))
+      (call $exit (local.get $n))";
+    let loaded = bench.load_text(&module(body), Metering::Epochs).await.unwrap();
+    let before = machinery::descriptors::Descriptors::process().quota(machinery::descriptors::Class::Guests).used();
+    let (container, log) = bench.container(loaded, |spec| spec.preopens.push(volume));
+    assert_eq!(container.run(never()).await.exit_code, 33, "{}", log.text());
+    let quota = machinery::descriptors::Descriptors::process().quota(machinery::descriptors::Class::Guests);
+    assert!(quota.used() <= before + 256, "given back: {} of {}", quota.used(), quota.max());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_is_whole_whatever_the_buffer_and_holds_a_page() {
+    const NAMES: usize = 500;
+    let bench = Bench::new();
+    let volume = volume(&bench, NAMES);
+    // Names of 200 bytes with 24 before each: all but the dots.
+    let check = |size: usize| {
+        format!(
+            "(if (i32.ne (call $list (i32.const 3) (i32.const {size})) (i32.const {})) (then (call $exit (i32.const {}))))",
+            NAMES + 2,
+            size / 300
+        )
+    };
+    let body = [300, 1000, 4096, 60_000].map(check).concat();
+    let loaded = bench.load_text(&module(&body), Metering::Epochs).await.unwrap();
+    let (container, log) = bench.container(loaded, |spec| {
+        spec.preopens.push(volume);
+        spec.limits.memory_bytes = Some(1 << 20);
+    });
+    assert_eq!(container.run(never()).await.exit_code, 0, "{}", log.text());
+    assert!(container.stats().memory_peak_bytes < 512 << 10, "{:?}", container.stats());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn file_work_is_cpu_time_of_its_container() {
+    let bench = Bench::new();
+    let volume = volume(&bench, 500);
+    let body = "(loop (drop (call $list (i32.const 3) (i32.const 60000))) (br 0))";
+    let loaded = bench.load_text(&module(body), Metering::Epochs).await.unwrap();
+    let (container, log) = bench.container(loaded, |spec| {
+        spec.preopens.push(volume);
+        spec.limits.cpu_millis = Some(100);
+    });
+    let env = Env::real();
+    let began = env.elapsed();
+    let running = container.clone();
+    let stop = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        StopSignal::Kill
+    };
+    assert_eq!(running.run(stop).await.exit_code, 137, "{}", log.text());
+    let (took, stats) = (env.elapsed() - began, container.stats());
+    assert!(stats.cpu >= Duration::from_millis(50), "it is measured: {stats:?}");
+    assert!(stats.cpu <= took / 5, "and held back: {:?} of {took:?}", stats.cpu);
+    assert!(stats.cpu_throttled > Duration::ZERO);
+}

@@ -1,0 +1,321 @@
+//! What guests' file work may take of the node: descriptors, threads that wait for a disk, and the disk's own time.
+//!
+//! File operations on writable volumes run where the guest is polled, so their CPU time is the container's as any other
+//! ([`Metered`](crate::engine) measures the thread). As they may wait for a disk, the runtime hands the thread's other
+//! tasks to another thread meanwhile; permits bound how many threads a container and all guests may hold up so. Flushing
+//! to the disk competes with the store's commit log, so it is paced by the time that it takes.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use machinery::env::Env;
+use tokio::sync::Semaphore;
+use wasmtime_wasi::filesystem::Dir;
+use wasmtime_wasi::{FsPerms, OpenMode};
+
+use crate::engine::Preopen;
+use crate::engine::cpu::TokenBucket;
+use crate::engine::ledger::{Held, Ledger, Level, Resource};
+
+/// Threads that one container's file work may hold up: one that waits for a disk, and one that works meanwhile.
+const CONTAINER_THREADS_MAX: usize = 2;
+/// Threads that all guests' file work may hold up, below what the guests' runtime has in spare (32).
+const THREADS_MAX: usize = 24;
+/// Of each second, the milliseconds that one container may spend in flushing to the disk.
+const CONTAINER_SYNC_MILLIS: u64 = 250;
+/// The same for all guests together, who flush one after the other: the store's commit log finds the disk free for half
+/// of the time, and behind one other flush at most.
+const SYNC_MILLIS: u64 = 500;
+/// Of all guests' descriptors, the part that one container may hold.
+const CONTAINER_FILES_PART: u64 = 4;
+/// And what it may hold in any case and at most: each of its instances is bounded by `OPEN_FILES_MAX` besides.
+const CONTAINER_FILES: std::ops::RangeInclusive<u64> = 8..=4096;
+/// Of all guests' descriptors, the part that keeps folders of idle containers open, so that their next request need not
+/// open them.
+const WARM_FOLDERS_PART: u64 = 8;
+/// No more containers than that have folders kept open: they are looked for one by one.
+const WARM_CONTAINERS_MAX: usize = 64;
+
+static NEXT_CONTAINER: AtomicU64 = AtomicU64::new(1);
+
+/// Polls `work` on this thread while the thread's other tasks go on elsewhere.
+async fn in_place<T>(work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|context| tokio::task::block_in_place(|| work.as_mut().poll(context))).await
+}
+
+/// Waits until a bucket has something left.
+async fn wait(bucket: &Mutex<TokenBucket>, env: &Env) {
+    loop {
+        let delay = bucket.lock().unwrap_or_else(PoisonError::into_inner).delay(env.elapsed());
+        match delay {
+            None => return,
+            Some(delay) => tokio::time::sleep(delay).await,
+        }
+    }
+}
+
+fn charge(bucket: &Mutex<TokenBucket>, used: Duration, env: &Env) {
+    bucket.lock().unwrap_or_else(PoisonError::into_inner).charge(used, env.elapsed());
+}
+
+/// All guests' share.
+pub(crate) struct NodeDisk {
+    env: Env,
+    threads: Semaphore,
+    /// Whose turn it is to flush.
+    sync: Semaphore,
+    sync_time: Mutex<TokenBucket>,
+    ledger: Arc<Ledger>,
+    warm: Mutex<VecDeque<(u64, Arc<Folders>)>>,
+}
+
+impl NodeDisk {
+    /// `ledger`: the node's, with a limit of descriptors.
+    pub(crate) fn new(env: &Env, ledger: &Arc<Ledger>) -> Arc<Self> {
+        Arc::new(Self {
+            env: env.clone(),
+            threads: Semaphore::new(THREADS_MAX),
+            sync: Semaphore::new(1),
+            sync_time: Mutex::new(TokenBucket::new(SYNC_MILLIS, env.elapsed())),
+            ledger: ledger.clone(),
+            warm: Mutex::default(),
+        })
+    }
+
+    fn keep_warm(&self, container: u64, folders: &Arc<Folders>) {
+        let descriptors_max = self.ledger.limit(Resource::Descriptors) / WARM_FOLDERS_PART;
+        let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+        warm.retain(|(known, _)| *known != container);
+        warm.push_front((container, folders.clone()));
+        let mut descriptors = 0;
+        let fits = warm.iter().take(WARM_CONTAINERS_MAX).take_while(|(_, folders)| {
+            descriptors += folders.open.len() as u64;
+            descriptors <= descriptors_max
+        });
+        let fits = fits.count();
+        warm.truncate(fits);
+    }
+
+    fn warm(&self, container: u64) -> Option<Arc<Folders>> {
+        let warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+        warm.iter().find(|(known, _)| *known == container).map(|(_, folders)| folders.clone())
+    }
+
+    /// Closes folders that no instance uses; answers whether there were any.
+    fn cool(&self) -> bool {
+        let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = warm.len();
+        warm.retain(|(_, folders)| Arc::strong_count(folders) > 1);
+        warm.len() < before
+    }
+}
+
+/// A container's folders, open.
+pub(crate) struct Folders {
+    open: Vec<(Dir, String, Held)>,
+}
+
+impl Folders {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Dir, &str)> {
+        self.open.iter().map(|(dir, guest, _)| (dir, guest.as_str()))
+    }
+}
+
+/// One container's share.
+pub(crate) struct Disk {
+    id: u64,
+    node: Arc<NodeDisk>,
+    threads: Semaphore,
+    sync: Semaphore,
+    sync_time: Mutex<TokenBucket>,
+    ledger: Arc<Ledger>,
+    folders: Vec<Preopen>,
+}
+
+impl Disk {
+    /// `ledger`: the container's own.
+    pub(crate) fn new(node: &Arc<NodeDisk>, ledger: &Arc<Ledger>, folders: Vec<Preopen>) -> Self {
+        let most = (node.ledger.limit(Resource::Descriptors) / CONTAINER_FILES_PART)
+            .clamp(*CONTAINER_FILES.start(), *CONTAINER_FILES.end());
+        ledger.set_limit(Resource::Descriptors, most);
+        Self {
+            id: NEXT_CONTAINER.fetch_add(1, Ordering::Relaxed),
+            threads: Semaphore::new(CONTAINER_THREADS_MAX),
+            sync: Semaphore::new(1),
+            sync_time: Mutex::new(TokenBucket::new(CONTAINER_SYNC_MILLIS, node.env.elapsed())),
+            ledger: ledger.clone(),
+            folders,
+            node: node.clone(),
+        }
+    }
+
+    /// Takes a descriptor.
+    ///
+    /// # Errors
+    /// The container, or all guests together, have no more.
+    pub(crate) fn descriptor(&self) -> io::Result<Held> {
+        loop {
+            match self.ledger.hold(Resource::Descriptors, 1) {
+                Ok(held) => return Ok(held),
+                // What only spares an idle container some work goes before anybody is refused.
+                Err(exceeded) if exceeded.level == Level::Node && self.node.cool() => {}
+                Err(_) => return Err(exhausted()),
+            }
+        }
+    }
+
+    /// The volumes, as the guest knows them.
+    pub(crate) fn preopens(&self) -> &[Preopen] {
+        &self.folders
+    }
+
+    /// The volumes' folders: shared by the live instances, and open for a while after the last one.
+    ///
+    /// # Errors
+    /// A folder is gone, or the container has no descriptors for them.
+    pub(crate) fn folders(&self) -> io::Result<Arc<Folders>> {
+        if let Some(folders) = self.node.warm(self.id) {
+            return Ok(folders);
+        }
+        let mut open = Vec::with_capacity(self.folders.len());
+        for folder in &self.folders {
+            let held = self.descriptor()?;
+            let dir = open_dir(&folder.host)?;
+            let (perms, mode) = match folder.writable {
+                true => (FsPerms::ReadWrite, OpenMode::READ | OpenMode::WRITE),
+                false => (FsPerms::ReadOnly, OpenMode::READ),
+            };
+            open.push((Dir::new(dir, perms, mode, true), folder.guest.clone(), held));
+        }
+        let folders = Arc::new(Folders { open });
+        self.node.keep_warm(self.id, &folders);
+        Ok(folders)
+    }
+
+    /// Does what may wait for a disk.
+    pub(crate) async fn work<T>(&self, work: impl Future<Output = T>) -> T {
+        let _own = self.threads.acquire().await.expect("never closed");
+        let _node = self.node.threads.acquire().await.expect("never closed");
+        in_place(work).await
+    }
+
+    /// Does it where that needs no waiting for others.
+    pub(crate) fn try_work<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
+        let _own = self.threads.try_acquire().ok()?;
+        let _node = self.node.threads.try_acquire().ok()?;
+        Some(tokio::task::block_in_place(work))
+    }
+
+    /// Resolves when [`Disk::try_work`] may go on.
+    pub(crate) async fn ready(&self) {
+        let _own = self.threads.acquire().await.expect("never closed");
+        let _node = self.node.threads.acquire().await.expect("never closed");
+    }
+
+    /// Flushes to the disk, when it is this container's turn.
+    pub(crate) async fn sync<T>(&self, work: impl Future<Output = T>) -> T {
+        let env = &self.node.env;
+        let _own = self.sync.acquire().await.expect("never closed");
+        wait(&self.sync_time, env).await;
+        let _turn = self.node.sync.acquire().await.expect("never closed");
+        wait(&self.node.sync_time, env).await;
+        let before = env.elapsed();
+        let done = self.work(work).await;
+        let took = env.elapsed().saturating_sub(before);
+        charge(&self.sync_time, took, env);
+        charge(&self.node.sync_time, took, env);
+        done
+    }
+}
+
+/// As the system says it.
+pub(crate) fn exhausted() -> io::Error {
+    #[cfg(unix)]
+    return rustix::io::Errno::MFILE.into();
+    #[cfg(not(unix))]
+    io::Error::other("too many open files")
+}
+
+fn open_dir(path: &Path) -> io::Result<std::fs::File> {
+    let dir = std::fs::File::open(path)?;
+    if !dir.metadata()?.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, path.display().to_string()));
+    }
+    Ok(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used(node: &NodeDisk) -> u64 {
+        node.ledger.used(Resource::Descriptors)
+    }
+
+    fn disk(files: u64) -> (tempfile::TempDir, Arc<NodeDisk>, impl Fn(usize) -> Disk) {
+        let root = tempfile::tempdir().unwrap();
+        let ledger = Ledger::node();
+        ledger.set_limit(Resource::Descriptors, files);
+        let node = NodeDisk::new(&Env::real(), &ledger);
+        let (path, of) = (root.path().to_owned(), node.clone());
+        let make = move |folders: usize| {
+            let folder = |n| Preopen { host: path.clone(), guest: format!("/{n}"), writable: true };
+            let own = Ledger::container(&Ledger::pod(&ledger));
+            Disk::new(&of, &own, (0..folders).map(folder).collect())
+        };
+        (root, node, make)
+    }
+
+    #[test]
+    fn idle_containers_hold_few_folders_open() {
+        let (_root, node, disk) = disk(400);
+        let all: Vec<Disk> = (0..300).map(|_| disk(4)).collect();
+        for disk in &all {
+            assert_eq!(disk.folders().unwrap().iter().count(), 4);
+        }
+        assert!(used(&node) <= 50, "{} descriptors for nobody", used(&node));
+        let live = all[0].folders().unwrap();
+        let before = used(&node);
+        let again = all[0].folders().unwrap();
+        assert!(Arc::ptr_eq(&live, &again) && used(&node) == before, "live instances share them");
+    }
+
+    #[test]
+    fn a_container_has_its_part_and_idle_folders_go_first() {
+        let (_root, node, disk) = disk(64);
+        let (idle, greedy) = (disk(8), disk(0));
+        drop(idle.folders().unwrap());
+        assert_eq!(used(&node), 8, "kept for the next request");
+        let held: Vec<Held> = (0..).map_while(|_| greedy.descriptor().ok()).collect();
+        assert_eq!(held.len(), 16, "a quarter of all");
+        let others: Vec<(Disk, Vec<Held>)> = (0..4)
+            .map(|_| {
+                let other = disk(0);
+                let held = (0..16).map_while(|_| other.descriptor().ok()).collect();
+                (other, held)
+            })
+            .collect();
+        let all: usize = others.iter().map(|(_, held)| held.len()).sum();
+        assert_eq!((held.len() + all, used(&node)), (64, 64), "the idle container's folders made way");
+        assert!(idle.folders().is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn flushes_take_no_more_than_their_part_of_the_time() {
+        let (_root, _node, disk) = disk(64);
+        let disk = disk(0);
+        let env = Env::real();
+        let before = env.elapsed();
+        for _ in 0..10 {
+            disk.sync(async { std::thread::sleep(Duration::from_millis(20)) }).await;
+        }
+        // 200 ms of flushing at 250 ms a second, less the first burst of 25 ms and the last flush.
+        let took = env.elapsed() - before;
+        assert!(took >= Duration::from_millis(580), "{took:?}");
+    }
+}

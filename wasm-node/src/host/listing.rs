@@ -1,0 +1,150 @@
+//! Listing a folder a page at a time: a guest may list any folder that it can fill, and what the host holds for it
+//! meanwhile is one page.
+
+use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Dir, FileType, Stat};
+use wasmtime_wasi::p2::bindings::filesystem::types::{DescriptorType, DirectoryEntry, ErrorCode};
+
+use super::disk::Disk;
+use crate::engine::ledger::Held;
+
+/// Names that are read at once.
+const PAGE_ENTRIES: usize = 64;
+/// What a listing holds at most: a page of the longest names (255 bytes each) with their records, and the buffer that
+/// the system fills (some 32 KiB).
+pub(crate) const LISTING_BYTES: u64 = 64 << 10;
+
+/// A name, or why it can't be said.
+type Entry = Result<DirectoryEntry, ErrorCode>;
+
+/// A folder that is being listed.
+pub(crate) struct Listing {
+    /// Closed at the end.
+    folder: Option<(Dir, Held)>,
+    page: VecDeque<Entry>,
+    disk: Option<Arc<Disk>>,
+}
+
+/// What comes next.
+pub(crate) enum NextEntry {
+    /// A name, or the end.
+    Entry(Result<Option<DirectoryEntry>, ErrorCode>),
+    /// Nothing before [`Listing::read_more`].
+    ReadMore,
+}
+
+impl Listing {
+    /// Opens the folder anew, so that each listing has a place of its own.
+    pub(crate) fn open(dir: &File, held: Held) -> io::Result<Self> {
+        let dir = Dir::read_from(dir)?;
+        Ok(Self { folder: Some((dir, held)), page: VecDeque::new(), disk: None })
+    }
+
+    /// Whose share reading on is done in.
+    pub(crate) fn of(mut self, disk: Option<Arc<Disk>>) -> Self {
+        self.disk = disk;
+        self
+    }
+
+    pub(crate) fn disk(&self) -> Option<Arc<Disk>> {
+        self.disk.clone()
+    }
+
+    pub(crate) fn next(&mut self) -> NextEntry {
+        match (self.page.pop_front(), &self.folder) {
+            (Some(entry), _) => NextEntry::Entry(entry.map(Some)),
+            (None, Some(_)) => NextEntry::ReadMore,
+            (None, None) => NextEntry::Entry(Ok(None)),
+        }
+    }
+
+    /// The next name is this one again.
+    pub(crate) fn put_back(&mut self, entry: DirectoryEntry) {
+        self.page.push_front(Ok(entry));
+    }
+
+    /// Reads a page, and to the end where it is shorter.
+    pub(crate) fn read_more(&mut self) -> Result<(), ErrorCode> {
+        while let Some((dir, _)) = &mut self.folder
+            && self.page.len() < PAGE_ENTRIES
+        {
+            let Some(entry) = dir.read().transpose().map_err(io::Error::from)? else {
+                self.folder = None;
+                break;
+            };
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                // Some file systems leave it to the caller to ask; a name that is gone meanwhile is no entry any more.
+                FileType::Unknown => match statat(dir, name) {
+                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error.into()),
+                },
+                known => known,
+            };
+            let name = name.to_str().map(str::to_owned).map_err(|_| ErrorCode::IllegalByteSequence);
+            self.page.push_back(name.map(|name| DirectoryEntry { type_: descriptor_type(kind), name }));
+        }
+        Ok(())
+    }
+}
+
+fn statat(dir: &Dir, name: &CStr) -> io::Result<Stat> {
+    Ok(rustix::fs::statat(dir.fd()?, name, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+fn descriptor_type(kind: FileType) -> DescriptorType {
+    match kind {
+        FileType::RegularFile => DescriptorType::RegularFile,
+        FileType::Directory => DescriptorType::Directory,
+        FileType::Symlink => DescriptorType::SymbolicLink,
+        FileType::Fifo => DescriptorType::Fifo,
+        FileType::Socket => DescriptorType::Socket,
+        FileType::CharacterDevice => DescriptorType::CharacterDevice,
+        FileType::BlockDevice => DescriptorType::BlockDevice,
+        FileType::Unknown => DescriptorType::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::ledger::{Ledger, Resource};
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_name_comes_once_and_a_page_is_all_that_is_held() {
+        let root = tempfile::tempdir().unwrap();
+        let names: BTreeSet<String> = (0..1000).map(|n| format!("{n}-{}", "x".repeat(200))).collect();
+        for name in &names {
+            std::fs::write(root.path().join(name), "").unwrap();
+        }
+        std::fs::create_dir(root.path().join("folder")).unwrap();
+        let ledger = Ledger::node();
+        let held = ledger.hold(Resource::Descriptors, 1).unwrap();
+        let mut listing = Listing::open(&File::open(root.path()).unwrap(), held).unwrap();
+        let (mut found, mut folders) = (BTreeSet::new(), Vec::new());
+        loop {
+            assert!(listing.page.len() <= PAGE_ENTRIES);
+            match listing.next() {
+                NextEntry::Entry(Ok(Some(entry))) if entry.type_ == DescriptorType::Directory => {
+                    folders.push(entry.name)
+                }
+                NextEntry::Entry(Ok(Some(entry))) => assert!(found.insert(entry.name)),
+                NextEntry::Entry(Ok(None)) => break,
+                NextEntry::Entry(Err(error)) => panic!("{error}"),
+                NextEntry::ReadMore => listing.read_more().unwrap(),
+            }
+        }
+        assert_eq!((found, folders), (names, vec!["folder".to_owned()]));
+        assert_eq!(ledger.used(Resource::Descriptors), 0, "closed at the end");
+    }
+}
