@@ -12,7 +12,6 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
 use machinery::api::ApiError;
-use machinery::descriptors::Descriptors;
 use machinery::env::Env;
 use machinery::serve::{UnreadBody, UnreadBounds};
 use prometheus_client::registry::Registry;
@@ -182,8 +181,7 @@ impl Apiserver {
             let unread = UnreadBounds::beyond(BODY_BYTES_MAX);
             front.handle(request.map(|body| axum::body::Body::new(UnreadBody::new(body, unread))))
         };
-        let seats = Descriptors::process().api_seats().clone();
-        tokio::join!(tls::serve(listener, seats, acceptor, handle, stop), ending);
+        tokio::join!(tls::serve(listener, acceptor, handle, stop), ending);
     }
 }
 

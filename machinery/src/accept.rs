@@ -108,7 +108,6 @@ pub async fn accept(listener: &TcpListener, seats: &Arc<Seats>) -> (TcpStream, S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util_test::now_or_never;
 
     /// Polls once.
     fn now_or_never<F: Future>(future: F) -> Option<F::Output> {

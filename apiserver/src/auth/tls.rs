@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use jiff::Timestamp;
 use machinery::accept::{Seat, Seats, accept};
+use machinery::descriptors::Descriptors;
 use machinery::env::Env;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
@@ -97,6 +98,7 @@ pub struct Acceptor {
     tls: TlsAcceptor,
     verifier: Arc<dyn ClientCertVerifier>,
     env: Env,
+    seats: Arc<Seats>,
 }
 
 impl std::fmt::Debug for Acceptor {
@@ -128,7 +130,8 @@ impl Acceptor {
         // No resumption: a resumed session would bring back a certificate that was judged at another time.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(Self { tls: TlsAcceptor::from(Arc::new(config)), verifier, env: env.clone() })
+        let seats = Descriptors::process().api_seats().clone();
+        Ok(Self { tls: TlsAcceptor::from(Arc::new(config)), verifier, env: env.clone(), seats })
     }
 
     fn judge(&self, chain: Option<&[CertificateDer<'_>]>) -> PeerCertificate {
@@ -163,15 +166,10 @@ fn subject(leaf: &CertificateDer<'_>) -> Option<(UserInfo, Timestamp)> {
 /// Serves until `stop`, then lets running requests end for a moment and returns.
 ///
 /// Each request carries its [`Peer`] in its extensions. `handle` is cloned per connection. Watches should end by
-/// themselves on `stop`: what still runs after the drain is cut off. Connections beyond `seats` wait in the system's
-/// queue; one that never showed an identity makes way for them.
-pub async fn serve<H, F, B>(
-    listener: TcpListener,
-    seats: Arc<Seats>,
-    acceptor: Acceptor,
-    handle: H,
-    stop: CancellationToken,
-) where
+/// themselves on `stop`: what still runs after the drain is cut off. Connections beyond the acceptor's seats wait in the
+/// system's queue; one that never showed an identity makes way for them.
+pub async fn serve<H, F, B>(listener: TcpListener, acceptor: Acceptor, handle: H, stop: CancellationToken)
+where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -183,7 +181,7 @@ pub async fn serve<H, F, B>(
     loop {
         let (socket, address, seat) = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &seats) => accepted,
+            accepted = accept(&listener, &acceptor.seats) => accepted,
         };
         let seat = Arc::new(seat);
         let connection =
@@ -505,7 +503,7 @@ mod tests {
             };
             Response::new(Full::new(Bytes::from(format!("{who} {:?}", request.version()))))
         };
-        let serving = tokio::spawn(serve(listener, Seats::new(64), acceptor, handle, stop.clone()));
+        let serving = tokio::spawn(serve(listener, acceptor, handle, stop.clone()));
         (address, stop, serving)
     }
 
