@@ -245,3 +245,49 @@ fn docs_name_files_that_exist() {
     }
     check(&problems);
 }
+
+/// Generic parts of the API server: what is particular about a kind stands in its row.
+const GENERIC: &[&str] = &[
+    "apiserver/src/cache/",
+    "apiserver/src/http/",
+    "apiserver/src/patch/",
+    "apiserver/src/schema/",
+    "apiserver/src/server.rs",
+    "apiserver/src/store/",
+    "apiserver/src/verbs/",
+];
+
+/// Generic files that may name these plurals, and why.
+const NAMES_KINDS: &[(&str, &[&str], &str)] = &[
+    ("apiserver/src/http/info.rs", &["namespaces"], "the grammar of paths"),
+    ("apiserver/src/http/logs.rs", &["pods", "nodes"], "the subresource itself: a pod's log comes from its node"),
+];
+
+#[test]
+fn generic_code_names_no_kind() {
+    let files = all_rust_files();
+    let rows = files.iter().filter(|(path, _)| path.starts_with("apiserver/src/resources/"));
+    let named = rows.flat_map(|(_, text)| code(text).collect::<Vec<_>>());
+    let plurals: BTreeSet<&str> = named
+        .filter_map(|line| line.trim().strip_prefix("plural: \"")?.strip_suffix("\","))
+        .filter(|p| !p.is_empty())
+        .collect();
+    assert!(plurals.len() > 20, "rows are found: {plurals:?}");
+    let mut problems = Vec::new();
+    for (path, text) in &files {
+        if !GENERIC.iter().any(|generic| path.starts_with(generic)) || path.ends_with("/tests.rs") {
+            continue;
+        }
+        let allowed = NAMES_KINDS.iter().find(|(file, ..)| file == path).map_or(&[][..], |(_, plurals, _)| plurals);
+        let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for line in code(text) {
+            for plural in plurals.iter().filter(|plural| !allowed.contains(plural)) {
+                if line.contains(&format!("\"{plural}\"")) {
+                    problems
+                        .push(format!("{path} names {plural}: what is particular about a kind is a fact of its row"));
+                }
+            }
+        }
+    }
+    check(&problems);
+}

@@ -1,7 +1,8 @@
 //! The Kubernetes API server: the only component that touches the store.
 //!
 //! One direction, each stage a plain function or a tower layer with a typed input and output: accept → request info →
-//! authenticate → authorize → decode → mutate admission → default → validate admission → strategy → store → encode.
+//! authenticate → authorize → decode and default → load → build → mutating admission → strategy → normalise → validation →
+//! validating admission → one transaction → encode. All writes take the same way ([`verbs`]).
 //! [`resources`] is the one table that drives routes, discovery, OpenAPI, storage, columns, defaulting and validation.
 //!
 //! Absent on purpose: a Kubernetes client, and HTTP types outside [`http`] (but for the TLS listener and the reading of

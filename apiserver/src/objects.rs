@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
+use machinery::api::StorageKey;
 use serde_json::Value;
 
 /// The current objects, by resource. Stored rows only; values are in the stored version and carry their resourceVersion.
@@ -26,6 +28,18 @@ pub trait Objects: Send + Sync {
 
     /// The revision at which the resource last changed: what is computed from a list may be kept until this moves.
     fn revision(&self, group: &str, plural: &str) -> u64;
+
+    /// Where an object of a resource is stored, whether or not it is there.
+    fn key(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<StorageKey>;
+
+    /// What is stored under a key, and since which revision: for reservations, which no resource serves.
+    fn at(&self, key: &StorageKey) -> Option<(Arc<Value>, u64)>;
+
+    /// The newest revision that is visible.
+    fn now(&self) -> u64;
+
+    /// Waits until anything changes after a revision.
+    fn changed(&self, after: u64) -> BoxFuture<'_, ()>;
 }
 
 #[cfg(test)]
@@ -37,6 +51,9 @@ pub(crate) mod memory {
 
     use serde_json::Value;
 
+    use futures::future::BoxFuture;
+    use machinery::api::{ObjectName, StorageKey};
+
     use super::Objects;
 
     type Key = (String, String, String, String);
@@ -46,6 +63,7 @@ pub(crate) mod memory {
     #[derive(Default)]
     pub(crate) struct Map {
         inner: Mutex<(BTreeMap<Key, Arc<Value>>, Revisions)>,
+        reservations: Mutex<BTreeMap<StorageKey, Arc<Value>>>,
     }
 
     impl Map {
@@ -56,6 +74,15 @@ pub(crate) mod memory {
             let mut inner = self.inner.lock().unwrap();
             inner.0.insert(key, Arc::new(object));
             *inner.1.entry((group.into(), plural.into())).or_default() += 1;
+        }
+
+        /// Adds or removes (`None`) a reservation.
+        pub(crate) fn reserve(&self, key: StorageKey, holder: Option<Value>) {
+            let mut reservations = self.reservations.lock().unwrap();
+            match holder {
+                Some(holder) => drop(reservations.insert(key, Arc::new(holder))),
+                None => drop(reservations.remove(&key)),
+            }
         }
 
         /// Removes an object.
@@ -103,6 +130,26 @@ pub(crate) mod memory {
 
         fn revision(&self, group: &str, plural: &str) -> u64 {
             self.inner.lock().unwrap().1.get(&(group.into(), plural.into())).copied().unwrap_or_default()
+        }
+
+        fn key(&self, _: &str, plural: &str, namespace: &str, name: &str) -> Option<StorageKey> {
+            Some(StorageKey::object(plural, ObjectName::new(namespace, name)))
+        }
+
+        fn at(&self, key: &StorageKey) -> Option<(Arc<Value>, u64)> {
+            self.reservations.lock().unwrap().get(key).cloned().map(|holder| (holder, 1))
+        }
+
+        fn now(&self) -> u64 {
+            self.inner.lock().unwrap().1.values().sum()
+        }
+
+        fn changed(&self, after: u64) -> BoxFuture<'_, ()> {
+            Box::pin(async move {
+                while self.now() <= after {
+                    tokio::task::yield_now().await;
+                }
+            })
         }
     }
 }

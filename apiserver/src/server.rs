@@ -68,10 +68,7 @@ impl Apiserver {
     pub async fn open(env: &Env, store: Arc<dyn Store>, config: Config) -> Result<Self, StoreError> {
         let cache = Cache::open(store, resources()).await?;
         let objects = Arc::new(Lookup::new(cache.clone(), |group, plural| {
-            TABLE
-                .iter()
-                .find(|r| r.group == group && r.plural == plural && r.storage != Storage::Virtual)
-                .map(|r| prefix(r))
+            TABLE.iter().find(|r| r.group == group && r.plural == plural).and_then(|r| r.storage.prefix())
         }));
         let authorizer = Arc::new(Authorizer::default());
         let authenticator = Arc::new(Authenticator::new(env, config.signing_key));
@@ -82,8 +79,8 @@ impl Apiserver {
             admission: Chain::new(env, authorizer.clone()).with_toleration_seconds(config.toleration_seconds),
             authorizer: authorizer.clone(),
             allocator: Allocator::new(config.services, env.clone()),
-            allocating: tokio::sync::Mutex::new(()),
         };
+        verbs.reserve().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
         let front = Front::new(Parts {
             env: env.clone(),
             verbs,
@@ -199,8 +196,8 @@ pub(crate) fn resources() -> Vec<Resource> {
             Resource {
                 prefix: prefix(row).into(),
                 fields,
-                indexed_fields: if row.plural == "pods" { &["spec.nodeName"] } else { &[] },
-                indexes_labels: matches!(row.plural, "pods" | "endpointslices" | "replicasets"),
+                indexed_fields: row.indexed_fields,
+                indexes_labels: row.indexes_labels,
             }
         })
         .collect()

@@ -3,9 +3,10 @@
 use machinery::api::error::ApiResult;
 use serde_json::{Value, json};
 
-use super::{Context, Operation, Plugin, list_mut};
+use super::{Context, Immediate, Operation, list_mut};
 
-pub(super) const PLUGIN: Plugin = Plugin { name: "DefaultTolerationSeconds", mutate: Some(admit), validate: None };
+pub(super) const PLUGIN: Immediate =
+    Immediate { name: "DefaultTolerationSeconds", mutate: Some(admit), validate: None };
 
 /// Upstream's default: five minutes.
 pub(super) const SECONDS: i64 = 300;

@@ -3,11 +3,11 @@
 use machinery::api::error::ApiResult;
 use serde_json::Value;
 
-use super::{Context, Operation, Plugin};
+use super::{Context, Immediate, Operation};
 use crate::auth::RBAC_GROUP;
 use crate::auth::escalation::{Write, check};
 
-pub(super) const PLUGIN: Plugin = Plugin { name: "RBACEscalation", mutate: Some(admit), validate: None };
+pub(super) const PLUGIN: Immediate = Immediate { name: "RBACEscalation", mutate: Some(admit), validate: None };
 
 fn admit(context: &Context<'_>, object: &mut Value) -> ApiResult<()> {
     let request = context.request;

@@ -3,13 +3,24 @@
 use machinery::api::error::{ApiError, ApiResult, Cause, Named};
 use serde_json::Value;
 
-use super::{Context, Operation, Plugin};
+use super::{Context, Operation, Plugin, Step};
+use crate::store::{Compare, Txn};
 
-pub(super) const PLUGIN: Plugin = Plugin { name: "NamespaceLifecycle", mutate: Some(admit), validate: None };
+pub(super) struct NamespaceLifecycle;
+
+impl Plugin for NamespaceLifecycle {
+    fn name(&self) -> &'static str {
+        "NamespaceLifecycle"
+    }
+
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, txn: &'a mut Txn) -> Step<'a> {
+        admit(context, object, txn).into()
+    }
+}
 
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
-fn admit(context: &Context<'_>, object: &mut Value) -> ApiResult<()> {
+fn admit(context: &Context<'_>, object: &Value, txn: &mut Txn) -> ApiResult<()> {
     let request = context.request;
     if request.group.is_empty() && request.resource == "namespaces" {
         if request.operation == Operation::Delete && IMMORTAL.contains(&request.name) {
@@ -27,7 +38,11 @@ fn admit(context: &Context<'_>, object: &mut Value) -> ApiResult<()> {
     };
     let going = namespace["status"]["phase"].as_str() == Some("Terminating")
         || namespace["metadata"]["deletionTimestamp"].is_string();
-    if request.operation != Operation::Create || !going {
+    if request.operation != Operation::Create {
+        return Ok(());
+    }
+    if !going {
+        txn.compares.extend(unchanged(context, &namespace));
         return Ok(());
     }
     let name = request.namespace;
@@ -39,4 +54,11 @@ fn admit(context: &Context<'_>, object: &mut Value) -> ApiResult<()> {
         field: "metadata.namespace".into(),
     });
     Err(ApiError::Other(Box::new(status)))
+}
+
+/// The namespace must still be as it was seen when the object is stored: nothing new gets into one that ends meanwhile.
+fn unchanged(context: &Context<'_>, namespace: &Value) -> Option<Compare> {
+    let key = context.objects.key("", "namespaces", "", context.request.namespace)?;
+    let modified = namespace["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
+    Some(Compare { key: key.into(), modified })
 }

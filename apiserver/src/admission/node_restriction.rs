@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 use machinery::api::error::{ApiError, ApiResult, Named};
 use serde_json::Value;
 
-use super::{Context, Operation, Plugin, is_mirror};
+use super::{Context, Immediate, Operation, is_mirror};
 use crate::auth::Attributes;
 use crate::auth::node::LEASE_NAMESPACE;
 
-pub(super) const PLUGIN: Plugin = Plugin { name: "NodeRestriction", mutate: Some(admit), validate: None };
+pub(super) const PLUGIN: Immediate = Immediate { name: "NodeRestriction", mutate: Some(admit), validate: None };
 
 /// Labels of Kubernetes' own that a kubelet may set on its Node.
 const KUBELET_LABELS: [&str; 11] = [
@@ -77,8 +77,9 @@ impl Ask<'_> {
                 }
                 self.refuse(format!("node {node:?} can only delete pods with spec.nodeName set to itself"))
             }
-            Operation::Update => self.refuse(format!(
-                "unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods"
+            other => self.refuse(format!(
+                "unexpected operation {:?}, node {node:?} can only create and delete mirror pods",
+                other.as_str()
             )),
         }
     }
@@ -194,7 +195,7 @@ impl Ask<'_> {
                     return self.refuse(format!("is not allowed to modify labels: {labels}"));
                 }
             }
-            Operation::Delete => {}
+            Operation::Delete | Operation::Connect => {}
         }
         Ok(())
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use machinery::api::error::ApiResult;
 use serde_json::Value;
 
-use super::{Context, Operation, Plugin};
+use super::{Context, Immediate, Operation};
 
-pub(super) const PLUGIN: Plugin = Plugin { name: "Priority", mutate: Some(mutate), validate: Some(validate) };
+pub(super) const PLUGIN: Immediate = Immediate { name: "Priority", mutate: Some(mutate), validate: Some(validate) };
 
 const GROUP: &str = "scheduling.k8s.io";
 const PLURAL: &str = "priorityclasses";
@@ -23,7 +23,7 @@ fn mutate(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
             keep(context, pod);
             Ok(())
         }
-        Operation::Delete => Ok(()),
+        Operation::Delete | Operation::Connect => Ok(()),
     }
 }
 

@@ -7,9 +7,9 @@ use machinery::api::error::ApiResult;
 use machinery::api::quantity::Quantity;
 use serde_json::{Map, Value};
 
-use super::{Context, Operation, Plugin};
+use super::{Context, Immediate, Operation};
 
-pub(super) const PLUGIN: Plugin = Plugin { name: "RuntimeClass", mutate: Some(mutate), validate: Some(validate) };
+pub(super) const PLUGIN: Immediate = Immediate { name: "RuntimeClass", mutate: Some(mutate), validate: Some(validate) };
 
 fn class(context: &Context<'_>, pod: &Value) -> ApiResult<Option<Arc<Value>>> {
     let Some(name) = pod["spec"]["runtimeClassName"].as_str() else { return Ok(None) };

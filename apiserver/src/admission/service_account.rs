@@ -1,13 +1,49 @@
 //! ServiceAccount: every pod runs as one, and gets its token, the cluster's CA and its namespace as a volume.
 
+use std::time::Duration;
+
 use machinery::api::error::ApiResult;
 use serde_json::{Map, Value, json};
 
-use super::{Context, Operation, Plugin, Request, is_mirror, list_mut};
+use super::{Context, Operation, Plugin, Request, Step, is_mirror, list_mut};
 use crate::objects::Objects;
 use crate::resources::rules::path_segment;
+use crate::store::Txn;
 
-pub(super) const PLUGIN: Plugin = Plugin { name: "ServiceAccount", mutate: Some(mutate), validate: Some(validate) };
+/// How long a pod waits for the account `default` of a namespace that is just being made (upstream: about a second).
+const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
+
+pub(super) struct ServiceAccount;
+
+impl Plugin for ServiceAccount {
+    fn name(&self) -> &'static str {
+        "ServiceAccount"
+    }
+
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, pod: &'a mut Value, _: &'a mut Txn) -> Step<'a> {
+        if !awaits_default(context.request, context.objects, pod) {
+            return mutate(context, pod).into();
+        }
+        Step::Wait(Box::pin(async move {
+            let appears = async {
+                loop {
+                    let seen = context.objects.now();
+                    if !awaits_default(context.request, context.objects, pod) {
+                        return;
+                    }
+                    context.objects.changed(seen).await;
+                }
+            };
+            // Where it doesn't, the refusal says so.
+            let _ = tokio::time::timeout(ACCOUNT_WAIT, appears).await;
+            mutate(context, pod)
+        }))
+    }
+
+    fn validate<'a>(&'a self, context: &'a Context<'_>, pod: &'a Value, _: &'a mut Txn) -> Step<'a> {
+        validate(context, pod).into()
+    }
+}
 
 const DEFAULT: &str = "default";
 const VOLUME_PREFIX: &str = "kube-api-access-";
@@ -16,8 +52,9 @@ const ENFORCE_MOUNTABLE: &str = "kubernetes.io/enforce-mountable-secrets";
 /// Letters in a generated volume name, as in any generated name.
 const SUFFIX_LETTERS: usize = 5;
 
-/// See [`Chain::awaits_account`](super::Chain::awaits_account).
-pub(super) fn awaits_default(request: &Request<'_>, objects: &dyn Objects, pod: &Value) -> bool {
+/// Whether a pod is about to be refused because its namespace is so new that its controller hasn't made the service
+/// account `default` yet.
+fn awaits_default(request: &Request<'_>, objects: &dyn Objects, pod: &Value) -> bool {
     let account = pod["spec"]["serviceAccountName"].as_str().unwrap_or_default();
     request.is_pod()
         && request.operation == Operation::Create

@@ -3,9 +3,9 @@
 use machinery::api::error::ApiResult;
 use serde_json::{Value, json};
 
-use super::{Context, Operation, Plugin, list_mut};
+use super::{Context, Immediate, Operation, list_mut};
 
-pub(super) const PLUGIN: Plugin = Plugin { name: "TaintNodesByCondition", mutate: Some(admit), validate: None };
+pub(super) const PLUGIN: Immediate = Immediate { name: "TaintNodesByCondition", mutate: Some(admit), validate: None };
 
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 

@@ -3,9 +3,12 @@
 use jiff::Timestamp;
 use serde_json::json;
 
+use futures::FutureExt as _;
+
 use super::*;
 use crate::auth::NODES;
 use crate::objects::memory::Map;
+use crate::schema::FieldValidation;
 
 struct World {
     map: Map,
@@ -34,10 +37,16 @@ fn world() -> World {
 
 impl World {
     fn run(&self, request: &Request<'_>, object: &mut Value, old: Option<&Value>) -> Result<(), String> {
-        self.chain
-            .mutate(request, &self.map, object, old)
-            .and_then(|()| self.chain.validate(request, &self.map, object, old))
-            .map_err(|error| error.status().message)
+        self.admit(request, object, old).now_or_never().expect("built-in plugins wait for a namespace's account only")
+    }
+
+    async fn admit(&self, request: &Request<'_>, object: &mut Value, old: Option<&Value>) -> Result<(), String> {
+        let mut txn = Txn::default();
+        let mut admitted = self.chain.mutate(request, &self.map, object, old, &mut txn).await;
+        if admitted.is_ok() {
+            admitted = self.chain.validate(request, &self.map, object, old, &mut txn).await;
+        }
+        admitted.map_err(|error| error.status().message)
     }
 
     fn create(&self, resource: &str, namespace: &str, mut object: Value) -> Result<Value, String> {
@@ -61,7 +70,20 @@ fn request<'a>(
     namespace: &'a str,
     name: &'a str,
 ) -> Request<'a> {
-    Request { user, group: "", resource, subresource: "", operation, namespace, name, dry_run: false }
+    static OPTIONS: WriteOptions =
+        WriteOptions { dry_run: false, field_validation: FieldValidation::Warn, field_manager: String::new() };
+    Request {
+        user,
+        group: "",
+        version: "v1",
+        resource,
+        subresource: "",
+        kind: GroupVersionKind::default(),
+        operation,
+        namespace,
+        name,
+        options: Options::Write(&OPTIONS),
+    }
 }
 
 #[test]
@@ -100,15 +122,47 @@ fn pods_run_as_a_service_account() {
     assert!(spec.get("volumes").is_none());
     let own = json!({"containers": [{"name": "c", "volumeMounts": [{"name": "x", "mountPath": MOUNT}]}]});
     assert!(world.pod(own).unwrap().get("volumes").is_none());
+}
 
-    let awaits = |namespace: &str| {
-        let user = UserInfo::default();
-        let request = request(&user, "pods", Operation::Create, namespace, "");
-        world.chain.awaits_account(&request, &world.map, &json!({"spec": {}}))
-    };
-    assert!(!awaits("ns") && !awaits("nope"));
+#[tokio::test]
+async fn a_pod_waits_for_the_account_of_a_new_namespace() {
+    let world = world();
+    let user = UserInfo::component("admin", None);
+    let request = request(&user, "pods", Operation::Create, "new", "");
+    let new_pod = || json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c"}]}});
+    let mut pod = new_pod();
+    assert_eq!(
+        world.admit(&request, &mut pod, None).now_or_never(),
+        Some(Err("namespaces \"new\" not found".to_owned())),
+        "where there is no namespace nothing is waited for"
+    );
     world.map.put("", "namespaces", json!({"metadata": {"name": "new"}}));
-    assert!(awaits("new"));
+    let mut admitted = Box::pin(world.admit(&request, &mut pod, None));
+    assert_eq!(futures::poll!(&mut admitted), std::task::Poll::Pending);
+    world.map.put("", "serviceaccounts", json!({"metadata": {"namespace": "new", "name": "default"}}));
+    assert_eq!(admitted.await, Ok(()));
+    assert_eq!(pod["spec"]["serviceAccountName"], "default");
+    world.map.remove("", "serviceaccounts", "new", "default");
+    let refused = world.admit(&request, &mut new_pod(), None).await.unwrap_err();
+    assert!(refused.ends_with("serviceaccount \"default\" not found"), "not for ever: {refused}");
+}
+
+#[test]
+fn what_is_created_holds_only_while_its_namespace_is_as_it_was_seen() {
+    let world = world();
+    world.map.put("", "namespaces", json!({"metadata": {"name": "ns", "resourceVersion": "7"}}));
+    let user = UserInfo::component("admin", None);
+    let compares = |operation: Operation| {
+        let mut txn = Txn::default();
+        let request = request(&user, "configmaps", operation, "ns", "c");
+        let mut object = json!({});
+        let admitted = world.chain.mutate(&request, &world.map, &mut object, None, &mut txn);
+        admitted.now_or_never().unwrap().unwrap();
+        txn.compares
+    };
+    let key = "/registry/namespaces/ns".to_owned();
+    assert_eq!(compares(Operation::Create), [crate::store::Compare { key, modified: 7 }]);
+    assert_eq!(compares(Operation::Update), []);
 }
 
 const MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";

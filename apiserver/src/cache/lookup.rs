@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures::future::BoxFuture;
+use machinery::api::{ObjectName, StorageKey};
 use serde_json::Value;
 
 use super::select::FieldRequirement;
@@ -12,12 +14,12 @@ use crate::objects::Objects;
 /// Stored bytes of the objects whose parsed form is kept for the next look-up; parsed they weigh about five times that.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
-type Prefix = dyn Fn(&str, &str) -> Option<String> + Send + Sync;
+type Prefix = dyn Fn(&str, &str) -> Option<&'static str> + Send + Sync;
 
 /// See the module.
 pub struct Lookup {
     cache: Arc<Cache>,
-    /// (group, plural) -> storage prefix with its last `/`.
+    /// (group, plural) -> storage prefix (`pods`).
     prefix: Box<Prefix>,
     kept: Mutex<Kept>,
 }
@@ -30,8 +32,18 @@ struct Kept {
 
 impl Lookup {
     /// Over a cache, with the resource table's function from group and plural to storage prefix.
-    pub fn new(cache: Arc<Cache>, prefix: impl Fn(&str, &str) -> Option<String> + Send + Sync + 'static) -> Self {
+    pub fn new(cache: Arc<Cache>, prefix: impl Fn(&str, &str) -> Option<&'static str> + Send + Sync + 'static) -> Self {
         Self { cache, prefix: Box::new(prefix), kept: Mutex::default() }
+    }
+
+    /// What the keys of a resource begin with, or of its objects in one namespace.
+    fn scope(&self, group: &str, plural: &str, namespace: Option<&str>) -> Option<String> {
+        let mut scope = StorageKey::root((self.prefix)(group, plural)?);
+        if let Some(namespace) = namespace {
+            scope.push_str(namespace);
+            scope.push('/');
+        }
+        Some(scope)
     }
 
     fn parsed(&self, object: &Cached) -> Arc<Value> {
@@ -52,14 +64,12 @@ impl Lookup {
 
 impl Objects for Lookup {
     fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
-        let prefix = (self.prefix)(group, plural)?;
-        let key = if namespace.is_empty() { format!("{prefix}{name}") } else { format!("{prefix}{namespace}/{name}") };
-        self.cache.get(&key).map(|object| self.parsed(&object))
+        let key = self.key(group, plural, namespace, name)?;
+        self.cache.get(key.as_str()).map(|object| self.parsed(&object))
     }
 
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
-        let Some(prefix) = (self.prefix)(group, plural) else { return Vec::new() };
-        let prefix = namespace.map_or_else(|| prefix.clone(), |namespace| format!("{prefix}{namespace}/"));
+        let Some(prefix) = self.scope(group, plural, namespace) else { return Vec::new() };
         // The newest revision is always within reach.
         let page = self.cache.list(&prefix, None, None, 0, &Selectors::default());
         page.map(|page| page.items.iter().map(|object| self.parsed(object)).collect()).unwrap_or_default()
@@ -73,8 +83,7 @@ impl Objects for Lookup {
         field: Option<(&'static str, &str)>,
         visit: &mut dyn FnMut(&str, &str, u64),
     ) {
-        let Some(prefix) = (self.prefix)(group, plural) else { return };
-        let prefix = namespace.map_or_else(|| prefix.clone(), |namespace| format!("{prefix}{namespace}/"));
+        let Some(prefix) = self.scope(group, plural, namespace) else { return };
         let equal = |(label, value): (&str, &str)| FieldRequirement {
             label: label.to_owned(),
             equals: true,
@@ -89,6 +98,22 @@ impl Objects for Lookup {
     }
 
     fn revision(&self, group: &str, plural: &str) -> u64 {
-        (self.prefix)(group, plural).map_or(0, |prefix| self.cache.resource_revision(&prefix))
+        self.scope(group, plural, None).map_or(0, |prefix| self.cache.resource_revision(&prefix))
+    }
+
+    fn key(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<StorageKey> {
+        Some(StorageKey::object((self.prefix)(group, plural)?, ObjectName::new(namespace, name)))
+    }
+
+    fn at(&self, key: &StorageKey) -> Option<(Arc<Value>, u64)> {
+        self.cache.get(key.as_str()).map(|object| (object.shared(), object.modified))
+    }
+
+    fn now(&self) -> u64 {
+        self.cache.revision()
+    }
+
+    fn changed(&self, after: u64) -> BoxFuture<'_, ()> {
+        Box::pin(self.cache.changed(after))
     }
 }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::store::versions::{OutOfReach, Versions};
-use crate::store::{Change, Entry, Outcome, Revision, Sink, Store, StoreError, Txn, prefix_end};
+use crate::store::{Change, Current, Entry, Outcome, Revision, Sink, Store, StoreError, Txn, prefix_end};
 
 pub use lookup::Lookup;
 pub use object::{Cached, Fields, Resource};
@@ -38,6 +38,8 @@ use ring::Rings;
 
 /// Objects that are looked at under one lock, some 0.1 ms: a list of everything holds up the writer no longer.
 const SLICE_OBJECTS: usize = 1024;
+/// How long a read waits until the cache has what the store has (upstream: 3 s).
+const SYNC_WAIT: Duration = Duration::from_secs(3);
 /// How often the store is asked to expire keys and compact.
 const TICK_EVERY: Duration = Duration::from_secs(1);
 
@@ -176,6 +178,37 @@ impl Cache {
         }
         let mut moved = self.moved.subscribe();
         tokio::time::timeout(timeout, moved.wait_for(|now| *now >= revision)).await.is_ok_and(|reached| reached.is_ok())
+    }
+
+    /// Whether the cache has every acknowledged write at any time, so that [`sync`](Self::sync) does nothing.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        matches!(self.store.current(), Current::Fed)
+    }
+
+    /// Waits until every write that was acknowledged before this call is here: before anything is decided from what the
+    /// cache does not hold, or from an object that may have changed. Free where the store feeds before it acknowledges.
+    pub async fn sync(&self) -> Result<(), StoreError> {
+        let Current::Ask(newest) = self.store.current() else { return Ok(()) };
+        let newest = newest.await?;
+        if self.until(newest, SYNC_WAIT).await {
+            return Ok(());
+        }
+        Err(StoreError::Unavailable(format!("revision {newest} has not reached the watch cache")))
+    }
+
+    /// Waits until anything after `revision` is visible.
+    pub async fn changed(&self, revision: Revision) {
+        let mut moved = self.moved.subscribe();
+        // The sender lives as long as the cache.
+        let _ = moved.wait_for(|now| *now > revision).await;
+    }
+
+    /// An entry that the store handed back, as the cache will hold it.
+    #[must_use]
+    pub fn parsed(&self, entry: &Entry) -> Arc<Cached> {
+        let inner = self.read();
+        Arc::new(Cached::new(entry, inner.shelf(&entry.key).map(|shelf| &shelf.resource)))
     }
 
     /// One object as of now.

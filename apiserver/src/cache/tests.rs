@@ -443,7 +443,7 @@ async fn a_resource_can_be_registered_late() {
     let mut watch = cache.watch("/registry/x.dev/widgets/", Some(0), Selectors::default()).unwrap();
     assert_eq!(watch.recv().await.unwrap().kind, Kind::Added);
     assert_eq!(watch.recv().await.unwrap().kind, Kind::Modified);
-    let lookup = Lookup::new(cache.clone(), |group, plural| Some(format!("/registry/{group}/{plural}/")));
+    let lookup = Lookup::new(cache.clone(), |group, _| (group == "x.dev").then_some("x.dev/widgets"));
     assert_eq!(lookup.get("x.dev", "widgets", "a", "w").unwrap()["spec"]["color"], "blue");
     assert_eq!(lookup.list("x.dev", "widgets", Some("a")).len(), 1);
     assert!(lookup.list("x.dev", "widgets", Some("b")).is_empty());

@@ -19,12 +19,11 @@ use super::respond;
 use super::route::Target;
 use super::table::{Include, Tables};
 use super::watch;
-use crate::admission::Operation;
 use crate::auth::{reviews, tokens};
-use crate::resources::{Storage, SubKind, TABLE, Verb};
+use crate::resources::{Storage, SubKind, Verb};
 use crate::verbs::body::{self as bodies, Body as RequestBody};
 use crate::verbs::options::{DeleteOptions, ListOptions, WriteOptions};
-use crate::verbs::{Answer, Call, PatchType, Shown, Verbs, object};
+use crate::verbs::{Answer, Call, PatchType, Shown, Verbs, Wanted, object};
 
 /// The largest request body (upstream's default).
 pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -119,8 +118,10 @@ impl Front {
                 if what == Some(SubKind::Scale) {
                     return verbs.put_scale(call, body, &options).await;
                 }
-                let object = bodies::object(call.row, body, options.field_validation, &mut call.warnings)?;
-                verbs.update(call, object, &options).await
+                let (row, validation) = (call.row, options.field_validation);
+                let object = bodies::object(row, body, validation, &mut call.warnings)?;
+                let again = || bodies::object(row, body, validation, &mut Vec::new());
+                verbs.update(call, Wanted::new(object, &again), &options).await
             }
             Verb::Patch => {
                 let options = WriteOptions::read(query, "PatchOptions")?;
@@ -153,18 +154,18 @@ impl Front {
     ) -> Result<Answer, ApiError> {
         let validation = options.field_validation;
         let verbs = &self.verbs;
-        let pods = || TABLE.iter().copied().find(|r| r.plural == "pods" && r.group.is_empty());
+        let kind = call.subresource.and_then(|subresource| subresource.body).unwrap_or_default();
         match what {
             Some(SubKind::Binding) => {
-                let binding = bodies::of_kind("bindings", body, validation, &mut call.warnings)?;
-                verbs.bind(call, binding, options).await
+                let binding = bodies::of_kind(kind, body, validation, &mut call.warnings)?;
+                let again = || bodies::of_kind(kind, body, validation, &mut Vec::new());
+                verbs.bind(call, Wanted::new(binding, &again), options).await
             }
             Some(SubKind::Token) => {
                 let kind = ("authentication.k8s.io", "v1", "TokenRequest");
                 let mut wanted = bodies::of_type(kind, body, validation, &mut call.warnings)?;
                 object::match_namespace(&mut wanted, call.namespace)?;
-                let review = call.review(Operation::Create, call.name, options.dry_run);
-                verbs.admit(&review, &mut wanted, None).await?;
+                verbs.admit_virtual(call, &mut wanted, options).await?;
                 let (env, key) = (&self.env, self.authenticator.key());
                 let answer = tokens::request(key, env, &*verbs.objects, call.namespace, call.name, &wanted)?;
                 Ok(Answer::Object(201, Shown::Value(answer)))
@@ -175,15 +176,17 @@ impl Front {
                 if !call.row.namespaced {
                     object::match_namespace(&mut object, "")?;
                 }
-                if call.row.plural == "bindings" {
+                if let Some((row, what)) = call.row.stands_for {
                     let name = object::text(&object, "name").to_owned();
-                    let row = pods().ok_or(ApiError::NoSuchResource)?;
-                    let subresource = row.subresources.iter().find(|s| s.what == SubKind::Binding);
+                    let subresource = row.subresources.iter().find(|s| s.what == what);
                     let mut bind = Call { row, subresource, name: &name, warnings: Vec::new(), ..*call };
-                    let answer = verbs.bind(&mut bind, object, options).await;
+                    let of = call.row;
+                    let again = || bodies::object(of, body, validation, &mut Vec::new());
+                    let answer = verbs.bind(&mut bind, Wanted::new(object, &again), options).await;
                     call.warnings.append(&mut bind.warnings);
                     return answer;
                 }
+                verbs.admit_virtual(call, &mut object, options).await?;
                 let context = reviews::Context {
                     authorizer: &self.authorizer,
                     authenticator: &self.authenticator,
@@ -195,8 +198,10 @@ impl Front {
                 Ok(Answer::Object(201, Shown::Value(reviews::answer(&context, call.row.plural, &object)?)))
             }
             None => {
-                let object = bodies::object(call.row, body, validation, &mut call.warnings)?;
-                verbs.create(call, object, options).await
+                let row = call.row;
+                let object = bodies::object(row, body, validation, &mut call.warnings)?;
+                let again = || bodies::object(row, body, validation, &mut Vec::new());
+                verbs.create(call, Wanted::new(object, &again), options).await
             }
         }
     }

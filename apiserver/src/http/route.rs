@@ -144,16 +144,6 @@ fn get(method: &str, route: Route) -> Result<Route, NoRoute> {
     if method == "GET" { Ok(route) } else { Err(method_not_allowed().into()) }
 }
 
-/// Pods' (and others') parts that are proxied to nodes, and since which version.
-const LATER: &[(&str, &str, &str)] = &[
-    ("pods", "exec", "0.2"),
-    ("pods", "attach", "0.2"),
-    ("pods", "portforward", "0.2"),
-    ("pods", "proxy", "0.2"),
-    ("services", "proxy", "0.2"),
-    ("nodes", "proxy", "0.2"),
-];
-
 fn resource(method: &str, info: &Info) -> Result<Route, NoRoute> {
     let none = || NoRoute::Error(ApiError::NoSuchResource);
     if !info.is_resource {
@@ -205,7 +195,7 @@ fn resource(method: &str, info: &Info) -> Result<Route, NoRoute> {
             serve(row, None, item_verb(method)?, true)
         }
         [_, name, more @ ..] => {
-            if let Some((_, _, since)) = LATER.iter().find(|(p, s, _)| *p == plural && s == name)
+            if let Some((_, since)) = row.later.iter().find(|(later, _)| later == name)
                 && info.group.is_empty()
                 && (more.is_empty() || *name == "proxy")
             {

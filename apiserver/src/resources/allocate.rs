@@ -1,21 +1,23 @@
 //! What a Service is given: a cluster IP, ports on the nodes, a port for health checks.
 //!
-//! [`Allocator::allocate`] decides from the current Services alone, so nothing is stored beside them and nothing can
-//! leak: what a deleted or changed Service held is free with its write. It takes no part in ordering: the caller holds
-//! one lock from this call until the write is visible in `objects`, so that no two Services are given the same.
+//! [`Allocator::allocate`] chooses what is not reserved; [`claims`] says what a Service then holds. Each of those is a key of
+//! its own, which the Service's own transaction writes on the condition that it is absent, and which goes in the
+//! transaction with which the Service goes or gives it up: no two Services are given the same, and nothing leaks. Where
+//! another Service was quicker, the transaction does nothing, and the choice is made again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::sync::{Mutex, PoisonError};
 
 use ipnet::Ipv4Net;
 use machinery::api::error::{ApiError, Cause, Named};
+use machinery::api::{ObjectName, StorageKey};
 use machinery::env::Env;
 use serde_json::{Value, json};
 
+use super::Claim;
 use super::field::{FieldError, Path};
-use super::read::{fields, get, int, items, items_mut, name, put, texts};
+use super::read::{fields, get, int, items, items_mut, name, put, text, texts};
 use super::rules;
 use super::services::{has_node_ports, is_load_balancer, needs_cluster_ip, needs_health_check};
 use crate::objects::Objects;
@@ -26,6 +28,12 @@ const IP_OUTSIDE: &str = "the provided network does not match the current range"
 /// What upstream makes up where nothing is to be taken.
 const FIRST_OF_DRY_RUNS: i64 = 32769;
 const PORT_TAKEN: &str = "provided port is already allocated";
+/// As upstream stores IPAddress objects.
+const IP_PREFIX: &str = "ipaddresses";
+/// Upstream keeps one bitmap at this key; here each port has its own below it, so that Services don't wait for each other.
+const PORT_PREFIX: &str = "ranges/servicenodeports";
+/// Where reservations are stored, for looking for those that nobody holds any more.
+pub const RESERVATIONS: [&str; 2] = [IP_PREFIX, PORT_PREFIX];
 
 /// Where Services get their addresses and ports from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,26 +51,6 @@ fn static_band(size: u64, least: u64, most: u64, step: u64) -> u64 {
     if size <= least { 0 } else { (size / step).clamp(least, most) }
 }
 
-/// What one Service holds.
-#[derive(Default)]
-struct Share {
-    version: u64,
-    /// The last round in which the Service was there.
-    round: u64,
-    ips: Vec<Ipv4Addr>,
-    ports: Vec<u16>,
-}
-
-/// What Services hold together, kept in step with the objects by reading only those that changed.
-#[derive(Default)]
-struct Held {
-    revision: Option<u64>,
-    round: u64,
-    services: BTreeMap<String, BTreeMap<String, Share>>,
-    ips: BTreeMap<Ipv4Addr, usize>,
-    ports: BTreeMap<u16, usize>,
-}
-
 fn held_ips(spec: &Value) -> Vec<Ipv4Addr> {
     if !needs_cluster_ip(spec) {
         return Vec::new();
@@ -76,67 +64,46 @@ fn held_ports(spec: &Value) -> Vec<u16> {
     nodes.chain(health).filter_map(|port| u16::try_from(port).ok()).filter(|port| *port != 0).collect()
 }
 
-fn count<K: Ord + Copy>(map: &mut BTreeMap<K, usize>, keys: &[K], more: bool) {
-    for key in keys {
-        if more {
-            *map.entry(*key).or_default() += 1;
-        } else if let Some(n) = map.get_mut(key) {
-            *n -= 1;
-            if *n == 0 {
-                map.remove(key);
-            }
-        }
+/// What a Service holds as long as it exists: its addresses, and its ports on the nodes. The keys are upstream's for IPAddress
+/// objects, and below its one for the ranges of node ports; the values say who holds them.
+pub(super) fn claims(service: &Value) -> Vec<Claim> {
+    let spec = get(service, "spec");
+    let metadata = get(service, "metadata");
+    let parent = json!({
+        "resource": "services", "namespace": text(metadata, "namespace"), "name": text(metadata, "name"),
+    });
+    let mut claims: Vec<Claim> = Vec::new();
+    for ip in held_ips(spec) {
+        let object = json!({
+            "kind": "IPAddress",
+            "apiVersion": "networking.k8s.io/v1",
+            "metadata": {
+                "name": ip.to_string(),
+                "labels": {"ipaddress.kubernetes.io/ip-family": "IPv4", "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"},
+            },
+            "spec": {"parentRef": parent},
+        });
+        claims.push(Claim { key: ip_key(ip), object });
     }
+    let ports: BTreeSet<u16> = held_ports(spec).into_iter().collect();
+    claims.extend(
+        ports.into_iter().map(|port| Claim { key: port_key(port), object: json!({"spec": {"parentRef": parent}}) }),
+    );
+    claims
 }
 
-impl Held {
-    fn update(&mut self, objects: &dyn Objects) {
-        let revision = objects.revision("", "services");
-        if self.revision == Some(revision) {
-            return;
-        }
-        self.round += 1;
-        let mut changed: Vec<(String, String, u64)> = Vec::new();
-        objects.each("", "services", None, None, &mut |namespace, name, version| match self
-            .services
-            .get_mut(namespace)
-            .and_then(|inside| inside.get_mut(name))
-        {
-            Some(share) if share.version == version => share.round = self.round,
-            _ => changed.push((namespace.to_owned(), name.to_owned(), version)),
-        });
-        for (namespace, name, version) in changed {
-            let service = objects.get("", "services", &namespace, &name);
-            let spec = service.as_deref().map_or(&super::read::NULL, |service| get(service, "spec"));
-            let share = Share { version, round: self.round, ips: held_ips(spec), ports: held_ports(spec) };
-            count(&mut self.ips, &share.ips, true);
-            count(&mut self.ports, &share.ports, true);
-            if let Some(old) = self.services.entry(namespace).or_default().insert(name, share) {
-                count(&mut self.ips, &old.ips, false);
-                count(&mut self.ports, &old.ports, false);
-            }
-        }
-        let (ips, ports, round) = (&mut self.ips, &mut self.ports, self.round);
-        self.services.retain(|_, inside| {
-            inside.retain(|_, share| {
-                let stays = share.round == round;
-                if !stays {
-                    count(ips, &share.ips, false);
-                    count(ports, &share.ports, false);
-                }
-                stays
-            });
-            !inside.is_empty()
-        });
-        self.revision = Some(revision);
-    }
+fn ip_key(ip: Ipv4Addr) -> StorageKey {
+    StorageKey::object(IP_PREFIX, ObjectName::new("", &ip.to_string()))
+}
+
+fn port_key(port: u16) -> StorageKey {
+    StorageKey::object(PORT_PREFIX, ObjectName::new("", &port.to_string()))
 }
 
 /// Chooses what Services are given.
 pub struct Allocator {
     network: ServiceNetwork,
     env: Env,
-    held: Mutex<Held>,
 }
 
 impl std::fmt::Debug for Allocator {
@@ -146,10 +113,10 @@ impl std::fmt::Debug for Allocator {
 }
 
 impl Allocator {
-    /// For a network; nothing is read before the first allocation.
+    /// For a network.
     #[must_use]
     pub fn new(network: ServiceNetwork, env: Env) -> Self {
-        Self { network, env, held: Mutex::default() }
+        Self { network, env }
     }
 
     /// See [`ServiceNetwork::loopback`].
@@ -159,8 +126,8 @@ impl Allocator {
     }
 
     /// Fills in what `new` needs and has not, and refuses what it asks for and can't have. `new` has been defaulted and
-    /// prepared; `old` is the stored Service of an update. Hold one lock until the write is visible. A `dry` run gives
-    /// upstream's made-up node ports, and looks at no range.
+    /// prepared; `old` is the stored Service of an update. A `dry` run gives upstream's made-up node ports, and looks at no
+    /// range.
     pub fn allocate(
         &self,
         objects: &dyn Objects,
@@ -168,10 +135,8 @@ impl Allocator {
         old: Option<&Value>,
         dry: bool,
     ) -> Result<(), ApiError> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.update(objects);
         let service = name(new).to_owned();
-        let mut choice = Choice { network: &self.network, env: &self.env, held: &held, ports: Vec::new(), dry };
+        let mut choice = Choice { network: &self.network, env: &self.env, objects, ports: Vec::new(), dry };
         choice.allocate(new, old).map_err(|why| why.into_api(service))
     }
 }
@@ -196,7 +161,7 @@ impl Refusal {
 struct Choice<'a> {
     network: &'a ServiceNetwork,
     env: &'a Env,
-    held: &'a Held,
+    objects: &'a dyn Objects,
     /// Ports taken by this Service in this call.
     ports: Vec<i64>,
     dry: bool,
@@ -247,12 +212,20 @@ impl Choice<'_> {
                     Some(std::net::IpAddr::V4(ip)) if self.usable(ip) => ip,
                     _ => return Err(refuse(spec, format!("failed to allocate IP {asked}: {IP_OUTSIDE}"))),
                 };
-                if self.held.ips.contains_key(&ip) {
+                if self.ip_is_held(ip) {
                     return Err(refuse(spec, format!("failed to allocate IP {asked}: {IP_TAKEN}")));
                 }
             }
         }
         Ok(())
+    }
+
+    fn ip_is_held(&self, ip: Ipv4Addr) -> bool {
+        self.objects.at(&ip_key(ip)).is_some()
+    }
+
+    fn port_is_held(&self, port: u16) -> bool {
+        self.objects.at(&port_key(port)).is_some()
     }
 
     fn usable(&self, ip: Ipv4Addr) -> bool {
@@ -273,7 +246,7 @@ impl Choice<'_> {
 
     fn ip_if_free(&self, number: u64) -> Option<Ipv4Addr> {
         let ip = Ipv4Addr::from(u32::try_from(number).ok()?);
-        (!self.held.ips.contains_key(&ip)).then_some(ip)
+        (!self.ip_is_held(ip)).then_some(ip)
     }
 
     /// The first hit in a range, beginning at a random place and going round.
@@ -294,7 +267,7 @@ impl Choice<'_> {
         let low = first + static_band(size, 16, 128, 32);
         let free = |number: u64| {
             let port = u16::try_from(number).ok()?;
-            let taken = self.held.ports.contains_key(&port) || self.ports.contains(&port.into());
+            let taken = self.ports.contains(&port.into()) || self.port_is_held(port);
             (!taken).then_some(port.into())
         };
         let port =
@@ -313,7 +286,7 @@ impl Choice<'_> {
             let why = format!("provided port is not in the valid range. The range of valid ports is {first}-{last}");
             return Err(refuse(&why));
         }
-        if port.is_some_and(|port| self.held.ports.contains_key(&port)) || self.ports.contains(&asked) {
+        if self.ports.contains(&asked) || port.is_some_and(|port| self.port_is_held(port)) {
             return Err(refuse(PORT_TAKEN));
         }
         self.ports.push(asked);
@@ -400,6 +373,13 @@ mod tests {
         json!({"metadata": {"namespace": "n", "name": name}, "spec": spec})
     }
 
+    /// Reserves what a Service holds, or frees it again.
+    fn reserve(world: &Map, service: &Value, holds: bool) {
+        for Claim { key, object } in claims(service) {
+            world.reserve(key, holds.then_some(object));
+        }
+    }
+
     fn allocator() -> Allocator {
         let network =
             ServiceNetwork { cidr: "10.0.0.0/24".parse().unwrap(), node_ports: 30000..=32767, loopback: Vec::new() };
@@ -428,11 +408,11 @@ mod tests {
             if i == 7 {
                 gone = new.clone();
             }
-            world.put("", "services", new);
+            reserve(&world, &new, true);
         }
         let mut one_more = service("x", json!({"type": "ClusterIP"}));
         assert!(matches!(allocator.allocate(&world, &mut one_more, None, false), Err(ApiError::ServiceUnavailable(_))));
-        world.remove("", "services", "n", "s7");
+        reserve(&world, &gone, false);
         allocator.allocate(&world, &mut one_more, None, false).unwrap();
         assert_eq!(one_more["spec"]["clusterIP"], gone["spec"]["clusterIP"]);
     }
@@ -446,7 +426,7 @@ mod tests {
             "ports": [{"port": 80, "nodePort": 30002}]}),
         );
         let world = Map::default();
-        world.put("", "services", held);
+        reserve(&world, &held, true);
         let ask = |spec: Value| cause(allocator.allocate(&world, &mut service("b", spec), None, false));
         assert_eq!(
             ask(json!({"type": "ClusterIP", "clusterIP": "10.0.0.9", "clusterIPs": ["10.0.0.9"]})),

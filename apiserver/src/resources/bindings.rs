@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::field::{Errors, FieldError, Path};
 use super::read::{get, text};
-use super::{Context, Row, Strategy, Verb};
+use super::{Context, Row, Strategy, SubKind, Verb};
 
 /// Bindings.
 pub(super) static ROW: Row = Row {
@@ -13,6 +13,7 @@ pub(super) static ROW: Row = Row {
     singular: "binding",
     schema: "io.k8s.api.core.v1.Binding",
     verbs: &[Verb::Create],
+    stands_for: Some((&super::pods::ROW, SubKind::Binding)),
     strategy: &Binding,
     example: r#"apiVersion: v1
 kind: Binding

@@ -21,6 +21,7 @@ pub(super) static ROW: Row = Row {
     schema: "io.k8s.api.apps.v1.Deployment",
     subresources: &[SCALE, STATUS],
     storage: Storage::Stored("deployments"),
+    shows_empty: true,
     strategy: &Deployment,
     example: r#"apiVersion: apps/v1
 kind: Deployment

@@ -22,6 +22,7 @@ pub(super) static ROW: Row = Row {
     singular: "endpointslice",
     schema: "io.k8s.api.discovery.v1.EndpointSlice",
     storage: Storage::Stored("endpointslices"),
+    indexes_labels: true,
     strategy: &EndpointSlice,
     example: r#"apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice

@@ -1,5 +1,8 @@
 //! Events in their two versions over one storage: core's is the stored form.
 
+use std::borrow::Cow;
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -8,7 +11,10 @@ use super::field::{Errors, FieldError, IMMUTABLE, Path};
 use super::metadata::{checked_whole, label_name};
 use super::read::{default_to, fields, get, has, int, is_zero, object_mut, put, text, time};
 use super::rules::{self, NameRule};
-use super::{Column, Context, MetadataChecks, Row, Storage, Strategy};
+use super::{Column, Context, Deletion, MetadataChecks, Row, Storage, Strategy};
+
+/// Upstream's default.
+const TTL: Duration = Duration::from_secs(3600);
 
 /// Events.
 pub(super) static CORE: Row = Row {
@@ -18,6 +24,8 @@ pub(super) static CORE: Row = Row {
     short_names: &["ev"],
     schema: "io.k8s.api.core.v1.Event",
     storage: Storage::Stored("events"),
+    deletion: Deletion::WithoutDependents,
+    ttl: Some(TTL),
     strategy: &Event { core: true },
     example: r#"apiVersion: v1
 kind: Event
@@ -44,6 +52,8 @@ pub(super) static EVENTS: Row = Row {
     schema: "io.k8s.api.events.v1.Event",
     storage: Storage::Stored("events"),
     storage_version: false,
+    deletion: Deletion::WithoutDependents,
+    ttl: Some(TTL),
     strategy: &Event { core: false },
     example: r#"apiVersion: events.k8s.io/v1
 kind: Event
@@ -407,6 +417,14 @@ impl Strategy for Event {
 
     fn selectable_labels(&self) -> &'static [&'static str] {
         if self.core { CORE_LABELS } else { NEW_LABELS }
+    }
+
+    fn stored_label<'a>(&self, label: &'a str) -> Cow<'a, str> {
+        match label.strip_prefix("regarding.") {
+            Some(rest) => Cow::Owned(format!("involvedObject.{rest}")),
+            None if label == "reportingController" => Cow::Owned("reportingComponent".into()),
+            None => Cow::Borrowed(label),
+        }
     }
 
     fn of_stored(&self, object: Value) -> Value {

@@ -33,10 +33,15 @@ mod workloads;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+use std::time::Duration;
+
 use jiff::Timestamp;
+use machinery::api::{ApiError, StorageKey};
 use machinery::env::Env;
 use serde_json::Value;
 
+use crate::objects::Objects;
 use field::FieldError;
 
 /// What a resource or subresource can be asked for, as in discovery.
@@ -143,6 +148,37 @@ pub enum Storage {
     Virtual,
 }
 
+/// How a row's objects end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deletion {
+    /// At once, after their grace, or when their finalizers are gone; dependents as the client's policy says.
+    Plain,
+    /// The same, without dependents: upstream collects no garbage below these.
+    WithoutDependents,
+    /// A delete makes it Terminating; it goes when `spec.finalizers` is empty, too (Namespaces).
+    Finalized,
+}
+
+impl Storage {
+    /// The prefix below `/registry/`.
+    #[must_use]
+    pub fn prefix(self) -> Option<&'static str> {
+        match self {
+            Self::Stored(prefix) => Some(prefix),
+            Self::Virtual => None,
+        }
+    }
+}
+
+/// A key that at most one object holds at a time. It is written with the object and goes with it, in the same transactions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claim {
+    /// Where it is stored.
+    pub key: StorageKey,
+    /// What says who holds it, in `spec.parentRef`.
+    pub object: Value,
+}
+
 /// One kind of the API.
 pub struct Row {
     /// API group; empty for core.
@@ -171,6 +207,20 @@ pub struct Row {
     pub storage: Storage,
     /// Two rows over one storage (core and events.k8s.io Events): the stored form is the row's that has `true` here.
     pub storage_version: bool,
+    /// Subresources that a later version serves, and since which: they are no unknown paths.
+    pub later: &'static [(&'static str, &'static str)],
+    /// A create on this collection is one on a subresource of another row's object, which the body names.
+    pub stands_for: Option<(&'static Row, SubKind)>,
+    /// Fields whose equality is indexed for lists and watches.
+    pub indexed_fields: &'static [&'static str],
+    /// Whether lists by label equality use an index.
+    pub indexes_labels: bool,
+    /// Whether findings show a list or map that was given empty as such, not as absent.
+    pub shows_empty: bool,
+    /// How objects end.
+    pub deletion: Deletion,
+    /// For how long an object lives that nobody deletes; `None`: for ever.
+    pub ttl: Option<Duration>,
     /// What is particular about the kind.
     pub strategy: &'static dyn Strategy,
     /// A valid object, as YAML: tests walk the table with it. No namespace, no status.
@@ -202,6 +252,13 @@ impl Row {
         subresources: &[],
         storage: Storage::Virtual,
         storage_version: true,
+        later: &[],
+        stands_for: None,
+        indexed_fields: &[],
+        indexes_labels: false,
+        shows_empty: false,
+        deletion: Deletion::Plain,
+        ttl: None,
         strategy: &Plain,
         example: "",
     };
@@ -232,6 +289,18 @@ pub struct Context<'a> {
     pub subresource: &'a str,
     /// The cluster's own blocks of 127.0.0.0/8 (Services, pods): the only loopback addresses that endpoints may have.
     pub loopback: &'a [ipnet::Ipv4Net],
+}
+
+/// What a strategy may need to give an object what only the server can give.
+pub struct Allocation<'a> {
+    /// Chooses Services' addresses and ports.
+    pub services: &'a allocate::Allocator,
+    /// What is reserved.
+    pub objects: &'a dyn Objects,
+    /// Whether nothing is to be stored.
+    pub dry_run: bool,
+    /// The subresource written through, or empty.
+    pub subresource: &'a str,
 }
 
 /// Which parts of metadata validation upstream's own update validation of a kind repeats.
@@ -325,6 +394,24 @@ pub trait Strategy: Send + Sync {
         self.validate(context, new)
     }
 
+    /// Fills in what only the server can give (addresses, ports), or refuses what was asked for and can't be had. Runs after
+    /// [`validate_first`](Self::validate_first); `old` is there for updates.
+    fn allocate(&self, allocation: &Allocation<'_>, new: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
+        let _ = (allocation, new, old);
+        Ok(())
+    }
+
+    /// Storage prefixes of what [`claims`](Self::claims) names.
+    fn claim_prefixes(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// What an object of this kind holds for itself alone.
+    fn claims(&self, object: &Value) -> Vec<Claim> {
+        let _ = object;
+        Vec::new()
+    }
+
     /// Upstream's `Warning` headers for a created or updated object.
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
         let _ = (object, old);
@@ -393,6 +480,11 @@ pub trait Strategy: Send + Sync {
     /// What upstream's conversion puts into an object that holds nothing (a bookmark's) beside what every type prints.
     fn of_nothing(&self, object: &mut Value) {
         let _ = object;
+    }
+
+    /// A field label of this row's version in the words of the stored one (only for rows that share a storage).
+    fn stored_label<'a>(&self, label: &'a str) -> Cow<'a, str> {
+        Cow::Borrowed(label)
     }
 
     /// From the stored form into this row's version, and back (only for rows that share a storage).

@@ -9,7 +9,7 @@ use super::metadata::standard_finalizer;
 use super::read::{default_zero_to, get, has, is_zero, object_mut, put, text, texts};
 use super::rules::{self, NameRule};
 use super::{
-    Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, SubKind, Subresource, Verb,
+    Column, Context, Deletion, MetadataChecks, Row, STATUS, Storage, Strategy, SubKind, Subresource, Verb,
     prepare_update_by_default,
 };
 
@@ -26,6 +26,7 @@ pub(super) static ROW: Row = Row {
         STATUS,
     ],
     storage: Storage::Stored("namespaces"),
+    deletion: Deletion::Finalized,
     strategy: &Namespace,
     example: r#"apiVersion: v1
 kind: Namespace

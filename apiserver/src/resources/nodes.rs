@@ -22,6 +22,7 @@ pub(super) static ROW: Row = Row {
     short_names: &["no"],
     schema: "io.k8s.api.core.v1.Node",
     subresources: &[STATUS],
+    later: &[("proxy", "0.2")],
     storage: Storage::Stored("minions"),
     strategy: &Node,
     example: r#"apiVersion: v1

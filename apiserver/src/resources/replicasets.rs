@@ -20,6 +20,8 @@ pub(super) static ROW: Row = Row {
     schema: "io.k8s.api.apps.v1.ReplicaSet",
     subresources: &[SCALE, STATUS],
     storage: Storage::Stored("replicasets"),
+    indexes_labels: true,
+    shows_empty: true,
     strategy: &ReplicaSet,
     example: r#"apiVersion: apps/v1
 kind: ReplicaSet

@@ -7,7 +7,7 @@ use machinery::env::Env;
 use tokio::sync::watch;
 
 use super::plan::{Pending, State, check};
-use super::{Change, Entry, History, Outcome, Range, Revision, Sink, Store, StoreError, Txn, Watch};
+use super::{Change, Current, Entry, History, Outcome, Range, Revision, Sink, Store, StoreError, Txn, Watch};
 
 struct Inner {
     state: State,
@@ -75,6 +75,10 @@ impl MemoryStore {
 impl Store for MemoryStore {
     fn revision(&self) -> Revision {
         self.shared.lock().state.versions.revision()
+    }
+
+    fn current(&self) -> Current<'_> {
+        Current::Fed
     }
 
     fn compacted(&self) -> Revision {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 
 pub use record::Record;
 
@@ -193,11 +194,22 @@ pub trait Sink: Send + Sync {
     fn compact(&self, revision: Revision);
 }
 
+/// What a reader of a fed copy of the store ([`Sink`]) does to be up to date with every write that was acknowledged.
+pub enum Current<'a> {
+    /// Nothing: what is acknowledged was fed before.
+    Fed,
+    /// It waits until this revision has been fed, which only the store knows: others may have written.
+    Ask(BoxFuture<'a, Result<Revision, StoreError>>),
+}
+
 /// A key-value store with etcd's semantics.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// The newest visible revision.
     fn revision(&self) -> Revision;
+
+    /// The newest revision that anybody was acknowledged, for readers of a fed copy.
+    fn current(&self) -> Current<'_>;
 
     /// The oldest revision that can still be read.
     fn compacted(&self) -> Revision;

@@ -1,14 +1,15 @@
 //! Binding a Pod to a node: `pods/NAME/binding`, and the older `bindings`.
 
-use crate::admission::Operation;
 use machinery::api::ApiError;
 use machinery::api::error::{Named, Status};
 use serde_json::{Value, json};
 
+use super::intent::{Intent, Wanted};
 use super::object::{self, metadata_mut};
 use super::options::WriteOptions;
-use super::update::wrong_uid;
-use super::{Answer, Call, TRIES_MAX, Verbs};
+use super::write::{Change, Existing};
+use super::{Answer, Call, Verbs, wrong_uid};
+use crate::admission::Options;
 use crate::resources::rules::path_segment;
 
 impl Verbs {
@@ -16,76 +17,69 @@ impl Verbs {
     pub async fn bind(
         &self,
         call: &mut Call<'_>,
-        mut binding: Value,
+        binding: Wanted<'_>,
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
-        object::match_namespace(&mut binding, call.object_namespace())?;
-        let name = call.name.to_owned();
-        {
-            let review = call.review(Operation::Create, &name, options.dry_run);
-            self.admit(&review, &mut binding, None).await?;
-        }
-        if object::text(&binding, "name") != name {
-            return Err(ApiError::BadRequest("name in URL does not match name in Binding object".into()));
-        }
-        let target = &binding["target"];
-        let mut findings = Vec::new();
-        if !matches!(target["kind"].as_str().unwrap_or(""), "" | "Node") {
-            let kind = crate::resources::field::quoted(target["kind"].as_str().unwrap_or(""));
-            findings.push(format!("target.kind: Unsupported value: {kind}: supported values: \"Node\", \"<empty>\""));
-        }
-        let node = target["name"].as_str().unwrap_or("").to_owned();
-        if node.is_empty() {
-            findings.push("target.name: Required value".to_owned());
-        }
-        match findings.as_slice() {
-            [] => {}
-            [one] => return Err(ApiError::BadRequest(one.clone())),
-            many => return Err(ApiError::BadRequest(format!("[{}]", many.join(", ")))),
-        }
-        {
-            let review = call.review(Operation::Create, &name, options.dry_run);
-            self.admission.validate(&review, &*self.objects, &binding, None)?;
-        }
-        // A binding of the collection names its pod itself.
-        if name.is_empty() {
-            return Err(ApiError::BadRequest("Name parameter required.".into()));
-        }
-        if let Some(why) = path_segment(&name, false).first() {
-            return Err(ApiError::BadRequest(format!("Name parameter invalid: {name:?}: {why}")));
-        }
-        let key = call.key();
-        for _ in 0..TRIES_MAX {
-            let cached = self.cache.get(&key).ok_or_else(|| call.not_found())?;
-            let old = cached.shared();
-            let (wanted, uid) = (object::text(&binding, "uid"), object::text(&old, "uid"));
-            if !wanted.is_empty() && wanted != uid {
-                return Err(wrong_uid(call, &key, wanted, uid, options.dry_run));
-            }
-            let version = object::client_version(&binding)?;
-            if version != 0 && version != cached.modified {
-                let why = format!(
-                    "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition \
-                     failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {}",
-                    cached.modified
-                );
-                return Err(ApiError::Conflict(call.resource(), name, why));
-            }
-            let new = bound(&old, &binding, &node, &object::time(call.now))
-                .map_err(|why| ApiError::Conflict(Named::new("", "pods/binding"), name.clone(), why))?;
-            if options.dry_run {
-                return Ok(done());
-            }
-            let stored = Self::encode(call.row, &new)?;
-            if self.put(call.row, &key, cached.modified, stored).await?.is_some() {
-                return Ok(done());
-            }
-        }
-        Err(call.modified())
+        self.write(call, &mut Intent::Bind(binding), Options::Write(options)).await
     }
 }
 
-fn done() -> Answer {
+/// The bound pod.
+pub(super) fn bind(
+    call: &Call<'_>,
+    binding: &Value,
+    existing: Option<&Existing>,
+    dry_run: bool,
+) -> Result<Change, ApiError> {
+    let name = call.name;
+    if object::text(binding, "name") != name {
+        return Err(ApiError::BadRequest("name in URL does not match name in Binding object".into()));
+    }
+    let target = &binding["target"];
+    let mut findings = Vec::new();
+    if !matches!(target["kind"].as_str().unwrap_or(""), "" | "Node") {
+        let kind = crate::resources::field::quoted(target["kind"].as_str().unwrap_or(""));
+        findings.push(format!("target.kind: Unsupported value: {kind}: supported values: \"Node\", \"<empty>\""));
+    }
+    let node = target["name"].as_str().unwrap_or("");
+    if node.is_empty() {
+        findings.push("target.name: Required value".to_owned());
+    }
+    match findings.as_slice() {
+        [] => {}
+        [one] => return Err(ApiError::BadRequest(one.clone())),
+        many => return Err(ApiError::BadRequest(format!("[{}]", many.join(", ")))),
+    }
+    // A binding of the collection names its pod itself.
+    if name.is_empty() {
+        return Err(ApiError::BadRequest("Name parameter required.".into()));
+    }
+    if let Some(why) = path_segment(name, false).first() {
+        return Err(ApiError::BadRequest(format!("Name parameter invalid: {name:?}: {why}")));
+    }
+    let existing = existing.ok_or_else(|| call.not_found())?;
+    let old = &*existing.value;
+    let (wanted, uid) = (object::text(binding, "uid"), object::text(old, "uid"));
+    if !wanted.is_empty() && wanted != uid {
+        return Err(wrong_uid(call, wanted, uid, dry_run));
+    }
+    let version = object::client_version(binding)?;
+    if version != 0 && version != existing.modified() {
+        let why = format!(
+            "StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: \
+             ResourceVersion in precondition: {version}, ResourceVersion in object meta: {}",
+            call.key(),
+            existing.modified()
+        );
+        return Err(ApiError::Conflict(call.resource(), name.to_owned(), why));
+    }
+    let new = bound(old, binding, node, &object::time(call.now))
+        .map_err(|why| ApiError::Conflict(Named::new("", "pods/binding"), name.to_owned(), why))?;
+    Ok(Change::Update(new))
+}
+
+/// What a binding is answered with.
+pub(super) fn done() -> Answer {
     let mut status = Status::failure(201, "", "");
     status.status = "Success".into();
     Answer::Status(201, Box::new(status))

@@ -66,7 +66,7 @@ pub fn empties(row: &'static Row, object: &Value) -> Vec<String> {
         }
     }
     let mut found = Vec::new();
-    if SHOW_EMPTY.contains(&row.kind)
+    if row.shows_empty
         && let Some(spec) = object.get("spec")
     {
         walk(spec, &mut "/spec".to_owned(), &mut found);
@@ -89,8 +89,6 @@ pub fn with_empties<'a>(object: &'a Value, given: &Value, empties: &[String]) ->
     }
     shown
 }
-
-const SHOW_EMPTY: &[&str] = &["Pod", "Deployment", "ReplicaSet", "Job"];
 
 /// Decodes an object of a row, with defaults.
 pub fn object(
@@ -118,14 +116,15 @@ pub fn of_type(
     Ok(object)
 }
 
-/// Decodes an object of the core row that `plural` names, whatever the path is about (Binding).
+/// Decodes an object of the row of a kind, whatever the path is about (Binding).
 pub fn of_kind(
-    plural: &str,
+    (group, version, kind): (&str, &str, &str),
     body: Body<'_>,
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
-    let row = crate::resources::find("", "v1", plural).ok_or(ApiError::NoSuchResource)?;
+    let row = crate::resources::TABLE.iter().find(|r| (r.group, r.version, r.kind) == (group, version, kind));
+    let row = row.copied().ok_or(ApiError::NoSuchResource)?;
     object(row, body, validation, warnings)
 }
 

@@ -2,39 +2,25 @@
 
 use std::collections::BTreeSet;
 
-use crate::admission::Operation;
 use jiff::{SignedDuration, Timestamp};
 use machinery::api::ApiError;
 use machinery::api::error::{Details, Named, Status};
 use serde_json::{Value, json};
 
-use super::object::{self, FOREGROUND, ORPHAN, metadata_mut};
+use super::intent::Intent;
+use super::object::{self, FOREGROUND, ORPHAN, metadata_mut, versioned};
 use super::options::{DeleteOptions, ListOptions, Propagation};
-use super::update::versioned;
-use super::{Answer, Call, Shown, TRIES_MAX, Verbs};
-use crate::resources::Row;
-
-/// PriorityClasses that a cluster can't do without.
-const SYSTEM_CLASSES: [&str; 2] = ["system-node-critical", "system-cluster-critical"];
-
-/// What a deletion does to an object.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Step {
-    /// It goes now.
-    Remove,
-    /// It is marked and stays.
-    Mark(Value),
-    /// It is marked, and then goes at once: watchers see both, as upstream shows them.
-    MarkAndRemove(Value),
-    /// Its deletion has begun with the same or a shorter grace: nothing changes.
-    Pending,
-}
+use super::write::{Change, Existing};
+use super::{Answer, Call, Shown, Verbs};
+use crate::admission::Options;
+use crate::resources::{Deletion, Row};
+use crate::store::{Record, Revision};
 
 /// Decides about one object.
-pub(super) fn decide(row: &Row, old: &Value, options: &DeleteOptions, now: Timestamp) -> Step {
+pub(super) fn decide(row: &Row, old: &Value, options: &DeleteOptions, now: Timestamp) -> Change {
     let mut new = old.clone();
     let grace = match graceful(row, &mut new, options, now) {
-        Grace::Pending => return Step::Pending,
+        Grace::Pending => return Change::Keep,
         Grace::Marked(seconds) => Some(seconds),
         Grace::None => None,
     };
@@ -45,8 +31,8 @@ pub(super) fn decide(row: &Row, old: &Value, options: &DeleteOptions, now: Times
     }
     let held = !object::finalizers(&new).is_empty();
     match grace {
-        Some(0) if !held => Step::MarkAndRemove(new),
-        Some(_) => Step::Mark(new),
+        Some(0) if !held => Change::MarkAndRemove(new),
+        Some(_) => Change::Update(new),
         None if held => {
             if !object::is_deleting(&new) && object::generation(&new) > 0 {
                 let next = object::generation(&new) + 1;
@@ -58,9 +44,9 @@ pub(super) fn decide(row: &Row, old: &Value, options: &DeleteOptions, now: Times
                 metadata.insert("deletionTimestamp".into(), json!(object::time(now)));
             }
             metadata.insert("deletionGracePeriodSeconds".into(), json!(0));
-            Step::Mark(new)
+            Change::Update(new)
         }
-        None => Step::Remove,
+        None => Change::Remove(None),
     }
 }
 
@@ -76,6 +62,10 @@ fn graceful(row: &Row, new: &mut Value, options: &DeleteOptions, now: Timestamp)
         let Some(left) = object::field(new, "deletionGracePeriodSeconds").and_then(Value::as_i64) else {
             return Grace::None;
         };
+        if left == 0 && object::finalizers(new).is_empty() {
+            // It was marked to go at once, and the server ended before it went.
+            return Grace::None;
+        }
         let Some(asked) = options.grace_seconds.filter(|asked| *asked < left) else { return Grace::Pending };
         let until: Timestamp = object::text(new, "deletionTimestamp").parse().unwrap_or(now);
         let until = until.saturating_add(SignedDuration::from_secs(asked - left)).unwrap_or(now);
@@ -103,8 +93,7 @@ fn graceful(row: &Row, new: &mut Value, options: &DeleteOptions, now: Timestamp)
 
 /// The finalizers that the garbage collector's policy wants.
 fn finalizers(row: &Row, own: &[String], options: &DeleteOptions) -> Vec<String> {
-    if row.plural == "events" {
-        // Upstream collects no garbage below events.
+    if row.deletion == Deletion::WithoutDependents {
         return own.to_vec();
     }
     let policy = match (options.orphan_dependents, options.propagation) {
@@ -135,15 +124,15 @@ fn preconditions(
     version: u64,
     options: &DeleteOptions,
 ) -> Result<(), ApiError> {
-    let namespaces = row.plural == "namespaces";
+    let finalized = row.deletion == Deletion::Finalized;
     let conflict = |why: String| {
         let group = super::stored_row(row).group;
-        let named = Named::new(group, if namespaces { row.plural } else { row.kind });
+        let named = Named::new(group, if finalized { row.plural } else { row.kind });
         Err(ApiError::Conflict(named, name.to_owned(), why))
     };
     let uid = object::text(old, "uid");
     if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {
-        return conflict(if namespaces {
+        return conflict(if finalized {
             format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}")
         } else {
             format!(
@@ -154,7 +143,7 @@ fn preconditions(
     }
     let version = version.to_string();
     if let Some(wanted) = options.resource_version.as_deref().filter(|wanted| *wanted != version) {
-        return conflict(if namespaces {
+        return conflict(if finalized {
             format!(
                 "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
             )
@@ -168,120 +157,61 @@ fn preconditions(
     Ok(())
 }
 
+/// What a deletion makes of the object that is there.
+pub(super) fn change(call: &Call<'_>, existing: &Existing, options: &DeleteOptions) -> Result<Change, ApiError> {
+    let (row, old) = (call.row, &*existing.value);
+    if let Some(why) = row.strategy.refuses_delete(old) {
+        return Err(ApiError::Forbidden(call.resource(), call.name.to_owned(), why.into()));
+    }
+    preconditions(row, call.name, old, existing.modified(), options)?;
+    Ok(match row.deletion {
+        Deletion::Finalized => super::namespace::decide(row, old, options, call.now),
+        Deletion::Plain | Deletion::WithoutDependents => decide(row, old, options, call.now),
+    })
+}
+
+/// The code of an answer that shows a marked object.
+pub(super) fn marked_code(options: &DeleteOptions) -> u16 {
+    if options.orphan_dependents == Some(false) { 202 } else { 200 }
+}
+
+/// What is answered to a deletion: at `version`, with what was stored where the object stays.
+pub(super) fn answer(
+    call: &Call<'_>,
+    options: &DeleteOptions,
+    change: Change,
+    existing: Option<&Existing>,
+    version: Revision,
+    stored: Option<&Record>,
+) -> Answer {
+    let row = call.row;
+    let old = existing.map_or(&Value::Null, |existing| &*existing.value);
+    let gone = |object: Value| {
+        if row.strategy.delete_answers_object() {
+            Answer::Object(200, Shown::Value(versioned(object, version)))
+        } else {
+            Answer::Status(200, Box::new(success(row, call.name, old)))
+        }
+    };
+    match (change, stored) {
+        // These show themselves as long as they are held.
+        (Change::Keep, _) if row.deletion == Deletion::Finalized => {
+            Answer::Object(200, Shown::Value(versioned(old.clone(), version)))
+        }
+        (Change::Update(new), Some(stored)) => {
+            Answer::Object(marked_code(options), Verbs::stored_as(row, new, stored, version))
+        }
+        (Change::Update(new), None) => Answer::Object(marked_code(options), Shown::Value(versioned(new, version))),
+        (Change::MarkAndRemove(new) | Change::Create { object: new, .. }, _) => gone(new),
+        (Change::Remove(_) | Change::Keep, _) => gone(old.clone()),
+    }
+}
+
 impl Verbs {
     /// Deletes the object of the path.
     pub async fn delete(&self, call: &mut Call<'_>, options: &DeleteOptions) -> Result<Answer, ApiError> {
-        let row = call.row;
-        let name = call.name.to_owned();
-        {
-            let old = self.cache.get(&call.key()).map(|cached| Self::current(row, &cached));
-            let review = call.review(Operation::Delete, &name, options.dry_run);
-            self.admission.mutate(&review, &*self.objects, &mut Value::Null, old.as_deref())?;
-        }
-        if row.plural == "priorityclasses" && SYSTEM_CLASSES.contains(&call.name) {
-            let why = "this is a system priority class and cannot be deleted";
-            return Err(ApiError::Forbidden(call.resource(), name, why.into()));
-        }
         warn_of_orphans(call, options);
-        self.delete_one(call, &name, options).await
-    }
-
-    async fn delete_one(&self, call: &Call<'_>, name: &str, options: &DeleteOptions) -> Result<Answer, ApiError> {
-        let row = call.row;
-        let key = super::key(row, call.object_namespace(), name);
-        let mut options = options.clone();
-        for _ in 0..TRIES_MAX {
-            let Some(cached) = self.cache.get(&key) else {
-                return Err(ApiError::NotFound(call.resource(), name.to_owned()));
-            };
-            let old = Self::current(row, &cached);
-            if let Some(why) = row.strategy.refuses_delete(&old) {
-                return Err(ApiError::Forbidden(call.resource(), name.to_owned(), why.into()));
-            }
-            preconditions(row, name, &old, cached.modified, &options)?;
-            {
-                let review = call.review(Operation::Delete, name, options.dry_run);
-                self.admission.validate(&review, &*self.objects, &Value::Null, Some(&old))?;
-            }
-            let step = if row.plural == "namespaces" {
-                super::namespace::decide(row, &old, &options, call.now)
-            } else {
-                decide(row, &old, &options, call.now)
-            };
-            let gone = |object: Value| {
-                if row.strategy.delete_answers_object() {
-                    Answer::Object(200, Shown::Value(object))
-                } else {
-                    Answer::Status(200, Box::new(success(row, name, &old)))
-                }
-            };
-            match step {
-                Step::Pending => {
-                    let shown = versioned((*old).clone(), cached.modified);
-                    // Namespaces have finalizers of their own and always show themselves while they go.
-                    return Ok(if row.plural == "namespaces" {
-                        Answer::Object(200, Shown::Value(shown))
-                    } else {
-                        gone(shown)
-                    });
-                }
-                Step::Remove => {
-                    let Some(revision) = self.remove_unless(&key, cached.modified, options.dry_run).await? else {
-                        continue;
-                    };
-                    return Ok(gone(versioned((*old).clone(), revision)));
-                }
-                Step::Mark(new) => {
-                    let code = if options.orphan_dependents == Some(false) { 202 } else { 200 };
-                    if options.dry_run {
-                        return Ok(Answer::Object(code, Shown::Value(versioned(new, cached.modified))));
-                    }
-                    let stored = Self::encode(row, &new)?;
-                    if stored.body() == cached.stored() {
-                        return Ok(Answer::Object(code, Shown::Cached(cached)));
-                    }
-                    let Some(revision) = self.put(row, &key, cached.modified, stored.clone()).await? else { continue };
-                    return Ok(Answer::Object(code, Self::stored_as(row, new, &stored, revision)));
-                }
-                Step::MarkAndRemove(new) => {
-                    if options.dry_run {
-                        return Ok(gone(versioned(new, cached.modified)));
-                    }
-                    let stored = Self::encode(row, &new)?;
-                    let Some(marked) = self.put(row, &key, cached.modified, stored).await? else { continue };
-                    let Some(revision) = self.remove(&key, marked).await? else {
-                        // Somebody wrote in between: the object is marked with no grace left, and is taken as it is now.
-                        options.resource_version = None;
-                        if self.take_marked(&key).await? {
-                            return Ok(gone(versioned(new, marked)));
-                        }
-                        continue;
-                    };
-                    return Ok(gone(versioned(new, revision)));
-                }
-            }
-        }
-        let why = "the object has been modified; please apply your changes to the latest version and try again";
-        Err(ApiError::Conflict(call.resource(), name.to_owned(), why.into()))
-    }
-
-    /// Removes a marked object whatever it has become; false: it got finalizers in the meantime.
-    async fn take_marked(&self, key: &str) -> Result<bool, ApiError> {
-        for _ in 0..TRIES_MAX {
-            let Some(cached) = self.cache.get(key) else { return Ok(true) };
-            let object = cached.shared();
-            if !object::is_deleting(&object) || !object::finalizers(&object).is_empty() {
-                return Ok(false);
-            }
-            if self.remove(key, cached.modified).await?.is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    async fn remove_unless(&self, key: &str, was: u64, dry_run: bool) -> Result<Option<u64>, ApiError> {
-        if dry_run { Ok(Some(was)) } else { self.remove(key, was).await }
+        self.write(call, &mut Intent::Delete(options.clone()), Options::Delete(options)).await
     }
 
     /// Deletes what a list selects, and answers with that list.
@@ -297,12 +227,8 @@ impl Verbs {
         };
         for item in &found.items {
             // Over all namespaces there is no deletecollection; the item's own namespace is the call's.
-            {
-                let old = Self::current(call.row, item);
-                let review = call.review(Operation::Delete, item.name(), options.dry_run);
-                self.admission.mutate(&review, &*self.objects, &mut Value::Null, Some(&old))?;
-            }
-            match self.delete_one(call, item.name(), options).await {
+            let mut one = Call { name: item.name(), warnings: Vec::new(), ..*call };
+            match self.write(&mut one, &mut Intent::Delete(options.clone()), Options::Delete(options)).await {
                 Ok(_) | Err(ApiError::NotFound(..)) => {}
                 Err(error) => return Err(error),
             }
@@ -351,23 +277,37 @@ mod tests {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let object =
             |finalizers: &[&str]| json!({"metadata": {"name": "a", "generation": 3, "finalizers": finalizers}});
-        let of = |step: Step| match step {
-            Step::Mark(new) => object::finalizers(&new).join(","),
+        let of = |change: Change| match change {
+            Change::Update(new) => object::finalizers(&new).join(","),
             other => format!("{other:?}"),
         };
         let options =
             |propagation, orphan_dependents| DeleteOptions { propagation, orphan_dependents, ..Default::default() };
         let row = row("configmaps");
         let decide = |own: &[&str], p, o| of(super::decide(row, &object(own), &options(p, o), now));
-        assert_eq!(decide(&[], None, None), "Remove");
+        assert_eq!(decide(&[], None, None), "Remove(None)");
         assert_eq!(decide(&[], Some(Propagation::Foreground), None), FOREGROUND);
         assert_eq!(decide(&["a.b/c"], Some(Propagation::Orphan), None), "a.b/c,orphan");
         assert_eq!(decide(&["orphan", "a.b/c"], None, None), "orphan,a.b/c");
         assert_eq!(decide(&["orphan", "a.b/c"], Some(Propagation::Background), None), "a.b/c");
-        assert_eq!(decide(&["orphan"], None, Some(false)), "Remove");
-        let Step::Mark(new) = super::decide(row, &object(&["a.b/c"]), &DeleteOptions::default(), now) else { panic!() };
+        assert_eq!(decide(&["orphan"], None, Some(false)), "Remove(None)");
+        let Change::Update(new) = super::decide(row, &object(&["a.b/c"]), &DeleteOptions::default(), now) else {
+            panic!()
+        };
         assert_eq!(object::generation(&new), 4);
-        let Step::Mark(again) = super::decide(row, &new, &DeleteOptions::default(), now) else { panic!() };
+        let Change::Update(again) = super::decide(row, &new, &DeleteOptions::default(), now) else { panic!() };
         assert_eq!(again, new);
+    }
+
+    #[test]
+    fn what_was_marked_to_go_at_once_goes_with_the_next_delete() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n"}});
+        let options = DeleteOptions { grace_seconds: Some(0), ..Default::default() };
+        let Change::MarkAndRemove(marked) = decide(row("pods"), &pod, &options, now) else { panic!() };
+        assert_eq!(decide(row("pods"), &marked, &DeleteOptions::default(), now), Change::Remove(None));
+        pod["metadata"]["finalizers"] = json!(["a.b/c"]);
+        let Change::Update(held) = decide(row("pods"), &pod, &options, now) else { panic!() };
+        assert_eq!(decide(row("pods"), &held, &DeleteOptions::default(), now), Change::Keep);
     }
 }

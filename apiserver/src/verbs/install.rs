@@ -1,14 +1,18 @@
 //! The API server's own writes of the objects that every cluster has: no user, no admission, no object validation.
 
 use futures::StreamExt as _;
-use jiff::Timestamp;
 use machinery::api::ApiError;
 use serde_json::{Value, json};
 
+use super::intent::Intent;
 use super::object::{self, metadata_mut};
-use super::{Verbs, body, key};
+use super::options::WriteOptions;
+use super::write::{Change, Existing};
+use super::{Call, Verbs, body};
+use crate::admission::Options;
+use crate::auth::{MASTERS, UserInfo};
 use crate::bootstrap::Write;
-use crate::resources::{Context, Row, TABLE};
+use crate::resources::TABLE;
 use crate::schema;
 
 /// Writes under way at once, so that they share the store's syncs.
@@ -25,52 +29,65 @@ impl Verbs {
     }
 
     async fn install_one(&self, write: Write) -> Result<(), ApiError> {
-        let (group, plural, mut new, replaces) = match write {
-            Write::Create { group, plural, object } => (group, plural, object, false),
-            Write::Update { group, plural, object } => (group, plural, object, false),
+        let (group, plural, object, replaces) = match write {
+            Write::Create { group, plural, object } | Write::Update { group, plural, object } => {
+                (group, plural, object, false)
+            }
             Write::Recreate { group, plural, object } => (group, plural, object, true),
         };
         let row = TABLE.iter().copied().find(|r| r.group == group && r.plural == plural && r.storage_version);
         let Some(row) = row else {
             return Err(ApiError::Internal(format!("{plural} are not served, but are among the default objects")));
         };
-        let version = object::client_version(&new)?;
-        let key = key(row, object::text(&new, "namespace"), object::text(&new, "name"));
-        metadata_mut(&mut new).remove("resourceVersion");
-        schema::default(row.schema, &mut new);
-        row.strategy.default(&mut new);
-        let existing = self.cache.get(&key);
-        if replaces && let Some(existing) = &existing {
-            self.remove(&key, existing.modified).await?;
+        let user = UserInfo::component("system:apiserver", Some(MASTERS));
+        let mut call = Call {
+            row,
+            subresource: None,
+            namespace: object::text(&object, "namespace"),
+            name: object::text(&object, "name"),
+            user: &user,
+            now: self.env.now(),
+            warnings: Vec::new(),
+        };
+        let options = WriteOptions::default();
+        if replaces {
+            self.write(&mut call, &mut Intent::Evict, Options::Write(&options)).await?;
         }
-        if version == 0 {
-            self.fresh(row, &mut new);
-        } else {
-            let Some(old) = existing.filter(|old| old.modified == version) else { return Ok(()) };
-            let old = old.shared();
-            if row.strategy.counts_generation() && row.strategy.generation_changes(&new, &old) {
-                object::set_generation(&mut new, object::generation(&old) + 1);
-            }
-        }
-        body::normalise(row, &mut new);
-        self.put(row, &key, version, Self::encode(row, &new)?).await?;
+        self.write(&mut call, &mut Intent::Install(&object), Options::Write(&options)).await?;
         Ok(())
     }
 
-    fn fresh(&self, row: &'static Row, new: &mut Value) {
-        let now: Timestamp = self.env.now();
-        let metadata = metadata_mut(new);
-        metadata.insert("creationTimestamp".into(), json!(object::time(now)));
+    /// What a default object makes of what is there: a new one of nothing, another one of the version that it was planned on.
+    pub(super) fn default_object(&self, call: &Call<'_>, mut new: Value, existing: Option<&Existing>) -> Change {
+        let row = call.row;
+        let planned_on = object::client_version(&new).unwrap_or(0);
+        if planned_on != existing.map_or(0, Existing::modified) {
+            return Change::Keep;
+        }
+        metadata_mut(&mut new).remove("resourceVersion");
+        schema::default(row.schema, &mut new);
+        row.strategy.default(&mut new);
+        if let Some(existing) = existing {
+            let old = &*existing.value;
+            if row.strategy.counts_generation() && row.strategy.generation_changes(&new, old) {
+                object::set_generation(&mut new, object::generation(old) + 1);
+            }
+            body::normalise(row, &mut new);
+            return Change::Update(new);
+        }
+        let metadata = metadata_mut(&mut new);
+        metadata.insert("creationTimestamp".into(), json!(object::time(call.now)));
         metadata.insert("uid".into(), json!(self.env.uid()));
-        let context = Context { env: &self.env, now, subresource: "", loopback: self.allocator.loopback() };
         let status = new.get("status").cloned();
-        row.strategy.prepare_create(&context, new);
+        row.strategy.prepare_create(&self.context(call, ""), &mut new);
         if let (Some(status), Some(map)) = (status, new.as_object_mut()) {
             map.insert("status".into(), status);
         }
         if row.strategy.counts_generation() {
-            object::set_generation(new, 1);
+            object::set_generation(&mut new, 1);
         }
+        body::normalise(row, &mut new);
+        Change::Create { object: new, version: None, generated: false }
     }
 }
 

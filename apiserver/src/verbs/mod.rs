@@ -1,57 +1,53 @@
 //! create, get, list, watch, update, patch, delete: generic over a row.
 //!
-//! Every write is one transaction that compares what was read, tried again when somebody else was first; nothing is
-//! answered that isn't durable. Typed inputs and outputs: HTTP is in [`crate::http`].
+//! Every write goes one way ([`write`]) and is one transaction that compares what was read, tried again when somebody else
+//! was first; nothing is answered that isn't durable. Typed inputs and outputs: HTTP is in [`crate::http`].
 
 pub mod binding;
 pub mod body;
+mod claims;
 mod create;
 mod delete;
 mod install;
+mod intent;
 mod namespace;
 pub mod object;
 pub mod options;
 pub mod page;
-mod patch;
 mod read;
 pub mod scale;
 pub mod selector;
 mod update;
+mod write;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use machinery::api::error::{Named, Status};
-use machinery::api::{ApiError, Cause};
+use machinery::api::{ApiError, Cause, GroupVersionKind, ObjectName, StorageKey};
 use machinery::env::Env;
 use serde_json::Value;
 
-use crate::admission::{Chain, Operation, Request};
+use crate::admission::{Chain, Operation, Options, Request};
 use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::cache::{Cache, Cached, Lookup};
 use crate::resources::allocate::Allocator;
 use crate::resources::field::FieldError;
-use crate::resources::{Context, Row, Storage, Subresource, TABLE};
+use crate::resources::{Allocation, Context, Row, Subresource, TABLE};
 use crate::store::record::{Facts, fingerprint};
-use crate::store::{Compare, Op, Outcome, Record, Revision, StoreError, Txn};
+use crate::store::{Record, Revision, StoreError, Txn};
+use options::WriteOptions;
 
 pub use crate::patch::PatchKind as PatchType;
+pub use intent::Wanted;
 pub use read::{List, WatchStart};
 
 /// How often a write is tried again when others are faster; each failure means that another write succeeded.
 const TRIES_MAX: usize = 64;
-/// Upstream tries this often to find a free generated name.
-const NAME_TRIES_MAX: usize = 8;
-/// Random letters of a generated name.
-const NAME_SUFFIX_LETTERS: usize = 5;
-/// Events live an hour, as upstream's default.
-const EVENT_TTL: Duration = Duration::from_secs(3600);
-/// How long a pod waits for the service account of a namespace that is just being made (upstream: about a second).
-const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
-/// How often it looks.
-const ACCOUNT_POLL: Duration = Duration::from_millis(50);
 /// Upstream's (etcd's) largest object.
 const OBJECT_BYTES_MAX: usize = 1536 * 1024;
 
@@ -67,10 +63,8 @@ pub struct Verbs {
     pub admission: Chain,
     /// For what a write implies: creating by PUT.
     pub authorizer: Arc<Authorizer>,
-    /// Allocation.
+    /// Chooses Services' addresses and ports.
     pub allocator: Allocator,
-    /// Held while an allocation is chosen and committed, so that no two take the same.
-    pub allocating: tokio::sync::Mutex<()>,
 }
 
 /// One request about a row.
@@ -155,20 +149,26 @@ impl Call<'_> {
 
     /// The key of the object of the path.
     #[must_use]
-    pub fn key(&self) -> String {
+    pub fn key(&self) -> StorageKey {
         key(self.row, self.object_namespace(), self.name)
     }
 
-    pub(crate) fn review<'b>(&'b self, operation: Operation, name: &'b str, dry_run: bool) -> Request<'b> {
+    /// What admission knows of this call.
+    pub(crate) fn request<'b>(&'b self, operation: Operation, name: &'b str, options: Options<'b>) -> Request<'b> {
+        let row = self.row;
+        let body = self.subresource.and_then(|subresource| subresource.body);
+        let (group, version, kind) = body.unwrap_or((row.group, row.version, row.kind));
         Request {
             operation,
-            group: self.row.group,
-            resource: self.row.plural,
+            group: row.group,
+            version: row.version,
+            resource: row.plural,
             subresource: self.subresource_name(),
-            namespace: if self.row.namespaced || self.row.plural == "namespaces" { self.namespace } else { "" },
+            kind: GroupVersionKind { group, version, kind },
+            namespace: self.namespace,
             name,
             user: self.user,
-            dry_run,
+            options,
         }
     }
 
@@ -194,20 +194,28 @@ pub fn facts_of_fields(row: &Row, object: &Value) -> (u64, Vec<String>) {
     (fingerprint(row.strategy.selectable_labels().iter().copied()), values)
 }
 
-/// `/registry/pods/`
+/// What the keys of a row's objects begin with: `/registry/pods/`. Empty for what is never stored.
 #[must_use]
 pub fn prefix(row: &Row) -> String {
-    match row.storage {
-        Storage::Stored(prefix) => format!("/registry/{prefix}/"),
-        Storage::Virtual => String::new(),
-    }
+    row.storage.prefix().map(StorageKey::root).unwrap_or_default()
 }
 
-/// `/registry/pods/default/a`
+/// Where an object of a row is stored: `/registry/pods/default/a`.
 #[must_use]
-pub fn key(row: &Row, namespace: &str, name: &str) -> String {
-    let prefix = prefix(row);
-    if namespace.is_empty() { format!("{prefix}{name}") } else { format!("{prefix}{namespace}/{name}") }
+pub fn key(row: &Row, namespace: &str, name: &str) -> StorageKey {
+    StorageKey::object(row.storage.prefix().unwrap_or_default(), ObjectName::new(namespace, name))
+}
+
+/// 409 for an object that isn't the one that the client meant.
+fn wrong_uid(call: &Call<'_>, wanted: &str, uid: &str, dry_run: bool) -> ApiError {
+    let key = call.key();
+    // A dry run never comes as far as the store, which puts its own prefix before.
+    let key = if dry_run { key.within_registry() } else { key.as_str() };
+    let why = format!(
+        "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: \
+         UID in precondition: {wanted}, UID in object meta: {uid}"
+    );
+    ApiError::Conflict(call.resource(), call.name.to_owned(), why)
 }
 
 /// 422 over findings, or nothing.
@@ -236,19 +244,17 @@ fn store_error(error: &StoreError) -> ApiError {
 }
 
 impl Verbs {
-    /// Mutating admission.
-    pub(crate) async fn admit(
+    /// Admission of what is never stored: reviews, token requests.
+    pub async fn admit_virtual(
         &self,
-        review: &Request<'_>,
+        call: &Call<'_>,
         object: &mut Value,
-        old: Option<&Value>,
+        options: &WriteOptions,
     ) -> Result<(), ApiError> {
-        let mut waited = Duration::ZERO;
-        while self.admission.awaits_account(review, &*self.objects, object) && waited < ACCOUNT_WAIT {
-            tokio::time::sleep(ACCOUNT_POLL).await;
-            waited += ACCOUNT_POLL;
-        }
-        self.admission.mutate(review, &*self.objects, object, old)
+        let request = call.request(Operation::Create, call.name, Options::Write(options));
+        let mut unused = Txn::default();
+        self.admission.mutate(&request, &*self.objects, object, None, &mut unused).await?;
+        self.admission.validate(&request, &*self.objects, object, None, &mut unused).await
     }
 
     /// Whether the user may create the object of the path too (a PUT that creates).
@@ -270,6 +276,10 @@ impl Verbs {
 
     fn context<'a>(&'a self, call: &Call<'_>, subresource: &'a str) -> Context<'a> {
         Context { env: &self.env, now: call.now, subresource, loopback: self.allocator.loopback() }
+    }
+
+    fn allocation<'a>(&'a self, subresource: &'a str, dry_run: bool) -> Allocation<'a> {
+        Allocation { services: &self.allocator, objects: &*self.objects, dry_run, subresource }
     }
 
     /// An object as the call's version shows it.
@@ -305,43 +315,5 @@ impl Verbs {
         let mut object = object;
         object::metadata_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
         Shown::Value(object)
-    }
-
-    /// Writes one key if it is still as it was read; `None`: it isn't.
-    async fn put(&self, row: &Row, key: &str, was: Revision, record: Record) -> Result<Option<Revision>, ApiError> {
-        let ttl = (row.plural == "events").then_some(EVENT_TTL);
-        let ops = vec![Op::Put { key: key.to_owned(), record, ttl }];
-        self.commit(key, was, ops).await
-    }
-
-    /// Removes one key if it is still as it was read.
-    async fn remove(&self, key: &str, was: Revision) -> Result<Option<Revision>, ApiError> {
-        self.commit(key, was, vec![Op::Delete { key: key.to_owned() }]).await
-    }
-
-    async fn commit(&self, key: &str, was: Revision, ops: Vec<Op>) -> Result<Option<Revision>, ApiError> {
-        let compares = vec![Compare { key: key.to_owned(), modified: was }];
-        match self.cache.commit(Txn { compares, ops }).await {
-            Ok(Outcome::Committed(revision)) => Ok(Some(revision)),
-            Ok(Outcome::Conflict(_)) => Ok(None),
-            Err(error) => Err(store_error(&error)),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_full_disk_is_answered_as_upstream_answers_a_full_etcd() {
-        let full = StoreError::Full { path: "/data/store".into(), wanted: 4711, free: Some(12) };
-        let status = serde_json::to_value(store_error(&full).status()).unwrap();
-        let message = "no space left on device: /data/store has 12 bytes free, and this write needs 4711; nothing was \
-                       written: free space on that disk (deleting objects needs some, too) and try again";
-        let expected = serde_json::json!({
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": 500,
-        });
-        assert_eq!(status, expected);
     }
 }

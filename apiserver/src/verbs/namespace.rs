@@ -3,16 +3,17 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::delete::{self, Step};
+use super::delete;
 use super::object::{self, FOREGROUND, ORPHAN};
 use super::options::{DeleteOptions, Propagation};
+use super::write::Change;
 use crate::resources::Row;
 
 /// Decides about one namespace.
-pub(super) fn decide(row: &Row, old: &Value, options: &DeleteOptions, now: Timestamp) -> Step {
+pub(super) fn decide(row: &Row, old: &Value, options: &DeleteOptions, now: Timestamp) -> Change {
     if object::is_deleting(old) {
         let held = old["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
-        return if held { Step::Pending } else { delete::decide(row, old, options, now) };
+        return if held { Change::Keep } else { delete::decide(row, old, options, now) };
     }
     let mut new = old.clone();
     object::metadata_mut(&mut new).insert("deletionTimestamp".into(), json!(object::time(now)));
@@ -34,5 +35,5 @@ pub(super) fn decide(row: &Row, old: &Value, options: &DeleteOptions, now: Times
         wanted.push(FOREGROUND.into());
     }
     object::set_finalizers(&mut new, &wanted);
-    Step::Mark(new)
+    Change::Update(new)
 }

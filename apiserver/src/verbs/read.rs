@@ -9,7 +9,7 @@ use machinery::api::{ApiError, Cause};
 use super::object::parse_version;
 use super::options::{ListOptions, Match};
 use super::page::{self, Continue};
-use super::{Answer, Call, Shown, Verbs, prefix, selector};
+use super::{Answer, Call, Shown, Verbs, prefix, selector, store_error};
 use crate::cache::{Cached, FieldRequirement, Gone, Page, Selectors, Watch};
 use crate::resources::Row;
 use crate::store::Revision;
@@ -66,14 +66,21 @@ impl Verbs {
         Err(too_large(revision, self.cache.revision()))
     }
 
+    /// Waits until everything is here that was acknowledged to anybody.
+    async fn newest(&self) -> Result<(), ApiError> {
+        self.cache.sync().await.map_err(|error| store_error(&error))
+    }
+
     /// The object of the path.
     pub async fn get(&self, call: &Call<'_>, version: &str) -> Result<Answer, ApiError> {
         if !version.is_empty() {
             let wanted = parse_version(version)
                 .map_err(|e| ApiError::BadRequest(format!("resourceVersion: Invalid value: {version:?}: {e}")))?;
             self.reach(wanted).await?;
+        } else {
+            self.newest().await?;
         }
-        let cached = self.cache.get(&call.key()).ok_or_else(|| call.not_found())?;
+        let cached = self.cache.get(call.key().as_str()).ok_or_else(|| call.not_found())?;
         Ok(Answer::Object(200, Shown::Cached(cached)))
     }
 
@@ -101,7 +108,7 @@ impl Verbs {
         }
         if !row.storage_version {
             for field in &mut selectors.fields {
-                if let Cow::Owned(label) = stored_label(row, &field.label) {
+                if let Cow::Owned(label) = row.strategy.stored_label(&field.label) {
                     field.label = label;
                 }
             }
@@ -151,6 +158,8 @@ impl Verbs {
             };
             if wanted > 0 {
                 self.reach(wanted).await?;
+            } else if asked.is_empty() {
+                self.newest().await?;
             }
             at = (exact && wanted > 0).then_some(wanted);
         }
@@ -276,17 +285,4 @@ fn check_field(row: &Row, label: &str) -> Result<(), ApiError> {
     } else {
         format!("field label not supported: {label}")
     }))
-}
-
-/// A field label of a row in the words of the stored version.
-fn stored_label<'a>(row: &Row, label: &'a str) -> Cow<'a, str> {
-    if row.plural == "events" {
-        if let Some(rest) = label.strip_prefix("regarding.") {
-            return Cow::Owned(format!("involvedObject.{rest}"));
-        }
-        if label == "reportingController" {
-            return Cow::Owned("reportingComponent".into());
-        }
-    }
-    Cow::Borrowed(label)
 }

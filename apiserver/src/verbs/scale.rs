@@ -5,12 +5,14 @@ use machinery::api::error::Named;
 use serde_json::{Value, json};
 
 use super::body::{self, Body};
+use super::intent::{Intent, Wanted};
 use super::object;
 use super::options::WriteOptions;
-use super::update::Manner;
 use super::{Answer, Call, PatchType, Shown, Verbs, invalid};
+use crate::admission::Options;
 use crate::resources::field::{Errors, Path};
 use crate::resources::{Row, metadata};
+use crate::schema::FieldValidation;
 
 /// Its group, version and kind.
 pub const KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
@@ -36,7 +38,7 @@ pub fn of(object: &Value) -> Value {
 }
 
 /// The workload with a Scale's wish in it.
-fn scaled(row: &'static Row, current: &Value, scale: &Value) -> Result<Value, ApiError> {
+pub(super) fn scaled(row: &'static Row, current: &Value, scale: &Value) -> Result<Value, ApiError> {
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
     let mut errors = Errors(metadata::validate_create(row, scale));
     errors.non_negative(&Path::root("spec").child("replicas"), Some(replicas));
@@ -54,7 +56,8 @@ fn scaled(row: &'static Row, current: &Value, scale: &Value) -> Result<Value, Ap
     Ok(new)
 }
 
-fn shown(answer: Answer) -> Answer {
+/// The Scale of what an answer shows.
+pub(super) fn shown(answer: Answer) -> Answer {
     match answer {
         Answer::Object(code, shown) => {
             let value = match shown {
@@ -74,19 +77,18 @@ impl Verbs {
         Ok(shown(self.get(call, version).await?))
     }
 
-    /// PUT of a decoded Scale.
-    pub async fn update_scale(
+    /// PUT of a Scale's body.
+    pub async fn put_scale(
         &self,
         call: &mut Call<'_>,
-        mut scale: Value,
+        body: Body<'_>,
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
-        object::match_namespace(&mut scale, call.object_namespace())?;
-        object::match_name(&scale, call.name)?;
-        let row = call.row;
-        let mut make =
-            |current: Option<&Value>, _: &mut Vec<String>| scaled(row, current.unwrap_or(&Value::Null), &scale);
-        Ok(shown(self.change(call, &mut make, Manner::PutPart, options).await?))
+        let validation = options.field_validation;
+        let scale = body::of_type(KIND, body, validation, &mut call.warnings)?;
+        let again = || body::of_type(KIND, body, validation, &mut Vec::new());
+        let mut intent = Intent::ReplaceScale(Wanted::new(scale, &again));
+        self.write(call, &mut intent, Options::Write(options)).await
     }
 
     /// A patch of the Scale.
@@ -97,36 +99,27 @@ impl Verbs {
         patch: &[u8],
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
-        let (name, namespace) = (call.name.to_owned(), call.object_namespace().to_owned());
-        let (row, validation) = (call.row, options.field_validation);
-        let mut make = |current: Option<&Value>, warnings: &mut Vec<String>| {
-            let current = current.unwrap_or(&Value::Null);
-            let mut scale = body::patched_type(KIND, kind, patch, &of(current), validation, warnings)?;
-            object::match_namespace(&mut scale, &namespace)?;
-            object::match_name(&scale, &name)?;
-            let (wanted, uid) = (object::text(&scale, "uid"), object::text(current, "uid"));
-            if !wanted.is_empty() && wanted != uid {
-                let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
-                return Err(ApiError::Conflict(
-                    Named::new(row.group, format!("{}/scale", row.plural)),
-                    name.clone(),
-                    why,
-                ));
-            }
-            // A patch that says nothing about the version means the one that it was applied to.
-            scaled(row, current, &scale)
-        };
-        Ok(shown(self.change(call, &mut make, Manner::Patch, options).await?))
+        let mut intent = Intent::PatchScale { kind, patch, validation: options.field_validation };
+        self.write(call, &mut intent, Options::Write(options)).await
     }
+}
 
-    /// PUT of a Scale's body.
-    pub async fn put_scale(
-        &self,
-        call: &mut Call<'_>,
-        body: Body<'_>,
-        options: &WriteOptions,
-    ) -> Result<Answer, ApiError> {
-        let scale = body::of_type(KIND, body, options.field_validation, &mut call.warnings)?;
-        self.update_scale(call, scale, options).await
+/// The object's Scale with a patch on it. One that says nothing about the version means the one that it is applied to.
+pub(super) fn patched(
+    call: &mut Call<'_>,
+    current: &Value,
+    kind: PatchType,
+    patch: &[u8],
+    validation: FieldValidation,
+) -> Result<Value, ApiError> {
+    let mut scale = body::patched_type(KIND, kind, patch, &of(current), validation, &mut call.warnings)?;
+    object::match_namespace(&mut scale, call.object_namespace())?;
+    object::match_name(&scale, call.name)?;
+    let (wanted, uid) = (object::text(&scale, "uid"), object::text(current, "uid"));
+    if !wanted.is_empty() && wanted != uid {
+        let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
+        let named = Named::new(call.row.group, format!("{}/scale", call.row.plural));
+        return Err(ApiError::Conflict(named, call.name.to_owned(), why));
     }
+    Ok(scale)
 }

@@ -1,92 +1,48 @@
-//! Update: the common way of every change of an object that exists (PUT, patches, status, scale, finalize).
+//! Update: what a PUT, a patch, or a write of a subresource makes of the object that is there.
 
-use crate::admission::Operation;
 use machinery::api::ApiError;
 use serde_json::{Value, json};
 
+use super::intent::{Intent, Wanted};
 use super::object::{self, metadata_mut};
 use super::options::WriteOptions;
-use super::{Answer, Call, Shown, TRIES_MAX, Verbs, body, invalid};
-use crate::resources::{Row, SubKind, metadata};
-
-/// Makes the new object from the current one (`None`: there is none); may be called again with a newer one.
-pub(super) type Make<'a> = dyn FnMut(Option<&Value>, &mut Vec<String>) -> Result<Value, ApiError> + Send + 'a;
-
-/// What kind of change it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Manner {
-    /// A PUT: may create, and a wrong uid is a conflict.
-    Put,
-    /// A PUT of a subresource with a body of its own (Scale): a wrong uid is a conflict.
-    PutPart,
-    /// A patch: a wrong uid is a finding.
-    Patch,
-}
+use super::write::{Change, Existing};
+use super::{Answer, Call, PatchType, Verbs, body, invalid};
+use crate::admission::Options;
+use crate::resources::{Deletion, Row, SubKind, metadata};
 
 impl Verbs {
     /// PUT of a decoded and defaulted object.
     pub async fn update(
         &self,
         call: &mut Call<'_>,
-        mut object: Value,
+        object: Wanted<'_>,
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
-        object::match_namespace(&mut object, call.object_namespace())?;
-        object::match_name(&object, call.name)?;
-        metadata_mut(&mut object).remove("managedFields");
-        object::dedup_owners(&mut object, &mut call.warnings, false);
-        let mut make = |_: Option<&Value>, _: &mut Vec<String>| Ok(object.clone());
-        self.change(call, &mut make, Manner::Put, options).await
+        self.write(call, &mut Intent::Replace(object), Options::Write(options)).await
     }
 
-    /// Makes and stores the new object, again whenever another write came first.
-    pub(super) async fn change(
+    /// Patches the object of the path as it is at the moment of the write.
+    pub async fn patch(
         &self,
         call: &mut Call<'_>,
-        make: &mut Make<'_>,
-        manner: Manner,
+        kind: PatchType,
+        patch: &[u8],
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
-        let key = call.key();
-        let warnings_before = call.warnings.len();
-        for _ in 0..TRIES_MAX {
-            call.warnings.truncate(warnings_before);
-            if let Some(answer) = self.change_once(call, make, manner, &key, options).await? {
-                return Ok(answer);
-            }
-        }
-        Err(call.modified())
+        let mut intent = Intent::Patch { kind, patch, validation: options.field_validation };
+        self.write(call, &mut intent, Options::Write(options)).await
     }
 
-    /// `None`: another write came first.
-    async fn change_once(
+    /// A changed object, ready to be stored, of what admission left of the client's.
+    pub(super) fn changed_object(
         &self,
         call: &mut Call<'_>,
-        make: &mut Make<'_>,
-        manner: Manner,
-        key: &str,
-        options: &WriteOptions,
-    ) -> Result<Option<Answer>, ApiError> {
-        let row = call.row;
-        let Some(cached) = self.cache.get(key) else {
-            if manner != Manner::Put || !row.strategy.create_on_update() {
-                return Err(call.not_found());
-            }
-            return self.create_by_put(call, make, key, options).await;
-        };
-        let old = Self::current(row, &cached);
-        let mut new = make(Some(&old), &mut call.warnings)?;
-        if manner != Manner::Patch {
-            let (wanted, uid) = (object::text(&new, "uid"), object::text(&old, "uid"));
-            if !wanted.is_empty() && wanted != uid {
-                return Err(wrong_uid(call, key, wanted, uid, options.dry_run));
-            }
-        }
-        let name = call.name.to_owned();
-        {
-            let review = call.review(Operation::Update, &name, options.dry_run);
-            self.admit(&review, &mut new, Some(&old)).await?;
-        }
+        mut new: Value,
+        existing: &Existing,
+        dry_run: bool,
+    ) -> Result<Change, ApiError> {
+        let (row, old) = (call.row, &*existing.value);
         let version = object::client_version(&new)?;
         if version == 0 && !row.strategy.unconditional_update() {
             let cause = machinery::api::Cause {
@@ -94,52 +50,27 @@ impl Verbs {
                 message: "Invalid value: 0: must be specified for an update".into(),
                 field: "metadata.resourceVersion".into(),
             };
-            return Err(ApiError::Invalid(call.resource(), name, vec![cause]));
+            return Err(ApiError::Invalid(call.resource(), call.name.to_owned(), vec![cause]));
         }
-        if version != 0 && version != cached.modified {
+        if version != 0 && version != existing.modified() {
             return Err(call.modified());
         }
-        let allocates = row.plural == "services" && written_through(call).is_empty();
-        let _guard = if allocates { Some(self.allocating.lock().await) } else { None };
-        let whole = written_through(call).is_empty();
-        let empties = if whole { body::empties(row, &new) } else { Vec::new() };
+        let subresource = written_through(call);
+        let empties = if subresource.is_empty() { body::empties(row, &new) } else { Vec::new() };
         let given = if empties.is_empty() { Value::Null } else { new.clone() };
-        self.prepare(call, &mut new, &old);
-        {
-            let context = self.context(call, written_through(call));
-            invalid(call.kind(), &name, row.strategy.validate_first(&context, &new, Some(&old)))?;
-            if allocates {
-                self.allocator.allocate(&*self.objects, &mut new, Some(&old), options.dry_run)?;
-                body::normalise(row, &mut new);
-            }
-            let mut errors = metadata::validate_update_through(row, written_through(call), &new, &old);
-            let checked = body::with_empties(&new, &given, &empties);
-            errors.extend(row.strategy.validate_update(&context, &checked, &old));
-            invalid(call.kind(), &name, errors)?;
-        }
-        if written_through(call) != "status" {
-            let warnings = row.strategy.warnings(&new, Some(&old));
+        self.prepare(call, &mut new, old);
+        let context = self.context(call, subresource);
+        invalid(call.kind(), call.name, row.strategy.validate_first(&context, &new, Some(old)))?;
+        row.strategy.allocate(&self.allocation(subresource, dry_run), &mut new, Some(old))?;
+        let mut errors = metadata::validate_update_through(row, subresource, &new, old);
+        let checked = body::with_empties(&new, &given, &empties);
+        errors.extend(row.strategy.validate_update(&context, &checked, old));
+        invalid(call.kind(), call.name, errors)?;
+        if subresource != "status" {
+            let warnings = row.strategy.warnings(&new, Some(old));
             call.warnings.extend(warnings);
         }
-        {
-            let review = call.review(Operation::Update, &name, options.dry_run);
-            self.admission.validate(&review, &*self.objects, &new, Some(&old))?;
-        }
-        if ends_deletion(row, &new, &old) {
-            if !options.dry_run && self.remove(key, cached.modified).await?.is_none() {
-                return Ok(None);
-            }
-            return Ok(Some(Answer::Object(200, Shown::Value(versioned(new, cached.modified)))));
-        }
-        if options.dry_run {
-            return Ok(Some(Answer::Object(200, Shown::Value(versioned(new, cached.modified)))));
-        }
-        let stored = Self::encode(row, &new)?;
-        if stored.body() == cached.stored() {
-            return Ok(Some(Answer::Object(200, Shown::Cached(cached))));
-        }
-        let done = self.put(row, key, cached.modified, stored.clone()).await?;
-        Ok(done.map(|revision| Answer::Object(200, Self::stored_as(row, new, &stored, revision))))
+        Ok(if ends_deletion(row, &new, old) { Change::Remove(Some(new)) } else { Change::Update(new) })
     }
 
     /// What an update may not decide about metadata, and the kind's own preparation.
@@ -172,38 +103,6 @@ impl Verbs {
             object::set_generation(new, object::generation(old) + 1);
         }
     }
-
-    async fn create_by_put(
-        &self,
-        call: &mut Call<'_>,
-        make: &mut Make<'_>,
-        key: &str,
-        options: &WriteOptions,
-    ) -> Result<Option<Answer>, ApiError> {
-        let mut object = make(None, &mut call.warnings)?;
-        let wanted = object::text(&object, "uid").to_owned();
-        if !wanted.is_empty() {
-            return Err(wrong_uid(call, key, &wanted, "", options.dry_run));
-        }
-        let metadata = metadata_mut(&mut object);
-        for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
-            metadata.remove(field);
-        }
-        if !options.dry_run {
-            metadata.remove("resourceVersion");
-        }
-        let name = call.name.to_owned();
-        {
-            let review = call.review(Operation::Create, &name, options.dry_run);
-            self.may_create(call)?;
-            self.admit(&review, &mut object, None).await?;
-        }
-        match self.insert(call, object, options).await {
-            Ok((shown, _)) => Ok(Some(Answer::Object(201, shown))),
-            Err(ApiError::AlreadyExists(..)) if !options.dry_run => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
 }
 
 /// The subresource as strategies know it: a scale is a change of the object itself.
@@ -214,26 +113,10 @@ fn written_through(call: &Call<'_>) -> &'static str {
     }
 }
 
-/// The object under a version, for an answer.
-pub(super) fn versioned(mut object: Value, version: u64) -> Value {
-    metadata_mut(&mut object).insert("resourceVersion".into(), json!(version.to_string()));
-    object
-}
-
 /// Whether this change takes the last thing away that a begun deletion waited for.
 fn ends_deletion(row: &Row, new: &Value, old: &Value) -> bool {
     object::finalizers(new).is_empty()
         && object::is_deleting(old)
         && object::field(old, "deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0) == 0
-        && (row.plural != "namespaces" || new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty))
-}
-
-pub(super) fn wrong_uid(call: &Call<'_>, key: &str, wanted: &str, uid: &str, dry_run: bool) -> ApiError {
-    // A dry run never comes as far as the store, which puts its own prefix before.
-    let key = if dry_run { key.strip_prefix("/registry").unwrap_or(key) } else { key };
-    let why = format!(
-        "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: \
-         UID in precondition: {wanted}, UID in object meta: {uid}"
-    );
-    ApiError::Conflict(call.resource(), call.name.to_owned(), why)
+        && (row.deletion != Deletion::Finalized || new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty))
 }

@@ -9,4 +9,4 @@ pub mod selector;
 pub mod time;
 
 pub use error::{ApiError, Cause, Status};
-pub use key::{ObjectKey, ResourceVersion};
+pub use key::{GroupVersionKind, GroupVersionResource, ObjectKey, ObjectName, ResourceVersion, StorageKey, Uid};

@@ -23,6 +23,7 @@ pub(super) static ROW: Row = Row {
     schema: "io.k8s.api.batch.v1.Job",
     subresources: &[STATUS],
     storage: Storage::Stored("jobs"),
+    shows_empty: true,
     strategy: &Job,
     example: r#"apiVersion: batch/v1
 kind: Job

@@ -44,7 +44,12 @@ pub(super) static ROW: Row = Row {
         Subresource { name: "log", what: SubKind::Log, body: None, verbs: &[Verb::Get] },
         STATUS,
     ],
+    later: &[("exec", "0.2"), ("attach", "0.2"), ("portforward", "0.2"), ("proxy", "0.2")],
     storage: Storage::Stored("pods"),
+    // What nodes, and controllers by their selectors, ask for.
+    indexed_fields: &["spec.nodeName"],
+    indexes_labels: true,
+    shows_empty: true,
     strategy: &Pod,
     example: r#"apiVersion: v1
 kind: Pod

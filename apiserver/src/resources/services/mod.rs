@@ -1,8 +1,10 @@
 //! Services. What they are given (addresses and ports) is chosen in [`super::allocate`], after validation.
 
 use jiff::Timestamp;
+use machinery::api::ApiError;
 use serde_json::{Value, json};
 
+use super::allocate;
 use super::cells::{AGE, NAME, age, column, labels, name, wide};
 use super::field::{Errors, FieldError, Path};
 use super::pods::warnings::odd_ip;
@@ -11,7 +13,7 @@ use super::read::{
 };
 use super::rules::NameRule;
 use super::workloads::spec_of;
-use super::{Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
+use super::{Allocation, Claim, Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
 mod families;
 mod validate;
@@ -25,6 +27,7 @@ pub(super) static ROW: Row = Row {
     categories: &["all"],
     schema: "io.k8s.api.core.v1.Service",
     subresources: &[STATUS],
+    later: &[("proxy", "0.2")],
     storage: Storage::Stored("services/specs"),
     strategy: &Service,
     example: r#"apiVersion: v1
@@ -219,9 +222,19 @@ impl Strategy for Service {
         }
     }
 
-    fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
+    fn prepare_create(&self, context: &Context<'_>, object: &mut Value) {
         put(object, "status", json!({"loadBalancer": {}}));
         let spec = spec_of(object);
+        if context.subresource == "status" {
+            // As upstream, a PUT of a status makes a Service that is given nothing; here it holds nothing of its own choice, too.
+            for key in ["clusterIP", "clusterIPs", "healthCheckNodePort"] {
+                put(spec, key, Value::Null);
+            }
+            for port in items_mut(spec, "ports") {
+                put(port, "nodePort", Value::Null);
+            }
+            return;
+        }
         normalize_cluster_ips(spec, None);
         families::fill(spec, None);
     }
@@ -252,6 +265,21 @@ impl Strategy for Service {
             return wrong;
         }
         validate::node_port_twice(get(object, "spec")).into_iter().collect()
+    }
+
+    fn allocate(&self, allocation: &Allocation<'_>, new: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
+        if !allocation.subresource.is_empty() {
+            return Ok(());
+        }
+        allocation.services.allocate(allocation.objects, new, old, allocation.dry_run)
+    }
+
+    fn claim_prefixes(&self) -> &'static [&'static str] {
+        &allocate::RESERVATIONS
+    }
+
+    fn claims(&self, object: &Value) -> Vec<Claim> {
+        allocate::claims(object)
     }
 
     fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {

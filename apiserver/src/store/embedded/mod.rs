@@ -26,7 +26,7 @@ use machinery::env::Env;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::plan::{State, check};
-use super::{Change, Entry, History, Outcome, Range, Record, Revision, Sink, Store, StoreError, Txn, Watch};
+use super::{Change, Current, Entry, History, Outcome, Range, Record, Revision, Sink, Store, StoreError, Txn, Watch};
 use writer::{Command, Reply};
 
 /// Commands that may wait for the writer: more would only wait longer; callers queue before it.
@@ -185,6 +185,10 @@ impl Drop for EmbeddedStore {
 impl Store for EmbeddedStore {
     fn revision(&self) -> Revision {
         self.shared.read().versions.revision()
+    }
+
+    fn current(&self) -> Current<'_> {
+        Current::Fed
     }
 
     fn compacted(&self) -> Revision {
