@@ -13,11 +13,12 @@ use machinery::api::ApiError;
 use machinery::api::error::{Details, Status};
 use machinery::api::selector::go_quoted;
 
-use super::handle::{Asking, Front, Seat};
+use super::handle::{Asking, Front, Seat, timed_out};
 use super::negotiate::{self, Produces, Transform};
 use super::respond;
 use super::route::Target;
 use super::table::{Include, Tables};
+use super::turns::{SMALL_BYTES_MAX, Turn};
 use super::watch;
 use crate::auth::{reviews, tokens};
 use crate::resources::{Storage, SubKind, Verb};
@@ -106,31 +107,38 @@ impl Front {
             Verb::Watch => Err(ApiError::NoSuchResource),
             Verb::Create => {
                 let media = negotiate::body_type(content_type(headers))?;
-                let bytes = self.read(asking, body).await?;
+                let (bytes, turn) = self.read(asking, body, 0).await?;
                 let options = WriteOptions::read(query, "CreateOptions")?;
-                self.create(call, RequestBody { bytes: &bytes, media }, what, &options).await
+                let work = self.create(call, RequestBody { bytes: &bytes, media }, what, &options);
+                in_turn(turn, asking.time_max, work).await
             }
             Verb::Update => {
                 let media = negotiate::body_type(content_type(headers))?;
-                let bytes = self.read(asking, body).await?;
+                let (bytes, turn) = self.read(asking, body, verbs.stored_bytes(call)).await?;
                 let options = WriteOptions::read(query, "UpdateOptions")?;
                 let body = RequestBody { bytes: &bytes, media };
-                if what == Some(SubKind::Scale) {
-                    return verbs.put_scale(call, body, &options).await;
-                }
-                let (row, validation) = (call.row, options.field_validation);
-                let object = bodies::object(row, body, validation, &mut call.warnings)?;
-                let again = || bodies::object(row, body, validation, &mut Vec::new());
-                verbs.update(call, Wanted::new(object, &again), &options).await
+                let work = async {
+                    if what == Some(SubKind::Scale) {
+                        return verbs.put_scale(call, body, &options).await;
+                    }
+                    let (row, validation) = (call.row, options.field_validation);
+                    let object = bodies::object(row, body, validation, &mut call.warnings)?;
+                    let again = || bodies::object(row, body, validation, &mut Vec::new());
+                    verbs.update(call, Wanted::new(object, &again), &options).await
+                };
+                in_turn(turn, asking.time_max, work).await
             }
             Verb::Patch => {
                 let options = WriteOptions::read(query, "PatchOptions")?;
-                let bytes = self.read(asking, body).await?;
+                let (bytes, turn) = self.read(asking, body, verbs.stored_bytes(call)).await?;
                 let kind = patch.unwrap_or(PatchType::Merge);
-                if what == Some(SubKind::Scale) {
-                    return verbs.patch_scale(call, kind, &bytes, &options).await;
-                }
-                verbs.patch(call, kind, &bytes, &options).await
+                let work = async {
+                    if what == Some(SubKind::Scale) {
+                        return verbs.patch_scale(call, kind, &bytes, &options).await;
+                    }
+                    verbs.patch(call, kind, &bytes, &options).await
+                };
+                in_turn(turn, asking.time_max, work).await
             }
             Verb::Delete => {
                 let options = self.delete_options(asking, body).await?;
@@ -208,16 +216,22 @@ impl Front {
 
     async fn delete_options(&self, asking: &mut Asking<'_>, body: Body) -> Result<DeleteOptions, ApiError> {
         let headers = asking.asked.headers;
-        let bytes = self.read(asking, body).await?;
+        let (bytes, turn) = self.read(asking, body, 0).await?;
         if bytes.is_empty() {
             return DeleteOptions::read(asking.asked.query);
         }
         let media = negotiate::body_type(content_type(headers))?;
-        DeleteOptions::from_body(&bodies::delete_options(RequestBody { bytes: &bytes, media })?)
+        let work = async { bodies::delete_options(RequestBody { bytes: &bytes, media }) };
+        DeleteOptions::from_body(&in_turn(turn, asking.time_max, work).await?)
     }
 
-    /// A whole body, within the limits; what follows has a seat.
-    async fn read(&self, asking: &mut Asking<'_>, body: Body) -> Result<Bytes, ApiError> {
+    /// A whole body, within the limits; what follows has a seat, and a turn if it is large together with what is stored.
+    async fn read(
+        &self,
+        asking: &mut Asking<'_>,
+        body: Body,
+        stored_bytes: usize,
+    ) -> Result<(Bytes, Option<Turn>), ApiError> {
         let headers = asking.asked.headers;
         let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
         if announced.is_some_and(|length| length > BODY_BYTES_MAX) {
@@ -257,13 +271,19 @@ impl Front {
             let message = format!("the body did not arrive within {} s", BODY_TIME_MAX.as_secs());
             Err(ApiError::Other(Box::new(Status::failure(408, "Timeout", message))))
         })?;
+        // Who waits for a turn counts as one whose body is on its way, and keeps no seat from others.
+        let turn = match whole.len() + stored_bytes > SMALL_BYTES_MAX {
+            true => self.turns.turn(&asking.user.name).await,
+            false => None,
+        };
+        drop(arriving);
         if bounded {
             asking.seat = self.seats.take(true).map_or(Seat::Refused, Seat::Taken);
             if matches!(asking.seat, Seat::Refused) {
                 return Err(refused());
             }
         }
-        Ok(whole)
+        Ok((whole, turn))
     }
 
     async fn watch(
@@ -293,6 +313,18 @@ impl Front {
             }
             Err(error) => Ok(watch::refused(&error)),
         }
+    }
+}
+
+/// Does it here, or in its turn elsewhere.
+async fn in_turn<T>(
+    turn: Option<Turn>,
+    time_max: Duration,
+    work: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    match turn {
+        None => work.await,
+        Some(turn) => turn.run(time_max, work).await.unwrap_or_else(|_| Err(timed_out())),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{CACHE_CONTROL, HeaderValue, WARNING};
@@ -20,6 +21,8 @@ use super::query::Query;
 use super::respond::{self, Asked};
 use super::route::{self, NoRoute, Route, Target};
 use super::seats::Seats;
+use super::turns::Turns;
+use super::warnings;
 use crate::auth::tls::Peer;
 use crate::auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
 use crate::resources::SubKind;
@@ -49,6 +52,7 @@ pub struct Front {
     pub address: String,
     impersonator: impersonate::Impersonator,
     pub(super) seats: Seats,
+    pub(super) turns: Turns,
     pub(super) slis: Slis,
 }
 
@@ -79,6 +83,8 @@ pub(super) struct Asking<'a> {
     pub(super) user: &'a UserInfo,
     pub(super) warnings: Vec<String>,
     pub(super) seat: Seat,
+    /// How long it may take.
+    pub(super) time_max: Duration,
 }
 
 /// How a request stands to the bound on those that run at once.
@@ -111,6 +117,7 @@ impl Front {
             address,
             impersonator: impersonate::Impersonator::default(),
             seats: Seats::new(),
+            turns: Turns::new(),
             slis: Slis::default(),
         }
     }
@@ -136,10 +143,17 @@ impl Front {
             _ => None,
         };
         let of = Of::new(&info, target.as_ref(), query.get("dryRun").is_some());
-        let (mut response, warnings) = match self.identify(&parts, &info) {
+        let (mut response, warned) = match self.identify(&parts, &info) {
             Err(error) => (respond::error(&asked, &error), Vec::new()),
             Ok(user) => {
-                let mut asking = Asking { asked, info: &info, user: &user, warnings: Vec::new(), seat: Seat::Exempt };
+                let mut asking = Asking {
+                    asked,
+                    info: &info,
+                    user: &user,
+                    warnings: Vec::new(),
+                    seat: Seat::Exempt,
+                    time_max: deadline::REQUEST_TIMEOUT,
+                };
                 let response = self.limited(&mut asking, method, found, target, body).await;
                 (response, asking.warnings)
             }
@@ -149,14 +163,8 @@ impl Front {
         if !headers.contains_key(CACHE_CONTROL) {
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         }
-        let mut said: Vec<String> = Vec::new();
-        for warning in warnings {
-            if !said.contains(&warning) {
-                if let Some(value) = respond::warning(&warning) {
-                    headers.append(WARNING, value);
-                }
-                said.push(warning);
-            }
+        for value in warnings::headers(&warned) {
+            headers.append(WARNING, value);
         }
         self.metrics.done(&of, response.status().as_u16(), self.env.elapsed().saturating_sub(began));
         response
@@ -214,6 +222,7 @@ impl Front {
         if long {
             return self.answer(asking, method, found, body).await;
         }
+        asking.time_max = timeout;
         self.metrics.running(mutating, 1);
         let done = tokio::time::timeout(timeout, self.answer(asking, method, found, body)).await;
         self.metrics.running(mutating, -1);
@@ -221,10 +230,7 @@ impl Front {
             return too_many();
         }
         asking.seat = Seat::Exempt;
-        done.unwrap_or_else(|_| {
-            let message = "Timeout: request did not complete within the allotted timeout";
-            respond::error(&asking.asked, &ApiError::Timeout(message.into(), 0, Vec::new()))
-        })
+        done.unwrap_or_else(|_| respond::error(&asking.asked, &timed_out()))
     }
 
     fn permit(&self, asking: &Asking<'_>) -> Result<(), ApiError> {
@@ -266,6 +272,11 @@ impl Front {
         }
         checks
     }
+}
+
+/// The answer to what took too long.
+pub(super) fn timed_out() -> ApiError {
+    ApiError::Timeout("Timeout: request did not complete within the allotted timeout".into(), 0, Vec::new())
 }
 
 fn too_many() -> Response<Body> {

@@ -19,4 +19,6 @@ pub mod respond;
 pub mod route;
 mod seats;
 pub mod table;
+mod turns;
+mod warnings;
 pub mod watch;

@@ -423,25 +423,6 @@ pub fn packed(asked: &Asked<'_>, code: u16, media: Media, body: Vec<u8>) -> Resp
     }
 }
 
-/// A `Warning` header's value.
-#[must_use]
-pub fn warning(text: &str) -> Option<HeaderValue> {
-    let mut quoted = String::with_capacity(text.len() + 10);
-    quoted.push_str("299 - \"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => {
-                quoted.push('\\');
-                quoted.push(c);
-            }
-            c if c.is_control() => quoted.push(' '),
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('"');
-    HeaderValue::from_bytes(quoted.as_bytes()).ok()
-}
-
 /// What a target's answer may be transformed into.
 #[must_use]
 pub fn offers(target: Target) -> Offers {

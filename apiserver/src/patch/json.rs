@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::schema::budget::Budget;
 use crate::schema::raw::Raw;
 use crate::schema::typed::doubled_keys;
 
@@ -32,7 +33,7 @@ pub(super) struct Refused;
 type Step<T> = Result<T, Refused>;
 
 /// The operations, and the strict findings. The error is Go's sentence.
-pub(super) fn read(raw: Raw) -> Result<(Vec<Operation>, Vec<String>), String> {
+pub(super) fn read(raw: Raw, budget: &mut Budget) -> Result<(Vec<Operation>, Vec<String>), String> {
     const FIELDS: [&str; 4] = ["op", "path", "from", "value"];
     let items = match raw {
         Raw::Null => Vec::new(),
@@ -82,7 +83,7 @@ pub(super) fn read(raw: Raw) -> Result<(Vec<Operation>, Vec<String>), String> {
                 "op" => operation.op = text(value)?.unwrap_or_default(),
                 "path" => operation.path = text(value)?,
                 "from" => operation.from = text(value)?,
-                "value" => operation.value = Some(value.into_value().ok_or("exceeded max depth")?),
+                "value" => operation.value = Some(value.into_value(budget).ok_or("exceeded max depth")?),
                 _ => {}
             }
             seen.insert(key);

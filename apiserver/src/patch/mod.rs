@@ -11,8 +11,9 @@ use machinery::api::selector::go_quoted;
 use serde_json::Value;
 
 use crate::resources::hub;
+use crate::schema::budget::Budget;
 use crate::schema::raw::{self, Raw};
-use crate::schema::typed::Form;
+use crate::schema::typed::{FINDINGS_MAX, Form};
 use crate::schema::{Decoded, FieldValidation, Target, decode, table, typed};
 
 /// The patch types.
@@ -50,10 +51,13 @@ pub fn apply(
     let checked = validation != FieldValidation::Ignore;
     // What a refusal shows: upstream shows the result, or a strategic patch.
     let mut shown = None;
+    let mut budget = Budget::of_body(patch.len());
     let (mut findings, patched) = match kind {
         PatchKind::Json => {
             let raw = raw::parse(patch).map_err(|e| bad_patch(&e, checked))?;
-            let (operations, findings) = json::read(raw).map_err(|e| bad_patch(&e, checked))?;
+            let read = json::read(raw, &mut budget).map_err(|e| bad_patch(&e, checked));
+            budget.check()?;
+            let (operations, findings) = read?;
             if operations.len() > json::OPERATIONS_MAX {
                 return Err(ApiError::TooLarge(format!(
                     "Request entity too large: The allowed maximum operations in a JSON patch is {}, got {}",
@@ -78,7 +82,7 @@ pub fn apply(
                 other if checked => return Err(bad_patch(&not_a_map(other), true)),
                 _ => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
             };
-            let patch = raw.into_value().ok_or_else(|| bad_patch("exceeded max depth", checked))?;
+            let patch = whole(raw, &mut budget)?.ok_or_else(|| bad_patch("exceeded max depth", checked))?;
             (findings, merge::apply(current.clone(), patch))
         }
         PatchKind::Strategic => {
@@ -87,7 +91,7 @@ pub fn apply(
                 return Err(ApiError::BadRequest(not_a_map(&raw)));
             }
             let findings = typed::doubled_keys(&raw);
-            let patch = raw.into_value().ok_or_else(|| ApiError::BadRequest("exceeded max depth".into()))?;
+            let patch = whole(raw, &mut budget)?.ok_or_else(|| ApiError::BadRequest("exceeded max depth".into()))?;
             shown = Some(strategic::shown(&patch, current));
             let patched = strategic::apply(target.type_name, current.clone(), patch).map_err(|error| match error {
                 strategic::Error::Bad(message) => ApiError::BadRequest(message),
@@ -99,7 +103,20 @@ pub fn apply(
     if !checked {
         findings.clear();
     }
-    decode_patched(shown, patched, findings, target, validation)
+    let mut budget = Budget::of_body(patch.len() + CURRENT_BYTES_MAX);
+    let decoded = decode_patched(shown, patched, findings, target, validation, &mut budget);
+    budget.check()?;
+    decoded
+}
+
+/// What is stored is no larger (`etcd`'s bound on a request, which the verbs keep).
+const CURRENT_BYTES_MAX: usize = 1536 << 10;
+
+/// A patch in memory; `None`: too deep.
+fn whole(raw: Raw, budget: &mut Budget) -> ApiResult<Option<Value>> {
+    let value = raw.into_value(budget);
+    budget.check()?;
+    Ok(value)
 }
 
 /// The result must still be an object of the kind.
@@ -109,6 +126,7 @@ fn decode_patched(
     mut findings: Vec<String>,
     target: &Target<'_>,
     validation: FieldValidation,
+    budget: &mut Budget,
 ) -> ApiResult<Decoded> {
     let shown = |patched: &Value| serde_json::to_string(patched).unwrap_or_default();
     let strategic = patch_shown.is_some();
@@ -128,14 +146,15 @@ fn decode_patched(
         let keys = patched.as_object().into_iter().flat_map(|map| map.keys()).filter(|key| *key != "kind");
         let unknown = keys.filter(|key| *key != "apiVersion").map(|key| format!("unknown field {}", go_quoted(key)));
         if validation != FieldValidation::Ignore {
-            findings.extend(unknown);
+            findings.extend(unknown.take(FINDINGS_MAX));
         }
         patched = Value::Object(Default::default());
     }
     let text = patch_shown.unwrap_or_else(|| shown(&patched));
     // Findings of the patch itself and of its result count together.
     let told = if validation == FieldValidation::Strict { FieldValidation::Warn } else { validation };
-    let mut decoded = decode::value(patched, target, told, strategic).map_err(|error| invalid(&text, &error))?;
+    let mut decoded =
+        decode::value(patched, target, told, strategic, budget).map_err(|error| invalid(&text, &error))?;
     findings.append(&mut decoded.warnings);
     if validation == FieldValidation::Strict && !findings.is_empty() {
         return Err(invalid(&text, &format!("strict decoding error: {}", findings.join(", "))));
@@ -171,7 +190,7 @@ fn other_kind(patched: &Value, target: &Target<'_>) -> Option<String> {
     }
     let (group, plain) = version.split_once('/').unwrap_or(("", version));
     Some(if let Some(found) = table().of_kind(group, plain, kind) {
-        if let Err(error) = typed::convert(found, Raw::from(patched.clone()), Form::Sparse) {
+        if let Err(error) = typed::convert(found, Raw::from(patched.clone()), Form::Sparse, &mut Budget::unlimited()) {
             return Some(error);
         }
         let hub = hub(target.group);

@@ -183,7 +183,8 @@ fn retain_keys(original: &mut Object, patch: &mut Object) -> Merged<()> {
     const FORMAT: &str = "invalid patch format of retainKeys";
     let Some(retained) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
     let Value::Array(retained) = retained else { return bad(FORMAT) };
-    let kept = |key: &str| retained.iter().any(|k| k.as_str() == Some(key));
+    let retained: HashSet<&str> = retained.iter().filter_map(Value::as_str).collect();
+    let kept = |key: &str| retained.contains(key);
     for (key, value) in &*patch {
         let directs = key.starts_with(DELETE_PRIMITIVES) || key.starts_with(ELEMENT_ORDER);
         if !value.is_null() && !directs && !kept(key) {

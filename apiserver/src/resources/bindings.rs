@@ -36,6 +36,6 @@ impl Strategy for Binding {
         if text(target, "name").is_empty() {
             errors.required(&Path::root("target.name"), "");
         }
-        errors.0
+        errors.list()
     }
 }

@@ -83,14 +83,14 @@ impl Strategy for ConfigMap {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         validate(&mut errors, object);
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         sealed(&mut errors, new, old, &["data", "binaryData"]);
         validate(&mut errors, new);
-        errors.0
+        errors.list()
     }
 
     fn columns(&self) -> &'static [Column] {

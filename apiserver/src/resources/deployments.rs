@@ -103,10 +103,12 @@ fn rollout(errors: &mut Errors, strategy: &Value) {
                 _ => go_struct(&inner, &["MaxUnavailable", "MaxSurge"]),
             };
             let shown = format!("{{\"Type\":{},\"RollingUpdate\":{rolling}}}", super::field::quoted(other));
-            errors.0.push(FieldError {
-                reason: "FieldValueNotSupported",
-                field: at.to_string(),
-                message: format!("Unsupported value: {shown}: supported values: \"Recreate\", \"RollingUpdate\""),
+            errors.add(|| {
+                FieldError::new(
+                    "FieldValueNotSupported",
+                    &at,
+                    format!("Unsupported value: {shown}: supported values: \"Recreate\", \"RollingUpdate\""),
+                )
             });
         }
     }
@@ -203,7 +205,7 @@ impl Strategy for Deployment {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         validate(&mut errors, get(object, "spec"));
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
@@ -214,7 +216,7 @@ impl Strategy for Deployment {
             validate(&mut errors, get(new, "spec"));
             workloads::selector_stays(&mut errors, new, old);
         }
-        errors.0
+        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

@@ -205,7 +205,7 @@ fn validate(errors: &mut Errors, context: &Context<'_>, object: &Value, old: Opt
     endpoints(&mut found, object, context.loopback);
     // What was stored under older rules may stay as it is.
     if old.is_none_or(|old| !same(get(old, "endpoints"), get(object, "endpoints"))) {
-        errors.0.extend(found.0);
+        errors.append(found);
     }
 }
 
@@ -275,7 +275,7 @@ impl Strategy for EndpointSlice {
     fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         validate(&mut errors, context, object, None);
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
@@ -283,7 +283,7 @@ impl Strategy for EndpointSlice {
         validate(&mut errors, context, new, Some(old));
         let key = "addressType";
         errors.immutable(&Path::root(key), get(new, key), get(old, key));
-        errors.0
+        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

@@ -289,7 +289,7 @@ fn strict_update(errors: &mut Errors, new: &Value, old: &Value) {
             let shown = if key == "reportingComponent" { "reportingController" } else { key };
             let path = Path::root(shown);
             match inner(key, now) {
-                Some(value) => errors.0.push(FieldError::invalid_shown(&path, &value, IMMUTABLE)),
+                Some(value) => errors.add(|| FieldError::invalid_shown(&path, &value, IMMUTABLE)),
                 None if now.is_null() && TEXTS.contains(&key) => errors.invalid(&path, "", IMMUTABLE),
                 None if now.is_null() && key == "count" => errors.invalid(&path, 0, IMMUTABLE),
                 None => errors.invalid(&path, now.clone(), IMMUTABLE),
@@ -324,7 +324,7 @@ impl Strategy for Event {
         if self.core && old.is_none() {
             legacy(&mut errors, object, true);
         }
-        errors.0
+        errors.list()
     }
 
     fn orders_metadata(&self) -> bool {
@@ -339,7 +339,7 @@ impl Strategy for Event {
             checked_whole(&mut errors, &EVENTS, object);
             strict(&mut errors, &event);
         }
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
@@ -351,7 +351,7 @@ impl Strategy for Event {
             legacy(&mut errors, &event, false);
             strict_update(&mut errors, &event, &to_core(old));
         }
-        errors.0
+        errors.list()
     }
 
     fn create_on_update(&self) -> bool {

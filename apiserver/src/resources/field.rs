@@ -15,12 +15,39 @@ pub struct FieldError {
     pub field: String,
     /// Upstream's whole sentence, such as `Required value` or `Invalid value: "x": must be …`.
     pub message: String,
+    /// Not an error itself, but how many were left out ([`Errors`]).
+    omitted: usize,
 }
+
+/// Errors of one object that are shown. Upstream shows all, however many; nobody reads more than this, and each of them
+/// costs the server and the client more than the bytes of the body that caused it.
+pub const ERRORS_MAX: usize = 256;
+/// Bytes of sentences after which further errors are only counted: a sentence may show a large part of the object.
+const ERRORS_BYTES_MAX: usize = 256 << 10;
 
 impl From<FieldError> for Cause {
     fn from(error: FieldError) -> Self {
         Self { reason: error.reason.into(), message: error.message, field: error.field }
     }
+}
+
+/// What a client is shown of errors: the first [`ERRORS_MAX`], and how many more there are.
+#[must_use]
+pub fn causes(errors: Vec<FieldError>) -> Vec<Cause> {
+    let (mut causes, mut omitted) = (Vec::with_capacity(errors.len().min(ERRORS_MAX)), 0);
+    for error in errors {
+        if error.omitted > 0 {
+            omitted += error.omitted;
+        } else if causes.len() < ERRORS_MAX {
+            causes.push(error.into());
+        } else {
+            omitted += 1;
+        }
+    }
+    if omitted > 0 {
+        causes.push(Cause { message: format!("{omitted} more errors are not shown"), ..Cause::default() });
+    }
+    causes
 }
 
 /// A value as upstream shows it in an error: text quoted, all else as JSON with Go's escapes for HTML.
@@ -38,8 +65,10 @@ fn with_detail(head: &str, detail: &str) -> String {
 }
 
 impl FieldError {
-    fn new(reason: &'static str, field: &Path<'_>, message: String) -> Self {
-        Self { reason, field: field.to_string(), message }
+    /// Of a whole sentence.
+    #[must_use]
+    pub fn new(reason: &'static str, field: &Path<'_>, message: String) -> Self {
+        Self { reason, field: field.to_string(), message, omitted: 0 }
     }
 
     /// The value is missing.
@@ -129,9 +158,14 @@ fn shown_inside(value: &Value) -> String {
     value.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }
 
-/// The findings so far, with a short way to add to them.
+/// The errors so far, with a short way to add to them. Those beyond [`ERRORS_MAX`] are counted and never written out, so
+/// that an object with a hundred thousand mistakes costs little more than one with none.
 #[derive(Debug, Default)]
-pub struct Errors(pub Vec<FieldError>);
+pub struct Errors {
+    shown: Vec<FieldError>,
+    bytes: usize,
+    omitted: usize,
+}
 
 impl Errors {
     /// None yet.
@@ -142,49 +176,84 @@ impl Errors {
 
     /// See [`FieldError::required`].
     pub fn required(&mut self, field: &Path<'_>, detail: &str) {
-        self.0.push(FieldError::required(field, detail));
+        self.add(|| FieldError::required(field, detail));
     }
 
     /// See [`FieldError::invalid`].
     pub fn invalid(&mut self, field: &Path<'_>, value: impl Into<Value>, detail: &str) {
-        self.0.push(FieldError::invalid(field, value, detail));
+        self.add(|| FieldError::invalid(field, value, detail));
     }
 
     /// One [`FieldError::invalid`] for each of the messages of a rule.
     pub fn invalid_each(&mut self, field: &Path<'_>, value: &str, messages: Vec<String>) {
         for message in messages {
-            self.0.push(FieldError::invalid(field, value, &message));
+            self.add(|| FieldError::invalid(field, value, &message));
         }
+    }
+
+    /// One more, written out only where it is shown.
+    pub fn add(&mut self, error: impl FnOnce() -> FieldError) {
+        if self.shown.len() >= ERRORS_MAX || self.bytes > ERRORS_BYTES_MAX {
+            self.omitted += 1;
+            return;
+        }
+        let error = error();
+        self.bytes += error.field.len() + error.message.len();
+        self.shown.push(error);
+    }
+
+    /// Those of another part of the object.
+    pub fn append(&mut self, other: Self) {
+        self.omitted += other.omitted;
+        for error in other.shown {
+            self.add(|| error);
+        }
+    }
+
+    /// How many there are, shown or not.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.shown.len() + self.omitted
+    }
+
+    /// Those that are shown, and at their end how many are not.
+    #[must_use]
+    pub fn list(mut self) -> Vec<FieldError> {
+        if self.omitted > 0 {
+            let (reason, field, message) = ("", String::new(), String::new());
+            self.shown.push(FieldError { reason, field, message, omitted: self.omitted });
+        }
+        self.shown
     }
 
     /// See [`FieldError::not_supported`].
     pub fn not_supported(&mut self, field: &Path<'_>, value: impl Into<Value>, supported: &[&str]) {
-        self.0.push(FieldError::not_supported(field, value, supported));
+        self.add(|| FieldError::not_supported(field, value, supported));
     }
 
     /// See [`FieldError::duplicate`].
     pub fn duplicate(&mut self, field: &Path<'_>, value: impl Into<Value>) {
-        self.0.push(FieldError::duplicate(field, value));
+        self.add(|| FieldError::duplicate(field, value));
     }
 
     /// See [`FieldError::not_found`].
     pub fn not_found(&mut self, field: &Path<'_>, value: impl Into<Value>) {
-        self.0.push(FieldError::not_found(field, value));
+        self.add(|| FieldError::not_found(field, value));
     }
 
     /// See [`FieldError::forbidden`].
     pub fn forbidden(&mut self, field: &Path<'_>, detail: &str) {
-        self.0.push(FieldError::forbidden(field, detail));
+        self.add(|| FieldError::forbidden(field, detail));
     }
 
     /// See [`FieldError::too_long`].
     pub fn too_long(&mut self, field: &Path<'_>, bytes_max: usize) {
-        self.0.push(FieldError::too_long(field, bytes_max));
+        self.add(|| FieldError::too_long(field, bytes_max));
     }
 
     /// See [`FieldError::too_many`].
     pub fn too_many(&mut self, field: &Path<'_>, items: usize, items_max: usize) {
-        self.0.push(FieldError::too_many(field, items, items_max));
+        self.add(|| FieldError::too_many(field, items, items_max));
     }
 
     /// A number that may not be negative.
@@ -204,7 +273,20 @@ impl Errors {
     /// Whether nothing was found.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.shown.is_empty()
+    }
+}
+
+impl From<Vec<FieldError>> for Errors {
+    fn from(list: Vec<FieldError>) -> Self {
+        let mut errors = Self::new();
+        for error in list {
+            match error.omitted {
+                0 => errors.add(|| error),
+                omitted => errors.omitted += omitted,
+            }
+        }
+        errors
     }
 }
 
@@ -286,6 +368,30 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn errors_are_cut_and_counted() {
+        let field = Path::root("spec");
+        let mut errors = Errors::new();
+        for n in 0..1000 {
+            errors.invalid(&field, n, "no");
+        }
+        assert_eq!(errors.count(), 1000);
+        let mut list = errors.list();
+        list.extend((0..10).map(|_| FieldError::required(&field, "")));
+        let shown = causes(list);
+        assert_eq!(shown.len(), ERRORS_MAX + 1);
+        assert_eq!(shown[ERRORS_MAX].message, "754 more errors are not shown");
+        // Sentences that show the object count by their length; the first is shown whole.
+        let mut errors = Errors::new();
+        for _ in 0..10 {
+            errors.invalid(&field, "x".repeat(300 << 10), "no");
+        }
+        let shown = causes(errors.list());
+        assert_eq!((shown.len(), shown[0].message.len() > 300 << 10), (2, true));
+        assert_eq!(shown[1].message, "9 more errors are not shown");
+        assert!(causes(Errors::new().list()).is_empty());
+    }
 
     #[test]
     fn paths_and_sentences() {

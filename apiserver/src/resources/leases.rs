@@ -66,7 +66,7 @@ impl Strategy for Lease {
         if let Some(count) = int(spec, "leaseTransitions").filter(|n| *n < 0) {
             errors.invalid(&at.child("leaseTransitions"), count, NOT_NEGATIVE);
         }
-        errors.0
+        errors.list()
     }
 
     fn create_on_update(&self) -> bool {

@@ -3,6 +3,8 @@
 //! The verbs room runs these beside a kind's own `validate` and `validate_update`. An update checks the metadata more
 //! than once, as upstream does (generic code, then the kind's own), so that a finding may stand in the causes twice.
 
+use std::collections::BTreeSet;
+
 use machinery::api::quantity::Quantity;
 use serde_json::Value;
 
@@ -23,7 +25,7 @@ const FOREGROUND: &str = "foregroundDeletion";
 pub fn validate_create(row: &Row, object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
     whole(&mut errors, row, row.strategy.name_rule(), object, row.strategy.checks_finalizers());
-    errors.0
+    errors.list()
 }
 
 /// The same, for a kind whose own validation looks at metadata later than first.
@@ -62,7 +64,7 @@ pub fn validate_update_through(row: &Row, subresource: &str, new: &Value, old: &
             change(&mut errors, new, old, kube);
         }
     }
-    errors.0
+    errors.list()
 }
 
 fn whole(errors: &mut Errors, row: &Row, rule: NameRule, object: &Value, kube_finalizers: bool) {
@@ -100,7 +102,7 @@ fn whole(errors: &mut Errors, row: &Row, rule: NameRule, object: &Value, kube_fi
 fn change(errors: &mut Errors, new: &Value, old: &Value, kube_finalizers: bool) {
     let (meta, old) = (get(new, "metadata"), get(old, "metadata"));
     if !get(old, "deletionTimestamp").is_null() {
-        let kept: Vec<&str> = texts(old, "finalizers").collect();
+        let kept: BTreeSet<&str> = texts(old, "finalizers").collect();
         let mut added: Vec<&str> = texts(meta, "finalizers").filter(|f| !kept.contains(f)).collect();
         added.sort_unstable();
         added.dedup();
@@ -209,12 +211,10 @@ fn owners(errors: &mut Errors, meta: &Value) {
         }
         let kind = text(reference, "kind");
         if api_version == "v1" && kind == "Event" {
-            let shown = go_struct(reference, OWNER_REFERENCE);
-            errors.0.push(FieldError::invalid_shown(
-                &path,
-                &shown,
-                "/v1, Kind=Event is disallowed from being an owner",
-            ));
+            errors.add(|| {
+                let shown = go_struct(reference, OWNER_REFERENCE);
+                FieldError::invalid_shown(&path, &shown, "/v1, Kind=Event is disallowed from being an owner")
+            });
         }
         if get(reference, "controller") == &Value::Bool(true) {
             let this = format!("{kind}/{}", text(reference, "name"));
@@ -223,8 +223,10 @@ fn owners(errors: &mut Errors, meta: &Value) {
                     let why = format!(
                         "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"
                     );
-                    let all: Vec<String> = references.iter().map(|r| go_struct(r, OWNER_REFERENCE)).collect();
-                    errors.0.push(FieldError::invalid_shown(&path, &format!("[{}]", all.join(",")), &why));
+                    errors.add(|| {
+                        let all: Vec<String> = references.iter().map(|r| go_struct(r, OWNER_REFERENCE)).collect();
+                        FieldError::invalid_shown(&path, &format!("[{}]", all.join(",")), &why)
+                    });
                 }
                 None => controller = Some(this),
             }

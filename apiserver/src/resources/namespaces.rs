@@ -93,7 +93,7 @@ impl Strategy for Namespace {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         finalizers(&mut errors, object, false);
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, _: &Value) -> Vec<FieldError> {
@@ -114,7 +114,7 @@ impl Strategy for Namespace {
             "finalize" => finalizers(&mut errors, new, true),
             _ => finalizers(&mut errors, new, false),
         }
-        errors.0
+        errors.list()
     }
 
     fn columns(&self) -> &'static [Column] {

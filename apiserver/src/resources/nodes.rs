@@ -81,10 +81,12 @@ fn taints(errors: &mut Errors, node: &Value) {
         if !seen.insert((effect, key)) {
             let inner = json!({"Key": key, "Value": value, "Effect": effect, "TimeAdded": get(taint, "timeAdded")});
             let shown = go_struct(&inner, &["Key", "Value", "Effect", "TimeAdded"]);
-            errors.0.push(FieldError {
-                reason: "FieldValueDuplicate",
-                field: at.to_string(),
-                message: format!("Duplicate value: {shown}: taints must be unique by key and effect pair"),
+            errors.add(|| {
+                FieldError::new(
+                    "FieldValueDuplicate",
+                    &at,
+                    format!("Duplicate value: {shown}: taints must be unique by key and effect pair"),
+                )
             });
         }
     }
@@ -144,7 +146,7 @@ fn validate(errors: &mut Errors, node: &Value) {
             let why = format!(
                 "invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{i}]: <nil> (invalid CIDR address: {wrong})"
             );
-            errors.0.push(FieldError::internal(&at, &why));
+            errors.add(|| FieldError::internal(&at, &why));
         }
         let v6 = cidrs.iter().filter(|cidr| cidr.contains(':')).count();
         if v6 == 0 || v6 == cidrs.len() || cidrs.len() > 2 {
@@ -163,11 +165,8 @@ fn validate_change(errors: &mut Errors, node: &Value, old: &Value) {
         let (kind, value) = (text(address, "type"), text(address, "address"));
         if !seen.insert((kind, value)) {
             let shown = go_struct(&json!({"Type": kind, "Address": value}), &["Type", "Address"]);
-            errors.0.push(FieldError {
-                reason: "FieldValueDuplicate",
-                field: list_at.index(i).to_string(),
-                message: format!("Duplicate value: {shown}"),
-            });
+            errors
+                .add(|| FieldError::new("FieldValueDuplicate", &list_at.index(i), format!("Duplicate value: {shown}")));
         }
     }
     let (spec, was) = (get(node, "spec"), get(old, "spec"));
@@ -254,7 +253,7 @@ impl Strategy for Node {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         validate(&mut errors, object);
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
@@ -263,7 +262,7 @@ impl Strategy for Node {
             validate(&mut errors, new);
         }
         validate_change(&mut errors, new, old);
-        errors.0
+        errors.list()
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {

@@ -80,7 +80,7 @@ impl Strategy for PriorityClass {
             "" => errors.required(&Path::root("preemptionPolicy"), ""),
             other => errors.not_supported(&Path::root("preemptionPolicy"), other, &["PreemptLowerPriority", "Never"]),
         }
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
@@ -90,7 +90,7 @@ impl Strategy for PriorityClass {
         }
         let key = "preemptionPolicy";
         errors.immutable(&Path::root(key), get(new, key), get(old, key));
-        errors.0
+        errors.list()
     }
 
     fn refuses_delete(&self, object: &Value) -> Option<&'static str> {

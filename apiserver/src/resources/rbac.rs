@@ -144,7 +144,7 @@ impl Role {
             let at = list_at.index(i);
             label_selector(errors, selector, &at);
             if LabelSelector::from_value(Some(selector)).is_err() {
-                errors.0.push(FieldError::invalid_shown(&at, "null", "invalid label selector."));
+                errors.add(|| FieldError::invalid_shown(&at, "null", "invalid label selector."));
             }
         }
     }
@@ -177,7 +177,7 @@ impl Strategy for Role {
         if !self.namespaced {
             Self::aggregation(&mut errors, object);
         }
-        errors.0
+        errors.list()
     }
 
     fn create_on_update(&self) -> bool {
@@ -265,7 +265,7 @@ impl Strategy for Binding {
         for (i, subject) in items(object, "subjects").iter().enumerate() {
             self.subject(&mut errors, subject, &at.index(i));
         }
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {

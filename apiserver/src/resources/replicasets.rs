@@ -113,7 +113,7 @@ impl Strategy for ReplicaSet {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         validate(&mut errors, get(object, "spec"));
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
@@ -124,7 +124,7 @@ impl Strategy for ReplicaSet {
             validate(&mut errors, get(new, "spec"));
             workloads::selector_stays(&mut errors, new, old);
         }
-        errors.0
+        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

@@ -174,11 +174,11 @@ impl Review {
         let invalid = |at: &Path<'_>, why: &str| FieldError::invalid_shown(at, &shown(other), why);
         if !resource.is_null() && !other.is_null() {
             let why = "cannot be specified in combination with resourceAttributes";
-            errors.0.push(invalid(&SPEC.child("nonResourceAttributes"), why));
+            errors.add(|| invalid(&SPEC.child("nonResourceAttributes"), why));
         }
         if resource.is_null() && other.is_null() {
             let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-            errors.0.push(invalid(&SPEC.child("resourceAttributes"), why));
+            errors.add(|| invalid(&SPEC.child("resourceAttributes"), why));
         }
         if !matches!(self, Self::Own) && text(spec, "user").is_empty() && items(spec, "groups").is_empty() {
             errors.invalid(&SPEC.child("user"), "", "at least one of user or group must be specified");
@@ -202,7 +202,7 @@ impl Review {
             }
             if has(spec, "nonResourceAttributes") {
                 let why = "disallowed on this kind of request";
-                errors.0.push(invalid(&SPEC.child("nonResourceAttributes"), why));
+                errors.add(|| invalid(&SPEC.child("nonResourceAttributes"), why));
             }
         }
     }
@@ -214,6 +214,6 @@ impl Strategy for Review {
         if !matches!(self, Self::Plain) {
             self.access(&mut errors, object);
         }
-        errors.0
+        errors.list()
     }
 }

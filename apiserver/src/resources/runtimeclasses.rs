@@ -55,10 +55,8 @@ fn validate(errors: &mut Errors, object: &Value) {
             let inner = json!({"Key": part("key"), "Operator": part("operator"), "Value": part("value"),
                 "Effect": part("effect"), "TolerationSeconds": get(toleration, "tolerationSeconds")});
             let shown = go_struct(&inner, &["Key", "Operator", "Value", "Effect", "TolerationSeconds"]);
-            errors.0.push(FieldError {
-                reason: "FieldValueDuplicate",
-                field: tolerations_at.index(i).to_string(),
-                message: format!("Duplicate value: {shown}"),
+            errors.add(|| {
+                FieldError::new("FieldValueDuplicate", &tolerations_at.index(i), format!("Duplicate value: {shown}"))
             });
         }
     }
@@ -78,14 +76,14 @@ impl Strategy for RuntimeClass {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         validate(&mut errors, object);
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         validate(&mut errors, new);
         errors.immutable(&Path::root("handler"), get(new, "handler"), get(old, "handler"));
-        errors.0
+        errors.list()
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {

@@ -137,7 +137,7 @@ impl Strategy for Secret {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         validate(&mut errors, object);
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
@@ -146,7 +146,7 @@ impl Strategy for Secret {
         sealed(&mut errors, new, old, &["data"]);
         super::metadata::checked_whole(&mut errors, &ROW, new);
         validate(&mut errors, new);
-        errors.0
+        errors.list()
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {

@@ -50,7 +50,7 @@ pub(super) fn selector(errors: &mut Errors, spec: &Value, refuse_empty: bool) ->
         && items(selector, "matchExpressions").is_empty();
     if refuse_empty && empty {
         let why = "empty selector is invalid for deployment";
-        errors.0.push(FieldError::invalid_shown(&at, &shown_selector(selector), why));
+        errors.add(|| FieldError::invalid_shown(&at, &shown_selector(selector), why));
     }
     LabelSelector::from_value(Some(selector)).ok()
 }
@@ -71,11 +71,13 @@ pub(super) fn matches(selector: &LabelSelector, labels: &Value) -> bool {
 /// Replicas, selector and template of a Deployment or a ReplicaSet.
 pub(super) fn selector_and_template(errors: &mut Errors, spec: &Value) {
     match selector(errors, spec, true) {
-        None => errors.0.push(FieldError::invalid_shown(
-            &SPEC.child("selector"),
-            &shown_selector(get(spec, "selector")),
-            "invalid label selector",
-        )),
+        None => errors.add(|| {
+            FieldError::invalid_shown(
+                &SPEC.child("selector"),
+                &shown_selector(get(spec, "selector")),
+                "invalid label selector",
+            )
+        }),
         Some(selector) => {
             let template = get(spec, "template");
             let at = SPEC.child("template");
@@ -99,7 +101,7 @@ pub(super) fn selector_stays(errors: &mut Errors, new: &Value, old: &Value) {
     let (new, old) = (get(get(new, "spec"), "selector"), get(get(old, "spec"), "selector"));
     if !super::pods::update::same(new, old) {
         let shown = if new.is_null() { "null".into() } else { shown_selector(new) };
-        errors.0.push(FieldError::invalid_shown(&SPEC.child("selector"), &shown, super::field::IMMUTABLE));
+        errors.add(|| FieldError::invalid_shown(&SPEC.child("selector"), &shown, super::field::IMMUTABLE));
     }
 }
 

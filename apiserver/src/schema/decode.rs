@@ -5,6 +5,7 @@ use machinery::api::error::{ApiError, ApiResult};
 use machinery::api::selector::go_quoted;
 use serde_json::{Map, Value};
 
+use super::budget::Budget;
 use super::raw::{self, Raw};
 use super::table::table;
 use super::typed::{self, Form};
@@ -114,7 +115,10 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
             summary(bytes)
         ))
     };
-    let opened = open(bytes, media).map_err(|e| unrecognized(&e))?;
+    let mut budget = Budget::of_body(bytes.len());
+    let opened = open(bytes, media, &mut budget).map_err(|e| unrecognized(&e));
+    budget.check()?;
+    let opened = opened?;
     let (kind, version) = (pick(&opened.kind, target.kind), defaulted_version(&opened, target));
     let refused = |error: &str| {
         let version = version.rsplit('/').next().unwrap_or_default();
@@ -138,7 +142,8 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
         let type_name = table().of_kind(group, plain, kind);
         let type_name = type_name.or_else(|| table().kinds.iter().find(same).map(|k| &*k.type_name));
         if let (Some(type_name), Content::Raw(raw)) = (type_name, opened.content) {
-            typed::convert(type_name, raw, Form::Sparse).map_err(|e| refused(&e))?;
+            let converted = typed::convert(type_name, raw, Form::Sparse, &mut Budget::of_body(bytes.len()));
+            converted.map_err(|e| refused(&e))?;
         }
         if kind != target.kind {
             let hub = hub(target.group);
@@ -156,10 +161,16 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
         Content::Raw(raw) => raw,
         Content::Protobuf(inner) => {
             let found = table().by_name(target.type_name).ok_or_else(|| unknown_type(target))?;
-            protobuf::parse(found, inner).map_err(|e| refused(&e))?
+            let parsed = protobuf::parse(found, inner, &mut budget).map_err(|e| refused(&e));
+            budget.check()?;
+            parsed?
         }
     };
-    let mut converted = typed::convert(target.type_name, raw, Form::Sparse).map_err(|e| refused(&e))?;
+    // What was read goes as what is made of it comes: each has the whole budget.
+    let mut budget = Budget::of_body(bytes.len());
+    let converted = typed::convert(target.type_name, raw, Form::Sparse, &mut budget).map_err(|e| refused(&e));
+    budget.check()?;
+    let mut converted = converted?;
     if binary {
         converted.findings.clear(); // protobuf knows neither unknown nor doubled fields
     }
@@ -176,7 +187,10 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
 /// Decodes options (`DeleteOptions` and the like) whose apiVersion doesn't matter; a wrong kind is refused.
 pub fn options(bytes: &[u8], media: Media, kind: &str, type_name: &str) -> ApiResult<Value> {
     let refused = |error: String| ApiError::BadRequest(error);
-    let opened = open(bytes, media).map_err(refused)?;
+    let mut budget = Budget::of_body(bytes.len());
+    let opened = open(bytes, media, &mut budget).map_err(refused);
+    budget.check()?;
+    let opened = opened?;
     let version = pick(&opened.api_version, "meta.k8s.io/v1");
     if version.matches('/').count() > 1 {
         return Err(refused(format!("unexpected GroupVersion string: {version}")));
@@ -191,16 +205,28 @@ pub fn options(bytes: &[u8], media: Media, kind: &str, type_name: &str) -> ApiRe
         Content::Raw(raw) => raw,
         Content::Protobuf(inner) => {
             let found = table().by_name(type_name).ok_or_else(|| refused(format!("no type {type_name}")))?;
-            protobuf::parse(found, inner).map_err(refused)?
+            let parsed = protobuf::parse(found, inner, &mut budget).map_err(refused);
+            budget.check()?;
+            parsed?
         }
     };
-    typed::convert(type_name, raw, Form::Sparse).map(|c| c.object).map_err(refused)
+    let mut budget = Budget::of_body(bytes.len());
+    let converted = typed::convert(type_name, raw, Form::Sparse, &mut budget).map(|c| c.object).map_err(refused);
+    budget.check()?;
+    converted
 }
 
-/// Decodes what a patch yields; `Err` is Go's sentence, for the patch's own error. `of_map`: of a strategic patch.
-pub fn value(object: Value, target: &Target<'_>, validation: FieldValidation, of_map: bool) -> Result<Decoded, String> {
+/// Decodes what a patch yields; `Err` is Go's sentence, for the patch's own error. `of_map`: of a strategic patch. What
+/// exceeds the budget is left out, which the caller checks.
+pub(crate) fn value(
+    object: Value,
+    target: &Target<'_>,
+    validation: FieldValidation,
+    of_map: bool,
+    budget: &mut Budget,
+) -> Result<Decoded, String> {
     let convert = if of_map { typed::convert_map } else { typed::convert };
-    let converted = convert(target.type_name, Raw::from(object), Form::Sparse)?;
+    let converted = convert(target.type_name, Raw::from(object), Form::Sparse, budget)?;
     let warnings = settle(converted.findings, validation)
         .map_err(|findings| format!("strict decoding error: {}", findings.join(", ")))?;
     Ok(Decoded { object: finish(converted.object, target), warnings })
@@ -253,7 +279,7 @@ struct Opened<'a> {
 }
 
 /// Reads far enough to know what the body says it is.
-fn open(bytes: &[u8], media: Media) -> Result<Opened<'_>, String> {
+fn open<'a>(bytes: &'a [u8], media: Media, budget: &mut Budget) -> Result<Opened<'a>, String> {
     let (raw, doubled) = match media {
         Media::Protobuf => {
             let envelope = protobuf::envelope(bytes)?;
@@ -270,7 +296,7 @@ fn open(bytes: &[u8], media: Media) -> Result<Opened<'_>, String> {
             (raw::parse(bytes).map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))?, Vec::new())
         }
         Media::Yaml => {
-            let document = yaml::parse(bytes)?;
+            let document = yaml::parse(bytes, budget)?;
             (document.raw, document.doubled)
         }
     };

@@ -3,9 +3,11 @@
 //! - [`table`]: the facts (`types.txt`, made by `make` from upstream's published schema), parsed once.
 //! - [`raw`]: JSON as it was written (order, doubled keys, literal numbers); [`yaml`] and [`protobuf`] yield the same form.
 //! - [`typed`]: from that form to the object as upstream would store and print it; strict findings on the way.
+//! - [`budget`]: what a body may become in memory.
 //! - [`decode`]: bodies: media type, kind and version checks, field validation, upstream's messages.
 //! - [`defaults`]: the defaults that the types themselves declare.
 
+pub(crate) mod budget;
 pub mod decode;
 pub mod defaults;
 pub(crate) mod protobuf;

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use machinery::api::time;
 
+use super::budget::{Budget, ENTRY_BYTES, ITEM_BYTES, OBJECT_BYTES};
 use super::raw::{self, Raw};
 use super::table::{Kind, Type, table};
 
@@ -52,9 +53,9 @@ pub(crate) fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, String> {
     Ok(out)
 }
 
-/// Reads a message of a known type.
-pub(crate) fn parse(found: &Type, bytes: &[u8]) -> Result<Raw, String> {
-    message(found, bytes, 0).map(Raw::Map)
+/// Reads a message of a known type, as far as the budget goes; the caller checks it.
+pub(crate) fn parse(found: &Type, bytes: &[u8], budget: &mut Budget) -> Result<Raw, String> {
+    message(found, bytes, 0, budget).map(Raw::Map)
 }
 
 #[derive(Clone, Copy)]
@@ -151,24 +152,36 @@ impl<'a> Reader<'a> {
 
 type Entries = Vec<(String, Raw)>;
 
-fn message(found: &Type, bytes: &[u8], depth: usize) -> Result<Entries, String> {
+fn message(found: &Type, bytes: &[u8], depth: usize, budget: &mut Budget) -> Result<Entries, String> {
     if depth > DEPTH_MAX {
         return Err("proto: exceeded max depth".into());
     }
     let (mut out, mut reader) = (Entries::new(), Reader { bytes });
+    if !budget.take(OBJECT_BYTES) {
+        return Ok(out);
+    }
     while let Some((number, payload)) = reader.field()? {
+        if budget.exceeded() {
+            break;
+        }
         if let Some(field) = found.numbered(number) {
-            put(&mut out, field.name, &field.kind, field.wire.as_deref(), number, payload, depth)?;
+            put(&mut out, field.name, &field.kind, field.wire.as_deref(), (number, payload), depth, budget)?;
         } else if let Some((_, name)) = found.inline.iter().find(|(n, _)| *n == number) {
             let inner = payload.bytes(number)?;
             if let Some(other) = table().by_message(name) {
-                for entry in message(other, inner, depth + 1)? {
-                    if found.field(&entry.0).is_some() {
-                        out.push(entry);
+                for (name, value) in message(other, inner, depth + 1, budget)? {
+                    if found.field(&name).is_none() {
+                        continue;
+                    }
+                    // One entry for each field, however often the message comes.
+                    match (out.iter_mut().find(|(n, _)| *n == name), value) {
+                        (Some((_, Raw::List(list))), Raw::List(mut more)) => list.append(&mut more),
+                        (Some((_, before)), value) => *before = value,
+                        (None, value) => out.push((name, value)),
                     }
                 }
             } else if let Some(other) = table().message(name) {
-                inlined(&mut out, found, &other.fields, inner, depth + 1)?;
+                inlined(&mut out, found, &other.fields, inner, depth + 1, budget)?;
             }
         }
     }
@@ -182,11 +195,12 @@ fn inlined(
     fields: &[(&'static str, u32, Box<str>)],
     bytes: &[u8],
     depth: usize,
+    budget: &mut Budget,
 ) -> Result<(), String> {
     let mut reader = Reader { bytes };
     while let Some((number, payload)) = reader.field()? {
         if let Some(field) = fields.iter().find(|(_, n, _)| *n == number).and_then(|(name, ..)| found.field(name)) {
-            put(out, field.name, &field.kind, field.wire.as_deref(), number, payload, depth)?;
+            put(out, field.name, &field.kind, field.wire.as_deref(), (number, payload), depth, budget)?;
         }
     }
     Ok(())
@@ -197,15 +211,18 @@ fn put(
     name: &str,
     kind: &Kind,
     wire: Option<&str>,
-    number: u32,
-    payload: Payload<'_>,
+    (number, payload): (u32, Payload<'_>),
     depth: usize,
+    budget: &mut Budget,
 ) -> Result<(), String> {
+    if !budget.take(ENTRY_BYTES) {
+        return Ok(());
+    }
     let at = out.iter().position(|(n, _)| n == name);
     match kind {
         // A list wrapped in a message (Verbs, ExtraValue).
         Kind::List(_) if wire.is_some_and(|w| !w.starts_with("repeated ")) => {
-            let list = value(kind, wire, number, payload, depth)?;
+            let list = value(kind, wire, number, payload, depth, budget)?;
             out.retain(|(n, _)| n != name);
             out.push((name.into(), list));
         }
@@ -214,12 +231,19 @@ fn put(
             match (&**inner, payload) {
                 (Kind::Int32 | Kind::Int64 | Kind::Bool, Payload::Bytes(bytes)) => {
                     let mut reader = Reader { bytes };
-                    while !reader.bytes.is_empty() {
+                    while !reader.bytes.is_empty() && budget.take(ITEM_BYTES) {
                         let n = Payload::Varint(reader.varint()?);
-                        items.push(value(inner, None, number, n, depth)?);
+                        items.push(value(inner, None, number, n, depth, budget)?);
                     }
                 }
-                _ => items.push(value(inner, wire.and_then(|w| w.strip_prefix("repeated ")), number, payload, depth)?),
+                _ => items.push(value(
+                    inner,
+                    wire.and_then(|w| w.strip_prefix("repeated ")),
+                    number,
+                    payload,
+                    depth,
+                    budget,
+                )?),
             }
             match at.map(|at| &mut out[at].1) {
                 Some(Raw::List(list)) => list.append(&mut items),
@@ -233,7 +257,7 @@ fn put(
             while let Some((number, payload)) = reader.field()? {
                 match number {
                     1 => key = payload.text(number)?,
-                    2 => found = value(inner, wire, number, payload, depth)?,
+                    2 => found = value(inner, wire, number, payload, depth, budget)?,
                     _ => {}
                 }
             }
@@ -244,7 +268,7 @@ fn put(
             }
         }
         _ => {
-            let found = value(kind, wire, number, payload, depth)?;
+            let found = value(kind, wire, number, payload, depth, budget)?;
             match at {
                 Some(at) => out[at].1 = found,
                 None => out.push((name.into(), found)),
@@ -254,7 +278,14 @@ fn put(
     Ok(())
 }
 
-fn value(kind: &Kind, wire: Option<&str>, number: u32, payload: Payload<'_>, depth: usize) -> Result<Raw, String> {
+fn value(
+    kind: &Kind,
+    wire: Option<&str>,
+    number: u32,
+    payload: Payload<'_>,
+    depth: usize,
+    budget: &mut Budget,
+) -> Result<Raw, String> {
     Ok(match kind {
         Kind::String => Raw::String(payload.text(number)?),
         Kind::Bool => Raw::Bool(payload.varint(number)? != 0),
@@ -296,14 +327,14 @@ fn value(kind: &Kind, wire: Option<&str>, number: u32, payload: Payload<'_>, dep
             Some(Payload::Bytes(text)) if !text.is_empty() => raw::parse(text)?,
             _ => Raw::Null,
         },
-        Kind::Object(id) => Raw::Map(message(table().get(*id), payload.bytes(number)?, depth + 1)?),
+        Kind::Object(id) => Raw::Map(message(table().get(*id), payload.bytes(number)?, depth + 1, budget)?),
         Kind::List(inner) => {
             // `items` of a wrapping message.
             let mut items = Vec::new();
             let mut reader = Reader { bytes: payload.bytes(number)? };
             while let Some((number, payload)) = reader.field()? {
-                if number == 1 {
-                    items.push(value(inner, None, number, payload, depth + 1)?);
+                if number == 1 && budget.take(ITEM_BYTES) {
+                    items.push(value(inner, None, number, payload, depth + 1, budget)?);
                 }
             }
             Raw::List(items)

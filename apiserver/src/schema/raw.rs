@@ -5,6 +5,8 @@
 
 use serde_json::{Map, Number, Value};
 
+use super::budget::{Budget, ENTRY_BYTES, ITEM_BYTES, OBJECT_BYTES};
+
 /// How deep values are built; deeper ones are read over and may only stand where nothing is kept.
 pub(crate) const DEPTH_MAX: usize = 256;
 /// How deep a text may nest at all, as upstream has it.
@@ -38,19 +40,34 @@ impl Raw {
         }
     }
 
-    /// As an ordered map would hold it: the last of doubled keys wins. `None` if too deep.
-    pub(crate) fn into_value(self) -> Option<Value> {
+    /// As an ordered map would hold it: the last of doubled keys wins. `None` if too deep. What exceeds the budget is left
+    /// out, which the caller checks.
+    pub(crate) fn into_value(self, budget: &mut Budget) -> Option<Value> {
         Some(match self {
             Self::Null => Value::Null,
             Self::Bool(b) => Value::Bool(b),
             Self::Int(n) => n.into(),
             Self::Number(text) => number(&text),
             Self::String(text) => Value::String(text),
-            Self::List(items) => Value::Array(items.into_iter().map(Self::into_value).collect::<Option<_>>()?),
+            Self::List(items) => {
+                let mut list = Vec::new();
+                for item in items {
+                    if !budget.take(ITEM_BYTES) {
+                        break;
+                    }
+                    list.push(item.into_value(budget)?);
+                }
+                Value::Array(list)
+            }
             Self::Map(entries) => {
                 let mut map = Map::new();
+                let mut room = entries.is_empty() || budget.take(OBJECT_BYTES);
                 for (key, value) in entries {
-                    map.insert(key, value.into_value()?);
+                    room = room && budget.take(ENTRY_BYTES + key.len());
+                    if !room {
+                        break;
+                    }
+                    map.insert(key, value.into_value(budget)?);
                 }
                 Value::Object(map)
             }
@@ -416,8 +433,8 @@ mod tests {
     #[test]
     fn depth_is_bounded_without_recursion() {
         let nested = |n: usize| format!("{}1{}", "[".repeat(n), "]".repeat(n));
-        assert!(parse(nested(200).as_bytes()).unwrap().into_value().is_some());
-        assert!(parse(nested(9_000).as_bytes()).unwrap().into_value().is_none());
+        assert!(parse(nested(200).as_bytes()).unwrap().into_value(&mut Budget::unlimited()).is_some());
+        assert!(parse(nested(9_000).as_bytes()).unwrap().into_value(&mut Budget::unlimited()).is_none());
         assert_eq!(parse("[".repeat(100_000).as_bytes()).unwrap_err(), "exceeded max depth");
         assert_eq!(parse("{\"a\":".repeat(100_000).as_bytes()).unwrap_err(), "exceeded max depth");
     }
@@ -442,7 +459,7 @@ mod tests {
         #[test]
         fn agrees_with_serde_json(text in "[\\[\\]{}:,\"a0-9. ]{0,12}") {
             if let Ok(value) = serde_json::from_str::<Value>(&text) {
-                prop_assert_eq!(parse(text.as_bytes()).ok().and_then(Raw::into_value), Some(value));
+                prop_assert_eq!(parse(text.as_bytes()).ok().and_then(|raw| raw.into_value(&mut Budget::unlimited())), Some(value));
             } else {
                 prop_assert!(parse(text.as_bytes()).is_err());
             }

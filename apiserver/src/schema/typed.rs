@@ -13,11 +13,15 @@ use machinery::api::selector::go_quoted;
 use machinery::api::time::{self, Precision};
 use serde_json::{Map, Value};
 
+use super::budget::{Budget, ENTRY_BYTES, ITEM_BYTES, OBJECT_BYTES};
 use super::raw::Raw;
 use super::table::{Field, Kind, Type, table};
 
 /// Strict findings kept, as upstream bounds them.
-const FINDINGS_MAX: usize = 100;
+pub(crate) const FINDINGS_MAX: usize = 100;
+
+/// Room made for a list's items at once; a longer one grows as it is counted.
+const LIST_FIRST: usize = 1024;
 
 /// Whether what a struct always prints is filled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,16 +39,16 @@ pub(crate) struct Converted {
 }
 
 /// Converts a value of a known type; the error is Go's sentence.
-pub(crate) fn convert(type_name: &str, raw: Raw, form: Form) -> Result<Converted, String> {
-    run(type_name, raw, form, false)
+pub(crate) fn convert(type_name: &str, raw: Raw, form: Form, budget: &mut Budget) -> Result<Converted, String> {
+    run(type_name, raw, form, false, budget)
 }
 
 /// As upstream reads what a strategic patch yields: from maps instead of from JSON, with other sentences.
-pub(crate) fn convert_map(type_name: &str, raw: Raw, form: Form) -> Result<Converted, String> {
-    run(type_name, raw, form, true)
+pub(crate) fn convert_map(type_name: &str, raw: Raw, form: Form, budget: &mut Budget) -> Result<Converted, String> {
+    run(type_name, raw, form, true, budget)
 }
 
-fn run(type_name: &str, raw: Raw, form: Form, of_map: bool) -> Result<Converted, String> {
+fn run(type_name: &str, raw: Raw, form: Form, of_map: bool, budget: &mut Budget) -> Result<Converted, String> {
     let found = table().by_name(type_name).ok_or_else(|| format!("no type {type_name}"))?;
     let mut walk = Walk {
         form,
@@ -56,6 +60,7 @@ fn run(type_name: &str, raw: Raw, form: Form, of_map: bool) -> Result<Converted,
         go: Vec::new(),
         go_struct: "",
         of_map,
+        budget,
     };
     let object = walk.object(found, raw).unwrap_or_else(|| Value::Object(Map::new()));
     match walk.fatal.or(walk.error) {
@@ -69,7 +74,7 @@ fn run(type_name: &str, raw: Raw, form: Form, of_map: bool) -> Result<Converted,
 pub fn normalise(type_name: &str, object: &mut Value) -> Result<(), String> {
     let before = object.take();
     let kept = before.clone();
-    match convert(type_name, Raw::from(before), Form::Full) {
+    match convert(type_name, Raw::from(before), Form::Full, &mut Budget::unlimited()) {
         Ok(converted) => {
             *object = converted.object;
             Ok(())
@@ -118,7 +123,7 @@ pub(crate) fn doubled_keys(raw: &Raw) -> Vec<String> {
     findings
 }
 
-struct Walk {
+struct Walk<'a> {
     form: Form,
     path: String,
     findings: Vec<String>,
@@ -131,13 +136,17 @@ struct Walk {
     go_struct: &'static str,
     /// Whether errors are those of Go's reflection.
     of_map: bool,
+    budget: &'a mut Budget,
 }
 
-impl Walk {
+impl Walk<'_> {
     fn find(&mut self, what: &str, key: &str) {
+        if self.findings.len() >= FINDINGS_MAX {
+            return;
+        }
         let place = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
         let finding = format!("{what} field {}", go_quoted(&place));
-        if self.findings.len() < FINDINGS_MAX && self.seen.insert(finding.clone()) {
+        if self.seen.insert(finding.clone()) {
             self.findings.push(finding);
         }
     }
@@ -210,6 +219,9 @@ impl Walk {
         let mut seen = vec![false; found.fields.len()];
         let (path_length, outer) = (self.path.len(), self.go_struct);
         for (key, raw) in entries {
+            if !self.budget.take(ENTRY_BYTES) {
+                break;
+            }
             let Ok(at) = found.fields.binary_search_by(|f| f.name.cmp(key.as_str())) else {
                 self.find("unknown", &key);
                 continue;
@@ -306,14 +318,17 @@ impl Walk {
         match (kind, raw) {
             (Kind::Any, Raw::Null) => None,
             (Kind::Any, raw) => {
-                let value = raw.into_value();
+                let value = raw.into_value(self.budget);
                 if value.is_none() {
                     self.fail(|| "exceeded max depth".into());
                 }
                 value
             }
             (_, Raw::Null) => None,
-            (Kind::Object(id), raw) => self.object(table().get(*id), raw),
+            (Kind::Object(id), raw) => match self.budget.take(OBJECT_BYTES) {
+                true => self.object(table().get(*id), raw),
+                false => None,
+            },
             (Kind::List(inner), Raw::List(items)) => {
                 Some(Value::Array(self.list(inner, go.and_then(|g| g.strip_prefix("[]")), items)))
             }
@@ -322,7 +337,11 @@ impl Walk {
                 go.and_then(|g| g.strip_prefix("map[")?.split_once(']')).map(|(_, g)| g),
                 entries,
             ))),
-            (Kind::String, Raw::String(text)) => Some(Value::String(text)),
+            (Kind::String, Raw::String(text)) => {
+                // What has been made already is never refused here, only what comes after it.
+                let _ = self.budget.take(text.len());
+                Some(Value::String(text))
+            }
             (Kind::Bool, Raw::Bool(b)) => Some(Value::Bool(b)),
             (Kind::Int64, Raw::Int(n)) => Some(n.into()),
             (Kind::Int32, Raw::Int(n)) if i32::try_from(n).is_ok() => Some(n.into()),
@@ -383,8 +402,11 @@ impl Walk {
 
     fn list(&mut self, inner: &Kind, go: Option<&str>, items: Vec<Raw>) -> Vec<Value> {
         let length = self.path.len();
-        let mut out = Vec::with_capacity(items.len());
+        let mut out = Vec::with_capacity(items.len().min(LIST_FIRST));
         for (at, item) in items.into_iter().enumerate() {
+            if !self.budget.take(ITEM_BYTES) {
+                break;
+            }
             self.path.push_str(&format!("[{at}]"));
             let value = self.value(inner, go, item);
             self.path.truncate(length);
@@ -397,6 +419,9 @@ impl Walk {
         let length = self.path.len();
         let mut out = Map::new();
         for (key, item) in entries {
+            if !self.budget.take(ENTRY_BYTES + key.len()) {
+                break;
+            }
             if out.contains_key(&key) {
                 self.find("duplicate", &key);
             }
@@ -516,7 +541,8 @@ mod tests {
     const DEPLOYMENT: &str = "io.k8s.api.apps.v1.Deployment";
 
     fn read(type_name: &str, text: &str, form: Form) -> Result<(Value, Vec<String>), String> {
-        convert(type_name, parse(text.as_bytes()).unwrap(), form).map(|c| (c.object, c.findings))
+        convert(type_name, parse(text.as_bytes()).unwrap(), form, &mut Budget::unlimited())
+            .map(|c| (c.object, c.findings))
     }
 
     #[test]
@@ -620,7 +646,7 @@ mod tests {
         fn any_json_is_taken_or_refused_and_normal_forms_settle(text in "\\{(\"(spec|metadata|name|containers|labels|status)\": ?(\\{\\}|\\[\\]|null|\"x\"|1|\\{\"(name|containers|labels|template)\": ?(null|1|\"a\"|\\[\\{\\}\\])\\}),? ?){0,4}\\}") {
             let Ok(raw) = parse(text.as_bytes()) else { return Ok(()) };
             for type_name in [POD, DEPLOYMENT] {
-                if let Ok(converted) = convert(type_name, raw.clone(), Form::Full) {
+                if let Ok(converted) = convert(type_name, raw.clone(), Form::Full, &mut Budget::unlimited()) {
                     let mut again = converted.object.clone();
                     normalise(type_name, &mut again).unwrap();
                     prop_assert_eq!(again, converted.object);

@@ -5,12 +5,17 @@ use std::collections::BTreeMap;
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 
+use super::budget::{Budget, ENTRY_BYTES, OBJECT_BYTES};
 use super::raw::{DEPTH_MAX, Raw};
+use super::typed::FINDINGS_MAX;
 
 /// Nodes that one document may expand to: far more than an object within the body limit has, far less than a bomb.
 const NODES_MAX: usize = 300_000;
 /// Bytes of text that one document may expand to.
 const TEXT_BYTES_MAX: usize = 12 * 1024 * 1024;
+
+/// What the caller says better, by the budget.
+const TOO_LARGE: &str = "yaml: too large";
 
 /// A document and the keys that came twice (a sentence each, as upstream's).
 pub(crate) struct Document {
@@ -18,8 +23,8 @@ pub(crate) struct Document {
     pub(crate) doubled: Vec<String>,
 }
 
-/// Reads the first document; errors begin with `yaml: `.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Document, String> {
+/// Reads the first document, as far as the budget goes, which the caller checks first; errors begin with `yaml: `.
+pub(crate) fn parse(bytes: &[u8], budget: &mut Budget) -> Result<Document, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "yaml: invalid leading UTF-8 octet".to_owned())?;
     let mut composer = Composer {
         parser: Parser::new_from_str(text),
@@ -27,6 +32,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Document, String> {
         doubled: Vec::new(),
         nodes: 0,
         text_bytes: 0,
+        budget,
     };
     let raw = loop {
         match composer.next()? {
@@ -44,6 +50,7 @@ struct Composer<'a> {
     doubled: Vec<String>,
     nodes: usize,
     text_bytes: usize,
+    budget: &'a mut Budget,
 }
 
 impl<'a> Composer<'a> {
@@ -93,6 +100,9 @@ impl<'a> Composer<'a> {
             }
             Event::MappingStart(..) => {
                 self.count(1, 0)?;
+                if !self.budget.take(OBJECT_BYTES) {
+                    return Err(TOO_LARGE.into());
+                }
                 self.mapping(depth)?
             }
             event => {
@@ -145,7 +155,10 @@ impl<'a> Composer<'a> {
                 Raw::Bool(b) => b.to_string(),
                 other => return Err(format!("yaml: line {line}: unsupported map key of type: {}", other.go_name())),
             };
-            if entries.insert(key.clone(), value).is_some() {
+            if !self.budget.take(ENTRY_BYTES + key.len()) {
+                return Err(TOO_LARGE.into());
+            }
+            if entries.insert(key.clone(), value).is_some() && self.doubled.len() < FINDINGS_MAX {
                 let shown = machinery::api::selector::go_quoted(&key);
                 self.doubled.push(format!("line {line}: key {shown} already set in map"));
             }
@@ -236,8 +249,12 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
+    fn parse(bytes: &[u8]) -> Result<Document, String> {
+        super::parse(bytes, &mut Budget::unlimited())
+    }
+
     fn read(text: &str) -> serde_json::Value {
-        parse(text.as_bytes()).unwrap().raw.into_value().unwrap()
+        parse(text.as_bytes()).unwrap().raw.into_value(&mut Budget::unlimited()).unwrap()
     }
 
     #[test]
@@ -260,7 +277,7 @@ mod tests {
         );
         let document = parse(b"a: 1\nb: 2\na: 3\n").unwrap();
         assert_eq!(document.doubled, ["line 3: key \"a\" already set in map"]);
-        assert_eq!(document.raw.into_value().unwrap(), json!({"a": 3, "b": 2}));
+        assert_eq!(document.raw.into_value(&mut Budget::unlimited()).unwrap(), json!({"a": 3, "b": 2}));
         assert!(
             parse(b"a: [1").is_err()
                 && parse(b"a: *none").is_err()

@@ -6,6 +6,8 @@
 pub mod binding;
 pub mod body;
 mod claims;
+#[cfg(test)]
+mod cost;
 mod create;
 mod delete;
 mod install;
@@ -27,8 +29,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use machinery::api::ApiError;
 use machinery::api::error::{Named, Status};
-use machinery::api::{ApiError, Cause, GroupVersionKind, ObjectName, StorageKey};
+use machinery::api::{Cause, GroupVersionKind, ObjectName, StorageKey};
 use machinery::env::Env;
 use serde_json::Value;
 
@@ -36,7 +39,7 @@ use crate::admission::{Chain, Operation, Options, Request};
 use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::cache::{Cache, Cached, Lookup};
 use crate::resources::allocate::Allocator;
-use crate::resources::field::FieldError;
+use crate::resources::field::{FieldError, causes};
 use crate::resources::{Allocation, Context, Row, Subresource, TABLE};
 use crate::store::record::{Facts, fingerprint};
 use crate::store::{Record, Revision, StoreError, Txn};
@@ -223,7 +226,7 @@ fn invalid(kind: Named, name: &str, errors: Vec<FieldError>) -> Result<(), ApiEr
     if errors.is_empty() {
         return Ok(());
     }
-    Err(ApiError::Invalid(kind, name.to_owned(), errors.into_iter().map(Cause::from).collect()))
+    Err(ApiError::Invalid(kind, name.to_owned(), causes(errors)))
 }
 
 /// A store's refusal as an API error.
@@ -272,6 +275,11 @@ impl Verbs {
             fields: &[],
         };
         self.authorizer.check(&*self.objects, call.user, &attributes)
+    }
+
+    /// The size of the object that a request is about; none is 0.
+    pub(crate) fn stored_bytes(&self, call: &Call<'_>) -> usize {
+        self.cache.get(&call.key()).map_or(0, |cached| cached.stored().len())
     }
 
     fn context<'a>(&'a self, call: &Call<'_>, subresource: &'a str) -> Context<'a> {

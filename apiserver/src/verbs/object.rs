@@ -3,6 +3,8 @@
 //! Stored bytes begin with kind, apiVersion and metadata, in this order, so that lists cut the head off and stamp the
 //! resourceVersion in without parsing.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use machinery::api::{ApiError, ResourceVersion};
@@ -131,15 +133,14 @@ pub fn match_namespace(object: &mut Value, namespace: &str) -> Result<(), ApiErr
 /// Drops owner references that are there twice, and warns of it; `patched`: as upstream words it for patches.
 pub fn dedup_owners(object: &mut Value, warnings: &mut Vec<String>, patched: bool) {
     let Some(owners) = object.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut) else { return };
-    let (mut kept, mut twice): (Vec<Value>, Vec<String>) = (Vec::new(), Vec::new());
-    for owner in owners.drain(..) {
-        if kept.contains(&owner) {
+    let (mut seen, mut twice): (BTreeSet<String>, Vec<String>) = (BTreeSet::new(), Vec::new());
+    owners.retain(|owner| {
+        let new = seen.insert(owner.to_string());
+        if !new {
             twice.push(owner["uid"].as_str().unwrap_or_default().to_owned());
-        } else {
-            kept.push(owner);
         }
-    }
-    *owners = kept;
+        new
+    });
     if !twice.is_empty() {
         let after = if patched { " after mutating admission happens" } else { "" };
         warnings.push(format!(

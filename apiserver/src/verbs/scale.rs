@@ -40,9 +40,9 @@ pub fn of(object: &Value) -> Value {
 /// The workload with a Scale's wish in it.
 pub(super) fn scaled(row: &'static Row, current: &Value, scale: &Value) -> Result<Value, ApiError> {
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-    let mut errors = Errors(metadata::validate_create(row, scale));
+    let mut errors = Errors::from(metadata::validate_create(row, scale));
     errors.non_negative(&Path::root("spec").child("replicas"), Some(replicas));
-    invalid(Named::new("autoscaling", "Scale"), object::text(scale, "name"), errors.0)?;
+    invalid(Named::new("autoscaling", "Scale"), object::text(scale, "name"), errors.list())?;
     let mut new = current.clone();
     new["spec"]["replicas"] = json!(replicas);
     let metadata = object::metadata_mut(&mut new);

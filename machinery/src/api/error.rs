@@ -1,6 +1,8 @@
 //! One error enum for the whole API, mapped in one place to `metav1.Status`
 //! (Kubernetes API conventions, "Response Status Kind"; reasons and codes as k8s.io/apimachinery `api/errors`).
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::selector::go_quoted;
@@ -232,13 +234,15 @@ impl ApiError {
                     [one] => format!("{what} is invalid: {}: {}", one.field, one.message),
                     many => {
                         // As upstream's error list: equal sentences once, in order.
-                        let mut sentences: Vec<String> = Vec::new();
-                        for cause in many {
-                            let sentence = format!("{}: {}", cause.field, cause.message);
-                            if !sentences.contains(&sentence) {
-                                sentences.push(sentence);
-                            }
-                        }
+                        let mut seen: BTreeSet<(&str, &str)> = BTreeSet::new();
+                        let new = many.iter().filter(|cause| seen.insert((&cause.field, &cause.message)));
+                        let sentences: Vec<String> = new
+                            .map(|cause| match (&*cause.reason, &*cause.field) {
+                                // How many are left out.
+                                ("", "") => cause.message.clone(),
+                                (_, field) => format!("{field}: {}", cause.message),
+                            })
+                            .collect();
                         let list = sentences.join(", ");
                         let list = if sentences.len() == 1 { list } else { format!("[{list}]") };
                         format!("{what} is invalid: {list}")

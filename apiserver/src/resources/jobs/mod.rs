@@ -150,7 +150,7 @@ impl Strategy for Job {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         validate::job(&mut errors, object, true);
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
@@ -164,7 +164,7 @@ impl Strategy for Job {
             super::metadata::checked_change(&mut errors, &ROW, new, old);
             validate::update(&mut errors, new, old);
         }
-        errors.0
+        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

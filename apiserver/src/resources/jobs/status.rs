@@ -34,7 +34,7 @@ pub(super) fn update(errors: &mut Errors, new: &Value, old: &Value) {
     if (finish_turned || changed("uncountedTerminatedPods")) && finished && some {
         let shown = format!("{{\"Succeeded\":{},\"Failed\":{}}}", get(pods, "succeeded"), get(pods, "failed"));
         let at = STATUS.child("uncountedTerminatedPods");
-        errors.0.push(FieldError::invalid_shown(&at, &shown, "must be empty for finished job"));
+        errors.add(|| FieldError::invalid_shown(&at, &shown, "must be empty for finished job"));
     }
     indexes(errors, new, &changed);
     let terminating = int(status, "terminating").unwrap_or(0);
@@ -68,7 +68,7 @@ fn conditions(errors: &mut Errors, job: &Value, turned: &dyn Fn(&str) -> bool) {
     let at = STATUS.child("conditions");
     let mut both = |one: &str, other: &str, asked: bool, why: &str| {
         if asked && is_true(job, one) && is_true(job, other) {
-            errors.0.push(bare(&at, why));
+            errors.add(|| bare(&at, why));
         }
     };
     let why = "cannot set Complete=True and Failed=true conditions";
@@ -101,11 +101,11 @@ fn times(errors: &mut Errors, job: &Value, changed: &dyn Fn(&str) -> bool, turne
     let failed_indexes = changed("failedIndexes");
     if (turned("Failed") || failed_indexes) && is_true(job, "Failed") && !is_true(job, "FailureTarget") {
         let why = "cannot set Failed=True condition without the FailureTarget=true condition";
-        errors.0.push(bare(&at, why));
+        errors.add(|| bare(&at, why));
     }
     if (turned("Complete") || turned("SuccessCriteriaMet")) && complete && !is_true(job, "SuccessCriteriaMet") {
         let why = "cannot set Complete=True condition without the SuccessCriteriaMet=true condition";
-        errors.0.push(bare(&at, why));
+        errors.add(|| bare(&at, why));
     }
 }
 
@@ -142,27 +142,34 @@ fn indexes(errors: &mut Errors, job: &Value, changed: &dyn Fn(&str) -> bool) {
         && has_failed
         && let Some(all) = all
         && let (Ok(done), Ok(lost)) = (intervals(done, all), intervals(failed, all))
+        && let Some(index) = first_common(&done, &lost)
     {
-        let hit = done.iter().find_map(|(a, b)| lost.iter().find(|(c, d)| a <= d && c <= b).map(|(c, _)| *a.max(c)));
-        if let Some(index) = hit {
-            let why = format!("failedIndexes and completedIndexes overlap at index: {index}");
-            errors.invalid(&failed_at, failed, &why);
-        }
+        let why = format!("failedIndexes and completedIndexes overlap at index: {index}");
+        errors.invalid(&failed_at, failed, &why);
     }
+}
+
+/// The first index that two ascending lists of intervals have in common.
+fn first_common(done: &[(i64, i64)], lost: &[(i64, i64)]) -> Option<i64> {
+    let mut lost = lost.iter().peekable();
+    done.iter().find_map(|(a, b)| {
+        while lost.next_if(|(_, d)| d < a).is_some() {}
+        lost.peek().filter(|(c, _)| c <= b).map(|(c, _)| *a.max(c))
+    })
 }
 
 fn criteria(errors: &mut Errors, job: &Value) {
     let at = STATUS.child("conditions");
     let met = is_true(job, "SuccessCriteriaMet");
     if met && is_true(job, "Failed") {
-        errors.0.push(bare(&at, "cannot set SuccessCriteriaMet=True and Failed=true conditions"));
+        errors.add(|| bare(&at, "cannot set SuccessCriteriaMet=True and Failed=true conditions"));
     }
     if met && is_true(job, "FailureTarget") {
-        errors.0.push(bare(&at, "cannot set SuccessCriteriaMet=True and FailureTarget=true conditions"));
+        errors.add(|| bare(&at, "cannot set SuccessCriteriaMet=True and FailureTarget=true conditions"));
     }
     if has(get(job, "spec"), "successPolicy") && !met && is_true(job, "Complete") {
         let why = "cannot set Complete=True for Job with SuccessPolicy unless SuccessCriteriaMet=True";
-        errors.0.push(bare(&at, why));
+        errors.add(|| bare(&at, why));
     }
 }
 
@@ -171,7 +178,7 @@ fn going_on(errors: &mut Errors, new: &Value, old: &Value) {
     let at = STATUS.child("conditions");
     for kind in ["Failed", "Complete", "FailureTarget"] {
         if is_true(old, kind) && !is_true(new, kind) {
-            errors.0.push(bare(&at, &format!("cannot disable the terminal {kind}=True condition")));
+            errors.add(|| bare(&at, &format!("cannot disable the terminal {kind}=True condition")));
         }
     }
     let count = |of: &Value, key: &str| int(of, key).unwrap_or(0);
@@ -197,10 +204,10 @@ fn going_on(errors: &mut Errors, new: &Value, old: &Value) {
     }
     let (met, was_met) = (is_true(new, "SuccessCriteriaMet"), is_true(old, "SuccessCriteriaMet"));
     if was_met && !met {
-        errors.0.push(bare(&at, "cannot disable the SuccessCriteriaMet=True condition"));
+        errors.add(|| bare(&at, "cannot disable the SuccessCriteriaMet=True condition"));
     }
     if is_true(old, "Complete") && !was_met && met {
         let why = "cannot set SuccessCriteriaMet=True for Job already has Complete=true conditions";
-        errors.0.push(bare(&at, why));
+        errors.add(|| bare(&at, why));
     }
 }

@@ -24,7 +24,7 @@ const INDEXES_BYTES_MAX: usize = 64 * 1024;
 
 /// A finding that shows no value.
 pub(super) fn bare(path: &Path<'_>, why: &str) -> FieldError {
-    FieldError { reason: "FieldValueInvalid", field: path.to_string(), message: format!("Invalid value: {why}") }
+    FieldError::new("FieldValueInvalid", path, format!("Invalid value: {why}"))
 }
 
 /// Everything that a Job must satisfy.
@@ -74,7 +74,7 @@ fn generated_selector(errors: &mut Errors, job: &Value, prefixed: bool) {
         && !matches(&parsed, &Value::Object(expected))
     {
         let why = "`selector` not auto-generated";
-        errors.0.push(FieldError::invalid_shown(&SPEC.child("selector"), &shown_selector(selector), why));
+        errors.add(|| FieldError::invalid_shown(&SPEC.child("selector"), &shown_selector(selector), why));
     }
 }
 
@@ -231,10 +231,10 @@ fn failure_policy(errors: &mut Errors, spec: &Value) {
         }
         pod_conditions(errors, conditions, &at.child("onPodConditions"));
         if !codes.is_null() && !conditions.is_empty() {
-            errors.0.push(bare(&at, "specifying both OnExitCodes and OnPodConditions is not supported"));
+            errors.add(|| bare(&at, "specifying both OnExitCodes and OnPodConditions is not supported"));
         }
         if codes.is_null() && conditions.is_empty() {
-            errors.0.push(bare(&at, "specifying one of OnExitCodes and OnPodConditions is required"));
+            errors.add(|| bare(&at, "specifying one of OnExitCodes and OnPodConditions is required"));
         }
     }
 }
@@ -329,7 +329,7 @@ fn success_policy(errors: &mut Errors, spec: &Value) {
     let rules = items(get(spec, "successPolicy"), "rules");
     if text(spec, "completionMode") != "Indexed" {
         let shown = shown_policy(get(spec, "successPolicy"), shown_success_rule);
-        errors.0.push(FieldError::invalid_shown(&at, &shown, "requires indexed completion mode"));
+        errors.add(|| FieldError::invalid_shown(&at, &shown, "requires indexed completion mode"));
         return;
     }
     let at = at.child("rules");
@@ -441,10 +441,10 @@ fn stays(errors: &mut Errors, new: &Value, old: &Value, key: &str) {
         let now = get(new, key);
         match key {
             "podFailurePolicy" => {
-                errors.0.push(FieldError::invalid_shown(&at, &shown_policy(now, shown_failure_rule), IMMUTABLE));
+                errors.add(|| FieldError::invalid_shown(&at, &shown_policy(now, shown_failure_rule), IMMUTABLE));
             }
             "successPolicy" => {
-                errors.0.push(FieldError::invalid_shown(&at, &shown_policy(now, shown_success_rule), IMMUTABLE));
+                errors.add(|| FieldError::invalid_shown(&at, &shown_policy(now, shown_success_rule), IMMUTABLE));
             }
             _ => errors.invalid(&at, now.clone(), IMMUTABLE),
         }

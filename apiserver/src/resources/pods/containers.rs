@@ -230,6 +230,8 @@ fn host_ports(errors: &mut Errors, containers: &[Value], path: &Path<'_>) {
 
 fn mounts(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Path<'_>) {
     let devices = items(container, "volumeDevices");
+    let device_names: BTreeSet<&str> = devices.iter().map(|d| text(d, "name")).collect();
+    let device_paths: BTreeSet<&str> = devices.iter().map(|d| text(d, "devicePath")).collect();
     let mut paths = BTreeSet::new();
     for (i, mount) in items(container, "volumeMounts").iter().enumerate() {
         let at = path.index(i);
@@ -247,10 +249,10 @@ fn mounts(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Pa
         if !paths.insert(mount_path) {
             errors.invalid(&path_at, mount_path, "must be unique");
         }
-        if devices.iter().any(|d| text(d, "name") == name) {
+        if device_names.contains(name) {
             errors.invalid(&name_at, name, "must not already exist in volumeDevices");
         }
-        if devices.iter().any(|d| text(d, "devicePath") == mount_path) {
+        if device_paths.contains(mount_path) {
             errors.invalid(&path_at, mount_path, "must not already exist as a path in volumeDevices");
         }
         let (sub, expression) = (text(mount, "subPath"), text(mount, "subPathExpr"));
@@ -300,6 +302,8 @@ fn mount_modes(errors: &mut Errors, mount: &Value, container: &Value, path: &Pat
 
 fn devices(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Path<'_>) {
     let mounts = items(container, "volumeMounts");
+    let mount_names: BTreeSet<&str> = mounts.iter().map(|m| text(m, "name")).collect();
+    let mount_paths: BTreeSet<&str> = mounts.iter().map(|m| text(m, "mountPath")).collect();
     let (mut names, mut paths) = (BTreeSet::new(), BTreeSet::new());
     for (i, device) in items(container, "volumeDevices").iter().enumerate() {
         let at = path.index(i);
@@ -330,10 +334,10 @@ fn devices(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &P
         } else {
             paths.insert(device_path);
         }
-        if mounts.iter().any(|m| text(m, "name") == name) {
+        if mount_names.contains(name) {
             errors.invalid(&name_at, name, "must not already exist in volumeMounts");
         }
-        if mounts.iter().any(|m| text(m, "mountPath") == device_path) {
+        if mount_paths.contains(device_path) {
             errors.invalid(&path_at, device_path, "must not already exist as a path in volumeMounts");
         }
         if !name.is_empty() {
@@ -429,7 +433,7 @@ pub(super) fn resource_claims(errors: &mut Errors, claims: &[Value], path: &Path
         if !why.is_empty() {
             let inner = serde_json::json!({"Name": name, "ResourceClaimName": get(claim, "resourceClaimName"),
                 "ResourceClaimTemplateName": get(claim, "resourceClaimTemplateName")});
-            errors.0.push(FieldError::invalid_shown(&at, &go_struct(&inner, ORDER), why));
+            errors.add(|| FieldError::invalid_shown(&at, &go_struct(&inner, ORDER), why));
         }
         for key in ["resourceClaimName", "resourceClaimTemplateName"] {
             if has(claim, key) {

@@ -1,5 +1,7 @@
 //! Pods: the one kind with a hundred rules, by subject; templates of workloads share them.
 
+use std::collections::{BTreeMap, VecDeque};
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -133,7 +135,7 @@ impl Strategy for Pod {
             errors.forbidden(&path.child("nodeName"), why);
         }
         security::annotations_agree(&mut errors, get(get(object, "metadata"), "annotations"), spec, &path);
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
@@ -143,7 +145,7 @@ impl Strategy for Pod {
         } else {
             update::pod(&mut errors, new, old);
         }
-        errors.0
+        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
@@ -224,11 +226,12 @@ fn prepare_status(new: &mut Value, old: &Value) {
     if int(status, "observedGeneration").unwrap_or(0) == 0 {
         put(status, "observedGeneration", get(old_status, "observedGeneration").clone());
     }
-    let mut left: Vec<&Value> = items(old_status, "conditions").iter().collect();
+    let mut left: BTreeMap<&str, VecDeque<&Value>> = BTreeMap::new();
+    for condition in items(old_status, "conditions") {
+        left.entry(text(condition, "type")).or_default().push_back(condition);
+    }
     for condition in items_mut(status, "conditions") {
-        let kind = text(condition, "type").to_owned();
-        let Some(i) = left.iter().position(|c| text(c, "type") == kind) else { continue };
-        let old = left.remove(i);
+        let Some(old) = left.get_mut(text(condition, "type")).and_then(VecDeque::pop_front) else { continue };
         if int(condition, "observedGeneration").unwrap_or(0) == 0 && has(old, "observedGeneration") {
             put(condition, "observedGeneration", get(old, "observedGeneration").clone());
         }

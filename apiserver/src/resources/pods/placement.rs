@@ -1,6 +1,6 @@
 //! Where a pod may run: node selectors, affinities, tolerations, topology spread, gates.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -154,10 +154,11 @@ fn match_label_keys(errors: &mut Errors, term: &Value, path: &Path<'_>) {
     }
     let keys: Vec<&str> = texts(term, "matchLabelKeys").collect();
     if !selector.is_null() {
+        let places: BTreeMap<&str, usize> = keys.iter().enumerate().map(|(i, key)| (*key, i)).collect();
         let mut seen: BTreeSet<&str> = entries(selector, "matchLabels").map(|(key, _)| key.as_str()).collect();
         for expression in items(selector, "matchExpressions") {
             let key = text(expression, "key");
-            if let Some(i) = keys.iter().rposition(|k| *k == key)
+            if let Some(&i) = places.get(key)
                 && seen.contains(key)
             {
                 errors.invalid(&path.index(i), key, "exists in both matchLabelKeys and labelSelector");
@@ -258,6 +259,9 @@ pub(in crate::resources) fn tolerations(errors: &mut Errors, tolerations: &[Valu
 
 /// Topology spread constraints.
 pub(super) fn spread(errors: &mut Errors, constraints: &[Value], path: &Path<'_>) {
+    // Where each pair stands last: it is told of all that stand before.
+    let pair = |constraint| (text(constraint, "topologyKey"), text(constraint, "whenUnsatisfiable"));
+    let last: BTreeMap<_, _> = constraints.iter().enumerate().map(|(i, constraint)| (pair(constraint), i)).collect();
     for (i, constraint) in constraints.iter().enumerate() {
         let at = path.index(i);
         let skew = int(constraint, "maxSkew").unwrap_or(0);
@@ -271,10 +275,7 @@ pub(super) fn spread(errors: &mut Errors, constraints: &[Value], path: &Path<'_>
         if !["DoNotSchedule", "ScheduleAnyway"].contains(&action) {
             errors.not_supported(&at.child("whenUnsatisfiable"), action, &["DoNotSchedule", "ScheduleAnyway"]);
         }
-        let again = constraints[i + 1..]
-            .iter()
-            .any(|other| text(other, "topologyKey") == key && text(other, "whenUnsatisfiable") == action);
-        if again {
+        if last.get(&(key, action)).is_some_and(|last| *last > i) {
             errors.duplicate(&at.child("{topologyKey, whenUnsatisfiable}"), format!("{{{key}, {action}}}"));
         }
         if let Some(domains) = int(constraint, "minDomains") {

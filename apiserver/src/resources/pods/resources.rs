@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use machinery::api::quantity::Quantity;
 use serde_json::{Value, json};
 
-use crate::resources::field::{Errors, NOT_NEGATIVE, Path};
+use crate::resources::field::{Errors, FieldError, NOT_NEGATIVE, Path};
 use crate::resources::metadata::quantity;
 use crate::resources::read::{entries, get, has, is_zero, items, object_mut, text};
 use crate::resources::rules;
@@ -179,6 +179,8 @@ fn huge_page_amount(errors: &mut Errors, name: &str, value: &Value, path: &Path<
 
 fn claim_names(errors: &mut Errors, claims: &[Value], known: &BTreeSet<&str>, path: &Path<'_>) {
     let mut names: BTreeSet<String> = BTreeSet::new();
+    // How many requests of a claim have been named so far.
+    let mut requests: BTreeMap<String, usize> = BTreeMap::new();
     for (i, claim) in claims.iter().enumerate() {
         let at = path.index(i);
         let name = text(claim, "name");
@@ -198,24 +200,27 @@ fn claim_names(errors: &mut Errors, claims: &[Value], known: &BTreeSet<&str>, pa
             if names.contains(&key) {
                 errors.duplicate(&at, key.as_str());
             } else if request.is_empty() {
-                for other in &names {
-                    if other.split_once('/').is_some_and(|(of, _)| of == name) {
-                        errors.duplicate(&at, name);
-                    }
+                for _ in 0..requests.get(name).copied().unwrap_or(0) {
+                    errors.duplicate(&at, name);
                 }
             }
-            names.insert(key);
+            if names.insert(key.clone())
+                && let Some((of, _)) = key.split_once('/')
+            {
+                *requests.entry(of.to_owned()).or_default() += 1;
+            }
         }
         if !known.contains(name) {
-            let list = if known.is_empty() {
-                " which is empty".to_owned()
-            } else {
-                format!(": {}", known.iter().copied().collect::<Vec<_>>().join(", "))
-            };
-            errors.not_found(&at, name);
-            if let Some(last) = errors.0.last_mut() {
-                last.message.push_str(&format!(": must be one of the names in pod.spec.resourceClaims{list}"));
-            }
+            errors.add(|| {
+                let mut error = FieldError::not_found(&at, name);
+                error.message.push_str(": must be one of the names in pod.spec.resourceClaims");
+                error.message.push_str(&if known.is_empty() {
+                    " which is empty".to_owned()
+                } else {
+                    format!(": {}", known.iter().copied().collect::<Vec<_>>().join(", "))
+                });
+                error
+            });
         }
     }
 }

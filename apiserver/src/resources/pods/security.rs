@@ -53,11 +53,11 @@ pub(super) fn container(errors: &mut Errors, context: &Value, host_users: bool, 
     if get(context, "allowPrivilegeEscalation") == &json!(false) {
         if flag(context, "privileged") {
             let why = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-            errors.0.push(FieldError::invalid_shown(path, &inner_context(context), why));
+            errors.add(|| FieldError::invalid_shown(path, &inner_context(context), why));
         }
         if texts(get(context, "capabilities"), "add").any(|c| c == "CAP_SYS_ADMIN") {
             let why = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-            errors.0.push(FieldError::invalid_shown(path, &inner_context(context), why));
+            errors.add(|| FieldError::invalid_shown(path, &inner_context(context), why));
         }
     }
     windows(errors, get(context, "windowsOptions"), &path.child("windowsOptions"));
@@ -129,7 +129,7 @@ fn seccomp(errors: &mut Errors, profile: &Value, path: &Path<'_>) {
     if has(profile, "localhostProfile") {
         let inner = json!({"Type": text(profile, "type"), "LocalhostProfile": get(profile, "localhostProfile")});
         let shown = go_struct(&inner, &["Type", "LocalhostProfile"]);
-        errors.0.push(FieldError::invalid_shown(&at, &shown, "can only be set when seccomp type is Localhost"));
+        errors.add(|| FieldError::invalid_shown(&at, &shown, "can only be set when seccomp type is Localhost"));
     }
 }
 

@@ -1,6 +1,6 @@
 //! What of a Pod may change, and what its status may say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -107,11 +107,12 @@ fn tolerations(errors: &mut Errors, spec: &Value, old: &Value) {
     let bare = |toleration: &Value| {
         let mut bare = toleration.clone();
         put(&mut bare, "tolerationSeconds", Value::Null);
-        bare
+        bare.to_string()
     };
     let new = items(spec, "tolerations");
+    let kept: BTreeSet<String> = new.iter().map(bare).collect();
     for old in items(old, "tolerations") {
-        if !new.iter().any(|new| bare(new) == bare(old)) {
+        if !kept.contains(&bare(old)) {
             errors.forbidden(&at, "existing toleration can not be modified except its tolerationSeconds");
             return;
         }
@@ -325,10 +326,11 @@ pub(super) fn status(errors: &mut Errors, new: &Value, old: &Value) {
 fn claim_statuses(errors: &mut Errors, status: &Value, spec: &Value) {
     let list_at = STATUS.child("resourceClaimStatuses");
     let mut names = BTreeSet::new();
+    let claims: BTreeSet<&str> = items(spec, "resourceClaims").iter().map(|c| text(c, "name")).collect();
     for (i, claim) in items(status, "resourceClaimStatuses").iter().enumerate() {
         let at = list_at.index(i);
         let name = text(claim, "name");
-        if !items(spec, "resourceClaims").iter().any(|c| text(c, "name") == name) {
+        if !claims.contains(name) {
             let why = "must match the name of an entry in `spec.resourceClaims`";
             errors.invalid(&at.child("name"), name, why);
         }
@@ -354,19 +356,26 @@ fn restarts(errors: &mut Errors, new: &Value, old: &Value, list: &str, container
     if !spec.is_null() && all_could_restart(spec) {
         return;
     }
+    let by_name = |list| first_by(list, "name");
+    let (states, containers) = (by_name(items(new, list)), by_name(containers));
     for (i, was) in items(old, list).iter().enumerate() {
         let ended = get(get(was, "state"), "terminated");
         let name = text(was, "name");
-        let now = items(new, list).iter().find(|s| text(s, "name") == name);
+        let now = states.get(name);
         if ended.is_null() || now.is_none_or(|now| has(get(now, "state"), "terminated")) {
             continue;
         }
         let code = int(ended, "exitCode").unwrap_or(0);
-        let container = containers.iter().find(|c| text(c, "name") == name);
+        let container = containers.get(name);
         if !container.is_some_and(|c| restarts_after(c, spec, code)) {
             errors.forbidden(&at.index(i).child("state"), "may not be transitioned to non-terminated state");
         }
     }
+}
+
+/// The first item of each name.
+fn first_by<'a>(list: &'a [Value], key: &str) -> BTreeMap<&'a str, &'a Value> {
+    list.iter().rev().map(|item| (text(item, key), item)).collect()
 }
 
 fn all_could_restart(spec: &Value) -> bool {

@@ -70,7 +70,7 @@ pub(super) fn volumes<'a>(
     for (i, volume) in volumes.iter().enumerate() {
         let at = path.index(i);
         let name = text(volume, "name");
-        let before = errors.0.len();
+        let before = errors.count();
         source(errors, volume, pod_name, &at, is_pod);
         let name_at = at.child("name");
         if name.is_empty() {
@@ -81,7 +81,7 @@ pub(super) fn volumes<'a>(
         if named.contains_key(name) {
             errors.duplicate(&name_at, name);
         }
-        if errors.0.len() == before {
+        if errors.count() == before {
             named.insert(name, volume);
         }
         let claim = text(get(volume, "persistentVolumeClaim"), "claimName");

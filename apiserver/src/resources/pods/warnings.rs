@@ -10,6 +10,10 @@ use crate::resources::field::{Path, quoted};
 use crate::resources::read::{entries, get, has, int, is_zero, items, text, texts};
 use crate::resources::rules;
 
+/// Warnings of a kind that comes of pairs, which can be far more than the body has bytes: many times what is shown.
+const WARNINGS_MAX: usize = 1000;
+/// Folders above a file that are compared with others: real paths have a tenth of it.
+const PATH_PARTS_MAX: usize = 256;
 const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 const SECCOMP: &str = "container.seccomp.security.alpha.kubernetes.io/";
 const SECCOMP_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
@@ -256,8 +260,56 @@ fn hidden_variables(warnings: &mut Vec<String>, container: &Value, path: &Path<'
     }
 }
 
+/// The ports of one number and protocol, by what they ask of the host, so that a port is compared only with those that it
+/// meets there.
+#[derive(Default)]
+struct HostPorts<'a> {
+    /// Host port, host address and place, in order.
+    all: Vec<(i64, &'a str, String)>,
+    by_host: BTreeMap<(i64, &'a str), Vec<usize>>,
+    /// By host port: with some address, whatever it is.
+    with_address: BTreeMap<i64, Vec<usize>>,
+}
+
+impl<'a> HostPorts<'a> {
+    fn add(&mut self, ip: &'a str, host: i64, place: String) {
+        let at = self.all.len();
+        self.all.push((host, ip, place));
+        self.by_host.entry((host, ip)).or_default().push(at);
+        if !ip.is_empty() {
+            self.with_address.entry(host).or_default().push(at);
+        }
+    }
+
+    /// Those that a further one meets, and how, in their order: `most` of them.
+    fn meeting(&self, ip: &str, host: i64, most: usize) -> Vec<(&str, &'static str)> {
+        let mut met: Vec<usize> = Vec::new();
+        let mut take = |places: Option<&Vec<usize>>| met.extend(places.into_iter().flatten().take(most));
+        if host == 0 {
+            met.extend(0..self.all.len().min(most));
+        } else {
+            take(self.by_host.get(&(host, ip)));
+            take(self.by_host.get(&(0, "")));
+            take(self.with_address.get(&0));
+            if ip.is_empty() {
+                take(self.with_address.get(&host));
+            } else {
+                take(self.by_host.get(&(host, "")));
+            }
+        }
+        met.sort_unstable();
+        let how = |(other_host, other_ip): (i64, &str)| match (other_ip == ip && other_host == host, other_host) {
+            (true, _) => "duplicate",
+            (_, other) if host == 0 || other == 0 => "overlapping",
+            _ => "dangerously ambiguous",
+        };
+        let one = |at: usize| (self.all[at].2.as_str(), how((self.all[at].0, self.all[at].1)));
+        met.into_iter().take(most).map(one).collect()
+    }
+}
+
 fn ports(warnings: &mut Vec<String>, spec: &Value, at: &Path<'_>) {
-    let mut all: BTreeMap<String, Vec<(String, &Value)>> = BTreeMap::new();
+    let mut all: BTreeMap<(i64, &str), HostPorts<'_>> = BTreeMap::new();
     each_container(spec, at, |container, path| {
         let ports_at = path.child("ports");
         for (i, port) in items(container, "ports").iter().enumerate() {
@@ -271,21 +323,12 @@ fn ports(warnings: &mut Vec<String>, spec: &Value, at: &Path<'_>) {
                 );
                 warnings.push(format!("{here}: hostIP set without hostPort: {shown}"));
             }
-            let others = all.entry(format!("{number}/{protocol}")).or_default();
-            for (there, other) in others.iter() {
-                let (other_ip, other_host) = (text(other, "hostIP"), int(other, "hostPort").unwrap_or(0));
-                let what = if ip == other_ip && host == other_host {
-                    "duplicate"
-                } else if host == 0 || other_host == 0 {
-                    "overlapping"
-                } else if host == other_host && ip.is_empty() != other_ip.is_empty() {
-                    "dangerously ambiguous"
-                } else {
-                    continue;
-                };
+            let others = all.entry((number, protocol)).or_default();
+            let room = WARNINGS_MAX.saturating_sub(warnings.len());
+            for (there, what) in others.meeting(ip, host, room) {
                 warnings.push(format!("{here}: {what} port definition with {there}"));
             }
-            others.push((here, port));
+            others.add(ip, host, here);
         }
     });
     let mut names: BTreeMap<&str, String> = BTreeMap::new();
@@ -317,12 +360,37 @@ fn shown((path, source): &Placed) -> String {
     if source.is_empty() { quoted(path) } else { format!("{} ({source})", quoted(path)) }
 }
 
-fn collisions<'a>(others: &'a [Placed], new: &Placed) -> Vec<&'a Placed> {
-    if new.0.is_empty() {
-        return Vec::new();
+/// The paths in a volume so far, ordered so that what lies below a path stands beside it.
+#[derive(Default)]
+struct Paths {
+    /// Each path with a slash at its end, with its place among all.
+    ordered: BTreeMap<String, Vec<usize>>,
+    all: Vec<Placed>,
+}
+
+impl Paths {
+    /// Those that lie in the new one or that it lies in, in their order: `most` of them.
+    fn collisions(&self, new: &Placed, most: usize) -> Vec<&Placed> {
+        if new.0.is_empty() || most == 0 {
+            return Vec::new();
+        }
+        let whole = format!("{}/", new.0);
+        let below = self.ordered.range(whole.clone()..).take_while(|(path, _)| path.starts_with(&whole));
+        let mut found: Vec<usize> = below.flat_map(|(_, places)| places).copied().take(most).collect();
+        for (end, _) in new.0.match_indices('/').take(PATH_PARTS_MAX) {
+            let above = self.ordered.get(&whole[..=end]).into_iter().flatten();
+            found.extend(above.copied().take(most));
+        }
+        found.sort_unstable();
+        found.into_iter().take(most).map(|at| &self.all[at]).collect()
     }
-    let inside = |a: &str, b: &str| format!("{a}/").starts_with(&format!("{b}/"));
-    others.iter().filter(|old| !old.0.is_empty() && (inside(&old.0, &new.0) || inside(&new.0, &old.0))).collect()
+
+    fn add(&mut self, new: Placed) {
+        if !new.0.is_empty() {
+            self.ordered.entry(format!("{}/", new.0)).or_default().push(self.all.len());
+            self.all.push(new);
+        }
+    }
 }
 
 fn placed(source: &Value, from: &str) -> Vec<Placed> {
@@ -333,17 +401,18 @@ fn overlapping_paths(warnings: &mut Vec<String>, volumes: &[Value]) {
     for volume in volumes {
         let name = quoted(text(volume, "name"));
         let mut warn = |what: &str, all: Vec<Placed>| {
-            let mut before: Vec<Placed> = Vec::new();
+            let mut before = Paths::default();
             for (path, from) in all {
                 let new = (path.trim_end_matches('/').to_owned(), from);
-                for old in collisions(&before, &new) {
+                let room = WARNINGS_MAX.saturating_sub(warnings.len());
+                for old in before.collisions(&new, room) {
                     warnings.push(format!(
                         "volume {name} ({what}): overlapping paths: {} with {}",
                         shown(&new),
                         shown(old)
                     ));
                 }
-                before.push(new);
+                before.add(new);
             }
         };
         for (key, kind, name_key) in

@@ -1,5 +1,6 @@
 //! IP families and cluster IPs of a Service: this cluster has IPv4 addresses only.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
@@ -94,7 +95,7 @@ pub(super) fn validate(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Errors::new();
     related(&mut errors, spec, old);
     if !errors.is_empty() {
-        return errors.0;
+        return errors.list();
     }
     let policy_at = SPEC.child("ipFamilyPolicy");
     let policy = text(spec, "ipFamilyPolicy");
@@ -125,7 +126,7 @@ pub(super) fn validate(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
         }
     }
     if !errors.is_empty() || is_free(spec) {
-        return errors.0;
+        return errors.list();
     }
     if policy == "RequireDualStack" {
         errors.invalid(&policy_at, policy, "this cluster is not configured for dual-stack services");
@@ -136,7 +137,7 @@ pub(super) fn validate(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
             errors.invalid(&families_at.index(i), family, "not configured on this cluster");
         }
     }
-    errors.0
+    errors.list()
 }
 
 /// How `clusterIP`, `clusterIPs`, `ipFamilies` and `ipFamilyPolicy` fit together.
@@ -157,11 +158,12 @@ pub(super) fn related(errors: &mut Errors, spec: &Value, old: Option<&Value>) {
         _ => {}
     }
     let families: Vec<&str> = texts(spec, "ipFamilies").collect();
+    let mut seen = BTreeSet::new();
     for (i, family) in families.iter().enumerate() {
         if !["IPv4", "IPv6"].contains(family) {
             errors.not_supported(&families_at.index(i), *family, &["IPv4", "IPv6"]);
         }
-        if families[..i].contains(family) {
+        if !seen.insert(*family) {
             errors.duplicate(&families_at.index(i), *family);
         }
     }

@@ -1,5 +1,7 @@
 //! Services. What they are given (addresses and ports) is chosen in [`super::allocate`], after validation.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use jiff::Timestamp;
 use machinery::api::ApiError;
 use serde_json::{Value, json};
@@ -95,17 +97,15 @@ fn patch_allocated(spec: &mut Value, old: &Value) {
     };
     if by_node(old) && by_node(spec) {
         let port = |p: &Value| int(p, "nodePort").unwrap_or(0);
-        let used: Vec<i64> = items(old, "ports")
-            .iter()
-            .map(port)
-            .filter(|n| *n != 0 && items(spec, "ports").iter().any(|p| port(p) == *n))
-            .collect();
+        let given: BTreeSet<i64> = items(spec, "ports").iter().map(port).collect();
+        // Of several ports of one name, the last.
+        let before: BTreeMap<&str, i64> = items(old, "ports").iter().map(|p| (text(p, "name"), port(p))).collect();
         for new in items_mut(spec, "ports") {
             if port(new) != 0 {
                 continue;
             }
-            let was = items(old, "ports").iter().rfind(|p| text(p, "name") == text(new, "name")).map_or(0, port);
-            if was != 0 && !used.contains(&was) {
+            let was = before.get(text(new, "name")).copied().unwrap_or(0);
+            if was != 0 && !given.contains(&was) {
                 put(new, "nodePort", json!(was));
             }
         }
@@ -158,8 +158,8 @@ fn drop_by_type(new: &mut Value, old: &Value) {
     }
     if has_node_ports(old) && !has_node_ports(spec) {
         let port = |p: &Value| int(p, "nodePort").unwrap_or(0);
-        let kept =
-            items(spec, "ports").iter().all(|p| port(p) == 0 || items(old, "ports").iter().any(|o| port(o) == port(p)));
+        let before: BTreeSet<i64> = items(old, "ports").iter().map(port).collect();
+        let kept = items(spec, "ports").iter().all(|p| port(p) == 0 || before.contains(&port(p)));
         if kept {
             for port in items_mut(spec, "ports") {
                 put(port, "nodePort", Value::Null);
@@ -285,14 +285,14 @@ impl Strategy for Service {
     fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         validate::service(&mut errors, context, object, None);
-        errors.0
+        errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
         if context.subresource == "status" {
             validate::balancer(&mut errors, new, old);
-            return errors.0;
+            return errors.list();
         }
         families::changes(&mut errors, get(new, "spec"), get(old, "spec"));
         validate::load_balancer_class(&mut errors, get(new, "spec"), Some(get(old, "spec")));
@@ -304,7 +304,7 @@ impl Strategy for Service {
             errors.forbidden(&Path::root("spec").child("healthCheckNodePort"), "field is immutable");
         }
         validate::service(&mut errors, context, new, Some(old));
-        errors.0
+        errors.list()
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {

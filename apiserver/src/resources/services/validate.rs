@@ -80,17 +80,17 @@ pub(super) fn node_port_twice(spec: &Value) -> Option<FieldError> {
         return None;
     }
     let ports_at = SPEC.child("ports");
-    let mut given: Vec<(i64, i64)> = Vec::new();
+    let (mut given, mut taken) = (BTreeSet::new(), BTreeSet::new());
     for (i, port) in items(spec, "ports").iter().enumerate() {
         let (number, node) = (int(port, "port").unwrap_or(0), int(port, "nodePort").unwrap_or(0));
         if node == 0 || given.contains(&(number, node)) {
             continue;
         }
-        if given.iter().any(|(_, other)| *other == node) {
+        if !taken.insert(node) {
             let at = ports_at.index(i);
             return Some(FieldError::invalid(&at.child("nodePort"), node, "provided port is already allocated"));
         }
-        given.push((number, node));
+        given.insert((number, node));
     }
     None
 }
@@ -170,10 +170,12 @@ fn port_numbers(errors: &mut Errors, spec: &Value) {
         if !seen.insert((protocol, number)) {
             let inner = json!({"Name": "", "Protocol": protocol, "AppProtocol": null, "Port": number,
                 "TargetPort": 0, "NodePort": 0});
-            errors.0.push(FieldError {
-                reason: "FieldValueDuplicate",
-                field: list_at.index(i).to_string(),
-                message: format!("Duplicate value: {}", go_struct(&inner, ORDER)),
+            errors.add(|| {
+                FieldError::new(
+                    "FieldValueDuplicate",
+                    &list_at.index(i),
+                    format!("Duplicate value: {}", go_struct(&inner, ORDER)),
+                )
             });
         }
     }

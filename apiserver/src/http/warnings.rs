@@ -1,0 +1,87 @@
+//! `Warning` headers, in a bound that clients accept: Go's HTTP client refuses an answer with a megabyte of headers, others
+//! with far fewer. Upstream's bound and way of cutting (`WithWarningRecorder`), and the number of those left out.
+
+use std::collections::BTreeSet;
+
+use http::HeaderValue;
+
+/// Characters of all warnings together, after which each is cut.
+const CHARACTERS_MAX: usize = 4096;
+/// Characters of each warning, once all together are too many.
+const CUT_CHARACTERS_MAX: usize = 256;
+
+/// The headers' values. Equal warnings are given once.
+pub(super) fn headers(warnings: &[String]) -> Vec<HeaderValue> {
+    let mut seen = BTreeSet::new();
+    let new: Vec<&str> =
+        warnings.iter().map(String::as_str).filter(|text| !text.is_empty() && seen.insert(*text)).collect();
+    let all: usize = new.iter().map(|text| text.chars().count()).sum();
+    if all <= CHARACTERS_MAX {
+        return new.into_iter().filter_map(header).collect();
+    }
+    let (mut written, mut out) = (0, Vec::new());
+    for text in &new {
+        if written >= CHARACTERS_MAX {
+            break;
+        }
+        let end = text.char_indices().nth(CUT_CHARACTERS_MAX).map_or(text.len(), |(at, _)| at);
+        written += text[..end].chars().count();
+        out.extend(header(&text[..end]));
+    }
+    if out.len() < new.len() {
+        out.extend(header(&format!("{} more warnings are not shown", new.len() - out.len())));
+    }
+    out
+}
+
+/// One header's value.
+fn header(text: &str) -> Option<HeaderValue> {
+    let mut quoted = String::with_capacity(text.len() + 10);
+    quoted.push_str("299 - \"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => {
+                quoted.push('\\');
+                quoted.push(c);
+            }
+            c if c.is_control() => quoted.push(' '),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    HeaderValue::from_bytes(quoted.as_bytes()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(values: &[HeaderValue]) -> Vec<&str> {
+        values.iter().map(|v| std::str::from_utf8(v.as_bytes()).unwrap()).collect()
+    }
+
+    #[test]
+    fn warnings_are_quoted_and_given_once() {
+        let given = ["a \"b\" \\c\n".to_owned(), String::new(), "d".into(), "a \"b\" \\c\n".into()];
+        assert_eq!(texts(&headers(&given)), ["299 - \"a \\\"b\\\" \\\\c \"", "299 - \"d\""]);
+    }
+
+    /// As v1.36.3 answers a Pod with 500 equal ports (48 warnings of 86 characters and more), and 40 unknown fields with
+    /// names of 300 characters (16 cut ones).
+    #[test]
+    fn the_bound_is_upstreams_and_says_what_it_leaves_out() {
+        let port = |a: usize, b: usize| {
+            format!("spec.containers[0].ports[{a}]: duplicate port definition with spec.containers[0].ports[{b}]")
+        };
+        let ports: Vec<String> = (1..500).flat_map(|a| (0..a).map(move |b| port(a, b))).collect();
+        let cut = headers(&ports);
+        assert_eq!(cut.len(), 48 + 1);
+        assert!(texts(&cut)[47].contains(&port(10, 2)), "{}", texts(&cut)[47]);
+        assert_eq!(texts(&cut)[48], format!("299 - \"{} more warnings are not shown\"", ports.len() - 48));
+        let long: Vec<String> = (0..40).map(|n| format!("unknown field \"{}{n}\"", "\u{fc}".repeat(300))).collect();
+        let cut = headers(&long);
+        assert_eq!((cut.len(), texts(&cut)[0].chars().count()), (16 + 1, CUT_CHARACTERS_MAX + "299 - \"\"".len() + 1));
+        // Few are shown whole, however long one is.
+        assert_eq!(headers(&["x".repeat(4096)])[0].len(), 4096 + 8);
+    }
+}
