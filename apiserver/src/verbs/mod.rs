@@ -31,7 +31,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use machinery::api::ApiError;
 use machinery::api::error::{Named, Status};
-use machinery::api::{Cause, GroupVersionKind, ObjectName, StorageKey};
+use machinery::api::{GroupVersionKind, ObjectName, StorageKey};
 use machinery::env::Env;
 use serde_json::Value;
 
@@ -279,7 +279,7 @@ impl Verbs {
 
     /// The size of the object that a request is about; none is 0.
     pub(crate) fn stored_bytes(&self, call: &Call<'_>) -> usize {
-        self.cache.get(&call.key()).map_or(0, |cached| cached.stored().len())
+        self.cache.get(call.key().as_str()).map_or(0, |cached| cached.stored().len())
     }
 
     fn context<'a>(&'a self, call: &Call<'_>, subresource: &'a str) -> Context<'a> {
