@@ -564,6 +564,7 @@ mod tests {
     #[tokio::test]
     async fn listeners_that_nobody_calls_hold_no_connection() {
         let plane = plane();
+        let permits = plane.inner.connections.available_permits();
         let stop = CancellationToken::new();
         let mut listeners = crate::listen::Listeners::new(plane.inner.clone(), stop.clone());
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -579,7 +580,7 @@ mod tests {
         drop(stream);
         // Its permit comes back with the connection's end, and the listener has taken no other.
         let all_free = async {
-            while plane.inner.connections.available_permits() < CONNECTIONS_MAX {
+            while plane.inner.connections.available_permits() < permits {
                 tokio::task::yield_now().await;
             }
         };

@@ -328,6 +328,25 @@ impl WasiSnapshotPreview1 for Preview1 {
         events: GuestPtr<types::Event>,
         count: types::Size,
     ) -> Result<types::Size> {
+        if count == 1 {
+            let only = memory.read(subscriptions)?;
+            if let types::SubscriptionU::Clock(clock) = only.u
+                && !clock.flags.contains(types::Subclockflags::SUBSCRIPTION_CLOCK_ABSTIME)
+            {
+                // wasmtime-wasi would sleep on the thread here, as file work may block it: two guests that sleep would
+                // then hold every other's.
+                tokio::time::sleep(std::time::Duration::from_nanos(clock.timeout)).await;
+                let fd_readwrite = types::EventFdReadwrite { nbytes: 1, flags: types::Eventrwflags::empty() };
+                let event = types::Event {
+                    userdata: only.userdata,
+                    error: types::Errno::Success,
+                    type_: types::Eventtype::Clock,
+                    fd_readwrite,
+                };
+                memory.write(events, event)?;
+                return Ok(1);
+            }
+        }
         self.wasi.poll_oneoff(memory, subscriptions, events, count).await
     }
 
