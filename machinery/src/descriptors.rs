@@ -47,13 +47,13 @@ pub enum Class {
 /// Every class with its part of the limit in percent (of what the reserve leaves) and the most that it ever takes.
 const SHARES: [(Class, usize, usize); 8] = [
     (Class::Api, 25, 8192),
-    (Class::Clients, 25, 8192),
+    (Class::Clients, 20, 8192),
     (Class::Outbound, 5, 4096),
     (Class::Backends, 5, 8192),
     (Class::Listeners, 15, 65_536),
     (Class::Node, 5, 4096),
     (Class::Logs, 5, 4096),
-    (Class::Guests, 15, 65_536),
+    (Class::Guests, 20, 65_536),
 ];
 
 /// A number of something that may be held at once, within a parent's. The bound can be changed while it is in use.
