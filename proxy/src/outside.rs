@@ -339,14 +339,7 @@ impl Outside {
         }
         let mut response = match sender.try_send_request(request).await {
             Ok(response) => response,
-            Err(mut error) => {
-                let back = error.take_message();
-                let error = to.failed(error.into_error().into());
-                return Err(match back {
-                    Some(request) => Unsent::Back(Box::new(request), error),
-                    None => Unsent::Lost(error),
-                });
-            }
+            Err(error) => return Err(to.unsent(error)),
         };
         let (held, pool, address) = (permit.clone(), self.pool.clone(), to.address);
         tokio::spawn(async move {
@@ -375,6 +368,16 @@ impl To<'_> {
     fn failed(&self, source: BoxError) -> DialError {
         DialError::Connection { address: self.address.to_string(), source }
     }
+
+    /// A request that the connection did not take, given back where nothing of it was sent.
+    fn unsent(&self, mut error: hyper::client::conn::TrySendError<Request<Body>>) -> Unsent {
+        let back = error.take_message();
+        let error = self.failed(error.into_error().into());
+        match back {
+            Some(request) => Unsent::Back(Box::new(request), error),
+            None => Unsent::Lost(error),
+        }
+    }
 }
 
 async fn send_http2(
@@ -388,14 +391,7 @@ async fn send_http2(
     }
     let response = match sender.try_send_request(request).await {
         Ok(response) => response,
-        Err(mut error) => {
-            let back = error.take_message();
-            let error = to.failed(error.into_error().into());
-            return Err(match back {
-                Some(request) => Unsent::Back(Box::new(request), error),
-                None => Unsent::Lost(error),
-            });
-        }
+        Err(error) => return Err(to.unsent(error)),
     };
     let (mut head, body) = response.into_parts();
     framing::response(&mut head, false).map_err(|why| Unsent::Lost(to.failed(why.into())))?;
