@@ -11,6 +11,7 @@
 //! `machinery`.
 
 pub mod engine;
+mod flights;
 pub mod host;
 pub mod image;
 pub mod log;

@@ -16,6 +16,7 @@ use super::manifest::{ACCEPTED, Descriptor, ImageConfig, Plan, Refusal, image_co
 use super::reference::{BUILT_IN_REGISTRY, ImageName, Reference, ReferenceError, invalid_image_name, is_sha256};
 use super::registry::Credentials;
 use crate::engine::{Engine, LoadError, Loaded, MODULE_BYTES_MAX, Metering};
+use crate::flights::Flights;
 
 /// A manifest or config.
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
@@ -178,7 +179,7 @@ pub struct Images {
     file_dirs: Vec<PathBuf>,
     records: PathBuf,
     known: Mutex<AllKnown>,
-    flights: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    flights: Flights<String>,
     permits: tokio::sync::Semaphore,
 }
 
@@ -216,7 +217,7 @@ impl Images {
         let client = registry.as_ref().map(super::client);
         let file_dirs = file_dirs.iter().filter_map(|dir| dir.canonicalize().ok()).collect();
         let permits = tokio::sync::Semaphore::new(PULLS_AT_ONCE);
-        let (known, flights) = (Mutex::new(known), Mutex::default());
+        let (known, flights) = (Mutex::new(known), Flights::default());
         Ok(Self { engine, blobs, registry, client, file_dirs, records, known, flights, permits })
     }
 
@@ -297,14 +298,7 @@ impl Images {
     }
 
     pub(super) fn flight(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        flights.retain(|_, flight| flight.strong_count() > 0);
-        if let Some(flight) = flights.get(key).and_then(Weak::upgrade) {
-            return flight;
-        }
-        let flight = Arc::default();
-        flights.insert(key.to_owned(), Arc::downgrade(&flight));
-        flight
+        self.flights.of(&key.to_owned())
     }
 
     pub(super) fn record(&self, name: &str) -> PathBuf {

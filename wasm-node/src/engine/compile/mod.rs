@@ -10,9 +10,8 @@ mod lane;
 mod memory;
 mod worker;
 
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use machinery::env::Env;
@@ -22,6 +21,7 @@ pub use worker::{COMPILE_WORKER_ARGUMENT, CompileProcess, compile_worker};
 
 use super::load::{CodeKind, LoadError};
 use super::{Engine, Metering, runtime, settings};
+use crate::flights::Flights;
 use lane::{Lane, Seat};
 use memory::{Key, Memory};
 use worker::{RunBounds, Stopped, compile_bytes};
@@ -67,29 +67,18 @@ pub(crate) struct Compiler {
     background: Arc<Lane>,
     memory: Mutex<Memory>,
     /// Held by whoever compiles the module now.
-    running: Mutex<HashMap<Key, Weak<tokio::sync::Mutex<()>>>>,
+    running: Flights<Key>,
 }
 
 impl Compiler {
     pub(crate) fn new(process: Option<CompileProcess>, bounds: CompileBounds, env: &Env) -> Self {
         let quick = Lane::new(QUICK_AT_ONCE, bounds.slice, env.clone());
         let background = Lane::new(BACKGROUND_AT_ONCE, bounds.time, env.clone());
-        Self { process, bounds, quick, background, memory: Mutex::default(), running: Mutex::default() }
+        Self { process, bounds, quick, background, memory: Mutex::default(), running: Flights::default() }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn running(&self, key: &Key) -> Arc<tokio::sync::Mutex<()>> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|_, lock| lock.strong_count() > 0);
-        if let Some(lock) = running.get(key).and_then(Weak::upgrade) {
-            return lock;
-        }
-        let lock = Arc::default();
-        running.insert(key.clone(), Arc::downgrade(&lock));
-        lock
     }
 
     fn quick_bounds(&self) -> RunBounds {
@@ -140,7 +129,7 @@ impl Engine {
                 return Ok(());
             }
             known()?;
-            let running = compiler.running(&key);
+            let running = compiler.running.of(&key);
             let Ok(_running) = running.try_lock() else {
                 // Somebody compiles it now: no seat is held while waiting for that.
                 drop(seat);
