@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "tidy/promises.rs"]
+mod promises;
+
 const ROOMS: &[&str] = &["machinery", "apiserver", "scheduler", "controllers", "wasm-node", "proxy"];
 const COMPONENTS: &[&str] = &["apiserver", "scheduler", "controllers", "wasm-node", "proxy"];
 
