@@ -21,9 +21,16 @@ before=$(versions)
 
 echo "· a process that stands still for 45 s: its node and pods are as before, soon after"
 pods=$(same_pods)
-sleep 12 # longer than the period in which a status is compared
+renewed() { date +%s -d "$(kubectl get lease -n kube-node-lease $NODE -o jsonpath='{.spec.renewTime}')"; }
+first=$(renewed)
+compared() { [ $(($(renewed) - first)) -ge 12 ]; } # a status is compared each 10 s, between two renewals
+eventually 60 compared
 expect "$before" "$(versions)" "versions of pods that nobody touches"
-kill -STOP "$UP_PID"; sleep 45; kill -CONT "$UP_PID"
+last=$(renewed)
+kill -STOP "$UP_PID"
+silent() { [ $(($(date +%s) - last)) -ge 45 ]; } # longer than the grace period of 40 s
+eventually 60 silent
+kill -CONT "$UP_PID"
 eventually 30 ready
 eventually 30 untainted
 eventually 30 pods_ready
