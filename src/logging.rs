@@ -11,7 +11,7 @@ const GUESTS: &str = "wasmtime_wasi=error,wasmtime_wasi_http=error";
 /// Starts logging for the whole process.
 ///
 /// # Errors
-/// The level is no filter (`info`, or `warn,wasm_node=debug`).
+/// The level is no filter (`info`, or `warn,kubelet=debug`).
 pub(crate) fn start(common: &Common) -> anyhow::Result<()> {
     let directives = format!("{GUESTS},{}", common.log_level);
     let filter = EnvFilter::builder().parse(&directives).with_context(|| {

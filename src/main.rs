@@ -18,8 +18,8 @@ use clap::error::ErrorKind;
 fn main() -> ExitCode {
     // This program is its own compiler process: hostile modules are compiled where they can be stopped.
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == wasm_node::engine::COMPILE_WORKER_ARGUMENT) {
-        return match wasm_node::engine::compile_worker(arguments) {
+    if arguments.next().is_some_and(|first| first == wasm_runtime::engine::COMPILE_WORKER_ARGUMENT) {
+        return match wasm_runtime::engine::compile_worker(arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error}");

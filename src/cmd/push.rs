@@ -1,7 +1,8 @@
 //! `coracle push`: a .wasm file into the built-in registry of the cluster in `--data-dir`.
 
 use anyhow::Context as _;
-use wasm_node::image::{Credentials, RegistryAccess, push};
+use kubelet::image::{RegistryAccess, push};
+use oci_registry::Credentials;
 
 use super::Failure;
 use crate::compose;

@@ -14,6 +14,6 @@ pub(crate) fn run() -> Result<(), Failure> {
     println!("coracle: {}", env!("CARGO_PKG_VERSION"));
     println!("commit: {}", env!("CORACLE_COMMIT"));
     println!("kubernetes: {KUBERNETES}");
-    println!("wasmtime: {}", wasm_node::engine::WASMTIME_VERSION);
+    println!("wasmtime: {}", wasm_runtime::engine::WASMTIME_VERSION);
     Ok(())
 }

@@ -90,7 +90,7 @@ pub(crate) struct Cluster {
     pub(crate) admin: Client,
     /// How long after the start the API answered.
     pub(crate) api_ready_after: Duration,
-    registry: wasm_node::image::RegistryAccess,
+    registry: kubelet::image::RegistryAccess,
     failures: Mutex<tokio::sync::mpsc::Receiver<anyhow::Error>>,
     apiserver: Apiserver,
     store: Arc<EmbeddedStore>,
@@ -98,7 +98,7 @@ pub(crate) struct Cluster {
     stop_components: CancellationToken,
     stop_server: CancellationToken,
     serving: JoinSet<()>,
-    _engine: Option<wasm_node::engine::Engine>,
+    _engine: Option<wasm_runtime::engine::Engine>,
     _network: Network,
     _lock: Lock,
 }
@@ -247,7 +247,7 @@ impl Cluster {
     /// # Errors
     /// As the registry says.
     pub(crate) async fn push(&self, module: &[u8], reference: &str) -> anyhow::Result<()> {
-        wasm_node::image::push(module.to_vec(), reference, &self.registry).await?;
+        kubelet::image::push(module.to_vec(), reference, &self.registry).await?;
         Ok(())
     }
 
@@ -351,7 +351,7 @@ impl Components<'_> {
         network: &Network,
         pki: &Pki,
         pods: &PodNetwork,
-        engine: Option<&wasm_node::engine::Engine>,
+        engine: Option<&wasm_runtime::engine::Engine>,
         api_server: SocketAddr,
     ) -> anyhow::Result<(proxy::DataPlane, tokio::sync::oneshot::Receiver<()>)> {
         let config = proxy::Config {

@@ -6,13 +6,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use apiserver::auth::pki::Pki;
 use apiserver::http::logs::Kubelets;
+use kubelet::image::{CollectPolicy, Images, RegistryAccess};
+use kubelet::node::{Capacity, NodeConfig, NodeParts};
+use kubelet::server::ServingTls;
 use machinery::env::Env;
 use machinery::net::{Dial, PodNetwork};
+use oci_registry::BlobStore;
 use tokio::sync::oneshot;
-use wasm_node::engine::{CompileBounds, CompileProcess, Engine, EngineConfig};
-use wasm_node::image::{BlobStore, CollectPolicy, Images, RegistryAccess};
-use wasm_node::node::{Capacity, NodeConfig, NodeParts};
-use wasm_node::server::ServingTls;
+use wasm_runtime::engine::{CompileBounds, CompileProcess, Engine, EngineConfig};
 
 use super::Components;
 use super::identities::Role;
@@ -98,7 +99,7 @@ pub(super) async fn start(components: &Components<'_>, shared: &Shared<'_>) -> a
     let (all, policy, folder) = (parts.clone(), collect_policy(up), shared.data.path().to_owned());
     let stop = components.stop.clone();
     components.spawn("collector of images", async move {
-        wasm_node::node::collect(all, policy, folder, stop).await;
+        kubelet::node::collect(all, policy, folder, stop).await;
         Ok(())
     });
     let internal_ip = super::reachable(up.bind);
@@ -119,7 +120,7 @@ pub(super) async fn start(components: &Components<'_>, shared: &Shared<'_>) -> a
         let client = Role::Node(name).client(components.service);
         let (told, heard) = oneshot::channel();
         let (parts, stop) = (parts.clone(), components.stop.clone());
-        components.spawn("node", async move { Ok(wasm_node::node::run(config, parts, client, told, stop).await?) });
+        components.spawn("node", async move { Ok(kubelet::node::run(config, parts, client, told, stop).await?) });
         ready.push(heard);
     }
     for heard in ready {

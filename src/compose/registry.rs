@@ -7,12 +7,13 @@ use anyhow::Context as _;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use kubelet::image::RegistryAccess;
 use machinery::env::Env;
+use oci_registry::BlobStore;
+use oci_registry::{Credentials, distribution as registry};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use wasm_node::image::registry::{self, Credentials};
-use wasm_node::image::{BlobStore, RegistryAccess};
 
 use crate::data_dir::{DataDir, write_atomically};
 

@@ -1,0 +1,386 @@
+//! The layers of a `FROM scratch` image: which file the entrypoint names once all layers are applied, and its bytes.
+//! Nothing is unpacked: a first pass builds the tree in memory (names and links only), a second copies the one file.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::path::{Component, Path};
+
+use super::manifest::{Compression, Refusal};
+use oci_registry::blobs::BlobWriter;
+
+/// Uncompressed bytes of all layers together.
+const UNPACKED_BYTES_MAX: u64 = 512 << 20;
+/// Entries of all layers together.
+const ENTRIES_MAX: u64 = 100_000;
+/// Length of a name.
+const NAME_BYTES_MAX: usize = 4096;
+/// Bytes of all names and link targets together: the tree lies in memory.
+const NAMES_BYTES_MAX: usize = 16 << 20;
+/// An extended header (a long name, pax attributes): read into memory whole by the tar reader.
+const EXTENDED_BYTES_MAX: u64 = 1 << 20;
+/// Links followed from the entrypoint.
+const LINKS_MAX: u32 = 40;
+
+/// A path in the image, as its parts.
+type Parts = Vec<String>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Node {
+    Dir,
+    /// Entry number of a layer.
+    File {
+        layer: usize,
+        entry: u64,
+    },
+    Symlink(String),
+}
+
+/// Reads at most so much, and says so when there is more.
+struct Bounded<R> {
+    reader: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        match self.left.checked_sub(read as u64) {
+            Some(left) => {
+                self.left = left;
+                Ok(read)
+            }
+            None => Err(io::Error::new(io::ErrorKind::FileTooLarge, "the layers unpack to too many bytes")),
+        }
+    }
+}
+
+fn unreadable(error: &io::Error) -> Refusal {
+    if error.kind() == io::ErrorKind::FileTooLarge {
+        return Refusal::TooLarge(format!("its layers unpack to more than {UNPACKED_BYTES_MAX} bytes"));
+    }
+    Refusal::Layers(error.to_string())
+}
+
+fn decompress(reader: impl Read + 'static, compression: Compression, left: u64) -> Bounded<Box<dyn Read>> {
+    let reader: Box<dyn Read> = match compression {
+        Compression::None => Box::new(reader),
+        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(reader)),
+    };
+    Bounded { reader, left }
+}
+
+/// A name inside the image; none where it leads out or is no text.
+fn parts(path: &Path) -> Option<Parts> {
+    let mut parts = Parts::new();
+    for component in path.components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(part) => parts.push(part.to_str()?.to_owned()),
+            Component::ParentDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(parts)
+}
+
+/// Finds the file `module` in the layers (each opened anew by `open`) and writes it to `out`.
+pub(crate) fn extract<R: Read + 'static>(
+    compressions: &[Compression],
+    open: &mut dyn FnMut(usize) -> io::Result<R>,
+    module: &str,
+    out: &mut BlobWriter,
+) -> Result<(), Refusal> {
+    let mut tree: BTreeMap<Parts, Node> = BTreeMap::new();
+    let mut left = UNPACKED_BYTES_MAX;
+    let mut size = Size::default();
+    for (layer, &compression) in compressions.iter().enumerate() {
+        let reader = open(layer).map_err(|error| unreadable(&error))?;
+        check_extended(&mut tar::Archive::new(decompress(reader, compression, left)))?;
+        let reader = open(layer).map_err(|error| unreadable(&error))?;
+        let mut archive = tar::Archive::new(decompress(reader, compression, left));
+        apply(&mut archive, layer, &mut size, &mut tree)?;
+        left = archive.into_inner().left;
+    }
+    let (layer, wanted) = find(&tree, module)?;
+    let reader = open(layer).map_err(|error| unreadable(&error))?;
+    let mut archive = tar::Archive::new(decompress(reader, compressions[layer], UNPACKED_BYTES_MAX));
+    let mut entry = archive
+        .entries()
+        .and_then(|mut entries| entries.nth(usize::try_from(wanted).unwrap_or(usize::MAX)).transpose())
+        .map_err(|error| unreadable(&error))?
+        .ok_or_else(|| Refusal::Layers("the layer changed while it was read".into()))?;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match entry.read(&mut buffer).map_err(|error| unreadable(&error))? {
+            0 => return Ok(()),
+            read => out.write(&buffer[..read]).map_err(|error| Refusal::Layers(error.to_string()))?,
+        }
+    }
+}
+
+/// What the tree has grown to.
+#[derive(Default)]
+struct Size {
+    entries: u64,
+    names_bytes: usize,
+}
+
+impl Size {
+    fn add(&mut self, name_bytes: usize) -> Result<(), Refusal> {
+        self.entries += 1;
+        self.names_bytes += name_bytes;
+        if self.entries > ENTRIES_MAX {
+            return Err(Refusal::TooLarge(format!("its layers have more than {ENTRIES_MAX} entries")));
+        }
+        if self.names_bytes > NAMES_BYTES_MAX {
+            return Err(Refusal::TooLarge(format!("the names in its layers have more than {NAMES_BYTES_MAX} bytes")));
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a layer whose extended headers would fill memory, before anything reads them.
+fn check_extended<R: Read>(archive: &mut tar::Archive<R>) -> Result<(), Refusal> {
+    for (number, entry) in archive.entries().map_err(|error| unreadable(&error))?.raw(true).enumerate() {
+        let entry = entry.map_err(|error| unreadable(&error))?;
+        let kind = entry.header().entry_type();
+        let plain = kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link();
+        if !plain && entry.size() > EXTENDED_BYTES_MAX {
+            return Err(Refusal::TooLarge("an extended header of a layer is too long".into()));
+        }
+        // Each entry may have an extended header or two of its own.
+        if number as u64 > 3 * ENTRIES_MAX {
+            return Err(Refusal::TooLarge(format!("its layers have more than {ENTRIES_MAX} entries")));
+        }
+    }
+    Ok(())
+}
+
+/// Removes what lies below `path`; a subtree is one range of the ordered tree.
+fn remove_below(tree: &mut BTreeMap<Parts, Node>, path: &[String]) {
+    let below: Vec<Parts> = tree
+        .range::<[String], _>((std::ops::Bound::Included(path), std::ops::Bound::Unbounded))
+        .map(|(known, _)| known)
+        .skip_while(|known| known.as_slice() == path)
+        .take_while(|known| known.starts_with(path))
+        .cloned()
+        .collect();
+    for known in below {
+        tree.remove(&known);
+    }
+}
+
+fn apply<R: Read>(
+    archive: &mut tar::Archive<R>,
+    layer: usize,
+    size: &mut Size,
+    tree: &mut BTreeMap<Parts, Node>,
+) -> Result<(), Refusal> {
+    let mut added: BTreeMap<Parts, Node> = BTreeMap::new();
+    let entries = archive.entries().map_err(|error| unreadable(&error))?;
+    for (number, entry) in entries.enumerate() {
+        let entry = entry.map_err(|error| unreadable(&error))?;
+        let name_bytes = entry.path_bytes().len();
+        let link_bytes = entry.link_name_bytes().map_or(0, |link| link.len());
+        if name_bytes.max(link_bytes) > NAME_BYTES_MAX {
+            return Err(Refusal::Layers("a name is too long".into()));
+        }
+        size.add(name_bytes + link_bytes)?;
+        let path = entry.path().map_err(|error| unreadable(&error))?.into_owned();
+        let Some(path) = parts(&path) else {
+            return Err(Refusal::Layers(format!("the name {:?} leads out of the image", path.display().to_string())));
+        };
+        let Some((name, parent)) = path.split_last() else { continue };
+        // Whiteouts speak of the layers below, not of this one.
+        if name == ".wh..wh..opq" {
+            remove_below(tree, parent);
+            continue;
+        }
+        if let Some(hidden) = name.strip_prefix(".wh.") {
+            let mut gone = parent.to_vec();
+            gone.push(hidden.to_owned());
+            remove_below(tree, &gone);
+            tree.remove(&gone);
+            continue;
+        }
+        let kind = entry.header().entry_type();
+        let node = if kind.is_dir() {
+            Node::Dir
+        } else if kind.is_symlink() {
+            let target = entry.link_name().map_err(|error| unreadable(&error))?;
+            let target = target.as_deref().and_then(Path::to_str).unwrap_or_default().to_owned();
+            Node::Symlink(target)
+        } else if kind.is_hard_link() {
+            let target = entry.link_name().map_err(|error| unreadable(&error))?;
+            let target = target.as_deref().and_then(parts);
+            let known = target.and_then(|target| added.get(&target).or_else(|| tree.get(&target)).cloned());
+            match known {
+                Some(node) => node,
+                None => return Err(Refusal::Layers("a hard link to a file that isn't there".into())),
+            }
+        } else if kind.is_file() {
+            Node::File { layer, entry: number as u64 }
+        } else {
+            // Devices and pipes mean nothing here.
+            continue;
+        };
+        added.insert(path, node);
+    }
+    for (path, node) in added {
+        if node != Node::Dir {
+            // A file in place of a folder hides what the folder held.
+            remove_below(tree, &path);
+        }
+        tree.insert(path, node);
+    }
+    Ok(())
+}
+
+/// Follows links from `module` to a file, never out of the image.
+fn find(tree: &BTreeMap<Parts, Node>, module: &str) -> Result<(usize, u64), Refusal> {
+    let missing = || Refusal::Entrypoint { found: format!("{:?}", module.chars().take(120).collect::<String>()) };
+    let mut todo: Vec<String> = module.split('/').rev().map(str::to_owned).collect();
+    let mut at = Parts::new();
+    let mut links = 0;
+    while let Some(part) = todo.pop() {
+        match part.as_str() {
+            "" | "." => continue,
+            ".." => {
+                if at.pop().is_none() {
+                    return Err(Refusal::Layers(format!("the entrypoint {module:?} leads out of the image")));
+                }
+                continue;
+            }
+            _ => at.push(part),
+        }
+        if let Some(Node::Symlink(target)) = tree.get(&at) {
+            links += 1;
+            if links > LINKS_MAX {
+                return Err(Refusal::Layers("too many links".into()));
+            }
+            at.pop();
+            if target.starts_with('/') {
+                at.clear();
+            }
+            todo.extend(target.split('/').rev().map(str::to_owned));
+        }
+    }
+    match tree.get(&at) {
+        Some(Node::File { layer, entry }) => Ok((*layer, *entry)),
+        _ => Err(missing()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Cursor, Write};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use oci_registry::blobs::{BLOB_BYTES_MAX, BlobStore, digest};
+
+    enum Item<'a> {
+        File(&'a str, &'a [u8]),
+        Link(&'a str, &'a str),
+        Hard(&'a str, &'a str),
+    }
+
+    fn layer(items: &[Item<'_>]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for item in items {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o644);
+            let name = match item {
+                Item::File(name, _) | Item::Link(name, _) | Item::Hard(name, _) => name,
+            };
+            // Past the builder's own check of names: these tests are about hostile ones.
+            header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+            match item {
+                Item::File(_, data) => {
+                    header.set_size(data.len() as u64);
+                    header.set_cksum();
+                    builder.append(&header, *data).unwrap();
+                }
+                Item::Link(_, target) | Item::Hard(_, target) => {
+                    let hard = matches!(item, Item::Hard(..));
+                    header.set_entry_type(if hard { tar::EntryType::Link } else { tar::EntryType::Symlink });
+                    header.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes());
+                    header.set_size(0);
+                    header.set_cksum();
+                    builder.append(&header, io::empty()).unwrap();
+                }
+            }
+        }
+        builder.into_inner().unwrap()
+    }
+
+    fn run(layers: &[Vec<u8>], compression: Compression, module: &str) -> Result<String, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = std::sync::Arc::new(BlobStore::open(dir.path()).unwrap());
+        let mut out = store.writer(BLOB_BYTES_MAX).unwrap();
+        let layers = layers.to_vec();
+        let mut open = |index: usize| Ok(Cursor::new(layers[index].clone()));
+        extract(&vec![compression; layers.len()], &mut open, module, &mut out).map_err(|error| error.to_string())?;
+        Ok(out.commit_any(&store, &store.pins()).unwrap())
+    }
+
+    #[test]
+    fn layers_apply_in_order() {
+        let base = layer(&[Item::File("app/old.wasm", b"old"), Item::File("./app/new.wasm", b"1")]);
+        let top = layer(&[Item::File("app/new.wasm", b"2"), Item::File("app/.wh.old.wasm", b"")]);
+        let both = [base.clone(), top];
+        assert_eq!(run(&both, Compression::None, "/app/new.wasm").unwrap(), digest(b"2"));
+        assert!(run(&both, Compression::None, "app/old.wasm").unwrap_err().contains("entrypoint"));
+        let opaque = layer(&[Item::File("app/.wh..wh..opq", b""), Item::File("app/x.wasm", b"x")]);
+        assert!(run(&[base.clone(), opaque], Compression::None, "app/new.wasm").is_err());
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&base).unwrap();
+        assert_eq!(run(&[gzip.finish().unwrap()], Compression::Gzip, "app/new.wasm").unwrap(), digest(b"1"));
+    }
+
+    #[test]
+    fn links_stay_inside() {
+        let links = layer(&[
+            Item::File("bin/real", b"m"),
+            Item::Link("app.wasm", "/bin/../bin/real"),
+            Item::Link("dir", "bin"),
+            Item::Hard("hard.wasm", "bin/real"),
+            Item::Link("out.wasm", "../../etc/passwd"),
+            Item::Link("loop.wasm", "loop.wasm"),
+        ]);
+        let layers = [links];
+        for good in ["app.wasm", "dir/real", "hard.wasm", "/app.wasm"] {
+            assert_eq!(run(&layers, Compression::None, good).unwrap(), digest(b"m"), "{good}");
+        }
+        for bad in ["out.wasm", "loop.wasm", "../x.wasm", "bin"] {
+            assert!(run(&layers, Compression::None, bad).is_err(), "{bad}");
+        }
+        assert!(
+            run(&[layer(&[Item::File("../x.wasm", b"")])], Compression::None, "x.wasm").unwrap_err().contains("out")
+        );
+    }
+
+    #[test]
+    fn a_bomb_is_refused() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        let mut header = tar::Header::new_gnu();
+        header.set_path("bomb.wasm").unwrap();
+        header.set_size(UNPACKED_BYTES_MAX + (1 << 20));
+        header.set_cksum();
+        gzip.write_all(header.as_bytes()).unwrap();
+        let zeros = vec![0; 1 << 20];
+        for _ in 0..=(UNPACKED_BYTES_MAX >> 20) {
+            gzip.write_all(&zeros).unwrap();
+        }
+        let bomb = gzip.finish().unwrap();
+        let error = run(&[bomb], Compression::Gzip, "bomb.wasm").unwrap_err();
+        assert!(error.contains("too large"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2000), gzip in any::<bool>()) {
+            let _ = run(&[bytes], if gzip { Compression::Gzip } else { Compression::None }, "a.wasm");
+        }
+    }
+}

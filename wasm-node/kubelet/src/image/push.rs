@@ -1,0 +1,134 @@
+//! Pushing a module as an artifact of the CNCF layout: what `coracle push` and `coracle run` do.
+
+use oci_client::Reference as OciReference;
+use oci_client::errors::OciDistributionError;
+use oci_client::secrets::RegistryAuth;
+use serde_json::json;
+
+use super::manifest::{OCI_MANIFEST, WASM_CONFIG, WASM_LAYER};
+use super::pull::RegistryAccess;
+use oci_registry::blobs::digest;
+use oci_registry::reference::{BUILT_IN_REGISTRY, Reference, ReferenceError};
+use wasm_runtime::engine::{Inspection, LoadError, MODULE_BYTES_MAX, inspect};
+
+/// The layout wants a date; one of the clock would make another digest of each push of the same bytes, and pinning useless.
+const CREATED: &str = "1970-01-01T00:00:00Z";
+
+/// Why a push failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    /// The name can't be parsed.
+    #[error("{image:?}: {error}")]
+    Reference {
+        /// As given.
+        image: String,
+        /// What is wrong.
+        error: ReferenceError,
+    },
+    /// Another registry, or a digest in place of a tag.
+    #[error("{0}")]
+    Target(String),
+    /// Not a module.
+    #[error(transparent)]
+    Module(#[from] LoadError),
+    /// The registry refused or can't be reached.
+    #[error("pushing to {registry}: {why}")]
+    Registry {
+        /// Its address.
+        registry: String,
+        /// What happened.
+        why: String,
+    },
+}
+
+/// What was pushed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pushed {
+    /// The normalized name: `registry.local/NAME:TAG`.
+    pub name: String,
+    /// The manifest's digest.
+    pub digest: String,
+    /// The module's size.
+    pub size_bytes: u64,
+    /// What it imports and exports.
+    pub inspection: Inspection,
+}
+
+/// Pushes `module` as `image` (`registry.local/NAME:TAG`) to the registry of `access`. The same bytes make the same digest.
+///
+/// # Errors
+/// A bad name, a file that is no module, or a registry that refuses or can't be reached.
+pub async fn push(module: Vec<u8>, image: &str, access: &RegistryAccess) -> Result<Pushed, PushError> {
+    let reference = Reference::parse(image).map_err(|error| PushError::Reference { image: image.to_owned(), error })?;
+    if reference.registry != BUILT_IN_REGISTRY && reference.registry != access.address {
+        return Err(PushError::Target(format!(
+            "{image}: this version pushes to the cluster's own registry only, name it {BUILT_IN_REGISTRY}/NAME:TAG"
+        )));
+    }
+    let Some(tag) = reference.tag.clone().filter(|_| reference.digest.is_none()) else {
+        return Err(PushError::Target(format!("{image}: push to a tag, not to a digest")));
+    };
+    if module.len() as u64 > MODULE_BYTES_MAX {
+        return Err(LoadError::TooLarge { bytes: module.len() as u64, max_bytes: MODULE_BYTES_MAX }.into());
+    }
+    let failed = |why: String| PushError::Registry { registry: access.address.clone(), why };
+    let refused = |error: OciDistributionError| failed(said(&error));
+    let inspected = tokio::task::spawn_blocking(move || inspect(&module).map(|found| (found, module))).await;
+    let (inspection, module) = inspected.map_err(|error| failed(error.to_string()))??;
+    let (config, manifest) = documents(&module, &inspection);
+
+    let client = super::client(access);
+    let target = OciReference::with_tag(access.address.clone(), reference.repository.clone(), tag);
+    let auth = RegistryAuth::Basic(access.credentials.user.clone(), access.credentials.password.clone());
+    client.store_auth_if_needed(target.resolve_registry(), &auth).await;
+    let size_bytes = module.len() as u64;
+    for blob in [module, config] {
+        let name = digest(&blob);
+        let there = client.blob_exists(&target, &name).await.unwrap_or(false);
+        if !there {
+            client.push_blob(&target, blob, &name).await.map_err(refused)?;
+        }
+    }
+    let manifest_digest = digest(&manifest);
+    let content_type = http::HeaderValue::from_static(OCI_MANIFEST);
+    client.push_manifest_raw(&target, manifest, content_type).await.map_err(refused)?;
+    let name = Reference { registry: BUILT_IN_REGISTRY.into(), ..reference }.to_string();
+    Ok(Pushed { name, digest: manifest_digest, size_bytes, inspection })
+}
+
+/// The registry's own words where it sent some, and not the document that they came in.
+fn said(error: &OciDistributionError) -> String {
+    let first = |envelope: &serde_json::Value| envelope["errors"][0]["message"].as_str().map(str::to_owned);
+    match error {
+        OciDistributionError::ServerError { message, .. } => {
+            serde_json::from_str(message).ok().as_ref().and_then(first)
+        }
+        OciDistributionError::RegistryError { envelope, .. } => {
+            envelope.errors.first().map(|error| error.message.clone()).filter(|message| !message.is_empty())
+        }
+        _ => None,
+    }
+    .unwrap_or_else(|| error.to_string())
+}
+
+/// Config and manifest of a module. Pure.
+fn documents(module: &[u8], inspection: &Inspection) -> (Vec<u8>, Vec<u8>) {
+    let layer = digest(module);
+    let mut config = json!({
+        "created": CREATED,
+        "architecture": "wasm",
+        "os": if inspection.component { "wasip2" } else { "wasip1" },
+        "layerDigests": [layer],
+    });
+    if inspection.component {
+        config["component"] = json!({"exports": inspection.exports, "imports": inspection.imports});
+    }
+    let config = config.to_string().into_bytes();
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": WASM_CONFIG, "digest": digest(&config), "size": config.len()},
+        "layers": [{"mediaType": WASM_LAYER, "digest": layer, "size": module.len()}],
+    });
+    (config, manifest.to_string().into_bytes())
+}

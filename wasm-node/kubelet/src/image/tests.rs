@@ -1,0 +1,334 @@
+//! Push and pull through the real registry on loopback, with oci-client on both ends.
+
+use std::sync::Arc;
+
+use machinery::env::Env;
+use oci_client::secrets::RegistryAuth;
+use serde_json::json;
+use tower::ServiceExt as _;
+
+use super::*;
+use oci_registry::Credentials;
+use oci_registry::blobs::{BlobStore, digest};
+use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, Kind, Metering};
+
+struct Bench {
+    images: Images,
+    router: axum::Router,
+    clock: Arc<machinery::env::ManualClock>,
+    access: RegistryAccess,
+    dir: tempfile::TempDir,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        Self::with_stores("served", "pulled").await
+    }
+
+    /// Registry and pulls over one store, as in `up`.
+    async fn shared() -> Self {
+        Self::with_stores("both", "both").await
+    }
+
+    async fn with_stores(served: &str, pulled: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let served = Arc::new(BlobStore::open(dir.path().join(served)).unwrap());
+        let credentials = Credentials { user: "coracle".into(), password: "p".into() };
+        // The wall clock is the machine's, as files have its times.
+        let (env, clock) = Env::seeded(1, Env::real().now());
+        let router = oci_registry::distribution::router(served.clone(), &credentials, env.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let serving = router.clone();
+        let server = tokio::spawn(async move { axum::serve(listener, serving).await.unwrap() });
+        let access = RegistryAccess { address, credentials, ca_pem: None };
+        let pulled = dir.path().join(pulled);
+        let blobs = if pulled.exists() { served } else { Arc::new(BlobStore::open(pulled).unwrap()) };
+        let config = EngineConfig {
+            cache_dir: dir.path().join("compiled"),
+            threads: 2,
+            memory_max_bytes: 1 << 30,
+            compile_process: None,
+            compile_bounds: CompileBounds::default(),
+        };
+        let engine = Engine::new(config, env).unwrap();
+        let files = dir.path().join("files");
+        std::fs::create_dir(&files).unwrap();
+        let images = Images::open(engine, blobs, Some(access.clone()), vec![files]).unwrap();
+        Self { images, router, clock, access, dir, server }
+    }
+
+    async fn error(&self, image: &str) -> (String, String) {
+        let error = self.images.pull(image, Metering::Epochs, "default").await.unwrap_err();
+        (error.reason().to_owned(), error.to_string())
+    }
+
+    /// Pushes blobs and a manifest as some other client would.
+    async fn push_raw(&self, name: &str, blobs: &[&[u8]], manifest: &serde_json::Value) {
+        let client = super::client(&self.access);
+        let target = oci_client::Reference::with_tag(self.access.address.clone(), name.into(), "v1".into());
+        client
+            .store_auth_if_needed(target.resolve_registry(), &RegistryAuth::Basic("coracle".into(), "p".into()))
+            .await;
+        for blob in blobs {
+            client.push_blob(&target, blob.to_vec(), &digest(blob)).await.unwrap();
+        }
+        let media_type = http::HeaderValue::from_static(manifest::OCI_MANIFEST);
+        client.push_manifest_raw(&target, manifest.to_string().into_bytes(), media_type).await.unwrap();
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn module() -> Vec<u8> {
+    wat::parse_str("(module (func (export \"_start\")))").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pushed_can_be_pulled() {
+    let bench = Bench::new().await;
+    let image = "registry.local/team/app:v1";
+    assert!(bench.images.decide(image, PullPolicy::IfNotPresent).unwrap().is_none());
+    let never = bench.images.decide(image, PullPolicy::Never).unwrap_err();
+    assert_eq!(never.reason(), "ErrImageNeverPull");
+    assert_eq!(never.to_string(), format!("Container image {image:?} is not present with pull policy of Never"));
+
+    let pushed = push(module(), image, &bench.access).await.unwrap();
+    assert!(!pushed.inspection.component);
+    let pulled = bench.images.pull(image, Metering::Epochs, "default").await.unwrap();
+    assert_eq!(pulled.image_id, format!("registry.local/team/app@{}", pushed.digest));
+    assert_eq!((pulled.module.as_str(), pulled.argv.as_slice()), (digest(&module()).as_str(), &["app".to_owned()][..]));
+    assert!(bench.images.decide(image, PullPolicy::Always).unwrap().is_none());
+    assert_eq!(bench.images.decide(image, PullPolicy::Never).unwrap(), Some(pulled.clone()));
+    assert_eq!(bench.images.load(&pulled, Metering::Epochs, "default").await.unwrap().kind(), Kind::Command);
+    // By digest: the same; another digest: not there.
+    let by_digest = format!("registry.local/team/app@{}", pushed.digest);
+    assert_eq!(bench.images.pull(&by_digest, Metering::Epochs, "default").await.unwrap().module, pulled.module);
+    let other = format!("registry.local/team/app@{}", digest(b"other"));
+    assert!(bench.error(&other).await.1.contains("not found"));
+    // A tag that moves is seen by a pull, not before.
+    let moved = wat::parse_str("(module (func (export \"_start\") (nop)))").unwrap();
+    push(moved.clone(), image, &bench.access).await.unwrap();
+    assert_eq!(bench.images.present(image).unwrap(), Some(pulled));
+    assert_eq!(bench.images.pull(image, Metering::Epochs, "default").await.unwrap().module, digest(&moved));
+    // Records survive.
+    assert_eq!(bench.images.list().len(), 2);
+    let blobs = Arc::new(BlobStore::open(bench.dir.path().join("pulled")).unwrap());
+    let config = EngineConfig {
+        cache_dir: bench.dir.path().join("compiled"),
+        threads: 2,
+        memory_max_bytes: 1 << 30,
+        compile_process: None,
+        compile_bounds: CompileBounds::default(),
+    };
+    let again = Images::open(Engine::new(config, Env::real()).unwrap(), blobs, None, Vec::new()).unwrap();
+    assert_eq!(again.present(image).unwrap().unwrap().module, digest(&moved));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_pulls_are_one() {
+    let bench = Bench::new().await;
+    push(module(), "registry.local/app:v1", &bench.access).await.unwrap();
+    let pulls = (0..8).map(|_| bench.images.pull("registry.local/app:v1", Metering::Epochs, "default"));
+    for pulled in futures::future::join_all(pulls).await {
+        assert_eq!(pulled.unwrap().module, digest(&module()));
+    }
+    // A wrong password is an error of the pull, not a hang.
+    let access = RegistryAccess {
+        credentials: Credentials { user: "coracle".into(), password: "wrong".into() },
+        ..bench.access.clone()
+    };
+    let error = push(module(), "registry.local/app:v1", &access).await.unwrap_err();
+    assert!(matches!(error, PushError::Registry { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_images_are_refused_with_what_was_found() {
+    let bench = Bench::new().await;
+    assert_eq!(bench.error("Foo").await.0, "InvalidImageName");
+    let (reason, text) = bench.error("nginx").await;
+    assert_eq!(reason, "ErrImagePull");
+    assert!(text.contains("docker.io") && text.contains("registry.local"), "{text}");
+    assert!(bench.error("registry.local/none:v1").await.1.contains("not found"));
+
+    let linux = json!({"os": "linux", "architecture": "amd64", "config": {"Entrypoint": ["/docker-entrypoint.sh"]}});
+    let linux = linux.to_string().into_bytes();
+    let config_type = "application/vnd.oci.image.config.v1+json";
+    let layer_type = "application/vnd.oci.image.layer.v1.tar";
+    let manifest = |config: &[u8], layer: &[u8]| {
+        json!({
+            "schemaVersion": 2,
+            "mediaType": manifest::OCI_MANIFEST,
+            "config": {"mediaType": config_type, "digest": digest(config), "size": config.len()},
+            "layers": [{"mediaType": layer_type, "digest": digest(layer), "size": layer.len()}],
+        })
+    };
+    bench.push_raw("nginx", &[&linux, b"tar"], &manifest(&linux, b"tar")).await;
+    let (reason, text) = bench.error("registry.local/nginx:v1").await;
+    assert_eq!(reason, "ErrImagePull");
+    assert!(text.contains("linux/amd64") && text.contains("deploy your own module"), "{text}");
+
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(module().len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "app.wasm", &module()[..]).unwrap();
+    let layer = tar.into_inner().unwrap();
+    let run = json!({"Entrypoint": ["/app.wasm"], "Cmd": ["x"], "Env": ["A=b"]});
+    let config = json!({"os": "wasip1", "architecture": "wasm", "config": run}).to_string().into_bytes();
+    bench.push_raw("scratch", &[&config, &layer], &manifest(&config, &layer)).await;
+    let scratch = bench.images.pull("registry.local/scratch:v1", Metering::Epochs, "default").await.unwrap();
+    assert_eq!((scratch.module.as_str(), scratch.argv.len()), (digest(&module()).as_str(), 2));
+    assert_eq!(scratch.env, [("A".to_owned(), "b".to_owned())]);
+
+    let text = b"not wasm at all".to_vec();
+    let error = push(text.clone(), "registry.local/text:v1", &bench.access).await.unwrap_err();
+    assert!(error.to_string().contains("\\0asm"), "{error}");
+    let artifact = json!({
+        "schemaVersion": 2,
+        "mediaType": manifest::OCI_MANIFEST,
+        "config": {"mediaType": manifest::WASM_CONFIG, "digest": digest(b"{}"), "size": 2},
+        "layers": [{"mediaType": manifest::WASM_LAYER, "digest": digest(&text), "size": text.len()}],
+    });
+    bench.push_raw("text", &[b"{}", &text], &artifact).await;
+    let (reason, error) = bench.error("registry.local/text:v1").await;
+    assert!(reason == "ErrImagePull" && error.contains("\\0asm"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_only_from_allowed_folders() {
+    let bench = Bench::new().await;
+    let files = bench.dir.path().join("files");
+    std::fs::write(files.join("a.wasm"), module()).unwrap();
+    std::fs::write(bench.dir.path().join("b.wasm"), module()).unwrap();
+    let name = |path: &str| format!("file://{}", bench.dir.path().join(path).display());
+    let pulled = bench.images.pull(&name("files/a.wasm"), Metering::Epochs, "default").await.unwrap();
+    assert_eq!(pulled.module, digest(&module()));
+    for outside in ["b.wasm", "files/../b.wasm"] {
+        assert!(bench.error(&name(outside)).await.1.contains("--allow-file-images"), "{outside}");
+    }
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(bench.dir.path().join("b.wasm"), files.join("link.wasm")).unwrap();
+        assert!(bench.error(&name("files/link.wasm")).await.1.contains("--allow-file-images"));
+    }
+    assert!(bench.error(&name("files/none.wasm")).await.1.contains("not found"));
+    assert_eq!(bench.error(&name("files")).await.0, "ErrImagePull");
+}
+
+/// A module that differs from those of other numbers.
+fn numbered(number: usize) -> Vec<u8> {
+    wat::parse_str(format!("(module (func (export \"_start\") (drop (i32.const {number}))))")).unwrap()
+}
+
+const FULL: Option<Disk> = Some(Disk { total_bytes: 1 << 40, available_bytes: 0 });
+
+impl Bench {
+    fn compiled(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join("compiled")).unwrap().count() / 2
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.images.list().into_iter().map(|image| image.name).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
+    let bench = Bench::shared().await;
+    let policy = CollectPolicy::default();
+    let name = |number: usize| format!("registry.local/app:v{number}");
+    for number in 0..3 {
+        push(numbered(number), &name(number), &bench.access).await.unwrap();
+    }
+    let running = bench.images.pull(&name(0), Metering::Epochs, "default").await.unwrap();
+    let moved = bench.images.pull(&name(1), Metering::Epochs, "default").await.unwrap();
+    drop(bench.images.pull(&name(2), Metering::Epochs, "default").await.unwrap());
+    // The tag of one that a pod has means another module now, and its manifest is deleted.
+    push(numbered(3), &name(1), &bench.access).await.unwrap();
+    drop(bench.images.pull(&name(1), Metering::Epochs, "default").await.unwrap());
+    let manifest = moved.image_id.split('@').nth(1).unwrap();
+    let delete = http::Request::delete(format!("/v2/app/manifests/{manifest}"))
+        .header("authorization", "Basic Y29yYWNsZTpw")
+        .body(axum::body::Body::empty());
+    assert_eq!(bench.router.clone().oneshot(delete.unwrap()).await.unwrap().status(), 202);
+    assert_eq!((bench.names().len(), bench.compiled()), (3, 4));
+
+    // Too young, then not full, then full.
+    assert_eq!(bench.images.collect(&policy, FULL).unwrap().images, 0);
+    bench.clock.advance(std::time::Duration::from_secs(7200));
+    let roomy = Some(Disk { total_bytes: 100, available_bytes: 50 });
+    assert_eq!(bench.images.collect(&policy, roomy).unwrap().images, 0);
+    assert_eq!((bench.names().len(), bench.compiled()), (3, 4));
+    let collected = bench.images.collect(&policy, FULL).unwrap();
+    assert_eq!((collected.images, collected.found_bytes < collected.wanted_bytes), (2, true));
+    assert!(collected.freed_bytes >= collected.found_bytes, "{collected:?}");
+    assert_eq!((bench.names(), bench.compiled()), (vec![name(0)], 2));
+    // What pods have can still be started, also by its old meaning, which nothing names any more.
+    assert!(bench.images.load(&running, Metering::Epochs, "default").await.is_ok());
+    assert!(bench.images.load(&moved, Metering::Epochs, "default").await.is_ok());
+    // What the registry holds was kept, though no image named it.
+    for number in [1, 2] {
+        let pulled = bench.images.pull(&name(number), Metering::Epochs, "default").await.unwrap();
+        assert_eq!(pulled.module, digest(&numbered(if number == 1 { 3 } else { number })));
+    }
+    // With its pod the last reference to the deleted one goes: its blob too.
+    let blob = bench.dir.path().join("both/blobs/sha256").join(&moved.module["sha256:".len()..]);
+    assert!(blob.exists());
+    drop(moved);
+    bench.images.collect(&policy, None).unwrap();
+    assert!(!blob.exists());
+    // By age, on an empty disk; what is used stays however old.
+    bench.clock.advance(std::time::Duration::from_secs(7200));
+    let aged = CollectPolicy { age_max: Some(std::time::Duration::from_secs(3600)), ..policy };
+    assert_eq!(bench.images.collect(&aged, roomy).unwrap().images, 2);
+    assert_eq!((bench.names(), bench.compiled()), (vec![name(0)], 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_and_pushes_beside_collections_find_their_blobs() {
+    let bench = Arc::new(Bench::shared().await);
+    let policy = CollectPolicy { age_min: std::time::Duration::ZERO, ..CollectPolicy::default() };
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let collector = {
+        let (bench, stop) = (bench.clone(), stop.clone());
+        std::thread::spawn(move || {
+            let mut collected = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                collected += bench.images.collect(&policy, FULL).unwrap().images;
+            }
+            collected
+        })
+    };
+    // The same few modules, so that a blob goes and comes again under whoever looks for it.
+    let work = (0..4usize).map(|worker| {
+        let bench = bench.clone();
+        async move {
+            for round in 0..6 {
+                let name = format!("registry.local/w{worker}:v1");
+                push(numbered(round % 2), &name, &bench.access).await.unwrap();
+                let image = bench.images.pull(&name, Metering::Epochs, "default").await.unwrap();
+                assert_eq!(
+                    bench.images.load(&image, Metering::Epochs, "default").await.unwrap().digest(),
+                    image.module
+                );
+                assert!(bench.names().contains(&image.name), "what a pod has stays known");
+            }
+        }
+    });
+    futures::future::join_all(work).await;
+    let until = std::time::Duration::from_secs(60);
+    let forgotten = tokio::time::timeout(until, async {
+        while !bench.names().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert!(forgotten.await.is_ok(), "in the end nobody has any");
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(collector.join().unwrap() >= 4);
+}

@@ -1,0 +1,16 @@
+//! The kubelet: runs pods of WebAssembly modules as upstream's runs containers.
+//!
+//! - [`image`]: pulling, verifying and caching images.
+//! - [`node`]: the agent: registers its Node and runs the pods that are bound to it ([`node::run`]).
+//! - [`pod`]: one pod's life, decided in one step function, done by one worker.
+//! - [`volume`], [`log`], [`server`]: what pods read, what they write, and the kubelet API.
+//!
+//! Absent on purpose: the Wasm runtime (`wasm-runtime`), the registry (`oci-registry`), processes and namespaces of the
+//! kernel.
+
+pub mod image;
+pub mod log;
+pub mod node;
+pub mod pod;
+pub mod server;
+pub mod volume;

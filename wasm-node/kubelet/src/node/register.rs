@@ -1,0 +1,383 @@
+//! What a Node says of itself. Pure, but for looking at the machine once.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
+use machinery::api::{names, time};
+use serde_json::{Value, json};
+
+use super::NodeConfig;
+use crate::image::Images;
+use wasm_runtime::engine::WASMTIME_VERSION;
+
+/// What the nodes say they are.
+pub const KUBELET_VERSION: &str = "v1.36.0+coracle";
+/// Pods of one node, where its block has addresses for as many. Upstream's default is 110; an idle pod here costs no
+/// process and under 100 KiB, so that what is bound first is the memory of those that work.
+const PODS_MAX: u32 = 2000;
+/// Names in `status.images` (upstream's bound).
+const IMAGES_MAX: usize = 50;
+/// How long a condition of pressure stays after its reason has gone, so that pods don't come and go with it (upstream's).
+const PRESSURE_TRANSITION: Duration = Duration::from_secs(300);
+/// Free memory below which the node says so (upstream's threshold).
+const MEMORY_LOW_BYTES: u64 = 100 << 20;
+/// Free disk below which the node says so: what the default bound of one emptyDir could use up.
+const DISK_LOW_BYTES: u64 = 1 << 30;
+
+/// The conditions that an agent reports.
+const CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
+/// The resources that it counts.
+const RESOURCES: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "pods"];
+
+/// What a node has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// In thousandths of a core.
+    pub cpu_millis: u64,
+    /// Memory.
+    pub memory_bytes: u64,
+    /// Memory that guests may hold: what requests can be promised of.
+    pub guest_memory_bytes: u64,
+    /// Disk for volumes and logs.
+    pub ephemeral_bytes: u64,
+    /// Pods.
+    pub pods: u32,
+}
+
+impl Capacity {
+    /// The machine's resources divided by `nodes`; `guest_memory_bytes` is what all guests may hold together.
+    #[must_use]
+    pub fn of_machine(nodes: u32, data_dir: &Path, guest_memory_bytes: u64) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let nodes = u64::from(nodes.max(1));
+        Self {
+            cpu_millis: cores * 1000 / nodes,
+            memory_bytes: memory().map_or(0, |(total, _)| total) / nodes,
+            guest_memory_bytes: guest_memory_bytes / nodes,
+            ephemeral_bytes: disk(data_dir).map_or(0, |(total, _)| total) / nodes,
+            pods: PODS_MAX,
+        }
+    }
+
+    fn resources(self) -> BTreeMap<String, Wire> {
+        let cpu = if self.cpu_millis.is_multiple_of(1000) {
+            (self.cpu_millis / 1000).to_string()
+        } else {
+            format!("{}m", self.cpu_millis)
+        };
+        [
+            ("cpu", cpu),
+            ("memory", format!("{}Ki", self.memory_bytes >> 10)),
+            ("ephemeral-storage", format!("{}Ki", self.ephemeral_bytes >> 10)),
+            ("pods", self.pods.to_string()),
+        ]
+        .into_iter()
+        .map(|(name, amount)| (name.to_owned(), Wire(amount)))
+        .collect()
+    }
+
+    /// What pods may have of it.
+    #[must_use]
+    pub fn allocatable(self) -> BTreeMap<String, Wire> {
+        Self { memory_bytes: self.guest_memory_bytes.min(self.memory_bytes), ..self }.resources()
+    }
+}
+
+/// Total and free bytes of memory.
+fn memory() -> Option<(u64, u64)> {
+    let mut system = sysinfo::System::new().ok()?;
+    system.refresh_memory();
+    Some((system.total_memory(), system.available_memory()))
+}
+
+/// Total and free bytes of the disk that a folder lies on. Asks no other disk: one of a network that is away would hang.
+#[cfg(unix)]
+pub(super) fn disk(folder: &Path) -> Option<(u64, u64)> {
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    Some((stat.f_blocks.saturating_mul(stat.f_frsize), stat.f_bavail.saturating_mul(stat.f_frsize)))
+}
+
+/// Total and free bytes of the disk that a folder lies on.
+#[cfg(not(unix))]
+pub(super) fn disk(folder: &Path) -> Option<(u64, u64)> {
+    let folder = folder.canonicalize().ok()?;
+    let disks = sysinfo::Disks::new_with_refreshed_list().ok()?;
+    let on = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));
+    let disk = on.max_by_key(|disk| disk.mount_point().as_os_str().len())?;
+    Some((disk.total_space(), disk.available_space()))
+}
+
+fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// The labels of contract.md §3, and those that were configured.
+pub(super) fn labels(config: &NodeConfig) -> BTreeMap<String, String> {
+    let mut labels = config.labels.clone();
+    for (name, value) in [
+        // What charts select: a module runs on any host.
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", arch()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", arch()),
+        (names::HOSTNAME, &config.name),
+        (names::HOST_OS, std::env::consts::OS),
+        (names::RUNTIME, "wasm"),
+    ] {
+        labels.insert(name.to_owned(), value.to_owned());
+    }
+    labels
+}
+
+/// The object that a node registers with; `cidr` is the block of addresses that its pods have already.
+pub(super) fn node(config: &NodeConfig, cidr: Option<&str>) -> Value {
+    let taints: Vec<Value> = config
+        .taints
+        .iter()
+        .map(|(key, value, effect)| json!({"key": key, "value": value, "effect": effect}))
+        .collect();
+    let mut node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": config.name, "labels": labels(config)},
+        "spec": {},
+    });
+    if !taints.is_empty() {
+        node["spec"]["taints"] = json!(taints);
+    }
+    if let Some(cidr) = cidr {
+        node["spec"]["podCIDR"] = json!(cidr);
+        node["spec"]["podCIDRs"] = json!([cidr]);
+    }
+    node
+}
+
+/// What of a Node's status is the agent's own, but for times: of the conditions and resources those that it reports.
+pub(super) fn own(node: Option<&Node>) -> Option<NodeStatus> {
+    let status = node?.status.clone()?;
+    let mut conditions: Vec<NodeCondition> = status
+        .conditions
+        .into_iter()
+        .flatten()
+        .filter(|condition| CONDITIONS.contains(&condition.type_.as_str()))
+        .map(|condition| NodeCondition { last_heartbeat_time: None, last_transition_time: None, ..condition })
+        .collect();
+    conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    let counted = |amounts: Option<BTreeMap<String, Wire>>| {
+        amounts.map(|amounts| amounts.into_iter().filter(|(name, _)| RESOURCES.contains(&name.as_str())).collect())
+    };
+    Some(NodeStatus {
+        conditions: Some(conditions),
+        capacity: counted(status.capacity),
+        allocatable: counted(status.allocatable),
+        addresses: status.addresses,
+        daemon_endpoints: status.daemon_endpoints,
+        images: status.images,
+        node_info: status.node_info,
+        runtime_handlers: status.runtime_handlers,
+        ..NodeStatus::default()
+    })
+}
+
+/// What changes while a node runs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Health {
+    /// It has addresses for pods.
+    pub(super) networked: bool,
+    pub(super) short_of_memory: bool,
+    pub(super) short_of_disk: bool,
+    /// Names and sizes.
+    pub(super) images: Vec<(Vec<String>, u64)>,
+}
+
+/// How much less than needed there is of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shortage {
+    pub(super) threshold_bytes: u64,
+    pub(super) available_bytes: u64,
+}
+
+/// What there is too little of at a look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Shortages {
+    pub(super) memory: Option<Shortage>,
+    pub(super) disk: Option<Shortage>,
+}
+
+/// What a look at the machine finds.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Looked {
+    /// Names and sizes of images.
+    pub(super) images: Vec<(Vec<String>, u64)>,
+    pub(super) shortages: Shortages,
+}
+
+fn short(available_bytes: Option<u64>, threshold_bytes: u64) -> Option<Shortage> {
+    let available_bytes = available_bytes.filter(|available| *available < threshold_bytes)?;
+    Some(Shortage { threshold_bytes, available_bytes })
+}
+
+/// Whether a condition of pressure holds: while there is a shortage, and for a while after the last one.
+pub(super) fn pressed(last: &mut Option<Duration>, short: bool, now: Duration) -> bool {
+    if short {
+        *last = Some(now);
+    }
+    last.is_some_and(|last| now.saturating_sub(last) < PRESSURE_TRANSITION)
+}
+
+/// Looks at the machine. `guest_memory_bytes` is what this node's guests may hold, `used_bytes` what they do. May block.
+pub(super) fn look(images: &Images, data_dir: &Path, guest_memory_bytes: u64, used_bytes: u64) -> Looked {
+    let mut images: Vec<(Vec<String>, u64)> =
+        images.list().iter().map(|i| (vec![i.image_id.clone(), i.name.clone()], i.size_bytes)).collect();
+    images.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    images.truncate(IMAGES_MAX);
+    let left_bytes = guest_memory_bytes.saturating_sub(used_bytes);
+    // A small share of a small machine is not short for being small.
+    let guests = short(Some(left_bytes), MEMORY_LOW_BYTES.min(guest_memory_bytes / 20));
+    let shortages = Shortages {
+        memory: short(memory().map(|(_, free)| free), MEMORY_LOW_BYTES).or(guests),
+        disk: short(disk(data_dir).map(|(_, free)| free), DISK_LOW_BYTES),
+    };
+    Looked { images, shortages }
+}
+
+/// The conditions by type: status, reason, message.
+pub(super) fn conditions(health: &Health) -> [(&'static str, bool, &'static str, &'static str); 4] {
+    let memory = if health.short_of_memory {
+        ("MemoryPressure", true, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available")
+    } else {
+        ("MemoryPressure", false, "KubeletHasSufficientMemory", "kubelet has sufficient memory available")
+    };
+    let disk = if health.short_of_disk {
+        ("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure")
+    } else {
+        ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
+    };
+    let ready = if health.networked {
+        ("Ready", true, "KubeletReady", "kubelet is posting ready status")
+    } else {
+        (
+            "Ready",
+            false,
+            "KubeletNotReady",
+            "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:the node has \
+             no podCIDR yet",
+        )
+    };
+    [memory, disk, ("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available"), ready]
+}
+
+/// The status as a strategic merge patch. `known` is the node as it was read last, for the times of its conditions.
+pub(super) fn status(config: &NodeConfig, port: u16, health: &Health, known: Option<&Node>, now: Timestamp) -> Value {
+    let known = known.and_then(|node| node.status.as_ref()?.conditions.as_deref()).unwrap_or_default();
+    let stamp = time::seconds(now);
+    let conditions: Vec<Value> = conditions(health)
+        .into_iter()
+        .map(|(kind, status, reason, message)| {
+            let status = if status { "True" } else { "False" };
+            let before = known.iter().find(|before| before.type_ == kind && before.status == status);
+            let since = before.and_then(|before| Some(time::seconds(before.last_transition_time.as_ref()?.0)));
+            json!({
+                "type": kind, "status": status, "reason": reason, "message": message,
+                "lastHeartbeatTime": stamp, "lastTransitionTime": since.as_ref().unwrap_or(&stamp),
+            })
+        })
+        .collect();
+    let images: Vec<Value> =
+        health.images.iter().map(|(names, bytes)| json!({"names": names, "sizeBytes": bytes})).collect();
+    json!({"status": {
+        "addresses": [
+            {"type": "InternalIP", "address": config.internal_ip.to_string()},
+            {"type": "Hostname", "address": config.name},
+        ],
+        "capacity": config.capacity.resources(),
+        "allocatable": config.capacity.allocatable(),
+        "conditions": conditions,
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
+        "images": images,
+        "nodeInfo": info(config),
+        "runtimeHandlers": [{"name": "wasm", "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}}],
+    }})
+}
+
+fn info(config: &NodeConfig) -> Value {
+    let file = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let machine = file("/etc/machine-id");
+    json!({
+        "architecture": arch(),
+        "bootID": file("/proc/sys/kernel/random/boot_id"),
+        "containerRuntimeVersion": format!("wasmtime://{WASMTIME_VERSION}"),
+        "kernelVersion": sysinfo::System::kernel_version().unwrap_or_default(),
+        "kubeProxyVersion": "",
+        "kubeletVersion": KUBELET_VERSION,
+        // Several nodes of one machine must not be taken for one.
+        "machineID": format!("{machine}-{}", config.name).trim_start_matches('-'),
+        "operatingSystem": "linux",
+        "osImage": sysinfo::System::long_os_version().unwrap_or_default(),
+        "systemUUID": format!("{machine}-{}", config.name).trim_start_matches('-'),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_write_beside_the_agents_status_is_not_its_own() {
+        let of = |status: Value| own(Some(&serde_json::from_value(json!({"metadata": {}, "status": status})).unwrap()));
+        let ready = |status: &str, at: &str| json!({"type": "Ready", "status": status, "lastHeartbeatTime": at});
+        let plain = |conditions: Value| of(json!({"conditions": conditions, "capacity": {"cpu": "1"}}));
+        let before = plain(json!([ready("True", "2026-01-01T00:00:00Z")]));
+        assert_eq!(before, plain(json!([ready("True", "2026-01-01T00:05:00Z")])));
+        let network = json!({"type": "NetworkUnavailable", "status": "False"});
+        assert_eq!(before, plain(json!([network, ready("True", "2026-01-01T00:05:00Z")])));
+        let dongle = json!({"conditions": [ready("True", "2026-01-01T00:00:00Z")],
+            "capacity": {"cpu": "1", "example.com/dongle": "4"}, "volumesInUse": ["x"]});
+        assert_eq!(before, of(dongle));
+        assert_ne!(before, plain(json!([ready("Unknown", "2026-01-01T00:00:00Z")])));
+        assert_ne!(
+            before,
+            of(json!({"conditions": [ready("True", "2026-01-01T00:00:00Z")], "capacity": {"cpu": "2"}}))
+        );
+        assert_eq!(own(None), None);
+    }
+
+    #[test]
+    fn the_runtime_is_the_one_that_was_built_in() {
+        let lock = include_str!("../../../../Cargo.lock");
+        let after = lock.split("name = \"wasmtime\"\nversion = \"").nth(1).unwrap();
+        assert_eq!(after.split('"').next().unwrap(), WASMTIME_VERSION);
+    }
+
+    #[test]
+    fn pressure_lasts_a_while() {
+        let (mut last, second) = (None, Duration::from_secs);
+        assert!(!pressed(&mut last, false, second(1)));
+        assert!(pressed(&mut last, true, second(10)) && pressed(&mut last, false, second(309)));
+        assert!(!pressed(&mut last, false, second(310)));
+    }
+
+    #[test]
+    fn capacity_is_written_as_upstream_does() {
+        let capacity = Capacity {
+            cpu_millis: 1500,
+            memory_bytes: 8 << 30,
+            guest_memory_bytes: 6 << 30,
+            ephemeral_bytes: 1 << 30,
+            pods: 110,
+        };
+        let text = |of: BTreeMap<String, Wire>| serde_json::to_string(&of).unwrap();
+        assert_eq!(
+            text(capacity.resources()),
+            r#"{"cpu":"1500m","ephemeral-storage":"1048576Ki","memory":"8388608Ki","pods":"110"}"#
+        );
+        assert!(text(capacity.allocatable()).contains(r#""memory":"6291456Ki""#));
+    }
+}

@@ -1,0 +1,92 @@
+//! The pod's end of the data plane's requests: hands them to the engine, and notices when no instance can be made.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::{Request, Response};
+use machinery::api::names::REASON_HEADER;
+use machinery::net::{Attached, Body, Origin, Refused, Serve};
+use tokio::sync::mpsc;
+
+use super::state::Event;
+use super::worker::Message;
+use wasm_runtime::engine::{HttpServer, Trial};
+
+/// How often a server that can't be instantiated is tried again.
+const TRY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The address of a server: held by what runs, closed by what stops it, whichever comes first.
+#[derive(Clone)]
+pub(crate) struct Door(Arc<Mutex<Option<Attached>>>);
+
+impl Door {
+    pub(crate) fn new(attached: Attached) -> Self {
+        Self(Arc::new(Mutex::new(Some(attached))))
+    }
+
+    /// Nobody is sent to the server any more; the address is free.
+    pub(crate) fn close(&self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+/// A server with an eye on it.
+pub(crate) struct Gate {
+    server: HttpServer,
+    attempt: u32,
+    messages: mpsc::Sender<Message>,
+    looking: AtomicBool,
+    this: std::sync::Weak<Gate>,
+}
+
+impl Gate {
+    pub(crate) fn new(server: HttpServer, attempt: u32, messages: mpsc::Sender<Message>) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self { server, attempt, messages, looking: AtomicBool::new(false), this: this.clone() })
+    }
+
+    /// Tries whether an instance can be made, until one can; tells the worker.
+    pub(crate) fn look(&self) {
+        if self.looking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let this = self.this.clone();
+        tokio::spawn(async move {
+            loop {
+                // A gate that nobody holds any more is a server that was stopped.
+                let Some(gate) = this.upgrade() else { return };
+                let broken = match gate.server.container().try_instantiate().await {
+                    Trial::Sound => None,
+                    Trial::Broken(why) => Some(why),
+                    // It has waited as long as a request may; nothing is known, so nothing is said.
+                    Trial::NoRoom => continue,
+                };
+                let again = broken.is_some();
+                let sound = Event::Sound { attempt: gate.attempt, broken };
+                if gate.messages.send(Message::Event(sound)).await.is_err() {
+                    return;
+                }
+                if !again {
+                    gate.looking.store(false, Ordering::Release);
+                    return;
+                }
+                drop(gate);
+                tokio::time::sleep(TRY_INTERVAL).await;
+            }
+        });
+    }
+}
+
+#[async_trait::async_trait]
+impl Serve for Gate {
+    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
+        let response = Serve::http(&self.server, from, request).await?;
+        if response.status().is_server_error()
+            && response.headers().contains_key(REASON_HEADER)
+            && self.server.container().broken().is_some()
+        {
+            self.look();
+        }
+        Ok(response)
+    }
+}

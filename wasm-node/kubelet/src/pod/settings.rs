@@ -1,0 +1,330 @@
+//! What a container is run with: limits, annotations, ports, probes, stopping. Pure: the pod's fields, read once.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Pod, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use machinery::api::names;
+use machinery::api::quantity::Quantity;
+
+use super::state::{ProbeKind, Restart, Rules, Thresholds};
+use super::status::pod_text;
+use wasm_runtime::engine::{CONCURRENCY_DEFAULT, Limits, REQUEST_TIMEOUT_DEFAULT};
+use wasm_runtime::host::Grants;
+
+/// The port of a server whose container names none.
+const PORT_DEFAULT: u16 = 80;
+/// More requests at once than this are no limit at all.
+const CONCURRENCY_MAX: usize = 1_000_000;
+/// Longest request timeout that an annotation may ask for: a day.
+const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+
+/// Every annotation of a container that there is.
+const KNOWN: [&str; 5] = [names::FUEL, names::TIMEOUT, names::CONCURRENCY, names::HOST, names::STOP];
+
+/// The container that a pod runs.
+#[must_use]
+pub fn container(pod: &Pod) -> Option<&Container> {
+    pod.spec.as_ref()?.containers.first()
+}
+
+/// What decides about the pod's life.
+#[must_use]
+pub fn rules(pod: &Pod) -> Rules {
+    let default = Container::default();
+    let container = container(pod).unwrap_or(&default);
+    let spec = pod.spec.clone().unwrap_or_default();
+    let seconds = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    Rules {
+        container: container.name.clone(),
+        pod: pod_text(pod),
+        image: container.image.clone().unwrap_or_default(),
+        restart: match spec.restart_policy.as_deref() {
+            Some("Never") => Restart::Never,
+            Some("OnFailure") => Restart::OnFailure,
+            _ => Restart::Always,
+        },
+        deadline: spec.active_deadline_seconds.map(seconds),
+        grace: spec.termination_grace_period_seconds.map_or(Duration::from_secs(30), seconds),
+        startup: container.startup_probe.as_ref().map(thresholds),
+        readiness: container.readiness_probe.as_ref().map(thresholds),
+        liveness: container.liveness_probe.as_ref().map(thresholds),
+    }
+}
+
+fn count(value: Option<i32>, default: u32) -> u32 {
+    value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default)
+}
+
+fn thresholds(probe: &Probe) -> Thresholds {
+    Thresholds {
+        success: count(probe.success_threshold, 1),
+        failure: count(probe.failure_threshold, 3),
+        grace: probe
+            .termination_grace_period_seconds
+            .map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0))),
+    }
+}
+
+/// One probe's doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeSpec {
+    /// From the container's start.
+    pub initial_delay: Duration,
+    /// From one to the next.
+    pub period: Duration,
+    /// How long one may take.
+    pub timeout: Duration,
+    /// What is asked for.
+    pub get: Get,
+}
+
+/// An HTTP request to the pod itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Get {
+    /// The port; none where the name is no port's.
+    pub port: Option<u16>,
+    /// The port as it is written.
+    pub port_text: String,
+    /// Path and query.
+    pub path: String,
+    /// More headers.
+    pub headers: Vec<(String, String)>,
+}
+
+/// The probe of that kind, where it asks by HTTP.
+#[must_use]
+pub fn probe(container: &Container, kind: ProbeKind) -> Option<ProbeSpec> {
+    let probe = match kind {
+        ProbeKind::Startup => &container.startup_probe,
+        ProbeKind::Readiness => &container.readiness_probe,
+        ProbeKind::Liveness => &container.liveness_probe,
+    };
+    let probe = probe.as_ref()?;
+    let seconds = |value, default| Duration::from_secs(u64::from(count(value, default)));
+    Some(ProbeSpec {
+        initial_delay: seconds(probe.initial_delay_seconds, 0),
+        period: seconds(probe.period_seconds, 10),
+        timeout: seconds(probe.timeout_seconds, 1),
+        get: get(container, probe.http_get.as_ref()?),
+    })
+}
+
+/// A request to the pod, of a probe or a hook.
+#[must_use]
+pub fn get(container: &Container, action: &HTTPGetAction) -> Get {
+    let (port, port_text) = match &action.port {
+        IntOrString::Int(port) => (u16::try_from(*port).ok(), port.to_string()),
+        IntOrString::String(name) => {
+            let named = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(name));
+            let port = named.map(|port| port.container_port).or_else(|| name.parse().ok());
+            (port.and_then(|port| u16::try_from(port).ok()), name.clone())
+        }
+    };
+    let path = action.path.clone().unwrap_or_default();
+    let path = if path.starts_with('/') { path } else { format!("/{path}") };
+    let headers = action.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone()));
+    Get { port, port_text, path, headers: headers.collect() }
+}
+
+/// The port that a server listens on.
+#[must_use]
+pub fn server_port(container: &Container) -> u16 {
+    let first = container.ports.iter().flatten().next();
+    first.and_then(|port| u16::try_from(port.container_port).ok()).unwrap_or(PORT_DEFAULT)
+}
+
+/// What the annotations and the resources of a container say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// For the engine.
+    pub limits: Limits,
+    /// Optional host interfaces.
+    pub grants: Grants,
+    /// A command runs on until the grace period ends.
+    pub stop_at_grace: bool,
+}
+
+/// An annotation with a value that can't be acted on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("annotation {name}: {why}")]
+pub struct BadAnnotation {
+    /// Its name.
+    pub name: String,
+    /// What is wrong with the value.
+    pub why: String,
+}
+
+/// Reads them.
+pub fn settings(pod: &Pod, container: &Container) -> Result<Settings, BadAnnotation> {
+    let annotations = pod.metadata.annotations.as_ref();
+    let find = |prefix: &str| {
+        let name = format!("{prefix}{}", container.name);
+        let value = annotations?.get(&name)?.trim().to_owned();
+        Some((name, value))
+    };
+    let bad = |name: String, why: String| Err(BadAnnotation { name, why });
+    let mut limits = Limits { timeout: REQUEST_TIMEOUT_DEFAULT, concurrency: CONCURRENCY_DEFAULT, ..Limits::default() };
+    let limit = |name: &str| {
+        let text = &container.resources.as_ref()?.limits.as_ref()?.get(name)?.0;
+        Quantity::parse(text).ok()
+    };
+    limits.memory_bytes = limit("memory").and_then(|memory| u64::try_from(memory.value()).ok());
+    limits.cpu_millis = limit("cpu").and_then(|cpu| u64::try_from(cpu.milli()).ok()).filter(|millis| *millis > 0);
+    if let Some((name, value)) = find(names::FUEL) {
+        match value.parse::<u64>() {
+            Ok(fuel) if fuel > 0 => limits.fuel = Some(fuel),
+            _ => return bad(name, format!("{value:?} is not a whole number of units of fuel above 0")),
+        }
+    }
+    if let Some((name, value)) = find(names::TIMEOUT) {
+        match duration(&value) {
+            Some(timeout) if timeout > Duration::ZERO && timeout <= TIMEOUT_MAX => limits.timeout = timeout,
+            Some(_) => return bad(name, format!("{value:?} is not between 1ms and 24h")),
+            None => return bad(name, format!("{value:?} is not a duration such as 500ms, 2s or 1m30s")),
+        }
+    }
+    if let Some((name, value)) = find(names::CONCURRENCY) {
+        match value.parse::<usize>() {
+            Ok(concurrency) if (1..=CONCURRENCY_MAX).contains(&concurrency) => limits.concurrency = concurrency,
+            _ => return bad(name, format!("{value:?} is not a whole number from 1 to {CONCURRENCY_MAX}")),
+        }
+    }
+    let grants = match find(names::HOST) {
+        Some((name, value)) => match Grants::parse(&value) {
+            Ok(grants) => grants,
+            Err(error) => return bad(name, error.to_string()),
+        },
+        None => Grants::default(),
+    };
+    let stop_at_grace = match find(names::STOP) {
+        Some((_, value)) if value == "grace" => true,
+        Some((name, value)) => return bad(name, format!("{value:?} is not \"grace\", the only value that there is")),
+        None => false,
+    };
+    for name in annotations.into_iter().flatten().map(|(name, _)| name) {
+        let Some((domain, of)) = name.split_once('/') else { continue };
+        if !domain.ends_with(names::ANNOTATIONS_DOMAIN) {
+            continue;
+        }
+        if !KNOWN.iter().any(|known| known.strip_suffix('/') == Some(domain)) {
+            let known = KNOWN.map(|known| format!("{known}{}", container.name)).join(", ");
+            return bad(name.clone(), format!("there is no such annotation; there are {known}"));
+        }
+        if of != container.name {
+            return bad(name.clone(), format!("the pod has no container {of:?}"));
+        }
+    }
+    Ok(Settings { limits, grants, stop_at_grace })
+}
+
+/// A duration as Go writes it: numbers with units, `1m30s`.
+#[must_use]
+pub fn duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut nanos: f64 = 0.0;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        nanos += number
+            * match &rest[..unit] {
+                "ns" => 1.0,
+                "us" | "µs" | "μs" => 1e3,
+                "ms" => 1e6,
+                "s" => 1e9,
+                "m" => 60e9,
+                "h" => 3600e9,
+                _ => return None,
+            };
+        rest = &rest[unit..];
+    }
+    (nanos.is_finite() && nanos < 9.2e18).then(|| Duration::from_nanos(nanos as u64))
+}
+
+/// Whether a Job waits for the pod to end.
+pub(crate) fn of_job(pod: &Pod) -> bool {
+    pod.metadata.owner_references.iter().flatten().any(|owner| owner.controller == Some(true) && owner.kind == "Job")
+}
+
+/// What to tell whoever runs a server in a Job.
+pub(crate) fn server_in_job(container: &str) -> String {
+    format!(
+        "The module of container {container} is an HTTP server, which does not end by itself: the Job will not \
+         complete. Run it in a Deployment, or give the Job a module that exports wasi:cli/run"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_seen_by_its_reference() {
+        let of = |kind: &str, controller: bool| {
+            let owner = serde_json::json!({
+                "apiVersion": "batch/v1", "kind": kind, "name": "j", "uid": "u", "controller": controller,
+            });
+            of_job(&serde_json::from_value(serde_json::json!({"metadata": {"ownerReferences": [owner]}})).unwrap())
+        };
+        assert_eq!([of("Job", true), of("Job", false), of("ReplicaSet", true)], [true, false, false]);
+    }
+    use serde_json::json;
+
+    #[test]
+    fn durations_are_gos() {
+        for (text, want) in
+            [("2s", 2000), ("500ms", 500), ("1m30s", 90_000), ("1.5s", 1500), ("0", 0), ("1h", 3_600_000)]
+        {
+            assert_eq!(duration(text), Some(Duration::from_millis(want)), "{text}");
+        }
+        for text in ["", "2", "s", "2 s", "-2s", "2x", "1..2s"] {
+            assert_eq!(duration(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn annotations_are_read_or_named() {
+        let pod = |annotations: serde_json::Value| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {"name": "p", "annotations": annotations},
+                "spec": {"containers": [{"name": "c", "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}}}]},
+            }))
+            .unwrap()
+        };
+        let read = |pod: &Pod| settings(pod, container(pod).unwrap());
+        let good = read(&pod(json!({
+            "fuel.coracle.dev/c": "5", "timeout.coracle.dev/c": "2s", "concurrency.coracle.dev/c": "7",
+            "stop.coracle.dev/c": "grace",
+        })))
+        .unwrap();
+        assert_eq!((good.limits.fuel, good.limits.concurrency, good.stop_at_grace), (Some(5), 7, true));
+        assert_eq!((good.limits.memory_bytes, good.limits.cpu_millis), (Some(64 << 20), Some(500)));
+        assert_eq!(good.limits.timeout, Duration::from_secs(2));
+        for (name, value) in [
+            ("fuel.coracle.dev/c", "-1"),
+            ("fuel.coracle.dev/c", "0"),
+            ("timeout.coracle.dev/c", "soon"),
+            ("timeout.coracle.dev/c", "0s"),
+            ("concurrency.coracle.dev/c", "0"),
+            ("host.coracle.dev/c", "nonsense"),
+            ("stop.coracle.dev/c", "now"),
+            ("fuel.coracle.dev/other", "5"),
+            ("fule.coracle.dev/c", "5"),
+            ("a.fuel.coracle.dev/c", "5"),
+        ] {
+            let error = read(&pod(json!({name: value}))).unwrap_err();
+            assert_eq!(error.name, name);
+        }
+        let error = read(&pod(json!({"fule.coracle.dev/c": "5"}))).unwrap_err();
+        assert!(error.why.contains("fuel.coracle.dev/c, timeout.coracle.dev/c"), "{error}");
+        read(&pod(json!({"example.com/fuel": "x", "coracle": "y", "fuel.coracle.dev.example.com/c": "z"}))).unwrap();
+    }
+}

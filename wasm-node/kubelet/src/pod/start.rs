@@ -1,0 +1,240 @@
+//! Having a pod's image and making its container: what takes time, apart from what decides.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Container as ContainerSpecWire, Pod, Service};
+use machinery::api::ObjectKey;
+use machinery::net::Caller;
+use tokio::sync::mpsc;
+
+use super::environment::{Given, environment, expand};
+use super::settings::{Settings, settings};
+use super::sources::{Known, SourceKind, named_by_environment};
+use super::state::Event;
+use super::unsupported::is_read_only;
+use super::worker::Message;
+use crate::image::{Image, ImageError, PullPolicy};
+use crate::log::ContainerLog;
+use crate::node::Shared;
+use crate::volume::keep::folder;
+use crate::volume::usage::message_folder;
+use wasm_runtime::engine::{Admitted, Container, ContainerSpec, Kind, LoadError, Metering, Preopen};
+
+/// Upstream's default for `terminationMessagePath`.
+const TERMINATION_PATH: &str = "/dev/termination-log";
+
+/// Longest label of DNS, which a host's name has to be.
+const HOST_NAME_CHARS_MAX: usize = 63;
+
+/// A container that was made and not started.
+pub(crate) struct Made {
+    pub(crate) container: Container,
+    /// A command's leave to run.
+    pub(crate) admitted: Option<Admitted>,
+    pub(crate) log: Arc<ContainerLog>,
+    pub(crate) id: String,
+    pub(crate) settings: Settings,
+    /// Where the guest may leave its last words.
+    pub(crate) termination: Option<PathBuf>,
+}
+
+/// Why there is no container: reason and message.
+pub(crate) type Refused = (&'static str, String);
+
+fn metering(pod: &Pod, container: &ContainerSpecWire) -> Metering {
+    match settings(pod, container) {
+        Ok(settings) if settings.limits.fuel.is_some() => Metering::Fuel,
+        _ => Metering::Epochs,
+    }
+}
+
+/// Has the image: it is there, or is pulled. `tell` hears when a pull begins.
+pub(crate) async fn pull(
+    node: &Shared,
+    pod: &Pod,
+    container: &ContainerSpecWire,
+    tell: &mpsc::Sender<Message>,
+) -> Result<(Arc<Image>, String), ImageError> {
+    let name = container.image.clone().unwrap_or_default();
+    let policy = match container.image_pull_policy.as_deref() {
+        Some("Always") => PullPolicy::Always,
+        Some("Never") => PullPolicy::Never,
+        _ => PullPolicy::IfNotPresent,
+    };
+    if let Some(image) = node.parts.images.decide(&name, policy)? {
+        let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
+        return Ok((image, message));
+    }
+    let _ = tell.send(Message::Event(Event::PullBegan)).await;
+    let began = node.parts.env.elapsed();
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let image = node.parts.images.pull(&name, metering(pod, container), namespace).await?;
+    let took = node.parts.env.elapsed().saturating_sub(began);
+    let took = format!("{}ms", took.as_millis());
+    let size = image.size_bytes;
+    Ok((
+        image,
+        format!("Successfully pulled image {name:?} in {took} ({took} including waiting). Image size: {size} bytes."),
+    ))
+}
+
+/// Makes the container.
+pub(crate) async fn make(
+    node: &Shared,
+    pod: &Arc<Pod>,
+    wire: &ContainerSpecWire,
+    image: &Image,
+    ip: IpAddr,
+    attempt: u32,
+) -> Result<Made, Refused> {
+    let config = |message: String| ("CreateContainerConfigError", message);
+    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+    let pod_name = pod.metadata.name.clone().unwrap_or_default();
+    let settings = settings(pod, wire).map_err(|error| config(error.to_string()))?;
+
+    let mut known = std::collections::BTreeMap::new();
+    for (kind, name) in named_by_environment(wire) {
+        match node.sources.get(kind, &namespace, &name).read().await {
+            Known::Present(content) => {
+                known.insert((kind, name), content);
+            }
+            Known::Failed(error) => return Err(config(format!("failed to sync {} cache: {error}", kind.word()))),
+            Known::Missing | Known::Unknown => {}
+        }
+    }
+    node.services.synced().await;
+    let services: Vec<Arc<Service>> = node.services.read(|view| {
+        let own = view.list::<Service>(&namespace).filter_map(|service| {
+            let key = ObjectKey::new(namespace.clone(), service.metadata.name.clone()?);
+            view.get_arc(&key)
+        });
+        own.chain(view.get_arc(&ObjectKey::new("default", "kubernetes"))).collect()
+    });
+    let lookup = |kind: SourceKind, name: &str| known.get(&(kind, name.to_owned())).cloned();
+    let given = Given {
+        pod,
+        host_ip: node.config.internal_ip,
+        pod_ip: Some(ip),
+        allocatable: &node.allocatable,
+        services: &services,
+        lookup: &lookup,
+    };
+    let variables = environment(&given, wire).map_err(|error| config(error.to_string()))?;
+    // As a container runtime does: the host's name comes first, so that the image and the pod may say otherwise.
+    let mut env: Vec<(String, String)> = vec![("HOSTNAME".into(), host_name(pod))];
+    env.extend(image.env.clone());
+    env.retain(|(name, _)| !variables.contains_key(name));
+
+    let expanded = |text: &String| expand(text, &|name| variables.get(name).cloned());
+    let given_command = wire.command.as_deref().unwrap_or_default();
+    let given_args = wire.args.as_deref().unwrap_or_default();
+    let mut argv: Vec<String> = match given_command {
+        [] if given_args.is_empty() => image.argv.clone(),
+        [] => image.argv.first().cloned().into_iter().collect(),
+        command => command.iter().map(expanded).collect(),
+    };
+    argv.extend(given_args.iter().map(expanded));
+    if argv.is_empty() {
+        argv.push(wire.name.clone());
+    }
+    env.extend(variables.clone());
+
+    let metering = if settings.limits.fuel.is_some() { Metering::Fuel } else { Metering::Epochs };
+    let loaded = node.parts.images.load(image, metering, &namespace).await.map_err(|error| refused(&error))?;
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let dir = node.pod_dir(&uid);
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    let mut preopens = Vec::new();
+    for mount in wire.volume_mounts.iter().flatten() {
+        let Some(volume) = volumes.iter().find(|volume| volume.name == mount.name) else {
+            return Err(config(format!("volume {:?} is not in the pod", mount.name)));
+        };
+        preopens.push(Preopen {
+            host: folder(&dir, &volume.name),
+            guest: mount.mount_path.clone(),
+            writable: mount.read_only != Some(true) && !is_read_only(volume),
+        });
+    }
+    let path = wire.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(TERMINATION_PATH);
+    let termination = if loaded.kind() == Kind::Command || path != TERMINATION_PATH {
+        termination(&dir, &wire.name, attempt, path, &mut preopens).map_err(|error| config(error.to_string()))?
+    } else {
+        None
+    };
+    let log = node
+        .logs
+        .open(node.log_path(&uid, &wire.name, attempt))
+        .map_err(|error| ("CreateContainerError", format!("the log cannot be written: {error}")))?;
+    let spec = ContainerSpec {
+        name: format!("{namespace}/{pod_name}/{}", wire.name),
+        argv,
+        env,
+        cwd: wire.working_dir.clone().filter(|dir| !dir.is_empty()).or_else(|| image.working_dir.clone()),
+        preopens,
+        limits: settings.limits.clone(),
+        grants: settings.grants.clone(),
+        log: log.clone(),
+        pod: node.parts.engine.pod_ledger(),
+        caller: Caller {
+            node: node.config.name.as_str().into(),
+            namespace: namespace.as_str().into(),
+            pod: pod_name.as_str().into(),
+            ip: Some(ip),
+        },
+        dial: Some(node.parts.dial.clone()),
+    };
+    let container = node.parts.engine.container(loaded, spec).map_err(|error| refused(&error))?;
+    // A command that waits for this is not running yet.
+    let admitted = match container.kind() {
+        Kind::Command => Some(container.admit().await),
+        Kind::HttpServer => None,
+    };
+    let mut id = [0u8; 32];
+    node.parts.env.fill(&mut id);
+    Ok(Made { container, admitted, log, id: format!("wasmtime://{}", hex::encode(id)), settings, termination })
+}
+
+/// The name that a pod's host would have: a DNS label of its own, or the beginning of the pod's name.
+fn host_name(pod: &Pod) -> String {
+    let own = pod.spec.as_ref().and_then(|spec| spec.hostname.as_deref()).filter(|name| !name.is_empty());
+    let name = own.or(pod.metadata.name.as_deref()).unwrap_or_default();
+    let label: String = name.chars().take(HOST_NAME_CHARS_MAX).collect();
+    label.trim_end_matches(['-', '.']).to_owned()
+}
+
+fn refused(error: &LoadError) -> Refused {
+    match error {
+        LoadError::Io { .. } | LoadError::Engine(_) => ("CreateContainerError", error.to_string()),
+        _ => ("RunContainerError", error.to_string()),
+    }
+}
+
+/// Where the guest finds the file of its termination message, and where that lies on the host.
+fn termination(
+    dir: &std::path::Path,
+    container: &str,
+    attempt: u32,
+    path: &str,
+    preopens: &mut Vec<Preopen>,
+) -> std::io::Result<Option<PathBuf>> {
+    let guest = std::path::Path::new(path);
+    let (Some(parent), Some(name)) = (guest.parent().and_then(|parent| parent.to_str()), guest.file_name()) else {
+        return Ok(None);
+    };
+    // A volume that is mounted there already takes the file.
+    let within = preopens.iter().filter(|preopen| guest.starts_with(&preopen.guest));
+    if let Some(preopen) = within.max_by_key(|preopen| preopen.guest.len()) {
+        let rest = guest.strip_prefix(&preopen.guest).unwrap_or(guest);
+        let plain = rest.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+        return Ok(plain.then(|| preopen.host.join(rest)));
+    }
+    let host = message_folder(dir).join(container).join(attempt.to_string());
+    std::fs::create_dir_all(&host)?;
+    let file = host.join(name);
+    // There from the start, as upstream's, for guests that only append.
+    std::fs::write(&file, b"")?;
+    preopens.push(Preopen { host, guest: parent.to_owned(), writable: true });
+    Ok(Some(file))
+}

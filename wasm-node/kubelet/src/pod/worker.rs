@@ -1,0 +1,455 @@
+//! One pod's worker: says what happens to [`State`], does what it answers, and writes the status that follows.
+
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use http::Request;
+use http::header::CONTENT_TYPE;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodCondition, PodStatus};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use machinery::env::Env;
+use machinery::runtime::{Note, reference_to, version_of};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::serve::Gate;
+use super::settings::{self, rules, server_port};
+use super::start::{self, Made};
+use super::state::{Action, Event, ProbeKind, Rules, Stage, State, Verdict, Why};
+use super::stop;
+use super::{message, probe, status, unsupported};
+use crate::image::Image;
+use crate::log::ContainerLog;
+use crate::node::Shared;
+use crate::volume::keep::keep;
+use crate::volume::usage;
+use wasm_runtime::engine::{self, Kind};
+
+mod perform;
+mod report;
+
+/// Messages that wait for a worker: its tasks send few, and wait where it is slow.
+const MESSAGES_MAX: usize = 32;
+/// Before a write to the API is tried again: doubled up to the longest.
+const WRITE_RETRY_FIRST: Duration = Duration::from_millis(200);
+const WRITE_RETRY_MAX: Duration = Duration::from_secs(15);
+/// The handler of RuntimeClasses that this node has.
+const HANDLER: &str = "wasm";
+/// How long a resumed pod waits for the API to take that its Ready is False: clients see a restart go through False. An
+/// API that takes longer is away, and a pod that this node knows runs without it.
+const RESUME_HELD_MAX: Duration = Duration::from_secs(5);
+/// How often a status is mended at most that others write over and over (upstream's period of reconciling).
+const MEND_INTERVAL: Duration = Duration::from_secs(10);
+/// A wall clock that is off by more was set; less is what two readings one after the other differ by, or its slewing.
+const CLOCK_STEP_MIN: SignedDuration = SignedDuration::from_secs(1);
+/// How often the emptyDirs of a pod are measured while it runs guests.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the API says of the pod.
+#[derive(Debug, Clone)]
+pub(crate) struct Input {
+    /// Its newest state.
+    pub(crate) pod: Arc<Pod>,
+    /// It is gone.
+    pub(crate) removed: bool,
+}
+
+/// What a worker hears from its tasks.
+pub(crate) enum Message {
+    Event(Event),
+    /// An address may be free, for a pod that waits for one.
+    AddressFree,
+    Image(Arc<Image>, String),
+    Made(Box<Made>),
+}
+
+/// What the kubelet API shows of a pod.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) status: Arc<PodStatus>,
+    /// The container that runs, with its start.
+    pub(crate) container: Option<(engine::Container, Timestamp)>,
+    /// Its log.
+    pub(crate) log: Option<Arc<ContainerLog>>,
+    /// The newest start.
+    pub(crate) attempt: Option<u32>,
+    /// CPU time of the containers that ran before that one.
+    pub(crate) cpu_before: Duration,
+}
+
+/// A pod of this node, for whoever looks at it from outside of its worker.
+#[derive(Debug)]
+pub(crate) struct PodView {
+    seen: RwLock<Seen>,
+    worker: RwLock<Option<mpsc::Sender<Message>>>,
+}
+
+impl PodView {
+    pub(crate) fn new(pod: Arc<Pod>) -> Self {
+        let status = Arc::new(pod.status.clone().unwrap_or_default());
+        let seen = Seen { pod, status, container: None, log: None, attempt: None, cpu_before: Duration::ZERO };
+        Self { seen: RwLock::new(seen), worker: RwLock::default() }
+    }
+
+    /// Tells the pod that it has to go, and why; false where its worker hears nothing now.
+    pub(crate) fn evict(&self, message: String) -> bool {
+        let worker = self.worker.read().unwrap_or_else(PoisonError::into_inner);
+        worker.as_ref().is_some_and(|worker| worker.try_send(Message::Event(Event::Evicted(message))).is_ok())
+    }
+
+    pub(crate) fn look(&self) -> Seen {
+        self.seen.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, act: impl FnOnce(&mut Seen)) {
+        act(&mut self.seen.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// A task that ends with its owner.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A container that runs.
+struct Live {
+    made: Made,
+    server: Option<engine::HttpServer>,
+    /// Its address, where it has one.
+    door: Option<super::serve::Door>,
+    /// The command's run, or nothing.
+    _run: Option<Task>,
+    _measure: Option<Task>,
+    _listener: Option<Task>,
+    /// Tells a command to stop.
+    signal: Option<oneshot::Sender<engine::StopSignal>>,
+    /// The stop under way, with its end.
+    stopping: Option<(Task, watch::Sender<tokio::time::Instant>)>,
+}
+
+pub(crate) struct Worker {
+    node: Arc<Shared>,
+    view: Arc<PodView>,
+    input: watch::Receiver<Input>,
+    pod: Arc<Pod>,
+    container: Arc<Container>,
+    about: ObjectReference,
+    rules: Rules,
+    state: State,
+    ip: Option<IpAddr>,
+    sender: mpsc::Sender<Message>,
+    messages: mpsc::Receiver<Message>,
+    image: Option<Arc<Image>>,
+    live: Option<Live>,
+    volumes: Option<Task>,
+    preparing: Option<Task>,
+    probes: Vec<Task>,
+    sources: Option<Task>,
+    /// The conditions as they were projected last, for their times.
+    conditions: Vec<PodCondition>,
+    wanted: Arc<PodStatus>,
+    api: report::Api,
+    /// What the pod begins with, held back until the API has the status of a pod that is resumed.
+    held: Option<Held>,
+    delete: bool,
+    /// Writes that failed in a row.
+    failures: u32,
+    taken_up: Duration,
+    /// It was ready once: how long that took is counted.
+    was_ready: bool,
+    /// Of the wall clock from the monotonic one, as it was minded last.
+    clock_offset: SignedDuration,
+}
+
+/// A write to the API: the status that it wrote, none for the delete; and the pod's version after it.
+type Write = BoxFuture<'static, (Option<Arc<PodStatus>>, Result<u64, kube::Error>)>;
+
+/// Actions that wait for a write.
+struct Held {
+    actions: Vec<Action>,
+    /// No longer than until then, by the monotonic clock.
+    until: Duration,
+}
+
+impl Worker {
+    /// A worker for a pod of this node; `ip` is the address that it keeps from before, `rejected` why it has no room.
+    pub(crate) fn new(
+        node: Arc<Shared>,
+        view: Arc<PodView>,
+        mut input: watch::Receiver<Input>,
+        ip: Option<IpAddr>,
+        rejected: Option<(&'static str, String)>,
+    ) -> Self {
+        let pod = input.borrow_and_update().pod.clone();
+        let (sender, messages) = mpsc::channel(MESSAGES_MAX);
+        *view.worker.write().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
+        let now = node.parts.env.now();
+        let clock_offset = offset(&node.parts.env);
+        let mut state = status::recall(&pod, now);
+        if let Some((reason, message)) = rejected {
+            state.verdict = Some(Verdict { reason: Some(reason), message: Some(message), rejected: true });
+        }
+        Self {
+            about: reference_to(&*pod),
+            rules: rules(&pod),
+            state,
+            container: Arc::new(settings::container(&pod).cloned().unwrap_or_default()),
+            conditions: pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default(),
+            wanted: Arc::default(),
+            api: report::Api::default(),
+            held: None,
+            taken_up: node.parts.env.elapsed(),
+            node,
+            view,
+            input,
+            pod,
+            ip,
+            sender,
+            messages,
+            image: None,
+            live: None,
+            volumes: None,
+            preparing: None,
+            probes: Vec::new(),
+            sources: None,
+            delete: false,
+            failures: 0,
+            was_ready: false,
+            clock_offset,
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.node.parts.env.now()
+    }
+
+    /// Runs the pod until nothing is left of it, or the node stops.
+    pub(crate) async fn run(mut self: Box<Self>) {
+        let stop = self.node.stop.clone();
+        let now = self.now();
+        if let Some(grace) = grace(&self.pod) {
+            self.state.deleted = Some(grace);
+        }
+        let mut refused = unsupported::fields(&self.pod);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            other = self.other_runtime() => refused.extend(other),
+        }
+        let refused = (!refused.is_empty()).then(|| {
+            let each = refused.iter().map(|field| format!("{}: {}", field.path, field.why)).collect();
+            (unsupported::sentence(&refused), each)
+        });
+        let ended_before = self.state.succeeded.is_some();
+        let (state, actions) = self.state.clone().begin(&self.rules, refused, now);
+        self.state = state;
+        self.project();
+        if ended_before && self.state.deleted.is_none() {
+            // Its status tells all there is, and this run knows less of it than the one that wrote it.
+            self.api.leave(self.wanted.clone());
+        }
+        if self.state.resumed {
+            // Its Ready goes through False before anything runs again: the API must have seen that.
+            self.held = Some(Held { actions, until: self.node.parts.env.elapsed() + RESUME_HELD_MAX });
+        } else {
+            self.perform(actions);
+        }
+        let mut writing: Option<Write> = None;
+        let mut retry: Option<Duration> = None;
+        loop {
+            if self.state.removed && self.state.stage == Stage::Ended {
+                return;
+            }
+            self.mind_the_clock();
+            let elapsed = self.node.parts.env.elapsed();
+            if self.held.as_ref().is_some_and(|held| held.until <= elapsed) {
+                self.release();
+            }
+            let dirty = self.dirty();
+            if !dirty && self.held.is_some() {
+                // The API shows already what was to be written first.
+                self.release();
+            }
+            let settles = self.settles_in();
+            if writing.is_none() && retry.is_none() && !self.state.removed {
+                if dirty && settles.is_none() {
+                    writing = Some(self.write_status());
+                } else if !dirty && self.delete {
+                    writing = Some(self.write_delete());
+                }
+            }
+            let held = self.held.as_ref().map(|held| held.until.saturating_sub(elapsed));
+            let wake =
+                [self.ticks_in(), settles.filter(|_| dirty && writing.is_none()), held].into_iter().flatten().min();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = self.input.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.take_input();
+                }
+                Some(message) = self.messages.recv() => self.take(message),
+                (status, result) = async { writing.as_mut().expect("guarded").await }, if writing.is_some() => {
+                    writing = None;
+                    retry = self.took(status, result);
+                }
+                () = async { tokio::time::sleep(retry.unwrap_or_default()).await }, if retry.is_some() => retry = None,
+                () = async { tokio::time::sleep(wake.unwrap_or_default()).await }, if wake.is_some() => {
+                    self.apply(Event::Tick);
+                }
+            }
+        }
+    }
+
+    /// Sees whether the wall clock was set, against the monotonic one.
+    fn mind_the_clock(&mut self) {
+        let offset = offset(&self.node.parts.env);
+        let by = offset - self.clock_offset;
+        if by.abs() > CLOCK_STEP_MIN {
+            self.clock_offset = offset;
+            self.state.clock_was_set(by);
+        }
+    }
+
+    /// How long until the state wants a [`Event::Tick`].
+    fn ticks_in(&self) -> Option<Duration> {
+        let at = self.state.wake_at(&self.rules)?;
+        Some(Duration::try_from(at.duration_since(self.now())).unwrap_or_default())
+    }
+
+    /// A RuntimeClass whose handler this node doesn't have. Asks until there is an answer, or the pod is to end.
+    async fn other_runtime(&mut self) -> Option<unsupported::Unsupported> {
+        let name = self.pod.spec.as_ref()?.runtime_class_name.clone().filter(|name| name != HANDLER)?;
+        let classes: kube::Api<RuntimeClass> = kube::Api::all(self.node.client.clone());
+        let mut wait = WRITE_RETRY_FIRST;
+        loop {
+            let answer = tokio::select! {
+                answer = classes.get_opt(&name) => answer,
+                () = self.until_ending() => return None,
+            };
+            match answer {
+                Ok(Some(class)) if class.handler == HANDLER => return None,
+                Ok(_) => {
+                    let why = "the class's handler is not \"wasm\", the only one of this node";
+                    return Some(unsupported::Unsupported { path: "spec.runtimeClassName".into(), why });
+                }
+                Err(error) => {
+                    tracing::debug!(pod = self.rules.pod, %error, "a RuntimeClass cannot be read");
+                    if wait == WRITE_RETRY_FIRST {
+                        let message = format!(
+                            "Failed to create pod sandbox: RuntimeClass {name:?} cannot be read, trying again: {error}"
+                        );
+                        self.note(true, "FailedCreatePodSandBox", message, false);
+                    }
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.until_ending() => return None,
+            }
+            wait = (wait * 2).min(WRITE_RETRY_MAX);
+        }
+    }
+
+    /// Takes in what the API says of a pod that has not begun, until it says that the pod is to end.
+    async fn until_ending(&mut self) {
+        while !self.state.ending() {
+            if self.input.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            let Input { pod, removed } = self.input.borrow_and_update().clone();
+            self.view.change(|seen| seen.pod = pod.clone());
+            self.state.deleted = grace(&pod);
+            self.state.removed = removed;
+            self.pod = pod;
+        }
+    }
+
+    // --- what happens ------------------------------------------------------------------------------------------------
+
+    fn take_input(&mut self) {
+        let Input { pod, removed } = self.input.borrow_and_update().clone();
+        self.view.change(|seen| seen.pod = pod.clone());
+        let before = grace(&self.pod);
+        self.pod = pod;
+        self.api.saw(version_of(&self.pod.metadata));
+        if removed {
+            if !self.state.removed {
+                self.apply(Event::Removed);
+            }
+            return;
+        }
+        // `activeDeadlineSeconds` may be set and shortened, and the image changed.
+        self.rules = rules(&self.pod);
+        if let Some(container) = settings::container(&self.pod)
+            && container.image != self.container.image
+        {
+            self.container = Arc::new(container.clone());
+            self.apply(Event::ImageChanged);
+        }
+        match grace(&self.pod) {
+            Some(grace) if before != Some(grace) => self.apply(Event::Deleted(grace)),
+            _ => self.project(),
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Event(event) => self.apply(event),
+            // It may have been taken by another meanwhile, and the pod may have ended.
+            Message::AddressFree if self.state.stage == Stage::Mounting && self.ip.is_none() => self.mount(true),
+            Message::AddressFree => {}
+            Message::Image(image, message) => {
+                let image_id = image.image_id.clone();
+                self.image = Some(image);
+                self.apply(Event::Pulled { image_id, message });
+            }
+            Message::Made(made) => {
+                if self.state.stage == Stage::Starting {
+                    self.started(*made);
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        let (state, actions) = self.state.clone().step(&self.rules, event, self.now());
+        if state.stage != self.state.stage
+            && let Some(held) = &mut self.held
+        {
+            // What the pod was to begin with is overtaken; what was to be said of it is still true.
+            held.actions.retain(|action| matches!(action, Action::Note { .. }));
+            self.release();
+        }
+        self.state = state;
+        self.perform(actions);
+        self.project();
+    }
+
+    /// Begins what was held back.
+    fn release(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.perform(held.actions);
+        }
+    }
+}
+
+fn offset(env: &Env) -> SignedDuration {
+    let elapsed = SignedDuration::try_from(env.elapsed()).unwrap_or(SignedDuration::MAX);
+    env.now().duration_since(Timestamp::UNIX_EPOCH).saturating_sub(elapsed)
+}
+
+/// The grace with which the API wants the pod gone.
+fn grace(pod: &Pod) -> Option<Duration> {
+    pod.metadata.deletion_timestamp.as_ref()?;
+    let seconds = pod.metadata.deletion_grace_period_seconds.unwrap_or(30);
+    Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}

@@ -1,0 +1,231 @@
+//! A node's figures: `/metrics`, `/metrics/resource`, `/stats/summary`.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use machinery::api::time;
+use serde_json::{Value, json};
+
+use super::Kubelet;
+use crate::node::totals::START_SECONDS;
+use crate::pod::worker::Seen;
+use wasm_runtime::engine::Stats;
+
+struct Running {
+    namespace: String,
+    pod: String,
+    uid: String,
+    container: String,
+    since: Timestamp,
+    stats: Stats,
+    /// Of all of the pod's containers.
+    pod_cpu: Duration,
+    dropped: (u64, u64),
+}
+
+fn running(kubelet: &Kubelet) -> Vec<Running> {
+    let mut all: Vec<Running> = kubelet.pods.all().into_iter().filter_map(|view| one(view.look())).collect();
+    all.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
+    all
+}
+
+fn one(seen: Seen) -> Option<Running> {
+    let (container, since) = seen.container?;
+    let metadata = &seen.pod.metadata;
+    let stats = container.stats();
+    Some(Running {
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        pod: metadata.name.clone().unwrap_or_default(),
+        uid: metadata.uid.clone().unwrap_or_default(),
+        container: seen.pod.spec.as_ref()?.containers.first()?.name.clone(),
+        since,
+        pod_cpu: seen.cpu_before + stats.cpu,
+        stats,
+        dropped: seen.log.map(|log| log.dropped()).unwrap_or_default(),
+    })
+}
+
+/// The text format of one scrape.
+#[derive(Default)]
+struct Text(String);
+
+impl Text {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing into a string does not fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        let labels: Vec<String> = labels
+            .iter()
+            .map(|(name, value)| {
+                let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+                format!("{name}=\"{value}\"")
+            })
+            .collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(self.0, "{name}{labels} {value}");
+    }
+
+    /// One figure for each running container.
+    fn each(&mut self, all: &[Running], (name, kind, help): (&str, &str, &str), value: impl Fn(&Running) -> f64) {
+        self.head(name, kind, help);
+        for one in all {
+            let labels = [("container", &*one.container), ("namespace", &*one.namespace), ("pod", &*one.pod)];
+            self.sample(name, &labels, value(one));
+        }
+    }
+}
+
+impl IntoResponse for Text {
+    fn into_response(self) -> Response {
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], self.0).into_response()
+    }
+}
+
+pub(super) async fn resource(State(kubelet): State<Kubelet>) -> Response {
+    let all = running(&kubelet);
+    let mut text = Text::default();
+    let cpu = |one: &Running| one.stats.cpu.as_secs_f64();
+    text.each(
+        &all,
+        (
+            "container_cpu_usage_seconds_total",
+            "counter",
+            "Cumulative cpu time consumed by the container in core-seconds",
+        ),
+        cpu,
+    );
+    text.each(
+        &all,
+        ("container_memory_working_set_bytes", "gauge", "Current working set of the container in bytes"),
+        |one| one.stats.memory_bytes as f64,
+    );
+    text.each(
+        &all,
+        ("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds"),
+        |one| one.since.as_millisecond() as f64 / 1000.0,
+    );
+    text.head("pod_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the pod in core-seconds");
+    for one in &all {
+        text.sample(
+            "pod_cpu_usage_seconds_total",
+            &[("namespace", &one.namespace), ("pod", &one.pod)],
+            one.pod_cpu.as_secs_f64(),
+        );
+    }
+    text.head("pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes");
+    for one in &all {
+        let labels = [("namespace", &*one.namespace), ("pod", &*one.pod)];
+        text.sample("pod_memory_working_set_bytes", &labels, one.stats.memory_bytes);
+    }
+    let total = kubelet.pods.totals.cpu(all.iter().map(|one| one.stats.cpu).sum()).as_secs_f64();
+    text.head("node_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the node in core-seconds");
+    text.sample("node_cpu_usage_seconds_total", &[], total);
+    text.head("node_memory_working_set_bytes", "gauge", "Current working set of the node in bytes");
+    text.sample("node_memory_working_set_bytes", &[], all.iter().map(|one| one.stats.memory_bytes).sum::<u64>());
+    text.head("resource_scrape_error", "gauge", "1 if there was an error while getting container metrics, 0 otherwise");
+    text.sample("resource_scrape_error", &[], 0);
+    text.into_response()
+}
+
+pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
+    let all = running(&kubelet);
+    let seen: Vec<Seen> = kubelet.pods.all().iter().map(|view| view.look()).collect();
+    let mut text = Text::default();
+    text.head("kubelet_node_name", "gauge", "The node's name. The count is always 1.");
+    text.sample("kubelet_node_name", &[("node", &kubelet.node)], 1);
+    text.head("kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox");
+    text.sample("kubelet_running_pods", &[], seen.iter().filter(|seen| seen.container.is_some()).count());
+    text.head("kubelet_running_containers", "gauge", "Number of containers currently running");
+    text.sample("kubelet_running_containers", &[("container_state", "running")], all.len());
+    text.head("kubelet_desired_pods", "gauge", "The number of pods the kubelet is being instructed to run.");
+    text.sample("kubelet_desired_pods", &[("static", "")], seen.len());
+    let name = "kubelet_pod_start_sli_duration_seconds";
+    text.head(name, "histogram", "Duration in seconds from a pod being seen by the node to it being ready");
+    let starts = kubelet.pods.totals.starts();
+    for (bound, within) in START_SECONDS.iter().zip(starts.within) {
+        text.sample(&format!("{name}_bucket"), &[("le", &bound.to_string())], within);
+    }
+    text.sample(&format!("{name}_bucket"), &[("le", "+Inf")], starts.count);
+    text.sample(&format!("{name}_sum"), &[], starts.sum_seconds);
+    text.sample(&format!("{name}_count"), &[], starts.count);
+
+    text.head("coracle_guest_memory_bytes", "gauge", "Memory that all guests of this process hold");
+    text.sample("coracle_guest_memory_bytes", &[], kubelet.engine.memory_used_bytes());
+    let count = |value: u64| value as f64;
+    text.each(&all, ("coracle_instances_started_total", "counter", "Instances made"), |one| {
+        count(one.stats.instances_started)
+    });
+    text.each(&all, ("coracle_instances_live", "gauge", "Instances that live"), |one| count(one.stats.instances_live));
+    text.each(&all, ("coracle_requests_total", "counter", "Requests answered"), |one| count(one.stats.requests));
+    text.each(&all, ("coracle_fuel_used_total", "counter", "Fuel used, where it is metered"), |one| {
+        count(one.stats.fuel_used)
+    });
+    text.each(&all, ("coracle_memory_peak_bytes", "gauge", "The most that live instances ever held"), |one| {
+        count(one.stats.memory_peak_bytes)
+    });
+    text.each(&all, ("coracle_cpu_throttled_seconds_total", "counter", "Time held back by limits.cpu"), |one| {
+        one.stats.cpu_throttled.as_secs_f64()
+    });
+    text.each(&all, ("coracle_log_dropped_bytes_total", "counter", "Log bytes dropped for the rate"), |one| {
+        count(one.dropped.1)
+    });
+    text.head("coracle_failures_total", "counter", "Requests and runs that a limit or a trap ended");
+    for one in &all {
+        let failures = one.stats.failures;
+        for (reason, value) in [
+            ("trap", failures.trap),
+            ("memory", failures.memory),
+            ("fuel", failures.fuel),
+            ("timeout", failures.timeout),
+            ("no-response", failures.no_response),
+        ] {
+            let labels = [
+                ("container", &*one.container),
+                ("namespace", &*one.namespace),
+                ("pod", &*one.pod),
+                ("reason", reason),
+            ];
+            text.sample("coracle_failures_total", &labels, value);
+        }
+    }
+    text.into_response()
+}
+
+pub(super) async fn summary(State(kubelet): State<Kubelet>) -> Response {
+    let now = time::seconds(kubelet.env.now());
+    let all = running(&kubelet);
+    let usage = |stats: &Stats| {
+        let cpu = u64::try_from(stats.cpu.as_nanos()).unwrap_or(u64::MAX);
+        (
+            json!({"time": now, "usageCoreNanoSeconds": cpu}),
+            json!({"time": now, "usageBytes": stats.memory_bytes, "workingSetBytes": stats.memory_bytes}),
+        )
+    };
+    let pods: Vec<Value> = all
+        .iter()
+        .map(|one| {
+            let (cpu, memory) = usage(&one.stats);
+            let (pod_cpu, _) = usage(&Stats { cpu: one.pod_cpu, ..one.stats });
+            let since = time::seconds(one.since);
+            json!({
+                "podRef": {"name": one.pod, "namespace": one.namespace, "uid": one.uid},
+                "startTime": since, "cpu": pod_cpu, "memory": memory,
+                "containers": [{"name": one.container, "startTime": since, "cpu": cpu, "memory": memory}],
+            })
+        })
+        .collect();
+    let mut total = Stats::default();
+    for one in &all {
+        total.cpu += one.stats.cpu;
+        total.memory_bytes += one.stats.memory_bytes;
+    }
+    total.cpu = kubelet.pods.totals.cpu(total.cpu);
+    let (cpu, memory) = usage(&total);
+    super::json(&json!({"node": {"nodeName": kubelet.node, "cpu": cpu, "memory": memory}, "pods": pods}))
+}

@@ -1,0 +1,203 @@
+//! The kubelet API: logs, pods, figures and health of a node, over TLS, for whom the API server allows it.
+
+mod auth;
+mod figures;
+mod logs;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use kube::Client;
+use machinery::accept::{Seat, accept};
+use machinery::descriptors::Descriptors;
+use machinery::env::Env;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::node::PodViews;
+use auth::{Authority, Identity};
+use wasm_runtime::engine::Engine;
+
+/// How long a handshake and a request's head may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The certificate that a node serves with, and the CA of those who may ask it. All PEM.
+#[derive(Clone)]
+pub struct ServingTls {
+    /// Its certificate, with the chain.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: Vec<u8>,
+    /// The cluster's CA of client certificates.
+    pub client_ca: Vec<u8>,
+}
+
+impl std::fmt::Debug for ServingTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServingTls").finish_non_exhaustive()
+    }
+}
+
+/// Why the kubelet API can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Its address can't be had.
+    #[error("the kubelet API cannot listen on {address}: {source}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A certificate or key can't be used.
+    #[error("the kubelet API's certificates cannot be used: {0}")]
+    Tls(String),
+}
+
+/// What the handlers see of a node.
+#[derive(Clone)]
+pub(crate) struct Kubelet {
+    pub(crate) node: String,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) pods: Arc<PodViews>,
+    pub(crate) client: Client,
+    pub(crate) env: Env,
+    pub(crate) engine: Engine,
+}
+
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| ServerError::Bind { address, source })
+}
+
+fn tls(of: &ServingTls) -> Result<TlsAcceptor, ServerError> {
+    let bad = |error: &dyn std::fmt::Display| ServerError::Tls(error.to_string());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&of.client_ca) {
+        roots.add(certificate.map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| bad(&error))?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&of.certificate).collect();
+    let key = PrivateKeyDer::from_pem_slice(&of.key).map_err(|error| bad(&error))?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| bad(&error))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain.map_err(|error| bad(&error))?, key)
+        .map_err(|error| bad(&error))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Serves until `stop`.
+pub(crate) fn serve(
+    listener: TcpListener,
+    with: &ServingTls,
+    kubelet: Kubelet,
+    stop: CancellationToken,
+) -> Result<impl Future<Output = ()> + use<>, ServerError> {
+    let acceptor = tls(with)?;
+    let authority = Arc::new(Authority::new(kubelet.client.clone(), kubelet.env.clone(), kubelet.node.clone()));
+    let router = Router::new()
+        .route("/healthz", get(async || "ok"))
+        .route("/pods", get(pods))
+        .route("/metrics", get(figures::metrics))
+        .route("/metrics/resource", get(figures::resource))
+        .route("/stats/summary", get(figures::summary))
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::get))
+        .fallback(async || (StatusCode::NOT_FOUND, "404 page not found\n"))
+        .layer(from_fn_with_state(authority, authorize))
+        .with_state(kubelet);
+    Ok(async move {
+        let seats = Descriptors::process().node_seats();
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            let (stream, _, seat) = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = accept(&listener, seats) => accepted,
+            };
+            let seat = Arc::new(seat);
+            let (acceptor, router) = (acceptor.clone(), router.clone());
+            connections.spawn(async move {
+                let connection = connection(stream, seat.clone(), acceptor, router);
+                tokio::select! {
+                    () = seat.lost() => {}
+                    () = connection => {}
+                }
+            });
+        }
+    })
+}
+
+async fn connection(stream: TcpStream, seat: Arc<Seat>, acceptor: TlsAcceptor, router: Router) {
+    let _ = stream.set_nodelay(true);
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
+        return;
+    };
+    let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let identity = peer.and_then(|certificate| Identity::of_certificate(certificate));
+    let router = router.layer(axum::Extension(identity)).layer(axum::Extension(seat));
+    let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT);
+    server.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
+    let service = TowerToHyperService::new(router);
+    let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+}
+
+async fn authorize(State(authority): State<Arc<Authority>>, request: Request, next: Next) -> Response {
+    let seat = request.extensions().get::<Arc<Seat>>().cloned();
+    let certificate = request.extensions().get::<Option<Identity>>().cloned().flatten();
+    let token = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
+        .map(|token| token.trim().to_owned());
+    match authority.check(certificate, token, request.method(), request.uri().path()).await {
+        Ok(()) => {
+            if let Some(seat) = seat {
+                seat.identify();
+            }
+            next.run(request).await
+        }
+        Err((status, message)) => (status, message).into_response(),
+    }
+}
+
+fn json(value: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+async fn pods(State(kubelet): State<Kubelet>) -> Response {
+    let items: Vec<Value> = kubelet
+        .pods
+        .all()
+        .iter()
+        .map(|view| {
+            let seen = view.look();
+            let mut pod = serde_json::to_value(&*seen.pod).unwrap_or_default();
+            pod["status"] = serde_json::to_value(&*seen.status).unwrap_or_default();
+            pod
+        })
+        .collect();
+    json(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
+}

@@ -1,0 +1,622 @@
+//! The built-in registry: OCI's distribution API over the blob store that images are pulled into. Manifests come and go
+//! as the bytes that were pushed; every path wants basic authentication.
+
+mod error;
+mod listen;
+pub mod names;
+mod route;
+#[cfg(test)]
+mod tests;
+mod uploads;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use futures::StreamExt;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use machinery::accept::Seat;
+use machinery::env::Env;
+use machinery::serve::{UnreadBody, UnreadBounds};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+
+use crate::blobs::{BlobStore, digest};
+use crate::reference::{is_sha256, is_tag};
+use error::RegistryError;
+pub use listen::serve;
+use names::Repository;
+use route::{Route, RouteError, byte_range, chunk_range, parameter, route};
+use uploads::Uploads;
+
+/// Size of a manifest: the specification wants at least 4 MB taken.
+const MANIFEST_BYTES_MAX: usize = 4 << 20;
+/// Length of a manifest's media type.
+const MEDIA_TYPE_BYTES_MAX: usize = 255;
+/// What a list answers at most at once.
+const PAGE_MAX: usize = 1000;
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// The registry's one account.
+#[derive(Clone)]
+pub struct Credentials {
+    /// User name.
+    pub user: String,
+    /// Password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+struct Registry {
+    store: Arc<BlobStore>,
+    env: Env,
+    uploads: Uploads,
+    /// Digest of `user:password`: comparing digests of equal length leaks nothing about either.
+    account: [u8; 32],
+}
+
+type Answer = Result<Response, RegistryError>;
+
+/// A client that was refused while it still sends reads why only when it has sent all: what a manifest of any sane client
+/// has, and no large blob.
+const UNREAD: UnreadBounds = UnreadBounds { bytes: 64 << 20, time: Duration::from_secs(5) };
+
+/// The registry's service; serve it on any listener.
+pub fn router(store: Arc<BlobStore>, credentials: &Credentials, env: Env) -> Router {
+    let account = Sha256::digest(format!("{}:{}", credentials.user, credentials.password)).into();
+    let registry = Arc::new(Registry { store, env: env.clone(), uploads: Uploads::new(env), account });
+    Router::new().fallback(handle).with_state(registry)
+}
+
+async fn handle(State(registry): State<Arc<Registry>>, request: Request) -> Response {
+    let head = request.method() == Method::HEAD;
+    let request = request.map(|body| Body::new(UnreadBody::new(body, UNREAD)));
+    let mut response = match registry.answer(request).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    };
+    let version = HeaderValue::from_static("registry/2.0");
+    response.headers_mut().insert("docker-distribution-api-version", version);
+    if head {
+        *response.body_mut() = Body::empty();
+    }
+    response
+}
+
+fn with(status: StatusCode, headers: &[(&str, String)], body: impl Into<Body>) -> Answer {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    for (name, value) in headers {
+        let name = http::HeaderName::try_from(*name).map_err(|_| RegistryError::NotFound)?;
+        let value = HeaderValue::try_from(value).map_err(|_| RegistryError::UploadInvalid("a header".into()))?;
+        response.headers_mut().insert(name, value);
+    }
+    Ok(response)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
+) -> Result<T, RegistryError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| RegistryError::Io(std::io::Error::other(error)))?
+}
+
+/// The range of an upload as clients read it: `0-END`, and `0-0` for an empty one.
+fn upload_range(bytes: u64) -> String {
+    format!("0-{}", bytes.saturating_sub(1))
+}
+
+fn location(name: &str, id: &str) -> String {
+    format!("/v2/{name}/blobs/uploads/{id}")
+}
+
+impl Registry {
+    fn authenticate(&self, headers: &HeaderMap) -> Result<(), RegistryError> {
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let account = given
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))
+            .and_then(|(_, encoded)| base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok())
+            .ok_or(RegistryError::Unauthorized)?;
+        let difference = Sha256::digest(&account).iter().zip(self.account).fold(0, |sum, (a, b)| sum | (a ^ b));
+        if difference == 0 { Ok(()) } else { Err(RegistryError::Unauthorized) }
+    }
+
+    async fn answer(self: &Arc<Self>, request: Request) -> Answer {
+        self.authenticate(request.headers())?;
+        if let Some(seat) = request.extensions().get::<Arc<Seat>>() {
+            seat.identify();
+        }
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path();
+        if path == "/v2" {
+            return with(StatusCode::MOVED_PERMANENTLY, &[("location", "/v2/".into())], Body::empty());
+        }
+        let found = route(path).map_err(|error| match error {
+            RouteError::NotFound => RegistryError::NotFound,
+            RouteError::NameInvalid => RegistryError::NameInvalid,
+        })?;
+        let query = parts.uri.query();
+        let read = parts.method == Method::GET || parts.method == Method::HEAD;
+        match (found, &parts.method) {
+            (Route::Base, _) if read => with(
+                StatusCode::OK,
+                &[("content-type", "application/json".into()), ("content-length", "2".into())],
+                "{}",
+            ),
+            (Route::Catalog, _) if read => self.catalog(query).await,
+            (Route::Tags { name }, _) if read => self.tags(name, query).await,
+            (Route::Referrers { name, digest }, _) if read => self.referrers(name, digest, query).await,
+            (Route::Blob { name, digest }, _) if read => {
+                let range = parts.headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+                self.get_blob(name, digest, range, parts.method == Method::HEAD).await
+            }
+            (Route::Blob { name, digest }, &Method::DELETE) => self.delete_blob(name, digest).await,
+            (Route::Manifest { name, reference }, _) if read => {
+                self.get_manifest(name, reference, parts.method == Method::HEAD).await
+            }
+            (Route::Manifest { name, reference }, &Method::PUT) => {
+                let media_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+                self.put_manifest(name, reference, media_type, &parts.headers, body).await
+            }
+            (Route::Manifest { name, reference }, &Method::DELETE) => self.delete_manifest(name, reference).await,
+            (Route::Uploads { name }, &Method::POST) => self.begin_upload(name, query, body).await,
+            (Route::Upload { name, id }, &Method::PATCH) => self.patch_upload(name, id, &parts.headers, body).await,
+            (Route::Upload { name, id }, &Method::PUT) => {
+                self.finish_upload(name, id, query, &parts.headers, body).await
+            }
+            (Route::Upload { name, id }, _) if read => self.upload_status(name, id).await,
+            (Route::Upload { name, id }, &Method::DELETE) => {
+                let upload = self.uploads.find(name, id)?;
+                self.uploads.end(id);
+                upload.lock().await.take();
+                with(StatusCode::NO_CONTENT, &[], Body::empty())
+            }
+            _ => Err(RegistryError::Unsupported("the method is not served here")),
+        }
+    }
+
+    /// A page of `all` by `n` and `last`, with the query of the next one.
+    fn page(all: impl IntoIterator<Item = String>, query: Option<&str>) -> (Vec<String>, Option<String>) {
+        let n = parameter(query, "n").and_then(|n| n.parse::<usize>().ok());
+        let limit = n.unwrap_or(PAGE_MAX).min(PAGE_MAX);
+        let last = parameter(query, "last").unwrap_or_default();
+        let mut rest = all.into_iter().filter(|item| *item > last);
+        let page: Vec<String> = rest.by_ref().take(limit).collect();
+        let more = limit > 0 && rest.next().is_some();
+        let next = page.last().filter(|_| more).map(|last| format!("last={last}&n={limit}"));
+        (page, next)
+    }
+
+    async fn catalog(&self, query: Option<&str>) -> Answer {
+        let store = self.store.clone();
+        let all = blocking(move || Ok(names::catalog(&store)?)).await?;
+        let (page, next) = Self::page(all, query);
+        Self::listed(json!({"repositories": page}), "/v2/_catalog", next)
+    }
+
+    async fn tags(&self, name: &str, query: Option<&str>) -> Answer {
+        let repository = Repository::new(&self.store, name);
+        let all = blocking(
+            move || {
+                if repository.exists() { Ok(repository.tags()?) } else { Err(RegistryError::NameUnknown) }
+            },
+        )
+        .await?;
+        let (page, next) = Self::page(all, query);
+        Self::listed(json!({"name": name, "tags": page}), &format!("/v2/{name}/tags/list"), next)
+    }
+
+    fn listed(body: Value, path: &str, next: Option<String>) -> Answer {
+        let mut headers = vec![("content-type", "application/json".to_owned())];
+        if let Some(next) = next {
+            headers.push(("link", format!("<{path}?{next}>; rel=\"next\"")));
+        }
+        with(StatusCode::OK, &headers, body.to_string())
+    }
+
+    async fn referrers(&self, name: &str, subject: String, query: Option<&str>) -> Answer {
+        if !is_sha256(&subject) {
+            return Err(RegistryError::DigestInvalid(subject.chars().take(100).collect()));
+        }
+        let repository = Repository::new(&self.store, name);
+        let mut manifests = blocking(move || Ok(repository.referrers(&subject)?)).await?;
+        let mut headers = vec![("content-type", OCI_INDEX.to_owned())];
+        if let Some(wanted) = parameter(query, "artifactType").filter(|wanted| !wanted.is_empty()) {
+            manifests.retain(|descriptor| descriptor["artifactType"] == wanted);
+            headers.push(("oci-filters-applied", "artifactType".to_owned()));
+        }
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
+        with(StatusCode::OK, &headers, index.to_string())
+    }
+
+    async fn get_blob(&self, name: &str, digest: String, range: Option<&str>, head: bool) -> Answer {
+        let path = self.store.path(&digest)?;
+        let (store, repository) = (self.store.clone(), Repository::new(&self.store, name));
+        let (wanted, now) = (digest.clone(), self.env.now());
+        let there = blocking(move || {
+            let _linking = store.linking();
+            // A push asks by HEAD, and counts on the answer.
+            Ok(if head { repository.offer_blob(&wanted, now)? } else { repository.has_blob(&wanted) })
+        });
+        if !there.await? {
+            return Err(RegistryError::BlobUnknown);
+        }
+        let mut file = match tokio::fs::File::open(&path).await {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(RegistryError::BlobUnknown),
+            Err(error) => return Err(error.into()),
+        };
+        let size = file.metadata().await?.len();
+        let range = match range {
+            Some(range) => byte_range(range, size).map_err(|()| RegistryError::Range { size })?,
+            None => None,
+        };
+        let (start, length) = range.map_or((0, size), |(start, end)| (start, end - start + 1));
+        let mut headers = vec![
+            ("content-type", "application/octet-stream".to_owned()),
+            ("content-length", length.to_string()),
+            ("docker-content-digest", digest),
+            ("accept-ranges", "bytes".to_owned()),
+        ];
+        if range.is_some() {
+            headers.push(("content-range", format!("bytes {start}-{}/{size}", start + length - 1)));
+        }
+        let status = if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+        if head {
+            return with(status, &headers, Body::empty());
+        }
+        file.seek(std::io::SeekFrom::Start(start)).await?;
+        with(status, &headers, Body::from_stream(tokio_util::io::ReaderStream::new(file.take(length))))
+    }
+
+    async fn delete_blob(&self, name: &str, digest: String) -> Answer {
+        self.store.path(&digest)?;
+        let repository = Repository::new(&self.store, name);
+        // The bytes go with the next collection, if no other repository or image refers to them.
+        if blocking(move || Ok(repository.unlink_blob(&digest)?)).await? {
+            with(StatusCode::ACCEPTED, &[], Body::empty())
+        } else {
+            Err(RegistryError::BlobUnknown)
+        }
+    }
+
+    async fn get_manifest(&self, name: &str, reference: String, head: bool) -> Answer {
+        let (store, repository) = (self.store.clone(), Repository::new(&self.store, name));
+        let (digest, media_type, bytes) = blocking(move || {
+            if !repository.exists() {
+                return Err(RegistryError::NameUnknown);
+            }
+            let digest = resolve(&repository, &reference)?;
+            let media_type = repository.manifest(&digest)?.ok_or(RegistryError::ManifestUnknown)?;
+            Ok((digest.clone(), media_type, store.read(&digest, MANIFEST_BYTES_MAX as u64)?))
+        })
+        .await?;
+        let headers = [
+            ("content-type", media_type),
+            ("content-length", bytes.len().to_string()),
+            ("docker-content-digest", digest),
+        ];
+        with(StatusCode::OK, &headers, if head { Body::empty() } else { Body::from(bytes) })
+    }
+
+    async fn put_manifest(
+        &self,
+        name: &str,
+        reference: String,
+        media_type: Option<&str>,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Answer {
+        let is_digest = reference.contains(':');
+        if is_digest && !is_sha256(&reference) {
+            return Err(RegistryError::DigestInvalid(reference.chars().take(150).collect()));
+        }
+        if !is_digest && !is_tag(&reference) {
+            return Err(RegistryError::TagInvalid);
+        }
+        let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+        if announced.is_some_and(|bytes: usize| bytes > MANIFEST_BYTES_MAX) {
+            return Err(RegistryError::ManifestTooLarge(MANIFEST_BYTES_MAX));
+        }
+        let mut bytes = Vec::new();
+        let mut stream = body.into_data_stream();
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|error| RegistryError::ManifestInvalid(error.to_string()))?;
+            if bytes.len() + chunk.len() > MANIFEST_BYTES_MAX {
+                return Err(RegistryError::ManifestTooLarge(MANIFEST_BYTES_MAX));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        let manifest: Value =
+            serde_json::from_slice(&bytes).map_err(|error| RegistryError::ManifestInvalid(error.to_string()))?;
+        let media_type = media_type.map(str::trim).filter(|media_type| !media_type.is_empty());
+        let manifest = check_manifest(&manifest, media_type)?;
+        let actual = digest(&bytes);
+        if is_digest && actual != reference {
+            return Err(RegistryError::DigestInvalid(format!("the manifest's is {actual}")));
+        }
+        let (store, repository) = (self.store.clone(), Repository::new(&self.store, name));
+        let (subject, stored, tag) = (manifest.subject.clone(), actual.clone(), reference.clone());
+        blocking(move || {
+            let _linking = store.linking();
+            let pins = store.pins();
+            for blob in &manifest.blobs {
+                if !(repository.has_blob(blob) && store.size(blob).is_some()) {
+                    return Err(RegistryError::ManifestBlobUnknown(blob.clone()));
+                }
+            }
+            for child in &manifest.manifests {
+                if repository.manifest(child)?.is_none() {
+                    return Err(RegistryError::ManifestBlobUnknown(child.clone()));
+                }
+            }
+            pins.add(&stored);
+            store.put(&bytes)?;
+            repository.put_manifest(&stored, &manifest.media_type)?;
+            if let Some(subject) = &manifest.subject {
+                let mut descriptor = json!({
+                    "mediaType": manifest.media_type, "digest": stored, "size": bytes.len(),
+                });
+                if let Some(artifact_type) = &manifest.artifact_type {
+                    descriptor["artifactType"] = json!(artifact_type);
+                }
+                if let Some(annotations) = &manifest.annotations {
+                    descriptor["annotations"] = annotations.clone();
+                }
+                repository.put_referrer(subject, &stored, &descriptor)?;
+            }
+            // Last: a tag never names a manifest that isn't there.
+            if !is_digest {
+                repository.put_tag(&tag, &stored)?;
+            }
+            Ok(())
+        })
+        .await?;
+        let mut headers =
+            vec![("location", format!("/v2/{name}/manifests/{actual}")), ("docker-content-digest", actual)];
+        if let Some(subject) = subject {
+            headers.push(("oci-subject", subject));
+        }
+        with(StatusCode::CREATED, &headers, Body::empty())
+    }
+
+    async fn delete_manifest(&self, name: &str, reference: String) -> Answer {
+        let (store, repository) = (self.store.clone(), Repository::new(&self.store, name));
+        let deleted = blocking(move || {
+            if !repository.exists() {
+                return Err(RegistryError::NameUnknown);
+            }
+            if !reference.contains(':') {
+                return Ok(is_tag(&reference) && repository.delete_tag(&reference)?);
+            }
+            let digest = resolve(&repository, &reference)?;
+            let subject = store
+                .read(&digest, MANIFEST_BYTES_MAX as u64)
+                .ok()
+                .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok())
+                .and_then(|manifest| manifest["subject"]["digest"].as_str().map(str::to_owned))
+                .filter(|subject| is_sha256(subject));
+            Ok(repository.delete_manifest(&digest, subject.as_deref())?)
+        })
+        .await?;
+        if deleted { with(StatusCode::ACCEPTED, &[], Body::empty()) } else { Err(RegistryError::ManifestUnknown) }
+    }
+
+    async fn begin_upload(&self, name: &str, query: Option<&str>, body: Body) -> Answer {
+        if let (Some(digest), from) = (parameter(query, "mount"), parameter(query, "from")) {
+            let (store, target) = (self.store.clone(), Repository::new(&self.store, name));
+            let (wanted, now) = (digest.clone(), self.env.now());
+            let mounted = blocking(move || {
+                let _linking = store.linking();
+                let pins = store.pins();
+                pins.add(&wanted);
+                // Without `from` any repository would do, but one must be named, so that a mount proves nothing about
+                // repositories that the client does not know.
+                let source = from.filter(|from| crate::reference::is_repository(from) && from.len() <= 255);
+                let source = source.map(|from| Repository::new(&store, &from));
+                let there = is_sha256(&wanted)
+                    && source.is_some_and(|source| source.has_blob(&wanted))
+                    && store.size(&wanted).is_some();
+                if there {
+                    target.link_blob(&wanted, now)?;
+                }
+                Ok(there)
+            })
+            .await?;
+            if mounted {
+                let headers = [("location", format!("/v2/{name}/blobs/{digest}")), ("docker-content-digest", digest)];
+                return with(StatusCode::CREATED, &headers, Body::empty());
+            }
+        }
+        let id = self.uploads.begin(&self.store, name)?;
+        if parameter(query, "digest").is_some() {
+            return self.finish_upload(name, &id, query, &HeaderMap::new(), body).await;
+        }
+        let headers = [
+            ("location", location(name, &id)),
+            ("range", "0-0".to_owned()),
+            ("docker-upload-uuid", id),
+            ("content-length", "0".to_owned()),
+        ];
+        with(StatusCode::ACCEPTED, &headers, Body::empty())
+    }
+
+    async fn upload_status(&self, name: &str, id: &str) -> Answer {
+        let upload = self.uploads.find(name, id)?;
+        let upload = upload.lock().await;
+        let bytes = upload.as_ref().ok_or(RegistryError::UploadUnknown)?.writer.len();
+        let headers =
+            [("location", location(name, id)), ("range", upload_range(bytes)), ("docker-upload-uuid", id.to_owned())];
+        with(StatusCode::NO_CONTENT, &headers, Body::empty())
+    }
+
+    /// Appends a request's body; what came before a broken connection stays.
+    async fn append(
+        &self,
+        upload: &mut Option<uploads::Upload>,
+        (name, id): (&str, &str),
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<(), RegistryError> {
+        let range = match headers.get(header::CONTENT_RANGE) {
+            Some(value) => Some(
+                value
+                    .to_str()
+                    .ok()
+                    .and_then(chunk_range)
+                    .ok_or_else(|| RegistryError::UploadInvalid("Content-Range must be START-END".into()))?,
+            ),
+            None => None,
+        };
+        let offset = upload.as_ref().ok_or(RegistryError::UploadUnknown)?.writer.len();
+        if range.is_some_and(|(start, _)| start != offset) {
+            return Err(RegistryError::ChunkOutOfOrder { offset, location: location(name, id) });
+        }
+        let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+        if let (Some((start, end)), Some(length)) = (range, announced)
+            && (end - start).checked_add(1) != Some(length)
+        {
+            return Err(RegistryError::SizeInvalid("Content-Range and Content-Length differ".into()));
+        }
+        let mut stream = body.into_data_stream();
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|error| RegistryError::UploadInvalid(error.to_string()))?;
+            let mut taken = upload.take().ok_or(RegistryError::UploadUnknown)?;
+            let written = tokio::task::spawn_blocking(move || {
+                let result = taken.writer.write(&chunk);
+                (taken, result)
+            })
+            .await;
+            let (back, result) = written.map_err(|error| RegistryError::Io(std::io::Error::other(error)))?;
+            *upload = Some(back);
+            result?;
+        }
+        Ok(())
+    }
+
+    async fn patch_upload(&self, name: &str, id: &str, headers: &HeaderMap, body: Body) -> Answer {
+        let session = self.uploads.find(name, id)?;
+        let mut upload = session.lock().await;
+        self.append(&mut upload, (name, id), headers, body).await?;
+        let bytes = upload.as_ref().map_or(0, |upload| upload.writer.len());
+        let headers = [
+            ("location", location(name, id)),
+            ("range", upload_range(bytes)),
+            ("docker-upload-uuid", id.to_owned()),
+            ("content-length", "0".to_owned()),
+        ];
+        with(StatusCode::ACCEPTED, &headers, Body::empty())
+    }
+
+    async fn finish_upload(
+        &self,
+        name: &str,
+        id: &str,
+        query: Option<&str>,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Answer {
+        let digest = parameter(query, "digest").filter(|digest| is_sha256(digest));
+        let session = self.uploads.find(name, id)?;
+        let mut upload = session.lock().await;
+        let digest = digest.ok_or_else(|| RegistryError::DigestInvalid("the digest parameter".into()))?;
+        self.append(&mut upload, (name, id), headers, body).await?;
+        let writer = upload.take().ok_or(RegistryError::UploadUnknown)?.writer;
+        // From here the session is over, whether the digest fits or not: its bytes can't be taken back.
+        self.uploads.end(id);
+        let (store, repository, wanted) = (self.store.clone(), Repository::new(&self.store, name), digest.clone());
+        let now = self.env.now();
+        blocking(move || {
+            let _linking = store.linking();
+            let pins = store.pins();
+            pins.add(&wanted);
+            writer.commit(&store, &wanted)?;
+            Ok(repository.link_blob(&wanted, now)?)
+        })
+        .await?;
+        let headers = [
+            ("location", format!("/v2/{name}/blobs/{digest}")),
+            ("docker-content-digest", digest),
+            ("content-length", "0".to_owned()),
+        ];
+        with(StatusCode::CREATED, &headers, Body::empty())
+    }
+}
+
+fn resolve(repository: &Repository, reference: &str) -> Result<String, RegistryError> {
+    if reference.contains(':') {
+        return if is_sha256(reference) {
+            Ok(reference.to_owned())
+        } else {
+            Err(RegistryError::DigestInvalid(reference.chars().take(150).collect()))
+        };
+    }
+    if !is_tag(reference) {
+        return Err(RegistryError::ManifestUnknown);
+    }
+    repository.tag(reference)?.ok_or(RegistryError::ManifestUnknown)
+}
+
+/// What of a manifest the registry needs to know.
+struct Manifest {
+    media_type: String,
+    artifact_type: Option<String>,
+    annotations: Option<Value>,
+    subject: Option<String>,
+    blobs: Vec<String>,
+    manifests: Vec<String>,
+}
+
+fn check_manifest(manifest: &Value, media_type: Option<&str>) -> Result<Manifest, RegistryError> {
+    let bad = |why: &str| RegistryError::ManifestInvalid(why.to_owned());
+    let object = manifest.as_object().ok_or_else(|| bad("not an object"))?;
+    let own = object.get("mediaType").map(|value| value.as_str().ok_or_else(|| bad("mediaType is no text")));
+    let own = own.transpose()?;
+    let index = object.contains_key("manifests");
+    if !index && !object.contains_key("config") && !object.contains_key("layers") {
+        return Err(bad("neither an image nor an index"));
+    }
+    if let (Some(own), Some(sent)) = (own, media_type)
+        && own != sent
+    {
+        return Err(bad("mediaType and Content-Type differ"));
+    }
+    let media_type = media_type.or(own).unwrap_or(if index { OCI_INDEX } else { OCI_MANIFEST }).to_owned();
+    if media_type.len() > MEDIA_TYPE_BYTES_MAX {
+        return Err(bad("the media type is too long"));
+    }
+    let digest_of = |descriptor: &Value| -> Result<String, RegistryError> {
+        let digest = descriptor["digest"].as_str().ok_or_else(|| bad("a descriptor without a digest"))?;
+        if is_sha256(digest) { Ok(digest.to_owned()) } else { Err(bad("a digest that is not sha256")) }
+    };
+    let list = |key: &str| -> Result<Vec<String>, RegistryError> {
+        match object.get(key) {
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Array(items)) => items.iter().map(digest_of).collect(),
+            Some(_) => Err(bad("a list of descriptors is no list")),
+        }
+    };
+    let mut blobs = list("layers")?;
+    if let Some(config) = object.get("config") {
+        blobs.push(digest_of(config)?);
+    } else if !index {
+        return Err(bad("no config"));
+    }
+    let subject = object.get("subject").filter(|subject| !subject.is_null()).map(digest_of).transpose()?;
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+    let artifact_type = text(object.get("artifactType"))
+        .or_else(|| text(object.get("config").and_then(|config| config.get("mediaType"))));
+    let annotations = object.get("annotations").filter(|annotations| annotations.is_object()).cloned();
+    Ok(Manifest { media_type, artifact_type, annotations, subject, blobs, manifests: list("manifests")? })
+}

@@ -1,0 +1,131 @@
+//! What a module imports and exports, read from its binary: parsed and validated, never compiled, so that looking at an
+//! untrusted file costs no more than reading it.
+
+use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
+
+use super::load::{CodeKind, LoadError};
+
+/// What a module imports and exports, without running it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// A component (WASI 0.2) or a core module (preview 1).
+    pub component: bool,
+    /// Names of imports, in the module's order.
+    pub imports: Vec<String>,
+    /// Names of exports.
+    pub exports: Vec<String>,
+}
+
+/// Reads a module's imports and exports for `coracle push`. Linear in the module's size.
+///
+/// # Errors
+/// Not a module, or not a valid one.
+pub fn inspect(bytes: &[u8]) -> Result<Inspection, LoadError> {
+    let kind = CodeKind::of(bytes)?;
+    let invalid = |error: wasmparser::BinaryReaderError| LoadError::Invalid(error.to_string());
+    // Every feature: whether a node offers one is for the node to say.
+    Validator::new_with_features(WasmFeatures::all()).validate_all(bytes).map_err(invalid)?;
+    let mut found = Inspection { component: kind == CodeKind::Component, imports: Vec::new(), exports: Vec::new() };
+    let mut depth = 0_u32;
+    for payload in Parser::new(0).parse_all(bytes) {
+        match payload.map_err(invalid)? {
+            Payload::Version { encoding, .. } => {
+                debug_assert!(depth > 0 || (encoding == Encoding::Component) == found.component);
+                depth += 1;
+            }
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            // Of the outermost alone: what lies within is its own affair.
+            _ if depth != 1 => {}
+            Payload::ImportSection(section) => {
+                for import in section.into_imports() {
+                    found.imports.push(import.map_err(invalid)?.module.to_owned());
+                }
+            }
+            Payload::ExportSection(section) => {
+                for export in section {
+                    found.exports.push(export.map_err(invalid)?.name.to_owned());
+                }
+            }
+            Payload::ComponentImportSection(section) => {
+                for import in section {
+                    let import = import.map_err(invalid)?;
+                    // Types are satisfied by the instances that bring them.
+                    if !matches!(import.ty, wasmparser::ComponentTypeRef::Type(_)) {
+                        found.imports.push(import.name.name.to_owned());
+                    }
+                }
+            }
+            Payload::ComponentExportSection(section) => {
+                for export in section {
+                    found.exports.push(export.map_err(invalid)?.name.name.to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+    if !found.component {
+        found.imports.dedup();
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(name: &str) -> Vec<u8> {
+        let path = format!("{}/../../sample-workloads/bin/{name}.wasm", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn a_sample_component_and_a_core_module() {
+        let hello = inspect(&sample("hello")).unwrap();
+        assert!(hello.component && hello.exports.iter().any(|name| name.starts_with("wasi:http/incoming-handler@")));
+        assert!(hello.imports.iter().any(|name| name.starts_with("wasi:http/types@")), "{hello:?}");
+        let crash = inspect(&sample("crash")).unwrap();
+        assert!(!crash.component && crash.exports.contains(&"_start".to_owned()), "{crash:?}");
+        assert_eq!(crash.imports, ["wasi_snapshot_preview1"]);
+    }
+
+    #[test]
+    fn only_the_outermost_counts() {
+        let text = r#"(component
+            (component $inner (import "hidden" (func)) (export "inside" (func 0)))
+            (core module (import "env" "f" (func)) (func (export "core")))
+            (import "acme:a/b@1.2.0" (instance))
+            (import "t" (type (sub resource)))
+            (import "f" (func $f))
+            (export "g" (func $f)))"#;
+        let found = inspect(&wat::parse_str(text).unwrap()).unwrap();
+        assert_eq!(found.imports, ["acme:a/b@1.2.0", "f"]);
+        assert_eq!(found.exports, ["g"]);
+    }
+
+    #[test]
+    fn what_is_cut_or_invalid_is_refused() {
+        let whole = sample("hello");
+        for cut in [8, 100, whole.len() / 2, whole.len() - 1] {
+            // A component's preamble alone is a valid, empty component.
+            assert_eq!(inspect(&whole[..cut]).is_err(), cut > 8, "{cut}");
+        }
+        let untyped =
+            wat::parse_str("(module (func (export \"_start\") (drop (i32.add (i64.const 1) (i32.const 2)))))");
+        let error = inspect(&untyped.unwrap()).unwrap_err().to_string();
+        assert!(error.starts_with("not a valid module: ") && error.contains("type mismatch"), "{error}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200), at in 0usize..60_000) {
+            let _ = inspect(&[b"\0asm\x0d\0\x01\0", &bytes[..]].concat());
+            let _ = inspect(&[b"\0asm\x01\0\0\0", &bytes[..]].concat());
+            // A real one with bytes changed in its middle.
+            let mut changed = sample("hello");
+            let at = at.min(changed.len());
+            let end = (at + bytes.len()).min(changed.len());
+            changed[at..end].copy_from_slice(&bytes[..end - at]);
+            let _ = inspect(&changed);
+        }
+    }
+}

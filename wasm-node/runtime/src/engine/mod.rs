@@ -1,0 +1,289 @@
+//! Everything that names wasmtime: engines, compilation, pre-instantiation, limits, running.
+//!
+//! [`Engine`] is one per process. It compiles modules at pull ([`Engine::compile`]), loads each once per digest and
+//! metering ([`Engine::load`]), and makes [`Container`]s of them, which share code and differ in limits and context, and
+//! in what they may import by the grants of their pods.
+//! A container either runs to its end ([`Container::run`]) or serves HTTP ([`Container::serve`]); between requests a
+//! server has no instance. Guests run on threads of their own ([`Engine::guest_runtime`]); the data plane should run
+//! there too, as a request is then handed over without changing threads.
+
+mod admission;
+mod aot;
+mod body;
+mod command;
+mod compile;
+pub(crate) mod container;
+pub(crate) mod cpu;
+mod epoch;
+mod inspect;
+pub mod ledger;
+pub(crate) mod limits;
+mod load;
+mod runtime;
+mod server;
+mod settings;
+mod slots;
+pub(crate) mod state;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use machinery::descriptors::{Class, Descriptors};
+use machinery::env::Env;
+use tokio::runtime::Handle;
+
+pub use admission::NodeCall;
+pub use command::{Admitted, Outcome, OutcomeReason, StopSignal};
+pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, MODULE_BYTES_MAX, compile_worker};
+pub use container::{Container, ContainerSpec, LogSink, Preopen, Stats, StdStream};
+pub use inspect::{Inspection, inspect};
+pub use limits::{CONCURRENCY_DEFAULT, Limits, REQUEST_TIMEOUT_DEFAULT};
+pub use load::{Kind, LoadError, Loaded};
+pub use server::{HttpServer, Trial};
+
+use epoch::Ticker;
+use ledger::{Ledger, Resource};
+use runtime::GuestRuntime;
+use slots::Slots;
+
+use crate::host::Grants;
+use crate::host::disk::NodeDisk;
+
+/// The runtime that is built in (a test holds it against Cargo.lock).
+pub const WASMTIME_VERSION: &str = "48.0.8";
+
+/// Which engine a container needs: fuel metering is a setting of a whole engine and costs 26 to 45 %.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Metering {
+    /// Epochs only: the default.
+    Epochs,
+    /// Epochs and fuel: for containers with a `fuel.coracle.dev/` annotation.
+    Fuel,
+}
+
+/// What an [`Engine`] is made from.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Where compiled modules are kept (made with mode 0700, trusted by later starts of this node).
+    pub cache_dir: PathBuf,
+    /// Threads for guests; usually the number of cores.
+    pub threads: usize,
+    /// All memory that guests of this process may hold together; over it the growing container is OOM-killed.
+    pub memory_max_bytes: u64,
+    /// How to start the compiler process ([`compile_worker`]); none = compile on threads of this process, where a
+    /// module that compiles for minutes can be given up but not stopped.
+    pub compile_process: Option<CompileProcess>,
+    /// What each compilation may take.
+    pub compile_bounds: CompileBounds,
+}
+
+/// Why an engine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// wasmtime refused the settings.
+    #[error("wasmtime: {0}")]
+    Wasmtime(String),
+    /// Threads or the cache folder could not be made.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being made.
+        what: &'static str,
+        /// The system's error.
+        source: std::io::Error,
+    },
+}
+
+/// The engine of a process, cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+/// A wasmtime engine with what its guests may import.
+pub(crate) struct Linked {
+    pub(crate) wasmtime: wasmtime::Engine,
+    pub(crate) core_linker: wasmtime::Linker<state::CoreState>,
+    /// By grants: a guest finds what its pod was granted, and nothing else. Few ever differ.
+    component_linkers: Mutex<Vec<(Grants, Arc<ComponentLinker>)>>,
+}
+
+type ComponentLinker = wasmtime::component::Linker<state::ComponentState>;
+
+/// The engines of one metering. Their compiled code is the same.
+pub(crate) struct Metered {
+    /// For servers: an instance for each request, from a pool.
+    pub(crate) pooled: Arc<Linked>,
+    /// For commands: each holds what it takes for as long as it runs, so none of it is the pool's.
+    pub(crate) on_demand: Arc<Linked>,
+    pub(crate) fingerprint: String,
+    /// What requests may take of the pool.
+    pub(crate) requests: Arc<Slots>,
+    /// The rest of it: for the node's own calls.
+    pub(crate) node_calls: Arc<Slots>,
+}
+
+struct Inner {
+    env: Env,
+    epochs: Arc<Metered>,
+    fuel: OnceLock<Result<Arc<Metered>, String>>,
+    ticker: Ticker,
+    runtime: GuestRuntime,
+    /// Commands of all engines: what they take is the process's.
+    commands: Arc<Slots>,
+    ledger: Arc<Ledger>,
+    disk: Arc<NodeDisk>,
+    compiler: compile::Compiler,
+    cache: aot::Cache,
+    loaded: Mutex<HashMap<(String, Metering), Weak<Loaded>>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Makes the engine, its threads and its cache folder.
+    pub fn new(config: EngineConfig, env: Env) -> Result<Self, EngineError> {
+        let ticker = Ticker::start().map_err(|source| EngineError::Io { what: "starting the ticker", source })?;
+        let wrong = |error: wasmtime::Error| EngineError::Wasmtime(format!("{error:#}"));
+        let (epochs, live) = Metered::new(Metering::Epochs, &ticker).map_err(wrong)?;
+        let runtime = GuestRuntime::start(config.threads)
+            .map_err(|source| EngineError::Io { what: "starting guest threads", source })?;
+        let cache = aot::Cache::open(config.cache_dir)
+            .map_err(|source| EngineError::Io { what: "making the folder of compiled modules", source })?;
+        let ledger = Ledger::node();
+        ledger.set_limit(Resource::Memory, config.memory_max_bytes);
+        ledger.set_limit(Resource::Descriptors, Descriptors::process().max(Class::Guests) as u64);
+        let inner = Inner {
+            disk: NodeDisk::new(&env, &ledger),
+            compiler: compile::Compiler::new(config.compile_process, config.compile_bounds, &env),
+            env,
+            epochs: Arc::new(epochs),
+            fuel: OnceLock::new(),
+            ticker,
+            runtime,
+            commands: Slots::new(settings::commands(live)),
+            ledger,
+            cache,
+            loaded: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The threads that guests run on. Run the data plane here too.
+    #[must_use]
+    pub fn guest_runtime(&self) -> &Handle {
+        self.inner.runtime.handle()
+    }
+
+    /// Bytes that all guests of this process hold now.
+    #[must_use]
+    pub fn memory_used_bytes(&self) -> u64 {
+        self.inner.ledger.used(Resource::Memory)
+    }
+
+    /// What all guests of this process hold. Its limits may be changed while they run.
+    #[must_use]
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.inner.ledger
+    }
+
+    /// A ledger for one pod's containers.
+    #[must_use]
+    pub fn pod_ledger(&self) -> Arc<Ledger> {
+        Ledger::pod(&self.inner.ledger)
+    }
+
+    pub(crate) fn on_guest_thread(&self) -> bool {
+        self.inner.runtime.is_current()
+    }
+
+    pub(crate) fn ticker(&self) -> &Ticker {
+        &self.inner.ticker
+    }
+
+    pub fn env(&self) -> &Env {
+        &self.inner.env
+    }
+
+    pub(crate) fn commands(&self) -> &Arc<Slots> {
+        &self.inner.commands
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<NodeDisk> {
+        &self.inner.disk
+    }
+
+    pub(crate) fn metered(&self, metering: Metering) -> Result<&Arc<Metered>, LoadError> {
+        match metering {
+            Metering::Epochs => Ok(&self.inner.epochs),
+            Metering::Fuel => self
+                .inner
+                .fuel
+                .get_or_init(|| {
+                    let made = Metered::new(Metering::Fuel, &self.inner.ticker);
+                    made.map(|(engine, _)| Arc::new(engine)).map_err(|error| format!("{error:#}"))
+                })
+                .as_ref()
+                .map_err(|error| LoadError::Engine(error.clone())),
+        }
+    }
+
+    /// A loaded module that is still in use.
+    fn shared(&self, key: &(String, Metering)) -> Option<Arc<Loaded>> {
+        self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner).get(key)?.upgrade()
+    }
+
+    /// Whether some container lives of this module.
+    fn has_loaded(&self, digest: &str) -> bool {
+        [Metering::Epochs, Metering::Fuel].iter().any(|metering| self.shared(&(digest.to_owned(), *metering)).is_some())
+    }
+
+    fn share(&self, key: (String, Metering), loaded: &Arc<Loaded>) {
+        let mut all = self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, loaded| loaded.strong_count() > 0);
+        all.insert(key, Arc::downgrade(loaded));
+    }
+}
+
+impl Metered {
+    /// The engines, and how many instances the pool has.
+    fn new(metering: Metering, ticker: &Ticker) -> wasmtime::Result<(Self, u32)> {
+        let (pooled, live) = settings::engine(metering)?;
+        let on_demand = settings::on_demand(metering)?;
+        ticker.add(pooled.weak());
+        ticker.add(on_demand.weak());
+        let (node_calls, requests) = settings::shares(live);
+        let metered = Self {
+            fingerprint: settings::fingerprint(&pooled),
+            pooled: Arc::new(Linked::new(pooled)?),
+            on_demand: Arc::new(Linked::new(on_demand)?),
+            requests: Slots::new(requests),
+            node_calls: Slots::new(node_calls),
+        };
+        Ok((metered, live))
+    }
+}
+
+impl Linked {
+    fn new(wasmtime: wasmtime::Engine) -> wasmtime::Result<Self> {
+        let core_linker = crate::host::core_linker(&wasmtime)?;
+        Ok(Self { wasmtime, core_linker, component_linkers: Mutex::default() })
+    }
+
+    /// What a component with these grants may import.
+    pub(crate) fn component_linker(&self, grants: &Grants) -> wasmtime::Result<Arc<ComponentLinker>> {
+        let mut known = self.component_linkers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, linker)) = known.iter().find(|(of, _)| of == grants) {
+            return Ok(linker.clone());
+        }
+        let linker = Arc::new(crate::host::component_linker(&self.wasmtime, grants)?);
+        known.push((grants.clone(), linker.clone()));
+        Ok(linker)
+    }
+}

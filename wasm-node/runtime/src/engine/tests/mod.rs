@@ -1,0 +1,138 @@
+//! The engine against real and hostile modules: the samples, and modules written as text here.
+
+mod commands;
+mod compiler;
+mod files;
+mod guest;
+mod servers;
+mod sharing;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use http_body_util::{BodyExt, Empty, Full};
+use machinery::env::Env;
+use machinery::net::{Body, Caller, Dial};
+
+use super::*;
+use oci_registry::blobs::digest;
+
+/// Keeps what a guest wrote.
+#[derive(Default)]
+pub(super) struct Log(Mutex<Vec<u8>>);
+
+impl Log {
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl LogSink for Log {
+    fn write(&self, _stream: StdStream, bytes: &[u8]) {
+        let mut log = self.0.lock().unwrap();
+        // Bounded, as the real one is.
+        if log.len() < 1 << 20 {
+            log.extend_from_slice(bytes);
+        }
+    }
+}
+
+pub(super) struct Bench {
+    pub(super) engine: Engine,
+    pub(super) dir: tempfile::TempDir,
+}
+
+impl Bench {
+    /// Compiled modules are kept beside the test program: an unoptimized compiler takes seconds for each sample.
+    pub(super) fn new() -> Self {
+        let program = std::env::current_exe().unwrap();
+        Self::with_cache(tempfile::tempdir().unwrap(), program.with_file_name("coracle-test-artifacts"))
+    }
+
+    pub(super) fn with_own_cache() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let cache_dir = dir.path().join("compiled");
+        Self::with_cache(dir, cache_dir)
+    }
+
+    fn with_cache(dir: tempfile::TempDir, cache_dir: PathBuf) -> Self {
+        Self::with(dir, cache_dir, None, CompileBounds::default())
+    }
+
+    pub(super) fn with(
+        dir: tempfile::TempDir,
+        cache_dir: PathBuf,
+        compile_process: Option<CompileProcess>,
+        compile_bounds: CompileBounds,
+    ) -> Self {
+        let config = EngineConfig { cache_dir, threads: 2, memory_max_bytes: 1 << 30, compile_process, compile_bounds };
+        Self { engine: Engine::new(config, Env::real()).unwrap(), dir }
+    }
+
+    pub(super) async fn load_bytes(&self, bytes: &[u8], metering: Metering) -> Result<Arc<Loaded>, LoadError> {
+        let path = self.dir.path().join("module.wasm");
+        std::fs::write(&path, bytes).unwrap();
+        self.engine.load(&digest(bytes), &path, metering, "default").await
+    }
+
+    pub(super) async fn load_text(&self, text: &str, metering: Metering) -> Result<Arc<Loaded>, LoadError> {
+        self.load_bytes(&wat::parse_str(text).unwrap(), metering).await
+    }
+
+    pub(super) async fn load_sample(&self, name: &str, metering: Metering) -> Arc<Loaded> {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../../sample-workloads/bin/{name}.wasm"));
+        self.load_bytes(&std::fs::read(path).unwrap(), metering).await.unwrap()
+    }
+
+    pub(super) fn container(
+        &self,
+        loaded: Arc<Loaded>,
+        change: impl FnOnce(&mut ContainerSpec),
+    ) -> (Container, Arc<Log>) {
+        let log = Arc::new(Log::default());
+        let mut spec = self.spec();
+        spec.log = log.clone();
+        change(&mut spec);
+        (self.engine.container(loaded, spec).unwrap(), log)
+    }
+
+    pub(super) fn spec(&self) -> ContainerSpec {
+        ContainerSpec {
+            name: "default/test/test".into(),
+            argv: vec!["test".into()],
+            env: Vec::new(),
+            cwd: None,
+            preopens: Vec::new(),
+            limits: Limits::default(),
+            grants: crate::host::Grants::default(),
+            log: Arc::new(Log::default()),
+            pod: self.engine.pod_ledger(),
+            caller: Caller { node: "n".into(), namespace: "default".into(), pod: "test".into(), ip: None },
+            dial: None,
+        }
+    }
+}
+
+pub(super) fn get(path: &str) -> http::Request<Body> {
+    let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+    http::Request::get(format!("http://test.default{path}")).body(body).unwrap()
+}
+
+pub(super) fn post(path: &str, body: impl Into<bytes::Bytes>) -> http::Request<Body> {
+    let body = Full::new(body.into()).map_err(|never| match never {}).boxed_unsync();
+    http::Request::post(format!("http://test.default{path}")).body(body).unwrap()
+}
+
+pub(super) async fn text(response: http::Response<Body>) -> Result<String, machinery::net::BoxError> {
+    let bytes = response.into_body().collect().await?.to_bytes();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+pub(super) fn reason(response: &http::Response<Body>) -> (u16, &str) {
+    let reason = response.headers().get("coracle-reason").and_then(|value| value.to_str().ok());
+    (response.status().as_u16(), reason.unwrap_or_default())
+}
+
+pub(super) fn dial(dial: impl Dial + 'static) -> Option<Arc<dyn Dial>> {
+    Some(Arc::new(dial))
+}

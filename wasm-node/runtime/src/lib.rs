@@ -1,0 +1,11 @@
+//! The container runtime: WebAssembly modules compiled, bounded and run. The only crate that names wasmtime, and the
+//! only one of the node with `unsafe` code.
+//!
+//! - [`engine`]: compiling, limits, running commands, serving HTTP.
+//! - [`host`]: the one table of host interfaces that guests may import.
+//!
+//! Absent on purpose: Kubernetes (a pod, a probe or an image's name), and sockets of a guest's own.
+
+pub mod engine;
+pub mod flights;
+pub mod host;
