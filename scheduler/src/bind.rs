@@ -7,17 +7,30 @@ use machinery::client::api::{ApiClient, PatchType};
 use machinery::runtime::{Kind, Pod};
 use serde_json::{Value, json};
 
-/// Binds a pod to a node.
+use crate::plugins::PreBindPatch;
+
+/// Binds a pod to a node, once the patches of plugins before it are written.
 ///
 /// # Errors
-/// When the server refused or did not answer.
-pub async fn bind(client: &ApiClient, pod: &ObjectKey, uid: &str, node: &str) -> Result<(), kube::Error> {
+/// When the server refused or did not answer; in upstream's words.
+pub async fn bind(
+    client: &ApiClient,
+    first: Vec<(&'static str, PreBindPatch)>,
+    pod: &ObjectKey,
+    uid: &str,
+    node: &str,
+) -> Result<(), String> {
+    for (plugin, PreBindPatch { kind, key, subresource, patch_type, patch }) in first {
+        let written = client.patch::<Value>(&kind, &key, subresource, patch_type, &patch).await;
+        written.map_err(|error| format!("running PreBind plugin {plugin:?}: {error}"))?;
+    }
     let binding = json!({
         "apiVersion": "v1", "kind": "Binding",
         "metadata": {"namespace": pod.namespace, "name": pod.name, "uid": uid},
         "target": {"kind": "Node", "name": node},
     });
-    client.post::<Value>(&Kind::of::<Pod>(), pod, "binding", &binding).await.map(drop)
+    let bound = client.post::<Value>(&Kind::of::<Pod>(), pod, "binding", &binding).await;
+    bound.map(drop).map_err(|error| format!("binding rejected: {error}"))
 }
 
 /// The `PodScheduled` condition to write; none where it stands there already. Pure.
@@ -50,13 +63,28 @@ pub fn condition(
     Some(condition)
 }
 
-/// Writes a condition.
+/// What a pod's status shall say of a decision that found no node.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Report {
+    /// The condition; none where it stands there already.
+    pub condition: Option<Value>,
+    /// `status.nominatedNodeName`.
+    pub nominated: Option<String>,
+}
+
+/// Writes what a status shall say.
 ///
 /// # Errors
 /// When the server refused or did not answer.
-pub async fn report(client: &ApiClient, pod: &ObjectKey, uid: &str, condition: Value) -> Result<(), kube::Error> {
+pub async fn report(client: &ApiClient, pod: &ObjectKey, uid: &str, report: Report) -> Result<(), kube::Error> {
     // The uid: a pod that was made again under the same name is another one.
-    let patch = json!({"metadata": {"uid": uid}, "status": {"conditions": [condition]}});
+    let mut patch = json!({"metadata": {"uid": uid}, "status": {}});
+    if let Some(condition) = report.condition {
+        patch["status"]["conditions"] = json!([condition]);
+    }
+    if let Some(node) = report.nominated {
+        patch["status"]["nominatedNodeName"] = node.into();
+    }
     let kind = Kind::of::<Pod>();
     client.patch::<Value>(&kind, pod, Some("status"), PatchType::Strategic, &patch).await.map(drop)
 }

@@ -1,11 +1,11 @@
 //! The decision: which node a pod goes to, or why it goes nowhere. Pure: the same snapshot, pod, start and seed give the
 //! same answer.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use crate::diagnosis::Diagnosis;
 use crate::node::NodeInfo;
-use crate::plugins::{Cycle, Filter, PreFilterResult, Profile, Reasons, Refusal};
+use crate::plugins::{Cycle, Filters, PostFilterResult, Profile};
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
 
@@ -30,6 +30,8 @@ pub enum Decision {
         message: String,
         /// The plugins that refused; none: there was no node.
         refused_by: BTreeSet<&'static str>,
+        /// The node on which room is being made for it.
+        nominated: Option<String>,
     },
 }
 
@@ -43,104 +45,11 @@ pub fn num_feasible_nodes(nodes: usize) -> usize {
     (nodes * percent / 100).max(FEASIBLE_NODES_MIN)
 }
 
-/// Counts why nodes were refused.
-#[derive(Default)]
-struct Diagnosis {
-    /// Fixed sentences, found by their address: there are few.
-    known: Vec<(&'static str, usize)>,
-    made: BTreeMap<Cow<'static, str>, usize>,
-    unresolvable: usize,
-    others: usize,
-    refused_by: BTreeSet<&'static str>,
-}
-
-impl Diagnosis {
-    fn count(&mut self, plugin: &'static str, refusal: Refusal) {
-        if !self.refused_by.contains(plugin) {
-            self.refused_by.insert(plugin);
-        }
-        match refusal.reasons {
-            Reasons::One(reason) => match self.known.iter_mut().find(|(known, _)| std::ptr::eq(*known, reason)) {
-                Some((_, count)) => *count += 1,
-                None => self.known.push((reason, 1)),
-            },
-            Reasons::Many(reasons) => {
-                for reason in reasons {
-                    *self.made.entry(reason).or_default() += 1;
-                }
-            }
-        }
-        if refusal.unresolvable {
-            self.unresolvable += 1;
-        } else {
-            self.others += 1;
-        }
-    }
-
-    /// Upstream's sentence, with what preemption has to say.
-    fn message(&self, nodes: usize, pod: &PodInfo) -> String {
-        let sentence = |counts: Vec<(usize, &str)>| {
-            let mut parts: Vec<String> = counts.iter().map(|(count, reason)| format!("{count} {reason}")).collect();
-            parts.sort();
-            format!("0/{nodes} nodes are available: {}.", parts.join(", "))
-        };
-        let mut reasons: BTreeMap<&str, usize> = self.made.iter().map(|(reason, count)| (&**reason, *count)).collect();
-        for (reason, count) in &self.known {
-            *reasons.entry(reason).or_default() += count;
-        }
-        let why = sentence(reasons.into_iter().map(|(reason, count)| (count, reason)).collect());
-        let preemption = if pod.wants.never_preempts {
-            "not eligible due to preemptionPolicy=Never.".to_owned()
-        } else {
-            let counts = [
-                (self.others, "No preemption victims found for incoming pod"),
-                (self.unresolvable, "Preemption is not helpful for scheduling"),
-            ];
-            sentence(counts.into_iter().filter(|(count, _)| *count > 0).collect())
-        };
-        format!("{why} no new claims to deallocate, preemption: {preemption}")
-    }
-}
-
-/// What the plugins have to say before nodes are tried.
-struct Filters<'a> {
-    filters: Vec<(&'static str, Box<dyn Filter + 'a>)>,
-    /// Only these are tried, by this plugin's will.
-    only: Option<(&'static str, BTreeSet<&'a str>)>,
-}
-
-impl<'a> Filters<'a> {
-    /// Or the plugin that says that the pod can go nowhere, and why.
-    fn of(cycle: Cycle<'a>, profile: &Profile) -> Result<Self, (&'static str, String)> {
-        let mut this = Self { filters: Vec::new(), only: None };
-        for (plugin, _) in &profile.plugins {
-            match (plugin.filter)(cycle) {
-                PreFilterResult::Skip => {}
-                PreFilterResult::Unschedulable(why) => return Err((plugin.name, why)),
-                PreFilterResult::Nodes(names, filter) => {
-                    this.only = Some((plugin.name, names));
-                    this.filters.push((plugin.name, filter));
-                }
-                PreFilterResult::Filter(filter) => this.filters.push((plugin.name, filter)),
-            }
-        }
-        Ok(this)
-    }
-
-    fn check(&self, node: &NodeInfo) -> Result<(), (&'static str, Refusal)> {
-        if let Some((plugin, _)) = self.only.as_ref().filter(|(_, names)| !names.contains(node.name())) {
-            let reason = format!("node(s) didn't satisfy plugin(s) [{plugin}]").into();
-            return Err((plugin, Refusal { reasons: Reasons::Many(vec![reason]), unresolvable: true }));
-        }
-        self.filters.iter().try_for_each(|(plugin, filter)| filter.check(node).map_err(|refusal| (*plugin, refusal)))
-    }
-}
-
 /// Decides. `start` is where in the order of nodes to begin; `seed` chooses among equals.
 #[must_use]
 pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usize, seed: u64) -> Decision {
     let nodes = snapshot.node_count();
-    let nowhere = |message: String, refused_by| Decision::Nowhere { message, refused_by };
+    let nowhere = |message: String, refused_by| Decision::Nowhere { message, refused_by, nominated: None };
     if nodes == 0 {
         return nowhere("no nodes available to schedule pods".into(), BTreeSet::new());
     }
@@ -150,7 +59,7 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usiz
         return nowhere(message, BTreeSet::from([UNSUPPORTED]));
     }
     let cycle = Cycle { pod, snapshot, packing: profile.packing };
-    let filters = match Filters::of(cycle, profile) {
+    let mut filters = match Filters::of(cycle, profile) {
         Ok(filters) => filters,
         Err((plugin, why)) => {
             return nowhere(format!("0/{nodes} nodes are available: {why}."), BTreeSet::from([plugin]));
@@ -163,7 +72,7 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usiz
     for node in snapshot.nodes_from(start) {
         tried += 1;
         match filters.check(node) {
-            Err((plugin, refusal)) => diagnosis.count(plugin, refusal),
+            Err((plugin, refusal)) => diagnosis.count(node.id, plugin, refusal),
             Ok(()) => {
                 feasible.push(node);
                 if feasible.len() >= wanted {
@@ -174,8 +83,28 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usiz
     }
     match best(cycle, profile, &feasible, seed) {
         Some(node) => Decision::Node { name: node.name().to_owned(), tried },
-        None => nowhere(diagnosis.message(nodes, pod), diagnosis.refused_by),
+        None => post_filter(cycle, profile, &mut filters, diagnosis),
     }
+}
+
+/// Asks the plugins whether a pod that fits nowhere can be helped. The first that makes room is the last that is asked.
+fn post_filter<'a>(cycle: Cycle<'a>, profile: &Profile, filters: &mut Filters<'a>, diagnosis: Diagnosis) -> Decision {
+    let (mut said, mut nominated) = (Vec::new(), None);
+    for post_filter in profile.plugins.iter().filter_map(|(plugin, _)| plugin.post_filter) {
+        match post_filter(cycle, filters, &diagnosis) {
+            PostFilterResult::Unschedulable(why) => said.push(why),
+            PostFilterResult::Nominated { node } => {
+                nominated = Some(node);
+                said.clear();
+                break;
+            }
+        }
+    }
+    let mut message = diagnosis.message(cycle.snapshot.node_count());
+    if !said.is_empty() {
+        message = format!("{message} {}", said.join(", "));
+    }
+    Decision::Nowhere { message, refused_by: diagnosis.refused_by, nominated }
 }
 
 /// Stands for fields that ask for something that isn't done: only a change of the pod helps.
@@ -189,7 +118,7 @@ fn best<'a>(cycle: Cycle<'a>, profile: &Profile, feasible: &[&'a NodeInfo], seed
     let mut totals = vec![0i64; feasible.len()];
     let mut scores = vec![0i64; feasible.len()];
     for (plugin, weight) in profile.plugins.iter().filter(|(_, weight)| *weight > 0) {
-        let Some(score) = (plugin.score)(cycle, feasible) else { continue };
+        let Some(score) = plugin.pre_score.and_then(|pre_score| pre_score(cycle, feasible)) else { continue };
         scores.iter_mut().zip(feasible).for_each(|(of, node)| *of = score.score(node));
         score.normalize(feasible, &mut scores);
         for (total, score) in totals.iter_mut().zip(&scores) {

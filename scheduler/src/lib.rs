@@ -9,6 +9,7 @@
 
 pub mod bind;
 pub mod decide;
+pub mod diagnosis;
 pub mod index;
 pub mod metrics;
 pub mod node;

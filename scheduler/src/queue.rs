@@ -1,15 +1,14 @@
 //! Pods that wait for a node: active ones in order, those that back off after a failure, and those that fit nowhere until
 //! something changes that may help them. Pure: time is handed in.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use machinery::api::ObjectKey;
 
+use crate::plugins::Rank;
 use crate::plugins::priority_sort::rank;
-use crate::plugins::{Event, may_fit_after};
 use crate::pod::PodInfo;
 
 /// Back-off after the first failure; doubles.
@@ -49,10 +48,11 @@ enum State {
 type Key = Arc<ObjectKey>;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Queue {
+    rank: fn(&PodInfo, Duration) -> Rank,
     pods: HashMap<Key, Waiting>,
-    active: BTreeSet<((Reverse<i32>, Duration), Key)>,
+    active: BTreeSet<(Rank, Key)>,
     backoff: BTreeSet<(Duration, Key)>,
     unschedulable: BTreeSet<(Duration, Key)>,
 }
@@ -68,12 +68,26 @@ pub struct Depth {
     pub unschedulable: usize,
 }
 
+impl Default for Queue {
+    /// In upstream's order.
+    fn default() -> Self {
+        Self::new(rank)
+    }
+}
+
 impl Queue {
+    /// In the order that a plugin gives.
+    #[must_use]
+    pub fn new(rank: fn(&PodInfo, Duration) -> Rank) -> Self {
+        let (active, backoff, unschedulable) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        Self { rank, pods: HashMap::new(), active, backoff, unschedulable }
+    }
+
     fn leave(&mut self, key: &ObjectKey) {
         let Some(waiting) = self.pods.get(key) else { return };
         match waiting.state {
             State::Active(at) => {
-                self.active.remove(&(rank(waiting.pod.priority, at), waiting.pod.key.clone()));
+                self.active.remove(&((self.rank)(&waiting.pod, at), waiting.pod.key.clone()));
             }
             State::Backoff => {
                 self.backoff.remove(&(waiting.backoff_until, waiting.pod.key.clone()));
@@ -91,7 +105,7 @@ impl Queue {
         waiting.state = state;
         match state {
             State::Active(at) => {
-                self.active.insert((rank(waiting.pod.priority, at), waiting.pod.key.clone()));
+                self.active.insert(((self.rank)(&waiting.pod, at), waiting.pod.key.clone()));
             }
             State::Backoff => {
                 self.backoff.insert((waiting.backoff_until, waiting.pod.key.clone()));
@@ -183,17 +197,11 @@ impl Queue {
         }
     }
 
-    /// Something happened: pods that it may help are tried again. Returns how many.
-    pub fn happened(&mut self, event: &Event<'_>, now: Duration) -> usize {
-        let helped: Vec<Key> = self
-            .unschedulable
-            .iter()
-            .map(|(_, key)| key)
-            .filter(|key| {
-                self.pods.get(*key).is_some_and(|waiting| may_fit_after(event, &waiting.pod, &waiting.refused_by))
-            })
-            .cloned()
-            .collect();
+    /// Something happened: pods that it may help, by what refused them, are tried again. Returns how many.
+    pub fn happened(&mut self, now: Duration, helps: impl Fn(&PodInfo, &BTreeSet<&'static str>) -> bool) -> usize {
+        let waiting = self.unschedulable.iter().filter_map(|(_, key)| self.pods.get_key_value(key));
+        let helped = waiting.filter(|(_, waiting)| helps(&waiting.pod, &waiting.refused_by));
+        let helped: Vec<Key> = helped.map(|(key, _)| key.clone()).collect();
         helped.iter().for_each(|key| self.retry(key, now));
         helped.len()
     }
@@ -234,6 +242,7 @@ impl Queue {
 mod tests {
     use super::*;
     use crate::node::NodeInfo;
+    use crate::plugins::{Event, Profile};
 
     fn pod(name: &str, priority: i32) -> Arc<PodInfo> {
         let key = ObjectKey::new("a", name).into();
@@ -242,6 +251,11 @@ mod tests {
 
     const fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
+    }
+
+    fn happened(queue: &mut Queue, event: &Event<'_>, now: Duration) -> usize {
+        let profile = Profile::default();
+        queue.happened(now, |pod, refused_by| profile.may_fit_after(event, pod, refused_by))
     }
 
     fn added(node: &NodeInfo) -> Event<'_> {
@@ -280,9 +294,9 @@ mod tests {
         let tried = queue.pop(s(0)).unwrap();
         queue.failed(&tried, Some(BTreeSet::new()), s(0));
         assert_eq!(queue.depth(), Depth { unschedulable: 1, ..Depth::default() });
-        assert_eq!(queue.happened(&Event::NodeGone, s(0)), 0);
+        assert_eq!(happened(&mut queue, &Event::NodeGone, s(0)), 0);
         // Help that comes at once still waits out the back-off.
-        assert_eq!(queue.happened(&added(&NodeInfo::default()), s(0)), 1);
+        assert_eq!(happened(&mut queue, &added(&NodeInfo::default()), s(0)), 1);
         assert!(queue.pop(s(0)).is_none());
         let tried = queue.pop(s(1)).unwrap();
         queue.failed(&tried, Some(BTreeSet::new()), s(1));

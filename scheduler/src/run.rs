@@ -18,11 +18,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::bind::{bind, condition, report};
+use crate::bind::{Report, bind, condition, report};
 use crate::decide::{Decision, decide};
 use crate::metrics::{Metrics, Outcome};
 use crate::node::NodeFacts;
-use crate::plugins::{Event, Packing, Profile, scheduling_gates};
+use crate::plugins::{Event, PreBindPatch, Profile, ProfileError};
 use crate::pod::PodInfo;
 use crate::queue::{Queue, Waiting};
 use crate::snapshot::Snapshot;
@@ -33,10 +33,8 @@ const WRITES_MAX: usize = 64;
 /// How a scheduler behaves.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Pods with this `schedulerName` are its own.
-    pub scheduler_name: String,
-    /// How resources are scored.
-    pub packing: Packing,
+    /// How it decides for the pods of each `schedulerName` that is its own.
+    pub profiles: Vec<Profile>,
     /// Names this process in events (`default-scheduler-HOST`).
     pub instance: String,
     /// Its figures.
@@ -57,8 +55,7 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            scheduler_name: "default-scheduler".into(),
-            packing: Packing::LeastAllocated,
+            profiles: vec![Profile::default()],
             instance: "default-scheduler".into(),
             metrics: Metrics::default(),
             election: None,
@@ -69,6 +66,9 @@ impl Default for Config {
 /// Why a scheduler ended, other than by being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// It can't start so.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
     /// A part of it is gone.
     #[error("the scheduler lost {0}")]
     Lost(&'static str),
@@ -110,6 +110,7 @@ async fn act(
     config: Config,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
+    let queue_sort = Profile::queue_sort(&config.profiles)?.queue_sort;
     informer.watch::<Pod>();
     informer.watch::<Node>();
     informer.watch::<Service>();
@@ -126,10 +127,9 @@ async fn act(
         () = stop.cancelled() => return Ok(()),
         () = informer.until(|view| needed.iter().all(|kind| view.synced(kind))) => {}
     }
-    let (name, instance) = (&config.scheduler_name, &config.instance);
-    let events = Recorder::start_series(client.clone(), env.clone(), name, instance, &stop);
+    let recorder = |name: &str| Recorder::start_series(client.clone(), env.clone(), name, &config.instance, &stop);
+    let events = config.profiles.iter().map(|profile| recorder(&profile.scheduler_name)).collect();
     let (done, results) = mpsc::channel(WRITES_MAX);
-    let profile = Profile { packing: config.packing, ..Profile::default() };
     let shell = Shell {
         informer: informer.clone(),
         client: client.into(),
@@ -141,9 +141,8 @@ async fn act(
         results,
         writes: Arc::new(Semaphore::new(WRITES_MAX)),
         tasks: JoinSet::new(),
-        profile,
         snapshot: Snapshot::default(),
-        queue: Queue::default(),
+        queue: queue_sort.map_or_else(Queue::default, Queue::new),
         start: 0,
     };
     shell.work(&stop).await
@@ -186,7 +185,7 @@ impl Marks {
 /// How a write ended.
 enum Done {
     Bound(Waiting),
-    NotBound(Waiting, kube::Error),
+    NotBound(Waiting, String),
     Reported,
 }
 
@@ -195,14 +194,14 @@ struct Shell {
     client: ApiClient,
     env: Env,
     config: Config,
-    events: Recorder,
+    /// By profile: events name the scheduler that pods asked for.
+    events: Vec<Recorder>,
     marks: Arc<Marks>,
     done: mpsc::Sender<Done>,
     results: mpsc::Receiver<Done>,
     writes: Arc<Semaphore>,
     /// The writes under way; they end with the scheduler.
     tasks: JoinSet<()>,
-    profile: Profile,
     snapshot: Snapshot,
     queue: Queue,
     /// Where the next decision begins in the order of nodes.
@@ -289,7 +288,11 @@ impl Shell {
     /// Tells the queue, if anybody in it waits for help.
     fn happened(&mut self, event: impl for<'a> FnOnce(&'a Snapshot) -> Event<'a>) {
         if self.queue.depth().unschedulable > 0 {
-            self.queue.happened(&event(&self.snapshot), self.env.elapsed());
+            let (event, profiles) = (event(&self.snapshot), &self.config.profiles);
+            self.queue.happened(self.env.elapsed(), |pod, refused_by| {
+                let profile = profile_of(profiles, pod).map(|at| &profiles[at]);
+                profile.is_some_and(|profile| profile.may_fit_after(&event, pod, refused_by))
+            });
         }
     }
 
@@ -327,8 +330,9 @@ impl Shell {
             }
             return;
         }
-        let ours = pod.wants.scheduler == self.config.scheduler_name && !pod.terminating && !pod.ended;
-        if !ours || !scheduling_gates::admits(&pod) {
+        let profile = profile_of(&self.config.profiles, &pod).map(|at| &self.config.profiles[at]);
+        let ours = profile.is_some_and(|profile| profile.admits_to_queue(&pod)) && !pod.terminating && !pod.ended;
+        if !ours {
             self.queue.remove(key);
             self.leave(key);
             return;
@@ -355,40 +359,57 @@ impl Shell {
     // --- decisions and their writes --------------------------------------------------------------------------------
 
     fn schedule(&mut self, waiting: Waiting, permit: OwnedSemaphorePermit) {
+        let Some(at) = profile_of(&self.config.profiles, &waiting.pod) else { return };
+        let profile = &self.config.profiles[at];
         let begun = self.env.elapsed();
         let seed = self.env.random_u64();
-        let decision = decide(&self.snapshot, &waiting.pod, &self.profile, self.start, seed);
+        let decision = decide(&self.snapshot, &waiting.pod, profile, self.start, seed);
         let took = self.env.elapsed().saturating_sub(begun);
         match decision {
             Decision::Node { name, tried } => {
-                self.config.metrics.tried(&self.config.scheduler_name, Outcome::Scheduled, took);
+                self.config.metrics.tried(&profile.scheduler_name, Outcome::Scheduled, took);
                 self.start = (self.start + tried).checked_rem(self.snapshot.node_count()).unwrap_or(0);
                 let assumed = PodInfo { node: Some(name.as_str().into()), ..(*waiting.pod).clone() };
                 self.snapshot.put_pod(Arc::new(assumed), &name, true);
-                let (client, done) = (self.client.clone(), self.done.clone());
-                let events = self.events.clone();
-                let about = self.reference(&waiting.pod);
-                self.tasks.spawn(async move {
-                    let pod = &waiting.pod;
-                    let result = match bind(&client, &pod.key, &pod.uid, &name).await {
-                        Ok(()) => {
-                            let note = format!("Successfully assigned {} to {name}", pod.key);
-                            let note = Note { about, warning: false, reason: "Scheduled", message: note, source: None };
-                            events.record_action(note, "Binding");
-                            Done::Bound(waiting)
-                        }
-                        Err(error) => Done::NotBound(waiting, error),
-                    };
-                    drop(permit);
-                    let _ = done.send(result).await;
-                });
+                match reserve(&mut self.snapshot, profile, &waiting.pod, &name) {
+                    Ok(first) => self.bind(waiting, at, name, first, permit),
+                    Err(why) => self.not_bound(&waiting, why, Some(permit)),
+                }
             }
-            Decision::Nowhere { message, refused_by } => {
-                self.config.metrics.tried(&self.config.scheduler_name, Outcome::Unschedulable, took);
+            Decision::Nowhere { message, refused_by, nominated } => {
+                self.config.metrics.tried(&profile.scheduler_name, Outcome::Unschedulable, took);
                 self.queue.failed(&waiting, Some(refused_by), self.env.elapsed());
-                self.tell(&waiting, "Unschedulable", message, Some(permit));
+                self.tell(&waiting, "Unschedulable", message, nominated, Some(permit));
             }
         }
+    }
+
+    /// Writes what comes before the binding, and the binding.
+    fn bind(
+        &mut self,
+        waiting: Waiting,
+        profile: usize,
+        node: String,
+        first: Vec<(&'static str, PreBindPatch)>,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let (client, done) = (self.client.clone(), self.done.clone());
+        let events = self.events[profile].clone();
+        let about = self.reference(&waiting.pod);
+        self.tasks.spawn(async move {
+            let pod = &waiting.pod;
+            let result = match bind(&client, first, &pod.key, &pod.uid, &node).await {
+                Ok(()) => {
+                    let note = format!("Successfully assigned {} to {node}", pod.key);
+                    let note = Note { about, warning: false, reason: "Scheduled", message: note, source: None };
+                    events.record_action(note, "Binding");
+                    Done::Bound(waiting)
+                }
+                Err(why) => Done::NotBound(waiting, why),
+            };
+            drop(permit);
+            let _ = done.send(result).await;
+        });
     }
 
     /// A pod as events refer to it, with the newest version that is known.
@@ -404,22 +425,33 @@ impl Shell {
         }
     }
 
-    /// Writes the event and the condition that say why a pod has no node.
-    fn tell(&mut self, waiting: &Waiting, reason: &'static str, message: String, permit: Option<OwnedSemaphorePermit>) {
+    /// Writes the event and the condition that say why a pod has no node, and which one it may get.
+    fn tell(
+        &mut self,
+        waiting: &Waiting,
+        reason: &'static str,
+        message: String,
+        nominated: Option<String>,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
         let pod = waiting.pod.clone();
+        let Some(profile) = profile_of(&self.config.profiles, &pod) else { return };
         let about = self.reference(&pod);
         let note = Note { about, warning: true, reason: "FailedScheduling", message: message.clone(), source: None };
-        self.events.record_action(note, "Scheduling");
+        self.events[profile].record_action(note, "Scheduling");
         let now = self.env.now();
         let wanted = self.look(&pod.key, |known: &Pod| {
             let conditions = known.status.as_ref().and_then(|status| status.conditions.as_ref());
             let present = conditions.into_iter().flatten().find(|condition| condition.type_ == "PodScheduled");
             condition(present, known.metadata.generation, reason, &message, now)
         });
-        let Some(condition) = wanted.flatten() else { return };
+        let told = Report { condition: wanted.flatten(), nominated };
+        if told == Report::default() {
+            return;
+        }
         let (client, done) = (self.client.clone(), self.done.clone());
         self.tasks.spawn(async move {
-            if let Err(error) = report(&client, &pod.key, &pod.uid, condition).await {
+            if let Err(error) = report(&client, &pod.key, &pod.uid, told).await {
                 tracing::debug!(pod = %pod.key, %error, "a condition was not written; the next try writes it");
             }
             drop(permit);
@@ -434,19 +466,61 @@ impl Shell {
                 let took = self.env.elapsed().saturating_sub(waiting.since);
                 self.config.metrics.bound(waiting.attempts, took);
             }
-            Done::NotBound(waiting, error) => {
-                self.config.metrics.tried(&self.config.scheduler_name, Outcome::Error, Duration::ZERO);
-                let key = &waiting.pod.key;
-                if self.snapshot.placed(key).is_some_and(|(pod, assumed)| assumed && pod.uid == waiting.pod.uid) {
-                    self.leave(key);
-                }
-                self.queue.failed(&waiting, None, self.env.elapsed());
-                tracing::info!(pod = %key, %error, "a binding was refused");
-                if self.queue.get(key).is_some() {
-                    let message = format!("binding rejected: {error}");
-                    self.tell(&waiting, "SchedulerError", message, None);
-                }
+            Done::NotBound(waiting, why) => self.not_bound(&waiting, why, None),
+        }
+    }
+
+    /// A pod that was given a node doesn't come there: it gives back what it took, and is tried again later.
+    fn not_bound(&mut self, waiting: &Waiting, why: String, permit: Option<OwnedSemaphorePermit>) {
+        let key = &waiting.pod.key;
+        let placed = self.snapshot.placed(key).filter(|(pod, assumed)| *assumed && pod.uid == waiting.pod.uid);
+        let node = placed.and_then(|(pod, _)| pod.node.clone());
+        if let Some(at) = profile_of(&self.config.profiles, &waiting.pod) {
+            let profile = &self.config.profiles[at];
+            self.config.metrics.tried(&profile.scheduler_name, Outcome::Error, Duration::ZERO);
+            if let Some(node) = &node {
+                unreserve(&mut self.snapshot, profile, &waiting.pod, node);
             }
         }
+        if node.is_some() {
+            self.leave(key);
+        }
+        self.queue.failed(waiting, None, self.env.elapsed());
+        tracing::info!(pod = %key, %why, "a binding failed");
+        if self.queue.get(key).is_some() {
+            self.tell(waiting, "SchedulerError", why, None, permit);
+        }
+    }
+}
+
+/// The number of the profile that decides for a pod.
+fn profile_of(profiles: &[Profile], pod: &PodInfo) -> Option<usize> {
+    profiles.iter().position(|profile| profile.scheduler_name == pod.wants.scheduler)
+}
+
+/// Sets aside what the plugins want for the pod, and returns what they have written before the binding, each with its
+/// plugin's name; or says why it can't be.
+fn reserve(
+    snapshot: &mut Snapshot,
+    profile: &Profile,
+    pod: &PodInfo,
+    node: &str,
+) -> Result<Vec<(&'static str, PreBindPatch)>, String> {
+    for (plugin, _) in &profile.plugins {
+        if let Some(reserve) = &plugin.reserve {
+            let name = plugin.name;
+            (reserve.reserve)(snapshot, pod, node).map_err(|why| format!("running Reserve plugin {name:?}: {why}"))?;
+        }
+    }
+    let plugins = profile.plugins.iter().filter_map(|(plugin, _)| Some((plugin.name, plugin.pre_bind?)));
+    let patches =
+        plugins.flat_map(|(name, pre_bind)| pre_bind(snapshot, pod, node).into_iter().map(move |p| (name, p)));
+    Ok(patches.collect())
+}
+
+/// Gives back, the last that set aside first.
+fn unreserve(snapshot: &mut Snapshot, profile: &Profile, pod: &PodInfo, node: &str) {
+    for reserve in profile.plugins.iter().rev().filter_map(|(plugin, _)| plugin.reserve.as_ref()) {
+        (reserve.unreserve)(snapshot, pod, node);
     }
 }

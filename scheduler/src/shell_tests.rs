@@ -10,12 +10,17 @@ use http::{Method, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
+use machinery::client::api::PatchType;
 use machinery::client::in_process;
 use machinery::env::Env;
+use machinery::runtime::{Kind, Pod};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::plugins::{Plugin, PostFilterResult, PreBindPatch, Profile, ProfileError, Reserve, plugin};
+use crate::pod::PodInfo;
+use crate::snapshot::Snapshot;
 use crate::{Config, RunError, run};
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
@@ -29,6 +34,8 @@ struct State {
     events: Vec<Value>,
     /// How many bindings are still refused.
     refusals: u32,
+    /// How many patches of pods themselves are still refused.
+    patch_refusals: u32,
     /// Bindings are never answered; those that wait for that.
     silent: bool,
     waiting: Arc<()>,
@@ -91,6 +98,16 @@ impl Server {
                 pod["spec"]["nodeName"] = body["target"]["name"].clone();
                 state.write("pods", pod);
                 says(201, &json!({"kind": "Status", "status": "Success"}))
+            }
+            (&Method::PATCH, [.., "pods", _]) if state.patch_refusals > 0 => {
+                state.patch_refusals -= 1;
+                says(503, &json!({"kind": "Status", "status": "Failure", "code": 503, "message": "busy"}))
+            }
+            (&Method::PATCH, [.., "pods", name]) => {
+                let mut pod = state.pod(name).clone();
+                pod["metadata"]["annotations"] = body["metadata"]["annotations"].clone();
+                state.write("pods", pod.clone());
+                says(200, &pod)
             }
             (&Method::PATCH, [.., "pods", name, "status"]) => {
                 let mut pod = state.pod(name).clone();
@@ -246,4 +263,87 @@ async fn a_scheduler_that_loses_its_leadership_gives_up_its_bindings() {
     let ended = tokio::time::timeout(Duration::from_secs(20), running).await.expect("it ends").unwrap();
     assert!(matches!(ended, Err(RunError::Election(_))), "{ended:?}");
     assert_eq!(Arc::strong_count(&server.state.lock().unwrap().waiting), 1, "the binding was given up");
+}
+
+/// What [`TEST_PLUGIN`] was called for, in order.
+static CALLS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Takes part where no plugin of the default profile does anything yet.
+static TEST_PLUGIN: Plugin = Plugin {
+    post_filter: Some(|_, _, _| PostFilterResult::Nominated { node: "n1".into() }),
+    reserve: Some(Reserve {
+        reserve: |snapshot, pod, node| {
+            called("reserve", snapshot, pod, node);
+            Ok(())
+        },
+        unreserve: |snapshot, pod, node| called("unreserve", snapshot, pod, node),
+    }),
+    pre_bind: Some(|_, pod, node| {
+        vec![PreBindPatch {
+            kind: Kind::of::<Pod>(),
+            key: (*pod.key).clone(),
+            subresource: None,
+            patch_type: PatchType::Merge,
+            patch: json!({"metadata": {"annotations": {"set-aside-on": node}}}),
+        }]
+    }),
+    ..plugin("TestPlugin")
+};
+
+fn called(what: &str, snapshot: &mut Snapshot, pod: &PodInfo, node: &str) {
+    assert!(snapshot.placed(&pod.key).is_some_and(|(_, assumed)| assumed), "the pod is assumed to be there");
+    CALLS.lock().unwrap().push(format!("{what} {} {node}", pod.key.name));
+}
+
+/// Each profile decides for the pods that name it, by its own plugins: what they set aside is given back where the
+/// binding doesn't come about, what they want written is written before it, and a pod for which room is made is told.
+#[tokio::test]
+async fn profiles_have_plugins_of_their_own_around_the_decision() {
+    let server = Server { state: Arc::default(), changed: watch::Sender::new(()) };
+    server.state.lock().unwrap().patch_refusals = 1;
+    server.write("nodes", node("n1", "4"));
+    server.write("pods", pod("plain", "default-scheduler", "1"));
+    server.write("pods", pod("fits", "special", "1"));
+    server.write("pods", pod("large", "special", "5"));
+    let mut special = Profile::named("special").without("DefaultPreemption").unwrap();
+    special.plugins.push((&TEST_PLUGIN, 0));
+    let config = Config { profiles: vec![Profile::default(), special], ..Config::default() };
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(run(server.client(), Env::real(), config, stop.clone()));
+    let bound = |state: &mut State, name: &str| state.pod(name)["spec"]["nodeName"] == "n1";
+    server.until(|state| bound(state, "plain") && bound(state, "fits")).await;
+    server.until(|state| state.pod("large")["status"]["nominatedNodeName"] == "n1").await;
+    assert_eq!(*CALLS.lock().unwrap(), ["reserve fits n1", "unreserve fits n1", "reserve fits n1"]);
+    {
+        let mut state = server.state.lock().unwrap();
+        assert_eq!(state.pod("fits")["metadata"]["annotations"], json!({"set-aside-on": "n1"}));
+        assert!(state.pod("plain")["metadata"].get("annotations").is_none());
+        let why = &state.pod("large")["status"]["conditions"][0]["message"];
+        assert_eq!(why.as_str().unwrap(), "0/1 nodes are available: 1 Insufficient cpu.");
+    }
+    // The first try of the pod whose patch was refused is told, too; each in the name of the scheduler that it asked for.
+    server
+        .until(|state| {
+            let by = |pod: &str, reason: &str| {
+                let mut about = state.events.iter().filter(|e| e["regarding"]["name"] == pod && e["reason"] == reason);
+                about.next().map(|event| event["reportingController"].clone())
+            };
+            by("plain", "Scheduled") == Some(json!("default-scheduler"))
+                && by("fits", "Scheduled") == Some(json!("special"))
+                && by("fits", "FailedScheduling") == Some(json!("special"))
+        })
+        .await;
+    let why = server.state.lock().unwrap().events.iter().find(|event| event["regarding"]["name"] == "fits").cloned();
+    let why = why.map(|event| event["note"].to_string()).unwrap_or_default();
+    assert!(why.contains(r#"running PreBind plugin \"TestPlugin\": "#), "{why}");
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn profiles_that_cannot_be_told_apart_are_refused_at_the_start() {
+    let server = Server { state: Arc::default(), changed: watch::Sender::new(()) };
+    let config = Config { profiles: vec![Profile::default(), Profile::default()], ..Config::default() };
+    let ended = run(server.client(), Env::real(), config, CancellationToken::new()).await;
+    assert!(matches!(ended, Err(RunError::Profile(ProfileError::Duplicate(name))) if name == "default-scheduler"));
 }

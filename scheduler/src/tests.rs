@@ -10,8 +10,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::decide::{Decision, decide, num_feasible_nodes};
+use crate::diagnosis::Diagnosis;
 use crate::node::NodeFacts;
-use crate::plugins::{Packing, Profile};
+use crate::plugins::{Cycle, Filters, Packing, Plugin, PostFilterResult, Profile, plugin};
 use crate::pod::PodInfo;
 use crate::resources::requests;
 use crate::snapshot::Snapshot;
@@ -413,4 +414,61 @@ proptest! {
         };
         prop_assert_eq!(run(), run());
     }
+}
+
+/// Would let pods of lower priority go, one node after the other: what preemption will do, in small.
+static LETS_GO: Plugin = Plugin { post_filter: Some(let_go), ..plugin("LetsGo") };
+
+fn let_go<'a>(cycle: Cycle<'a>, filters: &mut Filters<'a>, diagnosis: &Diagnosis) -> PostFilterResult {
+    for id in &diagnosis.resolvable {
+        let mut node = cycle.snapshot.node_by_id(*id).clone();
+        let victims: Vec<_> = node.pods.values().filter(|pod| pod.priority < cycle.pod.priority).cloned().collect();
+        for victim in &victims {
+            node.take(&victim.key);
+            filters.remove_pod(victim, &node);
+        }
+        let fits = filters.check(&node).is_ok();
+        for victim in victims {
+            filters.add_pod(&victim, &node);
+            node.put(victim);
+        }
+        assert!(filters.check(&node).is_err(), "all are back");
+        if fits {
+            return PostFilterResult::Nominated { node: node.name().to_owned() };
+        }
+    }
+    PostFilterResult::Unschedulable("nobody helps.".into())
+}
+
+/// A `PostFilter` may try on what the filters computed who would have to go; the first that helps ends the asking.
+#[test]
+fn post_filters_try_who_would_have_to_go() {
+    let apart = |name: &str, priority: i32, cpu: &str| {
+        let mut pod = pod(
+            name,
+            json!({"metadata": {"labels": {"an": "ti"}}, "spec": {"priority": priority,
+            "containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}],
+            "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+                [{"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"an": "ti"}}}]}}}}),
+        );
+        pod.priority = priority;
+        pod
+    };
+    let tainted = node("n1", json!({"spec": {"taints": [{"key": "t", "value": "v", "effect": "NoSchedule"}]}}));
+    let nodes = vec![tainted, node("n2", json!({})), node("n3", json!({}))];
+    let placed = vec![(apart("l1", 0, "1"), "n1"), (apart("h2", 9, "1"), "n2"), (apart("l3", 0, "7"), "n3")];
+    let snapshot = cluster(nodes, placed);
+    let mut profile = Profile::default().without("DefaultPreemption").unwrap();
+    profile.plugins.push((&LETS_GO, 0));
+    let asked = |priority, cpu| match decide(&snapshot, &apart("new", priority, cpu), &profile, 0, 0) {
+        Decision::Nowhere { message, nominated, .. } => (nominated, message),
+        Decision::Node { name, .. } => panic!("goes to {name}"),
+    };
+    let why =
+        "0/3 nodes are available: 1 node(s) had untolerated taint(s), 2 node(s) didn't match pod anti-affinity rules.";
+    assert_eq!(asked(5, "1"), (Some("n3".into()), why.into()));
+    assert_eq!(asked(0, "1"), (None, format!("{why} no new claims to deallocate, nobody helps.")));
+    // Room for its cpu is made by the same going.
+    assert_eq!(asked(5, "2").0, Some("n3".into()));
+    assert_eq!(asked(5, "9").0, None);
 }

@@ -25,7 +25,7 @@ use machinery::env::Env;
 use machinery::net::PodNetwork;
 use machinery::runtime::Informer;
 use prometheus_client::registry::Registry;
-use scheduler::plugins::Packing;
+use scheduler::plugins::{Packing, Profile};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
@@ -338,7 +338,8 @@ impl Components<'_> {
             ScoringStrategy::LeastAllocated => Packing::LeastAllocated,
             ScoringStrategy::MostAllocated => Packing::MostAllocated,
         };
-        let config = scheduler::Config { packing, ..scheduler::Config::default() };
+        let profiles = vec![Profile { packing, ..Profile::default() }];
+        let config = scheduler::Config { profiles, ..scheduler::Config::default() };
         self.with_metrics(|registry| config.metrics.register(registry));
         let client = Role::Scheduler.client(self.service);
         let (informer, env, stop) = (informer.clone(), self.env.clone(), self.stop.clone());

@@ -3,16 +3,16 @@
 use std::collections::HashMap;
 
 use crate::node::NodeInfo;
-use crate::plugins::{Cycle, Event, Filter, Point, PreFilterResult, Refusal, Row, SCORE_MAX, Score, row};
+use crate::plugins::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, SCORE_MAX, Score, plugin};
 use crate::pod::{PodInfo, PodTerm};
 
 /// How much the required affinity of a pod that is there draws others that it means (upstream's default).
 const HARD_AFFINITY_WEIGHT: i64 = 1;
 
-pub(super) static ROW: Row = Row {
+pub(super) static PLUGIN: Plugin = Plugin {
     weight: 2,
-    filter,
-    score,
+    pre_filter: Some(filter),
+    pre_score: Some(score),
     queueing_hint: |event, pod| match event {
         Event::Node(_, change) => change.added || change.labels,
         Event::NodeGone | Event::Namespace => true,
@@ -21,7 +21,7 @@ pub(super) static ROW: Row = Row {
         }
         Event::PodPlaced(_) => !pod.wants.affinity.required.is_empty(),
     },
-    ..row("InterPodAffinity", &[Point::PreFilter, Point::Filter, Point::Score])
+    ..plugin("InterPodAffinity")
 };
 
 /// A label and its value: a domain.

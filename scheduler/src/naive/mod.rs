@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::decide::{Decision, decide};
 use crate::node::{NodeFacts, NodeInfo};
-use crate::plugins::{Cycle, PLUGINS, Packing, Point, PreFilterResult, Profile};
+use crate::plugins::{Cycle, PLUGINS, Packing, Plugin, PreFilterResult, Profile};
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
 use crate::tests::{node, pod};
@@ -22,8 +22,8 @@ pub(crate) fn profile() -> Profile {
     let mut profile = Profile::default();
     for (row, _) in &mut profile.plugins {
         match row.name {
-            "PodTopologySpread" => *row = &topology_spread::ROW,
-            "InterPodAffinity" => *row = &interpod_affinity::ROW,
+            "PodTopologySpread" => *row = &topology_spread::PLUGIN,
+            "InterPodAffinity" => *row = &interpod_affinity::PLUGIN,
             _ => {}
         }
     }
@@ -205,8 +205,8 @@ fn indexed_plugins_decide_as_counting_anew_does() {
             }
             let nodes: Vec<&NodeInfo> = snapshot.nodes().collect();
             let cycle = Cycle { pod: &new, snapshot: &snapshot, packing: indexed.packing };
-            for row in PLUGINS.iter().filter(|row| row.points.contains(&Point::Score)) {
-                let Some(score) = (row.score)(cycle, &nodes) else { continue };
+            for row in PLUGINS {
+                let Some(score) = row.pre_score.and_then(|pre_score| pre_score(cycle, &nodes)) else { continue };
                 let scores: BTreeSet<i64> = nodes.iter().map(|node| score.score(node)).collect();
                 if scores.len() > 1 {
                     preferred.insert(row.name);
@@ -214,9 +214,9 @@ fn indexed_plugins_decide_as_counting_anew_does() {
             }
         }
     }
-    let having = |point: Point| PLUGINS.iter().filter(move |row| row.points.contains(&point)).map(|row| row.name);
-    assert_eq!(refused, having(Point::Filter).collect());
-    assert_eq!(preferred, having(Point::Score).collect());
+    let having = |has: fn(&&Plugin) -> bool| PLUGINS.iter().filter(has).map(|row| row.name).collect();
+    assert_eq!(refused, having(|row| row.pre_filter.is_some()));
+    assert_eq!(preferred, having(|row| row.pre_score.is_some()));
 }
 
 /// What a filter computed before nodes were tried, brought up to date for one pod more or less, refuses what it would
@@ -237,13 +237,17 @@ fn filters_can_be_told_of_a_pod_more_or_less() {
         let cycle = |snapshot| Cycle { pod: &new, snapshot, packing: Packing::default() };
         for row in PLUGINS {
             for (from, to, adds) in [(&without, &with, true), (&with, &without, false)] {
-                let PreFilterResult::Filter(mut filter) = (row.filter)(cycle(from)) else { continue };
+                let made =
+                    |snapshot| row.pre_filter.map_or(PreFilterResult::Skip, |pre_filter| pre_filter(cycle(snapshot)));
+                let (PreFilterResult::Filter(mut filter) | PreFilterResult::Idle(mut filter)) = made(from) else {
+                    continue;
+                };
                 if adds {
                     filter.add_pod(&other, on);
                 } else {
                     filter.remove_pod(&other, on);
                 }
-                let anew = (row.filter)(cycle(to));
+                let anew = made(to);
                 for node in to.nodes() {
                     let expected = match &anew {
                         PreFilterResult::Filter(filter) => filter.check(node),

@@ -6,17 +6,17 @@ use machinery::api::names::HOSTNAME;
 use machinery::api::selector::LabelSelector;
 
 use crate::node::NodeInfo;
-use crate::plugins::{Cycle, Event, Filter, Point, PreFilterResult, Refusal, Row, SCORE_MAX, Score, row};
+use crate::plugins::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, SCORE_MAX, Score, plugin};
 use crate::pod::{Labels, PodInfo, Spread};
 use crate::snapshot::Snapshot;
 
 /// Upstream's default constraints, for scores only.
 const DEFAULTS: [(&str, i64); 2] = [(HOSTNAME, 3), ("topology.kubernetes.io/zone", 5)];
 
-pub(super) static ROW: Row = Row {
+pub(super) static PLUGIN: Plugin = Plugin {
     weight: 2,
-    filter,
-    score,
+    pre_filter: Some(filter),
+    pre_score: Some(score),
     queueing_hint: |event, pod| match event {
         Event::Node(_, change) => change.added || change.labels || change.taints,
         Event::NodeGone => true,
@@ -26,7 +26,7 @@ pub(super) static ROW: Row = Row {
         }
         Event::Namespace => false,
     },
-    ..row("PodTopologySpread", &[Point::PreFilter, Point::Filter, Point::Score])
+    ..plugin("PodTopologySpread")
 };
 
 /// Whether a node's pods count for a constraint.

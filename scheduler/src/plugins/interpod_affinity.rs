@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use super::{Cycle, Event, Filter, Point, PreFilterResult, Refusal, Row, SCORE_MAX, Score, row};
+use super::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, SCORE_MAX, Score, plugin};
 use crate::index::{Peers, Topology};
 use crate::node::{NodeId, NodeInfo};
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
 
-pub(super) const ROW: Row = Row {
+pub(super) const PLUGIN: Plugin = Plugin {
     weight: 2,
-    filter,
-    score,
+    pre_filter: Some(pre_filter),
+    pre_score: Some(pre_score),
     queueing_hint: |event, pod| match event {
         Event::Node(_, change) => change.added || change.labels,
         Event::NodeGone | Event::Namespace => true,
@@ -20,7 +20,7 @@ pub(super) const ROW: Row = Row {
         }
         Event::PodPlaced(_) => !pod.wants.affinity.required.is_empty(),
     },
-    ..row("InterPodAffinity", &[Point::PreFilter, Point::Filter, Point::Score])
+    ..plugin("InterPodAffinity")
 };
 
 /// Pods by the domains of one label.
@@ -74,7 +74,7 @@ struct Rules<'a> {
     nobody_near: bool,
 }
 
-fn filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
+fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let Cycle { pod, snapshot, .. } = cycle;
     let namespaces = snapshot.namespaces();
     let (required, avoided) = (&pod.wants.affinity.required, &pod.wants.anti_affinity.required);
@@ -86,9 +86,7 @@ fn filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
             }
         }
     }
-    if empty(&kept_off) && required.is_empty() && avoided.is_empty() {
-        return PreFilterResult::Skip;
-    }
+    let idle = empty(&kept_off) && required.is_empty() && avoided.is_empty();
     let (mut near, mut away) = (Vec::new(), Vec::new());
     if !required.is_empty() {
         for (node, pods) in snapshot.counts(Peers::Terms(required.clone(), false)).nodes() {
@@ -104,7 +102,7 @@ fn filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let means_itself = required.iter().all(|term| term.means(pod, namespaces));
     let nobody_near = empty(&near);
     let rules = Rules { pod, snapshot, needed, kept_off, near, away, means_itself, nobody_near };
-    PreFilterResult::Filter(Box::new(rules))
+    if idle { PreFilterResult::Idle(Box::new(rules)) } else { PreFilterResult::Filter(Box::new(rules)) }
 }
 
 impl Rules<'_> {
@@ -156,7 +154,7 @@ impl Filter for Rules<'_> {
 
 struct Pull(Vec<Domains>);
 
-fn score<'a>(cycle: Cycle<'a>, _: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
+fn pre_score<'a>(cycle: Cycle<'a>, _: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
     let Cycle { pod, snapshot, .. } = cycle;
     let namespaces = snapshot.namespaces();
     let mut pull = Vec::new();

@@ -1,5 +1,8 @@
 //! The table of plugins: names, extension points and weights as upstream's default profile; one file each.
 
+mod default_preemption;
+mod dynamic_resources;
+mod filters;
 mod interpod_affinity;
 mod node_affinity;
 mod node_name;
@@ -7,35 +10,31 @@ mod node_ports;
 mod node_resources;
 mod node_unschedulable;
 pub mod priority_sort;
-pub mod scheduling_gates;
+mod profile;
+mod scheduling_gates;
 mod taint_toleration;
 mod topology_spread;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use machinery::api::ObjectKey;
+use machinery::client::api::PatchType;
+use machinery::runtime::Kind;
+use serde_json::Value;
+
+pub use self::filters::Filters;
+pub use self::priority_sort::Rank;
+pub use self::profile::{Profile, ProfileError};
+use crate::diagnosis::Diagnosis;
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeChange, Snapshot};
 
 /// The best score of a node in one plugin.
 pub const SCORE_MAX: i64 = 100;
-
-/// Where a plugin takes part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Point {
-    /// Keeps a pod out of the queue.
-    PreEnqueue,
-    /// Orders the queue.
-    QueueSort,
-    /// Looks at the pod and the whole snapshot before nodes are tried.
-    PreFilter,
-    /// Refuses nodes.
-    Filter,
-    /// Prefers nodes.
-    Score,
-}
 
 /// How resources are scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,29 +44,6 @@ pub enum Packing {
     LeastAllocated,
     /// Prefer full nodes.
     MostAllocated,
-}
-
-/// Which plugins decide for the pods of one scheduler name, and how.
-#[derive(Clone)]
-pub struct Profile {
-    /// The plugins, in order, with the weights of their scores.
-    pub plugins: Vec<(&'static Row, i64)>,
-    /// How resources are scored.
-    pub packing: Packing,
-}
-
-impl Default for Profile {
-    /// Upstream's default plugins and weights.
-    fn default() -> Self {
-        Self { plugins: PLUGINS.iter().map(|row| (row, row.weight)).collect(), packing: Packing::default() }
-    }
-}
-
-impl std::fmt::Debug for Profile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let plugins = self.plugins.iter().map(|(row, weight)| (row.name, weight));
-        f.debug_list().entries(plugins).finish()
-    }
 }
 
 /// What plugins may look at.
@@ -142,6 +118,9 @@ pub trait Score {
 pub enum PreFilterResult<'a> {
     /// It has nothing against any node.
     Skip,
+    /// It has nothing against any node as long as pods are where they are: the filter is asked once it is told of a pod
+    /// more or less.
+    Idle(Box<dyn Filter + 'a>),
     /// The pod can go nowhere; the whole message.
     Unschedulable(String),
     /// Only these nodes are tried at all.
@@ -165,65 +144,108 @@ pub enum Event<'a> {
     Namespace,
 }
 
-/// Makes a score for a pod and the feasible nodes.
-type MakeScore = for<'a> fn(Cycle<'a>, &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>>;
+/// What a plugin says of a pod that fits nowhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PostFilterResult {
+    /// It can't help, and why: the end of the message.
+    Unschedulable(String),
+    /// Room is being made on a node: the pod waits for it (`status.nominatedNodeName`).
+    Nominated {
+        /// Its name.
+        node: String,
+    },
+}
 
-/// One plugin.
-pub struct Row {
+/// A patch that must be written before a pod is bound.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PreBindPatch {
+    /// The kind.
+    pub kind: Kind,
+    /// The object.
+    pub key: ObjectKey,
+    /// `status` or the like; none for the object itself.
+    pub subresource: Option<&'static str>,
+    /// How the patch is meant.
+    pub patch_type: PatchType,
+    /// The patch, with its preconditions.
+    pub patch: Value,
+}
+
+/// Sets something aside in the snapshot for a pod that has been given a node, until it is bound.
+#[derive(Debug, Clone, Copy)]
+pub struct Reserve {
+    /// Sets aside, or says why that can't be: the pod is then tried again later.
+    pub reserve: fn(&mut Snapshot, &PodInfo, &str) -> Result<(), String>,
+    /// Gives back: the pod doesn't come to the node. Also called where `reserve` failed or wasn't reached.
+    pub unreserve: fn(&mut Snapshot, &PodInfo, &str),
+}
+
+/// `PreFilter`: looks at the pod and the whole snapshot before nodes are tried, and makes the filter.
+type PreFilter = for<'a> fn(Cycle<'a>) -> PreFilterResult<'a>;
+/// Makes a score for a pod and the feasible nodes; none: no opinion.
+type PreScore = for<'a> fn(Cycle<'a>, &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>>;
+/// `PostFilter`: may try on the filters what would be if other pods weren't there.
+type PostFilter = for<'a> fn(Cycle<'a>, &mut Filters<'a>, &Diagnosis) -> PostFilterResult;
+
+/// `PreBind`: what must be written before a pod is bound to a node.
+type PreBind = fn(&Snapshot, &PodInfo, &str) -> Vec<PreBindPatch>;
+
+/// One plugin: it takes part where it has a function. Permit has none: nothing makes a bound pod wait for others yet.
+pub struct Plugin {
     /// Upstream's name.
     pub name: &'static str,
-    /// Where it takes part.
-    pub points: &'static [Point],
-    /// Its score's weight.
+    /// Its score's weight, unless a profile has another one.
     pub weight: i64,
-    /// Makes its filter for a pod.
-    pub filter: for<'a> fn(Cycle<'a>) -> PreFilterResult<'a>,
-    /// Makes its score for a pod and the feasible nodes; none: it has no opinion.
-    pub score: MakeScore,
+    /// `PreEnqueue`: whether the pod may be queued.
+    pub pre_enqueue: Option<fn(&PodInfo) -> bool>,
+    /// `QueueSort`: where a pod stands in the queue that it came to at an instant.
+    pub queue_sort: Option<fn(&PodInfo, Duration) -> Rank>,
+    /// `PreFilter` and, by what that makes, `Filter`.
+    pub pre_filter: Option<PreFilter>,
+    /// `PostFilter`.
+    pub post_filter: Option<PostFilter>,
+    /// `PreScore` and, by what that makes, `Score`.
+    pub pre_score: Option<PreScore>,
+    /// `Reserve`, after the decision and before anything is written.
+    pub reserve: Option<Reserve>,
+    /// `PreBind`: what is written before the binding.
+    pub pre_bind: Option<PreBind>,
     /// Whether a pod that it refused might fit after the event.
     pub queueing_hint: fn(&Event<'_>, &PodInfo) -> bool,
 }
 
-fn no_filter(_: Cycle<'_>) -> PreFilterResult<'_> {
-    PreFilterResult::Skip
-}
-
-fn no_score<'a>(_: Cycle<'a>, _: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
-    None
-}
-
-fn no_hint(_: &Event<'_>, _: &PodInfo) -> bool {
-    false
-}
-
-pub(crate) const fn row(name: &'static str, points: &'static [Point]) -> Row {
-    Row { name, points, weight: 0, filter: no_filter, score: no_score, queueing_hint: no_hint }
+/// A plugin that takes part nowhere yet.
+pub(crate) const fn plugin(name: &'static str) -> Plugin {
+    Plugin {
+        name,
+        weight: 0,
+        pre_enqueue: None,
+        queue_sort: None,
+        pre_filter: None,
+        post_filter: None,
+        pre_score: None,
+        reserve: None,
+        pre_bind: None,
+        queueing_hint: |_, _| false,
+    }
 }
 
 /// Every plugin, in upstream's order: the first that refuses a node gives the reason.
-pub static PLUGINS: &[Row] = &[
-    row(scheduling_gates::NAME, &[Point::PreEnqueue]),
-    row(priority_sort::NAME, &[Point::QueueSort]),
-    node_unschedulable::ROW,
-    node_name::ROW,
-    taint_toleration::ROW,
-    node_affinity::ROW,
-    node_ports::ROW,
+pub static PLUGINS: &[Plugin] = &[
+    scheduling_gates::PLUGIN,
+    priority_sort::PLUGIN,
+    node_unschedulable::PLUGIN,
+    node_name::PLUGIN,
+    taint_toleration::PLUGIN,
+    node_affinity::PLUGIN,
+    node_ports::PLUGIN,
     node_resources::FIT,
-    topology_spread::ROW,
-    interpod_affinity::ROW,
+    dynamic_resources::PLUGIN,
+    topology_spread::PLUGIN,
+    interpod_affinity::PLUGIN,
+    default_preemption::PLUGIN,
     node_resources::BALANCED,
 ];
-
-/// Whether an event may help a pod that these plugins refused.
-#[must_use]
-pub fn may_fit_after(event: &Event<'_>, pod: &PodInfo, refused_by: &BTreeSet<&'static str>) -> bool {
-    if refused_by.is_empty() {
-        // There was no node at all.
-        return matches!(event, Event::Node(_, change) if change.added);
-    }
-    PLUGINS.iter().any(|plugin| refused_by.contains(plugin.name) && (plugin.queueing_hint)(event, pod))
-}
 
 /// Upstream's usual normalization: the best gets [`SCORE_MAX`], or 0 where less is better.
 fn normalize(scores: &mut [i64], less_is_better: bool) {
@@ -240,8 +262,8 @@ mod tests {
 
     #[test]
     fn names_and_weights_are_upstreams() {
-        let scored = PLUGINS.iter().filter(|row| row.points.contains(&Point::Score));
-        let weights: Vec<(&str, i64)> = scored.map(|row| (row.name, row.weight)).collect();
+        let scored = PLUGINS.iter().filter(|plugin| plugin.pre_score.is_some());
+        let weights: Vec<(&str, i64)> = scored.map(|plugin| (plugin.name, plugin.weight)).collect();
         let expected = [
             ("TaintToleration", 3),
             ("NodeAffinity", 2),

@@ -2,24 +2,24 @@
 
 use std::collections::BTreeSet;
 
-use super::{Cycle, Event, Filter, Point, PreFilterResult, Refusal, Row, Score, normalize, row};
+use super::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, Score, normalize, plugin};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
-pub(super) const ROW: Row = Row {
+pub(super) const PLUGIN: Plugin = Plugin {
     weight: 2,
-    filter,
-    score: |cycle: Cycle<'_>, _| match cycle.pod.wants.node_preferred.is_empty() {
+    pre_filter: Some(pre_filter),
+    pre_score: Some(|cycle, _| match cycle.pod.wants.node_preferred.is_empty() {
         true => None,
         false => Some(Box::new(Affinity(cycle.pod))),
-    },
+    }),
     queueing_hint: |event, pod| matches!(event, Event::Node(node, change) if (change.added || change.labels) && node.facts.admits(pod)),
-    ..row("NodeAffinity", &[Point::PreFilter, Point::Filter, Point::Score])
+    ..plugin("NodeAffinity")
 };
 
 struct Affinity<'a>(&'a PodInfo);
 
-fn filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
+fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let pod = cycle.pod;
     if pod.wants.node_selector.is_empty() && pod.wants.node_required.is_none() {
         return PreFilterResult::Skip;

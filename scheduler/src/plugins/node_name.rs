@@ -1,15 +1,15 @@
 //! NodeName: a pod that names its node goes nowhere else.
 
-use super::{Event, Filter, Point, PreFilterResult, Refusal, Row, row};
+use super::{Event, Filter, Plugin, PreFilterResult, Refusal, plugin};
 use crate::node::NodeInfo;
 
-pub(super) const ROW: Row = Row {
-    filter: |cycle| match &cycle.pod.node {
+pub(super) const PLUGIN: Plugin = Plugin {
+    pre_filter: Some(|cycle| match &cycle.pod.node {
         None => PreFilterResult::Skip,
         Some(name) => PreFilterResult::Filter(Box::new(Named(name))),
-    },
+    }),
     queueing_hint: |event, pod| matches!(event, Event::Node(node, change) if change.added && pod.node.as_deref() == Some(node.name())),
-    ..row("NodeName", &[Point::Filter])
+    ..plugin("NodeName")
 };
 
 struct Named<'a>(&'a str);

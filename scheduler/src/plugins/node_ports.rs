@@ -1,14 +1,14 @@
 //! NodePorts: one taker per port of the host.
 
-use super::{Event, Filter, Point, PreFilterResult, Refusal, Row, row};
+use super::{Event, Filter, Plugin, PreFilterResult, Refusal, plugin};
 use crate::node::NodeInfo;
 use crate::pod::{HostPort, PodInfo};
 
-pub(super) const ROW: Row = Row {
-    filter: |cycle| match cycle.pod.wants.ports.is_empty() {
+pub(super) const PLUGIN: Plugin = Plugin {
+    pre_filter: Some(|cycle| match cycle.pod.wants.ports.is_empty() {
         true => PreFilterResult::Skip,
         false => PreFilterResult::Filter(Box::new(Ports(cycle.pod))),
-    },
+    }),
     queueing_hint: |event, pod| match event {
         Event::Node(_, change) => change.added,
         Event::PodGone(gone, _) => {
@@ -16,7 +16,7 @@ pub(super) const ROW: Row = Row {
         }
         _ => false,
     },
-    ..row("NodePorts", &[Point::PreFilter, Point::Filter])
+    ..plugin("NodePorts")
 };
 
 struct Ports<'a>(&'a PodInfo);

@@ -2,30 +2,30 @@
 
 use std::borrow::Cow;
 
-use super::{Cycle, Event, Filter, Packing, Point, PreFilterResult, Reasons, Refusal, Row, SCORE_MAX, Score, row};
+use super::{Event, Filter, Packing, Plugin, PreFilterResult, Reasons, Refusal, SCORE_MAX, Score, plugin};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
-pub(super) const FIT: Row = Row {
+pub(super) const FIT: Plugin = Plugin {
     weight: 1,
-    filter: |cycle| PreFilterResult::Filter(Box::new(Room(cycle.pod))),
-    score: |cycle: Cycle<'_>, _| Some(Box::new(Load(cycle.pod, cycle.packing))),
+    pre_filter: Some(|cycle| PreFilterResult::Filter(Box::new(Room(cycle.pod)))),
+    pre_score: Some(|cycle, _| Some(Box::new(Load(cycle.pod, cycle.packing)))),
     queueing_hint: |event, pod| match event {
         Event::Node(node, change) => (change.added || change.allocatable) && fits(pod, node).is_ok(),
         Event::PodGone(_, Some(node)) => fits(pod, node).is_ok(),
         _ => false,
     },
-    ..row("NodeResourcesFit", &[Point::PreFilter, Point::Filter, Point::Score])
+    ..plugin("NodeResourcesFit")
 };
 
-pub(super) const BALANCED: Row = Row {
+pub(super) const BALANCED: Plugin = Plugin {
     weight: 1,
     // Upstream: a pod that asks for nothing doesn't change the balance.
-    score: |cycle: Cycle<'_>, _| match cycle.pod.wants.requests.is_zero() {
+    pre_score: Some(|cycle, _| match cycle.pod.wants.requests.is_zero() {
         true => None,
         false => Some(Box::new(Balance(cycle.pod))),
-    },
-    ..row("NodeResourcesBalancedAllocation", &[Point::Score])
+    }),
+    ..plugin("NodeResourcesBalancedAllocation")
 };
 
 struct Room<'a>(&'a PodInfo);

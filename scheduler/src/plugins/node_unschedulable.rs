@@ -1,13 +1,13 @@
 //! NodeUnschedulable: cordoned nodes take only pods that tolerate it.
 
-use super::{Cycle, Event, Filter, Point, PreFilterResult, Refusal, Row, row};
+use super::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, plugin};
 use crate::node::NodeInfo;
 use crate::pod::{PodInfo, Taint};
 
-pub(super) const ROW: Row = Row {
-    filter: |cycle| PreFilterResult::Filter(Box::new(Cordon(cycle))),
+pub(super) const PLUGIN: Plugin = Plugin {
+    pre_filter: Some(|cycle| PreFilterResult::Filter(Box::new(Cordon(cycle)))),
     queueing_hint,
-    ..row("NodeUnschedulable", &[Point::Filter])
+    ..plugin("NodeUnschedulable")
 };
 
 struct Cordon<'a>(Cycle<'a>);

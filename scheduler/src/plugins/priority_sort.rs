@@ -3,10 +3,16 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-pub(super) const NAME: &str = "PrioritySort";
+use super::{Plugin, plugin};
+use crate::pod::PodInfo;
 
-/// Where a pod stands in the queue, `at` being when it got there.
+pub(super) const PLUGIN: Plugin = Plugin { queue_sort: Some(rank), ..plugin("PrioritySort") };
+
+/// Where a pod stands in the queue: the smallest goes first.
+pub type Rank = (Reverse<i32>, Duration);
+
+/// Where a pod stands that came to the queue `at` an instant.
 #[must_use]
-pub fn rank(priority: i32, at: Duration) -> (Reverse<i32>, Duration) {
-    (Reverse(priority), at)
+pub fn rank(pod: &PodInfo, at: Duration) -> Rank {
+    (Reverse(pod.priority), at)
 }

@@ -1,11 +1,5 @@
-//! SchedulingGates: a pod with gates isn't queued. The apiserver tells so in its conditions.
+//! SchedulingGates: a pod with gates isn't queued. The API server says so in its conditions.
 
-use crate::pod::PodInfo;
+use super::{Plugin, plugin};
 
-pub(super) const NAME: &str = "SchedulingGates";
-
-/// Whether the pod may be queued.
-#[must_use]
-pub fn admits(pod: &PodInfo) -> bool {
-    !pod.gated
-}
+pub(super) const PLUGIN: Plugin = Plugin { pre_enqueue: Some(|pod| !pod.gated), ..plugin("SchedulingGates") };

@@ -1,15 +1,15 @@
 //! TaintToleration: taints keep pods away, or are preferred against.
 
-use super::{Cycle, Event, Filter, Point, PreFilterResult, Refusal, Row, Score, normalize, row};
+use super::{Event, Filter, Plugin, PreFilterResult, Refusal, Score, normalize, plugin};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
-pub(super) const ROW: Row = Row {
+pub(super) const PLUGIN: Plugin = Plugin {
     weight: 3,
-    filter: |cycle| PreFilterResult::Filter(Box::new(Tolerance(cycle.pod))),
-    score: |cycle: Cycle<'_>, _| Some(Box::new(Tolerance(cycle.pod))),
+    pre_filter: Some(|cycle| PreFilterResult::Filter(Box::new(Tolerance(cycle.pod)))),
+    pre_score: Some(|cycle, _| Some(Box::new(Tolerance(cycle.pod)))),
     queueing_hint: |event, pod| matches!(event, Event::Node(node, change) if (change.added || change.taints) && !node.facts.repels(pod)),
-    ..row("TaintToleration", &[Point::Filter, Point::Score])
+    ..plugin("TaintToleration")
 };
 
 struct Tolerance<'a>(&'a PodInfo);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use machinery::api::names::HOSTNAME;
 
-use super::{Cycle, Event, Filter, Point, PreFilterResult, Refusal, Row, SCORE_MAX, Score, row};
+use super::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, SCORE_MAX, Score, plugin};
 use crate::index::{Peers, PodCounts, Topology};
 use crate::node::{NodeId, NodeInfo};
 use crate::pod::{Labels, PodInfo, Spread};
@@ -14,10 +14,10 @@ use crate::snapshot::Snapshot;
 /// Upstream's default constraints, for scores only.
 const DEFAULTS: [(&str, i64); 2] = [(HOSTNAME, 3), ("topology.kubernetes.io/zone", 5)];
 
-pub(super) const ROW: Row = Row {
+pub(super) const PLUGIN: Plugin = Plugin {
     weight: 2,
-    filter,
-    score,
+    pre_filter: Some(pre_filter),
+    pre_score: Some(pre_score),
     queueing_hint: |event, pod| match event {
         Event::Node(_, change) => change.added || change.labels || change.taints,
         Event::NodeGone => true,
@@ -27,7 +27,7 @@ pub(super) const ROW: Row = Row {
         }
         Event::Namespace => false,
     },
-    ..row("PodTopologySpread", &[Point::PreFilter, Point::Filter, Point::Score])
+    ..plugin("PodTopologySpread")
 };
 
 /// Whether a node's pods count for a constraint.
@@ -64,7 +64,7 @@ impl HardConstraint<'_> {
     }
 }
 
-fn filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
+fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let Cycle { pod, snapshot, .. } = cycle;
     let mut constraints: Vec<HardConstraint<'_>> = Vec::new();
     let mut counts = Vec::new();
@@ -183,7 +183,7 @@ fn wanted<'a>(cycle: Cycle<'a>) -> Vec<Wanted<'a>> {
     soft.map(|spread| (spread.key.as_str(), spread.max_skew, peers(spread), Some(spread))).collect()
 }
 
-fn score<'a>(cycle: Cycle<'a>, feasible: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
+fn pre_score<'a>(cycle: Cycle<'a>, feasible: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
     let Cycle { pod, snapshot, .. } = cycle;
     let wanted = wanted(cycle);
     if wanted.is_empty() {

@@ -1,0 +1,63 @@
+//! Why a pod fits nowhere: refusals counted by reason, in upstream's words.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::node::NodeId;
+use crate::plugins::{Reasons, Refusal};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Diagnosis {
+    /// Fixed sentences, found by their address: there are few.
+    known: Vec<(&'static str, usize)>,
+    made: BTreeMap<Cow<'static, str>, usize>,
+    /// Nodes that might take the pod if others weren't there, in the order in which they were tried.
+    pub resolvable: Vec<NodeId>,
+    /// How many nodes wouldn't take it whoever goes.
+    pub unresolvable: usize,
+    /// The plugins that refused nodes.
+    pub refused_by: BTreeSet<&'static str>,
+}
+
+impl Diagnosis {
+    pub(crate) fn count(&mut self, node: NodeId, plugin: &'static str, refusal: Refusal) {
+        if !self.refused_by.contains(plugin) {
+            self.refused_by.insert(plugin);
+        }
+        match refusal.reasons {
+            Reasons::One(reason) => match self.known.iter_mut().find(|(known, _)| std::ptr::eq(*known, reason)) {
+                Some((_, count)) => *count += 1,
+                None => self.known.push((reason, 1)),
+            },
+            Reasons::Many(reasons) => {
+                for reason in reasons {
+                    *self.made.entry(reason).or_default() += 1;
+                }
+            }
+        }
+        if refusal.unresolvable {
+            self.unresolvable += 1;
+        } else {
+            self.resolvable.push(node);
+        }
+    }
+
+    /// The sentence about `nodes` nodes.
+    #[must_use]
+    pub fn message(&self, nodes: usize) -> String {
+        let mut reasons: BTreeMap<&str, usize> = self.made.iter().map(|(reason, count)| (&**reason, *count)).collect();
+        for (reason, count) in &self.known {
+            *reasons.entry(reason).or_default() += count;
+        }
+        not_available(nodes, reasons.into_iter().map(|(reason, count)| (count, reason)).collect())
+    }
+}
+
+/// Upstream's sentence: of `nodes` nodes none is available, and why.
+#[must_use]
+pub fn not_available(nodes: usize, counts: Vec<(usize, &str)>) -> String {
+    let mut parts: Vec<String> = counts.iter().map(|(count, reason)| format!("{count} {reason}")).collect();
+    parts.sort();
+    format!("0/{nodes} nodes are available: {}.", parts.join(", "))
+}

@@ -1,0 +1,84 @@
+//! What the plugins of a profile computed of a pod and the whole cluster before nodes are tried, and the question to all
+//! of them whether the pod may go to a node.
+
+use std::collections::BTreeSet;
+
+use super::{Cycle, Filter, PreFilterResult, Profile, Reasons, Refusal};
+use crate::node::NodeInfo;
+use crate::pod::PodInfo;
+
+/// See the module.
+pub struct Filters<'a> {
+    filters: Vec<NamedFilter<'a>>,
+    /// Only these are tried, by this plugin's will.
+    only: Option<(&'static str, BTreeSet<&'a str>)>,
+}
+
+struct NamedFilter<'a> {
+    plugin: &'static str,
+    filter: Box<dyn Filter + 'a>,
+    /// It refuses no node as long as pods are where they are.
+    idle: bool,
+}
+
+impl std::fmt::Debug for Filters<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.filters.iter().map(|named| named.plugin)).finish()
+    }
+}
+
+impl<'a> Filters<'a> {
+    /// Asks each plugin of the profile for its filter.
+    ///
+    /// # Errors
+    /// With the plugin that says that the pod can go nowhere, and why.
+    pub fn of(cycle: Cycle<'a>, profile: &Profile) -> Result<Self, (&'static str, String)> {
+        let mut this = Self { filters: Vec::new(), only: None };
+        for (plugin, _) in &profile.plugins {
+            let Some(pre_filter) = plugin.pre_filter else { continue };
+            let (filter, idle) = match pre_filter(cycle) {
+                PreFilterResult::Skip => continue,
+                PreFilterResult::Unschedulable(why) => return Err((plugin.name, why)),
+                PreFilterResult::Nodes(names, filter) => {
+                    this.only = Some((plugin.name, names));
+                    (filter, false)
+                }
+                PreFilterResult::Idle(filter) => (filter, true),
+                PreFilterResult::Filter(filter) => (filter, false),
+            };
+            this.filters.push(NamedFilter { plugin: plugin.name, filter, idle });
+        }
+        Ok(this)
+    }
+
+    /// Whether the pod may go to a node.
+    ///
+    /// # Errors
+    /// With the first plugin that refuses it.
+    pub fn check(&self, node: &NodeInfo) -> Result<(), (&'static str, Refusal)> {
+        if let Some((plugin, _)) = self.only.as_ref().filter(|(_, names)| !names.contains(node.name())) {
+            let reason = format!("node(s) didn't satisfy plugin(s) [{plugin}]").into();
+            return Err((plugin, Refusal { reasons: Reasons::Many(vec![reason]), unresolvable: true }));
+        }
+        let asked = self.filters.iter().filter(|named| !named.idle);
+        asked
+            .map(|named| (named.plugin, named.filter.check(node)))
+            .try_for_each(|(plugin, answer)| answer.map_err(|refusal| (plugin, refusal)))
+    }
+
+    /// Brings what was computed up to date as if a pod were on the node. The node itself is the caller's to change.
+    pub fn add_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
+        for named in &mut self.filters {
+            named.filter.add_pod(pod, node);
+            named.idle = false;
+        }
+    }
+
+    /// The same as if a pod weren't on the node any more.
+    pub fn remove_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
+        for named in &mut self.filters {
+            named.filter.remove_pod(pod, node);
+            named.idle = false;
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! A profile: which plugins decide for the pods of one scheduler name, and how.
+
+use super::{PLUGINS, Packing, Plugin};
+
+/// The name of the scheduler that pods get that name none.
+const DEFAULT_SCHEDULER: &str = "default-scheduler";
+/// The largest weight of a score: sums of weighted scores of all plugins stay far below 2^63.
+const WEIGHT_MAX: i64 = 1_000_000;
+
+/// See the module.
+#[derive(Clone)]
+pub struct Profile {
+    /// Pods with this `spec.schedulerName` are its own.
+    pub scheduler_name: String,
+    /// The plugins, in order, with the weights of their scores.
+    pub plugins: Vec<(&'static Plugin, i64)>,
+    /// How resources are scored.
+    pub packing: Packing,
+}
+
+/// Why profiles are refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProfileError {
+    /// A scheduler has to have one at least.
+    #[error("no profile is given")]
+    None,
+    /// Pods couldn't choose it.
+    #[error("a profile has no scheduler name")]
+    NoName,
+    /// Which one would decide?
+    #[error("two profiles are named {0:?}")]
+    Duplicate(String),
+    /// No plugin is called so.
+    #[error("profile {profile:?}: no plugin is named {plugin:?}")]
+    UnknownPlugin {
+        /// The profile's scheduler name.
+        profile: String,
+        /// The name that was given.
+        plugin: String,
+    },
+    /// A plugin that has no score, or a weight that is none.
+    #[error(
+        "profile {profile:?}: plugin {plugin:?} can't have the weight {weight}: it scores nodes with 1 to {WEIGHT_MAX}, or not at all"
+    )]
+    Weight {
+        /// The profile's scheduler name.
+        profile: String,
+        /// The plugin.
+        plugin: String,
+        /// What was given.
+        weight: i64,
+    },
+    /// There is one queue: its order has to be one.
+    #[error("profile {0:?}: the queue is ordered by exactly one plugin, the same in all profiles")]
+    QueueSort(String),
+}
+
+impl Default for Profile {
+    /// Upstream's default profile.
+    fn default() -> Self {
+        Self::named(DEFAULT_SCHEDULER)
+    }
+}
+
+impl std::fmt::Debug for Profile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let plugins: Vec<_> = self.plugins.iter().map(|(plugin, weight)| (plugin.name, weight)).collect();
+        let Self { scheduler_name, packing, .. } = self;
+        f.debug_struct("Profile")
+            .field("name", scheduler_name)
+            .field("plugins", &plugins)
+            .field("packing", packing)
+            .finish()
+    }
+}
+
+impl Profile {
+    /// Upstream's default plugins and weights, for the pods of another scheduler name.
+    #[must_use]
+    pub fn named(scheduler_name: &str) -> Self {
+        let plugins = PLUGINS.iter().map(|plugin| (plugin, plugin.weight)).collect();
+        Self { scheduler_name: scheduler_name.to_owned(), plugins, packing: Packing::default() }
+    }
+
+    /// Without a plugin.
+    ///
+    /// # Errors
+    /// Where there is none of that name.
+    pub fn without(mut self, plugin: &str) -> Result<Self, ProfileError> {
+        let at = self.position(plugin)?;
+        self.plugins.remove(at);
+        Ok(self)
+    }
+
+    /// With another weight of a plugin's score.
+    ///
+    /// # Errors
+    /// Where there is none of that name, it has no score, or the weight is none.
+    pub fn weighted(mut self, plugin: &str, weight: i64) -> Result<Self, ProfileError> {
+        let at = self.position(plugin)?;
+        if self.plugins[at].0.pre_score.is_none() || !(1..=WEIGHT_MAX).contains(&weight) {
+            return Err(ProfileError::Weight { profile: self.scheduler_name, plugin: plugin.to_owned(), weight });
+        }
+        self.plugins[at].1 = weight;
+        Ok(self)
+    }
+
+    fn position(&self, plugin: &str) -> Result<usize, ProfileError> {
+        self.plugins.iter().position(|(known, _)| known.name == plugin).ok_or_else(|| ProfileError::UnknownPlugin {
+            profile: self.scheduler_name.clone(),
+            plugin: plugin.to_owned(),
+        })
+    }
+
+    /// Checks the profiles of one scheduler, and returns what orders its queue.
+    pub(crate) fn queue_sort(profiles: &[Self]) -> Result<&'static Plugin, ProfileError> {
+        let mut order: Option<&'static Plugin> = None;
+        for (at, profile) in profiles.iter().enumerate() {
+            let name = &profile.scheduler_name;
+            if name.is_empty() {
+                return Err(ProfileError::NoName);
+            }
+            if profiles[..at].iter().any(|other| other.scheduler_name == *name) {
+                return Err(ProfileError::Duplicate(name.clone()));
+            }
+            let mut sorts = profile.plugins.iter().map(|(plugin, _)| *plugin).filter(|p| p.queue_sort.is_some());
+            match (sorts.next(), sorts.next()) {
+                (Some(only), None) if order.is_none_or(|known| known.name == only.name) => order = Some(only),
+                _ => return Err(ProfileError::QueueSort(name.clone())),
+            }
+        }
+        order.ok_or(ProfileError::None)
+    }
+
+    /// Whether a pod may be queued.
+    #[must_use]
+    pub fn admits_to_queue(&self, pod: &crate::pod::PodInfo) -> bool {
+        self.plugins.iter().filter_map(|(plugin, _)| plugin.pre_enqueue).all(|admits| admits(pod))
+    }
+
+    /// Whether an event may help a pod that these plugins refused.
+    #[must_use]
+    pub fn may_fit_after(
+        &self,
+        event: &super::Event<'_>,
+        pod: &crate::pod::PodInfo,
+        refused_by: &std::collections::BTreeSet<&'static str>,
+    ) -> bool {
+        if refused_by.is_empty() {
+            // There was no node at all.
+            return matches!(event, super::Event::Node(_, change) if change.added);
+        }
+        let mut refused = self.plugins.iter().filter(|(plugin, _)| refused_by.contains(plugin.name));
+        refused.any(|(plugin, _)| (plugin.queueing_hint)(event, pod))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_has_only_plugins_and_weights_that_exist() {
+        let mine = || Profile::named("mine");
+        let made = mine().without("PodTopologySpread").unwrap().weighted("NodeAffinity", 7).unwrap();
+        assert!(made.plugins.iter().all(|(plugin, _)| plugin.name != "PodTopologySpread"));
+        assert!(made.plugins.iter().any(|(plugin, weight)| plugin.name == "NodeAffinity" && *weight == 7));
+        let message = |result: Result<Profile, ProfileError>| result.unwrap_err().to_string();
+        assert_eq!(message(mine().without("Nonsense")), r#"profile "mine": no plugin is named "Nonsense""#);
+        for (plugin, weight) in [("NodeName", 1), ("NodeAffinity", 0), ("NodeAffinity", WEIGHT_MAX + 1)] {
+            assert!(matches!(mine().weighted(plugin, weight), Err(ProfileError::Weight { .. })), "{plugin} {weight}");
+        }
+    }
+
+    #[test]
+    fn profiles_have_names_of_their_own_and_one_order() {
+        let check = |profiles: &[Profile]| Profile::queue_sort(profiles).map(|plugin| plugin.name);
+        let unsorted = || Profile::named("b").without("PrioritySort").unwrap();
+        assert_eq!(check(&[Profile::default(), Profile::named("b")]), Ok("PrioritySort"));
+        assert_eq!(check(&[]), Err(ProfileError::None));
+        assert_eq!(check(&[Profile::named("")]), Err(ProfileError::NoName));
+        assert_eq!(check(&[Profile::named("b"), Profile::named("b")]), Err(ProfileError::Duplicate("b".into())));
+        assert_eq!(check(&[Profile::default(), unsorted()]), Err(ProfileError::QueueSort("b".into())));
+    }
+}
