@@ -9,7 +9,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::Request;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use machinery::env::Env;
+use machinery_env::Env;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     // Before anything is opened: the usual soft limit of 1,024 is for programs that use select(2).
-    machinery::descriptors::raise_limit();
+    machinery_serve::descriptors::raise_limit();
     match cmd::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cmd::Failure::Usage(message)) => {

@@ -8,6 +8,16 @@ use std::path::{Path, PathBuf};
 mod promises;
 
 const ROOMS: &[&str] = &["machinery", "apiserver", "scheduler", "controllers", "wasm-node", "proxy"];
+/// What a crate must never depend on, of ours and of others: the reason why it is a crate of its own.
+const FORBIDDEN: &[(&str, &[&str], &str)] = &[
+    ("machinery/api", &["tokio", "kube", "machinery-env", "rand"], "pure vocabulary: no tokio, no client, no clock"),
+    ("machinery/env", &["kube", "hyper", "machinery-api"], "the ground of all that needs time or chance"),
+    ("machinery/client", &["machinery-serve", "hyper"], "whoever uses the cluster opens no socket of its own"),
+    ("machinery/serve", &["machinery-client", "kube"], "whoever serves needs no cluster for it"),
+    ("wasm-node/runtime", &["machinery-client", "kube", "k8s-openapi"], "it runs modules, and knows no cluster"),
+    ("wasm-node/registry", &["machinery-client", "kube", "k8s-openapi"], "any OCI client may use it"),
+];
+
 const COMPONENTS: &[&str] = &["apiserver", "scheduler", "controllers", "wasm-node", "proxy"];
 
 /// Only these stand at the repository's top level (docs/architecture.md).
@@ -38,7 +48,7 @@ const TOP: &[&str] = &[
 
 /// Modules that decide: no client, no tokio, no clock, so that they are tested without a cluster.
 const PURE: &[&str] = &[
-    "machinery/src/api",
+    "machinery/api/src",
     "scheduler/src/decide.rs",
     "scheduler/src/plugins",
     "proxy/src/table.rs",
@@ -154,6 +164,17 @@ fn components_do_not_know_each_other() {
 }
 
 #[test]
+fn crates_keep_out_what_they_exist_to_forbid() {
+    let mut problems = Vec::new();
+    for (folder, forbidden, why) in FORBIDDEN {
+        for name in dependencies(folder).iter().filter(|name| forbidden.contains(&name.as_str())) {
+            problems.push(format!("{folder} depends on {name}: {why}"));
+        }
+    }
+    check(&problems);
+}
+
+#[test]
 fn libraries_stay_in_their_rooms() {
     let mut problems = Vec::new();
     for folder in crates() {
@@ -162,7 +183,7 @@ fn libraries_stay_in_their_rooms() {
                 _ if name.starts_with("wasmtime") => "wasm-node/runtime",
                 "sled" | "etcd-client" => "apiserver",
                 "clap" | "directories" => "src",
-                "kube" if room(&folder) == "apiserver" => "those who are the API server's clients",
+                "kube" | "machinery-client" if room(&folder) == "apiserver" => "those who are the API server's clients",
                 _ => continue,
             };
             if !folder.starts_with(home) {

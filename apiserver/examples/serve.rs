@@ -15,7 +15,7 @@ use apiserver::server::{Apiserver, Config, read_plain};
 use apiserver::store::Store;
 use apiserver::store::embedded::{EmbeddedStore, Options};
 use apiserver::store::memory::MemoryStore;
-use machinery::env::Env;
+use machinery_env::Env;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use machinery::api::StorageKey;
+use machinery_api::StorageKey;
 use serde_json::Value;
 
 /// The current objects, by resource. Stored rows only; values are in the stored version and carry their resourceVersion.
@@ -52,7 +52,7 @@ pub(crate) mod memory {
     use serde_json::Value;
 
     use futures::future::BoxFuture;
-    use machinery::api::{ObjectName, StorageKey};
+    use machinery_api::{ObjectName, StorageKey};
 
     use super::Objects;
 

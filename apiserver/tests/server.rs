@@ -16,7 +16,7 @@ use axum::body::Body;
 use futures::StreamExt;
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use machinery::env::Env;
+use machinery_env::Env;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use controllers::{Clients, Config, Settings};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use machinery::env::Env;
+use machinery_env::Env;
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
@@ -20,7 +20,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let user = move |name: &str| {
         let mut config = config.clone();
         config.auth_info.impersonate = Some(name.to_owned());
-        machinery::client::from_config(config).expect("the configuration was good for the first client")
+        machinery_client::from_config(config).expect("the configuration was good for the first client")
     };
     let client = user("system:kube-controller-manager");
     let clients: Clients = Arc::new(move |account| user(&format!("system:serviceaccount:kube-system:{account}")));

@@ -1,9 +1,9 @@
 //! `clusterrole-aggregation-controller`: roles that are made of the rules of others.
 
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
-use machinery::api::ObjectKey;
-use machinery::runtime::selector::selects;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Plan, View, key_of};
+use machinery_api::ObjectKey;
+use machinery_client::selector::selects;
+use machinery_client::{Action, Change, Context, Controller, Input, Plan, View, key_of};
 
 use crate::Settings;
 

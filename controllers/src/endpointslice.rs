@@ -13,10 +13,10 @@ use k8s_openapi::api::discovery::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use machinery::api::{ObjectKey, names};
-use machinery::runtime::driver::own_key;
-use machinery::runtime::selector::{Labels, contains};
-use machinery::runtime::{
+use machinery_api::{ObjectKey, names};
+use machinery_client::driver::own_key;
+use machinery_client::selector::{Labels, contains};
+use machinery_client::{
     Action, Change, Context, Controller, Input, Kind, Notes, Plan, Pod, View, controlled_by, key_of, value_of,
 };
 use serde_json::Value;

@@ -6,10 +6,10 @@
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use machinery::api::ObjectKey;
-use machinery::api::selector::go_quoted;
-use machinery::client::api::PatchType;
-use machinery::runtime::{
+use machinery_api::ObjectKey;
+use machinery_api::selector::go_quoted;
+use machinery_client::request::PatchType;
+use machinery_client::{
     Action, Change, Context, Controller, Input, Kind, Note, Notes, Plan, Propagation, View, value_of,
 };
 use serde_json::{Value, json};
@@ -277,7 +277,7 @@ fn collect(view: &View, item: &Item<'_>) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use machinery::runtime::simulate::Simulation;
+    use machinery_client::simulate::Simulation;
 
     fn object(kind: &str, name: &str, uid: &str, owners: &[(&str, &str, &str)]) -> Value {
         let api = if kind == "ReplicaSet" || kind == "Deployment" { "apps/v1" } else { "v1" };
@@ -411,7 +411,7 @@ mod tests {
         ];
         let mut cluster = Simulation::of("2026-01-01T00:00:00Z".parse().unwrap(), pods);
         assert_eq!(settle(&mut cluster).len(), 3);
-        delete(&mut cluster, &Kind::of::<machinery::runtime::Pod>(), "one", Propagation::Foreground);
+        delete(&mut cluster, &Kind::of::<machinery_client::Pod>(), "one", Propagation::Foreground);
         assert_eq!(settle(&mut cluster), Vec::<String>::new());
     }
 }

@@ -1,7 +1,7 @@
 //! The controllers: what makes the cluster become what its objects ask for.
 //!
 //! Each is one pure function from view and key to plan and one row in [`CONTROLLERS`]; the driver in
-//! `machinery::runtime` does the rest. To add one: a file, a row; the tests that loop over the table then hold it to the
+//! `machinery_client` does the rest. To add one: a file, a row; the tests that loop over the table then hold it to the
 //! rule that a plan, once performed, leaves nothing to do.
 //!
 //! Absent on purpose: waiting, clients, clocks and memory between two decisions.
@@ -33,12 +33,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use kube::Client;
-use machinery::api::ObjectKey;
-use machinery::env::Env;
-pub use machinery::runtime::driver::Clients;
-use machinery::runtime::election::{self, Election};
-use machinery::runtime::metrics::Metrics;
-use machinery::runtime::{Controller, Informer, driver};
+use machinery_api::ObjectKey;
+pub use machinery_client::driver::Clients;
+use machinery_client::election::{self, Election};
+use machinery_client::metrics::Metrics;
+use machinery_client::{Controller, Informer, driver};
+use machinery_env::Env;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 

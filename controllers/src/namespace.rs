@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Namespace, NamespaceCondition, NamespaceStatus};
-use machinery::api::ObjectKey;
-use machinery::runtime::driver::own_key;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Plan, Pod, View, value_of};
+use machinery_api::ObjectKey;
+use machinery_client::driver::own_key;
+use machinery_client::{Action, Change, Context, Controller, Input, Kind, Plan, Pod, View, value_of};
 
 use crate::Settings;
 use crate::pods;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
-use machinery::api::ObjectKey;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Note, Plan, View};
+use machinery_api::ObjectKey;
+use machinery_client::{Action, Change, Context, Controller, Input, Note, Plan, View};
 use serde_json::json;
 
 use crate::Settings;

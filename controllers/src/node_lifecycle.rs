@@ -6,9 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
-use machinery::api::ObjectKey;
-use machinery::runtime::driver::own_key;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Note, Plan, Pod, View, value_of};
+use machinery_api::ObjectKey;
+use machinery_client::driver::own_key;
+use machinery_client::{Action, Change, Context, Controller, Input, Kind, Note, Plan, Pod, View, value_of};
 use serde_json::json;
 
 use crate::Settings;
@@ -213,7 +213,7 @@ fn mark_pods(view: &View, node: &str, now: Timestamp) -> Vec<Action> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use machinery::runtime::simulate::Simulation;
+    use machinery_client::simulate::Simulation;
     use serde_json::Value;
 
     fn node(name: &str) -> Value {

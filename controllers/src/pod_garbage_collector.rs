@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PodCondition};
-use machinery::api::ObjectKey;
-use machinery::client::api::PatchType;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Plan, Pod, View, key_of, value_of};
+use machinery_api::ObjectKey;
+use machinery_client::request::PatchType;
+use machinery_client::{Action, Change, Context, Controller, Input, Kind, Plan, Pod, View, key_of, value_of};
 use serde_json::json;
 
 use crate::Settings;

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{self as core, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time};
-use machinery::runtime::selector::{self, selects};
-use machinery::runtime::{Action, Kind, Object, Pod, Typed, View, Watched, controller_of, value_of};
+use machinery_client::selector::{self, selects};
+use machinery_client::{Action, Kind, Object, Pod, Typed, View, Watched, controller_of, value_of};
 use serde_json::json;
 
 /// Names of pods may be this long (RFC 1123 subdomains).

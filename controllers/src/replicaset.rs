@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
-use machinery::api::ObjectKey;
-use machinery::runtime::driver::own_key;
-use machinery::runtime::selector::{contains, selects};
-use machinery::runtime::{
+use machinery_api::ObjectKey;
+use machinery_client::driver::own_key;
+use machinery_client::selector::{contains, selects};
+use machinery_client::{
     Action, Change, Context, Controller, Failure, Input, Note, Plan, Pod, View, controlled_by, controller_of,
 };
 
@@ -40,7 +40,7 @@ fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
         && controller_of(&pod.metadata).is_none()
     {
         let willing = view.list::<ReplicaSet>(namespace).filter(|set| chooses(set, pod));
-        keys.extend(willing.map(|set| machinery::runtime::key_of(&set.metadata)));
+        keys.extend(willing.map(|set| machinery_client::key_of(&set.metadata)));
     }
     keys.dedup();
     keys

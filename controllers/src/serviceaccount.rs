@@ -2,9 +2,9 @@
 
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use machinery::api::ObjectKey;
-use machinery::runtime::driver::own_key;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Plan, View};
+use machinery_api::ObjectKey;
+use machinery_client::driver::own_key;
+use machinery_client::{Action, Change, Context, Controller, Input, Plan, View};
 
 use crate::Settings;
 

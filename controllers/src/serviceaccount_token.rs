@@ -3,9 +3,9 @@
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
-use machinery::api::ObjectKey;
-use machinery::runtime::driver::own_key;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Kind, Plan, View, key_of};
+use machinery_api::ObjectKey;
+use machinery_client::driver::own_key;
+use machinery_client::{Action, Change, Context, Controller, Input, Kind, Plan, View, key_of};
 use serde_json::json;
 
 use crate::Settings;

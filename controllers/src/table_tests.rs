@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use machinery::api::ObjectKey;
-use machinery::runtime::Plan;
-use machinery::runtime::simulate::Simulation;
+use machinery_api::ObjectKey;
+use machinery_client::Plan;
+use machinery_client::simulate::Simulation;
 use serde_json::Value;
 
 use crate::{CONTROLLERS, Settings};

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PodCondition, Taint, Toleration};
-use machinery::api::{ObjectKey, placement};
-use machinery::runtime::driver::own_key;
-use machinery::runtime::{Action, Change, Context, Controller, Input, Note, Plan, Pod, View, key_of, value_of};
+use machinery_api::{ObjectKey, placement};
+use machinery_client::driver::own_key;
+use machinery_client::{Action, Change, Context, Controller, Input, Note, Plan, Pod, View, key_of, value_of};
 use serde_json::json;
 
 use crate::Settings;

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
-use machinery::api::ObjectKey;
-use machinery::runtime::driver::own_key;
-use machinery::runtime::{Action, Context, Controller, Input, Plan, Propagation, View};
+use machinery_api::ObjectKey;
+use machinery_client::driver::own_key;
+use machinery_client::{Action, Context, Controller, Input, Plan, Propagation, View};
 
 use crate::Settings;
 use crate::job::finished_at;

@@ -4,9 +4,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use machinery::api::ObjectKey;
-use machinery::runtime::simulate::Simulation;
-use machinery::runtime::{Action, Context, Failure, Kind, Plan, Pod, value_of};
+use machinery_api::ObjectKey;
+use machinery_client::simulate::Simulation;
+use machinery_client::{Action, Context, Failure, Kind, Plan, Pod, value_of};
 use serde_json::{Value, json};
 
 use crate::table_tests::{decide, settings, settle, start};

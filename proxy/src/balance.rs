@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn all_endpoints_get_their_share() {
         let endpoints: Vec<_> = (1..=5).map(|n| endpoint(&format!("10.0.0.{n}"), 80)).collect();
-        let (env, _) = machinery::env::Env::seeded(1, jiff::Timestamp::UNIX_EPOCH);
+        let (env, _) = machinery_env::Env::seeded(1, jiff::Timestamp::UNIX_EPOCH);
         let mut hits = BTreeMap::new();
         for _ in 0..1000 {
             *hits.entry(pick(&endpoints, |_| true, |bound| env.below(bound)).unwrap().ip).or_insert(0) += 1;

@@ -2,9 +2,9 @@
 
 use k8s_openapi::api::core::v1::Service;
 use kube::Client;
-use machinery::env::Env;
-use machinery::runtime::Note;
-use machinery::runtime::events::Recorder;
+use machinery_client::Note;
+use machinery_client::events::Recorder;
+use machinery_env::Env;
 use tokio_util::sync::CancellationToken;
 
 use crate::listen::BindFailure;

@@ -1,4 +1,4 @@
-//! The data plane: reaches Services and pods for guests ([`machinery::net::Dial`]) and for processes of the host
+//! The data plane: reaches Services and pods for guests ([`machinery_serve::net::Dial`]) and for processes of the host
 //! (one listener per ClusterIP and port, and per NodePort).
 //!
 //! [`table`], [`balance`], [`resolve`] and [`unsupported`] decide and are pure; [`plane`] holds what they decide on,

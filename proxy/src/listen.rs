@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use machinery::api::ObjectKey;
-use machinery::descriptors::{Class, Descriptors, Held};
+use machinery_api::ObjectKey;
+use machinery_serve::descriptors::{Class, Descriptors, Held};
 use tokio::net::TcpListener;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;

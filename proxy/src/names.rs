@@ -12,8 +12,8 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use machinery::env::Env;
-use machinery::net::{Caller, DialError};
+use machinery_env::Env;
+use machinery_serve::net::{Caller, DialError};
 
 use crate::shares::Shares;
 

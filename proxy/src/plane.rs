@@ -5,10 +5,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use ::http::{Request, Response};
 use ipnet::IpNet;
-use machinery::api::ObjectKey;
-use machinery::descriptors::{Class, Descriptors};
-use machinery::env::Env;
-use machinery::net::{
+use machinery_api::ObjectKey;
+use machinery_env::Env;
+use machinery_serve::descriptors::{Class, Descriptors};
+use machinery_serve::net::{
     Body, Caller, Dial, DialError, Origin, Peer, PodNetwork, Protocol, Refused, Serve, ServicePort, Stream, framing,
 };
 use tokio::sync::Semaphore;
@@ -205,7 +205,7 @@ impl Dial for DataPlane {
         }
     }
 
-    async fn stream(&self, caller: &Caller, to: &machinery::net::Target) -> Result<Stream, DialError> {
+    async fn stream(&self, caller: &Caller, to: &machinery_serve::net::Target) -> Result<Stream, DialError> {
         let inner = &self.inner;
         let named = || format!("{}:{}", to.host, to.port);
         match inner.resolve(&to.host, to.port, &caller.namespace) {
@@ -303,7 +303,7 @@ impl Inner {
         match hand_over(serve, &origin, request).await {
             Ok(response) => Ok(response),
             Err(Refused::Denied(policy)) => Err(DialError::Denied(format!("{at} (policy {policy})"))),
-            Err(busy @ Refused::Busy(_)) => Ok(machinery::net::http::refusal(&busy)),
+            Err(busy @ Refused::Busy(_)) => Ok(machinery_serve::net::http::refusal(&busy)),
             Err(Refused::Gone(_) | Refused::Closed) => Err(refused(at)),
         }
     }
@@ -324,7 +324,7 @@ mod tests {
     use crate::table::Listen;
     use ::http::StatusCode;
     use http_body_util::{BodyExt as _, Empty, Full};
-    use machinery::net::{Attached, Listen as At};
+    use machinery_serve::net::{Attached, Listen as At};
     use serde_json::json;
     use tokio_util::sync::CancellationToken;
 
@@ -513,7 +513,7 @@ mod tests {
         let plane = plane();
         add_service(&plane, "catalog", json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}), "127.66.0.2");
         let _pod = attach(&plane, "127.66.0.2", "three boats");
-        let to = |host: &str, port| machinery::net::Target { host: host.to_owned(), port };
+        let to = |host: &str, port| machinery_serve::net::Target { host: host.to_owned(), port };
         let mut stream = plane.stream(&caller(), &to("catalog", 80)).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
         let mut answer = String::new();

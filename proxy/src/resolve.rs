@@ -3,8 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use machinery::api::ObjectKey;
-use machinery::api::names::CLUSTER_DOMAIN;
+use machinery_api::ObjectKey;
+use machinery_api::names::CLUSTER_DOMAIN;
 
 /// Where a call goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use machinery::net::Caller;
+use machinery_serve::net::Caller;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Which pod: namespace and name. Processes of the host are one.

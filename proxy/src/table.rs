@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use machinery::api::ObjectKey;
-use machinery::api::names;
-use machinery::net::{Protocol, ServicePort};
+use machinery_api::ObjectKey;
+use machinery_api::names;
+use machinery_serve::net::{Protocol, ServicePort};
 
 use crate::balance::Affinity;
 use crate::pending::Pending;

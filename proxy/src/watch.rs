@@ -11,7 +11,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
-use machinery::api::ObjectKey;
+use machinery_api::ObjectKey;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Events;
@@ -88,7 +88,7 @@ fn typed<K: Resource<DynamicType = ()> + serde::de::DeserializeOwned>(
     let read = |object: DynamicObject| {
         let name = key_of(&object);
         serde_json::to_value(object)
-            .and_then(machinery::runtime::read)
+            .and_then(machinery_client::read)
             .inspect_err(|error| tracing::warn!(%error, kind = %K::kind(&()), %name, "an object cannot be read"))
             .ok()
     };

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Node;
-use machinery::api::ObjectKey;
-use machinery::env::Env;
-use machinery::runtime::Pod;
+use machinery_api::ObjectKey;
+use machinery_client::Pod;
+use machinery_env::Env;
 use scheduler::decide::{Decision, decide};
 use scheduler::node::NodeFacts;
 use scheduler::plugins::Profile;

@@ -1,10 +1,10 @@
 //! What a decision writes: a binding, or the condition that says why there is none.
 
 use k8s_openapi::api::core::v1::PodCondition;
-use machinery::api::ObjectKey;
-use machinery::api::time::seconds;
-use machinery::client::api::{ApiClient, PatchType};
-use machinery::runtime::{Kind, Pod};
+use machinery_api::ObjectKey;
+use machinery_api::time::seconds;
+use machinery_client::request::{ApiClient, PatchType};
+use machinery_client::{Kind, Pod};
 use serde_json::{Value, json};
 
 use crate::plugins::PreBindPatch;

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use machinery::api::selector::LabelSelector;
+use machinery_api::selector::LabelSelector;
 
 use crate::node::{NodeId, NodeInfo};
 use crate::pod::{Labels, PodInfo, PodTerm};

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
-use machinery::api::ObjectKey;
-use machinery::api::placement::requirement_holds;
-use machinery::api::quantity::Quantity;
+use machinery_api::ObjectKey;
+use machinery_api::placement::requirement_holds;
+use machinery_api::quantity::Quantity;
 
 use crate::pod::{Labels, NodeRequirement, NodeTerm, PodInfo, Taint};
 use crate::resources::{ResourceSum, Resources};

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
-use machinery::api::selector::LabelSelector;
-use machinery::api::{ObjectKey, placement};
-use machinery::runtime::key_of;
-use machinery::runtime::pod::{Pod, PodShape, PodSpec};
-use machinery::shared::Pool;
+use machinery_api::selector::LabelSelector;
+use machinery_api::shared::Pool;
+use machinery_api::{ObjectKey, placement};
+use machinery_client::key_of;
+use machinery_client::pod::{Pod, PodShape, PodSpec};
 
 use crate::resources::{Resources, requests};
 

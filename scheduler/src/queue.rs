@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use machinery::api::ObjectKey;
+use machinery_api::ObjectKey;
 
 use crate::plugins::Rank;
 use crate::plugins::priority_sort::rank;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
-use machinery::api::quantity::Quantity;
-use machinery::runtime::pod::{Container, PodShape};
+use machinery_api::quantity::Quantity;
+use machinery_client::pod::{Container, PodShape};
 
 /// What a container without a request counts as in scores: 100m and 200 MiB, as upstream.
 const SCORED_CPU_MILLI: i64 = 100;

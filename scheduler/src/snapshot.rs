@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
-use machinery::api::ObjectKey;
+use machinery_api::ObjectKey;
 
 use crate::index::{Peers, PodCounts, PodIndex, TermIndex, Topologies, Topology};
 use crate::node::{NodeFacts, NodeId, NodeInfo};

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
-use machinery::api::ObjectKey;
-use machinery::runtime::pod::{Pod, PodSpec};
+use machinery_api::ObjectKey;
+use machinery_client::pod::{Pod, PodSpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use machinery::env::Env;
+use machinery_env::Env;
 
 use super::Failure;
 use crate::compose;

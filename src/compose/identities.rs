@@ -35,7 +35,7 @@ impl Role {
     /// A client in this role's name.
     pub(super) fn client(&self, service: &ApiService) -> Client {
         let user = self.user();
-        machinery::client::in_process(service.clone(), move |request| {
+        machinery_client::in_process(service.clone(), move |request| {
             let (mut head, body) = request.into_parts();
             head.extensions.insert(user.clone());
             http::Request::from_parts(head, Body::new(body))

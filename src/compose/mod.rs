@@ -21,9 +21,9 @@ use apiserver::server::{self, Apiserver, read_plain};
 use apiserver::store::Store as _;
 use apiserver::store::embedded::{EmbeddedStore, Options};
 use kube::Client;
-use machinery::env::Env;
-use machinery::net::PodNetwork;
-use machinery::runtime::Informer;
+use machinery_client::Informer;
+use machinery_env::Env;
+use machinery_serve::net::PodNetwork;
 use prometheus_client::registry::Registry;
 use scheduler::plugins::{Packing, Profile};
 use tokio::net::TcpListener;
@@ -109,7 +109,7 @@ pub(crate) struct Cluster {
 /// Something that it needs can't be had: the folder, an address, the store; or it did not become ready in time.
 pub(crate) async fn start(env: &Env, up: &Up, data: &DataDir, progress: Progress) -> anyhow::Result<Cluster> {
     let started = env.elapsed();
-    if let Some(shortage) = machinery::descriptors::Descriptors::process().shortage() {
+    if let Some(shortage) = machinery_serve::descriptors::Descriptors::process().shortage() {
         tracing::warn!("{shortage}");
     }
     let lock = data.lock()?;

@@ -4,7 +4,7 @@ use apiserver::bootstrap::moved::Move;
 use k8s_openapi::api::core::v1::Event;
 use kube::api::{Api, PostParams};
 use kube::{Client, Resource as _};
-use machinery::env::Env;
+use machinery_env::Env;
 use serde_json::json;
 
 /// Writes one line to stderr and an event on the Service `default/kubernetes`, which every cluster has.

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use kubelet::image::RegistryAccess;
-use machinery::env::Env;
+use machinery_env::Env;
 use oci_registry::BlobStore;
 use oci_registry::{Credentials, distribution as registry};
 use serde_json::json;

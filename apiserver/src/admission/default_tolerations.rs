@@ -1,6 +1,6 @@
 //! DefaultTolerationSeconds: a pod outlives its node's being not ready or unreachable for a while.
 
-use machinery::api::error::ApiResult;
+use machinery_api::error::ApiResult;
 use serde_json::{Value, json};
 
 use super::{Context, Immediate, Operation, list_mut};

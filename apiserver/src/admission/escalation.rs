@@ -1,6 +1,6 @@
 //! RBAC escalation: upstream checks it in the registry of the four kinds, after all other plugins changed the object.
 
-use machinery::api::error::ApiResult;
+use machinery_api::error::ApiResult;
 use serde_json::Value;
 
 use super::{Context, Immediate, Operation};

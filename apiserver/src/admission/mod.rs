@@ -17,9 +17,9 @@ mod taint_nodes;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use machinery::api::GroupVersionKind;
-use machinery::api::error::{ApiError, ApiResult, Named};
-use machinery::env::Env;
+use machinery_api::GroupVersionKind;
+use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_env::Env;
 use serde_json::Value;
 
 use crate::auth::{Authorizer, UserInfo};

@@ -1,6 +1,6 @@
 //! NamespaceLifecycle: nothing new in namespaces that are missing or going, and the first three can't be deleted.
 
-use machinery::api::error::{ApiError, ApiResult, Cause, Named};
+use machinery_api::error::{ApiError, ApiResult, Cause, Named};
 use serde_json::Value;
 
 use super::{Context, Operation, Plugin, Step};

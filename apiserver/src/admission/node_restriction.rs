@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use machinery::api::error::{ApiError, ApiResult, Named};
+use machinery_api::error::{ApiError, ApiResult, Named};
 use serde_json::Value;
 
 use super::{Context, Immediate, Operation, is_mirror};

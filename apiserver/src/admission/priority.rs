@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use machinery::api::error::ApiResult;
+use machinery_api::error::ApiResult;
 use serde_json::Value;
 
 use super::{Context, Immediate, Operation};

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use machinery::api::error::ApiResult;
-use machinery::api::quantity::Quantity;
+use machinery_api::error::ApiResult;
+use machinery_api::quantity::Quantity;
 use serde_json::{Map, Value};
 
 use super::{Context, Immediate, Operation};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use machinery::api::error::ApiResult;
+use machinery_api::error::ApiResult;
 use serde_json::{Map, Value, json};
 
 use super::{Context, Operation, Plugin, Request, Step, is_mirror, list_mut};

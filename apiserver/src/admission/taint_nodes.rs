@@ -1,6 +1,6 @@
 //! TaintNodesByCondition: a new Node takes no pods until its controller saw it ready.
 
-use machinery::api::error::ApiResult;
+use machinery_api::error::ApiResult;
 use serde_json::{Value, json};
 
 use super::{Context, Immediate, Operation, list_mut};

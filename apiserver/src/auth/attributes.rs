@@ -1,7 +1,7 @@
 //! What an authorizer is asked about, what it says, and the words of a refusal.
 
-use machinery::api::error::{ApiError, Named};
-use machinery::api::selector::go_quoted;
+use machinery_api::error::{ApiError, Named};
+use machinery_api::selector::go_quoted;
 
 /// One request, as authorizers see it.
 #[derive(Debug, Clone, Copy, Default)]

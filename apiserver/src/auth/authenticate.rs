@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use machinery::api::error::{ApiError, ApiResult};
-use machinery::env::Env;
+use machinery_api::error::{ApiError, ApiResult};
+use machinery_env::Env;
 
 use super::checked::Checked;
 use super::jwt::SigningKey;
@@ -71,7 +71,7 @@ impl Authenticator {
             _ => {}
         }
         if let Some(token) = credentials.token() {
-            let audience = [machinery::api::names::TOKEN_ISSUER.to_owned()];
+            let audience = [machinery_api::names::TOKEN_ISSUER.to_owned()];
             return match self.token(objects, now, token, &audience) {
                 Ok(known) => Ok(with_group(known.user)),
                 Err(error) => {

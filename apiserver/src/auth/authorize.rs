@@ -1,6 +1,6 @@
 //! The chain of authorizers, in upstream's order: anonymous paths, `system:masters`, Node, RBAC.
 
-use machinery::api::error::ApiResult;
+use machinery_api::error::ApiResult;
 
 use super::attributes::forbidden;
 use super::node::NodeAuthorizer;

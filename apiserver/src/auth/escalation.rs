@@ -1,7 +1,7 @@
 //! Nobody grants by a role or binding what they don't hold, unless they may `escalate` or `bind`.
 
-use machinery::api::error::{ApiError, ApiResult, Named};
-use machinery::api::selector::go_quoted;
+use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_api::selector::go_quoted;
 use serde_json::Value;
 
 use super::rbac::aggregate;

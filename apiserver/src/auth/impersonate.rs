@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
-use machinery::api::error::{ApiError, ApiResult};
+use machinery_api::error::{ApiError, ApiResult};
 
 use super::attributes::forbidden;
 use super::{

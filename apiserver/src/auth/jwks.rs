@@ -1,6 +1,6 @@
 //! OpenID discovery of the token issuer: for those who want to check tokens without asking.
 
-use machinery::api::names::TOKEN_ISSUER;
+use machinery_api::names::TOKEN_ISSUER;
 use serde_json::{Value, json};
 
 use super::jwt::SigningKey;

@@ -5,7 +5,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
-use machinery::api::selector::go_quoted;
+use machinery_api::selector::go_quoted;
 use serde_json::Value;
 
 use super::rules::Rule;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use machinery::env::Env;
+use machinery_env::Env;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType, SerialNumber,
@@ -441,7 +441,7 @@ fn validity(params: &mut CertificateParams, env: &Env, valid: Duration) -> Resul
 mod tests {
     use super::*;
 
-    fn env() -> (Env, std::sync::Arc<machinery::env::ManualClock>) {
+    fn env() -> (Env, std::sync::Arc<machinery_env::ManualClock>) {
         Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap())
     }
 

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use machinery::api::error::{ApiError, ApiResult, Cause, Named};
-use machinery::api::names::TOKEN_ISSUER;
-use machinery::api::selector::{go_quoted, label_key_problems};
+use machinery_api::error::{ApiError, ApiResult, Cause, Named};
+use machinery_api::names::TOKEN_ISSUER;
+use machinery_api::selector::{go_quoted, label_key_problems};
 use serde_json::{Map, Value, json};
 
 use super::authenticate::with_group;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use machinery::api::selector::go_quoted;
+use machinery_api::selector::go_quoted;
 use serde_json::{Value, json};
 
 use super::Attributes;

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use machinery::api::error::{ApiError, ApiResult, Cause, Named};
-use machinery::api::names::TOKEN_ISSUER;
-use machinery::env::Env;
+use machinery_api::error::{ApiError, ApiResult, Cause, Named};
+use machinery_api::names::TOKEN_ISSUER;
+use machinery_env::Env;
 use serde_json::{Map, Value, json};
 
 use super::jwt::SigningKey;
@@ -423,7 +423,7 @@ mod tests {
     struct World {
         key: SigningKey,
         env: Env,
-        clock: std::sync::Arc<machinery::env::ManualClock>,
+        clock: std::sync::Arc<machinery_env::ManualClock>,
         map: Objects,
     }
 

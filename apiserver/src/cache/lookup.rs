@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
-use machinery::api::{ObjectName, StorageKey};
+use machinery_api::{ObjectName, StorageKey};
 use serde_json::Value;
 
 use super::select::FieldRequirement;

@@ -1,6 +1,6 @@
 //! Selectors in their parsed form, and matching them against an object's facts.
 
-use machinery::api::selector::{FieldSelector, LabelSelector, Operator};
+use machinery_api::selector::{FieldSelector, LabelSelector, Operator};
 
 use super::object::Cached;
 

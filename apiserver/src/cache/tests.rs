@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use machinery::env::Env;
+use machinery_env::Env;
 use serde_json::{Value, json};
 
 use super::*;

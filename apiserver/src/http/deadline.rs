@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use machinery::api::ApiError;
+use machinery_api::ApiError;
 
 use super::query::Query;
 use crate::resources::field::quoted;

@@ -9,9 +9,9 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use machinery::api::ApiError;
-use machinery::api::error::{Details, Status};
-use machinery::api::selector::go_quoted;
+use machinery_api::ApiError;
+use machinery_api::error::{Details, Status};
+use machinery_api::selector::go_quoted;
 
 use super::handle::{Asking, Front, Seat, timed_out};
 use super::negotiate::{self, Produces, Transform};

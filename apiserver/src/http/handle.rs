@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::body::Body;
 use http::header::{CACHE_CONTROL, HeaderValue, WARNING};
 use http::{Request, Response};
-use machinery::api::ApiError;
-use machinery::env::Env;
+use machinery_api::ApiError;
+use machinery_env::Env;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 

@@ -1,6 +1,6 @@
 //! Which form an answer takes: media type, pretty printing, and Table or PartialObjectMetadata in the object's stead.
 
-use machinery::api::{ApiError, error::Status};
+use machinery_api::{ApiError, error::Status};
 
 use super::query::Query;
 use crate::schema;

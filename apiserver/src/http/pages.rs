@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use http::Response;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
-use machinery::api::ApiError;
+use machinery_api::ApiError;
 use serde_json::{Value, json};
 
 use super::discovery::{self, AGGREGATED, AGGREGATED_YAML};

@@ -10,8 +10,8 @@ use flate2::write::GzEncoder;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, VARY};
 use http::{HeaderMap, Response, StatusCode};
 use jiff::Timestamp;
-use machinery::api::ApiError;
-use machinery::api::error::Status;
+use machinery_api::ApiError;
+use machinery_api::error::Status;
 use serde_json::{Value, json};
 
 use super::large::{self, Pieces};

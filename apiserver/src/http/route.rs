@@ -1,8 +1,8 @@
 //! From a path to what serves it, and which of upstream's three ways of saying no where nothing does: plain text for
 //! paths of nobody, 404 for unknown resources of a known group, 405 for a method that a path doesn't take.
 
-use machinery::api::ApiError;
-use machinery::api::error::{Details, Status};
+use machinery_api::ApiError;
+use machinery_api::error::{Details, Status};
 
 use super::discovery::Discovery;
 use super::info::Info;

@@ -1,7 +1,7 @@
 //! Tables and PartialObjectMetadata: what stands in an object's stead.
 
 use jiff::Timestamp;
-use machinery::api::ApiError;
+use machinery_api::ApiError;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};

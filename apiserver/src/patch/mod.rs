@@ -6,8 +6,8 @@ mod json;
 mod merge;
 mod strategic;
 
-use machinery::api::error::{ApiError, ApiResult, Cause, Details, Named, Status};
-use machinery::api::selector::go_quoted;
+use machinery_api::error::{ApiError, ApiResult, Cause, Details, Named, Status};
+use machinery_api::selector::go_quoted;
 use serde_json::Value;
 
 use crate::resources::hub;

@@ -10,9 +10,9 @@ use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
 use ipnet::Ipv4Net;
-use machinery::api::error::{ApiError, Cause, Named};
-use machinery::api::{ObjectName, StorageKey};
-use machinery::env::Env;
+use machinery_api::error::{ApiError, Cause, Named};
+use machinery_api::{ObjectName, StorageKey};
+use machinery_env::Env;
 use serde_json::{Value, json};
 
 use super::Claim;

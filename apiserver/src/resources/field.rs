@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use machinery::api::Cause;
-pub use machinery::api::selector::go_quoted as quoted;
+use machinery_api::Cause;
+pub use machinery_api::selector::go_quoted as quoted;
 use serde_json::Value;
 
 /// One finding of validation (k8s.io/apimachinery `validation/field.Error`).

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use machinery::api::quantity::Quantity;
+use machinery_api::quantity::Quantity;
 use serde_json::Value;
 
 use super::field::{Errors, FieldError, IMMUTABLE, Path, go_struct};

@@ -37,8 +37,8 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use machinery::api::{ApiError, StorageKey};
-use machinery::env::Env;
+use machinery_api::{ApiError, StorageKey};
+use machinery_env::Env;
 use serde_json::Value;
 
 use crate::objects::Objects;

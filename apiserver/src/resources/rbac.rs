@@ -1,7 +1,7 @@
 //! Roles, ClusterRoles and their bindings. Whether a user may grant what they hold is for the authorizer to say.
 
 use jiff::Timestamp;
-use machinery::api::selector::LabelSelector;
+use machinery_api::selector::LabelSelector;
 use serde_json::{Value, json};
 
 use super::cells::{AGE, NAME, NAME_AND_CREATED, age, column, name, name_and_created, wide};

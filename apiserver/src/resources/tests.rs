@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use machinery::env::Env;
+use machinery_env::Env;
 use serde::Deserialize;
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! What Deployments, ReplicaSets and Jobs have in common: a selector and a pod template that it must match.
 
-use machinery::api::selector::LabelSelector;
+use machinery_api::selector::LabelSelector;
 use serde_json::{Value, json};
 
 use super::field::{Errors, FieldError, NOT_NEGATIVE, Path, go_struct};

@@ -1,8 +1,8 @@
 //! Request bodies: media type, kind and version, field validation, upstream's messages. What patches yield is checked
 //! by the same code ([`value`]).
 
-use machinery::api::error::{ApiError, ApiResult};
-use machinery::api::selector::go_quoted;
+use machinery_api::error::{ApiError, ApiResult};
+use machinery_api::selector::go_quoted;
 use serde_json::{Map, Value};
 
 use super::budget::Budget;

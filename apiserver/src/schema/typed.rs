@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use machinery::api::quantity::Quantity;
-use machinery::api::selector::go_quoted;
-use machinery::api::time::{self, Precision};
+use machinery_api::quantity::Quantity;
+use machinery_api::selector::go_quoted;
+use machinery_api::time::{self, Precision};
 use serde_json::{Map, Value};
 
 use super::budget::{Budget, ENTRY_BYTES, ITEM_BYTES, OBJECT_BYTES};

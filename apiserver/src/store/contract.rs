@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use machinery::env::{Env, ManualClock};
+use machinery_env::{Env, ManualClock};
 
 use super::*;
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use machinery::env::Env;
+use machinery_env::Env;
 use tokio::sync::watch;
 
 use super::plan::{Pending, State, check};

@@ -1,7 +1,7 @@
 //! Binding a Pod to a node: `pods/NAME/binding`, and the older `bindings`.
 
-use machinery::api::ApiError;
-use machinery::api::error::{Named, Status};
+use machinery_api::ApiError;
+use machinery_api::error::{Named, Status};
 use serde_json::{Value, json};
 
 use super::intent::{Intent, Wanted};

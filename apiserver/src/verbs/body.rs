@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use machinery::api::ApiError;
-use machinery::api::error::ApiResult;
+use machinery_api::ApiError;
+use machinery_api::error::ApiResult;
 use serde_json::Value;
 
 use super::PatchType;

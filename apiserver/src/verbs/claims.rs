@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use machinery::api::{ApiError, ObjectName, StorageKey};
-use machinery::env::Env;
+use machinery_api::{ApiError, ObjectName, StorageKey};
+use machinery_env::Env;
 use serde_json::{Value, json};
 
 use super::{Verbs, object, prefix, store_error};

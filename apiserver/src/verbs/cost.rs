@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use machinery::api::ApiError;
-use machinery::api::error::Named;
-use machinery::env::Env;
+use machinery_api::ApiError;
+use machinery_api::error::Named;
+use machinery_env::Env;
 use serde_json::{Map, Value, json};
 
 use super::body::{self, Body};

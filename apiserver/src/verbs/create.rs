@@ -1,7 +1,7 @@
 //! Create: a new object under its own or a generated name.
 
-use machinery::api::ApiError;
-use machinery::api::error::Status;
+use machinery_api::ApiError;
+use machinery_api::error::Status;
 use serde_json::{Value, json};
 
 use super::intent::{Intent, Wanted};

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
-use machinery::api::ApiError;
-use machinery::api::error::{Details, Named, Status};
+use machinery_api::ApiError;
+use machinery_api::error::{Details, Named, Status};
 use serde_json::{Value, json};
 
 use super::intent::Intent;

@@ -1,7 +1,7 @@
 //! The API server's own writes of the objects that every cluster has: no user, no admission, no object validation.
 
 use futures::StreamExt as _;
-use machinery::api::ApiError;
+use machinery_api::ApiError;
 use serde_json::{Value, json};
 
 use super::intent::Intent;
@@ -95,7 +95,7 @@ impl Verbs {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use machinery::env::Env;
+    use machinery_env::Env;
 
     use crate::auth::jwt::SigningKey;
     use crate::bootstrap::{self, Cluster};

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use machinery::api::ApiError;
+use machinery_api::ApiError;
 use serde_json::Value;
 
 use super::object::{self, metadata_mut};

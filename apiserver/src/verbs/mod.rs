@@ -29,10 +29,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use machinery::api::ApiError;
-use machinery::api::error::{Named, Status};
-use machinery::api::{GroupVersionKind, ObjectName, StorageKey};
-use machinery::env::Env;
+use machinery_api::ApiError;
+use machinery_api::error::{Named, Status};
+use machinery_api::{GroupVersionKind, ObjectName, StorageKey};
+use machinery_env::Env;
 use serde_json::Value;
 
 use crate::admission::{Chain, Operation, Options, Request};

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use machinery::api::{ApiError, ResourceVersion};
+use machinery_api::{ApiError, ResourceVersion};
 use serde_json::{Map, Value, json};
 
 use crate::cache::Cached;

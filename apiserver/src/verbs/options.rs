@@ -1,8 +1,8 @@
 //! The options of each verb: read from the query (or a DeleteOptions body) and checked with upstream's findings
 //! (k8s.io/apimachinery `meta/v1/validation`, `meta/internalversion/validation`).
 
-use machinery::api::error::Named;
-use machinery::api::{ApiError, Cause};
+use machinery_api::error::Named;
+use machinery_api::{ApiError, Cause};
 use serde_json::Value;
 
 use super::selector;

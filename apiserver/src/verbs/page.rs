@@ -3,8 +3,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use machinery::api::ApiError;
-use machinery::api::error::Status;
+use machinery_api::ApiError;
+use machinery_api::error::Status;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use machinery::api::{ApiError, Cause};
+use machinery_api::{ApiError, Cause};
 
 use super::object::parse_version;
 use super::options::{ListOptions, Match};

@@ -1,7 +1,7 @@
 //! The scale subresource: `autoscaling/v1 Scale` over a workload's replicas.
 
-use machinery::api::ApiError;
-use machinery::api::error::Named;
+use machinery_api::ApiError;
+use machinery_api::error::Named;
 use serde_json::{Value, json};
 
 use super::body::{self, Body};

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use axum::body::Body;
 use http::Request;
 use http_body_util::BodyExt as _;
-use machinery::env::Env;
+use machinery_env::Env;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 

@@ -1,6 +1,6 @@
 //! Update: what a PUT, a patch, or a write of a subresource makes of the object that is there.
 
-use machinery::api::ApiError;
+use machinery_api::ApiError;
 use serde_json::{Value, json};
 
 use super::intent::{Intent, Wanted};
@@ -45,7 +45,7 @@ impl Verbs {
         let (row, old) = (call.row, &*existing.value);
         let version = object::client_version(&new)?;
         if version == 0 && !row.strategy.unconditional_update() {
-            let cause = machinery::api::Cause {
+            let cause = machinery_api::Cause {
                 reason: "FieldValueInvalid".into(),
                 message: "Invalid value: 0: must be specified for an update".into(),
                 field: "metadata.resourceVersion".into(),

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use machinery::api::{ApiError, StorageKey};
+use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
 
 use super::create::{self, NAME_TRIES_MAX};

@@ -11,10 +11,10 @@ mod tests;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
-use machinery::api::ObjectKey;
-use machinery::runtime::driver::own_key;
-use machinery::runtime::selector::{is_everything, selects};
-use machinery::runtime::{
+use machinery_api::ObjectKey;
+use machinery_client::driver::own_key;
+use machinery_client::selector::{is_everything, selects};
+use machinery_client::{
     Action, Change, Context, Controller, Input, Note, Plan, Pod, View, controlled_by, controller_of, key_of,
 };
 

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use machinery::api::ObjectKey;
-use machinery::runtime::{Action, Failure, Note, controlled_by, value_of};
+use machinery_api::ObjectKey;
+use machinery_client::{Action, Failure, Note, controlled_by, value_of};
 
 use super::{Rollout, actual, name, rollout, size, status, wanted};
 use crate::pods;

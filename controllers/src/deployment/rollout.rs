@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use machinery::runtime::{Failure, Pod};
+use machinery_client::{Failure, Pod};
 
 use super::{Rollout, actual, revision, size, wanted};
 use crate::pods;

@@ -1,9 +1,9 @@
 //! Rollouts against random pods: the bounds hold at every step, and every rollout ends; and single steps by example.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use machinery::api::ObjectKey;
-use machinery::runtime::simulate::Simulation;
-use machinery::runtime::{Action, Kind, Pod, key_of, value_of};
+use machinery_api::ObjectKey;
+use machinery_client::simulate::Simulation;
+use machinery_client::{Action, Kind, Pod, key_of, value_of};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

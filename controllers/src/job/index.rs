@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use machinery::runtime::Pod;
+use machinery_client::Pod;
 
 /// The annotation and label by which a pod of an Indexed Job names its index.
 pub(super) const INDEX: &str = "batch.kubernetes.io/job-completion-index";

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{self as core, Container, EnvVar, EnvVarSource, ObjectFieldSelector};
-use machinery::runtime::{Pod, controlled_by};
+use machinery_client::{Pod, controlled_by};
 
 use super::index::{self, INDEX};
 use crate::pods;

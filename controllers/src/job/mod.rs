@@ -14,10 +14,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec};
 use k8s_openapi::api::core::v1 as core;
-use machinery::api::ObjectKey;
-use machinery::runtime::driver::own_key;
-use machinery::runtime::selector::selects;
-use machinery::runtime::{
+use machinery_api::ObjectKey;
+use machinery_client::driver::own_key;
+use machinery_client::selector::selects;
+use machinery_client::{
     Action, Change, Context, Controller, Input, Note, Plan, Pod, View, controlled_by, controller_of, value_of,
 };
 use serde_json::json;
@@ -59,7 +59,7 @@ fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
         && controller_of(&pod.metadata).is_none()
     {
         let willing = view.list::<Job>(namespace).filter(|job| chooses(job, pod));
-        keys.extend(willing.map(|job| machinery::runtime::key_of(&job.metadata)));
+        keys.extend(willing.map(|job| machinery_client::key_of(&job.metadata)));
         // A pod that its Job left behind must not be kept by the finalizer that nobody will take off.
         let left = pod.metadata.labels.as_ref().and_then(|labels| labels.get("batch.kubernetes.io/job-name"));
         keys.extend(left.filter(|_| is_tracked(pod)).map(|name| ObjectKey::new(&**namespace, &**name)));

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, PodFailurePolicyRule, SuccessPolicy};
-use machinery::runtime::Pod;
-use machinery::runtime::pod::ContainerStatus;
+use machinery_client::Pod;
+use machinery_client::pod::ContainerStatus;
 
 use super::index::Indexes;
 use crate::pods;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
-use machinery::runtime::{Note, Pod};
+use machinery_client::{Note, Pod};
 
 use super::index::{self, Indexes};
 use super::policy::{self, Verdict};

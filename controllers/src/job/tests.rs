@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::JobStatus;
-use machinery::runtime::simulate::Simulation;
-use machinery::runtime::{Kind, Object};
+use machinery_client::simulate::Simulation;
+use machinery_client::{Kind, Object};
 use serde_json::{Value, json};
 
 use super::*;

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use machinery::api::ObjectKey;
-use machinery::env::Env;
-use machinery::net::{self, Body, Caller, Dial as _, Origin, PodNetwork, Refused, Serve, ServicePort};
+use machinery_api::ObjectKey;
+use machinery_env::Env;
+use machinery_serve::net::{self, Body, Caller, Dial as _, Origin, PodNetwork, Refused, Serve, ServicePort};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;

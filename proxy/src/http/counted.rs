@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use machinery::net::{Body, BoxError};
+use machinery_serve::net::{Body, BoxError};
 
 use crate::pending::Open;
 

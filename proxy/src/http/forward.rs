@@ -4,9 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError};
 
 use http::{Request, Response, StatusCode};
-use machinery::net::framing::{self, WantsUpgrade};
-use machinery::net::http::plain;
-use machinery::net::{Body, Caller, DialError, Origin, Peer, Protocol, Refused, Serve};
+use machinery_serve::net::framing::{self, WantsUpgrade};
+use machinery_serve::net::http::plain;
+use machinery_serve::net::{Body, Caller, DialError, Origin, Peer, Protocol, Refused, Serve};
 
 use super::counted::counted;
 use crate::balance;

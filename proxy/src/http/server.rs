@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::{Request, Response, StatusCode};
-use machinery::net::{Body, DialError, Peer, Stream};
+use machinery_serve::net::{Body, DialError, Peer, Stream};
 use tokio::net::TcpStream;
 
 use super::forward::{self, Exchange};
@@ -36,7 +36,7 @@ pub(crate) async fn serve(
             forward::send(&inner, &route, &exchange, request).await.unwrap_or_else(|error| refusal(&error))
         }
     };
-    if let Err(error) = machinery::net::http::serve(Stream::Tcp(stream), local, stop.cancelled(), answer).await {
+    if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop.cancelled(), answer).await {
         tracing::debug!(%peer, error, "connection ended");
     }
 }
@@ -49,5 +49,5 @@ fn refusal(error: &DialError) -> Response<Body> {
         DialError::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
         DialError::Connection { .. } => (StatusCode::BAD_GATEWAY, "connection"),
     };
-    machinery::net::http::plain(status, reason, &error.to_string())
+    machinery_serve::net::http::plain(status, reason, &error.to_string())
 }

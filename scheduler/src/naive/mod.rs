@@ -6,8 +6,8 @@ mod topology_spread;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use machinery::api::ObjectKey;
-use machinery::env::Env;
+use machinery_api::ObjectKey;
+use machinery_env::Env;
 use serde_json::{Value, json};
 
 use crate::decide::{Decision, decide};

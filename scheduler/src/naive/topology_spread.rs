@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use machinery::api::names::HOSTNAME;
-use machinery::api::selector::LabelSelector;
+use machinery_api::names::HOSTNAME;
+use machinery_api::selector::LabelSelector;
 
 use crate::node::NodeInfo;
 use crate::plugins::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, SCORE_MAX, Score, plugin};
@@ -121,7 +121,7 @@ struct SoftConstraint<'a> {
 
 /// The labels by which the Services that select the pod spread it; none: neither Service nor workload.
 fn default_peers<'a>(snapshot: &Snapshot, pod: &'a PodInfo) -> Option<Peers<'a>> {
-    let from = machinery::api::ObjectKey::new(pod.key.namespace.clone(), "");
+    let from = machinery_api::ObjectKey::new(pod.key.namespace.clone(), "");
     let services = snapshot.services.range(from..).take_while(|(key, _)| key.namespace == pod.key.namespace);
     let selects = |selector: &Labels| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value));
     let mut labels = Labels::new();

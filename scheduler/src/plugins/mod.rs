@@ -20,9 +20,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use machinery::api::ObjectKey;
-use machinery::client::api::PatchType;
-use machinery::runtime::Kind;
+use machinery_api::ObjectKey;
+use machinery_client::Kind;
+use machinery_client::request::PatchType;
 use serde_json::Value;
 
 pub use self::filters::Filters;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use machinery::api::names::HOSTNAME;
+use machinery_api::names::HOSTNAME;
 
 use super::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, SCORE_MAX, Score, plugin};
 use crate::index::{Peers, PodCounts, Topology};
@@ -157,7 +157,7 @@ struct SoftConstraint {
 /// The pods that a pod is spread with by default: of its workload, with the labels by which the Services that select it
 /// do so; none: neither Service nor workload.
 fn default_peers(snapshot: &Snapshot, pod: &PodInfo) -> Option<Peers> {
-    let from = machinery::api::ObjectKey::new(pod.key.namespace.clone(), "");
+    let from = machinery_api::ObjectKey::new(pod.key.namespace.clone(), "");
     let services = snapshot.services.range(from..).take_while(|(key, _)| key.namespace == pod.key.namespace);
     let selects = |selector: &Labels| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value));
     let mut labels = Labels::new();

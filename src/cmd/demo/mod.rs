@@ -10,7 +10,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
 use kube::Client;
-use machinery::env::Env;
+use machinery_env::Env;
 use serde_json::json;
 
 use super::Failure;
@@ -217,7 +217,7 @@ async fn exchange(
     let response =
         tokio::time::timeout(Duration::from_secs(70), sender.send_request(request)).await.context("no answer")??;
     let status = response.status().as_u16();
-    let header = response.headers().get(machinery::api::names::REASON_HEADER);
+    let header = response.headers().get(machinery_api::names::REASON_HEADER);
     let reason = header.and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     Ok((status, reason, response.into_body().collect().await?.to_bytes().to_vec()))
 }

@@ -70,7 +70,7 @@ fn generated_selector(errors: &mut Errors, job: &Value, prefixed: bool) {
             }
         }
     }
-    if let Ok(parsed) = machinery::api::selector::LabelSelector::from_value(Some(selector))
+    if let Ok(parsed) = machinery_api::selector::LabelSelector::from_value(Some(selector))
         && !matches(&parsed, &Value::Object(expected))
     {
         let why = "`selector` not auto-generated";

@@ -98,7 +98,7 @@ impl Strategy for Pod {
         if !items(get(object, "spec"), "schedulingGates").is_empty() {
             status["conditions"] = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
                 "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null,
-                "lastTransitionTime": machinery::api::time::seconds(context.now)}]);
+                "lastTransitionTime": machinery_api::time::seconds(context.now)}]);
         }
         put(object, "status", status);
         placement::apply_label_keys(object);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use machinery::api::quantity::Quantity;
+use machinery_api::quantity::Quantity;
 use serde_json::{Value, json};
 
 use crate::resources::field::{Errors, FieldError, NOT_NEGATIVE, Path};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use machinery::api::ApiError;
+use machinery_api::ApiError;
 use serde_json::{Value, json};
 
 use super::allocate;

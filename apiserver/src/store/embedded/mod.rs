@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
-use machinery::env::Env;
+use machinery_env::Env;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::plan::{State, check};

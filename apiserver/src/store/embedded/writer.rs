@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use machinery::env::Env;
+use machinery_env::Env;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::plan::{Pending, Write};

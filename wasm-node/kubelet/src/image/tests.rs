@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use machinery::env::Env;
+use machinery_env::Env;
 use oci_client::secrets::RegistryAuth;
 use serde_json::json;
 use tower::ServiceExt as _;
@@ -15,7 +15,7 @@ use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, Kind, Metering};
 struct Bench {
     images: Images,
     router: axum::Router,
-    clock: Arc<machinery::env::ManualClock>,
+    clock: Arc<machinery_env::ManualClock>,
     access: RegistryAccess,
     dir: tempfile::TempDir,
     server: tokio::task::JoinHandle<()>,

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use machinery::env::Env;
+use machinery_env::Env;
 use tokio::sync::watch;
 
 use wasm_runtime::engine::{LogSink, StdStream};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use machinery::descriptors::{Class, Descriptors, Held};
+use machinery_serve::descriptors::{Class, Descriptors, Held};
 use tokio::sync::mpsc;
 
 use super::{ContainerLog, FILES_MAX, Progress, older};
@@ -246,7 +246,7 @@ fn format(line: &[u8], options: &Options, text: &mut Vec<u8>) {
 mod tests {
     use super::*;
     use crate::log::Writer;
-    use machinery::env::Env;
+    use machinery_env::Env;
     use std::time::Duration;
     use wasm_runtime::engine::{LogSink as _, StdStream};
 

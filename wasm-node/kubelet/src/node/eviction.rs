@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use machinery::runtime::Note;
+use machinery_client::Note;
 use tokio::sync::watch;
 
 use super::register::{Shortage, Shortages};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use machinery::api::time;
-use machinery::env::Env;
+use machinery_api::time;
+use machinery_env::Env;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

@@ -23,10 +23,10 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use kube::Client;
-use machinery::env::Env;
-use machinery::net::{Dial, PodNetwork};
-use machinery::runtime::Informer;
-use machinery::runtime::events::Recorder;
+use machinery_client::Informer;
+use machinery_client::events::Recorder;
+use machinery_env::Env;
+use machinery_serve::net::{Dial, PodNetwork};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
-use machinery::api::{names, time};
+use machinery_api::{names, time};
 use serde_json::{Value, json};
 
 use super::NodeConfig;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
-use machinery::net::{Body, Origin, Peer, PodNetwork, Protocol, Refused};
+use machinery_serve::net::{Body, Origin, Peer, PodNetwork, Protocol, Refused};
 
 use super::settings::Get;
 use wasm_runtime::engine::NodeCall;

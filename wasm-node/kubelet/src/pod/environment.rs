@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, ObjectFieldSelector, Pod, ResourceFieldSelector, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
-use machinery::api::quantity::Quantity;
+use machinery_api::quantity::Quantity;
 
 use super::sources::{Content, SourceKind};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
-use machinery::api::quantity::Quantity;
+use machinery_api::quantity::Quantity;
 
 /// The resources that are counted, and the reason for which a pod fails that doesn't fit (upstream's, in its order).
 const COUNTED: [(&str, &str); 4] = [

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use machinery::descriptors::{Class, Descriptors};
-use machinery::net::{Origin, Peer, Serve, Stream};
-use machinery::runtime::Note;
-use machinery::runtime::events::Recorder;
+use machinery_client::Note;
+use machinery_client::events::Recorder;
+use machinery_serve::descriptors::{Class, Descriptors};
+use machinery_serve::net::{Origin, Peer, Serve, Stream};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 

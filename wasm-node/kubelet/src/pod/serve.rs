@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response};
-use machinery::api::names::REASON_HEADER;
-use machinery::net::{Attached, Body, Origin, Refused, Serve};
+use machinery_api::names::REASON_HEADER;
+use machinery_serve::net::{Attached, Body, Origin, Refused, Serve};
 use tokio::sync::mpsc;
 
 use super::state::Event;

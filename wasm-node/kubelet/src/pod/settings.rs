@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Pod, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use machinery::api::names;
-use machinery::api::quantity::Quantity;
+use machinery_api::names;
+use machinery_api::quantity::Quantity;
 
 use super::state::{ProbeKind, Restart, Rules, Thresholds};
 use super::status::pod_text;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container as ContainerSpecWire, Pod, Service};
-use machinery::api::ObjectKey;
-use machinery::net::Caller;
+use machinery_api::ObjectKey;
+use machinery_serve::net::Caller;
 use tokio::sync::mpsc;
 
 use super::environment::{Given, environment, expand};

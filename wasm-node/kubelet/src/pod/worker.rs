@@ -10,8 +10,8 @@ use http::header::CONTENT_TYPE;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodCondition, PodStatus};
 use k8s_openapi::api::node::v1::RuntimeClass;
-use machinery::env::Env;
-use machinery::runtime::{Note, reference_to, version_of};
+use machinery_client::{Note, reference_to, version_of};
+use machinery_env::Env;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 

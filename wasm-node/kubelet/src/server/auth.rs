@@ -8,7 +8,7 @@ use axum::http::{Method, StatusCode};
 use http::Request;
 use http::header::CONTENT_TYPE;
 use kube::Client;
-use machinery::env::Env;
+use machinery_env::Env;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use machinery::api::time;
+use machinery_api::time;
 use serde_json::{Value, json};
 
 use super::Kubelet;

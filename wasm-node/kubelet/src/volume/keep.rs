@@ -252,7 +252,7 @@ fn refresh_at(now: Timestamp, ends: Option<Timestamp>) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use machinery::env::Env;
+    use machinery_env::Env;
 
     #[test]
     fn a_token_is_renewed_at_four_fifths_of_its_life() {

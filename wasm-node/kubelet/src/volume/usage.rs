@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-use machinery::api::quantity::Quantity;
+use machinery_api::quantity::Quantity;
 
 use crate::pod::unsupported::is_read_only;
 

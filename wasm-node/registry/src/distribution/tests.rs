@@ -7,7 +7,7 @@ use axum::body::Body;
 use base64::Engine as _;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use machinery::env::Env;
+use machinery_env::Env;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use machinery::env::Env;
+use machinery_env::Env;
 
 use super::error::RegistryError;
 use crate::blobs::{BLOB_BYTES_MAX, BlobStore, BlobWriter};

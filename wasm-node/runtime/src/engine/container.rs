@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use machinery::net::{Caller, Dial};
+use machinery_serve::net::{Caller, Dial};
 
 use super::admission::Door;
 use super::cpu::CpuMeter;

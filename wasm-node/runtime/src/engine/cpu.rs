@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use machinery::env::Env;
+use machinery_env::Env;
 
 use super::Engine;
 

@@ -31,8 +31,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use machinery::descriptors::{Class, Descriptors};
-use machinery::env::Env;
+use machinery_env::Env;
+use machinery_serve::descriptors::{Class, Descriptors};
 use tokio::runtime::Handle;
 
 pub use admission::NodeCall;

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Empty, Full};
-use machinery::api::names::REASON_HEADER;
-use machinery::net::framing::{strip_framing, strip_hop_by_hop};
-use machinery::net::{Body, Origin, Refused, Serve};
+use machinery_api::names::REASON_HEADER;
+use machinery_serve::net::framing::{strip_framing, strip_hop_by_hop};
+use machinery_serve::net::{Body, Origin, Refused, Serve};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -221,9 +221,9 @@ impl HttpServer {
     /// As the pod network asks, with what a client of HTTP would get where the request is not taken.
     pub(crate) async fn http(&self, request: Request<Body>) -> Response<Body> {
         let local = std::net::SocketAddr::from(([127, 66, 0, 2], 80));
-        let origin = Origin { peer: machinery::net::Peer::Node, local, via: None };
+        let origin = Origin { peer: machinery_serve::net::Peer::Node, local, via: None };
         let answer = Serve::http(self, &origin, request).await;
-        answer.unwrap_or_else(|refused| machinery::net::http::refusal(&refused))
+        answer.unwrap_or_else(|refused| machinery_serve::net::http::refusal(&refused))
     }
 }
 
@@ -593,7 +593,7 @@ fn join(first: Option<Bytes>, more: Vec<u8>) -> Bytes {
 fn put_back(
     first: Option<Bytes>,
     more: Vec<u8>,
-    then: Option<Result<http_body::Frame<Bytes>, machinery::net::BoxError>>,
+    then: Option<Result<http_body::Frame<Bytes>, machinery_serve::net::BoxError>>,
     rest: GuestBody,
 ) -> Body {
     let gathered = first.map(|first| Ok(http_body::Frame::data(join(Some(first), more))));

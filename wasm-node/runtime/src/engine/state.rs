@@ -207,7 +207,7 @@ impl WasiHttpView for ComponentState {
 }
 
 /// A body of the seam, as wasi:http wants it.
-pub(crate) fn incoming(body: machinery::net::Body) -> wasmtime_wasi_http::WasiBody {
+pub(crate) fn incoming(body: machinery_serve::net::Body) -> wasmtime_wasi_http::WasiBody {
     body.map_err(|error| {
         tracing::debug!("incoming body broke off: {error}");
         wasmtime_wasi_http::Error::ConnectionTerminated

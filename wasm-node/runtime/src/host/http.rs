@@ -1,4 +1,4 @@
-//! `wasi:http`: types, and outgoing requests through the data plane's [`Dial`](machinery::net::Dial), bounded in
+//! `wasi:http`: types, and outgoing requests through the data plane's [`Dial`](machinery_serve::net::Dial), bounded in
 //! number and time. The data plane decides where a name leads and what policy allows; nothing here touches a socket.
 
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use http::{HeaderName, Request, header};
 use http_body_util::BodyExt;
-use machinery::net::framing::strip_hop_by_hop;
-use machinery::net::{BoxError, DialError};
+use machinery_serve::net::framing::strip_hop_by_hop;
+use machinery_serve::net::{BoxError, DialError};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
 use wasmtime_wasi_http::p2::bindings::http::types::{self, ErrorCode};

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pod::serve::Door;
-use machinery::net::Listen;
+use machinery_serve::net::Listen;
 
 impl Worker {
     pub(super) fn perform(&mut self, actions: Vec<Action>) {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use machinery::env::Env;
+use machinery_env::Env;
 use tokio::sync::oneshot;
 
 /// A few seats for compilations, shared fairly between namespaces.

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use machinery::env::Env;
+use machinery_env::Env;
 use tokio::io::AsyncReadExt;
 
 pub use worker::{COMPILE_WORKER_ARGUMENT, CompileProcess, compile_worker};

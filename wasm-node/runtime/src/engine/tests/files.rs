@@ -73,10 +73,11 @@ async fn opening_files_without_end_is_an_error_of_whoever_does_it() {
       (local.set $n (call $open))
       (call $exit (local.get $n))";
     let loaded = bench.load_text(&module(body), Metering::Epochs).await.unwrap();
-    let before = machinery::descriptors::Descriptors::process().quota(machinery::descriptors::Class::Guests).used();
+    let before =
+        machinery_serve::descriptors::Descriptors::process().quota(machinery_serve::descriptors::Class::Guests).used();
     let (container, log) = bench.container(loaded, |spec| spec.preopens.push(volume));
     assert_eq!(container.run(never()).await.exit_code, 33, "{}", log.text());
-    let quota = machinery::descriptors::Descriptors::process().quota(machinery::descriptors::Class::Guests);
+    let quota = machinery_serve::descriptors::Descriptors::process().quota(machinery_serve::descriptors::Class::Guests);
     assert!(quota.used() <= before + 256, "given back: {} of {}", quota.used(), quota.max());
 }
 

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use http_body_util::{BodyExt, Empty, Full};
-use machinery::env::Env;
-use machinery::net::{Body, Caller, Dial};
+use machinery_env::Env;
+use machinery_serve::net::{Body, Caller, Dial};
 
 use super::*;
 use oci_registry::blobs::digest;
@@ -123,7 +123,7 @@ pub(super) fn post(path: &str, body: impl Into<bytes::Bytes>) -> http::Request<B
     http::Request::post(format!("http://test.default{path}")).body(body).unwrap()
 }
 
-pub(super) async fn text(response: http::Response<Body>) -> Result<String, machinery::net::BoxError> {
+pub(super) async fn text(response: http::Response<Body>) -> Result<String, machinery_serve::net::BoxError> {
     let bytes = response.into_body().collect().await?.to_bytes();
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

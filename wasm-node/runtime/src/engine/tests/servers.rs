@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use machinery::net::DialError;
+use machinery_serve::net::DialError;
 
 use super::*;
 

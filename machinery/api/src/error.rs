@@ -1,0 +1,306 @@
+//! One error enum for the whole API, mapped in one place to `metav1.Status`
+//! (Kubernetes API conventions, "Response Status Kind"; reasons and codes as k8s.io/apimachinery `api/errors`).
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::selector::go_quoted;
+
+/// One entry of `Status.details.causes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Cause {
+    /// `FieldValueInvalid`, `FieldValueRequired`, …
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// For a person.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// The field's path, such as `spec.containers[0].name`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub field: String,
+}
+
+/// `metav1.StatusDetails`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Details {
+    /// The object's name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The API group.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub group: String,
+    /// The resource (plural) or the kind, as upstream does for each reason.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kind: String,
+    /// The object's uid.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// What exactly is wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<Cause>,
+    /// When to try again, in seconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retry_after_seconds: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if hands in a reference")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+/// `metav1.Status`: what a failed request answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Always `Status`.
+    pub kind: String,
+    /// Always `v1`.
+    pub api_version: String,
+    /// Always empty here.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// `Success` or `Failure`.
+    pub status: String,
+    /// For a person.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// For a machine.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// More for a machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Details>,
+    /// The HTTP status code.
+    pub code: u16,
+}
+
+/// Names a resource in an error: group and plural (`apps`, `deployments`) or group and kind (`apps`, `Deployment`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Named {
+    /// The API group; empty for the core group.
+    pub group: String,
+    /// The resource's plural, or its kind where upstream says the kind.
+    pub kind: String,
+}
+
+impl Named {
+    /// Group and plural or kind.
+    pub fn new(group: impl Into<String>, kind: impl Into<String>) -> Self {
+        Self { group: group.into(), kind: kind.into() }
+    }
+
+    /// `deployments.apps`, `pods`.
+    #[must_use]
+    pub fn qualified(&self) -> String {
+        if self.group.is_empty() { self.kind.clone() } else { format!("{}.{}", self.kind, self.group) }
+    }
+}
+
+/// Every way in which a request fails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApiError {
+    /// 400
+    BadRequest(String),
+    /// 400 with details (for instance a body of a wrong kind, named).
+    BadRequestOn(Named, String, String),
+    /// 401
+    Unauthorized,
+    /// 403: resource, name, the sentence after `is forbidden: `.
+    Forbidden(Named, String, String),
+    /// 404: resource, name.
+    NotFound(Named, String),
+    /// 404 with upstream's sentence for a path that names no resource.
+    NoSuchResource,
+    /// 405
+    MethodNotAllowed(Named, String),
+    /// 406: the media types that could have been asked for.
+    NotAcceptable(Vec<String>),
+    /// 409 `AlreadyExists`: resource, name.
+    AlreadyExists(Named, String),
+    /// 409 `Conflict`: resource, name, the sentence.
+    Conflict(Named, String, String),
+    /// 410 `Expired`: the sentence.
+    Expired(String),
+    /// 413
+    TooLarge(String),
+    /// 415: the media types that are taken.
+    UnsupportedMediaType(Vec<String>),
+    /// 422: group and KIND, name, causes.
+    Invalid(Named, String, Vec<Cause>),
+    /// 429: sentence, seconds to wait.
+    TooManyRequests(String, u32),
+    /// 500: the sentence; only for what is our own fault.
+    Internal(String),
+    /// 503: the sentence.
+    ServiceUnavailable(String),
+    /// 504 `Timeout`: sentence, seconds to wait, causes.
+    Timeout(String, u32, Vec<Cause>),
+    /// Anything that upstream answers in a form of its own.
+    Other(Box<Status>),
+}
+
+impl Status {
+    /// A failure with no details.
+    #[must_use]
+    pub fn failure(code: u16, reason: &str, message: impl Into<String>) -> Self {
+        Self {
+            kind: "Status".into(),
+            api_version: "v1".into(),
+            metadata: serde_json::Map::new(),
+            status: "Failure".into(),
+            message: message.into(),
+            reason: reason.into(),
+            details: None,
+            code,
+        }
+    }
+
+    /// The same with details.
+    #[must_use]
+    pub fn with(mut self, details: Details) -> Self {
+        self.details = Some(details);
+        self
+    }
+}
+
+impl ApiError {
+    /// The one place where an error takes its wire form.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let on = |named: &Named, name: &str| Details {
+            name: name.into(),
+            group: named.group.clone(),
+            kind: named.kind.clone(),
+            ..Details::default()
+        };
+        match self {
+            Self::BadRequest(message) => Status::failure(400, "BadRequest", message),
+            Self::BadRequestOn(named, name, message) => {
+                Status::failure(400, "BadRequest", message).with(on(named, name))
+            }
+            Self::Unauthorized => Status::failure(401, "Unauthorized", "Unauthorized"),
+            Self::Forbidden(named, name, why) => {
+                let what = if named.kind.is_empty() {
+                    format!("forbidden: {why}")
+                } else {
+                    format!("{} {} is forbidden: {why}", named.qualified(), go_quoted(name))
+                };
+                let what = if name.is_empty() { what.replacen(" \"\"", "", 1) } else { what };
+                Status::failure(403, "Forbidden", what).with(on(named, name))
+            }
+            Self::NotFound(named, name) => {
+                Status::failure(404, "NotFound", format!("{} {} not found", named.qualified(), go_quoted(name)))
+                    .with(on(named, name))
+            }
+            Self::NoSuchResource => {
+                Status::failure(404, "NotFound", "the server could not find the requested resource")
+                    .with(Details::default())
+            }
+            Self::MethodNotAllowed(named, message) => {
+                Status::failure(405, "MethodNotAllowed", message).with(on(named, ""))
+            }
+            Self::NotAcceptable(types) => Status::failure(
+                406,
+                "NotAcceptable",
+                format!("only the following media types are accepted: {}", types.join(", ")),
+            ),
+            Self::AlreadyExists(named, name) => Status::failure(
+                409,
+                "AlreadyExists",
+                format!("{} {} already exists", named.qualified(), go_quoted(name)),
+            )
+            .with(on(named, name)),
+            Self::Conflict(named, name, why) => Status::failure(
+                409,
+                "Conflict",
+                format!("Operation cannot be fulfilled on {} {}: {why}", named.qualified(), go_quoted(name)),
+            )
+            .with(on(named, name)),
+            Self::Expired(message) => Status::failure(410, "Expired", message),
+            Self::TooLarge(message) => Status::failure(413, "RequestEntityTooLarge", message),
+            Self::UnsupportedMediaType(types) => Status::failure(
+                415,
+                "UnsupportedMediaType",
+                format!(
+                    "the body of the request was in an unknown format - accepted media types include: {}",
+                    types.join(", ")
+                ),
+            ),
+            Self::Invalid(named, name, causes) => {
+                let what = format!("{} {}", named.qualified(), go_quoted(name));
+                let what = match causes.as_slice() {
+                    [] => format!("{what} is invalid"),
+                    [one] => format!("{what} is invalid: {}: {}", one.field, one.message),
+                    many => {
+                        // As upstream's error list: equal sentences once, in order.
+                        let mut seen: BTreeSet<(&str, &str)> = BTreeSet::new();
+                        let new = many.iter().filter(|cause| seen.insert((&cause.field, &cause.message)));
+                        let sentences: Vec<String> = new
+                            .map(|cause| match (&*cause.reason, &*cause.field) {
+                                // How many are left out.
+                                ("", "") => cause.message.clone(),
+                                (_, field) => format!("{field}: {}", cause.message),
+                            })
+                            .collect();
+                        let list = sentences.join(", ");
+                        let list = if sentences.len() == 1 { list } else { format!("[{list}]") };
+                        format!("{what} is invalid: {list}")
+                    }
+                };
+                let details = Details { causes: causes.clone(), ..on(named, name) };
+                Status::failure(422, "Invalid", what).with(details)
+            }
+            Self::TooManyRequests(message, seconds) => Status::failure(429, "TooManyRequests", message)
+                .with(Details { retry_after_seconds: *seconds, ..Details::default() }),
+            Self::Internal(message) => {
+                Status::failure(500, "InternalError", format!("Internal error occurred: {message}")).with(Details {
+                    causes: vec![Cause { message: message.clone(), ..Cause::default() }],
+                    ..Details::default()
+                })
+            }
+            Self::ServiceUnavailable(message) => Status::failure(503, "ServiceUnavailable", message),
+            Self::Timeout(message, seconds, causes) => Status::failure(504, "Timeout", message).with(Details {
+                retry_after_seconds: *seconds,
+                causes: causes.clone(),
+                ..Details::default()
+            }),
+            Self::Other(status) => (**status).clone(),
+        }
+    }
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.status().message)
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+/// What a request yields.
+pub type ApiResult<T> = Result<T, ApiError>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invalid_lists_its_causes() {
+        let cause = |field: &str, message: &str| Cause {
+            reason: "FieldValueRequired".into(),
+            message: message.into(),
+            field: field.into(),
+        };
+        let error = ApiError::Invalid(
+            Named::new("apps", "Deployment"),
+            "web".into(),
+            vec![cause("a", "Required value"), cause("b", "Required value")],
+        );
+        assert_eq!(
+            error.status().message,
+            "Deployment.apps \"web\" is invalid: [a: Required value, b: Required value]"
+        );
+        assert_eq!(error.status().code, 422);
+    }
+}

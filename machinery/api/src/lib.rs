@@ -1,0 +1,14 @@
+//! Pure vocabulary of the Kubernetes API, for every component: the manifest has no tokio, no client and no clock.
+#![warn(missing_docs)]
+
+pub mod error;
+pub mod key;
+pub mod names;
+pub mod placement;
+pub mod quantity;
+pub mod selector;
+pub mod shared;
+pub mod time;
+
+pub use error::{ApiError, Cause, Status};
+pub use key::{GroupVersionKind, GroupVersionResource, ObjectKey, ObjectName, ResourceVersion, StorageKey, Uid};

@@ -1,0 +1,126 @@
+//! Which kinds the server holds objects of, as its aggregated discovery says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use http::{Request, header::ACCEPT};
+use kube::Client;
+use serde::Deserialize;
+
+use crate::object::Kind;
+
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+/// What is served.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Found {
+    /// Kinds that can be listed, watched and deleted.
+    pub(super) kinds: BTreeSet<Kind>,
+    /// Groups of which nothing is known, with the reason.
+    pub(super) failed: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Groups {
+    #[serde(default)]
+    items: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+struct Group {
+    #[serde(default)]
+    metadata: GroupName,
+    #[serde(default)]
+    versions: Vec<Version>,
+}
+
+#[derive(Deserialize, Default)]
+struct GroupName {
+    #[serde(default)]
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: String,
+    #[serde(default)]
+    freshness: String,
+    #[serde(default)]
+    resources: Vec<Served>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Served {
+    resource: String,
+    #[serde(default)]
+    response_kind: ResponseKind,
+    #[serde(default)]
+    scope: String,
+    #[serde(default)]
+    verbs: Vec<String>,
+}
+
+#[derive(Deserialize, Default)]
+struct ResponseKind {
+    #[serde(default)]
+    kind: String,
+}
+
+/// Asks the server.
+pub(super) async fn served(client: &Client) -> Result<Found, kube::Error> {
+    let mut found = Found::default();
+    for path in ["/api", "/apis"] {
+        let request = Request::get(path).header(ACCEPT, AGGREGATED).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        add(&mut found, client.request(request).await?);
+    }
+    Ok(found)
+}
+
+/// Each resource once, in the first version that serves it.
+fn add(found: &mut Found, groups: Groups) {
+    for group in groups.items {
+        let name = group.metadata.name;
+        let mut seen = BTreeSet::new();
+        for version in group.versions {
+            if version.freshness == "Stale" {
+                let version = format!("{name}/{}", version.version);
+                found.failed.insert(name.clone(), format!("{version}: stale GroupVersion discovery: {version}"));
+            }
+            for served in version.resources {
+                let verbs = ["list", "watch", "delete"];
+                let whole = verbs.iter().all(|verb| served.verbs.iter().any(|v| v == verb));
+                if whole && served.resource != "events" && seen.insert(served.resource.clone()) {
+                    found.kinds.insert(Kind {
+                        group: name.clone().into(),
+                        version: version.version.clone().into(),
+                        kind: served.response_kind.kind.into(),
+                        plural: served.resource.into(),
+                        namespaced: served.scope == "Namespaced",
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_that_hold_objects() {
+        let groups = serde_json::json!({"items": [{"metadata": {"name": "apps"}, "versions": [
+            {"version": "v1", "freshness": "Current", "resources": [
+                {"resource": "deployments", "responseKind": {"kind": "Deployment"}, "scope": "Namespaced",
+                 "verbs": ["list", "watch", "delete"]},
+                {"resource": "reviews", "responseKind": {"kind": "Review"}, "scope": "Cluster", "verbs": ["create"]}]},
+            {"version": "v1beta1", "freshness": "Current", "resources": [
+                {"resource": "deployments", "responseKind": {"kind": "Deployment"}, "scope": "Namespaced",
+                 "verbs": ["list", "watch", "delete"]}]}]}]});
+        let mut found = Found::default();
+        add(&mut found, serde_json::from_value(groups).unwrap());
+        let kinds: Vec<String> = found.kinds.iter().map(|k| k.collection_path("x")).collect();
+        assert_eq!(kinds, ["/apis/apps/v1/namespaces/x/deployments"]);
+        assert_eq!(*found.kinds.first().unwrap(), Kind::of::<k8s_openapi::api::apps::v1::Deployment>());
+    }
+}

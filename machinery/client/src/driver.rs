@@ -1,0 +1,320 @@
+//! The driver: changes become keys, keys become plans, plans are performed. One for all controllers.
+//!
+//! Each controller is a row: what it looks at, how a change names the keys to look at again, and a pure function from
+//! view and key to plan. The function gets the key only, never what changed: a lost hint, a restart and a second replica
+//! are one code path. After a pass that wrote something the key is held back until the view shows what was written, so
+//! that no controller counts what it expects to see.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::Client;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::events::Recorder;
+use crate::informer::{Informer, Listener};
+use crate::metrics::Metrics;
+use crate::object::{Kind, Watched};
+use crate::pending::PendingWrite;
+use crate::perform::Performer;
+use crate::plan::{Failure, Plan};
+use crate::queue::Queue;
+use crate::view::{Change, View};
+use machinery_api::ObjectKey;
+use machinery_env::Env;
+
+/// How often every key is looked at again, as repair of whatever went wrong unnoticed.
+const FULL_PASS_INTERVAL: Duration = Duration::from_secs(600);
+/// Objects that one read of the view looks at in such a pass: some milliseconds.
+const REPAIR_CHUNK: usize = 1000;
+/// How long a key is held back at most for the view to catch up (upstream's expectations time out after as long).
+const HOLD_MAX: Duration = Duration::from_secs(300);
+
+/// What a decision may know beside the view.
+#[derive(Debug)]
+pub struct Context<'a, S> {
+    /// The time.
+    pub now: Timestamp,
+    /// The monotonic time on whose scale [`View::seen_at`] is.
+    pub elapsed: Duration,
+    /// The controllers' settings.
+    pub settings: &'a S,
+    /// Why the last pass over this key failed; none after one that didn't. Only for a status that says why the work
+    /// doesn't go on (upstream writes it in the failing pass itself, where the error is at hand): what is to be done
+    /// follows from view and key alone, and after a restart the next try fails anew and says so again.
+    pub failure: Option<&'a Failure>,
+}
+
+/// Which keys a change concerns.
+pub type Keys = fn(&View, &Change) -> Vec<ObjectKey>;
+
+/// One kind of objects that a controller looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct Input {
+    /// None: every kind.
+    kind: Option<fn() -> Kind>,
+    watch: fn(&Arc<Informer>),
+    keys: Keys,
+}
+
+impl Input {
+    /// Objects of one type.
+    #[must_use]
+    pub const fn of<K: Watched>(keys: Keys) -> Self {
+        Self { kind: Some(Kind::of::<K>), watch: |informer| informer.watch::<K>(), keys }
+    }
+
+    /// The metadata of all objects that can be owned or left behind: see [`Informer::watch_everything`].
+    #[must_use]
+    pub const fn everything(keys: Keys) -> Self {
+        Self { kind: None, watch: |informer| informer.watch_everything(), keys }
+    }
+
+    /// The kind; none where it is every kind.
+    #[must_use]
+    pub fn kind(&self) -> Option<Kind> {
+        self.kind.map(|kind| kind())
+    }
+
+    /// The keys that a change concerns, if it is of this input's kind.
+    #[must_use]
+    pub fn keys(&self, view: &View, change: &Change) -> Vec<ObjectKey> {
+        match self.kind {
+            Some(kind) if kind() != change.kind => Vec::new(),
+            _ => (self.keys)(view, change),
+        }
+    }
+}
+
+/// The key of the changed object itself: what most controllers want of their own kind.
+#[must_use]
+pub fn own_key(_: &View, change: &Change) -> Vec<ObjectKey> {
+    vec![(*change.key).clone()]
+}
+
+/// A controller: one row of a table.
+#[derive(Debug)]
+pub struct Controller<S: 'static> {
+    /// Upstream's name; also the source of its events.
+    pub name: &'static str,
+    /// The service account in `kube-system` in whose name it acts, as upstream's default roles are bound to it.
+    pub account: &'static str,
+    /// How many keys are worked on at once.
+    pub workers: usize,
+    /// What it looks at.
+    pub inputs: &'static [Input],
+    /// The decision: pure.
+    pub reconcile: fn(&View, &ObjectKey, &Context<'_, S>) -> Plan,
+}
+
+/// Gives the client that acts in the name of a service account of `kube-system`.
+pub type Clients = Arc<dyn Fn(&'static str) -> Client + Send + Sync>;
+
+/// What the driver works with.
+pub struct Parts<S> {
+    /// Gives the client that acts as a service account of `kube-system`.
+    pub clients: Clients,
+    /// The view; its inputs are watched from the start of the driver on.
+    pub informer: Arc<Informer>,
+    /// Clock and randomness.
+    pub env: Env,
+    /// The figures.
+    pub metrics: Metrics,
+    /// What the controllers are told.
+    pub settings: Arc<S>,
+}
+
+impl<S> std::fmt::Debug for Parts<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}
+
+/// One controller at work.
+struct Running<S: 'static> {
+    row: &'static Controller<S>,
+    queue: Queue,
+    failures: Mutex<HashMap<ObjectKey, Failure>>,
+    performer: Performer,
+    informer: Arc<Informer>,
+    env: Env,
+    metrics: Metrics,
+    settings: Arc<S>,
+}
+
+/// Runs controllers until `stop`.
+pub async fn run<S: Send + Sync + 'static>(
+    controllers: impl IntoIterator<Item = &'static Controller<S>>,
+    parts: Parts<S>,
+    stop: CancellationToken,
+) {
+    let mut tasks = JoinSet::new();
+    let mut listeners = Vec::new();
+    let all: Vec<Arc<Running<S>>> = controllers
+        .into_iter()
+        .map(|row| {
+            let client = (parts.clients)(row.account);
+            let recorder = Recorder::start(client.clone(), parts.env.clone(), row.name, &stop);
+            Arc::new(Running {
+                row,
+                queue: Queue::new(parts.env.clone()),
+                failures: Mutex::default(),
+                performer: Performer { api: client.into(), recorder },
+                informer: parts.informer.clone(),
+                env: parts.env.clone(),
+                metrics: parts.metrics.clone(),
+                settings: parts.settings.clone(),
+            })
+        })
+        .collect();
+    // Whole kinds first: what is watched whole needs no second watch of its metadata.
+    let inputs = || all.iter().flat_map(|r| r.row.inputs);
+    inputs().filter(|i| i.kind.is_some()).for_each(|input| (input.watch)(&parts.informer));
+    inputs().filter(|i| i.kind.is_none()).for_each(|input| (input.watch)(&parts.informer));
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = parts.informer.synced() => {}
+    }
+    for running in &all {
+        let hear = running.clone();
+        let listener: Arc<Listener> = Arc::new(move |view: &View, change: &Change| hear.hear(view, change));
+        parts.informer.listen(&listener);
+        listeners.push(listener);
+        for _ in 0..running.row.workers.max(1) {
+            let running = running.clone();
+            let stop = stop.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = running.work() => {}
+                }
+            });
+        }
+    }
+    let full_passes = async {
+        loop {
+            tokio::time::sleep(FULL_PASS_INTERVAL).await;
+            for kind in parts.informer.read(|view| view.kinds().cloned().collect::<Vec<_>>()) {
+                repair(&parts.informer, &kind, |view, change| {
+                    all.iter().for_each(|running| running.hear(view, change));
+                })
+                .await;
+            }
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = full_passes => {}
+    }
+    drop(listeners);
+    // What is being performed breaks off between two requests' awaits: every plan may be repeated.
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Looks at all objects of a kind again, in pieces: between two of them others get at the view.
+async fn repair(informer: &Informer, kind: &Kind, look: impl Fn(&View, &Change)) {
+    let mut after: Option<Arc<ObjectKey>> = None;
+    loop {
+        let last = informer.read(|view| {
+            let changes = view.changes_after(kind, after.as_deref(), REPAIR_CHUNK);
+            changes.iter().for_each(|change| look(view, change));
+            changes.last().map(|change| change.key.clone()).filter(|_| changes.len() == REPAIR_CHUNK)
+        });
+        let Some(last) = last else { return };
+        after = Some(last);
+        tokio::task::yield_now().await;
+    }
+}
+
+impl<S: Send + Sync + 'static> Running<S> {
+    fn hear(&self, view: &View, change: &Change) {
+        for input in self.row.inputs {
+            for key in input.keys(view, change) {
+                if self.queue.add(key) {
+                    self.metrics.added(self.row.name);
+                }
+            }
+        }
+    }
+
+    async fn work(self: Arc<Self>) {
+        loop {
+            let taken = self.queue.next().await;
+            self.metrics.taken(self.row.name, taken.waited, self.queue.depth());
+            let key = taken.key;
+            let plan = self.decide(&key);
+            let revisit_at = plan.revisit_at;
+            if !plan.actions.is_empty() {
+                tracing::debug!(controller = self.row.name, %key, actions = ?plan.actions, "performing");
+            }
+            let (wrote, result) = self.performer.perform(plan.actions).await;
+            let seen = |view: &View| wrote.iter().all(|w| w.seen(view));
+            if self.informer.read(seen) {
+                self.finish(&key, revisit_at, result);
+            } else {
+                tokio::spawn(self.clone().hold(key, wrote, revisit_at, result));
+            }
+        }
+    }
+
+    fn decide(&self, key: &ObjectKey) -> Plan {
+        let failure = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        let now = self.env.now();
+        let context =
+            Context { now, elapsed: self.env.elapsed(), settings: &*self.settings, failure: failure.as_ref() };
+        // A bug in one decision must not end all others.
+        let plan =
+            self.informer.read(|view| catch_unwind(AssertUnwindSafe(|| (self.row.reconcile)(view, key, &context))));
+        plan.unwrap_or_else(|_| {
+            tracing::error!(controller = self.row.name, %key, "the decision panicked");
+            let mut plan = Plan::nothing();
+            plan.revisit_after(now, FULL_PASS_INTERVAL);
+            plan
+        })
+    }
+
+    /// Waits until the view shows what was written.
+    async fn hold(
+        self: Arc<Self>,
+        key: Arc<ObjectKey>,
+        wrote: Vec<PendingWrite>,
+        revisit_at: Option<Timestamp>,
+        result: Result<(), Failure>,
+    ) {
+        let shown = self.informer.shown(&wrote);
+        if tokio::time::timeout(HOLD_MAX, shown).await.is_err() {
+            tracing::warn!(controller = self.row.name, %key, "the view does not show what was written");
+        }
+        self.finish(&key, revisit_at, result);
+    }
+
+    fn finish(&self, key: &Arc<ObjectKey>, revisit_at: Option<Timestamp>, result: Result<(), Failure>) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(()) => {
+                failures.remove(key);
+                self.queue.forget(key);
+            }
+            Err(failure) => {
+                if failure.code == 409 {
+                    tracing::debug!(controller = self.row.name, %key, %failure, "trying again");
+                } else {
+                    tracing::info!(controller = self.row.name, %key, %failure, "trying again");
+                }
+                failures.insert((**key).clone(), failure);
+                self.metrics.retried(self.row.name);
+                self.queue.add_failed(key.clone());
+            }
+        }
+        drop(failures);
+        if let Some(at) = revisit_at {
+            let wait = self.env.now().until(at).ok().and_then(|span| Duration::try_from(span).ok());
+            self.queue.add_after(key.clone(), wait.unwrap_or_default());
+        }
+        self.metrics.done(self.row.name, self.queue.done(key));
+    }
+}

@@ -1,0 +1,414 @@
+//! Leader election over a Lease, with client-go's record and timing: of several replicas one acts.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+use crate::events::Recorder;
+use crate::object::Kind;
+use crate::plan::Note;
+use crate::request::{ApiClient, status_code};
+use machinery_api::ObjectKey;
+use machinery_env::Env;
+
+/// How a leader is elected.
+#[derive(Debug, Clone)]
+pub struct Election {
+    /// The Lease, such as `kube-system/kube-controller-manager`.
+    pub lease: ObjectKey,
+    /// Who takes part: unique per replica.
+    pub identity: String,
+    /// After how long without renewal others may take over.
+    pub lease_duration: Duration,
+    /// After how long without renewal the leader gives up.
+    pub renew_deadline: Duration,
+    /// How often to try.
+    pub retry_period: Duration,
+}
+
+impl Election {
+    /// Upstream's timing: 15 s, 10 s, 2 s.
+    pub fn new(lease: ObjectKey, identity: impl Into<String>) -> Self {
+        Self {
+            lease,
+            identity: identity.into(),
+            lease_duration: Duration::from_secs(15),
+            renew_deadline: Duration::from_secs(10),
+            retry_period: Duration::from_secs(2),
+        }
+    }
+}
+
+/// The leadership was lost: whoever led must end, as another may act by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the leadership is lost")]
+pub struct LeadershipLost;
+
+/// What was seen of the record, and when by our own clock: other replicas' clocks don't matter.
+#[derive(Debug, Default)]
+struct Observed {
+    spec: Option<LeaseSpec>,
+    at: Duration,
+}
+
+/// What to do about the record: pure.
+#[derive(Debug, PartialEq)]
+enum Step {
+    /// Write this one.
+    Write(Box<LeaseSpec>),
+    /// Another leads.
+    Wait,
+}
+
+fn step(election: &Election, observed: &Observed, now: Timestamp, elapsed: Duration) -> Step {
+    let stamp = MicroTime(now);
+    let duration = i32::try_from(election.lease_duration.as_secs()).unwrap_or(i32::MAX);
+    let mut next = LeaseSpec {
+        holder_identity: Some(election.identity.clone()),
+        lease_duration_seconds: Some(duration),
+        acquire_time: Some(stamp.clone()),
+        renew_time: Some(stamp),
+        lease_transitions: Some(0),
+        ..LeaseSpec::default()
+    };
+    let Some(spec) = &observed.spec else { return Step::Write(Box::new(next)) };
+    let holder = spec.holder_identity.as_deref().unwrap_or_default();
+    let transitions = spec.lease_transitions.unwrap_or(0);
+    if holder == election.identity {
+        next.acquire_time = spec.acquire_time.clone();
+        next.lease_transitions = Some(transitions);
+        return Step::Write(Box::new(next));
+    }
+    let valid = Duration::from_secs(u64::try_from(spec.lease_duration_seconds.unwrap_or(0)).unwrap_or(0));
+    if !holder.is_empty() && observed.at.saturating_add(valid) > elapsed {
+        return Step::Wait;
+    }
+    next.lease_transitions = Some(transitions.saturating_add(1));
+    Step::Write(Box::new(next))
+}
+
+/// Takes part until `stop`: waits for the leadership, then runs `lead`. Its token ends when the leadership does; at
+/// `stop` the record is released so that another needn't wait.
+///
+/// Whoever leads has stopped when another may begin: the leadership ends `renew_deadline` after the last renewal that
+/// succeeded was *sent*, however many attempts are under way then, and others count the longer `lease_duration` from
+/// when they saw it. `lead` is dropped with this future: what it spawned must end with it.
+///
+/// # Errors
+/// When the leadership was lost.
+pub async fn run<F>(
+    client: Client,
+    env: Env,
+    election: Election,
+    stop: CancellationToken,
+    lead: impl FnOnce(CancellationToken) -> F,
+) -> Result<(), LeadershipLost>
+where
+    F: Future<Output = ()>,
+{
+    let mut record = Record { client, env, election, observed: Observed::default(), lease: None };
+    let renewed = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        renewed = record.acquire() => renewed,
+    };
+    record.announce(&stop);
+    let leading = stop.child_token();
+    let work = lead(leading.clone());
+    let mut work = std::pin::pin!(work);
+    let ended = tokio::select! {
+        () = &mut work => true,
+        () = stop.cancelled() => {
+            // Nobody renews while the work winds up: it has what is left of the lease, as upstream's processes that exit.
+            let _ = tokio::time::timeout(record.election.renew_deadline, &mut work).await;
+            true
+        }
+        () = record.keep(renewed) => false,
+    };
+    leading.cancel();
+    if !ended {
+        return Err(LeadershipLost);
+    }
+    record.release().await;
+    Ok(())
+}
+
+/// The record on the server, as far as it is known.
+struct Record {
+    client: Client,
+    env: Env,
+    election: Election,
+    observed: Observed,
+    lease: Option<Lease>,
+}
+
+impl Record {
+    /// Whether another holds the record.
+    fn taken(&self) -> bool {
+        let holder = self.observed.spec.as_ref().and_then(|s| s.holder_identity.as_deref()).unwrap_or_default();
+        !holder.is_empty() && holder != self.election.identity
+    }
+
+    /// Waits for the leadership. Answers when the attempt that won it began.
+    async fn acquire(&mut self) -> Duration {
+        loop {
+            let began = self.env.elapsed();
+            let attempt = tokio::time::timeout(self.election.renew_deadline, self.attempt()).await;
+            if attempt.unwrap_or(false) {
+                return began;
+            }
+            let jitter_ms = self.env.below(self.election.retry_period.as_millis() as u64 * 12 / 10);
+            tokio::time::sleep(self.election.retry_period + Duration::from_millis(jitter_ms)).await;
+        }
+    }
+
+    /// Renews until that has failed for too long, or another holds the record. `renewed`: when the last attempt that
+    /// succeeded began.
+    async fn keep(&mut self, mut renewed: Duration) {
+        loop {
+            let left = (renewed + self.election.renew_deadline).saturating_sub(self.env.elapsed());
+            let retry_period = self.election.retry_period;
+            let attempt = async {
+                tokio::time::sleep(retry_period).await;
+                let began = self.env.elapsed();
+                self.attempt().await.then_some(began)
+            };
+            match tokio::time::timeout(left, attempt).await {
+                Ok(Some(began)) => renewed = began,
+                Ok(None) if self.taken() => return,
+                Ok(None) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Tries to take or renew the record.
+    async fn attempt(&mut self) -> bool {
+        let api = ApiClient::from(self.client.clone());
+        // A leader knows the record: it renews without reading, and reads where that conflicts.
+        if self.lease.is_none() || self.taken() {
+            match api.get(&Kind::of::<Lease>(), &self.election.lease).await {
+                Ok(lease) => self.observe(Some(lease)),
+                Err(error) if status_code(&error) == 404 => self.observe(None),
+                Err(error) => {
+                    tracing::debug!(%error, "the lease cannot be read");
+                    return false;
+                }
+            }
+        }
+        let Step::Write(spec) = step(&self.election, &self.observed, self.env.now(), self.env.elapsed()) else {
+            return false;
+        };
+        self.write(*spec).await
+    }
+
+    async fn write(&mut self, spec: LeaseSpec) -> bool {
+        let kind = Kind::of::<Lease>();
+        let key = &self.election.lease;
+        let api = ApiClient::from(self.client.clone());
+        let written = match self.lease.clone() {
+            Some(mut lease) => {
+                lease.spec = Some(spec);
+                api.update(&kind, key, None, &lease).await
+            }
+            None => {
+                let metadata = ObjectMeta {
+                    name: Some(key.name.clone()),
+                    namespace: Some(key.namespace.clone()),
+                    ..ObjectMeta::default()
+                };
+                let lease = Lease { metadata, spec: Some(spec) };
+                api.create(&kind, &key.namespace, &lease).await
+            }
+        };
+        match written {
+            Ok(lease) => {
+                self.observe(Some(lease));
+                true
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the lease cannot be written");
+                // Read it anew before the next try.
+                self.lease = None;
+                false
+            }
+        }
+    }
+
+    fn observe(&mut self, lease: Option<Lease>) {
+        let spec = lease.as_ref().and_then(|l| l.spec.clone());
+        if spec != self.observed.spec {
+            self.observed = Observed { spec, at: self.env.elapsed() };
+        }
+        self.lease = lease;
+    }
+
+    /// Gives the record back: held by nobody, valid for a second.
+    async fn release(&mut self) {
+        let Some(spec) = self.observed.spec.clone() else { return };
+        let now = MicroTime(self.env.now());
+        let released = LeaseSpec {
+            holder_identity: Some(String::new()),
+            lease_duration_seconds: Some(1),
+            acquire_time: Some(now.clone()),
+            renew_time: Some(now),
+            lease_transitions: spec.lease_transitions,
+            ..LeaseSpec::default()
+        };
+        let _ = tokio::time::timeout(self.election.retry_period, self.write(released)).await;
+    }
+
+    fn announce(&self, stop: &CancellationToken) {
+        tracing::info!(lease = %self.election.lease, identity = %self.election.identity, "leading");
+        let Some(lease) = &self.lease else { return };
+        let recorder = Recorder::start(self.client.clone(), self.env.clone(), "leader-election", stop);
+        recorder.record(Note::normal(lease, "LeaderElection", format!("{} became leader", self.election.identity)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use bytes::Bytes;
+    use http::{Method, Request, Response};
+    use http_body_util::Full;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use machinery_env::{Clock as _, TokioClock};
+
+    fn held(by: &str) -> Observed {
+        let spec = LeaseSpec {
+            holder_identity: Some(by.into()),
+            lease_duration_seconds: Some(15),
+            lease_transitions: Some(3),
+            ..LeaseSpec::default()
+        };
+        Observed { spec: Some(spec), at: Duration::from_secs(100) }
+    }
+
+    /// A server of one Lease that fails as the test wants, on tokio's clock, which a test may pause.
+    #[derive(Clone, Default)]
+    struct Server {
+        lease: Arc<Mutex<Option<Value>>>,
+        /// What happens to a write at a time since the start.
+        fault: Option<fn(Duration) -> Fault>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    enum Fault {
+        None,
+        Refused,
+        Silence,
+    }
+
+    impl Server {
+        fn client(&self, clock: &Arc<TokioClock>) -> Client {
+            let (this, clock) = (self.clone(), clock.clone());
+            let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+                let (this, clock) = (this.clone(), clock.clone());
+                async move {
+                    this.asked.fetch_add(1, Ordering::Relaxed);
+                    let (head, body) = request.into_parts();
+                    match this.fault.map_or(Fault::None, |fault| fault(clock.elapsed())) {
+                        Fault::None => {}
+                        Fault::Refused => return Ok(answer(500, &json!({"kind": "Status", "code": 500}))),
+                        Fault::Silence => std::future::pending::<()>().await,
+                    }
+                    let sent = body.collect_bytes().await.unwrap();
+                    let mut lease = this.lease.lock().unwrap();
+                    if head.method != Method::GET {
+                        *lease = serde_json::from_slice(&sent).unwrap();
+                    }
+                    Ok::<_, Infallible>(match &*lease {
+                        Some(lease) => answer(200, lease),
+                        None => answer(404, &json!({"kind": "Status", "code": 404})),
+                    })
+                }
+            });
+            crate::in_process(service, |request| request)
+        }
+
+        fn holder(&self) -> Value {
+            self.lease.lock().unwrap().as_ref().map_or(Value::Null, |lease| lease["spec"]["holderIdentity"].clone())
+        }
+    }
+
+    fn answer(code: u16, body: &Value) -> Response<Full<Bytes>> {
+        Response::builder().status(code).body(Full::new(Bytes::from(body.to_string()))).unwrap()
+    }
+
+    /// Two leaders for five seconds were possible when each attempt had the whole renew deadline: quick failures until
+    /// shortly before it, then one that hangs.
+    #[tokio::test(start_paused = true)]
+    async fn the_leadership_ends_in_time_while_an_attempt_hangs() {
+        let (env, clock) = TokioClock::env(1);
+        let fault = |at: Duration| match at.as_secs() {
+            0..5 => Fault::None,
+            5..11 => Fault::Refused,
+            _ => Fault::Silence,
+        };
+        let server = Server { fault: Some(fault), ..Server::default() };
+        let election = Election::new(ObjectKey::new("kube-system", "x"), "me");
+        let lead = |leading: CancellationToken| async move { leading.cancelled().await };
+        let stop = CancellationToken::new();
+        let result = run(server.client(&clock), env, election, stop, lead).await;
+        assert_eq!(result, Err(LeadershipLost));
+        // Renewed last at +4 s: others may take over from +19 s on.
+        assert_eq!(clock.elapsed().as_secs(), 14);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_attempt_that_hangs_is_given_up_and_hears_of_the_stop() {
+        let (env, clock) = TokioClock::env(1);
+        let server = Server { fault: Some(|_| Fault::Silence), ..Server::default() };
+        let election = Election::new(ObjectKey::new("kube-system", "x"), "me");
+        let stop = CancellationToken::new();
+        let work = |_: CancellationToken| std::future::pending();
+        let task = tokio::spawn(run(server.client(&clock), env, election, stop.clone(), work));
+        while server.asked.load(Ordering::Relaxed) < 2 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!(
+            clock.elapsed() < Duration::from_secs(20),
+            "the second attempt follows within the deadline and a pause"
+        );
+        stop.cancel();
+        assert_eq!(tokio::time::timeout(Duration::from_secs(1), task).await.unwrap().unwrap(), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_keeps_the_record_and_gives_it_back() {
+        let (env, clock) = TokioClock::env(1);
+        let server = Server::default();
+        let election = Election::new(ObjectKey::new("kube-system", "x"), "me");
+        let stop = CancellationToken::new();
+        let lead = |leading: CancellationToken| async move { leading.cancelled().await };
+        let task = tokio::spawn(run(server.client(&clock), env, election, stop.clone(), lead));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(server.holder(), "me");
+        assert!(server.asked.load(Ordering::Relaxed) > 25, "renewed every 2 s");
+        stop.cancel();
+        assert_eq!(task.await.unwrap(), Ok(()));
+        assert_eq!(server.holder(), "", "nobody needs to wait for it");
+    }
+
+    #[test]
+    fn a_record_is_taken_over_only_when_it_ran_out_by_our_own_clock() {
+        let me = Election::new(ObjectKey::new("kube-system", "x"), "me");
+        let at = |seconds| step(&me, &held("other"), Timestamp::UNIX_EPOCH, Duration::from_secs(seconds));
+        assert_eq!(at(114), Step::Wait);
+        let Step::Write(taken) = at(115) else { panic!("it ran out") };
+        assert_eq!((taken.holder_identity.as_deref(), taken.lease_transitions), (Some("me"), Some(4)));
+        let Step::Write(renewed) = step(&me, &held("me"), Timestamp::UNIX_EPOCH, Duration::from_secs(101)) else {
+            panic!("one's own is renewed")
+        };
+        assert_eq!(renewed.lease_transitions, Some(3));
+    }
+}

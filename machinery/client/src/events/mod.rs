@@ -1,0 +1,214 @@
+//! One event recorder for every component, with client-go's correlation and retries.
+//!
+//! [`Recorder::record`] never waits: a note is correlated at once ([`correlate`]), and what is to be written for it waits
+//! in a bounded queue ([`queue`]) in which namespaces take turns and writes to one event are merged. One task writes
+//! several events at a time; what the server could not take now is tried again.
+
+mod correlate;
+mod queue;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use k8s_openapi::api::{core, events};
+use kube::Client;
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use self::correlate::{Correlator, EventApi, Source};
+use self::queue::{EventQueue, EventWrite};
+use crate::object::Kind;
+use crate::plan::Note;
+use crate::request::{ApiClient, BackOff, PatchType, may_succeed_later, status_code};
+use machinery_api::ObjectKey;
+use machinery_env::Env;
+
+/// Events written at once by one recorder: hides the server's latency, and leaves it free for others.
+const WRITES_MAX: usize = 8;
+/// How often a write is tried (client-go's `maxTriesPerEvent`).
+const TRIES_MAX: u32 = 12;
+/// Waits after a failure: all writes wait, as what keeps one from being written keeps all (client-go: 10 s).
+const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
+const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+
+/// Records events in the name of one component. Clones record into the same queue; when the last is dropped, what waits
+/// is still written.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    handle: Arc<Handle>,
+    env: Env,
+}
+
+/// Ends the writer with the last recorder.
+#[derive(Debug)]
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.state().closed = true;
+        self.0.wake.notify_one();
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    correlator: Correlator,
+    queue: EventQueue,
+    closed: bool,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Recorder {
+    /// Starts writing `v1` events with `client`, until `stop`.
+    #[must_use]
+    pub fn start(client: Client, env: Env, component: &str, stop: &CancellationToken) -> Self {
+        Self::start_on(client, env, component, String::new(), stop)
+    }
+
+    /// The same for a component of one node, which its events name as their host.
+    #[must_use]
+    pub fn start_on(client: Client, env: Env, component: &str, host: String, stop: &CancellationToken) -> Self {
+        let source = Source { api: EventApi::Core, component: component.to_owned(), instance: host };
+        Self::start_from(client, env, source, stop)
+    }
+
+    /// Starts writing `events.k8s.io/v1` events, as upstream's scheduler does: with an action and a reporting instance,
+    /// and repeated ones as a series.
+    #[must_use]
+    pub fn start_series(client: Client, env: Env, controller: &str, instance: &str, stop: &CancellationToken) -> Self {
+        let source = Source { api: EventApi::Series, component: controller.to_owned(), instance: instance.to_owned() };
+        Self::start_from(client, env, source, stop)
+    }
+
+    fn start_from(client: Client, env: Env, source: Source, stop: &CancellationToken) -> Self {
+        let component = source.component.clone();
+        let kind = match source.api {
+            EventApi::Core => Kind::of::<core::v1::Event>(),
+            EventApi::Series => Kind::of::<events::v1::Event>(),
+        };
+        let state = State { correlator: Correlator::new(source), queue: EventQueue::default(), closed: false };
+        let shared = Arc::new(Shared { state: Mutex::new(state), wake: Notify::new() });
+        let writer = Writer { shared: shared.clone(), client: client.into(), kind, env: env.clone(), component };
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = writer.run() => {}
+            }
+        });
+        Self { handle: Arc::new(Handle(shared)), env }
+    }
+
+    /// Records an event; never waits.
+    pub fn record(&self, note: Note) {
+        self.record_action(note, "");
+    }
+
+    /// Records an event that names what was tried, where its API has room for that.
+    pub fn record_action(&self, note: Note, action: &'static str) {
+        let shared = &self.handle.0;
+        let mut state = shared.state();
+        let Some(write) = state.correlator.correlate(&note, action, self.env.now()) else { return };
+        if let Some(dropped) = state.queue.push(write) {
+            tracing::warn!(namespace = %dropped.key.namespace, event = %dropped.key.name, "an event is lost: too many wait");
+        }
+        drop(state);
+        shared.wake.notify_one();
+    }
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    client: ApiClient,
+    kind: Kind,
+    env: Env,
+    component: String,
+}
+
+impl Writer {
+    async fn run(self) {
+        let mut in_flight = FuturesUnordered::new();
+        let mut back_off = BackOff::new(BACK_OFF_FIRST, BACK_OFF_MAX);
+        let mut pause: Option<std::pin::Pin<Box<tokio::time::Sleep>>> = None;
+        loop {
+            while pause.is_none() && in_flight.len() < WRITES_MAX {
+                let Some(write) = self.shared.state().queue.take() else { break };
+                in_flight.push(self.write(write));
+            }
+            if in_flight.is_empty() && pause.is_none() && self.shared.state().closed {
+                return;
+            }
+            tokio::select! {
+                Some((write, result)) = in_flight.next(), if !in_flight.is_empty() => {
+                    let again = self.judge(write, result);
+                    if again && pause.is_none() {
+                        pause = Some(Box::pin(tokio::time::sleep(back_off.next(&self.env))));
+                    } else if !again {
+                        back_off.reset();
+                    }
+                }
+                () = async { pause.as_mut().expect("polled only where there is one").await }, if pause.is_some() => {
+                    pause = None;
+                }
+                () = self.shared.wake.notified() => {}
+            }
+        }
+    }
+
+    /// One try. A known event that is gone meanwhile is made anew.
+    async fn write(&self, write: EventWrite) -> (EventWrite, Result<(), kube::Error>) {
+        let ObjectKey { namespace, .. } = &write.key;
+        let result = match &write.patch {
+            Some(patch) => {
+                let patched = self.client.patch::<Value>(&self.kind, &write.key, None, PatchType::Merge, patch).await;
+                match patched {
+                    Err(error) if status_code(&error) == 404 => {
+                        self.client.create::<Value>(&self.kind, namespace, &write.event).await
+                    }
+                    patched => patched,
+                }
+            }
+            None => self.client.create::<Value>(&self.kind, namespace, &write.event).await,
+        };
+        (write, result.map(drop))
+    }
+
+    /// Takes a try's result into the queue; says whether the write waits for another one.
+    fn judge(&self, mut write: EventWrite, result: Result<(), kube::Error>) -> bool {
+        write.tries += 1;
+        let mut state = self.shared.state();
+        let Err(error) = result else {
+            state.queue.finish(&write.key);
+            return false;
+        };
+        let again = may_succeed_later(&error) && write.tries < TRIES_MAX;
+        let (component, key, tries) = (&self.component, write.key.clone(), write.tries);
+        if again {
+            tracing::debug!(%component, %key, tries, %error, "an event could not be written and is tried again");
+            state.queue.retry(write);
+            return true;
+        }
+        state.queue.finish(&key);
+        // 409: a try whose answer was lost had succeeded.
+        if status_code(&error) != 409 {
+            tracing::info!(%component, %key, tries, %error, "an event is lost: it could not be written");
+        }
+        false
+    }
+}

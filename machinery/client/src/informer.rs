@@ -1,0 +1,280 @@
+//! Keeps one [`View`] in step with the server: one watch per kind, shared by all roles of a process.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::time::Duration;
+
+use kube::Client;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::discovery;
+use crate::object::{Kind, Watched, key_of, version_of};
+use crate::pending::{PendingWrite, Waiters};
+use crate::reflector::{Reflector, ReflectorEvent};
+use crate::view::{Change, View};
+use machinery_env::Env;
+
+/// Called with each change and the view that it led to, under the view's lock: quick, and never asking the informer.
+pub type Listener = dyn Fn(&View, &Change) + Send + Sync;
+
+/// How often the served kinds are asked for, where everything is watched (as upstream's garbage collector does).
+const DISCOVERY_INTERVAL: Duration = Duration::from_secs(30);
+/// How soon after a change of the custom resource definitions: upstream needs a moment to serve them.
+const DISCOVERY_DELAY: Duration = Duration::from_millis(500);
+
+/// Who follows a kind, and how.
+struct Follower {
+    stop: CancellationToken,
+    typed: bool,
+}
+
+/// A view that is kept in step.
+pub struct Informer {
+    client: Client,
+    env: Env,
+    stop: CancellationToken,
+    view: RwLock<View>,
+    listeners: Mutex<Vec<Weak<Listener>>>,
+    followers: Mutex<BTreeMap<Kind, Follower>>,
+    /// Counts the view's changes: who waits for one looks again.
+    progress: watch::Sender<u64>,
+    /// Who waits for a certain write.
+    waiters: Mutex<Waiters>,
+    /// None: not everything is watched. False: the kinds aren't known yet.
+    discovered: Mutex<Option<bool>>,
+}
+
+impl std::fmt::Debug for Informer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Informer").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Informer {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Informer {
+    /// An informer that watches nothing yet. It ends with `stop`.
+    #[must_use]
+    pub fn new(client: Client, env: Env, stop: &CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            env,
+            stop: stop.child_token(),
+            view: RwLock::default(),
+            listeners: Mutex::default(),
+            followers: Mutex::default(),
+            progress: watch::Sender::new(0),
+            waiters: Mutex::default(),
+            discovered: Mutex::default(),
+        })
+    }
+
+    /// Watches a kind, from now on; no more than once.
+    pub fn watch<K: Watched>(self: &Arc<Self>) {
+        self.start(Kind::of::<K>(), true, Reflector::of::<K>(self.client.clone(), self.env.clone()));
+    }
+
+    /// Watches the metadata of a kind, unless the kind is watched already.
+    pub fn watch_metadata(self: &Arc<Self>, kind: Kind) {
+        let reflector = Reflector::of_metadata(self.client.clone(), self.env.clone(), kind.clone());
+        self.start(kind, false, reflector);
+    }
+
+    /// Watches the metadata of every kind that can be listed, watched and deleted and that isn't watched otherwise,
+    /// but for events (there are many, and nobody owns them). Kinds come and go with the server's discovery.
+    pub fn watch_everything(self: &Arc<Self>) {
+        let mut discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
+        if discovered.is_none() {
+            *discovered = Some(false);
+            tokio::spawn(discover(Arc::downgrade(self), self.client.clone(), self.stop.clone()));
+        }
+    }
+
+    fn start(self: &Arc<Self>, kind: Kind, typed: bool, reflector: Reflector) {
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(present) = followers.get(&kind) {
+            if present.typed || !typed {
+                return;
+            }
+            // Metadata alone no longer do: begin anew with whole objects.
+            present.stop.cancel();
+            self.change(&kind, |view| view.close(&kind));
+        }
+        let stop = self.stop.child_token();
+        self.change(&kind, |view| {
+            view.open(&kind);
+            Vec::new()
+        });
+        followers.insert(kind.clone(), Follower { stop: stop.clone(), typed });
+        let informer = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let on_event = |event| match informer.upgrade() {
+                Some(informer) => informer.on_event(&kind, event, &stop),
+                None => ControlFlow::Break(()),
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = reflector.run(on_event) => {}
+            }
+        });
+    }
+
+    /// Takes what a kind's reflector saw into the view.
+    fn on_event(&self, kind: &Kind, event: ReflectorEvent, stop: &CancellationToken) -> ControlFlow<()> {
+        let mut flow = ControlFlow::Continue(());
+        self.change(kind, |view| {
+            // Another reflector may have taken over meanwhile: the view's lock decides.
+            if stop.is_cancelled() {
+                flow = ControlFlow::Break(());
+                return Vec::new();
+            }
+            match event {
+                ReflectorEvent::Replaced(objects, version) => view.replace(kind, objects, version),
+                ReflectorEvent::Applied(object) => view.put(kind, object).into_iter().collect(),
+                ReflectorEvent::Deleted(object) => {
+                    let metadata = object.metadata();
+                    view.remove(kind, &key_of(metadata), version_of(metadata)).into_iter().collect()
+                }
+                ReflectorEvent::Progress(version) => {
+                    view.progress(kind, version);
+                    Vec::new()
+                }
+            }
+        });
+        flow
+    }
+
+    /// Takes part in every change from now on, and in every object that is known as one that is new. The informer
+    /// holds no share: dropping the listener ends it.
+    pub fn listen(&self, listener: &Arc<Listener>) {
+        let view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        view.as_changes().for_each(|change| listener(&view, &change));
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(listener));
+    }
+
+    /// Looks at the view. Keep it short: the view stands still meanwhile.
+    pub fn read<R>(&self, look: impl FnOnce(&View) -> R) -> R {
+        look(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until the view is as wanted.
+    pub async fn until(&self, wanted: impl Fn(&View) -> bool) {
+        let mut progress = self.progress.subscribe();
+        loop {
+            progress.mark_unchanged();
+            if self.read(&wanted) {
+                return;
+            }
+            // The sender lives in `self`, so waiting cannot fail.
+            let _ = progress.changed().await;
+        }
+    }
+
+    /// Waits until the view shows all these writes.
+    pub(super) async fn shown(&self, writes: &[PendingWrite]) {
+        for write in writes {
+            loop {
+                // Registered before looking: a change between the two is not missed.
+                let woken = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).register(write);
+                if self.read(|view| write.seen(view)) {
+                    break;
+                }
+                // An error only where a later registration dropped this one: look again all the same.
+                let _ = woken.await;
+            }
+        }
+    }
+
+    /// Waits until all that is watched was listed once.
+    pub async fn synced(&self) {
+        self.until(|view| {
+            let discovered = *self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
+            discovered != Some(false) && view.kinds().all(|kind| view.synced(kind))
+        })
+        .await;
+    }
+
+    /// Changes the view and tells the listeners.
+    fn change(&self, kind: &Kind, act: impl FnOnce(&mut View) -> Vec<Change>) {
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        view.set_elapsed(self.env.elapsed());
+        let changes = act(&mut view);
+        let view = RwLockWriteGuard::downgrade(view);
+        if !changes.is_empty() {
+            let listeners: Vec<Arc<Listener>> = {
+                let mut all = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+                all.retain(|l| l.strong_count() > 0);
+                all.iter().filter_map(Weak::upgrade).collect()
+            };
+            for change in &changes {
+                listeners.iter().for_each(|listener| listener(&view, change));
+            }
+        }
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).wake(&view, kind, &changes);
+        drop(view);
+        self.progress.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Follows the kinds that are served, and no others.
+    fn follow_kinds(self: &Arc<Self>, found: discovery::Found) {
+        let gone: Vec<Kind> = {
+            let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+            let unknown = |kind: &Kind| found.failed.contains_key(&*kind.group);
+            let gone: Vec<Kind> = followers
+                .iter()
+                .filter(|(kind, f)| !f.typed && !found.kinds.contains(kind) && !unknown(kind))
+                .map(|(kind, _)| kind.clone())
+                .collect();
+            for kind in &gone {
+                if let Some(follower) = followers.remove(kind) {
+                    follower.stop.cancel();
+                }
+            }
+            gone
+        };
+        for kind in found.kinds {
+            self.watch_metadata(kind);
+        }
+        *self.discovered.lock().unwrap_or_else(PoisonError::into_inner) = Some(true);
+        gone.iter().for_each(|kind| self.change(kind, |view| view.close(kind)));
+        self.view.write().unwrap_or_else(PoisonError::into_inner).undiscovered = found.failed;
+        self.progress.send_modify(|n| *n = n.wrapping_add(1));
+    }
+}
+
+/// Asks for the served kinds, again and again.
+async fn discover(informer: Weak<Informer>, client: Client, stop: CancellationToken) {
+    let definitions = |view: &View| {
+        view.kinds()
+            .find(|k| k.plural == "customresourcedefinitions" && k.group == "apiextensions.k8s.io")
+            .and_then(|k| view.seen(k))
+    };
+    loop {
+        let asked = discovery::served(&client).await;
+        let Some(informer) = informer.upgrade() else { return };
+        let retry = match asked {
+            Ok(found) => {
+                informer.follow_kinds(found);
+                DISCOVERY_INTERVAL
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the served kinds are not known");
+                Duration::from_secs(1)
+            }
+        };
+        let known = informer.read(definitions);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(retry) => {}
+            () = informer.until(|view| definitions(view) != known) => {
+                tokio::time::sleep(DISCOVERY_DELAY).await;
+            }
+        }
+    }
+}

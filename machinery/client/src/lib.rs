@@ -1,0 +1,40 @@
+//! The client kit: how a component other than the apiserver reaches the cluster, sees it and changes it.
+//!
+//! Shape: an [`Informer`] keeps a [`View`] in step with the server; a [`Controller`] row turns a key of that view into a
+//! [`Plan`] with a pure function; [`driver::run`] queues the keys, performs the plans, and holds a key back until the view
+//! has seen what was written for it. No decision waits, sleeps or asks the server.
+//!
+//! Absent on purpose: sockets, listeners and whatever serves (`machinery-serve`); the machine's clock (`machinery-env`).
+#![warn(missing_docs)]
+
+mod connect;
+mod discovery;
+pub mod driver;
+pub mod election;
+pub mod events;
+pub mod informer;
+pub mod metrics;
+pub mod object;
+mod pending;
+mod perform;
+pub mod plan;
+pub mod pod;
+pub mod queue;
+pub mod reflector;
+pub mod request;
+pub mod selector;
+pub mod simulate;
+#[cfg(test)]
+mod tests;
+pub mod view;
+
+pub use connect::{ClientError, from_config, from_kubeconfig, in_process};
+pub use driver::{Context, Controller, Input};
+pub use informer::Informer;
+pub use object::{
+    Kind, MetadataOnly, Object, Scope, Typed, Watched, controller_of, key_of, read, value_of, version_of,
+};
+pub use plan::{Action, Failure, Note, Notes, Plan, Propagation, controlled_by, reference_to};
+pub use pod::Pod;
+pub use reflector::{Reflector, ReflectorEvent};
+pub use view::{Change, View};

@@ -1,0 +1,280 @@
+//! Kinds and objects as the runtime handles them: typed where a controller reads fields, metadata only elsewhere.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::{ClusterResourceScope, Metadata, NamespaceResourceScope, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::pod::Pod;
+use machinery_api::ObjectKey;
+
+/// A kind of objects that the apiserver serves: enough to build any request about them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Kind {
+    /// The API group; empty for the core group.
+    pub group: Cow<'static, str>,
+    /// The plural, as it stands in paths.
+    pub plural: Cow<'static, str>,
+    /// The version.
+    pub version: Cow<'static, str>,
+    /// The kind.
+    pub kind: Cow<'static, str>,
+    /// Whether its objects live in namespaces.
+    pub namespaced: bool,
+}
+
+impl Kind {
+    /// The kind of a typed object.
+    #[must_use]
+    pub const fn of<K: Typed>() -> Self
+    where
+        K::Scope: Scope,
+    {
+        Self {
+            group: Cow::Borrowed(K::GROUP),
+            plural: Cow::Borrowed(K::URL_PATH_SEGMENT),
+            version: Cow::Borrowed(K::VERSION),
+            kind: Cow::Borrowed(K::KIND),
+            namespaced: <K::Scope as Scope>::NAMESPACED,
+        }
+    }
+
+    /// `v1`, `apps/v1`.
+    #[must_use]
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_string() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// `pods`, `deployments.apps`: the name of the resource in messages.
+    #[must_use]
+    pub fn resource(&self) -> String {
+        if self.group.is_empty() { self.plural.to_string() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
+    /// The path of a collection: of one namespace, or of all where `namespace` is empty.
+    #[must_use]
+    pub fn collection_path(&self, namespace: &str) -> String {
+        let root = if self.group.is_empty() {
+            format!("/api/{}", self.version)
+        } else {
+            format!("/apis/{}/{}", self.group, self.version)
+        };
+        if self.namespaced && !namespace.is_empty() {
+            format!("{root}/namespaces/{namespace}/{}", self.plural)
+        } else {
+            format!("{root}/{}", self.plural)
+        }
+    }
+
+    /// The path of one object.
+    #[must_use]
+    pub fn path(&self, key: &ObjectKey) -> String {
+        format!("{}/{}", self.collection_path(&key.namespace), key.name)
+    }
+}
+
+/// Whether a scope of k8s-openapi is that of a namespace.
+pub trait Scope {
+    /// True for kinds whose objects live in namespaces.
+    const NAMESPACED: bool;
+}
+
+impl Scope for ClusterResourceScope {
+    const NAMESPACED: bool = false;
+}
+
+impl Scope for NamespaceResourceScope {
+    const NAMESPACED: bool = true;
+}
+
+/// The types that can be written: those of k8s-openapi, and others of their make.
+pub trait Typed:
+    Resource<Scope: Scope>
+    + Metadata<Ty = ObjectMeta>
+    + Serialize
+    + DeserializeOwned
+    + Clone
+    + PartialEq
+    + Debug
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<K> Typed for K where
+    K: Resource<Scope: Scope>
+        + Metadata<Ty = ObjectMeta>
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + PartialEq
+        + Debug
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// The types that views hold. A kind has one of them, so that what is asked of a view is what it holds.
+pub trait Watched: Typed {}
+
+macro_rules! watched {
+    ($($ty:ty),* $(,)?) => {
+        $(impl Watched for $ty {})*
+
+        /// The kinds whose objects views hold whole, and how they are read.
+        #[must_use]
+        pub fn watched() -> Vec<(Kind, Decode)> {
+            vec![$((Kind::of::<$ty>(), (|_, text| decode::<$ty>(text)) as Decode)),*]
+        }
+    };
+}
+
+watched!(
+    Pod,
+    k8s_openapi::api::apps::v1::Deployment,
+    k8s_openapi::api::apps::v1::ReplicaSet,
+    k8s_openapi::api::batch::v1::Job,
+    k8s_openapi::api::coordination::v1::Lease,
+    k8s_openapi::api::core::v1::ConfigMap,
+    k8s_openapi::api::core::v1::Namespace,
+    k8s_openapi::api::core::v1::Node,
+    k8s_openapi::api::core::v1::Secret,
+    k8s_openapi::api::core::v1::Service,
+    k8s_openapi::api::core::v1::ServiceAccount,
+    k8s_openapi::api::discovery::v1::EndpointSlice,
+    k8s_openapi::api::rbac::v1::ClusterRole,
+);
+
+/// How an object is read from its text.
+pub type Decode = fn(&Kind, &str) -> Result<Arc<dyn Object>, serde_json::Error>;
+
+/// An object in the view.
+pub trait Object: Any + Debug + Send + Sync {
+    /// Its metadata.
+    fn metadata(&self) -> &ObjectMeta;
+    /// Its wire form.
+    fn to_value(&self) -> Value;
+}
+
+impl<K: Typed> Object for K {
+    fn metadata(&self) -> &ObjectMeta {
+        Metadata::metadata(self)
+    }
+
+    fn to_value(&self) -> Value {
+        value_of(self)
+    }
+}
+
+/// An object of which only the metadata is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MetadataOnly {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its metadata.
+    pub metadata: ObjectMeta,
+}
+
+impl Object for MetadataOnly {
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn to_value(&self) -> Value {
+        serde_json::json!({
+            "apiVersion": self.kind.api_version(), "kind": self.kind.kind, "metadata": value_of(&self.metadata),
+        })
+    }
+}
+
+/// A serializable value's JSON form.
+pub fn value_of<T: Serialize>(of: &T) -> Value {
+    serde_json::to_value(of).expect("the API's types have string keys and serialize without fail")
+}
+
+/// What an object is called.
+#[must_use]
+pub fn key_of(metadata: &ObjectMeta) -> ObjectKey {
+    ObjectKey::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}
+
+/// The version an object was last written at (0 where the server's isn't a number).
+#[must_use]
+pub fn version_of(metadata: &ObjectMeta) -> u64 {
+    metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+/// The owner that controls an object.
+#[must_use]
+pub fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
+    metadata.owner_references.as_deref().unwrap_or_default().iter().find(|o| o.controller == Some(true))
+}
+
+/// Reads a typed object, without the managed fields, which nobody looks at.
+///
+/// # Errors
+/// When the text isn't an object of that type.
+pub fn decode<K: Watched>(text: &str) -> Result<Arc<dyn Object>, serde_json::Error> {
+    let mut object: K = match serde_json::from_str(text) {
+        Ok(object) => object,
+        Err(_) => read(serde_json::from_str(text)?)?,
+    };
+    object.metadata_mut().managed_fields = None;
+    Ok(Arc::new(object))
+}
+
+/// Reads a typed object from its wire form, which may leave open when a condition last changed: whoever may write a status
+/// can store a null there, the type has no room for it, and such an object must not be lost to its readers.
+///
+/// # Errors
+/// When the value isn't an object of that type.
+pub fn read<K: DeserializeOwned>(mut value: Value) -> Result<K, serde_json::Error> {
+    let conditions = value.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten() {
+        if let Some(time) = condition.get_mut("lastTransitionTime").filter(|time| time.is_null()) {
+            *time = Value::from("1970-01-01T00:00:00Z");
+        }
+    }
+    serde_json::from_value(value)
+}
+
+/// Reads an object's metadata.
+///
+/// # Errors
+/// When the text isn't an object with metadata.
+pub fn decode_metadata(kind: &Kind, text: &str) -> Result<Arc<dyn Object>, serde_json::Error> {
+    #[derive(serde::Deserialize)]
+    struct Bare {
+        metadata: ObjectMeta,
+    }
+    let mut bare: Bare = serde_json::from_str(text)?;
+    bare.metadata.managed_fields = None;
+    Ok(Arc::new(MetadataOnly { kind: kind.clone(), metadata: bare.metadata }))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Service;
+    use serde_json::json;
+
+    use super::decode;
+
+    #[test]
+    fn a_condition_without_a_time_does_not_hide_its_object() {
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "default"},
+            "status": {"conditions": [{"type": "T", "status": "True", "reason": "", "message": "", "lastTransitionTime": null}]},
+        });
+        assert_eq!(decode::<Service>(&service.to_string()).unwrap().metadata().name.as_deref(), Some("a"));
+        let other = json!({"metadata": {"name": 1}, "status": {"conditions": [null, {"lastTransitionTime": null}]}});
+        decode::<Service>(&other.to_string()).unwrap_err();
+    }
+}

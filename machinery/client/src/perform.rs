@@ -1,0 +1,248 @@
+//! Performs actions: the one place where a plan meets the server.
+
+use futures::future::{BoxFuture, join_all};
+use serde_json::{Value, json};
+
+use crate::events::Recorder;
+use crate::object::Kind;
+use crate::pending::PendingWrite;
+use crate::plan::{Action, Failure, Note, Notes};
+use crate::request::{ApiClient, status_code};
+use machinery_api::ObjectKey;
+
+/// Requests at once within one plan: enough to fill a server, few enough not to crowd out others.
+const TOGETHER_MAX: usize = 64;
+
+/// Performs plans with one client, in the name of one controller.
+#[derive(Clone)]
+pub(super) struct Performer {
+    pub(super) api: ApiClient,
+    pub(super) recorder: Recorder,
+}
+
+impl Performer {
+    /// Performs the actions in order. What was written is told even where a later action failed.
+    pub(super) async fn perform(&self, actions: Vec<Action>) -> (Vec<PendingWrite>, Result<(), Failure>) {
+        let mut wrote = Vec::new();
+        for action in actions {
+            let (more, result) = self.one(action).await;
+            wrote.extend(more);
+            if result.is_err() {
+                return (wrote, result);
+            }
+        }
+        (wrote, Ok(()))
+    }
+
+    fn one(&self, action: Action) -> BoxFuture<'_, (Vec<PendingWrite>, Result<(), Failure>)> {
+        Box::pin(async move {
+            match action {
+                Action::Event(note) => {
+                    self.recorder.record(note);
+                    (Vec::new(), Ok(()))
+                }
+                Action::Together(actions) => self.batches(actions, TOGETHER_MAX).await,
+                Action::SlowStart(actions) => self.batches(actions, 1).await,
+                single => match self.single(single).await {
+                    Ok(wrote) => (wrote.into_iter().collect(), Ok(())),
+                    Err(failure) => (Vec::new(), Err(failure)),
+                },
+            }
+        })
+    }
+
+    /// Batches of doubling size, from `size`; a batch with a failure is the last.
+    async fn batches(&self, actions: Vec<Action>, mut size: usize) -> (Vec<PendingWrite>, Result<(), Failure>) {
+        let mut wrote = Vec::new();
+        let mut rest = actions.into_iter().peekable();
+        while rest.peek().is_some() {
+            let batch: Vec<_> = rest.by_ref().take(size).map(|action| self.one(action)).collect();
+            let mut failed = Ok(());
+            for (more, result) in join_all(batch).await {
+                wrote.extend(more);
+                failed = failed.and(result);
+            }
+            if failed.is_err() {
+                return (wrote, failed);
+            }
+            size = (size * 2).min(TOGETHER_MAX);
+        }
+        (wrote, Ok(()))
+    }
+
+    async fn single(&self, action: Action) -> Result<Option<PendingWrite>, Failure> {
+        match action {
+            Action::Create { kind, object, notes } => {
+                let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
+                let made = self.api.create::<Value>(&kind, namespace, &object).await;
+                let made = made.map_err(|error| Failed::of("create", &kind, &error));
+                if let Err(failure) = &made
+                    && failure.ending
+                {
+                    return Ok(None);
+                }
+                let name = |v: &Value| v["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                self.tell(notes, made.as_ref().map(name).map_err(|f| &f.failure));
+                made.map(|object| written(kind, &object)).map_err(|f| f.failure)
+            }
+            Action::Update { kind, object, subresource } => {
+                let metadata = &object["metadata"];
+                let part = |name: &str| metadata[name].as_str().unwrap_or_default().to_owned();
+                let key = ObjectKey::new(part("namespace"), part("name"));
+                let answer = self.api.update(&kind, &key, subresource, &object).await;
+                let object: Option<Value> = unless_gone("update", &kind, answer)?;
+                Ok(object.and_then(|object| written(kind, &object)))
+            }
+            Action::Patch { kind, key, patch, patch_type, subresource } => {
+                let answer = self.api.patch(&kind, &key, subresource, patch_type, &patch).await;
+                let object: Option<Value> = unless_gone("patch", &kind, answer)?;
+                Ok(object.and_then(|object| written(kind, &object)))
+            }
+            Action::Delete { kind, key, uid, resource_version, propagation, grace_seconds, notes } => {
+                let mut options = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
+                if let Some(uid) = &uid {
+                    options["preconditions"]["uid"] = json!(uid);
+                }
+                if let Some(version) = &resource_version {
+                    options["preconditions"]["resourceVersion"] = json!(version);
+                }
+                if let Some(how) = propagation {
+                    options["propagationPolicy"] = json!(how.as_str());
+                }
+                if let Some(seconds) = grace_seconds {
+                    options["gracePeriodSeconds"] = json!(seconds);
+                }
+                let answer = self.api.delete::<Value>(&kind, &key, &options).await;
+                match answer.map_err(|error| Failed::of("delete", &kind, &error)) {
+                    Ok(_) => self.tell(notes, Ok(key.name.clone())),
+                    Err(failed) if failed.failure.code == 404 => {}
+                    Err(failed) => {
+                        self.tell(notes, Err(&failed.failure));
+                        return Err(failed.failure);
+                    }
+                }
+                Ok(Some(PendingWrite::Gone(kind, key, uid)))
+            }
+            Action::DeleteCollection { kind, namespace } => {
+                let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"});
+                let answer = self.api.delete_collection::<Value>(&kind, &namespace, &options).await;
+                unless_gone("delete", &kind, answer).map(|_| None)
+            }
+            Action::ExpectNone { kind, namespace } => {
+                let answer = self.api.list::<Value>(&kind, &namespace, &[("limit", "1")]).await;
+                match unless_gone("list", &kind, answer)? {
+                    Some(list) if list["items"].as_array().is_some_and(|items| !items.is_empty()) => Err(Failure {
+                        verb: "list",
+                        code: 200,
+                        reason: "NotEmpty".into(),
+                        message: format!("{} are left in {namespace}", kind.resource()),
+                        resource: kind.resource(),
+                    }),
+                    _ => Ok(None),
+                }
+            }
+            Action::ExpectGone { kind, key, uid } => match self.api.get::<Value>(&kind, &key).await {
+                Ok(object) if uid.as_ref().is_none_or(|uid| object["metadata"]["uid"] == **uid) => Err(Failure {
+                    verb: "get",
+                    code: 200,
+                    reason: "Exists".into(),
+                    message: format!("{} {key} is there; the view is behind", kind.resource()),
+                    resource: kind.resource(),
+                }),
+                Ok(_) => Ok(None),
+                Err(error) if names_as_gone(&error, &key) => Ok(None),
+                Err(error) => Err(Failed::of("get", &kind, &error).failure),
+            },
+            Action::ExpectKnown { kind, namespace, selector, known } => {
+                let answer = self.api.list::<Value>(&kind, &namespace, &[("labelSelector", &selector)]).await;
+                let list = unless_gone("list", &kind, answer)?.unwrap_or_default();
+                let mut uids = list["items"].as_array().into_iter().flatten().map(|item| &item["metadata"]["uid"]);
+                if uids.all(|uid| uid.as_str().is_some_and(|uid| known.contains(uid))) {
+                    return Ok(None);
+                }
+                Err(Failure {
+                    verb: "list",
+                    code: 409,
+                    reason: "Unseen".into(),
+                    message: format!("there are {} that the view doesn't show yet", kind.resource()),
+                    resource: kind.resource(),
+                })
+            }
+            Action::Post { kind, key, subresource, body } => {
+                let answer = self.api.post::<Value>(&kind, &key, subresource, &body).await;
+                unless_gone("post", &kind, answer).map(|_| None)
+            }
+            Action::Event(_) | Action::Together(_) | Action::SlowStart(_) => Ok(None),
+        }
+    }
+
+    fn tell(&self, notes: Notes, outcome: Result<String, &Failure>) {
+        let told = match outcome {
+            Ok(name) => notes.done.map(|n| Note { message: n.message.replace("{name}", &name), ..n }),
+            Err(failure) => notes.failed.map(|n| Note { message: n.message.replace("{error}", &failure.message), ..n }),
+        };
+        if let Some(note) = told {
+            self.recorder.record(note);
+        }
+    }
+}
+
+struct Failed {
+    failure: Failure,
+    /// The namespace is being terminated: nothing can be made in it, and nothing needs to be.
+    ending: bool,
+}
+
+impl Failed {
+    fn of(verb: &'static str, kind: &Kind, error: &kube::Error) -> Self {
+        let resource = kind.resource();
+        let kube::Error::Api(status) = error else {
+            let (reason, message) = (String::new(), error.to_string());
+            return Self { failure: Failure { verb, resource, code: 0, reason, message }, ending: false };
+        };
+        let causes = status.details.as_ref().map(|d| d.causes.as_slice()).unwrap_or_default();
+        let ending = causes.iter().any(|c| c.reason == "NamespaceTerminating");
+        let (code, reason, message) = (status.code, status.reason.clone(), status.message.clone());
+        Self { failure: Failure { verb, resource, code, reason, message }, ending }
+    }
+}
+
+/// What is gone needs no change.
+fn unless_gone(verb: &'static str, kind: &Kind, answer: Result<Value, kube::Error>) -> Result<Option<Value>, Failure> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if status_code(&error) == 404 => Ok(None),
+        Err(error) => Err(Failed::of(verb, kind, &error).failure),
+    }
+}
+
+/// Whether a server says of this very object that it isn't there. A 404 that names no object says that its kind isn't
+/// served, perhaps not yet: nobody's dependents may be deleted for that.
+fn names_as_gone(error: &kube::Error, key: &ObjectKey) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == key.name)
+}
+
+fn written(kind: Kind, object: &Value) -> Option<PendingWrite> {
+    let version = object["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
+    Some(PendingWrite::Version(kind, version))
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn only_a_404_that_names_the_object_says_that_it_is_gone() {
+        let error = |status: Value| kube::Error::Api(Box::new(serde_json::from_value::<Status>(status).unwrap()));
+        let gone = error(json!({"code": 404, "reason": "NotFound", "message": "configmaps \"x\" not found",
+            "details": {"name": "x", "kind": "configmaps"}}));
+        let unserved = error(json!({"code": 404, "reason": "NotFound", "details": {},
+            "message": "the server could not find the requested resource"}));
+        let key = ObjectKey::new("a", "x");
+        assert!(names_as_gone(&gone, &key));
+        assert!(!names_as_gone(&unserved, &key) && !names_as_gone(&gone, &ObjectKey::new("a", "y")));
+    }
+}

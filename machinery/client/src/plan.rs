@@ -1,0 +1,345 @@
+//! What a decision asks for, as data: a test asserts on it, the log prints it, the driver performs it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use serde_json::Value;
+
+use crate::object::{Kind, Object, Scope, Typed, key_of, value_of};
+use crate::request::PatchType;
+use machinery_api::ObjectKey;
+
+/// A decision. Its actions are performed in order; the first that fails ends the pass, and the key comes back later.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// What to do, in order.
+    pub actions: Vec<Action>,
+    /// When to look at the key again even if nothing changes.
+    pub revisit_at: Option<Timestamp>,
+}
+
+impl Plan {
+    /// Nothing to do.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self::default()
+    }
+
+    /// Adds an action.
+    pub fn push(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    /// Asks to be called again at `at`; the earliest such wish holds.
+    pub fn revisit(&mut self, at: Timestamp) {
+        self.revisit_at = Some(self.revisit_at.map_or(at, |known| known.min(at)));
+    }
+
+    /// Asks to be called again after `wait`.
+    pub fn revisit_after(&mut self, now: Timestamp, wait: Duration) {
+        self.revisit(now.saturating_add(wait).unwrap_or(Timestamp::MAX));
+    }
+}
+
+impl From<Vec<Action>> for Plan {
+    fn from(actions: Vec<Action>) -> Self {
+        Self { actions, revisit_at: None }
+    }
+}
+
+/// What happens to an object's dependents when it is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    /// They are deleted afterwards.
+    Background,
+    /// They are deleted first.
+    Foreground,
+    /// They stay, with no owner.
+    Orphan,
+}
+
+impl Propagation {
+    /// As the API writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Background => "Background",
+            Self::Foreground => "Foreground",
+            Self::Orphan => "Orphan",
+        }
+    }
+}
+
+/// One change to the cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// POST. An answer that the namespace is being terminated counts as done.
+    Create {
+        /// The kind.
+        kind: Kind,
+        /// The object, with a name or a `generateName`.
+        object: Value,
+        /// Events about it.
+        notes: Notes,
+    },
+    /// PUT. The object carries the resourceVersion that it was read at.
+    Update {
+        /// The kind.
+        kind: Kind,
+        /// The whole object.
+        object: Value,
+        /// `status`, `finalize` or the like; none for the object itself.
+        subresource: Option<&'static str>,
+    },
+    /// PATCH. Put `metadata.uid` and, where it matters, `metadata.resourceVersion` into it as preconditions (in a JSON
+    /// patch, as tests).
+    Patch {
+        /// The kind.
+        kind: Kind,
+        /// The object.
+        key: ObjectKey,
+        /// The patch.
+        patch: Value,
+        /// How it is meant.
+        patch_type: PatchType,
+        /// `status` or the like; none for the object itself.
+        subresource: Option<&'static str>,
+    },
+    /// DELETE. An object that is gone already counts as done.
+    Delete {
+        /// The kind.
+        kind: Kind,
+        /// The object.
+        key: ObjectKey,
+        /// Only if it has this uid.
+        uid: Option<String>,
+        /// Only if it has this version.
+        resource_version: Option<String>,
+        /// What happens to dependents; none leaves it to the server.
+        propagation: Option<Propagation>,
+        /// The grace period; none leaves it to the object.
+        grace_seconds: Option<u32>,
+        /// Events about it.
+        notes: Notes,
+    },
+    /// DELETE of all of a kind in a namespace.
+    DeleteCollection {
+        /// The kind.
+        kind: Kind,
+        /// The namespace.
+        namespace: String,
+    },
+    /// Asks the server, not the view, whether a namespace still holds objects of a kind, and fails if it does.
+    ExpectNone {
+        /// The kind.
+        kind: Kind,
+        /// The namespace.
+        namespace: String,
+    },
+    /// Asks the server, not the view, whether an object is gone, and fails if it is there.
+    ExpectGone {
+        /// The kind.
+        kind: Kind,
+        /// The object.
+        key: ObjectKey,
+        /// Its uid, where another object of the same name doesn't count.
+        uid: Option<String>,
+    },
+    /// Asks the server, not the view, which objects a selector chooses, and fails if there is one that isn't known. What
+    /// was written just before an object (pods that a new ReplicaSet shall adopt) comes over another watch, and later.
+    ExpectKnown {
+        /// The kind.
+        kind: Kind,
+        /// The namespace.
+        namespace: String,
+        /// The label selector, as requests carry it.
+        selector: String,
+        /// The uids of those that are known.
+        known: BTreeSet<String>,
+    },
+    /// POST to a subresource (a token, an eviction).
+    Post {
+        /// The kind.
+        kind: Kind,
+        /// The object.
+        key: ObjectKey,
+        /// The subresource.
+        subresource: &'static str,
+        /// The body.
+        body: Value,
+    },
+    /// An event, written beside: it never fails a plan.
+    Event(Note),
+    /// Independent actions of one kind, in batches of 1, 2, 4, …: a batch with a failure is the last, so that what
+    /// fails for a common reason (a quota) is not tried hundreds of times.
+    SlowStart(Vec<Action>),
+    /// Independent actions, all at once.
+    Together(Vec<Action>),
+}
+
+impl Action {
+    /// Creates an object.
+    pub fn create<K: Typed>(object: &K) -> Self
+    where
+        K::Scope: Scope,
+    {
+        Self::Create { kind: Kind::of::<K>(), object: value_of(object), notes: Notes::default() }
+    }
+
+    /// Replaces an object that was read before.
+    pub fn update<K: Typed>(object: &K) -> Self {
+        Self::Update { kind: Kind::of::<K>(), object: value_of(object), subresource: None }
+    }
+
+    /// Replaces an object's status.
+    pub fn update_status<K: Typed>(object: &K) -> Self {
+        Self::Update { kind: Kind::of::<K>(), object: value_of(object), subresource: Some("status") }
+    }
+
+    /// Merges into an object, lists whole.
+    pub fn patch<K: Typed>(object: &K, patch: Value) -> Self {
+        Self::patch_as(object, PatchType::Merge, patch)
+    }
+
+    /// Patches an object: strategically, where only some elements of a list (a condition) are to change.
+    pub fn patch_as<K: Typed>(object: &K, patch_type: PatchType, patch: Value) -> Self {
+        let (kind, key) = (Kind::of::<K>(), key_of(Object::metadata(object)));
+        Self::Patch { kind, key, patch, patch_type, subresource: None }
+    }
+
+    /// The same of a subresource. Only updates and patches have any.
+    #[must_use]
+    pub fn on(mut self, name: &'static str) -> Self {
+        if let Self::Update { subresource, .. } | Self::Patch { subresource, .. } = &mut self {
+            *subresource = Some(name);
+        }
+        self
+    }
+
+    /// Deletes exactly this object.
+    pub fn delete<K: Typed>(object: &K) -> Self {
+        Self::Delete {
+            kind: Kind::of::<K>(),
+            key: key_of(Object::metadata(object)),
+            uid: Object::metadata(object).uid.clone(),
+            resource_version: None,
+            propagation: None,
+            grace_seconds: None,
+            notes: Notes::default(),
+        }
+    }
+
+    /// The same with events about its outcome. Only creates and deletes have any.
+    #[must_use]
+    pub fn noted(mut self, done: Option<Note>, failed: Option<Note>) -> Self {
+        if let Self::Create { notes, .. } | Self::Delete { notes, .. } = &mut self {
+            *notes = Notes { done, failed };
+        }
+        self
+    }
+
+    /// The same with the dependents' fate. Only deletes have any.
+    #[must_use]
+    pub fn propagating(mut self, how: Propagation) -> Self {
+        if let Self::Delete { propagation, .. } = &mut self {
+            *propagation = Some(how);
+        }
+        self
+    }
+}
+
+/// The events that tell an action's outcome. In their messages `{name}` stands for the name that the object got,
+/// `{error}` for what the server said.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Notes {
+    /// When it was done.
+    pub done: Option<Note>,
+    /// When it failed.
+    pub failed: Option<Note>,
+}
+
+/// An event to write.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Note {
+    /// What it is about.
+    pub about: ObjectReference,
+    /// `Warning`, else `Normal`.
+    pub warning: bool,
+    /// CamelCase, for machines.
+    pub reason: &'static str,
+    /// For a person.
+    pub message: String,
+    /// The component that says it, where that isn't the controller's own name.
+    pub source: Option<&'static str>,
+}
+
+impl Note {
+    /// A normal event.
+    pub fn normal<K: Typed>(about: &K, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { about: reference_to(about), warning: false, reason, message: message.into(), source: None }
+    }
+
+    /// A warning.
+    pub fn warning<K: Typed>(about: &K, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { warning: true, ..Self::normal(about, reason, message) }
+    }
+
+    /// The same, said by another component than the controller's name tells.
+    #[must_use]
+    pub fn from(self, source: &'static str) -> Self {
+        Self { source: Some(source), ..self }
+    }
+}
+
+/// A reference to an object, as events carry it.
+pub fn reference_to<K: Typed>(object: &K) -> ObjectReference {
+    let metadata = Object::metadata(object);
+    ObjectReference {
+        api_version: Some(K::API_VERSION.into()),
+        kind: Some(K::KIND.into()),
+        namespace: metadata.namespace.clone(),
+        name: metadata.name.clone(),
+        uid: metadata.uid.clone(),
+        resource_version: metadata.resource_version.clone(),
+        field_path: None,
+    }
+}
+
+/// The owner reference by which `owner` controls an object.
+pub fn controlled_by<K: Typed>(owner: &K) -> OwnerReference {
+    let metadata = Object::metadata(owner);
+    OwnerReference {
+        api_version: K::API_VERSION.into(),
+        kind: K::KIND.into(),
+        name: metadata.name.clone().unwrap_or_default(),
+        uid: metadata.uid.clone().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+/// Why a pass failed: what the next one gets to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// `create`, `update`, `patch`, `delete`, `list`, `post`.
+    pub verb: &'static str,
+    /// Of which resource: `pods`, `deployments.apps`.
+    pub resource: String,
+    /// The HTTP status; 0 where there was no answer.
+    pub code: u16,
+    /// The Status' reason; empty where there was no answer.
+    pub reason: String,
+    /// What the server said, or why there was no answer.
+    pub message: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}: {}", self.verb, self.resource, self.message)
+    }
+}
+
+impl std::error::Error for Failure {}

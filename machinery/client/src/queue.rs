@@ -1,0 +1,246 @@
+//! A queue of keys: each at most once, never worked on twice at once, delayed where asked, backed off where it failed.
+//!
+//! Its length is bounded by the number of distinct keys, which is that of the objects in the view.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use machinery_api::ObjectKey;
+use machinery_env::Env;
+
+/// The wait after a key's first failure; it doubles with each further one (client-go's default).
+const BACK_OFF_FIRST: Duration = Duration::from_millis(5);
+/// The longest wait between two tries of a key (client-go's default).
+const BACK_OFF_MAX: Duration = Duration::from_secs(1000);
+
+/// The queue's state: pure, with time as an argument.
+#[derive(Debug, Default)]
+struct State {
+    ready: VecDeque<Arc<ObjectKey>>,
+    /// Waiting to be worked on: in `ready`, or again after the present work.
+    dirty: HashMap<Arc<ObjectKey>, Duration>,
+    working: HashMap<Arc<ObjectKey>, Duration>,
+    later: BTreeMap<(Duration, u64), Arc<ObjectKey>>,
+    due: HashMap<Arc<ObjectKey>, (Duration, u64)>,
+    failures: HashMap<Arc<ObjectKey>, u32>,
+    sequence: u64,
+}
+
+impl State {
+    fn add(&mut self, key: Arc<ObjectKey>, now: Duration) -> bool {
+        if self.dirty.contains_key(&key) {
+            return false;
+        }
+        self.dirty.insert(key.clone(), now);
+        if !self.working.contains_key(&key) {
+            self.ready.push_back(key);
+        }
+        true
+    }
+
+    /// The earliest of several wishes for a key holds.
+    fn add_at(&mut self, key: Arc<ObjectKey>, at: Duration) {
+        if let Some(known) = self.due.get(&key) {
+            if known.0 <= at {
+                return;
+            }
+            self.later.remove(known);
+        }
+        self.sequence += 1;
+        self.due.insert(key.clone(), (at, self.sequence));
+        self.later.insert((at, self.sequence), key);
+    }
+
+    fn back_off(&mut self, key: &Arc<ObjectKey>) -> Duration {
+        let failures = self.failures.entry(key.clone()).or_default();
+        let wait = BACK_OFF_FIRST.saturating_mul(1u32.checked_shl(*failures).unwrap_or(u32::MAX)).min(BACK_OFF_MAX);
+        *failures = failures.saturating_add(1);
+        wait
+    }
+
+    fn take(&mut self, now: Duration) -> Option<(Arc<ObjectKey>, Duration)> {
+        while let Some(entry) = self.later.first_entry() {
+            if entry.key().0 > now {
+                break;
+            }
+            let key = entry.remove();
+            self.due.remove(&key);
+            self.add(key, now);
+        }
+        let key = self.ready.pop_front()?;
+        let added = self.dirty.remove(&key).unwrap_or(now);
+        self.working.insert(key.clone(), now);
+        Some((key, now.saturating_sub(added)))
+    }
+
+    fn done(&mut self, key: &Arc<ObjectKey>) -> Option<Duration> {
+        let since = self.working.remove(key);
+        if self.dirty.contains_key(key) {
+            self.ready.push_back(key.clone());
+        }
+        since
+    }
+}
+
+/// What was taken from the queue.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The key to work on; [`Queue::done`] must follow.
+    pub key: Arc<ObjectKey>,
+    /// How long it waited.
+    pub waited: Duration,
+}
+
+/// A keyed queue.
+#[derive(Debug)]
+pub struct Queue {
+    state: Mutex<State>,
+    wake: Notify,
+    env: Env,
+}
+
+impl Queue {
+    /// An empty queue.
+    #[must_use]
+    pub fn new(env: Env) -> Self {
+        Self { state: Mutex::default(), wake: Notify::new(), env }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a key; false where it already waits.
+    pub fn add(&self, key: impl Into<Arc<ObjectKey>>) -> bool {
+        let added = self.state().add(key.into(), self.env.elapsed());
+        if added {
+            self.wake.notify_one();
+        }
+        added
+    }
+
+    /// Adds a key after `wait`.
+    pub fn add_after(&self, key: impl Into<Arc<ObjectKey>>, wait: Duration) {
+        self.state().add_at(key.into(), self.env.elapsed().saturating_add(wait));
+        self.wake.notify_one();
+    }
+
+    /// Adds a key that failed, after its back-off.
+    pub fn add_failed(&self, key: Arc<ObjectKey>) {
+        let wait = self.state().back_off(&key);
+        self.add_after(key, wait);
+    }
+
+    /// A key's next failure is a first one again.
+    pub fn forget(&self, key: &ObjectKey) {
+        self.state().failures.remove(key);
+    }
+
+    /// How many keys wait.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.state().ready.len()
+    }
+
+    /// Work on a key has ended. Answers how long it took.
+    pub fn done(&self, key: &Arc<ObjectKey>) -> Duration {
+        let since = self.state().done(key);
+        self.wake.notify_one();
+        since.map_or(Duration::ZERO, |since| self.env.elapsed().saturating_sub(since))
+    }
+
+    /// Waits for a key to work on.
+    pub async fn next(&self) -> Taken {
+        loop {
+            let woken = self.wake.notified();
+            let wait = {
+                let mut state = self.state();
+                let now = self.env.elapsed();
+                if let Some((key, waited)) = state.take(now) {
+                    if !state.ready.is_empty() || !state.later.is_empty() {
+                        // Another worker takes the next one, or waits for the next that falls due.
+                        self.wake.notify_one();
+                    }
+                    return Taken { key, waited };
+                }
+                state.later.first_key_value().map(|((at, _), _)| at.saturating_sub(now))
+            };
+            match wait {
+                None => woken.await,
+                Some(wait) => {
+                    tokio::select! {
+                        () = woken => {}
+                        () = tokio::time::sleep(wait) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// The keys that are being worked on, for tests.
+    #[must_use]
+    pub fn working(&self) -> HashSet<Arc<ObjectKey>> {
+        self.state().working.keys().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Arc<ObjectKey> {
+        ObjectKey::new("a", name).into()
+    }
+
+    #[test]
+    fn a_key_waits_once_and_is_never_worked_on_twice_at_once() {
+        let mut q = State::default();
+        let t = Duration::from_secs;
+        assert!(q.add(key("x"), t(0)) && !q.add(key("x"), t(0)));
+        assert_eq!(q.take(t(2)), Some((key("x"), t(2))));
+        q.add(key("x"), t(3));
+        assert_eq!(q.take(t(3)), None, "it is being worked on");
+        q.done(&key("x"));
+        assert_eq!(q.take(t(4)), Some((key("x"), t(1))));
+    }
+
+    #[test]
+    fn the_earliest_wish_holds_and_back_off_doubles_to_its_limit() {
+        let mut q = State::default();
+        let t = Duration::from_secs;
+        q.add_at(key("x"), t(9));
+        q.add_at(key("x"), t(5));
+        q.add_at(key("x"), t(7));
+        assert_eq!(q.take(t(4)), None);
+        assert_eq!(q.take(t(5)), Some((key("x"), t(0))));
+        q.done(&key("x"));
+        assert_eq!(q.take(t(20)), None);
+        let waits: Vec<u128> = (0..3).map(|_| q.back_off(&key("x")).as_millis()).collect();
+        assert_eq!(waits, [5, 10, 20]);
+        let last = (0..60).map(|_| q.back_off(&key("x"))).last();
+        assert_eq!(last, Some(BACK_OFF_MAX));
+    }
+
+    #[tokio::test]
+    async fn waiting_workers_are_woken() {
+        let queue = Arc::new(Queue::new(Env::real()));
+        let workers: Vec<_> = (0..3)
+            .map(|_| {
+                let queue = queue.clone();
+                tokio::spawn(async move { queue.next().await.key })
+            })
+            .collect();
+        queue.add_after(key("late"), Duration::from_millis(5));
+        queue.add(key("one"));
+        queue.add(key("two"));
+        let mut names = Vec::new();
+        for worker in workers {
+            names.push(worker.await.unwrap().name.clone());
+        }
+        names.sort();
+        assert_eq!(names, ["late", "one", "two"]);
+    }
+}

@@ -1,0 +1,347 @@
+//! The reflector: follows the objects of one kind on the server, all or those that fields select, with a streamed first
+//! state where the server has it and list and watch elsewhere.
+//!
+//! A loop of two states: without a known version it takes the whole state, with one it watches from there. What it sees
+//! goes to a function as [`ReflectorEvent`]s, from one complete state to the next.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{AsyncBufReadExt as _, StreamExt as _};
+use http::{Request, header::ACCEPT};
+use kube::Client;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::object::{Decode, Kind, Object, Watched, decode, decode_metadata, key_of, version_of};
+use crate::request::{BackOff, query_string, status_code};
+use machinery_env::Env;
+
+/// A watch is asked to end after this long, and up to as long again, so that watches are spread over servers.
+const WATCH_SECONDS_MIN: u64 = 300;
+/// How long a streamed first state may take before list and watch are used instead.
+const FIRST_STATE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Objects in one page of a list: keeps an answer at a few MB.
+const LIST_PAGE: usize = 500;
+/// Waits between failed tries (client-go's reflector: 800 ms, doubling to 30 s).
+const BACK_OFF_FIRST: Duration = Duration::from_millis(800);
+const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+/// A stream that ends sooner than this counts as a failure, so that a server which ends all at once isn't hammered.
+const STREAM_SHORT: Duration = Duration::from_secs(1);
+
+const JSON: &str = "application/json";
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json;q=0.5";
+const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;q=0.5";
+/// The annotation of the bookmark that ends a streamed first state (KEP-3157).
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+/// What a reflector sees.
+#[derive(Debug, Clone)]
+pub enum ReflectorEvent {
+    /// The complete state of a version: what it doesn't hold is gone.
+    Replaced(Vec<Arc<dyn Object>>, u64),
+    /// An object is new or changed.
+    Applied(Arc<dyn Object>),
+    /// An object is gone; as it was last.
+    Deleted(Arc<dyn Object>),
+    /// Nothing changed up to this version.
+    Progress(u64),
+}
+
+/// Why following broke off.
+#[derive(Debug, thiserror::Error)]
+enum ReflectorError {
+    #[error("the request failed")]
+    Request(#[from] kube::Error),
+    #[error("the stream broke")]
+    Stream(#[from] std::io::Error),
+    #[error("the server's answer cannot be read")]
+    Answer(#[from] serde_json::Error),
+    #[error("the watch ended with {code}: {message}")]
+    Ended { code: u16, message: String },
+    #[error("the first state was not complete in time")]
+    Late,
+    #[error("nobody reads the events any more")]
+    Unread,
+}
+
+impl ReflectorError {
+    fn code(&self) -> u16 {
+        match self {
+            Self::Request(error) => status_code(error),
+            Self::Ended { code, .. } => *code,
+            _ => 0,
+        }
+    }
+}
+
+/// Where following stands.
+enum ReflectorState {
+    /// Nothing is known, or it is too old.
+    Start,
+    /// Known up to this version.
+    At(String),
+}
+
+#[derive(Deserialize)]
+struct Line<'a> {
+    r#type: &'a str,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Page<'a> {
+    metadata: PageMetadata,
+    #[serde(borrow)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PageMetadata {
+    #[serde(default)]
+    resource_version: String,
+    #[serde(default)]
+    r#continue: String,
+}
+
+#[derive(Deserialize)]
+struct ErrorObject {
+    #[serde(default)]
+    code: u16,
+    #[serde(default)]
+    message: String,
+}
+
+/// Follows one kind.
+#[derive(Debug)]
+pub struct Reflector {
+    client: ClientHandle,
+    env: Env,
+    kind: Kind,
+    /// Whether whole objects are asked for, or their metadata alone.
+    typed: bool,
+    decode: Decode,
+    /// Empty: all namespaces.
+    namespace: String,
+    /// Empty: all objects.
+    field_selector: String,
+}
+
+/// A client, which has no `Debug` of its own.
+struct ClientHandle(Client);
+
+impl std::fmt::Debug for ClientHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+impl Reflector {
+    /// Follows all objects of a type.
+    #[must_use]
+    pub fn of<K: Watched>(client: Client, env: Env) -> Self {
+        Self::with(client, env, Kind::of::<K>(), true, |_, text| decode::<K>(text))
+    }
+
+    /// Follows the metadata of all objects of a kind.
+    #[must_use]
+    pub fn of_metadata(client: Client, env: Env, kind: Kind) -> Self {
+        Self::with(client, env, kind, false, decode_metadata)
+    }
+
+    pub(super) fn with(client: Client, env: Env, kind: Kind, typed: bool, decode: Decode) -> Self {
+        let (namespace, field_selector) = Default::default();
+        Self { client: ClientHandle(client), env, kind, typed, decode, namespace, field_selector }
+    }
+
+    /// Only of one namespace.
+    #[must_use]
+    pub fn within(self, namespace: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), ..self }
+    }
+
+    /// Only those that a field selector chooses, such as `spec.nodeName=n`.
+    #[must_use]
+    pub fn selecting(self, field_selector: impl Into<String>) -> Self {
+        Self { field_selector: field_selector.into(), ..self }
+    }
+
+    /// Follows until `on_event` breaks off. Failures are tried again for ever: what was seen stays valid meanwhile. That
+    /// goes for a kind that the server says it doesn't serve, too: one that is starting may not serve it yet, and whose
+    /// kinds come and go asks its discovery.
+    pub async fn run(&self, mut on_event: impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send) {
+        let mut state = ReflectorState::Start;
+        let mut streaming = true;
+        let mut back_off = BackOff::new(BACK_OFF_FIRST, BACK_OFF_MAX);
+        loop {
+            let began = self.env.elapsed();
+            let result = match &state {
+                ReflectorState::Start if streaming => self.watch(&mut state, true, &mut on_event).await,
+                ReflectorState::Start => self.list(&mut state, &mut on_event).await,
+                ReflectorState::At(_) => self.watch(&mut state, false, &mut on_event).await,
+            };
+            let short = self.env.elapsed().saturating_sub(began) < STREAM_SHORT;
+            match result {
+                Err(ReflectorError::Unread) => return,
+                Ok(false) if !short => {
+                    back_off.reset();
+                    continue;
+                }
+                // A list is followed by its watch at once.
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => {
+                    let code = error.code();
+                    if code == 410 {
+                        state = ReflectorState::Start;
+                        if !short {
+                            back_off.reset();
+                            continue;
+                        }
+                    }
+                    let first = matches!(state, ReflectorState::Start);
+                    if first && (matches!(error, ReflectorError::Late) || code == 400 || code == 422) && streaming {
+                        streaming = false;
+                        continue;
+                    }
+                    tracing::debug!(kind = %self.kind.resource(), ?error, "watching broke off, trying again");
+                }
+            }
+            tokio::time::sleep(back_off.next(&self.env)).await;
+        }
+    }
+
+    fn read(&self, text: &str) -> Option<Arc<dyn Object>> {
+        (self.decode)(&self.kind, text)
+            .inspect_err(|error| tracing::warn!(kind = %self.kind.resource(), %error, "an object cannot be read"))
+            .ok()
+    }
+
+    fn request<'a>(
+        &'a self,
+        mut query: Vec<(&'a str, &'a str)>,
+        accept: &'static str,
+    ) -> Result<Request<Vec<u8>>, ReflectorError> {
+        if !self.field_selector.is_empty() {
+            query.push(("fieldSelector", &self.field_selector));
+        }
+        Request::get(format!("{}?{}", self.kind.collection_path(&self.namespace), query_string(&query)))
+            .header(ACCEPT, accept)
+            .body(Vec::new())
+            .map_err(|e| ReflectorError::Request(kube::Error::HttpError(e)))
+    }
+
+    /// Takes the whole state in pages. Answers true: the watch may begin at once.
+    async fn list(
+        &self,
+        state: &mut ReflectorState,
+        on_event: &mut (impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send),
+    ) -> Result<bool, ReflectorError> {
+        let mut objects = Vec::new();
+        let mut from = String::new();
+        loop {
+            let limit = LIST_PAGE.to_string();
+            let mut query = vec![("limit", limit.as_str())];
+            if !from.is_empty() {
+                query.push(("continue", &from));
+            }
+            let accept = if self.typed { JSON } else { METADATA_LIST };
+            let text = self.client.0.request_text(self.request(query, accept)?).await?;
+            let page: Page<'_> = serde_json::from_str(&text)?;
+            objects.extend(page.items.unwrap_or_default().iter().filter_map(|item| self.read(item.get())));
+            from = page.metadata.r#continue;
+            if from.is_empty() {
+                let version = page.metadata.resource_version;
+                let seen = version.parse().unwrap_or(0);
+                *state = ReflectorState::At(version);
+                return match on_event(ReflectorEvent::Replaced(objects, seen)) {
+                    ControlFlow::Continue(()) => Ok(true),
+                    ControlFlow::Break(()) => Err(ReflectorError::Unread),
+                };
+            }
+        }
+    }
+
+    /// Watches, with the first state in the stream where `initial`. Answers false when the server ended the stream.
+    async fn watch(
+        &self,
+        state: &mut ReflectorState,
+        initial: bool,
+        on_event: &mut (impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send),
+    ) -> Result<bool, ReflectorError> {
+        let seconds = (WATCH_SECONDS_MIN + self.env.below(WATCH_SECONDS_MIN)).to_string();
+        let mut query = vec![("watch", "true"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", &seconds)];
+        if initial {
+            query.extend([("sendInitialEvents", "true"), ("resourceVersionMatch", "NotOlderThan")]);
+        }
+        if let ReflectorState::At(version) = &state {
+            query.push(("resourceVersion", version));
+        }
+        let accept = if self.typed { JSON } else { METADATA };
+        let stream = self.client.0.request_stream(self.request(query, accept)?).await?;
+        let mut lines = std::pin::pin!(stream.lines());
+        // The first state is collected, so that readers step from one complete state to the next.
+        let mut first: Option<Vec<Arc<dyn Object>>> = initial.then(Vec::new);
+        let deadline = tokio::time::sleep(FIRST_STATE_TIMEOUT);
+        let mut deadline = std::pin::pin!(deadline);
+        loop {
+            let line = tokio::select! {
+                line = lines.next() => line,
+                () = &mut deadline, if first.is_some() => return Err(ReflectorError::Late),
+            };
+            let Some(line) = line else { return Ok(false) };
+            let line = line?;
+            if line.is_empty() {
+                continue;
+            }
+            let event: Line<'_> = serde_json::from_str(&line)?;
+            let text = event.object.get();
+            let event = match (event.r#type, &mut first) {
+                ("ERROR", _) => {
+                    let error: ErrorObject = serde_json::from_str(text)?;
+                    return Err(ReflectorError::Ended { code: error.code, message: error.message });
+                }
+                ("BOOKMARK", first) => {
+                    let mark = decode_metadata(&self.kind, text)?;
+                    let metadata = mark.metadata();
+                    let seen = version_of(metadata);
+                    let ends = metadata.annotations.as_ref().is_some_and(|a| a.contains_key(INITIAL_EVENTS_END));
+                    let event = match first.take() {
+                        Some(objects) if !ends => {
+                            *first = Some(objects);
+                            continue;
+                        }
+                        Some(objects) => ReflectorEvent::Replaced(objects, seen),
+                        None => ReflectorEvent::Progress(seen),
+                    };
+                    *state = ReflectorState::At(metadata.resource_version.clone().unwrap_or_default());
+                    event
+                }
+                ("ADDED" | "MODIFIED", Some(objects)) => {
+                    objects.extend(self.read(text));
+                    continue;
+                }
+                ("DELETED", Some(objects)) => {
+                    if let Some(gone) = self.read(text) {
+                        objects.retain(|o| key_of(o.metadata()) != key_of(gone.metadata()));
+                    }
+                    continue;
+                }
+                (change, None) => {
+                    let Some(object) = self.read(text) else { continue };
+                    if let Some(version) = object.metadata().resource_version.clone() {
+                        *state = ReflectorState::At(version);
+                    }
+                    if change == "DELETED" { ReflectorEvent::Deleted(object) } else { ReflectorEvent::Applied(object) }
+                }
+                (_, Some(_)) => continue,
+            };
+            if on_event(event).is_break() {
+                return Err(ReflectorError::Unread);
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! One way to send requests: paths, content types and errors in one place, for controllers, recorders and elections alike.
+
+use std::time::Duration;
+
+use http::{Method, Request, header::CONTENT_TYPE};
+use kube::Client;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::Kind;
+use machinery_api::ObjectKey;
+use machinery_env::Env;
+
+const JSON: &str = "application/json";
+
+/// How a patch is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchType {
+    /// RFC 7386: lists are replaced whole.
+    Merge,
+    /// Kubernetes' own: lists with merge keys are merged element by element.
+    Strategic,
+    /// RFC 6902: a list of operations, with tests.
+    Json,
+}
+
+impl PatchType {
+    /// Its content type.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Merge => "application/merge-patch+json",
+            Self::Strategic => "application/strategic-merge-patch+json",
+            Self::Json => "application/json-patch+json",
+        }
+    }
+}
+
+/// Sends requests for objects of any kind.
+#[derive(Clone)]
+pub struct ApiClient {
+    client: Client,
+}
+
+impl std::fmt::Debug for ApiClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiClient").finish_non_exhaustive()
+    }
+}
+
+impl From<Client> for ApiClient {
+    fn from(client: Client) -> Self {
+        Self { client }
+    }
+}
+
+/// The path of an object or of its subresource.
+fn path(kind: &Kind, key: &ObjectKey, subresource: Option<&str>) -> String {
+    let object = kind.path(key);
+    subresource.map_or(object.clone(), |subresource| format!("{object}/{subresource}"))
+}
+
+#[expect(clippy::missing_errors_doc, reason = "each fails where the server refuses or cannot be reached")]
+impl ApiClient {
+    /// GET of an object.
+    pub async fn get<R: DeserializeOwned>(&self, kind: &Kind, key: &ObjectKey) -> Result<R, kube::Error> {
+        self.send(Method::GET, &path(kind, key, None), JSON, None::<&Value>).await
+    }
+
+    /// GET of a collection: of one namespace, or of all where it is empty.
+    pub async fn list<R: DeserializeOwned>(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        query: &[(&str, &str)],
+    ) -> Result<R, kube::Error> {
+        let path = format!("{}?{}", kind.collection_path(namespace), query_string(query));
+        self.send(Method::GET, &path, JSON, None::<&Value>).await
+    }
+
+    /// POST of a new object.
+    pub async fn create<R: DeserializeOwned>(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        object: &impl Serialize,
+    ) -> Result<R, kube::Error> {
+        self.send(Method::POST, &kind.collection_path(namespace), JSON, Some(object)).await
+    }
+
+    /// POST to a subresource: a binding, a token, an eviction.
+    pub async fn post<R: DeserializeOwned>(
+        &self,
+        kind: &Kind,
+        key: &ObjectKey,
+        subresource: &str,
+        body: &impl Serialize,
+    ) -> Result<R, kube::Error> {
+        self.send(Method::POST, &path(kind, key, Some(subresource)), JSON, Some(body)).await
+    }
+
+    /// PUT of an object or of its subresource.
+    pub async fn update<R: DeserializeOwned>(
+        &self,
+        kind: &Kind,
+        key: &ObjectKey,
+        subresource: Option<&str>,
+        object: &impl Serialize,
+    ) -> Result<R, kube::Error> {
+        self.send(Method::PUT, &path(kind, key, subresource), JSON, Some(object)).await
+    }
+
+    /// PATCH of an object or of its subresource.
+    pub async fn patch<R: DeserializeOwned>(
+        &self,
+        kind: &Kind,
+        key: &ObjectKey,
+        subresource: Option<&str>,
+        patch_type: PatchType,
+        patch: &Value,
+    ) -> Result<R, kube::Error> {
+        self.send(Method::PATCH, &path(kind, key, subresource), patch_type.content_type(), Some(patch)).await
+    }
+
+    /// DELETE of an object, with `DeleteOptions`.
+    pub async fn delete<R: DeserializeOwned>(
+        &self,
+        kind: &Kind,
+        key: &ObjectKey,
+        options: &Value,
+    ) -> Result<R, kube::Error> {
+        self.send(Method::DELETE, &path(kind, key, None), JSON, Some(options)).await
+    }
+
+    /// DELETE of all of a kind in a namespace, with `DeleteOptions`.
+    pub async fn delete_collection<R: DeserializeOwned>(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        options: &Value,
+    ) -> Result<R, kube::Error> {
+        self.send(Method::DELETE, &kind.collection_path(namespace), JSON, Some(options)).await
+    }
+
+    async fn send<B: Serialize, R: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &'static str,
+        body: Option<&B>,
+    ) -> Result<R, kube::Error> {
+        let bytes = body.map(serde_json::to_vec).transpose().map_err(kube::Error::SerdeError)?.unwrap_or_default();
+        let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, content_type);
+        self.client.request(request.body(bytes).map_err(kube::Error::HttpError)?).await
+    }
+}
+
+/// The HTTP status of an error; 0 where there was no answer.
+#[must_use]
+pub fn status_code(error: &kube::Error) -> u16 {
+    match error {
+        kube::Error::Api(status) => status.code,
+        _ => 0,
+    }
+}
+
+/// Whether the same request may succeed later: the server was not reached, is overloaded or failed.
+#[must_use]
+pub fn may_succeed_later(error: &kube::Error) -> bool {
+    matches!(status_code(error), 0 | 429 | 500..)
+}
+
+/// A query string of these pairs.
+#[must_use]
+pub fn query_string(pairs: &[(&str, &str)]) -> String {
+    let mut query = String::new();
+    for (name, value) in pairs {
+        if !query.is_empty() {
+            query.push('&');
+        }
+        query.push_str(name);
+        query.push('=');
+        for byte in value.bytes() {
+            match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => query.push(byte as char),
+                _ => query.push_str(&format!("%{byte:02X}")),
+            }
+        }
+    }
+    query
+}
+
+/// Waits between failed tries: each twice the one before, up to a limit, and up to half as long again at random, so that
+/// those who failed together don't come back together.
+#[derive(Debug, Clone)]
+pub struct BackOff {
+    first: Duration,
+    max: Duration,
+    next: Duration,
+}
+
+impl BackOff {
+    /// From `first` to `max`.
+    #[must_use]
+    pub fn new(first: Duration, max: Duration) -> Self {
+        Self { first, max, next: first }
+    }
+
+    /// The wait before the next try.
+    pub fn next(&mut self, env: &Env) -> Duration {
+        let wait = self.next;
+        self.next = wait.saturating_mul(2).min(self.max);
+        wait + Duration::from_millis(env.below(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) / 2 + 1))
+    }
+
+    /// A try succeeded.
+    pub fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_to_their_limit_with_up_to_half_at_random() {
+        let (env, _) = Env::seeded(1, jiff::Timestamp::UNIX_EPOCH);
+        let mut back_off = BackOff::new(Duration::from_millis(100), Duration::from_millis(400));
+        for expected in [100, 200, 400, 400] {
+            let wait = back_off.next(&env).as_millis();
+            assert!((expected..=expected * 3 / 2).contains(&wait), "{wait} after {expected}");
+        }
+        back_off.reset();
+        assert!(back_off.next(&env) <= Duration::from_millis(150));
+    }
+
+    #[test]
+    fn values_are_escaped_in_queries() {
+        let query = query_string(&[("labelSelector", "a in (b,ü)"), ("limit", "1")]);
+        assert_eq!(query, "labelSelector=a%20in%20%28b%2C%C3%BC%29&limit=1");
+    }
+}

@@ -1,0 +1,252 @@
+//! Plays a plan into a view as a server would: for tests and simulation of controllers without any server.
+//!
+//! It knows what controllers rely on: generated names, uids, versions, generations, finalizers, status separation. It
+//! checks nothing else.
+
+mod patch;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::driver::Context;
+use crate::object::{Decode, Kind, decode_metadata, key_of, watched};
+use crate::plan::{Action, Plan, Propagation};
+use crate::view::View;
+use machinery_api::ObjectKey;
+
+/// A view with a server's part played by us.
+#[derive(Debug)]
+pub struct Simulation {
+    /// What the controllers see.
+    pub view: View,
+    /// The time that is stamped on what is written.
+    pub now: Timestamp,
+    start: Timestamp,
+    version: u64,
+}
+
+impl Simulation {
+    /// An empty cluster in which the kinds of this module are watched.
+    #[must_use]
+    pub fn new(now: Timestamp) -> Self {
+        let mut view = View::default();
+        watched().iter().for_each(|(kind, _)| {
+            view.replace(kind, Vec::new(), 0);
+        });
+        Self { view, now, start: now, version: 0 }
+    }
+
+    /// Monotonic time since the simulation's start.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        Duration::try_from(self.now.duration_since(self.start)).unwrap_or_default()
+    }
+
+    /// What a decision at this moment knows beside the view.
+    pub fn context<'a, S>(&self, settings: &'a S) -> Context<'a, S> {
+        Context { now: self.now, elapsed: self.elapsed(), settings, failure: None }
+    }
+
+    /// A cluster that holds these objects (in their wire form; uid and version are given where absent).
+    #[must_use]
+    pub fn of(now: Timestamp, objects: impl IntoIterator<Item = Value>) -> Self {
+        let mut simulation = Self::new(now);
+        for object in objects {
+            let kind = kind_of(&object);
+            simulation.create(&kind, object);
+        }
+        simulation
+    }
+
+    /// Plays a plan. Answers what could not be played: actions on objects that aren't there, or written at another version.
+    pub fn apply(&mut self, plan: Plan) -> Vec<String> {
+        plan.actions.into_iter().flat_map(|action| self.act(action)).collect()
+    }
+
+    fn act(&mut self, action: Action) -> Vec<String> {
+        match action {
+            Action::Create { kind, object, .. } => {
+                self.create(&kind, object);
+            }
+            Action::Update { kind, object, subresource } => {
+                let key = key_in(&object);
+                let Some(old) = self.view.object(&kind, &key).map(|o| o.to_value()) else {
+                    return vec![format!("{} {key} is not there", kind.resource())];
+                };
+                let version = &object["metadata"]["resourceVersion"];
+                if version.is_string() && *version != old["metadata"]["resourceVersion"] {
+                    return vec![format!("{} {key} conflicts", kind.resource())];
+                }
+                let merged = match subresource {
+                    // As upstream: annotations come along, labels and spec don't.
+                    Some("status") => {
+                        let mut merged = with(old, "status", object["status"].clone());
+                        let annotations = object["metadata"]["annotations"].clone();
+                        merged["metadata"] = with(merged["metadata"].take(), "annotations", annotations);
+                        merged
+                    }
+                    _ => with(object, "status", old["status"].clone()),
+                };
+                self.write(&kind, merged);
+            }
+            Action::Patch { kind, key, patch, patch_type, subresource: _ } => {
+                let Some(mut object) = self.view.object(&kind, &key).map(|o| o.to_value()) else {
+                    return vec![format!("{} {key} is not there", kind.resource())];
+                };
+                let version = &patch["metadata"]["resourceVersion"];
+                if version.is_string() && *version != object["metadata"]["resourceVersion"] {
+                    return vec![format!("{} {key} conflicts", kind.resource())];
+                }
+                if let Err(problem) = patch::apply(&mut object, patch_type, &patch) {
+                    return vec![format!("{} {key}: {problem}", kind.resource())];
+                }
+                self.write(&kind, object);
+            }
+            Action::Delete { kind, key, propagation, .. } => self.delete(&kind, &key, propagation),
+            Action::DeleteCollection { kind, namespace } => {
+                let keys: Vec<ObjectKey> = self.view.metadata_of(&kind, &namespace).map(key_of).collect();
+                keys.iter().for_each(|key| self.delete(&kind, key, None));
+            }
+            Action::ExpectNone { kind, namespace } => {
+                if self.view.metadata_of(&kind, &namespace).next().is_some() {
+                    return vec![format!("{} are left in {namespace}", kind.resource())];
+                }
+            }
+            Action::ExpectGone { kind, key, uid } => {
+                if self.view.metadata(&kind, &key).is_some_and(|there| uid.is_none() || there.uid == uid) {
+                    return vec![format!("{} {key} is there", kind.resource())];
+                }
+            }
+            Action::Together(actions) | Action::SlowStart(actions) => {
+                return actions.into_iter().flat_map(|action| self.act(action)).collect();
+            }
+            // The simulated view is never behind.
+            Action::ExpectKnown { .. } | Action::Post { .. } | Action::Event(_) => {}
+        }
+        Vec::new()
+    }
+
+    /// Adds an object, as a create would.
+    pub fn create(&mut self, kind: &Kind, mut object: Value) -> ObjectKey {
+        self.version += 1;
+        let number = self.version;
+        let now = self.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let metadata = &mut object["metadata"];
+        if metadata["name"].is_null() {
+            metadata["name"] = json!(format!("{}{number:05}", metadata["generateName"].as_str().unwrap_or_default()));
+        }
+        for (field, value) in [("uid", json!(format!("uid-{number}"))), ("creationTimestamp", json!(now))] {
+            if metadata[field].is_null() {
+                metadata[field] = value;
+            }
+        }
+        if metadata["generation"].is_null() {
+            metadata["generation"] = json!(1);
+        }
+        if kind.kind == "Namespace" && object["spec"]["finalizers"].is_null() {
+            object["spec"]["finalizers"] = json!(["kubernetes"]);
+        }
+        let key = key_in(&object);
+        self.write(kind, object);
+        key
+    }
+
+    /// Stores an object with a new version.
+    pub fn write(&mut self, kind: &Kind, mut object: Value) {
+        self.version += 1;
+        let key = key_in(&object);
+        if let Some(old) = self.view.object(kind, &key).map(|o| o.to_value()) {
+            let stamp = |v: &Value| v["metadata"]["resourceVersion"].clone();
+            let unchanged = with_version(old.clone(), Value::Null) == with_version(object.clone(), Value::Null);
+            if unchanged {
+                object["metadata"]["resourceVersion"] = stamp(&old);
+                return;
+            }
+            if old["spec"] != object["spec"] {
+                let generation = old["metadata"]["generation"].as_i64().unwrap_or(1) + 1;
+                object["metadata"]["generation"] = json!(generation);
+            }
+        }
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        let going = !object["metadata"]["deletionTimestamp"].is_null();
+        let held = |v: &Value| v.as_array().is_some_and(|f| !f.is_empty());
+        let version = self.version;
+        if going && !held(&object["metadata"]["finalizers"]) && !held(&object["spec"]["finalizers"]) {
+            self.view.remove(kind, &key, version);
+            return;
+        }
+        let text = object.to_string();
+        let read = watched().into_iter().find(|(k, _)| k == kind).map_or(decode_metadata as Decode, |(_, read)| read);
+        match read(kind, &text) {
+            Ok(object) => {
+                self.view.set_elapsed(self.elapsed());
+                self.view.put(kind, object);
+            }
+            Err(error) => panic!("a plan wrote {}, which is no {}: {error}", text, kind.kind),
+        }
+    }
+
+    fn delete(&mut self, kind: &Kind, key: &ObjectKey, propagation: Option<Propagation>) {
+        let Some(mut object) = self.view.object(kind, key).map(|o| o.to_value()) else { return };
+        let finalizer = match propagation {
+            Some(Propagation::Foreground) => Some("foregroundDeletion"),
+            Some(Propagation::Orphan) => Some("orphan"),
+            _ => None,
+        };
+        if let Some(finalizer) = finalizer {
+            let metadata = &mut object["metadata"];
+            match metadata["finalizers"].as_array_mut() {
+                Some(list) => list.push(json!(finalizer)),
+                None => metadata["finalizers"] = json!([finalizer]),
+            }
+        }
+        if object["metadata"]["deletionTimestamp"].is_null() {
+            object["metadata"]["deletionTimestamp"] = json!(self.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+        }
+        self.write(kind, object);
+    }
+}
+
+/// The kind that an object says it is of.
+///
+/// # Panics
+/// When it says none.
+#[must_use]
+pub fn kind_of(object: &Value) -> Kind {
+    let api_version = object["apiVersion"].as_str().expect("a simulated object has an apiVersion").to_owned();
+    let name = object["kind"].as_str().expect("a simulated object has a kind").to_owned();
+    let found = watched().into_iter().map(|(kind, _)| kind).find(|k| k.api_version() == api_version && k.kind == name);
+    found.unwrap_or_else(|| {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+        Kind {
+            group: group.to_owned().into(),
+            version: version.to_owned().into(),
+            plural: format!("{}s", name.to_lowercase()).into(),
+            kind: name.into(),
+            namespaced: object["metadata"]["namespace"].is_string(),
+        }
+    })
+}
+
+fn key_in(object: &Value) -> ObjectKey {
+    let part = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();
+    ObjectKey::new(part("namespace"), part("name"))
+}
+
+fn with(mut object: Value, field: &str, value: Value) -> Value {
+    if let Some(map) = object.as_object_mut() {
+        if value.is_null() {
+            map.remove(field);
+        } else {
+            map.insert(field.to_owned(), value);
+        }
+    }
+    object
+}
+
+fn with_version(mut object: Value, version: Value) -> Value {
+    object["metadata"]["resourceVersion"] = version;
+    object
+}

@@ -1,0 +1,493 @@
+//! What is known of the cluster: an indexed cache of objects, and the only thing that a controller's decision reads.
+//!
+//! A view is plain data. In a process [`crate::informer::Informer`] keeps it in step with the server; in a test it is
+//! made from objects, and [`crate::simulate`] plays plans into it.
+
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::object::{Kind, Object, Watched, controller_of, key_of, version_of};
+use crate::pod::Pod;
+use machinery_api::ObjectKey;
+
+/// One object's change, as the listeners of a view see it.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// The kind.
+    pub kind: Kind,
+    /// The object.
+    pub key: Arc<ObjectKey>,
+    /// What it was; none where it is new.
+    pub old: Option<Arc<dyn Object>>,
+    /// What it is; none where it is gone.
+    pub new: Option<Arc<dyn Object>>,
+}
+
+impl Change {
+    /// What the object was, typed.
+    #[must_use]
+    pub fn before<K: Watched>(&self) -> Option<&K> {
+        self.old.as_deref().and_then(downcast)
+    }
+
+    /// What the object is, typed.
+    #[must_use]
+    pub fn after<K: Watched>(&self) -> Option<&K> {
+        self.new.as_deref().and_then(downcast)
+    }
+
+    /// The metadata of every state that the change knows: what the object was, and what it is.
+    pub fn states(&self) -> impl Iterator<Item = &ObjectMeta> {
+        self.old.iter().chain(self.new.iter()).map(|o| o.metadata())
+    }
+
+    /// The newest state that is known.
+    #[must_use]
+    pub fn latest<K: Watched>(&self) -> Option<&K> {
+        self.after().or_else(|| self.before())
+    }
+}
+
+/// One object as it was received.
+#[derive(Debug, Clone)]
+struct Entry {
+    object: Arc<dyn Object>,
+    /// When this version was received, by the reader's own monotonic clock: see [`View::seen_at`].
+    seen_at: Duration,
+}
+
+/// The objects of one kind with their indexes.
+#[derive(Debug, Default)]
+struct Table {
+    /// Each key is held once, whatever it is found by.
+    objects: BTreeMap<Arc<ObjectKey>, Entry>,
+    /// By the uid of each owner.
+    by_owner: HashMap<String, BTreeSet<Arc<ObjectKey>>>,
+    /// The objects that nobody controls.
+    uncontrolled: BTreeSet<Arc<ObjectKey>>,
+    by_uid: HashMap<Box<str>, Arc<ObjectKey>>,
+    /// Pods by the node that they are bound to.
+    by_node: HashMap<Box<str>, BTreeSet<Arc<ObjectKey>>>,
+    /// The server's version up to which this table is known to be complete.
+    seen: u64,
+    synced: bool,
+}
+
+/// The cluster as far as it is watched.
+#[derive(Debug, Default)]
+pub struct View {
+    tables: BTreeMap<Kind, Table>,
+    /// The reader's monotonic time: what is received is stamped with it.
+    elapsed: Duration,
+    /// Groups whose kinds could not be discovered, with the reason: what they hold is unknown.
+    pub undiscovered: BTreeMap<String, String>,
+}
+
+fn downcast<K: 'static>(object: &dyn Object) -> Option<&K> {
+    (object as &dyn Any).downcast_ref()
+}
+
+impl View {
+    // --- reading, typed --------------------------------------------------------------------------------------------
+
+    /// One object.
+    #[must_use]
+    pub fn get<K: Watched>(&self, key: &ObjectKey) -> Option<&K> {
+        self.tables.get(&Kind::of::<K>())?.objects.get(key).and_then(|e| downcast(&*e.object))
+    }
+
+    /// One object, shared.
+    #[must_use]
+    pub fn get_arc<K: Watched>(&self, key: &ObjectKey) -> Option<Arc<K>> {
+        let object: Arc<dyn Any + Send + Sync> = self.tables.get(&Kind::of::<K>())?.objects.get(key)?.object.clone();
+        object.downcast().ok()
+    }
+
+    /// All objects of a kind, in order of namespace and name.
+    pub fn all<K: Watched>(&self) -> impl Iterator<Item = &K> {
+        self.tables
+            .get(&Kind::of::<K>())
+            .into_iter()
+            .flat_map(|t| t.objects.values())
+            .filter_map(|e| downcast(&*e.object))
+    }
+
+    /// A namespace's objects of a kind, in order of name.
+    pub fn list<'a, K: Watched>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
+        self.tables
+            .get(&Kind::of::<K>())
+            .into_iter()
+            .flat_map(move |t| within(&t.objects, namespace))
+            .filter_map(|(_, e)| downcast(&*e.object))
+    }
+
+    /// The objects that name `uid` among their owners, in order.
+    pub fn owned<K: Watched>(&self, uid: &str) -> impl Iterator<Item = &K> {
+        let table = self.tables.get(&Kind::of::<K>());
+        let keys = table.and_then(|t| t.by_owner.get(uid));
+        keys.into_iter()
+            .flatten()
+            .filter_map(move |k| table.and_then(|t| t.objects.get(k)))
+            .filter_map(|e| downcast(&*e.object))
+    }
+
+    /// The objects that `uid` controls, in order.
+    pub fn controlled<'a, K: Watched>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a K> {
+        self.owned::<K>(uid).filter(move |o| controller_of(Object::metadata(*o)).is_some_and(|c| c.uid == uid))
+    }
+
+    /// A namespace's objects that nobody controls, in order.
+    pub fn uncontrolled<'a, K: Watched>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
+        self.tables
+            .get(&Kind::of::<K>())
+            .into_iter()
+            .flat_map(move |t| {
+                let from = ObjectKey::new(namespace, "");
+                let keys = t.uncontrolled.range::<ObjectKey, _>(from..).take_while(move |k| k.namespace == namespace);
+                keys.filter_map(|k| t.objects.get(k))
+            })
+            .filter_map(|e| downcast(&*e.object))
+    }
+
+    /// The pods that are bound to a node, in order of namespace and name.
+    pub fn on_node(&self, node: &str) -> impl Iterator<Item = &Pod> {
+        let table = self.tables.get(&Kind::of::<Pod>());
+        let keys = table.and_then(|t| t.by_node.get(node));
+        keys.into_iter()
+            .flatten()
+            .filter_map(move |k| table.and_then(|t| t.objects.get(k)))
+            .filter_map(|e| downcast(&*e.object))
+    }
+
+    // --- reading, any kind -----------------------------------------------------------------------------------------
+
+    /// The kinds that are watched.
+    pub fn kinds(&self) -> impl Iterator<Item = &Kind> {
+        self.tables.keys()
+    }
+
+    /// Whether a kind is watched.
+    #[must_use]
+    pub fn watches(&self, kind: &Kind) -> bool {
+        self.tables.contains_key(kind)
+    }
+
+    /// The metadata of one object of any kind.
+    #[must_use]
+    pub fn metadata(&self, kind: &Kind, key: &ObjectKey) -> Option<&ObjectMeta> {
+        self.tables.get(kind)?.objects.get(key).map(|e| e.object.metadata())
+    }
+
+    /// One object of any kind.
+    #[must_use]
+    pub fn object(&self, kind: &Kind, key: &ObjectKey) -> Option<&Arc<dyn Object>> {
+        self.tables.get(kind)?.objects.get(key).map(|e| &e.object)
+    }
+
+    /// When the known version of an object was received, by the monotonic clock of this process ([`Env::elapsed`]; a
+    /// decision compares it with [`Context::elapsed`]). Deadlines of what others write (leases, heartbeats) are counted
+    /// from here, as upstream's `probeTimestamp`: no writer's clock takes part, nor one that is set or a machine that
+    /// was suspended. Every version counts, whoever wrote it and whatever it changed.
+    ///
+    /// [`Env::elapsed`]: machinery_env::Env::elapsed
+    /// [`Context::elapsed`]: crate::Context::elapsed
+    #[must_use]
+    pub fn seen_at(&self, kind: &Kind, key: &ObjectKey) -> Option<Duration> {
+        self.tables.get(kind)?.objects.get(key).map(|e| e.seen_at)
+    }
+
+    /// The metadata of a kind's objects: of one namespace, or of all where it is empty.
+    pub fn metadata_of<'a>(&'a self, kind: &Kind, namespace: &'a str) -> impl Iterator<Item = &'a ObjectMeta> {
+        self.tables
+            .get(kind)
+            .into_iter()
+            .flat_map(move |t| within(&t.objects, namespace))
+            .map(|(_, e)| e.object.metadata())
+    }
+
+    /// The object with that uid.
+    #[must_use]
+    pub fn by_uid(&self, uid: &str) -> Option<(&Kind, &ObjectKey, &ObjectMeta)> {
+        self.tables.iter().find_map(|(kind, table)| {
+            let key = table.by_uid.get(uid)?;
+            Some((kind, &**key, table.objects.get(key)?.object.metadata()))
+        })
+    }
+
+    /// All objects, of every kind, that name `uid` among their owners.
+    pub fn dependents<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = (&'a Kind, &'a ObjectKey, &'a ObjectMeta)> {
+        self.tables.iter().flat_map(move |(kind, t)| {
+            let keys = t.by_owner.get(uid).into_iter().flatten();
+            keys.filter_map(move |k| t.objects.get(k).map(|e| (kind, &**k, e.object.metadata())))
+        })
+    }
+
+    /// At most `most` objects of a kind, those after a key, as changes from nothing: everything there is in pieces.
+    #[must_use]
+    pub fn changes_after(&self, kind: &Kind, after: Option<&ObjectKey>, most: usize) -> Vec<Change> {
+        let Some(table) = self.tables.get(kind) else { return Vec::new() };
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let objects = table.objects.range::<ObjectKey, _>((from, Bound::Unbounded)).take(most);
+        let change = |(key, entry): (&Arc<ObjectKey>, &Entry)| Change {
+            kind: kind.clone(),
+            key: key.clone(),
+            old: None,
+            new: Some(entry.object.clone()),
+        };
+        objects.map(change).collect()
+    }
+
+    /// Everything there is, as changes from nothing.
+    pub fn as_changes(&self) -> impl Iterator<Item = Change> {
+        self.tables.iter().flat_map(|(kind, t)| {
+            t.objects.iter().map(|(key, e)| Change {
+                kind: kind.clone(),
+                key: key.clone(),
+                old: None,
+                new: Some(e.object.clone()),
+            })
+        })
+    }
+
+    /// Whether a kind was listed completely at least once.
+    #[must_use]
+    pub fn synced(&self, kind: &Kind) -> bool {
+        self.tables.get(kind).is_some_and(|t| t.synced)
+    }
+
+    /// The server's version up to which a kind is known; none where the kind isn't watched.
+    #[must_use]
+    pub fn seen(&self, kind: &Kind) -> Option<u64> {
+        self.tables.get(kind).map(|t| t.seen)
+    }
+
+    // --- writing: by whoever keeps the view in step ------------------------------------------------------------------
+
+    /// Sets the monotonic time that what is received from now on is stamped with.
+    pub fn set_elapsed(&mut self, elapsed: Duration) {
+        self.elapsed = elapsed;
+    }
+
+    /// Begins to hold a kind's objects.
+    pub fn open(&mut self, kind: &Kind) {
+        self.tables.entry(kind.clone()).or_default();
+    }
+
+    /// Forgets a kind, with its objects.
+    pub fn close(&mut self, kind: &Kind) -> Vec<Change> {
+        let changes = self.replace(kind, Vec::new(), 0);
+        self.tables.remove(kind);
+        changes
+    }
+
+    /// Takes in one object. An older state than the known one is dropped.
+    pub fn put(&mut self, kind: &Kind, object: Arc<dyn Object>) -> Option<Change> {
+        let key = key_of(object.metadata());
+        let table = self.tables.entry(kind.clone()).or_default();
+        let version = version_of(object.metadata());
+        let known = table.objects.get_key_value(&key).map(|(key, old)| (key.clone(), old.object.clone()));
+        let (shared, old) = match known {
+            Some((shared, old)) => {
+                if version != 0 && version_of(old.metadata()) > version && old.metadata().uid == object.metadata().uid {
+                    return None;
+                }
+                table.unindex(&shared, &*old);
+                (shared, Some(old))
+            }
+            None => (Arc::new(key), None),
+        };
+        table.index(&shared, &*object);
+        table.objects.insert(shared.clone(), Entry { object: object.clone(), seen_at: self.elapsed });
+        table.seen = table.seen.max(version);
+        Some(Change { kind: kind.clone(), key: shared, old, new: Some(object) })
+    }
+
+    /// Takes out one object, as of the version at which it went.
+    pub fn remove(&mut self, kind: &Kind, key: &ObjectKey, version: u64) -> Option<Change> {
+        let table = self.tables.get_mut(kind)?;
+        table.seen = table.seen.max(version);
+        let (key, Entry { object: old, .. }) = table.objects.remove_entry(key)?;
+        table.unindex(&key, &*old);
+        Some(Change { kind: kind.clone(), key, old: Some(old), new: None })
+    }
+
+    /// Replaces a kind's objects by a complete list of `version`.
+    pub fn replace(&mut self, kind: &Kind, objects: Vec<Arc<dyn Object>>, version: u64) -> Vec<Change> {
+        self.open(kind);
+        let listed: BTreeSet<ObjectKey> = objects.iter().map(|o| key_of(o.metadata())).collect();
+        let known = self.tables[kind].objects.keys();
+        let gone: Vec<Arc<ObjectKey>> = known.filter(|key| !listed.contains(&***key)).cloned().collect();
+        let mut changes: Vec<Change> = gone.iter().filter_map(|key| self.remove(kind, key, 0)).collect();
+        for object in objects {
+            let same = self.object(kind, &key_of(object.metadata())).is_some_and(|known| {
+                known.metadata().uid == object.metadata().uid
+                    && known.metadata().resource_version.is_some()
+                    && known.metadata().resource_version == object.metadata().resource_version
+            });
+            if !same {
+                changes.extend(self.put(kind, object));
+            }
+        }
+        self.progress(kind, version);
+        if let Some(table) = self.tables.get_mut(kind) {
+            table.synced = true;
+        }
+        changes
+    }
+
+    /// A kind is known to be complete up to `version`.
+    pub fn progress(&mut self, kind: &Kind, version: u64) {
+        if let Some(table) = self.tables.get_mut(kind) {
+            table.seen = table.seen.max(version);
+        }
+    }
+}
+
+impl Table {
+    fn index(&mut self, key: &Arc<ObjectKey>, object: &dyn Object) {
+        let metadata = object.metadata();
+        if let Some(node) = node_of(object) {
+            self.by_node.entry(node.into()).or_default().insert(key.clone());
+        }
+        if let Some(uid) = &metadata.uid {
+            self.by_uid.insert(uid.as_str().into(), key.clone());
+        }
+        for owner in metadata.owner_references.as_deref().unwrap_or_default() {
+            self.by_owner.entry(owner.uid.clone()).or_default().insert(key.clone());
+        }
+        if controller_of(metadata).is_none() {
+            self.uncontrolled.insert(key.clone());
+        }
+    }
+
+    fn unindex(&mut self, key: &ObjectKey, object: &dyn Object) {
+        let metadata = object.metadata();
+        if let Some(node) = node_of(object)
+            && let Some(keys) = self.by_node.get_mut(node)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_node.remove(node);
+            }
+        }
+        if let Some(uid) = &metadata.uid {
+            self.by_uid.remove(uid.as_str());
+        }
+        for owner in metadata.owner_references.as_deref().unwrap_or_default() {
+            if let Some(keys) = self.by_owner.get_mut(&owner.uid) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_owner.remove(&owner.uid);
+                }
+            }
+        }
+        self.uncontrolled.remove(key);
+    }
+}
+
+/// The node that an object is bound to: pods only.
+fn node_of(object: &dyn Object) -> Option<&str> {
+    let pod = downcast::<Pod>(object)?;
+    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+}
+
+fn within<'a>(
+    objects: &'a BTreeMap<Arc<ObjectKey>, Entry>,
+    namespace: &'a str,
+) -> impl Iterator<Item = (&'a Arc<ObjectKey>, &'a Entry)> {
+    objects
+        .range::<ObjectKey, _>(ObjectKey::new(namespace, "")..)
+        .take_while(move |(k, _)| namespace.is_empty() || k.namespace == namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::decode;
+
+    fn pod(name: &str, version: u64, owner: Option<&str>) -> Arc<dyn Object> {
+        let owners = owner.map_or(
+            serde_json::json!([]),
+            |uid| serde_json::json!([{"apiVersion": "v1", "kind": "X", "name": "x", "uid": uid, "controller": true}]),
+        );
+        let text = serde_json::json!({"metadata": {
+            "name": name, "namespace": "a", "uid": format!("uid-{name}"), "resourceVersion": version.to_string(),
+            "ownerReferences": owners}});
+        decode::<Pod>(&text.to_string()).unwrap()
+    }
+
+    #[test]
+    fn an_object_is_stamped_when_a_new_version_of_it_arrives() {
+        let kind = Kind::of::<Pod>();
+        let key = ObjectKey::new("a", "p");
+        let seconds = Duration::from_secs;
+        let mut view = View::default();
+        view.set_elapsed(seconds(5));
+        view.put(&kind, pod("p", 3, None));
+        view.set_elapsed(seconds(9));
+        view.put(&kind, pod("p", 2, None));
+        view.replace(&kind, vec![pod("p", 3, None)], 4);
+        assert_eq!(view.seen_at(&kind, &key), Some(seconds(5)), "an old version and a relist say nothing new");
+        view.put(&kind, pod("p", 5, None));
+        assert_eq!(view.seen_at(&kind, &key), Some(seconds(9)));
+        view.remove(&kind, &key, 6);
+        assert_eq!(view.seen_at(&kind, &key), None);
+    }
+
+    #[test]
+    fn pods_are_found_by_their_node() {
+        let kind = Kind::of::<Pod>();
+        let bound = |name: &str, version: u64, node: Option<&str>| {
+            let text = serde_json::json!({"metadata": {"name": name, "namespace": "a", "uid": name, "resourceVersion": version.to_string()},
+                "spec": {"nodeName": node, "containers": []}});
+            decode::<Pod>(&text.to_string()).unwrap()
+        };
+        let mut view = View::default();
+        view.put(&kind, bound("p", 1, None));
+        view.put(&kind, bound("q", 2, Some("n")));
+        let on = |view: &View| view.on_node("n").filter_map(|pod| pod.metadata.name.clone()).collect::<Vec<_>>();
+        assert_eq!(on(&view), ["q"]);
+        view.put(&kind, bound("p", 3, Some("n")));
+        assert_eq!(on(&view), ["p", "q"]);
+        view.remove(&kind, &ObjectKey::new("a", "q"), 4);
+        view.replace(&kind, vec![bound("p", 5, None)], 5);
+        assert!(on(&view).is_empty() && view.tables[&kind].by_node.is_empty());
+    }
+
+    #[test]
+    fn everything_comes_in_pieces() {
+        let kind = Kind::of::<Pod>();
+        let mut view = View::default();
+        for (version, name) in (1..).zip(["p", "q", "r"]) {
+            view.put(&kind, pod(name, version, None));
+        }
+        let names = |changes: &[Change]| changes.iter().map(|c| c.key.name.clone()).collect::<Vec<_>>();
+        let first = view.changes_after(&kind, None, 2);
+        assert_eq!(names(&first), ["p", "q"]);
+        assert_eq!(names(&view.changes_after(&kind, Some(&first[1].key), 2)), ["r"]);
+    }
+
+    #[test]
+    fn indexes_follow_the_objects() {
+        let kind = Kind::of::<Pod>();
+        let mut view = View::default();
+        view.put(&kind, pod("p", 1, None));
+        view.put(&kind, pod("q", 2, Some("o")));
+        assert_eq!(view.uncontrolled::<Pod>("a").count(), 1);
+        assert_eq!(view.controlled::<Pod>("o").count(), 1);
+        view.put(&kind, pod("p", 3, Some("o")));
+        assert_eq!(view.uncontrolled::<Pod>("a").count(), 0);
+        assert_eq!(view.dependents("o").count(), 2);
+        assert!(view.put(&kind, pod("p", 2, None)).is_none(), "older states are dropped");
+        let changes = view.replace(&kind, vec![pod("q", 2, Some("o")), pod("r", 9, None)], 12);
+        assert_eq!(changes.len(), 2, "p is gone, r is new, q is unchanged");
+        assert_eq!(view.seen(&kind), Some(12));
+        assert!(view.by_uid("uid-p").is_none() && view.by_uid("uid-r").is_some());
+        assert_eq!((view.list::<Pod>("a").count(), view.list::<Pod>("b").count()), (2, 0));
+    }
+}

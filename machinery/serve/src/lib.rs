@@ -1,0 +1,14 @@
+//! The serving kit: what every server of this process is built from, and the seam between those who call and those who answer.
+//!
+//! - [`accept`]: taking connections within a bound, strangers going first.
+//! - [`descriptors`]: the process's file descriptors, shared out by class.
+//! - [`net`]: `Dial` and `Serve`, the seam between guests' calls, the data plane and pods.
+//! - [`unread`]: what becomes of a request's body that nobody read.
+//!
+//! Absent on purpose: the Kubernetes client (`machinery-client`): who serves doesn't need one for it.
+#![warn(missing_docs)]
+
+pub mod accept;
+pub mod descriptors;
+pub mod net;
+pub mod unread;
