@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use apiserver::bootstrap::moved::Move;
-use apiserver::resources::allocate::ServiceNetwork;
+use apiserver_resources::allocate::ServiceNetwork;
 use ipnet::Ipv4Net;
 
 use crate::config::Up;

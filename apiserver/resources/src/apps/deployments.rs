@@ -1,0 +1,254 @@
+//! Deployments.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::cells::{AGE, NAME, age, column, containers_and_images, labels, name, wide};
+use crate::field::{Errors, FieldError, NOT_NEGATIVE, Path, go_struct};
+use crate::read::{default_to, default_zero_to, get, has, int, object_mut, text};
+use crate::rules;
+use crate::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
+use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
+
+/// Deployments.
+pub(crate) static ROW: Row = Row {
+    group: "apps",
+    kind: "Deployment",
+    plural: "deployments",
+    singular: "deployment",
+    short_names: &["deploy"],
+    categories: &["all"],
+    schema: "io.k8s.api.apps.v1.Deployment",
+    subresources: &[SCALE, STATUS],
+    storage: Storage::Stored("deployments"),
+    shows_empty: true,
+    strategy: &Deployment,
+    example: r#"apiVersion: apps/v1
+kind: Deployment
+metadata: {name: example}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: example}}
+  template:
+    metadata: {labels: {app: example}}
+    spec:
+      containers: [{name: web, image: registry.local/hello:v1}]
+"#,
+    ..Row::NAMESPACED
+};
+
+struct Deployment;
+
+const COLUMNS: &[Column] = &[
+    NAME,
+    column("Ready", "string"),
+    column("Up-to-date", "string"),
+    column("Available", "string"),
+    AGE,
+    wide("Containers", "string"),
+    wide("Images", "string"),
+    wide("Selector", "string"),
+];
+
+/// A number, or the number before a percent sign.
+fn amount(value: &Value) -> i64 {
+    match value {
+        Value::String(text) if rules::percent(text).is_empty() => {
+            text.trim_end_matches('%').parse().unwrap_or(i64::MAX)
+        }
+        Value::String(text) => text.parse().unwrap_or(0),
+        other => other.as_i64().unwrap_or(0),
+    }
+}
+
+fn number_or_percent(errors: &mut Errors, value: &Value, path: &Path<'_>) {
+    match value {
+        Value::String(text) => errors.invalid_each(path, text, rules::percent(text)),
+        other => {
+            if let Some(number) = other.as_i64().filter(|n| *n < 0) {
+                errors.invalid(path, number, NOT_NEGATIVE);
+            }
+        }
+    }
+}
+
+fn rollout(errors: &mut Errors, strategy: &Value) {
+    let at = SPEC.child("strategy");
+    let rolling = get(strategy, "rollingUpdate");
+    let rolling_at = at.child("rollingUpdate");
+    match text(strategy, "type") {
+        "Recreate" => {
+            if !rolling.is_null() {
+                errors.forbidden(&rolling_at, "may not be specified when strategy `type` is 'Recreate'");
+            }
+        }
+        "RollingUpdate" => {
+            let (unavailable, surge) = (get(rolling, "maxUnavailable"), get(rolling, "maxSurge"));
+            let unavailable_at = rolling_at.child("maxUnavailable");
+            number_or_percent(errors, unavailable, &unavailable_at);
+            number_or_percent(errors, surge, &rolling_at.child("maxSurge"));
+            if amount(unavailable) == 0 && amount(surge) == 0 {
+                errors.invalid(&unavailable_at, unavailable.clone(), "may not be 0 when `maxSurge` is 0");
+            }
+            if unavailable.is_string() && amount(unavailable) > 100 {
+                errors.invalid(&unavailable_at, unavailable.clone(), "must not be greater than 100%");
+            }
+        }
+        other => {
+            // Upstream shows its inner struct, where an absent amount is 0.
+            let amount = |key| if has(rolling, key) { get(rolling, key).clone() } else { json!(0) };
+            let inner = json!({"MaxUnavailable": amount("maxUnavailable"), "MaxSurge": amount("maxSurge")});
+            let rolling = match rolling {
+                Value::Null => "null".into(),
+                _ => go_struct(&inner, &["MaxUnavailable", "MaxSurge"]),
+            };
+            let shown = format!("{{\"Type\":{},\"RollingUpdate\":{rolling}}}", crate::field::quoted(other));
+            errors.add(|| {
+                FieldError::new(
+                    "FieldValueNotSupported",
+                    &at,
+                    format!("Unsupported value: {shown}: supported values: \"Recreate\", \"RollingUpdate\""),
+                )
+            });
+        }
+    }
+}
+
+fn validate(errors: &mut Errors, spec: &Value) {
+    not_negative(errors, spec, &["replicas"], &SPEC);
+    workloads::selector_and_template(errors, spec);
+    rollout(errors, get(spec, "strategy"));
+    not_negative(errors, spec, &["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], &SPEC);
+    if let Some(deadline) = int(spec, "progressDeadlineSeconds")
+        && deadline <= int(spec, "minReadySeconds").unwrap_or(0)
+    {
+        errors.invalid(&SPEC.child("progressDeadlineSeconds"), deadline, "must be greater than minReadySeconds");
+    }
+}
+
+fn validate_status(errors: &mut Errors, new: &Value, old: &Value) {
+    let (status, old) = (get(new, "status"), get(old, "status"));
+    let counts = [
+        "observedGeneration",
+        "replicas",
+        "updatedReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "unavailableReplicas",
+        "terminatingReplicas",
+        "collisionCount",
+    ];
+    not_negative(errors, status, &counts, &STATUS_AT);
+    let why = "cannot be greater than status.replicas";
+    not_more(
+        errors,
+        status,
+        &[
+            ("updatedReplicas", "replicas", why),
+            ("readyReplicas", "replicas", why),
+            ("availableReplicas", "replicas", why),
+            ("availableReplicas", "readyReplicas", "cannot be greater than readyReplicas"),
+        ],
+    );
+    if let Some(was) = int(old, "collisionCount") {
+        let now = int(status, "collisionCount");
+        if now.is_none_or(|now| now < was) {
+            errors.invalid(&STATUS_AT.child("collisionCount"), now.unwrap_or(0), "cannot be decremented");
+        }
+    }
+}
+
+impl Strategy for Deployment {
+    fn of_nothing(&self, object: &mut Value) {
+        object["spec"]["replicas"] = 0.into();
+    }
+
+    fn default(&self, object: &mut Value) {
+        let spec = workloads::spec_of(object);
+        default_to(spec, "replicas", 1);
+        let strategy = object_mut(spec, "strategy");
+        default_zero_to(strategy, "type", "RollingUpdate");
+        if text(strategy, "type") == "RollingUpdate" {
+            let rolling = object_mut(strategy, "rollingUpdate");
+            default_to(rolling, "maxUnavailable", "25%");
+            default_to(rolling, "maxSurge", "25%");
+        }
+        default_to(spec, "revisionHistoryLimit", 10);
+        default_to(spec, "progressDeadlineSeconds", 600);
+        workloads::default_template(spec);
+        object_mut(object, "status");
+    }
+
+    fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
+        workloads::clear_status(object);
+        workloads::drop_disabled(object, None);
+    }
+
+    fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
+        prepare_update_by_default(context, new, old);
+        if context.subresource == "status" {
+            workloads::keep_labels(new, old);
+        } else {
+            workloads::drop_disabled(new, Some(old));
+        }
+    }
+
+    fn counts_generation(&self) -> bool {
+        true
+    }
+
+    fn generation_changes(&self, new: &Value, old: &Value) -> bool {
+        let notes = |of: &Value| get(get(of, "metadata"), "annotations").as_object().filter(|n| !n.is_empty()).cloned();
+        !crate::core::pods::update::same(get(new, "spec"), get(old, "spec")) || notes(new) != notes(old)
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        validate(&mut errors, get(object, "spec"));
+        errors.list()
+    }
+
+    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        if context.subresource == "status" {
+            validate_status(&mut errors, new, old);
+        } else {
+            validate(&mut errors, get(new, "spec"));
+            workloads::selector_stays(&mut errors, new, old);
+        }
+        errors.list()
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        match old {
+            Some(old) if !self.generation_changes(object, old) => Vec::new(),
+            _ => workloads::warnings(object, old),
+        }
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        let (spec, status) = (get(object, "spec"), get(object, "status"));
+        let count = |of: &Value, key: &str| int(of, key).unwrap_or(0);
+        let (containers, images) = containers_and_images(get(spec, "template"));
+        let selector = get(spec, "selector");
+        let shown = if has(selector, "matchExpressions") || !has(selector, "matchLabels") {
+            crate::cells::selector(selector)
+        } else {
+            labels(get(selector, "matchLabels"), "")
+        };
+        vec![
+            name(object),
+            json!(format!("{}/{}", count(status, "readyReplicas"), count(spec, "replicas"))),
+            json!(count(status, "updatedReplicas")),
+            json!(count(status, "availableReplicas")),
+            age(object, now),
+            containers,
+            images,
+            json!(if shown == "<none>" { String::new() } else { shown }),
+        ]
+    }
+}

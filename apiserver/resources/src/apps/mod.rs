@@ -1,0 +1,4 @@
+//! `apps`.
+
+pub(crate) mod deployments;
+pub(crate) mod replicasets;

@@ -1,0 +1,3 @@
+//! `authorization.k8s.io` and `authentication.k8s.io`: questions, never stored.
+
+pub(crate) mod reviews;

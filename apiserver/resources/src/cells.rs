@@ -1,0 +1,179 @@
+//! What table cells are made of: ages, durations, label selectors, images.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::Column;
+use crate::read;
+
+/// A column that is always shown.
+#[must_use]
+pub const fn column(name: &'static str, kind: &'static str) -> Column {
+    Column { name, kind, format: "", description: "", priority: 0 }
+}
+
+/// A column that `-o wide` adds.
+#[must_use]
+pub const fn wide(name: &'static str, kind: &'static str) -> Column {
+    Column { name, kind, format: "", description: "", priority: 1 }
+}
+
+/// The column of names.
+pub const NAME: Column = Column { name: "Name", kind: "string", format: "name", description: "", priority: 0 };
+/// The column of ages.
+pub const AGE: Column = column("Age", "string");
+
+/// Name and Age.
+pub const NAME_AND_AGE: &[Column] = &[NAME, AGE];
+
+/// Name and Created At: kinds for which upstream has no printer.
+pub const NAME_AND_CREATED: &[Column] = &[NAME, column("Created At", "date")];
+
+/// The cells of [`NAME_AND_AGE`].
+#[must_use]
+pub fn name_and_age(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(object), age(object, now)]
+}
+
+/// The cells of [`NAME_AND_CREATED`].
+#[must_use]
+pub fn name_and_created(object: &Value) -> Vec<Value> {
+    vec![name(object), read::at(object, &["metadata", "creationTimestamp"]).clone()]
+}
+
+/// The object's name as a cell.
+#[must_use]
+pub fn name(object: &Value) -> Value {
+    json!(read::name(object))
+}
+
+/// The object's age as a cell.
+#[must_use]
+pub fn age(object: &Value, now: Timestamp) -> Value {
+    json!(since(read::time(read::get(object, "metadata"), "creationTimestamp"), now))
+}
+
+/// The time from `then` until now, or `<unknown>`.
+#[must_use]
+pub fn since(then: Option<Timestamp>, now: Timestamp) -> String {
+    then.map_or_else(|| "<unknown>".into(), |then| human(now.duration_since(then)))
+}
+
+/// A duration in two or three figures, as kubectl shows ages (k8s.io/apimachinery `util/duration`).
+#[must_use]
+pub fn human(duration: jiff::SignedDuration) -> String {
+    let seconds = duration.as_secs();
+    if seconds < -1 {
+        return "<invalid>".into();
+    }
+    let seconds = seconds.max(0);
+    let (minutes, hours) = (seconds / 60, seconds / 3600);
+    let (days, years) = (hours / 24, hours / 24 / 365);
+    let two = |many: i64, unit: &str, rest: i64, rest_unit: &str| {
+        if rest == 0 { format!("{many}{unit}") } else { format!("{many}{unit}{rest}{rest_unit}") }
+    };
+    match () {
+        () if seconds < 120 => format!("{seconds}s"),
+        () if minutes < 10 => two(minutes, "m", seconds % 60, "s"),
+        () if minutes < 180 => format!("{minutes}m"),
+        () if hours < 8 => two(hours, "h", minutes % 60, "m"),
+        () if hours < 48 => format!("{hours}h"),
+        () if hours < 24 * 8 => two(days, "d", hours % 24, "h"),
+        () if years < 2 => format!("{days}d"),
+        () if years < 8 => two(years, "y", days % 365, "d"),
+        () => format!("{years}y"),
+    }
+}
+
+/// A duration in the machine's own measure, for what isn't a difference of timestamps.
+#[must_use]
+pub fn human_std(duration: Duration) -> String {
+    human(jiff::SignedDuration::try_from(duration).unwrap_or(jiff::SignedDuration::MAX))
+}
+
+/// A map of labels as `a=b,c=d`, or `none`.
+#[must_use]
+pub fn labels(map: &Value, none: &str) -> String {
+    let list: Vec<String> = map
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or("")))
+        .collect();
+    if list.is_empty() { none.into() } else { list.join(",") }
+}
+
+/// A label selector as kubectl shows it.
+#[must_use]
+pub fn selector(selector: &Value) -> String {
+    if selector.is_null() {
+        return "<none>".into();
+    }
+    let mut parts: Vec<(String, String)> = read::entries(selector, "matchLabels")
+        .map(|(key, value)| (key.clone(), format!("{key}={}", value.as_str().unwrap_or(""))))
+        .collect();
+    for expression in read::items(selector, "matchExpressions") {
+        let key = read::text(expression, "key");
+        let mut values: Vec<&str> = read::texts(expression, "values").collect();
+        values.sort_unstable();
+        let values = values.join(",");
+        let shown = match read::text(expression, "operator") {
+            "In" => format!("{key} in ({values})"),
+            "NotIn" => format!("{key} notin ({values})"),
+            "Exists" => key.to_owned(),
+            "DoesNotExist" => format!("!{key}"),
+            _ => return "<error>".into(),
+        };
+        parts.push((key.to_owned(), shown));
+    }
+    if parts.is_empty() {
+        return "<none>".into();
+    }
+    parts.sort_by(|a, b| a.0.cmp(&b.0));
+    parts.into_iter().map(|(_, shown)| shown).collect::<Vec<_>>().join(",")
+}
+
+/// The names and images of a pod template's containers, for the wide columns of workloads.
+#[must_use]
+pub fn containers_and_images(template: &Value) -> (Value, Value) {
+    let containers = read::items(read::get(template, "spec"), "containers");
+    let list = |key: &str| json!(containers.iter().map(|c| read::text(c, key)).collect::<Vec<_>>().join(","));
+    (list("name"), list("image"))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+
+    #[test]
+    fn durations_as_kubectl_shows_them() {
+        for (seconds, shown) in [
+            (-2, "<invalid>"),
+            (-1, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (185, "3m5s"),
+            (600, "10m"),
+            (3 * 3600, "3h"),
+            (3 * 3600 + 60, "3h1m"),
+            (9 * 3600 + 60, "9h"),
+            (49 * 3600, "2d1h"),
+            (9 * 86400, "9d"),
+            (2 * 365 * 86400 + 86400, "2y1d"),
+            (9 * 365 * 86400, "9y"),
+        ] {
+            assert_eq!(human(SignedDuration::from_secs(seconds)), shown);
+        }
+    }
+
+    #[test]
+    fn selectors() {
+        let given = json!({"matchLabels": {"app": "x"}, "matchExpressions": [
+            {"key": "a", "operator": "In", "values": ["2", "1"]}, {"key": "b", "operator": "DoesNotExist"}]});
+        assert_eq!(selector(&given), "a in (1,2),app=x,!b");
+    }
+}

@@ -1,0 +1,41 @@
+//! Bindings: a scheduler's word on where a pod runs. Posting one to `bindings` is posting it to the pod it names.
+
+use serde_json::Value;
+
+use crate::field::{Errors, FieldError, Path};
+use crate::read::{get, text};
+use crate::{Context, Row, Strategy, SubKind, Verb};
+
+/// Bindings.
+pub(crate) static ROW: Row = Row {
+    kind: "Binding",
+    plural: "bindings",
+    singular: "binding",
+    schema: "io.k8s.api.core.v1.Binding",
+    verbs: &[Verb::Create],
+    stands_for: Some((&crate::core::pods::ROW, SubKind::Binding)),
+    strategy: &Binding,
+    example: r#"apiVersion: v1
+kind: Binding
+metadata: {name: example}
+target: {apiVersion: v1, kind: Node, name: node-1}
+"#,
+    ..Row::NAMESPACED
+};
+
+struct Binding;
+
+impl Strategy for Binding {
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        let target = get(object, "target");
+        let kind = text(target, "kind");
+        if !kind.is_empty() && kind != "Node" {
+            errors.not_supported(&Path::root("target.kind"), kind, &["Node", "<empty>"]);
+        }
+        if text(target, "name").is_empty() {
+            errors.required(&Path::root("target.name"), "");
+        }
+        errors.list()
+    }
+}

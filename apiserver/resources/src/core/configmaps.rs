@@ -1,0 +1,104 @@
+//! ConfigMaps.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::cells::{AGE, NAME, age, column, name};
+use crate::field::{Errors, FieldError, Path};
+use crate::read::{entries, flag, get, is_zero};
+use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
+
+/// ConfigMaps.
+pub(crate) static ROW: Row = Row {
+    kind: "ConfigMap",
+    plural: "configmaps",
+    singular: "configmap",
+    short_names: &["cm"],
+    schema: "io.k8s.api.core.v1.ConfigMap",
+    storage: Storage::Stored("configmaps"),
+    strategy: &ConfigMap,
+    example: r#"apiVersion: v1
+kind: ConfigMap
+metadata: {name: example}
+data: {color: blue}
+"#,
+    ..Row::NAMESPACED
+};
+
+struct ConfigMap;
+
+const COLUMNS: &[Column] = &[NAME, column("Data", "string"), AGE];
+/// All values of a ConfigMap or Secret together.
+pub(crate) const DATA_BYTES_MAX: usize = 1 << 20;
+const SEALED: &str = "field is immutable when `immutable` is set";
+
+/// How many bytes a base64 text stands for.
+pub(crate) fn decoded_bytes(text: &str) -> usize {
+    let letters = text.trim_end_matches('=').len();
+    letters / 4 * 3 + (letters % 4).saturating_sub(1)
+}
+
+/// What may not change once `immutable` is set.
+pub(crate) fn sealed(errors: &mut Errors, new: &Value, old: &Value, keys: &[&str]) {
+    if !flag(old, "immutable") {
+        return;
+    }
+    if !flag(new, "immutable") {
+        errors.forbidden(&Path::root("immutable"), SEALED);
+    }
+    for key in keys {
+        let (now, was) = (get(new, key), get(old, key));
+        // Upstream compares a map that was sent empty with one that wasn't sent as different, where one has entries.
+        if now != was && !(is_zero(now) && is_zero(was)) {
+            errors.forbidden(&Path::root(key), SEALED);
+        }
+    }
+}
+
+fn validate(errors: &mut Errors, object: &Value) {
+    let (data_at, binary_at) = (Path::root("data"), Path::root("binaryData"));
+    let binary = get(object, "binaryData");
+    let mut bytes = 0;
+    for (key, value) in entries(object, "data") {
+        errors.invalid_each(&data_at.key(key), key, rules::config_map_key(key));
+        if binary.get(key).is_some() {
+            errors.invalid(&data_at.key(key), key.as_str(), "duplicate of key present in binaryData");
+        }
+        bytes += value.as_str().map_or(0, str::len);
+    }
+    for (key, value) in entries(object, "binaryData") {
+        errors.invalid_each(&binary_at.key(key), key, rules::config_map_key(key));
+        bytes += value.as_str().map_or(0, decoded_bytes);
+    }
+    if bytes > DATA_BYTES_MAX {
+        errors.too_long(&Path::root(""), DATA_BYTES_MAX);
+    }
+}
+
+impl Strategy for ConfigMap {
+    fn metadata_checks(&self) -> MetadataChecks {
+        MetadataChecks::ChangeThenWhole
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        validate(&mut errors, object);
+        errors.list()
+    }
+
+    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        sealed(&mut errors, new, old, &["data", "binaryData"]);
+        validate(&mut errors, new);
+        errors.list()
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        let count = entries(object, "data").count() + entries(object, "binaryData").count();
+        vec![name(object), json!(count), age(object, now)]
+    }
+}

@@ -1,0 +1,11 @@
+//! The core group (`v1`).
+
+pub(crate) mod bindings;
+pub(crate) mod configmaps;
+pub(crate) mod events;
+pub(crate) mod namespaces;
+pub(crate) mod nodes;
+pub(crate) mod pods;
+pub(crate) mod secrets;
+pub(crate) mod serviceaccounts;
+pub(crate) mod services;

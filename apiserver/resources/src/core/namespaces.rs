@@ -1,0 +1,135 @@
+//! Namespaces.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::cells::{AGE, NAME, age, column, name};
+use crate::field::{Errors, FieldError, Path};
+use crate::metadata::standard_finalizer;
+use crate::read::{default_zero_to, get, has, is_zero, object_mut, put, text, texts};
+use crate::rules::{self, NameRule};
+use crate::{
+    Column, Context, Deletion, MetadataChecks, Row, STATUS, Storage, Strategy, SubKind, Subresource, Verb,
+    prepare_update_by_default,
+};
+
+/// Namespaces.
+pub(crate) static ROW: Row = Row {
+    kind: "Namespace",
+    plural: "namespaces",
+    singular: "namespace",
+    short_names: &["ns"],
+    schema: "io.k8s.api.core.v1.Namespace",
+    verbs: &[Verb::Create, Verb::Delete, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch],
+    subresources: &[
+        Subresource { name: "finalize", what: SubKind::Finalize, body: None, verbs: &[Verb::Update] },
+        STATUS,
+    ],
+    storage: Storage::Stored("namespaces"),
+    deletion: Deletion::Finalized,
+    strategy: &Namespace,
+    example: r#"apiVersion: v1
+kind: Namespace
+metadata: {name: example}
+"#,
+    ..Row::CLUSTER
+};
+
+struct Namespace;
+
+const COLUMNS: &[Column] = &[NAME, column("Status", "string"), AGE];
+const FINALIZER: &str = "kubernetes";
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+fn finalizers(errors: &mut Errors, object: &Value, with_index: bool) {
+    let at = Path::root("spec.finalizers");
+    for (i, finalizer) in texts(get(object, "spec"), "finalizers").enumerate() {
+        let path = if with_index { at.index(i) } else { at };
+        errors.invalid_each(&path, finalizer, rules::label_key(finalizer));
+        standard_finalizer(errors, finalizer, &path);
+    }
+}
+
+impl Strategy for Namespace {
+    fn default(&self, object: &mut Value) {
+        let name = name(object);
+        if !is_zero(&name) {
+            put(object_mut(object_mut(object, "metadata"), "labels"), NAME_LABEL, name);
+        }
+        object_mut(object, "spec");
+        default_zero_to(object_mut(object, "status"), "phase", "Active");
+    }
+
+    fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
+        self.default(object);
+        put(object, "status", json!({"phase": "Active"}));
+        let spec = object_mut(object, "spec");
+        let mut list: Vec<String> = texts(spec, "finalizers").map(str::to_owned).collect();
+        if !list.iter().any(|f| f == FINALIZER) {
+            list.push(FINALIZER.into());
+        }
+        put(spec, "finalizers", json!(list));
+    }
+
+    fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
+        match context.subresource {
+            "finalize" => put(new, "status", get(old, "status").clone()),
+            _ => prepare_update_by_default(context, new, old),
+        }
+        if context.subresource.is_empty() {
+            let kept = get(get(old, "spec"), "finalizers").clone();
+            put(object_mut(new, "spec"), "finalizers", kept);
+        }
+    }
+
+    fn name_rule(&self) -> NameRule {
+        NameRule::Label
+    }
+
+    fn metadata_checks(&self) -> MetadataChecks {
+        MetadataChecks::WholeThenChange
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        finalizers(&mut errors, object, false);
+        errors.list()
+    }
+
+    fn validate_update(&self, context: &Context<'_>, new: &Value, _: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        match context.subresource {
+            "status" => {
+                let phase = text(get(new, "status"), "phase");
+                let (expected, is) = if has(get(new, "metadata"), "deletionTimestamp") {
+                    ("Terminating", "not ")
+                } else {
+                    ("Active", "")
+                };
+                if phase != expected {
+                    let why = format!("may only be '{expected}' if `deletionTimestamp` is {is}empty");
+                    errors.invalid(&Path::root("status.Phase"), phase, &why);
+                }
+            }
+            "finalize" => finalizers(&mut errors, new, true),
+            _ => finalizers(&mut errors, new, false),
+        }
+        errors.list()
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        vec![name(object), json!(text(get(object, "status"), "phase")), age(object, now)]
+    }
+
+    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
+        vec![("status.phase", text(get(object, "status"), "phase").into())]
+    }
+
+    fn selectable_labels(&self) -> &'static [&'static str] {
+        &["status.phase"]
+    }
+}

@@ -1,0 +1,321 @@
+//! Volume sources of storage systems, most of them long gone: the API still checks what they name.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+use serde_json::{Value, json};
+
+use super::resources;
+use super::volumes::{descending, required};
+use crate::field::{Errors, Path};
+use crate::metadata::{annotations, label_selector, labels, quantity};
+use crate::read::{entries, flag, get, has, int, is_zero, items, text, texts};
+use crate::rules;
+
+const CSI_DRIVER_BYTES_MAX: usize = 63;
+static IS_IQN: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"iqn\.\d{4}-\d{2}\.([[:alnum:].-]+)(:[^,;*&$|\s]+)$").expect("the pattern is a constant")
+});
+
+/// One source by the name of its field.
+pub(super) fn source(errors: &mut Errors, key: &str, source: &Value, path: &Path<'_>) {
+    match key {
+        "gitRepo" => {
+            required(errors, source, &["repository"], path);
+            descending(errors, text(source, "directory"), &path.child("directory"));
+        }
+        "gcePersistentDisk" | "awsElasticBlockStore" => {
+            required(errors, source, &[if key == "gcePersistentDisk" { "pdName" } else { "volumeID" }], path);
+            let partition = int(source, "partition").unwrap_or(0);
+            if !(0..=255).contains(&partition) {
+                errors.invalid(&path.child("partition"), partition, "must be between 1 and 255, inclusive");
+            }
+        }
+        "nfs" => {
+            required(errors, source, &["server", "path"], path);
+            let file = text(source, "path");
+            if !file.starts_with('/') {
+                errors.invalid(&path.child("path"), file, "must be an absolute path");
+            }
+        }
+        "iscsi" => iscsi(errors, source, path),
+        "glusterfs" => required(errors, source, &["endpoints", "path"], path),
+        "flocker" => flocker(errors, source, path),
+        "rbd" | "cephfs" => {
+            if items(source, "monitors").is_empty() {
+                errors.required(&path.child("monitors"), "");
+            }
+            if key == "rbd" {
+                required(errors, source, &["image"], path);
+            }
+        }
+        "cinder" => {
+            required(errors, source, &["volumeID"], path);
+            secret_name(errors, source, path);
+        }
+        "quobyte" => quobyte(errors, source, path),
+        "fc" => fibre_channel(errors, source, path),
+        "flexVolume" => {
+            required(errors, source, &["driver"], path);
+            let options_at = path.child("options");
+            for (key, _) in entries(source, "options") {
+                let namespace = format!(".{}", key.split('/').next().unwrap_or(key).to_lowercase());
+                let owned = key.contains('/') || !key.is_empty();
+                if owned && (namespace.ends_with(".kubernetes.io") || namespace.ends_with(".k8s.io")) {
+                    errors.invalid(
+                        &options_at.key(key),
+                        key.as_str(),
+                        "kubernetes.io and k8s.io namespaces are reserved",
+                    );
+                }
+            }
+        }
+        "azureFile" => required(errors, source, &["secretName", "shareName"], path),
+        "vsphereVolume" => required(errors, source, &["volumePath"], path),
+        "photonPersistentDisk" => required(errors, source, &["pdID"], path),
+        "portworxVolume" => required(errors, source, &["volumeID"], path),
+        "azureDisk" => azure_disk(errors, source, path),
+        "storageos" => {
+            let name = text(source, "volumeName");
+            if name.is_empty() {
+                errors.required(&path.child("volumeName"), "");
+            } else {
+                errors.invalid_each(&path.child("volumeName"), name, rules::dns_label(name));
+            }
+            let namespace = text(source, "volumeNamespace");
+            if !namespace.is_empty() {
+                errors.invalid_each(&path.child("volumeNamespace"), namespace, rules::dns_label(namespace));
+            }
+            secret_name(errors, source, path);
+        }
+        "scaleIO" => required(errors, source, &["gateway", "system", "volumeName"], path),
+        "csi" => csi(errors, source, path),
+        "ephemeral" => ephemeral(errors, source, path),
+        _ => {}
+    }
+}
+
+fn secret_name(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+    if has(source, "secretRef") && text(get(source, "secretRef"), "name").is_empty() {
+        errors.required(&path.child("secretRef.name"), "");
+    }
+}
+
+fn iqn(errors: &mut Errors, name: &str, path: &Path<'_>) {
+    let alnum =
+        |rest: &str, length: usize| rest.len() == length + 1 && rest.bytes().skip(1).all(|b| b.is_ascii_alphanumeric());
+    let ok = if name.starts_with("iqn") {
+        IS_IQN.is_match(name)
+    } else if let Some(rest) = name.strip_prefix("eui") {
+        alnum(rest, 16)
+    } else if let Some(rest) = name.strip_prefix("naa") {
+        alnum(rest, 32)
+    } else {
+        errors.invalid(path, name, "must be valid format starting with iqn, eui, or naa");
+        return;
+    };
+    if !ok {
+        errors.invalid(path, name, "must be valid format");
+    }
+}
+
+fn iscsi(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+    required(errors, source, &["targetPortal", "iqn"], path);
+    let name = text(source, "iqn");
+    if !name.is_empty() {
+        iqn(errors, name, &path.child("iqn"));
+    }
+    let lun = int(source, "lun").unwrap_or(0);
+    for message in rules::in_range(lun, 0, 255) {
+        errors.invalid(&path.child("lun"), lun, &message);
+    }
+    if (flag(source, "chapAuthDiscovery") || flag(source, "chapAuthSession")) && !has(source, "secretRef") {
+        errors.required(&path.child("secretRef"), "");
+    }
+    if has(source, "initiatorName") {
+        iqn(errors, text(source, "initiatorName"), &path.child("initiatorname"));
+    }
+}
+
+fn flocker(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+    let (name, uuid) = (text(source, "datasetName"), text(source, "datasetUUID"));
+    if name.is_empty() && uuid.is_empty() {
+        errors.required(path, "one of datasetName and datasetUUID is required");
+    }
+    if !name.is_empty() && !uuid.is_empty() {
+        errors.invalid(path, "resource", "datasetName and datasetUUID can not be specified simultaneously");
+    }
+    if name.contains('/') {
+        errors.invalid(&path.child("datasetName"), name, "must not contain '/'");
+    }
+}
+
+fn quobyte(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+    let why = "must be a host:port pair or multiple pairs separated by commas";
+    let registry = text(source, "registry");
+    if registry.is_empty() {
+        errors.required(&path.child("registry"), why);
+    } else if text(source, "tenant").len() >= 65 {
+        errors.required(&path.child("tenant"), "must be a UUID and may not exceed a length of 64 characters");
+    } else {
+        for pair in registry.split(',') {
+            let whole = match pair.rsplit_once(':') {
+                Some((host, _)) => !host.contains(':') || (host.starts_with('[') && host.ends_with(']')),
+                None => false,
+            };
+            if !whole {
+                errors.invalid(&path.child("registry"), registry, why);
+            }
+        }
+    }
+    required(errors, source, &["volume"], path);
+}
+
+fn fibre_channel(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+    let (targets, ids) = (items(source, "targetWWNs"), items(source, "wwids"));
+    let at = path.child("targetWWNs");
+    if targets.is_empty() && ids.is_empty() {
+        errors.required(&at, "must specify either targetWWNs or wwids, but not both");
+    }
+    if !targets.is_empty() && !ids.is_empty() {
+        let why = "targetWWNs and wwids can not be specified simultaneously";
+        errors.invalid(&at, get(source, "targetWWNs").clone(), why);
+    }
+    if !targets.is_empty() {
+        match int(source, "lun") {
+            None => errors.required(&path.child("lun"), "lun is required if targetWWNs is specified"),
+            Some(lun) => {
+                for message in rules::in_range(lun, 0, 255) {
+                    errors.invalid(&path.child("lun"), lun, &message);
+                }
+            }
+        }
+    }
+}
+
+fn azure_disk(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+    required(errors, source, &["diskName", "diskURI"], path);
+    let (kind, uri) = (text(source, "kind"), text(source, "diskURI"));
+    for (key, allowed) in
+        [("cachingMode", &["None", "ReadOnly", "ReadWrite"]), ("kind", &["Dedicated", "Managed", "Shared"])]
+    {
+        if has(source, key) && !allowed.contains(&text(source, key)) {
+            errors.not_supported(&path.child(key), text(source, key), allowed);
+        }
+    }
+    if !has(source, "kind") {
+        return;
+    }
+    let (begin, form) = if kind == "Managed" {
+        (
+            "/subscriptions/",
+            "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}",
+        )
+    } else {
+        ("https://", "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd")
+    };
+    if !uri.starts_with(begin) {
+        errors.not_supported(&path.child("diskURI"), uri, &[form]);
+    }
+}
+
+fn csi(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+    let driver = text(source, "driver");
+    let at = path.child("driver");
+    if driver.is_empty() {
+        errors.required(&at, "");
+    } else {
+        if driver.len() > CSI_DRIVER_BYTES_MAX {
+            errors.too_long(&at, CSI_DRIVER_BYTES_MAX);
+        }
+        errors.invalid_each(&at, driver, rules::dns_subdomain(&driver.to_lowercase()));
+    }
+    if has(source, "nodePublishSecretRef") {
+        match text(get(source, "nodePublishSecretRef"), "name") {
+            "" => errors.required(&path.child("nodePublishSecretRef.name"), ""),
+            name => errors.invalid_each(&path.child("name"), name, rules::dns_subdomain(name)),
+        }
+    }
+}
+
+fn ephemeral(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+    let template = get(source, "volumeClaimTemplate");
+    let at = path.child("volumeClaimTemplate");
+    if template.is_null() {
+        errors.required(&at, "");
+        return;
+    }
+    let meta = get(template, "metadata");
+    let meta_at = at.child("metadata");
+    annotations(errors, get(meta, "annotations"), &meta_at.child("annotations"));
+    labels(errors, get(meta, "labels"), &meta_at.child("labels"));
+    for (key, value) in meta.as_object().into_iter().flatten() {
+        if key != "annotations" && key != "labels" && !is_zero(value) {
+            errors.forbidden(&meta_at.child(key), "cannot be set");
+        }
+    }
+    claim_spec(errors, get(template, "spec"), &at.child("spec"));
+}
+
+fn claim_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+    let modes_at = path.child("accessModes");
+    let modes: Vec<&str> = texts(spec, "accessModes").collect();
+    if modes.is_empty() {
+        errors.required(&modes_at, "at least 1 access mode is required");
+    }
+    label_selector(errors, get(spec, "selector"), &path.child("selector"));
+    for mode in &modes {
+        if !MODES.contains(mode) {
+            errors.not_supported(&modes_at, *mode, MODES);
+        }
+    }
+    let once = |mode: &&str| *mode == "ReadWriteOncePod";
+    if modes.iter().any(once) && modes.iter().any(|m| !once(m) && MODES.contains(m)) {
+        errors.forbidden(&modes_at, "may not use ReadWriteOncePod with other access modes");
+    }
+    let storage_at = path.child("resources");
+    let storage_at = storage_at.key("storage");
+    let storage = get(get(get(spec, "resources"), "requests"), "storage");
+    match quantity(storage) {
+        None => errors.required(&storage_at, ""),
+        Some(amount) if amount.sign() <= 0 => {
+            errors.invalid(&storage_at, amount.to_string(), "must be greater than zero");
+        }
+        Some(_) => resources::amount(errors, "storage", storage, &storage_at),
+    }
+    for key in ["storageClassName", "volumeAttributesClassName"] {
+        let name = text(spec, key);
+        if !name.is_empty() {
+            errors.invalid_each(&path.child(key), name, rules::dns_subdomain(name));
+        }
+        if key == "storageClassName" {
+            let mode = text(spec, "volumeMode");
+            if has(spec, "volumeMode") && !["Block", "Filesystem"].contains(&mode) {
+                errors.not_supported(&path.child("volumeMode"), mode, &["Block", "Filesystem"]);
+            }
+            data_source(errors, get(spec, "dataSource"), &path.child("dataSource"));
+            data_source(errors, get(spec, "dataSourceRef"), &path.child("dataSourceRef"));
+        }
+    }
+}
+
+fn data_source(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+    if source.is_null() {
+        return;
+    }
+    required(errors, source, &["name", "kind"], path);
+    let (group, kind) = (text(source, "apiGroup"), text(source, "kind"));
+    if group.is_empty() {
+        if kind != "PersistentVolumeClaim" {
+            let why = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+            errors.invalid(path, json!(kind), why);
+        }
+    } else {
+        errors.invalid_each(&path.child("apiGroup"), group, rules::dns_subdomain(group));
+    }
+    let namespace = text(source, "namespace");
+    if !namespace.is_empty() {
+        errors.invalid_each(&path.child("namespace"), namespace, rules::dns_label(namespace));
+    }
+}

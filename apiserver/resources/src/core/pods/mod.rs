@@ -1,0 +1,239 @@
+//! Pods: the one kind with a hundred rules, by subject; templates of workloads share them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::field::{Errors, FieldError, Path};
+use crate::read::{get, has, int, items, items_mut, put, text};
+use crate::{
+    Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, SubKind, Subresource, Verb,
+    prepare_update_by_default,
+};
+
+mod cells;
+mod containers;
+pub(crate) mod defaults;
+mod disks;
+mod environment;
+pub(crate) mod placement;
+mod probes;
+pub(crate) mod resources;
+mod security;
+pub(crate) mod spec;
+pub(crate) mod update;
+mod volumes;
+pub(crate) mod warnings;
+
+pub(crate) use probes::port;
+
+/// Pods.
+pub(crate) static ROW: Row = Row {
+    kind: "Pod",
+    plural: "pods",
+    singular: "pod",
+    short_names: &["po"],
+    categories: &["all"],
+    schema: "io.k8s.api.core.v1.Pod",
+    subresources: &[
+        Subresource {
+            name: "binding",
+            what: SubKind::Binding,
+            body: Some(("", "v1", "Binding")),
+            verbs: &[Verb::Create],
+        },
+        Subresource { name: "log", what: SubKind::Log, body: None, verbs: &[Verb::Get] },
+        STATUS,
+    ],
+    later: &[("exec", "0.2"), ("attach", "0.2"), ("portforward", "0.2"), ("proxy", "0.2")],
+    storage: Storage::Stored("pods"),
+    // What nodes, and controllers by their selectors, ask for.
+    indexed_fields: &["spec.nodeName"],
+    indexes_labels: true,
+    shows_empty: true,
+    strategy: &Pod,
+    example: r#"apiVersion: v1
+kind: Pod
+metadata: {name: example}
+spec:
+  containers:
+  - name: web
+    image: registry.local/hello:v1
+    ports: [{containerPort: 80}]
+    resources: {limits: {cpu: 100m, memory: 64Mi}}
+"#,
+    ..Row::NAMESPACED
+};
+
+struct Pod;
+
+const SELECTABLE: &[&str] = &[
+    "spec.nodeName",
+    "spec.restartPolicy",
+    "spec.schedulerName",
+    "spec.serviceAccountName",
+    "spec.hostNetwork",
+    "spec.host",
+    "status.phase",
+    "status.podIP",
+    "status.podIPs",
+    "status.nominatedNodeName",
+];
+
+impl Strategy for Pod {
+    fn default(&self, object: &mut Value) {
+        defaults::pod(object);
+    }
+
+    fn prepare_create(&self, context: &Context<'_>, object: &mut Value) {
+        let qos = match text(get(object, "status"), "qosClass") {
+            "" => resources::qos_class(get(object, "spec")).to_owned(),
+            given => given.to_owned(),
+        };
+        let mut status = json!({"phase": "Pending", "qosClass": qos});
+        if let Some(spec) = object.get_mut("spec") {
+            defaults::drop_disabled(spec, None);
+        }
+        if !items(get(object, "spec"), "schedulingGates").is_empty() {
+            status["conditions"] = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null,
+                "lastTransitionTime": machinery_api::time::seconds(context.now)}]);
+        }
+        put(object, "status", status);
+        placement::apply_label_keys(object);
+        security::apply_old_annotations(object);
+    }
+
+    fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
+        prepare_update_by_default(context, new, old);
+        if context.subresource == "status" {
+            prepare_status(new, old);
+        } else if let Some(spec) = new.get_mut("spec") {
+            defaults::drop_disabled(spec, Some(get(old, "spec")));
+        }
+    }
+
+    fn counts_generation(&self) -> bool {
+        true
+    }
+
+    fn metadata_checks(&self) -> MetadataChecks {
+        MetadataChecks::ChangeThenWhole
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        spec::pod(&mut errors, object);
+        let spec = get(object, "spec");
+        let path = Path::root("spec");
+        if !items(spec, "ephemeralContainers").is_empty() {
+            errors.forbidden(&path.child("ephemeralContainers"), "cannot be set on create");
+        }
+        if !text(spec, "nodeName").is_empty() && !items(spec, "schedulingGates").is_empty() {
+            let why = "cannot be set until all schedulingGates have been cleared";
+            errors.forbidden(&path.child("nodeName"), why);
+        }
+        security::annotations_agree(&mut errors, get(get(object, "metadata"), "annotations"), spec, &path);
+        errors.list()
+    }
+
+    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        if context.subresource == "status" {
+            update::status(&mut errors, new, old);
+        } else {
+            update::pod(&mut errors, new, old);
+        }
+        errors.list()
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        if old.is_some() { Vec::new() } else { warnings::pod(object) }
+    }
+
+    fn delete_answers_object(&self) -> bool {
+        true
+    }
+
+    fn grace_seconds(&self, object: &Value) -> Option<i64> {
+        let spec = get(object, "spec");
+        if !may_linger(object) {
+            return Some(0);
+        }
+        let seconds = int(spec, "terminationGracePeriodSeconds").unwrap_or(0);
+        Some(if seconds < 0 { 1 } else { seconds })
+    }
+
+    fn grace_allowed(&self, object: &Value) -> bool {
+        may_linger(object)
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        cells::COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        cells::cells(object, now)
+    }
+
+    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
+        let (spec, status) = (get(object, "spec"), get(object, "status"));
+        let ip = items(status, "podIPs").first().map_or("", |ip| text(ip, "ip"));
+        let values = [
+            text(spec, "nodeName"),
+            text(spec, "restartPolicy"),
+            text(spec, "schedulerName"),
+            text(spec, "serviceAccountName"),
+            if crate::read::flag(spec, "hostNetwork") { "true" } else { "false" },
+            text(spec, "nodeName"),
+            text(status, "phase"),
+            ip,
+            "",
+            text(status, "nominatedNodeName"),
+        ];
+        SELECTABLE.iter().copied().zip(values.map(str::to_owned)).collect()
+    }
+
+    fn selectable_labels(&self) -> &'static [&'static str] {
+        SELECTABLE
+    }
+}
+
+/// A pod that runs nowhere, or has ended, goes at once, whatever grace the client names.
+fn may_linger(pod: &Value) -> bool {
+    let phase = text(get(pod, "status"), "phase");
+    !text(get(pod, "spec"), "nodeName").is_empty() && phase != "Failed" && phase != "Succeeded"
+}
+
+/// A status keeps what a writer doesn't know of: quality of service and observed generations.
+fn prepare_status(new: &mut Value, old: &Value) {
+    let owners = get(get(old, "metadata"), "ownerReferences").clone();
+    if let Some(meta) = new.get_mut("metadata") {
+        put(meta, "ownerReferences", owners);
+    }
+    let old_status = get(old, "status");
+    let Some(status) = new.get_mut("status").filter(|s| s.is_object()) else {
+        put(new, "status", json!({}));
+        if let Some(status) = new.get_mut("status") {
+            put(status, "qosClass", get(old_status, "qosClass").clone());
+        }
+        return;
+    };
+    if text(status, "qosClass").is_empty() {
+        put(status, "qosClass", get(old_status, "qosClass").clone());
+    }
+    if int(status, "observedGeneration").unwrap_or(0) == 0 {
+        put(status, "observedGeneration", get(old_status, "observedGeneration").clone());
+    }
+    let mut left: BTreeMap<&str, VecDeque<&Value>> = BTreeMap::new();
+    for condition in items(old_status, "conditions") {
+        left.entry(text(condition, "type")).or_default().push_back(condition);
+    }
+    for condition in items_mut(status, "conditions") {
+        let Some(old) = left.get_mut(text(condition, "type")).and_then(VecDeque::pop_front) else { continue };
+        if int(condition, "observedGeneration").unwrap_or(0) == 0 && has(old, "observedGeneration") {
+            put(condition, "observedGeneration", get(old, "observedGeneration").clone());
+        }
+    }
+}

@@ -1,0 +1,546 @@
+//! Security contexts of pods and containers, and the annotations that came before them.
+
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+
+use regex::Regex;
+use serde_json::{Value, json};
+
+use crate::field::{Errors, FieldError, Path, go_struct};
+use crate::read::{NULL, flag, get, has, int, items, items_mut, object_mut, put, text, texts};
+use crate::rules;
+
+use super::volumes;
+
+const ID_MAX: i64 = i32::MAX as i64;
+const SYSCTL: &str = r"([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+const SYSCTL_BYTES_MAX: usize = 253;
+const LOCALHOST_PROFILE_BYTES_MAX: usize = 4095;
+const WINDOWS_POD: &str = "cannot be set for a windows pod";
+const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
+const SECCOMP_POD_ANNOTATION: &str = "seccomp.security.alpha.kubernetes.io/pod";
+const SECCOMP_ANNOTATION: &str = "container.seccomp.security.alpha.kubernetes.io/";
+
+static IS_SYSCTL: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(&format!("^{SYSCTL}$")).expect("the pattern is a constant"));
+
+fn id(errors: &mut Errors, context: &Value, key: &str, path: &Path<'_>) {
+    if let Some(id) = int(context, key) {
+        for message in rules::in_range(id, 0, ID_MAX) {
+            errors.invalid(&path.child(key), id, &message);
+        }
+    }
+}
+
+/// A container's security context.
+pub(super) fn container(errors: &mut Errors, context: &Value, host_users: bool, path: &Path<'_>) {
+    if context.is_null() {
+        return;
+    }
+    id(errors, context, "runAsUser", path);
+    id(errors, context, "runAsGroup", path);
+    if has(context, "procMount") {
+        let mount = text(context, "procMount");
+        let at = path.child("procMount");
+        if !["Default", "Unmasked"].contains(&mount) {
+            errors.not_supported(&at, mount, &["Default", "Unmasked"]);
+        }
+        if host_users && mount == "Unmasked" {
+            errors.invalid(&at, mount, "`hostUsers` must be false to use `Unmasked`");
+        }
+    }
+    seccomp(errors, get(context, "seccompProfile"), &path.child("seccompProfile"));
+    if get(context, "allowPrivilegeEscalation") == &json!(false) {
+        if flag(context, "privileged") {
+            let why = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
+            errors.add(|| FieldError::invalid_shown(path, &inner_context(context), why));
+        }
+        if texts(get(context, "capabilities"), "add").any(|c| c == "CAP_SYS_ADMIN") {
+            let why = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
+            errors.add(|| FieldError::invalid_shown(path, &inner_context(context), why));
+        }
+    }
+    windows(errors, get(context, "windowsOptions"), &path.child("windowsOptions"));
+    app_armor(errors, get(context, "appArmorProfile"), &path.child("appArmorProfile"));
+}
+
+/// Upstream shows a security context as its inner struct, whose fields have no JSON names.
+fn inner_context(context: &Value) -> String {
+    const FIELDS: &[(&str, &str)] = &[
+        ("Capabilities", "capabilities"),
+        ("Privileged", "privileged"),
+        ("SELinuxOptions", "seLinuxOptions"),
+        ("WindowsOptions", "windowsOptions"),
+        ("RunAsUser", "runAsUser"),
+        ("RunAsGroup", "runAsGroup"),
+        ("RunAsNonRoot", "runAsNonRoot"),
+        ("ReadOnlyRootFilesystem", "readOnlyRootFilesystem"),
+        ("AllowPrivilegeEscalation", "allowPrivilegeEscalation"),
+        ("ProcMount", "procMount"),
+        ("SeccompProfile", "seccompProfile"),
+        ("AppArmorProfile", "appArmorProfile"),
+    ];
+    let parts: Vec<String> = FIELDS
+        .iter()
+        .map(|(inner, outer)| {
+            let value = get(context, outer);
+            let shown = match (*outer, value) {
+                (_, Value::Null) => "null".to_owned(),
+                ("capabilities", value) => go_struct(
+                    &json!({"Add": get(value, "add"), "Drop": get(value, "drop")}),
+                    &["Add", "Drop"],
+                ),
+                ("seccompProfile" | "appArmorProfile", value) => go_struct(
+                    &json!({"Type": text(value, "type"), "LocalhostProfile": get(value, "localhostProfile")}),
+                    &["Type", "LocalhostProfile"],
+                ),
+                ("seLinuxOptions", value) => go_struct(
+                    &json!({"User": text(value, "user"), "Role": text(value, "role"), "Type": text(value, "type"), "Level": text(value, "level")}),
+                    &["User", "Role", "Type", "Level"],
+                ),
+                (_, value) => value.to_string(),
+            };
+            format!("\"{inner}\":{shown}")
+        })
+        .collect();
+    format!("{{{}}}", parts.join(","))
+}
+
+fn seccomp(errors: &mut Errors, profile: &Value, path: &Path<'_>) {
+    if profile.is_null() {
+        return;
+    }
+    let at = path.child("localhostProfile");
+    match text(profile, "type") {
+        "Localhost" => {
+            if has(profile, "localhostProfile") {
+                volumes::descending(errors, text(profile, "localhostProfile"), &at);
+            } else {
+                errors.required(&at, "must be set when seccomp type is Localhost");
+            }
+            return;
+        }
+        "RuntimeDefault" | "Unconfined" => {}
+        "" => errors.required(&path.child("type"), "type is required when seccompProfile is set"),
+        other => {
+            errors.not_supported(&path.child("type"), other, &["Localhost", "RuntimeDefault", "Unconfined"]);
+        }
+    }
+    if has(profile, "localhostProfile") {
+        let inner = json!({"Type": text(profile, "type"), "LocalhostProfile": get(profile, "localhostProfile")});
+        let shown = go_struct(&inner, &["Type", "LocalhostProfile"]);
+        errors.add(|| FieldError::invalid_shown(&at, &shown, "can only be set when seccomp type is Localhost"));
+    }
+}
+
+fn app_armor(errors: &mut Errors, profile: &Value, path: &Path<'_>) {
+    if profile.is_null() {
+        return;
+    }
+    let at = path.child("localhostProfile");
+    let localhost = text(profile, "localhostProfile");
+    match text(profile, "type") {
+        "Localhost" => {
+            if !has(profile, "localhostProfile") {
+                errors.required(&at, "must be set when AppArmor type is Localhost");
+                return;
+            }
+            if localhost.trim() != localhost {
+                errors.invalid(&at, localhost, "must not be padded with whitespace");
+            } else if localhost.is_empty() {
+                errors.required(&at, "must be set when AppArmor type is Localhost");
+            }
+            if localhost.len() > LOCALHOST_PROFILE_BYTES_MAX {
+                errors.too_long(&at, LOCALHOST_PROFILE_BYTES_MAX);
+            }
+        }
+        "RuntimeDefault" | "Unconfined" => {
+            if has(profile, "localhostProfile") {
+                errors.invalid(&at, localhost, "can only be set when AppArmor type is Localhost");
+            }
+        }
+        "" => errors.required(&path.child("type"), "type is required when appArmorProfile is set"),
+        other => {
+            errors.not_supported(&path.child("type"), other, &["Localhost", "RuntimeDefault", "Unconfined"]);
+        }
+    }
+}
+
+/// The pod's security context.
+pub(super) fn pod(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    let context = get(spec, "securityContext");
+    if context.is_null() {
+        return;
+    }
+    let at = path.child("securityContext");
+    id(errors, context, "fsGroup", &at);
+    id(errors, context, "runAsUser", &at);
+    id(errors, context, "runAsGroup", &at);
+    let groups_at = at.child("supplementalGroups");
+    for (i, group) in items(context, "supplementalGroups").iter().enumerate() {
+        let group = group.as_i64().unwrap_or(0);
+        for message in rules::in_range(group, 0, ID_MAX) {
+            errors.invalid(&groups_at.index(i), group, &message);
+        }
+    }
+    if flag(spec, "shareProcessNamespace") && flag(spec, "hostPID") {
+        let why = "ShareProcessNamespace and HostPID cannot both be enabled";
+        errors.invalid(&at.child("shareProcessNamespace"), true, why);
+    }
+    sysctls(errors, spec, items(context, "sysctls"), &at.child("sysctls"));
+    for (key, allowed) in [
+        ("fsGroupChangePolicy", &["Always", "OnRootMismatch"][..]),
+        ("supplementalGroupsPolicy", &["Merge", "Strict"][..]),
+        ("seLinuxChangePolicy", &["Recursive"][..]),
+    ] {
+        if key == "supplementalGroupsPolicy" {
+            seccomp(errors, get(context, "seccompProfile"), &at.child("seccompProfile"));
+            windows(errors, get(context, "windowsOptions"), &at.child("windowsOptions"));
+            app_armor(errors, get(context, "appArmorProfile"), &at.child("appArmorProfile"));
+        }
+        if has(context, key) && !allowed.contains(&text(context, key)) {
+            errors.not_supported(&at.child(key), text(context, key), allowed);
+        }
+    }
+}
+
+fn sysctls(errors: &mut Errors, spec: &Value, list: &[Value], path: &Path<'_>) {
+    let mut names = BTreeSet::new();
+    for (i, sysctl) in list.iter().enumerate() {
+        let at = path.index(i);
+        let at = at.child("name");
+        let name = text(sysctl, "name");
+        if name.is_empty() {
+            errors.required(&at, "");
+        } else if name.len() > SYSCTL_BYTES_MAX || !IS_SYSCTL.is_match(name) {
+            let why = format!("must have at most {SYSCTL_BYTES_MAX} characters and match regex ^{SYSCTL}$");
+            errors.invalid(&at, name, &why);
+        } else if names.contains(name) {
+            errors.duplicate(&at, name);
+        }
+        // The first separator decides whether slashes or dots part the segments.
+        let dotted = match name.find(['.', '/']) {
+            Some(i) if name.as_bytes()[i] == b'/' => name.replace('/', "."),
+            _ => name.to_owned(),
+        };
+        let ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|p| dotted.starts_with(p))
+            || ["kernel.sem"].contains(&dotted.as_str());
+        if flag(spec, "hostNetwork") && dotted.starts_with("net.") {
+            errors.invalid(&at, name, "may not be specified when 'hostNetwork' is true");
+        } else if flag(spec, "hostIPC") && ipc {
+            errors.invalid(&at, name, "may not be specified when 'hostIPC' is true");
+        }
+        names.insert(name);
+    }
+}
+
+const NETBIOS: &str = r#"^[^\\/:\*\?"<>|\.][^\\/:\*\?"<>|]{0,14}$"#;
+const WINDOWS_DOMAIN: &str =
+    "^[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(?:\\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$";
+static IS_NETBIOS: LazyLock<Regex> = LazyLock::new(|| Regex::new(NETBIOS).expect("the pattern is a constant"));
+static IS_WINDOWS_DOMAIN: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(WINDOWS_DOMAIN).expect("the pattern is a constant"));
+
+fn windows(errors: &mut Errors, options: &Value, path: &Path<'_>) {
+    const SPEC_KIB_MAX: usize = 64;
+    if options.is_null() {
+        return;
+    }
+    if has(options, "gmsaCredentialSpecName") {
+        let name = text(options, "gmsaCredentialSpecName");
+        errors.invalid_each(&path.child("gmsaCredentialSpecName"), name, rules::dns_subdomain(name));
+    }
+    if has(options, "gmsaCredentialSpec") {
+        let spec = text(options, "gmsaCredentialSpec");
+        let at = path.child("gmsaCredentialSpec");
+        if spec.is_empty() {
+            errors.invalid(&at, spec, "gmsaCredentialSpec cannot be an empty string");
+        } else if spec.len() > SPEC_KIB_MAX * 1024 {
+            errors.invalid(&at, spec, &format!("gmsaCredentialSpec size must be under {SPEC_KIB_MAX} KiB"));
+        }
+    }
+    if has(options, "runAsUserName") {
+        windows_user(errors, text(options, "runAsUserName"), &path.child("runAsUserName"));
+    }
+}
+
+fn windows_user(errors: &mut Errors, name: &str, path: &Path<'_>) {
+    let mut bad = |why: &str| errors.invalid(path, name, why);
+    let parts: Vec<&str> = name.split('\\').collect();
+    let (domain, user) = match parts.as_slice() {
+        _ if name.is_empty() => return bad("runAsUserName cannot be an empty string"),
+        _ if name.bytes().any(|b| b.is_ascii_control()) => {
+            return bad("runAsUserName cannot contain control characters");
+        }
+        [user] => (None, *user),
+        [domain, user] => (Some(*domain), *user),
+        _ => return bad("runAsUserName cannot contain more than one backslash"),
+    };
+    if let Some(domain) = domain {
+        if domain.len() >= 256 {
+            bad("runAsUserName's Domain length must be under 256 characters");
+        }
+        if !IS_NETBIOS.is_match(domain) && !IS_WINDOWS_DOMAIN.is_match(domain) {
+            bad("runAsUserName's Domain doesn't match the NetBios nor the DNS format");
+        }
+    }
+    if user.is_empty() {
+        bad("runAsUserName's User cannot be empty");
+    } else if user.len() > 104 {
+        bad("runAsUserName's User length must not be longer than 104 characters");
+    }
+    if !user.is_empty() && user.chars().all(|c| c == '.' || c == ' ') {
+        bad("runAsUserName's User cannot contain only periods or spaces");
+    }
+    if user.contains(|c| "\"/\\:;|=,+*?<>@[]".contains(c)) {
+        bad("runAsUserName's User cannot contain the following characters: \"/\\:;|=,+*?<>@[]");
+    }
+}
+
+/// Calls `visit` for each container with its path, init containers first.
+pub(super) fn each_container<'a>(spec: &'a Value, path: &Path<'_>, mut visit: impl FnMut(&'a Value, &Path<'_>)) {
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        let at = path.child(list);
+        for (i, container) in items(spec, list).iter().enumerate() {
+            visit(container, &at.index(i));
+        }
+    }
+}
+
+/// Windows' host processes: all containers or none.
+pub(super) fn host_process(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    let of = |context: &Value| get(get(context, "windowsOptions"), "hostProcess").as_bool();
+    let pod = of(get(spec, "securityContext"));
+    let (mut all, mut hosted) = (0, 0);
+    each_container(spec, path, |container, at| {
+        all += 1;
+        let own = of(get(container, "securityContext"));
+        if let (Some(pod), Some(own)) = (pod, own)
+            && pod != own
+        {
+            let why = format!("pod hostProcess value must be identical if both are specified, was {pod}");
+            errors.invalid(&at.child("securityContext.windowsOptions.hostProcess"), own, &why);
+        }
+        hosted += usize::from(own.or(pod) == Some(true));
+    });
+    if hosted == 0 {
+        return;
+    }
+    if hosted != all {
+        let why = "If pod contains any hostProcess containers then all containers must be HostProcess containers";
+        errors.invalid(path, "", why);
+    }
+    if !flag(spec, "hostNetwork") {
+        let why = "hostNetwork must be true if pod contains any hostProcess containers";
+        errors.invalid(&path.child("hostNetwork"), false, why);
+    }
+}
+
+/// A pod in a user namespace of its own shares nothing of the host's.
+pub(super) fn host_users(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    if get(spec, "hostUsers") != &json!(false) {
+        return;
+    }
+    let why = "when `hostUsers` is false";
+    for (key, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
+        if flag(spec, key) {
+            errors.forbidden(&path.child(shown), why);
+        }
+    }
+    each_container(spec, path, |container, at| {
+        if !items(container, "volumeDevices").is_empty() {
+            errors.forbidden(&at.child("volumeDevices"), why);
+        }
+    });
+}
+
+/// What `spec.os` rules out.
+pub(super) fn os(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    let os = get(spec, "os");
+    if os.is_null() {
+        return;
+    }
+    let at = path.child("os");
+    match text(os, "name") {
+        "" => errors.required(&at.child("name"), ""),
+        "linux" => linux(errors, spec, path),
+        "windows" => windows_pod(errors, spec, path),
+        other => errors.not_supported(&at, other, &["linux", "windows"]),
+    }
+}
+
+fn linux(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    let why = "windows options cannot be set for a linux pod";
+    if has(get(spec, "securityContext"), "windowsOptions") {
+        errors.forbidden(&path.child("securityContext.windowsOptions"), why);
+    }
+    each_container(spec, path, |container, at| {
+        if has(get(container, "securityContext"), "windowsOptions") {
+            errors.forbidden(&at.child("securityContext.windowsOptions"), why);
+        }
+    });
+}
+
+fn windows_pod(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    const POD: &[(&str, bool)] = &[
+        ("appArmorProfile", true),
+        ("seLinuxOptions", true),
+        ("hostUsers", false),
+        ("hostPID", false),
+        ("hostIPC", false),
+        ("seccompProfile", true),
+        ("fsGroup", true),
+        ("fsGroupChangePolicy", true),
+        ("sysctls", true),
+        ("shareProcessNamespace", false),
+        ("runAsUser", true),
+        ("runAsGroup", true),
+        ("supplementalGroups", true),
+        ("supplementalGroupsPolicy", true),
+        ("seLinuxChangePolicy", true),
+    ];
+    const CONTAINER: &[&str] = &[
+        "appArmorProfile",
+        "seLinuxOptions",
+        "seccompProfile",
+        "capabilities",
+        "readOnlyRootFilesystem",
+        "privileged",
+        "allowPrivilegeEscalation",
+        "procMount",
+        "runAsUser",
+        "runAsGroup",
+    ];
+    let context = get(spec, "securityContext");
+    let at = path.child("securityContext");
+    for (key, inside) in POD {
+        let value = get(if *inside { context } else { spec }, key);
+        let given = match *key {
+            "hostPID" | "hostIPC" => value == &json!(true),
+            "sysctls" => value.as_array().is_some_and(|l| !l.is_empty()),
+            _ => !value.is_null(),
+        };
+        if given {
+            errors.forbidden(&if *inside { at.child(key) } else { path.child(key) }, WINDOWS_POD);
+        }
+    }
+    each_container(spec, path, |container, at| {
+        let context = get(container, "securityContext");
+        let at = at.child("securityContext");
+        for key in CONTAINER {
+            if has(context, key) {
+                errors.forbidden(&at.child(key), WINDOWS_POD);
+            }
+        }
+    });
+}
+
+/// Annotations of older releases that still are checked.
+pub(super) fn annotations(errors: &mut Errors, annotations: &Value, spec: &Value, path: &Path<'_>) {
+    for (key, value) in annotations.as_object().into_iter().flatten() {
+        let value = value.as_str().unwrap_or("");
+        if key == SECCOMP_POD_ANNOTATION || key.starts_with(SECCOMP_ANNOTATION) {
+            seccomp_annotation(errors, value, &path.child(key));
+        }
+    }
+    for (key, value) in annotations.as_object().into_iter().flatten() {
+        let Some(name) = key.strip_prefix(APPARMOR_ANNOTATION) else { continue };
+        let value = value.as_str().unwrap_or("");
+        let mut found = false;
+        each_container(spec, path, |container, _| found |= text(container, "name") == name);
+        if !found {
+            errors.invalid(&path.key(key), name, "container not found");
+        }
+        if !["", "runtime/default", "unconfined"].contains(&value) && !value.starts_with("localhost/") {
+            let why = format!("invalid AppArmor profile name: {}", crate::field::quoted(value));
+            errors.invalid(&path.key(key), value, &why);
+        }
+    }
+}
+
+/// The profile that an AppArmor annotation stands for.
+fn profile_of(annotation: &str) -> Option<Value> {
+    match annotation {
+        "unconfined" => Some(json!({"type": "Unconfined"})),
+        "runtime/default" => Some(json!({"type": "RuntimeDefault"})),
+        other => {
+            let file = other.strip_prefix("localhost/").filter(|file| !file.is_empty() && file.trim() == *file)?;
+            (file.len() <= LOCALHOST_PROFILE_BYTES_MAX).then(|| json!({"type": "Localhost", "localhostProfile": file}))
+        }
+    }
+}
+
+/// Gives the containers of a new pod the AppArmor profiles that its annotations name.
+pub(super) fn apply_old_annotations(pod: &mut Value) {
+    let notes = get(get(pod, "metadata"), "annotations").clone();
+    let Some(spec) = pod.get_mut("spec").filter(|spec| text(get(spec, "os"), "name") != "windows") else { return };
+    let whole = get(get(spec, "securityContext"), "appArmorProfile").clone();
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        for container in items_mut(spec, list) {
+            let key = format!("{APPARMOR_ANNOTATION}{}", text(container, "name"));
+            let Some(profile) = notes.get(&key).and_then(Value::as_str).and_then(profile_of) else { continue };
+            if !has(get(container, "securityContext"), "appArmorProfile") && profile != whole {
+                put(object_mut(container, "securityContext"), "appArmorProfile", profile);
+            }
+        }
+    }
+}
+
+fn seccomp_annotation(errors: &mut Errors, value: &str, path: &Path<'_>) {
+    match value {
+        "runtime/default" | "docker/default" | "unconfined" => {}
+        _ => match value.strip_prefix("localhost/") {
+            Some(file) => volumes::descending(errors, file, path),
+            None => errors.invalid(path, value, "must be a valid seccomp profile"),
+        },
+    }
+}
+
+/// Annotations and fields that say the same must agree.
+pub(super) fn annotations_agree(errors: &mut Errors, annotations: &Value, spec: &Value, path: &Path<'_>) {
+    let context = get(spec, "securityContext");
+    let given = |key: &str| annotations.get(key).and_then(Value::as_str);
+    let check = |errors: &mut Errors, given: &str, profile: &Value, at: &Path<'_>, what: &str| {
+        let (kind, file) = (text(profile, "type"), get(profile, "localhostProfile").as_str());
+        let agrees = match kind {
+            "Unconfined" => given == "unconfined",
+            "RuntimeDefault" => given == "runtime/default" || (what == "seccomp" && given == "docker/default"),
+            "Localhost" => given.starts_with("localhost/"),
+            _ => true,
+        };
+        if !agrees {
+            errors.forbidden(&at.child("type"), &format!("{what} type in annotation and field must match"));
+        } else if kind == "Localhost" && file != given.strip_prefix("localhost/") {
+            let why = format!("{what} profile in annotation and field must match");
+            errors.forbidden(&at.child("localhostProfile"), &why);
+        }
+    };
+    let pod_profile = get(context, "seccompProfile");
+    if let Some(value) = given(SECCOMP_POD_ANNOTATION)
+        && !pod_profile.is_null()
+    {
+        check(errors, value, pod_profile, &path.child("securityContext.seccompProfile"), "seccomp");
+    }
+    each_container(spec, path, |container, at| {
+        let profile = get(get(container, "securityContext"), "seccompProfile");
+        let key = format!("{SECCOMP_ANNOTATION}{}", text(container, "name"));
+        if let Some(value) = given(&key)
+            && !profile.is_null()
+        {
+            check(errors, value, profile, &at.child("securityContext.seccompProfile"), "seccomp");
+        }
+    });
+    if text(get(spec, "os"), "name") == "windows" {
+        return;
+    }
+    each_container(spec, path, |container, at| {
+        let own = get(get(container, "securityContext"), "appArmorProfile");
+        let profile = if own.is_null() { get(context, "appArmorProfile") } else { own };
+        let key = format!("{APPARMOR_ANNOTATION}{}", text(container, "name"));
+        if let Some(value) = given(&key)
+            && profile != &NULL
+        {
+            check(errors, value, profile, &at.child("securityContext.appArmorProfile"), "apparmor");
+        }
+    });
+}

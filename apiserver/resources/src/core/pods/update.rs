@@ -1,0 +1,422 @@
+//! What of a Pod may change, and what its status may say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use super::spec;
+use crate::field::{Errors, IMMUTABLE, Path};
+use crate::metadata::quantity;
+use crate::read::{NULL, entries, get, has, int, is_zero, items, items_mut, put, text};
+use crate::rules;
+
+const SPEC: Path<'static> = Path::root("spec");
+const STATUS: Path<'static> = Path::root("status");
+const MAY_CHANGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// `podIP` and `podIPs` say the same; where they differ, the older field decides.
+pub(super) fn normalize_ips(pod: &mut Value) {
+    let Some(status) = pod.get_mut("status").filter(|s| s.is_object()) else { return };
+    let ip = text(status, "podIP").to_owned();
+    let first = items(status, "podIPs").first().map_or("", |ip| text(ip, "ip")).to_owned();
+    if !ip.is_empty() && ip != first {
+        put(status, "podIPs", json!([{"ip": ip}]));
+    } else if ip.is_empty() && !first.is_empty() {
+        put(status, "podIP", json!(first));
+    }
+}
+
+/// An update of the pod itself.
+pub(super) fn pod(errors: &mut Errors, new: &Value, old: &Value) {
+    spec::pod(errors, new);
+    annotation_changes(errors, new, old);
+    let (spec, old_spec) = (get(new, "spec"), get(old, "spec"));
+    for list in ["containers", "initContainers"] {
+        let at = SPEC.child(list);
+        let containers = items(spec, list);
+        if containers.len() != items(old_spec, list).len() {
+            errors.forbidden(&at, "pod updates may not add or remove containers");
+            return;
+        }
+        for (i, container) in containers.iter().enumerate() {
+            let image = text(container, "image");
+            let image_at = at.index(i);
+            if image.is_empty() {
+                errors.required(&image_at.child("image"), "");
+            }
+            if image.trim().len() != image.len() {
+                let why = "must not have leading or trailing whitespace";
+                errors.invalid(&image_at.child("image"), image, why);
+            }
+        }
+    }
+    let deadline_at = SPEC.child("activeDeadlineSeconds");
+    match (int(spec, "activeDeadlineSeconds"), int(old_spec, "activeDeadlineSeconds")) {
+        (Some(seconds), old) => {
+            if !(0..=i64::from(i32::MAX)).contains(&seconds) {
+                let why = format!("must be between 0 and {}, inclusive", i32::MAX);
+                return errors.invalid(&deadline_at, seconds, &why);
+            }
+            if old.is_some_and(|old| old < seconds) {
+                return errors.invalid(&deadline_at, seconds, "must be less than or equal to previous value");
+            }
+        }
+        (None, Some(_)) => {
+            errors.invalid(&deadline_at, Value::Null, "must not update from a positive integer to nil value");
+        }
+        (None, None) => {}
+    }
+    tolerations(errors, spec, old_spec);
+    gates(errors, spec, old_spec);
+    rest(errors, spec, old_spec);
+}
+
+fn annotation_changes(errors: &mut Errors, new: &Value, old: &Value) {
+    let at = Path::root("metadata");
+    let at = at.child("annotations");
+    let (notes, old_notes) = (get(get(new, "metadata"), "annotations"), get(get(old, "metadata"), "annotations"));
+    for (key, value) in old_notes.as_object().into_iter().flatten() {
+        if notes.get(key) == Some(value) {
+            continue;
+        }
+        if key.starts_with(APPARMOR) {
+            errors.forbidden(&at.key(key), "may not remove or update AppArmor annotations");
+        }
+        if key == MIRROR {
+            errors.forbidden(&at.key(key), "may not remove or update mirror pod annotation");
+        }
+    }
+    for (key, _) in notes.as_object().into_iter().flatten() {
+        if old_notes.get(key).is_some() {
+            continue;
+        }
+        if key.starts_with(APPARMOR) {
+            errors.forbidden(&at.key(key), "may not add AppArmor annotations");
+        }
+        if key == MIRROR {
+            errors.forbidden(&at.key(key), "may not add mirror pod annotation");
+        }
+    }
+    spec::pod_annotations(errors, notes, get(new, "spec"), &at);
+}
+
+fn tolerations(errors: &mut Errors, spec: &Value, old: &Value) {
+    let at = SPEC.child("tolerations");
+    let bare = |toleration: &Value| {
+        let mut bare = toleration.clone();
+        put(&mut bare, "tolerationSeconds", Value::Null);
+        bare.to_string()
+    };
+    let new = items(spec, "tolerations");
+    let kept: BTreeSet<String> = new.iter().map(bare).collect();
+    for old in items(old, "tolerations") {
+        if !kept.contains(&bare(old)) {
+            errors.forbidden(&at, "existing toleration can not be modified except its tolerationSeconds");
+            return;
+        }
+    }
+    super::placement::tolerations(errors, new, &at);
+}
+
+fn gates(errors: &mut Errors, spec: &Value, old: &Value) {
+    let at = SPEC.child("schedulingGates");
+    let kept: BTreeSet<&str> = items(old, "schedulingGates").iter().map(|g| text(g, "name")).collect();
+    for (i, gate) in items(spec, "schedulingGates").iter().enumerate() {
+        let name = text(gate, "name");
+        if !kept.contains(name) {
+            let why = format!("only deletion is allowed, but found new scheduling gate '{name}'");
+            errors.forbidden(&at.index(i).child("name"), &why);
+        }
+    }
+}
+
+/// All other fields must stay; a gated pod may narrow where it runs.
+fn rest(errors: &mut Errors, new: &Value, old: &Value) {
+    if same(new, old) {
+        return;
+    }
+    let mut munged = new.clone();
+    for list in ["containers", "initContainers"] {
+        for (container, old) in items_mut(&mut munged, list).iter_mut().zip(items(old, list)) {
+            put(container, "image", get(old, "image").clone());
+        }
+    }
+    for key in ["activeDeadlineSeconds", "schedulingGates", "tolerations"] {
+        put(&mut munged, key, get(old, key).clone());
+    }
+    if int(old, "terminationGracePeriodSeconds").is_some_and(|s| s < 0)
+        && int(&munged, "terminationGracePeriodSeconds") == Some(1)
+    {
+        put(&mut munged, "terminationGracePeriodSeconds", get(old, "terminationGracePeriodSeconds").clone());
+    }
+    if !items(old, "schedulingGates").is_empty() {
+        node_selector(errors, &mut munged, old);
+        node_affinity(errors, &mut munged, old);
+    }
+    if !same(&munged, old) {
+        errors.forbidden(&SPEC, &format!("{MAY_CHANGE}\n{}", difference(old, &munged)));
+    }
+}
+
+fn node_selector(errors: &mut Errors, munged: &mut Value, old: &Value) {
+    let old_selector = get(old, "nodeSelector");
+    let selector = get(munged, "nodeSelector");
+    if entries(old, "nodeSelector").any(|(key, value)| selector.get(key) != Some(value)) {
+        let why = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+        errors.invalid(&SPEC.child("nodeSelector"), selector.clone(), why);
+    }
+    put(munged, "nodeSelector", old_selector.clone());
+}
+
+fn node_affinity(errors: &mut Errors, munged: &mut Value, old: &Value) {
+    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+    let old_affinity = get(get(old, "affinity"), "nodeAffinity").clone();
+    let affinity = get(get(munged, "affinity"), "nodeAffinity").clone();
+    if affinity == old_affinity {
+        return;
+    }
+    if has(&old_affinity, REQUIRED) {
+        let at = SPEC.child("affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution");
+        let at = at.child("nodeSelectorTerms");
+        let old_terms = items(get(&old_affinity, REQUIRED), "nodeSelectorTerms");
+        let terms = items(get(&affinity, REQUIRED), "nodeSelectorTerms");
+        if !old_terms.is_empty() && old_terms.len() != terms.len() {
+            let why = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+            errors.invalid(&at, inner_terms(terms), why);
+        } else {
+            for (i, (term, old)) in terms.iter().zip(old_terms).enumerate() {
+                if !only_added(term, old) {
+                    let why = "only additions are allowed (no mutations or deletions)";
+                    let shown = inner_terms(std::slice::from_ref(term));
+                    errors.invalid(&at.index(i), shown.get(0).cloned().unwrap_or_default(), why);
+                }
+            }
+        }
+    }
+    let mut whole = get(munged, "affinity").clone();
+    if whole.is_null() {
+        whole = json!({});
+    }
+    put(&mut whole, "nodeAffinity", old_affinity);
+    if is_zero(&whole) && !has(old, "affinity") {
+        whole = Value::Null;
+    }
+    put(munged, "affinity", whole);
+}
+
+/// Terms as upstream's inner types show them.
+fn inner_terms(terms: &[Value]) -> Value {
+    let inner = |list: &[Value]| -> Value {
+        if list.is_empty() {
+            return Value::Null;
+        }
+        list.iter()
+            .map(|r| json!({"Key": text(r, "key"), "Operator": text(r, "operator"), "Values": get(r, "values")}))
+            .collect()
+    };
+    if terms.is_empty() {
+        return Value::Null;
+    }
+    terms
+        .iter()
+        .map(|t| {
+            json!({"MatchExpressions": inner(items(t, "matchExpressions")),
+                "MatchFields": inner(items(t, "matchFields"))})
+        })
+        .collect()
+}
+
+fn only_added(new: &Value, old: &Value) -> bool {
+    let empty = |t: &Value| items(t, "matchExpressions").is_empty() && items(t, "matchFields").is_empty();
+    if empty(old) {
+        // An empty term matches nothing: adding to it would widen.
+        return empty(new);
+    }
+    ["matchExpressions", "matchFields"].iter().all(|key| {
+        let (new, old) = (items(new, key), items(old, key));
+        new.len() >= old.len() && old.iter().zip(new).all(|(old, new)| old == new)
+    })
+}
+
+/// Whether two values say the same: quantities by amount, empty as absent.
+pub(crate) fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => {
+            let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            keys.into_iter().all(|key| {
+                let (a, b) = (a.get(key).unwrap_or(&NULL), b.get(key).unwrap_or(&NULL));
+                let void = |v: &Value| {
+                    v.is_null()
+                        || v.as_array().is_some_and(Vec::is_empty)
+                        || matches!(v, Value::Object(m) if m.is_empty() && key != "emptyDir")
+                };
+                if ["limits", "requests", "overhead"].contains(&key.as_str()) {
+                    return amounts_equal(a, b);
+                }
+                (void(a) && void(b)) || same(a, b)
+            })
+        }
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        _ => a == b,
+    }
+}
+
+fn amounts_equal(a: &Value, b: &Value) -> bool {
+    let of = |v: &Value| -> Vec<(String, _)> {
+        v.as_object().into_iter().flatten().map(|(k, v)| (k.clone(), quantity(v))).collect()
+    };
+    of(a) == of(b)
+}
+
+/// The fields that differ, for a person.
+fn difference(old: &Value, new: &Value) -> String {
+    let mut lines = Vec::new();
+    for key in old.as_object().into_iter().chain(new.as_object()).flatten().map(|(k, _)| k).collect::<BTreeSet<_>>() {
+        let (before, after) = (get(old, key), get(new, key));
+        if !same(before, after) {
+            lines.push(format!("- {key}: {before}\n+ {key}: {after}\n"));
+        }
+    }
+    lines.concat()
+}
+
+/// An update of the pod's status.
+pub(super) fn status(errors: &mut Errors, new: &Value, old: &Value) {
+    annotation_changes(errors, new, old);
+    let (status, old_status) = (get(new, "status"), get(old, "status"));
+    let conditions_at = STATUS.child("conditions");
+    for (i, condition) in items(status, "conditions").iter().enumerate() {
+        let at = conditions_at.index(i);
+        observed(errors, condition, &at);
+        let kind = text(condition, "type");
+        if !["PodScheduled", "Ready", "Initialized"].contains(&kind) {
+            errors.invalid_each(&at.child("Type"), kind, rules::label_key(kind));
+        }
+    }
+    let (nominated, was) = (text(status, "nominatedNodeName"), text(old_status, "nominatedNodeName"));
+    if !nominated.is_empty() && nominated != was {
+        let at = STATUS.child("nominatedNodeName");
+        errors.invalid_each(&at, nominated, rules::dns_subdomain(nominated));
+        if !text(get(old, "spec"), "nodeName").is_empty() {
+            errors.forbidden(&at, "may not be set on pods that are already bound to a node");
+        }
+    }
+    observed(errors, status, &STATUS);
+    if text(status, "qosClass") != text(old_status, "qosClass") {
+        errors.invalid(&STATUS.child("qosClass"), text(status, "qosClass"), IMMUTABLE);
+    }
+    for (list, containers) in [("containerStatuses", "containers"), ("initContainerStatuses", "initContainers")] {
+        restarts(errors, status, old_status, list, items(get(old, "spec"), containers), get(old, "spec"));
+    }
+    restarts(errors, status, old_status, "ephemeralContainerStatuses", &[], &Value::Null);
+    claim_statuses(errors, status, get(new, "spec"));
+    addresses(errors, status, old_status, "podIPs");
+    if let Some(first) = items(status, "hostIPs").first() {
+        let ip = text(first, "ip");
+        if text(status, "hostIP") != ip {
+            let at = STATUS.child("hostIPs");
+            errors.invalid(&at.index(0).child("ip"), ip, "must be equal to `hostIP`");
+        }
+    }
+    addresses(errors, status, old_status, "hostIPs");
+}
+
+fn claim_statuses(errors: &mut Errors, status: &Value, spec: &Value) {
+    let list_at = STATUS.child("resourceClaimStatuses");
+    let mut names = BTreeSet::new();
+    let claims: BTreeSet<&str> = items(spec, "resourceClaims").iter().map(|c| text(c, "name")).collect();
+    for (i, claim) in items(status, "resourceClaimStatuses").iter().enumerate() {
+        let at = list_at.index(i);
+        let name = text(claim, "name");
+        if !claims.contains(name) {
+            let why = "must match the name of an entry in `spec.resourceClaims`";
+            errors.invalid(&at.child("name"), name, why);
+        }
+        if !names.insert(name) {
+            errors.duplicate(&at.child("name"), name);
+        }
+        if has(claim, "resourceClaimName") {
+            let claimed = text(claim, "resourceClaimName");
+            errors.invalid_each(&at.child("resourceClaimName"), claimed, rules::dns_subdomain(claimed));
+        }
+    }
+}
+
+fn observed(errors: &mut Errors, of: &Value, path: &Path<'_>) {
+    if let Some(generation) = int(of, "observedGeneration").filter(|g| *g < 0) {
+        errors.invalid(&path.child("observedGeneration"), generation, "must be a non-negative integer");
+    }
+}
+
+/// A container that has ended stays so, unless its policy starts it again.
+fn restarts(errors: &mut Errors, new: &Value, old: &Value, list: &str, containers: &[Value], spec: &Value) {
+    let at = STATUS.child(list);
+    if !spec.is_null() && all_could_restart(spec) {
+        return;
+    }
+    let by_name = |list| first_by(list, "name");
+    let (states, containers) = (by_name(items(new, list)), by_name(containers));
+    for (i, was) in items(old, list).iter().enumerate() {
+        let ended = get(get(was, "state"), "terminated");
+        let name = text(was, "name");
+        let now = states.get(name);
+        if ended.is_null() || now.is_none_or(|now| has(get(now, "state"), "terminated")) {
+            continue;
+        }
+        let code = int(ended, "exitCode").unwrap_or(0);
+        let container = containers.get(name);
+        if !container.is_some_and(|c| restarts_after(c, spec, code)) {
+            errors.forbidden(&at.index(i).child("state"), "may not be transitioned to non-terminated state");
+        }
+    }
+}
+
+/// The first item of each name.
+fn first_by<'a>(list: &'a [Value], key: &str) -> BTreeMap<&'a str, &'a Value> {
+    list.iter().rev().map(|item| (text(item, key), item)).collect()
+}
+
+fn all_could_restart(spec: &Value) -> bool {
+    ["containers", "initContainers"].iter().any(|list| {
+        items(spec, list)
+            .iter()
+            .any(|c| items(c, "restartPolicyRules").iter().any(|r| text(r, "action") == "RestartAllContainers"))
+    })
+}
+
+fn restarts_after(container: &Value, spec: &Value, code: i64) -> bool {
+    for rule in items(container, "restartPolicyRules") {
+        let codes = get(rule, "exitCodes");
+        let named = items(codes, "values").iter().any(|v| v.as_i64() == Some(code));
+        if text(rule, "action") == "Restart" && named == (text(codes, "operator") == "In") {
+            return true;
+        }
+    }
+    let own = text(container, "restartPolicy");
+    match if own.is_empty() { text(spec, "restartPolicy") } else { own } {
+        "Always" => true,
+        "OnFailure" => code != 0,
+        _ => false,
+    }
+}
+
+fn addresses(errors: &mut Errors, status: &Value, old: &Value, list: &str) {
+    let at = STATUS.child(list);
+    let known: BTreeSet<&str> = items(old, list).iter().map(|a| text(a, "ip")).collect();
+    let given: Vec<&str> = items(status, list).iter().map(|a| text(a, "ip")).collect();
+    for (i, ip) in given.iter().enumerate() {
+        if !known.contains(ip) {
+            errors.invalid_each(&at.index(i), ip, rules::ip_in_old_field(ip, true));
+        }
+    }
+    if given.len() > 1 {
+        let v4 = given.iter().filter(|ip| rules::ip_leniently(ip).is_some_and(|ip| ip.is_ipv4())).count();
+        if given.len() > 2 || v4 != 1 {
+            let why = "may specify no more than one IP for each IP family";
+            let shown: Value = given.iter().map(|ip| json!({"IP": ip})).collect();
+            errors.invalid(&at, shown, why);
+        }
+    }
+}

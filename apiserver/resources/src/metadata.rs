@@ -1,0 +1,270 @@
+//! What upstream checks of every object's metadata, at creation and in updates.
+//!
+//! The verbs room runs these beside a kind's own `validate` and `validate_update`. An update checks the metadata more
+//! than once, as upstream does (generic code, then the kind's own), so that a finding may stand in the causes twice.
+
+use std::collections::BTreeSet;
+
+use machinery_api::quantity::Quantity;
+use serde_json::Value;
+
+use crate::field::{Errors, FieldError, IMMUTABLE, Path, go_struct};
+use crate::read::{get, int, items, text, texts};
+use crate::rules::{self, NameRule};
+use crate::{MetadataChecks, Row};
+
+/// All annotations of an object together.
+const ANNOTATIONS_BYTES_MAX: usize = 256 << 10;
+const METADATA: Path<'static> = Path::root("metadata");
+const OWNER_REFERENCE: &[&str] = &["apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion"];
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+
+/// What is wrong with a new object's metadata.
+#[must_use]
+pub fn validate_create(row: &Row, object: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::new();
+    whole(&mut errors, row, row.strategy.name_rule(), object, row.strategy.checks_finalizers());
+    errors.list()
+}
+
+/// The same, for a kind whose own validation looks at metadata later than first.
+pub(super) fn checked_whole(errors: &mut Errors, row: &Row, object: &Value) {
+    whole(errors, row, row.strategy.name_rule(), object, row.strategy.checks_finalizers());
+}
+
+/// What an update may not change, for a kind whose own validation looks at it later than first.
+pub(super) fn checked_change(errors: &mut Errors, row: &Row, new: &Value, old: &Value) {
+    change(errors, new, old, row.strategy.checks_finalizers());
+}
+
+/// What is wrong with the metadata of an object changed as a whole.
+#[must_use]
+pub fn validate_update(row: &Row, new: &Value, old: &Value) -> Vec<FieldError> {
+    validate_update_through(row, "", new, old)
+}
+
+/// The same for a change through a subresource (empty: the object as a whole).
+#[must_use]
+pub fn validate_update_through(row: &Row, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::new();
+    let (rule, kube) = (row.strategy.name_rule(), row.strategy.checks_finalizers());
+    whole(&mut errors, row, NameRule::PathSegment, new, false);
+    change(&mut errors, new, old, false);
+    match row.strategy.metadata_checks_of(subresource) {
+        MetadataChecks::None => {}
+        MetadataChecks::Change => change(&mut errors, new, old, kube),
+        MetadataChecks::Whole => whole(&mut errors, row, rule, new, kube),
+        MetadataChecks::ChangeThenWhole => {
+            change(&mut errors, new, old, kube);
+            whole(&mut errors, row, rule, new, kube);
+        }
+        MetadataChecks::WholeThenChange => {
+            whole(&mut errors, row, rule, new, kube);
+            change(&mut errors, new, old, kube);
+        }
+    }
+    errors.list()
+}
+
+fn whole(errors: &mut Errors, row: &Row, rule: NameRule, object: &Value, kube_finalizers: bool) {
+    let meta = get(object, "metadata");
+    let (name, prefix) = (text(meta, "name"), text(meta, "generateName"));
+    if !prefix.is_empty() {
+        errors.invalid_each(&METADATA.child("generateName"), prefix, rule.check(prefix, true));
+    }
+    if name.is_empty() {
+        errors.required(&METADATA.child("name"), "name or generateName is required");
+    } else {
+        errors.invalid_each(&METADATA.child("name"), name, rule.check(name, false));
+    }
+    let namespace = text(meta, "namespace");
+    let at = METADATA.child("namespace");
+    if row.namespaced {
+        if namespace.is_empty() {
+            errors.required(&at, "");
+        } else {
+            errors.invalid_each(&at, namespace, rules::dns_label(namespace));
+        }
+    } else if !namespace.is_empty() {
+        errors.forbidden(&at, "not allowed on this type");
+    }
+    errors.non_negative(&METADATA.child("generation"), int(meta, "generation"));
+    labels(errors, get(meta, "labels"), &METADATA.child("labels"));
+    annotations(errors, get(meta, "annotations"), &METADATA.child("annotations"));
+    owners(errors, meta);
+    finalizers(errors, meta);
+    if kube_finalizers {
+        standard_finalizers(errors, meta);
+    }
+}
+
+fn change(errors: &mut Errors, new: &Value, old: &Value, kube_finalizers: bool) {
+    let (meta, old) = (get(new, "metadata"), get(old, "metadata"));
+    if !get(old, "deletionTimestamp").is_null() {
+        let kept: BTreeSet<&str> = texts(old, "finalizers").collect();
+        let mut added: Vec<&str> = texts(meta, "finalizers").filter(|f| !kept.contains(f)).collect();
+        added.sort_unstable();
+        added.dedup();
+        if !added.is_empty() {
+            let list: Vec<String> = added.iter().map(|f| crate::field::quoted(f)).collect();
+            let list = format!("[]string{{{}}}", list.join(", "));
+            let why =
+                format!("no new finalizers can be added if the object is being deleted, found new finalizers {list}");
+            errors.forbidden(&METADATA.child("finalizers"), &why);
+        }
+    }
+    if text(meta, "resourceVersion").is_empty() {
+        errors.invalid(&METADATA.child("resourceVersion"), "", "must be specified for an update");
+    }
+    let generation = int(meta, "generation").unwrap_or(0);
+    if generation < int(old, "generation").unwrap_or(0) {
+        errors.invalid(&METADATA.child("generation"), generation, "must not be decremented");
+    }
+    for key in ["name", "namespace", "uid"] {
+        if text(meta, key) != text(old, key) {
+            errors.invalid(&METADATA.child(key), text(meta, key), IMMUTABLE);
+        }
+    }
+    for key in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        errors.immutable(&METADATA.child(key), get(meta, key), get(old, key));
+    }
+    labels(errors, get(meta, "labels"), &METADATA.child("labels"));
+    annotations(errors, get(meta, "annotations"), &METADATA.child("annotations"));
+    owners(errors, meta);
+    if kube_finalizers {
+        standard_finalizers(errors, meta);
+    }
+}
+
+/// What is wrong with a label's key.
+pub(super) fn label_name(errors: &mut Errors, key: &str, path: &Path<'_>) {
+    errors.invalid_each(path, key, rules::label_key(key));
+}
+
+/// What is wrong with a map of labels.
+pub(super) fn labels(errors: &mut Errors, map: &Value, path: &Path<'_>) {
+    for (key, value) in map.as_object().into_iter().flatten() {
+        label_name(errors, key, path);
+        let value = value.as_str().unwrap_or("");
+        errors.invalid_each(path, value, rules::label_value(value));
+    }
+}
+
+/// What is wrong with a map of annotations.
+pub(super) fn annotations(errors: &mut Errors, map: &Value, path: &Path<'_>) {
+    let mut bytes = 0;
+    for (key, value) in map.as_object().into_iter().flatten() {
+        errors.invalid_each(path, key, rules::label_key(&key.to_lowercase()));
+        bytes += key.len() + value.as_str().map_or(0, str::len);
+    }
+    if bytes > ANNOTATIONS_BYTES_MAX {
+        errors.too_long(path, ANNOTATIONS_BYTES_MAX);
+    }
+}
+
+/// What is wrong with a label selector.
+pub(super) fn label_selector(errors: &mut Errors, selector: &Value, path: &Path<'_>) {
+    if selector.is_null() {
+        return;
+    }
+    labels(errors, get(selector, "matchLabels"), &path.child("matchLabels"));
+    let expressions = path.child("matchExpressions");
+    for (i, expression) in items(selector, "matchExpressions").iter().enumerate() {
+        let at = expressions.index(i);
+        let values = items(expression, "values");
+        let values_at = at.child("values");
+        match text(expression, "operator") {
+            "In" | "NotIn" if values.is_empty() => {
+                errors.required(&values_at, "must be specified when `operator` is 'In' or 'NotIn'");
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                errors.forbidden(&values_at, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+            }
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            other => errors.invalid(&at.child("operator"), other, "not a valid selector operator"),
+        }
+        label_name(errors, text(expression, "key"), &at.child("key"));
+        for (j, value) in texts(expression, "values").enumerate() {
+            errors.invalid_each(&values_at.index(j), value, rules::label_value(value));
+        }
+    }
+}
+
+fn owners(errors: &mut Errors, meta: &Value) {
+    let path = METADATA.child("ownerReferences");
+    let mut controller: Option<String> = None;
+    let references = items(meta, "ownerReferences");
+    for reference in references {
+        let api_version = text(reference, "apiVersion");
+        let version_ok = match api_version.split('/').collect::<Vec<_>>().as_slice() {
+            [version] | [_, version] => !version.is_empty(),
+            _ => false,
+        };
+        if !version_ok {
+            errors.invalid(&path.child("apiVersion"), api_version, "version must not be empty");
+        }
+        for key in ["kind", "name", "uid"] {
+            if text(reference, key).is_empty() {
+                errors.invalid(&path.child(key), "", "must not be empty");
+            }
+        }
+        let kind = text(reference, "kind");
+        if api_version == "v1" && kind == "Event" {
+            errors.add(|| {
+                let shown = go_struct(reference, OWNER_REFERENCE);
+                FieldError::invalid_shown(&path, &shown, "/v1, Kind=Event is disallowed from being an owner")
+            });
+        }
+        if get(reference, "controller") == &Value::Bool(true) {
+            let this = format!("{kind}/{}", text(reference, "name"));
+            match &controller {
+                Some(first) => {
+                    let why = format!(
+                        "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"
+                    );
+                    errors.add(|| {
+                        let all: Vec<String> = references.iter().map(|r| go_struct(r, OWNER_REFERENCE)).collect();
+                        FieldError::invalid_shown(&path, &format!("[{}]", all.join(",")), &why)
+                    });
+                }
+                None => controller = Some(this),
+            }
+        }
+    }
+}
+
+fn finalizers(errors: &mut Errors, meta: &Value) {
+    let path = METADATA.child("finalizers");
+    for finalizer in texts(meta, "finalizers") {
+        errors.invalid_each(&path, finalizer, rules::label_key(finalizer));
+    }
+    let has = |name: &str| texts(meta, "finalizers").any(|f| f == name);
+    if has(ORPHAN) && has(FOREGROUND) {
+        let why = format!("finalizer {ORPHAN} and {FOREGROUND} cannot be both set");
+        errors.invalid(&path, get(meta, "finalizers").clone(), &why);
+    }
+}
+
+fn standard_finalizers(errors: &mut Errors, meta: &Value) {
+    let path = METADATA.child("finalizers");
+    for (i, finalizer) in texts(meta, "finalizers").enumerate() {
+        standard_finalizer(errors, finalizer, &path.index(i));
+    }
+}
+
+/// A finalizer of core kinds has a domain, unless it is one of Kubernetes' own.
+pub(super) fn standard_finalizer(errors: &mut Errors, finalizer: &str, path: &Path<'_>) {
+    if !finalizer.contains('/') && !["kubernetes", ORPHAN, FOREGROUND].contains(&finalizer) {
+        errors.invalid(path, finalizer, "name is neither a standard finalizer name nor is it fully qualified");
+    }
+}
+
+/// A quantity of a map, where it parses (decoding has seen to that).
+pub(super) fn quantity(value: &Value) -> Option<Quantity> {
+    match value {
+        Value::String(text) => Quantity::parse(text).ok(),
+        Value::Number(number) => Quantity::parse(&number.to_string()).ok(),
+        _ => None,
+    }
+}

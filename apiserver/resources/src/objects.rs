@@ -1,0 +1,163 @@
+//! Reading other objects while a request is handled: the seam between the cache and what needs look-ups
+//! (authorizers, admission, allocators), so that those are tested over a map.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use machinery_api::StorageKey;
+use serde_json::Value;
+
+/// The current objects, by resource. Stored rows only; values are in the stored version and carry their resourceVersion.
+pub trait Objects: Send + Sync {
+    /// One object; `namespace` is empty for cluster-wide resources.
+    fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>>;
+
+    /// All objects of a resource, or those of one namespace, in key order.
+    fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>>;
+
+    /// Namespace, name and resourceVersion of each object, in key order, without reading it: for indexes that read only
+    /// what changed. Narrowed to a namespace, and to a value of a field that field selectors know.
+    fn each(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: Option<&str>,
+        field: Option<(&'static str, &str)>,
+        visit: &mut dyn FnMut(&str, &str, u64),
+    );
+
+    /// The revision at which the resource last changed: what is computed from a list may be kept until this moves.
+    fn revision(&self, group: &str, plural: &str) -> u64;
+
+    /// Where an object of a resource is stored, whether or not it is there.
+    fn key(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<StorageKey>;
+
+    /// What is stored under a key, and since which revision: for reservations, which no resource serves.
+    fn at(&self, key: &StorageKey) -> Option<(Arc<Value>, u64)>;
+
+    /// The newest revision that is visible.
+    fn now(&self) -> u64;
+
+    /// Waits until anything changes after a revision.
+    fn changed(&self, after: u64) -> BoxFuture<'_, ()>;
+}
+
+pub mod memory {
+    //! The same over a map, for tests of what decides.
+
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+    use serde_json::Value;
+
+    use futures::future::BoxFuture;
+    use machinery_api::{ObjectName, StorageKey};
+
+    use super::Objects;
+
+    type Key = (String, String, String, String);
+    type Revisions = BTreeMap<(String, String), u64>;
+
+    /// Objects that a test put there.
+    #[derive(Default)]
+    pub struct Map {
+        inner: Mutex<(BTreeMap<Key, Arc<Value>>, Revisions)>,
+        reservations: Mutex<BTreeMap<StorageKey, Arc<Value>>>,
+    }
+
+    fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    impl Map {
+        /// Adds or replaces an object by its metadata.
+        pub fn put(&self, group: &str, plural: &str, object: Value) {
+            let part = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+            let key = (group.into(), plural.into(), part("namespace"), part("name"));
+            let mut inner = lock(&self.inner);
+            inner.0.insert(key, Arc::new(object));
+            *inner.1.entry((group.into(), plural.into())).or_default() += 1;
+        }
+
+        /// Adds or removes (`None`) a reservation.
+        pub fn reserve(&self, key: StorageKey, holder: Option<Value>) {
+            let mut reservations = lock(&self.reservations);
+            match holder {
+                Some(holder) => drop(reservations.insert(key, Arc::new(holder))),
+                None => drop(reservations.remove(&key)),
+            }
+        }
+
+        /// Removes an object.
+        pub fn remove(&self, group: &str, plural: &str, namespace: &str, name: &str) {
+            let mut inner = lock(&self.inner);
+            inner.0.remove(&(group.into(), plural.into(), namespace.into(), name.into()));
+            *inner.1.entry((group.into(), plural.into())).or_default() += 1;
+        }
+    }
+
+    impl Objects for Map {
+        fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+            let key = (group.into(), plural.into(), namespace.into(), name.into());
+            lock(&self.inner).0.get(&key).cloned()
+        }
+
+        fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
+            let inner = lock(&self.inner);
+            let mine = inner.0.iter().filter(|((g, p, n, _), _)| {
+                g == group && p == plural && namespace.is_none_or(|namespace| n == namespace)
+            });
+            mine.map(|(_, object)| object.clone()).collect()
+        }
+
+        fn each(
+            &self,
+            group: &str,
+            plural: &str,
+            namespace: Option<&str>,
+            field: Option<(&'static str, &str)>,
+            visit: &mut dyn FnMut(&str, &str, u64),
+        ) {
+            for object in self.list(group, plural, namespace) {
+                let part = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+                let selected = field.is_none_or(|(field, value)| {
+                    let pointer = format!("/{}", field.replace('.', "/"));
+                    object.pointer(&pointer).and_then(Value::as_str) == Some(value)
+                });
+                if selected {
+                    // A changed object is another one.
+                    visit(part("namespace"), part("name"), Arc::as_ptr(&object).addr() as u64);
+                }
+            }
+        }
+
+        fn revision(&self, group: &str, plural: &str) -> u64 {
+            lock(&self.inner).1.get(&(group.into(), plural.into())).copied().unwrap_or_default()
+        }
+
+        fn key(&self, _: &str, plural: &str, namespace: &str, name: &str) -> Option<StorageKey> {
+            Some(StorageKey::object(plural, ObjectName::new(namespace, name)))
+        }
+
+        fn at(&self, key: &StorageKey) -> Option<(Arc<Value>, u64)> {
+            lock(&self.reservations).get(key).cloned().map(|holder| (holder, 1))
+        }
+
+        fn now(&self) -> u64 {
+            lock(&self.inner).1.values().sum()
+        }
+
+        fn changed(&self, after: u64) -> BoxFuture<'_, ()> {
+            Box::pin(async move {
+                futures::future::poll_fn(|context| {
+                    if self.now() > after {
+                        return std::task::Poll::Ready(());
+                    }
+                    context.waker().wake_by_ref();
+                    std::task::Poll::Pending
+                })
+                .await;
+            })
+        }
+    }
+}

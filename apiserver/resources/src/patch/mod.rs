@@ -1,0 +1,226 @@
+//! JSON, merge and strategic merge patches over structured values and a schema, with upstream's deviations and messages.
+//!
+//! [`apply`] yields a decoded object (sparse, as from a body): default it and [`crate::schema::normalise`] it.
+
+mod json;
+mod merge;
+mod strategic;
+
+use machinery_api::error::{ApiError, ApiResult, Cause, Details, Named, Status};
+use machinery_api::selector::go_quoted;
+use serde_json::Value;
+
+use crate::hub;
+use crate::schema::budget::Budget;
+use crate::schema::raw::{self, Raw};
+use crate::schema::typed::{FINDINGS_MAX, Form};
+use crate::schema::{Decoded, FieldValidation, Target, decode, table, typed};
+
+/// The patch types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchKind {
+    /// RFC 6902.
+    Json,
+    /// RFC 7386.
+    Merge,
+    /// Kubernetes' own, by merge keys.
+    Strategic,
+}
+
+impl PatchKind {
+    /// From a `Content-Type` header, whose case counts here. `None`: 415.
+    #[must_use]
+    pub fn of(content_type: &str) -> Option<Self> {
+        match content_type.split(';').next().unwrap_or_default() {
+            "application/json-patch+json" => Some(Self::Json),
+            "application/merge-patch+json" => Some(Self::Merge),
+            "application/strategic-merge-patch+json" => Some(Self::Strategic),
+            _ => None,
+        }
+    }
+}
+
+/// Applies a patch to the object as the client sees it (in the row's version, normalised).
+pub fn apply(
+    kind: PatchKind,
+    patch: &[u8],
+    current: &Value,
+    target: &Target<'_>,
+    validation: FieldValidation,
+) -> ApiResult<Decoded> {
+    let checked = validation != FieldValidation::Ignore;
+    // What a refusal shows: upstream shows the result, or a strategic patch.
+    let mut shown = None;
+    let mut budget = Budget::of_body(patch.len());
+    let (mut findings, patched) = match kind {
+        PatchKind::Json => {
+            let raw = raw::parse(patch).map_err(|e| bad_patch(&e, checked))?;
+            let read = json::read(raw, &mut budget).map_err(|e| bad_patch(&e, checked));
+            budget.check()?;
+            let (operations, findings) = read?;
+            if operations.len() > json::OPERATIONS_MAX {
+                return Err(ApiError::TooLarge(format!(
+                    "Request entity too large: The allowed maximum operations in a JSON patch is {}, got {}",
+                    json::OPERATIONS_MAX,
+                    operations.len()
+                )));
+            }
+            let mut patched = current.clone();
+            json::apply(&mut patched, operations).map_err(|_| unprocessable())?;
+            (findings, patched)
+        }
+        PatchKind::Merge => {
+            let raw = match raw::parse(patch) {
+                Ok(raw) => raw,
+                Err(error) if checked => return Err(bad_patch(&error, true)),
+                Err(_) => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
+            };
+            let findings = match &raw {
+                Raw::Map(_) => typed::doubled_keys(&raw),
+                Raw::List(_) if !checked => Vec::new(),
+                Raw::Null => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
+                other if checked => return Err(bad_patch(&not_a_map(other), true)),
+                _ => return Err(ApiError::BadRequest("Invalid JSON Patch".into())),
+            };
+            let patch = whole(raw, &mut budget)?.ok_or_else(|| bad_patch("exceeded max depth", checked))?;
+            (findings, merge::apply(current.clone(), patch))
+        }
+        PatchKind::Strategic => {
+            let raw = raw::parse(patch).map_err(ApiError::BadRequest)?;
+            if !matches!(raw, Raw::Map(_) | Raw::Null) {
+                return Err(ApiError::BadRequest(not_a_map(&raw)));
+            }
+            let findings = typed::doubled_keys(&raw);
+            let patch = whole(raw, &mut budget)?.ok_or_else(|| ApiError::BadRequest("exceeded max depth".into()))?;
+            shown = Some(strategic::shown(&patch, current));
+            let patched = strategic::apply(target.type_name, current.clone(), patch).map_err(|error| match error {
+                strategic::Error::Bad(message) => ApiError::BadRequest(message),
+                strategic::Error::Unprocessable => unprocessable(),
+            })?;
+            (findings, patched)
+        }
+    };
+    if !checked {
+        findings.clear();
+    }
+    let mut budget = Budget::of_body(patch.len() + CURRENT_BYTES_MAX);
+    let decoded = decode_patched(shown, patched, findings, target, validation, &mut budget);
+    budget.check()?;
+    decoded
+}
+
+/// What is stored is no larger (`etcd`'s bound on a request, which the verbs keep).
+const CURRENT_BYTES_MAX: usize = 1536 << 10;
+
+/// A patch in memory; `None`: too deep.
+fn whole(raw: Raw, budget: &mut Budget) -> ApiResult<Option<Value>> {
+    let value = raw.into_value(budget);
+    budget.check()?;
+    Ok(value)
+}
+
+/// The result must still be an object of the kind.
+fn decode_patched(
+    patch_shown: Option<String>,
+    mut patched: Value,
+    mut findings: Vec<String>,
+    target: &Target<'_>,
+    validation: FieldValidation,
+    budget: &mut Budget,
+) -> ApiResult<Decoded> {
+    let shown = |patched: &Value| serde_json::to_string(patched).unwrap_or_default();
+    let strategic = patch_shown.is_some();
+    if strategic {
+        // Upstream converts into the Go type, whatever the patch calls it.
+        if let Some(map) = patched.as_object_mut() {
+            for key in ["kind", "apiVersion"] {
+                if map.get(key).is_some_and(Value::is_string) {
+                    map.remove(key);
+                }
+            }
+        }
+    } else if let Some(error) = no_kind(&patched).or_else(|| other_kind(&patched, target)) {
+        return Err(invalid(&shown(&patched), &error));
+    } else if patched.get("apiVersion").and_then(Value::as_str).is_none_or(str::is_empty) {
+        // Upstream reads it as its internal type then, which has none of these fields.
+        let keys = patched.as_object().into_iter().flat_map(|map| map.keys()).filter(|key| *key != "kind");
+        let unknown = keys.filter(|key| *key != "apiVersion").map(|key| format!("unknown field {}", go_quoted(key)));
+        if validation != FieldValidation::Ignore {
+            findings.extend(unknown.take(FINDINGS_MAX));
+        }
+        patched = Value::Object(Default::default());
+    }
+    let text = patch_shown.unwrap_or_else(|| shown(&patched));
+    // Findings of the patch itself and of its result count together.
+    let told = if validation == FieldValidation::Strict { FieldValidation::Warn } else { validation };
+    let mut decoded =
+        decode::value(patched, target, told, strategic, budget).map_err(|error| invalid(&text, &error))?;
+    findings.append(&mut decoded.warnings);
+    if validation == FieldValidation::Strict && !findings.is_empty() {
+        return Err(invalid(&text, &format!("strict decoding error: {}", findings.join(", "))));
+    }
+    Ok(Decoded { object: decoded.object, warnings: findings })
+}
+
+/// Kind and version are read first, by themselves.
+fn no_kind(patched: &Value) -> Option<String> {
+    let wrong = |key: &str| {
+        patched.get(key).filter(|value| !value.is_null() && !value.is_string()).map(|v| (key.to_owned(), v))
+    };
+    let (key, value) = wrong("apiVersion").or_else(|| wrong("kind"))?;
+    let name = Raw::from(value.clone()).go_name();
+    Some(format!(
+        "couldn't get version/kind; json parse error: json: cannot unmarshal {name} into Go struct field .{key} of type string"
+    ))
+}
+
+fn other_kind(patched: &Value, target: &Target<'_>) -> Option<String> {
+    let text = |key: &str| patched.get(key).and_then(Value::as_str).filter(|t| !t.is_empty());
+    let expected = if target.group.is_empty() {
+        target.version.to_owned()
+    } else {
+        format!("{}/{}", target.group, target.version)
+    };
+    if text("apiVersion").is_some_and(|version| version.matches('/').count() > 1) {
+        return Some(format!("unexpected GroupVersion string: {}", text("apiVersion").unwrap_or_default()));
+    }
+    let (kind, version) = (text("kind").unwrap_or(target.kind), text("apiVersion").unwrap_or(&expected));
+    if kind == target.kind && version == expected {
+        return None;
+    }
+    let (group, plain) = version.split_once('/').unwrap_or(("", version));
+    Some(if let Some(found) = table().of_kind(group, plain, kind) {
+        if let Err(error) = typed::convert(found, Raw::from(patched.clone()), Form::Sparse, &mut Budget::unlimited()) {
+            return Some(error);
+        }
+        let hub = hub(target.group);
+        format!("converting ({plain}.{kind}) to ({hub}.{}): unknown conversion", target.kind)
+    } else {
+        decode::not_registered(kind, version)
+    })
+}
+
+fn not_a_map(raw: &Raw) -> String {
+    format!("json: cannot unmarshal {} into Go value of type map[string]interface {{}}", raw.go_name())
+}
+
+fn bad_patch(error: &str, checked: bool) -> ApiError {
+    ApiError::BadRequest(if checked { format!("error decoding patch: {error}") } else { error.into() })
+}
+
+fn unprocessable() -> ApiError {
+    let status = Status::failure(422, "Invalid", "the server rejected our request due to an error in our request");
+    ApiError::Other(Box::new(status.with(Details::default())))
+}
+
+fn invalid(patched: &str, error: &str) -> ApiError {
+    let cause = Cause {
+        reason: "FieldValueInvalid".into(),
+        message: format!("Invalid value: {}: {error}", go_quoted(patched)),
+        field: "patch".into(),
+    };
+    ApiError::Invalid(Named::default(), String::new(), vec![cause])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! PriorityClasses.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::cells::{AGE, NAME, age, column, name};
+use crate::field::{Errors, FieldError, Path};
+use crate::read::{default_to, flag, get, int, text};
+use crate::{Column, Context, Row, Storage, Strategy};
+
+/// PriorityClasss.
+pub(crate) static ROW: Row = Row {
+    group: "scheduling.k8s.io",
+    kind: "PriorityClass",
+    plural: "priorityclasses",
+    singular: "priorityclass",
+    short_names: &["pc"],
+    schema: "io.k8s.api.scheduling.v1.PriorityClass",
+    storage: Storage::Stored("priorityclasses"),
+    strategy: &PriorityClass,
+    example: r#"apiVersion: scheduling.k8s.io/v1
+kind: PriorityClass
+metadata: {name: example}
+value: 1000
+"#,
+    ..Row::CLUSTER
+};
+
+struct PriorityClass;
+
+const COLUMNS: &[Column] =
+    &[NAME, column("Value", "integer"), column("Global-Default", "boolean"), AGE, column("PreemptionPolicy", "string")];
+const SYSTEM_PREFIX: &str = "system-";
+const USER_VALUE_MAX: i64 = 1_000_000_000;
+const SYSTEM: &[(&str, i64)] = &[("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
+
+fn unlike_known(class: &str, value: i64, global: bool) -> Option<String> {
+    match SYSTEM.iter().find(|(name, _)| *name == class) {
+        None => Some(format!("{class} is not a known system priority class")),
+        Some((name, known)) if *known != value => Some(format!("value of {name} PriorityClass must be {known}")),
+        Some((name, _)) if global => Some(format!("globalDefault of {name} PriorityClass must be false")),
+        Some(_) => None,
+    }
+}
+
+impl Strategy for PriorityClass {
+    fn default(&self, object: &mut Value) {
+        default_to(object, "preemptionPolicy", "PreemptLowerPriority");
+        // Go's encoder writes the value always.
+        default_to(object, "value", 0);
+    }
+
+    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
+
+    fn counts_generation(&self) -> bool {
+        true
+    }
+
+    fn generation_changes(&self, _: &Value, _: &Value) -> bool {
+        false
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        let class = crate::read::name(object);
+        let value = int(object, "value").unwrap_or(0);
+        if class.starts_with(SYSTEM_PREFIX) {
+            if let Some(why) = unlike_known(class, value, flag(object, "globalDefault")) {
+                let why = format!(
+                    "priority class names with '{SYSTEM_PREFIX}' prefix are reserved for system use only. error: {why}"
+                );
+                errors.forbidden(&Path::root("metadata.name"), &why);
+            }
+        } else if value > USER_VALUE_MAX {
+            let why = format!("maximum allowed value of a user defined priority is {USER_VALUE_MAX}");
+            errors.forbidden(&Path::root("value"), &why);
+        }
+        match text(object, "preemptionPolicy") {
+            "PreemptLowerPriority" | "Never" => {}
+            "" => errors.required(&Path::root("preemptionPolicy"), ""),
+            other => errors.not_supported(&Path::root("preemptionPolicy"), other, &["PreemptLowerPriority", "Never"]),
+        }
+        errors.list()
+    }
+
+    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::new();
+        if int(new, "value").unwrap_or(0) != int(old, "value").unwrap_or(0) {
+            errors.forbidden(&Path::root("value"), "may not be changed in an update.");
+        }
+        let key = "preemptionPolicy";
+        errors.immutable(&Path::root(key), get(new, key), get(old, key));
+        errors.list()
+    }
+
+    fn refuses_delete(&self, object: &Value) -> Option<&'static str> {
+        let class = crate::read::name(object);
+        SYSTEM.iter().any(|(name, _)| *name == class).then_some("this is a system priority class and cannot be deleted")
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        vec![
+            name(object),
+            json!(int(object, "value").unwrap_or(0)),
+            json!(flag(object, "globalDefault")),
+            age(object, now),
+            json!(text(object, "preemptionPolicy")),
+        ]
+    }
+}

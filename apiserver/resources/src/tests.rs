@@ -1,0 +1,247 @@
+//! The whole table against what upstream answers: discovery's facts, columns, and the causes of refused objects.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::field::FieldError;
+use crate::schema::{self, FieldValidation, Media, Target, decode};
+use crate::{Context, Row, Storage, TABLE, metadata};
+
+/// `discovery.json` and `columns.json` of upstream v1.36, as far as this table goes.
+static FACTS: &str = include_str!("testdata/facts.jsonl");
+
+/// Objects that upstream refuses, from the recorded answers; `null` where the record leaves a part of a cause out.
+static REFUSED: &str = include_str!("testdata/refused.jsonl");
+
+fn context(subresource: &str) -> Context<'_> {
+    Context { now: Timestamp::UNIX_EPOCH, subresource, loopback: &[] }
+}
+
+/// As a request's body is read: decoded and defaulted.
+fn read(row: &Row, bytes: &[u8], media: Media) -> Value {
+    let decoded = decode::body(bytes, media, &Target::row(row), FieldValidation::Warn);
+    let mut object = decoded.unwrap_or_else(|e| panic!("{}: {e}", row.qualified())).object;
+    schema::default(row.schema, &mut object);
+    row.strategy.default(&mut object);
+    object
+}
+
+/// As `verbs` does before the strategy prepares.
+fn new_object(row: &Row, namespace: &str, mut object: Value) -> Value {
+    if !object["metadata"].is_object() {
+        object["metadata"] = json!({});
+    }
+    if let Some(generated) =
+        object["metadata"]["generateName"].as_str().filter(|_| object["metadata"]["name"].is_null())
+    {
+        object["metadata"]["name"] = json!(format!("{generated}abcde"));
+    }
+    if row.namespaced {
+        object["metadata"]["namespace"] = json!(namespace);
+    }
+    object["metadata"]["uid"] = json!("UID1");
+    object["metadata"]["creationTimestamp"] = json!("1970-01-01T00:00:00Z");
+    object
+}
+
+fn prepared(row: &Row, namespace: &str, object: Value) -> Value {
+    if row.storage == Storage::Virtual {
+        return object;
+    }
+    let mut object = new_object(row, namespace, object);
+    if row.kind == "Pod" {
+        // As admission does.
+        object["spec"]["serviceAccountName"] = json!("default");
+        object["spec"]["serviceAccount"] = json!("default");
+    }
+    row.strategy.prepare_create(&context(""), &mut object);
+    schema::normalise(row.schema, &mut object).unwrap();
+    object
+}
+
+fn created(row: &Row, object: &Value) -> Vec<FieldError> {
+    let mut errors = row.strategy.validate_first(&context(""), object, None);
+    if !errors.is_empty() {
+        return errors;
+    }
+    if row.storage != Storage::Virtual && !row.strategy.orders_metadata() {
+        errors = metadata::validate_create(row, object);
+    }
+    errors.extend(row.strategy.validate(&context(""), object));
+    errors
+}
+
+fn updated(row: &Row, subresource: &str, mut new: Value, old: &Value) -> Vec<FieldError> {
+    let mut old = old.clone();
+    old["metadata"]["resourceVersion"] = json!("7");
+    let old = &old;
+    for field in ["namespace", "uid", "creationTimestamp", "resourceVersion"] {
+        let kept = old["metadata"][field].clone();
+        if !kept.is_null() && new["metadata"][field].is_null() {
+            new["metadata"][field] = kept;
+        }
+    }
+    let context = context(subresource);
+    row.strategy.prepare_update(&context, &mut new, old);
+    schema::normalise(row.schema, &mut new).unwrap();
+    let first = row.strategy.validate_first(&context, &new, Some(old));
+    if !first.is_empty() {
+        return first;
+    }
+    let mut errors = metadata::validate_update_through(row, subresource, &new, old);
+    errors.extend(row.strategy.validate_update(&context, &new, old));
+    errors
+}
+
+fn row_named(named: &str) -> &'static Row {
+    let found = TABLE.iter().find(|row| format!("{} {}", row.api_version(), row.plural) == named);
+    found.unwrap_or_else(|| panic!("no row {named}"))
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Facts {
+    #[serde(default)]
+    row: String,
+    #[serde(default)]
+    group: String,
+    #[serde(default)]
+    version: String,
+    kind: String,
+    namespaced: bool,
+    #[serde(default)]
+    short_names: Vec<String>,
+    #[serde(default)]
+    categories: Vec<String>,
+    singular_name: String,
+    verbs: Vec<String>,
+    #[serde(default)]
+    subresources: BTreeMap<String, Facts>,
+    #[serde(default)]
+    columns: Vec<(String, String, String, i32)>,
+}
+
+fn owned(list: &[&str]) -> Vec<String> {
+    list.iter().map(|&s| s.to_owned()).collect()
+}
+
+fn facts_of(row: &Row) -> Facts {
+    let verbs = |verbs: &[crate::Verb]| verbs.iter().map(|v| v.as_str().to_owned()).collect();
+    let subresource = |sub: &crate::Subresource| {
+        let (group, version, kind) = sub.body.unwrap_or(("", "", row.kind));
+        Facts {
+            row: String::new(),
+            group: group.into(),
+            version: version.into(),
+            kind: kind.into(),
+            namespaced: row.namespaced,
+            short_names: Vec::new(),
+            categories: Vec::new(),
+            singular_name: String::new(),
+            verbs: verbs(sub.verbs),
+            subresources: BTreeMap::new(),
+            columns: Vec::new(),
+        }
+    };
+    let column = |c: &crate::Column| (c.name.into(), c.kind.into(), c.format.into(), c.priority);
+    Facts {
+        row: format!("{} {}", row.api_version(), row.plural),
+        group: String::new(),
+        version: String::new(),
+        kind: row.kind.into(),
+        namespaced: row.namespaced,
+        short_names: owned(row.short_names),
+        categories: owned(row.categories),
+        singular_name: row.singular.into(),
+        verbs: verbs(row.verbs),
+        subresources: row.subresources.iter().map(|s| (s.name.into(), subresource(s))).collect(),
+        columns: match row.storage {
+            Storage::Stored(_) => row.strategy.columns().iter().map(column).collect(),
+            Storage::Virtual => Vec::new(),
+        },
+    }
+}
+
+#[test]
+fn rows_are_as_upstreams_discovery_and_tables_say() {
+    let upstream: Vec<Facts> = FACTS.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(upstream.len(), TABLE.len());
+    for mut facts in upstream {
+        // Upstream writes a subresource's own group only where it differs from the resource's.
+        for sub in facts.subresources.values_mut() {
+            if sub.group.is_empty() && sub.kind != facts.kind {
+                let group = row_named(&facts.row).subresources.iter().find_map(|s| s.body.filter(|b| b.2 == sub.kind));
+                (sub.group, sub.version) = group.map(|b| (b.0.into(), b.1.into())).unwrap_or_default();
+            }
+        }
+        assert_eq!(facts_of(row_named(&facts.row)), facts);
+    }
+}
+
+#[test]
+fn examples_are_taken_as_they_are() {
+    for row in TABLE {
+        let named = row.qualified();
+        let object = read(row, row.example.as_bytes(), Media::Yaml);
+        let mut again = object.clone();
+        schema::default(row.schema, &mut again);
+        row.strategy.default(&mut again);
+        assert_eq!(again, object, "{named}: defaults of defaults");
+        let object = prepared(row, "default", object);
+        assert_eq!(created(row, &object), [], "{named}");
+        if row.storage == Storage::Virtual {
+            continue;
+        }
+        let mut settled = object.clone();
+        row.strategy.default(&mut settled);
+        assert_eq!(settled, object, "{named}: what is stored has all defaults");
+        assert_eq!(updated(row, "", object.clone(), &object), [], "{named}: an update that changes nothing");
+        assert_eq!(row.strategy.warnings(&object, None), Vec::<String>::new(), "{named}");
+        let cells = row.strategy.cells(&object, Timestamp::UNIX_EPOCH);
+        assert_eq!(cells.len(), row.strategy.columns().len(), "{named}: cells");
+        let labels: Vec<&str> = row.strategy.selectable(&object).iter().map(|(label, _)| *label).collect();
+        assert_eq!(labels, row.strategy.selectable_labels(), "{named}: selectable fields");
+        assert_eq!(row.strategy.of_stored(row.strategy.to_stored(object.clone())), object, "{named}: conversion");
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Refused {
+    case: String,
+    row: String,
+    #[serde(default)]
+    sub: String,
+    old: Option<Value>,
+    body: Value,
+    causes: Vec<(String, Option<String>, Option<String>)>,
+}
+
+#[test]
+fn what_upstream_refuses_is_refused_with_its_causes() {
+    let mut wrong = Vec::new();
+    for line in REFUSED.lines() {
+        let Refused { case, row, sub, old, body, causes } = serde_json::from_str(line).unwrap();
+        let row = row_named(&row);
+        let as_sent = |body: &Value| read(row, body.to_string().as_bytes(), Media::Json);
+        let errors = match old {
+            None => created(row, &prepared(row, "ns", as_sent(&body))),
+            Some(old) => updated(row, &sub, as_sent(&body), &prepared(row, "ns", as_sent(&old))),
+        };
+        let same = errors.len() == causes.len()
+            && errors.iter().zip(&causes).all(|(error, (field, reason, message))| {
+                error.field == *field
+                    && reason.as_ref().is_none_or(|r| *r == error.reason)
+                    && message.as_ref().is_none_or(|m| *m == error.message)
+            });
+        if !same {
+            let upstream: String = causes.iter().map(|c| format!("\n    {c:?}")).collect();
+            let here: String = errors.iter().map(|e| format!("\n    {e:?}")).collect();
+            wrong.push(format!("{case} {body}\n  upstream:{upstream}\n  here:{here}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ\n{}", wrong.len(), wrong.join("\n"));
+}

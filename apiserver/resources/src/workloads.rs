@@ -1,0 +1,155 @@
+//! What Deployments, ReplicaSets and Jobs have in common: a selector and a pod template that it must match.
+
+use machinery_api::selector::LabelSelector;
+use serde_json::{Value, json};
+
+use crate::core::pods::{defaults, spec, warnings};
+use crate::field::{Errors, FieldError, NOT_NEGATIVE, Path, go_struct};
+use crate::metadata::label_selector;
+use crate::read::{fields, get, has, int, is_zero, items, object_mut, put, text};
+use crate::rules;
+
+pub(super) const SPEC: Path<'static> = Path::root("spec");
+pub(super) const STATUS: Path<'static> = Path::root("status");
+const MATCHES_NOT: &str = "`selector` does not match template `labels`";
+
+/// Fills in a template and what Go's encoder writes even where it is empty.
+pub(super) fn default_template(spec: &mut Value) {
+    let template = object_mut(spec, "template");
+    object_mut(template, "metadata");
+    defaults::old_annotations(template);
+    defaults::pod_spec(object_mut(template, "spec"));
+}
+
+/// Takes out of a template what upstream has switched off.
+pub(super) fn drop_disabled(new: &mut Value, old: Option<&Value>) {
+    let old = old.map(|old| get(get(get(old, "spec"), "template"), "spec"));
+    if let Some(spec) = new.get_mut("spec").and_then(|s| s.get_mut("template")).and_then(|t| t.get_mut("spec")) {
+        defaults::drop_disabled(spec, old);
+    }
+}
+
+/// A label selector as Go shows it.
+pub(super) fn shown_selector(selector: &Value) -> String {
+    // Both fields are left out where they are empty.
+    let filled: Vec<&str> =
+        ["matchLabels", "matchExpressions"].into_iter().filter(|key| !is_zero(get(selector, key))).collect();
+    go_struct(selector, &filled)
+}
+
+/// A selector in a spec; a parsed one where it can be used for matching (`None`: it can't).
+pub(super) fn selector(errors: &mut Errors, spec: &Value, refuse_empty: bool) -> Option<LabelSelector> {
+    let selector = get(spec, "selector");
+    let at = SPEC.child("selector");
+    if selector.is_null() {
+        errors.required(&at, "");
+        return Some(LabelSelector::nothing());
+    }
+    label_selector(errors, selector, &at);
+    let empty = get(selector, "matchLabels").as_object().is_none_or(serde_json::Map::is_empty)
+        && items(selector, "matchExpressions").is_empty();
+    if refuse_empty && empty {
+        let why = "empty selector is invalid for deployment";
+        errors.add(|| FieldError::invalid_shown(&at, &shown_selector(selector), why));
+    }
+    LabelSelector::from_value(Some(selector)).ok()
+}
+
+/// The template must carry the labels that are selected.
+pub(super) fn selected(errors: &mut Errors, selector: &LabelSelector, template: &Value, path: &Path<'_>) {
+    let labels = get(get(template, "metadata"), "labels");
+    if !selector.is_everything() && !matches(selector, labels) {
+        errors.invalid(&path.child("metadata.labels"), labels.clone(), MATCHES_NOT);
+    }
+}
+
+/// Whether a selector matches a map of labels.
+pub(super) fn matches(selector: &LabelSelector, labels: &Value) -> bool {
+    selector.matches_object(&json!({"metadata": {"labels": labels}}))
+}
+
+/// Replicas, selector and template of a Deployment or a ReplicaSet.
+pub(super) fn selector_and_template(errors: &mut Errors, spec: &Value) {
+    match selector(errors, spec, true) {
+        None => errors.add(|| {
+            FieldError::invalid_shown(
+                &SPEC.child("selector"),
+                &shown_selector(get(spec, "selector")),
+                "invalid label selector",
+            )
+        }),
+        Some(selector) => {
+            let template = get(spec, "template");
+            let at = SPEC.child("template");
+            selected(errors, &selector, template, &at);
+            spec::template(errors, template, &at);
+            let pod = get(template, "spec");
+            let policy = text(pod, "restartPolicy");
+            if policy != "Always" {
+                errors.not_supported(&at.child("spec.restartPolicy"), policy, &["Always"]);
+            }
+            if has(pod, "activeDeadlineSeconds") {
+                let why = "activeDeadlineSeconds in ReplicaSet is not Supported";
+                errors.forbidden(&at.child("spec.activeDeadlineSeconds"), why);
+            }
+        }
+    }
+}
+
+/// Selectors never change.
+pub(super) fn selector_stays(errors: &mut Errors, new: &Value, old: &Value) {
+    let (new, old) = (get(get(new, "spec"), "selector"), get(get(old, "spec"), "selector"));
+    if !crate::core::pods::update::same(new, old) {
+        let shown = if new.is_null() { "null".into() } else { shown_selector(new) };
+        errors.add(|| FieldError::invalid_shown(&SPEC.child("selector"), &shown, crate::field::IMMUTABLE));
+    }
+}
+
+/// A number of the spec or status that may not be negative (absent: 0).
+pub(super) fn not_negative(errors: &mut Errors, of: &Value, keys: &[&str], path: &Path<'_>) {
+    for key in keys {
+        if let Some(value) = int(of, key).filter(|v| *v < 0) {
+            errors.invalid(&path.child(key), value, NOT_NEGATIVE);
+        }
+    }
+}
+
+/// Counts in a status that may not be more than another.
+pub(super) fn not_more(errors: &mut Errors, status: &Value, pairs: &[(&str, &str, &str)]) {
+    for (key, than, why) in pairs {
+        let (value, most) = (int(status, key).unwrap_or(0), int(status, than).unwrap_or(0));
+        if value > most {
+            errors.invalid(&STATUS.child(key), value, why);
+        }
+    }
+}
+
+/// Warnings for a new or changed workload.
+pub(super) fn warnings(object: &Value, old: Option<&Value>) -> Vec<String> {
+    let mut found = Vec::new();
+    if old.is_none() {
+        let wrong = rules::dns_label(crate::read::name(object));
+        if !wrong.is_empty() {
+            found.push(format!("metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [{}]", wrong.join(" ")));
+        }
+    }
+    warnings::template(&mut found, get(get(object, "spec"), "template"), &SPEC.child("template"));
+    found
+}
+
+/// An empty status, as Go's encoder writes it.
+pub(super) fn clear_status(object: &mut Value) {
+    put(object, "status", json!({}));
+}
+
+/// Keeps the old labels: a status write doesn't change them.
+pub(super) fn keep_labels(new: &mut Value, old: &Value) {
+    let labels = get(get(old, "metadata"), "labels").clone();
+    put(object_mut(new, "metadata"), "labels", labels);
+}
+
+/// Makes sure that there is a spec to fill in.
+pub(super) fn spec_of(object: &mut Value) -> &mut Value {
+    fields(object);
+    object_mut(object, "spec")
+}

@@ -1,0 +1,307 @@
+//! Admission: one ordered table of plugins, one file per plugin.
+//!
+//! [`Chain::mutate`] runs on the decoded and defaulted object (or the patched one), before names are generated and before
+//! the strategy; [`Chain::validate`] on the object as it would be stored. Deletes pass through both with no object.
+//! A plugin decides at once, or hands back a future where it has to wait ([`Step`]): the chain waits for it, and pays nothing
+//! for those that don't. It may add conditions and writes to the transaction that stores the object.
+
+mod default_tolerations;
+mod escalation;
+mod namespace_lifecycle;
+mod node_restriction;
+mod priority;
+mod runtime_class;
+mod service_account;
+mod taint_nodes;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use machinery_api::GroupVersionKind;
+use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_env::Env;
+use serde_json::Value;
+
+use crate::auth::{Authorizer, UserInfo};
+use crate::registry::options::{DeleteOptions, WriteOptions};
+use apiserver_resources::objects::Objects;
+use apiserver_storage::store::Txn;
+
+/// What is done to an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// It is new: also when an update creates it.
+    Create,
+    /// It changes: updates and patches, of subresources too.
+    Update,
+    /// It goes: deletes, and each object of a collection's delete.
+    Delete,
+    /// Something is connected to it: exec, attach, port-forward, proxy.
+    Connect,
+}
+
+impl Operation {
+    /// As admission reviews and refusals spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
+/// The options of the request's verb.
+#[derive(Debug, Clone, Copy)]
+pub enum Options<'a> {
+    /// Of a create, update or patch.
+    Write(&'a WriteOptions),
+    /// Of a delete.
+    Delete(&'a DeleteOptions),
+}
+
+impl Options<'_> {
+    /// Whether nothing is to be stored.
+    #[must_use]
+    pub fn dry_run(&self) -> bool {
+        match self {
+            Self::Write(options) => options.dry_run,
+            Self::Delete(options) => options.dry_run,
+        }
+    }
+}
+
+/// What admission knows about a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Who asks, after impersonation, with groups and extras.
+    pub user: &'a UserInfo,
+    /// The API group.
+    pub group: &'a str,
+    /// The API version.
+    pub version: &'a str,
+    /// The plural.
+    pub resource: &'a str,
+    /// The subresource, or empty.
+    pub subresource: &'a str,
+    /// What the objects are: a Scale, a Binding or a TokenRequest where the subresource's body is one.
+    pub kind: GroupVersionKind<'a>,
+    /// What is done.
+    pub operation: Operation,
+    /// The request's namespace, or empty.
+    pub namespace: &'a str,
+    /// The name in the path (or of the object of a collection's delete); empty for a create in a collection.
+    pub name: &'a str,
+    /// The verb's options.
+    pub options: Options<'a>,
+}
+
+impl Request<'_> {
+    /// Whether this is about pods (core) and not one of their subresources.
+    fn is_pod(&self) -> bool {
+        self.is("pods")
+    }
+
+    /// Whether this is about a core resource and not one of its subresources.
+    fn is(&self, plural: &str) -> bool {
+        self.group.is_empty() && self.resource == plural && self.subresource.is_empty()
+    }
+
+    /// A plugin's refusal, in upstream's form: named as the object will be, as far as is known yet.
+    fn refused(&self, object: &Value, why: impl Into<String>) -> ApiError {
+        let metadata = |field: &str| object["metadata"][field].as_str().filter(|name| !name.is_empty());
+        let name = match self.name {
+            "" if object.is_null() => "Unknown",
+            "" => metadata("name").or_else(|| metadata("generateName")).unwrap_or("Unknown"),
+            name => name,
+        };
+        ApiError::Forbidden(Named::new(self.group, self.resource), name.to_owned(), why.into())
+    }
+}
+
+/// What a plugin decides from.
+pub struct Context<'a> {
+    /// The request.
+    pub request: &'a Request<'a>,
+    /// All other objects.
+    pub objects: &'a dyn Objects,
+    /// What is there: for updates and deletes.
+    pub old: Option<&'a Value>,
+    env: &'a Env,
+    authorizer: &'a Authorizer,
+    toleration_seconds: i64,
+}
+
+/// What a plugin comes to: at once, or after waiting.
+pub enum Step<'a> {
+    /// It is decided.
+    Done(ApiResult<()>),
+    /// It has to wait: for another object, or for somebody else's answer.
+    Wait(BoxFuture<'a, ApiResult<()>>),
+}
+
+impl From<ApiResult<()>> for Step<'_> {
+    fn from(result: ApiResult<()>) -> Self {
+        Self::Done(result)
+    }
+}
+
+/// One plugin. It may be called again for the same request, with the object as the client sent it or as a plugin left it
+/// (another write came first, another plugin changed it): what it does twice must be as if done once.
+pub trait Plugin: Send + Sync {
+    /// Upstream's name.
+    fn name(&self) -> &'static str;
+
+    /// May change the object, or refuse it; may add to the transaction that stores it.
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, txn: &'a mut Txn) -> Step<'a> {
+        let _ = (context, object, txn);
+        Step::Done(Ok(()))
+    }
+
+    /// May refuse the object as it would be stored; may add to the transaction that stores it.
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, txn: &'a mut Txn) -> Step<'a> {
+        let _ = (context, object, txn);
+        Step::Done(Ok(()))
+    }
+}
+
+/// A plugin that decides at once and adds nothing to the transaction. A field that does nothing is `None`.
+struct Immediate {
+    name: &'static str,
+    mutate: Option<fn(&Context<'_>, &mut Value) -> ApiResult<()>>,
+    validate: Option<fn(&Context<'_>, &Value) -> ApiResult<()>>,
+}
+
+impl Plugin for Immediate {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Txn) -> Step<'a> {
+        Step::Done(self.mutate.map_or(Ok(()), |mutate| mutate(context, object)))
+    }
+
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Txn) -> Step<'a> {
+        Step::Done(self.validate.map_or(Ok(()), |validate| validate(context, object)))
+    }
+}
+
+/// All built-in plugins, in upstream's order.
+pub const PLUGINS: &[&dyn Plugin] = &[
+    &namespace_lifecycle::NamespaceLifecycle,
+    &service_account::ServiceAccount,
+    &node_restriction::PLUGIN,
+    &taint_nodes::PLUGIN,
+    &priority::PLUGIN,
+    &default_tolerations::PLUGIN,
+    &runtime_class::PLUGIN,
+    &escalation::PLUGIN,
+];
+
+/// The plugins with what they need.
+#[derive(Clone)]
+pub struct Chain {
+    env: Env,
+    authorizer: Arc<Authorizer>,
+    toleration_seconds: i64,
+    /// Called after the built-in ones.
+    more: Vec<Arc<dyn Plugin>>,
+}
+
+impl Chain {
+    /// All of [`PLUGINS`].
+    #[must_use]
+    pub fn new(env: &Env, authorizer: Arc<Authorizer>) -> Self {
+        Self { env: env.clone(), authorizer, toleration_seconds: default_tolerations::SECONDS, more: Vec::new() }
+    }
+
+    /// The same with another wait of DefaultTolerationSeconds.
+    #[must_use]
+    pub fn with_toleration_seconds(self, toleration_seconds: i64) -> Self {
+        Self { toleration_seconds, ..self }
+    }
+
+    /// The same with a plugin more, at the end.
+    #[must_use]
+    pub fn with_plugin(mut self, plugin: Arc<dyn Plugin>) -> Self {
+        self.more.push(plugin);
+        self
+    }
+
+    fn plugins(&self) -> impl Iterator<Item = &dyn Plugin> {
+        PLUGINS.iter().copied().chain(self.more.iter().map(|plugin| &**plugin))
+    }
+
+    /// Lets every plugin change or refuse the object. For a delete, `object` is null and `old` what is deleted.
+    pub async fn mutate(
+        &self,
+        request: &Request<'_>,
+        objects: &dyn Objects,
+        object: &mut Value,
+        old: Option<&Value>,
+        txn: &mut Txn,
+    ) -> ApiResult<()> {
+        let context = self.context(request, objects, old);
+        for plugin in self.plugins() {
+            match plugin.mutate(&context, object, txn) {
+                Step::Done(result) => result?,
+                Step::Wait(wait) => wait.await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets every plugin refuse the object as it would be stored.
+    pub async fn validate(
+        &self,
+        request: &Request<'_>,
+        objects: &dyn Objects,
+        object: &Value,
+        old: Option<&Value>,
+        txn: &mut Txn,
+    ) -> ApiResult<()> {
+        let context = self.context(request, objects, old);
+        for plugin in self.plugins() {
+            match plugin.validate(&context, object, txn) {
+                Step::Done(result) => result?,
+                Step::Wait(wait) => wait.await?,
+            }
+        }
+        Ok(())
+    }
+
+    fn context<'a>(
+        &'a self,
+        request: &'a Request<'a>,
+        objects: &'a dyn Objects,
+        old: Option<&'a Value>,
+    ) -> Context<'a> {
+        Context {
+            request,
+            objects,
+            old,
+            env: &self.env,
+            authorizer: &self.authorizer,
+            toleration_seconds: self.toleration_seconds,
+        }
+    }
+}
+
+/// The list at `object[outer][inner]`, made where it is missing or null; `None` where something else is in its place.
+fn list_mut<'a>(object: &'a mut Value, outer: &str, inner: &str) -> Option<&'a mut Vec<Value>> {
+    let list = object.get_mut(outer)?.as_object_mut()?.entry(inner).or_insert_with(|| Value::Array(Vec::new()));
+    if list.is_null() {
+        *list = Value::Array(Vec::new());
+    }
+    list.as_array_mut()
+}
+
+/// A mirror pod: a kubelet's own, which the API server only shows.
+fn is_mirror(pod: &Value) -> bool {
+    pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! NamespaceLifecycle: nothing new in namespaces that are missing or going, and the first three can't be deleted.
+
+use machinery_api::error::{ApiError, ApiResult, Cause, Named};
+use serde_json::Value;
+
+use super::{Context, Operation, Plugin, Step};
+use apiserver_storage::store::{Compare, Txn};
+
+pub(super) struct NamespaceLifecycle;
+
+impl Plugin for NamespaceLifecycle {
+    fn name(&self) -> &'static str {
+        "NamespaceLifecycle"
+    }
+
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, txn: &'a mut Txn) -> Step<'a> {
+        admit(context, object, txn).into()
+    }
+}
+
+const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
+
+fn admit(context: &Context<'_>, object: &Value, txn: &mut Txn) -> ApiResult<()> {
+    let request = context.request;
+    if request.group.is_empty() && request.resource == "namespaces" {
+        if request.operation == Operation::Delete && IMMORTAL.contains(&request.name) {
+            return Err(request.refused(object, "this namespace may not be deleted"));
+        }
+        return Ok(());
+    }
+    // Access reviews must not tell which namespaces there are.
+    let review = request.group == "authorization.k8s.io" && request.resource == "localsubjectaccessreviews";
+    if request.namespace.is_empty() || request.operation == Operation::Delete || review {
+        return Ok(());
+    }
+    let Some(namespace) = context.objects.get("", "namespaces", "", request.namespace) else {
+        return Err(ApiError::NotFound(Named::new("", "namespaces"), request.namespace.to_owned()));
+    };
+    let going = namespace["status"]["phase"].as_str() == Some("Terminating")
+        || namespace["metadata"]["deletionTimestamp"].is_string();
+    if request.operation != Operation::Create {
+        return Ok(());
+    }
+    if !going {
+        txn.compares.extend(unchanged(context, &namespace));
+        return Ok(());
+    }
+    let name = request.namespace;
+    let why = format!("unable to create new content in namespace {name} because it is being terminated");
+    let mut status = request.refused(object, why).status();
+    status.details.get_or_insert_default().causes.push(Cause {
+        reason: "NamespaceTerminating".into(),
+        message: format!("namespace {name} is being terminated"),
+        field: "metadata.namespace".into(),
+    });
+    Err(ApiError::Other(Box::new(status)))
+}
+
+/// The namespace must still be as it was seen when the object is stored: nothing new gets into one that ends meanwhile.
+fn unchanged(context: &Context<'_>, namespace: &Value) -> Option<Compare> {
+    let key = context.objects.key("", "namespaces", "", context.request.namespace)?;
+    let modified = namespace["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
+    Some(Compare { key: key.into(), modified })
+}

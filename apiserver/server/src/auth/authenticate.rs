@@ -1,0 +1,187 @@
+//! Who sent a request: an in-process identity, a client certificate, a bearer token, or nobody.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use machinery_api::error::{ApiError, ApiResult};
+use machinery_env::Env;
+
+use super::checked::Checked;
+use super::jwt::SigningKey;
+use super::tls::{Peer, PeerCertificate};
+use super::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED, UserInfo, tokens};
+use apiserver_resources::objects::Objects;
+
+/// What a request brought to say who sent it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Credentials<'a> {
+    /// Set by code of this process in the request's extensions.
+    pub in_process: Option<&'a UserInfo>,
+    /// What the TLS listener found.
+    pub certificate: Option<&'a PeerCertificate>,
+    /// The `Authorization` header.
+    pub authorization: Option<&'a [u8]>,
+}
+
+impl<'a> Credentials<'a> {
+    /// Out of a request: its extensions ([`UserInfo`], [`Peer`]) and headers.
+    #[must_use]
+    pub fn of(headers: &'a http::HeaderMap, extensions: &'a http::Extensions) -> Self {
+        Self {
+            in_process: extensions.get::<UserInfo>(),
+            certificate: extensions.get::<Peer>().map(|peer| &peer.certificate),
+            authorization: headers.get(http::header::AUTHORIZATION).map(http::HeaderValue::as_bytes),
+        }
+    }
+
+    /// The bearer token; other schemes are no credentials, as upstream.
+    fn token(&self) -> Option<&'a str> {
+        let text = std::str::from_utf8(self.authorization?).ok()?;
+        let mut parts = text.trim().splitn(3, ' ');
+        let (scheme, token) = (parts.next()?, parts.next()?);
+        (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+    }
+}
+
+/// Knows users by certificate and token.
+#[derive(Debug, Clone)]
+pub struct Authenticator {
+    key: Arc<SigningKey>,
+    checked: Arc<Checked>,
+    env: Env,
+}
+
+impl Authenticator {
+    /// Knows tokens that `key` signed.
+    #[must_use]
+    pub fn new(env: &Env, key: Arc<SigningKey>) -> Self {
+        Self { key, checked: Arc::default(), env: env.clone() }
+    }
+
+    /// The user, [`ANONYMOUS`] for a request with no credentials, or 401 for ones that don't hold.
+    pub fn authenticate(&self, objects: &dyn Objects, credentials: &Credentials<'_>) -> ApiResult<UserInfo> {
+        if let Some(user) = credentials.in_process {
+            return Ok(with_group(user.clone()));
+        }
+        let now = self.env.now();
+        match credentials.certificate {
+            Some(PeerCertificate::Verified(user, until)) if now <= *until => {
+                return Ok(with_group(UserInfo::clone(user)));
+            }
+            _ => {}
+        }
+        if let Some(token) = credentials.token() {
+            let audience = [machinery_api::names::TOKEN_ISSUER.to_owned()];
+            return match self.token(objects, now, token, &audience) {
+                Ok(known) => Ok(with_group(known.user)),
+                Err(error) => {
+                    tracing::debug!(%error, "token refused");
+                    Err(ApiError::Unauthorized)
+                }
+            };
+        }
+        if matches!(credentials.certificate, Some(PeerCertificate::Refused | PeerCertificate::Verified(..))) {
+            return Err(ApiError::Unauthorized);
+        }
+        Ok(UserInfo { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..UserInfo::default() })
+    }
+
+    /// Whose a token is, if it holds for one of the audiences now; else why not.
+    pub(super) fn token(
+        &self,
+        objects: &dyn Objects,
+        now: Timestamp,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<tokens::Known, String> {
+        let claims = self.checked.verify(&self.key, self.env.elapsed(), token);
+        tokens::authenticate(claims.as_deref(), objects, now, token, audiences)
+    }
+
+    /// The key that signs and checks tokens.
+    #[must_use]
+    pub fn key(&self) -> &SigningKey {
+        &self.key
+    }
+
+    /// Now, by the authenticator's clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.env.now()
+    }
+
+    /// Clock and ids.
+    #[must_use]
+    pub fn env(&self) -> &Env {
+        &self.env
+    }
+}
+
+/// Every known user is in `system:authenticated`.
+pub(super) fn with_group(mut user: UserInfo) -> UserInfo {
+    if user.name != ANONYMOUS && !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
+        user.groups.push(AUTHENTICATED.to_owned());
+    }
+    user
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use apiserver_resources::objects::memory::Map;
+
+    #[test]
+    fn each_kind_of_credentials() {
+        let (env, clock) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
+        let key = SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        let authenticator = Authenticator::new(&env, Arc::new(key));
+        let map = Map::default();
+        let ask = |credentials: Credentials<'_>| authenticator.authenticate(&map, &credentials).map(|u| u.name);
+
+        assert_eq!(ask(Credentials::default()), Ok(ANONYMOUS.into()));
+        let basic = Credentials { authorization: Some(b"Basic abc"), ..Credentials::default() };
+        assert_eq!(ask(basic), Ok(ANONYMOUS.into()));
+        let bearer = Credentials { authorization: Some(b"Bearer nonsense"), ..Credentials::default() };
+        assert_eq!(ask(bearer), Err(ApiError::Unauthorized));
+        let user = UserInfo { name: "jo".into(), ..UserInfo::default() };
+        let until = env.now().saturating_add(std::time::Duration::from_secs(60)).unwrap();
+        let certificate = PeerCertificate::Verified(Arc::new(user.clone()), until);
+        let by_certificate = Credentials { certificate: Some(&certificate), ..bearer };
+        assert_eq!(ask(by_certificate), Ok("jo".into()));
+        clock.advance(std::time::Duration::from_secs(61));
+        assert_eq!(ask(Credentials { authorization: None, ..by_certificate }), Err(ApiError::Unauthorized));
+        let refused = Credentials { certificate: Some(&PeerCertificate::Refused), ..Credentials::default() };
+        assert_eq!(ask(refused), Err(ApiError::Unauthorized));
+        let inside = Credentials { in_process: Some(&user), ..refused };
+        assert_eq!(authenticator.authenticate(&map, &inside).unwrap().groups, [AUTHENTICATED]);
+    }
+
+    #[test]
+    fn a_remembered_token_ends_with_what_it_is_bound_to() {
+        let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
+        let key = Arc::new(SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap());
+        let authenticator = Authenticator::new(&env, key.clone());
+        let map = Map::default();
+        let object = |name: &str, uid: &str| json!({"metadata": {"namespace": "ns", "name": name, "uid": uid}});
+        map.put("", "serviceaccounts", object("robot", "u1"));
+        let mut pod = object("p", "u2");
+        pod["spec"] = json!({"serviceAccountName": "robot"});
+        map.put("", "pods", pod.clone());
+        let bound = json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p"}}});
+        let answer = tokens::request(&key, &env, &map, "ns", "robot", &bound).unwrap();
+        let header = format!("Bearer {}", answer["status"]["token"].as_str().unwrap());
+        let ask = || {
+            let bearer = Credentials { authorization: Some(header.as_bytes()), ..Credentials::default() };
+            authenticator.authenticate(&map, &bearer).map(|user| user.name)
+        };
+        assert_eq!(ask(), Ok("system:serviceaccount:ns:robot".into()));
+        pod["metadata"]["deletionTimestamp"] = "2025-12-31T23:58:00Z".into();
+        map.put("", "pods", pod.clone());
+        assert_eq!(ask(), Err(ApiError::Unauthorized), "the pod is being deleted");
+        pod["metadata"] = object("p", "u3")["metadata"].clone();
+        map.put("", "pods", pod);
+        assert_eq!(ask(), Err(ApiError::Unauthorized), "another pod of the name");
+    }
+}

@@ -1,0 +1,198 @@
+//! Nobody grants by a role or binding what they don't hold, unless they may `escalate` or `bind`.
+
+use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_api::selector::go_quoted;
+use serde_json::Value;
+
+use super::rbac::aggregate;
+use super::rules::{Rule, missing, quoted_list};
+use super::{Attributes, Authorizer, MASTERS, RBAC_GROUP, UserInfo};
+use apiserver_resources::objects::Objects;
+
+/// One write of an RBAC object.
+#[derive(Debug, Clone, Copy)]
+pub struct Write<'a> {
+    /// `roles`, `clusterroles`, `rolebindings` or `clusterrolebindings`.
+    pub plural: &'a str,
+    /// The request's namespace; empty for cluster-wide kinds.
+    pub namespace: &'a str,
+    /// The name in the request's path; empty for a create.
+    pub path_name: &'a str,
+    /// What would be written, after defaulting.
+    pub new: &'a Value,
+    /// What is there.
+    pub old: Option<&'a Value>,
+}
+
+/// Refuses a write that grants what the user doesn't hold. Anything but the four RBAC kinds passes.
+///
+/// Comes after authorization, decoding and defaulting, before validation, as upstream does it.
+pub fn check(authorizer: &Authorizer, objects: &dyn Objects, user: &UserInfo, write: &Write<'_>) -> ApiResult<()> {
+    let check = Check { authorizer, objects, user, write };
+    match write.plural {
+        "roles" | "clusterroles" => check.role(),
+        "rolebindings" | "clusterrolebindings" => check.binding(),
+        _ => Ok(()),
+    }
+}
+
+struct Check<'a> {
+    authorizer: &'a Authorizer,
+    objects: &'a dyn Objects,
+    user: &'a UserInfo,
+    write: &'a Write<'a>,
+}
+
+impl Check<'_> {
+    fn role(&self) -> ApiResult<()> {
+        let write = self.write;
+        if self.user.is_in(MASTERS) || self.may("escalate", write.plural, write.path_name) || self.only_for_collection()
+        {
+            return Ok(());
+        }
+        self.holds(&Rule::parse_all(write.new))?;
+        let aggregates = |role: &Value| {
+            role["aggregationRule"]["clusterRoleSelectors"].as_array().is_some_and(|selectors| !selectors.is_empty())
+        };
+        if write.plural == "clusterroles"
+            && (aggregates(write.new) || write.old.is_some_and(aggregates))
+            && self.holds(&Rule::full_authority()).is_err()
+        {
+            return Err(self.refused("must have cluster-admin privileges to use the aggregationRule".into()));
+        }
+        Ok(())
+    }
+
+    fn binding(&self) -> ApiResult<()> {
+        let write = self.write;
+        if self.user.is_in(MASTERS) || self.only_for_collection() {
+            return Ok(());
+        }
+        let role = &write.new["roleRef"];
+        let name = role["name"].as_str().unwrap_or_default();
+        let (plural, namespace) = match role["kind"].as_str() {
+            Some("ClusterRole") => ("clusterroles", ""),
+            Some("Role") if write.plural == "rolebindings" => ("roles", write.namespace),
+            Some("Role") => return Err(ApiError::BadRequest("Namespace parameter required.".into())),
+            // Not a reference that validation takes.
+            _ => return Ok(()),
+        };
+        if name.is_empty() || self.may("bind", plural, name) {
+            return Ok(());
+        }
+        let Some(role) = self.objects.get(RBAC_GROUP, plural, namespace, name) else {
+            // As upstream: in the words of the binding's resource.
+            return Err(ApiError::NotFound(Named::new(RBAC_GROUP, write.plural), name.to_owned()));
+        };
+        self.holds(&Rule::parse_all(&role))
+    }
+
+    fn may(&self, verb: &str, resource: &str, name: &str) -> bool {
+        let request = Attributes {
+            verb,
+            group: RBAC_GROUP,
+            version: "*",
+            resource,
+            namespace: self.write.namespace,
+            name,
+            is_resource: true,
+            ..Attributes::default()
+        };
+        self.authorizer.authorize(self.objects, self.user, &request).allowed
+    }
+
+    fn holds(&self, wanted: &[Rule]) -> ApiResult<()> {
+        let granted = self.authorizer.rules_for(self.objects, self.user, self.write.namespace);
+        let missing = missing(&granted.rules, wanted);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let mut sentence = format!(
+            "user {} (groups={}) is attempting to grant RBAC permissions not currently held:\n{}",
+            go_quoted(&self.user.name),
+            quoted_list(&self.user.groups),
+            missing.join("\n")
+        );
+        if !granted.errors.is_empty() {
+            sentence.push_str(&format!("; resolution errors: [{}]", aggregate(&granted.errors)));
+        }
+        Err(self.refused(sentence))
+    }
+
+    fn refused(&self, sentence: String) -> ApiError {
+        let name = self.write.new["metadata"]["name"].as_str().unwrap_or_default();
+        ApiError::Forbidden(Named::new(RBAC_GROUP, self.write.plural), name.to_owned(), sentence)
+    }
+
+    /// Whether only what garbage collection needs changes: finalizers and owners.
+    fn only_for_collection(&self) -> bool {
+        let Some(old) = self.write.old else { return false };
+        let bare = |object: &Value| {
+            let mut object = object.clone();
+            if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+                for field in ["ownerReferences", "finalizers", "managedFields"] {
+                    metadata.remove(field);
+                }
+            }
+            object
+        };
+        bare(self.write.new) == bare(old)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use apiserver_resources::objects::memory::Map;
+    use serde_json::json;
+
+    #[test]
+    fn only_what_is_held_can_be_granted() {
+        let map = Map::default();
+        map.put(
+            RBAC_GROUP,
+            "roles",
+            json!({"metadata": {"namespace": "ns", "name": "r"}, "rules": [
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
+                {"apiGroups": [RBAC_GROUP], "resources": ["roles"], "resourceNames": ["allowed"], "verbs": ["bind"]},
+            ]}),
+        );
+        map.put(
+            RBAC_GROUP,
+            "rolebindings",
+            json!({"metadata": {"namespace": "ns", "name": "b"},
+            "roleRef": {"kind": "Role", "name": "r"}, "subjects": [{"kind": "User", "name": "jo"}]}),
+        );
+        let authorizer = Authorizer::default();
+        let user = UserInfo { name: "jo".into(), groups: vec!["system:authenticated".into()], ..UserInfo::default() };
+        let ask = |plural: &str, new: Value, old: Option<&Value>| {
+            let write = Write { plural, namespace: "ns", path_name: "", new: &new, old };
+            check(&authorizer, &map, &user, &write).map_err(|e| e.status().message)
+        };
+        let role = |resource: &str| json!({"metadata": {"name": "x"}, "rules": [{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}]});
+        assert_eq!(ask("roles", role("pods"), None), Ok(()));
+        assert_eq!(
+            ask("roles", role("secrets"), None).unwrap_err(),
+            "roles.rbac.authorization.k8s.io \"x\" is forbidden: user \"jo\" (groups=[\"system:authenticated\"]) is \
+             attempting to grant RBAC permissions not currently held:\n{APIGroups:[\"\"], Resources:[\"secrets\"], \
+             Verbs:[\"get\"]}"
+        );
+        let mut held = role("secrets");
+        held["metadata"]["finalizers"] = json!(["a/b"]);
+        assert_eq!(ask("roles", held.clone(), Some(&role("secrets"))), Ok(()));
+        held["metadata"]["labels"] = json!({"a": "b"});
+        assert!(ask("roles", held, Some(&role("secrets"))).is_err());
+        let binding =
+            |kind: &str, name: &str| json!({"metadata": {"name": "y"}, "roleRef": {"kind": kind, "name": name}});
+        assert_eq!(
+            ask("rolebindings", binding("Role", "allowed"), None),
+            Ok(()),
+            "bind by name, even of a missing role"
+        );
+        assert_eq!(
+            ask("rolebindings", binding("Role", "none"), None).unwrap_err(),
+            "rolebindings.rbac.authorization.k8s.io \"none\" not found"
+        );
+        assert_eq!(ask("rolebindings", binding("Role", "r"), None), Ok(()), "all its rules are held");
+    }
+}

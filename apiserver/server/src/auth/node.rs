@@ -1,0 +1,339 @@
+//! The Node authorizer: a kubelet reaches its own Node and Lease, the pods bound to it, and what those pods name.
+//!
+//! What it may write on them is narrowed by the admission plugin NodeRestriction.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
+
+use machinery_api::selector::go_quoted;
+use serde_json::Value;
+
+use super::rules::Rule;
+use super::{Attributes, Decision, UserInfo};
+use apiserver_resources::objects::Objects;
+
+/// Where kubelets keep their leases.
+pub const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// Decides for kubelets. Keeps what each node's pods name, read anew only for pods that changed.
+#[derive(Debug)]
+pub struct NodeAuthorizer {
+    rules: Vec<Rule>,
+    graph: Mutex<Graph>,
+}
+
+impl NodeAuthorizer {
+    /// With the rules for what isn't told apart by node.
+    #[must_use]
+    pub fn new(rules: Vec<Rule>) -> Self {
+        Self { rules, graph: Mutex::default() }
+    }
+
+    /// Decides for a kubelet; no opinion (refused without a reason) for everyone else.
+    #[must_use]
+    pub fn authorize(&self, objects: &dyn Objects, user: &UserInfo, request: &Attributes<'_>) -> Decision {
+        let Some(node) = user.node() else { return Decision::refuse("") };
+        if node.is_empty() {
+            return Decision::refuse(format!("unknown node for user {}", go_quoted(&user.name)));
+        }
+        let ask = Ask { objects, graph: &self.graph, node, request };
+        if request.is_resource {
+            match (request.group, request.resource) {
+                ("", "secrets") => return ask.reads(Kind::Secret),
+                ("", "configmaps") => return ask.reads(Kind::ConfigMap),
+                ("", "serviceaccounts") => return ask.service_account(),
+                ("", "nodes") => return own_node(node, request),
+                ("", "pods") => return pods(objects, node, request),
+                ("coordination.k8s.io", "leases") => return lease(node, request),
+                _ => {}
+            }
+        }
+        if self.rules.iter().any(|rule| rule.allows(request)) { Decision::allow("") } else { Decision::refuse("") }
+    }
+}
+
+/// What a pod can name in its namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Secret,
+    ConfigMap,
+    ServiceAccount,
+}
+
+struct Ask<'a> {
+    objects: &'a dyn Objects,
+    graph: &'a Mutex<Graph>,
+    node: &'a str,
+    request: &'a Attributes<'a>,
+}
+
+impl Ask<'_> {
+    fn reads(&self, kind: Kind) -> Decision {
+        let request = self.request;
+        if !matches!(request.verb, "get" | "list" | "watch") {
+            return Decision::refuse("can only read resources of this type");
+        }
+        if !request.subresource.is_empty() {
+            return Decision::refuse("cannot read subresource");
+        }
+        if request.namespace.is_empty() {
+            return Decision::refuse("can only read namespaced object of this type");
+        }
+        if request.name.is_empty() {
+            return Decision::refuse("No Object name found");
+        }
+        self.related(kind)
+    }
+
+    fn service_account(&self) -> Decision {
+        let request = self.request;
+        if request.verb == "get" && request.subresource.is_empty() {
+            return self.reads(Kind::ServiceAccount);
+        }
+        if request.verb != "create" || request.name.is_empty() {
+            return Decision::refuse("can only create tokens for individual service accounts");
+        }
+        if request.subresource != "token" {
+            return Decision::refuse("can only create token subresource of serviceaccount");
+        }
+        self.related(Kind::ServiceAccount)
+    }
+
+    fn related(&self, kind: Kind) -> Decision {
+        let mut graph = self.graph.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = (kind, self.request.name.to_owned());
+        if graph.any_names(self.objects, self.node, self.request.namespace, &wanted) {
+            Decision::allow("")
+        } else {
+            unrelated(self.node)
+        }
+    }
+}
+
+/// What the pods of a node name, by node and namespace.
+#[derive(Debug, Default)]
+struct Graph {
+    pods: HashMap<(String, String), HashMap<String, Named>>,
+}
+
+/// What one pod names, at one resourceVersion.
+#[derive(Debug)]
+struct Named {
+    version: u64,
+    names: BTreeSet<(Kind, String)>,
+}
+
+impl Graph {
+    /// Whether a pod of the node in the namespace names the object, as of now.
+    fn any_names(&mut self, objects: &dyn Objects, node: &str, namespace: &str, wanted: &(Kind, String)) -> bool {
+        let key = (node.to_owned(), namespace.to_owned());
+        let mut pods = self.pods.remove(&key).unwrap_or_default();
+        let mut changed: Vec<(String, u64)> = Vec::new();
+        let mut seen = 0;
+        objects.each("", "pods", Some(namespace), Some(("spec.nodeName", node)), &mut |_, name, version| {
+            seen += 1;
+            if pods.get(name).is_none_or(|pod| pod.version != version) {
+                changed.push((name.to_owned(), version));
+            }
+        });
+        for (name, version) in changed {
+            let pod = objects.get("", "pods", namespace, &name);
+            let names = pod.map(|pod| names_of(&pod)).unwrap_or_default();
+            pods.insert(name, Named { version, names });
+        }
+        if pods.len() > seen {
+            let mut there = BTreeSet::new();
+            objects.each("", "pods", Some(namespace), Some(("spec.nodeName", node)), &mut |_, name, _| {
+                there.insert(name.to_owned());
+            });
+            pods.retain(|name, _| there.contains(name));
+        }
+        let any = pods.values().any(|pod| pod.names.contains(wanted));
+        // Nothing is kept for a namespace without such pods: a node could ask for any number of them.
+        if !pods.is_empty() {
+            self.pods.insert(key, pods);
+        }
+        any
+    }
+}
+
+fn lease(node: &str, request: &Attributes<'_>) -> Decision {
+    if !matches!(request.verb, "get" | "create" | "update" | "patch" | "delete") {
+        return Decision::refuse("can only get, create, update, patch, or delete a node lease");
+    }
+    if request.namespace != LEASE_NAMESPACE {
+        return Decision::refuse(format!("can only access leases in the {LEASE_NAMESPACE:?} system namespace"));
+    }
+    if request.verb != "create" && request.name != node {
+        return Decision::refuse("can only access node lease with the same name as the requesting node");
+    }
+    Decision::allow("")
+}
+
+fn own_node(node: &str, request: &Attributes<'_>) -> Decision {
+    match (request.subresource, request.verb) {
+        ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Decision::allow(""),
+        ("", "get" | "list" | "watch") => match request.name {
+            name if name == node => Decision::allow(""),
+            "" => Decision::refuse(format!("node '{node}' cannot read all nodes, only its own Node object")),
+            name => Decision::refuse(format!("node '{node}' cannot read '{name}', only its own Node object")),
+        },
+        _ => Decision::refuse(""),
+    }
+}
+
+fn pods(objects: &dyn Objects, node: &str, request: &Attributes<'_>) -> Decision {
+    let bound = || {
+        if request.name.is_empty() {
+            return Decision::refuse("No Object name found");
+        }
+        let pod = objects.get("", "pods", request.namespace, request.name);
+        if pod.is_some_and(|pod| on_node(&pod, node)) { Decision::allow("") } else { unrelated(node) }
+    };
+    match (request.subresource, request.verb) {
+        ("", "get") => bound(),
+        ("", "list" | "watch") => {
+            if request.fields.iter().any(|(field, value)| field == "spec.nodeName" && value == node) {
+                return Decision::allow("");
+            }
+            if request.name.is_empty() {
+                return Decision::refuse("can only list/watch pods with spec.nodeName field selector");
+            }
+            bound()
+        }
+        ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => Decision::allow(""),
+        _ => Decision::refuse(""),
+    }
+}
+
+fn unrelated(node: &str) -> Decision {
+    Decision::refuse(format!("no relationship found between node '{node}' and this object"))
+}
+
+fn on_node(pod: &Value, node: &str) -> bool {
+    pod["spec"]["nodeName"].as_str() == Some(node)
+}
+
+/// What a pod names. A mirror pod names nothing: the API server must not trust a node's word.
+fn names_of(pod: &Value) -> BTreeSet<(Kind, String)> {
+    let mut names = BTreeSet::new();
+    if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
+        return names;
+    }
+    let mut add = |kind: Kind, name: &Value| {
+        if let Some(name) = name.as_str().filter(|name| !name.is_empty()) {
+            names.insert((kind, name.to_owned()));
+        }
+    };
+    fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
+        value[field].as_array().into_iter().flatten()
+    }
+    let spec = &pod["spec"];
+    add(Kind::ServiceAccount, &spec["serviceAccountName"]);
+    items(spec, "imagePullSecrets").for_each(|secret| add(Kind::Secret, &secret["name"]));
+    for volume in items(spec, "volumes") {
+        add(Kind::Secret, &volume["secret"]["secretName"]);
+        add(Kind::ConfigMap, &volume["configMap"]["name"]);
+        for source in items(&volume["projected"], "sources") {
+            add(Kind::Secret, &source["secret"]["name"]);
+            add(Kind::ConfigMap, &source["configMap"]["name"]);
+        }
+        // Drivers and storage plugins of a pod's volumes with a secret of their own.
+        for source in volume.as_object().into_iter().flat_map(serde_json::Map::values) {
+            add(Kind::Secret, &source["secretRef"]["name"]);
+            add(Kind::Secret, &source["nodePublishSecretRef"]["name"]);
+        }
+    }
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in items(spec, list) {
+            for source in items(container, "envFrom") {
+                add(Kind::Secret, &source["secretRef"]["name"]);
+                add(Kind::ConfigMap, &source["configMapRef"]["name"]);
+            }
+            for env in items(container, "env") {
+                add(Kind::Secret, &env["valueFrom"]["secretKeyRef"]["name"]);
+                add(Kind::ConfigMap, &env["valueFrom"]["configMapKeyRef"]["name"]);
+            }
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::NODES;
+    use apiserver_resources::objects::memory::Map;
+    use serde_json::json;
+
+    #[test]
+    fn a_kubelet_reaches_what_its_pods_name() {
+        let (map, authorizer) = (Map::default(), NodeAuthorizer::new(Vec::new()));
+        map.put("", "pods", json!({
+            "metadata": {"namespace": "ns", "name": "a"},
+            "spec": {
+                "nodeName": "n1", "serviceAccountName": "robot", "imagePullSecrets": [{"name": "pull"}],
+                "volumes": [
+                    {"name": "v", "secret": {"secretName": "s1"}},
+                    {"name": "p", "projected": {"sources": [{"configMap": {"name": "c1"}}, {"secret": {"name": "s2"}}]}},
+                ],
+                "containers": [{
+                    "env": [{"name": "E", "valueFrom": {"configMapKeyRef": {"name": "c2", "key": "k"}}}],
+                    "envFrom": [{"secretRef": {"name": "s3"}}],
+                }],
+            },
+        }));
+        let ask = |node: &str, verb: &str, group: &str, resource: &str, sub: &str, namespace: &str, name: &str| {
+            let user =
+                UserInfo { name: format!("system:node:{node}"), groups: vec![NODES.into()], ..UserInfo::default() };
+            let request = Attributes {
+                verb,
+                group,
+                resource,
+                subresource: sub,
+                namespace,
+                name,
+                is_resource: true,
+                ..Attributes::default()
+            };
+            authorizer.authorize(&map, &user, &request)
+        };
+        for (resource, name) in [
+            ("secrets", "s1"),
+            ("secrets", "s2"),
+            ("secrets", "s3"),
+            ("secrets", "pull"),
+            ("configmaps", "c1"),
+            ("configmaps", "c2"),
+            ("serviceaccounts", "robot"),
+            ("pods", "a"),
+        ] {
+            assert!(ask("n1", "get", "", resource, "", "ns", name).allowed, "{resource}/{name}");
+            let refused = ask("n2", "get", "", resource, "", "ns", name);
+            assert_eq!(refused.reason, "no relationship found between node 'n2' and this object", "{resource}/{name}");
+        }
+        assert!(!ask("n1", "get", "", "secrets", "", "ns", "other").allowed);
+        assert!(!ask("n1", "update", "", "secrets", "", "ns", "s1").allowed);
+        assert!(!ask("n1", "list", "", "secrets", "", "ns", "").allowed);
+        assert!(ask("n1", "create", "", "serviceaccounts", "token", "ns", "robot").allowed);
+        assert!(!ask("n1", "create", "", "serviceaccounts", "token", "ns", "default").allowed);
+        assert!(ask("n1", "update", "coordination.k8s.io", "leases", "", LEASE_NAMESPACE, "n1").allowed);
+        assert!(!ask("n1", "update", "coordination.k8s.io", "leases", "", LEASE_NAMESPACE, "n2").allowed);
+        assert!(!ask("n1", "update", "coordination.k8s.io", "leases", "", "ns", "n1").allowed);
+        assert!(ask("n1", "get", "", "nodes", "", "", "n1").allowed);
+        assert_eq!(
+            ask("n1", "get", "", "nodes", "", "", "n2").reason,
+            "node 'n1' cannot read 'n2', only its own Node object"
+        );
+
+        map.remove("", "pods", "ns", "a");
+        map.put(
+            "",
+            "pods",
+            json!({"metadata": {"namespace": "ns", "name": "b"},
+            "spec": {"nodeName": "n1", "volumes": [{"name": "v", "secret": {"secretName": "s4"}}]}}),
+        );
+        assert!(ask("n1", "get", "", "secrets", "", "ns", "s4").allowed);
+        assert!(!ask("n1", "get", "", "secrets", "", "ns", "s1").allowed, "its pod has gone");
+    }
+}

@@ -1,0 +1,365 @@
+//! RBAC: bindings and roles as an index that answers "which rules has this user here" without walking all of them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use serde_json::Value;
+
+use super::rules::Rule;
+use super::{Attributes, Decision, RBAC_GROUP, UserInfo, service_account_user};
+use apiserver_resources::objects::Objects;
+
+/// The kinds that the index is made of.
+const KINDS: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
+
+/// Grants by Roles and ClusterRoles; rebuilt when one of the four kinds changed.
+pub struct Rbac {
+    index: ArcSwap<Index>,
+    read: Mutex<Read>,
+}
+
+impl std::fmt::Debug for Rbac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Rbac(…)")
+    }
+}
+
+impl Default for Rbac {
+    fn default() -> Self {
+        Self { index: ArcSwap::from_pointee(Index::default()), read: Mutex::default() }
+    }
+}
+
+/// All rules of a user in a namespace (empty: cluster-wide only), and which roles could not be found.
+#[derive(Debug, Default)]
+pub struct Granted {
+    /// Cluster-wide ones first.
+    pub rules: Vec<Rule>,
+    /// One sentence for each binding to a missing role.
+    pub errors: Vec<String>,
+}
+
+/// `[a, b]`, or `a` alone, each sentence once: how upstream shows several errors as one.
+#[must_use]
+pub fn aggregate(errors: &[String]) -> String {
+    let mut seen = BTreeSet::new();
+    let unique: Vec<&str> = errors.iter().map(String::as_str).filter(|e| seen.insert(*e)).collect();
+    match unique.as_slice() {
+        [one] => (*one).to_owned(),
+        many => format!("[{}]", many.join(", ")),
+    }
+}
+
+impl Rbac {
+    /// Whether a rule allows the request; as upstream, the first that does names its binding.
+    #[must_use]
+    pub fn authorize(&self, objects: &dyn Objects, user: &UserInfo, request: &Attributes<'_>) -> Decision {
+        let index = self.current(objects);
+        let mut errors = Vec::new();
+        for binding in index.bindings(user, request.namespace) {
+            match &binding.rules {
+                Ok(rules) if rules.iter().any(|rule| rule.allows(request)) => {
+                    return Decision::allow(format!("RBAC: allowed by {}", binding.describe(user)));
+                }
+                Ok(_) => {}
+                Err(error) => errors.push(error.clone()),
+            }
+        }
+        if errors.is_empty() { Decision::refuse("") } else { Decision::refuse(format!("RBAC: {}", aggregate(&errors))) }
+    }
+
+    /// All that a user is granted.
+    #[must_use]
+    pub fn rules_for(&self, objects: &dyn Objects, user: &UserInfo, namespace: &str) -> Granted {
+        let index = self.current(objects);
+        let mut granted = Granted::default();
+        for binding in index.bindings(user, namespace) {
+            match &binding.rules {
+                Ok(rules) => granted.rules.extend(rules.iter().cloned()),
+                Err(error) => granted.errors.push(error.clone()),
+            }
+        }
+        granted
+    }
+
+    fn current(&self, objects: &dyn Objects) -> Arc<Index> {
+        let revisions = KINDS.map(|plural| objects.revision(RBAC_GROUP, plural));
+        let index = self.index.load_full();
+        if index.revisions == Some(revisions) {
+            return index;
+        }
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another request may have built it while this one waited.
+        let index = self.index.load_full();
+        if index.revisions == Some(revisions) {
+            return index;
+        }
+        // Revisions first: what changes while the lists are read moves them, and the next request builds again.
+        let index = Arc::new(Index::build(revisions, objects, &mut read));
+        self.index.store(index.clone());
+        index
+    }
+}
+
+/// What was read out of each object at a resourceVersion: a change of one makes none of the others be read again.
+#[derive(Default)]
+struct Read {
+    roles: Known<Arc<[Rule]>>,
+    bindings: Known<Arc<Bound>>,
+}
+
+/// By plural, namespace and name.
+type Known<T> = HashMap<(&'static str, String, String), (u64, T)>;
+
+/// Brings `known` up to the objects of a kind; visits them in key order.
+fn refresh<T: Clone>(
+    known: &mut Known<T>,
+    objects: &dyn Objects,
+    plural: &'static str,
+    read: impl Fn(&Value) -> T,
+    mut visit: impl FnMut(&str, &str, &T),
+) {
+    let mut there = Vec::new();
+    objects.each(RBAC_GROUP, plural, None, None, &mut |namespace, name, version| {
+        there.push(((plural, namespace.to_owned(), name.to_owned()), version));
+    });
+    let mut next = Known::with_capacity(there.len());
+    for (key, version) in there {
+        let value = match known.remove(&key) {
+            Some((known, value)) if known == version => value,
+            _ => match objects.get(RBAC_GROUP, plural, &key.1, &key.2) {
+                Some(object) => read(&object),
+                // Deleted a moment ago: the revision has moved, and the next request builds again.
+                None => continue,
+            },
+        };
+        visit(&key.1, &key.2, &value);
+        next.insert(key, (version, value));
+    }
+    known.retain(|(other, ..), _| *other != plural);
+    known.extend(next);
+}
+
+#[derive(Default)]
+struct Index {
+    revisions: Option<[u64; 4]>,
+    cluster: Bindings,
+    namespaces: HashMap<String, Bindings>,
+}
+
+#[derive(Default)]
+struct Bindings {
+    list: Vec<Binding>,
+    users: HashMap<String, Vec<usize>>,
+    groups: HashMap<String, Vec<usize>>,
+}
+
+/// What a binding says.
+struct Bound {
+    /// `RoleBinding "b/ns" of Role "r"`.
+    title: String,
+    subjects: Vec<Subject>,
+    role: (String, String),
+}
+
+/// A binding with its role's rules, or the sentence that says which role is missing.
+struct Binding {
+    bound: Arc<Bound>,
+    rules: Result<Arc<[Rule]>, String>,
+}
+
+struct Subject {
+    title: String,
+    is: Who,
+}
+
+enum Who {
+    User(String),
+    Group(String),
+}
+
+impl Binding {
+    fn describe(&self, user: &UserInfo) -> String {
+        let subject = self.bound.subjects.iter().find(|subject| match &subject.is {
+            Who::User(name) => *name == user.name,
+            Who::Group(name) => user.is_in(name),
+        });
+        format!("{} to {}", self.bound.title, subject.map(|s| s.title.as_str()).unwrap_or_default())
+    }
+}
+
+impl Index {
+    fn build(revisions: [u64; 4], objects: &dyn Objects, read: &mut Read) -> Self {
+        let mut roles: HashMap<(String, String), Arc<[Rule]>> = HashMap::new();
+        for plural in ["clusterroles", "roles"] {
+            let rules = |role: &Value| Rule::parse_all(role).into();
+            refresh(&mut read.roles, objects, plural, rules, |namespace, name, rules: &Arc<[Rule]>| {
+                roles.insert((namespace.to_owned(), name.to_owned()), rules.clone());
+            });
+        }
+        let mut index = Self { revisions: Some(revisions), ..Self::default() };
+        for plural in ["clusterrolebindings", "rolebindings"] {
+            let bound = |binding: &Value| Arc::new(read_binding(binding));
+            refresh(&mut read.bindings, objects, plural, bound, |namespace, _, bound: &Arc<Bound>| {
+                let (kind, name) = &bound.role;
+                let home = if kind == "Role" { namespace } else { "" };
+                let rules = roles.get(&(home.to_owned(), name.clone())).cloned();
+                let rules = rules.ok_or_else(|| missing_role(kind, name));
+                let binding = Binding { bound: bound.clone(), rules };
+                if namespace.is_empty() {
+                    index.cluster.add(binding);
+                } else {
+                    index.namespaces.entry(namespace.to_owned()).or_default().add(binding);
+                }
+            });
+        }
+        index
+    }
+
+    fn bindings<'a>(&'a self, user: &'a UserInfo, namespace: &str) -> impl Iterator<Item = &'a Binding> {
+        let local = if namespace.is_empty() { None } else { self.namespaces.get(namespace) };
+        self.cluster.of(user).chain(local.into_iter().flat_map(|bindings| bindings.of(user)))
+    }
+}
+
+impl Bindings {
+    fn add(&mut self, binding: Binding) {
+        let at = self.list.len();
+        for subject in &binding.bound.subjects {
+            let (map, name) = match &subject.is {
+                Who::User(name) => (&mut self.users, name),
+                Who::Group(name) => (&mut self.groups, name),
+            };
+            let list = map.entry(name.clone()).or_default();
+            if list.last() != Some(&at) {
+                list.push(at);
+            }
+        }
+        self.list.push(binding);
+    }
+
+    /// The bindings that name the user or one of its groups, in order, each once.
+    fn of(&self, user: &UserInfo) -> impl Iterator<Item = &Binding> {
+        let mut found: Vec<usize> = self.users.get(&user.name).into_iter().flatten().copied().collect();
+        for group in &user.groups {
+            found.extend(self.groups.get(group).into_iter().flatten());
+        }
+        found.sort_unstable();
+        found.dedup();
+        found.into_iter().filter_map(|at| self.list.get(at))
+    }
+}
+
+fn read_binding(binding: &Value) -> Bound {
+    let (namespace, name) = (text(&binding["metadata"]["namespace"]), text(&binding["metadata"]["name"]));
+    let role = (text(&binding["roleRef"]["kind"]), text(&binding["roleRef"]["name"]));
+    let (role_kind, role_name) = (&role.0, &role.1);
+    let title = if namespace.is_empty() {
+        format!("ClusterRoleBinding {name:?} of {role_kind} {role_name:?}")
+    } else {
+        format!("RoleBinding {:?} of {role_kind} {role_name:?}", format!("{name}/{namespace}"))
+    };
+    let subjects = binding["subjects"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let subjects = subjects.iter().filter_map(|subject| read_subject(subject, &namespace)).collect();
+    Bound { title, subjects, role }
+}
+
+/// How a binding to a role that isn't there shows in reasons.
+fn missing_role(kind: &str, name: &str) -> String {
+    match kind {
+        "Role" => format!("role.{RBAC_GROUP} {name:?} not found"),
+        "ClusterRole" => format!("clusterrole.{RBAC_GROUP} {name:?} not found"),
+        other => format!("unsupported role reference kind: {other:?}"),
+    }
+}
+
+fn read_subject(subject: &Value, namespace: &str) -> Option<Subject> {
+    let name = text(&subject["name"]);
+    match subject["kind"].as_str()? {
+        "User" => Some(Subject { title: format!("User {name:?}"), is: Who::User(name) }),
+        "Group" => Some(Subject { title: format!("Group {name:?}"), is: Who::Group(name) }),
+        "ServiceAccount" => {
+            let home = subject["namespace"].as_str().filter(|n| !n.is_empty()).unwrap_or(namespace);
+            let title = format!("ServiceAccount {:?}", format!("{name}/{home}"));
+            (!home.is_empty()).then(|| Subject { title, is: Who::User(service_account_user(home, &name)) })
+        }
+        _ => None,
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use apiserver_resources::objects::memory::Map;
+    use serde_json::json;
+
+    fn role(namespace: &str, name: &str, verb: &str) -> Value {
+        let mut role = json!({
+            "metadata": {"name": name},
+            "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": [verb]}],
+        });
+        if !namespace.is_empty() {
+            role["metadata"]["namespace"] = namespace.into();
+        }
+        role
+    }
+
+    fn binding(namespace: &str, name: &str, kind: &str, role: &str, subjects: &Value) -> Value {
+        let mut binding = json!({
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": RBAC_GROUP, "kind": kind, "name": role},
+            "subjects": subjects,
+        });
+        if !namespace.is_empty() {
+            binding["metadata"]["namespace"] = namespace.into();
+        }
+        binding
+    }
+
+    fn ask(rbac: &Rbac, map: &Map, user: &str, groups: &[&str], verb: &str, namespace: &str) -> Decision {
+        let user = UserInfo {
+            name: user.into(),
+            groups: groups.iter().map(ToString::to_string).collect(),
+            ..UserInfo::default()
+        };
+        let request = Attributes { verb, resource: "pods", namespace, is_resource: true, ..Attributes::default() };
+        rbac.authorize(map, &user, &request)
+    }
+
+    #[test]
+    fn grants_follow_their_objects() {
+        let (map, rbac) = (Map::default(), Rbac::default());
+        map.put(RBAC_GROUP, "roles", role("ns", "r", "list"));
+        map.put(RBAC_GROUP, "clusterroles", role("", "c", "get"));
+        map.put(RBAC_GROUP, "rolebindings", binding("ns", "b", "Role", "r", &json!([{"kind": "User", "name": "jo"}])));
+        let sa =
+            json!([{"kind": "ServiceAccount", "name": "default", "namespace": "ns"}, {"kind": "Group", "name": "ops"}]);
+        map.put(RBAC_GROUP, "clusterrolebindings", binding("", "cb", "ClusterRole", "c", &sa));
+
+        assert_eq!(
+            ask(&rbac, &map, "jo", &[], "list", "ns"),
+            Decision::allow(r#"RBAC: allowed by RoleBinding "b/ns" of Role "r" to User "jo""#)
+        );
+        assert_eq!(ask(&rbac, &map, "jo", &[], "list", "other"), Decision::refuse(""));
+        assert_eq!(ask(&rbac, &map, "jo", &[], "list", ""), Decision::refuse(""));
+        assert_eq!(
+            ask(&rbac, &map, "system:serviceaccount:ns:default", &[], "get", "any").reason,
+            r#"RBAC: allowed by ClusterRoleBinding "cb" of ClusterRole "c" to ServiceAccount "default/ns""#
+        );
+        assert!(ask(&rbac, &map, "al", &["ops"], "get", "").allowed);
+
+        map.remove(RBAC_GROUP, "roles", "ns", "r");
+        assert_eq!(
+            ask(&rbac, &map, "jo", &[], "list", "ns"),
+            Decision::refuse(r#"RBAC: role.rbac.authorization.k8s.io "r" not found"#)
+        );
+        map.put(RBAC_GROUP, "roles", role("ns", "r", "watch"));
+        assert!(!ask(&rbac, &map, "jo", &[], "list", "ns").allowed);
+        assert!(ask(&rbac, &map, "jo", &[], "watch", "ns").allowed);
+    }
+}

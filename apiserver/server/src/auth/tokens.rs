@@ -1,0 +1,550 @@
+//! Service account tokens: `serviceaccounts/NAME/token` makes them, and every use checks against the live objects what
+//! they are bound to.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use machinery_api::error::{ApiError, ApiResult, Cause, Named};
+use machinery_api::names::TOKEN_ISSUER;
+use machinery_env::Env;
+use serde_json::{Map, Value, json};
+
+use super::jwt::SigningKey;
+use super::{
+    CREDENTIAL_ID, NODE_NAME, NODE_UID, POD_NAME, POD_UID, UserInfo, parse_service_account, service_account_groups,
+    service_account_user,
+};
+use apiserver_resources::objects::Objects;
+
+/// What a request without `expirationSeconds` gets.
+const EXPIRATION_DEFAULT_SECONDS: i64 = 3600;
+/// The shortest that can be asked for.
+const EXPIRATION_MIN_SECONDS: i64 = 600;
+/// The longest that can be asked for.
+const EXPIRATION_MAX_SECONDS: i64 = 1 << 32;
+/// What the injected volume asks for: tokens of pods with exactly this lifetime live a year and only count as stale
+/// after it, for clients that read their token once.
+const EXPIRATION_WARN_SECONDS: i64 = 3607;
+/// See [`EXPIRATION_WARN_SECONDS`].
+const EXPIRATION_EXTENDED_SECONDS: i64 = 365 * 24 * 3600;
+/// Clocks of clients and of a former run of ours may differ by this; deleted objects' tokens die this much later.
+const LEEWAY: Duration = Duration::from_mins(1);
+/// The issuer in tokens of Secrets of type `kubernetes.io/service-account-token`.
+const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+const LEGACY_CLAIM: &str = "kubernetes.io/serviceaccount/";
+/// A Secret with this label holds a token that doesn't count any more.
+const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
+
+/// Answers a TokenRequest for a service account.
+pub fn request(
+    key: &SigningKey,
+    env: &Env,
+    objects: &dyn Objects,
+    namespace: &str,
+    name: &str,
+    body: &Value,
+) -> ApiResult<Value> {
+    let kind = || Named::new("authentication.k8s.io", "TokenRequest");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let metadata = &body["metadata"];
+    let body_namespace = text(&metadata["namespace"]);
+    if !body_namespace.is_empty() && body_namespace != namespace {
+        return Err(ApiError::BadRequest(
+            "the namespace of the provided object does not match the namespace sent on the request".into(),
+        ));
+    }
+    let body_name = text(&metadata["name"]);
+    if !body_name.is_empty() && body_name != name {
+        let message = format!("Invalid value: {body_name:?}: must match the service account name if specified");
+        return Err(ApiError::Invalid(kind(), name.into(), vec![cause("FieldValueInvalid", "metadata.name", message)]));
+    }
+    let account = objects
+        .get("", "serviceaccounts", namespace, name)
+        .ok_or_else(|| ApiError::NotFound(Named::new("", "serviceaccounts"), name.into()))?;
+    let account_uid = text(&account["metadata"]["uid"]);
+    let body_uid = text(&metadata["uid"]);
+    if !body_uid.is_empty() && body_uid != account_uid {
+        let why = format!(
+            "the UID in the token request ({body_uid}) does not match the UID of the service account ({account_uid})"
+        );
+        return Err(ApiError::Conflict(kind(), name.into(), why));
+    }
+    let spec = &body["spec"];
+    let seconds = spec["expirationSeconds"].as_i64().unwrap_or(EXPIRATION_DEFAULT_SECONDS);
+    if let Some(why) = match seconds {
+        ..EXPIRATION_MIN_SECONDS => Some("may not specify a duration less than 10 minutes"),
+        s if s > EXPIRATION_MAX_SECONDS => Some("may not specify a duration larger than 2^32 seconds"),
+        _ => None,
+    } {
+        let message = format!("Invalid value: {seconds}: {why}");
+        let cause = cause("FieldValueInvalid", "spec.expirationSeconds", message);
+        return Err(ApiError::Invalid(kind(), String::new(), vec![cause]));
+    }
+    let audiences: Vec<String> = spec["audiences"].as_array().into_iter().flatten().map(text).collect();
+    let audiences = if audiences.is_empty() { vec![TOKEN_ISSUER.to_owned()] } else { audiences };
+    let bound = Bound::resolve(objects, namespace, name, &spec["boundObjectRef"])?;
+
+    let now = env.now();
+    let stale = matches!(bound, Bound::Pod(..))
+        && seconds == EXPIRATION_WARN_SECONDS
+        && audiences.iter().all(|audience| audience == TOKEN_ISSUER);
+    let lifetime = if stale { EXPIRATION_EXTENDED_SECONDS } else { seconds };
+    let mut about = json!({
+        "namespace": namespace,
+        "serviceaccount": {"name": name, "uid": account_uid},
+    });
+    bound.write(&mut about);
+    if stale {
+        about["warnafter"] = (now.as_second() + seconds).into();
+    }
+    let claims = json!({
+        "aud": audiences,
+        "exp": now.as_second() + lifetime,
+        "iat": now.as_second(),
+        "iss": TOKEN_ISSUER,
+        "jti": env.uid(),
+        "kubernetes.io": about,
+        "nbf": now.as_second(),
+        "sub": service_account_user(namespace, name),
+    });
+    let token = key.sign(&claims).map_err(|error| ApiError::Internal(format!("failed to generate token: {error}")))?;
+
+    let mut metadata = metadata.as_object().cloned().unwrap_or_default();
+    metadata.retain(|_, value| !value.is_null());
+    metadata.insert("name".into(), name.into());
+    metadata.insert("namespace".into(), namespace.into());
+    metadata.insert("uid".into(), account_uid.into());
+    metadata.insert("creationTimestamp".into(), rfc3339(now.as_second()).into());
+    let reference = match &spec["boundObjectRef"] {
+        Value::Object(reference) => {
+            let kept = reference.iter().filter(|(_, v)| v.as_str().is_some_and(|v| !v.is_empty()));
+            Value::Object(kept.map(|(k, v)| (k.clone(), v.clone())).collect())
+        }
+        _ => Value::Null,
+    };
+    Ok(json!({
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenRequest",
+        "metadata": metadata,
+        "spec": {"audiences": audiences, "boundObjectRef": reference, "expirationSeconds": seconds},
+        "status": {"expirationTimestamp": rfc3339(now.as_second() + seconds), "token": token},
+    }))
+}
+
+/// What a token dies with.
+enum Bound {
+    Nothing,
+    /// The pod, and its node's name and uid.
+    Pod(Reference, Option<(String, String)>),
+    Secret(Reference),
+    Node(Reference),
+}
+
+/// A name and a uid.
+struct Reference {
+    name: String,
+    uid: String,
+}
+
+impl Reference {
+    fn of(object: &Value) -> Self {
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+        Self { name: text("name"), uid: text("uid") }
+    }
+
+    fn claim(&self) -> Value {
+        json!({"name": self.name, "uid": self.uid})
+    }
+}
+
+impl Bound {
+    fn resolve(objects: &dyn Objects, namespace: &str, account: &str, reference: &Value) -> ApiResult<Self> {
+        if !reference.is_object() {
+            return Ok(Self::Nothing);
+        }
+        let text = |field: &str| reference[field].as_str().unwrap_or_default();
+        let (api_version, kind, name, uid) = (text("apiVersion"), text("kind"), text("name"), text("uid"));
+        let (group, version) = match api_version.split_once('/') {
+            _ if api_version.matches('/').count() > 1 => ("", ""),
+            Some((group, version)) => (group, version),
+            None => ("", api_version),
+        };
+        let find = |plural: &str, namespace: &str| {
+            if name.is_empty() {
+                return Err(ApiError::BadRequest("Name parameter required.".into()));
+            }
+            objects
+                .get("", plural, namespace, name)
+                .ok_or_else(|| ApiError::NotFound(Named::new("", plural), name.to_owned()))
+        };
+        let (bound, found_uid) = match (group, kind) {
+            ("", "Pod") => {
+                let pod = find("pods", namespace)?;
+                if pod["spec"]["serviceAccountName"].as_str() != Some(account) {
+                    return Err(ApiError::BadRequest(format!(
+                        "cannot bind token for serviceaccount {account:?} to pod running with different serviceaccount \
+                         name."
+                    )));
+                }
+                let node = pod["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()).map(|node| {
+                    let uid = objects.get("", "nodes", "", node);
+                    let uid = uid.as_deref().and_then(|n| n["metadata"]["uid"].as_str()).unwrap_or_default();
+                    (node.to_owned(), uid.to_owned())
+                });
+                let pod = Reference::of(&pod);
+                let uid = pod.uid.clone();
+                (Self::Pod(pod, node), uid)
+            }
+            ("", "Node") => {
+                let node = Reference::of(&*find("nodes", "")?);
+                let uid = node.uid.clone();
+                (Self::Node(node), uid)
+            }
+            ("", "Secret") => {
+                let secret = Reference::of(&*find("secrets", namespace)?);
+                let uid = secret.uid.clone();
+                (Self::Secret(secret), uid)
+            }
+            _ => {
+                return Err(ApiError::BadRequest(format!(
+                    "cannot bind token to object of type {group}/{version}, Kind={kind}"
+                )));
+            }
+        };
+        if !uid.is_empty() && uid != found_uid {
+            return Err(ApiError::Conflict(
+                Named::new(group, kind),
+                name.into(),
+                format!(
+                    "the UID in the bound object reference ({uid}) does not match the UID in record. The object might \
+                     have been deleted and then recreated"
+                ),
+            ));
+        }
+        Ok(bound)
+    }
+
+    fn write(&self, about: &mut Value) {
+        match self {
+            Self::Nothing => {}
+            Self::Pod(pod, node) => {
+                about["pod"] = pod.claim();
+                if let Some((name, uid)) = node {
+                    let mut claim = Map::from_iter([("name".to_owned(), json!(name))]);
+                    if !uid.is_empty() {
+                        claim.insert("uid".into(), json!(uid));
+                    }
+                    about["node"] = claim.into();
+                }
+            }
+            Self::Secret(secret) => about["secret"] = secret.claim(),
+            Self::Node(node) => about["node"] = node.claim(),
+        }
+    }
+}
+
+/// A token that holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Whose it is, without `system:authenticated`.
+    pub user: UserInfo,
+    /// Which of the audiences that were asked for it is meant for.
+    pub audiences: Vec<String>,
+}
+
+/// The service account of a token that is in time, for one of the audiences, and whose objects are still there; else why
+/// not. `claims` are the token's, whose signature was checked (`None`: it isn't ours).
+pub(super) fn authenticate(
+    claims: Option<&Value>,
+    objects: &dyn Objects,
+    now: Timestamp,
+    token: &str,
+    audiences: &[String],
+) -> Result<Known, String> {
+    let claims = claims.ok_or("invalid bearer token")?;
+    let legacy = match claims["iss"].as_str() {
+        Some(TOKEN_ISSUER) => false,
+        Some(LEGACY_ISSUER) => true,
+        _ => return Err("invalid bearer token".into()),
+    };
+    let mut token_audiences: Vec<String> = match &claims["aud"] {
+        Value::String(one) => vec![one.clone()],
+        Value::Array(many) => many.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    };
+    if token_audiences.is_empty() {
+        token_audiences.push(TOKEN_ISSUER.to_owned());
+    }
+    let meant: Vec<String> = token_audiences.iter().filter(|a| audiences.contains(a)).cloned().collect();
+    if meant.is_empty() {
+        return Err(format!(
+            "token audiences {} is invalid for the target audiences {}",
+            super::rules::quoted_list(&token_audiences),
+            super::rules::quoted_list(audiences)
+        ));
+    }
+    let user = if legacy { legacy_user(objects, token, claims)? } else { bound_user(objects, now, claims)? };
+    Ok(Known { user, audiences: meant })
+}
+
+fn bound_user(objects: &dyn Objects, now: Timestamp, claims: &Value) -> Result<UserInfo, String> {
+    let leeway = LEEWAY.as_secs().cast_signed();
+    let at = |claim: &str| claims[claim].as_i64();
+    // A token without an end is none of ours.
+    if at("exp").is_none_or(|exp| now.as_second() - leeway > exp) {
+        return Err("service account token has expired".into());
+    }
+    if at("nbf").is_some_and(|nbf| now.as_second() + leeway < nbf) {
+        return Err("service account token is not valid yet".into());
+    }
+    if at("iat").is_some_and(|iat| now.as_second() + leeway < iat) {
+        return Err("service account token is issued in the future".into());
+    }
+    let about = &claims["kubernetes.io"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let namespace = text(&about["namespace"]);
+    let (name, uid) = (text(&about["serviceaccount"]["name"]), text(&about["serviceaccount"]["uid"]));
+    let account = objects
+        .get("", "serviceaccounts", &namespace, &name)
+        .ok_or_else(|| format!("serviceaccounts {name:?} not found"))?;
+    let found = text(&account["metadata"]["uid"]);
+    if found != uid {
+        return Err(format!("service account UID ({found}) does not match claim ({uid})"));
+    }
+    if deleted(&account, now) {
+        return Err(format!("service account {namespace}/{name} has been deleted"));
+    }
+    let bound_to = |what: &str, plural: &str, namespace: &str| -> Result<(String, String), String> {
+        let (name, uid) = (text(&about[what]["name"]), text(&about[what]["uid"]));
+        let invalidated = || "service account token has been invalidated".to_owned();
+        let object = objects.get("", plural, namespace, &name).ok_or_else(invalidated)?;
+        let found = text(&object["metadata"]["uid"]);
+        if found != uid {
+            return Err(format!("{what} UID ({found}) does not match service account {what} ref claim ({uid})"));
+        }
+        if deleted(&object, now) { Err(invalidated()) } else { Ok((name, uid)) }
+    };
+    let mut user = UserInfo {
+        name: service_account_user(&namespace, &name),
+        uid,
+        groups: service_account_groups(&namespace),
+        ..UserInfo::default()
+    };
+    let mut say = |key: &str, value: String| {
+        if !value.is_empty() {
+            user.extra.insert(key.to_owned(), vec![value]);
+        }
+    };
+    if about["secret"].is_object() {
+        bound_to("secret", "secrets", &namespace)?;
+    }
+    if about["pod"].is_object() {
+        let (pod, uid) = bound_to("pod", "pods", &namespace)?;
+        say(POD_NAME, pod);
+        say(POD_UID, uid);
+        say(NODE_NAME, text(&about["node"]["name"]));
+        say(NODE_UID, text(&about["node"]["uid"]));
+    } else if about["node"].is_object() {
+        let (node, uid) = bound_to("node", "nodes", "")?;
+        say(NODE_NAME, node);
+        say(NODE_UID, uid);
+    }
+    let id = text(&claims["jti"]);
+    if !id.is_empty() {
+        say(CREDENTIAL_ID, format!("JTI={id}"));
+    }
+    Ok(user)
+}
+
+/// A token that stands in a Secret.
+fn legacy_user(objects: &dyn Objects, token: &str, claims: &Value) -> Result<UserInfo, String> {
+    use base64::Engine as _;
+    let claim = |name: &str, called: &str| {
+        let value = claims[format!("{LEGACY_CLAIM}{name}")].as_str().unwrap_or_default();
+        if value.is_empty() { Err(format!("{called} claim is missing")) } else { Ok(value.to_owned()) }
+    };
+    let namespace = claim("namespace", "namespace")?;
+    let secret_name = claim("secret.name", "secretName")?;
+    let name = claim("service-account.name", "serviceAccountName")?;
+    let uid = claim("service-account.uid", "serviceAccountUID")?;
+    if parse_service_account(claims["sub"].as_str().unwrap_or_default()) != Some((&namespace, &name)) {
+        return Err("sub claim is invalid".into());
+    }
+    let deleted = |object: &Value| object["metadata"]["deletionTimestamp"].is_string();
+    let secret = objects.get("", "secrets", &namespace, &secret_name).filter(|secret| !deleted(secret));
+    let secret = secret.ok_or("Token has been invalidated")?;
+    let stored = secret["data"]["token"].as_str().unwrap_or_default();
+    let stored = base64::engine::general_purpose::STANDARD.decode(stored).unwrap_or_default();
+    // The signature was checked before, so how long this comparison takes tells nothing.
+    if stored != token.as_bytes() {
+        return Err("Token does not match server's copy".into());
+    }
+    let account = objects
+        .get("", "serviceaccounts", &namespace, &name)
+        .ok_or_else(|| format!("serviceaccounts {name:?} not found"))?;
+    if deleted(&account) {
+        return Err(format!("ServiceAccount {namespace}/{name} has been deleted"));
+    }
+    let found = account["metadata"]["uid"].as_str().unwrap_or_default();
+    if found != uid {
+        return Err(format!("ServiceAccount UID ({found}) does not match claim ({uid})"));
+    }
+    if secret["metadata"]["labels"].get(INVALID_SINCE).is_some() {
+        return Err(format!("the token in secret {namespace}/{secret_name} has been marked invalid"));
+    }
+    Ok(UserInfo {
+        name: service_account_user(&namespace, &name),
+        uid,
+        groups: service_account_groups(&namespace),
+        ..UserInfo::default()
+    })
+}
+
+/// Whether an object's deletion began longer ago than the leeway: until then its last requests may still come.
+fn deleted(object: &Value, now: Timestamp) -> bool {
+    let since = object["metadata"]["deletionTimestamp"].as_str().and_then(|at| at.parse::<Timestamp>().ok());
+    since.is_some_and(|since| now.saturating_sub(LEEWAY).is_ok_and(|limit| since < limit))
+}
+
+fn cause(reason: &str, field: &str, message: String) -> Cause {
+    Cause { reason: reason.into(), message, field: field.into() }
+}
+
+/// Kubernetes' form of a time in seconds; out of range: the last that can be written.
+fn rfc3339(second: i64) -> String {
+    Timestamp::from_second(second).unwrap_or(Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use apiserver_resources::objects::memory::Map as Objects;
+
+    struct World {
+        key: SigningKey,
+        env: Env,
+        clock: std::sync::Arc<machinery_env::ManualClock>,
+        map: Objects,
+    }
+
+    fn object(namespace: &str, name: &str, uid: &str) -> Value {
+        json!({"metadata": {"namespace": namespace, "name": name, "uid": uid}})
+    }
+
+    fn world() -> World {
+        let (env, clock) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
+        let key = SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        let map = Objects::default();
+        map.put("", "serviceaccounts", object("ns", "default", "u1"));
+        map.put("", "serviceaccounts", object("ns", "robot", "u2"));
+        map.put("", "secrets", object("ns", "hold", "u3"));
+        let mut pod = object("ns", "p", "u4");
+        pod["spec"] = json!({"serviceAccountName": "default", "nodeName": "n1"});
+        map.put("", "pods", pod);
+        map.put("", "nodes", json!({"metadata": {"name": "n1", "uid": "u5"}}));
+        World { key, env, clock, map }
+    }
+
+    impl World {
+        fn ask(&self, account: &str, body: &Value) -> ApiResult<Value> {
+            request(&self.key, &self.env, &self.map, "ns", account, body)
+        }
+
+        fn token(&self, body: &Value) -> String {
+            self.ask("default", body).unwrap()["status"]["token"].as_str().unwrap().to_owned()
+        }
+
+        fn known(&self, token: &str, audience: &str) -> Result<Known, String> {
+            authenticate(self.key.verify(token).as_ref(), &self.map, self.env.now(), token, &[audience.to_owned()])
+        }
+    }
+
+    #[test]
+    fn answers_as_upstream() {
+        let world = world();
+        let answer = world.ask("default", &json!({"spec": {"audiences": ["a", "a", ""]}})).unwrap();
+        assert_eq!(
+            answer["metadata"],
+            json!({"creationTimestamp": "2026-01-01T00:00:00Z", "name": "default", "namespace": "ns", "uid": "u1"})
+        );
+        assert_eq!(
+            answer["spec"],
+            json!({"audiences": ["a", "a", ""], "boundObjectRef": null, "expirationSeconds": 3600})
+        );
+        assert_eq!(answer["status"]["expirationTimestamp"], "2026-01-01T01:00:00Z");
+        let refused = |account: &str, body: &Value| world.ask(account, body).unwrap_err().status();
+        let short = refused("default", &json!({"spec": {"expirationSeconds": 599}}));
+        assert_eq!(
+            short.message,
+            "TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: 599: may not \
+             specify a duration less than 10 minutes"
+        );
+        assert_eq!(refused("default", &json!({"spec": {"expirationSeconds": 4_294_967_297_i64}})).code, 422);
+        assert_eq!(refused("none", &json!({})).message, "serviceaccounts \"none\" not found");
+        let bind = |kind: &str, name: &str, uid: &str| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": kind, "name": name, "uid": uid}}});
+        assert_eq!(
+            refused("default", &bind("ConfigMap", "x", "")).message,
+            "cannot bind token to object of type /v1, Kind=ConfigMap"
+        );
+        assert_eq!(
+            refused("robot", &bind("Pod", "p", "")).message,
+            "cannot bind token for serviceaccount \"robot\" to pod running with different serviceaccount name."
+        );
+        assert_eq!(
+            refused("default", &bind("Secret", "hold", "other")).message,
+            "Operation cannot be fulfilled on Secret \"hold\": the UID in the bound object reference (other) does not \
+             match the UID in record. The object might have been deleted and then recreated"
+        );
+        assert_eq!(refused("default", &bind("Secret", "none", "")).message, "secrets \"none\" not found");
+    }
+
+    #[test]
+    fn tokens_live_and_die_with_their_objects() {
+        let world = world();
+        let plain = world.token(&json!({}));
+        let known = world.known(&plain, TOKEN_ISSUER).unwrap();
+        assert_eq!(known.user.name, "system:serviceaccount:ns:default");
+        assert_eq!(known.user.groups, ["system:serviceaccounts", "system:serviceaccounts:ns"]);
+        assert!(known.user.extra[CREDENTIAL_ID][0].starts_with("JTI="));
+        assert!(world.known(&plain, "other").unwrap_err().starts_with("token audiences ["));
+
+        let bind = |kind: &str, name: &str| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": kind, "name": name}}});
+        let by_secret = world.token(&bind("Secret", "hold"));
+        world.known(&by_secret, TOKEN_ISSUER).unwrap();
+        world.map.put("", "secrets", object("ns", "hold", "another"));
+        assert!(world.known(&by_secret, TOKEN_ISSUER).is_err());
+
+        let by_pod = world.token(&bind("Pod", "p"));
+        let extra = world.known(&by_pod, TOKEN_ISSUER).unwrap().user.extra;
+        assert_eq!((extra[POD_NAME][0].as_str(), extra[NODE_UID][0].as_str()), ("p", "u5"));
+        world.map.remove("", "pods", "ns", "p");
+        assert_eq!(world.known(&by_pod, TOKEN_ISSUER).unwrap_err(), "service account token has been invalidated");
+
+        world.clock.advance(Duration::from_secs(3600 + 59));
+        world.known(&plain, TOKEN_ISSUER).unwrap();
+        world.clock.advance(Duration::from_secs(2));
+        assert_eq!(world.known(&plain, TOKEN_ISSUER).unwrap_err(), "service account token has expired");
+        let fresh = world.token(&json!({}));
+        world.map.put("", "serviceaccounts", object("ns", "default", "recreated"));
+        assert!(world.known(&fresh, TOKEN_ISSUER).is_err());
+    }
+
+    #[test]
+    fn a_secrets_token_must_stand_in_it() {
+        use base64::Engine as _;
+        let world = world();
+        let claims = json!({
+            "iss": LEGACY_ISSUER, "sub": "system:serviceaccount:ns:default",
+            "kubernetes.io/serviceaccount/namespace": "ns",
+            "kubernetes.io/serviceaccount/secret.name": "hold",
+            "kubernetes.io/serviceaccount/service-account.name": "default",
+            "kubernetes.io/serviceaccount/service-account.uid": "u1",
+        });
+        let token = world.key.sign(&claims).unwrap();
+        assert_eq!(world.known(&token, TOKEN_ISSUER).unwrap_err(), "Token does not match server's copy");
+        let mut secret = object("ns", "hold", "u3");
+        secret["data"] = json!({"token": base64::engine::general_purpose::STANDARD.encode(&token)});
+        world.map.put("", "secrets", secret);
+        assert_eq!(world.known(&token, TOKEN_ISSUER).unwrap().user.uid, "u1");
+    }
+}

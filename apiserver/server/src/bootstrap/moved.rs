@@ -1,0 +1,107 @@
+//! A cluster whose address block is taken by another one at a start moves to a free block: Services and nodes keep their
+//! places in it, so that nothing refers to addresses of the neighbour's.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde_json::{Value, json};
+
+use super::Write;
+use apiserver_resources::objects::Objects;
+
+/// One block and where it went; both of the same size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// The block until now.
+    pub from: Ipv4Net,
+    /// The block from now on.
+    pub to: Ipv4Net,
+}
+
+impl Move {
+    fn address(&self, address: Ipv4Addr) -> Option<Ipv4Addr> {
+        self.from.contains(&address).then(|| {
+            let offset = u32::from(address) - u32::from(self.from.network());
+            Ipv4Addr::from(u32::from(self.to.network()) + offset)
+        })
+    }
+
+    /// An address, or an address block, as text.
+    fn text(&self, text: &str) -> Option<String> {
+        match text.split_once('/') {
+            Some((address, length)) => Some(format!("{}/{length}", self.address(address.parse().ok()?)?)),
+            None => Some(self.address(text.parse().ok()?)?.to_string()),
+        }
+    }
+}
+
+/// What to write so that Services' addresses and nodes' blocks are where the blocks went.
+#[must_use]
+pub fn plan(objects: &dyn Objects, moves: &[Move]) -> Vec<Write> {
+    let kinds: [(&'static str, [&str; 2]); 2] =
+        [("services", ["clusterIP", "clusterIPs"]), ("nodes", ["podCIDR", "podCIDRs"])];
+    let mut writes = Vec::new();
+    for (plural, fields) in kinds {
+        for found in objects.list("", plural, None) {
+            let mut object = Value::clone(&found);
+            for field in fields {
+                if let Some(value) = object["spec"].get_mut(field) {
+                    renew(value, moves);
+                }
+            }
+            if object != *found {
+                writes.push(Write::Update { group: "", plural, object });
+            }
+        }
+    }
+    writes
+}
+
+fn renew(value: &mut Value, moves: &[Move]) {
+    match value {
+        Value::String(text) => {
+            if let Some(moved) = moves.iter().find_map(|one| one.text(text)) {
+                *value = json!(moved);
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(|item| renew(item, moves)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use apiserver_resources::objects::memory::Map;
+
+    #[test]
+    fn what_lies_in_a_block_moves_with_it() {
+        let objects = Map::default();
+        objects.put("", "services", json!({"metadata": {"name": "web", "namespace": "default"}, "spec": {"clusterIP": "127.64.3.4", "clusterIPs": ["127.64.3.4"]}}));
+        objects.put(
+            "",
+            "services",
+            json!({"metadata": {"name": "none", "namespace": "default"}, "spec": {"clusterIP": "None"}}),
+        );
+        objects.put("", "nodes", json!({"metadata": {"name": "coracle-1"}, "spec": {"podCIDR": "127.66.16.0/20", "podCIDRs": ["127.66.16.0/20"]}}));
+        let block = |text: &str| text.parse::<Ipv4Net>().unwrap();
+        let moves = [
+            Move { from: block("127.64.0.0/16"), to: block("127.68.0.0/16") },
+            Move { from: block("127.66.0.0/15"), to: block("127.70.0.0/15") },
+        ];
+        let written: Vec<Value> = plan(&objects, &moves)
+            .into_iter()
+            .map(|write| match write {
+                Write::Update { object, .. } => object["spec"].clone(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(
+            written,
+            [
+                json!({"clusterIP": "127.68.3.4", "clusterIPs": ["127.68.3.4"]}),
+                json!({"podCIDR": "127.70.16.0/20", "podCIDRs": ["127.70.16.0/20"]}),
+            ]
+        );
+    }
+}

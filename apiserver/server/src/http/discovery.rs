@@ -1,0 +1,274 @@
+//! Discovery: what is served, read from the resource table and nothing else. Made once.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use apiserver_resources::{Row, Storage, Subresource, Verb};
+
+/// One group's version with its rows, sorted by plural.
+struct Version {
+    version: &'static str,
+    rows: Vec<&'static Row>,
+}
+
+struct Group {
+    name: &'static str,
+    versions: Vec<Version>,
+}
+
+/// All documents.
+pub struct Discovery {
+    groups: Vec<Group>,
+    address: String,
+    aggregated_core: (Bytes, String),
+    aggregated_groups: (Bytes, String),
+}
+
+/// The media type of aggregated discovery, echoed in the answer.
+pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+/// The same as YAML.
+pub const AGGREGATED_YAML: &str = "application/yaml;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+fn verbs(list: &[Verb]) -> Value {
+    let mut names: Vec<&str> = list.iter().map(|v| v.as_str()).collect();
+    names.sort_unstable();
+    json!(names)
+}
+
+fn group_version(group: &str, version: &str) -> String {
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+}
+
+impl Discovery {
+    /// Of a table; `address` is where clients reach the server (`host:port`).
+    #[must_use]
+    pub fn new(table: &[&'static Row], address: &str) -> Self {
+        let mut groups: Vec<Group> = Vec::new();
+        for &row in table {
+            let at = groups.iter().position(|g| g.name == row.group).unwrap_or_else(|| {
+                groups.push(Group { name: row.group, versions: Vec::new() });
+                groups.len() - 1
+            });
+            let versions = &mut groups[at].versions;
+            let at = versions.iter().position(|v| v.version == row.version).unwrap_or_else(|| {
+                versions.push(Version { version: row.version, rows: Vec::new() });
+                versions.len() - 1
+            });
+            versions[at].rows.push(row);
+        }
+        for version in groups.iter_mut().flat_map(|g| &mut g.versions) {
+            version.rows.sort_by_key(|r| r.plural);
+        }
+        let list = |core: bool| {
+            let items: Vec<Value> = groups.iter().filter(|g| g.name.is_empty() == core).map(aggregated_group).collect();
+            let document = json!({
+                "kind": "APIGroupDiscoveryList",
+                "apiVersion": "apidiscovery.k8s.io/v2",
+                "metadata": {},
+                "items": items,
+            });
+            let bytes = Bytes::from(document.to_string() + "\n");
+            let tag = format!("\"{}\"", hex::encode_upper(Sha256::digest(&bytes)));
+            (bytes, tag)
+        };
+        let (aggregated_core, aggregated_groups) = (list(true), list(false));
+        Self { address: address.to_owned(), aggregated_core, aggregated_groups, groups }
+    }
+
+    /// Whether a group is served.
+    #[must_use]
+    pub fn has_group(&self, group: &str) -> bool {
+        !group.is_empty() && self.groups.iter().any(|g| g.name == group)
+    }
+
+    /// All groups but core, in order.
+    pub fn group_names(&self) -> impl Iterator<Item = &'static str> {
+        self.groups.iter().map(|g| g.name).filter(|g| !g.is_empty())
+    }
+
+    /// `group/version` of everything served, in order.
+    pub fn group_versions(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.groups.iter().flat_map(|g| g.versions.iter().map(|v| (g.name, v.version)))
+    }
+
+    /// The aggregated document of `/api` (`core`) or `/apis`, and its tag.
+    #[must_use]
+    pub fn aggregated(&self, core: bool) -> &(Bytes, String) {
+        if core { &self.aggregated_core } else { &self.aggregated_groups }
+    }
+
+    /// `/api`
+    #[must_use]
+    pub fn versions(&self) -> Value {
+        json!({
+            "kind": "APIVersions",
+            "versions": ["v1"],
+            "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": self.address}],
+        })
+    }
+
+    /// `/apis`
+    #[must_use]
+    pub fn groups(&self) -> Value {
+        let groups: Vec<Value> = self.groups.iter().filter(|g| !g.name.is_empty()).map(group).collect();
+        json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+    }
+
+    /// `/apis/GROUP`
+    #[must_use]
+    pub fn group(&self, name: &str) -> Option<Value> {
+        let mut document = self.groups.iter().find(|g| g.name == name && !name.is_empty()).map(group)?;
+        document["kind"] = json!("APIGroup");
+        document["apiVersion"] = json!("v1");
+        Some(document)
+    }
+
+    /// `/api/v1` and `/apis/GROUP/VERSION`
+    #[must_use]
+    pub fn resources(&self, group: &str, version: &str) -> Option<Value> {
+        let found = self.groups.iter().find(|g| g.name == group)?.versions.iter().find(|v| v.version == version)?;
+        let mut resources: Vec<Value> = Vec::new();
+        for row in &found.rows {
+            let mut entry = json!({
+                "name": row.plural,
+                "singularName": row.singular,
+                "namespaced": row.namespaced,
+                "kind": row.kind,
+                "verbs": verbs(row.verbs),
+            });
+            if !row.short_names.is_empty() {
+                entry["shortNames"] = json!(row.short_names);
+            }
+            if !row.categories.is_empty() {
+                entry["categories"] = json!(row.categories);
+            }
+            if matches!(row.storage, Storage::Stored(_)) {
+                entry["storageVersionHash"] = json!(storage_hash(row));
+            }
+            resources.push(entry);
+            for subresource in sorted(row.subresources) {
+                let mut entry = json!({
+                    "name": format!("{}/{}", row.plural, subresource.name),
+                    "singularName": "",
+                    "namespaced": row.namespaced,
+                    "kind": subresource.body.map_or(row.kind, |(_, _, kind)| kind),
+                    "verbs": verbs(subresource.verbs),
+                });
+                if let Some((group, version, _)) =
+                    subresource.body.filter(|(g, v, _)| (*g, *v) != (row.group, row.version))
+                {
+                    entry["group"] = json!(group);
+                    entry["version"] = json!(version);
+                }
+                resources.push(entry);
+            }
+        }
+        let mut document =
+            json!({"kind": "APIResourceList", "groupVersion": group_version(group, version), "resources": resources});
+        if !group.is_empty() {
+            document["apiVersion"] = json!("v1");
+        }
+        Some(document)
+    }
+}
+
+fn sorted(subresources: &'static [Subresource]) -> Vec<&'static Subresource> {
+    let mut sorted: Vec<&Subresource> = subresources.iter().collect();
+    sorted.sort_by_key(|s| s.name);
+    sorted
+}
+
+fn storage_hash(row: &Row) -> String {
+    use base64::Engine;
+    let digest = Sha256::digest(format!("{}/{}/{}", row.group, row.version, row.kind));
+    base64::engine::general_purpose::STANDARD.encode(&digest[..8])
+}
+
+fn group(group: &Group) -> Value {
+    let version = |v: &Version| json!({"groupVersion": group_version(group.name, v.version), "version": v.version});
+    let versions: Vec<Value> = group.versions.iter().map(version).collect();
+    json!({"name": group.name, "versions": versions, "preferredVersion": group.versions.first().map(version)})
+}
+
+fn aggregated_group(group: &Group) -> Value {
+    let versions: Vec<Value> = group
+        .versions
+        .iter()
+        .map(|v| {
+            let resources: Vec<Value> = v.rows.iter().map(|row| aggregated_resource(row)).collect();
+            json!({"version": v.version, "resources": resources, "freshness": "Current"})
+        })
+        .collect();
+    let metadata = if group.name.is_empty() { json!({}) } else { json!({"name": group.name}) };
+    json!({"metadata": metadata, "versions": versions})
+}
+
+fn aggregated_resource(row: &Row) -> Value {
+    let kind = |body: Option<(&str, &str, &str)>| {
+        // Upstream leaves out what equals the parent's.
+        let (group, version, kind) = body.unwrap_or(("", "", row.kind));
+        if (group, version) == (row.group, row.version) {
+            json!({"group": "", "version": "", "kind": kind})
+        } else {
+            json!({"group": group, "version": version, "kind": kind})
+        }
+    };
+    let mut entry = json!({
+        "resource": row.plural,
+        "responseKind": kind(None),
+        "scope": if row.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": row.singular,
+        "verbs": verbs(row.verbs),
+    });
+    if !row.short_names.is_empty() {
+        entry["shortNames"] = json!(row.short_names);
+    }
+    if !row.categories.is_empty() {
+        entry["categories"] = json!(row.categories);
+    }
+    let subresources: Vec<Value> = {
+        let mut sorted: Vec<&Subresource> = row.subresources.iter().collect();
+        sorted.sort_by_key(|s| s.name);
+        sorted
+            .iter()
+            .map(|s| json!({"subresource": s.name, "responseKind": kind(s.body), "verbs": verbs(s.verbs)}))
+            .collect()
+    };
+    if !subresources.is_empty() {
+        entry["subresources"] = json!(subresources);
+    }
+    entry
+}
+
+/// `/version`
+#[must_use]
+pub fn version() -> Value {
+    json!({
+        "major": "1",
+        "minor": "36",
+        "emulationMajor": "1",
+        "emulationMinor": "36",
+        "minCompatibilityMajor": "1",
+        "minCompatibilityMinor": "35",
+        "gitVersion": VERSION,
+        "gitCommit": "",
+        "gitTreeState": "",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, architecture()),
+    })
+}
+
+/// The Kubernetes version that is served.
+pub const VERSION: &str = "v1.36.0+coracle";
+
+/// The processor as Go names it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}

@@ -1,0 +1,356 @@
+//! Requests about resources: bodies and options are read here, and the verb does the rest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Response};
+use http_body::Body as _;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use machinery_api::ApiError;
+use machinery_api::error::{Details, Status};
+use machinery_api::selector::go_quoted;
+
+use super::handle::{Asking, Front, Seat, timed_out};
+use super::negotiate::{self, Produces, Transform};
+use super::respond;
+use super::route::Target;
+use super::table::{Include, Tables};
+use super::turns::{SMALL_BYTES_MAX, Turn};
+use super::watch;
+use crate::auth::{reviews, tokens};
+use crate::registry::body::{self as bodies, Body as RequestBody};
+use crate::registry::options::{DeleteOptions, ListOptions, WriteOptions};
+use crate::registry::{Answer, Call, PatchType, Shown, Verbs, Wanted, object};
+use apiserver_resources::{Storage, SubKind, Verb};
+
+/// The largest request body (upstream's default).
+pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// A request's body has this long to arrive; the request's own time begins to run before, and is longer.
+const BODY_TIME_MAX: Duration = Duration::from_secs(30);
+/// A watch that names no time lasts between this and twice this (upstream's default).
+const WATCH_SECONDS_MIN: u64 = 1800;
+
+impl Front {
+    /// Answers a request about a resource.
+    pub(super) async fn resource(
+        self: &Arc<Self>,
+        asking: &mut Asking<'_>,
+        target: Target,
+        body: Body,
+    ) -> Result<Response<Body>, ApiError> {
+        let headers = asking.asked.headers;
+        let patch = if target.verb == Verb::Patch { Some(patch_type(headers)?) } else { None };
+        let is_log = target.subresource.is_some_and(|s| s.what == SubKind::Log);
+        let produces = match target.verb {
+            Verb::List | Verb::Watch => Produces::Lists,
+            _ if is_log => Produces::Text,
+            _ => Produces::Objects,
+        };
+        negotiate::route_accepts(asking.asked.accept().as_deref(), produces)?;
+        let form = asking.asked.form(respond::offers(target));
+        let info = asking.info;
+        let name = if target.is_item { info.parts.get(1).map_or("", String::as_str) } else { "" };
+        if target.row.namespaced
+            && info.namespace.is_empty()
+            && (target.is_item || target.verb != Verb::List && target.verb != Verb::Watch)
+        {
+            return Err(ApiError::BadRequest("Namespace parameter required.".into()));
+        }
+        if let Some(why) = bad_segment(name) {
+            return Err(ApiError::BadRequest(format!("Name parameter invalid: {}: {why}", go_quoted(name))));
+        }
+        let mut call = Call {
+            row: target.row,
+            subresource: target.subresource,
+            namespace: &info.namespace,
+            name,
+            user: asking.user,
+            now: asking.asked.now,
+            warnings: Vec::new(),
+        };
+        if is_log {
+            return self.logs(&call, asking.asked.query).await;
+        }
+        let form = form?;
+        if target.verb == Verb::Watch {
+            return self.watch(asking, &call, form).await;
+        }
+        let answer = self.verb(asking, &mut call, target, patch, body).await;
+        asking.warnings.append(&mut call.warnings);
+        let scales = target.subresource.is_some_and(|s| s.what == SubKind::Scale);
+        respond::answer(&asking.asked, form, call.row, scales, answer?)
+    }
+
+    async fn verb(
+        self: &Arc<Self>,
+        asking: &mut Asking<'_>,
+        call: &mut Call<'_>,
+        target: Target,
+        patch: Option<PatchType>,
+        body: Body,
+    ) -> Result<Answer, ApiError> {
+        let query = asking.asked.query;
+        let headers = asking.asked.headers;
+        let verbs = &self.verbs;
+        let what = target.subresource.map(|s| s.what);
+        match target.verb {
+            Verb::Get if query.flag("export") == Some(true) => {
+                let message = "the export parameter, deprecated since v1.14, is no longer supported";
+                Err(ApiError::BadRequest(message.into()))
+            }
+            Verb::Get if what == Some(SubKind::Scale) => verbs.get_scale(call, query.text("resourceVersion")).await,
+            Verb::Get => verbs.get(call, query.text("resourceVersion")).await,
+            Verb::List => verbs.list(call, &ListOptions::read(query)?).await,
+            Verb::Watch => Err(ApiError::NoSuchResource),
+            Verb::Create => {
+                let media = negotiate::body_type(content_type(headers))?;
+                let (bytes, turn) = self.read(asking, body, 0).await?;
+                let options = WriteOptions::read(query, "CreateOptions")?;
+                let work = self.create(call, RequestBody { bytes: &bytes, media }, what, &options);
+                in_turn(turn, asking.time_max, work).await
+            }
+            Verb::Update => {
+                let media = negotiate::body_type(content_type(headers))?;
+                let (bytes, turn) = self.read(asking, body, verbs.stored_bytes(call)).await?;
+                let options = WriteOptions::read(query, "UpdateOptions")?;
+                let body = RequestBody { bytes: &bytes, media };
+                let work = async {
+                    if what == Some(SubKind::Scale) {
+                        return verbs.put_scale(call, body, &options).await;
+                    }
+                    let (row, validation) = (call.row, options.field_validation);
+                    let object = bodies::object(row, body, validation, &mut call.warnings)?;
+                    let again = || bodies::object(row, body, validation, &mut Vec::new());
+                    verbs.update(call, Wanted::new(object, &again), &options).await
+                };
+                in_turn(turn, asking.time_max, work).await
+            }
+            Verb::Patch => {
+                let options = WriteOptions::read(query, "PatchOptions")?;
+                let (bytes, turn) = self.read(asking, body, verbs.stored_bytes(call)).await?;
+                let kind = patch.unwrap_or(PatchType::Merge);
+                let work = async {
+                    if what == Some(SubKind::Scale) {
+                        return verbs.patch_scale(call, kind, &bytes, &options).await;
+                    }
+                    verbs.patch(call, kind, &bytes, &options).await
+                };
+                in_turn(turn, asking.time_max, work).await
+            }
+            Verb::Delete => {
+                let options = self.delete_options(asking, body).await?;
+                verbs.delete(call, &options).await
+            }
+            Verb::DeleteCollection => {
+                let list = ListOptions::read(query)?;
+                Verbs::selectors(call, &list)?;
+                let options = self.delete_options(asking, body).await?;
+                verbs.delete_collection(call, &list, &options).await
+            }
+        }
+    }
+
+    async fn create(
+        self: &Arc<Self>,
+        call: &mut Call<'_>,
+        body: RequestBody<'_>,
+        what: Option<SubKind>,
+        options: &WriteOptions,
+    ) -> Result<Answer, ApiError> {
+        let validation = options.field_validation;
+        let verbs = &self.verbs;
+        let kind = call.subresource.and_then(|subresource| subresource.body).unwrap_or_default();
+        match what {
+            Some(SubKind::Binding) => {
+                let binding = bodies::of_kind(kind, body, validation, &mut call.warnings)?;
+                let again = || bodies::of_kind(kind, body, validation, &mut Vec::new());
+                verbs.bind(call, Wanted::new(binding, &again), options).await
+            }
+            Some(SubKind::Token) => {
+                let kind = ("authentication.k8s.io", "v1", "TokenRequest");
+                let mut wanted = bodies::of_type(kind, body, validation, &mut call.warnings)?;
+                object::match_namespace(&mut wanted, call.namespace)?;
+                verbs.admit_virtual(call, &mut wanted, options).await?;
+                let (env, key) = (&self.env, self.authenticator.key());
+                let answer = tokens::request(key, env, &*verbs.objects, call.namespace, call.name, &wanted)?;
+                Ok(Answer::Object(201, Shown::Value(answer)))
+            }
+            Some(_) => Err(ApiError::NoSuchResource),
+            None if call.row.storage == Storage::Virtual => {
+                let mut object = bodies::object(call.row, body, validation, &mut call.warnings)?;
+                if !call.row.namespaced {
+                    object::match_namespace(&mut object, "")?;
+                }
+                if let Some((row, what)) = call.row.stands_for {
+                    let name = object::text(&object, "name").to_owned();
+                    let subresource = row.subresources.iter().find(|s| s.what == what);
+                    let mut bind = Call { row, subresource, name: &name, warnings: Vec::new(), ..*call };
+                    let of = call.row;
+                    let again = || bodies::object(of, body, validation, &mut Vec::new());
+                    let answer = verbs.bind(&mut bind, Wanted::new(object, &again), options).await;
+                    call.warnings.append(&mut bind.warnings);
+                    return answer;
+                }
+                verbs.admit_virtual(call, &mut object, options).await?;
+                let context = reviews::Context {
+                    authorizer: &self.authorizer,
+                    authenticator: &self.authenticator,
+                    objects: &*verbs.objects,
+                    user: call.user,
+                    namespace: call.namespace,
+                    now: call.now,
+                };
+                Ok(Answer::Object(201, Shown::Value(reviews::answer(&context, call.row.plural, &object)?)))
+            }
+            None => {
+                let row = call.row;
+                let object = bodies::object(row, body, validation, &mut call.warnings)?;
+                let again = || bodies::object(row, body, validation, &mut Vec::new());
+                verbs.create(call, Wanted::new(object, &again), options).await
+            }
+        }
+    }
+
+    async fn delete_options(&self, asking: &mut Asking<'_>, body: Body) -> Result<DeleteOptions, ApiError> {
+        let headers = asking.asked.headers;
+        let (bytes, turn) = self.read(asking, body, 0).await?;
+        if bytes.is_empty() {
+            return DeleteOptions::read(asking.asked.query);
+        }
+        let media = negotiate::body_type(content_type(headers))?;
+        let work = async { bodies::delete_options(RequestBody { bytes: &bytes, media }) };
+        DeleteOptions::from_body(&in_turn(turn, asking.time_max, work).await?)
+    }
+
+    /// A whole body, within the limits; what follows has a seat, and a turn if it is large together with what is stored.
+    async fn read(
+        &self,
+        asking: &mut Asking<'_>,
+        body: Body,
+        stored_bytes: usize,
+    ) -> Result<(Bytes, Option<Turn>), ApiError> {
+        let headers = asking.asked.headers;
+        let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+        if announced.is_some_and(|length| length > BODY_BYTES_MAX) {
+            return Err(too_large());
+        }
+        let bounded = matches!(asking.seat, Seat::Later);
+        let refused = || ApiError::TooManyRequests("too many request bodies at once".into(), 1);
+        let mut arriving = match bounded && !body.is_end_stream() {
+            true => Some(self.seats.body(&asking.user.name).ok_or_else(refused)?),
+            false => None,
+        };
+        let collected = tokio::time::timeout(BODY_TIME_MAX, async {
+            let mut body = Limited::new(body, BODY_BYTES_MAX);
+            let mut whole: Vec<Bytes> = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| {
+                    if error.is::<LengthLimitError>() {
+                        return too_large();
+                    }
+                    ApiError::BadRequest(format!("the body could not be read: {error}"))
+                })?;
+                let Ok(data) = frame.into_data() else { continue };
+                if let Some(arriving) = &mut arriving
+                    && !arriving.grow(data.len())
+                {
+                    return Err(refused());
+                }
+                whole.push(data);
+            }
+            Ok(match whole.len() {
+                1 => whole.remove(0),
+                _ => whole.concat().into(),
+            })
+        });
+        let whole = collected.await.unwrap_or_else(|_| {
+            // The client's failure, so none of the 5xx that a request gets which takes too long itself.
+            let message = format!("the body did not arrive within {} s", BODY_TIME_MAX.as_secs());
+            Err(ApiError::Other(Box::new(Status::failure(408, "Timeout", message))))
+        })?;
+        // Who waits for a turn counts as one whose body is on its way, and keeps no seat from others.
+        let turn = match whole.len() + stored_bytes > SMALL_BYTES_MAX {
+            true => self.turns.turn(&asking.user.name).await,
+            false => None,
+        };
+        drop(arriving);
+        if bounded {
+            asking.seat = self.seats.take(true).map_or(Seat::Refused, Seat::Taken);
+            if matches!(asking.seat, Seat::Refused) {
+                return Err(refused());
+            }
+        }
+        Ok((whole, turn))
+    }
+
+    async fn watch(
+        self: &Arc<Self>,
+        asking: &Asking<'_>,
+        call: &Call<'_>,
+        form: negotiate::Form,
+    ) -> Result<Response<Body>, ApiError> {
+        let options = ListOptions::read(asking.asked.query)?;
+        let tables = match form.transform {
+            Some(Transform::Table(version)) => {
+                let include = Include::read(asking.asked.query)?;
+                Some(Tables { row: call.row, version, include, now: asking.asked.now, scales: false })
+            }
+            _ => None,
+        };
+        let seconds = match options.timeout_seconds {
+            Some(seconds) if seconds > 0 => seconds.cast_unsigned(),
+            Some(seconds) if seconds < 0 => 0,
+            _ => WATCH_SECONDS_MIN + self.env.below(WATCH_SECONDS_MIN),
+        };
+        match self.verbs.watch(call, &options).await? {
+            Ok(start) => {
+                let lens = watch::lens(call.row, form, tables);
+                let lasts = Duration::from_secs(seconds);
+                Ok(watch::stream(lens, start, options.bookmarks, lasts, self.stop.clone(), self.env.clone()))
+            }
+            Err(error) => Ok(watch::refused(&error)),
+        }
+    }
+}
+
+/// Does it here, or in its turn elsewhere.
+async fn in_turn<T>(
+    turn: Option<Turn>,
+    time_max: Duration,
+    work: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    match turn {
+        None => work.await,
+        Some(turn) => turn.run(time_max, work).await.unwrap_or_else(|_| Err(timed_out())),
+    }
+}
+
+/// Why a name cannot be part of a path.
+fn bad_segment(name: &str) -> Option<&'static str> {
+    match name {
+        "." => Some("may not be '.'"),
+        ".." => Some("may not be '..'"),
+        _ if name.contains('%') => Some("may not contain '%'"),
+        _ => None,
+    }
+}
+
+fn content_type(headers: &HeaderMap) -> Option<&str> {
+    headers.get(CONTENT_TYPE).map(|v| v.to_str().unwrap_or("?"))
+}
+
+fn patch_type(headers: &HeaderMap) -> Result<PatchType, ApiError> {
+    let kind = content_type(headers).unwrap_or("").split(';').next().unwrap_or("").trim();
+    PatchType::of(kind).ok_or_else(|| {
+        let message = "415: Unsupported Media Type";
+        let status = Status::failure(415, "UnsupportedMediaType", message).with(Details::default());
+        ApiError::Other(Box::new(status))
+    })
+}
+
+fn too_large() -> ApiError {
+    ApiError::TooLarge(format!("Request entity too large: limit is {BODY_BYTES_MAX}"))
+}

@@ -1,0 +1,318 @@
+//! A request's way: who asks, whether they may, what serves it, and what every answer carries.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::body::Body;
+use http::header::{CACHE_CONTROL, HeaderValue, WARNING};
+use http::{Request, Response};
+use machinery_api::ApiError;
+use machinery_env::Env;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use super::deadline;
+use super::discovery::Discovery;
+use super::health::{Check, Slis};
+use super::info::Info;
+use super::metrics::{Metrics, Of};
+use super::query::Query;
+use super::respond::{self, Asked};
+use super::route::{self, NoRoute, Route, Target};
+use super::seats::Seats;
+use super::turns::Turns;
+use super::warnings;
+use crate::auth::tls::Peer;
+use crate::auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
+use crate::registry::{Verbs, selector};
+use apiserver_resources::SubKind;
+
+/// All that answers requests.
+pub struct Front {
+    /// Clock and ids.
+    pub env: Env,
+    /// What requests about resources do.
+    pub verbs: Verbs,
+    /// What is served.
+    pub discovery: Discovery,
+    /// Who asks.
+    pub authenticator: Arc<Authenticator>,
+    /// Whether they may.
+    pub authorizer: Arc<Authorizer>,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Reaches nodes for logs.
+    pub kubelets: super::logs::Kubelets,
+    /// Ends watches.
+    pub stop: CancellationToken,
+    /// The default objects are there.
+    pub bootstrapped: AtomicBool,
+    /// Where clients reach the server (`host:port`).
+    pub address: String,
+    impersonator: impersonate::Impersonator,
+    pub(super) seats: Seats,
+    pub(super) turns: Turns,
+    pub(super) slis: Slis,
+}
+
+/// The parts of a [`Front`].
+pub struct Parts {
+    /// See [`Front`].
+    pub env: Env,
+    /// See [`Front`].
+    pub verbs: Verbs,
+    /// See [`Front`].
+    pub discovery: Discovery,
+    /// See [`Front`].
+    pub authenticator: Arc<Authenticator>,
+    /// See [`Front`].
+    pub authorizer: Arc<Authorizer>,
+    /// See [`Front`].
+    pub metrics: Metrics,
+    /// See [`Front`].
+    pub kubelets: super::logs::Kubelets,
+    /// See [`Front`].
+    pub address: String,
+}
+
+/// One request on its way.
+pub(super) struct Asking<'a> {
+    pub(super) asked: Asked<'a>,
+    pub(super) info: &'a Info,
+    pub(super) user: &'a UserInfo,
+    pub(super) warnings: Vec<String>,
+    pub(super) seat: Seat,
+    /// How long it may take.
+    pub(super) time_max: Duration,
+}
+
+/// How a request stands to the bound on those that run at once.
+pub(super) enum Seat {
+    /// It needs none.
+    Exempt,
+    /// It takes one when its body is there.
+    Later,
+    /// It has one.
+    Taken(#[expect(dead_code, reason = "held until the request is done")] OwnedSemaphorePermit),
+    /// There was none.
+    Refused,
+}
+
+impl Front {
+    /// Of its parts.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let Parts { env, verbs, discovery, authenticator, authorizer, metrics, kubelets, address } = parts;
+        Self {
+            env,
+            verbs,
+            discovery,
+            authenticator,
+            authorizer,
+            metrics,
+            kubelets,
+            stop: CancellationToken::new(),
+            bootstrapped: AtomicBool::new(false),
+            address,
+            impersonator: impersonate::Impersonator::default(),
+            seats: Seats::new(),
+            turns: Turns::new(),
+            slis: Slis::default(),
+        }
+    }
+
+    /// Answers a request; never fails, and never leaves one without upstream's headers.
+    pub async fn handle(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
+        let began = self.env.elapsed();
+        let now = self.env.now();
+        let (parts, body) = request.into_parts();
+        let query = Query::parse(parts.uri.query().unwrap_or(""));
+        let info = Info::read(parts.method.as_str(), parts.uri.path(), &query);
+        let asked = Asked { headers: &parts.headers, query: &query, now };
+        let audit_id = parts
+            .headers
+            .get("audit-id")
+            .filter(|id| id.len() <= 64 && !id.is_empty())
+            .cloned()
+            .unwrap_or_else(|| HeaderValue::try_from(self.env.uid()).unwrap_or(HeaderValue::from_static("")));
+        let method = parts.method.as_str();
+        let found = route::find(method, &info, &self.discovery);
+        let target = match &found {
+            Ok(Route::Resource(target) | Route::Later(target, _)) => Some(*target),
+            _ => None,
+        };
+        let of = Of::new(&info, target.as_ref(), query.get("dryRun").is_some());
+        let (mut response, warned) = match self.identify(&parts, &info) {
+            Err(error) => (respond::error(&asked, &error), Vec::new()),
+            Ok(user) => {
+                let mut asking = Asking {
+                    asked,
+                    info: &info,
+                    user: &user,
+                    warnings: Vec::new(),
+                    seat: Seat::Exempt,
+                    time_max: deadline::REQUEST_TIMEOUT,
+                };
+                let response = self.limited(&mut asking, method, found, target, body).await;
+                (response, asking.warnings)
+            }
+        };
+        let headers = response.headers_mut();
+        headers.insert("audit-id", audit_id);
+        if !headers.contains_key(CACHE_CONTROL) {
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        }
+        for value in warnings::headers(&warned) {
+            headers.append(WARNING, value);
+        }
+        self.metrics.done(&of, response.status().as_u16(), self.env.elapsed().saturating_sub(began));
+        response
+    }
+
+    /// Who asks, after impersonation.
+    fn identify(&self, parts: &http::request::Parts, info: &Info) -> Result<UserInfo, ApiError> {
+        let objects = &*self.verbs.objects;
+        let user = self.authenticator.authenticate(objects, &Credentials::of(&parts.headers, &parts.extensions))?;
+        if user.name != ANONYMOUS
+            && let Some(peer) = parts.extensions.get::<Peer>()
+        {
+            peer.identify();
+        }
+        match impersonate::wanted(&parts.headers)? {
+            None => Ok(user),
+            Some(wanted) => {
+                let fields = exact_fields(info);
+                self.impersonator.impersonate(&self.authorizer, objects, &user, &wanted, &attributes(info, &fields))
+            }
+        }
+    }
+
+    async fn limited(
+        self: &Arc<Self>,
+        asking: &mut Asking<'_>,
+        method: &str,
+        found: Result<Route, NoRoute>,
+        target: Option<Target>,
+        body: Body,
+    ) -> Response<Body> {
+        let long = asking.info.verb == "watch"
+            || target.is_some_and(|t| t.subresource.is_some_and(|s| s.what == SubKind::Log));
+        let mutating = !matches!(asking.info.verb.as_str(), "get" | "list" | "watch");
+        asking.seat = if long || asking.user.is_in(MASTERS) {
+            Seat::Exempt
+        } else if mutating {
+            Seat::Later
+        } else {
+            match self.seats.take(mutating) {
+                Some(seat) => Seat::Taken(seat),
+                None => return too_many(),
+            }
+        };
+        if let Err(error) = self.permit(asking) {
+            let mut response = respond::error(&asking.asked, &error);
+            response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+            return response;
+        }
+        let timeout = match deadline::of(asking.asked.query) {
+            Ok(timeout) => timeout,
+            Err(error) if !long => return respond::error(&asking.asked, &error),
+            Err(_) => deadline::REQUEST_TIMEOUT,
+        };
+        if long {
+            return self.answer(asking, method, found, body).await;
+        }
+        asking.time_max = timeout;
+        self.metrics.running(mutating, 1);
+        let done = tokio::time::timeout(timeout, self.answer(asking, method, found, body)).await;
+        self.metrics.running(mutating, -1);
+        if matches!(asking.seat, Seat::Refused) {
+            return too_many();
+        }
+        asking.seat = Seat::Exempt;
+        done.unwrap_or_else(|_| respond::error(&asking.asked, &timed_out()))
+    }
+
+    fn permit(&self, asking: &Asking<'_>) -> Result<(), ApiError> {
+        let fields = exact_fields(asking.info);
+        self.authorizer.check(&*self.verbs.objects, asking.user, &attributes(asking.info, &fields))
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        asking: &mut Asking<'_>,
+        method: &str,
+        found: Result<Route, NoRoute>,
+        body: Body,
+    ) -> Response<Body> {
+        let route = match found {
+            Ok(route) => route,
+            Err(NoRoute::Text) => return respond::page_not_found(),
+            Err(NoRoute::Error(error)) => return respond::error(&asking.asked, &error),
+        };
+        let done = match route {
+            Route::Resource(target) => self.resource(asking, target, body).await,
+            Route::Later(target, since) => Err(later(target, asking.info, since)),
+            page => self.page(asking, method, page),
+        };
+        done.unwrap_or_else(|error| respond::error(&asking.asked, &error))
+    }
+
+    /// The checks of a health root.
+    pub(super) fn checks(&self, root: &str) -> Vec<Check> {
+        let mut checks = vec![
+            ("ping", true),
+            ("log", true),
+            ("etcd", true),
+            ("poststarthook/rbac/bootstrap-roles", self.bootstrapped.load(Ordering::Acquire)),
+        ];
+        if root == "/readyz" {
+            checks.push(("informer-sync", true));
+            checks.push(("shutdown", !self.stop.is_cancelled()));
+        }
+        checks
+    }
+}
+
+/// The answer to what took too long.
+pub(super) fn timed_out() -> ApiError {
+    ApiError::Timeout("Timeout: request did not complete within the allotted timeout".into(), 0, Vec::new())
+}
+
+fn too_many() -> Response<Body> {
+    let mut response = respond::text(429, "Too many requests, please try again later.\n".into());
+    response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// What a request is about, for authorizers.
+fn attributes<'a>(info: &'a Info, fields: &'a [(String, String)]) -> Attributes<'a> {
+    Attributes {
+        verb: &info.verb,
+        group: &info.group,
+        version: &info.version,
+        resource: &info.resource,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: &info.name,
+        path: &info.path,
+        is_resource: info.is_resource,
+        fields,
+    }
+}
+
+fn exact_fields(info: &Info) -> Vec<(String, String)> {
+    if info.field_selector.is_empty() {
+        return Vec::new();
+    }
+    let fields = selector::fields(&info.field_selector).unwrap_or_default();
+    fields.into_iter().filter(|f| f.equals).map(|f| (f.label, f.value)).collect()
+}
+
+/// A part of the API that comes with a later version.
+fn later(target: Target, info: &Info, since: &str) -> ApiError {
+    ApiError::BadRequest(format!(
+        "{}/{} is not served by this version of Coracle; it is from version {since} on",
+        target.row.plural, info.subresource
+    ))
+}

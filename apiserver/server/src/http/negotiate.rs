@@ -1,0 +1,269 @@
+//! Which form an answer takes: media type, pretty printing, and Table or PartialObjectMetadata in the object's stead.
+
+use machinery_api::{ApiError, error::Status};
+
+use super::query::Query;
+use apiserver_resources::schema;
+
+/// The media types that resources are answered in, in the order of upstream's messages. Protobuf answers are not made:
+/// every client that asks for them takes JSON too.
+const RESOURCE_TYPES: &[&str] = &[
+    "application/json",
+    "application/yaml",
+    "application/vnd.kubernetes.protobuf",
+    "application/json;stream=watch",
+    "application/vnd.kubernetes.protobuf;stream=watch",
+];
+/// What discovery and errors name.
+const PLAIN_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+
+/// What logs name.
+const TEXT_TYPES: &[&str] =
+    &["text/plain", "application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+
+/// How bytes look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Media {
+    /// `application/json`
+    Json,
+    /// `application/yaml`
+    Yaml,
+}
+
+impl Media {
+    /// As in `Content-Type`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Yaml => "application/yaml",
+        }
+    }
+}
+
+/// `meta.k8s.io/v1` or `v1beta1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetaVersion {
+    /// `v1`
+    V1,
+    /// `v1beta1`
+    V1Beta1,
+}
+
+impl MetaVersion {
+    /// As `apiVersion`.
+    #[must_use]
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Self::V1 => "meta.k8s.io/v1",
+            Self::V1Beta1 => "meta.k8s.io/v1beta1",
+        }
+    }
+}
+
+/// What stands in the object's stead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transform {
+    /// `as=Table`
+    Table(MetaVersion),
+    /// `as=PartialObjectMetadata`
+    Metadata(MetaVersion),
+    /// `as=PartialObjectMetadataList`
+    MetadataList(MetaVersion),
+}
+
+/// The form of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// How bytes look.
+    pub media: Media,
+    /// Whether JSON is indented.
+    pub pretty: bool,
+    /// What stands in the object's stead.
+    pub transform: Option<Transform>,
+}
+
+impl Form {
+    /// Compact JSON.
+    pub const JSON: Self = Self { media: Media::Json, pretty: false, transform: None };
+    /// Indented JSON: what upstream answers where nothing could be agreed on.
+    pub const PRETTY: Self = Self { media: Media::Json, pretty: true, transform: None };
+}
+
+/// One clause of an Accept header.
+#[derive(Debug, Clone, PartialEq)]
+struct Clause<'a> {
+    kind: &'a str,
+    params: Vec<(&'a str, &'a str)>,
+    quality: f32,
+}
+
+impl Clause<'_> {
+    fn param(&self, name: &str) -> Option<&str> {
+        self.params.iter().find(|(k, _)| *k == name).map(|(_, v)| *v)
+    }
+}
+
+/// Clauses by quality, and in their order where that is equal.
+fn clauses(accept: &str) -> Vec<Clause<'_>> {
+    let mut found: Vec<Clause<'_>> = accept
+        .split(',')
+        .filter_map(|clause| {
+            let mut pieces = clause.split(';').map(str::trim);
+            let kind = pieces.next().filter(|k| !k.is_empty())?;
+            let params: Vec<(&str, &str)> =
+                pieces.filter_map(|p| p.split_once('=')).map(|(k, v)| (k.trim(), v.trim().trim_matches('"'))).collect();
+            let quality = params.iter().find(|(k, _)| *k == "q").and_then(|(_, v)| v.parse().ok()).unwrap_or(1.0);
+            Some(Clause { kind, params, quality })
+        })
+        .collect();
+    found.sort_by(|a, b| b.quality.total_cmp(&a.quality));
+    found
+}
+
+/// What a route says that it produces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Produces {
+    /// Objects, and discovery documents.
+    Objects,
+    /// Lists and watches.
+    Lists,
+    /// Logs.
+    Text,
+    /// JSON alone.
+    Json,
+    /// The keys of tokens.
+    KeySet,
+}
+
+impl Produces {
+    fn types(self) -> &'static [&'static str] {
+        match self {
+            Self::Objects => PLAIN_TYPES,
+            Self::Lists => RESOURCE_TYPES,
+            Self::Text => TEXT_TYPES,
+            Self::Json => &["application/json"],
+            Self::KeySet => &["application/jwk-set+json"],
+        }
+    }
+}
+
+/// The routing layer's own look at Accept (go-restful): a clause must name a produced type or be `*/*`, without
+/// looking at parameters.
+pub fn route_accepts(accept: Option<&str>, produces: Produces) -> Result<(), ApiError> {
+    let Some(accept) = accept.filter(|a| !a.trim().is_empty()) else { return Ok(()) };
+    let types = produces.types();
+    let known = accept.split(',').any(|clause| {
+        let kind = clause.split(';').next().unwrap_or("").trim();
+        kind == "*/*" || types.iter().any(|t| t.split(';').next() == Some(kind))
+    });
+    if known {
+        return Ok(());
+    }
+    let message = format!("406: Not Acceptable\n\nAvailable representations: {}", types.join(", "));
+    Err(ApiError::Other(Box::new(Status::failure(406, "NotAcceptable", message).with(Default::default()))))
+}
+
+/// What a handler is willing to transform into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offers {
+    /// Objects and lists: Table and PartialObjectMetadata(List).
+    Objects,
+    /// Objects that have no table: what is answered and never stored.
+    NoTables,
+    /// Errors and discovery: the thing itself.
+    Plain,
+    /// Watches: JSON only.
+    Watch,
+}
+
+/// Agrees on a form.
+pub fn negotiate(accept: Option<&str>, query: &Query, agent: &str, offers: Offers) -> Result<Form, ApiError> {
+    let accept = accept.map(str::trim).filter(|a| !a.is_empty()).unwrap_or("*/*");
+    let mut yaml_refused = false;
+    for clause in clauses(accept) {
+        let media = match clause.kind {
+            "application/json" | "*/*" | "application/*" => Media::Json,
+            "application/yaml" if offers == Offers::Watch => {
+                yaml_refused = true;
+                continue;
+            }
+            "application/yaml" => Media::Yaml,
+            _ => continue,
+        };
+        let streams = clause.param("stream").filter(|s| !s.is_empty());
+        if streams.is_some_and(|s| s != "watch" || media == Media::Yaml)
+            || clause.param("sv").is_some_and(|v| !v.is_empty())
+        {
+            continue;
+        }
+        // A group or version alone asks for a form, too, and for none that there is.
+        let transforms = ["as", "g", "v"].iter().any(|name| clause.param(name).is_some());
+        let transform = match clause.param("as").or(transforms.then_some("")) {
+            None => None,
+            Some(_) if offers == Offers::Plain => continue,
+            Some(target) => {
+                let version = match (clause.param("g"), clause.param("v")) {
+                    (Some("meta.k8s.io"), Some("v1")) => MetaVersion::V1,
+                    (Some("meta.k8s.io"), Some("v1beta1")) => MetaVersion::V1Beta1,
+                    _ => continue,
+                };
+                match target {
+                    "Table" if offers == Offers::NoTables => continue,
+                    "Table" => Some(Transform::Table(version)),
+                    "PartialObjectMetadata" => Some(Transform::Metadata(version)),
+                    "PartialObjectMetadataList" => Some(Transform::MetadataList(version)),
+                    _ => continue,
+                }
+            }
+        };
+        let pretty = match (query.flag("pretty"), clause.param("pretty")) {
+            (Some(asked), _) => asked,
+            (None, Some(asked)) => asked == "1",
+            (None, None) => ["curl", "Wget", "Mozilla/5.0"].iter().any(|a| agent.starts_with(a)),
+        };
+        return Ok(Form { media, pretty: pretty && offers != Offers::Watch, transform });
+    }
+    let types: &[&str] = if yaml_refused { &[RESOURCE_TYPES[3], RESOURCE_TYPES[4]] } else { PLAIN_TYPES };
+    Err(ApiError::NotAcceptable(types.iter().map(|t| (*t).to_owned()).collect()))
+}
+
+/// Reads the media type of a body (not of a patch).
+pub fn body_type(content_type: Option<&str>) -> Result<schema::Media, ApiError> {
+    schema::Media::of(content_type.unwrap_or(""))
+        .ok_or_else(|| ApiError::UnsupportedMediaType(PLAIN_TYPES.iter().map(|t| (*t).to_owned()).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn form(accept: &str) -> Result<Form, ApiError> {
+        negotiate(Some(accept), &Query::default(), "", Offers::Objects)
+    }
+
+    #[test]
+    fn tables_and_fallbacks() {
+        let table = Some(Transform::Table(MetaVersion::V1));
+        assert_eq!(form("application/json;as=Table;v=v1;g=meta.k8s.io,application/json").unwrap().transform, table);
+        assert_eq!(form("application/json;as=Nope;v=v1;g=meta.k8s.io,application/json").unwrap(), Form::JSON);
+        assert!(form("application/json;as=Table;v=v2;g=meta.k8s.io").is_err());
+        assert_eq!(form("application/yaml;q=0.5, application/json;q=0.9").unwrap().media, Media::Json);
+        assert_eq!(form("application/vnd.kubernetes.protobuf, */*").unwrap(), Form::JSON);
+        assert!(form("application/vnd.kubernetes.protobuf").is_err());
+        assert!(form("application/json;v=v1").is_err());
+        assert!(form("application/json;AS=Table;v=v1;g=meta.k8s.io").is_err());
+        assert!(form("application/json;stream=nope").is_err());
+        assert!(form("application/json;stream=watch").is_ok());
+        assert!(route_accepts(Some("application/*"), Produces::Objects).is_err());
+        assert!(route_accepts(Some("text/html, */*"), Produces::Json).is_ok());
+        assert!(route_accepts(Some("application/json"), Produces::KeySet).is_err());
+    }
+
+    #[test]
+    fn bodies() {
+        assert_eq!(body_type(Some("APPLICATION/JSON; charset=utf-8")).unwrap(), schema::Media::Json);
+        assert_eq!(body_type(None).unwrap(), schema::Media::Json);
+        assert_eq!(body_type(Some("text/plain")).unwrap_err().status().code, 415);
+    }
+}

@@ -1,0 +1,436 @@
+//! Answers in the form that was agreed on.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, VARY};
+use http::{HeaderMap, Response, StatusCode};
+use jiff::Timestamp;
+use machinery_api::ApiError;
+use machinery_api::error::Status;
+use serde_json::{Value, json};
+
+use super::large::{self, Pieces};
+use super::negotiate::{Form, Media, MetaVersion, Offers, Transform, negotiate};
+use super::query::Query;
+use super::route::Target;
+use super::table::{Include, Tables, write_partial};
+use crate::registry::{Answer, List, Shown, object};
+use apiserver_resources::{Row, Storage, SubKind, Verb, hub};
+use apiserver_storage::cache::Cached;
+
+/// Smaller answers are not worth packing (upstream's limit).
+const GZIP_BYTES_MIN: usize = 128 * 1024;
+
+/// What an answer is made for.
+pub struct Asked<'a> {
+    /// The request's headers.
+    pub headers: &'a HeaderMap,
+    /// The request's query.
+    pub query: &'a Query,
+    /// The request's time.
+    pub now: Timestamp,
+}
+
+impl Asked<'_> {
+    /// The Accept header, all lines joined.
+    #[must_use]
+    pub fn accept(&self) -> Option<String> {
+        let lines: Vec<&str> =
+            self.headers.get_all(http::header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
+        if lines.is_empty() { None } else { Some(lines.join(",")) }
+    }
+
+    fn agent(&self) -> &str {
+        self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("")
+    }
+
+    /// Agrees on a form.
+    pub fn form(&self, offers: Offers) -> Result<Form, ApiError> {
+        negotiate(self.accept().as_deref(), self.query, self.agent(), offers)
+    }
+}
+
+/// A body of a media type.
+#[must_use]
+pub fn bytes(code: u16, media: &'static str, body: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    response
+}
+
+/// Text, as Go's `http.Error` writes it.
+#[must_use]
+pub fn text(code: u16, text: String) -> Response<Body> {
+    let mut response = bytes(code, "text/plain; charset=utf-8", text);
+    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// A code alone.
+#[must_use]
+pub fn nothing(code: u16) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+}
+
+/// 301, as Go's `http.Redirect` writes it.
+#[must_use]
+pub fn moved(to: &str) -> Response<Body> {
+    let page = format!("<a href=\"{to}\">Moved Permanently</a>.\n\n");
+    let mut response = bytes(301, "text/html; charset=utf-8", page);
+    if let Ok(to) = HeaderValue::from_str(to) {
+        response.headers_mut().insert(LOCATION, to);
+    }
+    response
+}
+
+/// The text 404 of paths that belong to nobody.
+#[must_use]
+pub fn page_not_found() -> Response<Body> {
+    text(404, "404 page not found\n".into())
+}
+
+fn yaml(value: &Value) -> Bytes {
+    serde_saphyr::to_string(value).unwrap_or_default().into()
+}
+
+/// A value in a form without transformation.
+#[must_use]
+pub fn value(code: u16, form: Form, value: &Value) -> Response<Body> {
+    bytes(code, form.media.as_str(), written(form, value))
+}
+
+fn written(form: Form, value: &Value) -> Bytes {
+    match (form.media, form.pretty) {
+        (Media::Yaml, _) => yaml(value),
+        (Media::Json, true) => serde_json::to_string_pretty(value).unwrap_or_default().into(),
+        (Media::Json, false) => (value.to_string() + "\n").into(),
+    }
+}
+
+/// An error.
+#[must_use]
+pub fn error(asked: &Asked<'_>, error: &ApiError) -> Response<Body> {
+    let form = asked.form(Offers::Plain).or_else(|_| asked.form(Offers::Objects)).unwrap_or(Form::PRETTY);
+    status(form, &error.status())
+}
+
+/// A Status; its code is the answer's where it has one.
+#[must_use]
+pub fn status(form: Form, status: &Status) -> Response<Body> {
+    let code = if status.code == 0 { 200 } else { status.code };
+    let mut response = if form.media == Media::Json && !form.pretty && status.code != 0 {
+        let mut body = serde_json::to_vec(status).unwrap_or_default();
+        body.push(b'\n');
+        bytes(code, form.media.as_str(), body)
+    } else {
+        let mut body = serde_json::to_value(status).unwrap_or(Value::Null);
+        if status.code == 0
+            && let Some(map) = body.as_object_mut()
+        {
+            map.remove("code");
+        }
+        value(code, Form { transform: None, ..form }, &body)
+    };
+    let seconds = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
+    if seconds > 0 {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// A verb's answer.
+pub fn answer(
+    asked: &Asked<'_>,
+    form: Form,
+    row: &'static Row,
+    scales: bool,
+    answer: Answer,
+) -> Result<Response<Body>, ApiError> {
+    match answer {
+        Answer::Object(code, shown) => object(asked, form, row, scales, code, shown),
+        Answer::List(list) => self::list(asked, form, row, list),
+        Answer::Status(code, status) => {
+            let mut response = self::status(form, &status);
+            *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
+            Ok(response)
+        }
+        Answer::Nothing => {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            Ok(response)
+        }
+    }
+}
+
+/// An object's JSON as a row of it shows it.
+fn json_of(row: &'static Row, shown: &Shown) -> Bytes {
+    match shown {
+        Shown::Cached(cached) if row.storage_version => cached.bytes(),
+        Shown::Bytes(bytes) => bytes.clone(),
+        other => ordered(&value_of(row, other)),
+    }
+}
+
+/// A value's JSON with kind and apiVersion first.
+fn ordered(value: &Value) -> Bytes {
+    value.to_string().into()
+}
+
+/// An object's value as a row shows it.
+fn value_of(row: &'static Row, shown: &Shown) -> Value {
+    match shown {
+        Shown::Cached(cached) => {
+            if row.storage_version {
+                cached.value()
+            } else {
+                row.strategy.of_stored(cached.value())
+            }
+        }
+        Shown::Bytes(bytes) => serde_json::from_slice(bytes).unwrap_or(Value::Null),
+        Shown::Value(value) => value.clone(),
+    }
+}
+
+fn tables(asked: &Asked<'_>, row: &'static Row, version: MetaVersion) -> Result<Tables, ApiError> {
+    Ok(Tables { row, version, include: Include::read(asked.query)?, now: asked.now, scales: false })
+}
+
+fn wrong_transform(hub: &str, kind: &str, wanted: &str, list: bool) -> ApiError {
+    let (is, suffix) = if list { ("a list", "List") } else { ("not a list", "") };
+    let message = format!("you requested {wanted}, but the requested object is {is} (*{hub}.{kind}{suffix})");
+    ApiError::Other(Box::new(Status::failure(406, "NotAcceptable", message)))
+}
+
+fn object(
+    asked: &Asked<'_>,
+    form: Form,
+    row: &'static Row,
+    scales: bool,
+    code: u16,
+    shown: Shown,
+) -> Result<Response<Body>, ApiError> {
+    match form.transform {
+        None if form == Form::JSON => {
+            let mut body = Vec::new();
+            match &shown {
+                Shown::Cached(cached) if row.storage_version => cached.write_to(&mut body),
+                other => body.extend_from_slice(&json_of(row, other)),
+            }
+            body.push(b'\n');
+            Ok(packed(asked, code, Media::Json, body))
+        }
+        None => Ok(value(code, form, &value_of(row, &shown))),
+        Some(Transform::Table(version)) => {
+            let tables = Tables { scales, ..tables(asked, row, version)? };
+            let object = value_of(row, &shown);
+            let metadata = match object["metadata"]["resourceVersion"].as_str() {
+                Some(version) if !version.is_empty() => json!({"resourceVersion": version}),
+                _ => json!({}), // of a dry run
+            };
+            let table = tables.table(metadata, tables.columns(), vec![tables.row(&object)]);
+            Ok(value(code, form, &table))
+        }
+        Some(Transform::Metadata(version)) => {
+            let mut body = Vec::new();
+            write_partial(version, &json_of(row, &shown), &mut body);
+            Ok(rewritten(form, code, body))
+        }
+        Some(Transform::MetadataList(_)) => {
+            let (hub, kind) = if scales { ("autoscaling", "Scale") } else { (hub(row.group), row.kind) };
+            Err(wrong_transform(hub, kind, "PartialObjectMetadataList", false))
+        }
+    }
+}
+
+/// Compact JSON as the form wants it.
+fn rewritten(form: Form, code: u16, mut body: Vec<u8>) -> Response<Body> {
+    if form.media == Media::Json && !form.pretty {
+        body.push(b'\n');
+        return bytes(code, form.media.as_str(), body);
+    }
+    let parsed: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    value(code, Form { transform: None, ..form }, &parsed)
+}
+
+fn list_metadata(list: &List) -> Value {
+    let mut metadata = json!({"resourceVersion": list.revision.to_string()});
+    if let Some(token) = &list.continue_token {
+        metadata["continue"] = json!(token);
+    }
+    if let Some(remaining) = list.remaining {
+        metadata["remainingItemCount"] = json!(remaining);
+    }
+    metadata
+}
+
+/// A list, made at once where it is small, else piece by piece off this thread ([`large`]).
+fn list(asked: &Asked<'_>, form: Form, row: &'static Row, list: List) -> Result<Response<Body>, ApiError> {
+    let metadata = list_metadata(&list);
+    let weight = list.items.iter().map(|item| item.stored().len()).sum();
+    let plain = form.media == Media::Json && !form.pretty;
+    let pieces: Pieces = match form.transform {
+        None => {
+            let kind = format!("{}List", row.kind);
+            let opening = format!("{}\"metadata\":{metadata},\"items\":[", object::head_of(&kind, &row.api_version()));
+            let head = object::head(row);
+            items(opening, "]}", list.items, move |item, out| write_item(row, &head, item, out))
+        }
+        Some(Transform::Table(version)) => {
+            let tables = tables(asked, row, version)?;
+            Box::new(move |out| {
+                let rows = list.items.iter().map(|i| tables.row(&value_of(row, &Shown::Cached(i.clone())))).collect();
+                let table = tables.table(metadata.clone(), tables.columns(), rows);
+                // Writing into memory cannot fail.
+                let _ = serde_json::to_writer(out, &table);
+                false
+            })
+        }
+        Some(Transform::MetadataList(version)) => {
+            let head = object::head_of("PartialObjectMetadataList", version.api_version());
+            // An empty list of this form is nil upstream, which that of a kind is not.
+            let (opens, closes) = if list.items.is_empty() { ("null", "}") } else { ("[", "]}") };
+            let opening = format!("{head}\"metadata\":{metadata},\"items\":{opens}");
+            items(opening, closes, list.items, move |item, out| write_partial(version, &item.bytes(), out))
+        }
+        Some(Transform::Metadata(_)) => {
+            return Err(wrong_transform(hub(row.group), row.kind, "PartialObjectMetadata", true));
+        }
+    };
+    if plain {
+        return Ok(pieced(asked, Media::Json, weight, ended(pieces)));
+    }
+    let form = Form { transform: None, ..form };
+    Ok(pieced(asked, form.media, weight, Box::new(whole(pieces, form))))
+}
+
+/// A list's items between its opening and its end.
+fn items(
+    opening: String,
+    closes: &'static str,
+    items: Vec<Arc<Cached>>,
+    mut write: impl FnMut(&Cached, &mut Vec<u8>) + Send + 'static,
+) -> Pieces {
+    let mut opening = Some(opening);
+    let mut items = items.into_iter();
+    let mut first = true;
+    Box::new(move |out| {
+        let begins = out.len();
+        out.extend_from_slice(opening.take().unwrap_or_default().as_bytes());
+        while out.len() - begins < large::PIECE_BYTES {
+            let Some(item) = items.next() else {
+                out.extend_from_slice(closes.as_bytes());
+                return false;
+            };
+            if !std::mem::take(&mut first) {
+                out.push(b',');
+            }
+            write(&item, out);
+        }
+        true
+    })
+}
+
+/// A list's item as a row shows it: without kind and apiVersion.
+fn write_item(row: &'static Row, head: &str, item: &Cached, out: &mut Vec<u8>) {
+    if row.storage_version {
+        return object::write_item(head, item, out);
+    }
+    let mut value = row.strategy.of_stored(item.value());
+    if let Some(map) = value.as_object_mut() {
+        map.remove("kind");
+        map.remove("apiVersion");
+    }
+    // Writing into memory cannot fail.
+    let _ = serde_json::to_writer(out, &value);
+}
+
+/// Compact JSON ends with a line's end.
+fn ended(mut pieces: Pieces) -> Pieces {
+    Box::new(move |out| {
+        let more = pieces(out);
+        if !more {
+            out.push(b'\n');
+        }
+        more
+    })
+}
+
+/// Compact JSON in another form, in one piece.
+fn whole(mut pieces: Pieces, form: Form) -> impl FnMut(&mut Vec<u8>) -> bool + Send {
+    move |out| {
+        let mut json = Vec::new();
+        while pieces(&mut json) {}
+        let value: Value = serde_json::from_slice(&json).unwrap_or(Value::Null);
+        out.extend_from_slice(&written(form, &value));
+        false
+    }
+}
+
+/// An answer out of pieces that are made of `weight` bytes.
+#[must_use]
+pub(super) fn pieced(asked: &Asked<'_>, media: Media, weight: usize, mut pieces: Pieces) -> Response<Body> {
+    if weight < large::LARGE_BYTES {
+        let mut body = Vec::with_capacity(weight + 256);
+        while pieces(&mut body) {}
+        return packed(asked, 200, media, body);
+    }
+    let packs = takes_gzip(asked);
+    let mut response = bytes(200, media.as_str(), large::body(pieces, packs));
+    if packs {
+        say_packed(&mut response);
+    }
+    response
+}
+
+fn takes_gzip(asked: &Asked<'_>) -> bool {
+    asked
+        .headers
+        .get_all(http::header::ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .any(|e| e.split(';').next().is_some_and(|e| e.trim() == "gzip"))
+}
+
+fn say_packed(response: &mut Response<Body>) {
+    response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    response.headers_mut().append(VARY, HeaderValue::from_static("Accept-Encoding"));
+}
+
+/// A large answer is packed for who takes that.
+#[must_use]
+pub fn packed(asked: &Asked<'_>, code: u16, media: Media, body: Vec<u8>) -> Response<Body> {
+    if body.len() < GZIP_BYTES_MIN || !takes_gzip(asked) {
+        return bytes(code, media.as_str(), body);
+    }
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
+    let small = encoder.write_all(&body).and_then(|()| encoder.finish());
+    match small {
+        Ok(small) => {
+            let mut response = bytes(code, media.as_str(), small);
+            say_packed(&mut response);
+            response
+        }
+        Err(_) => bytes(code, media.as_str(), body),
+    }
+}
+
+/// What a target's answer may be transformed into.
+#[must_use]
+pub fn offers(target: Target) -> Offers {
+    let answered = target.row.storage == Storage::Virtual
+        || target.subresource.is_some_and(|s| matches!(s.what, SubKind::Binding | SubKind::Token));
+    match target.verb {
+        Verb::Watch => Offers::Watch,
+        _ if answered => Offers::NoTables,
+        _ => Offers::Objects,
+    }
+}

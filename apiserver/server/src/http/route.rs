@@ -1,0 +1,304 @@
+//! From a path to what serves it, and which of upstream's three ways of saying no where nothing does: plain text for
+//! paths of nobody, 404 for unknown resources of a known group, 405 for a method that a path doesn't take.
+
+use machinery_api::ApiError;
+use machinery_api::error::{Details, Status};
+
+use super::discovery::Discovery;
+use super::info::Info;
+use apiserver_resources::{Row, Storage, SubKind, Subresource, TABLE, Verb};
+
+/// What serves a request.
+pub enum Route {
+    /// A resource.
+    Resource(Target),
+    /// A part of a pod that comes with a later version.
+    Later(Target, &'static str),
+    /// `/livez`, `/readyz`, `/healthz`, and one check of them.
+    Health(String, Option<String>),
+    /// `/metrics`
+    Metrics,
+    /// `/metrics/slis`
+    Slis,
+    /// `/version`
+    Version,
+    /// `/`
+    Index,
+    /// `/api`
+    Core,
+    /// `/apis`
+    Groups,
+    /// `/apis/GROUP`
+    Group(String),
+    /// `/api/v1`, `/apis/GROUP/VERSION`
+    Resources(String, String),
+    /// `/openapi/v2`
+    OpenApiV2,
+    /// `/openapi/v3`
+    OpenApiIndex,
+    /// `/openapi/v3/PATH`
+    OpenApi(String),
+    /// `/.well-known/openid-configuration`
+    Issuer,
+    /// `/openid/v1/jwks`
+    Keys,
+}
+
+/// A resource, and what is done to it.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// The row.
+    pub row: &'static Row,
+    /// The subresource.
+    pub subresource: Option<&'static Subresource>,
+    /// What is done.
+    pub verb: Verb,
+    /// Whether the path names an object (`false`: the collection).
+    pub is_item: bool,
+}
+
+/// Why nothing serves a request.
+pub enum NoRoute {
+    /// Plain text.
+    Text,
+    /// A Status.
+    Error(ApiError),
+}
+
+impl From<ApiError> for NoRoute {
+    fn from(error: ApiError) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// 405
+#[must_use]
+pub fn method_not_allowed() -> ApiError {
+    let message = "the server does not allow this method on the requested resource";
+    ApiError::Other(Box::new(Status::failure(405, "MethodNotAllowed", message).with(Details::default())))
+}
+
+/// Finds what serves a request.
+pub fn find(method: &str, info: &Info, discovery: &Discovery) -> Result<Route, NoRoute> {
+    let path = info.path.as_str();
+    match path {
+        "/" | "/index.html" => return Ok(Route::Index),
+        "/metrics" => return Ok(Route::Metrics),
+        "/metrics/slis" => return Ok(Route::Slis),
+        "/openapi/v2" => return get(method, Route::OpenApiV2),
+        "/openapi/v3" => return Ok(Route::OpenApiIndex),
+        "/.well-known/openid-configuration" => return get(method, Route::Issuer),
+        "/openid/v1/jwks" | "/openid/v1/jwks/" => return get(method, Route::Keys),
+        _ => {}
+    }
+    if path.starts_with("/.well-known/openid-configuration/") {
+        return Err(ApiError::NoSuchResource.into());
+    }
+    for root in ["/livez", "/readyz", "/healthz"] {
+        match path.strip_prefix(root) {
+            Some("") => return Ok(Route::Health(root.into(), None)),
+            Some(rest) if rest.len() > 1 && rest.starts_with('/') => {
+                return Ok(Route::Health(root.into(), Some(rest[1..].into())));
+            }
+            _ => {}
+        }
+    }
+    if let Some(rest) = path.strip_prefix("/openapi/v3/") {
+        return Ok(Route::OpenApi(rest.into()));
+    }
+    let trimmed = path.trim_end_matches('/');
+    let below = |root: &str| trimmed == root || path.starts_with(&format!("{root}/"));
+    if below("/version") {
+        return if trimmed == "/version" { get(method, Route::Version) } else { Err(ApiError::NoSuchResource.into()) };
+    }
+    if below("/api") {
+        return match trimmed {
+            "/api" => get(method, Route::Core),
+            "/api/v1" => get(method, Route::Resources(String::new(), "v1".into())),
+            _ => resource(method, info),
+        };
+    }
+    // Upstream serves these two beside its router, which is what looks at methods.
+    if trimmed == "/apis" {
+        return Ok(Route::Groups);
+    }
+    let group = path.strip_prefix("/apis/").and_then(|rest| rest.split('/').next()).unwrap_or("");
+    if !discovery.has_group(group) {
+        return Err(NoRoute::Text);
+    }
+    let rest = trimmed.strip_prefix("/apis/").unwrap_or("");
+    match rest.split('/').collect::<Vec<_>>().as_slice() {
+        [group] => Ok(Route::Group((*group).into())),
+        [group, version] => {
+            if discovery.group_versions().any(|(g, v)| g == *group && v == *version) {
+                get(method, Route::Resources((*group).into(), (*version).into()))
+            } else {
+                Err(ApiError::NoSuchResource.into())
+            }
+        }
+        _ => resource(method, info),
+    }
+}
+
+fn get(method: &str, route: Route) -> Result<Route, NoRoute> {
+    if method == "GET" { Ok(route) } else { Err(method_not_allowed().into()) }
+}
+
+fn resource(method: &str, info: &Info) -> Result<Route, NoRoute> {
+    let none = || NoRoute::Error(ApiError::NoSuchResource);
+    if !info.is_resource {
+        return Err(none());
+    }
+    let parts: Vec<&str> = info.parts.iter().map(String::as_str).collect();
+    let (&plural, rest) = parts.split_first().ok_or_else(none)?;
+    let row = TABLE
+        .iter()
+        .copied()
+        .find(|r| r.group == info.group && r.version == info.version && r.plural == plural)
+        .ok_or_else(none)?;
+    let in_namespace = info.parts.len() < path_segments(info);
+    // Namespaces are cluster-wide, and their paths look like those of something in a namespace.
+    let fits = match (row.namespaced, rest.is_empty()) {
+        (true, true) => in_namespace || row.verbs.contains(&Verb::List),
+        (true, false) => in_namespace,
+        (false, _) => !in_namespace,
+    };
+    if !fits {
+        return Err(none());
+    }
+    if info.watch_path {
+        if rest.len() > 1 || !row.verbs.contains(&Verb::Watch) {
+            return Err(none());
+        }
+        let target = Target { row, subresource: None, verb: Verb::Watch, is_item: !rest.is_empty() };
+        return if method == "GET" { Ok(Route::Resource(target)) } else { Err(method_not_allowed().into()) };
+    }
+    if info.verb == "proxy" {
+        return Err(none());
+    }
+    match rest {
+        [] => {
+            let everywhere = row.namespaced && !in_namespace;
+            let verb = match method {
+                "GET" if info.verb == "watch" && row.verbs.contains(&Verb::Watch) => Verb::Watch,
+                "GET" => Verb::List,
+                "POST" if !everywhere => Verb::Create,
+                "DELETE" if !everywhere => Verb::DeleteCollection,
+                _ => return Err(method_not_allowed().into()),
+            };
+            serve(row, None, verb, false)
+        }
+        [_] => {
+            if row.storage == Storage::Virtual {
+                return Err(none());
+            }
+            serve(row, None, item_verb(method)?, true)
+        }
+        [_, name, more @ ..] => {
+            if let Some((_, since)) = row.later.iter().find(|(later, _)| later == name)
+                && info.group.is_empty()
+                && (more.is_empty() || *name == "proxy")
+            {
+                return Ok(Route::Later(Target { row, subresource: None, verb: Verb::Get, is_item: true }, since));
+            }
+            let subresource = row.subresources.iter().find(|s| s.name == *name && more.is_empty()).ok_or_else(none)?;
+            let verb = if method == "POST" { Verb::Create } else { item_verb(method)? };
+            serve(row, Some(subresource), verb, true)
+        }
+    }
+}
+
+/// How many segments of the path follow the version (and `watch`).
+fn path_segments(info: &Info) -> usize {
+    let before = if info.prefix == "apis" { 3 } else { 2 } + usize::from(info.watch_path || info.verb == "proxy");
+    info.path.trim_matches('/').split('/').count().saturating_sub(before)
+}
+
+fn item_verb(method: &str) -> Result<Verb, NoRoute> {
+    match method {
+        "GET" => Ok(Verb::Get),
+        "PUT" => Ok(Verb::Update),
+        "PATCH" => Ok(Verb::Patch),
+        "DELETE" => Ok(Verb::Delete),
+        _ => Err(method_not_allowed().into()),
+    }
+}
+
+fn serve(
+    row: &'static Row,
+    subresource: Option<&'static Subresource>,
+    verb: Verb,
+    is_item: bool,
+) -> Result<Route, NoRoute> {
+    let verbs = subresource.map_or(row.verbs, |s| s.verbs);
+    if !verbs.contains(&verb) {
+        return Err(method_not_allowed().into());
+    }
+    debug_assert!(subresource.is_none_or(|s| s.what != SubKind::Log || verb == Verb::Get));
+    Ok(Route::Resource(Target { row, subresource, verb, is_item }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::query::Query;
+
+    fn say(method: &str, target: &str) -> String {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let info = Info::read(method, path, &Query::parse(query));
+        let discovery = Discovery::new(TABLE, "127.0.0.1:6443");
+        match find(method, &info, &discovery) {
+            Ok(Route::Resource(t)) => {
+                format!("{} {} {}", t.verb.as_str(), t.row.plural, t.subresource.map_or("", |s| s.name))
+            }
+            Ok(Route::Later(..)) => "later".into(),
+            Ok(_) => "other".into(),
+            Err(NoRoute::Text) => "text".into(),
+            Err(NoRoute::Error(error)) => error.status().code.to_string(),
+        }
+    }
+
+    #[test]
+    fn upstreams_ways_of_saying_no() {
+        for (method, target, wanted) in [
+            ("GET", "/api/v1/pods", "list pods "),
+            ("GET", "/api/v1/pods/a", "404"),
+            ("GET", "/api/v1/namespaces/default/nodes", "404"),
+            ("GET", "/api/v1/namespaces/default/namespaces", "404"),
+            ("GET", "/api/v1/namespaces/default", "get namespaces "),
+            ("PUT", "/api/v1/namespaces/default/finalize", "update namespaces finalize"),
+            ("GET", "/api/v1/namespaces/default/finalize", "405"),
+            ("DELETE", "/api/v1/namespaces", "405"),
+            ("DELETE", "/api/v1/pods", "405"),
+            ("POST", "/api/v1/pods", "405"),
+            ("POST", "/api/v1/namespaces/default/pods/a", "405"),
+            ("GET", "/api/v1/namespaces/default/pods/a/nope", "404"),
+            ("GET", "/api/v1/namespaces/default/pods/a/exec", "later"),
+            ("DELETE", "/api/v1/namespaces/default/pods/a/status", "405"),
+            ("GET", "/api/v1/namespaces/default/pods/a/binding", "405"),
+            ("GET", "/api/v1/namespaces/default/bindings", "405"),
+            ("GET", "/api/v1/watch/namespaces/default/pods/a", "watch pods "),
+            ("GET", "/api/v1/watch/namespaces/default/pods/a/b", "404"),
+            ("GET", "/api/v1/watch", "404"),
+            ("GET", "/api/v1/watch/namespaces/default", "watch namespaces "),
+            ("GET", "/apis/apps/v1/namespaces/a/deployments/b/scale", "get deployments scale"),
+            ("GET", "/apis/apps/v1/namespaces/a/deployments/b/scale/c", "404"),
+            ("GET", "/apis/apps/v2/deployments", "404"),
+            ("GET", "/apis/apps/v1/pods", "404"),
+            ("GET", "/apis/nope.example.com/v1/things", "text"),
+            ("GET", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "405"),
+            ("GET", "//api/v1", "text"),
+            ("GET", "/api//v1", "404"),
+            ("GET", "/healthz/", "text"),
+            ("GET", "/version/", "other"),
+            ("HEAD", "/api/v1/namespaces/default", "405"),
+            ("OPTIONS", "/api/v1/namespaces/default", "405"),
+            ("POST", "/version", "405"),
+            ("POST", "/apis", "other"),
+            ("DELETE", "/apis/apps", "other"),
+            ("DELETE", "/apis/apps/v1", "405"),
+        ] {
+            assert_eq!(say(method, target), wanted, "{method} {target}");
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Watches as streams of frames: each event encoded once per form and shared by all who watch it.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::Response;
+use machinery_api::ApiError;
+use machinery_env::Env;
+use serde_json::{Value, json};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::negotiate::{Form, Transform};
+use super::respond;
+use super::table::{Tables, write_partial};
+use crate::registry::WatchStart;
+use apiserver_resources::Row;
+use apiserver_resources::schema;
+use apiserver_storage::cache::{Cached, Gone, Kind, Media, Seen, Shape, WatchEncoding};
+
+/// One piece of the stream; bounds what a slow client holds beside its ring.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Bookmarks come this often.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// And this long before a watch's end.
+const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
+
+/// And again after this time where an event came in between.
+const BOOKMARK_AGAIN: Duration = Duration::from_millis(10);
+
+/// How events are shown.
+#[derive(Clone, Copy)]
+pub struct Lens {
+    /// The row.
+    pub row: &'static Row,
+    /// What stands in objects' stead.
+    pub transform: Option<Transform>,
+    /// For tables.
+    pub tables: Option<Tables>,
+}
+
+struct Stream {
+    lens: Lens,
+    initial: VecDeque<Arc<Cached>>,
+    start: WatchStart,
+    /// The bookmark at the end of the initial state is still to come.
+    marks_end: bool,
+    columns_sent: bool,
+    bookmarks: bool,
+    /// Registered once for the whole watch: the token is every watch's, and so is its lock.
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    stopped: CancellationToken,
+    end: Pin<Box<Sleep>>,
+    bookmark: Pin<Box<Sleep>>,
+    over: bool,
+    /// For the ages in tables.
+    env: Env,
+}
+
+/// A watch's answer; it ends after `lasts`, on `stop`, or when the client is too slow.
+#[must_use]
+pub fn stream(
+    lens: Lens,
+    mut start: WatchStart,
+    bookmarks: bool,
+    lasts: Duration,
+    stop: CancellationToken,
+    env: Env,
+) -> Response<Body> {
+    let initial = std::mem::take(&mut start.initial).into();
+    let marks_end = start.marks_end;
+    let end = tokio::time::sleep(lasts);
+    let bookmark = tokio::time::sleep_until(next_bookmark(end.deadline()));
+    let stream = Stream {
+        lens,
+        initial,
+        start,
+        marks_end,
+        columns_sent: false,
+        bookmarks,
+        stop: Box::pin(stop.clone().cancelled_owned()),
+        stopped: stop,
+        end: Box::pin(end),
+        bookmark: Box::pin(bookmark),
+        // A negative timeoutSeconds is over before it begins, as upstream has it.
+        over: lasts.is_zero(),
+        env,
+    };
+    // In a box: it is moved with every event.
+    let frames = futures::stream::unfold(Box::new(stream), |mut stream| async move {
+        let chunk = stream.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(chunk), stream))
+    });
+    respond::bytes(200, "application/json", Body::from_stream(frames))
+}
+
+/// A minute from now, or shortly before the watch's end where that comes first.
+fn next_bookmark(end: Instant) -> Instant {
+    let now = Instant::now();
+    let heartbeat = now + BOOKMARK_EVERY;
+    match end.checked_sub(BOOKMARK_BEFORE_END) {
+        Some(last) if now < last && last < heartbeat => last,
+        _ => heartbeat,
+    }
+}
+
+/// A watch that only says why it can't be.
+#[must_use]
+pub fn refused(error: &ApiError) -> Response<Body> {
+    respond::bytes(200, "application/json", error_frame(error))
+}
+
+fn error_frame(error: &ApiError) -> Bytes {
+    let status = serde_json::to_string(&error.status()).unwrap_or_default();
+    format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n").into()
+}
+
+impl Stream {
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.over {
+            return None;
+        }
+        if !self.initial.is_empty() || self.marks_end {
+            // Not asked with each event: the token's lock is that of every watch.
+            return (!self.stopped.is_cancelled()).then(|| self.state());
+        }
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.as_mut() => return None,
+                () = self.end.as_mut() => return None,
+                seen = self.start.watch.recv() => return Some(self.events(seen)),
+                () = self.bookmark.as_mut(), if self.bookmarks => match self.start.watch.progress() {
+                    Some(revision) => {
+                        self.bookmark.set(tokio::time::sleep_until(next_bookmark(self.end.deadline())));
+                        return Some(self.mark(revision.max(self.start.revision), false));
+                    }
+                    None => self.bookmark.set(tokio::time::sleep(BOOKMARK_AGAIN)),
+                },
+            }
+        }
+    }
+
+    /// A piece of the initial state, and the bookmark at its end.
+    fn state(&mut self) -> Bytes {
+        let mut out = BytesMut::new();
+        while out.len() < CHUNK_BYTES {
+            let Some(cached) = self.initial.pop_front() else { break };
+            let frame = self.frame(Kind::Added, &cached);
+            out.extend_from_slice(&frame);
+        }
+        if self.initial.is_empty() && std::mem::take(&mut self.marks_end) {
+            let mark = self.mark(self.start.revision, true);
+            out.extend_from_slice(&mark);
+        }
+        out.freeze()
+    }
+
+    /// One event, and those that are already there.
+    fn events(&mut self, first: Result<Seen, Gone>) -> Bytes {
+        let mut next = first;
+        let mut out = BytesMut::new();
+        let mut single: Option<Bytes> = None;
+        loop {
+            match next {
+                Ok(seen) => {
+                    let frame = self.shared_frame(&seen);
+                    if let Some(only) = single.take() {
+                        out.extend_from_slice(&only);
+                    }
+                    if out.is_empty() { single = Some(frame) } else { out.extend_from_slice(&frame) }
+                }
+                Err(Gone::Compacted(oldest) | Gone::Future(oldest)) => {
+                    self.over = true;
+                    let reached = self.start.watch.handed_out();
+                    let error = ApiError::Expired(format!("too old resource version: {reached} ({oldest})"));
+                    if let Some(only) = single.take() {
+                        out.extend_from_slice(&only);
+                    }
+                    out.extend_from_slice(&error_frame(&error));
+                    return out.freeze();
+                }
+            }
+            if out.len() >= CHUNK_BYTES {
+                break;
+            }
+            match self.start.watch.try_recv() {
+                Ok(None) => break,
+                Ok(Some(seen)) => next = Ok(seen),
+                Err(gone) => next = Err(gone),
+            }
+        }
+        // The usual case: one event, and its frame is shared as it is.
+        single.unwrap_or_else(|| out.freeze())
+    }
+
+    fn shared_frame(&mut self, seen: &Seen) -> Bytes {
+        if self.lens.tables.is_some() {
+            return self.frame(seen.kind, &seen.object);
+        }
+        // What left a selector shows the state before the event, another object than the event's own.
+        let before = seen.kind == Kind::Deleted && seen.event.kind != Kind::Deleted;
+        let lens = self.lens;
+        seen.event.frame(encoding(lens, seen.kind, before), || plain_frame(lens, seen.kind, &seen.object))
+    }
+
+    fn frame(&mut self, kind: Kind, cached: &Cached) -> Bytes {
+        let Some(tables) = self.lens.tables else { return plain_frame(self.lens, kind, cached) };
+        let row = self.lens.row;
+        let value = if row.storage_version { cached.value() } else { row.strategy.of_stored(cached.value()) };
+        self.table_frame(tables, type_of(kind), &value)
+    }
+
+    fn table_frame(&mut self, tables: Tables, kind: &str, object: &Value) -> Bytes {
+        let columns = if std::mem::replace(&mut self.columns_sent, true) { Value::Null } else { tables.columns() };
+        let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"].as_str().unwrap_or("")});
+        let tables = Tables { now: self.env.now(), ..tables };
+        let table = tables.table(metadata, columns, vec![tables.row(object)]);
+        format!("{{\"type\":\"{kind}\",\"object\":{table}}}\n").into()
+    }
+
+    fn mark(&mut self, revision: u64, ends_state: bool) -> Bytes {
+        let mut metadata = json!({"resourceVersion": revision.to_string()});
+        if ends_state {
+            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let row = self.lens.row;
+        let mut object = json!({"kind": row.kind, "apiVersion": row.api_version(), "metadata": metadata});
+        if let Some(tables) = self.lens.tables {
+            return self.table_frame(tables, "BOOKMARK", &object);
+        }
+        let object = match self.lens.transform {
+            Some(Transform::Metadata(version) | Transform::MetadataList(version)) => json!({
+                "kind": "PartialObjectMetadata", "apiVersion": version.api_version(), "metadata": object["metadata"],
+            }),
+            _ => {
+                // An object of nothing, which upstream prints as any other.
+                if schema::normalise(row.schema, &mut object).is_ok() {
+                    row.strategy.of_nothing(&mut object);
+                }
+                object
+            }
+        };
+        format!("{{\"type\":\"BOOKMARK\",\"object\":{object}}}\n").into()
+    }
+}
+
+fn type_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Added => "ADDED",
+        Kind::Modified => "MODIFIED",
+        Kind::Deleted => "DELETED",
+    }
+}
+
+/// What an event's frame depends on (tables are never shared: they hold ages).
+fn encoding(lens: Lens, kind: Kind, before: bool) -> WatchEncoding {
+    let shape = match lens.transform {
+        Some(Transform::Metadata(version) | Transform::MetadataList(version)) => Shape::Metadata(version.api_version()),
+        _ => Shape::Object,
+    };
+    WatchEncoding { kind, before, group: lens.row.group, version: lens.row.version, shape, media: Media::Json }
+}
+
+fn plain_frame(lens: Lens, kind: Kind, cached: &Cached) -> Bytes {
+    let mut out = Vec::with_capacity(cached.stored().len() + 96);
+    out.put_slice(b"{\"type\":\"");
+    out.put_slice(type_of(kind).as_bytes());
+    out.put_slice(b"\",\"object\":");
+    match lens.transform {
+        Some(Transform::Metadata(version) | Transform::MetadataList(version)) => {
+            write_partial(version, &cached.bytes(), &mut out);
+        }
+        _ if lens.row.storage_version => cached.write_to(&mut out),
+        _ => {
+            let value = lens.row.strategy.of_stored(cached.value());
+            // Writing into memory cannot fail.
+            let _ = serde_json::to_writer(&mut out, &value);
+        }
+    }
+    out.put_slice(b"}\n");
+    out.into()
+}
+
+/// The lens of a form.
+#[must_use]
+pub fn lens(row: &'static Row, form: Form, tables: Option<Tables>) -> Lens {
+    Lens { row, transform: form.transform, tables }
+}

@@ -1,0 +1,186 @@
+//! From a request's bytes to an object that the verbs work on: decoded, checked for its version and kind, defaulted.
+
+use std::borrow::Cow;
+
+use machinery_api::ApiError;
+use machinery_api::error::ApiResult;
+use serde_json::Value;
+
+use super::PatchType;
+use apiserver_resources::Row;
+use apiserver_resources::patch;
+use apiserver_resources::schema::{self, Decoded, FieldValidation, Media, Target, decode};
+
+/// A request's body.
+#[derive(Debug, Clone, Copy)]
+pub struct Body<'a> {
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// What they are written in.
+    pub media: Media,
+}
+
+fn target(group: &'static str, version: &'static str, kind: &'static str) -> ApiResult<Target<'static>> {
+    Target::kind(group, version, kind).ok_or_else(|| ApiError::Internal(format!("no type for {kind}")))
+}
+
+fn defaulted(row: &'static Row, decoded: Decoded, warnings: &mut Vec<String>) -> Value {
+    warnings.extend(decoded.warnings);
+    let mut object = decoded.object;
+    schema::default(row.schema, &mut object);
+    row.strategy.default(&mut object);
+    object
+}
+
+/// The form that is stored and compared; call it again where fields were removed or added.
+pub fn normalise(row: &'static Row, object: &mut Value) {
+    if let Err(error) = schema::normalise(row.schema, object) {
+        tracing::warn!(kind = row.kind, error, "an object of the server's own making doesn't fit its type");
+    }
+}
+
+/// Where a client gave empty lists and maps, which [`normalise`] takes for absent, in the kinds whose findings show the
+/// difference (`{}` or `null`).
+pub fn empties(row: &'static Row, object: &Value) -> Vec<String> {
+    fn walk(value: &Value, path: &mut String, found: &mut Vec<String>) {
+        let length = path.len();
+        match value {
+            Value::Object(map) if map.is_empty() => found.push(path.clone()),
+            Value::Array(list) if list.is_empty() => found.push(path.clone()),
+            Value::Object(map) => {
+                for (key, value) in map {
+                    path.push('/');
+                    path.push_str(&key.replace('~', "~0").replace('/', "~1"));
+                    walk(value, path, found);
+                    path.truncate(length);
+                }
+            }
+            Value::Array(list) => {
+                for (i, value) in list.iter().enumerate() {
+                    path.push_str(&format!("/{i}"));
+                    walk(value, path, found);
+                    path.truncate(length);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    if row.shows_empty
+        && let Some(spec) = object.get("spec")
+    {
+        walk(spec, &mut "/spec".to_owned(), &mut found);
+    }
+    found
+}
+
+/// The object as it is validated: with what was empty and given.
+pub fn with_empties<'a>(object: &'a Value, given: &Value, empties: &[String]) -> Cow<'a, Value> {
+    let mut shown = Cow::Borrowed(object);
+    for pointer in empties {
+        let absent = object.pointer(pointer).is_none_or(Value::is_null);
+        let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
+        if absent
+            && let Some(empty) = given.pointer(pointer)
+            && let Some(Value::Object(map)) = shown.to_mut().pointer_mut(parent)
+        {
+            map.insert(key.replace("~1", "/").replace("~0", "~"), empty.clone());
+        }
+    }
+    shown
+}
+
+/// Decodes an object of a row, with defaults.
+pub fn object(
+    row: &'static Row,
+    body: Body<'_>,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<Value, ApiError> {
+    let decoded = decode::body(body.bytes, body.media, &Target::row(row), validation)?;
+    Ok(defaulted(row, decoded, warnings))
+}
+
+/// Decodes an object of any type of the schema, such as a Scale.
+pub fn of_type(
+    kind: (&'static str, &'static str, &'static str),
+    body: Body<'_>,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<Value, ApiError> {
+    let target = target(kind.0, kind.1, kind.2)?;
+    let decoded = decode::body(body.bytes, body.media, &target, validation)?;
+    warnings.extend(decoded.warnings);
+    let mut object = decoded.object;
+    schema::default(target.type_name, &mut object);
+    Ok(object)
+}
+
+/// Decodes an object of the row of a kind, whatever the path is about (Binding).
+pub fn of_kind(
+    (group, version, kind): (&str, &str, &str),
+    body: Body<'_>,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<Value, ApiError> {
+    let row = apiserver_resources::TABLE.iter().find(|r| (r.group, r.version, r.kind) == (group, version, kind));
+    let row = row.copied().ok_or(ApiError::NoSuchResource)?;
+    object(row, body, validation, warnings)
+}
+
+/// Decodes DeleteOptions: any apiVersion will do, another kind won't.
+pub fn delete_options(body: Body<'_>) -> Result<Value, ApiError> {
+    decode::options(body.bytes, body.media, "DeleteOptions", "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")
+}
+
+/// Applies a patch to an object of a row, and reads the result as a body is read.
+pub fn patched(
+    row: &'static Row,
+    kind: PatchType,
+    patch: &[u8],
+    current: &Value,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<Value, ApiError> {
+    let decoded = patch::apply(kind, patch, current, &Target::row(row), validation)?;
+    Ok(defaulted(row, decoded, warnings))
+}
+
+/// The same for any type of the schema.
+pub fn patched_type(
+    kind: (&'static str, &'static str, &'static str),
+    how: PatchType,
+    patch: &[u8],
+    current: &Value,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<Value, ApiError> {
+    let decoded = patch::apply(how, patch, current, &target(kind.0, kind.1, kind.2)?, validation)?;
+    warnings.extend(decoded.warnings);
+    Ok(decoded.object)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_was_given_empty_is_shown_so_and_stored_as_absent() {
+        let row = apiserver_resources::find("", "v1", "pods").unwrap();
+        let text =
+            br#"{"apiVersion":"v1","kind":"Pod","metadata":{"labels":{}},"spec":{"nodeSelector":{},"tolerations":null,
+            "containers":[{"name":"c","resources":{"limits":{}}}]}}"#;
+        let body = Body { bytes: text, media: Media::Json };
+        let given = object(row, body, FieldValidation::Strict, &mut Vec::new()).unwrap();
+        let empties = empties(row, &given);
+        let mut stored = given.clone();
+        normalise(row, &mut stored);
+        assert_eq!(stored.pointer("/spec/nodeSelector"), None);
+        let checked = with_empties(&stored, &given, &empties);
+        assert_eq!(checked["spec"]["nodeSelector"], json!({}));
+        assert_eq!(checked["spec"]["containers"][0]["resources"]["limits"], json!({}));
+        assert_eq!(checked.pointer("/spec/tolerations"), None);
+    }
+}

@@ -1,0 +1,109 @@
+//! Create: a new object under its own or a generated name.
+
+use machinery_api::ApiError;
+use machinery_api::error::Status;
+use serde_json::{Value, json};
+
+use super::intent::{Intent, Wanted};
+use super::object::{self, metadata_mut};
+use super::options::WriteOptions;
+use super::write::Change;
+use super::{Answer, Call, Verbs, body, invalid};
+use crate::admission::Options;
+use apiserver_resources::metadata;
+
+/// Upstream tries this often to find a free generated name.
+pub(super) const NAME_TRIES_MAX: usize = 8;
+/// Random letters of a generated name.
+const NAME_SUFFIX_LETTERS: usize = 5;
+/// The longest prefix that a generated name keeps (upstream: a name of at most 63 letters).
+const GENERATED_PREFIX_BYTES_MAX: usize = 63 - NAME_SUFFIX_LETTERS;
+
+impl Verbs {
+    /// Creates a decoded and defaulted object.
+    pub async fn create(
+        &self,
+        call: &mut Call<'_>,
+        object: Wanted<'_>,
+        options: &WriteOptions,
+    ) -> Result<Answer, ApiError> {
+        self.write(call, &mut Intent::Create(object), Options::Write(options)).await
+    }
+
+    /// A new object, ready to be stored, of what admission left of the client's.
+    pub(super) fn new_object(&self, call: &mut Call<'_>, mut object: Value, dry_run: bool) -> Result<Change, ApiError> {
+        let row = call.row;
+        let metadata = metadata_mut(&mut object);
+        metadata.insert("creationTimestamp".into(), json!(object::time(call.now)));
+        metadata.insert("uid".into(), json!(self.env.uid()));
+        let said = metadata.remove("resourceVersion").filter(|said| said.as_str() != Some(""));
+        let generated = self.generate_name(&mut object);
+        let context = self.context(call, call.subresource_name());
+        row.strategy.prepare_create(&context, &mut object);
+        let empties = body::empties(row, &object);
+        let given = if empties.is_empty() { Value::Null } else { object.clone() };
+        body::normalise(row, &mut object);
+        if row.strategy.counts_generation() {
+            object::set_generation(&mut object, 1);
+        }
+        let name = object::text(&object, "name");
+        invalid(call.kind(), name, row.strategy.validate_first(&context, &object, None))?;
+        let allocation = self.allocation(call.subresource_name(), dry_run);
+        row.strategy.allocate(&allocation, &mut object, None)?;
+        let mut errors = Vec::new();
+        if !row.strategy.orders_metadata() {
+            errors = metadata::validate_create(row, &object);
+        }
+        let checked = body::with_empties(&object, &given, &empties);
+        errors.extend(row.strategy.validate(&context, &checked));
+        invalid(call.kind(), object::text(&object, "name"), errors)?;
+        let warnings = row.strategy.warnings(&object, None);
+        call.warnings.extend(warnings);
+        Ok(Change::Create { object, version: said, generated })
+    }
+
+    /// Makes a name of `generateName` where there is none.
+    fn generate_name(&self, object: &mut Value) -> bool {
+        let prefix = object::text(object, "generateName");
+        if prefix.is_empty() || !object::text(object, "name").is_empty() {
+            return false;
+        }
+        let mut end = prefix.len().min(GENERATED_PREFIX_BYTES_MAX);
+        while !prefix.is_char_boundary(end) {
+            end -= 1;
+        }
+        let name = format!("{}{}", &prefix[..end], self.env.name_suffix(NAME_SUFFIX_LETTERS));
+        metadata_mut(object).insert("name".into(), json!(name));
+        true
+    }
+}
+
+/// Takes away what a client never decides about a new object.
+pub(super) fn strip(object: &mut Value) {
+    let metadata = metadata_mut(object);
+    for field in SYSTEM_FIELDS {
+        metadata.remove(*field);
+    }
+}
+
+/// What a client never decides about a new object.
+const SYSTEM_FIELDS: &[&str] =
+    &["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"];
+
+/// `generates`: the object asks for a generated name, whether or not it got one.
+pub(super) fn exists(call: &Call<'_>, name: &str, deleting: bool, generates: bool) -> ApiError {
+    let plain = ApiError::AlreadyExists(call.resource(), name.to_owned());
+    if !deleting && !generates {
+        return plain;
+    }
+    let Status { mut message, details, .. } = plain.status();
+    let mut details = details.unwrap_or_default();
+    if generates {
+        message.push_str(", the server was not able to generate a unique name for the object");
+        details.retry_after_seconds = 1;
+    }
+    if deleting {
+        message = format!("object is being deleted: {message}");
+    }
+    ApiError::Other(Box::new(Status::failure(409, "AlreadyExists", message).with(details)))
+}

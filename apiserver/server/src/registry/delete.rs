@@ -1,0 +1,312 @@
+//! Delete and deletecollection: preconditions, grace, finalizers; what is decided about one object is pure.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+use machinery_api::ApiError;
+use machinery_api::error::{Details, Named, Status};
+use serde_json::{Value, json};
+
+use super::intent::Intent;
+use super::object::{self, FOREGROUND, ORPHAN, metadata_mut, versioned};
+use super::options::{DeleteOptions, ListOptions, Propagation};
+use super::write::{Change, Existing};
+use super::{Answer, Call, Shown, Verbs};
+use crate::admission::Options;
+use apiserver_resources::{Deletion, Row};
+use apiserver_storage::store::{Record, Revision};
+
+/// Decides about one object.
+pub(super) fn decide(row: &Row, old: &Value, options: &DeleteOptions, now: Timestamp) -> Change {
+    let mut new = old.clone();
+    let grace = match graceful(row, &mut new, options, now) {
+        Grace::Pending => return Change::Keep,
+        Grace::Marked(seconds) => Some(seconds),
+        Grace::None => None,
+    };
+    let own: Vec<String> = object::finalizers(old).into_iter().map(Into::into).collect();
+    let wanted = finalizers(row, &own, options);
+    if wanted.iter().collect::<BTreeSet<_>>() != own.iter().collect::<BTreeSet<_>>() {
+        object::set_finalizers(&mut new, &wanted);
+    }
+    let held = !object::finalizers(&new).is_empty();
+    match grace {
+        Some(0) if !held => Change::MarkAndRemove(new),
+        Some(_) => Change::Update(new),
+        None if held => {
+            if !object::is_deleting(&new) && object::generation(&new) > 0 {
+                let next = object::generation(&new) + 1;
+                object::set_generation(&mut new, next);
+            }
+            let begun = object::text(&new, "deletionTimestamp").parse::<Timestamp>().is_ok_and(|at| at <= now);
+            let metadata = metadata_mut(&mut new);
+            if !begun {
+                metadata.insert("deletionTimestamp".into(), json!(object::time(now)));
+            }
+            metadata.insert("deletionGracePeriodSeconds".into(), json!(0));
+            Change::Update(new)
+        }
+        None => Change::Remove(None),
+    }
+}
+
+enum Grace {
+    None,
+    Pending,
+    Marked(i64),
+}
+
+fn graceful(row: &Row, new: &mut Value, options: &DeleteOptions, now: Timestamp) -> Grace {
+    let Some(default) = row.strategy.grace_seconds(new) else { return Grace::None };
+    if object::is_deleting(new) {
+        let Some(left) = object::field(new, "deletionGracePeriodSeconds").and_then(Value::as_i64) else {
+            return Grace::None;
+        };
+        if left == 0 && object::finalizers(new).is_empty() {
+            // It was marked to go at once, and the server ended before it went.
+            return Grace::None;
+        }
+        let Some(asked) = options.grace_seconds.filter(|asked| *asked < left) else { return Grace::Pending };
+        let until: Timestamp = object::text(new, "deletionTimestamp").parse().unwrap_or(now);
+        let until = until.saturating_add(SignedDuration::from_secs(asked - left)).unwrap_or(now);
+        let metadata = metadata_mut(new);
+        metadata.insert("deletionTimestamp".into(), json!(object::time(until)));
+        metadata.insert("deletionGracePeriodSeconds".into(), json!(asked));
+        return Grace::Marked(asked);
+    }
+    let seconds = match options.grace_seconds.unwrap_or(default) {
+        // Nothing runs that could use the time.
+        _ if !row.strategy.grace_allowed(new) => 0,
+        seconds if seconds < 0 => 1,
+        seconds => seconds,
+    };
+    let until = now.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX);
+    let metadata = metadata_mut(new);
+    metadata.insert("deletionTimestamp".into(), json!(object::time(until)));
+    metadata.insert("deletionGracePeriodSeconds".into(), json!(seconds));
+    if object::generation(new) > 0 {
+        let next = object::generation(new) + 1;
+        object::set_generation(new, next);
+    }
+    Grace::Marked(seconds)
+}
+
+/// The finalizers that the garbage collector's policy wants.
+fn finalizers(row: &Row, own: &[String], options: &DeleteOptions) -> Vec<String> {
+    if row.deletion == Deletion::WithoutDependents {
+        return own.to_vec();
+    }
+    let policy = match (options.orphan_dependents, options.propagation) {
+        (Some(true), _) => Some(Propagation::Orphan),
+        (Some(false), _) => Some(Propagation::Background),
+        (None, Some(policy)) => Some(policy),
+        (None, None) => own.iter().find_map(|f| match f.as_str() {
+            ORPHAN => Some(Propagation::Orphan),
+            FOREGROUND => Some(Propagation::Foreground),
+            _ => None,
+        }),
+    };
+    let policy = policy.or_else(|| row.strategy.orphans_by_default().then_some(Propagation::Orphan));
+    let mut wanted: Vec<String> = own.iter().filter(|f| *f != ORPHAN && *f != FOREGROUND).cloned().collect();
+    match policy {
+        Some(Propagation::Orphan) => wanted.push(ORPHAN.into()),
+        Some(Propagation::Foreground) => wanted.push(FOREGROUND.into()),
+        Some(Propagation::Background) | None => {}
+    }
+    wanted
+}
+
+/// Refuses an object that isn't the one that the client meant.
+fn preconditions(
+    row: &'static Row,
+    name: &str,
+    old: &Value,
+    version: u64,
+    options: &DeleteOptions,
+) -> Result<(), ApiError> {
+    let finalized = row.deletion == Deletion::Finalized;
+    let conflict = |why: String| {
+        let group = super::stored_row(row).group;
+        let named = Named::new(group, if finalized { row.plural } else { row.kind });
+        Err(ApiError::Conflict(named, name.to_owned(), why))
+    };
+    let uid = object::text(old, "uid");
+    if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {
+        return conflict(if finalized {
+            format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}")
+        } else {
+            format!(
+                "the UID in the precondition ({wanted}) does not match the UID in record ({uid}). The object might have \
+                 been deleted and then recreated"
+            )
+        });
+    }
+    let version = version.to_string();
+    if let Some(wanted) = options.resource_version.as_deref().filter(|wanted| *wanted != version) {
+        return conflict(if finalized {
+            format!(
+                "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
+            )
+        } else {
+            format!(
+                "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record \
+                 ({version}). The object might have been modified"
+            )
+        });
+    }
+    Ok(())
+}
+
+/// What a deletion makes of the object that is there.
+pub(super) fn change(call: &Call<'_>, existing: &Existing, options: &DeleteOptions) -> Result<Change, ApiError> {
+    let (row, old) = (call.row, &*existing.value);
+    if let Some(why) = row.strategy.refuses_delete(old) {
+        return Err(ApiError::Forbidden(call.resource(), call.name.to_owned(), why.into()));
+    }
+    preconditions(row, call.name, old, existing.modified(), options)?;
+    Ok(match row.deletion {
+        Deletion::Finalized => super::namespace::decide(row, old, options, call.now),
+        Deletion::Plain | Deletion::WithoutDependents => decide(row, old, options, call.now),
+    })
+}
+
+/// The code of an answer that shows a marked object.
+pub(super) fn marked_code(options: &DeleteOptions) -> u16 {
+    if options.orphan_dependents == Some(false) { 202 } else { 200 }
+}
+
+/// What is answered to a deletion: at `version`, with what was stored where the object stays.
+pub(super) fn answer(
+    call: &Call<'_>,
+    options: &DeleteOptions,
+    change: Change,
+    existing: Option<&Existing>,
+    version: Revision,
+    stored: Option<&Record>,
+) -> Answer {
+    let row = call.row;
+    let old = existing.map_or(&Value::Null, |existing| &*existing.value);
+    let gone = |object: Value| {
+        if row.strategy.delete_answers_object() {
+            Answer::Object(200, Shown::Value(versioned(object, version)))
+        } else {
+            Answer::Status(200, Box::new(success(row, call.name, old)))
+        }
+    };
+    match (change, stored) {
+        // These show themselves as long as they are held.
+        (Change::Keep, _) if row.deletion == Deletion::Finalized => {
+            Answer::Object(200, Shown::Value(versioned(old.clone(), version)))
+        }
+        (Change::Update(new), Some(stored)) => {
+            Answer::Object(marked_code(options), Verbs::stored_as(row, new, stored, version))
+        }
+        (Change::Update(new), None) => Answer::Object(marked_code(options), Shown::Value(versioned(new, version))),
+        (Change::MarkAndRemove(new) | Change::Create { object: new, .. }, _) => gone(new),
+        (Change::Remove(_) | Change::Keep, _) => gone(old.clone()),
+    }
+}
+
+impl Verbs {
+    /// Deletes the object of the path.
+    pub async fn delete(&self, call: &mut Call<'_>, options: &DeleteOptions) -> Result<Answer, ApiError> {
+        warn_of_orphans(call, options);
+        self.write(call, &mut Intent::Delete(options.clone()), Options::Delete(options)).await
+    }
+
+    /// Deletes what a list selects, and answers with that list.
+    pub async fn delete_collection(
+        &self,
+        call: &mut Call<'_>,
+        list: &ListOptions,
+        options: &DeleteOptions,
+    ) -> Result<Answer, ApiError> {
+        warn_of_orphans(call, options);
+        let Answer::List(found) = self.list(call, list).await? else {
+            return Err(ApiError::Internal("a list is a list".into()));
+        };
+        for item in &found.items {
+            // Over all namespaces there is no deletecollection; the item's own namespace is the call's.
+            let mut one = Call { name: item.name(), warnings: Vec::new(), ..*call };
+            match self.write(&mut one, &mut Intent::Delete(options.clone()), Options::Delete(options)).await {
+                Ok(_) | Err(ApiError::NotFound(..)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Answer::List(found))
+    }
+}
+
+/// Says what becomes of dependents where the kind's default surprises.
+fn warn_of_orphans(call: &mut Call<'_>, options: &DeleteOptions) {
+    let silent = options.propagation.is_none() && options.orphan_dependents.is_none();
+    if call.row.strategy.orphans_by_default() && silent {
+        let plural = call.row.plural;
+        call.warn(format!(
+            "child pods are preserved by default when {plural} are deleted; set propagationPolicy=Background to remove them \
+             or set propagationPolicy=Orphan to suppress this warning"
+        ));
+    }
+}
+
+/// What is answered where the object isn't.
+fn success(row: &'static Row, name: &str, old: &Value) -> Status {
+    let details = Details {
+        name: name.to_owned(),
+        group: row.group.into(),
+        kind: row.plural.into(),
+        uid: object::text(old, "uid").to_owned(),
+        ..Details::default()
+    };
+    let mut status = Status::failure(0, "", "").with(details);
+    status.status = "Success".into();
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(plural: &str) -> &'static Row {
+        apiserver_resources::TABLE.iter().copied().find(|r| r.plural == plural).unwrap()
+    }
+
+    #[test]
+    fn policies_and_finalizers() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let object =
+            |finalizers: &[&str]| json!({"metadata": {"name": "a", "generation": 3, "finalizers": finalizers}});
+        let of = |change: Change| match change {
+            Change::Update(new) => object::finalizers(&new).join(","),
+            other => format!("{other:?}"),
+        };
+        let options =
+            |propagation, orphan_dependents| DeleteOptions { propagation, orphan_dependents, ..Default::default() };
+        let row = row("configmaps");
+        let decide = |own: &[&str], p, o| of(super::decide(row, &object(own), &options(p, o), now));
+        assert_eq!(decide(&[], None, None), "Remove(None)");
+        assert_eq!(decide(&[], Some(Propagation::Foreground), None), FOREGROUND);
+        assert_eq!(decide(&["a.b/c"], Some(Propagation::Orphan), None), "a.b/c,orphan");
+        assert_eq!(decide(&["orphan", "a.b/c"], None, None), "orphan,a.b/c");
+        assert_eq!(decide(&["orphan", "a.b/c"], Some(Propagation::Background), None), "a.b/c");
+        assert_eq!(decide(&["orphan"], None, Some(false)), "Remove(None)");
+        let Change::Update(new) = super::decide(row, &object(&["a.b/c"]), &DeleteOptions::default(), now) else {
+            panic!()
+        };
+        assert_eq!(object::generation(&new), 4);
+        let Change::Update(again) = super::decide(row, &new, &DeleteOptions::default(), now) else { panic!() };
+        assert_eq!(again, new);
+    }
+
+    #[test]
+    fn what_was_marked_to_go_at_once_goes_with_the_next_delete() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n"}});
+        let options = DeleteOptions { grace_seconds: Some(0), ..Default::default() };
+        let Change::MarkAndRemove(marked) = decide(row("pods"), &pod, &options, now) else { panic!() };
+        assert_eq!(decide(row("pods"), &marked, &DeleteOptions::default(), now), Change::Remove(None));
+        pod["metadata"]["finalizers"] = json!(["a.b/c"]);
+        let Change::Update(held) = decide(row("pods"), &pod, &options, now) else { panic!() };
+        assert_eq!(decide(row("pods"), &held, &DeleteOptions::default(), now), Change::Keep);
+    }
+}

@@ -1,0 +1,143 @@
+//! The API server's own writes of the objects that every cluster has: no user, no admission, no object validation.
+
+use futures::StreamExt as _;
+use machinery_api::ApiError;
+use serde_json::{Value, json};
+
+use super::intent::Intent;
+use super::object::{self, metadata_mut};
+use super::options::WriteOptions;
+use super::write::{Change, Existing};
+use super::{Call, Verbs, body};
+use crate::admission::Options;
+use crate::auth::{MASTERS, UserInfo};
+use crate::bootstrap::Write;
+use apiserver_resources::TABLE;
+use apiserver_resources::schema;
+
+/// Writes under way at once, so that they share the store's syncs.
+const AT_ONCE: usize = 64;
+
+impl Verbs {
+    /// Does all writes. What somebody else changed meanwhile is left alone: plan again to see what is still missing.
+    pub async fn install(&self, writes: Vec<Write>) -> Result<(), ApiError> {
+        let mut done = futures::stream::iter(writes).map(|write| self.install_one(write)).buffer_unordered(AT_ONCE);
+        while let Some(result) = done.next().await {
+            result?;
+        }
+        Ok(())
+    }
+
+    async fn install_one(&self, write: Write) -> Result<(), ApiError> {
+        let (group, plural, object, replaces) = match write {
+            Write::Create { group, plural, object } | Write::Update { group, plural, object } => {
+                (group, plural, object, false)
+            }
+            Write::Recreate { group, plural, object } => (group, plural, object, true),
+        };
+        let row = TABLE.iter().copied().find(|r| r.group == group && r.plural == plural && r.storage_version);
+        let Some(row) = row else {
+            return Err(ApiError::Internal(format!("{plural} are not served, but are among the default objects")));
+        };
+        let user = UserInfo::component("system:apiserver", Some(MASTERS));
+        let mut call = Call {
+            row,
+            subresource: None,
+            namespace: object::text(&object, "namespace"),
+            name: object::text(&object, "name"),
+            user: &user,
+            now: self.env.now(),
+            warnings: Vec::new(),
+        };
+        let options = WriteOptions::default();
+        if replaces {
+            self.write(&mut call, &mut Intent::Evict, Options::Write(&options)).await?;
+        }
+        self.write(&mut call, &mut Intent::Install(&object), Options::Write(&options)).await?;
+        Ok(())
+    }
+
+    /// What a default object makes of what is there: a new one of nothing, another one of the version that it was planned on.
+    pub(super) fn default_object(&self, call: &Call<'_>, mut new: Value, existing: Option<&Existing>) -> Change {
+        let row = call.row;
+        let planned_on = object::client_version(&new).unwrap_or(0);
+        if planned_on != existing.map_or(0, Existing::modified) {
+            return Change::Keep;
+        }
+        metadata_mut(&mut new).remove("resourceVersion");
+        schema::default(row.schema, &mut new);
+        row.strategy.default(&mut new);
+        if let Some(existing) = existing {
+            let old = &*existing.value;
+            if row.strategy.counts_generation() && row.strategy.generation_changes(&new, old) {
+                object::set_generation(&mut new, object::generation(old) + 1);
+            }
+            body::normalise(row, &mut new);
+            return Change::Update(new);
+        }
+        let metadata = metadata_mut(&mut new);
+        metadata.insert("creationTimestamp".into(), json!(object::time(call.now)));
+        metadata.insert("uid".into(), json!(self.env.uid()));
+        let status = new.get("status").cloned();
+        row.strategy.prepare_create(&self.context(call, ""), &mut new);
+        if let (Some(status), Some(map)) = (status, new.as_object_mut()) {
+            map.insert("status".into(), status);
+        }
+        if row.strategy.counts_generation() {
+            object::set_generation(&mut new, 1);
+        }
+        body::normalise(row, &mut new);
+        Change::Create { object: new, version: None, generated: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use machinery_env::Env;
+
+    use crate::auth::jwt::SigningKey;
+    use crate::bootstrap::{self, Cluster};
+    use crate::http::logs::Kubelets;
+    use crate::server::{Apiserver, Config};
+    use apiserver_resources::allocate::ServiceNetwork;
+    use apiserver_resources::objects::Objects as _;
+    use apiserver_storage::store::memory::MemoryStore;
+
+    #[tokio::test]
+    async fn a_second_start_has_nothing_to_write() {
+        let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
+        let key = SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        let config = Config {
+            address: "127.0.0.1:6443".into(),
+            signing_key: Arc::new(key),
+            services: ServiceNetwork {
+                cidr: "10.96.0.0/12".parse().unwrap(),
+                node_ports: 30000..=32767,
+                loopback: Vec::new(),
+            },
+            toleration_seconds: 300,
+            kubelets: Kubelets::default(),
+            registry: Arc::new(Mutex::default()),
+        };
+        let server = Apiserver::open(&env, Arc::new(MemoryStore::new(env.clone())), config).await.unwrap();
+        let cluster = Cluster {
+            service_ip: "10.96.0.1".parse().unwrap(),
+            advertise: "127.0.0.1".parse().unwrap(),
+            port: 6443,
+            ca_pem: "ca".into(),
+        };
+        server.bootstrap(&cluster).await.unwrap();
+        let objects = server.objects();
+        assert_eq!(bootstrap::plan(&*objects, &bootstrap::desired(&cluster)), []);
+        let class = objects.get("scheduling.k8s.io", "priorityclasses", "", "system-node-critical").unwrap();
+        assert_eq!(class["metadata"]["creationTimestamp"], "2026-01-01T00:00:00Z");
+
+        let moved = Cluster { port: 7000, ..cluster };
+        server.bootstrap(&moved).await.unwrap();
+        assert_eq!(bootstrap::plan(&*objects, &bootstrap::desired(&moved)), []);
+        let slice = objects.get("discovery.k8s.io", "endpointslices", "default", "kubernetes").unwrap();
+        assert_eq!(slice["ports"][0]["port"], 7000);
+    }
+}

@@ -1,0 +1,256 @@
+//! What a write wants, as data, and what each kind of write makes of the object that is there.
+//!
+//! [`Verbs::draft`] makes the document that admission sees (the object, or the Scale or Binding that a subresource takes);
+//! [`Verbs::resolve`] makes the change of it. Neither waits: what they decide is decided in one piece.
+
+use std::sync::Arc;
+
+use machinery_api::ApiError;
+use serde_json::Value;
+
+use super::object::{self, metadata_mut};
+use super::options::DeleteOptions;
+use super::write::{Change, Existing};
+use super::{Call, PatchType, Verbs, binding, body, create, delete, scale, wrong_uid};
+use crate::admission::Operation;
+use apiserver_resources::SubKind;
+use apiserver_resources::schema::FieldValidation;
+
+/// The object of a request's body: decoded once, and once more for the rare attempt that comes after a conflict, instead of
+/// being copied for every request.
+pub struct Wanted<'a> {
+    decoded: Option<Value>,
+    again: &'a (dyn Fn() -> Result<Value, ApiError> + Send + Sync),
+}
+
+impl<'a> Wanted<'a> {
+    /// The decoded object, and how to decode it again.
+    pub fn new(decoded: Value, again: &'a (dyn Fn() -> Result<Value, ApiError> + Send + Sync)) -> Self {
+        Self { decoded: Some(decoded), again }
+    }
+
+    fn take(&mut self) -> Result<Value, ApiError> {
+        self.decoded.take().map_or_else(self.again, Ok)
+    }
+}
+
+/// What a write wants.
+pub(super) enum Intent<'a> {
+    /// A new object.
+    Create(Wanted<'a>),
+    /// The object to be this one (PUT), or a new one where the kind is made by PUT.
+    Replace(Wanted<'a>),
+    /// The object's Scale to be this one.
+    ReplaceScale(Wanted<'a>),
+    /// A patch of the object as it is at the moment of the write.
+    Patch {
+        /// Which kind of patch.
+        kind: PatchType,
+        /// Its body.
+        patch: &'a [u8],
+        /// How unknown fields of the result are met.
+        validation: FieldValidation,
+    },
+    /// A patch of its Scale.
+    PatchScale {
+        /// Which kind of patch.
+        kind: PatchType,
+        /// Its body.
+        patch: &'a [u8],
+        /// How unknown fields of the result are met.
+        validation: FieldValidation,
+    },
+    /// A pod to run on the node that a Binding names.
+    Bind(Wanted<'a>),
+    /// The object to go.
+    Delete(DeleteOptions),
+    /// A default object to be there, or to be this one where it carries a resourceVersion: the server's own write.
+    Install(&'a Value),
+    /// A default object to go, so that another can take its place: the server's own write.
+    Evict,
+}
+
+impl Intent<'_> {
+    /// Whether admission and validation look at it: at everything but the server's own writes.
+    pub(super) fn is_admitted(&self) -> bool {
+        !matches!(self, Self::Install(_) | Self::Evict)
+    }
+
+    /// A deletion has begun: what is left of it is done whatever the object has become.
+    pub(super) fn forget_version(&mut self) {
+        if let Self::Delete(options) = self {
+            options.resource_version = None;
+        }
+    }
+}
+
+/// What admission sees first.
+pub(super) struct Draft {
+    /// The object, or what a subresource takes instead of it.
+    pub(super) document: Value,
+    /// The same of what is there.
+    pub(super) old: Option<Arc<Value>>,
+    /// What is done.
+    pub(super) operation: Operation,
+    /// The name of the path, or of the new object as far as it is known.
+    pub(super) name: String,
+    /// Whether a PUT makes a new object, which wants the right to create it.
+    pub(super) creates_by_update: bool,
+}
+
+/// What an attempt comes to.
+pub(super) struct Resolved {
+    pub(super) change: Change,
+    /// What validating admission sees where that isn't the object.
+    pub(super) document: Option<Value>,
+    /// The same of what is there.
+    pub(super) old: Option<Arc<Value>>,
+}
+
+impl Draft {
+    fn create(document: Value, name: String) -> Self {
+        let operation = Operation::Create;
+        Self { document, old: None, operation, name, creates_by_update: false }
+    }
+
+    fn update(document: Value, old: &Existing, call: &Call<'_>) -> Self {
+        let old = Some(old.value.clone());
+        Self { old, operation: Operation::Update, ..Self::create(document, call.name.to_owned()) }
+    }
+
+    fn scale(document: Value, old: &Existing, call: &Call<'_>) -> Self {
+        let old_scale = Some(Arc::new(scale::of(&old.value)));
+        Self { old: old_scale, ..Self::update(document, old, call) }
+    }
+}
+
+impl Verbs {
+    /// The document that is admitted.
+    pub(super) fn draft(
+        &self,
+        call: &mut Call<'_>,
+        intent: &mut Intent<'_>,
+        existing: Option<&Existing>,
+        dry_run: bool,
+    ) -> Result<Draft, ApiError> {
+        match intent {
+            Intent::Create(wanted) => {
+                let mut object = wanted.take()?;
+                create::strip(&mut object);
+                object::match_namespace(&mut object, call.object_namespace())?;
+                object::dedup_owners(&mut object, &mut call.warnings, false);
+                let name = object::text(&object, "name").to_owned();
+                Ok(Draft::create(object, name))
+            }
+            Intent::Replace(wanted) => {
+                let mut object = wanted.take()?;
+                object::match_namespace(&mut object, call.object_namespace())?;
+                object::match_name(&object, call.name)?;
+                metadata_mut(&mut object).remove("managedFields");
+                object::dedup_owners(&mut object, &mut call.warnings, false);
+                let Some(old) = existing else { return Self::draft_new(call, object, dry_run) };
+                check_uid(call, &object, &old.value, dry_run)?;
+                Ok(Draft::update(object, old, call))
+            }
+            Intent::Patch { kind, patch, validation } => {
+                let old = existing.ok_or_else(|| call.not_found())?;
+                let mut new = body::patched(call.row, *kind, patch, &old.value, *validation, &mut call.warnings)?;
+                object::match_namespace(&mut new, call.object_namespace())?;
+                object::match_name(&new, call.name)?;
+                object::dedup_owners(&mut new, &mut call.warnings, true);
+                Ok(Draft::update(new, old, call))
+            }
+            Intent::ReplaceScale(wanted) => {
+                let mut scale = wanted.take()?;
+                object::match_namespace(&mut scale, call.object_namespace())?;
+                object::match_name(&scale, call.name)?;
+                let old = existing.ok_or_else(|| call.not_found())?;
+                Ok(Draft::scale(scale, old, call))
+            }
+            Intent::PatchScale { kind, patch, validation } => {
+                let old = existing.ok_or_else(|| call.not_found())?;
+                let scale = scale::patched(call, &old.value, *kind, patch, *validation)?;
+                Ok(Draft::scale(scale, old, call))
+            }
+            Intent::Bind(wanted) => {
+                let mut binding = wanted.take()?;
+                object::match_namespace(&mut binding, call.object_namespace())?;
+                Ok(Draft::create(binding, call.name.to_owned()))
+            }
+            Intent::Delete(_) => {
+                let old = existing.map(|old| old.value.clone());
+                let draft = Draft::create(Value::Null, call.name.to_owned());
+                Ok(Draft { old, operation: Operation::Delete, ..draft })
+            }
+            Intent::Install(object) => Ok(Draft::create((*object).clone(), call.name.to_owned())),
+            Intent::Evict => Ok(Draft::create(Value::Null, call.name.to_owned())),
+        }
+    }
+
+    /// A PUT of an object that isn't there: a new one for the kinds that are made so. As upstream, also through a subresource;
+    /// the kind's strategy says what such an object is not given.
+    fn draft_new(call: &Call<'_>, mut object: Value, dry_run: bool) -> Result<Draft, ApiError> {
+        if !call.subresource.is_none_or(|s| s.what == SubKind::Status) || !call.row.strategy.create_on_update() {
+            return Err(call.not_found());
+        }
+        check_uid(call, &object, &Value::Null, dry_run)?;
+        let metadata = metadata_mut(&mut object);
+        for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
+            metadata.remove(field);
+        }
+        if !dry_run {
+            metadata.remove("resourceVersion");
+        }
+        Ok(Draft { creates_by_update: true, ..Draft::create(object, call.name.to_owned()) })
+    }
+
+    /// What becomes of the object.
+    pub(super) fn resolve(
+        &self,
+        call: &mut Call<'_>,
+        intent: &Intent<'_>,
+        draft: Draft,
+        existing: Option<&Existing>,
+        dry_run: bool,
+    ) -> Result<Resolved, ApiError> {
+        let Draft { document, old, .. } = draft;
+        let of_object = |change: Change, old: Option<Arc<Value>>| Resolved { change, document: None, old };
+        Ok(match (intent, existing) {
+            (Intent::Create(_), _) | (Intent::Replace(_), None) => {
+                of_object(self.new_object(call, document, dry_run)?, None)
+            }
+            (Intent::Replace(_) | Intent::Patch { .. }, Some(existing)) => {
+                of_object(self.changed_object(call, document, existing, dry_run)?, old)
+            }
+            (Intent::ReplaceScale(_) | Intent::PatchScale { .. }, Some(existing)) => {
+                let new = scale::scaled(call.row, &existing.value, &document)?;
+                if matches!(intent, Intent::ReplaceScale(_)) {
+                    check_uid(call, &new, &existing.value, dry_run)?;
+                }
+                let change = self.changed_object(call, new, existing, dry_run)?;
+                let document = change.object().map(scale::of);
+                Resolved { change, document, old }
+            }
+            (Intent::Bind(_), existing) => {
+                let change = binding::bind(call, &document, existing, dry_run)?;
+                Resolved { change, document: Some(document), old: None }
+            }
+            (Intent::Delete(options), Some(existing)) => {
+                Resolved { change: delete::change(call, existing, options)?, document: Some(Value::Null), old }
+            }
+            (Intent::Install(_), existing) => of_object(self.default_object(call, document, existing), None),
+            (Intent::Evict, Some(_)) => of_object(Change::Remove(None), None),
+            (Intent::Evict, None) => of_object(Change::Keep, None),
+            (_, None) => return Err(call.not_found()),
+        })
+    }
+}
+
+/// Refuses another object of the same name: a PUT means the one that it was read from.
+fn check_uid(call: &Call<'_>, new: &Value, old: &Value, dry_run: bool) -> Result<(), ApiError> {
+    let (wanted, uid) = (object::text(new, "uid"), object::text(old, "uid"));
+    if wanted.is_empty() || wanted == uid {
+        return Ok(());
+    }
+    Err(wrong_uid(call, wanted, uid, dry_run))
+}

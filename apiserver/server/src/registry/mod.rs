@@ -1,0 +1,327 @@
+//! create, get, list, watch, update, patch, delete: generic over a row.
+//!
+//! Every write goes one way ([`write`]) and is one transaction that compares what was read, tried again when somebody else
+//! was first; nothing is answered that isn't durable. Typed inputs and outputs: HTTP is in [`crate::http`].
+
+pub mod binding;
+pub mod body;
+mod claims;
+#[cfg(test)]
+mod cost;
+mod create;
+mod delete;
+mod install;
+mod intent;
+mod namespace;
+pub mod object;
+pub mod options;
+pub mod page;
+mod read;
+pub mod scale;
+pub mod selector;
+mod update;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use machinery_api::ApiError;
+use machinery_api::error::{Named, Status};
+use machinery_api::{GroupVersionKind, ObjectName, StorageKey};
+use machinery_env::Env;
+use serde_json::Value;
+
+use crate::admission::{Chain, Operation, Options, Request};
+use crate::auth::{Attributes, Authorizer, UserInfo};
+use apiserver_resources::allocate::Allocator;
+use apiserver_resources::field::{FieldError, causes};
+use apiserver_resources::{Allocation, Context, Row, Subresource, TABLE};
+use apiserver_storage::cache::{Cache, Cached, Lookup};
+use apiserver_storage::store::record::{Facts, fingerprint};
+use apiserver_storage::store::{Record, Revision, StoreError, Txn};
+use options::WriteOptions;
+
+pub use apiserver_resources::patch::PatchKind as PatchType;
+pub use intent::Wanted;
+pub use read::{List, WatchStart};
+
+/// How often a write is tried again when others are faster; each failure means that another write succeeded.
+const TRIES_MAX: usize = 64;
+/// Upstream's (etcd's) largest object.
+const OBJECT_BYTES_MAX: usize = 1536 * 1024;
+
+/// All that verbs need.
+pub struct Verbs {
+    /// Clock and ids.
+    pub env: Env,
+    /// Every object.
+    pub cache: Arc<Cache>,
+    /// The same for look-ups.
+    pub objects: Arc<Lookup>,
+    /// Admission.
+    pub admission: Chain,
+    /// For what a write implies: creating by PUT.
+    pub authorizer: Arc<Authorizer>,
+    /// Chooses Services' addresses and ports.
+    pub allocator: Allocator,
+}
+
+/// One request about a row.
+pub struct Call<'a> {
+    /// The row.
+    pub row: &'static Row,
+    /// The subresource.
+    pub subresource: Option<&'static Subresource>,
+    /// The namespace of the path, or empty.
+    pub namespace: &'a str,
+    /// The name of the path, or empty.
+    pub name: &'a str,
+    /// Who asks.
+    pub user: &'a UserInfo,
+    /// The request's time.
+    pub now: Timestamp,
+    /// For `Warning` headers, in order.
+    pub warnings: Vec<String>,
+}
+
+/// An object to show.
+#[derive(Debug)]
+pub enum Shown {
+    /// As it is in the cache, in its stored version.
+    Cached(Arc<Cached>),
+    /// Whole JSON with kind, apiVersion and resourceVersion.
+    Bytes(Bytes),
+    /// A value.
+    Value(Value),
+}
+
+/// What a verb answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// An object, with 200, 201 or 202.
+    Object(u16, Shown),
+    /// A list.
+    List(List),
+    /// Success without an object.
+    Status(u16, Box<Status>),
+    /// Nothing (204).
+    Nothing,
+}
+
+impl Call<'_> {
+    /// The subresource's name, or empty.
+    #[must_use]
+    pub fn subresource_name(&self) -> &'static str {
+        self.subresource.map_or("", |s| s.name)
+    }
+
+    /// Group and plural, as most errors name the resource.
+    #[must_use]
+    pub fn resource(&self) -> Named {
+        Named::new(self.row.group, self.row.plural)
+    }
+
+    /// Group and kind, as validation names it: the stored version's, whichever was asked for.
+    #[must_use]
+    pub fn kind(&self) -> Named {
+        Named::new(stored_row(self.row).group, self.row.kind)
+    }
+
+    /// 404 for the object of the path.
+    #[must_use]
+    pub fn not_found(&self) -> ApiError {
+        ApiError::NotFound(self.resource(), self.name.to_owned())
+    }
+
+    /// 409 for a changed object.
+    #[must_use]
+    pub fn modified(&self) -> ApiError {
+        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        ApiError::Conflict(self.resource(), self.name.to_owned(), why.into())
+    }
+
+    /// The namespace that an object of this call is in: none for cluster-wide kinds (a Namespace's path holds one).
+    #[must_use]
+    pub fn object_namespace(&self) -> &str {
+        if self.row.namespaced { self.namespace } else { "" }
+    }
+
+    /// The key of the object of the path.
+    #[must_use]
+    pub fn key(&self) -> StorageKey {
+        key(self.row, self.object_namespace(), self.name)
+    }
+
+    /// What admission knows of this call.
+    pub(crate) fn request<'b>(&'b self, operation: Operation, name: &'b str, options: Options<'b>) -> Request<'b> {
+        let row = self.row;
+        let body = self.subresource.and_then(|subresource| subresource.body);
+        let (group, version, kind) = body.unwrap_or((row.group, row.version, row.kind));
+        Request {
+            operation,
+            group: row.group,
+            version: row.version,
+            resource: row.plural,
+            subresource: self.subresource_name(),
+            kind: GroupVersionKind { group, version, kind },
+            namespace: self.namespace,
+            name,
+            user: self.user,
+            options,
+        }
+    }
+
+    /// Adds a warning.
+    pub fn warn(&mut self, text: impl Into<String>) {
+        self.warnings.push(text.into());
+    }
+}
+
+/// The row whose version is stored, for a row that shares a storage with others.
+#[must_use]
+pub fn stored_row(row: &'static Row) -> &'static Row {
+    if row.storage_version {
+        return row;
+    }
+    TABLE.iter().copied().find(|r| r.storage == row.storage && r.storage_version).unwrap_or(row)
+}
+
+/// What selectors may ask for of an object in its stored version, for its record's head.
+#[must_use]
+pub fn facts_of_fields(row: &Row, object: &Value) -> (u64, Vec<String>) {
+    let values = row.strategy.selectable(object).into_iter().map(|(_, value)| value).collect();
+    (fingerprint(row.strategy.selectable_labels().iter().copied()), values)
+}
+
+/// What the keys of a row's objects begin with: `/registry/pods/`. Empty for what is never stored.
+#[must_use]
+pub fn prefix(row: &Row) -> String {
+    row.storage.prefix().map(StorageKey::root).unwrap_or_default()
+}
+
+/// Where an object of a row is stored: `/registry/pods/default/a`.
+#[must_use]
+pub fn key(row: &Row, namespace: &str, name: &str) -> StorageKey {
+    StorageKey::object(row.storage.prefix().unwrap_or_default(), ObjectName::new(namespace, name))
+}
+
+/// 409 for an object that isn't the one that the client meant.
+fn wrong_uid(call: &Call<'_>, wanted: &str, uid: &str, dry_run: bool) -> ApiError {
+    let key = call.key();
+    // A dry run never comes as far as the store, which puts its own prefix before.
+    let key = if dry_run { key.within_registry() } else { key.as_str() };
+    let why = format!(
+        "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: \
+         UID in precondition: {wanted}, UID in object meta: {uid}"
+    );
+    ApiError::Conflict(call.resource(), call.name.to_owned(), why)
+}
+
+/// 422 over findings, or nothing.
+fn invalid(kind: Named, name: &str, errors: Vec<FieldError>) -> Result<(), ApiError> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::Invalid(kind, name.to_owned(), causes(errors)))
+}
+
+/// A store's refusal as an API error.
+fn store_error(error: &StoreError) -> ApiError {
+    match error {
+        StoreError::TooLarge { .. } | StoreError::TooMany { .. } => {
+            ApiError::TooLarge("etcdserver: request is too large".into())
+        }
+        StoreError::Compacted(_) => ApiError::Expired("The resourceVersion for the provided list is too old.".into()),
+        StoreError::Future(revision) => read::too_large(*revision, *revision),
+        // As upstream answers when etcd has no space: 500 without a reason, the store's own words.
+        StoreError::Full { .. } => ApiError::Other(Box::new(Status::failure(500, "", error.to_string()))),
+        StoreError::Unavailable(_) | StoreError::InUse(_) | StoreError::Damaged(_) => {
+            tracing::error!(%error, "the store failed");
+            ApiError::ServiceUnavailable("the store is not available".into())
+        }
+    }
+}
+
+impl Verbs {
+    /// Admission of what is never stored: reviews, token requests.
+    pub async fn admit_virtual(
+        &self,
+        call: &Call<'_>,
+        object: &mut Value,
+        options: &WriteOptions,
+    ) -> Result<(), ApiError> {
+        let request = call.request(Operation::Create, call.name, Options::Write(options));
+        let mut unused = Txn::default();
+        self.admission.mutate(&request, &*self.objects, object, None, &mut unused).await?;
+        self.admission.validate(&request, &*self.objects, object, None, &mut unused).await
+    }
+
+    /// Whether the user may create the object of the path too (a PUT that creates).
+    fn may_create(&self, call: &Call<'_>) -> Result<(), ApiError> {
+        let attributes = Attributes {
+            verb: "create",
+            group: call.row.group,
+            version: call.row.version,
+            resource: call.row.plural,
+            subresource: call.subresource_name(),
+            namespace: call.object_namespace(),
+            name: call.name,
+            path: "",
+            is_resource: true,
+            fields: &[],
+        };
+        self.authorizer.check(&*self.objects, call.user, &attributes)
+    }
+
+    /// The size of the object that a request is about; none is 0.
+    pub(crate) fn stored_bytes(&self, call: &Call<'_>) -> usize {
+        self.cache.get(call.key().as_str()).map_or(0, |cached| cached.stored().len())
+    }
+
+    fn context<'a>(&'a self, call: &Call<'_>, subresource: &'a str) -> Context<'a> {
+        Context { now: call.now, subresource, loopback: self.allocator.loopback() }
+    }
+
+    fn allocation<'a>(&'a self, subresource: &'a str, dry_run: bool) -> Allocation<'a> {
+        Allocation { services: &self.allocator, objects: &*self.objects, dry_run, subresource }
+    }
+
+    /// An object as the call's version shows it.
+    fn current(row: &'static Row, cached: &Cached) -> Arc<Value> {
+        let shared = cached.shared();
+        if row.storage_version { shared } else { Arc::new(row.strategy.of_stored((*shared).clone())) }
+    }
+
+    /// The stored form of an object of this row.
+    pub(crate) fn encode(row: &'static Row, object: &Value) -> Result<Record, ApiError> {
+        if !row.storage_version {
+            return Self::encode(stored_row(row), &row.strategy.to_stored(object.clone()));
+        }
+        let body = object::encode(row, object);
+        if body.len() > OBJECT_BYTES_MAX {
+            return Err(ApiError::TooLarge("etcdserver: request is too large".into()));
+        }
+        let stamp_at = object::stamp_at(row);
+        let facts = Facts {
+            stamp_at,
+            comma: body.get(stamp_at) != Some(&b'}'),
+            fields: Some(facts_of_fields(row, object)),
+            ..Facts::of(object)
+        };
+        Ok(Record::new(&body, &facts))
+    }
+
+    /// What is shown of an object that was just stored.
+    fn stored_as(row: &'static Row, object: Value, stored: &Record, revision: Revision) -> Shown {
+        if row.storage_version {
+            return Shown::Bytes(object::stamp(row, stored.body(), revision));
+        }
+        let mut object = object;
+        object::metadata_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
+        Shown::Value(object)
+    }
+}

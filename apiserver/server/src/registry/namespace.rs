@@ -1,0 +1,39 @@
+//! What is particular about deleting a Namespace: it turns Terminating, and goes when its `spec.finalizers` are empty.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::delete;
+use super::object::{self, FOREGROUND, ORPHAN};
+use super::options::{DeleteOptions, Propagation};
+use super::write::Change;
+use apiserver_resources::Row;
+
+/// Decides about one namespace.
+pub(super) fn decide(row: &Row, old: &Value, options: &DeleteOptions, now: Timestamp) -> Change {
+    if object::is_deleting(old) {
+        let held = old["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
+        return if held { Change::Keep } else { delete::decide(row, old, options, now) };
+    }
+    let mut new = old.clone();
+    object::metadata_mut(&mut new).insert("deletionTimestamp".into(), json!(object::time(now)));
+    if !new["status"].is_object() {
+        new["status"] = json!({});
+    }
+    new["status"]["phase"] = json!("Terminating");
+    let own: Vec<String> = object::finalizers(old).into_iter().map(Into::into).collect();
+    let wants = |finalizer: &str, policy: Propagation| match (options.orphan_dependents, options.propagation) {
+        (Some(orphan), _) => orphan && finalizer == ORPHAN,
+        (None, Some(asked)) => asked == policy,
+        (None, None) => own.iter().any(|f| f == finalizer),
+    };
+    let mut wanted: Vec<String> = own.iter().filter(|f| *f != ORPHAN && *f != FOREGROUND).cloned().collect();
+    if wants(ORPHAN, Propagation::Orphan) {
+        wanted.push(ORPHAN.into());
+    }
+    if wants(FOREGROUND, Propagation::Foreground) {
+        wanted.push(FOREGROUND.into());
+    }
+    object::set_finalizers(&mut new, &wanted);
+    Change::Update(new)
+}

@@ -1,0 +1,288 @@
+//! Get, list, and where a watch begins.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use machinery_api::{ApiError, Cause};
+
+use super::object::parse_version;
+use super::options::{ListOptions, Match};
+use super::page::{self, Continue};
+use super::{Answer, Call, Shown, Verbs, prefix, selector, store_error};
+use apiserver_resources::Row;
+use apiserver_storage::cache::{Cached, FieldRequirement, Gone, Page, Selectors, Watch};
+use apiserver_storage::store::Revision;
+
+/// How long a read waits for a version that hasn't been reached (upstream: 3 s).
+const VERSION_WAIT: Duration = Duration::from_secs(3);
+
+/// A list's answer.
+#[derive(Debug)]
+pub struct List {
+    /// In key order.
+    pub items: Vec<Arc<Cached>>,
+    /// The list's version.
+    pub revision: Revision,
+    /// Where the next page begins.
+    pub continue_token: Option<String>,
+    /// How many items follow this page; not counted with selectors.
+    pub remaining: Option<u64>,
+}
+
+/// How a watch begins.
+pub struct WatchStart {
+    /// What is there, in key order, to be shown as added.
+    pub initial: Vec<Arc<Cached>>,
+    /// The version of the state that `initial` is.
+    pub revision: Revision,
+    /// Whether a bookmark says that the initial state is over.
+    pub marks_end: bool,
+    /// What follows.
+    pub watch: Watch,
+}
+
+/// 504 for a version that isn't reached.
+pub(super) fn too_large(wanted: Revision, current: Revision) -> ApiError {
+    let cause = Cause {
+        reason: "ResourceVersionTooLarge".into(),
+        message: "Too large resource version".into(),
+        field: String::new(),
+    };
+    ApiError::Timeout(format!("Timeout: Too large resource version: {wanted}, current: {current}"), 1, vec![cause])
+}
+
+/// 410 for a watch that begins before history does.
+fn too_old(wanted: Revision, oldest: Revision) -> ApiError {
+    ApiError::Expired(format!("too old resource version: {wanted} ({oldest})"))
+}
+
+impl Verbs {
+    /// Waits for a version; an error where it doesn't come.
+    async fn reach(&self, revision: Revision) -> Result<(), ApiError> {
+        if self.cache.until(revision, VERSION_WAIT).await {
+            return Ok(());
+        }
+        Err(too_large(revision, self.cache.revision()))
+    }
+
+    /// Waits until everything is here that was acknowledged to anybody.
+    async fn newest(&self) -> Result<(), ApiError> {
+        self.cache.sync().await.map_err(|error| store_error(&error))
+    }
+
+    /// The object of the path.
+    pub async fn get(&self, call: &Call<'_>, version: &str) -> Result<Answer, ApiError> {
+        if !version.is_empty() {
+            let wanted = parse_version(version)
+                .map_err(|e| ApiError::BadRequest(format!("resourceVersion: Invalid value: {version:?}: {e}")))?;
+            self.reach(wanted).await?;
+        } else {
+            self.newest().await?;
+        }
+        let cached = self.cache.get(call.key().as_str()).ok_or_else(|| call.not_found())?;
+        Ok(Answer::Object(200, Shown::Cached(cached)))
+    }
+
+    /// What a list's selectors come to, with labels of the stored version, or upstream's refusal of a field.
+    pub fn selectors(call: &Call<'_>, options: &ListOptions) -> Result<Selectors, ApiError> {
+        let row = call.row;
+        let mut selectors = options.selectors.clone();
+        for field in &selectors.fields {
+            check_field(row, &field.label)?;
+        }
+        if !call.name.is_empty() {
+            match selector::exact(&selectors.fields, "metadata.name") {
+                None if selectors.fields.is_empty() => {
+                    let name = call.name.to_owned();
+                    selectors.fields =
+                        vec![FieldRequirement { label: "metadata.name".into(), equals: true, value: name }];
+                }
+                Some(name) if name == call.name => {}
+                _ => {
+                    return Err(ApiError::BadRequest(
+                        "fieldSelector metadata.name doesn't match requested name".into(),
+                    ));
+                }
+            }
+        }
+        if !row.storage_version {
+            for field in &mut selectors.fields {
+                if let Cow::Owned(label) = row.strategy.stored_label(&field.label) {
+                    field.label = label;
+                }
+            }
+        }
+        Ok(selectors)
+    }
+
+    /// A page of what is in the collection of the path.
+    pub async fn list(&self, call: &Call<'_>, options: &ListOptions) -> Result<Answer, ApiError> {
+        let selectors = Self::selectors(call, options)?;
+        let root = prefix(call.row);
+        let scope = if call.row.namespaced && !call.namespace.is_empty() {
+            format!("{root}{}/", call.namespace)
+        } else {
+            root.clone()
+        };
+        let asked = &options.resource_version;
+        let token = match options.continue_token.as_str() {
+            "" => None,
+            text => Some(Continue::decode(text)?),
+        };
+        if token.is_some() && !matches!(asked.as_str(), "" | "0") {
+            let message = "specifying resource version is not allowed when using continue";
+            return Err(ApiError::BadRequest(message.into()));
+        }
+        let wanted = match asked.as_str() {
+            "" => 0,
+            text => parse_version(text).map_err(|e| {
+                ApiError::BadRequest(format!("invalid resource version: resourceVersion: Invalid value: {text:?}: {e}"))
+            })?,
+        };
+        // As upstream's cache: a list of any version comes whole.
+        let limit = if asked == "0" { 0 } else { usize::try_from(options.limit).unwrap_or(0) };
+        let (mut at, mut start, mut left) = (None, None, None);
+        if let Some(token) = token {
+            left = token.left;
+            if let Some(revision) = token.revision {
+                self.reach(revision).await?;
+                at = Some(revision);
+            }
+            start = Some(token.start);
+        } else {
+            let exact = match options.version_match {
+                Some(Match::Exact) => true,
+                Some(Match::NotOlderThan) => false,
+                None => limit > 0 && wanted > 0,
+            };
+            if wanted > 0 {
+                self.reach(wanted).await?;
+            } else if asked.is_empty() {
+                self.newest().await?;
+            }
+            at = (exact && wanted > 0).then_some(wanted);
+        }
+        // The token names the first key that may follow; the cache takes the last that came before.
+        let after = start.as_ref().map(|s| format!("{scope}{}", s.strip_suffix('\0').unwrap_or(s)));
+        let page = match self.one_name(call.row, &scope, at, after.as_deref(), &selectors) {
+            Some(page) => Ok(page),
+            None => self.cache.list(&scope, at, after.as_deref(), limit, &selectors),
+        };
+        let page = page.map_err(|gone| match (gone, &start) {
+            (Gone::Compacted(_), Some(start)) => page::expired(start),
+            (Gone::Compacted(_), None) => {
+                ApiError::Expired("The resourceVersion for the provided list is too old.".into())
+            }
+            (Gone::Future(current), _) => too_large(at.unwrap_or(wanted), current),
+        })?;
+        let next = page.next.as_deref().and_then(|key| key.strip_prefix(&scope));
+        let remaining = match &page.next {
+            Some(last) if selectors.is_empty() => {
+                // A token carries on what was counted with the list's first page.
+                let left = left.map(|left| left.saturating_sub(page.items.len() as u64));
+                // Counted one by one for the first page of an old version only.
+                left.or(page.remaining).or_else(|| self.cache.count_after(&scope, last, page.revision).ok())
+            }
+            _ => None,
+        };
+        let token = |key| Continue { left: remaining, ..Continue::after(key, Some(page.revision)) }.encode();
+        let continue_token = next.map(token);
+        Ok(Answer::List(List { items: page.items, revision: page.revision, continue_token, remaining }))
+    }
+
+    /// A list of one name reads one key.
+    fn one_name(
+        &self,
+        row: &Row,
+        scope: &str,
+        at: Option<Revision>,
+        after: Option<&str>,
+        selectors: &Selectors,
+    ) -> Option<Page> {
+        let whole = scope.len() > prefix(row).len() || !row.namespaced;
+        let name = selector::exact(&selectors.fields, "metadata.name").filter(|n| !n.is_empty() && !n.contains('/'))?;
+        if !whole || at.is_some() || after.is_some() {
+            return None;
+        }
+        // The revision first: the object may only be newer than the list claims to be.
+        let revision = self.cache.revision();
+        let found = self.cache.get(&format!("{scope}{name}")).filter(|c| selectors.matches(c));
+        let items: Vec<Arc<Cached>> = found.into_iter().collect();
+        let revision = items.iter().map(|c| c.modified).max().unwrap_or(0).max(revision);
+        Some(Page { items, revision, remaining: Some(0), next: None })
+    }
+
+    /// Begins a watch of the collection of the path. Errors of a version are for the stream, as upstream sends them.
+    pub async fn watch(
+        &self,
+        call: &Call<'_>,
+        options: &ListOptions,
+    ) -> Result<Result<WatchStart, ApiError>, ApiError> {
+        let selectors = Self::selectors(call, options)?;
+        let root = prefix(call.row);
+        let scope =
+            if call.row.namespaced && !call.namespace.is_empty() { format!("{root}{}/", call.namespace) } else { root };
+        let version = &options.resource_version;
+        let wanted = match version.as_str() {
+            "" => 0,
+            text => parse_version(text)
+                .map_err(|e| ApiError::BadRequest(format!("resourceVersion: Invalid value: {text:?}: {e}")))?,
+        };
+        let shows_state = match options.send_initial_events {
+            Some(shows) => shows,
+            None => wanted == 0,
+        };
+        if !shows_state {
+            let from = if wanted == 0 { None } else { Some(wanted) };
+            let watch = self.cache.watch(&scope, from, selectors);
+            return Ok(match watch {
+                Ok(watch) => {
+                    let revision = if wanted == 0 { self.cache.revision() } else { wanted };
+                    Ok(WatchStart { initial: Vec::new(), revision, marks_end: false, watch })
+                }
+                Err(Gone::Compacted(oldest)) => Err(too_old(wanted, oldest)),
+                Err(Gone::Future(current)) => Err(too_large(wanted, current)),
+            });
+        }
+        if wanted > 0
+            && let Err(error) = self.reach(wanted).await
+        {
+            return Ok(Err(error));
+        }
+        loop {
+            let page = match self.cache.list(&scope, None, None, 0, &selectors) {
+                Ok(page) => page,
+                Err(Gone::Compacted(revision) | Gone::Future(revision)) => {
+                    return Ok(Err(too_old(wanted, revision)));
+                }
+            };
+            match self.cache.watch(&scope, Some(page.revision), selectors.clone()) {
+                Ok(watch) => {
+                    let marks_end = options.bookmarks && options.send_initial_events == Some(true);
+                    let revision = page.revision;
+                    return Ok(Ok(WatchStart { initial: page.items, revision, marks_end, watch }));
+                }
+                // Compacted between the two steps: list again.
+                Err(_) => continue,
+            }
+        }
+    }
+}
+
+/// Refuses a field that the kind can't be selected by, in the words of the kind's own conversion upstream.
+fn check_field(row: &Row, label: &str) -> Result<(), ApiError> {
+    // Kinds with fields of their own upstream list each label, and cluster-wide ones leave the namespace out.
+    let generic = label == "metadata.name"
+        || label == "metadata.namespace" && (row.namespaced || row.strategy.selectable_labels().is_empty());
+    if generic || row.strategy.selectable_labels().contains(&label) {
+        return Ok(());
+    }
+    Err(ApiError::BadRequest(if row.group == "batch" {
+        format!("field label {label:?} not supported for {}", row.kind)
+    } else if row.strategy.selectable_labels().is_empty() {
+        format!("{label:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+    } else {
+        format!("field label not supported: {label}")
+    }))
+}

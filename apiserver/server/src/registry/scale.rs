@@ -1,0 +1,125 @@
+//! The scale subresource: `autoscaling/v1 Scale` over a workload's replicas.
+
+use machinery_api::ApiError;
+use machinery_api::error::Named;
+use serde_json::{Value, json};
+
+use super::body::{self, Body};
+use super::intent::{Intent, Wanted};
+use super::object;
+use super::options::WriteOptions;
+use super::{Answer, Call, PatchType, Shown, Verbs, invalid};
+use crate::admission::Options;
+use apiserver_resources::field::{Errors, Path};
+use apiserver_resources::schema::FieldValidation;
+use apiserver_resources::{Row, metadata};
+
+/// Its group, version and kind.
+pub const KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
+
+/// The Scale of a workload.
+#[must_use]
+pub fn of(object: &Value) -> Value {
+    let mut metadata = json!({});
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object::field(object, field) {
+            metadata[field] = value.clone();
+        }
+    }
+    let replicas = object["spec"]["replicas"].as_i64().unwrap_or(0);
+    // As upstream: no replicas are left out in the spec and shown in the status.
+    let spec = if replicas == 0 { json!({}) } else { json!({"replicas": replicas}) };
+    let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)});
+    let selector = apiserver_resources::cells::selector(&object["spec"]["selector"]);
+    if !selector.is_empty() && selector != "<none>" {
+        status["selector"] = json!(selector);
+    }
+    json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": metadata, "spec": spec, "status": status})
+}
+
+/// The workload with a Scale's wish in it.
+pub(super) fn scaled(row: &'static Row, current: &Value, scale: &Value) -> Result<Value, ApiError> {
+    let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+    let mut errors = Errors::from(metadata::validate_create(row, scale));
+    errors.non_negative(&Path::root("spec").child("replicas"), Some(replicas));
+    invalid(Named::new("autoscaling", "Scale"), object::text(scale, "name"), errors.list())?;
+    let mut new = current.clone();
+    new["spec"]["replicas"] = json!(replicas);
+    let metadata = object::metadata_mut(&mut new);
+    metadata.remove("resourceVersion");
+    for field in ["resourceVersion", "uid"] {
+        let wanted = object::text(scale, field);
+        if !wanted.is_empty() {
+            metadata.insert(field.into(), json!(wanted));
+        }
+    }
+    Ok(new)
+}
+
+/// The Scale of what an answer shows.
+pub(super) fn shown(answer: Answer) -> Answer {
+    match answer {
+        Answer::Object(code, shown) => {
+            let value = match shown {
+                Shown::Cached(cached) => of(&cached.shared()),
+                Shown::Bytes(bytes) => of(&serde_json::from_slice(&bytes).unwrap_or(Value::Null)),
+                Shown::Value(value) => of(&value),
+            };
+            Answer::Object(code, Shown::Value(value))
+        }
+        other => other,
+    }
+}
+
+impl Verbs {
+    /// The Scale of the object of the path.
+    pub async fn get_scale(&self, call: &Call<'_>, version: &str) -> Result<Answer, ApiError> {
+        Ok(shown(self.get(call, version).await?))
+    }
+
+    /// PUT of a Scale's body.
+    pub async fn put_scale(
+        &self,
+        call: &mut Call<'_>,
+        body: Body<'_>,
+        options: &WriteOptions,
+    ) -> Result<Answer, ApiError> {
+        let validation = options.field_validation;
+        let scale = body::of_type(KIND, body, validation, &mut call.warnings)?;
+        let again = || body::of_type(KIND, body, validation, &mut Vec::new());
+        let mut intent = Intent::ReplaceScale(Wanted::new(scale, &again));
+        self.write(call, &mut intent, Options::Write(options)).await
+    }
+
+    /// A patch of the Scale.
+    pub async fn patch_scale(
+        &self,
+        call: &mut Call<'_>,
+        kind: PatchType,
+        patch: &[u8],
+        options: &WriteOptions,
+    ) -> Result<Answer, ApiError> {
+        let mut intent = Intent::PatchScale { kind, patch, validation: options.field_validation };
+        self.write(call, &mut intent, Options::Write(options)).await
+    }
+}
+
+/// The object's Scale with a patch on it. One that says nothing about the version means the one that it is applied to.
+pub(super) fn patched(
+    call: &mut Call<'_>,
+    current: &Value,
+    kind: PatchType,
+    patch: &[u8],
+    validation: FieldValidation,
+) -> Result<Value, ApiError> {
+    let mut scale = body::patched_type(KIND, kind, patch, &of(current), validation, &mut call.warnings)?;
+    object::match_namespace(&mut scale, call.object_namespace())?;
+    object::match_name(&scale, call.name)?;
+    let (wanted, uid) = (object::text(&scale, "uid"), object::text(current, "uid"));
+    if !wanted.is_empty() && wanted != uid {
+        let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
+        let named = Named::new(call.row.group, format!("{}/scale", call.row.plural));
+        return Err(ApiError::Conflict(named, call.name.to_owned(), why));
+    }
+    Ok(scale)
+}

@@ -1,0 +1,122 @@
+//! Update: what a PUT, a patch, or a write of a subresource makes of the object that is there.
+
+use machinery_api::ApiError;
+use serde_json::{Value, json};
+
+use super::intent::{Intent, Wanted};
+use super::object::{self, metadata_mut};
+use super::options::WriteOptions;
+use super::write::{Change, Existing};
+use super::{Answer, Call, PatchType, Verbs, body, invalid};
+use crate::admission::Options;
+use apiserver_resources::{Deletion, Row, SubKind, metadata};
+
+impl Verbs {
+    /// PUT of a decoded and defaulted object.
+    pub async fn update(
+        &self,
+        call: &mut Call<'_>,
+        object: Wanted<'_>,
+        options: &WriteOptions,
+    ) -> Result<Answer, ApiError> {
+        self.write(call, &mut Intent::Replace(object), Options::Write(options)).await
+    }
+
+    /// Patches the object of the path as it is at the moment of the write.
+    pub async fn patch(
+        &self,
+        call: &mut Call<'_>,
+        kind: PatchType,
+        patch: &[u8],
+        options: &WriteOptions,
+    ) -> Result<Answer, ApiError> {
+        let mut intent = Intent::Patch { kind, patch, validation: options.field_validation };
+        self.write(call, &mut intent, Options::Write(options)).await
+    }
+
+    /// A changed object, ready to be stored, of what admission left of the client's.
+    pub(super) fn changed_object(
+        &self,
+        call: &mut Call<'_>,
+        mut new: Value,
+        existing: &Existing,
+        dry_run: bool,
+    ) -> Result<Change, ApiError> {
+        let (row, old) = (call.row, &*existing.value);
+        let version = object::client_version(&new)?;
+        if version == 0 && !row.strategy.unconditional_update() {
+            let cause = machinery_api::Cause {
+                reason: "FieldValueInvalid".into(),
+                message: "Invalid value: 0: must be specified for an update".into(),
+                field: "metadata.resourceVersion".into(),
+            };
+            return Err(ApiError::Invalid(call.resource(), call.name.to_owned(), vec![cause]));
+        }
+        if version != 0 && version != existing.modified() {
+            return Err(call.modified());
+        }
+        let subresource = written_through(call);
+        let empties = if subresource.is_empty() { body::empties(row, &new) } else { Vec::new() };
+        let given = if empties.is_empty() { Value::Null } else { new.clone() };
+        self.prepare(call, &mut new, old);
+        let context = self.context(call, subresource);
+        invalid(call.kind(), call.name, row.strategy.validate_first(&context, &new, Some(old)))?;
+        row.strategy.allocate(&self.allocation(subresource, dry_run), &mut new, Some(old))?;
+        let mut errors = metadata::validate_update_through(row, subresource, &new, old);
+        let checked = body::with_empties(&new, &given, &empties);
+        errors.extend(row.strategy.validate_update(&context, &checked, old));
+        invalid(call.kind(), call.name, errors)?;
+        if subresource != "status" {
+            let warnings = row.strategy.warnings(&new, Some(old));
+            call.warnings.extend(warnings);
+        }
+        Ok(if ends_deletion(row, &new, old) { Change::Remove(Some(new)) } else { Change::Update(new) })
+    }
+
+    /// What an update may not decide about metadata, and the kind's own preparation.
+    fn prepare(&self, call: &Call<'_>, new: &mut Value, old: &Value) {
+        let row = call.row;
+        object::set_generation(new, object::generation(old));
+        let context = self.context(call, written_through(call));
+        body::normalise(row, new);
+        row.strategy.prepare_update(&context, new, old);
+        body::normalise(row, new);
+        let metadata = metadata_mut(new);
+        metadata.remove("managedFields");
+        metadata.remove("selfLink");
+        // An update that names no version means the one that is there.
+        metadata.insert("resourceVersion".into(), json!(object::text(old, "resourceVersion")));
+        if metadata.get("uid").and_then(Value::as_str).unwrap_or("").is_empty() {
+            metadata.insert("uid".into(), json!(object::text(old, "uid")));
+        }
+        for (field, always) in
+            [("creationTimestamp", true), ("deletionTimestamp", true), ("deletionGracePeriodSeconds", false)]
+        {
+            if let Some(value) = object::field(old, field)
+                && (always || metadata.get(field).is_none_or(Value::is_null))
+            {
+                metadata.insert(field.into(), value.clone());
+            }
+        }
+        let counts = row.strategy.counts_generation() && written_through(call).is_empty();
+        if counts && row.strategy.generation_changes(new, old) {
+            object::set_generation(new, object::generation(old) + 1);
+        }
+    }
+}
+
+/// The subresource as strategies know it: a scale is a change of the object itself.
+fn written_through(call: &Call<'_>) -> &'static str {
+    match call.subresource.map(|s| s.what) {
+        None | Some(SubKind::Scale) => "",
+        Some(_) => call.subresource_name(),
+    }
+}
+
+/// Whether this change takes the last thing away that a begun deletion waited for.
+fn ends_deletion(row: &Row, new: &Value, old: &Value) -> bool {
+    object::finalizers(new).is_empty()
+        && object::is_deleting(old)
+        && object::field(old, "deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0) == 0
+        && (row.deletion != Deletion::Finalized || new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty))
+}

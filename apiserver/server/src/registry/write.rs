@@ -1,0 +1,414 @@
+//! The one way of every write: load → build the new object → admit → prepare, normalise, allocate → validate → admit → one
+//! transaction → answer.
+//!
+//! What is wanted is data ([`Intent`]). An attempt decides from what it read, and writes on the condition that it is still
+//! so, together with what admission and the kind add to the transaction (the namespace is still there, an address is still
+//! free). Where a condition fails, the next attempt decides anew from the record that the store handed back. A request that
+//! is dropped at any await has written all or nothing.
+//!
+//! What is answered without a transaction (an error, a dry run, no change) is only answered from a watch cache that is known
+//! to be up to date ([`Cache::sync`](apiserver_storage::cache::Cache::sync)); beside the embedded store it always is.
+
+use std::sync::Arc;
+
+use machinery_api::{ApiError, StorageKey};
+use serde_json::Value;
+
+use super::create::{self, NAME_TRIES_MAX};
+use super::intent::{Intent, Resolved};
+use super::{Answer, Call, Shown, TRIES_MAX, Verbs, claims, delete, object, scale, store_error};
+use crate::admission::Options;
+use apiserver_resources::Row;
+use apiserver_storage::cache::{Cache, Cached};
+use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Txn};
+
+/// An object as it is stored, in the version of the request.
+pub(super) struct Existing {
+    pub(super) cached: Arc<Cached>,
+    pub(super) value: Arc<Value>,
+}
+
+impl Existing {
+    pub(super) fn new(row: &'static Row, cached: Arc<Cached>) -> Self {
+        Self { value: Verbs::current(row, &cached), cached }
+    }
+
+    pub(super) fn modified(&self) -> Revision {
+        self.cached.modified
+    }
+}
+
+/// What becomes of an object.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Change {
+    /// It is new.
+    Create {
+        /// The object.
+        object: Value,
+        /// The resourceVersion that the client gave, which no new object has.
+        version: Option<Value>,
+        /// Whether its name was made up.
+        generated: bool,
+    },
+    /// It is another.
+    Update(Value),
+    /// It goes; an update that ends a deletion shows what it made of the object.
+    Remove(Option<Value>),
+    /// It is marked, and then goes at once: watchers see both, as upstream shows them.
+    MarkAndRemove(Value),
+    /// It stays as it is.
+    Keep,
+}
+
+impl Change {
+    /// The object as it is stored then, or was last.
+    pub(super) fn object(&self) -> Option<&Value> {
+        match self {
+            Self::Create { object, .. } | Self::Update(object) | Self::MarkAndRemove(object) => Some(object),
+            Self::Remove(object) => object.as_ref(),
+            Self::Keep => None,
+        }
+    }
+}
+
+/// A name that is taken.
+struct Taken {
+    name: String,
+    deleting: bool,
+    /// Whether the object asks for a generated name, and got one.
+    asks: bool,
+    generated: bool,
+}
+
+/// How far an attempt comes without the store.
+enum Attempt {
+    /// To its end.
+    Answer(Answer),
+    /// To a name that is taken, as far as a dry run can see.
+    Taken(Taken),
+    /// To a transaction.
+    Commit(Ready),
+}
+
+/// A transaction that is ready, and what it is about.
+struct Ready {
+    key: StorageKey,
+    was: Revision,
+    change: Change,
+    /// The stored form of what is new or changed.
+    stored: Option<Record>,
+    /// What admission and the kind add.
+    extras: Txn,
+}
+
+/// What a transaction came to.
+enum Done {
+    Answer(Answer),
+    Taken(Taken),
+    /// A condition failed. The object's own record, if it was that one.
+    Changed(Option<Option<Entry>>),
+}
+
+impl Verbs {
+    /// Does what `intent` says, again whenever another write came first.
+    pub(super) async fn write(
+        &self,
+        call: &mut Call<'_>,
+        intent: &mut Intent<'_>,
+        options: Options<'_>,
+    ) -> Result<Answer, ApiError> {
+        let warnings_before = call.warnings.len();
+        let mut is_current = self.cache.is_current();
+        let mut names = NAME_TRIES_MAX;
+        let mut existing = self.load(call);
+        for _ in 0..TRIES_MAX {
+            call.warnings.truncate(warnings_before);
+            let attempt = self.attempt(call, intent, options, existing.as_ref()).await;
+            if !is_current && !matches!(attempt, Ok(Attempt::Commit(_))) {
+                self.cache.sync().await.map_err(|error| store_error(&error))?;
+                is_current = true;
+                existing = self.load(call);
+                continue;
+            }
+            let done = match attempt? {
+                Attempt::Answer(answer) => Done::Answer(answer),
+                Attempt::Taken(taken) => Done::Taken(taken),
+                Attempt::Commit(ready) => self.commit_change(call, intent, existing.as_ref(), ready).await?,
+            };
+            match done {
+                Done::Answer(answer) => return Ok(answer),
+                Done::Taken(taken) => {
+                    names -= 1;
+                    if !taken.generated || names == 0 {
+                        return Err(create::exists(call, &taken.name, taken.deleting, taken.asks));
+                    }
+                }
+                Done::Changed(Some(record)) => {
+                    existing = record.map(|entry| Existing::new(call.row, self.cache.parsed(&entry)));
+                }
+                Done::Changed(None) => {}
+            }
+        }
+        Err(call.modified())
+    }
+
+    /// The object of the path, as far as the watch cache knows.
+    fn load(&self, call: &Call<'_>) -> Option<Existing> {
+        self.cache.get(call.key().as_str()).map(|cached| Existing::new(call.row, cached))
+    }
+
+    async fn attempt(
+        &self,
+        call: &mut Call<'_>,
+        intent: &mut Intent<'_>,
+        options: Options<'_>,
+        existing: Option<&Existing>,
+    ) -> Result<Attempt, ApiError> {
+        let mut extras = Txn::default();
+        let mut draft = self.draft(call, intent, existing, options.dry_run())?;
+        let admitted = intent.is_admitted();
+        if draft.creates_by_update {
+            self.may_create(call)?;
+        }
+        if admitted {
+            let request = call.request(draft.operation, &draft.name, options);
+            let old = draft.old.as_deref();
+            self.admission.mutate(&request, &*self.objects, &mut draft.document, old, &mut extras).await?;
+        }
+        let (operation, name) = (draft.operation, std::mem::take(&mut draft.name));
+        let resolved = self.resolve(call, intent, draft, existing, options.dry_run())?;
+        let Resolved { change, document, old } = resolved;
+        if admitted {
+            let final_name;
+            let name = match &change {
+                Change::Create { object, .. } => {
+                    final_name = object::text(object, "name").to_owned();
+                    &final_name
+                }
+                _ => &name,
+            };
+            let request = call.request(operation, name, options);
+            let shown = document.as_ref().or(change.object()).unwrap_or(&Value::Null);
+            self.admission.validate(&request, &*self.objects, shown, old.as_deref(), &mut extras).await?;
+        }
+        self.ready(call, intent, change, existing, extras, options.dry_run())
+    }
+
+    /// The transaction of a change, or what is answered without one.
+    fn ready(
+        &self,
+        call: &Call<'_>,
+        intent: &Intent<'_>,
+        change: Change,
+        existing: Option<&Existing>,
+        mut extras: Txn,
+        dry_run: bool,
+    ) -> Result<Attempt, ApiError> {
+        let row = call.row;
+        let key = match &change {
+            Change::Create { object, .. } => super::key(row, call.object_namespace(), object::text(object, "name")),
+            _ => call.key(),
+        };
+        if let Change::Create { version: Some(version), .. } = &change
+            && version.as_str().and_then(|version| version.parse::<u64>().ok()).unwrap_or(0) != 0
+            && !dry_run
+        {
+            return Err(ApiError::BadRequest("resourceVersion should not be set on objects to be created".into()));
+        }
+        if dry_run || change == Change::Keep {
+            if let Change::Create { .. } = &change
+                && let Some(there) = self.cache.get(key.as_str())
+            {
+                return Ok(Attempt::Taken(taken(&change, there.is_deleting())));
+            }
+            return Ok(Attempt::Answer(answer(call, intent, change, existing, None)));
+        }
+        let was = existing.filter(|_| !matches!(change, Change::Create { .. })).map_or(0, Existing::modified);
+        let mut stored = None;
+        if !matches!(change, Change::Remove(_))
+            && let Some(object) = change.object()
+        {
+            stored = Some(Self::encode(row, object)?);
+        }
+        if let (Change::Update(_), Some(existing), Some(stored)) = (&change, existing, &stored)
+            && stored.body() == existing.cached.stored()
+        {
+            return Ok(Attempt::Answer(present(intent, 200, Shown::Cached(existing.cached.clone()))));
+        }
+        let goes = matches!(change, Change::Remove(_) | Change::MarkAndRemove(_));
+        let new = change.object().filter(|_| !goes);
+        let old = existing.filter(|_| was > 0).map(|existing| &*existing.value);
+        let claimed = claims::Claimed { objects: &*self.objects, env: &self.env, now: call.now };
+        claimed.change(row, new, old, intent.is_admitted(), &mut extras);
+        Ok(Attempt::Commit(Ready { key, was, change, stored, extras }))
+    }
+
+    async fn commit_change(
+        &self,
+        call: &Call<'_>,
+        intent: &mut Intent<'_>,
+        existing: Option<&Existing>,
+        ready: Ready,
+    ) -> Result<Done, ApiError> {
+        let Ready { key, was, change, stored, extras } = ready;
+        let key: String = key.into();
+        let op = match &stored {
+            Some(record) => Op::Put { key: key.clone(), record: record.clone(), ttl: call.row.ttl },
+            None => Op::Delete { key: key.clone() },
+        };
+        let committed = match &change {
+            Change::MarkAndRemove(_) => {
+                // Both or neither, also for a client that goes away in between.
+                let both = mark_and_remove(self.cache.clone(), key, was, op, extras);
+                let both = tokio::spawn(both).await.map_err(|error| ApiError::Internal(error.to_string()))?;
+                match both? {
+                    Marked::Removed(revision) => Ok(revision),
+                    Marked::Conflict(conflict) => Err(conflict),
+                    Marked::Held(entry) => {
+                        intent.forget_version();
+                        return Ok(Done::Changed(Some(entry)));
+                    }
+                }
+            }
+            _ => commit(&self.cache, was, op, extras).await?,
+        };
+        match committed {
+            Ok(revision) => Ok(Done::Answer(answer(call, intent, change, existing, Some((revision, stored.as_ref()))))),
+            Err(Conflict { own: Some(record), .. }) if was == 0 && matches!(intent, Intent::Create(_)) => {
+                let deleting = record.is_some_and(|entry| entry.record.is_deleting());
+                Ok(Done::Taken(taken(&change, deleting)))
+            }
+            Err(Conflict { own, others }) => {
+                if others {
+                    // What was decided from other objects is decided from them as they are now.
+                    self.cache.sync().await.map_err(|error| store_error(&error))?;
+                }
+                Ok(Done::Changed(own))
+            }
+        }
+    }
+}
+
+/// Which condition failed.
+struct Conflict {
+    /// The object's own record, if that was it.
+    own: Option<Option<Entry>>,
+    /// Whether another one may have failed.
+    others: bool,
+}
+
+/// One write of an object, if it is still as it was read and all other conditions hold.
+async fn commit(cache: &Cache, was: Revision, op: Op, extras: Txn) -> Result<Result<Revision, Conflict>, ApiError> {
+    let mut compares = Vec::with_capacity(1 + extras.compares.len());
+    compares.push(Compare { key: op.key().to_owned(), modified: was });
+    compares.extend(extras.compares);
+    let others = compares.len() > 1;
+    let mut ops = Vec::with_capacity(1 + extras.ops.len());
+    ops.push(op);
+    ops.extend(extras.ops);
+    match cache.commit(Txn { compares, ops }).await {
+        Ok(Outcome::Committed(revision)) => Ok(Ok(revision)),
+        Ok(Outcome::Conflict(entries)) => {
+            let record = entries.into_iter().next().flatten();
+            let own = (record.as_ref().map_or(0, |entry| entry.modified) != was).then_some(record);
+            Ok(Err(Conflict { own, others }))
+        }
+        Err(error) => Err(store_error(&error)),
+    }
+}
+
+/// What became of an object that was to be marked and to go at once.
+enum Marked {
+    Removed(Revision),
+    Conflict(Conflict),
+    /// Somebody gave it finalizers in between.
+    Held(Option<Entry>),
+}
+
+/// Marks an object and removes it whatever it has become in between. It runs to its end by itself: what began is finished.
+async fn mark_and_remove(
+    cache: Arc<Cache>,
+    key: String,
+    was: Revision,
+    mark: Op,
+    extras: Txn,
+) -> Result<Marked, ApiError> {
+    let Txn { compares, ops } = extras;
+    let mut marked = match commit(&cache, was, mark, Txn { compares, ops: Vec::new() }).await? {
+        Ok(revision) => revision,
+        Err(conflict) => return Ok(Marked::Conflict(conflict)),
+    };
+    for _ in 0..TRIES_MAX {
+        let removal = Txn { compares: Vec::new(), ops: ops.clone() };
+        match commit(&cache, marked, Op::Delete { key: key.clone() }, removal).await? {
+            Ok(revision) => return Ok(Marked::Removed(revision)),
+            Err(Conflict { own: Some(Some(entry)), .. }) => {
+                let object = cache.parsed(&entry).shared();
+                if !object::is_deleting(&object) || !object::finalizers(&object).is_empty() {
+                    return Ok(Marked::Held(Some(entry)));
+                }
+                marked = entry.modified;
+            }
+            // Somebody else removed it.
+            Err(_) => return Ok(Marked::Removed(marked)),
+        }
+    }
+    Ok(Marked::Held(cache.store().get(&key, None).await.map_err(|error| store_error(&error))?))
+}
+
+fn taken(change: &Change, deleting: bool) -> Taken {
+    let (object, generated) = match change {
+        Change::Create { object, generated, .. } => (object, *generated),
+        _ => (&Value::Null, false),
+    };
+    let asks = !object::text(object, "generateName").is_empty();
+    Taken { name: object::text(object, "name").to_owned(), deleting, asks, generated }
+}
+
+/// What is answered to a change that was written, or would have been.
+fn answer(
+    call: &Call<'_>,
+    intent: &Intent<'_>,
+    change: Change,
+    existing: Option<&Existing>,
+    written: Option<(Revision, Option<&Record>)>,
+) -> Answer {
+    let row = call.row;
+    let old_version = existing.map_or(0, Existing::modified);
+    let version = written.map_or(old_version, |(revision, _)| revision);
+    if let Intent::Delete(options) = intent {
+        return delete::answer(call, options, change, existing, version, written.and_then(|(_, stored)| stored));
+    }
+    match (change, written) {
+        (Change::Create { object, .. }, Some((revision, Some(stored)))) => {
+            present(intent, 201, Verbs::stored_as(row, object, stored, revision))
+        }
+        (Change::Create { mut object, version, .. }, _) => {
+            // It comes back as it was said: only the store would mind.
+            if let Some(said) = version {
+                object::metadata_mut(&mut object).insert("resourceVersion".into(), said);
+            }
+            present(intent, 201, Shown::Value(object))
+        }
+        (Change::Update(object) | Change::MarkAndRemove(object), Some((revision, Some(stored)))) => {
+            present(intent, 200, Verbs::stored_as(row, object, stored, revision))
+        }
+        (Change::Update(object) | Change::MarkAndRemove(object) | Change::Remove(Some(object)), _) => {
+            present(intent, 200, Shown::Value(object::versioned(object, old_version)))
+        }
+        (Change::Remove(None) | Change::Keep, _) => match existing {
+            Some(existing) => present(intent, 200, Shown::Cached(existing.cached.clone())),
+            None => Answer::Nothing,
+        },
+    }
+}
+
+/// An object as this kind of write shows it.
+fn present(intent: &Intent<'_>, code: u16, shown: Shown) -> Answer {
+    match intent {
+        Intent::Bind(_) => super::binding::done(),
+        Intent::ReplaceScale(_) | Intent::PatchScale { .. } => scale::shown(Answer::Object(code, shown)),
+        Intent::Delete(options) => Answer::Object(delete::marked_code(options), shown),
+        _ => Answer::Object(code, shown),
+    }
+}

@@ -1,0 +1,240 @@
+//! The assembled server: a tower service for this process's components, and the same over TLS for everybody else.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Request, Response};
+use machinery_api::ApiError;
+use machinery_env::Env;
+use machinery_serve::unread::{UnreadBody, UnreadBounds};
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+
+use crate::admission::Chain;
+use crate::auth::jwt::SigningKey;
+use crate::auth::tls::{self, Acceptor};
+use crate::auth::{Authenticator, Authorizer};
+use crate::bootstrap::{self, Cluster};
+use crate::http::discovery::Discovery;
+use crate::http::dispatch::BODY_BYTES_MAX;
+use crate::http::handle::{Front, Parts};
+use crate::http::logs::Kubelets;
+use crate::http::metrics::Metrics;
+use crate::registry::{Verbs, facts_of_fields, prefix};
+use apiserver_resources::allocate::{Allocator, ServiceNetwork};
+use apiserver_resources::{Row, Storage, TABLE};
+use apiserver_storage::cache::{Cache, Fields, Lookup, Resource};
+use apiserver_storage::store::{Record, Store, StoreError};
+
+/// Planned again this often at a start: others write, too, where several servers share a store.
+const BOOTSTRAP_TRIES_MAX: usize = 3;
+/// How often the objects are looked after that a cluster can't do without (upstream: 10 s).
+const MEND_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Everything that a server is made of beside its store.
+pub struct Config {
+    /// Where clients reach it (`host:port`), for discovery.
+    pub address: String,
+    /// Signs and checks tokens.
+    pub signing_key: Arc<SigningKey>,
+    /// Where Services get their addresses and ports from.
+    pub services: ServiceNetwork,
+    /// For how long pods that say nothing else tolerate a node that is not ready or unreachable (upstream: 300).
+    pub toleration_seconds: i64,
+    /// Reaches nodes.
+    pub kubelets: Kubelets,
+    /// The process's metrics, which `/metrics` shows.
+    pub registry: Arc<Mutex<Registry>>,
+}
+
+/// The API server.
+#[derive(Clone)]
+pub struct Apiserver {
+    front: Arc<Front>,
+}
+
+impl Apiserver {
+    /// Reads the store into memory and assembles the server; nothing is served yet.
+    pub async fn open(env: &Env, store: Arc<dyn Store>, config: Config) -> Result<Self, StoreError> {
+        let cache = Cache::open(store, resources()).await?;
+        let objects = Arc::new(Lookup::new(cache.clone(), |group, plural| {
+            TABLE.iter().find(|r| r.group == group && r.plural == plural).and_then(|r| r.storage.prefix())
+        }));
+        let authorizer = Arc::new(Authorizer::default());
+        let authenticator = Arc::new(Authenticator::new(env, config.signing_key));
+        let verbs = Verbs {
+            env: env.clone(),
+            cache,
+            objects,
+            admission: Chain::new(env, authorizer.clone()).with_toleration_seconds(config.toleration_seconds),
+            authorizer: authorizer.clone(),
+            allocator: Allocator::new(config.services, {
+                let env = env.clone();
+                move |size| env.below(size)
+            }),
+        };
+        verbs.reserve().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let front = Front::new(Parts {
+            env: env.clone(),
+            verbs,
+            discovery: Discovery::new(TABLE, &config.address),
+            authenticator,
+            authorizer,
+            metrics: Metrics::new(config.registry),
+            kubelets: config.kubelets,
+            address: config.address,
+        });
+        Ok(Self { front: Arc::new(front) })
+    }
+
+    /// The service for components of this process: a [`UserInfo`](crate::auth::UserInfo) in a request's extensions is
+    /// its identity.
+    #[must_use]
+    pub fn service(&self) -> ApiService {
+        ApiService { front: self.front.clone() }
+    }
+
+    /// The objects, for what is built beside the server in this process.
+    #[must_use]
+    pub fn objects(&self) -> Arc<Lookup> {
+        self.front.verbs.objects.clone()
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn cache(&self) -> Arc<Cache> {
+        self.front.verbs.cache.clone()
+    }
+
+    /// Writes the default objects that are missing or have lost something; then `/readyz` may say that they are there.
+    /// Call it once before serving; [`mend`](Self::mend) keeps up those that a running cluster can't do without.
+    pub async fn bootstrap(&self, cluster: &Cluster) -> Result<(), ApiError> {
+        let desired = bootstrap::desired(cluster);
+        let verbs = &self.front.verbs;
+        for _ in 0..BOOTSTRAP_TRIES_MAX {
+            let writes = bootstrap::plan(&*verbs.objects, &desired);
+            if writes.is_empty() {
+                break;
+            }
+            verbs.install(writes).await?;
+        }
+        self.set_ready();
+        Ok(())
+    }
+
+    /// Moves Services and nodes with the cluster's address blocks. Call it before [`bootstrap`](Self::bootstrap).
+    pub async fn follow(&self, moves: &[bootstrap::moved::Move]) -> Result<(), ApiError> {
+        let verbs = &self.front.verbs;
+        verbs.install(bootstrap::moved::plan(&*verbs.objects, moves)).await
+    }
+
+    /// Brings back the first namespaces, the `kubernetes` Service and its endpoints whenever they go, until `stop`.
+    pub async fn mend(&self, cluster: &Cluster, stop: CancellationToken) {
+        let desired: Vec<_> = bootstrap::desired(cluster).into_iter().filter(bootstrap::Desired::is_vital).collect();
+        let verbs = &self.front.verbs;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(MEND_INTERVAL) => {}
+            }
+            let writes = bootstrap::plan(&*verbs.objects, &desired);
+            if !writes.is_empty()
+                && let Err(error) = verbs.install(writes).await
+            {
+                tracing::warn!(%error, "default objects could not be brought back; trying again");
+            }
+        }
+    }
+
+    /// The default objects are there: `/readyz` may say so.
+    pub fn set_ready(&self) {
+        self.front.bootstrapped.store(true, Ordering::Release);
+    }
+
+    /// Ends all watches and makes `/readyz` fail; what is being answered goes on.
+    pub fn stop(&self) {
+        self.front.stop.cancel();
+    }
+
+    /// Serves over TLS until `stop`; watches end at once, other requests have a moment.
+    pub async fn serve(&self, listener: TcpListener, acceptor: Acceptor, stop: CancellationToken) {
+        let front = self.front.clone();
+        let ending = {
+            let (front, stop) = (self.front.clone(), stop.clone());
+            async move {
+                stop.cancelled().await;
+                front.stop.cancel();
+            }
+        };
+        let handle = move |request: Request<hyper::body::Incoming>| {
+            let front = front.clone();
+            let unread = UnreadBounds::beyond(BODY_BYTES_MAX);
+            front.handle(request.map(|body| axum::body::Body::new(UnreadBody::new(body, unread))))
+        };
+        tokio::join!(tls::serve(listener, acceptor, handle, stop), ending);
+    }
+}
+
+/// What the cache must know of each stored kind.
+pub(crate) fn resources() -> Vec<Resource> {
+    let stored = TABLE.iter().copied().filter(|r| r.storage_version && r.storage != Storage::Virtual);
+    stored
+        .map(|row: &'static Row| {
+            let fields = (!row.strategy.selectable_labels().is_empty()).then(|| {
+                let names = row.strategy.selectable_labels().iter().map(|label| (*label).into()).collect();
+                let read =
+                    |object: &Value| row.strategy.selectable(object).into_iter().map(|(_, value)| value).collect();
+                Arc::new(Fields::new(names, read))
+            });
+            Resource {
+                prefix: prefix(row).into(),
+                fields,
+                indexed_fields: row.indexed_fields,
+                indexes_labels: row.indexes_labels,
+            }
+        })
+        .collect()
+}
+
+/// Makes a record of what a store of the first format holds, which kept objects as JSON alone.
+#[must_use]
+pub fn read_plain(key: &str, body: &[u8]) -> Record {
+    let stored = TABLE.iter().copied().filter(|row| row.storage_version && row.storage != Storage::Virtual);
+    let row = stored.filter(|row| key.starts_with(&prefix(row))).max_by_key(|row| prefix(row).len());
+    Record::read(body, |object| row.map(|row| facts_of_fields(row, object)))
+}
+
+/// The server as a tower service over any body.
+#[derive(Clone)]
+pub struct ApiService {
+    front: Arc<Front>,
+}
+
+impl<B> Service<Request<B>> for ApiService
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let front = self.front.clone();
+        Box::pin(async move { Ok(front.handle(request.map(Body::new)).await) })
+    }
+}

@@ -1,0 +1,119 @@
+//! [`Objects`] over the cache: how authorizers, admission and allocators read other objects.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::future::BoxFuture;
+use machinery_api::{ObjectName, StorageKey};
+use serde_json::Value;
+
+use super::select::FieldRequirement;
+use super::{Cache, Cached, Selectors};
+use apiserver_resources::objects::Objects;
+
+/// Stored bytes of the objects whose parsed form is kept for the next look-up; parsed they weigh about five times that.
+const KEPT_BYTES_MAX: usize = 1024 * 1024;
+
+type Prefix = dyn Fn(&str, &str) -> Option<&'static str> + Send + Sync;
+
+/// See the module.
+pub struct Lookup {
+    cache: Arc<Cache>,
+    /// (group, plural) -> storage prefix (`pods`).
+    prefix: Box<Prefix>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    values: VecDeque<(usize, Arc<Value>)>,
+    bytes: usize,
+}
+
+impl Lookup {
+    /// Over a cache, with the resource table's function from group and plural to storage prefix.
+    pub fn new(cache: Arc<Cache>, prefix: impl Fn(&str, &str) -> Option<&'static str> + Send + Sync + 'static) -> Self {
+        Self { cache, prefix: Box::new(prefix), kept: Mutex::default() }
+    }
+
+    /// What the keys of a resource begin with, or of its objects in one namespace.
+    fn scope(&self, group: &str, plural: &str, namespace: Option<&str>) -> Option<String> {
+        let mut scope = StorageKey::root((self.prefix)(group, plural)?);
+        if let Some(namespace) = namespace {
+            scope.push_str(namespace);
+            scope.push('/');
+        }
+        Some(scope)
+    }
+
+    fn parsed(&self, object: &Cached) -> Arc<Value> {
+        let value = object.shared();
+        // Held by more than this call: already kept by somebody.
+        if Arc::strong_count(&value) == 1 {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.bytes += object.stored().len();
+            kept.values.push_back((object.stored().len(), value.clone()));
+            while kept.bytes > KEPT_BYTES_MAX {
+                let Some((bytes, _)) = kept.values.pop_front() else { break };
+                kept.bytes -= bytes;
+            }
+        }
+        value
+    }
+}
+
+impl Objects for Lookup {
+    fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        let key = self.key(group, plural, namespace, name)?;
+        self.cache.get(key.as_str()).map(|object| self.parsed(&object))
+    }
+
+    fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
+        let Some(prefix) = self.scope(group, plural, namespace) else { return Vec::new() };
+        // The newest revision is always within reach.
+        let page = self.cache.list(&prefix, None, None, 0, &Selectors::default());
+        page.map(|page| page.items.iter().map(|object| self.parsed(object)).collect()).unwrap_or_default()
+    }
+
+    fn each(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: Option<&str>,
+        field: Option<(&'static str, &str)>,
+        visit: &mut dyn FnMut(&str, &str, u64),
+    ) {
+        let Some(prefix) = self.scope(group, plural, namespace) else { return };
+        let equal = |(label, value): (&str, &str)| FieldRequirement {
+            label: label.to_owned(),
+            equals: true,
+            value: value.to_owned(),
+        };
+        let filter = Selectors { fields: field.map(equal).into_iter().collect(), ..Selectors::default() };
+        if let Ok(page) = self.cache.list(&prefix, None, None, 0, &filter) {
+            for object in &page.items {
+                visit(object.namespace(), object.name(), object.modified);
+            }
+        }
+    }
+
+    fn revision(&self, group: &str, plural: &str) -> u64 {
+        self.scope(group, plural, None).map_or(0, |prefix| self.cache.resource_revision(&prefix))
+    }
+
+    fn key(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<StorageKey> {
+        Some(StorageKey::object((self.prefix)(group, plural)?, ObjectName::new(namespace, name)))
+    }
+
+    fn at(&self, key: &StorageKey) -> Option<(Arc<Value>, u64)> {
+        self.cache.get(key.as_str()).map(|object| (object.shared(), object.modified))
+    }
+
+    fn now(&self) -> u64 {
+        self.cache.revision()
+    }
+
+    fn changed(&self, after: u64) -> BoxFuture<'_, ()> {
+        Box::pin(self.cache.changed(after))
+    }
+}

@@ -1,0 +1,465 @@
+//! The cache over the memory store: order, gaps, slow watchers, pages at a fixed revision, selection, stamping.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use machinery_env::Env;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::store::memory::MemoryStore;
+use crate::store::{Compare, Op, Record};
+use apiserver_resources::objects::Objects;
+
+const PODS: &str = "/registry/pods/";
+const WHOLE: WatchEncoding = WatchEncoding {
+    kind: Kind::Added,
+    before: false,
+    group: "",
+    version: "v1",
+    shape: Shape::Object,
+    media: Media::Json,
+};
+
+/// Read from the object, as what an older program stored: with labels, without fields.
+fn record(stored: &str) -> Record {
+    Record::read(stored.as_bytes(), |_| None)
+}
+
+fn pods() -> Resource {
+    Resource {
+        prefix: PODS.into(),
+        fields: Some(Arc::new(Fields::new(vec![Cow::Borrowed("spec.nodeName")], |pod: &Value| {
+            vec![pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or("").to_owned()]
+        }))),
+        indexed_fields: &["spec.nodeName"],
+        indexes_labels: true,
+    }
+}
+
+async fn open() -> Arc<Cache> {
+    let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
+    let store = Arc::new(MemoryStore::new(env));
+    Cache::open(store, vec![pods(), Resource::plain("/registry/configmaps/")]).await.unwrap()
+}
+
+fn pod(namespace: &str, name: &str, node: &str, app: &str) -> (String, Value) {
+    let object = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app": app}},
+        "spec": {"nodeName": node},
+    });
+    (format!("{PODS}{namespace}/{name}"), object)
+}
+
+async fn put(cache: &Cache, (key, value): (String, Value)) -> Revision {
+    let op = Op::Put { key, record: record(&value.to_string()), ttl: None };
+    done(cache.commit(Txn { compares: vec![], ops: vec![op] }).await)
+}
+
+async fn delete(cache: &Cache, key: &str) -> Revision {
+    done(cache.commit(Txn { compares: vec![], ops: vec![Op::Delete { key: key.into() }] }).await)
+}
+
+fn done(outcome: Result<Outcome, StoreError>) -> Revision {
+    match outcome.unwrap() {
+        Outcome::Committed(revision) => revision,
+        Outcome::Conflict(_) => panic!("conflict"),
+    }
+}
+
+fn on_node(node: &str) -> Selectors {
+    let field = FieldRequirement { label: "spec.nodeName".into(), equals: true, value: node.into() };
+    Selectors { labels: vec![], fields: vec![field] }
+}
+
+fn labelled(app: &str) -> Selectors {
+    let label = LabelRequirement { key: "app".into(), op: LabelOp::In, values: vec![app.into()] };
+    Selectors { labels: vec![label], fields: vec![] }
+}
+
+fn names(page: &Page) -> Vec<&str> {
+    page.items.iter().map(|object| object.name()).collect()
+}
+
+fn shown(seen: &Seen) -> (Kind, &str, Revision) {
+    (seen.kind, seen.object.name(), seen.object.modified)
+}
+
+#[tokio::test]
+async fn stamps_the_resource_version_without_parsing() {
+    let cache = open().await;
+    let key = format!("{PODS}a/x");
+    for stored in [
+        r#"{"kind":"Pod","metadata":{"name":"x","namespace":"a"}}"#,
+        r#"{"kind":"Pod","metadata":{ }}"#,
+        r#"{"kind":"Pod", "metadata" : {"name":"x","resourceVersion":"7","namespace":"a"}}"#,
+        r#"{"kind":"Pod","spec":{"metadata":{}},"metadata":{"labels":{"a\n":"\u00e9"},"namespace":"a"}}"#,
+    ] {
+        let op = Op::Put { key: key.clone(), record: record(stored), ttl: None };
+        let revision = done(cache.commit(Txn { compares: vec![], ops: vec![op] }).await);
+        let object = cache.get(&key).unwrap();
+        let mut expected: Value = serde_json::from_str(stored).unwrap();
+        expected["metadata"]["resourceVersion"] = json!(revision.to_string());
+        assert_eq!(serde_json::from_slice::<Value>(&object.bytes()).unwrap(), expected);
+        assert_eq!(object.value(), expected);
+        assert_eq!(*object.shared(), expected);
+        assert_eq!(object.name(), "x");
+        assert_eq!(object.namespace(), expected["metadata"]["namespace"].as_str().unwrap_or(""));
+    }
+    assert_eq!(cache.get(&key).unwrap().label("a\n"), Some("é"));
+    // Hostile bytes are kept as they are.
+    let op = Op::Put { key: key.clone(), record: record("\u{1}{["), ttl: None };
+    done(cache.commit(Txn { compares: vec![], ops: vec![op] }).await);
+    assert_eq!(&cache.get(&key).unwrap().bytes()[..], b"\x01{[");
+}
+
+#[tokio::test]
+async fn lists_use_indexes_and_namespaces() {
+    let cache = open().await;
+    put(&cache, pod("a", "one", "n1", "web")).await;
+    put(&cache, pod("a", "two", "n2", "web")).await;
+    put(&cache, pod("ab", "three", "n1", "db")).await;
+    let at = cache.revision();
+    put(&cache, pod("a", "two", "n1", "db")).await;
+    let list = |prefix: &str, at, filter: &Selectors| cache.list(prefix, at, None, 0, filter).unwrap();
+    let all = Selectors::default();
+    assert_eq!(names(&list("/registry/pods/a/", None, &all)), ["one", "two"]);
+    assert_eq!(names(&list(PODS, None, &on_node("n1"))), ["one", "two", "three"]);
+    assert_eq!(names(&list("/registry/pods/a/", None, &on_node("n1"))), ["one", "two"]);
+    assert_eq!(names(&list(PODS, Some(at), &on_node("n1"))), ["one", "three"]);
+    assert_eq!(names(&list(PODS, None, &labelled("web"))), ["one"]);
+    let named = |name: &str| Selectors {
+        fields: vec![FieldRequirement { label: "metadata.name".into(), equals: true, value: name.into() }],
+        ..Selectors::default()
+    };
+    assert_eq!(names(&list("/registry/pods/a/", None, &named("two"))), ["two"]);
+    assert_eq!(names(&list(PODS, None, &named("three"))), ["three"]);
+    assert!(list("/registry/pods/a/", None, &named("three")).items.is_empty());
+    assert_eq!(names(&list(PODS, None, &labelled("none"))), Vec::<&str>::new());
+    let page = cache.list(PODS, None, None, 2, &on_node("n1")).unwrap();
+    assert_eq!(names(&page), ["one", "two"]);
+    let rest = cache.list(PODS, Some(page.revision), page.next.as_deref(), 2, &on_node("n1")).unwrap();
+    assert_eq!((names(&rest), rest.next.as_deref()), (vec!["three"], None));
+    delete(&cache, "/registry/pods/ab/three").await;
+    assert_eq!(names(&list(PODS, None, &on_node("n1"))), ["one", "two"]);
+}
+
+#[tokio::test]
+async fn pages_at_a_fixed_revision_while_writes_go_on() {
+    let cache = open().await;
+    for n in 0..100 {
+        put(&cache, pod("a", &format!("p{n:03}"), "", "v1")).await;
+    }
+    let (mut seen, mut next, mut at): (Vec<String>, Option<Arc<str>>, _) = (Vec::new(), None, None);
+    loop {
+        let page = cache.list(PODS, at, next.as_deref(), 7, &labelled("v1")).unwrap();
+        seen.extend(page.items.iter().map(|object| object.name().to_owned()));
+        at = Some(page.revision);
+        let n = seen.len();
+        put(&cache, pod("a", &format!("p{:03}", (n * 37) % 100), "", "v2")).await;
+        delete(&cache, &format!("{PODS}a/p{:03}", (n * 53) % 100)).await;
+        put(&cache, pod("a", &format!("p{n:03}x"), "", "v1")).await;
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, (0..100).map(|n| format!("p{n:03}")).collect::<Vec<_>>());
+    let at = at.unwrap();
+    // A page is full where it is full: what follows is counted without a filter only, and may match nothing.
+    let all = cache.list(PODS, Some(at), None, 7, &Selectors::default()).unwrap();
+    assert_eq!((all.remaining, cache.count_after(PODS, all.next.as_deref().unwrap(), at)), (None, Ok(93)));
+    let none_left = cache.list(PODS, Some(at), Some("/registry/pods/a/p098"), 1, &labelled("v1")).unwrap();
+    assert_eq!((none_left.items.len(), none_left.next), (1, None));
+    cache.store().compact(at + 1).await.unwrap();
+    assert_eq!(cache.list(PODS, Some(at), None, 1, &Selectors::default()).unwrap_err(), Gone::Compacted(at + 1));
+    let now = cache.revision();
+    assert_eq!(cache.list(PODS, Some(now + 1), None, 1, &Selectors::default()).unwrap_err(), Gone::Future(now));
+}
+
+/// Pages of a large list cost what they show, whatever comes after them, and say how many that is.
+#[tokio::test]
+async fn a_page_looks_at_no_more_than_it_shows() {
+    let cache = open().await;
+    let ops = |range: std::ops::Range<usize>| {
+        let op = |n: usize| Op::Put {
+            key: format!("{PODS}{}/p{n:05}", if n.is_multiple_of(3) { "a" } else { "b" }),
+            record: Record::plain(b"{}"),
+            ttl: None,
+        };
+        range.map(op).collect()
+    };
+    for n in (0..6000).step_by(100) {
+        done(cache.commit(Txn { compares: vec![], ops: ops(n..n + 100) }).await);
+    }
+    assert_eq!(
+        (cache.count(PODS), cache.count("/registry/pods/a/"), cache.count("/registry/pods/none/")),
+        (6000, 2000, 0)
+    );
+    let (mut at, mut next, mut seen) = (None, None::<Arc<str>>, 0);
+    loop {
+        let all = Selectors::default();
+        let page = cache.list("/registry/pods/a/", at, next.as_deref(), 7, &all).unwrap();
+        let first = next.is_none();
+        seen += page.items.len();
+        if first {
+            assert_eq!(page.remaining, Some(2000 - 7));
+        } else if page.next.is_some() {
+            assert_eq!(page.remaining, None, "nobody has counted");
+        }
+        at = Some(page.revision);
+        next = page.next;
+        let Some(last) = &next else { break };
+        if first {
+            assert_eq!(cache.count_after("/registry/pods/a/", last, page.revision), Ok(2000 - 7));
+        }
+    }
+    assert_eq!(seen, 2000);
+    // A list that is longer than a slice, over writes in between.
+    assert_eq!(cache.list(PODS, None, None, 0, &Selectors::default()).unwrap().items.len(), 6000);
+    delete(&cache, "/registry/pods/a/p00000").await;
+    delete(&cache, "/registry/pods/a/p00000").await;
+    assert_eq!((cache.count(PODS), cache.count("/registry/pods/a/")), (5999, 1999));
+    cache.register(pods());
+    assert_eq!((cache.count(PODS), cache.count("/registry/pods/b/")), (5999, 4000));
+}
+
+#[tokio::test]
+async fn a_filtered_watch_sees_objects_come_and_go() {
+    let cache = open().await;
+    let start = put(&cache, pod("a", "x", "", "web")).await;
+    let mut node = cache.watch(PODS, Some(start), on_node("n1")).unwrap();
+    let mut namespace = cache.watch("/registry/pods/b/", None, Selectors::default()).unwrap();
+    let bound = put(&cache, pod("a", "x", "n1", "web")).await;
+    let changed = put(&cache, pod("a", "x", "n1", "db")).await;
+    put(&cache, pod("a", "y", "n2", "web")).await;
+    let moved = put(&cache, pod("a", "x", "n2", "db")).await;
+    put(&cache, pod("b", "z", "n1", "web")).await;
+    let gone = delete(&cache, "/registry/pods/b/z").await;
+    let mut late = cache.watch(PODS, Some(start), on_node("n1")).unwrap();
+    for watch in [&mut node, &mut late] {
+        assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "x", bound));
+        assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Modified, "x", changed));
+        let left = watch.recv().await.unwrap();
+        assert_eq!(shown(&left), (Kind::Deleted, "x", moved));
+        assert_eq!(left.object.field("spec.nodeName"), Some("n1"), "the last state that was selected");
+        assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "z", gone - 1));
+        let deleted = watch.recv().await.unwrap();
+        assert_eq!(shown(&deleted), (Kind::Deleted, "z", gone));
+        assert_eq!(deleted.object.value()["metadata"]["resourceVersion"], json!(gone.to_string()));
+        assert!(watch.try_recv().unwrap().is_none());
+        assert_eq!(watch.progress(), Some(gone));
+    }
+    assert_eq!(namespace.progress(), Some(gone - 2), "up to the event that it has not taken up yet");
+    assert_eq!(shown(&namespace.recv().await.unwrap()), (Kind::Added, "z", gone - 1));
+    // What others do moves a quiet watch's progress.
+    namespace.recv().await.unwrap();
+    let last = put(&cache, pod("a", "y", "n3", "web")).await;
+    assert_eq!(namespace.progress(), Some(last));
+}
+
+#[tokio::test]
+async fn a_bookmark_is_never_behind_what_was_handed_out() {
+    let cache = open().await;
+    let start = put(&cache, pod("a", "x", "", "web")).await;
+    let mut watch = cache.watch(PODS, Some(start), Selectors::default()).unwrap();
+    assert_eq!(watch.progress(), Some(start));
+    let first = put(&cache, pod("a", "y", "", "web")).await;
+    assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "y", first));
+    // An event that comes between the last look at the ring and the bookmark.
+    let second = put(&cache, pod("a", "z", "", "web")).await;
+    assert_eq!(watch.progress(), Some(first));
+    // Two changes at one revision, of which one is still to be handed out: no bookmark can say that.
+    let both = ["v", "w"].map(|name| {
+        let (key, value) = pod("a", name, "", "web");
+        Op::Put { key, record: record(&value.to_string()), ttl: None }
+    });
+    let third = done(cache.commit(Txn { compares: vec![], ops: both.into() }).await);
+    assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "z", second));
+    assert_eq!(watch.progress(), Some(second));
+    assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "v", third));
+    assert_eq!((watch.progress(), watch.handed_out()), (None, third));
+    assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "w", third));
+    assert_eq!(watch.progress(), Some(third));
+    // What was lost is not behind the watch.
+    put(&cache, pod("a", "u", "", "web")).await;
+    cache.store().compact(cache.revision()).await.unwrap();
+    put(&cache, pod("a", "u", "", "db")).await;
+    assert_eq!(watch.progress(), None);
+}
+
+#[tokio::test]
+async fn only_the_newest_events_keep_their_frames() {
+    let cache = open().await;
+    let start = put(&cache, pod("a", "x", "", "web")).await;
+    let mut watch = cache.watch(PODS, Some(start), Selectors::default()).unwrap();
+    let first = put(&cache, pod("a", "first", "", "web")).await;
+    let seen = watch.recv().await.unwrap();
+    let made = |event: &Event, encoding| {
+        let mut made = false;
+        event.frame(encoding, || {
+            made = true;
+            "frame".into()
+        });
+        made
+    };
+    assert!(made(&seen.event, WHOLE) && !made(&seen.event, WHOLE), "made once");
+    for other in [
+        WatchEncoding { kind: Kind::Deleted, ..WHOLE },
+        WatchEncoding { before: true, ..WHOLE },
+        WatchEncoding { version: "v2", ..WHOLE },
+        WatchEncoding { group: "other", ..WHOLE },
+        WatchEncoding { shape: Shape::Metadata("meta.k8s.io/v1"), ..WHOLE },
+    ] {
+        assert!(made(&seen.event, other) && !made(&seen.event, other), "{other:?} has a frame of its own");
+    }
+    for n in 0..300 {
+        put(&cache, pod("a", &format!("p{n}"), "", "web")).await;
+    }
+    assert!(made(&seen.event, WHOLE) && made(&seen.event, WHOLE), "an old event keeps nothing again");
+    // A latecomer reads the same event.
+    let mut late = cache.watch(PODS, Some(start), Selectors::default()).unwrap();
+    let again = late.recv().await.unwrap();
+    assert_eq!(again.event.revision, first);
+    assert!(made(&again.event, WHOLE) && made(&again.event, WHOLE));
+}
+
+#[tokio::test]
+async fn no_name_hides_from_lists() {
+    let cache = open().await;
+    let names = ["0", "a", "\u{10fffe}", "\u{10ffff}", "\u{10ffff}x"];
+    for name in names {
+        put(&cache, pod("team", name, "", "web")).await;
+    }
+    put(&cache, pod("team0", "z", "", "web")).await;
+    let list = |prefix: &str, limit| cache.list(prefix, None, None, limit, &Selectors::default()).unwrap();
+    assert_eq!(self::names(&list("/registry/pods/team/", 0)), names);
+    assert_eq!(cache.count("/registry/pods/team/"), names.len() as u64);
+    assert_eq!(list(PODS, 0).items.len(), names.len() + 1);
+    let page = list("/registry/pods/team/", 3);
+    assert_eq!(page.remaining, Some(2));
+    let rest = cache.list("/registry/pods/team/", None, page.next.as_deref(), 0, &Selectors::default()).unwrap();
+    assert_eq!(self::names(&rest), names[3..]);
+    // And not from an index that is filled when the resource is registered.
+    cache.register(pods());
+    assert_eq!(cache.list("/registry/pods/team/", None, None, 0, &labelled("web")).unwrap().items.len(), names.len());
+}
+
+#[tokio::test]
+async fn concurrent_watches_see_one_order_with_no_gap() {
+    let cache = open().await;
+    let watchers: Vec<_> = (0..8)
+        .map(|_| {
+            let mut watch = cache.watch(PODS, Some(0), Selectors::default()).unwrap();
+            tokio::spawn(async move {
+                let mut seen = Vec::new();
+                while seen.len() < 400 {
+                    let next = watch.recv().await.unwrap();
+                    let frame = next.event.frame(WHOLE, || next.object.bytes());
+                    seen.push((next.event.revision, next.object.name().to_owned(), frame.as_ptr() as usize));
+                }
+                seen
+            })
+        })
+        .collect();
+    let writers: Vec<_> = (0..8)
+        .map(|w| {
+            let cache = cache.clone();
+            tokio::spawn(async move {
+                for n in 0..50 {
+                    let (key, value) = pod("a", &format!("w{w}-{n}"), "n", "x");
+                    let revision = put(&cache, (key.clone(), value)).await;
+                    // A writer reads its own write.
+                    assert_eq!(cache.get(&key).unwrap().modified, revision);
+                    tokio::task::yield_now().await;
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let mut first: Option<Vec<(u64, String, usize)>> = None;
+    for watcher in watchers {
+        let seen = watcher.await.unwrap();
+        assert!(seen.iter().map(|(revision, ..)| *revision).eq(1..=400));
+        let order = |seen: &[(u64, String, usize)]| seen.iter().map(|(r, n, _)| (*r, n.clone())).collect::<Vec<_>>();
+        if let Some(first) = &first {
+            assert_eq!(order(first), order(&seen));
+        }
+        first.get_or_insert(seen);
+    }
+}
+
+#[tokio::test]
+async fn a_slow_watcher_is_cut_off_and_a_quiet_one_is_not() {
+    let cache = open().await;
+    put(&cache, pod("a", "x", "n1", "web")).await;
+    let mut slow = cache.watch(PODS, None, Selectors::default()).unwrap();
+    let mut quiet = cache.watch(PODS, None, on_node("n9")).unwrap();
+    for n in 0..40 {
+        put(&cache, pod("a", &format!("p{n}"), "n1", "web")).await;
+    }
+    let now = cache.revision();
+    cache.store().compact(now).await.unwrap();
+    assert_eq!(slow.recv().await.unwrap_err(), Gone::Compacted(now));
+    let last = put(&cache, pod("a", "q", "n9", "web")).await;
+    assert_eq!(shown(&quiet.recv().await.unwrap()), (Kind::Added, "q", last));
+    assert_eq!(cache.watch(PODS, Some(now - 1), Selectors::default()).err(), Some(Gone::Compacted(now)));
+    // A watch from the future waits for it.
+    let mut future = cache.watch(PODS, Some(last + 1), Selectors::default()).unwrap();
+    put(&cache, pod("a", "r", "n1", "web")).await;
+    put(&cache, pod("a", "s", "n1", "web")).await;
+    assert_eq!(future.recv().await.unwrap().object.name(), "s");
+}
+
+#[tokio::test]
+async fn a_resource_can_be_registered_late() {
+    let cache = open().await;
+    let widget = |color: &str| {
+        let value = json!({"metadata": {"name": "w", "namespace": "a"}, "spec": {"color": color}});
+        ("/registry/x.dev/widgets/a/w".to_owned(), value)
+    };
+    let first = put(&cache, widget("red")).await;
+    cache.register(Resource {
+        prefix: "/registry/x.dev/widgets/".into(),
+        fields: Some(Arc::new(Fields::new(vec![Cow::Borrowed(".spec.color")], |value| {
+            vec![value["spec"]["color"].as_str().unwrap_or("").to_owned()]
+        }))),
+        indexed_fields: &[],
+        indexes_labels: false,
+    });
+    assert_eq!(cache.resource_revision("/registry/x.dev/widgets/"), first);
+    assert_eq!(cache.resource_revision(PODS), 0);
+    let red = FieldRequirement { label: ".spec.color".into(), equals: true, value: "red".into() };
+    let red = Selectors { labels: vec![], fields: vec![red] };
+    let list = |filter: &Selectors| cache.list("/registry/x.dev/widgets/", None, None, 0, filter).unwrap().items.len();
+    assert_eq!(list(&red), 1);
+    put(&cache, widget("blue")).await;
+    assert_eq!(list(&red), 0);
+    let mut watch = cache.watch("/registry/x.dev/widgets/", Some(0), Selectors::default()).unwrap();
+    assert_eq!(watch.recv().await.unwrap().kind, Kind::Added);
+    assert_eq!(watch.recv().await.unwrap().kind, Kind::Modified);
+    let lookup = Lookup::new(cache.clone(), |group, _| (group == "x.dev").then_some("x.dev/widgets"));
+    assert_eq!(lookup.get("x.dev", "widgets", "a", "w").unwrap()["spec"]["color"], "blue");
+    assert_eq!(lookup.list("x.dev", "widgets", Some("a")).len(), 1);
+    assert!(lookup.list("x.dev", "widgets", Some("b")).is_empty());
+}
+
+#[tokio::test]
+async fn waits_until_a_revision_is_visible() {
+    let cache = open().await;
+    assert!(!cache.until(1, Duration::from_millis(1)).await);
+    let waiting = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.until(1, Duration::from_secs(60)).await }
+    });
+    put(&cache, pod("a", "x", "", "")).await;
+    assert!(waiting.await.unwrap());
+    let stale = Compare { key: "/registry/pods/a/x".into(), modified: 0 };
+    let txn = Txn { compares: vec![stale], ops: vec![] };
+    assert!(matches!(cache.commit(txn).await, Ok(Outcome::Conflict(_))));
+}

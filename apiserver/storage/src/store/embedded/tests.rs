@@ -1,0 +1,246 @@
+//! The embedded store through crashes and damage: nothing acknowledged is lost, and what can't be trusted is refused.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::super::contract::{all, just, put, write};
+use super::super::{Op, prefix_end};
+use super::*;
+
+fn open(path: &Path) -> Result<Arc<EmbeddedStore>, StoreError> {
+    let options = Options { segment_bytes_max: 4096, snapshot_after_bytes: 16 * 1024, ..Options::default() };
+    EmbeddedStore::open(path, Env::real(), options)
+}
+
+async fn everything(store: &dyn Store) -> BTreeMap<String, (Vec<u8>, Revision, Revision)> {
+    let range = store.range("/", &prefix_end("/"), None, 0).await.unwrap();
+    range.entries.into_iter().map(|e| (e.key.to_string(), (e.record.body().to_vec(), e.created, e.modified))).collect()
+}
+
+fn log_files(path: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = fs::read_dir(path.join("log")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+/// Writes, rewrites and deletes, so that segments, compaction, sled and snapshots all have something to do.
+async fn churn(store: &dyn Store, round: usize) {
+    for n in 0..120 {
+        write(store, just(put(&format!("/churn/{}", n % 37), &format!("{round}-{n}-{}", "x".repeat(300))))).await;
+        if n % 9 == 0 {
+            write(store, just(Op::Delete { key: format!("/churn/{}", n % 31) })).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keeps_the_contract() {
+    let folders: Mutex<Vec<tempfile::TempDir>> = Mutex::default();
+    all(&|env| {
+        let folder = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(&folder.path().join("store"), env, Options::default()).unwrap();
+        folders.lock().unwrap().push(folder);
+        store
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_keeps_state_and_history_whatever_happens_to_sled() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let mut expected = BTreeMap::new();
+    for round in 0..12 {
+        let store = open(path).unwrap();
+        assert_eq!(everything(&*store).await, expected, "round {round}");
+        let compacted = store.compacted();
+        let mut watch = store.watch("/", compacted).await.unwrap();
+        for revision in compacted + 1..=store.revision() {
+            assert_eq!(watch.next().await.unwrap().revision, revision, "history survives a restart");
+        }
+        churn(&*store, round).await;
+        if round % 3 != 2 {
+            store.compact(store.revision() - 40).await.unwrap();
+        }
+        expected = everything(&*store).await;
+        store.close();
+        assert!(matches!(store.txn(just(put("/a", "b"))).await, Err(StoreError::Unavailable(_))));
+        let sled = path.join("sled");
+        match round % 4 {
+            0 => fs::remove_dir_all(&sled).unwrap(),
+            1 => {
+                let db = sled.join("db");
+                let mut bytes = fs::read(&db).unwrap();
+                for at in (round..bytes.len()).step_by(97) {
+                    bytes[at] ^= 0x55;
+                }
+                fs::write(&db, bytes).unwrap();
+            }
+            2 => fs::write(sled.join("db"), b"").unwrap(),
+            _ => {}
+        }
+    }
+    let snapshots = snapshot::list(path).unwrap();
+    assert_eq!(snapshots.len(), 1, "one snapshot is kept");
+    let first = log_files(path)[0].file_name().unwrap().to_str().unwrap().to_owned();
+    assert_ne!(first, format!("{:020}.log", 1), "the log is cut below the snapshot");
+    // Neither sled nor the snapshot: the log's beginning is missing, and that is said.
+    fs::remove_dir_all(path.join("sled")).unwrap();
+    let mut bytes = fs::read(&snapshots[0].0).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&snapshots[0].0, bytes).unwrap();
+    let Err(StoreError::Damaged(message)) = open(path).map(|_| ()) else { panic!("must be refused") };
+    assert!(message.contains("snapshot-") && message.contains("put a copy of the data folder back"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_torn_tail_is_cut_off_and_a_damaged_middle_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let mut expected = BTreeMap::new();
+    for round in 0..6 {
+        let store = open(path).unwrap();
+        assert_eq!(everything(&*store).await, expected);
+        write(&*store, just(put(&format!("/k/{round}"), &"v".repeat(3000)))).await;
+        expected = everything(&*store).await;
+        store.close();
+        let last = log_files(path).pop().unwrap();
+        let len = fs::metadata(&last).unwrap().len();
+        // A frame that was being written: a part of a real one, or zeros, or in a new segment.
+        let torn =
+            frame::encode(round + 2, &[super::super::plan::Write { revision: 99, key: "/t".into(), stored: None }]);
+        let torn = if round % 2 == 0 { &torn[..torn.len() - 3] } else { &[0; 17] };
+        let file = if round == 4 { log::segment_path(&path.join("log"), 99) } else { last.clone() };
+        fs::OpenOptions::new().append(true).create(true).open(&file).unwrap().write_all(torn).unwrap();
+        if round == 5 {
+            // Also what was acknowledged can't be told from a torn tail if it is the last and bad: cut it here by hand.
+            fs::OpenOptions::new().write(true).open(&last).unwrap().set_len(len).unwrap();
+        }
+    }
+    let files = log_files(path);
+    assert!(files.len() > 1);
+    let whole = fs::read(&files[0]).unwrap();
+    for at in [3, 45, whole.len() - 1] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        fs::write(&files[0], bytes).unwrap();
+        let Err(StoreError::Damaged(message)) = open(path).map(|_| ()) else { panic!("must be refused") };
+        assert!(message.contains(files[0].to_str().unwrap()), "{message}");
+    }
+    fs::remove_file(&files[0]).unwrap();
+    assert!(matches!(open(path), Err(StoreError::Damaged(_))), "a missing segment");
+    fs::write(&files[0], whole).unwrap();
+    assert_eq!(everything(&*open(path).unwrap()).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_in_use_or_of_a_newer_format_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).unwrap();
+    assert!(matches!(open(folder.path()), Err(StoreError::InUse(_))));
+    drop(store);
+    fs::write(folder.path().join("format"), "3\n").unwrap();
+    assert!(matches!(open(folder.path()), Err(StoreError::Damaged(_))));
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_write_is_not_acknowledged_and_a_failed_disk_ends_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let ended = Arc::new(AtomicBool::new(false));
+    let seen = ended.clone();
+    let fatal: Fatal = Box::new(move |_| seen.store(true, Ordering::SeqCst));
+    let options = Options { fatal, segment_bytes_max: 1, ..Options::default() };
+    let store = EmbeddedStore::open(folder.path(), Env::real(), options).unwrap();
+    let before = write(&*store, just(put("/a", "1"))).await;
+    // The next segment can't be made: nothing is written, and it can be tried again.
+    let next = log::segment_path(&log, 2);
+    fs::create_dir(&next).unwrap();
+    assert!(matches!(store.txn(just(put("/a", "2"))).await, Err(StoreError::Unavailable(_))));
+    assert!(!ended.load(Ordering::SeqCst));
+    // A full device from which a half-written frame can't be removed.
+    fs::remove_dir(&next).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &next).unwrap();
+    assert!(matches!(store.txn(just(put("/a", "2"))).await, Err(StoreError::Unavailable(_))));
+    assert!(ended.load(Ordering::SeqCst));
+    assert!(matches!(store.txn(just(put("/a", "3"))).await, Err(StoreError::Unavailable(_))));
+    assert_eq!(store.revision(), before);
+}
+
+/// Writers and rounds of [`kill_nine_loses_nothing_acknowledged`].
+const WRITERS: usize = 8;
+const ROUNDS: u64 = 6;
+/// Says in the child's working folder that this process is to write until it is killed.
+const MARK: &str = "write-until-killed";
+
+/// The test binary runs this one again as a child, in a folder with [`MARK`]; without it there is nothing to do.
+#[test]
+fn child_of_kill_nine() {
+    if !Path::new(MARK).exists() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = open(Path::new("store")).unwrap();
+        let round = fs::read_to_string(MARK).unwrap();
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|w| {
+                let (store, round) = (store.clone(), round.clone());
+                tokio::spawn(async move {
+                    let mut acked =
+                        fs::OpenOptions::new().append(true).create(true).open(format!("acked.{w}")).unwrap();
+                    for n in 0.. {
+                        let key = format!("/r{round}/w{w}/n{n}");
+                        write(&*store, just(put(&key, &format!("{key}{}", "y".repeat(200))))).await;
+                        // One write: a kill between a key and its line's end would join it with the next round's.
+                        acked.write_all(format!("{key}\n").as_bytes()).unwrap();
+                        if w == 0 && n % 50 == 49 {
+                            let _ = store.compact(store.revision() - 10).await;
+                        }
+                    }
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer.await.unwrap();
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_nine_loses_nothing_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let acked = || -> Vec<String> {
+        let files = (0..WRITERS).filter_map(|w| fs::read_to_string(path.join(format!("acked.{w}"))).ok());
+        files.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+    };
+    for round in 0..ROUNDS {
+        fs::write(path.join(MARK), round.to_string()).unwrap();
+        let before = acked().len();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "store::embedded::tests::child_of_kill_nine", "--test-threads=1"])
+            .current_dir(path)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // Killed in the middle: as soon as this round has so many more.
+        while acked().len() < before + 150 + 100 * round as usize {
+            assert!(child.try_wait().unwrap().is_none(), "the child must not end by itself");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let store = open(&path.join("store")).unwrap();
+        let stored = everything(&*store).await;
+        for key in acked() {
+            let (value, ..) = stored.get(&key).unwrap_or_else(|| panic!("{key} was acknowledged and is lost"));
+            assert!(value.starts_with(key.as_bytes()));
+        }
+    }
+}
