@@ -332,7 +332,7 @@ mod tests {
     }
 
     fn family() -> Simulation {
-        Simulation::of(
+        crate::simulation(
             "2026-01-01T00:00:00Z".parse().unwrap(),
             [
                 object("Deployment", "web", "d", &[]),
@@ -409,7 +409,7 @@ mod tests {
             object("Pod", "two", "2", &[("Pod", "one", "1")]),
             object("Pod", "three", "3", &[("Pod", "two", "2")]),
         ];
-        let mut cluster = Simulation::of("2026-01-01T00:00:00Z".parse().unwrap(), pods);
+        let mut cluster = crate::simulation("2026-01-01T00:00:00Z".parse().unwrap(), pods);
         assert_eq!(settle(&mut cluster).len(), 3);
         delete(&mut cluster, &Kind::of::<machinery_client::Pod>(), "one", Propagation::Foreground);
         assert_eq!(settle(&mut cluster), Vec::<String>::new());

@@ -61,6 +61,16 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     ttl_after_finished::CONTROLLER,
 ];
 
+/// A simulated cluster that holds these objects, in which everything that a controller looks at is watched.
+#[cfg(test)]
+fn simulation(
+    now: jiff::Timestamp,
+    objects: impl IntoIterator<Item = Value>,
+) -> machinery_client::simulate::Simulation {
+    let held = machinery_client::simulate::held_by(CONTROLLERS);
+    machinery_client::simulate::Simulation::of(held, now, objects)
+}
+
 /// Turns claims into a signed JWT.
 pub type SignToken = Arc<dyn Fn(&Value) -> Option<String> + Send + Sync>;
 

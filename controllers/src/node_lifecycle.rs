@@ -271,7 +271,7 @@ mod tests {
             lease("one", "2026-01-01T00:00:00.000000Z"),
             lease("two", "2026-01-01T00:00:00.000000Z"),
         ];
-        let mut cluster = Simulation::of(at(0), objects);
+        let mut cluster = crate::simulation(at(0), objects);
         let leases = Kind::of::<Lease>();
         cluster.now = at(30);
         cluster.write(&leases, lease("two", "2026-01-01T00:00:30.000000Z"));
@@ -300,8 +300,10 @@ mod tests {
     fn a_heartbeat_older_than_this_process_counts_from_its_start() {
         let mut old = node("one");
         old["status"]["conditions"][0]["lastHeartbeatTime"] = json!("2025-12-31T00:00:00Z");
-        let mut cluster =
-            Simulation::of(at(0), [old, running_pod("one"), lease("one", "2025-12-31T00:00:00.000000Z"), node("two")]);
+        let mut cluster = crate::simulation(
+            at(0),
+            [old, running_pod("one"), lease("one", "2025-12-31T00:00:00.000000Z"), node("two")],
+        );
         settle(&mut cluster);
         assert_eq!(state(&cluster, "one"), ("True".into(), vec![]));
         assert!(cluster.view.all::<Pod>().all(pods::is_ready));
@@ -316,12 +318,12 @@ mod tests {
     #[test]
     fn a_nodes_clock_decides_nothing() {
         let ahead = lease("one", "2026-01-01T01:00:00.000000Z");
-        let mut cluster = Simulation::of(at(0), [node("one"), ahead, node("two")]);
+        let mut cluster = crate::simulation(at(0), [node("one"), ahead, node("two")]);
         cluster.now = at(40);
         settle(&mut cluster);
         assert_eq!(state(&cluster, "one").0, "Unknown", "its lease is of an hour later, and is not renewed");
         let behind = |second: i64| lease("two", &at(second).to_string().replace("2026", "2025"));
-        let mut cluster = Simulation::of(at(0), [node("one"), behind(0), node("two")]);
+        let mut cluster = crate::simulation(at(0), [node("one"), behind(0), node("two")]);
         for second in (10..120).step_by(10) {
             cluster.now = at(second);
             cluster.write(&Kind::of::<Lease>(), behind(second));
@@ -332,7 +334,7 @@ mod tests {
 
     #[test]
     fn pods_are_marked_at_the_version_that_was_read() {
-        let mut cluster = Simulation::of(at(0), [node("one"), running_pod("one")]);
+        let mut cluster = crate::simulation(at(0), [node("one"), running_pod("one")]);
         cluster.now = at(41);
         let key = ObjectKey::cluster("one");
         let settings = Settings::default();
@@ -346,7 +348,7 @@ mod tests {
 
     #[test]
     fn where_no_node_is_ready_nobody_is_evicted() {
-        let mut cluster = Simulation::of(at(0), [node("one"), node("two")]);
+        let mut cluster = crate::simulation(at(0), [node("one"), node("two")]);
         cluster.now = at(600);
         settle(&mut cluster);
         assert_eq!(state(&cluster, "one").1, ["unreachable:NoSchedule"]);
@@ -356,7 +358,7 @@ mod tests {
     fn a_cordoned_node_is_tainted_and_other_taints_stay() {
         let mut cordoned = node("one");
         cordoned["spec"] = json!({"unschedulable": true, "taints": [{"key": "mine", "effect": "NoExecute"}]});
-        let mut cluster = Simulation::of("2026-01-01T00:00:01Z".parse().unwrap(), [cordoned, node("two")]);
+        let mut cluster = crate::simulation("2026-01-01T00:00:01Z".parse().unwrap(), [cordoned, node("two")]);
         settle(&mut cluster);
         assert_eq!(state(&cluster, "one").1, ["mine:NoExecute", "unschedulable:NoSchedule"]);
     }

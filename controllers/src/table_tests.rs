@@ -174,7 +174,7 @@ spec: {nodeName: nowhere, containers: [{name: c, image: i}]}
 
 #[test]
 fn a_plan_once_performed_leaves_nothing_to_do() {
-    let mut simulation = Simulation::of(start(), objects(CLUSTER.trim()));
+    let mut simulation = crate::simulation(start(), objects(CLUSTER.trim()));
     for controller in CONTROLLERS {
         let of_controller = keys(&simulation).remove(controller.name).unwrap_or_default();
         assert!(!of_controller.is_empty(), "the test's cluster has nothing for {}", controller.name);

@@ -82,7 +82,7 @@ fn pods_are_given_up_in_upstreams_order() {
     let mut objects: Vec<Value> = order.iter().map(|(name, more)| pod(name, more)).collect();
     objects.reverse();
     for wanted in 0..order.len() {
-        let simulation = Simulation::of(start(), objects.iter().cloned().chain([set(wanted)]));
+        let simulation = crate::simulation(start(), objects.iter().cloned().chain([set(wanted)]));
         let plan = decide("replicaset-controller", &simulation, &key("web"));
         let gone: Vec<&str> = order.iter().take(order.len() - wanted).map(|(name, _)| *name).collect();
         let mut deleted = deleted(&plan);
@@ -93,7 +93,7 @@ fn pods_are_given_up_in_upstreams_order() {
 
 #[test]
 fn missing_pods_are_made_slowly_and_a_failure_shows_in_the_status() {
-    let mut simulation = Simulation::of(start(), [set(3)]);
+    let mut simulation = crate::simulation(start(), [set(3)]);
     let plan = decide("replicaset-controller", &simulation, &key("web"));
     let [Action::ExpectKnown { .. }, Action::SlowStart(creates)] = plan.actions.as_slice() else {
         panic!("{:?}", plan.actions)
@@ -132,7 +132,7 @@ fn pods_are_adopted_and_released_by_their_labels() {
     strange["metadata"]["labels"] = json!({"app": "other"});
     let mut orphan = pod("orphan", &json!({}));
     orphan["metadata"]["ownerReferences"] = json!([]);
-    let mut simulation = Simulation::of(start(), [set(1), strange, orphan]);
+    let mut simulation = crate::simulation(start(), [set(1), strange, orphan]);
     let plan = decide("replicaset-controller", &simulation, &key("web"));
     assert_eq!(simulation.apply(plan), Vec::<String>::new());
     let owners = |name: &str| {
@@ -146,7 +146,7 @@ fn pods_are_adopted_and_released_by_their_labels() {
 fn a_pod_counts_as_available_once_it_has_been_ready_for_long_enough() {
     let mut set = set(1);
     set["spec"]["minReadySeconds"] = json!(3610);
-    let mut simulation = Simulation::of(start(), [set, pod("p", &json!({}))]);
+    let mut simulation = crate::simulation(start(), [set, pod("p", &json!({}))]);
     let plan = decide("replicaset-controller", &simulation, &key("web"));
     let due: Timestamp = "2026-01-01T00:00:10Z".parse().unwrap();
     assert_eq!(plan.revisit_at, Some(due));
@@ -192,7 +192,7 @@ fn reconcile_service(simulation: &mut Simulation) -> Plan {
 #[test]
 fn endpoints_fill_slices_of_a_hundred_and_stay_where_they_are() {
     let pods = (0..150).map(|n| served(&format!("p{n:03}"), &format!("10.0.0.{n}")));
-    let mut simulation = Simulation::of(start(), pods.chain([node("m1"), service(&json!({}))]));
+    let mut simulation = crate::simulation(start(), pods.chain([node("m1"), service(&json!({}))]));
     reconcile_service(&mut simulation);
     let mut sizes: Vec<usize> = slices(&simulation).iter().map(|s| s.endpoints.as_ref().unwrap().len()).collect();
     sizes.sort_unstable();
@@ -225,7 +225,7 @@ fn conditions_of_endpoints_follow_their_pods() {
         let mut one = served("p", "10.0.0.1");
         merge(&mut one, &change);
         let wish = service(&json!({"spec": {"publishNotReadyAddresses": publish}}));
-        let mut simulation = Simulation::of(start(), [one, node("m1"), wish]);
+        let mut simulation = crate::simulation(start(), [one, node("m1"), wish]);
         reconcile_service(&mut simulation);
         let conditions = slices(&simulation)[0].endpoints.as_ref().unwrap()[0].conditions.clone().unwrap();
         let got = [conditions.ready, conditions.serving, conditions.terminating].map(|c| c == Some(true));
@@ -236,7 +236,7 @@ fn conditions_of_endpoints_follow_their_pods() {
 #[test]
 fn a_service_without_endpoints_has_one_empty_slice() {
     // The pod's node isn't there, so neither is the pod.
-    let mut simulation = Simulation::of(start(), [served("p", "10.0.0.1"), service(&json!({}))]);
+    let mut simulation = crate::simulation(start(), [served("p", "10.0.0.1"), service(&json!({}))]);
     let plan = reconcile_service(&mut simulation);
     let [Action::Create { object, .. }] = plan.actions.as_slice() else { panic!("{plan:?}") };
     assert_eq!((&object["endpoints"], &object["ports"]), (&Value::Null, &Value::Null));
@@ -257,7 +257,7 @@ fn a_namespace_waits_for_its_pods_and_then_for_finalizers() {
     };
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": "gone", "deletionTimestamp": "2025-12-31T23:00:00Z"}});
-    let mut simulation = Simulation::of(start(), [namespace, held("Pod", "p"), held("ConfigMap", "c")]);
+    let mut simulation = crate::simulation(start(), [namespace, held("Pod", "p"), held("ConfigMap", "c")]);
     let gone = ObjectKey::cluster("gone");
     let pass = |simulation: &mut Simulation| {
         for _ in 0..3 {

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::forward::choose;
-use crate::plane::Inner;
+use crate::state::ProxyState;
 use crate::table::PortRoute;
 
 /// How long an endpoint may take to accept.
@@ -20,16 +20,16 @@ const COPY_BYTES: usize = 64 << 10;
 
 /// Connects `stream` with an endpoint of the route. With no endpoint the connection is closed.
 pub(crate) async fn serve(
-    inner: &Inner,
+    state: &ProxyState,
     route: &Arc<PortRoute>,
     mut stream: TcpStream,
     peer: SocketAddr,
     stop: CancellationToken,
 ) {
-    inner.metrics.socket_hops.inc();
-    let usable = |endpoint: &crate::table::Endpoint| inner.may_dial(route, endpoint.address());
-    let Some(endpoint) = choose(inner, route, Some(peer.ip()), usable) else {
-        inner.metrics.no_endpoint.inc();
+    state.metrics.socket_hops.inc();
+    let usable = |endpoint: &crate::table::Endpoint| state.may_dial(route, endpoint.address());
+    let Some(endpoint) = choose(state, route, Some(peer.ip()), usable) else {
+        state.metrics.no_endpoint.inc();
         return;
     };
     let _open = endpoint.pending.open();
@@ -43,7 +43,7 @@ pub(crate) async fn serve(
         Ok(Err(error)) => return tracing::debug!(%peer, ip = %endpoint.ip, %error, "endpoint refused a connection"),
         Err(_) => return tracing::debug!(%peer, ip = %endpoint.ip, "endpoint did not accept in time"),
     };
-    inner.metrics.socket_hops.inc();
+    state.metrics.socket_hops.inc();
     let _ = to.set_nodelay(true);
     join(&mut stream, &mut to, &stop, peer).await;
 }

@@ -1,8 +1,8 @@
 //! The data plane: reaches Services and pods for guests ([`machinery_serve::net::Dial`]) and for processes of the host
 //! (one listener per ClusterIP and port, and per NodePort).
 //!
-//! [`table`], [`balance`], [`resolve`] and [`unsupported`] decide and are pure; [`plane`] holds what they decide on,
-//! [`http`], [`l4`] and [`listen`] act, [`watch`] feeds the table from the API.
+//! [`table`], [`balance`], [`resolve`] and [`unsupported`] decide and are pure; `state` and `snapshot` hold what they
+//! decide on, [`plane`], [`http`], `l4` and `listen` act, [`watch`] feeds the table from the API.
 //!
 //! Absent on purpose: kernel rules, routes, privileges, and any knowledge of how a pod runs.
 
@@ -18,6 +18,8 @@ pub mod pending;
 pub mod plane;
 pub mod resolve;
 mod shares;
+mod snapshot;
+mod state;
 pub mod table;
 pub mod unsupported;
 pub mod watch;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::server;
 use crate::l4;
-use crate::plane::Inner;
+use crate::state::ProxyState;
 use crate::table::{Change, Listen, PortRoute};
 
 /// Pause after a failed accept (out of file handles): long enough not to spin, short enough not to be noticed after.
@@ -44,7 +44,7 @@ struct Open {
 
 /// All listeners of one data plane.
 pub(crate) struct Listeners {
-    inner: Arc<Inner>,
+    state: Arc<ProxyState>,
     open: HashMap<Listen, Open>,
     /// Wanted, but their address could not be bound.
     failed: HashMap<Listen, Arc<PortRoute>>,
@@ -52,8 +52,8 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    pub(crate) fn new(inner: Arc<Inner>, stop: CancellationToken) -> Self {
-        Self { inner, open: HashMap::new(), failed: HashMap::new(), stop }
+    pub(crate) fn new(state: Arc<ProxyState>, stop: CancellationToken) -> Self {
+        Self { state, open: HashMap::new(), failed: HashMap::new(), stop }
     }
 
     /// Makes the listeners what the table says; returns what could not be bound.
@@ -65,7 +65,7 @@ impl Listeners {
             }
         }
         let wanted = change.set.into_iter().filter(|(listen, _)| match listen {
-            Listen::Cluster(..) => self.inner.config.cluster_ip_listeners,
+            Listen::Cluster(..) => self.state.config.cluster_ip_listeners,
             Listen::Node(_) => true,
         });
         let wanted: Vec<_> = wanted.collect();
@@ -86,14 +86,14 @@ impl Listeners {
         }
         let address = match listen {
             Listen::Cluster(ip, port) => SocketAddr::new(ip, port),
-            Listen::Node(port) => SocketAddr::new(self.inner.config.bind, port),
+            Listen::Node(port) => SocketAddr::new(self.state.config.bind, port),
         };
         match bind(address) {
             Ok((listener, held)) => {
                 self.failed.remove(&listen);
                 let route = Arc::new(ArcSwap::new(route));
                 let open = Open { route, stop: self.stop.child_token(), _held: held };
-                tokio::spawn(accept(self.inner.clone(), listener, open.route.clone(), open.stop.clone()));
+                tokio::spawn(accept(self.state.clone(), listener, open.route.clone(), open.stop.clone()));
                 self.open.insert(listen, open);
                 None
             }
@@ -115,7 +115,12 @@ fn bind(address: SocketAddr) -> io::Result<(TcpListener, [Held; 2])> {
     Ok((TcpListener::from_std(listener)?, held))
 }
 
-async fn accept(inner: Arc<Inner>, listener: TcpListener, route: Arc<ArcSwap<PortRoute>>, stop: CancellationToken) {
+async fn accept(
+    state: Arc<ProxyState>,
+    listener: TcpListener,
+    route: Arc<ArcSwap<PortRoute>>,
+    stop: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -131,20 +136,20 @@ async fn accept(inner: Arc<Inner>, listener: TcpListener, route: Arc<ArcSwap<Por
         };
         // Only now: a listener that nobody calls must not hold what others wait for. Each holds one connection that waits.
         let permit = tokio::select! {
-            permit = inner.connections.clone().acquire_owned() => permit,
+            permit = state.connections.clone().acquire_owned() => permit,
             () = stop.cancelled() => return,
         };
         let Ok(permit) = permit else { return };
         // Closed at once where pods' own listeners on the host hold the rest of what clients may.
         let Ok(held) = Descriptors::process().take(Class::Clients) else { continue };
         let _ = stream.set_nodelay(true);
-        let (inner, route, stop) = (inner.clone(), route.clone(), stop.clone());
+        let (state, route, stop) = (state.clone(), route.clone(), stop.clone());
         tokio::spawn(async move {
             let now = route.load_full();
-            if inner.is_http(&now) {
-                server::serve(inner, route, stream, peer, Tenure { stop, _permit: Arc::new(permit) }).await;
+            if state.is_http(&now) {
+                server::serve(state, route, stream, peer, Tenure { stop, _permit: Arc::new(permit) }).await;
             } else {
-                l4::serve(&inner, &now, stream, peer, stop).await;
+                l4::serve(&state, &now, stream, peer, stop).await;
                 drop(permit);
             }
             drop(held);

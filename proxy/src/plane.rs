@@ -1,61 +1,26 @@
-//! The data plane's state: the table, the counters, and the way to the pods of this process and to the outside.
+//! The data plane as its users hold it: what guests dial (`Dial`) leads to pods, to endpoints, or to the outside.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use ::http::{Request, Response};
-use ipnet::IpNet;
 use machinery_api::ObjectKey;
 use machinery_env::Env;
-use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::{
     Body, Caller, Dial, DialError, Origin, Peer, PodNetwork, Protocol, Refused, Serve, ServicePort, Stream, framing,
 };
-use tokio::sync::Semaphore;
 
-use crate::http::forward::{self, Exchange, choose, hand_over};
+use crate::http::forward::{self, Exchange, choose, hand_over, refused};
 use crate::metrics::Metrics;
-use crate::outside::Outside;
 use crate::resolve::{self, Target};
-use crate::table::{AppProtocol, Endpoint, PortRoute, ServiceRoutes, Table};
-
-/// Connections of host processes that are open at once, over all listeners: far over what one machine's tests and
-/// developers open, and a bound on what they cost (some 200 KiB each at worst: a buffer in each direction and a task).
-const CONNECTIONS_MAX: usize = 8_192;
-
-/// What a data plane is told at its start.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Where NodePorts listen.
-    pub bind: IpAddr,
-    /// Whether the host's own addresses can carry ClusterIPs (contract.md §3: blocks of 127.0.0.0/8 on Linux).
-    pub cluster_ip_listeners: bool,
-    /// The cluster's own blocks: Services' and pods'.
-    pub cluster_cidrs: Vec<IpNet>,
-    /// The cluster's CA as PEM: what guests' HTTPS calls to cluster names are verified with.
-    pub cluster_ca_pem: Option<String>,
-    /// The API server of this process: the one address of the host's loopback that is ever dialled, and only for Service
-    /// `default/kubernetes`.
-    pub api_server: Option<SocketAddr>,
-    /// This node's name, for events.
-    pub node: String,
-}
+pub use crate::state::Config;
+use crate::state::ProxyState;
+use crate::table::{Endpoint, PortRoute, ServiceRoutes};
 
 /// One per process, also with several node agents in it.
 #[derive(Debug, Clone)]
 pub struct DataPlane {
-    pub(crate) inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) env: Env,
-    pub(crate) config: Config,
-    pub(crate) network: PodNetwork,
-    pub(crate) table: RwLock<Table>,
-    pub(crate) metrics: Metrics,
-    pub(crate) outside: Outside,
-    pub(crate) connections: Arc<Semaphore>,
+    pub(crate) state: Arc<ProxyState>,
 }
 
 impl DataPlane {
@@ -64,82 +29,37 @@ impl DataPlane {
     /// # Errors
     /// The CA is no PEM certificate.
     pub fn new(env: Env, config: Config, network: PodNetwork) -> Result<Self, crate::outside::BadCertificate> {
-        let outside = Outside::new(&env, config.cluster_ca_pem.as_deref(), config.cluster_cidrs.clone())?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                env,
-                config,
-                network,
-                table: RwLock::default(),
-                metrics: Metrics::default(),
-                outside,
-                connections: Arc::new(Semaphore::new(CONNECTIONS_MAX.min(Descriptors::process().max(Class::Clients)))),
-            }),
-        })
+        Ok(Self { state: Arc::new(ProxyState::new(env, config, network)?) })
     }
 
     /// What this data plane counts.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
-        &self.inner.metrics
+        &self.state.metrics
     }
 }
 
-impl Inner {
-    /// Whether an address belongs to the cluster: never dialled as one of the host's or of the outside.
-    pub(crate) fn is_cluster(&self, ip: IpAddr) -> bool {
-        self.config.cluster_cidrs.iter().any(|cidr| cidr.contains(&ip))
-    }
-
-    /// Whether requests, not connections, are balanced (contract.md §4).
-    pub(crate) fn is_http(&self, route: &PortRoute) -> bool {
-        let endpoints = route.usable();
-        route.speaks != AppProtocol::Unknown
-            || endpoints.is_empty()
-            || endpoints.iter().any(|endpoint| self.is_cluster(endpoint.ip))
-    }
-
-    /// Whether the data plane may open a socket to an endpoint. An address of the cluster is reached through its pod or
-    /// not at all. Of the host's loopback, Service `default/kubernetes` reaches the API server itself, whatever else its
-    /// EndpointSlice names.
-    pub(crate) fn may_dial(&self, route: &PortRoute, at: SocketAddr) -> bool {
-        if self.is_cluster(at.ip()) {
-            return false;
-        }
-        let kubernetes = || {
-            let via = route.via.as_ref();
-            via.is_some_and(|via| via.service.namespace == "default" && via.service.name == "kubernetes")
-        };
-        !crate::outside::is_special(at.ip()) || (self.config.api_server == Some(at) && kubernetes())
-    }
-
-    fn with_table<T>(&self, read: impl FnOnce(&Table) -> T) -> T {
-        read(&self.table.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
+impl ProxyState {
     fn resolve(&self, host: &str, port: u16, namespace: &str) -> Resolved {
-        let exists = |table: &Table, key: &ObjectKey, endpoint: Option<&str>| {
-            let routes = table.routes(key);
-            routes.is_some_and(|routes| endpoint.is_none_or(|name| routes.hostnames.contains(name)))
-        };
-        self.with_table(|table| match resolve::target(host, namespace, |key, name| exists(table, key, name)) {
+        let routes = &self.routes;
+        match resolve::target(host, namespace, |key, name| routes.exists(key, name)) {
             Target::Own => Resolved::Own,
             Target::Unknown => Resolved::Unknown,
             Target::Outside(name) => Resolved::Outside(name),
-            Target::Ip(ip) => match table.by_ip(ip) {
+            Target::Ip(ip) => match routes.at(ip) {
                 Some(routes) => routes.tcp(port).map_or(Resolved::Refused, |route| Resolved::Route(route.clone())),
                 None => Resolved::Address(ip),
             },
-            Target::Endpoint(key, name) => match table.routes(&key) {
+            Target::Endpoint(key, name) => match routes.of(&key) {
                 Some(routes) => routes.straight_to(key, port, |endpoint| endpoint.hostname == name),
                 None => Resolved::Unknown,
             },
-            Target::Service(key) => match table.routes(&key) {
+            Target::Service(key) => match routes.of(&key) {
                 Some(routes) if routes.headless => routes.straight_to(key, port, |_| true),
                 Some(routes) => routes.tcp(port).map_or(Resolved::Refused, |route| Resolved::Route(route.clone())),
                 None => Resolved::Unknown,
             },
-        })
+        }
     }
 }
 
@@ -163,15 +83,11 @@ enum Resolved {
     Route(Arc<PortRoute>),
 }
 
-pub(crate) fn refused(address: impl ToString) -> DialError {
-    DialError::Connection { address: address.to_string(), source: "connection refused".into() }
-}
-
 #[async_trait::async_trait]
 impl Dial for DataPlane {
     async fn http(&self, caller: &Caller, mut request: Request<Body>) -> Result<Response<Body>, DialError> {
-        let inner = &self.inner;
-        inner.metrics.guest_requests.inc();
+        let state = &self.state;
+        state.metrics.guest_requests.inc();
         // What a guest says of its connection concerns nobody: it has none.
         framing::strip_hop_by_hop(request.headers_mut());
         let https = request.uri().scheme_str() == Some("https");
@@ -179,93 +95,88 @@ impl Dial for DataPlane {
             return Err(DialError::NameNotFound(String::new()));
         };
         let port = request.uri().port_u16().unwrap_or(if https { 443 } else { 80 });
-        match inner.resolve(&host, port, &caller.namespace) {
+        match state.resolve(&host, port, &caller.namespace) {
             Resolved::Unknown => Err(DialError::NameNotFound(host)),
             Resolved::Refused => Err(refused(format!("{host}:{port}"))),
-            Resolved::Own => match inner.own(caller, port) {
-                Some((serve, at)) => inner.to_pod(&serve, caller, at, request).await,
+            Resolved::Own => match state.own(caller, port) {
+                Some((serve, at)) => state.to_pod(&serve, caller, at, request).await,
                 None => Err(refused(format!("{host}:{port}"))),
             },
-            Resolved::Address(ip) => match inner.network.find(ip, Protocol::Tcp, port) {
-                Some(serve) => inner.to_pod(&serve, caller, SocketAddr::new(ip, port), request).await,
-                None if inner.is_cluster(ip) => Err(refused(SocketAddr::new(ip, port))),
+            Resolved::Address(ip) => match state.network.find(ip, Protocol::Tcp, port) {
+                Some(serve) => state.to_pod(&serve, caller, SocketAddr::new(ip, port), request).await,
+                None if state.is_cluster(ip) => Err(refused(SocketAddr::new(ip, port))),
                 None => {
-                    inner.metrics.socket_hops.inc();
-                    inner.outside.http_to(caller, SocketAddr::new(ip, port), &host, https, request).await
+                    state.metrics.socket_hops.inc();
+                    state.outside.http_to(caller, SocketAddr::new(ip, port), &host, https, request).await
                 }
             },
             Resolved::Outside(name) => {
-                inner.metrics.socket_hops.inc();
-                inner.outside.http(caller, &name, port, https, request).await
+                state.metrics.socket_hops.inc();
+                state.outside.http(caller, &name, port, https, request).await
             }
             Resolved::Route(route) => {
                 let exchange = Exchange { from: Peer::Pod(caller.clone()), name: &host, https };
-                forward::send(inner, &route, &exchange, request).await
+                forward::send(state, &route, &exchange, request).await
             }
         }
     }
 
     async fn stream(&self, caller: &Caller, to: &machinery_serve::net::Target) -> Result<Stream, DialError> {
-        let inner = &self.inner;
+        let state = &self.state;
         let named = || format!("{}:{}", to.host, to.port);
-        match inner.resolve(&to.host, to.port, &caller.namespace) {
+        match state.resolve(&to.host, to.port, &caller.namespace) {
             Resolved::Unknown => Err(DialError::NameNotFound(to.host.clone())),
             Resolved::Refused => Err(refused(named())),
-            Resolved::Own => match inner.own(caller, to.port) {
-                Some((serve, at)) => Ok(inner.pipe_to(serve, caller, at, None)),
+            Resolved::Own => match state.own(caller, to.port) {
+                Some((serve, at)) => Ok(state.pipe_to(serve, caller, at, None)),
                 None => Err(refused(named())),
             },
             Resolved::Address(ip) => {
                 let at = SocketAddr::new(ip, to.port);
-                match inner.network.find(ip, Protocol::Tcp, to.port) {
-                    Some(serve) => Ok(inner.pipe_to(serve, caller, at, None)),
-                    None if inner.is_cluster(ip) => Err(refused(at)),
-                    None if inner.outside.is_forbidden(ip) => Err(DialError::Denied(named())),
-                    None => inner.outside.stream(caller, vec![at], &to.host).await,
+                match state.network.find(ip, Protocol::Tcp, to.port) {
+                    Some(serve) => Ok(state.pipe_to(serve, caller, at, None)),
+                    None if state.is_cluster(ip) => Err(refused(at)),
+                    None if state.outside.is_forbidden(ip) => Err(DialError::Denied(named())),
+                    None => state.outside.stream(caller, vec![at], &to.host).await,
                 }
             }
             Resolved::Outside(name) => {
-                let ips = inner.outside.resolve(caller, &name).await?;
+                let ips = state.outside.resolve(caller, &name).await?;
                 let addresses = ips.into_iter().map(|ip| SocketAddr::new(ip, to.port)).collect();
-                inner.outside.stream(caller, addresses, &name).await
+                state.outside.stream(caller, addresses, &name).await
             }
             Resolved::Route(route) => {
-                let found = |at: SocketAddr| inner.network.find(at.ip(), Protocol::Tcp, at.port());
+                let found = |at: SocketAddr| state.network.find(at.ip(), Protocol::Tcp, at.port());
                 let usable = |endpoint: &Endpoint| {
-                    found(endpoint.address()).is_some() || inner.may_dial(&route, endpoint.address())
+                    found(endpoint.address()).is_some() || state.may_dial(&route, endpoint.address())
                 };
-                let endpoint = choose(inner, &route, caller.ip, usable);
+                let endpoint = choose(state, &route, caller.ip, usable);
                 let at = endpoint.ok_or_else(|| DialError::NoEndpoint(named()))?.address();
                 match found(at) {
-                    Some(serve) => Ok(inner.pipe_to(serve, caller, at, route.via.clone())),
-                    None => inner.outside.stream(caller, vec![at], &to.host).await,
+                    Some(serve) => Ok(state.pipe_to(serve, caller, at, route.via.clone())),
+                    None => state.outside.stream(caller, vec![at], &to.host).await,
                 }
             }
         }
     }
 
     async fn resolve(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
-        let inner = &self.inner;
+        let state = &self.state;
         let unknown = || DialError::NameNotFound(name.to_owned());
-        let target = inner.with_table(|table| {
-            let known = |key: &ObjectKey, host: Option<&str>| {
-                table.routes(key).is_some_and(|routes| host.is_none_or(|host| routes.hostnames.contains(host)))
-            };
-            match resolve::target(name, &caller.namespace, known) {
-                Target::Own => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
-                Target::Ip(ip) => Ok(vec![ip]),
-                Target::Unknown => Err(None),
-                Target::Outside(name) => Err(Some(name)),
-                Target::Service(key) => Ok(table.routes(&key).map_or_else(Vec::new, |routes| routes.addresses(None))),
-                Target::Endpoint(key, host) => {
-                    Ok(table.routes(&key).map_or_else(Vec::new, |routes| routes.addresses(Some(&host))))
-                }
-            }
-        });
+        let routes = &state.routes;
+        let addresses = |key: &ObjectKey, host| routes.of(key).map_or_else(Vec::new, |routes| routes.addresses(host));
+        let target = match resolve::target(name, &caller.namespace, |key, host| routes.exists(key, host)) {
+            Target::Own => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
+            Target::Ip(ip) => Ok(vec![ip]),
+            Target::Unknown => Err(None),
+            Target::Outside(name) => Err(Some(name)),
+            Target::Service(key) => Ok(addresses(&key, None)),
+            Target::Endpoint(key, host) => Ok(addresses(&key, Some(&host))),
+        };
         match target {
             Ok(addresses) if addresses.is_empty() => Err(unknown()),
             Ok(addresses) => Ok(addresses),
-            Err(Some(name)) => inner.outside.resolve(caller, &name).await,
+            Err(Some(name)) => state.outside.resolve(caller, &name).await,
             Err(None) => Err(unknown()),
         }
     }
@@ -284,7 +195,7 @@ impl ServiceRoutes {
     }
 }
 
-impl Inner {
+impl ProxyState {
     /// What listens on the caller's own loopback.
     fn own(&self, caller: &Caller, port: u16) -> Option<(Arc<dyn Serve>, SocketAddr)> {
         let ip = caller.ip?;
@@ -320,8 +231,10 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
-    use crate::table::Listen;
+    use crate::table::{Change, Listen, Table};
     use ::http::StatusCode;
     use http_body_util::{BodyExt as _, Empty, Full};
     use machinery_serve::net::{Attached, Listen as At};
@@ -354,10 +267,38 @@ mod tests {
     }
 
     fn attach(plane: &DataPlane, ip: &str, says: &'static str) -> Attached {
-        plane.inner.network.attach(At::tcp(ip.parse().unwrap(), 8080), Arc::new(Says(says))).unwrap()
+        plane.state.network.attach(At::tcp(ip.parse().unwrap(), 8080), Arc::new(Says(says))).unwrap()
     }
 
-    fn plane() -> DataPlane {
+    /// A data plane with the table that its routes come from.
+    struct Fed {
+        plane: DataPlane,
+        table: Mutex<Table>,
+    }
+
+    impl std::ops::Deref for Fed {
+        type Target = DataPlane;
+
+        fn deref(&self) -> &DataPlane {
+            &self.plane
+        }
+    }
+
+    impl Fed {
+        fn service(&self, key: &ObjectKey, service: serde_json::Value) {
+            let change = self.table.lock().unwrap().service(key, Some(serde_json::from_value(service).unwrap()));
+            self.state.routes.install(&change);
+        }
+
+        fn slice(&self, key: &ObjectKey, slice: Option<serde_json::Value>) -> Vec<Change> {
+            let slice = slice.map(|slice| serde_json::from_value(slice).unwrap());
+            let changes = self.table.lock().unwrap().slice(key, slice);
+            changes.iter().for_each(|change| self.state.routes.install(change));
+            changes
+        }
+    }
+
+    fn plane() -> Fed {
         let config = Config {
             bind: "127.0.0.1".parse().unwrap(),
             cluster_ip_listeners: true,
@@ -366,21 +307,16 @@ mod tests {
             api_server: None,
             node: "coracle-1".into(),
         };
-        DataPlane::new(Env::real(), config, PodNetwork::default()).unwrap()
+        let plane = DataPlane::new(Env::real(), config, PodNetwork::default()).unwrap();
+        Fed { plane, table: Mutex::default() }
     }
 
-    fn add_service(plane: &DataPlane, name: &str, spec: serde_json::Value, address: &str) -> Vec<crate::table::Change> {
+    fn add_service(plane: &Fed, name: &str, spec: serde_json::Value, address: &str) -> Vec<Change> {
         let key = ObjectKey::new("shop", name);
-        let service =
-            serde_json::from_value(json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec})).unwrap();
-        let slice = serde_json::from_value(
-            json!({"metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
-            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": [{"addresses": [address]}]}),
-        )
-        .unwrap();
-        let mut table = plane.inner.table.write().unwrap();
-        table.service(&key, Some(service));
-        table.slice(&key, Some(slice))
+        plane.service(&key, json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec}));
+        let slice = json!({"metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": [{"addresses": [address]}]});
+        plane.slice(&key, Some(slice))
     }
 
     fn caller() -> Caller {
@@ -443,7 +379,7 @@ mod tests {
         let mut change = changes.remove(0);
         change.set.retain(|listen, _| matches!(listen, Listen::Node(_)));
         let stop = CancellationToken::new();
-        let mut listeners = crate::listen::Listeners::new(plane.inner.clone(), stop.clone());
+        let mut listeners = crate::listen::Listeners::new(plane.state.clone(), stop.clone());
         assert!(listeners.apply(change).is_empty());
         let stream = tokio::net::TcpStream::connect(("127.0.0.1", free)).await.unwrap();
         let (mut sender, connection) =
@@ -461,14 +397,11 @@ mod tests {
         stop.cancel();
     }
 
-    fn add_endpoints(plane: &DataPlane, name: &str, addresses: &[&str]) {
+    fn add_endpoints(plane: &Fed, name: &str, addresses: &[&str]) {
         let endpoints: Vec<_> = addresses.iter().map(|address| json!({"addresses": [address]})).collect();
-        let slice = serde_json::from_value(
-            json!({"metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
-            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": endpoints}),
-        )
-        .unwrap();
-        plane.inner.table.write().unwrap().slice(&ObjectKey::new("shop", name), Some(slice));
+        let slice = json!({"metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": endpoints});
+        plane.slice(&ObjectKey::new("shop", name), Some(slice));
     }
 
     #[tokio::test]
@@ -537,40 +470,40 @@ mod tests {
             ("localhost", "127.0.0.1"),
             ("192.0.2.7", "192.0.2.7"),
         ] {
-            let found = Dial::resolve(&plane, &caller(), name).await.unwrap();
+            let found = Dial::resolve(&*plane, &caller(), name).await.unwrap();
             assert_eq!(found, [ip.parse::<IpAddr>().unwrap()], "{name}");
         }
-        assert!(Dial::resolve(&plane, &caller(), "nope.shop.svc.cluster.local").await.is_err());
+        assert!(Dial::resolve(&*plane, &caller(), "nope.shop.svc.cluster.local").await.is_err());
     }
 
     #[tokio::test]
     async fn service_kubernetes_leads_to_the_api_server_only() {
         let mut plane = plane();
         let api: SocketAddr = "127.0.0.1:6443".parse().unwrap();
-        Arc::get_mut(&mut plane.inner).unwrap().config.api_server = Some(api);
+        Arc::get_mut(&mut plane.plane.state).unwrap().config.api_server = Some(api);
         let route = |namespace: &str, name: &str| PortRoute {
             via: Some(Arc::new(ServicePort { service: ObjectKey::new(namespace, name), port: 443 })),
             ..PortRoute::default()
         };
         let kubernetes = route("default", "kubernetes");
-        assert!(plane.inner.may_dial(&kubernetes, api));
+        assert!(plane.state.may_dial(&kubernetes, api));
         for other in ["127.0.0.1:5000", "127.0.0.2:6443", "169.254.169.254:80", "[::1]:6443", "127.64.0.1:443"] {
-            assert!(!plane.inner.may_dial(&kubernetes, other.parse().unwrap()), "{other}");
+            assert!(!plane.state.may_dial(&kubernetes, other.parse().unwrap()), "{other}");
         }
-        assert!(plane.inner.may_dial(&kubernetes, "192.0.2.1:6443".parse().unwrap()), "an API server elsewhere");
-        assert!(!plane.inner.may_dial(&route("shop", "kubernetes"), api));
+        assert!(plane.state.may_dial(&kubernetes, "192.0.2.1:6443".parse().unwrap()), "an API server elsewhere");
+        assert!(!plane.state.may_dial(&route("shop", "kubernetes"), api));
     }
 
     #[tokio::test]
     async fn listeners_that_nobody_calls_hold_no_connection() {
         let plane = plane();
-        let permits = plane.inner.connections.available_permits();
+        let permits = plane.state.connections.available_permits();
         let stop = CancellationToken::new();
-        let mut listeners = crate::listen::Listeners::new(plane.inner.clone(), stop.clone());
+        let mut listeners = crate::listen::Listeners::new(plane.state.clone(), stop.clone());
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let route = Arc::new(PortRoute::default());
         let set = [(Listen::Node(free), route)].into();
-        assert!(listeners.apply(crate::table::Change { set, ..Default::default() }).is_empty());
+        assert!(listeners.apply(Change { set, ..Default::default() }).is_empty());
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", free)).await.unwrap();
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
@@ -580,7 +513,7 @@ mod tests {
         drop(stream);
         // Its permit comes back with the connection's end, and the listener has taken no other.
         let all_free = async {
-            while plane.inner.connections.available_permits() < permits {
+            while plane.state.connections.available_permits() < permits {
                 tokio::task::yield_now().await;
             }
         };
@@ -595,9 +528,9 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         let spec = json!({"clusterIP": "None", "ports": [{"port": 80, "nodePort": port}]});
         let change = add_service(&plane, "catalog", spec, "127.66.0.2").remove(0);
-        let mut listeners = crate::listen::Listeners::new(plane.inner.clone(), CancellationToken::new());
+        let mut listeners = crate::listen::Listeners::new(plane.state.clone(), CancellationToken::new());
         assert_eq!(listeners.apply(change).len(), 1);
-        let again = plane.inner.table.write().unwrap().slice(&ObjectKey::new("shop", "catalog"), None).remove(0);
+        let again = plane.slice(&ObjectKey::new("shop", "catalog"), None).remove(0);
         assert!(listeners.apply(again).is_empty());
     }
 }

@@ -126,7 +126,11 @@ pub enum Listen {
 #[derive(Debug, Default)]
 pub struct Change {
     /// The Service that the change concerns.
-    pub service: ObjectKeyOrNone,
+    pub service: Option<ObjectKey>,
+    /// Its routes from now on; none where it is gone.
+    pub routes: Option<Arc<ServiceRoutes>>,
+    /// What the ClusterIPs that it has or had lead to from now on.
+    pub cluster_ips: Vec<(IpAddr, Option<Arc<ServiceRoutes>>)>,
     /// Routes to install, by listener.
     pub set: BTreeMap<Listen, Arc<PortRoute>>,
     /// Listeners to close.
@@ -137,9 +141,6 @@ pub struct Change {
     pub ceased: Vec<IpAddr>,
 }
 
-/// A key where there is one.
-pub type ObjectKeyOrNone = Option<ObjectKey>;
-
 /// Services, slices and what follows from them.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -148,7 +149,7 @@ pub struct Table {
     slices: HashMap<ObjectKey, BTreeMap<String, EndpointSlice>>,
     /// The Service that each slice belonged to, to follow a changed label.
     slice_owner: HashMap<ObjectKey, ObjectKey>,
-    routes: HashMap<ObjectKey, ServiceRoutes>,
+    routes: HashMap<ObjectKey, Arc<ServiceRoutes>>,
     /// Who claims a ClusterIP or a listener. The last one has it: where a watch starts anew, a Service that has got a
     /// dead one's address comes before the dead one's end.
     by_ip: Claims<IpAddr>,
@@ -197,13 +198,13 @@ impl Table {
 
     /// The routes of a Service.
     #[must_use]
-    pub fn routes(&self, service: &ObjectKey) -> Option<&ServiceRoutes> {
+    pub fn routes(&self, service: &ObjectKey) -> Option<&Arc<ServiceRoutes>> {
         self.routes.get(service)
     }
 
-    /// The Service that has this ClusterIP.
+    /// The routes of the Service that has this ClusterIP.
     #[must_use]
-    pub fn by_ip(&self, ip: IpAddr) -> Option<&ServiceRoutes> {
+    pub fn by_ip(&self, ip: IpAddr) -> Option<&Arc<ServiceRoutes>> {
         self.routes.get(self.by_ip.owner(&ip)?)
     }
 
@@ -216,8 +217,8 @@ impl Table {
     fn recompute(&mut self, key: &ObjectKey) -> Change {
         let before = self.routes.remove(key).unwrap_or_default();
         let after = match self.services.get(key) {
-            Some(service) => routes(key, service, self.slices.get(key), &before, &mut self.pending),
-            None => ServiceRoutes::default(),
+            Some(service) => Arc::new(routes(key, service, self.slices.get(key), &before, &mut self.pending)),
+            None => Arc::default(),
         };
         let mut change = Change { service: Some(key.clone()), ..Change::default() };
         self.count_ready(&before, &after, &mut change);
@@ -231,8 +232,11 @@ impl Table {
         }
         let (old, new) = (listeners(&before), listeners(&after));
         if self.services.contains_key(key) {
-            self.routes.insert(key.clone(), after);
+            self.routes.insert(key.clone(), after.clone());
+            change.routes = Some(after.clone());
         }
+        let ips: BTreeSet<IpAddr> = before.cluster_ip.into_iter().chain(after.cluster_ip).collect();
+        change.cluster_ips = ips.into_iter().map(|ip| (ip, self.by_ip(ip).cloned())).collect();
         for listen in new.keys().filter(|listen| !old.contains_key(listen)) {
             self.listeners.claim(*listen, key);
         }
@@ -278,6 +282,7 @@ impl Table {
             let live: BTreeSet<(IpAddr, u16)> = self
                 .routes
                 .values()
+                .map(|routes| &**routes)
                 .chain([after])
                 .flat_map(|routes| routes.ports.values())
                 .flat_map(|route| route.ready.iter().chain(&route.draining))

@@ -1,179 +1,191 @@
-//! Feeds the table from the API: one watch of Services, one of EndpointSlices.
+//! Feeds the table from the API: one reflector of Services, one of EndpointSlices.
 
 use std::collections::{BTreeSet, HashMap};
-use std::pin::pin;
-use std::sync::PoisonError;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{ApiResource, DynamicObject};
-use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Client, Resource, ResourceExt as _};
+use kube::Client;
 use machinery_api::ObjectKey;
+use machinery_client::{Object, Reflector, ReflectorEvent, Typed, key_of, typed};
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Events;
 use crate::listen::Listeners;
 use crate::plane::DataPlane;
-use crate::table::Change;
+use crate::table::{Change, Table};
 use crate::unsupported;
 
 /// How often a port that could not be bound is tried again: soon enough that a neighbour that ends is hardly noticed.
 const BIND_RETRY: Duration = Duration::from_secs(2);
 
-/// Runs until `stop`: keeps table and listeners what the API says. `synced` is called once the first state is in.
+/// Runs until `stop`: keeps routes and listeners what the API says. `synced` is called once the first state is in.
 pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, synced: impl FnOnce() + Send) {
-    let mut listeners = Listeners::new(plane.inner.clone(), stop.child_token());
-    let events = Events::start(client.clone(), plane.inner.env.clone(), &plane.inner.config.node, &stop);
-    let mut services = pin!(changes::<Service>(&client));
-    let mut slices = pin!(changes::<EndpointSlice>(&client));
-    let mut known = Known::default();
-    let mut retry = tokio::time::interval(BIND_RETRY);
-    let mut synced = Some(synced);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = retry.tick() => listeners.retry(),
-            Some(event) = services.next() => {
-                tell_unsupported(&events, &known, &event);
-                for (key, service) in known.services.follow(event) {
-                    match &service {
-                        Some(service) => known.objects.insert(key.clone(), service.clone()),
-                        None => known.objects.remove(&key),
-                    };
-                    let change = plane.inner.table.write().unwrap_or_else(PoisonError::into_inner).service(&key, service);
-                    install(&plane, &mut listeners, &events, &known, vec![change]);
-                }
-            }
-            Some(event) = slices.next() => {
-                for (key, slice) in known.slices.follow(event) {
-                    let changes = plane.inner.table.write().unwrap_or_else(PoisonError::into_inner).slice(&key, slice);
-                    install(&plane, &mut listeners, &events, &known, changes);
-                }
-            }
-            else => return,
+    let env = plane.state.env.clone();
+    let feed = Mutex::new(Feed {
+        listeners: Listeners::new(plane.state.clone(), stop.child_token()),
+        events: Events::start(client.clone(), env.clone(), &plane.state.config.node, &stop),
+        plane,
+        table: Table::default(),
+        services: Known::default(),
+        slices: Known::default(),
+        objects: HashMap::new(),
+        synced: Some(synced),
+    });
+    // Held for one event; nothing waits meanwhile, and requests don't ask for it.
+    let feed = || -> MutexGuard<'_, _> { feed.lock().unwrap_or_else(PoisonError::into_inner) };
+    let services = Reflector::of::<Service>(client.clone(), env.clone());
+    let slices = Reflector::of::<EndpointSlice>(client, env);
+    let retry = async {
+        loop {
+            tokio::time::sleep(BIND_RETRY).await;
+            feed().listeners.retry();
         }
-        if known.services.complete
-            && known.slices.complete
-            && let Some(synced) = synced.take()
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = services.run(|event| feed().service_event(event)) => {}
+        () = slices.run(|event| feed().slice_event(event)) => {}
+        () = retry => {}
+    }
+}
+
+/// What the API's events are turned into.
+struct Feed<F> {
+    plane: DataPlane,
+    table: Table,
+    listeners: Listeners,
+    events: Events,
+    services: Known,
+    slices: Known,
+    /// The Services, for what is said about them.
+    objects: HashMap<ObjectKey, Service>,
+    synced: Option<F>,
+}
+
+impl<F: FnOnce()> Feed<F> {
+    fn service_event(&mut self, event: ReflectorEvent) -> ControlFlow<()> {
+        for (key, service) in self.services.take::<Service>(event) {
+            self.say_unsupported(&key, service.as_ref());
+            match &service {
+                Some(service) => self.objects.insert(key.clone(), service.clone()),
+                None => self.objects.remove(&key),
+            };
+            let change = self.table.service(&key, service);
+            self.install(change);
+        }
+        self.say_synced()
+    }
+
+    fn slice_event(&mut self, event: ReflectorEvent) -> ControlFlow<()> {
+        for (key, slice) in self.slices.take::<EndpointSlice>(event) {
+            let changes = self.table.slice(&key, slice);
+            changes.into_iter().for_each(|change| self.install(change));
+        }
+        self.say_synced()
+    }
+
+    fn install(&mut self, change: Change) {
+        let state = &self.plane.state;
+        state.routes.install(&change);
+        state.network.publish_routes(&change.begun, &change.ceased);
+        for failure in self.listeners.apply(change) {
+            tracing::warn!(service = %failure.service, address = %failure.address, error = %failure.error, "cannot listen");
+            if let Some(service) = self.objects.get(&failure.service) {
+                self.events.not_bound(service, &failure);
+            }
+        }
+    }
+
+    /// Tells of fields that a Service has just got and that nothing acts on.
+    fn say_unsupported(&self, key: &ObjectKey, service: Option<&Service>) {
+        let Some(service) = service else { return };
+        let before = self.objects.get(key).map(unsupported::fields).unwrap_or_default();
+        let now = unsupported::fields(service);
+        if !now.is_empty() && now != before {
+            self.events.unsupported(service, &now);
+        }
+    }
+
+    fn say_synced(&mut self) -> ControlFlow<()> {
+        if self.services.complete
+            && self.slices.complete
+            && let Some(synced) = self.synced.take()
         {
             synced();
         }
+        ControlFlow::Continue(())
     }
 }
 
-/// The changes of a kind. Objects come untyped and are read one by one, so that one which cannot be read is left out alone
-/// and doesn't break the watch of all others.
-fn changes<K>(client: &Client) -> impl Stream<Item = watcher::Event<K>> + use<K>
-where
-    K: Resource<DynamicType = ()> + serde::de::DeserializeOwned,
-{
-    let kind = ApiResource::erase::<K>(&());
-    let api = Api::<DynamicObject>::all_with(client.clone(), &kind);
-    watcher(api, watcher::Config::default()).default_backoff().filter_map(async |event| match event {
-        Ok(event) => typed(event),
-        Err(error) => {
-            tracing::warn!(%error, kind = %K::kind(&()), "watch interrupted; it is taken up again");
-            None
-        }
-    })
-}
-
-/// A change of an object in its type.
-fn typed<K: Resource<DynamicType = ()> + serde::de::DeserializeOwned>(
-    event: watcher::Event<DynamicObject>,
-) -> Option<watcher::Event<K>> {
-    let read = |object: DynamicObject| {
-        let name = key_of(&object);
-        serde_json::to_value(object)
-            .and_then(machinery_client::read)
-            .inspect_err(|error| tracing::warn!(%error, kind = %K::kind(&()), %name, "an object cannot be read"))
-            .ok()
-    };
-    Some(match event {
-        watcher::Event::Init => watcher::Event::Init,
-        watcher::Event::InitDone => watcher::Event::InitDone,
-        watcher::Event::InitApply(object) => watcher::Event::InitApply(read(object)?),
-        watcher::Event::Apply(object) => watcher::Event::Apply(read(object)?),
-        watcher::Event::Delete(object) => watcher::Event::Delete(read(object)?),
-    })
-}
-
-fn install(plane: &DataPlane, listeners: &mut Listeners, events: &Events, known: &Known, changes: Vec<Change>) {
-    for change in changes {
-        plane.inner.network.publish_routes(&change.begun, &change.ceased);
-        for failure in listeners.apply(change) {
-            tracing::warn!(service = %failure.service, address = %failure.address, error = %failure.error, "cannot listen");
-            if let Some(service) = known.objects.get(&failure.service) {
-                events.not_bound(service, &failure);
-            }
-        }
-    }
-}
-
-/// What the watches have shown so far.
+/// The keys of a kind that are there: what a new complete state no longer names is gone.
 #[derive(Default)]
 struct Known {
-    services: Kind,
-    slices: Kind,
-    objects: HashMap<ObjectKey, Service>,
-}
-
-/// Follows a watch over its restarts: what a new first state no longer names is gone.
-#[derive(Default)]
-struct Kind {
     keys: BTreeSet<ObjectKey>,
-    /// Keys of the first state that is coming in.
-    arriving: BTreeSet<ObjectKey>,
     complete: bool,
 }
 
-impl Kind {
-    fn follow<K: Resource>(&mut self, event: watcher::Event<K>) -> Vec<(ObjectKey, Option<K>)> {
+impl Known {
+    /// An event as changes of single objects, what is gone last.
+    fn take<K: Typed>(&mut self, event: ReflectorEvent) -> Vec<(ObjectKey, Option<K>)> {
+        let present = |object: Arc<dyn Object>| {
+            let key = key_of(object.metadata());
+            typed::<K>(&*object).map(|object| (key, Some(object.clone())))
+        };
         match event {
-            watcher::Event::Init => {
-                self.arriving.clear();
-                Vec::new()
-            }
-            watcher::Event::InitApply(object) => {
-                let key = key_of(&object);
-                self.arriving.insert(key.clone());
-                self.keys.insert(key.clone());
-                vec![(key, Some(object))]
-            }
-            watcher::Event::InitDone => {
+            ReflectorEvent::Replaced(objects, _) => {
                 self.complete = true;
-                let arrived = std::mem::take(&mut self.arriving);
-                let gone: Vec<_> = self.keys.difference(&arrived).cloned().collect();
-                self.keys = arrived;
-                gone.into_iter().map(|key| (key, None)).collect()
+                let mut changes: Vec<_> = objects.into_iter().filter_map(present).collect();
+                let keys: BTreeSet<ObjectKey> = changes.iter().map(|(key, _)| key.clone()).collect();
+                changes.extend(self.keys.difference(&keys).map(|gone| (gone.clone(), None)));
+                self.keys = keys;
+                changes
             }
-            watcher::Event::Apply(object) => {
-                let key = key_of(&object);
-                self.keys.insert(key.clone());
-                vec![(key, Some(object))]
+            ReflectorEvent::Applied(object) => {
+                let change = present(object);
+                self.keys.extend(change.iter().map(|(key, _)| key.clone()));
+                change.into_iter().collect()
             }
-            watcher::Event::Delete(object) => {
-                let key = key_of(&object);
+            ReflectorEvent::Deleted(object) => {
+                let key = key_of(object.metadata());
                 self.keys.remove(&key);
                 vec![(key, None)]
             }
+            ReflectorEvent::Progress(_) => Vec::new(),
         }
     }
 }
 
-fn key_of(object: &impl Resource) -> ObjectKey {
-    ObjectKey::new(object.namespace().unwrap_or_default(), object.name_any())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
 
-/// Tells of fields that a Service has just got and that nothing acts on.
-fn tell_unsupported(events: &Events, known: &Known, event: &watcher::Event<Service>) {
-    let (watcher::Event::Apply(service) | watcher::Event::InitApply(service)) = event else { return };
-    let before = known.objects.get(&key_of(service)).map(unsupported::fields).unwrap_or_default();
-    let now = unsupported::fields(service);
-    if !now.is_empty() && now != before {
-        events.unsupported(service, &now);
+    #[test]
+    fn what_a_new_state_does_not_name_is_gone() {
+        let service = |name: &str| -> Arc<dyn Object> {
+            let service = json!({"metadata": {"name": name, "namespace": "shop", "resourceVersion": "1"}});
+            Arc::new(serde_json::from_value::<Service>(service).unwrap())
+        };
+        let mut known = Known::default();
+        let mut names = |event| {
+            let changes = known.take::<Service>(event);
+            changes.into_iter().map(|(key, service)| (key.name, service.is_some())).collect::<Vec<_>>()
+        };
+        let is = |name: &str, there| (name.to_owned(), there);
+        assert_eq!(
+            names(ReflectorEvent::Replaced(vec![service("a"), service("b")], 1)),
+            [is("a", true), is("b", true)]
+        );
+        assert_eq!(names(ReflectorEvent::Applied(service("c"))), [is("c", true)]);
+        assert_eq!(names(ReflectorEvent::Deleted(service("a"))), [is("a", false)]);
+        assert_eq!(
+            names(ReflectorEvent::Replaced(vec![service("c"), service("d")], 9)),
+            [is("c", true), is("d", true), is("b", false)],
+            "what is new comes before what is gone"
+        );
+        assert!(names(ReflectorEvent::Progress(10)).is_empty());
     }
 }

@@ -12,7 +12,7 @@ use machinery_client::election::{self, Election, LeadershipLost};
 use machinery_client::events::Recorder;
 use machinery_client::informer::Listener;
 use machinery_client::request::ApiClient;
-use machinery_client::{Informer, Kind, Note, Pod, Watched};
+use machinery_client::{Informer, Kind, Note, Pod, Typed};
 use machinery_env::Env;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -243,7 +243,7 @@ impl Shell {
 
     // --- the cluster's changes -------------------------------------------------------------------------------------
 
-    fn look<K: Watched, R>(&self, key: &ObjectKey, read: impl Fn(&K) -> R) -> Option<R> {
+    fn look<K: Typed, R>(&self, key: &ObjectKey, read: impl Fn(&K) -> R) -> Option<R> {
         let object = self.informer.read(|view| view.get_arc::<K>(key));
         object.as_deref().map(read)
     }

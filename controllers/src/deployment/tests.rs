@@ -74,7 +74,7 @@ fn settle(simulation: &mut Simulation) {
 }
 
 fn settled(replicas: i32, strategy: &Value) -> Simulation {
-    let mut simulation = Simulation::of(start(), [deployment(replicas, strategy)]);
+    let mut simulation = crate::simulation(start(), [deployment(replicas, strategy)]);
     settle(&mut simulation);
     simulation
 }
@@ -200,7 +200,7 @@ fn a_paused_deployment_scales_but_does_not_roll() {
 
 #[test]
 fn a_rollout_without_progress_times_out() {
-    let mut simulation = Simulation::of(start(), [deployment(1, &rolling(&json!(1), &json!(0)))]);
+    let mut simulation = crate::simulation(start(), [deployment(1, &rolling(&json!(1), &json!(0)))]);
     for _ in 0..4 {
         pass(&mut simulation, "deployment-controller", &key());
         pass_set(&mut simulation, 0);

@@ -26,7 +26,7 @@ impl Play {
         spec["template"] = template;
         let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "sum", "namespace": "default"}, "spec": spec});
         let mut play =
-            Self { cluster: Simulation::of("2026-01-01T00:00:00Z".parse().unwrap(), [job]), events: Vec::new() };
+            Self { cluster: crate::simulation("2026-01-01T00:00:00Z".parse().unwrap(), [job]), events: Vec::new() };
         play.settle();
         play
     }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::events::Recorder;
 use crate::informer::{Informer, Listener};
 use crate::metrics::Metrics;
-use crate::object::{Kind, Watched};
+use crate::object::{Decode, Kind, Typed, decode};
 use crate::pending::PendingWrite;
 use crate::perform::Performer;
 use crate::plan::{Failure, Plan};
@@ -56,35 +56,62 @@ pub type Keys = fn(&View, &Change) -> Vec<ObjectKey>;
 #[derive(Debug, Clone, Copy)]
 pub struct Input {
     /// None: every kind.
-    kind: Option<fn() -> Kind>,
-    watch: fn(&Arc<Informer>),
+    held: Option<Held>,
+    watch: fn(&Arc<Informer>, Option<Duration>),
+    /// Asked for so often, where it can't be watched.
+    every: Option<Duration>,
     keys: Keys,
+}
+
+/// A kind whose objects the view holds whole.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    kind: fn() -> Kind,
+    decode: Decode,
 }
 
 impl Input {
     /// Objects of one type.
     #[must_use]
-    pub const fn of<K: Watched>(keys: Keys) -> Self {
-        Self { kind: Some(Kind::of::<K>), watch: |informer| informer.watch::<K>(), keys }
+    pub const fn of<K: Typed>(keys: Keys) -> Self {
+        let held = Some(Held { kind: Kind::of::<K>, decode: |_, text| decode::<K>(text) });
+        let watch = |informer: &Arc<Informer>, every: Option<Duration>| match every {
+            Some(every) => informer.poll::<K>(every),
+            None => informer.watch::<K>(),
+        };
+        Self { held, watch, every: None, keys }
+    }
+
+    /// Objects of one type that can be listed and not watched, such as metrics: asked for at an interval. Controllers
+    /// start without them; how old they are says [`View::replaced_at`].
+    #[must_use]
+    pub const fn polled<K: Typed>(every: Duration, keys: Keys) -> Self {
+        Self { every: Some(every), ..Self::of::<K>(keys) }
     }
 
     /// The metadata of all objects that can be owned or left behind: see [`Informer::watch_everything`].
     #[must_use]
     pub const fn everything(keys: Keys) -> Self {
-        Self { kind: None, watch: |informer| informer.watch_everything(), keys }
+        Self { held: None, watch: |informer, _| informer.watch_everything(), every: None, keys }
     }
 
     /// The kind; none where it is every kind.
     #[must_use]
     pub fn kind(&self) -> Option<Kind> {
-        self.kind.map(|kind| kind())
+        self.held.map(|held| (held.kind)())
+    }
+
+    /// The kind, and how its objects are read.
+    #[must_use]
+    pub fn held(&self) -> Option<(Kind, Decode)> {
+        self.held.map(|held| ((held.kind)(), held.decode))
     }
 
     /// The keys that a change concerns, if it is of this input's kind.
     #[must_use]
     pub fn keys(&self, view: &View, change: &Change) -> Vec<ObjectKey> {
-        match self.kind {
-            Some(kind) if kind() != change.kind => Vec::new(),
+        match self.held {
+            Some(held) if (held.kind)() != change.kind => Vec::new(),
             _ => (self.keys)(view, change),
         }
     }
@@ -173,8 +200,8 @@ pub async fn run<S: Send + Sync + 'static>(
         .collect();
     // Whole kinds first: what is watched whole needs no second watch of its metadata.
     let inputs = || all.iter().flat_map(|r| r.row.inputs);
-    inputs().filter(|i| i.kind.is_some()).for_each(|input| (input.watch)(&parts.informer));
-    inputs().filter(|i| i.kind.is_none()).for_each(|input| (input.watch)(&parts.informer));
+    inputs().filter(|i| i.held.is_some()).for_each(|input| (input.watch)(&parts.informer, input.every));
+    inputs().filter(|i| i.held.is_none()).for_each(|input| (input.watch)(&parts.informer, input.every));
     tokio::select! {
         () = stop.cancelled() => return,
         () = parts.informer.synced() => {}

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::discovery;
-use crate::object::{Kind, Watched, key_of, version_of};
+use crate::object::{Kind, Typed, key_of, version_of};
 use crate::pending::{PendingWrite, Waiters};
 use crate::reflector::{Reflector, ReflectorEvent};
 use crate::view::{Change, View};
@@ -27,7 +27,8 @@ const DISCOVERY_DELAY: Duration = Duration::from_millis(500);
 /// Who follows a kind, and how.
 struct Follower {
     stop: CancellationToken,
-    typed: bool,
+    /// The type that its objects are read as; none where they are metadata alone.
+    type_name: Option<&'static str>,
 }
 
 /// A view that is kept in step.
@@ -76,14 +77,27 @@ impl Informer {
     }
 
     /// Watches a kind, from now on; no more than once.
-    pub fn watch<K: Watched>(self: &Arc<Self>) {
-        self.start(Kind::of::<K>(), true, Reflector::of::<K>(self.client.clone(), self.env.clone()));
+    ///
+    /// # Panics
+    /// When the kind is watched as another type: what is asked of the view would not be there.
+    pub fn watch<K: Typed>(self: &Arc<Self>) {
+        let reflector = Reflector::of::<K>(self.client.clone(), self.env.clone());
+        self.start(Kind::of::<K>(), Some(std::any::type_name::<K>()), None, reflector);
+    }
+
+    /// Asks for all objects of a kind that can't be watched, at an interval; see [`View::replaced_at`].
+    ///
+    /// # Panics
+    /// As [`Informer::watch`].
+    pub fn poll<K: Typed>(self: &Arc<Self>, every: Duration) {
+        let reflector = Reflector::of::<K>(self.client.clone(), self.env.clone());
+        self.start(Kind::of::<K>(), Some(std::any::type_name::<K>()), Some(every), reflector);
     }
 
     /// Watches the metadata of a kind, unless the kind is watched already.
     pub fn watch_metadata(self: &Arc<Self>, kind: Kind) {
         let reflector = Reflector::of_metadata(self.client.clone(), self.env.clone(), kind.clone());
-        self.start(kind, false, reflector);
+        self.start(kind, None, None, reflector);
     }
 
     /// Watches the metadata of every kind that can be listed, watched and deleted and that isn't watched otherwise,
@@ -96,10 +110,23 @@ impl Informer {
         }
     }
 
-    fn start(self: &Arc<Self>, kind: Kind, typed: bool, reflector: Reflector) {
+    fn start(
+        self: &Arc<Self>,
+        kind: Kind,
+        type_name: Option<&'static str>,
+        every: Option<Duration>,
+        reflector: Reflector,
+    ) {
         let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(present) = followers.get(&kind) {
-            if present.typed || !typed {
+            if present.type_name.is_some() || type_name.is_none() {
+                let same = type_name.is_none() || present.type_name == type_name;
+                assert!(
+                    same,
+                    "{} are watched as {:?} already, not as {type_name:?}",
+                    kind.resource(),
+                    present.type_name
+                );
                 return;
             }
             // Metadata alone no longer do: begin anew with whole objects.
@@ -108,19 +135,28 @@ impl Informer {
         }
         let stop = self.stop.child_token();
         self.change(&kind, |view| {
-            view.open(&kind);
+            match every {
+                Some(_) => view.open_polled(&kind),
+                None => view.open(&kind),
+            }
             Vec::new()
         });
-        followers.insert(kind.clone(), Follower { stop: stop.clone(), typed });
+        followers.insert(kind.clone(), Follower { stop: stop.clone(), type_name });
         let informer = Arc::downgrade(self);
         tokio::spawn(async move {
             let on_event = |event| match informer.upgrade() {
                 Some(informer) => informer.on_event(&kind, event, &stop),
                 None => ControlFlow::Break(()),
             };
+            let follow = async {
+                match every {
+                    Some(every) => reflector.poll(every, on_event).await,
+                    None => reflector.run(on_event).await,
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = reflector.run(on_event) => {}
+                () = follow => {}
             }
         });
     }
@@ -195,7 +231,7 @@ impl Informer {
     pub async fn synced(&self) {
         self.until(|view| {
             let discovered = *self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
-            discovered != Some(false) && view.kinds().all(|kind| view.synced(kind))
+            discovered != Some(false) && view.all_synced()
         })
         .await;
     }
@@ -228,7 +264,7 @@ impl Informer {
             let unknown = |kind: &Kind| found.failed.contains_key(&*kind.group);
             let gone: Vec<Kind> = followers
                 .iter()
-                .filter(|(kind, f)| !f.typed && !found.kinds.contains(kind) && !unknown(kind))
+                .filter(|(kind, f)| f.type_name.is_none() && !found.kinds.contains(kind) && !unknown(kind))
                 .map(|(kind, _)| kind.clone())
                 .collect();
             for kind in &gone {

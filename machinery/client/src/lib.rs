@@ -31,9 +31,7 @@ pub mod view;
 pub use connect::{ClientError, from_config, from_kubeconfig, in_process};
 pub use driver::{Context, Controller, Input};
 pub use informer::Informer;
-pub use object::{
-    Kind, MetadataOnly, Object, Scope, Typed, Watched, controller_of, key_of, read, value_of, version_of,
-};
+pub use object::{Kind, MetadataOnly, Object, Scope, Typed, controller_of, key_of, read, typed, value_of, version_of};
 pub use plan::{Action, Failure, Note, Notes, Plan, Propagation, controlled_by, reference_to};
 pub use pod::Pod;
 pub use reflector::{Reflector, ReflectorEvent};

@@ -11,7 +11,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::pod::Pod;
 use machinery_api::ObjectKey;
 
 /// A kind of objects that the apiserver serves: enough to build any request about them.
@@ -93,7 +92,8 @@ impl Scope for NamespaceResourceScope {
     const NAMESPACED: bool = true;
 }
 
-/// The types that can be written: those of k8s-openapi, and others of their make.
+/// The types that can be watched and written: those of k8s-openapi, and others of their make, such as [`crate::Pod`], which
+/// leaves out what no component reads. One process watches a kind as one type.
 pub trait Typed:
     Resource<Scope: Scope>
     + Metadata<Ty = ObjectMeta>
@@ -121,37 +121,6 @@ impl<K> Typed for K where
         + 'static
 {
 }
-
-/// The types that views hold. A kind has one of them, so that what is asked of a view is what it holds.
-pub trait Watched: Typed {}
-
-macro_rules! watched {
-    ($($ty:ty),* $(,)?) => {
-        $(impl Watched for $ty {})*
-
-        /// The kinds whose objects views hold whole, and how they are read.
-        #[must_use]
-        pub fn watched() -> Vec<(Kind, Decode)> {
-            vec![$((Kind::of::<$ty>(), (|_, text| decode::<$ty>(text)) as Decode)),*]
-        }
-    };
-}
-
-watched!(
-    Pod,
-    k8s_openapi::api::apps::v1::Deployment,
-    k8s_openapi::api::apps::v1::ReplicaSet,
-    k8s_openapi::api::batch::v1::Job,
-    k8s_openapi::api::coordination::v1::Lease,
-    k8s_openapi::api::core::v1::ConfigMap,
-    k8s_openapi::api::core::v1::Namespace,
-    k8s_openapi::api::core::v1::Node,
-    k8s_openapi::api::core::v1::Secret,
-    k8s_openapi::api::core::v1::Service,
-    k8s_openapi::api::core::v1::ServiceAccount,
-    k8s_openapi::api::discovery::v1::EndpointSlice,
-    k8s_openapi::api::rbac::v1::ClusterRole,
-);
 
 /// How an object is read from its text.
 pub type Decode = fn(&Kind, &str) -> Result<Arc<dyn Object>, serde_json::Error>;
@@ -200,6 +169,12 @@ pub fn value_of<T: Serialize>(of: &T) -> Value {
     serde_json::to_value(of).expect("the API's types have string keys and serialize without fail")
 }
 
+/// An object in its type; none where it is of another.
+#[must_use]
+pub fn typed<K: Typed>(object: &dyn Object) -> Option<&K> {
+    (object as &dyn Any).downcast_ref()
+}
+
 /// What an object is called.
 #[must_use]
 pub fn key_of(metadata: &ObjectMeta) -> ObjectKey {
@@ -222,7 +197,7 @@ pub fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
 ///
 /// # Errors
 /// When the text isn't an object of that type.
-pub fn decode<K: Watched>(text: &str) -> Result<Arc<dyn Object>, serde_json::Error> {
+pub fn decode<K: Typed>(text: &str) -> Result<Arc<dyn Object>, serde_json::Error> {
     let mut object: K = match serde_json::from_str(text) {
         Ok(object) => object,
         Err(_) => read(serde_json::from_str(text)?)?,

@@ -14,7 +14,7 @@ use kube::Client;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::object::{Decode, Kind, Object, Watched, decode, decode_metadata, key_of, version_of};
+use crate::object::{Decode, Kind, Object, Typed, decode, decode_metadata, key_of, version_of};
 use crate::request::{BackOff, query_string, status_code};
 use machinery_env::Env;
 
@@ -142,7 +142,7 @@ impl std::fmt::Debug for ClientHandle {
 impl Reflector {
     /// Follows all objects of a type.
     #[must_use]
-    pub fn of<K: Watched>(client: Client, env: Env) -> Self {
+    pub fn of<K: Typed>(client: Client, env: Env) -> Self {
         Self::with(client, env, Kind::of::<K>(), true, |_, text| decode::<K>(text))
     }
 
@@ -211,6 +211,26 @@ impl Reflector {
                 }
             }
             tokio::time::sleep(back_off.next(&self.env)).await;
+        }
+    }
+
+    /// Lists at an interval, where there is nothing to watch (metrics), until `on_event` breaks off. A try that fails is
+    /// followed by the next one, after a wait that grows: what was seen stays as it is, and grows old.
+    pub async fn poll(&self, every: Duration, mut on_event: impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send) {
+        let mut back_off = BackOff::new(every, BACK_OFF_MAX.max(every));
+        loop {
+            let wait = match self.list(&mut ReflectorState::Start, &mut on_event).await {
+                Err(ReflectorError::Unread) => return,
+                Ok(_) => {
+                    back_off.reset();
+                    every
+                }
+                Err(error) => {
+                    tracing::debug!(kind = %self.kind.resource(), ?error, "a poll failed, trying again");
+                    back_off.next(&self.env)
+                }
+            };
+            tokio::time::sleep(wait).await;
         }
     }
 

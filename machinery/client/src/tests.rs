@@ -282,3 +282,69 @@ async fn a_key_rests_until_the_view_shows_what_was_written() {
     within(running).await.unwrap();
     assert_eq!(PASSES.load(Ordering::SeqCst), 1);
 }
+
+static POLLER: Controller<()> = Controller {
+    name: "poller",
+    account: "poller",
+    workers: 1,
+    inputs: &[
+        Input::of::<ConfigMap>(own_key),
+        Input::polled::<Secret>(Duration::from_secs(15), |_, change| vec![(*change.key).clone()]),
+    ],
+    reconcile: |view, key, context| {
+        let known = view.get::<Secret>(key).is_some();
+        let age = view.replaced_at(&Kind::of::<Secret>()).map(|at| context.elapsed.saturating_sub(at));
+        POLLED.lock().unwrap().push((key.name.clone(), known, age));
+        Plan::nothing()
+    },
+};
+static POLLED: Mutex<Vec<(String, bool, Option<Duration>)>> = Mutex::new(Vec::new());
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_watched_is_asked_for_at_an_interval() {
+    let script = Script::default();
+    let maps = script.streams("configmaps?watch=true");
+    let secret = |version: u64| {
+        let metadata = json!({"name": "m", "namespace": "a", "uid": "u", "resourceVersion": version.to_string()});
+        json!({"kind": "Secret", "apiVersion": "v1", "metadata": metadata})
+    };
+    let list = |version: u64| json!({"metadata": {"resourceVersion": "0"}, "items": [secret(version)]});
+    script.says("GET *secrets?limit", 404, &json!({"kind": "Status", "code": 404, "message": "not served"}));
+    script.says("GET *secrets?limit", 200, &list(1));
+    script.says("GET *secrets?limit", 200, &list(2));
+    let client = script.client();
+    let stop = CancellationToken::new();
+    let (env, _) = TokioClock::env(3);
+    let informer = Informer::new(client.clone(), env.clone(), &stop);
+    let parts = driver::Parts {
+        clients: Arc::new(move |_| client.clone()),
+        informer: informer.clone(),
+        env: env.clone(),
+        metrics: Metrics::default(),
+        settings: Arc::new(()),
+    };
+    let running = tokio::spawn(driver::run([&POLLER], parts, stop.clone()));
+    maps.send(event("ADDED", &object("x", 3))).unwrap();
+    maps.send(bookmark(7, true)).unwrap();
+    let seen = async |name: &str, times: usize| {
+        while POLLED.lock().unwrap().iter().filter(|(n, ..)| n == name).count() < times {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    seen("x", 1).await;
+    assert_eq!(POLLED.lock().unwrap()[0], ("x".to_owned(), false, None), "controllers start without what is polled");
+    seen("m", 2).await;
+    assert!(env.elapsed() >= Duration::from_secs(30), "an interval between two polls");
+    assert!(POLLED.lock().unwrap().iter().filter(|(n, ..)| n == "m").all(|(_, known, age)| *known && age.is_some()));
+    stop.cancel();
+    running.await.unwrap();
+}
+
+#[tokio::test]
+#[should_panic(expected = "pods are watched as")]
+async fn a_kind_is_watched_as_one_type() {
+    let stop = CancellationToken::new();
+    let informer = Informer::new(Script::default().client(), Env::real(), &stop);
+    informer.watch::<crate::Pod>();
+    informer.watch::<k8s_openapi::api::core::v1::Pod>();
+}

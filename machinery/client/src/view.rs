@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::object::{Kind, Object, Watched, controller_of, key_of, version_of};
+use crate::object::{Kind, Object, Typed, controller_of, key_of, typed, version_of};
 use crate::pod::Pod;
 use machinery_api::ObjectKey;
 
@@ -31,14 +31,14 @@ pub struct Change {
 impl Change {
     /// What the object was, typed.
     #[must_use]
-    pub fn before<K: Watched>(&self) -> Option<&K> {
-        self.old.as_deref().and_then(downcast)
+    pub fn before<K: Typed>(&self) -> Option<&K> {
+        self.old.as_deref().and_then(typed)
     }
 
     /// What the object is, typed.
     #[must_use]
-    pub fn after<K: Watched>(&self) -> Option<&K> {
-        self.new.as_deref().and_then(downcast)
+    pub fn after<K: Typed>(&self) -> Option<&K> {
+        self.new.as_deref().and_then(typed)
     }
 
     /// The metadata of every state that the change knows: what the object was, and what it is.
@@ -48,7 +48,7 @@ impl Change {
 
     /// The newest state that is known.
     #[must_use]
-    pub fn latest<K: Watched>(&self) -> Option<&K> {
+    pub fn latest<K: Typed>(&self) -> Option<&K> {
         self.after().or_else(|| self.before())
     }
 }
@@ -76,6 +76,10 @@ struct Table {
     /// The server's version up to which this table is known to be complete.
     seen: u64,
     synced: bool,
+    /// Asked for at an interval: nobody waits for its first state, which a server may not have at all.
+    polled: bool,
+    /// When the complete state was taken in last.
+    replaced_at: Option<Duration>,
 }
 
 /// The cluster as far as it is watched.
@@ -88,61 +92,53 @@ pub struct View {
     pub undiscovered: BTreeMap<String, String>,
 }
 
-fn downcast<K: 'static>(object: &dyn Object) -> Option<&K> {
-    (object as &dyn Any).downcast_ref()
-}
-
 impl View {
     // --- reading, typed --------------------------------------------------------------------------------------------
 
     /// One object.
     #[must_use]
-    pub fn get<K: Watched>(&self, key: &ObjectKey) -> Option<&K> {
-        self.tables.get(&Kind::of::<K>())?.objects.get(key).and_then(|e| downcast(&*e.object))
+    pub fn get<K: Typed>(&self, key: &ObjectKey) -> Option<&K> {
+        self.tables.get(&Kind::of::<K>())?.objects.get(key).and_then(|e| typed(&*e.object))
     }
 
     /// One object, shared.
     #[must_use]
-    pub fn get_arc<K: Watched>(&self, key: &ObjectKey) -> Option<Arc<K>> {
+    pub fn get_arc<K: Typed>(&self, key: &ObjectKey) -> Option<Arc<K>> {
         let object: Arc<dyn Any + Send + Sync> = self.tables.get(&Kind::of::<K>())?.objects.get(key)?.object.clone();
         object.downcast().ok()
     }
 
     /// All objects of a kind, in order of namespace and name.
-    pub fn all<K: Watched>(&self) -> impl Iterator<Item = &K> {
-        self.tables
-            .get(&Kind::of::<K>())
-            .into_iter()
-            .flat_map(|t| t.objects.values())
-            .filter_map(|e| downcast(&*e.object))
+    pub fn all<K: Typed>(&self) -> impl Iterator<Item = &K> {
+        self.tables.get(&Kind::of::<K>()).into_iter().flat_map(|t| t.objects.values()).filter_map(|e| typed(&*e.object))
     }
 
     /// A namespace's objects of a kind, in order of name.
-    pub fn list<'a, K: Watched>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
+    pub fn list<'a, K: Typed>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
         self.tables
             .get(&Kind::of::<K>())
             .into_iter()
             .flat_map(move |t| within(&t.objects, namespace))
-            .filter_map(|(_, e)| downcast(&*e.object))
+            .filter_map(|(_, e)| typed(&*e.object))
     }
 
     /// The objects that name `uid` among their owners, in order.
-    pub fn owned<K: Watched>(&self, uid: &str) -> impl Iterator<Item = &K> {
+    pub fn owned<K: Typed>(&self, uid: &str) -> impl Iterator<Item = &K> {
         let table = self.tables.get(&Kind::of::<K>());
         let keys = table.and_then(|t| t.by_owner.get(uid));
         keys.into_iter()
             .flatten()
             .filter_map(move |k| table.and_then(|t| t.objects.get(k)))
-            .filter_map(|e| downcast(&*e.object))
+            .filter_map(|e| typed(&*e.object))
     }
 
     /// The objects that `uid` controls, in order.
-    pub fn controlled<'a, K: Watched>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a K> {
+    pub fn controlled<'a, K: Typed>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a K> {
         self.owned::<K>(uid).filter(move |o| controller_of(Object::metadata(*o)).is_some_and(|c| c.uid == uid))
     }
 
     /// A namespace's objects that nobody controls, in order.
-    pub fn uncontrolled<'a, K: Watched>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
+    pub fn uncontrolled<'a, K: Typed>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
         self.tables
             .get(&Kind::of::<K>())
             .into_iter()
@@ -151,7 +147,7 @@ impl View {
                 let keys = t.uncontrolled.range::<ObjectKey, _>(from..).take_while(move |k| k.namespace == namespace);
                 keys.filter_map(|k| t.objects.get(k))
             })
-            .filter_map(|e| downcast(&*e.object))
+            .filter_map(|e| typed(&*e.object))
     }
 
     /// The pods that are bound to a node, in order of namespace and name.
@@ -161,7 +157,7 @@ impl View {
         keys.into_iter()
             .flatten()
             .filter_map(move |k| table.and_then(|t| t.objects.get(k)))
-            .filter_map(|e| downcast(&*e.object))
+            .filter_map(|e| typed(&*e.object))
     }
 
     // --- reading, any kind -----------------------------------------------------------------------------------------
@@ -260,6 +256,20 @@ impl View {
         self.tables.get(kind).is_some_and(|t| t.synced)
     }
 
+    /// Whether everything that is watched was listed completely; what is polled may be missing.
+    #[must_use]
+    pub fn all_synced(&self) -> bool {
+        self.tables.values().all(|t| t.synced || t.polled)
+    }
+
+    /// When a kind's complete state was received last, on the scale of [`Context::elapsed`]: how old a polled kind is.
+    ///
+    /// [`Context::elapsed`]: crate::Context::elapsed
+    #[must_use]
+    pub fn replaced_at(&self, kind: &Kind) -> Option<Duration> {
+        self.tables.get(kind)?.replaced_at
+    }
+
     /// The server's version up to which a kind is known; none where the kind isn't watched.
     #[must_use]
     pub fn seen(&self, kind: &Kind) -> Option<u64> {
@@ -276,6 +286,11 @@ impl View {
     /// Begins to hold a kind's objects.
     pub fn open(&mut self, kind: &Kind) {
         self.tables.entry(kind.clone()).or_default();
+    }
+
+    /// Begins to hold a kind that is asked for at an interval.
+    pub fn open_polled(&mut self, kind: &Kind) {
+        self.tables.entry(kind.clone()).or_default().polled = true;
     }
 
     /// Forgets a kind, with its objects.
@@ -336,6 +351,7 @@ impl View {
         self.progress(kind, version);
         if let Some(table) = self.tables.get_mut(kind) {
             table.synced = true;
+            table.replaced_at = Some(self.elapsed);
         }
         changes
     }
@@ -392,7 +408,7 @@ impl Table {
 
 /// The node that an object is bound to: pods only.
 fn node_of(object: &dyn Object) -> Option<&str> {
-    let pod = downcast::<Pod>(object)?;
+    let pod = typed::<Pod>(object)?;
     pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
 }
 

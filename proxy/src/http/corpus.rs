@@ -223,7 +223,7 @@ impl Bench {
         let plane = DataPlane::new(Env::real(), config, network.clone()).unwrap();
         let attached = pod.map(|pod| network.attach(net::Listen::tcp(address.ip(), address.port()), pod).unwrap());
         let stop = CancellationToken::new();
-        let mut listeners = crate::listen::Listeners::new(plane.inner.clone(), stop.clone());
+        let mut listeners = crate::listen::Listeners::new(plane.state.clone(), stop.clone());
         let listener = loop {
             let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let set = [(Listen::Node(port), route(address, AppProtocol::Http))].into();
@@ -401,16 +401,17 @@ async fn call(bench: &Bench, request: Request<Body>) -> Response<Body> {
 }
 
 fn known_to_guests(bench: &Bench, app_protocol: &str) {
-    let address = bench.plane.inner.config.api_server.unwrap();
+    let address = bench.plane.state.config.api_server.unwrap();
     let key = ObjectKey::new("default", "kubernetes");
     let service = serde_json::json!({"metadata": {"name": "kubernetes", "namespace": "default"},
         "spec": {"clusterIP": "127.64.0.1", "ports": [{"port": 80, "appProtocol": app_protocol}]}});
     let slice = serde_json::json!({"metadata": {"name": "kubernetes", "namespace": "default",
         "labels": {"kubernetes.io/service-name": "kubernetes"}}, "addressType": "IPv4",
         "ports": [{"name": "", "port": address.port()}], "endpoints": [{"addresses": [address.ip()]}]});
-    let mut table = bench.plane.inner.table.write().unwrap();
-    table.service(&key, Some(serde_json::from_value(service).unwrap()));
-    table.slice(&key, Some(serde_json::from_value(slice).unwrap()));
+    let mut table = crate::table::Table::default();
+    let routes = &bench.plane.state.routes;
+    routes.install(&table.service(&key, Some(serde_json::from_value(service).unwrap())));
+    table.slice(&key, Some(serde_json::from_value(slice).unwrap())).iter().for_each(|change| routes.install(change));
 }
 
 fn body(text: &'static str) -> Body {
@@ -436,10 +437,10 @@ async fn a_connection_to_an_endpoint_is_kept_for_the_next_request() {
         let response = call(&bench, Request::get("http://kubernetes/").body(body("")).unwrap()).await;
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
         // It is back once the answer's end has been seen by the connection's own task.
-        while bench.plane.inner.outside.kept() == 0 {
+        while bench.plane.state.outside.kept() == 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(bench.plane.inner.outside.kept(), 1);
+        assert_eq!(bench.plane.state.outside.kept(), 1);
     }
 }
 

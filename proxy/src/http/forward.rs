@@ -11,7 +11,7 @@ use machinery_serve::net::{Body, Caller, DialError, Origin, Peer, Protocol, Refu
 use super::counted::counted;
 use crate::balance;
 use crate::outside::Unsent;
-use crate::plane::Inner;
+use crate::state::ProxyState;
 use crate::table::{Endpoint, PortRoute};
 
 /// Endpoints that a request is offered to after one could not be connected: each may take seconds.
@@ -73,7 +73,7 @@ enum Why {
 /// # Errors
 /// No endpoint, or the connection to it failed.
 pub(crate) async fn send(
-    inner: &Inner,
+    state: &ProxyState,
     route: &Arc<PortRoute>,
     exchange: &Exchange<'_>,
     mut request: Request<Body>,
@@ -85,13 +85,13 @@ pub(crate) async fn send(
             let at = endpoint.address();
             let local = !route.local_only || exchange.node().is_none() || endpoint.node.as_deref() == exchange.node();
             let reachable =
-                inner.network.find(at.ip(), Protocol::Tcp, at.port()).is_some() || inner.may_dial(route, at);
+                state.network.find(at.ip(), Protocol::Tcp, at.port()).is_some() || state.may_dial(route, at);
             local && reachable && !passed.contains(&at)
         };
-        let Some(endpoint) = choose(inner, route, exchange.client(), usable) else { break };
+        let Some(endpoint) = choose(state, route, exchange.client(), usable) else { break };
         let open = endpoint.pending.open();
         let at = endpoint.address();
-        match offer(inner, route, at, exchange, request).await {
+        match offer(state, route, at, exchange, request).await {
             Offer::Answered(response) => return Ok(response.map(|body| counted(body, open))),
             Offer::Failed(error) => return Err(error),
             Offer::Passed(back, why) => {
@@ -112,37 +112,42 @@ pub(crate) async fn send(
     if let Some(error) = unreachable.pop() {
         return Err(error);
     }
-    inner.metrics.no_endpoint.inc();
+    state.metrics.no_endpoint.inc();
     let name = route.via.as_ref().map(|via| format!("service {} port {}", via.service, via.port));
     Err(DialError::NoEndpoint(name.unwrap_or_else(|| exchange.name.to_owned())))
 }
 
 async fn offer(
-    inner: &Inner,
+    state: &ProxyState,
     route: &PortRoute,
     at: SocketAddr,
     exchange: &Exchange<'_>,
     request: Request<Body>,
 ) -> Offer {
-    if let Some(serve) = inner.network.find(at.ip(), Protocol::Tcp, at.port()) {
+    if let Some(serve) = state.network.find(at.ip(), Protocol::Tcp, at.port()) {
         let origin = Origin { peer: exchange.from.clone(), local: at, via: route.via.clone() };
         return match hand_over(&serve, &origin, request).await {
             Ok(response) => Offer::Answered(response),
             Err(Refused::Gone(request)) => Offer::Passed(*request, Why::Gone),
             Err(Refused::Busy(request)) => Offer::Passed(*request, Why::Busy),
             Err(Refused::Denied(policy)) => Offer::Failed(DialError::Denied(format!("{at} (policy {policy})"))),
-            Err(Refused::Closed) => Offer::Failed(crate::plane::refused(at)),
+            Err(Refused::Closed) => Offer::Failed(refused(at)),
         };
     }
-    if !inner.may_dial(route, at) {
+    if !state.may_dial(route, at) {
         return Offer::Passed(request, Why::Gone);
     }
-    inner.metrics.socket_hops.inc();
-    match inner.outside.to_endpoint(exchange.pod(), (exchange.name, exchange.https), at, route.speaks, request).await {
+    state.metrics.socket_hops.inc();
+    match state.outside.to_endpoint(exchange.pod(), (exchange.name, exchange.https), at, route.speaks, request).await {
         Ok(response) => Offer::Answered(response),
         Err(Unsent::Back(request, error)) => Offer::Passed(*request, Why::Unreachable(error)),
         Err(Unsent::Lost(error)) => Offer::Failed(error),
     }
+}
+
+/// Nobody takes connections there.
+pub(crate) fn refused(address: impl ToString) -> DialError {
+    DialError::Connection { address: address.to_string(), source: "connection refused".into() }
 }
 
 /// Hands a request to a pod. What a pod cannot do is said, not left to break: a guest never gets a connection of its own.
@@ -164,14 +169,14 @@ pub(crate) async fn hand_over(
 
 /// The endpoint for one request or connection.
 pub(crate) fn choose(
-    inner: &Inner,
+    state: &ProxyState,
     route: &PortRoute,
     client: Option<IpAddr>,
     usable: impl Fn(&Endpoint) -> bool,
 ) -> Option<Arc<Endpoint>> {
-    let any = || balance::pick(route.usable(), &usable, |bound| inner.env.below(bound)).cloned();
+    let any = || balance::pick(route.usable(), &usable, |bound| state.env.below(bound)).cloned();
     let (Some(sticky), Some(client)) = (&route.sticky, client) else { return any() };
-    let now = inner.env.elapsed();
+    let now = state.env.elapsed();
     let mut clients = sticky.clients.lock().unwrap_or_else(PoisonError::into_inner);
     let endpoint = match clients.find(route, client, now, sticky.timeout).filter(|endpoint| usable(endpoint)) {
         Some(endpoint) => endpoint.clone(),

@@ -10,12 +10,12 @@ use tokio::net::TcpStream;
 
 use super::forward::{self, Exchange};
 use crate::listen::Tenure;
-use crate::plane::Inner;
+use crate::state::ProxyState;
 use crate::table::PortRoute;
 
 /// Serves `stream` until its end, or gracefully until its open requests' end once its tenure is over.
 pub(crate) async fn serve(
-    inner: Arc<Inner>,
+    state: Arc<ProxyState>,
     route: Arc<ArcSwap<PortRoute>>,
     stream: TcpStream,
     peer: SocketAddr,
@@ -25,15 +25,15 @@ pub(crate) async fn serve(
     let local = stream.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
     let stop = tenure.stop.clone();
     let answer = move |mut request: Request<Body>| {
-        let (inner, route, tenure) = (inner.clone(), route.load_full(), tenure.clone());
+        let (state, route, tenure) = (state.clone(), route.load_full(), tenure.clone());
         async move {
-            inner.metrics.requests_parsed.inc();
-            inner.metrics.socket_hops.inc();
+            state.metrics.requests_parsed.inc();
+            state.metrics.socket_hops.inc();
             request.extensions_mut().insert(tenure);
             let name = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
             let name = name.unwrap_or_default().to_owned();
             let exchange = Exchange { from: Peer::Host(peer), name: &name, https: false };
-            forward::send(&inner, &route, &exchange, request).await.unwrap_or_else(|error| refusal(&error))
+            forward::send(&state, &route, &exchange, request).await.unwrap_or_else(|error| refusal(&error))
         }
     };
     if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop.cancelled(), answer).await {

@@ -10,8 +10,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::driver::Context;
-use crate::object::{Decode, Kind, decode_metadata, key_of, watched};
+use crate::driver::{Context, Controller, Input};
+use crate::object::{Decode, Kind, decode_metadata, key_of};
 use crate::plan::{Action, Plan, Propagation};
 use crate::view::View;
 use machinery_api::ObjectKey;
@@ -25,17 +25,27 @@ pub struct Simulation {
     pub now: Timestamp,
     start: Timestamp,
     version: u64,
+    held: Vec<(Kind, Decode)>,
+}
+
+/// What the view of these controllers holds whole.
+#[must_use]
+pub fn held_by<S>(controllers: &[Controller<S>]) -> Vec<(Kind, Decode)> {
+    let mut held: Vec<(Kind, Decode)> = controllers.iter().flat_map(|row| row.inputs).filter_map(Input::held).collect();
+    held.sort_by(|a, b| a.0.cmp(&b.0));
+    held.dedup_by(|a, b| a.0 == b.0);
+    held
 }
 
 impl Simulation {
-    /// An empty cluster in which the kinds of this module are watched.
+    /// An empty cluster in which these kinds are watched whole: see [`held_by`].
     #[must_use]
-    pub fn new(now: Timestamp) -> Self {
+    pub fn new(held: Vec<(Kind, Decode)>, now: Timestamp) -> Self {
         let mut view = View::default();
-        watched().iter().for_each(|(kind, _)| {
+        held.iter().for_each(|(kind, _)| {
             view.replace(kind, Vec::new(), 0);
         });
-        Self { view, now, start: now, version: 0 }
+        Self { view, now, start: now, version: 0, held }
     }
 
     /// Monotonic time since the simulation's start.
@@ -51,10 +61,10 @@ impl Simulation {
 
     /// A cluster that holds these objects (in their wire form; uid and version are given where absent).
     #[must_use]
-    pub fn of(now: Timestamp, objects: impl IntoIterator<Item = Value>) -> Self {
-        let mut simulation = Self::new(now);
+    pub fn of(held: Vec<(Kind, Decode)>, now: Timestamp, objects: impl IntoIterator<Item = Value>) -> Self {
+        let mut simulation = Self::new(held, now);
         for object in objects {
-            let kind = kind_of(&object);
+            let kind = simulation.kind_of(&object);
             simulation.create(&kind, object);
         }
         simulation
@@ -128,6 +138,27 @@ impl Simulation {
         Vec::new()
     }
 
+    /// The kind that an object says it is of.
+    ///
+    /// # Panics
+    /// When it says none.
+    #[must_use]
+    pub fn kind_of(&self, object: &Value) -> Kind {
+        let api_version = object["apiVersion"].as_str().expect("a simulated object has an apiVersion").to_owned();
+        let name = object["kind"].as_str().expect("a simulated object has a kind").to_owned();
+        let said = |kind: &&Kind| kind.api_version() == api_version && kind.kind == name;
+        self.held.iter().map(|(kind, _)| kind).find(said).cloned().unwrap_or_else(|| {
+            let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+            Kind {
+                group: group.to_owned().into(),
+                version: version.to_owned().into(),
+                plural: format!("{}s", name.to_lowercase()).into(),
+                kind: name.into(),
+                namespaced: object["metadata"]["namespace"].is_string(),
+            }
+        })
+    }
+
     /// Adds an object, as a create would.
     pub fn create(&mut self, kind: &Kind, mut object: Value) -> ObjectKey {
         self.version += 1;
@@ -178,7 +209,8 @@ impl Simulation {
             return;
         }
         let text = object.to_string();
-        let read = watched().into_iter().find(|(k, _)| k == kind).map_or(decode_metadata as Decode, |(_, read)| read);
+        let held = self.held.iter().find(|(held, _)| held == kind);
+        let read = held.map_or(decode_metadata as Decode, |(_, read)| *read);
         match read(kind, &text) {
             Ok(object) => {
                 self.view.set_elapsed(self.elapsed());
@@ -207,27 +239,6 @@ impl Simulation {
         }
         self.write(kind, object);
     }
-}
-
-/// The kind that an object says it is of.
-///
-/// # Panics
-/// When it says none.
-#[must_use]
-pub fn kind_of(object: &Value) -> Kind {
-    let api_version = object["apiVersion"].as_str().expect("a simulated object has an apiVersion").to_owned();
-    let name = object["kind"].as_str().expect("a simulated object has a kind").to_owned();
-    let found = watched().into_iter().map(|(kind, _)| kind).find(|k| k.api_version() == api_version && k.kind == name);
-    found.unwrap_or_else(|| {
-        let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
-        Kind {
-            group: group.to_owned().into(),
-            version: version.to_owned().into(),
-            plural: format!("{}s", name.to_lowercase()).into(),
-            kind: name.into(),
-            namespaced: object["metadata"]["namespace"].is_string(),
-        }
-    })
 }
 
 fn key_in(object: &Value) -> ObjectKey {

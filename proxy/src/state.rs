@@ -1,0 +1,93 @@
+//! What the data plane knows while it runs: its configuration, the routes, the counters, and the ways to pods and to the
+//! outside. Whatever acts on requests and connections holds it; it holds none of them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use machinery_env::Env;
+use machinery_serve::descriptors::{Class, Descriptors};
+use machinery_serve::net::PodNetwork;
+use tokio::sync::Semaphore;
+
+use crate::metrics::Metrics;
+use crate::outside::{BadCertificate, Outside, is_special};
+use crate::snapshot::RouteSnapshot;
+use crate::table::{AppProtocol, PortRoute};
+
+/// Connections of host processes that are open at once, over all listeners: far over what one machine's tests and
+/// developers open, and a bound on what they cost (some 200 KiB each at worst: a buffer in each direction and a task).
+const CONNECTIONS_MAX: usize = 8_192;
+
+/// What a data plane is told at its start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where NodePorts listen.
+    pub bind: IpAddr,
+    /// Whether the host's own addresses can carry ClusterIPs (contract.md §3: blocks of 127.0.0.0/8 on Linux).
+    pub cluster_ip_listeners: bool,
+    /// The cluster's own blocks: Services' and pods'.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// The cluster's CA as PEM: what guests' HTTPS calls to cluster names are verified with.
+    pub cluster_ca_pem: Option<String>,
+    /// The API server of this process: the one address of the host's loopback that is ever dialled, and only for Service
+    /// `default/kubernetes`.
+    pub api_server: Option<SocketAddr>,
+    /// This node's name, for events.
+    pub node: String,
+}
+
+#[derive(Debug)]
+pub(crate) struct ProxyState {
+    pub(crate) env: Env,
+    pub(crate) config: Config,
+    pub(crate) network: PodNetwork,
+    pub(crate) routes: RouteSnapshot,
+    pub(crate) metrics: Metrics,
+    pub(crate) outside: Outside,
+    pub(crate) connections: Arc<Semaphore>,
+}
+
+impl ProxyState {
+    /// With no routes yet.
+    pub(crate) fn new(env: Env, config: Config, network: PodNetwork) -> Result<Self, BadCertificate> {
+        let outside = Outside::new(&env, config.cluster_ca_pem.as_deref(), config.cluster_cidrs.clone())?;
+        let connections = CONNECTIONS_MAX.min(Descriptors::process().max(Class::Clients));
+        Ok(Self {
+            env,
+            config,
+            network,
+            routes: RouteSnapshot::default(),
+            metrics: Metrics::default(),
+            outside,
+            connections: Arc::new(Semaphore::new(connections)),
+        })
+    }
+
+    /// Whether an address belongs to the cluster: never dialled as one of the host's or of the outside.
+    pub(crate) fn is_cluster(&self, ip: IpAddr) -> bool {
+        self.config.cluster_cidrs.iter().any(|cidr| cidr.contains(&ip))
+    }
+
+    /// Whether requests, not connections, are balanced (contract.md §4).
+    pub(crate) fn is_http(&self, route: &PortRoute) -> bool {
+        let endpoints = route.usable();
+        route.speaks != AppProtocol::Unknown
+            || endpoints.is_empty()
+            || endpoints.iter().any(|endpoint| self.is_cluster(endpoint.ip))
+    }
+
+    /// Whether the data plane may open a socket to an endpoint. An address of the cluster is reached through its pod or
+    /// not at all. Of the host's loopback, Service `default/kubernetes` reaches the API server itself, whatever else its
+    /// EndpointSlice names.
+    pub(crate) fn may_dial(&self, route: &PortRoute, at: SocketAddr) -> bool {
+        if self.is_cluster(at.ip()) {
+            return false;
+        }
+        let kubernetes = || {
+            let via = route.via.as_ref();
+            via.is_some_and(|via| via.service.namespace == "default" && via.service.name == "kubernetes")
+        };
+        !is_special(at.ip()) || (self.config.api_server == Some(at) && kubernetes())
+    }
+}
