@@ -34,7 +34,7 @@ pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let progress = Progress::new();
     progress.doing(&format!("pushing {} ({} bytes)", flags.file.display(), module.len()));
-    let pushed = runtime.block_on(push(module, &flags.reference, &access));
+    let pushed = runtime.block_on(push(module, wasm_runtime::engine::inspect, &flags.reference, &access));
     progress.done();
     let pushed = pushed?;
     println!("{} {} ({} bytes)", pushed.name, pushed.digest, pushed.size_bytes);

@@ -247,7 +247,7 @@ impl Cluster {
     /// # Errors
     /// As the registry says.
     pub(crate) async fn push(&self, module: &[u8], reference: &str) -> anyhow::Result<()> {
-        kubelet::image::push(module.to_vec(), reference, &self.registry).await?;
+        kubelet::image::push(module.to_vec(), wasm_runtime::engine::inspect, reference, &self.registry).await?;
         Ok(())
     }
 

@@ -84,13 +84,14 @@ fn collect_policy(up: &Up) -> CollectPolicy {
 pub(super) async fn start(components: &Components<'_>, shared: &Shared<'_>) -> anyhow::Result<()> {
     let up = components.up;
     let images = Images::open(
-        shared.engine.clone(),
+        Arc::new(shared.engine.clone()),
+        components.env.clone(),
         shared.blobs.clone(),
         Some(shared.registry.clone()),
         up.allow_file_images.clone(),
     )?;
     let parts = NodeParts {
-        engine: shared.engine.clone(),
+        runtime: Arc::new(shared.engine.clone()),
         images: Arc::new(images),
         network: shared.pods.clone(),
         dial: shared.dial.clone(),

@@ -1,5 +1,5 @@
 //! The container runtime: WebAssembly modules compiled, bounded and run. The only crate that names wasmtime, and the
-//! only one of the node with `unsafe` code.
+//! only one of the node with `unsafe` code. A kubelet knows it by `runtime-api`, which it implements.
 //!
 //! - [`engine`]: compiling, limits, running commands, serving HTTP.
 //! - [`host`]: the one table of host interfaces that guests may import.
@@ -7,5 +7,4 @@
 //! Absent on purpose: Kubernetes (a pod, a probe or an image's name), and sockets of a guest's own.
 
 pub mod engine;
-pub mod flights;
 pub mod host;

@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::layers;
 use super::manifest::{ACCEPTED, Descriptor, ImageConfig, Plan, Refusal, image_config, plan};
+use machinery_env::Env;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BLOB_BYTES_MAX, BlobError, BlobStore, Pins, digest, write_durably};
 use oci_registry::reference::{BUILT_IN_REGISTRY, ImageName, Reference, ReferenceError, invalid_image_name, is_sha256};
-use wasm_runtime::engine::{Engine, LoadError, Loaded, MODULE_BYTES_MAX, Metering};
-use wasm_runtime::flights::Flights;
+use runtime_api::flights::Flights;
+use runtime_api::{LoadError, MODULE_BYTES_MAX, Metering, Module, Runtime};
 
 /// A manifest or config.
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
@@ -172,7 +173,8 @@ pub(super) struct AllKnown {
 
 /// The images of a node.
 pub struct Images {
-    pub(super) engine: Engine,
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) env: Env,
     pub(super) blobs: Arc<BlobStore>,
     registry: Option<RegistryAccess>,
     client: Option<oci_client::Client>,
@@ -192,14 +194,15 @@ impl std::fmt::Debug for Images {
 impl Images {
     /// Opens the images in a blob store. `file_dirs` are the folders of `--allow-file-images`.
     pub fn open(
-        engine: Engine,
+        runtime: Arc<dyn Runtime>,
+        env: Env,
         blobs: Arc<BlobStore>,
         registry: Option<RegistryAccess>,
         file_dirs: Vec<PathBuf>,
     ) -> Result<Self, ImageError> {
         let io = |source: std::io::Error| ImageError::Blob { image: "images".into(), source: source.into() };
         let records = blobs.folder("images").map_err(io)?;
-        let (mut known, now) = (AllKnown::default(), engine.env().elapsed());
+        let (mut known, now) = (AllKnown::default(), env.elapsed());
         for entry in std::fs::read_dir(&records).map_err(io)? {
             let path = entry.map_err(io)?.path();
             let record = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Image>(&bytes).ok());
@@ -218,7 +221,7 @@ impl Images {
         let file_dirs = file_dirs.iter().filter_map(|dir| dir.canonicalize().ok()).collect();
         let permits = tokio::sync::Semaphore::new(PULLS_AT_ONCE);
         let (known, flights) = (Mutex::new(known), Flights::default());
-        Ok(Self { engine, blobs, registry, client, file_dirs, records, known, flights, permits })
+        Ok(Self { runtime, env, blobs, registry, client, file_dirs, records, known, flights, permits })
     }
 
     fn parse(image: &str) -> Result<ImageName, ImageError> {
@@ -233,7 +236,7 @@ impl Images {
             ImageName::File(_) => return Ok(None),
         };
         Ok(self.known().by_name.get_mut(&name).map(|known| {
-            known.used_at = self.engine.env().elapsed();
+            known.used_at = self.env.elapsed();
             known.image.clone()
         }))
     }
@@ -277,14 +280,14 @@ impl Images {
         drop(permit);
         let module = |source| ImageError::Module { image: key.clone(), source };
         let path = self.blobs.path(&pulled.module).map_err(|source| ImageError::Blob { image: key.clone(), source })?;
-        self.engine.compile(&pulled.module, &path, metering, namespace).await.map_err(module)?;
+        self.runtime.compile(&pulled.module, &path, metering, namespace).await.map_err(module)?;
         self.remember(pulled).map_err(|source| ImageError::Blob { image: key.clone(), source: source.into() })
     }
 
     /// Loads an image's module: shared with every container of it, from the cache of compiled modules.
-    pub async fn load(&self, image: &Image, metering: Metering, namespace: &str) -> Result<Arc<Loaded>, LoadError> {
+    pub async fn load(&self, image: &Image, metering: Metering, namespace: &str) -> Result<Arc<dyn Module>, LoadError> {
         let path = self.blobs.path(&image.module).map_err(|error| LoadError::NotWasm(error.to_string()))?;
-        self.engine.load(&image.module, &path, metering, namespace).await
+        self.runtime.load(&image.module, &path, metering, namespace).await
     }
 
     /// Every image on the node, for `status.images`. Copies: who looks at an image does not use it.
@@ -307,7 +310,7 @@ impl Images {
 
     /// Keeps a pulled image under its name. Who calls has the name's flight.
     fn remember(&self, image: Image) -> std::io::Result<Arc<Image>> {
-        let now = self.engine.env().elapsed();
+        let now = self.env.elapsed();
         if let Some(known) = self.known().by_name.get_mut(&image.name)
             && *known.image == image
         {

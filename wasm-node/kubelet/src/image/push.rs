@@ -9,7 +9,7 @@ use super::manifest::{OCI_MANIFEST, WASM_CONFIG, WASM_LAYER};
 use super::pull::RegistryAccess;
 use oci_registry::blobs::digest;
 use oci_registry::reference::{BUILT_IN_REGISTRY, Reference, ReferenceError};
-use wasm_runtime::engine::{Inspection, LoadError, MODULE_BYTES_MAX, inspect};
+use runtime_api::{Inspection, LoadError, MODULE_BYTES_MAX};
 
 /// The layout wants a date; one of the clock would make another digest of each push of the same bytes, and pinning useless.
 const CREATED: &str = "1970-01-01T00:00:00Z";
@@ -55,10 +55,16 @@ pub struct Pushed {
 }
 
 /// Pushes `module` as `image` (`registry.local/NAME:TAG`) to the registry of `access`. The same bytes make the same digest.
+/// `inspect` looks into the module as the runtime does, which is not the registry's business.
 ///
 /// # Errors
 /// A bad name, a file that is no module, or a registry that refuses or can't be reached.
-pub async fn push(module: Vec<u8>, image: &str, access: &RegistryAccess) -> Result<Pushed, PushError> {
+pub async fn push(
+    module: Vec<u8>,
+    inspect: fn(&[u8]) -> Result<Inspection, LoadError>,
+    image: &str,
+    access: &RegistryAccess,
+) -> Result<Pushed, PushError> {
     let reference = Reference::parse(image).map_err(|error| PushError::Reference { image: image.to_owned(), error })?;
     if reference.registry != BUILT_IN_REGISTRY && reference.registry != access.address {
         return Err(PushError::Target(format!(

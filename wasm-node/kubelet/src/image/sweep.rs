@@ -30,7 +30,7 @@ impl Images {
     /// Forgets unused images by `policy`, drops references of the registry to blobs that no manifest names, and removes
     /// what nothing refers to. One at a time; blocks on the disk.
     pub fn collect(&self, policy: &CollectPolicy, disk: Option<Disk>) -> Result<Collected, BlobError> {
-        let (now, elapsed) = (self.engine.env().now(), self.engine.env().elapsed());
+        let (now, elapsed) = (self.env.now(), self.env.elapsed());
         names::unlink_unreferenced(&self.blobs, now, UNREFERENCED_MAX)?;
         let registry = names::referenced(&self.blobs)?;
         let decision = decide(policy, &self.candidates(&registry, elapsed)?, disk, elapsed);
@@ -40,13 +40,13 @@ impl Images {
             all.extend(self.held().iter().flat_map(|image| image.blobs.iter().cloned().chain([image.module.clone()])));
             Ok::<_, BlobError>(all)
         })?;
-        freed_bytes += self.engine.sweep(&|digest| self.uses(digest))?;
+        freed_bytes += self.runtime.sweep(&|digest| self.uses(digest))?;
         let (wanted_bytes, found_bytes) = (decision.wanted_bytes, decision.found_bytes);
         Ok(Collected { images, freed_bytes, wanted_bytes, found_bytes })
     }
 
     fn candidates(&self, registry: &BTreeSet<String>, now: Duration) -> std::io::Result<Vec<Candidate>> {
-        let compiled = self.engine.compiled()?;
+        let compiled = self.runtime.compiled()?;
         let mut known = self.known();
         let all = known.by_name.iter_mut().map(|(name, known)| {
             let in_use = Arc::strong_count(&known.image) > 1;

@@ -10,7 +10,8 @@ use tower::ServiceExt as _;
 use super::*;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobStore, digest};
-use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, Kind, Metering};
+use runtime_api::{Kind, Metering};
+use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, inspect};
 
 struct Bench {
     images: Images,
@@ -52,10 +53,10 @@ impl Bench {
             compile_process: None,
             compile_bounds: CompileBounds::default(),
         };
-        let engine = Engine::new(config, env).unwrap();
+        let engine = Engine::new(config, env.clone()).unwrap();
         let files = dir.path().join("files");
         std::fs::create_dir(&files).unwrap();
-        let images = Images::open(engine, blobs, Some(access.clone()), vec![files]).unwrap();
+        let images = Images::open(Arc::new(engine), env.clone(), blobs, Some(access.clone()), vec![files]).unwrap();
         Self { images, router, clock, access, dir, server }
     }
 
@@ -98,7 +99,7 @@ async fn what_is_pushed_can_be_pulled() {
     assert_eq!(never.reason(), "ErrImageNeverPull");
     assert_eq!(never.to_string(), format!("Container image {image:?} is not present with pull policy of Never"));
 
-    let pushed = push(module(), image, &bench.access).await.unwrap();
+    let pushed = push(module(), inspect, image, &bench.access).await.unwrap();
     assert!(!pushed.inspection.component);
     let pulled = bench.images.pull(image, Metering::Epochs, "default").await.unwrap();
     assert_eq!(pulled.image_id, format!("registry.local/team/app@{}", pushed.digest));
@@ -113,7 +114,7 @@ async fn what_is_pushed_can_be_pulled() {
     assert!(bench.error(&other).await.1.contains("not found"));
     // A tag that moves is seen by a pull, not before.
     let moved = wat::parse_str("(module (func (export \"_start\") (nop)))").unwrap();
-    push(moved.clone(), image, &bench.access).await.unwrap();
+    push(moved.clone(), inspect, image, &bench.access).await.unwrap();
     assert_eq!(bench.images.present(image).unwrap(), Some(pulled));
     assert_eq!(bench.images.pull(image, Metering::Epochs, "default").await.unwrap().module, digest(&moved));
     // Records survive.
@@ -126,14 +127,15 @@ async fn what_is_pushed_can_be_pulled() {
         compile_process: None,
         compile_bounds: CompileBounds::default(),
     };
-    let again = Images::open(Engine::new(config, Env::real()).unwrap(), blobs, None, Vec::new()).unwrap();
+    let again = Images::open(Arc::new(Engine::new(config, Env::real()).unwrap()), Env::real(), blobs, None, Vec::new())
+        .unwrap();
     assert_eq!(again.present(image).unwrap().unwrap().module, digest(&moved));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn several_pulls_are_one() {
     let bench = Bench::new().await;
-    push(module(), "registry.local/app:v1", &bench.access).await.unwrap();
+    push(module(), inspect, "registry.local/app:v1", &bench.access).await.unwrap();
     let pulls = (0..8).map(|_| bench.images.pull("registry.local/app:v1", Metering::Epochs, "default"));
     for pulled in futures::future::join_all(pulls).await {
         assert_eq!(pulled.unwrap().module, digest(&module()));
@@ -143,7 +145,7 @@ async fn several_pulls_are_one() {
         credentials: Credentials { user: "coracle".into(), password: "wrong".into() },
         ..bench.access.clone()
     };
-    let error = push(module(), "registry.local/app:v1", &access).await.unwrap_err();
+    let error = push(module(), inspect, "registry.local/app:v1", &access).await.unwrap_err();
     assert!(matches!(error, PushError::Registry { .. }), "{error}");
 }
 
@@ -187,7 +189,7 @@ async fn other_images_are_refused_with_what_was_found() {
     assert_eq!(scratch.env, [("A".to_owned(), "b".to_owned())]);
 
     let text = b"not wasm at all".to_vec();
-    let error = push(text.clone(), "registry.local/text:v1", &bench.access).await.unwrap_err();
+    let error = push(text.clone(), inspect, "registry.local/text:v1", &bench.access).await.unwrap_err();
     assert!(error.to_string().contains("\\0asm"), "{error}");
     let artifact = json!({
         "schemaVersion": 2,
@@ -244,13 +246,13 @@ async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
     let policy = CollectPolicy::default();
     let name = |number: usize| format!("registry.local/app:v{number}");
     for number in 0..3 {
-        push(numbered(number), &name(number), &bench.access).await.unwrap();
+        push(numbered(number), inspect, &name(number), &bench.access).await.unwrap();
     }
     let running = bench.images.pull(&name(0), Metering::Epochs, "default").await.unwrap();
     let moved = bench.images.pull(&name(1), Metering::Epochs, "default").await.unwrap();
     drop(bench.images.pull(&name(2), Metering::Epochs, "default").await.unwrap());
     // The tag of one that a pod has means another module now, and its manifest is deleted.
-    push(numbered(3), &name(1), &bench.access).await.unwrap();
+    push(numbered(3), inspect, &name(1), &bench.access).await.unwrap();
     drop(bench.images.pull(&name(1), Metering::Epochs, "default").await.unwrap());
     let manifest = moved.image_id.split('@').nth(1).unwrap();
     let delete = http::Request::delete(format!("/v2/app/manifests/{manifest}"))
@@ -311,7 +313,7 @@ async fn pulls_and_pushes_beside_collections_find_their_blobs() {
         async move {
             for round in 0..6 {
                 let name = format!("registry.local/w{worker}:v1");
-                push(numbered(round % 2), &name, &bench.access).await.unwrap();
+                push(numbered(round % 2), inspect, &name, &bench.access).await.unwrap();
                 let image = bench.images.pull(&name, Metering::Epochs, "default").await.unwrap();
                 assert_eq!(
                     bench.images.load(&image, Metering::Epochs, "default").await.unwrap().digest(),

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use machinery_env::Env;
 use tokio::sync::watch;
 
-use wasm_runtime::engine::{LogSink, StdStream};
+use runtime_api::{LogSink, StdStream};
 
 /// Size at which a file is set aside, and how many there are with the current one (upstream's defaults).
 pub const FILE_BYTES_MAX: u64 = 10 << 20;

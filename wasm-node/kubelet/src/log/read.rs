@@ -247,8 +247,8 @@ mod tests {
     use super::*;
     use crate::log::Writer;
     use machinery_env::Env;
+    use runtime_api::{LogSink as _, StdStream};
     use std::time::Duration;
-    use wasm_runtime::engine::{LogSink as _, StdStream};
 
     async fn read(path: &Path, options: Options) -> String {
         let (out, mut parts) = mpsc::channel::<Bytes>(16);

@@ -36,7 +36,7 @@ use crate::pod::addresses::{Addresses, BadCidr};
 use crate::pod::sources::Sources;
 use crate::pod::worker::PodView;
 use crate::server::{self, ServerError, ServingTls};
-use wasm_runtime::engine::Engine;
+use runtime_api::Runtime;
 
 pub use collect::collect;
 pub use register::{Capacity, KUBELET_VERSION};
@@ -72,6 +72,8 @@ pub struct NodeConfig {
     pub lease_duration: Duration,
     /// How often an unchanged status is reported (upstream: 5 min).
     pub status_interval: Duration,
+    /// `containerRuntimeVersion`: [`run`] asks the runtime.
+    pub runtime_version: String,
 }
 
 impl NodeConfig {
@@ -93,6 +95,7 @@ impl NodeConfig {
             lease_interval: Duration::from_secs(10),
             lease_duration: Duration::from_secs(40),
             status_interval: Duration::from_secs(300),
+            runtime_version: String::new(),
         }
     }
 }
@@ -101,7 +104,7 @@ impl NodeConfig {
 #[derive(Clone)]
 pub struct NodeParts {
     /// Runs guests.
-    pub engine: Engine,
+    pub runtime: Arc<dyn Runtime>,
     /// The images of this machine.
     pub images: Arc<Images>,
     /// Where pods answer.
@@ -245,6 +248,8 @@ pub async fn run(
     ready: oneshot::Sender<NodeReady>,
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
+    let (runtime, version) = parts.runtime.version();
+    config.runtime_version = format!("{runtime}://{version}");
     let name = config.name.clone();
     let io = |what| {
         let name = name.clone();
@@ -264,7 +269,7 @@ pub async fn run(
         pods: pods.clone(),
         client: client.clone(),
         env: parts.env.clone(),
-        engine: parts.engine.clone(),
+        runtime: parts.runtime.clone(),
     };
     let tls = config.tls.clone();
     let server = server::serve(listener, &tls, serving, stop.clone()).map_err(at_server)?;

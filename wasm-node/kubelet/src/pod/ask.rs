@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Empty};
 use machinery_serve::net::{Body, Origin, Peer, PodNetwork, Protocol, Refused};
 
 use super::settings::Get;
-use wasm_runtime::engine::NodeCall;
+use runtime_api::NodeCall;
 
 /// What is read of an answer, so that a guest can finish what it sends (upstream's bound).
 const BODY_BYTES_MAX: usize = 10 << 10;

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::state::Event;
 use super::worker::Message;
-use wasm_runtime::engine::{HttpServer, Trial};
+use runtime_api::{Container, Server, Trial};
 
 /// How often a server that can't be instantiated is tried again.
 const TRY_INTERVAL: Duration = Duration::from_secs(10);
@@ -33,7 +33,8 @@ impl Door {
 
 /// A server with an eye on it.
 pub(crate) struct Gate {
-    server: HttpServer,
+    server: Arc<dyn Server>,
+    container: Arc<dyn Container>,
     attempt: u32,
     messages: mpsc::Sender<Message>,
     looking: AtomicBool,
@@ -41,8 +42,14 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    pub(crate) fn new(server: HttpServer, attempt: u32, messages: mpsc::Sender<Message>) -> Arc<Self> {
-        Arc::new_cyclic(|this| Self { server, attempt, messages, looking: AtomicBool::new(false), this: this.clone() })
+    pub(crate) fn new(
+        container: Arc<dyn Container>,
+        server: Arc<dyn Server>,
+        attempt: u32,
+        messages: mpsc::Sender<Message>,
+    ) -> Arc<Self> {
+        let looking = AtomicBool::new(false);
+        Arc::new_cyclic(|this| Self { server, container, attempt, messages, looking, this: this.clone() })
     }
 
     /// Tries whether an instance can be made, until one can; tells the worker.
@@ -55,7 +62,7 @@ impl Gate {
             loop {
                 // A gate that nobody holds any more is a server that was stopped.
                 let Some(gate) = this.upgrade() else { return };
-                let broken = match gate.server.container().try_instantiate().await {
+                let broken = match gate.container.try_instantiate().await {
                     Trial::Sound => None,
                     Trial::Broken(why) => Some(why),
                     // It has waited as long as a request may; nothing is known, so nothing is said.
@@ -80,10 +87,10 @@ impl Gate {
 #[async_trait::async_trait]
 impl Serve for Gate {
     async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
-        let response = Serve::http(&self.server, from, request).await?;
+        let response = self.server.http(from, request).await?;
         if response.status().is_server_error()
             && response.headers().contains_key(REASON_HEADER)
-            && self.server.container().broken().is_some()
+            && self.container.broken().is_some()
         {
             self.look();
         }

@@ -9,8 +9,7 @@ use machinery_api::quantity::Quantity;
 
 use super::state::{ProbeKind, Restart, Rules, Thresholds};
 use super::status::pod_text;
-use wasm_runtime::engine::{CONCURRENCY_DEFAULT, Limits, REQUEST_TIMEOUT_DEFAULT};
-use wasm_runtime::host::Grants;
+use runtime_api::{CONCURRENCY_DEFAULT, Grants, Limits, REQUEST_TIMEOUT_DEFAULT};
 
 /// The port of a server whose container names none.
 const PORT_DEFAULT: u16 = 80;
@@ -155,8 +154,8 @@ pub struct BadAnnotation {
     pub why: String,
 }
 
-/// Reads them.
-pub fn settings(pod: &Pod, container: &Container) -> Result<Settings, BadAnnotation> {
+/// Reads them. `optional`: the host interfaces that can be granted.
+pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<Settings, BadAnnotation> {
     let annotations = pod.metadata.annotations.as_ref();
     let find = |prefix: &str| {
         let name = format!("{prefix}{}", container.name);
@@ -191,7 +190,7 @@ pub fn settings(pod: &Pod, container: &Container) -> Result<Settings, BadAnnotat
         }
     }
     let grants = match find(names::HOST) {
-        Some((name, value)) => match Grants::parse(&value) {
+        Some((name, value)) => match Grants::parse(&value, optional) {
             Ok(grants) => grants,
             Err(error) => return bad(name, error.to_string()),
         },
@@ -299,7 +298,7 @@ mod tests {
             }))
             .unwrap()
         };
-        let read = |pod: &Pod| settings(pod, container(pod).unwrap());
+        let read = |pod: &Pod| settings(pod, container(pod).unwrap(), &[]);
         let good = read(&pod(json!({
             "fuel.coracle.dev/c": "5", "timeout.coracle.dev/c": "2s", "concurrency.coracle.dev/c": "7",
             "stop.coracle.dev/c": "grace",

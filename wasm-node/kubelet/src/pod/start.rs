@@ -20,7 +20,8 @@ use crate::log::ContainerLog;
 use crate::node::Shared;
 use crate::volume::keep::folder;
 use crate::volume::usage::message_folder;
-use wasm_runtime::engine::{Admitted, Container, ContainerSpec, Kind, LoadError, Metering, Preopen};
+use runtime_api::ledger::Ledger;
+use runtime_api::{Admitted, Container, ContainerSpec, Kind, LoadError, Metering, Preopen};
 
 /// Upstream's default for `terminationMessagePath`.
 const TERMINATION_PATH: &str = "/dev/termination-log";
@@ -30,7 +31,7 @@ const HOST_NAME_CHARS_MAX: usize = 63;
 
 /// A container that was made and not started.
 pub(crate) struct Made {
-    pub(crate) container: Container,
+    pub(crate) container: Arc<dyn Container>,
     /// A command's leave to run.
     pub(crate) admitted: Option<Admitted>,
     pub(crate) log: Arc<ContainerLog>,
@@ -43,8 +44,8 @@ pub(crate) struct Made {
 /// Why there is no container: reason and message.
 pub(crate) type Refused = (&'static str, String);
 
-fn metering(pod: &Pod, container: &ContainerSpecWire) -> Metering {
-    match settings(pod, container) {
+fn metering(node: &Shared, pod: &Pod, container: &ContainerSpecWire) -> Metering {
+    match settings(pod, container, &node.parts.runtime.optional_interfaces()) {
         Ok(settings) if settings.limits.fuel.is_some() => Metering::Fuel,
         _ => Metering::Epochs,
     }
@@ -70,7 +71,7 @@ pub(crate) async fn pull(
     let _ = tell.send(Message::Event(Event::PullBegan)).await;
     let began = node.parts.env.elapsed();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let image = node.parts.images.pull(&name, metering(pod, container), namespace).await?;
+    let image = node.parts.images.pull(&name, metering(node, pod, container), namespace).await?;
     let took = node.parts.env.elapsed().saturating_sub(began);
     let took = format!("{}ms", took.as_millis());
     let size = image.size_bytes;
@@ -92,7 +93,8 @@ pub(crate) async fn make(
     let config = |message: String| ("CreateContainerConfigError", message);
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let pod_name = pod.metadata.name.clone().unwrap_or_default();
-    let settings = settings(pod, wire).map_err(|error| config(error.to_string()))?;
+    let settings =
+        settings(pod, wire, &node.parts.runtime.optional_interfaces()).map_err(|error| config(error.to_string()))?;
 
     let mut known = std::collections::BTreeMap::new();
     for (kind, name) in named_by_environment(wire) {
@@ -176,7 +178,7 @@ pub(crate) async fn make(
         limits: settings.limits.clone(),
         grants: settings.grants.clone(),
         log: log.clone(),
-        pod: node.parts.engine.pod_ledger(),
+        pod: Ledger::pod(node.parts.runtime.ledger()),
         caller: Caller {
             node: node.config.name.as_str().into(),
             namespace: namespace.as_str().into(),
@@ -185,7 +187,7 @@ pub(crate) async fn make(
         },
         dial: Some(node.parts.dial.clone()),
     };
-    let container = node.parts.engine.container(loaded, spec).map_err(|error| refused(&error))?;
+    let container = loaded.container(spec).map_err(|error| refused(&error))?;
     // A command that waits for this is not running yet.
     let admitted = match container.kind() {
         Kind::Command => Some(container.admit().await),
@@ -193,7 +195,14 @@ pub(crate) async fn make(
     };
     let mut id = [0u8; 32];
     node.parts.env.fill(&mut id);
-    Ok(Made { container, admitted, log, id: format!("wasmtime://{}", hex::encode(id)), settings, termination })
+    Ok(Made {
+        container,
+        admitted,
+        log,
+        id: format!("{}://{}", node.parts.runtime.version().0, hex::encode(id)),
+        settings,
+        termination,
+    })
 }
 
 /// The name that a pod's host would have: a DNS label of its own, or the beginning of the pod's name.

@@ -15,7 +15,7 @@ use super::settings::{Get, get};
 use super::state::Event;
 use super::worker::Message;
 use crate::node::Shared;
-use wasm_runtime::engine::{HttpServer, StopSignal};
+use runtime_api::StopSignal;
 
 /// How long a server goes on accepting after its endpoint has left every routing table of this process (contract.md §4).
 /// Callers of this process need none of it: a request that comes too late is handed back and goes to the next endpoint
@@ -84,7 +84,7 @@ async fn over(mut ends: watch::Receiver<Instant>) {
 
 /// A server to stop.
 pub(crate) struct Server {
-    pub(crate) server: HttpServer,
+    pub(crate) server: Arc<dyn runtime_api::Server>,
     /// Its address, where it has one.
     pub(crate) door: Option<Door>,
     /// To be started again: its end is a failure.

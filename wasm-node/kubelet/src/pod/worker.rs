@@ -26,7 +26,7 @@ use crate::log::ContainerLog;
 use crate::node::Shared;
 use crate::volume::keep::keep;
 use crate::volume::usage;
-use wasm_runtime::engine::{self, Kind};
+use runtime_api::{Kind, Server, StopSignal};
 
 mod perform;
 mod report;
@@ -72,7 +72,7 @@ pub(crate) struct Seen {
     pub(crate) pod: Arc<Pod>,
     pub(crate) status: Arc<PodStatus>,
     /// The container that runs, with its start.
-    pub(crate) container: Option<(engine::Container, Timestamp)>,
+    pub(crate) container: Option<(Arc<dyn runtime_api::Container>, Timestamp)>,
     /// Its log.
     pub(crate) log: Option<Arc<ContainerLog>>,
     /// The newest start.
@@ -122,7 +122,7 @@ impl Drop for Task {
 /// A container that runs.
 struct Live {
     made: Made,
-    server: Option<engine::HttpServer>,
+    server: Option<Arc<dyn Server>>,
     /// Its address, where it has one.
     door: Option<super::serve::Door>,
     /// The command's run, or nothing.
@@ -130,7 +130,7 @@ struct Live {
     _measure: Option<Task>,
     _listener: Option<Task>,
     /// Tells a command to stop.
-    signal: Option<oneshot::Sender<engine::StopSignal>>,
+    signal: Option<oneshot::Sender<StopSignal>>,
     /// The stop under way, with its end.
     stopping: Option<(Task, watch::Sender<tokio::time::Instant>)>,
 }

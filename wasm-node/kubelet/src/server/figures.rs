@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use super::Kubelet;
 use crate::node::totals::START_SECONDS;
 use crate::pod::worker::Seen;
-use wasm_runtime::engine::Stats;
+use runtime_api::Stats;
+use runtime_api::ledger::Resource;
 
 struct Running {
     namespace: String,
@@ -156,7 +157,7 @@ pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     text.sample(&format!("{name}_count"), &[], starts.count);
 
     text.head("coracle_guest_memory_bytes", "gauge", "Memory that all guests of this process hold");
-    text.sample("coracle_guest_memory_bytes", &[], kubelet.engine.memory_used_bytes());
+    text.sample("coracle_guest_memory_bytes", &[], kubelet.runtime.ledger().used(Resource::Memory));
     let count = |value: u64| value as f64;
     text.each(&all, ("coracle_instances_started_total", "counter", "Instances made"), |one| {
         count(one.stats.instances_started)

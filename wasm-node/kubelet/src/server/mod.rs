@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::node::PodViews;
 use auth::{Authority, Identity};
-use wasm_runtime::engine::Engine;
+use runtime_api::Runtime;
 
 /// How long a handshake and a request's head may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,7 +78,7 @@ pub(crate) struct Kubelet {
     pub(crate) pods: Arc<PodViews>,
     pub(crate) client: Client,
     pub(crate) env: Env,
-    pub(crate) engine: Engine,
+    pub(crate) runtime: Arc<dyn Runtime>,
 }
 
 pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {

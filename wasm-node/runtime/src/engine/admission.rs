@@ -6,12 +6,13 @@
 //! over a limit fails however it was let in.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::container::Shared;
-use super::ledger::{Ledger, Level, Resource, Waiting};
 use super::limits::StoreLimiter;
 use super::slots::{Share, Slot};
+use runtime_api::NodeCall;
+use runtime_api::ledger::{Ledger, Level, Resource, Waiting};
 
 /// What requests usually take follows them down by one part of so many each: after one large request some ten small ones
 /// bring it back.
@@ -20,19 +21,6 @@ const USUAL_DECAY: u64 = 4;
 /// Too much makes the first burst of a container wait for its first answer, too little makes some of it fail.
 const UNKNOWN_STARTS: u64 = 2;
 const UNKNOWN_BYTES: u64 = 2 << 20;
-
-/// Marks a request as one of the node's own calls, a probe or a hook (in its extensions, which no client sets). Such
-/// calls have permits, slots and a turn of their own: they never wait for requests, only for memory.
-#[derive(Debug, Clone, Default)]
-pub struct NodeCall(Arc<AtomicBool>);
-
-impl NodeCall {
-    /// Whether it still waits for memory or a slot, so that nothing was asked of the guest yet.
-    #[must_use]
-    pub fn waits(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
 
 /// One container's way in.
 pub(crate) struct Door {
@@ -138,13 +126,13 @@ impl Shared {
                 return Admission { shared: self.clone(), promised: promise.keep(), _slot: slot };
             }
         }
-        if let Some(NodeCall(waits)) = call {
-            waits.store(true, Ordering::Release);
+        if let Some(call) = call {
+            call.set_waits(true);
         }
         let promise = Promise(self, self.wait_for_memory(call.is_some(), at_least).await);
         let slot = share.take(weight).await;
-        if let Some(NodeCall(waits)) = call {
-            waits.store(false, Ordering::Release);
+        if let Some(call) = call {
+            call.set_waits(false);
         }
         Admission { shared: self.clone(), promised: promise.keep(), _slot: slot }
     }

@@ -10,70 +10,8 @@ use super::container::{Container, Live, Shared};
 use super::cpu::Metered;
 use super::limits::StoreLimiter;
 use super::load::Pre;
-use super::slots::Slot;
 use super::state::{ComponentState, CoreState};
-
-/// How a command is asked to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopSignal {
-    /// As by an unhandled SIGTERM: exit code 143.
-    Terminate,
-    /// As by SIGKILL: exit code 137.
-    Kill,
-}
-
-/// Why a command ended, in the words of a container status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutcomeReason {
-    /// Exit code 0.
-    Completed,
-    /// Any other exit, a trap (134) and a stop (143, 137).
-    Error,
-    /// Over the memory limit: 137.
-    OomKilled,
-    /// Over the fuel limit: 137.
-    FuelExhausted,
-}
-
-impl OutcomeReason {
-    /// As it stands in a container status.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Completed => "Completed",
-            Self::Error => "Error",
-            Self::OomKilled => "OOMKilled",
-            Self::FuelExhausted => "FuelExhausted",
-        }
-    }
-}
-
-/// How a command ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
-    /// Its exit code.
-    pub exit_code: i32,
-    /// Its reason.
-    pub reason: OutcomeReason,
-    /// One line on a trap or a limit; none for an ordinary exit. The backtrace is in the container's log.
-    pub message: Option<String>,
-}
-
-impl Outcome {
-    fn exit(code: i32) -> Self {
-        // As on any Unix eight bits remain, but a failure never becomes a success.
-        let exit_code = if code != 0 && code & 0xff == 0 { 1 } else { code & 0xff };
-        let reason = if exit_code == 0 { OutcomeReason::Completed } else { OutcomeReason::Error };
-        Self { exit_code, reason, message: None }
-    }
-
-    fn ended(exit_code: i32, reason: OutcomeReason, message: impl Into<String>) -> Self {
-        Self { exit_code, reason, message: Some(message.into()) }
-    }
-}
-
-/// Leave to run a command, until it is dropped.
-pub struct Admitted(#[expect(dead_code, reason = "held until it is dropped")] Slot);
+use runtime_api::{Admitted, Metering, Outcome, OutcomeReason, StopSignal};
 
 impl Container {
     /// Runs the command on the guests' threads to its end, or until `stop` resolves. Dropping the future ends it too.
@@ -84,7 +22,7 @@ impl Container {
     /// Waits until the command may run: commands take what they take for as long as they live, so they have a number.
     pub async fn admit(&self) -> Admitted {
         let shared = &self.shared;
-        Admitted(shared.door.share.take(shared.loaded.weight).await)
+        Admitted::new(shared.door.share.take(shared.loaded.weight).await)
     }
 
     /// As [`Container::run`], with the slot that was waited for.
@@ -153,7 +91,7 @@ fn refused(shared: &Shared, error: &wasmtime::Error) -> Outcome {
 }
 
 pub(crate) fn count_fuel<T: 'static>(shared: &Shared, store: &Store<T>) {
-    if shared.loaded.metering == super::Metering::Fuel
+    if shared.loaded.metering == Metering::Fuel
         && let Ok(left) = store.get_fuel()
     {
         let used = shared.limits.fuel.unwrap_or(u64::MAX).saturating_sub(left);

@@ -3,110 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use machinery_serve::net::{Caller, Dial};
 
+use super::Engine;
 use super::admission::Door;
 use super::cpu::CpuMeter;
-use super::ledger::{Ledger, Resource};
-use super::limits::{Limits, OUTGOING_REQUESTS_MAX};
-use super::load::{Kind, LoadError, Loaded, Pre};
-use super::{Engine, Metering};
-use crate::host::Grants;
+use super::limits::OUTGOING_REQUESTS_MAX;
+use super::load::{Loaded, Pre};
 use crate::host::disk::Disk;
-
-/// Which of a guest's outputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StdStream {
-    /// Standard output.
-    Stdout,
-    /// Standard error; also the node's own lines, such as a trap's backtrace.
-    Stderr,
-}
-
-/// Where a container's output goes. Called on the guest's thread, so it must not block; it bounds what it keeps and
-/// limits the rate by itself. Bytes come as the guest wrote them, at most 64 KiB at a time.
-pub trait LogSink: Send + Sync {
-    /// Takes what a guest wrote.
-    fn write(&self, stream: StdStream, bytes: &[u8]);
-}
-
-/// A folder that the guest finds open.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Preopen {
-    /// The folder on the host.
-    pub host: PathBuf,
-    /// Its name in the guest: the mount path.
-    pub guest: String,
-    /// Whether the guest may write.
-    pub writable: bool,
-}
-
-/// What a container is made from.
-#[derive(Clone)]
-pub struct ContainerSpec {
-    /// For the node's own log: `namespace/pod/container`.
-    pub name: String,
-    /// argv, argv[0] first.
-    pub argv: Vec<String>,
-    /// The environment, in order; a name given twice keeps its last value.
-    pub env: Vec<(String, String)>,
-    /// `workingDir`.
-    pub cwd: Option<String>,
-    /// Volumes.
-    pub preopens: Vec<Preopen>,
-    /// Limits of the spec and its annotations.
-    pub limits: Limits,
-    /// Optional host interfaces, see [`Grants::parse`].
-    pub grants: Grants,
-    /// Where stdout and stderr go.
-    pub log: Arc<dyn LogSink>,
-    /// The ledger of its pod, see [`Engine::pod_ledger`].
-    pub pod: Arc<Ledger>,
-    /// Who calls when the guest calls out.
-    pub caller: Caller,
-    /// How the guest calls out; none = every outgoing request is denied.
-    pub dial: Option<Arc<dyn Dial>>,
-}
-
-/// Figures of one container, for `kubectl top`, the HPA and metrics.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Instances made since the container's start.
-    pub instances_started: u64,
-    /// Instances that live now.
-    pub instances_live: u64,
-    /// CPU time used.
-    pub cpu: Duration,
-    /// Time for which polls were held back by `limits.cpu`.
-    pub cpu_throttled: Duration,
-    /// Bytes that live instances hold now: linear memories, tables, host-side buffers.
-    pub memory_bytes: u64,
-    /// The most they ever held.
-    pub memory_peak_bytes: u64,
-    /// Fuel used, where metered.
-    pub fuel_used: u64,
-    /// Requests answered, by anything.
-    pub requests: u64,
-    /// Of these: traps, over memory, out of fuel, timeouts.
-    pub failures: Failures,
-}
-
-/// How requests or runs failed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Failures {
-    /// Traps.
-    pub trap: u64,
-    /// Over the memory limit.
-    pub memory: u64,
-    /// Out of fuel.
-    pub fuel: u64,
-    /// Over the request timeout.
-    pub timeout: u64,
-    /// No response.
-    pub no_response: u64,
-}
+use runtime_api::ledger::{Ledger, Resource};
+use runtime_api::{ContainerSpec, Failures, Kind, Limits, LoadError, LogSink, Metering, Preopen, Stats, StdStream};
 
 #[derive(Default)]
 pub(crate) struct Counters {

@@ -3,18 +3,8 @@
 
 use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
 
-use super::load::{CodeKind, LoadError};
-
-/// What a module imports and exports, without running it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inspection {
-    /// A component (WASI 0.2) or a core module (preview 1).
-    pub component: bool,
-    /// Names of imports, in the module's order.
-    pub imports: Vec<String>,
-    /// Names of exports.
-    pub exports: Vec<String>,
-}
+use super::load::CodeKind;
+use runtime_api::{Inspection, LoadError};
 
 /// Reads a module's imports and exports for `coracle push`. Linear in the module's size.
 ///

@@ -2,16 +2,11 @@
 //! take to the ledger. Growth over the budget traps; a guest never sees a refused `memory.grow`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use wasmtime::ResourceLimiter;
 
-use super::ledger::{Exceeded, Ledger, Level, Resource};
+use runtime_api::ledger::{Exceeded, Ledger, Level, Resource};
 
-/// Wall clock to a response's head where no annotation says otherwise (contract: 60 s).
-pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
-/// Requests at once per pod where no annotation says otherwise (contract: 64).
-pub const CONCURRENCY_DEFAULT: usize = 64;
 /// Requests that may wait for a permit of one pod: enough for any burst that could be served within a minute, few
 /// enough that a flood of clients holds little memory.
 pub(crate) const QUEUED_REQUESTS_MAX: usize = 4096;
@@ -43,33 +38,6 @@ pub(crate) const TABLES_MAX: usize = 32;
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 /// What one element of a table costs.
 const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
-
-/// The limits of a container's spec and its annotations.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// `limits.memory`: shared by all live instances; none = only the node's own budget holds.
-    pub memory_bytes: Option<u64>,
-    /// `limits.cpu` in thousandths of a core; none = not throttled.
-    pub cpu_millis: Option<u64>,
-    /// `fuel.coracle.dev/<container>`: per run or per request.
-    pub fuel: Option<u64>,
-    /// `timeout.coracle.dev/<container>`.
-    pub timeout: Duration,
-    /// `concurrency.coracle.dev/<container>`.
-    pub concurrency: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            memory_bytes: None,
-            cpu_millis: None,
-            fuel: None,
-            timeout: REQUEST_TIMEOUT_DEFAULT,
-            concurrency: CONCURRENCY_DEFAULT,
-        }
-    }
-}
 
 /// Charges one store's growth to its container's budget and gives everything back when the store is dropped.
 #[derive(Debug)]

@@ -12,114 +12,11 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use super::limits::{MEMORIES_MAX, TABLES_MAX};
 use super::slots::Weight;
 use super::state::{ComponentState, CoreState};
-use super::{Engine, Linked, Metered, Metering, compile};
-use crate::host::Grants;
+use super::{Engine, Linked, Metered, compile};
+use runtime_api::{Grants, Kind, LoadError, Metering};
 
 /// A page of linear memory.
 const WASM_PAGE_BYTES: u64 = 64 << 10;
-
-/// What a container is, by what its module exports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Runs to its end: `wasi:cli/run`, or `_start` of a core module.
-    Command,
-    /// Answers requests: `wasi:http/incoming-handler`.
-    HttpServer,
-}
-
-/// Why a module can't be run. Messages are shown in pods' statuses.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// Not wasm at all.
-    #[error("not a WebAssembly module or component: {0}")]
-    NotWasm(String),
-    /// It breaks the format's rules.
-    #[error("not a valid module: {0}")]
-    Invalid(String),
-    /// The compiler refused it.
-    #[error("the module does not compile: {0}")]
-    Compile(String),
-    /// It compiles too long.
-    #[error("the module does not compile within {seconds} s")]
-    CompileTime {
-        /// The bound.
-        seconds: u64,
-    },
-    /// The compiler process ended at its memory bound.
-    #[error("compiling the module needs more than {mebibytes} MiB of memory")]
-    CompileMemory {
-        /// The bound.
-        mebibytes: u64,
-    },
-    /// Too large to compile.
-    #[error("the module has {bytes} bytes, at most {max_bytes} are taken")]
-    TooLarge {
-        /// Its size.
-        bytes: u64,
-        /// The bound.
-        max_bytes: u64,
-    },
-    /// It imports something that this node doesn't offer.
-    #[error("the module imports {import:?}, which this node does not offer")]
-    MissingImport {
-        /// The first missing one's name.
-        import: String,
-    },
-    /// It imports what a pod has to be granted, and this one isn't.
-    #[error(
-        "the module imports {import:?}, which is not granted: the pod's annotation \
-         \"host.coracle.dev/{container}\" must name {interface:?}"
-    )]
-    NotGranted {
-        /// The first such import's name.
-        import: String,
-        /// The host interface's name in the annotation.
-        interface: &'static str,
-        /// The container.
-        container: String,
-    },
-    /// It imports a host interface's package but not in a shape that fits.
-    #[error("the module's imports do not fit what this node offers: {0}")]
-    BadImport(String),
-    /// It exports nothing that a container can be.
-    #[error("{0}")]
-    Unsupported(String),
-    /// It compiles, but asks for more memories, tables or instances than a module may have.
-    #[error("the module does not fit this node's engine: {0}")]
-    Unfit(String),
-    /// The engine with the wanted metering can't be made.
-    #[error("wasmtime: {0}")]
-    Engine(String),
-    /// The disk.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was being done.
-        what: &'static str,
-        /// The system's error.
-        source: std::io::Error,
-    },
-}
-
-impl LoadError {
-    /// The same again where the module is at fault, and the next try would most likely end alike.
-    pub(crate) fn of_the_module(&self) -> Option<Self> {
-        match self {
-            Self::Compile(why) => Some(Self::Compile(why.clone())),
-            Self::CompileTime { seconds } => Some(Self::CompileTime { seconds: *seconds }),
-            Self::CompileMemory { mebibytes } => Some(Self::CompileMemory { mebibytes: *mebibytes }),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Io { what, source }
-    }
-
-    #[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
-    pub(crate) fn compile(error: wasmtime::Error) -> Self {
-        Self::Compile(format!("{error:#}"))
-    }
-}
 
 /// A component or a core module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -345,8 +242,12 @@ fn prepare_component(
     for import in imports {
         match crate::host::offered(&import) {
             None => return Err(LoadError::MissingImport { import }),
-            Some(row) if !grants.allow(row) => {
-                return Err(LoadError::NotGranted { import, interface: row.name, container: container.to_owned() });
+            Some(row) if !crate::host::allows(grants, row) => {
+                return Err(LoadError::NotGranted {
+                    import,
+                    interface: row.name.to_owned(),
+                    container: container.to_owned(),
+                });
             }
             Some(_) => {}
         }

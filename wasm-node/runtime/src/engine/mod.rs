@@ -9,6 +9,7 @@
 
 mod admission;
 mod aot;
+mod api;
 mod body;
 mod command;
 mod compile;
@@ -16,7 +17,6 @@ pub(crate) mod container;
 pub(crate) mod cpu;
 mod epoch;
 mod inspect;
-pub mod ledger;
 pub(crate) mod limits;
 mod load;
 mod runtime;
@@ -35,34 +35,22 @@ use machinery_env::Env;
 use machinery_serve::descriptors::{Class, Descriptors};
 use tokio::runtime::Handle;
 
-pub use admission::NodeCall;
-pub use command::{Admitted, Outcome, OutcomeReason, StopSignal};
-pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, MODULE_BYTES_MAX, compile_worker};
-pub use container::{Container, ContainerSpec, LogSink, Preopen, Stats, StdStream};
-pub use inspect::{Inspection, inspect};
-pub use limits::{CONCURRENCY_DEFAULT, Limits, REQUEST_TIMEOUT_DEFAULT};
-pub use load::{Kind, LoadError, Loaded};
-pub use server::{HttpServer, Trial};
+pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, compile_worker};
+pub use container::Container;
+pub use inspect::inspect;
+pub use load::Loaded;
+pub use server::HttpServer;
 
 use epoch::Ticker;
-use ledger::{Ledger, Resource};
 use runtime::GuestRuntime;
+use runtime_api::ledger::{Ledger, Resource};
+use runtime_api::{Grants, LoadError, Metering};
 use slots::Slots;
 
-use crate::host::Grants;
 use crate::host::disk::NodeDisk;
 
 /// The runtime that is built in (a test holds it against Cargo.lock).
 pub const WASMTIME_VERSION: &str = "48.0.8";
-
-/// Which engine a container needs: fuel metering is a setting of a whole engine and costs 26 to 45 %.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Metering {
-    /// Epochs only: the default.
-    Epochs,
-    /// Epochs and fuel: for containers with a `fuel.coracle.dev/` annotation.
-    Fuel,
-}
 
 /// What an [`Engine`] is made from.
 #[derive(Debug, Clone)]

@@ -24,14 +24,15 @@ use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
-use super::admission::{Admission, NodeCall, fits_alone};
+use super::admission::{Admission, fits_alone};
 use super::body::{Exchange, GuestBody};
 use super::command::count_fuel;
 use super::container::{Container, Live, Shared};
 use super::cpu::Metered;
 use super::limits::{QUEUED_REQUESTS_MAX, StoreLimiter};
-use super::load::{Kind, LoadError, Pre};
+use super::load::Pre;
 use super::state::{ComponentState, incoming};
+use runtime_api::{Kind, LoadError, NodeCall, Trial};
 
 /// Calls of the node's own at once: a probe of each kind, a hook, and a trial, which all wait for their answer.
 const NODE_CALLS_MAX: usize = 8;
@@ -171,17 +172,6 @@ impl Container {
             Err(error) => Trial::Broken(error.to_string()),
         }
     }
-}
-
-/// What a trial says about a module.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trial {
-    /// An instance was made.
-    Sound,
-    /// None can be made: why.
-    Broken(String),
-    /// There was no room for one beside those that live, which says nothing.
-    NoRoom,
 }
 
 impl HttpServer {

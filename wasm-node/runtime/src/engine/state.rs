@@ -13,7 +13,7 @@ use wasmtime_wasi_http::p2::types::{
 use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::body::Exchange;
-use super::container::{Shared, StdStream};
+use super::container::Shared;
 use super::limits::{
     BODY_CHUNK_BYTES, HOSTCALL_BYTES_MAX, HTTP_FIELDS_BYTES_MAX, PREVIEW1_HOSTCALL_BYTES_MAX, RANDOM_BYTES_MAX,
     RESOURCE_TABLE_ENTRIES_MAX, StoreLimiter,
@@ -23,6 +23,7 @@ use crate::host::http::Outgoing;
 use crate::host::listing::{LISTING_BYTES, Listing};
 use crate::host::preview1::Preview1;
 use crate::host::stdio::Output;
+use runtime_api::{Metering, StdStream};
 
 /// Host calls between two counts of what the host holds. A call adds at most one set of fields or two body chunks, so
 /// what escapes the budget for a moment is some 8 MiB at the very most.
@@ -160,7 +161,7 @@ fn bound<T: 'static>(store: &mut Store<T>, shared: &Shared) -> wasmtime::Result<
     store.set_epoch_deadline(1);
     store.epoch_deadline_async_yield_and_update(1);
     store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
-    if shared.loaded.metering == super::Metering::Fuel {
+    if shared.loaded.metering == Metering::Fuel {
         store.set_fuel(shared.limits.fuel.unwrap_or(u64::MAX))?;
     }
     Ok(())

@@ -17,9 +17,9 @@ use tokio::sync::Semaphore;
 use wasmtime_wasi::filesystem::Dir;
 use wasmtime_wasi::{FsPerms, OpenMode};
 
-use crate::engine::Preopen;
 use crate::engine::cpu::TokenBucket;
-use crate::engine::ledger::{Held, Ledger, Level, Resource};
+use runtime_api::Preopen;
+use runtime_api::ledger::{Held, Ledger, Level, Resource};
 
 /// Threads that one container's file work may hold up: one that waits for a disk, and one that works meanwhile.
 const CONTAINER_THREADS_MAX: usize = 2;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
 use super::disk::Disk;
-use crate::engine::ledger::Held;
+use runtime_api::ledger::Held;
 
 /// Bytes that one call reads or writes at most.
 pub(crate) const FILE_CHUNK_BYTES: usize = 64 << 10;

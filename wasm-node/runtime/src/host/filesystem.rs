@@ -17,9 +17,9 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsError, FsResult, Read
 use super::disk::{Disk, Folders};
 use super::file_stream::{FileInput, FileOutput, Place};
 use super::listing::{Listing, NextEntry};
-use crate::engine::ledger::Held;
 use crate::engine::limits::OPEN_FILES_MAX;
 use crate::engine::state::ComponentState;
+use runtime_api::ledger::Held;
 
 /// What one instance has open.
 #[derive(Default)]

@@ -15,9 +15,9 @@ use wasmtime_wasi_http::p2::body::HostOutgoingBody;
 use wasmtime_wasi_http::{Error, FieldMap, RequestOptions, Result, WasiBody, WasiHttpHooks, WasiHttpView};
 
 use crate::engine::container::Shared;
-use crate::engine::ledger;
 use crate::engine::limits::BODY_CHUNK_BYTES;
 use crate::engine::state::{ComponentState, incoming};
+use runtime_api::ledger;
 
 /// The version that wasmtime's bindings register, as the shadowing below must name it exactly.
 const TYPES: &str = "wasi:http/types@0.2.12";

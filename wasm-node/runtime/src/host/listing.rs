@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Stat};
 use wasmtime_wasi::p2::bindings::filesystem::types::{DescriptorType, DirectoryEntry, ErrorCode};
 
 use super::disk::Disk;
-use crate::engine::ledger::Held;
+use runtime_api::ledger::Held;
 
 /// Names that are read at once.
 const PAGE_ENTRIES: usize = 64;
@@ -117,7 +117,7 @@ fn descriptor_type(kind: FileType) -> DescriptorType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::ledger::{Ledger, Resource};
+    use runtime_api::ledger::{Ledger, Resource};
     use std::collections::BTreeSet;
 
     #[test]

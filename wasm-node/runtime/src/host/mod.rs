@@ -14,6 +14,7 @@ pub(crate) mod random;
 pub(crate) mod sockets;
 pub(crate) mod stdio;
 
+use runtime_api::Grants;
 use wasmtime::component::Linker;
 
 use crate::engine::state::{ComponentState, CoreState};
@@ -139,7 +140,7 @@ fn rows() -> impl Iterator<Item = &'static HostInterface> {
 pub(crate) fn component_linker(engine: &wasmtime::Engine, grants: &Grants) -> wasmtime::Result<Linker<ComponentState>> {
     let mut linker = Linker::new(engine);
     linker.allow_shadowing(true);
-    for interface in rows().filter(|row| grants.allow(row)) {
+    for interface in rows().filter(|row| allows(grants, row)) {
         (interface.link)(&mut linker)?;
     }
     Ok(linker)
@@ -166,54 +167,17 @@ pub(crate) fn offered(import: &str) -> Option<&'static HostInterface> {
     })
 }
 
-/// The optional interfaces that a container's annotation grants.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Grants(Vec<&'static str>);
-
-/// An annotation that grants what isn't there.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("this node offers no optional host interface {}{}", .unknown.join(", "), offered_text(.offered))]
-pub struct GrantError {
-    /// Names that aren't in the table.
-    pub unknown: Vec<String>,
-    /// Names that could be granted.
-    pub offered: Vec<&'static str>,
-}
-
-fn offered_text(names: &[&str]) -> String {
-    if names.is_empty() {
-        " (this version has no optional ones)".into()
-    } else {
-        format!(" (it has {})", names.join(", "))
+/// Whether a guest with these grants has this interface.
+pub(crate) fn allows(grants: &Grants, row: &HostInterface) -> bool {
+    match row.granted {
+        Granted::Always => true,
+        Granted::ByAnnotation => grants.contains(row.name),
     }
 }
 
-impl Grants {
-    /// Whether a guest with these grants has this interface.
-    pub(crate) fn allow(&self, row: &HostInterface) -> bool {
-        match row.granted {
-            Granted::Always => true,
-            Granted::ByAnnotation => self.0.contains(&row.name),
-        }
-    }
-
-    /// Parses the value of `host.coracle.dev/<container>`: names separated by commas.
-    pub fn parse(value: &str) -> Result<Self, GrantError> {
-        let optional = || rows().filter(|row| row.granted == Granted::ByAnnotation);
-        let (mut granted, mut unknown) = (Vec::new(), Vec::new());
-        for name in value.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-            match optional().find(|row| row.name == name) {
-                Some(row) => granted.push(row.name),
-                None => unknown.push(name.to_owned()),
-            }
-        }
-        if unknown.is_empty() {
-            granted.sort_unstable();
-            granted.dedup();
-            return Ok(Self(granted));
-        }
-        Err(GrantError { unknown, offered: optional().map(|row| row.name).collect() })
-    }
+/// Names of those that have to be granted.
+pub(crate) fn optional() -> Vec<&'static str> {
+    rows().filter(|row| row.granted == Granted::ByAnnotation).map(|row| row.name).collect()
 }
 
 #[cfg(test)]
@@ -252,20 +216,8 @@ mod tests {
     }
 
     #[test]
-    fn unknown_grants_are_named() {
-        assert_eq!(Grants::parse(" , ").unwrap(), Grants::default());
-        let error = Grants::parse("keyvalue, blobstore").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "this node offers no optional host interface keyvalue, blobstore (it has answer)"
-        );
-        assert!(Grants::parse("answer, answer").unwrap().allow(&GRANTED_IN_TESTS[0]));
-        assert!(!Grants::default().allow(&GRANTED_IN_TESTS[0]));
-    }
-
-    #[test]
     fn every_row_links() {
-        component_linker(&wasmtime::Engine::default(), &Grants::parse("answer").unwrap()).unwrap();
+        component_linker(&wasmtime::Engine::default(), &Grants::parse("answer", &optional()).unwrap()).unwrap();
         core_linker(&wasmtime::Engine::default()).unwrap();
     }
 }

@@ -16,9 +16,9 @@ use wiggle::{GuestMemory, GuestPtr, GuestType as _};
 
 use super::disk::Disk;
 use super::listing::{LISTING_BYTES, Listing, NextEntry};
-use crate::engine::ledger::Held;
 use crate::engine::limits::OPEN_FILES_MAX;
 use crate::engine::state::CoreState;
+use runtime_api::ledger::Held;
 
 /// The module that preview 1 imports come from.
 pub(crate) const MODULE: &str = "wasi_snapshot_preview1";

@@ -14,7 +14,7 @@ use wasmtime_wasi::p2::bindings::cli;
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use crate::engine::state::ComponentState;
-use crate::engine::{LogSink, StdStream};
+use runtime_api::{LogSink, StdStream};
 
 /// What a guest may write at once: a log keeps whole lines longer than this in pieces.
 const WRITE_BYTES_MAX: usize = 64 << 10;

@@ -135,7 +135,7 @@ impl Worker {
                     self.note(true, "NeverCompletes", settings::server_in_job(&self.container.name), true);
                 }
                 let port = server_port(&self.container);
-                let gate = Gate::new(server.clone(), attempt, self.sender.clone());
+                let gate = Gate::new(container.clone(), server.clone(), attempt, self.sender.clone());
                 if let Some(ip) = ip {
                     match self.node.parts.network.attach(Listen::tcp(ip, port), gate.clone()) {
                         Ok(attached) => live.door = Some(Door::new(attached)),
@@ -177,12 +177,7 @@ impl Worker {
         self.apply(Event::Started { container_id: id });
     }
 
-    pub(super) fn run_command(
-        &self,
-        made: &mut Made,
-        attempt: u32,
-        stopped: oneshot::Receiver<engine::StopSignal>,
-    ) -> Task {
+    pub(super) fn run_command(&self, made: &mut Made, attempt: u32, stopped: oneshot::Receiver<StopSignal>) -> Task {
         let (container, log, file) = (made.container.clone(), made.log.clone(), made.termination.clone());
         let from_log = self.container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
         let admitted = made.admitted.take();
@@ -195,10 +190,11 @@ impl Worker {
                     Err(_) => std::future::pending().await,
                 }
             };
-            let outcome = match admitted {
-                Some(admitted) => container.run_admitted(admitted, stop).await,
-                None => container.run(stop).await,
+            let admitted = match admitted {
+                Some(admitted) => admitted,
+                None => container.admit().await,
             };
+            let outcome = container.run(admitted, Box::pin(stop)).await;
             let failed = outcome.exit_code != 0;
             let read = tokio::task::spawn_blocking(move || {
                 log.close();
@@ -211,7 +207,7 @@ impl Worker {
         }))
     }
 
-    pub(super) fn measure(&self, container: &engine::Container, message: bool) -> Option<Task> {
+    pub(super) fn measure(&self, container: &Arc<dyn runtime_api::Container>, message: bool) -> Option<Task> {
         let bounds = usage::bounds(&self.pod, &self.container, message);
         if bounds.is_empty() {
             return None;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::super::load::LoadError;
+use runtime_api::LoadError;
 
 /// What a module that did not compile is remembered for: many pods, and each pod again and again, may want the same one,
 /// and each try would take a compiler from modules that do compile. As long as the longest back-off of a pod.

@@ -19,15 +19,15 @@ use tokio::io::AsyncReadExt;
 
 pub use worker::{COMPILE_WORKER_ARGUMENT, CompileProcess, compile_worker};
 
-use super::load::{CodeKind, LoadError};
+use super::load::CodeKind;
 use super::{Engine, Metering, runtime, settings};
-use crate::flights::Flights;
 use lane::{Lane, Seat};
 use memory::{Key, Memory};
+use runtime_api::LoadError;
+use runtime_api::MODULE_BYTES_MAX;
+use runtime_api::flights::Flights;
 use worker::{RunBounds, Stopped, compile_bytes};
 
-/// Size of a module: a Python or JavaScript runtime as a component has 10 to 40 MB.
-pub const MODULE_BYTES_MAX: u64 = 128 << 20;
 /// Modules in the quick lane at once: more would only share the same cores.
 const QUICK_AT_ONCE: usize = 2;
 /// Modules in the background lane at once: each may need gigabytes, and whatever else runs needs a core.

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 
-use super::super::load::{CodeKind, LoadError};
+use super::super::load::CodeKind;
 use super::super::{Metering, settings};
+use runtime_api::LoadError;
 
 /// The first argument of a compiler process: the program calls [`compile_worker`] when it sees it.
 pub const COMPILE_WORKER_ARGUMENT: &str = "coracle-compile-worker";

@@ -191,3 +191,10 @@ async fn the_compiler_ends_with_its_parent() {
     let ended = tokio::time::timeout(Duration::from_secs(60), worker.wait()).await;
     assert_eq!(ended.expect("in time").unwrap().code(), Some(1));
 }
+
+#[test]
+fn the_runtime_is_the_one_that_was_built_in() {
+    let lock = include_str!("../../../../../Cargo.lock");
+    let after = lock.split("name = \"wasmtime\"\nversion = \"").nth(1).unwrap();
+    assert_eq!(after.split('"').next().unwrap(), WASMTIME_VERSION);
+}

@@ -16,6 +16,10 @@ use machinery_serve::net::{Body, Caller, Dial};
 
 use super::*;
 use oci_registry::blobs::digest;
+use runtime_api::ledger;
+use runtime_api::{
+    ContainerSpec, Kind, Limits, LogSink, NodeCall, OutcomeReason, Preopen, StdStream, StopSignal, Trial,
+};
 
 /// Keeps what a guest wrote.
 #[derive(Default)]
@@ -104,7 +108,7 @@ impl Bench {
             cwd: None,
             preopens: Vec::new(),
             limits: Limits::default(),
-            grants: crate::host::Grants::default(),
+            grants: runtime_api::Grants::default(),
             log: Arc::new(Log::default()),
             pod: self.engine.pod_ledger(),
             caller: Caller { node: "n".into(), namespace: "default".into(), pod: "test".into(), ip: None },

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::host::Grants;
+use runtime_api::Grants;
 
 /// Longer than any wait here should take on a crowded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ async fn requests_that_do_not_fit_beside_the_live_ones_wait() {
     }
     hello.drained().await;
     let stats = hello.container().stats();
-    assert_eq!((stats.failures, stats.memory_bytes), (crate::engine::container::Failures::default(), 0));
+    assert_eq!((stats.failures, stats.memory_bytes), (runtime_api::Failures::default(), 0));
     assert!(stats.memory_peak_bytes <= one + one / 2, "{stats:?}");
 
     // While one lives and stays, the next waits to its deadline, and that says nothing about the module.
@@ -237,7 +237,8 @@ async fn grants_decide_what_is_linked() {
     let loaded = bench.load_text(text, Metering::Epochs).await.unwrap();
     // The same module in two pods, one after the other in both orders: what one is granted is not the other's.
     for _ in 0..2 {
-        let (granted, log) = bench.container(loaded.clone(), |spec| spec.grants = Grants::parse("answer").unwrap());
+        let (granted, log) = bench
+            .container(loaded.clone(), |spec| spec.grants = Grants::parse("answer", &crate::host::optional()).unwrap());
         let outcome = granted.run(std::future::pending()).await;
         assert_eq!(outcome.exit_code, 0, "{outcome:?} {}", log.text());
         let mut spec = bench.spec();

@@ -210,7 +210,7 @@ impl Ledger {
 
     /// Waits until something of `resource` is given back at `level`, or its limit is changed; not at all where `enough`
     /// holds of that level now.
-    pub(crate) async fn changed(&self, resource: Resource, level: Level, enough: impl FnOnce(&Self) -> bool) {
+    pub async fn changed(&self, resource: Resource, level: Level, enough: impl FnOnce(&Self) -> bool) {
         let at = self.at(level);
         let row = at.row(resource);
         let _waiting = Waiting::new(&row.waiting);
@@ -223,12 +223,12 @@ impl Ledger {
     }
 
     /// Wakes who waits for `resource` at this level, to look anew.
-    pub(crate) fn wake(&self, resource: Resource) {
+    pub fn wake(&self, resource: Resource) {
         self.row(resource).wake();
     }
 
     /// The ledger of a level at or above this one.
-    pub(crate) fn at(&self, level: Level) -> &Self {
+    pub fn at(&self, level: Level) -> &Self {
         match &self.parent {
             Some(parent) if self.level != level => parent.at(level),
             _ => self,
@@ -276,16 +276,17 @@ impl Drop for Held {
 }
 
 /// Counts one who waits.
-pub(crate) struct Waiting<'a>(Option<&'a AtomicUsize>);
+pub struct Waiting<'a>(Option<&'a AtomicUsize>);
 
 impl<'a> Waiting<'a> {
-    pub(crate) fn new(count: &'a AtomicUsize) -> Self {
+    /// One more waits.
+    pub fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::SeqCst);
         Self(Some(count))
     }
 
     /// It waits no more.
-    pub(crate) fn end(&mut self) {
+    pub fn end(&mut self) {
         if let Some(count) = self.0.take() {
             count.fetch_sub(1, Ordering::SeqCst);
         }

@@ -1,0 +1,64 @@
+//! How a command is asked to stop, and how it ends.
+
+/// How a command is asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopSignal {
+    /// As by an unhandled SIGTERM: exit code 143.
+    Terminate,
+    /// As by SIGKILL: exit code 137.
+    Kill,
+}
+
+/// Why a command ended, in the words of a container status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutcomeReason {
+    /// Exit code 0.
+    Completed,
+    /// Any other exit, a trap (134) and a stop (143, 137).
+    Error,
+    /// Over the memory limit: 137.
+    OomKilled,
+    /// Over the fuel limit: 137.
+    FuelExhausted,
+}
+
+impl OutcomeReason {
+    /// As it stands in a container status.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "Completed",
+            Self::Error => "Error",
+            Self::OomKilled => "OOMKilled",
+            Self::FuelExhausted => "FuelExhausted",
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Its exit code.
+    pub exit_code: i32,
+    /// Its reason.
+    pub reason: OutcomeReason,
+    /// One line on a trap or a limit; none for an ordinary exit. The backtrace is in the container's log.
+    pub message: Option<String>,
+}
+
+impl Outcome {
+    /// As by an exit with `code`.
+    #[must_use]
+    pub fn exit(code: i32) -> Self {
+        // As on any Unix eight bits remain, but a failure never becomes a success.
+        let exit_code = if code != 0 && code & 0xff == 0 { 1 } else { code & 0xff };
+        let reason = if exit_code == 0 { OutcomeReason::Completed } else { OutcomeReason::Error };
+        Self { exit_code, reason, message: None }
+    }
+
+    /// As the runtime says.
+    #[must_use]
+    pub fn ended(exit_code: i32, reason: OutcomeReason, message: impl Into<String>) -> Self {
+        Self { exit_code, reason, message: Some(message.into()) }
+    }
+}

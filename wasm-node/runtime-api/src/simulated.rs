@@ -1,0 +1,383 @@
+//! A container runtime that runs nothing: a module is a script that says how long it takes and how it ends. Time is
+//! tokio's, so a paused clock makes every run of a test the same; there is no thread and no randomness.
+//!
+//! A script is a line of words: `command exit=3 after=250` ends with code 3 after so many milliseconds, without `after=` it
+//! runs until it is stopped; `server status=204 takes=10` answers each request so, after so many milliseconds;
+//! `broken` and `no-room` say what becomes of an instance that is tried; `memory=N` is what it shows to hold.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Empty};
+use machinery_serve::net::{Body, Origin, Refused, Serve};
+use tokio::sync::Notify;
+
+use super::ledger::Ledger;
+use super::{
+    Admitted, Container, ContainerSpec, Kind, LoadError, Metering, Module, Outcome, OutcomeReason, Runtime, Server,
+    Stats, StdStream, StopSignal, Trial,
+};
+
+/// What a module does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Script {
+    kind: Kind,
+    exit: i32,
+    after: Option<Duration>,
+    status: StatusCode,
+    takes: Duration,
+    trial: Trial,
+    memory_bytes: u64,
+    says: Option<String>,
+}
+
+impl Script {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// A word that says nothing.
+    pub fn parse(text: &str) -> Result<Self, LoadError> {
+        let mut words = text.split_whitespace();
+        let kind = match words.next() {
+            Some("command") => Kind::Command,
+            Some("server") => Kind::HttpServer,
+            other => return Err(LoadError::NotWasm(format!("a simulated module does not begin with {other:?}"))),
+        };
+        let mut script = Self {
+            kind,
+            exit: 0,
+            after: None,
+            status: StatusCode::OK,
+            takes: Duration::ZERO,
+            trial: Trial::Sound,
+            memory_bytes: 0,
+            says: None,
+        };
+        for word in words {
+            let bad = || LoadError::NotWasm(format!("a simulated module does not know {word:?}"));
+            match word.split_once('=') {
+                Some(("exit", code)) => script.exit = code.parse().map_err(|_| bad())?,
+                Some(("after", millis)) => script.after = Some(millis_of(millis).ok_or_else(bad)?),
+                Some(("takes", millis)) => script.takes = millis_of(millis).ok_or_else(bad)?,
+                Some(("status", status)) => script.status = status.parse().map_err(|_| bad())?,
+                Some(("memory", bytes)) => script.memory_bytes = bytes.parse().map_err(|_| bad())?,
+                Some(("says", text)) => script.says = Some(text.to_owned()),
+                None if word == "broken" => script.trial = Trial::Broken("the script says so".into()),
+                None if word == "no-room" => script.trial = Trial::NoRoom,
+                _ => return Err(bad()),
+            }
+        }
+        Ok(script)
+    }
+}
+
+fn millis_of(text: &str) -> Option<Duration> {
+    text.parse().ok().map(Duration::from_millis)
+}
+
+/// See the module.
+pub struct SimulatedRuntime {
+    ledger: Arc<Ledger>,
+    /// Modules by digest.
+    compiled: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Default for SimulatedRuntime {
+    fn default() -> Self {
+        Self { ledger: Ledger::node(), compiled: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Runtime for SimulatedRuntime {
+    fn version(&self) -> (&'static str, &'static str) {
+        ("simulated", "1")
+    }
+
+    fn optional_interfaces(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
+    async fn compile(&self, digest: &str, file: &Path, _: Metering, _: &str) -> Result<(), LoadError> {
+        let text = std::fs::read_to_string(file).map_err(LoadError::io("reading the module"))?;
+        Script::parse(&text)?;
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.insert(digest.to_owned(), text.len() as u64);
+        Ok(())
+    }
+
+    async fn load(&self, digest: &str, file: &Path, of: Metering, for_: &str) -> Result<Arc<dyn Module>, LoadError> {
+        self.compile(digest, file, of, for_).await?;
+        let text = std::fs::read_to_string(file).map_err(LoadError::io("reading the module"))?;
+        Ok(Arc::new(Scripted { digest: digest.to_owned(), script: Script::parse(&text)? }))
+    }
+
+    fn compiled(&self) -> std::io::Result<BTreeMap<String, u64>> {
+        Ok(self.compiled.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn sweep(&self, in_use: &dyn Fn(&str) -> bool) -> std::io::Result<u64> {
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let before: u64 = compiled.values().sum();
+        compiled.retain(|digest, _| in_use(digest));
+        Ok(before - compiled.values().sum::<u64>())
+    }
+
+    fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+}
+
+struct Scripted {
+    digest: String,
+    script: Script,
+}
+
+impl Module for Scripted {
+    fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    fn kind(&self) -> Kind {
+        self.script.kind
+    }
+
+    fn container(&self, spec: ContainerSpec) -> Result<Arc<dyn Container>, LoadError> {
+        Ok(Arc::new(Simulated(Arc::new(Inner {
+            script: self.script.clone(),
+            spec,
+            started: AtomicU64::new(0),
+            live: AtomicUsize::new(0),
+            requests: AtomicU64::new(0),
+            changed: Notify::new(),
+            shut: Notify::new(),
+            is_shut: std::sync::atomic::AtomicBool::new(false),
+        }))))
+    }
+}
+
+struct Inner {
+    script: Script,
+    spec: ContainerSpec,
+    started: AtomicU64,
+    live: AtomicUsize,
+    requests: AtomicU64,
+    changed: Notify,
+    shut: Notify,
+    is_shut: std::sync::atomic::AtomicBool,
+}
+
+/// One instance that lives.
+struct Live<'a>(&'a Inner);
+
+impl<'a> Live<'a> {
+    fn begin(inner: &'a Inner) -> Self {
+        inner.started.fetch_add(1, Ordering::Relaxed);
+        inner.live.fetch_add(1, Ordering::AcqRel);
+        if let Some(says) = &inner.script.says {
+            inner.spec.log.write(StdStream::Stdout, format!("{says}\n").as_bytes());
+        }
+        Self(inner)
+    }
+}
+
+impl Drop for Live<'_> {
+    fn drop(&mut self) {
+        self.0.live.fetch_sub(1, Ordering::AcqRel);
+        self.0.changed.notify_waiters();
+    }
+}
+
+/// A container, and the server that it is.
+#[derive(Clone)]
+struct Simulated(Arc<Inner>);
+
+impl std::fmt::Debug for Simulated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Simulated").field("name", &self.0.spec.name).field("script", &self.0.script).finish()
+    }
+}
+
+#[async_trait]
+impl Container for Simulated {
+    fn kind(&self) -> Kind {
+        self.0.script.kind
+    }
+
+    fn stats(&self) -> Stats {
+        let live = self.0.live.load(Ordering::Acquire) as u64;
+        Stats {
+            instances_started: self.0.started.load(Ordering::Relaxed),
+            instances_live: live,
+            memory_bytes: live * self.0.script.memory_bytes,
+            requests: self.0.requests.load(Ordering::Relaxed),
+            ..Stats::default()
+        }
+    }
+
+    fn broken(&self) -> Option<String> {
+        match &self.0.script.trial {
+            Trial::Broken(why) => Some(why.clone()),
+            Trial::Sound | Trial::NoRoom => None,
+        }
+    }
+
+    async fn admit(&self) -> Admitted {
+        Admitted::new(())
+    }
+
+    async fn run(&self, _admitted: Admitted, stop: BoxFuture<'static, StopSignal>) -> Outcome {
+        let _live = Live::begin(&self.0);
+        let ends = async {
+            match self.0.script.after {
+                Some(after) => tokio::time::sleep(after).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = ends => Outcome::exit(self.0.script.exit),
+            signal = stop => {
+                let exit_code = if signal == StopSignal::Terminate { 143 } else { 137 };
+                Outcome { exit_code, reason: OutcomeReason::Error, message: None }
+            }
+        }
+    }
+
+    fn serve(&self) -> Result<Arc<dyn Server>, LoadError> {
+        match self.0.script.kind {
+            Kind::HttpServer => Ok(Arc::new(self.clone())),
+            Kind::Command => Err(LoadError::Unsupported("the module is a command, not an HTTP server".into())),
+        }
+    }
+
+    async fn try_instantiate(&self) -> Trial {
+        self.0.script.trial.clone()
+    }
+}
+
+#[async_trait]
+impl Serve for Simulated {
+    async fn http(&self, _: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
+        // Asked for before it is looked at, so that no end of the server is missed.
+        let shut = self.0.shut.notified();
+        if self.0.is_shut.load(Ordering::Acquire) {
+            return Err(Refused::gone(request));
+        }
+        self.0.requests.fetch_add(1, Ordering::Relaxed);
+        let _live = Live::begin(&self.0);
+        let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+        *response.status_mut() = tokio::select! {
+            () = tokio::time::sleep(self.0.script.takes) => self.0.script.status,
+            () = shut => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Ok(response)
+    }
+}
+
+#[async_trait]
+impl Server for Simulated {
+    async fn drained(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.0.live.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn shut(&self) {
+        self.0.is_shut.store(true, Ordering::Release);
+        self.0.shut.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use machinery_serve::net::{Caller, Peer};
+
+    use super::*;
+    use crate::{Grants, Limits, LogSink};
+
+    struct NoLog;
+
+    impl LogSink for NoLog {
+        fn write(&self, _: StdStream, _: &[u8]) {}
+    }
+
+    async fn container(script: &str) -> Result<Arc<dyn Container>, LoadError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("m");
+        std::fs::write(&file, script).unwrap();
+        let runtime = SimulatedRuntime::default();
+        let module = runtime.load("sha256:0", &file, Metering::Epochs, "default").await?;
+        module.container(ContainerSpec {
+            name: "default/p/c".into(),
+            argv: Vec::new(),
+            env: Vec::new(),
+            cwd: None,
+            preopens: Vec::new(),
+            limits: Limits::default(),
+            grants: Grants::default(),
+            log: Arc::new(NoLog),
+            pod: Ledger::pod(runtime.ledger()),
+            caller: Caller { node: "n".into(), namespace: "default".into(), pod: "p".into(), ip: None },
+            dial: None,
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn commands_end_as_their_scripts_say() {
+        let one = container("command exit=3 after=250").await.unwrap();
+        let before = tokio::time::Instant::now();
+        let outcome = one.run(one.admit().await, Box::pin(std::future::pending())).await;
+        assert_eq!((outcome.exit_code, before.elapsed()), (3, Duration::from_millis(250)));
+        let endless = container("command").await.unwrap();
+        let stop = Box::pin(async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            StopSignal::Terminate
+        });
+        assert_eq!(endless.run(endless.admit().await, stop).await.exit_code, 143);
+        assert_eq!((endless.stats().instances_started, endless.stats().instances_live), (1, 0));
+        for bad in ["", "daemon", "command exit=x", "server nonsense"] {
+            assert!(container(bad).await.is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn servers_answer_drain_and_shut() {
+        let one = container("server status=204 takes=1000").await.unwrap();
+        let server = one.serve().unwrap();
+        let origin = Origin { peer: Peer::Node, local: SocketAddr::from(([127, 0, 0, 1], 80)), via: None };
+        let request = || {
+            let body: Body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+            Request::get("http://p/").body(body).unwrap()
+        };
+        let ask = || async { server.http(&origin, request()).await.map(|response| response.status().as_u16()) };
+        let drained = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            server.drained().await;
+            tokio::time::Instant::now()
+        };
+        let before = tokio::time::Instant::now();
+        let (status, at) = tokio::join!(ask(), drained);
+        assert_eq!((status.unwrap(), at - before), (204, Duration::from_secs(1)));
+        let cut = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            server.shut();
+        };
+        let (status, ()) = tokio::join!(ask(), cut);
+        assert_eq!(status.unwrap(), 503);
+        assert!(matches!(ask().await, Err(Refused::Gone(_))));
+    }
+}

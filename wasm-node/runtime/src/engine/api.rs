@@ -1,0 +1,115 @@
+//! The engine as a kubelet knows it: [`runtime_api::Runtime`] and what it makes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use runtime_api::ledger::Ledger;
+use runtime_api::{
+    Admitted, Container as ApiContainer, ContainerSpec, Kind, LoadError, Metering, Module, Outcome, Runtime, Server,
+    Stats, StopSignal, Trial,
+};
+
+use super::{Container, Engine, HttpServer, Loaded, WASMTIME_VERSION};
+
+/// A loaded module, with the engine that makes containers of it.
+struct LoadedModule {
+    engine: Engine,
+    loaded: Arc<Loaded>,
+}
+
+#[async_trait]
+impl Runtime for Engine {
+    fn version(&self) -> (&'static str, &'static str) {
+        ("wasmtime", WASMTIME_VERSION)
+    }
+
+    fn optional_interfaces(&self) -> Vec<&'static str> {
+        crate::host::optional()
+    }
+
+    async fn compile(&self, digest: &str, file: &Path, metering: Metering, namespace: &str) -> Result<(), LoadError> {
+        Self::compile(self, digest, file, metering, namespace).await
+    }
+
+    async fn load(
+        &self,
+        digest: &str,
+        file: &Path,
+        metering: Metering,
+        namespace: &str,
+    ) -> Result<Arc<dyn Module>, LoadError> {
+        let loaded = Self::load(self, digest, file, metering, namespace).await?;
+        Ok(Arc::new(LoadedModule { engine: self.clone(), loaded }))
+    }
+
+    fn compiled(&self) -> std::io::Result<BTreeMap<String, u64>> {
+        Self::compiled(self)
+    }
+
+    fn sweep(&self, in_use: &dyn Fn(&str) -> bool) -> std::io::Result<u64> {
+        Self::sweep(self, in_use)
+    }
+
+    fn ledger(&self) -> &Arc<Ledger> {
+        Self::ledger(self)
+    }
+}
+
+impl Module for LoadedModule {
+    fn digest(&self) -> &str {
+        self.loaded.digest()
+    }
+
+    fn kind(&self) -> Kind {
+        self.loaded.kind()
+    }
+
+    fn container(&self, spec: ContainerSpec) -> Result<Arc<dyn ApiContainer>, LoadError> {
+        Ok(Arc::new(self.engine.container(self.loaded.clone(), spec)?))
+    }
+}
+
+#[async_trait]
+impl ApiContainer for Container {
+    fn kind(&self) -> Kind {
+        Self::kind(self)
+    }
+
+    fn stats(&self) -> Stats {
+        Self::stats(self)
+    }
+
+    fn broken(&self) -> Option<String> {
+        Self::broken(self)
+    }
+
+    async fn admit(&self) -> Admitted {
+        Self::admit(self).await
+    }
+
+    async fn run(&self, admitted: Admitted, stop: BoxFuture<'static, StopSignal>) -> Outcome {
+        self.run_admitted(admitted, stop).await
+    }
+
+    fn serve(&self) -> Result<Arc<dyn Server>, LoadError> {
+        Ok(Arc::new(Self::serve(self)?))
+    }
+
+    async fn try_instantiate(&self) -> Trial {
+        Self::try_instantiate(self).await
+    }
+}
+
+#[async_trait]
+impl Server for HttpServer {
+    async fn drained(&self) {
+        Self::drained(self).await;
+    }
+
+    fn shut(&self) {
+        Self::shut(self);
+    }
+}
