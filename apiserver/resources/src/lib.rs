@@ -3,7 +3,7 @@
 //! Everything else in this crate is generic over a [`Row`]: routes, discovery, OpenAPI, storage prefixes, subresources,
 //! printer columns, defaulting, validation, and which verbs exist.
 
-pub mod allocate;
+pub use core::services::allocate;
 mod apps;
 mod authorization;
 mod batch;

@@ -137,3 +137,9 @@ pub fn time(object: &Value, key: &str) -> Option<Timestamp> {
 pub fn name(object: &Value) -> &str {
     text(get(object, "metadata"), "name")
 }
+
+/// Makes sure that there is a spec to fill in.
+pub fn spec_of(object: &mut Value) -> &mut Value {
+    fields(object);
+    object_mut(object, "spec")
+}

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::core::pods::{defaults, spec, warnings};
 use crate::field::{Errors, FieldError, NOT_NEGATIVE, Path, go_struct};
 use crate::metadata::label_selector;
-use crate::read::{fields, get, has, int, is_zero, items, object_mut, put, text};
+use crate::read::{get, has, int, is_zero, items, object_mut, put, text};
 use crate::rules;
 
 pub(super) const SPEC: Path<'static> = Path::root("spec");
@@ -146,10 +146,4 @@ pub(super) fn clear_status(object: &mut Value) {
 pub(super) fn keep_labels(new: &mut Value, old: &Value) {
     let labels = get(get(old, "metadata"), "labels").clone();
     put(object_mut(new, "metadata"), "labels", labels);
-}
-
-/// Makes sure that there is a spec to fill in.
-pub(super) fn spec_of(object: &mut Value) -> &mut Value {
-    fields(object);
-    object_mut(object, "spec")
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, labels, name, wide};
 use crate::field::{Errors, FieldError, NOT_NEGATIVE, Path, go_struct};
-use crate::read::{default_to, default_zero_to, get, has, int, object_mut, text};
+use crate::read::{default_to, default_zero_to, get, has, int, object_mut, spec_of, text};
 use crate::rules;
 use crate::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
@@ -164,7 +164,7 @@ impl Strategy for Deployment {
     }
 
     fn default(&self, object: &mut Value) {
-        let spec = workloads::spec_of(object);
+        let spec = spec_of(object);
         default_to(spec, "replicas", 1);
         let strategy = object_mut(spec, "strategy");
         default_zero_to(strategy, "type", "RollingUpdate");

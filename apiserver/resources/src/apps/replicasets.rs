@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, name, selector, wide};
 use crate::field::{Errors, FieldError};
-use crate::read::{default_to, get, has, int, is_zero, object_mut, put};
+use crate::read::{default_to, get, has, int, is_zero, object_mut, put, spec_of};
 use crate::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
 
@@ -84,7 +84,7 @@ impl Strategy for ReplicaSet {
     }
 
     fn default(&self, object: &mut Value) {
-        let spec = workloads::spec_of(object);
+        let spec = spec_of(object);
         default_to(spec, "replicas", 1);
         // An absent template stays absent on the wire only in form: it is empty, and validation says so.
         workloads::default_template(spec);

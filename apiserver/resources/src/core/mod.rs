@@ -1,5 +1,6 @@
 //! The core group (`v1`).
 
+pub(crate) mod addresses;
 pub(crate) mod bindings;
 pub(crate) mod configmaps;
 pub(crate) mod events;

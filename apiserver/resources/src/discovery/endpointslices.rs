@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::core::pods::{update::same, warnings::odd_ip};
+use crate::core::addresses::{endpoint_ip, odd_ip};
+use crate::core::pods::update::same;
 use crate::field::{Errors, FieldError, Path};
 use crate::metadata::labels;
 use crate::read::{default_to, get, has, int, is_zero, items, items_mut, object_mut, put, text, texts};
@@ -47,30 +48,6 @@ const HINTS_MAX: usize = 8;
 /// How many ports or addresses a cell names.
 const SHOWN: usize = 3;
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
-
-/// An address that traffic may be sent to: none of the host's own, but those of the cluster inside 127.0.0.0/8.
-pub(crate) fn endpoint_ip(errors: &mut Errors, value: &str, loopback: &[Ipv4Net], path: &Path<'_>) {
-    let Some(ip) = rules::ip_leniently(value) else {
-        return errors.invalid(path, value, "must be a valid IP address");
-    };
-    let own = matches!(ip, IpAddr::V4(v4) if loopback.iter().any(|block| block.contains(&v4)));
-    let (link_local, multicast) = match ip {
-        IpAddr::V4(v4) => (v4.is_link_local(), v4.octets()[..3] == [224, 0, 0]),
-        IpAddr::V6(v6) => (v6.is_unicast_link_local(), v6.segments()[0] & 0xff0f == 0xff02),
-    };
-    if ip.is_unspecified() {
-        errors.invalid(path, value, &format!("may not be unspecified ({value})"));
-    }
-    if ip.is_loopback() && !own {
-        errors.invalid(path, value, "may not be in the loopback range (127.0.0.0/8, ::1/128)");
-    }
-    if link_local {
-        errors.invalid(path, value, "may not be in the link-local range (169.254.0.0/16, fe80::/10)");
-    }
-    if multicast {
-        errors.invalid(path, value, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)");
-    }
-}
 
 fn ports(errors: &mut Errors, ports: &[Value]) {
     let list_at = Path::root("ports");

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, human, name, selector, wide};
 use crate::field::{Errors, FieldError};
-use crate::read::{default_to, get, has, int, is_zero, items, items_mut, object_mut, put, text, time};
+use crate::read::{default_to, get, has, int, is_zero, items, items_mut, object_mut, put, spec_of, text, time};
 use crate::rules;
 use crate::workloads::{self, SPEC};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
@@ -69,7 +69,7 @@ fn is_finished(job: &Value) -> bool {
 fn generate_selector(object: &mut Value) {
     let meta = get(object, "metadata");
     let (name, uid) = (text(meta, "name").to_owned(), text(meta, "uid").to_owned());
-    let spec = workloads::spec_of(object);
+    let spec = spec_of(object);
     let labels = object_mut(object_mut(object_mut(spec, "template"), "metadata"), "labels");
     for key in NAME_LABELS {
         default_to(labels, key, name.as_str());
@@ -91,7 +91,7 @@ fn copy_labels(object: &mut Value) {
 
 impl Strategy for Job {
     fn default(&self, object: &mut Value) {
-        let spec = workloads::spec_of(object);
+        let spec = spec_of(object);
         if !has(spec, "completions") && !has(spec, "parallelism") {
             put(spec, "completions", json!(1));
         }

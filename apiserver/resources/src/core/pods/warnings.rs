@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::security::each_container;
 use super::spec::fractional_bytes;
+use crate::core::addresses::odd_ip;
 use crate::field::{Path, quoted};
 use crate::read::{entries, get, has, int, is_zero, items, text, texts};
 use crate::rules;
@@ -138,17 +139,6 @@ fn of(warnings: &mut Vec<String>, meta: &Value, spec: &Value, meta_at: &Path<'_>
     let aliases_at = at.child("hostAliases");
     for (i, alias) in items(spec, "hostAliases").iter().enumerate() {
         warnings.extend(odd_ip(&aliases_at.index(i).child("ip"), text(alias, "ip")));
-    }
-}
-
-/// An address that is valid in its field, but not written as it should be.
-pub(crate) fn odd_ip(path: &Path<'_>, value: &str) -> Option<String> {
-    let ip = rules::ip_leniently(value)?;
-    match value.parse::<std::net::IpAddr>() {
-        Ok(std::net::IpAddr::V6(v6)) if v6.to_ipv4_mapped().is_none() => (v6.to_string() != value)
-            .then(|| format!("{path}: IPv6 address \"{value}\" should be in RFC 5952 canonical format (\"{v6}\")")),
-        Ok(std::net::IpAddr::V4(_)) => None,
-        _ => Some(format!("{path}: non-standard IP address \"{value}\" is invalid: use \"{ip}\"")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Services. What they are given (addresses and ports) is chosen in [`crate::allocate`], after validation.
+//! Services. What they are given (addresses and ports) is chosen in [`allocate`], after validation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,17 +6,16 @@ use jiff::Timestamp;
 use machinery_api::ApiError;
 use serde_json::{Value, json};
 
-use crate::allocate;
 use crate::cells::{AGE, NAME, age, column, labels, name, wide};
-use crate::core::pods::warnings::odd_ip;
+use crate::core::addresses::odd_ip;
 use crate::field::{Errors, FieldError, Path};
 use crate::read::{
-    default_to, default_zero_to, get, has, int, is_zero, items, items_mut, object_mut, put, text, texts,
+    default_to, default_zero_to, get, has, int, is_zero, items, items_mut, object_mut, put, spec_of, text, texts,
 };
 use crate::rules::NameRule;
-use crate::workloads::spec_of;
 use crate::{Allocation, Claim, Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
+pub mod allocate;
 mod families;
 mod validate;
 

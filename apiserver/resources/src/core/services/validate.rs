@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{externally_accessible, families, is_headless, is_load_balancer, needs_health_check};
 use crate::Context;
+use crate::core::addresses::endpoint_ip;
 use crate::core::pods::port;
-use crate::discovery::endpointslices::endpoint_ip;
 use crate::field::{Errors, FieldError, Path, go_struct};
 use crate::metadata::labels;
 use crate::read::{get, has, int, items, text, texts};

@@ -14,8 +14,8 @@ use machinery_api::error::{ApiError, Cause, Named};
 use machinery_api::{ObjectName, StorageKey};
 use serde_json::{Value, json};
 
+use super::{has_node_ports, is_load_balancer, needs_cluster_ip, needs_health_check};
 use crate::Claim;
-use crate::core::services::{has_node_ports, is_load_balancer, needs_cluster_ip, needs_health_check};
 use crate::field::{FieldError, Path};
 use crate::objects::Objects;
 use crate::read::{fields, get, int, items, items_mut, name, put, text, texts};
