@@ -131,30 +131,8 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
     if version.matches('/').count() > 1 {
         return Err(unrecognized(&format!("unexpected GroupVersion string: {version}")));
     }
-    let expected = target.api_version();
-    if kind != target.kind || version != expected {
-        let (group, plain) = version.split_once('/').unwrap_or(("", &version));
-        if !registered(group, plain, kind) {
-            return Err(refused(&not_registered(kind, &version)));
-        }
-        // Upstream reads the body as what it says it is first.
-        let same = |k: &&super::table::KindFact| k.kind == kind && (k.group == group || group == "extensions");
-        let type_name = table().of_kind(group, plain, kind);
-        let type_name = type_name.or_else(|| table().kinds.iter().find(same).map(|k| &*k.type_name));
-        if let (Some(type_name), Content::Raw(raw)) = (type_name, opened.content) {
-            let converted = typed::convert(type_name, raw, Form::Sparse, &mut Budget::of_body(bytes.len()));
-            converted.map_err(|e| refused(&e))?;
-        }
-        if kind != target.kind {
-            let hub = hub(target.group);
-            return Err(refused(&format!(
-                "converting ({plain}.{kind}) to ({hub}.{}): unknown conversion",
-                target.kind
-            )));
-        }
-        return Err(ApiError::BadRequest(format!(
-            "the API version in the data ({version}) does not match the expected API version ({expected})"
-        )));
+    if kind != target.kind || version != target.api_version() {
+        return Err(another_kind(kind, &version, opened.content, bytes.len(), target, refused));
     }
     let binary = matches!(opened.content, Content::Protobuf(_));
     let raw = match opened.content {
@@ -182,6 +160,38 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
     let warnings = settle(findings, validation)
         .map_err(|findings| refused(&format!("strict decoding error: {}", findings.join(", "))))?;
     Ok(Decoded { object: finish(converted.object, target), warnings })
+}
+
+/// Why a body that is well-formed and of another kind or version than its path is not taken: what upstream finds first.
+fn another_kind(
+    kind: &str,
+    version: &str,
+    content: Content<'_>,
+    body_bytes: usize,
+    target: &Target<'_>,
+    refused: impl Fn(&str) -> ApiError,
+) -> ApiError {
+    let (group, plain) = version.split_once('/').unwrap_or(("", version));
+    if !registered(group, plain, kind) {
+        return refused(&not_registered(kind, version));
+    }
+    // Upstream reads the body as what it says it is first.
+    let same = |k: &&super::table::KindFact| k.kind == kind && (k.group == group || group == "extensions");
+    let type_name = table().of_kind(group, plain, kind);
+    let type_name = type_name.or_else(|| table().kinds.iter().find(same).map(|k| &*k.type_name));
+    if let (Some(type_name), Content::Raw(raw)) = (type_name, content)
+        && let Err(error) = typed::convert(type_name, raw, Form::Sparse, &mut Budget::of_body(body_bytes))
+    {
+        return refused(&error);
+    }
+    if kind != target.kind {
+        let hub = hub(target.group);
+        return refused(&format!("converting ({plain}.{kind}) to ({hub}.{}): unknown conversion", target.kind));
+    }
+    let expected = target.api_version();
+    ApiError::BadRequest(format!(
+        "the API version in the data ({version}) does not match the expected API version ({expected})"
+    ))
 }
 
 /// Decodes options (`DeleteOptions` and the like) whose apiVersion doesn't matter; a wrong kind is refused.

@@ -251,16 +251,7 @@ fn put(
             }
         }
         Kind::Map(inner) => {
-            let wire = wire.and_then(|w| w.strip_prefix("map<string,")).and_then(|w| w.strip_suffix('>'));
-            let (mut key, mut found) = (String::new(), Raw::Null);
-            let mut reader = Reader { bytes: payload.bytes(number)? };
-            while let Some((number, payload)) = reader.field()? {
-                match number {
-                    1 => key = payload.text(number)?,
-                    2 => found = value(inner, wire, number, payload, depth, budget)?,
-                    _ => {}
-                }
-            }
+            let (key, found) = map_entry(inner, wire, (number, payload), depth, budget)?;
             match at.map(|at| &mut out[at].1) {
                 // A key that comes again counts last, as it does in what reads this.
                 Some(Raw::Map(map)) => map.push((key, found)),
@@ -276,6 +267,27 @@ fn put(
         }
     }
     Ok(())
+}
+
+/// A map's entry is a message of its own: the key is field 1, the value field 2.
+fn map_entry(
+    inner: &Kind,
+    wire: Option<&str>,
+    (number, payload): (u32, Payload<'_>),
+    depth: usize,
+    budget: &mut Budget,
+) -> Result<(String, Raw), String> {
+    let wire = wire.and_then(|w| w.strip_prefix("map<string,")).and_then(|w| w.strip_suffix('>'));
+    let (mut key, mut found) = (String::new(), Raw::Null);
+    let mut reader = Reader { bytes: payload.bytes(number)? };
+    while let Some((number, payload)) = reader.field()? {
+        match number {
+            1 => key = payload.text(number)?,
+            2 => found = value(inner, wire, number, payload, depth, budget)?,
+            _ => {}
+        }
+    }
+    Ok((key, found))
 }
 
 fn value(

@@ -55,44 +55,44 @@ pub(super) fn source(errors: &mut Errors, key: &str, source: &Value, path: &Path
         }
         "quobyte" => quobyte(errors, source, path),
         "fc" => fibre_channel(errors, source, path),
-        "flexVolume" => {
-            required(errors, source, &["driver"], path);
-            let options_at = path.child("options");
-            for (key, _) in entries(source, "options") {
-                let namespace = format!(".{}", key.split('/').next().unwrap_or(key).to_lowercase());
-                let owned = key.contains('/') || !key.is_empty();
-                if owned && (namespace.ends_with(".kubernetes.io") || namespace.ends_with(".k8s.io")) {
-                    errors.invalid(
-                        &options_at.key(key),
-                        key.as_str(),
-                        "kubernetes.io and k8s.io namespaces are reserved",
-                    );
-                }
-            }
-        }
+        "flexVolume" => flex_volume(errors, source, path),
         "azureFile" => required(errors, source, &["secretName", "shareName"], path),
         "vsphereVolume" => required(errors, source, &["volumePath"], path),
         "photonPersistentDisk" => required(errors, source, &["pdID"], path),
         "portworxVolume" => required(errors, source, &["volumeID"], path),
         "azureDisk" => azure_disk(errors, source, path),
-        "storageos" => {
-            let name = text(source, "volumeName");
-            if name.is_empty() {
-                errors.required(&path.child("volumeName"), "");
-            } else {
-                errors.invalid_each(&path.child("volumeName"), name, rules::dns_label(name));
-            }
-            let namespace = text(source, "volumeNamespace");
-            if !namespace.is_empty() {
-                errors.invalid_each(&path.child("volumeNamespace"), namespace, rules::dns_label(namespace));
-            }
-            secret_name(errors, source, path);
-        }
+        "storageos" => storage_os(errors, source, path),
         "scaleIO" => required(errors, source, &["gateway", "system", "volumeName"], path),
         "csi" => csi(errors, source, path),
         "ephemeral" => ephemeral(errors, source, path),
         _ => {}
     }
+}
+
+fn flex_volume(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+    required(errors, source, &["driver"], path);
+    let options_at = path.child("options");
+    for (key, _) in entries(source, "options") {
+        let namespace = format!(".{}", key.split('/').next().unwrap_or(key).to_lowercase());
+        let owned = key.contains('/') || !key.is_empty();
+        if owned && (namespace.ends_with(".kubernetes.io") || namespace.ends_with(".k8s.io")) {
+            errors.invalid(&options_at.key(key), key.as_str(), "kubernetes.io and k8s.io namespaces are reserved");
+        }
+    }
+}
+
+fn storage_os(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+    let name = text(source, "volumeName");
+    if name.is_empty() {
+        errors.required(&path.child("volumeName"), "");
+    } else {
+        errors.invalid_each(&path.child("volumeName"), name, rules::dns_label(name));
+    }
+    let namespace = text(source, "volumeNamespace");
+    if !namespace.is_empty() {
+        errors.invalid_each(&path.child("volumeNamespace"), namespace, rules::dns_label(namespace));
+    }
+    secret_name(errors, source, path);
 }
 
 fn secret_name(errors: &mut Errors, source: &Value, path: &Path<'_>) {
