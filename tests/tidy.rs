@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 #[path = "tidy/promises.rs"]
 mod promises;
+#[path = "tidy/rows.rs"]
+mod rows;
 
 const ROOMS: &[&str] = &["machinery", "apiserver", "scheduler", "controllers", "wasm-node", "proxy"];
 /// What a crate must never depend on, of ours and of others: the reason why it is a crate of its own.

@@ -1,0 +1,153 @@
+//! What a table in code has, the docs name and a test asks for: a kind, a plugin, a controller, a host interface or a verb that no
+//! page knows is one that nobody finds.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use super::{all_rust_files, check, code, root};
+
+/// Rows of a table, as its sources write them.
+struct Table {
+    what: &'static str,
+    /// Where the rows stand.
+    below: &'static str,
+    /// What stands before a row's name in quotes.
+    before: &'static [&'static str],
+    /// What of the name the docs leave out.
+    suffix: &'static str,
+    /// The page, and the part of it, that names each.
+    page: &'static str,
+    part: &'static str,
+    /// How many there are at least: a table that is not found is no table.
+    least: usize,
+}
+
+const TABLES: &[Table] = &[
+    Table {
+        what: "kind",
+        below: "apiserver/resources/src/",
+        before: &["    kind: \""],
+        suffix: "",
+        page: "docs/compatibility.md",
+        part: "## Resources",
+        least: 25,
+    },
+    Table {
+        what: "admission plugin",
+        below: "apiserver/server/src/admission/",
+        before: &["name: \"", "fn name(&self) -> &'static str {\n        \""],
+        suffix: "",
+        page: "docs/compatibility.md",
+        part: "## Admission plugins",
+        least: 8,
+    },
+    Table {
+        what: "controller",
+        below: "controllers/src/",
+        before: &["    name: \""],
+        suffix: "-controller",
+        page: "docs/compatibility.md",
+        part: "## Controllers",
+        least: 13,
+    },
+    Table {
+        what: "scheduling plugin",
+        below: "scheduler/src/plugins/",
+        before: &["..plugin(\""],
+        suffix: "",
+        page: "docs/compatibility.md",
+        part: "## Scheduler plugins",
+        least: 11,
+    },
+    Table {
+        what: "package of host interfaces",
+        below: "wasm-node/runtime/src/host/mod.rs",
+        before: &["package: \""],
+        suffix: "",
+        page: "docs/compatibility.md",
+        part: "## Host interfaces",
+        least: 6,
+    },
+];
+
+/// The names that follow one of these in quotes.
+fn names<'a>(text: &'a str, before: &[&str]) -> BTreeSet<&'a str> {
+    let after = |mark: &&str| text.match_indices(*mark).map(|(at, mark)| &text[at + mark.len()..]).collect::<Vec<_>>();
+    before.iter().flat_map(after).filter_map(|rest| rest.split('"').next()).filter(|name| !name.is_empty()).collect()
+}
+
+/// A part of a page: from its heading to the next of the same level.
+fn part(page: &str, heading: &str) -> String {
+    let text = fs::read_to_string(root().join(page)).expect("a page");
+    let from = text.find(&format!("{heading}\n")).unwrap_or_else(|| panic!("{page} has a part {heading}"));
+    let rest = &text[from + heading.len()..];
+    rest[..rest.find("\n## ").unwrap_or(rest.len())].to_owned()
+}
+
+fn has_word(text: &str, word: &str) -> bool {
+    let of_word = |c: char| c.is_alphanumeric() || c == '-';
+    text.match_indices(word)
+        .any(|(at, word)| !text[..at].ends_with(of_word) && !text[at + word.len()..].starts_with(of_word))
+}
+
+#[test]
+fn the_docs_name_each_row() {
+    let files = all_rust_files();
+    let mut problems = Vec::new();
+    for table in TABLES {
+        let page = part(table.page, table.part);
+        let mut found = 0;
+        for (path, text) in files.iter().filter(|(path, _)| path.starts_with(table.below)) {
+            if path.ends_with("tests.rs") {
+                continue;
+            }
+            let text = code(text.split("#[cfg(test)]").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+            for name in names(&text, table.before) {
+                found += 1;
+                if !has_word(&page, name.trim_end_matches(table.suffix)) {
+                    problems
+                        .push(format!("{}, {}: no word of the {} {name} ({path})", table.page, table.part, table.what));
+                }
+            }
+        }
+        if found < table.least {
+            problems.push(format!("{found} rows of {} found below {}, not {}", table.what, table.below, table.least));
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn each_verb_has_a_page_and_a_test() {
+    let table = fs::read_to_string(root().join("src/cmd/mod.rs")).expect("the table of verbs");
+    let verbs: BTreeSet<String> = table
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("mod ")?.strip_suffix(';').map(str::to_owned))
+        .collect();
+    assert!(verbs.len() >= 4, "verbs are found: {verbs:?}");
+    let read = |folder: &str| {
+        let files = fs::read_dir(root().join(folder)).into_iter().flatten().flatten();
+        let files = files.map(|entry| entry.path()).filter(|path| path.is_file());
+        files.filter_map(|path| fs::read_to_string(path).ok()).collect::<String>()
+    };
+    let docs = fs::read_to_string(root().join("README.md")).expect("README.md") + &read("docs");
+    let tests = read("tests/e2e");
+    let mut problems = Vec::new();
+    for verb in &verbs {
+        if !docs.contains(&format!("coracle {verb}")) {
+            problems.push(format!("no page names `coracle {verb}`"));
+        }
+        let asked = [format!("$CORACLE\" {verb}"), format!("coracle {verb}"), format!("CORACLE, \"{verb}\"")];
+        if !asked.iter().any(|form| tests.contains(form.as_str())) {
+            problems.push(format!("no end-to-end test runs `coracle {verb}`"));
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn names_of_rows_are_found() {
+    let text = "A { name: \"One\" }\nfn name(&self) {\n    \"Two\"\n}";
+    assert_eq!(names(text, &["name: \"", "{\n    \""]).into_iter().collect::<Vec<_>>(), ["One", "Two"]);
+    assert!(has_word("a, job, b", "job") && !has_word("cron-job", "job"));
+}
