@@ -1,10 +1,10 @@
-//! How fast the pure core decides: `scheduler_core [NODES [PODS_PER_NODE [DECISIONS]]]` prints decisions a second for
-//! several kinds of pods, one `key=value` a line, and
-//! the CPU time of each. Each decision is followed by its assumption, as in the shell.
+//! How fast the pure core decides: `scheduler_core [NODES [PODS_PER_NODE [DECISIONS [KIND]]]]` prints decisions a second
+//! for several kinds of pods, or one, a `key=value` a line, and the CPU time of each. Each decision is followed by its assumption, as in the shell.
 //!
 //! `plain`: pods that ask for cpu and memory. `workload`: pods of 50 ReplicaSets, which upstream's default constraints
 //! spread over nodes and zones. `constrained`: the same with a required spread over zones. `apart`: pods that keep away
-//! from others of their kind on a node, among as many that do.
+//! from others of their kind on a node, among as many that do:
+//! with more decisions than nodes, all but the first find none. `large`: pods that fit nowhere.
 
 #![expect(clippy::print_stdout, reason = "its figures are for whoever runs it")]
 
@@ -26,11 +26,12 @@ use serde_json::{Value, json};
 const WORKLOADS: usize = 50;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<usize>());
+    let mut arguments = std::env::args().skip(1).take(3).map(|argument| argument.parse::<usize>());
     let mut next = |default| arguments.next().unwrap_or(Ok(default));
     let (nodes, pods_per_node, decisions) = (next(5000)?, next(30)?, next(20_000)?);
+    let only = std::env::args().nth(4);
     println!("nodes={nodes}\npods={}\ndecisions={decisions}", nodes * pods_per_node);
-    for (name, more) in kinds() {
+    for (name, more) in kinds().into_iter().filter(|(name, _)| only.as_ref().is_none_or(|only| only == name)) {
         let mut snapshot = cluster(nodes, pods_per_node)?;
         let templates = (0..WORKLOADS).map(|nth| template(nth, &more)).collect::<Result<Vec<_>, _>>()?;
         let begun = cpu_seconds()?;
@@ -46,7 +47,7 @@ fn cpu_seconds() -> Result<f64, Box<dyn std::error::Error>> {
     Ok(figures.split_whitespace().next().ok_or("no figure")?.parse::<f64>()? / 1e9)
 }
 
-fn kinds() -> [(&'static str, Value); 4] {
+fn kinds() -> [(&'static str, Value); 5] {
     let owned = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true}]);
     let selector = json!({"matchLabels": {"kind": "new"}});
     let spread = json!([{"maxSkew": 5, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": selector}]);
@@ -55,7 +56,8 @@ fn kinds() -> [(&'static str, Value); 4] {
         ("plain", json!({})),
         ("workload", json!({"owners": owned.clone()})),
         ("constrained", json!({"owners": owned.clone(), "spread": spread})),
-        ("apart", json!({"owners": owned, "affinity": apart})),
+        ("apart", json!({"owners": owned.clone(), "affinity": apart})),
+        ("large", json!({"owners": owned, "cpu": "65"})),
     ]
 }
 
@@ -81,7 +83,7 @@ fn template(workload: usize, more: &Value) -> Result<PodInfo, serde_json::Error>
     if let Some(uid) = owners.pointer_mut("/0/uid") {
         *uid = json!(format!("r{workload}"));
     }
-    let requests = json!({"cpu": "100m", "memory": "64Mi"});
+    let requests = json!({"cpu": more["cpu"].as_str().unwrap_or("100m"), "memory": "64Mi"});
     let kind = if workload == WORKLOADS { "old" } else { "new" };
     let pod = json!({
         "metadata": {"name": "p", "namespace": "default", "uid": "p", "ownerReferences": owners,
@@ -107,6 +109,6 @@ fn measure(snapshot: &mut Snapshot, templates: &[PodInfo], decisions: usize) -> 
             placed += 1;
         }
     }
-    assert!(placed > 0, "nothing fits");
+    println!("placed={placed}");
     decisions as f64 / begun.elapsed().as_secs_f64()
 }

@@ -9,8 +9,8 @@ use crate::plugins::{Reasons, Refusal};
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Diagnosis {
-    /// Fixed sentences, found by their address: there are few.
-    known: Vec<(&'static str, usize)>,
+    /// Plugins with fixed sentences, found by their address: there are few.
+    known: Vec<(&'static str, &'static str, usize)>,
     made: BTreeMap<Cow<'static, str>, usize>,
     /// Nodes that might take the pod if others weren't there, in the order in which they were tried.
     pub resolvable: Vec<NodeId>,
@@ -22,15 +22,21 @@ pub struct Diagnosis {
 
 impl Diagnosis {
     pub(crate) fn count(&mut self, node: NodeId, plugin: &'static str, refusal: Refusal) {
-        if !self.refused_by.contains(plugin) {
-            self.refused_by.insert(plugin);
-        }
         match refusal.reasons {
-            Reasons::One(reason) => match self.known.iter_mut().find(|(known, _)| std::ptr::eq(*known, reason)) {
-                Some((_, count)) => *count += 1,
-                None => self.known.push((reason, 1)),
-            },
+            Reasons::One(reason) => {
+                let same = |known: &str, it: &str| std::ptr::eq(known, it);
+                match self.known.iter_mut().find(|(by, known, _)| same(by, plugin) && same(known, reason)) {
+                    Some((.., count)) => *count += 1,
+                    None => {
+                        self.refused_by.insert(plugin);
+                        self.known.push((plugin, reason, 1));
+                    }
+                }
+            }
             Reasons::Many(reasons) => {
+                if !self.refused_by.contains(plugin) {
+                    self.refused_by.insert(plugin);
+                }
                 for reason in reasons {
                     *self.made.entry(reason).or_default() += 1;
                 }
@@ -47,7 +53,7 @@ impl Diagnosis {
     #[must_use]
     pub fn message(&self, nodes: usize) -> String {
         let mut reasons: BTreeMap<&str, usize> = self.made.iter().map(|(reason, count)| (&**reason, *count)).collect();
-        for (reason, count) in &self.known {
+        for (_, reason, count) in &self.known {
             *reasons.entry(reason).or_default() += count;
         }
         not_available(nodes, reasons.into_iter().map(|(reason, count)| (count, reason)).collect())

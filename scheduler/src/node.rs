@@ -53,19 +53,52 @@ impl NodeId {
     }
 }
 
-/// See the module.
+/// What is left of what a node offers; less than nothing where it has shrunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Room {
+    /// Thousandths of a core.
+    pub cpu_milli: i64,
+    /// Bytes.
+    pub memory_bytes: i64,
+    /// Bytes.
+    pub ephemeral_bytes: i64,
+    /// How many pods more.
+    pub pods: i64,
+}
+
+/// What the pods of a node make up, as scores see it: sums beyond `i64` are as good as its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Thousandths of a core that are asked for.
+    pub cpu_milli: i64,
+    /// Bytes that are asked for.
+    pub memory_bytes: i64,
+    /// The same, where containers that ask for nothing count as if they did.
+    pub scored_cpu_milli: i64,
+    /// The same.
+    pub scored_memory_bytes: i64,
+}
+
+/// See the module. What is asked of each of thousands of nodes for every pod stands in front, in one cache line.
 #[derive(Debug, Clone, Default)]
+#[repr(C)]
 pub struct NodeInfo {
     /// Its number.
     pub id: NodeId,
+    /// Cordoned.
+    cordoned: bool,
+    /// It has a taint that keeps pods away which don't tolerate it.
+    repels: bool,
+    room: Room,
+    load: Load,
     /// What of the node matters.
-    pub facts: NodeFacts,
+    pub facts: Box<NodeFacts>,
     /// The pods on it, assumed ones included.
     pub pods: BTreeMap<Arc<ObjectKey>, Arc<PodInfo>>,
     /// What they ask for.
-    pub requested: ResourceSum,
+    pub requested: Box<ResourceSum>,
     /// What they count as in scores.
-    pub scored: ResourceSum,
+    pub scored: Box<ResourceSum>,
 }
 
 impl NodeFacts {
@@ -117,7 +150,7 @@ impl NodeFacts {
     /// The first taint that keeps the pod away.
     #[must_use]
     pub fn repels(&self, pod: &PodInfo) -> bool {
-        self.taints.iter().any(|taint| taint.effect != "PreferNoSchedule" && !pod.tolerates(taint))
+        self.taints.iter().any(|taint| taint.keeps_off() && !pod.tolerates(taint))
     }
 }
 
@@ -132,12 +165,70 @@ impl NodeInfo {
         &self.facts.name
     }
 
+    /// A node of a number, which nothing is known of yet.
+    #[must_use]
+    pub fn new(id: NodeId) -> Self {
+        Self { id, ..Self::default() }
+    }
+
+    /// What of the node matters is other than before. Returns what it was.
+    pub fn set_facts(&mut self, facts: NodeFacts) -> NodeFacts {
+        self.cordoned = facts.unschedulable;
+        self.repels = facts.taints.iter().any(Taint::keeps_off);
+        let before = std::mem::replace(&mut *self.facts, facts);
+        self.measure();
+        before
+    }
+
+    /// What is left of what it offers.
+    #[must_use]
+    pub fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// What its pods make up.
+    #[must_use]
+    pub fn load(&self) -> &Load {
+        &self.load
+    }
+
+    /// Whether it is cordoned.
+    #[must_use]
+    pub fn is_cordoned(&self) -> bool {
+        self.cordoned
+    }
+
+    /// Whether a taint keeps the pod away.
+    #[must_use]
+    pub fn keeps_off(&self, pod: &PodInfo) -> bool {
+        self.repels && self.facts.repels(pod)
+    }
+
+    fn measure(&mut self) {
+        let (offered, used) = (&self.facts.allocatable, &self.requested);
+        let cut = |amount: i128| i64::try_from(amount).unwrap_or(if amount < 0 { i64::MIN } else { i64::MAX });
+        let left = |offered: i64, used: i128| cut(i128::from(offered).saturating_sub(used));
+        self.load = Load {
+            cpu_milli: cut(self.requested.cpu_milli),
+            memory_bytes: cut(self.requested.memory_bytes),
+            scored_cpu_milli: cut(self.scored.cpu_milli),
+            scored_memory_bytes: cut(self.scored.memory_bytes),
+        };
+        self.room = Room {
+            cpu_milli: left(offered.cpu_milli, used.cpu_milli),
+            memory_bytes: left(offered.memory_bytes, used.memory_bytes),
+            ephemeral_bytes: left(offered.ephemeral_bytes, used.ephemeral_bytes),
+            pods: self.facts.pods_max.saturating_sub(i64::try_from(self.pods.len()).unwrap_or(i64::MAX)),
+        };
+    }
+
     /// Puts a pod on the node, in place of one with the same key.
     pub fn put(&mut self, pod: Arc<PodInfo>) {
         self.take(&pod.key);
         self.requested.add(&pod.wants.requests);
         self.scored.add(&pod.wants.scored);
         self.pods.insert(pod.key.clone(), pod);
+        self.measure();
     }
 
     /// Takes a pod off the node.
@@ -145,6 +236,7 @@ impl NodeInfo {
         let pod = self.pods.remove(key)?;
         self.requested.remove(&pod.wants.requests);
         self.scored.remove(&pod.wants.scored);
+        self.measure();
         Some(pod)
     }
 }

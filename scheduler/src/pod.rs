@@ -354,6 +354,14 @@ impl PodInfo {
     }
 }
 
+impl Taint {
+    /// Whether pods that don't tolerate it are kept away; others only prefer to be elsewhere.
+    #[must_use]
+    pub fn keeps_off(&self) -> bool {
+        self.effect != "PreferNoSchedule"
+    }
+}
+
 impl PodTerm {
     /// Whether a pod is meant.
     #[must_use]

@@ -9,9 +9,9 @@ use std::sync::{Arc, OnceLock};
 
 use machinery_api::ObjectKey;
 
-use crate::index::{Peers, PodCounts, PodIndex, TermIndex, Topologies, Topology};
+use crate::index::{DomainSums, Peers, PodCounts, PodIndex, TermIndex, Topologies, Topology};
 use crate::node::{NodeFacts, NodeId, NodeInfo};
-use crate::pod::{Labels, PodInfo};
+use crate::pod::{Labels, PodInfo, Taint};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -24,12 +24,37 @@ pub struct Snapshot {
     order: OnceLock<Vec<NodeId>>,
     /// Where each pod is, and whether that is only assumed.
     placed: HashMap<Arc<ObjectKey>, Place>,
+    special: SpecialNodes,
     topologies: Topologies,
     counts: PodIndex,
     terms: TermIndex,
     namespaces: BTreeMap<String, Labels>,
     /// Services' selectors, by namespace and name; none without a selector.
     pub services: BTreeMap<ObjectKey, Labels>,
+}
+
+/// How many nodes are other than most: where there are none, nothing has to be asked of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpecialNodes {
+    /// Cordoned.
+    pub cordoned: usize,
+    /// With a taint that keeps pods away.
+    pub repelling: usize,
+    /// With any taint.
+    pub tainted: usize,
+}
+
+impl SpecialNodes {
+    pub(crate) fn count(&mut self, node: &NodeFacts, is_there: bool) {
+        let counts = [
+            (&mut self.cordoned, node.unschedulable),
+            (&mut self.repelling, node.taints.iter().any(Taint::keeps_off)),
+            (&mut self.tainted, !node.taints.is_empty()),
+        ];
+        for (count, _) in counts.into_iter().filter(|(_, is_special)| *is_special) {
+            *count = if is_there { *count + 1 } else { count.saturating_sub(1) };
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -115,11 +140,13 @@ impl Snapshot {
     pub fn set_node(&mut self, facts: NodeFacts) -> Option<NodeChange> {
         let (_, id) = self.node_id(&facts.name);
         let node = &mut self.nodes[id.index()];
-        if node.facts == facts {
+        if *node.facts == facts {
             return None;
         }
-        let old = std::mem::replace(&mut node.facts, facts);
+        let old = node.set_facts(facts);
         let new = &node.facts;
+        self.special.count(&old, false);
+        self.special.count(new, true);
         let added = old.name.is_empty();
         let change = NodeChange {
             added,
@@ -140,7 +167,8 @@ impl Snapshot {
     /// A node is gone; its pods stay known until they go too.
     pub fn remove_node(&mut self, name: &str) -> bool {
         let Some(id) = self.node(name).map(|node| node.id) else { return false };
-        self.nodes[id.index()].facts = NodeFacts::default();
+        let old = self.nodes[id.index()].set_facts(NodeFacts::default());
+        self.special.count(&old, false);
         self.free_if_unused(id, name);
         self.order.take();
         self.topologies.clear();
@@ -154,7 +182,7 @@ impl Snapshot {
         }
         let id = self.free.pop().unwrap_or_else(|| {
             let id = NodeId::new(self.nodes.len());
-            self.nodes.push(NodeInfo { id, ..NodeInfo::default() });
+            self.nodes.push(NodeInfo::new(id));
             self.topologies.clear();
             id
         });
@@ -213,6 +241,12 @@ impl Snapshot {
 
     // --- indexes ---------------------------------------------------------------------------------------------------
 
+    /// How many nodes are other than most.
+    #[must_use]
+    pub fn special_nodes(&self) -> &SpecialNodes {
+        &self.special
+    }
+
     /// The domains that a label makes of the nodes.
     #[must_use]
     pub fn topology(&self, key: &str) -> Arc<Topology> {
@@ -223,6 +257,12 @@ impl Snapshot {
     #[must_use]
     pub fn counts(&self, peers: Peers) -> Arc<PodCounts> {
         self.counts.of(peers, &self.nodes, &self.namespaces)
+    }
+
+    /// How many pods of a kind are in each domain of a label.
+    #[must_use]
+    pub fn sums(&self, peers: Peers, key: &str) -> Arc<DomainSums> {
+        self.counts.sums(peers, &self.topology(key), &self.nodes, &self.namespaces)
     }
 
     /// The affinity terms of the pods that are there.

@@ -14,7 +14,7 @@ use crate::decide::{Decision, decide};
 use crate::node::{NodeFacts, NodeInfo};
 use crate::plugins::{Cycle, PLUGINS, Packing, Plugin, PreFilterResult, Profile};
 use crate::pod::PodInfo;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, SpecialNodes};
 use crate::tests::{node, pod};
 
 /// The default plugins, with those that count without any index.
@@ -89,6 +89,13 @@ impl Random {
     fn term(&self) -> Value {
         let mut term = json!({"topologyKey": self.one(&["kubernetes.io/hostname", "topology.kubernetes.io/zone", "rack"]),
             "labelSelector": {"matchLabels": {"app": self.one(&["x", "y"])}}});
+        let one_of =
+            |operator: &str| json!({"matchExpressions": [{"key": "app", "operator": operator, "values": ["x", "y"]}]});
+        match self.0.below(6) {
+            0 => term["labelSelector"] = one_of("In"),
+            1 => term["labelSelector"] = one_of("NotIn"),
+            _ => {}
+        }
         match self.0.below(4) {
             0 => term["namespaceSelector"] = json!({"matchLabels": {"team": self.one(&["red", "blue"])}}),
             1 => term["namespaces"] = json!(["default", "other"]),
@@ -204,6 +211,9 @@ fn indexed_plugins_decide_as_counting_anew_does() {
                 refused.extend(refused_by);
             }
             let nodes: Vec<&NodeInfo> = snapshot.nodes().collect();
+            let mut special = SpecialNodes::default();
+            nodes.iter().for_each(|node| special.count(&node.facts, true));
+            assert_eq!(*snapshot.special_nodes(), special);
             let cycle = Cycle { pod: &new, snapshot: &snapshot, packing: indexed.packing };
             for row in PLUGINS {
                 let Some(score) = row.pre_score.and_then(|pre_score| pre_score(cycle, &nodes)) else { continue };

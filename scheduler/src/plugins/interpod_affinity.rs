@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::{Cycle, Event, Filter, Plugin, PreFilterResult, Refusal, SCORE_MAX, Score, plugin};
-use crate::index::{Peers, Topology};
+use crate::index::{DomainSums, NodeAmounts, Peers, Topology};
 use crate::node::{NodeId, NodeInfo};
-use crate::pod::PodInfo;
+use crate::pod::{PodInfo, PodTerm};
 use crate::snapshot::Snapshot;
 
 pub(super) const PLUGIN: Plugin = Plugin {
@@ -23,158 +23,161 @@ pub(super) const PLUGIN: Plugin = Plugin {
     ..plugin("InterPodAffinity")
 };
 
-/// Pods by the domains of one label.
-struct Domains {
-    key: String,
-    topology: Arc<Topology>,
-    /// How many, or how much they pull.
-    amounts: Vec<i64>,
+/// What terms make of the domains: how many keep a pod off, or how much they pull.
+#[derive(Default)]
+struct Influence<'a> {
+    /// With a term: the snapshot's own sums, copies once they are changed. Without: those of all other terms, together
+    /// by label.
+    sums: Vec<(Option<&'a PodTerm>, Arc<DomainSums>)>,
 }
 
-impl Domains {
-    fn of(&self, node: NodeId) -> i64 {
-        self.topology.domain(node).map_or(0, |domain| self.amounts[domain])
+impl<'a> Influence<'a> {
+    fn take(&mut self, snapshot: &Snapshot, term: &'a PodTerm, amounts: &NodeAmounts) {
+        match amounts.sums(&snapshot.topology(&term.key)) {
+            Some(sums) => self.share(term, sums),
+            None => {
+                let sums = self.together(snapshot, term);
+                amounts.nodes().for_each(|(node, amount)| sums.add(node, amount));
+            }
+        }
     }
-}
 
-/// Adds to the domain of a label that a node is in, if it is in any.
-fn add(all: &mut Vec<Domains>, snapshot: &Snapshot, key: &str, node: NodeId, amount: i64) {
-    let at = all.iter().position(|domains| domains.key == key).unwrap_or_else(|| {
-        let topology = snapshot.topology(key);
-        all.push(Domains { key: key.to_owned(), amounts: vec![0; topology.domains()], topology });
-        all.len() - 1
-    });
-    let domains = &mut all[at];
-    if let Some(domain) = domains.topology.domain(node) {
-        domains.amounts[domain] += amount;
+    fn share(&mut self, term: &'a PodTerm, sums: Arc<DomainSums>) {
+        self.sums.push((Some(term), sums));
     }
-}
 
-fn any(all: &[Domains], node: NodeId) -> bool {
-    all.iter().any(|domains| domains.of(node) > 0)
-}
+    fn together(&mut self, snapshot: &Snapshot, term: &PodTerm) -> &mut DomainSums {
+        let topology = snapshot.topology(&term.key);
+        let known = self.sums.iter().position(|(term, sums)| term.is_none() && sums.is_of(&topology));
+        let at = known.unwrap_or_else(|| {
+            self.sums.push((None, Arc::new(DomainSums::new(topology))));
+            self.sums.len() - 1
+        });
+        Arc::make_mut(&mut self.sums[at].1)
+    }
 
-fn empty(all: &[Domains]) -> bool {
-    all.iter().all(|domains| domains.amounts.iter().all(|amount| *amount == 0))
+    /// As if a pod that the term is about were on a node, or not any more.
+    fn change(&mut self, snapshot: &Snapshot, term: &PodTerm, node: NodeId, by: i64) {
+        match self.sums.iter_mut().find(|(shared, _)| *shared == Some(term)) {
+            Some((_, sums)) => Arc::make_mut(sums).add(node, by),
+            None => self.together(snapshot, term).add(node, by),
+        }
+    }
+
+    fn any_on(&self, node: NodeId) -> bool {
+        self.sums.iter().any(|(_, sums)| sums.on(node) > 0)
+    }
+
+    fn is_zero(&self) -> bool {
+        self.sums.iter().all(|(_, sums)| sums.is_zero())
+    }
 }
 
 struct Rules<'a> {
     pod: &'a PodInfo,
     snapshot: &'a Snapshot,
-    /// The labels of the required affinity, with their domains.
-    needed: Vec<(&'a str, Arc<Topology>)>,
+    /// The labels of the required affinity.
+    needed: Vec<Arc<Topology>>,
     /// Pods there whose required anti-affinity means this pod.
-    kept_off: Vec<Domains>,
-    /// Pods that all required terms mean.
-    near: Vec<Domains>,
+    kept_off: Influence<'a>,
+    /// Pods that all required terms mean, by the label of each.
+    near: Influence<'a>,
     /// Pods that a required anti-affinity term means.
-    away: Vec<Domains>,
+    away: Influence<'a>,
     /// The pod is one of those that it wants to be near to: where there are none yet, it may be the first.
     means_itself: bool,
-    nobody_near: bool,
 }
 
 fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let Cycle { pod, snapshot, .. } = cycle;
     let namespaces = snapshot.namespaces();
     let (required, avoided) = (&pod.wants.affinity.required, &pod.wants.anti_affinity.required);
-    let mut kept_off = Vec::new();
-    for (term, used) in snapshot.terms().iter().filter(|(_, used)| !used.keeps_off.is_empty()) {
-        if term.means(pod, namespaces) {
-            for (node, pods) in &used.keeps_off {
-                add(&mut kept_off, snapshot, &term.key, *node, i64::try_from(*pods).unwrap_or(i64::MAX));
-            }
-        }
+    let mut kept_off = Influence::default();
+    for (term, used) in snapshot.terms().meaning(pod, namespaces).filter(|(_, used)| !used.keeps_off.is_empty()) {
+        kept_off.take(snapshot, term, &used.keeps_off);
     }
-    let idle = empty(&kept_off) && required.is_empty() && avoided.is_empty();
-    let (mut near, mut away) = (Vec::new(), Vec::new());
-    if !required.is_empty() {
-        for (node, pods) in snapshot.counts(Peers::Terms(required.clone(), false)).nodes() {
-            required.iter().for_each(|term| add(&mut near, snapshot, &term.key, node, pods));
-        }
+    let idle = kept_off.is_zero() && required.is_empty() && avoided.is_empty();
+    let (mut near, mut away) = (Influence::default(), Influence::default());
+    for term in required {
+        near.share(term, snapshot.sums(Peers::Terms(required.clone(), false), &term.key));
     }
     for term in avoided {
-        for (node, pods) in snapshot.counts(Peers::Terms(vec![term.clone()], false)).nodes() {
-            add(&mut away, snapshot, &term.key, node, pods);
-        }
+        away.share(term, snapshot.sums(Peers::Terms(vec![term.clone()], false), &term.key));
     }
-    let needed = required.iter().map(|term| (term.key.as_str(), snapshot.topology(&term.key))).collect();
+    let needed = required.iter().map(|term| snapshot.topology(&term.key)).collect();
     let means_itself = required.iter().all(|term| term.means(pod, namespaces));
-    let nobody_near = empty(&near);
-    let rules = Rules { pod, snapshot, needed, kept_off, near, away, means_itself, nobody_near };
+    let rules = Rules { pod, snapshot, needed, kept_off, near, away, means_itself };
     if idle { PreFilterResult::Idle(Box::new(rules)) } else { PreFilterResult::Filter(Box::new(rules)) }
 }
 
 impl Rules<'_> {
-    fn change(&mut self, other: &PodInfo, node: &NodeInfo, by: i64) {
+    fn change(&mut self, other: &PodInfo, node: NodeId, by: i64) {
         let Self { pod, snapshot, kept_off, near, away, .. } = self;
         let namespaces = snapshot.namespaces();
         for term in other.wants.anti_affinity.required.iter().filter(|term| term.means(pod, namespaces)) {
-            add(kept_off, snapshot, &term.key, node.id, by);
+            kept_off.change(snapshot, term, node, by);
         }
         if other.terminating {
             return;
         }
-        let required = &pod.wants.affinity.required;
-        if required.iter().all(|term| term.means(other, namespaces)) {
-            required.iter().for_each(|term| add(near, snapshot, &term.key, node.id, by));
+        // Each sum is of one term, in the order of the pod's.
+        if pod.wants.affinity.required.iter().all(|term| term.means(other, namespaces)) {
+            near.sums.iter_mut().for_each(|(_, sums)| Arc::make_mut(sums).add(node, by));
         }
-        for term in pod.wants.anti_affinity.required.iter().filter(|term| term.means(other, namespaces)) {
-            add(away, snapshot, &term.key, node.id, by);
+        let means = |term: &Option<&PodTerm>| term.is_some_and(|term| term.means(other, namespaces));
+        for (_, sums) in away.sums.iter_mut().filter(|(term, _)| means(term)) {
+            Arc::make_mut(sums).add(node, by);
         }
-        self.nobody_near = empty(near);
     }
 }
 
 impl Filter for Rules<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        let labelled = self.needed.iter().all(|(_, topology)| topology.domain(node.id).is_some());
-        let near = |key: &str| self.near.iter().any(|domains| domains.key == key && domains.of(node.id) > 0);
-        let first = self.nobody_near && self.means_itself;
-        if !labelled || !(first || self.needed.iter().all(|(key, _)| near(key))) {
+        let labelled = self.needed.iter().all(|topology| topology.domain(node.id).is_some());
+        let first = || self.means_itself && self.near.is_zero();
+        if !labelled || !(self.near.sums.iter().all(|(_, sums)| sums.on(node.id) > 0) || first()) {
             return Err(Refusal::unresolvable("node(s) didn't match pod affinity rules"));
         }
-        if any(&self.away, node.id) {
+        if self.away.any_on(node.id) {
             return Err(Refusal::new("node(s) didn't match pod anti-affinity rules", false));
         }
-        if any(&self.kept_off, node.id) {
+        if self.kept_off.any_on(node.id) {
             return Err(Refusal::new("node(s) didn't satisfy existing pods anti-affinity rules", false));
         }
         Ok(())
     }
 
     fn add_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
-        self.change(pod, node, 1);
+        self.change(pod, node.id, 1);
     }
 
     fn remove_pod(&mut self, pod: &PodInfo, node: &NodeInfo) {
-        self.change(pod, node, -1);
+        self.change(pod, node.id, -1);
     }
 }
 
-struct Pull(Vec<Domains>);
+struct Pull<'a>(Influence<'a>);
 
 fn pre_score<'a>(cycle: Cycle<'a>, _: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
     let Cycle { pod, snapshot, .. } = cycle;
-    let namespaces = snapshot.namespaces();
-    let mut pull = Vec::new();
+    let mut pull = Influence::default();
     let own = pod.wants.affinity.preferred.iter().map(|(weight, term)| (*weight, term));
     for (weight, term) in own.chain(pod.wants.anti_affinity.preferred.iter().map(|(weight, term)| (-weight, term))) {
-        for (node, pods) in snapshot.counts(Peers::Terms(vec![term.clone()], true)).nodes() {
-            add(&mut pull, snapshot, &term.key, node, weight * pods);
+        let counts = snapshot.counts(Peers::Terms(vec![term.clone()], true));
+        let sums = pull.together(snapshot, term);
+        counts.nodes().for_each(|(node, pods)| sums.add(node, weight * pods));
+    }
+    for (term, used) in snapshot.terms().meaning(pod, snapshot.namespaces()) {
+        if !used.pulls.is_empty() {
+            pull.take(snapshot, term, &used.pulls);
         }
     }
-    for (term, used) in snapshot.terms().iter().filter(|(_, used)| !used.pulls.is_empty()) {
-        if term.means(pod, namespaces) {
-            used.pulls.iter().for_each(|(node, by)| add(&mut pull, snapshot, &term.key, *node, by.weight));
-        }
-    }
-    (!empty(&pull)).then(|| -> Box<dyn Score> { Box::new(Pull(pull)) })
+    (!pull.is_zero()).then(|| -> Box<dyn Score + 'a> { Box::new(Pull(pull)) })
 }
 
-impl Score for Pull {
+impl Score for Pull<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        self.0.iter().map(|domains| domains.of(node.id)).sum()
+        self.0.sums.iter().map(|(_, sums)| sums.on(node.id)).sum()
     }
 
     fn normalize(&self, _: &[&NodeInfo], scores: &mut [i64]) {

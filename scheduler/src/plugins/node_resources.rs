@@ -9,7 +9,7 @@ use crate::pod::PodInfo;
 pub(super) const FIT: Plugin = Plugin {
     weight: 1,
     pre_filter: Some(|cycle| PreFilterResult::Filter(Box::new(Room(cycle.pod)))),
-    pre_score: Some(|cycle, _| Some(Box::new(Load(cycle.pod, cycle.packing)))),
+    pre_score: Some(|cycle, _| Some(Box::new(LoadScore(cycle.pod, cycle.packing)))),
     queueing_hint: |event, pod| match event {
         Event::Node(node, change) => (change.added || change.allocatable) && fits(pod, node).is_ok(),
         Event::PodGone(_, Some(node)) => fits(pod, node).is_ok(),
@@ -37,45 +37,64 @@ impl Filter for Room<'_> {
 }
 
 fn fits(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
-    let mut reasons: Vec<Cow<'static, str>> = Vec::new();
-    let mut unresolvable = false;
-    if node.pods.len() as i64 + 1 > node.facts.pods_max {
-        reasons.push("Too many pods".into());
-        unresolvable |= node.facts.pods_max == 0;
-    }
-    let mut check = |reason: &dyn Fn() -> Cow<'static, str>, asked: i64, offered: i64, used: i128| {
-        if asked > 0 && i128::from(asked) > i128::from(offered) - used {
-            reasons.push(reason());
-            unresolvable |= asked > offered;
-        }
-    };
-    let (asked, offered, used) = (&pod.wants.requests, &node.facts.allocatable, &node.requested);
-    check(&|| "Insufficient cpu".into(), asked.cpu_milli, offered.cpu_milli, used.cpu_milli);
-    check(&|| "Insufficient memory".into(), asked.memory_bytes, offered.memory_bytes, used.memory_bytes);
-    check(
-        &|| "Insufficient ephemeral-storage".into(),
-        asked.ephemeral_bytes,
-        offered.ephemeral_bytes,
-        used.ephemeral_bytes,
-    );
-    for (name, asked) in &asked.others {
-        let (offered, used) = (offered.others.get(name), used.others.get(name));
-        let reason = || format!("Insufficient {name}").into();
-        check(&reason, *asked, offered.copied().unwrap_or(0), used.copied().unwrap_or(0));
-    }
-    if reasons.is_empty() { Ok(()) } else { Err(Refusal { reasons: Reasons::Many(reasons), unresolvable }) }
+    let (asked, room) = (&pod.wants.requests, node.room());
+    let has = |asked: i64, left: i64| asked <= 0 || asked <= left;
+    let fits = room.pods > 0
+        && has(asked.cpu_milli, room.cpu_milli)
+        && has(asked.memory_bytes, room.memory_bytes)
+        && has(asked.ephemeral_bytes, room.ephemeral_bytes);
+    if fits && asked.others.is_empty() { Ok(()) } else { lacking(pod, node) }
 }
 
-struct Load<'a>(&'a PodInfo, Packing);
+/// What there is too little of.
+fn lacking(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
+    let mut reasons: Option<Reasons> = None;
+    let mut add = |reason: Cow<'static, str>| {
+        reasons = Some(match (reasons.take(), reason) {
+            (None, Cow::Borrowed(only)) => Reasons::One(only),
+            (None, made) => Reasons::Many(vec![made]),
+            (Some(Reasons::One(first)), next) => Reasons::Many(vec![first.into(), next]),
+            (Some(Reasons::Many(mut known)), next) => {
+                known.push(next);
+                Reasons::Many(known)
+            }
+        });
+    };
+    let (asked, offered, room) = (&pod.wants.requests, &node.facts.allocatable, node.room());
+    let mut unresolvable = false;
+    if room.pods <= 0 {
+        add("Too many pods".into());
+        unresolvable |= node.facts.pods_max == 0;
+    }
+    let fixed = [
+        ("Insufficient cpu", asked.cpu_milli, offered.cpu_milli, room.cpu_milli),
+        ("Insufficient memory", asked.memory_bytes, offered.memory_bytes, room.memory_bytes),
+        ("Insufficient ephemeral-storage", asked.ephemeral_bytes, offered.ephemeral_bytes, room.ephemeral_bytes),
+    ];
+    for (reason, asked, offered, _) in fixed.into_iter().filter(|(_, asked, _, left)| *asked > 0 && asked > left) {
+        add(reason.into());
+        unresolvable |= asked > offered;
+    }
+    for (name, asked) in asked.others.iter().filter(|(_, asked)| **asked > 0) {
+        let offered = offered.others.get(name).copied().unwrap_or(0);
+        let used = node.requested.others.get(name).copied().unwrap_or(0);
+        if i128::from(*asked) > i128::from(offered) - used {
+            add(format!("Insufficient {name}").into());
+            unresolvable |= *asked > offered;
+        }
+    }
+    reasons.map_or(Ok(()), |reasons| Err(Refusal { reasons, unresolvable }))
+}
 
-impl Score for Load<'_> {
+struct LoadScore<'a>(&'a PodInfo, Packing);
+
+impl Score for LoadScore<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let offered = &node.facts.allocatable;
+        let (offered, load, own) = (&node.facts.allocatable, node.load(), &self.0.wants.scored);
         let parts = [
-            (offered.cpu_milli, node.scored.cpu_milli + i128::from(self.0.wants.scored.cpu_milli)),
-            (offered.memory_bytes, node.scored.memory_bytes + i128::from(self.0.wants.scored.memory_bytes)),
+            (offered.cpu_milli, load.scored_cpu_milli.saturating_add(own.cpu_milli)),
+            (offered.memory_bytes, load.scored_memory_bytes.saturating_add(own.memory_bytes)),
         ];
-        let parts = parts.map(|(offered, used)| (i128::from(offered), used));
         let (mut sum, mut count) = (0, 0);
         for (offered, used) in parts.into_iter().filter(|(offered, _)| *offered > 0) {
             let share = if used > offered {
@@ -96,31 +115,24 @@ impl Score for Load<'_> {
 
 /// `part` of `offered` in hundredths, rounded down. 128-bit division is some twenty times slower, and this is asked of
 /// every feasible node.
-fn percent(part: i128, offered: i128) -> i64 {
-    match (i64::try_from(part), i64::try_from(offered)) {
-        (Ok(part), Ok(offered)) if part < i64::MAX / SCORE_MAX && part > i64::MIN / SCORE_MAX => {
-            part * SCORE_MAX / offered
-        }
-        _ => (part * i128::from(SCORE_MAX) / offered) as i64,
+fn percent(part: i64, offered: i64) -> i64 {
+    match part.checked_mul(SCORE_MAX) {
+        Some(hundredfold) => hundredfold / offered,
+        None => (i128::from(part) * i128::from(SCORE_MAX) / i128::from(offered)) as i64,
     }
-}
-
-/// As a float, by the quick way where there is one.
-fn float(amount: i128) -> f64 {
-    i64::try_from(amount).map_or(amount as f64, |amount| amount as f64)
 }
 
 struct Balance<'a>(&'a PodInfo);
 
 impl Score for Balance<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let offered = &node.facts.allocatable;
+        let (offered, load, own) = (&node.facts.allocatable, node.load(), &self.0.wants.requests);
         let parts = [
-            (offered.cpu_milli, node.requested.cpu_milli + i128::from(self.0.wants.requests.cpu_milli)),
-            (offered.memory_bytes, node.requested.memory_bytes + i128::from(self.0.wants.requests.memory_bytes)),
+            (offered.cpu_milli, load.cpu_milli.saturating_add(own.cpu_milli)),
+            (offered.memory_bytes, load.memory_bytes.saturating_add(own.memory_bytes)),
         ];
         let shares = parts.iter().filter(|(offered, _)| *offered > 0);
-        let mut shares = shares.map(|(offered, used)| (float(*used) / *offered as f64).min(1.0));
+        let mut shares = shares.map(|(offered, used)| (*used as f64 / *offered as f64).min(1.0));
         let deviation = match (shares.next(), shares.next()) {
             (Some(a), Some(b)) => (a - b).abs() / 2.0,
             _ => 0.0,

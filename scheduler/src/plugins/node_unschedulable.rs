@@ -5,7 +5,10 @@ use crate::node::NodeInfo;
 use crate::pod::{PodInfo, Taint};
 
 pub(super) const PLUGIN: Plugin = Plugin {
-    pre_filter: Some(|cycle| PreFilterResult::Filter(Box::new(Cordon(cycle)))),
+    pre_filter: Some(|cycle| match cycle.snapshot.special_nodes().cordoned {
+        0 => PreFilterResult::Skip,
+        _ => PreFilterResult::Filter(Box::new(Cordon(cycle))),
+    }),
     queueing_hint,
     ..plugin("NodeUnschedulable")
 };
@@ -15,7 +18,7 @@ struct Cordon<'a>(Cycle<'a>);
 fn fits(pod: &PodInfo, node: &NodeInfo) -> bool {
     let cordoned =
         || Taint { key: "node.kubernetes.io/unschedulable".into(), value: String::new(), effect: "NoSchedule".into() };
-    !node.facts.unschedulable || pod.tolerates(&cordoned())
+    !node.is_cordoned() || pod.tolerates(&cordoned())
 }
 
 impl Filter for Cordon<'_> {

@@ -67,17 +67,40 @@ impl HardConstraint<'_> {
 fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
     let Cycle { pod, snapshot, .. } = cycle;
     let mut constraints: Vec<HardConstraint<'_>> = Vec::new();
-    let mut counts = Vec::new();
     for spread in pod.wants.spread.iter().filter(|spread| spread.required) {
         let topology = snapshot.topology(&spread.key);
         let pods = vec![None; topology.domains()];
         let own = i64::from(spread.selector.matches(&*pod.labels));
-        counts.push(snapshot.counts(Peers::Selected(pod.key.namespace.clone(), spread.selector.clone())));
         constraints.push(HardConstraint { spread, topology, pods, least: 0, own });
     }
     if constraints.is_empty() {
         return PreFilterResult::Skip;
     }
+    let everywhere = constraints.iter().all(|c| includes_all(pod, c.spread) && covers_all(snapshot, &c.topology));
+    if everywhere || constraints.len() == 1 && includes_all(pod, constraints[0].spread) {
+        for constraint in &mut constraints {
+            let sums = snapshot.sums(selected(pod, constraint.spread), &constraint.spread.key);
+            constraint.pods = sums.by_domain().iter().copied().map(Some).collect();
+        }
+    } else {
+        count_each(snapshot, pod, &mut constraints);
+    }
+    constraints.iter_mut().for_each(HardConstraint::find_least);
+    PreFilterResult::Filter(Box::new(Hard { pod, constraints }))
+}
+
+fn selected(pod: &PodInfo, spread: &Spread) -> Peers {
+    Peers::Selected(pod.key.namespace.clone(), spread.selector.clone())
+}
+
+/// Whether each node is in a domain.
+fn covers_all(snapshot: &Snapshot, topology: &Topology) -> bool {
+    topology.nodes() == snapshot.node_count()
+}
+
+/// Counts node by node, where not all of them count.
+fn count_each(snapshot: &Snapshot, pod: &PodInfo, constraints: &mut [HardConstraint<'_>]) {
+    let counts: Vec<_> = constraints.iter().map(|c| snapshot.counts(selected(pod, c.spread))).collect();
     // By number: what doesn't exist is in no domain. Nodes themselves are looked at only where it matters.
     for id in (0..snapshot.node_ids()).map(NodeId::new) {
         if constraints.iter().any(|constraint| constraint.topology.domain(id).is_none()) {
@@ -91,8 +114,6 @@ fn pre_filter(cycle: Cycle<'_>) -> PreFilterResult<'_> {
             }
         }
     }
-    constraints.iter_mut().for_each(HardConstraint::find_least);
-    PreFilterResult::Filter(Box::new(Hard { pod, constraints }))
 }
 
 impl Hard<'_> {
@@ -179,8 +200,7 @@ fn wanted<'a>(cycle: Cycle<'a>) -> Vec<Wanted<'a>> {
         return DEFAULTS.iter().map(|(key, max_skew)| (*key, *max_skew, peers.clone(), None)).collect();
     }
     let soft = pod.wants.spread.iter().filter(|spread| !spread.required);
-    let peers = |spread: &Spread| Peers::Selected(pod.key.namespace.clone(), spread.selector.clone());
-    soft.map(|spread| (spread.key.as_str(), spread.max_skew, peers(spread), Some(spread))).collect()
+    soft.map(|spread| (spread.key.as_str(), spread.max_skew, selected(pod, spread), Some(spread))).collect()
 }
 
 fn pre_score<'a>(cycle: Cycle<'a>, feasible: &[&'a NodeInfo]) -> Option<Box<dyn Score + 'a>> {
@@ -200,8 +220,9 @@ fn pre_score<'a>(cycle: Cycle<'a>, feasible: &[&'a NodeInfo]) -> Option<Box<dyn 
     }
     let considered = || feasible.iter().filter(|node| !ignored.get(node.id.index()).is_some_and(|ignored| *ignored));
     let mut constraints = Vec::new();
+    let none_lacks = by_default || topologies.iter().all(|topology| covers_all(snapshot, topology));
     for ((key, max_skew, peers, spread), topology) in wanted.into_iter().zip(&topologies) {
-        let counts = snapshot.counts(peers);
+        let counts = snapshot.counts(peers.clone());
         let per_node = key == HOSTNAME;
         let mut size = 0;
         let mut pods: Vec<Option<i64>> = Vec::new();
@@ -213,7 +234,12 @@ fn pre_score<'a>(cycle: Cycle<'a>, feasible: &[&'a NodeInfo]) -> Option<Box<dyn 
                 size += usize::from(pods[domain].replace(0).is_none());
             }
             let filtered = spread.filter(|spread| !includes_all(pod, spread));
-            let all = if size > 0 { snapshot.node_ids() } else { 0 };
+            let by_domain = none_lacks && filtered.is_none();
+            if by_domain {
+                let sums = snapshot.sums(peers, key);
+                pods.iter_mut().zip(sums.by_domain()).for_each(|(pods, sum)| *pods = pods.map(|_| *sum));
+            }
+            let all = if size > 0 && !by_domain { snapshot.node_ids() } else { 0 };
             for id in (0..all).map(NodeId::new) {
                 if let Some(sum) = topology.domain(id).and_then(|domain| pods[domain].as_mut())
                     && !lacks(id)

@@ -1,0 +1,167 @@
+//! The affinity terms of the pods that are there, equal ones once, found by the labels of the pod that they mean.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use machinery_api::selector::Operator;
+
+use super::{DomainSums, Topology};
+use crate::node::NodeId;
+use crate::pod::{Labels, PodInfo, PodTerm};
+
+/// How much the required affinity of a pod that is there draws others that it means (upstream's default).
+const HARD_AFFINITY_WEIGHT: i64 = 1;
+/// Sums by domain are kept where at most this many domains come to a node with an amount, so that what they take is in
+/// proportion to what is counted; with fewer nodes they are quickly added up.
+const DOMAINS_PER_NODE_MAX: usize = 4;
+
+/// Amounts of nodes that add up by the domains of one label.
+#[derive(Debug, Default)]
+pub struct NodeAmounts {
+    /// With how many pods make up each amount, which may be zero.
+    by_node: HashMap<NodeId, (i64, usize)>,
+    /// As far as they were asked for.
+    sums: Mutex<Option<Arc<DomainSums>>>,
+}
+
+impl NodeAmounts {
+    /// Whether there is no pod with any.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_node.is_empty()
+    }
+
+    /// The nodes with their amounts.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, i64)> {
+        self.by_node.iter().map(|(node, (amount, _))| (*node, *amount))
+    }
+
+    /// Added up by domain; none where it is quicker to do that with [`nodes`](Self::nodes).
+    #[must_use]
+    pub fn sums(&self, topology: &Arc<Topology>) -> Option<Arc<DomainSums>> {
+        let mut known = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.by_node.len().saturating_mul(DOMAINS_PER_NODE_MAX) < topology.domains() {
+            *known = None;
+        } else if known.as_ref().is_none_or(|sums| !sums.is_of(topology)) {
+            *known = Some(Arc::new(DomainSums::of(topology, self.nodes())));
+        }
+        known.clone()
+    }
+
+    fn change(&mut self, node: NodeId, amount: i64, adds: bool) {
+        let known = self.by_node.entry(node).or_default();
+        known.0 += if adds { amount } else { -amount };
+        known.1 = if adds { known.1 + 1 } else { known.1.saturating_sub(1) };
+        if known.1 == 0 {
+            self.by_node.remove(&node);
+        }
+        // Those of an older topology, too: they are never looked at again.
+        if let Some(sums) = self.sums.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            Arc::make_mut(sums).add(node, if adds { amount } else { -amount });
+        }
+    }
+}
+
+/// The nodes that pods with a term are on.
+#[derive(Debug, Default)]
+pub struct TermUse {
+    /// How many of them require to be away from what the term means.
+    pub keeps_off: NodeAmounts,
+    /// How much they prefer it near (or away: negative).
+    pub pulls: NodeAmounts,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct TermIndex {
+    terms: HashMap<Arc<PodTerm>, TermUse>,
+    /// Those that mean only pods with one of some values of a label, by label and value.
+    by_label: HashMap<String, HashMap<String, Vec<Arc<PodTerm>>>>,
+    /// All others.
+    others: Vec<Arc<PodTerm>>,
+}
+
+impl TermIndex {
+    /// The terms that mean a pod, with their use.
+    pub fn meaning<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        namespaces: &'a BTreeMap<String, Labels>,
+    ) -> impl Iterator<Item = (&'a PodTerm, &'a TermUse)> {
+        let by_label = pod.labels.iter().filter_map(|(key, value)| self.by_label.get(key)?.get(value));
+        let terms = by_label.flatten().chain(&self.others).filter(|term| term.means(pod, namespaces));
+        terms.filter_map(|term| self.terms.get(term).map(|used| (&**term, used)))
+    }
+
+    pub(crate) fn add(&mut self, pod: &PodInfo, node: NodeId) {
+        self.change(pod, node, true);
+    }
+
+    pub(crate) fn remove(&mut self, pod: &PodInfo, node: NodeId) {
+        self.change(pod, node, false);
+    }
+
+    fn change(&mut self, pod: &PodInfo, node: NodeId, adds: bool) {
+        for term in &pod.wants.anti_affinity.required {
+            self.used(term).keeps_off.change(node, 1, adds);
+            self.drop_unused(term);
+        }
+        for (weight, term) in preferences(pod) {
+            self.used(term).pulls.change(node, weight, adds);
+            self.drop_unused(term);
+        }
+    }
+
+    fn used(&mut self, term: &PodTerm) -> &mut TermUse {
+        if !self.terms.contains_key(term) {
+            let term = Arc::new(term.clone());
+            match only_with(&term) {
+                Some((key, values)) => {
+                    let by_value = self.by_label.entry(key.to_owned()).or_default();
+                    values.iter().for_each(|value| by_value.entry(value.clone()).or_default().push(term.clone()));
+                }
+                None => self.others.push(term.clone()),
+            }
+            self.terms.insert(term, TermUse::default());
+        }
+        self.terms.get_mut(term).expect("the entry was there or has just been made")
+    }
+
+    fn drop_unused(&mut self, term: &PodTerm) {
+        if !self.terms.get(term).is_some_and(|used| used.keeps_off.is_empty() && used.pulls.is_empty()) {
+            return;
+        }
+        self.terms.remove(term);
+        let Some((key, values)) = only_with(term) else {
+            self.others.retain(|other| **other != *term);
+            return;
+        };
+        let Some(by_value) = self.by_label.get_mut(key) else { return };
+        for value in values {
+            if let Some(terms) = by_value.get_mut(value) {
+                terms.retain(|other| **other != *term);
+                if terms.is_empty() {
+                    by_value.remove(value);
+                }
+            }
+        }
+        if by_value.is_empty() {
+            self.by_label.remove(key);
+        }
+    }
+}
+
+/// A label without one of whose values no pod is meant.
+fn only_with(term: &PodTerm) -> Option<(&str, &[String])> {
+    let mut requirements = term.selector.requirements().iter();
+    let one = requirements.find(|r| matches!(r.operator, Operator::In | Operator::Equals | Operator::DoubleEquals))?;
+    Some((&one.key, &one.values))
+}
+
+/// What a pod that is there prefers near, or away: negative weights.
+fn preferences(pod: &PodInfo) -> impl Iterator<Item = (i64, &PodTerm)> {
+    let (near, away) = (&pod.wants.affinity, &pod.wants.anti_affinity);
+    let preferred = near.preferred.iter().map(|(weight, term)| (*weight, term));
+    let preferred = preferred.chain(away.preferred.iter().map(|(weight, term)| (-weight, term)));
+    preferred.chain(near.required.iter().map(|term| (HARD_AFFINITY_WEIGHT, term)))
+}
