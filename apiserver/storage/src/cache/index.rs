@@ -21,7 +21,7 @@ const LABEL: bool = false;
 fn facts<'a>(resource: &'a Resource, object: &'a Cached) -> impl Iterator<Item = Fact> + 'a {
     let fields = resource.indexed_fields.iter().filter_map(|label| {
         let value = object.field(label)?;
-        Some((FIELD, Box::from(*label), value.into()))
+        Some((FIELD, Box::from(&**label), value.into()))
     });
     let labels = object.labels().filter(|_| resource.indexes_labels);
     fields.chain(labels.map(|(key, value)| (LABEL, key.into(), value.into())))
@@ -49,7 +49,7 @@ impl Index {
 
     /// The smallest indexed set that holds everything the filter selects; `None`: no index helps.
     pub(super) fn narrow(&self, resource: &Resource, filter: &Selectors) -> Option<&BTreeSet<Arc<str>>> {
-        let fields = filter.fields.iter().filter(|r| r.equals && resource.indexed_fields.contains(&r.label.as_str()));
+        let fields = filter.fields.iter().filter(|r| r.equals && resource.indexed_fields.iter().any(|label| **label == *r.label));
         let labels = filter.labels.iter().filter(|r| resource.indexes_labels && r.op == LabelOp::In);
         let labels = labels.filter_map(|r| match r.values.as_slice() {
             [one] => Some((LABEL, r.key.as_str().into(), one.as_str().into())),

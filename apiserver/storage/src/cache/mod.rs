@@ -8,6 +8,7 @@ mod counts;
 mod index;
 mod lookup;
 pub mod object;
+mod register;
 mod ring;
 pub mod select;
 mod watching;
@@ -52,6 +53,9 @@ pub enum Gone {
     /// Not reached yet; the current revision.
     #[error("too large resource version; the current is {0}")]
     Future(Revision),
+    /// The resource is not registered, or no longer.
+    #[error("the resource is not served")]
+    Unregistered,
 }
 
 impl From<OutOfReach> for Gone {
@@ -76,11 +80,31 @@ pub struct Page {
     pub next: Option<Arc<str>>,
 }
 
+/// How far a resource's shelf has taken in what was there before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Filled {
+    /// Keys up to and with this one; none yet.
+    UpTo(Option<Arc<str>>),
+    /// Everything.
+    Whole,
+}
+
+impl Filled {
+    fn has(&self, key: &str) -> bool {
+        match self {
+            Self::UpTo(last) => last.as_deref().is_some_and(|last| key <= last),
+            Self::Whole => true,
+        }
+    }
+}
+
 /// What is kept per resource.
 struct Shelf {
     resource: Resource,
     /// When anything below the prefix last changed.
     changed: Revision,
+    /// How far what was there before the resource has been taken into `index` and `counts`.
+    filled: Filled,
     index: Index,
     counts: Counts,
     rings: Rings,
@@ -98,6 +122,7 @@ pub struct Cache {
     /// The newest revision whose events are all in the rings.
     visible: AtomicU64,
     moved: watch::Sender<Revision>,
+    registering: tokio::sync::Mutex<()>,
 }
 
 impl Cache {
@@ -110,6 +135,7 @@ impl Cache {
             inner: RwLock::new(Inner { versions: Versions::new(0), shelves }),
             visible: AtomicU64::new(0),
             moved: watch::Sender::new(0),
+            registering: tokio::sync::Mutex::default(),
         });
         // Weak: the store must not keep the cache alive, which keeps the store.
         store.feed(Arc::new(Feed(Arc::downgrade(&cache)))).await?;
@@ -126,37 +152,6 @@ impl Cache {
             }
         });
         Ok(cache)
-    }
-
-    /// Adds a resource or changes what is extracted of its objects; what is stored below its prefix is read anew.
-    /// Open watches on the prefix go on with the facts that they began with.
-    pub fn register(&self, resource: Resource) {
-        let mut inner = self.write();
-        let Inner { versions, shelves } = &mut *inner;
-        let prefix = resource.prefix.clone();
-        let mut shelf = Shelf::new(resource, versions.compacted());
-        if let Some(old) = shelves.remove(&prefix) {
-            shelf.rings = old.rings;
-            shelf.changed = old.changed;
-        } else if let Ok(records) = versions.since(versions.compacted()) {
-            for record in records.filter(|record| record.key.starts_with(&*prefix)) {
-                let previous = record.previous.clone().map(|(_, cached)| cached);
-                shelf.record(record.revision, record.value.clone(), previous);
-            }
-        }
-        let end = prefix_end(&prefix);
-        let now = versions.revision();
-        let cached: Vec<Arc<Cached>> = versions
-            .range(Bound::Included(&prefix), Bound::Excluded(&end), now)
-            .map(|(_, _, cached)| Arc::new(cached.extracted_by(&shelf.resource)))
-            .collect();
-        for cached in cached {
-            shelf.index.add(&shelf.resource, &cached);
-            shelf.counts.add(&shelf.resource, &cached.key);
-            shelf.changed = shelf.changed.max(cached.modified);
-            versions.replace_latest(&cached.key, cached.clone());
-        }
-        shelves.insert(prefix, shelf);
     }
 
     /// The store behind.
@@ -242,7 +237,7 @@ impl Cache {
         let now = revision == inner.versions.revision();
         let mut found = Found { limit, items: Vec::new(), more: false };
         if let Some(keys) =
-            inner.shelf(prefix).filter(|_| now).and_then(|shelf| shelf.index.narrow(&shelf.resource, filter))
+            inner.shelf(prefix).filter(|_| now).and_then(|shelf| shelf.narrow(filter))
         {
             let from = start_after.filter(|start| *start > prefix).map_or(Bound::Included(prefix), Bound::Excluded);
             let below = keys.range::<str, _>((from, Bound::Unbounded)).take_while(|key| key.starts_with(prefix));
@@ -254,7 +249,7 @@ impl Cache {
             return Ok(found.page(revision, None));
         }
         // What is there now is counted as it changes.
-        let total = inner.shelf(prefix).and_then(|shelf| shelf.counts.below(&shelf.resource, prefix));
+        let total = inner.shelf(prefix).and_then(|shelf| shelf.count(prefix));
         let total = total.filter(|_| now && start_after.is_none() && filter.is_empty());
         drop(inner);
         let mut from = start_after.filter(|start| *start > prefix).map(Arc::from);
@@ -310,13 +305,10 @@ impl Cache {
 
     /// Events below `prefix` after `from` (`None`: from now on), filtered. A `from` in the future waits silently.
     pub fn watch(self: &Arc<Self>, prefix: &str, from: Option<Revision>, filter: Selectors) -> Result<Watch, Gone> {
-        if self.read().shelf(prefix).is_none() {
-            self.register(Resource::plain(object::resource_prefix(prefix)));
-        }
         let mut inner = self.write();
         let now = inner.versions.revision();
         let compacted = inner.versions.compacted();
-        let Some(shelf) = inner.shelf_mut(prefix) else { return Err(Gone::Compacted(now)) };
+        let Some(shelf) = inner.shelf_mut(prefix) else { return Err(Gone::Unregistered) };
         let topic = ring::Topic::of(&shelf.resource, prefix, &filter);
         let ring = shelf.rings.open(topic);
         Watch::start(self.clone(), ring, prefix, from.unwrap_or(now), filter, compacted)
@@ -347,7 +339,7 @@ impl Cache {
     #[must_use]
     pub fn count(&self, prefix: &str) -> u64 {
         let inner = self.read();
-        inner.shelf(prefix).and_then(|shelf| shelf.counts.below(&shelf.resource, prefix)).unwrap_or(0)
+        inner.shelf(prefix).and_then(|shelf| shelf.count(prefix)).unwrap_or(0)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
@@ -397,7 +389,24 @@ impl Found {
 
 impl Shelf {
     fn new(resource: Resource, floor: Revision) -> Self {
-        Self { resource, changed: floor, index: Index::default(), counts: Counts::default(), rings: Rings::new(floor) }
+        Self {
+            resource,
+            changed: floor,
+            filled: Filled::Whole,
+            index: Index::default(),
+            counts: Counts::default(),
+            rings: Rings::new(floor),
+        }
+    }
+
+    /// The smallest indexed set of keys that holds all that a filter selects, where an index helps.
+    fn narrow(&self, filter: &Selectors) -> Option<&std::collections::BTreeSet<Arc<str>>> {
+        (self.filled == Filled::Whole).then(|| self.index.narrow(&self.resource, filter)).flatten()
+    }
+
+    /// How many objects there are below a prefix, where that is known.
+    fn count(&self, prefix: &str) -> Option<u64> {
+        (self.filled == Filled::Whole).then(|| self.counts.below(&self.resource, prefix)).flatten()
     }
 
     fn record(&mut self, revision: Revision, new: Option<Arc<Cached>>, old: Option<Arc<Cached>>) {
@@ -426,7 +435,10 @@ impl Inner {
             change.entry.as_ref().map(|entry| Arc::new(Cached::new(entry, shelf.as_deref().map(|s| &s.resource))));
         let old = self.versions.apply(change.revision, &change.key, new.clone()).map(|(_, cached)| cached);
         if let Some(shelf) = shelf.as_mut() {
+            // What lies beyond is counted when it is taken in.
+            let counted = shelf.filled.has(&change.key);
             match (&old, &new) {
+                _ if !counted => {}
                 (None, Some(_)) => shelf.counts.add(&shelf.resource, &change.key),
                 (Some(_), None) => shelf.counts.remove(&shelf.resource, &change.key),
                 _ => {}

@@ -51,7 +51,7 @@ pub struct Resource {
     /// `None`: there are no fields of its own.
     pub fields: Option<Arc<Fields>>,
     /// Fields whose equality is indexed for lists and watches (`spec.nodeName` of pods).
-    pub indexed_fields: &'static [&'static str],
+    pub indexed_fields: Arc<[Arc<str>]>,
     /// Whether lists by label equality use an index.
     pub indexes_labels: bool,
 }
@@ -65,14 +65,8 @@ impl Resource {
 
     /// One with neither fields nor indexes.
     pub fn plain(prefix: impl Into<Arc<str>>) -> Self {
-        Self { prefix: prefix.into(), fields: None, indexed_fields: &[], indexes_labels: false }
+        Self { prefix: prefix.into(), fields: None, indexed_fields: Arc::default(), indexes_labels: false }
     }
-}
-
-/// `/registry/pods/` of a prefix that no resource was registered for.
-pub(super) fn resource_prefix(prefix: &str) -> String {
-    let end = prefix.match_indices('/').nth(2).map_or(prefix.len(), |(at, _)| at + 1);
-    prefix[..end].to_owned()
 }
 
 /// An object at one revision. Cheap to hold, and shared by lists, watches and history.

@@ -52,16 +52,14 @@ struct Frames {
 }
 
 /// All that an event's encoding depends on beside the event: watchers that ask for the same share the bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchEncoding {
     /// As what the watcher sees the event.
     pub kind: Kind,
     /// It shows the object before the event: what has left a selector.
     pub before: bool,
-    /// The group of the version that objects are shown in.
-    pub group: &'static str,
-    /// The version that objects are shown in.
-    pub version: &'static str,
+    /// The group and version that objects are shown in (`apps/v1`).
+    pub api_version: Arc<str>,
     /// Whole objects, or what stands in their stead.
     pub shape: Shape,
     /// How they are written.
@@ -111,9 +109,9 @@ impl Event {
     }
 
     /// The event in an encoding, made once for all watchers that keep up.
-    pub fn frame(&self, encoding: WatchEncoding, make: impl FnOnce() -> Bytes) -> Bytes {
+    pub fn frame(&self, encoding: &WatchEncoding, make: impl FnOnce() -> Bytes) -> Bytes {
         let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, frame)) = frames.kept.iter().find(|(kept, _)| *kept == encoding) {
+        if let Some((_, frame)) = frames.kept.iter().find(|(kept, _)| kept == encoding) {
             return frame.clone();
         }
         if frames.cold {
@@ -122,7 +120,7 @@ impl Event {
         }
         let frame = make();
         if frames.kept.len() < FRAMES_PER_EVENT_MAX {
-            frames.kept.push((encoding, frame.clone()));
+            frames.kept.push((encoding.clone(), frame.clone()));
         }
         frame
     }
@@ -139,14 +137,14 @@ pub(super) enum Topic {
     All,
     Namespace(Box<str>),
     Object(Box<str>),
-    Field(&'static str, Box<str>),
+    Field(Arc<str>, Box<str>),
 }
 
 impl Topic {
     pub(super) fn of(resource: &Resource, prefix: &str, filter: &Selectors) -> Self {
-        for label in resource.indexed_fields {
+        for label in &*resource.indexed_fields {
             if let Some(value) = filter.field_equals(label) {
-                return Self::Field(label, value.into());
+                return Self::Field(label.clone(), value.into());
             }
         }
         if let Some(name) = filter.field_equals("metadata.name") {
@@ -163,8 +161,8 @@ impl Topic {
         if !object.namespace().is_empty() {
             topics.push(Self::Namespace(object.namespace().into()));
         }
-        for label in resource.indexed_fields {
-            topics.push(Self::Field(label, object.field(label).unwrap_or("").into()));
+        for label in &*resource.indexed_fields {
+            topics.push(Self::Field(label.clone(), object.field(label).unwrap_or("").into()));
         }
         topics
     }
@@ -177,6 +175,8 @@ struct Events {
     first: u64,
     /// All events after this revision were put in.
     floor: Revision,
+    /// No more will come.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -189,7 +189,7 @@ pub(super) struct Ring {
 impl Ring {
     fn new(queue: VecDeque<Arc<Event>>, floor: Revision) -> Self {
         let moved = watch::Sender::new(queue.len() as u64);
-        Self { events: Mutex::new(Events { queue, first: 0, floor }), moved }
+        Self { events: Mutex::new(Events { queue, first: 0, floor, closed: false }), moved }
     }
 
     fn lock(&self) -> MutexGuard<'_, Events> {
@@ -205,6 +205,18 @@ impl Ring {
         let next = events.first + events.queue.len() as u64;
         drop(events);
         self.moved.send_replace(next);
+    }
+
+    /// Wakes all who wait: there is nothing more to come.
+    fn close(&self) {
+        self.lock().closed = true;
+        self.moved.send_modify(|_| {});
+    }
+
+    /// Whether all is over after event number `next`.
+    pub(super) fn is_over(&self, next: u64) -> bool {
+        let events = self.lock();
+        events.closed && next >= events.first + events.queue.len() as u64
     }
 
     fn forget(&self, revision: Revision) {
@@ -315,6 +327,14 @@ impl Rings {
         drop(events);
         self.topics.insert(topic, Arc::downgrade(&ring));
         ring
+    }
+
+    /// Ends all watches.
+    pub(super) fn close(&self) {
+        self.all.close();
+        for ring in self.topics.values().filter_map(Weak::upgrade) {
+            ring.close();
+        }
     }
 
     pub(super) fn forget(&mut self, revision: Revision) {

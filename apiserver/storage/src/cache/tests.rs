@@ -14,14 +14,15 @@ use crate::store::{Compare, Op, Record};
 use apiserver_resources::objects::Objects;
 
 const PODS: &str = "/registry/pods/";
-const WHOLE: WatchEncoding = WatchEncoding {
-    kind: Kind::Added,
-    before: false,
-    group: "",
-    version: "v1",
-    shape: Shape::Object,
-    media: Media::Json,
-};
+fn whole() -> WatchEncoding {
+    WatchEncoding {
+        kind: Kind::Added,
+        before: false,
+        api_version: "v1".into(),
+        shape: Shape::Object,
+        media: Media::Json,
+    }
+}
 
 /// Read from the object, as what an older program stored: with labels, without fields.
 fn record(stored: &str) -> Record {
@@ -34,7 +35,7 @@ fn pods() -> Resource {
         fields: Some(Arc::new(Fields::new(vec![Cow::Borrowed("spec.nodeName")], |pod: &Value| {
             vec![pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or("").to_owned()]
         }))),
-        indexed_fields: &["spec.nodeName"],
+        indexed_fields: [Arc::from("spec.nodeName")].into(),
         indexes_labels: true,
     }
 }
@@ -223,7 +224,7 @@ async fn a_page_looks_at_no_more_than_it_shows() {
     delete(&cache, "/registry/pods/a/p00000").await;
     delete(&cache, "/registry/pods/a/p00000").await;
     assert_eq!((cache.count(PODS), cache.count("/registry/pods/a/")), (5999, 1999));
-    cache.register(pods());
+    cache.register(pods()).await;
     assert_eq!((cache.count(PODS), cache.count("/registry/pods/b/")), (5999, 4000));
 }
 
@@ -298,7 +299,7 @@ async fn only_the_newest_events_keep_their_frames() {
     let mut watch = cache.watch(PODS, Some(start), Selectors::default()).unwrap();
     let first = put(&cache, pod("a", "first", "", "web")).await;
     let seen = watch.recv().await.unwrap();
-    let made = |event: &Event, encoding| {
+    let made = |event: &Event, encoding: &WatchEncoding| {
         let mut made = false;
         event.frame(encoding, || {
             made = true;
@@ -306,25 +307,25 @@ async fn only_the_newest_events_keep_their_frames() {
         });
         made
     };
-    assert!(made(&seen.event, WHOLE) && !made(&seen.event, WHOLE), "made once");
+    assert!(made(&seen.event, &whole()) && !made(&seen.event, &whole()), "made once");
     for other in [
-        WatchEncoding { kind: Kind::Deleted, ..WHOLE },
-        WatchEncoding { before: true, ..WHOLE },
-        WatchEncoding { version: "v2", ..WHOLE },
-        WatchEncoding { group: "other", ..WHOLE },
-        WatchEncoding { shape: Shape::Metadata("meta.k8s.io/v1"), ..WHOLE },
+        WatchEncoding { kind: Kind::Deleted, ..whole() },
+        WatchEncoding { before: true, ..whole() },
+        WatchEncoding { api_version: "v2".into(), ..whole() },
+        WatchEncoding { api_version: "other/v1".into(), ..whole() },
+        WatchEncoding { shape: Shape::Metadata("meta.k8s.io/v1"), ..whole() },
     ] {
-        assert!(made(&seen.event, other) && !made(&seen.event, other), "{other:?} has a frame of its own");
+        assert!(made(&seen.event, &other) && !made(&seen.event, &other), "{other:?} has a frame of its own");
     }
     for n in 0..300 {
         put(&cache, pod("a", &format!("p{n}"), "", "web")).await;
     }
-    assert!(made(&seen.event, WHOLE) && made(&seen.event, WHOLE), "an old event keeps nothing again");
+    assert!(made(&seen.event, &whole()) && made(&seen.event, &whole()), "an old event keeps nothing again");
     // A latecomer reads the same event.
     let mut late = cache.watch(PODS, Some(start), Selectors::default()).unwrap();
     let again = late.recv().await.unwrap();
     assert_eq!(again.event.revision, first);
-    assert!(made(&again.event, WHOLE) && made(&again.event, WHOLE));
+    assert!(made(&again.event, &whole()) && made(&again.event, &whole()));
 }
 
 #[tokio::test]
@@ -344,7 +345,7 @@ async fn no_name_hides_from_lists() {
     let rest = cache.list("/registry/pods/team/", None, page.next.as_deref(), 0, &Selectors::default()).unwrap();
     assert_eq!(self::names(&rest), names[3..]);
     // And not from an index that is filled when the resource is registered.
-    cache.register(pods());
+    cache.register(pods()).await;
     assert_eq!(cache.list("/registry/pods/team/", None, None, 0, &labelled("web")).unwrap().items.len(), names.len());
 }
 
@@ -358,7 +359,7 @@ async fn concurrent_watches_see_one_order_with_no_gap() {
                 let mut seen = Vec::new();
                 while seen.len() < 400 {
                     let next = watch.recv().await.unwrap();
-                    let frame = next.event.frame(WHOLE, || next.object.bytes());
+                    let frame = next.event.frame(&whole(), || next.object.bytes());
                     seen.push((next.event.revision, next.object.name().to_owned(), frame.as_ptr() as usize));
                 }
                 seen
@@ -429,9 +430,10 @@ async fn a_resource_can_be_registered_late() {
         fields: Some(Arc::new(Fields::new(vec![Cow::Borrowed(".spec.color")], |value| {
             vec![value["spec"]["color"].as_str().unwrap_or("").to_owned()]
         }))),
-        indexed_fields: &[],
+        indexed_fields: Arc::default(),
         indexes_labels: false,
-    });
+    })
+    .await;
     assert_eq!(cache.resource_revision("/registry/x.dev/widgets/"), first);
     assert_eq!(cache.resource_revision(PODS), 0);
     let red = FieldRequirement { label: ".spec.color".into(), equals: true, value: "red".into() };
@@ -440,13 +442,69 @@ async fn a_resource_can_be_registered_late() {
     assert_eq!(list(&red), 1);
     put(&cache, widget("blue")).await;
     assert_eq!(list(&red), 0);
-    let mut watch = cache.watch("/registry/x.dev/widgets/", Some(0), Selectors::default()).unwrap();
-    assert_eq!(watch.recv().await.unwrap().kind, Kind::Added);
+    let watch = |from| cache.watch("/registry/x.dev/widgets/", Some(from), Selectors::default());
+    assert_eq!(watch(0).err(), Some(Gone::Compacted(first)), "events reach back to the registration");
+    let mut watch = watch(first).unwrap();
     assert_eq!(watch.recv().await.unwrap().kind, Kind::Modified);
     let lookup = Lookup::new(cache.clone(), |group, _| (group == "x.dev").then_some("x.dev/widgets"));
     assert_eq!(lookup.get("x.dev", "widgets", "a", "w").unwrap()["spec"]["color"], "blue");
     assert_eq!(lookup.list("x.dev", "widgets", Some("a")).len(), 1);
     assert!(lookup.list("x.dev", "widgets", Some("b")).is_empty());
+}
+
+#[tokio::test]
+async fn a_resource_that_goes_ends_its_watches_and_no_others() {
+    let cache = open().await;
+    let mut all = cache.watch(PODS, None, Selectors::default()).unwrap();
+    let mut node = cache.watch(PODS, None, on_node("n1")).unwrap();
+    let mut other = cache.watch("/registry/configmaps/", None, Selectors::default()).unwrap();
+    let waiting = tokio::spawn(async move { node.recv().await.map(|seen| seen.kind) });
+    tokio::task::yield_now().await;
+    put(&cache, pod("a", "x", "", "web")).await;
+    cache.unregister(PODS).await;
+    assert_eq!(all.recv().await.unwrap().object.name(), "x", "what happened before is shown");
+    assert_eq!(all.recv().await.unwrap_err(), Gone::Unregistered);
+    assert_eq!(waiting.await.unwrap(), Err(Gone::Unregistered));
+    assert_eq!(cache.watch(PODS, None, Selectors::default()).err(), Some(Gone::Unregistered));
+    put(&cache, ("/registry/configmaps/a/c".into(), json!({"metadata": {"name": "c"}}))).await;
+    assert_eq!(other.recv().await.unwrap().object.name(), "c");
+    // What is stored stays, and is there again with its resource.
+    put(&cache, pod("a", "y", "n1", "web")).await;
+    cache.register(pods()).await;
+    assert_eq!(names(&cache.list(PODS, None, None, 0, &on_node("n1")).unwrap()), ["y"]);
+    assert_eq!(cache.count(PODS), 2);
+}
+
+#[tokio::test]
+async fn a_resource_with_many_objects_is_taken_in_while_they_change() {
+    const MANY: usize = 5 * SLICE_OBJECTS / 2;
+    let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
+    let cache = Cache::open(Arc::new(MemoryStore::new(env)), Vec::new()).await.unwrap();
+    let name = |n: usize| format!("p{n:05}");
+    for n in 0..MANY {
+        put(&cache, pod("a", &name(n), if n % 2 == 0 { "n0" } else { "n1" }, "web")).await;
+    }
+    let changing = {
+        let cache = cache.clone();
+        async move {
+            // Before, within and behind what is being taken in.
+            for n in (0..MANY).step_by(7) {
+                match n % 3 {
+                    0 => delete(&cache, &format!("{PODS}a/{}", name(n))).await,
+                    1 => put(&cache, pod("a", &name(n), "n2", "web")).await,
+                    _ => put(&cache, pod("a", &format!("{}-new", name(n)), "n2", "web")).await,
+                };
+            }
+        }
+    };
+    tokio::join!(cache.register(pods()), changing);
+    let everything = cache.list(PODS, None, None, 0, &Selectors::default()).unwrap();
+    assert_eq!(cache.count("/registry/pods/a/"), everything.items.len() as u64);
+    for node in ["n0", "n1", "n2"] {
+        let by_index = names(&cache.list(PODS, None, None, 0, &on_node(node)).unwrap()).len();
+        let walked = everything.items.iter().filter(|pod| pod.value()["spec"]["nodeName"] == node).count();
+        assert!(by_index == walked && walked > 0, "{node}: {by_index} of {walked}");
+    }
 }
 
 #[tokio::test]

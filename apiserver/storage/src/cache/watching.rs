@@ -74,6 +74,9 @@ impl Watch {
             if let Some(seen) = self.try_recv()? {
                 return Ok(seen);
             }
+            if self.ring.is_over(self.next) {
+                return Err(Gone::Unregistered);
+            }
             // The sender lives in `self.ring`.
             let _ = self.moved.changed().await;
         }
