@@ -12,6 +12,7 @@ mod coordination;
 mod core;
 mod discovery;
 pub mod field;
+mod info;
 pub mod metadata;
 mod node;
 pub mod objects;
@@ -34,6 +35,8 @@ use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
 
 use field::FieldError;
+
+pub use info::{ResourceInfo, SharedStrategy, served};
 use objects::Objects;
 
 /// What a resource or subresource can be asked for, as in discovery.
@@ -557,9 +560,3 @@ pub static TABLE: &[&Row] = &[
     &rbac::ROLES,
     &scheduling::priorityclasses::ROW,
 ];
-
-/// The row of a group, version and plural.
-#[must_use]
-pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Row> {
-    TABLE.iter().copied().find(|row| row.group == group && row.version == version && row.plural == plural)
-}

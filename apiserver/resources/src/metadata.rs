@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::field::{Errors, FieldError, IMMUTABLE, Path, go_struct};
 use crate::read::{get, int, items, text, texts};
 use crate::rules::{self, NameRule};
-use crate::{MetadataChecks, Row};
+use crate::{MetadataChecks, ResourceInfo, Row, Strategy};
 
 /// All annotations of an object together.
 const ANNOTATIONS_BYTES_MAX: usize = 256 << 10;
@@ -20,17 +20,38 @@ const OWNER_REFERENCE: &[&str] = &["apiVersion", "kind", "name", "uid", "control
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 
+/// What the rules of metadata depend on.
+#[derive(Clone, Copy)]
+pub struct Of<'a> {
+    /// The kind's own rules.
+    pub strategy: &'a dyn Strategy,
+    /// Whether objects live in namespaces.
+    pub namespaced: bool,
+}
+
+impl<'a> Of<'a> {
+    /// Of a resource that is served.
+    #[must_use]
+    pub fn resource(info: &'a ResourceInfo) -> Self {
+        Self { strategy: &*info.strategy, namespaced: info.namespaced }
+    }
+
+    pub(crate) fn row(row: &'a Row) -> Self {
+        Self { strategy: row.strategy, namespaced: row.namespaced }
+    }
+}
+
 /// What is wrong with a new object's metadata.
 #[must_use]
-pub fn validate_create(row: &Row, object: &Value) -> Vec<FieldError> {
+pub fn validate_create(of: Of<'_>, object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
-    whole(&mut errors, row, row.strategy.name_rule(), object, row.strategy.checks_finalizers());
+    whole(&mut errors, of, of.strategy.name_rule(), object, of.strategy.checks_finalizers());
     errors.list()
 }
 
 /// The same, for a kind whose own validation looks at metadata later than first.
 pub(super) fn checked_whole(errors: &mut Errors, row: &Row, object: &Value) {
-    whole(errors, row, row.strategy.name_rule(), object, row.strategy.checks_finalizers());
+    whole(errors, Of::row(row), row.strategy.name_rule(), object, row.strategy.checks_finalizers());
 }
 
 /// What an update may not change, for a kind whose own validation looks at it later than first.
@@ -40,34 +61,34 @@ pub(super) fn checked_change(errors: &mut Errors, row: &Row, new: &Value, old: &
 
 /// What is wrong with the metadata of an object changed as a whole.
 #[must_use]
-pub fn validate_update(row: &Row, new: &Value, old: &Value) -> Vec<FieldError> {
-    validate_update_through(row, "", new, old)
+pub fn validate_update(of: Of<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+    validate_update_through(of, "", new, old)
 }
 
 /// The same for a change through a subresource (empty: the object as a whole).
 #[must_use]
-pub fn validate_update_through(row: &Row, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+pub fn validate_update_through(of: Of<'_>, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors::new();
-    let (rule, kube) = (row.strategy.name_rule(), row.strategy.checks_finalizers());
-    whole(&mut errors, row, NameRule::PathSegment, new, false);
+    let (rule, kube) = (of.strategy.name_rule(), of.strategy.checks_finalizers());
+    whole(&mut errors, of, NameRule::PathSegment, new, false);
     change(&mut errors, new, old, false);
-    match row.strategy.metadata_checks_of(subresource) {
+    match of.strategy.metadata_checks_of(subresource) {
         MetadataChecks::None => {}
         MetadataChecks::Change => change(&mut errors, new, old, kube),
-        MetadataChecks::Whole => whole(&mut errors, row, rule, new, kube),
+        MetadataChecks::Whole => whole(&mut errors, of, rule, new, kube),
         MetadataChecks::ChangeThenWhole => {
             change(&mut errors, new, old, kube);
-            whole(&mut errors, row, rule, new, kube);
+            whole(&mut errors, of, rule, new, kube);
         }
         MetadataChecks::WholeThenChange => {
-            whole(&mut errors, row, rule, new, kube);
+            whole(&mut errors, of, rule, new, kube);
             change(&mut errors, new, old, kube);
         }
     }
     errors.list()
 }
 
-fn whole(errors: &mut Errors, row: &Row, rule: NameRule, object: &Value, kube_finalizers: bool) {
+fn whole(errors: &mut Errors, of: Of<'_>, rule: NameRule, object: &Value, kube_finalizers: bool) {
     let meta = get(object, "metadata");
     let (name, prefix) = (text(meta, "name"), text(meta, "generateName"));
     if !prefix.is_empty() {
@@ -80,7 +101,7 @@ fn whole(errors: &mut Errors, row: &Row, rule: NameRule, object: &Value, kube_fi
     }
     let namespace = text(meta, "namespace");
     let at = METADATA.child("namespace");
-    if row.namespaced {
+    if of.namespaced {
         if namespace.is_empty() {
             errors.required(&at, "");
         } else {

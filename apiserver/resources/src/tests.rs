@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::field::FieldError;
+use crate::metadata::Of;
 use crate::schema::{self, FieldValidation, Media, Target, decode};
 use crate::{Context, Row, Storage, TABLE, metadata};
 
@@ -20,9 +21,13 @@ fn context(subresource: &str) -> Context<'_> {
     Context { now: Timestamp::UNIX_EPOCH, subresource, loopback: &[] }
 }
 
+fn target(row: &Row) -> Target<'_> {
+    Target { group: row.group, version: row.version, kind: row.kind, type_name: row.schema }
+}
+
 /// As a request's body is read: decoded and defaulted.
 fn read(row: &Row, bytes: &[u8], media: Media) -> Value {
-    let decoded = decode::body(bytes, media, &Target::row(row), FieldValidation::Warn);
+    let decoded = decode::body(bytes, media, &target(row), FieldValidation::Warn);
     let mut object = decoded.unwrap_or_else(|e| panic!("{}: {e}", row.qualified())).object;
     schema::default(row.schema, &mut object);
     row.strategy.default(&mut object);
@@ -68,7 +73,7 @@ fn created(row: &Row, object: &Value) -> Vec<FieldError> {
         return errors;
     }
     if row.storage != Storage::Virtual && !row.strategy.orders_metadata() {
-        errors = metadata::validate_create(row, object);
+        errors = metadata::validate_create(Of::row(row), object);
     }
     errors.extend(row.strategy.validate(&context(""), object));
     errors
@@ -91,7 +96,7 @@ fn updated(row: &Row, subresource: &str, mut new: Value, old: &Value) -> Vec<Fie
     if !first.is_empty() {
         return first;
     }
-    let mut errors = metadata::validate_update_through(row, subresource, &new, old);
+    let mut errors = metadata::validate_update_through(Of::row(row), subresource, &new, old);
     errors.extend(row.strategy.validate_update(&context, &new, old));
     errors
 }

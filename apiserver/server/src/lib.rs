@@ -12,6 +12,7 @@
 pub mod admission;
 pub mod auth;
 pub mod bootstrap;
+pub mod catalog;
 pub mod http;
 pub mod registry;
 pub mod server;

@@ -4,14 +4,14 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
-use machinery_api::ApiError;
+use machinery_api::{ApiError, GroupVersionResource};
 use machinery_env::Env;
 use machinery_serve::unread::{UnreadBody, UnreadBounds};
 use prometheus_client::registry::Registry;
@@ -25,14 +25,14 @@ use crate::auth::jwt::SigningKey;
 use crate::auth::tls::{self, Acceptor};
 use crate::auth::{Authenticator, Authorizer};
 use crate::bootstrap::{self, Cluster};
-use crate::http::discovery::Discovery;
+use crate::catalog::{Catalog, Served, Taken};
 use crate::http::dispatch::BODY_BYTES_MAX;
 use crate::http::handle::{Front, Parts};
 use crate::http::logs::Kubelets;
 use crate::http::metrics::Metrics;
-use crate::registry::{Verbs, facts_of_fields, prefix};
+use crate::registry::{Verbs, facts_of_fields};
+use apiserver_resources::ResourceInfo;
 use apiserver_resources::allocate::{Allocator, ServiceNetwork};
-use apiserver_resources::{Row, Storage, TABLE};
 use apiserver_storage::cache::{Cache, Fields, Lookup, Resource};
 use apiserver_storage::store::{Record, Store, StoreError};
 
@@ -61,18 +61,24 @@ pub struct Config {
 #[derive(Clone)]
 pub struct Apiserver {
     front: Arc<Front>,
+    /// Held while a resource comes or goes: one at a time.
+    changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Apiserver {
     /// Reads the store into memory and assembles the server; nothing is served yet.
     pub async fn open(env: &Env, store: Arc<dyn Store>, config: Config) -> Result<Self, StoreError> {
-        let cache = Cache::open(store, resources()).await?;
-        let objects = Arc::new(Lookup::new(cache.clone(), |group, plural| {
-            TABLE.iter().find(|r| r.group == group && r.plural == plural).and_then(|r| r.storage.prefix())
+        let catalog = Catalog::built_in(&config.address);
+        let cache = Cache::open(store, catalog.all_stored().filter_map(cached).collect()).await?;
+        let served = Arc::new(Served::new(catalog));
+        let objects = Arc::new(Lookup::new(cache.clone(), {
+            let served = served.clone();
+            move |group, plural| served.with(|catalog| catalog.prefix(group, plural))
         }));
         let authorizer = Arc::new(Authorizer::default());
         let authenticator = Arc::new(Authenticator::new(env, config.signing_key));
         let verbs = Verbs {
+            served,
             env: env.clone(),
             cache,
             objects,
@@ -87,14 +93,41 @@ impl Apiserver {
         let front = Front::new(Parts {
             env: env.clone(),
             verbs,
-            discovery: Discovery::new(TABLE, &config.address),
             authenticator,
             authorizer,
             metrics: Metrics::new(config.registry),
             kubelets: config.kubelets,
             address: config.address,
         });
-        Ok(Self { front: Arc::new(front) })
+        Ok(Self { front: Arc::new(front), changing: Arc::default() })
+    }
+
+    /// Serves one more resource from now on: its routes, discovery, OpenAPI, lists and watches. What is stored at its keys is
+    /// there when this returns.
+    pub async fn add_resource(&self, resource: ResourceInfo) -> Result<(), Taken> {
+        let _one = self.changing.lock().await;
+        let verbs = &self.front.verbs;
+        let resource = Arc::new(resource);
+        verbs.served.load().check_free(&resource)?;
+        // In the cache first: a request that finds the resource can list it.
+        if let Some(cached) = cached(&resource) {
+            verbs.cache.register(cached).await;
+        }
+        verbs.served.add(resource)
+    }
+
+    /// Serves a resource no more: requests from now on get 404, and its watches end. What is stored stays. False: it was not
+    /// served.
+    pub async fn remove_resource(&self, name: GroupVersionResource<'_>) -> bool {
+        let _one = self.changing.lock().await;
+        let verbs = &self.front.verbs;
+        let Some(gone) = verbs.served.remove(name) else { return false };
+        if gone.is_storage_version()
+            && let Some(prefix) = &gone.prefix
+        {
+            verbs.cache.unregister(prefix.as_str()).await;
+        }
+        true
     }
 
     /// The service for components of this process: a [`UserInfo`](crate::auth::UserInfo) in a request's extensions is
@@ -185,33 +218,27 @@ impl Apiserver {
     }
 }
 
-/// What the cache must know of each stored kind.
-pub(crate) fn resources() -> Vec<Resource> {
-    let stored = TABLE.iter().copied().filter(|r| r.storage_version && r.storage != Storage::Virtual);
-    stored
-        .map(|row: &'static Row| {
-            let fields = (!row.strategy.selectable_labels().is_empty()).then(|| {
-                let names = row.strategy.selectable_labels().iter().map(|label| (*label).into()).collect();
-                let read =
-                    |object: &Value| row.strategy.selectable(object).into_iter().map(|(_, value)| value).collect();
-                Arc::new(Fields::new(names, read))
-            });
-            Resource {
-                prefix: prefix(row).into(),
-                fields,
-                indexed_fields: row.indexed_fields,
-                indexes_labels: row.indexes_labels,
-            }
-        })
-        .collect()
+/// What the cache must know of a resource.
+pub(crate) fn cached(resource: &Arc<ResourceInfo>) -> Option<Resource> {
+    let strategy = resource.strategy.clone();
+    let fields = (!strategy.selectable_labels().is_empty()).then(|| {
+        let names = strategy.selectable_labels().iter().map(|label| (*label).into()).collect();
+        let read = move |object: &Value| strategy.selectable(object).into_iter().map(|(_, value)| value).collect();
+        Arc::new(Fields::new(names, read))
+    });
+    Some(Resource {
+        prefix: resource.prefix.as_ref()?.shared(),
+        fields,
+        indexed_fields: resource.indexed_fields.clone(),
+        indexes_labels: resource.indexes_labels,
+    })
 }
 
 /// Makes a record of what a store of the first format holds, which kept objects as JSON alone.
 #[must_use]
 pub fn read_plain(key: &str, body: &[u8]) -> Record {
-    let stored = TABLE.iter().copied().filter(|row| row.storage_version && row.storage != Storage::Virtual);
-    let row = stored.filter(|row| key.starts_with(&prefix(row))).max_by_key(|row| prefix(row).len());
-    Record::read(body, |object| row.map(|row| facts_of_fields(row, object)))
+    static BUILT_IN: LazyLock<Catalog> = LazyLock::new(|| Catalog::built_in(""));
+    Record::read(body, |object| BUILT_IN.of_key(key).map(|resource| facts_of_fields(resource, object)))
 }
 
 /// The server as a tower service over any body.

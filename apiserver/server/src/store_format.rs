@@ -4,12 +4,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use apiserver_storage::cache::{Cache, FieldRequirement, LabelOp, LabelRequirement, Selectors};
+use apiserver_storage::cache::{Cache, FieldRequirement, LabelOp, LabelRequirement, Resource, Selectors};
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
 use apiserver_storage::store::{Op, Record, Revision, Store, Txn, prefix_end};
 use machinery_env::Env;
 
+use crate::catalog::tests::built_in;
 use crate::server;
+
+/// What the watch cache must know.
+fn resources() -> Vec<Resource> {
+    built_in().all_stored().filter_map(server::cached).collect()
+}
 
 async fn everything(store: &dyn Store) -> BTreeMap<String, (Vec<u8>, Revision, Revision)> {
     let range = store.range("/", &prefix_end("/"), None, 0).await.unwrap();
@@ -54,7 +60,7 @@ async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
             assert_eq!(fs::read_to_string(path.join("format")).unwrap().trim(), "2");
             let now = everything_that_stays(&*store).await;
             assert!(before.is_empty() || now == before, "the same after a restart");
-            let cache = Cache::open(store.clone(), server::resources()).await.unwrap();
+            let cache = Cache::open(store.clone(), resources()).await.unwrap();
             let names = |prefix: &str, filter| {
                 let page = cache.list(prefix, None, None, 0, &filter).unwrap();
                 page.items.iter().map(|object| object.name().to_owned()).collect::<Vec<_>>()
@@ -77,7 +83,7 @@ async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
                 ("", "namespaces", "/registry/namespaces/team"),
                 ("", "configmaps", "/registry/configmaps/team/held"),
             ] {
-                let row = apiserver_resources::find(group, "v1", plural).unwrap();
+                let row = crate::catalog::tests::resource(group, plural);
                 let entry = store.get(key, None).await.unwrap().unwrap();
                 let value: serde_json::Value = serde_json::from_slice(entry.record.body()).unwrap();
                 assert_eq!(crate::registry::Verbs::encode(row, &value).unwrap(), entry.record, "{key}");

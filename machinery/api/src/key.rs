@@ -1,6 +1,7 @@
 //! Typed keys: parse at the edge, never split strings inside.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// A resource version: the store's revision at which an object was last written (KEP-5504: a decimal integer).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -87,17 +88,7 @@ impl StorageKey {
     /// The object of a resource whose storage prefix (`pods`, `services/specs`) this is.
     #[must_use]
     pub fn object(prefix: &str, object: ObjectName<'_>) -> Self {
-        let ObjectName { namespace, name } = object;
-        let mut key = String::with_capacity(Self::ROOT.len() + prefix.len() + namespace.len() + name.len() + 2);
-        for part in [Self::ROOT, prefix, "/"] {
-            key.push_str(part);
-        }
-        if !namespace.is_empty() {
-            key.push_str(namespace);
-            key.push('/');
-        }
-        key.push_str(name);
-        Self(key)
+        StoragePrefix::new(prefix).object(object)
     }
 
     /// What all objects of a storage prefix begin with: `/registry/pods/`.
@@ -128,6 +119,50 @@ impl fmt::Display for StorageKey {
 impl From<StorageKey> for String {
     fn from(key: StorageKey) -> Self {
         key.0
+    }
+}
+
+/// What the keys of a resource's objects begin with: `/registry/pods/`. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StoragePrefix(Arc<str>);
+
+impl StoragePrefix {
+    /// Of a storage prefix as upstream names it: `pods`, `services/specs`.
+    #[must_use]
+    pub fn new(prefix: &str) -> Self {
+        Self(StorageKey::root(prefix).into())
+    }
+
+    /// The text, with its last slash.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The text, shared.
+    #[must_use]
+    pub fn shared(&self) -> Arc<str> {
+        self.0.clone()
+    }
+
+    /// An object's key.
+    #[must_use]
+    pub fn object(&self, object: ObjectName<'_>) -> StorageKey {
+        let ObjectName { namespace, name } = object;
+        let mut key = String::with_capacity(self.0.len() + namespace.len() + name.len() + 1);
+        key.push_str(&self.0);
+        if !namespace.is_empty() {
+            key.push_str(namespace);
+            key.push('/');
+        }
+        key.push_str(name);
+        StorageKey(key)
+    }
+
+    /// What the keys of one namespace's objects begin with.
+    #[must_use]
+    pub fn namespace(&self, namespace: &str) -> String {
+        format!("{}{namespace}/", self.0)
     }
 }
 
@@ -169,6 +204,10 @@ mod tests {
         assert_eq!(key.within_registry(), "/services/specs/default/web");
         assert_eq!(StorageKey::object("minions", ObjectName::new("", "n")).as_str(), "/registry/minions/n");
         assert_eq!(StorageKey::root("pods"), "/registry/pods/");
+        let prefix = StoragePrefix::new("services/specs");
+        assert_eq!(prefix.object(ObjectName::new("default", "web")), key);
+        assert_eq!(prefix.object(ObjectName::new("", "n")).as_str(), "/registry/services/specs/n");
+        assert_eq!(prefix.namespace("default"), "/registry/services/specs/default/");
     }
 
     #[test]

@@ -11,4 +11,6 @@ pub mod shared;
 pub mod time;
 
 pub use error::{ApiError, Cause, Status};
-pub use key::{GroupVersionKind, GroupVersionResource, ObjectKey, ObjectName, ResourceVersion, StorageKey, Uid};
+pub use key::{
+    GroupVersionKind, GroupVersionResource, ObjectKey, ObjectName, ResourceVersion, StorageKey, StoragePrefix, Uid,
+};

@@ -10,7 +10,7 @@ use super::raw::{self, Raw};
 use super::table::table;
 use super::typed::{self, Form};
 use super::{protobuf, yaml};
-use crate::{Row, hub};
+use crate::hub;
 
 /// The `fieldValidation` parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -79,12 +79,6 @@ pub struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// The objects of a row.
-    #[must_use]
-    pub fn row(row: &'a Row) -> Self {
-        Self { group: row.group, version: row.version, kind: row.kind, type_name: row.schema }
-    }
-
     /// A kind by name, from the table (`autoscaling`, `v1`, `Scale`).
     #[must_use]
     pub fn kind(group: &'a str, version: &'a str, kind: &'a str) -> Option<Self> {

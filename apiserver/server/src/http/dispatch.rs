@@ -24,7 +24,7 @@ use crate::auth::{reviews, tokens};
 use crate::registry::body::{self as bodies, Body as RequestBody};
 use crate::registry::options::{DeleteOptions, ListOptions, WriteOptions};
 use crate::registry::{Answer, Call, PatchType, Shown, Verbs, Wanted, object};
-use apiserver_resources::{Storage, SubKind, Verb};
+use apiserver_resources::{SubKind, Verb};
 
 /// The largest request body (upstream's default).
 pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -50,7 +50,8 @@ impl Front {
             _ => Produces::Objects,
         };
         negotiate::route_accepts(asking.asked.accept().as_deref(), produces)?;
-        let form = asking.asked.form(respond::offers(target));
+        let form = asking.asked.form(respond::offers(&target));
+        let catalog = asking.catalog.clone();
         let info = asking.info;
         let name = if target.is_item { info.parts.get(1).map_or("", String::as_str) } else { "" };
         if target.row.namespaced
@@ -63,7 +64,8 @@ impl Front {
             return Err(ApiError::BadRequest(format!("Name parameter invalid: {}: {why}", go_quoted(name))));
         }
         let mut call = Call {
-            row: target.row,
+            catalog: &catalog,
+            row: &target.row,
             subresource: target.subresource,
             namespace: &info.namespace,
             name,
@@ -78,7 +80,7 @@ impl Front {
         if target.verb == Verb::Watch {
             return self.watch(asking, &call, form).await;
         }
-        let answer = self.verb(asking, &mut call, target, patch, body).await;
+        let answer = self.verb(asking, &mut call, &target, patch, body).await;
         asking.warnings.append(&mut call.warnings);
         let scales = target.subresource.is_some_and(|s| s.what == SubKind::Scale);
         respond::answer(&asking.asked, form, call.row, scales, answer?)
@@ -88,7 +90,7 @@ impl Front {
         self: &Arc<Self>,
         asking: &mut Asking<'_>,
         call: &mut Call<'_>,
-        target: Target,
+        target: &Target,
         patch: Option<PatchType>,
         body: Body,
     ) -> Result<Answer, ApiError> {
@@ -165,8 +167,9 @@ impl Front {
         let kind = call.subresource.and_then(|subresource| subresource.body).unwrap_or_default();
         match what {
             Some(SubKind::Binding) => {
-                let binding = bodies::of_kind(kind, body, validation, &mut call.warnings)?;
-                let again = || bodies::of_kind(kind, body, validation, &mut Vec::new());
+                let binding = bodies::of_kind(call.catalog, kind, body, validation, &mut call.warnings)?;
+                let catalog = call.catalog;
+                let again = || bodies::of_kind(catalog, kind, body, validation, &mut Vec::new());
                 verbs.bind(call, Wanted::new(binding, &again), options).await
             }
             Some(SubKind::Token) => {
@@ -179,14 +182,14 @@ impl Front {
                 Ok(Answer::Object(201, Shown::Value(answer)))
             }
             Some(_) => Err(ApiError::NoSuchResource),
-            None if call.row.storage == Storage::Virtual => {
+            None if call.row.prefix.is_none() => {
                 let mut object = bodies::object(call.row, body, validation, &mut call.warnings)?;
                 if !call.row.namespaced {
                     object::match_namespace(&mut object, "")?;
                 }
-                if let Some((row, what)) = call.row.stands_for {
+                if let Some((row, what)) = &call.row.stands_for {
                     let name = object::text(&object, "name").to_owned();
-                    let subresource = row.subresources.iter().find(|s| s.what == what);
+                    let subresource = row.subresources.iter().find(|s| s.what == *what).copied();
                     let mut bind = Call { row, subresource, name: &name, warnings: Vec::new(), ..*call };
                     let of = call.row;
                     let again = || bodies::object(of, body, validation, &mut Vec::new());
@@ -203,7 +206,7 @@ impl Front {
                     namespace: call.namespace,
                     now: call.now,
                 };
-                Ok(Answer::Object(201, Shown::Value(reviews::answer(&context, call.row.plural, &object)?)))
+                Ok(Answer::Object(201, Shown::Value(reviews::answer(&context, &call.row.plural, &object)?)))
             }
             None => {
                 let row = call.row;
@@ -296,7 +299,7 @@ impl Front {
         let tables = match form.transform {
             Some(Transform::Table(version)) => {
                 let include = Include::read(asking.asked.query)?;
-                Some(Tables { row: call.row, version, include, now: asking.asked.now, scales: false })
+                Some(Tables { row: call.row.clone(), version, include, now: asking.asked.now, scales: false })
             }
             _ => None,
         };

@@ -13,7 +13,6 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::deadline;
-use super::discovery::Discovery;
 use super::health::{Check, Slis};
 use super::info::Info;
 use super::metrics::{Metrics, Of};
@@ -25,6 +24,7 @@ use super::turns::Turns;
 use super::warnings;
 use crate::auth::tls::Peer;
 use crate::auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
+use crate::catalog::Catalog;
 use crate::registry::{Verbs, selector};
 use apiserver_resources::SubKind;
 
@@ -34,8 +34,6 @@ pub struct Front {
     pub env: Env,
     /// What requests about resources do.
     pub verbs: Verbs,
-    /// What is served.
-    pub discovery: Discovery,
     /// Who asks.
     pub authenticator: Arc<Authenticator>,
     /// Whether they may.
@@ -63,8 +61,6 @@ pub struct Parts {
     /// See [`Front`].
     pub verbs: Verbs,
     /// See [`Front`].
-    pub discovery: Discovery,
-    /// See [`Front`].
     pub authenticator: Arc<Authenticator>,
     /// See [`Front`].
     pub authorizer: Arc<Authorizer>,
@@ -80,6 +76,8 @@ pub struct Parts {
 pub(super) struct Asking<'a> {
     pub(super) asked: Asked<'a>,
     pub(super) info: &'a Info,
+    /// What is served, for as long as the request lasts.
+    pub(super) catalog: &'a Arc<Catalog>,
     pub(super) user: &'a UserInfo,
     pub(super) warnings: Vec<String>,
     pub(super) seat: Seat,
@@ -103,11 +101,10 @@ impl Front {
     /// Of its parts.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { env, verbs, discovery, authenticator, authorizer, metrics, kubelets, address } = parts;
+        let Parts { env, verbs, authenticator, authorizer, metrics, kubelets, address } = parts;
         Self {
             env,
             verbs,
-            discovery,
             authenticator,
             authorizer,
             metrics,
@@ -137,9 +134,10 @@ impl Front {
             .cloned()
             .unwrap_or_else(|| HeaderValue::try_from(self.env.uid()).unwrap_or(HeaderValue::from_static("")));
         let method = parts.method.as_str();
-        let found = route::find(method, &info, &self.discovery);
+        let catalog = self.verbs.served.load();
+        let found = route::find(method, &info, &catalog);
         let target = match &found {
-            Ok(Route::Resource(target) | Route::Later(target, _)) => Some(*target),
+            Ok(Route::Resource(target) | Route::Later(target, _)) => Some(target.clone()),
             _ => None,
         };
         let of = Of::new(&info, target.as_ref(), query.get("dryRun").is_some());
@@ -149,6 +147,7 @@ impl Front {
                 let mut asking = Asking {
                     asked,
                     info: &info,
+                    catalog: &catalog,
                     user: &user,
                     warnings: Vec::new(),
                     seat: Seat::Exempt,
@@ -197,7 +196,7 @@ impl Front {
         body: Body,
     ) -> Response<Body> {
         let long = asking.info.verb == "watch"
-            || target.is_some_and(|t| t.subresource.is_some_and(|s| s.what == SubKind::Log));
+            || target.as_ref().is_some_and(|t| t.subresource.is_some_and(|s| s.what == SubKind::Log));
         let mutating = !matches!(asking.info.verb.as_str(), "get" | "list" | "watch");
         asking.seat = if long || asking.user.is_in(MASTERS) {
             Seat::Exempt
@@ -252,7 +251,7 @@ impl Front {
         };
         let done = match route {
             Route::Resource(target) => self.resource(asking, target, body).await,
-            Route::Later(target, since) => Err(later(target, asking.info, since)),
+            Route::Later(target, since) => Err(later(&target, asking.info, since)),
             page => self.page(asking, method, page),
         };
         done.unwrap_or_else(|error| respond::error(&asking.asked, &error))
@@ -310,7 +309,7 @@ fn exact_fields(info: &Info) -> Vec<(String, String)> {
 }
 
 /// A part of the API that comes with a later version.
-fn later(target: Target, info: &Info, since: &str) -> ApiError {
+fn later(target: &Target, info: &Info, since: &str) -> ApiError {
     ApiError::BadRequest(format!(
         "{}/{} is not served by this version of Coracle; it is from version {since} on",
         target.row.plural, info.subresource

@@ -1,8 +1,6 @@
-//! The only place with HTTP types: request info, negotiation, discovery, OpenAPI, streaming, answers.
+//! The only place with HTTP types: request info, negotiation, streaming, answers.
 
 pub mod deadline;
-mod declared;
-pub mod discovery;
 pub(crate) mod dispatch;
 pub mod handle;
 pub mod health;
@@ -11,8 +9,6 @@ mod large;
 pub mod logs;
 pub mod metrics;
 pub mod negotiate;
-pub mod openapi;
-mod operations;
 mod pages;
 pub mod query;
 pub mod respond;

@@ -8,12 +8,13 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH
 use machinery_api::ApiError;
 use serde_json::{Value, json};
 
-use super::discovery::{self, AGGREGATED, AGGREGATED_YAML};
 use super::handle::{Asking, Front};
 use super::negotiate::{self, Form, Media, Offers, Produces};
 use super::route::Route;
-use super::{health, metrics, openapi, respond};
+use super::{health, metrics, respond};
 use crate::auth::jwks;
+use crate::catalog::discovery::{self, AGGREGATED, AGGREGATED_YAML};
+use crate::catalog::{Catalog, openapi};
 
 impl Front {
     /// Answers what is no resource.
@@ -48,18 +49,18 @@ impl Front {
             Route::Version => {
                 accepts(Produces::Json).map(|()| respond::value(200, Form::PRETTY, &discovery::version()))
             }
-            Route::Index => Ok(respond::value(200, Form::PRETTY, &json!({"paths": self.paths()}))),
+            Route::Index => Ok(respond::value(200, Form::PRETTY, &json!({"paths": self.paths(asking.catalog)}))),
             Route::Core => match self.aggregated(asking, true) {
                 Some(response) => Ok(response),
-                None => routed(&self.discovery.versions()),
+                None => routed(&asking.catalog.discovery().versions()),
             },
             Route::Groups => match self.aggregated(asking, false) {
                 Some(response) => Ok(response),
-                None => document(&self.discovery.groups()),
+                None => document(&asking.catalog.discovery().groups()),
             },
-            Route::Group(group) => document(&self.discovery.group(&group).ok_or(ApiError::NoSuchResource)?),
+            Route::Group(group) => document(&asking.catalog.discovery().group(&group).ok_or(ApiError::NoSuchResource)?),
             Route::Resources(group, version) => {
-                routed(&self.discovery.resources(&group, &version).ok_or(ApiError::NoSuchResource)?)
+                routed(&asking.catalog.discovery().resources(&group, &version).ok_or(ApiError::NoSuchResource)?)
             }
             Route::OpenApiV2 => {
                 if !openapi::accepts(accept.as_deref()) {
@@ -102,7 +103,7 @@ impl Front {
                 ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"].iter().all(|p| params.contains(p));
             wanted.then_some(media)
         })?;
-        let (document, tag) = self.discovery.aggregated(core);
+        let (document, tag) = asking.catalog.discovery().aggregated(core);
         let known = asking.asked.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == tag.as_bytes());
         let mut response = match media {
             _ if known => respond::bytes(200, AGGREGATED, Body::empty()),
@@ -127,11 +128,10 @@ impl Front {
     }
 
     fn open_api(&self, asking: &Asking<'_>, page: Route) -> Response<Body> {
-        // The index stays as it is while the process lives: it is made of the table.
         let Route::OpenApi(path) = page else {
-            return respond::bytes(200, "text/plain; charset=utf-8", openapi::index());
+            return respond::bytes(200, "text/plain; charset=utf-8", openapi::index(asking.catalog));
         };
-        let Some(hash) = openapi::hash(&path) else { return respond::nothing(404) };
+        let Some(hash) = openapi::hash(asking.catalog, &path) else { return respond::nothing(404) };
         if !openapi::accepts(asking.asked.accept().as_deref()) {
             return respond::nothing(406);
         }
@@ -144,8 +144,9 @@ impl Front {
         let mut response = if known {
             respond::bytes(200, Media::Json.as_str(), Body::empty())
         } else {
+            let catalog = asking.catalog.clone();
             let document = move |out: &mut Vec<u8>| {
-                out.extend_from_slice(&openapi::document(&path).unwrap_or_default());
+                out.extend_from_slice(&openapi::document(&catalog, &path).unwrap_or_default());
                 false
             };
             respond::pieced(&asking.asked, Media::Json, openapi::DOCUMENT_BYTES, Box::new(document))
@@ -163,7 +164,7 @@ impl Front {
         response
     }
 
-    fn paths(&self) -> Vec<String> {
+    fn paths(&self, catalog: &Catalog) -> Vec<String> {
         let mut paths: Vec<String> = [
             "/.well-known/openid-configuration",
             "/api",
@@ -183,8 +184,8 @@ impl Front {
         ]
         .map(Into::into)
         .into();
-        paths.extend(self.discovery.group_names().map(|g| format!("/apis/{g}")));
-        let versions = self.discovery.group_versions().filter(|(g, _)| !g.is_empty());
+        paths.extend(catalog.discovery().group_names().map(|g| format!("/apis/{g}")));
+        let versions = catalog.discovery().group_versions().filter(|(g, _)| !g.is_empty());
         paths.extend(versions.map(|(g, v)| format!("/apis/{g}/{v}")));
         for root in ["/healthz", "/livez", "/readyz"] {
             paths.extend(self.checks(root).iter().map(|(name, _)| format!("{root}/{name}")));

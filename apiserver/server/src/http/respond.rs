@@ -20,7 +20,7 @@ use super::query::Query;
 use super::route::Target;
 use super::table::{Include, Tables, write_partial};
 use crate::registry::{Answer, List, Shown, object};
-use apiserver_resources::{Row, Storage, SubKind, Verb, hub};
+use apiserver_resources::{ResourceInfo, SubKind, Verb, hub};
 use apiserver_storage::cache::Cached;
 
 /// Smaller answers are not worth packing (upstream's limit).
@@ -150,7 +150,7 @@ pub fn status(form: Form, status: &Status) -> Response<Body> {
 pub fn answer(
     asked: &Asked<'_>,
     form: Form,
-    row: &'static Row,
+    row: &Arc<ResourceInfo>,
     scales: bool,
     answer: Answer,
 ) -> Result<Response<Body>, ApiError> {
@@ -171,9 +171,9 @@ pub fn answer(
 }
 
 /// An object's JSON as a row of it shows it.
-fn json_of(row: &'static Row, shown: &Shown) -> Bytes {
+fn json_of(row: &ResourceInfo, shown: &Shown) -> Bytes {
     match shown {
-        Shown::Cached(cached) if row.storage_version => cached.bytes(),
+        Shown::Cached(cached) if row.stored_as.is_none() => cached.bytes(),
         Shown::Bytes(bytes) => bytes.clone(),
         other => ordered(&value_of(row, other)),
     }
@@ -185,10 +185,10 @@ fn ordered(value: &Value) -> Bytes {
 }
 
 /// An object's value as a row shows it.
-fn value_of(row: &'static Row, shown: &Shown) -> Value {
+fn value_of(row: &ResourceInfo, shown: &Shown) -> Value {
     match shown {
         Shown::Cached(cached) => {
-            if row.storage_version {
+            if row.stored_as.is_none() {
                 cached.value()
             } else {
                 row.strategy.of_stored(cached.value())
@@ -199,8 +199,8 @@ fn value_of(row: &'static Row, shown: &Shown) -> Value {
     }
 }
 
-fn tables(asked: &Asked<'_>, row: &'static Row, version: MetaVersion) -> Result<Tables, ApiError> {
-    Ok(Tables { row, version, include: Include::read(asked.query)?, now: asked.now, scales: false })
+fn tables(asked: &Asked<'_>, row: &Arc<ResourceInfo>, version: MetaVersion) -> Result<Tables, ApiError> {
+    Ok(Tables { row: row.clone(), version, include: Include::read(asked.query)?, now: asked.now, scales: false })
 }
 
 fn wrong_transform(hub: &str, kind: &str, wanted: &str, list: bool) -> ApiError {
@@ -212,7 +212,7 @@ fn wrong_transform(hub: &str, kind: &str, wanted: &str, list: bool) -> ApiError 
 fn object(
     asked: &Asked<'_>,
     form: Form,
-    row: &'static Row,
+    row: &Arc<ResourceInfo>,
     scales: bool,
     code: u16,
     shown: Shown,
@@ -221,7 +221,7 @@ fn object(
         None if form == Form::JSON => {
             let mut body = Vec::new();
             match &shown {
-                Shown::Cached(cached) if row.storage_version => cached.write_to(&mut body),
+                Shown::Cached(cached) if row.stored_as.is_none() => cached.write_to(&mut body),
                 other => body.extend_from_slice(&json_of(row, other)),
             }
             body.push(b'\n');
@@ -244,7 +244,7 @@ fn object(
             Ok(rewritten(form, code, body))
         }
         Some(Transform::MetadataList(_)) => {
-            let (hub, kind) = if scales { ("autoscaling", "Scale") } else { (hub(row.group), row.kind) };
+            let (hub, kind) = if scales { ("autoscaling", "Scale") } else { (hub(&row.group), &*row.kind) };
             Err(wrong_transform(hub, kind, "PartialObjectMetadataList", false))
         }
     }
@@ -272,21 +272,23 @@ fn list_metadata(list: &List) -> Value {
 }
 
 /// A list, made at once where it is small, else piece by piece off this thread ([`large`]).
-fn list(asked: &Asked<'_>, form: Form, row: &'static Row, list: List) -> Result<Response<Body>, ApiError> {
+fn list(asked: &Asked<'_>, form: Form, row: &Arc<ResourceInfo>, list: List) -> Result<Response<Body>, ApiError> {
     let metadata = list_metadata(&list);
     let weight = list.items.iter().map(|item| item.stored().len()).sum();
     let plain = form.media == Media::Json && !form.pretty;
     let pieces: Pieces = match form.transform {
         None => {
             let kind = format!("{}List", row.kind);
-            let opening = format!("{}\"metadata\":{metadata},\"items\":[", object::head_of(&kind, &row.api_version()));
+            let opening = format!("{}\"metadata\":{metadata},\"items\":[", object::head_of(&kind, &row.api_version));
             let head = object::head(row);
-            items(opening, "]}", list.items, move |item, out| write_item(row, &head, item, out))
+            let row = row.clone();
+            items(opening, "]}", list.items, move |item, out| write_item(&row, &head, item, out))
         }
         Some(Transform::Table(version)) => {
             let tables = tables(asked, row, version)?;
+            let row = row.clone();
             Box::new(move |out| {
-                let rows = list.items.iter().map(|i| tables.row(&value_of(row, &Shown::Cached(i.clone())))).collect();
+                let rows = list.items.iter().map(|i| tables.row(&value_of(&row, &Shown::Cached(i.clone())))).collect();
                 let table = tables.table(metadata.clone(), tables.columns(), rows);
                 // Writing into memory cannot fail.
                 let _ = serde_json::to_writer(out, &table);
@@ -301,7 +303,7 @@ fn list(asked: &Asked<'_>, form: Form, row: &'static Row, list: List) -> Result<
             items(opening, closes, list.items, move |item, out| write_partial(version, &item.bytes(), out))
         }
         Some(Transform::Metadata(_)) => {
-            return Err(wrong_transform(hub(row.group), row.kind, "PartialObjectMetadata", true));
+            return Err(wrong_transform(hub(&row.group), &row.kind, "PartialObjectMetadata", true));
         }
     };
     if plain {
@@ -339,8 +341,8 @@ fn items(
 }
 
 /// A list's item as a row shows it: without kind and apiVersion.
-fn write_item(row: &'static Row, head: &str, item: &Cached, out: &mut Vec<u8>) {
-    if row.storage_version {
+fn write_item(row: &ResourceInfo, head: &str, item: &Cached, out: &mut Vec<u8>) {
+    if row.stored_as.is_none() {
         return object::write_item(head, item, out);
     }
     let mut value = row.strategy.of_stored(item.value());
@@ -425,8 +427,8 @@ pub fn packed(asked: &Asked<'_>, code: u16, media: Media, body: Vec<u8>) -> Resp
 
 /// What a target's answer may be transformed into.
 #[must_use]
-pub fn offers(target: Target) -> Offers {
-    let answered = target.row.storage == Storage::Virtual
+pub fn offers(target: &Target) -> Offers {
+    let answered = target.row.prefix.is_none()
         || target.subresource.is_some_and(|s| matches!(s.what, SubKind::Binding | SubKind::Token));
     match target.verb {
         Verb::Watch => Offers::Watch,

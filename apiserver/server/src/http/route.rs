@@ -1,12 +1,14 @@
 //! From a path to what serves it, and which of upstream's three ways of saying no where nothing does: plain text for
 //! paths of nobody, 404 for unknown resources of a known group, 405 for a method that a path doesn't take.
 
-use machinery_api::ApiError;
 use machinery_api::error::{Details, Status};
+use machinery_api::{ApiError, GroupVersionResource};
 
-use super::discovery::Discovery;
+use std::sync::Arc;
+
 use super::info::Info;
-use apiserver_resources::{Row, Storage, SubKind, Subresource, TABLE, Verb};
+use crate::catalog::Catalog;
+use apiserver_resources::{ResourceInfo, SubKind, Subresource, Verb};
 
 /// What serves a request.
 pub enum Route {
@@ -45,12 +47,12 @@ pub enum Route {
 }
 
 /// A resource, and what is done to it.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Target {
     /// The row.
-    pub row: &'static Row,
+    pub row: Arc<ResourceInfo>,
     /// The subresource.
-    pub subresource: Option<&'static Subresource>,
+    pub subresource: Option<Subresource>,
     /// What is done.
     pub verb: Verb,
     /// Whether the path names an object (`false`: the collection).
@@ -79,7 +81,7 @@ pub fn method_not_allowed() -> ApiError {
 }
 
 /// Finds what serves a request.
-pub fn find(method: &str, info: &Info, discovery: &Discovery) -> Result<Route, NoRoute> {
+pub fn find(method: &str, info: &Info, catalog: &Catalog) -> Result<Route, NoRoute> {
     let path = info.path.as_str();
     match path {
         "/" | "/index.html" => return Ok(Route::Index),
@@ -115,7 +117,7 @@ pub fn find(method: &str, info: &Info, discovery: &Discovery) -> Result<Route, N
         return match trimmed {
             "/api" => get(method, Route::Core),
             "/api/v1" => get(method, Route::Resources(String::new(), "v1".into())),
-            _ => resource(method, info),
+            _ => resource(method, info, catalog),
         };
     }
     // Upstream serves these two beside its router, which is what looks at methods.
@@ -123,20 +125,20 @@ pub fn find(method: &str, info: &Info, discovery: &Discovery) -> Result<Route, N
         return Ok(Route::Groups);
     }
     let group = path.strip_prefix("/apis/").and_then(|rest| rest.split('/').next()).unwrap_or("");
-    if !discovery.has_group(group) {
+    if !catalog.has_group(group) {
         return Err(NoRoute::Text);
     }
     let rest = trimmed.strip_prefix("/apis/").unwrap_or("");
     match rest.split('/').collect::<Vec<_>>().as_slice() {
         [group] => Ok(Route::Group((*group).into())),
         [group, version] => {
-            if discovery.group_versions().any(|(g, v)| g == *group && v == *version) {
+            if catalog.has_version(group, version) {
                 get(method, Route::Resources((*group).into(), (*version).into()))
             } else {
                 Err(ApiError::NoSuchResource.into())
             }
         }
-        _ => resource(method, info),
+        _ => resource(method, info, catalog),
     }
 }
 
@@ -144,18 +146,15 @@ fn get(method: &str, route: Route) -> Result<Route, NoRoute> {
     if method == "GET" { Ok(route) } else { Err(method_not_allowed().into()) }
 }
 
-fn resource(method: &str, info: &Info) -> Result<Route, NoRoute> {
+fn resource(method: &str, info: &Info, catalog: &Catalog) -> Result<Route, NoRoute> {
     let none = || NoRoute::Error(ApiError::NoSuchResource);
     if !info.is_resource {
         return Err(none());
     }
     let parts: Vec<&str> = info.parts.iter().map(String::as_str).collect();
     let (&plural, rest) = parts.split_first().ok_or_else(none)?;
-    let row = TABLE
-        .iter()
-        .copied()
-        .find(|r| r.group == info.group && r.version == info.version && r.plural == plural)
-        .ok_or_else(none)?;
+    let name = GroupVersionResource { group: &info.group, version: &info.version, resource: plural };
+    let row = catalog.get(name).ok_or_else(none)?;
     let in_namespace = info.parts.len() < path_segments(info);
     // Namespaces are cluster-wide, and their paths look like those of something in a namespace.
     let fits = match (row.namespaced, rest.is_empty()) {
@@ -170,7 +169,7 @@ fn resource(method: &str, info: &Info) -> Result<Route, NoRoute> {
         if rest.len() > 1 || !row.verbs.contains(&Verb::Watch) {
             return Err(none());
         }
-        let target = Target { row, subresource: None, verb: Verb::Watch, is_item: !rest.is_empty() };
+        let target = Target { row: row.clone(), subresource: None, verb: Verb::Watch, is_item: !rest.is_empty() };
         return if method == "GET" { Ok(Route::Resource(target)) } else { Err(method_not_allowed().into()) };
     }
     if info.verb == "proxy" {
@@ -189,7 +188,7 @@ fn resource(method: &str, info: &Info) -> Result<Route, NoRoute> {
             serve(row, None, verb, false)
         }
         [_] => {
-            if row.storage == Storage::Virtual {
+            if row.prefix.is_none() {
                 return Err(none());
             }
             serve(row, None, item_verb(method)?, true)
@@ -199,7 +198,10 @@ fn resource(method: &str, info: &Info) -> Result<Route, NoRoute> {
                 && info.group.is_empty()
                 && (more.is_empty() || *name == "proxy")
             {
-                return Ok(Route::Later(Target { row, subresource: None, verb: Verb::Get, is_item: true }, since));
+                return Ok(Route::Later(
+                    Target { row: row.clone(), subresource: None, verb: Verb::Get, is_item: true },
+                    since,
+                ));
             }
             let subresource = row.subresources.iter().find(|s| s.name == *name && more.is_empty()).ok_or_else(none)?;
             let verb = if method == "POST" { Verb::Create } else { item_verb(method)? };
@@ -225,17 +227,17 @@ fn item_verb(method: &str) -> Result<Verb, NoRoute> {
 }
 
 fn serve(
-    row: &'static Row,
-    subresource: Option<&'static Subresource>,
+    row: &Arc<ResourceInfo>,
+    subresource: Option<&Subresource>,
     verb: Verb,
     is_item: bool,
 ) -> Result<Route, NoRoute> {
-    let verbs = subresource.map_or(row.verbs, |s| s.verbs);
+    let verbs = subresource.map_or(&*row.verbs, |s| s.verbs);
     if !verbs.contains(&verb) {
         return Err(method_not_allowed().into());
     }
     debug_assert!(subresource.is_none_or(|s| s.what != SubKind::Log || verb == Verb::Get));
-    Ok(Route::Resource(Target { row, subresource, verb, is_item }))
+    Ok(Route::Resource(Target { row: row.clone(), subresource: subresource.copied(), verb, is_item }))
 }
 
 #[cfg(test)]
@@ -246,8 +248,8 @@ mod tests {
     fn say(method: &str, target: &str) -> String {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let info = Info::read(method, path, &Query::parse(query));
-        let discovery = Discovery::new(TABLE, "127.0.0.1:6443");
-        match find(method, &info, &discovery) {
+        let catalog = Catalog::built_in("127.0.0.1:6443");
+        match find(method, &info, &catalog) {
             Ok(Route::Resource(t)) => {
                 format!("{} {} {}", t.verb.as_str(), t.row.plural, t.subresource.map_or("", |s| s.name))
             }

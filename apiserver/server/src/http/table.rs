@@ -1,5 +1,7 @@
 //! Tables and PartialObjectMetadata: what stands in an object's stead.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use machinery_api::ApiError;
 use serde::Deserialize;
@@ -8,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::negotiate::MetaVersion;
 use super::query::Query;
-use apiserver_resources::{Column, Row, cells};
+use apiserver_resources::{Column, ResourceInfo, cells};
 
 /// What a table's rows carry beside their cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +40,10 @@ impl Include {
 }
 
 /// How tables of a row are made.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Tables {
     /// The row.
-    pub row: &'static Row,
+    pub row: Arc<ResourceInfo>,
     /// `v1` or `v1beta1`
     pub version: MetaVersion,
     /// What rows carry.

@@ -18,7 +18,7 @@ use super::negotiate::{Form, Transform};
 use super::respond;
 use super::table::{Tables, write_partial};
 use crate::registry::WatchStart;
-use apiserver_resources::Row;
+use apiserver_resources::ResourceInfo;
 use apiserver_resources::schema;
 use apiserver_storage::cache::{Cached, Gone, Kind, Media, Seen, Shape, WatchEncoding};
 
@@ -33,10 +33,10 @@ const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 const BOOKMARK_AGAIN: Duration = Duration::from_millis(10);
 
 /// How events are shown.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Lens {
     /// The row.
-    pub row: &'static Row,
+    pub row: Arc<ResourceInfo>,
     /// What stands in objects' stead.
     pub transform: Option<Transform>,
     /// For tables.
@@ -45,6 +45,8 @@ pub struct Lens {
 
 struct Stream {
     lens: Lens,
+    /// All that an event's frame depends on but the event.
+    encoding: WatchEncoding,
     initial: VecDeque<Arc<Cached>>,
     start: WatchStart,
     /// The bookmark at the end of the initial state is still to come.
@@ -75,8 +77,10 @@ pub fn stream(
     let marks_end = start.marks_end;
     let end = tokio::time::sleep(lasts);
     let bookmark = tokio::time::sleep_until(next_bookmark(end.deadline()));
+    let encoding = encoding(&lens);
     let stream = Stream {
         lens,
+        encoding,
         initial,
         start,
         marks_end,
@@ -133,7 +137,10 @@ impl Stream {
                 biased;
                 () = self.stop.as_mut() => return None,
                 () = self.end.as_mut() => return None,
-                seen = self.start.watch.recv() => return Some(self.events(seen)),
+                seen = self.start.watch.recv() => {
+                    let events = self.events(seen);
+                    return (!events.is_empty()).then_some(events);
+                }
                 () = self.bookmark.as_mut(), if self.bookmarks => match self.start.watch.progress() {
                     Some(revision) => {
                         self.bookmark.set(tokio::time::sleep_until(next_bookmark(self.end.deadline())));
@@ -174,6 +181,11 @@ impl Stream {
                     }
                     if out.is_empty() { single = Some(frame) } else { out.extend_from_slice(&frame) }
                 }
+                // The kind is served no more: the stream ends.
+                Err(Gone::Unregistered) => {
+                    self.over = true;
+                    break;
+                }
                 Err(Gone::Compacted(oldest) | Gone::Future(oldest)) => {
                     self.over = true;
                     let reached = self.start.watch.handed_out();
@@ -204,14 +216,15 @@ impl Stream {
         }
         // What left a selector shows the state before the event, another object than the event's own.
         let before = seen.kind == Kind::Deleted && seen.event.kind != Kind::Deleted;
-        let lens = self.lens;
-        seen.event.frame(encoding(lens, seen.kind, before), || plain_frame(lens, seen.kind, &seen.object))
+        self.encoding.kind = seen.kind;
+        self.encoding.before = before;
+        seen.event.frame(&self.encoding, || plain_frame(&self.lens, seen.kind, &seen.object))
     }
 
     fn frame(&mut self, kind: Kind, cached: &Cached) -> Bytes {
-        let Some(tables) = self.lens.tables else { return plain_frame(self.lens, kind, cached) };
-        let row = self.lens.row;
-        let value = if row.storage_version { cached.value() } else { row.strategy.of_stored(cached.value()) };
+        let Some(tables) = self.lens.tables.clone() else { return plain_frame(&self.lens, kind, cached) };
+        let row = &self.lens.row;
+        let value = if row.stored_as.is_none() { cached.value() } else { row.strategy.of_stored(cached.value()) };
         self.table_frame(tables, type_of(kind), &value)
     }
 
@@ -228,9 +241,9 @@ impl Stream {
         if ends_state {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let row = self.lens.row;
-        let mut object = json!({"kind": row.kind, "apiVersion": row.api_version(), "metadata": metadata});
-        if let Some(tables) = self.lens.tables {
+        let row = self.lens.row.clone();
+        let mut object = json!({"kind": &*row.kind, "apiVersion": &*row.api_version, "metadata": metadata});
+        if let Some(tables) = self.lens.tables.clone() {
             return self.table_frame(tables, "BOOKMARK", &object);
         }
         let object = match self.lens.transform {
@@ -239,7 +252,7 @@ impl Stream {
             }),
             _ => {
                 // An object of nothing, which upstream prints as any other.
-                if schema::normalise(row.schema, &mut object).is_ok() {
+                if schema::normalise(&row.schema, &mut object).is_ok() {
                     row.strategy.of_nothing(&mut object);
                 }
                 object
@@ -258,15 +271,16 @@ fn type_of(kind: Kind) -> &'static str {
 }
 
 /// What an event's frame depends on (tables are never shared: they hold ages).
-fn encoding(lens: Lens, kind: Kind, before: bool) -> WatchEncoding {
+fn encoding(lens: &Lens) -> WatchEncoding {
     let shape = match lens.transform {
         Some(Transform::Metadata(version) | Transform::MetadataList(version)) => Shape::Metadata(version.api_version()),
         _ => Shape::Object,
     };
-    WatchEncoding { kind, before, group: lens.row.group, version: lens.row.version, shape, media: Media::Json }
+    let api_version = lens.row.api_version.clone();
+    WatchEncoding { kind: Kind::Added, before: false, api_version, shape, media: Media::Json }
 }
 
-fn plain_frame(lens: Lens, kind: Kind, cached: &Cached) -> Bytes {
+fn plain_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
     let mut out = Vec::with_capacity(cached.stored().len() + 96);
     out.put_slice(b"{\"type\":\"");
     out.put_slice(type_of(kind).as_bytes());
@@ -275,7 +289,7 @@ fn plain_frame(lens: Lens, kind: Kind, cached: &Cached) -> Bytes {
         Some(Transform::Metadata(version) | Transform::MetadataList(version)) => {
             write_partial(version, &cached.bytes(), &mut out);
         }
-        _ if lens.row.storage_version => cached.write_to(&mut out),
+        _ if lens.row.stored_as.is_none() => cached.write_to(&mut out),
         _ => {
             let value = lens.row.strategy.of_stored(cached.value());
             // Writing into memory cannot fail.
@@ -288,6 +302,6 @@ fn plain_frame(lens: Lens, kind: Kind, cached: &Cached) -> Bytes {
 
 /// The lens of a form.
 #[must_use]
-pub fn lens(row: &'static Row, form: Form, tables: Option<Tables>) -> Lens {
-    Lens { row, transform: form.transform, tables }
+pub fn lens(row: &Arc<ResourceInfo>, form: Form, tables: Option<Tables>) -> Lens {
+    Lens { row: row.clone(), transform: form.transform, tables }
 }

@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 
-use machinery_api::ApiError;
 use machinery_api::error::ApiResult;
+use machinery_api::{ApiError, GroupVersionKind};
 use serde_json::Value;
 
 use super::PatchType;
-use apiserver_resources::Row;
+use crate::catalog::Catalog;
+use apiserver_resources::ResourceInfo;
 use apiserver_resources::patch;
 use apiserver_resources::schema::{self, Decoded, FieldValidation, Media, Target, decode};
 
@@ -24,24 +25,24 @@ fn target(group: &'static str, version: &'static str, kind: &'static str) -> Api
     Target::kind(group, version, kind).ok_or_else(|| ApiError::Internal(format!("no type for {kind}")))
 }
 
-fn defaulted(row: &'static Row, decoded: Decoded, warnings: &mut Vec<String>) -> Value {
+fn defaulted(row: &ResourceInfo, decoded: Decoded, warnings: &mut Vec<String>) -> Value {
     warnings.extend(decoded.warnings);
     let mut object = decoded.object;
-    schema::default(row.schema, &mut object);
+    schema::default(&row.schema, &mut object);
     row.strategy.default(&mut object);
     object
 }
 
 /// The form that is stored and compared; call it again where fields were removed or added.
-pub fn normalise(row: &'static Row, object: &mut Value) {
-    if let Err(error) = schema::normalise(row.schema, object) {
-        tracing::warn!(kind = row.kind, error, "an object of the server's own making doesn't fit its type");
+pub fn normalise(row: &ResourceInfo, object: &mut Value) {
+    if let Err(error) = schema::normalise(&row.schema, object) {
+        tracing::warn!(kind = %row.kind, error, "an object of the server's own making doesn't fit its type");
     }
 }
 
 /// Where a client gave empty lists and maps, which [`normalise`] takes for absent, in the kinds whose findings show the
 /// difference (`{}` or `null`).
-pub fn empties(row: &'static Row, object: &Value) -> Vec<String> {
+pub fn empties(row: &ResourceInfo, object: &Value) -> Vec<String> {
     fn walk(value: &Value, path: &mut String, found: &mut Vec<String>) {
         let length = path.len();
         match value {
@@ -92,12 +93,12 @@ pub fn with_empties<'a>(object: &'a Value, given: &Value, empties: &[String]) ->
 
 /// Decodes an object of a row, with defaults.
 pub fn object(
-    row: &'static Row,
+    row: &ResourceInfo,
     body: Body<'_>,
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
-    let decoded = decode::body(body.bytes, body.media, &Target::row(row), validation)?;
+    let decoded = decode::body(body.bytes, body.media, &row.target(), validation)?;
     Ok(defaulted(row, decoded, warnings))
 }
 
@@ -118,13 +119,14 @@ pub fn of_type(
 
 /// Decodes an object of the row of a kind, whatever the path is about (Binding).
 pub fn of_kind(
+    catalog: &Catalog,
     (group, version, kind): (&str, &str, &str),
     body: Body<'_>,
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
-    let row = apiserver_resources::TABLE.iter().find(|r| (r.group, r.version, r.kind) == (group, version, kind));
-    let row = row.copied().ok_or(ApiError::NoSuchResource)?;
+    let wanted = GroupVersionKind { group, version, kind };
+    let row = catalog.resources().iter().find(|resource| resource.gvk() == wanted).ok_or(ApiError::NoSuchResource)?;
     object(row, body, validation, warnings)
 }
 
@@ -135,14 +137,14 @@ pub fn delete_options(body: Body<'_>) -> Result<Value, ApiError> {
 
 /// Applies a patch to an object of a row, and reads the result as a body is read.
 pub fn patched(
-    row: &'static Row,
+    row: &ResourceInfo,
     kind: PatchType,
     patch: &[u8],
     current: &Value,
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
-    let decoded = patch::apply(kind, patch, current, &Target::row(row), validation)?;
+    let decoded = patch::apply(kind, patch, current, &row.target(), validation)?;
     Ok(defaulted(row, decoded, warnings))
 }
 
@@ -168,7 +170,7 @@ mod tests {
 
     #[test]
     fn what_was_given_empty_is_shown_so_and_stored_as_absent() {
-        let row = apiserver_resources::find("", "v1", "pods").unwrap();
+        let row = crate::catalog::tests::resource("", "pods");
         let text =
             br#"{"apiVersion":"v1","kind":"Pod","metadata":{"labels":{}},"spec":{"nodeSelector":{},"tolerations":null,
             "containers":[{"name":"c","resources":{"limits":{}}}]}}"#;

@@ -8,9 +8,9 @@ use machinery_api::{ApiError, ObjectName, StorageKey};
 use machinery_env::Env;
 use serde_json::{Value, json};
 
-use super::{Verbs, object, prefix, store_error};
+use super::{Verbs, object, store_error};
 use apiserver_resources::objects::Objects;
-use apiserver_resources::{Claim, Row, TABLE};
+use apiserver_resources::{Claim, ResourceInfo};
 use apiserver_storage::cache::Selectors;
 use apiserver_storage::store::{Compare, Op, Outcome, Record, Revision, Txn};
 
@@ -29,7 +29,14 @@ pub(super) struct Claimed<'a> {
 impl Claimed<'_> {
     /// Adds to a transaction what an object holds from now on, on the condition that nobody holds it, and takes away what it
     /// holds no longer. `strict`: what another one holds is left for the condition to refuse; else it is left to the other.
-    pub(super) fn change(&self, row: &Row, new: Option<&Value>, old: Option<&Value>, strict: bool, txn: &mut Txn) {
+    pub(super) fn change(
+        &self,
+        row: &ResourceInfo,
+        new: Option<&Value>,
+        old: Option<&Value>,
+        strict: bool,
+        txn: &mut Txn,
+    ) {
         let of = |object: Option<&Value>| object.map_or_else(Vec::new, |object| row.strategy.claims(object));
         let (wants, had) = (of(new), of(old));
         for claim in &wants {
@@ -76,7 +83,8 @@ impl Verbs {
     /// Brings reservations in line with the objects that there are: those of a data folder that an older version wrote have
     /// none. Call it before anything is served.
     pub async fn reserve(&self) -> Result<(), ApiError> {
-        for row in TABLE.iter().copied().filter(|row| !row.strategy.claim_prefixes().is_empty()) {
+        let catalog = self.served.load();
+        for row in catalog.all_stored().filter(|row| !row.strategy.claim_prefixes().is_empty()) {
             for _ in 0..TRIES_MAX {
                 if self.reserve_row(row).await? {
                     break;
@@ -87,14 +95,15 @@ impl Verbs {
     }
 
     /// False: somebody else wrote meanwhile.
-    async fn reserve_row(&self, row: &'static Row) -> Result<bool, ApiError> {
+    async fn reserve_row(&self, row: &ResourceInfo) -> Result<bool, ApiError> {
         let failed = |error| store_error(&error);
         self.cache.sync().await.map_err(failed)?;
         let list = |prefix: &str| match self.cache.list(prefix, None, None, 0, &Selectors::default()) {
             Ok(page) => page.items,
             Err(_) => Vec::new(),
         };
-        let mut holders = list(&prefix(row));
+        let Some(prefix) = &row.prefix else { return Ok(true) };
+        let mut holders = list(prefix.as_str());
         // Who was there first keeps what two hold.
         holders.sort_by_key(|holder| holder.created);
         let mut wanted: BTreeMap<StorageKey, Claim> = BTreeMap::new();

@@ -7,9 +7,10 @@ use machinery_api::error::Named;
 use serde_json::{Map, Value, json};
 
 use super::body::{self, Body};
+use crate::catalog::tests::built_in;
 use apiserver_resources::field::ERRORS_MAX;
 use apiserver_resources::schema::{FieldValidation, Kind, Media, Type, table};
-use apiserver_resources::{Context, Row, Storage, TABLE, metadata};
+use apiserver_resources::{Context, ResourceInfo, TABLE, metadata};
 
 /// What came of a body: the answer's status and message, and how many warnings there are.
 #[derive(Debug)]
@@ -19,12 +20,13 @@ struct Outcome {
     warnings: usize,
 }
 
-fn row(kind: &str) -> &'static Row {
-    TABLE.iter().find(|row| row.kind == kind && row.storage_version).unwrap()
+fn row(kind: &str) -> &'static ResourceInfo {
+    let mut stored = built_in().all_stored();
+    stored.find(|row| &*row.kind == kind).unwrap()
 }
 
 /// A create as far as it is computed: decoded, defaulted, normalised, validated, and its answer made.
-fn create(row: &'static Row, bytes: &[u8], media: Media) -> Outcome {
+fn create(row: &ResourceInfo, bytes: &[u8], media: Media) -> Outcome {
     let mut warnings = Vec::new();
     let done = (|| {
         let mut object = body::object(row, Body { bytes, media }, FieldValidation::Warn, &mut warnings)?;
@@ -39,10 +41,10 @@ fn create(row: &'static Row, bytes: &[u8], media: Media) -> Outcome {
         let given = object.clone();
         body::normalise(row, &mut object);
         super::invalid(Named::default(), "", row.strategy.validate_first(&context, &object, None))?;
-        let mut errors = metadata::validate_create(row, &object);
+        let mut errors = metadata::validate_create(metadata::Of::resource(row), &object);
         let checked = body::with_empties(&object, &given, &empties);
         errors.extend(row.strategy.validate(&context, &checked));
-        super::invalid(Named::new("", row.kind), "x", errors)?;
+        super::invalid(Named::new("", &*row.kind), "x", errors)?;
         warnings.extend(row.strategy.warnings(&object, None));
         Ok(())
     })();
@@ -63,7 +65,7 @@ fn running_ns() -> u64 {
 }
 
 /// What one create takes, on average of as many as the clock's ticks need.
-fn cost_ns(row: &'static Row, bytes: &[u8], media: Media) -> u64 {
+fn cost_ns(row: &ResourceInfo, bytes: &[u8], media: Media) -> u64 {
     const MEASURED_NS: u64 = 60_000_000;
     let (before, mut runs) = (running_ns(), 0);
     loop {
@@ -296,10 +298,10 @@ fn every_list_and_map_is_in_proportion() {
     /// Below, even the square of so many parts is no harm.
     const MEASURED_NS: u64 = 80_000_000;
     let mut seen = BTreeSet::new();
-    for row in TABLE.iter().filter(|row| row.storage != Storage::Virtual) {
+    for (row, declared) in built_in().resources().iter().zip(TABLE).filter(|(row, _)| row.prefix.is_some()) {
         let mut fields = Vec::new();
-        many(table().by_name(row.schema).unwrap(), &mut Vec::new(), &mut seen, &mut fields);
-        let example: Value = serde_saphyr::from_str(row.example).unwrap();
+        many(table().by_name(&row.schema).unwrap(), &mut Vec::new(), &mut seen, &mut fields);
+        let example: Value = serde_saphyr::from_str(declared.example).unwrap();
         for ((path, kind), how) in
             fields.iter().flat_map(|field| ["equal", "distinct", "empty"].map(|how| (field, how)))
         {

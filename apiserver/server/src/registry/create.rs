@@ -52,7 +52,7 @@ impl Verbs {
         row.strategy.allocate(&allocation, &mut object, None)?;
         let mut errors = Vec::new();
         if !row.strategy.orders_metadata() {
-            errors = metadata::validate_create(row, &object);
+            errors = metadata::validate_create(metadata::Of::resource(row), &object);
         }
         let checked = body::with_empties(&object, &given, &empties);
         errors.extend(row.strategy.validate(&context, &checked));

@@ -13,11 +13,11 @@ use super::options::{DeleteOptions, ListOptions, Propagation};
 use super::write::{Change, Existing};
 use super::{Answer, Call, Shown, Verbs};
 use crate::admission::Options;
-use apiserver_resources::{Deletion, Row};
+use apiserver_resources::{Deletion, ResourceInfo};
 use apiserver_storage::store::{Record, Revision};
 
 /// Decides about one object.
-pub(super) fn decide(row: &Row, old: &Value, options: &DeleteOptions, now: Timestamp) -> Change {
+pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, now: Timestamp) -> Change {
     let mut new = old.clone();
     let grace = match graceful(row, &mut new, options, now) {
         Grace::Pending => return Change::Keep,
@@ -56,7 +56,7 @@ enum Grace {
     Marked(i64),
 }
 
-fn graceful(row: &Row, new: &mut Value, options: &DeleteOptions, now: Timestamp) -> Grace {
+fn graceful(row: &ResourceInfo, new: &mut Value, options: &DeleteOptions, now: Timestamp) -> Grace {
     let Some(default) = row.strategy.grace_seconds(new) else { return Grace::None };
     if object::is_deleting(new) {
         let Some(left) = object::field(new, "deletionGracePeriodSeconds").and_then(Value::as_i64) else {
@@ -92,7 +92,7 @@ fn graceful(row: &Row, new: &mut Value, options: &DeleteOptions, now: Timestamp)
 }
 
 /// The finalizers that the garbage collector's policy wants.
-fn finalizers(row: &Row, own: &[String], options: &DeleteOptions) -> Vec<String> {
+fn finalizers(row: &ResourceInfo, own: &[String], options: &DeleteOptions) -> Vec<String> {
     if row.deletion == Deletion::WithoutDependents {
         return own.to_vec();
     }
@@ -118,7 +118,7 @@ fn finalizers(row: &Row, own: &[String], options: &DeleteOptions) -> Vec<String>
 
 /// Refuses an object that isn't the one that the client meant.
 fn preconditions(
-    row: &'static Row,
+    row: &ResourceInfo,
     name: &str,
     old: &Value,
     version: u64,
@@ -126,8 +126,7 @@ fn preconditions(
 ) -> Result<(), ApiError> {
     let finalized = row.deletion == Deletion::Finalized;
     let conflict = |why: String| {
-        let group = super::stored_row(row).group;
-        let named = Named::new(group, if finalized { row.plural } else { row.kind });
+        let named = Named::new(&*row.stored().group, &**if finalized { &row.plural } else { &row.kind });
         Err(ApiError::Conflict(named, name.to_owned(), why))
     };
     let uid = object::text(old, "uid");
@@ -241,7 +240,7 @@ impl Verbs {
 fn warn_of_orphans(call: &mut Call<'_>, options: &DeleteOptions) {
     let silent = options.propagation.is_none() && options.orphan_dependents.is_none();
     if call.row.strategy.orphans_by_default() && silent {
-        let plural = call.row.plural;
+        let plural = call.row.plural.clone();
         call.warn(format!(
             "child pods are preserved by default when {plural} are deleted; set propagationPolicy=Background to remove them \
              or set propagationPolicy=Orphan to suppress this warning"
@@ -250,11 +249,11 @@ fn warn_of_orphans(call: &mut Call<'_>, options: &DeleteOptions) {
 }
 
 /// What is answered where the object isn't.
-fn success(row: &'static Row, name: &str, old: &Value) -> Status {
+fn success(row: &ResourceInfo, name: &str, old: &Value) -> Status {
     let details = Details {
         name: name.to_owned(),
-        group: row.group.into(),
-        kind: row.plural.into(),
+        group: row.group.to_string(),
+        kind: row.plural.to_string(),
         uid: object::text(old, "uid").to_owned(),
         ..Details::default()
     };
@@ -267,8 +266,8 @@ fn success(row: &'static Row, name: &str, old: &Value) -> Status {
 mod tests {
     use super::*;
 
-    fn row(plural: &str) -> &'static Row {
-        apiserver_resources::TABLE.iter().copied().find(|r| r.plural == plural).unwrap()
+    fn row(plural: &str) -> &'static ResourceInfo {
+        crate::catalog::tests::built_in().resources().iter().find(|r| &*r.plural == plural).unwrap()
     }
 
     #[test]

@@ -12,7 +12,6 @@ use super::{Call, Verbs, body};
 use crate::admission::Options;
 use crate::auth::{MASTERS, UserInfo};
 use crate::bootstrap::Write;
-use apiserver_resources::TABLE;
 use apiserver_resources::schema;
 
 /// Writes under way at once, so that they share the store's syncs.
@@ -35,12 +34,14 @@ impl Verbs {
             }
             Write::Recreate { group, plural, object } => (group, plural, object, true),
         };
-        let row = TABLE.iter().copied().find(|r| r.group == group && r.plural == plural && r.storage_version);
+        let catalog = self.served.load();
+        let row = catalog.stored(group, plural);
         let Some(row) = row else {
             return Err(ApiError::Internal(format!("{plural} are not served, but are among the default objects")));
         };
         let user = UserInfo::component("system:apiserver", Some(MASTERS));
         let mut call = Call {
+            catalog: &catalog,
             row,
             subresource: None,
             namespace: object::text(&object, "namespace"),
@@ -65,7 +66,7 @@ impl Verbs {
             return Change::Keep;
         }
         metadata_mut(&mut new).remove("resourceVersion");
-        schema::default(row.schema, &mut new);
+        schema::default(&row.schema, &mut new);
         row.strategy.default(&mut new);
         if let Some(existing) = existing {
             let old = &*existing.value;

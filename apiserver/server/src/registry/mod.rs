@@ -37,9 +37,10 @@ use serde_json::Value;
 
 use crate::admission::{Chain, Operation, Options, Request};
 use crate::auth::{Attributes, Authorizer, UserInfo};
+use crate::catalog::{Catalog, Served};
 use apiserver_resources::allocate::Allocator;
 use apiserver_resources::field::{FieldError, causes};
-use apiserver_resources::{Allocation, Context, Row, Subresource, TABLE};
+use apiserver_resources::{Allocation, Context, ResourceInfo, Subresource};
 use apiserver_storage::cache::{Cache, Cached, Lookup};
 use apiserver_storage::store::record::{Facts, fingerprint};
 use apiserver_storage::store::{Record, Revision, StoreError, Txn};
@@ -56,6 +57,8 @@ const OBJECT_BYTES_MAX: usize = 1536 * 1024;
 
 /// All that verbs need.
 pub struct Verbs {
+    /// What is served.
+    pub served: Arc<Served>,
     /// Clock and ids.
     pub env: Env,
     /// Every object.
@@ -72,10 +75,12 @@ pub struct Verbs {
 
 /// One request about a row.
 pub struct Call<'a> {
+    /// What is served.
+    pub catalog: &'a Catalog,
     /// The row.
-    pub row: &'static Row,
+    pub row: &'a Arc<ResourceInfo>,
     /// The subresource.
-    pub subresource: Option<&'static Subresource>,
+    pub subresource: Option<Subresource>,
     /// The namespace of the path, or empty.
     pub namespace: &'a str,
     /// The name of the path, or empty.
@@ -122,13 +127,13 @@ impl Call<'_> {
     /// Group and plural, as most errors name the resource.
     #[must_use]
     pub fn resource(&self) -> Named {
-        Named::new(self.row.group, self.row.plural)
+        Named::new(&*self.row.group, &*self.row.plural)
     }
 
     /// Group and kind, as validation names it: the stored version's, whichever was asked for.
     #[must_use]
     pub fn kind(&self) -> Named {
-        Named::new(stored_row(self.row).group, self.row.kind)
+        Named::new(&*self.row.stored().group, &*self.row.kind)
     }
 
     /// 404 for the object of the path.
@@ -156,16 +161,26 @@ impl Call<'_> {
         key(self.row, self.object_namespace(), self.name)
     }
 
+    /// What the keys of the collection of the path begin with; nothing where none is stored.
+    #[must_use]
+    pub(crate) fn scope(&self) -> String {
+        let Some(prefix) = &self.row.prefix else { return String::new() };
+        match self.object_namespace() {
+            "" => prefix.as_str().to_owned(),
+            namespace => prefix.namespace(namespace),
+        }
+    }
+
     /// What admission knows of this call.
     pub(crate) fn request<'b>(&'b self, operation: Operation, name: &'b str, options: Options<'b>) -> Request<'b> {
         let row = self.row;
         let body = self.subresource.and_then(|subresource| subresource.body);
-        let (group, version, kind) = body.unwrap_or((row.group, row.version, row.kind));
+        let (group, version, kind) = body.unwrap_or((&row.group, &row.version, &row.kind));
         Request {
             operation,
-            group: row.group,
-            version: row.version,
-            resource: row.plural,
+            group: &row.group,
+            version: &row.version,
+            resource: &row.plural,
             subresource: self.subresource_name(),
             kind: GroupVersionKind { group, version, kind },
             namespace: self.namespace,
@@ -181,32 +196,18 @@ impl Call<'_> {
     }
 }
 
-/// The row whose version is stored, for a row that shares a storage with others.
-#[must_use]
-pub fn stored_row(row: &'static Row) -> &'static Row {
-    if row.storage_version {
-        return row;
-    }
-    TABLE.iter().copied().find(|r| r.storage == row.storage && r.storage_version).unwrap_or(row)
-}
-
 /// What selectors may ask for of an object in its stored version, for its record's head.
 #[must_use]
-pub fn facts_of_fields(row: &Row, object: &Value) -> (u64, Vec<String>) {
+pub fn facts_of_fields(row: &ResourceInfo, object: &Value) -> (u64, Vec<String>) {
     let values = row.strategy.selectable(object).into_iter().map(|(_, value)| value).collect();
     (fingerprint(row.strategy.selectable_labels().iter().copied()), values)
 }
 
-/// What the keys of a row's objects begin with: `/registry/pods/`. Empty for what is never stored.
+/// Where an object is stored: `/registry/pods/default/a`. What is never stored has no key; its name stands for one.
 #[must_use]
-pub fn prefix(row: &Row) -> String {
-    row.storage.prefix().map(StorageKey::root).unwrap_or_default()
-}
-
-/// Where an object of a row is stored: `/registry/pods/default/a`.
-#[must_use]
-pub fn key(row: &Row, namespace: &str, name: &str) -> StorageKey {
-    StorageKey::object(row.storage.prefix().unwrap_or_default(), ObjectName::new(namespace, name))
+pub fn key(row: &ResourceInfo, namespace: &str, name: &str) -> StorageKey {
+    let object = ObjectName::new(namespace, name);
+    row.key(object).unwrap_or_else(|| StorageKey::object("", object))
 }
 
 /// 409 for an object that isn't the one that the client meant.
@@ -264,9 +265,9 @@ impl Verbs {
     fn may_create(&self, call: &Call<'_>) -> Result<(), ApiError> {
         let attributes = Attributes {
             verb: "create",
-            group: call.row.group,
-            version: call.row.version,
-            resource: call.row.plural,
+            group: &call.row.group,
+            version: &call.row.version,
+            resource: &call.row.plural,
             subresource: call.subresource_name(),
             namespace: call.object_namespace(),
             name: call.name,
@@ -291,15 +292,15 @@ impl Verbs {
     }
 
     /// An object as the call's version shows it.
-    fn current(row: &'static Row, cached: &Cached) -> Arc<Value> {
+    fn current(row: &ResourceInfo, cached: &Cached) -> Arc<Value> {
         let shared = cached.shared();
-        if row.storage_version { shared } else { Arc::new(row.strategy.of_stored((*shared).clone())) }
+        if row.stored_as.is_none() { shared } else { Arc::new(row.strategy.of_stored((*shared).clone())) }
     }
 
     /// The stored form of an object of this row.
-    pub(crate) fn encode(row: &'static Row, object: &Value) -> Result<Record, ApiError> {
-        if !row.storage_version {
-            return Self::encode(stored_row(row), &row.strategy.to_stored(object.clone()));
+    pub(crate) fn encode(row: &ResourceInfo, object: &Value) -> Result<Record, ApiError> {
+        if row.stored_as.is_some() {
+            return Self::encode(row.stored(), &row.strategy.to_stored(object.clone()));
         }
         let body = object::encode(row, object);
         if body.len() > OBJECT_BYTES_MAX {
@@ -316,8 +317,8 @@ impl Verbs {
     }
 
     /// What is shown of an object that was just stored.
-    fn stored_as(row: &'static Row, object: Value, stored: &Record, revision: Revision) -> Shown {
-        if row.storage_version {
+    fn stored_as(row: &ResourceInfo, object: Value, stored: &Record, revision: Revision) -> Shown {
+        if row.stored_as.is_none() {
             return Shown::Bytes(object::stamp(row, stored.body(), revision));
         }
         let mut object = object;

@@ -7,10 +7,10 @@ use super::delete;
 use super::object::{self, FOREGROUND, ORPHAN};
 use super::options::{DeleteOptions, Propagation};
 use super::write::Change;
-use apiserver_resources::Row;
+use apiserver_resources::ResourceInfo;
 
 /// Decides about one namespace.
-pub(super) fn decide(row: &Row, old: &Value, options: &DeleteOptions, now: Timestamp) -> Change {
+pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, now: Timestamp) -> Change {
     if object::is_deleting(old) {
         let held = old["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
         return if held { Change::Keep } else { delete::decide(row, old, options, now) };

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use machinery_api::{ApiError, ResourceVersion};
 use serde_json::{Map, Value, json};
 
-use apiserver_resources::Row;
+use apiserver_resources::ResourceInfo;
 use apiserver_storage::cache::Cached;
 
 /// Finalizer of dependents that are to lose their owner.
@@ -166,8 +166,8 @@ pub fn match_name(object: &Value, name: &str) -> Result<(), ApiError> {
 
 /// `{"kind":"ConfigMap","apiVersion":"v1",`
 #[must_use]
-pub fn head(row: &Row) -> String {
-    head_of(row.kind, &row.api_version())
+pub fn head(row: &ResourceInfo) -> String {
+    head_of(&row.kind, &row.api_version)
 }
 
 /// The head of any kind.
@@ -180,13 +180,13 @@ const METADATA: &str = "\"metadata\":{";
 
 /// The stored form: without resourceVersion and managedFields.
 #[must_use]
-pub fn encode(row: &Row, object: &Value) -> Vec<u8> {
+pub fn encode(row: &ResourceInfo, object: &Value) -> Vec<u8> {
     write(row, object, None)
 }
 
 /// The answered form under a resourceVersion (`None`: without one).
 #[must_use]
-pub fn write(row: &Row, object: &Value, version: Option<u64>) -> Vec<u8> {
+pub fn write(row: &ResourceInfo, object: &Value, version: Option<u64>) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     out.extend_from_slice(head(row).as_bytes());
     out.extend_from_slice(METADATA.as_bytes());
@@ -226,13 +226,13 @@ pub fn write(row: &Row, object: &Value, version: Option<u64>) -> Vec<u8> {
 
 /// Where in what [`encode`] made the resourceVersion goes.
 #[must_use]
-pub fn stamp_at(row: &Row) -> usize {
+pub fn stamp_at(row: &ResourceInfo) -> usize {
     head(row).len() + METADATA.len()
 }
 
 /// Stamps a resourceVersion into what [`encode`] made.
 #[must_use]
-pub fn stamp(row: &Row, stored: &[u8], version: u64) -> Bytes {
+pub fn stamp(row: &ResourceInfo, stored: &[u8], version: u64) -> Bytes {
     let at = stamp_at(row);
     let mut out = Vec::with_capacity(stored.len() + 40);
     out.extend_from_slice(&stored[..at]);

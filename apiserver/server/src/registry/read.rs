@@ -9,8 +9,8 @@ use machinery_api::{ApiError, Cause};
 use super::object::parse_version;
 use super::options::{ListOptions, Match};
 use super::page::{self, Continue};
-use super::{Answer, Call, Shown, Verbs, prefix, selector, store_error};
-use apiserver_resources::Row;
+use super::{Answer, Call, Shown, Verbs, selector, store_error};
+use apiserver_resources::ResourceInfo;
 use apiserver_storage::cache::{Cached, FieldRequirement, Gone, Page, Selectors, Watch};
 use apiserver_storage::store::Revision;
 
@@ -106,7 +106,7 @@ impl Verbs {
                 }
             }
         }
-        if !row.storage_version {
+        if row.stored_as.is_some() {
             for field in &mut selectors.fields {
                 if let Cow::Owned(label) = row.strategy.stored_label(&field.label) {
                     field.label = label;
@@ -119,12 +119,7 @@ impl Verbs {
     /// A page of what is in the collection of the path.
     pub async fn list(&self, call: &Call<'_>, options: &ListOptions) -> Result<Answer, ApiError> {
         let selectors = Self::selectors(call, options)?;
-        let root = prefix(call.row);
-        let scope = if call.row.namespaced && !call.namespace.is_empty() {
-            format!("{root}{}/", call.namespace)
-        } else {
-            root.clone()
-        };
+        let scope = call.scope();
         let asked = &options.resource_version;
         let token = match options.continue_token.as_str() {
             "" => None,
@@ -165,7 +160,7 @@ impl Verbs {
         }
         // The token names the first key that may follow; the cache takes the last that came before.
         let after = start.as_ref().map(|s| format!("{scope}{}", s.strip_suffix('\0').unwrap_or(s)));
-        let page = match self.one_name(call.row, &scope, at, after.as_deref(), &selectors) {
+        let page = match self.one_name(call, at, after.as_deref(), &selectors) {
             Some(page) => Ok(page),
             None => self.cache.list(&scope, at, after.as_deref(), limit, &selectors),
         };
@@ -175,6 +170,7 @@ impl Verbs {
                 ApiError::Expired("The resourceVersion for the provided list is too old.".into())
             }
             (Gone::Future(current), _) => too_large(at.unwrap_or(wanted), current),
+            (Gone::Unregistered, _) => ApiError::NoSuchResource,
         })?;
         let next = page.next.as_deref().and_then(|key| key.strip_prefix(&scope));
         let remaining = match &page.next {
@@ -194,20 +190,20 @@ impl Verbs {
     /// A list of one name reads one key.
     fn one_name(
         &self,
-        row: &Row,
-        scope: &str,
+        call: &Call<'_>,
         at: Option<Revision>,
         after: Option<&str>,
         selectors: &Selectors,
     ) -> Option<Page> {
-        let whole = scope.len() > prefix(row).len() || !row.namespaced;
+        let whole = !call.row.namespaced || !call.namespace.is_empty();
         let name = selector::exact(&selectors.fields, "metadata.name").filter(|n| !n.is_empty() && !n.contains('/'))?;
         if !whole || at.is_some() || after.is_some() {
             return None;
         }
         // The revision first: the object may only be newer than the list claims to be.
         let revision = self.cache.revision();
-        let found = self.cache.get(&format!("{scope}{name}")).filter(|c| selectors.matches(c));
+        let key = super::key(call.row, call.object_namespace(), name);
+        let found = self.cache.get(key.as_str()).filter(|c| selectors.matches(c));
         let items: Vec<Arc<Cached>> = found.into_iter().collect();
         let revision = items.iter().map(|c| c.modified).max().unwrap_or(0).max(revision);
         Some(Page { items, revision, remaining: Some(0), next: None })
@@ -220,9 +216,7 @@ impl Verbs {
         options: &ListOptions,
     ) -> Result<Result<WatchStart, ApiError>, ApiError> {
         let selectors = Self::selectors(call, options)?;
-        let root = prefix(call.row);
-        let scope =
-            if call.row.namespaced && !call.namespace.is_empty() { format!("{root}{}/", call.namespace) } else { root };
+        let scope = call.scope();
         let version = &options.resource_version;
         let wanted = match version.as_str() {
             "" => 0,
@@ -243,6 +237,7 @@ impl Verbs {
                 }
                 Err(Gone::Compacted(oldest)) => Err(too_old(wanted, oldest)),
                 Err(Gone::Future(current)) => Err(too_large(wanted, current)),
+                Err(Gone::Unregistered) => return Err(ApiError::NoSuchResource),
             });
         }
         if wanted > 0
@@ -256,6 +251,7 @@ impl Verbs {
                 Err(Gone::Compacted(revision) | Gone::Future(revision)) => {
                     return Ok(Err(too_old(wanted, revision)));
                 }
+                Err(Gone::Unregistered) => return Err(ApiError::NoSuchResource),
             };
             match self.cache.watch(&scope, Some(page.revision), selectors.clone()) {
                 Ok(watch) => {
@@ -263,22 +259,23 @@ impl Verbs {
                     let revision = page.revision;
                     return Ok(Ok(WatchStart { initial: page.items, revision, marks_end, watch }));
                 }
+                Err(Gone::Unregistered) => return Err(ApiError::NoSuchResource),
                 // Compacted between the two steps: list again.
-                Err(_) => continue,
+                Err(Gone::Compacted(_) | Gone::Future(_)) => continue,
             }
         }
     }
 }
 
 /// Refuses a field that the kind can't be selected by, in the words of the kind's own conversion upstream.
-fn check_field(row: &Row, label: &str) -> Result<(), ApiError> {
+fn check_field(row: &ResourceInfo, label: &str) -> Result<(), ApiError> {
     // Kinds with fields of their own upstream list each label, and cluster-wide ones leave the namespace out.
     let generic = label == "metadata.name"
         || label == "metadata.namespace" && (row.namespaced || row.strategy.selectable_labels().is_empty());
     if generic || row.strategy.selectable_labels().contains(&label) {
         return Ok(());
     }
-    Err(ApiError::BadRequest(if row.group == "batch" {
+    Err(ApiError::BadRequest(if &*row.group == "batch" {
         format!("field label {label:?} not supported for {}", row.kind)
     } else if row.strategy.selectable_labels().is_empty() {
         format!("{label:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")

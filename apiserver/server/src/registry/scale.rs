@@ -12,7 +12,7 @@ use super::{Answer, Call, PatchType, Shown, Verbs, invalid};
 use crate::admission::Options;
 use apiserver_resources::field::{Errors, Path};
 use apiserver_resources::schema::FieldValidation;
-use apiserver_resources::{Row, metadata};
+use apiserver_resources::{ResourceInfo, metadata};
 
 /// Its group, version and kind.
 pub const KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
@@ -38,9 +38,9 @@ pub fn of(object: &Value) -> Value {
 }
 
 /// The workload with a Scale's wish in it.
-pub(super) fn scaled(row: &'static Row, current: &Value, scale: &Value) -> Result<Value, ApiError> {
+pub(super) fn scaled(row: &ResourceInfo, current: &Value, scale: &Value) -> Result<Value, ApiError> {
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-    let mut errors = Errors::from(metadata::validate_create(row, scale));
+    let mut errors = Errors::from(metadata::validate_create(metadata::Of::resource(row), scale));
     errors.non_negative(&Path::root("spec").child("replicas"), Some(replicas));
     invalid(Named::new("autoscaling", "Scale"), object::text(scale, "name"), errors.list())?;
     let mut new = current.clone();
@@ -118,7 +118,7 @@ pub(super) fn patched(
     let (wanted, uid) = (object::text(&scale, "uid"), object::text(current, "uid"));
     if !wanted.is_empty() && wanted != uid {
         let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
-        let named = Named::new(call.row.group, format!("{}/scale", call.row.plural));
+        let named = Named::new(&*call.row.group, format!("{}/scale", call.row.plural));
         return Err(ApiError::Conflict(named, call.name.to_owned(), why));
     }
     Ok(scale)

@@ -9,7 +9,7 @@ use super::options::WriteOptions;
 use super::write::{Change, Existing};
 use super::{Answer, Call, PatchType, Verbs, body, invalid};
 use crate::admission::Options;
-use apiserver_resources::{Deletion, Row, SubKind, metadata};
+use apiserver_resources::{Deletion, ResourceInfo, SubKind, metadata};
 
 impl Verbs {
     /// PUT of a decoded and defaulted object.
@@ -62,7 +62,7 @@ impl Verbs {
         let context = self.context(call, subresource);
         invalid(call.kind(), call.name, row.strategy.validate_first(&context, &new, Some(old)))?;
         row.strategy.allocate(&self.allocation(subresource, dry_run), &mut new, Some(old))?;
-        let mut errors = metadata::validate_update_through(row, subresource, &new, old);
+        let mut errors = metadata::validate_update_through(metadata::Of::resource(row), subresource, &new, old);
         let checked = body::with_empties(&new, &given, &empties);
         errors.extend(row.strategy.validate_update(&context, &checked, old));
         invalid(call.kind(), call.name, errors)?;
@@ -114,7 +114,7 @@ fn written_through(call: &Call<'_>) -> &'static str {
 }
 
 /// Whether this change takes the last thing away that a begun deletion waited for.
-fn ends_deletion(row: &Row, new: &Value, old: &Value) -> bool {
+fn ends_deletion(row: &ResourceInfo, new: &Value, old: &Value) -> bool {
     object::finalizers(new).is_empty()
         && object::is_deleting(old)
         && object::field(old, "deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0) == 0

@@ -18,7 +18,7 @@ use super::create::{self, NAME_TRIES_MAX};
 use super::intent::{Intent, Resolved};
 use super::{Answer, Call, Shown, TRIES_MAX, Verbs, claims, delete, object, scale, store_error};
 use crate::admission::Options;
-use apiserver_resources::Row;
+use apiserver_resources::ResourceInfo;
 use apiserver_storage::cache::{Cache, Cached};
 use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Txn};
 
@@ -29,7 +29,7 @@ pub(super) struct Existing {
 }
 
 impl Existing {
-    pub(super) fn new(row: &'static Row, cached: Arc<Cached>) -> Self {
+    pub(super) fn new(row: &ResourceInfo, cached: Arc<Cached>) -> Self {
         Self { value: Verbs::current(row, &cached), cached }
     }
 

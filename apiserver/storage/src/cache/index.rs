@@ -49,7 +49,10 @@ impl Index {
 
     /// The smallest indexed set that holds everything the filter selects; `None`: no index helps.
     pub(super) fn narrow(&self, resource: &Resource, filter: &Selectors) -> Option<&BTreeSet<Arc<str>>> {
-        let fields = filter.fields.iter().filter(|r| r.equals && resource.indexed_fields.iter().any(|label| **label == *r.label));
+        let fields = filter
+            .fields
+            .iter()
+            .filter(|r| r.equals && resource.indexed_fields.iter().any(|label| **label == *r.label));
         let labels = filter.labels.iter().filter(|r| resource.indexes_labels && r.op == LabelOp::In);
         let labels = labels.filter_map(|r| match r.values.as_slice() {
             [one] => Some((LABEL, r.key.as_str().into(), one.as_str().into())),

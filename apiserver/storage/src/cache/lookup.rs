@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
-use machinery_api::{ObjectName, StorageKey};
+use machinery_api::{ObjectName, StorageKey, StoragePrefix};
 use serde_json::Value;
 
 use super::select::FieldRequirement;
@@ -14,12 +14,12 @@ use apiserver_resources::objects::Objects;
 /// Stored bytes of the objects whose parsed form is kept for the next look-up; parsed they weigh about five times that.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
-type Prefix = dyn Fn(&str, &str) -> Option<&'static str> + Send + Sync;
+type Prefix = dyn Fn(&str, &str) -> Option<StoragePrefix> + Send + Sync;
 
 /// See the module.
 pub struct Lookup {
     cache: Arc<Cache>,
-    /// (group, plural) -> storage prefix (`pods`).
+    /// Group and plural to where objects are stored.
     prefix: Box<Prefix>,
     kept: Mutex<Kept>,
 }
@@ -31,19 +31,18 @@ struct Kept {
 }
 
 impl Lookup {
-    /// Over a cache, with the resource table's function from group and plural to storage prefix.
-    pub fn new(cache: Arc<Cache>, prefix: impl Fn(&str, &str) -> Option<&'static str> + Send + Sync + 'static) -> Self {
+    /// Over a cache, with what knows where the objects of a group and plural are stored.
+    pub fn new(
+        cache: Arc<Cache>,
+        prefix: impl Fn(&str, &str) -> Option<StoragePrefix> + Send + Sync + 'static,
+    ) -> Self {
         Self { cache, prefix: Box::new(prefix), kept: Mutex::default() }
     }
 
     /// What the keys of a resource begin with, or of its objects in one namespace.
     fn scope(&self, group: &str, plural: &str, namespace: Option<&str>) -> Option<String> {
-        let mut scope = StorageKey::root((self.prefix)(group, plural)?);
-        if let Some(namespace) = namespace {
-            scope.push_str(namespace);
-            scope.push('/');
-        }
-        Some(scope)
+        let prefix = (self.prefix)(group, plural)?;
+        Some(namespace.map_or_else(|| prefix.as_str().to_owned(), |namespace| prefix.namespace(namespace)))
     }
 
     fn parsed(&self, object: &Cached) -> Arc<Value> {
@@ -98,11 +97,11 @@ impl Objects for Lookup {
     }
 
     fn revision(&self, group: &str, plural: &str) -> u64 {
-        self.scope(group, plural, None).map_or(0, |prefix| self.cache.resource_revision(&prefix))
+        (self.prefix)(group, plural).map_or(0, |prefix| self.cache.resource_revision(prefix.as_str()))
     }
 
     fn key(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<StorageKey> {
-        Some(StorageKey::object((self.prefix)(group, plural)?, ObjectName::new(namespace, name)))
+        Some((self.prefix)(group, plural)?.object(ObjectName::new(namespace, name)))
     }
 
     fn at(&self, key: &StorageKey) -> Option<(Arc<Value>, u64)> {

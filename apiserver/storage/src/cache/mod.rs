@@ -236,9 +236,7 @@ impl Cache {
         }
         let now = revision == inner.versions.revision();
         let mut found = Found { limit, items: Vec::new(), more: false };
-        if let Some(keys) =
-            inner.shelf(prefix).filter(|_| now).and_then(|shelf| shelf.narrow(filter))
-        {
+        if let Some(keys) = inner.shelf(prefix).filter(|_| now).and_then(|shelf| shelf.narrow(filter)) {
             let from = start_after.filter(|start| *start > prefix).map_or(Bound::Included(prefix), Bound::Excluded);
             let below = keys.range::<str, _>((from, Bound::Unbounded)).take_while(|key| key.starts_with(prefix));
             for (_, cached) in below.filter_map(|key| inner.versions.get(key)) {

@@ -425,15 +425,16 @@ async fn a_resource_can_be_registered_late() {
         ("/registry/x.dev/widgets/a/w".to_owned(), value)
     };
     let first = put(&cache, widget("red")).await;
-    cache.register(Resource {
-        prefix: "/registry/x.dev/widgets/".into(),
-        fields: Some(Arc::new(Fields::new(vec![Cow::Borrowed(".spec.color")], |value| {
-            vec![value["spec"]["color"].as_str().unwrap_or("").to_owned()]
-        }))),
-        indexed_fields: Arc::default(),
-        indexes_labels: false,
-    })
-    .await;
+    cache
+        .register(Resource {
+            prefix: "/registry/x.dev/widgets/".into(),
+            fields: Some(Arc::new(Fields::new(vec![Cow::Borrowed(".spec.color")], |value| {
+                vec![value["spec"]["color"].as_str().unwrap_or("").to_owned()]
+            }))),
+            indexed_fields: Arc::default(),
+            indexes_labels: false,
+        })
+        .await;
     assert_eq!(cache.resource_revision("/registry/x.dev/widgets/"), first);
     assert_eq!(cache.resource_revision(PODS), 0);
     let red = FieldRequirement { label: ".spec.color".into(), equals: true, value: "red".into() };
@@ -446,7 +447,9 @@ async fn a_resource_can_be_registered_late() {
     assert_eq!(watch(0).err(), Some(Gone::Compacted(first)), "events reach back to the registration");
     let mut watch = watch(first).unwrap();
     assert_eq!(watch.recv().await.unwrap().kind, Kind::Modified);
-    let lookup = Lookup::new(cache.clone(), |group, _| (group == "x.dev").then_some("x.dev/widgets"));
+    let lookup = Lookup::new(cache.clone(), |group, _| {
+        (group == "x.dev").then(|| machinery_api::StoragePrefix::new("x.dev/widgets"))
+    });
     assert_eq!(lookup.get("x.dev", "widgets", "a", "w").unwrap()["spec"]["color"], "blue");
     assert_eq!(lookup.list("x.dev", "widgets", Some("a")).len(), 1);
     assert!(lookup.list("x.dev", "widgets", Some("b")).is_empty());

@@ -5,15 +5,15 @@
 //! would be some of the largest things in memory. Descriptions are short ones of our own.
 
 use std::collections::BTreeSet;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
-use super::{declared, discovery, operations};
+use super::{Catalog, declared, discovery, operations};
+use apiserver_resources::ResourceInfo;
 use apiserver_resources::schema::{Field, Kind, ListType, Type, table};
-use apiserver_resources::{Row, TABLE};
 
 /// What a document weighs, roughly: it takes milliseconds to make.
 pub const DOCUMENT_BYTES: usize = 512 * 1024;
@@ -24,12 +24,12 @@ pub(super) const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
 /// `/openapi/v3`: every document's path and hash.
 #[must_use]
-pub fn index() -> Bytes {
-    let paths: Map<String, Value> = groups()
+pub fn index(catalog: &Catalog) -> Bytes {
+    let paths: Map<String, Value> = groups(catalog)
         .into_iter()
         .map(|(group, version)| {
             let path = path_of(group, version);
-            let url = format!("/openapi/v3/{path}?hash={}", hash_of(group, version));
+            let url = format!("/openapi/v3/{path}?hash={}", hash_of(catalog, group, version));
             (path, json!({ "serverRelativeURL": url }))
         })
         .collect();
@@ -73,15 +73,16 @@ pub fn accepts(accept: Option<&str>) -> bool {
 
 /// `/openapi/v3/<path>`, for `api/v1`, `apis/apps/v1` and so on.
 #[must_use]
-pub fn document(path: &str) -> Option<Bytes> {
-    let (group, version) = groups().into_iter().find(|(group, version)| path_of(group, version) == path)?;
-    serde_json::to_vec(&build(group, version)).ok().map(Bytes::from)
+pub fn document(catalog: &Catalog, path: &str) -> Option<Bytes> {
+    let (group, version) = groups(catalog).into_iter().find(|(group, version)| path_of(group, version) == path)?;
+    serde_json::to_vec(&build(catalog, group, version)).ok().map(Bytes::from)
 }
 
 /// The hash of a document, without building it: the `hash` of its URL in the index, and its `ETag`.
 #[must_use]
-pub fn hash(path: &str) -> Option<String> {
-    groups().into_iter().find(|(g, v)| path_of(g, v) == path).map(|(group, version)| hash_of(group, version))
+pub fn hash(catalog: &Catalog, path: &str) -> Option<String> {
+    let found = groups(catalog).into_iter().find(|(g, v)| path_of(g, v) == path);
+    found.map(|(group, version)| hash_of(catalog, group, version))
 }
 
 /// What all documents are made of, taken up once: half a megabyte.
@@ -96,28 +97,28 @@ static SOURCES: LazyLock<Sha512> = LazyLock::new(|| {
 });
 
 /// Of all that a document is made of.
-fn hash_of(group: &str, version: &str) -> String {
+fn hash_of(catalog: &Catalog, group: &str, version: &str) -> String {
     let mut digest = SOURCES.clone();
-    for row in rows(group, version) {
+    for row in rows(catalog, group, version) {
         digest.update(format!("{} {} {:?} {:?}\n", row.plural, row.schema, row.verbs, row.subresources));
     }
     digest.update(path_of(group, version));
     hex::encode_upper(digest.finalize())
 }
 
-fn groups() -> BTreeSet<(&'static str, &'static str)> {
-    TABLE.iter().map(|row| (row.group, row.version)).collect()
+fn groups(catalog: &Catalog) -> BTreeSet<(&str, &str)> {
+    catalog.resources().iter().map(|row| (&*row.group, &*row.version)).collect()
 }
 
-fn rows(group: &str, version: &str) -> impl Iterator<Item = &'static Row> {
-    TABLE.iter().copied().filter(move |row| row.group == group && row.version == version)
+fn rows<'a>(catalog: &'a Catalog, group: &str, version: &str) -> impl Iterator<Item = &'a Arc<ResourceInfo>> {
+    catalog.resources().iter().filter(move |row| &*row.group == group && &*row.version == version)
 }
 
 fn path_of(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
-fn build(group: &str, version: &str) -> Value {
+fn build(catalog: &Catalog, group: &str, version: &str) -> Value {
     let root = format!("/{}", path_of(group, version));
     let tag = format!("{}_{version}", operations::short_group(group));
     let mut paths = Map::new();
@@ -125,8 +126,8 @@ fn build(group: &str, version: &str) -> Value {
     let discovery = json!({ "tags": [tag], "description": "the group's resources", "operationId": format!("get{}APIResources", operations::id(&tag)),
         "responses": operations::discovery_answers() });
     paths.insert(format!("{root}/"), json!({ "get": discovery }));
-    for row in rows(group, version) {
-        wanted.insert(row.schema.into());
+    for row in rows(catalog, group, version) {
+        wanted.insert(row.schema.to_string());
         if table().by_name(&list_of(row)).is_some() {
             wanted.insert(list_of(row));
         }
@@ -147,7 +148,7 @@ fn build(group: &str, version: &str) -> Value {
     })
 }
 
-pub(super) fn list_of(row: &Row) -> String {
+pub(super) fn list_of(row: &ResourceInfo) -> String {
     format!("{}List", row.schema)
 }
 
@@ -382,8 +383,12 @@ mod tests {
     use super::*;
     use apiserver_resources::Verb;
 
+    fn catalog() -> Catalog {
+        Catalog::built_in("127.0.0.1:6443")
+    }
+
     fn read(path: &str) -> Value {
-        serde_json::from_slice(&document(path).unwrap()).unwrap()
+        serde_json::from_slice(&document(&catalog(), path).unwrap()).unwrap()
     }
 
     #[test]
@@ -412,24 +417,24 @@ mod tests {
 
     #[test]
     fn every_row_is_described_and_every_reference_resolves() {
-        let index: Value = serde_json::from_slice(&index()).unwrap();
+        let index: Value = serde_json::from_slice(&index(&catalog())).unwrap();
         for (path, entry) in index["paths"].as_object().unwrap() {
             let document = read(path);
             let schemas = document["components"]["schemas"].as_object().unwrap();
-            assert!(entry["serverRelativeURL"].as_str().unwrap().ends_with(&hash(path).unwrap()));
+            assert!(entry["serverRelativeURL"].as_str().unwrap().ends_with(&hash(&catalog(), path).unwrap()));
             for part in document.to_string().split("#/components/schemas/").skip(1) {
                 assert!(schemas.contains_key(part.split('"').next().unwrap()), "{path}: {}", &part[..60]);
             }
         }
-        for row in TABLE {
-            let document = read(&path_of(row.group, row.version));
+        for row in catalog().resources() {
+            let document = read(&path_of(&row.group, &row.version));
             let of_kind =
-                document["components"]["schemas"][row.schema]["x-kubernetes-group-version-kind"].as_array().unwrap();
-            assert!(of_kind.iter().any(|k| k["kind"] == row.kind), "{}", row.kind);
+                document["components"]["schemas"][&*row.schema]["x-kubernetes-group-version-kind"].as_array().unwrap();
+            assert!(of_kind.iter().any(|k| k["kind"] == *row.kind), "{}", row.kind);
             if row.verbs.contains(&Verb::Patch) {
                 // What kubectl looks for before it sends fieldValidation.
                 let patches = document["paths"].as_object().unwrap().values().filter_map(|item| item.get("patch"));
-                let found = patches.filter(|p| p["x-kubernetes-group-version-kind"]["kind"] == row.kind).any(|p| {
+                let found = patches.filter(|p| p["x-kubernetes-group-version-kind"]["kind"] == *row.kind).any(|p| {
                     p["parameters"]
                         .as_array()
                         .unwrap()
@@ -439,7 +444,7 @@ mod tests {
                 assert!(found, "{}", row.kind);
             }
         }
-        assert!(document("api/v2").is_none() && document("").is_none());
+        assert!(document(&catalog(), "api/v2").is_none() && document(&catalog(), "").is_none());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::openapi::{META, list_of, reference};
 use apiserver_resources::schema::table;
-use apiserver_resources::{Row, SubKind, Subresource, Verb};
+use apiserver_resources::{ResourceInfo, SubKind, Subresource, Verb};
 
 const OBJECT: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
 const LIST: &[&str] = &[
@@ -121,7 +121,7 @@ fn in_path(name: &str, kind: &str) -> Value {
 
 /// The paths of a row and of its subresources; the types that they need are added to `wanted`.
 pub(super) fn describe_row(
-    row: &'static Row,
+    row: &ResourceInfo,
     root: &str,
     tag: &str,
     paths: &mut Map<String, Value>,
@@ -150,7 +150,7 @@ pub(super) fn describe_row(
             on(&format!("{root}/watch/{}", row.plural), &[Does::WatchList], None, paths);
         }
     }
-    for sub in row.subresources {
+    for sub in &row.subresources {
         wanted.insert(body_of(row, Some(sub)).into());
         let does: Vec<Does> = match sub.what {
             SubKind::Log => vec![Does::Log],
@@ -181,17 +181,17 @@ fn item(operations: Vec<Operation>) -> Value {
     item.into()
 }
 
-fn kind_of(row: &'static Row, sub: Option<&Subresource>) -> (&'static str, &'static str, &'static str) {
-    let own = (row.group, row.version, row.kind);
+fn kind_of<'a>(row: &'a ResourceInfo, sub: Option<&Subresource>) -> (&'a str, &'a str, &'a str) {
+    let own = (&*row.group, &*row.version, &*row.kind);
     sub.filter(|sub| sub.what != SubKind::Log).and_then(|sub| sub.body).unwrap_or(own)
 }
 
-fn body_of(row: &'static Row, sub: Option<&Subresource>) -> &'static str {
+fn body_of<'a>(row: &'a ResourceInfo, sub: Option<&Subresource>) -> &'a str {
     let (group, version, kind) = kind_of(row, sub);
-    table().of_kind(group, version, kind).unwrap_or(row.schema)
+    table().of_kind(group, version, kind).unwrap_or(&row.schema)
 }
 
-fn operation(row: &'static Row, tag: &str, path: &str, does: Does, sub: Option<&Subresource>) -> Operation {
+fn operation(row: &ResourceInfo, tag: &str, path: &str, does: Does, sub: Option<&Subresource>) -> Operation {
     let of = kind_of(row, sub);
     let own = reference(body_of(row, sub));
     let ok = ("200", "OK");

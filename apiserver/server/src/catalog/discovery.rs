@@ -1,19 +1,21 @@
-//! Discovery: what is served, read from the resource table and nothing else. Made once.
+//! Discovery: what is served, read from the catalog and nothing else. Made when it is first asked for.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use apiserver_resources::{Row, Storage, Subresource, Verb};
+use apiserver_resources::{ResourceInfo, Subresource, Verb};
 
 /// One group's version with its rows, sorted by plural.
 struct Version {
-    version: &'static str,
-    rows: Vec<&'static Row>,
+    version: Arc<str>,
+    rows: Vec<Arc<ResourceInfo>>,
 }
 
 struct Group {
-    name: &'static str,
+    name: Arc<str>,
     versions: Vec<Version>,
 }
 
@@ -41,24 +43,24 @@ fn group_version(group: &str, version: &str) -> String {
 }
 
 impl Discovery {
-    /// Of a table; `address` is where clients reach the server (`host:port`).
+    /// Of all that is served; `address` is where clients reach the server (`host:port`).
     #[must_use]
-    pub fn new(table: &[&'static Row], address: &str) -> Self {
+    pub fn new(resources: &[Arc<ResourceInfo>], address: &str) -> Self {
         let mut groups: Vec<Group> = Vec::new();
-        for &row in table {
+        for row in resources {
             let at = groups.iter().position(|g| g.name == row.group).unwrap_or_else(|| {
-                groups.push(Group { name: row.group, versions: Vec::new() });
+                groups.push(Group { name: row.group.clone(), versions: Vec::new() });
                 groups.len() - 1
             });
             let versions = &mut groups[at].versions;
             let at = versions.iter().position(|v| v.version == row.version).unwrap_or_else(|| {
-                versions.push(Version { version: row.version, rows: Vec::new() });
+                versions.push(Version { version: row.version.clone(), rows: Vec::new() });
                 versions.len() - 1
             });
-            versions[at].rows.push(row);
+            versions[at].rows.push(row.clone());
         }
         for version in groups.iter_mut().flat_map(|g| &mut g.versions) {
-            version.rows.sort_by_key(|r| r.plural);
+            version.rows.sort_by(|a, b| a.plural.cmp(&b.plural));
         }
         let list = |core: bool| {
             let items: Vec<Value> = groups.iter().filter(|g| g.name.is_empty() == core).map(aggregated_group).collect();
@@ -76,20 +78,14 @@ impl Discovery {
         Self { address: address.to_owned(), aggregated_core, aggregated_groups, groups }
     }
 
-    /// Whether a group is served.
-    #[must_use]
-    pub fn has_group(&self, group: &str) -> bool {
-        !group.is_empty() && self.groups.iter().any(|g| g.name == group)
-    }
-
     /// All groups but core, in order.
-    pub fn group_names(&self) -> impl Iterator<Item = &'static str> {
-        self.groups.iter().map(|g| g.name).filter(|g| !g.is_empty())
+    pub fn group_names(&self) -> impl Iterator<Item = &str> {
+        self.groups.iter().map(|g| &*g.name).filter(|g| !g.is_empty())
     }
 
     /// `group/version` of everything served, in order.
-    pub fn group_versions(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        self.groups.iter().flat_map(|g| g.versions.iter().map(|v| (g.name, v.version)))
+    pub fn group_versions(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.groups.iter().flat_map(|g| g.versions.iter().map(|v| (&*g.name, &*v.version)))
     }
 
     /// The aggregated document of `/api` (`core`) or `/apis`, and its tag.
@@ -118,7 +114,7 @@ impl Discovery {
     /// `/apis/GROUP`
     #[must_use]
     pub fn group(&self, name: &str) -> Option<Value> {
-        let mut document = self.groups.iter().find(|g| g.name == name && !name.is_empty()).map(group)?;
+        let mut document = self.groups.iter().find(|g| &*g.name == name && !name.is_empty()).map(group)?;
         document["kind"] = json!("APIGroup");
         document["apiVersion"] = json!("v1");
         Some(document)
@@ -127,36 +123,36 @@ impl Discovery {
     /// `/api/v1` and `/apis/GROUP/VERSION`
     #[must_use]
     pub fn resources(&self, group: &str, version: &str) -> Option<Value> {
-        let found = self.groups.iter().find(|g| g.name == group)?.versions.iter().find(|v| v.version == version)?;
+        let found = self.groups.iter().find(|g| &*g.name == group)?.versions.iter().find(|v| &*v.version == version)?;
         let mut resources: Vec<Value> = Vec::new();
         for row in &found.rows {
             let mut entry = json!({
-                "name": row.plural,
-                "singularName": row.singular,
+                "name": &*row.plural,
+                "singularName": &*row.singular,
                 "namespaced": row.namespaced,
-                "kind": row.kind,
-                "verbs": verbs(row.verbs),
+                "kind": &*row.kind,
+                "verbs": verbs(&row.verbs),
             });
             if !row.short_names.is_empty() {
-                entry["shortNames"] = json!(row.short_names);
+                entry["shortNames"] = texts(&row.short_names);
             }
             if !row.categories.is_empty() {
-                entry["categories"] = json!(row.categories);
+                entry["categories"] = texts(&row.categories);
             }
-            if matches!(row.storage, Storage::Stored(_)) {
+            if row.prefix.is_some() {
                 entry["storageVersionHash"] = json!(storage_hash(row));
             }
             resources.push(entry);
-            for subresource in sorted(row.subresources) {
+            for subresource in sorted(&row.subresources) {
                 let mut entry = json!({
                     "name": format!("{}/{}", row.plural, subresource.name),
                     "singularName": "",
                     "namespaced": row.namespaced,
-                    "kind": subresource.body.map_or(row.kind, |(_, _, kind)| kind),
+                    "kind": subresource.body.map_or(&*row.kind, |(_, _, kind)| kind),
                     "verbs": verbs(subresource.verbs),
                 });
                 if let Some((group, version, _)) =
-                    subresource.body.filter(|(g, v, _)| (*g, *v) != (row.group, row.version))
+                    subresource.body.filter(|(g, v, _)| (*g, *v) != (&*row.group, &*row.version))
                 {
                     entry["group"] = json!(group);
                     entry["version"] = json!(version);
@@ -173,22 +169,26 @@ impl Discovery {
     }
 }
 
-fn sorted(subresources: &'static [Subresource]) -> Vec<&'static Subresource> {
+fn texts(list: &[Arc<str>]) -> Value {
+    list.iter().map(|text| Value::from(&**text)).collect()
+}
+
+fn sorted(subresources: &[Subresource]) -> Vec<&Subresource> {
     let mut sorted: Vec<&Subresource> = subresources.iter().collect();
     sorted.sort_by_key(|s| s.name);
     sorted
 }
 
-fn storage_hash(row: &Row) -> String {
+fn storage_hash(row: &ResourceInfo) -> String {
     use base64::Engine;
     let digest = Sha256::digest(format!("{}/{}/{}", row.group, row.version, row.kind));
     base64::engine::general_purpose::STANDARD.encode(&digest[..8])
 }
 
 fn group(group: &Group) -> Value {
-    let version = |v: &Version| json!({"groupVersion": group_version(group.name, v.version), "version": v.version});
+    let version = |v: &Version| json!({"groupVersion": group_version(&group.name, &v.version), "version": &*v.version});
     let versions: Vec<Value> = group.versions.iter().map(version).collect();
-    json!({"name": group.name, "versions": versions, "preferredVersion": group.versions.first().map(version)})
+    json!({"name": &*group.name, "versions": versions, "preferredVersion": group.versions.first().map(version)})
 }
 
 fn aggregated_group(group: &Group) -> Value {
@@ -197,44 +197,40 @@ fn aggregated_group(group: &Group) -> Value {
         .iter()
         .map(|v| {
             let resources: Vec<Value> = v.rows.iter().map(|row| aggregated_resource(row)).collect();
-            json!({"version": v.version, "resources": resources, "freshness": "Current"})
+            json!({"version": &*v.version, "resources": resources, "freshness": "Current"})
         })
         .collect();
-    let metadata = if group.name.is_empty() { json!({}) } else { json!({"name": group.name}) };
+    let metadata = if group.name.is_empty() { json!({}) } else { json!({"name": &*group.name}) };
     json!({"metadata": metadata, "versions": versions})
 }
 
-fn aggregated_resource(row: &Row) -> Value {
+fn aggregated_resource(row: &ResourceInfo) -> Value {
     let kind = |body: Option<(&str, &str, &str)>| {
         // Upstream leaves out what equals the parent's.
-        let (group, version, kind) = body.unwrap_or(("", "", row.kind));
-        if (group, version) == (row.group, row.version) {
+        let (group, version, kind) = body.unwrap_or(("", "", &*row.kind));
+        if (group, version) == (&*row.group, &*row.version) {
             json!({"group": "", "version": "", "kind": kind})
         } else {
             json!({"group": group, "version": version, "kind": kind})
         }
     };
     let mut entry = json!({
-        "resource": row.plural,
+        "resource": &*row.plural,
         "responseKind": kind(None),
         "scope": if row.namespaced { "Namespaced" } else { "Cluster" },
-        "singularResource": row.singular,
-        "verbs": verbs(row.verbs),
+        "singularResource": &*row.singular,
+        "verbs": verbs(&row.verbs),
     });
     if !row.short_names.is_empty() {
-        entry["shortNames"] = json!(row.short_names);
+        entry["shortNames"] = texts(&row.short_names);
     }
     if !row.categories.is_empty() {
-        entry["categories"] = json!(row.categories);
+        entry["categories"] = texts(&row.categories);
     }
-    let subresources: Vec<Value> = {
-        let mut sorted: Vec<&Subresource> = row.subresources.iter().collect();
-        sorted.sort_by_key(|s| s.name);
-        sorted
-            .iter()
-            .map(|s| json!({"subresource": s.name, "responseKind": kind(s.body), "verbs": verbs(s.verbs)}))
-            .collect()
-    };
+    let subresources: Vec<Value> = sorted(&row.subresources)
+        .iter()
+        .map(|s| json!({"subresource": s.name, "responseKind": kind(s.body), "verbs": verbs(s.verbs)}))
+        .collect();
     if !subresources.is_empty() {
         entry["subresources"] = json!(subresources);
     }

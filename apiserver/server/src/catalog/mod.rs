@@ -1,0 +1,189 @@
+//! What is served, as one immutable value: a request loads it once and sees one state of the API from its route to its answer.
+//! Resources come and go by exchanging it whole; discovery and OpenAPI are derived from it when they are first asked for.
+
+mod declared;
+pub mod discovery;
+pub mod openapi;
+mod operations;
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use machinery_api::{GroupVersionResource, StoragePrefix};
+
+use apiserver_resources::ResourceInfo;
+use discovery::Discovery;
+
+/// Everything that is served.
+pub struct Catalog {
+    /// In discovery order.
+    resources: Vec<Arc<ResourceInfo>>,
+    /// The same by group, version and plural.
+    by_name: Vec<Arc<ResourceInfo>>,
+    /// What is stored, by what its keys begin with.
+    by_prefix: HashMap<Arc<str>, Arc<ResourceInfo>>,
+    /// Where clients reach the server (`host:port`).
+    address: Arc<str>,
+    discovery: OnceLock<Discovery>,
+}
+
+/// Why a resource can't be added.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Taken {
+    /// Another one has its name.
+    #[error("{0} is served already")]
+    Name(String),
+    /// Another one has its keys.
+    #[error("{0} are stored there already")]
+    Prefix(String),
+}
+
+impl Catalog {
+    /// Of resources in discovery order; of two with one name or storage the first counts.
+    #[must_use]
+    pub fn new(resources: Vec<Arc<ResourceInfo>>, address: &str) -> Self {
+        let mut by_name = resources.clone();
+        by_name.sort_by(|a, b| a.gvr().cmp(&b.gvr()));
+        by_name.dedup_by(|later, first| later.gvr() == first.gvr());
+        let mut by_prefix = HashMap::new();
+        for resource in resources.iter().filter(|resource| resource.is_storage_version()) {
+            if let Some(prefix) = &resource.prefix {
+                by_prefix.entry(prefix.shared()).or_insert_with(|| resource.clone());
+            }
+        }
+        Self { resources, by_name, by_prefix, address: address.into(), discovery: OnceLock::new() }
+    }
+
+    /// The built-in kinds.
+    #[must_use]
+    pub fn built_in(address: &str) -> Self {
+        Self::new(apiserver_resources::served(apiserver_resources::TABLE), address)
+    }
+
+    /// Everything, in discovery order.
+    #[must_use]
+    pub fn resources(&self) -> &[Arc<ResourceInfo>] {
+        &self.resources
+    }
+
+    /// One resource.
+    #[must_use]
+    pub fn get(&self, name: GroupVersionResource<'_>) -> Option<&Arc<ResourceInfo>> {
+        let at = self.by_name.binary_search_by(|resource| resource.gvr().cmp(&name)).ok()?;
+        self.by_name.get(at)
+    }
+
+    /// The resource of a group that its objects are stored as, whichever version that is.
+    #[must_use]
+    pub fn stored(&self, group: &str, plural: &str) -> Option<&Arc<ResourceInfo>> {
+        let from = self.by_name.partition_point(|resource| &*resource.group < group);
+        let of_group = self.by_name[from..].iter().take_while(|resource| &*resource.group == group);
+        of_group.into_iter().find(|resource| &*resource.plural == plural && resource.is_storage_version())
+    }
+
+    /// Where a resource's objects are stored, whichever version serves them.
+    #[must_use]
+    pub fn prefix(&self, group: &str, plural: &str) -> Option<StoragePrefix> {
+        let from = self.by_name.partition_point(|resource| &*resource.group < group);
+        let of_group = self.by_name[from..].iter().take_while(|resource| &*resource.group == group);
+        of_group.into_iter().find(|resource| &*resource.plural == plural)?.prefix.clone()
+    }
+
+    /// The resource that a stored key belongs to.
+    #[must_use]
+    pub fn of_key(&self, key: &str) -> Option<&Arc<ResourceInfo>> {
+        key.rmatch_indices('/').find_map(|(at, _)| self.by_prefix.get(&key[..=at]))
+    }
+
+    /// All that is stored.
+    pub fn all_stored(&self) -> impl Iterator<Item = &Arc<ResourceInfo>> {
+        self.resources.iter().filter(|resource| resource.is_storage_version())
+    }
+
+    /// What discovery says.
+    #[must_use]
+    pub fn discovery(&self) -> &Discovery {
+        self.discovery.get_or_init(|| Discovery::new(&self.resources, &self.address))
+    }
+
+    /// Whether a group is served; core is none.
+    #[must_use]
+    pub fn has_group(&self, group: &str) -> bool {
+        !group.is_empty() && self.by_name.binary_search_by(|resource| (*resource.group).cmp(group)).is_ok()
+    }
+
+    /// Whether a version of a group is served.
+    #[must_use]
+    pub fn has_version(&self, group: &str, version: &str) -> bool {
+        let of = |resource: &Arc<ResourceInfo>| (&*resource.group, &*resource.version).cmp(&(group, version));
+        self.by_name.binary_search_by(of).is_ok()
+    }
+
+    /// Whether a resource's name and keys are nobody else's.
+    pub fn check_free(&self, resource: &ResourceInfo) -> Result<(), Taken> {
+        if self.get(resource.gvr()).is_some() {
+            return Err(Taken::Name(resource.qualified()));
+        }
+        if resource.is_storage_version()
+            && let Some(other) = resource.prefix.as_ref().and_then(|prefix| self.by_prefix.get(prefix.as_str()))
+        {
+            return Err(Taken::Prefix(other.qualified()));
+        }
+        Ok(())
+    }
+
+    fn with(&self, resource: Arc<ResourceInfo>) -> Result<Self, Taken> {
+        self.check_free(&resource)?;
+        let mut resources = self.resources.clone();
+        resources.push(resource);
+        Ok(Self::new(resources, &self.address))
+    }
+
+    fn without(&self, name: GroupVersionResource<'_>) -> Option<(Self, Arc<ResourceInfo>)> {
+        let gone = self.get(name)?.clone();
+        let left = self.resources.iter().filter(|resource| resource.gvr() != name).cloned().collect();
+        Some((Self::new(left, &self.address), gone))
+    }
+}
+
+/// The catalog of now.
+pub struct Served {
+    now: ArcSwap<Catalog>,
+}
+
+impl Served {
+    /// Begins with a catalog.
+    #[must_use]
+    pub fn new(catalog: Catalog) -> Self {
+        Self { now: ArcSwap::from_pointee(catalog) }
+    }
+
+    /// What is served now.
+    #[must_use]
+    pub fn load(&self) -> Arc<Catalog> {
+        self.now.load_full()
+    }
+
+    /// Looks at what is served now, without holding it.
+    pub fn with<T>(&self, look: impl FnOnce(&Catalog) -> T) -> T {
+        look(&self.now.load())
+    }
+
+    /// Serves one more resource; whoever calls it sees to it that it is in the watch cache before, and that one call at a time
+    /// changes what is served.
+    pub(crate) fn add(&self, resource: Arc<ResourceInfo>) -> Result<(), Taken> {
+        self.now.store(Arc::new(self.load().with(resource)?));
+        Ok(())
+    }
+
+    /// Serves a resource no more; `None`: it was not there.
+    pub(crate) fn remove(&self, name: GroupVersionResource<'_>) -> Option<Arc<ResourceInfo>> {
+        let (left, gone) = self.load().without(name)?;
+        self.now.store(Arc::new(left));
+        Some(gone)
+    }
+}

@@ -1,0 +1,220 @@
+//! Resources come and go on a running server: every document and path follows, and nothing has to be restarted.
+
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream};
+use futures::StreamExt as _;
+use http::Request;
+use http_body_util::BodyExt as _;
+use machinery_api::{GroupVersionResource, StoragePrefix};
+use machinery_env::Env;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use super::{Catalog, Taken};
+use crate::auth::UserInfo;
+use crate::auth::jwt::SigningKey;
+use crate::http::logs::Kubelets;
+use crate::server::{Apiserver, Config};
+use apiserver_resources::allocate::ServiceNetwork;
+use apiserver_resources::{Context, ResourceInfo, SharedStrategy, Strategy, field::FieldError};
+use apiserver_storage::store::memory::MemoryStore;
+
+const WAIT: Duration = Duration::from_secs(20);
+
+/// The catalog of the built-in kinds.
+pub(crate) fn built_in() -> &'static Catalog {
+    static BUILT_IN: LazyLock<Catalog> = LazyLock::new(|| Catalog::built_in("127.0.0.1:6443"));
+    &BUILT_IN
+}
+
+/// A built-in kind, as it is stored.
+pub(crate) fn resource(group: &str, plural: &str) -> &'static Arc<ResourceInfo> {
+    built_in().stored(group, plural).unwrap()
+}
+
+#[test]
+fn resources_are_found_by_name_by_key_and_by_group() {
+    let catalog = built_in();
+    for resource in catalog.resources() {
+        assert_eq!(catalog.get(resource.gvr()).unwrap().gvr(), resource.gvr());
+        assert!(resource.group.is_empty() || catalog.has_group(&resource.group));
+        assert!(catalog.has_version(&resource.group, &resource.version));
+    }
+    assert!(!catalog.has_group("") && !catalog.has_group("app") && !catalog.has_version("apps", "v2"));
+    let of = |key: &str| catalog.of_key(key).map(|resource| &*resource.plural);
+    assert_eq!(of("/registry/services/specs/default/web"), Some("services"));
+    assert_eq!(of("/registry/minions/n"), Some("nodes"));
+    assert_eq!((of("/registry/services/"), of("/registry/ipaddresses/10.0.0.1")), (None, None));
+    // Two groups share one storage; only one of them is its version.
+    let events =
+        catalog.get(GroupVersionResource { group: "events.k8s.io", version: "v1", resource: "events" }).unwrap();
+    assert_eq!(&*events.stored().group, "");
+    assert_eq!(catalog.prefix("events.k8s.io", "events"), catalog.prefix("", "events"));
+    assert!(catalog.stored("events.k8s.io", "events").is_none() && catalog.stored("", "bindings").is_none());
+}
+
+/// What is particular about widgets.
+struct Widgets;
+
+impl Strategy for Widgets {
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let at = apiserver_resources::field::Path::root("data");
+        let refused = object["data"]["color"] == "none";
+        refused.then(|| FieldError::invalid(&at.child("color"), "none", "must be a color")).into_iter().collect()
+    }
+}
+
+fn widgets() -> ResourceInfo {
+    let maps = resource("", "configmaps");
+    ResourceInfo {
+        group: "x.example.com".into(),
+        version: "v1".into(),
+        api_version: "x.example.com/v1".into(),
+        kind: "Widget".into(),
+        plural: "widgets".into(),
+        singular: "widget".into(),
+        short_names: vec!["wd".into()],
+        categories: vec!["all".into()],
+        prefix: Some(StoragePrefix::new("x.example.com/widgets")),
+        strategy: SharedStrategy::Owned(Arc::new(Widgets)),
+        ..ResourceInfo::clone(maps)
+    }
+}
+
+const WIDGETS: &str = "/apis/x.example.com/v1/namespaces/default/widgets";
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+struct Server(Apiserver);
+
+impl Server {
+    async fn open() -> Self {
+        let (env, _) = Env::seeded(3, "2026-01-01T00:00:00Z".parse().unwrap());
+        let key = SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        let config = Config {
+            address: "127.0.0.1:6443".into(),
+            signing_key: Arc::new(key),
+            services: ServiceNetwork {
+                cidr: "10.96.0.0/12".parse().unwrap(),
+                node_ports: 30000..=32767,
+                loopback: Vec::new(),
+            },
+            toleration_seconds: 300,
+            kubelets: Kubelets::default(),
+            registry: Arc::new(Mutex::default()),
+        };
+        let server = Self(Apiserver::open(&env, Arc::new(MemoryStore::new(env.clone())), config).await.unwrap());
+        let namespace = json!({"metadata": {"name": "default"}});
+        assert_eq!(server.ask("POST", "/api/v1/namespaces", namespace).await.0, 201);
+        server
+    }
+
+    async fn answer(&self, method: &str, path: &str, accept: &str, body: Value) -> http::Response<Body> {
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let request = Request::builder().method(method).uri(path).header("accept", accept);
+        let mut request = request.header("content-type", "application/json").body(body).unwrap();
+        request.extensions_mut().insert(UserInfo::component("admin", Some("system:masters")));
+        self.0.service().oneshot(request).await.unwrap()
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
+        let response = self.answer(method, path, "application/json", body).await;
+        let code = response.status().as_u16();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        self.ask("GET", path, Value::Null).await
+    }
+
+    async fn watch(&self, path: &str) -> BodyDataStream {
+        let response = self.answer("GET", path, "*/*", Value::Null).await;
+        assert_eq!(response.status(), 200, "{path}");
+        response.into_body().into_data_stream()
+    }
+
+    /// Aggregated discovery: its tag, and whether it has the widgets.
+    async fn aggregated(&self) -> (String, bool) {
+        let response = self.answer("GET", "/apis", AGGREGATED, Value::Null).await;
+        let tag = response.headers()[http::header::ETAG].to_str().unwrap().to_owned();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let document: Value = serde_json::from_slice(&bytes).unwrap();
+        let groups = document["items"].as_array().unwrap();
+        let found = groups.iter().find(|group| group["metadata"]["name"] == "x.example.com");
+        let resource = found.map(|group| &group["versions"][0]["resources"][0]);
+        assert!(resource.is_none_or(|r| r["resource"] == "widgets" && r["responseKind"]["kind"] == "Widget"));
+        (tag, resource.is_some())
+    }
+
+    /// What the documents say: group list, resource list, OpenAPI's index.
+    async fn documents(&self) -> (bool, u16, bool) {
+        let (_, groups) = self.get("/apis").await;
+        let group = groups["groups"].as_array().unwrap().iter().any(|group| group["name"] == "x.example.com");
+        let (_, index) = self.get("/openapi/v3").await;
+        (group, self.get("/apis/x.example.com/v1").await.0, index["paths"].get("apis/x.example.com/v1").is_some())
+    }
+}
+
+async fn event(stream: &mut BodyDataStream) -> Option<Value> {
+    let chunk = tokio::time::timeout(WAIT, stream.next()).await.expect("an event in time")?.unwrap();
+    Some(serde_json::from_slice(&chunk).unwrap())
+}
+
+fn widget(name: &str, color: &str) -> Value {
+    json!({"apiVersion": "x.example.com/v1", "kind": "Widget", "metadata": {"name": name}, "data": {"color": color}})
+}
+
+#[tokio::test]
+async fn a_resource_comes_and_goes_on_a_running_server() {
+    let server = Server::open().await;
+    let (tag_before, _) = server.aggregated().await;
+    let mut maps = server.watch("/api/v1/configmaps?watch=true").await;
+    assert_eq!(server.documents().await, (false, 404, false));
+    assert_eq!(server.get(WIDGETS).await.0, 404);
+
+    server.0.add_resource(widgets()).await.unwrap();
+    assert_eq!(server.0.add_resource(widgets()).await, Err(Taken::Name("widgets.x.example.com".into())));
+    let elsewhere = ResourceInfo { plural: "gadgets".into(), ..widgets() };
+    assert_eq!(server.0.add_resource(elsewhere).await, Err(Taken::Prefix("widgets.x.example.com".into())));
+
+    let (tag, listed) = server.aggregated().await;
+    assert!(listed && tag != tag_before);
+    assert_eq!(server.documents().await, (true, 200, true));
+    let (_, resources) = server.get("/apis/x.example.com/v1").await;
+    assert_eq!(resources["resources"][0]["shortNames"], json!(["wd"]));
+    let (_, index) = server.get("/openapi/v3").await;
+    let url = index["paths"]["apis/x.example.com/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
+    let (code, document) = server.get(&url).await;
+    assert_eq!((code, document["paths"].get(WIDGETS.replace("default", "{namespace}")).is_some()), (200, true));
+
+    let mut watch = server.watch(&format!("{WIDGETS}?watch=true")).await;
+    assert_eq!(server.ask("POST", WIDGETS, widget("bad", "none")).await.0, 422, "its own rules hold");
+    let (code, made) = server.ask("POST", WIDGETS, widget("w", "red")).await;
+    assert_eq!((code, &made["kind"], &made["apiVersion"]), (201, &json!("Widget"), &json!("x.example.com/v1")));
+    assert_eq!(server.get(WIDGETS).await.1["items"].as_array().unwrap().len(), 1);
+    let seen = event(&mut watch).await.unwrap();
+    assert_eq!((&seen["type"], &seen["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("w")));
+    let objects = server.0.objects();
+    let found = apiserver_resources::objects::Objects::get(&*objects, "x.example.com", "widgets", "default", "w");
+    assert_eq!(found.unwrap()["data"]["color"], "red", "what reads objects by name finds it");
+
+    let name = widgets();
+    assert!(server.0.remove_resource(name.gvr()).await && !server.0.remove_resource(name.gvr()).await);
+    assert_eq!(event(&mut watch).await, None, "its watches end");
+    assert_eq!(server.documents().await, (false, 404, false));
+    assert_eq!(server.aggregated().await, (tag_before, false));
+    assert_eq!(server.get(WIDGETS).await.0, 404);
+    assert_eq!(server.ask("POST", WIDGETS, widget("v", "red")).await.0, 404);
+    assert_eq!(server.get(&format!("{WIDGETS}?watch=true")).await.0, 404);
+    assert_eq!(server.get(&url).await.0, 404);
+
+    // Other kinds' watches go on, and what was stored is there again with its kind.
+    let map = json!({"metadata": {"name": "m"}});
+    assert_eq!(server.ask("POST", "/api/v1/namespaces/default/configmaps", map).await.0, 201);
+    assert_eq!(event(&mut maps).await.unwrap()["object"]["metadata"]["name"], "m");
+    server.0.add_resource(widgets()).await.unwrap();
+    assert_eq!(server.get(&format!("{WIDGETS}/w")).await.1["data"]["color"], "red");
+    assert_eq!(server.aggregated().await.0, tag);
+}
