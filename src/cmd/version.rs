@@ -3,7 +3,7 @@
 use super::Failure;
 
 /// The API's version: what it behaves like (contract.md §2).
-pub(crate) const KUBERNETES: &str = apiserver::http::discovery::VERSION;
+pub(crate) const KUBERNETES: &str = apiserver::catalog::discovery::VERSION;
 
 /// Prints one `key: value` line for each version.
 ///
