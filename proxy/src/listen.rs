@@ -4,22 +4,17 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use machinery_api::ObjectKey;
-use machinery_serve::descriptors::{Class, Descriptors, Held};
-use tokio::net::TcpListener;
-use tokio::sync::OwnedSemaphorePermit;
+use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener};
+use machinery_serve::descriptors::Class;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::server;
 use crate::l4;
 use crate::state::ProxyState;
 use crate::table::{Change, Listen, PortRoute};
-
-/// Pause after a failed accept (out of file handles): long enough not to spin, short enough not to be noticed after.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// A port that could not be bound, for the Service's event.
 #[derive(Debug)]
@@ -33,13 +28,12 @@ pub(crate) struct BindFailure {
 #[derive(Clone)]
 pub(crate) struct Tenure {
     pub(crate) stop: CancellationToken,
-    pub(crate) _permit: Arc<OwnedSemaphorePermit>,
+    pub(crate) _permit: Arc<ConnectionPermit>,
 }
 
 struct Open {
     route: Arc<ArcSwap<PortRoute>>,
     stop: CancellationToken,
-    _held: [Held; 2],
 }
 
 /// All listeners of one data plane.
@@ -88,12 +82,12 @@ impl Listeners {
             Listen::Cluster(ip, port) => SocketAddr::new(ip, port),
             Listen::Node(port) => SocketAddr::new(self.state.config.bind, port),
         };
-        match bind(address) {
-            Ok((listener, held)) => {
+        match Listener::bind(address) {
+            Ok(listener) => {
                 self.failed.remove(&listen);
                 let route = Arc::new(ArcSwap::new(route));
-                let open = Open { route, stop: self.stop.child_token(), _held: held };
-                tokio::spawn(accept(self.state.clone(), listener, open.route.clone(), open.stop.clone()));
+                let open = Open { route, stop: self.stop.child_token() };
+                tokio::spawn(run(self.state.clone(), listener, open.route.clone(), open.stop.clone()));
                 self.open.insert(listen, open);
                 None
             }
@@ -106,53 +100,19 @@ impl Listeners {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<(TcpListener, [Held; 2])> {
-    // Its own, and the one connection that waits at it for a permit.
-    let descriptors = Descriptors::process();
-    let held = [descriptors.take(Class::Listeners)?, descriptors.take(Class::Listeners)?];
-    let listener = std::net::TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    Ok((TcpListener::from_std(listener)?, held))
-}
-
-async fn accept(
-    state: Arc<ProxyState>,
-    listener: TcpListener,
-    route: Arc<ArcSwap<PortRoute>>,
-    stop: CancellationToken,
-) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_RETRY).await;
-                continue;
-            }
-        };
-        // Only now: a listener that nobody calls must not hold what others wait for. Each holds one connection that waits.
-        let permit = tokio::select! {
-            permit = state.connections.clone().acquire_owned() => permit,
-            () = stop.cancelled() => return,
-        };
-        let Ok(permit) = permit else { return };
-        // Closed at once where pods' own listeners on the host hold the rest of what clients may.
-        let Ok(held) = Descriptors::process().take(Class::Clients) else { continue };
-        let _ = stream.set_nodelay(true);
+/// Serves a listener's connections until `stop`; open requests have their answers then.
+async fn run(state: Arc<ProxyState>, listener: Listener, route: Arc<ArcSwap<PortRoute>>, stop: CancellationToken) {
+    let limit = Limit::Permits(state.connections.clone(), Class::Clients);
+    let each = |stream, peer, permit| {
         let (state, route, stop) = (state.clone(), route.clone(), stop.clone());
-        tokio::spawn(async move {
+        async move {
             let now = route.load_full();
             if state.is_http(&now) {
-                server::serve(state, route, stream, peer, Tenure { stop, _permit: Arc::new(permit) }).await;
+                server::serve(state, route, stream, peer, Tenure { stop, _permit: permit }).await;
             } else {
                 l4::serve(&state, &now, stream, peer, stop).await;
-                drop(permit);
             }
-            drop(held);
-        });
-    }
+        }
+    };
+    accept::serve(listener, limit, None, &stop, each).await;
 }

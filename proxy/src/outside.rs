@@ -16,7 +16,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ipnet::IpNet;
 use machinery_env::Env;
-use machinery_serve::descriptors::{Class, Descriptors};
+use machinery_serve::descriptors::{Class, Descriptors, Held};
 use machinery_serve::net::framing::{self, WantsUpgrade};
 use machinery_serve::net::{Body, BoxError, Caller, DialError, Io, Stream};
 use rustls::pki_types::pem::PemObject as _;
@@ -47,6 +47,11 @@ const BUFFER_BYTES_MAX: usize = 64 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// And given up where the answer takes longer.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Between two looks for a free descriptor for a connection to an endpoint.
+const BACKEND_PAUSE: Duration = Duration::from_millis(10);
+/// Looks, before a request is told that there is none: a second.
+const BACKEND_TRIES: u32 = 100;
 
 /// The cluster's CA could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +143,7 @@ impl Outside {
         let address = |ip: &IpAddr| SocketAddr::new(*ip, port);
         let stream = self.connect(addresses.iter().map(address).collect(), name).await?;
         let to = To { caller: Some(caller), address: SocketAddr::new(addresses[0], port), name, https, keep: false };
-        let sender = self.http1(&to, stream).await?;
+        let sender = self.http1(&to, Stream::Tcp(stream)).await?;
         self.send_http1(&to, sender, false, request, permit).await.map_err(Unsent::error)
     }
 
@@ -242,7 +247,7 @@ impl Outside {
             }
         }
         let connected = async {
-            let stream = self.connect(vec![to.address], to.name).await?;
+            let stream = self.connect_to(to).await?;
             self.http1(to, stream).await
         };
         match connected.await {
@@ -281,7 +286,30 @@ impl Outside {
         Ok(stream)
     }
 
-    async fn http1(&self, to: &To<'_>, stream: TcpStream) -> Result<Http1, DialError> {
+    /// Connects to the one address. What may be kept for others holds a descriptor of its own as long as it is open.
+    async fn connect_to(&self, to: &To<'_>) -> Result<Stream, DialError> {
+        if !to.keep {
+            return Ok(Stream::Tcp(self.connect(vec![to.address], to.name).await?));
+        }
+        let held = self.backend().await.map_err(|error| to.failed(error.into()))?;
+        let stream = self.connect(vec![to.address], to.name).await?;
+        Ok(Stream::Tcp(stream).holding(held))
+    }
+
+    /// A descriptor for a connection to an endpoint; idle ones are closed for it, and those in use get a moment to end.
+    async fn backend(&self) -> std::io::Result<Held> {
+        let descriptors = Descriptors::process();
+        for _ in 0..BACKEND_TRIES {
+            if let Ok(held) = descriptors.take(Class::Backends) {
+                return Ok(held);
+            }
+            self.pool.close_idle();
+            tokio::time::sleep(BACKEND_PAUSE).await;
+        }
+        descriptors.take(Class::Backends)
+    }
+
+    async fn http1(&self, to: &To<'_>, stream: Stream) -> Result<Http1, DialError> {
         let shake = async {
             let io: Box<dyn Io> = if to.https {
                 let server = to.name.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -307,7 +335,7 @@ impl Outside {
     }
 
     async fn http2(&self, to: &To<'_>) -> Result<Http2, DialError> {
-        let stream = self.connect(vec![to.address], to.name).await?;
+        let stream = self.connect_to(to).await?;
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
         let shake = tokio::time::timeout(CONNECT_TIMEOUT, builder.handshake::<_, Body>(TokioIo::new(stream))).await;

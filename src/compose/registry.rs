@@ -63,7 +63,7 @@ pub(super) async fn serve(
     stop: CancellationToken,
 ) {
     let credentials = Credentials { user: USER.into(), password };
-    registry::serve(listener, registry::router(store, &credentials, env), stop).await;
+    registry::serve(listener, registry::router(store, &credentials, env.clone()), env, stop).await;
 }
 
 /// Tells tools where the registry is (KEP-1755).

@@ -1,13 +1,18 @@
-//! Taking connections within a bound: whoever showed an identity keeps its seat, and of the others the oldest makes
+//! The one accept loop: connections within a limit, served each by itself, drained at the end. Whoever showed an identity keeps its seat, and of the others the oldest makes
 //! way for the next, so that strangers who connect and stay silent keep nobody out.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::descriptors::{Class, Descriptors, Held};
 
 /// After a failed `accept` (the system has no descriptors left), in order not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -88,12 +93,147 @@ impl Drop for Seat {
     }
 }
 
-/// The next connection with its seat. Holds one connection without a seat at most, while it waits for one.
-pub async fn accept(listener: &TcpListener, seats: &Arc<Seats>) -> (TcpStream, SocketAddr, Seat) {
+/// How many connections may be open at once.
+#[derive(Debug, Clone)]
+pub enum Limit {
+    /// Whoever showed an identity keeps its seat, and the oldest stranger makes way for the next.
+    Seats(Arc<Seats>),
+    /// So many at once, over all listeners that share them; the next ones wait. Each needs a descriptor of the class, too,
+    /// and is closed at once where that has none left.
+    Permits(Arc<Semaphore>, Class),
+}
+
+impl Limit {
+    /// Waits for a place; none where the connection is to be closed.
+    async fn permit(&self) -> Option<ConnectionPermit> {
+        match self {
+            Self::Seats(seats) => Some(ConnectionPermit::Seat(seats.take().await)),
+            Self::Permits(permits, class) => {
+                let permit = permits.clone().acquire_owned().await.ok()?;
+                let held = Descriptors::process().take(*class).ok()?;
+                Some(ConnectionPermit::Counted { _permit: permit, _held: held })
+            }
+        }
+    }
+}
+
+/// What an open connection holds. What it becomes by an upgrade holds it on.
+#[derive(Debug)]
+pub enum ConnectionPermit {
+    /// Of [`Limit::Seats`].
+    Seat(Seat),
+    /// Of [`Limit::Permits`].
+    Counted {
+        /// Its place.
+        _permit: OwnedSemaphorePermit,
+        /// Its descriptor.
+        _held: Held,
+    },
+}
+
+impl ConnectionPermit {
+    /// The peer showed who it is: the connection no longer makes way for others.
+    pub fn identify(&self) {
+        if let Self::Seat(seat) = self {
+            seat.identify();
+        }
+    }
+
+    /// Resolves when the connection has to make way for another.
+    async fn lost(&self) {
+        match self {
+            Self::Seat(seat) => seat.lost().await,
+            Self::Counted { .. } => std::future::pending().await,
+        }
+    }
+}
+
+/// A socket that takes connections, with the descriptors that it holds.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    _held: Option<[Held; 2]>,
+}
+
+impl Listener {
+    /// Listens for a Service or a pod: counted among the listeners, with the one connection that waits at it.
+    ///
+    /// # Errors
+    /// The address is taken or not allowed, or there are too many listeners.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let descriptors = Descriptors::process();
+        let held = [descriptors.take(Class::Listeners)?, descriptors.take(Class::Listeners)?];
+        let socket = std::net::TcpListener::bind(address)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket: TcpListener::from_std(socket)?, _held: Some(held) })
+    }
+}
+
+/// One of the few listeners of the process itself, which nothing may keep out.
+impl From<TcpListener> for Listener {
+    fn from(socket: TcpListener) -> Self {
+        Self { socket, _held: None }
+    }
+}
+
+/// Takes connections until `stop`, then lets the open ones end for `drain` (for as long as they take where none) and cuts
+/// off the rest. Each connection is served by what `serve` makes of it, and closed when that ends.
+///
+/// A listener that nobody calls holds no place: a connection asks for one when it is there, and one waits at each
+/// listener at most. Dropping the future cuts off all connections.
+pub async fn serve<F>(
+    listener: Listener,
+    limit: Limit,
+    drain: Option<Duration>,
+    stop: &CancellationToken,
+    serve: impl Fn(TcpStream, SocketAddr, Arc<ConnectionPermit>) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
+    let _cut_when_dropped = cut.clone().drop_guard();
+    loop {
+        let next = async {
+            let (stream, peer) = accept(&listener.socket).await;
+            limit.permit().await.map(|permit| (stream, peer, Arc::new(permit)))
+        };
+        let (stream, peer, permit) = tokio::select! {
+            () = stop.cancelled() => break,
+            next = next => match next {
+                Some(next) => next,
+                None => continue,
+            },
+        };
+        // Small answers go out at once; a socket that refuses is only slower.
+        let _ = stream.set_nodelay(true);
+        let (connection, cut) = (serve(stream, peer, permit.clone()), cut.clone());
+        connections.spawn(async move {
+            tokio::select! {
+                () = cut.cancelled() => {}
+                () = permit.lost() => tracing::debug!(%peer, "a stranger's connection made way for another"),
+                () = connection => {}
+            }
+        });
+    }
+    drop(listener);
+    connections.close();
+    match drain {
+        None => connections.wait().await,
+        Some(drain) => {
+            let _ = tokio::time::timeout(drain, connections.wait()).await;
+            cut.cancel();
+            connections.wait().await;
+        }
+    }
+}
+
+/// The next connection.
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     let mut failing = false;
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => return (stream, peer, seats.take().await),
+            Ok(accepted) => return accepted,
             Err(error) => {
                 // Once per spell of failures: the log must not grow with the attempts.
                 if !std::mem::replace(&mut failing, true) {
@@ -107,6 +247,8 @@ pub async fn accept(listener: &TcpListener, seats: &Arc<Seats>) -> (TcpStream, S
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     /// Polls once.
@@ -136,5 +278,76 @@ mod tests {
         assert!(waits.is_none(), "all are known: the next one waits");
         drop(next);
         assert!(now_or_never(seats.take()).is_some());
+    }
+
+    /// A listener under `limit` whose connections answer each byte, and stay.
+    fn echoing(
+        limit: Limit,
+        drain: Option<Duration>,
+        stop: &CancellationToken,
+    ) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (address, stop) = (listener.socket.local_addr().unwrap(), stop.clone());
+        let running = tokio::spawn(async move {
+            serve(listener, limit, drain, &stop, |mut stream, _, permit| async move {
+                let _permit = permit;
+                let (mut reads, mut writes) = stream.split();
+                let _ = tokio::io::copy(&mut reads, &mut writes).await;
+            })
+            .await;
+        });
+        (address, running)
+    }
+
+    async fn echoed(stream: &mut TcpStream) -> io::Result<u8> {
+        stream.write_all(b"x").await?;
+        stream.read_u8().await
+    }
+
+    #[tokio::test]
+    async fn idle_listeners_hold_no_place() {
+        let permits = Arc::new(Semaphore::new(1));
+        let stop = CancellationToken::new();
+        let limit = || Limit::Permits(permits.clone(), Class::Clients);
+        // More listeners than places, all idle but one.
+        let all: Vec<_> = (0..4).map(|_| echoing(limit(), None, &stop)).collect();
+        for (address, _) in &all {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            assert_eq!(echoed(&mut stream).await.unwrap(), b'x');
+            assert_eq!(permits.available_permits(), 0);
+            // The next one waits for the place of the one before.
+            let mut next = TcpStream::connect(all[0].0).await.unwrap();
+            drop(stream);
+            assert_eq!(echoed(&mut next).await.unwrap(), b'x');
+        }
+        stop.cancel();
+        for (_, running) in all {
+            running.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn open_connections_have_the_drain_and_no_more() {
+        let stop = CancellationToken::new();
+        let seats = Limit::Seats(Seats::new(2));
+        let (address, running) = echoing(seats, Some(Duration::from_millis(200)), &stop);
+        let (mut one, mut two) =
+            (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
+        echoed(&mut one).await.unwrap();
+        echoed(&mut two).await.unwrap();
+        stop.cancel();
+        assert_eq!(echoed(&mut one).await.unwrap(), b'x', "during the drain");
+        drop(one);
+        running.await.unwrap();
+        assert!(echoed(&mut two).await.is_err(), "cut off");
+    }
+
+    #[tokio::test]
+    async fn dropping_the_loop_cuts_off_its_connections() {
+        let (address, running) = echoing(Limit::Seats(Seats::new(2)), None, &CancellationToken::new());
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        echoed(&mut stream).await.unwrap();
+        running.abort();
+        assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0);
     }
 }

@@ -1,6 +1,7 @@
 //! The serving kit: what every server of this process is built from, and the seam between those who call and those who answer.
 //!
-//! - [`accept`]: taking connections within a bound, strangers going first.
+//! - [`accept`]: the one accept loop: limits, strangers going first, drain.
+//! - [`connection`]: HTTP on a connection of a server that strangers reach.
 //! - [`descriptors`]: the process's file descriptors, shared out by class.
 //! - [`net`]: `Dial` and `Serve`, the seam between guests' calls, the data plane and pods.
 //! - [`unread`]: what becomes of a request's body that nobody read.
@@ -9,6 +10,8 @@
 #![warn(missing_docs)]
 
 pub mod accept;
+pub mod connection;
 pub mod descriptors;
+mod hooked;
 pub mod net;
 pub mod unread;

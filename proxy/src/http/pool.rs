@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
 use machinery_env::Env;
+use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::Body;
 
 /// How long a connection is kept that nobody uses.
 const IDLE: Duration = Duration::from_secs(90);
 /// Idle connections to one endpoint: what a burst leaves behind need not all stay.
 const IDLE_PER_ENDPOINT_MAX: usize = 8;
-/// Idle connections of HTTP/1.1 and connections of HTTP/2 in all: bounds file handles.
+/// Idle connections of HTTP/1.1 and connections of HTTP/2 in all, within half of what connections to endpoints may hold.
 const KEPT_MAX: usize = 128;
 /// How often connections are looked at that nobody has used.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
@@ -35,6 +36,7 @@ struct Inner {
     env: Env,
     kept: Mutex<Kept>,
     sweeping: AtomicBool,
+    kept_max: usize,
 }
 
 #[derive(Default)]
@@ -60,7 +62,14 @@ impl Kept {
 
 impl Pool {
     pub(crate) fn new(env: Env) -> Self {
-        Self { inner: Arc::new(Inner { env, kept: Mutex::default(), sweeping: AtomicBool::new(false) }) }
+        let kept_max = KEPT_MAX.min(Descriptors::process().max(Class::Backends) / 2);
+        let (kept, sweeping) = (Mutex::default(), AtomicBool::new(false));
+        Self { inner: Arc::new(Inner { env, kept, sweeping, kept_max }) }
+    }
+
+    /// Closes the connections that carry no request, so that others can be made.
+    pub(crate) fn close_idle(&self) {
+        self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner).http1.clear();
     }
 
     /// An idle connection to an endpoint.
@@ -110,10 +119,10 @@ impl Pool {
     fn put(&self, put: impl FnOnce(&mut Kept, Duration)) {
         let now = self.inner.env.elapsed();
         let mut kept = self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.count() >= KEPT_MAX {
+        if kept.count() >= self.inner.kept_max {
             kept.sweep(now);
         }
-        if kept.count() < KEPT_MAX {
+        if kept.count() < self.inner.kept_max {
             put(&mut kept, now);
         }
         drop(kept);

@@ -1,7 +1,6 @@
 //! A connection that ends in a reset where a body on it broke off. HTTP/1.1 has a last chunk to miss; for a client of
 //! HTTP/1.0 any other end of the connection is the body's own.
 
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,9 +9,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Body, BoxError, Stream};
+use crate::hooked::{Hook, Hooked};
 
 /// Whether a body on a connection broke off.
 #[derive(Clone, Default)]
@@ -25,8 +24,8 @@ impl Broken {
     }
 
     /// The connection's stream; a socket is reset at its end if one did.
-    pub(super) fn connection(&self, stream: Stream) -> Connection {
-        Connection { stream, broken: self.clone() }
+    pub(super) fn connection(&self, stream: Stream) -> Hooked<Stream, Self> {
+        Hooked::new(stream, self.clone())
     }
 }
 
@@ -56,51 +55,13 @@ impl http_body::Body for Watched {
     }
 }
 
-/// A client's connection.
-pub(super) struct Connection {
-    stream: Stream,
-    broken: Broken,
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        if self.broken.0.load(Ordering::Relaxed)
-            && let Stream::Tcp(stream) = &self.stream
+impl Hook<Stream> for Broken {
+    fn ends(&mut self, stream: &Stream) {
+        if self.0.load(Ordering::Relaxed)
+            && let Stream::Tcp(stream) = stream
         {
             // Where that fails the connection is gone already.
             let _ = stream.set_zero_linger();
         }
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, into)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }

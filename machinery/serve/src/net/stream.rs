@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use crate::hooked::{Hook, Hooked};
+
 /// What waits in each direction of a pipe within the process: as much as a socket's usual window.
 pub const PIPE_BYTES: usize = 64 << 10;
 /// Datagrams that wait in each direction; later ones are dropped, as a full socket does.
@@ -49,7 +51,7 @@ impl Stream {
     /// The same stream, with something that it keeps as long as it lives.
     #[must_use]
     pub fn holding(self, held: impl Send + Unpin + 'static) -> Self {
-        Self::Tunnel(Box::new(Holding { stream: self, _held: held }))
+        Self::Tunnel(Box::new(Hooked::new(self, Holding(held))))
     }
 
     fn io(&mut self) -> Pin<&mut dyn Io> {
@@ -61,28 +63,12 @@ impl Stream {
     }
 }
 
-struct Holding<T> {
-    stream: Stream,
-    _held: T,
-}
+/// Keeps something as long as a stream lives.
+struct Holding<T>(T);
 
-impl<T: Unpin> AsyncRead for Holding<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, into)
-    }
-}
-
-impl<T: Unpin> AsyncWrite for Holding<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+impl<T: Unpin> Hook<Stream> for Holding<T> {
+    fn ends(&mut self, _: &Stream) {
+        let Self(_held) = self;
     }
 }
 

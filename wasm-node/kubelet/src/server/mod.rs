@@ -15,11 +15,10 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use kube::Client;
 use machinery_env::Env;
-use machinery_serve::accept::{Seat, accept};
+use machinery_serve::accept::{self, ConnectionPermit, Limit};
 use machinery_serve::descriptors::Descriptors;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
@@ -36,6 +35,8 @@ use runtime_api::Runtime;
 
 /// How long a handshake and a request's head may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// After the stop, answers under way have this long; a log that is followed has no end of its own.
+const DRAIN: Duration = Duration::from_millis(500);
 
 /// The certificate that a node serves with, and the CA of those who may ask it. All PEM.
 #[derive(Clone)]
@@ -116,6 +117,7 @@ pub(crate) fn serve(
     stop: CancellationToken,
 ) -> Result<impl Future<Output = ()> + use<>, ServerError> {
     let acceptor = tls(with)?;
+    let env = kubelet.env.clone();
     let authority = Arc::new(Authority::new(kubelet.client.clone(), kubelet.env.clone(), kubelet.node.clone()));
     let router = Router::new()
         .route("/healthz", get(async || "ok"))
@@ -128,44 +130,35 @@ pub(crate) fn serve(
         .layer(from_fn_with_state(authority, authorize))
         .with_state(kubelet);
     Ok(async move {
-        let seats = Descriptors::process().node_seats();
-        let mut connections = tokio::task::JoinSet::new();
-        loop {
-            while connections.try_join_next().is_some() {}
-            let (stream, _, seat) = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = accept(&listener, seats) => accepted,
-            };
-            let seat = Arc::new(seat);
-            let (acceptor, router) = (acceptor.clone(), router.clone());
-            connections.spawn(async move {
-                let connection = connection(stream, seat.clone(), acceptor, router);
-                tokio::select! {
-                    () = seat.lost() => {}
-                    () = connection => {}
-                }
-            });
-        }
+        let limit = Limit::Seats(Descriptors::process().node_seats().clone());
+        let each =
+            |stream, _, permit| connection(stream, permit, acceptor.clone(), router.clone(), env.clone(), stop.clone());
+        accept::serve(listener.into(), limit, Some(DRAIN), &stop, each).await;
     })
 }
 
-async fn connection(stream: TcpStream, seat: Arc<Seat>, acceptor: TlsAcceptor, router: Router) {
-    let _ = stream.set_nodelay(true);
+async fn connection(
+    stream: TcpStream,
+    permit: Arc<ConnectionPermit>,
+    acceptor: TlsAcceptor,
+    router: Router,
+    env: Env,
+    stop: CancellationToken,
+) {
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
         return;
     };
     let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let identity = peer.and_then(|certificate| Identity::of_certificate(certificate));
-    let router = router.layer(axum::Extension(identity)).layer(axum::Extension(seat));
-    let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT);
-    server.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
-    let service = TowerToHyperService::new(router);
-    let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+    let router = router.layer(axum::Extension(identity)).layer(axum::Extension(permit));
+    if let Err(error) = machinery_serve::connection::serve(stream, &env, TowerToHyperService::new(router), &stop).await
+    {
+        tracing::debug!(error, "a connection to the kubelet ended");
+    }
 }
 
 async fn authorize(State(authority): State<Arc<Authority>>, request: Request, next: Next) -> Response {
-    let seat = request.extensions().get::<Arc<Seat>>().cloned();
+    let seat = request.extensions().get::<Arc<ConnectionPermit>>().cloned();
     let certificate = request.extensions().get::<Option<Identity>>().cloned().flatten();
     let token = request
         .headers()

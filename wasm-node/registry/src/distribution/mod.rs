@@ -20,7 +20,7 @@ use base64::Engine as _;
 use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use machinery_env::Env;
-use machinery_serve::accept::Seat;
+use machinery_serve::accept::ConnectionPermit;
 use machinery_serve::unread::{UnreadBody, UnreadBounds};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -134,7 +134,7 @@ impl Registry {
 
     async fn answer(self: &Arc<Self>, request: Request) -> Answer {
         self.authenticate(request.headers())?;
-        if let Some(seat) = request.extensions().get::<Arc<Seat>>() {
+        if let Some(seat) = request.extensions().get::<Arc<ConnectionPermit>>() {
             seat.identify();
         }
         let (parts, body) = request.into_parts();

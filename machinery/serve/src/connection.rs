@@ -1,0 +1,280 @@
+//! HTTP on one connection of a server that strangers reach: the same times and sizes for all of them (API server, kubelet,
+//! registry), so that a client which sends slowly, says nothing or never reads keeps nothing for long.
+//!
+//! What the pod network serves has bounds and framing of its own: [`crate::net::http`].
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use machinery_env::Env;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::CancellationToken;
+
+use crate::hooked::{Hook, Hooked};
+use crate::net::BoxError;
+
+/// HTTP/1.1: from the first byte of a request's head, or the connection's start, to the head's end (upstream's).
+const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
+/// HTTP/1.1: from the last answer to the first byte of the next request (upstream's).
+const KEPT_ALIVE_MAX: Duration = Duration::from_secs(90);
+/// HTTP/2: a silent connection is asked this often whether it still lives, and dropped when no answer comes.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// See [`PING_INTERVAL`].
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+/// A connection on which nothing has been asked for this long is closed, so that idle ones don't keep the seats.
+const IDLE_MAX: Duration = Duration::from_secs(180);
+/// What a client of HTTP/2 begins with.
+const HTTP2_BEGINNING: &[u8] = b"PRI * HTTP/2";
+/// How often that is looked at.
+const IDLE_CHECK: Duration = Duration::from_secs(60);
+/// HTTP/2 streams at once per connection (upstream's default).
+const STREAMS_MAX: u32 = 250;
+/// All header fields of one request: tokens are long, and impersonation adds more.
+const HEADER_BYTES_MAX: u32 = 64 * 1024;
+
+/// Serves HTTP/1.1 and HTTP/2, upgrades included, until the connection ends, nothing has been asked for long, or `stop`;
+/// requests that run then have their answers first.
+///
+/// # Errors
+/// The connection broke off.
+pub async fn serve<S, V, B>(stream: S, env: &Env, service: V, stop: &CancellationToken) -> Result<(), BoxError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    V: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+    V::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let activity = Arc::new(Activity::new(env));
+    let seen = activity.clone();
+    let counted = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let running = Running::begin(&seen);
+        let answer = service.call(request);
+        async move {
+            // The body holds on to it until it has been sent or given up.
+            answer.await.map(|answer| answer.map(|body| Watched { body: Box::pin(body), _running: running }))
+        }
+    });
+    let stream = Hooked::new(stream, Heads::new(activity.clone(), HEADER_TIMEOUT));
+    let server = builder();
+    let serving = server.serve_connection_with_upgrades(TokioIo::new(stream), counted);
+    tokio::pin!(serving);
+    loop {
+        tokio::select! {
+            ended = serving.as_mut() => return ended,
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(IDLE_CHECK) => {
+                if !activity.is_idle() {
+                    continue;
+                }
+            }
+        }
+        serving.as_mut().graceful_shutdown();
+        return serving.await;
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(KEPT_ALIVE_MAX);
+    server
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX);
+    server
+}
+
+/// What goes on over a connection.
+struct Activity {
+    env: Env,
+    /// Requests that ever began.
+    begun: AtomicUsize,
+    running: AtomicUsize,
+    /// When the last request ended, in seconds of the environment's monotonic clock.
+    ended_at: AtomicU64,
+}
+
+impl Activity {
+    fn new(env: &Env) -> Self {
+        let ended_at = AtomicU64::new(env.elapsed().as_secs());
+        Self { env: env.clone(), begun: AtomicUsize::new(0), running: AtomicUsize::new(0), ended_at }
+    }
+
+    fn is_idle(&self) -> bool {
+        let since = self.env.elapsed().as_secs().saturating_sub(self.ended_at.load(Ordering::Acquire));
+        self.running.load(Ordering::Acquire) == 0 && since >= IDLE_MAX.as_secs()
+    }
+}
+
+/// One request on a connection, from its head to the end of its answer.
+struct Running(Arc<Activity>);
+
+impl Running {
+    fn begin(activity: &Arc<Activity>) -> Self {
+        activity.running.fetch_add(1, Ordering::AcqRel);
+        activity.begun.fetch_add(1, Ordering::AcqRel);
+        Self(activity.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.ended_at.store(self.0.env.elapsed().as_secs(), Ordering::Release);
+        self.0.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Ends a stream where the head of a request (HTTP/1.1) takes longer than [`HEADER_TIMEOUT`] from its first byte.
+struct Heads {
+    activity: Arc<Activity>,
+    /// It speaks HTTP/2, which has times of its own.
+    http2: bool,
+    /// On its way is the head that follows so many requests.
+    head: Option<usize>,
+    time_max: Duration,
+    deadline: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl Heads {
+    /// Of a new connection: its first request is due from now on.
+    fn new(activity: Arc<Activity>, time_max: Duration) -> Self {
+        let deadline = Box::pin(tokio::time::sleep(time_max));
+        Self { activity, http2: false, head: Some(0), time_max, deadline }
+    }
+}
+
+impl<S: AsyncRead + Unpin> Hook<S> for Heads {
+    fn poll_read(
+        &mut self,
+        stream: Pin<&mut S>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let polled = stream.poll_read(context, into);
+        let fresh = &into.filled()[before..];
+        self.http2 |= self.head == Some(0) && fresh.starts_with(HTTP2_BEGINNING);
+        if self.http2 {
+            return polled;
+        }
+        let begun = self.activity.begun.load(Ordering::Acquire);
+        if self.head.is_some_and(|head| head != begun) {
+            self.head = None;
+        }
+        // What comes while a request runs is its body.
+        if !fresh.is_empty() && self.head.is_none() && self.activity.running.load(Ordering::Acquire) == 0 {
+            self.head = Some(begun);
+            self.deadline.as_mut().reset(tokio::time::Instant::now() + self.time_max);
+        }
+        if polled.is_pending() && self.head.is_some() && self.deadline.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        polled
+    }
+}
+
+/// A body that counts as running until it is dropped.
+struct Watched<B> {
+    body: Pin<Box<B>>,
+    _running: Running,
+}
+
+impl<B: http_body::Body> http_body::Body for Watched<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<B::Data>, B::Error>>> {
+        self.body.as_mut().poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[test]
+    fn a_connection_is_idle_when_its_last_answer_ended_long_ago() {
+        let (env, clock) = Env::seeded(1, Timestamp::UNIX_EPOCH);
+        let activity = Arc::new(Activity::new(&env));
+        let watch = Running::begin(&activity);
+        clock.advance(IDLE_MAX * 2);
+        assert!(!activity.is_idle(), "a watch runs");
+        drop(watch);
+        assert!(!activity.is_idle(), "it has only just ended");
+        clock.advance(IDLE_MAX);
+        assert!(activity.is_idle());
+    }
+
+    #[tokio::test]
+    async fn a_head_has_its_time_and_a_body_more() {
+        const TIME_MAX: Duration = Duration::from_millis(100);
+        let env = Env::real();
+        let connection = || {
+            let activity = Arc::new(Activity::new(&env));
+            let (stream, client) = tokio::io::duplex(64);
+            (Hooked::new(stream, Heads::new(activity.clone(), TIME_MAX)), client, activity)
+        };
+        let ended =
+            async |heads: &mut Hooked<tokio::io::DuplexStream, Heads>| heads.read(&mut [0]).await.map_err(|e| e.kind());
+        // A connection on which nothing comes.
+        let (mut heads, _client, _) = connection();
+        assert_eq!(ended(&mut heads).await, Err(io::ErrorKind::TimedOut));
+        // Bytes that trickle in buy no time: a writer that never stops is cut off.
+        let (mut heads, mut client, activity) = connection();
+        let began = env.elapsed();
+        let trickle = tokio::spawn(async move {
+            while client.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(TIME_MAX / 20).await;
+            }
+        });
+        while ended(&mut heads).await.is_ok() {}
+        assert!(env.elapsed() - began >= TIME_MAX);
+        drop(heads);
+        trickle.await.unwrap();
+        // A body, and the time to the next request, are not the head's; the next head is.
+        let (stream, mut client) = tokio::io::duplex(64);
+        let mut heads = Hooked::new(stream, Heads::new(activity.clone(), TIME_MAX));
+        let request = Running::begin(&activity);
+        client.write_all(b"b").await.unwrap();
+        assert_eq!(ended(&mut heads).await, Ok(1));
+        assert!(tokio::time::timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
+        drop(request);
+        assert!(tokio::time::timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
+        client.write_all(b"G").await.unwrap();
+        assert_eq!(ended(&mut heads).await, Ok(1));
+        assert_eq!(ended(&mut heads).await, Err(io::ErrorKind::TimedOut));
+        // HTTP/2 has times of its own.
+        let (mut heads, mut client, _) = connection();
+        client.write_all(HTTP2_BEGINNING).await.unwrap();
+        heads.read_exact(&mut [0; 12]).await.unwrap();
+        assert!(tokio::time::timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
+    }
+}

@@ -1,0 +1,74 @@
+//! A stream with something done at its reads or at its end. The one place where a stream's calls are handed on.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What is done beside a stream; as it stands, nothing.
+pub(crate) trait Hook<S: AsyncRead + Unpin>: Unpin {
+    /// Reads.
+    fn poll_read(
+        &mut self,
+        stream: Pin<&mut S>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        stream.poll_read(context, into)
+    }
+
+    /// The stream is dropped next.
+    fn ends(&mut self, _: &S) {}
+}
+
+/// A stream and its hook.
+pub(crate) struct Hooked<S: AsyncRead + Unpin, H: Hook<S>> {
+    stream: S,
+    hook: H,
+}
+
+impl<S: AsyncRead + Unpin, H: Hook<S>> Hooked<S, H> {
+    pub(crate) fn new(stream: S, hook: H) -> Self {
+        Self { stream, hook }
+    }
+}
+
+impl<S: AsyncRead + Unpin, H: Hook<S>> Drop for Hooked<S, H> {
+    fn drop(&mut self) {
+        self.hook.ends(&self.stream);
+    }
+}
+
+impl<S: AsyncRead + Unpin, H: Hook<S>> AsyncRead for Hooked<S, H> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.hook.poll_read(Pin::new(&mut this.stream), context, into)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin, H: Hook<S>> AsyncWrite for Hooked<S, H> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
