@@ -3,16 +3,20 @@
 //! A line in a file is `TIME STREAM TAG BYTES`, as container runtimes write it (CRI): tag `F` ends a line, `P` leaves it
 //! open. The bytes stay as the guest wrote them.
 
+mod budget;
 pub mod read;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+pub use budget::Budget;
+use budget::Kept;
 use machinery_env::Env;
 use tokio::sync::watch;
 
@@ -189,6 +193,9 @@ pub struct ContainerLog {
     /// Bytes in the current file; held while writing.
     size: Mutex<u64>,
     progress: watch::Sender<Progress>,
+    /// All bytes that were written.
+    written: AtomicU64,
+    kept: Arc<Kept>,
     writer: SyncSender<Arc<ContainerLog>>,
     this: std::sync::Weak<ContainerLog>,
 }
@@ -206,6 +213,23 @@ impl ContainerLog {
         &self.path
     }
 
+    /// Grows with everything that is written.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Removes a file of this log while nothing is written to it; `current`: the one that is being written.
+    fn cut(&self, current: bool, remove: impl FnOnce()) {
+        let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        remove();
+        if current {
+            *size = 0;
+            drop(size);
+            self.progress.send_modify(|progress| progress.rotations += 1);
+        }
+    }
+
     /// Lines and bytes that were dropped for the rate.
     #[must_use]
     pub fn dropped(&self) -> (u64, u64) {
@@ -219,7 +243,9 @@ impl ContainerLog {
             let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
             let at = self.env.now();
             let Pending { framer, lines, .. } = &mut *pending;
+            let before = lines.len();
             framer.finish(at, lines);
+            self.kept.waits(lines.len() - before);
         }
         self.flush();
         self.progress.send_modify(|progress| progress.closed = true);
@@ -233,20 +259,27 @@ impl ContainerLog {
             pending.queued = false;
             std::mem::take(&mut pending.lines)
         };
+        self.kept.waits_no_more(lines.len());
         if lines.is_empty() {
             return;
         }
         let mut rotated = 0;
         if *size > 0 && *size + lines.len() as u64 > FILE_BYTES_MAX {
             rotate(&self.path);
+            self.kept.rotated(&self.path);
             rotated = 1;
             *size = 0;
         }
         match append(&self.path, &lines) {
-            Ok(()) => *size += lines.len() as u64,
+            Ok(()) => {
+                *size += lines.len() as u64;
+                self.kept.wrote(&self.path, lines.len() as u64);
+                self.written.fetch_add(lines.len() as u64, Ordering::Relaxed);
+            }
             Err(error) => tracing::warn!(path = %self.path.display(), %error, "a container's log cannot be written"),
         }
         drop(size);
+        self.kept.trim();
         self.progress.send_modify(|progress| {
             progress.rotations += rotated;
             progress.writes += 1;
@@ -259,7 +292,9 @@ impl LogSink for ContainerLog {
         let wake = {
             let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
             let Pending { framer, lines, queued } = &mut *pending;
-            framer.take(stream, bytes, self.env.now(), self.env.elapsed(), WAITING_BYTES_MAX, lines);
+            let (before, room) = (lines.len(), self.kept.room(WAITING_BYTES_MAX));
+            framer.take(stream, bytes, self.env.now(), self.env.elapsed(), room, lines);
+            self.kept.waits(lines.len() - before);
             !lines.is_empty() && !std::mem::replace(queued, true)
         };
         if wake
@@ -311,12 +346,13 @@ fn rotate(path: &Path) {
 #[derive(Debug, Clone)]
 pub struct Writer {
     dirty: SyncSender<Arc<ContainerLog>>,
+    kept: Arc<Kept>,
     env: Env,
 }
 
 impl Writer {
-    /// Starts the thread; it ends when the last log and writer is gone.
-    pub fn start(env: Env) -> io::Result<Self> {
+    /// Starts the thread; it ends when the last log and writer is gone. `dir`: where the node's logs lie.
+    pub fn start(env: Env, budget: Budget, dir: &Path) -> io::Result<Self> {
         let (dirty, waiting): (_, Receiver<Arc<ContainerLog>>) = sync_channel(DIRTY_MAX);
         std::thread::Builder::new().name("coracle-logs".into()).spawn(move || {
             while let Ok(log) = waiting.recv() {
@@ -328,7 +364,7 @@ impl Writer {
                 }
             }
         })?;
-        Ok(Self { dirty, env })
+        Ok(Self { dirty, kept: Arc::new(Kept::new(budget, dir)), env })
     }
 
     /// Begins a log at `path` (its folder is made), after what is there already.
@@ -337,15 +373,32 @@ impl Writer {
             std::fs::create_dir_all(folder)?;
         }
         let size = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        Ok(Arc::new_cyclic(|this| ContainerLog {
+        let log = Arc::new_cyclic(|this| ContainerLog {
             path,
+            written: AtomicU64::new(0),
+            kept: self.kept.clone(),
             pending: Mutex::new(Pending { framer: Framer::new(self.env.elapsed()), lines: Vec::new(), queued: false }),
             env: self.env.clone(),
             size: Mutex::new(size),
             progress: watch::Sender::new(Progress::default()),
             writer: self.dirty.clone(),
             this: this.clone(),
-        }))
+        });
+        self.kept.opened(log.path(), Arc::downgrade(&log));
+        Ok(log)
+    }
+
+    /// Removes a log's files. Blocks on the disk.
+    pub fn remove(&self, path: &Path) {
+        for index in 0..FILES_MAX {
+            let _ = std::fs::remove_file(older(path, index));
+        }
+        self.kept.forget(path);
+    }
+
+    /// The logs below that folder were removed.
+    pub fn forget(&self, dir: &Path) {
+        self.kept.forget(dir);
     }
 }
 
@@ -410,7 +463,7 @@ mod tests {
     fn files_are_set_aside_and_the_oldest_goes() {
         let root = tempfile::tempdir().unwrap();
         let (env, clock) = Env::seeded(1, Timestamp::UNIX_EPOCH);
-        let writer = Writer::start(env).unwrap();
+        let writer = Writer::start(env, Budget::of_disk(0), root.path()).unwrap();
         let log = writer.open(root.path().join("c/0.log")).unwrap();
         let line = [&[b'y'; 65_535][..], b"\n"].concat();
         for _ in 0..(60 << 20) / line.len() {
@@ -423,5 +476,28 @@ mod tests {
         assert!(sizes[..5].iter().all(|size| *size > 0 && *size <= FILE_BYTES_MAX), "{sizes:?}");
         assert_eq!(sizes[5], 0);
         assert!(log.progress().borrow().closed);
+    }
+
+    #[test]
+    fn all_logs_of_a_node_have_one_budget() {
+        let root = tempfile::tempdir().unwrap();
+        let (env, clock) = Env::seeded(1, Timestamp::UNIX_EPOCH);
+        let budget = Budget { disk_bytes_max: 12 << 20, waiting_bytes_max: 2 << 20 };
+        let writer = Writer::start(env, budget, root.path()).unwrap();
+        let (loud, quiet) = (writer.open(root.path().join("a/c/0.log")).unwrap(), writer.open(root.path().join("b/c/0.log")).unwrap());
+        quiet.write(StdStream::Stdout, b"once\n");
+        quiet.flush();
+        let line = [&[b'y'; 65_535][..], b"\n"].concat();
+        for _ in 0..(40 << 20) / line.len() {
+            clock.advance(Duration::from_secs(1));
+            loud.write(StdStream::Stdout, &line);
+            loud.flush();
+        }
+        assert!(writer.kept.held().0 <= budget.disk_bytes_max, "{:?}", writer.kept.held());
+        let there = std::fs::read_to_string(quiet.path()).unwrap();
+        assert!(there.ends_with("once\n"), "the flood costs nobody else: {there}");
+        quiet.close();
+        loud.close();
+        assert_eq!(writer.kept.held().1, 0, "nothing waits any more");
     }
 }

@@ -36,6 +36,7 @@ use crate::pod::addresses::{Addresses, BadCidr};
 use crate::pod::sources::Sources;
 use crate::pod::worker::PodView;
 use crate::server::{self, ServerError, ServingTls};
+use crate::volume::measure::Measurer;
 use runtime_api::Runtime;
 
 pub use collect::collect;
@@ -164,6 +165,7 @@ pub(crate) struct Shared {
     pub(crate) addresses: Addresses,
     pub(crate) addresses_freed: Notify,
     pub(crate) logs: log::Writer,
+    pub(crate) measurer: Measurer,
     pub(crate) allocatable: BTreeMap<String, Wire>,
     pub(crate) stop: CancellationToken,
     /// By uid.
@@ -258,7 +260,10 @@ pub async fn run(
     for folder in ["pods", "logs"] {
         private_dir(&config.data_dir.join(folder)).map_err(io("making its data folder"))?;
     }
-    let logs = log::Writer::start(parts.env.clone()).map_err(io("starting the thread that writes logs"))?;
+    let budget = log::Budget::of_disk(config.capacity.ephemeral_bytes);
+    let logs = log::Writer::start(parts.env.clone(), budget, &config.data_dir.join("logs"))
+        .map_err(io("starting the thread that writes logs"))?;
+    let measurer = Measurer::start(parts.env.clone()).map_err(io("starting the thread that measures volumes"))?;
     let pods = Arc::new(PodViews::default());
     let at_server = |source| NodeError::Server { name: name.clone(), source };
     let listener = server::bind(SocketAddr::new(config.bind, config.kubelet_port)).await.map_err(at_server)?;
@@ -300,6 +305,7 @@ pub async fn run(
         addresses,
         addresses_freed: Notify::new(),
         logs,
+        measurer,
         allocatable: config.capacity.allocatable(),
         stop: stop.clone(),
         pods,

@@ -162,9 +162,11 @@ impl Pods {
             let unknown = |entry: &std::fs::DirEntry| known.iter().all(|uid| entry.file_name() != uid.as_str());
             left.extend(entries.flatten().filter(unknown).map(|entry| entry.path()));
         }
+        let logs = self.node.logs.clone();
         tokio::task::spawn_blocking(move || {
             for path in left {
-                let _ = std::fs::remove_dir_all(path);
+                let _ = std::fs::remove_dir_all(&path);
+                logs.forget(&path);
             }
         });
     }

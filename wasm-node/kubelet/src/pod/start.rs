@@ -18,8 +18,7 @@ use super::worker::Message;
 use crate::image::{Image, ImageError, PullPolicy};
 use crate::log::ContainerLog;
 use crate::node::Shared;
-use crate::volume::keep::folder;
-use crate::volume::usage::message_folder;
+use crate::volume::paths::{folder, message_folder};
 use runtime_api::ledger::Ledger;
 use runtime_api::{Admitted, Container, ContainerSpec, Kind, LoadError, Metering, Preopen};
 

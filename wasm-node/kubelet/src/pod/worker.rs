@@ -25,6 +25,7 @@ use crate::image::Image;
 use crate::log::ContainerLog;
 use crate::node::Shared;
 use crate::volume::keep::keep;
+use crate::volume::measure::{Subject, Watched};
 use crate::volume::usage;
 use runtime_api::{Kind, Server, StopSignal};
 
@@ -45,8 +46,6 @@ const RESUME_HELD_MAX: Duration = Duration::from_secs(5);
 const MEND_INTERVAL: Duration = Duration::from_secs(10);
 /// A wall clock that is off by more was set; less is what two readings one after the other differ by, or its slewing.
 const CLOCK_STEP_MIN: SignedDuration = SignedDuration::from_secs(1);
-/// How often the emptyDirs of a pod are measured while it runs guests.
-const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the API says of the pod.
 #[derive(Debug, Clone)]
@@ -127,7 +126,7 @@ struct Live {
     door: Option<super::serve::Door>,
     /// The command's run, or nothing.
     _run: Option<Task>,
-    _measure: Option<Task>,
+    _measure: Option<Watched>,
     _listener: Option<Task>,
     /// Tells a command to stop.
     signal: Option<oneshot::Sender<StopSignal>>,

@@ -29,12 +29,6 @@ const TOKEN_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The life of a token whose end isn't told (the API server's own default).
 const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(3600);
 
-/// Where a volume of a pod lies.
-#[must_use]
-pub fn folder(pod_dir: &Path, volume: &str) -> PathBuf {
-    pod_dir.join("volumes").join(volume)
-}
-
 struct Token {
     value: String,
     refresh_at: Timestamp,
@@ -183,10 +177,10 @@ async fn fill(
     let (dir, stamp) = (dir.to_owned(), stamp(node));
     let written = tokio::task::spawn_blocking(move || {
         for name in plain {
-            make_empty_dir(&folder(&dir, &name)).map_err(|error| failed(&name, &error.to_string()))?;
+            make_empty_dir(&super::paths::folder(&dir, &name)).map_err(|error| failed(&name, &error.to_string()))?;
         }
         for (name, files) in writes {
-            let folder = folder(&dir, &name);
+            let folder = super::paths::folder(&dir, &name);
             atomic::write(&folder, &files, &stamp).map_err(|error| failed(&name, &error.to_string()))?;
         }
         Ok(())

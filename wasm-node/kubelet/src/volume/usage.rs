@@ -6,6 +6,7 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use machinery_api::quantity::Quantity;
 
+use super::paths::{folder, message_folder};
 use crate::pod::unsupported::is_read_only;
 
 /// What an emptyDir without `sizeLimit` may hold. Enough for scratch files; a node with 110 such pods needs no more
@@ -62,18 +63,12 @@ fn on_disk(metadata: &std::fs::Metadata) -> u64 {
     metadata.len()
 }
 
-/// Where the termination messages of a pod's containers lie.
-#[must_use]
-pub fn message_folder(pod_dir: &Path) -> std::path::PathBuf {
-    pod_dir.join("termination")
-}
-
 /// What the volumes of a pod may hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bounds {
     /// Volume, bytes, and the bound as the pod's spec has it (none = the default one).
     volumes: Vec<(String, u64, Option<String>)>,
-    /// `limits.ephemeral-storage`: of all of them together.
+    /// `limits.ephemeral-storage`: of all of them and the logs together.
     total: Option<(u64, String)>,
     /// The folder of the termination message, which a guest finds open too.
     message: bool,
@@ -104,15 +99,16 @@ impl Bounds {
     /// Nothing can be written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.volumes.is_empty() && !self.message
+        self.volumes.is_empty() && !self.message && self.total.is_none()
     }
 
-    /// Measures the volumes of the pod whose folder that is; says what is exceeded, in upstream's words.
+    /// Measures the volumes of the pod whose folder that is, and its logs in `log_dir`, which count into
+    /// `limits.ephemeral-storage` as upstream's do; says what is exceeded, in upstream's words.
     #[must_use]
-    pub fn exceeded(&self, pod_dir: &Path) -> Option<String> {
+    pub fn exceeded(&self, pod_dir: &Path, log_dir: &Path) -> Option<String> {
         let mut total: u64 = 0;
         for (name, bytes_max, text) in &self.volumes {
-            let usage = measure(&crate::volume::keep::folder(pod_dir, name));
+            let usage = measure(&folder(pod_dir, name));
             total = total.saturating_add(usage.bytes);
             if usage.bytes > *bytes_max {
                 let limit = text.clone().unwrap_or_else(|| bytes_max.to_string());
@@ -127,6 +123,7 @@ impl Bounds {
             return Some(format!("The folder of the termination message holds more than {MESSAGE_BYTES_MAX} bytes. "));
         }
         let (bytes_max, text) = self.total.as_ref()?;
+        let total = total.saturating_add(message.bytes).saturating_add(measure(log_dir).bytes);
         (total > *bytes_max)
             .then(|| format!("Pod ephemeral local storage usage exceeds the total limit of containers {text}. "))
     }
@@ -144,5 +141,23 @@ mod tests {
         let usage = measure(root.path());
         assert_eq!(usage.entries, 2);
         assert!(usage.bytes >= 100_000, "{usage:?}");
+    }
+
+    #[test]
+    fn logs_count_into_the_pods_limit() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {"containers": [{"name": "c",
+            "resources": {"limits": {"ephemeral-storage": "50k"}}}]}}))
+        .unwrap();
+        let bounds = bounds(&pod, &pod.spec.as_ref().unwrap().containers[0], false);
+        let root = tempfile::tempdir().unwrap();
+        let (pod_dir, log_dir) = (root.path().join("pod"), root.path().join("logs"));
+        std::fs::create_dir_all(log_dir.join("c")).unwrap();
+        std::fs::write(log_dir.join("c/0.log"), vec![1u8; 20_000]).unwrap();
+        assert!(!bounds.is_empty() && bounds.exceeded(&pod_dir, &log_dir).is_none());
+        std::fs::write(log_dir.join("c/1.log"), vec![1u8; 40_000]).unwrap();
+        assert_eq!(
+            bounds.exceeded(&pod_dir, &log_dir).unwrap(),
+            "Pod ephemeral local storage usage exceeds the total limit of containers 50k. "
+        );
     }
 }

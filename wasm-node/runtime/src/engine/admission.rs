@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::container::Shared;
-use super::limits::StoreLimiter;
+use super::growth::StoreLimiter;
 use super::slots::{Share, Slot};
 use runtime_api::NodeCall;
 use runtime_api::ledger::{Ledger, Level, Resource, Waiting};
@@ -169,7 +169,11 @@ impl Shared {
         let need = door.need().max(at_least);
         for level in [Level::Node, Level::Pod] {
             let at = self.ledger.at(level);
-            let (used, limit) = (at.used(Resource::Memory), at.limit(Resource::Memory));
+            let (mut used, limit) = (at.used(Resource::Memory), at.limit(Resource::Memory));
+            if level == Level::Node {
+                // Guests that live and wait for more go first.
+                used = used.saturating_add(self.engine.growth().wanted());
+            }
             if used.saturating_add(need.min(limit)) > limit && used > 0 {
                 return Err(level);
             }

@@ -8,7 +8,7 @@ use wasmtime_wasi::I32Exit;
 
 use super::container::{Container, Live, Shared};
 use super::cpu::Metered;
-use super::limits::StoreLimiter;
+use super::growth::StoreLimiter;
 use super::load::Pre;
 use super::state::{ComponentState, CoreState};
 use runtime_api::{Admitted, Metering, Outcome, OutcomeReason, StopSignal};

@@ -150,6 +150,7 @@ impl Container {
             cpu_throttled: shared.cpu.throttled(),
             memory_bytes: shared.ledger.used(Resource::Memory),
             memory_peak_bytes: shared.ledger.peak(Resource::Memory),
+            disk_changes: shared.disk.changes(),
             fuel_used: read(&counters.fuel_used),
             requests: read(&counters.requests),
             failures: Failures {

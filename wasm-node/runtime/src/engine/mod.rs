@@ -16,6 +16,7 @@ mod compile;
 pub(crate) mod container;
 pub(crate) mod cpu;
 mod epoch;
+mod growth;
 mod inspect;
 pub(crate) mod limits;
 mod load;
@@ -42,6 +43,7 @@ pub use load::Loaded;
 pub use server::HttpServer;
 
 use epoch::Ticker;
+use growth::Growth;
 use runtime::GuestRuntime;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{Grants, LoadError, Metering};
@@ -122,6 +124,7 @@ struct Inner {
     /// Commands of all engines: what they take is the process's.
     commands: Arc<Slots>,
     ledger: Arc<Ledger>,
+    growth: Arc<Growth>,
     disk: Arc<NodeDisk>,
     compiler: compile::Compiler,
     cache: aot::Cache,
@@ -157,6 +160,7 @@ impl Engine {
             runtime,
             commands: Slots::new(settings::commands(live)),
             ledger,
+            growth: Arc::default(),
             cache,
             loaded: Mutex::default(),
         };
@@ -197,6 +201,10 @@ impl Engine {
 
     pub fn env(&self) -> &Env {
         &self.inner.env
+    }
+
+    pub(crate) fn growth(&self) -> &Arc<Growth> {
+        &self.inner.growth
     }
 
     pub(crate) fn commands(&self) -> &Arc<Slots> {

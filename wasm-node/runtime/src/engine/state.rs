@@ -14,16 +14,17 @@ use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::body::Exchange;
 use super::container::Shared;
+use super::growth::{COMMAND_GROWTH_WAIT_MAX, StoreLimiter};
 use super::limits::{
     BODY_CHUNK_BYTES, HOSTCALL_BYTES_MAX, HTTP_FIELDS_BYTES_MAX, PREVIEW1_HOSTCALL_BYTES_MAX, RANDOM_BYTES_MAX,
-    RESOURCE_TABLE_ENTRIES_MAX, StoreLimiter,
+    RESOURCE_TABLE_ENTRIES_MAX,
 };
 use crate::host::filesystem::OpenFiles;
 use crate::host::http::Outgoing;
 use crate::host::listing::{LISTING_BYTES, Listing};
 use crate::host::preview1::Preview1;
 use crate::host::stdio::Output;
-use runtime_api::{Metering, StdStream};
+use runtime_api::{Kind, Metering, StdStream};
 
 /// Host calls between two counts of what the host holds. A call adds at most one set of fields or two body chunks, so
 /// what escapes the budget for a moment is some 8 MiB at the very most.
@@ -68,14 +69,14 @@ impl ComponentState {
             http,
             outgoing: Outgoing::new(shared.clone()),
             table,
-            limiter: StoreLimiter::new(shared.ledger.clone()),
+            limiter: limiter(shared),
             shared: shared.clone(),
             exchange,
             files: OpenFiles::default(),
             calls: 0,
         };
         let mut store = Store::new(&shared.loaded.linked().wasmtime, state);
-        store.limiter(|state| &mut state.limiter);
+        store.limiter_async(|state| &mut state.limiter);
         bound(&mut store, shared)?;
         Ok(store)
     }
@@ -115,9 +116,9 @@ impl CoreState {
         let mut p1 = context.build_p1();
         WasiView::ctx(&mut p1).table.set_max_capacity(RESOURCE_TABLE_ENTRIES_MAX);
         let p1 = Preview1::new(p1, shared.disk.clone(), volumes);
-        let state = Self { p1, limiter: StoreLimiter::new(shared.ledger.clone()), calls: 0 };
+        let state = Self { p1, limiter: limiter(shared), calls: 0 };
         let mut store = Store::new(&shared.loaded.linked().wasmtime, state);
-        store.limiter(|state| &mut state.limiter);
+        store.limiter_async(|state| &mut state.limiter);
         bound(&mut store, shared)?;
         store.set_hostcall_fuel(PREVIEW1_HOSTCALL_BYTES_MAX);
         Ok(store)
@@ -136,6 +137,14 @@ impl CoreState {
         }
         &mut self.p1
     }
+}
+
+fn limiter(shared: &Shared) -> StoreLimiter {
+    let wait_max = match shared.loaded.kind() {
+        Kind::HttpServer => shared.limits.timeout,
+        Kind::Command => COMMAND_GROWTH_WAIT_MAX,
+    };
+    StoreLimiter::new(shared.ledger.clone(), shared.engine.growth().clone(), wait_max)
 }
 
 pub(crate) fn perms(writable: bool) -> FsPerms {

@@ -135,6 +135,7 @@ pub(crate) struct Disk {
     sync_time: Mutex<TokenBucket>,
     ledger: Arc<Ledger>,
     folders: Vec<Preopen>,
+    changes: AtomicU64,
 }
 
 impl Disk {
@@ -150,6 +151,7 @@ impl Disk {
             sync_time: Mutex::new(TokenBucket::new(CONTAINER_SYNC_MILLIS, node.env.elapsed())),
             ledger: ledger.clone(),
             folders,
+            changes: AtomicU64::new(0),
             node: node.clone(),
         }
     }
@@ -167,6 +169,16 @@ impl Disk {
                 Err(_) => return Err(exhausted()),
             }
         }
+    }
+
+    /// Something on a writable volume has changed, or may have.
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Grows with every change: while it stands still there is nothing to measure.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
 
     /// The volumes, as the guest knows them.

@@ -130,6 +130,9 @@ impl FileOutput {
     }
 
     fn done(&mut self, bytes: usize, wrote: io::Result<()>) {
+        if let Some(disk) = &self.place.disk {
+            disk.changed();
+        }
         self.state = match wrote {
             Ok(()) => {
                 self.position = self.position.map(|position| position + bytes as u64);

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
+use wasmtime::StoreContextMut;
 use wasmtime::component::{HasData, Linker, Resource};
 use wasmtime_wasi::FsPerms;
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemCtxView, WasiFilesystemView as _};
@@ -16,10 +17,14 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsError, FsResult, Read
 
 use super::disk::{Disk, Folders};
 use super::file_stream::{FileInput, FileOutput, Place};
+use super::first_bytes::FirstBytes;
 use super::listing::{Listing, NextEntry};
 use crate::engine::limits::OPEN_FILES_MAX;
 use crate::engine::state::ComponentState;
 use runtime_api::ledger::Held;
+
+/// The version that wasmtime's bindings register, as the shadowing below must name it exactly.
+const TYPES: &str = "wasi:filesystem/types@0.2.12";
 
 /// What one instance has open.
 #[derive(Default)]
@@ -132,38 +137,45 @@ impl types::Host for FilesView<'_> {
 
 /// Operations that differ from wasmtime-wasi's only in when they are done.
 macro_rules! delegate {
-    ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+    ($($changes:ident $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
         $(async fn $name(&mut self, fd: Resource<Descriptor>, $($argument: $type),*) -> $answer {
             let disk = self.disk(&fd);
+            delegate!(@$changes disk);
             on(disk, self.wasi().$name(fd, $($argument),*)).await
         })*
+    };
+    (@reads $disk:ident) => {};
+    (@changes $disk:ident) => {
+        if let Some(disk) = &$disk {
+            disk.changed();
+        }
     };
 }
 
 impl types::HostDescriptor for FilesView<'_> {
     delegate! {
-        advise(offset: u64, length: u64, advice: types::Advice) -> FsResult<()>;
-        get_flags() -> FsResult<types::DescriptorFlags>;
-        get_type() -> FsResult<types::DescriptorType>;
-        set_size(size: u64) -> FsResult<()>;
-        set_times(accessed: types::NewTimestamp, modified: types::NewTimestamp) -> FsResult<()>;
-        read(length: u64, offset: u64) -> FsResult<(Vec<u8>, bool)>;
-        write(bytes: Vec<u8>, offset: u64) -> FsResult<u64>;
-        create_directory_at(path: String) -> FsResult<()>;
-        stat() -> FsResult<types::DescriptorStat>;
-        stat_at(flags: types::PathFlags, path: String) -> FsResult<types::DescriptorStat>;
-        set_times_at(
+        reads advise(offset: u64, length: u64, advice: types::Advice) -> FsResult<()>;
+        reads get_flags() -> FsResult<types::DescriptorFlags>;
+        reads get_type() -> FsResult<types::DescriptorType>;
+        changes set_size(size: u64) -> FsResult<()>;
+        changes set_times(accessed: types::NewTimestamp, modified: types::NewTimestamp) -> FsResult<()>;
+        reads read(length: u64, offset: u64) -> FsResult<(Vec<u8>, bool)>;
+        changes write(bytes: Vec<u8>, offset: u64) -> FsResult<u64>;
+        changes create_directory_at(path: String) -> FsResult<()>;
+        reads stat() -> FsResult<types::DescriptorStat>;
+        reads stat_at(flags: types::PathFlags, path: String) -> FsResult<types::DescriptorStat>;
+        changes set_times_at(
             flags: types::PathFlags, path: String, accessed: types::NewTimestamp, modified: types::NewTimestamp
         ) -> FsResult<()>;
-        link_at(flags: types::PathFlags, from: String, to_fd: Resource<Descriptor>, to: String) -> FsResult<()>;
-        readlink_at(path: String) -> FsResult<String>;
-        remove_directory_at(path: String) -> FsResult<()>;
-        rename_at(from: String, to_fd: Resource<Descriptor>, to: String) -> FsResult<()>;
-        symlink_at(from: String, to: String) -> FsResult<()>;
-        unlink_file_at(path: String) -> FsResult<()>;
-        is_same_object(other: Resource<Descriptor>) -> wasmtime::Result<bool>;
-        metadata_hash() -> FsResult<types::MetadataHashValue>;
-        metadata_hash_at(flags: types::PathFlags, path: String) -> FsResult<types::MetadataHashValue>;
+        changes link_at(flags: types::PathFlags, from: String, to_fd: Resource<Descriptor>, to: String) -> FsResult<()>;
+        reads readlink_at(path: String) -> FsResult<String>;
+        changes remove_directory_at(path: String) -> FsResult<()>;
+        changes rename_at(from: String, to_fd: Resource<Descriptor>, to: String) -> FsResult<()>;
+        changes symlink_at(from: String, to: String) -> FsResult<()>;
+        changes unlink_file_at(path: String) -> FsResult<()>;
+        reads is_same_object(other: Resource<Descriptor>) -> wasmtime::Result<bool>;
+        reads metadata_hash() -> FsResult<types::MetadataHashValue>;
+        reads metadata_hash_at(flags: types::PathFlags, path: String) -> FsResult<types::MetadataHashValue>;
     }
 
     async fn sync_data(&mut self, fd: Resource<Descriptor>) -> FsResult<()> {
@@ -190,6 +202,9 @@ impl types::HostDescriptor for FilesView<'_> {
     ) -> FsResult<Resource<Descriptor>> {
         let held = self.count()?;
         let disk = self.disk(&fd);
+        if let Some(disk) = disk.as_ref().filter(|_| !open_flags.is_empty()) {
+            disk.changed();
+        }
         let opened = on(disk, self.wasi().open_at(fd, path_flags, path, open_flags, flags)).await?;
         self.0.files.held.insert(opened.rep(), Arc::new(held));
         Ok(opened)
@@ -260,5 +275,20 @@ impl types::HostDirectoryEntryStream for FilesView<'_> {
 
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     types::add_to_linker::<_, Files>(linker, |state| FilesView(state))?;
-    preopens::add_to_linker::<_, Files>(linker, |state| FilesView(state))
+    preopens::add_to_linker::<_, Files>(linker, |state| FilesView(state))?;
+    // As the generated one, but a list that is longer than one call takes is written in part, and doesn't end the guest.
+    let mut instance = linker.instance(TYPES)?;
+    instance.func_wrap_async(
+        "[method]descriptor.write",
+        |mut store: StoreContextMut<'_, ComponentState>, (fd, bytes, offset): (Resource<Descriptor>, FirstBytes, u64)| {
+            Box::new(async move {
+                let mut view = FilesView(store.data_mut());
+                let wrote = match types::HostDescriptor::write(&mut view, fd, bytes.0, offset).await {
+                    Ok(length) => Ok(length),
+                    Err(error) => Err(types::Host::convert_error_code(&mut view, error)?),
+                };
+                Ok((wrote,))
+            })
+        },
+    )
 }

@@ -6,6 +6,7 @@ pub(crate) mod disk;
 pub(crate) mod environment;
 pub(crate) mod file_stream;
 pub(crate) mod filesystem;
+pub(crate) mod first_bytes;
 pub(crate) mod http;
 pub(crate) mod io;
 pub(crate) mod listing;

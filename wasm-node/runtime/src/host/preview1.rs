@@ -84,6 +84,13 @@ impl Preview1 {
         open.writable.then(|| self.disk.clone())
     }
 
+    /// Lets a call on a file move as much as the guest asks for.
+    fn unbounded(&mut self, fd: types::Fd) {
+        if self.open.contains_key(&u32::from(fd)) {
+            self.wasi.set_hostcall_fuel(usize::MAX);
+        }
+    }
+
     fn close(&mut self, fd: u32) {
         self.open.remove(&fd);
         self.walks.retain(|walk| walk.fd != fd);
@@ -247,10 +254,26 @@ macro_rules! plain {
 
 /// Operations that may wait for a disk: on whose behalf is decided by their first descriptor.
 macro_rules! on_disk {
-    ($($name:ident($($argument:ident: $type:ty),*) of $fd:ident -> $answer:ty;)*) => {
+    ($($changes:ident $name:ident($($argument:ident: $type:ty),*) of $fd:ident -> $answer:ty;)*) => {
         $(async fn $name(&mut self, memory: &mut GuestMemory<'_>, $($argument: $type),*) -> $answer {
-            on(self.disk($fd), self.wasi.$name(memory, $($argument),*)).await
+            let disk = self.disk($fd);
+            on_disk!(@$changes self disk $fd);
+            on(disk, self.wasi.$name(memory, $($argument),*)).await
         })*
+    };
+    (@reads $self:ident $disk:ident $fd:ident) => {};
+    // Bytes go between the guest's memory and the file with no copy in between, so no call is too long.
+    (@moves $self:ident $disk:ident $fd:ident) => {
+        $self.unbounded($fd);
+    };
+    (@writes $self:ident $disk:ident $fd:ident) => {
+        $self.unbounded($fd);
+        on_disk!(@changes $self $disk $fd);
+    };
+    (@changes $self:ident $disk:ident $fd:ident) => {
+        if let Some(disk) = &$disk {
+            disk.changed();
+        }
     };
 }
 
@@ -282,34 +305,34 @@ impl WasiSnapshotPreview1 for Preview1 {
     }
 
     on_disk! {
-        fd_advise(fd: types::Fd, offset: types::Filesize, len: types::Filesize, advice: types::Advice) of fd -> Result<()>;
-        fd_fdstat_get(fd: types::Fd) of fd -> Result<types::Fdstat>;
-        fd_filestat_get(fd: types::Fd) of fd -> Result<types::Filestat>;
-        fd_filestat_set_size(fd: types::Fd, size: types::Filesize) of fd -> Result<()>;
-        fd_filestat_set_times(
+        reads fd_advise(fd: types::Fd, offset: types::Filesize, len: types::Filesize, advice: types::Advice) of fd -> Result<()>;
+        reads fd_fdstat_get(fd: types::Fd) of fd -> Result<types::Fdstat>;
+        reads fd_filestat_get(fd: types::Fd) of fd -> Result<types::Filestat>;
+        changes fd_filestat_set_size(fd: types::Fd, size: types::Filesize) of fd -> Result<()>;
+        changes fd_filestat_set_times(
             fd: types::Fd, atim: types::Timestamp, mtim: types::Timestamp, flags: types::Fstflags
         ) of fd -> Result<()>;
-        fd_read(fd: types::Fd, iovs: types::IovecArray) of fd -> Result<types::Size>;
-        fd_pread(fd: types::Fd, iovs: types::IovecArray, offset: types::Filesize) of fd -> Result<types::Size>;
-        fd_write(fd: types::Fd, ciovs: types::CiovecArray) of fd -> Result<types::Size>;
-        fd_pwrite(fd: types::Fd, ciovs: types::CiovecArray, offset: types::Filesize) of fd -> Result<types::Size>;
-        fd_seek(fd: types::Fd, offset: types::Filedelta, whence: types::Whence) of fd -> Result<types::Filesize>;
-        path_create_directory(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
-        path_filestat_get(fd: types::Fd, flags: types::Lookupflags, path: GuestPtr<str>) of fd -> Result<types::Filestat>;
-        path_filestat_set_times(
+        moves fd_read(fd: types::Fd, iovs: types::IovecArray) of fd -> Result<types::Size>;
+        moves fd_pread(fd: types::Fd, iovs: types::IovecArray, offset: types::Filesize) of fd -> Result<types::Size>;
+        writes fd_write(fd: types::Fd, ciovs: types::CiovecArray) of fd -> Result<types::Size>;
+        writes fd_pwrite(fd: types::Fd, ciovs: types::CiovecArray, offset: types::Filesize) of fd -> Result<types::Size>;
+        reads fd_seek(fd: types::Fd, offset: types::Filedelta, whence: types::Whence) of fd -> Result<types::Filesize>;
+        changes path_create_directory(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
+        reads path_filestat_get(fd: types::Fd, flags: types::Lookupflags, path: GuestPtr<str>) of fd -> Result<types::Filestat>;
+        changes path_filestat_set_times(
             fd: types::Fd, flags: types::Lookupflags, path: GuestPtr<str>, atim: types::Timestamp,
             mtim: types::Timestamp, fst_flags: types::Fstflags
         ) of fd -> Result<()>;
-        path_link(
+        changes path_link(
             fd: types::Fd, flags: types::Lookupflags, from: GuestPtr<str>, to_fd: types::Fd, to: GuestPtr<str>
         ) of fd -> Result<()>;
-        path_readlink(
+        reads path_readlink(
             fd: types::Fd, path: GuestPtr<str>, buf: GuestPtr<u8>, buf_len: types::Size
         ) of fd -> Result<types::Size>;
-        path_remove_directory(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
-        path_rename(fd: types::Fd, from: GuestPtr<str>, to_fd: types::Fd, to: GuestPtr<str>) of fd -> Result<()>;
-        path_symlink(from: GuestPtr<str>, fd: types::Fd, to: GuestPtr<str>) of fd -> Result<()>;
-        path_unlink_file(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
+        changes path_remove_directory(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
+        changes path_rename(fd: types::Fd, from: GuestPtr<str>, to_fd: types::Fd, to: GuestPtr<str>) of fd -> Result<()>;
+        changes path_symlink(from: GuestPtr<str>, fd: types::Fd, to: GuestPtr<str>) of fd -> Result<()>;
+        changes path_unlink_file(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
     }
 
     fn sock_shutdown(&mut self, memory: &mut GuestMemory<'_>, fd: types::Fd, how: types::Sdflags) -> Result<()> {
@@ -405,6 +428,9 @@ impl WasiSnapshotPreview1 for Preview1 {
         let known: HashSet<usize> = self.dirs().iter().map(|dir| Arc::as_ptr(&dir.dir).addr()).collect();
         let disk = self.disk(fd);
         let writable = disk.is_some();
+        if let Some(disk) = disk.as_ref().filter(|_| !open.is_empty()) {
+            disk.changed();
+        }
         let opened = on(disk, self.wasi.path_open(memory, fd, lookup, path, open, rights, inheriting, flags)).await?;
         let dir = self.dirs().into_iter().find(|dir| !known.contains(&Arc::as_ptr(&dir.dir).addr()));
         self.open.insert(opened.into(), Open { writable, dir, volume: None, _held: vec![held] });

@@ -115,7 +115,7 @@ impl Worker {
             server: None,
             door: None,
             _run: None,
-            _measure: self.measure(&container, made.termination.is_some()),
+            _measure: self.measure(&made),
             _listener: None,
             signal: None,
             stopping: None,
@@ -207,31 +207,21 @@ impl Worker {
         }))
     }
 
-    pub(super) fn measure(&self, container: &Arc<dyn runtime_api::Container>, message: bool) -> Option<Task> {
-        let bounds = usage::bounds(&self.pod, &self.container, message);
+    /// Has what the pod writes measured, while the container lives.
+    pub(super) fn measure(&self, made: &Made) -> Option<Watched> {
+        let bounds = usage::bounds(&self.pod, &self.container, made.termination.is_some());
         if bounds.is_empty() {
             return None;
         }
-        let dir = self.node.pod_dir(self.pod.metadata.uid.as_deref().unwrap_or_default());
-        let (container, sender) = (container.clone(), self.sender.clone());
-        Some(Task(tokio::spawn(async move {
-            let mut started_before = 0;
-            loop {
-                tokio::time::sleep(MEASURE_INTERVAL).await;
-                let stats = container.stats();
-                // Nothing is written while no guest runs.
-                if stats.instances_started == started_before && stats.instances_live == 0 {
-                    continue;
-                }
-                started_before = stats.instances_started;
-                let (bounds, dir) = (bounds.clone(), dir.clone());
-                let over = tokio::task::spawn_blocking(move || bounds.exceeded(&dir)).await.ok().flatten();
-                if let Some(message) = over {
-                    let _ = sender.send(Message::Event(Event::Evicted(message))).await;
-                    return;
-                }
-            }
-        })))
+        let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+        let (container, log, sender) = (made.container.clone(), made.log.clone(), self.sender.clone());
+        Some(self.node.measurer.watch(Subject {
+            pod_dir: self.node.pod_dir(uid),
+            log_dir: self.node.log_dir(uid),
+            bounds,
+            changes: Box::new(move || container.stats().disk_changes.wrapping_add(log.written())),
+            exceeded: Box::new(move |message| sender.try_send(Message::Event(Event::Evicted(message))).is_ok()),
+        }))
     }
 
     pub(super) fn probe(&mut self, kind: ProbeKind) {
@@ -320,6 +310,7 @@ impl Worker {
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
         let dir = self.node.pod_dir(&uid);
         let logs = self.state.removed.then(|| self.node.log_dir(&uid));
+        let writer = self.node.logs.clone();
         let sender = self.sender.clone();
         tokio::spawn(async move {
             let removed = tokio::task::spawn_blocking(move || {
@@ -329,6 +320,7 @@ impl Worker {
                     {
                         tracing::warn!(dir = %dir.display(), %error, "a pod's folder cannot be removed");
                     }
+                    writer.forget(&dir);
                 }
             });
             let _ = removed.await;
@@ -340,10 +332,7 @@ impl Worker {
     pub(super) fn forget_old_logs(&self, attempt: u32) {
         let Some(old) = attempt.checked_sub(2) else { return };
         let path = self.node.log_path(self.pod.metadata.uid.as_deref().unwrap_or_default(), &self.container.name, old);
-        tokio::task::spawn_blocking(move || {
-            for index in 0..crate::log::FILES_MAX {
-                let _ = std::fs::remove_file(crate::log::older(&path, index));
-            }
-        });
+        let logs = self.node.logs.clone();
+        tokio::task::spawn_blocking(move || logs.remove(&path));
     }
 }

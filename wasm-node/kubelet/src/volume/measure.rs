@@ -1,0 +1,278 @@
+//! When volumes are measured, and the one thread of a node that does it, at the lowest priority.
+//!
+//! A pod is measured while it changes something, no more often than its last walk was cheap; all walks together leave the
+//! thread idle for most of the time. A pod that only waits costs nothing, however much it has written before.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use machinery_env::Env;
+
+use super::usage::Bounds;
+
+/// Between two measurements of a pod, at least.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A pod is walked for no more than one part of so many of its time.
+const POD_PART: u32 = 20;
+/// All pods of a node for no more than one part of so many of a core.
+const NODE_PART: u32 = 5;
+/// The lowest priority that a thread can have.
+const NICE: i32 = 19;
+
+/// What is known of one pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    /// Changes that the last measurement has seen; none before the first.
+    seen: Option<u64>,
+    due: Duration,
+}
+
+/// Who is measured next. Pure.
+#[derive(Debug)]
+struct Schedule<K> {
+    entries: BTreeMap<K, Entry>,
+    /// The thread rests until then.
+    rests_until: Duration,
+}
+
+impl<K: Ord + Clone> Schedule<K> {
+    fn new() -> Self {
+        Self { entries: BTreeMap::new(), rests_until: Duration::ZERO }
+    }
+
+    fn add(&mut self, key: K, now: Duration) {
+        self.entries.insert(key, Entry { seen: None, due: now + INTERVAL });
+    }
+
+    fn remove(&mut self, key: &K) {
+        self.entries.remove(key);
+    }
+
+    /// The pod that has waited longest, of those that are due and have changed.
+    fn next(&self, now: Duration, changes: impl Fn(&K) -> u64) -> Option<K> {
+        if now < self.rests_until {
+            return None;
+        }
+        let due = self.entries.iter().filter(|(_, entry)| entry.due <= now);
+        let changed = due.filter(|(key, entry)| entry.seen != Some(changes(key)));
+        changed.min_by_key(|(_, entry)| entry.due).map(|(key, _)| key.clone())
+    }
+
+    /// A walk that began when there were so many `changes` took from `began` to `ended`.
+    fn walked(&mut self, key: &K, changes: u64, began: Duration, ended: Duration) {
+        let cost = ended.saturating_sub(began);
+        if let Some(entry) = self.entries.get_mut(key) {
+            *entry = Entry { seen: Some(changes), due: ended + INTERVAL.max(cost * POD_PART) };
+        }
+        self.rests_until = ended + cost * (NODE_PART - 1);
+    }
+}
+
+/// One pod to be measured.
+pub(crate) struct Subject {
+    /// Its folder.
+    pub(crate) pod_dir: PathBuf,
+    /// Its logs' folder.
+    pub(crate) log_dir: PathBuf,
+    /// What it may hold.
+    pub(crate) bounds: Bounds,
+    /// Grows with everything that it writes.
+    pub(crate) changes: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// Hears what is exceeded; false where nobody hears it now.
+    pub(crate) exceeded: Box<dyn Fn(String) -> bool + Send + Sync>,
+}
+
+struct State {
+    schedule: Schedule<u64>,
+    subjects: BTreeMap<u64, Arc<Subject>>,
+    next_key: u64,
+    /// Nobody is left who would add any.
+    ended: bool,
+}
+
+struct Inner {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Measures a node's pods until it is dropped.
+pub(crate) struct Measurer {
+    inner: Arc<Inner>,
+    env: Env,
+}
+
+impl Measurer {
+    /// Starts the thread.
+    pub(crate) fn start(env: Env) -> io::Result<Self> {
+        let state = State { schedule: Schedule::new(), subjects: BTreeMap::new(), next_key: 0, ended: false };
+        let inner = Arc::new(Inner { state: Mutex::new(state), changed: Condvar::new() });
+        let (own, clock) = (inner.clone(), env.clone());
+        std::thread::Builder::new().name("measure".into()).spawn(move || {
+            lower_priority();
+            measure(&own, &clock);
+        })?;
+        Ok(Self { inner, env })
+    }
+
+    /// Measures a pod until the answer is dropped.
+    pub(crate) fn watch(&self, subject: Subject) -> Watched {
+        let mut state = self.inner.state();
+        let key = state.next_key;
+        state.next_key += 1;
+        state.subjects.insert(key, Arc::new(subject));
+        state.schedule.add(key, self.env.elapsed());
+        drop(state);
+        self.inner.changed.notify_one();
+        Watched { inner: self.inner.clone(), key }
+    }
+}
+
+impl Drop for Measurer {
+    fn drop(&mut self) {
+        self.inner.state().ended = true;
+        self.inner.changed.notify_one();
+    }
+}
+
+/// A pod that is measured.
+pub(crate) struct Watched {
+    inner: Arc<Inner>,
+    key: u64,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let mut state = self.inner.state();
+        state.schedule.remove(&self.key);
+        state.subjects.remove(&self.key);
+    }
+}
+
+/// The thread.
+fn measure(inner: &Inner, env: &Env) {
+    let mut state = inner.state();
+    while !state.ended {
+        let found = state.schedule.next(env.elapsed(), |key| state.subjects.get(key).map_or(0, |of| (of.changes)()));
+        let subject = found.and_then(|key| Some((key, state.subjects.get(&key)?.clone())));
+        let Some((key, subject)) = subject else {
+            // With nobody to measure there is nothing to wake for.
+            state = if state.subjects.is_empty() {
+                inner.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+            } else {
+                inner.changed.wait_timeout(state, INTERVAL).unwrap_or_else(PoisonError::into_inner).0
+            };
+            continue;
+        };
+        drop(state);
+        let (mut changes, began) = ((subject.changes)(), env.elapsed());
+        if let Some(message) = subject.bounds.exceeded(&subject.pod_dir, &subject.log_dir)
+            && !(subject.exceeded)(message)
+        {
+            // To be said again, though nothing else may change.
+            changes = changes.wrapping_sub(1);
+        }
+        state = inner.state();
+        state.schedule.walked(&key, changes, began, env.elapsed());
+    }
+}
+
+/// Where the system refuses, the thread runs at the normal priority, and rests all the same.
+fn lower_priority() {
+    // On Linux this is the calling thread's priority alone. Elsewhere it would be the process's.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%error, "the measuring thread runs at normal priority");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = NICE;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    /// Plays `seconds` of a node in steps of 1 ms: walks of each pod, and the time that all took.
+    fn play(cost: &BTreeMap<u8, Duration>, changes: impl Fn(u8, Duration) -> u64, seconds: u32) -> (BTreeMap<u8, u32>, Duration) {
+        let mut schedule = Schedule::new();
+        let (mut now, mut walks, mut busy) = (Duration::ZERO, BTreeMap::new(), Duration::ZERO);
+        for key in cost.keys() {
+            schedule.add(*key, now);
+        }
+        while now < Duration::from_secs(seconds.into()) {
+            if let Some(key) = schedule.next(now, |key| changes(*key, now)) {
+                let (began, seen) = (now, changes(key, now));
+                now += cost[&key];
+                busy += cost[&key];
+                *walks.entry(key).or_default() += 1;
+                schedule.walked(&key, seen, began, now);
+            }
+            now += MILLI;
+        }
+        (walks, busy)
+    }
+
+    #[test]
+    fn pods_that_wait_are_measured_once() {
+        let cost = (0..10).map(|pod| (pod, 150 * MILLI)).collect();
+        let (walks, busy) = play(&cost, |_, _| 7, 3600);
+        assert_eq!(walks, (0..10).map(|pod| (pod, 1)).collect());
+        assert_eq!(busy, 1500 * MILLI);
+    }
+
+    #[test]
+    fn pods_that_write_share_a_fifth_of_a_core() {
+        let cost: BTreeMap<u8, Duration> = (0..10).map(|pod| (pod, 150 * MILLI)).collect();
+        let (walks, busy) = play(&cost, |_, now| now.as_millis() as u64, 600);
+        assert!(busy <= Duration::from_secs(121), "{busy:?}");
+        let (least, most) = (walks.values().min().unwrap(), walks.values().max().unwrap());
+        assert!(*least > 60 && most - least <= 1, "{walks:?}");
+    }
+
+    #[test]
+    fn a_small_pod_is_measured_each_second_and_a_large_one_for_its_part_of_the_time() {
+        let (walks, _) = play(&[(0, MILLI)].into(), |_, now| now.as_millis() as u64, 600);
+        assert!((580..=600).contains(&walks[&0]), "{walks:?}");
+        let (walks, busy) = play(&[(0, 500 * MILLI)].into(), |_, now| now.as_millis() as u64, 600);
+        assert!((50..=58).contains(&walks[&0]), "{walks:?} {busy:?}");
+    }
+
+    #[test]
+    fn the_thread_says_what_is_exceeded_until_it_is_heard() {
+        let root = tempfile::tempdir().unwrap();
+        let measurer = Measurer::start(Env::real()).unwrap();
+        let (sender, said) = std::sync::mpsc::channel();
+        let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(serde_json::json!({"spec": {
+            "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1"}}], "containers": [{"name": "c"}]}}))
+        .unwrap();
+        let bounds = crate::volume::usage::bounds(&pod, &pod.spec.as_ref().unwrap().containers[0], false);
+        let folder = crate::volume::paths::folder(root.path(), "v");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("f"), [1; 10_000]).unwrap();
+        let heard = std::sync::atomic::AtomicU32::new(0);
+        let _watched = measurer.watch(Subject {
+            pod_dir: root.path().to_owned(),
+            log_dir: root.path().join("logs"),
+            bounds,
+            changes: Box::new(|| 1),
+            exceeded: Box::new(move |message| {
+                sender.send(message).unwrap();
+                heard.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 0
+            }),
+        });
+        for _ in 0..2 {
+            let message = said.recv_timeout(Duration::from_secs(20)).unwrap();
+            assert_eq!(message, "Usage of EmptyDir volume \"v\" exceeds the limit \"1\". ");
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Where what a pod has on the disk lies below its folder.
+
+use std::path::{Path, PathBuf};
+
+/// Where a volume of a pod lies.
+#[must_use]
+pub fn folder(pod_dir: &Path, volume: &str) -> PathBuf {
+    pod_dir.join("volumes").join(volume)
+}
+
+/// Where the termination messages of a pod's containers lie.
+#[must_use]
+pub fn message_folder(pod_dir: &Path) -> PathBuf {
+    pod_dir.join("termination")
+}
