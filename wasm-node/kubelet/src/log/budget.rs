@@ -116,7 +116,9 @@ impl Kept {
     pub(super) fn new(budget: Budget, dir: &Path) -> Self {
         let mut files = Files::default();
         let inside = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-        for file in inside(dir).flat_map(|pod| inside(&pod).collect::<Vec<_>>()).flat_map(|of| inside(&of).collect::<Vec<_>>()) {
+        for file in
+            inside(dir).flat_map(|pod| inside(&pod).collect::<Vec<_>>()).flat_map(|of| inside(&of).collect::<Vec<_>>())
+        {
             let Some(name) = file.file_name().and_then(|name| name.to_str()) else { continue };
             let (log, index) = match name.split_once(".log.") {
                 Some((attempt, index)) => (format!("{attempt}.log"), index.parse().unwrap_or(FILES_MAX)),

@@ -9,14 +9,14 @@ pub mod read;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 pub use budget::Budget;
 use budget::Kept;
+use jiff::Timestamp;
 use machinery_env::Env;
 use tokio::sync::watch;
 
@@ -484,7 +484,8 @@ mod tests {
         let (env, clock) = Env::seeded(1, Timestamp::UNIX_EPOCH);
         let budget = Budget { disk_bytes_max: 12 << 20, waiting_bytes_max: 2 << 20 };
         let writer = Writer::start(env, budget, root.path()).unwrap();
-        let (loud, quiet) = (writer.open(root.path().join("a/c/0.log")).unwrap(), writer.open(root.path().join("b/c/0.log")).unwrap());
+        let (loud, quiet) =
+            (writer.open(root.path().join("a/c/0.log")).unwrap(), writer.open(root.path().join("b/c/0.log")).unwrap());
         quiet.write(StdStream::Stdout, b"once\n");
         quiet.flush();
         let line = [&[b'y'; 65_535][..], b"\n"].concat();

@@ -266,7 +266,10 @@ mod tests {
     async fn the_lines_asked_for_are_shown() {
         let root = tempfile::tempdir().unwrap();
         let (env, clock) = Env::seeded(1, Timestamp::from_second(100).unwrap());
-        let log = Writer::start(env, crate::log::Budget::of_disk(0), root.path()).unwrap().open(root.path().join("0.log")).unwrap();
+        let log = Writer::start(env, crate::log::Budget::of_disk(0), root.path())
+            .unwrap()
+            .open(root.path().join("0.log"))
+            .unwrap();
         for (stream, text) in [(StdStream::Stdout, "a\n"), (StdStream::Stderr, "b\n"), (StdStream::Stdout, "c\nd")] {
             log.write(stream, text.as_bytes());
             clock.advance(Duration::from_secs(1));
@@ -290,7 +293,10 @@ mod tests {
     async fn what_follows_is_shown_over_rotations_until_the_end() {
         let root = tempfile::tempdir().unwrap();
         let (env, clock) = Env::seeded(1, Timestamp::UNIX_EPOCH);
-        let log = Writer::start(env, crate::log::Budget::of_disk(0), root.path()).unwrap().open(root.path().join("0.log")).unwrap();
+        let log = Writer::start(env, crate::log::Budget::of_disk(0), root.path())
+            .unwrap()
+            .open(root.path().join("0.log"))
+            .unwrap();
         let (out, mut parts) = mpsc::channel(1);
         let path = log.path().to_owned();
         let follow = Options { follow: true, ..Options::default() };

@@ -1,7 +1,7 @@
 //! Fills a pod's volumes and keeps them in step with the API for as long as the pod lives.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 

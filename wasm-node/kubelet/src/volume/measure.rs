@@ -203,7 +203,11 @@ mod tests {
     const MILLI: Duration = Duration::from_millis(1);
 
     /// Plays `seconds` of a node in steps of 1 ms: walks of each pod, and the time that all took.
-    fn play(cost: &BTreeMap<u8, Duration>, changes: impl Fn(u8, Duration) -> u64, seconds: u32) -> (BTreeMap<u8, u32>, Duration) {
+    fn play(
+        cost: &BTreeMap<u8, Duration>,
+        changes: impl Fn(u8, Duration) -> u64,
+        seconds: u32,
+    ) -> (BTreeMap<u8, u32>, Duration) {
         let mut schedule = Schedule::new();
         let (mut now, mut walks, mut busy) = (Duration::ZERO, BTreeMap::new(), Duration::ZERO);
         for key in cost.keys() {

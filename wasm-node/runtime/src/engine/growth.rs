@@ -323,8 +323,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn growth_waits_for_what_neighbours_hold() {
         let node = Node::new(10 * MIB);
-        let (mut neighbour, mut other) =
-            (node.store(&node.container(u64::MAX)), node.store(&node.container(u64::MAX)));
+        let (mut neighbour, mut other) = (node.store(&node.container(u64::MAX)), node.store(&node.container(u64::MAX)));
         grow(&mut neighbour, 8 * MIB).await.unwrap();
         grow(&mut other, MIB).await.unwrap();
         let ends = async {

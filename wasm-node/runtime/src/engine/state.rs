@@ -111,7 +111,7 @@ impl CoreState {
         for (host, guest, writable) in named.chain(cwd) {
             let held = shared.disk.descriptor().map_err(wasmtime::Error::from)?;
             context.preopened_dir(host, guest, perms(writable))?;
-            volumes.push((host.to_owned(), writable, held));
+            volumes.push((host.to_owned(), held));
         }
         let mut p1 = context.build_p1();
         WasiView::ctx(&mut p1).table.set_max_capacity(RESOURCE_TABLE_ENTRIES_MAX);

@@ -1,6 +1,6 @@
 //! What guests' file work may take of the node: descriptors, threads that wait for a disk, and the disk's own time.
 //!
-//! File operations on writable volumes run where the guest is polled, so their CPU time is the container's as any other
+//! File operations run where the guest is polled, so their CPU time is the container's as any other
 //! ([`Metered`](crate::engine) measures the thread). As they may wait for a disk, the runtime hands the thread's other
 //! tasks to another thread meanwhile; permits bound how many threads a container and all guests may hold up so. Flushing
 //! to the disk competes with the store's commit log, so it is paced by the time that it takes.

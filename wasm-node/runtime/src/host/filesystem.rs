@@ -1,8 +1,8 @@
 //! `wasi:filesystem`: a container's volumes, opened when a guest asks and shared by its instances.
 //!
 //! wasmtime-wasi does the operations; what is here decides when and for whom they are done: each descriptor is counted
-//! ([`Disk::descriptor`]), work on writable volumes is done within the container's share of threads and time, and
-//! folders are listed a page at a time.
+//! ([`Disk::descriptor`]), work is done within the container's share of threads and time, and folders are listed a page
+//! at a time.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{HasData, Linker, Resource};
-use wasmtime_wasi::FsPerms;
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemCtxView, WasiFilesystemView as _};
 use wasmtime_wasi::p2::bindings::filesystem::{preopens, types};
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsError, FsResult, ReaddirIterator};
@@ -61,16 +60,11 @@ impl FilesView<'_> {
         self.0.filesystem()
     }
 
-    /// Whose share an operation on `fd` is done in. Read-only volumes hold small files of the node's own: they are read
-    /// in place, and their CPU time is counted as the guest's own is.
+    /// Whose share an operation on `fd` is done in: the container's own, also on volumes that are only read, as their disk
+    /// may stall as well.
     fn disk(&mut self, fd: &Resource<Descriptor>) -> Option<Arc<Disk>> {
-        let perms = match self.0.table.get(fd) {
-            Ok(Descriptor::File(file)) => file.perms,
-            Ok(Descriptor::Dir(dir)) => dir.perms,
-            // The operation itself says what is wrong with the handle.
-            Err(_) => return None,
-        };
-        (perms == FsPerms::ReadWrite).then(|| self.0.shared.disk.clone())
+        // The operation itself says what is wrong with a handle.
+        self.0.table.get(fd).ok().map(|_| self.0.shared.disk.clone())
     }
 
     fn count(&mut self) -> FsResult<Held> {
@@ -86,8 +80,7 @@ impl FilesView<'_> {
             Descriptor::Dir(_) => return Err(types::ErrorCode::IsDirectory.into()),
         };
         let held = self.0.files.held.get(&fd.rep()).cloned();
-        let disk = (file.perms == FsPerms::ReadWrite).then(|| self.0.shared.disk.clone());
-        Ok(Place { file: file.file, disk, _held: held })
+        Ok(Place { file: file.file, disk: Some(self.0.shared.disk.clone()), _held: held })
     }
 
     fn writable(&mut self, fd: &Resource<Descriptor>) -> FsResult<Place> {
@@ -202,7 +195,7 @@ impl types::HostDescriptor for FilesView<'_> {
     ) -> FsResult<Resource<Descriptor>> {
         let held = self.count()?;
         let disk = self.disk(&fd);
-        if let Some(disk) = disk.as_ref().filter(|_| !open_flags.is_empty()) {
+        if let Some(disk) = disk.as_ref().filter(|_| open_flags != types::OpenFlags::empty()) {
             disk.changed();
         }
         let opened = on(disk, self.wasi().open_at(fd, path_flags, path, open_flags, flags)).await?;
@@ -280,7 +273,8 @@ pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
     let mut instance = linker.instance(TYPES)?;
     instance.func_wrap_async(
         "[method]descriptor.write",
-        |mut store: StoreContextMut<'_, ComponentState>, (fd, bytes, offset): (Resource<Descriptor>, FirstBytes, u64)| {
+        |mut store: StoreContextMut<'_, ComponentState>,
+         (fd, bytes, offset): (Resource<Descriptor>, FirstBytes, u64)| {
             Box::new(async move {
                 let mut view = FilesView(store.data_mut());
                 let wrote = match types::HostDescriptor::write(&mut view, fd, bytes.0, offset).await {

@@ -1,4 +1,4 @@
-//! Preview 1 (`wasi_snapshot_preview1`) for core modules: wasmtime-wasi's, with descriptors counted, work on writable
+//! Preview 1 (`wasi_snapshot_preview1`) for core modules: wasmtime-wasi's, with descriptors counted, work on
 //! volumes done within the container's share, and folders listed a page at a time.
 
 use std::collections::{HashMap, HashSet};
@@ -33,7 +33,6 @@ type Result<T, E = types::Error> = std::result::Result<T, E>;
 
 /// What a number of the guest's leads to.
 struct Open {
-    writable: bool,
     /// None for a volume that has not been listed yet.
     dir: Option<Dir>,
     /// Where a volume lies.
@@ -60,11 +59,11 @@ pub(crate) struct Preview1 {
 }
 
 impl Preview1 {
-    /// `volumes`: where each lies and whether it may be written, in the order of the context.
-    pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(PathBuf, bool, Held)>) -> Self {
-        let open = (FIRST_VOLUME..).zip(volumes).map(|(fd, (path, writable, held))| {
-            (fd, Open { writable, dir: None, volume: Some(path), _held: vec![held] })
-        });
+    /// `volumes`: where each lies, in the order of the context.
+    pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(PathBuf, Held)>) -> Self {
+        let open = (FIRST_VOLUME..)
+            .zip(volumes)
+            .map(|(fd, (path, held))| (fd, Open { dir: None, volume: Some(path), _held: vec![held] }));
         let open = open.collect();
         Self { wasi, disk, open, walks: Vec::new(), begun: false }
     }
@@ -80,8 +79,7 @@ impl Preview1 {
 
     /// Whose share an operation on `fd` is done in.
     fn disk(&self, fd: types::Fd) -> Option<Arc<Disk>> {
-        let open = self.open.get(&u32::from(fd))?;
-        open.writable.then(|| self.disk.clone())
+        self.open.contains_key(&u32::from(fd)).then(|| self.disk.clone())
     }
 
     /// Lets a call on a file move as much as the guest asks for.
@@ -427,13 +425,12 @@ impl WasiSnapshotPreview1 for Preview1 {
         }
         let known: HashSet<usize> = self.dirs().iter().map(|dir| Arc::as_ptr(&dir.dir).addr()).collect();
         let disk = self.disk(fd);
-        let writable = disk.is_some();
         if let Some(disk) = disk.as_ref().filter(|_| !open.is_empty()) {
             disk.changed();
         }
         let opened = on(disk, self.wasi.path_open(memory, fd, lookup, path, open, rights, inheriting, flags)).await?;
         let dir = self.dirs().into_iter().find(|dir| !known.contains(&Arc::as_ptr(&dir.dir).addr()));
-        self.open.insert(opened.into(), Open { writable, dir, volume: None, _held: vec![held] });
+        self.open.insert(opened.into(), Open { dir, volume: None, _held: vec![held] });
         Ok(opened)
     }
 

@@ -3,6 +3,7 @@
 mod commands;
 mod compiler;
 mod files;
+mod files_p2;
 mod guest;
 mod servers;
 mod sharing;
