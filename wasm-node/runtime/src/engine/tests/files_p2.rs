@@ -247,8 +247,8 @@ async fn no_path_of_a_guest_leads_out_of_its_volumes() {
         "made/secret",
     ];
     // Opens each, to read with links followed and to create; then makes a link out and goes through it.
-    let opens = format!(
-        "(local.set $n (i32.const 1))
+    let opens = "
+        (local.set $n (i32.const 1))
         (loop $each
           (call $note (call $open (call $dir (i32.const 0)) (local.get $n) (i32.const 1) (i32.const 0) (i32.const 1)))
           (call $note (call $open (call $dir (i32.const 0)) (local.get $n) (i32.const 1) (i32.const 9) (i32.const 3)))
@@ -256,9 +256,8 @@ async fn no_path_of_a_guest_leads_out_of_its_volumes() {
           (br_if $each (i32.le_u (local.get $n) (i32.const 18))))
         (drop (call $symlink (call $dir (i32.const 0)) (i32.const 7) (i32.const 19)))
         (call $note (call $open (call $dir (i32.const 0)) (i32.const 20) (i32.const 1) (i32.const 0) (i32.const 1)))
-        (call $note (call $symlink (call $dir (i32.const 0)) (i32.const 2) (i32.const 17)))"
-    );
-    let notes = run(&bench, &command(&paths, &opens), true).await;
+        (call $note (call $symlink (call $dir (i32.const 0)) (i32.const 2) (i32.const 17)))";
+    let notes = run(&bench, &command(&paths, opens), true).await;
     assert_eq!(notes.len(), 38);
     assert!(notes.iter().all(|note| *note != OK), "{notes:?}");
     assert_eq!(std::fs::read_to_string(root.join("secret")).unwrap(), "secret");
