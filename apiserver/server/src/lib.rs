@@ -16,6 +16,7 @@ pub mod catalog;
 pub mod http;
 pub mod registry;
 pub mod server;
+pub mod step;
 
 #[cfg(test)]
 mod store_format;

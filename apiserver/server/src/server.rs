@@ -23,7 +23,7 @@ use tower::Service;
 use crate::admission::Chain;
 use crate::auth::jwt::SigningKey;
 use crate::auth::tls::{self, Acceptor};
-use crate::auth::{Authenticator, Authorizer};
+use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
 use crate::bootstrap::{self, Cluster};
 use crate::catalog::{Catalog, Served, Taken};
 use crate::http::dispatch::BODY_BYTES_MAX;
@@ -57,6 +57,15 @@ pub struct Config {
     pub registry: Arc<Mutex<Registry>>,
 }
 
+/// Who is asked after the built-in authenticators and authorizers, in order; each may wait.
+#[derive(Default)]
+pub struct Chains {
+    /// About tokens that the server did not issue.
+    pub authenticators: Vec<Arc<dyn AuthenticateToken>>,
+    /// About what neither the node authorizer nor RBAC allows.
+    pub authorizers: Vec<Arc<dyn Authorize>>,
+}
+
 /// The API server.
 #[derive(Clone)]
 pub struct Apiserver {
@@ -68,6 +77,16 @@ pub struct Apiserver {
 impl Apiserver {
     /// Reads the store into memory and assembles the server; nothing is served yet.
     pub async fn open(env: &Env, store: Arc<dyn Store>, config: Config) -> Result<Self, StoreError> {
+        Self::open_with(env, store, config, Chains::default()).await
+    }
+
+    /// The same with more who say who asks, and whether they may.
+    pub async fn open_with(
+        env: &Env,
+        store: Arc<dyn Store>,
+        config: Config,
+        chains: Chains,
+    ) -> Result<Self, StoreError> {
         let catalog = Catalog::built_in(&config.address);
         let cache = Cache::open(store, catalog.all_stored().filter_map(cached).collect()).await?;
         let served = Arc::new(Served::new(catalog));
@@ -75,8 +94,8 @@ impl Apiserver {
             let served = served.clone();
             move |group, plural| served.with(|catalog| catalog.prefix(group, plural))
         }));
-        let authorizer = Arc::new(Authorizer::default());
-        let authenticator = Arc::new(Authenticator::new(env, config.signing_key));
+        let authorizer = Arc::new(Authorizer::default().with(chains.authorizers));
+        let authenticator = Arc::new(Authenticator::new(env, config.signing_key).with(chains.authenticators));
         let verbs = Verbs {
             served,
             env: env.clone(),

@@ -1,25 +1,33 @@
 //! RBAC escalation: upstream checks it in the registry of the four kinds, after all other plugins changed the object.
 
-use machinery_api::error::ApiResult;
 use serde_json::Value;
 
-use super::{Context, Immediate, Operation};
+use super::{Context, Operation, Plugin, Step};
 use crate::auth::RBAC_GROUP;
 use crate::auth::escalation::{Write, check};
+use apiserver_storage::store::Txn;
 
-pub(super) const PLUGIN: Immediate = Immediate { name: "RBACEscalation", mutate: Some(admit), validate: None };
+pub(super) struct Escalation;
 
-fn admit(context: &Context<'_>, object: &mut Value) -> ApiResult<()> {
-    let request = context.request;
-    if request.group != RBAC_GROUP || request.operation == Operation::Delete {
-        return Ok(());
+impl Plugin for Escalation {
+    fn name(&self) -> &'static str {
+        "RBACEscalation"
     }
-    let write = Write {
-        plural: request.resource,
-        namespace: request.namespace,
-        path_name: request.name,
-        new: object,
-        old: context.old,
-    };
-    check(context.authorizer, context.objects, request.user, &write)
+
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Txn) -> Step<'a> {
+        let request = context.request;
+        if request.group != RBAC_GROUP || request.operation == Operation::Delete {
+            return Step::Done(Ok(()));
+        }
+        Step::Wait(Box::pin(async move {
+            let write = Write {
+                plural: request.resource,
+                namespace: request.namespace,
+                path_name: request.name,
+                new: object,
+                old: context.old,
+            };
+            check(context.authorizer, context.objects, request.user, &write).await
+        }))
+    }
 }

@@ -16,7 +16,6 @@ mod taint_nodes;
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use machinery_api::GroupVersionKind;
 use machinery_api::error::{ApiError, ApiResult, Named};
 use machinery_env::Env;
@@ -135,18 +134,7 @@ pub struct Context<'a> {
 }
 
 /// What a plugin comes to: at once, or after waiting.
-pub enum Step<'a> {
-    /// It is decided.
-    Done(ApiResult<()>),
-    /// It has to wait: for another object, or for somebody else's answer.
-    Wait(BoxFuture<'a, ApiResult<()>>),
-}
-
-impl From<ApiResult<()>> for Step<'_> {
-    fn from(result: ApiResult<()>) -> Self {
-        Self::Done(result)
-    }
-}
+pub type Step<'a> = crate::step::Step<'a, ApiResult<()>>;
 
 /// One plugin. It may be called again for the same request, with the object as the client sent it or as a plugin left it
 /// (another write came first, another plugin changed it): what it does twice must be as if done once.
@@ -192,12 +180,12 @@ impl Plugin for Immediate {
 pub const PLUGINS: &[&dyn Plugin] = &[
     &namespace_lifecycle::NamespaceLifecycle,
     &service_account::ServiceAccount,
-    &node_restriction::PLUGIN,
+    &node_restriction::NodeRestriction,
     &taint_nodes::PLUGIN,
     &priority::PLUGIN,
     &default_tolerations::PLUGIN,
     &runtime_class::PLUGIN,
-    &escalation::PLUGIN,
+    &escalation::Escalation,
 ];
 
 /// The plugins with what they need.

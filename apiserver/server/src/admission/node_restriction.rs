@@ -6,11 +6,10 @@ use std::collections::BTreeSet;
 use machinery_api::error::{ApiError, ApiResult, Named};
 use serde_json::Value;
 
-use super::{Context, Immediate, Operation, is_mirror};
+use super::{Context, Operation, Plugin, Step, is_mirror};
 use crate::auth::Attributes;
 use crate::auth::node::LEASE_NAMESPACE;
-
-pub(super) const PLUGIN: Immediate = Immediate { name: "NodeRestriction", mutate: Some(admit), validate: None };
+use apiserver_storage::store::Txn;
 
 /// Labels of Kubernetes' own that a kubelet may set on its Node.
 const KUBELET_LABELS: [&str; 11] = [
@@ -27,25 +26,34 @@ const KUBELET_LABELS: [&str; 11] = [
     "beta.kubernetes.io/arch",
 ];
 
-fn admit(context: &Context<'_>, object: &mut Value) -> ApiResult<()> {
-    let request = context.request;
-    let Some(node) = request.user.node() else { return Ok(()) };
-    if node.is_empty() {
-        let why = format!("could not determine node from user {:?}", request.user.name);
-        return Err(request.refused(object, why));
+pub(super) struct NodeRestriction;
+
+impl Plugin for NodeRestriction {
+    fn name(&self) -> &'static str {
+        "NodeRestriction"
     }
-    let ask = Ask { context, node, object };
-    match (request.group, request.resource, request.subresource) {
-        ("", "pods", "") => ask.pod(),
-        ("", "pods", "status") => ask.pod_status(),
-        ("", "pods", "eviction") => ask.eviction(),
-        ("", "pods", other) => {
-            ask.refuse(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))
+
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Txn) -> Step<'a> {
+        let request = context.request;
+        let Some(node) = request.user.node() else { return Step::Done(Ok(())) };
+        if node.is_empty() {
+            let why = format!("could not determine node from user {:?}", request.user.name);
+            return Step::Done(Err(request.refused(object, why)));
         }
-        ("", "nodes", _) => ask.own_node(),
-        ("", "serviceaccounts", "token") => ask.token(),
-        ("coordination.k8s.io", "leases", _) => ask.lease(),
-        _ => Ok(()),
+        let ask = Ask { context, node, object };
+        Step::Done(match (request.group, request.resource, request.subresource) {
+            ("", "pods", "") => ask.pod(),
+            ("", "pods", "status") => ask.pod_status(),
+            ("", "pods", "eviction") => ask.eviction(),
+            ("", "pods", other) => {
+                ask.refuse(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))
+            }
+            ("", "nodes", _) => ask.own_node(),
+            // Asks the authorizers, which may wait.
+            ("", "serviceaccounts", "token") => return Step::Wait(Box::pin(async move { ask.token().await })),
+            ("coordination.k8s.io", "leases", _) => ask.lease(),
+            _ => Ok(()),
+        })
     }
 }
 
@@ -200,7 +208,7 @@ impl Ask<'_> {
         Ok(())
     }
 
-    fn token(&self) -> ApiResult<()> {
+    async fn token(&self) -> ApiResult<()> {
         let request = self.context.request;
         if request.operation != Operation::Create {
             return Ok(());
@@ -235,19 +243,17 @@ impl Ask<'_> {
                 token.is_object() && token["audience"].as_str().unwrap_or_default() == audience
             })
         });
-        let granted = || {
-            let attributes = Attributes {
-                verb: "request-serviceaccounts-token-audience",
-                version: "v1",
-                resource: audience,
-                namespace: request.namespace,
-                name: request.name,
-                is_resource: true,
-                ..Attributes::default()
-            };
-            self.context.authorizer.authorize(self.context.objects, request.user, &attributes).allowed
+        let attributes = Attributes {
+            verb: "request-serviceaccounts-token-audience",
+            version: "v1",
+            resource: audience,
+            namespace: request.namespace,
+            name: request.name,
+            is_resource: true,
+            ..Attributes::default()
         };
-        if named || granted() {
+        let context = self.context;
+        if named || context.authorizer.authorize(context.objects, request.user, &attributes).await.allowed {
             return Ok(());
         }
         self.refuse(format!(

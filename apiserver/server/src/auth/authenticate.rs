@@ -10,6 +10,7 @@ use super::checked::Checked;
 use super::jwt::SigningKey;
 use super::tls::{Peer, PeerCertificate};
 use super::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED, UserInfo, tokens};
+use crate::step::Step;
 use apiserver_resources::objects::Objects;
 
 /// What a request brought to say who sent it.
@@ -43,9 +44,20 @@ impl<'a> Credentials<'a> {
     }
 }
 
+/// One more authenticator of tokens, asked for those that the server itself did not issue; it may wait.
+pub trait AuthenticateToken: Send + Sync {
+    /// Whose a token is, for which of the audiences; `None`: it is not known here.
+    fn authenticate<'a>(
+        &'a self,
+        token: &'a str,
+        audiences: &'a [String],
+    ) -> Step<'a, Result<Option<tokens::Known>, String>>;
+}
+
 /// Knows users by certificate and token.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Authenticator {
+    more: Vec<Arc<dyn AuthenticateToken>>,
     key: Arc<SigningKey>,
     checked: Arc<Checked>,
     env: Env,
@@ -55,11 +67,18 @@ impl Authenticator {
     /// Knows tokens that `key` signed.
     #[must_use]
     pub fn new(env: &Env, key: Arc<SigningKey>) -> Self {
-        Self { key, checked: Arc::default(), env: env.clone() }
+        Self { key, checked: Arc::default(), env: env.clone(), more: Vec::new() }
+    }
+
+    /// Asks these, too, in this order, about tokens that the server did not issue.
+    #[must_use]
+    pub fn with(mut self, more: Vec<Arc<dyn AuthenticateToken>>) -> Self {
+        self.more = more;
+        self
     }
 
     /// The user, [`ANONYMOUS`] for a request with no credentials, or 401 for ones that don't hold.
-    pub fn authenticate(&self, objects: &dyn Objects, credentials: &Credentials<'_>) -> ApiResult<UserInfo> {
+    pub async fn authenticate(&self, objects: &dyn Objects, credentials: &Credentials<'_>) -> ApiResult<UserInfo> {
         if let Some(user) = credentials.in_process {
             return Ok(with_group(user.clone()));
         }
@@ -72,7 +91,7 @@ impl Authenticator {
         }
         if let Some(token) = credentials.token() {
             let audience = [machinery_api::names::TOKEN_ISSUER.to_owned()];
-            return match self.token(objects, now, token, &audience) {
+            return match self.token(objects, now, token, &audience).await {
                 Ok(known) => Ok(with_group(known.user)),
                 Err(error) => {
                     tracing::debug!(%error, "token refused");
@@ -87,7 +106,7 @@ impl Authenticator {
     }
 
     /// Whose a token is, if it holds for one of the audiences now; else why not.
-    pub(super) fn token(
+    pub(super) async fn token(
         &self,
         objects: &dyn Objects,
         now: Timestamp,
@@ -95,7 +114,18 @@ impl Authenticator {
         audiences: &[String],
     ) -> Result<tokens::Known, String> {
         let claims = self.checked.verify(&self.key, self.env.elapsed(), token);
-        tokens::authenticate(claims.as_deref(), objects, now, token, audiences)
+        let mut result = tokens::authenticate(claims.as_deref(), objects, now, token, audiences);
+        for authenticator in &self.more {
+            if result.is_ok() {
+                break;
+            }
+            match authenticator.authenticate(token, audiences).get().await {
+                Ok(Some(known)) => result = Ok(known),
+                Ok(None) => {}
+                Err(error) => result = Err(error),
+            }
+        }
+        result
     }
 
     /// The key that signs and checks tokens.
@@ -127,6 +157,7 @@ pub(super) fn with_group(mut user: UserInfo) -> UserInfo {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
     use serde_json::json;
 
     use super::*;
@@ -138,7 +169,9 @@ mod tests {
         let key = SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
         let authenticator = Authenticator::new(&env, Arc::new(key));
         let map = Map::default();
-        let ask = |credentials: Credentials<'_>| authenticator.authenticate(&map, &credentials).map(|u| u.name);
+        let ask = |credentials: Credentials<'_>| {
+            authenticator.authenticate(&map, &credentials).now_or_never().expect("waits for nobody").map(|u| u.name)
+        };
 
         assert_eq!(ask(Credentials::default()), Ok(ANONYMOUS.into()));
         let basic = Credentials { authorization: Some(b"Basic abc"), ..Credentials::default() };
@@ -155,7 +188,8 @@ mod tests {
         let refused = Credentials { certificate: Some(&PeerCertificate::Refused), ..Credentials::default() };
         assert_eq!(ask(refused), Err(ApiError::Unauthorized));
         let inside = Credentials { in_process: Some(&user), ..refused };
-        assert_eq!(authenticator.authenticate(&map, &inside).unwrap().groups, [AUTHENTICATED]);
+        let user = authenticator.authenticate(&map, &inside).now_or_never().expect("waits for nobody");
+        assert_eq!(user.unwrap().groups, [AUTHENTICATED]);
     }
 
     #[test]
@@ -174,7 +208,7 @@ mod tests {
         let header = format!("Bearer {}", answer["status"]["token"].as_str().unwrap());
         let ask = || {
             let bearer = Credentials { authorization: Some(header.as_bytes()), ..Credentials::default() };
-            authenticator.authenticate(&map, &bearer).map(|user| user.name)
+            authenticator.authenticate(&map, &bearer).now_or_never().expect("waits for nobody").map(|user| user.name)
         };
         assert_eq!(ask(), Ok("system:serviceaccount:ns:robot".into()));
         pod["metadata"]["deletionTimestamp"] = "2025-12-31T23:58:00Z".into();

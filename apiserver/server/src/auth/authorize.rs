@@ -1,33 +1,53 @@
 //! The chain of authorizers, in upstream's order: anonymous paths, `system:masters`, Node, RBAC.
 
+use std::sync::Arc;
+
 use machinery_api::error::ApiResult;
 
 use super::attributes::forbidden;
 use super::node::NodeAuthorizer;
 use super::rbac::{Granted, Rbac};
 use super::{ANONYMOUS, Attributes, Decision, MASTERS, UserInfo};
+use crate::step::Step;
 use apiserver_resources::objects::Objects;
 
 /// All that a request without credentials may see, and only with GET (contract.md §2).
 const ANONYMOUS_PATHS: [&str; 5] = ["/healthz", "/livez", "/readyz", "/version", "/version/"];
 
+/// One more authorizer, asked after the built-in ones; it may wait.
+pub trait Authorize: Send + Sync {
+    /// Whether the user may; what it has no opinion about it doesn't allow.
+    fn authorize<'a>(
+        &'a self,
+        objects: &'a dyn Objects,
+        user: &'a UserInfo,
+        request: &'a Attributes<'_>,
+    ) -> Step<'a, Decision>;
+}
+
 /// Decides whether a user may do something.
-#[derive(Debug)]
 pub struct Authorizer {
     rbac: Rbac,
     node: NodeAuthorizer,
+    more: Vec<Arc<dyn Authorize>>,
 }
 
 impl Default for Authorizer {
     fn default() -> Self {
-        Self { rbac: Rbac::default(), node: NodeAuthorizer::new(crate::bootstrap::node_rules()) }
+        Self { rbac: Rbac::default(), node: NodeAuthorizer::new(crate::bootstrap::node_rules()), more: Vec::new() }
     }
 }
 
 impl Authorizer {
-    /// What the chain comes to. Never fails: what cannot be resolved grants nothing and shows in the reason.
+    /// Asks these, too, in this order, what the built-in ones don't allow.
     #[must_use]
-    pub fn authorize(&self, objects: &dyn Objects, user: &UserInfo, request: &Attributes<'_>) -> Decision {
+    pub fn with(mut self, more: Vec<Arc<dyn Authorize>>) -> Self {
+        self.more = more;
+        self
+    }
+
+    /// What the chain comes to. Never fails: what cannot be resolved grants nothing and shows in the reason.
+    pub async fn authorize(&self, objects: &dyn Objects, user: &UserInfo, request: &Attributes<'_>) -> Decision {
         if user.name == ANONYMOUS {
             let open = !request.is_resource && request.verb == "get" && ANONYMOUS_PATHS.contains(&request.path);
             return if open { Decision::allow("") } else { Decision::refuse("") };
@@ -35,23 +55,31 @@ impl Authorizer {
         if user.is_in(MASTERS) {
             return Decision::allow("");
         }
+        let mut reasons = Vec::new();
         let by_node = self.node.authorize(objects, user, request);
         if by_node.allowed {
             return by_node;
         }
-        let mut by_rbac = self.rbac.authorize(objects, user, request);
-        if !by_rbac.allowed && !by_node.reason.is_empty() {
-            by_rbac.reason = match by_rbac.reason.as_str() {
-                "" => by_node.reason,
-                reason => format!("{}\n{reason}", by_node.reason),
-            };
+        reasons.push(by_node.reason);
+        let by_rbac = self.rbac.authorize(objects, user, request);
+        if by_rbac.allowed {
+            return by_rbac;
         }
-        by_rbac
+        reasons.push(by_rbac.reason);
+        for authorizer in &self.more {
+            let decision = authorizer.authorize(objects, user, request).get().await;
+            if decision.allowed {
+                return decision;
+            }
+            reasons.push(decision.reason);
+        }
+        reasons.retain(|reason| !reason.is_empty());
+        Decision::refuse(reasons.join("\n"))
     }
 
     /// [`authorize`](Self::authorize), with upstream's 403 for a refusal.
-    pub fn check(&self, objects: &dyn Objects, user: &UserInfo, request: &Attributes<'_>) -> ApiResult<()> {
-        let decision = self.authorize(objects, user, request);
+    pub async fn check(&self, objects: &dyn Objects, user: &UserInfo, request: &Attributes<'_>) -> ApiResult<()> {
+        let decision = self.authorize(objects, user, request).await;
         if decision.allowed { Ok(()) } else { Err(forbidden(&user.name, request, &decision.reason)) }
     }
 

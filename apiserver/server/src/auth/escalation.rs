@@ -27,11 +27,16 @@ pub struct Write<'a> {
 /// Refuses a write that grants what the user doesn't hold. Anything but the four RBAC kinds passes.
 ///
 /// Comes after authorization, decoding and defaulting, before validation, as upstream does it.
-pub fn check(authorizer: &Authorizer, objects: &dyn Objects, user: &UserInfo, write: &Write<'_>) -> ApiResult<()> {
+pub async fn check(
+    authorizer: &Authorizer,
+    objects: &dyn Objects,
+    user: &UserInfo,
+    write: &Write<'_>,
+) -> ApiResult<()> {
     let check = Check { authorizer, objects, user, write };
     match write.plural {
-        "roles" | "clusterroles" => check.role(),
-        "rolebindings" | "clusterrolebindings" => check.binding(),
+        "roles" | "clusterroles" => check.role().await,
+        "rolebindings" | "clusterrolebindings" => check.binding().await,
         _ => Ok(()),
     }
 }
@@ -44,9 +49,11 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn role(&self) -> ApiResult<()> {
+    async fn role(&self) -> ApiResult<()> {
         let write = self.write;
-        if self.user.is_in(MASTERS) || self.may("escalate", write.plural, write.path_name) || self.only_for_collection()
+        if self.user.is_in(MASTERS)
+            || self.may("escalate", write.plural, write.path_name).await
+            || self.only_for_collection()
         {
             return Ok(());
         }
@@ -63,7 +70,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn binding(&self) -> ApiResult<()> {
+    async fn binding(&self) -> ApiResult<()> {
         let write = self.write;
         if self.user.is_in(MASTERS) || self.only_for_collection() {
             return Ok(());
@@ -77,7 +84,7 @@ impl Check<'_> {
             // Not a reference that validation takes.
             _ => return Ok(()),
         };
-        if name.is_empty() || self.may("bind", plural, name) {
+        if name.is_empty() || self.may("bind", plural, name).await {
             return Ok(());
         }
         let Some(role) = self.objects.get(RBAC_GROUP, plural, namespace, name) else {
@@ -87,7 +94,7 @@ impl Check<'_> {
         self.holds(&Rule::parse_all(&role))
     }
 
-    fn may(&self, verb: &str, resource: &str, name: &str) -> bool {
+    async fn may(&self, verb: &str, resource: &str, name: &str) -> bool {
         let request = Attributes {
             verb,
             group: RBAC_GROUP,
@@ -98,7 +105,7 @@ impl Check<'_> {
             is_resource: true,
             ..Attributes::default()
         };
-        self.authorizer.authorize(self.objects, self.user, &request).allowed
+        self.authorizer.authorize(self.objects, self.user, &request).await.allowed
     }
 
     fn holds(&self, wanted: &[Rule]) -> ApiResult<()> {
@@ -144,6 +151,7 @@ impl Check<'_> {
 mod tests {
     use super::*;
     use apiserver_resources::objects::memory::Map;
+    use futures::FutureExt as _;
     use serde_json::json;
 
     #[test]
@@ -167,7 +175,10 @@ mod tests {
         let user = UserInfo { name: "jo".into(), groups: vec!["system:authenticated".into()], ..UserInfo::default() };
         let ask = |plural: &str, new: Value, old: Option<&Value>| {
             let write = Write { plural, namespace: "ns", path_name: "", new: &new, old };
-            check(&authorizer, &map, &user, &write).map_err(|e| e.status().message)
+            check(&authorizer, &map, &user, &write)
+                .now_or_never()
+                .expect("waits for nobody")
+                .map_err(|e| e.status().message)
         };
         let role = |resource: &str| json!({"metadata": {"name": "x"}, "rules": [{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}]});
         assert_eq!(ask("roles", role("pods"), None), Ok(()));

@@ -71,7 +71,7 @@ pub struct Impersonator {
 
 impl Impersonator {
     /// Makes `requestor` into `wanted` for this request, or refuses.
-    pub fn impersonate(
+    pub async fn impersonate(
         &self,
         authorizer: &Authorizer,
         objects: &dyn Objects,
@@ -87,7 +87,7 @@ impl Impersonator {
                 continue;
             }
             let ask = Asking { authorizer, objects, requestor, mode };
-            match ask.become_wanted(wanted, request) {
+            match ask.become_wanted(wanted, request).await {
                 Ok(user) => {
                     if last != Some(mode) {
                         self.remember(&requestor.name, mode);
@@ -173,18 +173,18 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    fn become_wanted(&self, wanted: &UserInfo, request: &Attributes<'_>) -> ApiResult<UserInfo> {
+    async fn become_wanted(&self, wanted: &UserInfo, request: &Attributes<'_>) -> ApiResult<UserInfo> {
         if self.mode != Mode::Legacy {
             let verb = format!("impersonate-on:{}:{}", self.mode.name(), request.verb);
-            self.authorizer.check(self.objects, self.requestor, &Attributes { verb: &verb, ..*request })?;
+            self.authorizer.check(self.objects, self.requestor, &Attributes { verb: &verb, ..*request }).await?;
         }
         let mut user = wanted.clone();
-        self.name(&mut user)?;
+        self.name(&mut user).await?;
         if !wanted.uid.is_empty() {
-            self.may(AUTHENTICATION, "uids", "", "", &wanted.uid)?;
+            self.may(AUTHENTICATION, "uids", "", "", &wanted.uid).await?;
         }
-        self.groups(&wanted.groups)?;
-        self.extra(&wanted.extra)?;
+        self.groups(&wanted.groups).await?;
+        self.extra(&wanted.extra).await?;
         if user.name == ANONYMOUS {
             ensure_group(&mut user, UNAUTHENTICATED);
         } else if !user.is_in(UNAUTHENTICATED) {
@@ -193,7 +193,7 @@ impl Asking<'_> {
         Ok(user)
     }
 
-    fn name(&self, user: &mut UserInfo) -> ApiResult<()> {
+    async fn name(&self, user: &mut UserInfo) -> ApiResult<()> {
         let name = user.name.clone();
         if self.mode != Mode::Legacy
             && let Some(node) = node_name(&name)
@@ -201,18 +201,18 @@ impl Asking<'_> {
             user.groups = vec![NODES.to_owned()];
             // For an associated node the grant is for all nodes: which one was checked already.
             let node = if self.mode == Mode::AssociatedNode { "*" } else { node };
-            return self.may(AUTHENTICATION, "nodes", "", "", node);
+            return self.may(AUTHENTICATION, "nodes", "", "", node).await;
         }
         if let Some((namespace, account)) = parse_service_account(&name) {
             if user.groups.is_empty() {
                 user.groups = service_account_groups(namespace);
             }
-            return self.may(self.group(), "serviceaccounts", "", namespace, account);
+            return self.may(self.group(), "serviceaccounts", "", namespace, account).await;
         }
-        self.may(self.group(), "users", "", "", &name)
+        self.may(self.group(), "users", "", "", &name).await
     }
 
-    fn groups(&self, groups: &[String]) -> ApiResult<()> {
+    async fn groups(&self, groups: &[String]) -> ApiResult<()> {
         if groups.is_empty() {
             return Ok(());
         }
@@ -224,16 +224,19 @@ impl Asking<'_> {
                 let why = "impersonating the system:masters group is not allowed";
                 return Err(self.refused("groups", MASTERS, why));
             }
-            if groups.len() >= MANY && self.may(self.group(), "groups", "", "", "*").is_ok() {
+            if groups.len() >= MANY && self.may(self.group(), "groups", "", "", "*").await.is_ok() {
                 return Ok(());
             }
         }
         // Each only once: a client may send thousands of headers.
         let groups: BTreeSet<&String> = groups.iter().collect();
-        groups.into_iter().try_for_each(|group| self.may(self.group(), "groups", "", "", group))
+        for group in groups {
+            self.may(self.group(), "groups", "", "", group).await?;
+        }
+        Ok(())
     }
 
-    fn extra(&self, extra: &BTreeMap<String, Vec<String>>) -> ApiResult<()> {
+    async fn extra(&self, extra: &BTreeMap<String, Vec<String>>) -> ApiResult<()> {
         if extra.is_empty() {
             return Ok(());
         }
@@ -242,13 +245,13 @@ impl Asking<'_> {
                 return Err(self.refused_in(AUTHENTICATION, "userextras", "", &why));
             }
             let many = extra.len() >= MANY || extra.values().map(Vec::len).sum::<usize>() >= MANY;
-            if many && self.may(AUTHENTICATION, "userextras", "*", "", "*").is_ok() {
+            if many && self.may(AUTHENTICATION, "userextras", "*", "", "*").await.is_ok() {
                 return Ok(());
             }
         }
         for (key, values) in extra {
             for value in values {
-                self.may(AUTHENTICATION, "userextras", key, "", value)?;
+                self.may(AUTHENTICATION, "userextras", key, "", value).await?;
             }
         }
         Ok(())
@@ -263,7 +266,7 @@ impl Asking<'_> {
         if self.mode == Mode::Legacy { "impersonate".into() } else { format!("impersonate:{}", self.mode.name()) }
     }
 
-    fn may(&self, group: &str, resource: &str, subresource: &str, namespace: &str, name: &str) -> ApiResult<()> {
+    async fn may(&self, group: &str, resource: &str, subresource: &str, namespace: &str, name: &str) -> ApiResult<()> {
         let verb = self.verb();
         let version = "v1";
         let request = Attributes {
@@ -277,7 +280,7 @@ impl Asking<'_> {
             is_resource: true,
             ..Attributes::default()
         };
-        self.authorizer.check(self.objects, self.requestor, &request)
+        self.authorizer.check(self.objects, self.requestor, &request).await
     }
 
     fn refused(&self, resource: &str, name: &str, why: &str) -> ApiError {
@@ -322,6 +325,7 @@ mod tests {
     use super::*;
     use crate::auth::RBAC_GROUP;
     use apiserver_resources::objects::memory::Map;
+    use futures::FutureExt as _;
     use serde_json::json;
 
     fn headers(list: &[(&str, &str)]) -> http::HeaderMap {
@@ -365,7 +369,11 @@ mod tests {
             let groups = groups.iter().map(ToString::to_string).collect();
             let wanted = UserInfo { name: name.into(), groups, ..UserInfo::default() };
             let by = Impersonator::default();
-            by.impersonate(&authorizer, &map, &admin, &wanted, &get_namespaces()).unwrap().groups
+            let done = by
+                .impersonate(&authorizer, &map, &admin, &wanted, &get_namespaces())
+                .now_or_never()
+                .expect("waits for nobody");
+            done.unwrap().groups
         };
         assert_eq!(become_user("jo", &[]), ["system:authenticated"]);
         assert_eq!(become_user("root", &["system:masters"]), ["system:masters", "system:authenticated"]);
@@ -403,6 +411,8 @@ mod tests {
             let wanted = wanted(&headers(list)).unwrap().unwrap();
             let requestor = UserInfo::component(requestor, None);
             by.impersonate(&authorizer, &map, &requestor, &wanted, &get_namespaces())
+                .now_or_never()
+                .expect("waits for nobody")
         };
         assert_eq!(ask("al", &[("impersonate-user", "jo")]).unwrap().groups, ["system:authenticated"]);
         assert!(ask("al", &[("impersonate-user", "jo"), ("impersonate-group", "dev")]).is_ok());

@@ -24,8 +24,8 @@ pub mod tokens;
 use std::collections::BTreeMap;
 
 pub use attributes::{Attributes, Decision};
-pub use authenticate::{Authenticator, Credentials};
-pub use authorize::Authorizer;
+pub use authenticate::{AuthenticateToken, Authenticator, Credentials};
+pub use authorize::{Authorize, Authorizer};
 pub use impersonate::Impersonator;
 
 /// The group that may do everything; its members skip all checks.
@@ -127,3 +127,6 @@ pub fn parse_service_account(user: &str) -> Option<(&str, &str)> {
 pub fn service_account_groups(namespace: &str) -> Vec<String> {
     vec![SERVICE_ACCOUNTS.to_owned(), format!("{SERVICE_ACCOUNTS}:{namespace}")]
 }
+
+#[cfg(test)]
+mod tests;

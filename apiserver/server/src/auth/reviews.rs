@@ -34,14 +34,14 @@ pub struct Context<'a> {
 
 /// Answers a review of the kind that `plural` names (`tokenreviews`, `subjectaccessreviews`, `localsubjectaccessreviews`,
 /// `selfsubjectaccessreviews`, `selfsubjectrulesreviews`, `selfsubjectreviews`); the answer goes out with 201.
-pub fn answer(context: &Context<'_>, plural: &str, body: &Value) -> ApiResult<Value> {
+pub async fn answer(context: &Context<'_>, plural: &str, body: &Value) -> ApiResult<Value> {
     match plural {
-        "tokenreviews" => context.token(body),
+        "tokenreviews" => context.token(body).await,
         "selfsubjectreviews" => Ok(context.me(body)),
         "selfsubjectrulesreviews" => context.my_rules(body),
-        "subjectaccessreviews" => context.access(body, Whose::Anyone),
-        "localsubjectaccessreviews" => context.access(body, Whose::AnyoneHere),
-        "selfsubjectaccessreviews" => context.access(body, Whose::Mine),
+        "subjectaccessreviews" => context.access(body, Whose::Anyone).await,
+        "localsubjectaccessreviews" => context.access(body, Whose::AnyoneHere).await,
+        "selfsubjectaccessreviews" => context.access(body, Whose::Mine).await,
         _ => Err(ApiError::NoSuchResource),
     }
 }
@@ -54,7 +54,7 @@ enum Whose {
 }
 
 impl Context<'_> {
-    fn token(&self, body: &Value) -> ApiResult<Value> {
+    async fn token(&self, body: &Value) -> ApiResult<Value> {
         let token = body["spec"]["token"].as_str().unwrap_or_default();
         if token.is_empty() {
             return Err(ApiError::BadRequest("token is required for TokenReview in authentication".into()));
@@ -63,7 +63,7 @@ impl Context<'_> {
         if audiences.is_empty() {
             audiences.push(TOKEN_ISSUER.to_owned());
         }
-        let known = self.authenticator.token(self.objects, self.now, token.trim(), &audiences);
+        let known = self.authenticator.token(self.objects, self.now, token.trim(), &audiences).await;
         let status = match known {
             Ok(known) => json!({
                 "authenticated": true,
@@ -124,7 +124,7 @@ impl Context<'_> {
         }))
     }
 
-    fn access(&self, body: &Value, whose: Whose) -> ApiResult<Value> {
+    async fn access(&self, body: &Value, whose: Whose) -> ApiResult<Value> {
         let mut body = body.clone();
         if whose == Whose::AnyoneHere {
             match body["metadata"]["namespace"].as_str().unwrap_or_default() {
@@ -183,7 +183,7 @@ impl Context<'_> {
             let part = |name: &str| path[name].as_str().unwrap_or_default();
             Attributes { verb: part("verb"), path: part("path"), ..Attributes::default() }
         };
-        let decision = self.authorizer.authorize(self.objects, user, &request);
+        let decision = self.authorizer.authorize(self.objects, user, &request).await;
         let mut status = Map::from_iter([("allowed".to_owned(), Value::from(decision.allowed))]);
         if !decision.reason.is_empty() {
             status.insert("reason".into(), decision.reason.into());

@@ -297,6 +297,7 @@ mod tests {
     use super::*;
     use crate::auth::{Attributes, Authorizer, UserInfo};
     use apiserver_resources::objects::{Objects as _, memory::Map as Objects};
+    use futures::FutureExt as _;
 
     fn cluster() -> Cluster {
         Cluster {
@@ -375,7 +376,8 @@ mod tests {
                 is_resource: true,
                 ..Attributes::default()
             };
-            authorizer.authorize(&objects, &UserInfo::component(user, group), &request).allowed
+            let user = UserInfo::component(user, group);
+            authorizer.authorize(&objects, &user, &request).now_or_never().expect("waits for nobody").allowed
         };
         for (controller, verb, api, resource) in [
             ("replicaset-controller", "create", "", "pods"),

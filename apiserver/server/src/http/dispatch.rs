@@ -206,7 +206,7 @@ impl Front {
                     namespace: call.namespace,
                     now: call.now,
                 };
-                Ok(Answer::Object(201, Shown::Value(reviews::answer(&context, &call.row.plural, &object)?)))
+                Ok(Answer::Object(201, Shown::Value(reviews::answer(&context, &call.row.plural, &object).await?)))
             }
             None => {
                 let row = call.row;

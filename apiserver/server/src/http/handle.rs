@@ -141,7 +141,7 @@ impl Front {
             _ => None,
         };
         let of = Of::new(&info, target.as_ref(), query.get("dryRun").is_some());
-        let (mut response, warned) = match self.identify(&parts, &info) {
+        let (mut response, warned) = match in_time(self.identify(&parts, &info)).await {
             Err(error) => (respond::error(&asked, &error), Vec::new()),
             Ok(user) => {
                 let mut asking = Asking {
@@ -170,9 +170,10 @@ impl Front {
     }
 
     /// Who asks, after impersonation.
-    fn identify(&self, parts: &http::request::Parts, info: &Info) -> Result<UserInfo, ApiError> {
+    async fn identify(&self, parts: &http::request::Parts, info: &Info) -> Result<UserInfo, ApiError> {
         let objects = &*self.verbs.objects;
-        let user = self.authenticator.authenticate(objects, &Credentials::of(&parts.headers, &parts.extensions))?;
+        let user =
+            self.authenticator.authenticate(objects, &Credentials::of(&parts.headers, &parts.extensions)).await?;
         if user.name != ANONYMOUS
             && let Some(peer) = parts.extensions.get::<Peer>()
         {
@@ -182,7 +183,9 @@ impl Front {
             None => Ok(user),
             Some(wanted) => {
                 let fields = exact_fields(info);
-                self.impersonator.impersonate(&self.authorizer, objects, &user, &wanted, &attributes(info, &fields))
+                self.impersonator
+                    .impersonate(&self.authorizer, objects, &user, &wanted, &attributes(info, &fields))
+                    .await
             }
         }
     }
@@ -208,7 +211,7 @@ impl Front {
                 None => return too_many(),
             }
         };
-        if let Err(error) = self.permit(asking) {
+        if let Err(error) = in_time(self.permit(asking)).await {
             let mut response = respond::error(&asking.asked, &error);
             response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
             return response;
@@ -232,9 +235,9 @@ impl Front {
         done.unwrap_or_else(|_| respond::error(&asking.asked, &timed_out()))
     }
 
-    fn permit(&self, asking: &Asking<'_>) -> Result<(), ApiError> {
+    async fn permit(&self, asking: &Asking<'_>) -> Result<(), ApiError> {
         let fields = exact_fields(asking.info);
-        self.authorizer.check(&*self.verbs.objects, asking.user, &attributes(asking.info, &fields))
+        self.authorizer.check(&*self.verbs.objects, asking.user, &attributes(asking.info, &fields)).await
     }
 
     async fn answer(
@@ -271,6 +274,11 @@ impl Front {
         }
         checks
     }
+}
+
+/// Who asks and whether they may is known within a request's time, too. What doesn't wait sets no timer.
+async fn in_time<T>(answer: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    tokio::time::timeout(deadline::REQUEST_TIMEOUT, answer).await.unwrap_or_else(|_| Err(timed_out()))
 }
 
 /// The answer to what took too long.

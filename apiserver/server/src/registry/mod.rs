@@ -262,7 +262,7 @@ impl Verbs {
     }
 
     /// Whether the user may create the object of the path too (a PUT that creates).
-    fn may_create(&self, call: &Call<'_>) -> Result<(), ApiError> {
+    async fn may_create(&self, call: &Call<'_>) -> Result<(), ApiError> {
         let attributes = Attributes {
             verb: "create",
             group: &call.row.group,
@@ -275,7 +275,7 @@ impl Verbs {
             is_resource: true,
             fields: &[],
         };
-        self.authorizer.check(&*self.objects, call.user, &attributes)
+        self.authorizer.check(&*self.objects, call.user, &attributes).await
     }
 
     /// The size of the object that a request is about; none is 0.

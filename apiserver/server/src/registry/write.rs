@@ -168,7 +168,7 @@ impl Verbs {
         let mut draft = self.draft(call, intent, existing, options.dry_run())?;
         let admitted = intent.is_admitted();
         if draft.creates_by_update {
-            self.may_create(call)?;
+            self.may_create(call).await?;
         }
         if admitted {
             let request = call.request(draft.operation, &draft.name, options);

@@ -1,0 +1,102 @@
+//! The chains of authenticators and authorizers over the whole server: links that wait are waited for, and hold up nobody else.
+
+use std::sync::{Arc, Mutex};
+
+use axum::body::Body;
+use http::Request;
+use machinery_env::Env;
+use tokio::sync::Semaphore;
+use tower::ServiceExt as _;
+
+use super::jwt::SigningKey;
+use super::tokens::Known;
+use super::{Attributes, AuthenticateToken, Authorize, Decision, UserInfo};
+use crate::http::logs::Kubelets;
+use crate::server::{Apiserver, Chains, Config};
+use crate::step::Step;
+use apiserver_resources::allocate::ServiceNetwork;
+use apiserver_resources::objects::Objects;
+use apiserver_storage::store::memory::MemoryStore;
+
+/// Answers when it is let.
+struct Slow(Arc<Semaphore>);
+
+impl AuthenticateToken for Slow {
+    fn authenticate<'a>(&'a self, token: &'a str, audiences: &'a [String]) -> Step<'a, Result<Option<Known>, String>> {
+        Step::Wait(Box::pin(async move {
+            self.0.acquire().await.unwrap().forget();
+            let Some(name) = token.strip_prefix("slow-") else { return Ok(None) };
+            let user = UserInfo { name: name.into(), ..UserInfo::default() };
+            Ok(Some(Known { user, audiences: audiences.to_vec() }))
+        }))
+    }
+}
+
+impl Authorize for Slow {
+    fn authorize<'a>(
+        &'a self,
+        _: &'a dyn Objects,
+        user: &'a UserInfo,
+        request: &'a Attributes<'_>,
+    ) -> Step<'a, Decision> {
+        if user.name != "jo" {
+            return Step::Done(Decision::refuse("not for me"));
+        }
+        Step::Wait(Box::pin(async move {
+            self.0.acquire().await.unwrap().forget();
+            if request.verb == "list" { Decision::allow("") } else { Decision::refuse("jo only lists") }
+        }))
+    }
+}
+
+async fn open(let_go: &Arc<Semaphore>) -> Apiserver {
+    let (env, _) = Env::seeded(4, "2026-01-01T00:00:00Z".parse().unwrap());
+    let key = SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    let config = Config {
+        address: "127.0.0.1:6443".into(),
+        signing_key: Arc::new(key),
+        services: ServiceNetwork {
+            cidr: "10.96.0.0/12".parse().unwrap(),
+            node_ports: 30000..=32767,
+            loopback: Vec::new(),
+        },
+        toleration_seconds: 300,
+        kubelets: Kubelets::default(),
+        registry: Arc::new(Mutex::default()),
+    };
+    let slow = Arc::new(Slow(let_go.clone()));
+    let chains = Chains { authenticators: vec![slow.clone()], authorizers: vec![slow] };
+    Apiserver::open_with(&env, Arc::new(MemoryStore::new(env.clone())), config, chains).await.unwrap()
+}
+
+async fn code(server: &Apiserver, method: &str, token: &str) -> u16 {
+    let request = Request::builder().method(method).uri("/api/v1/namespaces/default");
+    let mut request = request.header("authorization", format!("Bearer {token}")).body(Body::empty()).unwrap();
+    if method == "LIST" {
+        *request.method_mut() = http::Method::GET;
+        *request.uri_mut() = "/api/v1/pods".parse().unwrap();
+    }
+    server.service().oneshot(request).await.unwrap().status().as_u16()
+}
+
+#[tokio::test]
+async fn links_that_wait_are_waited_for() {
+    let let_go = Arc::new(Semaphore::new(0));
+    let server = open(&let_go).await;
+    let waiting = tokio::spawn({
+        let server = server.clone();
+        async move { code(&server, "LIST", "slow-jo").await }
+    });
+    tokio::task::yield_now().await;
+    // Who needs neither link is answered meanwhile.
+    let mut request = Request::get("/api/v1/pods").body(Body::empty()).unwrap();
+    request.extensions_mut().insert(UserInfo::component("admin", Some(super::MASTERS)));
+    assert_eq!(server.service().oneshot(request).await.unwrap().status(), 200);
+    assert!(!waiting.is_finished());
+    let_go.add_permits(2);
+    assert_eq!(waiting.await.unwrap(), 200);
+    let_go.add_permits(4);
+    assert_eq!(code(&server, "GET", "slow-jo").await, 403, "the link was asked, and refused");
+    assert_eq!(code(&server, "LIST", "slow-bo").await, 403);
+    assert_eq!(code(&server, "LIST", "nonsense").await, 401, "nobody knows it");
+}
