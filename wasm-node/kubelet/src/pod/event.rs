@@ -45,21 +45,13 @@ pub struct Thresholds {
     pub grace: Option<Duration>,
 }
 
-/// What of a pod's spec decides about its life.
+/// What of a container's spec decides about its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rules {
-    /// The container's name.
-    pub container: String,
-    /// `name_namespace(uid)`, as upstream's messages call a pod.
-    pub pod: String,
+pub struct ContainerRules {
+    /// Its name.
+    pub name: String,
     /// The image, as the spec has it.
     pub image: String,
-    /// `restartPolicy`.
-    pub restart: Restart,
-    /// `activeDeadlineSeconds`.
-    pub deadline: Option<Duration>,
-    /// `terminationGracePeriodSeconds`.
-    pub grace: Duration,
     /// The probes that there are.
     pub startup: Option<Thresholds>,
     /// See above.
@@ -68,7 +60,22 @@ pub struct Rules {
     pub liveness: Option<Thresholds>,
 }
 
-impl Rules {
+/// What of a pod's spec decides about its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// Its containers, in the spec's order: an index into them is how events and actions name one.
+    pub containers: Vec<ContainerRules>,
+    /// `name_namespace(uid)`, as upstream's messages call a pod.
+    pub pod: String,
+    /// `restartPolicy`.
+    pub restart: Restart,
+    /// `activeDeadlineSeconds`.
+    pub deadline: Option<Duration>,
+    /// `terminationGracePeriodSeconds`.
+    pub grace: Duration,
+}
+
+impl ContainerRules {
     pub(super) fn thresholds(&self, kind: ProbeKind) -> Option<&Thresholds> {
         match kind {
             ProbeKind::Startup => self.startup.as_ref(),
@@ -78,7 +85,7 @@ impl Rules {
     }
 }
 
-/// What happened.
+/// What happened to a pod.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// It was to be looked at about now.
@@ -91,6 +98,17 @@ pub enum Event {
     Mounted,
     /// A volume can't be filled yet; it goes on being tried.
     MountFailed(String),
+    /// The pod uses more than it may.
+    Evicted(String),
+    /// Everything is removed.
+    Cleaned,
+    /// Something happened to the container of that index.
+    Container(usize, CellEvent),
+}
+
+/// What happened to a container.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CellEvent {
     /// A pull begins.
     PullBegan,
     /// The image is there.
@@ -154,10 +172,6 @@ pub enum Event {
         /// Message.
         message: Option<String>,
     },
-    /// The pod uses more than it may.
-    Evicted(String),
-    /// Everything is removed.
-    Cleaned,
 }
 
 /// What to do.
@@ -171,27 +185,31 @@ pub enum Action {
         reason: &'static str,
         /// Message.
         message: String,
-        /// About the container, not the whole pod.
-        container: bool,
+        /// About that container, or about the whole pod.
+        container: Option<usize>,
     },
     /// Take an address and fill the volumes.
     Mount,
-    /// Have the image.
-    Pull,
-    /// Make and start the container.
+    /// Have a container's image.
+    Pull(usize),
+    /// Make and start a container.
     Start {
-        /// The how many-th, from 0.
+        /// Which.
+        container: usize,
+        /// The how many-th start of it, from 0.
         attempt: u32,
     },
-    /// Begin to probe.
-    Probe(ProbeKind),
-    /// Stop the container in order, within the grace period; said again, only the period changes.
+    /// Begin to probe a container.
+    Probe(usize, ProbeKind),
+    /// Stop a container in order, within the grace period; said again, only the period changes.
     Stop {
+        /// Which.
+        container: usize,
         /// How long it may take.
         grace: Duration,
     },
-    /// Stop whatever runs or is being prepared, now.
-    Kill,
+    /// Stop whatever of a container runs or is being prepared, now.
+    Kill(usize),
     /// Remove volumes, give the address back.
     Clean,
     /// Tell the API that nothing is left.

@@ -4,12 +4,14 @@
 pub mod addresses;
 mod ask;
 pub mod backoff;
+pub mod cell;
 pub mod environment;
 pub mod event;
 pub mod fit;
 mod listen;
 mod message;
 mod probe;
+mod runner;
 mod serve;
 pub mod settings;
 pub mod sources;

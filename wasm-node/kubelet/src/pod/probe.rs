@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 
 use super::ask::{Asked, ask};
 use super::settings::ProbeSpec;
-use super::state::{Event, ProbeKind};
-use super::worker::Message;
+use super::state::{CellEvent, ProbeKind};
+use super::worker::{Message, happened};
 use crate::node::Shared;
 
 /// Probes until it is dropped; a startup probe ends with its success.
@@ -40,8 +40,8 @@ pub(crate) async fn run(
             }
         };
         started = started || failure.is_none();
-        let probed = Event::Probed { attempt, kind, failure };
-        if messages.send(Message::Event(probed)).await.is_err() || kind == ProbeKind::Startup && started {
+        let probed = CellEvent::Probed { attempt, kind, failure };
+        if messages.send(happened(probed)).await.is_err() || kind == ProbeKind::Startup && started {
             return;
         }
     }

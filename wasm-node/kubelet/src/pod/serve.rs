@@ -9,8 +9,8 @@ use machinery_api::names::REASON_HEADER;
 use machinery_serve::net::{Attached, Body, Origin, Refused, Serve};
 use tokio::sync::mpsc;
 
-use super::state::Event;
-use super::worker::Message;
+use super::state::CellEvent;
+use super::worker::{Message, happened};
 use runtime_api::{Container, Server, Trial};
 
 /// How often a server that can't be instantiated is tried again.
@@ -69,8 +69,8 @@ impl Gate {
                     Trial::NoRoom => continue,
                 };
                 let again = broken.is_some();
-                let sound = Event::Sound { attempt: gate.attempt, broken };
-                if gate.messages.send(Message::Event(sound)).await.is_err() {
+                let sound = CellEvent::Sound { attempt: gate.attempt, broken };
+                if gate.messages.send(happened(sound)).await.is_err() {
                     return;
                 }
                 if !again {

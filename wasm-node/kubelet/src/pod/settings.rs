@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use machinery_api::names;
 use machinery_api::quantity::Quantity;
 
-use super::state::{ProbeKind, Restart, Rules, Thresholds};
+use super::state::{ContainerRules, ProbeKind, Restart, Rules, Thresholds};
 use super::status::pod_text;
 use runtime_api::{CONCURRENCY_DEFAULT, Grants, Limits, REQUEST_TIMEOUT_DEFAULT};
 
@@ -30,14 +30,11 @@ pub fn container(pod: &Pod) -> Option<&Container> {
 /// What decides about the pod's life.
 #[must_use]
 pub fn rules(pod: &Pod) -> Rules {
-    let default = Container::default();
-    let container = container(pod).unwrap_or(&default);
     let spec = pod.spec.clone().unwrap_or_default();
     let seconds = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
     Rules {
-        container: container.name.clone(),
+        containers: spec.containers.iter().map(container_rules).collect(),
         pod: pod_text(pod),
-        image: container.image.clone().unwrap_or_default(),
         restart: match spec.restart_policy.as_deref() {
             Some("Never") => Restart::Never,
             Some("OnFailure") => Restart::OnFailure,
@@ -45,6 +42,13 @@ pub fn rules(pod: &Pod) -> Rules {
         },
         deadline: spec.active_deadline_seconds.map(seconds),
         grace: spec.termination_grace_period_seconds.map_or(Duration::from_secs(30), seconds),
+    }
+}
+
+fn container_rules(container: &Container) -> ContainerRules {
+    ContainerRules {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
         startup: container.startup_probe.as_ref().map(thresholds),
         readiness: container.readiness_probe.as_ref().map(thresholds),
         liveness: container.liveness_probe.as_ref().map(thresholds),

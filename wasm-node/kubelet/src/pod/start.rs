@@ -10,17 +10,18 @@ use machinery_serve::net::Caller;
 use tokio::sync::mpsc;
 
 use super::environment::{Given, environment, expand};
+use super::runner::way;
 use super::settings::{Settings, settings};
 use super::sources::{Known, SourceKind, named_by_environment};
-use super::state::Event;
+use super::state::CellEvent;
 use super::unsupported::is_read_only;
-use super::worker::Message;
+use super::worker::{Message, happened};
 use crate::image::{Image, ImageError, PullPolicy};
 use crate::log::ContainerLog;
 use crate::node::Shared;
 use crate::volume::paths::{folder, message_folder};
 use runtime_api::ledger::Ledger;
-use runtime_api::{Admitted, Container, ContainerSpec, Kind, LoadError, Metering, Preopen};
+use runtime_api::{Admitted, Container, ContainerSpec, LoadError, Metering, Preopen};
 
 /// Upstream's default for `terminationMessagePath`.
 const TERMINATION_PATH: &str = "/dev/termination-log";
@@ -67,7 +68,7 @@ pub(crate) async fn pull(
         let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
         return Ok((image, message));
     }
-    let _ = tell.send(Message::Event(Event::PullBegan)).await;
+    let _ = tell.send(happened(CellEvent::PullBegan)).await;
     let began = node.parts.env.elapsed();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let image = node.parts.images.pull(&name, metering(node, pod, container), namespace).await?;
@@ -159,7 +160,8 @@ pub(crate) async fn make(
         });
     }
     let path = wire.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(TERMINATION_PATH);
-    let termination = if loaded.kind() == Kind::Command || path != TERMINATION_PATH {
+    let way = way(loaded.kind());
+    let termination = if way.leaves_message || path != TERMINATION_PATH {
         termination(&dir, &wire.name, attempt, path, &mut preopens).map_err(|error| config(error.to_string()))?
     } else {
         None
@@ -188,10 +190,7 @@ pub(crate) async fn make(
     };
     let container = loaded.container(spec).map_err(|error| refused(&error))?;
     // A command that waits for this is not running yet.
-    let admitted = match container.kind() {
-        Kind::Command => Some(container.admit().await),
-        Kind::HttpServer => None,
-    };
+    let admitted = if way.is_admitted { Some(container.admit().await) } else { None };
     let mut id = [0u8; 32];
     node.parts.env.fill(&mut id);
     Ok(Made {

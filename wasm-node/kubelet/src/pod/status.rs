@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Map, Value, json};
 
-use super::state::{Exit, Running, Stage, State, Verdict, Wait};
+use super::state::{Cell, CellStage, Exit, Running, Stage, State, Verdict, Wait};
 use super::unsupported::is_read_only;
 
 /// What the node adds.
@@ -28,7 +28,7 @@ pub fn phase(state: &State) -> &'static str {
     match state.succeeded {
         Some(true) => "Succeeded",
         Some(false) => "Failed",
-        None if state.exit.is_some() || state.attempt.is_some() => "Running",
+        None if state.ran() => "Running",
         None => "Pending",
     }
 }
@@ -39,7 +39,7 @@ pub fn project(state: &State, pod: &Pod, facts: &Facts, known: &[PodCondition], 
     let spec = pod.spec.clone().unwrap_or_default();
     let verdict = state.verdict.clone().unwrap_or(Verdict { reason: None, message: None, rejected: false });
     let pod_ip = facts.pod_ip.filter(|_| !matches!(state.stage, Stage::Refused { .. })).map(|ip| ip.to_string());
-    let containers = spec.containers.iter().map(|container| container_status(state, pod, container)).collect();
+    let containers = spec.containers.iter().enumerate().map(|(index, of)| container_status(state, pod, index, of)).collect();
     PodStatus {
         phase: Some(phase(state).into()),
         reason: verdict.reason.map(Into::into),
@@ -129,7 +129,9 @@ fn replace_list(fields: &mut Map<String, Value>, name: &str) {
     }
 }
 
-fn container_status(state: &State, pod: &Pod, container: &Container) -> ContainerStatus {
+fn container_status(state: &State, pod: &Pod, index: usize, container: &Container) -> ContainerStatus {
+    let never = Cell::default();
+    let cell = state.cells.get(index).unwrap_or(&never);
     let waiting = |reason: &str, message: Option<String>| ContainerState {
         waiting: Some(ContainerStateWaiting { reason: Some(reason.into()), message }),
         ..ContainerState::default()
@@ -138,18 +140,22 @@ fn container_status(state: &State, pod: &Pod, container: &Container) -> Containe
         running: Some(ContainerStateRunning { started_at: time(running.since) }),
         ..ContainerState::default()
     };
-    let mut last = state.last.as_ref().map(terminated);
+    let mut last = cell.last.as_ref().map(terminated);
     let mut container_id = None;
     let mut started = false;
-    let current = match &state.stage {
-        Stage::Refused { message } => waiting("CreateContainerConfigError", Some(message.clone())),
-        Stage::Running(run) | Stage::Stopping { running: run, .. } => {
+    let refused = match &state.stage {
+        Stage::Refused { message } => Some(waiting("CreateContainerConfigError", Some(message.clone()))),
+        _ => None,
+    };
+    let current = match &cell.stage {
+        _ if refused.is_some() => refused.unwrap_or_default(),
+        CellStage::Running(run) | CellStage::Stopping { running: run, .. } => {
             container_id = Some(run.container_id.clone());
             started = run.started;
             running(run)
         }
-        Stage::Waiting { wait, .. } => {
-            last = state.exit.as_ref().map(terminated).or(last);
+        CellStage::Waiting { wait, .. } => {
+            last = cell.exit.as_ref().map(terminated).or(last);
             match wait {
                 Wait::Pull { reason, message } => waiting(reason, Some(message.clone())),
                 Wait::PullBackOff { message } => waiting("ImagePullBackOff", Some(message.clone())),
@@ -157,7 +163,7 @@ fn container_status(state: &State, pod: &Pod, container: &Container) -> Containe
                 Wait::Crash { wait } => waiting("CrashLoopBackOff", Some(crash_message(*wait, pod, container))),
             }
         }
-        _ => match &state.exit {
+        _ => match &cell.exit {
             Some(exit) => terminated(exit),
             None if state.succeeded.is_some() => ContainerState {
                 // As upstream for a pod that ends with a container that never began.
@@ -173,7 +179,7 @@ fn container_status(state: &State, pod: &Pod, container: &Container) -> Containe
         },
     };
     if container_id.is_none() {
-        container_id = state.exit.as_ref().and_then(|exit| exit.container_id.clone());
+        container_id = cell.exit.as_ref().and_then(|exit| exit.container_id.clone());
     }
     let resources = container.resources.clone().unwrap_or_default();
     let runs = current.running.is_some();
@@ -181,11 +187,11 @@ fn container_status(state: &State, pod: &Pod, container: &Container) -> Containe
         name: container.name.clone(),
         state: Some(current),
         last_state: Some(last.unwrap_or_default()),
-        ready: state.ready(),
+        ready: cell.ready(state.deleted.is_some()),
         started: Some(started),
-        restart_count: i32::try_from(state.attempt.unwrap_or(0)).unwrap_or(i32::MAX),
+        restart_count: i32::try_from(cell.attempt.unwrap_or(0)).unwrap_or(i32::MAX),
         image: container.image.clone().unwrap_or_default(),
-        image_id: state.image_id.clone(),
+        image_id: cell.image_id.clone(),
         container_id,
         allocated_resources: resources.requests.clone().filter(|requests| runs && !requests.is_empty()),
         resources: runs.then_some(ResourceRequirements { claims: None, ..resources }),
@@ -318,16 +324,17 @@ fn gates(gates: &[k8s_openapi::api::core::v1::PodReadinessGate], known: &[PodCon
 /// The state in which an earlier run of the agent left the pod, as its status tells.
 #[must_use]
 pub fn recall(pod: &Pod, now: Timestamp) -> State {
-    let Some(status) = &pod.status else { return State::new(now) };
+    let specs = pod.spec.as_ref().map_or(&[][..], |spec| &spec.containers);
+    let Some(status) = &pod.status else { return State::new(now, specs.len()) };
     let began = status.start_time.as_ref().map_or(now, |time| time.0);
-    let container = status.container_statuses.iter().flatten().next();
-    let mut state = match container.and_then(|container| Some((container, left(container, now)?))) {
-        Some((container, exit)) => {
+    let mut state = State::begun(now, began, specs.len());
+    for (index, spec) in specs.iter().enumerate() {
+        let container = status.container_statuses.iter().flatten().find(|container| container.name == spec.name);
+        if let Some((container, exit)) = container.and_then(|container| Some((container, left(container, now)?))) {
             let attempt = u32::try_from(container.restart_count).unwrap_or(0);
-            State::resume(now, began, attempt, exit, container.image_id.clone())
+            state.resume(index, attempt, exit, container.image_id.clone());
         }
-        None => State::begun(now, began),
-    };
+    }
     match status.phase.as_deref() {
         Some("Succeeded") => state.succeeded = Some(true),
         Some("Failed") => {
@@ -376,7 +383,7 @@ fn left(container: &ContainerStatus, now: Timestamp) -> Option<Exit> {
 mod tests {
     use super::*;
     use crate::pod::settings::rules;
-    use crate::pod::state::Event;
+    use crate::pod::state::{CellEvent, Event};
 
     fn pod(status: Value) -> Pod {
         serde_json::from_value(json!({
@@ -394,14 +401,14 @@ mod tests {
     #[test]
     fn a_running_pod_is_ready_and_its_patch_replaces_what_merging_would_keep() {
         let pod = pod(json!({}));
-        let (mut state, _) = State::new(at(1)).begin(&rules(&pod), None, at(1));
+        let (mut state, _) = State::new(at(1), 1).begin(&rules(&pod), None, at(1));
         let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: Some([127, 66, 0, 1].into()) };
         let before = project(&state, &pod, &facts, &[], at(1));
         assert_eq!(before.phase.as_deref(), Some("Pending"));
         for event in [
             Event::Mounted,
-            Event::Pulled { image_id: "id".into(), message: String::new() },
-            Event::Started { container_id: "wasmtime://1".into() },
+            Event::Container(0, CellEvent::Pulled { image_id: "id".into(), message: String::new() }),
+            Event::Container(0, CellEvent::Started { container_id: "wasmtime://1".into() }),
         ] {
             state = state.step(&rules(&pod), event, at(5)).0;
         }
@@ -423,7 +430,7 @@ mod tests {
     #[test]
     fn what_others_write_into_the_nodes_part_is_seen() {
         let pod = pod(json!({}));
-        let state = State::new(at(1)).begin(&rules(&pod), None, at(1)).0;
+        let state = State::new(at(1), 1).begin(&rules(&pod), None, at(1)).0;
         let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: None };
         let wanted = project(&state, &pod, &facts, &[], at(1));
         // As the API gives it back: through JSON, with fields and conditions of others.
@@ -466,13 +473,13 @@ mod tests {
         };
         let running =
             recall(&pod(container(json!({"running": {"startedAt": "1970-01-01T00:00:08Z"}}), json!({}))), at(20));
-        assert_eq!((running.attempt, running.resumed, running.began), (Some(4), true, at(7)));
-        assert_eq!(running.exit.map(|exit| (exit.code, exit.finished)), Some((255, at(20))));
+        assert_eq!((running.cells[0].attempt, running.resumed, running.began), (Some(4), true, at(7)));
+        assert_eq!(running.cells[0].exit.as_ref().map(|exit| (exit.code, exit.finished)), Some((255, at(20))));
         let crashed = json!({"terminated": {"exitCode": 3, "finishedAt": "1970-01-01T00:00:09Z"}});
         let waiting = recall(&pod(container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), crashed)), at(20));
-        assert_eq!(waiting.exit.map(|exit| (exit.code, exit.finished)), Some((3, at(9))));
+        assert_eq!(waiting.cells[0].exit.as_ref().map(|exit| (exit.code, exit.finished)), Some((3, at(9))));
         let fresh = recall(&pod(container(json!({"waiting": {"reason": "ContainerCreating"}}), json!({}))), at(20));
-        assert_eq!((fresh.attempt, fresh.began), (None, at(7)));
+        assert_eq!((fresh.cells[0].attempt, fresh.began), (None, at(7)));
         assert_eq!(recall(&pod(json!({"phase": "Failed"})), at(1)).succeeded, Some(false));
     }
 }

@@ -12,22 +12,20 @@ use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodCondition, 
 use k8s_openapi::api::node::v1::RuntimeClass;
 use machinery_client::{Note, reference_to, version_of};
 use machinery_env::Env;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::serve::Gate;
-use super::settings::{self, rules, server_port};
+use super::runner::Runner;
+use super::settings::{self, rules};
 use super::start::{self, Made};
-use super::state::{Action, Event, ProbeKind, Rules, Stage, State, Verdict, Why};
-use super::stop;
-use super::{message, probe, status, unsupported};
+use super::state::{Action, Cell, CellEvent, CellStage, Event, ProbeKind, Rules, Stage, State, Verdict, Why};
+use super::{probe, status, unsupported};
 use crate::image::Image;
 use crate::log::ContainerLog;
 use crate::node::Shared;
 use crate::volume::keep::keep;
 use crate::volume::measure::{Subject, Watched};
 use crate::volume::usage;
-use runtime_api::{Kind, Server, StopSignal};
 
 mod perform;
 mod report;
@@ -54,6 +52,15 @@ pub(crate) struct Input {
     pub(crate) pod: Arc<Pod>,
     /// It is gone.
     pub(crate) removed: bool,
+}
+
+/// The container that a worker runs: pods of several are refused until it runs them (`unsupported`), and the state machine
+/// knows several already.
+const ONLY: usize = 0;
+
+/// What a task of the container tells its worker.
+pub(crate) fn happened(event: CellEvent) -> Message {
+    Message::Event(Event::Container(ONLY, event))
 }
 
 /// What a worker hears from its tasks.
@@ -110,7 +117,7 @@ impl PodView {
 }
 
 /// A task that ends with its owner.
-struct Task(JoinHandle<()>);
+pub(crate) struct Task(pub(crate) JoinHandle<()>);
 
 impl Drop for Task {
     fn drop(&mut self) {
@@ -121,15 +128,8 @@ impl Drop for Task {
 /// A container that runs.
 struct Live {
     made: Made,
-    server: Option<Arc<dyn Server>>,
-    /// Its address, where it has one.
-    door: Option<super::serve::Door>,
-    /// The command's run, or nothing.
-    _run: Option<Task>,
+    runner: Box<dyn Runner>,
     _measure: Option<Watched>,
-    _listener: Option<Task>,
-    /// Tells a command to stop.
-    signal: Option<oneshot::Sender<StopSignal>>,
     /// The stop under way, with its end.
     stopping: Option<(Task, watch::Sender<tokio::time::Instant>)>,
 }
@@ -346,7 +346,7 @@ impl Worker {
                         let message = format!(
                             "Failed to create pod sandbox: RuntimeClass {name:?} cannot be read, trying again: {error}"
                         );
-                        self.note(true, "FailedCreatePodSandBox", message, false);
+                        self.note(true, "FailedCreatePodSandBox", message, None);
                     }
                 }
             }
@@ -372,6 +372,11 @@ impl Worker {
         }
     }
 
+    /// The container, as the state knows it.
+    fn cell(&self) -> Option<&Cell> {
+        self.state.cells.get(ONLY)
+    }
+
     // --- what happens ------------------------------------------------------------------------------------------------
 
     fn take_input(&mut self) {
@@ -392,7 +397,7 @@ impl Worker {
             && container.image != self.container.image
         {
             self.container = Arc::new(container.clone());
-            self.apply(Event::ImageChanged);
+            self.apply(Event::Container(ONLY, CellEvent::ImageChanged));
         }
         match grace(&self.pod) {
             Some(grace) if before != Some(grace) => self.apply(Event::Deleted(grace)),
@@ -409,10 +414,10 @@ impl Worker {
             Message::Image(image, message) => {
                 let image_id = image.image_id.clone();
                 self.image = Some(image);
-                self.apply(Event::Pulled { image_id, message });
+                self.apply(Event::Container(ONLY, CellEvent::Pulled { image_id, message }));
             }
             Message::Made(made) => {
-                if self.state.stage == Stage::Starting {
+                if self.cell().is_some_and(|cell| cell.stage == CellStage::Starting) {
                     self.started(*made);
                 }
             }
@@ -421,7 +426,7 @@ impl Worker {
 
     fn apply(&mut self, event: Event) {
         let (state, actions) = self.state.clone().step(&self.rules, event, self.now());
-        if state.stage != self.state.stage
+        if state.moved_from(&self.state)
             && let Some(held) = &mut self.held
         {
             // What the pod was to begin with is overtaken; what was to be said of it is still true.

@@ -3,16 +3,14 @@
 use super::*;
 
 fn rules(restart: Restart) -> Rules {
+    let container =
+        ContainerRules { name: "c".into(), image: "i".into(), startup: None, readiness: None, liveness: None };
     Rules {
-        container: "c".into(),
+        containers: vec![container],
         pod: "p_n(u)".into(),
-        image: "i".into(),
         restart,
         deadline: None,
         grace: Duration::from_secs(30),
-        startup: None,
-        readiness: None,
-        liveness: None,
     }
 }
 
@@ -22,7 +20,7 @@ fn at(second: i64) -> Timestamp {
 
 /// Plays events at times; answers the state and every action but events' texts.
 fn play(rules: &Rules, events: &[(i64, Event)]) -> (State, Vec<String>) {
-    let (mut state, actions) = State::new(at(0)).begin(rules, None, at(0));
+    let (mut state, actions) = State::new(at(0), rules.containers.len()).begin(rules, None, at(0));
     let mut said: Vec<String> = actions.iter().map(say).collect();
     for (second, event) in events {
         let (next, actions) = state.step(rules, event.clone(), at(*second));
@@ -40,15 +38,15 @@ fn say(action: &Action) -> String {
 }
 
 fn pulled() -> Event {
-    Event::Pulled { image_id: "id".into(), message: "there".into() }
+    Event::Container(0, CellEvent::Pulled { image_id: "id".into(), message: "there".into() })
 }
 
 fn started() -> Event {
-    Event::Started { container_id: "wasmtime://1".into() }
+    Event::Container(0, CellEvent::Started { container_id: "wasmtime://1".into() })
 }
 
 fn exited(attempt: u32, code: i32) -> Event {
-    Event::Exited { attempt, code, reason: "Error".into(), message: None }
+    Event::Container(0, CellEvent::Exited { attempt, code, reason: "Error".into(), message: None })
 }
 
 #[test]
@@ -59,9 +57,9 @@ fn a_pod_begins_and_a_crash_backs_off() {
         said,
         [
             "Mount",
-            "Pull",
+            "Pull(0)",
             "Pulled: there",
-            "Start { attempt: 0 }",
+            "Start { container: 0, attempt: 0 }",
             "Created: Container created",
             "Started: Container started"
         ]
@@ -70,13 +68,13 @@ fn a_pod_begins_and_a_crash_backs_off() {
     let mut events = begin.to_vec();
     events.extend([(1, exited(0, 3)), (1, pulled()), (1, started()), (2, exited(1, 3))]);
     let (state, said) = play(&rules(Restart::Always), &events);
-    let Stage::Waiting { wait: Wait::Crash { wait }, until } = &state.stage else { panic!("{state:?}") };
-    assert_eq!((wait.as_secs(), *until, state.attempt), (10, at(12), Some(1)));
+    let CellStage::Waiting { wait: Wait::Crash { wait }, until } = &state.cells[0].stage else { panic!("{state:?}") };
+    assert_eq!((wait.as_secs(), *until, state.cells[0].attempt), (10, at(12), Some(1)));
     assert!(said.contains(&"BackOff: Back-off restarting failed container c in pod p_n(u)".to_owned()));
     assert_eq!(state.wake_at(&rules(Restart::Always)), Some(at(12)));
     events.extend([(12, Event::Tick), (12, pulled()), (12, started())]);
     let (state, _) = play(&rules(Restart::Always), &events);
-    assert_eq!((state.attempt, state.last.map(|last| last.code)), (Some(2), Some(3)));
+    assert_eq!((state.cells[0].attempt, state.cells[0].last.as_ref().map(|last| last.code)), (Some(2), Some(3)));
 }
 
 #[test]
@@ -99,15 +97,16 @@ fn the_restart_policy_decides_the_end() {
 #[test]
 fn probes_decide_readiness_and_life() {
     let threshold = |failure| Some(Thresholds { success: 1, failure, grace: None });
-    let rules =
-        Rules { startup: threshold(3), readiness: threshold(2), liveness: threshold(1), ..rules(Restart::Always) };
-    let probed = |kind, good: bool| Event::Probed { attempt: 0, kind, failure: (!good).then(|| "no".to_owned()) };
+    let mut rules = rules(Restart::Always);
+    let own = &mut rules.containers[0];
+    (own.startup, own.readiness, own.liveness) = (threshold(3), threshold(2), threshold(1));
+    let probed = |kind, good: bool| Event::Container(0, CellEvent::Probed { attempt: 0, kind, failure: (!good).then(|| "no".to_owned()) });
     let mut events = vec![(0, Event::Mounted), (0, pulled()), (0, started())];
     let (state, said) = play(&rules, &events);
-    assert!(!state.ready() && said.ends_with(&["Probe(Startup)".to_owned()]));
+    assert!(!state.ready() && said.ends_with(&["Probe(0, Startup)".to_owned()]));
     events.push((1, probed(ProbeKind::Startup, true)));
     let (state, said) = play(&rules, &events);
-    assert!(!state.ready() && said.ends_with(&["Probe(Readiness)".to_owned(), "Probe(Liveness)".to_owned()]));
+    assert!(!state.ready() && said.ends_with(&["Probe(0, Readiness)".to_owned(), "Probe(0, Liveness)".to_owned()]));
     events.push((1, probed(ProbeKind::Readiness, true)));
     events.push((2, probed(ProbeKind::Readiness, false)));
     assert!(play(&rules, &events).0.ready(), "one failure of two");
@@ -116,10 +115,10 @@ fn probes_decide_readiness_and_life() {
     assert!(!state.ready() && said.ends_with(&["Unhealthy: Readiness probe failed: no".to_owned()]));
     events.push((4, probed(ProbeKind::Liveness, false)));
     let (state, said) = play(&rules, &events);
-    assert!(matches!(state.stage, Stage::Stopping { why: Why::Probe, .. }));
+    assert!(matches!(state.cells[0].stage, CellStage::Stopping { why: Why::Probe, .. }));
     assert_eq!(said[said.len() - 2], "Killing: Container c failed liveness probe, will be restarted");
     events.push((5, exited(0, 143)));
-    assert_eq!(play(&rules, &events).0.stage, Stage::Pulling);
+    assert_eq!(play(&rules, &events).0.cells[0].stage, CellStage::Pulling);
 }
 
 #[test]
@@ -137,21 +136,21 @@ fn deletion_stops_cleans_and_deletes() {
     let (state, said) = play(&rules(Restart::Always), &events);
     assert_eq!(
         said[6..],
-        ["Killing: Stopping container c", "Stop { grace: 30s }", "Stop { grace: 1s }", "Kill", "Clean", "Delete"]
+        ["Killing: Stopping container c", "Stop { container: 0, grace: 30s }", "Stop { container: 0, grace: 1s }", "Kill(0)", "Clean", "Delete"]
     );
     assert_eq!((state.stage, state.succeeded), (Stage::Ended, Some(true)));
 
     let (state, said) = play(&rules(Restart::Always), &[(0, Event::Deleted(grace)), (0, Event::Cleaned)]);
-    assert_eq!(said, ["Mount", "Kill", "Clean", "Delete"]);
+    assert_eq!(said, ["Mount", "Kill(0)", "Clean", "Delete"]);
     assert_eq!(state.succeeded, Some(false));
 }
 
 #[test]
 fn a_pull_that_fails_backs_off() {
-    let failed = || Event::PullFailed { reason: "ErrImagePull", message: "gone".into() };
+    let failed = || Event::Container(0, CellEvent::PullFailed { reason: "ErrImagePull", message: "gone".into() });
     let events = [(0, Event::Mounted), (0, failed()), (1, Event::Tick)];
     let (state, said) = play(&rules(Restart::Always), &events);
-    let Stage::Waiting { wait: Wait::PullBackOff { message }, until } = &state.stage else { panic!("{state:?}") };
+    let CellStage::Waiting { wait: Wait::PullBackOff { message }, until } = &state.cells[0].stage else { panic!("{state:?}") };
     assert_eq!(message, r#"Back-off pulling image "i": ErrImagePull: gone"#);
     assert!(*until > at(1));
     assert_eq!(said[2..4], [r#"Failed: Failed to pull image "i": gone"#, "Failed: Error: ErrImagePull"]);
@@ -171,7 +170,7 @@ fn a_deadline_and_an_eviction_fail_the_pod() {
 fn a_pod_that_is_refused_ends_at_its_deadline() {
     let rules = Rules { deadline: Some(Duration::from_secs(5)), ..rules(Restart::Always) };
     let refused = Some(("spec.hostNetwork: no".to_owned(), vec!["spec.hostNetwork: no".to_owned()]));
-    let (state, _) = State::new(at(0)).begin(&rules, refused, at(0));
+    let (state, _) = State::new(at(0), rules.containers.len()).begin(&rules, refused, at(0));
     assert_eq!(state.wake_at(&rules), Some(at(5)));
     let (state, actions) = state.step(&rules, Event::Tick, at(4));
     assert!(matches!(state.stage, Stage::Refused { .. }) && actions.is_empty());
@@ -186,19 +185,21 @@ fn what_ran_before_counts_one_restart_more() {
     let exit =
         Exit { code: 255, reason: "Unknown".into(), message: None, started: None, finished: at(0), container_id: None };
     let rules = rules(Restart::Always);
-    let (state, actions) = State::resume(at(0), at(-9), 4, exit, String::new()).begin(&rules, None, at(0));
+    let mut state = State::begun(at(0), at(-9), 1);
+    state.resume(0, 4, exit, String::new());
+    let (state, actions) = state.begin(&rules, None, at(0));
     assert_eq!(actions, [Action::Mount]);
     let state = [Event::Mounted, pulled(), started()].into_iter().fold(state, |s, e| s.step(&rules, e, at(1)).0);
-    assert_eq!((state.attempt, state.last.map(|last| last.code)), (Some(5), Some(255)));
+    assert_eq!((state.cells[0].attempt, state.cells[0].last.as_ref().map(|last| last.code)), (Some(5), Some(255)));
 }
 
 #[test]
 fn another_image_starts_the_container_again() {
     let rules = rules(Restart::Never);
-    let events = [(0, Event::Mounted), (0, pulled()), (0, started()), (1, Event::ImageChanged), (2, exited(0, 143))];
+    let events = [(0, Event::Mounted), (0, pulled()), (0, started()), (1, Event::Container(0, CellEvent::ImageChanged)), (2, exited(0, 143))];
     let (state, said) = play(&rules, &events);
     assert!(said.contains(&"Killing: Container c definition changed, will be restarted".to_owned()));
-    assert_eq!((state.stage, said.last().map(String::as_str)), (Stage::Pulling, Some("Pull")));
+    assert_eq!((state.cells[0].stage.clone(), said.last().map(String::as_str)), (CellStage::Pulling, Some("Pull(0)")));
 }
 
 #[test]
@@ -207,7 +208,7 @@ fn a_deleted_server_is_ready_while_it_takes_requests() {
     let rules = Rules { deadline: Some(Duration::from_secs(1)), ..rules(Restart::Always) };
     let deleted = [&begin[..], &[(0, Event::Deleted(Duration::from_secs(30)))]].concat();
     assert!(play(&rules, &deleted).0.ready());
-    assert!(!play(&rules, &[&deleted[..], &[(1, Event::Closed)]].concat()).0.ready());
+    assert!(!play(&rules, &[&deleted[..], &[(1, Event::Container(0, CellEvent::Closed))]].concat()).0.ready());
     let over = [&begin[..], &[(1, Event::Tick)]].concat();
     assert!(!play(&rules, &over).0.ready(), "no deletion takes its endpoints out");
 }
@@ -215,11 +216,177 @@ fn a_deleted_server_is_ready_while_it_takes_requests() {
 #[test]
 fn a_clock_that_is_set_back_prolongs_no_wait() {
     let rules = rules(Restart::Always);
-    let failed = Event::PullFailed { reason: "ErrImageNeverPull", message: "m".into() };
+    let failed = Event::Container(0, CellEvent::PullFailed { reason: "ErrImageNeverPull", message: "m".into() });
     let (mut state, _) = play(&rules, &[(0, Event::Mounted), (5, failed)]);
     assert_eq!(state.wake_at(&rules), Some(at(15)));
     state.clock_was_set(SignedDuration::from_hours(-1));
     assert_eq!(state.wake_at(&rules), Some(at(15 - 3600)));
     let (state, actions) = state.step(&rules, Event::Tick, at(15 - 3600));
-    assert_eq!((&state.stage, actions), (&Stage::Pulling, vec![Action::Pull]));
+    assert_eq!((&state.cells[0].stage, actions), (&CellStage::Pulling, vec![Action::Pull(0)]));
+}
+
+/// Two containers, as later versions run.
+fn two(restart: Restart) -> Rules {
+    let mut rules = rules(restart);
+    rules.containers.push(ContainerRules { name: "d".into(), ..rules.containers[0].clone() });
+    rules
+}
+
+fn of(container: usize, event: Event) -> Event {
+    match event {
+        Event::Container(_, event) => Event::Container(container, event),
+        other => other,
+    }
+}
+
+#[test]
+fn a_pod_ends_when_all_of_its_containers_have() {
+    let both = |event: fn() -> Event| [(0, of(0, event())), (0, of(1, event()))];
+    let begin: Vec<_> =
+        [(0, Event::Mounted)].into_iter().chain(both(pulled)).chain(both(started)).collect();
+    let rules = two(Restart::OnFailure);
+    let (state, said) = play(&rules, &begin);
+    assert!(state.ready());
+    assert_eq!(said.iter().filter(|said| said.starts_with("Start {")).count(), 2);
+    let first = [&begin[..], &[(1, of(0, exited(0, 0)))]].concat();
+    let (state, said) = play(&rules, &first);
+    assert_eq!((state.stage.clone(), state.succeeded, state.ready()), (Stage::Active, None, false));
+    assert!(!said.contains(&"Clean".to_owned()));
+    let crashed = [&first[..], &[(1, of(1, exited(0, 1))), (1, of(1, pulled())), (1, of(1, started()))]].concat();
+    let (state, _) = play(&rules, &crashed);
+    assert_eq!((state.cells[0].attempt, state.cells[1].attempt), (Some(0), Some(1)), "each has a life of its own");
+    let (state, _) = play(&rules, &[&crashed[..], &[(2, of(1, exited(1, 0)))]].concat());
+    assert_eq!((state.stage, state.succeeded), (Stage::Cleaning, Some(true)));
+    let deleted = [&begin[..], &[(1, Event::Deleted(Duration::from_secs(3))), (1, of(1, exited(0, 143)))]].concat();
+    let (state, said) = play(&rules, &deleted);
+    assert_eq!(said.iter().filter(|said| said.starts_with("Stop {")).count(), 2);
+    assert_eq!(state.stage, Stage::Active, "the other one still runs");
+    let (state, _) = play(&rules, &[&deleted[..], &[(1, of(0, exited(0, 143)))]].concat());
+    assert_eq!((state.stage, state.succeeded), (Stage::Cleaning, Some(false)));
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn cell_event() -> impl Strategy<Value = CellEvent> {
+        let kinds = prop_oneof![Just(ProbeKind::Startup), Just(ProbeKind::Readiness), Just(ProbeKind::Liveness)];
+        let reasons = prop_oneof![Just("ErrImagePull"), Just("ErrImageNeverPull"), Just("InvalidImageName")];
+        let text = || Just("m".to_owned());
+        prop_oneof![
+            Just(CellEvent::PullBegan),
+            Just(CellEvent::Pulled { image_id: "id".into(), message: "m".into() }),
+            (reasons, text()).prop_map(|(reason, message)| CellEvent::PullFailed { reason, message }),
+            Just(CellEvent::Started { container_id: "x://1".into() }),
+            Just(CellEvent::StartFailed { reason: "RunContainerError", message: "m".into() }),
+            Just(CellEvent::SourcesChanged),
+            Just(CellEvent::HookFailed),
+            Just(CellEvent::Closed),
+            Just(CellEvent::ImageChanged),
+            (0..4_u32, any::<bool>())
+                .prop_map(|(attempt, bad)| CellEvent::Sound { attempt, broken: bad.then(|| "m".to_owned()) }),
+            (0..4_u32, kinds, any::<bool>()).prop_map(|(attempt, kind, bad)| CellEvent::Probed {
+                attempt,
+                kind,
+                failure: bad.then(|| "m".to_owned())
+            }),
+            (0..4_u32, prop_oneof![Just(0), Just(1), Just(137)], text()).prop_map(|(attempt, code, reason)| {
+                CellEvent::Exited { attempt, code, reason, message: None }
+            }),
+        ]
+    }
+
+    /// Any event at any time, mostly of containers: also of one that isn't there.
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            2 => Just(Event::Tick),
+            1 => (0..60_u64).prop_map(|seconds| Event::Deleted(Duration::from_secs(seconds))),
+            1 => Just(Event::Removed),
+            4 => Just(Event::Mounted),
+            1 => Just(Event::MountFailed("m".into())),
+            1 => Just(Event::Evicted("m".into())),
+            2 => Just(Event::Cleaned),
+            30 => (0..4_usize, cell_event()).prop_map(|(index, event)| Event::Container(index, event)),
+        ]
+    }
+
+    fn any_rules() -> impl Strategy<Value = Rules> {
+        let restart = prop_oneof![Just(Restart::Always), Just(Restart::OnFailure), Just(Restart::Never)];
+        let threshold = || proptest::option::of((1..3_u32).prop_map(|n| Thresholds { success: 1, failure: n, grace: None }));
+        let container = (threshold(), threshold(), threshold());
+        let containers = proptest::collection::vec(container, 1..4);
+        (restart, containers, proptest::option::of(0..500_u64)).prop_map(|(restart, containers, deadline)| Rules {
+            containers: containers
+                .into_iter()
+                .map(|(startup, readiness, liveness)| ContainerRules {
+                    name: "c".into(),
+                    image: "i".into(),
+                    startup,
+                    readiness,
+                    liveness,
+                })
+                .collect(),
+            deadline: deadline.map(Duration::from_secs),
+            ..rules(restart)
+        })
+    }
+
+    fn is_over(state: &State) -> bool {
+        matches!(state.stage, Stage::Cleaning | Stage::Ended)
+    }
+
+    fn check(rules: &Rules, before: &State, after: &State, actions: &[Action]) -> Result<(), TestCaseError> {
+        prop_assert_eq!(after.cells.len(), rules.containers.len());
+        if is_over(after) {
+            prop_assert!(after.cells.iter().all(|cell| cell.stage == CellStage::Done), "{:?}", after);
+            prop_assert!(after.succeeded.is_some() || after.removed);
+        }
+        if is_over(before) {
+            let starts = |action: &Action| matches!(action, Action::Pull(_) | Action::Start { .. } | Action::Mount);
+            prop_assert!(is_over(after) && !actions.iter().any(starts), "nothing begins after the end: {:?}", actions);
+        }
+        if before.succeeded.is_some() {
+            prop_assert_eq!(after.succeeded, before.succeeded, "a phase that is final stays");
+        }
+        prop_assert!(!before.ending() || after.ending());
+        for (was, now) in before.cells.iter().zip(&after.cells) {
+            prop_assert!(now.attempt >= was.attempt, "starts are counted up");
+            prop_assert!(now.is_live() != now.exit.is_some() || now.attempt.is_none() || !now.is_live());
+        }
+        for (index, cell) in before.cells.iter().enumerate() {
+            let kills = actions.contains(&Action::Kill(index));
+            let was_live = cell.is_live();
+            let is_live = after.cells[index].is_live();
+            prop_assert!(!was_live || is_live || kills, "what runs no more was ended: {:?}", actions);
+        }
+        let clean = actions.iter().filter(|action| **action == Action::Clean).count();
+        prop_assert!(clean <= 1);
+        if !is_over(before) && is_over(after) {
+            prop_assert_eq!(clean, 1, "its end cleans up, once");
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_sequence_of_events_breaks_a_pod(
+            rules in any_rules(),
+            events in proptest::collection::vec((event(), 0..100_i64), 0..80),
+            refused in any::<bool>(),
+        ) {
+            let refused = (refused && events.len() % 5 == 0).then(|| ("no".to_owned(), vec!["no".to_owned()]));
+            let (mut state, _) = State::new(at(0), rules.containers.len()).begin(&rules, refused, at(0));
+            let mut now = 0;
+            for (event, later) in events {
+                now += later;
+                let (next, actions) = state.clone().step(&rules, event, at(now));
+                check(&rules, &state, &next, &actions)?;
+                let _ = (next.wake_at(&rules), next.settles_at(), next.ready());
+                state = next;
+            }
+        }
+    }
 }

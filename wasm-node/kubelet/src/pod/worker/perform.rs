@@ -1,8 +1,7 @@
 //! Doing what [`State`](super::State) answers.
 
 use super::*;
-use crate::pod::serve::Door;
-use machinery_serve::net::Listen;
+use crate::pod::runner::{self, Context};
 
 impl Worker {
     pub(super) fn perform(&mut self, actions: Vec<Action>) {
@@ -10,21 +9,21 @@ impl Worker {
             match action {
                 Action::Note { warning, reason, message, container } => self.note(warning, reason, message, container),
                 Action::Mount => self.mount(false),
-                Action::Pull => self.pull(),
-                Action::Start { attempt } => self.start(attempt),
-                Action::Probe(kind) => self.probe(kind),
-                Action::Stop { grace } => self.stop(grace),
-                Action::Kill => self.kill(),
+                Action::Pull(_) => self.pull(),
+                Action::Start { attempt, .. } => self.start(attempt),
+                Action::Probe(_, kind) => self.probe(kind),
+                Action::Stop { grace, .. } => self.stop(grace),
+                Action::Kill(_) => self.kill(),
                 Action::Clean => self.clean(),
                 Action::Delete => self.delete = true,
             }
         }
     }
 
-    pub(super) fn note(&self, warning: bool, reason: &'static str, message: String, container: bool) {
+    pub(super) fn note(&self, warning: bool, reason: &'static str, message: String, container: Option<usize>) {
         let mut about = self.about.clone();
-        if container {
-            about.field_path = Some(format!("spec.containers{{{}}}", self.container.name));
+        if let Some(container) = container.and_then(|index| self.rules.containers.get(index)) {
+            about.field_path = Some(format!("spec.containers{{{}}}", container.name));
         }
         self.node.recorder.record(Note { about, warning, reason, message, source: None });
     }
@@ -36,7 +35,7 @@ impl Worker {
         let Some(ip) = ip else {
             if !again {
                 let message = "Failed to create pod sandbox: the node's podCIDR has no free address";
-                self.note(true, "FailedCreatePodSandBox", message.into(), false);
+                self.note(true, "FailedCreatePodSandBox", message.into(), None);
             }
             // Addresses come back as pods go. The task takes none itself: it may be dropped at any time.
             let (sender, node) = (self.sender.clone(), self.node.clone());
@@ -61,7 +60,7 @@ impl Worker {
         self.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::pull(&node, &pod, &container, &sender).await {
                 Ok((image, message)) => Message::Image(image, message),
-                Err(error) => Message::Event(Event::PullFailed { reason: error.reason(), message: error.to_string() }),
+                Err(error) => happened(CellEvent::PullFailed { reason: error.reason(), message: error.to_string() }),
             };
             let _ = sender.send(message).await;
         })));
@@ -75,7 +74,7 @@ impl Worker {
         self.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::make(&node, &pod, &container, &image, ip, attempt).await {
                 Ok(made) => Message::Made(Box::new(made)),
-                Err((reason, message)) => Message::Event(Event::StartFailed { reason, message }),
+                Err((reason, message)) => happened(CellEvent::StartFailed { reason, message }),
             };
             let _ = sender.send(message).await;
         })));
@@ -95,7 +94,7 @@ impl Worker {
             loop {
                 let any = known.iter_mut().map(|known| Box::pin(known.changed()));
                 let (changed, _, _) = futures::future::select_all(any.collect::<Vec<_>>()).await;
-                if changed.is_err() || sender.send(Message::Event(Event::SourcesChanged)).await.is_err() {
+                if changed.is_err() || sender.send(happened(CellEvent::SourcesChanged)).await.is_err() {
                     return;
                 }
             }
@@ -105,67 +104,30 @@ impl Worker {
     pub(super) fn started(&mut self, made: Made) {
         // What it is made of is read only once; a later start reads it anew.
         self.sources = None;
-        let attempt = self.state.next_attempt();
+        let attempt = self.cell().map_or(0, Cell::next_attempt);
         let id = made.id.clone();
         let container = made.container.clone();
         let log = made.log.clone();
         // The former one's address, where it still has it.
         self.live = None;
-        let mut live = Live {
-            server: None,
-            door: None,
-            _run: None,
-            _measure: self.measure(&made),
-            _listener: None,
-            signal: None,
-            stopping: None,
-            made,
+        let context = Context {
+            node: self.node.clone(),
+            pod: self.pod.clone(),
+            container: self.container.clone(),
+            about: self.about.clone(),
+            ip: self.ip,
+            attempt,
+            messages: self.sender.clone(),
         };
-        let ip = self.ip;
-        match container.kind() {
-            Kind::HttpServer => {
-                let server = match container.serve() {
-                    Ok(server) => server,
-                    Err(error) => {
-                        self.apply(Event::StartFailed { reason: "RunContainerError", message: error.to_string() });
-                        return;
-                    }
-                };
-                if attempt == 0 && settings::of_job(&self.pod) {
-                    self.note(true, "NeverCompletes", settings::server_in_job(&self.container.name), true);
-                }
-                let port = server_port(&self.container);
-                let gate = Gate::new(container.clone(), server.clone(), attempt, self.sender.clone());
-                if let Some(ip) = ip {
-                    match self.node.parts.network.attach(Listen::tcp(ip, port), gate.clone()) {
-                        Ok(attached) => live.door = Some(Door::new(attached)),
-                        Err(taken) => {
-                            self.apply(Event::StartFailed { reason: "RunContainerError", message: taken.to_string() });
-                            return;
-                        }
-                    }
-                    if self.node.config.host_pod_listeners {
-                        let listening = crate::pod::listen::listen(
-                            ip,
-                            port,
-                            gate.clone(),
-                            self.node.recorder.clone(),
-                            self.about.clone(),
-                        );
-                        live._listener = Some(Task(tokio::spawn(listening)));
-                    }
-                }
-                if self.rules.readiness.is_none() && self.rules.startup.is_none() {
-                    gate.look();
-                }
-                live.server = Some(server);
+        let mut made = made;
+        let runner = match (runner::way(container.kind()).start)(context, &mut made) {
+            Ok(runner) => runner,
+            Err((reason, message)) => {
+                self.apply(Event::Container(ONLY, CellEvent::StartFailed { reason, message }));
+                return;
             }
-            Kind::Command => {
-                let (signal, stopped) = oneshot::channel();
-                live.signal = Some(signal);
-                live._run = Some(self.run_command(&mut live.made, attempt, stopped));
-            }
-        }
+        };
+        let live = Live { runner, _measure: self.measure(&made), stopping: None, made };
         let since = self.now();
         self.view.change(|seen| {
             seen.container = Some((container, since));
@@ -174,37 +136,7 @@ impl Worker {
         });
         self.live = Some(live);
         self.forget_old_logs(attempt);
-        self.apply(Event::Started { container_id: id });
-    }
-
-    pub(super) fn run_command(&self, made: &mut Made, attempt: u32, stopped: oneshot::Receiver<StopSignal>) -> Task {
-        let (container, log, file) = (made.container.clone(), made.log.clone(), made.termination.clone());
-        let from_log = self.container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
-        let admitted = made.admitted.take();
-        let sender = self.sender.clone();
-        Task(tokio::spawn(async move {
-            let stop = async move {
-                match stopped.await {
-                    Ok(signal) => signal,
-                    // Nobody will say anything any more: the task itself is dropped to end the run.
-                    Err(_) => std::future::pending().await,
-                }
-            };
-            let admitted = match admitted {
-                Some(admitted) => admitted,
-                None => container.admit().await,
-            };
-            let outcome = container.run(admitted, Box::pin(stop)).await;
-            let failed = outcome.exit_code != 0;
-            let read = tokio::task::spawn_blocking(move || {
-                log.close();
-                message::read(file.as_deref(), log.path(), from_log, failed)
-            });
-            let message = read.await.ok().flatten().or(outcome.message);
-            let reason = outcome.reason.as_str().to_owned();
-            let exited = Event::Exited { attempt, code: outcome.exit_code, reason, message };
-            let _ = sender.send(Message::Event(exited)).await;
-        }))
+        self.apply(Event::Container(ONLY, CellEvent::Started { container_id: id }));
     }
 
     /// Has what the pod writes measured, while the container lives.
@@ -226,11 +158,11 @@ impl Worker {
 
     pub(super) fn probe(&mut self, kind: ProbeKind) {
         let (Some(spec), Some(ip)) = (settings::probe(&self.container, kind), self.ip) else { return };
-        let since = match &self.state.stage {
-            Stage::Running(running) => running.since,
+        let since = match self.cell().map(|cell| &cell.stage) {
+            Some(CellStage::Running(running)) => running.since,
             _ => return,
         };
-        let attempt = self.state.current();
+        let attempt = self.cell().map_or(0, Cell::current);
         let task = probe::run(self.node.clone(), spec, kind, attempt, since, ip, self.sender.clone());
         self.probes.push(Task(tokio::spawn(task)));
     }
@@ -238,43 +170,15 @@ impl Worker {
     pub(super) fn stop(&mut self, grace: Duration) {
         self.probes.clear();
         let deadline = tokio::time::Instant::now() + grace;
-        let attempt = self.state.current();
+        let stage = self.cell().map(|cell| &cell.stage);
+        let restart = matches!(stage, Some(CellStage::Stopping { why: Why::Probe | Why::Changed, .. }));
         let Some(live) = &mut self.live else { return };
         if let Some((_, end)) = &live.stopping {
             end.send_replace(deadline);
             return;
         }
         let (end, ends) = watch::channel(deadline);
-        let hook = stop::Hook::of(&self.container);
-        let task = match (&live.server, live.signal.take()) {
-            (Some(server), _) => {
-                let killed_by_probe =
-                    matches!(&self.state.stage, Stage::Stopping { why: Why::Probe | Why::Changed, .. });
-                let (log, file) = (live.made.log.clone(), live.made.termination.clone());
-                let from_log = self.container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
-                let last_words = Box::new(move |failed| {
-                    log.close();
-                    message::read(file.as_deref(), log.path(), from_log, failed)
-                });
-                let (server, door) = (server.clone(), live.door.clone());
-                let what = stop::Server { server, door, restart: killed_by_probe, last_words };
-                tokio::spawn(stop::server(self.node.clone(), what, self.ip, hook, ends, attempt, self.sender.clone()))
-            }
-            (None, Some(signal)) => {
-                let at_grace = live.made.settings.stop_at_grace;
-                tokio::spawn(stop::command(
-                    self.node.clone(),
-                    signal,
-                    at_grace,
-                    self.ip,
-                    hook,
-                    ends,
-                    self.sender.clone(),
-                ))
-            }
-            (None, None) => return,
-        };
-        live.stopping = Some((Task(task), end));
+        live.stopping = live.runner.stop(restart, ends).map(|task| (task, end));
     }
 
     /// Ends whatever runs or is being prepared.
@@ -282,13 +186,8 @@ impl Worker {
         self.probes.clear();
         self.preparing = None;
         self.sources = None;
-        if let Some(live) = self.live.take() {
-            if let Some(door) = &live.door {
-                door.close();
-            }
-            if let Some(server) = &live.server {
-                server.shut();
-            }
+        if let Some(mut live) = self.live.take() {
+            live.runner.kill();
             let log = live.made.log.clone();
             tokio::task::spawn_blocking(move || log.close());
             let cpu = live.made.container.stats().cpu;

@@ -1,0 +1,93 @@
+//! The ways to run a container, one file and one row of [`WAYS`] each: what its module exports decides which.
+
+mod command;
+mod server;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
+use machinery_client::Note;
+use runtime_api::Kind;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::message;
+use super::start::{Made, Refused};
+use super::worker::{Message, Task};
+use crate::node::Shared;
+
+/// One way.
+pub(crate) struct Way {
+    kind: Kind,
+    /// It must be let in before it counts as running, as it holds what it takes for as long as it lives.
+    pub(crate) is_admitted: bool,
+    /// Its guest finds the file of its termination message also where the pod names none.
+    pub(crate) leaves_message: bool,
+    /// Starts it.
+    pub(crate) start: fn(Context, &mut Made) -> Result<Box<dyn Runner>, Refused>,
+}
+
+/// Every way that there is.
+static WAYS: [Way; 2] = [command::WAY, server::WAY];
+
+/// The way of a kind of module.
+pub(crate) fn way(kind: Kind) -> &'static Way {
+    WAYS.iter().find(|way| way.kind == kind).unwrap_or(&WAYS[0])
+}
+
+/// A container that runs. Dropping it ends it.
+pub(crate) trait Runner: Send {
+    /// Stops it in order until `ends`, which may move; its end is told to the worker. `restart`: it is to run again, so its
+    /// end is none of its own. None where it is being stopped already.
+    fn stop(&mut self, restart: bool, ends: watch::Receiver<Instant>) -> Option<Task>;
+
+    /// Ends it now.
+    fn kill(&mut self);
+}
+
+/// Where and for whom a container runs.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) node: Arc<Shared>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) container: Arc<Container>,
+    pub(crate) about: ObjectReference,
+    pub(crate) ip: Option<IpAddr>,
+    pub(crate) attempt: u32,
+    pub(crate) messages: mpsc::Sender<Message>,
+}
+
+impl Context {
+    fn warn(&self, reason: &'static str, message: String) {
+        let field_path = Some(format!("spec.containers{{{}}}", self.container.name));
+        let about = ObjectReference { field_path, ..self.about.clone() };
+        self.node.recorder.record(Note { about, warning: true, reason, message, source: None });
+    }
+
+    /// Reads what the container leaves when it has ended; told whether it failed. Reads files.
+    fn last_words(&self, made: &Made) -> LastWords {
+        let (log, file) = (made.log.clone(), made.termination.clone());
+        let from_log = self.container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        Box::new(move |failed| {
+            log.close();
+            message::read(file.as_deref(), log.path(), from_log, failed)
+        })
+    }
+}
+
+/// Reads a termination message.
+type LastWords = Box<dyn FnOnce(bool) -> Option<String> + Send>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_module_has_its_way() {
+        for kind in [Kind::Command, Kind::HttpServer] {
+            assert_eq!(way(kind).kind, kind);
+        }
+        assert!(way(Kind::Command).is_admitted && !way(Kind::HttpServer).is_admitted);
+    }
+}

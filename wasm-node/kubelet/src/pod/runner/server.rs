@@ -1,0 +1,117 @@
+//! HTTP servers: they answer requests at the pod's address, and run for as long as they are wanted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use machinery_serve::net::Listen;
+use runtime_api::{Kind, Server};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{Context, LastWords, Runner, Way};
+use crate::pod::listen::listen;
+use crate::pod::serve::{Door, Gate};
+use crate::pod::settings;
+use crate::pod::start::{Made, Refused};
+use crate::pod::state::CellEvent;
+use crate::pod::stop::{Hook, over};
+use crate::pod::worker::{Task, happened};
+
+/// How long a server goes on accepting after its endpoint has left every routing table of this process (contract.md §4).
+/// Callers of this process need none of it: a request that comes too late is handed back and goes to the next endpoint
+/// (`Refused::Gone`). Other processes (a client that resolved the pod's name, a proxy elsewhere) hear of the end by a watch
+/// of their own, which takes well under a second.
+const UNROUTED_FOR: Duration = Duration::from_secs(1);
+/// How long a server waits to leave the routing tables. A Service that publishes addresses that are not ready names a
+/// pod until it is gone, and its grace period should not pass for that.
+const ROUTED_MAX: Duration = Duration::from_secs(10);
+pub(super) const WAY: Way = Way { kind: Kind::HttpServer, is_admitted: false, leaves_message: false, start };
+
+struct HttpServer {
+    context: Context,
+    server: Arc<dyn Server>,
+    /// Its address, where it has one.
+    door: Option<Door>,
+    last_words: Option<LastWords>,
+    _listener: Option<Task>,
+}
+
+fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> {
+    let refused = |message: String| ("RunContainerError", message);
+    let server = made.container.serve().map_err(|error| refused(error.to_string()))?;
+    if context.attempt == 0 && settings::of_job(&context.pod) {
+        context.warn("NeverCompletes", settings::server_in_job(&context.container.name));
+    }
+    let port = settings::server_port(&context.container);
+    let gate = Gate::new(made.container.clone(), server.clone(), context.attempt, context.messages.clone());
+    let (mut door, mut listener) = (None, None);
+    if let Some(ip) = context.ip {
+        let attached = context.node.parts.network.attach(Listen::tcp(ip, port), gate.clone());
+        door = Some(Door::new(attached.map_err(|taken| refused(taken.to_string()))?));
+        if context.node.config.host_pod_listeners {
+            let (recorder, about) = (context.node.recorder.clone(), context.about.clone());
+            listener = Some(Task(tokio::spawn(listen(ip, port, gate.clone(), recorder, about))));
+        }
+    }
+    if context.container.readiness_probe.is_none() && context.container.startup_probe.is_none() {
+        gate.look();
+    }
+    let last_words = Some(context.last_words(made));
+    Ok(Box::new(HttpServer { context, server, door, last_words, _listener: listener }))
+}
+
+impl Runner for HttpServer {
+    fn stop(&mut self, restart: bool, ends: watch::Receiver<Instant>) -> Option<Task> {
+        let last_words = self.last_words.take()?;
+        let (context, server, door) = (self.context.clone(), self.server.clone(), self.door.clone());
+        Some(Task(tokio::spawn(drain(context, server, door, restart, last_words, ends))))
+    }
+
+    fn kill(&mut self) {
+        if let Some(door) = &self.door {
+            door.close();
+        }
+        self.server.shut();
+    }
+}
+
+/// Stops a server and tells its end.
+async fn drain(
+    context: Context,
+    server: Arc<dyn Server>,
+    door: Option<Door>,
+    restart: bool,
+    last_words: LastWords,
+    ends: watch::Receiver<Instant>,
+) {
+    let network = context.node.parts.network.clone();
+    let close = || {
+        if let Some(door) = &door {
+            door.close();
+        }
+    };
+    let drain = async {
+        Hook::of(&context.container).run(&context.node, context.ip, &ends, &context.messages).await;
+        if let Some(ip) = context.ip {
+            let _ = tokio::time::timeout(ROUTED_MAX, network.until_unrouted(ip)).await;
+            tokio::time::sleep(UNROUTED_FOR).await;
+            close();
+            let _ = context.messages.send(happened(CellEvent::Closed)).await;
+        }
+        server.drained().await;
+    };
+    let drained = tokio::select! {
+        () = drain => true,
+        () = over(ends.clone()) => false,
+    };
+    close();
+    server.shut();
+    let (code, reason) = match (drained, restart) {
+        (true, false) => (0, "Completed"),
+        (true, true) => (143, "Error"),
+        (false, _) => (137, "Error"),
+    };
+    let message = tokio::task::spawn_blocking(move || last_words(code != 0)).await.ok().flatten();
+    let exited = CellEvent::Exited { attempt: context.attempt, code, reason: reason.into(), message };
+    let _ = context.messages.send(happened(exited)).await;
+}
