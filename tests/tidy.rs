@@ -68,6 +68,8 @@ const PURE: &[&str] = &[
     "proxy/src/balance.rs",
     "apiserver/resources/src",
     "wasm-node/kubelet/src/image/collect.rs",
+    "wasm-node/kubelet/src/pod/cell.rs",
+    "wasm-node/kubelet/src/pod/event.rs",
     "wasm-node/kubelet/src/pod/state.rs",
     "wasm-node/kubelet/src/pod/status.rs",
 ];

@@ -351,13 +351,7 @@ impl Cell {
         }
     }
 
-    fn pull_failed(
-        &mut self,
-        around: &Around<'_>,
-        reason: &'static str,
-        message: String,
-        actions: &mut Vec<Action>,
-    ) {
+    fn pull_failed(&mut self, around: &Around<'_>, reason: &'static str, message: String, actions: &mut Vec<Action>) {
         let now = around.now;
         let until = match reason {
             "ErrImagePull" => {
@@ -416,13 +410,7 @@ impl Cell {
         }
     }
 
-    fn probed(
-        &mut self,
-        around: &Around<'_>,
-        kind: ProbeKind,
-        failure: Option<String>,
-        actions: &mut Vec<Action>,
-    ) {
+    fn probed(&mut self, around: &Around<'_>, kind: ProbeKind, failure: Option<String>, actions: &mut Vec<Action>) {
         let CellStage::Running(running) = &mut self.stage else { return };
         let Some(thresholds) = around.own.thresholds(kind) else { return };
         let good = failure.is_none();

@@ -17,6 +17,9 @@ use super::start::{Made, Refused};
 use super::worker::{Message, Task};
 use crate::node::Shared;
 
+/// Starts a container that was made.
+type Start = fn(Context, &mut Made) -> Result<Box<dyn Runner>, Refused>;
+
 /// One way.
 pub(crate) struct Way {
     kind: Kind,
@@ -25,7 +28,7 @@ pub(crate) struct Way {
     /// Its guest finds the file of its termination message also where the pod names none.
     pub(crate) leaves_message: bool,
     /// Starts it.
-    pub(crate) start: fn(Context, &mut Made) -> Result<Box<dyn Runner>, Refused>,
+    pub(crate) start: Start,
 }
 
 /// Every way that there is.

@@ -39,7 +39,8 @@ pub fn project(state: &State, pod: &Pod, facts: &Facts, known: &[PodCondition], 
     let spec = pod.spec.clone().unwrap_or_default();
     let verdict = state.verdict.clone().unwrap_or(Verdict { reason: None, message: None, rejected: false });
     let pod_ip = facts.pod_ip.filter(|_| !matches!(state.stage, Stage::Refused { .. })).map(|ip| ip.to_string());
-    let containers = spec.containers.iter().enumerate().map(|(index, of)| container_status(state, pod, index, of)).collect();
+    let containers =
+        spec.containers.iter().enumerate().map(|(index, of)| container_status(state, pod, index, of)).collect();
     PodStatus {
         phase: Some(phase(state).into()),
         reason: verdict.reason.map(Into::into),

@@ -5,13 +5,7 @@ use super::*;
 fn rules(restart: Restart) -> Rules {
     let container =
         ContainerRules { name: "c".into(), image: "i".into(), startup: None, readiness: None, liveness: None };
-    Rules {
-        containers: vec![container],
-        pod: "p_n(u)".into(),
-        restart,
-        deadline: None,
-        grace: Duration::from_secs(30),
-    }
+    Rules { containers: vec![container], pod: "p_n(u)".into(), restart, deadline: None, grace: Duration::from_secs(30) }
 }
 
 fn at(second: i64) -> Timestamp {
@@ -100,7 +94,9 @@ fn probes_decide_readiness_and_life() {
     let mut rules = rules(Restart::Always);
     let own = &mut rules.containers[0];
     (own.startup, own.readiness, own.liveness) = (threshold(3), threshold(2), threshold(1));
-    let probed = |kind, good: bool| Event::Container(0, CellEvent::Probed { attempt: 0, kind, failure: (!good).then(|| "no".to_owned()) });
+    let probed = |kind, good: bool| {
+        Event::Container(0, CellEvent::Probed { attempt: 0, kind, failure: (!good).then(|| "no".to_owned()) })
+    };
     let mut events = vec![(0, Event::Mounted), (0, pulled()), (0, started())];
     let (state, said) = play(&rules, &events);
     assert!(!state.ready() && said.ends_with(&["Probe(0, Startup)".to_owned()]));
@@ -136,7 +132,14 @@ fn deletion_stops_cleans_and_deletes() {
     let (state, said) = play(&rules(Restart::Always), &events);
     assert_eq!(
         said[6..],
-        ["Killing: Stopping container c", "Stop { container: 0, grace: 30s }", "Stop { container: 0, grace: 1s }", "Kill(0)", "Clean", "Delete"]
+        [
+            "Killing: Stopping container c",
+            "Stop { container: 0, grace: 30s }",
+            "Stop { container: 0, grace: 1s }",
+            "Kill(0)",
+            "Clean",
+            "Delete"
+        ]
     );
     assert_eq!((state.stage, state.succeeded), (Stage::Ended, Some(true)));
 
@@ -150,7 +153,9 @@ fn a_pull_that_fails_backs_off() {
     let failed = || Event::Container(0, CellEvent::PullFailed { reason: "ErrImagePull", message: "gone".into() });
     let events = [(0, Event::Mounted), (0, failed()), (1, Event::Tick)];
     let (state, said) = play(&rules(Restart::Always), &events);
-    let CellStage::Waiting { wait: Wait::PullBackOff { message }, until } = &state.cells[0].stage else { panic!("{state:?}") };
+    let CellStage::Waiting { wait: Wait::PullBackOff { message }, until } = &state.cells[0].stage else {
+        panic!("{state:?}")
+    };
     assert_eq!(message, r#"Back-off pulling image "i": ErrImagePull: gone"#);
     assert!(*until > at(1));
     assert_eq!(said[2..4], [r#"Failed: Failed to pull image "i": gone"#, "Failed: Error: ErrImagePull"]);
@@ -196,7 +201,13 @@ fn what_ran_before_counts_one_restart_more() {
 #[test]
 fn another_image_starts_the_container_again() {
     let rules = rules(Restart::Never);
-    let events = [(0, Event::Mounted), (0, pulled()), (0, started()), (1, Event::Container(0, CellEvent::ImageChanged)), (2, exited(0, 143))];
+    let events = [
+        (0, Event::Mounted),
+        (0, pulled()),
+        (0, started()),
+        (1, Event::Container(0, CellEvent::ImageChanged)),
+        (2, exited(0, 143)),
+    ];
     let (state, said) = play(&rules, &events);
     assert!(said.contains(&"Killing: Container c definition changed, will be restarted".to_owned()));
     assert_eq!((state.cells[0].stage.clone(), said.last().map(String::as_str)), (CellStage::Pulling, Some("Pull(0)")));
@@ -242,8 +253,7 @@ fn of(container: usize, event: Event) -> Event {
 #[test]
 fn a_pod_ends_when_all_of_its_containers_have() {
     let both = |event: fn() -> Event| [(0, of(0, event())), (0, of(1, event()))];
-    let begin: Vec<_> =
-        [(0, Event::Mounted)].into_iter().chain(both(pulled)).chain(both(started)).collect();
+    let begin: Vec<_> = [(0, Event::Mounted)].into_iter().chain(both(pulled)).chain(both(started)).collect();
     let rules = two(Restart::OnFailure);
     let (state, said) = play(&rules, &begin);
     assert!(state.ready());
@@ -291,9 +301,8 @@ mod properties {
                 kind,
                 failure: bad.then(|| "m".to_owned())
             }),
-            (0..4_u32, prop_oneof![Just(0), Just(1), Just(137)], text()).prop_map(|(attempt, code, reason)| {
-                CellEvent::Exited { attempt, code, reason, message: None }
-            }),
+            (0..4_u32, prop_oneof![Just(0), Just(1), Just(137)], text())
+                .prop_map(|(attempt, code, reason)| { CellEvent::Exited { attempt, code, reason, message: None } }),
         ]
     }
 
@@ -313,7 +322,8 @@ mod properties {
 
     fn any_rules() -> impl Strategy<Value = Rules> {
         let restart = prop_oneof![Just(Restart::Always), Just(Restart::OnFailure), Just(Restart::Never)];
-        let threshold = || proptest::option::of((1..3_u32).prop_map(|n| Thresholds { success: 1, failure: n, grace: None }));
+        let threshold =
+            || proptest::option::of((1..3_u32).prop_map(|n| Thresholds { success: 1, failure: n, grace: None }));
         let container = (threshold(), threshold(), threshold());
         let containers = proptest::collection::vec(container, 1..4);
         (restart, containers, proptest::option::of(0..500_u64)).prop_map(|(restart, containers, deadline)| Rules {
