@@ -4,11 +4,9 @@ mod cmd;
 mod compose;
 mod config;
 mod data_dir;
-mod load;
 mod logging;
 mod network;
 mod progress;
-mod usage;
 
 use std::process::ExitCode;
 
@@ -27,7 +25,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    let cli = match config::Cli::try_parse() {
+    let cli = match cmd::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };

@@ -9,7 +9,7 @@ use apiserver::bootstrap::moved::Move;
 use apiserver_resources::allocate::ServiceNetwork;
 use ipnet::Ipv4Net;
 
-use crate::config::Up;
+use crate::config::NetworkConfig;
 use crate::data_dir::write_atomically;
 
 /// Blocks lie at 127.64.0.0, 127.68.0.0, … 127.248.0.0; the last /14 of 127.0.0.0/8 ends in the broadcast address.
@@ -39,10 +39,10 @@ impl Network {
     ///
     /// # Errors
     /// No block is free, or the flags contradict each other.
-    pub(crate) fn choose(up: &Up, remembered: &Path) -> anyhow::Result<Self> {
-        let network = match (up.service_cidr, up.cluster_cidr) {
+    pub(crate) fn choose(config: &NetworkConfig, remembered: &Path) -> anyhow::Result<Self> {
+        let network = match (config.service_cidr, config.cluster_cidr) {
             (Some(services), Some(pods)) => {
-                Self { services, pods, node_mask: up.node_cidr_mask_size.unwrap_or(24), claim: None }
+                Self { services, pods, node_mask: config.node_cidr_mask_size.unwrap_or(24), claim: None }
             }
             (services, pods) if cfg!(target_os = "linux") => {
                 let before = std::fs::read_to_string(remembered).ok().and_then(|text| text.trim().parse().ok());
@@ -51,14 +51,14 @@ impl Network {
                 Self {
                     services: services.unwrap_or_else(|| services_of(block)),
                     pods: pods.unwrap_or_else(|| pods_of(block)),
-                    node_mask: up.node_cidr_mask_size.unwrap_or(20),
+                    node_mask: config.node_cidr_mask_size.unwrap_or(20),
                     claim: Some(claim),
                 }
             }
             (services, pods) => Self {
                 services: services.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12)),
                 pods: pods.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16)),
-                node_mask: up.node_cidr_mask_size.unwrap_or(24),
+                node_mask: config.node_cidr_mask_size.unwrap_or(24),
                 claim: None,
             },
         };

@@ -1,13 +1,34 @@
-//! The verbs: one file each. A verb that is not built yet is absent.
+//! The verbs: one file each, with its arguments. A verb that is not built yet is absent.
 
 mod demo;
 mod push;
 mod up;
 mod version;
 
-use clap::Subcommand;
+use clap::{Parser, Subcommand};
 
-use crate::config::{Cli, Demo, Push, Up};
+use crate::config::Common;
+use demo::Demo;
+use push::Push;
+use up::Up;
+
+/// Kubernetes for WebAssembly in one binary.
+#[derive(Debug, Parser)]
+#[command(
+    name = "coracle",
+    version,
+    propagate_version = false,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = false,
+    after_help = "Example: coracle demo"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
 
 /// What `coracle` can be told to do.
 #[derive(Debug, Subcommand)]

@@ -1,14 +1,28 @@
 //! `coracle push`: a .wasm file into the built-in registry of the cluster in `--data-dir`.
 
+use std::path::PathBuf;
+
 use anyhow::Context as _;
+use clap::Args;
 use kubelet::image::{RegistryAccess, push};
 use oci_registry::Credentials;
 
 use super::Failure;
 use crate::compose;
-use crate::config::{Common, Push};
+use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::progress::Progress;
+
+/// Arguments of `coracle push`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Push {
+    /// The module or component
+    #[arg(value_name = "FILE.wasm")]
+    pub(crate) file: PathBuf,
+    /// Where to: registry.local/NAME:TAG means the built-in registry of the cluster in --data-dir
+    #[arg(value_name = "REF")]
+    pub(crate) reference: String,
+}
 
 /// Pushes and prints the artifact's name and digest.
 ///

@@ -1,25 +1,150 @@
 //! `coracle up`: the whole cluster in one process, in the foreground.
 
 use std::io::Write as _;
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::{Args, ValueEnum};
+use ipnet::Ipv4Net;
+use kubelet::image::CollectPolicy;
 use machinery_env::Env;
+use scheduler::plugins::Packing;
 
 use super::Failure;
 use crate::compose;
-use crate::config::{Common, Up};
+use crate::config::{
+    ApiServerConfig, ClusterConfig, Common, ControllersConfig, NODES_MAX, NetworkConfig, NodesConfig, SchedulerConfig,
+};
 use crate::data_dir::DataDir;
 use crate::progress::Progress;
 
 /// What is still running when the runtimes end is dropped after this long; a stop takes 5 s at most (contract.md §2).
 const LAST_MOMENT: Duration = Duration::from_millis(500);
 
+/// Flags of `coracle up`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Up {
+    /// Address on which the API server, NodePorts and kubelets listen
+    #[arg(long, env = "CORACLE_BIND", default_value = "127.0.0.1", value_name = "ADDR")]
+    pub(crate) bind: IpAddr,
+    /// Port of the API server; 0 picks a free one
+    #[arg(long, env = "CORACLE_PORT", default_value_t = 6443, value_name = "PORT")]
+    pub(crate) port: u16,
+    /// Node agents to run; 0 runs a control plane only
+    #[arg(long, env = "CORACLE_NODES", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(NODES_MAX)))]
+    pub(crate) nodes: u32,
+    /// Where objects are kept: sled:DIR [default: sled:DATA_DIR/store]
+    #[arg(long, env = "CORACLE_STORE", value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// Addresses of Services [default on Linux: the first /16 of a free block of 127.0.0.0/8, else 10.96.0.0/12]
+    #[arg(long, env = "CORACLE_SERVICE_CIDR", value_name = "CIDR")]
+    pub(crate) service_cidr: Option<Ipv4Net>,
+    /// Addresses of pods [default on Linux: the upper /15 of the same block, else 10.244.0.0/16]
+    #[arg(long, env = "CORACLE_CLUSTER_CIDR", value_name = "CIDR")]
+    pub(crate) cluster_cidr: Option<Ipv4Net>,
+    /// Prefix length of each node's share of the pod addresses [default: 20 on Linux, else 24]
+    #[arg(long, env = "CORACLE_NODE_CIDR_MASK_SIZE", value_name = "BITS", value_parser = clap::value_parser!(u8).range(8..=30))]
+    pub(crate) node_cidr_mask_size: Option<u8>,
+    /// Gives pod IPs listeners on the host, too
+    #[arg(long, env = "CORACLE_HOST_POD_LISTENERS")]
+    pub(crate) host_pod_listeners: bool,
+    /// Folder from which images file:///… are taken; can be given several times
+    #[arg(long, env = "CORACLE_ALLOW_FILE_IMAGES", value_name = "DIR", value_delimiter = ',')]
+    pub(crate) allow_file_images: Vec<PathBuf>,
+    /// How often the node lifecycle controller looks at the nodes, in seconds
+    #[arg(long, env = "CORACLE_NODE_MONITOR_PERIOD", default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) node_monitor_period: u32,
+    /// After how many seconds without a heartbeat a node is NotReady
+    #[arg(long, env = "CORACLE_NODE_MONITOR_GRACE_PERIOD", default_value_t = 40, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) node_monitor_grace_period: u32,
+    /// Seconds for which a pod that says nothing else tolerates a node that is not ready or unreachable
+    #[arg(long, env = "CORACLE_DEFAULT_TOLERATION_SECONDS", default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) default_toleration_seconds: u32,
+    /// From this share of the disk on, in percent, unused images are removed; 100 = never
+    #[arg(long, env = "CORACLE_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) image_gc_high_threshold: u8,
+    /// Down to this share of the disk, in percent, unused images are removed
+    #[arg(long, env = "CORACLE_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99))]
+    pub(crate) image_gc_low_threshold: u8,
+    /// Seconds for which a new image stays in any case
+    #[arg(long, env = "CORACLE_MINIMUM_IMAGE_TTL_DURATION", default_value_t = 120, value_name = "SECONDS")]
+    pub(crate) minimum_image_ttl_duration: u32,
+    /// Seconds after which an unused image is removed however empty the disk is; 0 = never
+    #[arg(long, env = "CORACLE_IMAGE_MAXIMUM_GC_AGE", default_value_t = 0, value_name = "SECONDS")]
+    pub(crate) image_maximum_gc_age: u32,
+    /// How the scheduler fills nodes: LeastAllocated spreads, MostAllocated packs
+    #[arg(long, env = "CORACLE_SCORING_STRATEGY", default_value = "LeastAllocated", value_name = "STRATEGY")]
+    pub(crate) scoring_strategy: ScoringStrategy,
+}
+
+/// `NodeResourcesFit`'s scoring strategy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub(crate) enum ScoringStrategy {
+    /// Prefers empty nodes.
+    LeastAllocated,
+    /// Prefers full nodes (bin packing).
+    MostAllocated,
+}
+
+impl Up {
+    /// What the cluster is configured with.
+    ///
+    /// # Errors
+    /// What clap can't see: flags that contradict each other, values of built flags that are not built yet.
+    fn config(&self) -> Result<ClusterConfig, Failure> {
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        let (high, low) = (self.image_gc_high_threshold, self.image_gc_low_threshold);
+        if low >= high {
+            return Err(Failure::Usage(format!(
+                "--image-gc-low-threshold {low}: must be below --image-gc-high-threshold {high}"
+            )));
+        }
+        Ok(ClusterConfig {
+            api: ApiServerConfig {
+                bind: self.bind,
+                port: self.port,
+                store: store_folder(self.store.as_deref())?,
+                default_toleration_seconds: self.default_toleration_seconds,
+            },
+            network: NetworkConfig {
+                service_cidr: self.service_cidr,
+                cluster_cidr: self.cluster_cidr,
+                node_cidr_mask_size: self.node_cidr_mask_size,
+            },
+            controllers: ControllersConfig {
+                node_monitor_period: seconds(self.node_monitor_period),
+                node_monitor_grace: seconds(self.node_monitor_grace_period),
+            },
+            scheduler: SchedulerConfig {
+                packing: match self.scoring_strategy {
+                    ScoringStrategy::LeastAllocated => Packing::LeastAllocated,
+                    ScoringStrategy::MostAllocated => Packing::MostAllocated,
+                },
+            },
+            nodes: NodesConfig {
+                count: self.nodes,
+                bind: self.bind,
+                host_pod_listeners: self.host_pod_listeners,
+                file_images: self.allow_file_images.clone(),
+                image_collection: CollectPolicy {
+                    age_min: seconds(self.minimum_image_ttl_duration),
+                    age_max: Some(seconds(self.image_maximum_gc_age)).filter(|age| !age.is_zero()),
+                    high_percent: high,
+                    low_percent: low,
+                },
+            },
+        })
+    }
+}
+
 /// Runs until SIGINT or SIGTERM.
 ///
 /// # Errors
 /// The flags contradict each other, or the cluster can't start.
 pub(crate) fn run(flags: &Up, common: &Common) -> Result<(), Failure> {
-    check(flags)?;
+    let config = flags.config()?;
     let env = Env::real();
     let data = DataDir::of(common)?;
     let progress = Progress::new();
@@ -29,7 +154,7 @@ pub(crate) fn run(flags: &Up, common: &Common) -> Result<(), Failure> {
         let stop = compose::stop_signal();
         tokio::pin!(stop);
         let cluster = tokio::select! {
-            cluster = compose::start(&env, flags, &data, progress) => cluster?,
+            cluster = compose::start(&env, config, &data, progress) => cluster?,
             () = &mut stop => return Ok(()),
         };
         let line = format!(
@@ -56,20 +181,46 @@ pub(crate) fn run(flags: &Up, common: &Common) -> Result<(), Failure> {
     Ok(done?)
 }
 
-/// What clap can't see: values of built flags that are not built yet.
-fn check(flags: &Up) -> Result<(), Failure> {
-    let (high, low) = (flags.image_gc_high_threshold, flags.image_gc_low_threshold);
-    if low >= high {
-        return Err(Failure::Usage(format!(
-            "--image-gc-low-threshold {low}: must be below --image-gc-high-threshold {high}"
-        )));
-    }
-    match flags.store.as_deref() {
-        None => Ok(()),
-        Some(url) if url.strip_prefix("sled:").is_some_and(|path| !path.is_empty()) => Ok(()),
-        Some(url) if url.starts_with("etcd:") => {
+/// The folder that `--store` names.
+fn store_folder(url: Option<&str>) -> Result<Option<PathBuf>, Failure> {
+    let Some(url) = url else { return Ok(None) };
+    match url.strip_prefix("sled:").filter(|path| !path.is_empty()) {
+        Some(path) => Ok(Some(path.into())),
+        None if url.starts_with("etcd:") => {
             Err(Failure::Usage(format!("--store {url}: etcd is not served yet; leave --store out, or give sled:DIR")))
         }
-        Some(url) => Err(Failure::Usage(format!("--store {url}: not a store; leave it out, or give sled:DIR"))),
+        None => Err(Failure::Usage(format!("--store {url}: not a store; leave it out, or give sled:DIR"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn config(flags: &[&str]) -> Result<ClusterConfig, Failure> {
+        let cli = super::super::Cli::try_parse_from(["coracle", "up"].iter().chain(flags)).unwrap();
+        match cli.verb {
+            super::super::Verb::Up(up) => up.config(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_demo_runs_what_up_runs_without_flags() {
+        let without = config(&["--port", "0", "--nodes", "2"]).unwrap();
+        assert_eq!(format!("{without:?}"), format!("{:?}", ClusterConfig::of_demo()));
+    }
+
+    #[test]
+    fn flags_that_cannot_be_are_wrong_usage() {
+        for flags in
+            [["--store", "etcd:http://e"], ["--store", "sled:"], ["--store", "x"], ["--image-gc-low-threshold", "85"]]
+        {
+            assert!(matches!(config(&flags), Err(Failure::Usage(_))), "{flags:?}");
+        }
+        assert_eq!(config(&["--store", "sled:s"]).unwrap().api.store, Some("s".into()));
+        assert!(config(&["--image-maximum-gc-age", "0"]).unwrap().nodes.image_collection.age_max.is_none());
     }
 }

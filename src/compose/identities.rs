@@ -8,7 +8,7 @@ use kube::Client;
 
 /// A component, or whoever else acts in this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum ComponentIdentity {
     /// Whoever has `DATA_DIR/kubeconfig`.
     Admin,
     Scheduler,
@@ -20,7 +20,7 @@ pub(super) enum Role {
     Node(String),
 }
 
-impl Role {
+impl ComponentIdentity {
     fn user(&self) -> UserInfo {
         match self {
             Self::Admin => UserInfo::component("kubernetes-admin", Some("system:masters")),
@@ -49,9 +49,12 @@ mod tests {
 
     #[test]
     fn each_role_is_its_own_user() {
-        assert_eq!(Role::Node("coracle-1".into()).user().name, "system:node:coracle-1");
-        assert_eq!(Role::Node("coracle-1".into()).user().groups, ["system:nodes", "system:authenticated"]);
-        assert_eq!(Role::Controller("job-controller").user().name, "system:serviceaccount:kube-system:job-controller");
-        assert_eq!(Role::Admin.user().groups[0], "system:masters");
+        assert_eq!(ComponentIdentity::Node("coracle-1".into()).user().name, "system:node:coracle-1");
+        assert_eq!(ComponentIdentity::Node("coracle-1".into()).user().groups, ["system:nodes", "system:authenticated"]);
+        assert_eq!(
+            ComponentIdentity::Controller("job-controller").user().name,
+            "system:serviceaccount:kube-system:job-controller"
+        );
+        assert_eq!(ComponentIdentity::Admin.user().groups[0], "system:masters");
     }
 }

@@ -1,23 +1,20 @@
-//! The node agents of this process: one engine, one blob store and one data plane serve all of them.
+//! The node agents' role: one engine, one blob store and one data plane serve all of them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use apiserver::auth::pki::Pki;
-use apiserver::http::logs::Kubelets;
-use kubelet::image::{CollectPolicy, Images, RegistryAccess};
+use kubelet::image::Images;
 use kubelet::node::{Capacity, NodeConfig, NodeParts};
 use kubelet::server::ServingTls;
 use machinery_env::Env;
-use machinery_serve::net::{Dial, PodNetwork};
 use oci_registry::BlobStore;
 use tokio::sync::oneshot;
 use wasm_runtime::engine::{CompileBounds, CompileProcess, Engine, EngineConfig};
 
-use super::Components;
-use super::identities::Role;
-use crate::config::Up;
+use super::ground::{Ground, reachable};
+use super::identities::ComponentIdentity;
+use super::role::Component;
 use crate::data_dir::DataDir;
 
 /// No node takes longer to report itself Ready unless something is wrong.
@@ -26,12 +23,6 @@ const NODE_READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of the machine's memory, the share in percent that guests may hold together: the rest is the control plane's and the
 /// system's.
 const GUEST_MEMORY_PERCENT: u64 = 75;
-
-/// How the API server reaches kubelets: nodes' certificates are of the cluster's CA, and so is its own identity.
-pub(super) fn kubelets(pki: &Pki) -> anyhow::Result<Kubelets> {
-    let identity = pki.issue_client("kube-apiserver-kubelet-client", "system:masters")?;
-    Ok(Kubelets::new(pki.ca_pem(), &identity)?)
-}
 
 /// Images and the registry's blobs.
 pub(super) fn blob_store(data: &DataDir) -> anyhow::Result<Arc<BlobStore>> {
@@ -58,77 +49,58 @@ pub(super) fn engine(env: &Env, data: &DataDir) -> anyhow::Result<Engine> {
     Ok(Engine::new(config, env.clone())?)
 }
 
-/// What all node agents of this process share.
-pub(super) struct Shared<'a> {
-    pub(super) engine: Engine,
-    pub(super) blobs: Arc<BlobStore>,
-    pub(super) registry: RegistryAccess,
-    pub(super) pods: PodNetwork,
-    pub(super) dial: Arc<dyn Dial>,
-    pub(super) pki: &'a Pki,
-    pub(super) data: &'a DataDir,
-}
-
-/// When unused images go.
-fn collect_policy(up: &Up) -> CollectPolicy {
-    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-    CollectPolicy {
-        age_min: seconds(up.minimum_image_ttl_duration),
-        age_max: Some(seconds(up.image_maximum_gc_age)).filter(|age| !age.is_zero()),
-        high_percent: up.image_gc_high_threshold,
-        low_percent: up.image_gc_low_threshold,
-    }
-}
-
-/// Starts `--nodes` agents and waits until each is Ready as reported by this run.
-pub(super) async fn start(components: &Components<'_>, shared: &Shared<'_>) -> anyhow::Result<()> {
-    let up = components.up;
+/// `--nodes` agents, and the collector of images that no pod of theirs uses.
+pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
+    let Some(engine) = &ground.engine else { return Ok(Vec::new()) };
     let images = Images::open(
-        Arc::new(shared.engine.clone()),
-        components.env.clone(),
-        shared.blobs.clone(),
-        Some(shared.registry.clone()),
-        up.allow_file_images.clone(),
+        Arc::new(engine.clone()),
+        ground.env.clone(),
+        ground.blobs.clone(),
+        Some(ground.registry.clone()),
+        ground.config.nodes.file_images.clone(),
     )?;
     let parts = NodeParts {
-        runtime: Arc::new(shared.engine.clone()),
+        runtime: Arc::new(engine.clone()),
         images: Arc::new(images),
-        network: shared.pods.clone(),
-        dial: shared.dial.clone(),
-        env: components.env.clone(),
+        network: ground.pods.clone(),
+        dial: Arc::new(ground.data_plane.clone()),
+        env: ground.env.clone(),
     };
-    let (all, policy, folder) = (parts.clone(), collect_policy(up), shared.data.path().to_owned());
-    let stop = components.stop.clone();
-    components.spawn("collector of images", async move {
+    let (all, policy) = (parts.clone(), ground.config.nodes.image_collection);
+    let (folder, stop) = (ground.data.path().to_owned(), ground.stop.components.clone());
+    let collector = Component::new("collector of images", async move {
         kubelet::node::collect(all, policy, folder, stop).await;
         Ok(())
     });
-    let internal_ip = super::reachable(up.bind);
-    let mut ready = Vec::new();
-    for number in 1..=up.nodes {
-        let name = format!("coracle-{number}");
-        let names = [name.clone(), internal_ip.to_string()];
-        let identity = shared.pki.issue_serving(&format!("system:node:{name}"), "system:nodes", &names)?;
-        let tls = ServingTls {
-            certificate: identity.cert_pem.into_bytes(),
-            key: identity.key_pem.into_bytes(),
-            client_ca: shared.pki.ca_pem().into(),
-        };
-        let capacity = Capacity::of_machine(up.nodes, shared.data.path(), guest_memory_bytes()?);
-        let mut config = NodeConfig::new(name.clone(), shared.data.node(&name), internal_ip, tls, capacity);
-        config.bind = up.bind;
-        config.host_pod_listeners = up.host_pod_listeners;
-        let client = Role::Node(name).client(components.service);
-        let (told, heard) = oneshot::channel();
-        let (parts, stop) = (parts.clone(), components.stop.clone());
-        components.spawn("node", async move { Ok(kubelet::node::run(config, parts, client, told, stop).await?) });
-        ready.push(heard);
-    }
-    for heard in ready {
+    let nodes = 1..=ground.config.nodes.count;
+    let nodes = nodes.map(|number| node(ground, &parts, format!("coracle-{number}")));
+    std::iter::once(Ok(collector)).chain(nodes).collect()
+}
+
+fn node(ground: &Ground, parts: &NodeParts, name: String) -> anyhow::Result<Component> {
+    let config = &ground.config.nodes;
+    let internal_ip = reachable(config.bind);
+    let names = [name.clone(), internal_ip.to_string()];
+    let identity = ground.pki.issue_serving(&format!("system:node:{name}"), "system:nodes", &names)?;
+    let tls = ServingTls {
+        certificate: identity.cert_pem.into_bytes(),
+        key: identity.key_pem.into_bytes(),
+        client_ca: ground.pki.ca_pem().into(),
+    };
+    let capacity = Capacity::of_machine(config.count, ground.data.path(), guest_memory_bytes()?);
+    let mut node = NodeConfig::new(name.clone(), ground.data.node(&name), internal_ip, tls, capacity);
+    node.bind = config.bind;
+    node.host_pod_listeners = config.host_pod_listeners;
+    let client = ComponentIdentity::Node(name).client(&ground.service);
+    let (told, heard) = oneshot::channel();
+    let (parts, stop) = (parts.clone(), ground.stop.components.clone());
+    let run = async move { Ok(kubelet::node::run(node, parts, client, told, stop).await?) };
+    let ready = async move {
         tokio::time::timeout(NODE_READY_TIMEOUT, heard)
             .await
             .context("a node did not become Ready in time: see the log with --log-level info")?
             .context("a node ended before it was Ready: see the log with --log-level info")?;
-    }
-    Ok(())
+        Ok(())
+    };
+    Ok(Component::new("node", run).ready("waiting for the nodes", ready))
 }

@@ -1,7 +1,6 @@
 //! The built-in registry of a cluster: its address, its password, and how the cluster advertises it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -9,12 +8,12 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use kubelet::image::RegistryAccess;
 use machinery_env::Env;
-use oci_registry::BlobStore;
 use oci_registry::{Credentials, distribution as registry};
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
+use super::ground::Ground;
+use super::role::Component;
 use crate::data_dir::{DataDir, write_atomically};
 
 /// The only user that the registry knows (contract.md §4).
@@ -54,20 +53,21 @@ pub(super) fn password(data: &DataDir, env: &Env) -> anyhow::Result<String> {
     }
 }
 
-/// Serves until `stop`.
-pub(super) async fn serve(
-    listener: TcpListener,
-    store: Arc<BlobStore>,
-    password: String,
-    env: Env,
-    stop: CancellationToken,
-) {
-    let credentials = Credentials { user: USER.into(), password };
-    registry::serve(listener, registry::router(store, &credentials, env.clone()), env, stop).await;
+/// Serves until the stop.
+pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
+    let listener = ground.take_registry_listener()?;
+    let credentials = Credentials { user: USER.into(), password: ground.registry_password.clone() };
+    let (blobs, env, stop) = (ground.blobs.clone(), ground.env.clone(), ground.stop.servers.clone());
+    let run = async move {
+        let router = registry::router(blobs, &credentials, env.clone());
+        registry::serve(listener, router, env, stop).await;
+        Ok(())
+    };
+    Ok(vec![Component::new("registry", run)])
 }
 
 /// Tells tools where the registry is (KEP-1755).
-pub(super) async fn advertise(client: &Client, address: SocketAddr) -> anyhow::Result<()> {
+pub(super) async fn advertise(client: &Client, address: &str) -> anyhow::Result<()> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-public");
     let hosting = format!(
         "host: \"{address}\"\nhostFromContainerRuntime: \"registry.local\"\nhelp: \"coracle push FILE.wasm registry.local/NAME:TAG\"\n"

@@ -1,11 +1,14 @@
 //! `coracle demo`: the main job, told as a short story with figures that were measured while it ran.
 
 mod cluster;
+mod load;
 mod samples;
+mod usage;
 
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::Args;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
@@ -13,19 +16,27 @@ use kube::Client;
 use machinery_env::Env;
 use serde_json::json;
 
+use self::load::Load;
+use self::usage::Usage;
 use super::Failure;
 use crate::compose::{self, Cluster};
-use crate::config::{self, Demo};
+use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
-use crate::load::Load;
 use crate::progress::Progress;
-use crate::usage::Usage;
 
 /// Connections of the measured load: enough to keep two cores busy, few enough that latency means something.
 const CONNECTIONS: usize = 16;
 
 /// How long the measured load runs.
 const LOAD: Duration = Duration::from_secs(3);
+
+/// Flags of `coracle demo`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Demo {
+    /// Leaves the cluster running and prints how to go on
+    #[arg(long, env = "CORACLE_KEEP")]
+    pub(crate) keep: bool,
+}
 
 /// Runs the demo in a temporary folder.
 ///
@@ -36,11 +47,10 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
     let temporary =
         tempfile::Builder::new().prefix("coracle-demo-").tempdir().context("cannot make a temporary folder")?;
     let data = DataDir::at(temporary.path().to_path_buf());
-    let up = config::up_for_demo();
     let runtime = compose::runtime()?;
     let kept = runtime.block_on(async {
         let mut story = Story::new(env.clone());
-        let cluster = compose::start(&env, &up, &data, story.progress).await?;
+        let cluster = compose::start(&env, ClusterConfig::of_demo(), &data, story.progress).await?;
         let told = tell(&mut story, &env, &cluster, &data).await;
         if told.is_ok() && flags.keep {
             println!(

@@ -1,0 +1,31 @@
+//! The controllers' role.
+
+use std::sync::Arc;
+
+use super::ground::Ground;
+use super::identities::ComponentIdentity;
+use super::role::Component;
+
+pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
+    let signing_key = ground.pki.service_account().clone();
+    let settings = controllers::Settings {
+        node_monitor_period: ground.config.controllers.node_monitor_period,
+        node_monitor_grace: ground.config.controllers.node_monitor_grace,
+        root_ca_pem: ground.pki.ca_pem().to_owned(),
+        cluster_cidrs: vec![(ground.network.pods.into(), ground.network.node_mask)],
+        sign_token: Some(Arc::new(move |claims| signing_key.sign(claims).ok())),
+        ..controllers::Settings::default()
+    };
+    let mut config = controllers::Config::new(settings, "coracle");
+    // One process has the data folder, so there is nobody to elect against; a start need not wait for an old lease.
+    config.election = None;
+    config.informer = Some(ground.informer.clone());
+    ground.with_metrics(|registry| config.metrics.register(registry));
+    let service = ground.service.clone();
+    let clients: controllers::Clients =
+        Arc::new(move |account| ComponentIdentity::Controller(account).client(&service));
+    let client = ComponentIdentity::ControllerManager.client(&ground.service);
+    let (env, stop) = (ground.env.clone(), ground.stop.components.clone());
+    let run = async move { Ok(controllers::run(client, clients, env, config, stop).await?) };
+    Ok(vec![Component::new("controllers", run)])
+}

@@ -1,0 +1,242 @@
+//! What the components of a cluster stand on: the claimed folder and addresses, keys, the store with the API over it, and
+//! what several of them share. Nothing here runs for itself.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::proxy::DataPlane;
+use anyhow::Context as _;
+use apiserver::auth::pki::{self, Pki};
+use apiserver::bootstrap::moved::Move;
+use apiserver::server::{self, ApiService, Apiserver, read_plain};
+use apiserver_resources::objects::Objects as _;
+use apiserver_storage::store::Store as _;
+use apiserver_storage::store::embedded::{EmbeddedStore, Options};
+use kubelet::image::RegistryAccess;
+use machinery_client::Informer;
+use machinery_env::Env;
+use machinery_serve::net::PodNetwork;
+use oci_registry::BlobStore;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use wasm_runtime::engine::Engine;
+
+use super::identities::ComponentIdentity;
+use super::{apiserver as api, moved, nodes, proxy, registry};
+use crate::config::{ApiServerConfig, ClusterConfig};
+use crate::data_dir::{DataDir, Lock, write_atomically};
+use crate::network::Network;
+
+/// One for each stage.
+pub(super) struct Stops {
+    pub(super) servers: CancellationToken,
+    pub(super) components: CancellationToken,
+}
+
+/// See the module.
+pub(super) struct Ground {
+    pub(super) env: Env,
+    pub(super) config: ClusterConfig,
+    pub(super) data: DataDir,
+    pub(super) network: Network,
+    pub(super) pki: Pki,
+    pub(super) store: Arc<EmbeddedStore>,
+    pub(super) apiserver: Apiserver,
+    /// The API server within this process.
+    pub(super) service: ApiService,
+    /// What the API server keeps as it was at the first start.
+    pub(super) bootstrap: apiserver::bootstrap::Cluster,
+    /// The address of the API server as others reach it.
+    pub(super) api_address: SocketAddr,
+    pub(super) metrics: Arc<Mutex<Registry>>,
+    /// One view of the cluster for controllers and scheduler: each object is held and read once.
+    pub(super) informer: Arc<Informer>,
+    pub(super) pods: PodNetwork,
+    pub(super) data_plane: DataPlane,
+    /// None without nodes.
+    pub(super) engine: Option<Engine>,
+    pub(super) blobs: Arc<BlobStore>,
+    pub(super) registry: RegistryAccess,
+    pub(super) registry_password: String,
+    pub(super) stop: Stops,
+    listeners: Mutex<Listeners>,
+    _lock: Lock,
+}
+
+/// Addresses that are claimed, until their servers take them.
+#[derive(Default)]
+struct Listeners {
+    api: Option<TcpListener>,
+    registry: Option<TcpListener>,
+}
+
+impl Ground {
+    /// Claims folder and addresses, opens the store, and writes what a cluster always has.
+    ///
+    /// # Errors
+    /// One of them can't be had.
+    pub(super) async fn prepare(env: &Env, config: ClusterConfig, data: &DataDir) -> anyhow::Result<Self> {
+        let lock = data.lock()?;
+        let network = Network::choose(&config.network, &data.network())?;
+        let api_listener = listen(config.api.bind, config.api.port).await?;
+        let api_address = SocketAddr::new(reachable(config.api.bind), api_listener.local_addr()?.port());
+        let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
+        let pki = Pki::open_or_create(&data.pki(), env, &names(api_address.ip(), service_ip))?;
+        let store = open_store(env, &config.api, data).await?;
+        let metrics = Arc::new(Mutex::new(Registry::default()));
+        let apiserver = Apiserver::open(
+            env,
+            store.clone(),
+            server::Config {
+                address: api_address.to_string(),
+                signing_key: pki.service_account().clone(),
+                services: network.of_services(),
+                toleration_seconds: config.api.default_toleration_seconds.into(),
+                kubelets: api::kubelets(&pki)?,
+                registry: metrics.clone(),
+            },
+        )
+        .await?;
+        let service = apiserver.service();
+        let registry_listener = registry::bind(data).await?;
+        let registry_password = registry::password(data, env)?;
+        let stop = Stops { servers: CancellationToken::new(), components: CancellationToken::new() };
+        let manager = ComponentIdentity::ControllerManager.client(&service);
+        let pods = PodNetwork::default();
+        let ground = Self {
+            env: env.clone(),
+            data: data.clone(),
+            bootstrap: apiserver::bootstrap::Cluster {
+                service_ip: service_ip.into(),
+                advertise: api_address.ip(),
+                port: api_address.port(),
+                ca_pem: pki.ca_pem().to_owned(),
+            },
+            data_plane: DataPlane::new(env.clone(), proxy::config(&config, &network, &pki, api_address), pods.clone())?,
+            informer: Informer::new(manager, env.clone(), &stop.components),
+            engine: (config.nodes.count > 0).then(|| nodes::engine(env, data)).transpose()?,
+            blobs: nodes::blob_store(data)?,
+            registry: registry::access(registry_listener.local_addr()?, &registry_password),
+            listeners: Mutex::new(Listeners { api: Some(api_listener), registry: Some(registry_listener) }),
+            config,
+            network,
+            pki,
+            store,
+            apiserver,
+            service,
+            api_address,
+            metrics,
+            pods,
+            registry_password,
+            stop,
+            _lock: lock,
+        };
+        ground.bootstrap().await?;
+        Ok(ground)
+    }
+
+    /// Writes what a cluster always has, and the file by which it is reached.
+    async fn bootstrap(&self) -> anyhow::Result<()> {
+        let moves: Vec<Move> = self.network.moves(kubernetes_address(&self.apiserver));
+        self.apiserver.follow(&moves).await?;
+        self.apiserver.bootstrap(&self.bootstrap).await?;
+        let kubeconfig = pki::kubeconfig(&self.server_url(), self.pki.ca_pem(), "coracle", self.pki.admin());
+        write_atomically(&self.data.kubeconfig(), kubeconfig.as_bytes())?;
+        let admin = ComponentIdentity::Admin.client(&self.service);
+        registry::advertise(&admin, &self.registry.address).await?;
+        moved::announce(&admin, &self.env, &moves).await
+    }
+
+    /// `https://ADDR:PORT`
+    pub(super) fn server_url(&self) -> String {
+        format!("https://{}", self.api_address)
+    }
+
+    pub(super) fn with_metrics(&self, register: impl FnOnce(&mut Registry)) {
+        register(&mut self.metrics.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The API server's socket: for its one server.
+    pub(super) fn take_api_listener(&self) -> anyhow::Result<TcpListener> {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.api.take().context("the API server's address is taken by its server already")
+    }
+
+    /// The registry's.
+    pub(super) fn take_registry_listener(&self) -> anyhow::Result<TcpListener> {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.registry.take().context("the registry's address is taken by its server already")
+    }
+}
+
+/// Opens the store where it is meant to be, and refuses one that has lost its cluster.
+async fn open_store(env: &Env, config: &ApiServerConfig, data: &DataDir) -> anyhow::Result<Arc<EmbeddedStore>> {
+    let path = store_path(config, data)?;
+    data.expect_store(&path, !path.join("format").exists())?;
+    let store = {
+        let (env, path) = (env.clone(), path.clone());
+        tokio::task::spawn_blocking(move || {
+            EmbeddedStore::open(&path, env, Options { read_plain: Box::new(read_plain), ..Options::default() })
+        })
+        .await??
+    };
+    data.expect_store(&path, store.revision() == 0)?;
+    Ok(store)
+}
+
+fn store_path(config: &ApiServerConfig, data: &DataDir) -> anyhow::Result<PathBuf> {
+    match &config.store {
+        Some(path) => std::path::absolute(path).with_context(|| format!("--store sled:{}", path.display())),
+        None => Ok(data.store()),
+    }
+}
+
+/// The address that the Service `kubernetes` had in the last run.
+fn kubernetes_address(apiserver: &Apiserver) -> Option<Ipv4Addr> {
+    let service = apiserver.objects().get("", "services", "default", "kubernetes")?;
+    service["spec"]["clusterIP"].as_str()?.parse().ok()
+}
+
+/// The first address of the machine where `bind` is a wildcard (contract.md §2).
+pub(super) fn reachable(bind: IpAddr) -> IpAddr {
+    if !bind.is_unspecified() {
+        return bind;
+    }
+    // Connecting a UDP socket sends nothing; it only asks the system which address it would use.
+    let any: IpAddr = if bind.is_ipv4() {
+        Ipv4Addr::new(192, 0, 2, 1).into()
+    } else {
+        std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()
+    };
+    let ours = std::net::UdpSocket::bind(SocketAddr::new(bind, 0)).and_then(|socket| {
+        socket.connect(SocketAddr::new(any, 9))?;
+        socket.local_addr()
+    });
+    ours.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())
+}
+
+async fn listen(bind: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    TcpListener::bind((bind, port)).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow::anyhow!("port {port} of {bind} is taken: stop what listens there, or choose another with --port (0 picks a free one)"),
+        _ => anyhow::anyhow!("cannot listen on {bind}:{port}: {error}; choose another address with --bind or --port"),
+    })
+}
+
+/// The names and addresses that the serving certificate is for.
+fn names(advertise: IpAddr, service_ip: Ipv4Addr) -> Vec<String> {
+    let mut names: Vec<String> = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+        "localhost",
+        "127.0.0.1",
+    ]
+    .map(str::to_owned)
+    .into();
+    names.extend([service_ip.to_string(), advertise.to_string()]);
+    names.dedup();
+    names
+}

@@ -1,0 +1,45 @@
+//! The data plane's role. It runs where guests run: a request is handed over without changing threads.
+
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use apiserver::auth::pki::Pki;
+
+use super::ground::Ground;
+use super::identities::ComponentIdentity;
+use super::role::Component;
+use crate::config::ClusterConfig;
+use crate::network::Network;
+
+/// What the data plane is told.
+pub(super) fn config(config: &ClusterConfig, network: &Network, pki: &Pki, api_server: SocketAddr) -> proxy::Config {
+    proxy::Config {
+        bind: config.nodes.bind,
+        cluster_ip_listeners: network.services.network().is_loopback(),
+        cluster_cidrs: vec![network.services.into(), network.pods.into()],
+        cluster_ca_pem: Some(pki.ca_pem().to_owned()),
+        api_server: Some(api_server),
+        node: "coracle".into(),
+    }
+}
+
+pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
+    let plane = ground.data_plane.clone();
+    ground.with_metrics(|registry| plane.metrics().register(registry));
+    let client = ComponentIdentity::Proxy.client(&ground.service);
+    let stop = ground.stop.components.clone();
+    let (synced, routes_known) = tokio::sync::oneshot::channel();
+    let synced = move || {
+        // Where nobody waits any more, the cluster is ending.
+        let _ = synced.send(());
+    };
+    let run = async move {
+        proxy::run(plane, client, stop, synced).await;
+        Ok(())
+    };
+    let known = async move {
+        routes_known.await.context("the data plane ended before it knew the Services; see --log-level info")
+    };
+    let threads = ground.engine.as_ref().map(|engine| engine.guest_runtime().clone());
+    Ok(vec![Component::new("data plane", run).on(threads).ready("waiting for the data plane", known)])
+}

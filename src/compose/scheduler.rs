@@ -1,0 +1,17 @@
+//! The scheduler's role.
+
+use scheduler::plugins::Profile;
+
+use super::ground::Ground;
+use super::identities::ComponentIdentity;
+use super::role::Component;
+
+pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
+    let profiles = vec![Profile { packing: ground.config.scheduler.packing, ..Profile::default() }];
+    let config = scheduler::Config { profiles, ..scheduler::Config::default() };
+    ground.with_metrics(|registry| config.metrics.register(registry));
+    let client = ComponentIdentity::Scheduler.client(&ground.service);
+    let (informer, env, stop) = (ground.informer.clone(), ground.env.clone(), ground.stop.components.clone());
+    let run = async move { Ok(scheduler::run_on(&informer, client, env, config, stop).await?) };
+    Ok(vec![Component::new("scheduler", run)])
+}
