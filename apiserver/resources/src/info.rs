@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use machinery_api::{GroupVersionKind, GroupVersionResource, ObjectName, StorageKey, StoragePrefix};
 
-use crate::schema::Target;
 use crate::{Deletion, Row, Storage, Strategy, SubKind, Subresource, Verb};
+use machinery_api::schema::Target;
 
 /// One resource of the API in one version.
 #[derive(Debug, Clone)]

@@ -16,12 +16,10 @@ mod info;
 pub mod metadata;
 mod node;
 pub mod objects;
-pub mod patch;
 mod rbac;
 pub mod read;
 pub mod rules;
 mod scheduling;
-pub mod schema;
 mod workloads;
 
 #[cfg(test)]
@@ -220,15 +218,6 @@ pub struct Row {
     pub strategy: &'static dyn Strategy,
     /// A valid object, as YAML: tests walk the table with it. No namespace, no status.
     pub example: &'static str,
-}
-
-/// The Go package of a group's internal types, which upstream's messages name.
-#[must_use]
-pub fn hub(group: &str) -> &str {
-    match group {
-        "" | "events.k8s.io" => "core",
-        group => group.split('.').next().unwrap_or_default(),
-    }
 }
 
 impl Row {

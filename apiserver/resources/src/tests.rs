@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::field::FieldError;
 use crate::metadata::Of;
-use crate::schema::{self, FieldValidation, Media, Target, decode};
 use crate::{Context, Row, Storage, TABLE, metadata};
+use machinery_api::schema::{self, FieldValidation, Media, Target, decode};
 
 /// `discovery.json` and `columns.json` of upstream v1.36, as far as this table goes.
 static FACTS: &str = include_str!("testdata/facts.jsonl");

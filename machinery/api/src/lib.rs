@@ -4,8 +4,10 @@
 pub mod error;
 pub mod key;
 pub mod names;
+pub mod patch;
 pub mod placement;
 pub mod quantity;
+pub mod schema;
 pub mod selector;
 pub mod shared;
 pub mod time;

@@ -8,7 +8,7 @@ use futures::FutureExt as _;
 use super::*;
 use crate::auth::NODES;
 use apiserver_resources::objects::memory::Map;
-use apiserver_resources::schema::FieldValidation;
+use machinery_api::schema::FieldValidation;
 
 struct World {
     map: Map,

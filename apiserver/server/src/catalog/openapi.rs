@@ -13,7 +13,7 @@ use sha2::{Digest, Sha512};
 
 use super::{Catalog, declared, discovery, operations};
 use apiserver_resources::ResourceInfo;
-use apiserver_resources::schema::{Field, Kind, ListType, Type, table};
+use machinery_api::schema::{Field, Kind, ListType, Type, table};
 
 /// What a document weighs, roughly: it takes milliseconds to make.
 pub const DOCUMENT_BYTES: usize = 512 * 1024;
@@ -92,7 +92,7 @@ static SOURCES: LazyLock<Sha512> = LazyLock::new(|| {
     digest.update(include_str!("openapi.rs"));
     digest.update(include_str!("declared.rs"));
     digest.update(include_str!("operations.rs"));
-    digest.update(apiserver_resources::schema::table::SOURCE);
+    digest.update(machinery_api::schema::table::SOURCE);
     digest
 });
 

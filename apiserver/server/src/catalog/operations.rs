@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::openapi::{META, list_of, reference};
-use apiserver_resources::schema::table;
 use apiserver_resources::{ResourceInfo, SubKind, Subresource, Verb};
+use machinery_api::schema::table;
 
 const OBJECT: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
 const LIST: &[&str] = &[

@@ -3,7 +3,7 @@
 use machinery_api::{ApiError, error::Status};
 
 use super::query::Query;
-use apiserver_resources::schema;
+use machinery_api::schema;
 
 /// The media types that resources are answered in, in the order of upstream's messages. Protobuf answers are not made:
 /// every client that asks for them takes JSON too.

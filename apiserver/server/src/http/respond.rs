@@ -20,8 +20,9 @@ use super::query::Query;
 use super::route::Target;
 use super::table::{Include, Tables, write_partial};
 use crate::registry::{Answer, List, Shown, object};
-use apiserver_resources::{ResourceInfo, SubKind, Verb, hub};
+use apiserver_resources::{ResourceInfo, SubKind, Verb};
 use apiserver_storage::cache::Cached;
+use machinery_api::schema::internal_group;
 
 /// Smaller answers are not worth packing (upstream's limit).
 const GZIP_BYTES_MIN: usize = 128 * 1024;
@@ -244,7 +245,7 @@ fn object(
             Ok(rewritten(form, code, body))
         }
         Some(Transform::MetadataList(_)) => {
-            let (hub, kind) = if scales { ("autoscaling", "Scale") } else { (hub(&row.group), &*row.kind) };
+            let (hub, kind) = if scales { ("autoscaling", "Scale") } else { (internal_group(&row.group), &*row.kind) };
             Err(wrong_transform(hub, kind, "PartialObjectMetadataList", false))
         }
     }
@@ -303,7 +304,7 @@ fn list(asked: &Asked<'_>, form: Form, row: &Arc<ResourceInfo>, list: List) -> R
             items(opening, closes, list.items, move |item, out| write_partial(version, &item.bytes(), out))
         }
         Some(Transform::Metadata(_)) => {
-            return Err(wrong_transform(hub(&row.group), &row.kind, "PartialObjectMetadata", true));
+            return Err(wrong_transform(internal_group(&row.group), &row.kind, "PartialObjectMetadata", true));
         }
     };
     if plain {

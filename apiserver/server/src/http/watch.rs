@@ -19,8 +19,8 @@ use super::respond;
 use super::table::{Tables, write_partial};
 use crate::registry::WatchStart;
 use apiserver_resources::ResourceInfo;
-use apiserver_resources::schema;
 use apiserver_storage::cache::{Cached, Gone, Kind, Media, Seen, Shape, WatchEncoding};
+use machinery_api::schema;
 
 /// One piece of the stream; bounds what a slow client holds beside its ring.
 const CHUNK_BYTES: usize = 64 * 1024;

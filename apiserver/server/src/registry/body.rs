@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::PatchType;
 use crate::catalog::Catalog;
 use apiserver_resources::ResourceInfo;
-use apiserver_resources::patch;
-use apiserver_resources::schema::{self, Decoded, FieldValidation, Media, Target, decode};
+use machinery_api::patch;
+use machinery_api::schema::{self, Decoded, FieldValidation, Media, Target, decode};
 
 /// A request's body.
 #[derive(Debug, Clone, Copy)]

@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use super::body::{self, Body};
 use crate::catalog::tests::built_in;
 use apiserver_resources::field::ERRORS_MAX;
-use apiserver_resources::schema::{FieldValidation, Kind, Media, Type, table};
 use apiserver_resources::{Context, ResourceInfo, TABLE, metadata};
+use machinery_api::schema::{FieldValidation, Kind, Media, Type, table};
 
 /// What came of a body: the answer's status and message, and how many warnings there are.
 #[derive(Debug)]

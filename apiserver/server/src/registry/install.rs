@@ -12,7 +12,7 @@ use super::{Call, Verbs, body};
 use crate::admission::Options;
 use crate::auth::{MASTERS, UserInfo};
 use crate::bootstrap::Write;
-use apiserver_resources::schema;
+use machinery_api::schema;
 
 /// Writes under way at once, so that they share the store's syncs.
 const AT_ONCE: usize = 64;

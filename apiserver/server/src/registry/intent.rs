@@ -14,7 +14,7 @@ use super::write::{Change, Existing};
 use super::{Call, PatchType, Verbs, binding, body, create, delete, scale, wrong_uid};
 use crate::admission::Operation;
 use apiserver_resources::SubKind;
-use apiserver_resources::schema::FieldValidation;
+use machinery_api::schema::FieldValidation;
 
 /// The object of a request's body: decoded once, and once more for the rare attempt that comes after a conflict, instead of
 /// being copied for every request.

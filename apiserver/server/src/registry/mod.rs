@@ -46,8 +46,8 @@ use apiserver_storage::store::record::{Facts, fingerprint};
 use apiserver_storage::store::{Record, Revision, StoreError, Txn};
 use options::WriteOptions;
 
-pub use apiserver_resources::patch::PatchKind as PatchType;
 pub use intent::Wanted;
+pub use machinery_api::patch::PatchKind as PatchType;
 pub use read::{List, WatchStart};
 
 /// How often a write is tried again when others are faster; each failure means that another write succeeded.

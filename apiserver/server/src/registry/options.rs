@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::selector;
 use crate::http::query::Query;
 use apiserver_resources::field::quoted;
-use apiserver_resources::schema::FieldValidation;
 use apiserver_storage::cache::Selectors;
+use machinery_api::schema::FieldValidation;
 
 /// Upstream's longest `fieldManager`.
 const FIELD_MANAGER_BYTES_MAX: usize = 128;

@@ -11,8 +11,8 @@ use super::options::WriteOptions;
 use super::{Answer, Call, PatchType, Shown, Verbs, invalid};
 use crate::admission::Options;
 use apiserver_resources::field::{Errors, Path};
-use apiserver_resources::schema::FieldValidation;
 use apiserver_resources::{ResourceInfo, metadata};
+use machinery_api::schema::FieldValidation;
 
 /// Its group, version and kind.
 pub const KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");

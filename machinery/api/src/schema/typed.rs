@@ -6,11 +6,11 @@
 
 use std::collections::BTreeSet;
 
+use crate::quantity::Quantity;
+use crate::selector::go_quoted;
+use crate::time::{self, Precision};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use machinery_api::quantity::Quantity;
-use machinery_api::selector::go_quoted;
-use machinery_api::time::{self, Precision};
 use serde_json::{Map, Value};
 
 use super::budget::{Budget, ENTRY_BYTES, ITEM_BYTES, OBJECT_BYTES};

@@ -6,15 +6,14 @@ mod json;
 mod merge;
 mod strategic;
 
-use machinery_api::error::{ApiError, ApiResult, Cause, Details, Named, Status};
-use machinery_api::selector::go_quoted;
+use crate::error::{ApiError, ApiResult, Cause, Details, Named, Status};
+use crate::selector::go_quoted;
 use serde_json::Value;
 
-use crate::hub;
 use crate::schema::budget::Budget;
 use crate::schema::raw::{self, Raw};
 use crate::schema::typed::{FINDINGS_MAX, Form};
-use crate::schema::{Decoded, FieldValidation, Target, decode, table, typed};
+use crate::schema::{Decoded, FieldValidation, Target, decode, internal_group, table, typed};
 
 /// The patch types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,7 +192,7 @@ fn other_kind(patched: &Value, target: &Target<'_>) -> Option<String> {
         if let Err(error) = typed::convert(found, Raw::from(patched.clone()), Form::Sparse, &mut Budget::unlimited()) {
             return Some(error);
         }
-        let hub = hub(target.group);
+        let hub = internal_group(target.group);
         format!("converting ({plain}.{kind}) to ({hub}.{}): unknown conversion", target.kind)
     } else {
         decode::not_registered(kind, version)

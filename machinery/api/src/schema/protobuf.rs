@@ -1,7 +1,7 @@
 //! Kubernetes protobuf bodies, read by the field numbers in the table into JSON as written; nothing is per kind.
 
+use crate::time;
 use jiff::Timestamp;
-use machinery_api::time;
 
 use super::budget::{Budget, ENTRY_BYTES, ITEM_BYTES, OBJECT_BYTES};
 use super::raw::{self, Raw};

@@ -159,7 +159,7 @@ impl<'a> Composer<'a> {
                 return Err(TOO_LARGE.into());
             }
             if entries.insert(key.clone(), value).is_some() && self.doubled.len() < FINDINGS_MAX {
-                let shown = machinery_api::selector::go_quoted(&key);
+                let shown = crate::selector::go_quoted(&key);
                 self.doubled.push(format!("line {line}: key {shown} already set in map"));
             }
         }

@@ -141,7 +141,7 @@ impl Reader<'_> {
             b'\'' => "'\\''".to_owned(),
             b'"' => "'\"'".to_owned(),
             _ => {
-                let quoted = machinery_api::selector::go_quoted(&char::from(byte).to_string());
+                let quoted = crate::selector::go_quoted(&char::from(byte).to_string());
                 format!("'{}'", quoted.trim_matches('"'))
             }
         };

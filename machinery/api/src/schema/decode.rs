@@ -1,16 +1,16 @@
 //! Request bodies: media type, kind and version, field validation, upstream's messages. What patches yield is checked
 //! by the same code ([`value`]).
 
-use machinery_api::error::{ApiError, ApiResult};
-use machinery_api::selector::go_quoted;
+use crate::error::{ApiError, ApiResult};
+use crate::selector::go_quoted;
 use serde_json::{Map, Value};
 
 use super::budget::Budget;
+use super::internal_group;
 use super::raw::{self, Raw};
 use super::table::table;
 use super::typed::{self, Form};
 use super::{protobuf, yaml};
-use crate::hub;
 
 /// The `fieldValidation` parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -179,7 +179,7 @@ fn another_kind(
         return refused(&error);
     }
     if kind != target.kind {
-        let hub = hub(target.group);
+        let hub = internal_group(target.group);
         return refused(&format!("converting ({plain}.{kind}) to ({hub}.{}): unknown conversion", target.kind));
     }
     let expected = target.api_version();

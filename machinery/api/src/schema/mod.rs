@@ -20,3 +20,12 @@ pub use decode::{Decoded, FieldValidation, Media, Target};
 pub use defaults::default;
 pub use table::{Field, Kind, ListType, Table, Type, table};
 pub use typed::normalise;
+
+/// The Go package of a group's internal types, which upstream's messages name.
+#[must_use]
+pub fn internal_group(group: &str) -> &str {
+    match group {
+        "" | "events.k8s.io" => "core",
+        group => group.split('.').next().unwrap_or_default(),
+    }
+}

@@ -2,7 +2,7 @@
 //! that is a thousand bytes once it has its defaults: without a bound, the largest body takes gigabytes. What is made of a
 //! body is counted while it is made, and refused before it is there.
 
-use machinery_api::ApiError;
+use crate::ApiError;
 
 /// An object in memory: the first node of its map, and the defaults that it gets.
 pub(crate) const OBJECT_BYTES: usize = 1024;
