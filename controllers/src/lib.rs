@@ -7,6 +7,7 @@
 //! Absent on purpose: waiting, clients, clocks and memory between two decisions.
 
 mod cluster_role_aggregation;
+mod conditions;
 mod deployment;
 mod endpointslice;
 mod garbage_collector;

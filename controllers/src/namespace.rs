@@ -10,7 +10,7 @@ use machinery_client::driver::own_key;
 use machinery_client::{Action, Change, Context, Controller, Input, Kind, Plan, Pod, View, value_of};
 
 use crate::Settings;
-use crate::pods;
+use crate::{conditions, pods};
 
 /// The finalizer that this controller removes, from `spec.finalizers`.
 const FINALIZER: &str = "kubernetes";
@@ -19,15 +19,12 @@ const CONDITIONS_AFTER: Duration = Duration::from_secs(2);
 /// How often a namespace that doesn't get empty is looked at even if nothing changes.
 const REVISIT: Duration = Duration::from_secs(15);
 
+const CONTENT_FAILURE: &str = "NamespaceDeletionContentFailure";
 /// The conditions in order, with what they say when all is well.
 const CONDITIONS: [(&str, &str, &str); 5] = [
     ("NamespaceDeletionDiscoveryFailure", "ResourcesDiscovered", "All resources successfully discovered"),
     ("NamespaceDeletionGroupVersionParsingFailure", "ParsedGroupVersions", "All legacy kube types successfully parsed"),
-    (
-        "NamespaceDeletionContentFailure",
-        "ContentDeleted",
-        "All content successfully deleted, may be waiting on finalization",
-    ),
+    (CONTENT_FAILURE, "ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
     ("NamespaceContentRemaining", "ContentRemoved", "All content successfully removed"),
     ("NamespaceFinalizersRemaining", "ContentHasNoFinalizers", "All content-preserving finalizers finished"),
 ];
@@ -82,24 +79,36 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
 
     let mut plan = Plan::nothing();
     let settled = deleted_at.saturating_add(CONDITIONS_AFTER).unwrap_or(Timestamp::MAX);
-    if left.is_empty() && view.undiscovered.is_empty() && context.failure.is_none() {
-        plan.actions = finish(view, namespace, &key.name, &finalizers);
+    // Upstream counts what is left only once the pods have gone.
+    let (remaining, held) = if pods_left { (BTreeMap::new(), BTreeMap::new()) } else { (counted(&left), held) };
+    let told = |deletion_fails: bool| {
+        let status = with_conditions(view, namespace, &remaining, &held, deletion_fails, context.now);
+        let changed = context.now >= settled && namespace.status.as_ref() != Some(&status);
+        changed.then(|| Namespace { status: Some(status), ..namespace.clone() })
+    };
+    let reporting = |deletion: Action| match told(true) {
+        Some(failing) => {
+            let mut conditions = failing.status.iter().flat_map(|s| s.conditions.iter().flatten());
+            let at = conditions.position(|c| c.type_ == CONTENT_FAILURE).unwrap_or_default();
+            deletion.reporting(Action::update_status(&failing), format!("/status/conditions/{at}/message"))
+        }
+        None => deletion,
+    };
+    if left.is_empty() && view.undiscovered.is_empty() {
+        plan.push(reporting(delete_all(&Kind::of::<Event>(), &key.name)));
+        plan.actions.extend(finish(view, namespace, &key.name, &finalizers));
         return plan;
-    }
-    if context.now >= settled {
-        // Upstream counts what is left only once the pods have gone.
-        let (left, held) = if pods_left { (BTreeMap::new(), BTreeMap::new()) } else { (counted(&left), held) };
-        plan.actions.extend(conditions(view, namespace, &left, &held, context));
-        plan.revisit_after(context.now, REVISIT);
-    } else {
-        plan.revisit(settled);
     }
     let untouched = left.iter().filter(|(_, of_kind)| of_kind.untouched);
     let deletions = untouched.map(|(kind, _)| delete_all(kind, &key.name)).collect::<Vec<_>>();
     if !deletions.is_empty() {
-        plan.push(Action::Together(deletions));
-    } else if left.is_empty() && view.undiscovered.is_empty() {
-        plan.actions.extend(finish(view, namespace, &key.name, &finalizers));
+        plan.push(reporting(Action::Together(deletions)));
+    }
+    plan.actions.extend(told(false).as_ref().map(Action::update_status));
+    if context.now >= settled {
+        plan.revisit_after(context.now, REVISIT);
+    } else {
+        plan.revisit(settled);
     }
     plan
 }
@@ -123,16 +132,18 @@ fn finish(view: &View, namespace: &Namespace, name: &str, finalizers: &[String])
     freed.spec.get_or_insert_default().finalizers = Some(rest);
     let finalize =
         Action::Update { kind: Kind::of::<Namespace>(), object: value_of(&freed), subresource: Some("finalize") };
-    vec![delete_all(&events, name), checks, finalize]
+    vec![checks, finalize]
 }
 
-fn conditions(
+/// The namespace's status with what is known of its end.
+fn with_conditions(
     view: &View,
     namespace: &Namespace,
     left: &BTreeMap<&Kind, usize>,
     held: &BTreeMap<&str, usize>,
-    context: &Context<'_, Settings>,
-) -> Option<Action> {
+    deletion_fails: bool,
+    now: Timestamp,
+) -> NamespaceStatus {
     let mut bad: BTreeMap<&str, (&str, String)> = BTreeMap::new();
     if !view.undiscovered.is_empty() {
         let groups: Vec<&str> = view.undiscovered.values().map(String::as_str).collect();
@@ -143,9 +154,9 @@ fn conditions(
         );
         bad.insert("NamespaceDeletionDiscoveryFailure", ("DiscoveryFailed", message));
     }
-    if let Some(failure) = context.failure.filter(|f| f.verb == "delete") {
-        let message = format!("Failed to delete all resource types, 1 remaining: {}", failure.message);
-        bad.insert("NamespaceDeletionContentFailure", ("ContentDeletionFailed", message));
+    if deletion_fails {
+        let message = "Failed to delete all resource types, 1 remaining: {error}".to_owned();
+        bad.insert(CONTENT_FAILURE, ("ContentDeletionFailed", message));
     }
     if !left.is_empty() {
         let mut kinds: Vec<String> =
@@ -173,17 +184,9 @@ fn conditions(
             status: value.to_owned(),
             reason: Some(reason.to_owned()),
             message: Some(message),
-            last_transition_time: Some(pods::stamp(context.now)),
+            last_transition_time: Some(pods::stamp(now)),
         };
-        match known.iter_mut().find(|c| c.type_ == type_) {
-            None => known.push(condition),
-            Some(old) => {
-                let since = old.last_transition_time.clone().filter(|_| old.status == condition.status);
-                let since = since.or_else(|| condition.last_transition_time.clone());
-                *old = NamespaceCondition { last_transition_time: since, ..condition };
-            }
-        }
+        conditions::set(known, condition);
     }
-    let changed = namespace.status.as_ref() != Some(&status);
-    changed.then(|| Action::update_status(&Namespace { status: Some(status), ..namespace.clone() }))
+    status
 }

@@ -11,9 +11,9 @@ use machinery_client::{Action, Change, Context, Controller, Input, Kind, Plan, P
 use serde_json::json;
 
 use crate::Settings;
-use crate::pods;
+use crate::{conditions, pods};
 
-/// How old a pod must be before its missing node counts: the node may have come with it.
+/// How long a node must be gone before its pods are removed: it may be made again.
 const QUARANTINE: Duration = Duration::from_secs(40);
 /// How long a pod without a node may take to go by itself once it is deleted (upstream looks every 20 s).
 const UNSCHEDULED_GRACE: Duration = Duration::from_secs(20);
@@ -87,9 +87,14 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
         Some(node) if deleted_at.is_some() && is_out_of_service(node) => end(pod, None).into(),
         Some(_) => Plan::nothing(),
         None => {
-            let due = after(pod.metadata.creation_timestamp.as_ref().map(|t| t.0), QUARANTINE);
-            if due > context.now {
-                return Plan { actions: Vec::new(), revisit_at: Some(due) };
+            // A node that was gone before the view began counts as gone since its pod was seen first: as upstream, a
+            // restart begins anew.
+            let gone_at = view.node_gone_at(node_name).or_else(|| view.seen_at(&Kind::of::<Pod>(), key));
+            let left = (gone_at.unwrap_or_default() + QUARANTINE).saturating_sub(context.elapsed);
+            if left > Duration::ZERO {
+                let mut plan = Plan::nothing();
+                plan.revisit_after(context.now, left);
+                return plan;
             }
             let mut actions = vec![Action::ExpectGone { kind: Kind::of::<Node>(), key: node_key, uid: None }];
             let condition = PodCondition {
@@ -114,8 +119,7 @@ fn end(pod: &Pod, condition: Option<PodCondition>) -> Vec<Action> {
     if !pods::is_terminal(pod) {
         let mut conditions = pod.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default().into_vec();
         if let Some(condition) = condition {
-            conditions.retain(|c| c.type_ != condition.type_);
-            conditions.push(condition);
+            conditions::set(&mut conditions, condition);
         }
         let status = json!({
             "phase": "Failed", "observedGeneration": pod.metadata.generation, "conditions": value_of(&conditions)});
@@ -151,4 +155,70 @@ fn too_many(view: &View, context: &Context<'_, Settings>) -> Plan {
     let created = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
     ended.sort_by_key(|pod| (!evicted(pod), created(pod), pod.metadata.name.clone()));
     vec![Action::Together(ended.iter().take(surplus).flat_map(|pod| end(pod, None)).collect())].into()
+}
+
+#[cfg(test)]
+mod tests {
+    use machinery_client::simulate::Simulation;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::table_tests::{decide, start};
+
+    const NAME: &str = "pod-garbage-collector-controller";
+
+    fn node() -> Value {
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}})
+    }
+
+    /// A day old.
+    fn pod() -> Value {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "p", "namespace": "a", "creationTimestamp": "2025-12-31T00:00:00Z"},
+            "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]}, "status": {"phase": "Running"}})
+    }
+
+    fn node_gone(simulation: &mut Simulation) {
+        let node = simulation.view.get::<Node>(&ObjectKey::cluster("n")).map(Action::delete);
+        assert_eq!(simulation.apply(node.into_iter().collect::<Vec<_>>().into()), Vec::<String>::new());
+    }
+
+    fn after(simulation: &mut Simulation, seconds: u64) -> Plan {
+        simulation.now = start().saturating_add(Duration::from_secs(seconds)).unwrap();
+        decide(NAME, simulation, &ObjectKey::new("a", "p"))
+    }
+
+    /// Upstream's quarantine: a node that is made again in time keeps its pods, however old they are.
+    #[test]
+    fn pods_of_a_node_that_is_gone_are_removed_forty_seconds_later() {
+        let mut simulation = crate::simulation(start(), [node(), pod()]);
+        assert_eq!(after(&mut simulation, 100), Plan::nothing());
+        node_gone(&mut simulation);
+        let plan = after(&mut simulation, 101);
+        assert!(plan.actions.is_empty(), "{plan:?}");
+        assert_eq!(plan.revisit_at, Some(start().saturating_add(Duration::from_secs(140)).unwrap()));
+        assert!(after(&mut simulation, 139).actions.is_empty());
+        let plan = after(&mut simulation, 140);
+        let [Action::ExpectGone { .. }, Action::Patch { patch, .. }, Action::Delete { grace_seconds, .. }] =
+            plan.actions.as_slice()
+        else {
+            panic!("{plan:?}")
+        };
+        assert_eq!(patch["status"]["conditions"][0]["reason"], "DeletionByPodGC");
+        assert_eq!(*grace_seconds, Some(0));
+        // The node is made again: nothing is owed any more, and its next going begins anew.
+        simulation.create(&Kind::of::<Node>(), node());
+        assert_eq!(after(&mut simulation, 141), Plan::nothing());
+        node_gone(&mut simulation);
+        assert!(after(&mut simulation, 180).actions.is_empty());
+        assert_eq!(after(&mut simulation, 181).actions.len(), 3);
+    }
+
+    /// What went before the view began (a restart) is waited for from then on.
+    #[test]
+    fn a_node_that_was_never_seen_is_waited_for_since_its_pod_was_seen() {
+        let mut simulation = crate::simulation(start(), [pod()]);
+        assert!(after(&mut simulation, 39).actions.is_empty());
+        assert_eq!(after(&mut simulation, 40).actions.len(), 3);
+    }
 }

@@ -9,12 +9,14 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{contains, selects};
 use machinery_client::{
-    Action, Change, Context, Controller, Failure, Input, Note, Plan, Pod, View, controlled_by, controller_of,
+    Action, Change, Context, Controller, Input, Note, Plan, Pod, View, controlled_by, controller_of,
 };
 
 use crate::Settings;
 use crate::pods;
 
+/// The condition that says that pods could not be made or deleted.
+const REPLICA_FAILURE: &str = "ReplicaFailure";
 /// Pods made or deleted in one pass (upstream's burst).
 const BURST_PODS: usize = 500;
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -71,13 +73,27 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
 
     let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
     let scaling = if going { None } else { scale(view, set, &active, wanted, context.now) };
-    // Where pods are about to change, the next pass writes the status; after a failure it can't wait for them.
-    if scaling.is_none() || context.failure.is_some_and(|f| f.verb != "list") {
-        let status = status(set, &active, terminating, context, wanted);
-        if normal(set.status.clone().unwrap_or_default()) != normal(status.clone()) {
-            plan.push(Action::update_status(&ReplicaSet { status: Some(status), ..set.clone() }));
+    let update = |status: &ReplicaSetStatus| {
+        let differs = normal(set.status.clone().unwrap_or_default()) != normal(status.clone());
+        differs.then(|| Action::update_status(&ReplicaSet { status: Some(status.clone()), ..set.clone() }))
+    };
+    // Where pods are about to change, the next pass writes the status; where that fails, it can't wait for them.
+    let scaling = match scaling {
+        None => {
+            plan.actions.extend(update(&status(set, &active, terminating, context, None)));
+            None
         }
-    }
+        Some(scaling) => {
+            let reason = if active.len() < wanted { "FailedCreate" } else { "FailedDelete" };
+            let failing = status(set, &active, terminating, context, Some(reason));
+            let at = failing.conditions.iter().flatten().position(|c| c.type_ == REPLICA_FAILURE).unwrap_or_default();
+            let message_at = format!("/status/conditions/{at}/message");
+            Some(match update(&failing) {
+                Some(update) => scaling.reporting(update, message_at),
+                None => scaling,
+            })
+        }
+    };
     let first = set.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0) == 0;
     if first && active.len() < wanted && !going {
         // There may be pods to adopt that were made just before.
@@ -197,7 +213,7 @@ fn status(
     active: &[&Pod],
     terminating: usize,
     context: &Context<'_, Settings>,
-    wanted: usize,
+    failing: Option<&str>,
 ) -> ReplicaSetStatus {
     let spec = set.spec.as_ref();
     let template = spec.and_then(|s| s.template.as_ref()?.metadata.as_ref()?.labels.clone()).unwrap_or_default();
@@ -206,7 +222,6 @@ fn status(
         i32::try_from(active.iter().filter(|pod| wanted(pod)).count()).unwrap_or(i32::MAX)
     };
     let old = set.status.clone().unwrap_or_default();
-    let failing = context.failure.filter(|f| f.resource == "pods" && f.verb != "list" && active.len() != wanted);
     ReplicaSetStatus {
         replicas: many(&|_| true),
         fully_labeled_replicas: pods::count(many(&|pod| contains(pod.metadata.labels.as_ref(), &template))),
@@ -220,19 +235,19 @@ fn status(
 
 fn conditions(
     old: Option<Vec<ReplicaSetCondition>>,
-    failing: Option<&Failure>,
+    failing: Option<&str>,
     now: Timestamp,
 ) -> Option<Vec<ReplicaSetCondition>> {
     let mut conditions = old.unwrap_or_default();
     match failing {
-        None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
+        None => conditions.retain(|c| c.type_ != REPLICA_FAILURE),
         // The first failure stays until there is none.
-        Some(_) if conditions.iter().any(|c| c.type_ == "ReplicaFailure") => {}
-        Some(failure) => conditions.push(ReplicaSetCondition {
-            type_: "ReplicaFailure".into(),
+        Some(_) if conditions.iter().any(|c| c.type_ == REPLICA_FAILURE) => {}
+        Some(reason) => conditions.push(ReplicaSetCondition {
+            type_: REPLICA_FAILURE.into(),
             status: "True".into(),
-            reason: Some(if failure.verb == "delete" { "FailedDelete" } else { "FailedCreate" }.into()),
-            message: Some(failure.message.clone()),
+            reason: Some(reason.to_owned()),
+            message: Some("{error}".into()),
             last_transition_time: Some(pods::stamp(now)),
         }),
     }

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use machinery_api::ObjectKey;
 use machinery_client::Plan;
 use machinery_client::simulate::Simulation;
+use machinery_env::Env;
 use serde_json::Value;
 
 use crate::{CONTROLLERS, Settings};
@@ -193,6 +195,65 @@ fn a_plan_once_performed_leaves_nothing_to_do() {
         }
     }
     settle(&mut simulation);
+}
+
+/// Events in any order, and controllers that get to their keys in any order: the same view and key give the same plan,
+/// and whatever happened before, all come to rest in the same state. Nothing is remembered between two decisions.
+#[test]
+fn the_order_of_events_and_of_work_makes_no_difference_in_the_end() {
+    let mut ends = BTreeSet::new();
+    for seed in 0..24 {
+        let env = Env::seeded(seed, start()).0;
+        let below = |n: usize| usize::try_from(env.below(n as u64)).unwrap();
+        // Into a namespace that is being deleted the server lets nobody write: what is in it is there at first.
+        let of_gone = |object: &Value| {
+            [&object["metadata"]["name"], &object["metadata"]["namespace"]].contains(&&Value::from("gone"))
+        };
+        // A token's Secret that is seen before its account is deleted, here as upstream: that isn't the same end.
+        let objects = objects(CLUSTER.trim()).into_iter().filter(|object| object["kind"] != "Secret");
+        let (first, mut left): (Vec<_>, Vec<_>) = objects.partition(of_gone);
+        let mut simulation = crate::simulation(start(), first);
+        while !left.is_empty() || below(4) > 0 {
+            if !left.is_empty() {
+                let object = left.remove(below(left.len()));
+                let kind = simulation.kind_of(&object);
+                simulation.create(&kind, object);
+            }
+            let all: Vec<_> = keys(&simulation)
+                .into_iter()
+                .flat_map(|(name, keys)| keys.into_iter().map(move |key| (name, key)))
+                .collect();
+            for _ in 0..below(12) {
+                let (name, key) = &all[below(all.len())];
+                let plan = decide(name, &simulation, key);
+                assert_eq!(decide(name, &simulation, key), plan, "{name} {key}: the same again");
+                simulation.apply(plan);
+            }
+        }
+        settle(&mut simulation);
+        ends.insert(state(&simulation));
+    }
+    assert_eq!(ends.len(), 1, "{ends:#?}");
+}
+
+/// What there is of each kind, and what the workloads' statuses say: names, uids and versions come with the order.
+fn state(simulation: &Simulation) -> String {
+    let mut lines = BTreeMap::<String, usize>::new();
+    let view = &simulation.view;
+    for kind in view.kinds() {
+        for metadata in view.metadata_of(kind, "") {
+            let owner = metadata.owner_references.iter().flatten().map(|o| o.kind.clone()).collect::<Vec<_>>();
+            let given = metadata.generate_name.is_none() && owner.is_empty();
+            let name = if given { metadata.name.clone().unwrap_or_default() } else { String::new() };
+            let namespace = metadata.namespace.clone().unwrap_or_default();
+            *lines.entry(format!("{} {namespace}/{name} of {owner:?}", kind.resource())).or_default() += 1;
+        }
+    }
+    for set in view.all::<ReplicaSet>() {
+        let status = set.status.as_ref().map(|s| (s.replicas, s.ready_replicas, s.conditions.clone()));
+        *lines.entry(format!("{status:?}")).or_default() += 1;
+    }
+    format!("{lines:#?}")
 }
 
 #[test]

@@ -11,7 +11,7 @@ use machinery_client::{Action, Change, Context, Controller, Input, Note, Plan, P
 use serde_json::json;
 
 use crate::Settings;
-use crate::pods;
+use crate::{conditions, pods};
 
 /// The key is a pod's.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -98,15 +98,15 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 fn disrupted(pod: &Pod, now: Timestamp) -> Action {
     let mut conditions =
         pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default().into_vec();
-    conditions.retain(|condition| condition.type_ != "DisruptionTarget");
-    conditions.push(PodCondition {
+    let condition = PodCondition {
         type_: "DisruptionTarget".into(),
         status: "True".into(),
         reason: Some("DeletionByTaintManager".into()),
         message: Some("Taint manager: deleting due to NoExecute taint".into()),
         last_transition_time: Some(pods::stamp(now)),
         ..PodCondition::default()
-    });
+    };
+    conditions::set(&mut conditions, condition);
     let mut patch = Action::patch(
         pod,
         json!({"status": {"conditions": value_of(&conditions)}, "metadata": {"uid": pod.metadata.uid}}),

@@ -6,10 +6,10 @@ use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use machinery_api::ObjectKey;
 use machinery_client::simulate::Simulation;
-use machinery_client::{Action, Context, Failure, Kind, Plan, Pod, value_of};
+use machinery_client::{Action, Kind, Plan, Pod, value_of};
 use serde_json::{Value, json};
 
-use crate::table_tests::{decide, settings, settle, start};
+use crate::table_tests::{decide, settle, start};
 
 fn key(name: &str) -> ObjectKey {
     ObjectKey::new("a", name)
@@ -51,6 +51,7 @@ fn deleted(plan: &Plan) -> Vec<&str> {
         match action {
             Action::Delete { key, .. } => vec![key.name.as_str()],
             Action::Together(actions) => actions.iter().flat_map(names).collect(),
+            Action::Reporting { tried, .. } => names(tried),
             _ => Vec::new(),
         }
     }
@@ -95,9 +96,11 @@ fn pods_are_given_up_in_upstreams_order() {
 fn missing_pods_are_made_slowly_and_a_failure_shows_in_the_status() {
     let mut simulation = crate::simulation(start(), [set(3)]);
     let plan = decide("replicaset-controller", &simulation, &key("web"));
-    let [Action::ExpectKnown { .. }, Action::SlowStart(creates)] = plan.actions.as_slice() else {
+    let [Action::ExpectKnown { .. }, Action::Reporting { tried, otherwise, message_at }] = plan.actions.as_slice()
+    else {
         panic!("{:?}", plan.actions)
     };
+    let Action::SlowStart(creates) = &**tried else { panic!("{tried:?}") };
     assert_eq!(creates.len(), 3);
     let Action::Create { object, notes, .. } = &creates[0] else { panic!("{creates:?}") };
     assert_eq!(object["metadata"]["generateName"], "web-");
@@ -105,21 +108,21 @@ fn missing_pods_are_made_slowly_and_a_failure_shows_in_the_status() {
     assert_eq!(object["metadata"]["ownerReferences"][0]["controller"], true);
     assert_eq!(notes.done.as_ref().unwrap().message, "Created pod: {name}");
 
-    let failure = Failure {
-        verb: "create",
-        resource: "pods".into(),
-        code: 403,
-        reason: "Forbidden".into(),
-        message: "pods \"web-\" is forbidden".into(),
+    let Action::Update { object: failing, subresource: Some("status"), .. } = &**otherwise else {
+        panic!("{otherwise:?}")
     };
-    let row = crate::CONTROLLERS.iter().find(|c| c.name == "replicaset-controller").unwrap();
-    let settings = settings();
-    let context = Context { failure: Some(&failure), ..simulation.context(&settings) };
-    let plan = (row.reconcile)(&simulation.view, &key("web"), &context);
-    assert!(matches!(plan.actions.last(), Some(Action::SlowStart(_))), "it is tried again");
-    let Action::Update { object, subresource: Some("status"), .. } = &plan.actions[0] else { panic!("{plan:?}") };
-    let condition = &object["status"]["conditions"][0];
-    assert_eq!((&condition["reason"], &condition["message"]), (&json!("FailedCreate"), &json!(failure.message)));
+    let condition = &failing["status"]["conditions"][0];
+    assert_eq!((&condition["type"], &condition["reason"]), (&json!("ReplicaFailure"), &json!("FailedCreate")));
+    assert_eq!(failing.pointer(message_at), Some(&json!("{error}")));
+
+    // The first failure stays as long as pods are missing; what the view shows is all that it follows from.
+    let mut failing = failing.clone();
+    failing["status"]["conditions"][0]["message"] = json!("pods are forbidden");
+    simulation.apply(
+        vec![Action::Update { kind: Kind::of::<ReplicaSet>(), object: failing, subresource: Some("status") }].into(),
+    );
+    let plan = decide("replicaset-controller", &simulation, &key("web"));
+    assert!(matches!(plan.actions.last(), Some(Action::SlowStart(_))), "it is tried again: {:?}", plan.actions);
 
     settle(&mut simulation);
     let status = simulation.view.get::<ReplicaSet>(&key("web")).unwrap().status.clone().unwrap();

@@ -3,9 +3,12 @@
 //! Shape: the ReplicaSets of a Deployment are taken in ([`Rollout`]), their sizes are decided on copies ([`rolling`],
 //! [`recreate`], [`proportional`] in `rollout.rs`), then each changed copy is one update and the status is one more.
 
+mod annotations;
+mod create;
 mod revision;
 mod rollout;
 mod status;
+mod strategy;
 #[cfg(test)]
 mod tests;
 
@@ -61,7 +64,7 @@ fn of_ended_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
     let set = owner.and_then(|o| view.get::<ReplicaSet>(&ObjectKey::new(&*change.key.namespace, &*o.name)));
     let deployment = set.and_then(|set| controller_of(&set.metadata));
     let key = deployment.map(|d| ObjectKey::new(&*change.key.namespace, &*d.name));
-    key.into_iter().filter(|key| view.get::<Deployment>(key).is_some_and(|d| !rollout::is_rolling(d))).collect()
+    key.into_iter().filter(|key| view.get::<Deployment>(key).is_some_and(|d| !strategy::is_rolling(d))).collect()
 }
 
 fn chooses(deployment: &Deployment, set: &ReplicaSet) -> bool {
@@ -86,6 +89,11 @@ fn available(set: &ReplicaSet) -> i32 {
 /// How many replicas a set has.
 fn actual(set: &ReplicaSet) -> i32 {
     set.status.as_ref().map_or(0, |s| s.replicas)
+}
+
+/// How many replicas sets are asked for in all.
+fn total<'a>(sets: impl Iterator<Item = &'a ReplicaSet>) -> i32 {
+    sets.map(size).fold(0, i32::saturating_add)
 }
 
 fn name(set: &ReplicaSet) -> &str {
@@ -154,16 +162,20 @@ impl Rollout<'_> {
 
     /// Writes status and revision where they differ.
     fn write_status(&mut self) {
+        let update = self.status_update(&self.status);
+        self.plan.actions.extend(update);
+    }
+
+    fn status_update(&self, status: &DeploymentStatus) -> Option<Action> {
         let known = self.deployment.status.clone().unwrap_or_default();
         let mut written = self.deployment.clone();
-        written.status = Some(status::normal(self.status.clone()));
-        let mut differs = status::normal(known) != status::normal(self.status.clone());
+        let status = status::normal(status.clone());
+        let mut differs = status::normal(known) != status;
+        written.status = Some(status);
         if let Some(revision) = &self.revision {
-            differs |= revision::set(written.metadata.annotations.get_or_insert_default(), revision);
+            differs |= annotations::set(written.metadata.annotations.get_or_insert_default(), revision);
         }
-        if differs {
-            self.plan.push(Action::update_status(&written));
-        }
+        differs.then(|| Action::update_status(&written))
     }
 }
 
@@ -205,13 +217,10 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
         rollout.write_status();
         return rollout.plan;
     }
-    let done = if rollout::is_rolling(deployment) {
-        rollout::rolling(&mut rollout, context.failure)
-    } else {
-        rollout::recreate(&mut rollout, context.failure)
-    };
+    let done =
+        if strategy::is_rolling(deployment) { rollout::rolling(&mut rollout) } else { rollout::recreate(&mut rollout) };
     if !done {
-        // The new set could not be made: the status tells why, and the attempt stands behind it in the plan.
+        // The new set has to get another name first.
         return rollout.plan;
     }
     if !rollout.resized() && status::is_complete(&rollout, &deployment.status.clone().unwrap_or_default()) {

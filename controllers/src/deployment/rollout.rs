@@ -1,63 +1,18 @@
 //! How many replicas each ReplicaSet shall have: pure arithmetic on the copies in a [`Rollout`].
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use machinery_client::{Failure, Pod};
+use machinery_client::Pod;
 
-use super::{Rollout, actual, revision, size, wanted};
+use super::create::{create, replicas_of_new};
+use super::strategy::{is_rolling, max_surge, max_unavailable};
+use super::{Rollout, actual, annotations, size, total, wanted};
 use crate::pods;
-
-/// Whether the Deployment goes from template to template step by step.
-pub(super) fn is_rolling(deployment: &Deployment) -> bool {
-    let strategy = deployment.spec.as_ref().and_then(|s| s.strategy.as_ref()).and_then(|s| s.type_.as_deref());
-    strategy.unwrap_or("RollingUpdate") == "RollingUpdate"
-}
-
-/// How many replicas more than asked for, and how many fewer available ones, there may be.
-fn bounds(deployment: &Deployment) -> (i32, i32) {
-    if !is_rolling(deployment) {
-        return (0, 0);
-    }
-    let strategy = deployment.spec.as_ref().and_then(|s| s.strategy.as_ref()).and_then(|s| s.rolling_update.as_ref());
-    let total = wanted(deployment);
-    let surge = share(strategy.and_then(|s| s.max_surge.as_ref()), total, true);
-    let unavailable = share(strategy.and_then(|s| s.max_unavailable.as_ref()), total, false);
-    // Both zero would never move: percentages can round to that.
-    if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
-}
-
-/// A number, or a part of `total`. Unset means none, as the API's defaults are set by the server.
-fn share(of: Option<&IntOrString>, total: i32, up: bool) -> i32 {
-    match of {
-        None => 0,
-        Some(IntOrString::Int(n)) => (*n).max(0),
-        Some(IntOrString::String(text)) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let product = percent.max(0).saturating_mul(i64::from(total.max(0)));
-            let rounded = if up { product.saturating_add(99) / 100 } else { product / 100 };
-            i32::try_from(rounded).unwrap_or(i32::MAX)
-        }
-    }
-}
-
-/// How many replicas more than asked for there may be.
-pub(super) fn max_surge(deployment: &Deployment) -> i32 {
-    bounds(deployment).0
-}
-
-/// How many of the replicas asked for may be missing.
-pub(super) fn max_unavailable(deployment: &Deployment) -> i32 {
-    match wanted(deployment) {
-        0 => 0,
-        total => bounds(deployment).1.min(total),
-    }
-}
 
 fn resize(set: &mut ReplicaSet, to: i32, deployment: &Deployment) {
     if let Some(spec) = &mut set.spec {
         spec.replicas = Some(to);
     }
-    revision::note_size(set, deployment);
+    annotations::note_size(set, deployment);
 }
 
 /// How many replicas of a set are available and stay: its status may still count those that it is about to give up.
@@ -65,27 +20,12 @@ fn available(set: &ReplicaSet) -> i32 {
     super::available(set).min(size(set))
 }
 
-fn total<'a>(sets: impl Iterator<Item = &'a ReplicaSet>) -> i32 {
-    sets.map(size).fold(0, i32::saturating_add)
-}
-
-/// How many replicas the new set, that has `present`, may have now.
-pub(super) fn replicas_of_new(rollout: &Rollout<'_>, present: i32) -> i32 {
-    let wanted = wanted(rollout.deployment);
-    if !is_rolling(rollout.deployment) {
-        return wanted;
-    }
-    let most = wanted.saturating_add(max_surge(rollout.deployment));
-    let room = most.saturating_sub(total(rollout.all()));
-    if room <= 0 { present } else { present + room.min(wanted - present) }
-}
-
 /// One step of a rolling update. Answers false where it can't go on in this pass.
-pub(super) fn rolling(rollout: &mut Rollout<'_>, failure: Option<&Failure>) -> bool {
+pub(super) fn rolling(rollout: &mut Rollout<'_>) -> bool {
     let deployment = rollout.deployment;
     if rollout.new.is_none() {
         // The next pass goes on with it.
-        return revision::create(rollout, failure);
+        return create(rollout);
     }
     let present = rollout.new.as_ref().map_or(0, size);
     let wanted = wanted(deployment);
@@ -133,7 +73,7 @@ fn shrink_old(rollout: &mut Rollout<'_>) {
 }
 
 /// One step of a recreation: nothing new before the last old pod has ended.
-pub(super) fn recreate(rollout: &mut Rollout<'_>, failure: Option<&Failure>) -> bool {
+pub(super) fn recreate(rollout: &mut Rollout<'_>) -> bool {
     let deployment = rollout.deployment;
     let mut shrunk = false;
     for set in rollout.old.iter_mut().filter(|set| size(set) > 0) {
@@ -145,7 +85,7 @@ pub(super) fn recreate(rollout: &mut Rollout<'_>, failure: Option<&Failure>) -> 
         return true;
     }
     match &mut rollout.new {
-        None => return revision::create(rollout, failure),
+        None => return create(rollout),
         Some(new) if size(new) != wanted(deployment) => resize(new, wanted(deployment), deployment),
         Some(_) => {}
     }
@@ -163,7 +103,7 @@ fn old_pods_run(rollout: &Rollout<'_>) -> bool {
 /// Whether the number asked for has changed since the sets were last written.
 pub(super) fn is_scaling(rollout: &Rollout<'_>) -> bool {
     let active = rollout.all().filter(|set| size(set) > 0);
-    active.filter_map(revision::desired).any(|desired| desired != wanted(rollout.deployment))
+    active.filter_map(annotations::desired).any(|desired| desired != wanted(rollout.deployment))
 }
 
 /// Scales all sets in proportion to their size, so that scaling doesn't hasten a rollout.
@@ -179,7 +119,7 @@ pub(super) fn proportional(rollout: &mut Rollout<'_>) {
             _ => rollout.old.iter_mut().chain(&mut rollout.new).find(|set| size(set) > 0),
         };
         if let Some(set) = only
-            && (size(set) != wanted || active == 1 && revision::desired(set).is_some_and(|d| d != wanted))
+            && (size(set) != wanted || active == 1 && annotations::desired(set).is_some_and(|d| d != wanted))
         {
             resize(set, wanted, deployment);
         }
@@ -221,7 +161,7 @@ pub(super) fn proportional(rollout: &mut Rollout<'_>) {
 }
 
 fn is_saturated(new: &ReplicaSet, wanted: i32) -> bool {
-    size(new) == wanted && revision::desired(new) == Some(wanted) && available(new) == wanted
+    size(new) == wanted && annotations::desired(new) == Some(wanted) && available(new) == wanted
 }
 
 /// What a set gains or loses when the whole goes to `allowed`.
@@ -229,7 +169,7 @@ fn part(set: &ReplicaSet, wanted: i32, allowed: i32, known: i32) -> i32 {
     if wanted == 0 {
         return -size(set);
     }
-    let before = revision::max(set).filter(|n| *n > 0).unwrap_or(known);
+    let before = annotations::max(set).filter(|n| *n > 0).unwrap_or(known);
     if before == 0 {
         return 0;
     }

@@ -5,9 +5,11 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{DeploymentCondition, DeploymentStatus, ReplicaSet};
 
-use super::{Rollout, actual, available, name, rollout, size, wanted};
-use crate::pods;
+use super::{Rollout, actual, available, name, size, strategy, wanted};
+use crate::{conditions, pods};
 
+/// The condition of a rollout's progress.
+pub(super) const PROGRESSING: &str = "Progressing";
 const AVAILABLE: &str = "NewReplicaSetAvailable";
 const TIMED_OUT: &str = "ProgressDeadlineExceeded";
 const PAUSED: &str = "DeploymentPaused";
@@ -40,7 +42,7 @@ pub(super) fn count(rollout: &mut Rollout<'_>) {
     status.unavailable_replicas = pods::count(unavailable);
     status.terminating_replicas = terminating;
     let now = rollout.now;
-    if up >= wanted(deployment).saturating_sub(rollout::max_unavailable(deployment)) {
+    if up >= wanted(deployment).saturating_sub(strategy::max_unavailable(deployment)) {
         let message = "Deployment has minimum availability.";
         set_condition(status, "Available", "True", "MinimumReplicasAvailable", message, now);
     } else {
@@ -58,10 +60,10 @@ pub(super) fn note_pause(rollout: &mut Rollout<'_>) {
     let noted = known == Some(PAUSED);
     let now = rollout.now;
     if rollout.paused() && !noted {
-        set_condition(&mut rollout.status, "Progressing", "Unknown", PAUSED, "Deployment is paused", now);
+        set_condition(&mut rollout.status, PROGRESSING, "Unknown", PAUSED, "Deployment is paused", now);
     } else if !rollout.paused() && noted {
         let message = "Deployment is resumed";
-        set_condition(&mut rollout.status, "Progressing", "Unknown", "DeploymentResumed", message, now);
+        set_condition(&mut rollout.status, PROGRESSING, "Unknown", "DeploymentResumed", message, now);
     }
 }
 
@@ -75,7 +77,7 @@ pub(super) fn judge_progress(rollout: &mut Rollout<'_>) {
     };
     let now = rollout.now;
     if !rollout.has_deadline() {
-        remove_condition(&mut rollout.status, "Progressing");
+        remove_condition(&mut rollout.status, PROGRESSING);
     } else {
         let current = progressing(&rollout.status).cloned();
         let reason = current.as_ref().and_then(|c| c.reason.as_deref());
@@ -83,19 +85,19 @@ pub(super) fn judge_progress(rollout: &mut Rollout<'_>) {
         if resting {
         } else if is_complete(rollout, &rollout.status) {
             let message = format!("{subject} has successfully progressed.");
-            set_condition(&mut rollout.status, "Progressing", "True", AVAILABLE, &message, now);
+            set_condition(&mut rollout.status, PROGRESSING, "True", AVAILABLE, &message, now);
         } else if moved(&before, &rollout.status) {
             let message = format!("{subject} is progressing.");
             let since = current.filter(|c| c.status == "True").and_then(|c| c.last_transition_time);
-            remove_condition(&mut rollout.status, "Progressing");
-            set_condition(&mut rollout.status, "Progressing", "True", "ReplicaSetUpdated", &message, now);
-            let condition = rollout.status.conditions.iter_mut().flatten().find(|c| c.type_ == "Progressing");
+            remove_condition(&mut rollout.status, PROGRESSING);
+            set_condition(&mut rollout.status, PROGRESSING, "True", "ReplicaSetUpdated", &message, now);
+            let condition = rollout.status.conditions.iter_mut().flatten().find(|c| c.type_ == PROGRESSING);
             if let (Some(condition), Some(since)) = (condition, since) {
                 condition.last_transition_time = Some(since);
             }
         } else if deadline(rollout, current.as_ref()).is_some_and(|at| at <= now) {
             let message = format!("{subject} has timed out progressing.");
-            set_condition(&mut rollout.status, "Progressing", "False", TIMED_OUT, &message, now);
+            set_condition(&mut rollout.status, PROGRESSING, "False", TIMED_OUT, &message, now);
         }
         let current = progressing(&rollout.status).cloned();
         if !is_complete(rollout, &rollout.status)
@@ -154,7 +156,7 @@ fn moved(before: &DeploymentStatus, now: &DeploymentStatus) -> bool {
 
 /// The condition Progressing.
 pub(super) fn progressing(status: &DeploymentStatus) -> Option<&DeploymentCondition> {
-    status.conditions.iter().flatten().find(|c| c.type_ == "Progressing")
+    status.conditions.iter().flatten().find(|c| c.type_ == PROGRESSING)
 }
 
 fn remove_condition(status: &mut DeploymentStatus, type_: &str) {
@@ -178,16 +180,15 @@ pub(super) fn set_condition(
         return;
     }
     let stamp = pods::stamp(now);
-    let since = known.filter(|c| c.status == value).and_then(|c| c.last_transition_time.clone());
-    conditions.retain(|c| c.type_ != type_);
-    conditions.push(DeploymentCondition {
+    let new = DeploymentCondition {
         type_: type_.to_owned(),
         status: value.to_owned(),
         reason: Some(reason.to_owned()),
         message: Some(message.to_owned()),
         last_update_time: Some(stamp.clone()),
-        last_transition_time: Some(since.unwrap_or(stamp)),
-    });
+        last_transition_time: Some(stamp),
+    };
+    conditions::set_last(conditions, new);
 }
 
 /// For comparison and writing: zero and empty are absent.

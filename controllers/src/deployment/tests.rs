@@ -98,8 +98,8 @@ proptest! {
         steps in proptest::collection::vec((0..7u8, 0..8usize), 1..80),
     ) {
         let mut simulation = settled(replicas, &rolling(&surge, &unavailable));
-        let most = replicas + super::rollout::max_surge(simulation.view.get::<Deployment>(&key()).unwrap());
-        let least = replicas - super::rollout::max_unavailable(simulation.view.get::<Deployment>(&key()).unwrap());
+        let most = replicas + super::strategy::max_surge(simulation.view.get::<Deployment>(&key()).unwrap());
+        let least = replicas - super::strategy::max_unavailable(simulation.view.get::<Deployment>(&key()).unwrap());
         for (number, (step, choice)) in steps.into_iter().enumerate() {
             match step {
                 0 if number % 9 == 0 => {

@@ -4,6 +4,7 @@
 //! then the finalizer goes; then, in a later pass, the uid becomes part of the count. Every step follows from what the
 //! view shows, so that a crash between two of them loses nothing.
 
+mod ending;
 mod index;
 mod make;
 mod policy;
@@ -22,6 +23,7 @@ use machinery_client::{
 };
 use serde_json::json;
 
+use self::ending::{Ending, is_tracked};
 use self::tally::Tally;
 use crate::Settings;
 use crate::pods;
@@ -71,10 +73,6 @@ fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
 fn chooses(job: &Job, pod: &Pod) -> bool {
     let selector = job.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     selector.is_some_and(|selector| selects(selector, pod.metadata.labels.as_ref()))
-}
-
-fn is_tracked(pod: &Pod) -> bool {
-    pod.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == make::TRACKING)
 }
 
 /// Takes the tracking finalizer off a pod.
@@ -151,24 +149,6 @@ fn release(pod: &Pod) -> Action {
         patch["metadata"]["finalizers"] = untracked["metadata"]["finalizers"].clone();
     }
     action
-}
-
-/// How a Job is about to end.
-#[derive(Debug, Clone, PartialEq)]
-struct Ending {
-    success: bool,
-    reason: String,
-    message: String,
-}
-
-impl Ending {
-    fn failure(reason: &str, message: impl Into<String>) -> Self {
-        Self { success: false, reason: reason.into(), message: message.into() }
-    }
-
-    fn success(reason: &str, message: impl Into<String>) -> Self {
-        Self { success: true, reason: reason.into(), message: message.into() }
-    }
 }
 
 fn decide(job: &Job, spec: &JobSpec, tally: &Tally<'_>, now: Timestamp) -> Plan {

@@ -6,10 +6,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
 use machinery_client::{Note, Pod};
 
+use super::ending::{Ending, is_tracked};
 use super::index::{self, Indexes};
+use super::make;
 use super::policy::{self, Verdict};
-use super::{Ending, make};
-use crate::pods;
+use crate::{conditions, pods};
 
 /// The state of a Job's pods at one moment.
 pub(super) struct Tally<'a> {
@@ -63,7 +64,7 @@ impl<'a> Tally<'a> {
         let completions = spec.completions.unwrap_or(i32::MAX);
         let named = status.uncounted_terminated_pods.unwrap_or_default();
         let tracked: BTreeMap<&str, &Pod> =
-            mine.iter().filter(|pod| super::is_tracked(pod)).map(|pod| (uid(pod), *pod)).collect();
+            mine.iter().filter(|pod| is_tracked(pod)).map(|pod| (uid(pod), *pod)).collect();
         let split = |uids: Option<Vec<String>>| -> (Vec<String>, i32) {
             let (still, gone): (Vec<String>, Vec<String>) =
                 uids.unwrap_or_default().into_iter().partition(|uid| tracked.contains_key(uid.as_str()));
@@ -204,7 +205,7 @@ impl<'a> Tally<'a> {
 
     /// The pods whose finalizer may go once the status is written; all of them where the Job itself ends.
     pub(super) fn to_untrack(&self, ends: bool) -> impl Iterator<Item = &'a Pod> {
-        let all = self.all.iter().copied().filter(move |pod| ends && super::is_tracked(pod) && !pods::is_active(pod));
+        let all = self.all.iter().copied().filter(move |pod| ends && is_tracked(pod) && !pods::is_active(pod));
         let ended = self.ended.iter().copied().filter(move |pod| !ends && !self.kept.contains(uid(pod)));
         all.chain(ended)
     }
@@ -324,9 +325,6 @@ fn set(
         last_probe_time: Some(pods::stamp(now)),
         last_transition_time: Some(pods::stamp(now)),
     };
-    match conditions.iter_mut().find(|c| c.type_ == kind) {
-        Some(known) => *known = condition,
-        None => conditions.push(condition),
-    }
+    conditions::set(conditions, condition);
     true
 }

@@ -5,9 +5,8 @@
 //! are one code path. After a pass that wrote something the key is held back until the view shows what was written, so
 //! that no controller counts what it expects to see.
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -43,10 +42,6 @@ pub struct Context<'a, S> {
     pub elapsed: Duration,
     /// The controllers' settings.
     pub settings: &'a S,
-    /// Why the last pass over this key failed; none after one that didn't. Only for a status that says why the work
-    /// doesn't go on (upstream writes it in the failing pass itself, where the error is at hand): what is to be done
-    /// follows from view and key alone, and after a restart the next try fails anew and says so again.
-    pub failure: Option<&'a Failure>,
 }
 
 /// Which keys a change concerns.
@@ -165,7 +160,6 @@ impl<S> std::fmt::Debug for Parts<S> {
 struct Running<S: 'static> {
     row: &'static Controller<S>,
     queue: Queue,
-    failures: Mutex<HashMap<ObjectKey, Failure>>,
     performer: Performer,
     informer: Arc<Informer>,
     env: Env,
@@ -189,7 +183,6 @@ pub async fn run<S: Send + Sync + 'static>(
             Arc::new(Running {
                 row,
                 queue: Queue::new(parts.env.clone()),
-                failures: Mutex::default(),
                 performer: Performer { api: client.into(), recorder },
                 informer: parts.informer.clone(),
                 env: parts.env.clone(),
@@ -289,10 +282,8 @@ impl<S: Send + Sync + 'static> Running<S> {
     }
 
     fn decide(&self, key: &ObjectKey) -> Plan {
-        let failure = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
         let now = self.env.now();
-        let context =
-            Context { now, elapsed: self.env.elapsed(), settings: &*self.settings, failure: failure.as_ref() };
+        let context = Context { now, elapsed: self.env.elapsed(), settings: &*self.settings };
         // A bug in one decision must not end all others.
         let plan =
             self.informer.read(|view| catch_unwind(AssertUnwindSafe(|| (self.row.reconcile)(view, key, &context))));
@@ -320,24 +311,18 @@ impl<S: Send + Sync + 'static> Running<S> {
     }
 
     fn finish(&self, key: &Arc<ObjectKey>, revisit_at: Option<Timestamp>, result: Result<(), Failure>) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
-            Ok(()) => {
-                failures.remove(key);
-                self.queue.forget(key);
-            }
+            Ok(()) => self.queue.forget(key),
             Err(failure) => {
                 if failure.code == 409 {
                     tracing::debug!(controller = self.row.name, %key, %failure, "trying again");
                 } else {
                     tracing::info!(controller = self.row.name, %key, %failure, "trying again");
                 }
-                failures.insert((**key).clone(), failure);
                 self.metrics.retried(self.row.name);
                 self.queue.add_failed(key.clone());
             }
         }
-        drop(failures);
         if let Some(at) = revisit_at {
             let wait = self.env.now().until(at).ok().and_then(|span| Duration::try_from(span).ok());
             self.queue.add_after(key.clone(), wait.unwrap_or_default());

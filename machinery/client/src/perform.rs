@@ -43,6 +43,19 @@ impl Performer {
                 }
                 Action::Together(actions) => self.batches(actions, TOGETHER_MAX).await,
                 Action::SlowStart(actions) => self.batches(actions, 1).await,
+                Action::Reporting { tried, otherwise, message_at } => {
+                    let (mut wrote, result) = self.one(*tried).await;
+                    if let Err(failure) = &result
+                        && failure.code != 409
+                    {
+                        let (more, reported) = self.one(otherwise.with_error(&message_at, &failure.message)).await;
+                        wrote.extend(more);
+                        if let Err(error) = reported {
+                            tracing::debug!(%error, %failure, "a failure was not reported; the next one is");
+                        }
+                    }
+                    (wrote, result)
+                }
                 single => match self.single(single).await {
                     Ok(wrote) => (wrote.into_iter().collect(), Ok(())),
                     Err(failure) => (Vec::new(), Err(failure)),
@@ -172,7 +185,7 @@ impl Performer {
                 let answer = self.api.post::<Value>(&kind, &key, subresource, &body).await;
                 unless_gone("post", &kind, answer).map(|_| None)
             }
-            Action::Event(_) | Action::Together(_) | Action::SlowStart(_) => Ok(None),
+            Action::Event(_) | Action::Together(_) | Action::SlowStart(_) | Action::Reporting { .. } => Ok(None),
         }
     }
 
@@ -230,9 +243,58 @@ fn written(kind: Kind, object: &Value) -> Option<PendingWrite> {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::{BodyExt as _, Full};
+    use k8s_openapi::api::core::v1::ConfigMap;
     use kube::core::Status;
+    use machinery_env::Env;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::in_process;
+
+    /// Refuses creates with a code, and keeps what else is written.
+    fn refusing(code: u16, written: &Arc<Mutex<Vec<Value>>>) -> Performer {
+        let written = written.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let written = written.clone();
+            async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                let (code, answer) = if head.method == "POST" {
+                    let says = json!({"kind": "Status", "status": "Failure", "code": code, "message": "not allowed"});
+                    (code, Bytes::from(says.to_string()))
+                } else {
+                    written.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
+                    (200, body)
+                };
+                Ok::<_, Infallible>(Response::builder().status(code).body(Full::new(answer)).unwrap())
+            }
+        });
+        let client = in_process(service, |request| request);
+        let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
+        Performer { api: client.into(), recorder }
+    }
+
+    /// The failing pass itself writes why it failed: the next one has no memory of it. A conflict is only tried again.
+    #[tokio::test]
+    async fn what_fails_is_reported_in_the_same_pass() {
+        for (code, reports) in [(403, 1), (409, 0)] {
+            let written = Arc::default();
+            let performer = refusing(code, &written);
+            let map: ConfigMap = serde_json::from_value(json!({"metadata": {"namespace": "a", "name": "x"}})).unwrap();
+            let report = Action::patch(&map, json!({"data": {"why": "it says: {error}"}}));
+            let tried = Action::SlowStart(vec![Action::create(&map); 3]).reporting(report, "/data/why".into());
+            let (_, result) = performer.perform(vec![tried, Action::update(&map)]).await;
+            assert_eq!(result.unwrap_err().code, code, "the pass fails all the same, and its rest is left");
+            let expected = vec![json!({"data": {"why": "it says: not allowed"}}); reports];
+            assert_eq!(*written.lock().unwrap(), expected);
+        }
+    }
 
     #[test]
     fn only_a_404_that_names_the_object_says_that_it_is_gone() {

@@ -178,6 +178,17 @@ pub enum Action {
     SlowStart(Vec<Action>),
     /// Independent actions, all at once.
     Together(Vec<Action>),
+    /// An action, and what a status says where it fails: that is written in the failing pass itself, where the error is
+    /// at hand, so that the next one needs no memory of it. The pass fails all the same.
+    Reporting {
+        /// What to do.
+        tried: Box<Action>,
+        /// An update or a patch for when that fails (but not for a conflict, which only has to be tried again).
+        otherwise: Box<Action>,
+        /// Where in the update's object or the patch the error goes: a JSON pointer to a text, in which `{error}` stands
+        /// for what the server said.
+        message_at: String,
+    },
 }
 
 impl Action {
@@ -230,6 +241,22 @@ impl Action {
             grace_seconds: None,
             notes: Notes::default(),
         }
+    }
+
+    /// The same with a status that says that it failed: see [`Action::Reporting`].
+    #[must_use]
+    pub fn reporting(self, otherwise: Self, message_at: String) -> Self {
+        Self::Reporting { tried: Box::new(self), otherwise: Box::new(otherwise), message_at }
+    }
+
+    /// Puts what the server said into a report.
+    pub(crate) fn with_error(mut self, message_at: &str, error: &str) -> Self {
+        if let Self::Update { object: body, .. } | Self::Patch { patch: body, .. } = &mut self
+            && let Some(Value::String(text)) = body.pointer_mut(message_at)
+        {
+            *text = text.replace("{error}", error);
+        }
+        self
     }
 
     /// The same with events about its outcome. Only creates and deletes have any.
@@ -321,7 +348,7 @@ pub fn controlled_by<K: Typed>(owner: &K) -> OwnerReference {
     }
 }
 
-/// Why a pass failed: what the next one gets to know.
+/// Why a pass failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// `create`, `update`, `patch`, `delete`, `list`, `post`.
@@ -343,3 +370,22 @@ impl std::fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_error_goes_only_where_the_report_says() {
+        let patch = json!({"status": {"name": "{error}", "conditions": [{"message": "it failed: {error}"}]}});
+        let report = Action::patch(&ConfigMap::default(), patch);
+        let Action::Patch { patch, .. } = report.with_error("/status/conditions/0/message", "no {error}") else {
+            unreachable!("it stays a patch")
+        };
+        let wanted = json!({"status": {"name": "{error}", "conditions": [{"message": "it failed: no {error}"}]}});
+        assert_eq!(patch, wanted);
+    }
+}

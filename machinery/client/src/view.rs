@@ -9,6 +9,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::object::{Kind, Object, Typed, controller_of, key_of, typed, version_of};
@@ -53,6 +54,9 @@ impl Change {
     }
 }
 
+/// How long it is remembered that a node went: what waits for less than that has been decided by then.
+const GONE_REMEMBERED: Duration = Duration::from_secs(600);
+
 /// One object as it was received.
 #[derive(Debug, Clone)]
 struct Entry {
@@ -73,6 +77,8 @@ struct Table {
     by_uid: HashMap<Box<str>, Arc<ObjectKey>>,
     /// Pods by the node that they are bound to.
     by_node: HashMap<Box<str>, BTreeSet<Arc<ObjectKey>>>,
+    /// Nodes that went, with when that was received: see [`View::node_gone_at`].
+    gone: BTreeMap<ObjectKey, Duration>,
     /// The server's version up to which this table is known to be complete.
     seen: u64,
     synced: bool,
@@ -197,6 +203,13 @@ impl View {
         self.tables.get(kind)?.objects.get(key).map(|e| e.seen_at)
     }
 
+    /// When it was received that a node is gone, on the scale of [`seen_at`](Self::seen_at); none where it is there, was
+    /// gone before the view began, or went so long ago that it is forgotten.
+    #[must_use]
+    pub fn node_gone_at(&self, name: &str) -> Option<Duration> {
+        self.tables.get(&Kind::of::<Node>())?.gone.get(&ObjectKey::cluster(name)).copied()
+    }
+
     /// The metadata of a kind's objects: of one namespace, or of all where it is empty.
     pub fn metadata_of<'a>(&'a self, kind: &Kind, namespace: &'a str) -> impl Iterator<Item = &'a ObjectMeta> {
         self.tables
@@ -317,6 +330,7 @@ impl View {
             None => (Arc::new(key), None),
         };
         table.index(&shared, &*object);
+        table.gone.remove(&*shared);
         table.objects.insert(shared.clone(), Entry { object: object.clone(), seen_at: self.elapsed });
         table.seen = table.seen.max(version);
         Some(Change { kind: kind.clone(), key: shared, old, new: Some(object) })
@@ -328,6 +342,11 @@ impl View {
         table.seen = table.seen.max(version);
         let (key, Entry { object: old, .. }) = table.objects.remove_entry(key)?;
         table.unindex(&key, &*old);
+        if *kind == Kind::of::<Node>() {
+            table.gone.insert((*key).clone(), self.elapsed);
+            let (gone, now) = (&mut table.gone, self.elapsed);
+            gone.retain(|_, at| now.saturating_sub(*at) < GONE_REMEMBERED);
+        }
         Some(Change { kind: kind.clone(), key, old: Some(old), new: None })
     }
 

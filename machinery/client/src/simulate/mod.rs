@@ -56,7 +56,7 @@ impl Simulation {
 
     /// What a decision at this moment knows beside the view.
     pub fn context<'a, S>(&self, settings: &'a S) -> Context<'a, S> {
-        Context { now: self.now, elapsed: self.elapsed(), settings, failure: None }
+        Context { now: self.now, elapsed: self.elapsed(), settings }
     }
 
     /// A cluster that holds these objects (in their wire form; uid and version are given where absent).
@@ -132,6 +132,8 @@ impl Simulation {
             Action::Together(actions) | Action::SlowStart(actions) => {
                 return actions.into_iter().flat_map(|action| self.act(action)).collect();
             }
+            // Nothing that is played fails as a server's answer would.
+            Action::Reporting { tried, .. } => return self.act(*tried),
             // The simulated view is never behind.
             Action::ExpectKnown { .. } | Action::Post { .. } | Action::Event(_) => {}
         }
@@ -205,6 +207,7 @@ impl Simulation {
         let held = |v: &Value| v.as_array().is_some_and(|f| !f.is_empty());
         let version = self.version;
         if going && !held(&object["metadata"]["finalizers"]) && !held(&object["spec"]["finalizers"]) {
+            self.view.set_elapsed(self.elapsed());
             self.view.remove(kind, &key, version);
             return;
         }

@@ -1,0 +1,83 @@
+//! What a Deployment writes into its ReplicaSets' annotations: revision, history, and the size that it had in mind.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+
+use super::{strategy, wanted};
+
+type Annotations = BTreeMap<String, String>;
+
+pub(super) const REVISION: &str = "deployment.kubernetes.io/revision";
+const HISTORY: &str = "deployment.kubernetes.io/revision-history";
+const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
+const MAX: &str = "deployment.kubernetes.io/max-replicas";
+/// Annotations of a Deployment that its sets don't get.
+const NOT_COPIED: [&str; 6] = [
+    "kubectl.kubernetes.io/last-applied-configuration",
+    REVISION,
+    HISTORY,
+    DESIRED,
+    MAX,
+    "deprecated.deployment.rollback.to",
+];
+/// The revision history's length (upstream's: about 100 revisions).
+const HISTORY_CHARS_MAX: usize = 2000;
+/// Sets the revision; false where it was set already.
+pub(super) fn set(annotations: &mut Annotations, revision: &str) -> bool {
+    annotations.insert(REVISION.to_owned(), revision.to_owned()).as_deref() != Some(revision)
+}
+
+/// How many replicas the Deployment asked for when it last wrote the set.
+pub(super) fn desired(set: &ReplicaSet) -> Option<i32> {
+    count_in(set, DESIRED)
+}
+
+/// How many replicas were allowed when the Deployment last wrote the set.
+pub(super) fn max(set: &ReplicaSet) -> Option<i32> {
+    count_in(set, MAX)
+}
+
+fn count_in(set: &ReplicaSet, annotation: &str) -> Option<i32> {
+    set.metadata.annotations.as_ref()?.get(annotation)?.parse().ok().filter(|n| *n >= 0)
+}
+
+/// Notes in the set what the Deployment asks for and allows now.
+pub(super) fn note_size(set: &mut ReplicaSet, deployment: &Deployment) {
+    let annotations = set.metadata.annotations.get_or_insert_default();
+    let most = wanted(deployment).saturating_add(strategy::max_surge(deployment));
+    annotations.insert(DESIRED.to_owned(), wanted(deployment).to_string());
+    annotations.insert(MAX.to_owned(), most.to_string());
+}
+
+/// Copies the Deployment's annotations and writes the revision, with the former one in the history.
+pub(super) fn annotate(set: &mut ReplicaSet, deployment: &Deployment, revision: i64) {
+    let empty = Annotations::new();
+    let given = deployment.metadata.annotations.as_ref().unwrap_or(&empty);
+    let copied = given.iter().filter(|(name, _)| !NOT_COPIED.contains(&name.as_str()));
+    let annotations = set.metadata.annotations.get_or_insert_default();
+    annotations.extend(copied.map(|(name, value)| (name.clone(), value.clone())));
+    let former = annotations.get(REVISION).cloned();
+    let number = match former.as_deref() {
+        None | Some("") => 0,
+        // Somebody else's text: it isn't ours to replace.
+        Some(text) => match text.parse::<i64>() {
+            Ok(number) => number,
+            Err(_) => return,
+        },
+    };
+    if number >= revision {
+        return;
+    }
+    annotations.insert(REVISION.to_owned(), revision.to_string());
+    if let Some(former) = former {
+        let history = annotations.get(HISTORY).filter(|h| !h.is_empty()).cloned();
+        let mut entries: Vec<&str> = history.iter().flat_map(|h| h.split(',')).collect();
+        entries.push(&former);
+        while entries.len() > 1 && entries.iter().map(|e| e.len() + 1).sum::<usize>() - 1 > HISTORY_CHARS_MAX {
+            entries.remove(0);
+        }
+        let joined = entries.join(",");
+        annotations.insert(HISTORY.to_owned(), joined);
+    }
+}
