@@ -1,0 +1,212 @@
+//! What a cluster comes to when it is left alone: everything is as its objects ask for, nothing is left that nobody wants,
+//! and every cache shows what is stored.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use machinery::runtime::{Informer, Kind};
+use serde_json::Value;
+
+use super::invariants::ended;
+use crate::history::{History, Version};
+
+/// The objects of one kind as they are now, with their keys.
+pub(crate) struct Objects(Vec<(Arc<str>, Arc<Version>)>);
+
+impl Objects {
+    pub(crate) fn of(history: &History, prefix: &str) -> Self {
+        Self(history.now(&format!("/registry/{prefix}/")))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.iter().map(|(key, version)| (&**key, version.value()))
+    }
+}
+
+/// What is not as it shall be; empty: the cluster has come to rest.
+pub(crate) fn unfinished(history: &History) -> Vec<String> {
+    let of = |prefix: &str| Objects::of(history, prefix);
+    let (pods, nodes, sets) = (of("pods"), of("minions"), of("replicasets"));
+    let mut problems = Vec::new();
+    deployments(&of("deployments"), &sets, &pods, &mut problems);
+    jobs(&of("jobs"), &mut problems);
+    services(&of("services/specs"), &of("endpointslices"), &pods, &mut problems);
+    placed(&pods, &nodes, &mut problems);
+    owners(history, &mut problems);
+    for (key, namespace) in of("namespaces").iter() {
+        if !namespace["metadata"]["deletionTimestamp"].is_null() {
+            problems.push(format!("{key} is not gone"));
+        }
+    }
+    problems
+}
+
+fn number(object: &Value, path: &str) -> i64 {
+    object.pointer(path).and_then(Value::as_i64).unwrap_or(0)
+}
+
+fn controlled_by(object: &Value, uid: &str) -> bool {
+    let owners = object["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+    owners.into_iter().any(|owner| owner["uid"] == uid && owner["controller"] == true)
+}
+
+fn ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+fn going(object: &Value) -> bool {
+    !object["metadata"]["deletionTimestamp"].is_null()
+}
+
+fn deployments(deployments: &Objects, sets: &Objects, pods: &Objects, problems: &mut Vec<String>) {
+    for (key, deployment) in deployments.iter() {
+        if going(deployment) {
+            problems.push(format!("{key} is being deleted"));
+            continue;
+        }
+        let wanted = number(deployment, "/spec/replicas");
+        for field in ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"] {
+            let there = number(deployment, &format!("/status/{field}"));
+            if there != wanted {
+                problems.push(format!("{key} wants {wanted} and has {there} {field}"));
+            }
+        }
+        if number(deployment, "/status/observedGeneration") != number(deployment, "/metadata/generation") {
+            problems.push(format!("{key} is not observed"));
+        }
+        let uid = deployment["metadata"]["uid"].as_str().unwrap_or_default();
+        let mut there = 0;
+        for (set_key, set) in sets.iter().filter(|(_, set)| controlled_by(set, uid)) {
+            let uid = set["metadata"]["uid"].as_str().unwrap_or_default();
+            let own = pods.iter().filter(|(_, pod)| controlled_by(pod, uid) && !ended(pod) && !going(pod));
+            let (all, ready) = own.fold((0, 0), |(all, up), (_, pod)| (all + 1, up + i64::from(ready(pod))));
+            if all != number(set, "/spec/replicas") || ready != all {
+                problems.push(format!("{set_key} wants {}, has {all}, {ready} ready", set["spec"]["replicas"]));
+            }
+            there += all;
+        }
+        if there != wanted {
+            problems.push(format!("{key} wants {wanted} and there are {there} pods"));
+        }
+    }
+}
+
+fn jobs(jobs: &Objects, problems: &mut Vec<String>) {
+    for (key, job) in jobs.iter() {
+        let conditions = job["status"]["conditions"].as_array().into_iter().flatten();
+        let over = conditions
+            .into_iter()
+            .any(|condition| matches!(condition["type"].as_str(), Some("Complete" | "Failed")) && condition["status"] == "True");
+        if !over {
+            problems.push(format!("{key} is not over: {}", job["status"]));
+        }
+        let failed = number(job, "/status/failed") > number(job, "/spec/backoffLimit");
+        if over && !failed && number(job, "/status/succeeded") < number(job, "/spec/completions") {
+            problems.push(format!("{key} is over without its completions: {}", job["status"]));
+        }
+    }
+}
+
+fn services(services: &Objects, slices: &Objects, pods: &Objects, problems: &mut Vec<String>) {
+    for (key, service) in services.iter() {
+        let Some(selector) = service["spec"]["selector"].as_object() else { continue };
+        let (namespace, name) = (&service["metadata"]["namespace"], &service["metadata"]["name"]);
+        let wanted: BTreeSet<&str> = pods
+            .iter()
+            .filter(|(_, pod)| pod["metadata"]["namespace"] == *namespace && !ended(pod) && !going(pod) && ready(pod))
+            .filter(|(_, pod)| selector.iter().all(|(label, value)| pod["metadata"]["labels"][label] == *value))
+            .filter_map(|(_, pod)| pod["status"]["podIP"].as_str())
+            .collect();
+        let there: Vec<&str> = slices
+            .iter()
+            .filter(|(_, slice)| slice["metadata"]["namespace"] == *namespace)
+            .filter(|(_, slice)| slice["metadata"]["labels"]["kubernetes.io/service-name"] == *name)
+            .flat_map(|(_, slice)| slice["endpoints"].as_array().into_iter().flatten())
+            .filter(|endpoint| endpoint["conditions"]["ready"] == true)
+            .flat_map(|endpoint| endpoint["addresses"].as_array().into_iter().flatten())
+            .filter_map(Value::as_str)
+            .collect();
+        let set: BTreeSet<&str> = there.iter().copied().collect();
+        if set != wanted || set.len() != there.len() {
+            problems.push(format!("{key} leads to {there:?}, ready are {wanted:?}"));
+        }
+    }
+}
+
+fn placed(pods: &Objects, nodes: &Objects, problems: &mut Vec<String>) {
+    for (key, node) in nodes.iter() {
+        if !ready(node) {
+            problems.push(format!("{key} is not ready"));
+        }
+        let taints = node["spec"]["taints"].as_array().into_iter().flatten();
+        problems.extend(taints.map(|taint| format!("{key} has the taint {taint}")));
+    }
+    let mut addresses: BTreeMap<&str, &str> = BTreeMap::new();
+    for (key, pod) in pods.iter() {
+        let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+        if going(pod) {
+            problems.push(format!("{key} on {node} is not gone"));
+        }
+        if ended(pod) {
+            continue;
+        }
+        if node.is_empty() || !nodes.iter().any(|(_, there)| there["metadata"]["name"] == node) {
+            problems.push(format!("{key} has no node: {node:?}, {}", pod["status"]["conditions"]));
+        } else if !ready(pod) {
+            problems.push(format!("{key} on {node} is not ready"));
+        }
+        if let Some(address) = pod["status"]["podIP"].as_str()
+            && let Some(other) = addresses.insert(address, key)
+        {
+            problems.push(format!("{key} has the address of {other}, {address}"));
+        }
+    }
+}
+
+/// Whoever has owners has one that is there.
+fn owners(history: &History, problems: &mut Vec<String>) {
+    let all = history.now("/registry/");
+    let uids: BTreeSet<&str> = all.iter().filter_map(|(_, object)| object.value()["metadata"]["uid"].as_str()).collect();
+    for (key, object) in &all {
+        let Some(owners) = object.value()["metadata"]["ownerReferences"].as_array().filter(|o| !o.is_empty()) else {
+            continue;
+        };
+        if !owners.iter().any(|owner| owner["uid"].as_str().is_some_and(|uid| uids.contains(uid))) {
+            problems.push(format!("{key} has lost all its owners"));
+        }
+    }
+}
+
+/// What a cache shows otherwise than it is stored. `settled`: what changed later may still be on its way.
+pub(crate) fn stale(history: &History, name: &str, informer: &Informer, settled: u64, prefix: impl Fn(&Kind) -> Option<String>) -> Vec<String> {
+    informer.read(|view| {
+        let mut problems = Vec::new();
+        for kind in view.kinds() {
+            let Some(prefix) = prefix(kind) else { continue };
+            let late = history.changes(&prefix, settled, u64::MAX);
+            let late = |key: &str| late.iter().any(|step| *step.key == *key);
+            let shown: BTreeMap<String, String> = view
+                .metadata_of(kind, "")
+                .map(|metadata| {
+                    let namespace = metadata.namespace.as_deref().map_or(String::new(), |n| format!("{n}/"));
+                    let key = format!("{prefix}{namespace}{}", metadata.name.as_deref().unwrap_or_default());
+                    (key, metadata.resource_version.clone().unwrap_or_default())
+                })
+                .filter(|(key, _)| !late(key))
+                .collect();
+            let stored: BTreeMap<String, String> = history
+                .now(&prefix)
+                .into_iter()
+                .map(|(key, version)| (key.to_string(), version.revision.to_string()))
+                .filter(|(key, _)| !late(key))
+                .collect();
+            if shown != stored {
+                let differ: Vec<_> = stored.iter().filter(|(k, v)| shown.get(*k) != Some(v)).collect();
+                let gone: Vec<_> = shown.keys().filter(|key| !stored.contains_key(*key)).collect();
+                problems.push(format!("{name} does not know of {}: {differ:?}, nor that {gone:?} are gone", kind.resource()));
+            }
+        }
+        problems
+    })
+}

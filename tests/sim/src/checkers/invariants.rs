@@ -1,0 +1,150 @@
+//! What holds at every revision, looked at as it is committed.
+
+use std::collections::BTreeMap;
+
+use machinery::api::quantity::Quantity;
+use serde_json::Value;
+
+use crate::history::{History, Step};
+
+const PODS: &str = "/registry/pods/";
+const NODES: &str = "/registry/minions/";
+const NAMESPACES: &str = "/registry/namespaces/";
+const SERVICES: &str = "/registry/services/specs/";
+
+/// What is remembered of the past.
+#[derive(Default)]
+pub(crate) struct Invariants {
+    /// Each uid with the key that it was given to.
+    uids: BTreeMap<String, String>,
+}
+
+/// What a pod asks for, in thousandths of a core.
+pub(crate) fn requested_millis(pod: &Value) -> i64 {
+    let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+    containers.map(|container| millis(&container["resources"]["requests"]["cpu"])).sum()
+}
+
+fn millis(quantity: &Value) -> i64 {
+    quantity.as_str().and_then(|text| Quantity::parse(text).ok()).map_or(0, |quantity| quantity.milli())
+}
+
+/// Whether a pod has ended.
+pub(crate) fn ended(pod: &Value) -> bool {
+    matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
+}
+
+impl Invariants {
+    /// What is wrong with one step.
+    pub(crate) fn step(&mut self, history: &History, step: &Step) -> Vec<String> {
+        let mut problems = Vec::new();
+        let key = &*step.key;
+        let Some(new) = step.new.as_deref().map(|version| version.value()) else {
+            if let Some(name) = key.strip_prefix(NAMESPACES) {
+                empty(history, name, &mut problems);
+            }
+            return problems.into_iter().map(|problem| format!("{key} at {}: {problem}", step.revision)).collect();
+        };
+        let old = step.old.as_deref().map(|version| version.value());
+        self.identity(key, new, old, &mut problems);
+        if let Some(old) = old.filter(|old| old["metadata"]["uid"] == new["metadata"]["uid"]) {
+            monotone(new, old, &mut problems);
+        }
+        if key.starts_with(PODS) {
+            pod(history, new, old, &mut problems);
+        } else if key.starts_with(NODES) {
+            unique(history, NODES, key, new, "podCIDR", &mut problems);
+        } else if key.starts_with(SERVICES) {
+            unique(history, SERVICES, key, new, "clusterIP", &mut problems);
+        }
+        problems.into_iter().map(|problem| format!("{key} at {}: {problem}", step.revision)).collect()
+    }
+
+    /// An object is itself for as long as it exists, and nobody else ever.
+    fn identity(&mut self, key: &str, new: &Value, old: Option<&Value>, problems: &mut Vec<String>) {
+        let Some(uid) = new["metadata"]["uid"].as_str() else { return };
+        if let Some(old) = old {
+            if old["metadata"]["uid"] != uid {
+                problems.push(format!("it became another object, {uid}, without being deleted"));
+            }
+        } else if let Some(other) = self.uids.insert(uid.to_owned(), key.to_owned()) {
+            problems.push(format!("its uid {uid} was that of {other}"));
+        }
+    }
+}
+
+/// What never goes back.
+fn monotone(new: &Value, old: &Value, problems: &mut Vec<String>) {
+    let number = |object: &Value, path: &str| object.pointer(path).and_then(Value::as_i64);
+    for path in ["/metadata/generation", "/status/observedGeneration"] {
+        let (before, after) = (number(old, path), number(new, path));
+        if before.is_some() && after < before {
+            problems.push(format!("{path} went from {before:?} to {after:?}"));
+        }
+    }
+    let (generation, observed) = (number(new, "/metadata/generation"), number(new, "/status/observedGeneration"));
+    if observed > generation.or(observed) {
+        problems.push(format!("observedGeneration {observed:?} is ahead of {generation:?}"));
+    }
+    for path in ["/metadata/creationTimestamp", "/metadata/deletionTimestamp", "/status/completionTime"] {
+        let before = old.pointer(path).filter(|value| !value.is_null());
+        // A deletion's time may come nearer, when it is asked for with less grace.
+        let nearer = path.ends_with("deletionTimestamp") && new.pointer(path).and_then(Value::as_str) < before.and_then(Value::as_str);
+        let gone = new.pointer(path).is_none_or(Value::is_null);
+        if before.is_some() && new.pointer(path) != before && (gone || !nearer) {
+            problems.push(format!("{path} changed from {before:?} to {:?}", new.pointer(path)));
+        }
+    }
+}
+
+fn pod(history: &History, new: &Value, old: Option<&Value>, problems: &mut Vec<String>) {
+    let node = new["spec"]["nodeName"].as_str().unwrap_or_default();
+    let before = old.and_then(|old| old["spec"]["nodeName"].as_str()).unwrap_or_default();
+    if !before.is_empty() && before != node {
+        problems.push(format!("it moved from {before} to {node}"));
+    }
+    if let Some(old) = old.filter(|old| ended(old))
+        && old["status"]["phase"] != new["status"]["phase"]
+    {
+        problems.push(format!("it had ended as {} and is {}", old["status"]["phase"], new["status"]["phase"]));
+    }
+    if before.is_empty() && !node.is_empty() {
+        overcommitted(history, node, problems);
+    }
+}
+
+/// A node has no more than it can hold, when a pod comes to it.
+fn overcommitted(history: &History, node: &str, problems: &mut Vec<String>) {
+    let Some(found) = history.at(&format!("{NODES}{node}"), u64::MAX) else { return };
+    let allocatable = &found.value()["status"]["allocatable"];
+    let there = history.now(PODS);
+    let there = there.iter().map(|(_, pod)| pod.value()).filter(|pod| pod["spec"]["nodeName"] == node && !ended(pod));
+    let (mut pods, mut cpu) = (0, 0);
+    for pod in there {
+        pods += 1;
+        cpu += requested_millis(pod);
+    }
+    let room = (millis(&allocatable["pods"]) / 1000, millis(&allocatable["cpu"]));
+    if pods > room.0 || cpu > room.1 {
+        problems.push(format!("{node} has {pods} pods and {cpu}m, and room for {} and {}m", room.0, room.1));
+    }
+}
+
+/// No two objects have the same of it.
+fn unique(history: &History, prefix: &str, key: &str, new: &Value, field: &str, problems: &mut Vec<String>) {
+    let Some(own) = new["spec"][field].as_str().filter(|own| !own.is_empty() && *own != "None") else { return };
+    for (other, version) in history.now(prefix) {
+        if *other != *key && version.value()["spec"][field] == own {
+            problems.push(format!("its {field} {own} is that of {other}"));
+        }
+    }
+}
+
+/// A namespace that goes leaves nothing behind.
+fn empty(history: &History, namespace: &str, problems: &mut Vec<String>) {
+    for (key, version) in history.now("/registry/") {
+        if version.value()["metadata"]["namespace"] == namespace {
+            problems.push(format!("{key} is left in it"));
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What must hold, apart from what happens: checkers look at the store's history, at what goes over the network and at the
+//! components' caches, and know nothing of workloads and faults.
+
+pub(crate) mod convergence;
+pub(crate) mod invariants;
+pub(crate) mod reads;
+pub(crate) mod watches;

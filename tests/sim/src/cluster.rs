@@ -1,0 +1,280 @@
+//! The cluster: the real API server over the simulated store, the real controllers and scheduler, and nodes; each of them
+//! lives until it is killed, and comes back with nothing but what is stored.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use apiserver::auth::UserInfo;
+use apiserver::auth::jwt::SigningKey;
+use apiserver::bootstrap;
+use apiserver::resources::TABLE;
+use apiserver::resources::allocate::ServiceNetwork;
+use apiserver::server::{Apiserver, Config};
+use ipnet::Ipv4Net;
+use machinery::runtime::{Informer, Kind};
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use crate::checkers::convergence;
+use crate::log::log;
+use crate::network::{Link, Network};
+use crate::node::Node;
+use crate::random::Random;
+use crate::sabotage::Sabotage;
+use crate::store::SimStore;
+use crate::world::World;
+
+/// Names of what can be killed beside the nodes.
+pub(crate) const CONTROLLERS: &str = "controllers";
+pub(crate) const SCHEDULER: &str = "scheduler";
+/// Pods leave a node that is silent after so long.
+const TOLERATION_SECONDS: i64 = 15;
+
+/// One life of a component.
+struct Life {
+    link: Arc<Link>,
+    informer: Option<Arc<Informer>>,
+}
+
+#[derive(Default)]
+struct State {
+    lives: BTreeMap<String, Life>,
+    /// Ends a component for good, when a node is taken away.
+    ends: BTreeMap<String, CancellationToken>,
+}
+
+/// See the module.
+pub(crate) struct Cluster {
+    pub(crate) world: Arc<World>,
+    pub(crate) network: Arc<Network>,
+    pub(crate) store: Arc<SimStore>,
+    random: Random,
+    seed: u64,
+    state: Mutex<State>,
+}
+
+/// One key for all runs: making one costs more than a run's start, and none of it is in the log.
+fn signing_key() -> Arc<SigningKey> {
+    static KEY: OnceLock<Arc<SigningKey>> = OnceLock::new();
+    let make = || {
+        let pem = rcgen::KeyPair::generate().expect("a key").serialize_pem();
+        Arc::new(SigningKey::from_pem(&pem).expect("a key on P-256"))
+    };
+    KEY.get_or_init(make).clone()
+}
+
+fn block(text: &str) -> Ipv4Net {
+    text.parse().expect("a block of addresses")
+}
+
+impl Cluster {
+    pub(crate) fn new(seed: u64, world: Arc<World>) -> Arc<Self> {
+        let network = Network::new(world.clone());
+        let store = Arc::new(SimStore::new(world.clone()));
+        let random = Random::new(seed, "lives");
+        Arc::new(Self { world, network, store, random, seed, state: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts everything, with so many nodes.
+    pub(crate) async fn start(self: &Arc<Self>, nodes: u64) {
+        let (serving, cluster) = (tokio::sync::oneshot::channel(), self.clone());
+        tokio::spawn(cluster.serve_for_ever(serving.0));
+        // The server comes up in the end, or the run's own bound on time ends it.
+        let _ = serving.1.await;
+        self.keep(CONTROLLERS, Self::controllers);
+        self.keep(SCHEDULER, Self::scheduler);
+        for number in 1..=nodes {
+            self.add_node(&format!("node-{number}"));
+        }
+    }
+
+    // --- the API server ----------------------------------------------------------------------------------------------
+
+    async fn serve_for_ever(self: Arc<Self>, first: tokio::sync::oneshot::Sender<()>) {
+        let mut first = Some(first);
+        loop {
+            match self.open_server().await {
+                Ok((server, dead)) => {
+                    log!(self.world, "apiserver: serves");
+                    if let Some(first) = first.take() {
+                        let _ = first.send(());
+                    }
+                    let cluster = own_cluster();
+                    tokio::select! {
+                        biased;
+                        () = dead.cancelled() => {}
+                        () = server.mend(&cluster, dead.clone()) => {}
+                    }
+                    server.stop();
+                    log!(self.world, "apiserver: is dead");
+                }
+                Err(error) => log!(self.world, "apiserver: cannot start: {error}"),
+            }
+            tokio::time::sleep(self.random.millis(100, 6000)).await;
+        }
+    }
+
+    async fn open_server(&self) -> Result<(Apiserver, CancellationToken), String> {
+        let config = Config {
+            address: "127.0.0.1:6443".into(),
+            signing_key: signing_key(),
+            services: ServiceNetwork {
+                cidr: block("10.96.0.0/24"),
+                node_ports: 30000..=32767,
+                loopback: Vec::new(),
+            },
+            toleration_seconds: TOLERATION_SECONDS,
+            kubelets: Default::default(),
+            registry: Arc::new(Mutex::new(Registry::default())),
+        };
+        let server = Apiserver::open(&self.world.env, self.store.clone(), config).await.map_err(|e| e.to_string())?;
+        server.bootstrap(&own_cluster()).await.map_err(|error| error.to_string())?;
+        let dead = self.network.serve(server.service());
+        Ok((server, dead))
+    }
+
+    // --- components --------------------------------------------------------------------------------------------------
+
+    /// Keeps a component alive: it is started again a while after it ended or was killed.
+    fn keep<F>(self: &Arc<Self>, name: &str, run: impl Fn(&Arc<Self>, &Arc<Link>, CancellationToken) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (cluster, name) = (self.clone(), name.to_owned());
+        let end = CancellationToken::new();
+        self.state().ends.insert(name.clone(), end.clone());
+        tokio::spawn(async move {
+            while !end.is_cancelled() {
+                let link = Link::new(&name);
+                let stop = CancellationToken::new();
+                cluster.state().lives.insert(name.clone(), Life { link: link.clone(), informer: None });
+                log!(cluster.world, "{name}: begins to live");
+                let mut life = tokio::spawn(run(&cluster, &link, stop.clone()));
+                tokio::select! {
+                    biased;
+                    () = link.dead.cancelled() => log!(cluster.world, "{name}: is dead"),
+                    () = end.cancelled() => log!(cluster.world, "{name}: is taken away"),
+                    _ = &mut life => log!(cluster.world, "{name}: ended"),
+                }
+                // Nothing of this life is heard any more, whatever is left of its tasks.
+                link.dead.cancel();
+                cluster.network.pump.break_all(|stream| Arc::ptr_eq(&stream.link, &link));
+                stop.cancel();
+                life.abort();
+                tokio::time::sleep(cluster.random.millis(50, 4000)).await;
+            }
+            cluster.state().lives.remove(&name);
+        });
+    }
+
+    fn controllers(self: &Arc<Self>, link: &Arc<Link>, stop: CancellationToken) -> impl Future<Output = ()> + use<> {
+        let manager = self.network.client(link, UserInfo::component("system:kube-controller-manager", None));
+        let informer = self.informer(link, manager.clone(), &stop);
+        let (network, link, env) = (self.network.clone(), link.clone(), self.world.env.clone());
+        let clients: controllers::Clients =
+            Arc::new(move |account| network.client(&link, UserInfo::service_account("kube-system", account)));
+        let settings = controllers::Settings {
+            node_monitor_period: Duration::from_secs(2),
+            node_monitor_grace: Duration::from_secs(14),
+            root_ca_pem: "simulated".into(),
+            cluster_cidrs: vec![(block("10.244.0.0/16").into(), 24)],
+            ..controllers::Settings::default()
+        };
+        let mut config = controllers::Config::new(settings, "sim");
+        config.election = None;
+        config.informer = Some(informer);
+        match self.world.sabotage {
+            Sabotage::NoDeployments => config.disabled.push("deployment-controller".into()),
+            Sabotage::NoGarbageCollection => config.disabled.push("garbage-collector-controller".into()),
+            _ => {}
+        }
+        async move { drop(controllers::run(manager, clients, env, config, stop).await) }
+    }
+
+    fn scheduler(self: &Arc<Self>, link: &Arc<Link>, stop: CancellationToken) -> impl Future<Output = ()> + use<> {
+        let client = self.network.client(link, UserInfo::component("system:kube-scheduler", None));
+        let informer = self.informer(link, client.clone(), &stop);
+        let env = self.world.env.clone();
+        let config = scheduler::Config::default();
+        async move { drop(scheduler::run_on(&informer, client, env, config, stop).await) }
+    }
+
+    fn informer(&self, link: &Arc<Link>, client: kube::Client, stop: &CancellationToken) -> Arc<Informer> {
+        let informer = Informer::new(client, self.world.env.clone(), stop);
+        if let Some(life) = self.state().lives.get_mut(&link.name) {
+            life.informer = Some(informer.clone());
+        }
+        informer
+    }
+
+    // --- nodes -------------------------------------------------------------------------------------------------------
+
+    pub(crate) fn add_node(self: &Arc<Self>, name: &str) {
+        let (node, random) = (name.to_owned(), Random::new(self.seed, name));
+        self.keep(name, move |cluster, link, stop| {
+            let user = UserInfo::component(format!("system:node:{node}"), Some("system:nodes"));
+            let client = cluster.network.client(link, user);
+            Node::new(&node, client, &cluster.world.env, random.clone()).run(stop)
+        });
+    }
+
+    /// The machine is gone for good.
+    pub(crate) fn remove_node(&self, name: &str) {
+        if let Some(end) = self.state().ends.remove(name) {
+            end.cancel();
+        }
+    }
+
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        self.names().into_iter().filter(|name| name.starts_with("node-")).collect()
+    }
+
+    // --- for faults and checkers -------------------------------------------------------------------------------------
+
+    /// All that can be killed, but for the server.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.state().ends.keys().cloned().collect()
+    }
+
+    /// A component's link in its present life.
+    pub(crate) fn link(&self, name: &str) -> Option<Arc<Link>> {
+        self.state().lives.get(name).map(|life| life.link.clone())
+    }
+
+    pub(crate) fn links(&self) -> Vec<Arc<Link>> {
+        self.state().lives.values().map(|life| life.link.clone()).collect()
+    }
+
+    /// What the caches of components show otherwise than it is stored.
+    pub(crate) fn stale(&self, settled: u64) -> Vec<String> {
+        let informers: Vec<(String, Arc<Informer>)> = {
+            let state = self.state();
+            let with = state.lives.iter().filter_map(|(name, life)| Some((name.clone(), life.informer.clone()?)));
+            with.collect()
+        };
+        let history = &self.world.history;
+        informers.iter().flat_map(|(name, informer)| convergence::stale(history, name, informer, settled, prefix)).collect()
+    }
+}
+
+/// What the keys of a kind's objects begin with.
+fn prefix(kind: &Kind) -> Option<String> {
+    let row = TABLE.iter().find(|row| row.group == kind.group && row.plural == kind.plural)?;
+    row.storage.prefix().map(|prefix| format!("/registry/{prefix}/"))
+}
+
+fn own_cluster() -> bootstrap::Cluster {
+    bootstrap::Cluster {
+        service_ip: Ipv4Addr::new(10, 96, 0, 1).into(),
+        advertise: Ipv4Addr::new(192, 0, 2, 1).into(),
+        port: 6443,
+        ca_pem: "simulated".into(),
+    }
+}

@@ -1,0 +1,91 @@
+//! What goes wrong, and when: drawn from the seed, until it is time to come to rest.
+
+use std::sync::Arc;
+
+use apiserver::store::Store as _;
+use tokio::time::Instant;
+
+use crate::cluster::Cluster;
+use crate::log::log;
+use crate::network::Doom;
+use crate::random::Random;
+use crate::world::Weather;
+
+/// Makes trouble until `until`.
+pub(crate) async fn make(cluster: Arc<Cluster>, seed: u64, until: Instant) {
+    let random = Random::new(seed, "faults");
+    let world = cluster.world.clone();
+    world.set_weather(weather(&random));
+    while Instant::now() < until {
+        tokio::time::sleep(random.millis(300, 6000)).await;
+        match random.below(12) {
+            0 => {
+                log!(world, "fault: the API server is killed");
+                cluster.network.kill_server();
+            }
+            1 | 2 => {
+                if let Some(link) = random.pick(&cluster.names()).and_then(|name| cluster.link(name)) {
+                    log!(world, "fault: {} is killed", link.name);
+                    link.dead.cancel();
+                }
+            }
+            3 | 4 => {
+                let doom = Doom { writes: random.between(1, 12), done: random.chance(500) };
+                if let Some(link) = random.pick(&cluster.names()).and_then(|name| cluster.link(name)) {
+                    log!(world, "fault: {} dies with its writes: {doom:?}", link.name);
+                    link.doom(Some(doom));
+                }
+            }
+            5 | 6 => partition(&cluster, &random),
+            7 | 8 => {
+                if let Some(link) = random.pick(&cluster.names()).and_then(|name| cluster.link(name)) {
+                    log!(world, "fault: the watches of {} break", link.name);
+                    cluster.network.pump.break_all(|stream| Arc::ptr_eq(&stream.link, &link));
+                }
+            }
+            9 => {
+                let revision = cluster.store.revision();
+                log!(world, "fault: history is compacted to {revision}");
+                if cluster.store.compact(revision).await.is_ok() && random.chance(700) {
+                    cluster.network.pump.break_all(|_| true);
+                }
+            }
+            _ => world.set_weather(weather(&random)),
+        }
+    }
+    log!(world, "faults end");
+    world.set_weather(Weather::CALM);
+    for link in cluster.links() {
+        link.doom(None);
+        link.heal();
+    }
+}
+
+/// Cuts a component off for a while.
+fn partition(cluster: &Arc<Cluster>, random: &Random) {
+    let Some(link) = random.pick(&cluster.names()).and_then(|name| cluster.link(name)) else { return };
+    let lasts = if random.chance(300) { random.millis(10_000, 40_000) } else { random.millis(200, 5000) };
+    log!(cluster.world, "fault: {} is cut off for {} ms", link.name, lasts.as_millis());
+    link.cut();
+    let (cluster, breaks) = (cluster.clone(), random.chance(500));
+    tokio::spawn(async move {
+        tokio::time::sleep(lasts).await;
+        log!(cluster.world, "fault: {} is back", link.name);
+        if breaks {
+            cluster.network.pump.break_all(|stream| Arc::ptr_eq(&stream.link, &link));
+        }
+        link.heal();
+    });
+}
+
+fn weather(random: &Random) -> Weather {
+    let level = |most: u64| if random.chance(400) { random.between(1, most) } else { 0 };
+    Weather {
+        delay_ms: *random.pick(&[1, 3, 20, 100]).unwrap_or(&1),
+        slow: level(100),
+        lost: level(80),
+        unanswered: level(80),
+        cut: level(40),
+        store: level(60),
+    }
+}

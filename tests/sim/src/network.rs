@@ -1,0 +1,282 @@
+//! The network between every client and the API server: each request and each piece of a watch takes its own time, so that
+//! those of different clients overtake each other; requests get lost before they reach the server, answers after they took
+//! effect; links are cut; whoever sends can die between any two of its writes.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use apiserver::auth::UserInfo;
+use apiserver::server::ApiService;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use kube::Client;
+use kube::client::Body;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tower::{BoxError, Service};
+
+use crate::asked::Asked;
+use crate::checkers::{reads, watches};
+use crate::log::log;
+use crate::stream::{Pump, SimBody};
+use crate::world::World;
+
+/// A request that failed on its way.
+#[derive(Debug)]
+struct Broken(&'static str);
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Broken {}
+
+/// When a component dies by its own writing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Doom {
+    /// After so many more writes.
+    pub(crate) writes: u64,
+    /// The last of which takes effect.
+    pub(crate) done: bool,
+}
+
+#[derive(Default)]
+struct LinkState {
+    cut: bool,
+    doom: Option<Doom>,
+    /// Bodies that wait for the link to come back, in the order in which they came.
+    waiting: Vec<Waker>,
+}
+
+/// One client's way to the server: a component's, for one of its lives.
+pub(crate) struct Link {
+    pub(crate) name: String,
+    /// The component is dead: nothing of it is heard any more.
+    pub(crate) dead: CancellationToken,
+    healed: Notify,
+    state: Mutex<LinkState>,
+}
+
+impl Link {
+    pub(crate) fn new(name: impl Into<String>) -> Arc<Self> {
+        let (dead, healed, state) = Default::default();
+        Arc::new(Self { name: name.into(), dead, healed, state })
+    }
+
+    fn state(&self) -> MutexGuard<'_, LinkState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Cuts the link: what is sent doesn't arrive, on both ways, and nobody is told.
+    pub(crate) fn cut(&self) {
+        self.state().cut = true;
+    }
+
+    pub(crate) fn heal(&self) {
+        let waiting = {
+            let mut state = self.state();
+            state.cut = false;
+            std::mem::take(&mut state.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+        self.healed.notify_waiters();
+    }
+
+    pub(crate) fn doom(&self, doom: Option<Doom>) {
+        self.state().doom = doom;
+    }
+
+    /// Whether nothing arrives now; whoever asks is woken when that has changed.
+    pub(crate) fn blocks(&self, waker: &Waker) -> bool {
+        let mut state = self.state();
+        if state.cut {
+            state.waiting.push(waker.clone());
+        }
+        state.cut
+    }
+
+    fn is_cut(&self) -> bool {
+        self.state().cut
+    }
+
+    /// Counts a write; answers whether it is the last one, and takes effect.
+    fn last_write(&self) -> Option<bool> {
+        let mut state = self.state();
+        let doom = state.doom.as_mut()?;
+        doom.writes = doom.writes.saturating_sub(1);
+        (doom.writes == 0).then_some(doom.done)
+    }
+}
+
+/// A server that runs.
+#[derive(Clone)]
+struct Serving {
+    life: u64,
+    service: ApiService,
+    dead: CancellationToken,
+}
+
+/// See the module.
+pub(crate) struct Network {
+    pub(crate) world: Arc<World>,
+    pub(crate) pump: Arc<Pump>,
+    server: Mutex<Option<Serving>>,
+    requests: AtomicU64,
+    lives: AtomicU64,
+    /// How many requests were answered how: a summary for whoever reads.
+    pub(crate) answered: Mutex<BTreeMap<u16, u64>>,
+}
+
+impl Network {
+    pub(crate) fn new(world: Arc<World>) -> Arc<Self> {
+        let pump = Pump::start(world.clone());
+        let (server, requests, lives, answered) = Default::default();
+        Arc::new(Self { world, pump, server, requests, lives, answered })
+    }
+
+    /// From now on this server answers. The token is cancelled when it dies.
+    pub(crate) fn serve(&self, service: ApiService) -> CancellationToken {
+        let life = self.lives.fetch_add(1, Ordering::Relaxed) + 1;
+        let dead = CancellationToken::new();
+        let serving = Serving { life, service, dead: dead.clone() };
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(serving);
+        dead
+    }
+
+    /// The server dies: what it was about to do is not done, and whoever waits for it is told that the connection broke.
+    pub(crate) fn kill_server(&self) {
+        let Some(server) = self.server.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        server.dead.cancel();
+        self.pump.break_all(|stream| stream.life == server.life);
+    }
+
+    /// A client in a user's name over a link.
+    pub(crate) fn client(self: &Arc<Self>, link: &Arc<Link>, user: UserInfo) -> Client {
+        let service = Wire { network: self.clone(), link: link.clone() };
+        machinery::client::in_process(service, move |request| {
+            let (mut head, body) = request.into_parts();
+            head.extensions.insert(user.clone());
+            Request::from_parts(head, body)
+        })
+    }
+
+    async fn send(self: Arc<Self>, link: Arc<Link>, request: Request<Body>) -> Result<Response<SimBody>, BoxError> {
+        let world = &self.world;
+        let asked = Asked::of(request.method(), request.uri());
+        let (head, body) = request.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let id = self.requests.fetch_add(1, Ordering::Relaxed);
+        let target = head.uri.path_and_query().map_or("", |path| path.as_str());
+        log!(world, "{}: #{id} {} {target} {}", link.name, head.method, String::from_utf8_lossy(&body));
+        let last = if asked.writes() { link.last_write() } else { None };
+        if last == Some(false) {
+            log!(world, "{}: dies before #{id}", link.name);
+            link.dead.cancel();
+        }
+        if link.dead.is_cancelled() {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(world.travel()).await;
+        if link.is_cut() {
+            return self.unreachable(&link, id).await;
+        }
+        if world.random.chance(world.weather().lost) {
+            log!(world, "{}: #{id} is lost", link.name);
+            tokio::time::sleep(world.random.millis(0, 2000)).await;
+            return Err(Broken("the connection broke before the request was sent").into());
+        }
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(mut server) = server else {
+            return Err(Broken("connection refused").into());
+        };
+        let begun = world.history.revision();
+        let call = server.service.call(Request::from_parts(head, Full::new(body)));
+        let answer = tokio::select! {
+            biased;
+            () = server.dead.cancelled() => None,
+            answer = call => Some(answer),
+        };
+        let Some(Ok(answer)) = answer else {
+            log!(world, "{}: #{id} broke off with the server", link.name);
+            return Err(Broken("connection reset").into());
+        };
+        let status = answer.status();
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner).entry(status.as_u16()).or_default() += 1;
+        let (head, body) = answer.into_parts();
+        let body = body.map_err(BoxError::from);
+        let body = if asked.watch && status.is_success() {
+            log!(world, "{}: #{id} {} watches", link.name, status.as_u16());
+            let checker = watches::Replay::new(&asked, begun);
+            self.pump.add(id, server.life, link.clone(), body.boxed_unsync(), checker)
+        } else {
+            let body = tokio::select! {
+                biased;
+                () = server.dead.cancelled() => return Err(Broken("connection reset").into()),
+                body = body.collect() => body?.to_bytes(),
+            };
+            log!(world, "{}: #{id} {} {} bytes", link.name, status.as_u16(), body.len());
+            reads::check(world, &asked, status.as_u16(), &body, begun);
+            SimBody::whole(body)
+        };
+        if last == Some(true) {
+            log!(world, "{}: dies after #{id}", link.name);
+            link.dead.cancel();
+        }
+        if world.random.chance(world.weather().unanswered) {
+            log!(world, "{}: the answer to #{id} is lost", link.name);
+            tokio::time::sleep(world.random.millis(0, 2000)).await;
+            return Err(Broken("the connection broke before the answer came").into());
+        }
+        tokio::time::sleep(world.travel()).await;
+        if link.is_cut() {
+            return self.unreachable(&link, id).await;
+        }
+        if link.dead.is_cancelled() {
+            return std::future::pending().await;
+        }
+        Ok(Response::from_parts(head, body))
+    }
+
+    /// Nothing comes back: the client gives up after a while.
+    async fn unreachable(&self, link: &Link, id: u64) -> Result<Response<SimBody>, BoxError> {
+        log!(self.world, "{}: #{id} goes nowhere", link.name);
+        let gives_up = self.world.random.millis(500, 10_000);
+        let _ = tokio::time::timeout(gives_up, link.healed.notified()).await;
+        Err(Broken("timed out").into())
+    }
+}
+
+/// One client's service.
+struct Wire {
+    network: Arc<Network>,
+    link: Arc<Link>,
+}
+
+impl Service<Request<Body>> for Wire {
+    type Response = Response<SimBody>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<SimBody>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.network.clone().send(self.link.clone(), request))
+    }
+}
+
+/// A piece of a body on its way.
+pub(crate) type Piece = Result<Bytes, BoxError>;
+
+/// Why a watch's connection broke.
+pub(crate) fn reset() -> BoxError {
+    Broken("connection reset").into()
+}

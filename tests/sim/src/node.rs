@@ -1,0 +1,283 @@
+//! A node as the API sees it: it registers, renews its lease, reports its status and that of its pods, and ends those that
+//! are deleted. What runs in its pods is made up; all else goes through the real client kit.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kube::Client;
+use machinery::api::{ObjectKey, time};
+use machinery::client::api::{ApiClient, PatchType, status_code};
+use machinery::env::Env;
+use machinery::runtime::{Kind, Object, Pod, Reflector, ReflectorEvent, key_of};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::random::Random;
+
+/// How often a node renews its lease, and looks after everything else.
+const BEAT: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(700);
+/// What it has.
+pub(crate) const CPU_MILLIS: i64 = 2000;
+pub(crate) const PODS: u64 = 10;
+
+/// What a node has of a pod.
+struct Running {
+    uid: String,
+    /// What happens next, and when.
+    next: Option<(Duration, Next)>,
+    address: String,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Next {
+    Start,
+    End,
+    Stop,
+}
+
+/// One life of a node.
+pub(crate) struct Node {
+    name: String,
+    api: ApiClient,
+    client: Client,
+    env: Env,
+    random: Random,
+    pods: Arc<Mutex<BTreeMap<ObjectKey, Arc<Pod>>>>,
+    woken: Arc<Notify>,
+    running: BTreeMap<ObjectKey, Running>,
+    block: Option<String>,
+    addresses: u64,
+    renewed: Option<Duration>,
+    reported: Option<Duration>,
+}
+
+fn kind_of<K: machinery::runtime::Typed>() -> Kind
+where
+    K::Scope: machinery::runtime::Scope,
+{
+    Kind::of::<K>()
+}
+
+impl Node {
+    pub(crate) fn new(name: &str, client: Client, env: &Env, random: Random) -> Self {
+        Self {
+            name: name.to_owned(),
+            api: client.clone().into(),
+            client,
+            env: env.clone(),
+            random,
+            pods: Arc::default(),
+            woken: Arc::default(),
+            running: BTreeMap::new(),
+            block: None,
+            addresses: 1,
+            renewed: None,
+            reported: None,
+        }
+    }
+
+    /// Runs until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let reflector = Reflector::of::<Pod>(self.client.clone(), self.env.clone())
+            .selecting(format!("spec.nodeName={}", self.name));
+        let (pods, woken) = (self.pods.clone(), self.woken.clone());
+        let following = reflector.run(move |event| {
+            take(&mut pods.lock().unwrap_or_else(PoisonError::into_inner), event);
+            woken.notify_one();
+            ControlFlow::Continue(())
+        });
+        let working = async {
+            loop {
+                // What failed is tried again with the next look.
+                if self.beat().await.is_ok() {
+                    self.look().await;
+                }
+                let _ = tokio::time::timeout(LOOK, self.woken.notified()).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = following => {}
+            () = working => {}
+        }
+    }
+
+    /// Registers, and renews what says that the node lives.
+    async fn beat(&mut self) -> Result<(), kube::Error> {
+        let now = self.env.elapsed();
+        if self.renewed.is_some_and(|renewed| now < renewed + BEAT) && self.block.is_some() {
+            return Ok(());
+        }
+        let kind = kind_of::<k8s_openapi::api::core::v1::Node>();
+        let key = ObjectKey::new("", &self.name);
+        let node: Value = match self.api.get(&kind, &key).await {
+            Err(error) if status_code(&error) == 404 => {
+                self.reported = None;
+                let node = json!({"apiVersion": "v1", "kind": "Node",
+                    "metadata": {"name": self.name, "labels": {"kubernetes.io/hostname": self.name}}});
+                self.api.create(&kind, "", &node).await?
+            }
+            node => node?,
+        };
+        self.block = node["spec"]["podCIDR"].as_str().map(str::to_owned);
+        let unready = !node["status"]["conditions"].as_array().into_iter().flatten().any(|condition| {
+            condition["type"] == "Ready" && condition["status"] == "True"
+        });
+        if unready || self.reported.is_none_or(|at| now >= at + 10 * BEAT) {
+            let _: Value = self.api.patch(&kind, &key, Some("status"), PatchType::Strategic, &self.status()).await?;
+            self.reported = Some(now);
+        }
+        self.renew(&node).await?;
+        self.renewed = Some(now);
+        Ok(())
+    }
+
+    fn status(&self) -> Value {
+        let now = time::seconds(self.env.now());
+        let room = json!({"cpu": format!("{CPU_MILLIS}m"), "memory": "4Gi", "pods": PODS.to_string(), "ephemeral-storage": "10Gi"});
+        json!({"status": {
+            "capacity": room, "allocatable": room,
+            "conditions": [
+                {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "", "lastHeartbeatTime": now,
+                 "lastTransitionTime": now},
+            ],
+        }})
+    }
+
+    async fn renew(&self, node: &Value) -> Result<(), kube::Error> {
+        let kind = kind_of::<k8s_openapi::api::coordination::v1::Lease>();
+        let key = ObjectKey::new("kube-node-lease", &self.name);
+        let spec = json!({"holderIdentity": self.name, "leaseDurationSeconds": 12, "renewTime": time::micros(self.env.now())});
+        let lease: Value = match self.api.get(&kind, &key).await {
+            Err(error) if status_code(&error) == 404 => {
+                let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": self.name, "uid": node["metadata"]["uid"]}]);
+                let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec,
+                    "metadata": {"name": self.name, "namespace": key.namespace, "ownerReferences": owner}});
+                let _: Value = self.api.create(&kind, &key.namespace, &lease).await?;
+                return Ok(());
+            }
+            lease => lease?,
+        };
+        let mut lease = lease;
+        lease["spec"] = spec;
+        let _: Value = self.api.update(&kind, &key, None, &lease).await?;
+        Ok(())
+    }
+
+    /// Looks at each pod, and does what is due.
+    async fn look(&mut self) {
+        let known = self.pods.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let same = |pod: &Pod, running: &Running| pod.metadata.uid.as_deref() == Some(&running.uid);
+        self.running.retain(|key, running| known.get(key).is_some_and(|pod| same(pod, running)));
+        for (key, pod) in known {
+            self.look_at(&key, &pod).await;
+        }
+    }
+
+    async fn look_at(&mut self, key: &ObjectKey, pod: &Pod) {
+        let now = self.env.elapsed();
+        let phase = pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
+        if !self.running.contains_key(key) {
+            let Some(running) = self.admit(pod, &phase) else { return };
+            self.running.insert(key.clone(), running);
+        }
+        let Some(running) = self.running.get_mut(key) else { return };
+        if pod.metadata.deletion_timestamp.is_some() && !matches!(running.next, Some((_, Next::Stop))) {
+            running.next = Some((now + self.random.millis(0, 3000), Next::Stop));
+        }
+        let Some((_, next)) = running.next.filter(|(at, _)| *at <= now) else { return };
+        let job = pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("batch.kubernetes.io/job-name"));
+        let ended = matches!(phase.as_str(), "Succeeded" | "Failed");
+        let done = match next {
+            Next::Start if ended => true,
+            Next::Start => self.report(key, pod, "Running").await,
+            Next::End => {
+                let phase = if self.random.chance(120) { "Failed" } else { "Succeeded" };
+                self.report(key, pod, phase).await
+            }
+            Next::Stop => {
+                let over = ended || self.report(key, pod, if job { "Failed" } else { "Succeeded" }).await;
+                over && self.remove(key, pod).await
+            }
+        };
+        let Some(running) = self.running.get_mut(key).filter(|_| done) else { return };
+        running.next = match next {
+            Next::Start if job && !ended => Some((now + self.random.millis(500, 9000), Next::End)),
+            // Asked again until it is gone.
+            Next::Stop => Some((now + LOOK, Next::Stop)),
+            _ => None,
+        };
+    }
+
+    /// A pod that wasn't known: what was told of it in an earlier life holds.
+    fn admit(&mut self, pod: &Pod, phase: &str) -> Option<Running> {
+        let block = self.block.clone()?;
+        let known = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
+        let taken = |address: &String| {
+            let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_others = pods.values().filter(|other| other.metadata.uid != pod.metadata.uid);
+            let mut known = of_others.filter_map(|other| other.status.as_ref()?.pod_ip.clone());
+            known.any(|other| other == *address) || self.running.values().any(|other| other.address == *address)
+        };
+        let mut address = known.unwrap_or_default();
+        while address.is_empty() || address.ends_with(".0") || (phase != "Running" && taken(&address)) {
+            self.addresses = self.addresses % 250 + 1;
+            let net = block.rsplit_once('.').map_or("", |(net, _)| net);
+            address = format!("{net}.{}", self.addresses);
+        }
+        let now = self.env.elapsed();
+        let next = Some((now + self.random.millis(50, 2500), Next::Start));
+        Some(Running { uid: pod.metadata.uid.clone().unwrap_or_default(), next, address })
+    }
+
+    async fn report(&self, key: &ObjectKey, pod: &Pod, phase: &str) -> bool {
+        let now = time::seconds(self.env.now());
+        let ready = if phase == "Running" { "True" } else { "False" };
+        let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "lastTransitionTime": now});
+        let state = match phase {
+            "Running" => json!({"running": {"startedAt": now}}),
+            _ => json!({"running": null, "terminated": {"exitCode": i32::from(phase == "Failed"), "finishedAt": now, "startedAt": now}}),
+        };
+        let address = self.running.get(key).map(|running| running.address.clone()).unwrap_or_default();
+        let status = json!({"metadata": {"uid": pod.metadata.uid}, "status": {
+            "phase": phase, "podIP": address, "podIPs": [{"$patch": "replace"}, {"ip": address}], "hostIP": "192.0.2.1",
+            "startTime": now,
+            "conditions": [condition("Initialized", "True"), condition("ContainersReady", ready), condition("Ready", ready)],
+            "containerStatuses": [{"name": "main", "ready": phase == "Running", "restartCount": 0, "image": "example/app:1",
+                "imageID": "", "state": state}],
+        }});
+        let kind = kind_of::<Pod>();
+        let answer: Result<Value, _> = self.api.patch(&kind, key, Some("status"), PatchType::Strategic, &status).await;
+        answer.is_ok()
+    }
+
+    async fn remove(&self, key: &ObjectKey, pod: &Pod) -> bool {
+        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0,
+            "preconditions": {"uid": pod.metadata.uid}});
+        self.api.delete::<Value>(&kind_of::<Pod>(), key, &options).await.is_ok()
+    }
+}
+
+fn take(pods: &mut BTreeMap<ObjectKey, Arc<Pod>>, event: ReflectorEvent) {
+    let typed = |object: Arc<dyn Object>| {
+        let object: Arc<dyn std::any::Any + Send + Sync> = object;
+        object.downcast::<Pod>().ok()
+    };
+    match event {
+        ReflectorEvent::Replaced(objects, _) => {
+            *pods = objects.into_iter().filter_map(typed).map(|pod| (key_of(&pod.metadata), pod)).collect();
+        }
+        ReflectorEvent::Applied(object) => {
+            if let Some(pod) = typed(object) {
+                pods.insert(key_of(&pod.metadata), pod);
+            }
+        }
+        ReflectorEvent::Deleted(object) => drop(pods.remove(&key_of(object.metadata()))),
+        ReflectorEvent::Progress(_) => {}
+    }
+}

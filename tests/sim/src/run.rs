@@ -1,0 +1,81 @@
+//! One run: a cluster under a seed, in one thread whose time passes as soon as everything waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::checkers::convergence::unfinished;
+use crate::cluster::Cluster;
+use crate::sabotage::Sabotage;
+use crate::world::World;
+use crate::{faults, log, workload};
+
+/// How long the cluster may take to come to rest when faults have ended: longer than every back-off and grace period in it.
+const REST_WITHIN: Duration = Duration::from_secs(900);
+/// At rest for so many looks in a row.
+const LOOKS: u32 = 3;
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Things that users do in one run.
+const STEPS: u64 = 30;
+
+/// What a run came to.
+pub(crate) struct Report {
+    pub(crate) log: String,
+    pub(crate) violations: Vec<String>,
+}
+
+/// Runs a seed.
+pub(crate) fn run(seed: u64, sabotage: Sabotage) -> Report {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    runtime.block_on(one(seed, sabotage))
+}
+
+async fn one(seed: u64, sabotage: Sabotage) -> Report {
+    let world = Arc::new(World::new(seed, sabotage));
+    let cluster = Cluster::new(seed, world.clone());
+    cluster.start(workload::NODES_MIN).await;
+    let working = workload::run(cluster.clone(), seed, STEPS);
+    let until = Instant::now() + Duration::from_secs(STEPS);
+    tokio::join!(biased; working, faults::make(cluster.clone(), seed, until));
+    let deadline = Instant::now() + REST_WITHIN;
+    let rest = async {
+        workload::settle(cluster.clone(), seed).await;
+        rest(&cluster).await
+    };
+    if tokio::time::timeout_at(deadline, rest).await.is_err() {
+        let mut problems = unfinished(&world.history);
+        problems.extend(cluster.stale(world.history.revision()));
+        for problem in problems {
+            world.violated(format!("never came to rest: {problem}"));
+        }
+        if world.violations().is_empty() {
+            world.violated("never came to rest".into());
+        }
+    }
+    let answered = cluster.network.answered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    log::log!(world, "answers: {answered:?}; revision {}", world.history.revision());
+    Report { log: world.log.take(), violations: world.violations() }
+}
+
+/// Waits until nothing is left to do.
+async fn rest(cluster: &Cluster) {
+    let mut calm = 0;
+    let mut settled = cluster.world.history.revision();
+    while calm < LOOKS {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let before = std::mem::replace(&mut settled, cluster.world.history.revision());
+        let problems = unfinished(&cluster.world.history);
+        let stale = cluster.stale(before);
+        if let Some(first) = problems.iter().chain(&stale).next() {
+            log::log!(cluster.world, "not at rest: {} things, {first}", problems.len() + stale.len());
+            calm = 0;
+        } else {
+            calm += 1;
+        }
+    }
+}

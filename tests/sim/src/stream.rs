@@ -1,0 +1,280 @@
+//! Watches on their way to their clients.
+//!
+//! One task takes what the server has to say on all watches, in the order in which they were opened: the server wakes
+//! watches of the same kind in any order (tokio's `watch` channel draws one), and which of two clients hears first must
+//! follow from the seed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use http_body_util::combinators::UnsyncBoxBody;
+use tokio::time::{Instant, Sleep};
+use tower::BoxError;
+
+use crate::checkers::watches::Replay;
+use crate::log::log;
+use crate::network::{Link, Piece, reset};
+use crate::sabotage::Sabotage;
+use crate::world::World;
+
+/// Pieces on their way to one client.
+#[derive(Default)]
+struct Queue {
+    pieces: VecDeque<(Instant, Option<Piece>)>,
+    /// Nothing is faster than what was sent before.
+    last: Option<Instant>,
+    waker: Option<Waker>,
+}
+
+/// The server's side of one watch.
+pub(crate) struct Stream {
+    /// Of which server.
+    pub(crate) life: u64,
+    pub(crate) link: Arc<Link>,
+    body: UnsyncBoxBody<Bytes, BoxError>,
+    queue: Arc<Mutex<Queue>>,
+    checker: Replay,
+    waker: Waker,
+}
+
+#[derive(Default)]
+struct State {
+    streams: BTreeMap<u64, Stream>,
+    ready: BTreeSet<u64>,
+    waker: Option<Waker>,
+    events_of_pods: u64,
+}
+
+/// See the module.
+pub(crate) struct Pump {
+    world: Arc<World>,
+    state: Mutex<State>,
+}
+
+/// Marks one stream as ready and wakes the pump.
+struct Ready {
+    id: u64,
+    pump: std::sync::Weak<Pump>,
+}
+
+impl Wake for Ready {
+    fn wake(self: Arc<Self>) {
+        let Some(pump) = self.pump.upgrade() else { return };
+        let mut state = pump.state();
+        state.ready.insert(self.id);
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pump {
+    pub(crate) fn start(world: Arc<World>) -> Arc<Self> {
+        let pump = Arc::new(Self { world, state: Mutex::default() });
+        let pumping = pump.clone();
+        tokio::spawn(std::future::poll_fn(move |context| pumping.poll(context)));
+        pump
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Takes a watch of the server's, and gives the client's end of it.
+    pub(crate) fn add(
+        self: &Arc<Self>,
+        id: u64,
+        life: u64,
+        link: Arc<Link>,
+        body: UnsyncBoxBody<Bytes, BoxError>,
+        checker: Replay,
+    ) -> SimBody {
+        let queue = Arc::new(Mutex::new(Queue::default()));
+        let ready = Arc::new(Ready { id, pump: Arc::downgrade(self) });
+        let waker = Waker::from(ready.clone());
+        let stream = Stream { life, link: link.clone(), body, queue: queue.clone(), checker, waker };
+        self.state().streams.insert(id, stream);
+        ready.wake();
+        SimBody { way: Way::Stream { queue, link, sleep: None, _end: End { id, pump: self.clone() } } }
+    }
+
+    /// The connections of some streams break.
+    pub(crate) fn break_all(&self, which: impl Fn(&Stream) -> bool) {
+        let broken: Vec<(u64, Stream)> = {
+            let mut state = self.state();
+            let ids: Vec<u64> = state.streams.iter().filter(|(_, s)| which(s)).map(|(id, _)| *id).collect();
+            ids.into_iter().filter_map(|id| Some((id, state.streams.remove(&id)?))).collect()
+        };
+        for (id, stream) in broken {
+            log!(self.world, "{}: watch #{id} breaks", stream.link.name);
+            self.push(&stream.queue, Some(Err(reset())));
+        }
+    }
+
+    fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let next = {
+                let mut state = self.state();
+                state.waker = Some(context.waker().clone());
+                let Some(id) = state.ready.pop_first() else { return Poll::Pending };
+                state.streams.remove(&id).map(|stream| (id, stream))
+            };
+            // Polled without the lock: the server may wake other streams meanwhile.
+            if let Some((id, mut stream)) = next
+                && self.drain(id, &mut stream)
+            {
+                self.state().streams.insert(id, stream);
+            }
+        }
+    }
+
+    /// Takes all that the server has to say now; false: the stream is over.
+    fn drain(&self, id: u64, stream: &mut Stream) -> bool {
+        let waker = stream.waker.clone();
+        let mut context = Context::from_waker(&waker);
+        loop {
+            match Pin::new(&mut stream.body).poll_frame(&mut context) {
+                Poll::Pending => return true,
+                Poll::Ready(None) => {
+                    log!(self.world, "{}: watch #{id} ends", stream.link.name);
+                    self.push(&stream.queue, None);
+                    return false;
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.push(&stream.queue, Some(Err(error)));
+                    return false;
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    let data = self.sabotaged(stream, data);
+                    let what = stream.checker.piece(&self.world, id, &stream.link.name, &data);
+                    log!(self.world, "{}: watch #{id} {what}", stream.link.name);
+                    if self.world.random.chance(self.world.weather().cut) {
+                        // Anywhere: in the middle of a line, too.
+                        let whole = usize::try_from(self.world.random.between(0, data.len() as u64)).unwrap_or(0);
+                        log!(self.world, "{}: watch #{id} breaks after {whole} bytes of these", stream.link.name);
+                        self.push(&stream.queue, Some(Ok(data.slice(..whole))));
+                        self.push(&stream.queue, Some(Err(reset())));
+                        return false;
+                    }
+                    self.push(&stream.queue, Some(Ok(data)));
+                }
+            }
+        }
+    }
+
+    fn push(&self, queue: &Mutex<Queue>, piece: Option<Piece>) {
+        let arrives = Instant::now() + self.world.travel();
+        let mut queue = lock(queue);
+        let arrives = queue.last.map_or(arrives, |last| last.max(arrives));
+        queue.last = Some(arrives);
+        queue.pieces.push_back((arrives, piece));
+        if let Some(waker) = queue.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// What a broken server would have sent.
+    fn sabotaged(&self, stream: &Stream, data: Bytes) -> Bytes {
+        let sabotage = self.world.sabotage;
+        let pods = stream.checker.prefix() == "/registry/pods/";
+        match sabotage {
+            Sabotage::WatchDropsEvent | Sabotage::WatchDoublesEvent if pods => {
+                let mut lines: Vec<&[u8]> = data.split_inclusive(|byte| *byte == b'\n').collect();
+                let mut state = self.state();
+                let modified = lines.iter().position(|line| line.starts_with(b"{\"type\":\"MODIFIED\""));
+                let Some(at) = modified else { return data };
+                state.events_of_pods += 1;
+                if state.events_of_pods != 9 {
+                    return data;
+                }
+                match sabotage {
+                    Sabotage::WatchDropsEvent => drop(lines.remove(at)),
+                    _ => lines.insert(at, lines[at]),
+                }
+                lines.concat().into()
+            }
+            Sabotage::SchedulerSeesNoRequests if pods && stream.link.name.starts_with("scheduler") => {
+                String::from_utf8_lossy(&data).replace("\"requests\":{", "\"unseen\":{").into()
+            }
+            _ => data,
+        }
+    }
+}
+
+/// The client went away: so does the server's side.
+struct End {
+    id: u64,
+    pump: Arc<Pump>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let stream = self.pump.state().streams.remove(&self.id);
+        drop(stream);
+    }
+}
+
+enum Way {
+    Whole(Option<Bytes>),
+    Stream { queue: Arc<Mutex<Queue>>, link: Arc<Link>, sleep: Option<Pin<Box<Sleep>>>, _end: End },
+}
+
+/// What a client reads.
+pub(crate) struct SimBody {
+    way: Way,
+}
+
+impl SimBody {
+    pub(crate) fn whole(body: Bytes) -> Self {
+        Self { way: Way::Whole(Some(body)) }
+    }
+}
+
+impl Body for SimBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let (queue, link, sleep) = match &mut self.way {
+            Way::Whole(body) => return Poll::Ready(body.take().map(|body| Ok(Frame::data(body)))),
+            Way::Stream { queue, link, sleep, .. } => (queue, link, sleep),
+        };
+        loop {
+            if let Some(waiting) = sleep {
+                std::task::ready!(waiting.as_mut().poll(context));
+                *sleep = None;
+            }
+            if link.dead.is_cancelled() || link.blocks(context.waker()) {
+                return Poll::Pending;
+            }
+            let mut queue = lock(queue);
+            match queue.pieces.front() {
+                None => {
+                    queue.waker = Some(context.waker().clone());
+                    return Poll::Pending;
+                }
+                Some((arrives, _)) if *arrives > Instant::now() => {
+                    *sleep = Some(Box::pin(tokio::time::sleep_until(*arrives)));
+                }
+                Some(_) => {
+                    let piece = queue.pieces.pop_front().and_then(|(_, piece)| piece);
+                    return Poll::Ready(piece.map(|piece| piece.map(Frame::data)));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The runs themselves.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::run::run;
+use crate::sabotage::Sabotage;
+
+/// Seeds of every `cargo test`.
+const SEEDS: u64 = 200;
+/// Runs at once: each has a thread of its own.
+const THREADS: usize = 2;
+/// Lines of the log that a failure shows.
+const TAIL: usize = 60;
+
+#[expect(clippy::disallowed_methods, reason = "a test's own parameters, and no part of the program")]
+fn parameter(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    if let Some(seed) = parameter("SIM_SEED").and_then(|seed| seed.parse().ok()) {
+        return seed..seed + 1;
+    }
+    let range = parameter("SIM_SEEDS");
+    let range = range.as_deref().and_then(|range| range.split_once(".."));
+    let range = range.and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    range.unwrap_or(0..SEEDS)
+}
+
+/// Tells what went wrong under a seed, and how to see it again.
+fn describe(seed: u64, violations: &[String], log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+    format!("seed {seed}: {}\n{tail}\nrun it again: SIM_SEED={seed} cargo test -p sim seeds", violations.join("\n"))
+}
+
+#[test]
+fn all_seeds_come_to_rest_and_break_no_rule() {
+    let seeds = seeds();
+    let next = AtomicU64::new(seeds.start);
+    let failed = Mutex::new(Vec::new());
+    let shown = parameter("SIM_LOG");
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if !seeds.contains(&seed) {
+                        return;
+                    }
+                    let report = run(seed, Sabotage::None);
+                    if let Some(path) = &shown {
+                        std::fs::write(path, &report.log).expect("the log's file");
+                    }
+                    if !report.violations.is_empty() {
+                        let text = describe(seed, &report.violations, &report.log);
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    assert!(failed.is_empty(), "{} of {seeds:?} failed\n{}", failed.len(), failed.join("\n\n"));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_log() {
+    for seed in [3, 7] {
+        let (first, second) = (run(seed, Sabotage::None).log, run(seed, Sabotage::None).log);
+        if first != second {
+            let differ = first.lines().zip(second.lines()).position(|(a, b)| a != b).unwrap_or(0);
+            let around = |log: &str| log.lines().skip(differ.saturating_sub(5)).take(8).collect::<Vec<_>>().join("\n");
+            panic!("seed {seed} differs at line {differ}:\n{}\n---\n{}", around(&first), around(&second));
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! What users do meanwhile: deployments, jobs, services, pods and namespaces come, change and go, nodes are cordoned, added
+//! and taken away. It asks for no more than there is room for, so that all of it can come true in the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use apiserver::auth::UserInfo;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Service};
+use machinery::api::ObjectKey;
+use machinery::client::api::{ApiClient, PatchType};
+use machinery::runtime::{Kind, Pod};
+use serde_json::{Value, json};
+
+use crate::checkers::invariants::{ended, requested_millis};
+use crate::cluster::Cluster;
+use crate::log::log;
+use crate::network::Link;
+use crate::node::{CPU_MILLIS, PODS};
+use crate::random::Random;
+
+const NAMESPACES: [&str; 3] = ["default", "red", "blue"];
+/// Nodes that are there in the end at least, and in between.
+pub(crate) const NODES_MIN: u64 = 3;
+const NODES_MAX: u64 = 5;
+
+/// A user with `kubectl`.
+struct User {
+    cluster: Arc<Cluster>,
+    link: Arc<Link>,
+    api: ApiClient,
+    random: Random,
+    made: u64,
+    nodes: u64,
+}
+
+/// Does so many things.
+pub(crate) async fn run(cluster: Arc<Cluster>, seed: u64, steps: u64) {
+    let link = Link::new("user");
+    let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
+    let api = cluster.network.client(&link, user).into();
+    let random = Random::new(seed, "workload");
+    let mut user = User { cluster, link, api, random, made: 0, nodes: NODES_MIN };
+    for _ in 0..steps {
+        tokio::time::sleep(user.random.millis(100, 3000)).await;
+        user.step().await;
+    }
+}
+
+/// Lets all be placed that was asked for: to be called when faults have ended, until it succeeds.
+pub(crate) async fn settle(cluster: Arc<Cluster>, seed: u64) {
+    let link = Link::new("user");
+    let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
+    let api: ApiClient = cluster.network.client(&link, user).into();
+    let random = Random::new(seed, "settle");
+    while (cluster.nodes().len() as u64) < NODES_MIN {
+        cluster.add_node(&format!("node-{}", 100 + cluster.nodes().len()));
+    }
+    loop {
+        let mut left = 0;
+        for (key, node) in cluster.world.history.now("/registry/minions/") {
+            let name = key.rsplit('/').next().unwrap_or_default();
+            let (kind, key) = (Kind::of::<Node>(), ObjectKey::new("", name));
+            if node.value()["spec"]["unschedulable"] == true {
+                left += 1;
+                let patch = json!({"spec": {"unschedulable": null}});
+                let _ = api.patch::<Value>(&kind, &key, None, PatchType::Merge, &patch).await;
+            }
+            if !cluster.nodes().iter().any(|there| there == name) {
+                left += 1;
+                let _ = api.delete::<Value>(&kind, &key, &json!({"apiVersion": "v1", "kind": "DeleteOptions"})).await;
+            }
+        }
+        if left == 0 {
+            return;
+        }
+        tokio::time::sleep(random.millis(500, 1500)).await;
+    }
+}
+
+fn template(app: &str, cpu: i64, restart: &str) -> Value {
+    json!({
+        "metadata": {"labels": {"app": app}},
+        "spec": {
+            "restartPolicy": restart, "terminationGracePeriodSeconds": 3,
+            "containers": [{"name": "main", "image": "example/app:1", "resources": {"requests": {"cpu": format!("{cpu}m")}}}],
+        },
+    })
+}
+
+impl User {
+    fn name(&mut self, what: &str) -> String {
+        self.made += 1;
+        format!("{what}-{}", self.made)
+    }
+
+    fn namespace(&self) -> &'static str {
+        self.random.pick(&NAMESPACES).copied().unwrap_or("default")
+    }
+
+    /// One object of a kind that is there, as the store knows it.
+    fn any(&self, prefix: &str) -> Option<(ObjectKey, Value)> {
+        let there = self.cluster.world.history.now(&format!("/registry/{prefix}/"));
+        let ours: Vec<_> = there
+            .iter()
+            .filter(|(_, object)| {
+                let metadata = &object.value()["metadata"];
+                NAMESPACES.iter().any(|namespace| metadata["namespace"] == *namespace) && metadata["name"] != "kubernetes"
+            })
+            .collect();
+        let (_, object) = self.random.pick(&ours)?;
+        let metadata = &object.value()["metadata"];
+        let part = |name: &str| metadata[name].as_str().unwrap_or_default().to_owned();
+        Some((ObjectKey::new(part("namespace"), part("name")), object.value().clone()))
+    }
+
+    /// Whether so much more can be asked for: all that is asked for fits on the fewest nodes, with some to spare for
+    /// rollouts and for what doesn't fit by its size.
+    fn room(&self, pods: i64, millis: i64) -> bool {
+        let now = |prefix: &str| self.cluster.world.history.now(&format!("/registry/{prefix}/"));
+        let (mut all_pods, mut all_millis) = (pods, pods * millis);
+        let mut add = |count: i64, template: &Value| {
+            all_pods += count;
+            all_millis += count * requested_millis(template);
+        };
+        for (_, deployment) in now("deployments") {
+            let spec = &deployment.value()["spec"];
+            add(spec["replicas"].as_i64().unwrap_or(0) + 1, &spec["template"]);
+        }
+        for (_, job) in now("jobs") {
+            let spec = &job.value()["spec"];
+            if job.value()["status"]["completionTime"].is_null() {
+                add(spec["parallelism"].as_i64().unwrap_or(0), &spec["template"]);
+            }
+        }
+        for (_, pod) in now("pods") {
+            let pod = pod.value();
+            if !ended(pod) && pod["metadata"]["ownerReferences"].as_array().is_none_or(Vec::is_empty) {
+                add(1, pod);
+            }
+        }
+        let nodes = i64::try_from(NODES_MIN).unwrap_or(1);
+        let pods_max = i64::try_from(PODS).unwrap_or(1);
+        all_pods <= nodes * pods_max * 7 / 10 && all_millis <= nodes * CPU_MILLIS * 7 / 10
+    }
+
+    async fn create(&self, kind: Kind, namespace: &str, object: Value) {
+        let _ = self.api.create::<Value>(&kind, namespace, &object).await;
+    }
+
+    async fn delete(&self, kind: Kind, key: &ObjectKey, options: Value) {
+        let mut all = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
+        for (name, value) in options.as_object().into_iter().flatten() {
+            all[name] = value.clone();
+        }
+        let _ = self.api.delete::<Value>(&kind, key, &all).await;
+    }
+
+    async fn merge(&self, kind: Kind, key: &ObjectKey, patch: Value) {
+        let _ = self.api.patch::<Value>(&kind, key, None, PatchType::Merge, &patch).await;
+    }
+
+    async fn step(&mut self) {
+        match self.random.below(22) {
+            0..=3 => self.create_deployment().await,
+            4 | 5 => self.scale().await,
+            6 | 7 => self.roll().await,
+            8 => self.delete_deployment().await,
+            9 | 10 => self.create_job().await,
+            11 => {
+                if let Some((key, _)) = self.any("jobs") {
+                    self.delete(Kind::of::<Job>(), &key, json!({"propagationPolicy": "Background"})).await;
+                }
+            }
+            12 | 13 => self.create_service().await,
+            14 => {
+                if let Some((key, _)) = self.any("services/specs") {
+                    self.delete(Kind::of::<Service>(), &key, json!({})).await;
+                }
+            }
+            15 => self.create_namespace().await,
+            16 => {
+                let name = *self.random.pick(&NAMESPACES[1..]).unwrap_or(&"red");
+                self.delete(Kind::of::<Namespace>(), &ObjectKey::new("", name), json!({})).await;
+            }
+            17 | 18 => self.delete_pod().await,
+            19 => self.create_pod().await,
+            20 => self.cordon().await,
+            _ => self.change_nodes().await,
+        }
+    }
+
+    async fn create_namespace(&mut self) {
+        let name = *self.random.pick(&NAMESPACES[1..]).unwrap_or(&"red");
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        self.create(Kind::of::<Namespace>(), "", namespace).await;
+    }
+
+    async fn create_deployment(&mut self) {
+        let (replicas, cpu) = (self.random.between(1, 4) as i64, 100 * self.random.between(1, 4) as i64);
+        if !self.room(replicas + 1, cpu) {
+            return;
+        }
+        let (name, namespace) = (self.name("web"), self.namespace());
+        if namespace != "default" {
+            self.create_namespace().await;
+        }
+        let strategy = if self.random.chance(250) { "Recreate" } else { "RollingUpdate" };
+        let deployment = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "strategy": {"type": strategy},
+                "template": template(&name, cpu, "Always")},
+        });
+        self.create(Kind::of::<Deployment>(), namespace, deployment).await;
+        if self.random.chance(500) {
+            self.service_for(namespace, &name).await;
+        }
+        if self.random.chance(300) {
+            self.dependent(namespace, &name).await;
+        }
+    }
+
+    /// A config map that goes with a deployment.
+    async fn dependent(&mut self, namespace: &str, deployment: &str) {
+        let there = self.cluster.world.history.at(&format!("/registry/deployments/{namespace}/{deployment}"), u64::MAX);
+        let Some(there) = there else { return };
+        let uid = &there.value()["metadata"]["uid"];
+        let name = self.name("settings");
+        let owner = json!([{"apiVersion": "apps/v1", "kind": "Deployment", "name": deployment, "uid": uid}]);
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": "b"},
+            "metadata": {"name": name, "namespace": namespace, "ownerReferences": owner}});
+        self.create(Kind::of::<ConfigMap>(), namespace, map).await;
+    }
+
+    async fn scale(&mut self) {
+        let Some((key, deployment)) = self.any("deployments") else { return };
+        let replicas = self.random.below(5) as i64;
+        let more = replicas - deployment["spec"]["replicas"].as_i64().unwrap_or(0);
+        if more > 0 && !self.room(more, requested_millis(&deployment["spec"]["template"])) {
+            return;
+        }
+        self.merge(Kind::of::<Deployment>(), &key, json!({"spec": {"replicas": replicas}})).await;
+    }
+
+    async fn roll(&mut self) {
+        let Some((key, _)) = self.any("deployments") else { return };
+        self.made += 1;
+        let patch = json!({"spec": {"template": {"metadata": {"annotations": {"roll": self.made.to_string()}}}}});
+        self.merge(Kind::of::<Deployment>(), &key, patch).await;
+    }
+
+    async fn delete_deployment(&mut self) {
+        let Some((key, _)) = self.any("deployments") else { return };
+        let how = *self.random.pick(&["Background", "Foreground", "Orphan"]).unwrap_or(&"Background");
+        self.delete(Kind::of::<Deployment>(), &key, json!({"propagationPolicy": how})).await;
+    }
+
+    async fn create_job(&mut self) {
+        let (parallelism, cpu) = (self.random.between(1, 3) as i64, 100 * self.random.between(1, 3) as i64);
+        if !self.room(parallelism, cpu) {
+            return;
+        }
+        let (name, namespace) = (self.name("job"), self.namespace());
+        let mode = if self.random.chance(500) { "Indexed" } else { "NonIndexed" };
+        let job = json!({
+            "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"completions": self.random.between(1, 4), "parallelism": parallelism, "completionMode": mode,
+                "backoffLimit": 50, "template": template(&name, cpu, "Never")},
+        });
+        self.create(Kind::of::<Job>(), namespace, job).await;
+    }
+
+    async fn create_service(&mut self) {
+        let Some((key, _)) = self.any("deployments") else { return };
+        self.service_for(&key.namespace, &key.name).await;
+    }
+
+    async fn service_for(&mut self, namespace: &str, app: &str) {
+        let name = self.name("svc");
+        let kind = if self.random.chance(300) { "NodePort" } else { "ClusterIP" };
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"type": kind, "selector": {"app": app}, "ports": [{"port": 80}]},
+        });
+        self.create(Kind::of::<Service>(), namespace, service).await;
+    }
+
+    async fn create_pod(&mut self) {
+        let cpu = 100 * self.random.between(1, 3) as i64;
+        if !self.room(1, cpu) {
+            return;
+        }
+        let (name, namespace) = (self.name("pod"), self.namespace());
+        let mut pod = template(&name, cpu, "Always");
+        pod["apiVersion"] = json!("v1");
+        pod["kind"] = json!("Pod");
+        pod["metadata"]["name"] = json!(name);
+        self.create(Kind::of::<Pod>(), namespace, pod).await;
+    }
+
+    async fn delete_pod(&mut self) {
+        let Some((key, _)) = self.any("pods") else { return };
+        let options = if self.random.chance(500) { json!({"gracePeriodSeconds": 0}) } else { json!({}) };
+        self.delete(Kind::of::<Pod>(), &key, options).await;
+    }
+
+    async fn cordon(&mut self) {
+        let Some(name) = self.random.pick(&self.cluster.nodes()).cloned() else { return };
+        let patch = json!({"spec": {"unschedulable": self.random.chance(500)}});
+        self.merge(Kind::of::<Node>(), &ObjectKey::new("", name), patch).await;
+    }
+
+    async fn change_nodes(&mut self) {
+        let there = self.cluster.nodes();
+        if self.random.chance(500) && (there.len() as u64) < NODES_MAX {
+            self.nodes += 1;
+            let name = format!("node-{}", self.nodes);
+            log!(self.cluster.world, "{}: adds {name}", self.link.name);
+            self.cluster.add_node(&name);
+        } else if there.len() as u64 > NODES_MIN {
+            let Some(name) = self.random.pick(&there).cloned() else { return };
+            log!(self.cluster.world, "{}: takes {name} away", self.link.name);
+            self.cluster.remove_node(&name);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            self.delete(Kind::of::<Node>(), &ObjectKey::new("", name), json!({})).await;
+        }
+    }
+}

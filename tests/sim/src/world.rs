@@ -1,0 +1,106 @@
+//! What everything in one run shares: time, randomness, the log, the truth, and the weather that faults make.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use machinery::env::{Env, TokioClock};
+
+use crate::checkers::invariants::Invariants;
+use crate::history::{History, Step};
+use crate::log::{Log, log};
+use crate::random::Random;
+use crate::sabotage::Sabotage;
+
+/// How likely it is that something goes wrong, in permille of requests, events or transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Weather {
+    /// The usual delay of a message is up to so many milliseconds.
+    pub(crate) delay_ms: u64,
+    /// Messages that are far slower than that.
+    pub(crate) slow: u64,
+    /// Requests that never reach the server.
+    pub(crate) lost: u64,
+    /// Answers that never reach the client.
+    pub(crate) unanswered: u64,
+    /// Pieces of a watch after which, or within which, its connection breaks.
+    pub(crate) cut: u64,
+    /// Transactions that the store refuses, and those that it does and doesn't acknowledge.
+    pub(crate) store: u64,
+}
+
+impl Weather {
+    /// Nothing goes wrong.
+    pub(crate) const CALM: Self = Self { delay_ms: 1, slow: 0, lost: 0, unanswered: 0, cut: 0, store: 0 };
+}
+
+/// See the module.
+pub(crate) struct World {
+    /// The components' time and randomness.
+    pub(crate) env: Env,
+    /// The network's and the store's own.
+    pub(crate) random: Random,
+    pub(crate) log: Log,
+    pub(crate) history: History,
+    pub(crate) sabotage: Sabotage,
+    weather: Mutex<Weather>,
+    invariants: Mutex<Invariants>,
+    violations: Mutex<Vec<String>>,
+}
+
+impl World {
+    /// A world under a seed; within a runtime whose time is paused.
+    pub(crate) fn new(seed: u64, sabotage: Sabotage) -> Self {
+        Self {
+            env: TokioClock::env(seed).0,
+            random: Random::new(seed, "network"),
+            log: Log::new(),
+            history: History::default(),
+            sabotage,
+            weather: Mutex::new(Weather::CALM),
+            invariants: Mutex::default(),
+            violations: Mutex::default(),
+        }
+    }
+
+    fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+        of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn weather(&self) -> Weather {
+        *Self::lock(&self.weather)
+    }
+
+    pub(crate) fn set_weather(&self, weather: Weather) {
+        log!(self, "weather: {weather:?}");
+        *Self::lock(&self.weather) = weather;
+    }
+
+    /// A checker found something wrong.
+    pub(crate) fn violated(&self, what: String) {
+        log!(self, "VIOLATION: {what}");
+        Self::lock(&self.violations).push(what);
+    }
+
+    pub(crate) fn violations(&self) -> Vec<String> {
+        Self::lock(&self.violations).clone()
+    }
+
+    /// Something was committed.
+    pub(crate) fn committed(&self, steps: &[Step]) {
+        for step in steps {
+            let gone = if step.new.is_none() { " gone" } else { "" };
+            log!(self, "store: {} {}{gone}", step.revision, step.key);
+            let found = Self::lock(&self.invariants).step(&self.history, step);
+            found.into_iter().for_each(|what| self.violated(what));
+        }
+    }
+
+    /// The time that a message takes in this weather.
+    pub(crate) fn travel(&self) -> Duration {
+        let weather = self.weather();
+        if self.random.chance(weather.slow) {
+            return self.random.millis(weather.delay_ms, weather.delay_ms * 200);
+        }
+        self.random.millis(0, weather.delay_ms)
+    }
+}
