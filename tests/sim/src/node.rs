@@ -190,6 +190,12 @@ impl Node {
         if pod.metadata.deletion_timestamp.is_some() && !matches!(running.next, Some((_, Next::Stop))) {
             running.next = Some((now + self.random.millis(0, 3000), Next::Stop));
         }
+        // Others write into the status, too: that the node was silent.
+        let unready = phase == "Running" && !matches!(running.next, Some((_, Next::Start | Next::Stop))) && !ready(pod);
+        if unready {
+            self.report(key, pod, "Running").await;
+            return;
+        }
         let Some((_, next)) = running.next.filter(|(at, _)| *at <= now) else { return };
         let job = pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("batch.kubernetes.io/job-name"));
         let ended = matches!(phase.as_str(), "Succeeded" | "Failed");
@@ -261,6 +267,11 @@ impl Node {
             "preconditions": {"uid": pod.metadata.uid}});
         self.api.delete::<Value>(&kind_of::<Pod>(), key, &options).await.is_ok()
     }
+}
+
+fn ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn take(pods: &mut BTreeMap<ObjectKey, Arc<Pod>>, event: ReflectorEvent) {
