@@ -124,6 +124,7 @@ async fn act(
     // A decision on half a cluster would be wrong. What others watch beside is no matter.
     let needed = [Kind::of::<Pod>(), Kind::of::<Node>(), Kind::of::<Service>(), Kind::of::<Namespace>()];
     tokio::select! {
+        biased;
         () = stop.cancelled() => return Ok(()),
         () = informer.until(|view| needed.iter().all(|kind| view.synced(kind))) => {}
     }
@@ -233,6 +234,7 @@ impl Shell {
             let free = self.writes.available_permits() > 0;
             let wait = self.queue.next_at().filter(|_| free).map(|at| at.saturating_sub(now));
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return Ok(()),
                 () = self.marks.changed.notified() => {}
                 done = self.results.recv() => self.finish(done.ok_or(RunError::Lost("its writers"))?),

@@ -196,6 +196,7 @@ impl Apiserver {
         let verbs = &self.front.verbs;
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(MEND_INTERVAL) => {}
             }

@@ -196,6 +196,7 @@ pub async fn run<S: Send + Sync + 'static>(
     inputs().filter(|i| i.held.is_some()).for_each(|input| (input.watch)(&parts.informer, input.every));
     inputs().filter(|i| i.held.is_none()).for_each(|input| (input.watch)(&parts.informer, input.every));
     tokio::select! {
+        biased;
         () = stop.cancelled() => return,
         () = parts.informer.synced() => {}
     }
@@ -209,6 +210,7 @@ pub async fn run<S: Send + Sync + 'static>(
             let stop = stop.clone();
             tasks.spawn(async move {
                 tokio::select! {
+                    biased;
                     () = stop.cancelled() => {}
                     () = running.work() => {}
                 }
@@ -227,6 +229,7 @@ pub async fn run<S: Send + Sync + 'static>(
         }
     };
     tokio::select! {
+        biased;
         () = stop.cancelled() => {}
         () = full_passes => {}
     }

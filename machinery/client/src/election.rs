@@ -112,6 +112,7 @@ where
 {
     let mut record = Record { client, env, election, observed: Observed::default(), lease: None };
     let renewed = tokio::select! {
+        biased;
         () = stop.cancelled() => return Ok(()),
         renewed = record.acquire() => renewed,
     };
@@ -120,6 +121,7 @@ where
     let work = lead(leading.clone());
     let mut work = std::pin::pin!(work);
     let ended = tokio::select! {
+        biased;
         () = &mut work => true,
         () = stop.cancelled() => {
             // Nobody renews while the work winds up: it has what is left of the lease, as upstream's processes that exit.

@@ -155,6 +155,7 @@ impl Informer {
                 }
             };
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = follow => {}
             }
@@ -306,6 +307,7 @@ async fn discover(informer: Weak<Informer>, client: Client, stop: CancellationTo
         };
         let known = informer.read(definitions);
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(retry) => {}
             () = informer.until(|view| definitions(view) != known) => {

@@ -172,6 +172,7 @@ impl Queue {
                 None => woken.await,
                 Some(wait) => {
                     tokio::select! {
+                        biased;
                         () = woken => {}
                         () = tokio::time::sleep(wait) => {}
                     }

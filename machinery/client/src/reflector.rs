@@ -309,8 +309,9 @@ impl Reflector {
         let mut deadline = std::pin::pin!(deadline);
         loop {
             let line = tokio::select! {
-                line = lines.next() => line,
+                biased;
                 () = &mut deadline, if first.is_some() => return Err(ReflectorError::Late),
+                line = lines.next() => line,
             };
             let Some(line) = line else { return Ok(false) };
             let line = line?;

@@ -108,6 +108,7 @@ impl Recorder {
         let stop = stop.clone();
         tokio::spawn(async move {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = writer.run() => {}
             }
@@ -155,6 +156,7 @@ impl Writer {
                 return;
             }
             tokio::select! {
+                biased;
                 Some((write, result)) = in_flight.next(), if !in_flight.is_empty() => {
                     let again = self.judge(write, result);
                     if again && pause.is_none() {
