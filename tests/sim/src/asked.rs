@@ -1,7 +1,7 @@
 //! What a request asks for, as far as checkers must know: read from its path and query, apart from the server's own
 //! reading.
 
-use apiserver::resources::TABLE;
+use apiserver_resources::TABLE;
 use http::{Method, Uri};
 
 /// One request.

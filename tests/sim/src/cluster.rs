@@ -10,11 +10,11 @@ use std::time::Duration;
 use apiserver::auth::UserInfo;
 use apiserver::auth::jwt::SigningKey;
 use apiserver::bootstrap;
-use apiserver::resources::TABLE;
-use apiserver::resources::allocate::ServiceNetwork;
 use apiserver::server::{Apiserver, Config};
+use apiserver_resources::TABLE;
+use apiserver_resources::allocate::ServiceNetwork;
 use ipnet::Ipv4Net;
-use machinery::runtime::{Informer, Kind};
+use machinery_client::{Informer, Kind};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -125,11 +125,7 @@ impl Cluster {
         let config = Config {
             address: "127.0.0.1:6443".into(),
             signing_key: signing_key(),
-            services: ServiceNetwork {
-                cidr: block("10.96.0.0/24"),
-                node_ports: 30000..=32767,
-                loopback: Vec::new(),
-            },
+            services: ServiceNetwork { cidr: block("10.96.0.0/24"), node_ports: 30000..=32767, loopback: Vec::new() },
             toleration_seconds: TOLERATION_SECONDS,
             kubelets: Default::default(),
             registry: Arc::new(Mutex::new(Registry::default())),
@@ -143,8 +139,11 @@ impl Cluster {
     // --- components --------------------------------------------------------------------------------------------------
 
     /// Keeps a component alive: it is started again a while after it ended or was killed.
-    fn keep<F>(self: &Arc<Self>, name: &str, run: impl Fn(&Arc<Self>, &Arc<Link>, CancellationToken) -> F + Send + 'static)
-    where
+    fn keep<F>(
+        self: &Arc<Self>,
+        name: &str,
+        run: impl Fn(&Arc<Self>, &Arc<Link>, CancellationToken) -> F + Send + 'static,
+    ) where
         F: Future<Output = ()> + Send + 'static,
     {
         let (cluster, name) = (self.clone(), name.to_owned());
@@ -260,7 +259,10 @@ impl Cluster {
             with.collect()
         };
         let history = &self.world.history;
-        informers.iter().flat_map(|(name, informer)| convergence::stale(history, name, informer, settled, prefix)).collect()
+        informers
+            .iter()
+            .flat_map(|(name, informer)| convergence::stale(history, name, informer, settled, prefix))
+            .collect()
     }
 }
 

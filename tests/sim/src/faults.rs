@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use apiserver::store::Store as _;
+use apiserver_storage::store::Store as _;
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use apiserver::store::{Change, Revision};
+use apiserver_storage::store::{Change, Revision};
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -102,7 +102,10 @@ impl History {
     /// The objects below a prefix at a revision, in order of their keys.
     pub(crate) fn below(&self, prefix: &str, revision: Revision) -> Vec<(Arc<str>, Arc<Version>)> {
         let inner = self.inner();
-        let from = inner.keys.range::<str, _>((Bound::Included(prefix), Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
+        let from = inner
+            .keys
+            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
+            .take_while(|(key, _)| key.starts_with(prefix));
         from.filter_map(|(key, states)| Some((key.clone(), at(states, revision)?))).collect()
     }
 

@@ -160,7 +160,7 @@ impl Network {
     /// A client in a user's name over a link.
     pub(crate) fn client(self: &Arc<Self>, link: &Arc<Link>, user: UserInfo) -> Client {
         let service = Wire { network: self.clone(), link: link.clone() };
-        machinery::client::in_process(service, move |request| {
+        machinery_client::in_process(service, move |request| {
             let (mut head, body) = request.into_parts();
             head.extensions.insert(user.clone());
             Request::from_parts(head, body)

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kube::Client;
-use machinery::api::{ObjectKey, time};
-use machinery::client::api::{ApiClient, PatchType, status_code};
-use machinery::env::Env;
-use machinery::runtime::{Kind, Object, Pod, Reflector, ReflectorEvent, key_of};
+use machinery_api::{ObjectKey, time};
+use machinery_client::request::{ApiClient, PatchType, status_code};
+use machinery_client::{Kind, Object, Pod, Reflector, ReflectorEvent, key_of};
+use machinery_env::Env;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -55,9 +55,9 @@ pub(crate) struct Node {
     reported: Option<Duration>,
 }
 
-fn kind_of<K: machinery::runtime::Typed>() -> Kind
+fn kind_of<K: machinery_client::Typed>() -> Kind
 where
-    K::Scope: machinery::runtime::Scope,
+    K::Scope: machinery_client::Scope,
 {
     Kind::of::<K>()
 }
@@ -125,9 +125,11 @@ impl Node {
             node => node?,
         };
         self.block = node["spec"]["podCIDR"].as_str().map(str::to_owned);
-        let unready = !node["status"]["conditions"].as_array().into_iter().flatten().any(|condition| {
-            condition["type"] == "Ready" && condition["status"] == "True"
-        });
+        let unready = !node["status"]["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
         if unready || self.reported.is_none_or(|at| now >= at + 10 * BEAT) {
             let _: Value = self.api.patch(&kind, &key, Some("status"), PatchType::Strategic, &self.status()).await?;
             self.reported = Some(now);
@@ -152,10 +154,12 @@ impl Node {
     async fn renew(&self, node: &Value) -> Result<(), kube::Error> {
         let kind = kind_of::<k8s_openapi::api::coordination::v1::Lease>();
         let key = ObjectKey::new("kube-node-lease", &self.name);
-        let spec = json!({"holderIdentity": self.name, "leaseDurationSeconds": 12, "renewTime": time::micros(self.env.now())});
+        let spec =
+            json!({"holderIdentity": self.name, "leaseDurationSeconds": 12, "renewTime": time::micros(self.env.now())});
         let lease: Value = match self.api.get(&kind, &key).await {
             Err(error) if status_code(&error) == 404 => {
-                let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": self.name, "uid": node["metadata"]["uid"]}]);
+                let owner =
+                    json!([{"apiVersion": "v1", "kind": "Node", "name": self.name, "uid": node["metadata"]["uid"]}]);
                 let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec,
                     "metadata": {"name": self.name, "namespace": key.namespace, "ownerReferences": owner}});
                 let _: Value = self.api.create(&kind, &key.namespace, &lease).await?;
@@ -197,7 +201,8 @@ impl Node {
             return;
         }
         let Some((_, next)) = running.next.filter(|(at, _)| *at <= now) else { return };
-        let job = pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("batch.kubernetes.io/job-name"));
+        let job =
+            pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("batch.kubernetes.io/job-name"));
         let ended = matches!(phase.as_str(), "Succeeded" | "Failed");
         let done = match next {
             Next::Start if ended => true,
@@ -247,7 +252,9 @@ impl Node {
         let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "lastTransitionTime": now});
         let state = match phase {
             "Running" => json!({"running": {"startedAt": now}}),
-            _ => json!({"running": null, "terminated": {"exitCode": i32::from(phase == "Failed"), "finishedAt": now, "startedAt": now}}),
+            _ => {
+                json!({"running": null, "terminated": {"exitCode": i32::from(phase == "Failed"), "finishedAt": now, "startedAt": now}})
+            }
         };
         let address = self.running.get(key).map(|running| running.address.clone()).unwrap_or_default();
         let status = json!({"metadata": {"uid": pod.metadata.uid}, "status": {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use machinery::env::Env;
+use machinery_env::Env;
 
 /// A stream of random numbers for one purpose. Clones draw from the same stream.
 #[derive(Clone)]
@@ -14,9 +14,9 @@ impl Random {
     /// The stream for a purpose under a seed.
     pub(crate) fn new(seed: u64, purpose: &str) -> Self {
         // FNV-1a: purposes differ, whatever the seeds are.
-        let mixed = purpose.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let mixed = purpose
+            .bytes()
+            .fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         Self(Env::seeded(mixed, Timestamp::UNIX_EPOCH).0)
     }
 

@@ -28,11 +28,8 @@ pub(crate) struct Report {
 
 /// Runs a seed.
 pub(crate) fn run(seed: u64, sabotage: Sabotage) -> Report {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     runtime.block_on(one(seed, sabotage))
 }
 

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use apiserver::store::memory::MemoryStore;
-use apiserver::store::{Change, Current, Entry, Op, Outcome, Range, Revision, Sink, Store, StoreError, Txn, Watch};
+use apiserver_storage::store::memory::MemoryStore;
+use apiserver_storage::store::{
+    Change, Current, Entry, Op, Outcome, Range, Revision, Sink, Store, StoreError, Txn, Watch,
+};
 use async_trait::async_trait;
 
 use crate::log::log;

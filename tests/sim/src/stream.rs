@@ -245,10 +245,7 @@ impl Body for SimBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let (queue, link, sleep) = match &mut self.way {
             Way::Whole(body) => return Poll::Ready(body.take().map(|body| Ok(Frame::data(body)))),
             Way::Stream { queue, link, sleep, .. } => (queue, link, sleep),

@@ -65,6 +65,23 @@ fn all_seeds_come_to_rest_and_break_no_rule() {
     assert!(failed.is_empty(), "{} of {seeds:?} failed\n{}", failed.len(), failed.join("\n\n"));
 }
 
+/// Broken components, and a seed under which each does harm: a checker that finds nothing here checks nothing.
+#[test]
+fn broken_components_are_found() {
+    for (sabotage, found) in [
+        (Sabotage::CacheMissesChange, "watch #"),
+        (Sabotage::WatchDropsEvent, "this watch never said so"),
+        (Sabotage::WatchDoublesEvent, "the client knows"),
+        (Sabotage::SchedulerSeesNoRequests, "and room for"),
+        (Sabotage::StoreForgets, "which was not committed"),
+        (Sabotage::NoDeployments, "is not observed"),
+        (Sabotage::NoGarbageCollection, "has lost all its owners"),
+    ] {
+        let caught = (0..10).any(|seed| run(seed, sabotage).violations.iter().any(|what| what.contains(found)));
+        assert!(caught, "no seed shows {sabotage:?}");
+    }
+}
+
 #[test]
 fn the_same_seed_gives_the_same_log() {
     for seed in [3, 7] {

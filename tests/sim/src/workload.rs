@@ -8,9 +8,9 @@ use apiserver::auth::UserInfo;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Service};
-use machinery::api::ObjectKey;
-use machinery::client::api::{ApiClient, PatchType};
-use machinery::runtime::{Kind, Pod};
+use machinery_api::ObjectKey;
+use machinery_client::request::{ApiClient, PatchType};
+use machinery_client::{Kind, Pod};
 use serde_json::{Value, json};
 
 use crate::checkers::invariants::{ended, requested_millis};
@@ -106,7 +106,8 @@ impl User {
             .iter()
             .filter(|(_, object)| {
                 let metadata = &object.value()["metadata"];
-                NAMESPACES.iter().any(|namespace| metadata["namespace"] == *namespace) && metadata["name"] != "kubernetes"
+                NAMESPACES.iter().any(|namespace| metadata["namespace"] == *namespace)
+                    && metadata["name"] != "kubernetes"
             })
             .collect();
         let (_, object) = self.random.pick(&ours)?;

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use machinery::env::{Env, TokioClock};
+use machinery_env::{Env, TokioClock};
 
 use crate::checkers::invariants::Invariants;
 use crate::history::{History, Step};

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use machinery::runtime::{Informer, Kind};
+use machinery_client::{Informer, Kind};
 use serde_json::Value;
 
 use super::invariants::ended;
@@ -95,9 +95,9 @@ fn deployments(deployments: &Objects, sets: &Objects, pods: &Objects, problems: 
 fn jobs(jobs: &Objects, problems: &mut Vec<String>) {
     for (key, job) in jobs.iter() {
         let conditions = job["status"]["conditions"].as_array().into_iter().flatten();
-        let over = conditions
-            .into_iter()
-            .any(|condition| matches!(condition["type"].as_str(), Some("Complete" | "Failed")) && condition["status"] == "True");
+        let over = conditions.into_iter().any(|condition| {
+            matches!(condition["type"].as_str(), Some("Complete" | "Failed")) && condition["status"] == "True"
+        });
         if !over {
             problems.push(format!("{key} is not over: {}", job["status"]));
         }
@@ -167,7 +167,8 @@ fn placed(pods: &Objects, nodes: &Objects, problems: &mut Vec<String>) {
 /// Whoever has owners has one that is there.
 fn owners(history: &History, problems: &mut Vec<String>) {
     let all = history.now("/registry/");
-    let uids: BTreeSet<&str> = all.iter().filter_map(|(_, object)| object.value()["metadata"]["uid"].as_str()).collect();
+    let uids: BTreeSet<&str> =
+        all.iter().filter_map(|(_, object)| object.value()["metadata"]["uid"].as_str()).collect();
     for (key, object) in &all {
         let Some(owners) = object.value()["metadata"]["ownerReferences"].as_array().filter(|o| !o.is_empty()) else {
             continue;
@@ -179,7 +180,13 @@ fn owners(history: &History, problems: &mut Vec<String>) {
 }
 
 /// What a cache shows otherwise than it is stored. `settled`: what changed later may still be on its way.
-pub(crate) fn stale(history: &History, name: &str, informer: &Informer, settled: u64, prefix: impl Fn(&Kind) -> Option<String>) -> Vec<String> {
+pub(crate) fn stale(
+    history: &History,
+    name: &str,
+    informer: &Informer,
+    settled: u64,
+    prefix: impl Fn(&Kind) -> Option<String>,
+) -> Vec<String> {
     informer.read(|view| {
         let mut problems = Vec::new();
         for kind in view.kinds() {
@@ -204,7 +211,10 @@ pub(crate) fn stale(history: &History, name: &str, informer: &Informer, settled:
             if shown != stored {
                 let differ: Vec<_> = stored.iter().filter(|(k, v)| shown.get(*k) != Some(v)).collect();
                 let gone: Vec<_> = shown.keys().filter(|key| !stored.contains_key(*key)).collect();
-                problems.push(format!("{name} does not know of {}: {differ:?}, nor that {gone:?} are gone", kind.resource()));
+                problems.push(format!(
+                    "{name} does not know of {}: {differ:?}, nor that {gone:?} are gone",
+                    kind.resource()
+                ));
             }
         }
         problems

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use machinery::api::quantity::Quantity;
+use machinery_api::quantity::Quantity;
 use serde_json::Value;
 
 use crate::history::{History, Step};
@@ -89,7 +89,8 @@ fn monotone(new: &Value, old: &Value, problems: &mut Vec<String>) {
     for path in ["/metadata/creationTimestamp", "/metadata/deletionTimestamp", "/status/completionTime"] {
         let before = old.pointer(path).filter(|value| !value.is_null());
         // A deletion's time may come nearer, when it is asked for with less grace.
-        let nearer = path.ends_with("deletionTimestamp") && new.pointer(path).and_then(Value::as_str) < before.and_then(Value::as_str);
+        let nearer = path.ends_with("deletionTimestamp")
+            && new.pointer(path).and_then(Value::as_str) < before.and_then(Value::as_str);
         let gone = new.pointer(path).is_none_or(Value::is_null);
         if before.is_some() && new.pointer(path) != before && (gone || !nearer) {
             problems.push(format!("{path} changed from {before:?} to {:?}", new.pointer(path)));

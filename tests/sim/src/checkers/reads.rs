@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use apiserver::store::Revision;
+use apiserver_storage::store::Revision;
 use serde_json::Value;
 
 use crate::asked::Asked;
@@ -40,14 +40,7 @@ pub(crate) fn check(world: &World, asked: &Asked, status: u16, body: &[u8], begu
 
 type Time = (Revision, Revision);
 
-fn write(
-    world: &World,
-    asked: &Asked,
-    prefix: &str,
-    status: u16,
-    body: &[u8],
-    (begun, ended): Time,
-) -> Option<String> {
+fn write(world: &World, asked: &Asked, prefix: &str, status: u16, body: &[u8], (begun, ended): Time) -> Option<String> {
     if !matches!(status, 200 | 201) || asked.method == "DELETE" {
         return None;
     }
@@ -73,14 +66,7 @@ fn get(world: &World, asked: &Asked, status: u16, body: &[u8], (begun, ended): T
     (!possible.contains(&shown)).then(|| format!("showed {shown:?}, which is none of {possible:?}"))
 }
 
-fn list(
-    world: &World,
-    asked: &Asked,
-    prefix: &str,
-    status: u16,
-    body: &[u8],
-    (begun, ended): Time,
-) -> Option<String> {
+fn list(world: &World, asked: &Asked, prefix: &str, status: u16, body: &[u8], (begun, ended): Time) -> Option<String> {
     if status != 200 || !asked.query("continue").is_empty() {
         return None;
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use apiserver::store::Revision;
+use apiserver_storage::store::Revision;
 use serde::Deserialize;
 
 use crate::asked::Asked;
@@ -130,7 +130,10 @@ impl Replay {
                     summary.push(format!("{} {namespace}/{name}@{resource_version}", line.r#type));
                     if let Err(problem) = self.line(world, &line) {
                         let about = format!("watch #{id} of {link} below {}", self.below);
-                        world.violated(format!("{about}: {} {namespace}/{name}@{resource_version}: {problem}", line.r#type));
+                        world.violated(format!(
+                            "{about}: {} {namespace}/{name}@{resource_version}: {problem}",
+                            line.r#type
+                        ));
                     }
                 }
                 Err(error) => world.violated(format!("watch #{id} of {link} cannot be read: {error}")),
