@@ -66,8 +66,10 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
         return too_many(view, context);
     }
     let Some(pod) = view.get::<Pod>(key) else { return Plan::nothing() };
-    if pods::is_terminal(pod) && pod.metadata.deletion_grace_period_seconds == Some(0) {
-        // All is done: only finalizers hold it.
+    let held = pod.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty());
+    if held && pods::is_terminal(pod) && pod.metadata.deletion_grace_period_seconds == Some(0) {
+        // All is done: only finalizers hold it. Without them its deletion broke off between mark and removal, and is
+        // asked for again.
         return Plan::nothing();
     }
     let after = |at: Option<Timestamp>, wait: Duration| {

@@ -293,3 +293,19 @@ fn a_namespace_waits_for_its_pods_and_then_for_finalizers() {
     pass(&mut simulation);
     assert!(simulation.view.get::<Namespace>(&gone).is_none());
 }
+
+#[test]
+fn a_pod_whose_removal_broke_off_is_removed() {
+    let gone = json!({"metadata": {"deletionTimestamp": "2025-12-31T23:30:00Z", "deletionGracePeriodSeconds": 0},
+        "status": {"phase": "Failed"}});
+    let mut held = gone.clone();
+    held["metadata"]["finalizers"] = json!(["example.dev/hold"]);
+    let mut cluster = Simulation::of(start(), []);
+    for pod in [pod("marked", &gone), pod("held", &held)] {
+        // The simulation itself removes at once what nothing holds.
+        cluster.view.put(&Kind::of::<Pod>(), machinery_client::object::decode::<Pod>(&pod.to_string()).unwrap());
+    }
+    let plan = |name| decide("pod-garbage-collector-controller", &cluster, &key(name));
+    assert_eq!(deleted(&plan("marked")), ["marked"], "its node is gone, and nothing holds it");
+    assert_eq!(deleted(&plan("held")), [""; 0], "only its finalizer is left");
+}
