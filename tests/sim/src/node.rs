@@ -30,6 +30,8 @@ struct Running {
     /// What happens next, and when.
     next: Option<(Duration, Next)>,
     address: String,
+    /// How it ended: said once and no other way, also where nobody answered or the watch is behind.
+    verdict: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -53,6 +55,7 @@ pub(crate) struct Node {
     addresses: u64,
     renewed: Option<Duration>,
     reported: Option<Duration>,
+    lease: Option<Value>,
 }
 
 fn kind_of<K: machinery_client::Typed>() -> Kind
@@ -77,6 +80,7 @@ impl Node {
             addresses: 1,
             renewed: None,
             reported: None,
+            lease: None,
         }
     }
 
@@ -151,25 +155,31 @@ impl Node {
         }})
     }
 
-    async fn renew(&self, node: &Value) -> Result<(), kube::Error> {
+    async fn renew(&mut self, node: &Value) -> Result<(), kube::Error> {
         let kind = kind_of::<k8s_openapi::api::coordination::v1::Lease>();
         let key = ObjectKey::new("kube-node-lease", &self.name);
         let spec =
             json!({"holderIdentity": self.name, "leaseDurationSeconds": 12, "renewTime": time::micros(self.env.now())});
-        let lease: Value = match self.api.get(&kind, &key).await {
+        let known = match self.lease.take() {
+            Some(lease) => Ok(lease),
+            None => self.api.get(&kind, &key).await,
+        };
+        let renewed = match known {
             Err(error) if status_code(&error) == 404 => {
-                let owner =
-                    json!([{"apiVersion": "v1", "kind": "Node", "name": self.name, "uid": node["metadata"]["uid"]}]);
+                let uid = &node["metadata"]["uid"];
+                let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": self.name, "uid": uid}]);
                 let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec,
                     "metadata": {"name": self.name, "namespace": key.namespace, "ownerReferences": owner}});
-                let _: Value = self.api.create(&kind, &key.namespace, &lease).await?;
-                return Ok(());
+                self.api.create(&kind, &key.namespace, &lease).await?
             }
-            lease => lease?,
+            lease => {
+                let mut lease: Value = lease?;
+                lease["spec"] = spec;
+                self.api.update(&kind, &key, None, &lease).await?
+            }
         };
-        let mut lease = lease;
-        lease["spec"] = spec;
-        let _: Value = self.api.update(&kind, &key, None, &lease).await?;
+        // Where that failed, it is read again.
+        self.lease = Some(renewed);
         Ok(())
     }
 
@@ -195,7 +205,10 @@ impl Node {
             running.next = Some((now + self.random.millis(0, 3000), Next::Stop));
         }
         // Others write into the status, too: that the node was silent.
-        let unready = phase == "Running" && !matches!(running.next, Some((_, Next::Start | Next::Stop))) && !ready(pod);
+        let unready = phase == "Running"
+            && running.verdict.is_none()
+            && !matches!(running.next, Some((_, Next::Start | Next::Stop)))
+            && !ready(pod);
         if unready {
             self.report(key, pod, "Running").await;
             return;
@@ -203,22 +216,21 @@ impl Node {
         let Some((_, next)) = running.next.filter(|(at, _)| *at <= now) else { return };
         let job =
             pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("batch.kubernetes.io/job-name"));
-        let ended = matches!(phase.as_str(), "Succeeded" | "Failed");
+        let over = ended(&phase).is_some();
+        if next != Next::Start && running.verdict.is_none() {
+            let fails = if next == Next::Stop { job } else { self.random.chance(120) };
+            running.verdict = Some(ended(&phase).unwrap_or(if fails { "Failed" } else { "Succeeded" }).to_owned());
+        }
+        let verdict = running.verdict.clone().unwrap_or_default();
         let done = match next {
-            Next::Start if ended => true,
+            Next::Start if over => true,
             Next::Start => self.report(key, pod, "Running").await,
-            Next::End => {
-                let phase = if self.random.chance(120) { "Failed" } else { "Succeeded" };
-                self.report(key, pod, phase).await
-            }
-            Next::Stop => {
-                let over = ended || self.report(key, pod, if job { "Failed" } else { "Succeeded" }).await;
-                over && self.remove(key, pod).await
-            }
+            Next::End => over || self.report(key, pod, &verdict).await,
+            Next::Stop => (over || self.report(key, pod, &verdict).await) && self.remove(key, pod).await,
         };
         let Some(running) = self.running.get_mut(key).filter(|_| done) else { return };
         running.next = match next {
-            Next::Start if job && !ended => Some((now + self.random.millis(500, 9000), Next::End)),
+            Next::Start if job && !over => Some((now + self.random.millis(500, 9000), Next::End)),
             // Asked again until it is gone.
             Next::Stop => Some((now + LOOK, Next::Stop)),
             _ => None,
@@ -243,7 +255,12 @@ impl Node {
         }
         let now = self.env.elapsed();
         let next = Some((now + self.random.millis(50, 2500), Next::Start));
-        Some(Running { uid: pod.metadata.uid.clone().unwrap_or_default(), next, address })
+        Some(Running {
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            next,
+            address,
+            verdict: ended(phase).map(str::to_owned),
+        })
     }
 
     async fn report(&self, key: &ObjectKey, pod: &Pod, phase: &str) -> bool {
@@ -274,6 +291,11 @@ impl Node {
             "preconditions": {"uid": pod.metadata.uid}});
         self.api.delete::<Value>(&kind_of::<Pod>(), key, &options).await.is_ok()
     }
+}
+
+/// The phase, if it is a last one.
+fn ended(phase: &str) -> Option<&str> {
+    Some(phase).filter(|phase| matches!(*phase, "Succeeded" | "Failed"))
 }
 
 fn ready(pod: &Pod) -> bool {

@@ -143,7 +143,7 @@ impl User {
         }
         let nodes = i64::try_from(NODES_MIN).unwrap_or(1);
         let pods_max = i64::try_from(PODS).unwrap_or(1);
-        all_pods <= nodes * pods_max * 7 / 10 && all_millis <= nodes * CPU_MILLIS * 7 / 10
+        all_pods <= nodes * pods_max * 8 / 10 && all_millis <= nodes * CPU_MILLIS * 8 / 10
     }
 
     async fn create(&self, kind: Kind, namespace: &str, object: Value) {
