@@ -300,7 +300,7 @@ fn a_pod_whose_removal_broke_off_is_removed() {
         "status": {"phase": "Failed"}});
     let mut held = gone.clone();
     held["metadata"]["finalizers"] = json!(["example.dev/hold"]);
-    let mut cluster = Simulation::of(start(), []);
+    let mut cluster = crate::simulation(start(), []);
     for pod in [pod("marked", &gone), pod("held", &held)] {
         // The simulation itself removes at once what nothing holds.
         cluster.view.put(&Kind::of::<Pod>(), machinery_client::object::decode::<Pod>(&pod.to_string()).unwrap());
