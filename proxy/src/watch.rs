@@ -67,6 +67,7 @@ struct Feed<F> {
 
 impl<F: FnOnce()> Feed<F> {
     fn service_event(&mut self, event: ReflectorEvent) -> ControlFlow<()> {
+        warn_of_interruption("Services", &event);
         for (key, service) in self.services.take::<Service>(event) {
             self.say_unsupported(&key, service.as_ref());
             match &service {
@@ -80,6 +81,7 @@ impl<F: FnOnce()> Feed<F> {
     }
 
     fn slice_event(&mut self, event: ReflectorEvent) -> ControlFlow<()> {
+        warn_of_interruption("EndpointSlices", &event);
         for (key, slice) in self.slices.take::<EndpointSlice>(event) {
             let changes = self.table.slice(&key, slice);
             changes.into_iter().for_each(|change| self.install(change));
@@ -120,6 +122,12 @@ impl<F: FnOnce()> Feed<F> {
     }
 }
 
+fn warn_of_interruption(kind: &str, event: &ReflectorEvent) {
+    if let ReflectorEvent::Interrupted(why) = event {
+        tracing::warn!(kind, why, "watch interrupted; it is taken up again");
+    }
+}
+
 /// The keys of a kind that are there: what a new complete state no longer names is gone.
 #[derive(Default)]
 struct Known {
@@ -153,7 +161,7 @@ impl Known {
                 self.keys.remove(&key);
                 vec![(key, None)]
             }
-            ReflectorEvent::Progress(_) => Vec::new(),
+            ReflectorEvent::Progress(_) | ReflectorEvent::Interrupted(_) => Vec::new(),
         }
     }
 }

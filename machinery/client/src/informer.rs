@@ -182,6 +182,7 @@ impl Informer {
                     view.progress(kind, version);
                     Vec::new()
                 }
+                ReflectorEvent::Interrupted(_) => Vec::new(),
             }
         });
         flow

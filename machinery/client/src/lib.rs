@@ -31,8 +31,10 @@ pub mod view;
 pub use connect::{ClientError, from_config, from_kubeconfig, in_process};
 pub use driver::{Context, Controller, Input};
 pub use informer::Informer;
-pub use object::{Kind, MetadataOnly, Object, Scope, Typed, controller_of, key_of, read, typed, value_of, version_of};
+pub use object::{
+    Kind, MetadataOnly, Object, Scope, Typed, controller_of, key_of, read, shared, typed, value_of, version_of,
+};
 pub use plan::{Action, Failure, Note, Notes, Plan, Propagation, controlled_by, reference_to};
 pub use pod::Pod;
-pub use reflector::{Reflector, ReflectorEvent};
+pub use reflector::{Reflector, ReflectorEvent, ReflectorEvents};
 pub use view::{Change, View};

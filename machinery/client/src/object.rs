@@ -175,6 +175,13 @@ pub fn typed<K: Typed>(object: &dyn Object) -> Option<&K> {
     (object as &dyn Any).downcast_ref()
 }
 
+/// A shared object in its type; none where it is of another.
+#[must_use]
+pub fn shared<K: Typed>(object: Arc<dyn Object>) -> Option<Arc<K>> {
+    let object: Arc<dyn Any + Send + Sync> = object;
+    object.downcast().ok()
+}
+
 /// What an object is called.
 #[must_use]
 pub fn key_of(metadata: &ObjectMeta) -> ObjectKey {

@@ -5,6 +5,7 @@
 //! goes to a function as [`ReflectorEvent`]s, from one complete state to the next.
 
 use std::ops::ControlFlow;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use http::{Request, header::ACCEPT};
 use kube::Client;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::sync::mpsc;
 
 use crate::object::{Decode, Kind, Object, Typed, decode, decode_metadata, key_of, version_of};
 use crate::request::{BackOff, query_string, status_code};
@@ -47,6 +49,44 @@ pub enum ReflectorEvent {
     Deleted(Arc<dyn Object>),
     /// Nothing changed up to this version.
     Progress(u64),
+    /// The server can't be reached or says no, for this reason: what was seen is valid still, and it is tried again.
+    Interrupted(String),
+}
+
+type Events = mpsc::Sender<ReflectorEvent>;
+
+/// What a reflector sees, one event after the other. It works while it is asked for the next one, and one event waits at
+/// most: whoever reads slowly slows down the watch, and nobody's memory.
+pub struct ReflectorEvents {
+    work: Pin<Box<dyn Future<Output = ()> + Send>>,
+    events: mpsc::Receiver<ReflectorEvent>,
+}
+
+impl std::fmt::Debug for ReflectorEvents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReflectorEvents").finish_non_exhaustive()
+    }
+}
+
+impl ReflectorEvents {
+    fn of<F: Future<Output = ()> + Send + 'static>(work: impl FnOnce(Events) -> F) -> Self {
+        let (sender, events) = mpsc::channel(1);
+        Self { work: Box::pin(work(sender)), events }
+    }
+
+    /// The next event. Giving up on it loses nothing.
+    pub async fn next(&mut self) -> ReflectorEvent {
+        tokio::select! {
+            biased;
+            Some(event) = self.events.recv() => event,
+            // It doesn't end while somebody may read.
+            () = &mut self.work => std::future::pending().await,
+        }
+    }
+
+    async fn each(mut self, mut on_event: impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send) {
+        while on_event(self.next().await).is_continue() {}
+    }
 }
 
 /// Why following broke off.
@@ -169,19 +209,58 @@ impl Reflector {
         Self { field_selector: field_selector.into(), ..self }
     }
 
-    /// Follows until `on_event` breaks off. Failures are tried again for ever: what was seen stays valid meanwhile. That
-    /// goes for a kind that the server says it doesn't serve, too: one that is starting may not serve it yet, and whose
-    /// kinds come and go asks its discovery.
-    pub async fn run(&self, mut on_event: impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send) {
+    /// What it sees from now on, while that is asked for. Failures are tried again for ever: what was seen stays valid
+    /// meanwhile. That goes for a kind that the server says it doesn't serve, too: one that is starting may not serve it
+    /// yet, and whose kinds come and go asks its discovery.
+    #[must_use]
+    pub fn events(self) -> ReflectorEvents {
+        ReflectorEvents::of(|events| async move { self.follow(&events).await })
+    }
+
+    /// Follows until `on_event` breaks off: see [`Reflector::events`].
+    pub async fn run(self, on_event: impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send) {
+        self.events().each(on_event).await;
+    }
+
+    /// Lists at an interval, where there is nothing to watch (metrics), until `on_event` breaks off. A try that fails is
+    /// followed by the next one, after a wait that grows: what was seen stays as it is, and grows old.
+    pub async fn poll(self, every: Duration, on_event: impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send) {
+        let events = ReflectorEvents::of(|events| async move {
+            let mut back_off = BackOff::new(every, BACK_OFF_MAX.max(every));
+            loop {
+                let wait = match self.list(&mut ReflectorState::Start, &events).await {
+                    Err(ReflectorError::Unread) => return,
+                    Ok(_) => {
+                        back_off.reset();
+                        every
+                    }
+                    Err(error) => {
+                        self.interrupted(&error, &events).await;
+                        back_off.next(&self.env)
+                    }
+                };
+                tokio::time::sleep(wait).await;
+            }
+        });
+        events.each(on_event).await;
+    }
+
+    async fn interrupted(&self, error: &ReflectorError, events: &Events) {
+        tracing::debug!(kind = %self.kind.resource(), ?error, "watching broke off, trying again");
+        // Whoever reads no more ends this at the next event.
+        let _ = events.send(ReflectorEvent::Interrupted(with_source(error))).await;
+    }
+
+    async fn follow(&self, events: &Events) {
         let mut state = ReflectorState::Start;
         let mut streaming = true;
         let mut back_off = BackOff::new(BACK_OFF_FIRST, BACK_OFF_MAX);
         loop {
             let began = self.env.elapsed();
             let result = match &state {
-                ReflectorState::Start if streaming => self.watch(&mut state, true, &mut on_event).await,
-                ReflectorState::Start => self.list(&mut state, &mut on_event).await,
-                ReflectorState::At(_) => self.watch(&mut state, false, &mut on_event).await,
+                ReflectorState::Start if streaming => self.watch(&mut state, true, events).await,
+                ReflectorState::Start => self.list(&mut state, events).await,
+                ReflectorState::At(_) => self.watch(&mut state, false, events).await,
             };
             let short = self.env.elapsed().saturating_sub(began) < STREAM_SHORT;
             match result {
@@ -207,30 +286,10 @@ impl Reflector {
                         streaming = false;
                         continue;
                     }
-                    tracing::debug!(kind = %self.kind.resource(), ?error, "watching broke off, trying again");
+                    self.interrupted(&error, events).await;
                 }
             }
             tokio::time::sleep(back_off.next(&self.env)).await;
-        }
-    }
-
-    /// Lists at an interval, where there is nothing to watch (metrics), until `on_event` breaks off. A try that fails is
-    /// followed by the next one, after a wait that grows: what was seen stays as it is, and grows old.
-    pub async fn poll(&self, every: Duration, mut on_event: impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send) {
-        let mut back_off = BackOff::new(every, BACK_OFF_MAX.max(every));
-        loop {
-            let wait = match self.list(&mut ReflectorState::Start, &mut on_event).await {
-                Err(ReflectorError::Unread) => return,
-                Ok(_) => {
-                    back_off.reset();
-                    every
-                }
-                Err(error) => {
-                    tracing::debug!(kind = %self.kind.resource(), ?error, "a poll failed, trying again");
-                    back_off.next(&self.env)
-                }
-            };
-            tokio::time::sleep(wait).await;
         }
     }
 
@@ -255,11 +314,7 @@ impl Reflector {
     }
 
     /// Takes the whole state in pages. Answers true: the watch may begin at once.
-    async fn list(
-        &self,
-        state: &mut ReflectorState,
-        on_event: &mut (impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send),
-    ) -> Result<bool, ReflectorError> {
+    async fn list(&self, state: &mut ReflectorState, events: &Events) -> Result<bool, ReflectorError> {
         let mut objects = Vec::new();
         let mut from = String::new();
         loop {
@@ -277,21 +332,14 @@ impl Reflector {
                 let version = page.metadata.resource_version;
                 let seen = version.parse().unwrap_or(0);
                 *state = ReflectorState::At(version);
-                return match on_event(ReflectorEvent::Replaced(objects, seen)) {
-                    ControlFlow::Continue(()) => Ok(true),
-                    ControlFlow::Break(()) => Err(ReflectorError::Unread),
-                };
+                let told = events.send(ReflectorEvent::Replaced(objects, seen)).await;
+                return told.map(|()| true).map_err(|_| ReflectorError::Unread);
             }
         }
     }
 
     /// Watches, with the first state in the stream where `initial`. Answers false when the server ended the stream.
-    async fn watch(
-        &self,
-        state: &mut ReflectorState,
-        initial: bool,
-        on_event: &mut (impl FnMut(ReflectorEvent) -> ControlFlow<()> + Send),
-    ) -> Result<bool, ReflectorError> {
+    async fn watch(&self, state: &mut ReflectorState, initial: bool, events: &Events) -> Result<bool, ReflectorError> {
         let seconds = (WATCH_SECONDS_MIN + self.env.below(WATCH_SECONDS_MIN)).to_string();
         let mut query = vec![("watch", "true"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", &seconds)];
         if initial {
@@ -360,9 +408,12 @@ impl Reflector {
                 }
                 (_, Some(_)) => continue,
             };
-            if on_event(event).is_break() {
-                return Err(ReflectorError::Unread);
-            }
+            events.send(event).await.map_err(|_| ReflectorError::Unread)?;
         }
     }
+}
+
+fn with_source(error: &ReflectorError) -> String {
+    use std::error::Error as _;
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }

@@ -318,6 +318,6 @@ fn take(pods: &mut BTreeMap<ObjectKey, Arc<Pod>>, event: ReflectorEvent) {
             }
         }
         ReflectorEvent::Deleted(object) => drop(pods.remove(&key_of(object.metadata()))),
-        ReflectorEvent::Progress(_) => {}
+        ReflectorEvent::Progress(_) | ReflectorEvent::Interrupted(_) => {}
     }
 }

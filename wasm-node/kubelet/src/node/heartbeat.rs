@@ -5,13 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
-use kube::Api;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event, watcher};
-use machinery_client::version_of;
+use machinery_api::ObjectKey;
+use machinery_client::request::{ApiClient, PatchType, status_code};
+use machinery_client::{Kind, Object, Reflector, ReflectorEvent, ReflectorEvents, typed, version_of};
 use machinery_env::Env;
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
@@ -19,7 +16,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::register::{self, Capacity, Health, Looked, Shortages, labels, node, pressed, status};
-use super::requests::{JSON, MERGE, Requests, STRATEGIC, code};
 use super::{NodeConfig, NodeReady};
 
 /// Before a failed request is tried again.
@@ -51,7 +47,7 @@ async fn in_time<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Re
 
 pub(super) struct Heart {
     config: NodeConfig,
-    requests: Requests,
+    requests: ApiClient,
     env: Env,
     port: u16,
     look: Arc<Look>,
@@ -72,10 +68,10 @@ pub(super) struct Heart {
     reported: Option<Reported>,
     /// When what others have written is mended at the earliest.
     mends_from: Duration,
-    events: BoxStream<'static, Result<Event<Node>, watcher::Error>>,
-    /// The list that is being read names the Node.
-    listed: bool,
+    events: ReflectorEvents,
 }
+
+const NODE: Kind = Kind::of::<Node>();
 
 impl Heart {
     /// `uid` is told which Node is this agent's, as soon as there is one; `shortages` what each look finds.
@@ -88,11 +84,11 @@ impl Heart {
         uid: watch::Sender<Option<String>>,
         shortages: watch::Sender<Shortages>,
     ) -> Self {
-        let only = watcher::Config::default().fields(&format!("metadata.name={}", config.name)).streaming_lists();
-        let nodes: Api<Node> = Api::all(client.clone());
+        let reflector = Reflector::of::<Node>(client.clone(), env.clone());
+        let events = reflector.selecting(format!("metadata.name={}", config.name)).events();
         Self {
             config: config.clone(),
-            requests: Requests(client),
+            requests: client.clone().into(),
             env: env.clone(),
             port,
             look,
@@ -106,13 +102,12 @@ impl Heart {
             cidr: None,
             reported: None,
             mends_from: Duration::ZERO,
-            events: watcher(nodes, only).default_backoff().boxed(),
-            listed: false,
+            events,
         }
     }
 
-    fn path(&self) -> String {
-        format!("/api/v1/nodes/{}", self.config.name)
+    fn key(&self) -> ObjectKey {
+        ObjectKey::new("", self.config.name.clone())
     }
 
     fn learn(&mut self, node: Option<Node>) {
@@ -128,36 +123,40 @@ impl Heart {
     }
 
     /// Takes in what the watch shows. An answer to a request of our own may be ahead of it.
-    fn take(&mut self, event: Result<Event<Node>, watcher::Error>) {
+    fn take(&mut self, event: ReflectorEvent) {
         let version = |node: Option<&Node>| node.map_or(0, |node| version_of(&node.metadata));
+        let node = |object: &Arc<dyn Object>| typed::<Node>(&**object).cloned();
         match event {
-            Ok(Event::Init) => self.listed = false,
-            Ok(Event::Apply(node) | Event::InitApply(node)) => {
-                self.listed = true;
-                if version(Some(&node)) >= version(self.known.as_ref()) {
+            // What was made since the list was read is made once more: that changes nothing.
+            ReflectorEvent::Replaced(objects, _) if objects.is_empty() => self.learn(None),
+            ReflectorEvent::Replaced(objects, _) => {
+                objects.into_iter().for_each(|object| self.take(ReflectorEvent::Applied(object)));
+            }
+            ReflectorEvent::Applied(object) => {
+                if let Some(node) = node(&object).filter(|node| version(Some(node)) >= version(self.known.as_ref())) {
                     self.learn(Some(node));
                 }
             }
-            Ok(Event::Delete(node)) => {
-                if self.known.as_ref().is_some_and(|known| known.metadata.uid == node.metadata.uid) {
+            ReflectorEvent::Deleted(object) => {
+                if self.known.as_ref().is_some_and(|known| known.metadata.uid == object.metadata().uid) {
                     self.learn(None);
                 }
             }
-            // What was made since the list was read is made once more: that changes nothing.
-            Ok(Event::InitDone) if !self.listed => self.learn(None),
-            Ok(Event::InitDone) => {}
-            Err(error) => tracing::debug!(node = self.config.name, %error, "the node cannot be watched, trying again"),
+            ReflectorEvent::Progress(_) => {}
+            ReflectorEvent::Interrupted(error) => {
+                tracing::debug!(node = self.config.name, error, "the node cannot be watched, trying again");
+            }
         }
     }
 
     /// Makes the Node be there with its labels, and with the addresses that its pods have where it was there before.
     async fn enlist(&mut self) -> Result<(), kube::Error> {
         let wanted = node(&self.config, self.cidr.as_deref());
-        let made: Result<Node, _> = self.requests.post("/api/v1/nodes", JSON, &wanted).await;
+        let made: Result<Node, _> = self.requests.create(&NODE, "", &wanted).await;
         let node = match made {
-            Err(error) if code(&error) == 409 => {
+            Err(error) if status_code(&error) == 409 => {
                 let patch = json!({"metadata": {"labels": labels(&self.config)}});
-                self.requests.patch(&self.path(), MERGE, &patch).await?
+                self.requests.patch(&NODE, &self.key(), None, PatchType::Merge, &patch).await?
             }
             made => made?,
         };
@@ -189,7 +188,7 @@ impl Heart {
                 tracing::debug!(node = self.config.name, %error, "the status cannot be reported, trying again");
             }
             tokio::select! {
-                Some(event) = self.events.next() => self.take(event),
+                event = self.events.next() => self.take(event),
                 () = tokio::time::sleep(RETRY) => {}
             }
         }
@@ -235,7 +234,7 @@ impl Heart {
             let wakes = [Some(look_at), Some(retry_at), Some(self.mends_from).filter(|_| self.differs())];
             let next = wakes.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(look_at);
             tokio::select! {
-                Some(event) = self.events.next() => self.take(event),
+                event = self.events.next() => self.take(event),
                 () = tokio::time::sleep(next.saturating_sub(now)) => {}
             }
         }
@@ -250,7 +249,7 @@ impl Heart {
             return Ok(());
         }
         let reported = in_time(self.report()).await;
-        if reported.as_ref().is_err_and(|error| code(error) == 404) {
+        if reported.as_ref().is_err_and(|error| status_code(error) == 404) {
             self.learn(None);
         }
         reported
@@ -304,7 +303,8 @@ impl Heart {
         let (now, mends) = (self.env.elapsed(), self.differs());
         let health = Health { networked: self.networked, ..self.health.clone() };
         let patch = status(&self.config, self.port, &health, self.known.as_ref(), self.env.now());
-        let node: Node = self.requests.patch(&format!("{}/status", self.path()), STRATEGIC, &patch).await?;
+        let (key, how) = (self.key(), PatchType::Strategic);
+        let node: Node = self.requests.patch(&NODE, &key, Some("status"), how, &patch).await?;
         self.reported = Some(Reported { health, shown: register::own(Some(&node)), at: now });
         if mends {
             self.mends_from = now + LOOK_INTERVAL;

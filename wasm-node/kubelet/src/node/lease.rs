@@ -2,23 +2,27 @@
 
 use std::time::Duration;
 
-use machinery_api::time;
+use k8s_openapi::api::coordination::v1::Lease;
+use machinery_api::{ObjectKey, time};
+use machinery_client::Kind;
+use machinery_client::request::{ApiClient, PatchType, status_code};
 use machinery_env::Env;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::NodeConfig;
-use super::requests::{JSON, MERGE, Requests, code};
 
 /// Before a failed renewal is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+const LEASES: Kind = Kind::of::<Lease>();
+/// Where nodes' leases are.
+const NAMESPACE: &str = "kube-node-lease";
 
 /// Renews the Lease until `stop`. `node` is the uid of the Node that it belongs to, once there is one.
 pub(super) async fn keep(
-    requests: Requests,
+    requests: ApiClient,
     config: NodeConfig,
     env: Env,
     mut node: watch::Receiver<Option<String>>,
@@ -67,7 +71,7 @@ pub(super) async fn keep(
 }
 
 async fn renew(
-    requests: &Requests,
+    requests: &ApiClient,
     config: &NodeConfig,
     env: &Env,
     node_uid: &str,
@@ -84,16 +88,17 @@ async fn renew(
     if !owned {
         patch["metadata"] = json!({"ownerReferences": owners});
     }
-    let renewed: Result<Value, _> = requests.patch(&format!("{LEASES}/{name}"), MERGE, &patch).await;
+    let renewed: Result<Value, _> =
+        requests.patch(&LEASES, &ObjectKey::new(NAMESPACE, name), None, PatchType::Merge, &patch).await;
     match renewed {
-        Err(error) if code(&error) == 404 => {}
+        Err(error) if status_code(&error) == 404 => {}
         renewed => return renewed.map(drop),
     }
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-        "metadata": {"name": name, "namespace": "kube-node-lease", "ownerReferences": owners},
+        "metadata": {"name": name, "namespace": NAMESPACE, "ownerReferences": owners},
         "spec": spec,
     });
-    let made: Result<Value, _> = requests.post(LEASES, JSON, &lease).await;
+    let made: Result<Value, _> = requests.create(&LEASES, NAMESPACE, &lease).await;
     made.map(drop)
 }

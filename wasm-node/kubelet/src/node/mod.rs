@@ -9,7 +9,6 @@ mod heartbeat;
 mod lease;
 mod pods;
 mod register;
-mod requests;
 #[cfg(test)]
 mod tests;
 pub(crate) mod totals;
@@ -286,7 +285,7 @@ pub async fn run(
     let look = Arc::new(move || register::look(&images, &folder, guest_memory, eviction::memory_used(&of_guests)));
     let (shortages, short) = watch::channel(register::Shortages::default());
     let mut heart = heartbeat::Heart::new(&config, client.clone(), &parts.env, kubelet.port(), look, uid, shortages);
-    let requests = requests::Requests(client.clone());
+    let requests = client.clone().into();
     let lease = lease::keep(requests, config.clone(), parts.env.clone(), node_uid, stop.clone());
     let lease = tokio::spawn(lease);
     // Registered, and with a block of addresses: pods can be run from here on.
@@ -300,7 +299,7 @@ pub async fn run(
     services.watch::<Service>();
     let shared = Arc::new(Shared {
         recorder: Recorder::start_on(client.clone(), parts.env.clone(), "kubelet", name.clone(), &stop),
-        sources: Sources::new(client.clone(), stop.child_token()),
+        sources: Sources::new(client.clone(), parts.env.clone(), stop.child_token()),
         services,
         addresses,
         addresses_freed: Notify::new(),

@@ -6,10 +6,9 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{FutureExt as _, StreamExt as _};
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
-use kube::runtime::watcher::{self, Event, watcher};
+use machinery_client::{Object, Reflector, ReflectorEvent, shared};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -17,9 +16,8 @@ use super::Shared;
 use crate::pod::fit;
 use crate::pod::worker::{Input, PodView, Worker};
 
-/// Before a broken watch is tried again: doubled up to the longest.
-const RETRY_FIRST: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Before a worker that broke a promise of its own is started anew.
+const WORKER_RETRY: Duration = Duration::from_secs(10);
 
 struct Pods {
     node: Arc<Shared>,
@@ -30,13 +28,12 @@ struct Pods {
 
 /// Runs the node's pods until it stops.
 pub(super) async fn run(node: Arc<Shared>) {
-    let only = watcher::Config::default().fields(&format!("spec.nodeName={}", node.config.name)).streaming_lists();
-    let api: Api<Pod> = Api::all(node.client.clone());
-    let mut events = std::pin::pin!(watcher(api, only));
+    let reflector = Reflector::of::<Pod>(node.client.clone(), node.parts.env.clone());
+    let mut events = reflector.selecting(format!("spec.nodeName={}", node.config.name)).events();
     let stop = node.stop.clone();
     let mut pods = Pods { node, workers: BTreeMap::new(), running: JoinSet::new() };
-    let (mut listed, mut first): (Vec<Arc<Pod>>, bool) = (Vec::new(), true);
-    let mut wait = RETRY_FIRST;
+    let mut first = true;
+    let pod = |object: Arc<dyn Object>| shared::<Pod>(object);
     loop {
         let event = tokio::select! {
             () = stop.cancelled() => break,
@@ -50,23 +47,15 @@ pub(super) async fn run(node: Arc<Shared>) {
             event = events.next() => event,
         };
         match event {
-            Some(Ok(Event::Init)) => listed.clear(),
-            Some(Ok(Event::InitApply(pod))) => listed.push(Arc::new(pod)),
-            Some(Ok(Event::InitDone)) => {
-                wait = RETRY_FIRST;
-                pods.replace(std::mem::take(&mut listed), std::mem::take(&mut first));
+            ReflectorEvent::Replaced(objects, _) => {
+                pods.replace(objects.into_iter().filter_map(pod).collect(), std::mem::take(&mut first));
             }
-            Some(Ok(Event::Apply(pod))) => pods.put(Arc::new(pod), None),
-            Some(Ok(Event::Delete(pod))) => pods.remove(Arc::new(pod)),
-            Some(Err(error)) => {
-                tracing::warn!(node = pods.node.config.name, %error, "the node's pods cannot be watched, trying again");
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = tokio::time::sleep(wait) => {}
-                }
-                wait = (wait * 2).min(RETRY_MAX);
+            ReflectorEvent::Applied(object) => pod(object).into_iter().for_each(|pod| pods.put(pod, None)),
+            ReflectorEvent::Deleted(object) => pod(object).into_iter().for_each(|pod| pods.remove(pod)),
+            ReflectorEvent::Progress(_) => {}
+            ReflectorEvent::Interrupted(error) => {
+                tracing::warn!(node = pods.node.config.name, error, "the node's pods cannot be watched, trying again");
             }
-            None => break,
         }
     }
     // Guests end with their workers; the API hears nothing of it, so that they are taken up again at the next start.
@@ -132,7 +121,7 @@ impl Pods {
                 }
                 // One pod's failure never ends the node: it is taken up anew, as after a restart of the node.
                 tracing::error!(uid, "a pod's worker broke a promise of its own");
-                tokio::time::sleep(RETRY_MAX).await;
+                tokio::time::sleep(WORKER_RETRY).await;
             }
         });
     }

@@ -16,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::heartbeat::Heart;
 use super::register::{Looked, Shortages};
-use super::requests::Requests;
 use super::{Capacity, NodeConfig, lease};
 use crate::server::ServingTls;
 
@@ -196,7 +195,7 @@ async fn beat(api: &Api, stop: &CancellationToken) {
     let env = Env::real();
     let (look, shortages) = (Arc::new(Looked::default), watch::Sender::new(Shortages::default()));
     let mut heart = Heart::new(&config, api.client(), &env, 1, look, uid, shortages);
-    tokio::spawn(lease::keep(Requests(api.client()), config, env, node_uid, stop.clone()));
+    tokio::spawn(lease::keep(api.client().into(), config, env, node_uid, stop.clone()));
     assert_eq!(heart.register().await, "10.0.0.0/24");
     heart.beat_ready(capacity);
     let (told, heard) = oneshot::channel();

@@ -4,17 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
 
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Secret, Volume};
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client};
+use kube::Client;
+use machinery_client::{Reflector, ReflectorEvent, Typed, typed};
+use machinery_env::Env;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
-
-/// Before a broken watch is tried again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// What kind of object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,6 +87,7 @@ type Key = (SourceKind, String, String);
 /// All that pods of this node name.
 pub struct Sources {
     client: Client,
+    env: Env,
     all: Mutex<HashMap<Key, Weak<Source>>>,
     stop: CancellationToken,
 }
@@ -104,8 +101,8 @@ impl std::fmt::Debug for Sources {
 impl Sources {
     /// Watches nothing yet.
     #[must_use]
-    pub fn new(client: Client, stop: CancellationToken) -> Self {
-        Self { client, all: Mutex::default(), stop }
+    pub fn new(client: Client, env: Env, stop: CancellationToken) -> Self {
+        Self { client, env, all: Mutex::default(), stop }
     }
 
     /// Watches that object, or joins who does.
@@ -118,9 +115,10 @@ impl Sources {
         all.retain(|_, source| source.strong_count() > 0);
         let (known, receiver) = watch::channel(Known::Unknown);
         let stop = self.stop.child_token();
+        let only = |reflector: Reflector| reflector.within(namespace).selecting(format!("metadata.name={name}"));
         match kind {
             SourceKind::ConfigMap => {
-                let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+                let reflector = only(Reflector::of::<ConfigMap>(self.client.clone(), self.env.clone()));
                 let read = |map: ConfigMap| Content {
                     data: map
                         .data
@@ -131,15 +129,15 @@ impl Sources {
                         .collect(),
                     immutable: map.immutable == Some(true),
                 };
-                tokio::spawn(follow(api, name.to_owned(), known, read, stop.clone()));
+                tokio::spawn(follow(reflector, known, read, stop.clone()));
             }
             SourceKind::Secret => {
-                let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+                let reflector = only(Reflector::of::<Secret>(self.client.clone(), self.env.clone()));
                 let read = |secret: Secret| Content {
                     data: secret.data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)).collect(),
                     immutable: secret.immutable == Some(true),
                 };
-                tokio::spawn(follow(api, name.to_owned(), known, read, stop.clone()));
+                tokio::spawn(follow(reflector, known, read, stop.clone()));
             }
         }
         let source = Arc::new(Source { known: receiver, _stop: stop.drop_guard() });
@@ -148,46 +146,36 @@ impl Sources {
     }
 }
 
-async fn follow<K, F>(api: Api<K>, name: String, known: watch::Sender<Known>, read: F, stop: CancellationToken)
-where
-    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
-    F: Fn(K) -> Content + Send,
-{
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}")).streaming_lists();
-    let mut events = std::pin::pin!(watcher(api, config));
-    let mut seen = false;
+async fn follow<K: Typed>(
+    reflector: Reflector,
+    known: watch::Sender<Known>,
+    read: impl Fn(K) -> Content + Send,
+    stop: CancellationToken,
+) {
+    let mut events = reflector.events();
     loop {
         let event = tokio::select! {
             () = stop.cancelled() => return,
             event = events.next() => event,
         };
-        let is = match event {
-            Some(Ok(Event::Init)) => {
-                seen = false;
-                continue;
-            }
-            Some(Ok(Event::InitApply(object) | Event::Apply(object))) => {
-                seen = true;
-                Known::Present(Arc::new(read(object)))
-            }
-            Some(Ok(Event::InitDone)) if seen => continue,
-            Some(Ok(Event::InitDone | Event::Delete(_))) => Known::Missing,
-            Some(Err(error)) => {
-                tracing::debug!(name, %error, "an object that pods name cannot be watched, trying again");
+        let object = match event {
+            ReflectorEvent::Replaced(objects, _) => objects.into_iter().next(),
+            ReflectorEvent::Applied(object) => Some(object),
+            ReflectorEvent::Deleted(_) => None,
+            ReflectorEvent::Progress(_) => continue,
+            ReflectorEvent::Interrupted(error) => {
                 known.send_if_modified(|known| {
                     let unknown = matches!(known, Known::Unknown | Known::Failed(_));
                     if unknown {
-                        *known = Known::Failed(error.to_string());
+                        *known = Known::Failed(error);
                     }
                     unknown
                 });
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(RETRY) => continue,
-                }
+                continue;
             }
-            None => return,
         };
+        let content = object.and_then(|object| typed::<K>(&*object).cloned()).map(&read);
+        let is = content.map_or(Known::Missing, |content| Known::Present(Arc::new(content)));
         let ends = matches!(&is, Known::Present(content) if content.immutable);
         known.send_if_modified(|known| {
             let changed = *known != is;
