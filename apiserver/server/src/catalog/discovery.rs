@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+
+use super::order::InOrder;
 use sha2::{Digest, Sha256};
 
 use apiserver_resources::{ResourceInfo, Subresource, Verb};
@@ -70,7 +72,7 @@ impl Discovery {
                 "metadata": {},
                 "items": items,
             });
-            let bytes = Bytes::from(document.to_string() + "\n");
+            let bytes = Bytes::from(serde_json::to_string(&InOrder::of(&document)).unwrap_or_default() + "\n");
             let tag = format!("\"{}\"", hex::encode_upper(Sha256::digest(&bytes)));
             (bytes, tag)
         };

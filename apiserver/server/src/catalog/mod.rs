@@ -5,6 +5,7 @@ mod declared;
 pub mod discovery;
 pub mod openapi;
 mod operations;
+pub mod order;
 
 #[cfg(test)]
 pub(crate) mod tests;

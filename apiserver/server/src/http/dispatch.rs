@@ -112,7 +112,7 @@ impl Front {
                 let (bytes, turn) = self.read(asking, body, 0).await?;
                 let options = WriteOptions::read(query, "CreateOptions")?;
                 let work = self.create(call, RequestBody { bytes: &bytes, media }, what, &options);
-                in_turn(turn, asking.time_max, work).await
+                in_turn(turn, self.time_left(asking.deadline), work).await
             }
             Verb::Update => {
                 let media = negotiate::body_type(content_type(headers))?;
@@ -128,7 +128,7 @@ impl Front {
                     let again = || bodies::object(row, body, validation, &mut Vec::new());
                     verbs.update(call, Wanted::new(object, &again), &options).await
                 };
-                in_turn(turn, asking.time_max, work).await
+                in_turn(turn, self.time_left(asking.deadline), work).await
             }
             Verb::Patch => {
                 let options = WriteOptions::read(query, "PatchOptions")?;
@@ -140,7 +140,7 @@ impl Front {
                     }
                     verbs.patch(call, kind, &bytes, &options).await
                 };
-                in_turn(turn, asking.time_max, work).await
+                in_turn(turn, self.time_left(asking.deadline), work).await
             }
             Verb::Delete => {
                 let options = self.delete_options(asking, body).await?;
@@ -225,7 +225,7 @@ impl Front {
         }
         let media = negotiate::body_type(content_type(headers))?;
         let work = async { bodies::delete_options(RequestBody { bytes: &bytes, media }) };
-        DeleteOptions::from_body(&in_turn(turn, asking.time_max, work).await?)
+        DeleteOptions::from_body(&in_turn(turn, self.time_left(asking.deadline), work).await?)
     }
 
     /// A whole body, within the limits; what follows has a seat, and a turn if it is large together with what is stored.

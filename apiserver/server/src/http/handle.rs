@@ -81,8 +81,8 @@ pub(super) struct Asking<'a> {
     pub(super) user: &'a UserInfo,
     pub(super) warnings: Vec<String>,
     pub(super) seat: Seat,
-    /// How long it may take.
-    pub(super) time_max: Duration,
+    /// By when it has to be done, on the scale of [`Env::elapsed`].
+    pub(super) deadline: Duration,
 }
 
 /// How a request stands to the bound on those that run at once.
@@ -151,7 +151,7 @@ impl Front {
                     user: &user,
                     warnings: Vec::new(),
                     seat: Seat::Exempt,
-                    time_max: deadline::REQUEST_TIMEOUT,
+                    deadline: began + deadline::REQUEST_TIMEOUT,
                 };
                 let response = self.limited(&mut asking, method, found, target, body).await;
                 (response, asking.warnings)
@@ -224,7 +224,7 @@ impl Front {
         if long {
             return self.answer(asking, method, found, body).await;
         }
-        asking.time_max = timeout;
+        asking.deadline = self.env.elapsed() + timeout;
         self.metrics.running(mutating, 1);
         let done = tokio::time::timeout(timeout, self.answer(asking, method, found, body)).await;
         self.metrics.running(mutating, -1);
@@ -233,6 +233,12 @@ impl Front {
         }
         asking.seat = Seat::Exempt;
         done.unwrap_or_else(|_| respond::error(&asking.asked, &timed_out()))
+    }
+
+    /// What is left of a request's time. Work that waited for its turn has no more than that: where it runs, nobody else can
+    /// look at a clock.
+    pub(super) fn time_left(&self, deadline: Duration) -> Duration {
+        deadline.saturating_sub(self.env.elapsed())
     }
 
     async fn permit(&self, asking: &Asking<'_>) -> Result<(), ApiError> {

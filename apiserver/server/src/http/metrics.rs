@@ -1,5 +1,6 @@
 //! The server's own metrics, under upstream's names and labels.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +18,10 @@ const BUCKETS: [f64; 23] = [
     0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
     45.0, 60.0,
 ];
-/// The media type of `/metrics`.
-pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The media type of `/metrics`, unless a client asks for the other one.
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
+/// For clients that ask for it.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What requests are counted by; every value comes from the resource table or a fixed list, so that no client makes more.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -146,13 +149,65 @@ impl Metrics {
         &self.watches
     }
 
-    /// What `/metrics` shows.
+    /// What `/metrics` shows to a client, and its media type: OpenMetrics where the client accepts that, as upstream.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub fn page(&self, accept: Option<&str>) -> (&'static str, String) {
+        let mut media = accept.unwrap_or_default().split(',').filter_map(|clause| clause.split(';').next());
+        match media.any(|media| media.trim() == "application/openmetrics-text") {
+            true => (OPEN_METRICS, self.open_metrics()),
+            false => (TEXT, classic(&self.open_metrics())),
+        }
+    }
+
+    fn open_metrics(&self) -> String {
         let mut text = String::new();
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         // Writing into a String cannot fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
         text
+    }
+}
+
+/// OpenMetrics text in Prometheus' older format: a counter is described under the name that its samples have, units are
+/// part of names alone, and nothing marks the end.
+fn classic(open_metrics: &str) -> String {
+    let described = |line: &str| {
+        line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ').map(|(name, _)| name.to_owned()))
+    };
+    let counters: BTreeSet<String> =
+        open_metrics.lines().filter(|line| line.ends_with(" counter")).filter_map(described).collect();
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in open_metrics.lines().filter(|line| *line != "# EOF" && !line.starts_with("# UNIT ")) {
+        let words = ["# HELP ", "# TYPE "].into_iter().find_map(|word| Some((word, line.strip_prefix(word)?)));
+        match words.and_then(|(word, rest)| Some((word, rest.split_once(' ')?))) {
+            Some((word, (name, rest))) if counters.contains(name) => {
+                text.extend([word, name, "_total ", rest, "\n"]);
+            }
+            _ => text.extend([line, "\n"]),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_text_unless_open_metrics_are_asked_for() {
+        let metrics = Metrics::new(Arc::default());
+        metrics.running(true, 1);
+        let (group, version, resource) = Default::default();
+        let (verb, dry_run, subresource, scope, component) = ("GET", "", "", "", "apiserver");
+        let of = Of { verb, dry_run, group, version, resource, subresource, scope, component };
+        metrics.done(&of, 200, Duration::ZERO);
+        let (media, text) = metrics.page(Some("text/html, */*;q=0.1"));
+        assert!(media.starts_with("text/plain; version=0.0.4"), "{media}");
+        assert!(text.contains("# TYPE apiserver_request_total counter\n"), "{text}");
+        assert!(text.contains("\napiserver_current_inflight_requests{request_kind=\"mutating\"} 1\n"), "{text}");
+        assert!(!text.contains("EOF"));
+        let (media, text) = metrics.page(Some("application/openmetrics-text;version=1.0.0,text/plain;q=0.5"));
+        assert!(media.starts_with("application/openmetrics-text"), "{media}");
+        assert!(text.contains("# TYPE apiserver_request counter\n") && text.ends_with("# EOF\n"), "{text}");
     }
 }

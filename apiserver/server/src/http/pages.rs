@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use super::handle::{Asking, Front};
 use super::negotiate::{self, Form, Media, Offers, Produces};
 use super::route::Route;
-use super::{health, metrics, respond};
+use super::{health, respond};
 use crate::auth::jwks;
 use crate::catalog::discovery::{self, AGGREGATED, AGGREGATED_YAML};
+use crate::catalog::order::InOrder;
 use crate::catalog::{Catalog, openapi};
 
 impl Front {
@@ -27,7 +28,11 @@ impl Front {
         let asked = &asking.asked;
         let document = |value: &Value| {
             let form = asked.form(Offers::Plain)?;
-            Ok(respond::value(200, form, value))
+            Ok(match form.media {
+                Media::Json => respond::bytes(200, form.media.as_str(), respond::written(form, &InOrder::of(value))),
+                // Upstream's YAML is sorted.
+                Media::Yaml => respond::value(200, form, value),
+            })
         };
         let accept = asked.accept();
         let accepts = |produces: Produces| negotiate::route_accepts(accept.as_deref(), produces);
@@ -44,7 +49,10 @@ impl Front {
                 }
                 Ok(response)
             }
-            Route::Metrics => Ok(respond::bytes(200, metrics::MEDIA_TYPE, self.metrics.text())),
+            Route::Metrics => {
+                let (media, text) = self.metrics.page(accept.as_deref());
+                Ok(respond::bytes(200, media, text))
+            }
             Route::Slis => Ok(respond::bytes(200, health::SLIS_MEDIA_TYPE, self.slis.text())),
             Route::Version => {
                 accepts(Produces::Json).map(|()| respond::value(200, Form::PRETTY, &discovery::version()))

@@ -12,6 +12,7 @@ use http::{HeaderMap, Response, StatusCode};
 use jiff::Timestamp;
 use machinery_api::ApiError;
 use machinery_api::error::Status;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::large::{self, Pieces};
@@ -98,7 +99,7 @@ pub fn page_not_found() -> Response<Body> {
     text(404, "404 page not found\n".into())
 }
 
-fn yaml(value: &Value) -> Bytes {
+fn yaml(value: &impl Serialize) -> Bytes {
     serde_saphyr::to_string(value).unwrap_or_default().into()
 }
 
@@ -108,11 +109,12 @@ pub fn value(code: u16, form: Form, value: &Value) -> Response<Body> {
     bytes(code, form.media.as_str(), written(form, value))
 }
 
-fn written(form: Form, value: &Value) -> Bytes {
+/// A document as it is written in a form without transformation.
+pub(super) fn written(form: Form, value: &impl Serialize) -> Bytes {
     match (form.media, form.pretty) {
         (Media::Yaml, _) => yaml(value),
         (Media::Json, true) => serde_json::to_string_pretty(value).unwrap_or_default().into(),
-        (Media::Json, false) => (value.to_string() + "\n").into(),
+        (Media::Json, false) => (serde_json::to_string(value).unwrap_or_default() + "\n").into(),
     }
 }
 

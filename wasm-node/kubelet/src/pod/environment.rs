@@ -7,6 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Container, ObjectFieldSelector, Pod, ResourceFieldSelector, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use machinery_api::quantity::Quantity;
+use machinery_api::selector::go_quoted;
 
 use super::sources::{Content, SourceKind};
 
@@ -178,30 +179,8 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 
 /// `key="value"` lines, as the downward API writes maps.
 fn lines(map: Option<&BTreeMap<String, String>>) -> String {
-    let each = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quoted(value)));
+    let each = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", go_quoted(value)));
     each.collect::<Vec<_>>().join("\n")
-}
-
-/// As Go's `%q`.
-fn quoted(value: &str) -> String {
-    let mut out = String::from("\"");
-    for c in value.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\x07' => out.push_str("\\a"),
-            '\x08' => out.push_str("\\b"),
-            '\x0b' => out.push_str("\\v"),
-            '\x0c' => out.push_str("\\f"),
-            c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
 }
 
 /// A resource of a container, in units of the divisor, rounded up.

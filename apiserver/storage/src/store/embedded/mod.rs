@@ -125,6 +125,7 @@ impl EmbeddedStore {
             sink: None,
             path: path.clone(),
             fatal: options.fatal,
+            refusals: writer::Refusals::default(),
         };
         let start = |name: &str, body: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.into()).spawn(body);

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use machinery_env::Env;
 use tokio::sync::{mpsc, oneshot};
@@ -12,6 +13,8 @@ use super::checkpoint::Slot;
 use super::log::{AppendError, Log};
 use super::{Fatal, Outcome, Revision, Shared, Sink, StoreError, Txn, folder};
 
+/// How often, at most, the log says that the disk refuses writes. Each client hears it at once.
+const REFUSALS_INTERVAL: Duration = Duration::from_secs(10);
 /// Commands in one group: bounds how long the first one waits for the others.
 const GROUP_COMMANDS_MAX: usize = 512;
 /// Bytes of values in one group.
@@ -35,6 +38,26 @@ pub(super) struct Writer {
     pub(super) sink: Option<Arc<dyn Sink>>,
     pub(super) path: PathBuf,
     pub(super) fatal: Fatal,
+    pub(super) refusals: Refusals,
+}
+
+/// Says now and then that the disk refuses writes: as many as there are clients who try would fill what is left of it.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    said_at: Option<Duration>,
+    unsaid: u64,
+}
+
+impl Refusals {
+    /// Whether it is to be said at `now`, with how many were not said since it was last.
+    fn due(&mut self, now: Duration) -> Option<u64> {
+        if self.said_at.is_some_and(|at| now.saturating_sub(at) < REFUSALS_INTERVAL) {
+            self.unsaid += 1;
+            return None;
+        }
+        self.said_at = Some(now);
+        Some(std::mem::take(&mut self.unsaid))
+    }
 }
 
 /// Transactions that are planned and not durable yet.
@@ -132,7 +155,9 @@ impl Writer {
             }
             Err(AppendError::Refused(error, wanted)) => {
                 let error = refused(&self.path, &error, wanted);
-                tracing::error!(%error, "a write was refused by the disk");
+                if let Some(unsaid) = self.refusals.due(self.env.elapsed()) {
+                    tracing::error!(%error, unsaid, "a write was refused by the disk");
+                }
                 Some(error)
             }
             Err(AppendError::Sync(error)) => {
@@ -208,6 +233,17 @@ fn value_bytes(op: &super::super::Op) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_logged_now_and_then() {
+        let mut refusals = Refusals::default();
+        let at = Duration::from_millis;
+        assert_eq!(refusals.due(at(5)), Some(0), "the first at once");
+        assert!((6..10_005).step_by(100).all(|now| refusals.due(at(now)).is_none()));
+        assert_eq!(refusals.due(at(10_005)), Some(100), "then with how many there were");
+        assert_eq!(refusals.due(at(10_006)), None);
+        assert_eq!(refusals.due(at(99_000)), Some(1));
+    }
 
     #[test]
     fn a_full_disk_is_named_with_what_is_free_and_wanted() {

@@ -1,0 +1,111 @@
+//! The order of keys in discovery's JSON. It means nothing to a reader of JSON, but upstream's is known to people and to
+//! scripts that search the text.
+
+use serde::ser::{SerializeMap, SerializeSeq};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+
+/// Of a document.
+const DOCUMENT: &[&str] = &["kind", "apiVersion", "metadata", "groupVersion", "name", "versions"];
+/// Of what is in it: each kind of entry has some of these, in this order. What isn't named comes last, by name.
+const ENTRY: &[&str] = &[
+    "resource",
+    "subresource",
+    "responseKind",
+    "scope",
+    "singularResource",
+    "metadata",
+    "name",
+    "singularName",
+    "namespaced",
+    "groupVersion",
+    "clientCIDR",
+    "group",
+    "version",
+    "versions",
+    "preferredVersion",
+    "resources",
+    "freshness",
+    "kind",
+    "acceptedTypes",
+    "verbs",
+    "shortNames",
+    "categories",
+    "storageVersionHash",
+    "subresources",
+];
+
+/// A document of discovery, written in upstream's order.
+pub struct InOrder<'a> {
+    value: &'a Value,
+    order: &'static [&'static str],
+}
+
+impl<'a> InOrder<'a> {
+    /// The whole document.
+    #[must_use]
+    pub fn of(value: &'a Value) -> Self {
+        Self { value, order: DOCUMENT }
+    }
+
+    fn entry(value: &'a Value) -> Self {
+        Self { value, order: ENTRY }
+    }
+}
+
+impl Serialize for InOrder<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.value {
+            Value::Object(fields) => {
+                let mut fields: Vec<(&String, &Value)> = fields.iter().collect();
+                let place = |key: &str| self.order.iter().position(|known| *known == key).unwrap_or(self.order.len());
+                fields.sort_by_key(|(key, _)| place(key));
+                let mut map = serializer.serialize_map(Some(fields.len()))?;
+                for (key, value) in fields {
+                    map.serialize_entry(key, &InOrder::entry(value))?;
+                }
+                map.end()
+            }
+            Value::Array(items) => {
+                let mut list = serializer.serialize_seq(Some(items.len()))?;
+                for item in items {
+                    list.serialize_element(&InOrder::entry(item))?;
+                }
+                list.end()
+            }
+            plain => plain.serialize(serializer),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn text(value: &Value) -> String {
+        serde_json::to_string(&InOrder::of(value)).unwrap()
+    }
+
+    /// As kube-apiserver v1.36 writes them.
+    #[test]
+    fn documents_are_written_in_upstreams_order() {
+        let entry = json!({"verbs": ["get"], "kind": "Scale", "version": "v1", "group": "autoscaling", "namespaced": true,
+            "singularName": "", "name": "deployments/scale", "shortNames": ["d"], "categories": ["all"],
+            "storageVersionHash": "x"});
+        let list =
+            json!({"apiVersion": "v1", "groupVersion": "apps/v1", "kind": "APIResourceList", "resources": [entry]});
+        let expected = r#"{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"apps/v1","resources":[{"name":"deployments/scale","singularName":"","namespaced":true,"group":"autoscaling","version":"v1","kind":"Scale","verbs":["get"],"shortNames":["d"],"categories":["all"],"storageVersionHash":"x"}]}"#;
+        assert_eq!(text(&list), expected);
+        let version = json!({"version": "v1", "groupVersion": "apps/v1"});
+        let group = json!({"versions": [version], "preferredVersion": version, "name": "apps"});
+        let list = json!({"groups": [group], "apiVersion": "v1", "kind": "APIGroupList"});
+        let expected = r#"{"kind":"APIGroupList","apiVersion":"v1","groups":[{"name":"apps","versions":[{"groupVersion":"apps/v1","version":"v1"}],"preferredVersion":{"groupVersion":"apps/v1","version":"v1"}}]}"#;
+        assert_eq!(text(&list), expected);
+        let address = json!({"serverAddress": "a:1", "clientCIDR": "0.0.0.0/0"});
+        let versions = json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [address]});
+        let expected = r#"{"kind":"APIVersions","versions":["v1"],"serverAddressByClientCIDRs":[{"clientCIDR":"0.0.0.0/0","serverAddress":"a:1"}]}"#;
+        assert_eq!(text(&versions), expected);
+    }
+}
