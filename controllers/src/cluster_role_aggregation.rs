@@ -3,7 +3,7 @@
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use machinery_api::ObjectKey;
 use machinery_client::selector::selects;
-use machinery_client::{Action, Change, Context, Controller, Input, Plan, View, key_of};
+use machinery_client::{Action, Change, Context, Controller, Input, ObjectCache, Plan, key_of};
 
 use crate::Settings;
 
@@ -16,7 +16,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 };
 
 /// The role itself and every role that takes or took it in.
-fn aggregated(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn aggregated(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let mut keys = vec![(*change.key).clone()];
     for role in view.all::<ClusterRole>() {
         let selectors = role.aggregation_rule.iter().flat_map(|r| r.cluster_role_selectors.iter().flatten());
@@ -28,7 +28,7 @@ fn aggregated(view: &View, change: &Change) -> Vec<ObjectKey> {
     keys
 }
 
-fn reconcile(view: &View, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
     let Some(role) = view.get::<ClusterRole>(key) else { return Plan::nothing() };
     let Some(aggregation) = &role.aggregation_rule else { return Plan::nothing() };
     let mut rules: Vec<PolicyRule> = Vec::new();

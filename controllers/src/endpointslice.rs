@@ -17,7 +17,7 @@ use machinery_api::{ObjectKey, names};
 use machinery_client::driver::own_key;
 use machinery_client::selector::{Labels, contains};
 use machinery_client::{
-    Action, Change, Context, Controller, Input, Kind, Notes, Plan, Pod, View, controlled_by, key_of, value_of,
+    Action, Change, Context, Controller, Input, Kind, Notes, ObjectCache, Plan, Pod, controlled_by, key_of, value_of,
 };
 use serde_json::Value;
 
@@ -46,12 +46,12 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 };
 
 /// The Services that choose the pod or did.
-fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let chosen = |service: &&Service| change.states().any(|state| chooses(service, state.labels.as_ref()));
     view.list::<Service>(&change.key.namespace).filter(chosen).map(|s| key_of(&s.metadata)).collect()
 }
 
-fn of_slice(_: &View, change: &Change) -> Vec<ObjectKey> {
+fn of_slice(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let ours = |labels: &&Labels| labels.get(MANAGED_BY).is_some_and(|m| m == MANAGER);
     let service = |labels: &Labels| labels.get(names::SERVICE_NAME).cloned();
     let services = change.states().filter_map(|m| m.labels.as_ref()).filter(ours).filter_map(service);
@@ -59,7 +59,7 @@ fn of_slice(_: &View, change: &Change) -> Vec<ObjectKey> {
 }
 
 /// When a node comes, goes or moves, the Services of its pods. Heartbeats don't matter.
-fn of_node(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let zone = |node: Option<&Node>| node.map(|n| n.metadata.labels.as_ref().and_then(|l| l.get(ZONE)).cloned());
     if zone(change.before()) == zone(change.after()) {
         return Vec::new();
@@ -86,7 +86,7 @@ fn node_name(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).filter(|n| !n.is_empty())
 }
 
-fn reconcile(view: &View, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
     let Some(service) = view.get::<Service>(key) else { return Plan::nothing() };
     let (Some(spec), Some(selector)) = (&service.spec, selector(service)) else { return Plan::nothing() };
     let families = families(spec);
@@ -130,7 +130,7 @@ fn port_key(ports: &[EndpointPort]) -> Vec<String> {
 }
 
 fn of_family(
-    view: &View,
+    view: &ObjectCache,
     service: &Service,
     spec: &ServiceSpec,
     chosen: &[&Pod],

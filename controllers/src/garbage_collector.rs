@@ -10,7 +10,7 @@ use machinery_api::ObjectKey;
 use machinery_api::selector::go_quoted;
 use machinery_client::request::PatchType;
 use machinery_client::{
-    Action, Change, Context, Controller, Input, Kind, Note, Notes, Plan, Propagation, View, value_of,
+    Action, Change, Context, Controller, Input, Kind, Note, Notes, ObjectCache, Plan, Propagation, value_of,
 };
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ fn key(uid: &str) -> ObjectKey {
 }
 
 /// The object itself, its owners (one may wait for it), and, once it is gone or going, its dependents.
-fn concerned(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn concerned(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let mut keys = Vec::new();
     let going = change.new.as_ref().is_none_or(|object| object.metadata().deletion_timestamp.is_some());
     for metadata in change.states() {
@@ -120,7 +120,7 @@ impl Item<'_> {
     }
 }
 
-fn reconcile(view: &View, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
     let Some((kind, own, metadata)) = view.by_uid(&key.name) else { return Plan::nothing() };
     let item = Item { kind, key: own, metadata };
     if is_going(metadata) {
@@ -130,7 +130,7 @@ fn reconcile(view: &View, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
 }
 
 /// An object that is being deleted: lets it go once its dependents are seen to.
-fn finish(view: &View, item: &Item<'_>) -> Plan {
+fn finish(view: &ObjectCache, item: &Item<'_>) -> Plan {
     if has(item.metadata, ORPHAN) {
         let dependents = view.dependents(item.uid()).map(|(kind, key, metadata)| {
             let dependent = Item { kind, key, metadata };
@@ -141,7 +141,7 @@ fn finish(view: &View, item: &Item<'_>) -> Plan {
         let orphaned: Vec<Action> = dependents.collect();
         let mut plan = Plan::nothing();
         if !orphaned.is_empty() {
-            plan.push(Action::Together(orphaned));
+            plan.push(Action::Concurrent(orphaned));
         }
         plan.push(item.without_finalizer(ORPHAN));
         return plan;
@@ -170,7 +170,7 @@ enum Owner {
     Unknown,
 }
 
-fn classify(view: &View, item: &Item<'_>, owner: &OwnerReference) -> Owner {
+fn classify(view: &ObjectCache, item: &Item<'_>, owner: &OwnerReference) -> Owner {
     let found = view.kinds().find(|kind| kind.kind == owner.kind && kind.api_version() == owner.api_version);
     let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
     // Another version of the same group names the same objects.
@@ -196,7 +196,7 @@ fn classify(view: &View, item: &Item<'_>, owner: &OwnerReference) -> Owner {
 }
 
 /// Tells of an owner that is there, in a namespace where it can't own the object.
-fn elsewhere(view: &View, item: &Item<'_>, owner: &OwnerReference) -> Option<Note> {
+fn elsewhere(view: &ObjectCache, item: &Item<'_>, owner: &OwnerReference) -> Option<Note> {
     let (kind, at, _) = view.by_uid(&owner.uid)?;
     if !kind.namespaced || at.namespace == item.key.namespace {
         return None;
@@ -222,7 +222,7 @@ fn elsewhere(view: &View, item: &Item<'_>, owner: &OwnerReference) -> Option<Not
 }
 
 /// An object that lives: it goes when all its owners have gone, and forgets those that have where others stay.
-fn collect(view: &View, item: &Item<'_>) -> Plan {
+fn collect(view: &ObjectCache, item: &Item<'_>) -> Plan {
     let owners = owners(item.metadata);
     if owners.is_empty() {
         return Plan::nothing();

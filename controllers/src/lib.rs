@@ -168,7 +168,7 @@ pub async fn run(
         // No account: in the name of the whole.
         let clients: Clients = Arc::new(move |name| if name.is_empty() { own.clone() } else { of_account(name) });
         let (metrics, settings) = (config.metrics.clone(), Arc::new(config.settings.clone()));
-        let parts = driver::Parts { clients, informer, env, metrics, settings };
+        let parts = driver::DriverDeps { clients, informer, env, metrics, settings };
         let enabled = CONTROLLERS.iter().filter(|c| !config.disabled.iter().any(|d| d == c.name));
         driver::run(enabled.collect::<Vec<_>>(), parts, stop)
     };

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Namespace, NamespaceCondition, NamespaceStatus};
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, Kind, Plan, Pod, View, value_of};
+use machinery_client::{Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, value_of};
 
 use crate::Settings;
 use crate::{conditions, pods};
@@ -38,7 +38,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 };
 
 /// The namespace of an object, if it is being deleted.
-fn its_namespace(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn its_namespace(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let key = ObjectKey::cluster(&*change.key.namespace);
     let going = view.get::<Namespace>(&key).is_some_and(|n| n.metadata.deletion_timestamp.is_some());
     if going { vec![key] } else { Vec::new() }
@@ -52,7 +52,7 @@ struct Left {
     untouched: bool,
 }
 
-fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(namespace) = view.get::<Namespace>(key) else { return Plan::nothing() };
     let Some(deleted_at) = namespace.metadata.deletion_timestamp.as_ref().map(|t| t.0) else { return Plan::nothing() };
     let finalizers = namespace.spec.as_ref().and_then(|s| s.finalizers.clone()).unwrap_or_default();
@@ -102,11 +102,11 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
     let untouched = left.iter().filter(|(_, of_kind)| of_kind.untouched);
     let deletions = untouched.map(|(kind, _)| delete_all(kind, &key.name)).collect::<Vec<_>>();
     if !deletions.is_empty() {
-        plan.push(reporting(Action::Together(deletions)));
+        plan.push(reporting(Action::Concurrent(deletions)));
     }
     plan.actions.extend(told(false).as_ref().map(Action::update_status));
     if context.now >= settled {
-        plan.revisit_after(context.now, REVISIT);
+        plan.requeue_after(context.now, REVISIT);
     } else {
         plan.revisit(settled);
     }
@@ -122,11 +122,11 @@ fn counted<'a>(left: &BTreeMap<&'a Kind, Left>) -> BTreeMap<&'a Kind, usize> {
 }
 
 /// Events aren't watched: they are deleted unseen. Then the server, not the view, says whether anything is left.
-fn finish(view: &View, namespace: &Namespace, name: &str, finalizers: &[String]) -> Vec<Action> {
+fn finish(view: &ObjectCache, namespace: &Namespace, name: &str, finalizers: &[String]) -> Vec<Action> {
     let events = Kind::of::<Event>();
     let kinds = view.kinds().filter(|kind| kind.namespaced).chain([&events]);
     let expect = |kind: &Kind| Action::ExpectNone { kind: kind.clone(), namespace: name.to_owned() };
-    let checks = Action::Together(kinds.map(expect).collect());
+    let checks = Action::Concurrent(kinds.map(expect).collect());
     let mut freed = namespace.clone();
     let rest: Vec<String> = finalizers.iter().filter(|f| *f != FINALIZER).cloned().collect();
     freed.spec.get_or_insert_default().finalizers = Some(rest);
@@ -137,7 +137,7 @@ fn finish(view: &View, namespace: &Namespace, name: &str, finalizers: &[String])
 
 /// The namespace's status with what is known of its end.
 fn with_conditions(
-    view: &View,
+    view: &ObjectCache,
     namespace: &Namespace,
     left: &BTreeMap<&Kind, usize>,
     held: &BTreeMap<&str, usize>,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use machinery_api::ObjectKey;
-use machinery_client::{Action, Change, Context, Controller, Input, Note, Plan, View};
+use machinery_client::{Action, Change, Context, Controller, Input, Note, ObjectCache, Plan};
 use serde_json::json;
 
 use crate::Settings;
@@ -25,7 +25,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 };
 
 /// Only when a node comes, goes or gets its network: heartbeats don't matter.
-fn all_nodes(_: &View, change: &Change) -> Vec<ObjectKey> {
+fn all_nodes(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let networks = |node: Option<&Node>| node.map(|n| given(n).map(str::to_owned).collect::<Vec<_>>());
     let same = networks(change.before()) == networks(change.after());
     if same { Vec::new() } else { vec![ObjectKey::cluster("nodes")] }
@@ -38,7 +38,7 @@ fn given(node: &Node) -> impl Iterator<Item = &str> {
     several.iter().map(String::as_str).chain(one)
 }
 
-fn reconcile(view: &View, _: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, _: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let mut plan = Plan::nothing();
     if context.settings.cluster_cidrs.is_empty() {
         return plan;
@@ -51,7 +51,7 @@ fn reconcile(view: &View, _: &ObjectKey, context: &Context<'_, Settings>) -> Pla
             let name = node.metadata.name.as_deref().unwrap_or_default();
             let message = format!("Node {name} status is now: CIDRNotAvailable");
             plan.push(Action::Event(Note::normal(node, "CIDRNotAvailable", message).from("cidrAllocator")));
-            plan.revisit_after(context.now, RETRY);
+            plan.requeue_after(context.now, RETRY);
             continue;
         };
         let texts: Vec<String> = networks.iter().map(IpNet::to_string).collect();
@@ -61,7 +61,7 @@ fn reconcile(view: &View, _: &ObjectKey, context: &Context<'_, Settings>) -> Pla
         patches.push(Action::patch(node, patch));
     }
     if !patches.is_empty() {
-        plan.push(Action::Together(patches));
+        plan.push(Action::Concurrent(patches));
     }
     plan
 }

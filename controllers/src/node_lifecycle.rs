@@ -8,7 +8,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, Kind, Note, Plan, Pod, View, value_of};
+use machinery_client::{Action, Change, Context, Controller, Input, Kind, Note, ObjectCache, Plan, Pod, value_of};
 use serde_json::json;
 
 use crate::Settings;
@@ -40,12 +40,12 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-fn of_lease(_: &View, change: &Change) -> Vec<ObjectKey> {
+fn of_lease(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if change.key.namespace == "kube-node-lease" { vec![ObjectKey::cluster(&*change.key.name)] } else { Vec::new() }
 }
 
 /// A pod's node where the pod is new there: on a node that isn't ready no pod is.
-fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let Some(name) = change.after::<Pod>().and_then(|pod| pod.spec.as_ref()?.node_name.as_deref()) else {
         return Vec::new();
     };
@@ -63,7 +63,7 @@ fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
 /// was received, or the heartbeat in its status, whichever was later. What is older than the process counts from its
 /// start: whoever was not there to listen cannot say that a node was silent. Neither a node's clock nor a suspended
 /// machine takes part.
-fn heard_of(view: &View, node: &Node, context: &Context<'_, Settings>) -> Option<Duration> {
+fn heard_of(view: &ObjectCache, node: &Node, context: &Context<'_, Settings>) -> Option<Duration> {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let renewed = view.seen_at(&Kind::of::<Lease>(), &ObjectKey::new("kube-node-lease", name));
     let posted = condition(node, "Ready").and_then(|ready| ready.last_heartbeat_time.as_ref()).map(|at| {
@@ -76,7 +76,7 @@ fn heard_of(view: &View, node: &Node, context: &Context<'_, Settings>) -> Option
 }
 
 /// How long until the node counts as silent; none where it does already.
-fn silent_in(view: &View, node: &Node, context: &Context<'_, Settings>) -> Option<Duration> {
+fn silent_in(view: &ObjectCache, node: &Node, context: &Context<'_, Settings>) -> Option<Duration> {
     let wait = match heard_of(view, node, context) {
         Some(heard) => (heard + context.settings.node_monitor_grace).saturating_sub(context.elapsed),
         None => {
@@ -88,14 +88,14 @@ fn silent_in(view: &View, node: &Node, context: &Context<'_, Settings>) -> Optio
     (!wait.is_zero()).then_some(wait)
 }
 
-fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(node) = view.get::<Node>(key).filter(|node| node.metadata.deletion_timestamp.is_none()) else {
         return Plan::nothing();
     };
     let mut plan = Plan::nothing();
     if let Some(wait) = silent_in(view, node, context) {
         // Looked at no more often than the monitor's period.
-        plan.revisit_after(context.now, wait.max(context.settings.node_monitor_period));
+        plan.requeue_after(context.now, wait.max(context.settings.node_monitor_period));
     } else if let Some(conditions) = unheard(node, context.now) {
         let status = json!({"status": {"conditions": value_of(&conditions)}, "metadata": {"uid": node.metadata.uid, "resourceVersion": node.metadata.resource_version}});
         let mut patch = Action::patch(node, status);
@@ -147,7 +147,7 @@ fn unheard(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>> {
 }
 
 /// The taints that a node should have; `None` where it has them.
-fn taints(view: &View, node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
+fn taints(view: &ObjectCache, node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
     let before = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
     let is = |kind: &str, status: &str| condition(node, kind).is_some_and(|condition| condition.status == status);
     let mut wanted: Vec<(&str, &str)> = BY_CONDITION
@@ -190,7 +190,7 @@ fn taints(view: &View, node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
 
 /// Pods of a node that isn't ready aren't ready either. Written at the version that was read: what the node itself has
 /// said meanwhile is newer than what is known here.
-fn mark_pods(view: &View, node: &str, now: Timestamp) -> Vec<Action> {
+fn mark_pods(view: &ObjectCache, node: &str, now: Timestamp) -> Vec<Action> {
     let on_node =
         view.all::<Pod>().filter(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node));
     let marked = on_node.filter(|pod| pods::is_ready(pod)).map(|pod| {

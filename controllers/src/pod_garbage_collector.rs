@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PodCondition};
 use machinery_api::ObjectKey;
 use machinery_client::request::PatchType;
-use machinery_client::{Action, Change, Context, Controller, Input, Kind, Plan, Pod, View, key_of, value_of};
+use machinery_client::{Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, key_of, value_of};
 use serde_json::json;
 
 use crate::Settings;
@@ -28,7 +28,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let Some(pod) = change.after::<Pod>() else { return Vec::new() };
     let mut keys = Vec::new();
     if pods::is_terminal(pod) && change.before::<Pod>().is_none_or(|before| !pods::is_terminal(before)) {
@@ -42,7 +42,7 @@ fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
 }
 
 /// The pods of a node that is gone or out of service.
-fn of_node(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let matters = change.after::<Node>().is_none_or(is_out_of_service);
     if !matters {
         return Vec::new();
@@ -61,7 +61,7 @@ fn is_out_of_service(node: &Node) -> bool {
     !ready && taints.any(|t| t.key == OUT_OF_SERVICE)
 }
 
-fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     if key.name.is_empty() {
         return too_many(view, context);
     }
@@ -80,7 +80,7 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
         let Some(deleted_at) = deleted_at else { return Plan::nothing() };
         let due = after(Some(deleted_at), UNSCHEDULED_GRACE);
         if due > context.now {
-            return Plan { actions: Vec::new(), revisit_at: Some(due) };
+            return Plan { actions: Vec::new(), requeue_at: Some(due) };
         }
         return end(pod, None).into();
     };
@@ -95,7 +95,7 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
             let left = (gone_at.unwrap_or_default() + QUARANTINE).saturating_sub(context.elapsed);
             if left > Duration::ZERO {
                 let mut plan = Plan::nothing();
-                plan.revisit_after(context.now, left);
+                plan.requeue_after(context.now, left);
                 return plan;
             }
             let mut actions = vec![Action::ExpectGone { kind: Kind::of::<Node>(), key: node_key, uid: None }];
@@ -142,7 +142,7 @@ fn end(pod: &Pod, condition: Option<PodCondition>) -> Vec<Action> {
 }
 
 /// The oldest of those that have ended, beyond the number that is kept.
-fn too_many(view: &View, context: &Context<'_, Settings>) -> Plan {
+fn too_many(view: &ObjectCache, context: &Context<'_, Settings>) -> Plan {
     let limit = context.settings.terminated_pods_max;
     if limit == 0 {
         return Plan::nothing();
@@ -156,7 +156,7 @@ fn too_many(view: &View, context: &Context<'_, Settings>) -> Plan {
     let evicted = |pod: &Pod| pod.status.as_ref().and_then(|s| s.reason.as_deref()) == Some("Evicted");
     let created = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
     ended.sort_by_key(|pod| (!evicted(pod), created(pod), pod.metadata.name.clone()));
-    vec![Action::Together(ended.iter().take(surplus).flat_map(|pod| end(pod, None)).collect())].into()
+    vec![Action::Concurrent(ended.iter().take(surplus).flat_map(|pod| end(pod, None)).collect())].into()
 }
 
 #[cfg(test)]
@@ -198,7 +198,7 @@ mod tests {
         node_gone(&mut simulation);
         let plan = after(&mut simulation, 101);
         assert!(plan.actions.is_empty(), "{plan:?}");
-        assert_eq!(plan.revisit_at, Some(start().saturating_add(Duration::from_secs(140)).unwrap()));
+        assert_eq!(plan.requeue_at, Some(start().saturating_add(Duration::from_secs(140)).unwrap()));
         assert!(after(&mut simulation, 139).actions.is_empty());
         let plan = after(&mut simulation, 140);
         let [Action::ExpectGone { .. }, Action::Patch { patch, .. }, Action::Delete { grace_seconds, .. }] =

@@ -9,7 +9,7 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{contains, selects};
 use machinery_client::{
-    Action, Change, Context, Controller, Input, Note, Plan, Pod, View, controlled_by, controller_of,
+    Action, Change, Context, Controller, Input, Note, ObjectCache, Plan, Pod, controlled_by, controller_of,
 };
 
 use crate::Settings;
@@ -30,7 +30,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 };
 
 /// The ReplicaSets that own the pod or did; those that might adopt it where nobody owns it.
-fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let namespace = &change.key.namespace;
     let mut keys: Vec<ObjectKey> = change
         .states()
@@ -52,7 +52,7 @@ fn chooses(set: &ReplicaSet, pod: &Pod) -> bool {
     set.spec.as_ref().is_some_and(|spec| selects(&spec.selector, pod.metadata.labels.as_ref()))
 }
 
-fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(set) = view.get::<ReplicaSet>(key) else { return Plan::nothing() };
     let Some(spec) = &set.spec else { return Plan::nothing() };
     let uid = set.metadata.uid.as_deref().unwrap_or_default();
@@ -97,7 +97,7 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
     let first = set.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0) == 0;
     if first && active.len() < wanted && !going {
         // There may be pods to adopt that were made just before.
-        plan.push(pods::expect_known::<Pod>(view, &key.namespace, &spec.selector));
+        plan.push(pods::require_fresh_cache::<Pod>(view, &key.namespace, &spec.selector));
     }
     plan.actions.extend(scaling);
     let min_ready = spec.min_ready_seconds.unwrap_or(0);
@@ -107,7 +107,7 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
 }
 
 /// Makes or deletes what is too few or too many.
-fn scale(view: &View, set: &ReplicaSet, active: &[&Pod], wanted: usize, now: Timestamp) -> Option<Action> {
+fn scale(view: &ObjectCache, set: &ReplicaSet, active: &[&Pod], wanted: usize, now: Timestamp) -> Option<Action> {
     let spec = set.spec.as_ref()?;
     match active.len().cmp(&wanted) {
         Ordering::Equal => None,
@@ -131,13 +131,13 @@ fn scale(view: &View, set: &ReplicaSet, active: &[&Pod], wanted: usize, now: Tim
                     Some(Note::warning(set, "FailedDelete", "Error deleting: {error}")),
                 )
             };
-            Some(Action::Together(first_to_go(view, set, active, now).iter().take(surplus).map(delete).collect()))
+            Some(Action::Concurrent(first_to_go(view, set, active, now).iter().take(surplus).map(delete).collect()))
         }
     }
 }
 
 /// The pods in the order in which they are given up.
-fn first_to_go<'a>(view: &View, set: &ReplicaSet, active: &[&'a Pod], now: Timestamp) -> Vec<&'a Pod> {
+fn first_to_go<'a>(view: &ObjectCache, set: &ReplicaSet, active: &[&'a Pod], now: Timestamp) -> Vec<&'a Pod> {
     // Neighbours: active pods of all sets of the same controller, on one node.
     let siblings: Vec<&ReplicaSet> = match controller_of(&set.metadata) {
         Some(owner) => view.controlled::<ReplicaSet>(&owner.uid).collect(),

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, Plan, View};
+use machinery_client::{Action, Change, Context, Controller, Input, ObjectCache, Plan};
 
 use crate::Settings;
 
@@ -30,11 +30,11 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-fn its_namespace(_: &View, change: &Change) -> Vec<ObjectKey> {
+fn its_namespace(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if change.key.name == NAME { vec![ObjectKey::cluster(&*change.key.namespace)] } else { Vec::new() }
 }
 
-fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(namespace) = view.get::<Namespace>(key) else { return Plan::nothing() };
     if namespace.metadata.deletion_timestamp.is_some() || context.settings.root_ca_pem.is_empty() {
         return Plan::nothing();

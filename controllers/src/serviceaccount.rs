@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, Plan, View};
+use machinery_client::{Action, Change, Context, Controller, Input, ObjectCache, Plan};
 
 use crate::Settings;
 
@@ -18,7 +18,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 };
 
 /// The namespace of an object that is gone.
-fn its_namespace(_: &View, change: &Change) -> Vec<ObjectKey> {
+fn its_namespace(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if change.new.is_none() && change.key.name == "default" {
         vec![ObjectKey::cluster(&*change.key.namespace)]
     } else {
@@ -26,7 +26,7 @@ fn its_namespace(_: &View, change: &Change) -> Vec<ObjectKey> {
     }
 }
 
-fn reconcile(view: &View, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
     let Some(namespace) = view.get::<Namespace>(key) else { return Plan::nothing() };
     if namespace.metadata.deletion_timestamp.is_some() {
         return Plan::nothing();

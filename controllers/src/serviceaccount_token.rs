@@ -5,7 +5,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, Kind, Plan, View, key_of};
+use machinery_client::{Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, key_of};
 use serde_json::json;
 
 use crate::Settings;
@@ -24,11 +24,11 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-fn own_key_of_token(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn own_key_of_token(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if change.after().is_some_and(is_token) { own_key(view, change) } else { Vec::new() }
 }
 
-fn its_tokens(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn its_tokens(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let of_account = |s: &&Secret| is_token(s) && annotation(s, ACCOUNT_NAME) == Some(&*change.key.name);
     view.list::<Secret>(&change.key.namespace).filter(of_account).map(|s| key_of(&s.metadata)).collect()
 }
@@ -41,7 +41,7 @@ fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> {
     secret.metadata.annotations.as_ref()?.get(name).map(String::as_str).filter(|text| !text.is_empty())
 }
 
-fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(secret) = view.get::<Secret>(key).filter(|s| is_token(s)) else { return Plan::nothing() };
     let Some(name) = annotation(secret, ACCOUNT_NAME) else { return Plan::nothing() };
     if secret.metadata.deletion_timestamp.is_some() {

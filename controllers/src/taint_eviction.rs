@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PodCondition, Taint, Toleration};
 use machinery_api::{ObjectKey, placement};
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, Note, Plan, Pod, View, key_of, value_of};
+use machinery_client::{Action, Change, Context, Controller, Input, Note, ObjectCache, Plan, Pod, key_of, value_of};
 use serde_json::json;
 
 use crate::Settings;
@@ -31,7 +31,7 @@ fn evicting(node: &Node) -> Vec<&Taint> {
 }
 
 /// The pods of a node whose NoExecute taints have changed.
-fn of_node(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let taints = |node: Option<&Node>| {
         node.map(|node| evicting(node).into_iter().cloned().collect::<Vec<_>>()).unwrap_or_default()
     };
@@ -41,7 +41,7 @@ fn of_node(view: &View, change: &Change) -> Vec<ObjectKey> {
     view.on_node(&change.key.name).map(|pod| key_of(&pod.metadata)).collect()
 }
 
-fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(pod) = view.get::<Pod>(key).filter(|pod| pods::is_active(pod)) else { return Plan::nothing() };
     let Some(node) = node_of(pod).and_then(|name| view.get::<Node>(&ObjectKey::cluster(name))) else {
         return Plan::nothing();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::batch::v1::Job;
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Context, Controller, Input, Plan, Propagation, View};
+use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan, Propagation};
 
 use crate::Settings;
 use crate::job::finished_at;
@@ -18,7 +18,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(job) = view.get::<Job>(key).filter(|job| job.metadata.deletion_timestamp.is_none()) else {
         return Plan::nothing();
     };

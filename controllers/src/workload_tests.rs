@@ -50,7 +50,7 @@ fn deleted(plan: &Plan) -> Vec<&str> {
     fn names(action: &Action) -> Vec<&str> {
         match action {
             Action::Delete { key, .. } => vec![key.name.as_str()],
-            Action::Together(actions) => actions.iter().flat_map(names).collect(),
+            Action::Concurrent(actions) => actions.iter().flat_map(names).collect(),
             Action::Reporting { tried, .. } => names(tried),
             _ => Vec::new(),
         }
@@ -96,7 +96,8 @@ fn pods_are_given_up_in_upstreams_order() {
 fn missing_pods_are_made_slowly_and_a_failure_shows_in_the_status() {
     let mut simulation = crate::simulation(start(), [set(3)]);
     let plan = decide("replicaset-controller", &simulation, &key("web"));
-    let [Action::ExpectKnown { .. }, Action::Reporting { tried, otherwise, message_at }] = plan.actions.as_slice()
+    let [Action::RequireFreshCache { .. }, Action::Reporting { tried, otherwise, message_at }] =
+        plan.actions.as_slice()
     else {
         panic!("{:?}", plan.actions)
     };
@@ -152,7 +153,7 @@ fn a_pod_counts_as_available_once_it_has_been_ready_for_long_enough() {
     let mut simulation = crate::simulation(start(), [set, pod("p", &json!({}))]);
     let plan = decide("replicaset-controller", &simulation, &key("web"));
     let due: Timestamp = "2026-01-01T00:00:10Z".parse().unwrap();
-    assert_eq!(plan.revisit_at, Some(due));
+    assert_eq!(plan.requeue_at, Some(due));
     let available =
         |s: &Simulation| s.view.get::<ReplicaSet>(&key("web")).unwrap().status.clone().unwrap().available_replicas;
     simulation.apply(plan);

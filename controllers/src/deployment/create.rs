@@ -31,7 +31,7 @@ pub(super) fn create(rollout: &mut Rollout<'_>) -> bool {
     if deployment.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0) == 0 {
         // There may be one to adopt that was made just before.
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
-        rollout.plan.push(pods::expect_known::<ReplicaSet>(rollout.view, namespace, &spec.selector));
+        rollout.plan.push(pods::require_fresh_cache::<ReplicaSet>(rollout.view, namespace, &spec.selector));
     }
     let message = format!("Failed to create new replica set {set_name:?}: {{error}}");
     let scaled =

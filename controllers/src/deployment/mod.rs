@@ -18,7 +18,7 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{is_everything, selects};
 use machinery_client::{
-    Action, Change, Context, Controller, Input, Note, Plan, Pod, View, controlled_by, controller_of, key_of,
+    Action, Change, Context, Controller, Input, Note, ObjectCache, Plan, Pod, controlled_by, controller_of, key_of,
 };
 
 use crate::Settings;
@@ -37,7 +37,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 };
 
 /// The Deployments that own the set or did; those that might adopt it where nobody owns it.
-fn of_replica_set(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn of_replica_set(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let namespace = &change.key.namespace;
     let mut keys: Vec<ObjectKey> = change
         .states()
@@ -56,7 +56,7 @@ fn of_replica_set(view: &View, change: &Change) -> Vec<ObjectKey> {
 }
 
 /// A Deployment that recreates waits for its last old pod.
-fn of_ended_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn of_ended_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     if change.after::<Pod>().is_some_and(|pod| !pods::is_terminal(pod)) {
         return Vec::new();
     }
@@ -102,7 +102,7 @@ fn name(set: &ReplicaSet) -> &str {
 
 /// A Deployment's sets, as copies that are to be written where they differ from the view.
 struct Rollout<'a> {
-    view: &'a View,
+    view: &'a ObjectCache,
     deployment: &'a Deployment,
     /// The set of the present template.
     new: Option<ReplicaSet>,
@@ -179,7 +179,7 @@ impl Rollout<'_> {
     }
 }
 
-fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(deployment) = view.get::<Deployment>(key) else { return Plan::nothing() };
     let Some(spec) = &deployment.spec else { return Plan::nothing() };
     let status = deployment.status.clone().unwrap_or_default();
@@ -253,7 +253,7 @@ fn selecting_all(deployment: &Deployment, mut status: DeploymentStatus) -> Plan 
 }
 
 /// Adopts the sets that match and nobody owns, and releases those that no longer match.
-fn claim(view: &View, deployment: &Deployment, key: &ObjectKey) -> Vec<Action> {
+fn claim(view: &ObjectCache, deployment: &Deployment, key: &ObjectKey) -> Vec<Action> {
     let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
     let strange = view.controlled::<ReplicaSet>(uid).filter(|set| !chooses(deployment, set)).map(pods::release);
     let orphans = view

@@ -206,7 +206,7 @@ fn a_rollout_without_progress_times_out() {
         pass_set(&mut simulation, 0);
     }
     let plan = decide("deployment-controller", &simulation, &key());
-    assert_eq!(plan.revisit_at, Some("2026-01-01T00:10:00Z".parse().unwrap()));
+    assert_eq!(plan.requeue_at, Some("2026-01-01T00:10:00Z".parse().unwrap()));
     simulation.now = "2026-01-01T00:10:01Z".parse().unwrap();
     pass(&mut simulation, "deployment-controller", &key());
     let status = simulation.view.get::<Deployment>(&key()).unwrap().status.clone().unwrap();

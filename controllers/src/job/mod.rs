@@ -19,7 +19,7 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::selects;
 use machinery_client::{
-    Action, Change, Context, Controller, Input, Note, Plan, Pod, View, controlled_by, controller_of, value_of,
+    Action, Change, Context, Controller, Input, Note, ObjectCache, Plan, Pod, controlled_by, controller_of, value_of,
 };
 use serde_json::json;
 
@@ -53,7 +53,7 @@ fn conditions(job: &Job) -> &[JobCondition] {
 }
 
 /// The Jobs that own the pod or did; those that might adopt it where nobody owns it.
-fn of_pod(view: &View, change: &Change) -> Vec<ObjectKey> {
+fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let namespace = &change.key.namespace;
     let owners = change.states().filter_map(controller_of).filter(|owner| owner.kind == "Job");
     let mut keys: Vec<ObjectKey> = owners.map(|owner| ObjectKey::new(&**namespace, &*owner.name)).collect();
@@ -83,7 +83,7 @@ fn untrack(pod: &Pod) -> Action {
     Action::patch(pod, patch)
 }
 
-fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(job) = view.get::<Job>(key) else { return let_go(view, key) };
     let Some(spec) = &job.spec else { return Plan::nothing() };
     if spec.managed_by.as_deref().is_some_and(|name| name != OUR_NAME) {
@@ -112,7 +112,7 @@ fn reconcile(view: &View, key: &ObjectKey, context: &Context<'_, Settings>) -> P
 }
 
 /// Pods of a Job that is gone: nothing keeps them.
-fn let_go(view: &View, key: &ObjectKey) -> Plan {
+fn let_go(view: &ObjectCache, key: &ObjectKey) -> Plan {
     let left = view.list::<Pod>(&key.namespace).filter(|pod| is_tracked(pod)).filter(|pod| {
         match controller_of(&pod.metadata) {
             Some(owner) => owner.kind == "Job" && owner.name == key.name,
@@ -126,7 +126,7 @@ fn let_go(view: &View, key: &ObjectKey) -> Plan {
 }
 
 fn together(actions: Vec<Action>) -> Plan {
-    if actions.is_empty() { Plan::nothing() } else { vec![Action::Together(actions)].into() }
+    if actions.is_empty() { Plan::nothing() } else { vec![Action::Concurrent(actions)].into() }
 }
 
 fn adopt(job: &Job, pod: &Pod) -> Action {
@@ -174,7 +174,7 @@ fn decide(job: &Job, spec: &JobSpec, tally: &Tally<'_>, now: Timestamp) -> Plan 
     let counted: Vec<Action> =
         tally.to_untrack(ending.is_some() || job.metadata.deletion_timestamp.is_some()).map(untrack).collect();
     if !counted.is_empty() {
-        plan.push(Action::Together(counted));
+        plan.push(Action::Concurrent(counted));
     }
     plan.actions.extend(work);
     plan
@@ -215,7 +215,7 @@ fn ending(
         }
         plan.revisit(due);
     } else if let (Some(seconds), None, false) = (spec.active_deadline_seconds, started, suspended) {
-        plan.revisit_after(now, Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
+        plan.requeue_after(now, Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
     }
     if let (Some(max), Some(failed)) = (spec.max_failed_indexes, &tally.failed_indexes)
         && failed.len() > max
@@ -279,7 +279,7 @@ fn manage(
         // They are not failures: their finalizer goes first, so that their end isn't counted.
         let untracked = surplus.iter().filter(|pod| is_tracked(pod)).map(|pod| untrack(pod)).collect();
         let deleted = surplus.iter().take(BURST_PODS).map(|pod| delete(job, pod)).collect();
-        return vec![Action::Together(untracked), Action::Together(deleted)];
+        return vec![Action::Concurrent(untracked), Action::Concurrent(deleted)];
     }
     let replaces_failed_only = spec.pod_replacement_policy.as_deref() == Some("Failed");
     let occupied = if replaces_failed_only { tally.terminating.len() } else { 0 };

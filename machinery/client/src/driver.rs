@@ -14,15 +14,15 @@ use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::{Change, ObjectCache};
 use crate::events::Recorder;
+use crate::executor::Executor;
 use crate::informer::{Informer, Listener};
 use crate::metrics::Metrics;
 use crate::object::{Decode, Kind, Typed, decode};
 use crate::pending::PendingWrite;
-use crate::perform::Performer;
 use crate::plan::{Failure, Plan};
-use crate::queue::Queue;
-use crate::view::{Change, View};
+use crate::queue::WorkQueue;
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 
@@ -38,14 +38,14 @@ const HOLD_MAX: Duration = Duration::from_secs(300);
 pub struct Context<'a, S> {
     /// The time.
     pub now: Timestamp,
-    /// The monotonic time on whose scale [`View::seen_at`] is.
+    /// The monotonic time on whose scale [`ObjectCache::seen_at`] is.
     pub elapsed: Duration,
     /// The controllers' settings.
     pub settings: &'a S,
 }
 
 /// Which keys a change concerns.
-pub type Keys = fn(&View, &Change) -> Vec<ObjectKey>;
+pub type Keys = fn(&ObjectCache, &Change) -> Vec<ObjectKey>;
 
 /// One kind of objects that a controller looks at.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +78,7 @@ impl Input {
     }
 
     /// Objects of one type that can be listed and not watched, such as metrics: asked for at an interval. Controllers
-    /// start without them; how old they are says [`View::replaced_at`].
+    /// start without them; how old they are says [`ObjectCache::replaced_at`].
     #[must_use]
     pub const fn polled<K: Typed>(every: Duration, keys: Keys) -> Self {
         Self { every: Some(every), ..Self::of::<K>(keys) }
@@ -104,7 +104,7 @@ impl Input {
 
     /// The keys that a change concerns, if it is of this input's kind.
     #[must_use]
-    pub fn keys(&self, view: &View, change: &Change) -> Vec<ObjectKey> {
+    pub fn keys(&self, view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
         match self.held {
             Some(held) if (held.kind)() != change.kind => Vec::new(),
             _ => (self.keys)(view, change),
@@ -114,7 +114,7 @@ impl Input {
 
 /// The key of the changed object itself: what most controllers want of their own kind.
 #[must_use]
-pub fn own_key(_: &View, change: &Change) -> Vec<ObjectKey> {
+pub fn own_key(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     vec![(*change.key).clone()]
 }
 
@@ -130,14 +130,14 @@ pub struct Controller<S: 'static> {
     /// What it looks at.
     pub inputs: &'static [Input],
     /// The decision: pure.
-    pub reconcile: fn(&View, &ObjectKey, &Context<'_, S>) -> Plan,
+    pub reconcile: fn(&ObjectCache, &ObjectKey, &Context<'_, S>) -> Plan,
 }
 
 /// Gives the client that acts in the name of a service account of `kube-system`.
 pub type Clients = Arc<dyn Fn(&'static str) -> Client + Send + Sync>;
 
 /// What the driver works with.
-pub struct Parts<S> {
+pub struct DriverDeps<S> {
     /// Gives the client that acts as a service account of `kube-system`.
     pub clients: Clients,
     /// The view; its inputs are watched from the start of the driver on.
@@ -150,17 +150,17 @@ pub struct Parts<S> {
     pub settings: Arc<S>,
 }
 
-impl<S> std::fmt::Debug for Parts<S> {
+impl<S> std::fmt::Debug for DriverDeps<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parts").finish_non_exhaustive()
+        f.debug_struct("DriverDeps").finish_non_exhaustive()
     }
 }
 
 /// One controller at work.
 struct Running<S: 'static> {
     row: &'static Controller<S>,
-    queue: Queue,
-    performer: Performer,
+    queue: WorkQueue,
+    executor: Executor,
     informer: Arc<Informer>,
     env: Env,
     metrics: Metrics,
@@ -170,7 +170,7 @@ struct Running<S: 'static> {
 /// Runs controllers until `stop`.
 pub async fn run<S: Send + Sync + 'static>(
     controllers: impl IntoIterator<Item = &'static Controller<S>>,
-    parts: Parts<S>,
+    parts: DriverDeps<S>,
     stop: CancellationToken,
 ) {
     let mut tasks = JoinSet::new();
@@ -182,8 +182,8 @@ pub async fn run<S: Send + Sync + 'static>(
             let recorder = Recorder::start(client.clone(), parts.env.clone(), row.name, &stop);
             Arc::new(Running {
                 row,
-                queue: Queue::new(parts.env.clone()),
-                performer: Performer { api: client.into(), recorder },
+                queue: WorkQueue::new(parts.env.clone()),
+                executor: Executor { api: client.into(), recorder },
                 informer: parts.informer.clone(),
                 env: parts.env.clone(),
                 metrics: parts.metrics.clone(),
@@ -201,8 +201,9 @@ pub async fn run<S: Send + Sync + 'static>(
         () = parts.informer.synced() => {}
     }
     for running in &all {
-        let hear = running.clone();
-        let listener: Arc<Listener> = Arc::new(move |view: &View, change: &Change| hear.hear(view, change));
+        let listening = running.clone();
+        let listener: Arc<Listener> =
+            Arc::new(move |view: &ObjectCache, change: &Change| listening.on_change(view, change));
         parts.informer.listen(&listener);
         listeners.push(listener);
         for _ in 0..running.row.workers.max(1) {
@@ -222,7 +223,7 @@ pub async fn run<S: Send + Sync + 'static>(
             tokio::time::sleep(FULL_PASS_INTERVAL).await;
             for kind in parts.informer.read(|view| view.kinds().cloned().collect::<Vec<_>>()) {
                 repair(&parts.informer, &kind, |view, change| {
-                    all.iter().for_each(|running| running.hear(view, change));
+                    all.iter().for_each(|running| running.on_change(view, change));
                 })
                 .await;
             }
@@ -239,7 +240,7 @@ pub async fn run<S: Send + Sync + 'static>(
 }
 
 /// Looks at all objects of a kind again, in pieces: between two of them others get at the view.
-async fn repair(informer: &Informer, kind: &Kind, look: impl Fn(&View, &Change)) {
+async fn repair(informer: &Informer, kind: &Kind, look: impl Fn(&ObjectCache, &Change)) {
     let mut after: Option<Arc<ObjectKey>> = None;
     loop {
         let last = informer.read(|view| {
@@ -254,7 +255,7 @@ async fn repair(informer: &Informer, kind: &Kind, look: impl Fn(&View, &Change))
 }
 
 impl<S: Send + Sync + 'static> Running<S> {
-    fn hear(&self, view: &View, change: &Change) {
+    fn on_change(&self, view: &ObjectCache, change: &Change) {
         for input in self.row.inputs {
             for key in input.keys(view, change) {
                 if self.queue.add(key) {
@@ -270,16 +271,16 @@ impl<S: Send + Sync + 'static> Running<S> {
             self.metrics.taken(self.row.name, taken.waited, self.queue.depth());
             let key = taken.key;
             let plan = self.decide(&key);
-            let revisit_at = plan.revisit_at;
+            let requeue_at = plan.requeue_at;
             if !plan.actions.is_empty() {
                 tracing::debug!(controller = self.row.name, %key, actions = ?plan.actions, "performing");
             }
-            let (wrote, result) = self.performer.perform(plan.actions).await;
-            let seen = |view: &View| wrote.iter().all(|w| w.seen(view));
+            let (wrote, result) = self.executor.perform(plan.actions).await;
+            let seen = |view: &ObjectCache| wrote.iter().all(|w| w.seen(view));
             if self.informer.read(seen) {
-                self.finish(&key, revisit_at, result);
+                self.finish(&key, requeue_at, result);
             } else {
-                tokio::spawn(self.clone().hold(key, wrote, revisit_at, result));
+                tokio::spawn(self.clone().await_cache(key, wrote, requeue_at, result));
             }
         }
     }
@@ -293,27 +294,27 @@ impl<S: Send + Sync + 'static> Running<S> {
         plan.unwrap_or_else(|_| {
             tracing::error!(controller = self.row.name, %key, "the decision panicked");
             let mut plan = Plan::nothing();
-            plan.revisit_after(now, FULL_PASS_INTERVAL);
+            plan.requeue_after(now, FULL_PASS_INTERVAL);
             plan
         })
     }
 
     /// Waits until the view shows what was written.
-    async fn hold(
+    async fn await_cache(
         self: Arc<Self>,
         key: Arc<ObjectKey>,
         wrote: Vec<PendingWrite>,
-        revisit_at: Option<Timestamp>,
+        requeue_at: Option<Timestamp>,
         result: Result<(), Failure>,
     ) {
         let shown = self.informer.shown(&wrote);
         if tokio::time::timeout(HOLD_MAX, shown).await.is_err() {
             tracing::warn!(controller = self.row.name, %key, "the view does not show what was written");
         }
-        self.finish(&key, revisit_at, result);
+        self.finish(&key, requeue_at, result);
     }
 
-    fn finish(&self, key: &Arc<ObjectKey>, revisit_at: Option<Timestamp>, result: Result<(), Failure>) {
+    fn finish(&self, key: &Arc<ObjectKey>, requeue_at: Option<Timestamp>, result: Result<(), Failure>) {
         match result {
             Ok(()) => self.queue.forget(key),
             Err(failure) => {
@@ -323,10 +324,10 @@ impl<S: Send + Sync + 'static> Running<S> {
                     tracing::info!(controller = self.row.name, %key, %failure, "trying again");
                 }
                 self.metrics.retried(self.row.name);
-                self.queue.add_failed(key.clone());
+                self.queue.add_rate_limited(key.clone());
             }
         }
-        if let Some(at) = revisit_at {
+        if let Some(at) = requeue_at {
             let wait = self.env.now().until(at).ok().and_then(|span| Duration::try_from(span).ok());
             self.queue.add_after(key.clone(), wait.unwrap_or_default());
         }

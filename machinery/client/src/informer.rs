@@ -1,4 +1,4 @@
-//! Keeps one [`View`] in step with the server: one watch per kind, shared by all roles of a process.
+//! Keeps one [`ObjectCache`] in step with the server: one watch per kind, shared by all roles of a process.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -9,15 +9,15 @@ use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::{Change, ObjectCache};
 use crate::discovery;
 use crate::object::{Kind, Typed, key_of, version_of};
 use crate::pending::{PendingWrite, Waiters};
 use crate::reflector::{Reflector, ReflectorEvent};
-use crate::view::{Change, View};
 use machinery_env::Env;
 
 /// Called with each change and the view that it led to, under the view's lock: quick, and never asking the informer.
-pub type Listener = dyn Fn(&View, &Change) + Send + Sync;
+pub type Listener = dyn Fn(&ObjectCache, &Change) + Send + Sync;
 
 /// How often the served kinds are asked for, where everything is watched (as upstream's garbage collector does).
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(30);
@@ -36,7 +36,7 @@ pub struct Informer {
     client: Client,
     env: Env,
     stop: CancellationToken,
-    view: RwLock<View>,
+    view: RwLock<ObjectCache>,
     listeners: Mutex<Vec<Weak<Listener>>>,
     followers: Mutex<BTreeMap<Kind, Follower>>,
     /// Counts the view's changes: who waits for one looks again.
@@ -85,7 +85,7 @@ impl Informer {
         self.start(Kind::of::<K>(), Some(std::any::type_name::<K>()), None, reflector);
     }
 
-    /// Asks for all objects of a kind that can't be watched, at an interval; see [`View::replaced_at`].
+    /// Asks for all objects of a kind that can't be watched, at an interval; see [`ObjectCache::replaced_at`].
     ///
     /// # Panics
     /// As [`Informer::watch`].
@@ -197,12 +197,12 @@ impl Informer {
     }
 
     /// Looks at the view. Keep it short: the view stands still meanwhile.
-    pub fn read<R>(&self, look: impl FnOnce(&View) -> R) -> R {
+    pub fn read<R>(&self, look: impl FnOnce(&ObjectCache) -> R) -> R {
         look(&self.view.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until the view is as wanted.
-    pub async fn until(&self, wanted: impl Fn(&View) -> bool) {
+    pub async fn until(&self, wanted: impl Fn(&ObjectCache) -> bool) {
         let mut progress = self.progress.subscribe();
         loop {
             progress.mark_unchanged();
@@ -239,7 +239,7 @@ impl Informer {
     }
 
     /// Changes the view and tells the listeners.
-    fn change(&self, kind: &Kind, act: impl FnOnce(&mut View) -> Vec<Change>) {
+    fn change(&self, kind: &Kind, act: impl FnOnce(&mut ObjectCache) -> Vec<Change>) {
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         view.set_elapsed(self.env.elapsed());
         let changes = act(&mut view);
@@ -288,7 +288,7 @@ impl Informer {
 
 /// Asks for the served kinds, again and again.
 async fn discover(informer: Weak<Informer>, client: Client, stop: CancellationToken) {
-    let definitions = |view: &View| {
+    let definitions = |view: &ObjectCache| {
         view.kinds()
             .find(|k| k.plural == "customresourcedefinitions" && k.group == "apiextensions.k8s.io")
             .and_then(|k| view.seen(k))

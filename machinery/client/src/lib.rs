@@ -1,22 +1,23 @@
 //! The client kit: how a component other than the apiserver reaches the cluster, sees it and changes it.
 //!
-//! Shape: an [`Informer`] keeps a [`View`] in step with the server; a [`Controller`] row turns a key of that view into a
+//! Shape: an [`Informer`] keeps an [`ObjectCache`] in step with the server; a [`Controller`] row turns a key of that view into a
 //! [`Plan`] with a pure function; [`driver::run`] queues the keys, performs the plans, and holds a key back until the view
 //! has seen what was written for it. No decision waits, sleeps or asks the server.
 //!
 //! Absent on purpose: sockets, listeners and whatever serves (`machinery-serve`); the machine's clock (`machinery-env`).
 #![warn(missing_docs)]
 
+pub mod cache;
 mod connect;
 mod discovery;
 pub mod driver;
 pub mod election;
 pub mod events;
+mod executor;
 pub mod informer;
 pub mod metrics;
 pub mod object;
 mod pending;
-mod perform;
 pub mod plan;
 pub mod pod;
 pub mod queue;
@@ -26,8 +27,8 @@ pub mod selector;
 pub mod simulate;
 #[cfg(test)]
 mod tests;
-pub mod view;
 
+pub use cache::{Change, ObjectCache};
 pub use connect::{ClientError, from_config, from_kubeconfig, in_process};
 pub use driver::{Context, Controller, Input};
 pub use informer::Informer;
@@ -37,4 +38,3 @@ pub use object::{
 pub use plan::{Action, Failure, Note, Notes, Plan, Propagation, controlled_by, reference_to};
 pub use pod::Pod;
 pub use reflector::{Reflector, ReflectorEvent, ReflectorEvents};
-pub use view::{Change, View};

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokio::sync::oneshot;
 
+use crate::cache::{Change, ObjectCache};
 use crate::object::Kind;
-use crate::view::{Change, View};
 use machinery_api::ObjectKey;
 
 /// What was written, to be seen in the view.
@@ -20,7 +20,7 @@ pub(super) enum PendingWrite {
 
 impl PendingWrite {
     /// Whether the view shows it.
-    pub(super) fn seen(&self, view: &View) -> bool {
+    pub(super) fn seen(&self, view: &ObjectCache) -> bool {
         match self {
             Self::Version(kind, version) => view.seen(kind).is_none_or(|seen| seen >= *version),
             Self::Gone(kind, key, uid) => view
@@ -54,7 +54,7 @@ impl Waiters {
     }
 
     /// A kind changed in the view. Whoever is woken looks again; those whose receiver is gone don't matter.
-    pub(super) fn wake(&mut self, view: &View, kind: &Kind, changes: &[Change]) {
+    pub(super) fn wake(&mut self, view: &ObjectCache, kind: &Kind, changes: &[Change]) {
         if let Some(waiting) = self.by_version.get_mut(kind) {
             let later = match view.seen(kind) {
                 Some(seen) => waiting.split_off(&seen.saturating_add(1)),
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_change_wakes_those_whom_it_concerns() {
         let kind = Kind::of::<Pod>();
-        let (mut view, mut waiters) = (View::default(), Waiters::default());
+        let (mut view, mut waiters) = (ObjectCache::default(), Waiters::default());
         let mut changed = |waiters: &mut Waiters, name: &str, version: u64| {
             let changes: Vec<Change> = view.put(&kind, pod(name, version)).into_iter().collect();
             waiters.wake(&view, &kind, &changes);
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn those_who_wait_for_a_kind_that_is_forgotten_are_woken() {
         let kind = Kind::of::<Pod>();
-        let (mut view, mut waiters) = (View::default(), Waiters::default());
+        let (mut view, mut waiters) = (ObjectCache::default(), Waiters::default());
         view.open(&kind);
         let mut waiting = waiters.register(&PendingWrite::Version(kind.clone(), 9));
         view.close(&kind);

@@ -18,7 +18,7 @@ pub struct Plan {
     /// What to do, in order.
     pub actions: Vec<Action>,
     /// When to look at the key again even if nothing changes.
-    pub revisit_at: Option<Timestamp>,
+    pub requeue_at: Option<Timestamp>,
 }
 
 impl Plan {
@@ -35,18 +35,18 @@ impl Plan {
 
     /// Asks to be called again at `at`; the earliest such wish holds.
     pub fn revisit(&mut self, at: Timestamp) {
-        self.revisit_at = Some(self.revisit_at.map_or(at, |known| known.min(at)));
+        self.requeue_at = Some(self.requeue_at.map_or(at, |known| known.min(at)));
     }
 
     /// Asks to be called again after `wait`.
-    pub fn revisit_after(&mut self, now: Timestamp, wait: Duration) {
+    pub fn requeue_after(&mut self, now: Timestamp, wait: Duration) {
         self.revisit(now.saturating_add(wait).unwrap_or(Timestamp::MAX));
     }
 }
 
 impl From<Vec<Action>> for Plan {
     fn from(actions: Vec<Action>) -> Self {
-        Self { actions, revisit_at: None }
+        Self { actions, requeue_at: None }
     }
 }
 
@@ -150,7 +150,7 @@ pub enum Action {
     },
     /// Asks the server, not the view, which objects a selector chooses, and fails if there is one that isn't known. What
     /// was written just before an object (pods that a new ReplicaSet shall adopt) comes over another watch, and later.
-    ExpectKnown {
+    RequireFreshCache {
         /// The kind.
         kind: Kind,
         /// The namespace.
@@ -177,7 +177,7 @@ pub enum Action {
     /// fails for a common reason (a quota) is not tried hundreds of times.
     SlowStart(Vec<Action>),
     /// Independent actions, all at once.
-    Together(Vec<Action>),
+    Concurrent(Vec<Action>),
     /// An action, and what a status says where it fails: that is written in the failing pass itself, where the error is
     /// at hand, so that the next one needs no memory of it. The pass fails all the same.
     Reporting {

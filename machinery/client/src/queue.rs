@@ -88,7 +88,7 @@ impl State {
 /// What was taken from the queue.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// The key to work on; [`Queue::done`] must follow.
+    /// The key to work on; [`WorkQueue::done`] must follow.
     pub key: Arc<ObjectKey>,
     /// How long it waited.
     pub waited: Duration,
@@ -96,13 +96,13 @@ pub struct Taken {
 
 /// A keyed queue.
 #[derive(Debug)]
-pub struct Queue {
+pub struct WorkQueue {
     state: Mutex<State>,
     wake: Notify,
     env: Env,
 }
 
-impl Queue {
+impl WorkQueue {
     /// An empty queue.
     #[must_use]
     pub fn new(env: Env) -> Self {
@@ -129,7 +129,7 @@ impl Queue {
     }
 
     /// Adds a key that failed, after its back-off.
-    pub fn add_failed(&self, key: Arc<ObjectKey>) {
+    pub fn add_rate_limited(&self, key: Arc<ObjectKey>) {
         let wait = self.state().back_off(&key);
         self.add_after(key, wait);
     }
@@ -227,7 +227,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_workers_are_woken() {
-        let queue = Arc::new(Queue::new(Env::real()));
+        let queue = Arc::new(WorkQueue::new(Env::real()));
         let workers: Vec<_> = (0..3)
             .map(|_| {
                 let queue = queue.clone();

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::driver::{self, own_key};
 use crate::in_process;
 use crate::metrics::Metrics;
-use crate::{Action, Context, Controller, Informer, Input, Kind, Plan, Reflector, ReflectorEvent, View};
+use crate::{Action, Context, Controller, Informer, Input, Kind, ObjectCache, Plan, Reflector, ReflectorEvent};
 use machinery_api::ObjectKey;
 use machinery_env::{Env, TokioClock};
 
@@ -100,7 +100,7 @@ fn bookmark(version: u64, ends: bool) -> Value {
     )
 }
 
-fn names(view: &View) -> Vec<String> {
+fn names(view: &ObjectCache) -> Vec<String> {
     view.all::<ConfigMap>().filter_map(|c| c.metadata.name.clone()).collect()
 }
 
@@ -176,7 +176,7 @@ async fn a_404_of_a_kind_says_nothing_of_its_objects() {
     let (env, _) = TokioClock::env(1);
     let informer = Informer::new(script.client(), env, &CancellationToken::new());
     informer.watch::<ConfigMap>();
-    let synced = |view: &View| view.synced(&Kind::of::<ConfigMap>());
+    let synced = |view: &ObjectCache| view.synced(&Kind::of::<ConfigMap>());
     let asked = |n: usize| {
         let script = script.clone();
         async move {
@@ -225,7 +225,7 @@ static COPIER: Controller<()> = Controller {
 };
 
 /// Makes a Secret of the same name where there is none.
-fn copy(view: &View, key: &ObjectKey, _: &Context<'_, ()>) -> Plan {
+fn copy(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, ()>) -> Plan {
     if view.get::<ConfigMap>(key).is_none() || view.get::<Secret>(key).is_some() {
         return Plan::nothing();
     }
@@ -250,7 +250,7 @@ async fn a_key_rests_until_the_view_shows_what_was_written() {
     let client = script.client();
     let stop = CancellationToken::new();
     let informer = Informer::new(client.clone(), Env::real(), &stop);
-    let parts = driver::Parts {
+    let parts = driver::DriverDeps {
         clients: Arc::new(move |_| client.clone()),
         informer: informer.clone(),
         env: Env::real(),
@@ -316,7 +316,7 @@ async fn what_cannot_be_watched_is_asked_for_at_an_interval() {
     let stop = CancellationToken::new();
     let (env, _) = TokioClock::env(3);
     let informer = Informer::new(client.clone(), env.clone(), &stop);
-    let parts = driver::Parts {
+    let parts = driver::DriverDeps {
         clients: Arc::new(move |_| client.clone()),
         informer: informer.clone(),
         env: env.clone(),

@@ -10,17 +10,17 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::cache::ObjectCache;
 use crate::driver::{Context, Controller, Input};
 use crate::object::{Decode, Kind, decode_metadata, key_of};
 use crate::plan::{Action, Plan, Propagation};
-use crate::view::View;
 use machinery_api::ObjectKey;
 
 /// A view with a server's part played by us.
 #[derive(Debug)]
 pub struct Simulation {
     /// What the controllers see.
-    pub view: View,
+    pub view: ObjectCache,
     /// The time that is stamped on what is written.
     pub now: Timestamp,
     start: Timestamp,
@@ -41,7 +41,7 @@ impl Simulation {
     /// An empty cluster in which these kinds are watched whole: see [`held_by`].
     #[must_use]
     pub fn new(held: Vec<(Kind, Decode)>, now: Timestamp) -> Self {
-        let mut view = View::default();
+        let mut view = ObjectCache::default();
         held.iter().for_each(|(kind, _)| {
             view.replace(kind, Vec::new(), 0);
         });
@@ -129,13 +129,13 @@ impl Simulation {
                     return vec![format!("{} {key} is there", kind.resource())];
                 }
             }
-            Action::Together(actions) | Action::SlowStart(actions) => {
+            Action::Concurrent(actions) | Action::SlowStart(actions) => {
                 return actions.into_iter().flat_map(|action| self.act(action)).collect();
             }
             // Nothing that is played fails as a server's answer would.
             Action::Reporting { tried, .. } => return self.act(*tried),
             // The simulated view is never behind.
-            Action::ExpectKnown { .. } | Action::Post { .. } | Action::Event(_) => {}
+            Action::RequireFreshCache { .. } | Action::Post { .. } | Action::Event(_) => {}
         }
         Vec::new()
     }

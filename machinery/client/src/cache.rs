@@ -61,7 +61,7 @@ const GONE_REMEMBERED: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone)]
 struct Entry {
     object: Arc<dyn Object>,
-    /// When this version was received, by the reader's own monotonic clock: see [`View::seen_at`].
+    /// When this version was received, by the reader's own monotonic clock: see [`ObjectCache::seen_at`].
     seen_at: Duration,
 }
 
@@ -77,7 +77,7 @@ struct Table {
     by_uid: HashMap<Box<str>, Arc<ObjectKey>>,
     /// Pods by the node that they are bound to.
     by_node: HashMap<Box<str>, BTreeSet<Arc<ObjectKey>>>,
-    /// Nodes that went, with when that was received: see [`View::node_gone_at`].
+    /// Nodes that went, with when that was received: see [`ObjectCache::node_gone_at`].
     gone: BTreeMap<ObjectKey, Duration>,
     /// The server's version up to which this table is known to be complete.
     seen: u64,
@@ -90,7 +90,7 @@ struct Table {
 
 /// The cluster as far as it is watched.
 #[derive(Debug, Default)]
-pub struct View {
+pub struct ObjectCache {
     tables: BTreeMap<Kind, Table>,
     /// The reader's monotonic time: what is received is stamped with it.
     elapsed: Duration,
@@ -98,7 +98,7 @@ pub struct View {
     pub undiscovered: BTreeMap<String, String>,
 }
 
-impl View {
+impl ObjectCache {
     // --- reading, typed --------------------------------------------------------------------------------------------
 
     /// One object.
@@ -461,7 +461,7 @@ mod tests {
         let kind = Kind::of::<Pod>();
         let key = ObjectKey::new("a", "p");
         let seconds = Duration::from_secs;
-        let mut view = View::default();
+        let mut view = ObjectCache::default();
         view.set_elapsed(seconds(5));
         view.put(&kind, pod("p", 3, None));
         view.set_elapsed(seconds(9));
@@ -482,10 +482,10 @@ mod tests {
                 "spec": {"nodeName": node, "containers": []}});
             decode::<Pod>(&text.to_string()).unwrap()
         };
-        let mut view = View::default();
+        let mut view = ObjectCache::default();
         view.put(&kind, bound("p", 1, None));
         view.put(&kind, bound("q", 2, Some("n")));
-        let on = |view: &View| view.on_node("n").filter_map(|pod| pod.metadata.name.clone()).collect::<Vec<_>>();
+        let on = |view: &ObjectCache| view.on_node("n").filter_map(|pod| pod.metadata.name.clone()).collect::<Vec<_>>();
         assert_eq!(on(&view), ["q"]);
         view.put(&kind, bound("p", 3, Some("n")));
         assert_eq!(on(&view), ["p", "q"]);
@@ -497,7 +497,7 @@ mod tests {
     #[test]
     fn everything_comes_in_pieces() {
         let kind = Kind::of::<Pod>();
-        let mut view = View::default();
+        let mut view = ObjectCache::default();
         for (version, name) in (1..).zip(["p", "q", "r"]) {
             view.put(&kind, pod(name, version, None));
         }
@@ -510,7 +510,7 @@ mod tests {
     #[test]
     fn indexes_follow_the_objects() {
         let kind = Kind::of::<Pod>();
-        let mut view = View::default();
+        let mut view = ObjectCache::default();
         view.put(&kind, pod("p", 1, None));
         view.put(&kind, pod("q", 2, Some("o")));
         assert_eq!(view.uncontrolled::<Pod>("a").count(), 1);

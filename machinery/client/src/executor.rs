@@ -15,12 +15,12 @@ const TOGETHER_MAX: usize = 64;
 
 /// Performs plans with one client, in the name of one controller.
 #[derive(Clone)]
-pub(super) struct Performer {
+pub(super) struct Executor {
     pub(super) api: ApiClient,
     pub(super) recorder: Recorder,
 }
 
-impl Performer {
+impl Executor {
     /// Performs the actions in order. What was written is told even where a later action failed.
     pub(super) async fn perform(&self, actions: Vec<Action>) -> (Vec<PendingWrite>, Result<(), Failure>) {
         let mut wrote = Vec::new();
@@ -41,7 +41,7 @@ impl Performer {
                     self.recorder.record(note);
                     (Vec::new(), Ok(()))
                 }
-                Action::Together(actions) => self.batches(actions, TOGETHER_MAX).await,
+                Action::Concurrent(actions) => self.batches(actions, TOGETHER_MAX).await,
                 Action::SlowStart(actions) => self.batches(actions, 1).await,
                 Action::Reporting { tried, otherwise, message_at } => {
                     let (mut wrote, result) = self.one(*tried).await;
@@ -166,7 +166,7 @@ impl Performer {
                 Err(error) if names_as_gone(&error, &key) => Ok(None),
                 Err(error) => Err(Failed::of("get", &kind, &error).failure),
             },
-            Action::ExpectKnown { kind, namespace, selector, known } => {
+            Action::RequireFreshCache { kind, namespace, selector, known } => {
                 let answer = self.api.list::<Value>(&kind, &namespace, &[("labelSelector", &selector)]).await;
                 let list = unless_gone("list", &kind, answer)?.unwrap_or_default();
                 let mut uids = list["items"].as_array().into_iter().flatten().map(|item| &item["metadata"]["uid"]);
@@ -185,7 +185,7 @@ impl Performer {
                 let answer = self.api.post::<Value>(&kind, &key, subresource, &body).await;
                 unless_gone("post", &kind, answer).map(|_| None)
             }
-            Action::Event(_) | Action::Together(_) | Action::SlowStart(_) | Action::Reporting { .. } => Ok(None),
+            Action::Event(_) | Action::Concurrent(_) | Action::SlowStart(_) | Action::Reporting { .. } => Ok(None),
         }
     }
 
@@ -258,7 +258,7 @@ mod tests {
     use crate::in_process;
 
     /// Refuses creates with a code, and keeps what else is written.
-    fn refusing(code: u16, written: &Arc<Mutex<Vec<Value>>>) -> Performer {
+    fn refusing(code: u16, written: &Arc<Mutex<Vec<Value>>>) -> Executor {
         let written = written.clone();
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
             let written = written.clone();
@@ -277,7 +277,7 @@ mod tests {
         });
         let client = in_process(service, |request| request);
         let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
-        Performer { api: client.into(), recorder }
+        Executor { api: client.into(), recorder }
     }
 
     /// The failing pass itself writes why it failed: the next one has no memory of it. A conflict is only tried again.
