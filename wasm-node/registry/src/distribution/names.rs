@@ -183,7 +183,7 @@ pub fn unlink_unreferenced(store: &BlobStore, now: Timestamp, age_max: Duration)
         let _alone = store.unlinking();
         let mut named = BTreeSet::new();
         for manifest in list(&dir.join(MANIFESTS))? {
-            let bytes = store.read(&format!("sha256:{manifest}"), super::MANIFEST_BYTES_MAX as u64);
+            let bytes = store.read(&format!("sha256:{manifest}"), super::manifests::MANIFEST_BYTES_MAX as u64);
             let Some(manifest) = bytes.ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()) else {
                 // What can't be read may name anything.
                 tracing::warn!(repository = %dir.display(), manifest, "the manifest cannot be read: its repository is not collected");

@@ -11,7 +11,9 @@ use machinery_env::Env;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
+use super::manifests::{MANIFEST_BYTES_MAX, OCI_MANIFEST};
 use super::*;
+use crate::blobs::digest;
 
 const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
 const WASM_LAYER: &str = "application/wasm";
