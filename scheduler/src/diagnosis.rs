@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::node::NodeId;
-use crate::plugins::{Reasons, Refusal};
+use crate::refusal::{Reasons, Refusal};
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -16,6 +16,7 @@ pub mod node;
 pub mod plugins;
 pub mod pod;
 pub mod queue;
+pub mod refusal;
 pub mod resources;
 pub mod run;
 pub mod snapshot;

@@ -15,7 +15,6 @@ mod scheduling_gates;
 mod taint_toleration;
 mod topology_spread;
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +30,7 @@ pub use self::profile::{Profile, ProfileError};
 use crate::diagnosis::Diagnosis;
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
+pub use crate::refusal::{Reasons, Refusal};
 use crate::snapshot::{NodeChange, Snapshot};
 
 /// The best score of a node in one plugin.
@@ -55,35 +55,6 @@ pub struct Cycle<'a> {
     pub snapshot: &'a Snapshot,
     /// How resources are scored.
     pub packing: Packing,
-}
-
-/// In upstream's words. Most refusals have one reason that is known beforehand: it costs nothing to say so on each of
-/// thousands of nodes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reasons {
-    /// One.
-    One(&'static str),
-    /// Several, or made up.
-    Many(Vec<Cow<'static, str>>),
-}
-
-/// Why a node is refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// Each is counted in the message.
-    pub reasons: Reasons,
-    /// No other pod's going would help.
-    pub unresolvable: bool,
-}
-
-impl Refusal {
-    pub(crate) fn new(reason: &'static str, unresolvable: bool) -> Self {
-        Self { reasons: Reasons::One(reason), unresolvable }
-    }
-
-    pub(crate) fn unresolvable(reason: &'static str) -> Self {
-        Self::new(reason, true)
-    }
 }
 
 /// Refuses nodes for one pod. It holds what was computed of the whole cluster before nodes are tried.
