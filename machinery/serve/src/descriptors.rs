@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::accept::Seats;
+use crate::seats::Seats;
 
 /// Kept outside all shares, at least: an idle process of one node holds some 30, and the rest is for the store's
 /// segments, images under way, compilers' pipes and volumes being written.

@@ -14,4 +14,5 @@ pub mod connection;
 pub mod descriptors;
 mod hooked;
 pub mod net;
+mod seats;
 pub mod unread;

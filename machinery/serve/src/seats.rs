@@ -1,0 +1,117 @@
+//! Places for connections: whoever showed an identity keeps its place, and of the others the oldest makes way for the next, so that
+//! strangers who connect and stay silent keep nobody out.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// Connections that may be open at once.
+#[derive(Debug)]
+pub struct Seats {
+    free: Arc<Semaphore>,
+    strangers: Mutex<Strangers>,
+}
+
+/// Connections of which nobody knows whose they are, the oldest first.
+#[derive(Debug, Default)]
+struct Strangers {
+    next: u64,
+    by_age: BTreeMap<u64, Arc<Notify>>,
+}
+
+impl Seats {
+    /// So many seats.
+    #[must_use]
+    pub fn new(max: usize) -> Arc<Self> {
+        let free = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
+        Arc::new(Self { free, strangers: Mutex::default() })
+    }
+
+    /// A seat for a stranger: the oldest of the others loses its own where all are taken. Waits where all are known.
+    pub async fn take(self: &Arc<Self>) -> Seat {
+        let free = self.free.clone();
+        let permit = match free.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let oldest = self.lock().by_age.pop_first();
+                if let Some((_, cut)) = oldest {
+                    cut.notify_one();
+                }
+                free.acquire_owned().await.expect("never closed")
+            }
+        };
+        let cut = Arc::new(Notify::new());
+        let mut strangers = self.lock();
+        let number = strangers.next;
+        strangers.next += 1;
+        strangers.by_age.insert(number, cut.clone());
+        drop(strangers);
+        Seat { number, cut, seats: self.clone(), _permit: permit }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Strangers> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's seat, free again when it is dropped.
+#[derive(Debug)]
+pub struct Seat {
+    number: u64,
+    cut: Arc<Notify>,
+    seats: Arc<Seats>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Seat {
+    /// The peer showed who it is: it keeps its seat from now on.
+    pub fn identify(&self) {
+        self.seats.lock().by_age.remove(&self.number);
+    }
+
+    /// Resolves when the connection has to make way for another: drop it then. One task may wait.
+    pub async fn lost(&self) {
+        self.cut.notified().await;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.identify();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Polls once.
+    fn now_or_never<F: Future>(future: F) -> Option<F::Output> {
+        match std::pin::pin!(future).poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn the_oldest_stranger_makes_way_and_whoever_is_known_stays() {
+        let seats = Seats::new(3);
+        let mut taken: Vec<Seat> = (0..3).map(|_| now_or_never(seats.take()).unwrap()).collect();
+        taken[0].identify();
+        let mut next = Box::pin(seats.take());
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(next.as_mut().poll(&mut context).is_pending(), "nobody has left yet");
+        assert!(now_or_never(taken[0].lost()).is_none(), "known");
+        assert!(now_or_never(taken[1].lost()).is_some(), "the oldest stranger");
+        assert!(now_or_never(taken[2].lost()).is_none(), "only as many as are needed");
+        drop(taken.remove(1));
+        let std::task::Poll::Ready(next) = next.as_mut().poll(&mut context) else { panic!("a seat is free") };
+        next.identify();
+        taken[1].identify();
+        let waits = now_or_never(seats.take());
+        assert!(waits.is_none(), "all are known: the next one waits");
+        drop(next);
+        assert!(now_or_never(seats.take()).is_some());
+    }
+}
