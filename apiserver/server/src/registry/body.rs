@@ -1,10 +1,11 @@
 //! From a request's bytes to an object that the verbs work on: decoded, checked for its version and kind, defaulted.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 use machinery_api::error::ApiResult;
 use machinery_api::{ApiError, GroupVersionKind};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::PatchType;
 use crate::catalog::Catalog;
@@ -40,25 +41,40 @@ pub fn normalise(row: &ResourceInfo, object: &mut Value) {
     }
 }
 
+/// A list or map that a client gave empty: where, and which of the two.
+pub struct Empty {
+    pointer: String,
+    value: Value,
+}
+
 /// Where a client gave empty lists and maps, which [`normalise`] takes for absent, in the kinds whose findings show the
 /// difference (`{}` or `null`).
-pub fn empties(row: &ResourceInfo, object: &Value) -> Vec<String> {
-    fn walk(value: &Value, path: &mut String, found: &mut Vec<String>) {
+pub fn empties(row: &ResourceInfo, object: &Value) -> Vec<Empty> {
+    fn walk(value: &Value, path: &mut String, found: &mut Vec<Empty>) {
         let length = path.len();
         match value {
-            Value::Object(map) if map.is_empty() => found.push(path.clone()),
-            Value::Array(list) if list.is_empty() => found.push(path.clone()),
+            Value::Object(map) if map.is_empty() => {
+                found.push(Empty { pointer: path.clone(), value: Value::Object(Map::new()) });
+            }
+            Value::Array(list) if list.is_empty() => {
+                found.push(Empty { pointer: path.clone(), value: Value::Array(Vec::new()) });
+            }
             Value::Object(map) => {
                 for (key, value) in map {
                     path.push('/');
-                    path.push_str(&key.replace('~', "~0").replace('/', "~1"));
+                    if key.contains(['~', '/']) {
+                        path.push_str(&key.replace('~', "~0").replace('/', "~1"));
+                    } else {
+                        path.push_str(key);
+                    }
                     walk(value, path, found);
                     path.truncate(length);
                 }
             }
             Value::Array(list) => {
                 for (i, value) in list.iter().enumerate() {
-                    path.push_str(&format!("/{i}"));
+                    // Writing into a String cannot fail.
+                    let _ = write!(path, "/{i}");
                     walk(value, path, found);
                     path.truncate(length);
                 }
@@ -76,16 +92,16 @@ pub fn empties(row: &ResourceInfo, object: &Value) -> Vec<String> {
 }
 
 /// The object as it is validated: with what was empty and given.
-pub fn with_empties<'a>(object: &'a Value, given: &Value, empties: &[String]) -> Cow<'a, Value> {
+pub fn with_empties<'a>(object: &'a Value, empties: Vec<Empty>) -> Cow<'a, Value> {
     let mut shown = Cow::Borrowed(object);
-    for pointer in empties {
-        let absent = object.pointer(pointer).is_none_or(Value::is_null);
+    for Empty { pointer, value } in empties {
+        let absent = object.pointer(&pointer).is_none_or(Value::is_null);
         let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
         if absent
-            && let Some(empty) = given.pointer(pointer)
+            && object.pointer(parent).is_some_and(Value::is_object)
             && let Some(Value::Object(map)) = shown.to_mut().pointer_mut(parent)
         {
-            map.insert(key.replace("~1", "/").replace("~0", "~"), empty.clone());
+            map.insert(key.replace("~1", "/").replace("~0", "~"), value);
         }
     }
     shown
@@ -180,7 +196,7 @@ mod tests {
         let mut stored = given.clone();
         normalise(row, &mut stored);
         assert_eq!(stored.pointer("/spec/nodeSelector"), None);
-        let checked = with_empties(&stored, &given, &empties);
+        let checked = with_empties(&stored, empties);
         assert_eq!(checked["spec"]["nodeSelector"], json!({}));
         assert_eq!(checked["spec"]["containers"][0]["resources"]["limits"], json!({}));
         assert_eq!(checked.pointer("/spec/tolerations"), None);

@@ -41,7 +41,6 @@ impl Verbs {
         let context = self.context(call, call.subresource_name());
         row.strategy.prepare_create(&context, &mut object);
         let empties = body::empties(row, &object);
-        let given = if empties.is_empty() { Value::Null } else { object.clone() };
         body::normalise(row, &mut object);
         if row.strategy.counts_generation() {
             object::set_generation(&mut object, 1);
@@ -54,7 +53,7 @@ impl Verbs {
         if !row.strategy.orders_metadata() {
             errors = metadata::validate_create(metadata::Of::resource(row), &object);
         }
-        let checked = body::with_empties(&object, &given, &empties);
+        let checked = body::with_empties(&object, empties);
         errors.extend(row.strategy.validate(&context, &checked));
         invalid(call.kind(), object::text(&object, "name"), errors)?;
         let warnings = row.strategy.warnings(&object, None);

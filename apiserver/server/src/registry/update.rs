@@ -57,13 +57,12 @@ impl Verbs {
         }
         let subresource = written_through(call);
         let empties = if subresource.is_empty() { body::empties(row, &new) } else { Vec::new() };
-        let given = if empties.is_empty() { Value::Null } else { new.clone() };
         self.prepare(call, &mut new, old);
         let context = self.context(call, subresource);
         invalid(call.kind(), call.name, row.strategy.validate_first(&context, &new, Some(old)))?;
         row.strategy.allocate(&self.allocation(subresource, dry_run), &mut new, Some(old))?;
         let mut errors = metadata::validate_update_through(metadata::Of::resource(row), subresource, &new, old);
-        let checked = body::with_empties(&new, &given, &empties);
+        let checked = body::with_empties(&new, empties);
         errors.extend(row.strategy.validate_update(&context, &checked, old));
         invalid(call.kind(), call.name, errors)?;
         if subresource != "status" {

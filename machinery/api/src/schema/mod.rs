@@ -3,6 +3,7 @@
 //! - [`table`]: the facts (`types.txt`, made by `make` from upstream's published schema), parsed once.
 //! - [`raw`]: JSON as it was written (order, doubled keys, literal numbers); [`yaml`] and [`protobuf`] yield the same form.
 //! - [`typed`]: from that form to the object as upstream would store and print it; strict findings on the way.
+//! - `normal`: the same form made of an object in place.
 //! - [`budget`]: what a body may become in memory.
 //! - [`decode`]: bodies: media type, kind and version checks, field validation, upstream's messages.
 //! - [`defaults`]: the defaults that the types themselves declare.
@@ -10,6 +11,7 @@
 pub(crate) mod budget;
 pub mod decode;
 pub mod defaults;
+mod normal;
 pub(crate) mod protobuf;
 pub(crate) mod raw;
 pub mod table;
@@ -18,8 +20,8 @@ pub(crate) mod yaml;
 
 pub use decode::{Decoded, FieldValidation, Media, Target};
 pub use defaults::default;
+pub use normal::normalise;
 pub use table::{Field, Kind, ListType, Table, Type, table};
-pub use typed::normalise;
 
 /// The Go package of a group's internal types, which upstream's messages name.
 #[must_use]

@@ -28,6 +28,18 @@ pub(crate) enum Raw {
 }
 
 impl Raw {
+    /// What Go's messages call a value.
+    pub(crate) fn kind_of(value: &Value) -> &'static str {
+        match value {
+            Value::Null => "null",
+            Value::Bool(_) => "bool",
+            Value::Number(_) => "number",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        }
+    }
+
     /// What Go's messages call it.
     pub(crate) fn go_name(&self) -> &'static str {
         match self {

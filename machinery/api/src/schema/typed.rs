@@ -50,40 +50,10 @@ pub(crate) fn convert_map(type_name: &str, raw: Raw, form: Form, budget: &mut Bu
 
 fn run(type_name: &str, raw: Raw, form: Form, of_map: bool, budget: &mut Budget) -> Result<Converted, String> {
     let found = table().by_name(type_name).ok_or_else(|| format!("no type {type_name}"))?;
-    let mut walk = Walk {
-        form,
-        path: String::new(),
-        findings: Vec::new(),
-        seen: BTreeSet::new(),
-        error: None,
-        fatal: None,
-        go: Vec::new(),
-        go_struct: "",
-        of_map,
-        budget,
-    };
+    let mut walk = Walk::new(form, of_map, budget);
     let object = walk.object(found, raw).unwrap_or_else(|| Value::Object(Map::new()));
-    match walk.fatal.or(walk.error) {
-        Some(error) => Err(error),
-        None => Ok(Converted { object, findings: walk.findings }),
-    }
-}
-
-/// Brings an object into the form that upstream stores and prints: call it after defaulting, and again before storing
-/// where fields were removed or added since. Idempotent. An error is a value of a wrong type (the object is then kept).
-pub fn normalise(type_name: &str, object: &mut Value) -> Result<(), String> {
-    let before = object.take();
-    let kept = before.clone();
-    match convert(type_name, Raw::from(before), Form::Full, &mut Budget::unlimited()) {
-        Ok(converted) => {
-            *object = converted.object;
-            Ok(())
-        }
-        Err(error) => {
-            *object = kept;
-            Err(error)
-        }
-    }
+    let findings = std::mem::take(&mut walk.findings);
+    walk.failed().map_or(Ok(Converted { object, findings }), Err)
 }
 
 /// The strict findings in JSON of no type (patches): doubled keys only.
@@ -123,7 +93,7 @@ pub(crate) fn doubled_keys(raw: &Raw) -> Vec<String> {
     findings
 }
 
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     form: Form,
     path: String,
     findings: Vec<String>,
@@ -139,7 +109,39 @@ struct Walk<'a> {
     budget: &'a mut Budget,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    pub(super) fn new(form: Form, of_map: bool, budget: &'a mut Budget) -> Self {
+        Self {
+            form,
+            path: String::new(),
+            findings: Vec::new(),
+            seen: BTreeSet::new(),
+            error: None,
+            fatal: None,
+            go: Vec::new(),
+            go_struct: "",
+            of_map,
+            budget,
+        }
+    }
+
+    /// What was wrong: what Go gave up at, or the first value that doesn't fit.
+    pub(super) fn failed(self) -> Option<String> {
+        self.fatal.or(self.error)
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.fatal.is_some() || self.error.is_some()
+    }
+
+    pub(super) fn enter(&mut self, field: &'static str) {
+        self.go.push(field);
+    }
+
+    pub(super) fn leave(&mut self) {
+        self.go.pop();
+    }
+
     fn find(&mut self, what: &str, key: &str) {
         if self.findings.len() >= FINDINGS_MAX {
             return;
@@ -161,7 +163,7 @@ impl Walk<'_> {
         self.fatal.get_or_insert(message);
     }
 
-    fn mismatch(&mut self, value: &str, go_type: &str) {
+    pub(super) fn mismatch(&mut self, value: &str, go_type: &str) {
         if self.error.is_none() {
             self.error = Some(self.mismatched(value, go_type));
         }
@@ -258,7 +260,7 @@ impl Walk<'_> {
     }
 
     /// Prints or leaves out a field as Go's encoder does.
-    fn settle(&mut self, field: &Field, out: &mut Map<String, Value>) {
+    pub(super) fn settle(&mut self, field: &Field, out: &mut Map<String, Value>) {
         let fill = self.form == Form::Full;
         match out.get_mut(field.name) {
             Some(_) if field.pointer => {}
@@ -300,7 +302,7 @@ impl Walk<'_> {
     }
 
     /// Go's zero of a kind as printed; `element`: of a list or a map, where protobuf leaves no nil.
-    fn zero(&mut self, kind: &Kind, element: bool) -> Value {
+    pub(super) fn zero(&mut self, kind: &Kind, element: bool) -> Value {
         match kind {
             Kind::String => "".into(),
             Kind::Bytes if element => "".into(),
@@ -313,7 +315,7 @@ impl Walk<'_> {
         }
     }
 
-    fn value(&mut self, kind: &Kind, go: Option<&str>, raw: Raw) -> Option<Value> {
+    pub(super) fn value(&mut self, kind: &Kind, go: Option<&str>, raw: Raw) -> Option<Value> {
         let go_type = || go.map_or_else(|| table().go_name(kind), str::to_owned);
         match (kind, raw) {
             (Kind::Any, Raw::Null) => None,
@@ -506,7 +508,7 @@ const LOOSE: base64::engine::GeneralPurpose = base64::engine::GeneralPurpose::ne
 );
 
 /// Amounts in a list of resources are rounded up to thousandths.
-fn whole_thousandths(amount: Value) -> Value {
+pub(super) fn whole_thousandths(amount: Value) -> Value {
     // Only these canonical forms can be finer.
     let finer = |text: &str| text.ends_with(['n', 'u']) || text.contains("e-");
     match amount.as_str().filter(|text| finer(text)).map(Quantity::parse) {
@@ -532,7 +534,7 @@ fn join(before: &mut Value, value: Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::raw::parse;
+    use super::super::{normalise, raw::parse};
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;

@@ -1,0 +1,225 @@
+//! The form that is stored and printed, made in place: one pass that touches what differs and copies nothing else.
+//!
+//! It comes to what [`convert`](super::typed::convert) makes of the same value in [`Form::Full`], which a property holds it to.
+
+use serde_json::{Map, Value};
+
+use super::budget::Budget;
+use super::raw::Raw;
+use super::table::{Kind, Type, table};
+use super::typed::{Form, Walk};
+
+/// Brings an object into the form that upstream stores and prints: call it after defaulting, and again before storing
+/// where fields were removed or added since. Idempotent. An error is the first value of a wrong type; such values are left
+/// as they are.
+pub fn normalise(type_name: &str, object: &mut Value) -> Result<(), String> {
+    let found = table().by_name(type_name).ok_or_else(|| format!("no type {type_name}"))?;
+    let mut budget = Budget::unlimited();
+    let mut walk = Walk::new(Form::Full, false, &mut budget);
+    if !walk.object_in_place(found, object) {
+        *object = Value::Object(Map::new());
+    }
+    walk.failed().map_or(Ok(()), Err)
+}
+
+impl Walk<'_> {
+    /// False: it is nil or zero, which Go doesn't tell apart here.
+    fn object_in_place(&mut self, found: &'static Type, value: &mut Value) -> bool {
+        if let Some(kind) = &found.scalar {
+            return self.in_place(kind, value);
+        }
+        let Value::Object(map) = value else { return self.leaf_in_place(found.name.as_ref(), value) };
+        map.retain(|key, value| {
+            let Ok(at) = found.fields.binary_search_by(|field| field.name.cmp(key.as_str())) else { return false };
+            let field = &found.fields[at];
+            self.enter(field.name);
+            let kept = self.in_place(&field.kind, value);
+            self.leave();
+            kept
+        });
+        for field in &found.fields {
+            self.settle(field, map);
+        }
+        true
+    }
+
+    /// What should be a struct and is none.
+    fn leaf_in_place(&mut self, type_name: &str, value: &Value) -> bool {
+        if value.is_null() {
+            return false;
+        }
+        let short = type_name.rsplit('.').next().unwrap_or_default();
+        self.mismatch(Raw::kind_of(value), short);
+        true
+    }
+
+    fn in_place(&mut self, kind: &Kind, value: &mut Value) -> bool {
+        match (kind, &mut *value) {
+            (_, Value::Null) => false,
+            (Kind::Object(id), value) => self.object_in_place(table().get(*id), value),
+            (Kind::List(inner), Value::Array(items)) => {
+                for item in items {
+                    if !self.in_place(inner, item) {
+                        *item = self.zero(inner, true);
+                    }
+                }
+                true
+            }
+            (Kind::Map(inner), Value::Object(map)) => {
+                for item in map.values_mut() {
+                    if !self.in_place(inner, item) {
+                        *item = self.zero(inner, true);
+                    }
+                    if matches!(**inner, Kind::Quantity) {
+                        *item = super::typed::whole_thousandths(item.take());
+                    }
+                }
+                true
+            }
+            // These are as they should be.
+            (Kind::Any, _)
+            | (Kind::String | Kind::IntOrString, Value::String(_))
+            | (Kind::Bool, Value::Bool(_))
+            | (Kind::Double, Value::Number(_)) => true,
+            (Kind::Int64, Value::Number(n)) if n.is_i64() => true,
+            (Kind::Int32 | Kind::IntOrString, Value::Number(n))
+                if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) =>
+            {
+                true
+            }
+            (kind, _) => {
+                let before = value.clone();
+                match self.value(kind, None, Raw::from(value.take())) {
+                    Some(converted) => *value = converted,
+                    None if self.has_failed() => *value = before,
+                    None => return false,
+                }
+                true
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::super::raw::parse;
+    use super::super::typed::convert;
+    use super::*;
+
+    const POD: &str = "io.k8s.api.core.v1.Pod";
+    const TYPES: [&str; 4] =
+        [POD, "io.k8s.api.apps.v1.Deployment", "io.k8s.api.core.v1.Event", "io.k8s.api.core.v1.Secret"];
+
+    /// By way of [`convert`].
+    fn converted(type_name: &str, value: Value) -> Result<Value, String> {
+        convert(type_name, Raw::from(value), Form::Full, &mut Budget::unlimited()).map(|converted| converted.object)
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        let key = prop::sample::select(vec![
+            "metadata",
+            "spec",
+            "status",
+            "containers",
+            "name",
+            "labels",
+            "resources",
+            "limits",
+            "cpu",
+            "memory",
+            "data",
+            "stringData",
+            "ports",
+            "containerPort",
+            "targetPort",
+            "replicas",
+            "template",
+            "selector",
+            "matchLabels",
+            "env",
+            "creationTimestamp",
+            "lastTimestamp",
+            "eventTime",
+            "count",
+            "volumes",
+            "emptyDir",
+            "sizeLimit",
+            "nope",
+        ]);
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            prop::sample::select(vec![0i64, 1, -1, 3_000_000_000]).prop_map(Value::from),
+            prop::sample::select(vec![0.5, 1e300]).prop_map(Value::from),
+            prop::sample::select(vec![
+                "",
+                "a",
+                "1",
+                "500m",
+                "0.5",
+                "1e3",
+                "1500u",
+                "YWI=\n",
+                "YW\r\nI=",
+                "2026-01-02T03:04:05.5+01:00",
+                "x"
+            ])
+            .prop_map(Value::from),
+        ];
+        leaf.prop_recursive(6, 48, 5, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                prop::collection::btree_map(key.clone(), inner, 0..6)
+                    .prop_map(|map| map.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Map<_, _>>())
+                    .prop_map(Value::from),
+            ]
+        })
+    }
+
+    #[test]
+    fn what_fits_nowhere_is_left_and_named() {
+        let mut pod = json!({"spec": {"containers": [{"name": 1, "resources": {"limits": {"cpu": "x"}}}], "nope": 1}});
+        let error = normalise(POD, &mut pod).unwrap_err();
+        assert!(error.contains("quantities must match"), "{error}");
+        assert_eq!(pod["spec"]["containers"][0]["name"], 1);
+        assert_eq!(pod["spec"]["containers"][0]["resources"]["limits"]["cpu"], "x");
+        assert_eq!(pod["spec"].get("nope"), None);
+        assert!(normalise(POD, &mut json!({"spec": 7})).unwrap_err().contains("number"));
+        assert_eq!(normalise("nope", &mut json!({})), Err("no type nope".into()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn in_place_comes_to_the_same_as_converting(value in any_value(), of in 0..TYPES.len()) {
+            let mut object = value.clone();
+            let done = normalise(TYPES[of], &mut object);
+            match converted(TYPES[of], value.clone()) {
+                Ok(wanted) => {
+                    prop_assert_eq!(done, Ok(()));
+                    prop_assert_eq!(&object, &wanted);
+                    if !value.is_null() {
+                        normalise(TYPES[of], &mut object).unwrap();
+                        prop_assert_eq!(object, wanted, "it settles");
+                    }
+                }
+                Err(_) => prop_assert!(done.is_err()),
+            }
+        }
+
+        #[test]
+        fn and_of_what_was_written_as_text(text in "\\{(\"(spec|metadata|name|containers|labels|status)\": ?(\\{\\}|\\[\\]|null|\"x\"|1|\\{\"(name|containers|labels|template)\": ?(null|1|\"a\"|\\[\\{\\}\\])\\}),? ?){0,4}\\}") {
+            let Ok(raw) = parse(text.as_bytes()) else { return Ok(()) };
+            let Some(value) = raw.into_value(&mut Budget::unlimited()) else { return Ok(()) };
+            let mut object = value.clone();
+            let done = normalise(POD, &mut object);
+            match converted(POD, value) {
+                Ok(wanted) => prop_assert!(done.is_ok() && object == wanted),
+                Err(_) => prop_assert!(done.is_err()),
+            }
+        }
+    }
+}
