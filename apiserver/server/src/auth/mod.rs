@@ -10,6 +10,8 @@ pub mod authenticate;
 pub mod authorize;
 mod checked;
 pub mod escalation;
+#[cfg(test)]
+mod fuzz;
 pub mod impersonate;
 pub mod jwks;
 pub mod jwt;

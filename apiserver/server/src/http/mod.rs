@@ -2,6 +2,8 @@
 
 pub mod deadline;
 pub(crate) mod dispatch;
+#[cfg(test)]
+mod fuzz;
 pub mod handle;
 pub mod health;
 pub mod info;

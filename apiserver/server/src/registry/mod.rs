@@ -10,6 +10,8 @@ mod claims;
 mod cost;
 mod create;
 mod delete;
+#[cfg(test)]
+mod fuzz;
 mod install;
 mod intent;
 mod namespace;

@@ -11,6 +11,8 @@
 pub(crate) mod budget;
 pub mod decode;
 pub mod defaults;
+#[cfg(test)]
+mod fuzz;
 mod normal;
 pub(crate) mod protobuf;
 pub(crate) mod raw;

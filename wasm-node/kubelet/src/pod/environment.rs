@@ -218,6 +218,8 @@ pub fn resource(given: &Given<'_>, own: Option<&Container>, of: &ResourceFieldSe
 pub fn expand(text: &str, known: &dyn Fn(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
+    // Behind the last bracket no reference ends: who opens a million of them is not searched a million times.
+    let last = text.rfind(')');
     while let Some(at) = rest.find('$') {
         out.push_str(&rest[..at]);
         rest = &rest[at + 1..];
@@ -225,7 +227,9 @@ pub fn expand(text: &str, known: &dyn Fn(&str) -> Option<String>) -> String {
             out.push('$');
             rest = after;
         } else if let Some(after) = rest.strip_prefix('(') {
-            match after.split_once(')') {
+            let closes = last.is_some_and(|last| last >= text.len() - after.len());
+            let reference = if closes { after.split_once(')') } else { None };
+            match reference {
                 Some((name, after)) => {
                     match known(name) {
                         Some(value) => out.push_str(&value),

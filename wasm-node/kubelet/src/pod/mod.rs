@@ -8,6 +8,8 @@ pub mod cell;
 pub mod environment;
 pub mod event;
 pub mod fit;
+#[cfg(test)]
+mod fuzz;
 mod listen;
 mod message;
 mod probe;

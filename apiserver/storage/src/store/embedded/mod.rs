@@ -9,6 +9,8 @@
 mod checkpoint;
 mod folder;
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod log;
 mod recover;
 mod snapshot;

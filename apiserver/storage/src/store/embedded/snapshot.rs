@@ -83,7 +83,7 @@ pub(super) fn read(path: &Path, plain: &ReadPlain) -> io::Result<Option<(Revisio
     Ok(parse(&fs::read(path)?, plain))
 }
 
-fn parse(bytes: &[u8], plain: &ReadPlain) -> Option<(Revision, Rows)> {
+pub(super) fn parse(bytes: &[u8], plain: &ReadPlain) -> Option<(Revision, Rows)> {
     let (body, crc) = bytes.split_last_chunk::<4>()?;
     if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
         return None;

@@ -1,0 +1,94 @@
+//! Fuzz targets of credentials: tokens, keys, the headers of who wants to be somebody else.
+
+use std::sync::LazyLock;
+
+use apiserver_resources::objects::memory::Map;
+use bolero::check;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::jwt::SigningKey;
+use super::{impersonate, tokens};
+
+static PEM: LazyLock<String> = LazyLock::new(|| rcgen::KeyPair::generate().unwrap().serialize_pem());
+static KEY: LazyLock<SigningKey> = LazyLock::new(|| SigningKey::from_pem(&PEM).unwrap());
+
+#[test]
+fn no_changed_token_holds() {
+    let claims = json!({"sub": "system:serviceaccount:a:b", "exp": 4_000_000_000_i64});
+    let token = KEY.sign(&claims).unwrap();
+    check!().with_type::<Vec<(u16, u8)>>().for_each(|changes| {
+        let mut bytes = token.clone().into_bytes();
+        for (at, value) in changes {
+            let at = usize::from(*at) % bytes.len();
+            bytes[at] = *value;
+        }
+        let changed = String::from_utf8_lossy(&bytes);
+        assert!(KEY.verify(&changed).is_none() || changed == token, "{changed}");
+    });
+}
+
+#[test]
+fn any_claims_are_judged() {
+    const NAMES: [&str; 8] = ["iss", "sub", "aud", "exp", "nbf", "iat", "kubernetes.io", "jti"];
+    const VALUES: [&str; 10] = [
+        "null",
+        "1",
+        "-1e300",
+        "\"\"",
+        "[]",
+        "{}",
+        "\"https://kubernetes.default.svc.cluster.local\"",
+        "[\"a\", 1]",
+        "{\"namespace\": \"a\", \"serviceaccount\": {\"name\": \"b\", \"uid\": 1}, \"pod\": []}",
+        "\"system:serviceaccount:a:b\"",
+    ];
+    let map = Map::default();
+    map.put("", "serviceaccounts", json!({"metadata": {"namespace": "a", "name": "b", "uid": "u"}}));
+    check!().with_type::<Vec<(u8, u8)>>().for_each(|pairs| {
+        let mut claims = json!({});
+        for (name, value) in pairs {
+            let value = VALUES[usize::from(*value) % VALUES.len()];
+            claims[NAMES[usize::from(*name) % NAMES.len()]] = serde_json::from_str(value).unwrap();
+        }
+        let known = tokens::authenticate(Some(&claims), &map, Timestamp::UNIX_EPOCH, "a.b.c", &["x".to_owned()]);
+        assert!(known.is_err(), "no such token was made: {claims}");
+    });
+}
+
+#[test]
+fn any_key_is_read_or_refused() {
+    check!().with_type::<(u16, Vec<u8>)>().for_each(|(at, bytes)| {
+        let mut pem = PEM.clone().into_bytes();
+        let at = usize::from(*at) % pem.len();
+        let end = (at + bytes.len()).min(pem.len());
+        pem.splice(at..end, bytes.iter().copied());
+        let _ = SigningKey::from_pem(&String::from_utf8_lossy(&pem));
+    });
+}
+
+#[test]
+fn who_wants_to_be_somebody_has_a_name() {
+    const NAMES: [&str; 6] = [
+        "impersonate-user",
+        "impersonate-uid",
+        "impersonate-group",
+        "impersonate-extra-a",
+        "impersonate-extra-%2f",
+        "impersonate-extra-%ff",
+    ];
+    check!().with_type::<Vec<(u8, Vec<u8>)>>().for_each(|given| {
+        let mut headers = http::HeaderMap::new();
+        for (name, value) in given {
+            if let Ok(value) = http::HeaderValue::from_bytes(value) {
+                headers.append(NAMES[usize::from(*name) % NAMES.len()], value);
+            }
+        }
+        match impersonate::wanted(&headers) {
+            Ok(Some(user)) => assert!(!user.name.is_empty()),
+            // Who asks for a group and names nobody must not pass as who they are.
+            Ok(None) => assert!(headers.keys().all(|name| name == NAMES[0] || name == NAMES[1])),
+            Err(error) => assert_eq!(error.status().code, 400),
+        }
+    });
+}

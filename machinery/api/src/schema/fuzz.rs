@@ -1,0 +1,181 @@
+//! Fuzz targets of request bodies: protobuf that is well formed on the wire, and JSON against YAML.
+
+use bolero::{Driver, ValueGenerator, check, produce};
+use serde_json::{Value, json};
+
+use super::decode::{FieldValidation, Media, Target, body};
+use super::normalise;
+
+/// Kinds with all that types have: maps, quantities, times, lists by key, embedded JSON.
+const KINDS: [Target<'static>; 7] = [
+    target("", "v1", "Pod", "io.k8s.api.core.v1.Pod"),
+    target("", "v1", "Service", "io.k8s.api.core.v1.Service"),
+    target("", "v1", "Secret", "io.k8s.api.core.v1.Secret"),
+    target("", "v1", "Node", "io.k8s.api.core.v1.Node"),
+    target("apps", "v1", "Deployment", "io.k8s.api.apps.v1.Deployment"),
+    target("batch", "v1", "Job", "io.k8s.api.batch.v1.Job"),
+    target("coordination.k8s.io", "v1", "Lease", "io.k8s.api.coordination.v1.Lease"),
+];
+
+const fn target(
+    group: &'static str,
+    version: &'static str,
+    kind: &'static str,
+    type_name: &'static str,
+) -> Target<'static> {
+    Target { group, version, kind, type_name }
+}
+
+/// Messages within messages: what is wrong with them is their sense, not their form.
+struct Message;
+
+const NUMBERS: u32 = 24;
+const DEPTH: usize = 6;
+const FIELDS: usize = 6;
+
+fn varint(mut number: u64, out: &mut Vec<u8>) {
+    while number > 127 {
+        out.push(number as u8 | 128);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn bytes_field(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
+    varint(u64::from(number) << 3 | 2, out);
+    varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
+}
+
+fn message<D: Driver>(driver: &mut D, depth: usize) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    for _ in 0..(0..FIELDS).generate(driver)? {
+        let number = (1..NUMBERS).generate(driver)?;
+        match (0..8_u8).generate(driver)? {
+            0 => {
+                varint(u64::from(number) << 3, &mut out);
+                varint(produce::<u64>().generate(driver)?, &mut out);
+            }
+            1 => {
+                varint(u64::from(number) << 3 | 1, &mut out);
+                out.extend(produce::<[u8; 8]>().generate(driver)?);
+            }
+            2 => {
+                varint(u64::from(number) << 3 | 5, &mut out);
+                out.extend(produce::<[u8; 4]>().generate(driver)?);
+            }
+            3 => bytes_field(number, produce::<String>().generate(driver)?.as_bytes(), &mut out),
+            4 => bytes_field(number, &produce::<Vec<u8>>().generate(driver)?, &mut out),
+            _ if depth < DEPTH => bytes_field(number, &message(driver, depth + 1)?, &mut out),
+            _ => {}
+        }
+    }
+    Some(out)
+}
+
+impl ValueGenerator for Message {
+    type Output = Vec<u8>;
+
+    fn generate<D: Driver>(&self, driver: &mut D) -> Option<Vec<u8>> {
+        message(driver, 0)
+    }
+}
+
+/// JSON values with the names that objects have.
+struct Json;
+
+const NAMES: [&str; 12] = [
+    "metadata",
+    "spec",
+    "labels",
+    "name",
+    "containers",
+    "template",
+    "replicas",
+    "ports",
+    "status",
+    "a",
+    "items",
+    "limits",
+];
+
+fn value<D: Driver>(driver: &mut D, depth: usize) -> Option<Value> {
+    Some(match (0..9_u8).generate(driver)? {
+        0 => Value::Null,
+        1 => json!(produce::<bool>().generate(driver)?),
+        2 => json!(produce::<i64>().generate(driver)?),
+        // Letters that YAML takes as they stand, too.
+        3 => {
+            let letters = produce::<Vec<u8>>().generate(driver)?;
+            json!(letters.iter().map(|letter| char::from(b' ' + letter % 95)).collect::<String>())
+        }
+        4 if depth < DEPTH => {
+            let count = (0..4_usize).generate(driver)?;
+            Value::Array((0..count).map(|_| value(driver, depth + 1)).collect::<Option<_>>()?)
+        }
+        _ if depth < DEPTH => {
+            let mut map = serde_json::Map::new();
+            for _ in 0..(0..5_usize).generate(driver)? {
+                let name = NAMES[(0..NAMES.len()).generate(driver)?];
+                map.insert(name.into(), value(driver, depth + 1)?);
+            }
+            Value::Object(map)
+        }
+        _ => json!("x"),
+    })
+}
+
+impl ValueGenerator for Json {
+    type Output = Value;
+
+    fn generate<D: Driver>(&self, driver: &mut D) -> Option<Value> {
+        value(driver, 0)
+    }
+}
+
+/// What is decoded is JSON, and settles when it is made whole.
+fn settles(target: &Target<'_>, object: &Value) {
+    let text = object.to_string();
+    assert_eq!(serde_json::from_str::<Value>(&text).ok().as_ref(), Some(object), "{text}");
+    let mut once = object.clone();
+    if normalise(target.type_name, &mut once).is_ok() {
+        let mut twice = once.clone();
+        assert!(normalise(target.type_name, &mut twice).is_ok());
+        assert_eq!(once, twice);
+    }
+}
+
+#[test]
+fn any_message_is_decoded_or_refused() {
+    check!().with_generator((Message, 0..KINDS.len())).for_each(|(message, kind)| {
+        let target = &KINDS[*kind];
+        let api_version = format!("{}/{}", target.group, target.version);
+        let api_version = api_version.trim_start_matches('/');
+        let mut meta = Vec::new();
+        bytes_field(1, api_version.as_bytes(), &mut meta);
+        bytes_field(2, target.kind.as_bytes(), &mut meta);
+        let mut envelope = b"k8s\0".to_vec();
+        bytes_field(1, &meta, &mut envelope);
+        bytes_field(2, message, &mut envelope);
+        if let Ok(decoded) = body(&envelope, Media::Protobuf, target, FieldValidation::Warn) {
+            settles(target, &decoded.object);
+        }
+    });
+}
+
+#[test]
+fn json_is_the_same_as_yaml() {
+    check!().with_generator((Json, Json, 0..KINDS.len())).for_each(|(spec, metadata, kind)| {
+        let target = &KINDS[*kind];
+        let api_version = format!("{}/{}", target.group, target.version);
+        let api_version = api_version.trim_start_matches('/');
+        let object = json!({"apiVersion": api_version, "kind": target.kind, "metadata": metadata, "spec": spec});
+        let text = object.to_string();
+        let read = |media| body(text.as_bytes(), media, target, FieldValidation::Ignore);
+        let (json, yaml) = (read(Media::Json), read(Media::Yaml));
+        assert_eq!(json.as_ref().ok(), yaml.as_ref().ok(), "{text}: {json:?} {yaml:?}");
+        if let Ok(decoded) = json {
+            settles(target, &decoded.object);
+        }
+    });
+}
