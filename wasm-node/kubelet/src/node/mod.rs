@@ -7,6 +7,8 @@ mod collect;
 mod eviction;
 mod heartbeat;
 mod lease;
+#[cfg(test)]
+mod life;
 mod pods;
 mod register;
 #[cfg(test)]
