@@ -26,6 +26,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Addresses, Capacity, Images, Measurer, NodeConfig, NodeParts, PodViews, Shared, Sources, log, pods};
 use crate::server::ServingTls;
 
+/// Where a server listens whose pod names no port.
+const PORT: u16 = 80;
+
 #[derive(Default)]
 struct Cluster {
     version: u64,
@@ -231,7 +234,9 @@ impl Node {
     }
 
     async fn until(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        self.api.until(what, |cluster| cluster.pods.get(name).map(|pod| &pod["status"]).filter(|s| wanted(s)).cloned()).await
+        self.api
+            .until(what, |cluster| cluster.pods.get(name).map(|pod| &pod["status"]).filter(|s| wanted(s)).cloned())
+            .await
     }
 }
 
@@ -268,8 +273,8 @@ async fn a_server_is_ready_answers_and_drains() {
     node.run("web", "server status=204", &json!({"terminationGracePeriodSeconds": 10}));
     let status = node.until("web", "ready", is_ready).await;
     let ip = status["podIP"].as_str().unwrap().parse().unwrap();
-    let serve = node.network.find(ip, Protocol::Tcp, 8080).expect("the pod's address is served");
-    let origin = Origin { peer: Peer::Node, local: (ip, 8080).into(), via: None };
+    let serve = node.network.find(ip, Protocol::Tcp, PORT).expect("the pod's address is served");
+    let origin = Origin { peer: Peer::Node, local: (ip, PORT).into(), via: None };
     let body: Body = Empty::new().map_err(|never| match never {}).boxed_unsync();
     let answer = serve.http(&origin, Request::get("http://web/").body(body).unwrap()).await.unwrap();
     assert_eq!(answer.status(), 204);
@@ -280,8 +285,10 @@ async fn a_server_is_ready_answers_and_drains() {
         cluster.put(pod);
     });
     node.api.until("deleted", |cluster| (!cluster.pods.contains_key("web")).then_some(())).await;
-    assert!(node.network.find(ip, Protocol::Tcp, 8080).is_none(), "nobody is sent to it any more");
-    let reasons = node.api.until("events", |cluster| cluster.events.contains(&"Killing".to_owned()).then(|| cluster.events.clone()));
+    assert!(node.network.find(ip, Protocol::Tcp, PORT).is_none(), "nobody is sent to it any more");
+    let reasons = node
+        .api
+        .until("events", |cluster| cluster.events.contains(&"Killing".to_owned()).then(|| cluster.events.clone()));
     let reasons = reasons.await;
     for reason in ["Pulled", "Created", "Started", "Killing"] {
         assert!(reasons.iter().any(|said| said == reason), "{reasons:?}");
