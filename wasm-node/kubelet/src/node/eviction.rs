@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::register::{Shortage, Shortages};
 use super::{PodViews, Shared};
-use crate::pod::fit::requested;
+use crate::pod::admit::requested;
 use crate::pod::worker::PodView;
 use crate::volume::usage::measure;
 

@@ -45,7 +45,7 @@ async fn in_time<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Re
     })
 }
 
-pub(super) struct Heart {
+pub(super) struct NodeStatusManager {
     config: NodeConfig,
     requests: ApiClient,
     env: Env,
@@ -73,7 +73,7 @@ pub(super) struct Heart {
 
 const NODE: Kind = Kind::of::<Node>();
 
-impl Heart {
+impl NodeStatusManager {
     /// `uid` is told which Node is this agent's, as soon as there is one; `shortages` what each look finds.
     pub(super) fn new(
         config: &NodeConfig,

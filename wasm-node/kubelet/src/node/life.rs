@@ -23,7 +23,9 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::{Addresses, Capacity, Images, Measurer, NodeConfig, NodeParts, PodViews, Shared, Sources, log, pods};
+use super::{
+    Addresses, Capacity, ConfigSourceManager, Images, Measurer, NodeConfig, NodeParts, PodViews, Shared, log, pods,
+};
 use crate::server::ServingTls;
 
 /// Where a server listens whose pod names no port.
@@ -196,7 +198,7 @@ impl Node {
         let logs = config.data_dir.join("logs");
         let shared = Arc::new(Shared {
             recorder: Recorder::start_on(client.clone(), env.clone(), "kubelet", "n".into(), &stop),
-            sources: Sources::new(client.clone(), stop.child_token()),
+            sources: ConfigSourceManager::new(client.clone(), stop.child_token()),
             services,
             addresses: Addresses::new("127.66.0.0/24").unwrap(),
             addresses_freed: Notify::new(),

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::image::Images;
 use crate::log;
 use crate::pod::addresses::{Addresses, BadCidr};
-use crate::pod::sources::Sources;
+use crate::pod::sources::ConfigSourceManager;
 use crate::pod::worker::PodView;
 use crate::server::{self, ServerError, ServingTls};
 use crate::volume::measure::Measurer;
@@ -161,7 +161,7 @@ pub(crate) struct Shared {
     pub(crate) parts: NodeParts,
     pub(crate) client: Client,
     pub(crate) recorder: Recorder,
-    pub(crate) sources: Sources,
+    pub(crate) sources: ConfigSourceManager,
     pub(crate) services: Arc<Informer>,
     pub(crate) addresses: Addresses,
     pub(crate) addresses_freed: Notify,
@@ -286,7 +286,8 @@ pub async fn run(
     let guest_memory = config.capacity.guest_memory_bytes;
     let look = Arc::new(move || register::look(&images, &folder, guest_memory, eviction::memory_used(&of_guests)));
     let (shortages, short) = watch::channel(register::Shortages::default());
-    let mut heart = heartbeat::Heart::new(&config, client.clone(), &parts.env, kubelet.port(), look, uid, shortages);
+    let mut heart =
+        heartbeat::NodeStatusManager::new(&config, client.clone(), &parts.env, kubelet.port(), look, uid, shortages);
     let requests = client.clone().into();
     let lease = lease::keep(requests, config.clone(), parts.env.clone(), node_uid, stop.clone());
     let lease = tokio::spawn(lease);
@@ -301,7 +302,7 @@ pub async fn run(
     services.watch::<Service>();
     let shared = Arc::new(Shared {
         recorder: Recorder::start_on(client.clone(), parts.env.clone(), "kubelet", name.clone(), &stop),
-        sources: Sources::new(client.clone(), parts.env.clone(), stop.child_token()),
+        sources: ConfigSourceManager::new(client.clone(), parts.env.clone(), stop.child_token()),
         services,
         addresses,
         addresses_freed: Notify::new(),

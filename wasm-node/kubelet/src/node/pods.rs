@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Shared;
-use crate::pod::fit;
+use crate::pod::admit;
 use crate::pod::worker::{Input, PodView, Worker};
 
 /// Before a worker that broke a promise of its own is started anew.
@@ -132,7 +132,7 @@ impl Pods {
             return None;
         }
         let others = hold_resources(self.workers.values().map(|worker| worker.borrow().clone()));
-        fit::refuse(&self.node.allocatable, others.iter().map(|other| &**other), pod)
+        admit::refuse(&self.node.allocatable, others.iter().map(|other| &**other), pod)
     }
 
     fn remove(&mut self, pod: Arc<Pod>) {

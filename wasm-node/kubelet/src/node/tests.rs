@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::heartbeat::Heart;
+use super::heartbeat::NodeStatusManager;
 use super::register::{Looked, Shortages};
 use super::{Capacity, NodeConfig, lease};
 use crate::server::ServingTls;
@@ -194,7 +194,7 @@ async fn beat(api: &Api, stop: &CancellationToken) {
     let (uid, node_uid) = watch::channel(None);
     let env = Env::real();
     let (look, shortages) = (Arc::new(Looked::default), watch::Sender::new(Shortages::default()));
-    let mut heart = Heart::new(&config, api.client(), &env, 1, look, uid, shortages);
+    let mut heart = NodeStatusManager::new(&config, api.client(), &env, 1, look, uid, shortages);
     tokio::spawn(lease::keep(api.client().into(), config, env, node_uid, stop.clone()));
     assert_eq!(heart.register().await, "10.0.0.0/24");
     heart.beat_ready(capacity);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::backoff::BackOff;
-use super::event::{Action, CellEvent, ContainerRules, ProbeKind, Restart, Rules};
+use super::event::{Action, CellEvent, ContainerPolicy, LifecyclePolicy, ProbeKind, Restart};
 
 /// Between a failed pull and the back-off that it is then said to be in, so that both reasons can be seen.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ pub struct Running {
     /// The readiness probe, where there is one, says so.
     pub ready: bool,
     /// An instance can be made.
-    pub sound: bool,
+    pub instantiable: bool,
     /// The first result of the probe that decides is still to come.
     pub unprobed: bool,
     /// Results in a row per probe: (good, how many).
@@ -52,13 +52,13 @@ pub struct Running {
 
 impl Running {
     fn serves(&self) -> bool {
-        self.ready && self.sound && self.started
+        self.ready && self.instantiable && self.started
     }
 }
 
 /// Why a running container is being stopped.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Why {
+pub enum StopReason {
     /// The pod ends.
     Pod,
     /// A probe has failed too often: it is started again.
@@ -119,7 +119,7 @@ pub enum CellStage {
         /// What it is.
         running: Running,
         /// Why.
-        why: Why,
+        why: StopReason,
     },
     /// It runs no more, and never will.
     Done,
@@ -144,8 +144,8 @@ pub struct Cell {
 
 /// What of the pod a container's step depends on.
 pub(super) struct Around<'a> {
-    pub(super) rules: &'a Rules,
-    pub(super) own: &'a ContainerRules,
+    pub(super) rules: &'a LifecyclePolicy,
+    pub(super) own: &'a ContainerPolicy,
     pub(super) index: usize,
     pub(super) now: Timestamp,
     /// The pod's end is decided.
@@ -206,7 +206,7 @@ impl Cell {
         match &self.stage {
             CellStage::Running(running) => running.serves(),
             // Its endpoints are not ready for the deletion alone; where there are no others they are still served by.
-            CellStage::Stopping { running, why: Why::Pod } => deleted && running.serves(),
+            CellStage::Stopping { running, why: StopReason::Pod } => deleted && running.serves(),
             _ => false,
         }
     }
@@ -277,7 +277,7 @@ impl Cell {
                 }
             }
             CellEvent::ImageChanged => self.image_changed(around, actions),
-            CellEvent::Sound { attempt, broken } => {
+            CellEvent::Tried { attempt, broken } => {
                 if attempt == self.current() {
                     self.tried(around, broken, actions);
                 }
@@ -340,7 +340,7 @@ impl Cell {
                 let message = format!("Container {name} definition changed, will be restarted");
                 actions.push(around.normal("Killing", message));
                 actions.push(Action::Stop { container: around.index, grace: around.rules.grace });
-                self.stage = CellStage::Stopping { running: running.clone(), why: Why::Changed };
+                self.stage = CellStage::Stopping { running: running.clone(), why: StopReason::Changed };
             }
             CellStage::Pulling | CellStage::Starting => self.prepare(around, actions),
             CellStage::Waiting { wait: Wait::Pull { .. } | Wait::PullBackOff { .. } | Wait::Config { .. }, .. } => {
@@ -386,7 +386,7 @@ impl Cell {
             container_id,
             started: own.startup.is_none(),
             ready: own.readiness.is_none(),
-            sound: true,
+            instantiable: true,
             unprobed: true,
             rows: [(true, 0); 3],
         });
@@ -400,11 +400,11 @@ impl Cell {
     fn tried(&mut self, around: &Around<'_>, broken: Option<String>, actions: &mut Vec<Action>) {
         let CellStage::Running(running) = &mut self.stage else { return };
         if let Some(broken) = &broken
-            && running.sound
+            && running.instantiable
         {
             actions.push(around.warning("Unhealthy", format!("The module cannot be instantiated: {broken}")));
         }
-        running.sound = broken.is_none();
+        running.instantiable = broken.is_none();
         if around.own.startup.is_none() && around.own.readiness.is_none() {
             running.unprobed = false;
         }
@@ -433,7 +433,7 @@ impl Cell {
             actions.push(around.normal("Killing", format!("Container {name} failed {word} probe, will be restarted")));
             let grace = thresholds.grace.unwrap_or(around.rules.grace);
             actions.push(Action::Stop { container: around.index, grace });
-            self.stage = CellStage::Stopping { running: running.clone(), why: Why::Probe };
+            self.stage = CellStage::Stopping { running: running.clone(), why: StopReason::Probe };
         } else if times >= thresholds.success {
             match kind {
                 ProbeKind::Readiness => running.ready = true,
@@ -454,11 +454,11 @@ impl Cell {
             CellStage::Running(running) => {
                 actions.push(around.normal("Killing", format!("Stopping container {}", around.own.name)));
                 actions.push(Action::Stop { container, grace });
-                self.stage = CellStage::Stopping { running: running.clone(), why: Why::Pod };
+                self.stage = CellStage::Stopping { running: running.clone(), why: StopReason::Pod };
             }
             CellStage::Stopping { why, .. } => {
                 if sooner {
-                    *why = Why::Pod;
+                    *why = StopReason::Pod;
                     actions.push(Action::Stop { container, grace });
                 }
             }
@@ -477,7 +477,7 @@ impl Cell {
         (code, reason, message): (i32, String, Option<String>),
         actions: &mut Vec<Action>,
     ) {
-        let changed = matches!(&self.stage, CellStage::Stopping { why: Why::Changed, .. });
+        let changed = matches!(&self.stage, CellStage::Stopping { why: StopReason::Changed, .. });
         let (CellStage::Running(running) | CellStage::Stopping { running, .. }) = &self.stage else { return };
         self.exit = Some(Exit {
             code,

@@ -40,7 +40,7 @@ pub enum ConfigError {
 }
 
 /// What the values are taken from.
-pub struct Given<'a> {
+pub struct EnvContext<'a> {
     /// The pod.
     pub pod: &'a Pod,
     /// The node's address.
@@ -56,7 +56,7 @@ pub struct Given<'a> {
 }
 
 /// The environment in upstream's order of precedence.
-pub fn environment(given: &Given<'_>, container: &Container) -> Result<BTreeMap<String, String>, ConfigError> {
+pub fn environment(given: &EnvContext<'_>, container: &Container) -> Result<BTreeMap<String, String>, ConfigError> {
     let mut all = BTreeMap::new();
     let services = service_variables(given);
     for from in container.env_from.iter().flatten() {
@@ -109,7 +109,7 @@ fn text(bytes: &[u8], key: &str) -> Result<String, ConfigError> {
 }
 
 fn from_source(
-    given: &Given<'_>,
+    given: &EnvContext<'_>,
     container: &Container,
     from: &k8s_openapi::api::core::v1::EnvVarSource,
 ) -> Result<Option<String>, ConfigError> {
@@ -140,7 +140,7 @@ fn from_source(
 }
 
 /// A field of the pod for a variable or a file.
-pub fn field(given: &Given<'_>, of: &ObjectFieldSelector) -> Result<String, ConfigError> {
+pub fn field(given: &EnvContext<'_>, of: &ObjectFieldSelector) -> Result<String, ConfigError> {
     let metadata = &given.pod.metadata;
     let spec = given.pod.spec.as_ref();
     let owned = |value: &Option<String>| value.clone().unwrap_or_default();
@@ -184,7 +184,11 @@ fn lines(map: Option<&BTreeMap<String, String>>) -> String {
 }
 
 /// A resource of a container, in units of the divisor, rounded up.
-pub fn resource(given: &Given<'_>, own: Option<&Container>, of: &ResourceFieldSelector) -> Result<String, ConfigError> {
+pub fn resource(
+    given: &EnvContext<'_>,
+    own: Option<&Container>,
+    of: &ResourceFieldSelector,
+) -> Result<String, ConfigError> {
     let containers = given.pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
     let container = match of.container_name.as_deref().filter(|name| !name.is_empty()) {
         Some(name) => containers
@@ -250,7 +254,7 @@ pub fn expand(text: &str, known: &dyn Fn(&str) -> Option<String>) -> String {
     out
 }
 
-fn service_variables(given: &Given<'_>) -> BTreeMap<String, String> {
+fn service_variables(given: &EnvContext<'_>) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     let own = given.pod.metadata.namespace.as_deref().unwrap_or_default();
     let links = given.pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
@@ -346,7 +350,7 @@ mod tests {
         let content = Arc::new(Content { data: [("k".to_owned(), b"v".to_vec())].into(), immutable: false });
         let allocatable = BTreeMap::new();
         let lookup = |_: SourceKind, name: &str| (name == "m").then(|| content.clone());
-        let given = Given {
+        let given = EnvContext {
             pod: &pod,
             host_ip: "127.0.0.1".parse().unwrap(),
             pod_ip: None,
@@ -366,7 +370,7 @@ mod tests {
         assert_eq!(get("PATH"), "-");
 
         let nothing = |_: SourceKind, _: &str| None;
-        let error = environment(&Given { lookup: &nothing, ..given }, container).unwrap_err();
+        let error = environment(&EnvContext { lookup: &nothing, ..given }, container).unwrap_err();
         assert_eq!(error.to_string(), r#"configmap "m" not found"#);
     }
 }

@@ -47,7 +47,7 @@ pub struct Thresholds {
 
 /// What of a container's spec decides about its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerRules {
+pub struct ContainerPolicy {
     /// Its name.
     pub name: String,
     /// The image, as the spec has it.
@@ -62,9 +62,9 @@ pub struct ContainerRules {
 
 /// What of a pod's spec decides about its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rules {
+pub struct LifecyclePolicy {
     /// Its containers, in the spec's order: an index into them is how events and actions name one.
-    pub containers: Vec<ContainerRules>,
+    pub containers: Vec<ContainerPolicy>,
     /// `name_namespace(uid)`, as upstream's messages call a pod.
     pub pod: String,
     /// `restartPolicy`.
@@ -75,7 +75,7 @@ pub struct Rules {
     pub grace: Duration,
 }
 
-impl ContainerRules {
+impl ContainerPolicy {
     pub(super) fn thresholds(&self, kind: ProbeKind) -> Option<&Thresholds> {
         match kind {
             ProbeKind::Startup => self.startup.as_ref(),
@@ -146,7 +146,7 @@ pub enum CellEvent {
     /// The pod names another image.
     ImageChanged,
     /// Whether instances can be made.
-    Sound {
+    Tried {
         /// Of which start.
         attempt: u32,
         /// An error where they can't.

@@ -2,16 +2,16 @@
 //! the worker that does it ([`worker`] and what it calls).
 
 pub mod addresses;
-mod ask;
+pub mod admit;
 pub mod backoff;
 pub mod cell;
 pub mod environment;
 pub mod event;
-pub mod fit;
 #[cfg(test)]
 mod fuzz;
 mod listen;
 mod message;
+mod pod_http;
 mod probe;
 mod runner;
 mod serve;

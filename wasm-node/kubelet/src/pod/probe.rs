@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use super::ask::{Asked, ask};
+use super::pod_http::{Asked, ask};
 use super::settings::ProbeSpec;
 use super::state::{CellEvent, ProbeKind};
 use super::worker::{Message, happened};

@@ -32,16 +32,16 @@ impl Door {
 }
 
 /// A server with an eye on it.
-pub(crate) struct Gate {
+pub(crate) struct ServerHandle {
     server: Arc<dyn Server>,
     container: Arc<dyn Container>,
     attempt: u32,
     messages: mpsc::Sender<Message>,
     looking: AtomicBool,
-    this: std::sync::Weak<Gate>,
+    this: std::sync::Weak<ServerHandle>,
 }
 
-impl Gate {
+impl ServerHandle {
     pub(crate) fn new(
         container: Arc<dyn Container>,
         server: Arc<dyn Server>,
@@ -69,8 +69,8 @@ impl Gate {
                     Trial::NoRoom => continue,
                 };
                 let again = broken.is_some();
-                let sound = CellEvent::Sound { attempt: gate.attempt, broken };
-                if gate.messages.send(happened(sound)).await.is_err() {
+                let tried = CellEvent::Tried { attempt: gate.attempt, broken };
+                if gate.messages.send(happened(tried)).await.is_err() {
                     return;
                 }
                 if !again {
@@ -85,7 +85,7 @@ impl Gate {
 }
 
 #[async_trait::async_trait]
-impl Serve for Gate {
+impl Serve for ServerHandle {
     async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
         let response = self.server.http(from, request).await?;
         if response.status().is_server_error()

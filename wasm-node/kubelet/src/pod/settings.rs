@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use machinery_api::names;
 use machinery_api::quantity::Quantity;
 
-use super::state::{ContainerRules, ProbeKind, Restart, Rules, Thresholds};
+use super::state::{ContainerPolicy, LifecyclePolicy, ProbeKind, Restart, Thresholds};
 use super::status::pod_text;
 use runtime_api::{CONCURRENCY_DEFAULT, Grants, Limits, REQUEST_TIMEOUT_DEFAULT};
 
@@ -29,10 +29,10 @@ pub fn container(pod: &Pod) -> Option<&Container> {
 
 /// What decides about the pod's life.
 #[must_use]
-pub fn rules(pod: &Pod) -> Rules {
+pub fn rules(pod: &Pod) -> LifecyclePolicy {
     let spec = pod.spec.clone().unwrap_or_default();
     let seconds = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-    Rules {
+    LifecyclePolicy {
         containers: spec.containers.iter().map(container_rules).collect(),
         pod: pod_text(pod),
         restart: match spec.restart_policy.as_deref() {
@@ -45,8 +45,8 @@ pub fn rules(pod: &Pod) -> Rules {
     }
 }
 
-fn container_rules(container: &Container) -> ContainerRules {
-    ContainerRules {
+fn container_rules(container: &Container) -> ContainerPolicy {
+    ContainerPolicy {
         name: container.name.clone(),
         image: container.image.clone().unwrap_or_default(),
         startup: container.startup_probe.as_ref().map(thresholds),

@@ -85,20 +85,20 @@ impl Source {
 type Key = (SourceKind, String, String);
 
 /// All that pods of this node name.
-pub struct Sources {
+pub struct ConfigSourceManager {
     client: Client,
     env: Env,
     all: Mutex<HashMap<Key, Weak<Source>>>,
     stop: CancellationToken,
 }
 
-impl std::fmt::Debug for Sources {
+impl std::fmt::Debug for ConfigSourceManager {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sources").finish_non_exhaustive()
+        f.debug_struct("ConfigSourceManager").finish_non_exhaustive()
     }
 }
 
-impl Sources {
+impl ConfigSourceManager {
     /// Watches nothing yet.
     #[must_use]
     pub fn new(client: Client, env: Env, stop: CancellationToken) -> Self {

@@ -9,7 +9,7 @@ use machinery_api::ObjectKey;
 use machinery_serve::net::Caller;
 use tokio::sync::mpsc;
 
-use super::environment::{Given, environment, expand};
+use super::environment::{EnvContext, environment, expand};
 use super::runner::way;
 use super::settings::{Settings, settings};
 use super::sources::{Known, SourceKind, named_by_environment};
@@ -115,7 +115,7 @@ pub(crate) async fn make(
         own.chain(view.get_arc(&ObjectKey::new("default", "kubernetes"))).collect()
     });
     let lookup = |kind: SourceKind, name: &str| known.get(&(kind, name.to_owned())).cloned();
-    let given = Given {
+    let given = EnvContext {
         pod,
         host_ip: node.config.internal_ip,
         pod_ip: Some(ip),

@@ -6,8 +6,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::cell::{Around, after};
-pub use super::cell::{Cell, CellStage, Exit, Running, Wait, Why};
-pub use super::event::{Action, CellEvent, ContainerRules, Event, ProbeKind, Restart, Rules, Thresholds};
+pub use super::cell::{Cell, CellStage, Exit, Running, StopReason, Wait};
+pub use super::event::{Action, CellEvent, ContainerPolicy, Event, LifecyclePolicy, ProbeKind, Restart, Thresholds};
 
 /// While a pod's beginning goes on, and while a first probe runs, the status that would be overtaken at once is held
 /// back so long: it saves the API server half of the writes of a quick start.
@@ -34,7 +34,7 @@ pub enum Stage {
 
 /// A pod that ends for a reason of its own.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
+pub struct TerminalReason {
     /// `status.reason`.
     pub reason: Option<&'static str>,
     /// `status.message`.
@@ -57,7 +57,7 @@ pub struct State {
     /// Its volumes are filled and it has an address.
     pub sandbox: bool,
     /// Set where the pod fails whatever its containers did.
-    pub verdict: Option<Verdict>,
+    pub terminal_reason: Option<TerminalReason>,
     /// The phase that it ended with: `true` = succeeded.
     pub succeeded: Option<bool>,
     /// It is being deleted, with that grace.
@@ -82,7 +82,7 @@ impl State {
             began: now,
             taken_up: now,
             sandbox: false,
-            verdict: None,
+            terminal_reason: None,
             succeeded: None,
             deleted: None,
             removed: false,
@@ -108,12 +108,14 @@ impl State {
     #[must_use]
     pub fn begin(
         mut self,
-        rules: &Rules,
+        rules: &LifecyclePolicy,
         refused: Option<(String, Vec<String>)>,
         now: Timestamp,
     ) -> (Self, Vec<Action>) {
         let mut actions = Vec::new();
-        if let Some(Verdict { reason: Some(reason), message: Some(message), rejected: true }) = &self.verdict {
+        if let Some(TerminalReason { reason: Some(reason), message: Some(message), rejected: true }) =
+            &self.terminal_reason
+        {
             actions.push(pod_warning(reason, message.clone()));
         }
         if self.succeeded.is_some() || self.ending() {
@@ -132,7 +134,7 @@ impl State {
     }
 
     /// Has each container take part.
-    fn each(&mut self, rules: &Rules, now: Timestamp, mut act: impl FnMut(&mut Cell, &Around<'_>)) {
+    fn each(&mut self, rules: &LifecyclePolicy, now: Timestamp, mut act: impl FnMut(&mut Cell, &Around<'_>)) {
         let (ending, sandbox) = (self.ending(), self.sandbox);
         for (index, (cell, own)) in self.cells.iter_mut().zip(&rules.containers).enumerate() {
             act(cell, &Around { rules, own, index, now, ending, sandbox });
@@ -148,7 +150,7 @@ impl State {
     /// Whether an end of the pod is decided.
     #[must_use]
     pub fn ending(&self) -> bool {
-        self.deleted.is_some() || self.removed || self.verdict.is_some()
+        self.deleted.is_some() || self.removed || self.terminal_reason.is_some()
     }
 
     /// Whether any container was ever started.
@@ -159,7 +161,7 @@ impl State {
 
     /// When to say [`Event::Tick`].
     #[must_use]
-    pub fn wake_at(&self, rules: &Rules) -> Option<Timestamp> {
+    pub fn wake_at(&self, rules: &LifecyclePolicy) -> Option<Timestamp> {
         let deadline = rules
             .deadline
             .filter(|_| !self.ending() && self.succeeded.is_none())
@@ -204,13 +206,13 @@ impl State {
 
     /// One step.
     #[must_use]
-    pub fn step(mut self, rules: &Rules, event: Event, now: Timestamp) -> (Self, Vec<Action>) {
+    pub fn step(mut self, rules: &LifecyclePolicy, event: Event, now: Timestamp) -> (Self, Vec<Action>) {
         let mut actions = Vec::new();
         self.take(rules, event, now, &mut actions);
         (self, actions)
     }
 
-    fn take(&mut self, rules: &Rules, event: Event, now: Timestamp, actions: &mut Vec<Action>) {
+    fn take(&mut self, rules: &LifecyclePolicy, event: Event, now: Timestamp, actions: &mut Vec<Action>) {
         match event {
             Event::Tick => self.tick(rules, now, actions),
             Event::Deleted(grace) => {
@@ -241,7 +243,8 @@ impl State {
             Event::Evicted(message) => {
                 if !self.ending() && self.succeeded.is_none() {
                     actions.push(pod_warning("Evicted", message.clone()));
-                    self.verdict = Some(Verdict { reason: Some("Evicted"), message: Some(message), rejected: false });
+                    self.terminal_reason =
+                        Some(TerminalReason { reason: Some("Evicted"), message: Some(message), rejected: false });
                     // As upstream: what fills the disk gets no grace.
                     self.end(rules, Duration::ZERO, true, now, actions);
                 }
@@ -264,7 +267,14 @@ impl State {
         }
     }
 
-    fn take_of(&mut self, rules: &Rules, index: usize, event: CellEvent, now: Timestamp, actions: &mut Vec<Action>) {
+    fn take_of(
+        &mut self,
+        rules: &LifecyclePolicy,
+        index: usize,
+        event: CellEvent,
+        now: Timestamp,
+        actions: &mut Vec<Action>,
+    ) {
         let (ending, sandbox) = (self.ending(), self.sandbox);
         let (Some(cell), Some(own)) = (self.cells.get_mut(index), rules.containers.get(index)) else { return };
         cell.take(&Around { rules, own, index, now, ending, sandbox }, event, actions);
@@ -274,7 +284,7 @@ impl State {
         self.finish_if_done(actions);
     }
 
-    fn tick(&mut self, rules: &Rules, now: Timestamp, actions: &mut Vec<Action>) {
+    fn tick(&mut self, rules: &LifecyclePolicy, now: Timestamp, actions: &mut Vec<Action>) {
         if let Some(deadline) = rules.deadline
             && !self.ending()
             && self.succeeded.is_none()
@@ -287,8 +297,11 @@ impl State {
                 message: message.into(),
                 container: None,
             });
-            self.verdict =
-                Some(Verdict { reason: Some("DeadlineExceeded"), message: Some(message.into()), rejected: false });
+            self.terminal_reason = Some(TerminalReason {
+                reason: Some("DeadlineExceeded"),
+                message: Some(message.into()),
+                rejected: false,
+            });
             self.end(rules, rules.grace, true, now, actions);
             return;
         }
@@ -298,7 +311,14 @@ impl State {
     }
 
     /// Ends the pod: its containers first, where any runs.
-    fn end(&mut self, rules: &Rules, grace: Duration, sooner: bool, now: Timestamp, actions: &mut Vec<Action>) {
+    fn end(
+        &mut self,
+        rules: &LifecyclePolicy,
+        grace: Duration,
+        sooner: bool,
+        now: Timestamp,
+        actions: &mut Vec<Action>,
+    ) {
         if matches!(self.stage, Stage::Cleaning | Stage::Ended) {
             return;
         }
@@ -318,7 +338,7 @@ impl State {
     fn finish(&mut self, actions: &mut Vec<Action>) {
         if self.succeeded.is_none() {
             let clean = self.cells.iter().all(|cell| cell.exit.as_ref().is_some_and(|exit| exit.code == 0));
-            self.succeeded = Some(clean && self.verdict.is_none());
+            self.succeeded = Some(clean && self.terminal_reason.is_none());
         }
         for cell in &mut self.cells {
             cell.stage = CellStage::Done;

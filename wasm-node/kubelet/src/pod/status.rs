@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Map, Value, json};
 
-use super::state::{Cell, CellStage, Exit, Running, Stage, State, Verdict, Wait};
+use super::state::{Cell, CellStage, Exit, Running, Stage, State, TerminalReason, Wait};
 use super::unsupported::is_read_only;
 
 /// What the node adds.
@@ -37,14 +37,15 @@ pub fn phase(state: &State) -> &'static str {
 #[must_use]
 pub fn project(state: &State, pod: &Pod, facts: &Facts, known: &[PodCondition], now: Timestamp) -> PodStatus {
     let spec = pod.spec.clone().unwrap_or_default();
-    let verdict = state.verdict.clone().unwrap_or(Verdict { reason: None, message: None, rejected: false });
+    let terminal_reason =
+        state.terminal_reason.clone().unwrap_or(TerminalReason { reason: None, message: None, rejected: false });
     let pod_ip = facts.pod_ip.filter(|_| !matches!(state.stage, Stage::Refused { .. })).map(|ip| ip.to_string());
     let containers =
         spec.containers.iter().enumerate().map(|(index, of)| container_status(state, pod, index, of)).collect();
     PodStatus {
         phase: Some(phase(state).into()),
-        reason: verdict.reason.map(Into::into),
-        message: verdict.message.clone(),
+        reason: terminal_reason.reason.map(Into::into),
+        message: terminal_reason.message.clone(),
         conditions: Some(conditions(state, pod, known, now)),
         host_ip: Some(facts.host_ip.to_string()),
         host_ips: Some(vec![HostIP { ip: facts.host_ip.to_string() }]),
@@ -52,7 +53,7 @@ pub fn project(state: &State, pod: &Pod, facts: &Facts, known: &[PodCondition], 
         pod_ip,
         start_time: Some(Time(whole_seconds(state.began))),
         observed_generation: pod.metadata.generation,
-        container_statuses: Some(containers).filter(|_| !verdict.rejected),
+        container_statuses: Some(containers).filter(|_| !terminal_reason.rejected),
         ..PodStatus::default()
     }
 }
@@ -283,7 +284,7 @@ fn conditions(state: &State, pod: &Pod, known: &[PodCondition], now: Timestamp) 
         ("ContainersReady", containers),
         ("PodScheduled", (true, None, None)),
     ];
-    if let Some(Verdict { reason: Some("Evicted"), message, .. }) = &state.verdict {
+    if let Some(TerminalReason { reason: Some("Evicted"), message, .. }) = &state.terminal_reason {
         rows.push(("DisruptionTarget", (true, Some("TerminationByKubelet"), message.clone())));
     }
     rows.into_iter()
@@ -341,7 +342,7 @@ pub fn recall(pod: &Pod, now: Timestamp) -> State {
         Some("Failed") => {
             state.succeeded = Some(false);
             if status.reason.is_some() {
-                state.verdict = Some(Verdict {
+                state.terminal_reason = Some(TerminalReason {
                     reason: status.reason.as_deref().and_then(known_reason),
                     message: status.message.clone(),
                     rejected: false,

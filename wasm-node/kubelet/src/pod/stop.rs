@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Container;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::ask::call;
+use super::pod_http::call;
 use super::settings::{Get, get};
 use super::state::CellEvent;
 use super::worker::{Message, happened};

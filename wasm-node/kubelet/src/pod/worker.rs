@@ -18,12 +18,14 @@ use tokio::task::JoinHandle;
 use super::runner::Runner;
 use super::settings::{self, rules};
 use super::start::{self, Made};
-use super::state::{Action, Cell, CellEvent, CellStage, Event, ProbeKind, Rules, Stage, State, Verdict, Why};
+use super::state::{
+    Action, Cell, CellEvent, CellStage, Event, LifecyclePolicy, ProbeKind, Stage, State, StopReason, TerminalReason,
+};
 use super::{probe, status, unsupported};
 use crate::image::Image;
 use crate::log::ContainerLog;
 use crate::node::Shared;
-use crate::volume::keep::keep;
+use crate::volume::manager::keep;
 use crate::volume::measure::{Subject, Watched};
 use crate::volume::usage;
 
@@ -141,7 +143,7 @@ pub(crate) struct Worker {
     pod: Arc<Pod>,
     container: Arc<Container>,
     about: ObjectReference,
-    rules: Rules,
+    rules: LifecyclePolicy,
     state: State,
     ip: Option<IpAddr>,
     sender: mpsc::Sender<Message>,
@@ -194,7 +196,8 @@ impl Worker {
         let clock_offset = offset(&node.parts.env);
         let mut state = status::recall(&pod, now);
         if let Some((reason, message)) = rejected {
-            state.verdict = Some(Verdict { reason: Some(reason), message: Some(message), rejected: true });
+            state.terminal_reason =
+                Some(TerminalReason { reason: Some(reason), message: Some(message), rejected: true });
         }
         Self {
             about: reference_to(&*pod),

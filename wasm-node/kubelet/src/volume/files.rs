@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume};
 
-use crate::pod::environment::{ConfigError, Given, field, resource};
+use crate::pod::environment::{ConfigError, EnvContext, field, resource};
 use crate::pod::sources::{Content, SourceKind};
 
 /// Mode of files where nothing else is said (upstream's).
@@ -48,7 +48,7 @@ pub enum FilesError {
 pub type Tokens = BTreeMap<(String, i64), String>;
 
 /// Files of a configMap, secret, downwardAPI or projected volume.
-pub fn files(given: &Given<'_>, volume: &Volume, tokens: &Tokens) -> Result<Files, FilesError> {
+pub fn files(given: &EnvContext<'_>, volume: &Volume, tokens: &Tokens) -> Result<Files, FilesError> {
     let mut files = Files::new();
     let optional = |optional: &Option<bool>| *optional == Some(true);
     if let Some(map) = &volume.config_map {
@@ -91,7 +91,7 @@ fn mode(mode: Option<i32>) -> u32 {
 }
 
 fn add(
-    given: &Given<'_>,
+    given: &EnvContext<'_>,
     files: &mut Files,
     kind: SourceKind,
     name: &str,
@@ -127,7 +127,7 @@ fn add(
 }
 
 fn add_downward(
-    given: &Given<'_>,
+    given: &EnvContext<'_>,
     files: &mut Files,
     items: &[DownwardAPIVolumeFile],
     default: u32,
@@ -178,7 +178,7 @@ mod tests {
         let lookup =
             |kind: SourceKind, name: &str| (name == "there" && kind == SourceKind::ConfigMap).then(|| content.clone());
         let allocatable = BTreeMap::new();
-        let given = Given {
+        let given = EnvContext {
             pod: &pod,
             host_ip: "127.0.0.1".parse().unwrap(),
             pod_ip: None,

@@ -86,7 +86,7 @@ async fn run(shared: Arc<Shared>, _admitted: Admitted) -> Outcome {
 }
 
 fn refused(shared: &Shared, error: &wasmtime::Error) -> Outcome {
-    shared.tell_error(error);
+    shared.log_error(error);
     Outcome::ended(134, OutcomeReason::Error, format!("{error:#}"))
 }
 
@@ -108,7 +108,7 @@ fn settle(shared: &Shared, result: wasmtime::Result<i32>, limiter: &StoreLimiter
         return Outcome::exit(exit.0);
     }
     let counters = &shared.counters;
-    shared.tell_error(&error);
+    shared.log_error(&error);
     if let Some(exceeded) = limiter.exceeded() {
         counters.memory.fetch_add(1, Ordering::Relaxed);
         return Outcome::ended(137, OutcomeReason::OomKilled, exceeded.to_string());

@@ -187,15 +187,15 @@ impl Shared {
 
     /// Writes why a guest failed into the container's log: the error, its causes and the guest's own backtrace. The
     /// host's backtrace, which the error has as well where `RUST_BACKTRACE` asks for it, is none of the guest's.
-    pub(crate) fn tell_error(&self, error: &wasmtime::Error) {
-        self.tell(&error.to_string());
+    pub(crate) fn log_error(&self, error: &wasmtime::Error) {
+        self.log_system(&error.to_string());
         for cause in error.chain().skip(1) {
-            self.tell(&format!("Caused by: {cause}"));
+            self.log_system(&format!("Caused by: {cause}"));
         }
     }
 
     /// Writes the node's own lines into the container's log.
-    pub(crate) fn tell(&self, text: &str) {
+    pub(crate) fn log_system(&self, text: &str) {
         for line in text.lines() {
             self.log.write(StdStream::Stderr, format!("{line}\n").as_bytes());
         }

@@ -297,13 +297,13 @@ impl Inner {
             Err(failure) => {
                 exchange.end(true);
                 if failure == Failure::Timeout {
-                    self.shared.tell(&format!("no response within {:?}", self.shared.limits.timeout));
+                    self.shared.log_system(&format!("no response within {:?}", self.shared.limits.timeout));
                 }
                 return failure.response(&self.shared);
             }
         };
         if end.is_none() {
-            let rest = see_out(self.clone(), guest, exchange.clone());
+            let rest = drive_to_end(self.clone(), guest, exchange.clone());
             self.shared.engine.guest_runtime().spawn(rest);
         } else if let Some(Err(failure)) = end {
             failure.count(&self.shared);
@@ -311,7 +311,7 @@ impl Inner {
         match head {
             Ok(response) => respond(&self.shared, response, exchange, end, head_only),
             Err(code) => {
-                self.shared.tell(&format!("the handler answered with an error: {code:?}"));
+                self.shared.log_system(&format!("the handler answered with an error: {code:?}"));
                 Failure::NoResponse.response(&self.shared)
             }
         }
@@ -344,7 +344,7 @@ impl Inner {
 }
 
 /// Lets a guest go on after its head: until it returns, its reader goes away, or nothing moves for the timeout.
-async fn see_out<G: Future<Output = End>>(inner: Arc<Inner>, mut guest: Metered<G>, exchange: Arc<Exchange>) {
+async fn drive_to_end<G: Future<Output = End>>(inner: Arc<Inner>, mut guest: Metered<G>, exchange: Arc<Exchange>) {
     let timeout = inner.shared.limits.timeout;
     let mut shut = std::pin::pin!(inner.in_flight.shut.cancelled());
     loop {
@@ -362,7 +362,7 @@ async fn see_out<G: Future<Output = End>>(inner: Arc<Inner>, mut guest: Metered<
             () = tokio::time::sleep_until(idle_at) => {
                 if exchange.progress_at() + timeout <= Instant::now() {
                     Failure::Timeout.count(&inner.shared);
-                    inner.shared.tell(&format!("nothing moved for {timeout:?} after the response's head"));
+                    inner.shared.log_system(&format!("nothing moved for {timeout:?} after the response's head"));
                     break;
                 }
             }
@@ -492,7 +492,7 @@ fn settle(shared: &Shared, result: wasmtime::Result<()>, limiter: &StoreLimiter)
     if matches!(error.downcast_ref::<I32Exit>(), Some(I32Exit(0))) {
         return Ok(());
     }
-    shared.tell_error(&error);
+    shared.log_error(&error);
     if limiter.exceeded().is_some() {
         return Err(Failure::Memory);
     }
@@ -522,7 +522,7 @@ fn respond(
 ) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     if parts.status.is_informational() {
-        shared.tell(&format!("the handler answered with status {}, which is no response", parts.status));
+        shared.log_system(&format!("the handler answered with status {}, which is no response", parts.status));
         exchange.abandoned.notify_one();
         return Failure::NoResponse.response(shared);
     }

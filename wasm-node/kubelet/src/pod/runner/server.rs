@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Context, LastWords, Runner, Way};
 use crate::pod::listen::listen;
-use crate::pod::serve::{Door, Gate};
+use crate::pod::serve::{Door, ServerHandle};
 use crate::pod::settings;
 use crate::pod::start::{Made, Refused};
 use crate::pod::state::CellEvent;
@@ -43,7 +43,7 @@ fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> 
         context.warn("NeverCompletes", settings::server_in_job(&context.container.name));
     }
     let port = settings::server_port(&context.container);
-    let gate = Gate::new(made.container.clone(), server.clone(), context.attempt, context.messages.clone());
+    let gate = ServerHandle::new(made.container.clone(), server.clone(), context.attempt, context.messages.clone());
     let (mut door, mut listener) = (None, None);
     if let Some(ip) = context.ip {
         let attached = context.node.parts.network.attach(Listen::tcp(ip, port), gate.clone());

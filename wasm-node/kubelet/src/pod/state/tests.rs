@@ -2,10 +2,16 @@
 
 use super::*;
 
-fn rules(restart: Restart) -> Rules {
+fn rules(restart: Restart) -> LifecyclePolicy {
     let container =
-        ContainerRules { name: "c".into(), image: "i".into(), startup: None, readiness: None, liveness: None };
-    Rules { containers: vec![container], pod: "p_n(u)".into(), restart, deadline: None, grace: Duration::from_secs(30) }
+        ContainerPolicy { name: "c".into(), image: "i".into(), startup: None, readiness: None, liveness: None };
+    LifecyclePolicy {
+        containers: vec![container],
+        pod: "p_n(u)".into(),
+        restart,
+        deadline: None,
+        grace: Duration::from_secs(30),
+    }
 }
 
 fn at(second: i64) -> Timestamp {
@@ -13,7 +19,7 @@ fn at(second: i64) -> Timestamp {
 }
 
 /// Plays events at times; answers the state and every action but events' texts.
-fn play(rules: &Rules, events: &[(i64, Event)]) -> (State, Vec<String>) {
+fn play(rules: &LifecyclePolicy, events: &[(i64, Event)]) -> (State, Vec<String>) {
     let (mut state, actions) = State::new(at(0), rules.containers.len()).begin(rules, None, at(0));
     let mut said: Vec<String> = actions.iter().map(say).collect();
     for (second, event) in events {
@@ -111,7 +117,7 @@ fn probes_decide_readiness_and_life() {
     assert!(!state.ready() && said.ends_with(&["Unhealthy: Readiness probe failed: no".to_owned()]));
     events.push((4, probed(ProbeKind::Liveness, false)));
     let (state, said) = play(&rules, &events);
-    assert!(matches!(state.cells[0].stage, CellStage::Stopping { why: Why::Probe, .. }));
+    assert!(matches!(state.cells[0].stage, CellStage::Stopping { why: StopReason::Probe, .. }));
     assert_eq!(said[said.len() - 2], "Killing: Container c failed liveness probe, will be restarted");
     events.push((5, exited(0, 143)));
     assert_eq!(play(&rules, &events).0.cells[0].stage, CellStage::Pulling);
@@ -163,17 +169,20 @@ fn a_pull_that_fails_backs_off() {
 
 #[test]
 fn a_deadline_and_an_eviction_fail_the_pod() {
-    let rules = Rules { deadline: Some(Duration::from_secs(5)), ..rules(Restart::Always) };
+    let rules = LifecyclePolicy { deadline: Some(Duration::from_secs(5)), ..rules(Restart::Always) };
     let mut events = vec![(0, Event::Mounted), (0, pulled()), (0, started())];
     assert_eq!(play(&rules, &events).0.wake_at(&rules), Some(at(5)));
     events.extend([(5, Event::Tick), (6, exited(0, 143)), (6, Event::Cleaned)]);
     let (state, _) = play(&rules, &events);
-    assert_eq!((state.succeeded, state.verdict.and_then(|v| v.reason)), (Some(false), Some("DeadlineExceeded")));
+    assert_eq!(
+        (state.succeeded, state.terminal_reason.and_then(|v| v.reason)),
+        (Some(false), Some("DeadlineExceeded"))
+    );
 }
 
 #[test]
 fn a_pod_that_is_refused_ends_at_its_deadline() {
-    let rules = Rules { deadline: Some(Duration::from_secs(5)), ..rules(Restart::Always) };
+    let rules = LifecyclePolicy { deadline: Some(Duration::from_secs(5)), ..rules(Restart::Always) };
     let refused = Some(("spec.hostNetwork: no".to_owned(), vec!["spec.hostNetwork: no".to_owned()]));
     let (state, _) = State::new(at(0), rules.containers.len()).begin(&rules, refused, at(0));
     assert_eq!(state.wake_at(&rules), Some(at(5)));
@@ -182,7 +191,7 @@ fn a_pod_that_is_refused_ends_at_its_deadline() {
     let (state, _) = state.step(&rules, Event::Tick, at(5));
     let (state, actions) = state.step(&rules, Event::Cleaned, at(5));
     assert_eq!((state.stage, state.succeeded, actions), (Stage::Ended, Some(false), Vec::new()));
-    assert_eq!(state.verdict.and_then(|verdict| verdict.reason), Some("DeadlineExceeded"));
+    assert_eq!(state.terminal_reason.and_then(|terminal_reason| terminal_reason.reason), Some("DeadlineExceeded"));
 }
 
 #[test]
@@ -216,7 +225,7 @@ fn another_image_starts_the_container_again() {
 #[test]
 fn a_deleted_server_is_ready_while_it_takes_requests() {
     let begin = [(0, Event::Mounted), (0, pulled()), (0, started())];
-    let rules = Rules { deadline: Some(Duration::from_secs(1)), ..rules(Restart::Always) };
+    let rules = LifecyclePolicy { deadline: Some(Duration::from_secs(1)), ..rules(Restart::Always) };
     let deleted = [&begin[..], &[(0, Event::Deleted(Duration::from_secs(30)))]].concat();
     assert!(play(&rules, &deleted).0.ready());
     assert!(!play(&rules, &[&deleted[..], &[(1, Event::Container(0, CellEvent::Closed))]].concat()).0.ready());
@@ -237,9 +246,9 @@ fn a_clock_that_is_set_back_prolongs_no_wait() {
 }
 
 /// Two containers, as later versions run.
-fn two(restart: Restart) -> Rules {
+fn two(restart: Restart) -> LifecyclePolicy {
     let mut rules = rules(restart);
-    rules.containers.push(ContainerRules { name: "d".into(), ..rules.containers[0].clone() });
+    rules.containers.push(ContainerPolicy { name: "d".into(), ..rules.containers[0].clone() });
     rules
 }
 
@@ -295,7 +304,7 @@ mod properties {
             Just(CellEvent::Closed),
             Just(CellEvent::ImageChanged),
             (0..4_u32, any::<bool>())
-                .prop_map(|(attempt, bad)| CellEvent::Sound { attempt, broken: bad.then(|| "m".to_owned()) }),
+                .prop_map(|(attempt, bad)| CellEvent::Tried { attempt, broken: bad.then(|| "m".to_owned()) }),
             (0..4_u32, kinds, any::<bool>()).prop_map(|(attempt, kind, bad)| CellEvent::Probed {
                 attempt,
                 kind,
@@ -320,25 +329,27 @@ mod properties {
         ]
     }
 
-    fn any_rules() -> impl Strategy<Value = Rules> {
+    fn any_rules() -> impl Strategy<Value = LifecyclePolicy> {
         let restart = prop_oneof![Just(Restart::Always), Just(Restart::OnFailure), Just(Restart::Never)];
         let threshold =
             || proptest::option::of((1..3_u32).prop_map(|n| Thresholds { success: 1, failure: n, grace: None }));
         let container = (threshold(), threshold(), threshold());
         let containers = proptest::collection::vec(container, 1..4);
-        (restart, containers, proptest::option::of(0..500_u64)).prop_map(|(restart, containers, deadline)| Rules {
-            containers: containers
-                .into_iter()
-                .map(|(startup, readiness, liveness)| ContainerRules {
-                    name: "c".into(),
-                    image: "i".into(),
-                    startup,
-                    readiness,
-                    liveness,
-                })
-                .collect(),
-            deadline: deadline.map(Duration::from_secs),
-            ..rules(restart)
+        (restart, containers, proptest::option::of(0..500_u64)).prop_map(|(restart, containers, deadline)| {
+            LifecyclePolicy {
+                containers: containers
+                    .into_iter()
+                    .map(|(startup, readiness, liveness)| ContainerPolicy {
+                        name: "c".into(),
+                        image: "i".into(),
+                        startup,
+                        readiness,
+                        liveness,
+                    })
+                    .collect(),
+                deadline: deadline.map(Duration::from_secs),
+                ..rules(restart)
+            }
         })
     }
 
@@ -346,7 +357,7 @@ mod properties {
         matches!(state.stage, Stage::Cleaning | Stage::Ended)
     }
 
-    fn check(rules: &Rules, before: &State, after: &State, actions: &[Action]) -> Result<(), TestCaseError> {
+    fn check(rules: &LifecyclePolicy, before: &State, after: &State, actions: &[Action]) -> Result<(), TestCaseError> {
         prop_assert_eq!(after.cells.len(), rules.containers.len());
         if is_over(after) {
             prop_assert!(after.cells.iter().all(|cell| cell.stage == CellStage::Done), "{:?}", after);

@@ -171,7 +171,7 @@ impl Worker {
         self.probes.clear();
         let deadline = tokio::time::Instant::now() + grace;
         let stage = self.cell().map(|cell| &cell.stage);
-        let restart = matches!(stage, Some(CellStage::Stopping { why: Why::Probe | Why::Changed, .. }));
+        let restart = matches!(stage, Some(CellStage::Stopping { why: StopReason::Probe | StopReason::Changed, .. }));
         let Some(live) = &mut self.live else { return };
         if let Some((_, end)) = &live.stopping {
             end.send_replace(deadline);

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use super::atomic;
 use super::files::{Files, FilesError, Tokens, files, wanted_tokens};
 use crate::node::Shared;
-use crate::pod::environment::Given;
+use crate::pod::environment::EnvContext;
 use crate::pod::sources::{Known, Source, SourceKind};
 use crate::pod::state::Event;
 use crate::pod::unsupported::is_read_only;
@@ -158,7 +158,7 @@ async fn fill(
     }
     let values: Tokens = tokens.iter().map(|(key, token)| (key.clone(), token.value.clone())).collect();
     let lookup = |kind: SourceKind, name: &str| known.get(&(kind, name.to_owned())).cloned();
-    let given = Given {
+    let given = EnvContext {
         pod,
         host_ip: node.config.internal_ip,
         pod_ip: Some(ip),
