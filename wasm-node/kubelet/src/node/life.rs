@@ -198,7 +198,7 @@ impl Node {
         let logs = config.data_dir.join("logs");
         let shared = Arc::new(Shared {
             recorder: Recorder::start_on(client.clone(), env.clone(), "kubelet", "n".into(), &stop),
-            sources: ConfigSourceManager::new(client.clone(), stop.child_token()),
+            sources: ConfigSourceManager::new(client.clone(), env.clone(), stop.child_token()),
             services,
             addresses: Addresses::new("127.66.0.0/24").unwrap(),
             addresses_freed: Notify::new(),
