@@ -13,8 +13,10 @@ pub mod admission;
 pub mod auth;
 pub mod bootstrap;
 pub mod catalog;
+mod default_objects;
 pub mod http;
 pub mod registry;
+pub mod request;
 pub mod server;
 pub mod step;
 

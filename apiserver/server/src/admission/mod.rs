@@ -22,7 +22,7 @@ use machinery_env::Env;
 use serde_json::Value;
 
 use crate::auth::{Authorizer, UserInfo};
-use crate::registry::options::{DeleteOptions, WriteOptions};
+use crate::request::options::{DeleteOptions, WriteOptions};
 use apiserver_resources::objects::Objects;
 use apiserver_storage::store::Txn;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use machinery_api::error::ApiResult;
 
 use super::attributes::forbidden;
-use super::node::NodeAuthorizer;
+use super::node::{NodeAuthorizer, default_rules};
 use super::rbac::{Granted, Rbac};
 use super::{ANONYMOUS, Attributes, Decision, MASTERS, UserInfo};
 use crate::step::Step;
@@ -34,7 +34,7 @@ pub struct Authorizer {
 
 impl Default for Authorizer {
     fn default() -> Self {
-        Self { rbac: Rbac::default(), node: NodeAuthorizer::new(crate::bootstrap::node_rules()), more: Vec::new() }
+        Self { rbac: Rbac::default(), node: NodeAuthorizer::new(default_rules()), more: Vec::new() }
     }
 }
 

@@ -10,10 +10,17 @@ use serde_json::Value;
 
 use super::rules::Rule;
 use super::{Attributes, Decision, UserInfo};
+use crate::default_objects::default_objects;
 use apiserver_resources::objects::Objects;
 
 /// Where kubelets keep their leases.
 pub const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// The rules that every kubelet has for what isn't told apart by node: those of the default role `system:node`.
+pub(crate) fn default_rules() -> Vec<Rule> {
+    let role = default_objects().find(|o| o["kind"] == "ClusterRole" && o["metadata"]["name"] == "system:node");
+    role.map(|role| Rule::parse_all(&role)).unwrap_or_default()
+}
 
 /// Decides for kubelets. Keeps what each node's pods name, read anew only for pods that changed.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::authenticate::with_group;
 use super::rbac::aggregate;
 use super::{Attributes, Authenticator, Authorizer, UserInfo};
-use crate::registry::selector;
+use crate::request::selector;
 use apiserver_resources::objects::Objects;
 use apiserver_resources::rules;
 

@@ -12,9 +12,8 @@ use serde_json::{Map, Value, json};
 
 use crate::auth::RBAC_GROUP;
 use crate::auth::rules::{Rule, missing_rules};
+use crate::default_objects::default_objects;
 use apiserver_resources::objects::Objects;
-
-static DEFAULT_OBJECTS: &str = include_str!("default-objects.jsonl");
 
 /// `false` on a default role or binding keeps us from mending it.
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
@@ -98,22 +97,10 @@ pub enum Write {
     },
 }
 
-/// Not kept parsed: it is read at a start only. A broken line would be a fault of the build, which a test rules out.
-fn defaults() -> impl Iterator<Item = Value> {
-    DEFAULT_OBJECTS.lines().filter_map(|line| serde_json::from_str(line).ok())
-}
-
-/// The rules that every kubelet has for what isn't told apart by node: those of the default role `system:node`.
-#[must_use]
-pub fn node_rules() -> Vec<Rule> {
-    let role = defaults().find(|o| o["kind"] == "ClusterRole" && o["metadata"]["name"] == "system:node");
-    role.map(|role| Rule::parse_all(&role)).unwrap_or_default()
-}
-
 /// Everything that should be there, in the order in which it must be written (namespaces first).
 #[must_use]
 pub fn desired(cluster: &Cluster) -> Vec<Desired> {
-    let mut desired: Vec<Desired> = defaults().filter_map(of_defaults).collect();
+    let mut desired: Vec<Desired> = default_objects().filter_map(of_defaults).collect();
     desired.push(Desired {
         group: "node.k8s.io",
         plural: "runtimeclasses",
@@ -321,8 +308,8 @@ mod tests {
 
     #[test]
     fn every_line_is_an_object_that_is_served() {
-        assert_eq!(defaults().filter_map(of_defaults).count(), DEFAULT_OBJECTS.lines().count());
-        assert!(!node_rules().is_empty());
+        assert_eq!(default_objects().filter_map(of_defaults).count(), default_objects().count());
+        assert!(!crate::auth::node::default_rules().is_empty());
     }
 
     #[test]

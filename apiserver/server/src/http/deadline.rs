@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use machinery_api::ApiError;
 
-use super::query::Query;
+use crate::request::query::Query;
 use apiserver_resources::field::quoted;
 
 /// What isn't a watch or a log has this long (upstream's default).

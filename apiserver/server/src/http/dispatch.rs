@@ -22,8 +22,8 @@ use super::turns::{SMALL_BYTES_MAX, Turn};
 use super::watch;
 use crate::auth::{reviews, tokens};
 use crate::registry::body::{self as bodies, Body as RequestBody};
-use crate::registry::options::{DeleteOptions, ListOptions, WriteOptions};
 use crate::registry::{Answer, Call, PatchType, Shown, Verbs, Wanted, object};
+use crate::request::options::{DeleteOptions, ListOptions, WriteOptions};
 use apiserver_resources::{SubKind, Verb};
 
 /// The largest request body (upstream's default).

@@ -6,7 +6,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use super::deadline::{self, REQUEST_TIMEOUT};
 use super::info::Info;
 use super::negotiate::{Media, Offers, Produces, negotiate, route_accepts};
-use super::query::{Query, parse_integer};
+use crate::request::query::{Query, parse_integer};
 
 /// Texts out of pieces, so that more than the first check is reached.
 fn pieces(of: &'static [&'static str]) -> impl ValueGenerator<Output = String> {

@@ -16,7 +16,6 @@ use super::deadline;
 use super::health::{Check, Slis};
 use super::info::Info;
 use super::metrics::{Metrics, Of};
-use super::query::Query;
 use super::respond::{self, Asked};
 use super::route::{self, NoRoute, Route, Target};
 use super::seats::Seats;
@@ -25,7 +24,9 @@ use super::warnings;
 use crate::auth::tls::Peer;
 use crate::auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
 use crate::catalog::Catalog;
-use crate::registry::{Verbs, selector};
+use crate::registry::Verbs;
+use crate::request::query::Query;
+use crate::request::selector;
 use apiserver_resources::SubKind;
 
 /// All that answers requests.

@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use axum::body::Body;
 use http::Response;
 
-use super::query::Query;
 use super::respond;
+use crate::request::query::Query;
 
 /// One check: its name and whether it holds.
 pub type Check = (&'static str, bool);

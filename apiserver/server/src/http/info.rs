@@ -3,8 +3,8 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::query::Query;
-use crate::registry::selector;
+use crate::request::query::Query;
+use crate::request::selector;
 
 /// The verb and what it is about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -18,11 +18,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::handle::Front;
-use super::query::Query;
 use super::respond;
 use crate::auth::pki::{Identity, PkiError};
 use crate::auth::tls;
 use crate::registry::Call;
+use crate::request::query::Query;
 use apiserver_resources::objects::Objects;
 
 /// A node that doesn't take a connection by then is gone.

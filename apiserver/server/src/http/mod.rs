@@ -12,7 +12,6 @@ pub mod logs;
 pub mod metrics;
 pub mod negotiate;
 mod pages;
-pub mod query;
 pub mod respond;
 pub mod route;
 mod seats;

@@ -2,7 +2,7 @@
 
 use machinery_api::{ApiError, error::Status};
 
-use super::query::Query;
+use crate::request::query::Query;
 use machinery_api::schema;
 
 /// The media types that resources are answered in, in the order of upstream's messages. Protobuf answers are not made:

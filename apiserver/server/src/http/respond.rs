@@ -17,10 +17,10 @@ use serde_json::{Value, json};
 
 use super::large::{self, Pieces};
 use super::negotiate::{Form, Media, MetaVersion, Offers, Transform, negotiate};
-use super::query::Query;
 use super::route::Target;
 use super::table::{Include, Tables, write_partial};
 use crate::registry::{Answer, List, Shown, object};
+use crate::request::query::Query;
 use apiserver_resources::{ResourceInfo, SubKind, Verb};
 use apiserver_storage::cache::Cached;
 use machinery_api::schema::internal_group;

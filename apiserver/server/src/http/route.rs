@@ -243,7 +243,7 @@ fn serve(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::query::Query;
+    use crate::request::query::Query;
 
     fn say(method: &str, target: &str) -> String {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::negotiate::MetaVersion;
-use super::query::Query;
+use crate::request::query::Query;
 use apiserver_resources::{Column, ResourceInfo, cells};
 
 /// What a table's rows carry beside their cells.

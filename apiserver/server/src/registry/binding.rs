@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::intent::{Intent, Wanted};
 use super::object::{self, metadata_mut};
-use super::options::WriteOptions;
 use super::write::{Change, Existing};
 use super::{Answer, Call, Verbs, wrong_uid};
 use crate::admission::Options;
+use crate::request::options::WriteOptions;
 use apiserver_resources::rules::path_segment;
 
 impl Verbs {

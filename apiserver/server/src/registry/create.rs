@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::intent::{Intent, Wanted};
 use super::object::{self, metadata_mut};
-use super::options::WriteOptions;
 use super::write::Change;
 use super::{Answer, Call, Verbs, body, invalid};
 use crate::admission::Options;
+use crate::request::options::WriteOptions;
 use apiserver_resources::metadata;
 
 /// Upstream tries this often to find a free generated name.

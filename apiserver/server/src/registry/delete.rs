@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::intent::Intent;
 use super::object::{self, FOREGROUND, ORPHAN, metadata_mut, versioned};
-use super::options::{DeleteOptions, ListOptions, Propagation};
 use super::write::{Change, Existing};
 use super::{Answer, Call, Shown, Verbs};
 use crate::admission::Options;
+use crate::request::options::{DeleteOptions, ListOptions, Propagation};
 use apiserver_resources::{Deletion, ResourceInfo};
 use apiserver_storage::store::{Record, Revision};
 

@@ -5,9 +5,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bolero::{ValueGenerator, check, produce};
 use serde_json::json;
 
-use super::options::DeleteOptions;
 use super::page::Continue;
-use super::selector;
+use crate::request::options::DeleteOptions;
+use crate::request::selector;
 
 fn pieces(of: &'static [&'static str]) -> impl ValueGenerator<Output = String> {
     produce::<Vec<u8>>().map_gen(move |bytes| bytes.iter().map(|byte| of[usize::from(*byte) % of.len()]).collect())

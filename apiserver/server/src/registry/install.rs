@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use super::intent::Intent;
 use super::object::{self, metadata_mut};
-use super::options::WriteOptions;
 use super::write::{Change, Existing};
 use super::{Call, Verbs, body};
 use crate::admission::Options;
 use crate::auth::{MASTERS, UserInfo};
 use crate::bootstrap::Write;
+use crate::request::options::WriteOptions;
 use machinery_api::schema;
 
 /// Writes under way at once, so that they share the store's syncs.

@@ -9,10 +9,10 @@ use machinery_api::ApiError;
 use serde_json::Value;
 
 use super::object::{self, metadata_mut};
-use super::options::DeleteOptions;
 use super::write::{Change, Existing};
 use super::{Call, PatchType, Verbs, binding, body, create, delete, scale, wrong_uid};
 use crate::admission::Operation;
+use crate::request::options::DeleteOptions;
 use apiserver_resources::SubKind;
 use machinery_api::schema::FieldValidation;
 

@@ -16,11 +16,9 @@ mod install;
 mod intent;
 mod namespace;
 pub mod object;
-pub mod options;
 pub mod page;
 mod read;
 pub mod scale;
-pub mod selector;
 mod update;
 mod write;
 
@@ -40,13 +38,13 @@ use serde_json::Value;
 use crate::admission::{Chain, Operation, Options, Request};
 use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::catalog::{Catalog, Served};
+use crate::request::options::WriteOptions;
 use apiserver_resources::allocate::Allocator;
 use apiserver_resources::field::{FieldError, causes};
 use apiserver_resources::{Allocation, Context, ResourceInfo, Subresource};
 use apiserver_storage::cache::{Cache, Cached, Lookup};
 use apiserver_storage::store::record::{Facts, fingerprint};
 use apiserver_storage::store::{Record, Revision, StoreError, Txn};
-use options::WriteOptions;
 
 pub use intent::Wanted;
 pub use machinery_api::patch::PatchKind as PatchType;

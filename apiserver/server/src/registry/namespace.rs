@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::delete;
 use super::object::{self, FOREGROUND, ORPHAN};
-use super::options::{DeleteOptions, Propagation};
 use super::write::Change;
+use crate::request::options::{DeleteOptions, Propagation};
 use apiserver_resources::ResourceInfo;
 
 /// Decides about one namespace.

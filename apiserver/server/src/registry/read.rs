@@ -7,9 +7,10 @@ use std::time::Duration;
 use machinery_api::{ApiError, Cause};
 
 use super::object::parse_version;
-use super::options::{ListOptions, Match};
 use super::page::{self, Continue};
-use super::{Answer, Call, Shown, Verbs, selector, store_error};
+use super::{Answer, Call, Shown, Verbs, store_error};
+use crate::request::options::{ListOptions, Match};
+use crate::request::selector;
 use apiserver_resources::ResourceInfo;
 use apiserver_storage::cache::{Cached, FieldRequirement, Gone, Page, Selectors, Watch};
 use apiserver_storage::store::Revision;

@@ -5,8 +5,8 @@ use machinery_api::error::Named;
 use machinery_api::{ApiError, Cause};
 use serde_json::Value;
 
+use super::query::Query;
 use super::selector;
-use crate::http::query::Query;
 use apiserver_resources::field::quoted;
 use apiserver_storage::cache::Selectors;
 use machinery_api::schema::FieldValidation;
