@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::table::{Endpoint, PortRoute};
+use crate::endpoint::Endpoint;
 
 /// Clients remembered per Service port; the oldest is forgotten first. Bounds what strangers can make us keep.
 const AFFINITY_CLIENTS_MAX: usize = 10_000;
@@ -54,11 +54,11 @@ struct Choice {
 }
 
 impl Affinity {
-    /// The endpoint that `client` used less than `timeout` ago, where the route still has it.
+    /// The endpoint that `client` used less than `timeout` ago, where it is among `endpoints`.
     #[must_use]
     pub fn find<'a>(
         &self,
-        route: &'a PortRoute,
+        endpoints: &'a [Arc<Endpoint>],
         client: IpAddr,
         now: Duration,
         timeout: Duration,
@@ -67,7 +67,7 @@ impl Affinity {
         if now.saturating_sub(choice.seen) > timeout {
             return None;
         }
-        route.usable().iter().find(|endpoint| endpoint.ip == choice.ip && endpoint.port == choice.port)
+        endpoints.iter().find(|endpoint| endpoint.ip == choice.ip && endpoint.port == choice.port)
     }
 
     /// Remembers a choice.
@@ -125,8 +125,8 @@ mod tests {
         let client = "127.0.0.1".parse().unwrap();
         let hour = Duration::from_secs(3600);
         affinity.remember(client, &route.usable()[1], Duration::ZERO);
-        assert_eq!(affinity.find(&route, client, hour, hour).unwrap().ip, route.usable()[1].ip);
-        assert!(affinity.find(&route, client, hour * 2, hour).is_none());
+        assert_eq!(affinity.find(route.usable(), client, hour, hour).unwrap().ip, route.usable()[1].ip);
+        assert!(affinity.find(route.usable(), client, hour * 2, hour).is_none());
     }
 
     #[test]
@@ -141,7 +141,7 @@ mod tests {
         affinity.remember(client(0), &route.usable()[0], at(AFFINITY_CLIENTS_MAX));
         affinity.remember(client(AFFINITY_CLIENTS_MAX), &route.usable()[0], at(AFFINITY_CLIENTS_MAX + 1));
         let day = Duration::from_secs(86_400);
-        let knows = |n: usize| affinity.find(&route, client(n), at(AFFINITY_CLIENTS_MAX + 1), day).is_some();
+        let knows = |n: usize| affinity.find(route.usable(), client(n), at(AFFINITY_CLIENTS_MAX + 1), day).is_some();
         assert!(knows(0) && !knows(1) && knows(2) && knows(AFFINITY_CLIENTS_MAX));
         assert_eq!((affinity.clients.len(), affinity.seen.len()), (AFFINITY_CLIENTS_MAX, AFFINITY_CLIENTS_MAX));
     }

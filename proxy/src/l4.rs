@@ -5,18 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machinery_serve::descriptors::{Class, Descriptors};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::forward::choose;
+use crate::join::join;
 use crate::state::ProxyState;
 use crate::table::PortRoute;
 
 /// How long an endpoint may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// What is read at once in each direction: tokio's own 8 KiB cost a system call for each.
-const COPY_BYTES: usize = 64 << 10;
 
 /// Connects `stream` with an endpoint of the route. With no endpoint the connection is closed.
 pub(crate) async fn serve(
@@ -46,20 +44,4 @@ pub(crate) async fn serve(
     state.metrics.socket_hops.inc();
     let _ = to.set_nodelay(true);
     join(&mut stream, &mut to, &stop, peer).await;
-}
-
-/// Copies both ways until both ends are done, or `stop`.
-pub(crate) async fn join<A, B>(a: &mut A, b: &mut B, stop: &CancellationToken, peer: SocketAddr)
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
-    tokio::select! {
-        result = tokio::io::copy_bidirectional_with_sizes(a, b, COPY_BYTES, COPY_BYTES) => {
-            if let Err(error) = result {
-                tracing::debug!(%peer, %error, "connection ended");
-            }
-        }
-        () = stop.cancelled() => {}
-    }
 }

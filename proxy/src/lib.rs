@@ -7,8 +7,10 @@
 //! Absent on purpose: kernel rules, routes, privileges, and any knowledge of how a pod runs.
 
 pub mod balance;
+pub mod endpoint;
 mod events;
 pub mod http;
+mod join;
 mod l4;
 mod listen;
 pub mod metrics;
@@ -16,11 +18,13 @@ mod names;
 pub mod outside;
 pub mod pending;
 pub mod plane;
+mod pool;
 pub mod resolve;
 mod shares;
 mod snapshot;
 mod state;
 pub mod table;
+mod tenure;
 pub mod unsupported;
 pub mod watch;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use machinery_api::ObjectKey;
-use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener};
+use machinery_serve::accept::{self, Limit, Listener};
 use machinery_serve::descriptors::Class;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +15,7 @@ use crate::http::server;
 use crate::l4;
 use crate::state::ProxyState;
 use crate::table::{Change, Listen, PortRoute};
+use crate::tenure::Tenure;
 
 /// A port that could not be bound, for the Service's event.
 #[derive(Debug)]
@@ -22,13 +23,6 @@ pub(crate) struct BindFailure {
     pub(crate) service: ObjectKey,
     pub(crate) address: SocketAddr,
     pub(crate) error: io::Error,
-}
-
-/// How long a connection may live, and what it holds till then: also of what it becomes by an upgrade.
-#[derive(Clone)]
-pub(crate) struct Tenure {
-    pub(crate) stop: CancellationToken,
-    pub(crate) _permit: Arc<ConnectionPermit>,
 }
 
 struct Open {

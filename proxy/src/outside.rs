@@ -25,11 +25,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::pool::{Http1, Http2, Pool};
-use crate::listen::Tenure;
+use crate::join::join;
 use crate::names::Names;
+use crate::pool::{Http1, Http2, Pool};
 use crate::shares::{Place, Shares};
 use crate::table::AppProtocol;
+use crate::tenure::Tenure;
 
 /// Exchanges with the outside at once, of all guests together: bounds file handles.
 const EXCHANGES_MAX: usize = 256;
@@ -443,7 +444,7 @@ async fn splice(
         Err(error) => return tracing::debug!(%address, %error, "a switch of protocols failed"),
     };
     let stop = tenure.as_ref().map_or_else(CancellationToken::new, |tenure| tenure.stop.clone());
-    crate::l4::join(&mut TokioIo::new(client), &mut TokioIo::new(server), &stop, address).await;
+    join(&mut TokioIo::new(client), &mut TokioIo::new(server), &stop, address).await;
 }
 
 /// The same request once more, where it has no body and making it twice is making it once (RFC 9110 §9.2.2).

@@ -3,7 +3,7 @@
 //! One Service is recomputed at a time, so that work follows what changed and not what exists.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,33 +14,11 @@ use machinery_api::names;
 use machinery_serve::net::{Protocol, ServicePort};
 
 use crate::balance::Affinity;
+pub use crate::endpoint::Endpoint;
 use crate::pending::Pending;
 
 /// What a Service port with no `sessionAffinityConfig` remembers a client for (Kubernetes' default: three hours).
 const AFFINITY_TIMEOUT: Duration = Duration::from_secs(10_800);
-
-/// One address that a Service port can send to.
-#[derive(Debug)]
-pub struct Endpoint {
-    /// The pod's (or other) address.
-    pub ip: IpAddr,
-    /// The target port.
-    pub port: u16,
-    /// The node that the endpoint is on, where the slice says it.
-    pub node: Option<String>,
-    /// The name that it has below its Service's: its own host name, else its address with dashes (as cluster DNS).
-    pub hostname: String,
-    /// Requests and connections that are open; shared by all routes to the same address and port.
-    pub pending: Pending,
-}
-
-impl Endpoint {
-    /// Where it is.
-    #[must_use]
-    pub const fn address(&self) -> SocketAddr {
-        SocketAddr::new(self.ip, self.port)
-    }
-}
 
 /// What a port's `appProtocol` says of its endpoints.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]

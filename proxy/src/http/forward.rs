@@ -178,7 +178,7 @@ pub(crate) fn choose(
     let (Some(sticky), Some(client)) = (&route.sticky, client) else { return any() };
     let now = state.env.elapsed();
     let mut clients = sticky.clients.lock().unwrap_or_else(PoisonError::into_inner);
-    let endpoint = match clients.find(route, client, now, sticky.timeout).filter(|endpoint| usable(endpoint)) {
+    let endpoint = match clients.find(route.usable(), client, now, sticky.timeout).filter(|endpoint| usable(endpoint)) {
         Some(endpoint) => endpoint.clone(),
         None => any()?,
     };

@@ -4,5 +4,4 @@
 mod corpus;
 mod counted;
 pub(crate) mod forward;
-pub(crate) mod pool;
 pub(crate) mod server;

@@ -9,9 +9,9 @@ use machinery_serve::net::{Body, DialError, Peer, Stream};
 use tokio::net::TcpStream;
 
 use super::forward::{self, Exchange};
-use crate::listen::Tenure;
 use crate::state::ProxyState;
 use crate::table::PortRoute;
+use crate::tenure::Tenure;
 
 /// Serves `stream` until its end, or gracefully until its open requests' end once its tenure is over.
 pub(crate) async fn serve(
