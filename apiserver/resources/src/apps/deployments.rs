@@ -1,4 +1,5 @@
-//! Deployments.
+//! Deployments: how many pods a rollout may have too few or too many of (a number or a share), and annotations that count as a change of
+//! what is wanted.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};

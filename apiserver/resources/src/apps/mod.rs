@@ -1,4 +1,4 @@
-//! `apps`.
+//! The group `apps`: workloads that replace their pods.
 
 pub(crate) mod deployments;
 pub(crate) mod replicasets;

@@ -1,4 +1,5 @@
-//! ReplicaSets.
+//! ReplicaSets: the selector has to select the template and never changes; the rest they share with other workloads
+//! ([`crate::workloads`]).
 
 use jiff::Timestamp;
 use serde_json::{Value, json};

@@ -1,3 +1,3 @@
-//! `batch`.
+//! The group `batch`: workloads that come to an end.
 
 pub(crate) mod jobs;

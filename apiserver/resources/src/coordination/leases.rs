@@ -1,4 +1,5 @@
-//! Leases.
+//! Leases: written far more often than anything else (each node, each 10 s), so the rules are few; a PUT may create one, and may leave
+//! out the resourceVersion.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};

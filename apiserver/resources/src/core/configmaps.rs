@@ -1,4 +1,4 @@
-//! ConfigMaps.
+//! ConfigMaps, and what they share with Secrets: a bound of bytes over all values, and `immutable`, which cannot be taken back.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! The core group (`v1`).
+//! The core group (`v1`): pods, what they are given, and where they run.
 
 pub(crate) mod addresses;
 pub(crate) mod bindings;

@@ -1,4 +1,5 @@
-//! Namespaces.
+//! Namespaces: `spec.finalizers` holds a deletion until the namespace controller has emptied it; only the subresource `finalize` writes
+//! them, and the phase follows from the deletion timestamp.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};

@@ -1,4 +1,5 @@
-//! Nodes.
+//! Nodes: their kubelets write most of them, so that what is once there (podCIDR, providerID) is kept from changing here and not in
+//! admission.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Secrets.
+//! Secrets: `stringData` is written into `data` and never stored; each `type` demands keys of its own, and the type never changes.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -1,4 +1,4 @@
-//! ServiceAccounts.
+//! ServiceAccounts: of what refers to Secrets only the names are kept; a deletion answers with the object.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,5 @@
-//! EndpointSlices.
+//! EndpointSlices: where a Service leads. Whoever may write one can make the data plane connect, so its addresses are checked against
+//! those of the host.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

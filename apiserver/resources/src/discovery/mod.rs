@@ -1,3 +1,3 @@
-//! `discovery.k8s.io`.
+//! The group `discovery.k8s.io`: where Services lead.
 
 pub(crate) mod endpointslices;

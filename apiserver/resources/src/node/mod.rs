@@ -1,3 +1,3 @@
-//! `node.k8s.io`.
+//! The group `node.k8s.io`: what nodes offer pods to run in.
 
 pub(crate) mod runtimeclasses;

@@ -1,4 +1,4 @@
-//! RuntimeClasses.
+//! RuntimeClasses: `handler` never changes, and `overhead` and `scheduling` are written into pods by admission.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::metadata::labels;
 use crate::read::{entries, get, items, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
-/// RuntimeClasss.
+/// RuntimeClasses.
 pub(crate) static ROW: Row = Row {
     group: "node.k8s.io",
     kind: "RuntimeClass",

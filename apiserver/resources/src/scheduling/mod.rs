@@ -1,3 +1,3 @@
-//! `scheduling.k8s.io`.
+//! The group `scheduling.k8s.io`: which pods go first.
 
 pub(crate) mod priorityclasses;

@@ -1,4 +1,4 @@
-//! PriorityClasses.
+//! PriorityClasses: the two of the system have fixed values and cannot be deleted; values above a thousand million are theirs alone.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::field::{Errors, FieldError, Path};
 use crate::read::{default_to, flag, get, int, text};
 use crate::{Column, Context, Row, Storage, Strategy};
 
-/// PriorityClasss.
+/// PriorityClasses.
 pub(crate) static ROW: Row = Row {
     group: "scheduling.k8s.io",
     kind: "PriorityClass",

@@ -1,4 +1,5 @@
-//! Jobs.
+//! Jobs: the selector and the labels of the template are made from the uid that the object has just been given, unless `manualSelector`
+//! says that the client brings its own; a deletion leaves the pods by default, as upstream does for old clients.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
