@@ -306,6 +306,7 @@ fn a_pod_whose_removal_broke_off_is_removed() {
         // The simulation itself removes at once what nothing holds.
         cluster.view.put(&Kind::of::<Pod>(), machinery_client::object::decode::<Pod>(&pod.to_string()).unwrap());
     }
+    cluster.now = start().saturating_add(std::time::Duration::from_secs(40)).unwrap();
     let plan = |name| decide("pod-garbage-collector-controller", &cluster, &key(name));
     assert_eq!(deleted(&plan("marked")), ["marked"], "its node is gone, and nothing holds it");
     assert_eq!(deleted(&plan("held")), [""; 0], "only its finalizer is left");
