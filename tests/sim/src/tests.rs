@@ -78,7 +78,7 @@ fn broken_components_are_found() {
         (Sabotage::NoGarbageCollection, "has lost all its owners"),
     ] {
         let caught =
-            (7..100).step_by(8).any(|seed| run(seed, sabotage).violations.iter().any(|what| what.contains(found)));
+            (7..600).step_by(8).any(|seed| run(seed, sabotage).violations.iter().any(|what| what.contains(found)));
         assert!(caught, "no seed shows {sabotage:?}");
     }
 }

@@ -54,7 +54,8 @@ pub(crate) async fn settle(cluster: Arc<Cluster>, seed: u64) {
     let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
     let api: ApiClient = cluster.network.client(&link, user).into();
     let random = Random::new(seed, "settle");
-    while (cluster.nodes().len() as u64) < NODES_MIN {
+    // More than all requests add up to: pods of different sizes leave room on each node that fits none of them.
+    while (cluster.nodes().len() as u64) < NODES_MAX {
         cluster.add_node(&format!("node-{}", 100 + cluster.nodes().len()));
     }
     loop {
