@@ -57,6 +57,26 @@ pub struct Config {
     pub registry: Arc<Mutex<Registry>>,
 }
 
+#[cfg(test)]
+impl Config {
+    /// A server that is asked in its own process only: a key of its own, upstream's addresses and ports, no kubelet.
+    pub(crate) fn of_tests() -> Self {
+        let key = rcgen::KeyPair::generate().expect("a key").serialize_pem();
+        Self {
+            address: "127.0.0.1:6443".into(),
+            signing_key: Arc::new(SigningKey::from_pem(&key).expect("a key that was just made")),
+            services: ServiceNetwork {
+                cidr: "10.96.0.0/12".parse().expect("a block"),
+                node_ports: 30000..=32767,
+                loopback: Vec::new(),
+            },
+            toleration_seconds: 300,
+            kubelets: Kubelets::default(),
+            registry: Arc::default(),
+        }
+    }
+}
+
 /// Who is asked after the built-in authenticators and authorizers, in order; each may wait.
 #[derive(Default)]
 pub struct Chains {

@@ -1,6 +1,6 @@
 //! The chains of authenticators and authorizers over the whole server: links that wait are waited for, and hold up nobody else.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::body::Body;
 use http::Request;
@@ -8,13 +8,10 @@ use machinery_env::Env;
 use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 
-use super::jwt::SigningKey;
 use super::tokens::Known;
 use super::{Attributes, AuthenticateToken, Authorize, Decision, UserInfo};
-use crate::http::logs::Kubelets;
 use crate::server::{Apiserver, Chains, Config};
 use crate::step::Step;
-use apiserver_resources::allocate::ServiceNetwork;
 use apiserver_resources::objects::Objects;
 use apiserver_storage::store::memory::MemoryStore;
 
@@ -51,22 +48,9 @@ impl Authorize for Slow {
 
 async fn open(let_go: &Arc<Semaphore>) -> Apiserver {
     let (env, _) = Env::seeded(4, "2026-01-01T00:00:00Z".parse().unwrap());
-    let key = SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
-    let config = Config {
-        address: "127.0.0.1:6443".into(),
-        signing_key: Arc::new(key),
-        services: ServiceNetwork {
-            cidr: "10.96.0.0/12".parse().unwrap(),
-            node_ports: 30000..=32767,
-            loopback: Vec::new(),
-        },
-        toleration_seconds: 300,
-        kubelets: Kubelets::default(),
-        registry: Arc::new(Mutex::default()),
-    };
     let slow = Arc::new(Slow(let_go.clone()));
     let chains = Chains { authenticators: vec![slow.clone()], authorizers: vec![slow] };
-    Apiserver::open_with(&env, Arc::new(MemoryStore::new(env.clone())), config, chains).await.unwrap()
+    Apiserver::open_with(&env, Arc::new(MemoryStore::new(env.clone())), Config::of_tests(), chains).await.unwrap()
 }
 
 async fn code(server: &Apiserver, method: &str, token: &str) -> u16 {

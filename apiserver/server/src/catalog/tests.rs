@@ -1,6 +1,6 @@
 //! Resources come and go on a running server: every document and path follows, and nothing has to be restarted.
 
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
@@ -14,10 +14,7 @@ use tower::ServiceExt as _;
 
 use super::{Catalog, Taken};
 use crate::auth::UserInfo;
-use crate::auth::jwt::SigningKey;
-use crate::http::logs::Kubelets;
 use crate::server::{Apiserver, Config};
-use apiserver_resources::allocate::ServiceNetwork;
 use apiserver_resources::{Context, ResourceInfo, SharedStrategy, Strategy, field::FieldError};
 use apiserver_storage::store::memory::MemoryStore;
 
@@ -91,20 +88,8 @@ struct Server(Apiserver);
 impl Server {
     async fn open() -> Self {
         let (env, _) = Env::seeded(3, "2026-01-01T00:00:00Z".parse().unwrap());
-        let key = SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
-        let config = Config {
-            address: "127.0.0.1:6443".into(),
-            signing_key: Arc::new(key),
-            services: ServiceNetwork {
-                cidr: "10.96.0.0/12".parse().unwrap(),
-                node_ports: 30000..=32767,
-                loopback: Vec::new(),
-            },
-            toleration_seconds: 300,
-            kubelets: Kubelets::default(),
-            registry: Arc::new(Mutex::default()),
-        };
-        let server = Self(Apiserver::open(&env, Arc::new(MemoryStore::new(env.clone())), config).await.unwrap());
+        let server =
+            Self(Apiserver::open(&env, Arc::new(MemoryStore::new(env.clone())), Config::of_tests()).await.unwrap());
         let namespace = json!({"metadata": {"name": "default"}});
         assert_eq!(server.ask("POST", "/api/v1/namespaces", namespace).await.0, 201);
         server

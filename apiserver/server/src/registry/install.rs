@@ -94,35 +94,19 @@ impl Verbs {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use machinery_env::Env;
 
-    use crate::auth::jwt::SigningKey;
     use crate::bootstrap::{self, Cluster};
-    use crate::http::logs::Kubelets;
     use crate::server::{Apiserver, Config};
-    use apiserver_resources::allocate::ServiceNetwork;
     use apiserver_resources::objects::Objects as _;
     use apiserver_storage::store::memory::MemoryStore;
 
     #[tokio::test]
     async fn a_second_start_has_nothing_to_write() {
         let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
-        let key = SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
-        let config = Config {
-            address: "127.0.0.1:6443".into(),
-            signing_key: Arc::new(key),
-            services: ServiceNetwork {
-                cidr: "10.96.0.0/12".parse().unwrap(),
-                node_ports: 30000..=32767,
-                loopback: Vec::new(),
-            },
-            toleration_seconds: 300,
-            kubelets: Kubelets::default(),
-            registry: Arc::new(Mutex::default()),
-        };
-        let server = Apiserver::open(&env, Arc::new(MemoryStore::new(env.clone())), config).await.unwrap();
+        let server = Apiserver::open(&env, Arc::new(MemoryStore::new(env.clone())), Config::of_tests()).await.unwrap();
         let cluster = Cluster {
             service_ip: "10.96.0.1".parse().unwrap(),
             advertise: "127.0.0.1".parse().unwrap(),

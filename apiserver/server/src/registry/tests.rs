@@ -16,8 +16,6 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use crate::auth::UserInfo;
-use crate::auth::jwt::SigningKey;
-use crate::http::logs::Kubelets;
 use crate::server::{Apiserver, Config};
 use apiserver_resources::allocate::ServiceNetwork;
 use apiserver_storage::store::memory::MemoryStore;
@@ -139,19 +137,9 @@ struct Server {
 
 async fn open(store: Arc<dyn Store>) -> Apiserver {
     let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
-    let key = SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
-    let config = Config {
-        address: "127.0.0.1:6443".into(),
-        signing_key: Arc::new(key),
-        services: ServiceNetwork {
-            cidr: "10.96.0.0/24".parse().unwrap(),
-            node_ports: 30000..=30063,
-            loopback: Vec::new(),
-        },
-        toleration_seconds: 300,
-        kubelets: Kubelets::default(),
-        registry: Arc::new(Mutex::default()),
-    };
+    let services =
+        ServiceNetwork { cidr: "10.96.0.0/24".parse().unwrap(), node_ports: 30000..=30063, loopback: Vec::new() };
+    let config = Config { services, ..Config::of_tests() };
     Apiserver::open(&env, store, config).await.unwrap()
 }
 
