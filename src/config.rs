@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 use kubelet::image::CollectPolicy;
-use scheduler::plugins::Packing;
+use scheduler::plugins::ScoringStrategy;
 
 /// Flags of every verb.
 #[derive(Debug, Clone, Args)]
@@ -77,7 +77,7 @@ pub(crate) struct ControllersConfig {
 /// The scheduler.
 #[derive(Debug, Clone)]
 pub(crate) struct SchedulerConfig {
-    pub(crate) packing: Packing,
+    pub(crate) scoring_strategy: ScoringStrategy,
 }
 
 /// The node agents and the data plane.
@@ -105,7 +105,7 @@ impl ClusterConfig {
                 node_monitor_period: Duration::from_secs(5),
                 node_monitor_grace: Duration::from_secs(40),
             },
-            scheduler: SchedulerConfig { packing: Packing::LeastAllocated },
+            scheduler: SchedulerConfig { scoring_strategy: ScoringStrategy::LeastAllocated },
             nodes: NodesConfig {
                 count: 2,
                 bind: localhost,

@@ -17,7 +17,8 @@ use machinery_api::{ObjectKey, names};
 use machinery_client::driver::own_key;
 use machinery_client::selector::{Labels, contains};
 use machinery_client::{
-    Action, Change, Context, Controller, Input, Kind, Notes, ObjectCache, Plan, Pod, controlled_by, key_of, value_of,
+    Action, Change, Context, Controller, Input, Kind, ObjectCache, OutcomeEvents, Plan, Pod, controlled_by, key_of,
+    value_of,
 };
 use serde_json::Value;
 
@@ -268,7 +269,8 @@ impl<'a> Changes<'a> {
         };
         let kind = Kind::of::<EndpointSlice>();
         let creates = self.create.into_iter().map(stamped);
-        let creates = creates.map(|object| Action::Create { kind: kind.clone(), object, notes: Notes::default() });
+        let creates =
+            creates.map(|object| Action::Create { kind: kind.clone(), object, notes: OutcomeEvents::default() });
         let updates = self.update.into_iter().map(stamped);
         let updates = updates.map(|object| Action::Update { kind: kind.clone(), object, subresource: None });
         let deletes = self.delete.iter().map(|slice| Action::delete(*slice));

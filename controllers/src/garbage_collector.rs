@@ -10,7 +10,8 @@ use machinery_api::ObjectKey;
 use machinery_api::selector::go_quoted;
 use machinery_client::request::PatchType;
 use machinery_client::{
-    Action, Change, Context, Controller, Input, Kind, Note, Notes, ObjectCache, Plan, Propagation, value_of,
+    Action, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, OutcomeEvents, Plan, Propagation,
+    value_of,
 };
 use serde_json::{Value, json};
 
@@ -115,7 +116,7 @@ impl Item<'_> {
             resource_version: None,
             propagation: Some(propagation),
             grace_seconds: None,
-            notes: Notes::default(),
+            notes: OutcomeEvents::default(),
         }
     }
 }
@@ -196,7 +197,7 @@ fn classify(view: &ObjectCache, item: &Item<'_>, owner: &OwnerReference) -> Owne
 }
 
 /// Tells of an owner that is there, in a namespace where it can't own the object.
-fn elsewhere(view: &ObjectCache, item: &Item<'_>, owner: &OwnerReference) -> Option<Note> {
+fn elsewhere(view: &ObjectCache, item: &Item<'_>, owner: &OwnerReference) -> Option<EventRecord> {
     let (kind, at, _) = view.by_uid(&owner.uid)?;
     if !kind.namespaced || at.namespace == item.key.namespace {
         return None;
@@ -218,7 +219,7 @@ fn elsewhere(view: &ObjectCache, item: &Item<'_>, owner: &OwnerReference) -> Opt
         owner.uid,
         go_quoted(namespace)
     );
-    Some(Note { about: reference, warning: true, reason: "OwnerRefInvalidNamespace", message, source: None })
+    Some(EventRecord { about: reference, warning: true, reason: "OwnerRefInvalidNamespace", message, source: None })
 }
 
 /// An object that lives: it goes when all its owners have gone, and forgets those that have where others stay.
@@ -326,7 +327,7 @@ mod tests {
             resource_version: None,
             propagation: Some(propagation),
             grace_seconds: None,
-            notes: Notes::default(),
+            notes: OutcomeEvents::default(),
         }];
         assert!(cluster.apply(plan.into()).is_empty());
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use machinery_api::ObjectKey;
-use machinery_client::{Action, Change, Context, Controller, Input, Note, ObjectCache, Plan};
+use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan};
 use serde_json::json;
 
 use crate::Settings;
@@ -50,7 +50,7 @@ fn reconcile(view: &ObjectCache, _: &ObjectKey, context: &Context<'_, Settings>)
         let Some(networks) = take(&context.settings.cluster_cidrs, &used) else {
             let name = node.metadata.name.as_deref().unwrap_or_default();
             let message = format!("Node {name} status is now: CIDRNotAvailable");
-            plan.push(Action::Event(Note::normal(node, "CIDRNotAvailable", message).from("cidrAllocator")));
+            plan.push(Action::Event(EventRecord::normal(node, "CIDRNotAvailable", message).from("cidrAllocator")));
             plan.requeue_after(context.now, RETRY);
             continue;
         };

@@ -8,7 +8,9 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, Kind, Note, ObjectCache, Plan, Pod, value_of};
+use machinery_client::{
+    Action, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, Plan, Pod, value_of,
+};
 use serde_json::json;
 
 use crate::Settings;
@@ -104,7 +106,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         }
         plan.push(patch);
         let note = format!("Node {} status is now: NodeNotReady", key.name);
-        plan.push(Action::Event(Note::normal(node, "NodeNotReady", note)));
+        plan.push(Action::Event(EventRecord::normal(node, "NodeNotReady", note)));
         // The taints follow once the new status is there: both are written at the version that was read.
         return plan;
     }
@@ -205,7 +207,7 @@ fn mark_pods(view: &ObjectCache, node: &str, now: Timestamp) -> Vec<Action> {
         if let Action::Patch { subresource, .. } = &mut patch {
             *subresource = Some("status");
         }
-        vec![patch, Action::Event(Note::warning(pod, "NodeNotReady", "Node is not ready"))]
+        vec![patch, Action::Event(EventRecord::warning(pod, "NodeNotReady", "Node is not ready"))]
     });
     marked.flatten().collect()
 }

@@ -9,7 +9,7 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{contains, selects};
 use machinery_client::{
-    Action, Change, Context, Controller, Input, Note, ObjectCache, Plan, Pod, controlled_by, controller_of,
+    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by, controller_of,
 };
 
 use crate::Settings;
@@ -118,8 +118,8 @@ fn scale(view: &ObjectCache, set: &ReplicaSet, active: &[&Pod], wanted: usize, n
             let namespace = metadata.namespace.as_deref().unwrap_or_default();
             let pod = pods::from_template(&template, namespace, name, controlled_by(set));
             let create = Action::create(&pod).noted(
-                Some(Note::normal(set, "SuccessfulCreate", "Created pod: {name}")),
-                Some(Note::warning(set, "FailedCreate", "Error creating: {error}")),
+                Some(EventRecord::normal(set, "SuccessfulCreate", "Created pod: {name}")),
+                Some(EventRecord::warning(set, "FailedCreate", "Error creating: {error}")),
             );
             Some(Action::SlowStart(vec![create; (wanted - active.len()).min(BURST_PODS)]))
         }
@@ -127,8 +127,8 @@ fn scale(view: &ObjectCache, set: &ReplicaSet, active: &[&Pod], wanted: usize, n
             let surplus = (active.len() - wanted).min(BURST_PODS);
             let delete = |pod: &&Pod| {
                 Action::delete(*pod).noted(
-                    Some(Note::normal(set, "SuccessfulDelete", "Deleted pod: {name}")),
-                    Some(Note::warning(set, "FailedDelete", "Error deleting: {error}")),
+                    Some(EventRecord::normal(set, "SuccessfulDelete", "Deleted pod: {name}")),
+                    Some(EventRecord::warning(set, "FailedDelete", "Error deleting: {error}")),
                 )
             };
             Some(Action::Concurrent(first_to_go(view, set, active, now).iter().take(surplus).map(delete).collect()))

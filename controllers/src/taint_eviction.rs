@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PodCondition, Taint, Toleration};
 use machinery_api::{ObjectKey, placement};
 use machinery_client::driver::own_key;
-use machinery_client::{Action, Change, Context, Controller, Input, Note, ObjectCache, Plan, Pod, key_of, value_of};
+use machinery_client::{
+    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, key_of, value_of,
+};
 use serde_json::json;
 
 use crate::Settings;
@@ -53,7 +55,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         None => {}
         Some(at) if at > context.now => plan.revisit(at),
         Some(_) => {
-            let note = Note::normal(pod, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));
+            let note = EventRecord::normal(pod, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));
             plan.push(Action::Event(note));
             plan.push(disrupted(pod, context.now));
             plan.push(Action::delete(pod));

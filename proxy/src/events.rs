@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Service;
 use kube::Client;
-use machinery_client::Note;
+use machinery_client::EventRecord;
 use machinery_client::events::Recorder;
 use machinery_env::Env;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,7 @@ impl Events {
     pub(crate) fn unsupported(&self, service: &Service, fields: &[String]) {
         let message =
             format!("not acted on by the data plane yet: {}; the Service's other fields are", fields.join(", "));
-        self.recorder.record(Note::warning(service, "Unsupported", message));
+        self.recorder.record(EventRecord::warning(service, "Unsupported", message));
     }
 
     pub(crate) fn not_bound(&self, service: &Service, failure: &BindFailure) {
@@ -35,6 +35,6 @@ impl Events {
             "cannot listen on {} for processes of the host: {why} ({}); pods reach the Service all the same, and a NodePort serves the host",
             failure.address, failure.error
         );
-        self.recorder.record(Note::warning(service, "FailedToListen", message));
+        self.recorder.record(EventRecord::warning(service, "FailedToListen", message));
     }
 }

@@ -58,7 +58,7 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usiz
         let message = format!("0/{nodes} nodes are available: this scheduler does not act on {fields} yet.");
         return nowhere(message, BTreeSet::from([UNSUPPORTED]));
     }
-    let cycle = Cycle { pod, snapshot, packing: profile.packing };
+    let cycle = Cycle { pod, snapshot, scoring_strategy: profile.scoring_strategy };
     let mut filters = match Filters::of(cycle, profile) {
         Ok(filters) => filters,
         Err((plugin, why)) => {

@@ -110,7 +110,7 @@ pub struct HostPort {
 
 /// What a pod's spec asks of a node: pods of one template share it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct Wants {
+pub struct PodRequirements {
     /// `spec.schedulerName`.
     pub scheduler: String,
     /// Whether it would preempt.
@@ -149,7 +149,7 @@ pub struct PodInfo {
     /// Labels.
     pub labels: Arc<Labels>,
     /// What it asks of a node.
-    pub wants: Arc<Wants>,
+    pub wants: Arc<PodRequirements>,
     /// The node it is bound to.
     pub node: Option<Arc<str>>,
     /// The uid of the ReplicaSet, ReplicationController or StatefulSet that controls it.
@@ -165,7 +165,7 @@ pub struct PodInfo {
 }
 
 static LABELS: Pool<Labels> = Pool::new();
-static WANTS: Pool<Wants> = Pool::new();
+static REQUIREMENTS: Pool<PodRequirements> = Pool::new();
 
 fn selector(selector: Option<&meta::LabelSelector>) -> LabelSelector {
     narrowed(selector, &Labels::new(), &[], &[])
@@ -279,7 +279,7 @@ fn unsupported(shape: &PodShape) -> Vec<String> {
     fields
 }
 
-impl Wants {
+impl PodRequirements {
     fn of(shape: &PodShape, namespace: &str, labels: &Labels) -> Self {
         let affinity = shape.affinity.as_ref();
         let node_affinity = affinity.and_then(|a| a.node_affinity.as_ref());
@@ -335,7 +335,7 @@ impl PodInfo {
         let spreads = |kind: &str| matches!(kind, "ReplicaSet" | "ReplicationController" | "StatefulSet");
         Self {
             uid: metadata.uid.as_deref().unwrap_or_default().into(),
-            wants: WANTS.share(Wants::of(&spec.shape, &key.namespace, &labels)),
+            wants: REQUIREMENTS.share(PodRequirements::of(&spec.shape, &key.namespace, &labels)),
             key: Arc::new(key),
             labels,
             node: spec.node_name.as_deref().filter(|name| !name.is_empty()).map(Arc::from),

@@ -20,7 +20,7 @@ const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// A pod that waits, or is being worked on.
 #[derive(Debug, Clone)]
-pub struct Waiting {
+pub struct QueuedPodInfo {
     /// The pod.
     pub pod: Arc<PodInfo>,
     /// How often it was tried.
@@ -51,7 +51,7 @@ type Key = Arc<ObjectKey>;
 #[derive(Debug)]
 pub struct Queue {
     rank: fn(&PodInfo, Duration) -> Rank,
-    pods: HashMap<Key, Waiting>,
+    pods: HashMap<Key, QueuedPodInfo>,
     active: BTreeSet<(Rank, Key)>,
     backoff: BTreeSet<(Duration, Key)>,
     unschedulable: BTreeSet<(Duration, Key)>,
@@ -147,7 +147,7 @@ impl Queue {
             }
             _ => {
                 self.remove(&key);
-                let waiting = Waiting {
+                let waiting = QueuedPodInfo {
                     pod,
                     attempts: 0,
                     since: now,
@@ -162,13 +162,13 @@ impl Queue {
     }
 
     /// A pod is gone, gated or has its node.
-    pub fn remove(&mut self, key: &ObjectKey) -> Option<Waiting> {
+    pub fn remove(&mut self, key: &ObjectKey) -> Option<QueuedPodInfo> {
         self.leave(key);
         self.pods.remove(key)
     }
 
     /// The next pod to try; it stays known until [`failed`](Self::failed) or [`remove`](Self::remove).
-    pub fn pop(&mut self, now: Duration) -> Option<Waiting> {
+    pub fn pop(&mut self, now: Duration) -> Option<QueuedPodInfo> {
         self.flush(now);
         let (_, key) = self.active.first()?.clone();
         self.enter(&key, State::Working);
@@ -178,7 +178,7 @@ impl Queue {
     }
 
     /// A try failed. `refused_by`: it fits nowhere; none: something went wrong, it is tried again after its back-off.
-    pub fn failed(&mut self, tried: &Waiting, refused_by: Option<BTreeSet<&'static str>>, now: Duration) {
+    pub fn failed(&mut self, tried: &QueuedPodInfo, refused_by: Option<BTreeSet<&'static str>>, now: Duration) {
         let key = tried.pod.key.clone();
         let Some(waiting) = self.pods.get_mut(&key).filter(|w| w.state == State::Working && w.pod.uid == tried.pod.uid)
         else {
@@ -233,7 +233,7 @@ impl Queue {
 
     /// A pod that waits.
     #[must_use]
-    pub fn get(&self, key: &ObjectKey) -> Option<&Waiting> {
+    pub fn get(&self, key: &ObjectKey) -> Option<&QueuedPodInfo> {
         self.pods.get(key)
     }
 }

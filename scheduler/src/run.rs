@@ -12,7 +12,7 @@ use machinery_client::election::{self, Election, LeadershipLost};
 use machinery_client::events::Recorder;
 use machinery_client::informer::Listener;
 use machinery_client::request::ApiClient;
-use machinery_client::{Informer, Kind, Note, Pod, Typed};
+use machinery_client::{EventRecord, Informer, Kind, Pod, Typed};
 use machinery_env::Env;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -24,7 +24,7 @@ use crate::metrics::{Metrics, Outcome};
 use crate::node::NodeFacts;
 use crate::plugins::{Event, PreBindPatch, Profile, ProfileError};
 use crate::pod::PodInfo;
-use crate::queue::{Queue, Waiting};
+use crate::queue::{Queue, QueuedPodInfo};
 use crate::snapshot::Snapshot;
 
 /// Bindings and conditions being written at once: enough to hide the server's latency, few enough not to flood it.
@@ -115,7 +115,7 @@ async fn act(
     informer.watch::<Node>();
     informer.watch::<Service>();
     informer.watch::<Namespace>();
-    let marks = Arc::new(Marks::default());
+    let marks = Arc::new(PendingChanges::default());
     let listener: Arc<Listener> = {
         let marks = marks.clone();
         Arc::new(move |_, change| marks.add(&change.kind, &change.key))
@@ -131,7 +131,7 @@ async fn act(
     let recorder = |name: &str| Recorder::start_series(client.clone(), env.clone(), name, &config.instance, &stop);
     let events = config.profiles.iter().map(|profile| recorder(&profile.scheduler_name)).collect();
     let (done, results) = mpsc::channel(WRITES_MAX);
-    let shell = Shell {
+    let shell = Scheduler {
         informer: informer.clone(),
         client: client.into(),
         env,
@@ -151,53 +151,53 @@ async fn act(
 
 /// What of the cluster changed and was not looked at yet: coalesced, so never more than there are objects.
 #[derive(Default)]
-struct Marks {
-    keys: Mutex<BTreeSet<(What, Arc<ObjectKey>)>>,
+struct PendingChanges {
+    keys: Mutex<BTreeSet<(WatchedKind, Arc<ObjectKey>)>>,
     changed: Notify,
 }
 
 // In this order: a pod is placed when its node is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum What {
+enum WatchedKind {
     Namespace,
     Node,
     Service,
     Pod,
 }
 
-impl Marks {
+impl PendingChanges {
     fn add(&self, kind: &Kind, key: &Arc<ObjectKey>) {
         let known = [
-            (Kind::of::<Namespace>(), What::Namespace),
-            (Kind::of::<Node>(), What::Node),
-            (Kind::of::<Service>(), What::Service),
-            (Kind::of::<Pod>(), What::Pod),
+            (Kind::of::<Namespace>(), WatchedKind::Namespace),
+            (Kind::of::<Node>(), WatchedKind::Node),
+            (Kind::of::<Service>(), WatchedKind::Service),
+            (Kind::of::<Pod>(), WatchedKind::Pod),
         ];
         let Some((_, what)) = known.into_iter().find(|(known, _)| known == kind) else { return };
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert((what, key.clone()));
         self.changed.notify_one();
     }
 
-    fn take(&self) -> BTreeSet<(What, Arc<ObjectKey>)> {
+    fn take(&self) -> BTreeSet<(WatchedKind, Arc<ObjectKey>)> {
         std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// How a write ended.
 enum Done {
-    Bound(Waiting),
-    NotBound(Waiting, String),
+    Bound(QueuedPodInfo),
+    NotBound(QueuedPodInfo, String),
     Reported,
 }
 
-struct Shell {
+struct Scheduler {
     informer: Arc<Informer>,
     client: ApiClient,
     env: Env,
     config: Config,
     /// By profile: events name the scheduler that pods asked for.
     events: Vec<Recorder>,
-    marks: Arc<Marks>,
+    marks: Arc<PendingChanges>,
     done: mpsc::Sender<Done>,
     results: mpsc::Receiver<Done>,
     writes: Arc<Semaphore>,
@@ -209,7 +209,7 @@ struct Shell {
     start: usize,
 }
 
-impl Shell {
+impl Scheduler {
     async fn work(mut self, stop: &CancellationToken) -> Result<(), RunError> {
         loop {
             while let Ok(done) = self.results.try_recv() {
@@ -253,13 +253,13 @@ impl Shell {
     fn catch_up(&mut self) {
         for (what, key) in self.marks.take() {
             match what {
-                What::Namespace => {
+                WatchedKind::Namespace => {
                     let labels = self.look(&key, |n: &Namespace| n.metadata.labels.clone().unwrap_or_default());
                     if self.snapshot.set_namespace(&key.name, labels) {
                         self.happened(|_| Event::Namespace);
                     }
                 }
-                What::Node => match self.look(&key, NodeFacts::of) {
+                WatchedKind::Node => match self.look(&key, NodeFacts::of) {
                     Some(facts) => {
                         let name = facts.name.clone();
                         if let Some(change) = self.snapshot.set_node(facts) {
@@ -275,14 +275,14 @@ impl Shell {
                         }
                     }
                 },
-                What::Service => {
+                WatchedKind::Service => {
                     let selector = |service: &Service| service.spec.as_ref().and_then(|spec| spec.selector.clone());
                     match self.look(&key, selector).flatten() {
                         Some(selector) => self.snapshot.services.insert((*key).clone(), selector),
                         None => self.snapshot.services.remove(&key),
                     };
                 }
-                What::Pod => self.pod_changed(&key),
+                WatchedKind::Pod => self.pod_changed(&key),
             }
         }
     }
@@ -360,7 +360,7 @@ impl Shell {
 
     // --- decisions and their writes --------------------------------------------------------------------------------
 
-    fn schedule(&mut self, waiting: Waiting, permit: OwnedSemaphorePermit) {
+    fn schedule(&mut self, waiting: QueuedPodInfo, permit: OwnedSemaphorePermit) {
         let Some(at) = profile_of(&self.config.profiles, &waiting.pod) else { return };
         let profile = &self.config.profiles[at];
         let begun = self.env.elapsed();
@@ -389,7 +389,7 @@ impl Shell {
     /// Writes what comes before the binding, and the binding.
     fn bind(
         &mut self,
-        waiting: Waiting,
+        waiting: QueuedPodInfo,
         profile: usize,
         node: String,
         first: Vec<(&'static str, PreBindPatch)>,
@@ -403,7 +403,7 @@ impl Shell {
             let result = match bind(&client, first, &pod.key, &pod.uid, &node).await {
                 Ok(()) => {
                     let note = format!("Successfully assigned {} to {node}", pod.key);
-                    let note = Note { about, warning: false, reason: "Scheduled", message: note, source: None };
+                    let note = EventRecord { about, warning: false, reason: "Scheduled", message: note, source: None };
                     events.record_action(note, "Binding");
                     Done::Bound(waiting)
                 }
@@ -430,7 +430,7 @@ impl Shell {
     /// Writes the event and the condition that say why a pod has no node, and which one it may get.
     fn tell(
         &mut self,
-        waiting: &Waiting,
+        waiting: &QueuedPodInfo,
         reason: &'static str,
         message: String,
         nominated: Option<String>,
@@ -439,7 +439,8 @@ impl Shell {
         let pod = waiting.pod.clone();
         let Some(profile) = profile_of(&self.config.profiles, &pod) else { return };
         let about = self.reference(&pod);
-        let note = Note { about, warning: true, reason: "FailedScheduling", message: message.clone(), source: None };
+        let note =
+            EventRecord { about, warning: true, reason: "FailedScheduling", message: message.clone(), source: None };
         self.events[profile].record_action(note, "Scheduling");
         let now = self.env.now();
         let wanted = self.look(&pod.key, |known: &Pod| {
@@ -473,7 +474,7 @@ impl Shell {
     }
 
     /// A pod that was given a node doesn't come there: it gives back what it took, and is tried again later.
-    fn not_bound(&mut self, waiting: &Waiting, why: String, permit: Option<OwnedSemaphorePermit>) {
+    fn not_bound(&mut self, waiting: &QueuedPodInfo, why: String, permit: Option<OwnedSemaphorePermit>) {
         let key = &waiting.pod.key;
         let placed = self.snapshot.placed(key).filter(|(pod, assumed)| *assumed && pod.uid == waiting.pod.uid);
         let node = placed.and_then(|(pod, _)| pod.node.clone());

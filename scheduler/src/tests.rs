@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::decide::{Decision, decide, num_feasible_nodes};
 use crate::diagnosis::Diagnosis;
 use crate::node::NodeFacts;
-use crate::plugins::{Cycle, Filters, Packing, Plugin, PostFilterResult, Profile, plugin};
+use crate::plugins::{Cycle, Filters, Plugin, PostFilterResult, Profile, ScoringStrategy, plugin};
 use crate::pod::PodInfo;
 use crate::resources::requests;
 use crate::snapshot::Snapshot;
@@ -270,12 +270,13 @@ fn packing_prefers_the_fullest_and_least_allocated_the_emptiest() {
     let busy = pod("b", asking(json!({"cpu": "4", "memory": "8Gi"})));
     let snapshot = cluster(vec![node("n1", json!({})), node("n2", json!({}))], vec![(busy, "n1")]);
     let new = pod("new", asking(json!({"cpu": "1", "memory": "2Gi"})));
-    let chosen = |packing| match decide(&snapshot, &new, &Profile { packing, ..Profile::default() }, 0, 0) {
-        Decision::Node { name, .. } => name,
-        Decision::Nowhere { message, .. } => message,
-    };
-    assert_eq!(chosen(Packing::LeastAllocated), "n2");
-    assert_eq!(chosen(Packing::MostAllocated), "n1");
+    let chosen =
+        |scoring_strategy| match decide(&snapshot, &new, &Profile { scoring_strategy, ..Profile::default() }, 0, 0) {
+            Decision::Node { name, .. } => name,
+            Decision::Nowhere { message, .. } => message,
+        };
+    assert_eq!(chosen(ScoringStrategy::LeastAllocated), "n2");
+    assert_eq!(chosen(ScoringStrategy::MostAllocated), "n1");
 }
 
 #[test]

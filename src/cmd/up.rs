@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 use kubelet::image::CollectPolicy;
 use machinery_env::Env;
-use scheduler::plugins::Packing;
+use scheduler::plugins::ScoringStrategy;
 
 use super::Failure;
 use crate::compose;
@@ -75,13 +75,13 @@ pub(crate) struct Up {
     pub(crate) image_maximum_gc_age: u32,
     /// How the scheduler fills nodes: LeastAllocated spreads, MostAllocated packs
     #[arg(long, env = "CORACLE_SCORING_STRATEGY", default_value = "LeastAllocated", value_name = "STRATEGY")]
-    pub(crate) scoring_strategy: ScoringStrategy,
+    pub(crate) scoring_strategy: ScoringStrategyArg,
 }
 
 /// `NodeResourcesFit`'s scoring strategy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "PascalCase")]
-pub(crate) enum ScoringStrategy {
+pub(crate) enum ScoringStrategyArg {
     /// Prefers empty nodes.
     LeastAllocated,
     /// Prefers full nodes (bin packing).
@@ -118,9 +118,9 @@ impl Up {
                 node_monitor_grace: seconds(self.node_monitor_grace_period),
             },
             scheduler: SchedulerConfig {
-                packing: match self.scoring_strategy {
-                    ScoringStrategy::LeastAllocated => Packing::LeastAllocated,
-                    ScoringStrategy::MostAllocated => Packing::MostAllocated,
+                scoring_strategy: match self.scoring_strategy {
+                    ScoringStrategyArg::LeastAllocated => ScoringStrategy::LeastAllocated,
+                    ScoringStrategyArg::MostAllocated => ScoringStrategy::MostAllocated,
                 },
             },
             nodes: NodesConfig {

@@ -183,6 +183,7 @@ async fn open_store(env: &Env, config: &ApiServerConfig, data: &DataDir) -> anyh
         .await??
     };
     data.expect_store(&path, store.revision() == 0)?;
+    store.start()?;
     Ok(store)
 }
 

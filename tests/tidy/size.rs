@@ -15,7 +15,6 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
     ("machinery/api/src/schema/table.rs", "read", "one arm a kind of line"),
     ("machinery/api/src/schema/typed.rs", "value", "one arm for each pair of a type and what was written"),
     ("machinery/client/src/executor.rs", "single", "one arm an action"),
-    ("machinery/client/src/reflector.rs", "watch", "to be cut"),
     ("scheduler/src/shell_tests.rs", "answer", "a test's API server: one arm a request"),
     ("scheduler/src/tests.rs", "the_messages_are_upstreams", "a table of cases"),
     ("src/cmd/demo/mod.rs", "tell", "a story, told in its order"),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use machinery_api::{GroupVersionKind, GroupVersionResource, ObjectName, StorageKey, StoragePrefix};
 
-use crate::{Deletion, Row, Storage, Strategy, SubKind, Subresource, Verb};
+use crate::{Deletion, Row, Storage, Strategy, Subresource, SubresourceKind, Verb};
 use machinery_api::schema::Target;
 
 /// One resource of the API in one version.
@@ -46,7 +46,7 @@ pub struct ResourceInfo {
     /// See [`Row::later`].
     pub later: &'static [(&'static str, &'static str)],
     /// A create on this collection is one on a subresource of another resource's object, which the body names.
-    pub stands_for: Option<(Arc<ResourceInfo>, SubKind)>,
+    pub stands_for: Option<(Arc<ResourceInfo>, SubresourceKind)>,
     /// Fields whose equality is indexed for lists and watches.
     pub indexed_fields: Arc<[Arc<str>]>,
     /// Whether lists by label equality use an index.

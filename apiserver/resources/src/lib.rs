@@ -104,7 +104,7 @@ pub struct Column {
 
 /// What a subresource does with a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SubKind {
+pub enum SubresourceKind {
     /// `status`: get, update, patch of the same kind; only status (and what the strategy lets through) is written.
     Status,
     /// `scale`: `autoscaling/v1 Scale` over replicas.
@@ -125,7 +125,7 @@ pub struct Subresource {
     /// The path segment.
     pub name: &'static str,
     /// What it does.
-    pub what: SubKind,
+    pub what: SubresourceKind,
     /// Group, version and kind of its body where it differs from the row's (`autoscaling`, `v1`, `Scale`).
     pub body: Option<(&'static str, &'static str, &'static str)>,
     /// As in discovery.
@@ -203,7 +203,7 @@ pub struct Row {
     /// Subresources that a later version serves, and since which: they are no unknown paths.
     pub later: &'static [(&'static str, &'static str)],
     /// A create on this collection is one on a subresource of another row's object, which the body names.
-    pub stands_for: Option<(&'static Row, SubKind)>,
+    pub stands_for: Option<(&'static Row, SubresourceKind)>,
     /// Fields whose equality is indexed for lists and watches.
     pub indexed_fields: &'static [&'static str],
     /// Whether lists by label equality use an index.
@@ -490,13 +490,17 @@ impl Strategy for Plain {
 }
 
 /// The `status` subresource that most kinds have.
-const STATUS: Subresource =
-    Subresource { name: "status", what: SubKind::Status, body: None, verbs: &[Verb::Get, Verb::Patch, Verb::Update] };
+const STATUS: Subresource = Subresource {
+    name: "status",
+    what: SubresourceKind::Status,
+    body: None,
+    verbs: &[Verb::Get, Verb::Patch, Verb::Update],
+};
 
 /// The `scale` subresource of workloads.
 const SCALE: Subresource = Subresource {
     name: "scale",
-    what: SubKind::Scale,
+    what: SubresourceKind::Scale,
     body: Some(("autoscaling", "v1", "Scale")),
     verbs: &[Verb::Get, Verb::Patch, Verb::Update],
 };
@@ -520,7 +524,7 @@ pub fn prepare_update_by_default(context: &Context<'_>, new: &mut Value, old: &V
 }
 
 /// Every row that is served, in discovery order.
-pub static TABLE: &[&Row] = &[
+pub static RESOURCES: &[&Row] = &[
     &core::bindings::ROW,
     &core::configmaps::ROW,
     &core::events::CORE,

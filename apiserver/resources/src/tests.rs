@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::field::FieldError;
 use crate::metadata::Of;
-use crate::{Context, Row, Storage, TABLE, metadata};
+use crate::{Context, RESOURCES, Row, Storage, metadata};
 use machinery_api::schema::{self, FieldValidation, Media, Target, decode};
 
 /// `discovery.json` and `columns.json` of upstream v1.36, as far as this table goes.
@@ -102,7 +102,7 @@ fn updated(row: &Row, subresource: &str, mut new: Value, old: &Value) -> Vec<Fie
 }
 
 fn row_named(named: &str) -> &'static Row {
-    let found = TABLE.iter().find(|row| format!("{} {}", row.api_version(), row.plural) == named);
+    let found = RESOURCES.iter().find(|row| format!("{} {}", row.api_version(), row.plural) == named);
     found.unwrap_or_else(|| panic!("no row {named}"))
 }
 
@@ -173,7 +173,7 @@ fn facts_of(row: &Row) -> Facts {
 #[test]
 fn rows_are_as_upstreams_discovery_and_tables_say() {
     let upstream: Vec<Facts> = FACTS.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(upstream.len(), TABLE.len());
+    assert_eq!(upstream.len(), RESOURCES.len());
     for mut facts in upstream {
         // Upstream writes a subresource's own group only where it differs from the resource's.
         for sub in facts.subresources.values_mut() {
@@ -188,7 +188,7 @@ fn rows_are_as_upstreams_discovery_and_tables_say() {
 
 #[test]
 fn examples_are_taken_as_they_are() {
-    for row in TABLE {
+    for row in RESOURCES {
         let named = row.qualified();
         let object = read(row, row.example.as_bytes(), Media::Yaml);
         let mut again = object.clone();

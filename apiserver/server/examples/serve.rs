@@ -31,7 +31,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let store: Arc<dyn Store> = match arguments.next() {
         Some(folder) => {
             let options = Options { read_plain: Box::new(read_plain), ..Options::default() };
-            EmbeddedStore::open(folder.as_ref(), env.clone(), options)?
+            let store = EmbeddedStore::open(folder.as_ref(), env.clone(), options)?;
+            store.start()?;
+            store
         }
         None => Arc::new(MemoryStore::new(env.clone())),
     };

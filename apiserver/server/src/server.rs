@@ -14,7 +14,7 @@ use http::{Request, Response};
 use machinery_api::{ApiError, GroupVersionResource};
 use machinery_env::Env;
 use machinery_serve::unread::{UnreadBody, UnreadBounds};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::Registry as MetricsRegistry;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -27,13 +27,13 @@ use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
 use crate::bootstrap::{self, Cluster};
 use crate::catalog::{Catalog, Served, Taken};
 use crate::http::dispatch::BODY_BYTES_MAX;
-use crate::http::handle::{Front, Parts};
+use crate::http::handle::{Parts, RequestHandler};
 use crate::http::logs::Kubelets;
 use crate::http::metrics::Metrics;
-use crate::registry::{Verbs, facts_of_fields};
+use crate::registry::{Registry, facts_of_fields};
 use apiserver_resources::ResourceInfo;
 use apiserver_resources::allocate::{Allocator, ServiceNetwork};
-use apiserver_storage::cache::{Cache, Fields, Lookup, Resource};
+use apiserver_storage::cache::{Fields, Lookup, Resource, WatchCache};
 use apiserver_storage::store::{Record, Store, StoreError};
 
 /// Planned again this often at a start: others write, too, where several servers share a store.
@@ -54,7 +54,7 @@ pub struct Config {
     /// Reaches nodes.
     pub kubelets: Kubelets,
     /// The process's metrics, which `/metrics` shows.
-    pub registry: Arc<Mutex<Registry>>,
+    pub registry: Arc<Mutex<MetricsRegistry>>,
 }
 
 #[cfg(test)]
@@ -89,7 +89,7 @@ pub struct Chains {
 /// The API server.
 #[derive(Clone)]
 pub struct Apiserver {
-    front: Arc<Front>,
+    front: Arc<RequestHandler>,
     /// Held while a resource comes or goes: one at a time.
     changing: Arc<tokio::sync::Mutex<()>>,
 }
@@ -108,7 +108,7 @@ impl Apiserver {
         chains: Chains,
     ) -> Result<Self, StoreError> {
         let catalog = Catalog::built_in(&config.address);
-        let cache = Cache::open(store, catalog.all_stored().filter_map(cached).collect()).await?;
+        let cache = WatchCache::open(store, catalog.all_stored().filter_map(cached).collect()).await?;
         let served = Arc::new(Served::new(catalog));
         let objects = Arc::new(Lookup::new(cache.clone(), {
             let served = served.clone();
@@ -116,7 +116,7 @@ impl Apiserver {
         }));
         let authorizer = Arc::new(Authorizer::default().with(chains.authorizers));
         let authenticator = Arc::new(Authenticator::new(env, config.signing_key).with(chains.authenticators));
-        let verbs = Verbs {
+        let registry = Registry {
             served,
             env: env.clone(),
             cache,
@@ -128,10 +128,10 @@ impl Apiserver {
                 move |size| env.below(size)
             }),
         };
-        verbs.reserve().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        let front = Front::new(Parts {
+        registry.reserve().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let front = RequestHandler::new(Parts {
             env: env.clone(),
-            verbs,
+            registry,
             authenticator,
             authorizer,
             metrics: Metrics::new(config.registry),
@@ -145,26 +145,26 @@ impl Apiserver {
     /// there when this returns.
     pub async fn add_resource(&self, resource: ResourceInfo) -> Result<(), Taken> {
         let _one = self.changing.lock().await;
-        let verbs = &self.front.verbs;
+        let registry = &self.front.registry;
         let resource = Arc::new(resource);
-        verbs.served.load().check_free(&resource)?;
+        registry.served.load().check_free(&resource)?;
         // In the cache first: a request that finds the resource can list it.
         if let Some(cached) = cached(&resource) {
-            verbs.cache.register(cached).await;
+            registry.cache.register(cached).await;
         }
-        verbs.served.add(resource)
+        registry.served.add(resource)
     }
 
     /// Serves a resource no more: requests from now on get 404, and its watches end. What is stored stays. False: it was not
     /// served.
     pub async fn remove_resource(&self, name: GroupVersionResource<'_>) -> bool {
         let _one = self.changing.lock().await;
-        let verbs = &self.front.verbs;
-        let Some(gone) = verbs.served.remove(name) else { return false };
+        let registry = &self.front.registry;
+        let Some(gone) = registry.served.remove(name) else { return false };
         if gone.is_storage_version()
             && let Some(prefix) = &gone.prefix
         {
-            verbs.cache.unregister(prefix.as_str()).await;
+            registry.cache.unregister(prefix.as_str()).await;
         }
         true
     }
@@ -179,26 +179,26 @@ impl Apiserver {
     /// The objects, for what is built beside the server in this process.
     #[must_use]
     pub fn objects(&self) -> Arc<Lookup> {
-        self.front.verbs.objects.clone()
+        self.front.registry.objects.clone()
     }
 
     /// The cache.
     #[must_use]
-    pub fn cache(&self) -> Arc<Cache> {
-        self.front.verbs.cache.clone()
+    pub fn cache(&self) -> Arc<WatchCache> {
+        self.front.registry.cache.clone()
     }
 
     /// Writes the default objects that are missing or have lost something; then `/readyz` may say that they are there.
     /// Call it once before serving; [`mend`](Self::mend) keeps up those that a running cluster can't do without.
     pub async fn bootstrap(&self, cluster: &Cluster) -> Result<(), ApiError> {
         let desired = bootstrap::desired(cluster);
-        let verbs = &self.front.verbs;
+        let registry = &self.front.registry;
         for _ in 0..BOOTSTRAP_TRIES_MAX {
-            let writes = bootstrap::plan(&*verbs.objects, &desired);
+            let writes = bootstrap::plan(&*registry.objects, &desired);
             if writes.is_empty() {
                 break;
             }
-            verbs.install(writes).await?;
+            registry.install(writes).await?;
         }
         self.set_ready();
         Ok(())
@@ -206,23 +206,23 @@ impl Apiserver {
 
     /// Moves Services and nodes with the cluster's address blocks. Call it before [`bootstrap`](Self::bootstrap).
     pub async fn follow(&self, moves: &[bootstrap::moved::Move]) -> Result<(), ApiError> {
-        let verbs = &self.front.verbs;
-        verbs.install(bootstrap::moved::plan(&*verbs.objects, moves)).await
+        let registry = &self.front.registry;
+        registry.install(bootstrap::moved::plan(&*registry.objects, moves)).await
     }
 
     /// Brings back the first namespaces, the `kubernetes` Service and its endpoints whenever they go, until `stop`.
     pub async fn mend(&self, cluster: &Cluster, stop: CancellationToken) {
         let desired: Vec<_> = bootstrap::desired(cluster).into_iter().filter(bootstrap::Desired::is_vital).collect();
-        let verbs = &self.front.verbs;
+        let registry = &self.front.registry;
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(MEND_INTERVAL) => {}
             }
-            let writes = bootstrap::plan(&*verbs.objects, &desired);
+            let writes = bootstrap::plan(&*registry.objects, &desired);
             if !writes.is_empty()
-                && let Err(error) = verbs.install(writes).await
+                && let Err(error) = registry.install(writes).await
             {
                 tracing::warn!(%error, "default objects could not be brought back; trying again");
             }
@@ -284,7 +284,7 @@ pub fn read_plain(key: &str, body: &[u8]) -> Record {
 /// The server as a tower service over any body.
 #[derive(Clone)]
 pub struct ApiService {
-    front: Arc<Front>,
+    front: Arc<RequestHandler>,
 }
 
 impl<B> Service<Request<B>> for ApiService

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use apiserver_storage::cache::{Cache, FieldRequirement, LabelOp, LabelRequirement, Resource, Selectors};
+use apiserver_storage::cache::{FieldRequirement, LabelOp, LabelRequirement, Resource, Selectors, WatchCache};
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
 use apiserver_storage::store::{Op, Record, Revision, Store, Txn, prefix_end};
 use machinery_env::Env;
@@ -57,10 +57,11 @@ async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
         for _ in 0..3 {
             let options = || Options { read_plain: Box::new(server::read_plain), ..Options::default() };
             let store = EmbeddedStore::open(&path, Env::real(), options()).unwrap();
+            store.start().unwrap();
             assert_eq!(fs::read_to_string(path.join("format")).unwrap().trim(), "2");
             let now = everything_that_stays(&*store).await;
             assert!(before.is_empty() || now == before, "the same after a restart");
-            let cache = Cache::open(store.clone(), resources()).await.unwrap();
+            let cache = WatchCache::open(store.clone(), resources()).await.unwrap();
             let names = |prefix: &str, filter| {
                 let page = cache.list(prefix, None, None, 0, &filter).unwrap();
                 page.items.iter().map(|object| object.name().to_owned()).collect::<Vec<_>>()
@@ -86,7 +87,7 @@ async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
                 let row = crate::catalog::tests::resource(group, plural);
                 let entry = store.get(key, None).await.unwrap().unwrap();
                 let value: serde_json::Value = serde_json::from_slice(entry.record.body()).unwrap();
-                assert_eq!(crate::registry::Verbs::encode(row, &value).unwrap(), entry.record, "{key}");
+                assert_eq!(crate::registry::Registry::encode(row, &value).unwrap(), entry.record, "{key}");
             }
             if before.is_empty() {
                 let key = || "/registry/configmaps/team/new".to_owned();

@@ -3,7 +3,7 @@
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
-use machinery_client::{Action, Note, controlled_by};
+use machinery_client::{Action, EventRecord, controlled_by};
 
 use super::revision::{self, HASH, hash};
 use super::strategy::{is_rolling, max_surge};
@@ -34,9 +34,12 @@ pub(super) fn create(rollout: &mut Rollout<'_>) -> bool {
         rollout.plan.push(pods::require_fresh_cache::<ReplicaSet>(rollout.view, namespace, &spec.selector));
     }
     let message = format!("Failed to create new replica set {set_name:?}: {{error}}");
-    let scaled =
-        Note::normal(deployment, "ScalingReplicaSet", format!("Scaled up replica set {set_name} from 0 to {replicas}"));
-    let failed_note = Note::warning(deployment, "ReplicaSetCreateError", message.clone());
+    let scaled = EventRecord::normal(
+        deployment,
+        "ScalingReplicaSet",
+        format!("Scaled up replica set {set_name} from 0 to {replicas}"),
+    );
+    let failed_note = EventRecord::warning(deployment, "ReplicaSetCreateError", message.clone());
     let attempt = Action::create(&set).noted((replicas > 0).then_some(scaled), Some(failed_note));
     let attempt = match failing(rollout, message) {
         Some((update, message_at)) => attempt.reporting(update, message_at),

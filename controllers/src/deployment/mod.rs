@@ -18,7 +18,8 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{is_everything, selects};
 use machinery_client::{
-    Action, Change, Context, Controller, Input, Note, ObjectCache, Plan, Pod, controlled_by, controller_of, key_of,
+    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by, controller_of,
+    key_of,
 };
 
 use crate::Settings;
@@ -147,7 +148,7 @@ impl Rollout<'_> {
             if from != to {
                 let way = if from < to { "up" } else { "down" };
                 let message = format!("Scaled {way} replica set {} from {from} to {to}", name(set));
-                actions.push(Action::Event(Note::normal(self.deployment, "ScalingReplicaSet", message)));
+                actions.push(Action::Event(EventRecord::normal(self.deployment, "ScalingReplicaSet", message)));
             }
         }
         self.plan.actions.extend(actions);
@@ -246,7 +247,7 @@ fn selecting_all(deployment: &Deployment, mut status: DeploymentStatus) -> Plan 
     status.observed_generation = Some(generation);
     let message = "This deployment is selecting all pods. A non-empty selector is required.";
     vec![
-        Action::Event(Note::warning(deployment, "SelectingAll", message)),
+        Action::Event(EventRecord::warning(deployment, "SelectingAll", message)),
         Action::update_status(&Deployment { status: Some(status), ..deployment.clone() }),
     ]
     .into()

@@ -19,7 +19,8 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::selects;
 use machinery_client::{
-    Action, Change, Context, Controller, Input, Note, ObjectCache, Plan, Pod, controlled_by, controller_of, value_of,
+    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by, controller_of,
+    value_of,
 };
 use serde_json::json;
 
@@ -247,8 +248,8 @@ fn ending(
 
 fn delete(job: &Job, pod: &Pod) -> Action {
     Action::delete(pod).noted(
-        Some(Note::normal(job, "SuccessfulDelete", "Deleted pod: {name}")),
-        Some(Note::warning(job, "FailedDelete", "Error deleting: {error}")),
+        Some(EventRecord::normal(job, "SuccessfulDelete", "Deleted pod: {name}")),
+        Some(EventRecord::warning(job, "FailedDelete", "Error deleting: {error}")),
     )
 }
 
@@ -289,8 +290,8 @@ fn manage(
     }
     let note = |pod: &core::Pod| {
         Action::create(pod).noted(
-            Some(Note::normal(job, "SuccessfulCreate", "Created pod: {name}")),
-            Some(Note::warning(job, "FailedCreate", "Error creating: {error}")),
+            Some(EventRecord::normal(job, "SuccessfulCreate", "Created pod: {name}")),
+            Some(EventRecord::warning(job, "FailedCreate", "Error creating: {error}")),
         )
     };
     let indexed = spec.completion_mode.as_deref() == Some("Indexed");

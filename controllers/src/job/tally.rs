@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
-use machinery_client::{Note, Pod};
+use machinery_client::{EventRecord, Pod};
 
 use super::ending::{Ending, is_tracked};
 use super::index::{self, Indexes};
@@ -218,7 +218,7 @@ impl<'a> Tally<'a> {
         ending: Option<&Ending>,
         suspended: bool,
         now: Timestamp,
-    ) -> (JobStatus, Vec<Note>) {
+    ) -> (JobStatus, Vec<EventRecord>) {
         let mut status = job.status.clone().unwrap_or_default();
         let mut told = Vec::new();
         let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
@@ -244,14 +244,14 @@ impl<'a> Tally<'a> {
         match ending {
             None if suspended => {
                 if set(&mut conditions, "Suspended", "True", "JobSuspended", "Job suspended", now) {
-                    told.push(Note::normal(job, "Suspended", "Job suspended"));
+                    told.push(EventRecord::normal(job, "Suspended", "Job suspended"));
                 }
                 status.start_time = None;
             }
             None => {
                 if conditions.iter().any(|c| c.type_ == "Suspended" && c.status == "True") {
                     set(&mut conditions, "Suspended", "False", "JobResumed", "Job resumed", now);
-                    told.push(Note::normal(job, "Resumed", "Job resumed"));
+                    told.push(EventRecord::normal(job, "Resumed", "Job resumed"));
                     status.start_time = Some(pods::stamp(now));
                 }
             }
@@ -270,7 +270,7 @@ impl<'a> Tally<'a> {
         ending: &Ending,
         status: &mut JobStatus,
         conditions: &mut Vec<JobCondition>,
-        told: &mut Vec<Note>,
+        told: &mut Vec<EventRecord>,
         now: Timestamp,
     ) {
         let (target, terminal) =
@@ -285,13 +285,13 @@ impl<'a> Tally<'a> {
         if ending.success {
             status.completion_time = Some(pods::stamp(now));
             if spec.completions.is_some_and(|wanted| self.succeeded > wanted) {
-                told.push(Note::warning(
+                told.push(EventRecord::warning(
                     job,
                     "TooManySucceededPods",
                     "Too many succeeded pods running after completion count reached",
                 ));
             }
-            told.push(Note::normal(job, "Completed", "Job completed"));
+            told.push(EventRecord::normal(job, "Completed", "Job completed"));
         } else {
             let reason = match ending.reason.as_str() {
                 "BackoffLimitExceeded" => "BackoffLimitExceeded",
@@ -300,7 +300,7 @@ impl<'a> Tally<'a> {
                 "MaxFailedIndexesExceeded" => "MaxFailedIndexesExceeded",
                 _ => "FailedIndexes",
             };
-            told.push(Note::warning(job, reason, ending.message.clone()));
+            told.push(EventRecord::warning(job, reason, ending.message.clone()));
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::events::Recorder;
 use crate::object::Kind;
-use crate::plan::Note;
+use crate::plan::EventRecord;
 use crate::request::{ApiClient, status_code};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
@@ -267,7 +267,11 @@ impl Record {
         tracing::info!(lease = %self.election.lease, identity = %self.election.identity, "leading");
         let Some(lease) = &self.lease else { return };
         let recorder = Recorder::start(self.client.clone(), self.env.clone(), "leader-election", stop);
-        recorder.record(Note::normal(lease, "LeaderElection", format!("{} became leader", self.election.identity)));
+        recorder.record(EventRecord::normal(
+            lease,
+            "LeaderElection",
+            format!("{} became leader", self.election.identity),
+        ));
     }
 }
 

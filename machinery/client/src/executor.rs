@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::events::Recorder;
 use crate::object::Kind;
 use crate::pending::PendingWrite;
-use crate::plan::{Action, Failure, Note, Notes};
+use crate::plan::{Action, EventRecord, Failure, OutcomeEvents};
 use crate::request::{ApiClient, status_code};
 use machinery_api::ObjectKey;
 
@@ -189,10 +189,12 @@ impl Executor {
         }
     }
 
-    fn tell(&self, notes: Notes, outcome: Result<String, &Failure>) {
+    fn tell(&self, notes: OutcomeEvents, outcome: Result<String, &Failure>) {
         let told = match outcome {
-            Ok(name) => notes.done.map(|n| Note { message: n.message.replace("{name}", &name), ..n }),
-            Err(failure) => notes.failed.map(|n| Note { message: n.message.replace("{error}", &failure.message), ..n }),
+            Ok(name) => notes.done.map(|n| EventRecord { message: n.message.replace("{name}", &name), ..n }),
+            Err(failure) => {
+                notes.failed.map(|n| EventRecord { message: n.message.replace("{error}", &failure.message), ..n })
+            }
         };
         if let Some(note) = told {
             self.recorder.record(note);

@@ -35,6 +35,6 @@ pub use informer::Informer;
 pub use object::{
     Kind, MetadataOnly, Object, Scope, Typed, controller_of, key_of, read, shared, typed, value_of, version_of,
 };
-pub use plan::{Action, Failure, Note, Notes, Plan, Propagation, controlled_by, reference_to};
+pub use plan::{Action, EventRecord, Failure, OutcomeEvents, Plan, Propagation, controlled_by, reference_to};
 pub use pod::Pod;
 pub use reflector::{Reflector, ReflectorEvent, ReflectorEvents};

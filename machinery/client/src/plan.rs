@@ -83,7 +83,7 @@ pub enum Action {
         /// The object, with a name or a `generateName`.
         object: Value,
         /// Events about it.
-        notes: Notes,
+        notes: OutcomeEvents,
     },
     /// PUT. The object carries the resourceVersion that it was read at.
     Update {
@@ -123,7 +123,7 @@ pub enum Action {
         /// The grace period; none leaves it to the object.
         grace_seconds: Option<u32>,
         /// Events about it.
-        notes: Notes,
+        notes: OutcomeEvents,
     },
     /// DELETE of all of a kind in a namespace.
     DeleteCollection {
@@ -172,7 +172,7 @@ pub enum Action {
         body: Value,
     },
     /// An event, written beside: it never fails a plan.
-    Event(Note),
+    Event(EventRecord),
     /// Independent actions of one kind, in batches of 1, 2, 4, …: a batch with a failure is the last, so that what
     /// fails for a common reason (a quota) is not tried hundreds of times.
     SlowStart(Vec<Action>),
@@ -197,7 +197,7 @@ impl Action {
     where
         K::Scope: Scope,
     {
-        Self::Create { kind: Kind::of::<K>(), object: value_of(object), notes: Notes::default() }
+        Self::Create { kind: Kind::of::<K>(), object: value_of(object), notes: OutcomeEvents::default() }
     }
 
     /// Replaces an object that was read before.
@@ -239,7 +239,7 @@ impl Action {
             resource_version: None,
             propagation: None,
             grace_seconds: None,
-            notes: Notes::default(),
+            notes: OutcomeEvents::default(),
         }
     }
 
@@ -261,9 +261,9 @@ impl Action {
 
     /// The same with events about its outcome. Only creates and deletes have any.
     #[must_use]
-    pub fn noted(mut self, done: Option<Note>, failed: Option<Note>) -> Self {
+    pub fn noted(mut self, done: Option<EventRecord>, failed: Option<EventRecord>) -> Self {
         if let Self::Create { notes, .. } | Self::Delete { notes, .. } = &mut self {
-            *notes = Notes { done, failed };
+            *notes = OutcomeEvents { done, failed };
         }
         self
     }
@@ -281,16 +281,16 @@ impl Action {
 /// The events that tell an action's outcome. In their messages `{name}` stands for the name that the object got,
 /// `{error}` for what the server said.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Notes {
+pub struct OutcomeEvents {
     /// When it was done.
-    pub done: Option<Note>,
+    pub done: Option<EventRecord>,
     /// When it failed.
-    pub failed: Option<Note>,
+    pub failed: Option<EventRecord>,
 }
 
 /// An event to write.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Note {
+pub struct EventRecord {
     /// What it is about.
     pub about: ObjectReference,
     /// `Warning`, else `Normal`.
@@ -303,7 +303,7 @@ pub struct Note {
     pub source: Option<&'static str>,
 }
 
-impl Note {
+impl EventRecord {
     /// A normal event.
     pub fn normal<K: Typed>(about: &K, reason: &'static str, message: impl Into<String>) -> Self {
         Self { about: reference_to(about), warning: false, reason, message: message.into(), source: None }

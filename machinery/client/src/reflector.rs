@@ -366,50 +366,58 @@ impl Reflector {
             if line.is_empty() {
                 continue;
             }
-            let event: Line<'_> = serde_json::from_str(&line)?;
-            let text = event.object.get();
-            let event = match (event.r#type, &mut first) {
-                ("ERROR", _) => {
-                    let error: ErrorObject = serde_json::from_str(text)?;
-                    return Err(ReflectorError::Ended { code: error.code, message: error.message });
-                }
-                ("BOOKMARK", first) => {
-                    let mark = decode_metadata(&self.kind, text)?;
-                    let metadata = mark.metadata();
-                    let seen = version_of(metadata);
-                    let ends = metadata.annotations.as_ref().is_some_and(|a| a.contains_key(INITIAL_EVENTS_END));
-                    let event = match first.take() {
-                        Some(objects) if !ends => {
-                            *first = Some(objects);
-                            continue;
-                        }
-                        Some(objects) => ReflectorEvent::Replaced(objects, seen),
-                        None => ReflectorEvent::Progress(seen),
-                    };
-                    *state = ReflectorState::At(metadata.resource_version.clone().unwrap_or_default());
-                    event
-                }
-                ("ADDED" | "MODIFIED", Some(objects)) => {
-                    objects.extend(self.read(text));
-                    continue;
-                }
-                ("DELETED", Some(objects)) => {
-                    if let Some(gone) = self.read(text) {
-                        objects.retain(|o| key_of(o.metadata()) != key_of(gone.metadata()));
-                    }
-                    continue;
-                }
-                (change, None) => {
-                    let Some(object) = self.read(text) else { continue };
-                    if let Some(version) = object.metadata().resource_version.clone() {
-                        *state = ReflectorState::At(version);
-                    }
-                    if change == "DELETED" { ReflectorEvent::Deleted(object) } else { ReflectorEvent::Applied(object) }
-                }
-                (_, Some(_)) => continue,
-            };
-            events.send(event).await.map_err(|_| ReflectorError::Unread)?;
+            if let Some(event) = self.read_line(&line, &mut first, state)? {
+                events.send(event).await.map_err(|_| ReflectorError::Unread)?;
+            }
         }
+    }
+
+    /// What a line of a watch tells; none while the first state is being collected, which is what `first` holds.
+    fn read_line(
+        &self,
+        line: &str,
+        first: &mut Option<Vec<Arc<dyn Object>>>,
+        state: &mut ReflectorState,
+    ) -> Result<Option<ReflectorEvent>, ReflectorError> {
+        let event: Line<'_> = serde_json::from_str(line)?;
+        let text = event.object.get();
+        match (event.r#type, &mut *first) {
+            ("ERROR", _) => {
+                let error: ErrorObject = serde_json::from_str(text)?;
+                return Err(ReflectorError::Ended { code: error.code, message: error.message });
+            }
+            ("BOOKMARK", _) => {
+                let mark = decode_metadata(&self.kind, text)?;
+                let metadata = mark.metadata();
+                let ends = metadata.annotations.as_ref().is_some_and(|a| a.contains_key(INITIAL_EVENTS_END));
+                if first.is_some() && !ends {
+                    return Ok(None);
+                }
+                *state = ReflectorState::At(metadata.resource_version.clone().unwrap_or_default());
+                let seen = version_of(metadata);
+                return Ok(Some(match first.take() {
+                    Some(objects) => ReflectorEvent::Replaced(objects, seen),
+                    None => ReflectorEvent::Progress(seen),
+                }));
+            }
+            ("ADDED" | "MODIFIED", Some(objects)) => objects.extend(self.read(text)),
+            ("DELETED", Some(objects)) => {
+                if let Some(gone) = self.read(text) {
+                    objects.retain(|o| key_of(o.metadata()) != key_of(gone.metadata()));
+                }
+            }
+            (change, None) => {
+                let Some(object) = self.read(text) else { return Ok(None) };
+                if let Some(version) = object.metadata().resource_version.clone() {
+                    *state = ReflectorState::At(version);
+                }
+                let deleted = change == "DELETED";
+                let event = if deleted { ReflectorEvent::Deleted } else { ReflectorEvent::Applied };
+                return Ok(Some(event(object)));
+            }
+            (_, Some(_)) => {}
+        }
+        Ok(None)
     }
 }
 

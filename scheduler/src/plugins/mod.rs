@@ -38,7 +38,7 @@ pub const SCORE_MAX: i64 = 100;
 
 /// How resources are scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Packing {
+pub enum ScoringStrategy {
     /// Prefer empty nodes (upstream's default).
     #[default]
     LeastAllocated,
@@ -54,7 +54,7 @@ pub struct Cycle<'a> {
     /// The cluster.
     pub snapshot: &'a Snapshot,
     /// How resources are scored.
-    pub packing: Packing,
+    pub scoring_strategy: ScoringStrategy,
 }
 
 /// Refuses nodes for one pod. It holds what was computed of the whole cluster before nodes are tried.

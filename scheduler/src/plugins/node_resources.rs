@@ -2,14 +2,14 @@
 
 use std::borrow::Cow;
 
-use super::{Event, Filter, Packing, Plugin, PreFilterResult, Reasons, Refusal, SCORE_MAX, Score, plugin};
+use super::{Event, Filter, Plugin, PreFilterResult, Reasons, Refusal, SCORE_MAX, Score, ScoringStrategy, plugin};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
 pub(super) const FIT: Plugin = Plugin {
     weight: 1,
     pre_filter: Some(|cycle| PreFilterResult::Filter(Box::new(Room(cycle.pod)))),
-    pre_score: Some(|cycle, _| Some(Box::new(LoadScore(cycle.pod, cycle.packing)))),
+    pre_score: Some(|cycle, _| Some(Box::new(LoadScore(cycle.pod, cycle.scoring_strategy)))),
     queueing_hint: |event, pod| match event {
         Event::Node(node, change) => (change.added || change.allocatable) && fits(pod, node).is_ok(),
         Event::PodGone(_, Some(node)) => fits(pod, node).is_ok(),
@@ -86,7 +86,7 @@ fn lacking(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
     reasons.map_or(Ok(()), |reasons| Err(Refusal { reasons, unresolvable }))
 }
 
-struct LoadScore<'a>(&'a PodInfo, Packing);
+struct LoadScore<'a>(&'a PodInfo, ScoringStrategy);
 
 impl Score for LoadScore<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
@@ -101,8 +101,8 @@ impl Score for LoadScore<'_> {
                 0
             } else {
                 let part = match self.1 {
-                    Packing::LeastAllocated => offered - used,
-                    Packing::MostAllocated => used,
+                    ScoringStrategy::LeastAllocated => offered - used,
+                    ScoringStrategy::MostAllocated => used,
                 };
                 percent(part, offered)
             };

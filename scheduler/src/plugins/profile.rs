@@ -1,6 +1,6 @@
 //! A profile: which plugins decide for the pods of one scheduler name, and how.
 
-use super::{PLUGINS, Packing, Plugin};
+use super::{PLUGINS, Plugin, ScoringStrategy};
 
 /// The name of the scheduler that pods get that name none.
 const DEFAULT_SCHEDULER: &str = "default-scheduler";
@@ -15,7 +15,7 @@ pub struct Profile {
     /// The plugins, in order, with the weights of their scores.
     pub plugins: Vec<(&'static Plugin, i64)>,
     /// How resources are scored.
-    pub packing: Packing,
+    pub scoring_strategy: ScoringStrategy,
 }
 
 /// Why profiles are refused.
@@ -65,11 +65,11 @@ impl Default for Profile {
 impl std::fmt::Debug for Profile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let plugins: Vec<_> = self.plugins.iter().map(|(plugin, weight)| (plugin.name, weight)).collect();
-        let Self { scheduler_name, packing, .. } = self;
+        let Self { scheduler_name, scoring_strategy, .. } = self;
         f.debug_struct("Profile")
             .field("name", scheduler_name)
             .field("plugins", &plugins)
-            .field("packing", packing)
+            .field("scoring_strategy", scoring_strategy)
             .finish()
     }
 }
@@ -79,7 +79,7 @@ impl Profile {
     #[must_use]
     pub fn named(scheduler_name: &str) -> Self {
         let plugins = PLUGINS.iter().map(|plugin| (plugin, plugin.weight)).collect();
-        Self { scheduler_name: scheduler_name.to_owned(), plugins, packing: Packing::default() }
+        Self { scheduler_name: scheduler_name.to_owned(), plugins, scoring_strategy: ScoringStrategy::default() }
     }
 
     /// Without a plugin.

@@ -1,7 +1,7 @@
 //! What a request asks for, as far as checkers must know: read from its path and query, apart from the server's own
 //! reading.
 
-use apiserver_resources::TABLE;
+use apiserver_resources::RESOURCES;
 use http::{Method, Uri};
 
 /// One request.
@@ -43,7 +43,7 @@ impl Asked {
         let plural = rest.next().unwrap_or_default();
         asked.name = rest.next().unwrap_or_default().to_owned();
         asked.subresource = rest.next().unwrap_or_default().to_owned();
-        let row = TABLE.iter().find(|row| row.group == group && row.plural == plural);
+        let row = RESOURCES.iter().find(|row| row.group == group && row.plural == plural);
         asked.prefix = row.and_then(|row| row.storage.prefix()).map(|prefix| format!("/registry/{prefix}/"));
         asked
     }

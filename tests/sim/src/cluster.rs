@@ -11,7 +11,7 @@ use apiserver::auth::UserInfo;
 use apiserver::auth::jwt::SigningKey;
 use apiserver::bootstrap;
 use apiserver::server::{Apiserver, Config};
-use apiserver_resources::TABLE;
+use apiserver_resources::RESOURCES;
 use apiserver_resources::allocate::ServiceNetwork;
 use ipnet::Ipv4Net;
 use machinery_client::{Informer, Kind};
@@ -268,7 +268,7 @@ impl Cluster {
 
 /// What the keys of a kind's objects begin with.
 fn prefix(kind: &Kind) -> Option<String> {
-    let row = TABLE.iter().find(|row| row.group == kind.group && row.plural == kind.plural)?;
+    let row = RESOURCES.iter().find(|row| row.group == kind.group && row.plural == kind.plural)?;
     row.storage.prefix().map(|prefix| format!("/registry/{prefix}/"))
 }
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::field::{Errors, FieldError, Path};
 use crate::read::{get, text};
-use crate::{Context, Row, Strategy, SubKind, Verb};
+use crate::{Context, Row, Strategy, SubresourceKind, Verb};
 
 /// Bindings.
 pub(crate) static ROW: Row = Row {
@@ -13,7 +13,7 @@ pub(crate) static ROW: Row = Row {
     singular: "binding",
     schema: "io.k8s.api.core.v1.Binding",
     verbs: &[Verb::Create],
-    stands_for: Some((&crate::core::pods::ROW, SubKind::Binding)),
+    stands_for: Some((&crate::core::pods::ROW, SubresourceKind::Binding)),
     strategy: &Binding,
     example: r#"apiVersion: v1
 kind: Binding

@@ -10,7 +10,7 @@ use crate::metadata::standard_finalizer;
 use crate::read::{default_zero_to, get, has, is_zero, object_mut, put, text, texts};
 use crate::rules::{self, NameRule};
 use crate::{
-    Column, Context, Deletion, MetadataChecks, Row, STATUS, Storage, Strategy, SubKind, Subresource, Verb,
+    Column, Context, Deletion, MetadataChecks, Row, STATUS, Storage, Strategy, Subresource, SubresourceKind, Verb,
     prepare_update_by_default,
 };
 
@@ -23,7 +23,7 @@ pub(crate) static ROW: Row = Row {
     schema: "io.k8s.api.core.v1.Namespace",
     verbs: &[Verb::Create, Verb::Delete, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch],
     subresources: &[
-        Subresource { name: "finalize", what: SubKind::Finalize, body: None, verbs: &[Verb::Update] },
+        Subresource { name: "finalize", what: SubresourceKind::Finalize, body: None, verbs: &[Verb::Update] },
         STATUS,
     ],
     storage: Storage::Stored("namespaces"),

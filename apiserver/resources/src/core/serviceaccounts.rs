@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::field::FieldError;
 use crate::read::{get, has, items_mut, text};
-use crate::{Context, MetadataChecks, Row, Storage, Strategy, SubKind, Subresource, Verb};
+use crate::{Context, MetadataChecks, Row, Storage, Strategy, Subresource, SubresourceKind, Verb};
 
 /// ServiceAccounts.
 pub(crate) static ROW: Row = Row {
@@ -15,7 +15,7 @@ pub(crate) static ROW: Row = Row {
     schema: "io.k8s.api.core.v1.ServiceAccount",
     subresources: &[Subresource {
         name: "token",
-        what: SubKind::Token,
+        what: SubresourceKind::Token,
         body: Some(("authentication.k8s.io", "v1", "TokenRequest")),
         verbs: &[Verb::Create],
     }],

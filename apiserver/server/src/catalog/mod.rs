@@ -62,7 +62,7 @@ impl Catalog {
     /// The built-in kinds.
     #[must_use]
     pub fn built_in(address: &str) -> Self {
-        Self::new(apiserver_resources::served(apiserver_resources::TABLE), address)
+        Self::new(apiserver_resources::served(apiserver_resources::RESOURCES), address)
     }
 
     /// Everything, in discovery order.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::openapi::{META, list_of, reference};
-use apiserver_resources::{ResourceInfo, SubKind, Subresource, Verb};
+use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind, Verb};
 use machinery_api::schema::table;
 
 const OBJECT: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
@@ -153,7 +153,7 @@ pub(super) fn describe_row(
     for sub in &row.subresources {
         wanted.insert(body_of(row, Some(sub)).into());
         let does: Vec<Does> = match sub.what {
-            SubKind::Log => vec![Does::Log],
+            SubresourceKind::Log => vec![Does::Log],
             _ => sub.verbs.iter().map(|verb| Does::Verb(*verb)).collect(),
         };
         on(&format!("{within}/{{name}}/{}", sub.name), &does, Some(sub), paths);
@@ -183,7 +183,7 @@ fn item(operations: Vec<Operation>) -> Value {
 
 fn kind_of<'a>(row: &'a ResourceInfo, sub: Option<&Subresource>) -> (&'a str, &'a str, &'a str) {
     let own = (&*row.group, &*row.version, &*row.kind);
-    sub.filter(|sub| sub.what != SubKind::Log).and_then(|sub| sub.body).unwrap_or(own)
+    sub.filter(|sub| sub.what != SubresourceKind::Log).and_then(|sub| sub.body).unwrap_or(own)
 }
 
 fn body_of<'a>(row: &'a ResourceInfo, sub: Option<&Subresource>) -> &'a str {

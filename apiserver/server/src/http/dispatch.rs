@@ -13,7 +13,7 @@ use machinery_api::ApiError;
 use machinery_api::error::{Details, Status};
 use machinery_api::selector::go_quoted;
 
-use super::handle::{Asking, Front, Seat, timed_out};
+use super::handle::{RequestContext, RequestHandler, Seat, timed_out};
 use super::negotiate::{self, Produces, Transform};
 use super::respond;
 use super::route::Target;
@@ -22,9 +22,9 @@ use super::turns::{SMALL_BYTES_MAX, Turn};
 use super::watch;
 use crate::auth::{reviews, tokens};
 use crate::registry::body::{self as bodies, Body as RequestBody};
-use crate::registry::{Answer, Call, PatchType, Shown, Verbs, Wanted, object};
+use crate::registry::{Answer, PatchType, Registry, RequestScope, ResponseObject, Wanted, object};
 use crate::request::options::{DeleteOptions, ListOptions, WriteOptions};
-use apiserver_resources::{SubKind, Verb};
+use apiserver_resources::{SubresourceKind, Verb};
 
 /// The largest request body (upstream's default).
 pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -33,17 +33,17 @@ const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 /// A watch that names no time lasts between this and twice this (upstream's default).
 const WATCH_SECONDS_MIN: u64 = 1800;
 
-impl Front {
+impl RequestHandler {
     /// Answers a request about a resource.
     pub(super) async fn resource(
         self: &Arc<Self>,
-        asking: &mut Asking<'_>,
+        asking: &mut RequestContext<'_>,
         target: Target,
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
         let headers = asking.asked.headers;
         let patch = if target.verb == Verb::Patch { Some(patch_type(headers)?) } else { None };
-        let is_log = target.subresource.is_some_and(|s| s.what == SubKind::Log);
+        let is_log = target.subresource.is_some_and(|s| s.what == SubresourceKind::Log);
         let produces = match target.verb {
             Verb::List | Verb::Watch => Produces::Lists,
             _ if is_log => Produces::Text,
@@ -63,7 +63,7 @@ impl Front {
         if let Some(why) = bad_segment(name) {
             return Err(ApiError::BadRequest(format!("Name parameter invalid: {}: {why}", go_quoted(name))));
         }
-        let mut call = Call {
+        let mut call = RequestScope {
             catalog: &catalog,
             row: &target.row,
             subresource: target.subresource,
@@ -82,30 +82,32 @@ impl Front {
         }
         let answer = self.verb(asking, &mut call, &target, patch, body).await;
         asking.warnings.append(&mut call.warnings);
-        let scales = target.subresource.is_some_and(|s| s.what == SubKind::Scale);
+        let scales = target.subresource.is_some_and(|s| s.what == SubresourceKind::Scale);
         respond::answer(&asking.asked, form, call.row, scales, answer?)
     }
 
     async fn verb(
         self: &Arc<Self>,
-        asking: &mut Asking<'_>,
-        call: &mut Call<'_>,
+        asking: &mut RequestContext<'_>,
+        call: &mut RequestScope<'_>,
         target: &Target,
         patch: Option<PatchType>,
         body: Body,
     ) -> Result<Answer, ApiError> {
         let query = asking.asked.query;
         let headers = asking.asked.headers;
-        let verbs = &self.verbs;
+        let registry = &self.registry;
         let what = target.subresource.map(|s| s.what);
         match target.verb {
             Verb::Get if query.flag("export") == Some(true) => {
                 let message = "the export parameter, deprecated since v1.14, is no longer supported";
                 Err(ApiError::BadRequest(message.into()))
             }
-            Verb::Get if what == Some(SubKind::Scale) => verbs.get_scale(call, query.text("resourceVersion")).await,
-            Verb::Get => verbs.get(call, query.text("resourceVersion")).await,
-            Verb::List => verbs.list(call, &ListOptions::read(query)?).await,
+            Verb::Get if what == Some(SubresourceKind::Scale) => {
+                registry.get_scale(call, query.text("resourceVersion")).await
+            }
+            Verb::Get => registry.get(call, query.text("resourceVersion")).await,
+            Verb::List => registry.list(call, &ListOptions::read(query)?).await,
             Verb::Watch => Err(ApiError::NoSuchResource),
             Verb::Create => {
                 let media = negotiate::body_type(content_type(headers))?;
@@ -116,70 +118,70 @@ impl Front {
             }
             Verb::Update => {
                 let media = negotiate::body_type(content_type(headers))?;
-                let (bytes, turn) = self.read(asking, body, verbs.stored_bytes(call)).await?;
+                let (bytes, turn) = self.read(asking, body, registry.stored_bytes(call)).await?;
                 let options = WriteOptions::read(query, "UpdateOptions")?;
                 let body = RequestBody { bytes: &bytes, media };
                 let work = async {
-                    if what == Some(SubKind::Scale) {
-                        return verbs.put_scale(call, body, &options).await;
+                    if what == Some(SubresourceKind::Scale) {
+                        return registry.put_scale(call, body, &options).await;
                     }
                     let (row, validation) = (call.row, options.field_validation);
                     let object = bodies::object(row, body, validation, &mut call.warnings)?;
                     let again = || bodies::object(row, body, validation, &mut Vec::new());
-                    verbs.update(call, Wanted::new(object, &again), &options).await
+                    registry.update(call, Wanted::new(object, &again), &options).await
                 };
                 in_turn(turn, self.time_left(asking.deadline), work).await
             }
             Verb::Patch => {
                 let options = WriteOptions::read(query, "PatchOptions")?;
-                let (bytes, turn) = self.read(asking, body, verbs.stored_bytes(call)).await?;
+                let (bytes, turn) = self.read(asking, body, registry.stored_bytes(call)).await?;
                 let kind = patch.unwrap_or(PatchType::Merge);
                 let work = async {
-                    if what == Some(SubKind::Scale) {
-                        return verbs.patch_scale(call, kind, &bytes, &options).await;
+                    if what == Some(SubresourceKind::Scale) {
+                        return registry.patch_scale(call, kind, &bytes, &options).await;
                     }
-                    verbs.patch(call, kind, &bytes, &options).await
+                    registry.patch(call, kind, &bytes, &options).await
                 };
                 in_turn(turn, self.time_left(asking.deadline), work).await
             }
             Verb::Delete => {
                 let options = self.delete_options(asking, body).await?;
-                verbs.delete(call, &options).await
+                registry.delete(call, &options).await
             }
             Verb::DeleteCollection => {
                 let list = ListOptions::read(query)?;
-                Verbs::selectors(call, &list)?;
+                Registry::selectors(call, &list)?;
                 let options = self.delete_options(asking, body).await?;
-                verbs.delete_collection(call, &list, &options).await
+                registry.delete_collection(call, &list, &options).await
             }
         }
     }
 
     async fn create(
         self: &Arc<Self>,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         body: RequestBody<'_>,
-        what: Option<SubKind>,
+        what: Option<SubresourceKind>,
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
         let validation = options.field_validation;
-        let verbs = &self.verbs;
+        let registry = &self.registry;
         let kind = call.subresource.and_then(|subresource| subresource.body).unwrap_or_default();
         match what {
-            Some(SubKind::Binding) => {
+            Some(SubresourceKind::Binding) => {
                 let binding = bodies::of_kind(call.catalog, kind, body, validation, &mut call.warnings)?;
                 let catalog = call.catalog;
                 let again = || bodies::of_kind(catalog, kind, body, validation, &mut Vec::new());
-                verbs.bind(call, Wanted::new(binding, &again), options).await
+                registry.bind(call, Wanted::new(binding, &again), options).await
             }
-            Some(SubKind::Token) => {
+            Some(SubresourceKind::Token) => {
                 let kind = ("authentication.k8s.io", "v1", "TokenRequest");
                 let mut wanted = bodies::of_type(kind, body, validation, &mut call.warnings)?;
                 object::match_namespace(&mut wanted, call.namespace)?;
-                verbs.admit_virtual(call, &mut wanted, options).await?;
+                registry.admit_virtual(call, &mut wanted, options).await?;
                 let (env, key) = (&self.env, self.authenticator.key());
-                let answer = tokens::request(key, env, &*verbs.objects, call.namespace, call.name, &wanted)?;
-                Ok(Answer::Object(201, Shown::Value(answer)))
+                let answer = tokens::request(key, env, &*registry.objects, call.namespace, call.name, &wanted)?;
+                Ok(Answer::Object(201, ResponseObject::Value(answer)))
             }
             Some(_) => Err(ApiError::NoSuchResource),
             None if call.row.prefix.is_none() => {
@@ -190,34 +192,37 @@ impl Front {
                 if let Some((row, what)) = &call.row.stands_for {
                     let name = object::text(&object, "name").to_owned();
                     let subresource = row.subresources.iter().find(|s| s.what == *what).copied();
-                    let mut bind = Call { row, subresource, name: &name, warnings: Vec::new(), ..*call };
+                    let mut bind = RequestScope { row, subresource, name: &name, warnings: Vec::new(), ..*call };
                     let of = call.row;
                     let again = || bodies::object(of, body, validation, &mut Vec::new());
-                    let answer = verbs.bind(&mut bind, Wanted::new(object, &again), options).await;
+                    let answer = registry.bind(&mut bind, Wanted::new(object, &again), options).await;
                     call.warnings.append(&mut bind.warnings);
                     return answer;
                 }
-                verbs.admit_virtual(call, &mut object, options).await?;
+                registry.admit_virtual(call, &mut object, options).await?;
                 let context = reviews::Context {
                     authorizer: &self.authorizer,
                     authenticator: &self.authenticator,
-                    objects: &*verbs.objects,
+                    objects: &*registry.objects,
                     user: call.user,
                     namespace: call.namespace,
                     now: call.now,
                 };
-                Ok(Answer::Object(201, Shown::Value(reviews::answer(&context, &call.row.plural, &object).await?)))
+                Ok(Answer::Object(
+                    201,
+                    ResponseObject::Value(reviews::answer(&context, &call.row.plural, &object).await?),
+                ))
             }
             None => {
                 let row = call.row;
                 let object = bodies::object(row, body, validation, &mut call.warnings)?;
                 let again = || bodies::object(row, body, validation, &mut Vec::new());
-                verbs.create(call, Wanted::new(object, &again), options).await
+                registry.create(call, Wanted::new(object, &again), options).await
             }
         }
     }
 
-    async fn delete_options(&self, asking: &mut Asking<'_>, body: Body) -> Result<DeleteOptions, ApiError> {
+    async fn delete_options(&self, asking: &mut RequestContext<'_>, body: Body) -> Result<DeleteOptions, ApiError> {
         let headers = asking.asked.headers;
         let (bytes, turn) = self.read(asking, body, 0).await?;
         if bytes.is_empty() {
@@ -231,7 +236,7 @@ impl Front {
     /// A whole body, within the limits; what follows has a seat, and a turn if it is large together with what is stored.
     async fn read(
         &self,
-        asking: &mut Asking<'_>,
+        asking: &mut RequestContext<'_>,
         body: Body,
         stored_bytes: usize,
     ) -> Result<(Bytes, Option<Turn>), ApiError> {
@@ -291,8 +296,8 @@ impl Front {
 
     async fn watch(
         self: &Arc<Self>,
-        asking: &Asking<'_>,
-        call: &Call<'_>,
+        asking: &RequestContext<'_>,
+        call: &RequestScope<'_>,
         form: negotiate::Form,
     ) -> Result<Response<Body>, ApiError> {
         let options = ListOptions::read(asking.asked.query)?;
@@ -308,7 +313,7 @@ impl Front {
             Some(seconds) if seconds < 0 => 0,
             _ => WATCH_SECONDS_MIN + self.env.below(WATCH_SECONDS_MIN),
         };
-        match self.verbs.watch(call, &options).await? {
+        match self.registry.watch(call, &options).await? {
             Ok(start) => {
                 let lens = watch::lens(call.row, form, tables);
                 let lasts = Duration::from_secs(seconds);

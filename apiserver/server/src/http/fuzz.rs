@@ -4,7 +4,7 @@ use bolero::{ValueGenerator, check, produce};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::deadline::{self, REQUEST_TIMEOUT};
-use super::info::Info;
+use super::info::RequestInfo;
 use super::negotiate::{Media, Offers, Produces, negotiate, route_accepts};
 use crate::request::query::{Query, parse_integer};
 
@@ -65,7 +65,7 @@ fn any_path_is_about_something() {
     let methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     check!().with_generator((pieces(of), 0..methods.len())).for_each(|(path, method)| {
         let query = Query::parse("watch=1&fieldSelector=metadata.name%3Dx");
-        let info = Info::read(methods[*method], path, &query);
+        let info = RequestInfo::read(methods[*method], path, &query);
         if !info.is_resource {
             assert!(info.resource.is_empty() && info.name.is_empty() && info.namespace.is_empty());
             return;

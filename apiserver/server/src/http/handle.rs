@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::deadline;
 use super::health::{Check, Slis};
-use super::info::Info;
+use super::info::RequestInfo;
 use super::metrics::{Metrics, Of};
 use super::respond::{self, Asked};
 use super::route::{self, NoRoute, Route, Target};
@@ -24,17 +24,17 @@ use super::warnings;
 use crate::auth::tls::Peer;
 use crate::auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
 use crate::catalog::Catalog;
-use crate::registry::Verbs;
+use crate::registry::Registry;
 use crate::request::query::Query;
 use crate::request::selector;
-use apiserver_resources::SubKind;
+use apiserver_resources::SubresourceKind;
 
 /// All that answers requests.
-pub struct Front {
+pub struct RequestHandler {
     /// Clock and ids.
     pub env: Env,
     /// What requests about resources do.
-    pub verbs: Verbs,
+    pub registry: Registry,
     /// Who asks.
     pub authenticator: Arc<Authenticator>,
     /// Whether they may.
@@ -55,28 +55,28 @@ pub struct Front {
     pub(super) slis: Slis,
 }
 
-/// The parts of a [`Front`].
+/// The parts of a [`RequestHandler`].
 pub struct Parts {
-    /// See [`Front`].
+    /// See [`RequestHandler`].
     pub env: Env,
-    /// See [`Front`].
-    pub verbs: Verbs,
-    /// See [`Front`].
+    /// See [`RequestHandler`].
+    pub registry: Registry,
+    /// See [`RequestHandler`].
     pub authenticator: Arc<Authenticator>,
-    /// See [`Front`].
+    /// See [`RequestHandler`].
     pub authorizer: Arc<Authorizer>,
-    /// See [`Front`].
+    /// See [`RequestHandler`].
     pub metrics: Metrics,
-    /// See [`Front`].
+    /// See [`RequestHandler`].
     pub kubelets: super::logs::Kubelets,
-    /// See [`Front`].
+    /// See [`RequestHandler`].
     pub address: String,
 }
 
 /// One request on its way.
-pub(super) struct Asking<'a> {
+pub(super) struct RequestContext<'a> {
     pub(super) asked: Asked<'a>,
-    pub(super) info: &'a Info,
+    pub(super) info: &'a RequestInfo,
     /// What is served, for as long as the request lasts.
     pub(super) catalog: &'a Arc<Catalog>,
     pub(super) user: &'a UserInfo,
@@ -98,14 +98,14 @@ pub(super) enum Seat {
     Refused,
 }
 
-impl Front {
+impl RequestHandler {
     /// Of its parts.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { env, verbs, authenticator, authorizer, metrics, kubelets, address } = parts;
+        let Parts { env, registry, authenticator, authorizer, metrics, kubelets, address } = parts;
         Self {
             env,
-            verbs,
+            registry,
             authenticator,
             authorizer,
             metrics,
@@ -126,7 +126,7 @@ impl Front {
         let now = self.env.now();
         let (parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query().unwrap_or(""));
-        let info = Info::read(parts.method.as_str(), parts.uri.path(), &query);
+        let info = RequestInfo::read(parts.method.as_str(), parts.uri.path(), &query);
         let asked = Asked { headers: &parts.headers, query: &query, now };
         let audit_id = parts
             .headers
@@ -135,7 +135,7 @@ impl Front {
             .cloned()
             .unwrap_or_else(|| HeaderValue::try_from(self.env.uid()).unwrap_or(HeaderValue::from_static("")));
         let method = parts.method.as_str();
-        let catalog = self.verbs.served.load();
+        let catalog = self.registry.served.load();
         let found = route::find(method, &info, &catalog);
         let target = match &found {
             Ok(Route::Resource(target) | Route::Later(target, _)) => Some(target.clone()),
@@ -145,7 +145,7 @@ impl Front {
         let (mut response, warned) = match in_time(self.identify(&parts, &info)).await {
             Err(error) => (respond::error(&asked, &error), Vec::new()),
             Ok(user) => {
-                let mut asking = Asking {
+                let mut asking = RequestContext {
                     asked,
                     info: &info,
                     catalog: &catalog,
@@ -171,8 +171,8 @@ impl Front {
     }
 
     /// Who asks, after impersonation.
-    async fn identify(&self, parts: &http::request::Parts, info: &Info) -> Result<UserInfo, ApiError> {
-        let objects = &*self.verbs.objects;
+    async fn identify(&self, parts: &http::request::Parts, info: &RequestInfo) -> Result<UserInfo, ApiError> {
+        let objects = &*self.registry.objects;
         let user =
             self.authenticator.authenticate(objects, &Credentials::of(&parts.headers, &parts.extensions)).await?;
         if user.name != ANONYMOUS
@@ -193,14 +193,14 @@ impl Front {
 
     async fn limited(
         self: &Arc<Self>,
-        asking: &mut Asking<'_>,
+        asking: &mut RequestContext<'_>,
         method: &str,
         found: Result<Route, NoRoute>,
         target: Option<Target>,
         body: Body,
     ) -> Response<Body> {
         let long = asking.info.verb == "watch"
-            || target.as_ref().is_some_and(|t| t.subresource.is_some_and(|s| s.what == SubKind::Log));
+            || target.as_ref().is_some_and(|t| t.subresource.is_some_and(|s| s.what == SubresourceKind::Log));
         let mutating = !matches!(asking.info.verb.as_str(), "get" | "list" | "watch");
         asking.seat = if long || asking.user.is_in(MASTERS) {
             Seat::Exempt
@@ -242,14 +242,14 @@ impl Front {
         deadline.saturating_sub(self.env.elapsed())
     }
 
-    async fn permit(&self, asking: &Asking<'_>) -> Result<(), ApiError> {
+    async fn permit(&self, asking: &RequestContext<'_>) -> Result<(), ApiError> {
         let fields = exact_fields(asking.info);
-        self.authorizer.check(&*self.verbs.objects, asking.user, &attributes(asking.info, &fields)).await
+        self.authorizer.check(&*self.registry.objects, asking.user, &attributes(asking.info, &fields)).await
     }
 
     async fn answer(
         self: &Arc<Self>,
-        asking: &mut Asking<'_>,
+        asking: &mut RequestContext<'_>,
         method: &str,
         found: Result<Route, NoRoute>,
         body: Body,
@@ -300,7 +300,7 @@ fn too_many() -> Response<Body> {
 }
 
 /// What a request is about, for authorizers.
-fn attributes<'a>(info: &'a Info, fields: &'a [(String, String)]) -> Attributes<'a> {
+fn attributes<'a>(info: &'a RequestInfo, fields: &'a [(String, String)]) -> Attributes<'a> {
     Attributes {
         verb: &info.verb,
         group: &info.group,
@@ -315,7 +315,7 @@ fn attributes<'a>(info: &'a Info, fields: &'a [(String, String)]) -> Attributes<
     }
 }
 
-fn exact_fields(info: &Info) -> Vec<(String, String)> {
+fn exact_fields(info: &RequestInfo) -> Vec<(String, String)> {
     if info.field_selector.is_empty() {
         return Vec::new();
     }
@@ -324,7 +324,7 @@ fn exact_fields(info: &Info) -> Vec<(String, String)> {
 }
 
 /// A part of the API that comes with a later version.
-fn later(target: &Target, info: &Info, since: &str) -> ApiError {
+fn later(target: &Target, info: &RequestInfo, since: &str) -> ApiError {
     ApiError::BadRequest(format!(
         "{}/{} is not served by this version of Coracle; it is from version {since} on",
         target.row.plural, info.subresource

@@ -8,7 +8,7 @@ use crate::request::selector;
 
 /// The verb and what it is about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Info {
+pub struct RequestInfo {
     /// Whether the path names a resource of an API group.
     pub is_resource: bool,
     /// The decoded path.
@@ -39,7 +39,7 @@ pub struct Info {
     pub label_selector: String,
 }
 
-impl Info {
+impl RequestInfo {
     /// Reads method, path and query; the path may be percent-encoded.
     #[must_use]
     pub fn read(method: &str, path: &str, query: &Query) -> Self {
@@ -124,9 +124,9 @@ fn exact_name(selector: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn read(method: &str, target: &str) -> Info {
+    fn read(method: &str, target: &str) -> RequestInfo {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        Info::read(method, path, &Query::parse(query))
+        RequestInfo::read(method, path, &Query::parse(query))
     }
 
     #[test]

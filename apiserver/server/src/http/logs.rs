@@ -17,11 +17,11 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::handle::Front;
+use super::handle::RequestHandler;
 use super::respond;
 use crate::auth::pki::{Identity, PkiError};
 use crate::auth::tls;
-use crate::registry::Call;
+use crate::registry::RequestScope;
 use crate::request::query::Query;
 use apiserver_resources::objects::Objects;
 
@@ -150,11 +150,11 @@ fn kubelet(node: &Value) -> Option<(String, u16)> {
     Some((address.to_owned(), u16::try_from(port.unwrap_or(KUBELET_PORT)).ok()?))
 }
 
-impl Front {
+impl RequestHandler {
     /// Answers a log request.
-    pub(super) async fn logs(&self, call: &Call<'_>, query: &Query) -> Result<Response<Body>, ApiError> {
+    pub(super) async fn logs(&self, call: &RequestScope<'_>, query: &Query) -> Result<Response<Body>, ApiError> {
         let options = Options::read(query, call.name)?;
-        let objects = &*self.verbs.objects;
+        let objects = &*self.registry.objects;
         let pod = objects.get("", "pods", call.namespace, call.name).ok_or_else(|| call.not_found())?;
         let container = container(&pod, &options.container)?;
         let Some(node_name) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) else {

@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::info::Info;
+use super::info::RequestInfo;
 
 /// Upstream's buckets, in seconds.
 const BUCKETS: [f64; 23] = [
@@ -70,7 +70,7 @@ fn histogram() -> Histogram {
 impl Of {
     /// The labels of a request; `row` and `subresource` where a resource serves it.
     #[must_use]
-    pub fn new(info: &Info, target: Option<&super::route::Target>, dry_run: bool) -> Self {
+    pub fn new(info: &RequestInfo, target: Option<&super::route::Target>, dry_run: bool) -> Self {
         let verb = match info.verb.as_str() {
             "create" | "post" => "POST",
             "update" | "put" => "PUT",

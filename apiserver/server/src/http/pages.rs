@@ -8,7 +8,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH
 use machinery_api::ApiError;
 use serde_json::{Value, json};
 
-use super::handle::{Asking, Front};
+use super::handle::{RequestContext, RequestHandler};
 use super::negotiate::{self, Form, Media, Offers, Produces};
 use super::route::Route;
 use super::{health, respond};
@@ -17,11 +17,11 @@ use crate::catalog::discovery::{self, AGGREGATED, AGGREGATED_YAML};
 use crate::catalog::order::InOrder;
 use crate::catalog::{Catalog, openapi};
 
-impl Front {
+impl RequestHandler {
     /// Answers what is no resource.
     pub(super) fn page(
         self: &Arc<Self>,
-        asking: &Asking<'_>,
+        asking: &RequestContext<'_>,
         method: &str,
         page: Route,
     ) -> Result<Response<Body>, ApiError> {
@@ -97,7 +97,7 @@ impl Front {
     }
 
     /// Aggregated discovery, where it is asked for; it wins wherever it stands in Accept.
-    fn aggregated(&self, asking: &Asking<'_>, core: bool) -> Option<Response<Body>> {
+    fn aggregated(&self, asking: &RequestContext<'_>, core: bool) -> Option<Response<Body>> {
         let accept = asking.asked.accept()?;
         let media = accept.split(',').find_map(|clause| {
             let mut pieces = clause.split(';').map(str::trim);
@@ -135,7 +135,7 @@ impl Front {
         Some(response)
     }
 
-    fn open_api(&self, asking: &Asking<'_>, page: Route) -> Response<Body> {
+    fn open_api(&self, asking: &RequestContext<'_>, page: Route) -> Response<Body> {
         let Route::OpenApi(path) = page else {
             return respond::bytes(200, "text/plain; charset=utf-8", openapi::index(asking.catalog));
         };

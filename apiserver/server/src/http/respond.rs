@@ -19,9 +19,9 @@ use super::large::{self, Pieces};
 use super::negotiate::{Form, Media, MetaVersion, Offers, Transform, negotiate};
 use super::route::Target;
 use super::table::{Include, Tables, write_partial};
-use crate::registry::{Answer, List, Shown, object};
+use crate::registry::{Answer, List, ResponseObject, object};
 use crate::request::query::Query;
-use apiserver_resources::{ResourceInfo, SubKind, Verb};
+use apiserver_resources::{ResourceInfo, SubresourceKind, Verb};
 use apiserver_storage::cache::Cached;
 use machinery_api::schema::internal_group;
 
@@ -174,10 +174,10 @@ pub fn answer(
 }
 
 /// An object's JSON as a row of it shows it.
-fn json_of(row: &ResourceInfo, shown: &Shown) -> Bytes {
+fn json_of(row: &ResourceInfo, shown: &ResponseObject) -> Bytes {
     match shown {
-        Shown::Cached(cached) if row.stored_as.is_none() => cached.bytes(),
-        Shown::Bytes(bytes) => bytes.clone(),
+        ResponseObject::Cached(cached) if row.stored_as.is_none() => cached.bytes(),
+        ResponseObject::Bytes(bytes) => bytes.clone(),
         other => ordered(&value_of(row, other)),
     }
 }
@@ -188,17 +188,17 @@ fn ordered(value: &Value) -> Bytes {
 }
 
 /// An object's value as a row shows it.
-fn value_of(row: &ResourceInfo, shown: &Shown) -> Value {
+fn value_of(row: &ResourceInfo, shown: &ResponseObject) -> Value {
     match shown {
-        Shown::Cached(cached) => {
+        ResponseObject::Cached(cached) => {
             if row.stored_as.is_none() {
                 cached.value()
             } else {
                 row.strategy.of_stored(cached.value())
             }
         }
-        Shown::Bytes(bytes) => serde_json::from_slice(bytes).unwrap_or(Value::Null),
-        Shown::Value(value) => value.clone(),
+        ResponseObject::Bytes(bytes) => serde_json::from_slice(bytes).unwrap_or(Value::Null),
+        ResponseObject::Value(value) => value.clone(),
     }
 }
 
@@ -218,13 +218,13 @@ fn object(
     row: &Arc<ResourceInfo>,
     scales: bool,
     code: u16,
-    shown: Shown,
+    shown: ResponseObject,
 ) -> Result<Response<Body>, ApiError> {
     match form.transform {
         None if form == Form::JSON => {
             let mut body = Vec::new();
             match &shown {
-                Shown::Cached(cached) if row.stored_as.is_none() => cached.write_to(&mut body),
+                ResponseObject::Cached(cached) if row.stored_as.is_none() => cached.write_to(&mut body),
                 other => body.extend_from_slice(&json_of(row, other)),
             }
             body.push(b'\n');
@@ -291,7 +291,11 @@ fn list(asked: &Asked<'_>, form: Form, row: &Arc<ResourceInfo>, list: List) -> R
             let tables = tables(asked, row, version)?;
             let row = row.clone();
             Box::new(move |out| {
-                let rows = list.items.iter().map(|i| tables.row(&value_of(&row, &Shown::Cached(i.clone())))).collect();
+                let rows = list
+                    .items
+                    .iter()
+                    .map(|i| tables.row(&value_of(&row, &ResponseObject::Cached(i.clone()))))
+                    .collect();
                 let table = tables.table(metadata.clone(), tables.columns(), rows);
                 // Writing into memory cannot fail.
                 let _ = serde_json::to_writer(out, &table);
@@ -432,7 +436,7 @@ pub fn packed(asked: &Asked<'_>, code: u16, media: Media, body: Vec<u8>) -> Resp
 #[must_use]
 pub fn offers(target: &Target) -> Offers {
     let answered = target.row.prefix.is_none()
-        || target.subresource.is_some_and(|s| matches!(s.what, SubKind::Binding | SubKind::Token));
+        || target.subresource.is_some_and(|s| matches!(s.what, SubresourceKind::Binding | SubresourceKind::Token));
     match target.verb {
         Verb::Watch => Offers::Watch,
         _ if answered => Offers::NoTables,

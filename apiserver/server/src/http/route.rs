@@ -6,9 +6,9 @@ use machinery_api::{ApiError, GroupVersionResource};
 
 use std::sync::Arc;
 
-use super::info::Info;
+use super::info::RequestInfo;
 use crate::catalog::Catalog;
-use apiserver_resources::{ResourceInfo, SubKind, Subresource, Verb};
+use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind, Verb};
 
 /// What serves a request.
 pub enum Route {
@@ -81,7 +81,7 @@ pub fn method_not_allowed() -> ApiError {
 }
 
 /// Finds what serves a request.
-pub fn find(method: &str, info: &Info, catalog: &Catalog) -> Result<Route, NoRoute> {
+pub fn find(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route, NoRoute> {
     let path = info.path.as_str();
     match path {
         "/" | "/index.html" => return Ok(Route::Index),
@@ -146,7 +146,7 @@ fn get(method: &str, route: Route) -> Result<Route, NoRoute> {
     if method == "GET" { Ok(route) } else { Err(method_not_allowed().into()) }
 }
 
-fn resource(method: &str, info: &Info, catalog: &Catalog) -> Result<Route, NoRoute> {
+fn resource(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route, NoRoute> {
     let none = || NoRoute::Error(ApiError::NoSuchResource);
     if !info.is_resource {
         return Err(none());
@@ -211,7 +211,7 @@ fn resource(method: &str, info: &Info, catalog: &Catalog) -> Result<Route, NoRou
 }
 
 /// How many segments of the path follow the version (and `watch`).
-fn path_segments(info: &Info) -> usize {
+fn path_segments(info: &RequestInfo) -> usize {
     let before = if info.prefix == "apis" { 3 } else { 2 } + usize::from(info.watch_path || info.verb == "proxy");
     info.path.trim_matches('/').split('/').count().saturating_sub(before)
 }
@@ -236,7 +236,7 @@ fn serve(
     if !verbs.contains(&verb) {
         return Err(method_not_allowed().into());
     }
-    debug_assert!(subresource.is_none_or(|s| s.what != SubKind::Log || verb == Verb::Get));
+    debug_assert!(subresource.is_none_or(|s| s.what != SubresourceKind::Log || verb == Verb::Get));
     Ok(Route::Resource(Target { row: row.clone(), subresource: subresource.copied(), verb, is_item }))
 }
 
@@ -247,7 +247,7 @@ mod tests {
 
     fn say(method: &str, target: &str) -> String {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let info = Info::read(method, path, &Query::parse(query));
+        let info = RequestInfo::read(method, path, &Query::parse(query));
         let catalog = Catalog::built_in("127.0.0.1:6443");
         match find(method, &info, &catalog) {
             Ok(Route::Resource(t)) => {

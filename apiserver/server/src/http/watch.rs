@@ -19,7 +19,7 @@ use super::respond;
 use super::table::{Tables, write_partial};
 use crate::registry::WatchStart;
 use apiserver_resources::ResourceInfo;
-use apiserver_storage::cache::{Cached, Gone, Kind, Media, Seen, Shape, WatchEncoding};
+use apiserver_storage::cache::{Cached, Kind, Media, Shape, VersionError, WatchEncoding, WatchEvent};
 use machinery_api::schema;
 
 /// One piece of the stream; bounds what a slow client holds beside its ring.
@@ -168,7 +168,7 @@ impl Stream {
     }
 
     /// One event, and those that are already there.
-    fn events(&mut self, first: Result<Seen, Gone>) -> Bytes {
+    fn events(&mut self, first: Result<WatchEvent, VersionError>) -> Bytes {
         let mut next = first;
         let mut out = BytesMut::new();
         let mut single: Option<Bytes> = None;
@@ -182,11 +182,11 @@ impl Stream {
                     if out.is_empty() { single = Some(frame) } else { out.extend_from_slice(&frame) }
                 }
                 // The kind is served no more: the stream ends.
-                Err(Gone::Unregistered) => {
+                Err(VersionError::Unregistered) => {
                     self.over = true;
                     break;
                 }
-                Err(Gone::Compacted(oldest) | Gone::Future(oldest)) => {
+                Err(VersionError::Compacted(oldest) | VersionError::Future(oldest)) => {
                     self.over = true;
                     let reached = self.start.watch.handed_out();
                     let error = ApiError::Expired(format!("too old resource version: {reached} ({oldest})"));
@@ -210,7 +210,7 @@ impl Stream {
         single.unwrap_or_else(|| out.freeze())
     }
 
-    fn shared_frame(&mut self, seen: &Seen) -> Bytes {
+    fn shared_frame(&mut self, seen: &WatchEvent) -> Bytes {
         if self.lens.tables.is_some() {
             return self.frame(seen.kind, &seen.object);
         }

@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 use super::intent::{Intent, Wanted};
 use super::object::{self, metadata_mut};
 use super::write::{Change, Existing};
-use super::{Answer, Call, Verbs, wrong_uid};
+use super::{Answer, Registry, RequestScope, wrong_uid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
 use apiserver_resources::rules::path_segment;
 
-impl Verbs {
+impl Registry {
     /// Binds the pod that a decoded Binding names; `call` is about pods, and has the binding's name where the path has none.
     pub async fn bind(
         &self,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         binding: Wanted<'_>,
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
@@ -26,7 +26,7 @@ impl Verbs {
 
 /// The bound pod.
 pub(super) fn bind(
-    call: &Call<'_>,
+    call: &RequestScope<'_>,
     binding: &Value,
     existing: Option<&Existing>,
     dry_run: bool,

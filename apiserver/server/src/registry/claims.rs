@@ -8,7 +8,7 @@ use machinery_api::{ApiError, ObjectName, StorageKey};
 use machinery_env::Env;
 use serde_json::{Value, json};
 
-use super::{Verbs, object, store_error};
+use super::{Registry, object, store_error};
 use apiserver_resources::objects::Objects;
 use apiserver_resources::{Claim, ResourceInfo};
 use apiserver_storage::cache::Selectors;
@@ -79,7 +79,7 @@ fn parent(claim: &Value) -> ObjectName<'_> {
     ObjectName::new(parent["namespace"].as_str().unwrap_or(""), parent["name"].as_str().unwrap_or(""))
 }
 
-impl Verbs {
+impl Registry {
     /// Brings reservations in line with the objects that there are: those of a data folder that an older version wrote have
     /// none. Call it before anything is served.
     pub async fn reserve(&self) -> Result<(), ApiError> {

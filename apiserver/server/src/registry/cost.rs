@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::body::{self, Body};
 use crate::catalog::tests::built_in;
 use apiserver_resources::field::ERRORS_MAX;
-use apiserver_resources::{Context, ResourceInfo, TABLE, metadata};
+use apiserver_resources::{Context, RESOURCES, ResourceInfo, metadata};
 use machinery_api::schema::{FieldValidation, Kind, Media, Type, table};
 
 /// What came of a body: the answer's status and message, and how many warnings there are.
@@ -297,7 +297,7 @@ fn every_list_and_map_is_in_proportion() {
     /// Below, even the square of so many parts is no harm.
     const MEASURED_NS: u64 = 80_000_000;
     let mut seen = BTreeSet::new();
-    for (row, declared) in built_in().resources().iter().zip(TABLE).filter(|(row, _)| row.prefix.is_some()) {
+    for (row, declared) in built_in().resources().iter().zip(RESOURCES).filter(|(row, _)| row.prefix.is_some()) {
         let mut fields = Vec::new();
         many(table().by_name(&row.schema).unwrap(), &mut Vec::new(), &mut seen, &mut fields);
         let example: Value = serde_saphyr::from_str(declared.example).unwrap();

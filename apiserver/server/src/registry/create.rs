@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::intent::{Intent, Wanted};
 use super::object::{self, metadata_mut};
 use super::write::Change;
-use super::{Answer, Call, Verbs, body, invalid};
+use super::{Answer, Registry, RequestScope, body, invalid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
 use apiserver_resources::metadata;
@@ -19,11 +19,11 @@ const NAME_SUFFIX_LETTERS: usize = 5;
 /// The longest prefix that a generated name keeps (upstream: a name of at most 63 letters).
 const GENERATED_PREFIX_BYTES_MAX: usize = 63 - NAME_SUFFIX_LETTERS;
 
-impl Verbs {
+impl Registry {
     /// Creates a decoded and defaulted object.
     pub async fn create(
         &self,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         object: Wanted<'_>,
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
@@ -31,7 +31,12 @@ impl Verbs {
     }
 
     /// A new object, ready to be stored, of what admission left of the client's.
-    pub(super) fn new_object(&self, call: &mut Call<'_>, mut object: Value, dry_run: bool) -> Result<Change, ApiError> {
+    pub(super) fn new_object(
+        &self,
+        call: &mut RequestScope<'_>,
+        mut object: Value,
+        dry_run: bool,
+    ) -> Result<Change, ApiError> {
         let row = call.row;
         let metadata = metadata_mut(&mut object);
         metadata.insert("creationTimestamp".into(), json!(object::time(call.now)));
@@ -90,7 +95,7 @@ const SYSTEM_FIELDS: &[&str] =
     &["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"];
 
 /// `generates`: the object asks for a generated name, whether or not it got one.
-pub(super) fn exists(call: &Call<'_>, name: &str, deleting: bool, generates: bool) -> ApiError {
+pub(super) fn exists(call: &RequestScope<'_>, name: &str, deleting: bool, generates: bool) -> ApiError {
     let plain = ApiError::AlreadyExists(call.resource(), name.to_owned());
     if !deleting && !generates {
         return plain;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::intent::Intent;
 use super::object::{self, FOREGROUND, ORPHAN, metadata_mut, versioned};
 use super::write::{Change, Existing};
-use super::{Answer, Call, Shown, Verbs};
+use super::{Answer, Registry, RequestScope, ResponseObject};
 use crate::admission::Options;
 use crate::request::options::{DeleteOptions, ListOptions, Propagation};
 use apiserver_resources::{Deletion, ResourceInfo};
@@ -157,7 +157,11 @@ fn preconditions(
 }
 
 /// What a deletion makes of the object that is there.
-pub(super) fn change(call: &Call<'_>, existing: &Existing, options: &DeleteOptions) -> Result<Change, ApiError> {
+pub(super) fn change(
+    call: &RequestScope<'_>,
+    existing: &Existing,
+    options: &DeleteOptions,
+) -> Result<Change, ApiError> {
     let (row, old) = (call.row, &*existing.value);
     if let Some(why) = row.strategy.refuses_delete(old) {
         return Err(ApiError::Forbidden(call.resource(), call.name.to_owned(), why.into()));
@@ -176,7 +180,7 @@ pub(super) fn marked_code(options: &DeleteOptions) -> u16 {
 
 /// What is answered to a deletion: at `version`, with what was stored where the object stays.
 pub(super) fn answer(
-    call: &Call<'_>,
+    call: &RequestScope<'_>,
     options: &DeleteOptions,
     change: Change,
     existing: Option<&Existing>,
@@ -187,7 +191,7 @@ pub(super) fn answer(
     let old = existing.map_or(&Value::Null, |existing| &*existing.value);
     let gone = |object: Value| {
         if row.strategy.delete_answers_object() {
-            Answer::Object(200, Shown::Value(versioned(object, version)))
+            Answer::Object(200, ResponseObject::Value(versioned(object, version)))
         } else {
             Answer::Status(200, Box::new(success(row, call.name, old)))
         }
@@ -195,20 +199,22 @@ pub(super) fn answer(
     match (change, stored) {
         // These show themselves as long as they are held.
         (Change::Keep, _) if row.deletion == Deletion::Finalized => {
-            Answer::Object(200, Shown::Value(versioned(old.clone(), version)))
+            Answer::Object(200, ResponseObject::Value(versioned(old.clone(), version)))
         }
         (Change::Update(new), Some(stored)) => {
-            Answer::Object(marked_code(options), Verbs::stored_as(row, new, stored, version))
+            Answer::Object(marked_code(options), Registry::stored_as(row, new, stored, version))
         }
-        (Change::Update(new), None) => Answer::Object(marked_code(options), Shown::Value(versioned(new, version))),
+        (Change::Update(new), None) => {
+            Answer::Object(marked_code(options), ResponseObject::Value(versioned(new, version)))
+        }
         (Change::MarkAndRemove(new) | Change::Create { object: new, .. }, _) => gone(new),
         (Change::Remove(_) | Change::Keep, _) => gone(old.clone()),
     }
 }
 
-impl Verbs {
+impl Registry {
     /// Deletes the object of the path.
-    pub async fn delete(&self, call: &mut Call<'_>, options: &DeleteOptions) -> Result<Answer, ApiError> {
+    pub async fn delete(&self, call: &mut RequestScope<'_>, options: &DeleteOptions) -> Result<Answer, ApiError> {
         warn_of_orphans(call, options);
         self.write(call, &mut Intent::Delete(options.clone()), Options::Delete(options)).await
     }
@@ -216,7 +222,7 @@ impl Verbs {
     /// Deletes what a list selects, and answers with that list.
     pub async fn delete_collection(
         &self,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         list: &ListOptions,
         options: &DeleteOptions,
     ) -> Result<Answer, ApiError> {
@@ -226,7 +232,7 @@ impl Verbs {
         };
         for item in &found.items {
             // Over all namespaces there is no deletecollection; the item's own namespace is the call's.
-            let mut one = Call { name: item.name(), warnings: Vec::new(), ..*call };
+            let mut one = RequestScope { name: item.name(), warnings: Vec::new(), ..*call };
             match self.write(&mut one, &mut Intent::Delete(options.clone()), Options::Delete(options)).await {
                 Ok(_) | Err(ApiError::NotFound(..)) => {}
                 Err(error) => return Err(error),
@@ -237,7 +243,7 @@ impl Verbs {
 }
 
 /// Says what becomes of dependents where the kind's default surprises.
-fn warn_of_orphans(call: &mut Call<'_>, options: &DeleteOptions) {
+fn warn_of_orphans(call: &mut RequestScope<'_>, options: &DeleteOptions) {
     let silent = options.propagation.is_none() && options.orphan_dependents.is_none();
     if call.row.strategy.orphans_by_default() && silent {
         let plural = call.row.plural.clone();

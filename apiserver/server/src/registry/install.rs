@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::intent::Intent;
 use super::object::{self, metadata_mut};
 use super::write::{Change, Existing};
-use super::{Call, Verbs, body};
+use super::{Registry, RequestScope, body};
 use crate::admission::Options;
 use crate::auth::{MASTERS, UserInfo};
 use crate::bootstrap::Write;
@@ -17,7 +17,7 @@ use machinery_api::schema;
 /// Writes under way at once, so that they share the store's syncs.
 const AT_ONCE: usize = 64;
 
-impl Verbs {
+impl Registry {
     /// Does all writes. What somebody else changed meanwhile is left alone: plan again to see what is still missing.
     pub async fn install(&self, writes: Vec<Write>) -> Result<(), ApiError> {
         let mut done = futures::stream::iter(writes).map(|write| self.install_one(write)).buffer_unordered(AT_ONCE);
@@ -40,7 +40,7 @@ impl Verbs {
             return Err(ApiError::Internal(format!("{plural} are not served, but are among the default objects")));
         };
         let user = UserInfo::component("system:apiserver", Some(MASTERS));
-        let mut call = Call {
+        let mut call = RequestScope {
             catalog: &catalog,
             row,
             subresource: None,
@@ -59,7 +59,12 @@ impl Verbs {
     }
 
     /// What a default object makes of what is there: a new one of nothing, another one of the version that it was planned on.
-    pub(super) fn default_object(&self, call: &Call<'_>, mut new: Value, existing: Option<&Existing>) -> Change {
+    pub(super) fn default_object(
+        &self,
+        call: &RequestScope<'_>,
+        mut new: Value,
+        existing: Option<&Existing>,
+    ) -> Change {
         let row = call.row;
         let planned_on = object::client_version(&new).unwrap_or(0);
         if planned_on != existing.map_or(0, Existing::modified) {

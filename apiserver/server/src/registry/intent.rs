@@ -1,7 +1,7 @@
 //! What a write wants, as data, and what each kind of write makes of the object that is there.
 //!
-//! [`Verbs::draft`] makes the document that admission sees (the object, or the Scale or Binding that a subresource takes);
-//! [`Verbs::resolve`] makes the change of it. Neither waits: what they decide is decided in one piece.
+//! [`Registry::draft`] makes the document that admission sees (the object, or the Scale or Binding that a subresource takes);
+//! [`Registry::resolve`] makes the change of it. Neither waits: what they decide is decided in one piece.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use super::object::{self, metadata_mut};
 use super::write::{Change, Existing};
-use super::{Call, PatchType, Verbs, binding, body, create, delete, scale, wrong_uid};
+use super::{PatchType, Registry, RequestScope, binding, body, create, delete, scale, wrong_uid};
 use crate::admission::Operation;
 use crate::request::options::DeleteOptions;
-use apiserver_resources::SubKind;
+use apiserver_resources::SubresourceKind;
 use machinery_api::schema::FieldValidation;
 
 /// The object of a request's body: decoded once, and once more for the rare attempt that comes after a conflict, instead of
@@ -113,22 +113,22 @@ impl Draft {
         Self { document, old: None, operation, name, creates_by_update: false }
     }
 
-    fn update(document: Value, old: &Existing, call: &Call<'_>) -> Self {
+    fn update(document: Value, old: &Existing, call: &RequestScope<'_>) -> Self {
         let old = Some(old.value.clone());
         Self { old, operation: Operation::Update, ..Self::create(document, call.name.to_owned()) }
     }
 
-    fn scale(document: Value, old: &Existing, call: &Call<'_>) -> Self {
+    fn scale(document: Value, old: &Existing, call: &RequestScope<'_>) -> Self {
         let old_scale = Some(Arc::new(scale::of(&old.value)));
         Self { old: old_scale, ..Self::update(document, old, call) }
     }
 }
 
-impl Verbs {
+impl Registry {
     /// The document that is admitted.
     pub(super) fn draft(
         &self,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         intent: &mut Intent<'_>,
         existing: Option<&Existing>,
         dry_run: bool,
@@ -189,8 +189,9 @@ impl Verbs {
 
     /// A PUT of an object that isn't there: a new one for the kinds that are made so. As upstream, also through a subresource;
     /// the kind's strategy says what such an object is not given.
-    fn draft_new(call: &Call<'_>, mut object: Value, dry_run: bool) -> Result<Draft, ApiError> {
-        if !call.subresource.is_none_or(|s| s.what == SubKind::Status) || !call.row.strategy.create_on_update() {
+    fn draft_new(call: &RequestScope<'_>, mut object: Value, dry_run: bool) -> Result<Draft, ApiError> {
+        if !call.subresource.is_none_or(|s| s.what == SubresourceKind::Status) || !call.row.strategy.create_on_update()
+        {
             return Err(call.not_found());
         }
         check_uid(call, &object, &Value::Null, dry_run)?;
@@ -207,7 +208,7 @@ impl Verbs {
     /// What becomes of the object.
     pub(super) fn resolve(
         &self,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         intent: &Intent<'_>,
         draft: Draft,
         existing: Option<&Existing>,
@@ -247,7 +248,7 @@ impl Verbs {
 }
 
 /// Refuses another object of the same name: a PUT means the one that it was read from.
-fn check_uid(call: &Call<'_>, new: &Value, old: &Value, dry_run: bool) -> Result<(), ApiError> {
+fn check_uid(call: &RequestScope<'_>, new: &Value, old: &Value, dry_run: bool) -> Result<(), ApiError> {
     let (wanted, uid) = (object::text(new, "uid"), object::text(old, "uid"));
     if wanted.is_empty() || wanted == uid {
         return Ok(());

@@ -42,7 +42,7 @@ use crate::request::options::WriteOptions;
 use apiserver_resources::allocate::Allocator;
 use apiserver_resources::field::{FieldError, causes};
 use apiserver_resources::{Allocation, Context, ResourceInfo, Subresource};
-use apiserver_storage::cache::{Cache, Cached, Lookup};
+use apiserver_storage::cache::{Cached, Lookup, WatchCache};
 use apiserver_storage::store::record::{Facts, fingerprint};
 use apiserver_storage::store::{Record, Revision, StoreError, Txn};
 
@@ -56,13 +56,13 @@ const TRIES_MAX: usize = 64;
 const OBJECT_BYTES_MAX: usize = 1536 * 1024;
 
 /// All that verbs need.
-pub struct Verbs {
+pub struct Registry {
     /// What is served.
     pub served: Arc<Served>,
     /// Clock and ids.
     pub env: Env,
     /// Every object.
-    pub cache: Arc<Cache>,
+    pub cache: Arc<WatchCache>,
     /// The same for look-ups.
     pub objects: Arc<Lookup>,
     /// Admission.
@@ -74,7 +74,7 @@ pub struct Verbs {
 }
 
 /// One request about a row.
-pub struct Call<'a> {
+pub struct RequestScope<'a> {
     /// What is served.
     pub catalog: &'a Catalog,
     /// The row.
@@ -95,7 +95,7 @@ pub struct Call<'a> {
 
 /// An object to show.
 #[derive(Debug)]
-pub enum Shown {
+pub enum ResponseObject {
     /// As it is in the cache, in its stored version.
     Cached(Arc<Cached>),
     /// Whole JSON with kind, apiVersion and resourceVersion.
@@ -108,7 +108,7 @@ pub enum Shown {
 #[derive(Debug)]
 pub enum Answer {
     /// An object, with 200, 201 or 202.
-    Object(u16, Shown),
+    Object(u16, ResponseObject),
     /// A list.
     List(List),
     /// Success without an object.
@@ -117,7 +117,7 @@ pub enum Answer {
     Nothing,
 }
 
-impl Call<'_> {
+impl RequestScope<'_> {
     /// The subresource's name, or empty.
     #[must_use]
     pub fn subresource_name(&self) -> &'static str {
@@ -211,7 +211,7 @@ pub fn key(row: &ResourceInfo, namespace: &str, name: &str) -> StorageKey {
 }
 
 /// 409 for an object that isn't the one that the client meant.
-fn wrong_uid(call: &Call<'_>, wanted: &str, uid: &str, dry_run: bool) -> ApiError {
+fn wrong_uid(call: &RequestScope<'_>, wanted: &str, uid: &str, dry_run: bool) -> ApiError {
     let key = call.key();
     // A dry run never comes as far as the store, which puts its own prefix before.
     let key = if dry_run { key.within_registry() } else { key.as_str() };
@@ -247,11 +247,11 @@ fn store_error(error: &StoreError) -> ApiError {
     }
 }
 
-impl Verbs {
+impl Registry {
     /// Admission of what is never stored: reviews, token requests.
     pub async fn admit_virtual(
         &self,
-        call: &Call<'_>,
+        call: &RequestScope<'_>,
         object: &mut Value,
         options: &WriteOptions,
     ) -> Result<(), ApiError> {
@@ -262,7 +262,7 @@ impl Verbs {
     }
 
     /// Whether the user may create the object of the path too (a PUT that creates).
-    async fn may_create(&self, call: &Call<'_>) -> Result<(), ApiError> {
+    async fn may_create(&self, call: &RequestScope<'_>) -> Result<(), ApiError> {
         let attributes = Attributes {
             verb: "create",
             group: &call.row.group,
@@ -279,11 +279,11 @@ impl Verbs {
     }
 
     /// The size of the object that a request is about; none is 0.
-    pub(crate) fn stored_bytes(&self, call: &Call<'_>) -> usize {
+    pub(crate) fn stored_bytes(&self, call: &RequestScope<'_>) -> usize {
         self.cache.get(call.key().as_str()).map_or(0, |cached| cached.stored().len())
     }
 
-    fn context<'a>(&'a self, call: &Call<'_>, subresource: &'a str) -> Context<'a> {
+    fn context<'a>(&'a self, call: &RequestScope<'_>, subresource: &'a str) -> Context<'a> {
         Context { now: call.now, subresource, loopback: self.allocator.loopback() }
     }
 
@@ -317,12 +317,12 @@ impl Verbs {
     }
 
     /// What is shown of an object that was just stored.
-    fn stored_as(row: &ResourceInfo, object: Value, stored: &Record, revision: Revision) -> Shown {
+    fn stored_as(row: &ResourceInfo, object: Value, stored: &Record, revision: Revision) -> ResponseObject {
         if row.stored_as.is_none() {
-            return Shown::Bytes(object::stamp(row, stored.body(), revision));
+            return ResponseObject::Bytes(object::stamp(row, stored.body(), revision));
         }
         let mut object = object;
         object::metadata_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
-        Shown::Value(object)
+        ResponseObject::Value(object)
     }
 }

@@ -8,11 +8,11 @@ use machinery_api::{ApiError, Cause};
 
 use super::object::parse_version;
 use super::page::{self, Continue};
-use super::{Answer, Call, Shown, Verbs, store_error};
+use super::{Answer, Registry, RequestScope, ResponseObject, store_error};
 use crate::request::options::{ListOptions, Match};
 use crate::request::selector;
 use apiserver_resources::ResourceInfo;
-use apiserver_storage::cache::{Cached, FieldRequirement, Gone, Page, Selectors, Watch};
+use apiserver_storage::cache::{Cached, FieldRequirement, Page, Selectors, VersionError, Watch};
 use apiserver_storage::store::Revision;
 
 /// How long a read waits for a version that hasn't been reached (upstream: 3 s).
@@ -58,7 +58,7 @@ fn too_old(wanted: Revision, oldest: Revision) -> ApiError {
     ApiError::Expired(format!("too old resource version: {wanted} ({oldest})"))
 }
 
-impl Verbs {
+impl Registry {
     /// Waits for a version; an error where it doesn't come.
     async fn reach(&self, revision: Revision) -> Result<(), ApiError> {
         if self.cache.until(revision, VERSION_WAIT).await {
@@ -73,7 +73,7 @@ impl Verbs {
     }
 
     /// The object of the path.
-    pub async fn get(&self, call: &Call<'_>, version: &str) -> Result<Answer, ApiError> {
+    pub async fn get(&self, call: &RequestScope<'_>, version: &str) -> Result<Answer, ApiError> {
         if !version.is_empty() {
             let wanted = parse_version(version)
                 .map_err(|e| ApiError::BadRequest(format!("resourceVersion: Invalid value: {version:?}: {e}")))?;
@@ -82,11 +82,11 @@ impl Verbs {
             self.newest().await?;
         }
         let cached = self.cache.get(call.key().as_str()).ok_or_else(|| call.not_found())?;
-        Ok(Answer::Object(200, Shown::Cached(cached)))
+        Ok(Answer::Object(200, ResponseObject::Cached(cached)))
     }
 
     /// What a list's selectors come to, with labels of the stored version, or upstream's refusal of a field.
-    pub fn selectors(call: &Call<'_>, options: &ListOptions) -> Result<Selectors, ApiError> {
+    pub fn selectors(call: &RequestScope<'_>, options: &ListOptions) -> Result<Selectors, ApiError> {
         let row = call.row;
         let mut selectors = options.selectors.clone();
         for field in &selectors.fields {
@@ -118,7 +118,7 @@ impl Verbs {
     }
 
     /// A page of what is in the collection of the path.
-    pub async fn list(&self, call: &Call<'_>, options: &ListOptions) -> Result<Answer, ApiError> {
+    pub async fn list(&self, call: &RequestScope<'_>, options: &ListOptions) -> Result<Answer, ApiError> {
         let selectors = Self::selectors(call, options)?;
         let scope = call.scope();
         let asked = &options.resource_version;
@@ -166,12 +166,12 @@ impl Verbs {
             None => self.cache.list(&scope, at, after.as_deref(), limit, &selectors),
         };
         let page = page.map_err(|gone| match (gone, &start) {
-            (Gone::Compacted(_), Some(start)) => page::expired(start),
-            (Gone::Compacted(_), None) => {
+            (VersionError::Compacted(_), Some(start)) => page::expired(start),
+            (VersionError::Compacted(_), None) => {
                 ApiError::Expired("The resourceVersion for the provided list is too old.".into())
             }
-            (Gone::Future(current), _) => too_large(at.unwrap_or(wanted), current),
-            (Gone::Unregistered, _) => ApiError::NoSuchResource,
+            (VersionError::Future(current), _) => too_large(at.unwrap_or(wanted), current),
+            (VersionError::Unregistered, _) => ApiError::NoSuchResource,
         })?;
         let next = page.next.as_deref().and_then(|key| key.strip_prefix(&scope));
         let remaining = match &page.next {
@@ -191,7 +191,7 @@ impl Verbs {
     /// A list of one name reads one key.
     fn one_name(
         &self,
-        call: &Call<'_>,
+        call: &RequestScope<'_>,
         at: Option<Revision>,
         after: Option<&str>,
         selectors: &Selectors,
@@ -213,7 +213,7 @@ impl Verbs {
     /// Begins a watch of the collection of the path. Errors of a version are for the stream, as upstream sends them.
     pub async fn watch(
         &self,
-        call: &Call<'_>,
+        call: &RequestScope<'_>,
         options: &ListOptions,
     ) -> Result<Result<WatchStart, ApiError>, ApiError> {
         let selectors = Self::selectors(call, options)?;
@@ -236,9 +236,9 @@ impl Verbs {
                     let revision = if wanted == 0 { self.cache.revision() } else { wanted };
                     Ok(WatchStart { initial: Vec::new(), revision, marks_end: false, watch })
                 }
-                Err(Gone::Compacted(oldest)) => Err(too_old(wanted, oldest)),
-                Err(Gone::Future(current)) => Err(too_large(wanted, current)),
-                Err(Gone::Unregistered) => return Err(ApiError::NoSuchResource),
+                Err(VersionError::Compacted(oldest)) => Err(too_old(wanted, oldest)),
+                Err(VersionError::Future(current)) => Err(too_large(wanted, current)),
+                Err(VersionError::Unregistered) => return Err(ApiError::NoSuchResource),
             });
         }
         if wanted > 0
@@ -249,10 +249,10 @@ impl Verbs {
         loop {
             let page = match self.cache.list(&scope, None, None, 0, &selectors) {
                 Ok(page) => page,
-                Err(Gone::Compacted(revision) | Gone::Future(revision)) => {
+                Err(VersionError::Compacted(revision) | VersionError::Future(revision)) => {
                     return Ok(Err(too_old(wanted, revision)));
                 }
-                Err(Gone::Unregistered) => return Err(ApiError::NoSuchResource),
+                Err(VersionError::Unregistered) => return Err(ApiError::NoSuchResource),
             };
             match self.cache.watch(&scope, Some(page.revision), selectors.clone()) {
                 Ok(watch) => {
@@ -260,9 +260,9 @@ impl Verbs {
                     let revision = page.revision;
                     return Ok(Ok(WatchStart { initial: page.items, revision, marks_end, watch }));
                 }
-                Err(Gone::Unregistered) => return Err(ApiError::NoSuchResource),
+                Err(VersionError::Unregistered) => return Err(ApiError::NoSuchResource),
                 // Compacted between the two steps: list again.
-                Err(Gone::Compacted(_) | Gone::Future(_)) => continue,
+                Err(VersionError::Compacted(_) | VersionError::Future(_)) => continue,
             }
         }
     }

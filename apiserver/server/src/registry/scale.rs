@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::body::{self, Body};
 use super::intent::{Intent, Wanted};
 use super::object;
-use super::{Answer, Call, PatchType, Shown, Verbs, invalid};
+use super::{Answer, PatchType, Registry, RequestScope, ResponseObject, invalid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
 use apiserver_resources::field::{Errors, Path};
@@ -61,26 +61,26 @@ pub(super) fn shown(answer: Answer) -> Answer {
     match answer {
         Answer::Object(code, shown) => {
             let value = match shown {
-                Shown::Cached(cached) => of(&cached.shared()),
-                Shown::Bytes(bytes) => of(&serde_json::from_slice(&bytes).unwrap_or(Value::Null)),
-                Shown::Value(value) => of(&value),
+                ResponseObject::Cached(cached) => of(&cached.shared()),
+                ResponseObject::Bytes(bytes) => of(&serde_json::from_slice(&bytes).unwrap_or(Value::Null)),
+                ResponseObject::Value(value) => of(&value),
             };
-            Answer::Object(code, Shown::Value(value))
+            Answer::Object(code, ResponseObject::Value(value))
         }
         other => other,
     }
 }
 
-impl Verbs {
+impl Registry {
     /// The Scale of the object of the path.
-    pub async fn get_scale(&self, call: &Call<'_>, version: &str) -> Result<Answer, ApiError> {
+    pub async fn get_scale(&self, call: &RequestScope<'_>, version: &str) -> Result<Answer, ApiError> {
         Ok(shown(self.get(call, version).await?))
     }
 
     /// PUT of a Scale's body.
     pub async fn put_scale(
         &self,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         body: Body<'_>,
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
@@ -94,7 +94,7 @@ impl Verbs {
     /// A patch of the Scale.
     pub async fn patch_scale(
         &self,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         kind: PatchType,
         patch: &[u8],
         options: &WriteOptions,
@@ -106,7 +106,7 @@ impl Verbs {
 
 /// The object's Scale with a patch on it. One that says nothing about the version means the one that it is applied to.
 pub(super) fn patched(
-    call: &mut Call<'_>,
+    call: &mut RequestScope<'_>,
     current: &Value,
     kind: PatchType,
     patch: &[u8],

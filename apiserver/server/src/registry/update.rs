@@ -6,16 +6,16 @@ use serde_json::{Value, json};
 use super::intent::{Intent, Wanted};
 use super::object::{self, metadata_mut};
 use super::write::{Change, Existing};
-use super::{Answer, Call, PatchType, Verbs, body, invalid};
+use super::{Answer, PatchType, Registry, RequestScope, body, invalid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
-use apiserver_resources::{Deletion, ResourceInfo, SubKind, metadata};
+use apiserver_resources::{Deletion, ResourceInfo, SubresourceKind, metadata};
 
-impl Verbs {
+impl Registry {
     /// PUT of a decoded and defaulted object.
     pub async fn update(
         &self,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         object: Wanted<'_>,
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
@@ -25,7 +25,7 @@ impl Verbs {
     /// Patches the object of the path as it is at the moment of the write.
     pub async fn patch(
         &self,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         kind: PatchType,
         patch: &[u8],
         options: &WriteOptions,
@@ -37,7 +37,7 @@ impl Verbs {
     /// A changed object, ready to be stored, of what admission left of the client's.
     pub(super) fn changed_object(
         &self,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         mut new: Value,
         existing: &Existing,
         dry_run: bool,
@@ -73,7 +73,7 @@ impl Verbs {
     }
 
     /// What an update may not decide about metadata, and the kind's own preparation.
-    fn prepare(&self, call: &Call<'_>, new: &mut Value, old: &Value) {
+    fn prepare(&self, call: &RequestScope<'_>, new: &mut Value, old: &Value) {
         let row = call.row;
         object::set_generation(new, object::generation(old));
         let context = self.context(call, written_through(call));
@@ -105,9 +105,9 @@ impl Verbs {
 }
 
 /// The subresource as strategies know it: a scale is a change of the object itself.
-fn written_through(call: &Call<'_>) -> &'static str {
+fn written_through(call: &RequestScope<'_>) -> &'static str {
     match call.subresource.map(|s| s.what) {
-        None | Some(SubKind::Scale) => "",
+        None | Some(SubresourceKind::Scale) => "",
         Some(_) => call.subresource_name(),
     }
 }

@@ -7,7 +7,7 @@
 //! is dropped at any await has written all or nothing.
 //!
 //! What is answered without a transaction (an error, a dry run, no change) is only answered from a watch cache that is known
-//! to be up to date ([`Cache::sync`](apiserver_storage::cache::Cache::sync)); beside the embedded store it always is.
+//! to be up to date ([`WatchCache::sync`](apiserver_storage::cache::WatchCache::sync)); beside the embedded store it always is.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use serde_json::Value;
 
 use super::create::{self, NAME_TRIES_MAX};
 use super::intent::{Intent, Resolved};
-use super::{Answer, Call, Shown, TRIES_MAX, Verbs, claims, delete, object, scale, store_error};
+use super::{Answer, Registry, RequestScope, ResponseObject, TRIES_MAX, claims, delete, object, scale, store_error};
 use crate::admission::Options;
 use apiserver_resources::ResourceInfo;
-use apiserver_storage::cache::{Cache, Cached};
+use apiserver_storage::cache::{Cached, WatchCache};
 use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Txn};
 
 /// An object as it is stored, in the version of the request.
@@ -30,7 +30,7 @@ pub(super) struct Existing {
 
 impl Existing {
     pub(super) fn new(row: &ResourceInfo, cached: Arc<Cached>) -> Self {
-        Self { value: Verbs::current(row, &cached), cached }
+        Self { value: Registry::current(row, &cached), cached }
     }
 
     pub(super) fn modified(&self) -> Revision {
@@ -109,11 +109,11 @@ enum Done {
     Changed(Option<Option<Entry>>),
 }
 
-impl Verbs {
+impl Registry {
     /// Does what `intent` says, again whenever another write came first.
     pub(super) async fn write(
         &self,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         intent: &mut Intent<'_>,
         options: Options<'_>,
     ) -> Result<Answer, ApiError> {
@@ -153,13 +153,13 @@ impl Verbs {
     }
 
     /// The object of the path, as far as the watch cache knows.
-    fn load(&self, call: &Call<'_>) -> Option<Existing> {
+    fn load(&self, call: &RequestScope<'_>) -> Option<Existing> {
         self.cache.get(call.key().as_str()).map(|cached| Existing::new(call.row, cached))
     }
 
     async fn attempt(
         &self,
-        call: &mut Call<'_>,
+        call: &mut RequestScope<'_>,
         intent: &mut Intent<'_>,
         options: Options<'_>,
         existing: Option<&Existing>,
@@ -197,7 +197,7 @@ impl Verbs {
     /// The transaction of a change, or what is answered without one.
     fn ready(
         &self,
-        call: &Call<'_>,
+        call: &RequestScope<'_>,
         intent: &Intent<'_>,
         change: Change,
         existing: Option<&Existing>,
@@ -233,7 +233,7 @@ impl Verbs {
         if let (Change::Update(_), Some(existing), Some(stored)) = (&change, existing, &stored)
             && stored.body() == existing.cached.stored()
         {
-            return Ok(Attempt::Answer(present(intent, 200, Shown::Cached(existing.cached.clone()))));
+            return Ok(Attempt::Answer(present(intent, 200, ResponseObject::Cached(existing.cached.clone()))));
         }
         let goes = matches!(change, Change::Remove(_) | Change::MarkAndRemove(_));
         let new = change.object().filter(|_| !goes);
@@ -245,7 +245,7 @@ impl Verbs {
 
     async fn commit_change(
         &self,
-        call: &Call<'_>,
+        call: &RequestScope<'_>,
         intent: &mut Intent<'_>,
         existing: Option<&Existing>,
         ready: Ready,
@@ -298,7 +298,12 @@ struct Conflict {
 }
 
 /// One write of an object, if it is still as it was read and all other conditions hold.
-async fn commit(cache: &Cache, was: Revision, op: Op, extras: Txn) -> Result<Result<Revision, Conflict>, ApiError> {
+async fn commit(
+    cache: &WatchCache,
+    was: Revision,
+    op: Op,
+    extras: Txn,
+) -> Result<Result<Revision, Conflict>, ApiError> {
     let mut compares = Vec::with_capacity(1 + extras.compares.len());
     compares.push(Compare { key: op.key().to_owned(), modified: was });
     compares.extend(extras.compares);
@@ -327,7 +332,7 @@ enum Marked {
 
 /// Marks an object and removes it whatever it has become in between. It runs to its end by itself: what began is finished.
 async fn mark_and_remove(
-    cache: Arc<Cache>,
+    cache: Arc<WatchCache>,
     key: String,
     was: Revision,
     mark: Op,
@@ -367,7 +372,7 @@ fn taken(change: &Change, deleting: bool) -> Taken {
 
 /// What is answered to a change that was written, or would have been.
 fn answer(
-    call: &Call<'_>,
+    call: &RequestScope<'_>,
     intent: &Intent<'_>,
     change: Change,
     existing: Option<&Existing>,
@@ -381,30 +386,30 @@ fn answer(
     }
     match (change, written) {
         (Change::Create { object, .. }, Some((revision, Some(stored)))) => {
-            present(intent, 201, Verbs::stored_as(row, object, stored, revision))
+            present(intent, 201, Registry::stored_as(row, object, stored, revision))
         }
         (Change::Create { mut object, version, .. }, _) => {
             // It comes back as it was said: only the store would mind.
             if let Some(said) = version {
                 object::metadata_mut(&mut object).insert("resourceVersion".into(), said);
             }
-            present(intent, 201, Shown::Value(object))
+            present(intent, 201, ResponseObject::Value(object))
         }
         (Change::Update(object) | Change::MarkAndRemove(object), Some((revision, Some(stored)))) => {
-            present(intent, 200, Verbs::stored_as(row, object, stored, revision))
+            present(intent, 200, Registry::stored_as(row, object, stored, revision))
         }
         (Change::Update(object) | Change::MarkAndRemove(object) | Change::Remove(Some(object)), _) => {
-            present(intent, 200, Shown::Value(object::versioned(object, old_version)))
+            present(intent, 200, ResponseObject::Value(object::versioned(object, old_version)))
         }
         (Change::Remove(None) | Change::Keep, _) => match existing {
-            Some(existing) => present(intent, 200, Shown::Cached(existing.cached.clone())),
+            Some(existing) => present(intent, 200, ResponseObject::Cached(existing.cached.clone())),
             None => Answer::Nothing,
         },
     }
 }
 
 /// An object as this kind of write shows it.
-fn present(intent: &Intent<'_>, code: u16, shown: Shown) -> Answer {
+fn present(intent: &Intent<'_>, code: u16, shown: ResponseObject) -> Answer {
     match intent {
         Intent::Bind(_) => super::binding::done(),
         Intent::ReplaceScale(_) | Intent::PatchScale { .. } => scale::shown(Answer::Object(code, shown)),

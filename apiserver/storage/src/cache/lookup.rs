@@ -8,7 +8,7 @@ use machinery_api::{ObjectName, StorageKey, StoragePrefix};
 use serde_json::Value;
 
 use super::select::FieldRequirement;
-use super::{Cache, Cached, Selectors};
+use super::{Cached, Selectors, WatchCache};
 use apiserver_resources::objects::Objects;
 
 /// Stored bytes of the objects whose parsed form is kept for the next look-up; parsed they weigh about five times that.
@@ -18,7 +18,7 @@ type Prefix = dyn Fn(&str, &str) -> Option<StoragePrefix> + Send + Sync;
 
 /// See the module.
 pub struct Lookup {
-    cache: Arc<Cache>,
+    cache: Arc<WatchCache>,
     /// Group and plural to where objects are stored.
     prefix: Box<Prefix>,
     kept: Mutex<Kept>,
@@ -33,7 +33,7 @@ struct Kept {
 impl Lookup {
     /// Over a cache, with what knows where the objects of a group and plural are stored.
     pub fn new(
-        cache: Arc<Cache>,
+        cache: Arc<WatchCache>,
         prefix: impl Fn(&str, &str) -> Option<StoragePrefix> + Send + Sync + 'static,
     ) -> Self {
         Self { cache, prefix: Box::new(prefix), kept: Mutex::default() }

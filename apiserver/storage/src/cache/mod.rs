@@ -31,7 +31,7 @@ pub use lookup::Lookup;
 pub use object::{Cached, Fields, Resource};
 pub use ring::{Event, Kind, Media, Shape, WatchEncoding};
 pub use select::{FieldRequirement, LabelOp, LabelRequirement, Selectors};
-pub use watching::{Seen, Watch};
+pub use watching::{Watch, WatchEvent};
 
 use counts::Counts;
 use index::Index;
@@ -46,7 +46,7 @@ const TICK_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a list or watch can't be served at a revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Gone {
+pub enum VersionError {
     /// Compacted, or the watch was too slow: list again. The oldest revision that is left.
     #[error("too old resource version; the oldest is {0}")]
     Compacted(Revision),
@@ -58,7 +58,7 @@ pub enum Gone {
     Unregistered,
 }
 
-impl From<OutOfReach> for Gone {
+impl From<OutOfReach> for VersionError {
     fn from(out: OutOfReach) -> Self {
         match out {
             OutOfReach::Compacted(revision) => Self::Compacted(revision),
@@ -99,7 +99,7 @@ impl Filled {
 }
 
 /// What is kept per resource.
-struct Shelf {
+struct ResourceCache {
     resource: Resource,
     /// When anything below the prefix last changed.
     changed: Revision,
@@ -112,11 +112,11 @@ struct Shelf {
 
 struct Inner {
     versions: Versions<Arc<Cached>>,
-    shelves: HashMap<Arc<str>, Shelf>,
+    shelves: HashMap<Arc<str>, ResourceCache>,
 }
 
 /// See the module.
-pub struct Cache {
+pub struct WatchCache {
     store: Arc<dyn Store>,
     inner: RwLock<Inner>,
     /// The newest revision whose events are all in the rings.
@@ -125,11 +125,11 @@ pub struct Cache {
     registering: tokio::sync::Mutex<()>,
 }
 
-impl Cache {
+impl WatchCache {
     /// Reads the store into memory and follows it; `resources` can be added to later ([`register`](Self::register)).
     /// A task of the current runtime asks the store every second to expire and compact, as long as the cache lives.
     pub async fn open(store: Arc<dyn Store>, resources: Vec<Resource>) -> Result<Arc<Self>, StoreError> {
-        let shelves = resources.into_iter().map(|r| (r.prefix.clone(), Shelf::new(r, 0))).collect();
+        let shelves = resources.into_iter().map(|r| (r.prefix.clone(), ResourceCache::new(r, 0))).collect();
         let cache = Arc::new(Self {
             store: store.clone(),
             inner: RwLock::new(Inner { versions: Versions::new(0), shelves }),
@@ -221,7 +221,7 @@ impl Cache {
         start_after: Option<&str>,
         limit: usize,
         filter: &Selectors,
-    ) -> Result<Page, Gone> {
+    ) -> Result<Page, VersionError> {
         let limit = if limit == 0 { usize::MAX } else { limit };
         let inner = self.read();
         let revision = at.unwrap_or(inner.versions.revision());
@@ -253,7 +253,9 @@ impl Cache {
         let mut from = start_after.filter(|start| *start > prefix).map(Arc::from);
         match self.slices(prefix, &mut from, revision, |cached| found.offer(cached, filter)) {
             // History went on beneath a list of now, which takes minutes: of what is there now, then.
-            Err(Gone::Compacted(_)) if at.is_none() => return self.list(prefix, at, start_after, limit, filter),
+            Err(VersionError::Compacted(_)) if at.is_none() => {
+                return self.list(prefix, at, start_after, limit, filter);
+            }
             done => done?,
         }
         Ok(found.page(revision, total))
@@ -261,7 +263,7 @@ impl Cache {
 
     /// How many objects there are below a prefix after a key at a revision: looked at one by one, without holding anybody
     /// up.
-    pub fn count_after(&self, prefix: &str, after: &str, at: Revision) -> Result<u64, Gone> {
+    pub fn count_after(&self, prefix: &str, after: &str, at: Revision) -> Result<u64, VersionError> {
         let mut count = 0;
         self.slices(prefix, &mut Some(after.into()), at, |_| {
             count += 1;
@@ -277,7 +279,7 @@ impl Cache {
         from: &mut Option<Arc<str>>,
         at: Revision,
         mut visit: impl FnMut(&Arc<Cached>) -> bool,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), VersionError> {
         let end = prefix_end(prefix);
         loop {
             let inner = self.read();
@@ -302,11 +304,16 @@ impl Cache {
     }
 
     /// Events below `prefix` after `from` (`None`: from now on), filtered. A `from` in the future waits silently.
-    pub fn watch(self: &Arc<Self>, prefix: &str, from: Option<Revision>, filter: Selectors) -> Result<Watch, Gone> {
+    pub fn watch(
+        self: &Arc<Self>,
+        prefix: &str,
+        from: Option<Revision>,
+        filter: Selectors,
+    ) -> Result<Watch, VersionError> {
         let mut inner = self.write();
         let now = inner.versions.revision();
         let compacted = inner.versions.compacted();
-        let Some(shelf) = inner.shelf_mut(prefix) else { return Err(Gone::Unregistered) };
+        let Some(shelf) = inner.shelf_mut(prefix) else { return Err(VersionError::Unregistered) };
         let topic = ring::Topic::of(&shelf.resource, prefix, &filter);
         let ring = shelf.rings.open(topic);
         Watch::start(self.clone(), ring, prefix, from.unwrap_or(now), filter, compacted)
@@ -385,7 +392,7 @@ impl Found {
     }
 }
 
-impl Shelf {
+impl ResourceCache {
     fn new(resource: Resource, floor: Revision) -> Self {
         Self {
             resource,
@@ -417,11 +424,11 @@ impl Shelf {
 
 impl Inner {
     /// The shelf of the resource that `key` (an object's, or a prefix with its last `/`) belongs to.
-    fn shelf(&self, key: &str) -> Option<&Shelf> {
+    fn shelf(&self, key: &str) -> Option<&ResourceCache> {
         ancestors(key).find_map(|prefix| self.shelves.get(prefix))
     }
 
-    fn shelf_mut(&mut self, key: &str) -> Option<&mut Shelf> {
+    fn shelf_mut(&mut self, key: &str) -> Option<&mut ResourceCache> {
         let prefix = ancestors(key).find(|prefix| self.shelves.contains_key(*prefix))?;
         self.shelves.get_mut(prefix)
     }
@@ -461,7 +468,7 @@ fn ancestors(key: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The cache's end of the store's feed.
-struct Feed(Weak<Cache>);
+struct Feed(Weak<WatchCache>);
 
 impl Sink for Feed {
     fn start(&self, state: Vec<Entry>, revision: Revision) {
@@ -469,7 +476,7 @@ impl Sink for Feed {
         let mut inner = cache.write();
         let Inner { versions, shelves } = &mut *inner;
         for shelf in shelves.values_mut() {
-            *shelf = Shelf { changed: 0, ..Shelf::new(shelf.resource.clone(), revision) };
+            *shelf = ResourceCache { changed: 0, ..ResourceCache::new(shelf.resource.clone(), revision) };
         }
         let state = state.into_iter().map(|entry| {
             let prefix = ancestors(&entry.key).find(|prefix| shelves.contains_key(*prefix));

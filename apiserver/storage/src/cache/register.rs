@@ -6,10 +6,10 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::object::{Cached, Resource};
-use super::{Cache, Filled, SLICE_OBJECTS, Shelf};
+use super::{Filled, ResourceCache, SLICE_OBJECTS, WatchCache};
 use crate::store::{Revision, prefix_end};
 
-impl Cache {
+impl WatchCache {
     /// Adds a resource, or changes what is extracted of its objects; returns when all that is stored below its prefix can be
     /// listed by index and counted. Events reach back to this call only; watches on a resource that was there before go on.
     pub async fn register(&self, resource: Resource) {
@@ -35,7 +35,7 @@ impl Cache {
     /// From now on, changes are recorded.
     fn put_up(&self, resource: Resource) {
         let mut inner = self.write();
-        let mut shelf = Shelf::new(resource, inner.versions.revision());
+        let mut shelf = ResourceCache::new(resource, inner.versions.revision());
         shelf.filled = Filled::UpTo(None);
         let old = inner.shelves.remove(&shelf.resource.prefix);
         if let Some(old) = old {

@@ -40,10 +40,10 @@ fn pods() -> Resource {
     }
 }
 
-async fn open() -> Arc<Cache> {
+async fn open() -> Arc<WatchCache> {
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
     let store = Arc::new(MemoryStore::new(env));
-    Cache::open(store, vec![pods(), Resource::plain("/registry/configmaps/")]).await.unwrap()
+    WatchCache::open(store, vec![pods(), Resource::plain("/registry/configmaps/")]).await.unwrap()
 }
 
 fn pod(namespace: &str, name: &str, node: &str, app: &str) -> (String, Value) {
@@ -55,12 +55,12 @@ fn pod(namespace: &str, name: &str, node: &str, app: &str) -> (String, Value) {
     (format!("{PODS}{namespace}/{name}"), object)
 }
 
-async fn put(cache: &Cache, (key, value): (String, Value)) -> Revision {
+async fn put(cache: &WatchCache, (key, value): (String, Value)) -> Revision {
     let op = Op::Put { key, record: record(&value.to_string()), ttl: None };
     done(cache.commit(Txn { compares: vec![], ops: vec![op] }).await)
 }
 
-async fn delete(cache: &Cache, key: &str) -> Revision {
+async fn delete(cache: &WatchCache, key: &str) -> Revision {
     done(cache.commit(Txn { compares: vec![], ops: vec![Op::Delete { key: key.into() }] }).await)
 }
 
@@ -85,7 +85,7 @@ fn names(page: &Page) -> Vec<&str> {
     page.items.iter().map(|object| object.name()).collect()
 }
 
-fn shown(seen: &Seen) -> (Kind, &str, Revision) {
+fn shown(seen: &WatchEvent) -> (Kind, &str, Revision) {
     (seen.kind, seen.object.name(), seen.object.modified)
 }
 
@@ -176,9 +176,12 @@ async fn pages_at_a_fixed_revision_while_writes_go_on() {
     let none_left = cache.list(PODS, Some(at), Some("/registry/pods/a/p098"), 1, &labelled("v1")).unwrap();
     assert_eq!((none_left.items.len(), none_left.next), (1, None));
     cache.store().compact(at + 1).await.unwrap();
-    assert_eq!(cache.list(PODS, Some(at), None, 1, &Selectors::default()).unwrap_err(), Gone::Compacted(at + 1));
+    assert_eq!(
+        cache.list(PODS, Some(at), None, 1, &Selectors::default()).unwrap_err(),
+        VersionError::Compacted(at + 1)
+    );
     let now = cache.revision();
-    assert_eq!(cache.list(PODS, Some(now + 1), None, 1, &Selectors::default()).unwrap_err(), Gone::Future(now));
+    assert_eq!(cache.list(PODS, Some(now + 1), None, 1, &Selectors::default()).unwrap_err(), VersionError::Future(now));
 }
 
 /// Pages of a large list cost what they show, whatever comes after them, and say how many that is.
@@ -406,10 +409,10 @@ async fn a_slow_watcher_is_cut_off_and_a_quiet_one_is_not() {
     }
     let now = cache.revision();
     cache.store().compact(now).await.unwrap();
-    assert_eq!(slow.recv().await.unwrap_err(), Gone::Compacted(now));
+    assert_eq!(slow.recv().await.unwrap_err(), VersionError::Compacted(now));
     let last = put(&cache, pod("a", "q", "n9", "web")).await;
     assert_eq!(shown(&quiet.recv().await.unwrap()), (Kind::Added, "q", last));
-    assert_eq!(cache.watch(PODS, Some(now - 1), Selectors::default()).err(), Some(Gone::Compacted(now)));
+    assert_eq!(cache.watch(PODS, Some(now - 1), Selectors::default()).err(), Some(VersionError::Compacted(now)));
     // A watch from the future waits for it.
     let mut future = cache.watch(PODS, Some(last + 1), Selectors::default()).unwrap();
     put(&cache, pod("a", "r", "n1", "web")).await;
@@ -444,7 +447,7 @@ async fn a_resource_can_be_registered_late() {
     put(&cache, widget("blue")).await;
     assert_eq!(list(&red), 0);
     let watch = |from| cache.watch("/registry/x.dev/widgets/", Some(from), Selectors::default());
-    assert_eq!(watch(0).err(), Some(Gone::Compacted(first)), "events reach back to the registration");
+    assert_eq!(watch(0).err(), Some(VersionError::Compacted(first)), "events reach back to the registration");
     let mut watch = watch(first).unwrap();
     assert_eq!(watch.recv().await.unwrap().kind, Kind::Modified);
     let lookup = Lookup::new(cache.clone(), |group, _| {
@@ -466,9 +469,9 @@ async fn a_resource_that_goes_ends_its_watches_and_no_others() {
     put(&cache, pod("a", "x", "", "web")).await;
     cache.unregister(PODS).await;
     assert_eq!(all.recv().await.unwrap().object.name(), "x", "what happened before is shown");
-    assert_eq!(all.recv().await.unwrap_err(), Gone::Unregistered);
-    assert_eq!(waiting.await.unwrap(), Err(Gone::Unregistered));
-    assert_eq!(cache.watch(PODS, None, Selectors::default()).err(), Some(Gone::Unregistered));
+    assert_eq!(all.recv().await.unwrap_err(), VersionError::Unregistered);
+    assert_eq!(waiting.await.unwrap(), Err(VersionError::Unregistered));
+    assert_eq!(cache.watch(PODS, None, Selectors::default()).err(), Some(VersionError::Unregistered));
     put(&cache, ("/registry/configmaps/a/c".into(), json!({"metadata": {"name": "c"}}))).await;
     assert_eq!(other.recv().await.unwrap().object.name(), "c");
     // What is stored stays, and is there again with its resource.
@@ -482,7 +485,7 @@ async fn a_resource_that_goes_ends_its_watches_and_no_others() {
 async fn a_resource_with_many_objects_is_taken_in_while_they_change() {
     const MANY: usize = 5 * SLICE_OBJECTS / 2;
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
-    let cache = Cache::open(Arc::new(MemoryStore::new(env)), Vec::new()).await.unwrap();
+    let cache = WatchCache::open(Arc::new(MemoryStore::new(env)), Vec::new()).await.unwrap();
     let name = |n: usize| format!("p{n:05}");
     for n in 0..MANY {
         put(&cache, pod("a", &name(n), if n % 2 == 0 { "n0" } else { "n1" }, "web")).await;

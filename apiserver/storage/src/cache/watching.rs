@@ -1,4 +1,4 @@
-//! A watcher's end: takes events out of a ring at its own pace, so that a slow one holds up nobody and ends with `Gone`.
+//! A watcher's end: takes events out of a ring at its own pace, so that a slow one holds up nobody and ends with `VersionError`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::object::Cached;
 use super::ring::{Event, Kind, Ring};
 use super::select::Selectors;
-use super::{Cache, Gone};
+use super::{VersionError, WatchCache};
 use crate::store::Revision;
 
 /// Events taken out of a ring at once: what a watcher may hold beside the ring.
@@ -16,7 +16,7 @@ const BATCH_EVENTS: usize = 64;
 
 /// An event as a watcher's filter shows it.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct WatchEvent {
     /// Added, modified or deleted, to this watcher.
     pub kind: Kind,
     /// The object that is shown.
@@ -27,7 +27,7 @@ pub struct Seen {
 
 /// An open watch.
 pub struct Watch {
-    cache: Arc<Cache>,
+    cache: Arc<WatchCache>,
     ring: Arc<Ring>,
     moved: watch::Receiver<u64>,
     prefix: Box<str>,
@@ -43,17 +43,17 @@ pub struct Watch {
 
 impl Watch {
     pub(super) fn start(
-        cache: Arc<Cache>,
+        cache: Arc<WatchCache>,
         ring: Arc<Ring>,
         prefix: &str,
         after: Revision,
         filter: Selectors,
         compacted: Revision,
-    ) -> Result<Self, Gone> {
+    ) -> Result<Self, VersionError> {
         if after < compacted {
-            return Err(Gone::Compacted(compacted));
+            return Err(VersionError::Compacted(compacted));
         }
-        let next = ring.position(after).map_err(Gone::Compacted)?;
+        let next = ring.position(after).map_err(VersionError::Compacted)?;
         let moved = ring.moved.subscribe();
         Ok(Self {
             cache,
@@ -69,13 +69,13 @@ impl Watch {
     }
 
     /// The next event; cancel-safe.
-    pub async fn recv(&mut self) -> Result<Seen, Gone> {
+    pub async fn recv(&mut self) -> Result<WatchEvent, VersionError> {
         loop {
             if let Some(seen) = self.try_recv()? {
                 return Ok(seen);
             }
             if self.ring.is_over(self.next) {
-                return Err(Gone::Unregistered);
+                return Err(VersionError::Unregistered);
             }
             // The sender lives in `self.ring`.
             let _ = self.moved.changed().await;
@@ -83,7 +83,7 @@ impl Watch {
     }
 
     /// The next event that is already there.
-    pub fn try_recv(&mut self) -> Result<Option<Seen>, Gone> {
+    pub fn try_recv(&mut self) -> Result<Option<WatchEvent>, VersionError> {
         loop {
             while let Some(event) = self.taken.pop_front() {
                 if event.revision <= self.from {
@@ -95,14 +95,14 @@ impl Watch {
                     continue;
                 }
                 if let Some((kind, object)) = event.seen_through(&self.filter) {
-                    return Ok(Some(Seen { kind, object, event }));
+                    return Ok(Some(WatchEvent { kind, object, event }));
                 }
             }
             // The usual case, without the ring's lock: nothing was pushed since.
             if *self.moved.borrow_and_update() <= self.next {
                 return Ok(None);
             }
-            self.taken = self.ring.take(self.next, BATCH_EVENTS).map_err(Gone::Compacted)?;
+            self.taken = self.ring.take(self.next, BATCH_EVENTS).map_err(VersionError::Compacted)?;
             self.next += self.taken.len() as u64;
             if self.taken.is_empty() {
                 return Ok(None);

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::queue::EventWrite;
 use crate::object::value_of;
-use crate::plan::Note;
+use crate::plan::EventRecord;
 use machinery_api::ObjectKey;
 use machinery_api::time::micros;
 
@@ -102,14 +102,14 @@ impl Correlator {
     }
 
     /// What to write for a note that was recorded at `at`, if anything.
-    pub(super) fn correlate(&mut self, note: &Note, action: &'static str, at: Timestamp) -> Option<EventWrite> {
+    pub(super) fn correlate(&mut self, note: &EventRecord, action: &'static str, at: Timestamp) -> Option<EventWrite> {
         match self.source.api {
             EventApi::Core => self.counted(note, at),
             EventApi::Series => self.series(note, action, at),
         }
     }
 
-    fn key(&self, note: &Note) -> EventKey {
+    fn key(&self, note: &EventRecord) -> EventKey {
         EventKey {
             uid: note.about.uid.clone().unwrap_or_default(),
             name: note.about.name.clone().unwrap_or_default(),
@@ -123,7 +123,7 @@ impl Correlator {
         }
     }
 
-    fn counted(&mut self, note: &Note, at: Timestamp) -> Option<EventWrite> {
+    fn counted(&mut self, note: &EventRecord, at: Timestamp) -> Option<EventWrite> {
         let (key, message) = self.combined(self.key(note), at);
         let known = self.known(&key, at, |known| known.count = known.count.saturating_add(1));
         // Counted first, as upstream: what is cut now is in the count of the next that isn't.
@@ -152,7 +152,7 @@ impl Correlator {
         Some(EventWrite { key: ObjectKey::new(namespace, known.name), event, patch, tries: 0 })
     }
 
-    fn series(&mut self, note: &Note, action: &'static str, at: Timestamp) -> Option<EventWrite> {
+    fn series(&mut self, note: &EventRecord, action: &'static str, at: Timestamp) -> Option<EventWrite> {
         let key = self.key(note);
         if self.known.get(&key).is_some_and(|known| at.duration_since(known.last).unsigned_abs() >= SERIES_GAP) {
             self.known.remove(&key);
@@ -230,7 +230,7 @@ impl Correlator {
     }
 }
 
-fn namespace_of(note: &Note) -> String {
+fn namespace_of(note: &EventRecord) -> String {
     note.about.namespace.clone().filter(|namespace| !namespace.is_empty()).unwrap_or_else(|| "default".into())
 }
 
@@ -301,9 +301,9 @@ mod tests {
         Correlator::new(Source { api, component: "x".into(), instance: String::new() })
     }
 
-    fn note(message: &str) -> Note {
+    fn note(message: &str) -> EventRecord {
         let about = ObjectReference { uid: Some("u".into()), name: Some("n".into()), ..ObjectReference::default() };
-        Note { about, warning: false, reason: "R", message: message.into(), source: None }
+        EventRecord { about, warning: false, reason: "R", message: message.into(), source: None }
     }
 
     fn at(seconds: i64) -> Timestamp {
@@ -343,7 +343,7 @@ mod tests {
     #[test]
     fn the_same_again_is_a_series() {
         let mut correlator = correlator(EventApi::Series);
-        let warning = Note { warning: true, ..note("no") };
+        let warning = EventRecord { warning: true, ..note("no") };
         let mut record = |seconds| correlator.correlate(&warning, "Scheduling", at(seconds));
         let first = record(100).unwrap();
         assert_eq!((&first.event["eventTime"], &first.patch), (&json!("1970-01-01T00:01:40.000000Z"), &None));

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use self::correlate::{Correlator, EventApi, Source};
 use self::queue::{EventQueue, EventWrite};
 use crate::object::Kind;
-use crate::plan::Note;
+use crate::plan::EventRecord;
 use crate::request::{ApiClient, BackOff, PatchType, may_succeed_later, status_code};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
@@ -117,12 +117,12 @@ impl Recorder {
     }
 
     /// Records an event; never waits.
-    pub fn record(&self, note: Note) {
+    pub fn record(&self, note: EventRecord) {
         self.record_action(note, "");
     }
 
     /// Records an event that names what was tried, where its API has room for that.
-    pub fn record_action(&self, note: Note, action: &'static str) {
+    pub fn record_action(&self, note: EventRecord, action: &'static str) {
         let shared = &self.handle.0;
         let mut state = shared.state();
         let Some(write) = state.correlator.correlate(&note, action, self.env.now()) else { return };

@@ -66,10 +66,10 @@ fn answer(code: u16, body: &Value) -> Response<Full<Bytes>> {
     Response::builder().status(code).body(Full::new(Bytes::from(body.to_string()))).unwrap()
 }
 
-fn note(uid: &str, reason: &'static str) -> Note {
+fn note(uid: &str, reason: &'static str) -> EventRecord {
     let text = |text: &str| Some(text.to_owned());
     let about = ObjectReference { uid: text(uid), name: text(uid), namespace: text("a"), ..ObjectReference::default() };
-    Note { about, warning: false, reason, message: "m".into(), source: None }
+    EventRecord { about, warning: false, reason, message: "m".into(), source: None }
 }
 
 /// With a queue of 1,000 and one request at a time, three events each of 500 pods that start together were lost.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use machinery_client::Note;
+use machinery_client::EventRecord;
 use tokio::sync::watch;
 
 use super::register::{Shortage, Shortages};
@@ -107,7 +107,7 @@ pub(super) async fn run(node: Arc<Shared>, mut shortages: watch::Receiver<Shorta
         let short = now.memory.map(|short| ("memory", short)).or(now.disk.map(|short| ("ephemeral-storage", short)));
         let Some((resource, short)) = short else { continue };
         tracing::warn!(node = node.config.name, resource, ?short, "the node is short: a pod may be evicted");
-        node.recorder.record(Note {
+        node.recorder.record(EventRecord {
             about: about(&node),
             warning: true,
             reason: "EvictionThresholdMet",

@@ -156,7 +156,7 @@ pub(super) struct Around<'a> {
 
 impl Around<'_> {
     fn note(&self, warning: bool, reason: &'static str, message: impl Into<String>) -> Action {
-        Action::Note { warning, reason, message: message.into(), container: Some(self.index) }
+        Action::EventRecord { warning, reason, message: message.into(), container: Some(self.index) }
     }
 
     fn normal(&self, reason: &'static str, message: impl Into<String>) -> Action {

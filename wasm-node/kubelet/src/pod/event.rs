@@ -178,7 +178,7 @@ pub enum CellEvent {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Write an event.
-    Note {
+    EventRecord {
         /// Warning.
         warning: bool,
         /// Reason.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use machinery_client::Note;
+use machinery_client::EventRecord;
 use machinery_client::events::Recorder;
 use machinery_serve::accept::{self, Limit, Listener};
 use machinery_serve::descriptors::Class;
@@ -22,7 +22,7 @@ pub(crate) async fn listen(ip: IpAddr, port: u16, serve: Arc<dyn Serve>, recorde
         Ok(listener) => listener,
         Err(error) => {
             let message = format!("{address} cannot be bound on the host: {error}");
-            recorder.record(Note { about, warning: true, reason: "HostListenerFailed", message, source: None });
+            recorder.record(EventRecord { about, warning: true, reason: "HostListenerFailed", message, source: None });
             return;
         }
     };

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
-use machinery_client::Note;
+use machinery_client::EventRecord;
 use runtime_api::Kind;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -65,7 +65,7 @@ impl Context {
     fn warn(&self, reason: &'static str, message: String) {
         let field_path = Some(format!("spec.containers{{{}}}", self.container.name));
         let about = ObjectReference { field_path, ..self.about.clone() };
-        self.node.recorder.record(Note { about, warning: true, reason, message, source: None });
+        self.node.recorder.record(EventRecord { about, warning: true, reason, message, source: None });
     }
 
     /// Reads what the container leaves when it has ended; told whether it failed. Reads files.

@@ -69,7 +69,7 @@ pub struct State {
 }
 
 fn pod_warning(reason: &'static str, message: impl Into<String>) -> Action {
-    Action::Note { warning: true, reason, message: message.into(), container: None }
+    Action::EventRecord { warning: true, reason, message: message.into(), container: None }
 }
 
 impl State {
@@ -291,7 +291,7 @@ impl State {
             && now >= after(self.began, deadline)
         {
             let message = "Pod was active on the node longer than the specified deadline";
-            actions.push(Action::Note {
+            actions.push(Action::EventRecord {
                 warning: false,
                 reason: "DeadlineExceeded",
                 message: message.into(),

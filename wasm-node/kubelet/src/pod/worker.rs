@@ -10,7 +10,7 @@ use http::header::CONTENT_TYPE;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodCondition, PodStatus};
 use k8s_openapi::api::node::v1::RuntimeClass;
-use machinery_client::{Note, reference_to, version_of};
+use machinery_client::{EventRecord, reference_to, version_of};
 use machinery_env::Env;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -433,7 +433,7 @@ impl Worker {
             && let Some(held) = &mut self.held
         {
             // What the pod was to begin with is overtaken; what was to be said of it is still true.
-            held.actions.retain(|action| matches!(action, Action::Note { .. }));
+            held.actions.retain(|action| matches!(action, Action::EventRecord { .. }));
             self.release();
         }
         self.state = state;

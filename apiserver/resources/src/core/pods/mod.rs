@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::field::{Errors, FieldError, Path};
 use crate::read::{get, has, int, items, items_mut, put, text};
 use crate::{
-    Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, SubKind, Subresource, Verb,
+    Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, Subresource, SubresourceKind, Verb,
     prepare_update_by_default,
 };
 
@@ -39,11 +39,11 @@ pub(crate) static ROW: Row = Row {
     subresources: &[
         Subresource {
             name: "binding",
-            what: SubKind::Binding,
+            what: SubresourceKind::Binding,
             body: Some(("", "v1", "Binding")),
             verbs: &[Verb::Create],
         },
-        Subresource { name: "log", what: SubKind::Log, body: None, verbs: &[Verb::Get] },
+        Subresource { name: "log", what: SubresourceKind::Log, body: None, verbs: &[Verb::Get] },
         STATUS,
     ],
     later: &[("exec", "0.2"), ("attach", "0.2"), ("portforward", "0.2"), ("proxy", "0.2")],

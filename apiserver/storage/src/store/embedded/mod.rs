@@ -20,7 +20,7 @@ mod writer;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
@@ -89,16 +89,30 @@ impl History for Shared {
     }
 }
 
+/// What the two threads run, and the folder's lock, which the writer gives up last.
+struct Workers {
+    checkpoint: checkpoint::Checkpoint,
+    writer: writer::Writer,
+    lock: folder::Lock,
+}
+
+fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// See the module.
 pub struct EmbeddedStore {
     shared: Arc<Shared>,
     commands: Mutex<Option<mpsc::Sender<Command>>>,
+    /// Until [`EmbeddedStore::start`].
+    idle: Mutex<Option<Workers>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     path: PathBuf,
 }
 
 impl EmbeddedStore {
-    /// Opens or makes the store in a folder of its own. Blocking: reads everything into memory.
+    /// Opens or makes the store in a folder of its own. Blocking: reads everything into memory. Writes begin with
+    /// [`EmbeddedStore::start`].
     pub fn open(path: &Path, env: Env, options: Options) -> Result<Arc<Self>, StoreError> {
         // Absolute: a relative path's last folder has no parent that could be synced.
         let path = &std::path::absolute(path).map_err(|error| folder::unusable(path, &error))?;
@@ -129,27 +143,39 @@ impl EmbeddedStore {
             fatal: options.fatal,
             refusals: writer::Refusals::default(),
         };
-        let start = |name: &str, body: Box<dyn FnOnce() + Send>| {
-            let thread = std::thread::Builder::new().name(name.into()).spawn(body);
-            thread.map_err(|error| StoreError::Unavailable(format!("cannot start thread {name}: {error}")))
-        };
-        let threads = vec![
-            start("store-checkpoint", Box::new(move || checkpoint.run()))?,
-            // The folder stays locked until its writer has ended.
-            start(
-                "store-writer",
-                Box::new(move || {
-                    writer.run();
-                    drop(lock);
-                }),
-            )?,
-        ];
         Ok(Arc::new(Self {
             shared,
             commands: Mutex::new(Some(commands)),
-            threads: Mutex::new(threads),
+            idle: Mutex::new(Some(Workers { checkpoint, writer, lock })),
+            threads: Mutex::default(),
             path: path.clone(),
         }))
+    }
+
+    /// Starts the two threads that write; transactions wait until then. A second call does nothing.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread: the store is of no use then.
+    pub fn start(&self) -> Result<(), StoreError> {
+        let Some(Workers { checkpoint, writer, lock }) = lock_of(&self.idle).take() else { return Ok(()) };
+        // The folder stays locked until its writer has ended.
+        let write = move || {
+            writer.run();
+            drop(lock);
+        };
+        let threads = [
+            ("store-writer", Box::new(write) as Box<dyn FnOnce() + Send>),
+            ("store-checkpoint", Box::new(move || checkpoint.run())),
+        ];
+        for (name, body) in threads {
+            let thread = std::thread::Builder::new().name(name.into()).spawn(body).map_err(|error| {
+                self.close();
+                StoreError::Unavailable(format!("cannot start thread {name}: {error}"))
+            })?;
+            lock_of(&self.threads).push(thread);
+        }
+        Ok(())
     }
 
     /// The folder.
@@ -160,17 +186,18 @@ impl EmbeddedStore {
 
     /// Ends both threads after what is queued is written; blocking. Later calls answer `Unavailable`.
     pub fn close(&self) {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        // The writer is the last; it tells the checkpoint thread to end.
-        for thread in threads.into_iter().rev() {
+        lock_of(&self.commands).take();
+        lock_of(&self.idle).take();
+        let threads = std::mem::take(&mut *lock_of(&self.threads));
+        // The writer is the first; it tells the checkpoint thread to end.
+        for thread in threads {
             let _ = thread.join();
         }
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, StoreError> {
         let closed = || StoreError::Unavailable("the store is closed".into());
-        let sender = self.commands.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
+        let sender = lock_of(&self.commands).clone().ok_or_else(closed)?;
         let (reply, answer) = oneshot::channel();
         sender.send(command(reply)).await.map_err(|_| closed())?;
         drop(sender);

@@ -13,7 +13,13 @@ use super::*;
 
 fn open(path: &Path) -> Result<Arc<EmbeddedStore>, StoreError> {
     let options = Options { segment_bytes_max: 4096, snapshot_after_bytes: 16 * 1024, ..Options::default() };
-    EmbeddedStore::open(path, Env::real(), options)
+    open_with(path, Env::real(), options)
+}
+
+fn open_with(path: &Path, env: Env, options: Options) -> Result<Arc<EmbeddedStore>, StoreError> {
+    let store = EmbeddedStore::open(path, env, options)?;
+    store.start()?;
+    Ok(store)
 }
 
 async fn everything(store: &dyn Store) -> BTreeMap<String, (Vec<u8>, Revision, Revision)> {
@@ -42,7 +48,7 @@ async fn keeps_the_contract() {
     let folders: Mutex<Vec<tempfile::TempDir>> = Mutex::default();
     all(&|env| {
         let folder = tempfile::tempdir().unwrap();
-        let store = EmbeddedStore::open(&folder.path().join("store"), env, Options::default()).unwrap();
+        let store = open_with(&folder.path().join("store"), env, Options::default()).unwrap();
         folders.lock().unwrap().push(folder);
         store
     })
@@ -156,7 +162,7 @@ async fn a_refused_write_is_not_acknowledged_and_a_failed_disk_ends_the_process(
     let seen = ended.clone();
     let fatal: Fatal = Box::new(move |_| seen.store(true, Ordering::SeqCst));
     let options = Options { fatal, segment_bytes_max: 1, ..Options::default() };
-    let store = EmbeddedStore::open(folder.path(), Env::real(), options).unwrap();
+    let store = open_with(folder.path(), Env::real(), options).unwrap();
     let before = write(&*store, just(put("/a", "1"))).await;
     // The next segment can't be made: nothing is written, and it can be tried again.
     let next = log::segment_path(&log, 2);

@@ -32,7 +32,7 @@ fn play(rules: &LifecyclePolicy, events: &[(i64, Event)]) -> (State, Vec<String>
 
 fn say(action: &Action) -> String {
     match action {
-        Action::Note { reason, message, .. } => format!("{reason}: {message}"),
+        Action::EventRecord { reason, message, .. } => format!("{reason}: {message}"),
         other => format!("{other:?}"),
     }
 }

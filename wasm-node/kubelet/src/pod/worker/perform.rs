@@ -7,7 +7,9 @@ impl Worker {
     pub(super) fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Note { warning, reason, message, container } => self.note(warning, reason, message, container),
+                Action::EventRecord { warning, reason, message, container } => {
+                    self.note(warning, reason, message, container)
+                }
                 Action::Mount => self.mount(false),
                 Action::Pull(_) => self.pull(),
                 Action::Start { attempt, .. } => self.start(attempt),
@@ -25,7 +27,7 @@ impl Worker {
         if let Some(container) = container.and_then(|index| self.rules.containers.get(index)) {
             about.field_path = Some(format!("spec.containers{{{}}}", container.name));
         }
-        self.node.recorder.record(Note { about, warning, reason, message, source: None });
+        self.node.recorder.record(EventRecord { about, warning, reason, message, source: None });
     }
 
     /// Takes an address and fills the volumes. `again`: it has been said that there is no address.
