@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::schema::budget::Budget;
 use crate::schema::raw::{self, Raw};
 use crate::schema::typed::{FINDINGS_MAX, Form};
-use crate::schema::{Decoded, FieldValidation, Target, decode, internal_group, table, typed};
+use crate::schema::{Decoded, FieldValidation, Target, decode, internal_group, typed};
 
 /// The patch types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ pub fn apply(
             let findings = typed::doubled_keys(&raw);
             let patch = whole(raw, &mut budget)?.ok_or_else(|| ApiError::BadRequest("exceeded max depth".into()))?;
             shown = Some(strategic::shown(&patch, current));
-            let patched = strategic::apply(target.type_name, current.clone(), patch).map_err(|error| match error {
+            let patched = strategic::apply(target.schema, current.clone(), patch).map_err(|error| match error {
                 strategic::Error::Bad(message) => ApiError::BadRequest(message),
                 strategic::Error::Unprocessable => unprocessable(),
             })?;
@@ -188,7 +188,7 @@ fn other_kind(patched: &Value, target: &Target<'_>) -> Option<String> {
         return None;
     }
     let (group, plain) = version.split_once('/').unwrap_or(("", version));
-    Some(if let Some(found) = table().of_kind(group, plain, kind) {
+    Some(if let Some(found) = target.schema.types.of_kind(group, plain, kind) {
         if let Err(error) = typed::convert(found, Raw::from(patched.clone()), Form::Sparse, &mut Budget::unlimited()) {
             return Some(error);
         }

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use crate::schema::{Kind, Type, table};
+use crate::schema::{Field, Kind, TypeRef, Types};
 
 const DIRECTIVE: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
@@ -45,18 +45,20 @@ fn bad<T>(message: impl Into<String>) -> Merged<T> {
 
 /// What the merged thing is.
 #[derive(Clone, Copy)]
-enum Meta {
-    Type(&'static Type),
+enum Meta<'a> {
+    Type(TypeRef<'a>),
     /// A map, or anything else that declares nothing.
     Plain(&'static str),
+    /// What a type keeps that it doesn't declare.
+    Undeclared,
 }
 
-impl Meta {
-    fn of(kind: &'static Kind) -> Self {
+impl<'a> Meta<'a> {
+    fn of(types: &'a Types, kind: &'a Kind) -> Self {
         match kind {
             Kind::Object(id) => {
-                let found = table().get(*id);
-                if found.scalar.is_some() { Self::Plain("struct") } else { Self::Type(found) }
+                let found = types.refer(*id);
+                if found.of.scalar.is_some() { Self::Plain("struct") } else { Self::Type(found) }
             }
             Kind::Map(_) => Self::Plain("map"),
             Kind::List(_) | Kind::Bytes => Self::Plain("slice"),
@@ -67,36 +69,44 @@ impl Meta {
         }
     }
 
-    fn field(self, name: &str) -> Merged<&'static crate::schema::Field> {
+    /// A declared field with the set of its type; `None`: one that is kept undeclared.
+    fn declared(self, name: &str) -> Merged<Option<(&'a Types, &'a Field)>> {
         match self {
-            Self::Type(found) => match found.field(name) {
-                Some(field) => Ok(field),
+            Self::Type(found) => match found.of.field(name) {
+                Some(field) => Ok(Some((found.types, field))),
+                None if found.of.preserves_unknown => Ok(None),
                 None => {
-                    bad(format!("unable to find api field in struct {} for the json field {name:?}", found.short()))
+                    bad(format!("unable to find api field in struct {} for the json field {name:?}", found.of.short()))
                 }
             },
+            Self::Undeclared => Ok(None),
             Self::Plain(what) => {
                 bad(format!("merging an object in json but data type is not struct, instead is: {what}"))
             }
         }
     }
 
+    /// An object field: what it is, and whether it is replaced whole.
+    fn object(self, name: &str) -> Merged<(Self, bool)> {
+        let declared = self.declared(name)?;
+        Ok(declared.map_or((Self::Undeclared, false), |(types, field)| (Self::of(types, &field.kind), field.replaces)))
+    }
+
     /// A list field: its element, its merge key, whether it merges.
-    fn list(self, name: &str) -> Merged<(Self, Option<&'static str>, bool)> {
-        let field = self.field(name)?;
+    fn list(self, name: &str) -> Merged<(Self, Option<&'a str>, bool)> {
+        let Some((types, field)) = self.declared(name)? else { return Ok((Self::Undeclared, None, false)) };
         match &field.kind {
-            Kind::List(inner) => Ok((Self::of(inner), field.merge_key, field.merges)),
-            other => match Self::of(other) {
-                Self::Type(_) => bad("expected slice or array type, but got: struct"),
+            Kind::List(inner) => Ok((Self::of(types, inner), field.merge_key.as_deref(), field.merges)),
+            other => match Self::of(types, other) {
                 Self::Plain(what) => bad(format!("expected slice or array type, but got: {what}")),
+                _ => bad("expected slice or array type, but got: struct"),
             },
         }
     }
 }
 
 /// Applies a patch to an object of the type.
-pub(super) fn apply(type_name: &str, current: Value, patch: Value) -> Merged<Value> {
-    let Some(found) = table().by_name(type_name) else { return bad("strategic merge patch format is not supported") };
+pub(super) fn apply(found: TypeRef<'_>, current: Value, patch: Value) -> Merged<Value> {
     let (Value::Object(current), patch) = (current, patch) else { return bad("invalid JSON document") };
     match patch {
         Value::Object(patch) => merge_map(current, patch, Meta::Type(found), &mut Work(0)).map(Value::Object),
@@ -104,7 +114,7 @@ pub(super) fn apply(type_name: &str, current: Value, patch: Value) -> Merged<Val
     }
 }
 
-fn merge_map(mut original: Object, mut patch: Object, meta: Meta, work: &mut Work) -> Merged<Object> {
+fn merge_map(mut original: Object, mut patch: Object, meta: Meta<'_>, work: &mut Work) -> Merged<Object> {
     match patch.remove(DIRECTIVE) {
         None => {}
         Some(Value::String(text)) if text == "replace" => return Ok(patch),
@@ -132,12 +142,8 @@ fn merge_map(mut original: Object, mut patch: Object, meta: Meta, work: &mut Wor
             (Some(before), _) if deletes && !before.is_array() => Some(before),
             (None, _) if deletes => None,
             (Some(Value::Object(before)), Value::Object(after)) => {
-                let field = meta.field(&key)?;
-                Some(Value::Object(if field.replaces {
-                    after
-                } else {
-                    merge_map(before, after, Meta::of(&field.kind), work)?
-                }))
+                let (below, replaces) = meta.object(&key)?;
+                Some(Value::Object(if replaces { after } else { merge_map(before, after, below, work)? }))
             }
             (Some(Value::Array(before)), Value::Array(after)) => {
                 let (element, merge_key, merges) = meta.list(&key)?;
@@ -196,7 +202,7 @@ fn retain_keys(original: &mut Object, patch: &mut Object) -> Merged<()> {
 }
 
 /// Merges the lists whose order the patch dictates, and takes them out of the patch.
-fn ordered_lists(original: &mut Object, patch: &mut Object, meta: Meta, work: &mut Work) -> Merged<()> {
+fn ordered_lists(original: &mut Object, patch: &mut Object, meta: Meta<'_>, work: &mut Work) -> Merged<()> {
     const FORMAT: &str = "invalid patch format of setElementOrder list";
     let directed: Vec<String> = patch.keys().filter(|k| k.starts_with(ELEMENT_ORDER)).cloned().collect();
     for directive in directed {
@@ -353,8 +359,8 @@ fn one_kind<'a>(items: impl Iterator<Item = &'a Value>) -> Merged<bool> {
 fn merge_list(
     before: Vec<Value>,
     after: Vec<Value>,
-    element: Meta,
-    merge_key: Option<&'static str>,
+    element: Meta<'_>,
+    merge_key: Option<&str>,
     deletes: bool,
     work: &mut Work,
 ) -> Merged<Vec<Value>> {
@@ -373,7 +379,7 @@ fn merge_list(
     }
     let Some(key) = merge_key else {
         let what = match element {
-            Meta::Type(_) => "struct",
+            Meta::Type(_) | Meta::Undeclared => "struct",
             Meta::Plain(what) => what,
         };
         return bad(format!("cannot merge lists without merge key for {what}"));

@@ -1,15 +1,15 @@
 //! Requests and answers recorded from upstream, and properties.
 
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::schema::normalise;
 
-const MAP: Target<'_> =
-    Target { group: "", version: "v1", kind: "ConfigMap", type_name: "io.k8s.api.core.v1.ConfigMap" };
-const DEPLOYMENT: Target<'_> =
-    Target { group: "apps", version: "v1", kind: "Deployment", type_name: "io.k8s.api.apps.v1.Deployment" };
+static MAP: LazyLock<Target<'static>> = LazyLock::new(|| Target::kind("", "v1", "ConfigMap").unwrap());
+static DEPLOYMENT: LazyLock<Target<'static>> = LazyLock::new(|| Target::kind("apps", "v1", "Deployment").unwrap());
 
 fn config_map() -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "labels": {"a": "1"}}, "data": {"k": "v", "l": "w"}})
@@ -17,7 +17,7 @@ fn config_map() -> Value {
 
 fn with_pod(spec: Value) -> Value {
     let mut object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}, "spec": {"template": {"spec": spec}}});
-    normalise(DEPLOYMENT.type_name, &mut object).unwrap();
+    normalise(DEPLOYMENT.schema, &mut object).unwrap();
     object
 }
 

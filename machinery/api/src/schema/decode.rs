@@ -6,10 +6,11 @@ use crate::selector::go_quoted;
 use serde_json::{Map, Value};
 
 use super::budget::Budget;
+use super::built_in;
 use super::internal_group;
 use super::raw::{self, Raw};
-use super::table::table;
 use super::typed::{self, Form};
+use super::types::{KindFact, TypeRef, Types};
 use super::{protobuf, yaml};
 
 /// The `fieldValidation` parameter.
@@ -66,7 +67,7 @@ impl Media {
 }
 
 /// What a body should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Target<'a> {
     /// Empty for core.
     pub group: &'a str,
@@ -74,15 +75,15 @@ pub struct Target<'a> {
     pub version: &'a str,
     /// Kind.
     pub kind: &'a str,
-    /// The type in the table (`io.k8s.api.core.v1.Pod`).
-    pub type_name: &'a str,
+    /// Its type.
+    pub schema: TypeRef<'a>,
 }
 
 impl<'a> Target<'a> {
-    /// A kind by name, from the table (`autoscaling`, `v1`, `Scale`).
+    /// A built-in kind by name (`autoscaling`, `v1`, `Scale`).
     #[must_use]
     pub fn kind(group: &'a str, version: &'a str, kind: &'a str) -> Option<Self> {
-        table().of_kind(group, version, kind).map(|type_name| Self { group, version, kind, type_name })
+        built_in().of_kind(group, version, kind).map(|schema| Self { group, version, kind, schema })
     }
 
     fn api_version(&self) -> String {
@@ -132,15 +133,17 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
     let raw = match opened.content {
         Content::Raw(raw) => raw,
         Content::Protobuf(inner) => {
-            let found = table().by_name(target.type_name).ok_or_else(|| unknown_type(target))?;
-            let parsed = protobuf::parse(found, inner, &mut budget).map_err(|e| refused(&e));
+            if target.schema.of.message.is_empty() {
+                return Err(no_message());
+            }
+            let parsed = protobuf::parse(target.schema, inner, &mut budget).map_err(|e| refused(&e));
             budget.check()?;
             parsed?
         }
     };
     // What was read goes as what is made of it comes: each has the whole budget.
     let mut budget = Budget::of_body(bytes.len());
-    let converted = typed::convert(target.type_name, raw, Form::Sparse, &mut budget).map_err(|e| refused(&e));
+    let converted = typed::convert(target.schema, raw, Form::Sparse, &mut budget).map_err(|e| refused(&e));
     budget.check()?;
     let mut converted = converted?;
     if binary {
@@ -166,15 +169,16 @@ fn another_kind(
     refused: impl Fn(&str) -> ApiError,
 ) -> ApiError {
     let (group, plain) = version.split_once('/').unwrap_or(("", version));
-    if !registered(group, plain, kind) {
+    let types = target.schema.types;
+    if !registered(types, group, plain, kind) {
         return refused(&not_registered(kind, version));
     }
     // Upstream reads the body as what it says it is first.
-    let same = |k: &&super::table::KindFact| k.kind == kind && (k.group == group || group == "extensions");
-    let type_name = table().of_kind(group, plain, kind);
-    let type_name = type_name.or_else(|| table().kinds.iter().find(same).map(|k| &*k.type_name));
-    if let (Some(type_name), Content::Raw(raw)) = (type_name, content)
-        && let Err(error) = typed::convert(type_name, raw, Form::Sparse, &mut Budget::of_body(body_bytes))
+    let same = |k: &&KindFact| k.kind == kind && (k.group == group || group == "extensions");
+    let found = types.of_kind(group, plain, kind);
+    let found = found.or_else(|| types.kinds().find(same).map(|fact| types.refer(fact.id)));
+    if let (Some(found), Content::Raw(raw)) = (found, content)
+        && let Err(error) = typed::convert(found, raw, Form::Sparse, &mut Budget::of_body(body_bytes))
     {
         return refused(&error);
     }
@@ -191,6 +195,7 @@ fn another_kind(
 /// Decodes options (`DeleteOptions` and the like) whose apiVersion doesn't matter; a wrong kind is refused.
 pub fn options(bytes: &[u8], media: Media, kind: &str, type_name: &str) -> ApiResult<Value> {
     let refused = |error: String| ApiError::BadRequest(error);
+    let found = built_in().by_name(type_name).ok_or_else(|| ApiError::Internal(format!("no type {type_name}")))?;
     let mut budget = Budget::of_body(bytes.len());
     let opened = open(bytes, media, &mut budget).map_err(refused);
     budget.check()?;
@@ -208,14 +213,13 @@ pub fn options(bytes: &[u8], media: Media, kind: &str, type_name: &str) -> ApiRe
     let raw = match opened.content {
         Content::Raw(raw) => raw,
         Content::Protobuf(inner) => {
-            let found = table().by_name(type_name).ok_or_else(|| refused(format!("no type {type_name}")))?;
             let parsed = protobuf::parse(found, inner, &mut budget).map_err(refused);
             budget.check()?;
             parsed?
         }
     };
     let mut budget = Budget::of_body(bytes.len());
-    let converted = typed::convert(type_name, raw, Form::Sparse, &mut budget).map(|c| c.object).map_err(refused);
+    let converted = typed::convert(found, raw, Form::Sparse, &mut budget).map(|c| c.object).map_err(refused);
     budget.check()?;
     converted
 }
@@ -230,7 +234,7 @@ pub(crate) fn value(
     budget: &mut Budget,
 ) -> Result<Decoded, String> {
     let convert = if of_map { typed::convert_map } else { typed::convert };
-    let converted = convert(target.type_name, Raw::from(object), Form::Sparse, budget)?;
+    let converted = convert(target.schema, Raw::from(object), Form::Sparse, budget)?;
     let warnings = settle(converted.findings, validation)
         .map_err(|findings| format!("strict decoding error: {}", findings.join(", ")))?;
     Ok(Decoded { object: finish(converted.object, target), warnings })
@@ -255,8 +259,10 @@ fn settle(findings: Vec<String>, validation: FieldValidation) -> Result<Vec<Stri
     }
 }
 
-fn unknown_type(target: &Target<'_>) -> ApiError {
-    ApiError::Internal(format!("no type {}", target.type_name))
+/// 415: upstream takes no protobuf of types that have no message.
+fn no_message() -> ApiError {
+    let taken = [Media::Json, Media::Yaml].map(|media| MEDIA_TYPES[media as usize].to_owned());
+    ApiError::UnsupportedMediaType(taken.into())
 }
 
 fn finish(mut object: Value, target: &Target<'_>) -> Value {
@@ -335,8 +341,8 @@ fn defaulted_version(opened: &Opened<'_>, target: &Target<'_>) -> String {
 }
 
 /// Whether upstream's scheme knows the kind, also in versions that are no longer served.
-fn registered(group: &str, version: &str, kind: &str) -> bool {
-    table().of_kind(group, version, kind).is_some()
+fn registered(types: &Types, group: &str, version: &str, kind: &str) -> bool {
+    types.of_kind(group, version, kind).is_some()
         || (group, version, kind) == ("", "v1", "List")
         || NO_LONGER_SERVED.iter().any(|(g, v, kinds)| *g == group && *v == version && kinds.contains(&kind))
 }
@@ -388,14 +394,14 @@ pub fn empty() -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;
 
-    const MAP: Target<'_> =
-        Target { group: "", version: "v1", kind: "ConfigMap", type_name: "io.k8s.api.core.v1.ConfigMap" };
-    const DEPLOYMENT: Target<'_> =
-        Target { group: "apps", version: "v1", kind: "Deployment", type_name: "io.k8s.api.apps.v1.Deployment" };
+    static MAP: LazyLock<Target<'static>> = LazyLock::new(|| Target::kind("", "v1", "ConfigMap").unwrap());
+    static DEPLOYMENT: LazyLock<Target<'static>> = LazyLock::new(|| Target::kind("apps", "v1", "Deployment").unwrap());
 
     fn json_body(text: &str, target: &Target<'_>, validation: FieldValidation) -> Result<Decoded, String> {
         body(text.as_bytes(), Media::Json, target, validation).map_err(|e| e.to_string())
@@ -406,27 +412,27 @@ mod tests {
         for (text, target, message) in [
             (
                 r#"{"apiVersion": "apps/v1beta2", "kind": "Deployment"}"#,
-                DEPLOYMENT,
+                *DEPLOYMENT,
                 "the API version in the data (apps/v1beta2) does not match the expected API version (apps/v1)",
             ),
             (
                 r#"{"apiVersion": "extensions/v1beta1", "kind": "Deployment"}"#,
-                DEPLOYMENT,
+                *DEPLOYMENT,
                 "the API version in the data (extensions/v1beta1) does not match the expected API version (apps/v1)",
             ),
             (
                 r#"{"metadata": {"name": 3}}"#,
-                MAP,
+                *MAP,
                 r#"ConfigMap in version "v1" cannot be handled as a ConfigMap: json: cannot unmarshal number into Go struct field ObjectMeta.metadata.name of type string"#,
             ),
             (
                 r#"{"metadata": {"name": "a"}"#,
-                MAP,
+                *MAP,
                 r#"the object provided is unrecognized (must be of type ConfigMap): couldn't get version/kind; json parse error: unexpected end of JSON input ({"metadata": {"name": "a"})"#,
             ),
             (
                 r#"{"metadata": {"nope": 1}, "nope": 2}"#,
-                MAP,
+                *MAP,
                 r#"ConfigMap in version "v1" cannot be handled as a ConfigMap: strict decoding error: unknown field "metadata.nope", unknown field "nope""#,
             ),
         ] {

@@ -2,39 +2,38 @@
 
 use serde_json::{Map, Value};
 
-use super::table::{Kind, Type, table};
+use super::types::{Kind, Type, TypeRef, Types};
 
 /// Fills in declared defaults, in the whole object. Idempotent.
-pub fn default(type_name: &str, object: &mut Value) {
-    if let (Some(found), Some(map)) = (table().by_name(type_name), object.as_object_mut()) {
-        fill(found, map);
+pub fn default(found: TypeRef<'_>, object: &mut Value) {
+    if let Some(map) = object.as_object_mut() {
+        fill(found.types, found.of, map);
     }
 }
 
-fn fill(found: &Type, map: &mut Map<String, Value>) {
+fn fill(types: &Types, found: &Type, map: &mut Map<String, Value>) {
     for field in &found.fields {
         if let Some(default) = &field.default {
-            let unset = match map.get(field.name) {
+            let unset = match map.get(&*field.name) {
                 None | Some(Value::Null) => true,
                 Some(Value::String(text)) => text.is_empty() && !field.pointer,
                 Some(_) => false,
             };
             if unset {
-                map.insert(field.name.into(), default.clone());
-                continue;
+                map.insert(field.name.as_ref().into(), default.clone());
             }
         }
-        if let Some(value) = map.get_mut(field.name) {
-            descend(&field.kind, value);
+        if let Some(value) = map.get_mut(&*field.name) {
+            descend(types, &field.kind, value);
         }
     }
 }
 
-fn descend(kind: &Kind, value: &mut Value) {
+fn descend(types: &Types, kind: &Kind, value: &mut Value) {
     match (kind, value) {
-        (Kind::Object(id), Value::Object(map)) => fill(table().get(*id), map),
-        (Kind::List(inner), Value::Array(items)) => items.iter_mut().for_each(|item| descend(inner, item)),
-        (Kind::Map(inner), Value::Object(map)) => map.values_mut().for_each(|item| descend(inner, item)),
+        (Kind::Object(id), Value::Object(map)) => fill(types, types.get(*id), map),
+        (Kind::List(inner), Value::Array(items)) => items.iter_mut().for_each(|item| descend(types, inner, item)),
+        (Kind::Map(inner), Value::Object(map)) => map.values_mut().for_each(|item| descend(types, inner, item)),
         _ => {}
     }
 }
@@ -47,7 +46,7 @@ mod tests {
     #[test]
     fn declared_defaults_reach_templates() {
         let mut object = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "ports": [{"containerPort": 1}, {"protocol": "UDP"}]}]}}}});
-        default("io.k8s.api.apps.v1.Deployment", &mut object);
+        default(super::super::built_in().by_name("io.k8s.api.apps.v1.Deployment").unwrap(), &mut object);
         let ports = &object["spec"]["template"]["spec"]["containers"][0]["ports"];
         assert_eq!(*ports, json!([{"containerPort": 1, "protocol": "TCP"}, {"protocol": "UDP"}]));
     }

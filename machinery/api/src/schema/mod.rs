@@ -1,6 +1,8 @@
 //! What every served type looks like, as data: decoding, strictness, defaults, protobuf, OpenAPI.
 //!
-//! - [`table`]: the facts (`types.txt`, made by `make` from upstream's published schema), parsed once.
+//! - [`types`]: what a type is; sets of types, of which a resource holds its own.
+//! - [`table`]: the built-in ones (`types.txt`, made by `make` from upstream's published schema), parsed once.
+//! - `structural`: those of a resource that brings an OpenAPI schema.
 //! - [`raw`]: JSON as it was written (order, doubled keys, literal numbers); [`yaml`] and [`protobuf`] yield the same form.
 //! - [`typed`]: from that form to the object as upstream would store and print it; strict findings on the way.
 //! - `normal`: the same form made of an object in place.
@@ -16,14 +18,18 @@ mod fuzz;
 mod normal;
 pub(crate) mod protobuf;
 pub(crate) mod raw;
+mod structural;
 pub mod table;
 pub(crate) mod typed;
+pub mod types;
 pub(crate) mod yaml;
 
 pub use decode::{Decoded, FieldValidation, Media, Target};
 pub use defaults::default;
 pub use normal::normalise;
-pub use table::{Field, Kind, ListType, Table, Type, table};
+pub use structural::structural;
+pub use table::built_in;
+pub use types::{Field, Kind, KindFact, ListType, SharedType, Type, TypeRef, Types};
 
 /// The Go package of a group's internal types, which upstream's messages name.
 #[must_use]

@@ -6,33 +6,31 @@ use serde_json::{Map, Value};
 
 use super::budget::Budget;
 use super::raw::Raw;
-use super::table::{Kind, Type, table};
 use super::typed::{Form, Walk};
+use super::types::{Kind, Type, TypeRef};
 
 /// Brings an object into the form that upstream stores and prints: call it after defaulting, and again before storing
 /// where fields were removed or added since. Idempotent. An error is the first value of a wrong type; such values are left
 /// as they are.
-pub fn normalise(type_name: &str, object: &mut Value) -> Result<(), String> {
-    let found = table().by_name(type_name).ok_or_else(|| format!("no type {type_name}"))?;
+pub fn normalise(found: TypeRef<'_>, object: &mut Value) -> Result<(), String> {
     let mut budget = Budget::unlimited();
-    let mut walk = Walk::new(Form::Full, false, &mut budget);
-    if !walk.object_in_place(found, object) {
+    let mut walk = Walk::new(found.types, Form::Full, false, &mut budget);
+    if !walk.object_in_place(found.of, object) {
         *object = Value::Object(Map::new());
     }
     walk.failed().map_or(Ok(()), Err)
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
     /// False: it is nil or zero, which Go doesn't tell apart here.
-    fn object_in_place(&mut self, found: &'static Type, value: &mut Value) -> bool {
+    fn object_in_place(&mut self, found: &'a Type, value: &mut Value) -> bool {
         if let Some(kind) = &found.scalar {
             return self.in_place(kind, value);
         }
         let Value::Object(map) = value else { return self.leaf_in_place(found.name.as_ref(), value) };
         map.retain(|key, value| {
-            let Ok(at) = found.fields.binary_search_by(|field| field.name.cmp(key.as_str())) else { return false };
-            let field = &found.fields[at];
-            self.enter(field.name);
+            let Some(field) = found.field(key) else { return found.preserves_unknown };
+            self.enter(&field.name);
             let kept = self.in_place(&field.kind, value);
             self.leave();
             kept
@@ -56,7 +54,7 @@ impl Walk<'_> {
     fn in_place(&mut self, kind: &Kind, value: &mut Value) -> bool {
         match (kind, &mut *value) {
             (_, Value::Null) => false,
-            (Kind::Object(id), value) => self.object_in_place(table().get(*id), value),
+            (Kind::Object(id), value) => self.object_in_place(self.types.get(*id), value),
             (Kind::List(inner), Value::Array(items)) => {
                 for item in items {
                     if !self.in_place(inner, item) {
@@ -105,6 +103,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
+    use super::super::built_in;
     use super::super::raw::parse;
     use super::super::typed::convert;
     use super::*;
@@ -113,9 +112,14 @@ mod tests {
     const TYPES: [&str; 4] =
         [POD, "io.k8s.api.apps.v1.Deployment", "io.k8s.api.core.v1.Event", "io.k8s.api.core.v1.Secret"];
 
+    fn named(type_name: &str) -> TypeRef<'static> {
+        built_in().by_name(type_name).unwrap()
+    }
+
     /// By way of [`convert`].
     fn converted(type_name: &str, value: Value) -> Result<Value, String> {
-        convert(type_name, Raw::from(value), Form::Full, &mut Budget::unlimited()).map(|converted| converted.object)
+        convert(named(type_name), Raw::from(value), Form::Full, &mut Budget::unlimited())
+            .map(|converted| converted.object)
     }
 
     fn any_value() -> impl Strategy<Value = Value> {
@@ -182,13 +186,12 @@ mod tests {
     #[test]
     fn what_fits_nowhere_is_left_and_named() {
         let mut pod = json!({"spec": {"containers": [{"name": 1, "resources": {"limits": {"cpu": "x"}}}], "nope": 1}});
-        let error = normalise(POD, &mut pod).unwrap_err();
+        let error = normalise(named(POD), &mut pod).unwrap_err();
         assert!(error.contains("quantities must match"), "{error}");
         assert_eq!(pod["spec"]["containers"][0]["name"], 1);
         assert_eq!(pod["spec"]["containers"][0]["resources"]["limits"]["cpu"], "x");
         assert_eq!(pod["spec"].get("nope"), None);
-        assert!(normalise(POD, &mut json!({"spec": 7})).unwrap_err().contains("number"));
-        assert_eq!(normalise("nope", &mut json!({})), Err("no type nope".into()));
+        assert!(normalise(named(POD), &mut json!({"spec": 7})).unwrap_err().contains("number"));
     }
 
     proptest! {
@@ -196,13 +199,13 @@ mod tests {
         #[test]
         fn in_place_comes_to_the_same_as_converting(value in any_value(), of in 0..TYPES.len()) {
             let mut object = value.clone();
-            let done = normalise(TYPES[of], &mut object);
+            let done = normalise(named(TYPES[of]), &mut object);
             match converted(TYPES[of], value.clone()) {
                 Ok(wanted) => {
                     prop_assert_eq!(done, Ok(()));
                     prop_assert_eq!(&object, &wanted);
                     if !value.is_null() {
-                        normalise(TYPES[of], &mut object).unwrap();
+                        normalise(named(TYPES[of]), &mut object).unwrap();
                         prop_assert_eq!(object, wanted, "it settles");
                     }
                 }
@@ -215,7 +218,7 @@ mod tests {
             let Ok(raw) = parse(text.as_bytes()) else { return Ok(()) };
             let Some(value) = raw.into_value(&mut Budget::unlimited()) else { return Ok(()) };
             let mut object = value.clone();
-            let done = normalise(POD, &mut object);
+            let done = normalise(named(POD), &mut object);
             match converted(POD, value) {
                 Ok(wanted) => prop_assert!(done.is_ok() && object == wanted),
                 Err(_) => prop_assert!(done.is_err()),

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::budget::{Budget, ENTRY_BYTES, ITEM_BYTES, OBJECT_BYTES};
 use super::raw::{self, Raw};
-use super::table::{Kind, Type, table};
+use super::types::{Kind, Type, TypeRef, Types};
 
 /// What every body begins with.
 const MAGIC: &[u8] = b"k8s\0";
@@ -54,8 +54,14 @@ pub(crate) fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, String> {
 }
 
 /// Reads a message of a known type, as far as the budget goes; the caller checks it.
-pub(crate) fn parse(found: &Type, bytes: &[u8], budget: &mut Budget) -> Result<Raw, String> {
-    message(found, bytes, 0, budget).map(Raw::Map)
+pub(crate) fn parse(found: TypeRef<'_>, bytes: &[u8], budget: &mut Budget) -> Result<Raw, String> {
+    message(found.of, bytes, 0, &mut Reading { types: found.types, budget }).map(Raw::Map)
+}
+
+/// What all of a body's messages are read with.
+struct Reading<'a> {
+    types: &'a Types,
+    budget: &'a mut Budget,
 }
 
 #[derive(Clone, Copy)]
@@ -152,24 +158,24 @@ impl<'a> Reader<'a> {
 
 type Entries = Vec<(String, Raw)>;
 
-fn message(found: &Type, bytes: &[u8], depth: usize, budget: &mut Budget) -> Result<Entries, String> {
+fn message(found: &Type, bytes: &[u8], depth: usize, reading: &mut Reading<'_>) -> Result<Entries, String> {
     if depth > DEPTH_MAX {
         return Err("proto: exceeded max depth".into());
     }
     let (mut out, mut reader) = (Entries::new(), Reader { bytes });
-    if !budget.take(OBJECT_BYTES) {
+    if !reading.budget.take(OBJECT_BYTES) {
         return Ok(out);
     }
     while let Some((number, payload)) = reader.field()? {
-        if budget.exceeded() {
+        if reading.budget.exceeded() {
             break;
         }
         if let Some(field) = found.numbered(number) {
-            put(&mut out, field.name, &field.kind, field.wire.as_deref(), (number, payload), depth, budget)?;
+            put(&mut out, &field.name, &field.kind, field.wire.as_deref(), (number, payload), depth, reading)?;
         } else if let Some((_, name)) = found.inline.iter().find(|(n, _)| *n == number) {
             let inner = payload.bytes(number)?;
-            if let Some(other) = table().by_message(name) {
-                for (name, value) in message(other, inner, depth + 1, budget)? {
+            if let Some(other) = reading.types.by_message(name) {
+                for (name, value) in message(other, inner, depth + 1, reading)? {
                     if found.field(&name).is_none() {
                         continue;
                     }
@@ -180,8 +186,8 @@ fn message(found: &Type, bytes: &[u8], depth: usize, budget: &mut Budget) -> Res
                         (None, value) => out.push((name, value)),
                     }
                 }
-            } else if let Some(other) = table().message(name) {
-                inlined(&mut out, found, &other.fields, inner, depth + 1, budget)?;
+            } else if let Some(other) = reading.types.message(name) {
+                inlined(&mut out, found, &other.fields, inner, depth + 1, reading)?;
             }
         }
     }
@@ -195,12 +201,12 @@ fn inlined(
     fields: &[(&'static str, u32, Box<str>)],
     bytes: &[u8],
     depth: usize,
-    budget: &mut Budget,
+    reading: &mut Reading<'_>,
 ) -> Result<(), String> {
     let mut reader = Reader { bytes };
     while let Some((number, payload)) = reader.field()? {
         if let Some(field) = fields.iter().find(|(_, n, _)| *n == number).and_then(|(name, ..)| found.field(name)) {
-            put(out, field.name, &field.kind, field.wire.as_deref(), (number, payload), depth, budget)?;
+            put(out, &field.name, &field.kind, field.wire.as_deref(), (number, payload), depth, reading)?;
         }
     }
     Ok(())
@@ -213,16 +219,16 @@ fn put(
     wire: Option<&str>,
     (number, payload): (u32, Payload<'_>),
     depth: usize,
-    budget: &mut Budget,
+    reading: &mut Reading<'_>,
 ) -> Result<(), String> {
-    if !budget.take(ENTRY_BYTES) {
+    if !reading.budget.take(ENTRY_BYTES) {
         return Ok(());
     }
     let at = out.iter().position(|(n, _)| n == name);
     match kind {
         // A list wrapped in a message (Verbs, ExtraValue).
         Kind::List(_) if wire.is_some_and(|w| !w.starts_with("repeated ")) => {
-            let list = value(kind, wire, number, payload, depth, budget)?;
+            let list = value(kind, wire, number, payload, depth, reading)?;
             out.retain(|(n, _)| n != name);
             out.push((name.into(), list));
         }
@@ -231,9 +237,9 @@ fn put(
             match (&**inner, payload) {
                 (Kind::Int32 | Kind::Int64 | Kind::Bool, Payload::Bytes(bytes)) => {
                     let mut reader = Reader { bytes };
-                    while !reader.bytes.is_empty() && budget.take(ITEM_BYTES) {
+                    while !reader.bytes.is_empty() && reading.budget.take(ITEM_BYTES) {
                         let n = Payload::Varint(reader.varint()?);
-                        items.push(value(inner, None, number, n, depth, budget)?);
+                        items.push(value(inner, None, number, n, depth, reading)?);
                     }
                 }
                 _ => items.push(value(
@@ -242,7 +248,7 @@ fn put(
                     number,
                     payload,
                     depth,
-                    budget,
+                    reading,
                 )?),
             }
             match at.map(|at| &mut out[at].1) {
@@ -251,7 +257,7 @@ fn put(
             }
         }
         Kind::Map(inner) => {
-            let (key, found) = map_entry(inner, wire, (number, payload), depth, budget)?;
+            let (key, found) = map_entry(inner, wire, (number, payload), depth, reading)?;
             match at.map(|at| &mut out[at].1) {
                 // A key that comes again counts last, as it does in what reads this.
                 Some(Raw::Map(map)) => map.push((key, found)),
@@ -259,7 +265,7 @@ fn put(
             }
         }
         _ => {
-            let found = value(kind, wire, number, payload, depth, budget)?;
+            let found = value(kind, wire, number, payload, depth, reading)?;
             match at {
                 Some(at) => out[at].1 = found,
                 None => out.push((name.into(), found)),
@@ -275,7 +281,7 @@ fn map_entry(
     wire: Option<&str>,
     (number, payload): (u32, Payload<'_>),
     depth: usize,
-    budget: &mut Budget,
+    reading: &mut Reading<'_>,
 ) -> Result<(String, Raw), String> {
     let wire = wire.and_then(|w| w.strip_prefix("map<string,")).and_then(|w| w.strip_suffix('>'));
     let (mut key, mut found) = (String::new(), Raw::Null);
@@ -283,7 +289,7 @@ fn map_entry(
     while let Some((number, payload)) = reader.field()? {
         match number {
             1 => key = payload.text(number)?,
-            2 => found = value(inner, wire, number, payload, depth, budget)?,
+            2 => found = value(inner, wire, number, payload, depth, reading)?,
             _ => {}
         }
     }
@@ -296,7 +302,7 @@ fn value(
     number: u32,
     payload: Payload<'_>,
     depth: usize,
-    budget: &mut Budget,
+    reading: &mut Reading<'_>,
 ) -> Result<Raw, String> {
     Ok(match kind {
         Kind::String => Raw::String(payload.text(number)?),
@@ -339,14 +345,14 @@ fn value(
             Some(Payload::Bytes(text)) if !text.is_empty() => raw::parse(text)?,
             _ => Raw::Null,
         },
-        Kind::Object(id) => Raw::Map(message(table().get(*id), payload.bytes(number)?, depth + 1, budget)?),
+        Kind::Object(id) => Raw::Map(message(reading.types.get(*id), payload.bytes(number)?, depth + 1, reading)?),
         Kind::List(inner) => {
             // `items` of a wrapping message.
             let mut items = Vec::new();
             let mut reader = Reader { bytes: payload.bytes(number)? };
             while let Some((number, payload)) = reader.field()? {
-                if number == 1 && budget.take(ITEM_BYTES) {
-                    items.push(value(inner, None, number, payload, depth + 1, budget)?);
+                if number == 1 && reading.budget.take(ITEM_BYTES) {
+                    items.push(value(inner, None, number, payload, depth + 1, reading)?);
                 }
             }
             Raw::List(items)

@@ -1,254 +1,18 @@
-//! The facts of every type (`types.txt`, explained by `make` beside it), parsed once into small interned structs.
+//! The built-in types: facts (`types.txt`, explained by `make` beside it), parsed once at first use.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::OnceLock;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
-use serde_json::Value;
-
-/// What a field, an element or a map's value is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
-    /// Text.
-    String,
-    /// true or false.
-    Bool,
-    /// Whole number of 32 bits.
-    Int32,
-    /// Whole number of 64 bits.
-    Int64,
-    /// Number.
-    Double,
-    /// Base64 text.
-    Bytes,
-    /// `100m`.
-    Quantity,
-    /// `metav1.Time`.
-    Time,
-    /// `metav1.MicroTime`.
-    MicroTime,
-    /// A number or a text.
-    IntOrString,
-    /// Any JSON.
-    Any,
-    /// An object of that type ([`Table::get`]).
-    Object(u16),
-    /// A list.
-    List(Box<Kind>),
-    /// An object with any keys.
-    Map(Box<Kind>),
-}
-
-/// How a list merges (`x-kubernetes-list-type`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ListType {
-    /// Not said.
-    #[default]
-    Unsaid,
-    /// Replaced whole.
-    Atomic,
-    /// Of distinct scalars.
-    Set,
-    /// Of objects with keys.
-    Map,
-}
-
-/// One field of a type.
-#[derive(Debug)]
-pub struct Field {
-    /// In JSON.
-    pub name: &'static str,
-    /// What it holds.
-    pub kind: Kind,
-    /// In protobuf; 0 if none.
-    pub number: u32,
-    /// The protobuf type where [`kind`](Self::kind) doesn't say it.
-    pub wire: Option<Box<str>>,
-    /// Left out of JSON when empty.
-    pub omit_empty: bool,
-    /// Left out of JSON when zero.
-    pub omit_zero: bool,
-    /// A pointer: unset and zero differ.
-    pub pointer: bool,
-    /// Listed as required.
-    pub required: bool,
-    /// Filled in where unset.
-    pub default: Option<Value>,
-    /// How a list merges in server-side apply.
-    pub list: ListType,
-    /// The keys of a map list.
-    pub keys: Vec<&'static str>,
-    /// An object that is replaced whole.
-    pub atomic: bool,
-    /// The key by which strategic merge joins list elements.
-    pub merge_key: Option<&'static str>,
-    /// Strategic merge: elements are merged, not replaced.
-    pub merges: bool,
-    /// Strategic merge: an object is replaced whole.
-    pub replaces: bool,
-    /// Strategic merge: `$retainKeys` is expected.
-    pub retains_keys: bool,
-    /// The allowed values.
-    pub enumeration: Vec<&'static str>,
-    /// The Go structs that it is embedded in, which Go's decoding errors name.
-    pub embedded: Option<&'static str>,
-    /// Go's name of its type where it can't be derived.
-    pub(super) go: Option<&'static str>,
-}
-
-/// One type.
-#[derive(Debug)]
-pub struct Type {
-    /// As OpenAPI names it: `io.k8s.api.core.v1.Pod`.
-    pub name: Box<str>,
-    /// Not an object in JSON: what it is instead.
-    pub scalar: Option<Kind>,
-    /// The protobuf message's full name; empty if none.
-    pub message: Box<str>,
-    /// Replaced whole wherever it stands.
-    pub atomic: bool,
-    /// By name.
-    pub fields: Vec<Field>,
-    /// Messages whose fields stand in this object's JSON: number and message.
-    pub inline: Vec<(u32, Box<str>)>,
-    by_number: Vec<(u32, u16)>,
-}
-
-impl Type {
-    /// The field of that name.
-    #[must_use]
-    pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.binary_search_by(|f| f.name.cmp(name)).ok().map(|at| &self.fields[at])
-    }
-
-    /// The field of that protobuf number.
-    #[must_use]
-    pub fn numbered(&self, number: u32) -> Option<&Field> {
-        self.by_number
-            .binary_search_by_key(&number, |(n, _)| *n)
-            .ok()
-            .map(|at| &self.fields[usize::from(self.by_number[at].1)])
-    }
-
-    /// The last part of the name: `Pod`.
-    #[must_use]
-    pub fn short(&self) -> &str {
-        self.name.rsplit('.').next().unwrap_or_default()
-    }
-}
-
-/// A protobuf message with no type of its own in JSON.
-#[derive(Debug)]
-pub struct Message {
-    /// Name, number, protobuf type.
-    pub fields: Vec<(&'static str, u32, Box<str>)>,
-}
-
-/// A kind that upstream serves.
-#[derive(Debug)]
-pub struct KindFact {
-    /// Empty for core.
-    pub group: &'static str,
-    /// Version.
-    pub version: &'static str,
-    /// Kind.
-    pub kind: &'static str,
-    /// The type's name.
-    pub type_name: Box<str>,
-}
-
-/// Everything.
-#[derive(Debug)]
-pub struct Table {
-    types: Vec<Type>,
-    by_name: HashMap<Box<str>, u16>,
-    by_message: HashMap<Box<str>, u16>,
-    messages: BTreeMap<Box<str>, Message>,
-    /// The kinds of stable groups.
-    pub kinds: Vec<KindFact>,
-}
-
-impl Table {
-    /// The type of that id.
-    #[must_use]
-    pub fn get(&self, id: u16) -> &Type {
-        &self.types[usize::from(id)]
-    }
-
-    /// The type of that name.
-    #[must_use]
-    pub fn by_name(&self, name: &str) -> Option<&Type> {
-        self.id(name).map(|id| self.get(id))
-    }
-
-    /// The id of the type of that name.
-    #[must_use]
-    pub fn id(&self, name: &str) -> Option<u16> {
-        self.by_name.get(name).copied()
-    }
-
-    /// The type that a protobuf message is.
-    #[must_use]
-    pub fn by_message(&self, message: &str) -> Option<&Type> {
-        self.by_message.get(message).map(|id| self.get(*id))
-    }
-
-    /// A message with no type of its own.
-    #[must_use]
-    pub fn message(&self, name: &str) -> Option<&Message> {
-        self.messages.get(name)
-    }
-
-    /// The type of a kind.
-    #[must_use]
-    pub fn of_kind(&self, group: &str, version: &str, kind: &str) -> Option<&str> {
-        self.kinds.iter().find(|k| k.group == group && k.version == version && k.kind == kind).map(|k| &*k.type_name)
-    }
-
-    /// Whether any kind of the group is known.
-    #[must_use]
-    pub fn knows_group(&self, group: &str) -> bool {
-        self.kinds.iter().any(|k| k.group == group)
-    }
-
-    /// All types.
-    #[must_use]
-    pub fn types(&self) -> &[Type] {
-        &self.types
-    }
-
-    /// Go's name of a kind, as its decoding errors print it.
-    #[must_use]
-    pub fn go_name(&self, kind: &Kind) -> String {
-        match kind {
-            Kind::String => "string".into(),
-            Kind::Bool => "bool".into(),
-            Kind::Int32 => "int32".into(),
-            Kind::Int64 => "int64".into(),
-            Kind::Double => "float64".into(),
-            Kind::Bytes => "[]uint8".into(),
-            Kind::Quantity => "resource.Quantity".into(),
-            Kind::Time => "v1.Time".into(),
-            Kind::MicroTime => "v1.MicroTime".into(),
-            Kind::IntOrString => "intstr.IntOrString".into(),
-            Kind::Any => "interface {}".into(),
-            Kind::Object(id) => {
-                let mut parts = self.get(*id).name.rsplit('.');
-                let (name, version) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-                format!("{version}.{name}")
-            }
-            Kind::List(inner) => format!("[]{}", self.go_name(inner)),
-            Kind::Map(inner) => format!("map[string]{}", self.go_name(inner)),
-        }
-    }
-}
+use super::types::{Field, Kind, KindFact, ListType, Message, Text, Type, TypeId, Types};
 
 /// What the table is made of.
 pub const SOURCE: &str = include_str!("types.txt");
 
-/// The table, read at first use.
-pub fn table() -> &'static Table {
-    static TABLE: OnceLock<Table> = OnceLock::new();
-    TABLE.get_or_init(|| read(SOURCE))
+/// Upstream's types.
+pub fn built_in() -> &'static Arc<Types> {
+    static BUILT_IN: LazyLock<Arc<Types>> = LazyLock::new(|| Arc::new(read(SOURCE)));
+    &BUILT_IN
 }
 
 /// Names are shortened in the file.
@@ -257,7 +21,7 @@ fn long(name: &str, message: bool) -> String {
     name.replace('~', &format!("{root}.api.")).replace('^', &format!("{root}.apimachinery.pkg.apis.meta.v1."))
 }
 
-fn kind(code: &str, ids: &HashMap<Box<str>, u16>) -> Kind {
+fn kind(code: &str, ids: &HashMap<Box<str>, TypeId>) -> Kind {
     let rest = &code[1..];
     match code.as_bytes()[0] {
         b's' => Kind::String,
@@ -277,28 +41,24 @@ fn kind(code: &str, ids: &HashMap<Box<str>, u16>) -> Kind {
     }
 }
 
-fn read(text: &'static str) -> Table {
+fn read(text: &'static str) -> Types {
     let rows = || text.lines().filter(|l| !l.starts_with('#')).map(|l| l.split('\t').collect::<Vec<_>>());
     // Ids first: types refer to each other.
-    let mut ids: HashMap<Box<str>, u16> = HashMap::new();
+    let mut ids: HashMap<Box<str>, TypeId> = HashMap::new();
     for row in rows().filter(|r| r[0] == "T") {
-        ids.insert(long(row[1], false).into(), ids.len() as u16);
+        ids.insert(long(row[1], false).into(), TypeId(ids.len() as u32));
     }
-    let mut table = Table {
-        types: Vec::with_capacity(ids.len()),
-        by_name: HashMap::new(),
-        by_message: HashMap::new(),
-        messages: BTreeMap::new(),
-        kinds: Vec::new(),
-    };
+    let mut table = Types::default();
     for row in rows() {
         match (row[0], &row[1..]) {
-            ("K", [group, version, kind, type_name]) => table.kinds.push(KindFact {
-                group: if *group == "-" { "" } else { group },
-                version,
-                kind,
-                type_name: long(type_name, false).into(),
-            }),
+            ("K", [group, version, kind, type_name]) => {
+                let group = if *group == "-" { "" } else { group };
+                let texts = [group, version, kind].map(Text::Borrowed);
+                if let Some(id) = ids.get(long(type_name, false).as_str()).copied() {
+                    let [group, version, kind] = texts;
+                    table.kinds.push(KindFact { group, version, kind, id });
+                }
+            }
             ("M", [name, fields @ ..]) => {
                 let fields = fields
                     .iter()
@@ -310,33 +70,30 @@ fn read(text: &'static str) -> Table {
                 table.messages.insert(long(name, true).into(), Message { fields });
             }
             ("T", [name, form, message, rest @ ..]) => {
-                let name: Box<str> = long(name, false).into();
+                let name = long(name, false);
                 let message: Box<str> = match *message {
                     "-" => "".into(),
                     "" => name.replacen("io.k8s.", "k8s.io.", 1).into(),
                     given => long(given, true).into(),
                 };
                 if !message.is_empty() {
-                    table.by_message.insert(message.clone(), table.types.len() as u16);
+                    table.by_message.insert(message.clone(), TypeId(table.own.len() as u32));
                 }
-                table.types.push(Type {
-                    name,
+                table.own.push(Type {
                     scalar: (*form != "-").then(|| kind(form, &ids)),
                     message,
                     atomic: rest.contains(&"Satomic"),
-                    fields: Vec::new(),
-                    inline: Vec::new(),
-                    by_number: Vec::new(),
+                    ..Type::object(&name, Vec::new())
                 });
             }
             ("I", [number, message]) => {
-                if let (Some(last), Ok(number)) = (table.types.last_mut(), number.parse()) {
+                if let (Some(last), Ok(number)) = (table.own.last_mut(), number.parse()) {
                     last.inline.push((number, long(message, true).into()));
                 }
             }
             ("F", [name, code, number, facts @ ..]) => {
                 let field = field(name, kind(code, &ids), number.parse().unwrap_or(0), facts);
-                if let Some(last) = table.types.last_mut() {
+                if let Some(last) = table.own.last_mut() {
                     if field.number > 0 {
                         last.by_number.push((field.number, last.fields.len() as u16));
                     }
@@ -346,7 +103,7 @@ fn read(text: &'static str) -> Table {
             _ => {}
         }
     }
-    for found in &mut table.types {
+    for found in &mut table.own {
         found.by_number.sort_unstable();
     }
     table.by_name = ids;
@@ -354,27 +111,8 @@ fn read(text: &'static str) -> Table {
 }
 
 fn field(name: &'static str, kind: Kind, number: u32, facts: &[&'static str]) -> Field {
-    let mut field = Field {
-        name,
-        kind,
-        number,
-        wire: None,
-        omit_empty: false,
-        omit_zero: false,
-        pointer: false,
-        required: false,
-        default: None,
-        list: ListType::Unsaid,
-        keys: Vec::new(),
-        atomic: false,
-        merge_key: None,
-        merges: false,
-        replaces: false,
-        retains_keys: false,
-        enumeration: Vec::new(),
-        embedded: None,
-        go: None,
-    };
+    let mut field = Field { number, ..Field::new(Cow::Borrowed(name), kind) };
+    let texts = |list: &'static str| list.split('|').map(Text::Borrowed);
     for fact in facts {
         let rest = &fact[1..];
         match fact.as_bytes()[0] {
@@ -387,19 +125,19 @@ fn field(name: &'static str, kind: Kind, number: u32, facts: &[&'static str]) ->
                 field.list = match rest {
                     "atomic" => ListType::Atomic,
                     "set" => ListType::Set,
-                    "map" => ListType::Map,
+                    "map" => ListType::Map(Box::default()),
                     _ => ListType::Unsaid,
                 }
             }
-            b'K' => field.keys = rest.split('|').collect(),
+            b'K' => field.list = ListType::Map(texts(rest).collect()),
             b'S' => field.atomic = rest == "atomic",
-            b'M' => field.merge_key = Some(rest),
+            b'M' => field.merge_key = Some(rest.into()),
             b'P' => {
                 field.merges = rest.split(',').any(|s| s == "merge");
                 field.replaces = rest.split(',').any(|s| s == "replace");
                 field.retains_keys = rest.split(',').any(|s| s == "retainKeys");
             }
-            b'E' => field.enumeration = rest.split('|').collect(),
+            b'E' => field.enumeration = texts(rest).map(Into::into).collect(),
             b'B' => field.embedded = Some(rest),
             b'G' => field.go = Some(rest),
             b'W' => field.wire = Some(long(rest, true).into()),
@@ -415,33 +153,33 @@ mod tests {
 
     #[test]
     fn the_table_reads() {
-        let table = table();
-        let pod = table.by_name("io.k8s.api.core.v1.PodSpec").unwrap();
+        let types = built_in();
+        let pod = types.by_name("io.k8s.api.core.v1.PodSpec").unwrap().of;
         let containers = pod.field("containers").unwrap();
-        assert_eq!(containers.merge_key, Some("name"));
-        assert_eq!(table.go_name(&containers.kind), "[]v1.Container");
-        assert_eq!(
-            table
-                .get(match &containers.kind {
-                    Kind::List(k) => match **k {
-                        Kind::Object(id) => id,
-                        _ => panic!(),
-                    },
-                    _ => panic!(),
-                })
-                .short(),
-            "Container"
-        );
-        assert_eq!(table.by_message("k8s.io.api.core.v1.Pod").unwrap().short(), "Pod");
-        assert!(table.message("k8s.io.api.core.v1.VolumeSource").is_some());
-        assert_eq!(table.of_kind("apps", "v1", "Deployment"), Some("io.k8s.api.apps.v1.Deployment"));
-        for found in table.types() {
-            assert!(found.fields.is_sorted_by_key(|f| f.name), "{}", found.name);
+        assert_eq!(containers.merge_key.as_deref(), Some("name"));
+        assert_eq!(containers.list, ListType::Map(Box::new(["name".into()])));
+        assert_eq!(types.go_name(&containers.kind), "[]v1.Container");
+        let Kind::List(inner) = &containers.kind else { panic!("{:?}", containers.kind) };
+        let Kind::Object(id) = &**inner else { panic!("{inner:?}") };
+        assert_eq!(types.get(*id).short(), "Container");
+        assert_eq!(types.by_message("k8s.io.api.core.v1.Pod").unwrap().short(), "Pod");
+        assert!(types.message("k8s.io.api.core.v1.VolumeSource").is_some());
+        let deployment = types.of_kind("apps", "v1", "Deployment").unwrap();
+        assert_eq!(&*deployment.of.name, "io.k8s.api.apps.v1.Deployment");
+        assert_eq!(types.kinds().count(), SOURCE.lines().filter(|line| line.starts_with("K\t")).count());
+        for found in types.own() {
+            assert!(found.fields.is_sorted_by_key(|f| &*f.name), "{}", found.name);
             for field in &found.fields {
                 assert!(!matches!(&field.wire, Some(w) if w.contains(['~', '^'])));
+                assert!(
+                    !matches!(&field.list, ListType::Map(keys) if keys.is_empty()),
+                    "{} {}",
+                    found.name,
+                    field.name
+                );
             }
         }
-        let secret = table.by_name("io.k8s.api.core.v1.Secret").unwrap();
+        let secret = types.by_name("io.k8s.api.core.v1.Secret").unwrap().of;
         assert_eq!(secret.field("data").unwrap().kind, Kind::Map(Box::new(Kind::Bytes)));
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::budget::{Budget, ENTRY_BYTES, ITEM_BYTES, OBJECT_BYTES};
 use super::raw::Raw;
-use super::table::{Field, Kind, Type, table};
+use super::types::{Field, Kind, Type, TypeRef, Types};
 
 /// Strict findings kept, as upstream bounds them.
 pub(crate) const FINDINGS_MAX: usize = 100;
@@ -39,19 +39,18 @@ pub(crate) struct Converted {
 }
 
 /// Converts a value of a known type; the error is Go's sentence.
-pub(crate) fn convert(type_name: &str, raw: Raw, form: Form, budget: &mut Budget) -> Result<Converted, String> {
-    run(type_name, raw, form, false, budget)
+pub(crate) fn convert(found: TypeRef<'_>, raw: Raw, form: Form, budget: &mut Budget) -> Result<Converted, String> {
+    run(found, raw, form, false, budget)
 }
 
 /// As upstream reads what a strategic patch yields: from maps instead of from JSON, with other sentences.
-pub(crate) fn convert_map(type_name: &str, raw: Raw, form: Form, budget: &mut Budget) -> Result<Converted, String> {
-    run(type_name, raw, form, true, budget)
+pub(crate) fn convert_map(found: TypeRef<'_>, raw: Raw, form: Form, budget: &mut Budget) -> Result<Converted, String> {
+    run(found, raw, form, true, budget)
 }
 
-fn run(type_name: &str, raw: Raw, form: Form, of_map: bool, budget: &mut Budget) -> Result<Converted, String> {
-    let found = table().by_name(type_name).ok_or_else(|| format!("no type {type_name}"))?;
-    let mut walk = Walk::new(form, of_map, budget);
-    let object = walk.object(found, raw).unwrap_or_else(|| Value::Object(Map::new()));
+fn run(found: TypeRef<'_>, raw: Raw, form: Form, of_map: bool, budget: &mut Budget) -> Result<Converted, String> {
+    let mut walk = Walk::new(found.types, form, of_map, budget);
+    let object = walk.object(found.of, raw).unwrap_or_else(|| Value::Object(Map::new()));
     let findings = std::mem::take(&mut walk.findings);
     walk.failed().map_or(Ok(Converted { object, findings }), Err)
 }
@@ -94,6 +93,7 @@ pub(crate) fn doubled_keys(raw: &Raw) -> Vec<String> {
 }
 
 pub(super) struct Walk<'a> {
+    pub(super) types: &'a Types,
     form: Form,
     path: String,
     findings: Vec<String>,
@@ -102,16 +102,17 @@ pub(super) struct Walk<'a> {
     /// What Go gives up at, where it reads on after other errors.
     fatal: Option<String>,
     /// The fields entered, and the type of the innermost: Go's context of an error.
-    go: Vec<&'static str>,
-    go_struct: &'static str,
+    go: Vec<&'a str>,
+    go_struct: &'a str,
     /// Whether errors are those of Go's reflection.
     of_map: bool,
     budget: &'a mut Budget,
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(form: Form, of_map: bool, budget: &'a mut Budget) -> Self {
+    pub(super) fn new(types: &'a Types, form: Form, of_map: bool, budget: &'a mut Budget) -> Self {
         Self {
+            types,
             form,
             path: String::new(),
             findings: Vec::new(),
@@ -134,7 +135,7 @@ impl<'a> Walk<'a> {
         self.fatal.is_some() || self.error.is_some()
     }
 
-    pub(super) fn enter(&mut self, field: &'static str) {
+    pub(super) fn enter(&mut self, field: &'a str) {
         self.go.push(field);
     }
 
@@ -200,7 +201,7 @@ impl<'a> Walk<'a> {
     }
 
     /// `None`: nil or zero, which Go doesn't tell apart here.
-    fn object(&mut self, found: &'static Type, raw: Raw) -> Option<Value> {
+    fn object(&mut self, found: &'a Type, raw: Raw) -> Option<Value> {
         if let Some(kind) = &found.scalar {
             return self.value(kind, None, raw);
         }
@@ -224,8 +225,8 @@ impl<'a> Walk<'a> {
             if !self.budget.take(ENTRY_BYTES) {
                 break;
             }
-            let Ok(at) = found.fields.binary_search_by(|f| f.name.cmp(key.as_str())) else {
-                self.find("unknown", &key);
+            let Some(at) = found.position(&key) else {
+                self.undeclared(found, key, raw, &mut out);
                 continue;
             };
             if std::mem::replace(&mut seen[at], true) {
@@ -235,19 +236,19 @@ impl<'a> Walk<'a> {
             if path_length > 0 {
                 self.path.push('.');
             }
-            self.path.push_str(field.name);
+            self.path.push_str(&field.name);
             let entered = self.go.len();
             self.go.extend(field.embedded);
-            self.go.push(field.name);
+            self.go.push(&field.name);
             self.go_struct = found.short();
             let value = self.value(&field.kind, field.go, raw);
             self.go.truncate(entered);
             self.path.truncate(path_length);
-            match (value, out.get_mut(field.name)) {
+            match (value, out.get_mut(&*field.name)) {
                 (Some(value), Some(before)) => join(before, value),
                 (Some(value), None) => drop(out.insert(key, value)),
                 (None, _) if field.pointer || matches!(field.kind, Kind::List(_) | Kind::Map(_) | Kind::Bytes) => {
-                    out.remove(field.name);
+                    out.remove(&*field.name);
                 }
                 (None, _) => {}
             }
@@ -259,10 +260,24 @@ impl<'a> Walk<'a> {
         Some(Value::Object(out))
     }
 
+    /// What a type doesn't declare: kept as it is, or found.
+    fn undeclared(&mut self, found: &Type, key: String, raw: Raw, out: &mut Map<String, Value>) {
+        if !found.preserves_unknown {
+            return self.find("unknown", &key);
+        }
+        if out.contains_key(&key) {
+            self.find("duplicate", &key);
+        }
+        match raw.into_value(self.budget) {
+            Some(value) => drop(out.insert(key, value)),
+            None => self.fail(|| "exceeded max depth".into()),
+        }
+    }
+
     /// Prints or leaves out a field as Go's encoder does.
     pub(super) fn settle(&mut self, field: &Field, out: &mut Map<String, Value>) {
         let fill = self.form == Form::Full;
-        match out.get_mut(field.name) {
+        match out.get_mut(&*field.name) {
             Some(_) if field.pointer => {}
             Some(value) => {
                 let empty = match (&field.kind, &*value) {
@@ -276,7 +291,7 @@ impl<'a> Walk<'a> {
                 // An empty map is not an absent one until it is stored: findings tell them apart.
                 let kept = !fill && matches!(field.kind, Kind::Map(_));
                 if empty && field.omit_empty && !kept {
-                    out.remove(field.name);
+                    out.remove(&*field.name);
                 } else if empty && fill && matches!(field.kind, Kind::List(_) | Kind::Map(_)) {
                     *value = Value::Null; // stored as protobuf, which knows no empty list
                 }
@@ -284,7 +299,7 @@ impl<'a> Walk<'a> {
             None if !fill && (field.pointer || field.omit_zero || !matches!(field.kind, Kind::Object(_))) => {}
             None if field.pointer => {
                 if !field.omit_empty {
-                    out.insert(field.name.into(), Value::Null);
+                    out.insert(field.name.as_ref().into(), Value::Null);
                 }
             }
             None if field.omit_zero => {}
@@ -295,7 +310,7 @@ impl<'a> Walk<'a> {
                 );
                 if printed_always || !field.omit_empty {
                     let zero = self.zero(&field.kind, false);
-                    out.insert(field.name.into(), zero);
+                    out.insert(field.name.as_ref().into(), zero);
                 }
             }
         }
@@ -311,12 +326,13 @@ impl<'a> Walk<'a> {
             Kind::Int32 | Kind::Int64 | Kind::Double | Kind::IntOrString => 0.into(),
             Kind::Quantity => "0".into(),
             Kind::Bytes | Kind::Time | Kind::MicroTime | Kind::Any | Kind::List(_) | Kind::Map(_) => Value::Null,
-            Kind::Object(id) => self.object(table().get(*id), Raw::Map(Vec::new())).unwrap_or(Value::Null),
+            Kind::Object(id) => self.object(self.types.get(*id), Raw::Map(Vec::new())).unwrap_or(Value::Null),
         }
     }
 
     pub(super) fn value(&mut self, kind: &Kind, go: Option<&str>, raw: Raw) -> Option<Value> {
-        let go_type = || go.map_or_else(|| table().go_name(kind), str::to_owned);
+        let types = self.types;
+        let go_type = || go.map_or_else(|| types.go_name(kind), str::to_owned);
         match (kind, raw) {
             (Kind::Any, Raw::Null) => None,
             (Kind::Any, raw) => {
@@ -328,7 +344,7 @@ impl<'a> Walk<'a> {
             }
             (_, Raw::Null) => None,
             (Kind::Object(id), raw) => match self.budget.take(OBJECT_BYTES) {
-                true => self.object(table().get(*id), raw),
+                true => self.object(self.types.get(*id), raw),
                 false => None,
             },
             (Kind::List(inner), Raw::List(items)) => {
@@ -534,7 +550,7 @@ fn join(before: &mut Value, value: Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{normalise, raw::parse};
+    use super::super::{built_in, raw::parse};
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;
@@ -542,8 +558,16 @@ mod tests {
     const POD: &str = "io.k8s.api.core.v1.Pod";
     const DEPLOYMENT: &str = "io.k8s.api.apps.v1.Deployment";
 
+    fn named(type_name: &str) -> TypeRef<'static> {
+        built_in().by_name(type_name).unwrap()
+    }
+
+    fn normalise(type_name: &str, object: &mut Value) -> Result<(), String> {
+        super::super::normalise(named(type_name), object)
+    }
+
     fn read(type_name: &str, text: &str, form: Form) -> Result<(Value, Vec<String>), String> {
-        convert(type_name, parse(text.as_bytes()).unwrap(), form, &mut Budget::unlimited())
+        convert(named(type_name), parse(text.as_bytes()).unwrap(), form, &mut Budget::unlimited())
             .map(|c| (c.object, c.findings))
     }
 
@@ -648,7 +672,7 @@ mod tests {
         fn any_json_is_taken_or_refused_and_normal_forms_settle(text in "\\{(\"(spec|metadata|name|containers|labels|status)\": ?(\\{\\}|\\[\\]|null|\"x\"|1|\\{\"(name|containers|labels|template)\": ?(null|1|\"a\"|\\[\\{\\}\\])\\}),? ?){0,4}\\}") {
             let Ok(raw) = parse(text.as_bytes()) else { return Ok(()) };
             for type_name in [POD, DEPLOYMENT] {
-                if let Ok(converted) = convert(type_name, raw.clone(), Form::Full, &mut Budget::unlimited()) {
+                if let Ok(converted) = convert(named(type_name), raw.clone(), Form::Full, &mut Budget::unlimited()) {
                     let mut again = converted.object.clone();
                     normalise(type_name, &mut again).unwrap();
                     prop_assert_eq!(again, converted.object);

@@ -1,0 +1,378 @@
+//! What types are: fields, lists and how they merge, maps, defaults, protobuf numbers. One immutable set holds the built-in
+//! ones; a resource that comes while the server runs brings a set of its own, which refers to those beneath it and goes with
+//! the resource.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+/// Text of a type: the built-in table's, or a type's own.
+pub type Text = Cow<'static, str>;
+
+/// Names a type within a set and the sets above it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TypeId(pub(super) u32);
+
+/// What a field, an element or a map's value is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Text.
+    String,
+    /// true or false.
+    Bool,
+    /// Whole number of 32 bits.
+    Int32,
+    /// Whole number of 64 bits.
+    Int64,
+    /// Number.
+    Double,
+    /// Base64 text.
+    Bytes,
+    /// `100m`.
+    Quantity,
+    /// `metav1.Time`.
+    Time,
+    /// `metav1.MicroTime`.
+    MicroTime,
+    /// A number or a text.
+    IntOrString,
+    /// Any JSON.
+    Any,
+    /// An object of that type ([`Types::get`]).
+    Object(TypeId),
+    /// A list.
+    List(Box<Kind>),
+    /// An object with any keys.
+    Map(Box<Kind>),
+}
+
+/// How a list merges (`x-kubernetes-list-type`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ListType {
+    /// Not said.
+    #[default]
+    Unsaid,
+    /// Replaced whole.
+    Atomic,
+    /// Of distinct scalars.
+    Set,
+    /// Of objects, by the fields that tell them apart.
+    Map(Box<[Text]>),
+}
+
+/// One field of a type.
+#[derive(Debug)]
+pub struct Field {
+    /// In JSON.
+    pub name: Text,
+    /// What it holds.
+    pub kind: Kind,
+    /// In protobuf; 0 if none.
+    pub number: u32,
+    /// The protobuf type where [`kind`](Self::kind) doesn't say it.
+    pub wire: Option<Box<str>>,
+    /// Left out of JSON when empty.
+    pub omit_empty: bool,
+    /// Left out of JSON when zero.
+    pub omit_zero: bool,
+    /// A pointer: unset and zero differ.
+    pub pointer: bool,
+    /// Listed as required.
+    pub required: bool,
+    /// Filled in where unset.
+    pub default: Option<Value>,
+    /// How a list merges in server-side apply.
+    pub list: ListType,
+    /// An object that is replaced whole.
+    pub atomic: bool,
+    /// The key by which strategic merge joins list elements.
+    pub merge_key: Option<Text>,
+    /// Strategic merge: elements are merged, not replaced.
+    pub merges: bool,
+    /// Strategic merge: an object is replaced whole.
+    pub replaces: bool,
+    /// Strategic merge: `$retainKeys` is expected.
+    pub retains_keys: bool,
+    /// The allowed values.
+    pub enumeration: Vec<Value>,
+    /// For a person, where its type says so.
+    pub description: Option<Box<str>>,
+    /// The Go structs that it is embedded in, which Go's decoding errors name.
+    pub embedded: Option<&'static str>,
+    /// Go's name of its type where it can't be derived.
+    pub(super) go: Option<&'static str>,
+}
+
+impl Field {
+    /// One that holds a kind, and of which nothing else is said.
+    #[must_use]
+    pub fn new(name: Text, kind: Kind) -> Self {
+        Self {
+            name,
+            kind,
+            number: 0,
+            wire: None,
+            omit_empty: false,
+            omit_zero: false,
+            pointer: false,
+            required: false,
+            default: None,
+            list: ListType::Unsaid,
+            atomic: false,
+            merge_key: None,
+            merges: false,
+            replaces: false,
+            retains_keys: false,
+            enumeration: Vec::new(),
+            description: None,
+            embedded: None,
+            go: None,
+        }
+    }
+}
+
+/// One type.
+#[derive(Debug)]
+pub struct Type {
+    /// As OpenAPI names it: `io.k8s.api.core.v1.Pod`.
+    pub name: Box<str>,
+    /// Not an object in JSON: what it is instead.
+    pub scalar: Option<Kind>,
+    /// The protobuf message's full name; empty if none.
+    pub message: Box<str>,
+    /// Replaced whole wherever it stands.
+    pub atomic: bool,
+    /// Whether fields that it doesn't declare are kept as they are.
+    pub preserves_unknown: bool,
+    /// For a person, where its maker says so.
+    pub description: Option<Box<str>>,
+    /// By name.
+    pub fields: Vec<Field>,
+    /// Messages whose fields stand in this object's JSON: number and message.
+    pub inline: Vec<(u32, Box<str>)>,
+    pub(super) by_number: Vec<(u32, u16)>,
+}
+
+impl Type {
+    /// An object of fields, with no protobuf message.
+    #[must_use]
+    pub fn object(name: &str, mut fields: Vec<Field>) -> Self {
+        fields.sort_by(|a, b| a.name.cmp(&b.name));
+        Self {
+            name: name.into(),
+            scalar: None,
+            message: Box::default(),
+            atomic: false,
+            preserves_unknown: false,
+            description: None,
+            fields,
+            inline: Vec::new(),
+            by_number: Vec::new(),
+        }
+    }
+
+    /// The field of that name.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&Field> {
+        self.position(name).map(|at| &self.fields[at])
+    }
+
+    /// Where the field of that name stands.
+    pub(super) fn position(&self, name: &str) -> Option<usize> {
+        self.fields.binary_search_by(|field| (*field.name).cmp(name)).ok()
+    }
+
+    /// The field of that protobuf number.
+    #[must_use]
+    pub fn numbered(&self, number: u32) -> Option<&Field> {
+        self.by_number
+            .binary_search_by_key(&number, |(n, _)| *n)
+            .ok()
+            .map(|at| &self.fields[usize::from(self.by_number[at].1)])
+    }
+
+    /// The last part of the name: `Pod`.
+    #[must_use]
+    pub fn short(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or_default()
+    }
+}
+
+/// A protobuf message with no type of its own in JSON.
+#[derive(Debug)]
+pub struct Message {
+    /// Name, number, protobuf type.
+    pub fields: Vec<(&'static str, u32, Box<str>)>,
+}
+
+/// A kind that a type is of.
+#[derive(Debug)]
+pub struct KindFact {
+    /// Empty for core.
+    pub group: Text,
+    /// Version.
+    pub version: Text,
+    /// Kind.
+    pub kind: Text,
+    /// Its type.
+    pub id: TypeId,
+}
+
+/// A set of types, over another one that its types may refer to.
+#[derive(Debug, Default)]
+pub struct Types {
+    pub(super) base: Option<Arc<Types>>,
+    /// How many types are below.
+    pub(super) first: u32,
+    pub(super) own: Vec<Type>,
+    pub(super) by_name: HashMap<Box<str>, TypeId>,
+    pub(super) by_message: HashMap<Box<str>, TypeId>,
+    pub(super) messages: BTreeMap<Box<str>, Message>,
+    pub(super) kinds: Vec<KindFact>,
+}
+
+impl Types {
+    /// The type of that id.
+    #[must_use]
+    pub fn get(&self, id: TypeId) -> &Type {
+        match &self.base {
+            Some(base) if id.0 < self.first => base.get(id),
+            _ => &self.own[(id.0 - self.first) as usize],
+        }
+    }
+
+    /// The id of the type of that name.
+    #[must_use]
+    pub fn id(&self, name: &str) -> Option<TypeId> {
+        self.by_name.get(name).copied().or_else(|| self.base.as_ref()?.id(name))
+    }
+
+    /// The type of that name.
+    #[must_use]
+    pub fn by_name(&self, name: &str) -> Option<TypeRef<'_>> {
+        self.id(name).map(|id| self.refer(id))
+    }
+
+    /// A type with this set.
+    #[must_use]
+    pub fn refer(&self, id: TypeId) -> TypeRef<'_> {
+        TypeRef { types: self, of: self.get(id) }
+    }
+
+    /// The type that a protobuf message is.
+    #[must_use]
+    pub fn by_message(&self, message: &str) -> Option<&Type> {
+        match self.by_message.get(message) {
+            Some(id) => Some(self.get(*id)),
+            None => self.base.as_ref()?.by_message(message),
+        }
+    }
+
+    /// A message with no type of its own.
+    #[must_use]
+    pub fn message(&self, name: &str) -> Option<&Message> {
+        self.messages.get(name).or_else(|| self.base.as_ref()?.message(name))
+    }
+
+    /// The type of a kind.
+    #[must_use]
+    pub fn of_kind(&self, group: &str, version: &str, kind: &str) -> Option<TypeRef<'_>> {
+        self.kinds()
+            .find(|fact| fact.group == group && fact.version == version && fact.kind == kind)
+            .map(|fact| self.refer(fact.id))
+    }
+
+    /// All kinds.
+    pub fn kinds(&self) -> impl Iterator<Item = &KindFact> {
+        std::iter::successors(Some(self), |types| types.base.as_deref()).flat_map(|types| &types.kinds)
+    }
+
+    /// The types that are not of the set beneath.
+    #[must_use]
+    pub fn own(&self) -> &[Type] {
+        &self.own
+    }
+
+    /// Go's name of a kind, as its decoding errors print it.
+    #[must_use]
+    pub fn go_name(&self, kind: &Kind) -> String {
+        match kind {
+            Kind::String => "string".into(),
+            Kind::Bool => "bool".into(),
+            Kind::Int32 => "int32".into(),
+            Kind::Int64 => "int64".into(),
+            Kind::Double => "float64".into(),
+            Kind::Bytes => "[]uint8".into(),
+            Kind::Quantity => "resource.Quantity".into(),
+            Kind::Time => "v1.Time".into(),
+            Kind::MicroTime => "v1.MicroTime".into(),
+            Kind::IntOrString => "intstr.IntOrString".into(),
+            Kind::Any => "interface {}".into(),
+            Kind::Object(id) => {
+                let mut parts = self.get(*id).name.rsplit('.');
+                let (name, version) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+                format!("{version}.{name}")
+            }
+            Kind::List(inner) => format!("[]{}", self.go_name(inner)),
+            Kind::Map(inner) => format!("map[string]{}", self.go_name(inner)),
+        }
+    }
+}
+
+/// A type and the set that its fields refer to.
+#[derive(Clone, Copy)]
+pub struct TypeRef<'a> {
+    /// The set.
+    pub types: &'a Types,
+    /// The type.
+    pub of: &'a Type,
+}
+
+impl fmt::Debug for TypeRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.of.name)
+    }
+}
+
+impl PartialEq for TypeRef<'_> {
+    /// Whether both are one type of one set.
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.types, other.types) && std::ptr::eq(self.of, other.of)
+    }
+}
+
+/// A type that is held: by a resource for as long as it is served. Cheap to clone.
+#[derive(Clone)]
+pub struct SharedType {
+    types: Arc<Types>,
+    id: TypeId,
+}
+
+impl SharedType {
+    /// The type of that name in a set.
+    #[must_use]
+    pub fn named(types: &Arc<Types>, name: &str) -> Option<Self> {
+        types.id(name).map(|id| Self { types: types.clone(), id })
+    }
+
+    /// The type.
+    #[must_use]
+    pub fn get(&self) -> TypeRef<'_> {
+        self.types.refer(self.id)
+    }
+
+    /// Its name, as OpenAPI has it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.types.get(self.id).name
+    }
+}
+
+impl fmt::Debug for SharedType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
