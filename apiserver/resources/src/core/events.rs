@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use machinery_api::schema::types::Text;
 use serde_json::{Map, Value, json};
 
-use crate::cells::{NAME, column, name, since, wide};
+use crate::cells::{WIDE_NAME, column, name, since, wide};
 use crate::field::{Errors, FieldError, IMMUTABLE, Path};
 use crate::metadata::{checked_whole, label_name};
 use crate::read::{default_to, fields, get, has, int, is_zero, object_mut, put, text, time};
@@ -84,7 +85,7 @@ const COLUMNS: &[Column] = &[
     column("Message", "string"),
     wide("First Seen", "string"),
     wide("Count", "string"),
-    Column { priority: 1, ..NAME },
+    WIDE_NAME,
 ];
 /// Fields by their name in core and in events.k8s.io; all others are called the same.
 const NAMES: &[(&str, &str)] = &[
@@ -102,30 +103,30 @@ const INSTANCE_BYTES_MAX: usize = 128;
 const ACTION_BYTES_MAX: usize = 128;
 const REASON_BYTES_MAX: usize = 128;
 const NOTE_BYTES_MAX: usize = 1024;
-const CORE_LABELS: &[&str] = &[
-    "involvedObject.kind",
-    "involvedObject.namespace",
-    "involvedObject.name",
-    "involvedObject.uid",
-    "involvedObject.apiVersion",
-    "involvedObject.resourceVersion",
-    "involvedObject.fieldPath",
-    "reason",
-    "reportingComponent",
-    "source",
-    "type",
+const CORE_LABELS: &[Text] = &[
+    Text::Borrowed("involvedObject.kind"),
+    Text::Borrowed("involvedObject.namespace"),
+    Text::Borrowed("involvedObject.name"),
+    Text::Borrowed("involvedObject.uid"),
+    Text::Borrowed("involvedObject.apiVersion"),
+    Text::Borrowed("involvedObject.resourceVersion"),
+    Text::Borrowed("involvedObject.fieldPath"),
+    Text::Borrowed("reason"),
+    Text::Borrowed("reportingComponent"),
+    Text::Borrowed("source"),
+    Text::Borrowed("type"),
 ];
-const NEW_LABELS: &[&str] = &[
-    "regarding.kind",
-    "regarding.namespace",
-    "regarding.name",
-    "regarding.uid",
-    "regarding.apiVersion",
-    "regarding.resourceVersion",
-    "regarding.fieldPath",
-    "reason",
-    "reportingController",
-    "type",
+const NEW_LABELS: &[Text] = &[
+    Text::Borrowed("regarding.kind"),
+    Text::Borrowed("regarding.namespace"),
+    Text::Borrowed("regarding.name"),
+    Text::Borrowed("regarding.uid"),
+    Text::Borrowed("regarding.apiVersion"),
+    Text::Borrowed("regarding.resourceVersion"),
+    Text::Borrowed("regarding.fieldPath"),
+    Text::Borrowed("reason"),
+    Text::Borrowed("reportingController"),
+    Text::Borrowed("type"),
 ];
 
 fn renamed(object: Value, api_version: &str, to_core: bool) -> Value {
@@ -399,7 +400,7 @@ impl Strategy for Event {
         ]
     }
 
-    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
+    fn selectable(&self, object: &Value) -> Vec<String> {
         let event = if self.core { object.clone() } else { to_core(object) };
         let of = get(&event, "involvedObject");
         let parts = ["kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath"];
@@ -412,10 +413,10 @@ impl Strategy for Event {
             values.push(if component.is_empty() { reporter } else { component }.into());
         }
         values.push(text(&event, "type").into());
-        self.selectable_labels().iter().copied().zip(values).collect()
+        values
     }
 
-    fn selectable_labels(&self) -> &'static [&'static str] {
+    fn selectable_labels(&self) -> &[Text] {
         if self.core { CORE_LABELS } else { NEW_LABELS }
     }
 

@@ -2,6 +2,7 @@
 //! them, and the phase follows from the deletion timestamp.
 
 use jiff::Timestamp;
+use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
@@ -50,6 +51,8 @@ fn finalizers(errors: &mut Errors, object: &Value, with_index: bool) {
         standard_finalizer(errors, finalizer, &path);
     }
 }
+
+const SELECTABLE: &[Text] = &[Text::Borrowed("status.phase")];
 
 impl Strategy for Namespace {
     fn default(&self, object: &mut Value) {
@@ -126,11 +129,11 @@ impl Strategy for Namespace {
         vec![name(object), json!(text(get(object, "status"), "phase")), age(object, now)]
     }
 
-    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
-        vec![("status.phase", text(get(object, "status"), "phase").into())]
+    fn selectable(&self, object: &Value) -> Vec<String> {
+        vec![text(get(object, "status"), "phase").into()]
     }
 
-    fn selectable_labels(&self) -> &'static [&'static str] {
-        &["status.phase"]
+    fn selectable_labels(&self) -> &[Text] {
+        SELECTABLE
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name, wide};
@@ -203,6 +204,8 @@ fn drop_removed(node: &mut Value, old: Option<&Value>) {
     }
 }
 
+const SELECTABLE: &[Text] = &[Text::Borrowed("spec.unschedulable")];
+
 impl Strategy for Node {
     fn default(&self, object: &mut Value) {
         let spec = object_mut(object, "spec");
@@ -334,11 +337,11 @@ impl Strategy for Node {
         ]
     }
 
-    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
-        vec![("spec.unschedulable", flag(get(object, "spec"), "unschedulable").to_string())]
+    fn selectable(&self, object: &Value) -> Vec<String> {
+        vec![flag(get(object, "spec"), "unschedulable").to_string()]
     }
 
-    fn selectable_labels(&self) -> &'static [&'static str] {
-        &["spec.unschedulable"]
+    fn selectable_labels(&self) -> &[Text] {
+        SELECTABLE
     }
 }

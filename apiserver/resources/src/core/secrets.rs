@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
@@ -111,6 +112,8 @@ fn not_an_object(bytes: &[u8]) -> Option<String> {
     }
 }
 
+const SELECTABLE: &[Text] = &[Text::Borrowed("type")];
+
 impl Strategy for Secret {
     fn default(&self, object: &mut Value) {
         // What is written as text is kept as data; the text itself is never shown again.
@@ -170,11 +173,11 @@ impl Strategy for Secret {
         vec![name(object), json!(text(object, "type")), json!(entries(object, "data").count()), age(object, now)]
     }
 
-    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
-        vec![("type", text(object, "type").into())]
+    fn selectable(&self, object: &Value) -> Vec<String> {
+        vec![text(object, "type").into()]
     }
 
-    fn selectable_labels(&self) -> &'static [&'static str] {
-        &["type"]
+    fn selectable_labels(&self) -> &[Text] {
+        SELECTABLE
     }
 }

@@ -6,6 +6,7 @@ pub mod discovery;
 pub mod openapi;
 mod operations;
 pub mod order;
+mod schemas;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -11,16 +11,16 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
-use super::{Catalog, declared, discovery, operations};
+use super::schemas::schemas;
+use super::{Catalog, discovery, operations};
 use apiserver_resources::ResourceInfo;
-use machinery_api::schema::{Field, Kind, ListType, Type, table};
+use machinery_api::schema::{Types, built_in};
 
 /// What a document weighs, roughly: it takes milliseconds to make.
 pub const DOCUMENT_BYTES: usize = 512 * 1024;
 /// The version of Kubernetes' API that is described.
 const VERSION: &str = "1.36";
 const REFERENCE: &str = "#/components/schemas/";
-pub(super) const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
 /// `/openapi/v3`: every document's path and hash.
 #[must_use]
@@ -92,6 +92,7 @@ static SOURCES: LazyLock<Sha512> = LazyLock::new(|| {
     digest.update(include_str!("openapi.rs"));
     digest.update(include_str!("declared.rs"));
     digest.update(include_str!("operations.rs"));
+    digest.update(include_str!("schemas.rs"));
     digest.update(machinery_api::schema::table::SOURCE);
     digest
 });
@@ -100,7 +101,10 @@ static SOURCES: LazyLock<Sha512> = LazyLock::new(|| {
 fn hash_of(catalog: &Catalog, group: &str, version: &str) -> String {
     let mut digest = SOURCES.clone();
     for row in rows(catalog, group, version) {
-        digest.update(format!("{} {} {:?} {:?}\n", row.plural, row.schema, row.verbs, row.subresources));
+        digest.update(format!("{} {:?} {:?} {:?}\n", row.plural, row.schema, row.verbs, row.subresources));
+    }
+    for types in sets(catalog, group, version).skip(1) {
+        digest.update(format!("{:?}", types.own()));
     }
     digest.update(path_of(group, version));
     hex::encode_upper(digest.finalize())
@@ -114,6 +118,17 @@ fn rows<'a>(catalog: &'a Catalog, group: &str, version: &str) -> impl Iterator<I
     catalog.resources().iter().filter(move |row| &*row.group == group && &*row.version == version)
 }
 
+/// The sets that the types of a group and version are of, the built-in one first.
+fn sets<'a>(catalog: &'a Catalog, group: &str, version: &str) -> impl Iterator<Item = &'a Types> {
+    let mut seen = vec![&**built_in()];
+    for types in rows(catalog, group, version).map(|row| row.schema.get().types) {
+        if !seen.iter().any(|other| std::ptr::eq(*other, types)) {
+            seen.push(types);
+        }
+    }
+    seen.into_iter()
+}
+
 fn path_of(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
@@ -122,15 +137,14 @@ fn build(catalog: &Catalog, group: &str, version: &str) -> Value {
     let root = format!("/{}", path_of(group, version));
     let tag = format!("{}_{version}", operations::short_group(group));
     let mut paths = Map::new();
+    let types: Vec<&Types> = sets(catalog, group, version).collect();
+    let find = |name: &str| types.iter().find_map(|types| types.by_name(name));
     let mut wanted: BTreeSet<String> = BTreeSet::new();
     let discovery = json!({ "tags": [tag], "description": "the group's resources", "operationId": format!("get{}APIResources", operations::id(&tag)),
         "responses": operations::discovery_answers() });
     paths.insert(format!("{root}/"), json!({ "get": discovery }));
     for row in rows(catalog, group, version) {
-        wanted.insert(row.schema.to_string());
-        if table().by_name(&list_of(row)).is_some() {
-            wanted.insert(list_of(row));
-        }
+        wanted.extend([row.schema.name().to_owned(), list_of(row)]);
         operations::describe_row(row, &root, &tag, &mut paths, &mut wanted);
     }
     let paths = Value::Object(paths);
@@ -142,240 +156,18 @@ fn build(catalog: &Catalog, group: &str, version: &str) -> Value {
         "info": { "title": "Kubernetes", "version": VERSION },
         "paths": paths,
         "components": {
-            "schemas": schemas(&wanted, (group, version)),
+            "schemas": schemas(wanted.iter().filter_map(|name| find(name)).collect(), (group, version)),
             "securitySchemes": { "BearerToken": { "type": "apiKey", "name": "authorization", "in": "header" } },
         },
     })
 }
 
 pub(super) fn list_of(row: &ResourceInfo) -> String {
-    format!("{}List", row.schema)
+    format!("{}List", row.schema.name())
 }
 
 pub(super) fn reference(type_name: &str) -> Value {
     json!({ "$ref": format!("{REFERENCE}{type_name}") })
-}
-
-/// The schemas of the types and of all that they refer to.
-fn schemas(wanted: &BTreeSet<String>, of: (&str, &str)) -> Value {
-    fn refer(kind: &Kind, todo: &mut Vec<&'static str>) {
-        match kind {
-            Kind::Object(id) => todo.push(&table().get(*id).name),
-            Kind::List(inner) | Kind::Map(inner) => refer(inner, todo),
-            Kind::Quantity => todo.push(QUANTITY),
-            Kind::Time => todo.push(TIME),
-            Kind::MicroTime => todo.push(MICRO_TIME),
-            Kind::IntOrString => todo.push(INT_OR_STRING),
-            Kind::Any => todo.extend([FIELDS, RAW]),
-            _ => {}
-        }
-    }
-    let mut todo: Vec<&'static str> =
-        wanted.iter().filter_map(|name| table().by_name(name)).map(|found| &*found.name).collect();
-    let mut out = Map::new();
-    while let Some(name) = todo.pop() {
-        if out.contains_key(name) {
-            continue;
-        }
-        let Some(found) = table().by_name(name) else { continue };
-        out.insert(name.into(), schema(found, of));
-        for field in &found.fields {
-            refer(&field.kind, &mut todo);
-        }
-    }
-    out.into()
-}
-
-const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
-const TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Time";
-const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
-const FIELDS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
-const RAW: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
-const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
-
-/// `of`: the group and version that are described.
-fn schema(found: &Type, of: (&str, &str)) -> Value {
-    let mut out = match &*found.name {
-        QUANTITY => {
-            json!({ "description": "A number with a suffix: 500m, 64Mi, 2.", "oneOf": [{ "type": "string" }, { "type": "number" }] })
-        }
-        TIME | MICRO_TIME => json!({ "description": "A time in RFC 3339.", "type": "string", "format": "date-time" }),
-        INT_OR_STRING => {
-            json!({ "description": "A number or a text.", "format": "int-or-string", "oneOf": [{ "type": "integer" }, { "type": "string" }] })
-        }
-        _ if found.scalar.is_some() => json!({ "description": "Any object.", "type": "object" }),
-        _ => {
-            let mut properties = Map::new();
-            for field in &found.fields {
-                let mut described = property(field);
-                let declared =
-                    declared::DEFAULTS.iter().find(|(of, name, _)| *of == &*found.name && *name == field.name);
-                if let Some(default) = declared.and_then(|(_, _, json)| serde_json::from_str(json).ok()) {
-                    described["default"] = default;
-                }
-                properties.insert(field.name.into(), described);
-            }
-            json!({ "description": about_type(found), "type": "object", "properties": properties })
-        }
-    };
-    let fact =
-        |facts: &'static [(&str, &str)]| facts.iter().find(|(name, _)| *name == &*found.name).map(|(_, fact)| *fact);
-    let required: Vec<&str> = match fact(declared::REQUIRED) {
-        Some(fields) => fields.split(' ').collect(),
-        None => found.fields.iter().filter(|f| f.required).map(|f| f.name).collect(),
-    };
-    if !required.is_empty() {
-        out["required"] = json!(required);
-    }
-    if let Some(unions) = fact(declared::UNIONS).and_then(|json| serde_json::from_str::<Value>(json).ok()) {
-        out["x-kubernetes-unions"] = unions;
-    }
-    if found.atomic {
-        out["x-kubernetes-map-type"] = "atomic".into();
-    }
-    let kinds: Vec<Value> = table()
-        .kinds
-        .iter()
-        .filter(|k| *k.type_name == *found.name)
-        .map(|k| json!({ "group": k.group, "version": k.version, "kind": k.kind }))
-        .collect();
-    // Options and watch events are of every group; a document names its own.
-    let several = kinds.len() > 1;
-    let own = |k: &Value| k["group"] == "" || (k["group"] == of.0 && k["version"] == of.1);
-    let kinds: Vec<Value> = kinds.into_iter().filter(|k| !several || own(k)).collect();
-    if !kinds.is_empty() {
-        out["x-kubernetes-group-version-kind"] = kinds.into();
-    }
-    out
-}
-
-fn shape(kind: &Kind, pointer: bool) -> Value {
-    let referred = |name: &str| {
-        if pointer {
-            json!({ "allOf": [reference(name)] })
-        } else {
-            json!({ "allOf": [reference(name)], "default": {} })
-        }
-    };
-    match kind {
-        Kind::String => json!({ "type": "string" }),
-        Kind::Bool => json!({ "type": "boolean" }),
-        Kind::Int32 => json!({ "type": "integer", "format": "int32" }),
-        Kind::Int64 => json!({ "type": "integer", "format": "int64" }),
-        Kind::Double => json!({ "type": "number", "format": "double" }),
-        Kind::Bytes => json!({ "type": "string", "format": "byte" }),
-        Kind::Quantity => json!({ "allOf": [reference(QUANTITY)] }),
-        Kind::Time => json!({ "allOf": [reference(TIME)] }),
-        Kind::MicroTime => json!({ "allOf": [reference(MICRO_TIME)] }),
-        Kind::IntOrString => json!({ "allOf": [reference(INT_OR_STRING)] }),
-        Kind::Any => json!({ "type": "object" }),
-        Kind::Object(id) => referred(&table().get(*id).name),
-        Kind::List(inner) => json!({ "type": "array", "items": element(inner) }),
-        Kind::Map(inner) => json!({ "type": "object", "additionalProperties": element(inner) }),
-    }
-}
-
-fn element(kind: &Kind) -> Value {
-    let mut out = match kind {
-        Kind::Quantity => reference(QUANTITY),
-        other => shape(other, false),
-    };
-    if let Some(zero) = zero(kind) {
-        out["default"] = zero;
-    }
-    out
-}
-
-/// Go's zero of what is no pointer and no struct.
-fn zero(kind: &Kind) -> Option<Value> {
-    match kind {
-        Kind::String => Some("".into()),
-        Kind::Bool => Some(false.into()),
-        Kind::Int32 | Kind::Int64 | Kind::Double => Some(0.into()),
-        _ => None,
-    }
-}
-
-fn property(field: &Field) -> Value {
-    let mut out = match (&field.kind, field.wire.as_deref()) {
-        (Kind::Any, None) => json!({ "allOf": [reference(RAW)] }),
-        (Kind::Any, Some(wire)) if wire.ends_with(".FieldsV1") => json!({ "allOf": [reference(FIELDS)] }),
-        (kind, _) => shape(kind, field.pointer),
-    };
-    if let Some(map) = out.as_object_mut() {
-        map.insert("description".into(), about_field(field.name).into());
-    }
-    let holder = match (&field.kind, out.get("items").is_some()) {
-        (Kind::List(_), true) => &mut out["items"],
-        _ => &mut out,
-    };
-    if !field.enumeration.is_empty() {
-        holder["enum"] = json!(field.enumeration);
-    }
-    let always = || if field.pointer || field.omit_empty { None } else { zero(&field.kind) };
-    if let Some(default) = field.default.clone().or_else(always) {
-        out["default"] = default;
-    }
-    if !field.keys.is_empty() {
-        out["x-kubernetes-list-map-keys"] = json!(field.keys);
-    }
-    match field.list {
-        ListType::Unsaid => {}
-        ListType::Atomic => out["x-kubernetes-list-type"] = "atomic".into(),
-        ListType::Set => out["x-kubernetes-list-type"] = "set".into(),
-        ListType::Map => out["x-kubernetes-list-type"] = "map".into(),
-    }
-    if field.atomic {
-        out["x-kubernetes-map-type"] = "atomic".into();
-    }
-    if let Some(key) = field.merge_key {
-        out["x-kubernetes-patch-merge-key"] = key.into();
-    }
-    let strategies: Vec<&str> =
-        [(field.merges, "merge"), (field.replaces, "replace"), (field.retains_keys, "retainKeys")]
-            .into_iter()
-            .filter_map(|(applies, name)| applies.then_some(name))
-            .collect();
-    if !strategies.is_empty() {
-        out["x-kubernetes-patch-strategy"] = strategies.join(",").into();
-    }
-    out
-}
-
-fn about_type(found: &Type) -> String {
-    let mut parts = found.name.rsplit('.');
-    let (name, version) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    match name.strip_suffix("List") {
-        Some(of) if found.field("items").is_some() => format!("A list of {of} objects ({version})."),
-        _ => format!("{name} ({version})."),
-    }
-}
-
-/// What fields of that name are in every kind; empty for others.
-fn about_field(name: &str) -> &'static str {
-    match name {
-        "apiVersion" => "The API group and version that the object is written in.",
-        "kind" => "The kind of the object.",
-        "metadata" => "Name, labels, annotations and what the server keeps about the object.",
-        "spec" => "What is wanted.",
-        "status" => "What was last observed; written by the system.",
-        "items" => "The elements.",
-        "labels" => "Keys and values to select by.",
-        "annotations" => "Keys and values that are not selected by.",
-        "selector" => "Which objects are meant, by their labels.",
-        "template" => "What new objects look like.",
-        "replicas" => "How many are wanted.",
-        "containers" => "What runs in the pod.",
-        "image" => "Where the module or component is pulled from.",
-        "env" => "Environment variables.",
-        "ports" => "Network ports.",
-        "resources" => "Requested and allowed compute resources.",
-        "maxSurge" => "How many more than wanted may exist during an update: a number or a percentage.",
-        "maxUnavailable" => "How many may be missing during an update: a number or a percentage.",
-        "strategy" => "How old pods are replaced by new ones.",
-        "rollingUpdate" => "Bounds of a rolling update.",
-        _ => "",
-    }
 }
 
 #[cfg(test)]
@@ -402,20 +194,6 @@ mod tests {
     }
 
     #[test]
-    fn declared_facts_are_those_of_the_table() {
-        for (name, fields) in declared::REQUIRED {
-            let found = table().by_name(name).unwrap_or_else(|| panic!("no type {name}"));
-            let mut sorted: Vec<&str> = fields.split(' ').collect();
-            sorted.sort_unstable();
-            let required: Vec<&str> = found.fields.iter().filter(|f| f.required).map(|f| f.name).collect();
-            assert_eq!(sorted, required, "{name}");
-        }
-        for (name, unions) in declared::UNIONS {
-            assert!(table().by_name(name).is_some() && serde_json::from_str::<Value>(unions).is_ok(), "{name}");
-        }
-    }
-
-    #[test]
     fn every_row_is_described_and_every_reference_resolves() {
         let index: Value = serde_json::from_slice(&index(&catalog())).unwrap();
         for (path, entry) in index["paths"].as_object().unwrap() {
@@ -428,8 +206,9 @@ mod tests {
         }
         for row in catalog().resources() {
             let document = read(&path_of(&row.group, &row.version));
-            let of_kind =
-                document["components"]["schemas"][&*row.schema]["x-kubernetes-group-version-kind"].as_array().unwrap();
+            let of_kind = document["components"]["schemas"][row.schema.name()]["x-kubernetes-group-version-kind"]
+                .as_array()
+                .unwrap();
             assert!(of_kind.iter().any(|k| k["kind"] == *row.kind), "{}", row.kind);
             if row.verbs.contains(&Verb::Patch) {
                 // What kubectl looks for before it sends fieldValidation.
@@ -467,7 +246,10 @@ mod tests {
         assert_eq!(pod["properties"]["tolerations"]["x-kubernetes-list-type"], "atomic");
         assert_eq!(pod["properties"]["nodeSelector"]["x-kubernetes-map-type"], "atomic");
         assert_eq!(schemas["io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector"]["x-kubernetes-map-type"], "atomic");
-        assert_eq!(schemas[QUANTITY]["oneOf"], json!([{"type": "string"}, {"type": "number"}]));
+        assert_eq!(
+            schemas["io.k8s.apimachinery.pkg.api.resource.Quantity"]["oneOf"],
+            json!([{"type": "string"}, {"type": "number"}])
+        );
         assert_eq!(schemas["io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1"]["type"], "object");
         assert_eq!(
             schemas["io.k8s.api.core.v1.ConfigMap"]["properties"]["binaryData"]["additionalProperties"]["format"],

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::openapi::{META, list_of, reference};
+use super::openapi::{list_of, reference};
+use super::schemas::META;
 use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind, Verb};
-use machinery_api::schema::table;
 
 const OBJECT: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
 const LIST: &[&str] = &[
@@ -188,7 +188,7 @@ fn kind_of<'a>(row: &'a ResourceInfo, sub: Option<&Subresource>) -> (&'a str, &'
 
 fn body_of<'a>(row: &'a ResourceInfo, sub: Option<&Subresource>) -> &'a str {
     let (group, version, kind) = kind_of(row, sub);
-    table().of_kind(group, version, kind).unwrap_or(&row.schema)
+    row.schema.get().types.of_kind(group, version, kind).map_or_else(|| row.schema.name(), |found| &found.of.name)
 }
 
 fn operation(row: &ResourceInfo, tag: &str, path: &str, does: Does, sub: Option<&Subresource>) -> Operation {

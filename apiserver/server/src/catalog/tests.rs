@@ -7,7 +7,8 @@ use axum::body::{Body, BodyDataStream};
 use futures::StreamExt as _;
 use http::Request;
 use http_body_util::BodyExt as _;
-use machinery_api::{GroupVersionResource, StoragePrefix};
+use machinery_api::schema::{self, types::Text};
+use machinery_api::{GroupVersionKind, GroupVersionResource, StoragePrefix};
 use machinery_env::Env;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -15,7 +16,8 @@ use tower::ServiceExt as _;
 use super::{Catalog, Taken};
 use crate::auth::UserInfo;
 use crate::server::{Apiserver, Config};
-use apiserver_resources::{Context, ResourceInfo, SharedStrategy, Strategy, field::FieldError};
+use apiserver_resources::cells::column;
+use apiserver_resources::{Column, Context, ResourceInfo, SharedStrategy, Strategy, field::FieldError};
 use apiserver_storage::store::memory::MemoryStore;
 
 const WAIT: Duration = Duration::from_secs(20);
@@ -98,9 +100,28 @@ impl Server {
     async fn answer(&self, method: &str, path: &str, accept: &str, body: Value) -> http::Response<Body> {
         let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
         let request = Request::builder().method(method).uri(path).header("accept", accept);
-        let mut request = request.header("content-type", "application/json").body(body).unwrap();
+        self.perform(request.header("content-type", "application/json").body(body).unwrap()).await
+    }
+
+    async fn perform(&self, mut request: Request<Body>) -> http::Response<Body> {
         request.extensions_mut().insert(UserInfo::component("admin", Some("system:masters")));
         self.0.service().oneshot(request).await.unwrap()
+    }
+
+    async fn send(&self, request: Request<Body>) -> (u16, Value) {
+        let response = self.perform(request).await;
+        let code = response.status().as_u16();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    }
+
+    /// OpenAPI's document of the group: its address and what it says.
+    async fn described(&self) -> (String, Value) {
+        let (_, index) = self.get("/openapi/v3").await;
+        let url = index["paths"]["apis/x.example.com/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
+        let (code, document) = self.get(&url).await;
+        assert_eq!(code, 200, "{url}");
+        (url, document)
     }
 
     async fn ask(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
@@ -151,6 +172,146 @@ fn widget(name: &str, color: &str) -> Value {
     json!({"apiVersion": "x.example.com/v1", "kind": "Widget", "metadata": {"name": name}, "data": {"color": color}})
 }
 
+/// What is particular about gadgets, none of it known when the server was built.
+struct Gadgets {
+    columns: Vec<Column>,
+    labels: Vec<Text>,
+}
+
+impl Strategy for Gadgets {
+    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    fn cells(&self, object: &Value, _: jiff::Timestamp) -> Vec<Value> {
+        vec![object["spec"]["size"].clone()]
+    }
+
+    fn selectable(&self, object: &Value) -> Vec<String> {
+        vec![object["spec"]["color"].as_str().unwrap_or("").to_owned()]
+    }
+
+    fn selectable_labels(&self) -> &[Text] {
+        &self.labels
+    }
+}
+
+/// A resource with a type of its own.
+fn gadgets(part: &str) -> ResourceInfo {
+    let of = GroupVersionKind { group: "x.example.com", version: "v1", kind: "Gadget" };
+    let part =
+        json!({"type": "object", "properties": {"name": {"type": "string"}, part: {"type": "integer", "default": 1}}});
+    let spec = json!({"type": "object", "properties": {
+        "size": {"type": "integer", "format": "int32", "default": 3, "description": "How large it is."},
+        "color": {"type": "string", "enum": ["red", "blue"]},
+        "share": {"x-kubernetes-int-or-string": true},
+        "parts": {"type": "array", "items": part, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+            "x-kubernetes-patch-merge-key": "name", "x-kubernetes-patch-strategy": "merge"},
+        "notes": {"type": "object", "additionalProperties": {"type": "string"}},
+        "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}});
+    let schema = json!({"type": "object", "description": "A gadget.", "properties": {"spec": spec}});
+    let strategy =
+        Gadgets { columns: vec![column("Size", "integer")], labels: vec![Text::Owned(".spec.color".into())] };
+    ResourceInfo {
+        kind: "Gadget".into(),
+        plural: "gadgets".into(),
+        singular: "gadget".into(),
+        short_names: Vec::new(),
+        schema: schema::structural(schema::built_in(), of, &schema).unwrap(),
+        prefix: Some(StoragePrefix::new("x.example.com/gadgets")),
+        strategy: SharedStrategy::Owned(Arc::new(strategy)),
+        ..widgets()
+    }
+}
+
+const GADGETS: &str = "/apis/x.example.com/v1/namespaces/default/gadgets";
+
+/// What OpenAPI says of the gadgets' types.
+fn check_gadgets(document: &Value) {
+    let schemas = &document["components"]["schemas"];
+    let gadget = &schemas["com.example.x.v1.Gadget"];
+    assert_eq!(
+        (&gadget["description"], &gadget["x-kubernetes-group-version-kind"]),
+        (&json!("A gadget."), &json!([{"group": "x.example.com", "version": "v1", "kind": "Gadget"}]))
+    );
+    let fields = &schemas["com.example.x.v1.Gadget_spec"]["properties"];
+    assert_eq!((&fields["size"]["default"], &fields["size"]["description"]), (&json!(3), &json!("How large it is.")));
+    assert_eq!(
+        (&fields["color"]["enum"], &fields["parts"]["x-kubernetes-list-map-keys"]),
+        (&json!(["red", "blue"]), &json!(["name"]))
+    );
+    assert!(schemas["com.example.x.v1.Gadget_spec_parts"]["properties"].get("weight").is_some());
+    assert_eq!(schemas["com.example.x.v1.Gadget_spec_free"]["x-kubernetes-preserve-unknown-fields"], true);
+    for part in document.to_string().split("#/components/schemas/").skip(1) {
+        let name = part.split('"').next().unwrap();
+        assert!(schemas.get(name).is_some(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_resource_brings_types_of_its_own() {
+    let server = Server::open().await;
+    server.0.add_resource(widgets()).await.unwrap();
+    server.0.add_resource(gadgets("weight")).await.unwrap();
+    let gadget = |spec: Value| json!({"metadata": {"name": "g"}, "spec": spec});
+    let strict = format!("{GADGETS}?fieldValidation=Strict");
+    let (code, refused) = server.ask("POST", &strict, gadget(json!({"parts": [{"height": 1}]}))).await;
+    let message = refused["message"].as_str().unwrap();
+    assert!(code == 400 && message.ends_with("unknown field \"spec.parts[0].height\""), "{message}");
+    let (code, refused) = server.ask("POST", GADGETS, gadget(json!({"notes": {"a": 1}}))).await;
+    assert_eq!((code, refused["message"].as_str().unwrap().contains("spec.notes of type string")), (400, true));
+    let given = json!({"color": "red", "share": "5%", "parts": [{"name": "a"}], "notes": {"n": "1"}, "free": {"x": {"y": [null]}}});
+    let (code, made) = server.ask("POST", &strict, gadget(given.clone())).await;
+    let mut spec = given;
+    (spec["size"], spec["parts"][0]["weight"]) = (json!(3), json!(1));
+    assert_eq!((code, &made["spec"], &made["kind"]), (201, &spec, &json!("Gadget")));
+
+    let patched = async |media: &str, patch: Value| {
+        let request = Request::builder().method("PATCH").uri(format!("{GADGETS}/g?fieldValidation=Strict"));
+        let request = request.header("content-type", format!("application/{media}-patch+json"));
+        server.send(request.body(Body::from(patch.to_string())).unwrap()).await
+    };
+    let (code, after) =
+        patched("strategic-merge", json!({"spec": {"parts": [{"name": "b"}], "free": {"x": {"z": 1}}}})).await;
+    spec["parts"] = json!([{"name": "b", "weight": 1}, {"name": "a", "weight": 1}]);
+    spec["free"]["x"]["z"] = json!(1);
+    assert_eq!((code, &after["spec"]), (200, &spec));
+    let (code, refused) = patched("merge", json!({"spec": {"height": 1}})).await;
+    assert_eq!((code, refused["message"].as_str().unwrap().contains("unknown field")), (422, true), "{refused}");
+    assert_eq!(patched("merge", json!({"spec": {"size": 9, "share": 4, "parts": null}})).await.1["spec"]["share"], 4);
+    let selected = async |color: &str| server.get(&format!("{GADGETS}?fieldSelector=.spec.color={color}")).await.1;
+    assert_eq!(
+        (selected("red").await["items"][0]["spec"]["size"].clone(), selected("blue").await["items"].clone()),
+        (json!(9), json!([]))
+    );
+    assert_eq!(server.get(&format!("{GADGETS}?fieldSelector=.spec.size=9")).await.0, 400);
+    let table = server.answer("GET", GADGETS, "application/json;as=Table;v=v1;g=meta.k8s.io", Value::Null).await;
+    let table: Value = serde_json::from_slice(&table.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    assert_eq!((&table["columnDefinitions"][0]["name"], &table["rows"][0]["cells"]), (&json!("Size"), &json!([9])));
+
+    let (url, document) = server.described().await;
+    check_gadgets(&document);
+
+    // The same resource comes again with another type: what was stored under the first is still there.
+    assert!(server.0.remove_resource(gadgets("weight").gvr()).await);
+    assert!(server.described().await.1["components"]["schemas"].get("com.example.x.v1.Gadget").is_none());
+    server.0.add_resource(gadgets("height")).await.unwrap();
+    let (other_url, document) = server.described().await;
+    assert_ne!(url, other_url, "another type, another hash");
+    assert!(
+        document["components"]["schemas"]["com.example.x.v1.Gadget_spec_parts"]["properties"].get("height").is_some()
+    );
+    let (code, after) = patched("merge", json!({"spec": {"parts": [{"name": "c", "height": 2}]}})).await;
+    assert_eq!(
+        (code, &after["spec"]["parts"], &after["spec"]["size"]),
+        (200, &json!([{"name": "c", "height": 2}]), &json!(9))
+    );
+}
+
 #[tokio::test]
 async fn a_resource_comes_and_goes_on_a_running_server() {
     let server = Server::open().await;
@@ -169,10 +330,8 @@ async fn a_resource_comes_and_goes_on_a_running_server() {
     assert_eq!(server.documents().await, (true, 200, true));
     let (_, resources) = server.get("/apis/x.example.com/v1").await;
     assert_eq!(resources["resources"][0]["shortNames"], json!(["wd"]));
-    let (_, index) = server.get("/openapi/v3").await;
-    let url = index["paths"]["apis/x.example.com/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
-    let (code, document) = server.get(&url).await;
-    assert_eq!((code, document["paths"].get(WIDGETS.replace("default", "{namespace}")).is_some()), (200, true));
+    let (url, document) = server.described().await;
+    assert!(document["paths"].get(WIDGETS.replace("default", "{namespace}")).is_some());
 
     let mut watch = server.watch(&format!("{WIDGETS}?watch=true")).await;
     assert_eq!(server.ask("POST", WIDGETS, widget("bad", "none")).await.0, 422, "its own rules hold");

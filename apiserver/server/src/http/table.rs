@@ -56,10 +56,10 @@ pub struct Tables {
 
 /// The columns of a Scale's table.
 const SCALE_COLUMNS: &[Column] = &[
-    Column { name: "Name", kind: "string", format: "", description: "", priority: 0 },
-    Column { name: "Desired", kind: "integer", format: "", description: "", priority: 0 },
-    Column { name: "Available", kind: "integer", format: "", description: "", priority: 0 },
-    Column { name: "Age", kind: "string", format: "", description: "", priority: 0 },
+    cells::column("Name", "string"),
+    cells::column("Desired", "integer"),
+    cells::column("Available", "integer"),
+    cells::column("Age", "string"),
 ];
 
 impl Tables {

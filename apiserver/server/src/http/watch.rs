@@ -252,7 +252,7 @@ impl Stream {
             }),
             _ => {
                 // An object of nothing, which upstream prints as any other.
-                if schema::normalise(&row.schema, &mut object).is_ok() {
+                if schema::normalise(row.schema.get(), &mut object).is_ok() {
                     row.strategy.of_nothing(&mut object);
                 }
                 object

@@ -29,14 +29,14 @@ fn target(group: &'static str, version: &'static str, kind: &'static str) -> Api
 fn defaulted(row: &ResourceInfo, decoded: Decoded, warnings: &mut Vec<String>) -> Value {
     warnings.extend(decoded.warnings);
     let mut object = decoded.object;
-    schema::default(&row.schema, &mut object);
+    schema::default(row.schema.get(), &mut object);
     row.strategy.default(&mut object);
     object
 }
 
 /// The form that is stored and compared; call it again where fields were removed or added.
 pub fn normalise(row: &ResourceInfo, object: &mut Value) {
-    if let Err(error) = schema::normalise(&row.schema, object) {
+    if let Err(error) = schema::normalise(row.schema.get(), object) {
         tracing::warn!(kind = %row.kind, error, "an object of the server's own making doesn't fit its type");
     }
 }
@@ -129,7 +129,7 @@ pub fn of_type(
     let decoded = decode::body(body.bytes, body.media, &target, validation)?;
     warnings.extend(decoded.warnings);
     let mut object = decoded.object;
-    schema::default(target.type_name, &mut object);
+    schema::default(target.schema, &mut object);
     Ok(object)
 }
 

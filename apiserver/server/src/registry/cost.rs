@@ -10,7 +10,7 @@ use super::body::{self, Body};
 use crate::catalog::tests::built_in;
 use apiserver_resources::field::ERRORS_MAX;
 use apiserver_resources::{Context, RESOURCES, ResourceInfo, metadata};
-use machinery_api::schema::{FieldValidation, Kind, Media, Type, table};
+use machinery_api::schema::{FieldValidation, Kind, Media, TypeRef, Types};
 
 /// What came of a body: the answer's status and message, and how many warnings there are.
 #[derive(Debug)]
@@ -235,39 +235,39 @@ fn what_expands_out_of_proportion_is_refused_before_it_does() {
 }
 
 /// Where something stands: the fields on the way, and whether each is a list (then it is in the first item).
-type Way = Vec<(&'static str, bool)>;
+type Way<'a> = Vec<(&'a str, bool)>;
 
 /// The fields of a type that hold many, and what.
-fn many(found: &'static Type, way: &mut Way, seen: &mut BTreeSet<String>, out: &mut Vec<(Way, &'static Kind)>) {
-    for field in &found.fields {
-        if !seen.insert(format!("{}.{}", found.name, field.name)) {
+fn many<'a>(found: TypeRef<'a>, way: &mut Way<'a>, seen: &mut BTreeSet<String>, out: &mut Vec<(Way<'a>, &'a Kind)>) {
+    for field in &found.of.fields {
+        if !seen.insert(format!("{}.{}", found.of.name, field.name)) {
             continue;
         }
-        way.push((field.name, matches!(field.kind, Kind::List(_))));
+        way.push((&field.name, matches!(field.kind, Kind::List(_))));
         let mut kind = &field.kind;
         if let Kind::List(inner) | Kind::Map(inner) = kind {
             out.push((way.clone(), kind));
             kind = inner;
         }
         if let Kind::Object(id) = kind {
-            many(table().get(*id), way, seen, out);
+            many(found.types.refer(*id), way, seen, out);
         }
         way.pop();
     }
 }
 
-fn item(kind: &Kind, i: usize) -> Value {
+fn item(types: &Types, kind: &Kind, i: usize) -> Value {
     match kind {
         Kind::String => json!(format!("x{i}")),
         Kind::Bool => json!(i.is_multiple_of(2)),
         Kind::Int32 | Kind::Int64 | Kind::Double | Kind::IntOrString => json!(i),
-        Kind::Object(id) if table().get(*id).scalar.is_none() => {
-            let scalars = table()
+        Kind::Object(id) if types.get(*id).scalar.is_none() => {
+            let scalars = types
                 .get(*id)
                 .fields
                 .iter()
                 .filter(|f| matches!(f.kind, Kind::String | Kind::Int32 | Kind::Int64) || f.name == "controller");
-            Value::Object(scalars.map(|f| (f.name.to_owned(), item(&f.kind, i))).collect())
+            Value::Object(scalars.map(|f| (f.name.clone().into_owned(), item(types, &f.kind, i))).collect())
         }
         Kind::Quantity => json!(format!("{i}")),
         Kind::Bytes => json!("AA=="),
@@ -298,15 +298,15 @@ fn every_list_and_map_is_in_proportion() {
     const MEASURED_NS: u64 = 80_000_000;
     let mut seen = BTreeSet::new();
     for (row, declared) in built_in().resources().iter().zip(RESOURCES).filter(|(row, _)| row.prefix.is_some()) {
-        let mut fields = Vec::new();
-        many(table().by_name(&row.schema).unwrap(), &mut Vec::new(), &mut seen, &mut fields);
+        let (mut fields, types) = (Vec::new(), row.schema.get().types);
+        many(row.schema.get(), &mut Vec::new(), &mut seen, &mut fields);
         let example: Value = serde_saphyr::from_str(declared.example).unwrap();
         for ((path, kind), how) in
             fields.iter().flat_map(|field| ["equal", "distinct", "empty"].map(|how| (field, how)))
         {
             let part = |inner: &Kind, i: usize| match (how, inner) {
-                ("equal", inner) => item(inner, 0),
-                ("distinct", inner) => item(inner, i),
+                ("equal", inner) => item(types, inner, 0),
+                ("distinct", inner) => item(types, inner, i),
                 (_, Kind::Object(_)) => json!({}),
                 _ => json!(""),
             };

@@ -71,7 +71,7 @@ impl Registry {
             return Change::Keep;
         }
         metadata_mut(&mut new).remove("resourceVersion");
-        schema::default(&row.schema, &mut new);
+        schema::default(row.schema.get(), &mut new);
         row.strategy.default(&mut new);
         if let Some(existing) = existing {
             let old = &*existing.value;

@@ -199,8 +199,7 @@ impl RequestScope<'_> {
 /// What selectors may ask for of an object in its stored version, for its record's head.
 #[must_use]
 pub fn facts_of_fields(row: &ResourceInfo, object: &Value) -> (u64, Vec<String>) {
-    let values = row.strategy.selectable(object).into_iter().map(|(_, value)| value).collect();
-    (fingerprint(row.strategy.selectable_labels().iter().copied()), values)
+    (fingerprint(row.strategy.selectable_labels().iter().map(|label| &**label)), row.strategy.selectable(object))
 }
 
 /// Where an object is stored: `/registry/pods/default/a`. What is never stored has no key; its name stands for one.

@@ -273,7 +273,7 @@ fn check_field(row: &ResourceInfo, label: &str) -> Result<(), ApiError> {
     // Kinds with fields of their own upstream list each label, and cluster-wide ones leave the namespace out.
     let generic = label == "metadata.name"
         || label == "metadata.namespace" && (row.namespaced || row.strategy.selectable_labels().is_empty());
-    if generic || row.strategy.selectable_labels().contains(&label) {
+    if generic || row.strategy.selectable_labels().iter().any(|known| known == label) {
         return Ok(());
     }
     Err(ApiError::BadRequest(if &*row.group == "batch" {

@@ -2,6 +2,7 @@
 //! says that the client brings its own; a deletion leaves the pods by default, as upstream does for old clients.
 
 use jiff::Timestamp;
+use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, human, name, selector, wide};
@@ -89,6 +90,8 @@ fn copy_labels(object: &mut Value) {
         put(meta, "labels", labels);
     }
 }
+
+const SELECTABLE: &[Text] = &[Text::Borrowed("status.successful")];
 
 impl Strategy for Job {
     fn default(&self, object: &mut Value) {
@@ -229,11 +232,11 @@ impl Strategy for Job {
         ]
     }
 
-    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
-        vec![("status.successful", int(get(object, "status"), "succeeded").unwrap_or(0).to_string())]
+    fn selectable(&self, object: &Value) -> Vec<String> {
+        vec![int(get(object, "status"), "succeeded").unwrap_or(0).to_string()]
     }
 
-    fn selectable_labels(&self) -> &'static [&'static str] {
-        &["status.successful"]
+    fn selectable_labels(&self) -> &[Text] {
+        SELECTABLE
     }
 }

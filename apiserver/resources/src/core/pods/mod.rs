@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use jiff::Timestamp;
+use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::field::{Errors, FieldError, Path};
@@ -68,17 +69,17 @@ spec:
 
 struct Pod;
 
-const SELECTABLE: &[&str] = &[
-    "spec.nodeName",
-    "spec.restartPolicy",
-    "spec.schedulerName",
-    "spec.serviceAccountName",
-    "spec.hostNetwork",
-    "spec.host",
-    "status.phase",
-    "status.podIP",
-    "status.podIPs",
-    "status.nominatedNodeName",
+const SELECTABLE: &[Text] = &[
+    Text::Borrowed("spec.nodeName"),
+    Text::Borrowed("spec.restartPolicy"),
+    Text::Borrowed("spec.schedulerName"),
+    Text::Borrowed("spec.serviceAccountName"),
+    Text::Borrowed("spec.hostNetwork"),
+    Text::Borrowed("spec.host"),
+    Text::Borrowed("status.phase"),
+    Text::Borrowed("status.podIP"),
+    Text::Borrowed("status.podIPs"),
+    Text::Borrowed("status.nominatedNodeName"),
 ];
 
 impl Strategy for Pod {
@@ -177,10 +178,10 @@ impl Strategy for Pod {
         cells::cells(object, now)
     }
 
-    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
+    fn selectable(&self, object: &Value) -> Vec<String> {
         let (spec, status) = (get(object, "spec"), get(object, "status"));
         let ip = items(status, "podIPs").first().map_or("", |ip| text(ip, "ip"));
-        let values = [
+        [
             text(spec, "nodeName"),
             text(spec, "restartPolicy"),
             text(spec, "schedulerName"),
@@ -191,11 +192,12 @@ impl Strategy for Pod {
             ip,
             "",
             text(status, "nominatedNodeName"),
-        ];
-        SELECTABLE.iter().copied().zip(values.map(str::to_owned)).collect()
+        ]
+        .map(str::to_owned)
+        .into()
     }
 
-    fn selectable_labels(&self) -> &'static [&'static str] {
+    fn selectable_labels(&self) -> &[Text] {
         SELECTABLE
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use machinery_api::ApiError;
+use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, labels, name, wide};
@@ -186,6 +187,8 @@ fn drop_by_type(new: &mut Value, old: &Value) {
     }
 }
 
+const SELECTABLE: &[Text] = &[Text::Borrowed("spec.clusterIP"), Text::Borrowed("spec.type")];
+
 impl Strategy for Service {
     fn default(&self, object: &mut Value) {
         let spec = spec_of(object);
@@ -346,13 +349,13 @@ impl Strategy for Service {
         ]
     }
 
-    fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
+    fn selectable(&self, object: &Value) -> Vec<String> {
         let spec = get(object, "spec");
-        vec![("spec.clusterIP", text(spec, "clusterIP").into()), ("spec.type", text(spec, "type").into())]
+        vec![text(spec, "clusterIP").into(), text(spec, "type").into()]
     }
 
-    fn selectable_labels(&self) -> &'static [&'static str] {
-        &["spec.clusterIP", "spec.type"]
+    fn selectable_labels(&self) -> &[Text] {
+        SELECTABLE
     }
 }
 

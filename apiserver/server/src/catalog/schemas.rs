@@ -1,0 +1,266 @@
+//! OpenAPI's schemas of types: what a document says of each type that its paths refer to.
+
+use serde_json::{Map, Value, json};
+
+use super::declared;
+use super::openapi::reference;
+use machinery_api::schema::{Field, Kind, ListType, Type, TypeRef, Types};
+
+pub(super) const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
+/// The schemas of types and of all that they refer to.
+pub(super) fn schemas(mut todo: Vec<TypeRef<'_>>, of: (&str, &str)) -> Value {
+    fn refer<'a>(types: &'a Types, kind: &Kind, todo: &mut Vec<TypeRef<'a>>) {
+        let named: &[&str] = match kind {
+            Kind::Object(id) => return todo.push(types.refer(*id)),
+            Kind::List(inner) | Kind::Map(inner) => return refer(types, inner, todo),
+            Kind::Quantity => &[QUANTITY],
+            Kind::Time => &[TIME],
+            Kind::MicroTime => &[MICRO_TIME],
+            Kind::IntOrString => &[INT_OR_STRING],
+            Kind::Any => &[FIELDS, RAW],
+            _ => return,
+        };
+        todo.extend(named.iter().filter_map(|name| types.by_name(name)));
+    }
+    let mut out = Map::new();
+    while let Some(found) = todo.pop() {
+        if out.contains_key(&*found.of.name) {
+            continue;
+        }
+        out.insert(found.of.name.as_ref().into(), schema(found, of));
+        for field in &found.of.fields {
+            refer(found.types, &field.kind, &mut todo);
+        }
+    }
+    out.into()
+}
+
+const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
+const TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Time";
+const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
+const FIELDS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
+const RAW: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
+const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
+
+/// `of`: the group and version that are described.
+fn schema(found: TypeRef<'_>, of: (&str, &str)) -> Value {
+    let (types, found) = (found.types, found.of);
+    // What the built-in types' fields are is said by their names.
+    let known = |name: &str| !found.message.is_empty() || matches!(name, "apiVersion" | "kind" | "metadata");
+    let mut out = match &*found.name {
+        QUANTITY => {
+            json!({ "description": "A number with a suffix: 500m, 64Mi, 2.", "oneOf": [{ "type": "string" }, { "type": "number" }] })
+        }
+        TIME | MICRO_TIME => json!({ "description": "A time in RFC 3339.", "type": "string", "format": "date-time" }),
+        INT_OR_STRING => {
+            json!({ "description": "A number or a text.", "format": "int-or-string", "oneOf": [{ "type": "integer" }, { "type": "string" }] })
+        }
+        _ if found.scalar.is_some() => json!({ "description": "Any object.", "type": "object" }),
+        _ => {
+            let mut properties = Map::new();
+            for field in &found.fields {
+                let about = match &field.description {
+                    Some(text) => text,
+                    None if known(&field.name) => about_field(&field.name),
+                    None => "",
+                };
+                let mut described = property(types, field, about);
+                let declared =
+                    declared::DEFAULTS.iter().find(|(of, name, _)| *of == &*found.name && *name == field.name);
+                if let Some(default) = declared.and_then(|(_, _, json)| serde_json::from_str(json).ok()) {
+                    described["default"] = default;
+                }
+                properties.insert(field.name.as_ref().into(), described);
+            }
+            json!({ "description": about_type(found), "type": "object", "properties": properties })
+        }
+    };
+    let fact =
+        |facts: &'static [(&str, &str)]| facts.iter().find(|(name, _)| *name == &*found.name).map(|(_, fact)| *fact);
+    let required: Vec<&str> = match fact(declared::REQUIRED) {
+        Some(fields) => fields.split(' ').collect(),
+        None => found.fields.iter().filter(|f| f.required).map(|f| &*f.name).collect(),
+    };
+    if !required.is_empty() {
+        out["required"] = json!(required);
+    }
+    if let Some(unions) = fact(declared::UNIONS).and_then(|json| serde_json::from_str::<Value>(json).ok()) {
+        out["x-kubernetes-unions"] = unions;
+    }
+    if found.atomic {
+        out["x-kubernetes-map-type"] = "atomic".into();
+    }
+    if found.preserves_unknown {
+        out["x-kubernetes-preserve-unknown-fields"] = true.into();
+    }
+    let kinds: Vec<Value> = types
+        .kinds()
+        .filter(|k| std::ptr::eq(types.get(k.id), found))
+        .map(|k| json!({ "group": k.group, "version": k.version, "kind": k.kind }))
+        .collect();
+    // Options and watch events are of every group; a document names its own.
+    let several = kinds.len() > 1;
+    let own = |k: &Value| k["group"] == "" || (k["group"] == of.0 && k["version"] == of.1);
+    let kinds: Vec<Value> = kinds.into_iter().filter(|k| !several || own(k)).collect();
+    if !kinds.is_empty() {
+        out["x-kubernetes-group-version-kind"] = kinds.into();
+    }
+    out
+}
+
+fn shape(types: &Types, kind: &Kind, pointer: bool) -> Value {
+    let referred = |name: &str| {
+        if pointer {
+            json!({ "allOf": [reference(name)] })
+        } else {
+            json!({ "allOf": [reference(name)], "default": {} })
+        }
+    };
+    match kind {
+        Kind::String => json!({ "type": "string" }),
+        Kind::Bool => json!({ "type": "boolean" }),
+        Kind::Int32 => json!({ "type": "integer", "format": "int32" }),
+        Kind::Int64 => json!({ "type": "integer", "format": "int64" }),
+        Kind::Double => json!({ "type": "number", "format": "double" }),
+        Kind::Bytes => json!({ "type": "string", "format": "byte" }),
+        Kind::Quantity => json!({ "allOf": [reference(QUANTITY)] }),
+        Kind::Time => json!({ "allOf": [reference(TIME)] }),
+        Kind::MicroTime => json!({ "allOf": [reference(MICRO_TIME)] }),
+        Kind::IntOrString => json!({ "allOf": [reference(INT_OR_STRING)] }),
+        Kind::Any => json!({ "type": "object" }),
+        Kind::Object(id) => referred(&types.get(*id).name),
+        Kind::List(inner) => json!({ "type": "array", "items": element(types, inner) }),
+        Kind::Map(inner) => json!({ "type": "object", "additionalProperties": element(types, inner) }),
+    }
+}
+
+fn element(types: &Types, kind: &Kind) -> Value {
+    let mut out = match kind {
+        Kind::Quantity => reference(QUANTITY),
+        other => shape(types, other, false),
+    };
+    if let Some(zero) = zero(kind) {
+        out["default"] = zero;
+    }
+    out
+}
+
+/// Go's zero of what is no pointer and no struct.
+fn zero(kind: &Kind) -> Option<Value> {
+    match kind {
+        Kind::String => Some("".into()),
+        Kind::Bool => Some(false.into()),
+        Kind::Int32 | Kind::Int64 | Kind::Double => Some(0.into()),
+        _ => None,
+    }
+}
+
+fn property(types: &Types, field: &Field, about: &str) -> Value {
+    let mut out = match (&field.kind, field.wire.as_deref()) {
+        // What holds anything has a message, but in types that come with a resource.
+        (Kind::Any, None) if field.number == 0 => json!({ "x-kubernetes-preserve-unknown-fields": true }),
+        (Kind::Any, None) => json!({ "allOf": [reference(RAW)] }),
+        (Kind::Any, Some(wire)) if wire.ends_with(".FieldsV1") => json!({ "allOf": [reference(FIELDS)] }),
+        (kind, _) => shape(types, kind, field.pointer),
+    };
+    if let Some(map) = out.as_object_mut() {
+        map.insert("description".into(), about.into());
+    }
+    let holder = match (&field.kind, out.get("items").is_some()) {
+        (Kind::List(_), true) => &mut out["items"],
+        _ => &mut out,
+    };
+    if !field.enumeration.is_empty() {
+        holder["enum"] = json!(field.enumeration);
+    }
+    let always = || if field.pointer || field.omit_empty { None } else { zero(&field.kind) };
+    if let Some(default) = field.default.clone().or_else(always) {
+        out["default"] = default;
+    }
+    let list = match &field.list {
+        ListType::Unsaid => None,
+        ListType::Atomic => Some("atomic"),
+        ListType::Set => Some("set"),
+        ListType::Map(keys) => {
+            out["x-kubernetes-list-map-keys"] = json!(keys);
+            Some("map")
+        }
+    };
+    if let Some(list) = list {
+        out["x-kubernetes-list-type"] = list.into();
+    }
+    if field.atomic {
+        out["x-kubernetes-map-type"] = "atomic".into();
+    }
+    if let Some(key) = &field.merge_key {
+        out["x-kubernetes-patch-merge-key"] = json!(key);
+    }
+    let strategies: Vec<&str> =
+        [(field.merges, "merge"), (field.replaces, "replace"), (field.retains_keys, "retainKeys")]
+            .into_iter()
+            .filter_map(|(applies, name)| applies.then_some(name))
+            .collect();
+    if !strategies.is_empty() {
+        out["x-kubernetes-patch-strategy"] = strategies.join(",").into();
+    }
+    out
+}
+
+fn about_type(found: &Type) -> String {
+    if let Some(text) = &found.description {
+        return text.to_string();
+    }
+    let mut parts = found.name.rsplit('.');
+    let (name, version) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    match name.strip_suffix("List") {
+        Some(of) if found.field("items").is_some() => format!("A list of {of} objects ({version})."),
+        _ => format!("{name} ({version})."),
+    }
+}
+
+/// What fields of that name are in every kind; empty for others.
+fn about_field(name: &str) -> &'static str {
+    match name {
+        "apiVersion" => "The API group and version that the object is written in.",
+        "kind" => "The kind of the object.",
+        "metadata" => "Name, labels, annotations and what the server keeps about the object.",
+        "spec" => "What is wanted.",
+        "status" => "What was last observed; written by the system.",
+        "items" => "The elements.",
+        "labels" => "Keys and values to select by.",
+        "annotations" => "Keys and values that are not selected by.",
+        "selector" => "Which objects are meant, by their labels.",
+        "template" => "What new objects look like.",
+        "replicas" => "How many are wanted.",
+        "containers" => "What runs in the pod.",
+        "image" => "Where the module or component is pulled from.",
+        "env" => "Environment variables.",
+        "ports" => "Network ports.",
+        "resources" => "Requested and allowed compute resources.",
+        "maxSurge" => "How many more than wanted may exist during an update: a number or a percentage.",
+        "maxUnavailable" => "How many may be missing during an update: a number or a percentage.",
+        "strategy" => "How old pods are replaced by new ones.",
+        "rollingUpdate" => "Bounds of a rolling update.",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machinery_api::schema::built_in;
+
+    #[test]
+    fn declared_facts_are_those_of_the_built_in() {
+        for (name, fields) in declared::REQUIRED {
+            let found = built_in().by_name(name).unwrap_or_else(|| panic!("no type {name}")).of;
+            let mut sorted: Vec<&str> = fields.split(' ').collect();
+            sorted.sort_unstable();
+            let required: Vec<&str> = found.fields.iter().filter(|f| f.required).map(|f| &*f.name).collect();
+            assert_eq!(sorted, required, "{name}");
+        }
+        for (name, unions) in declared::UNIONS {
+            assert!(built_in().by_name(name).is_some() && serde_json::from_str::<Value>(unions).is_ok(), "{name}");
+        }
+    }
+}
