@@ -6,8 +6,8 @@
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use machinery_api::ObjectKey;
 use machinery_api::selector::go_quoted;
+use machinery_api::{GroupVersion, ObjectKey};
 use machinery_client::request::PatchType;
 use machinery_client::{
     Action, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, OutcomeEvents, Plan, Propagation,
@@ -173,7 +173,7 @@ enum Owner {
 
 fn classify(view: &ObjectCache, item: &Item<'_>, owner: &OwnerReference) -> Owner {
     let found = view.kinds().find(|kind| kind.kind == owner.kind && kind.api_version() == owner.api_version);
-    let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
+    let group = GroupVersion::parse(&owner.api_version).group;
     // Another version of the same group names the same objects.
     let same = || view.kinds().find(|kind| kind.kind == owner.kind && kind.group == group);
     let Some(kind) = found.or_else(same) else { return Owner::Unknown };

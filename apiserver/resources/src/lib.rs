@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use machinery_api::schema::types::Text;
-use machinery_api::{ApiError, StorageKey};
+use machinery_api::{ApiError, GroupVersion, StorageKey};
 use serde_json::Value;
 
 use field::FieldError;
@@ -260,7 +260,7 @@ impl Row {
     /// `apps/v1` or `v1`.
     #[must_use]
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.into() } else { format!("{}/{}", self.group, self.version) }
+        GroupVersion { group: self.group, version: self.version }.to_string()
     }
 }
 

@@ -267,7 +267,7 @@ pub(crate) fn cached(resource: &Arc<ResourceInfo>) -> Option<Resource> {
         Arc::new(Fields::new(names, read))
     });
     Some(Resource {
-        prefix: resource.prefix.as_ref()?.shared(),
+        prefix: resource.prefix.clone()?,
         fields,
         indexed_fields: resource.indexed_fields.clone(),
         indexes_labels: resource.indexes_labels,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, PodFailurePolicyRule, SuccessPolicy};
+use machinery_api::ObjectName;
 use machinery_client::Pod;
 use machinery_client::pod::ContainerStatus;
 
@@ -44,10 +45,10 @@ pub(super) fn verdict(job: &Job, pod: &Pod) -> Verdict {
     Verdict::Counts
 }
 
-fn matches(rule: &PodFailurePolicyRule, pod: &Pod) -> Option<String> {
+fn matches<'a>(rule: &PodFailurePolicyRule, pod: &'a Pod) -> Option<String> {
     let name = || {
-        let part = |part: &Option<String>| part.clone().unwrap_or_default();
-        format!("{}/{}", part(&pod.metadata.namespace), part(&pod.metadata.name))
+        let part = |part: &'a Option<String>| part.as_deref().unwrap_or_default();
+        ObjectName::new(part(&pod.metadata.namespace), part(&pod.metadata.name))
     };
     let status = pod.status.as_ref()?;
     if let Some(codes) = &rule.on_exit_codes {

@@ -14,5 +14,6 @@ pub mod time;
 
 pub use error::{ApiError, Cause, Status};
 pub use key::{
-    GroupVersionKind, GroupVersionResource, ObjectKey, ObjectName, ResourceVersion, StorageKey, StoragePrefix, Uid,
+    GroupVersion, GroupVersionKind, GroupVersionResource, ObjectKey, ObjectName, ResourceVersion, StorageKey,
+    StoragePrefix, StorageScope, Uid,
 };

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use http::{Request, header::ACCEPT};
 use kube::Client;
+use machinery_api::GroupVersion;
 use serde::Deserialize;
 
 use crate::object::Kind;
@@ -83,7 +84,7 @@ fn add(found: &mut Found, groups: Groups) {
         let mut seen = BTreeSet::new();
         for version in group.versions {
             if version.freshness == "Stale" {
-                let version = format!("{name}/{}", version.version);
+                let version = GroupVersion { group: &name, version: &version.version };
                 found.failed.insert(name.clone(), format!("{version}: stale GroupVersion discovery: {version}"));
             }
             for served in version.resources {

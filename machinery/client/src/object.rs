@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use machinery_api::ObjectKey;
+use machinery_api::{GroupVersion, ObjectKey};
 
 /// A kind of objects that the apiserver serves: enough to build any request about them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,7 +47,7 @@ impl Kind {
     /// `v1`, `apps/v1`.
     #[must_use]
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_string() } else { format!("{}/{}", self.group, self.version) }
+        GroupVersion { group: &self.group, version: &self.version }.to_string()
     }
 
     /// `pods`, `deployments.apps`: the name of the resource in messages.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use machinery_api::ObjectName;
 use machinery_api::error::ApiResult;
 use serde_json::{Map, Value, json};
 
@@ -72,7 +73,7 @@ fn not_there(namespace: &str, name: &str) -> String {
         None => format!("serviceaccount {name:?} not found"),
         Some(_) => format!("invalid resource name {name:?}: [{}]", wrong.join(" ")),
     };
-    format!("error looking up service account {namespace}/{name}: {why}")
+    format!("error looking up service account {}: {why}", ObjectName::new(namespace, name))
 }
 
 fn mutate(context: &Context<'_>, pod: &mut Value) -> ApiResult<()> {
@@ -167,7 +168,7 @@ fn validate(context: &Context<'_>, pod: &Value) -> ApiResult<()> {
     let name = pod["spec"]["serviceAccountName"].as_str().unwrap_or_default();
     if name.is_empty() {
         let pod_name = pod["metadata"]["name"].as_str().unwrap_or_default();
-        let why = format!("no service account specified for pod {}/{pod_name}", request.namespace);
+        let why = format!("no service account specified for pod {}", ObjectName::new(request.namespace, pod_name));
         return Err(request.refused(pod, why));
     }
     let Some(account) = context.objects.get("", "serviceaccounts", request.namespace, name) else {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use machinery_api::GroupVersion;
 use serde_json::{Value, json};
 
 use super::order::InOrder;
@@ -41,7 +42,7 @@ fn verbs(list: &[Verb]) -> Value {
 }
 
 fn group_version(group: &str, version: &str) -> String {
-    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+    GroupVersion { group, version }.to_string()
 }
 
 impl Discovery {

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use machinery_api::{GroupVersionResource, StoragePrefix};
+use machinery_api::{GroupVersionResource, StorageKey, StoragePrefix};
 
 use apiserver_resources::ResourceInfo;
 use discovery::Discovery;
@@ -27,7 +27,7 @@ pub struct Catalog {
     /// The same by group, version and plural.
     by_name: Vec<Arc<ResourceInfo>>,
     /// What is stored, by what its keys begin with.
-    by_prefix: HashMap<Arc<str>, Arc<ResourceInfo>>,
+    by_prefix: HashMap<StoragePrefix, Arc<ResourceInfo>>,
     /// Where clients reach the server (`host:port`).
     address: Arc<str>,
     discovery: OnceLock<Discovery>,
@@ -54,7 +54,7 @@ impl Catalog {
         let mut by_prefix = HashMap::new();
         for resource in resources.iter().filter(|resource| resource.is_storage_version()) {
             if let Some(prefix) = &resource.prefix {
-                by_prefix.entry(prefix.shared()).or_insert_with(|| resource.clone());
+                by_prefix.entry(prefix.clone()).or_insert_with(|| resource.clone());
             }
         }
         Self { resources, by_name, by_prefix, address: address.into(), discovery: OnceLock::new() }
@@ -98,7 +98,7 @@ impl Catalog {
     /// The resource that a stored key belongs to.
     #[must_use]
     pub fn of_key(&self, key: &str) -> Option<&Arc<ResourceInfo>> {
-        key.rmatch_indices('/').find_map(|(at, _)| self.by_prefix.get(&key[..=at]))
+        StorageKey::prefixes(key).find_map(|prefix| self.by_prefix.get(prefix))
     }
 
     /// All that is stored.
@@ -131,7 +131,7 @@ impl Catalog {
             return Err(Taken::Name(resource.qualified()));
         }
         if resource.is_storage_version()
-            && let Some(other) = resource.prefix.as_ref().and_then(|prefix| self.by_prefix.get(prefix.as_str()))
+            && let Some(other) = resource.prefix.as_ref().and_then(|prefix| self.by_prefix.get(prefix))
         {
             return Err(Taken::Prefix(other.qualified()));
         }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::intent::{Intent, Wanted};
 use super::object::{self, metadata_mut};
 use super::write::{Change, Existing};
-use super::{Answer, Registry, RequestScope, wrong_uid};
+use super::{Answer, Registry, RequestScope, check_uid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
 use apiserver_resources::rules::path_segment;
@@ -59,10 +59,7 @@ pub(super) fn bind(
     }
     let existing = existing.ok_or_else(|| call.not_found())?;
     let old = &*existing.value;
-    let (wanted, uid) = (object::text(binding, "uid"), object::text(old, "uid"));
-    if !wanted.is_empty() && wanted != uid {
-        return Err(wrong_uid(call, wanted, uid, dry_run));
-    }
+    check_uid(call, binding, old, dry_run)?;
     let version = object::client_version(binding)?;
     if version != 0 && version != existing.modified() {
         let why = format!(

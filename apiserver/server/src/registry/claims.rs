@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use machinery_api::{ApiError, ObjectName, StorageKey};
+use machinery_api::{ApiError, ObjectName, StorageKey, StoragePrefix};
 use machinery_env::Env;
 use serde_json::{Value, json};
 
@@ -119,7 +119,9 @@ impl Registry {
         }
         let mut txns: Vec<(Compare, Op)> = Vec::new();
         let claimed = Claimed { objects: &*self.objects, env: &self.env, now: self.env.now() };
-        for reserved in row.strategy.claim_prefixes().iter().flat_map(|prefix| list(&StorageKey::root(prefix))) {
+        for reserved in
+            row.strategy.claim_prefixes().iter().flat_map(|prefix| list(StoragePrefix::new(prefix).as_str()))
+        {
             let key = reserved.key.to_string();
             let found = wanted.keys().find(|wanted| wanted.as_str() == key).cloned();
             let claim = found.and_then(|found| wanted.remove(&found));

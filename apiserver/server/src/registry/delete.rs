@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
-use machinery_api::ApiError;
 use machinery_api::error::{Details, Named, Status};
+use machinery_api::{ApiError, Uid};
 use serde_json::{Value, json};
 
 use super::intent::Intent;
@@ -129,10 +129,10 @@ fn preconditions(
         let named = Named::new(&*row.stored().group, &**if finalized { &row.plural } else { &row.kind });
         Err(ApiError::Conflict(named, name.to_owned(), why))
     };
-    let uid = object::text(old, "uid");
-    if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {
+    let (uid, wanted) = (object::uid(old), options.uid.as_deref().map(Uid));
+    if let (Some(wanted), Err(why)) = (wanted, uid.meets(wanted)) {
         return conflict(if finalized {
-            format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}")
+            why
         } else {
             format!(
                 "the UID in the precondition ({wanted}) does not match the UID in record ({uid}). The object might have \

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::object::{self, metadata_mut};
 use super::write::{Change, Existing};
-use super::{PatchType, Registry, RequestScope, binding, body, create, delete, scale, wrong_uid};
+use super::{PatchType, Registry, RequestScope, binding, body, check_uid, create, delete, scale};
 use crate::admission::Operation;
 use crate::request::options::DeleteOptions;
 use apiserver_resources::SubresourceKind;
@@ -245,13 +245,4 @@ impl Registry {
             (_, None) => return Err(call.not_found()),
         })
     }
-}
-
-/// Refuses another object of the same name: a PUT means the one that it was read from.
-fn check_uid(call: &RequestScope<'_>, new: &Value, old: &Value, dry_run: bool) -> Result<(), ApiError> {
-    let (wanted, uid) = (object::text(new, "uid"), object::text(old, "uid"));
-    if wanted.is_empty() || wanted == uid {
-        return Ok(());
-    }
-    Err(wrong_uid(call, wanted, uid, dry_run))
 }

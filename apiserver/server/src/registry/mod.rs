@@ -31,7 +31,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use machinery_api::ApiError;
 use machinery_api::error::{Named, Status};
-use machinery_api::{GroupVersionKind, ObjectName, StorageKey};
+use machinery_api::{GroupVersionKind, ObjectName, StorageKey, StorageScope};
 use machinery_env::Env;
 use serde_json::Value;
 
@@ -163,10 +163,10 @@ impl RequestScope<'_> {
 
     /// What the keys of the collection of the path begin with; nothing where none is stored.
     #[must_use]
-    pub(crate) fn scope(&self) -> String {
-        let Some(prefix) = &self.row.prefix else { return String::new() };
+    pub(crate) fn scope(&self) -> StorageScope {
+        let Some(prefix) = &self.row.prefix else { return StorageScope::default() };
         match self.object_namespace() {
-            "" => prefix.as_str().to_owned(),
+            "" => prefix.all(),
             namespace => prefix.namespace(namespace),
         }
     }
@@ -209,16 +209,15 @@ pub fn key(row: &ResourceInfo, namespace: &str, name: &str) -> StorageKey {
     row.key(object).unwrap_or_else(|| StorageKey::object("", object))
 }
 
-/// 409 for an object that isn't the one that the client meant.
-fn wrong_uid(call: &RequestScope<'_>, wanted: &str, uid: &str, dry_run: bool) -> ApiError {
+/// 409 for an object that isn't the one that a body says it means.
+fn check_uid(call: &RequestScope<'_>, body: &Value, object: &Value, dry_run: bool) -> Result<(), ApiError> {
+    let Err(failed) = object::uid(object).meets(object::wanted_uid(body)) else { return Ok(()) };
     let key = call.key();
     // A dry run never comes as far as the store, which puts its own prefix before.
     let key = if dry_run { key.within_registry() } else { key.as_str() };
-    let why = format!(
-        "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: \
-         UID in precondition: {wanted}, UID in object meta: {uid}"
-    );
-    ApiError::Conflict(call.resource(), call.name.to_owned(), why)
+    let why =
+        format!("StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: {failed}");
+    Err(ApiError::Conflict(call.resource(), call.name.to_owned(), why))
 }
 
 /// 422 over findings, or nothing.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use machinery_api::{ApiError, ResourceVersion};
+use machinery_api::{ApiError, ResourceVersion, Uid};
 use serde_json::{Map, Value, json};
 
 use apiserver_resources::ResourceInfo;
@@ -40,6 +40,18 @@ pub fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
 #[must_use]
 pub fn text<'a>(object: &'a Value, field: &str) -> &'a str {
     object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or("")
+}
+
+/// The object's uid.
+#[must_use]
+pub fn uid(object: &Value) -> Uid<'_> {
+    Uid(text(object, "uid"))
+}
+
+/// The uid that a body says its object has, if it says one.
+#[must_use]
+pub fn wanted_uid(body: &Value) -> Option<Uid<'_>> {
+    Some(uid(body)).filter(|uid| *uid != Uid::default())
 }
 
 /// A field of the metadata that is there and not null.

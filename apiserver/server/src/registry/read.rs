@@ -160,10 +160,10 @@ impl Registry {
             at = (exact && wanted > 0).then_some(wanted);
         }
         // The token names the first key that may follow; the cache takes the last that came before.
-        let after = start.as_ref().map(|s| format!("{scope}{}", s.strip_suffix('\0').unwrap_or(s)));
+        let after = start.as_ref().map(|s| scope.key(s.strip_suffix('\0').unwrap_or(s)));
         let page = match self.one_name(call, at, after.as_deref(), &selectors) {
             Some(page) => Ok(page),
-            None => self.cache.list(&scope, at, after.as_deref(), limit, &selectors),
+            None => self.cache.list(scope.as_str(), at, after.as_deref(), limit, &selectors),
         };
         let page = page.map_err(|gone| match (gone, &start) {
             (VersionError::Compacted(_), Some(start)) => page::expired(start),
@@ -173,13 +173,13 @@ impl Registry {
             (VersionError::Future(current), _) => too_large(at.unwrap_or(wanted), current),
             (VersionError::Unregistered, _) => ApiError::NoSuchResource,
         })?;
-        let next = page.next.as_deref().and_then(|key| key.strip_prefix(&scope));
+        let next = page.next.as_deref().and_then(|key| scope.rest(key));
         let remaining = match &page.next {
             Some(last) if selectors.is_empty() => {
                 // A token carries on what was counted with the list's first page.
                 let left = left.map(|left| left.saturating_sub(page.items.len() as u64));
                 // Counted one by one for the first page of an old version only.
-                left.or(page.remaining).or_else(|| self.cache.count_after(&scope, last, page.revision).ok())
+                left.or(page.remaining).or_else(|| self.cache.count_after(scope.as_str(), last, page.revision).ok())
             }
             _ => None,
         };
@@ -230,7 +230,7 @@ impl Registry {
         };
         if !shows_state {
             let from = if wanted == 0 { None } else { Some(wanted) };
-            let watch = self.cache.watch(&scope, from, selectors);
+            let watch = self.cache.watch(scope.as_str(), from, selectors);
             return Ok(match watch {
                 Ok(watch) => {
                     let revision = if wanted == 0 { self.cache.revision() } else { wanted };
@@ -247,14 +247,14 @@ impl Registry {
             return Ok(Err(error));
         }
         loop {
-            let page = match self.cache.list(&scope, None, None, 0, &selectors) {
+            let page = match self.cache.list(scope.as_str(), None, None, 0, &selectors) {
                 Ok(page) => page,
                 Err(VersionError::Compacted(revision) | VersionError::Future(revision)) => {
                     return Ok(Err(too_old(wanted, revision)));
                 }
                 Err(VersionError::Unregistered) => return Err(ApiError::NoSuchResource),
             };
-            match self.cache.watch(&scope, Some(page.revision), selectors.clone()) {
+            match self.cache.watch(scope.as_str(), Some(page.revision), selectors.clone()) {
                 Ok(watch) => {
                     let marks_end = options.bookmarks && options.send_initial_events == Some(true);
                     let revision = page.revision;

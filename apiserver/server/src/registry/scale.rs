@@ -115,9 +115,7 @@ pub(super) fn patched(
     let mut scale = body::patched_type(KIND, kind, patch, &of(current), validation, &mut call.warnings)?;
     object::match_namespace(&mut scale, call.object_namespace())?;
     object::match_name(&scale, call.name)?;
-    let (wanted, uid) = (object::text(&scale, "uid"), object::text(current, "uid"));
-    if !wanted.is_empty() && wanted != uid {
-        let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
+    if let Err(why) = object::uid(current).meets(object::wanted_uid(&scale)) {
         let named = Named::new(&*call.row.group, format!("{}/scale", call.row.plural));
         return Err(ApiError::Conflict(named, call.name.to_owned(), why));
     }

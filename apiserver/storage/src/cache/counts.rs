@@ -12,7 +12,7 @@ pub(super) struct Counts {
 
 /// The namespace of a key, where it has one.
 fn namespace<'a>(resource: &Resource, key: &'a str) -> Option<&'a str> {
-    Some(key.strip_prefix(&*resource.prefix)?.split_once('/')?.0)
+    Some(resource.prefix.name_of(key)?.namespace).filter(|namespace| !namespace.is_empty())
 }
 
 impl Counts {
@@ -39,12 +39,9 @@ impl Counts {
 
     /// Objects below the resource's prefix, or one with a namespace; `None`: another prefix.
     pub(super) fn below(&self, resource: &Resource, prefix: &str) -> Option<u64> {
-        match prefix.strip_prefix(&*resource.prefix)? {
+        match resource.prefix.namespace_of(prefix)? {
             "" => Some(self.all),
-            rest => {
-                let namespace = rest.strip_suffix('/').filter(|namespace| !namespace.contains('/'))?;
-                Some(self.namespaces.get(namespace).copied().unwrap_or(0))
-            }
+            namespace => Some(self.namespaces.get(namespace).copied().unwrap_or(0)),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
-use machinery_api::{ObjectName, StorageKey, StoragePrefix};
+use machinery_api::{ObjectName, StorageKey, StoragePrefix, StorageScope};
 use serde_json::Value;
 
 use super::select::FieldRequirement;
@@ -39,10 +39,10 @@ impl Lookup {
         Self { cache, prefix: Box::new(prefix), kept: Mutex::default() }
     }
 
-    /// What the keys of a resource begin with, or of its objects in one namespace.
-    fn scope(&self, group: &str, plural: &str, namespace: Option<&str>) -> Option<String> {
+    /// A resource's objects, or those in one namespace.
+    fn scope(&self, group: &str, plural: &str, namespace: Option<&str>) -> Option<StorageScope> {
         let prefix = (self.prefix)(group, plural)?;
-        Some(namespace.map_or_else(|| prefix.as_str().to_owned(), |namespace| prefix.namespace(namespace)))
+        Some(namespace.map_or_else(|| prefix.all(), |namespace| prefix.namespace(namespace)))
     }
 
     fn parsed(&self, object: &Cached) -> Arc<Value> {
@@ -68,9 +68,9 @@ impl Objects for Lookup {
     }
 
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
-        let Some(prefix) = self.scope(group, plural, namespace) else { return Vec::new() };
+        let Some(scope) = self.scope(group, plural, namespace) else { return Vec::new() };
         // The newest revision is always within reach.
-        let page = self.cache.list(&prefix, None, None, 0, &Selectors::default());
+        let page = self.cache.list(scope.as_str(), None, None, 0, &Selectors::default());
         page.map(|page| page.items.iter().map(|object| self.parsed(object)).collect()).unwrap_or_default()
     }
 
@@ -82,16 +82,17 @@ impl Objects for Lookup {
         field: Option<(&'static str, &str)>,
         visit: &mut dyn FnMut(&str, &str, u64),
     ) {
-        let Some(prefix) = self.scope(group, plural, namespace) else { return };
+        let Some(scope) = self.scope(group, plural, namespace) else { return };
         let equal = |(label, value): (&str, &str)| FieldRequirement {
             label: label.to_owned(),
             equals: true,
             value: value.to_owned(),
         };
         let filter = Selectors { fields: field.map(equal).into_iter().collect(), ..Selectors::default() };
-        if let Ok(page) = self.cache.list(&prefix, None, None, 0, &filter) {
+        if let Ok(page) = self.cache.list(scope.as_str(), None, None, 0, &filter) {
             for object in &page.items {
-                visit(object.namespace(), object.name(), object.modified);
+                let ObjectName { namespace, name } = object.object_name();
+                visit(namespace, name, object.modified);
             }
         }
     }

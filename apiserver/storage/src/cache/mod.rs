@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Duration;
 
+use machinery_api::{StorageKey, StoragePrefix, StorageScope};
 use tokio::sync::watch;
 
 use crate::store::versions::{OutOfReach, Versions};
@@ -112,7 +113,7 @@ struct ResourceCache {
 
 struct Inner {
     versions: Versions<Arc<Cached>>,
-    shelves: HashMap<Arc<str>, ResourceCache>,
+    shelves: HashMap<StoragePrefix, ResourceCache>,
 }
 
 /// See the module.
@@ -229,7 +230,7 @@ impl WatchCache {
         let after = |key: &str| start_after.is_none_or(|start| key > start);
         // By name within a namespace or of a cluster-wide resource: one key. (Of all namespaces it is no object's key.)
         if let Some(name) = filter.field_equals("metadata.name")
-            && let Some((_, cached)) = inner.versions.get_at(&format!("{prefix}{name}"), revision)?
+            && let Some((_, cached)) = inner.versions.get_at(&StorageScope::key_below(prefix, name), revision)?
         {
             let items = Some(cached).filter(|cached| after(&cached.key) && filter.matches(cached)).cloned();
             return Ok(Page { items: items.into_iter().collect(), revision, remaining: Some(0), next: None });
@@ -425,16 +426,16 @@ impl ResourceCache {
 impl Inner {
     /// The shelf of the resource that `key` (an object's, or a prefix with its last `/`) belongs to.
     fn shelf(&self, key: &str) -> Option<&ResourceCache> {
-        ancestors(key).find_map(|prefix| self.shelves.get(prefix))
+        StorageKey::prefixes(key).find_map(|prefix| self.shelves.get(prefix))
     }
 
     fn shelf_mut(&mut self, key: &str) -> Option<&mut ResourceCache> {
-        let prefix = ancestors(key).find(|prefix| self.shelves.contains_key(*prefix))?;
+        let prefix = StorageKey::prefixes(key).find(|prefix| self.shelves.contains_key(*prefix))?;
         self.shelves.get_mut(prefix)
     }
 
     fn apply(&mut self, change: &Change) {
-        let prefix = ancestors(&change.key).find(|prefix| self.shelves.contains_key(*prefix));
+        let prefix = StorageKey::prefixes(&change.key).find(|prefix| self.shelves.contains_key(*prefix));
         let mut shelf = prefix.and_then(|prefix| self.shelves.get_mut(prefix));
         let new =
             change.entry.as_ref().map(|entry| Arc::new(Cached::new(entry, shelf.as_deref().map(|s| &s.resource))));
@@ -462,11 +463,6 @@ impl Inner {
     }
 }
 
-/// A key's prefixes that end in `/`, longest first.
-fn ancestors(key: &str) -> impl Iterator<Item = &str> {
-    key.rmatch_indices('/').map(|(at, _)| &key[..=at])
-}
-
 /// The cache's end of the store's feed.
 struct Feed(Weak<WatchCache>);
 
@@ -479,7 +475,7 @@ impl Sink for Feed {
             *shelf = ResourceCache { changed: 0, ..ResourceCache::new(shelf.resource.clone(), revision) };
         }
         let state = state.into_iter().map(|entry| {
-            let prefix = ancestors(&entry.key).find(|prefix| shelves.contains_key(*prefix));
+            let prefix = StorageKey::prefixes(&entry.key).find(|prefix| shelves.contains_key(*prefix));
             let shelf = prefix.and_then(|prefix| shelves.get_mut(prefix));
             let cached = Arc::new(Cached::new(&entry, shelf.as_deref().map(|s| &s.resource)));
             if let Some(shelf) = shelf {

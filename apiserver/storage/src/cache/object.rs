@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
+use machinery_api::{ObjectName, StorageKey, StoragePrefix};
 use serde_json::Value;
 
 use crate::store::record::fingerprint;
@@ -46,8 +47,8 @@ impl std::fmt::Debug for Fields {
 /// What the cache must know of a resource.
 #[derive(Clone)]
 pub struct Resource {
-    /// `/registry/pods/`: ends with `/`.
-    pub prefix: Arc<str>,
+    /// Where they are stored.
+    pub prefix: StoragePrefix,
     /// `None`: there are no fields of its own.
     pub fields: Option<Arc<Fields>>,
     /// Fields whose equality is indexed for lists and watches (`spec.nodeName` of pods).
@@ -64,8 +65,9 @@ impl Resource {
     }
 
     /// One with neither fields nor indexes.
-    pub fn plain(prefix: impl Into<Arc<str>>) -> Self {
-        Self { prefix: prefix.into(), fields: None, indexed_fields: Arc::default(), indexes_labels: false }
+    #[must_use]
+    pub fn plain(prefix: StoragePrefix) -> Self {
+        Self { prefix, fields: None, indexed_fields: Arc::default(), indexes_labels: false }
     }
 }
 
@@ -136,18 +138,22 @@ impl Cached {
         Self { fields, read, ..self.copy() }
     }
 
+    /// Namespace and name.
+    #[must_use]
+    pub fn object_name(&self) -> ObjectName<'_> {
+        StorageKey::name_at_end(&self.key, self.record.namespace_len())
+    }
+
     /// The namespace, or empty.
     #[must_use]
     pub fn namespace(&self) -> &str {
-        let len = self.record.namespace_len();
-        let segment = self.key.rsplit('/').nth(1).unwrap_or("");
-        if len > 0 && segment.len() == len { segment } else { "" }
+        self.object_name().namespace
     }
 
     /// The name.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.key.rsplit('/').next().unwrap_or("")
+        self.object_name().name
     }
 
     /// A label's value.

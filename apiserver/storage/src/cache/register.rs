@@ -17,7 +17,7 @@ impl WatchCache {
         let _only = self.registering.lock().await;
         let prefix = resource.prefix.clone();
         self.put_up(resource);
-        while self.fill(&prefix) {
+        while self.fill(prefix.as_str()) {
             tokio::task::yield_now().await;
         }
     }

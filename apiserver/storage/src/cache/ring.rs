@@ -150,7 +150,7 @@ impl Topic {
         if let Some(name) = filter.field_equals("metadata.name") {
             return Self::Object(name.into());
         }
-        match prefix.strip_prefix(&*resource.prefix).and_then(|rest| rest.strip_suffix('/')) {
+        match resource.prefix.namespace_of(prefix) {
             Some(namespace) if !namespace.is_empty() => Self::Namespace(namespace.into()),
             _ => Self::All,
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use machinery_api::{ObjectName, StoragePrefix};
 use machinery_env::Env;
 use serde_json::{Value, json};
 
@@ -31,7 +32,7 @@ fn record(stored: &str) -> Record {
 
 fn pods() -> Resource {
     Resource {
-        prefix: PODS.into(),
+        prefix: StoragePrefix::new("pods"),
         fields: Some(Arc::new(Fields::new(vec![Cow::Borrowed("spec.nodeName")], |pod: &Value| {
             vec![pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or("").to_owned()]
         }))),
@@ -43,7 +44,7 @@ fn pods() -> Resource {
 async fn open() -> Arc<WatchCache> {
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
     let store = Arc::new(MemoryStore::new(env));
-    WatchCache::open(store, vec![pods(), Resource::plain("/registry/configmaps/")]).await.unwrap()
+    WatchCache::open(store, vec![pods(), Resource::plain(StoragePrefix::new("configmaps"))]).await.unwrap()
 }
 
 fn pod(namespace: &str, name: &str, node: &str, app: &str) -> (String, Value) {
@@ -52,7 +53,7 @@ fn pod(namespace: &str, name: &str, node: &str, app: &str) -> (String, Value) {
         "metadata": {"name": name, "namespace": namespace, "labels": {"app": app}},
         "spec": {"nodeName": node},
     });
-    (format!("{PODS}{namespace}/{name}"), object)
+    (StoragePrefix::new("pods").object(ObjectName::new(namespace, name)).into(), object)
 }
 
 async fn put(cache: &WatchCache, (key, value): (String, Value)) -> Revision {
@@ -430,7 +431,7 @@ async fn a_resource_can_be_registered_late() {
     let first = put(&cache, widget("red")).await;
     cache
         .register(Resource {
-            prefix: "/registry/x.dev/widgets/".into(),
+            prefix: StoragePrefix::new("x.dev/widgets"),
             fields: Some(Arc::new(Fields::new(vec![Cow::Borrowed(".spec.color")], |value| {
                 vec![value["spec"]["color"].as_str().unwrap_or("").to_owned()]
             }))),
@@ -450,9 +451,7 @@ async fn a_resource_can_be_registered_late() {
     assert_eq!(watch(0).err(), Some(VersionError::Compacted(first)), "events reach back to the registration");
     let mut watch = watch(first).unwrap();
     assert_eq!(watch.recv().await.unwrap().kind, Kind::Modified);
-    let lookup = Lookup::new(cache.clone(), |group, _| {
-        (group == "x.dev").then(|| machinery_api::StoragePrefix::new("x.dev/widgets"))
-    });
+    let lookup = Lookup::new(cache.clone(), |group, _| (group == "x.dev").then(|| StoragePrefix::new("x.dev/widgets")));
     assert_eq!(lookup.get("x.dev", "widgets", "a", "w").unwrap()["spec"]["color"], "blue");
     assert_eq!(lookup.list("x.dev", "widgets", Some("a")).len(), 1);
     assert!(lookup.list("x.dev", "widgets", Some("b")).is_empty());

@@ -7,6 +7,7 @@ mod merge;
 mod strategic;
 
 use crate::error::{ApiError, ApiResult, Cause, Details, Named, Status};
+use crate::key::GroupVersion;
 use crate::selector::go_quoted;
 use serde_json::Value;
 
@@ -175,11 +176,7 @@ fn no_kind(patched: &Value) -> Option<String> {
 
 fn other_kind(patched: &Value, target: &Target<'_>) -> Option<String> {
     let text = |key: &str| patched.get(key).and_then(Value::as_str).filter(|t| !t.is_empty());
-    let expected = if target.group.is_empty() {
-        target.version.to_owned()
-    } else {
-        format!("{}/{}", target.group, target.version)
-    };
+    let expected = target.group_version().to_string();
     if text("apiVersion").is_some_and(|version| version.matches('/').count() > 1) {
         return Some(format!("unexpected GroupVersion string: {}", text("apiVersion").unwrap_or_default()));
     }
@@ -187,7 +184,7 @@ fn other_kind(patched: &Value, target: &Target<'_>) -> Option<String> {
     if kind == target.kind && version == expected {
         return None;
     }
-    let (group, plain) = version.split_once('/').unwrap_or(("", version));
+    let GroupVersion { group, version: plain } = GroupVersion::parse(version);
     Some(if let Some(found) = target.schema.types.of_kind(group, plain, kind) {
         if let Err(error) = typed::convert(found, Raw::from(patched.clone()), Form::Sparse, &mut Budget::unlimited()) {
             return Some(error);

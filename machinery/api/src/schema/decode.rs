@@ -2,6 +2,7 @@
 //! by the same code ([`value`]).
 
 use crate::error::{ApiError, ApiResult};
+use crate::key::GroupVersion;
 use crate::selector::go_quoted;
 use serde_json::{Map, Value};
 
@@ -86,8 +87,14 @@ impl<'a> Target<'a> {
         built_in().of_kind(group, version, kind).map(|schema| Self { group, version, kind, schema })
     }
 
+    /// Group and version.
+    #[must_use]
+    pub fn group_version(&self) -> GroupVersion<'a> {
+        GroupVersion { group: self.group, version: self.version }
+    }
+
     fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.into() } else { format!("{}/{}", self.group, self.version) }
+        self.group_version().to_string()
     }
 }
 
@@ -116,7 +123,7 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
     let opened = opened?;
     let (kind, version) = (pick(&opened.kind, target.kind), defaulted_version(&opened, target));
     let refused = |error: &str| {
-        let version = version.rsplit('/').next().unwrap_or_default();
+        let version = GroupVersion::parse(&version).version;
         ApiError::BadRequest(format!(
             "{kind} in version {} cannot be handled as a {}: {error}",
             go_quoted(version),
@@ -168,7 +175,7 @@ fn another_kind(
     target: &Target<'_>,
     refused: impl Fn(&str) -> ApiError,
 ) -> ApiError {
-    let (group, plain) = version.split_once('/').unwrap_or(("", version));
+    let GroupVersion { group, version: plain } = GroupVersion::parse(version);
     let types = target.schema.types;
     if !registered(types, group, plain, kind) {
         return refused(&not_registered(kind, version));

@@ -145,8 +145,7 @@ fn settles(target: &Target<'_>, object: &Value) {
 fn any_message_is_decoded_or_refused() {
     check!().with_generator((Message, 0..KINDS.len())).for_each(|(message, kind)| {
         let target = &KINDS[*kind];
-        let api_version = format!("{}/{}", target.group, target.version);
-        let api_version = api_version.trim_start_matches('/');
+        let api_version = target.group_version().to_string();
         let mut meta = Vec::new();
         bytes_field(1, api_version.as_bytes(), &mut meta);
         bytes_field(2, target.kind.as_bytes(), &mut meta);
@@ -163,8 +162,7 @@ fn any_message_is_decoded_or_refused() {
 fn json_is_the_same_as_yaml() {
     check!().with_generator((Json, Json, 0..KINDS.len())).for_each(|(spec, metadata, kind)| {
         let target = &KINDS[*kind];
-        let api_version = format!("{}/{}", target.group, target.version);
-        let api_version = api_version.trim_start_matches('/');
+        let api_version = target.group_version().to_string();
         let object = json!({"apiVersion": api_version, "kind": target.kind, "metadata": metadata, "spec": spec});
         let text = object.to_string();
         let read = |media| body(text.as_bytes(), media, target, FieldValidation::Ignore);

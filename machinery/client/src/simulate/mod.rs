@@ -14,7 +14,7 @@ use crate::cache::ObjectCache;
 use crate::driver::{Context, Controller, Input};
 use crate::object::{Decode, Kind, decode_metadata, key_of};
 use crate::plan::{Action, Plan, Propagation};
-use machinery_api::ObjectKey;
+use machinery_api::{GroupVersion, ObjectKey};
 
 /// A view with a server's part played by us.
 #[derive(Debug)]
@@ -150,7 +150,7 @@ impl Simulation {
         let name = object["kind"].as_str().expect("a simulated object has a kind").to_owned();
         let said = |kind: &&Kind| kind.api_version() == api_version && kind.kind == name;
         self.held.iter().map(|(kind, _)| kind).find(said).cloned().unwrap_or_else(|| {
-            let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+            let GroupVersion { group, version } = GroupVersion::parse(&api_version);
             Kind {
                 group: group.to_owned().into(),
                 version: version.to_owned().into(),

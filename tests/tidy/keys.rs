@@ -1,0 +1,67 @@
+//! Keys are types: what stands where in a storage key, an object's name or an `apiVersion` is known in one file. A second place
+//! that takes them apart is one that is wrong for the next name with an odd character in it.
+
+use super::{all_rust_files, check, code};
+
+/// Where keys are read and written; their home is `machinery/api/src/key/`.
+const FOLDERS: &[&str] = &[
+    "apiserver/storage/src/",
+    "apiserver/server/src/admission/",
+    "apiserver/server/src/bootstrap/",
+    "apiserver/server/src/catalog/",
+    "apiserver/server/src/registry/",
+    "apiserver/server/src/server.rs",
+    "controllers/src/",
+    "machinery/api/src/patch/",
+    "machinery/api/src/schema/",
+    "machinery/client/src/",
+    "scheduler/src/",
+];
+
+/// What takes a key apart, or puts one together.
+const SIGNS: &[&str] = &["split('/')", "split_once('/')", "matches('/')", "match_indices('/')", "}/{", "\"/registry"];
+
+/// Files with such lines, a part of each line, and what it is about, which is no key.
+const OTHERS: &[(&str, &str, &str)] = &[
+    ("apiserver/server/src/admission/node_restriction.rs", "label.split_once", "a label's domain"),
+    ("apiserver/server/src/bootstrap/moved.rs", "text.split_once", "a block of addresses"),
+    ("apiserver/server/src/bootstrap/moved.rs", "self.address(", "a block of addresses"),
+    ("apiserver/server/src/catalog/discovery.rs", "std::env::consts::OS", "a platform"),
+    ("apiserver/server/src/catalog/discovery.rs", "subresource.name", "a subresource as discovery names it"),
+    ("apiserver/server/src/catalog/discovery.rs", "Sha256::digest", "a hash of a kind's names"),
+    ("apiserver/server/src/catalog/openapi.rs", "apis/{group}", "a path"),
+    ("apiserver/server/src/catalog/operations.rs", "{root}/", "a path"),
+    ("apiserver/server/src/catalog/operations.rs", "{within}/", "a path"),
+    ("apiserver/server/src/registry/body.rs", "pointer.rsplit_once", "a pointer into JSON"),
+    ("apiserver/server/src/registry/page.rs", "start.split", "a client's token, refused as upstream refuses it"),
+    ("controllers/src/garbage_collector.rs", "ownerRef [{}/{}", "a sentence of upstream's"),
+    ("machinery/api/src/patch/json.rs", "path.split", "a pointer into JSON"),
+    ("machinery/api/src/patch/mod.rs", "matches('/').count()", "upstream's check of an apiVersion"),
+    ("machinery/api/src/schema/decode.rs", "matches('/').count()", "upstream's check of an apiVersion"),
+    ("machinery/client/src/object.rs", "", "paths of requests"),
+    ("machinery/client/src/request.rs", "{subresource}", "a path"),
+    ("machinery/client/src/simulate/patch.rs", "path.rsplit_once", "a pointer into JSON"),
+];
+
+#[test]
+fn keys_are_taken_apart_at_home() {
+    let mut problems = Vec::new();
+    let mut used = vec![false; OTHERS.len()];
+    for (path, text) in all_rust_files() {
+        let concerns = FOLDERS.iter().any(|folder| path.starts_with(folder));
+        if !concerns || path.contains("test") || path.ends_with("fuzz.rs") || path.ends_with("contract.rs") {
+            continue;
+        }
+        let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        for line in code(text).filter(|line| SIGNS.iter().any(|sign| line.contains(sign))) {
+            match OTHERS.iter().position(|(file, part, _)| *file == path && line.contains(part)) {
+                Some(at) => used[at] = true,
+                None => problems.push(format!("{path}: {}; keys are types (machinery/api/src/key/)", line.trim())),
+            }
+        }
+    }
+    let unused = OTHERS.iter().zip(used).filter(|(_, used)| !used);
+    problems
+        .extend(unused.map(|((file, part, _), _)| format!("{file} {part:?} is an exception that is no longer needed")));
+    check(&problems);
+}
