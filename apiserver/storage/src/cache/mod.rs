@@ -14,6 +14,8 @@ pub mod select;
 mod watching;
 
 #[cfg(test)]
+mod contract;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;

@@ -9,7 +9,12 @@ use machinery_env::{Env, ManualClock};
 use super::*;
 
 /// Makes an empty store.
-pub(crate) type Make<'a> = &'a dyn Fn(Env) -> Arc<dyn Store>;
+pub(crate) type Make<'a> = &'a dyn Fn(Env) -> BoxFuture<'static, Arc<dyn Store>>;
+
+/// One that is there at once.
+pub(crate) fn ready(store: Arc<dyn Store>) -> BoxFuture<'static, Arc<dyn Store>> {
+    Box::pin(std::future::ready(store))
+}
 
 fn env() -> (Env, Arc<ManualClock>) {
     Env::seeded(1, Timestamp::from_second(1_700_000_000).unwrap())
@@ -35,17 +40,25 @@ pub(crate) async fn write(store: &dyn Store, txn: Txn) -> Revision {
 }
 
 pub(crate) async fn all(make: Make<'_>) {
+    read_and_written(make).await;
+    feeds(make).await;
+}
+
+/// All that a copy of a store keeps, too, which is fed and feeds nobody.
+pub(crate) async fn read_and_written(make: Make<'_>) {
     compares(make).await;
     reads_at_revisions(make).await;
     reaches_every_name(make).await;
     watches(make).await;
     many_writers(make).await;
     expires_and_compacts(make).await;
-    feeds(make).await;
 }
 
+/// The first parts of keys that are watched.
+pub(crate) const WATCHED: [&str; 5] = ["p", "w", "x", "n", "e"];
+
 async fn compares(make: Make<'_>) {
-    let store = make(env().0);
+    let store = make(env().0).await;
     let created = write(&*store, when("/a", 0, put("/a", "1"))).await;
     assert_eq!(created, store.revision());
     let Outcome::Conflict(seen) = store.txn(when("/a", 0, put("/a", "x"))).await.unwrap() else { panic!() };
@@ -75,39 +88,42 @@ async fn compares(make: Make<'_>) {
 }
 
 async fn reads_at_revisions(make: Make<'_>) {
-    let store = make(env().0);
+    let store = make(env().0).await;
     for n in 0..5 {
-        write(&*store, just(put(&format!("/p/{n}"), "1"))).await;
+        write(&*store, just(put(&format!("/registry/p/{n}"), "1"))).await;
     }
-    write(&*store, just(put("/q/0", "1"))).await;
+    write(&*store, just(put("/registry/q/0", "1"))).await;
     let old = store.revision();
-    write(&*store, just(put("/p/2", "2"))).await;
-    write(&*store, just(Op::Delete { key: "/p/3".into() })).await;
-    let page = store.range("/p/1", &prefix_end("/p/"), Some(old), 2).await.unwrap();
-    assert_eq!(page.entries.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["/p/1", "/p/2"]);
+    write(&*store, just(put("/registry/p/2", "2"))).await;
+    write(&*store, just(Op::Delete { key: "/registry/p/3".into() })).await;
+    let page = store.range("/registry/p/1", &prefix_end("/registry/p/"), Some(old), 2).await.unwrap();
+    assert_eq!(page.entries.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["/registry/p/1", "/registry/p/2"]);
     assert_eq!((page.revision, page.remaining), (old, 2));
     assert_eq!(page.entries[1].record.body(), b"1");
-    let now = store.range("/p/", &prefix_end("/p/"), None, 0).await.unwrap();
+    let now = store.range("/registry/p/", &prefix_end("/registry/p/"), None, 0).await.unwrap();
     assert_eq!(now.entries.len(), 4);
     assert_eq!(now.revision, store.revision());
-    assert_eq!(store.get("/p/3", Some(old)).await.unwrap().unwrap().modified, 4);
+    assert_eq!(store.get("/registry/p/3", Some(old)).await.unwrap().unwrap().modified, 4);
     let future = store.revision() + 1;
-    assert!(matches!(store.get("/p/3", Some(future)).await, Err(StoreError::Future(_))));
+    assert!(matches!(store.get("/registry/p/3", Some(future)).await, Err(StoreError::Future(_))));
     store.compact(old + 1).await.unwrap();
     assert_eq!(store.compacted(), old + 1);
     assert!(matches!(store.range("/", "0", Some(old), 0).await, Err(StoreError::Compacted(_))));
-    assert_eq!(store.range("/p/", &prefix_end("/p/"), Some(old + 1), 0).await.unwrap().entries.len(), 5);
+    assert_eq!(
+        store.range("/registry/p/", &prefix_end("/registry/p/"), Some(old + 1), 0).await.unwrap().entries.len(),
+        5
+    );
     assert!(matches!(store.compact(old).await, Err(StoreError::Compacted(_))));
-    assert!(matches!(store.watch("/p/", old).await, Err(StoreError::Compacted(_))));
+    assert!(matches!(store.watch("/registry/p/", old).await, Err(StoreError::Compacted(_))));
 }
 
 /// No name hides above the end of its prefix, or below another's.
 async fn reaches_every_name(make: Make<'_>) {
     let (env, clock) = env();
-    let store = make(env);
+    let store = make(env).await;
     let names =
         ["\u{1}", "0", "a", "\u{d7ff}", "\u{e000}", "\u{fffd}", "\u{10fffe}", "\u{10ffff}", "\u{10ffff}\u{10ffff}x"];
-    for prefix in ["/n/", "/n/a/", "/n/\u{10ffff}/"] {
+    for prefix in ["/registry/n/", "/registry/n/a/", "/registry/n/\u{10ffff}/"] {
         for name in names {
             let op = Op::Put {
                 key: format!("{prefix}{name}"),
@@ -117,12 +133,12 @@ async fn reaches_every_name(make: Make<'_>) {
             write(&*store, just(op)).await;
         }
     }
-    for prefix in ["/n/a/", "/n/\u{10ffff}/"] {
+    for prefix in ["/registry/n/a/", "/registry/n/\u{10ffff}/"] {
         let found = store.range(prefix, &prefix_end(prefix), None, 0).await.unwrap();
         let found: Vec<&str> = found.entries.iter().map(|entry| &entry.key[prefix.len()..]).collect();
         assert_eq!(found, names, "below {prefix}");
     }
-    for prefix in ["/n/", "/", ""] {
+    for prefix in ["/registry/n/", "/", ""] {
         let found = store.range(prefix, &prefix_end(prefix), None, 0).await.unwrap();
         assert_eq!(found.entries.len(), 3 * names.len(), "below {prefix:?}");
     }
@@ -135,13 +151,14 @@ async fn reaches_every_name(make: Make<'_>) {
 }
 
 async fn watches(make: Make<'_>) {
-    let store = make(env().0);
-    let first = write(&*store, just(put("/w/a", "1"))).await;
-    write(&*store, just(put("/x/a", "1"))).await;
-    let mut live = store.watch("/w/", store.revision()).await.unwrap();
-    let mut past = store.watch("/w/", 0).await.unwrap();
-    write(&*store, just(put("/w/a", "2"))).await;
-    let txn = Txn { compares: vec![], ops: vec![Op::Delete { key: "/w/a".into() }, put("/w/b", "1")] };
+    let store = make(env().0).await;
+    let first = write(&*store, just(put("/registry/w/a", "1"))).await;
+    write(&*store, just(put("/registry/x/a", "1"))).await;
+    let mut live = store.watch("/registry/w/", store.revision()).await.unwrap();
+    let mut past = store.watch("/registry/w/", 0).await.unwrap();
+    write(&*store, just(put("/registry/w/a", "2"))).await;
+    let txn =
+        Txn { compares: vec![], ops: vec![Op::Delete { key: "/registry/w/a".into() }, put("/registry/w/b", "1")] };
     let last = write(&*store, txn).await;
     let born = past.next().await.unwrap();
     assert_eq!((born.revision, born.previous), (first, None));
@@ -150,27 +167,29 @@ async fn watches(make: Make<'_>) {
         assert_eq!(update.previous.unwrap().record.body(), b"1");
         assert_eq!(update.entry.unwrap().record.body(), b"2");
         let gone = watch.next().await.unwrap();
-        assert_eq!((gone.revision, &*gone.key, gone.entry), (last, "/w/a", None));
+        assert_eq!((gone.revision, &*gone.key, gone.entry), (last, "/registry/w/a", None));
         assert_eq!(gone.previous.unwrap().record.body(), b"2");
-        assert_eq!(&*watch.next().await.unwrap().key, "/w/b");
+        assert_eq!(&*watch.next().await.unwrap().key, "/registry/w/b");
     }
     // A slow watch is told when history has gone on without it.
-    write(&*store, just(put("/w/c", "1"))).await;
+    write(&*store, just(put("/registry/w/c", "1"))).await;
     store.compact(store.revision()).await.unwrap();
     assert!(matches!(live.next().await, Err(StoreError::Compacted(_))));
 }
 
 async fn many_writers(make: Make<'_>) {
-    let store = make(env().0);
-    let mut watch = store.watch("/", 0).await.unwrap();
+    let store = make(env().0).await;
+    let mut watch = store.watch("/registry/n/", 0).await.unwrap();
     let writers = (0..16).map(|w| {
         let store = store.clone();
         tokio::spawn(async move {
             let mut won = 0u64;
             for n in 0..25 {
-                write(&*store, just(put(&format!("/n/{w}/{n}"), "x"))).await;
-                let seen = store.get("/counter", None).await.unwrap().map_or(0, |e| e.modified);
-                if let Outcome::Committed(_) = store.txn(when("/counter", seen, put("/counter", "x"))).await.unwrap() {
+                write(&*store, just(put(&format!("/registry/n/{w}/{n}"), "x"))).await;
+                let seen = store.get("/registry/n/counter", None).await.unwrap().map_or(0, |e| e.modified);
+                if let Outcome::Committed(_) =
+                    store.txn(when("/registry/n/counter", seen, put("/registry/n/counter", "x"))).await.unwrap()
+                {
                     won += 1;
                 }
             }
@@ -192,19 +211,20 @@ async fn many_writers(make: Make<'_>) {
 
 async fn expires_and_compacts(make: Make<'_>) {
     let (env, clock) = env();
-    let store = make(env);
-    let mortal = |ttl| Op::Put { key: "/e/1".into(), record: Record::plain(b"x"), ttl: Some(Duration::from_secs(ttl)) };
+    let store = make(env).await;
+    let mortal =
+        |ttl| Op::Put { key: "/registry/e/1".into(), record: Record::plain(b"x"), ttl: Some(Duration::from_secs(ttl)) };
     write(&*store, just(mortal(10))).await;
     store.tick().await.unwrap();
     clock.advance(Duration::from_secs(8));
     write(&*store, just(mortal(10))).await;
     clock.advance(Duration::from_secs(8));
     store.tick().await.unwrap();
-    assert!(store.get("/e/1", None).await.unwrap().is_some(), "written again: a new time to live");
-    let mut watch = store.watch("/e/", store.revision()).await.unwrap();
+    assert!(store.get("/registry/e/1", None).await.unwrap().is_some(), "written again: a new time to live");
+    let mut watch = store.watch("/registry/e/", store.revision()).await.unwrap();
     clock.advance(Duration::from_secs(3));
     store.tick().await.unwrap();
-    assert_eq!(store.get("/e/1", None).await.unwrap(), None);
+    assert_eq!(store.get("/registry/e/1", None).await.unwrap(), None);
     assert_eq!(watch.next().await.unwrap().entry, None);
     // Compacts to where it stood five minutes before.
     assert_eq!(store.compacted(), 0);
@@ -233,7 +253,7 @@ async fn feeds(make: Make<'_>) {
             self.0.lock().unwrap().push(format!("compact {revision}"));
         }
     }
-    let store = make(env().0);
+    let store = make(env().0).await;
     write(&*store, just(put("/a", "1"))).await;
     store.compact(1).await.unwrap();
     write(&*store, just(put("/b", "1"))).await;

@@ -136,6 +136,6 @@ mod tests {
 
     #[tokio::test]
     async fn keeps_the_contract() {
-        contract::all(&|env| Arc::new(MemoryStore::new(env))).await;
+        contract::all(&|env| contract::ready(Arc::new(MemoryStore::new(env)))).await;
     }
 }

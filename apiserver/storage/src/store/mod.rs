@@ -11,7 +11,7 @@ pub mod record;
 pub mod versions;
 
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::super::contract::{all, just, put, write};
+use super::super::contract::{all, just, put, ready, write};
 use super::super::{Op, prefix_end};
 use super::*;
 
@@ -50,7 +50,7 @@ async fn keeps_the_contract() {
         let folder = tempfile::tempdir().unwrap();
         let store = open_with(&folder.path().join("store"), env, Options::default()).unwrap();
         folders.lock().unwrap().push(folder);
-        store
+        ready(store)
     })
     .await;
 }

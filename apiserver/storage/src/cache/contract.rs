@@ -1,0 +1,225 @@
+//! The store's contract, kept by what the server really reads: a store behind the watch cache, fed before it acknowledges or
+//! after. Reads ask whether the cache is current, as the registry does before it decides from what is not there.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use machinery_api::{StorageKey, StoragePrefix};
+
+use super::watching::Watch as CacheWatch;
+use super::{Cached, Kind, Resource, Selectors, VersionError, WatchCache};
+use crate::store::contract::{self, WATCHED};
+use crate::store::memory::MemoryStore;
+use crate::store::{
+    Change, Current, Entry, History, Outcome, Range, Record, Revision, Sink, Store, StoreError, Txn, Watch, prefix_end,
+};
+
+/// A store that acknowledges before it feeds: its cache hears of a write when its writer or somebody who asks does.
+struct Late {
+    inner: MemoryStore,
+    unheard: Arc<Unheard>,
+}
+
+#[derive(Default)]
+struct Unheard {
+    sink: Mutex<Option<Arc<dyn Sink>>>,
+    changes: Mutex<Vec<Change>>,
+}
+
+impl Unheard {
+    fn hear(&self) {
+        let changes = std::mem::take(&mut *self.changes.lock().unwrap());
+        if let (Some(sink), false) = (&*self.sink.lock().unwrap(), changes.is_empty()) {
+            sink.commit(&changes);
+        }
+    }
+}
+
+impl Sink for Unheard {
+    fn start(&self, state: Vec<Entry>, revision: Revision) {
+        self.sink.lock().unwrap().as_ref().unwrap().start(state, revision);
+    }
+
+    fn commit(&self, changes: &[Change]) {
+        self.changes.lock().unwrap().extend_from_slice(changes);
+    }
+
+    fn compact(&self, revision: Revision) {
+        self.hear();
+        self.sink.lock().unwrap().as_ref().unwrap().compact(revision);
+    }
+}
+
+#[async_trait]
+impl Store for Late {
+    fn revision(&self) -> Revision {
+        self.inner.revision()
+    }
+
+    fn current(&self) -> Current<'_> {
+        Current::Ask(Box::pin(async {
+            let newest = self.inner.revision();
+            self.unheard.hear();
+            Ok(newest)
+        }))
+    }
+
+    fn compacted(&self) -> Revision {
+        self.inner.compacted()
+    }
+
+    async fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Entry>, StoreError> {
+        self.inner.get(key, at).await
+    }
+
+    async fn range(&self, from: &str, to: &str, at: Option<Revision>, limit: usize) -> Result<Range, StoreError> {
+        self.inner.range(from, to, at, limit).await
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        let outcome = self.inner.txn(txn).await;
+        let unheard = self.unheard.clone();
+        tokio::spawn(async move { unheard.hear() });
+        outcome
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        self.inner.watch(prefix, from).await
+    }
+
+    async fn feed(&self, sink: Arc<dyn Sink>) -> Result<(), StoreError> {
+        *self.unheard.sink.lock().unwrap() = Some(sink);
+        self.inner.feed(self.unheard.clone()).await?;
+        self.unheard.hear();
+        Ok(())
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        self.inner.compact(revision).await
+    }
+
+    async fn tick(&self) -> Result<(), StoreError> {
+        self.inner.tick().await
+    }
+}
+
+/// A watch cache as a store.
+struct Behind(Arc<WatchCache>);
+
+impl Behind {
+    async fn open(store: Arc<dyn Store>) -> Arc<dyn Store> {
+        let resources = WATCHED.map(|prefix| Resource::plain(StoragePrefix::new(prefix)));
+        Arc::new(Self(WatchCache::open(store, resources.into()).await.unwrap()))
+    }
+
+    fn list(&self, prefix: &str, at: Option<Revision>) -> Result<(Vec<Entry>, Revision), StoreError> {
+        let page = self.0.list(prefix, at, None, 0, &Selectors::default()).map_err(failed)?;
+        Ok((page.items.iter().map(|cached| entry(cached)).collect(), page.revision))
+    }
+}
+
+fn entry(cached: &Cached) -> Entry {
+    let (key, record) = (cached.key.clone(), Record::plain(cached.stored()));
+    Entry { key, record, created: cached.created, modified: cached.modified }
+}
+
+fn failed(error: VersionError) -> StoreError {
+    match error {
+        VersionError::Compacted(revision) => StoreError::Compacted(revision),
+        VersionError::Future(revision) => StoreError::Future(revision),
+        VersionError::Unregistered => panic!("the contract watches what is not registered"),
+    }
+}
+
+/// One open watch of the cache.
+struct Following(Mutex<CacheWatch>);
+
+impl History for Following {
+    fn since(&self, _: &str, after: Revision, most: usize) -> Result<(Vec<Change>, Revision), StoreError> {
+        let mut watch = self.0.lock().unwrap();
+        let mut changes = Vec::new();
+        while changes.len() < most {
+            let Some(seen) = watch.try_recv().map_err(failed)? else { break };
+            changes.push(Change {
+                revision: seen.event.revision,
+                key: seen.object.key.clone(),
+                entry: (seen.kind != Kind::Deleted).then(|| entry(&seen.object)),
+                previous: seen.event.previous.as_deref().map(entry),
+            });
+        }
+        Ok((changes, watch.progress().unwrap_or(after)))
+    }
+}
+
+#[async_trait]
+impl Store for Behind {
+    fn revision(&self) -> Revision {
+        self.0.revision()
+    }
+
+    fn current(&self) -> Current<'_> {
+        self.0.store().current()
+    }
+
+    fn compacted(&self) -> Revision {
+        match self.list("/", Some(0)) {
+            Err(StoreError::Compacted(revision)) => revision,
+            _ => 0,
+        }
+    }
+
+    async fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Entry>, StoreError> {
+        self.0.sync().await?;
+        match at {
+            None => Ok(self.0.get(key).map(|cached| entry(&cached))),
+            Some(_) => Ok(self.list(key, at)?.0.into_iter().find(|entry| &*entry.key == key)),
+        }
+    }
+
+    async fn range(&self, from: &str, to: &str, at: Option<Revision>, limit: usize) -> Result<Range, StoreError> {
+        self.0.sync().await?;
+        let mut prefixes = std::iter::once(from).chain(StorageKey::prefixes(from));
+        let prefix = prefixes.find(|prefix| prefix_end(prefix) == to).expect("the contract reads below a prefix");
+        let (mut entries, revision) = self.list(prefix, at)?;
+        entries.retain(|entry| &*entry.key >= from);
+        let all = entries.len();
+        entries.truncate(if limit == 0 { all } else { limit });
+        let remaining = match entries.last() {
+            Some(last) if entries.len() < all => self.0.count_after(prefix, &last.key, revision).map_err(failed)?,
+            _ => 0,
+        };
+        Ok(Range { entries, revision, remaining })
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        self.0.commit(txn).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        let watch = self.0.watch(prefix, Some(from), Selectors::default()).map_err(failed)?;
+        Ok(Watch::new(Arc::new(Following(Mutex::new(watch))), self.0.moved.subscribe(), prefix, from))
+    }
+
+    async fn feed(&self, _: Arc<dyn Sink>) -> Result<(), StoreError> {
+        Err(StoreError::Unavailable("a cache is fed, and feeds nobody".into()))
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        self.0.store().compact(revision).await
+    }
+
+    async fn tick(&self) -> Result<(), StoreError> {
+        self.0.store().tick().await
+    }
+}
+
+#[tokio::test]
+async fn a_cache_that_is_fed_first_keeps_the_contract() {
+    contract::read_and_written(&|env| Box::pin(Behind::open(Arc::new(MemoryStore::new(env))))).await;
+}
+
+#[tokio::test]
+async fn a_cache_that_hears_later_keeps_the_contract() {
+    let late = |env| Arc::new(Late { inner: MemoryStore::new(env), unheard: Arc::default() });
+    contract::read_and_written(&|env| Box::pin(Behind::open(late(env)))).await;
+}
