@@ -175,6 +175,16 @@ impl Ledger {
         Ok(())
     }
 
+    /// Counts what is held already and was refused: it is over a limit until somebody gives back.
+    pub fn overdraw(&self, resource: Resource, amount: u64) {
+        let row = self.row(resource);
+        let used = row.used.fetch_add(amount, Ordering::AcqRel).saturating_add(amount);
+        row.peak.fetch_max(used, Ordering::Relaxed);
+        if let Some(parent) = &self.parent {
+            parent.overdraw(resource, amount);
+        }
+    }
+
     /// Gives back what was taken.
     pub fn give(&self, resource: Resource, amount: u64) {
         if amount == 0 {
@@ -331,6 +341,18 @@ mod tests {
         assert_eq!(a.used(Resource::Descriptors), 0, "rows are apart");
         node.take(Resource::Memory, 1).unwrap();
         assert!(node.take(Resource::Memory, u64::MAX).is_err(), "no sum wraps around");
+    }
+
+    #[test]
+    fn what_is_overdrawn_counts_and_keeps_others_out() {
+        let (node, pod, container) = levels();
+        node.set_limit(Resource::Memory, 10);
+        container.take(Resource::Memory, 8).unwrap();
+        container.overdraw(Resource::Memory, 5);
+        assert_eq!([&node, &pod, &container].map(|ledger| ledger.used(Resource::Memory)), [13; 3]);
+        assert!(pod.take(Resource::Memory, 1).is_err());
+        container.give(Resource::Memory, 13);
+        assert_eq!((node.used(Resource::Memory), container.peak(Resource::Memory)), (0, 13));
     }
 
     #[test]

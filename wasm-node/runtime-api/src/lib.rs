@@ -28,7 +28,7 @@ use machinery_serve::net::Serve;
 
 pub use container::{ContainerSpec, Failures, LogSink, Preopen, Stats, StdStream};
 pub use grants::{GrantError, Grants};
-pub use limits::{CONCURRENCY_DEFAULT, Limits, REQUEST_TIMEOUT_DEFAULT};
+pub use limits::{CONCURRENCY_DEFAULT, CPU_SHARES_MIN, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
 pub use module::{Inspection, Kind, LoadError, MODULE_BYTES_MAX, Metering};
 pub use outcome::{Outcome, OutcomeReason, StopSignal};
 pub use server::{NodeCall, Trial};

@@ -114,18 +114,7 @@ pub(super) async fn run(node: Arc<Shared>, mut shortages: watch::Receiver<Shorta
             message: format!("Attempting to reclaim {resource}"),
             source: None,
         });
-        let looked = node.clone();
-        let found = tokio::task::spawn_blocking(move || {
-            let memory = |_: &str, view: &PodView| {
-                view.look().container.map_or(0, |(container, _)| container.stats().memory_bytes)
-            };
-            let disk = |uid: &str, _: &PodView| disk_used(&looked.config.data_dir, uid);
-            first(match resource {
-                "memory" => candidates(&looked.pods, resource, memory),
-                _ => candidates(&looked.pods, resource, disk),
-            })
-        });
-        match found.await {
+        match look_for(&node, resource).await {
             Ok(Some(going)) => {
                 let view = node.pods.get(&going.uid);
                 if !view.is_some_and(|view| view.evict(message(resource, short, &going))) {
@@ -133,9 +122,24 @@ pub(super) async fn run(node: Arc<Shared>, mut shortages: watch::Receiver<Shorta
                 }
             }
             Ok(None) => tracing::warn!(node = node.config.name, resource, "the node is short, and has no pod to evict"),
-            Err(error) => tracing::error!(%error, "looking for a pod to evict broke a promise of its own"),
+            Err(Ended) => tracing::error!(node = node.config.name, "the thread that measures volumes has ended"),
         }
     }
+}
+
+/// The thread that measures volumes has ended.
+struct Ended;
+
+/// The pod that is to go for `resource`. Volumes are walked where nobody else waits.
+async fn look_for(node: &Arc<Shared>, resource: &'static str) -> Result<Option<Candidate>, Ended> {
+    if resource == "memory" {
+        let memory =
+            |_: &str, view: &PodView| view.look().container.map_or(0, |(container, _)| container.stats().memory_bytes);
+        return Ok(first(candidates(&node.pods, resource, memory)));
+    }
+    let (pods, data_dir) = (node.pods.clone(), node.config.data_dir.clone());
+    let walk = move || first(candidates(&pods, resource, |uid, _| disk_used(&data_dir, uid)));
+    node.measurer.run(walk).await.ok_or(Ended)
 }
 
 /// The Node as upstream's kubelet refers to it in its events.

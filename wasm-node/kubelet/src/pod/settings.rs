@@ -9,7 +9,7 @@ use machinery_api::quantity::Quantity;
 
 use super::state::{ContainerPolicy, LifecyclePolicy, ProbeKind, Restart, Thresholds};
 use super::status::pod_text;
-use runtime_api::{CONCURRENCY_DEFAULT, Grants, Limits, REQUEST_TIMEOUT_DEFAULT};
+use runtime_api::{CONCURRENCY_DEFAULT, Grants, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
 
 /// The port of a server whose container names none.
 const PORT_DEFAULT: u16 = 80;
@@ -174,6 +174,9 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
     };
     limits.memory_bytes = limit("memory").and_then(|memory| u64::try_from(memory.value()).ok());
     limits.cpu_millis = limit("cpu").and_then(|cpu| u64::try_from(cpu.milli()).ok()).filter(|millis| *millis > 0);
+    let request = container.resources.as_ref().and_then(|resources| resources.requests.as_ref()?.get("cpu"));
+    let request = request.and_then(|text| u64::try_from(Quantity::parse(&text.0).ok()?.milli()).ok());
+    limits.cpu_shares = cpu_shares(request.unwrap_or(0));
     if let Some((name, value)) = find(names::FUEL) {
         match value.parse::<u64>() {
             Ok(fuel) if fuel > 0 => limits.fuel = Some(fuel),
@@ -298,7 +301,8 @@ mod tests {
         let pod = |annotations: serde_json::Value| -> Pod {
             serde_json::from_value(json!({
                 "metadata": {"name": "p", "annotations": annotations},
-                "spec": {"containers": [{"name": "c", "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}}}]},
+                "spec": {"containers": [{"name": "c", "resources": {
+                    "limits": {"memory": "64Mi", "cpu": "500m"}, "requests": {"cpu": "250m"}}}]},
             }))
             .unwrap()
         };
@@ -310,7 +314,7 @@ mod tests {
         .unwrap();
         assert_eq!((good.limits.fuel, good.limits.concurrency, good.stop_at_grace), (Some(5), 7, true));
         assert_eq!((good.limits.memory_bytes, good.limits.cpu_millis), (Some(64 << 20), Some(500)));
-        assert_eq!(good.limits.timeout, Duration::from_secs(2));
+        assert_eq!((good.limits.timeout, good.limits.cpu_shares), (Duration::from_secs(2), 256));
         for (name, value) in [
             ("fuel.coracle.dev/c", "-1"),
             ("fuel.coracle.dev/c", "0"),

@@ -1,15 +1,17 @@
 //! When volumes are measured, and the one thread of a node that does it, at the lowest priority.
 //!
 //! A pod is measured while it changes something, no more often than its last walk was cheap; all walks together leave the
-//! thread idle for most of the time. A pod that only waits costs nothing, however much it has written before.
+//! thread idle for most of the time. A pod that only waits costs nothing, however much it has written before. What else
+//! walks through volumes does so on the same thread ([`Measurer::run`]): nobody waits behind it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use machinery_env::Env;
+use tokio::sync::oneshot;
 
 use super::usage::Bounds;
 
@@ -89,6 +91,8 @@ struct State {
     schedule: Schedule<u64>,
     subjects: BTreeMap<u64, Arc<Subject>>,
     next_key: u64,
+    /// Walks that somebody waits for.
+    wanted: VecDeque<Box<dyn FnOnce() + Send>>,
     /// Nobody is left who would add any.
     ended: bool,
 }
@@ -113,7 +117,13 @@ pub(crate) struct Measurer {
 impl Measurer {
     /// Starts the thread.
     pub(crate) fn start(env: Env) -> io::Result<Self> {
-        let state = State { schedule: Schedule::new(), subjects: BTreeMap::new(), next_key: 0, ended: false };
+        let state = State {
+            schedule: Schedule::new(),
+            subjects: BTreeMap::new(),
+            next_key: 0,
+            wanted: VecDeque::new(),
+            ended: false,
+        };
         let inner = Arc::new(Inner { state: Mutex::new(state), changed: Condvar::new() });
         let (own, clock) = (inner.clone(), env.clone());
         std::thread::Builder::new().name("measure".into()).spawn(move || {
@@ -133,6 +143,17 @@ impl Measurer {
         drop(state);
         self.inner.changed.notify_one();
         Watched { inner: self.inner.clone(), key }
+    }
+
+    /// Does it on the measuring thread, before any pod's turn; none where the thread has ended.
+    pub(crate) async fn run<T: Send + 'static>(&self, walk: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let (sender, walked) = oneshot::channel();
+        self.inner.state().wanted.push_back(Box::new(move || {
+            // Whoever wanted it may be gone.
+            let _ = sender.send(walk());
+        }));
+        self.inner.changed.notify_one();
+        walked.await.ok()
     }
 }
 
@@ -161,6 +182,12 @@ impl Drop for Watched {
 fn measure(inner: &Inner, env: &Env) {
     let mut state = inner.state();
     while !state.ended {
+        if let Some(walk) = state.wanted.pop_front() {
+            drop(state);
+            walk();
+            state = inner.state();
+            continue;
+        }
         let found = state.schedule.next(env.elapsed(), |key| state.subjects.get(key).map_or(0, |of| (of.changes)()));
         let subject = found.and_then(|key| Some((key, state.subjects.get(&key)?.clone())));
         let Some((key, subject)) = subject else {
@@ -249,6 +276,14 @@ mod tests {
         assert!((580..=600).contains(&walks[&0]), "{walks:?}");
         let (walks, busy) = play(&[(0, 500 * MILLI)].into(), |_, now| now.as_millis() as u64, 600);
         assert!((50..=58).contains(&walks[&0]), "{walks:?} {busy:?}");
+    }
+
+    #[tokio::test]
+    async fn walks_that_are_wanted_take_no_thread_of_others() {
+        let measurer = Measurer::start(Env::real()).unwrap();
+        let on = || std::thread::current().name().map(str::to_owned);
+        let names = futures::future::join_all((0..4).map(|_| measurer.run(on))).await;
+        assert_eq!(names, vec![Some(Some("measure".to_owned())); 4]);
     }
 
     #[test]

@@ -107,9 +107,9 @@ impl Engine {
         ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
         ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
         let shared = Shared {
-            disk: Arc::new(Disk::new(self.disk(), &ledger, spec.preopens)),
+            disk: Arc::new(Disk::new(self.disk(), &ledger, namespace, spec.preopens)),
             ledger,
-            cpu: Arc::new(CpuMeter::new(self.env().clone(), spec.limits.cpu_millis)),
+            cpu: Arc::new(CpuMeter::new(self.env().clone(), spec.limits.cpu_millis, spec.limits.cpu_shares)),
             engine: self.clone(),
             loaded,
             pre,

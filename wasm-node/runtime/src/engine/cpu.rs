@@ -1,5 +1,6 @@
 //! CPU time of a container: measured on the thread around each poll of its guests, charged to a token bucket, and
-//! held back where `limits.cpu` is used up. Throttled, never killed, as a cgroup would.
+//! held back where `limits.cpu` is used up. Throttled, never killed, as a cgroup would. Where all guests together want more
+//! than there is, `requests.cpu` decides who goes first ([`Turns`](super::shares::Turns)).
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +11,8 @@ use std::time::Duration;
 use machinery_env::Env;
 
 use super::Engine;
+use super::epoch::take_interrupted;
+use super::shares::{Container, Turn};
 
 /// The period over which a limit holds, as the kernel's CFS quota: a burst may use one period's share at once.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -59,8 +62,12 @@ impl TokenBucket {
     }
 }
 
+static NEXT_METER: AtomicU64 = AtomicU64::new(1);
+
 /// The CPU account of one container.
 pub(crate) struct CpuMeter {
+    id: u64,
+    weight: u64,
     env: Env,
     used_nanos: AtomicU64,
     throttled_nanos: AtomicU64,
@@ -68,9 +75,19 @@ pub(crate) struct CpuMeter {
 }
 
 impl CpuMeter {
-    pub(crate) fn new(env: Env, limit_millis: Option<u64>) -> Self {
+    /// `weight`: its share where CPU is short, against the others'.
+    pub(crate) fn new(env: Env, limit_millis: Option<u64>, weight: u64) -> Self {
         let bucket = limit_millis.map(|millis| Mutex::new(TokenBucket::new(millis, env.elapsed())));
-        Self { env, used_nanos: AtomicU64::new(0), throttled_nanos: AtomicU64::new(0), bucket }
+        let id = NEXT_METER.fetch_add(1, Ordering::Relaxed);
+        Self { id, weight, env, used_nanos: AtomicU64::new(0), throttled_nanos: AtomicU64::new(0), bucket }
+    }
+
+    pub(crate) fn container(&self) -> Container {
+        Container { id: self.id, weight: self.weight, used: self.used() }
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.env.elapsed()
     }
 
     pub(crate) fn used(&self) -> Duration {
@@ -94,17 +111,56 @@ impl CpuMeter {
     }
 }
 
-/// A guest's future: each poll is measured, charged, and held back while the bucket is empty.
+/// A guest's future: each poll is measured and charged, held back while the bucket is empty, and waits for its turn while
+/// CPU is short.
 pub(crate) struct Metered<F> {
     guest: Pin<Box<F>>,
     meter: Arc<CpuMeter>,
     engine: Engine,
     held: Option<Pin<Box<tokio::time::Sleep>>>,
+    turn: Option<Turn>,
+    /// It was interrupted, and others wait for it to come again.
+    comes_again: bool,
+    goes_first: bool,
 }
 
 impl<F: Future> Metered<F> {
     pub(crate) fn new(guest: F, meter: Arc<CpuMeter>, engine: Engine) -> Self {
-        Self { guest: Box::pin(guest), meter, engine, held: None }
+        Self { guest: Box::pin(guest), meter, engine, held: None, turn: None, comes_again: false, goes_first: false }
+    }
+
+    /// It is a call of the node's own, and waits for no other guest.
+    pub(crate) fn going_first(mut self, goes_first: bool) -> Self {
+        self.goes_first = goes_first;
+        self
+    }
+
+    /// Whether it has to wait for its turn.
+    fn waits(&mut self, cx: &Context<'_>) -> bool {
+        match &self.turn {
+            Some(turn) if !turn.has_come(cx.waker()) => return true,
+            Some(_) => self.turn = None,
+            None if self.comes_again || (self.engine.turns().crowded() && !self.goes_first) => {
+                let again = std::mem::take(&mut self.comes_again);
+                self.turn = self.engine.turns().ask(&self.meter, again, cx.waker());
+            }
+            None => {}
+        }
+        self.turn.is_some()
+    }
+}
+
+impl<F> Metered<F> {
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.comes_again) {
+            self.engine.turns().leave(&self.meter);
+        }
+    }
+}
+
+impl<F> Drop for Metered<F> {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
@@ -119,13 +175,20 @@ impl<F: Future> Future for Metered<F> {
                 this.held = None;
             }
             let Some(delay) = this.meter.delay() else { break };
+            this.leave();
             this.meter.throttled_nanos.fetch_add(delay.as_nanos() as u64, Ordering::Relaxed);
             this.held = Some(Box::pin(tokio::time::sleep(delay)));
         }
-        let _running = this.engine.ticker().enter();
+        if this.waits(cx) {
+            return Poll::Pending;
+        }
+        let running = this.engine.ticker().enter();
         let before = thread_cpu();
         let polled = this.guest.as_mut().poll(cx);
         this.meter.charge(thread_cpu().saturating_sub(before));
+        drop(running);
+        let interrupted = take_interrupted() && polled.is_pending() && !this.goes_first;
+        this.comes_again = this.engine.turns().ran(&this.meter, interrupted);
         polled
     }
 }

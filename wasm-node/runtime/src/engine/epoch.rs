@@ -1,6 +1,7 @@
 //! The ticker: raises the engines' epochs while guests run, so that a busy guest yields its thread, and parks when
 //! none runs, so that an idle node costs nothing.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
@@ -8,13 +9,30 @@ use std::time::Duration;
 
 use wasmtime::EngineWeak;
 
+use super::shares::Turns;
+
 /// How long a guest may hold its thread: short against a request's latency budget, long against the cost of a tick.
 const TICK: Duration = Duration::from_millis(2);
 /// Ticks without a guest before the ticker parks: waking it costs a system call, so it stays up under steady traffic.
 const IDLE_TICKS_MAX: u32 = 50;
 
-#[derive(Default)]
+thread_local! {
+    /// The guest that is polled on this thread gave it up in the middle of its work.
+    static INTERRUPTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A guest gives its thread up, as its epoch is over.
+pub(crate) fn interrupt() {
+    INTERRUPTED.set(true);
+}
+
+/// Whether one did since the last call.
+pub(crate) fn take_interrupted() -> bool {
+    INTERRUPTED.replace(false)
+}
+
 struct Shared {
+    turns: Arc<Turns>,
     running: AtomicUsize,
     entered: AtomicU64,
     parked: AtomicBool,
@@ -31,9 +49,41 @@ pub(crate) struct Ticker {
 /// While one of these lives, epochs advance.
 pub(crate) struct Running<'a>(&'a Shared);
 
+/// The count of guests that are being polled.
+#[derive(Clone)]
+pub(crate) struct Polled(Arc<Shared>);
+
+impl Polled {
+    pub(crate) fn count(&self) -> usize {
+        self.0.running.load(Ordering::SeqCst)
+    }
+
+    /// The guest that is polled on this thread does something that takes no core from others, until the answer is dropped.
+    pub(crate) fn stand_aside(&self) -> impl Drop + use<> {
+        struct Aside(Arc<Shared>);
+        impl Drop for Aside {
+            fn drop(&mut self) {
+                self.0.running.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+        self.0.turns.stood_aside();
+        Aside(self.0.clone())
+    }
+}
+
 impl Ticker {
-    pub(crate) fn start() -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+    /// `turns` hear at each tick how many guests run.
+    pub(crate) fn start(turns: Arc<Turns>) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            turns,
+            running: AtomicUsize::new(0),
+            entered: AtomicU64::new(0),
+            parked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            engines: Mutex::default(),
+            thread: OnceLock::new(),
+        });
         let theirs = shared.clone();
         let handle = std::thread::Builder::new().name("guest-ticker".into()).spawn(move || theirs.run())?;
         // Set before anyone can see the ticker, so `enter` always finds it.
@@ -59,6 +109,11 @@ impl Ticker {
         Running(shared)
     }
 
+    /// How many guests are being polled.
+    pub(crate) fn polled(&self) -> Polled {
+        Polled(self.shared.clone())
+    }
+
     #[cfg(test)]
     pub(crate) fn is_parked(&self) -> bool {
         self.shared.parked.load(Ordering::SeqCst)
@@ -82,11 +137,13 @@ impl Drop for Running<'_> {
 
 impl Shared {
     fn run(&self) {
-        let (mut idle_ticks, mut seen) = (0, 0);
+        let (mut idle_ticks, mut seen, mut full_ticks) = (0, 0, 0);
         while !self.stop.load(Ordering::SeqCst) {
             std::thread::sleep(TICK);
             let entered = self.entered.load(Ordering::Relaxed);
-            if self.running.load(Ordering::SeqCst) > 0 || entered != seen {
+            let running = self.running.load(Ordering::SeqCst);
+            self.turns.tick(running, &mut full_ticks);
+            if running > 0 || entered != seen {
                 (idle_ticks, seen) = (0, entered);
                 for engine in self.engines.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                     if let Some(engine) = engine.upgrade() {

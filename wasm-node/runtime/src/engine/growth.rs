@@ -4,12 +4,17 @@
 //! stands in the way, others hold the memory and may give it back soon: the growth waits, no longer than its request may
 //! take. While it waits nobody new is let in before it ([`Growth::wanted`]). Where all that is held is held by those who
 //! wait, nobody would ever give anything back, so one of them fails.
+//!
+//! What the host holds for a guest is known only afterwards. Where others hold what it would need, it is counted over the
+//! limit, and the guest goes on when they have given it back ([`StoreLimiter::debt`]), within the same time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use runtime_api::ledger::{Exceeded, Ledger, Level, Resource};
+use tokio::time::Instant;
 use wasmtime::ResourceLimiterAsync;
 
 use super::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
@@ -42,23 +47,23 @@ impl Growth {
         self.waiters().wanted
     }
 
-    fn wait(&self, held: u64, wanted: u64) -> Wait<'_> {
+    fn wait(self: &Arc<Self>, held: u64, wanted: u64) -> Wait {
         let mut waiters = self.waiters();
         waiters.held += held;
         waiters.wanted += wanted;
-        Wait { growth: self, held, wanted, counted: true }
+        Wait { growth: self.clone(), held, wanted, counted: true }
     }
 }
 
 /// One growth that waits.
-struct Wait<'a> {
-    growth: &'a Growth,
+struct Wait {
+    growth: Arc<Growth>,
     held: u64,
     wanted: u64,
     counted: bool,
 }
 
-impl Wait<'_> {
+impl Wait {
     /// Whether all of the `used` bytes are held by those who wait. Only one is told so: it fails, and gives back.
     fn is_hopeless(&mut self, used: u64) -> bool {
         let mut waiters = self.growth.waiters();
@@ -72,7 +77,7 @@ impl Wait<'_> {
     }
 }
 
-impl Drop for Wait<'_> {
+impl Drop for Wait {
     fn drop(&mut self) {
         if self.counted {
             let mut waiters = self.growth.waiters();
@@ -90,13 +95,22 @@ pub(crate) struct StoreLimiter {
     wait_max: Duration,
     guest_bytes: u64,
     host_bytes: u64,
+    owed: Option<Debt>,
     exceeded: Option<Exceeded>,
+}
+
+/// What the host holds for a guest over the limit of its pod or of the node.
+#[derive(Debug)]
+struct Debt {
+    bytes: u64,
+    /// When others must have given it back.
+    due: Instant,
 }
 
 impl StoreLimiter {
     /// `wait_max`: how long a growth waits for others.
     pub(crate) fn new(ledger: Arc<Ledger>, growth: Arc<Growth>, wait_max: Duration) -> Self {
-        Self { ledger, growth, wait_max, guest_bytes: 0, host_bytes: 0, exceeded: None }
+        Self { ledger, growth, wait_max, guest_bytes: 0, host_bytes: 0, owed: None, exceeded: None }
     }
 
     /// What this store was refused, if anything: decides `OOMKilled` whatever error the guest ended with.
@@ -109,18 +123,58 @@ impl StoreLimiter {
         self.guest_bytes + self.host_bytes
     }
 
-    /// Sets what the host holds for this guest (handles, fields, buffered bodies); false when that is over the budget.
+    /// Sets what the host holds for this guest (handles, fields, buffered bodies); false when that is more than it may
+    /// ever have. Where only others stand in the way it is owed.
     pub(crate) fn set_host_bytes(&mut self, bytes: u64) -> bool {
         if bytes > self.host_bytes {
-            if let Err(exceeded) = self.ledger.take(Resource::Memory, bytes - self.host_bytes) {
-                self.exceeded = Some(exceeded);
-                return false;
+            let more = bytes - self.host_bytes;
+            if let Err(exceeded) = self.ledger.take(Resource::Memory, more) {
+                if !self.others_hold(&exceeded) {
+                    self.exceeded = Some(exceeded);
+                    return false;
+                }
+                self.ledger.overdraw(Resource::Memory, more);
+                let due = Instant::now() + self.wait_max;
+                self.owed.get_or_insert(Debt { bytes: 0, due }).bytes += more;
             }
         } else {
             self.ledger.give(Resource::Memory, self.host_bytes - bytes);
         }
         self.host_bytes = bytes;
         true
+    }
+
+    /// Whether the host holds more for this guest than there is room for.
+    pub(crate) fn owes(&self) -> bool {
+        self.owed.is_some()
+    }
+
+    /// What a guest has to wait for before it goes on.
+    ///
+    /// # Errors
+    /// Others have not given back in time what it owes, or never could.
+    pub(crate) fn debt(&mut self) -> wasmtime::Result<Option<BoxFuture<'static, ()>>> {
+        let Some(owed) = &self.owed else { return Ok(None) };
+        let over = |at: &Ledger| at.used(Resource::Memory) > at.limit(Resource::Memory);
+        let Some(level) = [Level::Node, Level::Pod].into_iter().find(|level| over(self.ledger.at(*level))) else {
+            self.owed = None;
+            return Ok(None);
+        };
+        let (due, at) = (owed.due, self.ledger.at(level));
+        let mut wait = self.growth.wait(self.held_bytes(), 0);
+        if Instant::now() >= due || wait.is_hopeless(self.ledger.at(Level::Node).used(Resource::Memory)) {
+            let used = at.used(Resource::Memory).saturating_sub(owed.bytes);
+            let limit = at.limit(Resource::Memory);
+            let exceeded = Exceeded { resource: Resource::Memory, level, wanted: owed.bytes, used, limit };
+            self.exceeded = Some(exceeded.clone());
+            return Err(wasmtime::Error::new(exceeded));
+        }
+        let ledger = self.ledger.clone();
+        Ok(Some(Box::pin(async move {
+            let given = ledger.changed(Resource::Memory, level, |at| !over(at));
+            let _ = tokio::time::timeout_at(due, given).await;
+            drop(wait);
+        })))
     }
 
     async fn grow_to(
@@ -339,6 +393,48 @@ mod tests {
         assert_eq!((node.used(), node.growth.wanted()), (4 * MIB as u64, 0));
         assert!(grow(&mut other, 11 * MIB).await.is_err(), "more than there is, for nobody");
         assert_eq!(before.elapsed(), Duration::from_secs(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_host_holds_for_a_guest_waits_for_neighbours_too() {
+        let node = Node::new(10 * MIB);
+        let (mut neighbour, mut other) = (node.store(&node.container(u64::MAX)), node.store(&node.container(u64::MAX)));
+        grow(&mut neighbour, 8 * MIB).await.unwrap();
+        assert!(other.set_host_bytes(2 * MIB as u64) && !other.owes());
+        assert!(other.debt().unwrap().is_none());
+        assert!(other.set_host_bytes(3 * MIB as u64) && other.owes(), "it is there: others hold what it takes");
+        assert_eq!(node.used(), 11 * MIB as u64);
+        let mut debt = other.debt().unwrap().unwrap();
+        assert!(futures::poll!(&mut debt).is_pending());
+        grow(&mut neighbour, 9 * MIB).await.unwrap_err();
+        drop(neighbour);
+        debt.await;
+        assert!(other.debt().unwrap().is_none() && !other.owes());
+        assert!(!other.set_host_bytes(11 * MIB as u64), "more than there is");
+        assert_eq!(other.exceeded().unwrap().level, Level::Node);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_debt_that_nobody_pays_is_an_error_in_the_end() {
+        let node = Node::new(10 * MIB);
+        let (mut neighbour, mut other) = (node.store(&node.container(u64::MAX)), node.store(&node.container(u64::MAX)));
+        grow(&mut neighbour, 8 * MIB).await.unwrap();
+        assert!(other.set_host_bytes(3 * MIB as u64));
+        let before = Instant::now();
+        other.debt().unwrap().unwrap().await;
+        assert_eq!(before.elapsed(), Duration::from_secs(5));
+        assert!(other.debt().is_err());
+        let exceeded = other.exceeded().unwrap();
+        assert_eq!((exceeded.wanted, exceeded.used, exceeded.limit), (3 << 20, 8 << 20, 10 << 20));
+        drop(other);
+        // Where all who hold anything wait, one fails at once.
+        let mut other = node.store(&node.container(u64::MAX));
+        assert!(other.set_host_bytes(3 * MIB as u64) && neighbour.set_host_bytes(MIB as u64));
+        let waits = neighbour.debt().unwrap().unwrap();
+        assert!(other.debt().is_err());
+        drop(other);
+        waits.await;
+        assert!(neighbour.debt().unwrap().is_none());
     }
 
     #[tokio::test(start_paused = true)]

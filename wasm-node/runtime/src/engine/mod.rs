@@ -15,7 +15,7 @@ mod command;
 mod compile;
 pub(crate) mod container;
 pub(crate) mod cpu;
-mod epoch;
+pub(crate) mod epoch;
 mod growth;
 mod inspect;
 pub(crate) mod limits;
@@ -23,7 +23,8 @@ mod load;
 mod runtime;
 mod server;
 mod settings;
-mod slots;
+mod shares;
+pub(crate) mod slots;
 pub(crate) mod state;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ use growth::Growth;
 use runtime::GuestRuntime;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{Grants, LoadError, Metering};
+use shares::Turns;
 use slots::Slots;
 
 use crate::host::disk::NodeDisk;
@@ -119,6 +121,8 @@ struct Inner {
     env: Env,
     epochs: Arc<Metered>,
     fuel: OnceLock<Result<Arc<Metered>, String>>,
+    /// Whose turn it is where CPU is short.
+    turns: Arc<Turns>,
     ticker: Ticker,
     runtime: GuestRuntime,
     /// Commands of all engines: what they take is the process's.
@@ -140,22 +144,27 @@ impl std::fmt::Debug for Engine {
 impl Engine {
     /// Makes the engine, its threads and its cache folder.
     pub fn new(config: EngineConfig, env: Env) -> Result<Self, EngineError> {
-        let ticker = Ticker::start().map_err(|source| EngineError::Io { what: "starting the ticker", source })?;
+        let turns = Turns::new(runtime::worker_threads(config.threads));
+        let ticker =
+            Ticker::start(turns.clone()).map_err(|source| EngineError::Io { what: "starting the ticker", source })?;
         let wrong = |error: wasmtime::Error| EngineError::Wasmtime(format!("{error:#}"));
         let (epochs, live) = Metered::new(Metering::Epochs, &ticker).map_err(wrong)?;
         let runtime = GuestRuntime::start(config.threads)
             .map_err(|source| EngineError::Io { what: "starting guest threads", source })?;
+        let polled = ticker.polled();
+        runtime.handle().spawn(shares::dispatch(turns.clone(), env.clone(), move || polled.count()));
         let cache = aot::Cache::open(config.cache_dir)
             .map_err(|source| EngineError::Io { what: "making the folder of compiled modules", source })?;
         let ledger = Ledger::node();
         ledger.set_limit(Resource::Memory, config.memory_max_bytes);
         ledger.set_limit(Resource::Descriptors, Descriptors::process().max(Class::Guests) as u64);
         let inner = Inner {
-            disk: NodeDisk::new(&env, &ledger),
+            disk: NodeDisk::new(&env, &ledger, Some(ticker.polled())),
             compiler: compile::Compiler::new(config.compile_process, config.compile_bounds, &env),
             env,
             epochs: Arc::new(epochs),
             fuel: OnceLock::new(),
+            turns,
             ticker,
             runtime,
             commands: Slots::new(settings::commands(live)),
@@ -197,6 +206,10 @@ impl Engine {
 
     pub(crate) fn ticker(&self) -> &Ticker {
         &self.inner.ticker
+    }
+
+    pub(crate) fn turns(&self) -> &Arc<Turns> {
+        &self.inner.turns
     }
 
     pub fn env(&self) -> &Env {

@@ -6,16 +6,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use crate::host::disk_threads::THREADS_MAX;
+
 /// Nice value of guest threads: the control plane's threads win whenever both want to run.
 const GUEST_NICE: i32 = 5;
-/// Threads for a guest's file operations that may block on a disk.
-const BLOCKING_THREADS_MAX: usize = 32;
+/// Threads beside those that guests' file work may hold up: for the guests that go on meanwhile, and for loading modules.
+const SPARE_THREADS: usize = 32;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 thread_local! {
     /// Which guest runtime this thread belongs to; 0 = none.
     static GUEST_RUNTIME: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How many guests can be polled at once where so many threads are wished for.
+pub(crate) fn worker_threads(threads: usize) -> usize {
+    threads.max(2)
 }
 
 pub(crate) struct GuestRuntime {
@@ -27,8 +34,8 @@ impl GuestRuntime {
     pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let runtime = Builder::new_multi_thread()
-            .worker_threads(threads.max(2))
-            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .worker_threads(worker_threads(threads))
+            .max_blocking_threads(THREADS_MAX as usize + threads + SPARE_THREADS)
             .thread_name("guest")
             .enable_all()
             .on_thread_start(move || {

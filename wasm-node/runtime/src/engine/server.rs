@@ -163,7 +163,7 @@ impl Container {
         let own = call.clone();
         let attempt =
             async move { instantiate(&shared, None, Some(&own)).await.map(drop).map_err(|error| format!("{error:#}")) };
-        let metered = Metered::new(attempt, self.shared.cpu.clone(), self.shared.engine.clone());
+        let metered = Metered::new(attempt, self.shared.cpu.clone(), self.shared.engine.clone()).going_first(true);
         let bounded = async move { tokio::time::timeout(timeout, metered).await };
         match AbortOnDrop(self.shared.engine.guest_runtime().spawn(bounded)).await {
             Ok(Ok(Ok(()))) => Trial::Sound,
@@ -262,9 +262,11 @@ impl Inner {
     ) -> Response<Body> {
         let head_only = request.0.method() == Method::HEAD;
         let exchange = Arc::new(Exchange::new());
+        let goes_first = request.1.is_some();
         let (sender, mut receiver) = oneshot::channel();
         let guest = guest(self.shared.clone(), request, exchange.clone(), sender, place);
-        let mut guest = Metered::new(guest, self.shared.cpu.clone(), self.shared.engine.clone());
+        let guest = Metered::new(guest, self.shared.cpu.clone(), self.shared.engine.clone());
+        let mut guest = guest.going_first(goes_first);
 
         let mut end: Option<End> = None;
         let mut sleep = None;

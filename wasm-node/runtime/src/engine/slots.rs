@@ -132,6 +132,11 @@ impl Slots {
         self.capacity
     }
 
+    #[cfg(test)]
+    pub(crate) fn free(&self) -> Weight {
+        self.lock().free
+    }
+
     /// A container's share of these.
     pub(crate) fn share(self: &Arc<Self>, namespace: &Arc<str>) -> Arc<Share> {
         let mut state = self.lock();

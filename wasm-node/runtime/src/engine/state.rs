@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use http_body_util::BodyExt;
-use wasmtime::Store;
 use wasmtime::component::ResourceTable;
+use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::body::{HostIncomingBody, HostOutgoingBody};
 use wasmtime_wasi_http::p2::types::{
@@ -77,12 +77,12 @@ impl ComponentState {
         };
         let mut store = Store::new(&shared.loaded.linked().wasmtime, state);
         store.limiter_async(|state| &mut state.limiter);
-        bound(&mut store, shared)?;
+        bound(&mut store, shared, |state| &mut state.limiter)?;
         Ok(store)
     }
 
-    /// Called at every host call: now and then counts what the host holds for this guest. Over the budget no further
-    /// handle can be made, which traps the guest, and the limiter remembers why.
+    /// Called at every host call: now and then counts what the host holds for this guest. Over what it may ever have no
+    /// further handle can be made, which traps the guest, and the limiter remembers why.
     fn account(&mut self) {
         self.calls += 1;
         if self.calls < CALLS_PER_ACCOUNT {
@@ -119,7 +119,7 @@ impl CoreState {
         let state = Self { p1, limiter: limiter(shared), calls: 0 };
         let mut store = Store::new(&shared.loaded.linked().wasmtime, state);
         store.limiter_async(|state| &mut state.limiter);
-        bound(&mut store, shared)?;
+        bound(&mut store, shared, |state| &mut state.limiter)?;
         store.set_hostcall_fuel(PREVIEW1_HOSTCALL_BYTES_MAX);
         Ok(store)
     }
@@ -166,9 +166,21 @@ fn context(shared: &Arc<Shared>) -> WasiCtxBuilder {
     context
 }
 
-fn bound<T: 'static>(store: &mut Store<T>, shared: &Shared) -> wasmtime::Result<()> {
+fn bound<T: 'static>(
+    store: &mut Store<T>,
+    shared: &Shared,
+    limiter: fn(&mut T) -> &mut StoreLimiter,
+) -> wasmtime::Result<()> {
     store.set_epoch_deadline(1);
-    store.epoch_deadline_async_yield_and_update(1);
+    store.epoch_deadline_callback(move |mut store| {
+        Ok(match limiter(store.data_mut()).debt()? {
+            None => {
+                super::epoch::interrupt();
+                UpdateDeadline::Yield(1)
+            }
+            Some(waits) => UpdateDeadline::YieldCustom(1, waits),
+        })
+    });
     store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
     if shared.loaded.metering == Metering::Fuel {
         store.set_fuel(shared.limits.fuel.unwrap_or(u64::MAX))?;

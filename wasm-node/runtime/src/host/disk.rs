@@ -2,8 +2,8 @@
 //!
 //! File operations run where the guest is polled, so their CPU time is the container's as any other
 //! ([`Metered`](crate::engine) measures the thread). As they may wait for a disk, the runtime hands the thread's other
-//! tasks to another thread meanwhile; permits bound how many threads a container and all guests may hold up so. Flushing
-//! to the disk competes with the store's commit log, so it is paced by the time that it takes.
+//! tasks to another thread meanwhile; [`Threads`] bounds how many threads a container, a namespace and all guests may hold
+//! up so. Flushing to the disk competes with the store's commit log, so it is paced by the time that it takes.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,19 +17,19 @@ use tokio::sync::Semaphore;
 use wasmtime_wasi::filesystem::Dir;
 use wasmtime_wasi::{FsPerms, OpenMode};
 
+use super::disk_threads::{LATE_AFTER, Late, Line, OwnThreads, Threads};
 use crate::engine::cpu::TokenBucket;
+use crate::engine::epoch::Polled;
 use runtime_api::Preopen;
 use runtime_api::ledger::{Held, Ledger, Level, Resource};
 
-/// Threads that one container's file work may hold up: one that waits for a disk, and one that works meanwhile.
-const CONTAINER_THREADS_MAX: usize = 2;
-/// Threads that all guests' file work may hold up, below what the guests' runtime has in spare (32).
-const THREADS_MAX: usize = 24;
 /// Of each second, the milliseconds that one container may spend in flushing to the disk.
 const CONTAINER_SYNC_MILLIS: u64 = 250;
 /// The same for all guests together, who flush one after the other: the store's commit log finds the disk free for half
 /// of the time, and behind one other flush at most.
 const SYNC_MILLIS: u64 = 500;
+/// A flush that takes longer doesn't keep the others' waiting any more.
+const FLUSH_STALLED_AFTER: Duration = Duration::from_secs(5);
 /// Of all guests' descriptors, the part that one container may hold.
 const CONTAINER_FILES_PART: u64 = 4;
 /// And what it may hold in any case and at most: each of its instances is bounded by `OPEN_FILES_MAX` besides.
@@ -41,12 +41,6 @@ const WARM_FOLDERS_PART: u64 = 8;
 const WARM_CONTAINERS_MAX: usize = 64;
 
 static NEXT_CONTAINER: AtomicU64 = AtomicU64::new(1);
-
-/// Polls `work` on this thread while the thread's other tasks go on elsewhere.
-async fn in_place<T>(work: impl Future<Output = T>) -> T {
-    let mut work = std::pin::pin!(work);
-    std::future::poll_fn(|context| tokio::task::block_in_place(|| work.as_mut().poll(context))).await
-}
 
 /// Waits until a bucket has something left.
 async fn wait(bucket: &Mutex<TokenBucket>, env: &Env) {
@@ -66,9 +60,11 @@ fn charge(bucket: &Mutex<TokenBucket>, used: Duration, env: &Env) {
 /// All guests' share.
 pub(crate) struct NodeDisk {
     env: Env,
-    threads: Semaphore,
+    /// Guests that are being polled; none in tests of this file.
+    polled: Option<Polled>,
+    threads: Arc<Threads>,
     /// Whose turn it is to flush.
-    sync: Semaphore,
+    sync: Line,
     sync_time: Mutex<TokenBucket>,
     ledger: Arc<Ledger>,
     warm: Mutex<VecDeque<(u64, Arc<Folders>)>>,
@@ -76,14 +72,28 @@ pub(crate) struct NodeDisk {
 
 impl NodeDisk {
     /// `ledger`: the node's, with a limit of descriptors.
-    pub(crate) fn new(env: &Env, ledger: &Arc<Ledger>) -> Arc<Self> {
+    pub(crate) fn new(env: &Env, ledger: &Arc<Ledger>, polled: Option<Polled>) -> Arc<Self> {
         Arc::new(Self {
             env: env.clone(),
-            threads: Semaphore::new(THREADS_MAX),
-            sync: Semaphore::new(1),
+            polled,
+            threads: Threads::new(),
+            sync: Line::new(1, FLUSH_STALLED_AFTER),
             sync_time: Mutex::new(TokenBucket::new(SYNC_MILLIS, env.elapsed())),
             ledger: ledger.clone(),
             warm: Mutex::default(),
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn threads_held(&self) -> u32 {
+        self.threads.held()
+    }
+
+    /// Does what may wait for a disk on this thread, while the thread's other tasks go on elsewhere.
+    fn in_place<T>(&self, work: impl FnOnce() -> T) -> T {
+        tokio::task::block_in_place(|| {
+            let _aside = self.polled.as_ref().map(Polled::stand_aside);
+            work()
         })
     }
 
@@ -130,7 +140,7 @@ impl Folders {
 pub(crate) struct Disk {
     id: u64,
     node: Arc<NodeDisk>,
-    threads: Semaphore,
+    threads: OwnThreads,
     sync: Semaphore,
     sync_time: Mutex<TokenBucket>,
     ledger: Arc<Ledger>,
@@ -140,13 +150,13 @@ pub(crate) struct Disk {
 
 impl Disk {
     /// `ledger`: the container's own.
-    pub(crate) fn new(node: &Arc<NodeDisk>, ledger: &Arc<Ledger>, folders: Vec<Preopen>) -> Self {
+    pub(crate) fn new(node: &Arc<NodeDisk>, ledger: &Arc<Ledger>, namespace: &Arc<str>, folders: Vec<Preopen>) -> Self {
         let most = (node.ledger.limit(Resource::Descriptors) / CONTAINER_FILES_PART)
             .clamp(*CONTAINER_FILES.start(), *CONTAINER_FILES.end());
         ledger.set_limit(Resource::Descriptors, most);
         Self {
             id: NEXT_CONTAINER.fetch_add(1, Ordering::Relaxed),
-            threads: Semaphore::new(CONTAINER_THREADS_MAX),
+            threads: node.threads.of_container(namespace),
             sync: Semaphore::new(1),
             sync_time: Mutex::new(TokenBucket::new(CONTAINER_SYNC_MILLIS, node.env.elapsed())),
             ledger: ledger.clone(),
@@ -210,32 +220,40 @@ impl Disk {
     }
 
     /// Does what may wait for a disk.
-    pub(crate) async fn work<T>(&self, work: impl Future<Output = T>) -> T {
-        let _own = self.threads.acquire().await.expect("never closed");
-        let _node = self.node.threads.acquire().await.expect("never closed");
-        in_place(work).await
+    ///
+    /// # Errors
+    /// Others held all that this container may use for too long.
+    pub(crate) async fn work<T>(&self, work: impl Future<Output = T>) -> Result<T, Late> {
+        let _thread = self.threads.acquire().await?;
+        let mut work = std::pin::pin!(work);
+        Ok(std::future::poll_fn(|context| self.node.in_place(|| work.as_mut().poll(context))).await)
     }
 
     /// Does it where that needs no waiting for others.
     pub(crate) fn try_work<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
-        let _own = self.threads.try_acquire().ok()?;
-        let _node = self.node.threads.try_acquire().ok()?;
-        Some(tokio::task::block_in_place(work))
+        let _thread = self.threads.try_acquire()?;
+        Some(self.node.in_place(work))
     }
 
-    /// Resolves when [`Disk::try_work`] may go on.
-    pub(crate) async fn ready(&self) {
-        let _own = self.threads.acquire().await.expect("never closed");
-        let _node = self.node.threads.acquire().await.expect("never closed");
+    /// Resolves when [`Disk::try_work`] may go on, or to an error when it could not for too long.
+    pub(crate) async fn ready(&self) -> Result<(), Late> {
+        self.threads.acquire().await.map(drop)
     }
 
     /// Flushes to the disk, when it is this container's turn.
-    pub(crate) async fn sync<T>(&self, work: impl Future<Output = T>) -> T {
+    ///
+    /// # Errors
+    /// As for [`Disk::work`].
+    pub(crate) async fn sync<T>(&self, work: impl Future<Output = T>) -> Result<T, Late> {
         let env = &self.node.env;
-        let _own = self.sync.acquire().await.expect("never closed");
-        wait(&self.sync_time, env).await;
-        let _turn = self.node.sync.acquire().await.expect("never closed");
-        wait(&self.node.sync_time, env).await;
+        let turn = async {
+            let own = self.sync.acquire().await.expect("never closed");
+            wait(&self.sync_time, env).await;
+            let turn = self.node.sync.acquire().await;
+            wait(&self.node.sync_time, env).await;
+            (own, turn)
+        };
+        let _turn = tokio::time::timeout(LATE_AFTER, turn).await.map_err(|_| Late)?;
         let before = env.elapsed();
         let done = self.work(work).await;
         let took = env.elapsed().saturating_sub(before);
@@ -273,12 +291,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let ledger = Ledger::node();
         ledger.set_limit(Resource::Descriptors, files);
-        let node = NodeDisk::new(&Env::real(), &ledger);
+        let node = NodeDisk::new(&Env::real(), &ledger, None);
         let (path, of) = (root.path().to_owned(), node.clone());
         let make = move |folders: usize| {
             let folder = |n| Preopen { host: path.clone(), guest: format!("/{n}"), writable: true };
             let own = Ledger::container(&Ledger::pod(&ledger));
-            Disk::new(&of, &own, (0..folders).map(folder).collect())
+            Disk::new(&of, &own, &"default".into(), (0..folders).map(folder).collect())
         };
         (root, node, make)
     }
@@ -324,7 +342,7 @@ mod tests {
         let env = Env::real();
         let before = env.elapsed();
         for _ in 0..10 {
-            disk.sync(async { std::thread::sleep(Duration::from_millis(20)) }).await;
+            disk.sync(async { std::thread::sleep(Duration::from_millis(20)) }).await.unwrap();
         }
         // 200 ms of flushing at 250 ms a second, less the first burst of 25 ms and the last flush.
         let took = env.elapsed() - before;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
 use super::disk::Disk;
+use super::disk_threads::Late;
 use runtime_api::ledger::Held;
 
 /// Bytes that one call reads or writes at most.
@@ -31,23 +32,30 @@ impl Place {
         }
     }
 
-    async fn when_free<T>(&self, work: impl FnOnce(&File) -> T) -> T {
+    async fn when_free<T>(&self, work: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
         match &self.disk {
-            Some(disk) => disk.work(async { work(&self.file) }).await,
+            Some(disk) => disk.work(async { work(&self.file) }).await.unwrap_or_else(|Late| Err(late())),
             None => work(&self.file),
         }
     }
+}
+
+/// What the guest learns where its container's file work has stalled.
+fn late() -> io::Error {
+    io::ErrorKind::TimedOut.into()
 }
 
 /// Reads a file from a place on.
 pub(crate) struct FileInput {
     place: Place,
     position: u64,
+    /// It could not be read for too long, which the next read says.
+    late: bool,
 }
 
 impl FileInput {
     pub(crate) fn new(place: Place, position: u64) -> Self {
-        Self { place, position }
+        Self { place, position, late: false }
     }
 
     fn take(&mut self, read: io::Result<Vec<u8>>) -> StreamResult<Bytes> {
@@ -83,8 +91,10 @@ impl InputStream for FileInput {
             return Ok(Bytes::new());
         }
         let position = self.position;
+        let late = std::mem::take(&mut self.late);
         match self.place.now(|file| read(file, position, size)) {
             Some(done) => self.take(done),
+            None if late => self.take(Err(self::late())),
             None => Ok(Bytes::new()),
         }
     }
@@ -103,7 +113,7 @@ impl InputStream for FileInput {
 impl Pollable for FileInput {
     async fn ready(&mut self) {
         if let Some(disk) = &self.place.disk {
-            disk.ready().await;
+            self.late = disk.ready().await.is_err();
         }
     }
 }

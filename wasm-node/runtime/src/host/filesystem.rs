@@ -15,6 +15,7 @@ use wasmtime_wasi::p2::bindings::filesystem::{preopens, types};
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsError, FsResult, ReaddirIterator};
 
 use super::disk::{Disk, Folders};
+use super::disk_threads::Late;
 use super::file_stream::{FileInput, FileOutput, Place};
 use super::first_bytes::FirstBytes;
 use super::listing::{Listing, NextEntry};
@@ -48,11 +49,16 @@ fn used_up() -> FsError {
 }
 
 /// Does an operation: within the share of `disk` where it may wait for one.
-async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = T>) -> T {
+async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = FsResult<T>>) -> FsResult<T> {
     match disk {
-        Some(disk) => disk.work(operation).await,
+        Some(disk) => disk.work(operation).await.unwrap_or_else(late),
         None => operation.await,
     }
+}
+
+/// What the guest learns where its container's file work has stalled: as where a disk fails.
+fn late<T>(_: Late) -> FsResult<T> {
+    Err(types::ErrorCode::Io.into())
 }
 
 impl FilesView<'_> {
@@ -166,21 +172,34 @@ impl types::HostDescriptor for FilesView<'_> {
         changes rename_at(from: String, to_fd: Resource<Descriptor>, to: String) -> FsResult<()>;
         changes symlink_at(from: String, to: String) -> FsResult<()>;
         changes unlink_file_at(path: String) -> FsResult<()>;
-        reads is_same_object(other: Resource<Descriptor>) -> wasmtime::Result<bool>;
         reads metadata_hash() -> FsResult<types::MetadataHashValue>;
         reads metadata_hash_at(flags: types::PathFlags, path: String) -> FsResult<types::MetadataHashValue>;
     }
 
+    async fn is_same_object(
+        &mut self,
+        fd: Resource<Descriptor>,
+        other: Resource<Descriptor>,
+    ) -> wasmtime::Result<bool> {
+        match self.disk(&fd) {
+            Some(disk) => {
+                let same = disk.work(self.wasi().is_same_object(fd, other)).await;
+                same.unwrap_or_else(|_| Err(wasmtime::Error::msg("the container's file operations have stalled")))
+            }
+            None => self.wasi().is_same_object(fd, other).await,
+        }
+    }
+
     async fn sync_data(&mut self, fd: Resource<Descriptor>) -> FsResult<()> {
         match self.disk(&fd) {
-            Some(disk) => disk.sync(self.wasi().sync_data(fd)).await,
+            Some(disk) => disk.sync(self.wasi().sync_data(fd)).await.unwrap_or_else(late),
             None => self.wasi().sync_data(fd).await,
         }
     }
 
     async fn sync(&mut self, fd: Resource<Descriptor>) -> FsResult<()> {
         match self.disk(&fd) {
-            Some(disk) => disk.sync(self.wasi().sync(fd)).await,
+            Some(disk) => disk.sync(self.wasi().sync(fd)).await.unwrap_or_else(late),
             None => self.wasi().sync(fd).await,
         }
     }
@@ -217,10 +236,14 @@ impl types::HostDescriptor for FilesView<'_> {
         };
         let held = self.count()?;
         let disk = self.disk(&fd);
-        let listing = on(disk.clone(), async { Listing::open(&dir.dir, held) }).await?;
+        let listing = on(disk.clone(), async { Ok(Listing::open(&dir.dir, held)?) }).await?;
         let listing = self.0.table.push(listing.of(disk))?;
         // Counted at once: a thousand of them hold far more than what may pass between two counts.
         self.0.account_now();
+        if self.0.limiter.owes() {
+            self.0.table.delete(listing)?;
+            return Err(types::ErrorCode::InsufficientMemory.into());
+        }
         Ok(Resource::new_own(listing.rep()))
     }
 
@@ -251,7 +274,7 @@ impl types::HostDirectoryEntryStream for FilesView<'_> {
             NextEntry::Entry(entry) => Ok(entry?),
             NextEntry::ReadMore => {
                 let disk = listing.disk();
-                on(disk, async { listing.read_more() }).await?;
+                on(disk, async { Ok(listing.read_more()?) }).await?;
                 match listing.next() {
                     NextEntry::Entry(entry) => Ok(entry?),
                     NextEntry::ReadMore => Ok(None),

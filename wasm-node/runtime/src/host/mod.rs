@@ -3,6 +3,7 @@
 
 pub(crate) mod clocks;
 pub(crate) mod disk;
+pub(crate) mod disk_threads;
 pub(crate) mod environment;
 pub(crate) mod file_stream;
 pub(crate) mod filesystem;

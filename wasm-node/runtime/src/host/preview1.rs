@@ -15,6 +15,7 @@ use wasmtime_wasi::{FsPerms, OpenMode, ResourceTable, WasiView as _};
 use wiggle::{GuestMemory, GuestPtr, GuestType as _};
 
 use super::disk::Disk;
+use super::disk_threads::Late;
 use super::listing::{LISTING_BYTES, Listing, NextEntry};
 use crate::engine::limits::OPEN_FILES_MAX;
 use crate::engine::state::CoreState;
@@ -231,11 +232,16 @@ fn filetype(kind: p2::DescriptorType) -> types::Filetype {
 }
 
 /// Does an operation: within the share of `disk` where it may wait for one.
-async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = T>) -> T {
+async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = Result<T>>) -> Result<T> {
     match disk {
-        Some(disk) => disk.work(operation).await,
+        Some(disk) => disk.work(operation).await.unwrap_or_else(late),
         None => operation.await,
     }
+}
+
+/// What the guest learns where its container's file work has stalled: as where a disk fails.
+fn late<T>(_: Late) -> Result<T> {
+    Err(types::Errno::Io.into())
 }
 
 pub(crate) fn link(linker: &mut Linker<CoreState>) -> wasmtime::Result<()> {
@@ -373,14 +379,14 @@ impl WasiSnapshotPreview1 for Preview1 {
 
     async fn fd_datasync(&mut self, memory: &mut GuestMemory<'_>, fd: types::Fd) -> Result<()> {
         match self.disk(fd) {
-            Some(disk) => disk.sync(self.wasi.fd_datasync(memory, fd)).await,
+            Some(disk) => disk.sync(self.wasi.fd_datasync(memory, fd)).await.unwrap_or_else(late),
             None => self.wasi.fd_datasync(memory, fd).await,
         }
     }
 
     async fn fd_sync(&mut self, memory: &mut GuestMemory<'_>, fd: types::Fd) -> Result<()> {
         match self.disk(fd) {
-            Some(disk) => disk.sync(self.wasi.fd_sync(memory, fd)).await,
+            Some(disk) => disk.sync(self.wasi.fd_sync(memory, fd)).await.unwrap_or_else(late),
             None => self.wasi.fd_sync(memory, fd).await,
         }
     }

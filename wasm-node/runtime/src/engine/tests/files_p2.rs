@@ -338,16 +338,30 @@ async fn a_folder_may_change_while_it_is_listed() {
     assert_eq!(notes, vec![0; 200], "every name that was there all the time is listed, each time");
 }
 
+/// A folder `a` with a pipe that nobody writes, and a command that opens it to read: it waits for ever, as for a disk that
+/// does not answer.
+async fn staller(bench: &Bench) -> (std::path::PathBuf, Arc<Loaded>) {
+    let a = bench.dir.path().join("a");
+    std::fs::create_dir(&a).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, a.join("pipe"), rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    let body = "(drop (call $open (call $dir (i32.const 0)) (i32.const 1) (i32.const 1) (i32.const 0) (i32.const 1)))";
+    (a, bench.load_text(&command(&["pipe"], body), Metering::Epochs).await.unwrap())
+}
+
+/// Lets those that wait for the pipe go on, however many do.
+async fn release(folder: &Path, stalled: Vec<tokio::task::JoinHandle<runtime_api::Outcome>>) {
+    let writer = std::fs::OpenOptions::new().read(true).write(true).open(folder.join("pipe")).unwrap();
+    for one in stalled {
+        let _ = tokio::time::timeout(Duration::from_secs(20), one).await.unwrap();
+    }
+    drop(writer);
+}
+
 /// Work that waits for a disk holds up its own container's share, and nobody's requests.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_operation_that_stalls_holds_nobody_else_up() {
     let bench = Bench::new();
-    let a = bench.dir.path().join("a");
-    std::fs::create_dir(&a).unwrap();
-    // A pipe that nobody writes: whoever opens it to read waits for ever, as for a disk that does not answer.
-    rustix::fs::mkfifoat(rustix::fs::CWD, a.join("pipe"), rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
-    let body = "(drop (call $open (call $dir (i32.const 0)) (i32.const 1) (i32.const 1) (i32.const 0) (i32.const 1)))";
-    let loaded = bench.load_text(&command(&["pipe"], body), Metering::Epochs).await.unwrap();
+    let (a, loaded) = staller(&bench).await;
     let mut stalled = Vec::new();
     for writable in [true, false, true, false] {
         let preopen = Preopen { host: a.clone(), guest: "/a".into(), writable };
@@ -361,10 +375,35 @@ async fn a_file_operation_that_stalls_holds_nobody_else_up() {
         let answer = tokio::time::timeout(Duration::from_secs(20), server.http(get("/"))).await;
         assert_eq!(answer.expect("others are served").status(), 200);
     }
-    // Lets those that wait go on, however many do.
-    let writer = std::fs::OpenOptions::new().read(true).write(true).open(a.join("pipe")).unwrap();
-    for one in stalled {
-        let _ = tokio::time::timeout(Duration::from_secs(20), one).await.unwrap();
+    release(&a, stalled).await;
+}
+
+/// As many pods as it takes to stall all work on files that goes on at once leave another pod its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_stall_all_they_have_leave_others_their_files() {
+    let bench = Bench::new();
+    let (a, loaded) = staller(&bench).await;
+    let mut stalled = Vec::new();
+    for _ in 0..20 {
+        let preopen = Preopen { host: a.clone(), guest: "/a".into(), writable: true };
+        let (container, _) = bench.container(loaded.clone(), |spec| spec.preopens = vec![preopen]);
+        for _ in 0..3 {
+            let container = container.clone();
+            stalled.push(tokio::spawn(async move { container.run(std::future::pending()).await }));
+        }
     }
-    drop(writer);
+    // Each is counted as soon as it works; those without a place wait.
+    while bench.engine.disk().threads_held() < 40 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let victim = bench.dir.path().join("victim");
+    std::fs::create_dir_all(&victim).unwrap();
+    let counts = command(&[], "(call $note (call $count (call $dir (i32.const 0))))");
+    let loaded = bench.load_text(&counts, Metering::Epochs).await.unwrap();
+    let preopen = Preopen { host: victim.clone(), guest: "/victim".into(), writable: true };
+    let (container, log) = bench.container(loaded, |spec| spec.preopens = vec![preopen]);
+    let outcome = tokio::time::timeout(Duration::from_secs(20), container.run(std::future::pending())).await;
+    assert_eq!(outcome.expect("its files are its own").exit_code, 0, "{}", log.text());
+    assert_eq!(std::fs::read(victim.join("out")).unwrap(), [0]);
+    release(&a, stalled).await;
 }

@@ -95,6 +95,43 @@ async fn memory_of_other_pods_is_waited_for_as_well() {
     assert_eq!(b.container().broken(), None);
 }
 
+/// What the host holds for a guest is waited for as its own memory is: a neighbour's use is no fault of the guest.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_host_holds_waits_for_neighbours() {
+    const MIB: u64 = 1 << 20;
+    let bench = Bench::new();
+    let neighbour = bench.engine.pod_ledger().hold(ledger::Resource::Memory, 20 * MIB).unwrap();
+    // 500 sets of fields of 16 KiB each, then work that takes a moment, then an answer.
+    let body = "
+        (memory.fill (i32.const 16384) (i32.const 120) (i32.const 16384))
+        (loop $more
+          (drop (call $headers (i32.const 3)))
+          (local.set $n (i32.add (local.get $n) (i32.const 1)))
+          (br_if $more (i32.lt_u (local.get $n) (i32.const 500))))
+        (call $begin (local.get 1) (i32.const 0) (i32.const 200)) (call $say) (call $end)";
+    let loaded = bench.load_text(&guest::component(body), Metering::Epochs).await.unwrap();
+    let (hoarder, log) = bench.container(loaded, |_| {});
+    let hoarder = hoarder.serve().unwrap();
+    // Enough to be let in, and too little beside the neighbour for what the host is going to hold.
+    bench.engine.ledger().set_limit(ledger::Resource::Memory, 25 * MIB);
+    let waiting = hoarder.http(get("/"));
+    tokio::pin!(waiting);
+    let owes = async {
+        while bench.engine.memory_used_bytes() <= bench.engine.ledger().limit(ledger::Resource::Memory) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    tokio::select! {
+        answer = &mut waiting => panic!("{:?} {}", reason(&answer), log.text()),
+        () = owes => {}
+        () = tokio::time::sleep(PATIENCE) => panic!("the host never held more than there is"),
+    }
+    drop(neighbour);
+    let answer = tokio::time::timeout(PATIENCE, waiting).await.expect("the neighbour has given back");
+    assert_eq!(reason(&answer), (200, ""), "{}", log.text());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_nodes_own_calls_never_wait_for_requests() {
     let bench = Bench::new();
@@ -219,6 +256,49 @@ async fn a_command_waits_for_its_slot_before_it_runs() {
     assert!(matches!(futures::poll!(Box::pin(other.admit())), std::task::Poll::Ready(_)), "shares are apart");
     held.pop();
     tokio::time::timeout(PATIENCE, waiting).await.expect("who gives back wakes who waits");
+}
+
+/// A command that computes for ever.
+const HOG: &str = r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#;
+
+/// Where guests want more CPU than there is, each container gets its part by weight, whatever its number of guests.
+#[tokio::test(flavor = "multi_thread")]
+async fn cpu_goes_by_what_is_requested() {
+    let bench = Bench::new();
+    let loaded = bench.load_text(HOG, Metering::Epochs).await.unwrap();
+    let hog = |shares: u64| bench.container(loaded.clone(), |spec| spec.limits.cpu_shares = shares).0;
+    let (heavy, light) = (hog(runtime_api::cpu_shares(1500)), hog(runtime_api::cpu_shares(500)));
+    let mut runs = tokio::task::JoinSet::new();
+    for container in [&heavy, &light, &light, &heavy, &light, &light] {
+        let container = container.clone();
+        runs.spawn(async move { container.run(std::future::pending()).await });
+    }
+    let used = || [&heavy, &light].map(|container| container.stats().cpu);
+    let burn = async |more: Duration| {
+        let before: Duration = used().iter().sum();
+        while used().iter().sum::<Duration>() < before + more {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let burnt = async {
+        // Until it has been seen that there is too little for all.
+        burn(Duration::from_millis(100)).await;
+        let before = used();
+        burn(Duration::from_millis(1200)).await;
+        let after = used();
+        [after[0] - before[0], after[1] - before[1]]
+    };
+    let burnt = tokio::time::timeout(PATIENCE * 2, burnt).await.expect("guests run");
+    let ratio = burnt[0].as_secs_f64() / burnt[1].as_secs_f64();
+    assert!((2.0..4.5).contains(&ratio), "three to one is asked for: {burnt:?}");
+    // A request comes in between all the same, and a probe before all of them.
+    let hello = server(&bench, "hello", |spec| spec.limits.cpu_shares = runtime_api::cpu_shares(500)).await;
+    let (request, _) = probe("/");
+    for request in [get("/"), request] {
+        assert_eq!(tokio::time::timeout(PATIENCE, hello.http(request)).await.unwrap().status(), 200);
+    }
+    runs.shutdown().await;
+    assert_eq!(tokio::time::timeout(PATIENCE, hello.http(get("/"))).await.unwrap().status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
