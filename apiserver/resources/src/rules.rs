@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::LazyLock;
 
+use machinery_api::error::{ApiError, ApiResult};
+use machinery_api::selector::go_quoted;
 use regex::Regex;
 
 /// What `metadata.name` may be.
@@ -153,6 +155,15 @@ pub fn path_segment(value: &str, prefix: bool) -> Vec<String> {
         return vec![format!("may not be '{value}'")];
     }
     ["/", "%"].iter().filter(|bad| value.contains(**bad)).map(|bad| format!("may not contain '{bad}'")).collect()
+}
+
+/// Refuses a name that can't be part of a path.
+pub fn check_segment(name: &str) -> ApiResult<()> {
+    let wrong = path_segment(name, false);
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::BadRequest(format!("Name parameter invalid: {}: {}", go_quoted(name), wrong.join(";"))))
 }
 
 /// A label's key, which is what upstream calls a qualified name.

@@ -1,5 +1,6 @@
 //! RuntimeClass: a pod takes its class's overhead, node selector and tolerations.
 
+use machinery_api::selector::go_quoted;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ fn class(context: &Context<'_>, pod: &Value) -> ApiResult<Option<Arc<Value>>> {
     let Some(name) = pod["spec"]["runtimeClassName"].as_str() else { return Ok(None) };
     match context.objects.get("node.k8s.io", "runtimeclasses", "", name) {
         Some(class) => Ok(Some(class)),
-        None => Err(context.request.refused(pod, format!("pod rejected: RuntimeClass {name:?} not found"))),
+        None => Err(context.request.refused(pod, format!("pod rejected: RuntimeClass {} not found", go_quoted(name)))),
     }
 }
 
@@ -76,7 +77,7 @@ fn validate(context: &Context<'_>, pod: &Value) -> ApiResult<()> {
     let class = class(context, pod)?;
     let overhead = &pod["spec"]["overhead"];
     let why = match class.as_deref().map(|class| &class["overhead"]).filter(|overhead| overhead.is_object()) {
-        Some(defined) if amounts(&defined["podFixed"]) == amounts(overhead) => return Ok(()),
+        Some(defined) if rounded(&defined["podFixed"]) == rounded(overhead) => return Ok(()),
         Some(_) => "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead",
         None if !overhead.is_object() => return Ok(()),
         None => "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
@@ -84,14 +85,15 @@ fn validate(context: &Context<'_>, pod: &Value) -> ApiResult<()> {
     Err(context.request.refused(pod, why))
 }
 
-/// Quantities by resource, in one form; what isn't a quantity stands for itself.
-fn amounts(list: &Value) -> BTreeMap<&str, String> {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let one_form = |value: &Value| {
-        let text = text(value);
-        Quantity::parse(&text).map_or(text, |quantity| format!("{}m", quantity.milli()))
-    };
-    list.as_object().into_iter().flatten().map(|(key, value)| (key.as_str(), one_form(value))).collect()
+/// Quantities by resource, compared by value; what isn't a quantity is none.
+fn amounts(list: &Value) -> BTreeMap<&str, Option<Quantity>> {
+    let quantity = |value: &Value| Quantity::parse(value.as_str()?).ok();
+    list.as_object().into_iter().flatten().map(|(key, value)| (key.as_str(), quantity(value))).collect()
+}
+
+/// The same in thousandths: a pod's are rounded up since they were taken from its class.
+fn rounded(list: &Value) -> BTreeMap<&str, Option<i64>> {
+    amounts(list).into_iter().map(|(name, amount)| (name, amount.map(|amount| amount.milli()))).collect()
 }
 
 /// Upstream's merge: a toleration that another one covers goes; of equal ones the first stays.

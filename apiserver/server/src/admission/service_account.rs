@@ -1,5 +1,6 @@
 //! ServiceAccount: every pod runs as one, and gets its token, the cluster's CA and its namespace as a volume.
 
+use machinery_api::selector::go_quoted;
 use std::time::Duration;
 
 use machinery_api::ObjectName;
@@ -70,8 +71,8 @@ fn awaits_default(request: &Request<'_>, objects: &dyn Objects, pod: &Value) -> 
 fn not_there(namespace: &str, name: &str) -> String {
     let wrong = path_segment(name, false);
     let why = match wrong.first() {
-        None => format!("serviceaccount {name:?} not found"),
-        Some(_) => format!("invalid resource name {name:?}: [{}]", wrong.join(" ")),
+        None => format!("serviceaccount {} not found", go_quoted(name)),
+        Some(_) => format!("invalid resource name {}: [{}]", go_quoted(name), wrong.join(" ")),
     };
     format!("error looking up service account {}: {why}", ObjectName::new(namespace, name))
 }

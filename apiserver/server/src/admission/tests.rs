@@ -216,6 +216,9 @@ fn tolerations_and_runtime_classes() {
     assert!(world.pod(json!({"runtimeClassName": "ring", "overhead": {"memory": "9Mi"}})).is_err());
     assert!(world.pod(json!({"runtimeClassName": "ring", "overhead": {"memory": "8192Ki"}})).is_ok());
     assert!(world.pod(json!({"overhead": {"memory": "9Mi"}})).is_err());
+    assert!(world.pod(json!({"overhead": {}})).is_err(), "given, if empty");
+    assert!(world.pod(json!({"runtimeClassName": "ring", "overhead": {}})).is_ok());
+    assert!(world.pod(json!({"runtimeClassName": "ring", "overhead": {"memory": "8388608001m"}})).is_err());
     assert_eq!(
         world.pod(json!({"runtimeClassName": "none"})).unwrap_err(),
         "pods \"p\" is forbidden: pod rejected: RuntimeClass \"none\" not found"

@@ -1,6 +1,7 @@
 //! Impersonation: the `Impersonate-*` headers, and who may be whom. Since v1.36 constrained modes are tried first
 //! (KEP-5284), then the `impersonate` verb as ever; the first refusal is the one that is shown.
 
+use machinery_api::selector::go_quoted;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
@@ -45,17 +46,17 @@ pub fn wanted(headers: &http::HeaderMap) -> ApiResult<Option<UserInfo>> {
         return Ok(None);
     }
     let go_list = |type_name: &str, list: &[String]| {
-        let quoted: Vec<String> = list.iter().map(|s| format!("{s:?}")).collect();
+        let quoted: Vec<String> = list.iter().map(|s| go_quoted(s)).collect();
         if list.is_empty() { format!("{type_name}(nil)") } else { format!("{type_name}{{{}}}", quoted.join(", ")) }
     };
     let extras: Vec<String> =
-        user.extra.iter().map(|(key, values)| format!("{key:?}:{}", go_list("[]string", values))).collect();
+        user.extra.iter().map(|(key, values)| format!("{}:{}", go_quoted(key), go_list("[]string", values))).collect();
     let extras = if extras.is_empty() { "(nil)".to_owned() } else { format!("{{{}}}", extras.join(", ")) };
     Err(ApiError::BadRequest(format!(
-        "requested &user.DefaultInfo{{Name:\"\", UID:{:?}, Groups:{}, Extra:map[string][]string{extras}}} without \
+        "requested &user.DefaultInfo{{Name:\"\", UID:{}, Groups:{}, Extra:map[string][]string{extras}}} without \
          impersonating a user name",
-        user.uid,
-        go_list("[]string", &user.groups),
+        go_quoted(&user.uid),
+        go_list("[]string", &user.groups)
     )))
 }
 
@@ -301,12 +302,13 @@ fn unusable_extra(key: &str, values: &[String]) -> Option<String> {
     }
     if !key.split_once('/').is_some_and(|(domain, path)| !domain.is_empty() && !path.is_empty()) {
         return Some(format!(
-            "impersonating an invalid key in extra is not allowed: extra.key: Invalid value: {key:?}: must be a \
-             domain-prefixed path (such as \"acme.io/foo\")"
+            "impersonating an invalid key in extra is not allowed: extra.key: Invalid value: {}: must be a \
+             domain-prefixed path (such as \"acme.io/foo\")",
+            go_quoted(key)
         ));
     }
     if key.chars().any(char::is_uppercase) {
-        return Some(format!("impersonating a non-lowercase key in extra is not allowed: {key:?}"));
+        return Some(format!("impersonating a non-lowercase key in extra is not allowed: {}", go_quoted(key)));
     }
     if values.iter().any(String::is_empty) {
         return Some("impersonating the empty string value in extra is not allowed".into());

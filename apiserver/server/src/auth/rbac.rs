@@ -1,5 +1,6 @@
 //! RBAC: bindings and roles as an index that answers "which rules has this user here" without walking all of them.
 
+use machinery_api::selector::go_quoted;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -256,9 +257,9 @@ fn read_binding(binding: &Value) -> Bound {
     let role = (text(&binding["roleRef"]["kind"]), text(&binding["roleRef"]["name"]));
     let (role_kind, role_name) = (&role.0, &role.1);
     let title = if namespace.is_empty() {
-        format!("ClusterRoleBinding {name:?} of {role_kind} {role_name:?}")
+        format!("ClusterRoleBinding {} of {role_kind} {}", go_quoted(&name), go_quoted(role_name))
     } else {
-        format!("RoleBinding {:?} of {role_kind} {role_name:?}", format!("{name}/{namespace}"))
+        format!("RoleBinding {} of {role_kind} {}", go_quoted(&format!("{name}/{namespace}")), go_quoted(role_name))
     };
     let subjects = binding["subjects"].as_array().map(Vec::as_slice).unwrap_or_default();
     let subjects = subjects.iter().filter_map(|subject| read_subject(subject, &namespace)).collect();
@@ -268,20 +269,20 @@ fn read_binding(binding: &Value) -> Bound {
 /// How a binding to a role that isn't there shows in reasons.
 fn missing_role(kind: &str, name: &str) -> String {
     match kind {
-        "Role" => format!("role.{RBAC_GROUP} {name:?} not found"),
-        "ClusterRole" => format!("clusterrole.{RBAC_GROUP} {name:?} not found"),
-        other => format!("unsupported role reference kind: {other:?}"),
+        "Role" => format!("role.{RBAC_GROUP} {} not found", go_quoted(name)),
+        "ClusterRole" => format!("clusterrole.{RBAC_GROUP} {} not found", go_quoted(name)),
+        other => format!("unsupported role reference kind: {}", go_quoted(other)),
     }
 }
 
 fn read_subject(subject: &Value, namespace: &str) -> Option<Subject> {
     let name = text(&subject["name"]);
     match subject["kind"].as_str()? {
-        "User" => Some(Subject { title: format!("User {name:?}"), is: Who::User(name) }),
-        "Group" => Some(Subject { title: format!("Group {name:?}"), is: Who::Group(name) }),
+        "User" => Some(Subject { title: format!("User {}", go_quoted(&name)), is: Who::User(name) }),
+        "Group" => Some(Subject { title: format!("Group {}", go_quoted(&name)), is: Who::Group(name) }),
         "ServiceAccount" => {
             let home = subject["namespace"].as_str().filter(|n| !n.is_empty()).unwrap_or(namespace);
-            let title = format!("ServiceAccount {:?}", format!("{name}/{home}"));
+            let title = format!("ServiceAccount {}", go_quoted(&format!("{name}/{home}")));
             (!home.is_empty()).then(|| Subject { title, is: Who::User(service_account_user(home, &name)) })
         }
         _ => None,

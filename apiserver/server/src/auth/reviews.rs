@@ -127,20 +127,7 @@ impl Context<'_> {
     async fn access(&self, body: &Value, whose: Whose) -> ApiResult<Value> {
         let mut body = body.clone();
         if whose == Whose::AnyoneHere {
-            match body["metadata"]["namespace"].as_str().unwrap_or_default() {
-                "" => {
-                    if !body["metadata"].is_object() {
-                        body["metadata"] = json!({});
-                    }
-                    body["metadata"]["namespace"] = self.namespace.into();
-                }
-                namespace if namespace != self.namespace => {
-                    return Err(ApiError::BadRequest(
-                        "the namespace of the provided object does not match the namespace sent on the request".into(),
-                    ));
-                }
-                _ => {}
-            }
+            self.settle_namespace(&mut body)?;
         }
         let causes = access_review_causes(&body, whose);
         if !causes.is_empty() {
@@ -148,42 +135,11 @@ impl Context<'_> {
             return Err(ApiError::Invalid(Named::new("authorization.k8s.io", ""), String::new(), causes));
         }
         let spec = &body["spec"];
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let asked;
-        let user = if whose == Whose::Mine {
-            self.user
-        } else {
-            let extra = spec["extra"].as_object().into_iter().flatten();
-            asked = UserInfo {
-                name: text(&spec["user"]),
-                uid: text(&spec["uid"]),
-                groups: strings(&spec["groups"]),
-                extra: extra.map(|(key, values)| (key.clone(), strings(values))).collect(),
-            };
-            &asked
-        };
+        let asked = (whose != Whose::Mine).then(|| asked_user(spec));
         let resource = &spec["resourceAttributes"];
         let fields = equal_fields(&resource["fieldSelector"]);
-        let field = |name: &str| resource[name].as_str().unwrap_or_default();
-        let request = if resource.is_object() {
-            Attributes {
-                verb: field("verb"),
-                group: field("group"),
-                version: field("version"),
-                resource: field("resource"),
-                subresource: field("subresource"),
-                namespace: field("namespace"),
-                name: field("name"),
-                is_resource: true,
-                fields: &fields,
-                ..Attributes::default()
-            }
-        } else {
-            let path = &spec["nonResourceAttributes"];
-            let part = |name: &str| path[name].as_str().unwrap_or_default();
-            Attributes { verb: part("verb"), path: part("path"), ..Attributes::default() }
-        };
-        let decision = self.authorizer.authorize(self.objects, user, &request).await;
+        let request = asked_attributes(spec, &fields);
+        let decision = self.authorizer.authorize(self.objects, asked.as_ref().unwrap_or(self.user), &request).await;
         let mut status = Map::from_iter([("allowed".to_owned(), Value::from(decision.allowed))]);
         if !decision.reason.is_empty() {
             status.insert("reason".into(), decision.reason.into());
@@ -194,6 +150,58 @@ impl Context<'_> {
             status.insert("evaluationError".into(), ignored.join("; ").into());
         }
         Ok(reply(&body, status.into()))
+    }
+
+    /// Writes the path's namespace into a body that names none, and refuses another one.
+    fn settle_namespace(&self, body: &mut Value) -> ApiResult<()> {
+        match body["metadata"]["namespace"].as_str().unwrap_or_default() {
+            "" => {
+                if !body["metadata"].is_object() {
+                    body["metadata"] = json!({});
+                }
+                body["metadata"]["namespace"] = self.namespace.into();
+                Ok(())
+            }
+            namespace if namespace != self.namespace => Err(ApiError::BadRequest(
+                "the namespace of the provided object does not match the namespace sent on the request".into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whom a review asks about.
+fn asked_user(spec: &Value) -> UserInfo {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let extra = spec["extra"].as_object().into_iter().flatten();
+    UserInfo {
+        name: text(&spec["user"]),
+        uid: text(&spec["uid"]),
+        groups: strings(&spec["groups"]),
+        extra: extra.map(|(key, values)| (key.clone(), strings(values))).collect(),
+    }
+}
+
+/// What a review asks about.
+fn asked_attributes<'a>(spec: &'a Value, fields: &'a [(String, String)]) -> Attributes<'a> {
+    let resource = &spec["resourceAttributes"];
+    if !resource.is_object() {
+        let path = &spec["nonResourceAttributes"];
+        let part = |name: &str| path[name].as_str().unwrap_or_default();
+        return Attributes { verb: part("verb"), path: part("path"), ..Attributes::default() };
+    }
+    let field = |name: &str| resource[name].as_str().unwrap_or_default();
+    Attributes {
+        verb: field("verb"),
+        group: field("group"),
+        version: field("version"),
+        resource: field("resource"),
+        subresource: field("subresource"),
+        namespace: field("namespace"),
+        name: field("name"),
+        is_resource: true,
+        fields,
+        ..Attributes::default()
     }
 }
 
@@ -244,7 +252,8 @@ fn access_review_causes(body: &Value, whose: Whose) -> Vec<Cause> {
     let spec = &body["spec"];
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let path_value = format!("{{\"Path\":{:?},\"Verb\":{:?}}}", text(&path["path"]), text(&path["verb"]));
+    let path_value =
+        format!("{{\"Path\":{},\"Verb\":{}}}", go_quoted(&text(&path["path"])), go_quoted(&text(&path["verb"])));
     let mut causes = Vec::new();
     if resource.is_object() && path.is_object() {
         let why = "cannot be specified in combination with resourceAttributes";
@@ -283,7 +292,7 @@ fn access_review_causes(body: &Value, whose: Whose) -> Vec<Cause> {
     if whose == Whose::AnyoneHere {
         let namespace = text(&resource["namespace"]);
         if resource.is_object() && namespace != text(&body["metadata"]["namespace"]) {
-            let value = format!("{namespace:?}");
+            let value = go_quoted(&namespace);
             causes.push(invalid("spec.resourceAttributes.namespace", &value, "must match metadata.namespace"));
         }
         if path.is_object() {
@@ -298,7 +307,7 @@ fn selector_causes(selector: &Value, at: &str, labels: bool, causes: &mut Vec<Ca
     let requirements = selector["requirements"].as_array().map(Vec::as_slice).unwrap_or_default();
     if !raw.is_empty() && !requirements.is_empty() {
         let why = "may not specified at the same time as requirements";
-        causes.push(invalid(&format!("{at}.rawSelector"), &format!("{raw:?}"), why));
+        causes.push(invalid(&format!("{at}.rawSelector"), &go_quoted(raw), why));
     }
     if raw.is_empty() && requirements.is_empty() {
         let message = format!("Required value: when {at} is specified, requirements or rawSelector is required");

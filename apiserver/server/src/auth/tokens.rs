@@ -1,6 +1,7 @@
 //! Service account tokens: `serviceaccounts/NAME/token` makes them, and every use checks against the live objects what
 //! they are bound to.
 
+use machinery_api::selector::go_quoted;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,6 +16,7 @@ use super::{
     service_account_user,
 };
 use apiserver_resources::objects::Objects;
+use apiserver_resources::rules;
 
 /// What a request without `expirationSeconds` gets.
 const EXPIRATION_DEFAULT_SECONDS: i64 = 3600;
@@ -44,77 +46,42 @@ pub fn request(
     name: &str,
     body: &Value,
 ) -> ApiResult<Value> {
-    let kind = || Named::new("authentication.k8s.io", "TokenRequest");
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let metadata = &body["metadata"];
-    let body_namespace = text(&metadata["namespace"]);
-    if !body_namespace.is_empty() && body_namespace != namespace {
-        return Err(ApiError::BadRequest(
-            "the namespace of the provided object does not match the namespace sent on the request".into(),
-        ));
-    }
-    let body_name = text(&metadata["name"]);
-    if !body_name.is_empty() && body_name != name {
-        let message = format!("Invalid value: {body_name:?}: must match the service account name if specified");
-        return Err(ApiError::Invalid(kind(), name.into(), vec![cause("FieldValueInvalid", "metadata.name", message)]));
-    }
-    let account = objects
-        .get("", "serviceaccounts", namespace, name)
-        .ok_or_else(|| ApiError::NotFound(Named::new("", "serviceaccounts"), name.into()))?;
-    let account_uid = text(&account["metadata"]["uid"]);
-    let body_uid = text(&metadata["uid"]);
-    if !body_uid.is_empty() && body_uid != account_uid {
-        let why = format!(
-            "the UID in the token request ({body_uid}) does not match the UID of the service account ({account_uid})"
-        );
-        return Err(ApiError::Conflict(kind(), name.into(), why));
-    }
+    matches_path(&body["metadata"], namespace, name)?;
+    let account_uid = account_uid(objects, namespace, name, text(&body["metadata"]["uid"]))?;
     let spec = &body["spec"];
-    let seconds = spec["expirationSeconds"].as_i64().unwrap_or(EXPIRATION_DEFAULT_SECONDS);
-    if let Some(why) = match seconds {
-        ..EXPIRATION_MIN_SECONDS => Some("may not specify a duration less than 10 minutes"),
-        s if s > EXPIRATION_MAX_SECONDS => Some("may not specify a duration larger than 2^32 seconds"),
-        _ => None,
-    } {
-        let message = format!("Invalid value: {seconds}: {why}");
-        let cause = cause("FieldValueInvalid", "spec.expirationSeconds", message);
-        return Err(ApiError::Invalid(kind(), String::new(), vec![cause]));
-    }
-    let audiences: Vec<String> = spec["audiences"].as_array().into_iter().flatten().map(text).collect();
-    let audiences = if audiences.is_empty() { vec![TOKEN_ISSUER.to_owned()] } else { audiences };
+    let seconds = asked_lifetime(spec)?;
+    let audiences: Vec<&str> = spec["audiences"].as_array().into_iter().flatten().map(text).collect();
+    let audiences = if audiences.is_empty() { vec![TOKEN_ISSUER] } else { audiences };
     let bound = Bound::resolve(objects, namespace, name, &spec["boundObjectRef"])?;
 
-    let now = env.now();
-    let stale = matches!(bound, Bound::Pod(..))
-        && seconds == EXPIRATION_WARN_SECONDS
-        && audiences.iter().all(|audience| audience == TOKEN_ISSUER);
-    let lifetime = if stale { EXPIRATION_EXTENDED_SECONDS } else { seconds };
+    let now = env.now().as_second();
     let mut about = json!({
         "namespace": namespace,
         "serviceaccount": {"name": name, "uid": account_uid},
     });
     bound.write(&mut about);
-    if stale {
-        about["warnafter"] = (now.as_second() + seconds).into();
+    let lifetime = lifetime(&bound, seconds, &audiences);
+    if lifetime != seconds {
+        about["warnafter"] = (now + seconds).into();
     }
     let claims = json!({
         "aud": audiences,
-        "exp": now.as_second() + lifetime,
-        "iat": now.as_second(),
+        "exp": now + lifetime,
+        "iat": now,
         "iss": TOKEN_ISSUER,
         "jti": env.uid(),
         "kubernetes.io": about,
-        "nbf": now.as_second(),
+        "nbf": now,
         "sub": service_account_user(namespace, name),
     });
     let token = key.sign(&claims).map_err(|error| ApiError::Internal(format!("failed to generate token: {error}")))?;
 
-    let mut metadata = metadata.as_object().cloned().unwrap_or_default();
+    let mut metadata = body["metadata"].as_object().cloned().unwrap_or_default();
     metadata.retain(|_, value| !value.is_null());
     metadata.insert("name".into(), name.into());
     metadata.insert("namespace".into(), namespace.into());
     metadata.insert("uid".into(), account_uid.into());
-    metadata.insert("creationTimestamp".into(), rfc3339(now.as_second()).into());
+    metadata.insert("creationTimestamp".into(), rfc3339(now).into());
     let reference = match &spec["boundObjectRef"] {
         Value::Object(reference) => {
             let kept = reference.iter().filter(|(_, v)| v.as_str().is_some_and(|v| !v.is_empty()));
@@ -127,8 +94,66 @@ pub fn request(
         "kind": "TokenRequest",
         "metadata": metadata,
         "spec": {"audiences": audiences, "boundObjectRef": reference, "expirationSeconds": seconds},
-        "status": {"expirationTimestamp": rfc3339(now.as_second() + seconds), "token": token},
+        "status": {"expirationTimestamp": rfc3339(now + seconds), "token": token},
     }))
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn kind() -> Named {
+    Named::new("authentication.k8s.io", "TokenRequest")
+}
+
+/// Whether the body names the account that the path names, where it names one.
+fn matches_path(metadata: &Value, namespace: &str, name: &str) -> ApiResult<()> {
+    let said = text(&metadata["namespace"]);
+    if !said.is_empty() && said != namespace {
+        return Err(ApiError::BadRequest(
+            "the namespace of the provided object does not match the namespace sent on the request".into(),
+        ));
+    }
+    let said = text(&metadata["name"]);
+    if !said.is_empty() && said != name {
+        let message = format!("Invalid value: {}: must match the service account name if specified", go_quoted(said));
+        return Err(ApiError::Invalid(kind(), name.into(), vec![cause("FieldValueInvalid", "metadata.name", message)]));
+    }
+    Ok(())
+}
+
+/// The account's uid, which is the one that the body says, where it says one.
+fn account_uid(objects: &dyn Objects, namespace: &str, name: &str, said: &str) -> ApiResult<String> {
+    let account = objects
+        .get("", "serviceaccounts", namespace, name)
+        .ok_or_else(|| ApiError::NotFound(Named::new("", "serviceaccounts"), name.into()))?;
+    let uid = text(&account["metadata"]["uid"]);
+    if !said.is_empty() && said != uid {
+        let why =
+            format!("the UID in the token request ({said}) does not match the UID of the service account ({uid})");
+        return Err(ApiError::Conflict(kind(), name.into(), why));
+    }
+    Ok(uid.to_owned())
+}
+
+/// How many seconds the token is asked to live.
+fn asked_lifetime(spec: &Value) -> ApiResult<i64> {
+    let seconds = spec["expirationSeconds"].as_i64().unwrap_or(EXPIRATION_DEFAULT_SECONDS);
+    let why = match seconds {
+        ..EXPIRATION_MIN_SECONDS => "may not specify a duration less than 10 minutes",
+        s if s > EXPIRATION_MAX_SECONDS => "may not specify a duration larger than 2^32 seconds",
+        _ => return Ok(seconds),
+    };
+    let message = format!("Invalid value: {seconds}: {why}");
+    Err(ApiError::Invalid(kind(), String::new(), vec![cause("FieldValueInvalid", "spec.expirationSeconds", message)]))
+}
+
+/// How many seconds the token lives: those of pods whose clients may read them only once live longer than they say.
+fn lifetime(bound: &Bound, seconds: i64, audiences: &[&str]) -> i64 {
+    let injected = matches!(bound, Bound::Pod(..))
+        && seconds == EXPIRATION_WARN_SECONDS
+        && audiences.iter().all(|audience| *audience == TOKEN_ISSUER);
+    if injected { EXPIRATION_EXTENDED_SECONDS } else { seconds }
 }
 
 /// What a token dies with.
@@ -173,6 +198,7 @@ impl Bound {
             if name.is_empty() {
                 return Err(ApiError::BadRequest("Name parameter required.".into()));
             }
+            rules::check_segment(name)?;
             objects
                 .get("", plural, namespace, name)
                 .ok_or_else(|| ApiError::NotFound(Named::new("", plural), name.to_owned()))
@@ -182,8 +208,9 @@ impl Bound {
                 let pod = find("pods", namespace)?;
                 if pod["spec"]["serviceAccountName"].as_str() != Some(account) {
                     return Err(ApiError::BadRequest(format!(
-                        "cannot bind token for serviceaccount {account:?} to pod running with different serviceaccount \
-                         name."
+                        "cannot bind token for serviceaccount {} to pod running with different serviceaccount \
+                         name.",
+                        go_quoted(account)
                     )));
                 }
                 let node = pod["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()).map(|node| {
@@ -306,7 +333,7 @@ fn bound_user(objects: &dyn Objects, now: Timestamp, claims: &Value) -> Result<U
     let (name, uid) = (text(&about["serviceaccount"]["name"]), text(&about["serviceaccount"]["uid"]));
     let account = objects
         .get("", "serviceaccounts", &namespace, &name)
-        .ok_or_else(|| format!("serviceaccounts {name:?} not found"))?;
+        .ok_or_else(|| format!("serviceaccounts {} not found", go_quoted(&name)))?;
     let found = text(&account["metadata"]["uid"]);
     if found != uid {
         return Err(format!("service account UID ({found}) does not match claim ({uid})"));
@@ -381,7 +408,7 @@ fn legacy_user(objects: &dyn Objects, token: &str, claims: &Value) -> Result<Use
     }
     let account = objects
         .get("", "serviceaccounts", &namespace, &name)
-        .ok_or_else(|| format!("serviceaccounts {name:?} not found"))?;
+        .ok_or_else(|| format!("serviceaccounts {} not found", go_quoted(&name)))?;
     if deleted(&account) {
         return Err(format!("ServiceAccount {namespace}/{name} has been deleted"));
     }

@@ -13,7 +13,7 @@ pub(super) fn schemas(mut todo: Vec<TypeRef<'_>>, of: (&str, &str)) -> Value {
         let named: &[&str] = match kind {
             Kind::Object(id) => return todo.push(types.refer(*id)),
             Kind::List(inner) | Kind::Map(inner) => return refer(types, inner, todo),
-            Kind::Quantity => &[QUANTITY],
+            Kind::Quantity | Kind::Amount => &[QUANTITY],
             Kind::Time => &[TIME],
             Kind::MicroTime => &[MICRO_TIME],
             Kind::IntOrString => &[INT_OR_STRING],
@@ -123,7 +123,7 @@ fn shape(types: &Types, kind: &Kind, pointer: bool) -> Value {
         Kind::Int64 => json!({ "type": "integer", "format": "int64" }),
         Kind::Double => json!({ "type": "number", "format": "double" }),
         Kind::Bytes => json!({ "type": "string", "format": "byte" }),
-        Kind::Quantity => json!({ "allOf": [reference(QUANTITY)] }),
+        Kind::Quantity | Kind::Amount => json!({ "allOf": [reference(QUANTITY)] }),
         Kind::Time => json!({ "allOf": [reference(TIME)] }),
         Kind::MicroTime => json!({ "allOf": [reference(MICRO_TIME)] }),
         Kind::IntOrString => json!({ "allOf": [reference(INT_OR_STRING)] }),
@@ -136,7 +136,7 @@ fn shape(types: &Types, kind: &Kind, pointer: bool) -> Value {
 
 fn element(types: &Types, kind: &Kind) -> Value {
     let mut out = match kind {
-        Kind::Quantity => reference(QUANTITY),
+        Kind::Quantity | Kind::Amount => reference(QUANTITY),
         other => shape(types, other, false),
     };
     if let Some(zero) = zero(kind) {

@@ -11,7 +11,6 @@ use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use machinery_api::ApiError;
 use machinery_api::error::{Details, Status};
-use machinery_api::selector::go_quoted;
 
 use super::handle::{RequestContext, RequestHandler, Seat, timed_out};
 use super::negotiate::{self, Produces, Transform};
@@ -24,7 +23,7 @@ use crate::auth::{reviews, tokens};
 use crate::registry::body::{self as bodies, Body as RequestBody};
 use crate::registry::{Answer, PatchType, Registry, RequestScope, ResponseObject, Wanted, object};
 use crate::request::options::{DeleteOptions, ListOptions, WriteOptions};
-use apiserver_resources::{SubresourceKind, Verb};
+use apiserver_resources::{SubresourceKind, Verb, rules};
 
 /// The largest request body (upstream's default).
 pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -60,9 +59,7 @@ impl RequestHandler {
         {
             return Err(ApiError::BadRequest("Namespace parameter required.".into()));
         }
-        if let Some(why) = bad_segment(name) {
-            return Err(ApiError::BadRequest(format!("Name parameter invalid: {}: {why}", go_quoted(name))));
-        }
+        rules::check_segment(name)?;
         let mut call = RequestScope {
             catalog: &catalog,
             row: &target.row,
@@ -333,16 +330,6 @@ async fn in_turn<T>(
     match turn {
         None => work.await,
         Some(turn) => turn.run(time_max, work).await.unwrap_or_else(|_| Err(timed_out())),
-    }
-}
-
-/// Why a name cannot be part of a path.
-fn bad_segment(name: &str) -> Option<&'static str> {
-    match name {
-        "." => Some("may not be '.'"),
-        ".." => Some("may not be '..'"),
-        _ if name.contains('%') => Some("may not contain '%'"),
-        _ => None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! `pods/NAME/log`: streamed from the node that runs the pod, over TLS with an identity of the server's own.
 
+use machinery_api::selector::go_quoted;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,7 +76,9 @@ impl Options {
             None => None,
             Some(text) => Some(text.parse::<Timestamp>().map_err(|_| {
                 ApiError::BadRequest(format!(
-                    "parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as \"2006\""
+                    "parsing time {} as \"2006-01-02T15:04:05Z07:00\": cannot parse {} as \"2006\"",
+                    go_quoted(text),
+                    go_quoted(text)
                 ))
             })?),
         };

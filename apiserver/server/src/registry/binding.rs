@@ -2,6 +2,7 @@
 
 use machinery_api::ApiError;
 use machinery_api::error::{Named, Status};
+use machinery_api::selector::go_quoted;
 use serde_json::{Value, json};
 
 use super::intent::{Intent, Wanted};
@@ -10,7 +11,7 @@ use super::write::{Change, Existing};
 use super::{Answer, Registry, RequestScope, check_uid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
-use apiserver_resources::rules::path_segment;
+use apiserver_resources::rules;
 
 impl Registry {
     /// Binds the pod that a decoded Binding names; `call` is about pods, and has the binding's name where the path has none.
@@ -54,9 +55,7 @@ pub(super) fn bind(
     if name.is_empty() {
         return Err(ApiError::BadRequest("Name parameter required.".into()));
     }
-    if let Some(why) = path_segment(name, false).first() {
-        return Err(ApiError::BadRequest(format!("Name parameter invalid: {name:?}: {why}")));
-    }
+    rules::check_segment(name)?;
     let existing = existing.ok_or_else(|| call.not_found())?;
     let old = &*existing.value;
     check_uid(call, binding, old, dry_run)?;
@@ -89,7 +88,7 @@ fn bound(pod: &Value, binding: &Value, node: &str, now: &str) -> Result<Value, S
         return Err(format!("pod {name} is being deleted, cannot be assigned to a host"));
     }
     if let Some(assigned) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
-        return Err(format!("pod {name} is already assigned to node {assigned:?}"));
+        return Err(format!("pod {name} is already assigned to node {}", go_quoted(assigned)));
     }
     if pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
         return Err(format!("pod {name} has non-empty .spec.schedulingGates"));

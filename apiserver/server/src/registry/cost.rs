@@ -269,7 +269,7 @@ fn item(types: &Types, kind: &Kind, i: usize) -> Value {
                 .filter(|f| matches!(f.kind, Kind::String | Kind::Int32 | Kind::Int64) || f.name == "controller");
             Value::Object(scalars.map(|f| (f.name.clone().into_owned(), item(types, &f.kind, i))).collect())
         }
-        Kind::Quantity => json!(format!("{i}")),
+        Kind::Quantity | Kind::Amount => json!(format!("{i}")),
         Kind::Bytes => json!("AA=="),
         _ => Value::Null,
     }

@@ -1,5 +1,7 @@
 //! Create: a new object under its own or a generated name.
 
+use std::borrow::Cow;
+
 use machinery_api::ApiError;
 use machinery_api::error::Status;
 use serde_json::{Value, json};
@@ -30,13 +32,13 @@ impl Registry {
         self.write(call, &mut Intent::Create(object), Options::Write(options)).await
     }
 
-    /// A new object, ready to be stored, of what admission left of the client's.
+    /// A new object, ready to be stored, of what admission left of the client's; and as validation sees it, where that differs.
     pub(super) fn new_object(
         &self,
         call: &mut RequestScope<'_>,
         mut object: Value,
         dry_run: bool,
-    ) -> Result<Change, ApiError> {
+    ) -> Result<(Change, Option<Value>), ApiError> {
         let row = call.row;
         let metadata = metadata_mut(&mut object);
         metadata.insert("creationTimestamp".into(), json!(object::time(call.now)));
@@ -63,7 +65,11 @@ impl Registry {
         invalid(call.kind(), object::text(&object, "name"), errors)?;
         let warnings = row.strategy.warnings(&object, None);
         call.warnings.extend(warnings);
-        Ok(Change::Create { object, version: said, generated })
+        let checked = match checked {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(checked) => Some(checked),
+        };
+        Ok((Change::Create { object, version: said, generated }, checked))
     }
 
     /// Makes a name of `generateName` where there is none.

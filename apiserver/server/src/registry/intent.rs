@@ -218,7 +218,8 @@ impl Registry {
         let of_object = |change: Change, old: Option<Arc<Value>>| Resolved { change, document: None, old };
         Ok(match (intent, existing) {
             (Intent::Create(_), _) | (Intent::Replace(_), None) => {
-                of_object(self.new_object(call, document, dry_run)?, None)
+                let (change, document) = self.new_object(call, document, dry_run)?;
+                Resolved { change, document, old: None }
             }
             (Intent::Replace(_) | Intent::Patch { .. }, Some(existing)) => {
                 of_object(self.changed_object(call, document, existing, dry_run)?, old)

@@ -1,5 +1,6 @@
 //! Get, list, and where a watch begins.
 
+use machinery_api::selector::go_quoted;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,8 +76,7 @@ impl Registry {
     /// The object of the path.
     pub async fn get(&self, call: &RequestScope<'_>, version: &str) -> Result<Answer, ApiError> {
         if !version.is_empty() {
-            let wanted = parse_version(version)
-                .map_err(|e| ApiError::BadRequest(format!("resourceVersion: Invalid value: {version:?}: {e}")))?;
+            let wanted = parse_version(version).map_err(|e| bad_version("", version, &e))?;
             self.reach(wanted).await?;
         } else {
             self.newest().await?;
@@ -132,9 +132,7 @@ impl Registry {
         }
         let wanted = match asked.as_str() {
             "" => 0,
-            text => parse_version(text).map_err(|e| {
-                ApiError::BadRequest(format!("invalid resource version: resourceVersion: Invalid value: {text:?}: {e}"))
-            })?,
+            text => parse_version(text).map_err(|e| bad_version("invalid resource version: ", text, &e))?,
         };
         // As upstream's cache: a list of any version comes whole.
         let limit = if asked == "0" { 0 } else { usize::try_from(options.limit).unwrap_or(0) };
@@ -221,8 +219,7 @@ impl Registry {
         let version = &options.resource_version;
         let wanted = match version.as_str() {
             "" => 0,
-            text => parse_version(text)
-                .map_err(|e| ApiError::BadRequest(format!("resourceVersion: Invalid value: {text:?}: {e}")))?,
+            text => parse_version(text).map_err(|e| bad_version("", text, &e))?,
         };
         let shows_state = match options.send_initial_events {
             Some(shows) => shows,
@@ -268,6 +265,10 @@ impl Registry {
     }
 }
 
+fn bad_version(what: &str, text: &str, error: &str) -> ApiError {
+    ApiError::BadRequest(format!("{what}resourceVersion: Invalid value: {}: {error}", go_quoted(text)))
+}
+
 /// Refuses a field that the kind can't be selected by, in the words of the kind's own conversion upstream.
 fn check_field(row: &ResourceInfo, label: &str) -> Result<(), ApiError> {
     // Kinds with fields of their own upstream list each label, and cluster-wide ones leave the namespace out.
@@ -277,9 +278,9 @@ fn check_field(row: &ResourceInfo, label: &str) -> Result<(), ApiError> {
         return Ok(());
     }
     Err(ApiError::BadRequest(if &*row.group == "batch" {
-        format!("field label {label:?} not supported for {}", row.kind)
+        format!("field label {} not supported for {}", go_quoted(label), row.kind)
     } else if row.strategy.selectable_labels().is_empty() {
-        format!("{label:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+        format!("{} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"", go_quoted(label))
     } else {
         format!("field label not supported: {label}")
     }))

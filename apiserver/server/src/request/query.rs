@@ -1,5 +1,6 @@
 //! The query of a request, read as Go's `net/url` reads it: pairs that don't parse are dropped, `+` is a blank.
 
+use machinery_api::selector::go_quoted;
 use percent_encoding::percent_decode_str;
 
 /// The pairs of a query in their order.
@@ -50,9 +51,9 @@ impl Query {
 pub fn parse_integer(text: &str) -> Result<i64, String> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"));
+        return Err(format!("strconv.ParseInt: parsing {}: invalid syntax", go_quoted(text)));
     }
-    text.parse().map_err(|_| format!("strconv.ParseInt: parsing {text:?}: value out of range"))
+    text.parse().map_err(|_| format!("strconv.ParseInt: parsing {}: value out of range", go_quoted(text)))
 }
 
 fn decode(text: &str) -> Option<String> {

@@ -62,7 +62,9 @@ impl<'a> Meta<'a> {
             }
             Kind::Map(_) => Self::Plain("map"),
             Kind::List(_) | Kind::Bytes => Self::Plain("slice"),
-            Kind::String | Kind::Quantity | Kind::Time | Kind::MicroTime | Kind::IntOrString => Self::Plain("string"),
+            Kind::String | Kind::Quantity | Kind::Amount | Kind::Time | Kind::MicroTime | Kind::IntOrString => {
+                Self::Plain("string")
+            }
             Kind::Bool => Self::Plain("bool"),
             Kind::Int32 | Kind::Int64 | Kind::Double => Self::Plain("int32"),
             Kind::Any => Self::Plain("struct"),

@@ -300,13 +300,7 @@ fn open<'a>(bytes: &'a [u8], media: Media, budget: &mut Budget) -> Result<Opened
     let (raw, doubled) = match media {
         Media::Protobuf => {
             let envelope = protobuf::envelope(bytes)?;
-            let content = match envelope.content_type.as_str() {
-                "application/json" => Content::Raw(raw::parse(envelope.raw)?),
-                _ => Content::Protobuf(envelope.raw),
-            };
-            if !envelope.content_encoding.is_empty() {
-                return Err("unsupported content encoding".into());
-            }
+            let content = Content::Protobuf(envelope.raw);
             return Ok(Opened { api_version: envelope.api_version, kind: envelope.kind, content, doubled: Vec::new() });
         }
         Media::Json => {

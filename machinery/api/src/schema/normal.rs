@@ -68,9 +68,6 @@ impl<'a> Walk<'a> {
                     if !self.in_place(inner, item) {
                         *item = self.zero(inner, true);
                     }
-                    if matches!(**inner, Kind::Quantity) {
-                        *item = super::typed::whole_thousandths(item.take());
-                    }
                 }
                 true
             }

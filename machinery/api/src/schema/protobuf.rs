@@ -18,8 +18,6 @@ pub(crate) struct Envelope<'a> {
     pub(crate) api_version: String,
     pub(crate) kind: String,
     pub(crate) raw: &'a [u8],
-    pub(crate) content_type: String,
-    pub(crate) content_encoding: String,
 }
 
 /// Opens the envelope.
@@ -30,12 +28,15 @@ pub(crate) fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, String> {
     let Some(rest) = bytes.strip_prefix(MAGIC) else {
         return Err("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]".into());
     };
+    if rest.is_empty() {
+        return Err("empty body".into());
+    }
     let mut out = Envelope::default();
-    let mut reader = Reader { bytes: rest };
+    let mut reader = Reader { bytes: rest, of: "Unknown" };
     while let Some((number, payload)) = reader.field()? {
         match number {
             1 => {
-                let mut inner = Reader { bytes: payload.bytes(number)? };
+                let mut inner = Reader { bytes: payload.bytes(number)?, of: "TypeMeta" };
                 while let Some((number, payload)) = inner.field()? {
                     match number {
                         1 => out.api_version = payload.text(number)?,
@@ -45,8 +46,7 @@ pub(crate) fn envelope(bytes: &[u8]) -> Result<Envelope<'_>, String> {
                 }
             }
             2 => out.raw = payload.bytes(number)?,
-            3 => out.content_encoding = payload.text(number)?,
-            4 => out.content_type = payload.text(number)?,
+            // Upstream takes no notice of encoding and content type either.
             _ => {}
         }
     }
@@ -107,6 +107,8 @@ impl<'a> Payload<'a> {
 
 struct Reader<'a> {
     bytes: &'a [u8],
+    /// The message's name, for errors.
+    of: &'a str,
 }
 
 impl<'a> Reader<'a> {
@@ -124,6 +126,9 @@ impl<'a> Reader<'a> {
     }
 
     fn take(&mut self, count: u64) -> Result<&'a [u8], String> {
+        if count.cast_signed() < 0 {
+            return Err("proto: negative length found during unmarshaling".into());
+        }
         let count = usize::try_from(count).map_err(|_| "unexpected EOF")?;
         if count > self.bytes.len() {
             return Err("unexpected EOF".into());
@@ -141,7 +146,7 @@ impl<'a> Reader<'a> {
         let number = u32::try_from(tag >> 3)
             .ok()
             .filter(|n| *n > 0)
-            .ok_or_else(|| format!("proto: illegal tag {} (wire type {})", tag >> 3, tag & 7))?;
+            .ok_or_else(|| format!("proto: {}: illegal tag {} (wire type {})", self.of, tag >> 3, tag & 7))?;
         let payload = match tag & 7 {
             0 => Payload::Varint(self.varint()?),
             1 => Payload::Fixed64(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| "unexpected EOF")?)),
@@ -156,13 +161,24 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// An error about a field with the field's name in Go, as upstream has it.
+fn with_name(error: String, number: u32, name: &str) -> String {
+    let Some(head) = error.strip_suffix(&format!("for field {number}")) else { return error };
+    let (first, rest) = name.split_at(name.len().min(1));
+    match name {
+        "metadata" => format!("{head}for field ObjectMeta"),
+        _ => format!("{head}for field {}{rest}", first.to_ascii_uppercase()),
+    }
+}
+
 type Entries = Vec<(String, Raw)>;
 
 fn message(found: &Type, bytes: &[u8], depth: usize, reading: &mut Reading<'_>) -> Result<Entries, String> {
     if depth > DEPTH_MAX {
         return Err("proto: exceeded max depth".into());
     }
-    let (mut out, mut reader) = (Entries::new(), Reader { bytes });
+    let of = found.name.rsplit('.').next().unwrap_or_default();
+    let (mut out, mut reader) = (Entries::new(), Reader { bytes, of });
     if !reading.budget.take(OBJECT_BYTES) {
         return Ok(out);
     }
@@ -171,7 +187,8 @@ fn message(found: &Type, bytes: &[u8], depth: usize, reading: &mut Reading<'_>) 
             break;
         }
         if let Some(field) = found.numbered(number) {
-            put(&mut out, &field.name, &field.kind, field.wire.as_deref(), (number, payload), depth, reading)?;
+            put(&mut out, &field.name, &field.kind, field.wire.as_deref(), (number, payload), depth, reading)
+                .map_err(|error| with_name(error, number, &field.name))?;
         } else if let Some((_, name)) = found.inline.iter().find(|(n, _)| *n == number) {
             let inner = payload.bytes(number)?;
             if let Some(other) = reading.types.by_message(name) {
@@ -203,7 +220,7 @@ fn inlined(
     depth: usize,
     reading: &mut Reading<'_>,
 ) -> Result<(), String> {
-    let mut reader = Reader { bytes };
+    let mut reader = Reader { bytes, of: "" };
     while let Some((number, payload)) = reader.field()? {
         if let Some(field) = fields.iter().find(|(_, n, _)| *n == number).and_then(|(name, ..)| found.field(name)) {
             put(out, &field.name, &field.kind, field.wire.as_deref(), (number, payload), depth, reading)?;
@@ -236,7 +253,7 @@ fn put(
             let mut items = Vec::new();
             match (&**inner, payload) {
                 (Kind::Int32 | Kind::Int64 | Kind::Bool, Payload::Bytes(bytes)) => {
-                    let mut reader = Reader { bytes };
+                    let mut reader = Reader { bytes, of: "" };
                     while !reader.bytes.is_empty() && reading.budget.take(ITEM_BYTES) {
                         let n = Payload::Varint(reader.varint()?);
                         items.push(value(inner, None, number, n, depth, reading)?);
@@ -285,7 +302,7 @@ fn map_entry(
 ) -> Result<(String, Raw), String> {
     let wire = wire.and_then(|w| w.strip_prefix("map<string,")).and_then(|w| w.strip_suffix('>'));
     let (mut key, mut found) = (String::new(), Raw::Null);
-    let mut reader = Reader { bytes: payload.bytes(number)? };
+    let mut reader = Reader { bytes: payload.bytes(number)?, of: "" };
     while let Some((number, payload)) = reader.field()? {
         match number {
             1 => key = payload.text(number)?,
@@ -318,7 +335,7 @@ fn value(
             use base64::Engine;
             Raw::String(base64::engine::general_purpose::STANDARD.encode(payload.bytes(number)?))
         }
-        Kind::Quantity => {
+        Kind::Quantity | Kind::Amount => {
             let text = first(payload.bytes(number)?, 1)?.map(|p| p.text(1)).transpose()?;
             Raw::String(text.filter(|t| !t.is_empty()).unwrap_or_else(|| "0".into()))
         }
@@ -349,7 +366,7 @@ fn value(
         Kind::List(inner) => {
             // `items` of a wrapping message.
             let mut items = Vec::new();
-            let mut reader = Reader { bytes: payload.bytes(number)? };
+            let mut reader = Reader { bytes: payload.bytes(number)?, of: "" };
             while let Some((number, payload)) = reader.field()? {
                 if number == 1 && reading.budget.take(ITEM_BYTES) {
                     items.push(value(inner, None, number, payload, depth + 1, reading)?);
@@ -366,7 +383,7 @@ fn value(
 
 /// The last field of that number.
 fn first(bytes: &[u8], wanted: u32) -> Result<Option<Payload<'_>>, String> {
-    let (mut reader, mut found) = (Reader { bytes }, None);
+    let (mut reader, mut found) = (Reader { bytes, of: "" }, None);
     while let Some((number, payload)) = reader.field()? {
         if number == wanted {
             found = Some(payload);

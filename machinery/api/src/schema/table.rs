@@ -31,6 +31,7 @@ fn kind(code: &str, ids: &HashMap<Box<str>, TypeId>) -> Kind {
         b'd' => Kind::Double,
         b'y' => Kind::Bytes,
         b'q' => Kind::Quantity,
+        b'a' => Kind::Amount,
         b't' => Kind::Time,
         b'm' => Kind::MicroTime,
         b'x' => Kind::IntOrString,

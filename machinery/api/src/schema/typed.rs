@@ -324,7 +324,7 @@ impl<'a> Walk<'a> {
             Kind::List(_) if element => Value::Array(Vec::new()),
             Kind::Bool => false.into(),
             Kind::Int32 | Kind::Int64 | Kind::Double | Kind::IntOrString => 0.into(),
-            Kind::Quantity => "0".into(),
+            Kind::Quantity | Kind::Amount => "0".into(),
             Kind::Bytes | Kind::Time | Kind::MicroTime | Kind::Any | Kind::List(_) | Kind::Map(_) => Value::Null,
             Kind::Object(id) => self.object(self.types.get(*id), Raw::Map(Vec::new())).unwrap_or(Value::Null),
         }
@@ -385,6 +385,7 @@ impl<'a> Walk<'a> {
             (Kind::Bytes, Raw::String(text)) => self.bytes(&text),
             (Kind::Bytes, Raw::List(items)) => self.byte_list(&items),
             (Kind::Quantity, raw) => self.quantity(&raw),
+            (Kind::Amount, raw) => self.quantity(&raw).map(whole_thousandths),
             (Kind::Time, Raw::String(text)) => self.time(&text, Precision::Seconds),
             (Kind::MicroTime, Raw::String(text)) => self.time(&text, Precision::Micros),
             (Kind::Time | Kind::MicroTime, raw) => {
@@ -450,7 +451,7 @@ impl<'a> Walk<'a> {
             let value = self.value(inner, go, item);
             self.path.truncate(length);
             let value = value.unwrap_or_else(|| self.zero(inner, true));
-            out.insert(key, if matches!(inner, Kind::Quantity) { whole_thousandths(value) } else { value });
+            out.insert(key, value);
         }
         out
     }
@@ -524,7 +525,7 @@ const LOOSE: base64::engine::GeneralPurpose = base64::engine::GeneralPurpose::ne
 );
 
 /// Amounts in a list of resources are rounded up to thousandths.
-pub(super) fn whole_thousandths(amount: Value) -> Value {
+fn whole_thousandths(amount: Value) -> Value {
     // Only these canonical forms can be finer.
     let finer = |text: &str| text.ends_with(['n', 'u']) || text.contains("e-");
     match amount.as_str().filter(|text| finer(text)).map(Quantity::parse) {

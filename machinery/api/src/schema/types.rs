@@ -33,6 +33,8 @@ pub enum Kind {
     Bytes,
     /// `100m`.
     Quantity,
+    /// A quantity of a resource list that upstream rounds up to thousandths as it defaults.
+    Amount,
     /// `metav1.Time`.
     Time,
     /// `metav1.MicroTime`.
@@ -306,7 +308,7 @@ impl Types {
             Kind::Int64 => "int64".into(),
             Kind::Double => "float64".into(),
             Kind::Bytes => "[]uint8".into(),
-            Kind::Quantity => "resource.Quantity".into(),
+            Kind::Quantity | Kind::Amount => "resource.Quantity".into(),
             Kind::Time => "v1.Time".into(),
             Kind::MicroTime => "v1.MicroTime".into(),
             Kind::IntOrString => "intstr.IntOrString".into(),

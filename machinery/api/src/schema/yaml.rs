@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use granit_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 
 use super::budget::{Budget, ENTRY_BYTES, OBJECT_BYTES};
@@ -27,6 +29,7 @@ pub(crate) struct Document {
 pub(crate) fn parse(bytes: &[u8], budget: &mut Budget) -> Result<Document, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "yaml: invalid leading UTF-8 octet".to_owned())?;
     let mut composer = Composer {
+        text,
         parser: Parser::new_from_str(text),
         anchors: BTreeMap::new(),
         doubled: Vec::new(),
@@ -45,6 +48,7 @@ pub(crate) fn parse(bytes: &[u8], budget: &mut Budget) -> Result<Document, Strin
 }
 
 struct Composer<'a> {
+    text: &'a str,
     parser: Parser<'a, StrInput<'a>>,
     anchors: BTreeMap<usize, Raw>,
     doubled: Vec<String>,
@@ -59,10 +63,20 @@ impl<'a> Composer<'a> {
             match self.parser.next_event() {
                 Some(Ok((Event::Comment(..), _))) => {}
                 Some(Ok(event)) => return Ok(event),
+                Some(Err(error)) if error.info().contains("unknown anchor") => {
+                    let name = self.alias(error.marker().index());
+                    return Err(format!("yaml: unknown anchor '{name}' referenced"));
+                }
                 Some(Err(error)) => return Err(format!("yaml: {error}")),
                 None => return Ok((Event::StreamEnd, Span::default())),
             }
         }
+    }
+
+    /// The name of the alias at that character.
+    fn alias(&self, at: usize) -> String {
+        let rest = self.text.chars().skip(at).skip_while(|c| *c == '*');
+        rest.take_while(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
     }
 
     fn count(&mut self, nodes: usize, text_bytes: usize) -> Result<(), String> {
@@ -81,7 +95,9 @@ impl<'a> Composer<'a> {
         let anchor = event.anchor_id();
         let raw = match event {
             Event::Alias(id) => {
-                let raw = self.anchors.get(&id).cloned().ok_or("yaml: unknown anchor referenced")?;
+                // The parser knows it, and its node has not ended yet.
+                let itself = || format!("yaml: anchor '{}' value contains itself", self.alias(span.start.index()));
+                let raw = self.anchors.get(&id).cloned().ok_or_else(itself)?;
                 let (nodes, text_bytes) = size(&raw);
                 self.count(nodes, text_bytes)?;
                 return Ok(raw);
@@ -106,15 +122,16 @@ impl<'a> Composer<'a> {
                 self.mapping(depth)?
             }
             event => {
-                let tag = event.tag().and_then(|t| t.core_suffix().map(str::to_owned));
+                let tag = event.tag().map(|tag| {
+                    let (handle, suffix) = tag.parts();
+                    format!("{handle}{suffix}")
+                });
                 let Some((text, style)) = event.scalar() else {
                     return Err(format!("yaml: line {}: did not find expected node content", span.start.line()));
                 };
                 self.count(1, text.len())?;
                 match tag.as_deref() {
-                    Some("str") => Raw::String(text.into()),
-                    Some("int" | "float" | "bool" | "null") => plain(text)?,
-                    Some(_) => Raw::String(text.into()),
+                    Some(tag) => tagged(tag, text)?,
                     None if style == ScalarStyle::Plain => plain(text)?,
                     None => Raw::String(text.into()),
                 }
@@ -192,6 +209,34 @@ fn size(raw: &Raw) -> (usize, usize) {
         }
         _ => (1, 0),
     }
+}
+
+/// A scalar with a tag: of the core schema's, or a text.
+fn tagged(tag: &str, text: &str) -> Result<Raw, String> {
+    let tag = tag.strip_prefix("tag:yaml.org,2002:").unwrap_or_default();
+    match tag {
+        "int" | "float" | "bool" | "null" => {}
+        "binary" => {
+            let joined: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
+            let bytes = STANDARD.decode(joined);
+            let bytes = bytes.map_err(|_| "yaml: !!binary value contains invalid base64 data".to_owned())?;
+            return Ok(Raw::String(String::from_utf8_lossy(&bytes).into_owned()));
+        }
+        _ => return Ok(Raw::String(text.into())),
+    }
+    let raw = plain(text)?;
+    let found = match &raw {
+        Raw::Int(_) => "int",
+        Raw::Number(number) if number.bytes().all(|b| b.is_ascii_digit()) => "int",
+        Raw::Number(_) => "float",
+        Raw::Bool(_) => "bool",
+        Raw::Null => "null",
+        _ => "str",
+    };
+    if found == tag || (found, tag) == ("int", "float") {
+        return Ok(raw);
+    }
+    Err(format!("yaml: cannot decode !!{found} `{text}` as a !!{tag}"))
 }
 
 /// A scalar with no quotes, by YAML 1.1.
@@ -284,6 +329,27 @@ mod tests {
                 && parse(b"{a: b: c}").is_err()
                 && parse(b"a: .inf").is_err()
         );
+    }
+
+    #[test]
+    fn tags_are_resolved_as_upstreams_library_does() {
+        assert_eq!(
+            read(
+                "{a: !!binary aGVsbG8=, b: ! 5, c: !mine 5, d: !<tag:yaml.org,2002:str> 5, e: !!int '0x10', f: !!float 3, \
+                 g: !!bool yes, h: !!null '', i: !!timestamp 2026-01-02, j: !!binary 'aGVs\n\n bG8='}"
+            ),
+            json!({"a": "hello", "b": "5", "c": "5", "d": "5", "e": 16, "f": 3, "g": true, "h": null, "i": "2026-01-02", "j": "hello"})
+        );
+        for (text, message) in [
+            ("a: !!binary '***'", "yaml: !!binary value contains invalid base64 data"),
+            ("a: !!bool zzz", "yaml: cannot decode !!str `zzz` as a !!bool"),
+            ("a: !!int 1.5", "yaml: cannot decode !!float `1.5` as a !!int"),
+            ("a: !!null x", "yaml: cannot decode !!str `x` as a !!null"),
+            ("a: *none", "yaml: unknown anchor 'none' referenced"),
+            ("\u{e9}: &m {b: *m}", "yaml: anchor 'm' value contains itself"),
+        ] {
+            assert_eq!(parse(text.as_bytes()).err().unwrap(), message);
+        }
     }
 
     #[test]

@@ -106,10 +106,38 @@ pub fn go_quoted(text: &str) -> String {
             '\u{b}' => out.push_str("\\v"),
             '\u{c}' => out.push_str("\\f"),
             c if (c as u32) < 0x20 || c == '\u{7f}' => out.push_str(&format!("\\x{:02x}", c as u32)),
-            c if c.is_control() => out.push_str(&format!("\\u{:04x}", c as u32)),
-            c => out.push(c),
+            c if is_printable(c) => out.push(c),
+            c if (c as u32) < 0x10000 => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c => out.push_str(&format!("\\U{:08x}", c as u32)),
         }
     }
     out.push('"');
     out
+}
+
+/// Whether Go prints a character as it is: letters, marks, digits, punctuation, symbols, and of spaces only the ASCII one.
+fn is_printable(c: char) -> bool {
+    // Rust escapes the same, and at a text's beginning marks, too.
+    let mut text = [b'a', 0, 0, 0, 0];
+    let end = 1 + c.encode_utf8(&mut text[1..]).len();
+    c.is_ascii() || std::str::from_utf8(&text[..end]).is_ok_and(|text| text.escape_debug().count() == 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoted_as_go_quotes() {
+        for (text, quoted) in [
+            ("a b", r#""a b""#),
+            ("\"\\'", r#""\"\\'""#),
+            ("\0\u{7}\u{8}\t\n\u{b}\u{c}\r\u{1b}\u{7f}", r#""\x00\a\b\t\n\v\f\r\x1b\x7f""#),
+            ("\u{80}\u{a0}\u{ad}\u{200b}\u{2028}\u{feff}", r#""\u0080\u00a0\u00ad\u200b\u2028\ufeff""#),
+            ("é日e\u{301}\u{fffd}😀", "\"é日e\u{301}\u{fffd}😀\""),
+            ("\u{e000}\u{10ffff}\u{e0001}", r#""\ue000\U0010ffff\U000e0001""#),
+        ] {
+            assert_eq!(go_quoted(text), quoted);
+        }
+    }
 }

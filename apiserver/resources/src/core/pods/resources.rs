@@ -75,16 +75,6 @@ pub(crate) fn amount(errors: &mut Errors, name: &str, value: &Value, path: &Path
     }
 }
 
-trait WholeAtMilli {
-    fn is_whole_at_milli(&self) -> bool;
-}
-
-impl WholeAtMilli for Quantity {
-    fn is_whole_at_milli(&self) -> bool {
-        self.milli() % 1000 == 0
-    }
-}
-
 fn resource_name(errors: &mut Errors, name: &str, path: &Path<'_>) -> bool {
     let wrong = rules::label_key(name);
     if !wrong.is_empty() {

@@ -265,7 +265,7 @@ pub(super) fn pod(errors: &mut Errors, pod: &Value) {
 /// Upstream's `Warning` headers for a pod (`path` empty) or a template.
 pub(super) fn fractional_bytes(warnings: &mut Vec<String>, amounts: &Value, path: &Path<'_>) {
     for key in ["memory", "ephemeral-storage"] {
-        if let Some(amount) = quantity(get(amounts, key)).filter(|a| a.milli() % 1000 != 0) {
+        if let Some(amount) = quantity(get(amounts, key)).filter(|a| !a.is_whole_at_milli()) {
             let shown = quoted(&amount.to_string());
             warnings.push(format!("{}: fractional byte value {shown} is invalid, must be an integer", path.key(key)));
         }

@@ -46,6 +46,11 @@ pub(super) fn fill(spec: &mut Value, old: Option<&Value>) {
         };
         put(spec, "ipFamilyPolicy", json!(policy));
     }
+    let mut errors = Errors::new();
+    related(&mut errors, spec, old);
+    if !errors.is_empty() {
+        return;
+    }
     let single = text(spec, "ipFamilyPolicy") == "SingleStack";
     if let Some(old) = old
         && single
@@ -57,17 +62,12 @@ pub(super) fn fill(spec: &mut Value, old: Option<&Value>) {
             }
         }
     }
-    let mut families: Vec<String> = texts(spec, "ipFamilies").map(str::to_owned).collect();
-    let fewer = old.is_some_and(|old| families.len() < items(old, "ipFamilies").len());
-    // Refused below, for what the client gave: nothing may be added to it.
-    let refused = if families.is_empty() {
-        text(spec, "ipFamilyPolicy") == "RequireDualStack" && !is_free(spec)
-    } else {
-        fewer && !single
-    };
-    if refused {
+    // What is refused is refused as the client gave it: nothing is added to it.
+    given(&mut errors, spec, old);
+    if !errors.is_empty() {
         return;
     }
+    let mut families: Vec<String> = texts(spec, "ipFamilies").map(str::to_owned).collect();
     for (i, ip) in texts(spec, "clusterIPs").enumerate() {
         if ip == "None" {
             break;
@@ -97,6 +97,25 @@ pub(super) fn validate(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
     if !errors.is_empty() {
         return errors.list();
     }
+    given(&mut errors, spec, old);
+    if !errors.is_empty() || is_free(spec) {
+        return errors.list();
+    }
+    if text(spec, "ipFamilyPolicy") == "RequireDualStack" {
+        let policy_at = SPEC.child("ipFamilyPolicy");
+        errors.invalid(&policy_at, "RequireDualStack", "this cluster is not configured for dual-stack services");
+    }
+    let families_at = SPEC.child("ipFamilies");
+    for (i, family) in texts(spec, "ipFamilies").enumerate() {
+        if family != "IPv4" {
+            errors.invalid(&families_at.index(i), family, "not configured on this cluster");
+        }
+    }
+    errors.list()
+}
+
+/// Whether the policy fits what the client gave, and the cluster has the addresses' families.
+fn given(errors: &mut Errors, spec: &Value, old: Option<&Value>) {
     let policy_at = SPEC.child("ipFamilyPolicy");
     let policy = text(spec, "ipFamilyPolicy");
     let (ips, families) = (items(spec, "clusterIPs"), items(spec, "ipFamilies"));
@@ -125,19 +144,6 @@ pub(super) fn validate(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
             errors.invalid(&ips_at.index(i), get(spec, "clusterIPs").clone(), "IPv6 is not configured on this cluster");
         }
     }
-    if !errors.is_empty() || is_free(spec) {
-        return errors.list();
-    }
-    if policy == "RequireDualStack" {
-        errors.invalid(&policy_at, policy, "this cluster is not configured for dual-stack services");
-    }
-    let families_at = SPEC.child("ipFamilies");
-    for (i, family) in texts(spec, "ipFamilies").enumerate() {
-        if family != "IPv4" {
-            errors.invalid(&families_at.index(i), family, "not configured on this cluster");
-        }
-    }
-    errors.list()
 }
 
 /// How `clusterIP`, `clusterIPs`, `ipFamilies` and `ipFamilyPolicy` fit together.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
+mod answers;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
