@@ -7,7 +7,7 @@ use machinery_api::error::ApiResult;
 use super::attributes::forbidden;
 use super::node::{NodeAuthorizer, default_rules};
 use super::rbac::{Granted, Rbac};
-use super::{ANONYMOUS, Attributes, Decision, MASTERS, UserInfo};
+use super::{ANONYMOUS, Attributes, Decision, MASTERS, UNAUTHENTICATED, UserInfo};
 use crate::step::Step;
 use apiserver_resources::objects::Objects;
 
@@ -48,7 +48,8 @@ impl Authorizer {
 
     /// What the chain comes to. Never fails: what cannot be resolved grants nothing and shows in the reason.
     pub async fn authorize(&self, objects: &dyn Objects, user: &UserInfo, request: &Attributes<'_>) -> Decision {
-        if user.name == ANONYMOUS {
+        // Who is made anonymous with groups of others (impersonation, reviews) has what those are granted.
+        if user.name == ANONYMOUS && user.groups.iter().all(|group| group == UNAUTHENTICATED) {
             let open = !request.is_resource && request.verb == "get" && ANONYMOUS_PATHS.contains(&request.path);
             return if open { Decision::allow("") } else { Decision::refuse("") };
         }

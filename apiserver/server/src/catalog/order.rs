@@ -1,12 +1,39 @@
-//! The order of keys in discovery's JSON. It means nothing to a reader of JSON, but upstream's is known to people and to
-//! scripts that search the text.
+//! The order of keys in discovery's JSON, and in that of other pages about the server. It means nothing to a reader of
+//! JSON, but upstream's is known to people and to scripts that search the text.
 
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 /// Of a document.
-const DOCUMENT: &[&str] = &["kind", "apiVersion", "metadata", "groupVersion", "name", "versions"];
+const DOCUMENT: &[&str] = &[
+    "kind",
+    "apiVersion",
+    "metadata",
+    "groupVersion",
+    "name",
+    "versions",
+    // `/version`
+    "major",
+    "minor",
+    "emulationMajor",
+    "emulationMinor",
+    "minCompatibilityMajor",
+    "minCompatibilityMinor",
+    "gitVersion",
+    "gitCommit",
+    "gitTreeState",
+    "buildDate",
+    "goVersion",
+    "compiler",
+    "platform",
+    // `/.well-known/openid-configuration`
+    "issuer",
+    "jwks_uri",
+    "response_types_supported",
+    "subject_types_supported",
+    "id_token_signing_alg_values_supported",
+];
 /// Of what is in it: each kind of entry has some of these, in this order. What isn't named comes last, by name.
 const ENTRY: &[&str] = &[
     "resource",
@@ -33,6 +60,14 @@ const ENTRY: &[&str] = &[
     "categories",
     "storageVersionHash",
     "subresources",
+    // A key of `/openid/v1/jwks`.
+    "use",
+    "kty",
+    "kid",
+    "crv",
+    "alg",
+    "x",
+    "y",
 ];
 
 /// A document of discovery, written in upstream's order.
@@ -107,5 +142,34 @@ mod tests {
         let versions = json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [address]});
         let expected = r#"{"kind":"APIVersions","versions":["v1"],"serverAddressByClientCIDRs":[{"clientCIDR":"0.0.0.0/0","serverAddress":"a:1"}]}"#;
         assert_eq!(text(&versions), expected);
+    }
+
+    /// As kube-apiserver v1.36 writes them.
+    #[test]
+    fn pages_about_the_server_are_written_in_upstreams_order() {
+        let keys = |value: &Value| -> Vec<String> {
+            let text = text(value);
+            let map: Vec<&str> = text.split('"').collect();
+            let key = |pair: &[&str]| pair[1].starts_with(':').then(|| pair[0].to_owned());
+            map.windows(2).filter_map(key).collect()
+        };
+        let version = "major minor emulationMajor emulationMinor minCompatibilityMajor minCompatibilityMinor gitVersion \
+                       gitCommit gitTreeState buildDate goVersion compiler platform";
+        assert_eq!(keys(&crate::catalog::discovery::version()).join(" "), version);
+        let issuer =
+            "issuer jwks_uri response_types_supported subject_types_supported id_token_signing_alg_values_supported";
+        assert_eq!(keys(&crate::auth::jwks::configuration("a:1")).join(" "), issuer);
+        let key = json!({"alg": "", "crv": "", "kid": "", "kty": "", "use": "", "x": "", "y": ""});
+        assert_eq!(keys(&json!({"keys": [key]})).join(" "), "keys use kty kid crv alg x y");
+        let subresource = json!({"verbs": [], "responseKind": {}, "subresource": "scale", "acceptedTypes": []});
+        let resource = json!({"subresources": [subresource], "categories": [], "shortNames": [], "verbs": [],
+            "singularResource": "", "scope": "", "responseKind": {"version": "", "kind": "", "group": ""}, "resource": ""});
+        let version = json!({"freshness": "", "resources": [resource], "version": "v1"});
+        let list =
+            json!({"items": [{"versions": [version], "metadata": {}}], "metadata": {}, "kind": "", "apiVersion": ""});
+        let aggregated = "kind apiVersion metadata items metadata versions version resources resource responseKind group \
+                          version kind scope singularResource verbs shortNames categories subresources subresource \
+                          responseKind acceptedTypes verbs freshness";
+        assert_eq!(keys(&list).join(" "), aggregated);
     }
 }

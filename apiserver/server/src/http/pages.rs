@@ -26,10 +26,13 @@ impl RequestHandler {
         page: Route,
     ) -> Result<Response<Body>, ApiError> {
         let asked = &asking.asked;
+        let ordered = |form: Form, value: &Value| {
+            respond::bytes(200, form.media.as_str(), respond::written(form, &InOrder::of(value)))
+        };
         let document = |value: &Value| {
             let form = asked.form(Offers::Plain)?;
             Ok(match form.media {
-                Media::Json => respond::bytes(200, form.media.as_str(), respond::written(form, &InOrder::of(value))),
+                Media::Json => ordered(form, value),
                 // Upstream's YAML is sorted.
                 Media::Yaml => respond::value(200, form, value),
             })
@@ -54,9 +57,7 @@ impl RequestHandler {
                 Ok(respond::bytes(200, media, text))
             }
             Route::Slis => Ok(respond::bytes(200, health::SLIS_MEDIA_TYPE, self.slis.text())),
-            Route::Version => {
-                accepts(Produces::Json).map(|()| respond::value(200, Form::PRETTY, &discovery::version()))
-            }
+            Route::Version => accepts(Produces::Json).map(|()| ordered(Form::PRETTY, &discovery::version())),
             Route::Index => Ok(respond::value(200, Form::PRETTY, &json!({"paths": self.paths(asking.catalog)}))),
             Route::Core => match self.aggregated(asking, true) {
                 Some(response) => Ok(response),
@@ -81,13 +82,13 @@ impl RequestHandler {
             Route::OpenApiIndex | Route::OpenApi(_) => Ok(self.open_api(asking, page)),
             Route::Issuer => {
                 accepts(Produces::Json)?;
-                let mut response = respond::value(200, Form::JSON, &jwks::configuration(&self.address));
+                let mut response = ordered(Form::JSON, &jwks::configuration(&self.address));
                 response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(jwks::CACHE_CONTROL));
                 Ok(response)
             }
             Route::Keys => {
                 accepts(Produces::KeySet)?;
-                let mut response = respond::value(200, Form::JSON, &jwks::keys(self.authenticator.key()));
+                let mut response = ordered(Form::JSON, &jwks::keys(self.authenticator.key()));
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(jwks::KEYS_MEDIA_TYPE));
                 response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(jwks::CACHE_CONTROL));
                 Ok(response)

@@ -87,7 +87,7 @@ pub fn find(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route
         "/" | "/index.html" => return Ok(Route::Index),
         "/metrics" => return Ok(Route::Metrics),
         "/metrics/slis" => return Ok(Route::Slis),
-        "/openapi/v2" => return get(method, Route::OpenApiV2),
+        "/openapi/v2" => return Ok(Route::OpenApiV2),
         "/openapi/v3" => return Ok(Route::OpenApiIndex),
         "/.well-known/openid-configuration" => return get(method, Route::Issuer),
         "/openid/v1/jwks" | "/openid/v1/jwks/" => return get(method, Route::Keys),

@@ -2,13 +2,16 @@
 //! (k8s.io/apiserver `storage/continue.go`).
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet::URL_SAFE;
+use base64::engine::general_purpose::{GeneralPurpose, NO_PAD, URL_SAFE_NO_PAD};
 use machinery_api::ApiError;
 use machinery_api::error::Status;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 const VERSION: &str = "meta.k8s.io/v1";
+/// As Go decodes: what is left of the last bits doesn't matter.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
 
 /// Where a list goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +54,7 @@ impl Continue {
     pub fn decode(token: &str) -> Result<Self, ApiError> {
         let bad =
             |why: String| ApiError::BadRequest(format!("invalid continue token: continue key is not valid: {why}"));
-        let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|e| {
+        let bytes = LENIENT.decode(token).map_err(|e| {
             let at = match e {
                 base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
                 // Go names where the last, incomplete group begins, and counts no padding.
@@ -61,6 +64,7 @@ impl Continue {
         })?;
         let wire: Option<Wire> = serde_json::from_slice::<Value>(&bytes)
             .ok()
+            .map(|value| if value.is_null() { json!({}) } else { value })
             .filter(Value::is_object)
             .and_then(|value| serde_json::from_value(value).ok());
         let wire = wire.ok_or_else(|| bad(go_json_error(&bytes)))?;
@@ -74,8 +78,9 @@ impl Continue {
             return Err(bad(format!("encoded start key empty (version {VERSION})")));
         }
         let start = wire.start.strip_prefix('/').unwrap_or(&wire.start).to_owned();
-        // As upstream: the key must stay below the list's prefix.
-        if start.split('/').any(|s| matches!(s.trim_end_matches('\0'), "." | "..")) || start.contains("//") {
+        // As upstream: the key must be as a path is written, and so stays below the list's prefix.
+        let odd = |segment: &str| matches!(segment.trim_end_matches('\0'), "." | "..") || segment.is_empty();
+        if !start.is_empty() && start.split('/').any(odd) {
             return Err(bad(wire.start));
         }
         Ok(Self { revision: u64::try_from(wire.rv).ok(), start, left: wire.left })
@@ -148,9 +153,22 @@ mod tests {
             ("eA==", "illegal base64 data at input byte 2"),
             ("W10", "json: cannot unmarshal array into Go value of type storage.continueToken"),
             ("eyJydiI6ICJ4In0", "json: cannot unmarshal string into Go struct field continueToken.rv of type int64"),
+            ("bnVsbA", "server does not recognize this encoded version "),
+            ("ab", "invalid character 'i' looking for beginning of value"),
         ] {
             let message = Continue::decode(bad).unwrap_err().status().message;
             assert_eq!(message, format!("invalid continue token: continue key is not valid: {why}"), "{bad}");
+        }
+        let ask = |start: &str| {
+            let token = json!({"v": VERSION, "rv": -1, "start": start}).to_string();
+            Continue::decode(&URL_SAFE_NO_PAD.encode(token)).map(|read| read.start).map_err(|e| e.status().message)
+        };
+        for start in ["//a", "a/", "a//b", "./a", "../a", "a/..", "a/../b", "//"] {
+            let message = format!("invalid continue token: continue key is not valid: {start}");
+            assert_eq!(ask(start), Err(message));
+        }
+        for (start, read) in [("/a", "a"), ("a", "a"), ("/", ""), ("/n/a\0", "n/a\0")] {
+            assert_eq!(ask(start).as_deref(), Ok(read));
         }
     }
 }

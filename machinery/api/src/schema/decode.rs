@@ -117,6 +117,9 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
             summary(bytes)
         ))
     };
+    if media == Media::Protobuf && target.schema.of.message.is_empty() {
+        return Err(no_message());
+    }
     let mut budget = Budget::of_body(bytes.len());
     let opened = open(bytes, media, &mut budget).map_err(|e| unrecognized(&e));
     budget.check()?;
@@ -140,9 +143,6 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
     let raw = match opened.content {
         Content::Raw(raw) => raw,
         Content::Protobuf(inner) => {
-            if target.schema.of.message.is_empty() {
-                return Err(no_message());
-            }
             let parsed = protobuf::parse(target.schema, inner, &mut budget).map_err(|e| refused(&e));
             budget.check()?;
             parsed?
