@@ -40,6 +40,12 @@ pub trait Objects: Send + Sync {
 
     /// Waits until anything changes after a revision.
     fn changed(&self, after: u64) -> BoxFuture<'_, ()>;
+
+    /// Waits until everything is visible that was acknowledged to anybody, before somebody is turned away because something is
+    /// not there; the error says why it can't be known. `None`: it is visible.
+    fn newest(&self) -> Option<BoxFuture<'_, Result<(), String>>> {
+        None
+    }
 }
 
 pub mod memory {

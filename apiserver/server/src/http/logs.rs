@@ -158,6 +158,7 @@ impl RequestHandler {
     pub(super) async fn logs(&self, call: &RequestScope<'_>, query: &Query) -> Result<Response<Body>, ApiError> {
         let options = Options::read(query, call.name)?;
         let objects = &*self.registry.objects;
+        self.registry.newest().await?;
         let pod = objects.get("", "pods", call.namespace, call.name).ok_or_else(|| call.not_found())?;
         let container = container(&pod, &options.container)?;
         let Some(node_name) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) else {

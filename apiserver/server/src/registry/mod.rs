@@ -11,6 +11,8 @@ mod cost;
 mod create;
 mod delete;
 #[cfg(test)]
+mod elsewhere;
+#[cfg(test)]
 mod fuzz;
 mod install;
 mod intent;
@@ -255,6 +257,8 @@ impl Registry {
     ) -> Result<(), ApiError> {
         let request = call.request(Operation::Create, call.name, Options::Write(options));
         let mut unused = Txn::default();
+        // No transaction checks what is decided from.
+        self.newest().await?;
         self.admission.mutate(&request, &*self.objects, object, None, &mut unused).await?;
         self.admission.validate(&request, &*self.objects, object, None, &mut unused).await
     }

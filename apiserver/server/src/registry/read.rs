@@ -69,7 +69,7 @@ impl Registry {
     }
 
     /// Waits until everything is here that was acknowledged to anybody.
-    async fn newest(&self) -> Result<(), ApiError> {
+    pub(crate) async fn newest(&self) -> Result<(), ApiError> {
         self.cache.sync().await.map_err(|error| store_error(&error))
     }
 
@@ -221,6 +221,9 @@ impl Registry {
             "" => 0,
             text => parse_version(text).map_err(|e| bad_version("", text, &e))?,
         };
+        if version.is_empty() {
+            self.newest().await?;
+        }
         let shows_state = match options.send_initial_events {
             Some(shows) => shows,
             None => wanted == 0,

@@ -4,131 +4,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::Poll;
 
-use async_trait::async_trait;
 use axum::body::Body;
+use futures::{FutureExt as _, StreamExt as _};
 use http::Request;
 use http_body_util::BodyExt as _;
 use machinery_env::Env;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
+use super::elsewhere::Elsewhere;
 use crate::auth::UserInfo;
 use crate::server::{Apiserver, Config};
 use apiserver_resources::allocate::ServiceNetwork;
 use apiserver_storage::store::memory::MemoryStore;
-use apiserver_storage::store::{
-    Change, Compare, Current, Entry, Op, Range, Record, Revision, Sink, Store, StoreError, Txn, Watch,
-};
-use apiserver_storage::store::{Outcome, prefix_end};
+use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Store, StoreError, Txn, prefix_end};
 
 /// How often tasks that nobody waits for may run before the state counts as settled.
 const SETTLED_AFTER: usize = 64;
 /// More awaits than any write has.
 const POLLS_MAX: usize = 400;
-
-/// What this server has not heard of yet.
-#[derive(Default)]
-struct Unheard {
-    sink: Option<Arc<dyn Sink>>,
-    changes: Vec<Change>,
-}
-
-impl Unheard {
-    fn hear(&mut self) {
-        if let (Some(sink), false) = (&self.sink, self.changes.is_empty()) {
-            sink.commit(&std::mem::take(&mut self.changes));
-        }
-    }
-}
-
-/// A store that others write to. Its feed stands still until this server asks for the newest revision or commits something.
-struct Elsewhere {
-    inner: Arc<MemoryStore>,
-    unheard: Arc<Mutex<Unheard>>,
-}
-
-struct Late(Arc<Mutex<Unheard>>);
-
-impl Sink for Late {
-    fn start(&self, state: Vec<Entry>, revision: Revision) {
-        self.0.lock().unwrap().sink.as_ref().unwrap().start(state, revision);
-    }
-
-    fn commit(&self, changes: &[Change]) {
-        self.0.lock().unwrap().changes.extend_from_slice(changes);
-    }
-
-    fn compact(&self, revision: Revision) {
-        let mut unheard = self.0.lock().unwrap();
-        unheard.hear();
-        unheard.sink.as_ref().unwrap().compact(revision);
-    }
-}
-
-#[async_trait]
-impl Store for Elsewhere {
-    fn revision(&self) -> Revision {
-        self.inner.revision()
-    }
-
-    fn current(&self) -> Current<'_> {
-        Current::Ask(Box::pin(async {
-            tokio::task::yield_now().await;
-            let newest = self.inner.revision();
-            self.unheard.lock().unwrap().hear();
-            Ok(newest)
-        }))
-    }
-
-    fn compacted(&self) -> Revision {
-        self.inner.compacted()
-    }
-
-    async fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Entry>, StoreError> {
-        self.inner.get(key, at).await
-    }
-
-    async fn range(&self, from: &str, to: &str, at: Option<Revision>, limit: usize) -> Result<Range, StoreError> {
-        self.inner.range(from, to, at, limit).await
-    }
-
-    async fn txn(&self, txn: Txn) -> Result<Outcome, StoreError> {
-        let (inner, unheard) = (self.inner.clone(), self.unheard.clone());
-        // Once it is sent it is done, whether or not anybody waits for the answer.
-        let sent = tokio::spawn(async move {
-            tokio::task::yield_now().await;
-            let outcome = inner.txn(txn).await;
-            tokio::task::yield_now().await;
-            if let Ok(Outcome::Committed(_)) = outcome {
-                unheard.lock().unwrap().hear();
-            }
-            outcome
-        });
-        sent.await.unwrap()
-    }
-
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
-        self.inner.watch(prefix, from).await
-    }
-
-    async fn feed(&self, sink: Arc<dyn Sink>) -> Result<(), StoreError> {
-        self.unheard.lock().unwrap().sink = Some(sink);
-        self.inner.feed(Arc::new(Late(self.unheard.clone()))).await?;
-        self.unheard.lock().unwrap().hear();
-        Ok(())
-    }
-
-    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
-        self.inner.compact(revision).await
-    }
-
-    async fn tick(&self) -> Result<(), StoreError> {
-        self.inner.tick().await
-    }
-}
 
 struct Server {
     server: Apiserver,
@@ -159,6 +56,7 @@ async fn elsewhere() -> Server {
 }
 
 const ACCOUNTS: &str = "/api/v1/namespaces/default/serviceaccounts";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const SERVICES: &str = "/api/v1/namespaces/default/services";
@@ -203,6 +101,22 @@ impl Server {
         let range = self.store.range(prefix, &prefix_end(prefix), None, 0).await.unwrap();
         let parse = |entry: Entry| (entry.key.to_string(), serde_json::from_slice(entry.record.body()).unwrap());
         range.entries.into_iter().map(parse).collect()
+    }
+
+    /// Nothing of a write that was dropped is there without the rest.
+    async fn check_halves(&self, name: &str, when: &str) {
+        let key = format!("/registry/pods/default/{name}");
+        if let Some(pod) = self.stored(&key).await.get(&key) {
+            assert!(pod["metadata"]["deletionTimestamp"].is_null(), "{when}: marked, and still there");
+            let bound = pod["spec"]["nodeName"].is_string();
+            assert_eq!(bound, pod["status"]["conditions"][0]["type"] == "PodScheduled", "{when}: half bound");
+        }
+        let key = format!("/registry/configmaps/default/{name}");
+        if let Some(map) = self.stored(&key).await.get(&key) {
+            let metadata = &map["metadata"];
+            let ends = metadata["deletionTimestamp"].is_string();
+            assert_eq!(ends, metadata["finalizers"].is_array(), "{when}: nothing holds it, and it is there");
+        }
     }
 
     /// What Services hold is what is reserved, and each of it is held once.
@@ -281,6 +195,54 @@ async fn nothing_is_decided_from_a_stale_cache() {
 }
 
 #[tokio::test]
+async fn nobody_is_turned_away_because_this_server_learns_late() {
+    let server = elsewhere().await;
+    let account = json!({"kind": "ServiceAccount", "apiVersion": "v1", "metadata": {"name": "sa", "namespace": "default", "uid": "u1"}});
+    let (one, key) = (format!("{ACCOUNTS}/sa"), "/registry/serviceaccounts/default/sa");
+    server.other(key, Some(account.clone())).await;
+    let (code, token) = server.ask("POST", &format!("{one}/token"), json!({"spec": {}})).await;
+    assert_eq!(code, 201, "{token}");
+    // The account goes, and comes again as it was: another server made both.
+    server.other(key, None).await;
+    assert_eq!(server.code("GET", &one, Value::Null).await, 404);
+    server.other(key, Some(account)).await;
+    let bearer = format!("Bearer {}", token["status"]["token"].as_str().unwrap());
+    let request = Request::get("/apis").header("authorization", &bearer).body(Body::empty()).unwrap();
+    let known = server.server.service().oneshot(request).await.unwrap().status();
+    assert_eq!(known, 403, "the token holds; there are no roles here");
+    server.other(key, None).await;
+    assert_eq!(server.code("GET", &one, Value::Null).await, 404);
+    let request = Request::get("/apis").header("authorization", &bearer).body(Body::empty()).unwrap();
+    assert_eq!(server.server.service().oneshot(request).await.unwrap().status(), 401, "and does no more");
+
+    let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p", "namespace": "default"}, "spec": {"containers": [{"name": "c"}]}});
+    server.other("/registry/pods/default/p", Some(pod)).await;
+    assert_eq!(server.code("GET", &format!("{PODS}/p/log"), Value::Null).await, 204, "it is on no node yet");
+    let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "late", "uid": "u"}, "status": {"phase": "Active"}});
+    server.other("/registry/namespaces/late", Some(namespace)).await;
+    let review =
+        json!({"spec": {"user": "jo", "resourceAttributes": {"verb": "get", "resource": "pods", "namespace": "late"}}});
+    let reviews = "/apis/authorization.k8s.io/v1/namespaces/late/localsubjectaccessreviews";
+    assert_eq!(server.code("POST", reviews, review).await, 201);
+
+    for more in ["", "&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"] {
+        let name = format!("w{}", more.len());
+        server.other(&format!("/registry/configmaps/default/{name}"), Some(map(&name, "1"))).await;
+        let mut request = Request::get(format!("{MAPS}?watch=true{more}")).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(UserInfo::component("admin", Some("system:masters")));
+        let response = server.server.service().oneshot(request).await.unwrap();
+        let mut events = response.into_body().into_data_stream();
+        let mut seen = Vec::new();
+        while !seen.iter().any(|event: &Value| event["object"]["metadata"]["name"] == *name) {
+            let chunk = events.next().now_or_never().unwrap_or_else(|| panic!("{more}: only {seen:?}"));
+            let chunk = chunk.unwrap().unwrap();
+            let lines = chunk.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            seen.extend(lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()));
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_others_hold_and_end_counts_here() {
     let server = elsewhere().await;
     let namespace = |phase: &str| json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "new", "uid": "u"}, "status": {"phase": phase}});
@@ -350,53 +312,68 @@ async fn cancelled_after(polls: usize, mut request: Pin<Box<dyn Future<Output = 
     false
 }
 
-#[tokio::test]
-async fn a_request_that_is_cancelled_at_any_await_leaves_nothing_half_done() {
-    let server = elsewhere().await;
+/// A request: method, path and body.
+type Sent = (&'static str, String, Value);
+
+/// Writes that are cancelled: what each is, what comes before it, and the write.
+fn cancelled_writes(name: &str) -> Vec<(&'static str, Vec<Sent>, Sent)> {
     let service = |name: &str| json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}]}});
     let pod = |name: &str| json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
     let binding = |name: &str| json!({"metadata": {"name": name}, "target": {"kind": "Node", "name": "n"}});
+    let held = |name: &str| {
+        let mut map = map(name, "1");
+        map["metadata"]["finalizers"] = json!(["x.dev/holds"]);
+        map
+    };
+    let deployment = |name: &str| {
+        let labels = json!({"app": name});
+        let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        json!({"metadata": {"name": name}, "spec": {"selector": {"matchLabels": labels}, "template": template}})
+    };
     let to_cluster_ip = || json!({"spec": {"type": "ClusterIP"}});
     let now = || json!({"gracePeriodSeconds": 0});
-    type Case<'a> = (&'a str, Vec<(&'a str, String, Value)>, (&'a str, String, Value));
-    let cases = |name: &str| -> Vec<Case<'static>> {
-        let (one, svc) = (format!("{PODS}/{name}"), format!("{SERVICES}/{name}"));
-        vec![
-            ("create a Service", vec![], ("POST", SERVICES.into(), service(name))),
-            ("create a Service by PUT", vec![], ("PUT", svc.clone(), service(name))),
-            (
-                "patch a Service",
-                vec![("POST", SERVICES.into(), service(name))],
-                ("PATCH", svc.clone(), to_cluster_ip()),
-            ),
-            ("delete a Service", vec![("POST", SERVICES.into(), service(name))], ("DELETE", svc, Value::Null)),
-            ("create a pod", vec![], ("POST", PODS.into(), pod(name))),
-            ("bind a pod", vec![("POST", PODS.into(), pod(name))], ("POST", format!("{one}/binding"), binding(name))),
-            ("delete a pod at once", vec![("POST", PODS.into(), pod(name))], ("DELETE", one, now())),
-            ("create a map", vec![], ("POST", MAPS.into(), map(name, "1"))),
-        ]
-    };
-    for case in 0..cases("x").len() {
+    let (one, svc) = (format!("{PODS}/{name}"), format!("{SERVICES}/{name}"));
+    vec![
+        ("create a Service", vec![], ("POST", SERVICES.into(), service(name))),
+        ("create a Service by PUT", vec![], ("PUT", svc.clone(), service(name))),
+        ("patch a Service", vec![("POST", SERVICES.into(), service(name))], ("PATCH", svc.clone(), to_cluster_ip())),
+        ("delete a Service", vec![("POST", SERVICES.into(), service(name))], ("DELETE", svc, Value::Null)),
+        ("create a pod", vec![], ("POST", PODS.into(), pod(name))),
+        ("bind a pod", vec![("POST", PODS.into(), pod(name))], ("POST", format!("{one}/binding"), binding(name))),
+        ("delete a pod at once", vec![("POST", PODS.into(), pod(name))], ("DELETE", one, now())),
+        ("create a map", vec![], ("POST", MAPS.into(), map(name, "1"))),
+        (
+            "end a map's deletion",
+            vec![("POST", MAPS.into(), held(name)), ("DELETE", format!("{MAPS}/{name}"), Value::Null)],
+            ("PATCH", format!("{MAPS}/{name}"), json!({"metadata": {"finalizers": null}})),
+        ),
+        (
+            "scale a Deployment",
+            vec![("POST", DEPLOYMENTS.into(), deployment(name))],
+            ("PATCH", format!("{DEPLOYMENTS}/{name}/scale"), json!({"spec": {"replicas": 3}})),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn a_request_that_is_cancelled_at_any_await_leaves_nothing_half_done() {
+    let server = elsewhere().await;
+    for case in 0..cancelled_writes("x").len() {
         let mut polls = 0;
         loop {
             let name = format!("c{case}p{polls}");
-            let (what, before, (method, path, body)) = cases(&name).swap_remove(case);
+            let (what, before, (method, path, body)) = cancelled_writes(&name).swap_remove(case);
             for (method, path, body) in before {
                 let (code, answer) = server.ask(method, &path, body).await;
-                assert_eq!(code, 201, "before {what}: {answer}");
+                assert!(code < 300, "before {what}: {answer}");
             }
             let answered = cancelled_after(polls, server.send(method, &path, body)).await;
             let when = format!("{what}, dropped after {polls} polls");
             server.check_reservations(&when).await;
-            let key = format!("/registry/pods/default/{name}");
-            if let Some(pod) = server.stored(&key).await.get(&key) {
-                assert!(pod["metadata"]["deletionTimestamp"].is_null(), "{when}: marked, and still there");
-                let bound = pod["spec"]["nodeName"].is_string();
-                assert_eq!(bound, pod["status"]["conditions"][0]["type"] == "PodScheduled", "{when}: half bound");
-            }
+            server.check_halves(&name, &when).await;
             // The range is small: what leaks shows in the next rounds.
             server.ask("DELETE", &format!("{SERVICES}/{name}"), Value::Null).await;
-            server.ask("DELETE", &format!("{PODS}/{name}"), now()).await;
+            server.ask("DELETE", &format!("{PODS}/{name}"), json!({"gracePeriodSeconds": 0})).await;
             if answered {
                 break;
             }

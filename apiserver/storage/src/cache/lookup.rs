@@ -116,4 +116,11 @@ impl Objects for Lookup {
     fn changed(&self, after: u64) -> BoxFuture<'_, ()> {
         Box::pin(self.cache.changed(after))
     }
+
+    fn newest(&self) -> Option<BoxFuture<'_, Result<(), String>>> {
+        if self.cache.is_current() {
+            return None;
+        }
+        Some(Box::pin(async { self.cache.sync().await.map_err(|error| error.to_string()) }))
+    }
 }
