@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use machinery_api::{GroupVersionKind, GroupVersionResource, ObjectName, StorageKey, StoragePrefix};
 
-use crate::{Deletion, Row, Storage, Strategy, Subresource, SubresourceKind, Verb};
+use crate::{Deletion, Review, Row, Storage, Strategy, Subresource, SubresourceKind, Verb};
 use machinery_api::schema::{SharedType, Target, built_in};
 
 /// One resource of the API in one version.
@@ -45,6 +45,8 @@ pub struct ResourceInfo {
     pub stored_as: Option<Arc<ResourceInfo>>,
     /// See [`Row::later`].
     pub later: &'static [(&'static str, &'static str)],
+    /// What a create on this collection asks; `None`: it is no question.
+    pub review: Option<Review>,
     /// A create on this collection is one on a subresource of another resource's object, which the body names.
     pub stands_for: Option<(Arc<ResourceInfo>, SubresourceKind)>,
     /// Fields whose equality is indexed for lists and watches.
@@ -108,6 +110,7 @@ impl ResourceInfo {
             prefix: row.storage.prefix().map(StoragePrefix::new),
             stored_as: None,
             later: row.later,
+            review: row.review,
             stands_for: None,
             indexed_fields: row.indexed_fields.iter().map(|field| Arc::from(*field)).collect(),
             indexes_labels: row.indexes_labels,

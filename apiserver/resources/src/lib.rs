@@ -142,6 +142,23 @@ pub enum Storage {
     Virtual,
 }
 
+/// A question that is asked by creating an object, which is never stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Review {
+    /// Whose a token is.
+    Token,
+    /// Who asks.
+    SelfSubject,
+    /// Which rules the asking user has.
+    SelfRules,
+    /// What a user may do.
+    Access,
+    /// The same in one namespace.
+    LocalAccess,
+    /// What the asking user may do.
+    SelfAccess,
+}
+
 /// How a row's objects end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deletion {
@@ -203,6 +220,8 @@ pub struct Row {
     pub storage_version: bool,
     /// Subresources that a later version serves, and since which: they are no unknown paths.
     pub later: &'static [(&'static str, &'static str)],
+    /// What a create on this collection asks; `None`: it is no question.
+    pub review: Option<Review>,
     /// A create on this collection is one on a subresource of another row's object, which the body names.
     pub stands_for: Option<(&'static Row, SubresourceKind)>,
     /// Fields whose equality is indexed for lists and watches.
@@ -238,6 +257,7 @@ impl Row {
         storage: Storage::Virtual,
         storage_version: true,
         later: &[],
+        review: None,
         stands_for: None,
         indexed_fields: &[],
         indexes_labels: false,
@@ -459,6 +479,15 @@ pub trait Strategy: Send + Sync {
     /// The field labels that selectors may name beyond those.
     fn selectable_labels(&self) -> &[Text] {
         &[]
+    }
+
+    /// What upstream's conversion says of a field label that selectors may not name.
+    fn unknown_label(&self, label: &str) -> String {
+        if self.selectable_labels().is_empty() {
+            let label = field::quoted(label);
+            return format!("{label} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"");
+        }
+        format!("field label not supported: {label}")
     }
 
     /// What upstream's conversion puts into an object that holds nothing (a bookmark's) beside what every type prints.

@@ -108,42 +108,68 @@ pub enum ApiError {
     Unauthorized,
     /// 403: resource, name, the sentence after `is forbidden: `.
     Forbidden(Named, String, String),
+    /// 403 of a namespace that is going: resource, name, the sentence, the namespace.
+    NamespaceTerminating(Named, String, String, String),
     /// 404: resource, name.
     NotFound(Named, String),
     /// 404 with upstream's sentence for a path that names no resource.
     NoSuchResource,
+    /// 404 in the words of the node that was asked.
+    NotFoundByNode(String),
     /// 405
     MethodNotAllowed(Named, String),
     /// 406: the media types that could have been asked for.
     NotAcceptable(Vec<String>),
+    /// The same as the routing layer says it, before a handler is found.
+    NotAcceptableRoute(Vec<String>),
+    /// 406 for an object that can't be shown as what was asked for: the sentence.
+    NotTransformable(String),
+    /// 408: the sentence.
+    RequestTimeout(String),
     /// 409 `AlreadyExists`: resource, name.
     AlreadyExists(Named, String),
+    /// The same of an object that is about to go (`deleting`), or for a name that the server made (`generated`).
+    AlreadyExistsNow {
+        /// Resource.
+        of: Named,
+        /// Name.
+        name: String,
+        /// Whether the one that is there is being deleted.
+        deleting: bool,
+        /// Whether the object asked for a generated name.
+        generated: bool,
+    },
     /// 409 `Conflict`: resource, name, the sentence.
     Conflict(Named, String, String),
     /// 410 `Expired`: the sentence.
     Expired(String),
+    /// 410 for a page of a list whose version is gone: the token that goes on at the newest one.
+    ExpiredPage(String),
     /// 413
     TooLarge(String),
     /// 415: the media types that are taken.
     UnsupportedMediaType(Vec<String>),
+    /// 415 for a patch of a type that the path doesn't take.
+    UnsupportedPatchType,
     /// 422: group and KIND, name, causes.
     Invalid(Named, String, Vec<Cause>),
+    /// 422 with no more to say.
+    Unprocessable,
     /// 429: sentence, seconds to wait.
     TooManyRequests(String, u32),
     /// 500: the sentence; only for what is our own fault.
     Internal(String),
+    /// 500 without a reason, as upstream answers when its store has no space: the store's words.
+    StoreFull(String),
     /// 503: the sentence.
     ServiceUnavailable(String),
     /// 504 `Timeout`: sentence, seconds to wait, causes.
     Timeout(String, u32, Vec<Cause>),
-    /// Anything that upstream answers in a form of its own.
-    Other(Box<Status>),
 }
 
 impl Status {
     /// A failure with no details.
-    #[must_use]
-    pub fn failure(code: u16, reason: &str, message: impl Into<String>) -> Self {
+    fn failure(code: u16, reason: &str, message: impl Into<String>) -> Self {
         Self {
             kind: "Status".into(),
             api_version: "v1".into(),
@@ -156,9 +182,14 @@ impl Status {
         }
     }
 
-    /// The same with details.
+    /// A success without a message.
     #[must_use]
-    pub fn with(mut self, details: Details) -> Self {
+    pub fn success(code: u16, details: Option<Details>) -> Self {
+        Self { status: "Success".into(), details, ..Self::failure(code, "", "") }
+    }
+
+    /// The same with details.
+    fn with(mut self, details: Details) -> Self {
         self.details = Some(details);
         self
     }
@@ -189,6 +220,15 @@ impl ApiError {
                 let what = if name.is_empty() { what.replacen(" \"\"", "", 1) } else { what };
                 Status::failure(403, "Forbidden", what).with(on(named, name))
             }
+            Self::NamespaceTerminating(named, name, why, namespace) => {
+                let mut status = Self::Forbidden(named.clone(), name.clone(), why.clone()).status();
+                status.details.get_or_insert_default().causes.push(Cause {
+                    reason: "NamespaceTerminating".into(),
+                    message: format!("namespace {namespace} is being terminated"),
+                    field: "metadata.namespace".into(),
+                });
+                status
+            }
             Self::NotFound(named, name) => {
                 Status::failure(404, "NotFound", format!("{} {} not found", named.qualified(), go_quoted(name)))
                     .with(on(named, name))
@@ -197,6 +237,7 @@ impl ApiError {
                 Status::failure(404, "NotFound", "the server could not find the requested resource")
                     .with(Details::default())
             }
+            Self::NotFoundByNode(message) => Status::failure(404, "NotFound", message),
             Self::MethodNotAllowed(named, message) => {
                 Status::failure(405, "MethodNotAllowed", message).with(on(named, ""))
             }
@@ -205,6 +246,15 @@ impl ApiError {
                 "NotAcceptable",
                 format!("only the following media types are accepted: {}", types.join(", ")),
             ),
+            Self::NotAcceptableRoute(types) => {
+                let message = format!("406: Not Acceptable\n\nAvailable representations: {}", types.join(", "));
+                Status::failure(406, "NotAcceptable", message).with(Details::default())
+            }
+            Self::NotTransformable(message) => Status::failure(406, "NotAcceptable", message),
+            Self::RequestTimeout(message) => Status::failure(408, "Timeout", message),
+            Self::AlreadyExistsNow { of, name, deleting, generated } => {
+                already_exists_now(of, name, *deleting, *generated)
+            }
             Self::AlreadyExists(named, name) => Status::failure(
                 409,
                 "AlreadyExists",
@@ -218,6 +268,11 @@ impl ApiError {
             )
             .with(on(named, name)),
             Self::Expired(message) => Status::failure(410, "Expired", message),
+            Self::ExpiredPage(token) => {
+                let mut status = Status::failure(410, "Expired", EXPIRED_PAGE);
+                status.metadata.insert("continue".into(), token.clone().into());
+                status
+            }
             Self::TooLarge(message) => Status::failure(413, "RequestEntityTooLarge", message),
             Self::UnsupportedMediaType(types) => Status::failure(
                 415,
@@ -227,6 +282,13 @@ impl ApiError {
                     types.join(", ")
                 ),
             ),
+            Self::UnsupportedPatchType => {
+                Status::failure(415, "UnsupportedMediaType", "415: Unsupported Media Type").with(Details::default())
+            }
+            Self::Unprocessable => {
+                let message = "the server rejected our request due to an error in our request";
+                Status::failure(422, "Invalid", message).with(Details::default())
+            }
             Self::Invalid(named, name, causes) => {
                 let what = format!("{} {}", named.qualified(), go_quoted(name));
                 let what = match causes.as_slice() {
@@ -259,16 +321,34 @@ impl ApiError {
                     ..Details::default()
                 })
             }
+            Self::StoreFull(message) => Status::failure(500, "", message),
             Self::ServiceUnavailable(message) => Status::failure(503, "ServiceUnavailable", message),
             Self::Timeout(message, seconds, causes) => Status::failure(504, "Timeout", message).with(Details {
                 retry_after_seconds: *seconds,
                 causes: causes.clone(),
                 ..Details::default()
             }),
-            Self::Other(status) => (**status).clone(),
         }
     }
 }
+
+fn already_exists_now(of: &Named, name: &str, deleting: bool, generated: bool) -> Status {
+    let mut status = ApiError::AlreadyExists(of.clone(), name.to_owned()).status();
+    if generated {
+        status.message.push_str(", the server was not able to generate a unique name for the object");
+        status.details.get_or_insert_default().retry_after_seconds = 1;
+    }
+    if deleting {
+        status.message.insert_str(0, "object is being deleted: ");
+    }
+    status
+}
+
+/// What upstream says of a page that can't be continued.
+const EXPIRED_PAGE: &str = "The provided continue parameter is too old to display a consistent list result. You can start a \
+    new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the \
+    results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or \
+    deleted between the time the first chunk was returned and now may show up in the list.";
 
 impl std::fmt::Display for ApiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::field::{Errors, FieldError, Path};
 use crate::metadata::label_name;
 use crate::read::{get, has, is_zero, items, text};
-use crate::{Context, Row, Strategy, Verb, rules};
+use crate::{Context, Review, Row, Strategy, Verb, rules};
 
 /// A question about permissions: asked with a create, of the whole cluster.
 const QUESTION: Row = Row { group: "authorization.k8s.io", verbs: &[Verb::Create], ..Row::CLUSTER };
@@ -20,7 +20,8 @@ pub(crate) static SELF_SUBJECT: Row = Row {
     plural: "selfsubjectreviews",
     singular: "selfsubjectreview",
     schema: "io.k8s.api.authentication.v1.SelfSubjectReview",
-    strategy: &Review::Plain,
+    review: Some(Review::SelfSubject),
+    strategy: &Review::SelfSubject,
     example: r#"apiVersion: authentication.k8s.io/v1
 kind: SelfSubjectReview
 "#,
@@ -33,7 +34,8 @@ pub(crate) static TOKEN: Row = Row {
     plural: "tokenreviews",
     singular: "tokenreview",
     schema: "io.k8s.api.authentication.v1.TokenReview",
-    strategy: &Review::Plain,
+    review: Some(Review::Token),
+    strategy: &Review::Token,
     example: r#"apiVersion: authentication.k8s.io/v1
 kind: TokenReview
 spec: {token: abc}
@@ -47,7 +49,8 @@ pub(crate) static LOCAL_ACCESS: Row = Row {
     plural: "localsubjectaccessreviews",
     singular: "localsubjectaccessreview",
     schema: "io.k8s.api.authorization.v1.LocalSubjectAccessReview",
-    strategy: &Review::Local,
+    review: Some(Review::LocalAccess),
+    strategy: &Review::LocalAccess,
     example: r#"apiVersion: authorization.k8s.io/v1
 kind: LocalSubjectAccessReview
 metadata: {namespace: default}
@@ -63,7 +66,8 @@ pub(crate) static SELF_ACCESS: Row = Row {
     plural: "selfsubjectaccessreviews",
     singular: "selfsubjectaccessreview",
     schema: "io.k8s.api.authorization.v1.SelfSubjectAccessReview",
-    strategy: &Review::Own,
+    review: Some(Review::SelfAccess),
+    strategy: &Review::SelfAccess,
     example: r#"apiVersion: authorization.k8s.io/v1
 kind: SelfSubjectAccessReview
 spec: {resourceAttributes: {namespace: default, verb: get, resource: pods}}
@@ -77,7 +81,8 @@ pub(crate) static SELF_RULES: Row = Row {
     plural: "selfsubjectrulesreviews",
     singular: "selfsubjectrulesreview",
     schema: "io.k8s.api.authorization.v1.SelfSubjectRulesReview",
-    strategy: &Review::Plain,
+    review: Some(Review::SelfRules),
+    strategy: &Review::SelfRules,
     example: r#"apiVersion: authorization.k8s.io/v1
 kind: SelfSubjectRulesReview
 spec: {namespace: default}
@@ -91,6 +96,7 @@ pub(crate) static ACCESS: Row = Row {
     plural: "subjectaccessreviews",
     singular: "subjectaccessreview",
     schema: "io.k8s.api.authorization.v1.SubjectAccessReview",
+    review: Some(Review::Access),
     strategy: &Review::Access,
     example: r#"apiVersion: authorization.k8s.io/v1
 kind: SubjectAccessReview
@@ -98,17 +104,6 @@ spec: {user: ada, nonResourceAttributes: {verb: get, path: /healthz}}
 "#,
     ..QUESTION
 };
-
-enum Review {
-    /// No rule of its own.
-    Plain,
-    /// What the asking user may do.
-    Own,
-    /// What a user may do.
-    Access,
-    /// The same in one namespace.
-    Local,
-}
 
 const SPEC: Path<'static> = Path::root("spec");
 const RESOURCE: Path<'static> = Path::root("spec.resourceAttributes");
@@ -180,11 +175,11 @@ impl Review {
             let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
             errors.add(|| invalid(&SPEC.child("resourceAttributes"), why));
         }
-        if !matches!(self, Self::Own) && text(spec, "user").is_empty() && items(spec, "groups").is_empty() {
+        if !matches!(self, Self::SelfAccess) && text(spec, "user").is_empty() && items(spec, "groups").is_empty() {
             errors.invalid(&SPEC.child("user"), "", "at least one of user or group must be specified");
         }
         selectors(errors, resource);
-        let local = matches!(self, Self::Local);
+        let local = matches!(self, Self::LocalAccess);
         let meta = get(object, "metadata");
         let stray = meta
             .as_object()
@@ -211,7 +206,7 @@ impl Review {
 impl Strategy for Review {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::new();
-        if !matches!(self, Self::Plain) {
+        if matches!(self, Self::Access | Self::LocalAccess | Self::SelfAccess) {
             self.access(&mut errors, object);
         }
         errors.list()

@@ -1,6 +1,6 @@
 //! NamespaceLifecycle: nothing new in namespaces that are missing or going, and the first three can't be deleted.
 
-use machinery_api::error::{ApiError, ApiResult, Cause, Named};
+use machinery_api::error::{ApiError, ApiResult, Named};
 use serde_json::Value;
 
 use super::{Context, Operation, Plugin, Step};
@@ -47,13 +47,12 @@ fn admit(context: &Context<'_>, object: &Value, txn: &mut Txn) -> ApiResult<()> 
     }
     let name = request.namespace;
     let why = format!("unable to create new content in namespace {name} because it is being terminated");
-    let mut status = request.refused(object, why).status();
-    status.details.get_or_insert_default().causes.push(Cause {
-        reason: "NamespaceTerminating".into(),
-        message: format!("namespace {name} is being terminated"),
-        field: "metadata.namespace".into(),
-    });
-    Err(ApiError::Other(Box::new(status)))
+    Err(match request.refused(object, why) {
+        ApiError::Forbidden(resource, object, why) => {
+            ApiError::NamespaceTerminating(resource, object, why, name.to_owned())
+        }
+        other => other,
+    })
 }
 
 /// The namespace must still be as it was seen when the object is stored: nothing new gets into one that ends meanwhile.

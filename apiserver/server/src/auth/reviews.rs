@@ -4,17 +4,17 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use machinery_api::error::{ApiError, ApiResult, Cause, Named};
+use machinery_api::error::{ApiError, ApiResult, Named};
 use machinery_api::names::TOKEN_ISSUER;
-use machinery_api::selector::{go_quoted, label_key_problems};
 use serde_json::{Map, Value, json};
 
 use super::authenticate::with_group;
 use super::rbac::aggregate;
 use super::{Attributes, Authenticator, Authorizer, UserInfo};
 use crate::request::selector;
+use apiserver_resources::field::causes;
 use apiserver_resources::objects::Objects;
-use apiserver_resources::rules;
+use apiserver_resources::{ResourceInfo, Review, rules};
 
 /// What the answers are made from.
 pub struct Context<'a> {
@@ -32,25 +32,15 @@ pub struct Context<'a> {
     pub now: Timestamp,
 }
 
-/// Answers a review of the kind that `plural` names (`tokenreviews`, `subjectaccessreviews`, `localsubjectaccessreviews`,
-/// `selfsubjectaccessreviews`, `selfsubjectrulesreviews`, `selfsubjectreviews`); the answer goes out with 201.
-pub async fn answer(context: &Context<'_>, plural: &str, body: &Value) -> ApiResult<Value> {
-    match plural {
-        "tokenreviews" => context.token(body).await,
-        "selfsubjectreviews" => Ok(context.me(body)),
-        "selfsubjectrulesreviews" => context.my_rules(body),
-        "subjectaccessreviews" => context.access(body, Whose::Anyone).await,
-        "localsubjectaccessreviews" => context.access(body, Whose::AnyoneHere).await,
-        "selfsubjectaccessreviews" => context.access(body, Whose::Mine).await,
-        _ => Err(ApiError::NoSuchResource),
+/// Answers a review; the answer goes out with 201.
+pub async fn answer(context: &Context<'_>, row: &ResourceInfo, body: &Value) -> ApiResult<Value> {
+    match row.review {
+        Some(Review::Token) => context.token(body).await,
+        Some(Review::SelfSubject) => Ok(context.me()),
+        Some(Review::SelfRules) => context.my_rules(body),
+        Some(review) => context.access(row, review, body).await,
+        None => Err(ApiError::NoSuchResource),
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Whose {
-    Anyone,
-    AnyoneHere,
-    Mine,
 }
 
 impl Context<'_> {
@@ -76,8 +66,7 @@ impl Context<'_> {
         Ok(reply(body, status))
     }
 
-    fn me(&self, body: &Value) -> Value {
-        let _ = body;
+    fn me(&self) -> Value {
         let at = self.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         json!({
             "apiVersion": "authentication.k8s.io/v1",
@@ -124,18 +113,19 @@ impl Context<'_> {
         }))
     }
 
-    async fn access(&self, body: &Value, whose: Whose) -> ApiResult<Value> {
+    async fn access(&self, row: &ResourceInfo, review: Review, body: &Value) -> ApiResult<Value> {
         let mut body = body.clone();
-        if whose == Whose::AnyoneHere {
+        if review == Review::LocalAccess {
             self.settle_namespace(&mut body)?;
         }
-        let causes = access_review_causes(&body, whose);
-        if !causes.is_empty() {
+        let context = apiserver_resources::Context { now: self.now, subresource: "", loopback: &[] };
+        let errors = row.strategy.validate(&context, &body);
+        if !errors.is_empty() {
             // Upstream's kind is empty here: the object lost it when it was decoded.
-            return Err(ApiError::Invalid(Named::new("authorization.k8s.io", ""), String::new(), causes));
+            return Err(ApiError::Invalid(Named::new(&*row.group, ""), String::new(), causes(errors)));
         }
         let spec = &body["spec"];
-        let asked = (whose != Whose::Mine).then(|| asked_user(spec));
+        let asked = (review != Review::SelfAccess).then(|| asked_user(spec));
         let resource = &spec["resourceAttributes"];
         let fields = equal_fields(&resource["fieldSelector"]);
         let request = asked_attributes(spec, &fields);
@@ -237,108 +227,6 @@ fn user_info(user: &UserInfo) -> Value {
 
 fn strings(list: &Value) -> Vec<String> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
-}
-
-fn cause(reason: &str, field: &str, message: String) -> Cause {
-    Cause { reason: reason.into(), message, field: field.into() }
-}
-
-fn invalid(field: &str, value: &str, why: &str) -> Cause {
-    cause("FieldValueInvalid", field, format!("Invalid value: {value}: {why}"))
-}
-
-/// Upstream's findings, in its order.
-fn access_review_causes(body: &Value, whose: Whose) -> Vec<Cause> {
-    let spec = &body["spec"];
-    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let path_value =
-        format!("{{\"Path\":{},\"Verb\":{}}}", go_quoted(&text(&path["path"])), go_quoted(&text(&path["verb"])));
-    let mut causes = Vec::new();
-    if resource.is_object() && path.is_object() {
-        let why = "cannot be specified in combination with resourceAttributes";
-        causes.push(invalid("spec.nonResourceAttributes", &path_value, why));
-    }
-    if !resource.is_object() && !path.is_object() {
-        let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-        causes.push(invalid("spec.resourceAttributes", "null", why));
-    }
-    if whose != Whose::Mine && text(&spec["user"]).is_empty() && strings(&spec["groups"]).is_empty() {
-        causes.push(invalid("spec.user", "\"\"", "at least one of user or group must be specified"));
-    }
-    for selector in ["fieldSelector", "labelSelector"] {
-        if resource[selector].is_object() {
-            let at = format!("spec.resourceAttributes.{selector}");
-            selector_causes(&resource[selector], &at, selector == "labelSelector", &mut causes);
-        }
-    }
-    let said = |metadata: &Value| {
-        metadata.as_object().into_iter().flatten().any(|(key, value)| {
-            let empty = match value {
-                Value::Null => true,
-                Value::String(s) => s.is_empty(),
-                Value::Array(a) => a.is_empty(),
-                Value::Object(o) => o.is_empty(),
-                Value::Number(n) => n.as_i64() == Some(0),
-                Value::Bool(b) => !b,
-            };
-            !empty && key != "managedFields" && !(whose == Whose::AnyoneHere && key == "namespace")
-        })
-    };
-    if said(&body["metadata"]) {
-        let why = if whose == Whose::AnyoneHere { "must be empty except for namespace" } else { "must be empty" };
-        causes.push(invalid("metadata", &body["metadata"].to_string(), why));
-    }
-    if whose == Whose::AnyoneHere {
-        let namespace = text(&resource["namespace"]);
-        if resource.is_object() && namespace != text(&body["metadata"]["namespace"]) {
-            let value = go_quoted(&namespace);
-            causes.push(invalid("spec.resourceAttributes.namespace", &value, "must match metadata.namespace"));
-        }
-        if path.is_object() {
-            causes.push(invalid("spec.nonResourceAttributes", &path_value, "disallowed on this kind of request"));
-        }
-    }
-    causes
-}
-
-fn selector_causes(selector: &Value, at: &str, labels: bool, causes: &mut Vec<Cause>) {
-    let raw = selector["rawSelector"].as_str().unwrap_or_default();
-    let requirements = selector["requirements"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if !raw.is_empty() && !requirements.is_empty() {
-        let why = "may not specified at the same time as requirements";
-        causes.push(invalid(&format!("{at}.rawSelector"), &go_quoted(raw), why));
-    }
-    if raw.is_empty() && requirements.is_empty() {
-        let message = format!("Required value: when {at} is specified, requirements or rawSelector is required");
-        causes.push(cause("FieldValueRequired", &format!("{at}.requirements"), message));
-    }
-    for (index, requirement) in requirements.iter().enumerate() {
-        let at = format!("{at}.requirements[{index}]");
-        let no_key = requirement["key"].as_str().unwrap_or_default().is_empty();
-        if !labels && no_key {
-            causes.push(cause("FieldValueRequired", &format!("{at}.key"), "Required value: must be specified".into()));
-        }
-        let values = requirement["values"].as_array().is_some_and(|values| !values.is_empty());
-        match requirement["operator"].as_str().unwrap_or_default() {
-            "In" | "NotIn" if !values => causes.push(cause(
-                "FieldValueRequired",
-                &format!("{at}.values"),
-                "Required value: must be specified when `operator` is 'In' or 'NotIn'".into(),
-            )),
-            "Exists" | "DoesNotExist" if values => causes.push(cause(
-                "FieldValueForbidden",
-                &format!("{at}.values"),
-                "Forbidden: may not be specified when `operator` is 'Exists' or 'DoesNotExist'".into(),
-            )),
-            _ => {}
-        }
-        let (key, key_at) = (requirement["key"].as_str().unwrap_or_default(), format!("{at}.key"));
-        if labels {
-            let value = go_quoted(key);
-            causes.extend(label_key_problems(key).iter().map(|why| invalid(&key_at, &value, why)));
-        }
-    }
 }
 
 /// What upstream tells of a selector that it couldn't read, or not wholly.

@@ -10,7 +10,6 @@ use http::{HeaderMap, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use machinery_api::ApiError;
-use machinery_api::error::{Details, Status};
 
 use super::handle::{RequestContext, RequestHandler, Seat, timed_out};
 use super::negotiate::{self, Produces, Transform};
@@ -205,10 +204,7 @@ impl RequestHandler {
                     namespace: call.namespace,
                     now: call.now,
                 };
-                Ok(Answer::Object(
-                    201,
-                    ResponseObject::Value(reviews::answer(&context, &call.row.plural, &object).await?),
-                ))
+                Ok(Answer::Object(201, ResponseObject::Value(reviews::answer(&context, call.row, &object).await?)))
             }
             None => {
                 let row = call.row;
@@ -274,7 +270,7 @@ impl RequestHandler {
         let whole = collected.await.unwrap_or_else(|_| {
             // The client's failure, so none of the 5xx that a request gets which takes too long itself.
             let message = format!("the body did not arrive within {} s", BODY_TIME_MAX.as_secs());
-            Err(ApiError::Other(Box::new(Status::failure(408, "Timeout", message))))
+            Err(ApiError::RequestTimeout(message))
         })?;
         // Who waits for a turn counts as one whose body is on its way, and keeps no seat from others.
         let turn = match whole.len() + stored_bytes > SMALL_BYTES_MAX {
@@ -339,11 +335,7 @@ fn content_type(headers: &HeaderMap) -> Option<&str> {
 
 fn patch_type(headers: &HeaderMap) -> Result<PatchType, ApiError> {
     let kind = content_type(headers).unwrap_or("").split(';').next().unwrap_or("").trim();
-    PatchType::of(kind).ok_or_else(|| {
-        let message = "415: Unsupported Media Type";
-        let status = Status::failure(415, "UnsupportedMediaType", message).with(Details::default());
-        ApiError::Other(Box::new(status))
-    })
+    PatchType::of(kind).ok_or(ApiError::UnsupportedPatchType)
 }
 
 fn too_large() -> ApiError {

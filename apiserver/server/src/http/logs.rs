@@ -10,7 +10,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
-use machinery_api::error::{Named, Status};
+use machinery_api::error::Named;
 use machinery_api::{ApiError, Cause};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -193,7 +193,7 @@ impl RequestHandler {
         Err(match status {
             400 => ApiError::BadRequest(text),
             401 | 403 => ApiError::ServiceUnavailable(format!("node {node_name} doesn't know this server: {text}")),
-            404 => ApiError::Other(Box::new(Status::failure(404, "NotFound", text))),
+            404 => ApiError::NotFoundByNode(text),
             429 => ApiError::TooManyRequests(text, 1),
             _ => ApiError::ServiceUnavailable(format!("node {node_name} answered {status}: {text}")),
         })

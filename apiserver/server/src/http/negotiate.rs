@@ -1,6 +1,6 @@
 //! Which form an answer takes: media type, pretty printing, and Table or PartialObjectMetadata in the object's stead.
 
-use machinery_api::{ApiError, error::Status};
+use machinery_api::ApiError;
 
 use crate::request::query::Query;
 use machinery_api::schema;
@@ -160,8 +160,7 @@ pub fn route_accepts(accept: Option<&str>, produces: Produces) -> Result<(), Api
     if known {
         return Ok(());
     }
-    let message = format!("406: Not Acceptable\n\nAvailable representations: {}", types.join(", "));
-    Err(ApiError::Other(Box::new(Status::failure(406, "NotAcceptable", message).with(Default::default()))))
+    Err(ApiError::NotAcceptableRoute(types.iter().map(|kind| (*kind).to_owned()).collect()))
 }
 
 /// What a handler is willing to transform into.

@@ -209,7 +209,7 @@ fn tables(asked: &Asked<'_>, row: &Arc<ResourceInfo>, version: MetaVersion) -> R
 fn wrong_transform(hub: &str, kind: &str, wanted: &str, list: bool) -> ApiError {
     let (is, suffix) = if list { ("a list", "List") } else { ("not a list", "") };
     let message = format!("you requested {wanted}, but the requested object is {is} (*{hub}.{kind}{suffix})");
-    ApiError::Other(Box::new(Status::failure(406, "NotAcceptable", message)))
+    ApiError::NotTransformable(message)
 }
 
 fn object(

@@ -1,7 +1,7 @@
 //! From a path to what serves it, and which of upstream's three ways of saying no where nothing does: plain text for
 //! paths of nobody, 404 for unknown resources of a known group, 405 for a method that a path doesn't take.
 
-use machinery_api::error::{Details, Status};
+use machinery_api::error::Named;
 use machinery_api::{ApiError, GroupVersionResource};
 
 use std::sync::Arc;
@@ -77,7 +77,7 @@ impl From<ApiError> for NoRoute {
 #[must_use]
 pub fn method_not_allowed() -> ApiError {
     let message = "the server does not allow this method on the requested resource";
-    ApiError::Other(Box::new(Status::failure(405, "MethodNotAllowed", message).with(Details::default())))
+    ApiError::MethodNotAllowed(Named::default(), message.into())
 }
 
 /// Finds what serves a request.

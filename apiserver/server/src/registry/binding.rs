@@ -76,9 +76,7 @@ pub(super) fn bind(
 
 /// What a binding is answered with.
 pub(super) fn done() -> Answer {
-    let mut status = Status::failure(201, "", "");
-    status.status = "Success".into();
-    Answer::Status(201, Box::new(status))
+    Answer::Status(201, Box::new(Status::success(201, None)))
 }
 
 /// The pod on its node, or why it can't go there.

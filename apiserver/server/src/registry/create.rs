@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use machinery_api::ApiError;
-use machinery_api::error::Status;
 use serde_json::{Value, json};
 
 use super::intent::{Intent, Wanted};
@@ -102,18 +101,9 @@ const SYSTEM_FIELDS: &[&str] =
 
 /// `generates`: the object asks for a generated name, whether or not it got one.
 pub(super) fn exists(call: &RequestScope<'_>, name: &str, deleting: bool, generates: bool) -> ApiError {
-    let plain = ApiError::AlreadyExists(call.resource(), name.to_owned());
-    if !deleting && !generates {
-        return plain;
+    let (of, name) = (call.resource(), name.to_owned());
+    match deleting || generates {
+        true => ApiError::AlreadyExistsNow { of, name, deleting, generated: generates },
+        false => ApiError::AlreadyExists(of, name),
     }
-    let Status { mut message, details, .. } = plain.status();
-    let mut details = details.unwrap_or_default();
-    if generates {
-        message.push_str(", the server was not able to generate a unique name for the object");
-        details.retry_after_seconds = 1;
-    }
-    if deleting {
-        message = format!("object is being deleted: {message}");
-    }
-    ApiError::Other(Box::new(Status::failure(409, "AlreadyExists", message).with(details)))
 }

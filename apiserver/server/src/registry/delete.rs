@@ -263,9 +263,7 @@ fn success(row: &ResourceInfo, name: &str, old: &Value) -> Status {
         uid: object::text(old, "uid").to_owned(),
         ..Details::default()
     };
-    let mut status = Status::failure(0, "", "").with(details);
-    status.status = "Success".into();
-    status
+    Status::success(0, Some(details))
 }
 
 #[cfg(test)]

@@ -239,7 +239,7 @@ fn store_error(error: &StoreError) -> ApiError {
         StoreError::Compacted(_) => ApiError::Expired("The resourceVersion for the provided list is too old.".into()),
         StoreError::Future(revision) => read::too_large(*revision, *revision),
         // As upstream answers when etcd has no space: 500 without a reason, the store's own words.
-        StoreError::Full { .. } => ApiError::Other(Box::new(Status::failure(500, "", error.to_string()))),
+        StoreError::Full { .. } => ApiError::StoreFull(error.to_string()),
         StoreError::Unavailable(_) | StoreError::InUse(_) | StoreError::Damaged(_) => {
             tracing::error!(%error, "the store failed");
             ApiError::ServiceUnavailable("the store is not available".into())

@@ -5,7 +5,6 @@ use base64::Engine;
 use base64::alphabet::URL_SAFE;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD, URL_SAFE_NO_PAD};
 use machinery_api::ApiError;
-use machinery_api::error::Status;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -121,16 +120,7 @@ fn go_json_error(bytes: &[u8]) -> String {
 #[must_use]
 pub fn expired(start: &str) -> ApiError {
     let token = Continue { revision: None, start: start.to_owned(), left: None }.encode();
-    let mut status = Status::failure(
-        410,
-        "Expired",
-        "The provided continue parameter is too old to display a consistent list result. You can start a new list without \
-         the continue parameter, or use the continue token in this response to retrieve the remainder of the results. \
-         Continuing with the provided token results in an inconsistent list - objects that were created, modified, or \
-         deleted between the time the first chunk was returned and now may show up in the list.",
-    );
-    status.metadata.insert("continue".into(), json!(token));
-    ApiError::Other(Box::new(status))
+    ApiError::ExpiredPage(token)
 }
 
 #[cfg(test)]

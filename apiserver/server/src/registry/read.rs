@@ -280,11 +280,5 @@ fn check_field(row: &ResourceInfo, label: &str) -> Result<(), ApiError> {
     if generic || row.strategy.selectable_labels().iter().any(|known| known == label) {
         return Ok(());
     }
-    Err(ApiError::BadRequest(if &*row.group == "batch" {
-        format!("field label {} not supported for {}", go_quoted(label), row.kind)
-    } else if row.strategy.selectable_labels().is_empty() {
-        format!("{} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"", go_quoted(label))
-    } else {
-        format!("field label not supported: {label}")
-    }))
+    Err(ApiError::BadRequest(row.strategy.unknown_label(label)))
 }

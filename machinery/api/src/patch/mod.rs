@@ -6,7 +6,7 @@ mod json;
 mod merge;
 mod strategic;
 
-use crate::error::{ApiError, ApiResult, Cause, Details, Named, Status};
+use crate::error::{ApiError, ApiResult, Cause, Named};
 use crate::key::GroupVersion;
 use crate::selector::go_quoted;
 use serde_json::Value;
@@ -205,8 +205,7 @@ fn bad_patch(error: &str, checked: bool) -> ApiError {
 }
 
 fn unprocessable() -> ApiError {
-    let status = Status::failure(422, "Invalid", "the server rejected our request due to an error in our request");
-    ApiError::Other(Box::new(status.with(Details::default())))
+    ApiError::Unprocessable
 }
 
 fn invalid(patched: &str, error: &str) -> ApiError {

@@ -236,6 +236,10 @@ impl Strategy for Job {
         vec![int(get(object, "status"), "succeeded").unwrap_or(0).to_string()]
     }
 
+    fn unknown_label(&self, label: &str) -> String {
+        format!("field label {} not supported for Job", crate::field::quoted(label))
+    }
+
     fn selectable_labels(&self) -> &[Text] {
         SELECTABLE
     }
