@@ -16,8 +16,6 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
     ("scheduler/src/tests.rs", "the_messages_are_upstreams", "a table of cases"),
     ("src/cmd/demo/mod.rs", "tell", "a story, told in its order"),
     ("tests/sim/src/network.rs", "send", "the faults of one request, in the order in which they can happen"),
-    ("wasm-node/kubelet/src/node/mod.rs", "run", "to be cut: builds and starts a node's parts"),
-    ("wasm-node/kubelet/src/pod/start.rs", "make", "to be cut: a pod's facts become a container's"),
     ("wasm-node/kubelet/src/pod/worker.rs", "run", "the loop of a pod: one arm an input"),
     ("wasm-node/kubelet/src/volume/manager.rs", "fill", "one arm a kind of volume"),
 ];

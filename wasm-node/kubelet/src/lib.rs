@@ -1,5 +1,6 @@
 //! The kubelet: runs pods of WebAssembly modules as upstream's runs containers.
 //!
+//! - [`config`]: what the API tells containers.
 //! - [`image`]: pulling, verifying and caching images.
 //! - [`node`]: the agent: registers its Node and runs the pods that are bound to it ([`node::run`]).
 //! - [`pod`]: one pod's life, decided in one step function, done by one worker.
@@ -8,6 +9,7 @@
 //! Absent on purpose: the Wasm runtime (`wasm-runtime`), the registry (`oci-registry`), processes and namespaces of the
 //! kernel.
 
+pub mod config;
 pub mod image;
 pub mod log;
 pub mod node;

@@ -10,8 +10,8 @@ use machinery_client::EventRecord;
 use tokio::sync::watch;
 
 use super::register::{Shortage, Shortages};
-use super::{PodViews, Shared};
 use crate::pod::admit::requested;
+use crate::pod::shared::{PodViews, Shared, plain};
 use crate::pod::worker::PodView;
 use crate::volume::usage::measure;
 
@@ -89,7 +89,7 @@ fn candidates(pods: &PodViews, resource: &str, used: impl Fn(&str, &PodView) -> 
 
 /// Bytes on the disk that a pod's volumes and logs take. Walks them.
 fn disk_used(data_dir: &Path, uid: &str) -> u64 {
-    let folders = ["pods", "logs"].map(|folder| measure(&data_dir.join(folder).join(super::plain(uid))).bytes);
+    let folders = ["pods", "logs"].map(|folder| measure(&data_dir.join(folder).join(plain(uid))).bytes);
     folders.into_iter().fold(0, u64::saturating_add)
 }
 
@@ -106,7 +106,7 @@ pub(super) async fn run(node: Arc<Shared>, mut shortages: watch::Receiver<Shorta
         // As upstream: memory before all other resources, and one pod at a time.
         let short = now.memory.map(|short| ("memory", short)).or(now.disk.map(|short| ("ephemeral-storage", short)));
         let Some((resource, short)) = short else { continue };
-        tracing::warn!(node = node.config.name, resource, ?short, "the node is short: a pod may be evicted");
+        tracing::warn!(node = node.identity.name, resource, ?short, "the node is short: a pod may be evicted");
         node.recorder.record(EventRecord {
             about: about(&node),
             warning: true,
@@ -118,11 +118,13 @@ pub(super) async fn run(node: Arc<Shared>, mut shortages: watch::Receiver<Shorta
             Ok(Some(going)) => {
                 let view = node.pods.get(&going.uid);
                 if !view.is_some_and(|view| view.evict(message(resource, short, &going))) {
-                    tracing::warn!(node = node.config.name, uid = going.uid, "a pod to be evicted does not listen");
+                    tracing::warn!(node = node.identity.name, uid = going.uid, "a pod to be evicted does not listen");
                 }
             }
-            Ok(None) => tracing::warn!(node = node.config.name, resource, "the node is short, and has no pod to evict"),
-            Err(Ended) => tracing::error!(node = node.config.name, "the thread that measures volumes has ended"),
+            Ok(None) => {
+                tracing::warn!(node = node.identity.name, resource, "the node is short, and has no pod to evict")
+            }
+            Err(Ended) => tracing::error!(node = node.identity.name, "the thread that measures volumes has ended"),
         }
     }
 }
@@ -137,14 +139,14 @@ async fn look_for(node: &Arc<Shared>, resource: &'static str) -> Result<Option<C
             |_: &str, view: &PodView| view.look().container.map_or(0, |(container, _)| container.stats().memory_bytes);
         return Ok(first(candidates(&node.pods, resource, memory)));
     }
-    let (pods, data_dir) = (node.pods.clone(), node.config.data_dir.clone());
+    let (pods, data_dir) = (node.pods.clone(), node.identity.data_dir.clone());
     let walk = move || first(candidates(&pods, resource, |uid, _| disk_used(&data_dir, uid)));
     node.measurer.run(walk).await.ok_or(Ended)
 }
 
 /// The Node as upstream's kubelet refers to it in its events.
 fn about(node: &Shared) -> ObjectReference {
-    let name = Some(node.config.name.clone());
+    let name = Some(node.identity.name.clone());
     ObjectReference { kind: Some("Node".into()), uid: name.clone(), name, ..ObjectReference::default() }
 }
 

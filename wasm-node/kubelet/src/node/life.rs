@@ -2,30 +2,20 @@
 //! the kubelet but the heartbeat, with no module compiled.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
-use bytes::Bytes;
 use http::{Method, Request, Response};
-use http_body::Frame;
-use http_body_util::{BodyExt as _, Empty, Full, StreamBody, combinators::BoxBody};
-use k8s_openapi::api::core::v1::Service;
-use kube::Client;
-use machinery_client::Informer;
-use machinery_client::events::Recorder;
-use machinery_client::in_process;
+use http_body_util::{BodyExt as _, Empty};
 use machinery_env::Env;
 use machinery_serve::net::{Body, Caller, Dial, DialError, Origin, Peer, PodNetwork, Protocol};
 use oci_registry::BlobStore;
 use runtime_api::simulated::SimulatedRuntime;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Addresses, Capacity, ConfigSourceManager, Images, Measurer, NodeConfig, NodeParts, PodViews, Shared, log, pods,
-};
+use super::played::{Played, Watch, show};
+use super::{Addresses, Capacity, Local, Measurer, NodeConfig, NodeParts, PodViews, log, played, share};
+use crate::image::Images;
 use crate::server::ServingTls;
 
 /// Where a server listens whose pod names no port.
@@ -38,28 +28,43 @@ struct Cluster {
     pods: BTreeMap<String, Value>,
     /// Reasons of events, in their order.
     events: Vec<String>,
-    watches: Vec<mpsc::UnboundedSender<Value>>,
+    watches: Vec<Watch>,
+    /// Watches of what never changes here.
+    silent: Vec<Watch>,
 }
 
 impl Cluster {
-    fn show(&mut self, kind: &str, pod: &Value) {
-        self.watches.retain(|watch| watch.send(json!({"type": kind, "object": pod})).is_ok());
-    }
-
     fn put(&mut self, mut pod: Value) -> Value {
         self.version += 1;
         pod["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
         let kind = if self.pods.insert(name, pod.clone()).is_some() { "MODIFIED" } else { "ADDED" };
-        self.show(kind, &pod);
+        show(&mut self.watches, kind, &pod);
         pod
     }
+}
 
-    fn answer(&mut self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
+impl Played for Cluster {
+    fn begin(&self, path: &str) -> (&'static str, Vec<Value>, u64) {
+        match is_pods(path) {
+            true => ("Pod", self.pods.values().cloned().collect(), self.version),
+            false => ("Service", Vec::new(), self.version),
+        }
+    }
+
+    fn watched(&mut self, path: &str, watch: Watch) {
+        if is_pods(path) { &mut self.watches } else { &mut self.silent }.push(watch);
+    }
+
+    fn tell(&self) -> String {
+        format!("{:#?}", self.pods)
+    }
+
+    fn answer(&mut self, method: &Method, path: &str, body: &Value) -> Option<(u16, Value)> {
         let name = path.trim_end_matches("/status").rsplit('/').next().unwrap_or_default().to_owned();
-        match (method, path) {
+        Some(match (method, path) {
             (&Method::PATCH, _) if path.ends_with("/status") => {
-                let Some(mut pod) = self.pods.get(&name).cloned() else { return (404, missing()) };
+                let Some(mut pod) = self.pods.get(&name).cloned() else { return Some(played::missing()) };
                 // Whole lists, as the agent replaces them.
                 for (field, value) in body["status"].as_object().unwrap() {
                     let keep = |entry: &&Value| entry.get("$patch").is_none();
@@ -71,9 +76,9 @@ impl Cluster {
                 (200, self.put(pod))
             }
             (&Method::DELETE, _) => {
-                let Some(pod) = self.pods.remove(&name) else { return (404, missing()) };
+                let Some(pod) = self.pods.remove(&name) else { return Some(played::missing()) };
                 self.version += 1;
-                self.show("DELETED", &pod);
+                show(&mut self.watches, "DELETED", &pod);
                 (200, pod)
             }
             (&Method::POST, _) if path.ends_with("/events") => {
@@ -81,76 +86,15 @@ impl Cluster {
                 (201, body.clone())
             }
             _ => (200, json!({"metadata": {"resourceVersion": self.version.to_string()}, "items": []})),
-        }
+        })
     }
 }
 
-fn missing() -> Value {
-    json!({"kind": "Status", "code": 404, "reason": "NotFound", "status": "Failure"})
+fn is_pods(path: &str) -> bool {
+    path == "/api/v1/pods"
 }
 
-#[derive(Clone, Default)]
-struct Api(Arc<Mutex<Cluster>>);
-
-impl Api {
-    fn with<T>(&self, act: impl FnOnce(&mut Cluster) -> T) -> T {
-        act(&mut self.0.lock().unwrap())
-    }
-
-    fn client(&self) -> Client {
-        let api = self.clone();
-        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
-            let api = api.clone();
-            async move { Ok::<_, Infallible>(api.serve(request).await) }
-        });
-        in_process(service, |request| request)
-    }
-
-    async fn serve(&self, request: Request<kube::client::Body>) -> Response<BoxBody<Bytes, Infallible>> {
-        let (head, body) = request.into_parts();
-        if head.uri.query().is_some_and(|query| query.contains("watch=true")) {
-            let of_pods = head.uri.path() == "/api/v1/pods";
-            let (sender, mut lines) = mpsc::unbounded_channel();
-            self.with(|cluster| {
-                for pod in cluster.pods.values().filter(|_| of_pods) {
-                    let _ = sender.send(json!({"type": "ADDED", "object": pod}));
-                }
-                let kind = if of_pods { "Pod" } else { "Service" };
-                let end = json!({"kind": kind, "apiVersion": "v1", "metadata": {
-                    "resourceVersion": cluster.version.to_string(),
-                    "annotations": {"k8s.io/initial-events-end": "true"}}});
-                let _ = sender.send(json!({"type": "BOOKMARK", "object": end}));
-                if of_pods {
-                    cluster.watches.push(sender);
-                } else {
-                    // Open for as long as the test, and silent.
-                    std::mem::forget(sender);
-                }
-            });
-            let frames = futures::stream::poll_fn(move |cx| {
-                lines.poll_recv(cx).map(|line| line.map(|line| Ok(Frame::data(Bytes::from(format!("{line}\n"))))))
-            });
-            return Response::new(StreamBody::new(frames).boxed());
-        }
-        let body = body.collect().await.unwrap().to_bytes();
-        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let (code, answer) = self.with(|cluster| cluster.answer(&head.method, head.uri.path(), &body));
-        Response::builder().status(code).body(Full::new(Bytes::from(answer.to_string())).boxed()).unwrap()
-    }
-
-    async fn until<T>(&self, what: &str, wanted: impl Fn(&Cluster) -> Option<T>) -> T {
-        let found = async {
-            loop {
-                match self.with(|cluster| wanted(cluster)) {
-                    Some(found) => return found,
-                    None => tokio::task::yield_now().await,
-                }
-            }
-        };
-        let found = tokio::time::timeout(Duration::from_secs(30), found).await;
-        found.unwrap_or_else(|_| panic!("never {what}: {:#?}", self.with(|cluster| cluster.pods.clone())))
-    }
-}
+type Api = super::played::Api<Cluster>;
 
 struct NoDial;
 
@@ -193,25 +137,14 @@ impl Node {
             dial: Arc::new(NoDial),
             env: env.clone(),
         };
-        let services = Informer::new(client.clone(), env.clone(), &stop);
-        services.watch::<Service>();
         let logs = config.data_dir.join("logs");
-        let shared = Arc::new(Shared {
-            recorder: Recorder::start_on(client.clone(), env.clone(), "kubelet", "n".into(), &stop),
-            sources: ConfigSourceManager::new(client.clone(), env.clone(), stop.child_token()),
-            services,
-            addresses: Addresses::new("127.66.0.0/24").unwrap(),
-            addresses_freed: Notify::new(),
+        let local = Local {
             logs: log::Writer::start(env.clone(), log::Budget::of_disk(0), &logs).unwrap(),
             measurer: Measurer::start(env).unwrap(),
-            allocatable: capacity.allocatable(),
-            stop: stop.clone(),
-            pods: Arc::new(PodViews::default()),
-            config,
-            parts,
-            client,
-        });
-        tokio::spawn(pods::run(shared));
+        };
+        let (addresses, pods) = (Addresses::new("127.66.0.0/24").unwrap(), Arc::new(PodViews::default()));
+        let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), &stop));
+        tokio::spawn(super::pods::run(shared));
         Self { api, network, stop, dir }
     }
 

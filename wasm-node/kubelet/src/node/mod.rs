@@ -9,37 +9,37 @@ mod heartbeat;
 mod lease;
 #[cfg(test)]
 mod life;
+#[cfg(test)]
+mod played;
 mod pods;
 mod register;
 #[cfg(test)]
 mod tests;
-pub(crate) mod totals;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use kube::Client;
 use machinery_client::Informer;
 use machinery_client::events::Recorder;
 use machinery_env::Env;
-use machinery_serve::net::{Dial, PodNetwork};
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::image::Images;
+use crate::config::sources::ConfigSourceManager;
 use crate::log;
 use crate::pod::addresses::{Addresses, BadCidr};
-use crate::pod::sources::ConfigSourceManager;
-use crate::pod::worker::PodView;
+use crate::pod::shared::{NodeIdentity, PodViews, Shared};
 use crate::server::{self, ServerError, ServingTls};
+use crate::volume::manager::VolumeManager;
 use crate::volume::measure::Measurer;
-use runtime_api::Runtime;
 
+pub use crate::pod::shared::NodeParts;
 pub use collect::collect;
 pub use register::{Capacity, KUBELET_VERSION};
 
@@ -102,21 +102,6 @@ impl NodeConfig {
     }
 }
 
-/// What the node agents of a process share.
-#[derive(Clone)]
-pub struct NodeParts {
-    /// Runs guests.
-    pub runtime: Arc<dyn Runtime>,
-    /// The images of this machine.
-    pub images: Arc<Images>,
-    /// Where pods answer.
-    pub network: PodNetwork,
-    /// How guests call out.
-    pub dial: Arc<dyn Dial>,
-    /// Clock and randomness.
-    pub env: Env,
-}
-
 /// A node that was reported Ready by this run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeReady {
@@ -155,83 +140,6 @@ pub enum NodeError {
     },
 }
 
-/// What all parts of one agent share.
-pub(crate) struct Shared {
-    pub(crate) config: NodeConfig,
-    pub(crate) parts: NodeParts,
-    pub(crate) client: Client,
-    pub(crate) recorder: Recorder,
-    pub(crate) sources: ConfigSourceManager,
-    pub(crate) services: Arc<Informer>,
-    pub(crate) addresses: Addresses,
-    pub(crate) addresses_freed: Notify,
-    pub(crate) logs: log::Writer,
-    pub(crate) measurer: Measurer,
-    pub(crate) allocatable: BTreeMap<String, Wire>,
-    pub(crate) stop: CancellationToken,
-    /// By uid.
-    pub(crate) pods: Arc<PodViews>,
-}
-
-/// The pods of a node, for whoever looks at them from outside of their workers.
-#[derive(Debug, Default)]
-pub(crate) struct PodViews {
-    /// By uid.
-    pods: Mutex<BTreeMap<String, Arc<PodView>>>,
-    /// What outlives them.
-    pub(crate) totals: totals::Totals,
-}
-
-impl PodViews {
-    pub(crate) fn all(&self) -> Vec<Arc<PodView>> {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
-
-    fn get(&self, uid: &str) -> Option<Arc<PodView>> {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
-    }
-
-    fn insert(&self, uid: &str, view: Arc<PodView>) {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), view);
-    }
-
-    fn remove(&self, uid: &str) {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
-    }
-}
-
-impl Shared {
-    /// What a pod has on the disk, but for its logs.
-    pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
-        self.config.data_dir.join("pods").join(plain(uid))
-    }
-
-    pub(crate) fn log_dir(&self, uid: &str) -> PathBuf {
-        self.config.data_dir.join("logs").join(plain(uid))
-    }
-
-    /// Gives an address back, and says so to the pods that wait for one.
-    pub(crate) fn free_address(&self, ip: IpAddr) {
-        self.addresses.free(ip);
-        self.addresses_freed.notify_waiters();
-    }
-
-    pub(crate) fn log_path(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
-        log_path(&self.config.data_dir, uid, container, attempt)
-    }
-}
-
-/// Where the log of one run of a container lies.
-pub(crate) fn log_path(data_dir: &Path, uid: &str, container: &str, attempt: u32) -> PathBuf {
-    data_dir.join("logs").join(plain(uid)).join(plain(container)).join(format!("{attempt}.log"))
-}
-
-/// The API has checked these names; a path is made of nothing else all the same.
-fn plain(name: &str) -> String {
-    let plain: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
-    if plain.is_empty() { "none".to_owned() } else { plain }
-}
-
 /// A folder that only this user reads: Secrets lie in it for as long as their pods live.
 fn private_dir(path: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(path)?;
@@ -241,6 +149,96 @@ fn private_dir(path: &Path) -> std::io::Result<()> {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
     }
     Ok(())
+}
+
+/// What an agent has on its machine.
+struct Local {
+    logs: log::Writer,
+    measurer: Measurer,
+}
+
+impl Local {
+    /// Makes its folders and starts its threads.
+    fn start(config: &NodeConfig, env: &Env) -> Result<Self, NodeError> {
+        let failed = |what| move |source| NodeError::Io { name: config.name.clone(), what, source };
+        for folder in ["pods", "logs"] {
+            private_dir(&config.data_dir.join(folder)).map_err(failed("making its data folder"))?;
+        }
+        let budget = log::Budget::of_disk(config.capacity.ephemeral_bytes);
+        let logs = log::Writer::start(env.clone(), budget, &config.data_dir.join("logs"))
+            .map_err(failed("starting the thread that writes logs"))?;
+        let measurer = Measurer::start(env.clone()).map_err(failed("starting the thread that measures volumes"))?;
+        Ok(Self { logs, measurer })
+    }
+}
+
+/// Serves the kubelet API until `stop`; answers where.
+async fn serve(
+    config: &NodeConfig,
+    parts: &NodeParts,
+    client: &Client,
+    pods: &Arc<PodViews>,
+    stop: &CancellationToken,
+) -> Result<(SocketAddr, JoinHandle<()>), NodeError> {
+    let at_server = |source| NodeError::Server { name: config.name.clone(), source };
+    let listener = server::bind(SocketAddr::new(config.bind, config.kubelet_port)).await.map_err(at_server)?;
+    let address = listener.local_addr().map_err(|source| NodeError::Io {
+        name: config.name.clone(),
+        what: "asking for the kubelet API's address",
+        source,
+    })?;
+    let serving = server::Kubelet {
+        node: config.name.clone(),
+        data_dir: config.data_dir.clone(),
+        pods: pods.clone(),
+        client: client.clone(),
+        env: parts.env.clone(),
+        runtime: parts.runtime.clone(),
+    };
+    let server = server::serve(listener, &config.tls, serving, stop.clone()).map_err(at_server)?;
+    Ok((address, tokio::spawn(server)))
+}
+
+/// What the pods of the node share, once it has a block of addresses.
+fn share(
+    config: &NodeConfig,
+    parts: NodeParts,
+    client: Client,
+    (local, addresses, pods): (Local, Addresses, Arc<PodViews>),
+    stop: &CancellationToken,
+) -> Shared {
+    let services = Informer::new(client.clone(), parts.env.clone(), stop);
+    services.watch::<Service>();
+    let sources = Arc::new(ConfigSourceManager::new(client.clone(), parts.env.clone(), stop.child_token()));
+    let allocatable = Arc::new(config.capacity.allocatable());
+    let volumes = VolumeManager {
+        requests: client.clone().into(),
+        env: parts.env.clone(),
+        sources: sources.clone(),
+        host_ip: config.internal_ip,
+        allocatable: allocatable.clone(),
+    };
+    Shared {
+        recorder: Recorder::start_on(client.clone(), parts.env.clone(), "kubelet", config.name.clone(), stop),
+        sources,
+        volumes: Arc::new(volumes),
+        services,
+        addresses,
+        addresses_freed: Notify::new(),
+        logs: local.logs,
+        measurer: local.measurer,
+        allocatable,
+        stop: stop.clone(),
+        pods,
+        identity: NodeIdentity {
+            name: config.name.clone(),
+            data_dir: config.data_dir.clone(),
+            internal_ip: config.internal_ip,
+            host_pod_listeners: config.host_pod_listeners,
+        },
+        parts,
+        client,
+    }
 }
 
 /// Runs a node agent until `stop`. `ready` hears when the API has taken a Ready status from this run.
@@ -253,33 +251,9 @@ pub async fn run(
 ) -> Result<(), NodeError> {
     let (runtime, version) = parts.runtime.version();
     config.runtime_version = format!("{runtime}://{version}");
-    let name = config.name.clone();
-    let io = |what| {
-        let name = name.clone();
-        move |source| NodeError::Io { name, what, source }
-    };
-    for folder in ["pods", "logs"] {
-        private_dir(&config.data_dir.join(folder)).map_err(io("making its data folder"))?;
-    }
-    let budget = log::Budget::of_disk(config.capacity.ephemeral_bytes);
-    let logs = log::Writer::start(parts.env.clone(), budget, &config.data_dir.join("logs"))
-        .map_err(io("starting the thread that writes logs"))?;
-    let measurer = Measurer::start(parts.env.clone()).map_err(io("starting the thread that measures volumes"))?;
+    let local = Local::start(&config, &parts.env)?;
     let pods = Arc::new(PodViews::default());
-    let at_server = |source| NodeError::Server { name: name.clone(), source };
-    let listener = server::bind(SocketAddr::new(config.bind, config.kubelet_port)).await.map_err(at_server)?;
-    let kubelet = listener.local_addr().map_err(io("asking for the kubelet API's address"))?;
-    let serving = server::Kubelet {
-        node: name.clone(),
-        data_dir: config.data_dir.clone(),
-        pods: pods.clone(),
-        client: client.clone(),
-        env: parts.env.clone(),
-        runtime: parts.runtime.clone(),
-    };
-    let tls = config.tls.clone();
-    let server = server::serve(listener, &tls, serving, stop.clone()).map_err(at_server)?;
-    let server = tokio::spawn(server);
+    let (kubelet, server) = serve(&config, &parts, &client, &pods, &stop).await?;
 
     let (uid, node_uid) = watch::channel(None);
     let (images, folder, of_guests) = (parts.images.clone(), config.data_dir.clone(), pods.clone());
@@ -289,33 +263,16 @@ pub async fn run(
     let mut heart =
         heartbeat::NodeStatusManager::new(&config, client.clone(), &parts.env, kubelet.port(), look, uid, shortages);
     let requests = client.clone().into();
-    let lease = lease::keep(requests, config.clone(), parts.env.clone(), node_uid, stop.clone());
-    let lease = tokio::spawn(lease);
+    let lease = tokio::spawn(lease::keep(requests, config.clone(), parts.env.clone(), node_uid, stop.clone()));
     // Registered, and with a block of addresses: pods can be run from here on.
     let cidr = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         cidr = heart.register() => cidr,
     };
-    let addresses = Addresses::new(&cidr).map_err(|source| NodeError::Cidr { name: name.clone(), source })?;
+    let addresses = Addresses::new(&cidr).map_err(|source| NodeError::Cidr { name: config.name.clone(), source })?;
     config.capacity.pods = config.capacity.pods.min(addresses.count());
-    let services = Informer::new(client.clone(), parts.env.clone(), &stop);
-    services.watch::<Service>();
-    let shared = Arc::new(Shared {
-        recorder: Recorder::start_on(client.clone(), parts.env.clone(), "kubelet", name.clone(), &stop),
-        sources: ConfigSourceManager::new(client.clone(), parts.env.clone(), stop.child_token()),
-        services,
-        addresses,
-        addresses_freed: Notify::new(),
-        logs,
-        measurer,
-        allocatable: config.capacity.allocatable(),
-        stop: stop.clone(),
-        pods,
-        config,
-        parts,
-        client,
-    });
-    heart.beat_ready(shared.config.capacity);
+    heart.beat_ready(config.capacity);
+    let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), &stop));
     tokio::join!(heart.run(ready, kubelet, stop.clone()), eviction::run(shared.clone(), short), pods::run(shared));
     server.abort();
     lease.abort();

@@ -12,8 +12,8 @@ use machinery_client::{Object, Reflector, ReflectorEvent, shared};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::Shared;
 use crate::pod::admit;
+use crate::pod::shared::Shared;
 use crate::pod::worker::{Input, PodView, Worker};
 
 /// Before a worker that broke a promise of its own is started anew.
@@ -29,7 +29,7 @@ struct Pods {
 /// Runs the node's pods until it stops.
 pub(super) async fn run(node: Arc<Shared>) {
     let reflector = Reflector::of::<Pod>(node.client.clone(), node.parts.env.clone());
-    let mut events = reflector.selecting(format!("spec.nodeName={}", node.config.name)).events();
+    let mut events = reflector.selecting(format!("spec.nodeName={}", node.identity.name)).events();
     let stop = node.stop.clone();
     let mut pods = Pods { node, workers: BTreeMap::new(), running: JoinSet::new() };
     let mut first = true;
@@ -54,7 +54,11 @@ pub(super) async fn run(node: Arc<Shared>) {
             ReflectorEvent::Deleted(object) => pod(object).into_iter().for_each(|pod| pods.remove(pod)),
             ReflectorEvent::Progress(_) => {}
             ReflectorEvent::Interrupted(error) => {
-                tracing::warn!(node = pods.node.config.name, error, "the node's pods cannot be watched, trying again");
+                tracing::warn!(
+                    node = pods.node.identity.name,
+                    error,
+                    "the node's pods cannot be watched, trying again"
+                );
             }
         }
     }
@@ -147,7 +151,7 @@ impl Pods {
         let mut left = Vec::new();
         // Looked for before any new pod makes its folder.
         for folder in ["pods", "logs"] {
-            let Ok(entries) = std::fs::read_dir(self.node.config.data_dir.join(folder)) else { continue };
+            let Ok(entries) = std::fs::read_dir(self.node.identity.data_dir.join(folder)) else { continue };
             let unknown = |entry: &std::fs::DirEntry| known.iter().all(|uid| entry.file_name() != uid.as_str());
             left.extend(entries.flatten().filter(unknown).map(|entry| entry.path()));
         }

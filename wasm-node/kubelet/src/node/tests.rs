@@ -1,20 +1,16 @@
 //! A node's heartbeat against an API server that is played by the test: one Node, one Lease, one watch.
 
-use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Method, Request, Response};
-use http_body::Frame;
-use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
-use machinery_client::in_process;
+use http::Method;
 use machinery_env::Env;
 use serde_json::{Map, Value, json};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::heartbeat::NodeStatusManager;
+use super::played::{Played, Watch, missing, show};
 use super::register::{Looked, Shortages};
 use super::{Capacity, NodeConfig, lease};
 use crate::server::ServingTls;
@@ -30,7 +26,7 @@ struct Cluster {
     reports: u32,
     /// Reports get no answer.
     hangs: bool,
-    watches: Vec<mpsc::UnboundedSender<Value>>,
+    watches: Vec<Watch>,
 }
 
 impl Cluster {
@@ -42,7 +38,7 @@ impl Cluster {
         }
         let kind = if self.node.is_some() { "MODIFIED" } else { "ADDED" };
         self.node = Some(node.clone());
-        self.show(kind, &node);
+        show(&mut self.watches, kind, &node);
         node
     }
 
@@ -50,27 +46,24 @@ impl Cluster {
         self.version += 1;
         let mut node = self.node.take().unwrap();
         node["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        self.show("DELETED", &node);
+        show(&mut self.watches, "DELETED", &node);
+    }
+}
+
+impl Played for Cluster {
+    fn begin(&self, _: &str) -> (&'static str, Vec<Value>, u64) {
+        ("Node", self.node.iter().cloned().collect(), self.version)
     }
 
-    fn show(&mut self, kind: &str, node: &Value) {
-        self.watches.retain(|watch| watch.send(json!({"type": kind, "object": node})).is_ok());
+    fn watched(&mut self, _: &str, watch: Watch) {
+        self.watches.push(watch);
     }
 
-    fn watch(&mut self) -> mpsc::UnboundedReceiver<Value> {
-        let (sender, lines) = mpsc::unbounded_channel();
-        self.watches.push(sender);
-        if let Some(node) = self.node.clone() {
-            self.show("ADDED", &node);
-        }
-        let end = json!({"kind": "Node", "apiVersion": "v1", "metadata": {
-            "resourceVersion": self.version.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}}});
-        self.show("BOOKMARK", &end);
-        lines
+    fn tell(&self) -> String {
+        format!("{:#?}", self.node)
     }
 
     fn answer(&mut self, method: &Method, path: &str, body: &Value) -> Option<(u16, Value)> {
-        let missing = || (404, json!({"kind": "Status", "code": 404, "reason": "NotFound", "status": "Failure"}));
         let is = |wanted: &Method, end: &str| method == wanted && path.ends_with(end);
         Some(if is(&Method::POST, "/nodes") {
             match &self.node {
@@ -118,52 +111,7 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-#[derive(Clone, Default)]
-struct Api(Arc<Mutex<Cluster>>);
-
-impl Api {
-    fn with<T>(&self, act: impl FnOnce(&mut Cluster) -> T) -> T {
-        act(&mut self.0.lock().unwrap())
-    }
-
-    fn client(&self) -> kube::Client {
-        let api = self.clone();
-        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
-            let api = api.clone();
-            async move { Ok::<_, Infallible>(api.serve(request).await) }
-        });
-        in_process(service, |request| request)
-    }
-
-    async fn serve(&self, request: Request<kube::client::Body>) -> Response<BoxBody<Bytes, Infallible>> {
-        let (head, body) = request.into_parts();
-        if head.uri.query().is_some_and(|query| query.contains("watch=true")) {
-            let mut lines = self.with(Cluster::watch);
-            let frames = futures::stream::poll_fn(move |cx| {
-                lines.poll_recv(cx).map(|line| line.map(|line| Ok(Frame::data(Bytes::from(format!("{line}\n"))))))
-            });
-            return Response::new(StreamBody::new(frames).boxed());
-        }
-        let body = body.collect().await.unwrap().to_bytes();
-        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let Some((code, answer)) = self.with(|cluster| cluster.answer(&head.method, head.uri.path(), &body)) else {
-            return std::future::pending().await;
-        };
-        Response::builder().status(code).body(Full::new(Bytes::from(answer.to_string())).boxed()).unwrap()
-    }
-
-    async fn until<T>(&self, what: &str, wanted: impl Fn(&Cluster) -> Option<T>) -> T {
-        let found = async {
-            loop {
-                match self.with(|cluster| wanted(cluster)) {
-                    Some(found) => return found,
-                    None => tokio::task::yield_now().await,
-                }
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), found).await.unwrap_or_else(|_| panic!("never: {what}"))
-    }
-}
+type Api = super::played::Api<Cluster>;
 
 fn ready(cluster: &Cluster) -> Option<String> {
     let conditions = cluster.node.as_ref()?["status"]["conditions"].as_array()?.clone();

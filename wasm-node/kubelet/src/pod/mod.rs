@@ -1,14 +1,11 @@
-//! Pods: what is decided about one ([`state`], [`status`], [`unsupported`], [`environment`], [`settings`]: pure), and
-//! the worker that does it ([`worker`] and what it calls).
+//! Pods: what is decided about one ([`state`], [`status`], [`unsupported`], [`settings`]: pure), the
+//! worker that does it ([`worker`] and what it calls), and what the pods of one node share ([`shared`]).
 
 pub mod addresses;
 pub mod admit;
 pub mod backoff;
 pub mod cell;
-pub mod environment;
 pub mod event;
-#[cfg(test)]
-mod fuzz;
 mod listen;
 mod message;
 mod pod_http;
@@ -16,10 +13,11 @@ mod probe;
 mod runner;
 mod serve;
 pub mod settings;
-pub mod sources;
+pub(crate) mod shared;
 mod start;
 pub mod state;
 pub mod status;
 mod stop;
+pub(crate) mod totals;
 pub mod unsupported;
 pub(crate) mod worker;

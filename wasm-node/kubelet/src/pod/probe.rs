@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 
 use super::pod_http::{Asked, ask};
 use super::settings::ProbeSpec;
+use super::shared::Shared;
 use super::state::{CellEvent, ProbeKind};
 use super::worker::{Message, happened};
-use crate::node::Shared;
 
 /// Probes until it is dropped; a startup probe ends with its success.
 pub(crate) async fn run(

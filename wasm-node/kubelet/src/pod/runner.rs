@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::message;
+use super::shared::Shared;
 use super::start::{Made, Refused};
 use super::worker::{Message, Task};
-use crate::node::Shared;
 
 /// Starts a container that was made.
 type Start = fn(Context, &mut Made) -> Result<Box<dyn Runner>, Refused>;

@@ -1,24 +1,25 @@
 //! Having a pod's image and making its container: what takes time, apart from what decides.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container as ContainerSpecWire, Pod, Service};
+use k8s_openapi::api::core::v1::{Container as ContainerSpecWire, Pod, Service, VolumeMount};
 use machinery_api::ObjectKey;
 use machinery_serve::net::Caller;
 use tokio::sync::mpsc;
 
-use super::environment::{EnvContext, environment, expand};
 use super::runner::way;
 use super::settings::{Settings, settings};
-use super::sources::{Known, SourceKind, named_by_environment};
+use super::shared::Shared;
 use super::state::CellEvent;
-use super::unsupported::is_read_only;
 use super::worker::{Message, happened};
+use crate::config::environment::{EnvContext, environment, expand};
+use crate::config::sources::{Known, SourceKind, named_by_environment};
 use crate::image::{Image, ImageError, PullPolicy};
 use crate::log::ContainerLog;
-use crate::node::Shared;
+use crate::volume::is_read_only;
 use crate::volume::paths::{folder, message_folder};
 use runtime_api::ledger::Ledger;
 use runtime_api::{Admitted, Container, ContainerSpec, LoadError, Metering, Preopen};
@@ -40,6 +41,9 @@ pub(crate) struct Made {
     /// Where the guest may leave its last words.
     pub(crate) termination: Option<PathBuf>,
 }
+
+/// Variables by name.
+type Variables = BTreeMap<String, String>;
 
 /// Why there is no container: reason and message.
 pub(crate) type Refused = (&'static str, String);
@@ -90,15 +94,68 @@ pub(crate) async fn make(
     ip: IpAddr,
     attempt: u32,
 ) -> Result<Made, Refused> {
-    let config = |message: String| ("CreateContainerConfigError", message);
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let pod_name = pod.metadata.name.clone().unwrap_or_default();
-    let settings =
-        settings(pod, wire, &node.parts.runtime.optional_interfaces()).map_err(|error| config(error.to_string()))?;
+    let settings = settings(pod, wire, &node.parts.runtime.optional_interfaces()).map_err(config)?;
+    let variables = variables(node, pod, wire, ip).await?;
+    let argv = argv(wire, image, &variables);
+    let metering = if settings.limits.fuel.is_some() { Metering::Fuel } else { Metering::Epochs };
+    let loaded = node.parts.images.load(image, metering, &namespace).await.map_err(|error| refused(&error))?;
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let dir = node.pod_dir(&uid);
+    let mut preopens = preopens(pod, wire, &dir)?;
+    let path = wire.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(TERMINATION_PATH);
+    let way = way(loaded.kind());
+    let termination = if way.leaves_message || path != TERMINATION_PATH {
+        termination(&dir, &wire.name, attempt, path, &mut preopens).map_err(config)?
+    } else {
+        None
+    };
+    let log = node
+        .logs
+        .open(node.log_path(&uid, &wire.name, attempt))
+        .map_err(|error| ("CreateContainerError", format!("the log cannot be written: {error}")))?;
+    let spec = ContainerSpec {
+        name: format!("{namespace}/{pod_name}/{}", wire.name),
+        argv,
+        env: env(pod, image, variables),
+        cwd: wire.working_dir.clone().filter(|dir| !dir.is_empty()).or_else(|| image.working_dir.clone()),
+        preopens,
+        limits: settings.limits.clone(),
+        grants: settings.grants.clone(),
+        log: log.clone(),
+        pod: Ledger::pod(node.parts.runtime.ledger()),
+        caller: Caller {
+            node: node.identity.name.as_str().into(),
+            namespace: namespace.as_str().into(),
+            pod: pod_name.as_str().into(),
+            ip: Some(ip),
+        },
+        dial: Some(node.parts.dial.clone()),
+    };
+    let container = loaded.container(spec).map_err(|error| refused(&error))?;
+    // A command that waits for this is not running yet.
+    let admitted = if way.is_admitted { Some(container.admit().await) } else { None };
+    let id = container_id(node);
+    Ok(Made { container, admitted, log, id, settings, termination })
+}
 
-    let mut known = std::collections::BTreeMap::new();
+fn config(error: impl std::fmt::Display) -> Refused {
+    ("CreateContainerConfigError", error.to_string())
+}
+
+fn container_id(node: &Shared) -> String {
+    let mut id = [0u8; 32];
+    node.parts.env.fill(&mut id);
+    format!("{}://{}", node.parts.runtime.version().0, hex::encode(id))
+}
+
+/// The variables that the pod gives the container, from its spec, its sources and the Services of its namespace.
+async fn variables(node: &Shared, pod: &Arc<Pod>, wire: &ContainerSpecWire, ip: IpAddr) -> Result<Variables, Refused> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let mut known = BTreeMap::new();
     for (kind, name) in named_by_environment(wire) {
-        match node.sources.get(kind, &namespace, &name).read().await {
+        match node.sources.get(kind, namespace, &name).read().await {
             Known::Present(content) => {
                 known.insert((kind, name), content);
             }
@@ -108,8 +165,8 @@ pub(crate) async fn make(
     }
     node.services.synced().await;
     let services: Vec<Arc<Service>> = node.services.read(|view| {
-        let own = view.list::<Service>(&namespace).filter_map(|service| {
-            let key = ObjectKey::new(namespace.clone(), service.metadata.name.clone()?);
+        let own = view.list::<Service>(namespace).filter_map(|service| {
+            let key = ObjectKey::new(namespace, service.metadata.name.clone()?);
             view.get_arc(&key)
         });
         own.chain(view.get_arc(&ObjectKey::new("default", "kubernetes"))).collect()
@@ -117,18 +174,27 @@ pub(crate) async fn make(
     let lookup = |kind: SourceKind, name: &str| known.get(&(kind, name.to_owned())).cloned();
     let given = EnvContext {
         pod,
-        host_ip: node.config.internal_ip,
+        host_ip: node.identity.internal_ip,
         pod_ip: Some(ip),
         allocatable: &node.allocatable,
         services: &services,
         lookup: &lookup,
     };
-    let variables = environment(&given, wire).map_err(|error| config(error.to_string()))?;
+    environment(&given, wire).map_err(config)
+}
+
+/// The container's whole environment.
+fn env(pod: &Pod, image: &Image, variables: Variables) -> Vec<(String, String)> {
     // As a container runtime does: the host's name comes first, so that the image and the pod may say otherwise.
     let mut env: Vec<(String, String)> = vec![("HOSTNAME".into(), host_name(pod))];
     env.extend(image.env.clone());
     env.retain(|(name, _)| !variables.contains_key(name));
+    env.extend(variables);
+    env
+}
 
+/// `command` and `args`, or the image's.
+fn argv(wire: &ContainerSpecWire, image: &Image, variables: &Variables) -> Vec<String> {
     let expanded = |text: &String| expand(text, &|name| variables.get(name).cloned());
     let given_command = wire.command.as_deref().unwrap_or_default();
     let given_args = wire.args.as_deref().unwrap_or_default();
@@ -141,66 +207,23 @@ pub(crate) async fn make(
     if argv.is_empty() {
         argv.push(wire.name.clone());
     }
-    env.extend(variables.clone());
+    argv
+}
 
-    let metering = if settings.limits.fuel.is_some() { Metering::Fuel } else { Metering::Epochs };
-    let loaded = node.parts.images.load(image, metering, &namespace).await.map_err(|error| refused(&error))?;
-    let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let dir = node.pod_dir(&uid);
+/// The container's mounts.
+fn preopens(pod: &Pod, wire: &ContainerSpecWire, dir: &Path) -> Result<Vec<Preopen>, Refused> {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
-    let mut preopens = Vec::new();
-    for mount in wire.volume_mounts.iter().flatten() {
-        let Some(volume) = volumes.iter().find(|volume| volume.name == mount.name) else {
-            return Err(config(format!("volume {:?} is not in the pod", mount.name)));
-        };
-        preopens.push(Preopen {
-            host: folder(&dir, &volume.name),
+    let mounts = wire.volume_mounts.iter().flatten();
+    let preopen = |mount: &VolumeMount| {
+        let volume = volumes.iter().find(|volume| volume.name == mount.name);
+        let volume = volume.ok_or_else(|| config(format!("volume {:?} is not in the pod", mount.name)))?;
+        Ok(Preopen {
+            host: folder(dir, &volume.name),
             guest: mount.mount_path.clone(),
             writable: mount.read_only != Some(true) && !is_read_only(volume),
-        });
-    }
-    let path = wire.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(TERMINATION_PATH);
-    let way = way(loaded.kind());
-    let termination = if way.leaves_message || path != TERMINATION_PATH {
-        termination(&dir, &wire.name, attempt, path, &mut preopens).map_err(|error| config(error.to_string()))?
-    } else {
-        None
+        })
     };
-    let log = node
-        .logs
-        .open(node.log_path(&uid, &wire.name, attempt))
-        .map_err(|error| ("CreateContainerError", format!("the log cannot be written: {error}")))?;
-    let spec = ContainerSpec {
-        name: format!("{namespace}/{pod_name}/{}", wire.name),
-        argv,
-        env,
-        cwd: wire.working_dir.clone().filter(|dir| !dir.is_empty()).or_else(|| image.working_dir.clone()),
-        preopens,
-        limits: settings.limits.clone(),
-        grants: settings.grants.clone(),
-        log: log.clone(),
-        pod: Ledger::pod(node.parts.runtime.ledger()),
-        caller: Caller {
-            node: node.config.name.as_str().into(),
-            namespace: namespace.as_str().into(),
-            pod: pod_name.as_str().into(),
-            ip: Some(ip),
-        },
-        dial: Some(node.parts.dial.clone()),
-    };
-    let container = loaded.container(spec).map_err(|error| refused(&error))?;
-    // A command that waits for this is not running yet.
-    let admitted = if way.is_admitted { Some(container.admit().await) } else { None };
-    let mut id = [0u8; 32];
-    node.parts.env.fill(&mut id);
-    Ok(Made {
-        container,
-        admitted,
-        log,
-        id: format!("{}://{}", node.parts.runtime.version().0, hex::encode(id)),
-        settings,
-        termination,
-    })
+    mounts.map(preopen).collect()
 }
 
 /// The name that a pod's host would have: a DNS label of its own, or the beginning of the pod's name.
@@ -220,13 +243,13 @@ fn refused(error: &LoadError) -> Refused {
 
 /// Where the guest finds the file of its termination message, and where that lies on the host.
 fn termination(
-    dir: &std::path::Path,
+    dir: &Path,
     container: &str,
     attempt: u32,
     path: &str,
     preopens: &mut Vec<Preopen>,
 ) -> std::io::Result<Option<PathBuf>> {
-    let guest = std::path::Path::new(path);
+    let guest = Path::new(path);
     let (Some(parent), Some(name)) = (guest.parent().and_then(|parent| parent.to_str()), guest.file_name()) else {
         return Ok(None);
     };

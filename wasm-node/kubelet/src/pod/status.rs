@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Map, Value, json};
 
 use super::state::{Cell, CellStage, Exit, Running, Stage, State, TerminalReason, Wait};
-use super::unsupported::is_read_only;
+use crate::volume::is_read_only;
 
 /// What the node adds.
 #[derive(Debug, Clone, PartialEq, Eq)]

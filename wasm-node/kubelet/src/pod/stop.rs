@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::pod_http::call;
 use super::settings::{Get, get};
+use super::shared::Shared;
 use super::state::CellEvent;
 use super::worker::{Message, happened};
-use crate::node::Shared;
 
 /// What is done before stopping.
 pub(crate) enum Hook {

@@ -6,6 +6,8 @@
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, PodSpec, Probe, Volume};
 use serde_json::Value;
 
+use crate::volume::is_read_only;
+
 /// A field, and what is the matter with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unsupported {
@@ -41,15 +43,6 @@ pub fn fields(pod: &Pod) -> Vec<Unsupported> {
 pub fn sentence(fields: &[Unsupported]) -> String {
     let each: Vec<String> = fields.iter().map(|field| format!("{}: {}", field.path, field.why)).collect();
     each.join("; ")
-}
-
-/// Whether a guest may never write to a volume: its content is the API's.
-#[must_use]
-pub fn is_read_only(volume: &Volume) -> bool {
-    volume.config_map.is_some()
-        || volume.secret.is_some()
-        || volume.downward_api.is_some()
-        || volume.projected.is_some()
 }
 
 #[derive(Default)]

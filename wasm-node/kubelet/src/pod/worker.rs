@@ -5,8 +5,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use http::Request;
-use http::header::CONTENT_TYPE;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodCondition, PodStatus};
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -17,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::runner::Runner;
 use super::settings::{self, rules};
+use super::shared::Shared;
 use super::start::{self, Made};
 use super::state::{
     Action, Cell, CellEvent, CellStage, Event, LifecyclePolicy, ProbeKind, Stage, State, StopReason, TerminalReason,
@@ -24,8 +23,7 @@ use super::state::{
 use super::{probe, status, unsupported};
 use crate::image::Image;
 use crate::log::ContainerLog;
-use crate::node::Shared;
-use crate::volume::manager::keep;
+use crate::volume::manager::{MountEvent, keep};
 use crate::volume::measure::{Subject, Watched};
 use crate::volume::usage;
 
@@ -56,6 +54,12 @@ pub(crate) struct Input {
     pub(crate) removed: bool,
 }
 
+impl AsRef<Arc<Pod>> for Input {
+    fn as_ref(&self) -> &Arc<Pod> {
+        &self.pod
+    }
+}
+
 /// The container that a worker runs: pods of several are refused until it runs them (`unsupported`), and the state machine
 /// knows several already.
 const ONLY: usize = 0;
@@ -72,6 +76,15 @@ pub(crate) enum Message {
     AddressFree,
     Image(Arc<Image>, String),
     Made(Box<Made>),
+}
+
+impl From<MountEvent> for Message {
+    fn from(event: MountEvent) -> Self {
+        Self::Event(match event {
+            MountEvent::Mounted => Event::Mounted,
+            MountEvent::Failed(why) => Event::MountFailed(why),
+        })
+    }
 }
 
 /// What the kubelet API shows of a pod.

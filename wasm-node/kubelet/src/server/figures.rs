@@ -11,7 +11,7 @@ use machinery_api::time;
 use serde_json::{Value, json};
 
 use super::Kubelet;
-use crate::node::totals::START_SECONDS;
+use crate::pod::totals::START_SECONDS;
 use crate::pod::worker::Seen;
 use runtime_api::Stats;
 use runtime_api::ledger::Resource;

@@ -139,7 +139,7 @@ pub(super) async fn get(
     });
     let attempt = if previous { newest.saturating_sub(1) } else { newest };
     let uid = seen.pod.metadata.uid.as_deref().unwrap_or_default();
-    let path = crate::node::log_path(&kubelet.data_dir, uid, &container, attempt);
+    let path = crate::pod::shared::log_path(&kubelet.data_dir, uid, &container, attempt);
     let log = seen.log.filter(|log| log.path() == path);
     let (out, pieces) = mpsc::channel(PIECES_MAX);
     tokio::spawn(async move { send(&path, log, options, out).await });

@@ -29,7 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::node::PodViews;
+use crate::pod::shared::PodViews;
 use auth::{Authority, Identity};
 use runtime_api::Runtime;
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume};
 
-use crate::pod::environment::{ConfigError, EnvContext, field, resource};
-use crate::pod::sources::{Content, SourceKind};
+use crate::config::environment::{ConfigError, EnvContext, field, resource};
+use crate::config::sources::{Content, SourceKind};
 
 /// Mode of files where nothing else is said (upstream's).
 const MODE_DEFAULT: u32 = 0o644;

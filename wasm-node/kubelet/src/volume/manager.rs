@@ -1,24 +1,27 @@
 //! Fills a pod's volumes and keeps them in step with the API for as long as the pod lives.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Volume};
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount, Volume};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
+use machinery_api::ObjectKey;
+use machinery_client::Kind;
+use machinery_client::request::ApiClient;
+use machinery_env::Env;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::atomic;
 use super::files::{Files, FilesError, Tokens, files, wanted_tokens};
-use crate::node::Shared;
-use crate::pod::environment::EnvContext;
-use crate::pod::sources::{Known, Source, SourceKind};
-use crate::pod::state::Event;
-use crate::pod::unsupported::is_read_only;
-use crate::pod::worker::{Input, Message};
+use super::is_read_only;
+use crate::config::environment::EnvContext;
+use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
 
 /// Between tries to fill a volume: doubled, as upstream's.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -28,6 +31,24 @@ const TOKEN_LIFE_PERCENT: u64 = 80;
 const TOKEN_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The life of a token whose end isn't told (the API server's own default).
 const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(3600);
+
+/// What the volumes of a node's pods are filled with.
+pub(crate) struct VolumeManager {
+    pub(crate) requests: ApiClient,
+    pub(crate) env: Env,
+    pub(crate) sources: Arc<ConfigSourceManager>,
+    pub(crate) host_ip: IpAddr,
+    pub(crate) allocatable: Arc<BTreeMap<String, Wire>>,
+}
+
+/// What is said of a pod's volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum MountEvent {
+    /// All are filled, for the first time.
+    Mounted,
+    /// One can't be filled now: why.
+    Failed(String),
+}
 
 struct Token {
     value: String,
@@ -40,23 +61,22 @@ impl Token {
     }
 }
 
-/// Fills all volumes, says so, and goes on until it is dropped.
-pub(crate) async fn keep(
-    node: Arc<Shared>,
-    mut input: watch::Receiver<Input>,
-    ip: std::net::IpAddr,
-    events: mpsc::Sender<Message>,
+/// Fills all volumes of the pod that `input` tells of, below `dir`; says so, and goes on until it is dropped.
+pub(crate) async fn keep<I: AsRef<Arc<Pod>>, M: From<MountEvent>>(
+    node: Arc<VolumeManager>,
+    mut input: watch::Receiver<I>,
+    (dir, ip): (PathBuf, IpAddr),
+    events: mpsc::Sender<M>,
 ) {
-    let mut pod = input.borrow_and_update().pod.clone();
+    let mut pod = input.borrow_and_update().as_ref().clone();
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
     let from_api: Vec<Volume> = volumes.iter().filter(|volume| is_read_only(volume)).cloned().collect();
-    let watched: BTreeMap<(SourceKind, String), Arc<Source>> = crate::pod::sources::named_by_volumes(&volumes)
+    let watched: BTreeMap<(SourceKind, String), Arc<Source>> = named_by_volumes(&volumes)
         .into_iter()
         .map(|(kind, name)| ((kind, name.clone()), node.sources.get(kind, &namespace, &name)))
         .collect();
     let mut changes: Vec<watch::Receiver<Known>> = watched.values().map(|source| source.known.clone()).collect();
-    let dir = node.pod_dir(pod.metadata.uid.as_deref().unwrap_or_default());
     let mut tokens: BTreeMap<(String, i64), Token> = BTreeMap::new();
     let (mut mounted, mut wait, mut told) = (false, RETRY_FIRST, String::new());
     loop {
@@ -69,8 +89,7 @@ pub(crate) async fn keep(
             Ok(()) => {
                 wait = RETRY_FIRST;
                 told.clear();
-                if !std::mem::replace(&mut mounted, true) && events.send(Message::Event(Event::Mounted)).await.is_err()
-                {
+                if !std::mem::replace(&mut mounted, true) && events.send(MountEvent::Mounted.into()).await.is_err() {
                     return;
                 }
             }
@@ -79,7 +98,7 @@ pub(crate) async fn keep(
                 wait = (wait * 2).min(RETRY_MAX);
                 if message != told {
                     told.clone_from(&message);
-                    if events.send(Message::Event(Event::MountFailed(message))).await.is_err() {
+                    if events.send(MountEvent::Failed(message).into()).await.is_err() {
                         return;
                     }
                 }
@@ -88,7 +107,7 @@ pub(crate) async fn keep(
         if from_api.is_empty() && again.is_none() {
             return;
         }
-        let now = node.parts.env.now();
+        let now = node.env.now();
         let refresh = tokens.values().map(|token| token.refresh_at).min();
         let refresh = refresh.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or(Duration::from_secs(1)));
         let sleep = again.into_iter().chain(refresh).min();
@@ -100,7 +119,7 @@ pub(crate) async fn keep(
                 if changed.is_err() {
                     return;
                 }
-                pod = input.borrow_and_update().pod.clone();
+                pod = input.borrow_and_update().as_ref().clone();
             }
             () = async { tokio::time::sleep(sleep.unwrap_or_default()).await }, if sleep.is_some() => {}
         }
@@ -109,14 +128,14 @@ pub(crate) async fn keep(
 
 #[expect(clippy::too_many_arguments, reason = "one pass of the loop above, with all that it holds")]
 async fn fill(
-    node: &Arc<Shared>,
+    node: &VolumeManager,
     pod: &Arc<Pod>,
     volumes: &[Volume],
     from_api: &[Volume],
     watched: &BTreeMap<(SourceKind, String), Arc<Source>>,
     tokens: &mut BTreeMap<(String, i64), Token>,
     dir: &Path,
-    ip: std::net::IpAddr,
+    ip: IpAddr,
 ) -> Result<(), String> {
     let mut known = BTreeMap::new();
     for (key, source) in watched {
@@ -132,7 +151,7 @@ async fn fill(
         }
     }
     for wanted in wanted_tokens(volumes) {
-        let now = node.parts.env.now();
+        let now = node.env.now();
         if tokens.get(&wanted).is_none_or(|token| token.is_due(now)) {
             match request_token(node, pod, &wanted, now).await {
                 Ok(token) => {
@@ -160,7 +179,7 @@ async fn fill(
     let lookup = |kind: SourceKind, name: &str| known.get(&(kind, name.to_owned())).cloned();
     let given = EnvContext {
         pod,
-        host_ip: node.config.internal_ip,
+        host_ip: node.host_ip,
         pod_ip: Some(ip),
         allocatable: &node.allocatable,
         services: &[],
@@ -193,14 +212,14 @@ fn failed(volume: &str, why: &str) -> String {
 }
 
 fn volume_of<'a>(volumes: &'a [Volume], key: &(SourceKind, String)) -> Option<&'a str> {
-    let names = |volume: &&Volume| crate::pod::sources::named_by_volumes(std::slice::from_ref(*volume)).contains(key);
+    let names = |volume: &&Volume| named_by_volumes(std::slice::from_ref(*volume)).contains(key);
     volumes.iter().find(names).map(|volume| volume.name.as_str())
 }
 
 /// Different at each call, and in order.
-fn stamp(node: &Shared) -> String {
-    let random = node.parts.env.below(1 << 32);
-    format!("{}.{random}", node.parts.env.now().strftime("%Y_%m_%d_%H_%M_%S"))
+fn stamp(node: &VolumeManager) -> String {
+    let random = node.env.below(1 << 32);
+    format!("{}.{random}", node.env.now().strftime("%Y_%m_%d_%H_%M_%S"))
 }
 
 fn make_empty_dir(dir: &Path) -> std::io::Result<()> {
@@ -208,7 +227,7 @@ fn make_empty_dir(dir: &Path) -> std::io::Result<()> {
 }
 
 async fn request_token(
-    node: &Shared,
+    node: &VolumeManager,
     pod: &Pod,
     (audience, seconds): &(String, i64),
     now: Timestamp,
@@ -225,11 +244,8 @@ async fn request_token(
             },
         },
     });
-    let request = http::Request::post(format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"))
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .body(body.to_string().into_bytes())
-        .map_err(|error| error.to_string())?;
-    let answer: Value = node.client.request(request).await.map_err(|error| error.to_string())?;
+    let (kind, key) = (Kind::of::<ServiceAccount>(), ObjectKey::new(namespace, account));
+    let answer: Value = node.requests.post(&kind, &key, "token", &body).await.map_err(|error| error.to_string())?;
     let value = answer["status"]["token"].as_str().ok_or("the answer holds no token")?.to_owned();
     let ends: Option<Timestamp> = answer["status"]["expirationTimestamp"].as_str().and_then(|at| at.parse().ok());
     Ok(Token { value, refresh_at: refresh_at(now, ends) })
@@ -246,7 +262,6 @@ fn refresh_at(now: Timestamp, ends: Option<Timestamp>) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use machinery_env::Env;
 
     #[test]
     fn a_token_is_renewed_at_four_fifths_of_its_life() {

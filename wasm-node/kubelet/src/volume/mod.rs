@@ -9,3 +9,14 @@ pub mod manager;
 pub(crate) mod measure;
 pub mod paths;
 pub mod usage;
+
+use k8s_openapi::api::core::v1::Volume;
+
+/// Whether a guest may never write to a volume: its content is the API's.
+#[must_use]
+pub fn is_read_only(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
+}

@@ -6,8 +6,8 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use machinery_api::quantity::Quantity;
 
+use super::is_read_only;
 use super::paths::{folder, message_folder};
-use crate::pod::unsupported::is_read_only;
 
 /// What an emptyDir without `sizeLimit` may hold. Enough for scratch files; a node with 110 such pods needs no more
 /// than a common disk.

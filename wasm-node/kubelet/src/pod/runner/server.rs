@@ -48,7 +48,7 @@ fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> 
     if let Some(ip) = context.ip {
         let attached = context.node.parts.network.attach(Listen::tcp(ip, port), gate.clone());
         door = Some(Door::new(attached.map_err(|taken| refused(taken.to_string()))?));
-        if context.node.config.host_pod_listeners {
+        if context.node.identity.host_pod_listeners {
             let (recorder, about) = (context.node.recorder.clone(), context.about.clone());
             listener = Some(Task(tokio::spawn(listen(ip, port, gate.clone(), recorder, about))));
         }

@@ -53,7 +53,9 @@ impl Worker {
             })));
             return;
         };
-        self.volumes = Some(Task(tokio::spawn(keep(self.node.clone(), self.input.clone(), ip, self.sender.clone()))));
+        let dir = self.node.pod_dir(self.pod.metadata.uid.as_deref().unwrap_or_default());
+        let (volumes, input, sender) = (self.node.volumes.clone(), self.input.clone(), self.sender.clone());
+        self.volumes = Some(Task(tokio::spawn(keep(volumes, input, (dir, ip), sender))));
     }
 
     pub(super) fn pull(&mut self) {
@@ -85,7 +87,7 @@ impl Worker {
     /// Says when an object changes that the environment is made of, so that what failed for it is tried at once.
     pub(super) fn watch_sources(&mut self) {
         let namespace = self.pod.metadata.namespace.as_deref().unwrap_or_default();
-        let named = crate::pod::sources::named_by_environment(&self.container);
+        let named = crate::config::sources::named_by_environment(&self.container);
         let held: Vec<_> = named.iter().map(|(kind, name)| self.node.sources.get(*kind, namespace, name)).collect();
         if held.is_empty() || self.sources.is_some() {
             return;

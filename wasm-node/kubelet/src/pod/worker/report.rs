@@ -1,9 +1,15 @@
 //! A worker's writes to the API: the status that follows from the state, and the last delete. What the API shows
 //! decides whether there is anything to write, not what was written once: others write into the status too.
 
+use machinery_api::ObjectKey;
+use machinery_client::Kind;
+use machinery_client::request::{ApiClient, PatchType};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::*;
+
+const POD: Kind = Kind::of::<Pod>();
 
 /// What the API holds of the pod's status, as far as this worker knows. Pure.
 #[derive(Debug, Default)]
@@ -55,24 +61,28 @@ impl Api {
     }
 }
 
-/// The version of an object, of the whole answer.
-fn version_in(answer: &str) -> u64 {
-    #[derive(Deserialize)]
-    struct Versioned {
-        metadata: Metadata,
+/// What a write's answer is read for: the object's version.
+#[derive(Debug, Default, Deserialize)]
+struct Versioned {
+    #[serde(default)]
+    metadata: Metadata,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    resource_version: Option<String>,
+}
+
+impl Versioned {
+    fn version(&self) -> u64 {
+        self.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
     }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Metadata {
-        resource_version: Option<String>,
-    }
-    let versioned: Option<Versioned> = serde_json::from_str(answer).ok();
-    versioned.and_then(|object| object.metadata.resource_version?.parse().ok()).unwrap_or(0)
 }
 
 impl Worker {
     pub(super) fn project(&mut self) {
-        let facts = status::Facts { host_ip: self.node.config.internal_ip, pod_ip: self.ip.or(self.last_ip()) };
+        let facts = status::Facts { host_ip: self.node.identity.internal_ip, pod_ip: self.ip.or(self.last_ip()) };
         let own: Vec<PodCondition> = self.conditions.clone();
         let others = self.pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
         let known: Vec<PodCondition> = own
@@ -116,42 +126,33 @@ impl Worker {
     }
 
     pub(super) fn write_status(&self) -> Write {
-        let (client, wanted) = (self.node.client.clone(), self.wanted.clone());
-        let patch = status::patch(&self.pod, &wanted).to_string();
-        let path = format!("{}/status", self.path());
+        let (requests, wanted, key) = (self.requests(), self.wanted.clone(), self.key());
+        let patch = status::patch(&self.pod, &wanted);
         Box::pin(async move {
-            let request = Request::patch(path)
-                .header(CONTENT_TYPE, "application/strategic-merge-patch+json")
-                .body(patch.into_bytes());
-            let result = match request {
-                Ok(request) => client.request_text(request).await.map(|answer| version_in(&answer)),
-                Err(error) => Err(kube::Error::HttpError(error)),
-            };
-            (Some(wanted), result)
+            let answer = requests.patch(&POD, &key, Some("status"), PatchType::Strategic, &patch).await;
+            (Some(wanted), answer.map(|answer: Versioned| answer.version()))
         })
     }
 
     pub(super) fn write_delete(&self) -> Write {
-        let client = self.node.client.clone();
-        let body = serde_json::json!({
+        let (requests, key) = (self.requests(), self.key());
+        let options = serde_json::json!({
             "apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0,
             "preconditions": {"uid": self.pod.metadata.uid},
         });
-        let request =
-            Request::delete(self.path()).header(CONTENT_TYPE, "application/json").body(body.to_string().into_bytes());
         Box::pin(async move {
-            let result = match request {
-                Ok(request) => client.request_text(request).await.map(|_| 0),
-                Err(error) => Err(kube::Error::HttpError(error)),
-            };
-            (None, result)
+            let answer = requests.delete(&POD, &key, &options).await;
+            (None, answer.map(|_: IgnoredAny| 0))
         })
     }
 
-    pub(super) fn path(&self) -> String {
+    fn requests(&self) -> ApiClient {
+        self.node.client.clone().into()
+    }
+
+    fn key(&self) -> ObjectKey {
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
-        let metadata = &self.pod.metadata;
-        format!("/api/v1/namespaces/{}/pods/{}", text(&metadata.namespace), text(&metadata.name))
+        ObjectKey::new(text(&self.pod.metadata.namespace), text(&self.pod.metadata.name))
     }
 
     /// Takes in a write's answer: how long to wait before the next one, if it failed.
@@ -252,7 +253,8 @@ mod tests {
     #[test]
     fn an_answers_version_is_read() {
         let answer = r#"{"kind": "Pod", "metadata": {"name": "p", "resourceVersion": "12"}, "spec": {"a": [1]}}"#;
-        assert_eq!((version_in(answer), version_in("{}"), version_in("")), (12, 0, 0));
+        let version = |answer: &str| serde_json::from_str::<Versioned>(answer).unwrap().version();
+        assert_eq!((version(answer), version("{}")), (12, 0));
     }
 
     #[test]

@@ -1,0 +1,7 @@
+//! What the API tells a container of itself and for itself: ConfigMaps and Secrets ([`sources`]), variables and fields
+//! ([`environment`]). Volumes and the environment of containers are made of it.
+
+pub mod environment;
+#[cfg(test)]
+mod fuzz;
+pub mod sources;
