@@ -27,7 +27,7 @@ use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
 use crate::bootstrap::{self, Cluster};
 use crate::catalog::{Catalog, Served, Taken};
 use crate::http::dispatch::BODY_BYTES_MAX;
-use crate::http::handle::{Parts, RequestHandler};
+use crate::http::handle::{HandlerDeps, RequestHandler};
 use crate::http::logs::Kubelets;
 use crate::http::metrics::Metrics;
 use crate::registry::{Registry, facts_of_fields};
@@ -129,7 +129,7 @@ impl Apiserver {
             }),
         };
         registry.reserve().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        let front = RequestHandler::new(Parts {
+        let front = RequestHandler::new(HandlerDeps {
             env: env.clone(),
             registry,
             authenticator,
@@ -145,7 +145,7 @@ impl Apiserver {
     /// there when this returns.
     pub async fn add_resource(&self, resource: ResourceInfo) -> Result<(), Taken> {
         let _one = self.changing.lock().await;
-        let registry = &self.front.registry;
+        let registry = &self.front.deps.registry;
         let resource = Arc::new(resource);
         registry.served.load().check_free(&resource)?;
         // In the cache first: a request that finds the resource can list it.
@@ -159,7 +159,7 @@ impl Apiserver {
     /// served.
     pub async fn remove_resource(&self, name: GroupVersionResource<'_>) -> bool {
         let _one = self.changing.lock().await;
-        let registry = &self.front.registry;
+        let registry = &self.front.deps.registry;
         let Some(gone) = registry.served.remove(name) else { return false };
         if gone.is_storage_version()
             && let Some(prefix) = &gone.prefix
@@ -179,20 +179,20 @@ impl Apiserver {
     /// The objects, for what is built beside the server in this process.
     #[must_use]
     pub fn objects(&self) -> Arc<Lookup> {
-        self.front.registry.objects.clone()
+        self.front.deps.registry.objects.clone()
     }
 
     /// The cache.
     #[must_use]
     pub fn cache(&self) -> Arc<WatchCache> {
-        self.front.registry.cache.clone()
+        self.front.deps.registry.cache.clone()
     }
 
     /// Writes the default objects that are missing or have lost something; then `/readyz` may say that they are there.
     /// Call it once before serving; [`mend`](Self::mend) keeps up those that a running cluster can't do without.
     pub async fn bootstrap(&self, cluster: &Cluster) -> Result<(), ApiError> {
         let desired = bootstrap::desired(cluster);
-        let registry = &self.front.registry;
+        let registry = &self.front.deps.registry;
         for _ in 0..BOOTSTRAP_TRIES_MAX {
             let writes = bootstrap::plan(&*registry.objects, &desired);
             if writes.is_empty() {
@@ -206,14 +206,14 @@ impl Apiserver {
 
     /// Moves Services and nodes with the cluster's address blocks. Call it before [`bootstrap`](Self::bootstrap).
     pub async fn follow(&self, moves: &[bootstrap::moved::Move]) -> Result<(), ApiError> {
-        let registry = &self.front.registry;
+        let registry = &self.front.deps.registry;
         registry.install(bootstrap::moved::plan(&*registry.objects, moves)).await
     }
 
     /// Brings back the first namespaces, the `kubernetes` Service and its endpoints whenever they go, until `stop`.
     pub async fn mend(&self, cluster: &Cluster, stop: CancellationToken) {
         let desired: Vec<_> = bootstrap::desired(cluster).into_iter().filter(bootstrap::Desired::is_vital).collect();
-        let registry = &self.front.registry;
+        let registry = &self.front.deps.registry;
         loop {
             tokio::select! {
                 biased;

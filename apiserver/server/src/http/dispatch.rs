@@ -92,7 +92,7 @@ impl RequestHandler {
     ) -> Result<Answer, ApiError> {
         let query = asking.asked.query;
         let headers = asking.asked.headers;
-        let registry = &self.registry;
+        let registry = &self.deps.registry;
         let what = target.subresource.map(|s| s.what);
         match target.verb {
             Verb::Get if query.flag("export") == Some(true) => {
@@ -161,7 +161,7 @@ impl RequestHandler {
         options: &WriteOptions,
     ) -> Result<Answer, ApiError> {
         let validation = options.field_validation;
-        let registry = &self.registry;
+        let registry = &self.deps.registry;
         let kind = call.subresource.and_then(|subresource| subresource.body).unwrap_or_default();
         match what {
             Some(SubresourceKind::Binding) => {
@@ -175,7 +175,7 @@ impl RequestHandler {
                 let mut wanted = bodies::of_type(kind, body, validation, &mut call.warnings)?;
                 object::match_namespace(&mut wanted, call.namespace)?;
                 registry.admit_virtual(call, &mut wanted, options).await?;
-                let (env, key) = (&self.env, self.authenticator.key());
+                let (env, key) = (&self.deps.env, self.deps.authenticator.key());
                 let answer = tokens::request(key, env, &*registry.objects, call.namespace, call.name, &wanted)?;
                 Ok(Answer::Object(201, ResponseObject::Value(answer)))
             }
@@ -197,8 +197,8 @@ impl RequestHandler {
                 }
                 registry.admit_virtual(call, &mut object, options).await?;
                 let context = reviews::Context {
-                    authorizer: &self.authorizer,
-                    authenticator: &self.authenticator,
+                    authorizer: &self.deps.authorizer,
+                    authenticator: &self.deps.authenticator,
                     objects: &*registry.objects,
                     user: call.user,
                     namespace: call.namespace,
@@ -304,13 +304,13 @@ impl RequestHandler {
         let seconds = match options.timeout_seconds {
             Some(seconds) if seconds > 0 => seconds.cast_unsigned(),
             Some(seconds) if seconds < 0 => 0,
-            _ => WATCH_SECONDS_MIN + self.env.below(WATCH_SECONDS_MIN),
+            _ => WATCH_SECONDS_MIN + self.deps.env.below(WATCH_SECONDS_MIN),
         };
-        match self.registry.watch(call, &options).await? {
+        match self.deps.registry.watch(call, &options).await? {
             Ok(start) => {
                 let lens = watch::lens(call.row, form, tables);
                 let lasts = Duration::from_secs(seconds);
-                Ok(watch::stream(lens, start, options.bookmarks, lasts, self.stop.clone(), self.env.clone()))
+                Ok(watch::stream(lens, start, options.bookmarks, lasts, self.stop.clone(), self.deps.env.clone()))
             }
             Err(error) => Ok(watch::refused(&error)),
         }

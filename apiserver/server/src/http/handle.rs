@@ -29,8 +29,8 @@ use crate::request::query::Query;
 use crate::request::selector;
 use apiserver_resources::SubresourceKind;
 
-/// All that answers requests.
-pub struct RequestHandler {
+/// What requests are answered with, made before the first comes.
+pub struct HandlerDeps {
     /// Clock and ids.
     pub env: Env,
     /// What requests about resources do.
@@ -43,34 +43,22 @@ pub struct RequestHandler {
     pub metrics: Metrics,
     /// Reaches nodes for logs.
     pub kubelets: super::logs::Kubelets,
+    /// Where clients reach the server (`host:port`).
+    pub address: String,
+}
+
+/// All that answers requests.
+pub struct RequestHandler {
+    /// What it was made of.
+    pub deps: HandlerDeps,
     /// Ends watches.
     pub stop: CancellationToken,
     /// The default objects are there.
     pub bootstrapped: AtomicBool,
-    /// Where clients reach the server (`host:port`).
-    pub address: String,
     impersonator: impersonate::Impersonator,
     pub(super) seats: Seats,
     pub(super) turns: Turns,
     pub(super) slis: Slis,
-}
-
-/// The parts of a [`RequestHandler`].
-pub struct Parts {
-    /// See [`RequestHandler`].
-    pub env: Env,
-    /// See [`RequestHandler`].
-    pub registry: Registry,
-    /// See [`RequestHandler`].
-    pub authenticator: Arc<Authenticator>,
-    /// See [`RequestHandler`].
-    pub authorizer: Arc<Authorizer>,
-    /// See [`RequestHandler`].
-    pub metrics: Metrics,
-    /// See [`RequestHandler`].
-    pub kubelets: super::logs::Kubelets,
-    /// See [`RequestHandler`].
-    pub address: String,
 }
 
 /// One request on its way.
@@ -99,20 +87,13 @@ pub(super) enum Seat {
 }
 
 impl RequestHandler {
-    /// Of its parts.
+    /// One that has answered nothing yet.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
-        let Parts { env, registry, authenticator, authorizer, metrics, kubelets, address } = parts;
+    pub fn new(deps: HandlerDeps) -> Self {
         Self {
-            env,
-            registry,
-            authenticator,
-            authorizer,
-            metrics,
-            kubelets,
+            deps,
             stop: CancellationToken::new(),
             bootstrapped: AtomicBool::new(false),
-            address,
             impersonator: impersonate::Impersonator::default(),
             seats: Seats::new(),
             turns: Turns::new(),
@@ -122,8 +103,8 @@ impl RequestHandler {
 
     /// Answers a request; never fails, and never leaves one without upstream's headers.
     pub async fn handle(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
-        let began = self.env.elapsed();
-        let now = self.env.now();
+        let began = self.deps.env.elapsed();
+        let now = self.deps.env.now();
         let (parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query().unwrap_or(""));
         let info = RequestInfo::read(parts.method.as_str(), parts.uri.path(), &query);
@@ -133,9 +114,9 @@ impl RequestHandler {
             .get("audit-id")
             .filter(|id| id.len() <= 64 && !id.is_empty())
             .cloned()
-            .unwrap_or_else(|| HeaderValue::try_from(self.env.uid()).unwrap_or(HeaderValue::from_static("")));
+            .unwrap_or_else(|| HeaderValue::try_from(self.deps.env.uid()).unwrap_or(HeaderValue::from_static("")));
         let method = parts.method.as_str();
-        let catalog = self.registry.served.load();
+        let catalog = self.deps.registry.served.load();
         let found = route::find(method, &info, &catalog);
         let target = match &found {
             Ok(Route::Resource(target) | Route::Later(target, _)) => Some(target.clone()),
@@ -166,15 +147,15 @@ impl RequestHandler {
         for value in warnings::headers(&warned) {
             headers.append(WARNING, value);
         }
-        self.metrics.done(&of, response.status().as_u16(), self.env.elapsed().saturating_sub(began));
+        self.deps.metrics.done(&of, response.status().as_u16(), self.deps.env.elapsed().saturating_sub(began));
         response
     }
 
     /// Who asks, after impersonation.
     async fn identify(&self, parts: &http::request::Parts, info: &RequestInfo) -> Result<UserInfo, ApiError> {
-        let objects = &*self.registry.objects;
+        let objects = &*self.deps.registry.objects;
         let user =
-            self.authenticator.authenticate(objects, &Credentials::of(&parts.headers, &parts.extensions)).await?;
+            self.deps.authenticator.authenticate(objects, &Credentials::of(&parts.headers, &parts.extensions)).await?;
         if user.name != ANONYMOUS
             && let Some(peer) = parts.extensions.get::<Peer>()
         {
@@ -185,7 +166,7 @@ impl RequestHandler {
             Some(wanted) => {
                 let fields = exact_fields(info);
                 self.impersonator
-                    .impersonate(&self.authorizer, objects, &user, &wanted, &attributes(info, &fields))
+                    .impersonate(&self.deps.authorizer, objects, &user, &wanted, &attributes(info, &fields))
                     .await
             }
         }
@@ -225,10 +206,10 @@ impl RequestHandler {
         if long {
             return self.answer(asking, method, found, body).await;
         }
-        asking.deadline = self.env.elapsed() + timeout;
-        self.metrics.running(mutating, 1);
+        asking.deadline = self.deps.env.elapsed() + timeout;
+        self.deps.metrics.running(mutating, 1);
         let done = tokio::time::timeout(timeout, self.answer(asking, method, found, body)).await;
-        self.metrics.running(mutating, -1);
+        self.deps.metrics.running(mutating, -1);
         if matches!(asking.seat, Seat::Refused) {
             return too_many();
         }
@@ -239,12 +220,12 @@ impl RequestHandler {
     /// What is left of a request's time. Work that waited for its turn has no more than that: where it runs, nobody else can
     /// look at a clock.
     pub(super) fn time_left(&self, deadline: Duration) -> Duration {
-        deadline.saturating_sub(self.env.elapsed())
+        deadline.saturating_sub(self.deps.env.elapsed())
     }
 
     async fn permit(&self, asking: &RequestContext<'_>) -> Result<(), ApiError> {
         let fields = exact_fields(asking.info);
-        self.authorizer.check(&*self.registry.objects, asking.user, &attributes(asking.info, &fields)).await
+        self.deps.authorizer.check(&*self.deps.registry.objects, asking.user, &attributes(asking.info, &fields)).await
     }
 
     async fn answer(

@@ -157,8 +157,8 @@ impl RequestHandler {
     /// Answers a log request.
     pub(super) async fn logs(&self, call: &RequestScope<'_>, query: &Query) -> Result<Response<Body>, ApiError> {
         let options = Options::read(query, call.name)?;
-        let objects = &*self.registry.objects;
-        self.registry.newest().await?;
+        let objects = &*self.deps.registry.objects;
+        self.deps.registry.newest().await?;
         let pod = objects.get("", "pods", call.namespace, call.name).ok_or_else(|| call.not_found())?;
         let container = container(&pod, &options.container)?;
         let Some(node_name) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) else {
@@ -206,7 +206,7 @@ impl RequestHandler {
         host: &str,
         target: &str,
     ) -> Result<Response<hyper::body::Incoming>, String> {
-        let tls = self.kubelets.tls.clone().ok_or("this server has no identity to show to nodes")?;
+        let tls = self.deps.kubelets.tls.clone().ok_or("this server has no identity to show to nodes")?;
         let server = ServerName::try_from(address.to_owned()).map_err(|e| e.to_string())?;
         let connect = async {
             let socket = TcpStream::connect((address, port)).await.map_err(|e| e.to_string())?;

@@ -53,7 +53,7 @@ impl RequestHandler {
                 Ok(response)
             }
             Route::Metrics => {
-                let (media, text) = self.metrics.page(accept.as_deref());
+                let (media, text) = self.deps.metrics.page(accept.as_deref());
                 Ok(respond::bytes(200, media, text))
             }
             Route::Slis => Ok(respond::bytes(200, health::SLIS_MEDIA_TYPE, self.slis.text())),
@@ -82,13 +82,13 @@ impl RequestHandler {
             Route::OpenApiIndex | Route::OpenApi(_) => Ok(self.open_api(asking, page)),
             Route::Issuer => {
                 accepts(Produces::Json)?;
-                let mut response = ordered(Form::JSON, &jwks::configuration(&self.address));
+                let mut response = ordered(Form::JSON, &jwks::configuration(&self.deps.address));
                 response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(jwks::CACHE_CONTROL));
                 Ok(response)
             }
             Route::Keys => {
                 accepts(Produces::KeySet)?;
-                let mut response = ordered(Form::JSON, &jwks::keys(self.authenticator.key()));
+                let mut response = ordered(Form::JSON, &jwks::keys(self.deps.authenticator.key()));
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(jwks::KEYS_MEDIA_TYPE));
                 response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(jwks::CACHE_CONTROL));
                 Ok(response)

@@ -5,6 +5,7 @@
 //! parsed values. Absent on purpose: selector syntax, HTTP, and any lock held across an await.
 
 mod counts;
+mod feed;
 mod index;
 mod lookup;
 pub mod object;
@@ -21,14 +22,14 @@ mod tests;
 use std::collections::HashMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use machinery_api::{StorageKey, StoragePrefix, StorageScope};
 use tokio::sync::watch;
 
 use crate::store::versions::{OutOfReach, Versions};
-use crate::store::{Change, Current, Entry, Outcome, Revision, Sink, Store, StoreError, Txn, prefix_end};
+use crate::store::{Current, Entry, Outcome, Revision, Store, StoreError, Txn, prefix_end};
 
 pub use lookup::Lookup;
 pub use object::{Cached, Fields, Resource};
@@ -37,6 +38,7 @@ pub use select::{FieldRequirement, LabelOp, LabelRequirement, Selectors};
 pub use watching::{Watch, WatchEvent};
 
 use counts::Counts;
+use feed::Feed;
 use index::Index;
 use ring::Rings;
 
@@ -141,7 +143,7 @@ impl WatchCache {
             registering: tokio::sync::Mutex::default(),
         });
         // Weak: the store must not keep the cache alive, which keeps the store.
-        store.feed(Arc::new(Feed(Arc::downgrade(&cache)))).await?;
+        store.feed(Arc::new(Feed::of(&cache))).await?;
         let weak = Arc::downgrade(&cache);
         tokio::spawn(async move {
             let mut interval = tokio::time::interval(TICK_EVERY);
@@ -205,8 +207,7 @@ impl WatchCache {
     /// An entry that the store handed back, as the cache will hold it.
     #[must_use]
     pub fn parsed(&self, entry: &Entry) -> Arc<Cached> {
-        let inner = self.read();
-        Arc::new(Cached::new(entry, inner.shelf(&entry.key).map(|shelf| &shelf.resource)))
+        Arc::new(Cached::new(entry, self.fields(&entry.key)))
     }
 
     /// One object as of now.
@@ -350,6 +351,11 @@ impl WatchCache {
         inner.shelf(prefix).and_then(|shelf| shelf.count(prefix)).unwrap_or(0)
     }
 
+    /// The fields of the resource that a key belongs to.
+    fn fields(&self, key: &str) -> Option<Arc<Fields>> {
+        self.read().shelf(key)?.resource.fields.clone()
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -434,80 +440,5 @@ impl Inner {
     fn shelf_mut(&mut self, key: &str) -> Option<&mut ResourceCache> {
         let prefix = StorageKey::prefixes(key).find(|prefix| self.shelves.contains_key(*prefix))?;
         self.shelves.get_mut(prefix)
-    }
-
-    fn apply(&mut self, change: &Change) {
-        let prefix = StorageKey::prefixes(&change.key).find(|prefix| self.shelves.contains_key(*prefix));
-        let mut shelf = prefix.and_then(|prefix| self.shelves.get_mut(prefix));
-        let new =
-            change.entry.as_ref().map(|entry| Arc::new(Cached::new(entry, shelf.as_deref().map(|s| &s.resource))));
-        let old = self.versions.apply(change.revision, &change.key, new.clone()).map(|(_, cached)| cached);
-        if let Some(shelf) = shelf.as_mut() {
-            // What lies beyond is counted when it is taken in.
-            let counted = shelf.filled.has(&change.key);
-            match (&old, &new) {
-                _ if !counted => {}
-                (None, Some(_)) => shelf.counts.add(&shelf.resource, &change.key),
-                (Some(_), None) => shelf.counts.remove(&shelf.resource, &change.key),
-                _ => {}
-            }
-            let same = |(old, new): (&Arc<Cached>, &Arc<Cached>)| shelf.resource.indexes_alike(old, new);
-            if !old.as_ref().zip(new.as_ref()).is_some_and(same) {
-                if let Some(old) = &old {
-                    shelf.index.remove(&shelf.resource, old);
-                }
-                if let Some(new) = &new {
-                    shelf.index.add(&shelf.resource, new);
-                }
-            }
-            shelf.record(change.revision, new, old);
-        }
-    }
-}
-
-/// The cache's end of the store's feed.
-struct Feed(Weak<WatchCache>);
-
-impl Sink for Feed {
-    fn start(&self, state: Vec<Entry>, revision: Revision) {
-        let Some(cache) = self.0.upgrade() else { return };
-        let mut inner = cache.write();
-        let Inner { versions, shelves } = &mut *inner;
-        for shelf in shelves.values_mut() {
-            *shelf = ResourceCache { changed: 0, ..ResourceCache::new(shelf.resource.clone(), revision) };
-        }
-        let state = state.into_iter().map(|entry| {
-            let prefix = StorageKey::prefixes(&entry.key).find(|prefix| shelves.contains_key(*prefix));
-            let shelf = prefix.and_then(|prefix| shelves.get_mut(prefix));
-            let cached = Arc::new(Cached::new(&entry, shelf.as_deref().map(|s| &s.resource)));
-            if let Some(shelf) = shelf {
-                shelf.index.add(&shelf.resource, &cached);
-                shelf.counts.add(&shelf.resource, &cached.key);
-                shelf.changed = shelf.changed.max(cached.modified);
-            }
-            (entry.key, entry.modified, cached)
-        });
-        *versions = Versions::filled(revision, state);
-        drop(inner);
-        cache.publish(revision);
-    }
-
-    fn commit(&self, changes: &[Change]) {
-        let (Some(cache), Some(last)) = (self.0.upgrade(), changes.last()) else { return };
-        let mut inner = cache.write();
-        for change in changes {
-            inner.apply(change);
-        }
-        drop(inner);
-        cache.publish(last.revision);
-    }
-
-    fn compact(&self, revision: Revision) {
-        let Some(cache) = self.0.upgrade() else { return };
-        let mut inner = cache.write();
-        inner.versions.compact(revision);
-        for shelf in inner.shelves.values_mut() {
-            shelf.rings.forget(revision);
-        }
     }
 }

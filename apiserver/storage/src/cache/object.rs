@@ -94,20 +94,24 @@ impl std::fmt::Debug for Cached {
     }
 }
 
+/// What a record doesn't say of its object's fields: that of a program or a schema that knew others is read, this once.
+fn unread(record: &Record, fields: Option<&Fields>) -> Option<Box<[String]>> {
+    let fields = fields.filter(|fields| fields.named != record.fields_named())?;
+    let value = serde_json::from_slice(record.body()).unwrap_or(Value::Null);
+    Some((fields.read)(&value).into_boxed_slice())
+}
+
 impl Cached {
-    pub(super) fn new(entry: &Entry, resource: Option<&Resource>) -> Self {
-        let cached = Self {
+    /// `fields`: of its resource.
+    pub(super) fn new(entry: &Entry, fields: Option<Arc<Fields>>) -> Self {
+        Self {
             key: entry.key.clone(),
             created: entry.created,
             modified: entry.modified,
             record: entry.record.clone(),
-            fields: None,
-            read: None,
+            read: unread(&entry.record, fields.as_deref()),
+            fields,
             parsed: Mutex::default(),
-        };
-        match resource {
-            Some(resource) => cached.extracted_by(resource),
-            None => cached,
         }
     }
 
@@ -128,14 +132,17 @@ impl Cached {
         Self { modified: revision, ..self.copy() }
     }
 
-    pub(super) fn extracted_by(&self, resource: &Resource) -> Self {
-        let fields = resource.fields.clone();
-        // A record of a program or a schema that knew other fields: this one object is read.
-        let read = fields.as_ref().filter(|fields| fields.named != self.record.fields_named()).map(|fields| {
-            let value = serde_json::from_slice(self.record.body()).unwrap_or(Value::Null);
-            (fields.read)(&value).into_boxed_slice()
-        });
-        Self { fields, read, ..self.copy() }
+    /// The same state with the fields that its resource has now.
+    pub(super) fn extracted_by(&self, fields: Option<Arc<Fields>>) -> Self {
+        Self { read: unread(&self.record, fields.as_deref()), fields, ..self.copy() }
+    }
+
+    /// Whether its fields are those that its resource has now.
+    pub(super) fn is_extracted_by(&self, resource: &Resource) -> bool {
+        match (&self.fields, &resource.fields) {
+            (Some(own), Some(fields)) => Arc::ptr_eq(own, fields),
+            (own, fields) => own.is_none() && fields.is_none(),
+        }
     }
 
     /// Namespace and name.

@@ -59,7 +59,7 @@ impl WatchCache {
         };
         // Objects may have to be parsed for that: not under the lock.
         let ready: HashMap<(&str, Revision), Arc<Cached>> =
-            slice.iter().map(|old| ((&*old.key, old.modified), Arc::new(old.extracted_by(&resource)))).collect();
+            slice.iter().map(|old| ((&*old.key, old.modified), Arc::new(old.extracted_by(resource.fields.clone())))).collect();
         let last = slice.last().filter(|_| slice.len() == SLICE_OBJECTS).map(|cached| cached.key.clone());
 
         let mut inner = self.write();
@@ -71,11 +71,11 @@ impl WatchCache {
         let now: Vec<Arc<Cached>> =
             versions.range(begin, to, versions.revision()).map(|(_, _, cached)| cached.clone()).collect();
         for cached in now {
-            let extracted = ready.get(&(&*cached.key, cached.modified)).cloned();
-            let extracted = extracted.unwrap_or_else(|| Arc::new(cached.extracted_by(&shelf.resource)));
+            // What changed since was applied with the resource as it is.
+            let extracted = ready.get(&(&*cached.key, cached.modified)).cloned().unwrap_or(cached);
             shelf.index.add(&shelf.resource, &extracted);
             shelf.counts.add(&shelf.resource, &extracted.key);
-            versions.replace_latest(&cached.key, extracted);
+            versions.replace_latest(&extracted.key.clone(), extracted);
         }
         let more = last.is_some();
         shelf.filled = last.map_or(Filled::Whole, |last| Filled::UpTo(Some(last)));

@@ -526,3 +526,24 @@ async fn waits_until_a_revision_is_visible() {
     let txn = Txn { compares: vec![stale], ops: vec![] };
     assert!(matches!(cache.commit(txn).await, Ok(Outcome::Conflict(_))));
 }
+
+#[tokio::test]
+async fn objects_are_read_under_no_lock() {
+    let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
+    let cache = WatchCache::open(Arc::new(MemoryStore::new(env)), Vec::new()).await.unwrap();
+    // What another program stored: its records don't say what this one's selectors ask for.
+    put(&cache, pod("a", "before", "n1", "web")).await;
+    let (reads, slot) = (Arc::new(AtomicU64::new(0)), Arc::downgrade(&cache));
+    let counted = reads.clone();
+    let fields = Fields::new(vec![Cow::Borrowed("spec.nodeName")], move |pod: &Value| {
+        assert!(slot.upgrade().unwrap().inner.try_write().is_ok(), "nobody waits meanwhile");
+        counted.fetch_add(1, Ordering::Relaxed);
+        vec![pod["spec"]["nodeName"].as_str().unwrap_or("").to_owned()]
+    });
+    cache.register(Resource { fields: Some(Arc::new(fields)), ..pods() }).await;
+    put(&cache, pod("a", "after", "n1", "web")).await;
+    let on = FieldRequirement { label: "spec.nodeName".into(), equals: true, value: "n1".into() };
+    let filter = Selectors { labels: vec![], fields: vec![on] };
+    assert_eq!(cache.list(PODS, None, None, 0, &filter).unwrap().items.len(), 2);
+    assert_eq!(reads.load(Ordering::Relaxed), 2, "each once");
+}
