@@ -58,8 +58,10 @@ impl WatchCache {
             (shelf.resource.clone(), from.clone(), slice)
         };
         // Objects may have to be parsed for that: not under the lock.
-        let ready: HashMap<(&str, Revision), Arc<Cached>> =
-            slice.iter().map(|old| ((&*old.key, old.modified), Arc::new(old.extracted_by(resource.fields.clone())))).collect();
+        let ready: HashMap<(&str, Revision), Arc<Cached>> = slice
+            .iter()
+            .map(|old| ((&*old.key, old.modified), Arc::new(old.extracted_by(resource.fields.clone()))))
+            .collect();
         let last = slice.last().filter(|_| slice.len() == SLICE_OBJECTS).map(|cached| cached.key.clone());
 
         let mut inner = self.write();

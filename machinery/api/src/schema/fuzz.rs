@@ -1,4 +1,4 @@
-//! Fuzz targets of request bodies: protobuf that is well formed on the wire, and JSON against YAML.
+//! Fuzz targets of request bodies: protobuf that is well formed on the wire, JSON against YAML, and JSON by schemas of any form.
 
 use std::sync::LazyLock;
 
@@ -6,7 +6,9 @@ use bolero::{Driver, ValueGenerator, check, produce};
 use serde_json::{Value, json};
 
 use super::decode::{FieldValidation, Media, Target, body};
-use super::normalise;
+use super::{built_in, default, normalise, structural};
+use crate::key::GroupVersionKind;
+use crate::patch::{self, PatchKind};
 
 /// Kinds with all that types have: maps, quantities, times, lists by key, embedded JSON.
 static KINDS: LazyLock<[Target<'static>; 7]> = LazyLock::new(|| {
@@ -129,6 +131,54 @@ impl ValueGenerator for Json {
     }
 }
 
+/// OpenAPI schemas, of which most are structural.
+struct Schemas;
+
+fn schema<D: Driver>(driver: &mut D, depth: usize) -> Option<Value> {
+    const TYPES: [&str; 6] = ["object", "array", "string", "integer", "number", "boolean"];
+    const FLAGS: [&str; 4] = [
+        "x-kubernetes-preserve-unknown-fields",
+        "x-kubernetes-int-or-string",
+        "x-kubernetes-embedded-resource",
+        "additionalProperties",
+    ];
+    let types = if depth < DEPTH { &TYPES[..] } else { &TYPES[2..] };
+    let of = types[(0..types.len()).generate(driver)?];
+    let mut map = serde_json::Map::from_iter([("type".to_owned(), json!(of))]);
+    match of {
+        "object" => {
+            let mut properties = serde_json::Map::new();
+            for _ in 0..(0..4_usize).generate(driver)? {
+                let name = NAMES[(0..NAMES.len()).generate(driver)?];
+                properties.insert(name.into(), schema(driver, depth + 1)?);
+            }
+            map.insert("properties".into(), properties.into());
+        }
+        "array" => {
+            map.insert("items".into(), schema(driver, depth + 1)?);
+            map.insert("x-kubernetes-list-map-keys".into(), json!(["name"]));
+            let list = ["atomic", "set", "map", "bag"][(0..4_usize).generate(driver)?];
+            map.insert("x-kubernetes-list-type".into(), json!(list));
+        }
+        _ => {}
+    }
+    if (0..4_u8).generate(driver)? == 0 {
+        map.insert(FLAGS[(0..FLAGS.len()).generate(driver)?].into(), json!(true));
+    }
+    if (0..4_u8).generate(driver)? == 0 {
+        map.insert("default".into(), value(driver, DEPTH - 1)?);
+    }
+    Some(Value::Object(map))
+}
+
+impl ValueGenerator for Schemas {
+    type Output = Value;
+
+    fn generate<D: Driver>(&self, driver: &mut D) -> Option<Value> {
+        Some(json!({"type": "object", "properties": {"spec": schema(driver, 0)?, "items": schema(driver, 0)?}}))
+    }
+}
+
 /// What is decoded is JSON, and settles when it is made whole.
 fn settles(target: &Target<'_>, object: &Value) {
     let text = object.to_string();
@@ -170,6 +220,28 @@ fn json_is_the_same_as_yaml() {
         assert_eq!(json.as_ref().ok(), yaml.as_ref().ok(), "{text}: {json:?} {yaml:?}");
         if let Ok(decoded) = json {
             settles(target, &decoded.object);
+        }
+    });
+}
+
+#[test]
+fn a_schema_is_made_into_types_or_refused() {
+    let of = GroupVersionKind { group: "x.example.com", version: "v1", kind: "Widget" };
+    check!().with_generator((Schemas, Json, Json)).for_each(|(schema, spec, items)| {
+        let Ok(types) = structural(built_in(), of, schema) else { return };
+        let GroupVersionKind { group, version, kind } = of;
+        let target = Target { group, version, kind, schema: types.get() };
+        let text = json!({"metadata": {"name": "w"}, "spec": spec, "items": items}).to_string();
+        let Ok(decoded) = body(text.as_bytes(), Media::Json, &target, FieldValidation::Warn) else { return };
+        settles(&target, &decoded.object);
+        let mut once = decoded.object;
+        default(target.schema, &mut once);
+        let mut twice = once.clone();
+        default(target.schema, &mut twice);
+        assert_eq!(once, twice, "{schema}");
+        if let Ok(patched) = patch::apply(PatchKind::Strategic, text.as_bytes(), &once, &target, FieldValidation::Warn)
+        {
+            assert!(patched.object.is_object(), "{schema}");
         }
     });
 }
