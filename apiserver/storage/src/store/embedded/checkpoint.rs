@@ -71,9 +71,12 @@ impl Slot {
     }
 }
 
-/// An open sled and how many keys it holds.
+/// A sled and how many keys it holds.
 pub(super) struct Sled {
-    db: sled::Db,
+    path: PathBuf,
+    /// None: nothing was written since it was read. What reading leaves in its memory is half as much again as what was
+    /// read, whatever its cache's bound, and goes only with the whole.
+    db: Option<sled::Db>,
     keys: u64,
 }
 
@@ -103,7 +106,7 @@ fn open(path: &Path) -> Result<sled::Db, Trouble> {
 }
 
 impl Sled {
-    /// Opens sled and reads all of it, checked; `Err`: it is to be set aside.
+    /// Reads all of sled, checked; `Err`: it is to be set aside.
     pub(super) fn load(path: &Path, plain: &ReadPlain) -> Result<(Self, Revision, Rows), Trouble> {
         let db = open(path)?;
         let mut writes = Vec::new();
@@ -136,7 +139,16 @@ impl Sled {
         if writes.len() as u64 != count {
             return Err(format!("it holds {} keys instead of {count}", writes.len()));
         }
-        Ok((Self { db, keys: count }, revision, writes))
+        guarded(|| {
+            drop(db);
+            Ok(())
+        })?;
+        Ok((Self { path: path.to_owned(), db: None, keys: count }, revision, writes))
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_open(&self) -> bool {
+        self.db.is_some()
     }
 
     /// Puts the folder aside (beside it, for a person to look at) and fills a new one.
@@ -146,7 +158,7 @@ impl Sled {
             let _ = fs::remove_dir_all(&aside);
             fs::rename(path, &aside).map_err(|error| error.to_string())?;
         }
-        let mut sled = Self { db: open(path)?, keys: 0 };
+        let mut sled = Self { path: path.to_owned(), db: Some(open(path)?), keys: 0 };
         sled.apply(rows, revision)?;
         Ok(sled)
     }
@@ -154,20 +166,27 @@ impl Sled {
     /// Applies rows, and with the last of them in one batch what is applied then. Where there are more than one batch
     /// holds, sled doesn't say what it holds until the last one, and a start in between rebuilds it.
     fn apply(&mut self, rows: &[Write], applied: Revision) -> Result<(), Trouble> {
+        let db = match self.db.take() {
+            Some(db) => db,
+            None => open(&self.path)?,
+        };
+        let db = self.db.insert(db);
+        // Blocking, from one thread only: `flush_async` deadlocks.
+        let write = |batch| guarded(|| db.apply_batch(batch).and_then(|()| db.flush().map(|_| ())));
         let mut batch = sled::Batch::default();
         let mut batch_bytes = 0;
-        for write in rows {
+        for row in rows {
             if batch_bytes >= BATCH_BYTES {
                 batch.remove(APPLIED);
-                self.write(std::mem::take(&mut batch))?;
+                write(std::mem::take(&mut batch))?;
                 batch_bytes = 0;
             }
-            batch_bytes += write.stored.as_ref().map_or(0, |stored| stored.bytes());
-            let key = write.key.as_bytes();
-            let there = guarded(|| self.db.contains_key(key))?;
-            if write.stored.is_some() {
+            batch_bytes += row.stored.as_ref().map_or(0, |stored| stored.bytes());
+            let key = row.key.as_bytes();
+            let there = guarded(|| db.contains_key(key))?;
+            if row.stored.is_some() {
                 let mut value = Vec::new();
-                frame::encode_write(&mut value, write);
+                frame::encode_write(&mut value, row);
                 batch.insert(key, sealed(value));
                 self.keys += u64::from(!there);
             } else {
@@ -178,12 +197,7 @@ impl Sled {
         let mut record = applied.to_le_bytes().to_vec();
         record.extend_from_slice(&self.keys.to_le_bytes());
         batch.insert(APPLIED, sealed(record));
-        self.write(batch)
-    }
-
-    /// Blocking, from one thread only: `flush_async` deadlocks.
-    fn write(&self, batch: sled::Batch) -> Result<(), Trouble> {
-        guarded(|| self.db.apply_batch(batch).and_then(|()| self.db.flush().map(|_| ())))
+        write(batch)
     }
 }
 
