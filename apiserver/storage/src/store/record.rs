@@ -8,8 +8,8 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -24,7 +24,7 @@ const DELETING: u8 = 2;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Record {
     /// Head and body.
-    bytes: Bytes,
+    bytes: Arc<[u8]>,
     /// Where the body begins.
     body_at: u32,
 }
@@ -138,8 +138,7 @@ impl Record {
         out[24..28].copy_from_slice(&fields.to_le_bytes());
         let body_at = length(out.len());
         out.extend_from_slice(body);
-        // Without the room that was left over: these bytes stay.
-        Self { bytes: out.into_boxed_slice().into(), body_at }
+        Self { bytes: out.into(), body_at }
     }
 
     /// Of a body that nothing is known of.
@@ -196,7 +195,7 @@ impl Record {
         Texts(fields).count_whole()?;
         let sound = Texts(labels).count_whole()? % 2 == 0 && number(4) <= body.len();
         let body_at = u32::try_from(bytes.len() - body.len()).ok()?;
-        sound.then(|| Self { bytes: Bytes::copy_from_slice(bytes), body_at })
+        sound.then(|| Self { bytes: bytes.into(), body_at })
     }
 
     /// Head and body, as logs and snapshots hold them.

@@ -1,7 +1,8 @@
 //! The start: the newest base that checks out (sled, or a snapshot), then the log's tail. A torn tail is cut off;
 //! anything else that doesn't fit stops the start and names the file.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::super::plan::{State, Write};
@@ -92,8 +93,11 @@ fn replay(
     let files = segment_files(&folder)?;
     let mut tail: Option<Tail> = None;
     let mut segments: Vec<Segment> = Vec::new();
+    // One for all: freed ones of this size would stay as holes between what is kept of them.
+    let mut bytes = Vec::new();
     for (index, file) in files.iter().enumerate() {
-        let bytes = fs::read(file).map_err(|error| unusable(file, &error))?;
+        bytes.clear();
+        File::open(file).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(|error| unusable(file, &error))?;
         let mut at = 0;
         while at < bytes.len() {
             let Some((header, payload)) = frame::check(&bytes[at..]) else {
