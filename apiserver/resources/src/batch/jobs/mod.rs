@@ -12,6 +12,7 @@ use crate::rules;
 use crate::workloads::{self, SPEC};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
+mod policies;
 mod status;
 mod validate;
 

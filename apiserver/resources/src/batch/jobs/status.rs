@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::validate::{bare, intervals};
+use super::policies::intervals;
+use super::validate::bare;
 use super::{is_finished, is_true};
 use crate::field::{Errors, FieldError};
 use crate::read::{get, has, int, is_zero, items, text, time};

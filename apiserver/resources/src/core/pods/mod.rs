@@ -23,6 +23,7 @@ mod probes;
 pub(crate) mod resources;
 mod security;
 pub(crate) mod spec;
+mod systems;
 pub(crate) mod update;
 mod volumes;
 pub(crate) mod warnings;
@@ -81,6 +82,16 @@ const SELECTABLE: &[Text] = &[
     Text::Borrowed("status.podIPs"),
     Text::Borrowed("status.nominatedNodeName"),
 ];
+
+/// Calls `visit` for each container with its path, init containers first.
+fn each_container<'a>(spec: &'a Value, path: &Path<'_>, mut visit: impl FnMut(&'a Value, &Path<'_>)) {
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        let at = path.child(list);
+        for (i, container) in items(spec, list).iter().enumerate() {
+            visit(container, &at.index(i));
+        }
+    }
+}
 
 impl Strategy for Pod {
     fn default(&self, object: &mut Value) {

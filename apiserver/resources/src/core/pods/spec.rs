@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::containers::Around;
-use super::{containers, environment, placement, resources, security, volumes};
+use super::{containers, environment, placement, resources, security, systems, volumes};
 use crate::field::{Errors, Path, quoted};
 use crate::metadata::{annotations, label_name, labels, quantity};
 use crate::read::{flag, get, has, int, items, text, texts};
@@ -53,11 +53,11 @@ pub(crate) fn pod_spec(errors: &mut Errors, spec: &Value, pod_name: Option<&str>
     }
     placement::gates(errors, items(spec, "schedulingGates"), &path.child("schedulingGates"));
     placement::spread(errors, items(spec, "topologySpreadConstraints"), &path.child("topologySpreadConstraints"));
-    security::host_process(errors, spec, path);
+    systems::host_process(errors, spec, path);
     security::host_users(errors, spec, path);
     host_name(errors, spec, path);
     names(errors, spec, path);
-    security::os(errors, spec, path);
+    systems::os(errors, spec, path);
     environment::file_keys(errors, spec, path);
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::security::each_container;
+use super::each_container;
 use super::spec::fractional_bytes;
 use crate::core::addresses::odd_ip;
 use crate::field::{Path, quoted};
