@@ -69,7 +69,7 @@ impl Claimed<'_> {
         let metadata = object::metadata_mut(&mut object);
         metadata.insert("creationTimestamp".into(), json!(object::time(self.now)));
         metadata.insert("uid".into(), json!(self.env.uid()));
-        Record::read(object.to_string().as_bytes(), |_| None)
+        Record::of(&object)
     }
 }
 

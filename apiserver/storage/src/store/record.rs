@@ -147,6 +147,16 @@ impl Record {
         Self::new(body, &Facts::default())
     }
 
+    /// Of an object in hand, of whose fields selectors name none.
+    #[must_use]
+    pub fn of(object: &Value) -> Self {
+        let body = object.to_string();
+        match Stamp::find(body.as_bytes()) {
+            Some(stamp) => Self::with_stamp(body.as_bytes(), stamp, object, |_| None),
+            None => Self::read(body.as_bytes(), |_| None),
+        }
+    }
+
     /// Of an object's JSON, reading what it says: for what was stored without a head. `fields` gives what selectors may
     /// ask for of the parsed object.
     #[must_use]
@@ -397,6 +407,10 @@ mod tests {
         assert_eq!(record.labels().collect::<Vec<_>>(), [("a", "1"), ("b", "2")]);
         assert_eq!((record.fields_named(), record.fields().collect::<Vec<_>>()), (7, vec!["Pod"]));
         assert!(record.is_deleting() && record.namespace_len() == 1);
+        for object in [object.clone(), json!({"metadata": {"resourceVersion": "7"}}), json!({"metadata": 7}), json!([])]
+        {
+            assert_eq!(Record::of(&object), Record::read(object.to_string().as_bytes(), nothing), "{object}");
+        }
         let (at, comma) = record.stamp().unwrap();
         assert!(record.body()[..at].ends_with(b"\"metadata\":{") && comma);
         let stamped = Record::read(br#"{"metadata":{"resourceVersion":"7"}}"#, nothing);
