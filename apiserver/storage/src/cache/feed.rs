@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Weak};
 
-use machinery_api::StorageKey;
+use machinery_api::{StorageKey, StoragePrefix};
 
 use super::object::Cached;
 use super::{Inner, ResourceCache, Versions, WatchCache};
@@ -19,10 +19,26 @@ impl Feed {
     }
 }
 
+/// What a key's entry becomes in the cache, made before its lock is taken.
+struct Made {
+    /// The resource that it belonged to then.
+    home: Option<StoragePrefix>,
+    object: Option<Arc<Cached>>,
+}
+
+impl Made {
+    fn of(cache: &WatchCache, key: &str, entry: Option<&Entry>) -> Self {
+        let (home, fields) = cache.home(key).map_or((None, None), |(home, fields)| (Some(home), fields));
+        Self { home, object: entry.map(|entry| Arc::new(Cached::new(entry, fields))) }
+    }
+}
+
 impl Inner {
-    /// `new`: what the change makes of the object.
-    fn apply(&mut self, change: &Change, mut new: Option<Arc<Cached>>) {
-        let prefix = StorageKey::prefixes(&change.key).find(|prefix| self.shelves.contains_key(*prefix));
+    fn apply(&mut self, change: &Change, made: Made) {
+        let Made { home, object: mut new } = made;
+        let known = home.as_ref().map(|home| home.as_str()).filter(|home| self.shelves.contains_key(*home));
+        let search = || StorageKey::prefixes(&change.key).find(|prefix| self.shelves.contains_key(*prefix));
+        let prefix = known.or_else(search);
         let mut shelf = prefix.and_then(|prefix| self.shelves.get_mut(prefix));
         if let (Some(shelf), Some(made)) = (&shelf, &new)
             && !made.is_extracted_by(&shelf.resource)
@@ -57,21 +73,21 @@ impl Inner {
 impl Sink for Feed {
     fn start(&self, state: Vec<Entry>, revision: Revision) {
         let Some(cache) = self.0.upgrade() else { return };
-        let state: Vec<Arc<Cached>> =
-            state.iter().map(|entry| Arc::new(Cached::new(entry, cache.fields(&entry.key)))).collect();
+        let state: Vec<Made> = state.iter().map(|entry| Made::of(&cache, &entry.key, Some(entry))).collect();
         let mut inner = cache.write();
         let Inner { versions, shelves } = &mut *inner;
         for shelf in shelves.values_mut() {
             *shelf = ResourceCache { changed: 0, ..ResourceCache::new(shelf.resource.clone(), revision) };
         }
-        let state = state.into_iter().map(|cached| {
-            let prefix = StorageKey::prefixes(&cached.key).find(|prefix| shelves.contains_key(*prefix));
-            if let Some(shelf) = prefix.and_then(|prefix| shelves.get_mut(prefix)) {
+        let state = state.into_iter().filter_map(|Made { home, object }| {
+            let cached = object?;
+            // It is fed once, before anybody can add a resource.
+            if let Some(shelf) = home.and_then(|home| shelves.get_mut(&home)) {
                 shelf.index.add(&shelf.resource, &cached);
                 shelf.counts.add(&shelf.resource, &cached.key);
                 shelf.changed = shelf.changed.max(cached.modified);
             }
-            (cached.key.clone(), cached.modified, cached)
+            Some((cached.key.clone(), cached.modified, cached))
         });
         *versions = Versions::filled(revision, state);
         drop(inner);
@@ -80,13 +96,11 @@ impl Sink for Feed {
 
     fn commit(&self, changes: &[Change]) {
         let (Some(cache), Some(last)) = (self.0.upgrade(), changes.last()) else { return };
-        let made = |change: &Change| {
-            change.entry.as_ref().map(|entry| Arc::new(Cached::new(entry, cache.fields(&change.key))))
-        };
-        let made: Vec<Option<Arc<Cached>>> = changes.iter().map(made).collect();
+        let made: Vec<Made> =
+            changes.iter().map(|change| Made::of(&cache, &change.key, change.entry.as_ref())).collect();
         let mut inner = cache.write();
-        for (change, new) in changes.iter().zip(made) {
-            inner.apply(change, new);
+        for (change, made) in changes.iter().zip(made) {
+            inner.apply(change, made);
         }
         drop(inner);
         cache.publish(last.revision);

@@ -207,7 +207,7 @@ impl WatchCache {
     /// An entry that the store handed back, as the cache will hold it.
     #[must_use]
     pub fn parsed(&self, entry: &Entry) -> Arc<Cached> {
-        Arc::new(Cached::new(entry, self.fields(&entry.key)))
+        Arc::new(Cached::new(entry, self.home(&entry.key).and_then(|(_, fields)| fields)))
     }
 
     /// One object as of now.
@@ -351,9 +351,11 @@ impl WatchCache {
         inner.shelf(prefix).and_then(|shelf| shelf.count(prefix)).unwrap_or(0)
     }
 
-    /// The fields of the resource that a key belongs to.
-    fn fields(&self, key: &str) -> Option<Arc<Fields>> {
-        self.read().shelf(key)?.resource.fields.clone()
+    /// The resource that a key belongs to, and its fields.
+    fn home(&self, key: &str) -> Option<(StoragePrefix, Option<Arc<Fields>>)> {
+        let inner = self.read();
+        let resource = &inner.shelf(key)?.resource;
+        Some((resource.prefix.clone(), resource.fields.clone()))
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
