@@ -10,7 +10,7 @@ use kubelet::server::ServingTls;
 use machinery_env::Env;
 use oci_registry::BlobStore;
 use tokio::sync::oneshot;
-use wasm_runtime::engine::{CompileBounds, CompileProcess, Engine, EngineConfig};
+use wasm_runtime::engine::{CompileBounds, CompileProcess, Engine, EngineConfig, GuestThreads};
 
 use super::ground::{Ground, reachable};
 use super::identities::ComponentIdentity;
@@ -37,16 +37,17 @@ fn guest_memory_bytes() -> anyhow::Result<u64> {
     Ok(system.total_memory() / 100 * GUEST_MEMORY_PERCENT)
 }
 
-/// The engine of this process.
+/// The engine of this process, and the threads that its guests run on.
 pub(super) fn engine(env: &Env, data: &DataDir) -> anyhow::Result<Engine> {
     let config = EngineConfig {
         cache_dir: data.path().join("compiled"),
-        threads: std::thread::available_parallelism().map_or(2, usize::from),
         memory_max_bytes: guest_memory_bytes()?,
         compile_process: Some(CompileProcess::current().context("cannot find this program's file")?),
         compile_bounds: CompileBounds::default(),
     };
-    Ok(Engine::new(config, env.clone())?)
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let threads = GuestThreads::start(cores, env).context("cannot start the guests' threads")?;
+    Ok(Engine::new(config, threads, env.clone())?)
 }
 
 /// `--nodes` agents, and the collector of images that no pod of theirs uses.

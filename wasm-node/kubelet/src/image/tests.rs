@@ -11,7 +11,11 @@ use super::*;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobStore, digest};
 use runtime_api::{Kind, Metering};
-use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, inspect};
+use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, GuestThreads, inspect};
+
+fn engine(config: EngineConfig, env: Env) -> Engine {
+    Engine::new(config, GuestThreads::start(2, &env).unwrap(), env).unwrap()
+}
 
 struct Bench {
     images: Images,
@@ -48,12 +52,11 @@ impl Bench {
         let blobs = if pulled.exists() { served } else { Arc::new(BlobStore::open(pulled).unwrap()) };
         let config = EngineConfig {
             cache_dir: dir.path().join("compiled"),
-            threads: 2,
             memory_max_bytes: 1 << 30,
             compile_process: None,
             compile_bounds: CompileBounds::default(),
         };
-        let engine = Engine::new(config, env.clone()).unwrap();
+        let engine = engine(config, env.clone());
         let files = dir.path().join("files");
         std::fs::create_dir(&files).unwrap();
         let images = Images::open(Arc::new(engine), env.clone(), blobs, Some(access.clone()), vec![files]).unwrap();
@@ -122,13 +125,11 @@ async fn what_is_pushed_can_be_pulled() {
     let blobs = Arc::new(BlobStore::open(bench.dir.path().join("pulled")).unwrap());
     let config = EngineConfig {
         cache_dir: bench.dir.path().join("compiled"),
-        threads: 2,
         memory_max_bytes: 1 << 30,
         compile_process: None,
         compile_bounds: CompileBounds::default(),
     };
-    let again = Images::open(Arc::new(Engine::new(config, Env::real()).unwrap()), Env::real(), blobs, None, Vec::new())
-        .unwrap();
+    let again = Images::open(Arc::new(engine(config, Env::real())), Env::real(), blobs, None, Vec::new()).unwrap();
     assert_eq!(again.present(image).unwrap().unwrap().module, digest(&moved));
 }
 

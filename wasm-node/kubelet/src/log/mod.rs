@@ -4,6 +4,8 @@
 //! open. The bytes stay as the guest wrote them.
 
 mod budget;
+#[cfg(test)]
+mod fuzz;
 pub mod read;
 
 use std::fs::{File, OpenOptions};

@@ -1,7 +1,7 @@
 //! Reading a container's log for `kubectl logs`: the lines asked for, and those that follow.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -148,7 +148,7 @@ fn open(path: &Path, tail: Option<u64>) -> io::Result<Vec<LogFile>> {
 }
 
 /// Puts the file at its last `lines` lines; answers how many there are, at most that.
-fn seek_back(file: &mut File, lines: u64) -> io::Result<u64> {
+pub(super) fn seek_back(file: &mut (impl Read + Seek), lines: u64) -> io::Result<u64> {
     let size = file.seek(SeekFrom::End(0))?;
     if lines == 0 || size == 0 {
         return Ok(0);
@@ -197,22 +197,28 @@ async fn drain(
         if chunk.is_empty() {
             return Some((file, *left > 0));
         }
-        unfinished.extend_from_slice(&chunk);
-        let mut text = Vec::new();
-        let whole = unfinished.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        for line in unfinished[..whole].split_inclusive(|byte| *byte == b'\n') {
-            format(line, options, &mut text);
-        }
-        unfinished.drain(..whole);
-        if unfinished.len() > LINE_BYTES_MAX {
-            unfinished.clear();
-        }
-        text.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
-        *left -= text.len() as u64;
+        let text = show(&chunk, unfinished, options, left);
         if !text.is_empty() && out.send(text.into()).await.is_err() || *left == 0 {
             return Some((file, false));
         }
     }
+}
+
+/// What is shown of the next bytes of a file, after those of a line that was `unfinished`: no more than is `left`.
+pub(super) fn show(chunk: &[u8], unfinished: &mut Vec<u8>, options: &Options, left: &mut u64) -> Vec<u8> {
+    unfinished.extend_from_slice(chunk);
+    let mut text = Vec::new();
+    let whole = unfinished.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    for line in unfinished[..whole].split_inclusive(|byte| *byte == b'\n') {
+        format(line, options, &mut text);
+    }
+    unfinished.drain(..whole);
+    if unfinished.len() > LINE_BYTES_MAX {
+        unfinished.clear();
+    }
+    text.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+    *left -= text.len() as u64;
+    text
 }
 
 /// One line of a file as it is shown.

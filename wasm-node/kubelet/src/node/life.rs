@@ -21,6 +21,13 @@ use crate::server::ServingTls;
 /// Where a server listens whose pod names no port.
 const PORT: u16 = 80;
 
+/// What the API server does with a request instead of answering it.
+#[derive(Clone, Copy)]
+enum Answer {
+    Never,
+    Refusal,
+}
+
 #[derive(Default)]
 struct Cluster {
     version: u64,
@@ -31,6 +38,8 @@ struct Cluster {
     watches: Vec<Watch>,
     /// Watches of what never changes here.
     silent: Vec<Watch>,
+    /// What comes of a status that is written: none = it is taken.
+    statuses: Option<Answer>,
 }
 
 impl Cluster {
@@ -63,6 +72,11 @@ impl Played for Cluster {
     fn answer(&mut self, method: &Method, path: &str, body: &Value) -> Option<(u16, Value)> {
         let name = path.trim_end_matches("/status").rsplit('/').next().unwrap_or_default().to_owned();
         Some(match (method, path) {
+            (&Method::PATCH, _) if path.ends_with("/status") && self.statuses.is_some() => match self.statuses? {
+                Answer::Never => return None,
+                Answer::Refusal => (422, json!({"kind": "Status", "code": 422, "reason": "Invalid"})),
+            },
+            (&Method::GET, _) if path.contains("/runtimeclasses/") => return None,
             (&Method::PATCH, _) if path.ends_with("/status") => {
                 let Some(mut pod) = self.pods.get(&name).cloned() else { return Some(played::missing()) };
                 // Whole lists, as the agent replaces them.
@@ -114,6 +128,10 @@ struct Node {
 
 impl Node {
     async fn start() -> Self {
+        Self::with_addresses("127.66.0.0/24").await
+    }
+
+    async fn with_addresses(cidr: &str) -> Self {
         let (api, dir, stop) = (Api::default(), tempfile::tempdir().unwrap(), CancellationToken::new());
         let (env, client, network) = (Env::real(), api.client(), PodNetwork::default());
         let files = dir.path().join("files");
@@ -142,13 +160,13 @@ impl Node {
             logs: log::Writer::start(env.clone(), log::Budget::of_disk(0), &logs).unwrap(),
             measurer: Measurer::start(env).unwrap(),
         };
-        let (addresses, pods) = (Addresses::new("127.66.0.0/24").unwrap(), Arc::new(PodViews::default()));
+        let (addresses, pods) = (Addresses::new(cidr).unwrap(), Arc::new(PodViews::default()));
         let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), &stop));
         tokio::spawn(super::pods::run(shared));
         Self { api, network, stop, dir }
     }
 
-    /// Binds a pod whose module is that script.
+    /// Binds a pod whose module is that script; what is given is put into its spec, but for its status.
     fn run(&self, name: &str, script: &str, spec: &Value) {
         let module = self.dir.path().join("files").join(format!("{name}.wasm"));
         std::fs::write(&module, script).unwrap();
@@ -163,9 +181,23 @@ impl Node {
             "status": {"phase": "Pending"},
         });
         for (field, value) in spec.as_object().unwrap() {
-            pod["spec"][field] = value.clone();
+            match field.as_str() {
+                "status" => pod["status"] = value.clone(),
+                _ => pod["spec"][field] = value.clone(),
+            }
         }
         self.api.with(|cluster| cluster.put(pod));
+    }
+
+    /// Deletes a pod, and waits until it is gone.
+    async fn delete(&self, name: &str) {
+        self.api.with(|cluster| {
+            let mut pod = cluster.pods[name].clone();
+            pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            pod["metadata"]["deletionGracePeriodSeconds"] = json!(10);
+            cluster.put(pod);
+        });
+        self.api.until("deleted", |cluster| (!cluster.pods.contains_key(name)).then_some(())).await;
     }
 
     async fn until(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
@@ -213,13 +245,7 @@ async fn a_server_is_ready_answers_and_drains() {
     let body: Body = Empty::new().map_err(|never| match never {}).boxed_unsync();
     let answer = serve.http(&origin, Request::get("http://web/").body(body).unwrap()).await.unwrap();
     assert_eq!(answer.status(), 204);
-    node.api.with(|cluster| {
-        let mut pod = cluster.pods["web"].clone();
-        pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        pod["metadata"]["deletionGracePeriodSeconds"] = json!(10);
-        cluster.put(pod);
-    });
-    node.api.until("deleted", |cluster| (!cluster.pods.contains_key("web")).then_some(())).await;
+    node.delete("web").await;
     assert!(node.network.find(ip, Protocol::Tcp, PORT).is_none(), "nobody is sent to it any more");
     let reasons = node
         .api
@@ -239,4 +265,55 @@ async fn a_module_that_does_not_start_is_not_ready() {
     node.until("broken", "running and not ready", ready).await;
     let waiting = |status: &Value| status["containerStatuses"][0]["state"]["waiting"]["reason"] == "ErrImagePull";
     node.until("nonsense", "waiting", waiting).await;
+}
+
+/// Pods of an earlier run of the agent run again, whatever the API server does with what is said of them first.
+#[tokio::test(flavor = "multi_thread")]
+async fn resumed_pods_run_also_where_the_api_takes_no_status() {
+    for statuses in [Answer::Refusal, Answer::Never] {
+        let node = Node::start().await;
+        node.api.with(|cluster| cluster.statuses = Some(statuses));
+        let ip = "127.66.0.7";
+        let running = json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}});
+        let container = json!({
+            "name": "c", "image": "i", "imageID": "", "restartCount": 0, "ready": true, "started": true, "state": running,
+        });
+        node.run(
+            "web",
+            "server status=204",
+            &json!({"status": {
+                "phase": "Running", "startTime": "2026-01-01T00:00:00Z", "podIP": ip, "podIPs": [{"ip": ip}],
+                "conditions": [{"type": "Ready", "status": "True"}], "containerStatuses": [container],
+            }}),
+        );
+        let ip = ip.parse().unwrap();
+        let serves = async {
+            while node.network.find(ip, Protocol::Tcp, PORT).is_none() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(30), serves).await.expect("it runs");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_runtime_class_cannot_be_read_can_be_deleted() {
+    let node = Node::start().await;
+    node.run("odd", "server status=204", &json!({"runtimeClassName": "odd"}));
+    node.delete("odd").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_waits_for_an_address_gets_the_next_one_that_comes_free() {
+    let node = Node::with_addresses("127.66.0.0/30").await;
+    for name in ["a", "b"] {
+        node.run(name, "server status=204", &json!({}));
+        node.until(name, "ready", is_ready).await;
+    }
+    node.run("c", "server status=204", &json!({}));
+    let told = |cluster: &Cluster| cluster.events.iter().any(|said| said == "FailedCreatePodSandBox").then_some(());
+    node.api.until("told that it waits", told).await;
+    node.delete("a").await;
+    let status = node.until("c", "ready", is_ready).await;
+    assert_eq!(status["podIP"], "127.66.0.1");
 }

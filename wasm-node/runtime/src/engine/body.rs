@@ -165,7 +165,7 @@ impl MapTrailers for Frame<Bytes> {
 }
 
 fn strip_trailers(trailers: &mut http::HeaderMap) {
-    super::server::strip(trailers);
+    super::response::strip(trailers);
     trailers.remove(http::header::CONTENT_LENGTH);
 }
 

@@ -16,10 +16,13 @@ mod compile;
 pub(crate) mod container;
 pub(crate) mod cpu;
 pub(crate) mod epoch;
+mod failure;
 mod growth;
 mod inspect;
 pub(crate) mod limits;
 mod load;
+mod request;
+mod response;
 mod runtime;
 mod server;
 mod settings;
@@ -41,11 +44,11 @@ pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, compil
 pub use container::Container;
 pub use inspect::inspect;
 pub use load::Loaded;
+pub use runtime::GuestThreads;
 pub use server::HttpServer;
 
 use epoch::Ticker;
 use growth::Growth;
-use runtime::GuestRuntime;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{Grants, LoadError, Metering};
 use shares::Turns;
@@ -61,8 +64,6 @@ pub const WASMTIME_VERSION: &str = "48.0.8";
 pub struct EngineConfig {
     /// Where compiled modules are kept (made with mode 0700, trusted by later starts of this node).
     pub cache_dir: PathBuf,
-    /// Threads for guests; usually the number of cores.
-    pub threads: usize,
     /// All memory that guests of this process may hold together; over it the growing container is OOM-killed.
     pub memory_max_bytes: u64,
     /// How to start the compiler process ([`compile_worker`]); none = compile on threads of this process, where a
@@ -78,7 +79,7 @@ pub enum EngineError {
     /// wasmtime refused the settings.
     #[error("wasmtime: {0}")]
     Wasmtime(String),
-    /// Threads or the cache folder could not be made.
+    /// The cache folder could not be made.
     #[error("{what}: {source}")]
     Io {
         /// What was being made.
@@ -121,10 +122,7 @@ struct Inner {
     env: Env,
     epochs: Arc<Metered>,
     fuel: OnceLock<Result<Arc<Metered>, String>>,
-    /// Whose turn it is where CPU is short.
-    turns: Arc<Turns>,
-    ticker: Ticker,
-    runtime: GuestRuntime,
+    threads: GuestThreads,
     /// Commands of all engines: what they take is the process's.
     commands: Arc<Slots>,
     ledger: Arc<Ledger>,
@@ -142,31 +140,22 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Makes the engine, its threads and its cache folder.
-    pub fn new(config: EngineConfig, env: Env) -> Result<Self, EngineError> {
-        let turns = Turns::new(runtime::worker_threads(config.threads));
-        let ticker =
-            Ticker::start(turns.clone()).map_err(|source| EngineError::Io { what: "starting the ticker", source })?;
+    /// Makes the engine and its cache folder. Guests run on `threads`; nothing is started here.
+    pub fn new(config: EngineConfig, threads: GuestThreads, env: Env) -> Result<Self, EngineError> {
         let wrong = |error: wasmtime::Error| EngineError::Wasmtime(format!("{error:#}"));
-        let (epochs, live) = Metered::new(Metering::Epochs, &ticker).map_err(wrong)?;
-        let runtime = GuestRuntime::start(config.threads)
-            .map_err(|source| EngineError::Io { what: "starting guest threads", source })?;
-        let polled = ticker.polled();
-        runtime.handle().spawn(shares::dispatch(turns.clone(), env.clone(), move || polled.count()));
+        let (epochs, live) = Metered::new(Metering::Epochs, &threads.ticker).map_err(wrong)?;
         let cache = aot::Cache::open(config.cache_dir)
             .map_err(|source| EngineError::Io { what: "making the folder of compiled modules", source })?;
         let ledger = Ledger::node();
         ledger.set_limit(Resource::Memory, config.memory_max_bytes);
         ledger.set_limit(Resource::Descriptors, Descriptors::process().max(Class::Guests) as u64);
         let inner = Inner {
-            disk: NodeDisk::new(&env, &ledger, Some(ticker.polled())),
+            disk: NodeDisk::new(&env, &ledger, Some(threads.ticker.polled())),
             compiler: compile::Compiler::new(config.compile_process, config.compile_bounds, &env),
             env,
             epochs: Arc::new(epochs),
             fuel: OnceLock::new(),
-            turns,
-            ticker,
-            runtime,
+            threads,
             commands: Slots::new(settings::commands(live)),
             ledger,
             growth: Arc::default(),
@@ -179,7 +168,7 @@ impl Engine {
     /// The threads that guests run on. Run the data plane here too.
     #[must_use]
     pub fn guest_runtime(&self) -> &Handle {
-        self.inner.runtime.handle()
+        self.inner.threads.runtime.handle()
     }
 
     /// Bytes that all guests of this process hold now.
@@ -201,15 +190,15 @@ impl Engine {
     }
 
     pub(crate) fn on_guest_thread(&self) -> bool {
-        self.inner.runtime.is_current()
+        self.inner.threads.runtime.is_current()
     }
 
     pub(crate) fn ticker(&self) -> &Ticker {
-        &self.inner.ticker
+        &self.inner.threads.ticker
     }
 
     pub(crate) fn turns(&self) -> &Arc<Turns> {
-        &self.inner.turns
+        &self.inner.threads.turns
     }
 
     pub fn env(&self) -> &Env {
@@ -235,7 +224,7 @@ impl Engine {
                 .inner
                 .fuel
                 .get_or_init(|| {
-                    let made = Metered::new(Metering::Fuel, &self.inner.ticker);
+                    let made = Metered::new(Metering::Fuel, &self.inner.threads.ticker);
                     made.map(|(engine, _)| Arc::new(engine)).map_err(|error| format!("{error:#}"))
                 })
                 .as_ref()

@@ -2,10 +2,14 @@
 //! the control plane of its process.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use machinery_env::Env;
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use super::epoch::Ticker;
+use super::shares::{self, Turns};
 use crate::host::disk_threads::THREADS_MAX;
 
 /// Nice value of guest threads: the control plane's threads win whenever both want to run.
@@ -23,9 +27,34 @@ thread_local! {
     static GUEST_RUNTIME: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How many guests can be polled at once where so many threads are wished for.
-pub(crate) fn worker_threads(threads: usize) -> usize {
-    threads.max(2)
+/// The threads of all guests of a process: they run from [`GuestThreads::start`] until this is dropped.
+pub struct GuestThreads {
+    pub(crate) runtime: GuestRuntime,
+    pub(crate) ticker: Ticker,
+    /// Whose turn it is where CPU is short.
+    pub(crate) turns: Arc<Turns>,
+}
+
+impl std::fmt::Debug for GuestThreads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestThreads").finish_non_exhaustive()
+    }
+}
+
+impl GuestThreads {
+    /// Starts as many as `count`, usually the number of cores, and at least two; and the one that interrupts guests.
+    ///
+    /// # Errors
+    /// The system gives no threads.
+    pub fn start(count: usize, env: &Env) -> std::io::Result<Self> {
+        let count = count.max(2);
+        let turns = Turns::new(count);
+        let ticker = Ticker::start(turns.clone())?;
+        let runtime = GuestRuntime::start(count)?;
+        let polled = ticker.polled();
+        runtime.handle().spawn(shares::dispatch(turns.clone(), env.clone(), move || polled.count()));
+        Ok(Self { runtime, ticker, turns })
+    }
 }
 
 pub(crate) struct GuestRuntime {
@@ -34,10 +63,10 @@ pub(crate) struct GuestRuntime {
 }
 
 impl GuestRuntime {
-    pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
+    fn start(threads: usize) -> std::io::Result<Self> {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let runtime = Builder::new_multi_thread()
-            .worker_threads(worker_threads(threads))
+            .worker_threads(threads)
             .max_blocking_threads(THREADS_MAX as usize + threads + SPARE_THREADS)
             .event_interval(TURNS_BETWEEN_EVENTS)
             .thread_name("guest")

@@ -5,40 +5,25 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body::Body as _;
-use http_body_util::{BodyExt, Empty, Full};
-use machinery_api::names::REASON_HEADER;
-use machinery_serve::net::framing::{strip_framing, strip_hop_by_hop};
+use http::{Method, Request, Response};
 use machinery_serve::net::{Body, Origin, Refused, Serve};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
-use wasmtime_wasi::I32Exit;
-use wasmtime_wasi_http::WasiHttpView;
-use wasmtime_wasi_http::p2::bindings::Proxy;
-use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
-use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
-use super::admission::{Admission, fits_alone};
-use super::body::{Exchange, GuestBody};
-use super::command::count_fuel;
-use super::container::{Container, Live, Shared};
+use super::body::Exchange;
+use super::container::{Container, Shared};
 use super::cpu::Metered;
-use super::growth::StoreLimiter;
+use super::failure::Failure;
 use super::limits::QUEUED_REQUESTS_MAX;
-use super::load::Pre;
-use super::state::{ComponentState, incoming};
+use super::request::{End, guest, instantiate};
+use super::response::respond;
 use runtime_api::{Kind, LoadError, NodeCall, Trial};
 
 /// Calls of the node's own at once: a probe of each kind, a hook, and a trial, which all wait for their answer.
 const NODE_CALLS_MAX: usize = 8;
-/// Body frames of a finished guest that are gathered before the head is sent: what its channel can hold, and trailers.
-const GATHERED_FRAMES_MAX: usize = 4;
 
 /// Answers requests for one container; cheap to clone. [`HttpServer::shut`] ends its requests.
 #[derive(Clone)]
@@ -78,67 +63,6 @@ impl Drop for Flight {
         }
     }
 }
-
-/// Why the guest gave no response, or none to the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Failure {
-    Trap,
-    Memory,
-    Fuel,
-    Timeout,
-    NoResponse,
-    /// More requests wait than can be kept.
-    Overload,
-    /// The container is being stopped.
-    Stopped,
-}
-
-impl Failure {
-    fn parts(self) -> (StatusCode, &'static str) {
-        match self {
-            Self::Trap => (StatusCode::BAD_GATEWAY, "trap"),
-            Self::Memory => (StatusCode::SERVICE_UNAVAILABLE, "memory"),
-            Self::Fuel => (StatusCode::SERVICE_UNAVAILABLE, "fuel"),
-            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
-            Self::NoResponse => (StatusCode::BAD_GATEWAY, "no-response"),
-            Self::Overload => (StatusCode::SERVICE_UNAVAILABLE, "overload"),
-            Self::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
-        }
-    }
-
-    fn count(self, shared: &Shared) {
-        let counters = &shared.counters;
-        let counter = match self {
-            Self::Trap => &counters.trap,
-            Self::Memory => &counters.memory,
-            Self::Fuel => &counters.fuel,
-            Self::Timeout => &counters.timeout,
-            Self::NoResponse => &counters.no_response,
-            Self::Overload | Self::Stopped => return,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn response(self, shared: &Shared) -> Response<Body> {
-        self.count(shared);
-        let (status, reason) = self.parts();
-        let text = format!("{} ({reason})\n", status.canonical_reason().unwrap_or_default());
-        let mut response = Response::new(full(Bytes::from(text)));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(HeaderName::from_static(REASON_HEADER), HeaderValue::from_static(reason));
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        response
-    }
-}
-
-fn full(bytes: Bytes) -> Body {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
-}
-
-/// How a guest ended.
-type End = Result<(), Failure>;
-type Head = Result<Response<HyperOutgoingBody>, ErrorCode>;
 
 impl Container {
     /// Makes a server of the container. Nothing runs until a request comes.
@@ -372,227 +296,6 @@ async fn drive_to_end<G: Future<Output = End>>(inner: Arc<Inner>, mut guest: Met
     }
     // Before the guest is dropped below: its body's channel closes then, and must not look like an end.
     exchange.end(true);
-}
-
-/// One request's guest, from its instance to its end.
-async fn guest(
-    shared: Arc<Shared>,
-    (request, call): (Request<Body>, Option<NodeCall>),
-    exchange: Arc<Exchange>,
-    head: oneshot::Sender<Head>,
-    held: (OwnedSemaphorePermit, Flight),
-) -> End {
-    let end = match instantiate(&shared, Some(exchange.clone()), call.as_ref()).await {
-        Ok(mut instance) => {
-            let result = handle(&mut instance.store, &instance.proxy, request, head).await;
-            count_fuel(&shared, &instance.store);
-            let limiter = &instance.store.data().limiter;
-            shared.door.ended(fits_alone(limiter, &shared).unwrap_or_else(|| limiter.held_bytes()));
-            let end = settle(&shared, result, limiter);
-            // Before the store goes: see `Exchange::end`.
-            exchange.end(end.is_err());
-            drop(instance);
-            end
-        }
-        Err(error) => {
-            exchange.end(true);
-            Err(error.failure)
-        }
-    };
-    drop(held);
-    end
-}
-
-struct InstantiateError {
-    failure: Failure,
-    error: wasmtime::Error,
-}
-
-impl std::fmt::Display for InstantiateError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:#}", self.error)
-    }
-}
-
-/// A live instance. What it takes is given back after it is gone: fields are dropped in their order.
-struct Instance {
-    store: Store<ComponentState>,
-    proxy: Proxy,
-    _live: Live,
-    _admission: Admission,
-}
-
-async fn instantiate(
-    shared: &Arc<Shared>,
-    exchange: Option<Arc<Exchange>>,
-    call: Option<&NodeCall>,
-) -> Result<Instance, InstantiateError> {
-    let trap = |error| InstantiateError { failure: Failure::Trap, error };
-    let Pre::Server(pre) = &*shared.pre else {
-        return Err(trap(wasmtime::Error::msg("not an HTTP server")));
-    };
-    let mut need = 0;
-    loop {
-        let admission = shared.admit(call, need).await;
-        let live = Live::new(shared);
-        let mut store = ComponentState::store(shared, exchange.clone()).map_err(trap)?;
-        let error = match pre.instantiate_async(&mut store).await {
-            Ok(proxy) => {
-                shared.door.started(store.data().limiter.held_bytes());
-                shared.instantiated(None);
-                return Ok(Instance { store, proxy, _live: live, _admission: admission });
-            }
-            Err(error) => error,
-        };
-        // Slots are counted so that this doesn't happen; if it does, it is no failure of the guest.
-        if error.is::<PoolConcurrencyLimitError>() {
-            tracing::warn!(container = shared.name, "the pool of instances is full before its slots are: {error:#}");
-            let slots = shared.door.share.slots().clone();
-            drop(store);
-            drop((live, admission));
-            slots.released().await;
-            continue;
-        }
-        // The others that live took the memory meanwhile: that says nothing about the module. Once more, when there is
-        // as much as this start is known to take.
-        if let Some(least) = fits_alone(&store.data().limiter, shared) {
-            need = least;
-            shared.door.started(least);
-            drop(store);
-            continue;
-        }
-        shared.instantiated(Some(&error));
-        let end = settle(shared, Err(error), &store.data().limiter);
-        let error = wasmtime::Error::msg(shared.last_broken());
-        return Err(InstantiateError { failure: end.err().unwrap_or(Failure::Trap), error });
-    }
-}
-
-async fn handle(
-    store: &mut Store<ComponentState>,
-    proxy: &Proxy,
-    request: Request<Body>,
-    head: oneshot::Sender<Head>,
-) -> wasmtime::Result<()> {
-    let (mut parts, body) = request.into_parts();
-    strip_hop_by_hop(&mut parts.headers);
-    let https = parts.uri.scheme() == Some(&http::uri::Scheme::HTTPS);
-    // A request without an authority, or with one that is no text, still is a request.
-    let readable = parts.headers.get(header::HOST).is_some_and(|host| host.to_str().is_ok());
-    if parts.uri.authority().is_none() && !readable {
-        parts.headers.insert(header::HOST, HeaderValue::from_static("localhost"));
-    }
-    let request = Request::from_parts(parts, incoming(body));
-    let mut view = store.data_mut().http();
-    let request = view.new_incoming_request(if https { Scheme::Https } else { Scheme::Http }, request)?;
-    let out = view.new_response_outparam(head)?;
-    proxy.wasi_http_incoming_handler().call_handle(store, request, out).await
-}
-
-fn settle(shared: &Shared, result: wasmtime::Result<()>, limiter: &StoreLimiter) -> End {
-    let Err(error) = result else { return Ok(()) };
-    if matches!(error.downcast_ref::<I32Exit>(), Some(I32Exit(0))) {
-        return Ok(());
-    }
-    shared.log_error(&error);
-    if limiter.exceeded().is_some() {
-        return Err(Failure::Memory);
-    }
-    match error.downcast_ref::<Trap>() {
-        Some(Trap::OutOfFuel) => Err(Failure::Fuel),
-        _ => Err(Failure::Trap),
-    }
-}
-
-/// Removes what a guest must not say: the node's own headers, and those that frame a message.
-pub(crate) fn strip(headers: &mut HeaderMap) {
-    strip_framing(headers);
-    headers.remove(header::TE);
-    headers.remove(header::TRAILER);
-    let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("coracle-")).cloned().collect();
-    for name in own {
-        headers.remove(name);
-    }
-}
-
-fn respond(
-    shared: &Shared,
-    response: Response<HyperOutgoingBody>,
-    exchange: Arc<Exchange>,
-    end: Option<End>,
-    head_only: bool,
-) -> Response<Body> {
-    let (mut parts, body) = response.into_parts();
-    if parts.status.is_informational() {
-        shared.log_system(&format!("the handler answered with status {}, which is no response", parts.status));
-        exchange.abandoned.notify_one();
-        return Failure::NoResponse.response(shared);
-    }
-    strip(&mut parts.headers);
-    let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-    if body.is_end_stream() || head_only {
-        // No body was made: only an answer to HEAD may speak of the length of another.
-        if !head_only || length.is_none() {
-            parts.headers.remove(header::CONTENT_LENGTH);
-        }
-        if !body.is_end_stream() {
-            return Response::from_parts(parts, GuestBody::new(body, exchange, None).boxed_unsync());
-        }
-        return Response::from_parts(parts, Empty::new().map_err(|never| match never {}).boxed_unsync());
-    }
-    if matches!(end, Some(Ok(()))) {
-        // The guest is done: what it wrote lies in the channel, and its length is known.
-        let mut first: Option<Bytes> = None;
-        let mut more: Vec<u8> = Vec::new();
-        let mut cx = Context::from_waker(Waker::noop());
-        let mut whole = GuestBody::new(body, exchange, length);
-        for _ in 0..GATHERED_FRAMES_MAX {
-            match Pin::new(&mut whole).poll_frame(&mut cx) {
-                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) if first.is_none() => first = Some(data),
-                    Ok(data) => more.extend_from_slice(&data),
-                    Err(trailers) => {
-                        return Response::from_parts(parts, put_back(first, more, Some(Ok(trailers)), whole));
-                    }
-                },
-                Poll::Ready(None) => {
-                    parts.headers.remove(header::CONTENT_LENGTH);
-                    return Response::from_parts(parts, full(join(first, more)));
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    return Response::from_parts(parts, put_back(first, more, Some(Err(error)), whole));
-                }
-                Poll::Pending => break,
-            }
-        }
-        whole.only_looked_at();
-        return Response::from_parts(parts, put_back(first, more, None, whole));
-    }
-    if length.is_none() {
-        parts.headers.remove(header::CONTENT_LENGTH);
-    }
-    Response::from_parts(parts, GuestBody::new(body, exchange, length).boxed_unsync())
-}
-
-fn join(first: Option<Bytes>, more: Vec<u8>) -> Bytes {
-    match first {
-        Some(first) if more.is_empty() => first,
-        Some(first) => [first.as_ref(), &more].concat().into(),
-        None => Bytes::new(),
-    }
-}
-
-/// A body of what was gathered, then `then`, then the rest.
-fn put_back(
-    first: Option<Bytes>,
-    more: Vec<u8>,
-    then: Option<Result<http_body::Frame<Bytes>, machinery_serve::net::BoxError>>,
-    rest: GuestBody,
-) -> Body {
-    let gathered = first.map(|first| Ok(http_body::Frame::data(join(Some(first), more))));
-    let frames = futures::stream::iter(gathered.into_iter().chain(then));
-    let rest = futures::StreamExt::chain(frames, http_body_util::BodyStream::new(rest));
-    http_body_util::StreamBody::new(rest).boxed_unsync()
 }
 
 /// A task that ends with whoever waits for it.

@@ -70,8 +70,9 @@ impl Bench {
         compile_process: Option<CompileProcess>,
         compile_bounds: CompileBounds,
     ) -> Self {
-        let config = EngineConfig { cache_dir, threads: 2, memory_max_bytes: 1 << 30, compile_process, compile_bounds };
-        Self { engine: Engine::new(config, Env::real()).unwrap(), dir }
+        let config = EngineConfig { cache_dir, memory_max_bytes: 1 << 30, compile_process, compile_bounds };
+        let threads = GuestThreads::start(2, &Env::real()).unwrap();
+        Self { engine: Engine::new(config, threads, Env::real()).unwrap(), dir }
     }
 
     pub(super) async fn load_bytes(&self, bytes: &[u8], metering: Metering) -> Result<Arc<Loaded>, LoadError> {

@@ -1,0 +1,69 @@
+//! Why a request got no answer of the guest's own, and what its client gets instead (contract.md §4).
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use machinery_api::names::REASON_HEADER;
+use machinery_serve::net::Body;
+
+use super::container::Shared;
+
+/// Why the guest gave no response, or none to the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    Trap,
+    Memory,
+    Fuel,
+    Timeout,
+    NoResponse,
+    /// More requests wait than can be kept.
+    Overload,
+    /// The container is being stopped.
+    Stopped,
+}
+
+impl Failure {
+    fn parts(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Trap => (StatusCode::BAD_GATEWAY, "trap"),
+            Self::Memory => (StatusCode::SERVICE_UNAVAILABLE, "memory"),
+            Self::Fuel => (StatusCode::SERVICE_UNAVAILABLE, "fuel"),
+            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+            Self::NoResponse => (StatusCode::BAD_GATEWAY, "no-response"),
+            Self::Overload => (StatusCode::SERVICE_UNAVAILABLE, "overload"),
+            Self::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+        }
+    }
+
+    pub(crate) fn count(self, shared: &Shared) {
+        let counters = &shared.counters;
+        let counter = match self {
+            Self::Trap => &counters.trap,
+            Self::Memory => &counters.memory,
+            Self::Fuel => &counters.fuel,
+            Self::Timeout => &counters.timeout,
+            Self::NoResponse => &counters.no_response,
+            Self::Overload | Self::Stopped => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn response(self, shared: &Shared) -> Response<Body> {
+        self.count(shared);
+        let (status, reason) = self.parts();
+        let text = format!("{} ({reason})\n", status.canonical_reason().unwrap_or_default());
+        let mut response = Response::new(full(Bytes::from(text)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(HeaderName::from_static(REASON_HEADER), HeaderValue::from_static(reason));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        response
+    }
+}
+
+/// A body that is there.
+pub(crate) fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}

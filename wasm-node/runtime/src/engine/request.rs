@@ -1,0 +1,159 @@
+//! One request's guest: its instance, its handler, and how that ended.
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Request, Response, header};
+use machinery_serve::net::Body;
+use machinery_serve::net::framing::strip_hop_by_hop;
+use tokio::sync::oneshot;
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi_http::WasiHttpView;
+use wasmtime_wasi_http::p2::bindings::Proxy;
+use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
+use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+
+use super::admission::{Admission, fits_alone};
+use super::body::Exchange;
+use super::command::count_fuel;
+use super::container::{Live, Shared};
+use super::failure::Failure;
+use super::growth::StoreLimiter;
+use super::load::Pre;
+use super::state::{ComponentState, incoming};
+use runtime_api::NodeCall;
+
+/// How a guest ended.
+pub(crate) type End = Result<(), Failure>;
+/// What it answers with.
+pub(crate) type Head = Result<Response<HyperOutgoingBody>, ErrorCode>;
+
+/// One request's guest, from its instance to its end.
+pub(crate) async fn guest(
+    shared: Arc<Shared>,
+    (request, call): (Request<Body>, Option<NodeCall>),
+    exchange: Arc<Exchange>,
+    head: oneshot::Sender<Head>,
+    held: impl Send,
+) -> End {
+    let end = match instantiate(&shared, Some(exchange.clone()), call.as_ref()).await {
+        Ok(mut instance) => {
+            let result = handle(&mut instance.store, &instance.proxy, request, head).await;
+            count_fuel(&shared, &instance.store);
+            let limiter = &instance.store.data().limiter;
+            shared.door.ended(fits_alone(limiter, &shared).unwrap_or_else(|| limiter.held_bytes()));
+            let end = settle(&shared, result, limiter);
+            // Before the store goes: see `Exchange::end`.
+            exchange.end(end.is_err());
+            drop(instance);
+            end
+        }
+        Err(error) => {
+            exchange.end(true);
+            Err(error.failure)
+        }
+    };
+    drop(held);
+    end
+}
+
+pub(crate) struct InstantiateError {
+    failure: Failure,
+    error: wasmtime::Error,
+}
+
+impl std::fmt::Display for InstantiateError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#}", self.error)
+    }
+}
+
+/// A live instance. What it takes is given back after it is gone: fields are dropped in their order.
+pub(crate) struct Instance {
+    store: Store<ComponentState>,
+    proxy: Proxy,
+    _live: Live,
+    _admission: Admission,
+}
+
+pub(crate) async fn instantiate(
+    shared: &Arc<Shared>,
+    exchange: Option<Arc<Exchange>>,
+    call: Option<&NodeCall>,
+) -> Result<Instance, InstantiateError> {
+    let trap = |error| InstantiateError { failure: Failure::Trap, error };
+    let Pre::Server(pre) = &*shared.pre else {
+        return Err(trap(wasmtime::Error::msg("not an HTTP server")));
+    };
+    let mut need = 0;
+    loop {
+        let admission = shared.admit(call, need).await;
+        let live = Live::new(shared);
+        let mut store = ComponentState::store(shared, exchange.clone()).map_err(trap)?;
+        let error = match pre.instantiate_async(&mut store).await {
+            Ok(proxy) => {
+                shared.door.started(store.data().limiter.held_bytes());
+                shared.instantiated(None);
+                return Ok(Instance { store, proxy, _live: live, _admission: admission });
+            }
+            Err(error) => error,
+        };
+        // Slots are counted so that this doesn't happen; if it does, it is no failure of the guest.
+        if error.is::<PoolConcurrencyLimitError>() {
+            tracing::warn!(container = shared.name, "the pool of instances is full before its slots are: {error:#}");
+            let slots = shared.door.share.slots().clone();
+            drop(store);
+            drop((live, admission));
+            slots.released().await;
+            continue;
+        }
+        // The others that live took the memory meanwhile: that says nothing about the module. Once more, when there is
+        // as much as this start is known to take.
+        if let Some(least) = fits_alone(&store.data().limiter, shared) {
+            need = least;
+            shared.door.started(least);
+            drop(store);
+            continue;
+        }
+        shared.instantiated(Some(&error));
+        let end = settle(shared, Err(error), &store.data().limiter);
+        let error = wasmtime::Error::msg(shared.last_broken());
+        return Err(InstantiateError { failure: end.err().unwrap_or(Failure::Trap), error });
+    }
+}
+
+async fn handle(
+    store: &mut Store<ComponentState>,
+    proxy: &Proxy,
+    request: Request<Body>,
+    head: oneshot::Sender<Head>,
+) -> wasmtime::Result<()> {
+    let (mut parts, body) = request.into_parts();
+    strip_hop_by_hop(&mut parts.headers);
+    let https = parts.uri.scheme() == Some(&http::uri::Scheme::HTTPS);
+    // A request without an authority, or with one that is no text, still is a request.
+    let readable = parts.headers.get(header::HOST).is_some_and(|host| host.to_str().is_ok());
+    if parts.uri.authority().is_none() && !readable {
+        parts.headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+    }
+    let request = Request::from_parts(parts, incoming(body));
+    let mut view = store.data_mut().http();
+    let request = view.new_incoming_request(if https { Scheme::Https } else { Scheme::Http }, request)?;
+    let out = view.new_response_outparam(head)?;
+    proxy.wasi_http_incoming_handler().call_handle(store, request, out).await
+}
+
+fn settle(shared: &Shared, result: wasmtime::Result<()>, limiter: &StoreLimiter) -> End {
+    let Err(error) = result else { return Ok(()) };
+    if matches!(error.downcast_ref::<I32Exit>(), Some(I32Exit(0))) {
+        return Ok(());
+    }
+    shared.log_error(&error);
+    if limiter.exceeded().is_some() {
+        return Err(Failure::Memory);
+    }
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::OutOfFuel) => Err(Failure::Fuel),
+        _ => Err(Failure::Trap),
+    }
+}
