@@ -6,5 +6,6 @@
 //!
 //! Absent on purpose: Kubernetes (a pod, a probe or an image's name), and sockets of a guest's own.
 
+pub(crate) mod bounds;
 pub mod engine;
 pub mod host;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::container::Shared;
-use super::growth::StoreLimiter;
-use super::slots::{Share, Slot};
+use crate::bounds::growth::StoreLimiter;
+use crate::bounds::slots::{Share, Slot};
 use runtime_api::NodeCall;
 use runtime_api::ledger::{Ledger, Level, Resource, Waiting};
 

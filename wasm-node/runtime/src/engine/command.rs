@@ -7,10 +7,10 @@ use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
 
 use super::container::{Container, Live, Shared};
-use super::cpu::Metered;
-use super::growth::StoreLimiter;
 use super::load::Pre;
-use super::state::{ComponentState, CoreState};
+use super::metered::Metered;
+use crate::bounds::growth::StoreLimiter;
+use crate::host::state::{ComponentState, CoreState};
 use runtime_api::{Admitted, Metering, Outcome, OutcomeReason, StopSignal};
 
 impl Container {
@@ -55,7 +55,7 @@ async fn run(shared: Arc<Shared>, _admitted: Admitted) -> Outcome {
     let _live = Live::new(&shared);
     match &*shared.pre {
         Pre::Core(pre) => {
-            let mut store = match CoreState::store(&shared) {
+            let mut store = match CoreState::store(&shared.guest) {
                 Ok(store) => store,
                 Err(error) => return refused(&shared, &error),
             };
@@ -69,7 +69,7 @@ async fn run(shared: Arc<Shared>, _admitted: Admitted) -> Outcome {
             settle(&shared, result.map(|()| 0), &store.data().limiter)
         }
         Pre::Command(pre) => {
-            let mut store = match ComponentState::store(&shared, None) {
+            let mut store = match ComponentState::store(&shared.guest) {
                 Ok(store) => store,
                 Err(error) => return refused(&shared, &error),
             };

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use machinery_serve::net::{Caller, Dial};
-
 use super::Engine;
 use super::admission::Door;
-use super::cpu::CpuMeter;
-use super::limits::OUTGOING_REQUESTS_MAX;
 use super::load::{Loaded, Pre};
+use crate::bounds::cpu::CpuMeter;
+use crate::bounds::growth::COMMAND_GROWTH_WAIT_MAX;
+use crate::bounds::limits::OUTGOING_REQUESTS_MAX;
 use crate::host::disk::Disk;
+use crate::host::guest::Guest;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{ContainerSpec, Failures, Kind, Limits, LoadError, LogSink, Metering, Preopen, Stats, StdStream};
 
@@ -35,17 +35,9 @@ pub(crate) struct Shared {
     pub(crate) pre: Arc<Pre>,
     pub(crate) door: Door,
     pub(crate) name: String,
-    pub(crate) argv: Vec<String>,
-    pub(crate) env: Vec<(String, String)>,
-    pub(crate) cwd: Option<String>,
-    /// Its volumes, and its share of what file work takes.
-    pub(crate) disk: Arc<Disk>,
-    /// The working directory on the host, where it lies in a volume.
-    pub(crate) cwd_dir: Option<(PathBuf, bool)>,
+    pub(crate) guest: Arc<Guest>,
     pub(crate) limits: Limits,
     pub(crate) log: Arc<dyn LogSink>,
-    pub(crate) caller: Caller,
-    pub(crate) dial: Option<Arc<dyn Dial>>,
     /// What its instances hold together.
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) cpu: Arc<CpuMeter>,
@@ -106,8 +98,26 @@ impl Engine {
         let ledger = Ledger::container(&spec.pod);
         ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
         ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
-        let shared = Shared {
+        let guest = Guest {
+            argv: spec.argv,
+            env,
+            cwd: spec.cwd,
             disk: Arc::new(Disk::new(self.disk(), &ledger, namespace, spec.preopens)),
+            cwd_dir,
+            log: spec.log.clone(),
+            caller: spec.caller,
+            dial: spec.dial,
+            ledger: ledger.clone(),
+            growth: self.growth().clone(),
+            growth_wait_max: match loaded.kind() {
+                Kind::HttpServer => spec.limits.timeout,
+                Kind::Command => COMMAND_GROWTH_WAIT_MAX,
+            },
+            fuel: (loaded.metering == Metering::Fuel).then(|| spec.limits.fuel.unwrap_or(u64::MAX)),
+            engine: loaded.linked().wasmtime.clone(),
+        };
+        let shared = Shared {
+            guest: Arc::new(guest),
             ledger,
             cpu: Arc::new(CpuMeter::new(self.env().clone(), spec.limits.cpu_millis, spec.limits.cpu_shares)),
             engine: self.clone(),
@@ -115,14 +125,8 @@ impl Engine {
             pre,
             door,
             name: spec.name,
-            argv: spec.argv,
-            env,
-            cwd: spec.cwd,
-            cwd_dir,
             limits: spec.limits,
             log: spec.log,
-            caller: spec.caller,
-            dial: spec.dial,
             counters: Counters::default(),
             broken: Mutex::default(),
         };
@@ -150,7 +154,7 @@ impl Container {
             cpu_throttled: shared.cpu.throttled(),
             memory_bytes: shared.ledger.used(Resource::Memory),
             memory_peak_bytes: shared.ledger.peak(Resource::Memory),
-            disk_changes: shared.disk.changes(),
+            disk_changes: shared.guest.disk.changes(),
             fuel_used: read(&counters.fuel_used),
             requests: read(&counters.requests),
             failures: Failures {

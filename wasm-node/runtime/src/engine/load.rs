@@ -9,10 +9,10 @@ use wasmtime::component::{Component, InstancePre};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
-use super::limits::{MEMORIES_MAX, TABLES_MAX};
-use super::slots::Weight;
-use super::state::{ComponentState, CoreState};
 use super::{Engine, Linked, Metered, compile};
+use crate::bounds::limits::{MEMORIES_MAX, TABLES_MAX};
+use crate::bounds::slots::Weight;
+use crate::host::state::{ComponentState, CoreState};
 use runtime_api::{Grants, Kind, LoadError, Metering};
 
 /// A page of linear memory.

@@ -13,22 +13,16 @@ mod api;
 mod body;
 mod command;
 mod compile;
-pub(crate) mod container;
-pub(crate) mod cpu;
-pub(crate) mod epoch;
+mod container;
 mod failure;
-mod growth;
 mod inspect;
-pub(crate) mod limits;
 mod load;
+mod metered;
 mod request;
 mod response;
 mod runtime;
 mod server;
 mod settings;
-mod shares;
-pub(crate) mod slots;
-pub(crate) mod state;
 #[cfg(test)]
 mod tests;
 
@@ -47,14 +41,15 @@ pub use load::Loaded;
 pub use runtime::GuestThreads;
 pub use server::HttpServer;
 
-use epoch::Ticker;
-use growth::Growth;
+use crate::bounds::epoch::Ticker;
+use crate::bounds::growth::Growth;
+use crate::bounds::shares::Turns;
+use crate::bounds::slots::Slots;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{Grants, LoadError, Metering};
-use shares::Turns;
-use slots::Slots;
 
 use crate::host::disk::NodeDisk;
+use crate::host::state::{ComponentState, CoreState};
 
 /// The runtime that is built in (a test holds it against Cargo.lock).
 pub const WASMTIME_VERSION: &str = "48.0.8";
@@ -98,12 +93,12 @@ pub struct Engine {
 /// A wasmtime engine with what its guests may import.
 pub(crate) struct Linked {
     pub(crate) wasmtime: wasmtime::Engine,
-    pub(crate) core_linker: wasmtime::Linker<state::CoreState>,
+    pub(crate) core_linker: wasmtime::Linker<CoreState>,
     /// By grants: a guest finds what its pod was granted, and nothing else. Few ever differ.
     component_linkers: Mutex<Vec<(Grants, Arc<ComponentLinker>)>>,
 }
 
-type ComponentLinker = wasmtime::component::Linker<state::ComponentState>;
+type ComponentLinker = wasmtime::component::Linker<ComponentState>;
 
 /// The engines of one metering. Their compiled code is the same.
 pub(crate) struct Metered {

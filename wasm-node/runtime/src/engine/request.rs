@@ -14,13 +14,14 @@ use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 use super::admission::{Admission, fits_alone};
-use super::body::Exchange;
 use super::command::count_fuel;
 use super::container::{Live, Shared};
 use super::failure::Failure;
-use super::growth::StoreLimiter;
 use super::load::Pre;
-use super::state::{ComponentState, incoming};
+use crate::bounds::growth::StoreLimiter;
+use crate::host::exchange::Exchange;
+use crate::host::http::{Http, incoming};
+use crate::host::state::ComponentState;
 use runtime_api::NodeCall;
 
 /// How a guest ended.
@@ -89,7 +90,8 @@ pub(crate) async fn instantiate(
     loop {
         let admission = shared.admit(call, need).await;
         let live = Live::new(shared);
-        let mut store = ComponentState::store(shared, exchange.clone()).map_err(trap)?;
+        let mut store = ComponentState::store(&shared.guest).map_err(trap)?;
+        store.data_mut().of::<Http>().exchange.clone_from(&exchange);
         let error = match pre.instantiate_async(&mut store).await {
             Ok(proxy) => {
                 shared.door.started(store.data().limiter.held_bytes());

@@ -12,10 +12,11 @@ use machinery_serve::net::Body;
 use machinery_serve::net::framing::strip_framing;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
-use super::body::{Exchange, GuestBody};
+use super::body::GuestBody;
 use super::container::Shared;
 use super::failure::{Failure, full};
 use super::request::End;
+use crate::host::exchange::Exchange;
 
 /// Body frames of a finished guest that are gathered before the head is sent: what its channel can hold, and trailers.
 const GATHERED_FRAMES_MAX: usize = 4;

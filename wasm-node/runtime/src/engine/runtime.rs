@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use machinery_env::Env;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use super::epoch::Ticker;
-use super::shares::{self, Turns};
+use crate::bounds::epoch::Ticker;
+use crate::bounds::shares::{self, Turns};
 use crate::host::disk_threads::THREADS_MAX;
 
 /// Nice value of guest threads: the control plane's threads win whenever both want to run.

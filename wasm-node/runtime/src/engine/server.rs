@@ -13,13 +13,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::body::Exchange;
 use super::container::{Container, Shared};
-use super::cpu::Metered;
 use super::failure::Failure;
-use super::limits::QUEUED_REQUESTS_MAX;
+use super::metered::Metered;
 use super::request::{End, guest, instantiate};
 use super::response::respond;
+use crate::bounds::limits::QUEUED_REQUESTS_MAX;
+use crate::host::exchange::Exchange;
 use runtime_api::{Kind, LoadError, NodeCall, Trial};
 
 /// Calls of the node's own at once: a probe of each kind, a hook, and a trial, which all wait for their answer.

@@ -9,8 +9,8 @@ use wasmtime::{
 };
 
 use super::Metering;
-use super::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
-use super::slots::Weight;
+use crate::bounds::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
+use crate::bounds::slots::Weight;
 
 /// Instances that may be live at once in one engine; more requests queue. Each takes a stack and some mappings, and
 /// the kernel allows a process 65,530 mappings.

@@ -4,7 +4,7 @@ use wasmtime::component::Linker;
 use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
 use wasmtime_wasi::p2::bindings::clocks;
 
-use crate::engine::state::ComponentState;
+use super::state::ComponentState;
 
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     clocks::wall_clock::add_to_linker::<_, WasiClocks>(linker, ComponentState::clocks)?;

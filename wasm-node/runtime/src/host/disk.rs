@@ -18,8 +18,8 @@ use wasmtime_wasi::filesystem::Dir;
 use wasmtime_wasi::{FsPerms, OpenMode};
 
 use super::disk_threads::{LATE_AFTER, Late, Line, OwnThreads, Threads};
-use crate::engine::cpu::TokenBucket;
-use crate::engine::epoch::Polled;
+use crate::bounds::cpu::TokenBucket;
+use crate::bounds::epoch::Polled;
 use runtime_api::Preopen;
 use runtime_api::ledger::{Held, Ledger, Level, Resource};
 

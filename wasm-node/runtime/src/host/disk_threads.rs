@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-use crate::engine::slots::{Share, Slot, Slots, Weight};
+use crate::bounds::slots::{Share, Slot, Slots, Weight};
 
 /// Threads that one container's file work may hold up: one that waits for a disk, and one that works meanwhile.
 const CONTAINER_THREADS_MAX: usize = 2;

@@ -7,8 +7,8 @@ use wasmtime::component::{HasData, Linker};
 use wasmtime_wasi::cli::{WasiCli, WasiCliView};
 use wasmtime_wasi::p2::bindings::cli::{environment, exit};
 
-use crate::engine::container::Shared;
-use crate::engine::state::ComponentState;
+use super::guest::Guest;
+use super::state::ComponentState;
 
 struct Environment;
 
@@ -16,7 +16,7 @@ impl HasData for Environment {
     type Data<'a> = EnvironmentView<'a>;
 }
 
-pub(crate) struct EnvironmentView<'a>(&'a Arc<Shared>);
+pub(crate) struct EnvironmentView<'a>(&'a Arc<Guest>);
 
 impl environment::Host for EnvironmentView<'_> {
     fn get_environment(&mut self) -> wasmtime::Result<Vec<(String, String)>> {
@@ -33,6 +33,6 @@ impl environment::Host for EnvironmentView<'_> {
 }
 
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
-    environment::add_to_linker::<_, Environment>(linker, |state| EnvironmentView(&state.shared))?;
+    environment::add_to_linker::<_, Environment>(linker, |state| EnvironmentView(&state.guest))?;
     exit::add_to_linker::<_, WasiCli>(linker, ComponentState::cli)
 }

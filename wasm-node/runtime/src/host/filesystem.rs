@@ -4,6 +4,7 @@
 //! ([`Disk::descriptor`]), work is done within the container's share of threads and time, and folders are listed a page
 //! at a time.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
@@ -18,9 +19,10 @@ use super::disk::{Disk, Folders};
 use super::disk_threads::Late;
 use super::file_stream::{FileInput, FileOutput, Place};
 use super::first_bytes::FirstBytes;
-use super::listing::{Listing, NextEntry};
-use crate::engine::limits::OPEN_FILES_MAX;
-use crate::engine::state::ComponentState;
+use super::guest::Guest;
+use super::listing::{LISTING_BYTES, Listing, NextEntry};
+use super::state::{ComponentState, InterfaceState};
+use crate::bounds::limits::OPEN_FILES_MAX;
 use runtime_api::ledger::Held;
 
 /// The version that wasmtime's bindings register, as the shadowing below must name it exactly.
@@ -33,6 +35,17 @@ pub(crate) struct OpenFiles {
     folders: Option<Arc<Folders>>,
     /// What each descriptor's handle holds. Streams hold it too: they outlive the handle.
     held: HashMap<u32, Arc<Held>>,
+}
+
+impl InterfaceState for OpenFiles {
+    fn of(_: &Arc<Guest>) -> Self {
+        Self::default()
+    }
+}
+
+/// What the host holds for a guest with this entry of its table.
+pub(crate) fn held_bytes(entry: &(dyn Any + Send)) -> Option<u64> {
+    entry.is::<Listing>().then_some(LISTING_BYTES)
 }
 
 struct Files;
@@ -70,14 +83,14 @@ impl FilesView<'_> {
     /// may stall as well.
     fn disk(&mut self, fd: &Resource<Descriptor>) -> Option<Arc<Disk>> {
         // The operation itself says what is wrong with a handle.
-        self.0.table.get(fd).ok().map(|_| self.0.shared.disk.clone())
+        self.0.table.get(fd).ok().map(|_| self.0.guest.disk.clone())
     }
 
     fn count(&mut self) -> FsResult<Held> {
-        if self.0.files.held.len() >= OPEN_FILES_MAX {
+        if self.0.of::<OpenFiles>().held.len() >= OPEN_FILES_MAX {
             return Err(used_up());
         }
-        self.0.shared.disk.descriptor().map_err(|_| used_up())
+        self.0.guest.disk.descriptor().map_err(|_| used_up())
     }
 
     fn file(&mut self, fd: &Resource<Descriptor>) -> FsResult<Place> {
@@ -85,8 +98,8 @@ impl FilesView<'_> {
             Descriptor::File(file) => file.clone(),
             Descriptor::Dir(_) => return Err(types::ErrorCode::IsDirectory.into()),
         };
-        let held = self.0.files.held.get(&fd.rep()).cloned();
-        Ok(Place { file: file.file, disk: Some(self.0.shared.disk.clone()), _held: held })
+        let held = self.0.of::<OpenFiles>().held.get(&fd.rep()).cloned();
+        Ok(Place { file: file.file, disk: Some(self.0.guest.disk.clone()), _held: held })
     }
 
     fn writable(&mut self, fd: &Resource<Descriptor>) -> FsResult<Place> {
@@ -104,15 +117,15 @@ impl FilesView<'_> {
 
 impl preopens::Host for FilesView<'_> {
     fn get_directories(&mut self) -> wasmtime::Result<Vec<(Resource<Descriptor>, String)>> {
-        let folders = match &self.0.files.folders {
+        let folders = match &self.0.of::<OpenFiles>().folders {
             Some(folders) => folders.clone(),
-            None => self.0.shared.disk.folders().map_err(|error| cannot_open(&error))?,
+            None => self.0.guest.disk.folders().map_err(|error| cannot_open(&error))?,
         };
         let mut directories = Vec::with_capacity(folders.iter().count());
         for (dir, guest) in folders.iter() {
             directories.push((self.0.table.push(Descriptor::Dir(dir.clone()))?, guest.to_owned()));
         }
-        self.0.files.folders = Some(folders);
+        self.0.of::<OpenFiles>().folders = Some(folders);
         Ok(directories)
     }
 }
@@ -218,14 +231,14 @@ impl types::HostDescriptor for FilesView<'_> {
             disk.changed();
         }
         let opened = on(disk, self.wasi().open_at(fd, path_flags, path, open_flags, flags)).await?;
-        self.0.files.held.insert(opened.rep(), Arc::new(held));
+        self.0.of::<OpenFiles>().held.insert(opened.rep(), Arc::new(held));
         Ok(opened)
     }
 
     fn drop(&mut self, fd: Resource<Descriptor>) -> wasmtime::Result<()> {
         let handle = fd.rep();
         self.wasi().drop(fd)?;
-        self.0.files.held.remove(&handle);
+        self.0.of::<OpenFiles>().held.remove(&handle);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! `wasi:http`: types, and outgoing requests through the data plane's [`Dial`](machinery_serve::net::Dial), bounded in
 //! number and time. The data plane decides where a name leads and what policy allows; nothing here touches a socket.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +12,18 @@ use machinery_serve::net::{BoxError, DialError};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
 use wasmtime_wasi_http::p2::bindings::http::types::{self, ErrorCode};
-use wasmtime_wasi_http::p2::body::HostOutgoingBody;
-use wasmtime_wasi_http::{Error, FieldMap, RequestOptions, Result, WasiBody, WasiHttpHooks, WasiHttpView};
+use wasmtime_wasi_http::p2::body::{HostIncomingBody, HostOutgoingBody};
+use wasmtime_wasi_http::p2::types::{
+    HostIncomingRequest, HostIncomingResponse, HostOutgoingRequest, HostOutgoingResponse,
+};
+use wasmtime_wasi_http::{
+    Error, FieldMap, RequestOptions, Result, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
+};
 
-use crate::engine::container::Shared;
-use crate::engine::limits::BODY_CHUNK_BYTES;
-use crate::engine::state::{ComponentState, incoming};
+use super::exchange::Exchange;
+use super::guest::Guest;
+use super::state::{ComponentState, InterfaceState};
+use crate::bounds::limits::{BODY_CHUNK_BYTES, HTTP_FIELDS_BYTES_MAX};
 use runtime_api::ledger;
 
 /// The version that wasmtime's bindings register, as the shadowing below must name it exactly.
@@ -27,15 +34,71 @@ const OUTGOING_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// What a guest is refused to say, and never sees: its words are the authority of a request, and a proxy's own.
 const REFUSED: [HeaderName; 3] = [header::HOST, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION];
 
+/// What one header costs besides its bytes.
+const HEADER_BYTES: u64 = 64;
+/// Buffered bytes that an incoming body may hold: one read of the connection.
+const INCOMING_BODY_BYTES: u64 = 16 << 10;
+/// An outgoing body: one chunk under way and one buffered.
+const OUTGOING_BODY_BYTES: u64 = 2 * BODY_CHUNK_BYTES as u64;
+
 /// One instance's way out.
-pub(crate) struct Outgoing {
-    shared: Arc<Shared>,
+struct Outgoing {
+    guest: Arc<Guest>,
 }
 
-impl Outgoing {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+/// What is kept of one instance.
+pub(crate) struct Http {
+    context: WasiHttpCtx,
+    outgoing: Outgoing,
+    /// The request that it answers.
+    pub(crate) exchange: Option<Arc<Exchange>>,
+}
+
+impl InterfaceState for Http {
+    fn of(guest: &Arc<Guest>) -> Self {
+        let mut context = WasiHttpCtx::new();
+        context.set_field_size_limit(HTTP_FIELDS_BYTES_MAX);
+        Self { context, outgoing: Outgoing { guest: guest.clone() }, exchange: None }
     }
+}
+
+impl WasiHttpView for ComponentState {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.account();
+        let Http { context, outgoing, .. } = self.states.get(&self.guest);
+        WasiHttpCtxView { ctx: context, table: &mut self.table, hooks: outgoing }
+    }
+}
+
+/// What the host holds for a guest with this entry of its table.
+pub(crate) fn held_bytes(entry: &(dyn Any + Send)) -> Option<u64> {
+    if let Some(fields) = entry.downcast_ref::<FieldMap>() {
+        Some(fields_bytes(fields))
+    } else if let Some(response) = entry.downcast_ref::<HostOutgoingResponse>() {
+        Some(fields_bytes(&response.headers) + response.body.as_ref().map_or(0, |_| OUTGOING_BODY_BYTES))
+    } else if let Some(request) = entry.downcast_ref::<HostOutgoingRequest>() {
+        Some(fields_bytes(&request.headers) + request.body.as_ref().map_or(0, |_| OUTGOING_BODY_BYTES))
+    } else if entry.is::<HostOutgoingBody>() {
+        Some(OUTGOING_BODY_BYTES)
+    } else if entry.is::<HostIncomingBody>() || entry.is::<HostIncomingRequest>() {
+        Some(INCOMING_BODY_BYTES)
+    } else {
+        let response = entry.downcast_ref::<HostIncomingResponse>()?;
+        Some(fields_bytes(&response.headers) + INCOMING_BODY_BYTES)
+    }
+}
+
+fn fields_bytes(fields: &FieldMap) -> u64 {
+    fields.iter().map(|(name, value)| name.as_str().len() as u64 + value.len() as u64 + HEADER_BYTES).sum()
+}
+
+/// A body of the seam, as wasi:http wants it.
+pub(crate) fn incoming(body: machinery_serve::net::Body) -> WasiBody {
+    body.map_err(|error| {
+        tracing::debug!("incoming body broke off: {error}");
+        Error::ConnectionTerminated
+    })
+    .boxed_unsync()
 }
 
 type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
@@ -51,8 +114,8 @@ impl WasiHttpHooks for Outgoing {
         options: Option<RequestOptions>,
         _errors: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Result<Sent>> + Send> {
-        let shared = self.shared.clone();
-        Box::new(send(shared, request, options.unwrap_or_default()))
+        let guest = self.guest.clone();
+        Box::new(send(guest, request, options.unwrap_or_default()))
     }
 
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
@@ -60,9 +123,9 @@ impl WasiHttpHooks for Outgoing {
     }
 }
 
-async fn send(shared: Arc<Shared>, request: Request<WasiBody>, options: RequestOptions) -> Result<Sent> {
-    let Some(dial) = shared.dial.clone() else { return Err(Error::HttpRequestDenied) };
-    let permit = shared.ledger.hold(ledger::Resource::Connections, 1).map_err(|_| Error::ConnectionLimitReached)?;
+async fn send(guest: Arc<Guest>, request: Request<WasiBody>, options: RequestOptions) -> Result<Sent> {
+    let Some(dial) = guest.dial.clone() else { return Err(Error::HttpRequestDenied) };
+    let permit = guest.ledger.hold(ledger::Resource::Connections, 1).map_err(|_| Error::ConnectionLimitReached)?;
     let wanted = options.connect_timeout.unwrap_or(OUTGOING_TIMEOUT_MAX);
     let wanted = wanted.saturating_add(options.first_byte_timeout.unwrap_or(Duration::ZERO));
     let timeout = match (options.connect_timeout, options.first_byte_timeout) {
@@ -70,7 +133,7 @@ async fn send(shared: Arc<Shared>, request: Request<WasiBody>, options: RequestO
         _ => wanted,
     };
     let request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
-    let sent = tokio::time::timeout(timeout.min(OUTGOING_TIMEOUT_MAX), dial.http(&shared.caller, request)).await;
+    let sent = tokio::time::timeout(timeout.min(OUTGOING_TIMEOUT_MAX), dial.http(&guest.caller, request)).await;
     let mut response = match sent {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => return Err(code(error)),
@@ -125,7 +188,7 @@ pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
          (body, trailers): (Resource<HostOutgoingBody>, Option<Resource<FieldMap>>)| {
             let state = store.data_mut();
             // Told before, as the body may be read on another thread: where finishing fails, it sends an abort.
-            if let Some(exchange) = &state.exchange {
+            if let Some(exchange) = &state.of::<Http>().exchange {
                 exchange.finish_body();
             }
             match types::HostOutgoingBody::finish(&mut state.http(), body, trailers) {

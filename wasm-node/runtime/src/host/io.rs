@@ -4,7 +4,7 @@ use wasmtime::component::{HasData, Linker, ResourceTable};
 use wasmtime_wasi::WasiView;
 use wasmtime_wasi::p2::bindings::io;
 
-use crate::engine::state::ComponentState;
+use super::state::ComponentState;
 
 struct Io;
 

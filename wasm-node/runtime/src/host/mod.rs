@@ -1,25 +1,31 @@
 //! The one table of host interfaces: what a guest may import, and whether it always may or only where its pod's
-//! annotation `host.coracle.dev/<container>` grants it. To add one: a file here and a row in [`HOST_INTERFACES`].
+//! annotation `host.coracle.dev/<container>` grants it. To add one: a file here and a row in [`HOST_INTERFACES`]; what
+//! it keeps of an instance ([`state::InterfaceState`]) is in its file, too.
 
 pub(crate) mod clocks;
 pub(crate) mod disk;
 pub(crate) mod disk_threads;
 pub(crate) mod environment;
+pub(crate) mod exchange;
 pub(crate) mod file_stream;
 pub(crate) mod filesystem;
 pub(crate) mod first_bytes;
+pub(crate) mod guest;
 pub(crate) mod http;
 pub(crate) mod io;
 pub(crate) mod listing;
 pub(crate) mod preview1;
 pub(crate) mod random;
 pub(crate) mod sockets;
+pub(crate) mod state;
 pub(crate) mod stdio;
+
+use std::any::Any;
 
 use runtime_api::Grants;
 use wasmtime::component::Linker;
 
-use crate::engine::state::{ComponentState, CoreState};
+use state::{ComponentState, CoreState};
 
 /// How a guest comes to an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +50,19 @@ pub struct HostInterface {
     pub granted: Granted,
     /// Adds it to a linker.
     pub(crate) link: fn(&mut Linker<ComponentState>) -> wasmtime::Result<()>,
+    /// What the host holds for a guest with an entry of its table, where the entry is of this interface and holds more
+    /// than a handle.
+    pub(crate) held_bytes: fn(&(dyn Any + Send)) -> Option<u64>,
+}
+
+/// An interface whose handles hold nothing besides.
+fn handles_only(_: &(dyn Any + Send)) -> Option<u64> {
+    None
+}
+
+/// What the host holds for a guest with this entry of its table, besides the handle.
+pub(crate) fn held_bytes(entry: &(dyn Any + Send)) -> u64 {
+    rows().find_map(|row| (row.held_bytes)(entry)).unwrap_or(0)
 }
 
 /// Every host interface of this node.
@@ -55,6 +74,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         version: "0.2",
         granted: Granted::Always,
         link: io::link,
+        held_bytes: handles_only,
     },
     HostInterface {
         name: "environment",
@@ -63,6 +83,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         version: "0.2",
         granted: Granted::Always,
         link: environment::link,
+        held_bytes: handles_only,
     },
     HostInterface {
         name: "stdio",
@@ -80,6 +101,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         version: "0.2",
         granted: Granted::Always,
         link: stdio::link,
+        held_bytes: handles_only,
     },
     HostInterface {
         name: "clocks",
@@ -88,6 +110,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         version: "0.2",
         granted: Granted::Always,
         link: clocks::link,
+        held_bytes: handles_only,
     },
     HostInterface {
         name: "random",
@@ -96,6 +119,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         version: "0.2",
         granted: Granted::Always,
         link: random::link,
+        held_bytes: handles_only,
     },
     HostInterface {
         name: "filesystem",
@@ -104,6 +128,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         version: "0.2",
         granted: Granted::Always,
         link: filesystem::link,
+        held_bytes: filesystem::held_bytes,
     },
     HostInterface {
         name: "sockets",
@@ -120,6 +145,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         version: "0.2",
         granted: Granted::Always,
         link: sockets::link,
+        held_bytes: handles_only,
     },
     HostInterface {
         name: "http",
@@ -128,6 +154,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         version: "0.2",
         granted: Granted::Always,
         link: http::link,
+        held_bytes: http::held_bytes,
     },
 ];
 
@@ -197,6 +224,7 @@ mod tests {
             let mut instance = linker.instance("test:granted/answer@0.1.0")?;
             instance.func_wrap("answer", |_, (): ()| Ok((42_u32,)))
         },
+        held_bytes: handles_only,
     }];
 
     #[test]

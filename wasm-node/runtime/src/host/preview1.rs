@@ -17,8 +17,8 @@ use wiggle::{GuestMemory, GuestPtr, GuestType as _};
 use super::disk::Disk;
 use super::disk_threads::Late;
 use super::listing::{LISTING_BYTES, Listing, NextEntry};
-use crate::engine::limits::OPEN_FILES_MAX;
-use crate::engine::state::CoreState;
+use super::state::CoreState;
+use crate::bounds::limits::OPEN_FILES_MAX;
 use runtime_api::ledger::Held;
 
 /// The module that preview 1 imports come from.

@@ -4,7 +4,7 @@ use wasmtime::component::Linker;
 use wasmtime_wasi::p2::bindings::random;
 use wasmtime_wasi::random::{WasiRandom, WasiRandomView};
 
-use crate::engine::state::ComponentState;
+use super::state::ComponentState;
 
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     random::random::add_to_linker::<_, WasiRandom>(linker, ComponentState::random)?;

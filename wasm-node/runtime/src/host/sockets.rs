@@ -5,7 +5,7 @@ use wasmtime::component::Linker;
 use wasmtime_wasi::p2::bindings::sockets;
 use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
 
-use crate::engine::state::ComponentState;
+use super::state::ComponentState;
 
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     let view = ComponentState::sockets;

@@ -13,7 +13,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream, WasiCli, WasiCliView};
 use wasmtime_wasi::p2::bindings::cli;
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-use crate::engine::state::ComponentState;
+use super::state::ComponentState;
 use runtime_api::{LogSink, StdStream};
 
 /// What a guest may write at once: a log keeps whole lines longer than this in pieces.

@@ -2,17 +2,13 @@
 //! held back where `limits.cpu` is used up. Throttled, never killed, as a cgroup would. Where all guests together want more
 //! than there is, `requests.cpu` decides who goes first ([`Turns`](super::shares::Turns)).
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use machinery_env::Env;
 
-use super::Engine;
-use super::epoch::take_interrupted;
-use super::shares::{Container, Turn};
+use super::shares::Container;
 
 /// The period over which a limit holds, as the kernel's CFS quota: a burst may use one period's share at once.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -98,11 +94,19 @@ impl CpuMeter {
         Duration::from_nanos(self.throttled_nanos.load(Ordering::Relaxed))
     }
 
-    fn charge(&self, used: Duration) {
+    /// Its guests have used so much.
+    pub(crate) fn charge(&self, used: Duration) {
         self.used_nanos.fetch_add(used.as_nanos() as u64, Ordering::Relaxed);
         if let Some(bucket) = &self.bucket {
             bucket.lock().unwrap_or_else(PoisonError::into_inner).charge(used, self.env.elapsed());
         }
+    }
+
+    /// How long its next guest is held back from now on.
+    pub(crate) fn hold_back(&self) -> Option<Duration> {
+        let delay = self.delay()?;
+        self.throttled_nanos.fetch_add(delay.as_nanos() as u64, Ordering::Relaxed);
+        Some(delay)
     }
 
     fn delay(&self) -> Option<Duration> {
@@ -111,92 +115,10 @@ impl CpuMeter {
     }
 }
 
-/// A guest's future: each poll is measured and charged, held back while the bucket is empty, and waits for its turn while
-/// CPU is short.
-pub(crate) struct Metered<F> {
-    guest: Pin<Box<F>>,
-    meter: Arc<CpuMeter>,
-    engine: Engine,
-    held: Option<Pin<Box<tokio::time::Sleep>>>,
-    turn: Option<Turn>,
-    /// It was interrupted, and others wait for it to come again.
-    comes_again: bool,
-    goes_first: bool,
-}
-
-impl<F: Future> Metered<F> {
-    pub(crate) fn new(guest: F, meter: Arc<CpuMeter>, engine: Engine) -> Self {
-        Self { guest: Box::pin(guest), meter, engine, held: None, turn: None, comes_again: false, goes_first: false }
-    }
-
-    /// It is a call of the node's own, and waits for no other guest.
-    pub(crate) fn going_first(mut self, goes_first: bool) -> Self {
-        self.goes_first = goes_first;
-        self
-    }
-
-    /// Whether it has to wait for its turn.
-    fn waits(&mut self, cx: &Context<'_>) -> bool {
-        match &self.turn {
-            Some(turn) if !turn.has_come(cx.waker()) => return true,
-            Some(_) => self.turn = None,
-            None if self.comes_again || (self.engine.turns().crowded() && !self.goes_first) => {
-                let again = std::mem::take(&mut self.comes_again);
-                self.turn = self.engine.turns().ask(&self.meter, again, cx.waker());
-            }
-            None => {}
-        }
-        self.turn.is_some()
-    }
-}
-
-impl<F> Metered<F> {
-    fn leave(&mut self) {
-        if std::mem::take(&mut self.comes_again) {
-            self.engine.turns().leave(&self.meter);
-        }
-    }
-}
-
-impl<F> Drop for Metered<F> {
-    fn drop(&mut self) {
-        self.leave();
-    }
-}
-
-impl<F: Future> Future for Metered<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = &mut *self;
-        loop {
-            if let Some(held) = &mut this.held {
-                std::task::ready!(held.as_mut().poll(cx));
-                this.held = None;
-            }
-            let Some(delay) = this.meter.delay() else { break };
-            this.leave();
-            this.meter.throttled_nanos.fetch_add(delay.as_nanos() as u64, Ordering::Relaxed);
-            this.held = Some(Box::pin(tokio::time::sleep(delay)));
-        }
-        if this.waits(cx) {
-            return Poll::Pending;
-        }
-        let running = this.engine.ticker().enter();
-        let before = thread_cpu();
-        let polled = this.guest.as_mut().poll(cx);
-        this.meter.charge(thread_cpu().saturating_sub(before));
-        drop(running);
-        let interrupted = take_interrupted() && polled.is_pending() && !this.goes_first;
-        this.comes_again = this.engine.turns().ran(&this.meter, interrupted);
-        polled
-    }
-}
-
 /// CPU time of the calling thread, user and system.
 #[cfg(unix)]
 #[expect(unsafe_code, reason = "std has no thread CPU clock")]
-fn thread_cpu() -> Duration {
+pub(crate) fn thread_cpu() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: clock_gettime only writes to `time`, which outlives the call.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
@@ -206,7 +128,7 @@ fn thread_cpu() -> Duration {
 /// Where the system has no thread CPU clock wall time stands in: a guest is polled without interruption by others.
 #[cfg(not(unix))]
 #[expect(clippy::disallowed_methods, reason = "stands in for a CPU clock, decides nothing that is replayed")]
-fn thread_cpu() -> Duration {
+pub(crate) fn thread_cpu() -> Duration {
     use std::sync::LazyLock;
     static START: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
     START.elapsed()

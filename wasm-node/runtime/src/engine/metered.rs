@@ -1,0 +1,91 @@
+//! A guest as its container's CPU account sees it: measured, charged and held back at each poll.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::Engine;
+use crate::bounds::cpu::{CpuMeter, thread_cpu};
+use crate::bounds::epoch::take_interrupted;
+use crate::bounds::shares::Turn;
+
+/// A guest's future: each poll is measured and charged, held back while the bucket is empty, and waits for its turn while
+/// CPU is short.
+pub(crate) struct Metered<F> {
+    guest: Pin<Box<F>>,
+    meter: Arc<CpuMeter>,
+    engine: Engine,
+    held: Option<Pin<Box<tokio::time::Sleep>>>,
+    turn: Option<Turn>,
+    /// It was interrupted, and others wait for it to come again.
+    comes_again: bool,
+    goes_first: bool,
+}
+
+impl<F: Future> Metered<F> {
+    pub(crate) fn new(guest: F, meter: Arc<CpuMeter>, engine: Engine) -> Self {
+        Self { guest: Box::pin(guest), meter, engine, held: None, turn: None, comes_again: false, goes_first: false }
+    }
+
+    /// It is a call of the node's own, and waits for no other guest.
+    pub(crate) fn going_first(mut self, goes_first: bool) -> Self {
+        self.goes_first = goes_first;
+        self
+    }
+
+    /// Whether it has to wait for its turn.
+    fn waits(&mut self, cx: &Context<'_>) -> bool {
+        match &self.turn {
+            Some(turn) if !turn.has_come(cx.waker()) => return true,
+            Some(_) => self.turn = None,
+            None if self.comes_again || (self.engine.turns().crowded() && !self.goes_first) => {
+                let again = std::mem::take(&mut self.comes_again);
+                self.turn = self.engine.turns().ask(&self.meter, again, cx.waker());
+            }
+            None => {}
+        }
+        self.turn.is_some()
+    }
+}
+
+impl<F> Metered<F> {
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.comes_again) {
+            self.engine.turns().leave(&self.meter);
+        }
+    }
+}
+
+impl<F> Drop for Metered<F> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl<F: Future> Future for Metered<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = &mut *self;
+        loop {
+            if let Some(held) = &mut this.held {
+                std::task::ready!(held.as_mut().poll(cx));
+                this.held = None;
+            }
+            let Some(delay) = this.meter.hold_back() else { break };
+            this.leave();
+            this.held = Some(Box::pin(tokio::time::sleep(delay)));
+        }
+        if this.waits(cx) {
+            return Poll::Pending;
+        }
+        let running = this.engine.ticker().enter();
+        let before = thread_cpu();
+        let polled = this.guest.as_mut().poll(cx);
+        this.meter.charge(thread_cpu().saturating_sub(before));
+        drop(running);
+        let interrupted = take_interrupted() && polled.is_pending() && !this.goes_first;
+        this.comes_again = this.engine.turns().ran(&this.meter, interrupted);
+        polled
+    }
+}

@@ -1,0 +1,41 @@
+//! What the host interfaces know of a container: what all of its instances have in common.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use machinery_serve::net::{Caller, Dial};
+use runtime_api::LogSink;
+use runtime_api::ledger::Ledger;
+
+use super::disk::Disk;
+use crate::bounds::growth::{Growth, StoreLimiter};
+
+/// See the module.
+pub(crate) struct Guest {
+    pub(crate) argv: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) cwd: Option<String>,
+    /// Its volumes, and its share of what file work takes.
+    pub(crate) disk: Arc<Disk>,
+    /// The working directory on the host, where it lies in a volume.
+    pub(crate) cwd_dir: Option<(PathBuf, bool)>,
+    pub(crate) log: Arc<dyn LogSink>,
+    pub(crate) caller: Caller,
+    pub(crate) dial: Option<Arc<dyn Dial>>,
+    /// What its instances hold together.
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) growth: Arc<Growth>,
+    /// How long a growth waits for others.
+    pub(crate) growth_wait_max: Duration,
+    /// Of each instance, where it is metered.
+    pub(crate) fuel: Option<u64>,
+    /// The engine that its instances are made in.
+    pub(crate) engine: wasmtime::Engine,
+}
+
+impl Guest {
+    pub(super) fn limiter(&self) -> StoreLimiter {
+        StoreLimiter::new(self.ledger.clone(), self.growth.clone(), self.growth_wait_max)
+    }
+}

@@ -1,0 +1,197 @@
+//! What a store carries: the WASI context of one instance, its handles, what interfaces keep of it, and the account of what
+//! the host holds for it.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use runtime_api::StdStream;
+use wasmtime::component::ResourceTable;
+use wasmtime::{Store, UpdateDeadline};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+
+use super::guest::Guest;
+use super::preview1::Preview1;
+use super::stdio::Output;
+use crate::bounds::epoch;
+use crate::bounds::growth::StoreLimiter;
+use crate::bounds::limits::{
+    HOSTCALL_BYTES_MAX, PREVIEW1_HOSTCALL_BYTES_MAX, RANDOM_BYTES_MAX, RESOURCE_TABLE_ENTRIES_MAX,
+};
+
+/// Host calls between two counts of what the host holds. A call adds at most one set of fields or two body chunks, so
+/// what escapes the budget for a moment is some 8 MiB at the very most.
+const CALLS_PER_ACCOUNT: u32 = 64;
+/// What a handle costs besides its content: the boxed entry, its table slot and its children's set.
+const HANDLE_BYTES: u64 = 256;
+/// What an interface keeps of one instance: made when it is asked for first, in the interface's own file.
+pub(crate) trait InterfaceState: Any + Send {
+    fn of(guest: &Arc<Guest>) -> Self;
+}
+
+/// The states of all interfaces that this instance has used; they are few.
+#[derive(Default)]
+pub(crate) struct States(Vec<Box<dyn Any + Send>>);
+
+impl States {
+    pub(crate) fn get<S: InterfaceState>(&mut self, guest: &Arc<Guest>) -> &mut S {
+        let known = self.0.iter().position(|state| (**state).is::<S>());
+        let at = known.unwrap_or_else(|| {
+            self.0.push(Box::new(S::of(guest)));
+            self.0.len() - 1
+        });
+        (*self.0[at]).downcast_mut().expect("of this type, as was just seen or made")
+    }
+}
+
+/// State of a component's store.
+pub(crate) struct ComponentState {
+    wasi: WasiCtx,
+    pub(crate) table: ResourceTable,
+    pub(crate) limiter: StoreLimiter,
+    pub(crate) guest: Arc<Guest>,
+    pub(crate) states: States,
+    calls: u32,
+}
+
+/// State of a core module's store.
+pub(crate) struct CoreState {
+    p1: Preview1,
+    pub(crate) limiter: StoreLimiter,
+    calls: u32,
+}
+
+impl ComponentState {
+    pub(crate) fn store(guest: &Arc<Guest>) -> wasmtime::Result<Store<Self>> {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCE_TABLE_ENTRIES_MAX);
+        let state = Self {
+            wasi: context(guest).build(),
+            table,
+            limiter: guest.limiter(),
+            guest: guest.clone(),
+            states: States::default(),
+            calls: 0,
+        };
+        let mut store = Store::new(&guest.engine, state);
+        store.limiter_async(|state| &mut state.limiter);
+        bound(&mut store, guest, |state| &mut state.limiter)?;
+        Ok(store)
+    }
+
+    /// What an interface keeps of this instance.
+    pub(crate) fn of<S: InterfaceState>(&mut self) -> &mut S {
+        self.states.get(&self.guest)
+    }
+
+    /// Called at every host call: now and then counts what the host holds for this guest. Over what it may ever have no
+    /// further handle can be made, which traps the guest, and the limiter remembers why.
+    pub(crate) fn account(&mut self) {
+        self.calls += 1;
+        if self.calls < CALLS_PER_ACCOUNT {
+            return;
+        }
+        self.account_now();
+    }
+
+    /// Counts it at once, where much may have been added.
+    pub(crate) fn account_now(&mut self) {
+        self.calls = 0;
+        if !account(&mut self.table, 0, &mut self.limiter) {
+            self.table.set_max_capacity(0);
+        }
+    }
+}
+
+impl CoreState {
+    pub(crate) fn store(guest: &Arc<Guest>) -> wasmtime::Result<Store<Self>> {
+        let mut context = context(guest);
+        context.args(&guest.argv).envs(&guest.env);
+        // Preview 1 has no working directory: its libc resolves relative paths against a folder named ".".
+        let cwd = guest.cwd_dir.as_ref().map(|(host, writable)| (host.as_path(), ".", *writable));
+        let named = guest.disk.preopens().iter().map(|p| (p.host.as_path(), p.guest.as_str(), p.writable));
+        let mut volumes = Vec::new();
+        for (host, name, writable) in named.chain(cwd) {
+            let held = guest.disk.descriptor().map_err(wasmtime::Error::from)?;
+            context.preopened_dir(host, name, perms(writable))?;
+            volumes.push((host.to_owned(), held));
+        }
+        let mut p1 = context.build_p1();
+        WasiView::ctx(&mut p1).table.set_max_capacity(RESOURCE_TABLE_ENTRIES_MAX);
+        let p1 = Preview1::new(p1, guest.disk.clone(), volumes);
+        let state = Self { p1, limiter: guest.limiter(), calls: 0 };
+        let mut store = Store::new(&guest.engine, state);
+        store.limiter_async(|state| &mut state.limiter);
+        bound(&mut store, guest, |state| &mut state.limiter)?;
+        store.set_hostcall_fuel(PREVIEW1_HOSTCALL_BYTES_MAX);
+        Ok(store)
+    }
+
+    /// The preview 1 context, counted as [`ComponentState::account`] does.
+    pub(crate) fn preview1(&mut self) -> &mut Preview1 {
+        self.calls += 1;
+        if self.calls >= CALLS_PER_ACCOUNT {
+            self.calls = 0;
+            let listing_bytes = self.p1.listing_bytes();
+            let table = self.p1.table();
+            if !account(table, listing_bytes, &mut self.limiter) {
+                table.set_max_capacity(0);
+            }
+        }
+        &mut self.p1
+    }
+}
+
+pub(crate) fn perms(writable: bool) -> FsPerms {
+    if writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly }
+}
+
+/// What every guest gets: an empty stdin, the container's log, clocks, randomness. Sockets stay denied.
+fn context(guest: &Guest) -> WasiCtxBuilder {
+    let mut context = WasiCtxBuilder::new();
+    context
+        .stdout(Output::new(guest.log.clone(), StdStream::Stdout))
+        .stderr(Output::new(guest.log.clone(), StdStream::Stderr))
+        .max_random_size(RANDOM_BYTES_MAX)
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        // File work runs where the guest is polled: see `host::disk`.
+        .allow_blocking_current_thread(true);
+    context
+}
+
+fn bound<T: 'static>(
+    store: &mut Store<T>,
+    guest: &Guest,
+    limiter: fn(&mut T) -> &mut StoreLimiter,
+) -> wasmtime::Result<()> {
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(move |mut store| {
+        Ok(match limiter(store.data_mut()).debt()? {
+            None => {
+                epoch::interrupt();
+                UpdateDeadline::Yield(1)
+            }
+            Some(waits) => UpdateDeadline::YieldCustom(1, waits),
+        })
+    });
+    store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
+    if let Some(fuel) = guest.fuel {
+        store.set_fuel(fuel)?;
+    }
+    Ok(())
+}
+
+fn account(table: &mut ResourceTable, mut bytes: u64, limiter: &mut StoreLimiter) -> bool {
+    for entry in table.iter_mut() {
+        bytes += HANDLE_BYTES + super::held_bytes(&*entry);
+    }
+    limiter.set_host_bytes(bytes)
+}
+
+impl WasiView for ComponentState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        self.account();
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
