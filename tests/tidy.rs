@@ -23,6 +23,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("machinery/client", &["machinery-serve", "hyper"], "whoever uses the cluster opens no socket of its own"),
     ("machinery/serve", &["machinery-client", "kube"], "whoever serves needs no cluster for it"),
     (
+        "machinery/streaming",
+        &["hyper", "axum", "kube", "machinery-serve", "machinery-client"],
+        "protocols of an upgraded connection: whoever upgraded it, whatever a stream leads to",
+    ),
+    (
         "apiserver/resources",
         &["tokio", "hyper", "machinery-env", "machinery-client", "machinery-serve", "apiserver-storage", "apiserver"],
         "what kinds mean: no tokio, no clock, no HTTP, no store",
@@ -338,9 +343,9 @@ const GENERIC: &[&str] = &[
 const NAMES_KINDS: &[(&str, &[&str], &str)] = &[
     ("apiserver/server/src/http/info.rs", &["namespaces"], "the grammar of paths"),
     (
-        "apiserver/server/src/http/logs.rs",
+        "apiserver/server/src/http/kubelets.rs",
         &["pods", "nodes"],
-        "the subresource itself: a pod's log comes from its node",
+        "subresources that a pod's node answers: logs and connections",
     ),
 ];
 

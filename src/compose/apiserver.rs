@@ -2,7 +2,7 @@
 
 use apiserver::auth::pki::Pki;
 use apiserver::auth::tls::Acceptor;
-use apiserver::http::logs::Kubelets;
+use apiserver::http::kubelets::Kubelets;
 
 use super::ground::Ground;
 use super::role::Component;

@@ -97,8 +97,18 @@ pub enum SubresourceKind {
     Binding,
     /// `log` of a Pod: streamed from the node.
     Log,
+    /// `portforward` of a Pod: the connection is handed through to its node.
+    Connect,
     /// `token` of a ServiceAccount: create only, kind TokenRequest.
     Token,
+}
+
+impl SubresourceKind {
+    /// Whether a request lasts as long as its client likes.
+    #[must_use]
+    pub const fn is_long_running(self) -> bool {
+        matches!(self, Self::Log | Self::Connect)
+    }
 }
 
 /// One subresource of a row.

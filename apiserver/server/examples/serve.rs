@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use apiserver::auth::pki::{Pki, kubeconfig, write_private};
 use apiserver::auth::tls::Acceptor;
 use apiserver::bootstrap::Cluster;
-use apiserver::http::logs::Kubelets;
+use apiserver::http::kubelets::Kubelets;
 use apiserver::server::{Apiserver, Config, read_plain};
 use apiserver_resources::allocate::ServiceNetwork;
 use apiserver_storage::store::Store;

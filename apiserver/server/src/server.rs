@@ -28,7 +28,7 @@ use crate::bootstrap::{self, Cluster};
 use crate::catalog::{Catalog, Served, Taken};
 use crate::http::dispatch::BODY_BYTES_MAX;
 use crate::http::handle::{HandlerDeps, RequestHandler};
-use crate::http::logs::Kubelets;
+use crate::http::kubelets::Kubelets;
 use crate::http::metrics::Metrics;
 use crate::registry::{Registry, facts_of_fields};
 use apiserver_resources::ResourceInfo;

@@ -7,12 +7,12 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -61,9 +61,14 @@ where
     let counted = hyper::service::service_fn(move |request: Request<Incoming>| {
         let running = Running::begin(&seen);
         let answer = service.call(request);
+        let seen = seen.clone();
         async move {
+            let answer = answer.await;
+            if answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::SWITCHING_PROTOCOLS) {
+                seen.upgraded.store(true, Ordering::Release);
+            }
             // The body holds on to it until it has been sent or given up.
-            answer.await.map(|answer| answer.map(|body| Watched { body: Box::pin(body), _running: running }))
+            answer.map(|answer| answer.map(|body| Watched { body: Box::pin(body), _running: running }))
         }
     });
     let stream = Hooked::new(stream, Heads::new(activity.clone(), HEADER_TIMEOUT));
@@ -106,12 +111,20 @@ struct Activity {
     running: AtomicUsize,
     /// When the last request ended, in seconds of the environment's monotonic clock.
     ended_at: AtomicU64,
+    /// Another protocol is spoken from here on, which has times of its own.
+    upgraded: AtomicBool,
 }
 
 impl Activity {
     fn new(env: &Env) -> Self {
         let ended_at = AtomicU64::new(env.elapsed().as_secs());
-        Self { env: env.clone(), begun: AtomicUsize::new(0), running: AtomicUsize::new(0), ended_at }
+        Self {
+            env: env.clone(),
+            begun: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            ended_at,
+            upgraded: AtomicBool::new(false),
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -168,7 +181,7 @@ impl<S: AsyncRead + Unpin> Hook<S> for Heads {
         let polled = stream.poll_read(context, into);
         let fresh = &into.filled()[before..];
         self.http2 |= self.head == Some(0) && fresh.starts_with(HTTP2_BEGINNING);
-        if self.http2 {
+        if self.http2 || self.activity.upgraded.load(Ordering::Acquire) {
             return polled;
         }
         let begun = self.activity.begun.load(Ordering::Acquire);
@@ -271,7 +284,13 @@ mod tests {
         client.write_all(b"G").await.unwrap();
         assert_eq!(ended(&mut heads).await, Ok(1));
         assert_eq!(ended(&mut heads).await, Err(io::ErrorKind::TimedOut));
-        // HTTP/2 has times of its own.
+        // Another protocol and HTTP/2 have times of their own.
+        let (mut heads, mut client, activity) = connection();
+        activity.upgraded.store(true, Ordering::Release);
+        client.write_all(b"\x80\x03").await.unwrap();
+        assert_eq!(ended(&mut heads).await, Ok(1));
+        assert_eq!(ended(&mut heads).await, Ok(1));
+        assert!(tokio::time::timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
         let (mut heads, mut client, _) = connection();
         client.write_all(HTTP2_BEGINNING).await.unwrap();
         heads.read_exact(&mut [0; 12]).await.unwrap();

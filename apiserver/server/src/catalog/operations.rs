@@ -42,6 +42,7 @@ const SELECT: Parameters = &[
     ("timeoutSeconds", "integer"),
 ];
 const WATCH: Parameters = &[("allowWatchBookmarks", "boolean"), ("watch", "boolean")];
+const FORWARD: Parameters = &[("ports", "integer")];
 const LOG: Parameters = &[
     ("container", "string"),
     ("follow", "boolean"),
@@ -59,6 +60,7 @@ const LOG: Parameters = &[
 enum Does {
     Verb(Verb),
     Log,
+    Connect(Verb),
     /// By one of the deprecated paths.
     WatchOne,
     WatchList,
@@ -154,6 +156,7 @@ pub(super) fn describe_row(
         wanted.insert(body_of(row, Some(sub)).into());
         let does: Vec<Does> = match sub.what {
             SubresourceKind::Log => vec![Does::Log],
+            SubresourceKind::Connect => sub.verbs.iter().map(|verb| Does::Connect(*verb)).collect(),
             _ => sub.verbs.iter().map(|verb| Does::Verb(*verb)).collect(),
         };
         on(&format!("{within}/{{name}}/{}", sub.name), &does, Some(sub), paths);
@@ -204,6 +207,8 @@ fn operation(row: &ResourceInfo, tag: &str, path: &str, does: Does, sub: Option<
         Does::Verb(Verb::DeleteCollection) => ("delete", "deletecollection", "delete"),
         Does::Verb(Verb::List) => ("get", "list", "list"),
         Does::Verb(Verb::Get | Verb::Watch) | Does::Log => ("get", "get", "read"),
+        Does::Connect(Verb::Create) => ("post", "connect", "connect"),
+        Does::Connect(_) => ("get", "connect", "connect"),
         Does::WatchOne => ("get", "watch", "watch"),
         Does::WatchList => ("get", "watchlist", "watch"),
     };
@@ -219,13 +224,19 @@ fn operation(row: &ResourceInfo, tag: &str, path: &str, does: Does, sub: Option<
         Does::Verb(Verb::List) => answers(&[ok], LIST, &reference(&list_of(row))),
         Does::Verb(Verb::Get | Verb::Watch) => answers(&[ok], OBJECT, &own),
         Does::Log => answers(&[ok], TEXT, &json!({ "type": "string" })),
+        Does::Connect(_) => answers(&[ok], &["*/*"], &json!({ "type": "string" })),
         Does::WatchOne | Does::WatchList => answers(&[ok], LIST, &reference(&format!("{META}WatchEvent"))),
     };
     let everywhere = row.namespaced && !path.contains("{namespace}");
     let scope = if row.namespaced && !everywhere { "Namespaced" } else { "" };
-    let collection = if does == Does::Verb(Verb::DeleteCollection) { "Collection" } else { "" };
+    let how = match does {
+        Does::Verb(Verb::DeleteCollection) => "Collection",
+        Does::Connect(Verb::Create) => "Post",
+        Does::Connect(_) => "Get",
+        _ => "",
+    };
     let name = format!(
-        "{word}{}{collection}{scope}{}{}{}{}",
+        "{word}{}{how}{scope}{}{}{}{}",
         id(tag),
         row.kind,
         if does == Does::WatchList { "List" } else { "" },
@@ -255,6 +266,7 @@ fn operation(row: &ResourceInfo, tag: &str, path: &str, does: Does, sub: Option<
         Does::Verb(Verb::DeleteCollection) => &[DELETE, SELECT],
         Does::Verb(Verb::List) | Does::WatchOne | Does::WatchList => &[SELECT, WATCH],
         Does::Log => &[LOG],
+        Does::Connect(_) => &[FORWARD],
         Does::Verb(Verb::Get | Verb::Watch) => &[],
     };
     let mut parameters: Vec<Value> =

@@ -41,10 +41,10 @@ impl RequestHandler {
     ) -> Result<Response<Body>, ApiError> {
         let headers = asking.asked.headers;
         let patch = if target.verb == Verb::Patch { Some(patch_type(headers)?) } else { None };
-        let is_log = target.subresource.is_some_and(|s| s.what == SubresourceKind::Log);
+        let what = target.subresource.map(|s| s.what);
         let produces = match target.verb {
             Verb::List | Verb::Watch => Produces::Lists,
-            _ if is_log => Produces::Text,
+            _ if what.is_some_and(SubresourceKind::is_long_running) => Produces::Text,
             _ => Produces::Objects,
         };
         negotiate::route_accepts(asking.asked.accept().as_deref(), produces)?;
@@ -69,8 +69,10 @@ impl RequestHandler {
             now: asking.asked.now,
             warnings: Vec::new(),
         };
-        if is_log {
-            return self.logs(&call, asking.asked.query).await;
+        match what {
+            Some(SubresourceKind::Log) => return self.logs(&call, asking.asked.query).await,
+            Some(SubresourceKind::Connect) => return self.connect(asking, &call).await,
+            _ => {}
         }
         let form = form?;
         if target.verb == Verb::Watch {

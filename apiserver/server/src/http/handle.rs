@@ -12,6 +12,7 @@ use machinery_env::Env;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
+use super::connect::ClientConnection;
 use super::deadline;
 use super::health::{Check, Slis};
 use super::info::RequestInfo;
@@ -27,7 +28,6 @@ use crate::catalog::Catalog;
 use crate::registry::Registry;
 use crate::request::query::Query;
 use crate::request::selector;
-use apiserver_resources::SubresourceKind;
 
 /// What requests are answered with, made before the first comes.
 pub struct HandlerDeps {
@@ -42,7 +42,7 @@ pub struct HandlerDeps {
     /// Counters.
     pub metrics: Metrics,
     /// Reaches nodes for logs.
-    pub kubelets: super::logs::Kubelets,
+    pub kubelets: super::kubelets::Kubelets,
     /// Where clients reach the server (`host:port`).
     pub address: String,
 }
@@ -69,6 +69,7 @@ pub(super) struct RequestContext<'a> {
     pub(super) catalog: &'a Arc<Catalog>,
     pub(super) user: &'a UserInfo,
     pub(super) warnings: Vec<String>,
+    pub(super) connection: ClientConnection,
     pub(super) seat: Seat,
     /// By when it has to be done, on the scale of [`Env::elapsed`].
     pub(super) deadline: Duration,
@@ -105,7 +106,8 @@ impl RequestHandler {
     pub async fn handle(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
         let began = self.deps.env.elapsed();
         let now = self.deps.env.now();
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        let connection = ClientConnection { upgrade: parts.extensions.remove(), peer: parts.extensions.get().cloned() };
         let query = Query::parse(parts.uri.query().unwrap_or(""));
         let info = RequestInfo::read(parts.method.as_str(), parts.uri.path(), &query);
         let asked = Asked { headers: &parts.headers, query: &query, now };
@@ -132,6 +134,7 @@ impl RequestHandler {
                     catalog: &catalog,
                     user: &user,
                     warnings: Vec::new(),
+                    connection,
                     seat: Seat::Exempt,
                     deadline: began + deadline::REQUEST_TIMEOUT,
                 };
@@ -181,7 +184,7 @@ impl RequestHandler {
         body: Body,
     ) -> Response<Body> {
         let long = asking.info.verb == "watch"
-            || target.as_ref().is_some_and(|t| t.subresource.is_some_and(|s| s.what == SubresourceKind::Log));
+            || target.as_ref().and_then(|target| target.subresource).is_some_and(|sub| sub.what.is_long_running());
         let mutating = !matches!(asking.info.verb.as_str(), "get" | "list" | "watch");
         asking.seat = if long || asking.user.is_in(MASTERS) {
             Seat::Exempt
@@ -281,7 +284,7 @@ fn too_many() -> Response<Body> {
 }
 
 /// What a request is about, for authorizers.
-fn attributes<'a>(info: &'a RequestInfo, fields: &'a [(String, String)]) -> Attributes<'a> {
+pub(super) fn attributes<'a>(info: &'a RequestInfo, fields: &'a [(String, String)]) -> Attributes<'a> {
     Attributes {
         verb: &info.verb,
         group: &info.group,
@@ -296,7 +299,7 @@ fn attributes<'a>(info: &'a RequestInfo, fields: &'a [(String, String)]) -> Attr
     }
 }
 
-fn exact_fields(info: &RequestInfo) -> Vec<(String, String)> {
+pub(super) fn exact_fields(info: &RequestInfo) -> Vec<(String, String)> {
     if info.field_selector.is_empty() {
         return Vec::new();
     }

@@ -1,64 +1,22 @@
 //! `pods/NAME/log`: streamed from the node that runs the pod, over TLS with an identity of the server's own.
 
-use machinery_api::selector::go_quoted;
-use std::sync::Arc;
-use std::time::Duration;
-
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use machinery_api::error::Named;
+use machinery_api::selector::go_quoted;
 use machinery_api::{ApiError, Cause};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use super::handle::RequestHandler;
 use super::respond;
-use crate::auth::pki::{Identity, PkiError};
-use crate::auth::tls;
 use crate::registry::RequestScope;
 use crate::request::query::Query;
-use apiserver_resources::objects::Objects;
 
-/// A node that doesn't take a connection by then is gone.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A node that doesn't begin to answer by then is stuck.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a node's refusal is passed on.
 const REFUSAL_BYTES_MAX: usize = 4096;
-/// Where kubelets listen if their node doesn't say.
-const KUBELET_PORT: u64 = 10250;
-
-/// How nodes are reached.
-#[derive(Clone, Default)]
-pub struct Kubelets {
-    /// Trusts nodes' certificates and shows the server's own; `None`: nodes can't be reached.
-    pub tls: Option<Arc<rustls::ClientConfig>>,
-}
-
-impl Kubelets {
-    /// Trusts certificates of the authority `ca_pem`, and shows `identity`.
-    pub fn new(ca_pem: &str, identity: &Identity) -> Result<Self, PkiError> {
-        let failed = |why: &dyn std::fmt::Display| PkiError::Issue(why.to_string());
-        let mut roots = rustls::RootCertStore::empty();
-        let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| failed(&e))?;
-        roots.add(ca).map_err(|e| failed(&e))?;
-        let (chain, key) = identity.der()?;
-        let config = rustls::ClientConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|e| failed(&e))?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)
-            .map_err(|e| failed(&e))?;
-        Ok(Self { tls: Some(Arc::new(config)) })
-    }
-}
 
 /// The parameters of a log request (`v1.PodLogOptions`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -145,40 +103,24 @@ fn container(pod: &Value, wanted: &str) -> Result<String, ApiError> {
     }
 }
 
-/// Where a node's kubelet listens.
-fn kubelet(node: &Value) -> Option<(String, u16)> {
-    let addresses = node["status"]["addresses"].as_array()?;
-    let address = addresses.iter().find(|a| a["type"] == "InternalIP")?["address"].as_str()?;
-    let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().filter(|p| *p > 0);
-    Some((address.to_owned(), u16::try_from(port.unwrap_or(KUBELET_PORT)).ok()?))
-}
-
 impl RequestHandler {
     /// Answers a log request.
     pub(super) async fn logs(&self, call: &RequestScope<'_>, query: &Query) -> Result<Response<Body>, ApiError> {
         let options = Options::read(query, call.name)?;
-        let objects = &*self.deps.registry.objects;
-        self.deps.registry.newest().await?;
-        let pod = objects.get("", "pods", call.namespace, call.name).ok_or_else(|| call.not_found())?;
+        let pod = self.pod(call).await?;
         let container = container(&pod, &options.container)?;
-        let Some(node_name) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) else {
+        let Some((node_name, at)) = self.node_of(&pod)? else {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = http::StatusCode::NO_CONTENT;
             return Ok(response);
         };
-        let node = objects
-            .get("", "nodes", "", node_name)
-            .ok_or_else(|| ApiError::NotFound(call.resource(), node_name.to_owned()))?;
         let path = format!("/containerLogs/{}/{}/{container}", call.namespace, call.name);
         let target = if options.query.is_empty() { path } else { format!("{path}?{}", options.query) };
-        let Some((address, port)) = kubelet(&node) else {
-            return Err(ApiError::ServiceUnavailable(format!("node {node_name} has no address to ask for logs")));
-        };
-        let host = if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") };
-        let answer = self
-            .ask_node(&address, port, &host, &target)
-            .await
-            .map_err(|why| ApiError::ServiceUnavailable(format!("Get \"https://{host}{target}\": {why}")))?;
+        let request = Request::get(&target).header("host", at.host()).body(Empty::<Bytes>::new());
+        let request = request.map_err(|error| ApiError::BadRequest(error.to_string()))?;
+        let answer = self.deps.kubelets.send(&at, request).await;
+        let answer = answer
+            .map_err(|why| ApiError::ServiceUnavailable(format!("Get \"https://{}{target}\": {why}", at.host())))?;
         let status = answer.status().as_u16();
         if (200..300).contains(&status) {
             let mut response = respond::bytes(200, "text/plain", Body::new(answer.into_body()));
@@ -197,34 +139,6 @@ impl RequestHandler {
             429 => ApiError::TooManyRequests(text, 1),
             _ => ApiError::ServiceUnavailable(format!("node {node_name} answered {status}: {text}")),
         })
-    }
-
-    async fn ask_node(
-        &self,
-        address: &str,
-        port: u16,
-        host: &str,
-        target: &str,
-    ) -> Result<Response<hyper::body::Incoming>, String> {
-        let tls = self.deps.kubelets.tls.clone().ok_or("this server has no identity to show to nodes")?;
-        let server = ServerName::try_from(address.to_owned()).map_err(|e| e.to_string())?;
-        let connect = async {
-            let socket = TcpStream::connect((address, port)).await.map_err(|e| e.to_string())?;
-            TlsConnector::from(tls).connect(server, socket).await.map_err(|e| e.to_string())
-        };
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| "connecting took too long")??;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-        // Ends with the answer's body: when the client goes, the body is dropped and so is the connection.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a log's connection to its node ended");
-            }
-        });
-        let request =
-            Request::get(target).header("host", host).body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
-        let answer = tokio::time::timeout(HEAD_TIMEOUT, sender.send_request(request)).await;
-        answer.map_err(|_| "the node takes too long to answer".to_owned())?.map_err(|e| e.to_string())
     }
 }
 

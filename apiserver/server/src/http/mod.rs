@@ -1,5 +1,6 @@
 //! The only place with HTTP types: request info, negotiation, streaming, answers.
 
+mod connect;
 pub mod deadline;
 pub(crate) mod dispatch;
 #[cfg(test)]
@@ -7,8 +8,9 @@ mod fuzz;
 pub mod handle;
 pub mod health;
 pub mod info;
+pub mod kubelets;
 mod large;
-pub mod logs;
+mod logs;
 pub mod metrics;
 pub mod negotiate;
 mod pages;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use apiserver::auth::UserInfo;
 use apiserver::auth::pki::Pki;
 use apiserver::auth::tls::{self, Acceptor, Peer, PeerCertificate};
-use apiserver::http::logs::Kubelets;
+use apiserver::http::kubelets::Kubelets;
 use apiserver::server::{Apiserver, Config};
 use apiserver_resources::allocate::ServiceNetwork;
 use apiserver_storage::store::memory::MemoryStore;

@@ -194,6 +194,8 @@ async fn serve(
         client: client.clone(),
         env: parts.env.clone(),
         runtime: parts.runtime.clone(),
+        network: parts.network.clone(),
+        stop: stop.clone(),
     };
     let server = server::serve(listener, &config.tls, serving, stop.clone()).map_err(at_server)?;
     Ok((address, tokio::spawn(server)))

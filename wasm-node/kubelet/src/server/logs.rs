@@ -18,7 +18,7 @@ use crate::log::read::{Options, is_possible, send};
 const PIECES_MAX: usize = 4;
 
 /// The pairs of a query string; of a name given twice the first counts.
-fn pairs(query: &str) -> HashMap<String, String> {
+pub(super) fn pairs(query: &str) -> HashMap<String, String> {
     let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
     let mut pairs = HashMap::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -111,13 +111,7 @@ pub(super) async fn get(
         Ok(options) => options,
         Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
     };
-    let named = kubelet.pods.all().into_iter().map(|view| view.look()).filter(|seen| {
-        let metadata = &seen.pod.metadata;
-        metadata.namespace.as_deref() == Some(&namespace) && metadata.name.as_deref() == Some(&pod)
-    });
-    // One that is going and one of the same name that has come: the newer one.
-    let newest = named.max_by_key(|seen| seen.pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
-    let Some(seen) = newest else {
+    let Some(seen) = kubelet.pod(&namespace, &pod) else {
         return refuse(StatusCode::NOT_FOUND, format!("pod {pod:?} does not exist\n"));
     };
     let spec = seen.pod.spec.as_ref();

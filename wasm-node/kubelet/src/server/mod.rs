@@ -3,6 +3,7 @@
 mod auth;
 mod figures;
 mod logs;
+mod port_forward;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use kube::Client;
 use machinery_env::Env;
 use machinery_serve::accept::{self, ConnectionPermit, Limit};
 use machinery_serve::descriptors::Descriptors;
+use machinery_serve::net::PodNetwork;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -30,6 +32,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::pod::shared::PodViews;
+use crate::pod::worker::Seen;
 use auth::{Authority, Identity};
 use runtime_api::Runtime;
 
@@ -80,6 +83,20 @@ pub(crate) struct Kubelet {
     pub(crate) client: Client,
     pub(crate) env: Env,
     pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) network: PodNetwork,
+    /// Ends what lasts as long as its client likes.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Kubelet {
+    /// The pod of a name: of one that is going and one that has come, the newer.
+    fn pod(&self, namespace: &str, name: &str) -> Option<Seen> {
+        let named = self.pods.all().into_iter().map(|view| view.look()).filter(|seen| {
+            let metadata = &seen.pod.metadata;
+            metadata.namespace.as_deref() == Some(namespace) && metadata.name.as_deref() == Some(name)
+        });
+        named.max_by_key(|seen| seen.pod.metadata.creation_timestamp.as_ref().map(|time| time.0))
+    }
 }
 
 pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
@@ -126,6 +143,7 @@ pub(crate) fn serve(
         .route("/metrics/resource", get(figures::resource))
         .route("/stats/summary", get(figures::summary))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::get))
+        .route("/portForward/{namespace}/{pod}", get(port_forward::upgrade).post(port_forward::upgrade))
         .fallback(async || (StatusCode::NOT_FOUND, "404 page not found\n"))
         .layer(from_fn_with_state(authority, authorize))
         .with_state(kubelet);

@@ -45,10 +45,16 @@ pub(crate) static ROW: Row = Row {
             body: Some(("", "v1", "Binding")),
             verbs: &[Verb::Create],
         },
+        Subresource {
+            name: "portforward",
+            what: SubresourceKind::Connect,
+            body: Some(("", "v1", "PodPortForwardOptions")),
+            verbs: &[Verb::Create, Verb::Get],
+        },
         Subresource { name: "log", what: SubresourceKind::Log, body: None, verbs: &[Verb::Get] },
         STATUS,
     ],
-    later: &[("exec", "0.2"), ("attach", "0.2"), ("portforward", "0.2"), ("proxy", "0.2")],
+    later: &[("exec", "0.2"), ("attach", "0.2"), ("proxy", "0.2")],
     storage: Storage::Stored("pods"),
     // What nodes, and controllers by their selectors, ask for.
     indexed_fields: &["spec.nodeName"],

@@ -1,0 +1,143 @@
+//! How nodes are reached: over TLS, with an identity of the server's own, at the address that their Node names.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use machinery_api::ApiError;
+use machinery_api::error::Named;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::handle::RequestHandler;
+use crate::auth::pki::{Identity, PkiError};
+use crate::auth::tls;
+use crate::registry::RequestScope;
+use apiserver_resources::objects::Objects;
+
+/// A node that doesn't take a connection by then is gone.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A node that doesn't begin to answer by then is stuck.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Where kubelets listen if their node doesn't say.
+const KUBELET_PORT: u64 = 10250;
+
+/// How nodes are reached.
+#[derive(Clone, Default)]
+pub struct Kubelets {
+    /// Trusts nodes' certificates and shows the server's own; `None`: nodes can't be reached.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+/// Where a node's kubelet listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NodeAddress {
+    address: String,
+    port: u16,
+}
+
+impl NodeAddress {
+    /// As the Node says; none where it names no address.
+    pub(super) fn of(node: &Value) -> Option<Self> {
+        let addresses = node["status"]["addresses"].as_array()?;
+        let address = addresses.iter().find(|a| a["type"] == "InternalIP")?["address"].as_str()?.to_owned();
+        let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().filter(|p| *p > 0);
+        Some(Self { address, port: u16::try_from(port.unwrap_or(KUBELET_PORT)).ok()? })
+    }
+
+    /// As in a URL.
+    pub(super) fn host(&self) -> String {
+        let Self { address, port } = self;
+        if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+    }
+}
+
+impl Kubelets {
+    /// Trusts certificates of the authority `ca_pem`, and shows `identity`.
+    pub fn new(ca_pem: &str, identity: &Identity) -> Result<Self, PkiError> {
+        let failed = |why: &dyn std::fmt::Display| PkiError::Issue(why.to_string());
+        let mut roots = rustls::RootCertStore::empty();
+        let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| failed(&e))?;
+        roots.add(ca).map_err(|e| failed(&e))?;
+        let (chain, key) = identity.der()?;
+        let config = rustls::ClientConfig::builder_with_provider(tls::provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| failed(&e))?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .map_err(|e| failed(&e))?;
+        Ok(Self { tls: Some(Arc::new(config)) })
+    }
+
+    /// Sends a request on a connection of its own, and waits for the head of its answer. A 101 can be upgraded
+    /// (`hyper::upgrade::on`); any other's connection ends with its body.
+    pub(super) async fn send<B>(&self, to: &NodeAddress, request: Request<B>) -> Result<Response<Incoming>, String>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let tls = self.tls.clone().ok_or("this server has no identity to show to nodes")?;
+        let server = ServerName::try_from(to.address.clone()).map_err(|e| e.to_string())?;
+        let connect = async {
+            let socket = TcpStream::connect((to.address.as_str(), to.port)).await.map_err(|e| e.to_string())?;
+            TlsConnector::from(tls).connect(server, socket).await.map_err(|e| e.to_string())
+        };
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| "connecting took too long")??;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+        // Ends with the answer's body: when the client goes, the body is dropped and so is the connection.
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a connection to a node ended");
+            }
+        });
+        let answer = tokio::time::timeout(HEAD_TIMEOUT, sender.send_request(request)).await;
+        answer.map_err(|_| "the node takes too long to answer".to_owned())?.map_err(|e| e.to_string())
+    }
+}
+
+impl RequestHandler {
+    /// The pod that a request is about.
+    pub(super) async fn pod(&self, call: &RequestScope<'_>) -> Result<Arc<Value>, ApiError> {
+        self.deps.registry.newest().await?;
+        self.deps.registry.objects.get("", "pods", call.namespace, call.name).ok_or_else(|| call.not_found())
+    }
+
+    /// The name of the node that a pod is bound to, and where it listens; none before.
+    pub(super) fn node_of(&self, pod: &Value) -> Result<Option<(String, NodeAddress)>, ApiError> {
+        let Some(name) = pod["spec"]["nodeName"].as_str().filter(|name| !name.is_empty()) else { return Ok(None) };
+        let node = self.deps.registry.objects.get("", "nodes", "", name);
+        let node = node.ok_or_else(|| ApiError::NotFound(Named::new("", "nodes"), name.to_owned()))?;
+        let address = NodeAddress::of(&node)
+            .ok_or_else(|| ApiError::ServiceUnavailable(format!("node {name} has no address to reach")))?;
+        Ok(Some((name.to_owned(), address)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_node_is_where_it_says() {
+        let at = |address: &str, port: Value| {
+            let addresses = json!([{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": address}]);
+            let endpoints = json!({"kubeletEndpoint": {"Port": port}});
+            NodeAddress::of(&json!({"status": {"addresses": addresses, "daemonEndpoints": endpoints}}))
+                .map(|at| at.host())
+        };
+        assert_eq!(at("127.0.0.2", json!(1234)).as_deref(), Some("127.0.0.2:1234"));
+        assert_eq!(at("::1", Value::Null).as_deref(), Some("[::1]:10250"));
+        assert_eq!(at("127.0.0.2", json!(70_000)), None);
+        assert_eq!(NodeAddress::of(&json!({})), None);
+    }
+}

@@ -1,0 +1,267 @@
+//! WebSocket (RFC 6455), the server's side: handshake, choice of a subprotocol, and what goes through.
+
+use std::io;
+
+use bytes::Bytes;
+use futures::{SinkExt as _, StreamExt as _, future};
+use http::{HeaderMap, HeaderValue, header};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
+
+/// The longest message that is taken: clients write 32 KiB at once.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Messages of numbered channels that wait in each direction.
+const MESSAGES_WAITING_MAX: usize = 16;
+
+/// Why a request is no WebSocket handshake, or none that is taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HandshakeError {
+    /// The version is not RFC 6455's.
+    #[error("Sec-WebSocket-Version must be 13")]
+    Version,
+    /// There is no key, or it is not one of 16 bytes.
+    #[error("Sec-WebSocket-Key is missing or is not 16 bytes in base64")]
+    Key,
+    /// Nothing that the client speaks is spoken here.
+    #[error("requested protocol(s) are not supported: [{0}]; supports [{1}]")]
+    Protocol(String, String),
+}
+
+/// What a server answers to a handshake.
+#[derive(Debug, Clone)]
+pub struct Handshake {
+    /// The chosen subprotocol; empty where the client has named none.
+    pub protocol: &'static str,
+    /// The headers of the 101.
+    pub headers: HeaderMap,
+}
+
+/// Whether the request wants to become a connection of another protocol, and which: `websocket`, `SPDY/3.1`.
+#[must_use]
+pub fn upgrade_of(headers: &HeaderMap) -> Option<&str> {
+    let lists = |name: header::HeaderName, wanted: &str| {
+        let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|token| token.trim().to_ascii_lowercase().starts_with(wanted))
+    };
+    if !lists(header::CONNECTION, "upgrade") {
+        return None;
+    }
+    headers.get(header::UPGRADE)?.to_str().ok().map(str::trim).filter(|upgrade| !upgrade.is_empty())
+}
+
+/// Answers a handshake with the first of the client's subprotocols that is `supported`; "" there takes a client that names none.
+///
+/// # Errors
+/// See [`HandshakeError`].
+pub fn handshake(headers: &HeaderMap, supported: &[&'static str]) -> Result<Handshake, HandshakeError> {
+    let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    if text(header::SEC_WEBSOCKET_VERSION) != Some("13") {
+        return Err(HandshakeError::Version);
+    }
+    // 16 bytes in base64 have 24 characters.
+    let key = text(header::SEC_WEBSOCKET_KEY).filter(|key| key.len() == 24).ok_or(HandshakeError::Key)?;
+    let wanted: Vec<&str> = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(',').map(str::trim))
+        .filter(|protocol| !protocol.is_empty())
+        .collect();
+    let named = wanted.iter().find_map(|wanted| supported.iter().find(|own| *own == wanted && !own.is_empty()));
+    let unnamed = supported.iter().find(|own| own.is_empty() && wanted.is_empty());
+    let protocol = *named.or(unnamed).ok_or_else(|| HandshakeError::Protocol(wanted.join(" "), supported.join(" ")))?;
+    let mut answer = HeaderMap::new();
+    answer.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    answer.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes())).map_err(|_| HandshakeError::Key)?;
+    answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    if !protocol.is_empty() {
+        answer.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    }
+    Ok(Handshake { protocol, headers: answer })
+}
+
+async fn server<S: AsyncRead + AsyncWrite + Unpin>(io: S) -> WebSocketStream<S> {
+    let config =
+        WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
+    WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
+}
+
+/// A stream of bytes over a connection whose handshake is done: each binary message is a piece of it.
+pub async fn tunnel<S: AsyncRead + AsyncWrite + Unpin + Send>(io: S) -> impl AsyncRead + AsyncWrite + Unpin {
+    let (sink, stream) = server(io).await.split();
+    let pieces = stream.filter_map(|message| future::ready(piece(message)));
+    let messages =
+        sink.sink_map_err(broken).with(|bytes: Bytes| future::ready(Ok::<_, io::Error>(Message::Binary(bytes))));
+    tokio::io::join(StreamReader::new(pieces), SinkWriter::new(CopyToBytes::new(messages)))
+}
+
+/// The bytes of a message; none of what the protocol itself sends.
+fn piece(message: Result<Message, Error>) -> Option<io::Result<Bytes>> {
+    match message {
+        Ok(Message::Binary(bytes)) => Some(Ok(bytes)),
+        Ok(Message::Text(_)) => Some(Err(io::Error::new(io::ErrorKind::InvalidData, "a text message in a tunnel"))),
+        Ok(_) | Err(Error::ConnectionClosed) => None,
+        Err(error) => Some(Err(broken(error))),
+    }
+}
+
+fn broken(error: Error) -> io::Error {
+    match error {
+        Error::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+/// The ends of numbered channels (`v4.channel.k8s.io`): a message's first byte says of which it is.
+#[derive(Debug)]
+pub struct Channels {
+    /// What the client sends.
+    pub incoming: mpsc::Receiver<(u8, Bytes)>,
+    /// What is sent to the client; the connection ends when all senders are gone.
+    pub outgoing: mpsc::Sender<(u8, Bytes)>,
+}
+
+/// Numbered channels over a connection whose handshake is done, and what has to be polled for them to move: it ends when the
+/// connection does.
+#[must_use = "nothing moves until the future is polled"]
+pub fn channels<S>(io: S) -> (Channels, impl Future<Output = io::Result<()>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let (received, incoming) = mpsc::channel(MESSAGES_WAITING_MAX);
+    let (outgoing, mut sending) = mpsc::channel::<(u8, Bytes)>(MESSAGES_WAITING_MAX);
+    let run = async move {
+        let (mut sink, mut stream) = server(io).await.split();
+        let reads = async move {
+            while let Some(message) = stream.next().await {
+                let Some(piece) = piece(message) else { continue };
+                let mut piece = piece?;
+                // A message with no byte is a client's sign of life.
+                if let Some(channel) = piece.first().copied() {
+                    let _ = received.send((channel, piece.split_off(1))).await;
+                }
+            }
+            Ok(())
+        };
+        let writes = async move {
+            while let Some((channel, bytes)) = sending.recv().await {
+                let message = [&[channel], &bytes[..]].concat();
+                sink.send(Message::Binary(message.into())).await.map_err(broken)?;
+            }
+            sink.close().await.map_err(broken)
+        };
+        tokio::select! {
+            done = reads => done,
+            done = writes => done,
+        }
+    };
+    (Channels { incoming, outgoing }, run)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    fn request(fields: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    /// The example of RFC 6455, §1.3.
+    const KEY: (&str, &str) = ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+    const VERSION: (&str, &str) = ("sec-websocket-version", "13");
+
+    #[test]
+    fn upgrades_are_seen_as_clients_write_them() {
+        assert_eq!(upgrade_of(&request(&[("connection", "Upgrade"), ("upgrade", "SPDY/3.1")])), Some("SPDY/3.1"));
+        let listed = request(&[("connection", "keep-alive, upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(upgrade_of(&listed), Some("websocket"));
+        assert_eq!(upgrade_of(&request(&[("connection", "keep-alive"), ("upgrade", "websocket")])), None);
+        assert_eq!(upgrade_of(&request(&[("connection", "Upgrade")])), None);
+    }
+
+    #[test]
+    fn the_first_subprotocol_that_both_speak_is_chosen() {
+        let answer = |protocols: &[&str], supported: &[&'static str]| {
+            let mut fields = vec![KEY, VERSION];
+            fields.extend(protocols.iter().map(|protocol| ("sec-websocket-protocol", *protocol)));
+            handshake(&request(&fields), supported)
+        };
+        let chosen = answer(&["v9.channel.k8s.io, v4.channel.k8s.io"], &["", "v4.channel.k8s.io"]).unwrap();
+        assert_eq!(chosen.protocol, "v4.channel.k8s.io");
+        assert_eq!(chosen.headers["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(chosen.headers["sec-websocket-protocol"], "v4.channel.k8s.io");
+        let unnamed = answer(&[], &["", "v4.channel.k8s.io"]).unwrap();
+        assert!(unnamed.protocol.is_empty() && !unnamed.headers.contains_key("sec-websocket-protocol"));
+        let refused = answer(&["v9.channel.k8s.io"], &["", "v4.channel.k8s.io"]).unwrap_err();
+        assert!(matches!(refused, HandshakeError::Protocol(..)));
+        assert!(matches!(answer(&[], &["v4.channel.k8s.io"]), Err(HandshakeError::Protocol(..))));
+        assert_eq!(handshake(&request(&[KEY]), &[""]).unwrap_err(), HandshakeError::Version);
+        assert_eq!(handshake(&request(&[VERSION]), &[""]).unwrap_err(), HandshakeError::Key);
+    }
+
+    async fn client(io: tokio::io::DuplexStream) -> WebSocketStream<tokio::io::DuplexStream> {
+        WebSocketStream::from_raw_socket(io, Role::Client, None).await
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_carries_bytes_both_ways_and_its_end() {
+        let (own, other) = tokio::io::duplex(1 << 16);
+        let mut client = client(own).await;
+        let mut tunnel = tunnel(other).await;
+        client.send(Message::Binary(Bytes::from_static(b"hel"))).await.unwrap();
+        client.send(Message::Ping(Bytes::from_static(b"?"))).await.unwrap();
+        client.send(Message::Binary(Bytes::from_static(b"lo"))).await.unwrap();
+        let mut bytes = [0; 5];
+        tunnel.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"hello");
+        tunnel.write_all(b"world").await.unwrap();
+        tunnel.flush().await.unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < 2 {
+            seen.push(client.next().await.unwrap().unwrap());
+        }
+        assert!(seen.contains(&Message::Pong(Bytes::from_static(b"?"))), "{seen:?}");
+        assert!(seen.contains(&Message::Binary(Bytes::from_static(b"world"))), "{seen:?}");
+        client.close(None).await.unwrap();
+        assert_eq!(tunnel.read(&mut bytes).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_takes_neither_text_nor_endless_messages() {
+        for message in [Message::text("x"), Message::Binary(vec![0; MESSAGE_BYTES_MAX + 1].into())] {
+            let (own, other) = tokio::io::duplex(4 << 20);
+            let mut client = client(own).await;
+            let mut tunnel = tunnel(other).await;
+            client.send(message).await.unwrap();
+            assert!(tunnel.read(&mut [0; 8]).await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn channels_are_told_apart_by_the_first_byte() {
+        let (own, other) = tokio::io::duplex(1 << 16);
+        let mut client = client(own).await;
+        let (mut channels, run) = channels(other);
+        let run = tokio::spawn(run);
+        client.send(Message::Binary(Bytes::new())).await.unwrap();
+        client.send(Message::Binary(Bytes::from_static(b"\x02in"))).await.unwrap();
+        assert_eq!(channels.incoming.recv().await.unwrap(), (2, Bytes::from_static(b"in")));
+        channels.outgoing.send((3, Bytes::from_static(b"out"))).await.unwrap();
+        assert_eq!(client.next().await.unwrap().unwrap(), Message::Binary(Bytes::from_static(b"\x03out")));
+        drop(channels);
+        assert!(matches!(client.next().await, Some(Ok(Message::Close(_)))));
+        run.await.unwrap().unwrap();
+    }
+}

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Connections that become another protocol's: kubectl port-forward in both of its ways, and the older WebSocket protocol.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+up
+"$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/hello.wasm" registry.local/hello:v1 >/dev/null
+kubectl apply -f sample-workloads/manifests/hello.yaml >/dev/null
+kubectl rollout status deployment/hello --timeout=60s >/dev/null
+pod=$(kubectl get pods -l app=hello -o jsonpath='{.items[0].metadata.name}')
+
+# forward ARGUMENTS…: kubectl port-forward to a free local port; sets local_port and FORWARD_PID
+forward() {
+  : > "$WORK/forward"
+  kubectl port-forward "$@" > "$WORK/forward" 2>&1 & FORWARD_PID=$!
+  eventually 20 grep -q '^Forwarding from 127.0.0.1' "$WORK/forward"
+  local_port=$(sed -n 's/^Forwarding from 127.0.0.1:\([0-9]*\) .*/\1/p' "$WORK/forward" | head -n 1)
+}
+stop_forward() { kill "$FORWARD_PID" 2>/dev/null || true; wait "$FORWARD_PID" 2>/dev/null || true; }
+
+for websockets in true false; do
+  export KUBECTL_PORT_FORWARD_WEBSOCKETS=$websockets
+  forward service/hello :80
+  for _ in 1 2 3; do has '^hello from hello-' curl -s -m 10 "http://127.0.0.1:$local_port/" || fail "no answer through port-forward (WebSockets: $websockets)"; done
+  seq 20 | xargs -P 10 -I{} curl -s -m 10 -o /dev/null -w '%{http_code}\n' "http://127.0.0.1:$local_port/" > "$WORK/codes"
+  expect "20 200" "$(sort "$WORK/codes" | uniq -c | sed 's/^ *//')" "twenty connections, ten at once"
+  # A body that is longer than every buffer on the way, to a server that doesn't want it.
+  head -c 3000000 /dev/zero | curl -s -m 20 -o "$WORK/body" -w '%{http_code}' --data-binary @- "http://127.0.0.1:$local_port/" > "$WORK/codes"
+  expect 405 "$(cat "$WORK/codes")" "a long body"
+  stop_forward
+  forward "pod/$pod" :99
+  curl -s -m 10 "http://127.0.0.1:$local_port/" >/dev/null && fail "a port on which nothing listens answers"
+  eventually 10 grep -q "error forwarding port 99 to pod $pod, uid .*connect: connection refused" "$WORK/forward"
+  stop_forward
+done
+unset KUBECTL_PORT_FORWARD_WEBSOCKETS
+echo "· kubectl port-forward, over WebSocket and over SPDY"
+
+kubectl create serviceaccount viewer >/dev/null
+kubectl create clusterrole forward-get --verb=get --resource=pods,pods/portforward >/dev/null
+kubectl create clusterrolebinding forward-get --clusterrole=forward-get --serviceaccount=default:viewer >/dev/null
+exits 1 kubectl port-forward "$pod" :8080 --as=system:serviceaccount:default:viewer
+grep -q 'cannot create resource "pods/portforward"' "$WORK/err" || fail "get alone opens a way into a pod: $(cat "$WORK/err")"
+exits 1 kubectl get --raw "/api/v1/namespaces/default/pods/$pod/portforward"
+grep -q 'Upgrade request required' "$WORK/err" || fail "no upgrade: $(cat "$WORK/err")"
+echo "· who may, and what is no upgrade"
+
+python3 "$(dirname "${BASH_SOURCE[0]}")/streams.py" "$pod"
+down
+echo PASS

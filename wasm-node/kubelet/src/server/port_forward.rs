@@ -1,0 +1,565 @@
+//! `/portForward/NAMESPACE/POD`: byte streams to ports of a pod, as `kubectl port-forward` and clients of the older WebSocket
+//! protocol ask for them.
+//!
+//! A stream ends at what the pod serves on its loopback, through a pipe: no socket of the host is opened, and no other address
+//! can be reached.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use bytes::{Bytes, BytesMut};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use machinery_serve::accept::ConnectionPermit;
+use machinery_serve::net::{Origin, Peer, PodNetwork, Protocol, Serve, Stream};
+use machinery_streaming::spdy::{self, Headers, SpdyStream, SpdyWriter};
+use machinery_streaming::websocket::{self, Channels, upgrade_of};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::Kubelet;
+
+/// A session on which nothing moves this long ends (upstream's `streamingConnectionIdleTimeout`).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
+/// From one stream of a pair to the other (upstream's).
+const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
+/// When all has been said, a client has this long to take it.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams that wait for their pair or to be served.
+const OPENED_WAITING_MAX: usize = 8;
+/// What is read of a pod at once.
+const READ_BYTES: usize = 32 << 10;
+/// Pieces of one numbered channel that wait for the pod.
+const PIECES_WAITING_MAX: usize = 16;
+
+/// SPDY's protocol, and its name in a WebSocket that carries it.
+const PROTOCOL: &str = "portforward.k8s.io";
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+/// Numbered channels of binary messages.
+const CHANNELS: &str = "v4.channel.k8s.io";
+
+/// Takes the upgrade, or says why not in upstream's words.
+pub(super) async fn upgrade(
+    State(kubelet): State<Kubelet>,
+    Path((namespace, name)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+    Extension(permit): Extension<Arc<ConnectionPermit>>,
+    mut request: Request,
+) -> Response {
+    let Some(seen) = kubelet.pod(&namespace, &name) else {
+        return (StatusCode::NOT_FOUND, "pod does not exist").into_response();
+    };
+    let (headers, wire) = match choose(request.headers(), &query.unwrap_or_default()) {
+        Ok(chosen) => chosen,
+        Err(refused) => return *refused,
+    };
+    let pod = ForwardedPod {
+        network: kubelet.network.clone(),
+        name,
+        uid: seen.pod.metadata.uid.clone().unwrap_or_default(),
+        ip: seen.status.pod_ip.as_deref().and_then(|ip| ip.parse().ok()),
+    };
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let _place = permit;
+        let session = async {
+            let io = upgraded.await.map_err(io::Error::other)?;
+            pod.serve(TokioIo::new(io), wire).await
+        };
+        tokio::select! {
+            done = session => {
+                if let Err(error) = done {
+                    tracing::debug!(%error, "a port-forward session ended");
+                }
+            }
+            () = kubelet.stop.cancelled() => {}
+        }
+    });
+    let mut response = (StatusCode::SWITCHING_PROTOCOLS, Body::empty()).into_response();
+    response.headers_mut().extend(headers);
+    response
+}
+
+/// How the streams come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Wire {
+    Spdy,
+    Tunnel,
+    /// Two channels for each port: its data and its errors.
+    Channels(Vec<u16>),
+}
+
+/// What both sides speak, and the headers that say so.
+fn choose(headers: &HeaderMap, query: &str) -> Result<(HeaderMap, Wire), Box<Response>> {
+    let refuse = |status, why: String| Box::new((status, why).into_response());
+    let bad = |why: String| refuse(StatusCode::BAD_REQUEST, why);
+    match upgrade_of(headers) {
+        Some(upgrade) if upgrade.eq_ignore_ascii_case("websocket") => {
+            let taken = websocket::handshake(headers, &[TUNNEL, CHANNELS, ""]).map_err(|why| bad(why.to_string()))?;
+            let wire = if taken.protocol == TUNNEL { Wire::Tunnel } else { Wire::Channels(ports(query).map_err(bad)?) };
+            Ok((taken.headers, wire))
+        }
+        Some(upgrade) if upgrade.eq_ignore_ascii_case("SPDY/3.1") => {
+            const VERSION: &str = "x-stream-protocol-version";
+            let wanted: Vec<&str> = headers
+                .get_all(VERSION)
+                .into_iter()
+                .filter_map(|value| value.to_str().ok())
+                .flat_map(|value| value.split(',').map(str::trim))
+                .collect();
+            if wanted.is_empty() {
+                return Err(bad(format!("unable to upgrade: header {VERSION} does not exist in request")));
+            }
+            if !wanted.contains(&PROTOCOL) {
+                let wanted = wanted.join(" ");
+                let why = format!(
+                    "unable to upgrade: unable to negotiate protocol: client supports [{wanted}], server accepts [{PROTOCOL}]"
+                );
+                let mut response = refuse(StatusCode::FORBIDDEN, why);
+                let accepted = HeaderValue::from_static(PROTOCOL);
+                response.headers_mut().insert("x-accepted-stream-protocol-versions", accepted);
+                return Err(response);
+            }
+            let mut answer = HeaderMap::new();
+            answer.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            answer.insert(header::UPGRADE, HeaderValue::from_static("SPDY/3.1"));
+            answer.insert(VERSION, HeaderValue::from_static(PROTOCOL));
+            Ok((answer, Wire::Spdy))
+        }
+        _ => Err(bad("unable to upgrade: missing upgrade headers in request".into())),
+    }
+}
+
+/// The ports of a WebSocket with numbered channels.
+fn ports(query: &str) -> Result<Vec<u16>, String> {
+    /// Each takes two of 256 channels.
+    const PORTS_MAX: usize = 100;
+    let values: Vec<&str> = query.split('&').filter_map(|pair| pair.strip_prefix("port=")).collect();
+    if values.is_empty() {
+        return Err("query parameter \"port\" is required".into());
+    }
+    let mut ports = Vec::new();
+    for text in values.iter().flat_map(|value| value.split(',')) {
+        ports.push(port(text)?);
+    }
+    if ports.len() > PORTS_MAX { Err(format!("at most {PORTS_MAX} ports can be forwarded at once")) } else { Ok(ports) }
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(0) => Err(format!("port {text:?} must be > 0")),
+        Ok(port) => Ok(port),
+        Err(error) => Err(format!("unable to parse {text:?} as a port: {error}")),
+    }
+}
+
+/// A stream's part in a pair, by its headers; none where they make no sense.
+fn part(headers: &Headers) -> Option<(u16, bool)> {
+    let port = port(headers.get("port")?).ok()?;
+    match headers.get("streamtype")? {
+        "data" => Some((port, true)),
+        "error" => Some((port, false)),
+        _ => None,
+    }
+}
+
+/// Which pair a stream is of. Old clients number no pairs: there the error stream comes first, and its data's is the next.
+fn pair_of(stream: &SpdyStream, is_data: bool) -> String {
+    match stream.headers.get("requestid") {
+        Some(id) if !id.is_empty() => id.to_owned(),
+        _ if is_data => stream.id.wrapping_sub(2).to_string(),
+        _ => stream.id.to_string(),
+    }
+}
+
+/// A pod whose ports are asked for.
+#[derive(Debug, Clone)]
+struct ForwardedPod {
+    network: PodNetwork,
+    name: String,
+    uid: String,
+    ip: Option<IpAddr>,
+}
+
+impl ForwardedPod {
+    async fn serve(self, io: TokioIo<Upgraded>, wire: Wire) -> io::Result<()> {
+        match wire {
+            Wire::Spdy => self.pairs(io).await,
+            Wire::Tunnel => self.pairs(websocket::tunnel(io).await).await,
+            Wire::Channels(ports) => self.channels(io, &ports).await,
+        }
+    }
+
+    /// Serves pairs of streams, as many at once as the session takes.
+    async fn pairs(self, io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite) -> io::Result<()> {
+        let (opened, mut streams) = mpsc::channel(OPENED_WAITING_MAX);
+        let session = spdy::serve(io, IDLE_TIMEOUT, |headers| part(headers).is_some(), opened);
+        let pairs = async move {
+            let mut waiting: HashMap<String, (SpdyStream, bool, tokio::time::Instant)> = HashMap::new();
+            let mut served = JoinSet::new();
+            loop {
+                let oldest = waiting.values().map(|(_, _, due)| *due).min();
+                let stream: SpdyStream = tokio::select! {
+                    stream = streams.recv() => match stream {
+                        Some(stream) => stream,
+                        None => std::future::pending().await,
+                    },
+                    Some(_) = served.join_next(), if !served.is_empty() => continue,
+                    () = until(oldest) => {
+                        let now = tokio::time::Instant::now();
+                        for (id, (stream, is_data, _)) in waiting.extract_if(|_, (_, _, due)| *due <= now) {
+                            if !is_data {
+                                let why = format!("(request={id}) timed out waiting for streams");
+                                let _ = stream.outgoing.send(why.into()).await;
+                            }
+                            let _ = stream.outgoing.reset().await;
+                        }
+                        continue;
+                    }
+                };
+                let Some((port, is_data)) = part(&stream.headers) else { continue };
+                let id = pair_of(&stream, is_data);
+                match waiting.remove(&id) {
+                    None => {
+                        let due = tokio::time::Instant::now() + PAIR_TIMEOUT;
+                        waiting.insert(id, (stream, is_data, due));
+                    }
+                    Some(first) if first.1 == is_data => {
+                        let _ = stream.outgoing.reset().await;
+                        waiting.insert(id, first);
+                    }
+                    Some((first, _, _)) => {
+                        let (data, error) = if is_data { (stream, first) } else { (first, stream) };
+                        let (to, errors) = (Output::Spdy(data.outgoing), Output::Spdy(error.outgoing));
+                        let pod = self.clone();
+                        served.spawn(async move { pod.pair(port, to, errors, data.incoming).await });
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            done = session => done,
+            done = pairs => done,
+        }
+    }
+
+    /// One connection to a port, whose errors have a stream of their own.
+    async fn pair(&self, port: u16, mut data: Output, mut errors: Output, incoming: mpsc::Receiver<Bytes>) {
+        let done = match self.connect(port) {
+            Err(why) => errors.send(why.into()).await,
+            Ok(serve) => {
+                let (own, other) = Stream::pipe();
+                let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+                let serving = serve.stream(Origin { peer: Peer::Node, local, via: None }, other);
+                let copying = copy(own, incoming, &data);
+                tokio::pin!(copying);
+                tokio::select! {
+                    done = &mut copying => done,
+                    served = serving => match served {
+                        // What it has said may still be in the pipe.
+                        Ok(()) => copying.await,
+                        Err(_) => errors.send(self.refused(port).into()).await,
+                    },
+                }
+            }
+        };
+        // Where the client is gone there is nobody to tell.
+        if done.is_ok() {
+            let _ = data.finish().await;
+            let _ = errors.finish().await;
+        }
+    }
+
+    /// What listens on a port, as a process of the pod itself would find it.
+    fn connect(&self, port: u16) -> Result<Arc<dyn Serve>, String> {
+        let refused = || self.refused(port);
+        let ip = self.ip.ok_or_else(refused)?;
+        let own = self.network.loopback(ip, Protocol::Tcp, port);
+        own.or_else(|| self.network.find(ip, Protocol::Tcp, port)).ok_or_else(refused)
+    }
+
+    fn refused(&self, port: u16) -> String {
+        let Self { name, uid, .. } = self;
+        format!(
+            "error forwarding port {port} to pod {name}, uid {uid}: dial tcp4 127.0.0.1:{port}: connect: connection refused"
+        )
+    }
+
+    /// Serves two numbered channels for each port; on both the port comes first, in two bytes, the lower one first.
+    async fn channels(self, io: TokioIo<Upgraded>, ports: &[u16]) -> io::Result<()> {
+        let (Channels { mut incoming, outgoing }, session) = websocket::channels(io);
+        let serves = async {
+            let mut pieces = Vec::new();
+            let mut served = JoinSet::new();
+            for (n, port) in (0u8..).step_by(2).zip(ports.iter().copied()) {
+                let [data, errors] = [n, n + 1].map(|channel| Output::Channel(channel, outgoing.clone()));
+                for output in [&data, &errors] {
+                    output.send(Bytes::copy_from_slice(&port.to_le_bytes())).await?;
+                }
+                let (to, bytes) = mpsc::channel(PIECES_WAITING_MAX);
+                pieces.push(Some(to));
+                let pod = self.clone();
+                served.spawn(async move { pod.pair(port, data, errors, bytes).await });
+            }
+            drop(outgoing);
+            loop {
+                let message = tokio::select! {
+                    message = tokio::time::timeout(IDLE_TIMEOUT, incoming.recv()) => message,
+                    left = served.join_next() => match left {
+                        Some(_) => continue,
+                        None => return io::Result::Ok(()),
+                    },
+                };
+                // Silence is the client's: what pods send ends with it, too.
+                let Some((channel, bytes)) = message.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? else {
+                    return Ok(());
+                };
+                let to = pieces.get(usize::from(channel / 2)).filter(|_| channel % 2 == 0).and_then(Option::as_ref);
+                if let Some(to) = to {
+                    // A pod that reads no more ends its own pair only.
+                    let _ = to.send(bytes).await;
+                }
+            }
+        };
+        tokio::pin!(session);
+        tokio::select! {
+            done = &mut session => return done,
+            done = serves => done?,
+        }
+        // What was said last is still on its way.
+        tokio::time::timeout(LAST_WORDS_TIMEOUT, session).await.unwrap_or(Ok(()))
+    }
+}
+
+/// The way to the client for one direction of a stream.
+#[derive(Debug)]
+enum Output {
+    Spdy(SpdyWriter),
+    Channel(u8, mpsc::Sender<(u8, Bytes)>),
+}
+
+impl Output {
+    async fn send(&self, bytes: Bytes) -> io::Result<()> {
+        match self {
+            Self::Spdy(writer) => writer.send(bytes).await,
+            Self::Channel(channel, to) => {
+                to.send((*channel, bytes)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+            }
+        }
+    }
+
+    /// A numbered channel has no end of its own.
+    async fn finish(&mut self) -> io::Result<()> {
+        match self {
+            Self::Spdy(writer) => writer.finish().await,
+            Self::Channel(..) => Ok(()),
+        }
+    }
+}
+
+/// Copies in both directions. The pod's end is the end: a client that has sent all it has still gets its answer.
+async fn copy(to: Stream, mut incoming: mpsc::Receiver<Bytes>, output: &Output) -> io::Result<()> {
+    let (mut read, mut write) = tokio::io::split(to);
+    let up = async {
+        while let Some(bytes) = incoming.recv().await {
+            write.write_all(&bytes).await?;
+        }
+        write.shutdown().await
+    };
+    let down = async {
+        let mut buffer = BytesMut::new();
+        loop {
+            buffer.reserve(READ_BYTES);
+            if read.read_buf(&mut buffer).await? == 0 {
+                return io::Result::Ok(());
+            }
+            output.send(buffer.split().freeze()).await?;
+        }
+    };
+    tokio::pin!(up, down);
+    tokio::select! {
+        done = &mut down => done,
+        // What the pod doesn't read any more doesn't end what it has to say.
+        _ = &mut up => down.await,
+    }
+}
+
+async fn until(due: Option<tokio::time::Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Response;
+    use http_body_util::{BodyExt as _, Full};
+    use machinery_serve::net::{self, Listen, Refused};
+    use machinery_streaming::spdy::{Decoder, Encoder, Frame};
+    use tokio::io::DuplexStream;
+
+    use super::*;
+
+    /// Answers `hello PATH` to whoever is of the node.
+    struct Hello;
+
+    #[async_trait::async_trait]
+    impl Serve for Hello {
+        async fn http(
+            &self,
+            from: &Origin,
+            request: http::Request<net::Body>,
+        ) -> Result<Response<net::Body>, Refused<http::Request<net::Body>>> {
+            assert_eq!(from.peer, Peer::Node);
+            let body = Full::from(format!("hello {}", request.uri().path())).map_err(|never| match never {});
+            Ok(Response::new(body.boxed_unsync()))
+        }
+    }
+
+    struct Gone;
+
+    #[async_trait::async_trait]
+    impl Serve for Gone {
+        async fn http(
+            &self,
+            _: &Origin,
+            request: http::Request<net::Body>,
+        ) -> Result<Response<net::Body>, Refused<http::Request<net::Body>>> {
+            Err(Refused::gone(request))
+        }
+
+        async fn stream(self: Arc<Self>, _: Origin, stream: Stream) -> Result<(), Refused<Stream>> {
+            Err(Refused::gone(stream))
+        }
+    }
+
+    struct Client {
+        io: DuplexStream,
+        encoder: Encoder,
+        decoder: Decoder,
+        buffer: BytesMut,
+    }
+
+    impl Client {
+        async fn send(&mut self, frame: Frame) {
+            let mut out = BytesMut::new();
+            self.encoder.encode(&frame, &mut out).unwrap();
+            self.io.write_all(&out).await.unwrap();
+        }
+
+        async fn open(&mut self, id: u32, kind: &str, port: &str, request: &str) {
+            let headers = [("streamtype", kind), ("port", port), ("requestid", request)];
+            let headers = Headers(headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+            self.send(Frame::SynStream { id, fin: false, headers }).await;
+        }
+
+        /// What comes on a stream until its end, and whether that was a reset.
+        async fn all_of(&mut self, wanted: u32) -> (String, bool) {
+            let mut text = String::new();
+            loop {
+                while let Some(frame) = self.decoder.decode(&mut self.buffer).unwrap() {
+                    match frame {
+                        Frame::Data { id, fin, bytes } if id == wanted => {
+                            text += std::str::from_utf8(&bytes).unwrap();
+                            if fin {
+                                return (text, false);
+                            }
+                        }
+                        Frame::Reset { id, .. } if id == wanted => return (text, true),
+                        _ => {}
+                    }
+                }
+                assert_ne!(self.io.read_buf(&mut self.buffer).await.unwrap(), 0, "ended after {text:?}");
+            }
+        }
+    }
+
+    /// A client of a pod that serves on ports 80 and 81, as long as the guards live.
+    fn start() -> (Client, [net::Attached; 2]) {
+        let network = PodNetwork::default();
+        let ip: IpAddr = "127.66.0.9".parse().unwrap();
+        let pod = ForwardedPod { network: network.clone(), name: "p".into(), uid: "u".into(), ip: Some(ip) };
+        let ports = [(80, Arc::new(Hello) as Arc<dyn Serve>), (81, Arc::new(Gone))];
+        let attached = ports.map(|(port, serve)| network.attach(Listen::tcp(ip, port), serve).unwrap());
+        let (own, other) = tokio::io::duplex(1 << 16);
+        tokio::spawn(pod.pairs(other));
+        let client =
+            Client { io: own, encoder: Encoder::default(), decoder: Decoder::default(), buffer: BytesMut::new() };
+        (client, attached)
+    }
+
+    #[tokio::test]
+    async fn pairs_reach_what_the_pod_serves_and_nothing_else() {
+        let (mut client, _ports) = start();
+        for (n, path) in [(0, "a"), (1, "b")] {
+            client.open(4 * n + 1, "error", "80", &n.to_string()).await;
+            client.open(4 * n + 3, "data", "80", &n.to_string()).await;
+            let request = format!("GET /{path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            client.send(Frame::Data { id: 4 * n + 3, fin: false, bytes: request.into() }).await;
+        }
+        for (id, path) in [(3, "a"), (7, "b")] {
+            let (answer, reset) = client.all_of(id).await;
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&format!("hello /{path}")), "{answer}");
+            assert!(!reset);
+        }
+        let refused = "dial tcp4 127.0.0.1:82: connect: connection refused";
+        client.open(9, "error", "82", "2").await;
+        client.open(11, "data", "82", "2").await;
+        let (said, _) = client.all_of(9).await;
+        assert_eq!(said, format!("error forwarding port 82 to pod p, uid u: {refused}"));
+        // An old client numbers no pairs.
+        client.open(13, "error", "81", "").await;
+        client.open(15, "data", "81", "").await;
+        assert!(client.all_of(13).await.0.ends_with("127.0.0.1:81: connect: connection refused"));
+        // Neither a port nor a kind of stream.
+        client.open(17, "data", "0", "3").await;
+        assert_eq!(client.all_of(17).await, (String::new(), true));
+        client.open(19, "input", "80", "3").await;
+        assert_eq!(client.all_of(19).await, (String::new(), true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_without_its_pair_is_reset_in_time() {
+        let (mut client, _ports) = start();
+        client.open(1, "error", "80", "0").await;
+        assert_eq!(client.all_of(1).await, ("(request=0) timed out waiting for streams".into(), true));
+    }
+
+    #[test]
+    fn what_both_sides_speak() {
+        let choose = |fields: &[(&'static str, &'static str)], query: &str| {
+            let fields = fields.iter().map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_static(value)));
+            let headers: HeaderMap = fields.collect();
+            super::choose(&headers, query).map(|(headers, wire)| (headers.len(), wire)).map_err(|r| r.status().as_u16())
+        };
+        const KEY: (&str, &str) = ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+        let websocket = |protocol: Option<&'static str>| {
+            let mut fields =
+                vec![("connection", "Upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13"), KEY];
+            fields.extend(protocol.map(|protocol| ("sec-websocket-protocol", protocol)));
+            fields
+        };
+        assert_eq!(choose(&websocket(Some(TUNNEL)), ""), Ok((4, Wire::Tunnel)));
+        assert_eq!(choose(&websocket(Some(CHANNELS)), "port=80,81&port=9"), Ok((4, Wire::Channels(vec![80, 81, 9]))));
+        assert_eq!(choose(&websocket(None), "port=80"), Ok((3, Wire::Channels(vec![80]))));
+        for query in ["", "port=", "port=0", "port=65536", "port=x"] {
+            assert_eq!(choose(&websocket(Some(CHANNELS)), query), Err(400), "{query}");
+        }
+        assert_eq!(choose(&websocket(Some("v9")), "port=80"), Err(400));
+        let spdy = |version| choose(&[("connection", "Upgrade"), ("upgrade", "SPDY/3.1"), version], "");
+        assert_eq!(spdy(("x-stream-protocol-version", PROTOCOL)), Ok((3, Wire::Spdy)));
+        assert_eq!(spdy(("x-stream-protocol-version", "other")), Err(403));
+        assert_eq!(spdy(("x-other", "")), Err(400));
+        assert_eq!(choose(&[], ""), Err(400));
+    }
+}
