@@ -1,5 +1,5 @@
-//! Evicts pods where the node runs short of memory or disk, one at a look, in upstream's order: what uses more than it
-//! requests, then what has the lower priority, then what uses most beyond its request.
+//! Evicts pods where the node runs short of memory or disk, one at an observation, in upstream's order: what uses more than
+//! it requests, then what has the lower priority, then what uses most beyond its request.
 
 use std::cmp::Reverse;
 use std::path::Path;

@@ -15,20 +15,20 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::register::{self, Capacity, Health, Looked, Shortages, labels, node, pressed, status};
+use super::register::{self, Capacity, Health, Observation, Shortages, labels, node, pressed, status};
 use super::{NodeConfig, NodeReady};
 
 /// Before a failed request is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often the machine is looked at (upstream's), and how often at most a status is mended that others write over.
-const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a look may take before the node goes on with what it knew: a disk that doesn't answer holds up no heartbeat.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the machine is observed (upstream's), and how often at most a status is mended that others write over.
+const OBSERVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long that may take before the node goes on with what it knew: a disk that doesn't answer holds up no heartbeat.
+const OBSERVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a report may take (upstream's).
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Looks at the machine. May block.
-pub(super) type Look = dyn Fn() -> Looked + Send + Sync;
+/// Observes the machine. May block.
+pub(super) type Observe = dyn Fn() -> Observation + Send + Sync;
 
 /// What was reported last.
 struct Reported {
@@ -50,10 +50,10 @@ pub(super) struct NodeStatusManager {
     requests: ApiClient,
     env: Env,
     port: u16,
-    look: Arc<Look>,
-    /// A look that has not come back yet.
-    looking: Option<JoinHandle<Looked>>,
-    /// What there is too little of, told at each look.
+    observe: Arc<Observe>,
+    /// An observation that has not come back yet.
+    observing: Option<JoinHandle<Observation>>,
+    /// What there is too little of, told at each observation.
     shortages: watch::Sender<Shortages>,
     /// When the node was last short of memory, and of disk.
     short_at: (Option<Duration>, Option<Duration>),
@@ -74,13 +74,13 @@ pub(super) struct NodeStatusManager {
 const NODE: Kind = Kind::of::<Node>();
 
 impl NodeStatusManager {
-    /// `uid` is told which Node is this agent's, as soon as there is one; `shortages` what each look finds.
+    /// `uid` is told which Node is this agent's, as soon as there is one; `shortages` what each observation finds.
     pub(super) fn new(
         config: &NodeConfig,
         client: kube::Client,
         env: &Env,
         port: u16,
-        look: Arc<Look>,
+        observe: Arc<Observe>,
         uid: watch::Sender<Option<String>>,
         shortages: watch::Sender<Shortages>,
     ) -> Self {
@@ -91,8 +91,8 @@ impl NodeStatusManager {
             requests: client.clone().into(),
             env: env.clone(),
             port,
-            look,
-            looking: None,
+            observe,
+            observing: None,
             shortages,
             short_at: (None, None),
             networked: false,
@@ -150,7 +150,7 @@ impl NodeStatusManager {
     }
 
     /// Makes the Node be there with its labels, and with the addresses that its pods have where it was there before.
-    async fn enlist(&mut self) -> Result<(), kube::Error> {
+    async fn try_register(&mut self) -> Result<(), kube::Error> {
         let wanted = node(&self.config, self.cidr.as_deref());
         let made: Result<Node, _> = self.requests.create(&NODE, "", &wanted).await;
         let node = match made {
@@ -173,10 +173,10 @@ impl NodeStatusManager {
 
     /// Registers, and waits for a block of addresses.
     pub(super) async fn register(&mut self) -> String {
-        self.look().await;
+        self.observe().await;
         loop {
             if self.known.is_none()
-                && let Err(error) = in_time(self.enlist()).await
+                && let Err(error) = in_time(self.try_register()).await
             {
                 tracing::warn!(node = self.config.name, %error, "the node cannot be registered yet, trying again");
             }
@@ -210,11 +210,11 @@ impl NodeStatusManager {
 
     async fn keep(mut self, ready: oneshot::Sender<NodeReady>, kubelet: SocketAddr) {
         let mut ready = Some(ready);
-        let (mut look_at, mut retry_at) = (Duration::ZERO, Duration::ZERO);
+        let (mut observe_at, mut retry_at) = (Duration::ZERO, Duration::ZERO);
         loop {
-            if self.env.elapsed() >= look_at {
-                self.look().await;
-                look_at = self.env.elapsed() + LOOK_INTERVAL;
+            if self.env.elapsed() >= observe_at {
+                self.observe().await;
+                observe_at = self.env.elapsed() + OBSERVE_INTERVAL;
             }
             if self.env.elapsed() >= retry_at {
                 match self.beat().await {
@@ -231,8 +231,8 @@ impl NodeStatusManager {
                 }
             }
             let now = self.env.elapsed();
-            let wakes = [Some(look_at), Some(retry_at), Some(self.mends_from).filter(|_| self.differs())];
-            let next = wakes.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(look_at);
+            let wakes = [Some(observe_at), Some(retry_at), Some(self.mends_from).filter(|_| self.differs())];
+            let next = wakes.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(observe_at);
             tokio::select! {
                 event = self.events.next() => self.take(event),
                 () = tokio::time::sleep(next.saturating_sub(now)) => {}
@@ -243,7 +243,7 @@ impl NodeStatusManager {
     /// Registers and reports where that is due.
     async fn beat(&mut self) -> Result<(), kube::Error> {
         if self.known.is_none() {
-            in_time(self.enlist()).await?;
+            in_time(self.try_register()).await?;
         }
         if !self.due() {
             return Ok(());
@@ -255,16 +255,16 @@ impl NodeStatusManager {
         reported
     }
 
-    async fn look(&mut self) {
-        let looking = self.looking.get_or_insert_with(|| {
-            let look = self.look.clone();
-            tokio::task::spawn_blocking(move || look())
+    async fn observe(&mut self) {
+        let observing = self.observing.get_or_insert_with(|| {
+            let observe = self.observe.clone();
+            tokio::task::spawn_blocking(move || observe())
         });
-        match tokio::time::timeout(LOOK_TIMEOUT, looking).await {
-            Ok(looked) => {
-                self.looking = None;
-                match looked {
-                    Ok(Looked { images, shortages }) => {
+        match tokio::time::timeout(OBSERVE_TIMEOUT, observing).await {
+            Ok(observed) => {
+                self.observing = None;
+                match observed {
+                    Ok(Observation { images, shortages }) => {
                         let now = self.env.elapsed();
                         self.health = Health {
                             networked: self.networked,
@@ -274,7 +274,7 @@ impl NodeStatusManager {
                         };
                         self.shortages.send_replace(shortages);
                     }
-                    Err(error) => tracing::error!(%error, "looking at the machine broke a promise of its own"),
+                    Err(error) => tracing::error!(%error, "observing the machine broke a promise of its own"),
                 }
             }
             Err(_) => tracing::warn!(
@@ -307,7 +307,7 @@ impl NodeStatusManager {
         let node: Node = self.requests.patch(&NODE, &key, Some("status"), how, &patch).await?;
         self.reported = Some(Reported { health, shown: register::own(Some(&node)), at: now });
         if mends {
-            self.mends_from = now + LOOK_INTERVAL;
+            self.mends_from = now + OBSERVE_INTERVAL;
         }
         self.learn(Some(node));
         Ok(())

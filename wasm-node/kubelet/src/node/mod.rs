@@ -260,10 +260,11 @@ pub async fn run(
     let (uid, node_uid) = watch::channel(None);
     let (images, folder, of_guests) = (parts.images.clone(), config.data_dir.clone(), pods.clone());
     let guest_memory = config.capacity.guest_memory_bytes;
-    let look = Arc::new(move || register::look(&images, &folder, guest_memory, eviction::memory_used(&of_guests)));
+    let observe =
+        Arc::new(move || register::observe(&images, &folder, guest_memory, eviction::memory_used(&of_guests)));
     let (shortages, short) = watch::channel(register::Shortages::default());
     let mut heart =
-        heartbeat::NodeStatusManager::new(&config, client.clone(), &parts.env, kubelet.port(), look, uid, shortages);
+        heartbeat::NodeStatusManager::new(&config, client.clone(), &parts.env, kubelet.port(), observe, uid, shortages);
     let requests = client.clone().into();
     let lease = tokio::spawn(lease::keep(requests, config.clone(), parts.env.clone(), node_uid, stop.clone()));
     // Registered, and with a block of addresses: pods can be run from here on.

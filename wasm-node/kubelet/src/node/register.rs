@@ -1,4 +1,4 @@
-//! What a Node says of itself. Pure, but for looking at the machine once.
+//! What a Node says of itself. Pure, but for observing the machine once.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -203,16 +203,16 @@ pub(super) struct Shortage {
     pub(super) available_bytes: u64,
 }
 
-/// What there is too little of at a look.
+/// What there is too little of at one observation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Shortages {
     pub(super) memory: Option<Shortage>,
     pub(super) disk: Option<Shortage>,
 }
 
-/// What a look at the machine finds.
+/// What an observation of the machine finds.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Looked {
+pub(super) struct Observation {
     /// Names and sizes of images.
     pub(super) images: Vec<(Vec<String>, u64)>,
     pub(super) shortages: Shortages,
@@ -231,8 +231,8 @@ pub(super) fn pressed(last: &mut Option<Duration>, short: bool, now: Duration) -
     last.is_some_and(|last| now.saturating_sub(last) < PRESSURE_TRANSITION)
 }
 
-/// Looks at the machine. `guest_memory_bytes` is what this node's guests may hold, `used_bytes` what they do. May block.
-pub(super) fn look(images: &Images, data_dir: &Path, guest_memory_bytes: u64, used_bytes: u64) -> Looked {
+/// Observes the machine. `guest_memory_bytes` is what this node's guests may hold, `used_bytes` what they do. May block.
+pub(super) fn observe(images: &Images, data_dir: &Path, guest_memory_bytes: u64, used_bytes: u64) -> Observation {
     let mut images: Vec<(Vec<String>, u64)> =
         images.list().iter().map(|i| (vec![i.image_id.clone(), i.name.clone()], i.size_bytes)).collect();
     images.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
@@ -244,7 +244,7 @@ pub(super) fn look(images: &Images, data_dir: &Path, guest_memory_bytes: u64, us
         memory: short(memory().map(|(_, free)| free), MEMORY_LOW_BYTES).or(guests),
         disk: short(disk(data_dir).map(|(_, free)| free), DISK_LOW_BYTES),
     };
-    Looked { images, shortages }
+    Observation { images, shortages }
 }
 
 /// The conditions by type: status, reason, message.
