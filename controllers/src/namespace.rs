@@ -6,7 +6,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Namespace, NamespaceCondition, NamespaceStatus};
 use machinery_api::ObjectKey;
-use machinery_client::driver::own_key;
 use machinery_client::{Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, value_of};
 
 use crate::Settings;
@@ -33,9 +32,27 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "namespace-controller",
     account: "namespace-controller",
     workers: 10,
-    inputs: &[Input::of::<Namespace>(own_key), Input::of::<Pod>(its_namespace), Input::everything(its_namespace)],
+    inputs: &[
+        Input::of::<Namespace>(unless_only_told),
+        Input::of::<Pod>(its_namespace),
+        Input::everything(its_namespace),
+    ],
     reconcile,
 };
+
+/// The namespace itself, but where only its status changed. That is what this controller writes, of failures, too: what
+/// failed waits for its back-off, and is not tried again at once because it was told.
+fn unless_only_told(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let only_told = match (change.before::<Namespace>(), change.after::<Namespace>()) {
+        (Some(before), Some(after)) => {
+            let (was, is) = (&before.metadata, &after.metadata);
+            let same = was.uid == is.uid && was.finalizers == is.finalizers;
+            same && was.deletion_timestamp == is.deletion_timestamp && before.spec == after.spec
+        }
+        _ => false,
+    };
+    if only_told { Vec::new() } else { vec![(*change.key).clone()] }
+}
 
 /// The namespace of an object, if it is being deleted.
 fn its_namespace(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {

@@ -5,10 +5,12 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use machinery_api::ObjectKey;
+use machinery_client::object::decode;
 use machinery_client::simulate::Simulation;
 use machinery_client::{Action, Kind, Plan, Pod, value_of};
 use serde_json::{Value, json};
 
+use crate::CONTROLLERS;
 use crate::table_tests::{decide, settle, start};
 
 fn key(name: &str) -> ObjectKey {
@@ -293,6 +295,26 @@ fn a_namespace_waits_for_its_pods_and_then_for_finalizers() {
     free(&mut simulation, &maps, "c");
     pass(&mut simulation);
     assert!(simulation.view.get::<Namespace>(&gone).is_none());
+}
+
+#[test]
+fn a_namespace_that_was_only_told_about_waits_for_its_back_off() {
+    let namespace = |finalizers: Value, message: &str| {
+        json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": "gone", "deletionTimestamp": "2025-12-31T23:00:00Z"},
+            "spec": {"finalizers": finalizers},
+            "status": {"conditions": [{"type": "NamespaceDeletionContentFailure", "status": "True", "message": message}]}})
+    };
+    let mut simulation = crate::simulation(start(), []);
+    let controller = CONTROLLERS.iter().find(|controller| controller.name == "namespace-controller").unwrap();
+    let mut woken = |namespace: Value| {
+        let namespace = decode::<Namespace>(&namespace.to_string()).unwrap();
+        let change = simulation.view.put(&Kind::of::<Namespace>(), namespace).unwrap();
+        controller.inputs.iter().flat_map(|input| input.keys(&simulation.view, &change)).count()
+    };
+    assert_eq!(woken(namespace(json!(["kubernetes"]), "it failed at 10:00")), 1);
+    assert_eq!(woken(namespace(json!(["kubernetes"]), "it failed at 10:01")), 0);
+    assert_eq!(woken(namespace(json!(["kubernetes", "mine"]), "it failed at 10:01")), 1);
 }
 
 #[test]

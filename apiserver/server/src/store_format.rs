@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use apiserver_storage::cache::{FieldRequirement, LabelOp, LabelRequirement, Resource, Selectors, WatchCache};
+use apiserver_storage::cache::{Resource, Selectors, WatchCache};
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
 use apiserver_storage::store::{Op, Record, Revision, Store, Txn, prefix_end};
+use machinery_api::selector::{FieldSelector, LabelSelector};
 use machinery_env::Env;
 
 use crate::catalog::tests::built_in;
@@ -66,11 +67,9 @@ async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
                 let page = cache.list(prefix, None, None, 0, &filter).unwrap();
                 page.items.iter().map(|object| object.name().to_owned()).collect::<Vec<_>>()
             };
-            let opaque = FieldRequirement { label: "type".into(), equals: true, value: "Opaque".into() };
-            let opaque = Selectors { fields: vec![opaque], ..Selectors::default() };
+            let opaque = Selectors { fields: FieldSelector::parse("type=Opaque").unwrap(), ..Selectors::default() };
             assert_eq!(names("/registry/secrets/", opaque), ["s"]);
-            let gold = LabelRequirement { key: "tier".into(), op: LabelOp::In, values: vec!["gold".into()] };
-            let gold = Selectors { labels: vec![gold], ..Selectors::default() };
+            let gold = Selectors { labels: LabelSelector::parse("tier=gold").unwrap(), ..Selectors::default() };
             assert_eq!(names("/registry/namespaces/", gold), ["team"]);
             assert_eq!(names("/registry/rolebindings/team/", Selectors::default()), ["\u{10ffff}hidden"]);
             let held = cache.get("/registry/configmaps/team/held").unwrap();

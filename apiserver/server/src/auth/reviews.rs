@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use machinery_api::error::{ApiError, ApiResult, Named};
 use machinery_api::names::TOKEN_ISSUER;
+use machinery_api::selector::{FieldSelector, LabelSelector};
 use serde_json::{Map, Value, json};
 
 use super::authenticate::with_group;
 use super::rbac::aggregate;
 use super::{Attributes, Authenticator, Authorizer, UserInfo};
-use crate::request::selector;
 use apiserver_resources::field::causes;
 use apiserver_resources::objects::Objects;
 use apiserver_resources::{ResourceInfo, Review, rules};
@@ -249,7 +249,7 @@ fn ignored(asked: &Value, name: &str) -> Option<String> {
         }
     };
     let how = if requirements.is_empty() {
-        let unread = if labels { selector::labels(raw).is_err() } else { selector::fields(raw).is_err() };
+        let unread = if labels { LabelSelector::parse(raw).is_err() } else { FieldSelector::parse(raw).is_err() };
         unread.then_some("")?
     } else {
         match requirements.iter().filter(|r| reads(r)).count() {

@@ -8,6 +8,7 @@ use axum::body::Body;
 use http::header::{CACHE_CONTROL, HeaderValue, WARNING};
 use http::{Request, Response};
 use machinery_api::ApiError;
+use machinery_api::selector::FieldSelector;
 use machinery_env::Env;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -27,7 +28,6 @@ use crate::auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, Credentials,
 use crate::catalog::Catalog;
 use crate::registry::Registry;
 use crate::request::query::Query;
-use crate::request::selector;
 
 /// What requests are answered with, made before the first comes.
 pub struct HandlerDeps {
@@ -303,8 +303,8 @@ pub(super) fn exact_fields(info: &RequestInfo) -> Vec<(String, String)> {
     if info.field_selector.is_empty() {
         return Vec::new();
     }
-    let fields = selector::fields(&info.field_selector).unwrap_or_default();
-    fields.into_iter().filter(|f| f.equals).map(|f| (f.label, f.value)).collect()
+    let fields = FieldSelector::parse(&info.field_selector).unwrap_or_default();
+    fields.requirements.into_iter().filter(|one| one.equal).map(|one| (one.field, one.value)).collect()
 }
 
 /// A part of the API that comes with a later version.

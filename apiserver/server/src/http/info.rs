@@ -4,7 +4,7 @@
 use percent_encoding::percent_decode_str;
 
 use crate::request::query::Query;
-use crate::request::selector;
+use machinery_api::selector::FieldSelector;
 
 /// The verb and what it is about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -114,8 +114,8 @@ impl RequestInfo {
 }
 
 fn exact_name(selector: &str) -> Option<String> {
-    let fields = selector::fields(selector).ok()?;
-    let name = selector::exact(&fields, "metadata.name")?;
+    let fields = FieldSelector::parse(selector).ok()?;
+    let name = fields.exact("metadata.name")?;
     // Only what can stand in a path, as upstream asks.
     (!name.is_empty() && name != "." && name != ".." && !name.contains(['/', '%'])).then(|| name.to_owned())
 }

@@ -100,6 +100,25 @@ mod tests {
         assert_eq!(large.users.lock().unwrap().len(), 1, "who waits for nothing is forgotten");
     }
 
+    /// What never ends gives its turn back when its time is over.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_turn_ends_with_its_time() {
+        let large = Turns::new();
+        for _ in 0..2 * AT_ONCE {
+            let turn = large.turn("endless").await.unwrap();
+            assert!(turn.run(Duration::from_millis(1), std::future::pending::<()>()).await.is_err());
+        }
+        let turn = large.turn("endless").await.unwrap();
+        assert_eq!(turn.run(Duration::from_secs(60), async { 1 }).await.ok(), Some(1));
+    }
+
+    /// The same where there is one thread for all.
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_on_the_only_thread_ends_with_its_time() {
+        let turn = Turns::new().turn("endless").await.unwrap();
+        assert!(turn.run(Duration::from_secs(60), std::future::pending::<()>()).await.is_err());
+    }
+
     /// One thread serves all others; four users' large requests hold it up no longer than one step of theirs.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn large_ones_leave_the_threads_of_the_others() {

@@ -195,6 +195,7 @@ impl Registry {
             return Err(call.not_found());
         }
         check_uid(call, &object, &Value::Null, dry_run)?;
+        object::client_version(&object)?;
         let metadata = metadata_mut(&mut object);
         for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
             metadata.remove(field);

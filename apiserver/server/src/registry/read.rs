@@ -1,6 +1,6 @@
 //! Get, list, and where a watch begins.
 
-use machinery_api::selector::go_quoted;
+use machinery_api::selector::{FieldRequirement, go_quoted};
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +11,8 @@ use super::object::parse_version;
 use super::page::{self, Continue};
 use super::{Answer, Registry, RequestScope, ResponseObject, store_error};
 use crate::request::options::{ListOptions, Match};
-use crate::request::selector;
 use apiserver_resources::ResourceInfo;
-use apiserver_storage::cache::{Cached, FieldRequirement, Page, Selectors, VersionError, Watch};
+use apiserver_storage::cache::{Cached, Page, Selectors, VersionError, Watch};
 use apiserver_storage::store::Revision;
 
 /// How long a read waits for a version that hasn't been reached (upstream: 3 s).
@@ -89,15 +88,13 @@ impl Registry {
     pub fn selectors(call: &RequestScope<'_>, options: &ListOptions) -> Result<Selectors, ApiError> {
         let row = call.row;
         let mut selectors = options.selectors.clone();
-        for field in &selectors.fields {
-            check_field(row, &field.label)?;
+        for requirement in &selectors.fields.requirements {
+            check_field(row, &requirement.field)?;
         }
         if !call.name.is_empty() {
-            match selector::exact(&selectors.fields, "metadata.name") {
-                None if selectors.fields.is_empty() => {
-                    let name = call.name.to_owned();
-                    selectors.fields =
-                        vec![FieldRequirement { label: "metadata.name".into(), equals: true, value: name }];
+            match selectors.fields.exact("metadata.name") {
+                None if selectors.fields.is_everything() => {
+                    selectors.fields = FieldRequirement::equals("metadata.name", call.name).into();
                 }
                 Some(name) if name == call.name => {}
                 _ => {
@@ -108,9 +105,9 @@ impl Registry {
             }
         }
         if row.stored_as.is_some() {
-            for field in &mut selectors.fields {
-                if let Cow::Owned(label) = row.strategy.stored_label(&field.label) {
-                    field.label = label;
+            for requirement in &mut selectors.fields.requirements {
+                if let Cow::Owned(label) = row.strategy.stored_label(&requirement.field) {
+                    requirement.field = label;
                 }
             }
         }
@@ -195,7 +192,7 @@ impl Registry {
         selectors: &Selectors,
     ) -> Option<Page> {
         let whole = !call.row.namespaced || !call.namespace.is_empty();
-        let name = selector::exact(&selectors.fields, "metadata.name").filter(|n| !n.is_empty() && !n.contains('/'))?;
+        let name = selectors.fields.exact("metadata.name").filter(|n| !n.is_empty() && !n.contains('/'))?;
         if !whole || at.is_some() || after.is_some() {
             return None;
         }

@@ -6,10 +6,10 @@ use machinery_api::{ApiError, Cause};
 use serde_json::Value;
 
 use super::query::Query;
-use super::selector;
 use apiserver_resources::field::quoted;
 use apiserver_storage::cache::Selectors;
 use machinery_api::schema::FieldValidation;
+use machinery_api::selector::{FieldSelector, LabelSelector};
 
 /// Upstream's longest `fieldManager`.
 const FIELD_MANAGER_BYTES_MAX: usize = 128;
@@ -130,8 +130,8 @@ impl ListOptions {
         let limit = query.integer("limit").map_err(bad)?.unwrap_or(0);
         let mut options = Self {
             selectors: Selectors {
-                labels: selector::labels(query.text("labelSelector")).map_err(bad)?,
-                fields: selector::fields(query.text("fieldSelector")).map_err(bad)?,
+                labels: LabelSelector::parse(query.text("labelSelector")).map_err(|e| bad(e.to_string()))?,
+                fields: FieldSelector::parse(query.text("fieldSelector")).map_err(|e| bad(e.to_string()))?,
             },
             watch: query.flag("watch") == Some(true),
             bookmarks: query.flag("allowWatchBookmarks") == Some(true),

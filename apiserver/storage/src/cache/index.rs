@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use machinery_api::selector::{Operator, Requirement};
+
 use super::object::{Cached, Resource};
-use super::select::{LabelOp, Selectors};
+use super::select::Selectors;
 
 /// Field or label, its name, its value.
 type Fact = (bool, Box<str>, Box<str>);
@@ -49,17 +51,16 @@ impl Index {
 
     /// The smallest indexed set that holds everything the filter selects; `None`: no index helps.
     pub(super) fn narrow(&self, resource: &Resource, filter: &Selectors) -> Option<&BTreeSet<Arc<str>>> {
-        let fields = filter
-            .fields
-            .iter()
-            .filter(|r| r.equals && resource.indexed_fields.iter().any(|label| **label == *r.label));
-        let labels = filter.labels.iter().filter(|r| resource.indexes_labels && r.op == LabelOp::In);
+        let fields = filter.fields.requirements.iter();
+        let fields = fields.filter(|r| r.equal && resource.indexed_fields.iter().any(|label| **label == *r.field));
+        let is = |r: &&Requirement| matches!(r.operator, Operator::In | Operator::Equals | Operator::DoubleEquals);
+        let labels = filter.labels.requirements().iter().filter(|r| resource.indexes_labels && is(r));
         let labels = labels.filter_map(|r| match r.values.as_slice() {
             [one] => Some((LABEL, r.key.as_str().into(), one.as_str().into())),
             _ => None,
         });
         fields
-            .map(|r| (FIELD, r.label.as_str().into(), r.value.as_str().into()))
+            .map(|r| (FIELD, r.field.as_str().into(), r.value.as_str().into()))
             .chain(labels)
             .map(|fact: Fact| self.keys.get(&fact).unwrap_or(&NOTHING))
             .min_by_key(|keys| keys.len())

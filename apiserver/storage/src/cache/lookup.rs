@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
+use machinery_api::selector::FieldRequirement;
 use machinery_api::{ObjectName, StorageKey, StoragePrefix, StorageScope};
 use serde_json::Value;
 
-use super::select::FieldRequirement;
 use super::{Cached, Selectors, WatchCache};
 use apiserver_resources::objects::Objects;
 
@@ -83,12 +83,8 @@ impl Objects for Lookup {
         visit: &mut dyn FnMut(&str, &str, u64),
     ) {
         let Some(scope) = self.scope(group, plural, namespace) else { return };
-        let equal = |(label, value): (&str, &str)| FieldRequirement {
-            label: label.to_owned(),
-            equals: true,
-            value: value.to_owned(),
-        };
-        let filter = Selectors { fields: field.map(equal).into_iter().collect(), ..Selectors::default() };
+        let fields = field.map(|(field, value)| FieldRequirement::equals(field, value).into());
+        let filter = Selectors { fields: fields.unwrap_or_default(), ..Selectors::default() };
         if let Ok(page) = self.cache.list(scope.as_str(), None, None, 0, &filter) {
             for object in &page.items {
                 let ObjectName { namespace, name } = object.object_name();

@@ -34,7 +34,7 @@ use crate::store::{Current, Entry, Outcome, Revision, Store, StoreError, Txn, pr
 pub use lookup::Lookup;
 pub use object::{Cached, Fields, Resource};
 pub use ring::{Event, Kind, Media, Shape, WatchEncoding};
-pub use select::{FieldRequirement, LabelOp, LabelRequirement, Selectors};
+pub use select::Selectors;
 pub use watching::{Watch, WatchEvent};
 
 use counts::Counts;

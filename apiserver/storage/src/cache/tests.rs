@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use machinery_api::selector::{FieldRequirement, LabelSelector};
 use machinery_api::{ObjectName, StoragePrefix};
 use machinery_env::Env;
 use serde_json::{Value, json};
@@ -73,13 +74,13 @@ fn done(outcome: Result<Outcome, StoreError>) -> Revision {
 }
 
 fn on_node(node: &str) -> Selectors {
-    let field = FieldRequirement { label: "spec.nodeName".into(), equals: true, value: node.into() };
-    Selectors { labels: vec![], fields: vec![field] }
+    let fields = FieldRequirement::equals("spec.nodeName", node).into();
+    Selectors { fields, ..Selectors::default() }
 }
 
 fn labelled(app: &str) -> Selectors {
-    let label = LabelRequirement { key: "app".into(), op: LabelOp::In, values: vec![app.into()] };
-    Selectors { labels: vec![label], fields: vec![] }
+    let labels = LabelSelector::from_labels([("app", app)]);
+    Selectors { labels, ..Selectors::default() }
 }
 
 fn names(page: &Page) -> Vec<&str> {
@@ -134,7 +135,7 @@ async fn lists_use_indexes_and_namespaces() {
     assert_eq!(names(&list(PODS, Some(at), &on_node("n1"))), ["one", "three"]);
     assert_eq!(names(&list(PODS, None, &labelled("web"))), ["one"]);
     let named = |name: &str| Selectors {
-        fields: vec![FieldRequirement { label: "metadata.name".into(), equals: true, value: name.into() }],
+        fields: FieldRequirement::equals("metadata.name", name).into(),
         ..Selectors::default()
     };
     assert_eq!(names(&list("/registry/pods/a/", None, &named("two"))), ["two"]);
@@ -441,8 +442,8 @@ async fn a_resource_can_be_registered_late() {
         .await;
     assert_eq!(cache.resource_revision("/registry/x.dev/widgets/"), first);
     assert_eq!(cache.resource_revision(PODS), 0);
-    let red = FieldRequirement { label: ".spec.color".into(), equals: true, value: "red".into() };
-    let red = Selectors { labels: vec![], fields: vec![red] };
+    let red = FieldRequirement::equals(".spec.color", "red").into();
+    let red = Selectors { fields: red, ..Selectors::default() };
     let list = |filter: &Selectors| cache.list("/registry/x.dev/widgets/", None, None, 0, filter).unwrap().items.len();
     assert_eq!(list(&red), 1);
     put(&cache, widget("blue")).await;

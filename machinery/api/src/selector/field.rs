@@ -1,6 +1,5 @@
 //! Field selectors.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use super::{SelectorError, refuse};
@@ -23,6 +22,19 @@ pub struct FieldSelector {
     pub requirements: Vec<FieldRequirement>,
 }
 
+impl FieldRequirement {
+    /// `field=value`.
+    pub fn equals(field: impl Into<String>, value: impl Into<String>) -> Self {
+        Self { field: field.into(), equal: true, value: value.into() }
+    }
+}
+
+impl From<FieldRequirement> for FieldSelector {
+    fn from(one: FieldRequirement) -> Self {
+        Self { requirements: vec![one] }
+    }
+}
+
 impl FieldSelector {
     /// Reads `a=b,c!=d`; `\`, `,` and `=` in values are escaped by a backslash.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
@@ -37,7 +49,11 @@ impl FieldSelector {
                 (_, Some(value)) => (true, value),
                 _ => (true, &rest[1..]),
             };
-            requirements.push(FieldRequirement { field: field.into(), equal, value: unescape(value)? });
+            let value = unescape(value)?;
+            // A term of nothing but its sign selects everything.
+            if !(field.is_empty() && value.is_empty()) {
+                requirements.push(FieldRequirement { field: field.into(), equal, value });
+            }
         }
         Ok(Self { requirements })
     }
@@ -49,8 +65,8 @@ impl FieldSelector {
     }
 
     /// Whether every condition holds; an unknown field reads as empty.
-    pub fn matches<'a>(&self, value_of: impl Fn(&str) -> Cow<'a, str>) -> bool {
-        self.requirements.iter().all(|r| (value_of(&r.field) == r.value.as_str()) == r.equal)
+    pub fn matches<'a>(&self, value_of: impl Fn(&str) -> &'a str) -> bool {
+        self.requirements.iter().all(|r| (value_of(&r.field) == r.value) == r.equal)
     }
 
     /// The value that the selector pins a field to.

@@ -318,6 +318,75 @@ mod tests {
     }
 
     #[test]
+    fn sentences_are_upstreams() {
+        for (selector, sentence) in [
+            (
+                "x>-1",
+                "unable to parse requirement: values[0][x]: Invalid value: \"-1\": a valid label must be an empty string or \
+                 consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character \
+                 (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is \
+                 '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
+            ),
+            (
+                "x/",
+                "unable to parse requirement: <nil>: Invalid value: \"x/\": name part must be non-empty; name part must \
+                 consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character \
+                 (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
+                 '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
+            ),
+            ("a in (", "unable to parse requirement: found '', expected: ',', ')' or identifier"),
+            ("a,,b", "found ',', expected: identifier after ','"),
+            ("a=b c", "found 'c', expected: ',' or 'end of string'"),
+            ("a b", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt"),
+            ("=b", "found '=', expected: !, identifier, or 'end of string'"),
+            ("!a=b", "found '=', expected: ',' or 'end of string'"),
+            ("a in (b,c", "unable to parse requirement: found '', expected: ',' or ')'"),
+            ("a in b", "unable to parse requirement: found 'b' expected: '('"),
+            ("!", "unable to parse requirement: found '', expected: identifier"),
+            ("a=(b)", "unable to parse requirement: found '(', expected: identifier"),
+            ("a=b,", "found '', expected: identifier after ','"),
+            ("a>=b", "unable to parse requirement: found '=', expected: identifier"),
+            ("a in ((b))", "unable to parse requirement: found '(', expected: ',', ')' or identifier"),
+        ] {
+            assert_eq!(LabelSelector::parse(selector).unwrap_err().0, sentence, "{selector}");
+        }
+    }
+
+    #[test]
+    fn every_form_matches_as_upstream() {
+        let labels: BTreeMap<String, String> = [("x", "1"), ("e", ""), ("p.q/r", "s"), ("in", "in")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
+        for yes in [
+            "",
+            "x=1",
+            "x==1",
+            "x!=2",
+            "x",
+            "!y",
+            "e=",
+            " x = 1 , e",
+            "x in (1, 2,3 )",
+            "y notin (1)",
+            "e in ()",
+            "p.q/r in (s)",
+            "x>0",
+            "x<2",
+            "in in (in)",
+            "e in (a,)",
+            "e in (,a)",
+            "e in (a,,)",
+            "e in (a,,b)",
+            "y!=",
+        ] {
+            assert!(LabelSelector::parse(yes).unwrap().matches(&labels), "{yes}");
+        }
+        for no in ["x=2", "x!=1", "y", "!x", "x in (2)", "x notin (1)", "x>1", "x<1", "e>1"] {
+            assert!(!LabelSelector::parse(no).unwrap().matches(&labels), "{no}");
+        }
+    }
+
+    #[test]
     fn matching() {
         let labels = BTreeMap::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), String::new())]);
         for (text, expected) in [
@@ -346,6 +415,8 @@ mod tests {
         let selector = FieldSelector::parse("metadata.name=a,status.phase!=Running,,x==\\,\\=\\\\").unwrap();
         assert_eq!(selector.to_string(), "metadata.name=a,status.phase!=Running,x=\\,\\=\\\\");
         assert_eq!(selector.exact("x"), Some(",=\\"));
+        assert_eq!(FieldSelector::parse("type==a/b,p!=").unwrap().to_string(), "p!=,type=a/b");
+        assert_eq!(FieldSelector::parse("=,!=").unwrap(), FieldSelector::default());
         for (text, message) in [
             ("a", "invalid selector: 'a'; can't understand 'a'"),
             ("a=b=c", "invalid field selector: unescaped character in value: 61"),
