@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::admission::Chain;
+use crate::admission::{Chain, Plugin};
 use crate::auth::jwt::SigningKey;
 use crate::auth::tls::{self, Acceptor};
 use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
@@ -77,13 +77,15 @@ impl Config {
     }
 }
 
-/// Who is asked after the built-in authenticators and authorizers, in order; each may wait.
+/// Who is asked after the built-in authenticators, authorizers and admission plugins, in order; each may wait.
 #[derive(Default)]
 pub struct Chains {
     /// About tokens that the server did not issue.
     pub authenticators: Vec<Arc<dyn AuthenticateToken>>,
     /// About what neither the node authorizer nor RBAC allows.
     pub authorizers: Vec<Arc<dyn Authorize>>,
+    /// About what is written.
+    pub plugins: Vec<Arc<dyn Plugin>>,
 }
 
 /// The API server.
@@ -115,13 +117,14 @@ impl Apiserver {
             move |group, plural| served.with(|catalog| catalog.prefix(group, plural))
         }));
         let authorizer = Arc::new(Authorizer::default().with(chains.authorizers));
+        let admission = Chain::new(env, authorizer.clone()).with_toleration_seconds(config.toleration_seconds);
         let authenticator = Arc::new(Authenticator::new(env, config.signing_key).with(chains.authenticators));
         let registry = Registry {
             served,
             env: env.clone(),
             cache,
             objects,
-            admission: Chain::new(env, authorizer.clone()).with_toleration_seconds(config.toleration_seconds),
+            admission: chains.plugins.into_iter().fold(admission, Chain::with_plugin),
             authorizer: authorizer.clone(),
             allocator: Allocator::new(config.services, {
                 let env = env.clone();

@@ -49,7 +49,7 @@ impl Authorize for Slow {
 async fn open(let_go: &Arc<Semaphore>) -> Apiserver {
     let (env, _) = Env::seeded(4, "2026-01-01T00:00:00Z".parse().unwrap());
     let slow = Arc::new(Slow(let_go.clone()));
-    let chains = Chains { authenticators: vec![slow.clone()], authorizers: vec![slow] };
+    let chains = Chains { authenticators: vec![slow.clone()], authorizers: vec![slow], ..Chains::default() };
     Apiserver::open_with(&env, Arc::new(MemoryStore::new(env.clone())), Config::of_tests(), chains).await.unwrap()
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends")]
 
+mod admission;
 mod answers;
 
 use std::sync::{Arc, Mutex};
@@ -11,7 +12,7 @@ use apiserver::auth::UserInfo;
 use apiserver::auth::pki::Pki;
 use apiserver::auth::tls::{self, Acceptor, Peer, PeerCertificate};
 use apiserver::http::kubelets::Kubelets;
-use apiserver::server::{Apiserver, Config};
+use apiserver::server::{Apiserver, Chains, Config};
 use apiserver_resources::allocate::ServiceNetwork;
 use apiserver_storage::store::memory::MemoryStore;
 use axum::body::Body;
@@ -33,6 +34,10 @@ struct Server {
 }
 
 async fn server() -> Server {
+    server_with(Chains::default()).await
+}
+
+async fn server_with(chains: Chains) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let env = Env::real();
     let pki = Pki::open_or_create(dir.path(), &env, &[]).unwrap();
@@ -48,7 +53,7 @@ async fn server() -> Server {
         kubelets: Kubelets::new(pki.ca_pem(), pki.admin()).unwrap(),
         registry: Arc::new(Mutex::new(Default::default())),
     };
-    let server = Apiserver::open(&env, Arc::new(MemoryStore::new(env.clone())), config).await.unwrap();
+    let server = Apiserver::open_with(&env, Arc::new(MemoryStore::new(env.clone())), config, chains).await.unwrap();
     server.set_ready();
     let server = Server { server, pki, _dir: dir };
     let (code, _) = server.ask("POST", "/api/v1/namespaces", &json!({"metadata": {"name": "default"}})).await;

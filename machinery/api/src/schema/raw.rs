@@ -261,7 +261,7 @@ impl Reader<'_> {
                         self.at += 1;
                     } else {
                         if depth + open.len() >= DEPTH_READ_MAX {
-                            return Err("exceeded max depth".into());
+                            return Err(format!("invalid character '{}' exceeded max depth", char::from(start)));
                         }
                         open.push(end);
                         if end == b'}' {
@@ -447,8 +447,9 @@ mod tests {
         let nested = |n: usize| format!("{}1{}", "[".repeat(n), "]".repeat(n));
         assert!(parse(nested(200).as_bytes()).unwrap().into_value(&mut Budget::unlimited()).is_some());
         assert!(parse(nested(9_000).as_bytes()).unwrap().into_value(&mut Budget::unlimited()).is_none());
-        assert_eq!(parse("[".repeat(100_000).as_bytes()).unwrap_err(), "exceeded max depth");
-        assert_eq!(parse("{\"a\":".repeat(100_000).as_bytes()).unwrap_err(), "exceeded max depth");
+        assert_eq!(parse("[".repeat(100_000).as_bytes()).unwrap_err(), "invalid character '[' exceeded max depth");
+        let objects = "{\"a\":".repeat(100_000);
+        assert_eq!(parse(objects.as_bytes()).unwrap_err(), "invalid character '{' exceeded max depth");
     }
 
     #[test]
