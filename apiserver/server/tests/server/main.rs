@@ -4,6 +4,7 @@
 
 mod admission;
 mod answers;
+mod pages;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
