@@ -7,6 +7,7 @@
 //! Absent on purpose: kernel rules, routes, privileges, and any knowledge of how a pod runs.
 
 pub mod balance;
+pub mod egress;
 pub mod endpoint;
 mod events;
 pub mod http;
@@ -15,7 +16,6 @@ mod l4;
 mod listen;
 pub mod metrics;
 mod names;
-pub mod outside;
 pub mod pending;
 pub mod plane;
 mod pool;

@@ -28,7 +28,7 @@ impl DataPlane {
     ///
     /// # Errors
     /// The CA is no PEM certificate.
-    pub fn new(env: Env, config: Config, network: PodNetwork) -> Result<Self, crate::outside::BadCertificate> {
+    pub fn new(env: Env, config: Config, network: PodNetwork) -> Result<Self, crate::egress::BadCertificate> {
         Ok(Self { state: Arc::new(ProxyState::new(env, config, network)?) })
     }
 
@@ -107,12 +107,12 @@ impl Dial for DataPlane {
                 None if state.is_cluster(ip) => Err(refused(SocketAddr::new(ip, port))),
                 None => {
                     state.metrics.socket_hops.inc();
-                    state.outside.http_to(caller, SocketAddr::new(ip, port), &host, https, request).await
+                    state.egress.http_to(caller, SocketAddr::new(ip, port), &host, https, request).await
                 }
             },
             Resolved::Outside(name) => {
                 state.metrics.socket_hops.inc();
-                state.outside.http(caller, &name, port, https, request).await
+                state.egress.http(caller, &name, port, https, request).await
             }
             Resolved::Route(route) => {
                 let exchange = Exchange { from: Peer::Pod(caller.clone()), name: &host, https };
@@ -136,14 +136,14 @@ impl Dial for DataPlane {
                 match state.network.find(ip, Protocol::Tcp, to.port) {
                     Some(serve) => Ok(state.pipe_to(serve, caller, at, None)),
                     None if state.is_cluster(ip) => Err(refused(at)),
-                    None if state.outside.is_forbidden(ip) => Err(DialError::Denied(named())),
-                    None => state.outside.stream(caller, vec![at], &to.host).await,
+                    None if state.egress.is_forbidden(ip) => Err(DialError::Denied(named())),
+                    None => state.egress.stream(caller, vec![at], &to.host).await,
                 }
             }
             Resolved::Outside(name) => {
-                let ips = state.outside.resolve(caller, &name).await?;
+                let ips = state.egress.resolve(caller, &name).await?;
                 let addresses = ips.into_iter().map(|ip| SocketAddr::new(ip, to.port)).collect();
-                state.outside.stream(caller, addresses, &name).await
+                state.egress.stream(caller, addresses, &name).await
             }
             Resolved::Route(route) => {
                 let found = |at: SocketAddr| state.network.find(at.ip(), Protocol::Tcp, at.port());
@@ -154,7 +154,7 @@ impl Dial for DataPlane {
                 let at = endpoint.ok_or_else(|| DialError::NoEndpoint(named()))?.address();
                 match found(at) {
                     Some(serve) => Ok(state.pipe_to(serve, caller, at, route.via.clone())),
-                    None => state.outside.stream(caller, vec![at], &to.host).await,
+                    None => state.egress.stream(caller, vec![at], &to.host).await,
                 }
             }
         }
@@ -176,7 +176,7 @@ impl Dial for DataPlane {
         match target {
             Ok(addresses) if addresses.is_empty() => Err(unknown()),
             Ok(addresses) => Ok(addresses),
-            Err(Some(name)) => state.outside.resolve(caller, &name).await,
+            Err(Some(name)) => state.egress.resolve(caller, &name).await,
             Err(None) => Err(unknown()),
         }
     }

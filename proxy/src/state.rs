@@ -10,8 +10,8 @@ use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::PodNetwork;
 use tokio::sync::Semaphore;
 
+use crate::egress::{BadCertificate, Egress, is_special};
 use crate::metrics::Metrics;
-use crate::outside::{BadCertificate, Outside, is_special};
 use crate::snapshot::RouteSnapshot;
 use crate::table::{AppProtocol, PortRoute};
 
@@ -44,14 +44,14 @@ pub(crate) struct ProxyState {
     pub(crate) network: PodNetwork,
     pub(crate) routes: RouteSnapshot,
     pub(crate) metrics: Metrics,
-    pub(crate) outside: Outside,
+    pub(crate) egress: Egress,
     pub(crate) connections: Arc<Semaphore>,
 }
 
 impl ProxyState {
     /// With no routes yet.
     pub(crate) fn new(env: Env, config: Config, network: PodNetwork) -> Result<Self, BadCertificate> {
-        let outside = Outside::new(&env, config.cluster_ca_pem.as_deref(), config.cluster_cidrs.clone())?;
+        let egress = Egress::new(&env, config.cluster_ca_pem.as_deref(), config.cluster_cidrs.clone())?;
         let connections = CONNECTIONS_MAX.min(Descriptors::process().max(Class::Clients));
         Ok(Self {
             env,
@@ -59,7 +59,7 @@ impl ProxyState {
             network,
             routes: RouteSnapshot::default(),
             metrics: Metrics::default(),
-            outside,
+            egress,
             connections: Arc::new(Semaphore::new(connections)),
         })
     }

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use apiserver::auth::pki::{self, Pki};
 use apiserver::bootstrap::moved::Move;
 use apiserver::server::{self, ApiService, Apiserver, read_plain};
-use apiserver_resources::objects::Objects as _;
+use apiserver_resources::objects::ObjectReader as _;
 use apiserver_storage::store::Store as _;
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
 use kubelet::image::RegistryAccess;

@@ -15,7 +15,7 @@ pub struct FieldError {
     pub field: String,
     /// Upstream's whole sentence, such as `Required value` or `Invalid value: "x": must be …`.
     pub message: String,
-    /// Not an error itself, but how many were left out ([`Errors`]).
+    /// Not an error itself, but how many were left out ([`ErrorList`]).
     omitted: usize,
 }
 
@@ -161,13 +161,13 @@ fn shown_inside(value: &Value) -> String {
 /// The errors so far, with a short way to add to them. Those beyond [`ERRORS_MAX`] are counted and never written out, so
 /// that an object with a hundred thousand mistakes costs little more than one with none.
 #[derive(Debug, Default)]
-pub struct Errors {
+pub struct ErrorList {
     shown: Vec<FieldError>,
     bytes: usize,
     omitted: usize,
 }
 
-impl Errors {
+impl ErrorList {
     /// None yet.
     #[must_use]
     pub fn new() -> Self {
@@ -277,7 +277,7 @@ impl Errors {
     }
 }
 
-impl From<Vec<FieldError>> for Errors {
+impl From<Vec<FieldError>> for ErrorList {
     fn from(list: Vec<FieldError>) -> Self {
         let mut errors = Self::new();
         for error in list {
@@ -372,7 +372,7 @@ mod tests {
     #[test]
     fn errors_are_cut_and_counted() {
         let field = Path::root("spec");
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         for n in 0..1000 {
             errors.invalid(&field, n, "no");
         }
@@ -383,14 +383,14 @@ mod tests {
         assert_eq!(shown.len(), ERRORS_MAX + 1);
         assert_eq!(shown[ERRORS_MAX].message, "754 more errors are not shown");
         // Sentences that show the object count by their length; the first is shown whole.
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         for _ in 0..10 {
             errors.invalid(&field, "x".repeat(300 << 10), "no");
         }
         let shown = causes(errors.list());
         assert_eq!((shown.len(), shown[0].message.len() > 300 << 10), (2, true));
         assert_eq!(shown[1].message, "9 more errors are not shown");
-        assert!(causes(Errors::new().list()).is_empty());
+        assert!(causes(ErrorList::new().list()).is_empty());
     }
 
     #[test]

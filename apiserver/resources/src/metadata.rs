@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use machinery_api::quantity::Quantity;
 use serde_json::Value;
 
-use crate::field::{Errors, FieldError, IMMUTABLE, Path, go_struct};
+use crate::field::{ErrorList, FieldError, IMMUTABLE, Path, go_struct};
 use crate::read::{get, int, items, text, texts};
 use crate::rules::{self, NameRule};
 use crate::{MetadataChecks, ResourceInfo, Row, Strategy};
@@ -44,18 +44,18 @@ impl<'a> Of<'a> {
 /// What is wrong with a new object's metadata.
 #[must_use]
 pub fn validate_create(of: Of<'_>, object: &Value) -> Vec<FieldError> {
-    let mut errors = Errors::new();
+    let mut errors = ErrorList::new();
     whole(&mut errors, of, of.strategy.name_rule(), object, of.strategy.checks_finalizers());
     errors.list()
 }
 
 /// The same, for a kind whose own validation looks at metadata later than first.
-pub(super) fn checked_whole(errors: &mut Errors, row: &Row, object: &Value) {
+pub(super) fn checked_whole(errors: &mut ErrorList, row: &Row, object: &Value) {
     whole(errors, Of::row(row), row.strategy.name_rule(), object, row.strategy.checks_finalizers());
 }
 
 /// What an update may not change, for a kind whose own validation looks at it later than first.
-pub(super) fn checked_change(errors: &mut Errors, row: &Row, new: &Value, old: &Value) {
+pub(super) fn checked_change(errors: &mut ErrorList, row: &Row, new: &Value, old: &Value) {
     change(errors, new, old, row.strategy.checks_finalizers());
 }
 
@@ -68,7 +68,7 @@ pub fn validate_update(of: Of<'_>, new: &Value, old: &Value) -> Vec<FieldError> 
 /// The same for a change through a subresource (empty: the object as a whole).
 #[must_use]
 pub fn validate_update_through(of: Of<'_>, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = Errors::new();
+    let mut errors = ErrorList::new();
     let (rule, kube) = (of.strategy.name_rule(), of.strategy.checks_finalizers());
     whole(&mut errors, of, NameRule::PathSegment, new, false);
     change(&mut errors, new, old, false);
@@ -88,7 +88,7 @@ pub fn validate_update_through(of: Of<'_>, subresource: &str, new: &Value, old: 
     errors.list()
 }
 
-fn whole(errors: &mut Errors, of: Of<'_>, rule: NameRule, object: &Value, kube_finalizers: bool) {
+fn whole(errors: &mut ErrorList, of: Of<'_>, rule: NameRule, object: &Value, kube_finalizers: bool) {
     let meta = get(object, "metadata");
     let (name, prefix) = (text(meta, "name"), text(meta, "generateName"));
     if !prefix.is_empty() {
@@ -120,7 +120,7 @@ fn whole(errors: &mut Errors, of: Of<'_>, rule: NameRule, object: &Value, kube_f
     }
 }
 
-fn change(errors: &mut Errors, new: &Value, old: &Value, kube_finalizers: bool) {
+fn change(errors: &mut ErrorList, new: &Value, old: &Value, kube_finalizers: bool) {
     let (meta, old) = (get(new, "metadata"), get(old, "metadata"));
     if !get(old, "deletionTimestamp").is_null() {
         let kept: BTreeSet<&str> = texts(old, "finalizers").collect();
@@ -159,12 +159,12 @@ fn change(errors: &mut Errors, new: &Value, old: &Value, kube_finalizers: bool) 
 }
 
 /// What is wrong with a label's key.
-pub(super) fn label_name(errors: &mut Errors, key: &str, path: &Path<'_>) {
+pub(super) fn label_name(errors: &mut ErrorList, key: &str, path: &Path<'_>) {
     errors.invalid_each(path, key, rules::label_key(key));
 }
 
 /// What is wrong with a map of labels.
-pub(super) fn labels(errors: &mut Errors, map: &Value, path: &Path<'_>) {
+pub(super) fn labels(errors: &mut ErrorList, map: &Value, path: &Path<'_>) {
     for (key, value) in map.as_object().into_iter().flatten() {
         label_name(errors, key, path);
         let value = value.as_str().unwrap_or("");
@@ -173,7 +173,7 @@ pub(super) fn labels(errors: &mut Errors, map: &Value, path: &Path<'_>) {
 }
 
 /// What is wrong with a map of annotations.
-pub(super) fn annotations(errors: &mut Errors, map: &Value, path: &Path<'_>) {
+pub(super) fn annotations(errors: &mut ErrorList, map: &Value, path: &Path<'_>) {
     let mut bytes = 0;
     for (key, value) in map.as_object().into_iter().flatten() {
         errors.invalid_each(path, key, rules::label_key(&key.to_lowercase()));
@@ -185,7 +185,7 @@ pub(super) fn annotations(errors: &mut Errors, map: &Value, path: &Path<'_>) {
 }
 
 /// What is wrong with a label selector.
-pub(super) fn label_selector(errors: &mut Errors, selector: &Value, path: &Path<'_>) {
+pub(super) fn label_selector(errors: &mut ErrorList, selector: &Value, path: &Path<'_>) {
     if selector.is_null() {
         return;
     }
@@ -212,7 +212,7 @@ pub(super) fn label_selector(errors: &mut Errors, selector: &Value, path: &Path<
     }
 }
 
-fn owners(errors: &mut Errors, meta: &Value) {
+fn owners(errors: &mut ErrorList, meta: &Value) {
     let path = METADATA.child("ownerReferences");
     let mut controller: Option<String> = None;
     let references = items(meta, "ownerReferences");
@@ -255,7 +255,7 @@ fn owners(errors: &mut Errors, meta: &Value) {
     }
 }
 
-fn finalizers(errors: &mut Errors, meta: &Value) {
+fn finalizers(errors: &mut ErrorList, meta: &Value) {
     let path = METADATA.child("finalizers");
     for finalizer in texts(meta, "finalizers") {
         errors.invalid_each(&path, finalizer, rules::label_key(finalizer));
@@ -267,7 +267,7 @@ fn finalizers(errors: &mut Errors, meta: &Value) {
     }
 }
 
-fn standard_finalizers(errors: &mut Errors, meta: &Value) {
+fn standard_finalizers(errors: &mut ErrorList, meta: &Value) {
     let path = METADATA.child("finalizers");
     for (i, finalizer) in texts(meta, "finalizers").enumerate() {
         standard_finalizer(errors, finalizer, &path.index(i));
@@ -275,7 +275,7 @@ fn standard_finalizers(errors: &mut Errors, meta: &Value) {
 }
 
 /// A finalizer of core kinds has a domain, unless it is one of Kubernetes' own.
-pub(super) fn standard_finalizer(errors: &mut Errors, finalizer: &str, path: &Path<'_>) {
+pub(super) fn standard_finalizer(errors: &mut ErrorList, finalizer: &str, path: &Path<'_>) {
     if !finalizer.contains('/') && !["kubernetes", ORPHAN, FOREGROUND].contains(&finalizer) {
         errors.invalid(path, finalizer, "name is neither a standard finalizer name nor is it fully qualified");
     }

@@ -8,7 +8,7 @@ use machinery_api::StorageKey;
 use serde_json::Value;
 
 /// The current objects, by resource. Stored rows only; values are in the stored version and carry their resourceVersion.
-pub trait Objects: Send + Sync {
+pub trait ObjectReader: Send + Sync {
     /// One object; `namespace` is empty for cluster-wide resources.
     fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>>;
 
@@ -59,7 +59,7 @@ pub mod memory {
     use futures::future::BoxFuture;
     use machinery_api::{ObjectName, StorageKey};
 
-    use super::Objects;
+    use super::ObjectReader;
 
     type Key = (String, String, String, String);
     type Revisions = BTreeMap<(String, String), u64>;
@@ -102,7 +102,7 @@ pub mod memory {
         }
     }
 
-    impl Objects for Map {
+    impl ObjectReader for Map {
         fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
             let key = (group.into(), plural.into(), namespace.into(), name.into());
             lock(&self.inner).0.get(&key).cloned()

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::core::pods;
 use crate::core::services::allocate;
 use crate::field::{FieldError, quoted};
-use crate::objects::Objects;
+use crate::objects::ObjectReader;
 use crate::{cells, read, rules};
 
 /// One column of a kind's table (`meta.k8s.io/v1 TableColumnDefinition`).
@@ -53,7 +53,7 @@ pub struct Allocation<'a> {
     /// Chooses Services' addresses and ports.
     pub services: &'a allocate::Allocator,
     /// What is reserved.
-    pub objects: &'a dyn Objects,
+    pub objects: &'a dyn ObjectReader,
     /// Whether nothing is to be stored.
     pub dry_run: bool,
     /// The subresource written through, or empty.
@@ -255,12 +255,12 @@ pub trait Strategy: Send + Sync {
     }
 
     /// From the stored form into this row's version, and back (only for rows that share a storage).
-    fn of_stored(&self, object: Value) -> Value {
+    fn read_storage_version(&self, object: Value) -> Value {
         object
     }
 
-    /// See [`of_stored`](Self::of_stored).
-    fn to_stored(&self, object: Value) -> Value {
+    /// See [`read_storage_version`](Self::of_stored).
+    fn write_storage_version(&self, object: Value) -> Value {
         object
     }
 }

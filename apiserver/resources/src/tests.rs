@@ -215,7 +215,11 @@ fn examples_are_taken_as_they_are() {
         assert_eq!(cells.len(), row.strategy.columns().len(), "{named}: cells");
         let (values, labels) = (row.strategy.selectable(&object), row.strategy.selectable_labels());
         assert_eq!(values.len(), labels.len(), "{named}: selectable fields");
-        assert_eq!(row.strategy.of_stored(row.strategy.to_stored(object.clone())), object, "{named}: conversion");
+        assert_eq!(
+            row.strategy.read_storage_version(row.strategy.write_storage_version(object.clone())),
+            object,
+            "{named}: conversion"
+        );
     }
 }
 

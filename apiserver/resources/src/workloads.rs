@@ -4,7 +4,7 @@ use machinery_api::selector::LabelSelector;
 use serde_json::{Value, json};
 
 use crate::core::pods::{defaults, spec, warnings};
-use crate::field::{Errors, FieldError, NOT_NEGATIVE, Path, go_struct};
+use crate::field::{ErrorList, FieldError, NOT_NEGATIVE, Path, go_struct};
 use crate::metadata::label_selector;
 use crate::read::{get, has, int, is_zero, items, object_mut, put, text};
 use crate::rules;
@@ -38,7 +38,7 @@ pub(super) fn shown_selector(selector: &Value) -> String {
 }
 
 /// A selector in a spec; a parsed one where it can be used for matching (`None`: it can't).
-pub(super) fn selector(errors: &mut Errors, spec: &Value, refuse_empty: bool) -> Option<LabelSelector> {
+pub(super) fn selector(errors: &mut ErrorList, spec: &Value, refuse_empty: bool) -> Option<LabelSelector> {
     let selector = get(spec, "selector");
     let at = SPEC.child("selector");
     if selector.is_null() {
@@ -56,7 +56,7 @@ pub(super) fn selector(errors: &mut Errors, spec: &Value, refuse_empty: bool) ->
 }
 
 /// The template must carry the labels that are selected.
-pub(super) fn selected(errors: &mut Errors, selector: &LabelSelector, template: &Value, path: &Path<'_>) {
+pub(super) fn selected(errors: &mut ErrorList, selector: &LabelSelector, template: &Value, path: &Path<'_>) {
     let labels = get(get(template, "metadata"), "labels");
     if !selector.is_everything() && !matches(selector, labels) {
         errors.invalid(&path.child("metadata.labels"), labels.clone(), MATCHES_NOT);
@@ -69,7 +69,7 @@ pub(super) fn matches(selector: &LabelSelector, labels: &Value) -> bool {
 }
 
 /// Replicas, selector and template of a Deployment or a ReplicaSet.
-pub(super) fn selector_and_template(errors: &mut Errors, spec: &Value) {
+pub(super) fn selector_and_template(errors: &mut ErrorList, spec: &Value) {
     match selector(errors, spec, true) {
         None => errors.add(|| {
             FieldError::invalid_shown(
@@ -97,7 +97,7 @@ pub(super) fn selector_and_template(errors: &mut Errors, spec: &Value) {
 }
 
 /// Selectors never change.
-pub(super) fn selector_stays(errors: &mut Errors, new: &Value, old: &Value) {
+pub(super) fn selector_stays(errors: &mut ErrorList, new: &Value, old: &Value) {
     let (new, old) = (get(get(new, "spec"), "selector"), get(get(old, "spec"), "selector"));
     if !crate::core::pods::update::same(new, old) {
         let shown = if new.is_null() { "null".into() } else { shown_selector(new) };
@@ -106,7 +106,7 @@ pub(super) fn selector_stays(errors: &mut Errors, new: &Value, old: &Value) {
 }
 
 /// A number of the spec or status that may not be negative (absent: 0).
-pub(super) fn not_negative(errors: &mut Errors, of: &Value, keys: &[&str], path: &Path<'_>) {
+pub(super) fn not_negative(errors: &mut ErrorList, of: &Value, keys: &[&str], path: &Path<'_>) {
     for key in keys {
         if let Some(value) = int(of, key).filter(|v| *v < 0) {
             errors.invalid(&path.child(key), value, NOT_NEGATIVE);
@@ -115,7 +115,7 @@ pub(super) fn not_negative(errors: &mut Errors, of: &Value, keys: &[&str], path:
 }
 
 /// Counts in a status that may not be more than another.
-pub(super) fn not_more(errors: &mut Errors, status: &Value, pairs: &[(&str, &str, &str)]) {
+pub(super) fn not_more(errors: &mut ErrorList, status: &Value, pairs: &[(&str, &str, &str)]) {
     for (key, than, why) in pairs {
         let (value, most) = (int(status, key).unwrap_or(0), int(status, than).unwrap_or(0));
         if value > most {

@@ -437,10 +437,10 @@ async fn a_connection_to_an_endpoint_is_kept_for_the_next_request() {
         let response = call(&bench, Request::get("http://kubernetes/").body(body("")).unwrap()).await;
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
         // It is back once the answer's end has been seen by the connection's own task.
-        while bench.plane.state.outside.kept() == 0 {
+        while bench.plane.state.egress.kept() == 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(bench.plane.state.outside.kept(), 1);
+        assert_eq!(bench.plane.state.egress.kept(), 1);
     }
 }
 

@@ -10,7 +10,7 @@ use machinery_serve::net::{Body, Caller, DialError, Origin, Peer, Protocol, Refu
 
 use super::counted::counted;
 use crate::balance;
-use crate::outside::Unsent;
+use crate::egress::Unsent;
 use crate::state::ProxyState;
 use crate::table::{Endpoint, PortRoute};
 
@@ -138,7 +138,7 @@ async fn offer(
         return Offer::Passed(request, Why::Gone);
     }
     state.metrics.socket_hops.inc();
-    match state.outside.to_endpoint(exchange.pod(), (exchange.name, exchange.https), at, route.speaks, request).await {
+    match state.egress.to_endpoint(exchange.pod(), (exchange.name, exchange.https), at, route.speaks, request).await {
         Ok(response) => Offer::Answered(response),
         Err(Unsent::Back(request, error)) => Offer::Passed(*request, Why::Unreachable(error)),
         Err(Unsent::Lost(error)) => Offer::Failed(error),

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, labels, name, wide};
-use crate::field::{Errors, FieldError, NOT_NEGATIVE, Path, go_struct};
+use crate::field::{ErrorList, FieldError, NOT_NEGATIVE, Path, go_struct};
 use crate::read::{default_to, default_zero_to, get, has, int, object_mut, spec_of, text};
 use crate::rules;
 use crate::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
@@ -62,7 +62,7 @@ fn amount(value: &Value) -> i64 {
     }
 }
 
-fn number_or_percent(errors: &mut Errors, value: &Value, path: &Path<'_>) {
+fn number_or_percent(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
     match value {
         Value::String(text) => errors.invalid_each(path, text, rules::percent(text)),
         other => {
@@ -73,7 +73,7 @@ fn number_or_percent(errors: &mut Errors, value: &Value, path: &Path<'_>) {
     }
 }
 
-fn rollout(errors: &mut Errors, strategy: &Value) {
+fn rollout(errors: &mut ErrorList, strategy: &Value) {
     let at = SPEC.child("strategy");
     let rolling = get(strategy, "rollingUpdate");
     let rolling_at = at.child("rollingUpdate");
@@ -115,7 +115,7 @@ fn rollout(errors: &mut Errors, strategy: &Value) {
     }
 }
 
-fn validate(errors: &mut Errors, spec: &Value) {
+fn validate(errors: &mut ErrorList, spec: &Value) {
     not_negative(errors, spec, &["replicas"], &SPEC);
     workloads::selector_and_template(errors, spec);
     rollout(errors, get(spec, "strategy"));
@@ -127,7 +127,7 @@ fn validate(errors: &mut Errors, spec: &Value) {
     }
 }
 
-fn validate_status(errors: &mut Errors, new: &Value, old: &Value) {
+fn validate_status(errors: &mut ErrorList, new: &Value, old: &Value) {
     let (status, old) = (get(new, "status"), get(old, "status"));
     let counts = [
         "observedGeneration",
@@ -204,13 +204,13 @@ impl Strategy for Deployment {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         validate(&mut errors, get(object, "spec"));
         errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         if context.subresource == "status" {
             validate_status(&mut errors, new, old);
         } else {

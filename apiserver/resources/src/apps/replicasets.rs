@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, name, selector, wide};
-use crate::field::{Errors, FieldError};
+use crate::field::{ErrorList, FieldError};
 use crate::read::{default_to, get, has, int, is_zero, object_mut, put, spec_of};
 use crate::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
@@ -51,12 +51,12 @@ const COLUMNS: &[Column] = &[
     wide("Selector", "string"),
 ];
 
-fn validate(errors: &mut Errors, spec: &Value) {
+fn validate(errors: &mut ErrorList, spec: &Value) {
     not_negative(errors, spec, &["replicas", "minReadySeconds"], &SPEC);
     workloads::selector_and_template(errors, spec);
 }
 
-fn validate_status(errors: &mut Errors, status: &Value) {
+fn validate_status(errors: &mut ErrorList, status: &Value) {
     let counts = [
         "replicas",
         "fullyLabeledReplicas",
@@ -112,13 +112,13 @@ impl Strategy for ReplicaSet {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         validate(&mut errors, get(object, "spec"));
         errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         if context.subresource == "status" {
             validate_status(&mut errors, get(new, "status"));
         } else {

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::field::{Errors, FieldError, Path};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::metadata::label_name;
 use crate::read::{get, has, is_zero, items, text};
 use crate::{Context, Review, Row, Strategy, Verb, rules};
@@ -117,7 +117,7 @@ fn shown(attributes: &Value) -> String {
     format!("{{\"Path\":{},\"Verb\":{}}}", text("path"), text("verb"))
 }
 
-fn selectors(errors: &mut Errors, attributes: &Value) {
+fn selectors(errors: &mut ErrorList, attributes: &Value) {
     for key in ["fieldSelector", "labelSelector"] {
         let selector = get(attributes, key);
         if selector.is_null() {
@@ -163,7 +163,7 @@ fn selectors(errors: &mut Errors, attributes: &Value) {
 }
 
 impl Review {
-    fn access(&self, errors: &mut Errors, object: &Value) {
+    fn access(&self, errors: &mut ErrorList, object: &Value) {
         let spec = get(object, "spec");
         let (resource, other) = (get(spec, "resourceAttributes"), get(spec, "nonResourceAttributes"));
         let invalid = |at: &Path<'_>, why: &str| FieldError::invalid_shown(at, &shown(other), why);
@@ -205,7 +205,7 @@ impl Review {
 
 impl Strategy for Review {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         if matches!(self, Self::Access | Self::LocalAccess | Self::SelfAccess) {
             self.access(&mut errors, object);
         }

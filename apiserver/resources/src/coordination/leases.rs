@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{Errors, FieldError, NOT_NEGATIVE, Path};
+use crate::field::{ErrorList, FieldError, NOT_NEGATIVE, Path};
 use crate::read::{get, has, int, object_mut, put, text};
 use crate::{Column, Context, Row, Storage, Strategy};
 
@@ -58,7 +58,7 @@ impl Strategy for Lease {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         let spec = get(object, "spec");
         let at = Path::root("spec");
         if let Some(seconds) = int(spec, "leaseDurationSeconds").filter(|s| *s <= 0) {

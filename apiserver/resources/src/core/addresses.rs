@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
 
-use crate::field::{Errors, Path};
+use crate::field::{ErrorList, Path};
 use crate::rules;
 
 /// An address that traffic may be sent to: none of the host's own, but those of the cluster inside 127.0.0.0/8.
-pub(crate) fn endpoint_ip(errors: &mut Errors, value: &str, loopback: &[Ipv4Net], path: &Path<'_>) {
+pub(crate) fn endpoint_ip(errors: &mut ErrorList, value: &str, loopback: &[Ipv4Net], path: &Path<'_>) {
     let Some(ip) = rules::ip_leniently(value) else {
         return errors.invalid(path, value, "must be a valid IP address");
     };

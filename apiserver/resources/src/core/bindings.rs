@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::field::{Errors, FieldError, Path};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, text};
 use crate::{Context, Row, Strategy, SubresourceKind, Verb};
 
@@ -27,7 +27,7 @@ struct Binding;
 
 impl Strategy for Binding {
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         let target = get(object, "target");
         let kind = text(target, "kind");
         if !kind.is_empty() && kind != "Node" {

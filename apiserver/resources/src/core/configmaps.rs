@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{Errors, FieldError, Path};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{entries, flag, get, is_zero};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
@@ -39,7 +39,7 @@ pub(crate) fn decoded_bytes(text: &str) -> usize {
 }
 
 /// What may not change once `immutable` is set.
-pub(crate) fn sealed(errors: &mut Errors, new: &Value, old: &Value, keys: &[&str]) {
+pub(crate) fn validate_immutable(errors: &mut ErrorList, new: &Value, old: &Value, keys: &[&str]) {
     if !flag(old, "immutable") {
         return;
     }
@@ -55,7 +55,7 @@ pub(crate) fn sealed(errors: &mut Errors, new: &Value, old: &Value, keys: &[&str
     }
 }
 
-fn validate(errors: &mut Errors, object: &Value) {
+fn validate(errors: &mut ErrorList, object: &Value) {
     let (data_at, binary_at) = (Path::root("data"), Path::root("binaryData"));
     let binary = get(object, "binaryData");
     let mut bytes = 0;
@@ -81,14 +81,14 @@ impl Strategy for ConfigMap {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         validate(&mut errors, object);
         errors.list()
     }
 
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
-        sealed(&mut errors, new, old, &["data", "binaryData"]);
+        let mut errors = ErrorList::new();
+        validate_immutable(&mut errors, new, old, &["data", "binaryData"]);
         validate(&mut errors, new);
         errors.list()
     }

@@ -8,7 +8,7 @@ use machinery_api::schema::types::Text;
 use serde_json::{Map, Value, json};
 
 use crate::cells::{WIDE_NAME, column, name, since, wide};
-use crate::field::{Errors, FieldError, IMMUTABLE, Path};
+use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
 use crate::metadata::{checked_whole, label_name};
 use crate::read::{default_to, fields, get, has, int, is_zero, object_mut, put, text, time};
 use crate::rules::{self, NameRule};
@@ -178,7 +178,7 @@ fn fill_new(object: &mut Value) {
 }
 
 /// The rules of both versions, over the core form.
-fn legacy(errors: &mut Errors, event: &Value, core: bool) {
+fn legacy(errors: &mut ErrorList, event: &Value, core: bool) {
     let namespace = text(get(event, "metadata"), "namespace");
     let of = text(get(event, "involvedObject"), "namespace");
     let of_at = Path::root("involvedObject.namespace");
@@ -213,7 +213,7 @@ fn legacy(errors: &mut Errors, event: &Value, core: bool) {
     errors.invalid_each(&Path::root("namespace"), namespace, rules::dns_subdomain(namespace));
 }
 
-fn series(errors: &mut Errors, event: &Value) {
+fn series(errors: &mut ErrorList, event: &Value) {
     let series = get(event, "series");
     if series.is_null() {
         return;
@@ -226,7 +226,7 @@ fn series(errors: &mut Errors, event: &Value) {
     }
 }
 
-fn strict(errors: &mut Errors, event: &Value) {
+fn strict(errors: &mut ErrorList, event: &Value) {
     series(errors, event);
     if !has(event, "eventTime") {
         errors.required(&Path::root("eventTime"), "");
@@ -265,7 +265,7 @@ fn inner(key: &str, value: &Value) -> Option<String> {
     }
 }
 
-fn strict_update(errors: &mut Errors, new: &Value, old: &Value) {
+fn strict_update(errors: &mut ErrorList, new: &Value, old: &Value) {
     if get(new, "series") != get(old, "series") {
         series(errors, new);
     }
@@ -321,7 +321,7 @@ impl Strategy for Event {
     }
 
     fn validate_first(&self, _: &Context<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         if self.core && old.is_none() {
             legacy(&mut errors, object, true);
         }
@@ -333,7 +333,7 @@ impl Strategy for Event {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         if !self.core {
             let event = to_core(object);
             legacy(&mut errors, &event, false);
@@ -344,7 +344,7 @@ impl Strategy for Event {
     }
 
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         if self.core {
             legacy(&mut errors, new, true);
         } else {
@@ -428,7 +428,7 @@ impl Strategy for Event {
         }
     }
 
-    fn of_stored(&self, object: Value) -> Value {
+    fn read_storage_version(&self, object: Value) -> Value {
         if self.core {
             return object;
         }
@@ -437,7 +437,7 @@ impl Strategy for Event {
         new
     }
 
-    fn to_stored(&self, object: Value) -> Value {
+    fn write_storage_version(&self, object: Value) -> Value {
         if self.core { object } else { to_core(&object) }
     }
 }

@@ -6,7 +6,7 @@ use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{Errors, FieldError, Path};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::metadata::standard_finalizer;
 use crate::read::{default_zero_to, get, has, is_zero, object_mut, put, text, texts};
 use crate::rules::{self, NameRule};
@@ -43,7 +43,7 @@ const COLUMNS: &[Column] = &[NAME, column("Status", "string"), AGE];
 const FINALIZER: &str = "kubernetes";
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
-fn finalizers(errors: &mut Errors, object: &Value, with_index: bool) {
+fn finalizers(errors: &mut ErrorList, object: &Value, with_index: bool) {
     let at = Path::root("spec.finalizers");
     for (i, finalizer) in texts(get(object, "spec"), "finalizers").enumerate() {
         let path = if with_index { at.index(i) } else { at };
@@ -95,13 +95,13 @@ impl Strategy for Namespace {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         finalizers(&mut errors, object, false);
         errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, _: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         match context.subresource {
             "status" => {
                 let phase = text(get(new, "status"), "phase");

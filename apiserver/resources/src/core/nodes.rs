@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name, wide};
 use crate::core::pods::{placement, resources};
-use crate::field::{Errors, FieldError, Path, go_struct};
+use crate::field::{ErrorList, FieldError, Path, go_struct};
 use crate::metadata::label_name;
 use crate::read::{
     default_to, entries, fields, flag, get, has, is_zero, items, items_mut, object_mut, put, text, texts,
@@ -68,7 +68,7 @@ const ROLE: &str = "kubernetes.io/role";
 const CIDR_STAYS: &str = "node updates may not change podCIDR except from \"\" to valid";
 const FEATURE_BYTES_MAX: usize = 253;
 
-fn taints(errors: &mut Errors, node: &Value) {
+fn taints(errors: &mut ErrorList, node: &Value) {
     let list_at = Path::root("metadata.taints");
     let mut seen = BTreeSet::new();
     for (i, taint) in items(get(node, "spec"), "taints").iter().enumerate() {
@@ -94,7 +94,7 @@ fn taints(errors: &mut Errors, node: &Value) {
     }
 }
 
-fn amounts(errors: &mut Errors, node: &Value) {
+fn amounts(errors: &mut ErrorList, node: &Value) {
     for key in ["capacity", "allocatable"] {
         let at = Path::root("status");
         let at = at.child(key);
@@ -104,7 +104,7 @@ fn amounts(errors: &mut Errors, node: &Value) {
     }
 }
 
-fn features(errors: &mut Errors, node: &Value) {
+fn features(errors: &mut ErrorList, node: &Value) {
     let list_at = Path::root("status.declaredFeatures");
     let list: Vec<&str> = texts(get(node, "status"), "declaredFeatures").collect();
     let segment = |part: &str, upper: bool| {
@@ -133,7 +133,7 @@ fn features(errors: &mut Errors, node: &Value) {
     }
 }
 
-fn validate(errors: &mut Errors, node: &Value) {
+fn validate(errors: &mut ErrorList, node: &Value) {
     taints(errors, node);
     amounts(errors, node);
     features(errors, node);
@@ -158,7 +158,7 @@ fn validate(errors: &mut Errors, node: &Value) {
     }
 }
 
-fn validate_change(errors: &mut Errors, node: &Value, old: &Value) {
+fn validate_change(errors: &mut ErrorList, node: &Value, old: &Value) {
     amounts(errors, node);
     features(errors, node);
     let list_at = Path::root("status.addresses");
@@ -255,13 +255,13 @@ impl Strategy for Node {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         validate(&mut errors, object);
         errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         if context.subresource.is_empty() {
             validate(&mut errors, new);
         }

@@ -7,8 +7,8 @@ use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::core::configmaps::{DATA_BYTES_MAX, decoded_bytes, sealed};
-use crate::field::{Errors, FieldError, Path};
+use crate::core::configmaps::{DATA_BYTES_MAX, decoded_bytes, validate_immutable};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_zero_to, entries, get, object_mut, put, remove, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
@@ -41,7 +41,7 @@ fn bytes_of(object: &Value, key: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
 }
 
-fn validate(errors: &mut Errors, object: &Value) {
+fn validate(errors: &mut ErrorList, object: &Value) {
     let data = get(object, "data");
     let mut bytes = 0;
     for (key, value) in entries(object, "data") {
@@ -79,7 +79,7 @@ fn validate(errors: &mut Errors, object: &Value) {
     }
 }
 
-fn docker(errors: &mut Errors, object: &Value, key: &str) {
+fn docker(errors: &mut ErrorList, object: &Value, key: &str) {
     let at = DATA.key(key);
     let Some(bytes) = bytes_of(object, key) else { return errors.required(&at, "") };
     if let Some(why) = not_an_object(&bytes) {
@@ -138,15 +138,15 @@ impl Strategy for Secret {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         validate(&mut errors, object);
         errors.list()
     }
 
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         errors.immutable(&Path::root("type"), get(new, "type"), get(old, "type"));
-        sealed(&mut errors, new, old, &["data"]);
+        validate_immutable(&mut errors, new, old, &["data"]);
         crate::metadata::checked_whole(&mut errors, &ROW, new);
         validate(&mut errors, new);
         errors.list()

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::core::addresses::{endpoint_ip, odd_ip};
 use crate::core::pods::update::same;
-use crate::field::{Errors, FieldError, Path};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::metadata::labels;
 use crate::read::{default_to, get, has, int, is_zero, items, items_mut, object_mut, put, text, texts};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
@@ -50,7 +50,7 @@ const HINTS_MAX: usize = 8;
 const SHOWN: usize = 3;
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 
-fn ports(errors: &mut Errors, ports: &[Value]) {
+fn ports(errors: &mut ErrorList, ports: &[Value]) {
     let list_at = Path::root("ports");
     if ports.len() > PORTS_MAX {
         return errors.too_many(&list_at, ports.len(), PORTS_MAX);
@@ -76,7 +76,7 @@ fn ports(errors: &mut Errors, ports: &[Value]) {
     }
 }
 
-fn fqdn(errors: &mut Errors, name: &str, path: &Path<'_>) {
+fn fqdn(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     if name.is_empty() {
         return errors.required(path, "");
     }
@@ -93,7 +93,7 @@ fn fqdn(errors: &mut Errors, name: &str, path: &Path<'_>) {
     }
 }
 
-fn addresses(errors: &mut Errors, endpoint: &Value, kind: &str, loopback: &[Ipv4Net], path: &Path<'_>) {
+fn addresses(errors: &mut ErrorList, endpoint: &Value, kind: &str, loopback: &[Ipv4Net], path: &Path<'_>) {
     let given = items(endpoint, "addresses").len();
     if given == 0 {
         errors.required(path, "must contain at least 1 address");
@@ -122,7 +122,7 @@ fn addresses(errors: &mut Errors, endpoint: &Value, kind: &str, loopback: &[Ipv4
     }
 }
 
-fn hints(errors: &mut Errors, hints: &Value, path: &Path<'_>) {
+fn hints(errors: &mut ErrorList, hints: &Value, path: &Path<'_>) {
     type Rule = fn(&str) -> Vec<String>;
     for (key, rule) in [("forZones", rules::label_value as Rule), ("forNodes", rules::dns_subdomain as Rule)] {
         let list_at = path.child(key);
@@ -143,7 +143,7 @@ fn hints(errors: &mut Errors, hints: &Value, path: &Path<'_>) {
     }
 }
 
-fn endpoints(errors: &mut Errors, object: &Value, loopback: &[Ipv4Net]) {
+fn endpoints(errors: &mut ErrorList, object: &Value, loopback: &[Ipv4Net]) {
     let list_at = Path::root("endpoints");
     let list = items(object, "endpoints");
     if list.len() > ENDPOINTS_MAX {
@@ -172,14 +172,14 @@ fn endpoints(errors: &mut Errors, object: &Value, loopback: &[Ipv4Net]) {
     }
 }
 
-fn validate(errors: &mut Errors, context: &Context<'_>, object: &Value, old: Option<&Value>) {
+fn validate(errors: &mut ErrorList, context: &Context<'_>, object: &Value, old: Option<&Value>) {
     match text(object, "addressType") {
         "" => errors.required(&Path::root("addressType"), ""),
         kind if TYPES.contains(&kind) => {}
         other => errors.not_supported(&Path::root("addressType"), other, TYPES),
     }
     ports(errors, items(object, "ports"));
-    let mut found = Errors::new();
+    let mut found = ErrorList::new();
     endpoints(&mut found, object, context.loopback);
     // What was stored under older rules may stay as it is.
     if old.is_none_or(|old| !same(get(old, "endpoints"), get(object, "endpoints"))) {
@@ -251,13 +251,13 @@ impl Strategy for EndpointSlice {
     }
 
     fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         validate(&mut errors, context, object, None);
         errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         validate(&mut errors, context, new, Some(old));
         let key = "addressType";
         errors.immutable(&Path::root(key), get(new, key), get(old, key));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::core::pods::{placement, spec, warnings};
-use crate::field::{Errors, FieldError, Path, go_struct};
+use crate::field::{ErrorList, FieldError, Path, go_struct};
 use crate::metadata::labels;
 use crate::read::{entries, get, items, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
@@ -33,7 +33,7 @@ struct RuntimeClass;
 
 const COLUMNS: &[Column] = &[NAME, column("Handler", "string"), AGE];
 
-fn validate(errors: &mut Errors, object: &Value) {
+fn validate(errors: &mut ErrorList, object: &Value) {
     let handler = text(object, "handler");
     let at = Path::root("handler");
     if handler.is_empty() {
@@ -74,13 +74,13 @@ impl Strategy for RuntimeClass {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         validate(&mut errors, object);
         errors.list()
     }
 
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         validate(&mut errors, new);
         errors.immutable(&Path::root("handler"), get(new, "handler"), get(old, "handler"));
         errors.list()

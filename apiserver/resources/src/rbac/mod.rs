@@ -5,7 +5,7 @@ use machinery_api::selector::LabelSelector;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, NAME_AND_CREATED, age, column, name, name_and_created, wide};
-use crate::field::{Errors, FieldError, Path, go_struct};
+use crate::field::{ErrorList, FieldError, Path, go_struct};
 use crate::metadata::label_selector;
 use crate::read::{default_zero_to, get, has, items, items_mut, object_mut, text};
 use crate::rules::{self, NameRule};
@@ -100,7 +100,7 @@ struct Binding {
 }
 
 impl Role {
-    fn rules(&self, errors: &mut Errors, object: &Value) {
+    fn rules(&self, errors: &mut ErrorList, object: &Value) {
         let rules_at = Path::root("rules");
         for (i, rule) in items(object, "rules").iter().enumerate() {
             let at = rules_at.index(i);
@@ -129,7 +129,7 @@ impl Role {
         }
     }
 
-    fn aggregation(errors: &mut Errors, object: &Value) {
+    fn aggregation(errors: &mut ErrorList, object: &Value) {
         let aggregation = get(object, "aggregationRule");
         if aggregation.is_null() {
             return;
@@ -172,7 +172,7 @@ impl Strategy for Role {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         self.rules(&mut errors, object);
         if !self.namespaced {
             Self::aggregation(&mut errors, object);
@@ -194,7 +194,7 @@ impl Strategy for Role {
 }
 
 impl Binding {
-    fn role_ref(&self, errors: &mut Errors, role: &Value) {
+    fn role_ref(&self, errors: &mut ErrorList, role: &Value) {
         let at = Path::root("roleRef");
         let (group, kind, name) = (text(role, "apiGroup"), text(role, "kind"), text(role, "name"));
         if group != GROUP {
@@ -211,7 +211,7 @@ impl Binding {
         }
     }
 
-    fn subject(&self, errors: &mut Errors, subject: &Value, at: &Path<'_>) {
+    fn subject(&self, errors: &mut ErrorList, subject: &Value, at: &Path<'_>) {
         let (group, name) = (text(subject, "apiGroup"), text(subject, "name"));
         if name.is_empty() {
             errors.required(&at.child("name"), "");
@@ -259,7 +259,7 @@ impl Strategy for Binding {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         self.role_ref(&mut errors, get(object, "roleRef"));
         let at = Path::root("subjects");
         for (i, subject) in items(object, "subjects").iter().enumerate() {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{Errors, FieldError, Path};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, flag, get, int, text};
 use crate::{Column, Context, Row, Storage, Strategy};
 
@@ -61,7 +61,7 @@ impl Strategy for PriorityClass {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         let class = crate::read::name(object);
         let value = int(object, "value").unwrap_or(0);
         if class.starts_with(SYSTEM_PREFIX) {
@@ -84,7 +84,7 @@ impl Strategy for PriorityClass {
     }
 
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         if int(new, "value").unwrap_or(0) != int(old, "value").unwrap_or(0) {
             errors.forbidden(&Path::root("value"), "may not be changed in an update.");
         }

@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use crate::auth::{Authorizer, UserInfo};
 use crate::request::options::{DeleteOptions, WriteOptions};
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::Txn;
 
 /// What is done to an object.
@@ -125,7 +125,7 @@ pub struct Context<'a> {
     /// The request.
     pub request: &'a Request<'a>,
     /// All other objects.
-    pub objects: &'a dyn Objects,
+    pub objects: &'a dyn ObjectReader,
     /// What is there: for updates and deletes.
     pub old: Option<&'a Value>,
     env: &'a Env,
@@ -226,7 +226,7 @@ impl Chain {
     pub async fn mutate(
         &self,
         request: &Request<'_>,
-        objects: &dyn Objects,
+        objects: &dyn ObjectReader,
         object: &mut Value,
         old: Option<&Value>,
         txn: &mut Txn,
@@ -245,7 +245,7 @@ impl Chain {
     pub async fn validate(
         &self,
         request: &Request<'_>,
-        objects: &dyn Objects,
+        objects: &dyn ObjectReader,
         object: &Value,
         old: Option<&Value>,
         txn: &mut Txn,
@@ -263,7 +263,7 @@ impl Chain {
     fn context<'a>(
         &'a self,
         request: &'a Request<'a>,
-        objects: &'a dyn Objects,
+        objects: &'a dyn ObjectReader,
         old: Option<&'a Value>,
     ) -> Context<'a> {
         Context {

@@ -8,7 +8,7 @@ use machinery_api::error::ApiResult;
 use serde_json::{Map, Value, json};
 
 use super::{Context, Operation, Plugin, Request, Step, is_mirror, list_mut};
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 use apiserver_resources::rules::path_segment;
 use apiserver_storage::store::Txn;
 
@@ -56,7 +56,7 @@ const SUFFIX_LETTERS: usize = 5;
 
 /// Whether a pod is about to be refused because its namespace is so new that its controller hasn't made the service
 /// account `default` yet.
-fn awaits_default(request: &Request<'_>, objects: &dyn Objects, pod: &Value) -> bool {
+fn awaits_default(request: &Request<'_>, objects: &dyn ObjectReader, pod: &Value) -> bool {
     let account = pod["spec"]["serviceAccountName"].as_str().unwrap_or_default();
     request.is_pod()
         && request.operation == Operation::Create

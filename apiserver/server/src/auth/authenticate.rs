@@ -11,7 +11,7 @@ use super::jwt::SigningKey;
 use super::tls::{Peer, PeerCertificate};
 use super::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED, UserInfo, tokens};
 use crate::step::Step;
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 
 /// What a request brought to say who sent it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -78,7 +78,7 @@ impl Authenticator {
     }
 
     /// The user, [`ANONYMOUS`] for a request with no credentials, or 401 for ones that don't hold.
-    pub async fn authenticate(&self, objects: &dyn Objects, credentials: &Credentials<'_>) -> ApiResult<UserInfo> {
+    pub async fn authenticate(&self, objects: &dyn ObjectReader, credentials: &Credentials<'_>) -> ApiResult<UserInfo> {
         if let Some(user) = credentials.in_process {
             return Ok(with_group(user.clone()));
         }
@@ -108,7 +108,7 @@ impl Authenticator {
     /// Whose a token is, if it holds for one of the audiences now; else why not.
     pub(super) async fn token(
         &self,
-        objects: &dyn Objects,
+        objects: &dyn ObjectReader,
         now: Timestamp,
         token: &str,
         audiences: &[String],

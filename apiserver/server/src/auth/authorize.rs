@@ -9,7 +9,7 @@ use super::node::{NodeAuthorizer, default_rules};
 use super::rbac::{Granted, Rbac};
 use super::{ANONYMOUS, Attributes, Decision, MASTERS, UNAUTHENTICATED, UserInfo};
 use crate::step::Step;
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 
 /// All that a request without credentials may see, and only with GET (contract.md §2).
 const ANONYMOUS_PATHS: [&str; 5] = ["/healthz", "/livez", "/readyz", "/version", "/version/"];
@@ -19,7 +19,7 @@ pub trait Authorize: Send + Sync {
     /// Whether the user may; what it has no opinion about it doesn't allow.
     fn authorize<'a>(
         &'a self,
-        objects: &'a dyn Objects,
+        objects: &'a dyn ObjectReader,
         user: &'a UserInfo,
         request: &'a Attributes<'_>,
     ) -> Step<'a, Decision>;
@@ -47,7 +47,7 @@ impl Authorizer {
     }
 
     /// What the chain comes to. Never fails: what cannot be resolved grants nothing and shows in the reason.
-    pub async fn authorize(&self, objects: &dyn Objects, user: &UserInfo, request: &Attributes<'_>) -> Decision {
+    pub async fn authorize(&self, objects: &dyn ObjectReader, user: &UserInfo, request: &Attributes<'_>) -> Decision {
         // Who is made anonymous with groups of others (impersonation, reviews) has what those are granted.
         if user.name == ANONYMOUS && user.groups.iter().all(|group| group == UNAUTHENTICATED) {
             let open = !request.is_resource && request.verb == "get" && ANONYMOUS_PATHS.contains(&request.path);
@@ -79,14 +79,14 @@ impl Authorizer {
     }
 
     /// [`authorize`](Self::authorize), with upstream's 403 for a refusal.
-    pub async fn check(&self, objects: &dyn Objects, user: &UserInfo, request: &Attributes<'_>) -> ApiResult<()> {
+    pub async fn check(&self, objects: &dyn ObjectReader, user: &UserInfo, request: &Attributes<'_>) -> ApiResult<()> {
         let decision = self.authorize(objects, user, request).await;
         if decision.allowed { Ok(()) } else { Err(forbidden(&user.name, request, &decision.reason)) }
     }
 
     /// The RBAC rules of a user in a namespace.
     #[must_use]
-    pub fn rules_for(&self, objects: &dyn Objects, user: &UserInfo, namespace: &str) -> Granted {
+    pub fn rules_for(&self, objects: &dyn ObjectReader, user: &UserInfo, namespace: &str) -> Granted {
         self.rbac.rules_for(objects, user, namespace)
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::rbac::aggregate;
 use super::rules::{Rule, missing, quoted_list};
 use super::{Attributes, Authorizer, MASTERS, RBAC_GROUP, UserInfo};
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 
 /// One write of an RBAC object.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +29,7 @@ pub struct Write<'a> {
 /// Comes after authorization, decoding and defaulting, before validation, as upstream does it.
 pub async fn check(
     authorizer: &Authorizer,
-    objects: &dyn Objects,
+    objects: &dyn ObjectReader,
     user: &UserInfo,
     write: &Write<'_>,
 ) -> ApiResult<()> {
@@ -43,7 +43,7 @@ pub async fn check(
 
 struct Check<'a> {
     authorizer: &'a Authorizer,
-    objects: &'a dyn Objects,
+    objects: &'a dyn ObjectReader,
     user: &'a UserInfo,
     write: &'a Write<'a>,
 }

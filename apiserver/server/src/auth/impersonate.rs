@@ -12,7 +12,7 @@ use super::{
     ANONYMOUS, AUTHENTICATED, Attributes, Authorizer, MASTERS, NODE_NAME, NODE_PREFIX, NODES, UNAUTHENTICATED,
     UserInfo, parse_service_account, service_account_groups,
 };
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 
 /// From this many groups or extras on, one question for all of them is asked first.
 const MANY: usize = 4;
@@ -75,7 +75,7 @@ impl Impersonator {
     pub async fn impersonate(
         &self,
         authorizer: &Authorizer,
-        objects: &dyn Objects,
+        objects: &dyn ObjectReader,
         requestor: &UserInfo,
         wanted: &UserInfo,
         request: &Attributes<'_>,
@@ -168,7 +168,7 @@ fn node_name(user: &str) -> Option<&str> {
 
 struct Asking<'a> {
     authorizer: &'a Authorizer,
-    objects: &'a dyn Objects,
+    objects: &'a dyn ObjectReader,
     requestor: &'a UserInfo,
     mode: Mode,
 }

@@ -3,7 +3,7 @@
 //! In the order of a request: [`tls::serve`] hands over the peer's certificate, [`authenticate::Authenticator`] makes a
 //! [`UserInfo`] of it or of a token, [`impersonate::impersonate`] may replace that one, [`authorize::Authorizer`]
 //! decides. [`escalation`] watches over writes of RBAC objects, [`tokens`] and [`reviews`] answer what is asked about all
-//! of this. Everything but the listener and the key files is a pure function over [`Objects`](apiserver_resources::objects::Objects).
+//! of this. Everything but the listener and the key files is a pure function over [`ObjectReader`](apiserver_resources::objects::Objects).
 
 pub mod attributes;
 pub mod authenticate;

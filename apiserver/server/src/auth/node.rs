@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::rules::Rule;
 use super::{Attributes, Decision, UserInfo};
 use crate::default_objects::default_objects;
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 
 /// Where kubelets keep their leases.
 pub const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -38,7 +38,7 @@ impl NodeAuthorizer {
 
     /// Decides for a kubelet; no opinion (refused without a reason) for everyone else.
     #[must_use]
-    pub fn authorize(&self, objects: &dyn Objects, user: &UserInfo, request: &Attributes<'_>) -> Decision {
+    pub fn authorize(&self, objects: &dyn ObjectReader, user: &UserInfo, request: &Attributes<'_>) -> Decision {
         let Some(node) = user.node() else { return Decision::refuse("") };
         if node.is_empty() {
             return Decision::refuse(format!("unknown node for user {}", go_quoted(&user.name)));
@@ -68,7 +68,7 @@ enum Kind {
 }
 
 struct Ask<'a> {
-    objects: &'a dyn Objects,
+    objects: &'a dyn ObjectReader,
     graph: &'a Mutex<Graph>,
     node: &'a str,
     request: &'a Attributes<'a>,
@@ -132,7 +132,7 @@ struct Named {
 
 impl Graph {
     /// Whether a pod of the node in the namespace names the object, as of now.
-    fn any_names(&mut self, objects: &dyn Objects, node: &str, namespace: &str, wanted: &(Kind, String)) -> bool {
+    fn any_names(&mut self, objects: &dyn ObjectReader, node: &str, namespace: &str, wanted: &(Kind, String)) -> bool {
         let key = (node.to_owned(), namespace.to_owned());
         let mut pods = self.pods.remove(&key).unwrap_or_default();
         let mut changed: Vec<(String, u64)> = Vec::new();
@@ -189,7 +189,7 @@ fn own_node(node: &str, request: &Attributes<'_>) -> Decision {
     }
 }
 
-fn pods(objects: &dyn Objects, node: &str, request: &Attributes<'_>) -> Decision {
+fn pods(objects: &dyn ObjectReader, node: &str, request: &Attributes<'_>) -> Decision {
     let bound = || {
         if request.name.is_empty() {
             return Decision::refuse("No Object name found");

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::rules::Rule;
 use super::{Attributes, Decision, RBAC_GROUP, UserInfo, service_account_user};
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 
 /// The kinds that the index is made of.
 const KINDS: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
@@ -55,7 +55,7 @@ pub fn aggregate(errors: &[String]) -> String {
 impl Rbac {
     /// Whether a rule allows the request; as upstream, the first that does names its binding.
     #[must_use]
-    pub fn authorize(&self, objects: &dyn Objects, user: &UserInfo, request: &Attributes<'_>) -> Decision {
+    pub fn authorize(&self, objects: &dyn ObjectReader, user: &UserInfo, request: &Attributes<'_>) -> Decision {
         let index = self.current(objects);
         let mut errors = Vec::new();
         for binding in index.bindings(user, request.namespace) {
@@ -72,7 +72,7 @@ impl Rbac {
 
     /// All that a user is granted.
     #[must_use]
-    pub fn rules_for(&self, objects: &dyn Objects, user: &UserInfo, namespace: &str) -> Granted {
+    pub fn rules_for(&self, objects: &dyn ObjectReader, user: &UserInfo, namespace: &str) -> Granted {
         let index = self.current(objects);
         let mut granted = Granted::default();
         for binding in index.bindings(user, namespace) {
@@ -84,7 +84,7 @@ impl Rbac {
         granted
     }
 
-    fn current(&self, objects: &dyn Objects) -> Arc<Index> {
+    fn current(&self, objects: &dyn ObjectReader) -> Arc<Index> {
         let revisions = KINDS.map(|plural| objects.revision(RBAC_GROUP, plural));
         let index = self.index.load_full();
         if index.revisions == Some(revisions) {
@@ -116,7 +116,7 @@ type Known<T> = HashMap<(&'static str, String, String), (u64, T)>;
 /// Brings `known` up to the objects of a kind; visits them in key order.
 fn refresh<T: Clone>(
     known: &mut Known<T>,
-    objects: &dyn Objects,
+    objects: &dyn ObjectReader,
     plural: &'static str,
     read: impl Fn(&Value) -> T,
     mut visit: impl FnMut(&str, &str, &T),
@@ -191,7 +191,7 @@ impl Binding {
 }
 
 impl Index {
-    fn build(revisions: [u64; 4], objects: &dyn Objects, read: &mut Read) -> Self {
+    fn build(revisions: [u64; 4], objects: &dyn ObjectReader, read: &mut Read) -> Self {
         let mut roles: HashMap<(String, String), Arc<[Rule]>> = HashMap::new();
         for plural in ["clusterroles", "roles"] {
             let rules = |role: &Value| Rule::parse_all(role).into();

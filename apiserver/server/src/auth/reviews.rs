@@ -13,7 +13,7 @@ use super::authenticate::with_group;
 use super::rbac::aggregate;
 use super::{Attributes, Authenticator, Authorizer, UserInfo};
 use apiserver_resources::field::causes;
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 use apiserver_resources::{ResourceInfo, Review, rules};
 
 /// What the answers are made from.
@@ -23,7 +23,7 @@ pub struct Context<'a> {
     /// Checks reviewed tokens.
     pub authenticator: &'a Authenticator,
     /// Everything else.
-    pub objects: &'a dyn Objects,
+    pub objects: &'a dyn ObjectReader,
     /// Who asks.
     pub user: &'a UserInfo,
     /// The request's namespace (LocalSubjectAccessReview).

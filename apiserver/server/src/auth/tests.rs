@@ -12,7 +12,7 @@ use super::tokens::Known;
 use super::{Attributes, AuthenticateToken, Authorize, Decision, UserInfo};
 use crate::server::{Apiserver, Chains, Config};
 use crate::step::Step;
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::memory::MemoryStore;
 
 /// Answers when it is let.
@@ -32,7 +32,7 @@ impl AuthenticateToken for Slow {
 impl Authorize for Slow {
     fn authorize<'a>(
         &'a self,
-        _: &'a dyn Objects,
+        _: &'a dyn ObjectReader,
         user: &'a UserInfo,
         request: &'a Attributes<'_>,
     ) -> Step<'a, Decision> {

@@ -15,7 +15,7 @@ use super::{
     CREDENTIAL_ID, NODE_NAME, NODE_UID, POD_NAME, POD_UID, UserInfo, parse_service_account, service_account_groups,
     service_account_user,
 };
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 use apiserver_resources::rules;
 
 /// What a request without `expirationSeconds` gets.
@@ -41,7 +41,7 @@ const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
 pub fn request(
     key: &SigningKey,
     env: &Env,
-    objects: &dyn Objects,
+    objects: &dyn ObjectReader,
     namespace: &str,
     name: &str,
     body: &Value,
@@ -123,7 +123,7 @@ fn matches_path(metadata: &Value, namespace: &str, name: &str) -> ApiResult<()> 
 }
 
 /// The account's uid, which is the one that the body says, where it says one.
-fn account_uid(objects: &dyn Objects, namespace: &str, name: &str, said: &str) -> ApiResult<String> {
+fn account_uid(objects: &dyn ObjectReader, namespace: &str, name: &str, said: &str) -> ApiResult<String> {
     let account = objects
         .get("", "serviceaccounts", namespace, name)
         .ok_or_else(|| ApiError::NotFound(Named::new("", "serviceaccounts"), name.into()))?;
@@ -183,7 +183,7 @@ impl Reference {
 }
 
 impl Bound {
-    fn resolve(objects: &dyn Objects, namespace: &str, account: &str, reference: &Value) -> ApiResult<Self> {
+    fn resolve(objects: &dyn ObjectReader, namespace: &str, account: &str, reference: &Value) -> ApiResult<Self> {
         if !reference.is_object() {
             return Ok(Self::Nothing);
         }
@@ -283,7 +283,7 @@ pub struct Known {
 /// not. `claims` are the token's, whose signature was checked (`None`: it isn't ours).
 pub(super) fn authenticate(
     claims: Option<&Value>,
-    objects: &dyn Objects,
+    objects: &dyn ObjectReader,
     now: Timestamp,
     token: &str,
     audiences: &[String],
@@ -314,7 +314,7 @@ pub(super) fn authenticate(
     Ok(Known { user, audiences: meant })
 }
 
-fn bound_user(objects: &dyn Objects, now: Timestamp, claims: &Value) -> Result<UserInfo, String> {
+fn bound_user(objects: &dyn ObjectReader, now: Timestamp, claims: &Value) -> Result<UserInfo, String> {
     let leeway = LEEWAY.as_secs().cast_signed();
     let at = |claim: &str| claims[claim].as_i64();
     // A token without an end is none of ours.
@@ -384,7 +384,7 @@ fn bound_user(objects: &dyn Objects, now: Timestamp, claims: &Value) -> Result<U
 }
 
 /// A token that stands in a Secret.
-fn legacy_user(objects: &dyn Objects, token: &str, claims: &Value) -> Result<UserInfo, String> {
+fn legacy_user(objects: &dyn ObjectReader, token: &str, claims: &Value) -> Result<UserInfo, String> {
     use base64::Engine as _;
     let claim = |name: &str, called: &str| {
         let value = claims[format!("{LEGACY_CLAIM}{name}")].as_str().unwrap_or_default();
@@ -445,13 +445,13 @@ fn rfc3339(second: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use apiserver_resources::objects::memory::Map as Objects;
+    use apiserver_resources::objects::memory::Map as ObjectReader;
 
     struct World {
         key: SigningKey,
         env: Env,
         clock: std::sync::Arc<machinery_env::ManualClock>,
-        map: Objects,
+        map: ObjectReader,
     }
 
     fn object(namespace: &str, name: &str, uid: &str) -> Value {
@@ -461,7 +461,7 @@ mod tests {
     fn world() -> World {
         let (env, clock) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
         let key = SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
-        let map = Objects::default();
+        let map = ObjectReader::default();
         map.put("", "serviceaccounts", object("ns", "default", "u1"));
         map.put("", "serviceaccounts", object("ns", "robot", "u2"));
         map.put("", "secrets", object("ns", "hold", "u3"));

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::auth::RBAC_GROUP;
 use crate::auth::rules::{Rule, missing_rules};
 use crate::default_objects::default_objects;
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 
 /// `false` on a default role or binding keeps us from mending it.
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
@@ -117,11 +117,11 @@ pub fn desired(cluster: &Cluster) -> Vec<Desired> {
 
 /// What to write so that everything desired is there.
 #[must_use]
-pub fn plan(objects: &dyn Objects, desired: &[Desired]) -> Vec<Write> {
+pub fn plan(objects: &dyn ObjectReader, desired: &[Desired]) -> Vec<Write> {
     desired.iter().filter_map(|desired| plan_one(objects, desired)).collect()
 }
 
-fn plan_one(objects: &dyn Objects, desired: &Desired) -> Option<Write> {
+fn plan_one(objects: &dyn ObjectReader, desired: &Desired) -> Option<Write> {
     let (group, plural, wanted) = (desired.group, desired.plural, &desired.object);
     let part = |field: &str| wanted["metadata"][field].as_str().unwrap_or_default();
     let Some(existing) = objects.get(group, plural, part("namespace"), part("name")) else {
@@ -283,7 +283,7 @@ fn mend_role(object: &mut Value, wanted: &Value) {
 mod tests {
     use super::*;
     use crate::auth::{Attributes, Authorizer, UserInfo};
-    use apiserver_resources::objects::{Objects as _, memory::Map as Objects};
+    use apiserver_resources::objects::{ObjectReader as _, memory::Map as ObjectReader};
     use futures::FutureExt as _;
 
     fn cluster() -> Cluster {
@@ -295,7 +295,7 @@ mod tests {
         }
     }
 
-    fn apply(objects: &Objects, writes: Vec<Write>) -> usize {
+    fn apply(objects: &ObjectReader, writes: Vec<Write>) -> usize {
         let count = writes.len();
         for write in writes {
             let (Write::Create { group, plural, object }
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_start_makes_what_is_missing_and_keeps_the_rest() {
-        let objects = Objects::default();
+        let objects = ObjectReader::default();
         let wanted = desired(&cluster());
         assert_eq!(apply(&objects, plan(&objects, &wanted)), wanted.len());
         assert_eq!(plan(&objects, &wanted), []);
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn components_may_do_their_work() {
-        let objects = Objects::default();
+        let objects = ObjectReader::default();
         apply(&objects, plan(&objects, &desired(&cluster())));
         let authorizer = Authorizer::default();
         let may = |user: &str, group: Option<&str>, verb: &str, api: &str, resource: &str| {

@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
 use super::Write;
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 
 /// One block and where it went; both of the same size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Move {
 
 /// What to write so that Services' addresses and nodes' blocks are where the blocks went.
 #[must_use]
-pub fn plan(objects: &dyn Objects, moves: &[Move]) -> Vec<Write> {
+pub fn plan(objects: &dyn ObjectReader, moves: &[Move]) -> Vec<Write> {
     let kinds: [(&'static str, [&str; 2]); 2] =
         [("services", ["clusterIP", "clusterIPs"]), ("nodes", ["podCIDR", "podCIDRs"])];
     let mut writes = Vec::new();

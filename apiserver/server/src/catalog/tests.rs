@@ -341,7 +341,7 @@ async fn a_resource_comes_and_goes_on_a_running_server() {
     let seen = event(&mut watch).await.unwrap();
     assert_eq!((&seen["type"], &seen["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("w")));
     let objects = server.0.objects();
-    let found = apiserver_resources::objects::Objects::get(&*objects, "x.example.com", "widgets", "default", "w");
+    let found = apiserver_resources::objects::ObjectReader::get(&*objects, "x.example.com", "widgets", "default", "w");
     assert_eq!(found.unwrap()["data"]["color"], "red", "what reads objects by name finds it");
 
     let name = widgets();

@@ -18,7 +18,7 @@ use super::deadline;
 use super::health::{Check, Slis};
 use super::info::RequestInfo;
 use super::metrics::{Metrics, Of};
-use super::respond::{self, Asked};
+use super::respond::{self, RequestHead};
 use super::route::{self, NoRoute, Route, Target};
 use super::seats::Seats;
 use super::turns::Turns;
@@ -63,7 +63,7 @@ pub struct RequestHandler {
 
 /// One request on its way.
 pub(super) struct RequestContext<'a> {
-    pub(super) asked: Asked<'a>,
+    pub(super) asked: RequestHead<'a>,
     pub(super) info: &'a RequestInfo,
     /// What is served, for as long as the request lasts.
     pub(super) catalog: &'a Arc<Catalog>,
@@ -110,7 +110,7 @@ impl RequestHandler {
         let connection = ClientConnection { upgrade: parts.extensions.remove(), peer: parts.extensions.get().cloned() };
         let query = Query::parse(parts.uri.query().unwrap_or(""));
         let info = RequestInfo::read(parts.method.as_str(), parts.uri.path(), &query);
-        let asked = Asked { headers: &parts.headers, query: &query, now };
+        let asked = RequestHead { headers: &parts.headers, query: &query, now };
         let audit_id = parts
             .headers
             .get("audit-id")

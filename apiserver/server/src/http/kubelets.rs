@@ -20,7 +20,7 @@ use super::handle::RequestHandler;
 use crate::auth::pki::{Identity, PkiError};
 use crate::auth::tls;
 use crate::registry::RequestScope;
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 
 /// A node that doesn't take a connection by then is gone.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -29,7 +29,7 @@ use machinery_api::schema::internal_group;
 const GZIP_BYTES_MIN: usize = 128 * 1024;
 
 /// What an answer is made for.
-pub struct Asked<'a> {
+pub struct RequestHead<'a> {
     /// The request's headers.
     pub headers: &'a HeaderMap,
     /// The request's query.
@@ -38,7 +38,7 @@ pub struct Asked<'a> {
     pub now: Timestamp,
 }
 
-impl Asked<'_> {
+impl RequestHead<'_> {
     /// The Accept header, all lines joined.
     #[must_use]
     pub fn accept(&self) -> Option<String> {
@@ -120,7 +120,7 @@ pub(super) fn written(form: Form, value: &impl Serialize) -> Bytes {
 
 /// An error.
 #[must_use]
-pub fn error(asked: &Asked<'_>, error: &ApiError) -> Response<Body> {
+pub fn error(asked: &RequestHead<'_>, error: &ApiError) -> Response<Body> {
     let form = asked.form(Offers::Plain).or_else(|_| asked.form(Offers::Objects)).unwrap_or(Form::PRETTY);
     status(form, &error.status())
 }
@@ -151,7 +151,7 @@ pub fn status(form: Form, status: &Status) -> Response<Body> {
 
 /// A verb's answer.
 pub fn answer(
-    asked: &Asked<'_>,
+    asked: &RequestHead<'_>,
     form: Form,
     row: &Arc<ResourceInfo>,
     scales: bool,
@@ -194,7 +194,7 @@ fn value_of(row: &ResourceInfo, shown: &ResponseObject) -> Value {
             if row.stored_as.is_none() {
                 cached.value()
             } else {
-                row.strategy.of_stored(cached.value())
+                row.strategy.read_storage_version(cached.value())
             }
         }
         ResponseObject::Bytes(bytes) => serde_json::from_slice(bytes).unwrap_or(Value::Null),
@@ -202,7 +202,7 @@ fn value_of(row: &ResourceInfo, shown: &ResponseObject) -> Value {
     }
 }
 
-fn tables(asked: &Asked<'_>, row: &Arc<ResourceInfo>, version: MetaVersion) -> Result<Tables, ApiError> {
+fn tables(asked: &RequestHead<'_>, row: &Arc<ResourceInfo>, version: MetaVersion) -> Result<Tables, ApiError> {
     Ok(Tables { row: row.clone(), version, include: Include::read(asked.query)?, now: asked.now, scales: false })
 }
 
@@ -213,7 +213,7 @@ fn wrong_transform(hub: &str, kind: &str, wanted: &str, list: bool) -> ApiError 
 }
 
 fn object(
-    asked: &Asked<'_>,
+    asked: &RequestHead<'_>,
     form: Form,
     row: &Arc<ResourceInfo>,
     scales: bool,
@@ -275,7 +275,7 @@ fn list_metadata(list: &List) -> Value {
 }
 
 /// A list, made at once where it is small, else piece by piece off this thread ([`large`]).
-fn list(asked: &Asked<'_>, form: Form, row: &Arc<ResourceInfo>, list: List) -> Result<Response<Body>, ApiError> {
+fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List) -> Result<Response<Body>, ApiError> {
     let metadata = list_metadata(&list);
     let weight = list.items.iter().map(|item| item.stored().len()).sum();
     let plain = form.media == Media::Json && !form.pretty;
@@ -352,7 +352,7 @@ fn write_item(row: &ResourceInfo, head: &str, item: &Cached, out: &mut Vec<u8>) 
     if row.stored_as.is_none() {
         return object::write_item(head, item, out);
     }
-    let mut value = row.strategy.of_stored(item.value());
+    let mut value = row.strategy.read_storage_version(item.value());
     if let Some(map) = value.as_object_mut() {
         map.remove("kind");
         map.remove("apiVersion");
@@ -385,7 +385,7 @@ fn whole(mut pieces: Pieces, form: Form) -> impl FnMut(&mut Vec<u8>) -> bool + S
 
 /// An answer out of pieces that are made of `weight` bytes.
 #[must_use]
-pub(super) fn pieced(asked: &Asked<'_>, media: Media, weight: usize, mut pieces: Pieces) -> Response<Body> {
+pub(super) fn pieced(asked: &RequestHead<'_>, media: Media, weight: usize, mut pieces: Pieces) -> Response<Body> {
     if weight < large::LARGE_BYTES {
         let mut body = Vec::with_capacity(weight + 256);
         while pieces(&mut body) {}
@@ -399,7 +399,7 @@ pub(super) fn pieced(asked: &Asked<'_>, media: Media, weight: usize, mut pieces:
     response
 }
 
-fn takes_gzip(asked: &Asked<'_>) -> bool {
+fn takes_gzip(asked: &RequestHead<'_>) -> bool {
     asked
         .headers
         .get_all(http::header::ACCEPT_ENCODING)
@@ -416,7 +416,7 @@ fn say_packed(response: &mut Response<Body>) {
 
 /// A large answer is packed for who takes that.
 #[must_use]
-pub fn packed(asked: &Asked<'_>, code: u16, media: Media, body: Vec<u8>) -> Response<Body> {
+pub fn packed(asked: &RequestHead<'_>, code: u16, media: Media, body: Vec<u8>) -> Response<Body> {
     if body.len() < GZIP_BYTES_MIN || !takes_gzip(asked) {
         return bytes(code, media.as_str(), body);
     }

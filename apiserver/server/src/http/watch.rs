@@ -50,7 +50,7 @@ struct Stream {
     initial: VecDeque<Arc<Cached>>,
     start: WatchStart,
     /// The bookmark at the end of the initial state is still to come.
-    marks_end: bool,
+    initial_events_bookmark: bool,
     columns_sent: bool,
     bookmarks: bool,
     /// Registered once for the whole watch: the token is every watch's, and so is its lock.
@@ -74,7 +74,7 @@ pub fn stream(
     env: Env,
 ) -> Response<Body> {
     let initial = std::mem::take(&mut start.initial).into();
-    let marks_end = start.marks_end;
+    let initial_events_bookmark = start.initial_events_bookmark;
     let end = tokio::time::sleep(lasts);
     let bookmark = tokio::time::sleep_until(next_bookmark(end.deadline()));
     let encoding = encoding(&lens);
@@ -83,7 +83,7 @@ pub fn stream(
         encoding,
         initial,
         start,
-        marks_end,
+        initial_events_bookmark,
         columns_sent: false,
         bookmarks,
         stop: Box::pin(stop.clone().cancelled_owned()),
@@ -128,7 +128,7 @@ impl Stream {
         if self.over {
             return None;
         }
-        if !self.initial.is_empty() || self.marks_end {
+        if !self.initial.is_empty() || self.initial_events_bookmark {
             // Not asked with each event: the token's lock is that of every watch.
             return (!self.stopped.is_cancelled()).then(|| self.state());
         }
@@ -160,7 +160,7 @@ impl Stream {
             let frame = self.frame(Kind::Added, &cached);
             out.extend_from_slice(&frame);
         }
-        if self.initial.is_empty() && std::mem::take(&mut self.marks_end) {
+        if self.initial.is_empty() && std::mem::take(&mut self.initial_events_bookmark) {
             let mark = self.mark(self.start.revision, true);
             out.extend_from_slice(&mark);
         }
@@ -224,7 +224,8 @@ impl Stream {
     fn frame(&mut self, kind: Kind, cached: &Cached) -> Bytes {
         let Some(tables) = self.lens.tables.clone() else { return plain_frame(&self.lens, kind, cached) };
         let row = &self.lens.row;
-        let value = if row.stored_as.is_none() { cached.value() } else { row.strategy.of_stored(cached.value()) };
+        let value =
+            if row.stored_as.is_none() { cached.value() } else { row.strategy.read_storage_version(cached.value()) };
         self.table_frame(tables, type_of(kind), &value)
     }
 
@@ -291,7 +292,7 @@ fn plain_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
         }
         _ if lens.row.stored_as.is_none() => cached.write_to(&mut out),
         _ => {
-            let value = lens.row.strategy.of_stored(cached.value());
+            let value = lens.row.strategy.read_storage_version(cached.value());
             // Writing into memory cannot fail.
             let _ = serde_json::to_writer(&mut out, &value);
         }

@@ -49,7 +49,7 @@ pub struct Empty {
 
 /// Where a client gave empty lists and maps, which [`normalise`] takes for absent, in the kinds whose findings show the
 /// difference (`{}` or `null`).
-pub fn empties(row: &ResourceInfo, object: &Value) -> Vec<Empty> {
+pub fn explicit_empties(row: &ResourceInfo, object: &Value) -> Vec<Empty> {
     fn walk(value: &Value, path: &mut String, found: &mut Vec<Empty>) {
         let length = path.len();
         match value {
@@ -92,9 +92,9 @@ pub fn empties(row: &ResourceInfo, object: &Value) -> Vec<Empty> {
 }
 
 /// The object as it is validated: with what was empty and given.
-pub fn with_empties<'a>(object: &'a Value, empties: Vec<Empty>) -> Cow<'a, Value> {
+pub fn with_empties<'a>(object: &'a Value, explicit_empties: Vec<Empty>) -> Cow<'a, Value> {
     let mut shown = Cow::Borrowed(object);
-    for Empty { pointer, value } in empties {
+    for Empty { pointer, value } in explicit_empties {
         let absent = object.pointer(&pointer).is_none_or(Value::is_null);
         let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
         if absent
@@ -192,11 +192,11 @@ mod tests {
             "containers":[{"name":"c","resources":{"limits":{}}}]}}"#;
         let body = Body { bytes: text, media: Media::Json };
         let given = object(row, body, FieldValidation::Strict, &mut Vec::new()).unwrap();
-        let empties = empties(row, &given);
+        let explicit_empties = explicit_empties(row, &given);
         let mut stored = given.clone();
         normalise(row, &mut stored);
         assert_eq!(stored.pointer("/spec/nodeSelector"), None);
-        let checked = with_empties(&stored, empties);
+        let checked = with_empties(&stored, explicit_empties);
         assert_eq!(checked["spec"]["nodeSelector"], json!({}));
         assert_eq!(checked["spec"]["containers"][0]["resources"]["limits"], json!({}));
         assert_eq!(checked.pointer("/spec/tolerations"), None);

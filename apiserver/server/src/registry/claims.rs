@@ -9,7 +9,7 @@ use machinery_env::Env;
 use serde_json::{Value, json};
 
 use super::{Registry, object, store_error};
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 use apiserver_resources::{Claim, ResourceInfo};
 use apiserver_storage::cache::Selectors;
 use apiserver_storage::store::{Compare, Op, Outcome, Record, Revision, Txn};
@@ -21,7 +21,7 @@ const TRIES_MAX: usize = 3;
 
 /// What reservations are read from and written with.
 pub(super) struct Claimed<'a> {
-    pub(super) objects: &'a dyn Objects,
+    pub(super) objects: &'a dyn ObjectReader,
     pub(super) env: &'a Env,
     pub(super) now: Timestamp,
 }

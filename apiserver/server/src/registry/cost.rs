@@ -37,11 +37,11 @@ fn create(row: &ResourceInfo, bytes: &[u8], media: Media) -> Outcome {
         super::object::dedup_owners(&mut object, &mut warnings, false);
         let context = Context { now: jiff::Timestamp::UNIX_EPOCH, subresource: "", loopback: &[] };
         row.strategy.prepare_create(&context, &mut object);
-        let empties = body::empties(row, &object);
+        let explicit_empties = body::explicit_empties(row, &object);
         body::normalise(row, &mut object);
         super::invalid(Named::default(), "", row.strategy.validate_first(&context, &object, None))?;
         let mut errors = metadata::validate_create(metadata::Of::resource(row), &object);
-        let checked = body::with_empties(&object, empties);
+        let checked = body::with_empties(&object, explicit_empties);
         errors.extend(row.strategy.validate(&context, &checked));
         super::invalid(Named::new("", &*row.kind), "x", errors)?;
         warnings.extend(row.strategy.warnings(&object, None));

@@ -46,7 +46,7 @@ impl Registry {
         let generated = self.generate_name(&mut object);
         let context = self.context(call, call.subresource_name());
         row.strategy.prepare_create(&context, &mut object);
-        let empties = body::empties(row, &object);
+        let explicit_empties = body::explicit_empties(row, &object);
         body::normalise(row, &mut object);
         if row.strategy.counts_generation() {
             object::set_generation(&mut object, 1);
@@ -59,7 +59,7 @@ impl Registry {
         if !row.strategy.orders_metadata() {
             errors = metadata::validate_create(metadata::Of::resource(row), &object);
         }
-        let checked = body::with_empties(&object, empties);
+        let checked = body::with_empties(&object, explicit_empties);
         errors.extend(row.strategy.validate(&context, &checked));
         invalid(call.kind(), object::text(&object, "name"), errors)?;
         let warnings = row.strategy.warnings(&object, None);

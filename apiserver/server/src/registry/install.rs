@@ -105,7 +105,7 @@ mod tests {
 
     use crate::bootstrap::{self, Cluster};
     use crate::server::{Apiserver, Config};
-    use apiserver_resources::objects::Objects as _;
+    use apiserver_resources::objects::ObjectReader as _;
     use apiserver_storage::store::memory::MemoryStore;
 
     #[tokio::test]

@@ -296,13 +296,13 @@ impl Registry {
     /// An object as the call's version shows it.
     fn current(row: &ResourceInfo, cached: &Cached) -> Arc<Value> {
         let shared = cached.shared();
-        if row.stored_as.is_none() { shared } else { Arc::new(row.strategy.of_stored((*shared).clone())) }
+        if row.stored_as.is_none() { shared } else { Arc::new(row.strategy.read_storage_version((*shared).clone())) }
     }
 
     /// The stored form of an object of this row.
     pub(crate) fn encode(row: &ResourceInfo, object: &Value) -> Result<Record, ApiError> {
         if row.stored_as.is_some() {
-            return Self::encode(row.stored(), &row.strategy.to_stored(object.clone()));
+            return Self::encode(row.stored(), &row.strategy.write_storage_version(object.clone()));
         }
         let body = object::encode(row, object);
         if body.len() > OBJECT_BYTES_MAX {

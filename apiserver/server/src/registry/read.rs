@@ -38,7 +38,7 @@ pub struct WatchStart {
     /// The version of the state that `initial` is.
     pub revision: Revision,
     /// Whether a bookmark says that the initial state is over.
-    pub marks_end: bool,
+    pub initial_events_bookmark: bool,
     /// What follows.
     pub watch: Watch,
 }
@@ -231,7 +231,7 @@ impl Registry {
             return Ok(match watch {
                 Ok(watch) => {
                     let revision = if wanted == 0 { self.cache.revision() } else { wanted };
-                    Ok(WatchStart { initial: Vec::new(), revision, marks_end: false, watch })
+                    Ok(WatchStart { initial: Vec::new(), revision, initial_events_bookmark: false, watch })
                 }
                 Err(VersionError::Compacted(oldest)) => Err(too_old(wanted, oldest)),
                 Err(VersionError::Future(current)) => Err(too_large(wanted, current)),
@@ -253,9 +253,9 @@ impl Registry {
             };
             match self.cache.watch(scope.as_str(), Some(page.revision), selectors.clone()) {
                 Ok(watch) => {
-                    let marks_end = options.bookmarks && options.send_initial_events == Some(true);
+                    let initial_events_bookmark = options.bookmarks && options.send_initial_events == Some(true);
                     let revision = page.revision;
-                    return Ok(Ok(WatchStart { initial: page.items, revision, marks_end, watch }));
+                    return Ok(Ok(WatchStart { initial: page.items, revision, initial_events_bookmark, watch }));
                 }
                 Err(VersionError::Unregistered) => return Err(ApiError::NoSuchResource),
                 // Compacted between the two steps: list again.

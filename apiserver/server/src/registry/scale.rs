@@ -10,7 +10,7 @@ use super::object;
 use super::{Answer, PatchType, Registry, RequestScope, ResponseObject, invalid};
 use crate::admission::Options;
 use crate::request::options::WriteOptions;
-use apiserver_resources::field::{Errors, Path};
+use apiserver_resources::field::{ErrorList, Path};
 use apiserver_resources::{ResourceInfo, metadata};
 use machinery_api::schema::FieldValidation;
 
@@ -40,7 +40,7 @@ pub fn of(object: &Value) -> Value {
 /// The workload with a Scale's wish in it.
 pub(super) fn scaled(row: &ResourceInfo, current: &Value, scale: &Value) -> Result<Value, ApiError> {
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-    let mut errors = Errors::from(metadata::validate_create(metadata::Of::resource(row), scale));
+    let mut errors = ErrorList::from(metadata::validate_create(metadata::Of::resource(row), scale));
     errors.non_negative(&Path::root("spec").child("replicas"), Some(replicas));
     invalid(Named::new("autoscaling", "Scale"), object::text(scale, "name"), errors.list())?;
     let mut new = current.clone();

@@ -55,14 +55,14 @@ impl Registry {
         if version != 0 && version != existing.modified() {
             return Err(call.modified());
         }
-        let subresource = written_through(call);
-        let empties = if subresource.is_empty() { body::empties(row, &new) } else { Vec::new() };
+        let subresource = effective_subresource(call);
+        let explicit_empties = if subresource.is_empty() { body::explicit_empties(row, &new) } else { Vec::new() };
         self.prepare(call, &mut new, old);
         let context = self.context(call, subresource);
         invalid(call.kind(), call.name, row.strategy.validate_first(&context, &new, Some(old)))?;
         row.strategy.allocate(&self.allocation(subresource, dry_run), &mut new, Some(old))?;
         let mut errors = metadata::validate_update_through(metadata::Of::resource(row), subresource, &new, old);
-        let checked = body::with_empties(&new, empties);
+        let checked = body::with_empties(&new, explicit_empties);
         errors.extend(row.strategy.validate_update(&context, &checked, old));
         invalid(call.kind(), call.name, errors)?;
         if subresource != "status" {
@@ -76,7 +76,7 @@ impl Registry {
     fn prepare(&self, call: &RequestScope<'_>, new: &mut Value, old: &Value) {
         let row = call.row;
         object::set_generation(new, object::generation(old));
-        let context = self.context(call, written_through(call));
+        let context = self.context(call, effective_subresource(call));
         body::normalise(row, new);
         row.strategy.prepare_update(&context, new, old);
         body::normalise(row, new);
@@ -97,7 +97,7 @@ impl Registry {
                 metadata.insert(field.into(), value.clone());
             }
         }
-        let counts = row.strategy.counts_generation() && written_through(call).is_empty();
+        let counts = row.strategy.counts_generation() && effective_subresource(call).is_empty();
         if counts && row.strategy.generation_changes(new, old) {
             object::set_generation(new, object::generation(old) + 1);
         }
@@ -105,7 +105,7 @@ impl Registry {
 }
 
 /// The subresource as strategies know it: a scale is a change of the object itself.
-fn written_through(call: &RequestScope<'_>) -> &'static str {
+fn effective_subresource(call: &RequestScope<'_>) -> &'static str {
     match call.subresource.map(|s| s.what) {
         None | Some(SubresourceKind::Scale) => "",
         Some(_) => call.subresource_name(),

@@ -1,4 +1,4 @@
-//! [`Objects`] over the cache: how authorizers, admission and allocators read other objects.
+//! [`ObjectReader`] over the cache: how authorizers, admission and allocators read other objects.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use machinery_api::{ObjectName, StorageKey, StoragePrefix, StorageScope};
 use serde_json::Value;
 
 use super::{Cached, Selectors, WatchCache};
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 
 /// Stored bytes of the objects whose parsed form is kept for the next look-up; parsed they weigh about five times that.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
@@ -61,7 +61,7 @@ impl Lookup {
     }
 }
 
-impl Objects for Lookup {
+impl ObjectReader for Lookup {
     fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
         let key = self.key(group, plural, namespace, name)?;
         self.cache.get(key.as_str()).map(|object| self.parsed(&object))

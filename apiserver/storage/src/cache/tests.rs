@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::store::memory::MemoryStore;
 use crate::store::{Compare, Op, Record};
-use apiserver_resources::objects::Objects;
+use apiserver_resources::objects::ObjectReader;
 
 const PODS: &str = "/registry/pods/";
 fn whole() -> WatchEncoding {

@@ -143,7 +143,7 @@ pub struct Cell {
 }
 
 /// What of the pod a container's step depends on.
-pub(super) struct Around<'a> {
+pub(super) struct CellContext<'a> {
     pub(super) rules: &'a LifecyclePolicy,
     pub(super) own: &'a ContainerPolicy,
     pub(super) index: usize,
@@ -154,7 +154,7 @@ pub(super) struct Around<'a> {
     pub(super) sandbox: bool,
 }
 
-impl Around<'_> {
+impl CellContext<'_> {
     fn note(&self, warning: bool, reason: &'static str, message: impl Into<String>) -> Action {
         Action::EventRecord { warning, reason, message: message.into(), container: Some(self.index) }
     }
@@ -234,14 +234,14 @@ impl Cell {
     }
 
     /// The volumes are there.
-    pub(super) fn mounted(&mut self, around: &Around<'_>, actions: &mut Vec<Action>) {
+    pub(super) fn mounted(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         if self.stage == CellStage::Idle {
             self.prepare(around, actions);
         }
     }
 
     /// Something happened to it.
-    pub(super) fn take(&mut self, around: &Around<'_>, event: CellEvent, actions: &mut Vec<Action>) {
+    pub(super) fn take(&mut self, around: &CellContext<'_>, event: CellEvent, actions: &mut Vec<Action>) {
         match event {
             CellEvent::PullBegan => {
                 actions.push(around.normal("Pulling", format!("Pulling image {:?}", around.own.image)));
@@ -298,7 +298,7 @@ impl Cell {
     }
 
     /// Its time has come, where it waited for one.
-    pub(super) fn tick(&mut self, around: &Around<'_>, actions: &mut Vec<Action>) {
+    pub(super) fn tick(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         let CellStage::Waiting { wait, until } = &self.stage else { return };
         if around.now < *until {
             return;
@@ -319,7 +319,7 @@ impl Cell {
     }
 
     /// Makes the container anew, as soon as the volumes are there.
-    fn prepare(&mut self, around: &Around<'_>, actions: &mut Vec<Action>) {
+    fn prepare(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         if around.sandbox {
             self.stage = CellStage::Pulling;
             actions.push(Action::Pull(around.index));
@@ -328,12 +328,12 @@ impl Cell {
         }
     }
 
-    fn begin_start(&mut self, around: &Around<'_>, actions: &mut Vec<Action>) {
+    fn begin_start(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         self.stage = CellStage::Starting;
         actions.push(Action::Start { container: around.index, attempt: self.next_attempt() });
     }
 
-    fn image_changed(&mut self, around: &Around<'_>, actions: &mut Vec<Action>) {
+    fn image_changed(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         match &self.stage {
             CellStage::Running(running) => {
                 let name = &around.own.name;
@@ -351,7 +351,13 @@ impl Cell {
         }
     }
 
-    fn pull_failed(&mut self, around: &Around<'_>, reason: &'static str, message: String, actions: &mut Vec<Action>) {
+    fn pull_failed(
+        &mut self,
+        around: &CellContext<'_>,
+        reason: &'static str,
+        message: String,
+        actions: &mut Vec<Action>,
+    ) {
         let now = around.now;
         let until = match reason {
             "ErrImagePull" => {
@@ -373,7 +379,7 @@ impl Cell {
         self.stage = CellStage::Waiting { wait: Wait::Pull { reason, message }, until };
     }
 
-    fn started(&mut self, around: &Around<'_>, container_id: String, actions: &mut Vec<Action>) {
+    fn started(&mut self, around: &CellContext<'_>, container_id: String, actions: &mut Vec<Action>) {
         self.attempt = Some(self.next_attempt());
         if let Some(exit) = self.exit.take() {
             self.last = Some(exit);
@@ -397,7 +403,7 @@ impl Cell {
         }
     }
 
-    fn tried(&mut self, around: &Around<'_>, broken: Option<String>, actions: &mut Vec<Action>) {
+    fn tried(&mut self, around: &CellContext<'_>, broken: Option<String>, actions: &mut Vec<Action>) {
         let CellStage::Running(running) = &mut self.stage else { return };
         if let Some(broken) = &broken
             && running.instantiable
@@ -410,7 +416,13 @@ impl Cell {
         }
     }
 
-    fn probed(&mut self, around: &Around<'_>, kind: ProbeKind, failure: Option<String>, actions: &mut Vec<Action>) {
+    fn probed(
+        &mut self,
+        around: &CellContext<'_>,
+        kind: ProbeKind,
+        failure: Option<String>,
+        actions: &mut Vec<Action>,
+    ) {
         let CellStage::Running(running) = &mut self.stage else { return };
         let Some(thresholds) = around.own.thresholds(kind) else { return };
         let good = failure.is_none();
@@ -448,7 +460,7 @@ impl Cell {
     }
 
     /// The pod ends, and this with it; `sooner`: within less than was said before.
-    pub(super) fn end(&mut self, around: &Around<'_>, grace: Duration, sooner: bool, actions: &mut Vec<Action>) {
+    pub(super) fn end(&mut self, around: &CellContext<'_>, grace: Duration, sooner: bool, actions: &mut Vec<Action>) {
         let container = around.index;
         match &mut self.stage {
             CellStage::Running(running) => {
@@ -473,7 +485,7 @@ impl Cell {
     /// The container has ended.
     fn exited(
         &mut self,
-        around: &Around<'_>,
+        around: &CellContext<'_>,
         (code, reason, message): (i32, String, Option<String>),
         actions: &mut Vec<Action>,
     ) {
@@ -496,7 +508,7 @@ impl Cell {
     }
 
     /// What follows an end: another start, now or later, or none.
-    pub(super) fn follow_exit(&mut self, around: &Around<'_>, actions: &mut Vec<Action>) {
+    pub(super) fn follow_exit(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         let Some(exit) = &self.exit else { return };
         let again = match around.rules.restart {
             Restart::Always => true,

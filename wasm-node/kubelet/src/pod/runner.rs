@@ -1,4 +1,4 @@
-//! The ways to run a container, one file and one row of [`WAYS`] each: what its module exports decides which.
+//! The ways to run a container, one file and one row of [`CLASSES`] each: what its module exports decides which.
 
 mod command;
 mod server;
@@ -21,7 +21,7 @@ use super::worker::{Message, Task};
 type Start = fn(Context, &mut Made) -> Result<Box<dyn Runner>, Refused>;
 
 /// One way.
-pub(crate) struct Way {
+pub(crate) struct RunnerClass {
     kind: Kind,
     /// It must be let in before it counts as running, as it holds what it takes for as long as it lives.
     pub(crate) is_admitted: bool,
@@ -32,11 +32,11 @@ pub(crate) struct Way {
 }
 
 /// Every way that there is.
-static WAYS: [Way; 2] = [command::WAY, server::WAY];
+static CLASSES: [RunnerClass; 2] = [command::CLASS, server::CLASS];
 
 /// The way of a kind of module.
-pub(crate) fn way(kind: Kind) -> &'static Way {
-    WAYS.iter().find(|way| way.kind == kind).unwrap_or(&WAYS[0])
+pub(crate) fn runner_class(kind: Kind) -> &'static RunnerClass {
+    CLASSES.iter().find(|runner_class| runner_class.kind == kind).unwrap_or(&CLASSES[0])
 }
 
 /// A container that runs. Dropping it ends it.
@@ -89,8 +89,8 @@ mod tests {
     #[test]
     fn each_kind_of_module_has_its_way() {
         for kind in [Kind::Command, Kind::HttpServer] {
-            assert_eq!(way(kind).kind, kind);
+            assert_eq!(runner_class(kind).kind, kind);
         }
-        assert!(way(Kind::Command).is_admitted && !way(Kind::HttpServer).is_admitted);
+        assert!(runner_class(Kind::Command).is_admitted && !runner_class(Kind::HttpServer).is_admitted);
     }
 }

@@ -18,9 +18,9 @@ const TRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The address of a server: held by what runs, closed by what stops it, whichever comes first.
 #[derive(Clone)]
-pub(crate) struct Door(Arc<Mutex<Option<Attached>>>);
+pub(crate) struct AttachedAddress(Arc<Mutex<Option<Attached>>>);
 
-impl Door {
+impl AttachedAddress {
     pub(crate) fn new(attached: Attached) -> Self {
         Self(Arc::new(Mutex::new(Some(attached))))
     }

@@ -10,7 +10,7 @@ use machinery_api::ObjectKey;
 use machinery_serve::net::Caller;
 use tokio::sync::mpsc;
 
-use super::runner::way;
+use super::runner::runner_class;
 use super::settings::{Settings, settings};
 use super::shared::Shared;
 use super::state::CellEvent;
@@ -105,8 +105,8 @@ pub(crate) async fn make(
     let dir = node.pod_dir(&uid);
     let mut preopens = preopens(pod, wire, &dir)?;
     let path = wire.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(TERMINATION_PATH);
-    let way = way(loaded.kind());
-    let termination = if way.leaves_message || path != TERMINATION_PATH {
+    let runner_class = runner_class(loaded.kind());
+    let termination = if runner_class.leaves_message || path != TERMINATION_PATH {
         termination(&dir, &wire.name, attempt, path, &mut preopens).map_err(config)?
     } else {
         None
@@ -135,7 +135,7 @@ pub(crate) async fn make(
     };
     let container = loaded.container(spec).map_err(|error| refused(&error))?;
     // A command that waits for this is not running yet.
-    let admitted = if way.is_admitted { Some(container.admit().await) } else { None };
+    let admitted = if runner_class.is_admitted { Some(container.admit().await) } else { None };
     let id = container_id(node);
     Ok(Made { container, admitted, log, id, settings, termination })
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::cell::{Around, after};
 pub use super::cell::{Cell, CellStage, Exit, Running, StopReason, Wait};
+use super::cell::{CellContext, after};
 pub use super::event::{Action, CellEvent, ContainerPolicy, Event, LifecyclePolicy, ProbeKind, Restart, Thresholds};
 
 /// While a pod's beginning goes on, and while a first probe runs, the status that would be overtaken at once is held
@@ -134,10 +134,10 @@ impl State {
     }
 
     /// Has each container take part.
-    fn each(&mut self, rules: &LifecyclePolicy, now: Timestamp, mut act: impl FnMut(&mut Cell, &Around<'_>)) {
+    fn each(&mut self, rules: &LifecyclePolicy, now: Timestamp, mut act: impl FnMut(&mut Cell, &CellContext<'_>)) {
         let (ending, sandbox) = (self.ending(), self.sandbox);
         for (index, (cell, own)) in self.cells.iter_mut().zip(&rules.containers).enumerate() {
-            act(cell, &Around { rules, own, index, now, ending, sandbox });
+            act(cell, &CellContext { rules, own, index, now, ending, sandbox });
         }
     }
 
@@ -277,7 +277,7 @@ impl State {
     ) {
         let (ending, sandbox) = (self.ending(), self.sandbox);
         let (Some(cell), Some(own)) = (self.cells.get_mut(index), rules.containers.get(index)) else { return };
-        cell.take(&Around { rules, own, index, now, ending, sandbox }, event, actions);
+        cell.take(&CellContext { rules, own, index, now, ending, sandbox }, event, actions);
         if cell.is_live() {
             self.resumed = false;
         }

@@ -23,7 +23,7 @@ const UNKNOWN_STARTS: u64 = 2;
 const UNKNOWN_BYTES: u64 = 2 << 20;
 
 /// One container's way in.
-pub(crate) struct Door {
+pub(crate) struct AdmissionQueue {
     /// Its share of the slots for requests, or for commands.
     pub(crate) share: Arc<Share>,
     node_calls: Arc<Share>,
@@ -40,7 +40,7 @@ pub(crate) struct Door {
     turn: tokio::sync::Mutex<()>,
 }
 
-impl Door {
+impl AdmissionQueue {
     pub(crate) fn new(share: Arc<Share>, node_calls: Arc<Share>, start_bytes: u64) -> Self {
         Self {
             share,

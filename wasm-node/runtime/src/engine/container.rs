@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Engine;
-use super::admission::Door;
+use super::admission::AdmissionQueue;
 use super::load::{Loaded, Pre};
 use crate::bounds::cpu::CpuMeter;
 use crate::bounds::growth::COMMAND_GROWTH_WAIT_MAX;
@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) loaded: Arc<Loaded>,
     pub(crate) pre: Arc<Pre>,
-    pub(crate) door: Door,
+    pub(crate) door: AdmissionQueue,
     pub(crate) name: String,
     pub(crate) guest: Arc<Guest>,
     pub(crate) limits: Limits,
@@ -94,7 +94,7 @@ impl Engine {
             },
         );
         let namespace = &spec.caller.namespace;
-        let door = Door::new(share.share(namespace), node_calls.share(namespace), loaded.start_bytes);
+        let door = AdmissionQueue::new(share.share(namespace), node_calls.share(namespace), loaded.start_bytes);
         let ledger = Ledger::container(&spec.pod);
         ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
         ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);

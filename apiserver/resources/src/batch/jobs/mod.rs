@@ -6,7 +6,7 @@ use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, human, name, selector, wide};
-use crate::field::{Errors, FieldError};
+use crate::field::{ErrorList, FieldError};
 use crate::read::{default_to, get, has, int, is_zero, items, items_mut, object_mut, put, spec_of, text, time};
 use crate::rules;
 use crate::workloads::{self, SPEC};
@@ -153,13 +153,13 @@ impl Strategy for Job {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         validate::job(&mut errors, object, true);
         errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         if context.subresource == "status" {
             status::update(&mut errors, new, old);
         } else {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::validate::bare;
-use crate::field::{Errors, FieldError, Path};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, has, int, items, text};
 use crate::rules;
 use crate::workloads::SPEC;
@@ -20,7 +20,7 @@ fn listed(values: &[&str]) -> String {
     format!("valid values: [{}]", values.join(" "))
 }
 
-pub(super) fn failure_policy(errors: &mut Errors, spec: &Value) {
+pub(super) fn failure_policy(errors: &mut ErrorList, spec: &Value) {
     const ACTIONS: &[&str] = &["Count", "FailIndex", "FailJob", "Ignore"];
     let at = SPEC.child("podFailurePolicy");
     let at = at.child("rules");
@@ -57,7 +57,7 @@ pub(super) fn failure_policy(errors: &mut Errors, spec: &Value) {
     }
 }
 
-fn pod_conditions(errors: &mut Errors, patterns: &[Value], path: &Path<'_>) {
+fn pod_conditions(errors: &mut ErrorList, patterns: &[Value], path: &Path<'_>) {
     const STATUSES: &[&str] = &["False", "True", "Unknown"];
     if patterns.len() > CONDITIONS_MAX {
         errors.too_many(path, patterns.len(), CONDITIONS_MAX);
@@ -74,7 +74,7 @@ fn pod_conditions(errors: &mut Errors, patterns: &[Value], path: &Path<'_>) {
     }
 }
 
-fn exit_codes(errors: &mut Errors, codes: &Value, names: &BTreeSet<&str>, path: &Path<'_>) {
+fn exit_codes(errors: &mut ErrorList, codes: &Value, names: &BTreeSet<&str>, path: &Path<'_>) {
     let operator = text(codes, "operator");
     let operator_at = path.child("operator");
     if operator.is_empty() {
@@ -142,7 +142,7 @@ pub(super) fn shown_failure_rule(rule: &Value) -> String {
     format!("{{\"Action\":{},\"OnExitCodes\":{codes},\"OnPodConditions\":{conditions}}}", word(rule, "action"))
 }
 
-pub(super) fn success_policy(errors: &mut Errors, spec: &Value) {
+pub(super) fn success_policy(errors: &mut ErrorList, spec: &Value) {
     let at = SPEC.child("successPolicy");
     let rules = items(get(spec, "successPolicy"), "rules");
     if text(spec, "completionMode") != "Indexed" {

@@ -7,12 +7,12 @@ use serde_json::Value;
 use super::policies::intervals;
 use super::validate::bare;
 use super::{is_finished, is_true};
-use crate::field::{Errors, FieldError};
+use crate::field::{ErrorList, FieldError};
 use crate::read::{get, has, int, is_zero, items, text, time};
 use crate::workloads::{STATUS, not_negative};
 
 /// An update of the status.
-pub(super) fn update(errors: &mut Errors, new: &Value, old: &Value) {
+pub(super) fn update(errors: &mut ErrorList, new: &Value, old: &Value) {
     let (spec, status, was) = (get(new, "spec"), get(new, "status"), get(old, "status"));
     let changed = |key: &str| get(status, key) != get(was, key);
     let turned = |kind: &str| is_true(new, kind) != is_true(old, kind);
@@ -49,7 +49,7 @@ pub(super) fn update(errors: &mut Errors, new: &Value, old: &Value) {
     going_on(errors, new, old);
 }
 
-fn uncounted(errors: &mut Errors, status: &Value) {
+fn uncounted(errors: &mut ErrorList, status: &Value) {
     let at = STATUS.child("uncountedTerminatedPods");
     let mut seen = BTreeSet::new();
     for key in ["succeeded", "failed"] {
@@ -65,7 +65,7 @@ fn uncounted(errors: &mut Errors, status: &Value) {
     }
 }
 
-fn conditions(errors: &mut Errors, job: &Value, turned: &dyn Fn(&str) -> bool) {
+fn conditions(errors: &mut ErrorList, job: &Value, turned: &dyn Fn(&str) -> bool) {
     let at = STATUS.child("conditions");
     let mut both = |one: &str, other: &str, asked: bool, why: &str| {
         if asked && is_true(job, one) && is_true(job, other) {
@@ -78,7 +78,7 @@ fn conditions(errors: &mut Errors, job: &Value, turned: &dyn Fn(&str) -> bool) {
     both("Complete", "FailureTarget", turned("Complete") || turned("FailureTarget"), why);
 }
 
-fn times(errors: &mut Errors, job: &Value, changed: &dyn Fn(&str) -> bool, turned: &dyn Fn(&str) -> bool) {
+fn times(errors: &mut ErrorList, job: &Value, changed: &dyn Fn(&str) -> bool, turned: &dyn Fn(&str) -> bool) {
     let status = get(job, "status");
     let at = STATUS.child("completionTime");
     let end = get(status, "completionTime");
@@ -110,7 +110,7 @@ fn times(errors: &mut Errors, job: &Value, changed: &dyn Fn(&str) -> bool, turne
     }
 }
 
-fn indexes(errors: &mut Errors, job: &Value, changed: &dyn Fn(&str) -> bool) {
+fn indexes(errors: &mut ErrorList, job: &Value, changed: &dyn Fn(&str) -> bool) {
     let (spec, status) = (get(job, "spec"), get(job, "status"));
     let (done, failed) = (text(status, "completedIndexes"), text(status, "failedIndexes"));
     let (done_at, failed_at) = (STATUS.child("completedIndexes"), STATUS.child("failedIndexes"));
@@ -159,7 +159,7 @@ fn first_common(done: &[(i64, i64)], lost: &[(i64, i64)]) -> Option<i64> {
     })
 }
 
-fn criteria(errors: &mut Errors, job: &Value) {
+fn criteria(errors: &mut ErrorList, job: &Value) {
     let at = STATUS.child("conditions");
     let met = is_true(job, "SuccessCriteriaMet");
     if met && is_true(job, "Failed") {
@@ -174,7 +174,7 @@ fn criteria(errors: &mut Errors, job: &Value) {
     }
 }
 
-fn going_on(errors: &mut Errors, new: &Value, old: &Value) {
+fn going_on(errors: &mut ErrorList, new: &Value, old: &Value) {
     let (spec, status, was) = (get(new, "spec"), get(new, "status"), get(old, "status"));
     let at = STATUS.child("conditions");
     for kind in ["Failed", "Complete", "FailureTarget"] {

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::policies::{failure_policy, shown_failure_rule, shown_policy, shown_success_rule, success_policy};
 use super::{NAME_LABELS, UID_LABELS, is_true};
 use crate::core::pods::{spec, update::same};
-use crate::field::{Errors, FieldError, IMMUTABLE, Path};
+use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
 use crate::read::{get, has, int, is_zero, items, items_mut, object_mut, put, text};
 use crate::rules;
 use crate::workloads::{self, SPEC, matches, not_negative, shown_selector};
@@ -23,7 +23,7 @@ pub(super) fn bare(path: &Path<'_>, why: &str) -> FieldError {
 }
 
 /// Everything that a Job must satisfy.
-pub(super) fn job(errors: &mut Errors, job: &Value, prefixed_labels: bool) {
+pub(super) fn job(errors: &mut ErrorList, job: &Value, prefixed_labels: bool) {
     generated_selector(errors, job, prefixed_labels);
     job_spec(errors, get(job, "spec"));
     let spec = get(job, "spec");
@@ -38,7 +38,7 @@ pub(super) fn job(errors: &mut Errors, job: &Value, prefixed_labels: bool) {
     }
 }
 
-fn generated_selector(errors: &mut Errors, job: &Value, prefixed: bool) {
+fn generated_selector(errors: &mut ErrorList, job: &Value, prefixed: bool) {
     let (meta, spec) = (get(job, "metadata"), get(job, "spec"));
     let selector = get(spec, "selector");
     if get(spec, "manualSelector") == &Value::Bool(true) || selector.is_null() {
@@ -73,7 +73,7 @@ fn generated_selector(errors: &mut Errors, job: &Value, prefixed: bool) {
     }
 }
 
-fn job_spec(errors: &mut Errors, spec: &Value) {
+fn job_spec(errors: &mut ErrorList, spec: &Value) {
     counts(errors, spec);
     if has(spec, "podFailurePolicy") {
         failure_policy(errors, spec);
@@ -107,7 +107,7 @@ fn job_spec(errors: &mut Errors, spec: &Value) {
     }
 }
 
-fn counts(errors: &mut Errors, spec: &Value) {
+fn counts(errors: &mut ErrorList, spec: &Value) {
     let keys = [
         "parallelism",
         "completions",
@@ -173,7 +173,7 @@ fn counts(errors: &mut Errors, spec: &Value) {
     }
 }
 
-fn managed_by(errors: &mut Errors, name: &str) {
+fn managed_by(errors: &mut ErrorList, name: &str) {
     let at = SPEC.child("managedBy");
     match name.split_once('/') {
         _ if name.is_empty() => errors.required(&at, ""),
@@ -193,7 +193,7 @@ fn managed_by(errors: &mut Errors, name: &str) {
 }
 
 /// What of a Job may change.
-pub(super) fn update(errors: &mut Errors, new: &Value, old_job: &Value) {
+pub(super) fn update(errors: &mut ErrorList, new: &Value, old_job: &Value) {
     let (spec, old) = (get(new, "spec"), get(old_job, "spec"));
     job_spec(errors, spec);
     let completions_at = SPEC.child("completions");
@@ -213,7 +213,7 @@ pub(super) fn update(errors: &mut Errors, new: &Value, old_job: &Value) {
     }
 }
 
-fn stays(errors: &mut Errors, new: &Value, old: &Value, key: &str) {
+fn stays(errors: &mut ErrorList, new: &Value, old: &Value, key: &str) {
     if !same(get(new, key), get(old, key)) {
         let at = SPEC.child(key);
         let now = get(new, key);
@@ -230,7 +230,7 @@ fn stays(errors: &mut Errors, new: &Value, old: &Value, key: &str) {
 }
 
 /// The template stays, but where a suspended Job may still be placed otherwise or be given other resources.
-fn template(errors: &mut Errors, spec: &Value, old_job: &Value) {
+fn template(errors: &mut ErrorList, spec: &Value, old_job: &Value) {
     let old_spec = get(old_job, "spec");
     let (new, mut old) = (get(spec, "template"), get(old_spec, "template").clone());
     let suspended = get(old_spec, "suspend") == &Value::Bool(true);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{environment, probes, resources, security, volumes};
-use crate::field::{Errors, FieldError, Path, go_struct};
+use crate::field::{ErrorList, FieldError, Path, go_struct};
 use crate::read::{flag, get, has, int, is_zero, items, text};
 use crate::rules;
 
@@ -13,7 +13,7 @@ const RESTART_RULES_MAX: usize = 20;
 const EXIT_CODES_MAX: usize = 255;
 
 /// What the rules for one container need to know of the pod around it.
-pub(super) struct Around<'a> {
+pub(super) struct PodValidationContext<'a> {
     pub(super) volumes: BTreeMap<&'a str, &'a Value>,
     pub(super) claims: BTreeSet<&'a str>,
     pub(super) grace_seconds: Option<i64>,
@@ -23,7 +23,7 @@ pub(super) struct Around<'a> {
 }
 
 /// The pod's own containers.
-pub(super) fn containers(errors: &mut Errors, list: &[Value], around: &Around<'_>, path: &Path<'_>) {
+pub(super) fn containers(errors: &mut ErrorList, list: &[Value], around: &PodValidationContext<'_>, path: &Path<'_>) {
     if list.is_empty() {
         errors.required(path, "");
         return;
@@ -45,10 +45,10 @@ pub(super) fn containers(errors: &mut Errors, list: &[Value], around: &Around<'_
 
 /// Init containers; those that restart always are sidecars.
 pub(super) fn init_containers(
-    errors: &mut Errors,
+    errors: &mut ErrorList,
     list: &[Value],
     regular: &[Value],
-    around: &Around<'_>,
+    around: &PodValidationContext<'_>,
     path: &Path<'_>,
 ) {
     let mut names: BTreeSet<&str> = regular.iter().map(|c| text(c, "name")).collect();
@@ -90,7 +90,12 @@ pub(super) fn init_containers(
 }
 
 /// Ephemeral containers.
-pub(super) fn ephemeral_containers(errors: &mut Errors, spec: &Value, around: &Around<'_>, path: &Path<'_>) {
+pub(super) fn ephemeral_containers(
+    errors: &mut ErrorList,
+    spec: &Value,
+    around: &PodValidationContext<'_>,
+    path: &Path<'_>,
+) {
     let others: BTreeSet<&str> =
         ["containers", "initContainers"].iter().flat_map(|l| items(spec, l)).map(|c| text(c, "name")).collect();
     let mut names = others.clone();
@@ -133,14 +138,14 @@ pub(super) fn ephemeral_containers(errors: &mut Errors, spec: &Value, around: &A
 }
 
 /// Images with blanks around them, which only pods refuse.
-pub(super) fn image_padding(errors: &mut Errors, container: &Value, path: &Path<'_>) {
+pub(super) fn image_padding(errors: &mut ErrorList, container: &Value, path: &Path<'_>) {
     let image = text(container, "image");
     if image.trim().len() != image.len() {
         errors.invalid(&path.child("image"), image, "must not have leading or trailing whitespace");
     }
 }
 
-fn common(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Path<'_>) {
+fn common(errors: &mut ErrorList, container: &Value, around: &PodValidationContext<'_>, path: &Path<'_>) {
     let name = text(container, "name");
     if name.is_empty() {
         errors.required(&path.child("name"), "");
@@ -168,7 +173,7 @@ fn common(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Pa
 }
 
 /// When an image is pulled.
-pub(super) fn pull_policy(errors: &mut Errors, policy: &str, path: &Path<'_>) {
+pub(super) fn pull_policy(errors: &mut ErrorList, policy: &str, path: &Path<'_>) {
     match policy {
         "Always" | "IfNotPresent" | "Never" => {}
         "" => errors.required(path, ""),
@@ -176,7 +181,7 @@ pub(super) fn pull_policy(errors: &mut Errors, policy: &str, path: &Path<'_>) {
     }
 }
 
-fn ports(errors: &mut Errors, ports: &[Value], path: &Path<'_>) {
+fn ports(errors: &mut ErrorList, ports: &[Value], path: &Path<'_>) {
     let mut names = BTreeSet::new();
     for (i, port) in ports.iter().enumerate() {
         let at = path.index(i);
@@ -208,7 +213,7 @@ fn ports(errors: &mut Errors, ports: &[Value], path: &Path<'_>) {
     }
 }
 
-fn host_ports(errors: &mut Errors, containers: &[Value], path: &Path<'_>) {
+fn host_ports(errors: &mut ErrorList, containers: &[Value], path: &Path<'_>) {
     let mut taken = BTreeSet::new();
     for (i, container) in containers.iter().enumerate() {
         let at = path.index(i);
@@ -228,7 +233,7 @@ fn host_ports(errors: &mut Errors, containers: &[Value], path: &Path<'_>) {
     }
 }
 
-fn mounts(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Path<'_>) {
+fn mounts(errors: &mut ErrorList, container: &Value, around: &PodValidationContext<'_>, path: &Path<'_>) {
     let devices = items(container, "volumeDevices");
     let device_names: BTreeSet<&str> = devices.iter().map(|d| text(d, "name")).collect();
     let device_paths: BTreeSet<&str> = devices.iter().map(|d| text(d, "devicePath")).collect();
@@ -270,7 +275,7 @@ fn mounts(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Pa
     }
 }
 
-fn mount_modes(errors: &mut Errors, mount: &Value, container: &Value, path: &Path<'_>) {
+fn mount_modes(errors: &mut ErrorList, mount: &Value, container: &Value, path: &Path<'_>) {
     let propagation = text(mount, "mountPropagation");
     if has(mount, "mountPropagation") {
         let at = path.child("mountPropagation");
@@ -300,7 +305,7 @@ fn mount_modes(errors: &mut Errors, mount: &Value, container: &Value, path: &Pat
     }
 }
 
-fn devices(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Path<'_>) {
+fn devices(errors: &mut ErrorList, container: &Value, around: &PodValidationContext<'_>, path: &Path<'_>) {
     let mounts = items(container, "volumeMounts");
     let mount_names: BTreeSet<&str> = mounts.iter().map(|m| text(m, "name")).collect();
     let mount_paths: BTreeSet<&str> = mounts.iter().map(|m| text(m, "mountPath")).collect();
@@ -346,7 +351,7 @@ fn devices(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &P
     }
 }
 
-fn resize_policy(errors: &mut Errors, policies: &[Value], around: &Around<'_>, path: &Path<'_>) {
+fn resize_policy(errors: &mut ErrorList, policies: &[Value], around: &PodValidationContext<'_>, path: &Path<'_>) {
     let mut seen = BTreeSet::new();
     for (i, policy) in policies.iter().enumerate() {
         let (resource, restart) = (text(policy, "resourceName"), text(policy, "restartPolicy"));
@@ -369,7 +374,7 @@ fn resize_policy(errors: &mut Errors, policies: &[Value], around: &Around<'_>, p
     }
 }
 
-fn restart_policy(errors: &mut Errors, container: &Value, path: &Path<'_>) {
+fn restart_policy(errors: &mut ErrorList, container: &Value, path: &Path<'_>) {
     let rules = items(container, "restartPolicyRules");
     let at = path.child("restartPolicy");
     if has(container, "restartPolicy") {
@@ -410,7 +415,7 @@ fn restart_policy(errors: &mut Errors, container: &Value, path: &Path<'_>) {
 }
 
 /// Claims on devices that the pod names.
-pub(super) fn resource_claims(errors: &mut Errors, claims: &[Value], path: &Path<'_>) {
+pub(super) fn resource_claims(errors: &mut ErrorList, claims: &[Value], path: &Path<'_>) {
     const ORDER: &[&str] = &["Name", "ResourceClaimName", "ResourceClaimTemplateName"];
     let mut names = BTreeSet::new();
     for (i, claim) in claims.iter().enumerate() {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::resources;
 use super::volumes::{descending, required};
-use crate::field::{Errors, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::{annotations, label_selector, labels, quantity};
 use crate::read::{entries, flag, get, has, int, is_zero, items, text, texts};
 use crate::rules;
@@ -18,7 +18,7 @@ static IS_IQN: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 /// One source by the name of its field.
-pub(super) fn source(errors: &mut Errors, key: &str, source: &Value, path: &Path<'_>) {
+pub(super) fn source(errors: &mut ErrorList, key: &str, source: &Value, path: &Path<'_>) {
     match key {
         "gitRepo" => {
             required(errors, source, &["repository"], path);
@@ -69,7 +69,7 @@ pub(super) fn source(errors: &mut Errors, key: &str, source: &Value, path: &Path
     }
 }
 
-fn flex_volume(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn flex_volume(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     required(errors, source, &["driver"], path);
     let options_at = path.child("options");
     for (key, _) in entries(source, "options") {
@@ -81,7 +81,7 @@ fn flex_volume(errors: &mut Errors, source: &Value, path: &Path<'_>) {
     }
 }
 
-fn storage_os(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn storage_os(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     let name = text(source, "volumeName");
     if name.is_empty() {
         errors.required(&path.child("volumeName"), "");
@@ -95,13 +95,13 @@ fn storage_os(errors: &mut Errors, source: &Value, path: &Path<'_>) {
     secret_name(errors, source, path);
 }
 
-fn secret_name(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn secret_name(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     if has(source, "secretRef") && text(get(source, "secretRef"), "name").is_empty() {
         errors.required(&path.child("secretRef.name"), "");
     }
 }
 
-fn iqn(errors: &mut Errors, name: &str, path: &Path<'_>) {
+fn iqn(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     let alnum =
         |rest: &str, length: usize| rest.len() == length + 1 && rest.bytes().skip(1).all(|b| b.is_ascii_alphanumeric());
     let ok = if name.starts_with("iqn") {
@@ -119,7 +119,7 @@ fn iqn(errors: &mut Errors, name: &str, path: &Path<'_>) {
     }
 }
 
-fn iscsi(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn iscsi(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     required(errors, source, &["targetPortal", "iqn"], path);
     let name = text(source, "iqn");
     if !name.is_empty() {
@@ -137,7 +137,7 @@ fn iscsi(errors: &mut Errors, source: &Value, path: &Path<'_>) {
     }
 }
 
-fn flocker(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn flocker(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     let (name, uuid) = (text(source, "datasetName"), text(source, "datasetUUID"));
     if name.is_empty() && uuid.is_empty() {
         errors.required(path, "one of datasetName and datasetUUID is required");
@@ -150,7 +150,7 @@ fn flocker(errors: &mut Errors, source: &Value, path: &Path<'_>) {
     }
 }
 
-fn quobyte(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn quobyte(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     let why = "must be a host:port pair or multiple pairs separated by commas";
     let registry = text(source, "registry");
     if registry.is_empty() {
@@ -171,7 +171,7 @@ fn quobyte(errors: &mut Errors, source: &Value, path: &Path<'_>) {
     required(errors, source, &["volume"], path);
 }
 
-fn fibre_channel(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn fibre_channel(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     let (targets, ids) = (items(source, "targetWWNs"), items(source, "wwids"));
     let at = path.child("targetWWNs");
     if targets.is_empty() && ids.is_empty() {
@@ -193,7 +193,7 @@ fn fibre_channel(errors: &mut Errors, source: &Value, path: &Path<'_>) {
     }
 }
 
-fn azure_disk(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn azure_disk(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     required(errors, source, &["diskName", "diskURI"], path);
     let (kind, uri) = (text(source, "kind"), text(source, "diskURI"));
     for (key, allowed) in
@@ -219,7 +219,7 @@ fn azure_disk(errors: &mut Errors, source: &Value, path: &Path<'_>) {
     }
 }
 
-fn csi(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn csi(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     let driver = text(source, "driver");
     let at = path.child("driver");
     if driver.is_empty() {
@@ -238,7 +238,7 @@ fn csi(errors: &mut Errors, source: &Value, path: &Path<'_>) {
     }
 }
 
-fn ephemeral(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn ephemeral(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     let template = get(source, "volumeClaimTemplate");
     let at = path.child("volumeClaimTemplate");
     if template.is_null() {
@@ -257,7 +257,7 @@ fn ephemeral(errors: &mut Errors, source: &Value, path: &Path<'_>) {
     claim_spec(errors, get(template, "spec"), &at.child("spec"));
 }
 
-fn claim_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+fn claim_spec(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
     let modes_at = path.child("accessModes");
     let modes: Vec<&str> = texts(spec, "accessModes").collect();
@@ -300,7 +300,7 @@ fn claim_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     }
 }
 
-fn data_source(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn data_source(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     if source.is_null() {
         return;
     }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::volumes;
-use crate::field::{Errors, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::quantity;
 use crate::read::{get, has, items, text};
 use crate::rules;
@@ -30,7 +30,7 @@ const RESOURCE_FIELDS: &[&str] = &[
 const BYTE_DIVISORS: &[&str] = &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
 
 /// Variables one by one.
-pub(super) fn variables(errors: &mut Errors, variables: &[Value], path: &Path<'_>) {
+pub(super) fn variables(errors: &mut ErrorList, variables: &[Value], path: &Path<'_>) {
     for (i, variable) in variables.iter().enumerate() {
         let at = path.index(i);
         let name = text(variable, "name");
@@ -43,7 +43,7 @@ pub(super) fn variables(errors: &mut Errors, variables: &[Value], path: &Path<'_
     }
 }
 
-fn value_from(errors: &mut Errors, variable: &Value, path: &Path<'_>) {
+fn value_from(errors: &mut ErrorList, variable: &Value, path: &Path<'_>) {
     let from = get(variable, "valueFrom");
     if from.is_null() {
         return;
@@ -105,7 +105,7 @@ fn subscript(field_path: &str) -> Option<(&str, &str)> {
 }
 
 /// A field of the pod, as an environment variable or a file may show it.
-pub(super) fn field_ref(errors: &mut Errors, reference: &Value, allowed: &[&str], path: &Path<'_>) {
+pub(super) fn field_ref(errors: &mut ErrorList, reference: &Value, allowed: &[&str], path: &Path<'_>) {
     let (version, field) = (text(reference, "apiVersion"), text(reference, "fieldPath"));
     if version.is_empty() {
         errors.required(&path.child("apiVersion"), "");
@@ -116,7 +116,7 @@ pub(super) fn field_ref(errors: &mut Errors, reference: &Value, allowed: &[&str]
         errors.required(&at, "");
         return;
     }
-    let unknown = |errors: &mut Errors, why: String| {
+    let unknown = |errors: &mut ErrorList, why: String| {
         errors.invalid(&at, field, &format!("error converting fieldPath: {why}"));
     };
     if version != "v1" {
@@ -160,7 +160,7 @@ pub(super) fn field_ref(errors: &mut Errors, reference: &Value, allowed: &[&str]
 }
 
 /// A container's resource, as an environment variable or a file (`volume`) may show it.
-pub(super) fn resource_field_ref(errors: &mut Errors, reference: &Value, path: &Path<'_>, volume: bool) {
+pub(super) fn resource_field_ref(errors: &mut ErrorList, reference: &Value, path: &Path<'_>, volume: bool) {
     let resource = text(reference, "resource");
     let huge = resource.starts_with("requests.hugepages-") || resource.starts_with("limits.hugepages-");
     if volume && text(reference, "containerName").is_empty() {
@@ -188,7 +188,7 @@ pub(super) fn resource_field_ref(errors: &mut Errors, reference: &Value, path: &
 }
 
 /// Whole config maps and secrets.
-pub(super) fn sources(errors: &mut Errors, sources: &[Value], path: &Path<'_>) {
+pub(super) fn sources(errors: &mut ErrorList, sources: &[Value], path: &Path<'_>) {
     for (i, source) in sources.iter().enumerate() {
         let at = path.index(i);
         let prefix = text(source, "prefix");
@@ -218,7 +218,7 @@ pub(super) fn sources(errors: &mut Errors, sources: &[Value], path: &Path<'_>) {
 }
 
 /// Variables read from files must name an emptyDir of the pod.
-pub(super) fn file_keys(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+pub(super) fn file_keys(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     for list in ["initContainers", "containers", "ephemeralContainers"] {
         let list_at = path.child(list);
         for (i, container) in items(spec, list).iter().enumerate() {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
-use crate::field::{Errors, FieldError, Path};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, has, int, items, items_mut, put, text};
 use crate::{
     Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, Subresource, SubresourceKind, Verb,
@@ -141,7 +141,7 @@ impl Strategy for Pod {
     }
 
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         spec::pod(&mut errors, object);
         let spec = get(object, "spec");
         let path = Path::root("spec");
@@ -157,7 +157,7 @@ impl Strategy for Pod {
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         if context.subresource == "status" {
             update::status(&mut errors, new, old);
         } else {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::field::{Errors, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::{label_name, label_selector};
 use crate::read::{entries, get, has, int, items, text, texts};
 use crate::rules;
@@ -13,7 +13,7 @@ const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 const POSITIVE: &str = "must be greater than zero";
 
 /// Node, pod and anti-affinity.
-pub(super) fn affinity(errors: &mut Errors, affinity: &Value, path: &Path<'_>) {
+pub(super) fn affinity(errors: &mut ErrorList, affinity: &Value, path: &Path<'_>) {
     node_affinity(errors, get(affinity, "nodeAffinity"), &path.child("nodeAffinity"));
     for key in ["podAffinity", "podAntiAffinity"] {
         let at = path.child(key);
@@ -31,14 +31,14 @@ pub(super) fn affinity(errors: &mut Errors, affinity: &Value, path: &Path<'_>) {
     }
 }
 
-fn weight(errors: &mut Errors, term: &Value, path: &Path<'_>) {
+fn weight(errors: &mut ErrorList, term: &Value, path: &Path<'_>) {
     let weight = int(term, "weight").unwrap_or(0);
     if !(1..=100).contains(&weight) {
         errors.invalid(&path.child("weight"), weight, "must be in the range 1-100");
     }
 }
 
-fn node_affinity(errors: &mut Errors, affinity: &Value, path: &Path<'_>) {
+fn node_affinity(errors: &mut ErrorList, affinity: &Value, path: &Path<'_>) {
     let required = get(affinity, "requiredDuringSchedulingIgnoredDuringExecution");
     if !required.is_null() {
         node_selector(errors, required, &path.child("requiredDuringSchedulingIgnoredDuringExecution"));
@@ -52,7 +52,7 @@ fn node_affinity(errors: &mut Errors, affinity: &Value, path: &Path<'_>) {
 }
 
 /// A node selector: terms of which one must match.
-pub(crate) fn node_selector(errors: &mut Errors, selector: &Value, path: &Path<'_>) {
+pub(crate) fn node_selector(errors: &mut ErrorList, selector: &Value, path: &Path<'_>) {
     let at = path.child("nodeSelectorTerms");
     let terms = items(selector, "nodeSelectorTerms");
     if terms.is_empty() {
@@ -63,7 +63,7 @@ pub(crate) fn node_selector(errors: &mut Errors, selector: &Value, path: &Path<'
     }
 }
 
-fn selector_term(errors: &mut Errors, term: &Value, path: &Path<'_>, check_values: bool) {
+fn selector_term(errors: &mut ErrorList, term: &Value, path: &Path<'_>, check_values: bool) {
     let at = path.child("matchExpressions");
     for (i, requirement) in items(term, "matchExpressions").iter().enumerate() {
         node_requirement(errors, requirement, &at.index(i), check_values);
@@ -92,7 +92,7 @@ fn selector_term(errors: &mut Errors, term: &Value, path: &Path<'_>, check_value
     }
 }
 
-fn node_requirement(errors: &mut Errors, requirement: &Value, path: &Path<'_>, check_values: bool) {
+fn node_requirement(errors: &mut ErrorList, requirement: &Value, path: &Path<'_>, check_values: bool) {
     let values_at = path.child("values");
     let values = items(requirement, "values");
     match text(requirement, "operator") {
@@ -121,7 +121,7 @@ fn node_requirement(errors: &mut Errors, requirement: &Value, path: &Path<'_>, c
     }
 }
 
-fn affinity_term(errors: &mut Errors, term: &Value, path: &Path<'_>) {
+fn affinity_term(errors: &mut ErrorList, term: &Value, path: &Path<'_>) {
     label_selector(errors, get(term, "labelSelector"), &path.child("labelSelector"));
     label_selector(errors, get(term, "namespaceSelector"), &path.child("namespaceSelector"));
     for namespace in texts(term, "namespaces") {
@@ -136,7 +136,7 @@ fn affinity_term(errors: &mut Errors, term: &Value, path: &Path<'_>) {
     label_name(errors, key, &at);
 }
 
-fn match_label_keys(errors: &mut Errors, term: &Value, path: &Path<'_>) {
+fn match_label_keys(errors: &mut ErrorList, term: &Value, path: &Path<'_>) {
     let selector = get(term, "labelSelector");
     for key in ["matchLabelKeys", "mismatchLabelKeys"] {
         let keys = items(term, key);
@@ -212,7 +212,7 @@ fn extend_selector(term: &mut Value, labels: &Value) {
 }
 
 /// A taint's effect.
-pub(crate) fn taint_effect(errors: &mut Errors, effect: &str, path: &Path<'_>) {
+pub(crate) fn taint_effect(errors: &mut ErrorList, effect: &str, path: &Path<'_>) {
     if effect.is_empty() {
         errors.required(path, "");
     } else if !EFFECTS.contains(&effect) {
@@ -221,7 +221,7 @@ pub(crate) fn taint_effect(errors: &mut Errors, effect: &str, path: &Path<'_>) {
 }
 
 /// Tolerations of a pod or of a RuntimeClass.
-pub(crate) fn tolerations(errors: &mut Errors, tolerations: &[Value], path: &Path<'_>) {
+pub(crate) fn tolerations(errors: &mut ErrorList, tolerations: &[Value], path: &Path<'_>) {
     for (i, toleration) in tolerations.iter().enumerate() {
         let at = path.index(i);
         let (key, operator) = (text(toleration, "key"), text(toleration, "operator"));
@@ -258,7 +258,7 @@ pub(crate) fn tolerations(errors: &mut Errors, tolerations: &[Value], path: &Pat
 }
 
 /// Topology spread constraints.
-pub(super) fn spread(errors: &mut Errors, constraints: &[Value], path: &Path<'_>) {
+pub(super) fn spread(errors: &mut ErrorList, constraints: &[Value], path: &Path<'_>) {
     // Where each pair stands last: it is told of all that stand before.
     let pair = |constraint| (text(constraint, "topologyKey"), text(constraint, "whenUnsatisfiable"));
     let last: BTreeMap<_, _> = constraints.iter().enumerate().map(|(i, constraint)| (pair(constraint), i)).collect();
@@ -299,7 +299,7 @@ pub(super) fn spread(errors: &mut Errors, constraints: &[Value], path: &Path<'_>
 }
 
 /// Scheduling gates.
-pub(super) fn gates(errors: &mut Errors, gates: &[Value], path: &Path<'_>) {
+pub(super) fn gates(errors: &mut ErrorList, gates: &[Value], path: &Path<'_>) {
     let mut seen = BTreeSet::new();
     for (i, gate) in gates.iter().enumerate() {
         let at = path.index(i);

@@ -2,15 +2,15 @@
 
 use serde_json::Value;
 
-use super::containers::Around;
-use crate::field::{Errors, Path};
+use super::containers::PodValidationContext;
+use crate::field::{ErrorList, Path};
 use crate::read::{get, has, int, items, text};
 use crate::rules;
 
 const ONE_HANDLER: &str = "may not specify more than 1 handler type";
 
 /// A container's three probes.
-pub(super) fn probes(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Path<'_>) {
+pub(super) fn probes(errors: &mut ErrorList, container: &Value, around: &PodValidationContext<'_>, path: &Path<'_>) {
     for key in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let probe = get(container, key);
         if probe.is_null() {
@@ -41,7 +41,7 @@ pub(super) fn probes(errors: &mut Errors, container: &Value, around: &Around<'_>
 }
 
 /// A container's hooks.
-pub(super) fn lifecycle(errors: &mut Errors, container: &Value, around: &Around<'_>, path: &Path<'_>) {
+pub(super) fn lifecycle(errors: &mut ErrorList, container: &Value, around: &PodValidationContext<'_>, path: &Path<'_>) {
     let lifecycle = get(container, "lifecycle");
     if lifecycle.is_null() {
         return;
@@ -58,7 +58,7 @@ pub(super) fn lifecycle(errors: &mut Errors, container: &Value, around: &Around<
     }
 }
 
-fn stop_signal(errors: &mut Errors, signal: &str, os: Option<&str>, path: &Path<'_>) {
+fn stop_signal(errors: &mut ErrorList, signal: &str, os: Option<&str>, path: &Path<'_>) {
     match os {
         None => errors.forbidden(path, "may not be set for containers with empty `spec.os.name`"),
         Some("windows") if !["SIGKILL", "SIGTERM"].contains(&signal) => {
@@ -68,7 +68,13 @@ fn stop_signal(errors: &mut Errors, signal: &str, os: Option<&str>, path: &Path<
     }
 }
 
-fn handler(errors: &mut Errors, handler: &Value, kinds: &[&str], around: &Around<'_>, path: &Path<'_>) {
+fn handler(
+    errors: &mut ErrorList,
+    handler: &Value,
+    kinds: &[&str],
+    around: &PodValidationContext<'_>,
+    path: &Path<'_>,
+) {
     let mut given = 0;
     for kind in kinds {
         let action = get(handler, kind);
@@ -105,7 +111,7 @@ fn handler(errors: &mut Errors, handler: &Value, kinds: &[&str], around: &Around
     }
 }
 
-fn http_get(errors: &mut Errors, action: &Value, path: &Path<'_>) {
+fn http_get(errors: &mut ErrorList, action: &Value, path: &Path<'_>) {
     if text(action, "path").is_empty() {
         errors.required(&path.child("path"), "");
     }
@@ -121,7 +127,7 @@ fn http_get(errors: &mut Errors, action: &Value, path: &Path<'_>) {
 }
 
 /// A port by number or by name.
-pub(crate) fn port(errors: &mut Errors, port: &Value, path: &Path<'_>) {
+pub(crate) fn port(errors: &mut ErrorList, port: &Value, path: &Path<'_>) {
     match port {
         Value::String(name) => errors.invalid_each(path, name, rules::port_name(name)),
         other => {

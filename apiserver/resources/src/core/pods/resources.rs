@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use machinery_api::quantity::Quantity;
 use serde_json::{Value, json};
 
-use crate::field::{Errors, FieldError, NOT_NEGATIVE, Path};
+use crate::field::{ErrorList, FieldError, NOT_NEGATIVE, Path};
 use crate::metadata::quantity;
 use crate::read::{entries, get, has, is_zero, items, object_mut, text};
 use crate::rules;
@@ -65,7 +65,7 @@ fn is_standard(name: &str) -> bool {
 }
 
 /// What is wrong with an amount: negative, or a fraction of what is counted in whole numbers.
-pub(crate) fn amount(errors: &mut Errors, name: &str, value: &Value, path: &Path<'_>) {
+pub(crate) fn amount(errors: &mut ErrorList, name: &str, value: &Value, path: &Path<'_>) {
     let Some(amount) = quantity(value) else { return };
     if amount.sign() < 0 {
         errors.invalid(path, amount.to_string(), NOT_NEGATIVE);
@@ -75,7 +75,7 @@ pub(crate) fn amount(errors: &mut Errors, name: &str, value: &Value, path: &Path
     }
 }
 
-fn resource_name(errors: &mut Errors, name: &str, path: &Path<'_>) -> bool {
+fn resource_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) -> bool {
     let wrong = rules::label_key(name);
     if !wrong.is_empty() {
         errors.invalid_each(path, name, wrong);
@@ -88,7 +88,7 @@ fn resource_name(errors: &mut Errors, name: &str, path: &Path<'_>) -> bool {
     true
 }
 
-fn container_resource_name(errors: &mut Errors, name: &str, path: &Path<'_>) {
+fn container_resource_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     resource_name(errors, name, path);
     if name.split('/').count() == 1 {
         if !["cpu", "memory", "ephemeral-storage"].contains(&name) && !is_huge_page(name) {
@@ -99,7 +99,7 @@ fn container_resource_name(errors: &mut Errors, name: &str, path: &Path<'_>) {
     }
 }
 
-fn pod_resource_name(errors: &mut Errors, name: &str, path: &Path<'_>) {
+fn pod_resource_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     if resource_name(errors, name, path) && !is_pod_level(name) {
         errors.not_supported(path, name, &["cpu", "hugepages-", "memory"]);
     }
@@ -111,7 +111,7 @@ fn is_pod_level(name: &str) -> bool {
 
 /// Requests and limits of a container (or, with `pod_level`, of the pod).
 pub(crate) fn requirements(
-    errors: &mut Errors,
+    errors: &mut ErrorList,
     resources: &Value,
     claims: &BTreeSet<&str>,
     path: &Path<'_>,
@@ -157,7 +157,7 @@ pub(crate) fn requirements(
     claim_names(errors, items(resources, "claims"), claims, &path.child("claims"));
 }
 
-fn huge_page_amount(errors: &mut Errors, name: &str, value: &Value, path: &Path<'_>, huge: &mut bool) {
+fn huge_page_amount(errors: &mut ErrorList, name: &str, value: &Value, path: &Path<'_>, huge: &mut bool) {
     let Some(size) = name.strip_prefix("hugepages-") else { return };
     *huge = true;
     let Some(amount) = quantity(value) else { return };
@@ -167,7 +167,7 @@ fn huge_page_amount(errors: &mut Errors, name: &str, value: &Value, path: &Path<
     }
 }
 
-fn claim_names(errors: &mut Errors, claims: &[Value], known: &BTreeSet<&str>, path: &Path<'_>) {
+fn claim_names(errors: &mut ErrorList, claims: &[Value], known: &BTreeSet<&str>, path: &Path<'_>) {
     let mut names: BTreeSet<String> = BTreeSet::new();
     // How many requests of a claim have been named so far.
     let mut requests: BTreeMap<String, usize> = BTreeMap::new();
@@ -287,7 +287,7 @@ pub(super) fn default_pod_level(spec: &mut Value) {
 }
 
 /// Requests and limits of the pod as a whole.
-pub(super) fn pod_level(errors: &mut Errors, spec: &Value, claims: &BTreeSet<&str>, path: &Path<'_>) {
+pub(super) fn pod_level(errors: &mut ErrorList, spec: &Value, claims: &BTreeSet<&str>, path: &Path<'_>) {
     let resources = get(spec, "resources");
     if resources.is_null() {
         return;

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde_json::{Value, json};
 
-use crate::field::{Errors, FieldError, Path, go_struct};
+use crate::field::{ErrorList, FieldError, Path, go_struct};
 use crate::read::{NULL, flag, get, has, int, items, items_mut, object_mut, put, text, texts};
 use crate::rules;
 
@@ -24,7 +24,7 @@ const SECCOMP_ANNOTATION: &str = "container.seccomp.security.alpha.kubernetes.io
 static IS_SYSCTL: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(&format!("^{SYSCTL}$")).expect("the pattern is a constant"));
 
-fn id(errors: &mut Errors, context: &Value, key: &str, path: &Path<'_>) {
+fn id(errors: &mut ErrorList, context: &Value, key: &str, path: &Path<'_>) {
     if let Some(id) = int(context, key) {
         for message in rules::in_range(id, 0, ID_MAX) {
             errors.invalid(&path.child(key), id, &message);
@@ -33,7 +33,7 @@ fn id(errors: &mut Errors, context: &Value, key: &str, path: &Path<'_>) {
 }
 
 /// A container's security context.
-pub(super) fn container(errors: &mut Errors, context: &Value, host_users: bool, path: &Path<'_>) {
+pub(super) fn container(errors: &mut ErrorList, context: &Value, host_users: bool, path: &Path<'_>) {
     if context.is_null() {
         return;
     }
@@ -106,7 +106,7 @@ fn inner_context(context: &Value) -> String {
     format!("{{{}}}", parts.join(","))
 }
 
-fn seccomp(errors: &mut Errors, profile: &Value, path: &Path<'_>) {
+fn seccomp(errors: &mut ErrorList, profile: &Value, path: &Path<'_>) {
     if profile.is_null() {
         return;
     }
@@ -133,7 +133,7 @@ fn seccomp(errors: &mut Errors, profile: &Value, path: &Path<'_>) {
     }
 }
 
-fn app_armor(errors: &mut Errors, profile: &Value, path: &Path<'_>) {
+fn app_armor(errors: &mut ErrorList, profile: &Value, path: &Path<'_>) {
     if profile.is_null() {
         return;
     }
@@ -167,7 +167,7 @@ fn app_armor(errors: &mut Errors, profile: &Value, path: &Path<'_>) {
 }
 
 /// The pod's security context.
-pub(super) fn pod(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+pub(super) fn pod(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let context = get(spec, "securityContext");
     if context.is_null() {
         return;
@@ -204,7 +204,7 @@ pub(super) fn pod(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     }
 }
 
-fn sysctls(errors: &mut Errors, spec: &Value, list: &[Value], path: &Path<'_>) {
+fn sysctls(errors: &mut ErrorList, spec: &Value, list: &[Value], path: &Path<'_>) {
     let mut names = BTreeSet::new();
     for (i, sysctl) in list.iter().enumerate() {
         let at = path.index(i);
@@ -235,7 +235,7 @@ fn sysctls(errors: &mut Errors, spec: &Value, list: &[Value], path: &Path<'_>) {
 }
 
 /// A pod in a user namespace of its own shares nothing of the host's.
-pub(super) fn host_users(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+pub(super) fn host_users(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     if get(spec, "hostUsers") != &json!(false) {
         return;
     }
@@ -253,7 +253,7 @@ pub(super) fn host_users(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
 }
 
 /// Annotations of older releases that still are checked.
-pub(super) fn annotations(errors: &mut Errors, annotations: &Value, spec: &Value, path: &Path<'_>) {
+pub(super) fn annotations(errors: &mut ErrorList, annotations: &Value, spec: &Value, path: &Path<'_>) {
     for (key, value) in annotations.as_object().into_iter().flatten() {
         let value = value.as_str().unwrap_or("");
         if key == SECCOMP_POD_ANNOTATION || key.starts_with(SECCOMP_ANNOTATION) {
@@ -303,7 +303,7 @@ pub(super) fn apply_old_annotations(pod: &mut Value) {
     }
 }
 
-fn seccomp_annotation(errors: &mut Errors, value: &str, path: &Path<'_>) {
+fn seccomp_annotation(errors: &mut ErrorList, value: &str, path: &Path<'_>) {
     match value {
         "runtime/default" | "docker/default" | "unconfined" => {}
         _ => match value.strip_prefix("localhost/") {
@@ -314,10 +314,10 @@ fn seccomp_annotation(errors: &mut Errors, value: &str, path: &Path<'_>) {
 }
 
 /// Annotations and fields that say the same must agree.
-pub(super) fn annotations_agree(errors: &mut Errors, annotations: &Value, spec: &Value, path: &Path<'_>) {
+pub(super) fn annotations_agree(errors: &mut ErrorList, annotations: &Value, spec: &Value, path: &Path<'_>) {
     let context = get(spec, "securityContext");
     let given = |key: &str| annotations.get(key).and_then(Value::as_str);
-    let check = |errors: &mut Errors, given: &str, profile: &Value, at: &Path<'_>, what: &str| {
+    let check = |errors: &mut ErrorList, given: &str, profile: &Value, at: &Path<'_>, what: &str| {
         let (kind, file) = (text(profile, "type"), get(profile, "localhostProfile").as_str());
         let agrees = match kind {
             "Unconfined" => given == "unconfined",

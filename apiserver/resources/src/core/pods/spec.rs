@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::containers::Around;
+use super::containers::PodValidationContext;
 use super::{containers, environment, placement, resources, security, systems, volumes};
-use crate::field::{Errors, Path, quoted};
+use crate::field::{ErrorList, Path, quoted};
 use crate::metadata::{annotations, label_name, labels, quantity};
 use crate::read::{flag, get, has, int, items, text, texts};
 use crate::rules;
@@ -17,7 +17,7 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// The spec of a Pod (`pod_name` given, perhaps empty) or of a template.
-pub(crate) fn pod_spec(errors: &mut Errors, spec: &Value, pod_name: Option<&str>, path: &Path<'_>) {
+pub(crate) fn pod_spec(errors: &mut ErrorList, spec: &Value, pod_name: Option<&str>, path: &Path<'_>) {
     let grace_seconds = int(spec, "terminationGracePeriodSeconds");
     if grace_seconds.is_none() {
         errors.required(&path.child("terminationGracePeriodSeconds"), "");
@@ -26,7 +26,7 @@ pub(crate) fn pod_spec(errors: &mut Errors, spec: &Value, pod_name: Option<&str>
     let named =
         volumes::volumes(errors, items(spec, "volumes"), pod_name.unwrap_or(""), &volumes_at, pod_name.is_some());
     containers::resource_claims(errors, items(spec, "resourceClaims"), &path.child("resourceClaims"));
-    let around = Around {
+    let around = PodValidationContext {
         volumes: named,
         claims: items(spec, "resourceClaims").iter().map(|c| text(c, "name")).filter(|n| !n.is_empty()).collect(),
         grace_seconds,
@@ -61,7 +61,7 @@ pub(crate) fn pod_spec(errors: &mut Errors, spec: &Value, pod_name: Option<&str>
     environment::file_keys(errors, spec, path);
 }
 
-fn one_of(errors: &mut Errors, spec: &Value, key: &str, allowed: &[&str], path: &Path<'_>) {
+fn one_of(errors: &mut ErrorList, spec: &Value, key: &str, allowed: &[&str], path: &Path<'_>) {
     match text(spec, key) {
         "" => errors.required(&path.child(key), ""),
         value if allowed.contains(&value) => {}
@@ -69,7 +69,7 @@ fn one_of(errors: &mut Errors, spec: &Value, key: &str, allowed: &[&str], path: 
     }
 }
 
-fn host_network_ports(errors: &mut Errors, spec: &Value, is_pod: bool, path: &Path<'_>) {
+fn host_network_ports(errors: &mut ErrorList, spec: &Value, is_pod: bool, path: &Path<'_>) {
     if !flag(spec, "hostNetwork") {
         return;
     }
@@ -87,7 +87,7 @@ fn host_network_ports(errors: &mut Errors, spec: &Value, is_pod: bool, path: &Pa
     }
 }
 
-fn dns(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+fn dns(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let config = get(spec, "dnsConfig");
     let servers_at = path.child("nameservers");
     if text(spec, "dnsPolicy") == "None" {
@@ -132,7 +132,7 @@ fn dns(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     }
 }
 
-fn host_name(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+fn host_name(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     if !has(spec, "hostnameOverride") {
         return;
     }
@@ -151,7 +151,7 @@ fn host_name(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
 }
 
 /// What the spec refers to by name, and its other small fields.
-fn names(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+fn names(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     for key in ["serviceAccountName", "nodeName"] {
         let name = text(spec, key);
         if !name.is_empty() {
@@ -195,7 +195,7 @@ fn names(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
 }
 
 /// A pod's overhead: checked as if it were a container's limits.
-pub(crate) fn overhead(errors: &mut Errors, overhead: &Value, path: &Path<'_>) {
+pub(crate) fn overhead(errors: &mut ErrorList, overhead: &Value, path: &Path<'_>) {
     if !overhead.is_null() {
         let limits = json!({"limits": overhead});
         resources::requirements(errors, &limits, &std::collections::BTreeSet::new(), path, false);
@@ -203,7 +203,7 @@ pub(crate) fn overhead(errors: &mut Errors, overhead: &Value, path: &Path<'_>) {
 }
 
 /// A pod template as workloads hold it; `path` is that of the template.
-pub(crate) fn template(errors: &mut Errors, template: &Value, path: &Path<'_>) {
+pub(crate) fn template(errors: &mut ErrorList, template: &Value, path: &Path<'_>) {
     let (meta, spec) = (get(template, "metadata"), get(template, "spec"));
     labels(errors, get(meta, "labels"), &path.child("labels"));
     let notes = get(meta, "annotations");
@@ -219,7 +219,7 @@ pub(crate) fn template(errors: &mut Errors, template: &Value, path: &Path<'_>) {
 }
 
 /// Annotations that mean something on pods.
-pub(super) fn pod_annotations(errors: &mut Errors, notes: &Value, spec: &Value, path: &Path<'_>) {
+pub(super) fn pod_annotations(errors: &mut ErrorList, notes: &Value, spec: &Value, path: &Path<'_>) {
     if let Some(value) = notes.get(MIRROR).and_then(Value::as_str)
         && text(spec, "nodeName").is_empty()
     {
@@ -236,7 +236,7 @@ pub(super) fn pod_annotations(errors: &mut Errors, notes: &Value, spec: &Value, 
 }
 
 /// All that a new Pod must satisfy beside its metadata.
-pub(super) fn pod(errors: &mut Errors, pod: &Value) {
+pub(super) fn pod(errors: &mut ErrorList, pod: &Value) {
     const SPEC: Path<'static> = Path::root("spec");
     let (meta, spec) = (get(pod, "metadata"), get(pod, "spec"));
     pod_annotations(errors, get(meta, "annotations"), spec, &Path::root("metadata").child("annotations"));

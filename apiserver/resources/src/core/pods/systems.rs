@@ -7,7 +7,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use super::each_container;
-use crate::field::{Errors, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{flag, get, has, text};
 use crate::rules;
 
@@ -20,7 +20,7 @@ static IS_NETBIOS: LazyLock<Regex> = LazyLock::new(|| Regex::new(NETBIOS).expect
 static IS_WINDOWS_DOMAIN: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(WINDOWS_DOMAIN).expect("the pattern is a constant"));
 
-pub(super) fn windows(errors: &mut Errors, options: &Value, path: &Path<'_>) {
+pub(super) fn windows(errors: &mut ErrorList, options: &Value, path: &Path<'_>) {
     const SPEC_KIB_MAX: usize = 64;
     if options.is_null() {
         return;
@@ -43,7 +43,7 @@ pub(super) fn windows(errors: &mut Errors, options: &Value, path: &Path<'_>) {
     }
 }
 
-fn windows_user(errors: &mut Errors, name: &str, path: &Path<'_>) {
+fn windows_user(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     let mut bad = |why: &str| errors.invalid(path, name, why);
     let parts: Vec<&str> = name.split('\\').collect();
     let (domain, user) = match parts.as_slice() {
@@ -77,7 +77,7 @@ fn windows_user(errors: &mut Errors, name: &str, path: &Path<'_>) {
 }
 
 /// Windows' host processes: all containers or none.
-pub(super) fn host_process(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+pub(super) fn host_process(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let of = |context: &Value| get(get(context, "windowsOptions"), "hostProcess").as_bool();
     let pod = of(get(spec, "securityContext"));
     let (mut all, mut hosted) = (0, 0);
@@ -106,7 +106,7 @@ pub(super) fn host_process(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
 }
 
 /// What `spec.os` rules out.
-pub(super) fn os(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+pub(super) fn os(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let os = get(spec, "os");
     if os.is_null() {
         return;
@@ -120,7 +120,7 @@ pub(super) fn os(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     }
 }
 
-fn linux(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+fn linux(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let why = "windows options cannot be set for a linux pod";
     if has(get(spec, "securityContext"), "windowsOptions") {
         errors.forbidden(&path.child("securityContext.windowsOptions"), why);
@@ -132,7 +132,7 @@ fn linux(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     });
 }
 
-fn windows_pod(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+fn windows_pod(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     const POD: &[(&str, bool)] = &[
         ("appArmorProfile", true),
         ("seLinuxOptions", true),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::spec;
-use crate::field::{Errors, IMMUTABLE, Path};
+use crate::field::{ErrorList, IMMUTABLE, Path};
 use crate::metadata::quantity;
 use crate::read::{NULL, entries, get, has, int, is_zero, items, items_mut, put, text};
 use crate::rules;
@@ -29,7 +29,7 @@ pub(super) fn normalize_ips(pod: &mut Value) {
 }
 
 /// An update of the pod itself.
-pub(super) fn pod(errors: &mut Errors, new: &Value, old: &Value) {
+pub(super) fn pod(errors: &mut ErrorList, new: &Value, old: &Value) {
     spec::pod(errors, new);
     annotation_changes(errors, new, old);
     let (spec, old_spec) = (get(new, "spec"), get(old, "spec"));
@@ -73,7 +73,7 @@ pub(super) fn pod(errors: &mut Errors, new: &Value, old: &Value) {
     rest(errors, spec, old_spec);
 }
 
-fn annotation_changes(errors: &mut Errors, new: &Value, old: &Value) {
+fn annotation_changes(errors: &mut ErrorList, new: &Value, old: &Value) {
     let at = Path::root("metadata");
     let at = at.child("annotations");
     let (notes, old_notes) = (get(get(new, "metadata"), "annotations"), get(get(old, "metadata"), "annotations"));
@@ -102,7 +102,7 @@ fn annotation_changes(errors: &mut Errors, new: &Value, old: &Value) {
     spec::pod_annotations(errors, notes, get(new, "spec"), &at);
 }
 
-fn tolerations(errors: &mut Errors, spec: &Value, old: &Value) {
+fn tolerations(errors: &mut ErrorList, spec: &Value, old: &Value) {
     let at = SPEC.child("tolerations");
     let bare = |toleration: &Value| {
         let mut bare = toleration.clone();
@@ -120,7 +120,7 @@ fn tolerations(errors: &mut Errors, spec: &Value, old: &Value) {
     super::placement::tolerations(errors, new, &at);
 }
 
-fn gates(errors: &mut Errors, spec: &Value, old: &Value) {
+fn gates(errors: &mut ErrorList, spec: &Value, old: &Value) {
     let at = SPEC.child("schedulingGates");
     let kept: BTreeSet<&str> = items(old, "schedulingGates").iter().map(|g| text(g, "name")).collect();
     for (i, gate) in items(spec, "schedulingGates").iter().enumerate() {
@@ -133,7 +133,7 @@ fn gates(errors: &mut Errors, spec: &Value, old: &Value) {
 }
 
 /// All other fields must stay; a gated pod may narrow where it runs.
-fn rest(errors: &mut Errors, new: &Value, old: &Value) {
+fn rest(errors: &mut ErrorList, new: &Value, old: &Value) {
     if same(new, old) {
         return;
     }
@@ -160,7 +160,7 @@ fn rest(errors: &mut Errors, new: &Value, old: &Value) {
     }
 }
 
-fn node_selector(errors: &mut Errors, munged: &mut Value, old: &Value) {
+fn node_selector(errors: &mut ErrorList, munged: &mut Value, old: &Value) {
     let old_selector = get(old, "nodeSelector");
     let selector = get(munged, "nodeSelector");
     if entries(old, "nodeSelector").any(|(key, value)| selector.get(key) != Some(value)) {
@@ -170,7 +170,7 @@ fn node_selector(errors: &mut Errors, munged: &mut Value, old: &Value) {
     put(munged, "nodeSelector", old_selector.clone());
 }
 
-fn node_affinity(errors: &mut Errors, munged: &mut Value, old: &Value) {
+fn node_affinity(errors: &mut ErrorList, munged: &mut Value, old: &Value) {
     const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
     let old_affinity = get(get(old, "affinity"), "nodeAffinity").clone();
     let affinity = get(get(munged, "affinity"), "nodeAffinity").clone();
@@ -283,7 +283,7 @@ fn difference(old: &Value, new: &Value) -> String {
 }
 
 /// An update of the pod's status.
-pub(super) fn status(errors: &mut Errors, new: &Value, old: &Value) {
+pub(super) fn status(errors: &mut ErrorList, new: &Value, old: &Value) {
     annotation_changes(errors, new, old);
     let (status, old_status) = (get(new, "status"), get(old, "status"));
     let conditions_at = STATUS.child("conditions");
@@ -323,7 +323,7 @@ pub(super) fn status(errors: &mut Errors, new: &Value, old: &Value) {
     addresses(errors, status, old_status, "hostIPs");
 }
 
-fn claim_statuses(errors: &mut Errors, status: &Value, spec: &Value) {
+fn claim_statuses(errors: &mut ErrorList, status: &Value, spec: &Value) {
     let list_at = STATUS.child("resourceClaimStatuses");
     let mut names = BTreeSet::new();
     let claims: BTreeSet<&str> = items(spec, "resourceClaims").iter().map(|c| text(c, "name")).collect();
@@ -344,14 +344,14 @@ fn claim_statuses(errors: &mut Errors, status: &Value, spec: &Value) {
     }
 }
 
-fn observed(errors: &mut Errors, of: &Value, path: &Path<'_>) {
+fn observed(errors: &mut ErrorList, of: &Value, path: &Path<'_>) {
     if let Some(generation) = int(of, "observedGeneration").filter(|g| *g < 0) {
         errors.invalid(&path.child("observedGeneration"), generation, "must be a non-negative integer");
     }
 }
 
 /// A container that has ended stays so, unless its policy starts it again.
-fn restarts(errors: &mut Errors, new: &Value, old: &Value, list: &str, containers: &[Value], spec: &Value) {
+fn restarts(errors: &mut ErrorList, new: &Value, old: &Value, list: &str, containers: &[Value], spec: &Value) {
     let at = STATUS.child(list);
     if !spec.is_null() && all_could_restart(spec) {
         return;
@@ -402,7 +402,7 @@ fn restarts_after(container: &Value, spec: &Value, code: i64) -> bool {
     }
 }
 
-fn addresses(errors: &mut Errors, status: &Value, old: &Value, list: &str) {
+fn addresses(errors: &mut ErrorList, status: &Value, old: &Value, list: &str) {
     let at = STATUS.child(list);
     let known: BTreeSet<&str> = items(old, list).iter().map(|a| text(a, "ip")).collect();
     let given: Vec<&str> = items(status, list).iter().map(|a| text(a, "ip")).collect();

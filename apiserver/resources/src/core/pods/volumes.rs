@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{containers, disks, environment};
-use crate::field::{Errors, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::quantity;
 use crate::read::{get, has, int, items, text};
 use crate::rules;
@@ -55,7 +55,7 @@ const SOURCES: &[(&str, &str, &str)] = &[
 
 /// Checks all volumes; the valid ones by name.
 pub(super) fn volumes<'a>(
-    errors: &mut Errors,
+    errors: &mut ErrorList,
     volumes: &'a [Value],
     pod_name: &str,
     path: &Path<'_>,
@@ -93,7 +93,7 @@ pub(super) fn volumes<'a>(
     named
 }
 
-fn source(errors: &mut Errors, volume: &Value, pod_name: &str, path: &Path<'_>, is_pod: bool) {
+fn source(errors: &mut ErrorList, volume: &Value, pod_name: &str, path: &Path<'_>, is_pod: bool) {
     let name = text(volume, "name");
     let mut given = 0;
     for (key, as_second, inside) in SOURCES {
@@ -126,7 +126,7 @@ fn source(errors: &mut Errors, volume: &Value, pod_name: &str, path: &Path<'_>, 
     }
 }
 
-fn one_source(errors: &mut Errors, key: &str, source: &Value, path: &Path<'_>, is_pod: bool) {
+fn one_source(errors: &mut ErrorList, key: &str, source: &Value, path: &Path<'_>, is_pod: bool) {
     match key {
         "emptyDir" => {
             if quantity(get(source, "sizeLimit")).is_some_and(|q| q.sign() < 0) {
@@ -166,7 +166,7 @@ fn one_source(errors: &mut Errors, key: &str, source: &Value, path: &Path<'_>, i
 }
 
 /// Texts that must be given.
-pub(super) fn required(errors: &mut Errors, source: &Value, keys: &[&str], path: &Path<'_>) {
+pub(super) fn required(errors: &mut ErrorList, source: &Value, keys: &[&str], path: &Path<'_>) {
     for key in keys {
         if text(source, key).is_empty() {
             errors.required(&path.child(key), "");
@@ -174,13 +174,13 @@ pub(super) fn required(errors: &mut Errors, source: &Value, keys: &[&str], path:
     }
 }
 
-fn mode(errors: &mut Errors, source: &Value, key: &str, path: &Path<'_>) {
+fn mode(errors: &mut ErrorList, source: &Value, key: &str, path: &Path<'_>) {
     if let Some(mode) = int(source, key).filter(|m| !(0..=MODE_MAX).contains(m)) {
         errors.invalid(&path.child(key), mode, BAD_MODE);
     }
 }
 
-fn host_path(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn host_path(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     const TYPES: &[&str] =
         &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
     let file = text(source, "path");
@@ -195,20 +195,20 @@ fn host_path(errors: &mut Errors, source: &Value, path: &Path<'_>) {
     }
 }
 
-fn keys(errors: &mut Errors, source: &Value, path: &Path<'_>) {
+fn keys(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     let at = path.child("items");
     for (i, item) in items(source, "items").iter().enumerate() {
         key_to_path(errors, item, &at.index(i));
     }
 }
 
-fn key_to_path(errors: &mut Errors, item: &Value, path: &Path<'_>) {
+fn key_to_path(errors: &mut ErrorList, item: &Value, path: &Path<'_>) {
     required(errors, item, &["key", "path"], path);
     local_path(errors, text(item, "path"), &path.child("path"));
     mode(errors, item, "mode", path);
 }
 
-fn downward_file(errors: &mut Errors, file: &Value, path: &Path<'_>) {
+fn downward_file(errors: &mut ErrorList, file: &Value, path: &Path<'_>) {
     required(errors, file, &["path"], path);
     local_path(errors, text(file, "path"), &path.child("path"));
     if has(file, "fieldRef") {
@@ -225,7 +225,7 @@ fn downward_file(errors: &mut Errors, file: &Value, path: &Path<'_>) {
     mode(errors, file, "mode", path);
 }
 
-fn projected(errors: &mut Errors, projected: &Value, path: &Path<'_>) {
+fn projected(errors: &mut ErrorList, projected: &Value, path: &Path<'_>) {
     let mut paths = BTreeSet::new();
     let sources_at = path.child("sources");
     for (i, source) in items(projected, "sources").iter().enumerate() {
@@ -284,7 +284,7 @@ fn projected(errors: &mut Errors, projected: &Value, path: &Path<'_>) {
 }
 
 /// A path below the volume's root.
-pub(super) fn descending(errors: &mut Errors, file: &str, path: &Path<'_>) {
+pub(super) fn descending(errors: &mut ErrorList, file: &str, path: &Path<'_>) {
     if file.starts_with('/') {
         errors.invalid(path, file, "must be a relative path");
     }
@@ -292,13 +292,13 @@ pub(super) fn descending(errors: &mut Errors, file: &str, path: &Path<'_>) {
 }
 
 /// A path without `..`.
-pub(super) fn no_backsteps(errors: &mut Errors, file: &str, path: &Path<'_>) {
+pub(super) fn no_backsteps(errors: &mut ErrorList, file: &str, path: &Path<'_>) {
     if file.split('/').any(|part| part == "..") {
         errors.invalid(path, file, "must not contain '..'");
     }
 }
 
-fn local_path(errors: &mut Errors, file: &str, path: &Path<'_>) {
+fn local_path(errors: &mut ErrorList, file: &str, path: &Path<'_>) {
     descending(errors, file, path);
     if file.starts_with("..") && !file.starts_with("../") {
         errors.invalid(path, file, "must not start with '..'");

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::{has_node_ports, is_load_balancer, needs_cluster_ip, needs_health_check};
 use crate::Claim;
 use crate::field::{FieldError, Path};
-use crate::objects::Objects;
+use crate::objects::ObjectReader;
 use crate::read::{fields, get, int, items, items_mut, name, put, text, texts};
 use crate::rules;
 
@@ -130,7 +130,7 @@ impl Allocator {
     /// range.
     pub fn allocate(
         &self,
-        objects: &dyn Objects,
+        objects: &dyn ObjectReader,
         new: &mut Value,
         old: Option<&Value>,
         dry: bool,
@@ -161,7 +161,7 @@ impl Refusal {
 struct Choice<'a> {
     network: &'a ServiceNetwork,
     random: &'a dyn Fn(u64) -> u64,
-    objects: &'a dyn Objects,
+    objects: &'a dyn ObjectReader,
     /// Ports taken by this Service in this call.
     ports: Vec<i64>,
     dry: bool,

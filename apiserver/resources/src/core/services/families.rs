@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::{is_headless, needs_cluster_ip};
-use crate::field::{Errors, FieldError, Path};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, has, is_zero, items, put, text, texts};
 use crate::rules;
 
@@ -46,7 +46,7 @@ pub(super) fn fill(spec: &mut Value, old: Option<&Value>) {
         };
         put(spec, "ipFamilyPolicy", json!(policy));
     }
-    let mut errors = Errors::new();
+    let mut errors = ErrorList::new();
     related(&mut errors, spec, old);
     if !errors.is_empty() {
         return;
@@ -92,7 +92,7 @@ pub(super) fn validate(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
     if !needs_cluster_ip(spec) || prefers_dual_unchanged(spec, old) {
         return Vec::new();
     }
-    let mut errors = Errors::new();
+    let mut errors = ErrorList::new();
     related(&mut errors, spec, old);
     if !errors.is_empty() {
         return errors.list();
@@ -115,7 +115,7 @@ pub(super) fn validate(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
 }
 
 /// Whether the policy fits what the client gave, and the cluster has the addresses' families.
-fn given(errors: &mut Errors, spec: &Value, old: Option<&Value>) {
+fn given(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     let policy_at = SPEC.child("ipFamilyPolicy");
     let policy = text(spec, "ipFamilyPolicy");
     let (ips, families) = (items(spec, "clusterIPs"), items(spec, "ipFamilies"));
@@ -147,7 +147,7 @@ fn given(errors: &mut Errors, spec: &Value, old: Option<&Value>) {
 }
 
 /// How `clusterIP`, `clusterIPs`, `ipFamilies` and `ipFamilyPolicy` fit together.
-pub(super) fn related(errors: &mut Errors, spec: &Value, old: Option<&Value>) {
+pub(super) fn related(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     if !needs_cluster_ip(spec) {
         return;
     }
@@ -217,7 +217,7 @@ pub(super) fn related(errors: &mut Errors, spec: &Value, old: Option<&Value>) {
 }
 
 /// What of addresses and families may change.
-pub(super) fn changes(errors: &mut Errors, spec: &Value, old: &Value) {
+pub(super) fn changes(errors: &mut ErrorList, spec: &Value, old: &Value) {
     if !needs_cluster_ip(spec) || !needs_cluster_ip(old) {
         return;
     }
@@ -230,7 +230,7 @@ pub(super) fn changes(errors: &mut Errors, spec: &Value, old: &Value) {
     }
 }
 
-fn list_changes(errors: &mut Errors, spec: &Value, old: &Value, key: &str, one: &str) {
+fn list_changes(errors: &mut ErrorList, spec: &Value, old: &Value, key: &str, one: &str) {
     let at = SPEC.child(key);
     let (now, was) = (items(spec, key), items(old, key));
     let shown = get(spec, key);

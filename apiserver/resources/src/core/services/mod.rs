@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, labels, name, wide};
 use crate::core::addresses::odd_ip;
-use crate::field::{Errors, FieldError, Path};
+use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{
     default_to, default_zero_to, get, has, int, is_zero, items, items_mut, object_mut, put, spec_of, text, texts,
 };
@@ -285,13 +285,13 @@ impl Strategy for Service {
     }
 
     fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         validate::service(&mut errors, context, object, None);
         errors.list()
     }
 
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::new();
+        let mut errors = ErrorList::new();
         if context.subresource == "status" {
             validate::balancer(&mut errors, new, old);
             return errors.list();

@@ -8,7 +8,7 @@ use super::{externally_accessible, families, is_headless, is_load_balancer, need
 use crate::Context;
 use crate::core::addresses::endpoint_ip;
 use crate::core::pods::port;
-use crate::field::{Errors, FieldError, Path, go_struct};
+use crate::field::{ErrorList, FieldError, Path, go_struct};
 use crate::metadata::labels;
 use crate::read::{get, has, int, items, text, texts};
 use crate::rules;
@@ -21,7 +21,7 @@ const OLD_HINTS: &str = "service.kubernetes.io/topology-aware-hints";
 const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 
 /// Everything that a Service must satisfy.
-pub(super) fn service(errors: &mut Errors, context: &Context<'_>, object: &Value, old: Option<&Value>) {
+pub(super) fn service(errors: &mut ErrorList, context: &Context<'_>, object: &Value, old: Option<&Value>) {
     let spec = get(object, "spec");
     let notes = get(get(object, "metadata"), "annotations");
     let (hints, mode) = (notes.get(OLD_HINTS), notes.get(TOPOLOGY_MODE));
@@ -95,7 +95,7 @@ pub(super) fn node_port_twice(spec: &Value) -> Option<FieldError> {
     None
 }
 
-fn external_name(errors: &mut Errors, spec: &Value) {
+fn external_name(errors: &mut ErrorList, spec: &Value) {
     for key in ["clusterIPs", "ipFamilies"] {
         if !items(spec, key).is_empty() {
             errors.forbidden(&SPEC.child(key), "may not be set for ExternalName services");
@@ -113,7 +113,7 @@ fn external_name(errors: &mut Errors, spec: &Value) {
     }
 }
 
-fn ports(errors: &mut Errors, spec: &Value) {
+fn ports(errors: &mut ErrorList, spec: &Value) {
     let list_at = SPEC.child("ports");
     let list = items(spec, "ports");
     let mut names = BTreeSet::new();
@@ -145,7 +145,7 @@ fn ports(errors: &mut Errors, spec: &Value) {
     }
 }
 
-fn port_numbers(errors: &mut Errors, spec: &Value) {
+fn port_numbers(errors: &mut ErrorList, spec: &Value) {
     const ORDER: &[&str] = &["Name", "Protocol", "AppProtocol", "Port", "TargetPort", "NodePort"];
     let list_at = SPEC.child("ports");
     let list = items(spec, "ports");
@@ -181,7 +181,7 @@ fn port_numbers(errors: &mut Errors, spec: &Value) {
     }
 }
 
-fn affinity(errors: &mut Errors, spec: &Value) {
+fn affinity(errors: &mut ErrorList, spec: &Value) {
     let (at, config_at) = (SPEC.child("sessionAffinity"), SPEC.child("sessionAffinityConfig"));
     let config = get(spec, "sessionAffinityConfig");
     match text(spec, "sessionAffinity") {
@@ -207,7 +207,7 @@ fn affinity(errors: &mut Errors, spec: &Value) {
     }
 }
 
-fn source_ranges(errors: &mut Errors, object: &Value, old: Option<&Value>) {
+fn source_ranges(errors: &mut ErrorList, object: &Value, old: Option<&Value>) {
     let spec = get(object, "spec");
     let at = SPEC.child("LoadBalancerSourceRanges");
     let ranges: Vec<&str> = texts(spec, "loadBalancerSourceRanges").map(str::trim).collect();
@@ -243,7 +243,7 @@ fn source_ranges(errors: &mut Errors, object: &Value, old: Option<&Value>) {
 }
 
 /// The class of load balancer: once, and only for load balancers.
-pub(super) fn load_balancer_class(errors: &mut Errors, spec: &Value, old: Option<&Value>) {
+pub(super) fn load_balancer_class(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     let at = SPEC.child("loadBalancerClass");
     let class = get(spec, "loadBalancerClass");
     if let Some(old) = old
@@ -264,7 +264,7 @@ pub(super) fn load_balancer_class(errors: &mut Errors, spec: &Value, old: Option
     }
 }
 
-fn policies(errors: &mut Errors, spec: &Value) {
+fn policies(errors: &mut ErrorList, spec: &Value) {
     let at = SPEC.child("externalTrafficPolicy");
     let policy = text(spec, "externalTrafficPolicy");
     if !externally_accessible(spec) {
@@ -303,7 +303,7 @@ fn policies(errors: &mut Errors, spec: &Value) {
 }
 
 /// An update of the load balancer status.
-pub(super) fn balancer(errors: &mut Errors, new: &Value, old: &Value) {
+pub(super) fn balancer(errors: &mut ErrorList, new: &Value, old: &Value) {
     let at = Path::root("status.loadBalancer.ingress");
     let ingress = |of: &'_ Value| items(get(get(of, "status"), "loadBalancer"), "ingress").to_vec();
     let (given, was) = (ingress(new), ingress(old));

@@ -6,7 +6,7 @@ use runtime_api::{Kind, StopSignal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::{Context, Runner, Way};
+use super::{Context, Runner, RunnerClass};
 use crate::pod::start::{Made, Refused};
 use crate::pod::state::CellEvent;
 use crate::pod::stop::{Hook, over};
@@ -15,7 +15,8 @@ use crate::pod::worker::{Task, happened};
 /// What a command gets after its hook even where the hook has used up the grace period (upstream's).
 const AFTER_HOOK_MIN: Duration = Duration::from_secs(2);
 
-pub(super) const WAY: Way = Way { kind: Kind::Command, is_admitted: true, leaves_message: true, start };
+pub(super) const CLASS: RunnerClass =
+    RunnerClass { kind: Kind::Command, is_admitted: true, leaves_message: true, start };
 
 struct Command {
     context: Context,

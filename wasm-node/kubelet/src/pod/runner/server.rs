@@ -8,9 +8,9 @@ use runtime_api::{Kind, Server};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Context, LastWords, Runner, Way};
+use super::{Context, LastWords, Runner, RunnerClass};
 use crate::pod::listen::listen;
-use crate::pod::serve::{Door, ServerHandle};
+use crate::pod::serve::{AttachedAddress, ServerHandle};
 use crate::pod::settings;
 use crate::pod::start::{Made, Refused};
 use crate::pod::state::CellEvent;
@@ -25,13 +25,14 @@ const UNROUTED_FOR: Duration = Duration::from_secs(1);
 /// How long a server waits to leave the routing tables. A Service that publishes addresses that are not ready names a
 /// pod until it is gone, and its grace period should not pass for that.
 const ROUTED_MAX: Duration = Duration::from_secs(10);
-pub(super) const WAY: Way = Way { kind: Kind::HttpServer, is_admitted: false, leaves_message: false, start };
+pub(super) const CLASS: RunnerClass =
+    RunnerClass { kind: Kind::HttpServer, is_admitted: false, leaves_message: false, start };
 
 struct HttpServer {
     context: Context,
     server: Arc<dyn Server>,
     /// Its address, where it has one.
-    door: Option<Door>,
+    door: Option<AttachedAddress>,
     last_words: Option<LastWords>,
     _listener: Option<Task>,
 }
@@ -47,7 +48,7 @@ fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> 
     let (mut door, mut listener) = (None, None);
     if let Some(ip) = context.ip {
         let attached = context.node.parts.network.attach(Listen::tcp(ip, port), gate.clone());
-        door = Some(Door::new(attached.map_err(|taken| refused(taken.to_string()))?));
+        door = Some(AttachedAddress::new(attached.map_err(|taken| refused(taken.to_string()))?));
         if context.node.identity.host_pod_listeners {
             let (recorder, about) = (context.node.recorder.clone(), context.about.clone());
             listener = Some(Task(tokio::spawn(listen(ip, port, gate.clone(), recorder, about))));
@@ -79,7 +80,7 @@ impl Runner for HttpServer {
 async fn drain(
     context: Context,
     server: Arc<dyn Server>,
-    door: Option<Door>,
+    door: Option<AttachedAddress>,
     restart: bool,
     last_words: LastWords,
     ends: watch::Receiver<Instant>,

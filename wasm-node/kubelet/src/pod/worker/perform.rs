@@ -124,7 +124,7 @@ impl Worker {
             messages: self.sender.clone(),
         };
         let mut made = made;
-        let runner = match (runner::way(container.kind()).start)(context, &mut made) {
+        let runner = match (runner::runner_class(container.kind()).start)(context, &mut made) {
             Ok(runner) => runner,
             Err((reason, message)) => {
                 self.apply(Event::Container(ONLY, CellEvent::StartFailed { reason, message }));

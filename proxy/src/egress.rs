@@ -75,7 +75,7 @@ impl Unsent {
 }
 
 /// Reaches the outside.
-pub(crate) struct Outside {
+pub(crate) struct Egress {
     tls: TlsConnector,
     exchanges: Arc<Shares>,
     names: Names,
@@ -84,9 +84,9 @@ pub(crate) struct Outside {
     cluster: Vec<IpNet>,
 }
 
-impl std::fmt::Debug for Outside {
+impl std::fmt::Debug for Egress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Outside").finish_non_exhaustive()
+        f.debug_struct("Egress").finish_non_exhaustive()
     }
 }
 
@@ -105,7 +105,7 @@ struct To<'a> {
     keep: bool,
 }
 
-impl Outside {
+impl Egress {
     pub(crate) fn new(env: &Env, cluster_ca_pem: Option<&str>, cluster: Vec<IpNet>) -> Result<Self, BadCertificate> {
         let bad = |error: &dyn std::fmt::Display| BadCertificate(error.to_string());
         let mut roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
@@ -536,7 +536,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_addresses_of_a_name_are_tried() {
-        let outside = Outside::new(&Env::real(), None, Vec::new()).unwrap();
+        let egress = Egress::new(&Env::real(), None, Vec::new()).unwrap();
         let live = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let live = live.local_addr().map(|address| (live, address)).unwrap();
         let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -549,19 +549,19 @@ mod tests {
         while let Ok(Ok(stream)) = tokio::time::timeout(NEXT_ADDRESS_AFTER, TcpStream::connect(silent)).await {
             queue.push(stream);
         }
-        let stream = outside.connect(vec![dead, silent, dead, live.1], "a").await.unwrap();
+        let stream = egress.connect(vec![dead, silent, dead, live.1], "a").await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), live.1);
-        assert!(matches!(outside.connect(vec![dead, dead], "a").await, Err(DialError::Connection { .. })));
-        assert!(matches!(outside.connect(Vec::new(), "a").await, Err(DialError::NameNotFound(_))));
+        assert!(matches!(egress.connect(vec![dead, dead], "a").await, Err(DialError::Connection { .. })));
+        assert!(matches!(egress.connect(Vec::new(), "a").await, Err(DialError::NameNotFound(_))));
     }
 
     #[test]
     fn names_do_not_lead_into_the_cluster() {
-        let outside = Outside::new(&Env::real(), None, vec!["10.96.0.0/12".parse().unwrap()]).unwrap();
+        let egress = Egress::new(&Env::real(), None, vec!["10.96.0.0/12".parse().unwrap()]).unwrap();
         for ip in ["10.96.0.1", "::ffff:10.96.0.1", "127.0.0.1", "169.254.169.254"] {
-            assert!(outside.is_forbidden(ip.parse().unwrap()), "{ip}");
+            assert!(egress.is_forbidden(ip.parse().unwrap()), "{ip}");
         }
-        assert!(!outside.is_forbidden("192.0.2.1".parse().unwrap()));
+        assert!(!egress.is_forbidden("192.0.2.1".parse().unwrap()));
     }
 
     #[test]
