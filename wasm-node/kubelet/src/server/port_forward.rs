@@ -448,6 +448,8 @@ mod tests {
         encoder: Encoder,
         decoder: Decoder,
         buffer: BytesMut,
+        /// By stream: the text, and once it has ended whether by a reset.
+        received: HashMap<u32, (String, Option<bool>)>,
     }
 
     impl Client {
@@ -463,23 +465,24 @@ mod tests {
             self.send(Frame::SynStream { id, fin: false, headers }).await;
         }
 
-        /// What comes on a stream until its end, and whether that was a reset.
+        /// What comes on a stream until its end, and whether that was a reset. What comes on others meanwhile is kept.
         async fn all_of(&mut self, wanted: u32) -> (String, bool) {
-            let mut text = String::new();
             loop {
                 while let Some(frame) = self.decoder.decode(&mut self.buffer).unwrap() {
                     match frame {
-                        Frame::Data { id, fin, bytes } if id == wanted => {
-                            text += std::str::from_utf8(&bytes).unwrap();
-                            if fin {
-                                return (text, false);
-                            }
+                        Frame::Data { id, fin, bytes } => {
+                            let (text, ended) = self.received.entry(id).or_default();
+                            *text += std::str::from_utf8(&bytes).unwrap();
+                            *ended = ended.or(fin.then_some(false));
                         }
-                        Frame::Reset { id, .. } if id == wanted => return (text, true),
+                        Frame::Reset { id, .. } => self.received.entry(id).or_default().1 = Some(true),
                         _ => {}
                     }
                 }
-                assert_ne!(self.io.read_buf(&mut self.buffer).await.unwrap(), 0, "ended after {text:?}");
+                if let Some((text, Some(reset))) = self.received.get(&wanted) {
+                    return (text.clone(), *reset);
+                }
+                assert_ne!(self.io.read_buf(&mut self.buffer).await.unwrap(), 0, "ended: {:?}", self.received);
             }
         }
     }
@@ -493,8 +496,13 @@ mod tests {
         let attached = ports.map(|(port, serve)| network.attach(Listen::tcp(ip, port), serve).unwrap());
         let (own, other) = tokio::io::duplex(1 << 16);
         tokio::spawn(pod.pairs(other));
-        let client =
-            Client { io: own, encoder: Encoder::default(), decoder: Decoder::default(), buffer: BytesMut::new() };
+        let client = Client {
+            io: own,
+            encoder: Encoder::default(),
+            decoder: Decoder::default(),
+            buffer: BytesMut::new(),
+            received: HashMap::new(),
+        };
         (client, attached)
     }
 
