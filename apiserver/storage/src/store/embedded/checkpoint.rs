@@ -293,3 +293,59 @@ impl Checkpoint {
         delete_below(&self.segments, at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::RwLock;
+
+    use tokio::sync::watch;
+
+    use super::super::super::plan::State;
+    use super::super::super::record::Record;
+    use super::*;
+
+    fn write(revision: Revision, number: usize) -> Write {
+        let stored = Stored { record: Record::plain(b"{}"), created: revision, expires_ms: 0 };
+        Write { revision, key: format!("/k/{number:06}").into(), stored: Some(Arc::new(stored)) }
+    }
+
+    /// A snapshot holds the writer up for one slice at most, shows one revision whatever is written meanwhile, and is
+    /// decided on before anything is copied.
+    #[test]
+    fn a_snapshot_is_taken_in_slices_between_which_the_writer_goes_on() {
+        let keys = SLICE_KEYS * 5 / 2;
+        let rows: Vec<Write> = (0..keys).map(|number| write(7, number)).collect();
+        let state = RwLock::new(State::filled(7, &rows));
+        let shared = Arc::new(Shared { state, moved: watch::Sender::new(7) });
+        let mut slices = Slices { shared: &shared, at: 7, after: None };
+        let (mut seen, mut sizes) = (Vec::new(), Vec::new());
+        for revision in 8.. {
+            let slice = slices.next().unwrap();
+            if slice.is_empty() {
+                break;
+            }
+            sizes.push(slice.len());
+            seen.extend(slice);
+            let mut state = shared.state.try_write().expect("nobody holds the state between slices");
+            state.apply(vec![write(revision, keys - 1), write(revision, keys + 1)]);
+        }
+        assert_eq!(sizes, [SLICE_KEYS, SLICE_KEYS, keys - 2 * SLICE_KEYS]);
+        assert!(seen == rows, "all of revision 7, and nothing of what came after");
+        let mut behind = Slices { shared: &shared, at: 7, after: None };
+        shared.write().compact(9).unwrap();
+        assert!(behind.next().is_err(), "what is gone is not shown as if it were there");
+
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint {
+            path: folder.path().to_owned(),
+            sled: None,
+            slot: Arc::default(),
+            shared: shared.clone(),
+            segments: Segments::default(),
+            snapshot_after_bytes: 1,
+        };
+        // The writer has the state to itself: a decision that looked at it first would wait for ever.
+        let _held = shared.state.write().unwrap();
+        checkpoint.snapshot_when_due(9).unwrap();
+    }
+}
