@@ -29,7 +29,9 @@ class Driver:
         return [found[ELEMENT] for found in self.call("POST", "/elements", {"using": "css selector", "value": css})]
 
     def text(self, css):
-        return [self.call("GET", f"/element/{element}/text") for element in self.find(css)]
+        # In one step: between finding an element and reading it the page may have made it anew.
+        script = "return [...document.querySelectorAll(arguments[0])].map(element => element.innerText)"
+        return self.call("POST", "/execute/sync", {"script": script, "args": [css]})
 
     def type(self, css, text):
         (element,) = self.find(css)
