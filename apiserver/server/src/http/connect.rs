@@ -6,7 +6,7 @@
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::Empty;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use machinery_api::ApiError;
@@ -14,14 +14,13 @@ use machinery_streaming::websocket::upgrade_of;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{RequestContext, RequestHandler, attributes, exact_fields};
+use super::kubelets;
 use super::respond;
 use crate::auth::Attributes;
 use crate::auth::tls::Peer;
 use crate::registry::RequestScope;
 use crate::request::query::Query;
 
-/// How much of a node's refusal is passed on.
-const REFUSAL_BYTES_MAX: usize = 4096;
 /// Ports of one WebSocket with numbered channels, of which each takes two.
 const PORTS_MAX: usize = 100;
 /// The subprotocol by which browsers send a token: it is meant for this server.
@@ -120,8 +119,7 @@ impl RequestHandler {
         let status = answer.status();
         let headers = handshake(answer.headers());
         if status != StatusCode::SWITCHING_PROTOCOLS {
-            let text = Limited::new(answer.into_body(), REFUSAL_BYTES_MAX).collect().await;
-            let text = text.map(|text| text.to_bytes()).unwrap_or_default();
+            let text = kubelets::refusal(answer.into_body()).await;
             let mut response = respond::bytes(status.as_u16(), "text/plain; charset=utf-8", Body::from(text));
             response.headers_mut().extend(headers);
             response.headers_mut().remove(header::CONNECTION);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use machinery_api::ApiError;
@@ -28,6 +29,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Where kubelets listen if their node doesn't say.
 const KUBELET_PORT: u64 = 10250;
+
+/// How much of a node's refusal is passed on.
+const REFUSAL_BYTES_MAX: usize = 4096;
 
 /// How nodes are reached.
 #[derive(Clone, Default)]
@@ -101,6 +105,12 @@ impl Kubelets {
         let answer = tokio::time::timeout(HEAD_TIMEOUT, sender.send_request(request)).await;
         answer.map_err(|_| "the node takes too long to answer".to_owned())?.map_err(|e| e.to_string())
     }
+}
+
+/// What a node says where it doesn't do what it was asked; nothing where it says too much.
+pub(super) async fn refusal(body: Incoming) -> Bytes {
+    let said = Limited::new(body, REFUSAL_BYTES_MAX).collect().await;
+    said.map(|said| said.to_bytes()).unwrap_or_default()
 }
 
 impl RequestHandler {

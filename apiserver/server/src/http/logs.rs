@@ -3,7 +3,7 @@
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::Empty;
 use jiff::Timestamp;
 use machinery_api::error::Named;
 use machinery_api::selector::go_quoted;
@@ -11,12 +11,10 @@ use machinery_api::{ApiError, Cause};
 use serde_json::Value;
 
 use super::handle::RequestHandler;
+use super::kubelets;
 use super::respond;
 use crate::registry::RequestScope;
 use crate::request::query::Query;
-
-/// How much of a node's refusal is passed on.
-const REFUSAL_BYTES_MAX: usize = 4096;
 
 /// The parameters of a log request (`v1.PodLogOptions`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -130,8 +128,8 @@ impl RequestHandler {
             }
             return Ok(response);
         }
-        let text = Limited::new(answer.into_body(), REFUSAL_BYTES_MAX).collect().await;
-        let text = text.map(|t| String::from_utf8_lossy(&t.to_bytes()).trim().to_owned()).unwrap_or_default();
+        let text = kubelets::refusal(answer.into_body()).await;
+        let text = String::from_utf8_lossy(&text).trim().to_owned();
         Err(match status {
             400 => ApiError::BadRequest(text),
             401 | 403 => ApiError::ServiceUnavailable(format!("node {node_name} doesn't know this server: {text}")),

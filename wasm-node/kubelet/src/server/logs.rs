@@ -18,7 +18,7 @@ use crate::log::read::{Options, is_possible, send};
 const PIECES_MAX: usize = 4;
 
 /// The pairs of a query string; of a name given twice the first counts.
-pub(super) fn pairs(query: &str) -> HashMap<String, String> {
+fn pairs(query: &str) -> HashMap<String, String> {
     let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
     let mut pairs = HashMap::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {

@@ -306,7 +306,7 @@ impl ForwardedPod {
                     output.send(Bytes::copy_from_slice(&port.to_le_bytes())).await?;
                 }
                 let (to, bytes) = mpsc::channel(PIECES_WAITING_MAX);
-                pieces.push(Some(to));
+                pieces.push(to);
                 let pod = self.clone();
                 served.spawn(async move { pod.pair(port, data, errors, bytes).await });
             }
@@ -323,7 +323,7 @@ impl ForwardedPod {
                 let Some((channel, bytes)) = message.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? else {
                     return Ok(());
                 };
-                let to = pieces.get(usize::from(channel / 2)).filter(|_| channel % 2 == 0).and_then(Option::as_ref);
+                let to = pieces.get(usize::from(channel / 2)).filter(|_| channel % 2 == 0);
                 if let Some(to) = to {
                     // A pod that reads no more ends its own pair only.
                     let _ = to.send(bytes).await;
