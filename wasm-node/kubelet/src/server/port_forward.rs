@@ -325,8 +325,9 @@ impl ForwardedPod {
                 };
                 let to = pieces.get(usize::from(channel / 2)).filter(|_| channel % 2 == 0);
                 if let Some(to) = to {
-                    // A pod that reads no more ends its own pair only.
-                    let _ = to.send(bytes).await;
+                    // A pod that has ended its side ends its own pair only; one that stands still ends the session in time.
+                    let sent = tokio::time::timeout(IDLE_TIMEOUT, to.send(bytes)).await;
+                    sent.map(drop).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
                 }
             }
         };
