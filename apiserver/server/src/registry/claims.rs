@@ -16,6 +16,8 @@ use apiserver_storage::store::{Compare, Op, Outcome, Record, Revision, Txn};
 
 /// Reservations that one transaction brings in line at a start: well within the store's limit.
 const AT_ONCE: usize = 64;
+/// Where it is written that a resource's reservations are in line, by its plural name. No resource is stored there.
+const IN_LINE_PREFIX: &str = "coracle/reserved";
 /// How often that is tried where somebody else writes at the same time.
 const TRIES_MAX: usize = 3;
 
@@ -79,14 +81,37 @@ fn parent(claim: &Value) -> ObjectName<'_> {
     ObjectName::new(parent["namespace"].as_str().unwrap_or(""), parent["name"].as_str().unwrap_or(""))
 }
 
+/// How bringing a resource's reservations in line went.
+#[derive(PartialEq)]
+enum Reserved {
+    /// Each object holds what it claims: its transactions keep it so.
+    InLine,
+    /// Some objects of an older version's data claim the same; one of them holds it.
+    Doubly,
+    /// Somebody else wrote meanwhile.
+    Overtaken,
+}
+
 impl Registry {
     /// Brings reservations in line with the objects that there are: those of a data folder that an older version wrote have
-    /// none. Call it before anything is served.
+    /// none. It is done once in a store's life, and written down, so that no later start parses an object for it.
+    /// Call it before anything is served.
     pub async fn reserve(&self) -> Result<(), ApiError> {
         let catalog = self.served.load();
         for row in catalog.all_stored().filter(|row| !row.strategy.claim_prefixes().is_empty()) {
+            let done = StorageKey::object(IN_LINE_PREFIX, ObjectName::new("", &row.qualified())).to_string();
+            let found = self.cache.store().get(&done, None).await.map_err(|error| store_error(&error))?;
+            if found.is_some() {
+                continue;
+            }
             for _ in 0..TRIES_MAX {
-                if self.reserve_row(row).await? {
+                let outcome = self.reserve_row(row).await?;
+                if outcome == Reserved::InLine {
+                    let op = Op::Put { key: done.clone(), record: Record::plain(b"{}"), ttl: None };
+                    let txn = Txn { compares: Vec::new(), ops: vec![op] };
+                    self.cache.commit(txn).await.map_err(|error| store_error(&error))?;
+                }
+                if outcome != Reserved::Overtaken {
                     break;
                 }
             }
@@ -94,15 +119,15 @@ impl Registry {
         Ok(())
     }
 
-    /// False: somebody else wrote meanwhile.
-    async fn reserve_row(&self, row: &ResourceInfo) -> Result<bool, ApiError> {
+    async fn reserve_row(&self, row: &ResourceInfo) -> Result<Reserved, ApiError> {
         let failed = |error| store_error(&error);
         self.cache.sync().await.map_err(failed)?;
         let list = |prefix: &str| match self.cache.list(prefix, None, None, 0, &Selectors::default()) {
             Ok(page) => page.items,
             Err(_) => Vec::new(),
         };
-        let Some(prefix) = &row.prefix else { return Ok(true) };
+        let Some(prefix) = &row.prefix else { return Ok(Reserved::InLine) };
+        let mut outcome = Reserved::InLine;
         let mut holders = list(prefix.as_str());
         // Who was there first keeps what two hold.
         holders.sort_by_key(|holder| holder.created);
@@ -112,6 +137,7 @@ impl Registry {
                 if let Some(first) = wanted.get(&claim.key) {
                     let (key, first) = (&claim.key, parent(&first.object));
                     tracing::warn!(%key, %first, second = %parent(&claim.object), "two objects hold the same; delete one of them");
+                    outcome = Reserved::Doubly;
                     continue;
                 }
                 wanted.insert(claim.key.clone(), claim);
@@ -142,9 +168,9 @@ impl Registry {
         for some in txns.chunks(AT_ONCE) {
             let (compares, ops) = some.iter().cloned().unzip();
             if let Outcome::Conflict(_) = self.cache.commit(Txn { compares, ops }).await.map_err(failed)? {
-                return Ok(false);
+                return Ok(Reserved::Overtaken);
             }
         }
-        Ok(true)
+        Ok(outcome)
     }
 }

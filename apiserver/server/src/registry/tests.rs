@@ -15,10 +15,10 @@ use machinery_env::Env;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use super::elsewhere::Elsewhere;
 use crate::auth::UserInfo;
 use crate::server::{Apiserver, Config};
 use apiserver_resources::allocate::ServiceNetwork;
+use apiserver_storage::store::late::LateStore;
 use apiserver_storage::store::memory::MemoryStore;
 use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Store, StoreError, Txn, prefix_end};
 
@@ -43,7 +43,7 @@ async fn open(store: Arc<dyn Store>) -> Apiserver {
 async fn elsewhere() -> Server {
     let (env, _) = Env::seeded(2, "2026-01-01T00:00:00Z".parse().unwrap());
     let store = Arc::new(MemoryStore::new(env));
-    let server = open(Arc::new(Elsewhere { inner: store.clone(), unheard: Arc::default() })).await;
+    let server = open(Arc::new(LateStore::new(store.clone()))).await;
     let server = Server { server, store };
     for (path, body) in [
         ("/api/v1/namespaces", json!({"metadata": {"name": "default"}})),
@@ -444,10 +444,17 @@ async fn services_of_an_older_data_folder_keep_what_they_have() {
     // The one that came second goes without taking the first one's address along.
     assert_eq!(server.code("DELETE", &format!("{SERVICES}/b"), Value::Null).await, 200);
     server.check_reservations("after the second one is gone").await;
+    // While two held the same, each start looked again; now it is written down that there is nothing to look for.
+    let marker = "/registry/coracle/reserved/services";
+    assert!(server.stored(marker).await.is_empty(), "two held the same at the first start");
+    drop(open(server.store.clone()).await);
+    assert!(server.stored(marker).await.contains_key(marker));
+    let nobodys = "/registry/ipaddresses/10.96.0.9";
+    let claim = json!({"spec": {"parentRef": {"namespace": "default", "name": "gone"}}});
+    server.other(nobodys, Some(claim)).await;
     let revision = server.store.revision();
-    let again = open(server.store.clone()).await;
-    assert_eq!(server.store.revision(), revision, "a second start has nothing to write");
-    drop(again);
+    drop(open(server.store.clone()).await);
+    assert_eq!(server.store.revision(), revision, "a later start reads no Service and no reservation");
 }
 
 #[test]
