@@ -11,8 +11,6 @@ mod cost;
 mod create;
 mod delete;
 #[cfg(test)]
-mod elsewhere;
-#[cfg(test)]
 mod fuzz;
 mod install;
 mod intent;

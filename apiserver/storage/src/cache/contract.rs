@@ -9,99 +9,11 @@ use machinery_api::{StorageKey, StoragePrefix};
 use super::watching::Watch as CacheWatch;
 use super::{Cached, Kind, Resource, Selectors, VersionError, WatchCache};
 use crate::store::contract::{self, WATCHED};
+use crate::store::late::LateStore;
 use crate::store::memory::MemoryStore;
 use crate::store::{
     Change, Current, Entry, History, Outcome, Range, Record, Revision, Sink, Store, StoreError, Txn, Watch, prefix_end,
 };
-
-/// A store that acknowledges before it feeds: its cache hears of a write when its writer or somebody who asks does.
-struct Late {
-    inner: MemoryStore,
-    unheard: Arc<Unheard>,
-}
-
-#[derive(Default)]
-struct Unheard {
-    sink: Mutex<Option<Arc<dyn Sink>>>,
-    changes: Mutex<Vec<Change>>,
-}
-
-impl Unheard {
-    fn hear(&self) {
-        let changes = std::mem::take(&mut *self.changes.lock().unwrap());
-        if let (Some(sink), false) = (&*self.sink.lock().unwrap(), changes.is_empty()) {
-            sink.commit(&changes);
-        }
-    }
-}
-
-impl Sink for Unheard {
-    fn start(&self, state: Vec<Entry>, revision: Revision) {
-        self.sink.lock().unwrap().as_ref().unwrap().start(state, revision);
-    }
-
-    fn commit(&self, changes: &[Change]) {
-        self.changes.lock().unwrap().extend_from_slice(changes);
-    }
-
-    fn compact(&self, revision: Revision) {
-        self.hear();
-        self.sink.lock().unwrap().as_ref().unwrap().compact(revision);
-    }
-}
-
-#[async_trait]
-impl Store for Late {
-    fn revision(&self) -> Revision {
-        self.inner.revision()
-    }
-
-    fn current(&self) -> Current<'_> {
-        Current::Ask(Box::pin(async {
-            let newest = self.inner.revision();
-            self.unheard.hear();
-            Ok(newest)
-        }))
-    }
-
-    fn compacted(&self) -> Revision {
-        self.inner.compacted()
-    }
-
-    async fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Entry>, StoreError> {
-        self.inner.get(key, at).await
-    }
-
-    async fn range(&self, from: &str, to: &str, at: Option<Revision>, limit: usize) -> Result<Range, StoreError> {
-        self.inner.range(from, to, at, limit).await
-    }
-
-    async fn txn(&self, txn: Txn) -> Result<Outcome, StoreError> {
-        let outcome = self.inner.txn(txn).await;
-        let unheard = self.unheard.clone();
-        tokio::spawn(async move { unheard.hear() });
-        outcome
-    }
-
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
-        self.inner.watch(prefix, from).await
-    }
-
-    async fn feed(&self, sink: Arc<dyn Sink>) -> Result<(), StoreError> {
-        *self.unheard.sink.lock().unwrap() = Some(sink);
-        self.inner.feed(self.unheard.clone()).await?;
-        self.unheard.hear();
-        Ok(())
-    }
-
-    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
-        self.inner.compact(revision).await
-    }
-
-    async fn tick(&self) -> Result<(), StoreError> {
-        self.inner.tick().await
-    }
-}
 
 /// A watch cache as a store.
 struct Behind(Arc<WatchCache>);
@@ -220,6 +132,6 @@ async fn a_cache_that_is_fed_first_keeps_the_contract() {
 
 #[tokio::test]
 async fn a_cache_that_hears_later_keeps_the_contract() {
-    let late = |env| Arc::new(Late { inner: MemoryStore::new(env), unheard: Arc::default() });
+    let late = |env| Arc::new(LateStore::new(Arc::new(MemoryStore::new(env))));
     contract::read_and_written(&|env| Box::pin(Behind::open(late(env)))).await;
 }

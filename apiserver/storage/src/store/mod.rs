@@ -5,6 +5,7 @@
 //! then visible to readers and the [`Sink`], then acknowledged.
 
 pub mod embedded;
+pub mod late;
 pub mod memory;
 mod plan;
 pub mod record;
