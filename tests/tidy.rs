@@ -81,8 +81,12 @@ const PURE: &[&str] = &[
     "wasm-node/kubelet/src/image/collect.rs",
     "wasm-node/kubelet/src/pod/cell.rs",
     "wasm-node/kubelet/src/pod/event.rs",
+    "wasm-node/kubelet/src/pod/order.rs",
+    "wasm-node/kubelet/src/pod/stage.rs",
     "wasm-node/kubelet/src/pod/state.rs",
     "wasm-node/kubelet/src/pod/status.rs",
+    "wasm-node/kubelet/src/pod/status/",
+    "wasm-node/kubelet/src/spec/",
 ];
 
 fn root() -> PathBuf {

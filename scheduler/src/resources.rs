@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use machinery_api::quantity::Quantity;
+use machinery_api::requests::{Amounts, Share, pod_total};
 use machinery_client::pod::{Container, PodShape};
 
 /// What a container without a request counts as in scores: 100m and 200 MiB, as upstream.
@@ -63,8 +64,15 @@ impl Resources {
         self.others.retain(|_, amount| *amount != 0);
     }
 
-    /// Adds.
-    pub fn add(&mut self, other: &Self) {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Amounts for Resources {
+    fn add(&mut self, other: &Self) {
         if other.others.is_empty() {
             self.cpu_milli = self.cpu_milli.saturating_add(other.cpu_milli);
             self.memory_bytes = self.memory_bytes.saturating_add(other.memory_bytes);
@@ -74,15 +82,8 @@ impl Resources {
         }
     }
 
-    /// The larger of each.
-    pub fn raise_to(&mut self, other: &Self) {
+    fn raise_to(&mut self, other: &Self) {
         self.combine(other, i64::max);
-    }
-
-    /// Whether there is nothing.
-    #[must_use]
-    pub fn is_zero(&self) -> bool {
-        *self == Self::default()
     }
 }
 
@@ -157,24 +158,10 @@ fn total(
     pod_level: Option<&BTreeMap<String, Text>>,
     of: impl Fn(&Container) -> Resources,
 ) -> Resources {
-    let mut sum = Resources::default();
-    for container in &shape.containers {
-        sum.add(&of(container));
-    }
-    // An init container runs beside the sidecars that started before it, and alone otherwise.
-    let (mut sidecars, mut starting) = (Resources::default(), Resources::default());
-    for container in shape.init_containers.iter().flatten() {
-        let mut asked = of(container);
-        if container.restart_policy.as_deref() == Some("Always") {
-            sidecars.add(&asked);
-            starting.raise_to(&sidecars);
-        } else {
-            asked.add(&sidecars);
-            starting.raise_to(&asked);
-        }
-    }
-    sum.add(&sidecars);
-    sum.raise_to(&starting);
+    let own = shape.containers.iter().map(|container| (Share::Own, of(container)));
+    let init = shape.init_containers.iter().flatten();
+    let init = init.map(|container| (Share::of_init(container.restart_policy.as_deref()), of(container)));
+    let mut sum = pod_total(own.chain(init));
     for (name, text) in pod_level.into_iter().flatten() {
         if name == "cpu" || name == "memory" || name.starts_with("hugepages-") {
             *sum.slot(name) = amount(name, text);

@@ -7,6 +7,7 @@ pub mod names;
 pub mod patch;
 pub mod placement;
 pub mod quantity;
+pub mod requests;
 pub mod schema;
 pub mod selector;
 pub mod shared;

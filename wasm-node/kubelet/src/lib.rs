@@ -4,6 +4,7 @@
 //! - [`image`]: pulling, verifying and caching images.
 //! - [`node`]: the agent: registers its Node and runs the pods that are bound to it ([`node::run`]).
 //! - [`pod`]: one pod's life, decided in one step function, done by one worker.
+//! - [`spec`]: what a pod's spec says of its containers together.
 //! - [`volume`], [`log`], [`server`]: what pods read, what they write, and the kubelet API.
 //!
 //! Absent on purpose: the Wasm runtime (`wasm-runtime`), the registry (`oci-registry`), processes and namespaces of the
@@ -15,4 +16,5 @@ pub mod log;
 pub mod node;
 pub mod pod;
 pub mod server;
+pub mod spec;
 pub mod volume;

@@ -10,6 +10,7 @@ use machinery_api::quantity::Quantity;
 use machinery_api::selector::go_quoted;
 
 use super::sources::{Content, SourceKind};
+use crate::spec::containers;
 
 /// Why a container can't be configured; shown in its status.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -189,12 +190,14 @@ pub fn resource(
     own: Option<&Container>,
     of: &ResourceFieldSelector,
 ) -> Result<String, ConfigError> {
-    let containers = given.pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
+    let spec = containers::spec(given.pod);
+    let named;
     let container = match of.container_name.as_deref().filter(|name| !name.is_empty()) {
-        Some(name) => containers
-            .iter()
-            .find(|container| container.name == name)
-            .ok_or_else(|| ConfigError::Bad(format!("container {name} not found")))?,
+        Some(name) => {
+            let found = containers::each(&spec).find(|(_, container)| container.name == name);
+            named = found.ok_or_else(|| ConfigError::Bad(format!("container {name} not found")))?.1;
+            &*named
+        }
         None => own.ok_or_else(|| ConfigError::Bad("resourceFieldRef names no container".into()))?,
     };
     let resources = container.resources.as_ref();

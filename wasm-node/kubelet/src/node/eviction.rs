@@ -6,26 +6,37 @@ use std::path::Path;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use machinery_api::quantity::Quantity;
 use machinery_client::EventRecord;
 use tokio::sync::watch;
 
 use super::register::{Shortage, Shortages};
-use crate::pod::admit::requested;
-use crate::pod::shared::{PodViews, Shared, plain};
-use crate::pod::worker::PodView;
-use crate::volume::usage::measure;
+use crate::pod::shared::{PodViews, Shared};
+use crate::pod::worker::Seen;
+use crate::spec::containers;
+use crate::spec::requests::requested;
+use crate::volume::paths::plain;
+use crate::volume::usage::{measure, quantity};
 
 /// From this priority on a pod is critical, and never evicted (upstream's `system-cluster-critical`).
 const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+/// What a container uses and requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Share {
+    container: String,
+    used_bytes: u64,
+    requested_bytes: u64,
+}
 
 /// One pod that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Candidate {
     uid: String,
-    container: String,
     priority: i32,
     used_bytes: u64,
     requested_bytes: u64,
+    containers: Vec<Share>,
 }
 
 /// The pod that goes first.
@@ -43,54 +54,68 @@ fn message(resource: &str, short: Shortage, of: &Candidate) -> String {
         quantity(threshold_bytes),
         quantity(available_bytes),
     );
-    if of.used_bytes > of.requested_bytes {
+    for share in of.containers.iter().filter(|share| share.used_bytes > share.requested_bytes) {
         message.push_str(&format!(
             "Container {} was using {}, request is {}, has larger consumption of {resource}. ",
-            of.container,
-            quantity(of.used_bytes),
-            quantity(of.requested_bytes),
+            share.container,
+            quantity(share.used_bytes),
+            quantity(share.requested_bytes),
         ));
     }
     message
 }
 
-/// Bytes as upstream writes them: in the largest binary unit of which they are a whole number.
-fn quantity(bytes: u64) -> String {
-    let mut units = ["Ei", "Pi", "Ti", "Gi", "Mi", "Ki"].into_iter().zip((1..=6).rev());
-    let unit = units.find(|(_, power)| bytes != 0 && bytes.is_multiple_of(1 << (10 * power)));
-    unit.map_or_else(|| bytes.to_string(), |(unit, power)| format!("{}{unit}", bytes >> (10 * power)))
-}
-
 /// Bytes of memory that the guests of a node hold.
 pub(super) fn memory_used(pods: &PodViews) -> u64 {
-    pods.all()
-        .iter()
-        .filter_map(|view| view.look().container)
-        .map(|(container, _)| container.stats().memory_bytes)
-        .sum()
+    pods.all().iter().map(|view| view.look().memory_bytes()).sum()
 }
 
-fn candidates(pods: &PodViews, resource: &str, used: impl Fn(&str, &PodView) -> u64) -> Vec<Candidate> {
+/// The pods that run; `used`: bytes that a pod uses, and each of its containers that run.
+fn candidates(
+    pods: &PodViews,
+    resource: &str,
+    used: impl Fn(&str, &Seen) -> (u64, Vec<(String, u64)>),
+) -> Vec<Candidate> {
     let all = pods.all();
     let running = all.iter().filter_map(|view| {
         let seen = view.look();
-        let spec = seen.pod.spec.as_ref().filter(|_| seen.container.is_some())?;
+        let spec = seen.pod.spec.as_ref().filter(|_| seen.runs())?;
         let uid = seen.pod.metadata.uid.clone().filter(|_| seen.pod.metadata.deletion_timestamp.is_none())?;
+        let (used_bytes, each) = used(&uid, &seen);
+        let requests = |name: &str| {
+            let (_, container) = containers::each(spec).find(|(_, container)| container.name == name)?;
+            let amount = Quantity::parse(&container.resources.as_ref()?.requests.as_ref()?.get(resource)?.0).ok()?;
+            u64::try_from(amount.value()).ok()
+        };
+        let share = |(container, used_bytes): (String, u64)| Share {
+            requested_bytes: requests(&container).unwrap_or(0),
+            container,
+            used_bytes,
+        };
         Some(Candidate {
-            container: spec.containers.first()?.name.clone(),
             priority: spec.priority.unwrap_or(0),
-            used_bytes: used(&uid, view),
+            used_bytes,
             requested_bytes: u64::try_from(requested(&seen.pod, resource)).unwrap_or(0),
+            containers: each.into_iter().map(share).collect(),
             uid,
         })
     });
     running.collect()
 }
 
-/// Bytes on the disk that a pod's volumes and logs take. Walks them.
-fn disk_used(data_dir: &Path, uid: &str) -> u64 {
-    let folders = ["pods", "logs"].map(|folder| measure(&data_dir.join(folder).join(plain(uid))).bytes);
-    folders.into_iter().fold(0, u64::saturating_add)
+/// Bytes of memory of a pod's containers.
+fn memory_of(_: &str, seen: &Seen) -> (u64, Vec<(String, u64)>) {
+    let running = seen.containers.iter().filter_map(|of| Some((of.name.to_string(), of.running.as_ref()?)));
+    let each: Vec<_> = running.map(|(name, (container, _))| (name, container.stats().memory_bytes)).collect();
+    (each.iter().map(|(_, bytes)| bytes).sum(), each)
+}
+
+/// Bytes on the disk that a pod's volumes and logs take, and the logs of each container. Walks them.
+fn disk_of(data_dir: &Path, uid: &str, seen: &Seen) -> (u64, Vec<(String, u64)>) {
+    let [pods, logs] = ["pods", "logs"].map(|folder| data_dir.join(folder).join(plain(uid)));
+    let log_of = |name: &str| measure(&logs.join(plain(name))).bytes;
+    let each = seen.containers.iter().map(|of| (of.name.to_string(), log_of(&of.name))).collect();
+    (measure(&pods).bytes.saturating_add(measure(&logs).bytes), each)
 }
 
 /// Evicts what is to go, each time that `shortages` is told anew.
@@ -135,12 +160,10 @@ struct Ended;
 /// The pod that is to go for `resource`. Volumes are walked where nobody else waits.
 async fn look_for(node: &Arc<Shared>, resource: &'static str) -> Result<Option<Candidate>, Ended> {
     if resource == "memory" {
-        let memory =
-            |_: &str, view: &PodView| view.look().container.map_or(0, |(container, _)| container.stats().memory_bytes);
-        return Ok(first(candidates(&node.pods, resource, memory)));
+        return Ok(first(candidates(&node.pods, resource, memory_of)));
     }
     let (pods, data_dir) = (node.pods.clone(), node.identity.data_dir.clone());
-    let walk = move || first(candidates(&pods, resource, |uid, _| disk_used(&data_dir, uid)));
+    let walk = move || first(candidates(&pods, resource, |uid, seen| disk_of(&data_dir, uid, seen)));
     node.measurer.run(walk).await.ok_or(Ended)
 }
 
@@ -155,7 +178,8 @@ mod tests {
     use super::*;
 
     fn pod(uid: &str, priority: i32, used_bytes: u64, requested_bytes: u64) -> Candidate {
-        Candidate { uid: uid.into(), container: "c".into(), priority, used_bytes, requested_bytes }
+        let containers = vec![Share { container: "c".into(), used_bytes, requested_bytes }];
+        Candidate { uid: uid.into(), priority, used_bytes, requested_bytes, containers }
     }
 
     #[test]

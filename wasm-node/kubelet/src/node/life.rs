@@ -29,12 +29,12 @@ enum Answer {
 }
 
 #[derive(Default)]
-struct Cluster {
+pub(super) struct Cluster {
     version: u64,
     /// Pods by name.
-    pods: BTreeMap<String, Value>,
+    pub(super) pods: BTreeMap<String, Value>,
     /// Reasons of events, in their order.
-    events: Vec<String>,
+    pub(super) events: Vec<String>,
     watches: Vec<Watch>,
     /// Watches of what never changes here.
     silent: Vec<Watch>,
@@ -119,15 +119,15 @@ impl Dial for NoDial {
     }
 }
 
-struct Node {
-    api: Api,
-    network: PodNetwork,
+pub(super) struct Node {
+    pub(super) api: Api,
+    pub(super) network: PodNetwork,
     stop: CancellationToken,
-    dir: tempfile::TempDir,
+    pub(super) dir: tempfile::TempDir,
 }
 
 impl Node {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         Self::with_addresses("127.66.0.0/24").await
     }
 
@@ -166,17 +166,23 @@ impl Node {
         Self { api, network, stop, dir }
     }
 
-    /// Binds a pod whose module is that script; what is given is put into its spec, but for its status.
-    fn run(&self, name: &str, script: &str, spec: &Value) {
+    /// The image of a module that is that script.
+    pub(super) fn image(&self, name: &str, script: &str) -> String {
         let module = self.dir.path().join("files").join(format!("{name}.wasm"));
         std::fs::write(&module, script).unwrap();
+        format!("file://{}", module.display())
+    }
+
+    /// Binds a pod whose module is that script; what is given is put into its spec, but for its status.
+    pub(super) fn run(&self, name: &str, script: &str, spec: &Value) {
+        let image = self.image(name, script);
         let mut pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}")},
             "spec": {
                 "nodeName": "n", "automountServiceAccountToken": false, "serviceAccountName": "default",
                 "enableServiceLinks": false, "restartPolicy": "Always",
-                "containers": [{"name": "c", "image": format!("file://{}", module.display())}],
+                "containers": [{"name": "c", "image": image}],
             },
             "status": {"phase": "Pending"},
         });
@@ -190,7 +196,7 @@ impl Node {
     }
 
     /// Deletes a pod, and waits until it is gone.
-    async fn delete(&self, name: &str) {
+    pub(super) async fn delete(&self, name: &str) {
         self.api.with(|cluster| {
             let mut pod = cluster.pods[name].clone();
             pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
@@ -200,7 +206,7 @@ impl Node {
         self.api.until("deleted", |cluster| (!cluster.pods.contains_key(name)).then_some(())).await;
     }
 
-    async fn until(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub(super) async fn until(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.api
             .until(what, |cluster| cluster.pods.get(name).map(|pod| &pod["status"]).filter(|s| wanted(s)).cloned())
             .await
@@ -213,7 +219,7 @@ impl Drop for Node {
     }
 }
 
-fn is_ready(status: &Value) -> bool {
+pub(super) fn is_ready(status: &Value) -> bool {
     let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
     conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }

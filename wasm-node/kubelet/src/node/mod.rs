@@ -14,6 +14,8 @@ mod played;
 mod pods;
 mod register;
 #[cfg(test)]
+mod several;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;

@@ -64,8 +64,8 @@ pub(super) async fn run(node: Arc<Shared>) {
     }
     // Guests end with their workers; the API hears nothing of it, so that they are taken up again at the next start.
     pods.running.shutdown().await;
-    for log in pods.node.pods.all().iter().filter_map(|view| view.look().log) {
-        log.close();
+    for container in pods.node.pods.all().iter().flat_map(|view| view.look().containers) {
+        container.log.close();
     }
 }
 

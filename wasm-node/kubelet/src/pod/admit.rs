@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
-use machinery_api::quantity::Quantity;
+
+use crate::spec::requests::{amount_of, requested};
 
 /// The resources that are counted, and the reason for which a pod fails that doesn't fit (upstream's, in its order).
 const COUNTED: [(&str, &str); 4] = [
@@ -22,15 +23,15 @@ pub fn refuse<'a>(
     pod: &Pod,
 ) -> Option<(&'static str, String)> {
     COUNTED.into_iter().find_map(|(name, reason)| {
-        let requested = requested(pod, name);
-        if requested == 0 {
+        let asked = requested(pod, name);
+        if asked == 0 {
             return None;
         }
-        let used: i64 = others.clone().filter(|other| !ended(other)).map(|other| self::requested(other, name)).sum();
+        let used: i64 = others.clone().filter(|other| !ended(other)).map(|other| requested(other, name)).sum();
         let capacity = allocatable.get(name).map_or(0, |amount| amount_of(amount, name));
-        (used.saturating_add(requested) > capacity).then(|| {
+        (used.saturating_add(asked) > capacity).then(|| {
             let message = format!(
-                "Pod was rejected: Node didn't have enough resource: {name}, requested: {requested}, used: {used}, \
+                "Pod was rejected: Node didn't have enough resource: {name}, requested: {asked}, used: {used}, \
                  capacity: {capacity}"
             );
             (reason, message)
@@ -41,23 +42,6 @@ pub fn refuse<'a>(
 fn ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-/// In thousandths of cores, else in whole units.
-fn amount_of(amount: &Wire, name: &str) -> i64 {
-    Quantity::parse(&amount.0).map_or(0, |quantity| if name == "cpu" { quantity.milli() } else { quantity.value() })
-}
-
-/// What a pod requests of a resource, in thousandths of cores or whole units.
-#[must_use]
-pub fn requested(pod: &Pod, name: &str) -> i64 {
-    if name == "pods" {
-        return 1;
-    }
-    let Some(spec) = &pod.spec else { return 0 };
-    let containers = spec.containers.iter().filter_map(|container| container.resources.as_ref()?.requests.as_ref());
-    let all = containers.chain(spec.overhead.as_ref());
-    all.filter_map(|amounts| amounts.get(name)).map(|amount| amount_of(amount, name)).fold(0, i64::saturating_add)
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::backoff::BackOff;
-use super::event::{Action, CellEvent, ContainerPolicy, LifecyclePolicy, ProbeKind, Restart};
+use super::event::{Action, CellEvent, Class, ContainerPolicy, LifecyclePolicy, ProbeKind, Restart};
+pub use super::stage::{CellStage, Exit, Running, StopReason, Wait};
 
 /// Between a failed pull and the back-off that it is then said to be in, so that both reasons can be seen.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
@@ -14,120 +15,11 @@ const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
 /// (upstream's period).
 const RETRY: Duration = Duration::from_secs(10);
 
-/// How a container ended.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Exit {
-    /// Exit code.
-    pub code: i32,
-    /// `Completed`, `Error`, `OOMKilled` …
-    pub reason: String,
-    /// Termination message.
-    pub message: Option<String>,
-    /// When it was started.
-    pub started: Option<Timestamp>,
-    /// When it ended.
-    pub finished: Timestamp,
-    /// Its id.
-    pub container_id: Option<String>,
-}
-
-/// A container that runs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Running {
-    /// Since when.
-    pub since: Timestamp,
-    /// Its id.
-    pub container_id: String,
-    /// The startup probe, where there is one, has succeeded.
-    pub started: bool,
-    /// The readiness probe, where there is one, says so.
-    pub ready: bool,
-    /// An instance can be made.
-    pub instantiable: bool,
-    /// The first result of the probe that decides is still to come.
-    pub unprobed: bool,
-    /// Results in a row per probe: (good, how many).
-    rows: [(bool, u32); 3],
-}
-
-impl Running {
-    fn serves(&self) -> bool {
-        self.ready && self.instantiable && self.started
-    }
-}
-
-/// Why a running container is being stopped.
-#[derive(Debug, Clone, PartialEq)]
-pub enum StopReason {
-    /// The pod ends.
-    Pod,
-    /// A probe has failed too often: it is started again.
-    Probe,
-    /// Its image is another one: it is started again, whatever its restart policy.
-    Changed,
-}
-
-/// Why a container waits before its next try.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Wait {
-    /// The image can't be had; the reason and message are shown, then its back-off.
-    Pull {
-        /// `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`.
-        reason: &'static str,
-        /// Why.
-        message: String,
-    },
-    /// Waiting to pull again.
-    PullBackOff {
-        /// Why the last pull failed.
-        message: String,
-    },
-    /// It can't be configured, created or started.
-    Config {
-        /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`.
-        reason: &'static str,
-        /// Why.
-        message: String,
-    },
-    /// It has ended too often.
-    Crash {
-        /// For how long.
-        wait: Duration,
-    },
-}
-
-/// Where a container stands.
-#[derive(Debug, Clone, PartialEq)]
-pub enum CellStage {
-    /// It waits for the pod's volumes.
-    Idle,
-    /// The image is being had.
-    Pulling,
-    /// Until the next try.
-    Waiting {
-        /// Why.
-        wait: Wait,
-        /// Until when.
-        until: Timestamp,
-    },
-    /// The container is being made.
-    Starting,
-    /// The container runs.
-    Running(Running),
-    /// The container is being stopped.
-    Stopping {
-        /// What it is.
-        running: Running,
-        /// Why.
-        why: StopReason,
-    },
-    /// It runs no more, and never will.
-    Done,
-}
-
 /// All that is remembered of a container.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cell {
+    /// What it is to the pod.
+    pub class: Class,
     /// Where it stands.
     pub stage: CellStage,
     /// How often it was started before, and once more: none = never.
@@ -138,6 +30,8 @@ pub struct Cell {
     pub last: Option<Exit>,
     /// The image's digest.
     pub image_id: String,
+    /// It has let those begin that come after it: an init container by its good end, a sidecar by having started.
+    pub passed: bool,
     crash: BackOff,
     pull: BackOff,
 }
@@ -148,8 +42,8 @@ pub(super) struct CellContext<'a> {
     pub(super) own: &'a ContainerPolicy,
     pub(super) index: usize,
     pub(super) now: Timestamp,
-    /// The pod's end is decided.
-    pub(super) ending: bool,
+    /// Nothing of the pod begins any more.
+    pub(super) closing: bool,
     /// The volumes are there.
     pub(super) sandbox: bool,
 }
@@ -180,24 +74,26 @@ pub(super) fn after(now: Timestamp, wait: Duration) -> Timestamp {
     now.saturating_add(wait).unwrap_or(Timestamp::MAX)
 }
 
-impl Default for Cell {
-    fn default() -> Self {
+impl Cell {
+    /// One that was never started.
+    #[must_use]
+    pub fn new(class: Class) -> Self {
         Self {
+            class,
             stage: CellStage::Idle,
             attempt: None,
             exit: None,
             last: None,
             image_id: String::new(),
+            passed: false,
             crash: BackOff::default(),
             pull: BackOff::default(),
         }
     }
-}
 
-impl Cell {
     /// One that an earlier run of the agent had started: it is no more, and ended like `exit`.
-    pub(super) fn resume(attempt: u32, exit: Exit, image_id: String) -> Self {
-        Self { attempt: Some(attempt), exit: Some(exit), image_id, ..Self::default() }
+    pub(super) fn resume(class: Class, attempt: u32, exit: Exit, image_id: String) -> Self {
+        Self { attempt: Some(attempt), exit: Some(exit), image_id, ..Self::new(class) }
     }
 
     /// Whether it counts as ready; `deleted`: the pod is being deleted.
@@ -233,11 +129,31 @@ impl Cell {
         }
     }
 
-    /// The volumes are there.
-    pub(super) fn mounted(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
+    /// Its turn has come.
+    pub(super) fn begin(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         if self.stage == CellStage::Idle {
-            self.prepare(around, actions);
+            match self.exit.as_ref().map(|exit| exit.finished) {
+                Some(finished) => self.again(around, finished, actions),
+                None => self.prepare(around, actions),
+            }
         }
+    }
+
+    /// Decides what becomes of one that an earlier run of the agent had started.
+    pub(super) fn recall(&mut self, around: &CellContext<'_>) {
+        let Some(exit) = &self.exit else { return };
+        // A pod that always restarts begins from the start, as upstream's whose sandbox is no more.
+        let anew = self.class == Class::Init && around.rules.restart == Restart::Always;
+        if around.closing || !anew && !around.own.restarts(exit.code) {
+            self.passed = exit.code == 0;
+            self.stage = CellStage::Done;
+        }
+    }
+
+    /// The whole pod is started anew: it has its turn again.
+    pub(super) fn reset(&mut self) {
+        self.passed = false;
+        self.stage = CellStage::Idle;
     }
 
     /// Something happened to it.
@@ -335,9 +251,14 @@ impl Cell {
 
     fn image_changed(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         match &self.stage {
+            // As upstream: one that runs once is left to its end.
+            CellStage::Running(_) if self.class == Class::Init => {}
             CellStage::Running(running) => {
                 let name = &around.own.name;
-                let message = format!("Container {name} definition changed, will be restarted");
+                let message = match self.class {
+                    Class::Sidecar => format!("Init container {name} definition changed"),
+                    _ => format!("Container {name} definition changed, will be restarted"),
+                };
                 actions.push(around.normal("Killing", message));
                 actions.push(Action::Stop { container: around.index, grace: around.rules.grace });
                 self.stage = CellStage::Stopping { running: running.clone(), why: StopReason::Changed };
@@ -387,6 +308,7 @@ impl Cell {
         actions.push(around.normal("Created", "Container created"));
         actions.push(around.normal("Started", "Container started"));
         let own = around.own;
+        self.passed |= self.class == Class::Sidecar && own.startup.is_none();
         self.stage = CellStage::Running(Running {
             since: around.now,
             container_id,
@@ -441,8 +363,7 @@ impl Cell {
                 running.ready = false;
                 return;
             }
-            let (name, word) = (&around.own.name, kind.word().to_lowercase());
-            actions.push(around.normal("Killing", format!("Container {name} failed {word} probe, will be restarted")));
+            actions.push(around.normal("Killing", failed_probe(around.own, kind)));
             let grace = thresholds.grace.unwrap_or(around.rules.grace);
             actions.push(Action::Stop { container: around.index, grace });
             self.stage = CellStage::Stopping { running: running.clone(), why: StopReason::Probe };
@@ -451,6 +372,7 @@ impl Cell {
                 ProbeKind::Readiness => running.ready = true,
                 ProbeKind::Startup if !running.started => {
                     running.started = true;
+                    self.passed |= self.class == Class::Sidecar;
                     running.unprobed = around.own.readiness.is_some();
                     around.probe_the_rest(actions);
                 }
@@ -459,26 +381,36 @@ impl Cell {
         }
     }
 
-    /// The pod ends, and this with it; `sooner`: within less than was said before.
-    pub(super) fn end(&mut self, around: &CellContext<'_>, grace: Duration, sooner: bool, actions: &mut Vec<Action>) {
+    /// It is stopped where it runs; `sooner`: also where it is being stopped, as it has less time now.
+    pub(super) fn stop(
+        &mut self,
+        around: &CellContext<'_>,
+        reason: &StopReason,
+        grace: Duration,
+        sooner: bool,
+        actions: &mut Vec<Action>,
+    ) {
         let container = around.index;
         match &mut self.stage {
             CellStage::Running(running) => {
                 actions.push(around.normal("Killing", format!("Stopping container {}", around.own.name)));
                 actions.push(Action::Stop { container, grace });
-                self.stage = CellStage::Stopping { running: running.clone(), why: StopReason::Pod };
+                self.stage = CellStage::Stopping { running: running.clone(), why: reason.clone() };
             }
-            CellStage::Stopping { why, .. } => {
-                if sooner {
-                    *why = StopReason::Pod;
-                    actions.push(Action::Stop { container, grace });
-                }
+            CellStage::Stopping { why, .. } if sooner || *why != *reason => {
+                *why = reason.clone();
+                actions.push(Action::Stop { container, grace });
             }
-            CellStage::Done => {}
-            _ => {
-                actions.push(Action::Kill(container));
-                self.stage = CellStage::Done;
-            }
+            _ => {}
+        }
+    }
+
+    /// It is given up where it doesn't run: it will not begin any more (or has its turn `again`).
+    pub(super) fn give_up(&mut self, around: &CellContext<'_>, again: bool, actions: &mut Vec<Action>) {
+        let stage = if again { CellStage::Idle } else { CellStage::Done };
+        if !self.is_live() && self.stage != CellStage::Done && self.stage != stage {
+            actions.push(Action::Kill(around.index));
+            self.stage = stage;
         }
     }
 
@@ -489,18 +421,33 @@ impl Cell {
         (code, reason, message): (i32, String, Option<String>),
         actions: &mut Vec<Action>,
     ) {
-        let changed = matches!(&self.stage, CellStage::Stopping { why: StopReason::Changed, .. });
+        let why = match &self.stage {
+            CellStage::Stopping { why, .. } => Some(why.clone()),
+            _ => None,
+        };
         let (CellStage::Running(running) | CellStage::Stopping { running, .. }) = &self.stage else { return };
-        self.exit = Some(Exit {
+        let mut exit = Exit {
             code,
             reason,
             message,
             started: Some(running.since),
             finished: around.now,
             container_id: Some(running.container_id.clone()),
-        });
+        };
         actions.push(Action::Kill(around.index));
-        if changed && !around.ending {
+        let stopped = why == Some(StopReason::Anew);
+        if !around.closing && (stopped || around.own.restarts_all(code)) {
+            if stopped {
+                // Upstream's words.
+                exit.reason = "RestartingAllContainers".into();
+                exit.message = Some("The container is removed because RestartAllContainers in place".into());
+            }
+            self.exit = Some(exit);
+            self.stage = CellStage::Idle;
+            return;
+        }
+        self.exit = Some(exit);
+        if why == Some(StopReason::Changed) && !around.closing {
             self.prepare(around, actions);
         } else {
             self.follow_exit(around, actions);
@@ -508,18 +455,20 @@ impl Cell {
     }
 
     /// What follows an end: another start, now or later, or none.
-    pub(super) fn follow_exit(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
+    fn follow_exit(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         let Some(exit) = &self.exit else { return };
-        let again = match around.rules.restart {
-            Restart::Always => true,
-            Restart::OnFailure => exit.code != 0,
-            Restart::Never => false,
-        };
-        if around.ending || !again {
+        if around.closing || !around.own.restarts(exit.code) {
+            self.passed |= self.class == Class::Init && exit.code == 0;
             self.stage = CellStage::Done;
             return;
         }
-        let (finished, now) = (exit.finished, around.now);
+        let finished = exit.finished;
+        self.again(around, finished, actions);
+    }
+
+    /// Another start, now or later, after an end at `finished`.
+    fn again(&mut self, around: &CellContext<'_>, finished: Timestamp, actions: &mut Vec<Action>) {
+        let now = around.now;
         if let Some((until, wait)) = self.crash.until(finished, now) {
             let (name, pod) = (&around.own.name, &around.rules.pod);
             let message = format!("Back-off restarting failed container {name} in pod {pod}");
@@ -531,5 +480,15 @@ impl Cell {
             self.crash.next(finished, now);
             self.prepare(around, actions);
         }
+    }
+}
+
+/// Upstream's words, which differ by where the container stands in the spec.
+fn failed_probe(own: &ContainerPolicy, kind: ProbeKind) -> String {
+    let (name, word) = (&own.name, kind.word().to_lowercase());
+    match own.class {
+        Class::Sidecar => format!("Init container {name} failed {word} probe"),
+        _ if own.restart == Restart::Never => format!("Container {name} failed {word} probe"),
+        _ => format!("Container {name} failed {word} probe, will be restarted"),
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+pub use crate::spec::containers::Class;
+
 /// `restartPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restart {
@@ -45,11 +47,34 @@ pub struct Thresholds {
     pub grace: Option<Duration>,
 }
 
+/// What happens to a container that has ended, where `exit_codes` say so (`restartPolicyRules`, KEP-5307).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestartRule {
+    /// The codes that it is about.
+    pub exit_codes: Vec<i32>,
+    /// It is about all others (`NotIn`).
+    pub others: bool,
+    /// All containers of the pod are started anew, and not only this one (`RestartAllContainers`, KEP-5532).
+    pub all: bool,
+}
+
+impl RestartRule {
+    fn is_about(&self, code: i32) -> bool {
+        self.exit_codes.contains(&code) != self.others
+    }
+}
+
 /// What of a container's spec decides about its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerPolicy {
     /// Its name.
     pub name: String,
+    /// What it is to the pod.
+    pub class: Class,
+    /// Whether it is started again: its own policy, else the pod's.
+    pub restart: Restart,
+    /// What comes before that.
+    pub restart_rules: Vec<RestartRule>,
     /// The image, as the spec has it.
     pub image: String,
     /// The probes that there are.
@@ -63,7 +88,7 @@ pub struct ContainerPolicy {
 /// What of a pod's spec decides about its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LifecyclePolicy {
-    /// Its containers, in the spec's order: an index into them is how events and actions name one.
+    /// Its containers, in the order of [`crate::spec::containers`]: an index into them is how events and actions name one.
     pub containers: Vec<ContainerPolicy>,
     /// `name_namespace(uid)`, as upstream's messages call a pod.
     pub pod: String,
@@ -76,6 +101,23 @@ pub struct LifecyclePolicy {
 }
 
 impl ContainerPolicy {
+    /// Whether it is started again after an end with `code`.
+    pub(super) fn restarts(&self, code: i32) -> bool {
+        let by_rule = self.restart_rules.iter().any(|rule| rule.is_about(code));
+        by_rule
+            || match self.restart {
+                Restart::Always => true,
+                Restart::OnFailure => code != 0,
+                Restart::Never => false,
+            }
+    }
+
+    /// Whether an end with `code` starts the whole pod anew: the first rule that is about it says so.
+    pub(super) fn restarts_all(&self, code: i32) -> bool {
+        let rule = self.restart_rules.iter().find(|rule| rule.is_about(code));
+        self.class != Class::Ephemeral && rule.is_some_and(|rule| rule.all)
+    }
+
     pub(super) fn thresholds(&self, kind: ProbeKind) -> Option<&Thresholds> {
         match kind {
             ProbeKind::Startup => self.startup.as_ref(),

@@ -13,16 +13,18 @@ use super::shared::Shared;
 use super::state::{CellEvent, ProbeKind};
 use super::worker::{Message, happened};
 
+/// Whose probe it is.
+pub(crate) struct Probed {
+    pub(crate) container: usize,
+    pub(crate) attempt: u32,
+    pub(crate) kind: ProbeKind,
+    /// When that start was.
+    pub(crate) since: Timestamp,
+}
+
 /// Probes until it is dropped; a startup probe ends with its success.
-pub(crate) async fn run(
-    node: Arc<Shared>,
-    spec: ProbeSpec,
-    kind: ProbeKind,
-    attempt: u32,
-    since: Timestamp,
-    ip: IpAddr,
-    messages: mpsc::Sender<Message>,
-) {
+pub(crate) async fn run(node: Arc<Shared>, spec: ProbeSpec, of: Probed, ip: IpAddr, messages: mpsc::Sender<Message>) {
+    let Probed { container, attempt, kind, since } = of;
     let run_for = Duration::try_from(node.parts.env.now().duration_since(since)).unwrap_or_default();
     tokio::time::sleep(spec.initial_delay.saturating_sub(run_for)).await;
     let mut ticks = tokio::time::interval(spec.period);
@@ -41,7 +43,7 @@ pub(crate) async fn run(
         };
         started = started || failure.is_none();
         let probed = CellEvent::Probed { attempt, kind, failure };
-        if messages.send(happened(probed)).await.is_err() || kind == ProbeKind::Startup && started {
+        if messages.send(happened(container, probed)).await.is_err() || kind == ProbeKind::Startup && started {
             return;
         }
     }

@@ -55,17 +55,24 @@ pub(crate) struct Context {
     pub(crate) node: Arc<Shared>,
     pub(crate) pod: Arc<Pod>,
     pub(crate) container: Arc<Container>,
+    /// The container, as events name it.
     pub(crate) about: ObjectReference,
     pub(crate) ip: Option<IpAddr>,
+    /// Which container of the pod it is.
+    pub(crate) index: usize,
     pub(crate) attempt: u32,
     pub(crate) messages: mpsc::Sender<Message>,
 }
 
 impl Context {
     fn warn(&self, reason: &'static str, message: String) {
-        let field_path = Some(format!("spec.containers{{{}}}", self.container.name));
-        let about = ObjectReference { field_path, ..self.about.clone() };
-        self.node.recorder.record(EventRecord { about, warning: true, reason, message, source: None });
+        self.node.recorder.record(EventRecord {
+            about: self.about.clone(),
+            warning: true,
+            reason,
+            message,
+            source: None,
+        });
     }
 
     /// Reads what the container leaves when it has ended; told whether it failed. Reads files.

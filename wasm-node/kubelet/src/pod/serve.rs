@@ -35,7 +35,8 @@ impl AttachedAddress {
 pub(crate) struct ServerHandle {
     server: Arc<dyn Server>,
     container: Arc<dyn Container>,
-    attempt: u32,
+    /// Which container of the pod, and which start.
+    of: (usize, u32),
     messages: mpsc::Sender<Message>,
     looking: AtomicBool,
     this: std::sync::Weak<ServerHandle>,
@@ -45,11 +46,11 @@ impl ServerHandle {
     pub(crate) fn new(
         container: Arc<dyn Container>,
         server: Arc<dyn Server>,
-        attempt: u32,
+        of: (usize, u32),
         messages: mpsc::Sender<Message>,
     ) -> Arc<Self> {
         let looking = AtomicBool::new(false);
-        Arc::new_cyclic(|this| Self { server, container, attempt, messages, looking, this: this.clone() })
+        Arc::new_cyclic(|this| Self { server, container, of, messages, looking, this: this.clone() })
     }
 
     /// Tries whether an instance can be made, until one can; tells the worker.
@@ -69,8 +70,9 @@ impl ServerHandle {
                     Trial::NoRoom => continue,
                 };
                 let again = broken.is_some();
-                let tried = CellEvent::Tried { attempt: gate.attempt, broken };
-                if gate.messages.send(happened(tried)).await.is_err() {
+                let (index, attempt) = gate.of;
+                let tried = CellEvent::Tried { attempt, broken };
+                if gate.messages.send(happened(index, tried)).await.is_err() {
                     return;
                 }
                 if !again {

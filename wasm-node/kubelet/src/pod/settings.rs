@@ -1,14 +1,16 @@
 //! What a container is run with: limits, annotations, ports, probes, stopping. Pure: the pod's fields, read once.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Pod, Probe};
+use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, HTTPGetAction, Pod, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use machinery_api::names;
 use machinery_api::quantity::Quantity;
 
-use super::state::{ContainerPolicy, LifecyclePolicy, ProbeKind, Restart, Thresholds};
+use super::state::{Class, ContainerPolicy, LifecyclePolicy, ProbeKind, Restart, RestartRule, Thresholds};
 use super::status::pod_text;
+use crate::spec::containers;
 use runtime_api::{CONCURRENCY_DEFAULT, Grants, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
 
 /// The port of a server whose container names none.
@@ -21,38 +23,58 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 /// Every annotation of a container that there is.
 const KNOWN: [&str; 5] = [names::FUEL, names::TIMEOUT, names::CONCURRENCY, names::HOST, names::STOP];
 
-/// The container that a pod runs.
-#[must_use]
-pub fn container(pod: &Pod) -> Option<&Container> {
-    pod.spec.as_ref()?.containers.first()
-}
-
 /// What decides about the pod's life.
 #[must_use]
 pub fn rules(pod: &Pod) -> LifecyclePolicy {
-    let spec = pod.spec.clone().unwrap_or_default();
+    let spec = containers::spec(pod);
     let seconds = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    let restart = restart(spec.restart_policy.as_deref()).unwrap_or(Restart::Always);
     LifecyclePolicy {
-        containers: spec.containers.iter().map(container_rules).collect(),
+        containers: containers::each(&spec).map(|(class, own)| container_rules(class, &own, restart)).collect(),
         pod: pod_text(pod),
-        restart: match spec.restart_policy.as_deref() {
-            Some("Never") => Restart::Never,
-            Some("OnFailure") => Restart::OnFailure,
-            _ => Restart::Always,
-        },
+        restart,
         deadline: spec.active_deadline_seconds.map(seconds),
         grace: spec.termination_grace_period_seconds.map_or(Duration::from_secs(30), seconds),
     }
 }
 
-fn container_rules(container: &Container) -> ContainerPolicy {
+fn restart(policy: Option<&str>) -> Option<Restart> {
+    match policy {
+        Some("Always") => Some(Restart::Always),
+        Some("OnFailure") => Some(Restart::OnFailure),
+        Some("Never") => Some(Restart::Never),
+        _ => None,
+    }
+}
+
+fn container_rules(class: Class, container: &Container, pod: Restart) -> ContainerPolicy {
+    let own = restart(container.restart_policy.as_deref());
+    let restart = match (class, own.unwrap_or(pod)) {
+        // It runs until it has succeeded once.
+        (Class::Init, Restart::Always) => Restart::OnFailure,
+        (Class::Ephemeral, _) => Restart::Never,
+        (_, restart) => restart,
+    };
+    let rules = container.restart_policy_rules.iter().flatten().filter(|_| own.is_some());
     ContainerPolicy {
         name: container.name.clone(),
+        class,
+        restart,
+        restart_rules: rules.filter_map(restart_rule).collect(),
         image: container.image.clone().unwrap_or_default(),
         startup: container.startup_probe.as_ref().map(thresholds),
         readiness: container.readiness_probe.as_ref().map(thresholds),
         liveness: container.liveness_probe.as_ref().map(thresholds),
     }
+}
+
+fn restart_rule(rule: &ContainerRestartRule) -> Option<RestartRule> {
+    let codes = rule.exit_codes.as_ref()?;
+    Some(RestartRule {
+        exit_codes: codes.values.clone().unwrap_or_default(),
+        others: codes.operator == "NotIn",
+        all: rule.action == "RestartAllContainers",
+    })
 }
 
 fn count(value: Option<i32>, default: u32) -> u32 {
@@ -208,6 +230,8 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
         Some((name, value)) => return bad(name, format!("{value:?} is not \"grace\", the only value that there is")),
         None => false,
     };
+    let spec = containers::spec(pod);
+    let names: BTreeSet<&str> = containers::names(&spec).collect();
     for name in annotations.into_iter().flatten().map(|(name, _)| name) {
         let Some((domain, of)) = name.split_once('/') else { continue };
         if !domain.ends_with(names::ANNOTATIONS_DOMAIN) {
@@ -217,7 +241,7 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
             let known = KNOWN.map(|known| format!("{known}{}", container.name)).join(", ");
             return bad(name.clone(), format!("there is no such annotation; there are {known}"));
         }
-        if of != container.name {
+        if !names.contains(of) {
             return bad(name.clone(), format!("the pod has no container {of:?}"));
         }
     }
@@ -306,7 +330,7 @@ mod tests {
             }))
             .unwrap()
         };
-        let read = |pod: &Pod| settings(pod, container(pod).unwrap(), &[]);
+        let read = |pod: &Pod| settings(pod, &pod.spec.as_ref().unwrap().containers[0], &[]);
         let good = read(&pod(json!({
             "fuel.coracle.dev/c": "5", "timeout.coracle.dev/c": "2s", "concurrency.coracle.dev/c": "7",
             "stop.coracle.dev/c": "grace",

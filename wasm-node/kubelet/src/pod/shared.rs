@@ -22,6 +22,7 @@ use crate::image::Images;
 use crate::log;
 use crate::volume::manager::VolumeManager;
 use crate::volume::measure::Measurer;
+use crate::volume::paths::plain;
 use runtime_api::Runtime;
 
 /// What the node agents of a process share.
@@ -92,12 +93,6 @@ impl Shared {
 /// Where the log of one run of a container lies.
 pub(crate) fn log_path(data_dir: &Path, uid: &str, container: &str, attempt: u32) -> PathBuf {
     data_dir.join("logs").join(plain(uid)).join(plain(container)).join(format!("{attempt}.log"))
-}
-
-/// The API has checked these names; a path is made of nothing else all the same.
-pub(crate) fn plain(name: &str) -> String {
-    let plain: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
-    if plain.is_empty() { "none".to_owned() } else { plain }
 }
 
 /// The pods of a node, for whoever looks at them from outside of their workers.

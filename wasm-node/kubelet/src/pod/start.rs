@@ -59,7 +59,7 @@ fn metering(node: &Shared, pod: &Pod, container: &ContainerSpecWire) -> Metering
 pub(crate) async fn pull(
     node: &Shared,
     pod: &Pod,
-    container: &ContainerSpecWire,
+    (index, container): (usize, &ContainerSpecWire),
     tell: &mpsc::Sender<Message>,
 ) -> Result<(Arc<Image>, String), ImageError> {
     let name = container.image.clone().unwrap_or_default();
@@ -72,7 +72,7 @@ pub(crate) async fn pull(
         let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
         return Ok((image, message));
     }
-    let _ = tell.send(happened(CellEvent::PullBegan)).await;
+    let _ = tell.send(happened(index, CellEvent::PullBegan)).await;
     let began = node.parts.env.elapsed();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let image = node.parts.images.pull(&name, metering(node, pod, container), namespace).await?;
@@ -85,15 +85,23 @@ pub(crate) async fn pull(
     ))
 }
 
+/// The pod that a container is made for.
+pub(crate) struct Home {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) ip: IpAddr,
+    /// What its containers hold of the host together.
+    pub(crate) ledger: Arc<Ledger>,
+}
+
 /// Makes the container.
 pub(crate) async fn make(
     node: &Shared,
-    pod: &Arc<Pod>,
+    home: &Home,
     wire: &ContainerSpecWire,
     image: &Image,
-    ip: IpAddr,
     attempt: u32,
 ) -> Result<Made, Refused> {
+    let (pod, ip) = (&home.pod, home.ip);
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let pod_name = pod.metadata.name.clone().unwrap_or_default();
     let settings = settings(pod, wire, &node.parts.runtime.optional_interfaces()).map_err(config)?;
@@ -124,7 +132,7 @@ pub(crate) async fn make(
         limits: settings.limits.clone(),
         grants: settings.grants.clone(),
         log: log.clone(),
-        pod: Ledger::pod(node.parts.runtime.ledger()),
+        pod: home.ledger.clone(),
         caller: Caller {
             node: node.identity.name.as_str().into(),
             namespace: namespace.as_str().into(),

@@ -7,12 +7,17 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use super::cell::{Cell, CellStage, Exit, Running, StopReason, Wait};
 use super::cell::{CellContext, after};
-pub use super::event::{Action, CellEvent, ContainerPolicy, Event, LifecyclePolicy, ProbeKind, Restart, Thresholds};
+pub use super::event::{
+    Action, CellEvent, Class, ContainerPolicy, Event, LifecyclePolicy, ProbeKind, Restart, RestartRule, Thresholds,
+};
+use super::order;
 
 /// While a pod's beginning goes on, and while a first probe runs, the status that would be overtaken at once is held
 /// back so long: it saves the API server half of the writes of a quick start.
 const HOLD_PREPARING: Duration = Duration::from_millis(100);
 const HOLD_FIRST_PROBE: Duration = Duration::from_millis(20);
+/// What a sidecar gets to end in, also where those before it have used up the grace period (upstream's).
+const TURN_MIN: Duration = Duration::from_secs(2);
 
 /// Where a pod stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,12 +48,20 @@ pub struct TerminalReason {
     pub rejected: bool,
 }
 
+/// How long a pod may take to close.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Closing {
+    until: Timestamp,
+    /// No time at all was given.
+    at_once: bool,
+}
+
 /// All that is remembered of a pod.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
     /// Where it stands.
     pub stage: Stage,
-    /// Its containers, in the spec's order.
+    /// Its containers, in the order of [`crate::spec::containers`].
     pub cells: Vec<Cell>,
     /// `status.startTime`.
     pub began: Timestamp,
@@ -66,6 +79,10 @@ pub struct State {
     pub removed: bool,
     /// Taken up from an earlier run of the agent: its status in the API is of containers that are no more.
     pub resumed: bool,
+    /// Its containers are being stopped, to begin anew together.
+    pub anew: bool,
+    /// Set once nothing of it begins any more.
+    closes: Option<Closing>,
 }
 
 fn pod_warning(reason: &'static str, message: impl Into<String>) -> Action {
@@ -73,12 +90,12 @@ fn pod_warning(reason: &'static str, message: impl Into<String>) -> Action {
 }
 
 impl State {
-    /// A pod that was never run, of so many containers.
+    /// A pod that was never run.
     #[must_use]
-    pub fn new(now: Timestamp, containers: usize) -> Self {
+    pub fn new(now: Timestamp, rules: &LifecyclePolicy) -> Self {
         Self {
             stage: Stage::Mounting,
-            cells: vec![Cell::default(); containers],
+            cells: rules.containers.iter().map(|container| Cell::new(container.class)).collect(),
             began: now,
             taken_up: now,
             sandbox: false,
@@ -87,19 +104,21 @@ impl State {
             deleted: None,
             removed: false,
             resumed: false,
+            anew: false,
+            closes: None,
         }
     }
 
     /// A pod that an earlier run of the agent had taken up, and none of whose containers was ever started.
     #[must_use]
-    pub fn begun(now: Timestamp, began: Timestamp, containers: usize) -> Self {
-        Self { began, ..Self::new(now, containers) }
+    pub fn begun(now: Timestamp, began: Timestamp, rules: &LifecyclePolicy) -> Self {
+        Self { began, ..Self::new(now, rules) }
     }
 
     /// A container that an earlier run of the agent had started: it is no more, and ended like `exit`.
     pub fn resume(&mut self, container: usize, attempt: u32, exit: Exit, image_id: String) {
         if let Some(cell) = self.cells.get_mut(container) {
-            *cell = Cell::resume(attempt, exit, image_id);
+            *cell = Cell::resume(cell.class, attempt, exit, image_id);
             self.resumed = true;
         }
     }
@@ -125,8 +144,9 @@ impl State {
             self.stage = Stage::Refused { message };
         } else {
             self.stage = Stage::Mounting;
-            self.each(rules, now, |cell, around| cell.follow_exit(around, &mut actions));
-            if !self.finish_if_done(&mut actions) {
+            self.each(rules, now, |cell, around| cell.recall(around));
+            self.advance(rules, now, &mut actions);
+            if self.stage == Stage::Mounting {
                 actions.push(Action::Mount);
             }
         }
@@ -135,16 +155,33 @@ impl State {
 
     /// Has each container take part.
     fn each(&mut self, rules: &LifecyclePolicy, now: Timestamp, mut act: impl FnMut(&mut Cell, &CellContext<'_>)) {
-        let (ending, sandbox) = (self.ending(), self.sandbox);
-        for (index, (cell, own)) in self.cells.iter_mut().zip(&rules.containers).enumerate() {
-            act(cell, &CellContext { rules, own, index, now, ending, sandbox });
+        (0..self.cells.len()).for_each(|index| self.one(rules, now, index, &mut act));
+    }
+
+    /// Has a container take part.
+    fn one(
+        &mut self,
+        rules: &LifecyclePolicy,
+        now: Timestamp,
+        index: usize,
+        act: impl FnOnce(&mut Cell, &CellContext<'_>),
+    ) {
+        let (closing, sandbox) = (self.closing(), self.sandbox);
+        if let (Some(cell), Some(own)) = (self.cells.get_mut(index), rules.containers.get(index)) {
+            act(cell, &CellContext { rules, own, index, now, closing, sandbox });
         }
     }
 
     /// Whether the pod counts as ready, as far as its containers decide.
     #[must_use]
     pub fn ready(&self) -> bool {
-        !self.cells.is_empty() && self.cells.iter().all(|cell| cell.ready(self.deleted.is_some()))
+        let mut count = self.cells.iter().filter(|cell| matches!(cell.class, Class::Main | Class::Sidecar)).peekable();
+        count.peek().is_some() && count.all(|cell| cell.ready(self.deleted.is_some()))
+    }
+
+    /// Whether nothing of the pod begins any more.
+    fn closing(&self) -> bool {
+        self.ending() || self.closes.is_some() || self.succeeded.is_some()
     }
 
     /// Whether an end of the pod is decided.
@@ -162,15 +199,14 @@ impl State {
     /// When to say [`Event::Tick`].
     #[must_use]
     pub fn wake_at(&self, rules: &LifecyclePolicy) -> Option<Timestamp> {
-        let deadline = rules
-            .deadline
-            .filter(|_| !self.ending() && self.succeeded.is_none())
-            .map(|deadline| after(self.began, deadline));
+        let deadline = rules.deadline.filter(|_| !self.closing()).map(|deadline| after(self.began, deadline));
+        let waits_for_turn = |cell: &Cell| cell.class == Class::Sidecar && matches!(cell.stage, CellStage::Running(_));
+        let late = self.closes.filter(|_| self.cells.iter().any(waits_for_turn)).map(|closes| closes.until);
         let waits = self.cells.iter().filter_map(|cell| match &cell.stage {
             CellStage::Waiting { until, .. } => Some(*until),
             _ => None,
         });
-        deadline.into_iter().chain(waits).min()
+        deadline.into_iter().chain(late).chain(waits).min()
     }
 
     /// The wall clock was set, by so much: what waits waits as long as before.
@@ -179,6 +215,9 @@ impl State {
             if let CellStage::Waiting { until, .. } = &mut cell.stage {
                 *until = until.saturating_add(by).unwrap_or(*until);
             }
+        }
+        if let Some(closes) = &mut self.closes {
+            closes.until = closes.until.saturating_add(by).unwrap_or(closes.until);
         }
     }
 
@@ -208,19 +247,36 @@ impl State {
     #[must_use]
     pub fn step(mut self, rules: &LifecyclePolicy, event: Event, now: Timestamp) -> (Self, Vec<Action>) {
         let mut actions = Vec::new();
+        self.join(rules);
         self.take(rules, event, now, &mut actions);
+        self.advance(rules, now, &mut actions);
         (self, actions)
+    }
+
+    /// Takes in the containers that were added to the pod.
+    fn join(&mut self, rules: &LifecyclePolicy) {
+        for own in rules.containers.iter().skip(self.cells.len()) {
+            let mut cell = Cell::new(own.class);
+            if self.is_over() {
+                cell.stage = CellStage::Done;
+            }
+            self.cells.push(cell);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Cleaning | Stage::Ended)
     }
 
     fn take(&mut self, rules: &LifecyclePolicy, event: Event, now: Timestamp, actions: &mut Vec<Action>) {
         match event {
             Event::Tick => self.tick(rules, now, actions),
             Event::Deleted(grace) => {
-                let before = self.deleted.replace(grace);
+                self.deleted = Some(grace);
                 match &self.stage {
                     Stage::Cleaning => {}
                     Stage::Ended => actions.push(Action::Delete),
-                    _ => self.end(rules, grace, before.is_none_or(|before| grace < before), now, actions),
+                    _ => self.end(rules, grace, now, actions),
                 }
             }
             Event::Removed => {
@@ -236,17 +292,16 @@ impl State {
                 if self.stage == Stage::Mounting {
                     self.stage = Stage::Active;
                     self.sandbox = true;
-                    self.each(rules, now, |cell, around| cell.mounted(around, actions));
                 }
             }
             Event::MountFailed(message) => actions.push(pod_warning("FailedMount", message)),
             Event::Evicted(message) => {
-                if !self.ending() && self.succeeded.is_none() {
+                if !self.closing() {
                     actions.push(pod_warning("Evicted", message.clone()));
                     self.terminal_reason =
                         Some(TerminalReason { reason: Some("Evicted"), message: Some(message), rejected: false });
                     // As upstream: what fills the disk gets no grace.
-                    self.end(rules, Duration::ZERO, true, now, actions);
+                    self.end(rules, Duration::ZERO, now, actions);
                 }
             }
             Event::Cleaned => {
@@ -275,19 +330,33 @@ impl State {
         now: Timestamp,
         actions: &mut Vec<Action>,
     ) {
-        let (ending, sandbox) = (self.ending(), self.sandbox);
-        let (Some(cell), Some(own)) = (self.cells.get_mut(index), rules.containers.get(index)) else { return };
-        cell.take(&CellContext { rules, own, index, now, ending, sandbox }, event, actions);
-        if cell.is_live() {
-            self.resumed = false;
+        let (Some(cell), Some(own)) = (self.cells.get(index), rules.containers.get(index)) else { return };
+        let (was_live, code) =
+            (cell.is_live(), if let CellEvent::Exited { code, .. } = &event { Some(*code) } else { None });
+        let anew = code.is_some_and(|code| own.restarts_all(code));
+        self.one(rules, now, index, |cell, around| cell.take(around, event, actions));
+        let is_live = self.cells.get(index).is_some_and(Cell::is_live);
+        self.resumed &= !is_live;
+        if was_live && !is_live && anew && !self.closing() {
+            self.begin_anew(rules, now, actions);
         }
-        self.finish_if_done(actions);
+    }
+
+    /// Stops all containers but ephemeral ones, to start them again together.
+    fn begin_anew(&mut self, rules: &LifecyclePolicy, now: Timestamp, actions: &mut Vec<Action>) {
+        self.anew = true;
+        self.each(rules, now, |cell, around| {
+            if cell.class != Class::Ephemeral {
+                // As upstream: without grace.
+                cell.stop(around, &StopReason::Anew, Duration::ZERO, false, actions);
+                cell.give_up(around, true, actions);
+            }
+        });
     }
 
     fn tick(&mut self, rules: &LifecyclePolicy, now: Timestamp, actions: &mut Vec<Action>) {
         if let Some(deadline) = rules.deadline
-            && !self.ending()
-            && self.succeeded.is_none()
+            && !self.closing()
             && now >= after(self.began, deadline)
         {
             let message = "Pod was active on the node longer than the specified deadline";
@@ -302,7 +371,7 @@ impl State {
                 message: Some(message.into()),
                 rejected: false,
             });
-            self.end(rules, rules.grace, true, now, actions);
+            self.end(rules, rules.grace, now, actions);
             return;
         }
         if matches!(self.stage, Stage::Mounting | Stage::Active) {
@@ -310,34 +379,65 @@ impl State {
         }
     }
 
-    /// Ends the pod: its containers first, where any runs.
-    fn end(
-        &mut self,
-        rules: &LifecyclePolicy,
-        grace: Duration,
-        sooner: bool,
-        now: Timestamp,
-        actions: &mut Vec<Action>,
-    ) {
-        if matches!(self.stage, Stage::Cleaning | Stage::Ended) {
+    /// Decides that the pod ends within that time. Those that are stopped already have no more than that.
+    fn end(&mut self, rules: &LifecyclePolicy, grace: Duration, now: Timestamp, actions: &mut Vec<Action>) {
+        let until = after(now, grace);
+        if self.closes.is_some_and(|closes| closes.until <= until) {
             return;
         }
-        self.each(rules, now, |cell, around| cell.end(around, grace, sooner, actions));
-        self.finish_if_done(actions);
+        self.closes = Some(Closing { until, at_once: grace.is_zero() });
+        self.each(rules, now, |cell, around| {
+            if matches!(cell.stage, CellStage::Stopping { .. }) {
+                cell.stop(around, &StopReason::Pod, grace, true, actions);
+            }
+        });
     }
 
-    /// Ends the pod where no container has anything left to do.
-    fn finish_if_done(&mut self, actions: &mut Vec<Action>) -> bool {
-        let done = self.cells.iter().all(|cell| cell.stage == CellStage::Done);
-        if done && !matches!(self.stage, Stage::Cleaning | Stage::Ended) {
+    /// What follows from where the containers stand now: those begin and end whose turn has come.
+    fn advance(&mut self, rules: &LifecyclePolicy, now: Timestamp, actions: &mut Vec<Action>) {
+        if self.is_over() {
+            return;
+        }
+        if !self.closing() && order::is_over(&self.cells) {
+            self.end(rules, rules.grace, now, actions);
+        }
+        if self.closing() {
+            self.close(rules, now, actions);
+            return;
+        }
+        let live = |cell: &Cell| cell.class != Class::Ephemeral && cell.is_live();
+        if self.anew && !self.cells.iter().any(live) {
+            self.anew = false;
+            self.cells.iter_mut().filter(|cell| cell.class != Class::Ephemeral).for_each(Cell::reset);
+        }
+        if self.stage == Stage::Active && !self.anew {
+            for index in order::begin(&self.cells) {
+                self.one(rules, now, index, |cell, around| cell.begin(around, actions));
+            }
+        }
+    }
+
+    /// Ends those whose turn has come, and the pod after the last of them.
+    fn close(&mut self, rules: &LifecyclePolicy, now: Timestamp, actions: &mut Vec<Action>) {
+        self.each(rules, now, |cell, around| cell.give_up(around, false, actions));
+        let closes = self.closes.unwrap_or(Closing { until: now, at_once: true });
+        let left = Duration::try_from(closes.until.duration_since(now)).unwrap_or_default();
+        for index in order::end(&self.cells, left.is_zero()) {
+            self.one(rules, now, index, |cell, around| {
+                let waited = cell.class == Class::Sidecar && !closes.at_once;
+                let left = if waited { left.max(TURN_MIN) } else { left };
+                cell.stop(around, &StopReason::Pod, left, false, actions);
+            });
+        }
+        if self.cells.iter().all(|cell| cell.stage == CellStage::Done) {
             self.finish(actions);
         }
-        done
     }
 
     fn finish(&mut self, actions: &mut Vec<Action>) {
         if self.succeeded.is_none() {
-            let clean = self.cells.iter().all(|cell| cell.exit.as_ref().is_some_and(|exit| exit.code == 0));
+            let mut own = self.cells.iter().filter(|cell| cell.class == Class::Main);
+            let clean = own.all(|cell| cell.exit.as_ref().is_some_and(|exit| exit.code == 0));
             self.succeeded = Some(clean && self.terminal_reason.is_none());
         }
         for cell in &mut self.cells {
@@ -349,5 +449,9 @@ impl State {
     }
 }
 
+#[cfg(test)]
+mod order_tests;
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

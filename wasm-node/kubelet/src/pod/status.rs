@@ -10,8 +10,14 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Map, Value, json};
 
-use super::state::{Cell, CellStage, Exit, Running, Stage, State, TerminalReason, Wait};
+use super::state::{Cell, CellStage, Class, Exit, LifecyclePolicy, Running, Stage, State, TerminalReason, Wait};
+use crate::spec::containers;
 use crate::volume::is_read_only;
+
+mod conditions;
+mod recall;
+
+pub use recall::recall;
 
 /// What the node adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,38 +28,49 @@ pub struct Facts {
     pub pod_ip: Option<IpAddr>,
 }
 
-/// `Pending`, `Running`, `Succeeded`, `Failed`.
-#[must_use]
-pub fn phase(state: &State) -> &'static str {
-    match state.succeeded {
-        Some(true) => "Succeeded",
-        Some(false) => "Failed",
-        None if state.ran() => "Running",
-        None => "Pending",
-    }
-}
-
 /// The whole status. `known` are the conditions that the pod has, for their times and for those of others.
 #[must_use]
-pub fn project(state: &State, pod: &Pod, facts: &Facts, known: &[PodCondition], now: Timestamp) -> PodStatus {
-    let spec = pod.spec.clone().unwrap_or_default();
+pub fn project(
+    state: &State,
+    pod: &Pod,
+    rules: &LifecyclePolicy,
+    facts: &Facts,
+    known: &[PodCondition],
+    now: Timestamp,
+) -> PodStatus {
     let terminal_reason =
         state.terminal_reason.clone().unwrap_or(TerminalReason { reason: None, message: None, rejected: false });
     let pod_ip = facts.pod_ip.filter(|_| !matches!(state.stage, Stage::Refused { .. })).map(|ip| ip.to_string());
-    let containers =
-        spec.containers.iter().enumerate().map(|(index, of)| container_status(state, pod, index, of)).collect();
+    let (mut init, mut own, mut ephemeral) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, (class, container)) in containers::each(&containers::spec(pod)).enumerate() {
+        let status = container_status(state, pod, index, &container);
+        match class {
+            Class::Init | Class::Sidecar => init.push((class, status)),
+            Class::Main => own.push(status),
+            Class::Ephemeral => ephemeral.push(status),
+        }
+    }
+    let begun = |cell: &Cell| cell.class == Class::Main && cell.stage != CellStage::Idle && cell.attempt.is_some();
+    let phase = match state.succeeded {
+        Some(true) => "Succeeded",
+        Some(false) => "Failed",
+        None => conditions::phase(&init, &own, state.cells.iter().any(begun)),
+    };
+    let listed = |list: Vec<ContainerStatus>| Some(list).filter(|list| !terminal_reason.rejected && !list.is_empty());
     PodStatus {
-        phase: Some(phase(state).into()),
+        phase: Some(phase.into()),
         reason: terminal_reason.reason.map(Into::into),
         message: terminal_reason.message.clone(),
-        conditions: Some(conditions(state, pod, known, now)),
+        conditions: Some(conditions::conditions(state, pod, rules, known, now)),
         host_ip: Some(facts.host_ip.to_string()),
         host_ips: Some(vec![HostIP { ip: facts.host_ip.to_string() }]),
         pod_ips: pod_ip.clone().map(|ip| vec![PodIP { ip }]),
         pod_ip,
         start_time: Some(Time(whole_seconds(state.began))),
         observed_generation: pod.metadata.generation,
-        container_statuses: Some(containers).filter(|_| !terminal_reason.rejected),
+        init_container_statuses: listed(init.into_iter().map(|(_, status)| status).collect()),
+        container_statuses: listed(own),
+        ephemeral_container_statuses: listed(ephemeral),
         ..PodStatus::default()
     }
 }
@@ -106,7 +123,9 @@ pub fn shows(api: &PodStatus, wanted: &PodStatus) -> bool {
         pod_ips: of.pod_ips.clone(),
         start_time: of.start_time.clone(),
         observed_generation: of.observed_generation,
-        container_statuses: of.container_statuses.clone().filter(|statuses| !statuses.is_empty()).map(plain),
+        init_container_statuses: plain(&of.init_container_statuses),
+        container_statuses: plain(&of.container_statuses),
+        ephemeral_container_statuses: plain(&of.ephemeral_container_statuses),
         ..PodStatus::default()
     };
     let there = api.conditions.as_deref().unwrap_or_default();
@@ -114,14 +133,14 @@ pub fn shows(api: &PodStatus, wanted: &PodStatus) -> bool {
 }
 
 /// Without the empty objects that a server may drop.
-fn plain(statuses: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
+fn plain(statuses: &Option<Vec<ContainerStatus>>) -> Option<Vec<ContainerStatus>> {
     let one = |status: ContainerStatus| ContainerStatus {
         state: status.state.clone().filter(|state| *state != ContainerState::default()),
         last_state: status.last_state.clone().filter(|state| *state != ContainerState::default()),
         resources: status.resources.clone().filter(|resources| *resources != ResourceRequirements::default()),
         ..status
     };
-    statuses.into_iter().map(one).collect()
+    statuses.clone().filter(|statuses| !statuses.is_empty()).map(|all| all.into_iter().map(one).collect())
 }
 
 /// Both lists merge by address, so a changed address would be one more.
@@ -131,70 +150,112 @@ fn replace_list(fields: &mut Map<String, Value>, name: &str) {
     }
 }
 
-fn container_status(state: &State, pod: &Pod, index: usize, container: &Container) -> ContainerStatus {
-    let never = Cell::default();
-    let cell = state.cells.get(index).unwrap_or(&never);
-    let waiting = |reason: &str, message: Option<String>| ContainerState {
+fn waiting(reason: &str, message: Option<String>) -> ContainerState {
+    ContainerState {
         waiting: Some(ContainerStateWaiting { reason: Some(reason.into()), message }),
         ..ContainerState::default()
-    };
+    }
+}
+
+/// The state of a container, and the last one that this one implies.
+fn current(
+    state: &State,
+    pod: &Pod,
+    index: usize,
+    cell: &Cell,
+    name: &str,
+) -> (ContainerState, Option<ContainerState>) {
     let running = |running: &Running| ContainerState {
         running: Some(ContainerStateRunning { started_at: time(running.since) }),
         ..ContainerState::default()
     };
-    let mut last = cell.last.as_ref().map(terminated);
-    let mut container_id = None;
-    let mut started = false;
-    let refused = match &state.stage {
-        Stage::Refused { message } => Some(waiting("CreateContainerConfigError", Some(message.clone()))),
-        _ => None,
-    };
-    let current = match &cell.stage {
-        _ if refused.is_some() => refused.unwrap_or_default(),
-        CellStage::Running(run) | CellStage::Stopping { running: run, .. } => {
-            container_id = Some(run.container_id.clone());
-            started = run.started;
-            running(run)
-        }
+    let exit = || cell.exit.as_ref().map(terminated);
+    if let Stage::Refused { message } = &state.stage {
+        return (waiting("CreateContainerConfigError", Some(message.clone())), None);
+    }
+    match &cell.stage {
+        CellStage::Running(run) | CellStage::Stopping { running: run, .. } => (running(run), None),
         CellStage::Waiting { wait, .. } => {
-            last = cell.exit.as_ref().map(terminated).or(last);
-            match wait {
+            let current = match wait {
                 Wait::Pull { reason, message } => waiting(reason, Some(message.clone())),
                 Wait::PullBackOff { message } => waiting("ImagePullBackOff", Some(message.clone())),
                 Wait::Config { reason, message } => waiting(reason, Some(message.clone())),
-                Wait::Crash { wait } => waiting("CrashLoopBackOff", Some(crash_message(*wait, pod, container))),
-            }
+                Wait::Crash { wait } => waiting("CrashLoopBackOff", Some(crash_message(*wait, pod, name))),
+            };
+            (current, exit())
         }
-        _ => match &cell.exit {
-            Some(exit) => terminated(exit),
-            None if state.succeeded.is_some() => ContainerState {
-                // As upstream for a pod that ends with a container that never began.
-                terminated: Some(ContainerStateTerminated {
-                    exit_code: 137,
-                    reason: Some("ContainerStatusUnknown".into()),
-                    message: Some("The container could not be located when the pod was terminated".into()),
-                    ..ContainerStateTerminated::default()
-                }),
-                ..ContainerState::default()
-            },
-            None => waiting("ContainerCreating", None),
+        CellStage::Idle if state.anew && cell.class != Class::Ephemeral && cell.exit.is_some() => {
+            let message = "The container is removed because RestartAllContainers in place".to_owned();
+            (waiting("RestartingAllContainers", Some(message)), exit())
+        }
+        _ => match exit() {
+            Some(exit) => (exit, None),
+            None if state.succeeded.is_some() && is_lost(&state.cells, index) => (lost(), None),
+            None => {
+                let first = containers::spec(pod).init_containers.as_ref().is_none_or(Vec::is_empty);
+                (waiting(if first { "ContainerCreating" } else { "PodInitializing" }, None), None)
+            }
         },
-    };
-    if container_id.is_none() {
-        container_id = cell.exit.as_ref().and_then(|exit| exit.container_id.clone());
     }
+}
+
+/// As upstream for a pod that ends with a container that never began.
+fn lost() -> ContainerState {
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            exit_code: 137,
+            reason: Some("ContainerStatusUnknown".into()),
+            message: Some("The container could not be located when the pod was terminated".into()),
+            ..ContainerStateTerminated::default()
+        }),
+        ..ContainerState::default()
+    }
+}
+
+/// Whether a container of a pod that has ended counts as one that may have run: of the pod's own all or none, of init
+/// containers those before one that ran, the first of all in any case (upstream's `TerminatePod`).
+fn is_lost(cells: &[Cell], index: usize) -> bool {
+    let ran = |cell: &Cell| cell.attempt.is_some() || cell.exit.is_some();
+    let is_init = |cell: &Cell| matches!(cell.class, Class::Init | Class::Sidecar);
+    match cells.get(index).map(|cell| cell.class) {
+        Some(Class::Init | Class::Sidecar) => {
+            index <= cells.iter().rposition(|cell| is_init(cell) && ran(cell)).unwrap_or(0)
+        }
+        Some(Class::Main) => {
+            cells.iter().any(|cell| cell.class == Class::Main && ran(cell))
+                || cells.iter().rfind(|cell| is_init(cell)).is_none_or(|last| last.passed)
+        }
+        Some(Class::Ephemeral) | None => false,
+    }
+}
+
+fn container_status(state: &State, pod: &Pod, index: usize, container: &Container) -> ContainerStatus {
+    let never = Cell::new(Class::Main);
+    let cell = state.cells.get(index).unwrap_or(&never);
+    let (current, last) = current(state, pod, index, cell, &container.name);
+    let run = match &cell.stage {
+        CellStage::Running(run) | CellStage::Stopping { running: run, .. } => Some(run),
+        _ => None,
+    };
+    let ended_well = current.terminated.as_ref().is_some_and(|ended| ended.exit_code == 0);
+    let ready = match cell.class {
+        Class::Init => ended_well,
+        Class::Main | Class::Sidecar => cell.ready(state.deleted.is_some()),
+        Class::Ephemeral => false,
+    };
+    let container_id = run.map(|run| run.container_id.clone());
     let resources = container.resources.clone().unwrap_or_default();
     let runs = current.running.is_some();
     ContainerStatus {
         name: container.name.clone(),
         state: Some(current),
-        last_state: Some(last.unwrap_or_default()),
-        ready: cell.ready(state.deleted.is_some()),
-        started: Some(started),
+        last_state: Some(last.or_else(|| cell.last.as_ref().map(terminated)).unwrap_or_default()),
+        ready,
+        started: (cell.class != Class::Ephemeral).then(|| run.is_some_and(|run| run.started)),
         restart_count: i32::try_from(cell.attempt.unwrap_or(0)).unwrap_or(i32::MAX),
         image: container.image.clone().unwrap_or_default(),
         image_id: cell.image_id.clone(),
-        container_id,
+        container_id: container_id.or_else(|| cell.exit.as_ref().and_then(|exit| exit.container_id.clone())),
         allocated_resources: resources.requests.clone().filter(|requests| runs && !requests.is_empty()),
         resources: runs.then_some(ResourceRequirements { claims: None, ..resources }),
         volume_mounts: mounts(pod, container),
@@ -226,8 +287,8 @@ fn mounts(pod: &Pod, container: &Container) -> Option<Vec<VolumeMountStatus>> {
     (!mounts.is_empty()).then_some(mounts)
 }
 
-fn crash_message(wait: std::time::Duration, pod: &Pod, container: &Container) -> String {
-    format!("back-off {} restarting failed container={} pod={}", go_duration(wait), container.name, pod_text(pod))
+fn crash_message(wait: std::time::Duration, pod: &Pod, name: &str) -> String {
+    format!("back-off {} restarting failed container={name} pod={}", go_duration(wait), pod_text(pod))
 }
 
 /// `10s`, `1m20s`, `5m0s`.
@@ -259,133 +320,11 @@ fn terminated(exit: &Exit) -> ContainerState {
     }
 }
 
-/// One condition's state: status, reason, message.
-type Now = (bool, Option<&'static str>, Option<String>);
-
-fn conditions(state: &State, pod: &Pod, known: &[PodCondition], now: Timestamp) -> Vec<PodCondition> {
-    let spec = pod.spec.clone().unwrap_or_default();
-    let sandbox = state.sandbox && !matches!(state.stage, Stage::Ended | Stage::Refused { .. });
-    let initialized: Now = (true, (state.succeeded == Some(true)).then_some("PodCompleted"), None);
-    let unready: Now = match state.succeeded {
-        Some(true) => (false, Some("PodCompleted"), None),
-        Some(false) => (false, Some("PodFailed"), None),
-        None => {
-            let names: Vec<&str> = spec.containers.iter().map(|container| container.name.as_str()).collect();
-            let message = format!("containers with unready status: [{}]", names.join(" "));
-            (false, Some("ContainersNotReady"), Some(message))
-        }
-    };
-    let containers: Now = if state.ready() { (true, None, None) } else { unready };
-    let ready = if containers.0 { gates(&spec.readiness_gates.unwrap_or_default(), known) } else { containers.clone() };
-    let mut rows = vec![
-        ("PodReadyToStartContainers", (sandbox, None, None)),
-        ("Initialized", initialized),
-        ("Ready", ready),
-        ("ContainersReady", containers),
-        ("PodScheduled", (true, None, None)),
-    ];
-    if let Some(TerminalReason { reason: Some("Evicted"), message, .. }) = &state.terminal_reason {
-        rows.push(("DisruptionTarget", (true, Some("TerminationByKubelet"), message.clone())));
-    }
-    rows.into_iter()
-        .map(|(kind, (status, reason, message))| {
-            let status = if status { "True" } else { "False" };
-            let before = known.iter().find(|condition| condition.type_ == kind);
-            let since = before.filter(|before| before.status == status).and_then(|b| b.last_transition_time.clone());
-            PodCondition {
-                type_: kind.into(),
-                status: status.into(),
-                reason: reason.map(Into::into),
-                message,
-                last_transition_time: since.or_else(|| time(now)),
-                last_probe_time: None,
-                observed_generation: pod.metadata.generation,
-            }
-        })
-        .collect()
-}
-
-fn gates(gates: &[k8s_openapi::api::core::v1::PodReadinessGate], known: &[PodCondition]) -> Now {
-    let mut messages = Vec::new();
-    for gate in gates {
-        let name = &gate.condition_type;
-        match known.iter().find(|condition| condition.type_ == *name) {
-            None => messages.push(format!("corresponding condition of pod readiness gate {name:?} does not exist.")),
-            Some(condition) if condition.status != "True" => messages
-                .push(format!("the status of pod readiness gate {name:?} is not \"True\", but {}", condition.status)),
-            Some(_) => {}
-        }
-    }
-    if messages.is_empty() {
-        (true, None, None)
-    } else {
-        (false, Some("ReadinessGatesNotReady"), Some(messages.join(", ")))
-    }
-}
-
-/// The state in which an earlier run of the agent left the pod, as its status tells.
-#[must_use]
-pub fn recall(pod: &Pod, now: Timestamp) -> State {
-    let specs = pod.spec.as_ref().map_or(&[][..], |spec| &spec.containers);
-    let Some(status) = &pod.status else { return State::new(now, specs.len()) };
-    let began = status.start_time.as_ref().map_or(now, |time| time.0);
-    let mut state = State::begun(now, began, specs.len());
-    for (index, spec) in specs.iter().enumerate() {
-        let container = status.container_statuses.iter().flatten().find(|container| container.name == spec.name);
-        if let Some((container, exit)) = container.and_then(|container| Some((container, left(container, now)?))) {
-            let attempt = u32::try_from(container.restart_count).unwrap_or(0);
-            state.resume(index, attempt, exit, container.image_id.clone());
-        }
-    }
-    match status.phase.as_deref() {
-        Some("Succeeded") => state.succeeded = Some(true),
-        Some("Failed") => {
-            state.succeeded = Some(false);
-            if status.reason.is_some() {
-                state.terminal_reason = Some(TerminalReason {
-                    reason: status.reason.as_deref().and_then(known_reason),
-                    message: status.message.clone(),
-                    rejected: false,
-                });
-            }
-        }
-        _ => {}
-    }
-    state
-}
-
-fn known_reason(reason: &str) -> Option<&'static str> {
-    ["Evicted", "DeadlineExceeded"].into_iter().find(|known| *known == reason)
-}
-
-fn left(container: &ContainerStatus, now: Timestamp) -> Option<Exit> {
-    let state = container.state.clone().unwrap_or_default();
-    if let Some(running) = state.running {
-        return Some(Exit {
-            code: 255,
-            reason: "Unknown".into(),
-            message: Some("The node was started again while the container ran".into()),
-            started: running.started_at.map(|time| time.0),
-            finished: now,
-            container_id: container.container_id.clone(),
-        });
-    }
-    let ended = state.terminated.or_else(|| container.last_state.clone()?.terminated)?;
-    Some(Exit {
-        code: ended.exit_code,
-        reason: ended.reason.unwrap_or_default(),
-        message: ended.message,
-        started: ended.started_at.map(|time| time.0),
-        finished: ended.finished_at.map_or(now, |time| time.0),
-        container_id: ended.container_id,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::pod::settings::rules;
-    use crate::pod::state::{CellEvent, Event};
+    use crate::pod::state::{CellEvent, Event, ProbeKind};
 
     fn pod(status: Value) -> Pod {
         serde_json::from_value(json!({
@@ -403,9 +342,9 @@ mod tests {
     #[test]
     fn a_running_pod_is_ready_and_its_patch_replaces_what_merging_would_keep() {
         let pod = pod(json!({}));
-        let (mut state, _) = State::new(at(1), 1).begin(&rules(&pod), None, at(1));
+        let (mut state, _) = State::new(at(1), &rules(&pod)).begin(&rules(&pod), None, at(1));
         let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: Some([127, 66, 0, 1].into()) };
-        let before = project(&state, &pod, &facts, &[], at(1));
+        let before = project(&state, &pod, &rules(&pod), &facts, &[], at(1));
         assert_eq!(before.phase.as_deref(), Some("Pending"));
         for event in [
             Event::Mounted,
@@ -414,7 +353,7 @@ mod tests {
         ] {
             state = state.step(&rules(&pod), event, at(5)).0;
         }
-        let status = project(&state, &pod, &facts, &before.conditions.unwrap(), at(9));
+        let status = project(&state, &pod, &rules(&pod), &facts, &before.conditions.unwrap(), at(9));
         let since = |kind: &str| {
             let found = status.conditions.iter().flatten().find(|c| c.type_ == kind).unwrap();
             (found.status.clone(), found.last_transition_time.as_ref().unwrap().0.as_second())
@@ -432,9 +371,9 @@ mod tests {
     #[test]
     fn what_others_write_into_the_nodes_part_is_seen() {
         let pod = pod(json!({}));
-        let state = State::new(at(1), 1).begin(&rules(&pod), None, at(1)).0;
+        let state = State::new(at(1), &rules(&pod)).begin(&rules(&pod), None, at(1)).0;
         let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: None };
-        let wanted = project(&state, &pod, &facts, &[], at(1));
+        let wanted = project(&state, &pod, &rules(&pod), &facts, &[], at(1));
         // As the API gives it back: through JSON, with fields and conditions of others.
         let mut there: Value = serde_json::to_value(&wanted).unwrap();
         there["qosClass"] = json!("BestEffort");
@@ -473,6 +412,7 @@ mod tests {
                 "name": "c", "image": "i", "imageID": "id", "ready": true, "restartCount": 4, "state": state, "lastState": last,
             }]})
         };
+        let recall = |pod: &Pod, now| recall(pod, &rules(pod), now);
         let running =
             recall(&pod(container(json!({"running": {"startedAt": "1970-01-01T00:00:08Z"}}), json!({}))), at(20));
         assert_eq!((running.cells[0].attempt, running.resumed, running.began), (Some(4), true, at(7)));
@@ -483,5 +423,114 @@ mod tests {
         let fresh = recall(&pod(container(json!({"waiting": {"reason": "ContainerCreating"}}), json!({}))), at(20));
         assert_eq!((fresh.cells[0].attempt, fresh.began), (None, at(7)));
         assert_eq!(recall(&pod(json!({"phase": "Failed"})), at(1)).succeeded, Some(false));
+    }
+
+    /// A pod of a sidecar, an init container and one of its own, after some events.
+    fn several(restart: &str, events: Vec<(usize, CellEvent)>) -> PodStatus {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "u"},
+            "spec": {
+                "restartPolicy": restart,
+                "initContainers": [{"name": "s", "restartPolicy": "Always", "startupProbe": {}}, {"name": "i"}],
+                "containers": [{"name": "c", "readinessProbe": {}}],
+            },
+        }))
+        .unwrap();
+        let rules = rules(&pod);
+        let state = State::new(at(1), &rules).begin(&rules, None, at(1)).0.step(&rules, Event::Mounted, at(1)).0;
+        let step = |state: State, (index, event)| state.step(&rules, Event::Container(index, event), at(2)).0;
+        let state = events.into_iter().fold(state, step);
+        project(&state, &pod, &rules, &Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: None }, &[], at(3))
+    }
+
+    fn starts(index: usize) -> [(usize, CellEvent); 2] {
+        let pulled = CellEvent::Pulled { image_id: "id".into(), message: String::new() };
+        [(index, pulled), (index, CellEvent::Started { container_id: "x://1".into() })]
+    }
+
+    fn ends(index: usize, code: i32) -> (usize, CellEvent) {
+        (index, CellEvent::Exited { attempt: 0, code, reason: "Error".into(), message: None })
+    }
+
+    fn passes(index: usize, kind: ProbeKind) -> (usize, CellEvent) {
+        (index, CellEvent::Probed { attempt: 0, kind, failure: None })
+    }
+
+    /// Phase, then of Initialized and Ready: status, reason, message; then of each container: its state's reason.
+    fn told(status: &PodStatus) -> Vec<String> {
+        let mut told = vec![status.phase.clone().unwrap_or_default()];
+        for kind in ["Initialized", "Ready"] {
+            let of = status.conditions.iter().flatten().find(|condition| condition.type_ == kind).unwrap();
+            let text = |text: &Option<String>| text.clone().unwrap_or_default();
+            told.push(format!("{} {} {}", of.status, text(&of.reason), text(&of.message)).trim_end().to_owned());
+        }
+        let lists = [&status.init_container_statuses, &status.container_statuses];
+        for status in lists.into_iter().flatten().flatten() {
+            let state = status.state.clone().unwrap();
+            let reason = state.waiting.and_then(|waiting| waiting.reason);
+            let reason = reason.or(state.terminated.and_then(|ended| ended.reason)).unwrap_or_else(|| "runs".into());
+            told.push(format!("{} {reason}{}", status.name, if status.ready { " ready" } else { "" }));
+        }
+        told
+    }
+
+    #[test]
+    fn init_containers_and_sidecars_are_told_as_upstream_does() {
+        let mut events = Vec::new();
+        let unready = "False ContainersNotReady containers with unready status: [s c]";
+        let lacks =
+            |names: &str| format!("False ContainersNotInitialized containers with incomplete status: [{names}]");
+        let wait = "PodInitializing";
+        let told = |events: &[(usize, CellEvent)]| told(&several("Always", events.to_vec()));
+        let waits = format!("c {wait}");
+        assert_eq!(
+            told(&events),
+            ["Pending", &lacks("s i"), unready, &format!("s {wait}"), &format!("i {wait}"), &waits]
+        );
+        events.extend(starts(0));
+        assert_eq!(told(&events), ["Pending", &lacks("s i"), unready, "s runs", &format!("i {wait}"), &waits]);
+        events.push(passes(0, ProbeKind::Startup));
+        let sidecar_ready = unready.replace("s c", "c");
+        assert_eq!(
+            told(&events),
+            ["Pending", &lacks("i"), &sidecar_ready, "s runs ready", &format!("i {wait}"), &waits]
+        );
+        events.extend(starts(1));
+        events.push(ends(1, 3));
+        let failed = [&events[..], &[]].concat();
+        // It is started again at once for the first time, and is told as it ended meanwhile.
+        assert_eq!(told(&failed), ["Pending", &lacks("i"), &sidecar_ready, "s runs ready", "i Error", &waits]);
+        events.pop();
+        events.push(ends(1, 0));
+        let done = "i Error ready";
+        assert_eq!(told(&events), ["Pending", "True", &sidecar_ready, "s runs ready", done, &waits]);
+        events.extend(starts(2));
+        assert_eq!(told(&events), ["Running", "True", &sidecar_ready, "s runs ready", done, "c runs"]);
+        events.push(passes(2, ProbeKind::Readiness));
+        assert_eq!(told(&events), ["Running", "True", "True", "s runs ready", done, "c runs ready"]);
+        events.push(ends(0, 1));
+        let down = unready.replace("s c", "s");
+        assert_eq!(
+            told(&events),
+            ["Running", "True", &down, "s Error", done, "c runs ready"],
+            "it is initialized for good"
+        );
+    }
+
+    #[test]
+    fn a_failed_init_container_fails_the_pod_that_never_restarts() {
+        let begin = [starts(0).to_vec(), vec![passes(0, ProbeKind::Startup)], starts(1).to_vec()].concat();
+        let failing = [&begin[..], &[ends(1, 3)]].concat();
+        let wait = "c PodInitializing";
+        let told_of = |events: &[(usize, CellEvent)]| told(&several("Never", events.to_vec()));
+        let status = told_of(&failing);
+        assert_eq!(
+            (status[0].as_str(), &status[3..]),
+            ("Pending", &["s runs".into(), "i Error".into(), wait.into()][..])
+        );
+        let status = told_of(&[&failing[..], &[ends(0, 143)]].concat());
+        assert_eq!(status[0], "Failed");
+        assert_eq!(status[1], "False ContainersNotInitialized containers with incomplete status: [i]");
+        assert_eq!((status[2].as_str(), status[5].as_str()), ("False PodFailed", wait), "it was never to begin");
     }
 }

@@ -37,7 +37,7 @@ impl Hook {
         node: &Shared,
         ip: Option<IpAddr>,
         ends: &watch::Receiver<Instant>,
-        messages: &mpsc::Sender<Message>,
+        (container, messages): (usize, &mpsc::Sender<Message>),
     ) {
         let left = ends.borrow().saturating_duration_since(Instant::now());
         match (self, ip) {
@@ -46,7 +46,7 @@ impl Hook {
             (Self::Get(get), Some(ip)) => {
                 if let Err(error) = call(&node.parts.network, ip, &get, left).await {
                     tracing::debug!(%error, "a preStop hook failed");
-                    let _ = messages.send(happened(CellEvent::HookFailed)).await;
+                    let _ = messages.send(happened(container, CellEvent::HookFailed)).await;
                 }
             }
         }

@@ -29,10 +29,7 @@ pub fn fields(pod: &Pod) -> Vec<Unsupported> {
     for (index, volume) in spec.volumes.iter().flatten().enumerate() {
         found.volume(&format!("spec.volumes[{index}]"), volume);
     }
-    for index in 1..spec.containers.len() {
-        found.add(format!("spec.containers[{index}]"), "a second container is not run by this node yet");
-    }
-    for (index, container) in spec.containers.iter().enumerate().take(1) {
+    for (index, container) in spec.containers.iter().enumerate() {
         found.container(&format!("spec.containers[{index}]"), container);
     }
     found.0
@@ -190,7 +187,7 @@ mod tests {
             json!({"containers": [container]})
         };
         for (spec, path) in [
-            (json!({"containers": [{"name": "a"}, {"name": "b"}]}), "spec.containers[1]"),
+            (json!({"containers": [{"name": "a"}, {"name": "b", "tty": true}]}), "spec.containers[1].tty"),
             (json!({"containers": [], "initContainers": [{"name": "i"}]}), "spec.initContainers"),
             (json!({"containers": [], "hostNetwork": true}), "spec.hostNetwork"),
             (json!({"containers": [], "hostAliases": [{"ip": "192.0.2.1"}]}), "spec.hostAliases"),

@@ -1,19 +1,18 @@
 //! One pod's worker: says what happens to [`State`], does what it answers, and writes the status that follows.
 
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodCondition, PodStatus};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use machinery_client::{EventRecord, reference_to, version_of};
 use machinery_env::Env;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::runner::Runner;
 use super::settings::{self, rules};
 use super::shared::Shared;
 use super::start::{self, Made};
@@ -22,13 +21,18 @@ use super::state::{
 };
 use super::{probe, status, unsupported};
 use crate::image::Image;
-use crate::log::ContainerLog;
 use crate::volume::manager::{MountEvent, keep};
 use crate::volume::measure::{Subject, Watched};
-use crate::volume::usage;
+use crate::volume::usage::{self, Bounds};
+use runtime_api::ledger::Ledger;
+use slot::{Live, Slot};
 
 mod perform;
 mod report;
+mod slot;
+mod view;
+
+pub(crate) use view::{PodView, Seen, SeenContainer};
 
 /// Messages that wait for a worker: its tasks send few, and wait where it is slow.
 const MESSAGES_MAX: usize = 32;
@@ -60,13 +64,9 @@ impl AsRef<Arc<Pod>> for Input {
     }
 }
 
-/// The container that a worker runs: pods of several are refused until it runs them (`unsupported`), and the state machine
-/// knows several already.
-const ONLY: usize = 0;
-
-/// What a task of the container tells its worker.
-pub(crate) fn happened(event: CellEvent) -> Message {
-    Message::Event(Event::Container(ONLY, event))
+/// What a task of a container tells its worker.
+pub(crate) fn happened(container: usize, event: CellEvent) -> Message {
+    Message::Event(Event::Container(container, event))
 }
 
 /// What a worker hears from its tasks.
@@ -74,8 +74,10 @@ pub(crate) enum Message {
     Event(Event),
     /// An address may be free, for a pod that waits for one.
     AddressFree,
-    Image(Arc<Image>, String),
-    Made(Box<Made>),
+    /// A container's image, and what to say of it.
+    Image(usize, Arc<Image>, String),
+    /// A container that was made.
+    Made(usize, Box<Made>),
 }
 
 impl From<MountEvent> for Message {
@@ -84,50 +86,6 @@ impl From<MountEvent> for Message {
             MountEvent::Mounted => Event::Mounted,
             MountEvent::Failed(why) => Event::MountFailed(why),
         })
-    }
-}
-
-/// What the kubelet API shows of a pod.
-#[derive(Debug, Clone)]
-pub(crate) struct Seen {
-    pub(crate) pod: Arc<Pod>,
-    pub(crate) status: Arc<PodStatus>,
-    /// The container that runs, with its start.
-    pub(crate) container: Option<(Arc<dyn runtime_api::Container>, Timestamp)>,
-    /// Its log.
-    pub(crate) log: Option<Arc<ContainerLog>>,
-    /// The newest start.
-    pub(crate) attempt: Option<u32>,
-    /// CPU time of the containers that ran before that one.
-    pub(crate) cpu_before: Duration,
-}
-
-/// A pod of this node, for whoever looks at it from outside of its worker.
-#[derive(Debug)]
-pub(crate) struct PodView {
-    seen: RwLock<Seen>,
-    worker: RwLock<Option<mpsc::Sender<Message>>>,
-}
-
-impl PodView {
-    pub(crate) fn new(pod: Arc<Pod>) -> Self {
-        let status = Arc::new(pod.status.clone().unwrap_or_default());
-        let seen = Seen { pod, status, container: None, log: None, attempt: None, cpu_before: Duration::ZERO };
-        Self { seen: RwLock::new(seen), worker: RwLock::default() }
-    }
-
-    /// Tells the pod that it has to go, and why; false where its worker hears nothing now.
-    pub(crate) fn evict(&self, message: String) -> bool {
-        let worker = self.worker.read().unwrap_or_else(PoisonError::into_inner);
-        worker.as_ref().is_some_and(|worker| worker.try_send(Message::Event(Event::Evicted(message))).is_ok())
-    }
-
-    pub(crate) fn look(&self) -> Seen {
-        self.seen.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn change(&self, act: impl FnOnce(&mut Seen)) {
-        act(&mut self.seen.write().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -140,33 +98,25 @@ impl Drop for Task {
     }
 }
 
-/// A container that runs.
-struct Live {
-    made: Made,
-    runner: Box<dyn Runner>,
-    _measure: Option<Watched>,
-    /// The stop under way, with its end.
-    stopping: Option<(Task, watch::Sender<tokio::time::Instant>)>,
-}
-
 pub(crate) struct Worker {
     node: Arc<Shared>,
     view: Arc<PodView>,
     input: watch::Receiver<Input>,
     pod: Arc<Pod>,
-    container: Arc<Container>,
     about: ObjectReference,
     rules: LifecyclePolicy,
     state: State,
     ip: Option<IpAddr>,
     sender: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
-    image: Option<Arc<Image>>,
-    live: Option<Live>,
+    /// Its containers, as the state has them.
+    slots: Vec<Slot>,
+    /// What they hold of the host together.
+    ledger: Arc<Ledger>,
     volumes: Option<Task>,
-    preparing: Option<Task>,
-    probes: Vec<Task>,
-    sources: Option<Task>,
+    /// Waits for an address.
+    waiting: Option<Task>,
+    measure: Option<(Bounds, Watched)>,
     /// The conditions as they were projected last, for their times.
     conditions: Vec<PodCondition>,
     wanted: Arc<PodStatus>,
@@ -204,19 +154,21 @@ impl Worker {
     ) -> Self {
         let pod = input.borrow_and_update().pod.clone();
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
-        *view.worker.write().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
+        view.listen(sender.clone());
         let now = node.parts.env.now();
         let clock_offset = offset(&node.parts.env);
-        let mut state = status::recall(&pod, now);
+        let rules = rules(&pod);
+        let mut state = status::recall(&pod, &rules, now);
         if let Some((reason, message)) = rejected {
             state.terminal_reason =
                 Some(TerminalReason { reason: Some(reason), message: Some(message), rejected: true });
         }
         Self {
             about: reference_to(&*pod),
-            rules: rules(&pod),
+            rules,
             state,
-            container: Arc::new(settings::container(&pod).cloned().unwrap_or_default()),
+            slots: Slot::all(&pod),
+            ledger: Ledger::pod(node.parts.runtime.ledger()),
             conditions: pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default(),
             wanted: Arc::default(),
             api: report::Api::default(),
@@ -229,12 +181,9 @@ impl Worker {
             ip,
             sender,
             messages,
-            image: None,
-            live: None,
             volumes: None,
-            preparing: None,
-            probes: Vec::new(),
-            sources: None,
+            waiting: None,
+            measure: None,
             delete: false,
             failures: 0,
             was_ready: false,
@@ -388,9 +337,9 @@ impl Worker {
         }
     }
 
-    /// The container, as the state knows it.
-    fn cell(&self) -> Option<&Cell> {
-        self.state.cells.get(ONLY)
+    /// A container, as the state knows it.
+    fn cell(&self, container: usize) -> Option<&Cell> {
+        self.state.cells.get(container)
     }
 
     // --- what happens ------------------------------------------------------------------------------------------------
@@ -409,11 +358,8 @@ impl Worker {
         }
         // `activeDeadlineSeconds` may be set and shortened, and the image changed.
         self.rules = rules(&self.pod);
-        if let Some(container) = settings::container(&self.pod)
-            && container.image != self.container.image
-        {
-            self.container = Arc::new(container.clone());
-            self.apply(Event::Container(ONLY, CellEvent::ImageChanged));
+        for container in Slot::update(&mut self.slots, &self.pod) {
+            self.apply(Event::Container(container, CellEvent::ImageChanged));
         }
         match grace(&self.pod) {
             Some(grace) if before != Some(grace) => self.apply(Event::Deleted(grace)),
@@ -427,14 +373,16 @@ impl Worker {
             // It may have been taken by another meanwhile, and the pod may have ended.
             Message::AddressFree if self.state.stage == Stage::Mounting && self.ip.is_none() => self.mount(true),
             Message::AddressFree => {}
-            Message::Image(image, message) => {
+            Message::Image(container, image, message) => {
                 let image_id = image.image_id.clone();
-                self.image = Some(image);
-                self.apply(Event::Container(ONLY, CellEvent::Pulled { image_id, message }));
+                if let Some(slot) = self.slots.get_mut(container) {
+                    slot.image = Some(image);
+                }
+                self.apply(Event::Container(container, CellEvent::Pulled { image_id, message }));
             }
-            Message::Made(made) => {
-                if self.cell().is_some_and(|cell| cell.stage == CellStage::Starting) {
-                    self.started(*made);
+            Message::Made(container, made) => {
+                if self.cell(container).is_some_and(|cell| cell.stage == CellStage::Starting) {
+                    self.started(container, *made);
                 }
             }
         }

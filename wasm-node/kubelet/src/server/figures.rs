@@ -12,42 +12,65 @@ use serde_json::{Value, json};
 
 use super::Kubelet;
 use crate::pod::totals::START_SECONDS;
-use crate::pod::worker::Seen;
+use crate::pod::worker::{Seen, SeenContainer};
 use runtime_api::Stats;
 use runtime_api::ledger::Resource;
 
 struct Running {
     namespace: String,
     pod: String,
-    uid: String,
     container: String,
     since: Timestamp,
     stats: Stats,
-    /// Of all of the pod's containers.
-    pod_cpu: Duration,
     dropped: (u64, u64),
 }
 
-fn running(kubelet: &Kubelet) -> Vec<Running> {
-    let mut all: Vec<Running> = kubelet.pods.all().into_iter().filter_map(|view| one(view.look())).collect();
+/// A pod of which something runs.
+struct RunningPod {
+    namespace: String,
+    pod: String,
+    uid: String,
+    containers: Vec<Running>,
+    /// Of all runs of its containers.
+    cpu: Duration,
+    memory_bytes: u64,
+}
+
+fn running(kubelet: &Kubelet) -> Vec<RunningPod> {
+    let mut all: Vec<RunningPod> = kubelet.pods.all().into_iter().filter_map(|view| one(&view.look())).collect();
     all.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
     all
 }
 
-fn one(seen: Seen) -> Option<Running> {
-    let (container, since) = seen.container?;
+fn one(seen: &Seen) -> Option<RunningPod> {
     let metadata = &seen.pod.metadata;
-    let stats = container.stats();
-    Some(Running {
-        namespace: metadata.namespace.clone().unwrap_or_default(),
-        pod: metadata.name.clone().unwrap_or_default(),
-        uid: metadata.uid.clone().unwrap_or_default(),
-        container: seen.pod.spec.as_ref()?.containers.first()?.name.clone(),
-        since,
-        pod_cpu: seen.cpu_before + stats.cpu,
-        stats,
-        dropped: seen.log.map(|log| log.dropped()).unwrap_or_default(),
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    let of = |container: &SeenContainer| {
+        let (running, since) = container.running.as_ref()?;
+        Some(Running {
+            namespace: text(&metadata.namespace),
+            pod: text(&metadata.name),
+            container: container.name.to_string(),
+            since: *since,
+            stats: running.stats(),
+            dropped: container.log.dropped(),
+        })
+    };
+    let containers: Vec<Running> = seen.containers.iter().filter_map(of).collect();
+    let cpu: Duration = containers.iter().map(|one| one.stats.cpu).sum();
+    (!containers.is_empty()).then(|| RunningPod {
+        namespace: text(&metadata.namespace),
+        pod: text(&metadata.name),
+        uid: text(&metadata.uid),
+        cpu: seen.cpu_before + cpu,
+        memory_bytes: containers.iter().map(|one| one.stats.memory_bytes).sum(),
+        containers,
     })
+}
+
+/// All containers that run.
+fn each(pods: &[RunningPod]) -> impl Iterator<Item = &Running> + Clone {
+    pods.iter().flat_map(|pod| &pod.containers)
 }
 
 /// The text format of one scrape.
@@ -73,9 +96,9 @@ impl Text {
     }
 
     /// One figure for each running container.
-    fn each(&mut self, all: &[Running], (name, kind, help): (&str, &str, &str), value: impl Fn(&Running) -> f64) {
+    fn each(&mut self, all: &[RunningPod], (name, kind, help): (&str, &str, &str), value: impl Fn(&Running) -> f64) {
         self.head(name, kind, help);
-        for one in all {
+        for one in each(all) {
             let labels = [("container", &*one.container), ("namespace", &*one.namespace), ("pod", &*one.pod)];
             self.sample(name, &labels, value(one));
         }
@@ -116,19 +139,19 @@ pub(super) async fn resource(State(kubelet): State<Kubelet>) -> Response {
         text.sample(
             "pod_cpu_usage_seconds_total",
             &[("namespace", &one.namespace), ("pod", &one.pod)],
-            one.pod_cpu.as_secs_f64(),
+            one.cpu.as_secs_f64(),
         );
     }
     text.head("pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes");
     for one in &all {
         let labels = [("namespace", &*one.namespace), ("pod", &*one.pod)];
-        text.sample("pod_memory_working_set_bytes", &labels, one.stats.memory_bytes);
+        text.sample("pod_memory_working_set_bytes", &labels, one.memory_bytes);
     }
-    let total = kubelet.pods.totals.cpu(all.iter().map(|one| one.stats.cpu).sum()).as_secs_f64();
+    let total = kubelet.pods.totals.cpu(each(&all).map(|one| one.stats.cpu).sum()).as_secs_f64();
     text.head("node_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the node in core-seconds");
     text.sample("node_cpu_usage_seconds_total", &[], total);
     text.head("node_memory_working_set_bytes", "gauge", "Current working set of the node in bytes");
-    text.sample("node_memory_working_set_bytes", &[], all.iter().map(|one| one.stats.memory_bytes).sum::<u64>());
+    text.sample("node_memory_working_set_bytes", &[], all.iter().map(|one| one.memory_bytes).sum::<u64>());
     text.head("resource_scrape_error", "gauge", "1 if there was an error while getting container metrics, 0 otherwise");
     text.sample("resource_scrape_error", &[], 0);
     text.into_response()
@@ -136,16 +159,15 @@ pub(super) async fn resource(State(kubelet): State<Kubelet>) -> Response {
 
 pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     let all = running(&kubelet);
-    let seen: Vec<Seen> = kubelet.pods.all().iter().map(|view| view.look()).collect();
     let mut text = Text::default();
     text.head("kubelet_node_name", "gauge", "The node's name. The count is always 1.");
     text.sample("kubelet_node_name", &[("node", &kubelet.node)], 1);
     text.head("kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox");
-    text.sample("kubelet_running_pods", &[], seen.iter().filter(|seen| seen.container.is_some()).count());
+    text.sample("kubelet_running_pods", &[], all.len());
     text.head("kubelet_running_containers", "gauge", "Number of containers currently running");
-    text.sample("kubelet_running_containers", &[("container_state", "running")], all.len());
+    text.sample("kubelet_running_containers", &[("container_state", "running")], each(&all).count());
     text.head("kubelet_desired_pods", "gauge", "The number of pods the kubelet is being instructed to run.");
-    text.sample("kubelet_desired_pods", &[("static", "")], seen.len());
+    text.sample("kubelet_desired_pods", &[("static", "")], kubelet.pods.all().len());
     let name = "kubelet_pod_start_sli_duration_seconds";
     text.head(name, "histogram", "Duration in seconds from a pod being seen by the node to it being ready");
     let starts = kubelet.pods.totals.starts();
@@ -177,7 +199,7 @@ pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
         count(one.dropped.1)
     });
     text.head("coracle_failures_total", "counter", "Requests and runs that a limit or a trap ended");
-    for one in &all {
+    for one in each(&all) {
         let failures = one.stats.failures;
         for (reason, value) in [
             ("trap", failures.trap),
@@ -208,21 +230,23 @@ pub(super) async fn summary(State(kubelet): State<Kubelet>) -> Response {
             json!({"time": now, "usageBytes": stats.memory_bytes, "workingSetBytes": stats.memory_bytes}),
         )
     };
-    let pods: Vec<Value> = all
-        .iter()
-        .map(|one| {
-            let (cpu, memory) = usage(&one.stats);
-            let (pod_cpu, _) = usage(&Stats { cpu: one.pod_cpu, ..one.stats });
-            let since = time::seconds(one.since);
-            json!({
-                "podRef": {"name": one.pod, "namespace": one.namespace, "uid": one.uid},
-                "startTime": since, "cpu": pod_cpu, "memory": memory,
-                "containers": [{"name": one.container, "startTime": since, "cpu": cpu, "memory": memory}],
-            })
+    let container = |one: &Running| {
+        let (cpu, memory) = usage(&one.stats);
+        json!({"name": one.container, "startTime": time::seconds(one.since), "cpu": cpu, "memory": memory})
+    };
+    let pod = |pod: &RunningPod| {
+        let sum = Stats { cpu: pod.cpu, memory_bytes: pod.memory_bytes, ..Stats::default() };
+        let (cpu, memory) = usage(&sum);
+        let since = pod.containers.iter().map(|one| one.since).min().map(time::seconds);
+        json!({
+            "podRef": {"name": pod.pod, "namespace": pod.namespace, "uid": pod.uid},
+            "startTime": since, "cpu": cpu, "memory": memory,
+            "containers": pod.containers.iter().map(container).collect::<Vec<_>>(),
         })
-        .collect();
+    };
+    let pods: Vec<Value> = all.iter().map(pod).collect();
     let mut total = Stats::default();
-    for one in &all {
+    for one in each(&all) {
         total.cpu += one.stats.cpu;
         total.memory_bytes += one.stats.memory_bytes;
     }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::Kubelet;
 use crate::log::read::{Options, is_possible, send};
+use crate::spec::containers;
 
 /// Pieces of a log that wait for a slow reader: then reading waits.
 const PIECES_MAX: usize = 4;
@@ -114,12 +115,16 @@ pub(super) async fn get(
     let Some(seen) = kubelet.pod(&namespace, &pod) else {
         return refuse(StatusCode::NOT_FOUND, format!("pod {pod:?} does not exist\n"));
     };
-    let spec = seen.pod.spec.as_ref();
-    if !spec.is_some_and(|spec| spec.containers.iter().any(|own| own.name == container)) {
+    let named = seen.pod.spec.as_ref().is_some_and(|spec| containers::names(spec).any(|own| own == container));
+    if !named {
         return refuse(StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {pod:?}\n"));
     }
-    let statuses = seen.status.container_statuses.as_deref().unwrap_or_default();
-    let status = statuses.iter().find(|status| status.name == container);
+    let lists = [
+        &seen.status.init_container_statuses,
+        &seen.status.container_statuses,
+        &seen.status.ephemeral_container_statuses,
+    ];
+    let status = lists.into_iter().flatten().flatten().find(|status| status.name == container);
     if let Err(message) = check(status, &pod, &container, previous) {
         return refuse(StatusCode::BAD_REQUEST, message);
     }
@@ -127,14 +132,15 @@ pub(super) async fn get(
         let message = "too many logs are being read at once: try again when other readers are done\n";
         return refuse(StatusCode::SERVICE_UNAVAILABLE, message);
     }
-    let newest = seen.attempt.unwrap_or_else(|| {
+    let own = seen.container(&container);
+    let newest = own.map(|own| own.attempt).unwrap_or_else(|| {
         let restarts = status.map_or(0, |status| status.restart_count);
         u32::try_from(restarts).unwrap_or(0)
     });
     let attempt = if previous { newest.saturating_sub(1) } else { newest };
     let uid = seen.pod.metadata.uid.as_deref().unwrap_or_default();
     let path = crate::pod::shared::log_path(&kubelet.data_dir, uid, &container, attempt);
-    let log = seen.log.filter(|log| log.path() == path);
+    let log = own.map(|own| own.log.clone()).filter(|log| log.path() == path);
     let (out, pieces) = mpsc::channel(PIECES_MAX);
     tokio::spawn(async move { send(&path, log, options, out).await });
     let pieces = futures::stream::unfold(pieces, |mut pieces| async {

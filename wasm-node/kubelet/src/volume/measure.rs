@@ -294,7 +294,7 @@ mod tests {
         let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(serde_json::json!({"spec": {
             "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1"}}], "containers": [{"name": "c"}]}}))
         .unwrap();
-        let bounds = crate::volume::usage::bounds(&pod, &pod.spec.as_ref().unwrap().containers[0], false);
+        let bounds = crate::volume::usage::bounds(&pod, false);
         let folder = crate::volume::paths::folder(root.path(), "v");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("f"), [1; 10_000]).unwrap();

@@ -13,3 +13,9 @@ pub fn folder(pod_dir: &Path, volume: &str) -> PathBuf {
 pub fn message_folder(pod_dir: &Path) -> PathBuf {
     pod_dir.join("termination")
 }
+
+/// The API has checked these names; a path is made of nothing else all the same.
+pub(crate) fn plain(name: &str) -> String {
+    let plain: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
+    if plain.is_empty() { "none".to_owned() } else { plain }
+}

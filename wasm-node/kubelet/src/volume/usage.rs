@@ -7,7 +7,9 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use machinery_api::quantity::Quantity;
 
 use super::is_read_only;
+use super::paths::plain;
 use super::paths::{folder, message_folder};
+use crate::spec::{containers, requests};
 
 /// What an emptyDir without `sizeLimit` may hold. Enough for scratch files; a node with 110 such pods needs no more
 /// than a common disk.
@@ -70,17 +72,19 @@ pub struct Bounds {
     volumes: Vec<(String, u64, Option<String>)>,
     /// `limits.ephemeral-storage`: of all of them and the logs together.
     total: Option<(u64, String)>,
-    /// The folder of the termination message, which a guest finds open too.
-    message: bool,
+    /// The same of each container, for its own logs: where the pod has several.
+    containers: Vec<(String, u64, String)>,
+    /// There are folders of termination messages, which guests find open too.
+    pub(crate) messages: bool,
 }
 
-/// The bounds of a pod with that container. `message`: it has a folder for its termination message.
+/// The bounds of a pod. `messages`: a container has a folder for its termination message.
 #[must_use]
-pub fn bounds(pod: &Pod, container: &Container, message: bool) -> Bounds {
+pub fn bounds(pod: &Pod, messages: bool) -> Bounds {
     let bytes = |text: &str| Quantity::parse(text).ok().and_then(|quantity| u64::try_from(quantity.value()).ok());
-    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    let spec = containers::spec(pod);
+    let volumes = spec.volumes.iter().flatten();
     let volumes = volumes
-        .iter()
         .filter(|volume| !is_read_only(volume))
         .map(|volume| {
             let limit = volume.empty_dir.as_ref().and_then(|empty| empty.size_limit.as_ref());
@@ -91,15 +95,33 @@ pub fn bounds(pod: &Pod, container: &Container, message: bool) -> Bounds {
             }
         })
         .collect();
-    let limit = container.resources.as_ref().and_then(|resources| resources.limits.as_ref()?.get("ephemeral-storage"));
-    Bounds { volumes, total: limit.and_then(|limit| Some((bytes(&limit.0)?, limit.0.clone()))), message }
+    let own = |container: &Container| {
+        let limit = container.resources.as_ref()?.limits.as_ref()?.get("ephemeral-storage")?;
+        Some((container.name.clone(), bytes(&limit.0)?, limit.0.clone()))
+    };
+    let containers: Vec<_> = containers::each(&spec).filter_map(|(_, container)| own(&container)).collect();
+    let sum = requests::limit(pod, "ephemeral-storage").and_then(|sum| u64::try_from(sum).ok());
+    // One limit is said as it was written.
+    let total = sum.map(|sum| match containers.iter().find(|(_, bytes, _)| *bytes == sum) {
+        Some((_, _, text)) => (sum, text.clone()),
+        None => (sum, quantity(sum)),
+    });
+    Bounds { volumes, total, containers, messages }
+}
+
+/// Bytes as upstream writes them: in the largest binary unit of which they are a whole number.
+#[must_use]
+pub fn quantity(bytes: u64) -> String {
+    let mut units = ["Ei", "Pi", "Ti", "Gi", "Mi", "Ki"].into_iter().zip((1..=6).rev());
+    let unit = units.find(|(_, power)| bytes != 0 && bytes.is_multiple_of(1 << (10 * power)));
+    unit.map_or_else(|| bytes.to_string(), |(unit, power)| format!("{}{unit}", bytes >> (10 * power)))
 }
 
 impl Bounds {
     /// Nothing can be written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.volumes.is_empty() && !self.message && self.total.is_none()
+        self.volumes.is_empty() && !self.messages && self.total.is_none()
     }
 
     /// Measures the volumes of the pod whose folder that is, and its logs in `log_dir`, which count into
@@ -118,14 +140,26 @@ impl Bounds {
                 return Some(format!("EmptyDir volume {name:?} holds more than {EMPTY_DIR_ENTRIES_MAX} files. "));
             }
         }
-        let message = if self.message { measure(&message_folder(pod_dir)) } else { Usage::default() };
-        if message.bytes > MESSAGE_BYTES_MAX || message.entries > MESSAGE_ENTRIES_MAX {
-            return Some(format!("The folder of the termination message holds more than {MESSAGE_BYTES_MAX} bytes. "));
+        let mut messages = Usage::default();
+        let folders = std::fs::read_dir(message_folder(pod_dir)).into_iter().flatten().flatten();
+        for folder in folders.filter(|_| self.messages) {
+            let of = measure(&folder.path());
+            if of.bytes > MESSAGE_BYTES_MAX || of.entries > MESSAGE_ENTRIES_MAX {
+                return Some(format!(
+                    "The folder of the termination message holds more than {MESSAGE_BYTES_MAX} bytes. "
+                ));
+            }
+            messages.bytes = messages.bytes.saturating_add(of.bytes);
         }
         let (bytes_max, text) = self.total.as_ref()?;
-        let total = total.saturating_add(message.bytes).saturating_add(measure(log_dir).bytes);
-        (total > *bytes_max)
-            .then(|| format!("Pod ephemeral local storage usage exceeds the total limit of containers {text}. "))
+        let total = total.saturating_add(messages.bytes).saturating_add(measure(log_dir).bytes);
+        if total > *bytes_max {
+            return Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {text}. "));
+        }
+        let over =
+            |(name, bytes_max, _): &&(String, u64, String)| measure(&log_dir.join(plain(name))).bytes > *bytes_max;
+        let over = self.containers.iter().filter(|_| self.containers.len() > 1).find(over);
+        over.map(|(name, _, text)| format!("Container {name} exceeded its local ephemeral storage limit {text:?}. "))
     }
 }
 
@@ -148,7 +182,7 @@ mod tests {
         let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {"containers": [{"name": "c",
             "resources": {"limits": {"ephemeral-storage": "50k"}}}]}}))
         .unwrap();
-        let bounds = bounds(&pod, &pod.spec.as_ref().unwrap().containers[0], false);
+        let bounds = bounds(&pod, false);
         let root = tempfile::tempdir().unwrap();
         let (pod_dir, log_dir) = (root.path().join("pod"), root.path().join("logs"));
         std::fs::create_dir_all(log_dir.join("c")).unwrap();

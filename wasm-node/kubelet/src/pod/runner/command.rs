@@ -30,7 +30,8 @@ struct Command {
 fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> {
     let (signal, stopped) = oneshot::channel();
     let (container, admitted) = (made.container.clone(), made.admitted.take());
-    let (attempt, messages, last_words) = (context.attempt, context.messages.clone(), context.last_words(made));
+    let (index, attempt, messages) = (context.index, context.attempt, context.messages.clone());
+    let last_words = context.last_words(made);
     let run = Task(tokio::spawn(async move {
         let stop = async move {
             match stopped.await {
@@ -49,7 +50,7 @@ fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> 
         let message = read.await.ok().flatten().or(outcome.message);
         let reason = outcome.reason.as_str().to_owned();
         let exited = CellEvent::Exited { attempt, code: outcome.exit_code, reason, message };
-        let _ = messages.send(happened(exited)).await;
+        let _ = messages.send(happened(index, exited)).await;
     }));
     let at_grace = made.settings.stop_at_grace;
     Ok(Box::new(Command { context, at_grace, signal: Some(signal), run: Some(run) }))
@@ -75,7 +76,7 @@ async fn interrupt(
 ) {
     let hook = Hook::of(&context.container);
     let hooked = !matches!(hook, Hook::None);
-    hook.run(&context.node, context.ip, &ends, &context.messages).await;
+    hook.run(&context.node, context.ip, &ends, (context.index, &context.messages)).await;
     if at_grace {
         over(ends).await;
         if hooked {

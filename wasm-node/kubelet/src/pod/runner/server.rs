@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use machinery_serve::net::Listen;
-use runtime_api::{Kind, Server};
+use machinery_serve::net::{AddrInUse, Listen};
+use runtime_api::{Kind, LogSink as _, Server, StdStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -44,11 +44,14 @@ fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> 
         context.warn("NeverCompletes", settings::server_in_job(&context.container.name));
     }
     let port = settings::server_port(&context.container);
-    let gate = ServerHandle::new(made.container.clone(), server.clone(), context.attempt, context.messages.clone());
+    let of = (context.index, context.attempt);
+    let gate = ServerHandle::new(made.container.clone(), server.clone(), of, context.messages.clone());
     let (mut door, mut listener) = (None, None);
     if let Some(ip) = context.ip {
-        let attached = context.node.parts.network.attach(Listen::tcp(ip, port), gate.clone());
-        door = Some(AttachedAddress::new(attached.map_err(|taken| refused(taken.to_string()))?));
+        match context.node.parts.network.attach(Listen::tcp(ip, port), gate.clone()) {
+            Ok(attached) => door = Some(AttachedAddress::new(attached)),
+            Err(taken) => return Ok(Box::new(Unbound::end(&context, made, &taken))),
+        }
         if context.node.identity.host_pod_listeners {
             let (recorder, about) = (context.node.recorder.clone(), context.about.clone());
             listener = Some(Task(tokio::spawn(listen(ip, port, gate.clone(), recorder, about))));
@@ -59,6 +62,30 @@ fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> 
     }
     let last_words = Some(context.last_words(made));
     Ok(Box::new(HttpServer { context, server, door, last_words, _listener: listener }))
+}
+
+/// A server whose port another container of the pod has: it has ended like a process whose `bind` fails.
+struct Unbound(#[expect(dead_code, reason = "ends with it")] Task);
+
+impl Unbound {
+    fn end(context: &Context, made: &mut Made, taken: &AddrInUse) -> Self {
+        let (index, messages, last_words) = (context.index, context.messages.clone(), context.last_words(made));
+        made.log.write(StdStream::Stderr, format!("{taken}\n").as_bytes());
+        let message = Some(taken.to_string());
+        let exited = CellEvent::Exited { attempt: context.attempt, code: 1, reason: "Error".into(), message };
+        Self(Task(tokio::spawn(async move {
+            let _ = tokio::task::spawn_blocking(move || last_words(true)).await;
+            let _ = messages.send(happened(index, exited)).await;
+        })))
+    }
+}
+
+impl Runner for Unbound {
+    fn stop(&mut self, _: bool, _: watch::Receiver<Instant>) -> Option<Task> {
+        None
+    }
+
+    fn kill(&mut self) {}
 }
 
 impl Runner for HttpServer {
@@ -92,12 +119,12 @@ async fn drain(
         }
     };
     let drain = async {
-        Hook::of(&context.container).run(&context.node, context.ip, &ends, &context.messages).await;
+        Hook::of(&context.container).run(&context.node, context.ip, &ends, (context.index, &context.messages)).await;
         if let Some(ip) = context.ip {
             let _ = tokio::time::timeout(ROUTED_MAX, network.until_unrouted(ip)).await;
             tokio::time::sleep(UNROUTED_FOR).await;
             close();
-            let _ = context.messages.send(happened(CellEvent::Closed)).await;
+            let _ = context.messages.send(happened(context.index, CellEvent::Closed)).await;
         }
         server.drained().await;
     };
@@ -114,5 +141,5 @@ async fn drain(
     };
     let message = tokio::task::spawn_blocking(move || last_words(code != 0)).await.ok().flatten();
     let exited = CellEvent::Exited { attempt: context.attempt, code, reason: reason.into(), message };
-    let _ = context.messages.send(happened(exited)).await;
+    let _ = context.messages.send(happened(context.index, exited)).await;
 }

@@ -2,9 +2,17 @@
 
 use super::*;
 
-fn rules(restart: Restart) -> LifecyclePolicy {
-    let container =
-        ContainerPolicy { name: "c".into(), image: "i".into(), startup: None, readiness: None, liveness: None };
+pub(super) fn rules(restart: Restart) -> LifecyclePolicy {
+    let container = ContainerPolicy {
+        name: "c".into(),
+        class: Class::Main,
+        restart,
+        restart_rules: Vec::new(),
+        image: "i".into(),
+        startup: None,
+        readiness: None,
+        liveness: None,
+    };
     LifecyclePolicy {
         containers: vec![container],
         pod: "p_n(u)".into(),
@@ -14,13 +22,13 @@ fn rules(restart: Restart) -> LifecyclePolicy {
     }
 }
 
-fn at(second: i64) -> Timestamp {
+pub(super) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()
 }
 
 /// Plays events at times; answers the state and every action but events' texts.
-fn play(rules: &LifecyclePolicy, events: &[(i64, Event)]) -> (State, Vec<String>) {
-    let (mut state, actions) = State::new(at(0), rules.containers.len()).begin(rules, None, at(0));
+pub(super) fn play(rules: &LifecyclePolicy, events: &[(i64, Event)]) -> (State, Vec<String>) {
+    let (mut state, actions) = State::new(at(0), rules).begin(rules, None, at(0));
     let mut said: Vec<String> = actions.iter().map(say).collect();
     for (second, event) in events {
         let (next, actions) = state.step(rules, event.clone(), at(*second));
@@ -37,15 +45,15 @@ fn say(action: &Action) -> String {
     }
 }
 
-fn pulled() -> Event {
+pub(super) fn pulled() -> Event {
     Event::Container(0, CellEvent::Pulled { image_id: "id".into(), message: "there".into() })
 }
 
-fn started() -> Event {
+pub(super) fn started() -> Event {
     Event::Container(0, CellEvent::Started { container_id: "wasmtime://1".into() })
 }
 
-fn exited(attempt: u32, code: i32) -> Event {
+pub(super) fn exited(attempt: u32, code: i32) -> Event {
     Event::Container(0, CellEvent::Exited { attempt, code, reason: "Error".into(), message: None })
 }
 
@@ -184,7 +192,7 @@ fn a_deadline_and_an_eviction_fail_the_pod() {
 fn a_pod_that_is_refused_ends_at_its_deadline() {
     let rules = LifecyclePolicy { deadline: Some(Duration::from_secs(5)), ..rules(Restart::Always) };
     let refused = Some(("spec.hostNetwork: no".to_owned(), vec!["spec.hostNetwork: no".to_owned()]));
-    let (state, _) = State::new(at(0), rules.containers.len()).begin(&rules, refused, at(0));
+    let (state, _) = State::new(at(0), &rules).begin(&rules, refused, at(0));
     assert_eq!(state.wake_at(&rules), Some(at(5)));
     let (state, actions) = state.step(&rules, Event::Tick, at(4));
     assert!(matches!(state.stage, Stage::Refused { .. }) && actions.is_empty());
@@ -199,7 +207,7 @@ fn what_ran_before_counts_one_restart_more() {
     let exit =
         Exit { code: 255, reason: "Unknown".into(), message: None, started: None, finished: at(0), container_id: None };
     let rules = rules(Restart::Always);
-    let mut state = State::begun(at(0), at(-9), 1);
+    let mut state = State::begun(at(0), at(-9), &rules);
     state.resume(0, 4, exit, String::new());
     let (state, actions) = state.begin(&rules, None, at(0));
     assert_eq!(actions, [Action::Mount]);
@@ -252,7 +260,7 @@ fn two(restart: Restart) -> LifecyclePolicy {
     rules
 }
 
-fn of(container: usize, event: Event) -> Event {
+pub(super) fn of(container: usize, event: Event) -> Event {
     match event {
         Event::Container(_, event) => Event::Container(container, event),
         other => other,
@@ -282,132 +290,4 @@ fn a_pod_ends_when_all_of_its_containers_have() {
     assert_eq!(state.stage, Stage::Active, "the other one still runs");
     let (state, _) = play(&rules, &[&deleted[..], &[(1, of(0, exited(0, 143)))]].concat());
     assert_eq!((state.stage, state.succeeded), (Stage::Cleaning, Some(false)));
-}
-
-mod properties {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn cell_event() -> impl Strategy<Value = CellEvent> {
-        let kinds = prop_oneof![Just(ProbeKind::Startup), Just(ProbeKind::Readiness), Just(ProbeKind::Liveness)];
-        let reasons = prop_oneof![Just("ErrImagePull"), Just("ErrImageNeverPull"), Just("InvalidImageName")];
-        let text = || Just("m".to_owned());
-        prop_oneof![
-            Just(CellEvent::PullBegan),
-            Just(CellEvent::Pulled { image_id: "id".into(), message: "m".into() }),
-            (reasons, text()).prop_map(|(reason, message)| CellEvent::PullFailed { reason, message }),
-            Just(CellEvent::Started { container_id: "x://1".into() }),
-            Just(CellEvent::StartFailed { reason: "RunContainerError", message: "m".into() }),
-            Just(CellEvent::SourcesChanged),
-            Just(CellEvent::HookFailed),
-            Just(CellEvent::Closed),
-            Just(CellEvent::ImageChanged),
-            (0..4_u32, any::<bool>())
-                .prop_map(|(attempt, bad)| CellEvent::Tried { attempt, broken: bad.then(|| "m".to_owned()) }),
-            (0..4_u32, kinds, any::<bool>()).prop_map(|(attempt, kind, bad)| CellEvent::Probed {
-                attempt,
-                kind,
-                failure: bad.then(|| "m".to_owned())
-            }),
-            (0..4_u32, prop_oneof![Just(0), Just(1), Just(137)], text())
-                .prop_map(|(attempt, code, reason)| { CellEvent::Exited { attempt, code, reason, message: None } }),
-        ]
-    }
-
-    /// Any event at any time, mostly of containers: also of one that isn't there.
-    fn event() -> impl Strategy<Value = Event> {
-        prop_oneof![
-            2 => Just(Event::Tick),
-            1 => (0..60_u64).prop_map(|seconds| Event::Deleted(Duration::from_secs(seconds))),
-            1 => Just(Event::Removed),
-            4 => Just(Event::Mounted),
-            1 => Just(Event::MountFailed("m".into())),
-            1 => Just(Event::Evicted("m".into())),
-            2 => Just(Event::Cleaned),
-            30 => (0..4_usize, cell_event()).prop_map(|(index, event)| Event::Container(index, event)),
-        ]
-    }
-
-    fn any_rules() -> impl Strategy<Value = LifecyclePolicy> {
-        let restart = prop_oneof![Just(Restart::Always), Just(Restart::OnFailure), Just(Restart::Never)];
-        let threshold =
-            || proptest::option::of((1..3_u32).prop_map(|n| Thresholds { success: 1, failure: n, grace: None }));
-        let container = (threshold(), threshold(), threshold());
-        let containers = proptest::collection::vec(container, 1..4);
-        (restart, containers, proptest::option::of(0..500_u64)).prop_map(|(restart, containers, deadline)| {
-            LifecyclePolicy {
-                containers: containers
-                    .into_iter()
-                    .map(|(startup, readiness, liveness)| ContainerPolicy {
-                        name: "c".into(),
-                        image: "i".into(),
-                        startup,
-                        readiness,
-                        liveness,
-                    })
-                    .collect(),
-                deadline: deadline.map(Duration::from_secs),
-                ..rules(restart)
-            }
-        })
-    }
-
-    fn is_over(state: &State) -> bool {
-        matches!(state.stage, Stage::Cleaning | Stage::Ended)
-    }
-
-    fn check(rules: &LifecyclePolicy, before: &State, after: &State, actions: &[Action]) -> Result<(), TestCaseError> {
-        prop_assert_eq!(after.cells.len(), rules.containers.len());
-        if is_over(after) {
-            prop_assert!(after.cells.iter().all(|cell| cell.stage == CellStage::Done), "{:?}", after);
-            prop_assert!(after.succeeded.is_some() || after.removed);
-        }
-        if is_over(before) {
-            let starts = |action: &Action| matches!(action, Action::Pull(_) | Action::Start { .. } | Action::Mount);
-            prop_assert!(is_over(after) && !actions.iter().any(starts), "nothing begins after the end: {:?}", actions);
-        }
-        if before.succeeded.is_some() {
-            prop_assert_eq!(after.succeeded, before.succeeded, "a phase that is final stays");
-        }
-        prop_assert!(!before.ending() || after.ending());
-        for (was, now) in before.cells.iter().zip(&after.cells) {
-            prop_assert!(now.attempt >= was.attempt, "starts are counted up");
-            prop_assert!(now.is_live() != now.exit.is_some() || now.attempt.is_none() || !now.is_live());
-        }
-        for (index, cell) in before.cells.iter().enumerate() {
-            let kills = actions.contains(&Action::Kill(index));
-            let was_live = cell.is_live();
-            let is_live = after.cells[index].is_live();
-            prop_assert!(!was_live || is_live || kills, "what runs no more was ended: {:?}", actions);
-        }
-        let clean = actions.iter().filter(|action| **action == Action::Clean).count();
-        prop_assert!(clean <= 1);
-        if !is_over(before) && is_over(after) {
-            prop_assert_eq!(clean, 1, "its end cleans up, once");
-        }
-        Ok(())
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
-
-        #[test]
-        fn no_sequence_of_events_breaks_a_pod(
-            rules in any_rules(),
-            events in proptest::collection::vec((event(), 0..100_i64), 0..80),
-            refused in any::<bool>(),
-        ) {
-            let refused = (refused && events.len() % 5 == 0).then(|| ("no".to_owned(), vec!["no".to_owned()]));
-            let (mut state, _) = State::new(at(0), rules.containers.len()).begin(&rules, refused, at(0));
-            let mut now = 0;
-            for (event, later) in events {
-                now += later;
-                let (next, actions) = state.clone().step(&rules, event, at(now));
-                check(&rules, &state, &next, &actions)?;
-                let _ = (next.wake_at(&rules), next.settles_at(), next.ready());
-                state = next;
-            }
-        }
-    }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::pod::runner::{self, Context};
+use crate::pod::start::Home;
 
 impl Worker {
     pub(super) fn perform(&mut self, actions: Vec<Action>) {
@@ -11,11 +12,11 @@ impl Worker {
                     self.note(warning, reason, message, container)
                 }
                 Action::Mount => self.mount(false),
-                Action::Pull(_) => self.pull(),
-                Action::Start { attempt, .. } => self.start(attempt),
-                Action::Probe(_, kind) => self.probe(kind),
-                Action::Stop { grace, .. } => self.stop(grace),
-                Action::Kill(_) => self.kill(),
+                Action::Pull(container) => self.pull(container),
+                Action::Start { container, attempt } => self.start(container, attempt),
+                Action::Probe(container, kind) => self.probe(container, kind),
+                Action::Stop { container, grace } => self.stop(container, grace),
+                Action::Kill(container) => self.kill(container),
                 Action::Clean => self.clean(),
                 Action::Delete => self.delete = true,
             }
@@ -24,8 +25,8 @@ impl Worker {
 
     pub(super) fn note(&self, warning: bool, reason: &'static str, message: String, container: Option<usize>) {
         let mut about = self.about.clone();
-        if let Some(container) = container.and_then(|index| self.rules.containers.get(index)) {
-            about.field_path = Some(format!("spec.containers{{{}}}", container.name));
+        if let Some(slot) = container.and_then(|index| self.slots.get(index)) {
+            about.field_path = Some(slot.field_path.clone());
         }
         self.node.recorder.record(EventRecord { about, warning, reason, message, source: None });
     }
@@ -41,7 +42,7 @@ impl Worker {
             }
             // Addresses come back as pods go. The task takes none itself: it may be dropped at any time.
             let (sender, node) = (self.sender.clone(), self.node.clone());
-            self.preparing = Some(Task(tokio::spawn(async move {
+            self.waiting = Some(Task(tokio::spawn(async move {
                 loop {
                     let freed = node.addresses_freed.notified();
                     if node.addresses.any_free() {
@@ -58,125 +59,142 @@ impl Worker {
         self.volumes = Some(Task(tokio::spawn(keep(volumes, input, (dir, ip), sender))));
     }
 
-    pub(super) fn pull(&mut self) {
-        let (node, pod, container) = (self.node.clone(), self.pod.clone(), self.container.clone());
+    pub(super) fn pull(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let (node, pod, container) = (self.node.clone(), self.pod.clone(), slot.container.clone());
         let sender = self.sender.clone();
-        self.preparing = Some(Task(tokio::spawn(async move {
-            let message = match start::pull(&node, &pod, &container, &sender).await {
-                Ok((image, message)) => Message::Image(image, message),
-                Err(error) => happened(CellEvent::PullFailed { reason: error.reason(), message: error.to_string() }),
+        slot.preparing = Some(Task(tokio::spawn(async move {
+            let message = match start::pull(&node, &pod, (index, &container), &sender).await {
+                Ok((image, message)) => Message::Image(index, image, message),
+                Err(error) => {
+                    happened(index, CellEvent::PullFailed { reason: error.reason(), message: error.to_string() })
+                }
             };
             let _ = sender.send(message).await;
         })));
     }
 
-    pub(super) fn start(&mut self, attempt: u32) {
-        let (Some(image), Some(ip)) = (self.image.clone(), self.ip) else { return };
-        self.watch_sources();
-        let (node, pod, container) = (self.node.clone(), self.pod.clone(), self.container.clone());
-        let sender = self.sender.clone();
-        self.preparing = Some(Task(tokio::spawn(async move {
-            let message = match start::make(&node, &pod, &container, &image, ip, attempt).await {
-                Ok(made) => Message::Made(Box::new(made)),
-                Err((reason, message)) => happened(CellEvent::StartFailed { reason, message }),
+    pub(super) fn start(&mut self, index: usize, attempt: u32) {
+        self.watch_sources(index);
+        let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.ip) else { return };
+        let Some(image) = slot.image.clone() else { return };
+        let (node, container, sender) = (self.node.clone(), slot.container.clone(), self.sender.clone());
+        let home = Home { pod: self.pod.clone(), ip, ledger: self.ledger.clone() };
+        slot.preparing = Some(Task(tokio::spawn(async move {
+            let message = match start::make(&node, &home, &container, &image, attempt).await {
+                Ok(made) => Message::Made(index, Box::new(made)),
+                Err((reason, message)) => happened(index, CellEvent::StartFailed { reason, message }),
             };
             let _ = sender.send(message).await;
         })));
     }
 
     /// Says when an object changes that the environment is made of, so that what failed for it is tried at once.
-    pub(super) fn watch_sources(&mut self) {
+    fn watch_sources(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
         let namespace = self.pod.metadata.namespace.as_deref().unwrap_or_default();
-        let named = crate::config::sources::named_by_environment(&self.container);
+        let named = crate::config::sources::named_by_environment(&slot.container);
         let held: Vec<_> = named.iter().map(|(kind, name)| self.node.sources.get(*kind, namespace, name)).collect();
-        if held.is_empty() || self.sources.is_some() {
+        if held.is_empty() || slot.sources.is_some() {
             return;
         }
         let sender = self.sender.clone();
-        self.sources = Some(Task(tokio::spawn(async move {
+        slot.sources = Some(Task(tokio::spawn(async move {
             let mut known: Vec<_> = held.iter().map(|source| source.known.clone()).collect();
             loop {
                 let any = known.iter_mut().map(|known| Box::pin(known.changed()));
                 let (changed, _, _) = futures::future::select_all(any.collect::<Vec<_>>()).await;
-                if changed.is_err() || sender.send(happened(CellEvent::SourcesChanged)).await.is_err() {
+                if changed.is_err() || sender.send(happened(index, CellEvent::SourcesChanged)).await.is_err() {
                     return;
                 }
             }
         })));
     }
 
-    pub(super) fn started(&mut self, made: Made) {
+    pub(super) fn started(&mut self, index: usize, mut made: Made) {
+        let attempt = self.cell(index).map_or(0, Cell::next_attempt);
+        let Some(slot) = self.slots.get_mut(index) else { return };
         // What it is made of is read only once; a later start reads it anew.
-        self.sources = None;
-        let attempt = self.cell().map_or(0, Cell::next_attempt);
-        let id = made.id.clone();
-        let container = made.container.clone();
-        let log = made.log.clone();
+        slot.sources = None;
         // The former one's address, where it still has it.
-        self.live = None;
+        slot.live = None;
         let context = Context {
             node: self.node.clone(),
             pod: self.pod.clone(),
-            container: self.container.clone(),
-            about: self.about.clone(),
+            container: slot.container.clone(),
+            about: ObjectReference { field_path: Some(slot.field_path.clone()), ..self.about.clone() },
             ip: self.ip,
+            index,
             attempt,
             messages: self.sender.clone(),
         };
-        let mut made = made;
-        let runner = match (runner::runner_class(container.kind()).start)(context, &mut made) {
+        let seen = SeenContainer {
+            name: slot.container.name.as_str().into(),
+            running: Some((made.container.clone(), self.node.parts.env.now())),
+            log: made.log.clone(),
+            attempt,
+        };
+        let container_id = made.id.clone();
+        let runner = match (runner::runner_class(made.container.kind()).start)(context, &mut made) {
             Ok(runner) => runner,
             Err((reason, message)) => {
-                self.apply(Event::Container(ONLY, CellEvent::StartFailed { reason, message }));
+                self.apply(Event::Container(index, CellEvent::StartFailed { reason, message }));
                 return;
             }
         };
-        let live = Live { runner, _measure: self.measure(&made), stopping: None, made };
-        let since = self.now();
-        self.view.change(|seen| {
-            seen.container = Some((container, since));
-            seen.log = Some(log);
-            seen.attempt = Some(attempt);
-        });
-        self.live = Some(live);
-        self.forget_old_logs(attempt);
-        self.apply(Event::Container(ONLY, CellEvent::Started { container_id: id }));
+        self.view.started(seen);
+        slot.live = Some(Live { runner, stopping: None, made });
+        self.forget_old_logs(index, attempt);
+        self.measure();
+        self.apply(Event::Container(index, CellEvent::Started { container_id }));
     }
 
-    /// Has what the pod writes measured, while the container lives.
-    pub(super) fn measure(&self, made: &Made) -> Option<Watched> {
-        let bounds = usage::bounds(&self.pod, &self.container, made.termination.is_some());
-        if bounds.is_empty() {
-            return None;
+    /// Has what the pod writes measured, while any of its containers lives.
+    fn measure(&mut self) {
+        let mut live = self.slots.iter().filter_map(|slot| slot.live.as_ref()).peekable();
+        if live.peek().is_none() {
+            self.measure = None;
+            return;
+        }
+        let messages = live.any(|live| live.made.termination.is_some());
+        let bounds = usage::bounds(&self.pod, messages || self.measure.as_ref().is_some_and(|(of, _)| of.messages));
+        if bounds.is_empty() || self.measure.as_ref().is_some_and(|(of, _)| *of == bounds) {
+            return;
         }
         let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
-        let (container, log, sender) = (made.container.clone(), made.log.clone(), self.sender.clone());
-        Some(self.node.measurer.watch(Subject {
+        let (view, sender) = (self.view.clone(), self.sender.clone());
+        let watched = self.node.measurer.watch(Subject {
             pod_dir: self.node.pod_dir(uid),
             log_dir: self.node.log_dir(uid),
-            bounds,
-            changes: Box::new(move || container.stats().disk_changes.wrapping_add(log.written())),
+            bounds: bounds.clone(),
+            changes: Box::new(move || view.writes()),
             exceeded: Box::new(move |message| sender.try_send(Message::Event(Event::Evicted(message))).is_ok()),
-        }))
+        });
+        self.measure = Some((bounds, watched));
     }
 
-    pub(super) fn probe(&mut self, kind: ProbeKind) {
-        let (Some(spec), Some(ip)) = (settings::probe(&self.container, kind), self.ip) else { return };
-        let since = match self.cell().map(|cell| &cell.stage) {
-            Some(CellStage::Running(running)) => running.since,
-            _ => return,
+    fn probe(&mut self, index: usize, kind: ProbeKind) {
+        let (Some(cell), Some(slot), Some(ip)) = (self.state.cells.get(index), self.slots.get_mut(index), self.ip)
+        else {
+            return;
         };
-        let attempt = self.cell().map_or(0, Cell::current);
-        let task = probe::run(self.node.clone(), spec, kind, attempt, since, ip, self.sender.clone());
-        self.probes.push(Task(tokio::spawn(task)));
+        let (Some(spec), CellStage::Running(running)) = (settings::probe(&slot.container, kind), &cell.stage) else {
+            return;
+        };
+        let of = probe::Probed { container: index, attempt: cell.current(), kind, since: running.since };
+        slot.probes.push(Task(tokio::spawn(probe::run(self.node.clone(), spec, of, ip, self.sender.clone()))));
     }
 
-    pub(super) fn stop(&mut self, grace: Duration) {
-        self.probes.clear();
+    fn stop(&mut self, index: usize, grace: Duration) {
+        let again = |cell: &Cell| match &cell.stage {
+            CellStage::Stopping { why, .. } => !matches!(why, StopReason::Pod),
+            _ => false,
+        };
+        let restart = self.cell(index).is_some_and(again);
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        slot.probes.clear();
         let deadline = tokio::time::Instant::now() + grace;
-        let stage = self.cell().map(|cell| &cell.stage);
-        let restart = matches!(stage, Some(CellStage::Stopping { why: StopReason::Probe | StopReason::Changed, .. }));
-        let Some(live) = &mut self.live else { return };
+        let Some(live) = &mut slot.live else { return };
         if let Some((_, end)) = &live.stopping {
             end.send_replace(deadline);
             return;
@@ -185,28 +203,29 @@ impl Worker {
         live.stopping = live.runner.stop(restart, ends).map(|task| (task, end));
     }
 
-    /// Ends whatever runs or is being prepared.
-    pub(super) fn kill(&mut self) {
-        self.probes.clear();
-        self.preparing = None;
-        self.sources = None;
-        if let Some(mut live) = self.live.take() {
+    /// Ends whatever of a container runs or is being prepared.
+    fn kill(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        slot.probes.clear();
+        slot.preparing = None;
+        slot.sources = None;
+        if let Some(mut live) = slot.live.take() {
             live.runner.kill();
             let log = live.made.log.clone();
             tokio::task::spawn_blocking(move || log.close());
-            let cpu = live.made.container.stats().cpu;
+            let used = live.made.container.stats();
             drop(live);
-            self.view.change(|seen| {
-                seen.container = None;
-                seen.cpu_before += cpu;
-            });
-            self.node.pods.totals.ended(cpu);
+            self.view.ended(&slot.container.name, used);
+            self.node.pods.totals.ended(used.cpu);
+            self.measure();
         }
     }
 
     pub(super) fn clean(&mut self) {
-        self.volumes = None;
-        self.image = None;
+        (self.volumes, self.waiting, self.measure) = (None, None, None);
+        for slot in &mut self.slots {
+            slot.image = None;
+        }
         if let Some(ip) = self.ip.take() {
             self.node.free_address(ip);
         }
@@ -232,9 +251,9 @@ impl Worker {
     }
 
     /// The logs of this start and the one before are kept, as upstream does.
-    pub(super) fn forget_old_logs(&self, attempt: u32) {
-        let Some(old) = attempt.checked_sub(2) else { return };
-        let path = self.node.log_path(self.pod.metadata.uid.as_deref().unwrap_or_default(), &self.container.name, old);
+    fn forget_old_logs(&self, index: usize, attempt: u32) {
+        let (Some(old), Some(slot)) = (attempt.checked_sub(2), self.slots.get(index)) else { return };
+        let path = self.node.log_path(self.pod.metadata.uid.as_deref().unwrap_or_default(), &slot.container.name, old);
         let logs = self.node.logs.clone();
         tokio::task::spawn_blocking(move || logs.remove(&path));
     }

@@ -90,7 +90,7 @@ impl Worker {
             .cloned()
             .chain(others.into_iter().filter(|other| own.iter().all(|own| own.type_ != other.type_)))
             .collect();
-        let mut wanted = status::project(&self.state, &self.pod, &facts, &known, self.now());
+        let mut wanted = status::project(&self.state, &self.pod, &self.rules, &facts, &known, self.now());
         if let Some(conditions) = &mut wanted.conditions
             && self.pod.status.iter().any(|s| s.conditions.iter().flatten().any(|c| c.type_ == "PodScheduled"))
         {

@@ -1,0 +1,85 @@
+//! What a pod asks for, from what its containers ask for: the one rule that the scheduler and the kubelet count by
+//! (KEP-753). Pure.
+
+/// What a container is to its pod's sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// It runs beside all others (`containers`).
+    Own,
+    /// It runs to its end, before those that come after it (`initContainers`).
+    Init,
+    /// It goes on beside those that come after it (`initContainers` with `restartPolicy: Always`).
+    Sidecar,
+}
+
+impl Share {
+    /// Of an init container with that `restartPolicy`.
+    #[must_use]
+    pub fn of_init(restart_policy: Option<&str>) -> Self {
+        if restart_policy == Some("Always") { Self::Sidecar } else { Self::Init }
+    }
+}
+
+/// Amounts of one resource or of several.
+pub trait Amounts: Default + Clone {
+    /// Adds, and stays at the largest value where the sum is larger.
+    fn add(&mut self, other: &Self);
+
+    /// The larger of each.
+    fn raise_to(&mut self, other: &Self);
+}
+
+impl Amounts for i64 {
+    fn add(&mut self, other: &Self) {
+        *self = self.saturating_add(*other);
+    }
+
+    fn raise_to(&mut self, other: &Self) {
+        *self = (*self).max(*other);
+    }
+}
+
+/// The most that the containers ask for at any time. Init containers and sidecars come in the spec's order.
+pub fn pod_total<A: Amounts>(containers: impl Iterator<Item = (Share, A)>) -> A {
+    let (mut own, mut sidecars, mut starting) = (A::default(), A::default(), A::default());
+    for (share, mut asked) in containers {
+        match share {
+            Share::Own => own.add(&asked),
+            Share::Sidecar => {
+                sidecars.add(&asked);
+                starting.raise_to(&sidecars);
+            }
+            // It runs beside the sidecars that started before it, and alone otherwise.
+            Share::Init => {
+                asked.add(&sidecars);
+                starting.raise_to(&asked);
+            }
+        }
+    }
+    own.add(&sidecars);
+    own.raise_to(&starting);
+    own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_at_any_time() {
+        use Share::{Init, Own, Sidecar};
+        for (containers, want) in [
+            (&[(Own, 2), (Own, 3)][..], 5),
+            (&[(Init, 4), (Own, 2)], 4),
+            (&[(Init, 4), (Own, 5)], 5),
+            (&[(Sidecar, 1), (Own, 2)], 3),
+            (&[(Sidecar, 1), (Init, 4), (Own, 2)], 5),
+            (&[(Init, 4), (Sidecar, 1), (Own, 2)], 4),
+            (&[(Sidecar, 1), (Init, 3), (Sidecar, 2), (Own, 2)], 5),
+            (&[(Own, i64::MAX), (Own, 1)], i64::MAX),
+            (&[], 0),
+        ] {
+            assert_eq!(pod_total(containers.iter().copied()), want, "{containers:?}");
+        }
+    }
+}

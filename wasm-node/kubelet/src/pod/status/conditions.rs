@@ -1,0 +1,139 @@
+//! A pod's phase and conditions, in upstream's words. Pure.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
+
+use super::time;
+use crate::pod::state::{Cell, Class, LifecyclePolicy, Stage, State, TerminalReason};
+use crate::spec::containers;
+
+/// One condition's state: status, reason, message.
+type Now = (bool, Option<&'static str>, Option<String>);
+
+/// The phase of a pod that has not ended (upstream's `getPhase`). `begun`: one of its own containers was started since the
+/// pod has its volumes.
+pub(super) fn phase(init: &[(Class, ContainerStatus)], own: &[ContainerStatus], begun: bool) -> &'static str {
+    let state = |status: &ContainerStatus| status.state.clone().unwrap_or_default();
+    let runs = |status: &ContainerStatus| state(status).running.is_some();
+    let ended_before =
+        |status: &ContainerStatus| status.last_state.as_ref().is_some_and(|last| last.terminated.is_some());
+    let waits = |status: &ContainerStatus| state(status).waiting.is_some() && !ended_before(status);
+    let of = |class: Class| init.iter().filter(move |(of, _)| *of == class).map(|(_, status)| status);
+    let initializing = of(Class::Init).any(|status| runs(status) || waits(status))
+        || !begun && of(Class::Sidecar).any(|status| runs(status) && status.started != Some(true));
+    if initializing || of(Class::Sidecar).chain(own).any(waits) {
+        return "Pending";
+    }
+    let stopped = |status: &ContainerStatus| state(status).terminated.is_some() || ended_before(status);
+    let running = of(Class::Sidecar).any(runs) || own.iter().any(|status| runs(status) || stopped(status));
+    if running { "Running" } else { "Pending" }
+}
+
+/// All init containers have done what those behind them wait for, as upstream's condition says it.
+fn initialized(state: &State, rules: &LifecyclePolicy, was: bool) -> Now {
+    if state.succeeded == Some(true) {
+        return (true, Some("PodCompleted"), None);
+    }
+    let begun = |cell: &Cell| cell.class == Class::Main && (cell.is_live() || cell.exit.is_some());
+    if was || state.cells.iter().any(begun) {
+        return (true, None, None);
+    }
+    let lacks = |cell: &Cell| matches!(cell.class, Class::Init | Class::Sidecar) && !cell.passed;
+    match names(state, rules, lacks) {
+        None => (true, None, None),
+        Some(names) => {
+            (false, Some("ContainersNotInitialized"), Some(format!("containers with incomplete status: [{names}]")))
+        }
+    }
+}
+
+/// Names of some containers; none where there are none of them.
+fn names(state: &State, rules: &LifecyclePolicy, which: impl Fn(&Cell) -> bool) -> Option<String> {
+    let named = state.cells.iter().zip(&rules.containers).filter(|(cell, _)| which(cell));
+    let names: Vec<&str> = named.map(|(_, own)| own.name.as_str()).collect();
+    (!names.is_empty()).then(|| names.join(" "))
+}
+
+/// Whether all containers are being started anew, where a rule of the pod may say so.
+fn restarting(state: &State, rules: &LifecyclePolicy) -> Option<Now> {
+    let could = rules.containers.iter().any(|own| own.restart_rules.iter().any(|rule| rule.all));
+    could.then(|| match state.succeeded {
+        Some(true) => (false, Some("PodCompleted"), None),
+        Some(false) => (false, Some("PodFailed"), None),
+        None if state.anew => {
+            (true, Some("RestartAllContainersStarted"), Some("container exited with restart policy rule".into()))
+        }
+        None => (false, None, None),
+    })
+}
+
+/// The conditions that are the node's own; `known` are those that the pod has.
+pub(super) fn conditions(
+    state: &State,
+    pod: &Pod,
+    rules: &LifecyclePolicy,
+    known: &[PodCondition],
+    now: Timestamp,
+) -> Vec<PodCondition> {
+    let sandbox = state.sandbox && !matches!(state.stage, Stage::Ended | Stage::Refused { .. });
+    let was = known.iter().any(|condition| condition.type_ == "Initialized" && condition.status == "True");
+    let counts = |cell: &Cell| matches!(cell.class, Class::Main | Class::Sidecar);
+    let unready = |cell: &Cell| counts(cell) && !cell.ready(state.deleted.is_some());
+    let containers: Now = match (state.succeeded, names(state, rules, unready)) {
+        (Some(true), _) => (false, Some("PodCompleted"), None),
+        (Some(false), _) => (false, Some("PodFailed"), None),
+        (None, None) if state.ready() => (true, None, None),
+        (None, names) => {
+            let message = format!("containers with unready status: [{}]", names.unwrap_or_default());
+            (false, Some("ContainersNotReady"), Some(message))
+        }
+    };
+    let readiness = containers::spec(pod).readiness_gates.clone().unwrap_or_default();
+    let ready = if containers.0 { gates(&readiness, known) } else { containers.clone() };
+    let mut rows = vec![
+        ("PodReadyToStartContainers", (sandbox, None, None)),
+        ("Initialized", initialized(state, rules, was)),
+        ("Ready", ready),
+        ("ContainersReady", containers),
+        ("PodScheduled", (true, None, None)),
+    ];
+    rows.extend(restarting(state, rules).map(|now| ("AllContainersRestarting", now)));
+    if let Some(TerminalReason { reason: Some("Evicted"), message, .. }) = &state.terminal_reason {
+        rows.push(("DisruptionTarget", (true, Some("TerminationByKubelet"), message.clone())));
+    }
+    rows.into_iter()
+        .map(|(kind, (status, reason, message))| {
+            let status = if status { "True" } else { "False" };
+            let before = known.iter().find(|condition| condition.type_ == kind);
+            let since = before.filter(|before| before.status == status).and_then(|b| b.last_transition_time.clone());
+            PodCondition {
+                type_: kind.into(),
+                status: status.into(),
+                reason: reason.map(Into::into),
+                message,
+                last_transition_time: since.or_else(|| time(now)),
+                last_probe_time: None,
+                // As upstream, whose newest condition has none.
+                observed_generation: pod.metadata.generation.filter(|_| kind != "AllContainersRestarting"),
+            }
+        })
+        .collect()
+}
+
+fn gates(gates: &[k8s_openapi::api::core::v1::PodReadinessGate], known: &[PodCondition]) -> Now {
+    let mut messages = Vec::new();
+    for gate in gates {
+        let name = &gate.condition_type;
+        match known.iter().find(|condition| condition.type_ == *name) {
+            None => messages.push(format!("corresponding condition of pod readiness gate {name:?} does not exist.")),
+            Some(condition) if condition.status != "True" => messages
+                .push(format!("the status of pod readiness gate {name:?} is not \"True\", but {}", condition.status)),
+            Some(_) => {}
+        }
+    }
+    if messages.is_empty() {
+        (true, None, None)
+    } else {
+        (false, Some("ReadinessGatesNotReady"), Some(messages.join(", ")))
+    }
+}

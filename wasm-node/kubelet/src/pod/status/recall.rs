@@ -1,0 +1,68 @@
+//! What an earlier run of the agent has left of a pod, as the pod's status tells. Pure.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+
+use crate::pod::state::{Exit, LifecyclePolicy, State, TerminalReason};
+
+/// The state in which an earlier run of the agent left the pod, as its status tells.
+#[must_use]
+pub fn recall(pod: &Pod, rules: &LifecyclePolicy, now: Timestamp) -> State {
+    let Some(status) = &pod.status else { return State::new(now, rules) };
+    let began = status.start_time.as_ref().map_or(now, |time| time.0);
+    let mut state = State::begun(now, began, rules);
+    let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+    let known: BTreeMap<&str, &ContainerStatus> =
+        lists.into_iter().flatten().flatten().map(|status| (status.name.as_str(), status)).collect();
+    for (index, own) in rules.containers.iter().enumerate() {
+        let container = known.get(own.name.as_str());
+        if let Some((container, exit)) = container.and_then(|container| Some((container, left(container, now)?))) {
+            let attempt = u32::try_from(container.restart_count).unwrap_or(0);
+            state.resume(index, attempt, exit, container.image_id.clone());
+        }
+    }
+    match status.phase.as_deref() {
+        Some("Succeeded") => state.succeeded = Some(true),
+        Some("Failed") => {
+            state.succeeded = Some(false);
+            if status.reason.is_some() {
+                state.terminal_reason = Some(TerminalReason {
+                    reason: status.reason.as_deref().and_then(known_reason),
+                    message: status.message.clone(),
+                    rejected: false,
+                });
+            }
+        }
+        _ => {}
+    }
+    state
+}
+
+fn known_reason(reason: &str) -> Option<&'static str> {
+    ["Evicted", "DeadlineExceeded"].into_iter().find(|known| *known == reason)
+}
+
+fn left(container: &ContainerStatus, now: Timestamp) -> Option<Exit> {
+    let state = container.state.clone().unwrap_or_default();
+    if let Some(running) = state.running {
+        return Some(Exit {
+            code: 255,
+            reason: "Unknown".into(),
+            message: Some("The node was started again while the container ran".into()),
+            started: running.started_at.map(|time| time.0),
+            finished: now,
+            container_id: container.container_id.clone(),
+        });
+    }
+    let ended = state.terminated.or_else(|| container.last_state.clone()?.terminated)?;
+    Some(Exit {
+        code: ended.exit_code,
+        reason: ended.reason.unwrap_or_default(),
+        message: ended.message,
+        started: ended.started_at.map(|time| time.0),
+        finished: ended.finished_at.map_or(now, |time| time.0),
+        container_id: ended.container_id,
+    })
+}

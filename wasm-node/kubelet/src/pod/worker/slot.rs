@@ -1,0 +1,69 @@
+//! What a worker holds of one container.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Task;
+use crate::image::Image;
+use crate::pod::runner::Runner;
+use crate::pod::start::Made;
+use crate::spec::containers;
+
+/// A container that runs.
+pub(super) struct Live {
+    pub(super) made: Made,
+    pub(super) runner: Box<dyn Runner>,
+    /// The stop under way, with its end.
+    pub(super) stopping: Option<(Task, watch::Sender<Instant>)>,
+}
+
+/// One container.
+pub(super) struct Slot {
+    /// As the pod has it.
+    pub(super) container: Arc<Container>,
+    /// Its name in the pod, as events say it: `spec.containers{NAME}`.
+    pub(super) field_path: String,
+    pub(super) image: Option<Arc<Image>>,
+    pub(super) live: Option<Live>,
+    /// Has its image, or makes it.
+    pub(super) preparing: Option<Task>,
+    pub(super) probes: Vec<Task>,
+    /// Tells of changes of what its environment is made of.
+    pub(super) sources: Option<Task>,
+}
+
+impl Slot {
+    /// The slots of a pod's containers.
+    pub(super) fn all(pod: &Pod) -> Vec<Self> {
+        let mut slots = Vec::new();
+        Self::update(&mut slots, pod);
+        slots
+    }
+
+    /// Takes in those that were added, and the images that were changed: of which containers.
+    pub(super) fn update(slots: &mut Vec<Self>, pod: &Pod) -> Vec<usize> {
+        let mut changed = Vec::new();
+        for (index, (class, container)) in containers::each(&containers::spec(pod)).enumerate() {
+            match slots.get_mut(index) {
+                Some(slot) if slot.container.image == container.image => {}
+                Some(slot) => {
+                    slot.container = Arc::new(container.into_owned());
+                    changed.push(index);
+                }
+                None => slots.push(Self {
+                    field_path: format!("{}{{{}}}", containers::field(class), container.name),
+                    container: Arc::new(container.into_owned()),
+                    image: None,
+                    live: None,
+                    preparing: None,
+                    probes: Vec::new(),
+                    sources: None,
+                }),
+            }
+        }
+        changed
+    }
+}

@@ -1,0 +1,116 @@
+//! A pod as others see it: the kubelet API, the figures, eviction.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use runtime_api::{Container, Stats};
+use tokio::sync::mpsc;
+
+use super::Message;
+use crate::log::ContainerLog;
+use crate::pod::state::Event;
+
+/// What is seen of one container that was started.
+#[derive(Debug, Clone)]
+pub(crate) struct SeenContainer {
+    pub(crate) name: Arc<str>,
+    /// The container that runs, with its start.
+    pub(crate) running: Option<(Arc<dyn Container>, Timestamp)>,
+    /// The log of its newest start.
+    pub(crate) log: Arc<ContainerLog>,
+    /// The newest start.
+    pub(crate) attempt: u32,
+}
+
+/// What the kubelet API shows of a pod.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) status: Arc<PodStatus>,
+    /// The containers that this run of the agent has started, in the order of their first starts.
+    pub(crate) containers: Vec<SeenContainer>,
+    /// CPU time of the runs of containers that have ended.
+    pub(crate) cpu_before: Duration,
+}
+
+impl Seen {
+    /// A container that was started.
+    pub(crate) fn container(&self, name: &str) -> Option<&SeenContainer> {
+        self.containers.iter().find(|container| *container.name == *name)
+    }
+
+    /// Whether any container runs.
+    pub(crate) fn runs(&self) -> bool {
+        self.containers.iter().any(|container| container.running.is_some())
+    }
+
+    /// Bytes of memory that its guests hold.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let running = self.containers.iter().filter_map(|container| container.running.as_ref());
+        running.map(|(container, _)| container.stats().memory_bytes).sum()
+    }
+}
+
+/// A pod of this node, for whoever looks at it from outside of its worker.
+#[derive(Debug)]
+pub(crate) struct PodView {
+    seen: RwLock<Seen>,
+    worker: RwLock<Option<mpsc::Sender<Message>>>,
+}
+
+impl PodView {
+    pub(crate) fn new(pod: Arc<Pod>) -> Self {
+        let status = Arc::new(pod.status.clone().unwrap_or_default());
+        let seen = Seen { pod, status, containers: Vec::new(), cpu_before: Duration::ZERO };
+        Self { seen: RwLock::new(seen), worker: RwLock::default() }
+    }
+
+    /// Tells the pod that it has to go, and why; false where its worker hears nothing now.
+    pub(crate) fn evict(&self, message: String) -> bool {
+        let worker = self.worker.read().unwrap_or_else(PoisonError::into_inner);
+        worker.as_ref().is_some_and(|worker| worker.try_send(Message::Event(Event::Evicted(message))).is_ok())
+    }
+
+    pub(crate) fn look(&self) -> Seen {
+        self.seen.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Grows with everything that its containers write; another number where one has come or gone.
+    pub(crate) fn writes(&self) -> u64 {
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        let of = |container: &SeenContainer| {
+            let volumes = container.running.as_ref().map_or(0, |(running, _)| running.stats().disk_changes);
+            volumes.wrapping_add(container.log.written()).wrapping_add(u64::from(container.attempt))
+        };
+        seen.containers.iter().map(of).fold(0, u64::wrapping_add)
+    }
+
+    /// It has a worker from now on.
+    pub(super) fn listen(&self, worker: mpsc::Sender<Message>) {
+        *self.worker.write().unwrap_or_else(PoisonError::into_inner) = Some(worker);
+    }
+
+    pub(super) fn change(&self, act: impl FnOnce(&mut Seen)) {
+        act(&mut self.seen.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A container was started.
+    pub(super) fn started(&self, started: SeenContainer) {
+        self.change(|seen| match seen.containers.iter_mut().find(|container| container.name == started.name) {
+            Some(container) => *container = started,
+            None => seen.containers.push(started),
+        });
+    }
+
+    /// A container has ended that had used that much.
+    pub(super) fn ended(&self, name: &str, used: Stats) {
+        self.change(|seen| {
+            if let Some(container) = seen.containers.iter_mut().find(|container| *container.name == *name) {
+                container.running = None;
+            }
+            seen.cpu_before += used.cpu;
+        });
+    }
+}

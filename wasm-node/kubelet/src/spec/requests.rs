@@ -1,0 +1,73 @@
+//! What a pod requests and what its limits allow, by the rule that the scheduler counts by, too. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
+use machinery_api::quantity::Quantity;
+use machinery_api::requests::{Share, pod_total};
+
+/// In thousandths of cores, else in whole units.
+#[must_use]
+pub fn amount_of(amount: &Wire, name: &str) -> i64 {
+    Quantity::parse(&amount.0).map_or(0, |quantity| if name == "cpu" { quantity.milli() } else { quantity.value() })
+}
+
+/// What a pod requests of a resource, in thousandths of cores or whole units.
+#[must_use]
+pub fn requested(pod: &Pod, name: &str) -> i64 {
+    if name == "pods" {
+        return 1;
+    }
+    let overhead = pod.spec.as_ref().and_then(|spec| spec.overhead.as_ref()?.get(name));
+    let asked = total(pod, name, |resources| resources.requests.as_ref()).unwrap_or(0);
+    asked.saturating_add(overhead.map_or(0, |amount| amount_of(amount, name)))
+}
+
+/// What the containers of a pod may use of a resource at most; none where none of them says.
+#[must_use]
+pub fn limit(pod: &Pod, name: &str) -> Option<i64> {
+    total(pod, name, |resources| resources.limits.as_ref())
+}
+
+type Amounts = BTreeMap<String, Wire>;
+
+fn total(pod: &Pod, name: &str, of: impl Fn(&ResourceRequirements) -> Option<&Amounts>) -> Option<i64> {
+    let spec = pod.spec.as_ref()?;
+    let amount = |resources: &Option<ResourceRequirements>| Some(amount_of(of(resources.as_ref()?)?.get(name)?, name));
+    // As upstream: of these alone a pod may name its own.
+    if matches!(name, "cpu" | "memory")
+        && let Some(pod) = amount(&spec.resources)
+    {
+        return Some(pod);
+    }
+    let own = spec.containers.iter().map(|container| (Share::Own, amount(&container.resources)));
+    let init = spec.init_containers.iter().flatten();
+    let init = init.map(|of| (Share::of_init(of.restart_policy.as_deref()), amount(&of.resources)));
+    let all: Vec<_> = own.chain(init).collect();
+    all.iter()
+        .any(|(_, amount)| amount.is_some())
+        .then(|| pod_total(all.into_iter().map(|(share, amount)| (share, amount.unwrap_or(0)))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_pod_asks_for_the_most_at_any_time() {
+        let several: Pod = serde_json::from_value(json!({"metadata": {}, "spec": {
+            "overhead": {"cpu": "1m"},
+            "initContainers": [
+                {"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "100m"}}},
+                {"name": "i", "resources": {"requests": {"cpu": "600m"}, "limits": {"ephemeral-storage": "5"}}},
+            ],
+            "containers": [{"name": "a", "resources": {"requests": {"cpu": "200m"}}},
+                {"name": "b", "resources": {"requests": {"cpu": "300m"}}}],
+        }}))
+        .unwrap();
+        assert_eq!((requested(&several, "cpu"), requested(&several, "memory")), (701, 0));
+        assert_eq!((limit(&several, "ephemeral-storage"), limit(&several, "memory")), (Some(5), None));
+    }
+}
