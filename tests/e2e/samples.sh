@@ -12,7 +12,7 @@ for file in "$BIN"/*.wasm; do
 done
 kubectl apply -f $MANIFESTS >/dev/null 2>&1 || kubectl apply -f $MANIFESTS >/dev/null # the shop's namespace may come after its first object
 address() { kubectl get service "$1" -o jsonpath='{.spec.clusterIP}'; }
-for name in hello hello-c endless glutton trap late chatter unruly; do kubectl rollout status "deployment/$name" --timeout=60s >/dev/null; done
+for name in hello hello-c endless glutton trap late chatter unruly greeter; do kubectl rollout status "deployment/$name" --timeout=60s >/dev/null; done
 for name in frontend catalog users payments; do kubectl -n shop rollout status "deployment/$name" --timeout=60s >/dev/null; done
 status() { curl -s -m 20 -o "$WORK/body" -w '%{http_code}' "$@"; }
 
@@ -33,6 +33,7 @@ for name in hello hello-c; do
   eventually 10 has 'GET /' kubectl logs "deployment/$name"
 done
 
+expect '"hello ada"' "$(curl -fsS "http://$(address greeter)/coracle:samples/greeter/greet" -d '{"name": "ada"}')" "greeter"
 eventually 20 curl -fsS "http://$(address late)/"
 curl -s -m 5 -o /dev/null "http://$(address chatter)/flood" & flood=$!
 for _ in 1 2 3; do curl -fsS -m 2 "http://$(address hello)/" >/dev/null || fail "hello suffers from a log flood"; done

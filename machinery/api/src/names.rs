@@ -18,6 +18,8 @@ pub const HOST_OS: &str = "coracle.dev/host-os";
 pub const RUNTIME: &str = "node.coracle.dev/runtime";
 /// The response header that says why the node, and not the guest, answered.
 pub const REASON_HEADER: &str = "coracle-reason";
+/// The header that names a plugin's session, in requests and responses.
+pub const SESSION_HEADER: &str = "coracle-session";
 /// The Service that an EndpointSlice belongs to.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The host name label of a node.

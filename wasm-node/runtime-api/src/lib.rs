@@ -72,7 +72,7 @@ pub trait Module: Send + Sync {
     /// Its own digest (`sha256:…`).
     fn digest(&self) -> &str;
 
-    /// Command or server.
+    /// Command, server or plugin.
     fn kind(&self) -> Kind;
 
     /// Makes a container. Opens nothing, starts nothing.
@@ -92,7 +92,7 @@ impl Admitted {
 /// A container that was made. Dropping it ends nothing that runs.
 #[async_trait]
 pub trait Container: Send + Sync + std::fmt::Debug {
-    /// Command or server.
+    /// Command, server or plugin.
     fn kind(&self) -> Kind;
 
     /// Its figures.
@@ -107,7 +107,7 @@ pub trait Container: Send + Sync + std::fmt::Debug {
     /// Runs a command to its end, or until `stop` resolves. Dropping the future ends it too.
     async fn run(&self, admitted: Admitted, stop: BoxFuture<'static, StopSignal>) -> Outcome;
 
-    /// Makes a server of it.
+    /// Makes a server of it: an HTTP server, or a plugin.
     fn serve(&self) -> Result<Arc<dyn Server>, LoadError>;
 
     /// Makes one instance and drops it: whether the module starts under this container's limits.

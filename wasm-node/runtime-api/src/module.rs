@@ -19,6 +19,8 @@ pub enum Kind {
     Command,
     /// Answers requests: `wasi:http/incoming-handler`.
     HttpServer,
+    /// Exports functions of its own, which are called over HTTP: neither of the above.
+    Plugin,
 }
 
 /// Why a module can't be run. Messages are shown in pods' statuses.
@@ -122,6 +124,8 @@ impl LoadError {
 pub struct Inspection {
     /// A component (WASI 0.2) or a core module (preview 1).
     pub component: bool,
+    /// What a container of it is; none where it can't be one.
+    pub kind: Option<Kind>,
     /// Names of imports, in the module's order.
     pub imports: Vec<String>,
     /// Names of exports.

@@ -2,7 +2,8 @@
 //! tokio's, so a paused clock makes every run of a test the same; there is no thread and no randomness.
 //!
 //! A script is a line of words: `command exit=3 after=250` ends with code 3 after so many milliseconds, without `after=` it
-//! runs until it is stopped; `server status=204 takes=10` answers each request so, after so many milliseconds;
+//! runs until it is stopped; `server status=204 takes=10` answers each request so, after so many milliseconds, and so does
+//! `plugin`;
 //! `broken` and `no-room` say what becomes of an instance that is tried; `memory=N` is what it shows to hold.
 
 use std::collections::BTreeMap;
@@ -47,6 +48,7 @@ impl Script {
         let kind = match words.next() {
             Some("command") => Kind::Command,
             Some("server") => Kind::HttpServer,
+            Some("plugin") => Kind::Plugin,
             other => return Err(LoadError::NotWasm(format!("a simulated module does not begin with {other:?}"))),
         };
         let mut script = Self {
@@ -251,7 +253,7 @@ impl Container for Simulated {
 
     fn serve(&self) -> Result<Arc<dyn Server>, LoadError> {
         match self.0.script.kind {
-            Kind::HttpServer => Ok(Arc::new(self.clone())),
+            Kind::HttpServer | Kind::Plugin => Ok(Arc::new(self.clone())),
             Kind::Command => Err(LoadError::Unsupported("the module is a command, not an HTTP server".into())),
         }
     }

@@ -1,6 +1,7 @@
 //! The ways to run a container, one file and one row of [`CLASSES`] each: what its module exports decides which.
 
 mod command;
+mod plugin;
 mod server;
 
 use std::net::IpAddr;
@@ -32,7 +33,7 @@ pub(crate) struct RunnerClass {
 }
 
 /// Every way that there is.
-static CLASSES: [RunnerClass; 2] = [command::CLASS, server::CLASS];
+static CLASSES: [RunnerClass; 3] = [command::CLASS, server::CLASS, plugin::CLASS];
 
 /// The way of a kind of module.
 pub(crate) fn runner_class(kind: Kind) -> &'static RunnerClass {
@@ -95,7 +96,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_module_has_its_way() {
-        for kind in [Kind::Command, Kind::HttpServer] {
+        for kind in [Kind::Command, Kind::HttpServer, Kind::Plugin] {
             assert_eq!(runner_class(kind).kind, kind);
         }
         assert!(runner_class(Kind::Command).is_admitted && !runner_class(Kind::HttpServer).is_admitted);

@@ -29,3 +29,20 @@ pub(crate) const MEMORIES_MAX: usize = 16;
 pub(crate) const TABLES_MAX: usize = 32;
 /// Elements of one table; the largest seen in the wild is a debug build with some 10,000.
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
+/// The body of one call of a plugin as JSON.
+pub(crate) const CALL_BODY_BYTES_MAX: usize = 4 << 20;
+/// The same as WAVE, whose reader keeps some fifty bytes for each value before it is one.
+pub(crate) const CALL_WAVE_BYTES_MAX: usize = 1 << 20;
+/// What the arguments of one call may take as values: forty bytes for each, so some 800,000 of them.
+pub(crate) const CALL_VALUES_BYTES_MAX: usize = 32 << 20;
+/// The same for a result, before it is copied out of the guest.
+pub(crate) const RESULT_VALUES_BYTES_MAX: usize = 16 << 20;
+/// The same for a result with flags in it: each flag that is set is a text that wasmtime counts by its letters alone, which
+/// may be one of some thirty bytes.
+pub(crate) const RESULT_FLAGS_BYTES_MAX: usize = 1 << 20;
+/// A result as text.
+pub(crate) const RESULT_TEXT_BYTES_MAX: usize = 8 << 20;
+/// Sessions of one plugin at once: each holds an instance between calls.
+pub(crate) const SESSIONS_MAX: usize = 64;
+/// Resources of one session at once.
+pub(crate) const SESSION_RESOURCES_MAX: usize = 1024;

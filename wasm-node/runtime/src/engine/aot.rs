@@ -6,11 +6,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use wasmtime::Module;
 use wasmtime::component::Component;
 
+use super::compile::Compiled;
 use super::load::{Code, CodeKind};
+use crate::plugin::types::Description;
 
 /// No compilation takes this long, so a scratch file this old belongs to a process that is gone.
 const SCRATCH_AGE_MAX: Duration = Duration::from_secs(3600);
@@ -33,6 +36,21 @@ impl Cache {
             }
         }
         Ok(Self { dir })
+    }
+
+    /// What the compiler found that a plugin offers, or why it can't be one; none where that is missing or damaged.
+    pub(crate) fn description(&self, digest: &str, fingerprint: &str) -> Option<Result<Description, String>> {
+        let text = std::fs::read(description_path(&self.path(digest, fingerprint))).ok()?;
+        let written: Result<Box<RawValue>, String> = serde_json::from_slice(&text).ok()?;
+        match written {
+            Ok(text) => Description::read(text.get().as_bytes()).ok().map(Ok),
+            Err(why) => Some(Err(why)),
+        }
+    }
+
+    /// Removes an artifact, so that it is made anew. Who has mapped it keeps it.
+    pub(crate) fn forget(&self, digest: &str, fingerprint: &str) {
+        let _ = std::fs::remove_file(self.path(digest, fingerprint));
     }
 
     fn path(&self, digest: &str, fingerprint: &str) -> PathBuf {
@@ -60,13 +78,18 @@ impl Cache {
         sum_file.as_file().sync_all()?;
         // The checksum goes first: an artifact without one is never loaded, one with a stale sum is compiled again.
         sum_file.persist(sum_path(&path)).map_err(|error| error.error)?;
+        match std::fs::rename(description_path(file.path()), description_path(&path)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
         file.persist(&path).map_err(|error| error.error)?;
         std::fs::File::open(&self.dir)?.sync_all()
     }
 
-    pub(crate) fn store(&self, digest: &str, fingerprint: &str, code: &[u8]) -> std::io::Result<()> {
+    pub(crate) fn store(&self, digest: &str, fingerprint: &str, code: &Compiled) -> std::io::Result<()> {
         let mut file = self.scratch()?;
-        file.write_all(code)?;
+        file.write_all(&code.artifact)?;
+        code.write_description(file.path())?;
         self.adopt(digest, fingerprint, file)
     }
 
@@ -126,9 +149,10 @@ impl Cache {
     }
 }
 
-/// Digest and fingerprint of an artifact or its checksum, by the file's name.
+/// Digest and fingerprint of an artifact or what lies beside it, by the file's name.
 fn parts(name: &str) -> Option<(String, String)> {
-    let stem = name.strip_suffix(".sum").unwrap_or(name).strip_suffix(".cwasm")?;
+    let stem =
+        name.strip_suffix(".sum").or_else(|| name.strip_suffix(".plugin")).unwrap_or(name).strip_suffix(".cwasm")?;
     let (digest, fingerprint) = stem.split_once('-')?;
     Some((format!("sha256:{digest}"), fingerprint.to_owned()))
 }
@@ -147,6 +171,13 @@ fn map(engine: &wasmtime::Engine, path: &Path, kind: CodeKind) -> wasmtime::Resu
             CodeKind::Module => Ok(Code::Module(Module::deserialize_file(engine, path)?)),
         }
     }
+}
+
+/// Where what a plugin offers lies, beside its code.
+pub(crate) fn description_path(artifact: &Path) -> PathBuf {
+    let mut path = artifact.as_os_str().to_owned();
+    path.push(".plugin");
+    path.into()
 }
 
 fn sum_path(path: &Path) -> PathBuf {

@@ -12,7 +12,7 @@ use runtime_api::{
     Stats, StopSignal, Trial,
 };
 
-use super::{Container, Engine, HttpServer, Loaded, WASMTIME_VERSION};
+use super::{Container, Engine, HttpServer, Loaded, PluginServer, WASMTIME_VERSION};
 
 /// A loaded module, with the engine that makes containers of it.
 struct LoadedModule {
@@ -95,11 +95,25 @@ impl ApiContainer for Container {
     }
 
     fn serve(&self) -> Result<Arc<dyn Server>, LoadError> {
-        Ok(Arc::new(Self::serve(self)?))
+        Ok(match Self::kind(self) {
+            Kind::Plugin => Arc::new(Self::serve_plugin(self)?),
+            Kind::HttpServer | Kind::Command => Arc::new(Self::serve(self)?),
+        })
     }
 
     async fn try_instantiate(&self) -> Trial {
         Self::try_instantiate(self).await
+    }
+}
+
+#[async_trait]
+impl Server for PluginServer {
+    async fn drained(&self) {
+        Self::drained(self).await;
+    }
+
+    fn shut(&self) {
+        Self::shut(self);
     }
 }
 

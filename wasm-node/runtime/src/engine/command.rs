@@ -81,7 +81,9 @@ async fn run(shared: Arc<Shared>, _admitted: Admitted) -> Outcome {
             count_fuel(&shared, &store);
             settle(&shared, result.map(|ran| i32::from(ran.is_err())), &store.data().limiter)
         }
-        Pre::Server(_) => Outcome::ended(134, OutcomeReason::Error, "an HTTP server was run as a command"),
+        Pre::Server(_) | Pre::Plugin(_) => {
+            Outcome::ended(134, OutcomeReason::Error, "a container that serves was run as a command")
+        }
     }
 }
 

@@ -89,7 +89,7 @@ impl Engine {
         let (node_calls, share) = (
             &loaded.engine.node_calls,
             match loaded.kind() {
-                Kind::HttpServer => &loaded.engine.requests,
+                Kind::HttpServer | Kind::Plugin => &loaded.engine.requests,
                 Kind::Command => self.commands(),
             },
         );
@@ -110,7 +110,7 @@ impl Engine {
             ledger: ledger.clone(),
             growth: self.growth().clone(),
             growth_wait_max: match loaded.kind() {
-                Kind::HttpServer => spec.limits.timeout,
+                Kind::HttpServer | Kind::Plugin => spec.limits.timeout,
                 Kind::Command => COMMAND_GROWTH_WAIT_MAX,
             },
             fuel: (loaded.metering == Metering::Fuel).then(|| spec.limits.fuel.unwrap_or(u64::MAX)),
@@ -135,7 +135,7 @@ impl Engine {
 }
 
 impl Container {
-    /// Command or server.
+    /// Command, server or plugin.
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.shared.loaded.kind()

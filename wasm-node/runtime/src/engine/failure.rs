@@ -18,6 +18,10 @@ pub(crate) enum Failure {
     Fuel,
     Timeout,
     NoResponse,
+    /// A plugin's result is larger than what is taken.
+    ResultTooLarge,
+    /// As many sessions live as may, or as are this client's share.
+    Sessions,
     /// More requests wait than can be kept.
     Overload,
     /// The container is being stopped.
@@ -32,6 +36,8 @@ impl Failure {
             Self::Fuel => (StatusCode::SERVICE_UNAVAILABLE, "fuel"),
             Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
             Self::NoResponse => (StatusCode::BAD_GATEWAY, "no-response"),
+            Self::ResultTooLarge => (StatusCode::BAD_GATEWAY, "result-too-large"),
+            Self::Sessions => (StatusCode::SERVICE_UNAVAILABLE, "sessions"),
             Self::Overload => (StatusCode::SERVICE_UNAVAILABLE, "overload"),
             Self::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
         }
@@ -44,8 +50,8 @@ impl Failure {
             Self::Memory => &counters.memory,
             Self::Fuel => &counters.fuel,
             Self::Timeout => &counters.timeout,
-            Self::NoResponse => &counters.no_response,
-            Self::Overload | Self::Stopped => return,
+            Self::NoResponse | Self::ResultTooLarge => &counters.no_response,
+            Self::Overload | Self::Sessions | Self::Stopped => return,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }

@@ -3,8 +3,8 @@
 
 use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
 
-use super::load::CodeKind;
-use runtime_api::{Inspection, LoadError};
+use super::load::{CodeKind, component_kind};
+use runtime_api::{Inspection, Kind, LoadError};
 
 /// Reads a module's imports and exports for `coracle push`. Linear in the module's size.
 ///
@@ -15,7 +15,8 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, LoadError> {
     let invalid = |error: wasmparser::BinaryReaderError| LoadError::Invalid(error.to_string());
     // Every feature: whether a node offers one is for the node to say.
     Validator::new_with_features(WasmFeatures::all()).validate_all(bytes).map_err(invalid)?;
-    let mut found = Inspection { component: kind == CodeKind::Component, imports: Vec::new(), exports: Vec::new() };
+    let component = kind == CodeKind::Component;
+    let mut found = Inspection { component, kind: None, imports: Vec::new(), exports: Vec::new() };
     let mut depth = 0_u32;
     for payload in Parser::new(0).parse_all(bytes) {
         match payload.map_err(invalid)? {
@@ -53,8 +54,11 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, LoadError> {
             _ => {}
         }
     }
-    if !found.component {
+    if found.component {
+        found.kind = component_kind(&found.exports).ok();
+    } else {
         found.imports.dedup();
+        found.kind = found.exports.iter().any(|name| name == "_start").then_some(Kind::Command);
     }
     Ok(found)
 }
@@ -76,6 +80,7 @@ mod tests {
         let crash = inspect(&sample("crash")).unwrap();
         assert!(!crash.component && crash.exports.contains(&"_start".to_owned()), "{crash:?}");
         assert_eq!(crash.imports, ["wasi_snapshot_preview1"]);
+        assert_eq!((hello.kind, crash.kind), (Some(Kind::HttpServer), Some(Kind::Command)));
     }
 
     #[test]
@@ -90,6 +95,7 @@ mod tests {
         let found = inspect(&wat::parse_str(text).unwrap()).unwrap();
         assert_eq!(found.imports, ["acme:a/b@1.2.0", "f"]);
         assert_eq!(found.exports, ["g"]);
+        assert_eq!(found.kind, Some(Kind::Plugin));
     }
 
     #[test]

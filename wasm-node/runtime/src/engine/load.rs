@@ -9,6 +9,7 @@ use wasmtime::component::{Component, InstancePre};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
+use super::plugin::Plugin;
 use super::{Engine, Linked, Metered, compile};
 use crate::bounds::limits::{MEMORIES_MAX, TABLES_MAX};
 use crate::bounds::slots::Weight;
@@ -49,6 +50,7 @@ pub(crate) enum Pre {
     Command(CommandPre<ComponentState>),
     Server(ProxyPre<ComponentState>),
     Core(wasmtime::InstancePre<CoreState>),
+    Plugin(InstancePre<ComponentState>),
 }
 
 /// A module, loaded once per digest and metering, shared by every container of it.
@@ -58,6 +60,8 @@ pub struct Loaded {
     pub(crate) metering: Metering,
     pub(crate) engine: Arc<Metered>,
     code: Code,
+    /// What it offers, where it is a plugin.
+    pub(crate) plugin: Option<Arc<Plugin>>,
     /// By grants: few ever differ.
     prepared: Mutex<Vec<(Grants, Arc<Pre>)>>,
     /// What an instance takes of the pool.
@@ -73,7 +77,7 @@ impl std::fmt::Debug for Loaded {
 }
 
 impl Loaded {
-    /// Command or server.
+    /// Command, server or plugin.
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
@@ -82,7 +86,7 @@ impl Loaded {
     /// The engine that instances are made in.
     pub(crate) fn linked(&self) -> &Arc<Linked> {
         match self.kind {
-            Kind::HttpServer => &self.engine.pooled,
+            Kind::HttpServer | Kind::Plugin => &self.engine.pooled,
             Kind::Command => &self.engine.on_demand,
         }
     }
@@ -142,11 +146,17 @@ impl Engine {
         };
         let kind_of_container = examine(&engine.pooled, &code)?;
         let code = match kind_of_container {
-            Kind::HttpServer => code,
+            Kind::HttpServer | Kind::Plugin => code,
             Kind::Command => {
                 let mapped = self.map_artifact(&engine, &engine.on_demand, digest, kind).await;
                 mapped.ok().flatten().ok_or_else(|| LoadError::Unfit("the compiled module is gone again".into()))?
             }
+        };
+        let plugin = match (&code, kind_of_container) {
+            (Code::Component(component), Kind::Plugin) => {
+                Some(self.plugin((digest, file), &engine, namespace, component).await?)
+            }
+            _ => None,
         };
         let (weight, start_bytes) = needs(&code);
         let loaded = Arc::new(Loaded {
@@ -155,12 +165,40 @@ impl Engine {
             metering,
             engine,
             code,
+            plugin,
             prepared: Mutex::default(),
             weight,
             start_bytes,
         });
         self.share(key, &loaded);
         Ok(loaded)
+    }
+
+    /// What a plugin offers, as the compiler found it; where that is not there any more it is compiled once more.
+    async fn plugin(
+        &self,
+        (digest, file): (&str, &Path),
+        engine: &Metered,
+        namespace: &str,
+        component: &Component,
+    ) -> Result<Arc<Plugin>, LoadError> {
+        let read = async || {
+            let (this, component) = (self.clone(), component.clone());
+            let (digest, fingerprint) = (digest.to_owned(), engine.fingerprint.clone());
+            let read = move || {
+                let description = this.inner.cache.description(&digest, &fingerprint)?;
+                let plugin = description.and_then(|description| Plugin::new(description, &component));
+                let refused = |why| LoadError::Unsupported(format!("the component is a plugin, and {why}"));
+                Some(plugin.map(Arc::new).map_err(refused))
+            };
+            tokio::task::spawn_blocking(read).await.map_err(|error| LoadError::Engine(error.to_string()))
+        };
+        if let Some(plugin) = read().await? {
+            return plugin;
+        }
+        self.inner.cache.forget(digest, &engine.fingerprint);
+        self.compile(digest, file, engine.metering, namespace).await?;
+        read().await?.unwrap_or_else(|| Err(LoadError::Unfit("what the plugin offers is gone again".into())))
     }
 
     async fn map_artifact(
@@ -260,11 +298,12 @@ fn prepare_component(
     Ok(match kind {
         Kind::HttpServer => Pre::Server(ProxyPre::new(pre).map_err(unfit)?),
         Kind::Command => Pre::Command(CommandPre::new(pre).map_err(unfit)?),
+        Kind::Plugin => Pre::Plugin(pre),
     })
 }
 
-/// Server before command, as the contract says where a component exports both.
-fn component_kind(exports: &[String]) -> Result<Kind, LoadError> {
+/// Server before command, as the contract says where a component exports both; what is neither is a plugin.
+pub(crate) fn component_kind(exports: &[String]) -> Result<Kind, LoadError> {
     let has = |prefix: &str| exports.iter().any(|export| export.starts_with(prefix));
     if has("wasi:http/incoming-handler@0.2.") {
         return Ok(Kind::HttpServer);
@@ -277,12 +316,14 @@ fn component_kind(exports: &[String]) -> Result<Kind, LoadError> {
             "the component exports {newer}; this version serves wasi:http/incoming-handler@0.2 and wasi:cli/run@0.2"
         )));
     }
-    let exports: Vec<&str> = exports.iter().map(String::as_str).take(5).collect();
-    Err(LoadError::Unsupported(format!(
-        "the component exports {}, so it is a plugin, which this version does not run; it runs commands \
-         (wasi:cli/run@0.2) and HTTP servers (wasi:http/incoming-handler@0.2)",
-        list(&exports)
-    )))
+    if exports.is_empty() {
+        return Err(LoadError::Unsupported(
+            "the component exports nothing; a container is a command (wasi:cli/run@0.2), an HTTP server \
+             (wasi:http/incoming-handler@0.2) or a plugin (functions of its own)"
+                .into(),
+        ));
+    }
+    Ok(Kind::Plugin)
 }
 
 fn list(names: &[&str]) -> String {
@@ -314,13 +355,13 @@ mod tests {
     }
 
     #[test]
-    fn both_exports_make_a_server_and_none_a_plugin() {
+    fn both_exports_make_a_server_and_neither_a_plugin() {
         let kind = |exports: &[&str]| component_kind(&exports.iter().map(|e| (*e).to_owned()).collect::<Vec<_>>());
         let (http, run) = ("wasi:http/incoming-handler@0.2.0", "wasi:cli/run@0.2.3");
         assert_eq!(kind(&[run, http]).unwrap(), Kind::HttpServer);
         assert_eq!(kind(&[run]).unwrap(), Kind::Command);
-        let plugin = kind(&["coracle:samples/greeter"]).unwrap_err().to_string();
-        assert!(plugin.contains("coracle:samples/greeter") && plugin.contains("plugin"), "{plugin}");
+        assert_eq!(kind(&["coracle:samples/greeter"]).unwrap(), Kind::Plugin);
+        assert!(kind(&[]).unwrap_err().to_string().contains("exports nothing"));
         assert!(kind(&["wasi:http/handler@0.3.0"]).unwrap_err().to_string().contains("0.3.0"));
     }
 }

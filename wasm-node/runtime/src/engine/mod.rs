@@ -3,8 +3,8 @@
 //! [`Engine`] is one per process. It compiles modules at pull ([`Engine::compile`]), loads each once per digest and
 //! metering ([`Engine::load`]), and makes [`Container`]s of them, which share code and differ in limits and context, and
 //! in what they may import by the grants of their pods.
-//! A container either runs to its end ([`Container::run`]) or serves HTTP ([`Container::serve`]); between requests a
-//! server has no instance. Guests run on threads of their own ([`Engine::guest_runtime`]); the data plane should run
+//! A container either runs to its end ([`Container::run`]) or serves HTTP ([`Container::serve`], [`Container::serve_plugin`]);
+//! between requests a server has no instance. Guests run on threads of their own ([`Engine::guest_runtime`]); the data plane should run
 //! there too, as a request is then handed over without changing threads.
 
 mod admission;
@@ -15,9 +15,11 @@ mod command;
 mod compile;
 mod container;
 mod failure;
+mod gate;
 mod inspect;
 mod load;
 mod metered;
+mod plugin;
 mod request;
 mod response;
 mod runtime;
@@ -38,6 +40,7 @@ pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, compil
 pub use container::Container;
 pub use inspect::inspect;
 pub use load::Loaded;
+pub use plugin::PluginServer;
 pub use runtime::GuestThreads;
 pub use server::HttpServer;
 
@@ -102,6 +105,7 @@ type ComponentLinker = wasmtime::component::Linker<ComponentState>;
 
 /// The engines of one metering. Their compiled code is the same.
 pub(crate) struct Metered {
+    pub(crate) metering: Metering,
     /// For servers: an instance for each request, from a pool.
     pub(crate) pooled: Arc<Linked>,
     /// For commands: each holds what it takes for as long as it runs, so none of it is the pool's.
@@ -253,6 +257,7 @@ impl Metered {
         ticker.add(on_demand.weak());
         let (node_calls, requests) = settings::shares(live);
         let metered = Self {
+            metering,
             fingerprint: settings::fingerprint(&pooled),
             pooled: Arc::new(Linked::new(pooled)?),
             on_demand: Arc::new(Linked::new(on_demand)?),

@@ -6,11 +6,12 @@ use http::{HeaderValue, Request, Response, header};
 use machinery_serve::net::Body;
 use machinery_serve::net::framing::strip_hop_by_hop;
 use tokio::sync::oneshot;
+use wasmtime::component::InstancePre;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::WasiHttpView;
-use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
+use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 use super::admission::{Admission, fits_alone};
@@ -37,9 +38,10 @@ pub(crate) async fn guest(
     head: oneshot::Sender<Head>,
     held: impl Send,
 ) -> End {
-    let end = match instantiate(&shared, Some(exchange.clone()), call.as_ref()).await {
+    let Pre::Server(pre) = &*shared.pre else { return Err(Failure::NoResponse) };
+    let end = match instantiate(&shared, pre, Some(exchange.clone()), call.as_ref()).await {
         Ok(mut instance) => {
-            let result = handle(&mut instance.store, &instance.proxy, request, head).await;
+            let result = handle(&mut instance.store, &instance.bound, request, head).await;
             count_fuel(&shared, &instance.store);
             let limiter = &instance.store.data().limiter;
             shared.door.ended(fits_alone(limiter, &shared).unwrap_or_else(|| limiter.held_bytes()));
@@ -59,7 +61,7 @@ pub(crate) async fn guest(
 }
 
 pub(crate) struct InstantiateError {
-    failure: Failure,
+    pub(crate) failure: Failure,
     error: wasmtime::Error,
 }
 
@@ -70,33 +72,71 @@ impl std::fmt::Display for InstantiateError {
 }
 
 /// A live instance. What it takes is given back after it is gone: fields are dropped in their order.
-pub(crate) struct Instance {
-    store: Store<ComponentState>,
-    proxy: Proxy,
+pub(crate) struct Instance<B> {
+    pub(crate) store: Store<ComponentState>,
+    pub(crate) bound: B,
     _live: Live,
     _admission: Admission,
 }
 
-pub(crate) async fn instantiate(
+/// What instances are made from.
+pub(crate) trait Prepared: Send + Sync {
+    /// An instance with what is called of it.
+    type Bound: Send;
+
+    fn instantiate(
+        &self,
+        store: &mut Store<ComponentState>,
+    ) -> impl Future<Output = wasmtime::Result<Self::Bound>> + Send;
+}
+
+impl Prepared for ProxyPre<ComponentState> {
+    type Bound = Proxy;
+
+    async fn instantiate(&self, store: &mut Store<ComponentState>) -> wasmtime::Result<Proxy> {
+        self.instantiate_async(store).await
+    }
+}
+
+impl Prepared for InstancePre<ComponentState> {
+    type Bound = wasmtime::component::Instance;
+
+    async fn instantiate(&self, store: &mut Store<ComponentState>) -> wasmtime::Result<Self::Bound> {
+        self.instantiate_async(store).await
+    }
+}
+
+/// Makes one instance, as soon as there is room: whether the module's start works under its container's limits.
+pub(crate) async fn attempt(shared: &Arc<Shared>, call: &NodeCall) -> Result<(), InstantiateError> {
+    match &*shared.pre {
+        Pre::Server(pre) => instantiate(shared, pre, None, Some(call)).await.map(drop),
+        Pre::Plugin(pre) => instantiate(shared, pre, None, Some(call)).await.map(drop),
+        Pre::Command(_) | Pre::Core(_) => {
+            Err(InstantiateError { failure: Failure::Trap, error: wasmtime::Error::msg("not a container that serves") })
+        }
+    }
+}
+
+pub(crate) async fn instantiate<P: Prepared>(
     shared: &Arc<Shared>,
+    pre: &P,
     exchange: Option<Arc<Exchange>>,
     call: Option<&NodeCall>,
-) -> Result<Instance, InstantiateError> {
+) -> Result<Instance<P::Bound>, InstantiateError> {
     let trap = |error| InstantiateError { failure: Failure::Trap, error };
-    let Pre::Server(pre) = &*shared.pre else {
-        return Err(trap(wasmtime::Error::msg("not an HTTP server")));
-    };
     let mut need = 0;
     loop {
         let admission = shared.admit(call, need).await;
         let live = Live::new(shared);
         let mut store = ComponentState::store(&shared.guest).map_err(trap)?;
-        store.data_mut().of::<Http>().exchange.clone_from(&exchange);
-        let error = match pre.instantiate_async(&mut store).await {
-            Ok(proxy) => {
+        if exchange.is_some() {
+            store.data_mut().of::<Http>().exchange.clone_from(&exchange);
+        }
+        let error = match pre.instantiate(&mut store).await {
+            Ok(bound) => {
                 shared.door.started(store.data().limiter.held_bytes());
                 shared.instantiated(None);
-                return Ok(Instance { store, proxy, _live: live, _admission: admission });
+                return Ok(Instance { store, bound, _live: live, _admission: admission });
             }
             Err(error) => error,
         };
@@ -145,7 +185,7 @@ async fn handle(
     proxy.wasi_http_incoming_handler().call_handle(store, request, out).await
 }
 
-fn settle(shared: &Shared, result: wasmtime::Result<()>, limiter: &StoreLimiter) -> End {
+pub(crate) fn settle(shared: &Shared, result: wasmtime::Result<()>, limiter: &StoreLimiter) -> End {
     let Err(error) = result else { return Ok(()) };
     if matches!(error.downcast_ref::<I32Exit>(), Some(I32Exit(0))) {
         return Ok(());

@@ -4,26 +4,23 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use http::{Method, Request, Response};
 use machinery_serve::net::{Body, Origin, Refused, Serve};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::container::{Container, Shared};
 use super::failure::Failure;
+use super::gate::{Gate, Place};
 use super::metered::Metered;
-use super::request::{End, guest, instantiate};
+use super::request::{End, attempt, guest};
 use super::response::respond;
-use crate::bounds::limits::QUEUED_REQUESTS_MAX;
 use crate::host::exchange::Exchange;
 use runtime_api::{Kind, LoadError, NodeCall, Trial};
-
-/// Calls of the node's own at once: a probe of each kind, a hook, and a trial, which all wait for their answer.
-const NODE_CALLS_MAX: usize = 8;
 
 /// Answers requests for one container; cheap to clone. [`HttpServer::shut`] ends its requests.
 #[derive(Clone)]
@@ -33,49 +30,17 @@ pub struct HttpServer {
 
 struct Inner {
     shared: Arc<Shared>,
-    permits: Arc<Semaphore>,
-    node_permits: Arc<Semaphore>,
-    queued: AtomicUsize,
-    in_flight: Arc<InFlight>,
-}
-
-/// Requests whose guest still runs, so that a drain can wait for them.
-#[derive(Default)]
-struct InFlight {
-    count: AtomicUsize,
-    changed: tokio::sync::Notify,
-    shut: tokio_util::sync::CancellationToken,
-}
-
-struct Flight(Arc<InFlight>);
-
-impl Flight {
-    fn new(all: &Arc<InFlight>) -> Self {
-        all.count.fetch_add(1, Ordering::AcqRel);
-        Self(all.clone())
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.changed.notify_waiters();
-        }
-    }
+    gate: Gate,
 }
 
 impl Container {
     /// Makes a server of the container. Nothing runs until a request comes.
     pub fn serve(&self) -> Result<HttpServer, LoadError> {
         if self.kind() != Kind::HttpServer {
-            return Err(LoadError::Unsupported("the module is a command, not an HTTP server".into()));
+            return Err(LoadError::Unsupported("the module is not an HTTP server".into()));
         }
         let shared = self.shared.clone();
-        // More than there are slots would only wait for one.
-        let most = shared.door.share.slots().capacity().instances as usize;
-        let permits = Arc::new(Semaphore::new(shared.limits.concurrency.clamp(1, most)));
-        let node_permits = Arc::new(Semaphore::new(NODE_CALLS_MAX));
-        let inner = Inner { shared, permits, node_permits, queued: AtomicUsize::new(0), in_flight: Arc::default() };
+        let inner = Inner { gate: Gate::new(&shared), shared };
         Ok(HttpServer { inner: Arc::new(inner) })
     }
 
@@ -85,8 +50,7 @@ impl Container {
         let timeout = shared.limits.timeout;
         let call = NodeCall::default();
         let own = call.clone();
-        let attempt =
-            async move { instantiate(&shared, None, Some(&own)).await.map(drop).map_err(|error| format!("{error:#}")) };
+        let attempt = async move { attempt(&shared, &own).await.map_err(|error| format!("{error:#}")) };
         let metered = Metered::new(attempt, self.shared.cpu.clone(), self.shared.engine.clone()).going_first(true);
         let bounded = async move { tokio::time::timeout(timeout, metered).await };
         match AbortOnDrop(self.shared.engine.guest_runtime().spawn(bounded)).await {
@@ -103,25 +67,17 @@ impl HttpServer {
     /// Requests whose guest runs or that wait for one.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.inner.in_flight.count.load(Ordering::Acquire)
+        self.inner.gate.in_flight()
     }
 
     /// Waits until no request is left, also none whose guest goes on after its response.
     pub async fn drained(&self) {
-        loop {
-            let changed = self.inner.in_flight.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if self.in_flight() == 0 {
-                return;
-            }
-            changed.await;
-        }
+        self.inner.gate.drained().await;
     }
 
     /// Cuts off what still runs; later requests get 503.
     pub fn shut(&self) {
-        self.inner.in_flight.shut.cancel();
+        self.inner.gate.shut();
     }
 
     /// The container that answers.
@@ -164,17 +120,15 @@ impl Serve for HttpServer {
 impl Inner {
     async fn answer(self: Arc<Self>, mut request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
         let deadline = Instant::now() + self.shared.limits.timeout;
-        let flight = Flight::new(&self.in_flight);
         let call = request.extensions_mut().remove::<NodeCall>();
-        let permit = match self.permit(if call.is_some() { &self.node_permits } else { &self.permits }, deadline).await
-        {
-            Ok(permit) => permit,
+        let place = match self.gate.place(call.is_some(), deadline).await {
+            Ok(place) => place,
             // Nothing of the request was seen: another pod can have it.
             Err(Failure::Stopped) => return Err(Refused::gone(request)),
             Err(Failure::Overload) => return Err(Refused::busy(request)),
             Err(failure) => return Ok(failure.response(&self.shared)),
         };
-        Ok(self.taken((request, call), deadline, (permit, flight)).await)
+        Ok(self.taken((request, call), deadline, place).await)
     }
 
     /// Answers a request that has its place.
@@ -182,7 +136,7 @@ impl Inner {
         self: Arc<Self>,
         request: (Request<Body>, Option<NodeCall>),
         deadline: Instant,
-        place: (OwnedSemaphorePermit, Flight),
+        place: Place,
     ) -> Response<Body> {
         let head_only = request.0.method() == Method::HEAD;
         let exchange = Arc::new(Exchange::new());
@@ -194,7 +148,7 @@ impl Inner {
 
         let mut end: Option<End> = None;
         let mut sleep = None;
-        let mut shut = std::pin::pin!(self.in_flight.shut.cancelled());
+        let mut shut = std::pin::pin!(self.gate.cut());
         let head = poll_fn(|cx| {
             if end.is_none()
                 && let Poll::Ready(result) = Pin::new(&mut guest).poll(cx)
@@ -242,37 +196,12 @@ impl Inner {
             }
         }
     }
-
-    async fn permit(&self, permits: &Arc<Semaphore>, deadline: Instant) -> Result<OwnedSemaphorePermit, Failure> {
-        if self.in_flight.shut.is_cancelled() {
-            return Err(Failure::Stopped);
-        }
-        if let Ok(permit) = permits.clone().try_acquire_owned() {
-            return Ok(permit);
-        }
-        struct Queued<'a>(&'a AtomicUsize);
-        impl Drop for Queued<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        let waiting = self.queued.fetch_add(1, Ordering::Relaxed);
-        let _queued = Queued(&self.queued);
-        if waiting >= QUEUED_REQUESTS_MAX {
-            return Err(Failure::Overload);
-        }
-        tokio::select! {
-            permit = permits.clone().acquire_owned() => permit.map_err(|_| Failure::Stopped),
-            () = self.in_flight.shut.cancelled() => Err(Failure::Stopped),
-            () = tokio::time::sleep_until(deadline) => Err(Failure::Timeout),
-        }
-    }
 }
 
 /// Lets a guest go on after its head: until it returns, its reader goes away, or nothing moves for the timeout.
 async fn drive_to_end<G: Future<Output = End>>(inner: Arc<Inner>, mut guest: Metered<G>, exchange: Arc<Exchange>) {
     let timeout = inner.shared.limits.timeout;
-    let mut shut = std::pin::pin!(inner.in_flight.shut.cancelled());
+    let mut shut = std::pin::pin!(inner.gate.cut());
     loop {
         let idle_at = exchange.progress_at() + timeout;
         tokio::select! {

@@ -26,6 +26,7 @@ use memory::{Key, Memory};
 use runtime_api::LoadError;
 use runtime_api::MODULE_BYTES_MAX;
 use runtime_api::flights::Flights;
+pub(crate) use worker::Compiled;
 use worker::{RunBounds, Stopped, compile_bytes};
 
 /// Modules in the quick lane at once: more would only share the same cores.

@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 
+use super::super::aot::description_path;
 use super::super::load::CodeKind;
-use super::super::{Metering, settings};
-use runtime_api::LoadError;
+use super::super::{Metering, inspect, settings};
+use crate::plugin::describe::describe;
+use crate::plugin::types::Description;
+use runtime_api::{Kind, LoadError};
 
 /// The first argument of a compiler process: the program calls [`compile_worker`] when it sees it.
 pub const COMPILE_WORKER_ARGUMENT: &str = "coracle-compile-worker";
@@ -144,7 +147,9 @@ pub fn compile_worker(arguments: impl Iterator<Item = OsString>) -> Result<(), S
         LoadError::Compile(why) => why,
         other => other.to_string(),
     })?;
-    std::fs::write(out, code).map_err(|error| format!("{DISK_ERROR}{error}"))
+    let out = Path::new(out);
+    let written = std::fs::write(out, &code.artifact).and_then(|()| code.write_description(out));
+    written.map_err(|error| format!("{DISK_ERROR}{error}"))
 }
 
 /// Ends this process when its stdin ends, which is when the process that started it is gone, however it went.
@@ -182,14 +187,32 @@ fn confine(memory_bytes: u64, cpu_seconds: u64) {
 #[cfg(not(unix))]
 fn confine(_memory_bytes: u64, _cpu_seconds: u64) {}
 
-pub(super) fn compile_bytes(metering: Metering, kind: CodeKind, file: &Path) -> Result<Vec<u8>, LoadError> {
+/// What compiling a module gives.
+pub(crate) struct Compiled {
+    pub(crate) artifact: Vec<u8>,
+    /// What a plugin offers, or why it can't be had; none of what is no plugin.
+    description: Option<Result<Description, String>>,
+}
+
+impl Compiled {
+    /// Writes what a plugin offers beside its artifact. Not part of the artifact, which is mapped as a whole.
+    pub(crate) fn write_description(&self, artifact: &Path) -> std::io::Result<()> {
+        let Some(description) = &self.description else { return Ok(()) };
+        std::fs::write(description_path(artifact), serde_json::to_vec(description)?)
+    }
+}
+
+pub(super) fn compile_bytes(metering: Metering, kind: CodeKind, file: &Path) -> Result<Compiled, LoadError> {
     let bytes = std::fs::read(file).map_err(LoadError::io("reading the module"))?;
     let engine = settings::on_demand(metering).map_err(LoadError::compile)?;
-    match kind {
+    let artifact = match kind {
         CodeKind::Component => engine.precompile_component(&bytes),
         CodeKind::Module => engine.precompile_module(&bytes),
     }
-    .map_err(LoadError::compile)
+    .map_err(LoadError::compile)?;
+    // It is valid, as it compiled; here a type that is nested too deeply ends nothing but this process.
+    let is_plugin = inspect(&bytes).is_ok_and(|found| found.kind == Some(Kind::Plugin));
+    Ok(Compiled { artifact, description: is_plugin.then(|| describe(&bytes)) })
 }
 
 #[cfg(test)]

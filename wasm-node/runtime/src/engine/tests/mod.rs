@@ -5,6 +5,7 @@ mod compiler;
 mod files;
 mod files_p2;
 mod guest;
+mod plugins;
 mod servers;
 mod sharing;
 

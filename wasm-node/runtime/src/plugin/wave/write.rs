@@ -1,0 +1,195 @@
+//! A result as WAVE, within a bound on its text.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use wasm_wave::wasm::{WasmType, WasmTypeKind, WasmValue};
+use wasm_wave::writer::Writer;
+use wasmtime::component::Val;
+
+/// Writes a call's result; `()` where there is none. None where the text would be longer than `max` bytes.
+pub(crate) fn result(value: Option<&Val>, max: usize) -> Option<Vec<u8>> {
+    let mut out = Bounded { text: String::new(), max };
+    match value {
+        Some(value) => Writer::new(&mut out).write_value(&Shown(value)).ok()?,
+        None => fmt::Write::write_str(&mut out, "()").ok()?,
+    }
+    Some(out.text.into_bytes())
+}
+
+/// A text that ends in an error when it gets too long.
+struct Bounded {
+    text: String,
+    max: usize,
+}
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.text.len() + text.len() > self.max {
+            return Err(fmt::Error);
+        }
+        self.text.push_str(text);
+        Ok(())
+    }
+}
+
+/// A value as the writer asks for it: it is only ever read.
+#[derive(Clone)]
+struct Shown<'a>(&'a Val);
+
+/// The writer looks at values alone.
+#[derive(Clone)]
+struct NoType;
+
+impl WasmType for NoType {
+    fn kind(&self) -> WasmTypeKind {
+        WasmTypeKind::Unsupported
+    }
+}
+
+/// What is asked for after [`WasmValue::kind`] said that it is there.
+macro_rules! taken {
+    ($value:expr, $variant:path) => {
+        match $value {
+            $variant(value) => value,
+            other => unreachable!("{other:?} was asked for as {}", stringify!($variant)),
+        }
+    };
+}
+
+impl<'v> WasmValue for Shown<'v> {
+    type Type = NoType;
+
+    fn kind(&self) -> WasmTypeKind {
+        match self.0 {
+            Val::Bool(_) => WasmTypeKind::Bool,
+            Val::S8(_) => WasmTypeKind::S8,
+            Val::U8(_) => WasmTypeKind::U8,
+            Val::S16(_) => WasmTypeKind::S16,
+            Val::U16(_) => WasmTypeKind::U16,
+            Val::S32(_) => WasmTypeKind::S32,
+            Val::U32(_) => WasmTypeKind::U32,
+            Val::S64(_) => WasmTypeKind::S64,
+            Val::U64(_) => WasmTypeKind::U64,
+            Val::Float32(_) => WasmTypeKind::F32,
+            Val::Float64(_) => WasmTypeKind::F64,
+            Val::Char(_) => WasmTypeKind::Char,
+            Val::List(_) | Val::FixedLengthList(_) => WasmTypeKind::List,
+            Val::Record(_) => WasmTypeKind::Record,
+            Val::Tuple(_) => WasmTypeKind::Tuple,
+            Val::Variant(..) => WasmTypeKind::Variant,
+            Val::Enum(_) => WasmTypeKind::Enum,
+            Val::Option(_) => WasmTypeKind::Option,
+            Val::Result(_) => WasmTypeKind::Result,
+            Val::Flags(_) => WasmTypeKind::Flags,
+            // The others are of types that no plugin has; resources have become strings.
+            Val::String(_)
+            | Val::Map(_)
+            | Val::Resource(_)
+            | Val::Future(_)
+            | Val::Stream(_)
+            | Val::ErrorContext(_) => WasmTypeKind::String,
+        }
+    }
+
+    fn unwrap_bool(&self) -> bool {
+        *taken!(self.0, Val::Bool)
+    }
+
+    fn unwrap_s8(&self) -> i8 {
+        *taken!(self.0, Val::S8)
+    }
+
+    fn unwrap_s16(&self) -> i16 {
+        *taken!(self.0, Val::S16)
+    }
+
+    fn unwrap_s32(&self) -> i32 {
+        *taken!(self.0, Val::S32)
+    }
+
+    fn unwrap_s64(&self) -> i64 {
+        *taken!(self.0, Val::S64)
+    }
+
+    fn unwrap_u8(&self) -> u8 {
+        *taken!(self.0, Val::U8)
+    }
+
+    fn unwrap_u16(&self) -> u16 {
+        *taken!(self.0, Val::U16)
+    }
+
+    fn unwrap_u32(&self) -> u32 {
+        *taken!(self.0, Val::U32)
+    }
+
+    fn unwrap_u64(&self) -> u64 {
+        *taken!(self.0, Val::U64)
+    }
+
+    fn unwrap_f32(&self) -> f32 {
+        *taken!(self.0, Val::Float32)
+    }
+
+    fn unwrap_f64(&self) -> f64 {
+        *taken!(self.0, Val::Float64)
+    }
+
+    fn unwrap_char(&self) -> char {
+        *taken!(self.0, Val::Char)
+    }
+
+    fn unwrap_string(&self) -> Cow<'_, str> {
+        match self.0 {
+            Val::String(text) => Cow::Borrowed(text),
+            _ => Cow::Borrowed(""),
+        }
+    }
+
+    fn unwrap_list(&self) -> Box<dyn Iterator<Item = Cow<'_, Self>> + '_> {
+        match self.0 {
+            Val::FixedLengthList(values) => Box::new(values.iter().map(shown)),
+            list => Box::new(taken!(list, Val::List).iter().map(shown)),
+        }
+    }
+
+    fn unwrap_record(&self) -> Box<dyn Iterator<Item = (Cow<'_, str>, Cow<'_, Self>)> + '_> {
+        let fields = taken!(self.0, Val::Record).iter();
+        Box::new(fields.map(|(name, value)| (Cow::Borrowed(name.as_str()), shown(value))))
+    }
+
+    fn unwrap_tuple(&self) -> Box<dyn Iterator<Item = Cow<'_, Self>> + '_> {
+        Box::new(taken!(self.0, Val::Tuple).iter().map(shown))
+    }
+
+    fn unwrap_variant(&self) -> (Cow<'_, str>, Option<Cow<'_, Self>>) {
+        match self.0 {
+            Val::Variant(name, payload) => (Cow::Borrowed(name), payload.as_deref().map(shown)),
+            other => unreachable!("{other:?} was asked for as a variant"),
+        }
+    }
+
+    fn unwrap_enum(&self) -> Cow<'_, str> {
+        Cow::Borrowed(taken!(self.0, Val::Enum))
+    }
+
+    fn unwrap_option(&self) -> Option<Cow<'_, Self>> {
+        taken!(self.0, Val::Option).as_deref().map(shown)
+    }
+
+    fn unwrap_result(&self) -> Result<Option<Cow<'_, Self>>, Option<Cow<'_, Self>>> {
+        match taken!(self.0, Val::Result) {
+            Ok(value) => Ok(value.as_deref().map(shown)),
+            Err(value) => Err(value.as_deref().map(shown)),
+        }
+    }
+
+    fn unwrap_flags(&self) -> Box<dyn Iterator<Item = Cow<'_, str>> + '_> {
+        Box::new(taken!(self.0, Val::Flags).iter().map(|name| Cow::Borrowed(name.as_str())))
+    }
+}
+
+fn shown<'a, 'v>(value: &'v Val) -> Cow<'a, Shown<'v>> {
+    Cow::Owned(Shown(value))
+}
