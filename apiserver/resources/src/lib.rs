@@ -89,6 +89,8 @@ pub const ALL_VERBS: &[Verb] = &[
 pub enum SubresourceKind {
     /// `status`: get, update, patch of the same kind; only status (and what the strategy lets through) is written.
     Status,
+    /// `ephemeralcontainers` of a Pod: get, update, patch of the same kind; the strategy says which part of it is written.
+    Part,
     /// `scale`: `autoscaling/v1 Scale` over replicas.
     Scale,
     /// `finalize` of a Namespace: update only, writes `spec.finalizers`.

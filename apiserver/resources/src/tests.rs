@@ -260,3 +260,41 @@ fn what_upstream_refuses_is_refused_with_its_causes() {
     }
     assert!(wrong.is_empty(), "{} differ\n{}", wrong.len(), wrong.join("\n"));
 }
+
+#[test]
+fn ephemeral_containers_are_added_and_stay_as_they_are() {
+    let row = row_named("v1 pods");
+    let object = prepared(row, "default", read(row, row.example.as_bytes(), Media::Yaml));
+    let with = |of: &Value, containers: Value| {
+        let mut new = of.clone();
+        new["spec"]["ephemeralContainers"] = containers;
+        row.strategy.default(&mut new);
+        new
+    };
+    let add = |containers: Value| with(&object, containers);
+    let messages = |new: Value, old: &Value| -> Vec<String> {
+        let errors = updated(row, "ephemeralcontainers", new, old);
+        errors.into_iter().map(|error| error.message).collect()
+    };
+    let one = json!({"name": "look", "image": "i"});
+    let looked_at = add(json!([one]));
+    assert_eq!(messages(looked_at.clone(), &object), Vec::<String>::new());
+    let mut more = add(json!([one, {"name": "again", "image": "i", "targetContainerName": "web"}]));
+    more["spec"]["containers"][0]["image"] = json!("another");
+    assert_eq!(messages(more, &looked_at), Vec::<String>::new(), "all else is kept as it is");
+    for (containers, why) in [
+        (json!([]), "existing ephemeral containers \"look\" may not be removed"),
+        (json!([{"name": "look", "image": "j"}]), "existing ephemeral containers \"look\" may not be changed"),
+        (json!([one, {"name": "web", "image": "i"}]), "Duplicate value"),
+        (json!([one, {"name": "b", "image": "i", "targetContainerName": "c"}]), "Not found"),
+        (
+            json!([one, {"name": "b", "image": "i", "ports": [{"containerPort": 1}]}]),
+            "cannot be set for an Ephemeral Container",
+        ),
+    ] {
+        let said = messages(add(containers), &looked_at);
+        assert!(said.iter().any(|said| said.contains(why)), "{why}: {said:?}");
+    }
+    let refused = updated(row, "", looked_at.clone(), &object);
+    assert!(!refused.is_empty(), "by that subresource alone");
+}

@@ -103,6 +103,11 @@ impl Request<'_> {
         self.is("pods")
     }
 
+    /// Whether this is about the ephemeral containers of a pod (core).
+    fn is_ephemeral_containers(&self) -> bool {
+        self.group.is_empty() && self.resource == "pods" && self.subresource == "ephemeralcontainers"
+    }
+
     /// Whether this is about a core resource and not one of its subresources.
     fn is(&self, plural: &str) -> bool {
         self.group.is_empty() && self.resource == plural && self.subresource.is_empty()

@@ -160,10 +160,11 @@ fn mount_token(context: &Context<'_>, pod: &mut Value) {
 
 fn validate(context: &Context<'_>, pod: &Value) -> ApiResult<()> {
     let request = context.request;
-    if !request.is_pod() || request.operation != Operation::Create {
+    let ephemeral = request.is_ephemeral_containers() && request.operation == Operation::Update;
+    if !ephemeral && (!request.is_pod() || request.operation != Operation::Create) {
         return Ok(());
     }
-    if is_mirror(pod) {
+    if is_mirror(pod) && !ephemeral {
         return check_mirror(context, pod);
     }
     let name = pod["spec"]["serviceAccountName"].as_str().unwrap_or_default();
@@ -177,7 +178,11 @@ fn validate(context: &Context<'_>, pod: &Value) -> ApiResult<()> {
     };
     let enforce = account["metadata"]["annotations"][ENFORCE_MOUNTABLE].as_str().unwrap_or_default();
     if matches!(enforce, "1" | "t" | "T" | "true" | "TRUE" | "True") {
-        unlisted_secret(&account, pod).map_or(Ok(()), |why| Err(request.refused(pod, why)))?;
+        let unlisted = match ephemeral {
+            true => unlisted_by(&account, pod, &[("ephemeralContainers", "ephemeral container")]),
+            false => unlisted_secret(&account, pod),
+        };
+        unlisted.map_or(Ok(()), |why| Err(request.refused(pod, why)))?;
     }
     Ok(())
 }
@@ -200,34 +205,43 @@ fn unlisted_secret(account: &Value, pod: &Value) -> Option<String> {
             }
         }
     }
-    for (field, title) in [("initContainers", "init container"), ("containers", "container")] {
+    if let Some(why) = unlisted_by(account, pod, &[("initContainers", "init container"), ("containers", "container")]) {
+        return Some(why);
+    }
+    for (index, secret) in items(&pod["spec"], "imagePullSecrets").enumerate() {
+        let name = secret["name"].as_str().unwrap_or_default();
+        if !lists("imagePullSecrets", name) {
+            return Some(format!("imagePullSecrets[{index}].name=\"{name}\" {}", rest("imagePullSecret")));
+        }
+    }
+    None
+}
+
+/// The first such reference of these lists of containers, each with what one is called.
+fn unlisted_by(account: &Value, pod: &Value, fields: &[(&str, &str)]) -> Option<String> {
+    let account_name = account["metadata"]["name"].as_str().unwrap_or_default();
+    let lists = |name: &str| items(account, "secrets").any(|secret| secret["name"].as_str() == Some(name));
+    let rest = format!("is not allowed because service account {account_name} does not reference that secret");
+    for (field, title) in fields {
         for container in items(&pod["spec"], field) {
             let title = format!("{title} {}", container["name"].as_str().unwrap_or_default());
             let name_of =
                 |source: &Map<String, Value>| source.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
             for env in items(container, "env") {
                 if let Some(name) = env["valueFrom"]["secretKeyRef"].as_object().map(name_of)
-                    && !lists("secrets", &name)
+                    && !lists(&name)
                 {
                     let env = env["name"].as_str().unwrap_or_default();
-                    let rest = rest("secret");
                     return Some(format!("{title} with envVar {env} referencing secret.secretName=\"{name}\" {rest}"));
                 }
             }
             for source in items(container, "envFrom") {
                 if let Some(name) = source["secretRef"].as_object().map(name_of)
-                    && !lists("secrets", &name)
+                    && !lists(&name)
                 {
-                    let rest = rest("secret");
                     return Some(format!("{title} with envFrom referencing secret.secretName=\"{name}\" {rest}"));
                 }
             }
-        }
-    }
-    for (index, secret) in items(&pod["spec"], "imagePullSecrets").enumerate() {
-        let name = secret["name"].as_str().unwrap_or_default();
-        if !lists("imagePullSecrets", name) {
-            return Some(format!("imagePullSecrets[{index}].name=\"{name}\" {}", rest("imagePullSecret")));
         }
     }
     None

@@ -97,7 +97,8 @@ impl Registry {
                 metadata.insert(field.into(), value.clone());
             }
         }
-        let counts = row.strategy.counts_generation() && effective_subresource(call).is_empty();
+        let part = call.subresource.is_some_and(|s| s.what == SubresourceKind::Part);
+        let counts = row.strategy.counts_generation() && (part || effective_subresource(call).is_empty());
         if counts && row.strategy.generation_changes(new, old) {
             object::set_generation(new, object::generation(old) + 1);
         }

@@ -53,6 +53,8 @@ pub(super) struct Source {
 struct EventKey {
     uid: String,
     name: String,
+    /// The part of the object, such as a container; none where several messages are combined, of whatever part (as upstream).
+    field_path: Option<String>,
     component: String,
     reason: &'static str,
     warning: bool,
@@ -113,6 +115,7 @@ impl Correlator {
         EventKey {
             uid: note.about.uid.clone().unwrap_or_default(),
             name: note.about.name.clone().unwrap_or_default(),
+            field_path: note.about.field_path.clone(),
             component: note.source.unwrap_or(&self.source.component).to_owned(),
             reason: note.reason,
             warning: note.warning,
@@ -189,7 +192,7 @@ impl Correlator {
     /// The key and message of an event, or of the one that it is combined with where there are many like it.
     fn combined(&mut self, key: EventKey, at: Timestamp) -> (EventKey, String) {
         let message = key.message.clone().unwrap_or_default();
-        let group = EventKey { message: None, ..key.clone() };
+        let group = EventKey { message: None, field_path: None, ..key.clone() };
         let similar = self.similar.get_or_insert_with(&group, || Similar { messages: BTreeSet::new(), last: at });
         if at.duration_since(similar.last).unsigned_abs() > SIMILAR_WITHIN {
             similar.messages.clear();
@@ -324,6 +327,19 @@ mod tests {
         let later = correlator.correlate(&note("m"), "", at(1301)).unwrap();
         assert_eq!(later.event["count"], 27, "what was cut is counted");
         assert_eq!(later.event["firstTimestamp"], "1970-01-01T00:16:40Z");
+    }
+
+    #[test]
+    fn each_part_of_an_object_has_its_own() {
+        let mut correlator = correlator(EventApi::Core);
+        let mut of = |part: &str| {
+            let mut note = note("m");
+            note.about.field_path = Some(part.into());
+            correlator.correlate(&note, "", at(1000)).unwrap()
+        };
+        let (first, other, again) = (of("spec.containers{a}"), of("spec.containers{b}"), of("spec.containers{a}"));
+        assert!(first.key != other.key && first.key == again.key);
+        assert_eq!((other.patch, again.patch.unwrap()["count"].as_i64()), (None, Some(2)));
     }
 
     #[test]

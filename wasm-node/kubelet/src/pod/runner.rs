@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::message;
 use super::shared::Shared;
 use super::start::{Made, Refused};
+use super::state::Class;
 use super::worker::{Message, Task};
 
 /// Starts a container that was made.
@@ -55,6 +56,8 @@ pub(crate) trait Runner: Send {
 pub(crate) struct Context {
     pub(crate) node: Arc<Shared>,
     pub(crate) pod: Arc<Pod>,
+    /// What the container is to the pod.
+    pub(crate) class: Class,
     pub(crate) container: Arc<Container>,
     /// The container, as events name it.
     pub(crate) about: ObjectReference,

@@ -246,11 +246,17 @@ impl State {
     /// One step.
     #[must_use]
     pub fn step(mut self, rules: &LifecyclePolicy, event: Event, now: Timestamp) -> (Self, Vec<Action>) {
+        let actions = self.happen(rules, event, now);
+        (self, actions)
+    }
+
+    /// The same in place: the state of a pod of thousands of containers is not copied for each event.
+    pub fn happen(&mut self, rules: &LifecyclePolicy, event: Event, now: Timestamp) -> Vec<Action> {
         let mut actions = Vec::new();
         self.join(rules);
         self.take(rules, event, now, &mut actions);
         self.advance(rules, now, &mut actions);
-        (self, actions)
+        actions
     }
 
     /// Takes in the containers that were added to the pod.

@@ -6,6 +6,8 @@
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, PodSpec, Probe, Volume};
 use serde_json::Value;
 
+use super::state::Class;
+use crate::spec::containers;
 use crate::volume::is_read_only;
 
 /// A field, and what is the matter with it.
@@ -29,8 +31,23 @@ pub fn fields(pod: &Pod) -> Vec<Unsupported> {
     for (index, volume) in spec.volumes.iter().flatten().enumerate() {
         found.volume(&format!("spec.volumes[{index}]"), volume);
     }
+    for (index, container) in spec.init_containers.iter().flatten().enumerate() {
+        found.container(&format!("spec.initContainers[{index}]"), container);
+    }
     for (index, container) in spec.containers.iter().enumerate() {
         found.container(&format!("spec.containers[{index}]"), container);
+    }
+    found.0
+}
+
+/// The same of one of its ephemeral containers: those come when the pod runs, and it runs on.
+#[must_use]
+pub fn ephemeral_fields(pod: &Pod, name: &str) -> Vec<Unsupported> {
+    let mut found = Found::default();
+    let spec = containers::spec(pod);
+    let all = containers::each(&spec).filter(|(class, _)| *class == Class::Ephemeral);
+    for (index, (_, container)) in all.enumerate().filter(|(_, (_, container))| container.name == name) {
+        found.container(&format!("spec.ephemeralContainers[{index}]"), &container);
     }
     found.0
 }
@@ -58,8 +75,6 @@ impl Found {
 
     fn pod(&mut self, spec: &PodSpec) {
         let some = |list: Option<usize>| list.is_some_and(|length| length > 0);
-        self.when(some(spec.init_containers.as_ref().map(Vec::len)), "spec.initContainers");
-        self.when(some(spec.ephemeral_containers.as_ref().map(Vec::len)), "spec.ephemeralContainers");
         self.when(spec.host_network == Some(true), "spec.hostNetwork");
         self.when(spec.host_pid == Some(true), "spec.hostPID");
         self.when(spec.host_ipc == Some(true), "spec.hostIPC");
@@ -102,9 +117,6 @@ impl Found {
         self.when(container.stdin == Some(true), format!("{path}.stdin"));
         self.when(container.stdin_once == Some(true), format!("{path}.stdinOnce"));
         self.when(container.tty == Some(true), format!("{path}.tty"));
-        self.when(container.restart_policy.is_some(), format!("{path}.restartPolicy"));
-        let rules = container.restart_policy_rules.as_ref();
-        self.when(rules.is_some_and(|rules| !rules.is_empty()), format!("{path}.restartPolicyRules"));
         let devices = container.volume_devices.as_ref();
         self.when(devices.is_some_and(|devices| !devices.is_empty()), format!("{path}.volumeDevices"));
         let claims = container.resources.as_ref().and_then(|resources| resources.claims.as_ref());
@@ -188,7 +200,10 @@ mod tests {
         };
         for (spec, path) in [
             (json!({"containers": [{"name": "a"}, {"name": "b", "tty": true}]}), "spec.containers[1].tty"),
-            (json!({"containers": [], "initContainers": [{"name": "i"}]}), "spec.initContainers"),
+            (
+                json!({"containers": [], "initContainers": [{"name": "i"}, {"name": "j", "tty": true}]}),
+                "spec.initContainers[1].tty",
+            ),
             (json!({"containers": [], "hostNetwork": true}), "spec.hostNetwork"),
             (json!({"containers": [], "hostAliases": [{"ip": "192.0.2.1"}]}), "spec.hostAliases"),
             (json!({"containers": [], "dnsPolicy": "None"}), "spec.dnsPolicy"),
@@ -233,12 +248,23 @@ mod tests {
     }
 
     #[test]
+    fn an_ephemeral_container_is_looked_at_alone() {
+        let spec = json!({"containers": [], "ephemeralContainers": [{"name": "e"}, {"name": "f", "tty": true}]});
+        assert_eq!(paths(spec.clone()), Vec::<String>::new());
+        let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
+        let of = |name: &str| ephemeral_fields(&pod, name).into_iter().map(|field| field.path).collect::<Vec<_>>();
+        assert_eq!((of("e"), of("f")), (vec![], vec!["spec.ephemeralContainers[1].tty".to_owned()]));
+    }
+
+    #[test]
     fn what_means_nothing_here_or_is_acted_on_passes() {
         let found = paths(json!({
             "hostUsers": false, "shareProcessNamespace": true, "subdomain": "s", "hostname": "h",
             "securityContext": {"runAsUser": 1, "fsGroup": 2, "seccompProfile": {"type": "RuntimeDefault"}},
             "volumes": [{"name": "a", "emptyDir": {}}, {"name": "b", "configMap": {"name": "c"}}, {"name": "n"}],
+            "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
             "containers": [{
+                "restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart"}],
                 "name": "a", "image": "i", "securityContext": {"privileged": true, "capabilities": {"drop": ["ALL"]}},
                 "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}, "ports": [{"containerPort": 80, "protocol": "TCP"}],
                 "readinessProbe": {"httpGet": {"port": 80, "path": "/", "scheme": "HTTP"}},

@@ -17,7 +17,8 @@ use super::settings::{self, rules};
 use super::shared::Shared;
 use super::start::{self, Made};
 use super::state::{
-    Action, Cell, CellEvent, CellStage, Event, LifecyclePolicy, ProbeKind, Stage, State, StopReason, TerminalReason,
+    Action, Cell, CellEvent, CellStage, Class, Event, LifecyclePolicy, ProbeKind, Stage, State, StopReason,
+    TerminalReason,
 };
 use super::{probe, status, unsupported};
 use crate::image::Image;
@@ -120,6 +121,9 @@ pub(crate) struct Worker {
     /// The conditions as they were projected last, for their times.
     conditions: Vec<PodCondition>,
     wanted: Arc<PodStatus>,
+    /// The state has moved on since `wanted` was projected, which is done anew from then on, by the monotonic clock.
+    stale: bool,
+    projects_from: Option<Duration>,
     api: report::Api,
     /// What the pod begins with, held back until the API has the status of a pod that is resumed.
     held: Option<Held>,
@@ -171,6 +175,8 @@ impl Worker {
             ledger: Ledger::pod(node.parts.runtime.ledger()),
             conditions: pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default(),
             wanted: Arc::default(),
+            stale: false,
+            projects_from: None,
             api: report::Api::default(),
             held: None,
             taken_up: node.parts.env.elapsed(),
@@ -245,13 +251,14 @@ impl Worker {
             if writing.is_none() && retry.is_none() && !self.state.removed {
                 if dirty && settles.is_none() {
                     writing = Some(self.write_status());
-                } else if !dirty && self.delete {
+                } else if !dirty && !self.stale && self.delete {
                     writing = Some(self.write_delete());
                 }
             }
             let held = self.held.as_ref().map(|held| held.until.saturating_sub(elapsed));
-            let wake =
-                [self.ticks_in(), settles.filter(|_| dirty && writing.is_none()), held].into_iter().flatten().min();
+            let projects = self.projects_from.filter(|_| self.stale).map(|from| from.saturating_sub(elapsed));
+            let settles = settles.filter(|_| dirty && writing.is_none());
+            let wake = [self.ticks_in(), settles, held, projects].into_iter().flatten().min();
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = self.input.changed() => {
@@ -361,6 +368,10 @@ impl Worker {
         for container in Slot::update(&mut self.slots, &self.pod) {
             self.apply(Event::Container(container, CellEvent::ImageChanged));
         }
+        if self.slots.len() > self.state.cells.len() {
+            // It has ephemeral containers more, which join it in the next step.
+            self.apply(Event::Tick);
+        }
         match grace(&self.pod) {
             Some(grace) if before != Some(grace) => self.apply(Event::Deleted(grace)),
             _ => self.project(),
@@ -389,15 +400,16 @@ impl Worker {
     }
 
     fn apply(&mut self, event: Event) {
-        let (state, actions) = self.state.clone().step(&self.rules, event, self.now());
-        if state.moved_from(&self.state)
+        let now = self.now();
+        let before = self.held.as_ref().map(|_| self.state.clone());
+        let actions = self.state.happen(&self.rules, event, now);
+        if before.is_some_and(|before| self.state.moved_from(&before))
             && let Some(held) = &mut self.held
         {
             // What the pod was to begin with is overtaken; what was to be said of it is still true.
             held.actions.retain(|action| matches!(action, Action::EventRecord { .. }));
             self.release();
         }
-        self.state = state;
         self.perform(actions);
         self.project();
     }

@@ -46,6 +46,12 @@ pub(crate) static ROW: Row = Row {
             verbs: &[Verb::Create],
         },
         Subresource {
+            name: update::EPHEMERAL_CONTAINERS,
+            what: SubresourceKind::Part,
+            body: None,
+            verbs: &[Verb::Get, Verb::Patch, Verb::Update],
+        },
+        Subresource {
             name: "portforward",
             what: SubresourceKind::Connect,
             body: Some(("", "v1", "PodPortForwardOptions")),
@@ -127,6 +133,8 @@ impl Strategy for Pod {
         prepare_update_by_default(context, new, old);
         if context.subresource == "status" {
             prepare_status(new, old);
+        } else if context.subresource == update::EPHEMERAL_CONTAINERS {
+            update::only_ephemeral_containers(new, old);
         } else if let Some(spec) = new.get_mut("spec") {
             defaults::drop_disabled(spec, Some(get(old, "spec")));
         }
@@ -160,6 +168,8 @@ impl Strategy for Pod {
         let mut errors = ErrorList::new();
         if context.subresource == "status" {
             update::status(&mut errors, new, old);
+        } else if context.subresource == update::EPHEMERAL_CONTAINERS {
+            update::ephemeral_containers(&mut errors, new, old);
         } else {
             update::pod(&mut errors, new, old);
         }

@@ -28,6 +28,50 @@ pub(super) fn normalize_ips(pod: &mut Value) {
     }
 }
 
+/// The subresource by which they are added.
+pub(super) const EPHEMERAL_CONTAINERS: &str = "ephemeralcontainers";
+
+/// Keeps all else of a pod whose ephemeral containers are written.
+pub(super) fn only_ephemeral_containers(new: &mut Value, old: &Value) {
+    let containers = get(get(new, "spec"), "ephemeralContainers").clone();
+    for key in ["spec", "status"] {
+        put(new, key, get(old, key).clone());
+    }
+    if let Some(spec) = new.get_mut("spec") {
+        put(spec, "ephemeralContainers", containers);
+    }
+    let old = get(old, "metadata");
+    if let Some(metadata) = new.get_mut("metadata") {
+        for key in ["labels", "annotations", "finalizers", "ownerReferences"] {
+            put(metadata, key, get(old, key).clone());
+        }
+    }
+}
+
+/// An update of a pod's ephemeral containers: those that are there stay as they are.
+pub(super) fn ephemeral_containers(errors: &mut ErrorList, new: &Value, old: &Value) {
+    if get(get(get(old, "metadata"), "annotations"), MIRROR).is_string() {
+        return errors.forbidden(&Path::root(""), "static pods do not support ephemeral containers");
+    }
+    spec::pod(errors, new);
+    annotation_changes(errors, new, old);
+    let at = SPEC.child("ephemeralContainers");
+    let list = |pod| items(get(pod, "spec"), "ephemeralContainers");
+    let by_name = first_by(list(new), "name");
+    for was in list(old) {
+        let name = text(was, "name");
+        match by_name.get(name) {
+            None => errors.forbidden(&at, &format!("existing ephemeral containers {name:?} may not be removed\n")),
+            Some(now) if !same(now, was) => {
+                let why =
+                    format!("existing ephemeral containers {name:?} may not be changed\n{}", difference(was, now));
+                errors.forbidden(&at, &why);
+            }
+            Some(_) => {}
+        }
+    }
+}
+
 /// An update of the pod itself.
 pub(super) fn pod(errors: &mut ErrorList, new: &Value, old: &Value) {
     spec::pod(errors, new);

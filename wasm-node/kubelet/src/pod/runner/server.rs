@@ -13,7 +13,7 @@ use crate::pod::listen::listen;
 use crate::pod::serve::{AttachedAddress, ServerHandle};
 use crate::pod::settings;
 use crate::pod::start::{Made, Refused};
-use crate::pod::state::CellEvent;
+use crate::pod::state::{CellEvent, Class};
 use crate::pod::stop::{Hook, over};
 use crate::pod::worker::{Task, happened};
 
@@ -40,7 +40,7 @@ struct HttpServer {
 fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> {
     let refused = |message: String| ("RunContainerError", message);
     let server = made.container.serve().map_err(|error| refused(error.to_string()))?;
-    if context.attempt == 0 && settings::of_job(&context.pod) {
+    if context.attempt == 0 && context.class == Class::Main && settings::of_job(&context.pod) {
         context.warn("NeverCompletes", settings::server_in_job(&context.container.name));
     }
     let port = settings::server_port(&context.container);

@@ -76,9 +76,25 @@ impl Worker {
 
     pub(super) fn start(&mut self, index: usize, attempt: u32) {
         self.watch_sources(index);
+        let asks = |slot: &Slot| match slot.class {
+            Class::Ephemeral => unsupported::ephemeral_fields(&self.pod, &slot.container.name),
+            _ => Vec::new(),
+        };
+        let unsupported = self.slots.get(index).map(asks).unwrap_or_default();
+        for field in &unsupported {
+            self.note(true, "Unsupported", format!("{}: {}", field.path, field.why), Some(index));
+        }
         let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.ip) else { return };
         let Some(image) = slot.image.clone() else { return };
         let (node, container, sender) = (self.node.clone(), slot.container.clone(), self.sender.clone());
+        if !unsupported.is_empty() {
+            let message = unsupported::sentence(&unsupported);
+            let failed = CellEvent::StartFailed { reason: "CreateContainerConfigError", message };
+            slot.preparing = Some(Task(tokio::spawn(async move {
+                let _ = sender.send(happened(index, failed)).await;
+            })));
+            return;
+        }
         let home = Home { pod: self.pod.clone(), ip, ledger: self.ledger.clone() };
         slot.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::make(&node, &home, &container, &image, attempt).await {
@@ -121,6 +137,7 @@ impl Worker {
         let context = Context {
             node: self.node.clone(),
             pod: self.pod.clone(),
+            class: slot.class,
             container: slot.container.clone(),
             about: ObjectReference { field_path: Some(slot.field_path.clone()), ..self.about.clone() },
             ip: self.ip,

@@ -10,6 +10,10 @@ use serde::de::IgnoredAny;
 use super::*;
 
 const POD: Kind = Kind::of::<Pod>();
+/// The status of a pod of so many containers is projected whenever something happens.
+const PROJECTED_AT_ONCE_MAX: usize = 32;
+/// That of a larger one takes no more than one part of so many of its worker's time.
+const PROJECTED_PART: u32 = 20;
 
 /// What the API holds of the pod's status, as far as this worker knows. Pure.
 #[derive(Debug, Default)]
@@ -81,7 +85,21 @@ impl Versioned {
 }
 
 impl Worker {
+    /// Sees what the status should be now, or later where the pod has so many containers that this takes its time.
     pub(super) fn project(&mut self) {
+        let began = self.node.parts.env.elapsed();
+        self.stale = self.projects_from.is_some_and(|from| began < from);
+        if self.stale {
+            return;
+        }
+        self.project_now();
+        if self.state.cells.len() > PROJECTED_AT_ONCE_MAX {
+            let ended = self.node.parts.env.elapsed();
+            self.projects_from = Some(ended + ended.saturating_sub(began) * PROJECTED_PART);
+        }
+    }
+
+    fn project_now(&mut self) {
         let facts = status::Facts { host_ip: self.node.identity.internal_ip, pod_ip: self.ip.or(self.last_ip()) };
         let own: Vec<PodCondition> = self.conditions.clone();
         let others = self.pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();

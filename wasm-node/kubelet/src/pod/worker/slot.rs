@@ -10,6 +10,7 @@ use super::Task;
 use crate::image::Image;
 use crate::pod::runner::Runner;
 use crate::pod::start::Made;
+use crate::pod::state::Class;
 use crate::spec::containers;
 
 /// A container that runs.
@@ -22,6 +23,8 @@ pub(super) struct Live {
 
 /// One container.
 pub(super) struct Slot {
+    /// What it is to the pod.
+    pub(super) class: Class,
     /// As the pod has it.
     pub(super) container: Arc<Container>,
     /// Its name in the pod, as events say it: `spec.containers{NAME}`.
@@ -54,6 +57,7 @@ impl Slot {
                     changed.push(index);
                 }
                 None => slots.push(Self {
+                    class,
                     field_path: format!("{}{{{}}}", containers::field(class), container.name),
                     container: Arc::new(container.into_owned()),
                     image: None,

@@ -1,0 +1,345 @@
+"""Pods of several containers as a user of kubectl sees them: real modules, real sockets. `pods.py KUBECONFIG [CASE…]`: exits 1 and
+says what went wrong. The cases are independent and run side by side; they wait for conditions with a deadline.
+"""
+import concurrent.futures, http.client, json, subprocess, sys, time
+
+from cluster import Cluster
+
+KUBECONFIG = sys.argv[1]
+CLUSTER = Cluster(KUBECONFIG)
+SOON_S = 60  # for what takes a second or two on an idle machine
+POLL_S = 0.05
+HELLO, UNRULY, LATE, CRASH, WORDCOUNT, LOOP, NOTHING = (
+    f"registry.local/{name}:v1" for name in ("hello", "unruly", "late", "crash", "wordcount", "loop", "nothing"))
+NS = "/api/v1/namespaces/default"
+MANY = 300  # init containers of one pod
+
+
+class Wrong(Exception):
+    pass
+
+
+def expect(want, got, what):
+    if want != got:
+        raise Wrong(f"{what}: wanted {want!r}, got {got!r}")
+
+
+def run_kubectl(*args, given=None):
+    return subprocess.run(["kubectl", "--kubeconfig", KUBECONFIG, *args], input=given, capture_output=True, text=True)
+
+
+def kubectl(*args, given=None):
+    done = run_kubectl(*args, given=given)
+    if done.returncode:
+        raise Wrong(f"kubectl {' '.join(args)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def apply(*objects):
+    kubectl("apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+
+def get(path):
+    c = CLUSTER.connect(SOON_S)
+    try:
+        c.request("GET", path)
+        r = c.getresponse()
+        answer = json.loads(r.read())
+        return answer if r.status == 200 else None
+    finally:
+        c.close()
+
+
+def until(what, check, seconds=SOON_S):
+    """The first true answer of `check`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        got = check()
+        if got:
+            return got
+        if time.monotonic() > deadline:
+            raise Wrong(f"not within {seconds} s: {what}")
+        time.sleep(POLL_S)
+
+
+def container(name, image, port=None, **more):
+    env = [{"name": "POD_NAME", "value": name}, *more.pop("env", [])]
+    return {"name": name, "image": image, "env": env, **({"ports": [{"containerPort": port}]} if port else {}), **more}
+
+
+def pod(name, *containers, init=(), restart="Always", annotations=None, **spec):
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}, "annotations": annotations or {}},
+            "spec": {"restartPolicy": restart, "containers": list(containers), "initContainers": list(init), **spec}}
+
+
+def service(name, **ports):
+    ports = [{"name": key, "port": port} for key, port in ports.items()]
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"selector": {"app": name}, "ports": ports}}
+
+
+def status(name):
+    return (get(f"{NS}/pods/{name}") or {}).get("status", {})
+
+
+def state(name, container):
+    """The state of a container and its status."""
+    now = status(name)
+    for key in ("initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"):
+        for one in now.get(key) or []:
+            if one["name"] == container:
+                return one["state"], one
+    return {}, {}
+
+
+def condition(name, kind):
+    found = [c for c in status(name).get("conditions", []) if c["type"] == kind]
+    return found[0] if found else {}
+
+
+def ready(name):
+    return until(f"{name} is ready", lambda: condition(name, "Ready").get("status") == "True")
+
+
+def shown(name):
+    """The STATUS column of `kubectl get pod`."""
+    return kubectl("get", "pod", name, "--no-headers").split()[2]
+
+
+def ask(ip, port, path="/", timeout=SOON_S):
+    c = http.client.HTTPConnection(ip, port, timeout=timeout)
+    try:
+        c.request("GET", path)
+        r = c.getresponse()
+        return r.status, r.read().decode()
+    except OSError as e:
+        return 0, str(e)
+    finally:
+        c.close()
+
+
+def ip_of(name):
+    return get(f"{NS}/services/{name}")["spec"]["clusterIP"]
+
+
+def events(name):
+    return [(e["reason"], e.get("message", ""), e["involvedObject"].get("fieldPath", "")) for e in get(f"{NS}/events")["items"] if e["involvedObject"]["name"] == name]
+
+
+def delete(name, *more):
+    began = time.monotonic()
+    kubectl("delete", "pod", name, "--wait=true", "--timeout=60s", *more)
+    return time.monotonic() - began
+
+
+def several():
+    apply(pod("two", container("one", HELLO, 8080, env=[{"name": "VERSION", "value": "one"}]),
+              container("other", HELLO, 8081, env=[{"name": "VERSION", "value": "other"}]), container("bad", CRASH),
+              annotations={"kubectl.kubernetes.io/default-container": "other", "timeout.coracle.dev/other": "1s"}),
+          service("two", first=8080, second=8081))
+    until("both serve", lambda: state("two", "one")[1].get("ready") and state("two", "other")[1].get("ready"))
+    until("the third backs off", lambda: state("two", "bad")[0].get("waiting", {}).get("reason") == "CrashLoopBackOff")
+    expect("containers with unready status: [bad]", condition("two", "ContainersReady")["message"], "why it isn't ready")
+    expect([0, 0], [state("two", c)[1]["restartCount"] for c in ("one", "other")], "restarts of the good ones")
+    expect("Running", status("two")["phase"], "phase")
+    for name in ("one", "other"):
+        kubectl("logs", "two", "-c", name)
+    refused = run_kubectl("get", "--raw", f"{NS}/pods/two/log")
+    expect(True, "a container name must be specified for pod two, choose one of: [one other bad]" in refused.stderr, refused.stderr)
+    kubectl("logs", "two")  # the annotation says which
+    previous = kubectl("logs", "two", "-c", "bad", "--previous")
+    expect(True, previous != "", "the log of the run before")
+    apply(pod("pair", container("one", HELLO, 8080, env=[{"name": "VERSION", "value": "one"}]),
+              container("other", HELLO, 8081, env=[{"name": "VERSION", "value": "other"}])), service("pair", first=8080, second=8081))
+    ready("pair")
+    ip = ip_of("pair")
+    until("the Service leads to both", lambda: ask(ip, 8080)[0] == 200 and ask(ip, 8081)[0] == 200)
+    expect(["one\n", "other\n"], [ask(ip, port, "/version")[1] for port in (8080, 8081)], "each port's answer")
+    return f"{delete('pair'):.1f} s to delete"
+
+
+def loopback():
+    apply(pod("shared", container("caller", UNRULY, 80), container("other", HELLO, 8081)), service("shared", main=80),
+          pod("stranger", container("caller", UNRULY, 80)), service("stranger", main=80))
+    ready("shared"), ready("stranger")
+    own, stranger = ip_of("shared"), ip_of("stranger")
+    until("both answer", lambda: ask(own, 80)[0] == 200 and ask(stranger, 80)[0] == 200)
+    for host in ("127.0.0.1", "localhost"):
+        status, text = ask(own, 80, f"/call?to={host}:8081")
+        expect((200, True), (status, text.startswith("hello from other")), f"{host} of the same pod: {text}")
+        status, text = ask(stranger, 80, f"/call?to={host}:8081")
+        expect(502, status, f"{host} of another pod: {text}")
+
+
+def port_fight():
+    apply(pod("fight", container("a", HELLO), container("b", HELLO), restart="Never"))
+    def lost():
+        ended = [s for s in status("fight").get("containerStatuses", []) if s["state"].get("terminated")]
+        return ended and ended[0]
+    loser = until("one of two has lost", lost)
+    ended = loser["state"]["terminated"]
+    ip = status("fight")["podIP"]
+    expect((1, "Error", f"bind: address already in use: {ip}:80"), (ended["exitCode"], ended["reason"], ended["message"]), "how it ended")
+    winner = "a" if loser["name"] == "b" else "b"
+    until("the other one serves", lambda: state("fight", winner)[1]["ready"])
+    expect(True, "address already in use" in kubectl("logs", "fight", "-c", loser["name"]), "its log says so")
+    delete("fight")
+
+
+def init_order():
+    texts = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "texts"}, "data": {"a.txt": "one two three"}}
+    mount = {"volumeMounts": [{"name": "texts", "mountPath": "/texts"}], "args": ["/texts"]}
+    apply(texts, pod("ordered", container("web", HELLO, 80), init=[container("count", WORDCOUNT, **mount), container("then", NOTHING)],
+                     volumes=[{"name": "texts", "configMap": {"name": "texts"}}]))
+    ready("ordered")
+    first, second, main = (state("ordered", name) for name in ("count", "then", "web"))
+    expect([0, 0], [s[0]["terminated"]["exitCode"] for s in (first, second)], "exit codes")
+    expect(True, first[0]["terminated"]["finishedAt"] <= second[0]["terminated"]["startedAt"] <= main[0]["running"]["startedAt"], "their order")
+    expect((True, True), (first[1]["ready"], second[1]["ready"]), "what has succeeded is ready")
+    expect("True", condition("ordered", "Initialized")["status"], "Initialized")
+    expect(True, '"words":3' in kubectl("logs", "ordered", "-c", "count").replace(" ", ""), "what the first one has printed")
+    until("the events name each", lambda: {p for r, _, p in events("ordered") if r == "Started"} >= {"spec.initContainers{count}", "spec.initContainers{then}", "spec.containers{web}"})
+    # One that never ends holds the rest, and the pod can be deleted all the same.
+    apply(pod("held", container("web", HELLO, 80), init=[container("forever", LOOP), container("then", NOTHING)], terminationGracePeriodSeconds=5))
+    until("it runs", lambda: state("held", "forever")[0].get("running"))
+    got = condition("held", "Initialized")
+    expect(("False", "ContainersNotInitialized", "containers with incomplete status: [forever then]"), (got["status"], got["reason"], got["message"]), "Initialized")
+    expect(("PodInitializing", "PodInitializing", "Pending", "Init:0/2"), (state("held", "then")[0]["waiting"]["reason"], state("held", "web")[0]["waiting"]["reason"], status("held")["phase"], shown("held")), "what waits")
+    took = delete("held")
+    expect(True, took < 5 + 5, f"its end took {took:.1f} s")
+
+
+def init_failures():
+    apply(pod("never", container("web", HELLO, 80), init=[container("bad", CRASH)], restart="Never"),
+          pod("always", container("web", HELLO, 80), init=[container("bad", CRASH)]))
+    until("it has failed", lambda: status("never").get("phase") == "Failed")
+    expect(("Init:Error", 3), (shown("never"), state("never", "bad")[0]["terminated"]["exitCode"]), "how it is shown")
+    expect("PodInitializing", state("never", "web")[0]["waiting"]["reason"], "what never began")
+    until("it backs off", lambda: shown("always") == "Init:CrashLoopBackOff")
+    now = status("always")
+    expect("Pending", now["phase"], "phase")
+    expect(True, state("always", "bad")[1]["restartCount"] >= 1, "restarts")
+    until("its event", lambda: any(r == "BackOff" and p == "spec.initContainers{bad}" for r, _, p in events("always")))
+    delete("always")
+
+
+def sidecars():
+    state_volume = {"volumes": [{"name": "state", "emptyDir": {}}]}
+    mount = {"volumeMounts": [{"name": "state", "mountPath": "/state"}]}
+    gate = {"startupProbe": {"httpGet": {"path": "/ready", "port": 8090}, "periodSeconds": 1, "failureThreshold": 60}}
+    apply(pod("gated", container("web", UNRULY, 80), init=[container("late", LATE, 8090, restartPolicy="Always", **gate, **mount)], **state_volume), service("gated", main=80))
+    until("the sidecar runs", lambda: state("gated", "late")[0].get("running"))
+    expect(("PodInitializing", False), (state("gated", "web")[0]["waiting"]["reason"], state("gated", "late")[1]["started"]), "what waits for it")
+    ready("gated")
+    expect(True, state("gated", "web")[0]["running"]["startedAt"] > state("gated", "late")[0]["running"]["startedAt"], "the order")
+    ip = ip_of("gated")
+    until("it answers", lambda: ask(ip, 80)[0] == 200)
+    expect(200, ask(ip, 80, "/call?to=127.0.0.1:8090")[0], "its sidecar by the loopback")
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "done"}, "spec": {"template": {"spec": {
+        "restartPolicy": "Never", "initContainers": [container("side", HELLO, 8090, restartPolicy="Always"), container("inner", HELLO, 8091, restartPolicy="Always")],
+        "containers": [container("work", NOTHING)]}}}}
+    apply(job)
+    kubectl("wait", "--for=condition=complete", "job/done", "--timeout=60s")
+    of_job = get(f"{NS}/pods?labelSelector=job-name%3Ddone")["items"][0]["status"]
+    side, inner = (s["state"]["terminated"] for s in of_job["initContainerStatuses"])
+    expect(("Succeeded", 0, 0), (of_job["phase"], side["exitCode"], inner["exitCode"]), "its pod")
+    expect(True, inner["finishedAt"] <= side["finishedAt"], "sidecars end in reverse order")
+    # A sidecar that never starts lets nobody begin.
+    never = {"startupProbe": {"httpGet": {"path": "/", "port": 9}, "periodSeconds": 1, "failureThreshold": 1000}}
+    apply(pod("stuck", container("web", HELLO, 80), init=[container("side", HELLO, 8090, restartPolicy="Always", **never)], terminationGracePeriodSeconds=5))
+    until("its probe fails", lambda: any(r == "Unhealthy" for r, _, _ in events("stuck")))
+    expect(("PodInitializing", "Pending"), (state("stuck", "web")[0]["waiting"]["reason"], status("stuck")["phase"]), "what waits for it")
+    took = delete("stuck")
+    expect(True, took < 5 + 5, f"its end took {took:.1f} s")
+
+
+def restart_rules():
+    rule = lambda action, *codes: {"restartPolicy": "Never", "restartPolicyRules": [{"action": action, "exitCodes": {"operator": "In", "values": list(codes)}}]}
+    apply(pod("by-rule", container("bad", CRASH, **rule("Restart", 3)), restart="Never"),
+          pod("no-rule", container("bad", CRASH, **rule("Restart", 4)), restart="Always"),
+          pod("own", container("bad", CRASH, restartPolicy="Never"), container("web", HELLO, 80)),
+          pod("anew", container("bad", CRASH, **rule("RestartAllContainers", 3)), container("web", HELLO, 80), init=[container("first", NOTHING)], restart="Never"))
+    until("a rule starts it again", lambda: state("by-rule", "bad")[1].get("restartCount", 0) >= 1)
+    until("without a rule it has failed", lambda: status("no-rule").get("phase") == "Failed")
+    until("it stays as it ended", lambda: state("own", "bad")[0].get("terminated", {}).get("exitCode") == 3 and state("own", "web")[1].get("ready"))
+    expect((0, "Running"), (state("own", "bad")[1]["restartCount"], status("own")["phase"]), "beside one that runs")
+    until("all are started anew", lambda: all(state("anew", c)[1].get("restartCount", 0) >= 1 for c in ("first", "bad", "web")))
+    last = state("anew", "web")[1]["lastState"].get("terminated", {}).get("reason")
+    expect("RestartingAllContainers", last, "why the other one ended")
+
+
+def many():
+    init = [{"name": f"i{n}", "image": NOTHING} for n in range(MANY)]
+    apply(pod("neighbour", container("web", HELLO, 80)), service("neighbour", main=80))
+    ready("neighbour")
+    ip = ip_of("neighbour")
+    until("it answers", lambda: ask(ip, 80)[0] == 200)
+    apply(pod("many", container("web", HELLO, 80), init=init, automountServiceAccountToken=False),
+          pod("cut", container("web", HELLO, 80), init=init, automountServiceAccountToken=False, terminationGracePeriodSeconds=5))
+    until("some have run", lambda: any(s["state"].get("terminated") for s in status("cut").get("initContainerStatuses", [])))
+    took = delete("cut")
+    expect(True, took < 5 + 10, f"its end took {took:.1f} s")
+    began, slowest = time.monotonic(), 0.0
+    while condition("many", "Ready").get("status") != "True":
+        at = time.monotonic()
+        expect(200, ask(ip, 80)[0], "the neighbour")
+        slowest = max(slowest, time.monotonic() - at)
+        expect(True, time.monotonic() - began < 120, f"{MANY} init containers take too long")
+        time.sleep(POLL_S)
+    expect(True, all(s["state"]["terminated"]["exitCode"] == 0 for s in status("many")["initContainerStatuses"]), "all have run")
+    return f"{MANY} init containers in {time.monotonic() - began:.1f} s more, the neighbour's slowest answer {slowest * 1000:.0f} ms"
+
+
+def debugging():
+    """What of `kubectl debug` needs no terminal: a container that is added, sees what its target sees, and ends."""
+    texts = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "looked-at"}, "data": {"a.txt": "one two"}}
+    apply(texts, pod("target", container("web", HELLO, 80, volumeMounts=[{"name": "texts", "mountPath": "/texts"}]), volumes=[{"name": "texts", "configMap": {"name": "looked-at"}}]))
+    ready("target")
+    kubectl("debug", "target", "--image", WORDCOUNT, "--target", "web", "-c", "look", "--attach=false", "--", "wordcount", "/texts")
+    ended = until("it has ended", lambda: state("target", "look")[0].get("terminated"))
+    expect((0, "Completed"), (ended["exitCode"], ended["reason"]), "how it ended")
+    expect(True, '"words":2' in kubectl("logs", "target", "-c", "look").replace(" ", ""), "it sees its target's files")
+    expect((0, "True"), (state("target", "web")[1]["restartCount"], condition("target", "Ready")["status"]), "the pod goes on")
+    until("its event", lambda: any(r == "Started" and p == "spec.ephemeralContainers{look}" for r, _, p in events("target")))
+    generation = get(f"{NS}/pods/target")["metadata"]["generation"]
+    expect(2, generation, "generation")
+    patch = json.dumps({"spec": {"ephemeralContainers": [{"name": "look", "image": HELLO}]}})
+    refused = run_kubectl("patch", "pod", "target", "--subresource", "ephemeralcontainers", "-p", patch)
+    expect(True, 'existing ephemeral containers "look" may not be changed' in refused.stderr, refused.stderr)
+    refused = run_kubectl("patch", "pod", "target", "-p", json.dumps({"spec": {"ephemeralContainers": [{"name": "b", "image": HELLO}]}}))
+    expect(True, "pod updates may not change fields other than" in refused.stderr, refused.stderr)
+    kubectl("debug", "target", "--image", LOOP, "-c", "terminal", "-it", "--attach=false")
+    until("what it can't have is told", lambda: "spec.ephemeralContainers[1].stdin: " in state("target", "terminal")[0].get("waiting", {}).get("message", ""))
+    kubectl("debug", "target", "--image", LOOP, "-c", "forever", "--attach=false")
+    until("it runs", lambda: state("target", "forever")[0].get("running"))
+    took = delete("target", "--grace-period=5")
+    expect(True, took < 5 + 10, f"its end took {took:.1f} s")
+
+
+def again():
+    """What the end of pods.sh looks at after a kill."""
+    apply(pod("again", container("one", HELLO, 8080), container("other", HELLO, 8081),
+              init=[container("first", NOTHING), container("side", HELLO, 8090, restartPolicy="Always")]))
+    ready("again")
+
+
+CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, debugging, many, again)
+
+
+def run(case):
+    began = time.monotonic()
+    try:
+        note, problem = case(), None
+    except Exception as e:  # whatever it is, the other cases still tell what they found
+        note, problem = None, e if isinstance(e, Wrong) else repr(e)
+    took = f"{time.monotonic() - began:.1f} s"
+    print(f"· {case.__name__}: {took}{f', {note}' if note else ''}" if problem is None else f"WRONG: {case.__name__} ({took}): {problem}", flush=True)
+    return problem is None
+
+
+def main():
+    wanted = [case for case in CASES if not sys.argv[2:] or case.__name__ in sys.argv[2:]]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        sys.exit(0 if all(list(pool.map(run, wanted))) else 1)
+
+
+main()
