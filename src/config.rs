@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
-use kubelet::image::CollectPolicy;
+use kubelet::image::{CollectPolicy, PARALLEL_PULLS_DEFAULT, Registries};
 use scheduler::plugins::ScoringStrategy;
 
 /// Flags of every verb.
@@ -91,6 +91,10 @@ pub(crate) struct NodesConfig {
     pub(crate) file_images: Vec<PathBuf>,
     /// When unused images go.
     pub(crate) image_collection: CollectPolicy,
+    /// How registries are reached.
+    pub(crate) registries: Registries,
+    /// Pulls at once.
+    pub(crate) parallel_pulls: usize,
 }
 
 impl ClusterConfig {
@@ -112,7 +116,19 @@ impl ClusterConfig {
                 host_pod_listeners: false,
                 file_images: Vec::new(),
                 image_collection: CollectPolicy::default(),
+                registries: Registries::default(),
+                parallel_pulls: PARALLEL_PULLS_DEFAULT,
             },
         }
     }
+}
+
+/// Variables that name a proxy (curl's and Go's), which registries are called through.
+const PROXY_VARIABLES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+
+/// The hosts of the proxies that the environment names.
+#[expect(clippy::disallowed_methods, reason = "the one reader of the environment; no flag of ours names a proxy")]
+pub(crate) fn proxies() -> Vec<String> {
+    let values = PROXY_VARIABLES.iter().filter_map(|name| std::env::var(name).ok());
+    values.filter_map(|value| value.parse::<http::Uri>().ok()?.host().map(str::to_owned)).collect()
 }

@@ -5,15 +5,15 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Common, LogFormat};
 
-/// These warn of what a guest does, as often as it does it: a guest must not be able to flood the node's log.
-const GUESTS: &str = "wasmtime_wasi=error,wasmtime_wasi_http=error";
+/// These warn of what a guest or a registry does, as often as it does it: neither must be able to flood the node's log.
+const OTHERS: &str = "wasmtime_wasi=error,wasmtime_wasi_http=error,rustls_platform_verifier=off";
 
 /// Starts logging for the whole process.
 ///
 /// # Errors
 /// The level is no filter (`info`, or `warn,kubelet=debug`).
 pub(crate) fn start(common: &Common) -> anyhow::Result<()> {
-    let directives = format!("{GUESTS},{}", common.log_level);
+    let directives = format!("{OTHERS},{}", common.log_level);
     let filter = EnvFilter::builder().parse(&directives).with_context(|| {
         format!("--log-level {:?} is neither a level nor a filter such as warn,proxy=debug", common.log_level)
     })?;

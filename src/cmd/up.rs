@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
-use kubelet::image::CollectPolicy;
+use kubelet::image::{CollectPolicy, PARALLEL_PULLS_DEFAULT, Registries};
 use machinery_env::Env;
 use scheduler::plugins::ScoringStrategy;
 
@@ -73,6 +74,12 @@ pub(crate) struct Up {
     /// Seconds after which an unused image is removed however empty the disk is; 0 = never
     #[arg(long, env = "CORACLE_IMAGE_MAXIMUM_GC_AGE", default_value_t = 0, value_name = "SECONDS")]
     pub(crate) image_maximum_gc_age: u32,
+    /// How registries are reached: mirrors, private CAs, plain HTTP, the node's accounts (docs/operations.md, "Registries")
+    #[arg(long, env = "CORACLE_REGISTRIES", value_name = "FILE")]
+    pub(crate) registries: Option<PathBuf>,
+    /// Images that are pulled at the same time; a namespace has all but one of them
+    #[arg(long, env = "CORACLE_MAX_PARALLEL_IMAGE_PULLS", default_value_t = PARALLEL_PULLS_DEFAULT as u32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) max_parallel_image_pulls: u32,
     /// How the scheduler fills nodes: LeastAllocated spreads, MostAllocated packs
     #[arg(long, env = "CORACLE_SCORING_STRATEGY", default_value = "LeastAllocated", value_name = "STRATEGY")]
     pub(crate) scoring_strategy: ScoringStrategyArg,
@@ -134,6 +141,11 @@ impl Up {
                     high_percent: high,
                     low_percent: low,
                 },
+                registries: match &self.registries {
+                    Some(path) => Registries::read(path).context("--registries")?,
+                    None => Registries::default(),
+                },
+                parallel_pulls: self.max_parallel_image_pulls as usize,
             },
         })
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kubelet::image::Images;
+use kubelet::image::{Images, ImagesConfig};
 use kubelet::node::{Capacity, NodeConfig, NodeParts};
 use kubelet::server::ServingTls;
 use machinery_env::Env;
@@ -57,8 +57,12 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         Arc::new(engine.clone()),
         ground.env.clone(),
         ground.blobs.clone(),
-        Some(ground.registry.clone()),
-        ground.config.nodes.file_images.clone(),
+        ImagesConfig {
+            built_in: Some(ground.registry.clone()),
+            registries: ground.config.nodes.registries.clone().beside_proxies(crate::config::proxies()),
+            file_dirs: ground.config.nodes.file_images.clone(),
+            parallel_pulls: ground.config.nodes.parallel_pulls,
+        },
     )?;
     let parts = NodeParts {
         runtime: Arc::new(engine.clone()),

@@ -350,7 +350,7 @@ mod tests {
             "metadata": {"name": "web", "namespace": "n"}, "spec": {"clusterIP": "127.64.0.9", "ports": [{"port": 80, "name": "http-main"}]},
         }))
         .unwrap();
-        let content = Arc::new(Content { data: [("k".to_owned(), b"v".to_vec())].into(), immutable: false });
+        let content = Arc::new(Content { data: [("k".to_owned(), b"v".to_vec())].into(), ..Content::default() });
         let allocatable = BTreeMap::new();
         let lookup = |_: SourceKind, name: &str| (name == "m").then(|| content.clone());
         let given = EnvContext {

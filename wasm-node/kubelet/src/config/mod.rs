@@ -4,4 +4,5 @@
 pub mod environment;
 #[cfg(test)]
 mod fuzz;
+pub(crate) mod pull_secrets;
 pub mod sources;

@@ -48,6 +48,10 @@ pub struct Content {
     pub data: BTreeMap<String, Vec<u8>>,
     /// It never changes.
     pub immutable: bool,
+    /// The object's uid.
+    pub uid: String,
+    /// A Secret's type.
+    pub secret_type: String,
 }
 
 /// What is known of one.
@@ -128,6 +132,8 @@ impl ConfigSourceManager {
                         .chain(map.binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)))
                         .collect(),
                     immutable: map.immutable == Some(true),
+                    uid: map.metadata.uid.unwrap_or_default(),
+                    secret_type: String::new(),
                 };
                 tokio::spawn(follow(reflector, known, read, stop.clone()));
             }
@@ -136,6 +142,8 @@ impl ConfigSourceManager {
                 let read = |secret: Secret| Content {
                     data: secret.data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)).collect(),
                     immutable: secret.immutable == Some(true),
+                    uid: secret.metadata.uid.unwrap_or_default(),
+                    secret_type: secret.type_.unwrap_or_default(),
                 };
                 tokio::spawn(follow(reflector, known, read, stop.clone()));
             }

@@ -1,12 +1,13 @@
-//! The layers of a `FROM scratch` image: which file the entrypoint names once all layers are applied, and its bytes.
-//! Nothing is unpacked: a first pass builds the tree in memory (names and links only), a second copies the one file.
+//! The layers of a `FROM scratch` image: which file the entrypoint names once all layers are applied, and every module of
+//! the image by its path. Nothing is unpacked: a first pass builds the tree in memory (names and links only), a second
+//! copies the modules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::path::{Component, Path};
 
 use super::manifest::{Compression, Refusal};
-use oci_registry::blobs::BlobWriter;
+use oci_registry::blobs::{BlobError, BlobWriter};
 
 /// Uncompressed bytes of all layers together.
 const UNPACKED_BYTES_MAX: u64 = 512 << 20;
@@ -18,8 +19,14 @@ const NAME_BYTES_MAX: usize = 4096;
 const NAMES_BYTES_MAX: usize = 16 << 20;
 /// An extended header (a long name, pax attributes): read into memory whole by the tar reader.
 const EXTENDED_BYTES_MAX: u64 = 1 << 20;
-/// Links followed from the entrypoint.
+/// Links followed from a name.
 const LINKS_MAX: u32 = 40;
+/// Parts of names looked at, all links together: each step compares as many parts as the path has by then.
+const LINK_STEPS_MAX: usize = 16 << 20;
+/// Modules of an image: each is kept as a file of its own.
+const MODULES_MAX: usize = 64;
+/// Names of modules; many links lead to one where it looks at its argv[0].
+const MODULE_NAMES_MAX: usize = 1024;
 
 /// A path in the image, as its parts.
 type Parts = Vec<String>;
@@ -82,13 +89,100 @@ fn parts(path: &Path) -> Option<Parts> {
     Some(parts)
 }
 
-/// Finds the file `module` in the layers (each opened anew by `open`) and writes it to `out`.
+/// Where modules go.
+pub(crate) trait Keep {
+    /// Begins one.
+    fn begin(&mut self) -> Result<BlobWriter, BlobError>;
+    /// Keeps it; its digest.
+    fn keep(&mut self, writer: BlobWriter) -> Result<String, BlobError>;
+}
+
+/// The modules of an image.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Modules {
+    /// The entrypoint's digest.
+    pub(crate) entrypoint: String,
+    /// Digests by absolute path: files called `.wasm`, and links to them of any name.
+    pub(crate) by_path: BTreeMap<String, String>,
+}
+
+/// Why there are none.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExtractError {
+    /// The layers are at fault.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The disk is.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+}
+
+/// An entry of a layer: the layer's number, and the entry's in it.
+type At = (usize, u64);
+
+/// Keeps the modules of the layers (each opened anew by `open`): the file `entrypoint` and every other one.
 pub(crate) fn extract<R: Read + 'static>(
     compressions: &[Compression],
     open: &mut dyn FnMut(usize) -> io::Result<R>,
-    module: &str,
-    out: &mut BlobWriter,
-) -> Result<(), Refusal> {
+    entrypoint: &str,
+    keep: &mut dyn Keep,
+) -> Result<Modules, ExtractError> {
+    let tree = read_tree(compressions, open)?;
+    let mut steps = 0;
+    let main = find(&tree, entrypoint, &mut steps)?;
+    let names = module_names(&tree, main, &mut steps)?;
+    let wanted: BTreeSet<At> = names.values().copied().chain([main]).collect();
+    if wanted.len() > MODULES_MAX {
+        let text = format!("it has {} modules, at most {MODULES_MAX} are taken", wanted.len());
+        return Err(Refusal::TooLarge(text).into());
+    }
+    let mut digests = BTreeMap::new();
+    for (layer, &compression) in compressions.iter().enumerate() {
+        let last = wanted.iter().filter(|at| at.0 == layer).map(|at| at.1).max();
+        let Some(last) = last else { continue };
+        let reader = open(layer).map_err(|error| unreadable(&error))?;
+        let mut archive = tar::Archive::new(decompress(reader, compression, UNPACKED_BYTES_MAX));
+        for (number, entry) in archive.entries().map_err(|error| unreadable(&error))?.enumerate() {
+            let mut entry = entry.map_err(|error| unreadable(&error))?;
+            let at = (layer, number as u64);
+            if wanted.contains(&at) {
+                digests.insert(at, copy(&mut entry, keep)?);
+            }
+            if number as u64 >= last {
+                break;
+            }
+        }
+    }
+    let digest = |at: &At| {
+        let changed = || Refusal::Layers("a layer changed while it was read".into());
+        digests.get(at).cloned().ok_or_else(changed)
+    };
+    let by_path = names.iter().map(|(name, at)| Ok((name.clone(), digest(at)?))).collect::<Result<_, Refusal>>()?;
+    Ok(Modules { entrypoint: digest(&main)?, by_path })
+}
+
+fn copy(entry: &mut dyn Read, keep: &mut dyn Keep) -> Result<String, ExtractError> {
+    let mut out = keep.begin()?;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match entry.read(&mut buffer).map_err(|error| unreadable(&error))? {
+            0 => return Ok(keep.keep(out)?),
+            read => match out.write(&buffer[..read]) {
+                Ok(()) => {}
+                Err(BlobError::TooLarge { max_bytes }) => {
+                    return Err(Refusal::TooLarge(format!("a module of more than {max_bytes} bytes")).into());
+                }
+                Err(error) => return Err(error.into()),
+            },
+        }
+    }
+}
+
+/// All layers applied: names and links, no contents.
+fn read_tree<R: Read + 'static>(
+    compressions: &[Compression],
+    open: &mut dyn FnMut(usize) -> io::Result<R>,
+) -> Result<BTreeMap<Parts, Node>, Refusal> {
     let mut tree: BTreeMap<Parts, Node> = BTreeMap::new();
     let mut left = UNPACKED_BYTES_MAX;
     let mut size = Size::default();
@@ -100,21 +194,38 @@ pub(crate) fn extract<R: Read + 'static>(
         apply(&mut archive, layer, &mut size, &mut tree)?;
         left = archive.into_inner().left;
     }
-    let (layer, wanted) = find(&tree, module)?;
-    let reader = open(layer).map_err(|error| unreadable(&error))?;
-    let mut archive = tar::Archive::new(decompress(reader, compressions[layer], UNPACKED_BYTES_MAX));
-    let mut entry = archive
-        .entries()
-        .and_then(|mut entries| entries.nth(usize::try_from(wanted).unwrap_or(usize::MAX)).transpose())
-        .map_err(|error| unreadable(&error))?
-        .ok_or_else(|| Refusal::Layers("the layer changed while it was read".into()))?;
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match entry.read(&mut buffer).map_err(|error| unreadable(&error))? {
-            0 => return Ok(()),
-            read => out.write(&buffer[..read]).map_err(|error| Refusal::Layers(error.to_string()))?,
+    Ok(tree)
+}
+
+/// Names by which a module of the image can be called. `main` is one whatever it is called.
+fn module_names(tree: &BTreeMap<Parts, Node>, main: At, steps: &mut usize) -> Result<BTreeMap<String, At>, Refusal> {
+    let is_wasm = |path: &Parts| path.last().is_some_and(|name| name.ends_with(".wasm"));
+    let file = |node: &Node| match node {
+        Node::File { layer, entry } => Some((*layer, *entry)),
+        _ => None,
+    };
+    let files = tree.iter().filter(|(path, _)| is_wasm(path)).filter_map(|(_, node)| file(node));
+    let modules: BTreeSet<At> = files.chain([main]).collect();
+    let mut names = BTreeMap::new();
+    for (path, node) in tree {
+        let text = || format!("/{}", path.join("/"));
+        let at = match node {
+            Node::Dir => None,
+            Node::File { .. } => file(node),
+            Node::Symlink(_) => match find(tree, &text(), steps) {
+                Err(refusal @ Refusal::TooLarge(_)) => return Err(refusal),
+                // A link that leads nowhere is nobody's fault.
+                found => found.ok(),
+            },
+        };
+        if let Some(at) = at.filter(|at| modules.contains(at)) {
+            names.insert(text(), at);
+        }
+        if names.len() > MODULE_NAMES_MAX {
+            return Err(Refusal::TooLarge(format!("its modules have more than {MODULE_NAMES_MAX} names")));
         }
     }
+    Ok(names)
 }
 
 /// What the tree has grown to.
@@ -236,12 +347,16 @@ fn apply<R: Read>(
 }
 
 /// Follows links from `module` to a file, never out of the image.
-fn find(tree: &BTreeMap<Parts, Node>, module: &str) -> Result<(usize, u64), Refusal> {
+fn find(tree: &BTreeMap<Parts, Node>, module: &str, steps: &mut usize) -> Result<At, Refusal> {
     let missing = || Refusal::Entrypoint { found: format!("{:?}", module.chars().take(120).collect::<String>()) };
     let mut todo: Vec<String> = module.split('/').rev().map(str::to_owned).collect();
     let mut at = Parts::new();
     let mut links = 0;
     while let Some(part) = todo.pop() {
+        *steps += at.len() + 1;
+        if *steps > LINK_STEPS_MAX {
+            return Err(Refusal::TooLarge("its links are too many and too long".into()));
+        }
         match part.as_str() {
             "" | "." => continue,
             ".." => {
@@ -277,7 +392,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use oci_registry::blobs::{BLOB_BYTES_MAX, BlobStore, digest};
+    use oci_registry::blobs::{BlobStore, digest};
 
     enum Item<'a> {
         File(&'a str, &'a [u8]),
@@ -314,14 +429,51 @@ mod tests {
         builder.into_inner().unwrap()
     }
 
-    fn run(layers: &[Vec<u8>], compression: Compression, module: &str) -> Result<String, String> {
+    struct Store(std::sync::Arc<BlobStore>, oci_registry::blobs::Pins);
+
+    impl Keep for Store {
+        fn begin(&mut self) -> Result<BlobWriter, BlobError> {
+            self.0.writer(1 << 30)
+        }
+
+        fn keep(&mut self, writer: BlobWriter) -> Result<String, BlobError> {
+            writer.commit_any(&self.0, &self.1)
+        }
+    }
+
+    fn modules(layers: &[Vec<u8>], compression: Compression, module: &str) -> Result<Modules, String> {
         let dir = tempfile::tempdir().unwrap();
         let store = std::sync::Arc::new(BlobStore::open(dir.path()).unwrap());
-        let mut out = store.writer(BLOB_BYTES_MAX).unwrap();
+        let pins = store.pins();
         let layers = layers.to_vec();
         let mut open = |index: usize| Ok(Cursor::new(layers[index].clone()));
-        extract(&vec![compression; layers.len()], &mut open, module, &mut out).map_err(|error| error.to_string())?;
-        Ok(out.commit_any(&store, &store.pins()).unwrap())
+        let compressions = vec![compression; layers.len()];
+        extract(&compressions, &mut open, module, &mut Store(store, pins)).map_err(|error| error.to_string())
+    }
+
+    fn run(layers: &[Vec<u8>], compression: Compression, module: &str) -> Result<String, String> {
+        modules(layers, compression, module).map(|modules| modules.entrypoint)
+    }
+
+    #[test]
+    fn every_module_is_known_by_its_names() {
+        let base =
+            layer(&[Item::File("bin/box.wasm", b"box"), Item::File("bin/gone.wasm", b"g"), Item::File("a.txt", b"t")]);
+        let top = layer(&[
+            Item::Link("bin/ls", "box.wasm"),
+            Item::Link("bin/nowhere", "nothing"),
+            Item::File("bin/.wh.gone.wasm", b""),
+            Item::File("app", b"app"),
+            Item::Hard("again.wasm", "bin/box.wasm"),
+        ]);
+        let found = modules(&[base, top], Compression::None, "/app").unwrap();
+        assert_eq!(found.entrypoint, digest(b"app"));
+        let names: Vec<(&str, &str)> = found.by_path.iter().map(|(name, at)| (name.as_str(), at.as_str())).collect();
+        let (app, box_) = (digest(b"app"), digest(b"box"));
+        assert_eq!(names, [("/again.wasm", &*box_), ("/app", &app), ("/bin/box.wasm", &box_), ("/bin/ls", &box_)]);
+        let many: Vec<String> = (0..=MODULES_MAX).map(|number| format!("{number}.wasm")).collect();
+        let many: Vec<Item<'_>> = many.iter().map(|name| Item::File(name, b"m")).collect();
+        assert!(run(&[layer(&many)], Compression::None, "0.wasm").unwrap_err().contains("65 modules"));
     }
 
     #[test]

@@ -13,6 +13,19 @@ const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// A Spin application: the locked application is the artifact's config, or since Spin 2 a layer of an image.
+const SPIN_APPLICATION: &str = "application/vnd.fermyon.spin.application.v1+config";
+/// Layers that are a module as it is: the CNCF layout's, and those of tools that are older than it (Spin and wasm-to-oci,
+/// wash, runwasi).
+const MODULE_LAYERS: [&str; 4] = [
+    WASM_LAYER,
+    "application/vnd.wasm.content.layer.v1+wasm",
+    "application/vnd.module.wasm.content.layer.v1+wasm",
+    "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
+];
+/// Config types of artifacts that are one module, beside the CNCF layout's: wasm-to-oci's and wash's.
+const OLDER_MODULE_CONFIGS: [&str; 2] =
+    ["application/vnd.wasm.config.v1+json", "application/vnd.wasmcloud.actor.archive.config"];
 /// Everything that a pull says it accepts.
 pub(crate) const ACCEPTED: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX];
 /// Layers of an image; the scratch images seen have one to three.
@@ -63,8 +76,10 @@ struct Manifest {
 /// What to do with a manifest.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
-    /// The CNCF layout: this layer is the module.
-    Module { config: Descriptor, layer: Descriptor },
+    /// This layer is the module; the config is a container image's where `is_image`.
+    Module { config: Descriptor, layer: Descriptor, is_image: bool },
+    /// A Spin application, of which these layers are modules.
+    Spin { application: Descriptor, modules: Vec<Descriptor> },
     /// A container image: its config decides.
     Image { config: Descriptor, layers: Vec<Layer> },
     /// An index: go on with this child.
@@ -102,7 +117,8 @@ pub enum Refusal {
     /// Media types of no layout that is read.
     #[error(
         "{what}: found config {config:?} with layers {layers}; taken are {WASM_CONFIG:?} with one {WASM_LAYER:?} layer, \
-         and FROM scratch images whose entrypoint is a .wasm file (README, \"deploy your own module\")"
+         FROM scratch images whose entrypoint is a .wasm file, and Spin applications of one component (README, \"deploy \
+         your own module\")"
     )]
     Layout {
         /// In a few words.
@@ -121,12 +137,15 @@ pub enum Refusal {
     /// A layer that can't be read, or a hostile one.
     #[error("the image's layers can't be read: {0}")]
     Layers(String),
+    /// A Spin application that asks for more than one component that answers HTTP.
+    #[error("the Spin application can't run here: {0}")]
+    Spin(String),
     /// Over a bound.
     #[error("the image is too large: {0}")]
     TooLarge(String),
 }
 
-fn is_wasm(os: &str, architecture: &str) -> bool {
+pub(super) fn is_wasm(os: &str, architecture: &str) -> bool {
     let (os, architecture) = (os.to_ascii_lowercase(), architecture.to_ascii_lowercase());
     os.starts_with("wasi") && matches!(architecture.as_str(), "wasm" | "wasm32")
 }
@@ -146,38 +165,50 @@ pub(crate) fn plan(bytes: &[u8]) -> Result<Plan, Refusal> {
     }
     let layout =
         |what| Refusal::Layout { what, config: config_type(&config, &manifest.artifact_type), layers: types(&layers) };
+    let is_module = |layer: &Descriptor| MODULE_LAYERS.contains(&layer.media_type.as_str());
     match config.media_type.as_str() {
         WASM_CONFIG => match layers.as_slice() {
-            [layer] if layer.media_type == WASM_LAYER => {
-                let layer = layer.clone();
-                Ok(Plan::Module { config, layer })
-            }
+            [layer] if is_module(layer) => Ok(Plan::Module { layer: layer.clone(), config, is_image: false }),
             [_] => Err(layout("the one layer of a Wasm artifact must be a module")),
             _ => Err(layout("a Wasm artifact has exactly one layer")),
         },
+        older if OLDER_MODULE_CONFIGS.contains(&older) => match layers.as_slice() {
+            [layer] if is_module(layer) => Ok(Plan::Module { layer: layer.clone(), config, is_image: false }),
+            _ => Err(layout("an artifact of this type has exactly one layer, a module")),
+        },
+        SPIN_APPLICATION => Ok(Plan::Spin { application: config, modules: layers }),
         OCI_CONFIG | DOCKER_CONFIG => {
-            let mut read = Vec::with_capacity(layers.len());
-            for layer in &layers {
-                let compression = match layer.media_type.as_str() {
-                    "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
-                        Compression::None
-                    }
-                    "application/vnd.oci.image.layer.v1.tar+gzip"
-                    | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Compression::Gzip,
-                    "application/vnd.oci.image.layer.v1.tar+zstd" => {
-                        return Err(layout("layers compressed with zstd are not read by this version"));
-                    }
-                    kind if kind.contains("fermyon") || kind.contains("vnd.wasm.content") => {
-                        return Err(layout("a Spin application is not run by this version"));
-                    }
-                    _ => return Err(layout("an artifact of another layout")),
-                };
-                read.push(Layer { descriptor: layer.clone(), compression });
+            if let Some(at) = layers.iter().position(|layer| layer.media_type == SPIN_APPLICATION) {
+                return Ok(Plan::Spin { application: layers[at].clone(), modules: layers });
             }
-            Ok(Plan::Image { config, layers: read })
+            match layers.as_slice() {
+                [layer] if is_module(layer) => Ok(Plan::Module { layer: layer.clone(), config, is_image: true }),
+                _ => image(&layers, &layout).map(|layers| Plan::Image { config, layers }),
+            }
         }
         _ => Err(layout("an artifact of another layout")),
     }
+}
+
+/// The layers of a container image, as what they are packed with.
+fn image(layers: &[Descriptor], layout: &dyn Fn(&'static str) -> Refusal) -> Result<Vec<Layer>, Refusal> {
+    let read = |layer: &Descriptor| {
+        let compression = match layer.media_type.as_str() {
+            "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
+                Compression::None
+            }
+            "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
+                Compression::Gzip
+            }
+            "application/vnd.oci.image.layer.v1.tar+zstd" => {
+                return Err(layout("layers compressed with zstd are not read, build the image with gzip"));
+            }
+            kind if MODULE_LAYERS.contains(&kind) => return Err(layout("a module as a layer must be the only layer")),
+            _ => return Err(layout("an artifact of another layout")),
+        };
+        Ok(Layer { descriptor: layer.clone(), compression })
+    };
+    layers.iter().map(read).collect()
 }
 
 fn config_type(config: &Descriptor, artifact_type: &Option<String>) -> String {
@@ -199,91 +230,42 @@ fn types(layers: &[Descriptor]) -> String {
     all.join(", ")
 }
 
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     text.chars().take(120).collect()
 }
 
+/// Of an index the child for WebAssembly; where it names none, one whose config may still say that it is a module: a
+/// scratch image that was built without a platform is called one of the builder's.
 fn choose(children: Vec<Descriptor>) -> Result<Descriptor, Refusal> {
     let mut found = Vec::new();
-    let mut fallback = None;
+    let (mut plain, mut linux) = (None, None);
     for child in children {
         match &child.platform {
             Some(platform) if platform.is_wasm() => return Ok(child),
             // Attestations of a builder.
             Some(platform) if platform.os == "unknown" => {}
-            Some(platform) => found.push(format!("{}/{}", short(&platform.os), short(&platform.architecture))),
+            Some(platform) => {
+                found.push(format!("{}/{}", short(&platform.os), short(&platform.architecture)));
+                if platform.os == "linux" {
+                    linux = linux.or(Some(child));
+                }
+            }
             // An artifact or a nested index says nothing of platforms.
-            None => fallback = fallback.or(Some(child)),
+            None => plain = plain.or(Some(child)),
         }
     }
-    match fallback {
-        Some(child) if found.is_empty() => Ok(child),
+    found.sort();
+    found.dedup();
+    match (plain, linux) {
+        (Some(child), _) if found.is_empty() => Ok(child),
+        // Several systems and no WebAssembly: no scratch image of a module is built like that.
+        (_, Some(child)) if found.len() == 1 => Ok(child),
         _ => {
-            found.sort();
-            found.dedup();
             found.truncate(LISTED_MAX);
             let found = if found.is_empty() { "no platform at all".into() } else { found.join(", ") };
             Err(Refusal::Platform { found })
         }
     }
-}
-
-/// What a container image's config says of running it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct ImageConfig {
-    /// The module's path in the layers, no leading slash.
-    pub(crate) module: String,
-    pub(crate) argv: Vec<String>,
-    pub(crate) env: Vec<(String, String)>,
-    pub(crate) working_dir: Option<String>,
-}
-
-#[derive(Deserialize, Default)]
-struct RawConfig {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    config: Option<RawRun>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "PascalCase")]
-struct RawRun {
-    #[serde(default)]
-    entrypoint: Option<Vec<String>>,
-    #[serde(default)]
-    cmd: Option<Vec<String>>,
-    #[serde(default)]
-    env: Option<Vec<String>>,
-    #[serde(default)]
-    working_dir: Option<String>,
-}
-
-/// Reads a container image's config: a module where its argv[0] is one, else what it is built for.
-pub(crate) fn image_config(bytes: &[u8]) -> Result<ImageConfig, Refusal> {
-    let raw: RawConfig =
-        serde_json::from_slice(bytes).map_err(|error| Refusal::Malformed(format!("its config: {error}")))?;
-    let run = raw.config.unwrap_or_default();
-    let argv: Vec<String> = run.entrypoint.into_iter().flatten().chain(run.cmd.into_iter().flatten()).collect();
-    let is_module = argv.first().is_some_and(|first| first.ends_with(".wasm"));
-    if !is_module && !is_wasm(&raw.os, &raw.architecture) {
-        return Err(Refusal::Platform { found: format!("{}/{}", short(&raw.os), short(&raw.architecture)) });
-    }
-    let Some(first) = argv.first() else { return Err(Refusal::Entrypoint { found: "(none)".into() }) };
-    if !is_module {
-        return Err(Refusal::Entrypoint { found: format!("{:?}", short(first)) });
-    }
-    let working_dir = run.working_dir.filter(|dir| !dir.is_empty());
-    // A relative argv[0] is looked up where the image starts.
-    let module = match (&working_dir, first.starts_with('/')) {
-        (Some(dir), false) => format!("{}/{first}", dir.trim_matches('/')),
-        _ => first.clone(),
-    };
-    let env = run.env.into_iter().flatten();
-    let env = env.filter_map(|pair| pair.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))).collect();
-    Ok(ImageConfig { module, argv, env, working_dir })
 }
 
 #[cfg(test)]
@@ -308,6 +290,21 @@ mod tests {
         let gzip = descriptor("application/vnd.oci.image.layer.v1.tar+gzip");
         let image = json!({"config": descriptor(OCI_CONFIG), "layers": [gzip]});
         assert!(matches!(check(&image), Ok(Plan::Image { .. })));
+        for (config, layer, as_image) in [
+            ("application/vnd.wasm.config.v1+json", MODULE_LAYERS[1], false),
+            ("application/vnd.wasmcloud.actor.archive.config", MODULE_LAYERS[2], false),
+            (OCI_CONFIG, MODULE_LAYERS[3], true),
+        ] {
+            let older = json!({"config": descriptor(config), "layers": [descriptor(layer)]});
+            assert!(matches!(check(&older), Ok(Plan::Module { is_image, .. }) if is_image == as_image), "{config}");
+        }
+        for config in [SPIN_APPLICATION, OCI_CONFIG] {
+            let layers = [descriptor(MODULE_LAYERS[1]), descriptor(SPIN_APPLICATION)];
+            let spin = json!({"config": descriptor(config), "layers": layers});
+            assert!(
+                matches!(check(&spin), Ok(Plan::Spin { application, .. }) if application.media_type == SPIN_APPLICATION)
+            );
+        }
         for (manifest, says) in [
             (
                 json!({"config": descriptor(WASM_CONFIG), "layers": [descriptor(WASM_LAYER), descriptor(WASM_LAYER)]}),
@@ -322,8 +319,8 @@ mod tests {
                 "text/plain",
             ),
             (
-                json!({"config": descriptor(OCI_CONFIG), "layers": [descriptor("application/vnd.wasm.content.layer.v1+wasm")]}),
-                "Spin",
+                json!({"config": descriptor(OCI_CONFIG), "layers": [descriptor(MODULE_LAYERS[1]), descriptor(WASM_LAYER)]}),
+                "only layer",
             ),
             (
                 json!({"config": descriptor(OCI_CONFIG), "layers": [descriptor("application/vnd.oci.image.layer.v1.tar+zstd")]}),
@@ -351,40 +348,15 @@ mod tests {
         let linux = json!({"manifests": [child("linux", "arm64", 1), child("linux", "amd64", 1), child("unknown", "unknown", 2)]});
         let error = check(&linux).unwrap_err();
         assert!(error.contains("linux/amd64, linux/arm64") && error.contains("deploy your own module"), "{error}");
-    }
-
-    #[test]
-    fn configs() {
-        let config = |os: &str, run: Value| {
-            image_config(
-                json!({"os": os, "architecture": if os == "linux" {"amd64"} else {"wasm"}, "config": run})
-                    .to_string()
-                    .as_bytes(),
-            )
-        };
-        let read = config(
-            "wasi",
-            json!({"Entrypoint": ["/app.wasm"], "Cmd": ["x"], "Env": ["A=1=2", "bad"], "WorkingDir": "/w"}),
-        )
-        .unwrap();
-        assert_eq!(read.argv, ["/app.wasm", "x"]);
-        assert_eq!(read.env, [("A".to_owned(), "1=2".to_owned())]);
-        assert_eq!(
-            config("linux", json!({"Entrypoint": ["app.wasm"], "WorkingDir": "/w"})).unwrap().module,
-            "w/app.wasm"
-        );
-        assert_eq!(
-            config("linux", json!({"Entrypoint": ["/bin/sh"]})).unwrap_err(),
-            Refusal::Platform { found: "linux/amd64".into() }
-        );
-        assert_eq!(config("wasi", json!({})).unwrap_err(), Refusal::Entrypoint { found: "(none)".into() });
+        // Built without a platform: its config says whether it is a module.
+        let builders = json!({"manifests": [child("linux", "amd64", 7), child("unknown", "unknown", 2)]});
+        assert!(matches!(check(&builders), Ok(Plan::Child(chosen)) if chosen.size == 7));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = plan(&bytes);
-            let _ = image_config(&bytes);
         }
     }
 }

@@ -1,24 +1,35 @@
-//! Images: reference -> verified blobs -> a module ready to run. [`Images`] pulls from the built-in registry (or a
-//! `file:///` folder that was allowed) into the blob store that the registry itself serves from, checks the layout, and
-//! has the engine compile the module at pull, so that starting a pod never compiles.
+//! Images: reference -> verified blobs -> a module ready to run. [`Images`] pulls from any registry (or takes a
+//! `file:///` of a folder that was allowed) into the blob store that the built-in registry itself serves from, checks the
+//! layout, and has the engine compile the module at pull, so that starting a pod never compiles.
 
+mod access;
+mod address;
+mod challenge;
 mod collect;
+mod error;
+mod fetch;
+mod image_config;
+mod keyring;
 mod layers;
 pub mod manifest;
 mod pull;
 mod push;
+mod registries;
+mod remote;
+mod session;
+mod source;
+mod spin;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use collect::{CollectPolicy, Disk};
-pub use pull::{Image, ImageError, Images, PullPolicy, RegistryAccess};
-pub use push::{PushError, Pushed, push};
+pub use error::ImageError;
+pub use keyring::{ConfigForm, Credential, Keyring, KeyringError, SecretIdentity, TrackedCredential};
+pub use pull::{Image, Images, ImagesConfig, PullPolicy, Pulled, RegistryAccess};
+pub use push::{PushError, Pushed, push, take_back};
+pub use registries::{Registries, RegistriesError};
+pub use source::{Downloaded, download};
 pub use sweep::Collected;
-
-/// A client for the built-in registry.
-fn client(access: &RegistryAccess) -> oci_client::Client {
-    // reqwest takes its TLS from the process; a second call finds the first one's provider, which is the same.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    oci_client::Client::new(pull::client_config(access))
-}
+pub use turns::PARALLEL_PULLS_DEFAULT;

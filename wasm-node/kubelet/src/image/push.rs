@@ -1,12 +1,18 @@
 //! Pushing a module as an artifact of the CNCF layout: what `coracle push` and `coracle run` do.
 
+use std::time::Duration;
+
 use oci_client::Reference as OciReference;
+use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use serde_json::json;
 
 use super::manifest::{OCI_MANIFEST, WASM_CONFIG, WASM_LAYER};
 use super::pull::RegistryAccess;
+use super::registries::Registries;
+use super::remote::{Remote, told};
+use oci_registry::Credentials;
 use oci_registry::blobs::digest;
 use oci_registry::reference::{BUILT_IN_REGISTRY, Reference, ReferenceError};
 use runtime_api::{Inspection, LoadError, MODULE_BYTES_MAX};
@@ -83,7 +89,7 @@ pub async fn push(
     let (inspection, module) = inspected.map_err(|error| failed(error.to_string()))??;
     let (config, manifest) = documents(&module, &inspection);
 
-    let client = super::client(access);
+    let client = client(access);
     let target = OciReference::with_tag(access.address.clone(), reference.repository.clone(), tag);
     let auth = RegistryAuth::Basic(access.credentials.user.clone(), access.credentials.password.clone());
     client.store_auth_if_needed(target.resolve_registry(), &auth).await;
@@ -137,4 +143,45 @@ fn documents(module: &[u8], inspection: &Inspection) -> (Vec<u8>, Vec<u8>) {
         "layers": [{"mediaType": WASM_LAYER, "digest": layer, "size": module.len()}],
     });
     (config, manifest.to_string().into_bytes())
+}
+
+/// A client for the built-in registry: never through a proxy of the environment, as it is at hand.
+pub(super) fn client(access: &RegistryAccess) -> oci_client::Client {
+    // reqwest takes its TLS from the process; a second call finds the first one's provider, which is the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let certificates = access.ca_pem.iter().map(|pem| oci_client::client::Certificate {
+        encoding: oci_client::client::CertificateEncoding::Pem,
+        data: pem.clone(),
+    });
+    oci_client::Client::new(ClientConfig {
+        protocol: if access.ca_pem.is_some() { ClientProtocol::Https } else { ClientProtocol::Http },
+        extra_root_certificates: certificates.collect(),
+        http_proxy: Some("http://127.0.0.1:9".into()),
+        https_proxy: Some("http://127.0.0.1:9".into()),
+        no_proxy: Some("0.0.0.0/0,::/0,*".into()),
+        connect_timeout: Some(Duration::from_secs(10)),
+        read_timeout: Some(Duration::from_secs(60)),
+        platform_resolver: None,
+        ..ClientConfig::default()
+    })
+}
+
+/// Takes back what was pushed: the manifest goes, and its blobs with the next collection unless another one names them.
+///
+/// # Errors
+/// The registry refuses or can't be reached.
+pub async fn take_back(repository: &str, digest: &str, access: &RegistryAccess) -> Result<(), PushError> {
+    let failed = |why: String| PushError::Registry { registry: access.address.clone(), why };
+    let remote = Remote::new(Registries::default(), Some(access.clone()));
+    let scheme = if access.ca_pem.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}/v2/{repository}/manifests/{digest}", access.address);
+    let url = reqwest::Url::parse(&url).map_err(|error| failed(error.to_string()))?;
+    let client = remote.client_for(&url).map_err(|error| failed(error.to_string()))?;
+    let Credentials { user, password } = &access.credentials;
+    let deleted = client.delete(url).basic_auth(user, Some(password)).send().await;
+    match deleted.map(|response| response.status()) {
+        Ok(status) if status.is_success() || status == http::StatusCode::NOT_FOUND => Ok(()),
+        Ok(status) => Err(failed(status.to_string())),
+        Err(error) => Err(failed(told(&error))),
+    }
 }

@@ -93,6 +93,10 @@ impl Images {
 
     /// Whether a name or a pod has this module, or a pull is about to.
     fn uses(&self, module: &str) -> bool {
-        self.blobs.is_pinned(module) || self.held().iter().any(|image| image.module == module)
+        self.blobs.is_pinned(module)
+            || self
+                .held()
+                .iter()
+                .any(|image| image.module == module || image.modules.values().any(|known| known == module))
     }
 }

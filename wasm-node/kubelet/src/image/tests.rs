@@ -8,6 +8,8 @@ use serde_json::json;
 use tower::ServiceExt as _;
 
 use super::*;
+
+mod remote;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobStore, digest};
 use runtime_api::{Kind, Metering};
@@ -28,15 +30,15 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
-        Self::with_stores("served", "pulled").await
+        Self::with_stores("served", "pulled", Registries::default()).await
     }
 
     /// Registry and pulls over one store, as in `up`.
     async fn shared() -> Self {
-        Self::with_stores("both", "both").await
+        Self::with_stores("both", "both", Registries::default()).await
     }
 
-    async fn with_stores(served: &str, pulled: &str) -> Self {
+    async fn with_stores(served: &str, pulled: &str, registries: Registries) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let served = Arc::new(BlobStore::open(dir.path().join(served)).unwrap());
         let credentials = Credentials { user: "coracle".into(), password: "p".into() };
@@ -59,18 +61,28 @@ impl Bench {
         let engine = engine(config, env.clone());
         let files = dir.path().join("files");
         std::fs::create_dir(&files).unwrap();
-        let images = Images::open(Arc::new(engine), env.clone(), blobs, Some(access.clone()), vec![files]).unwrap();
+        let built_in = Some(access.clone());
+        let config = ImagesConfig { built_in, registries, file_dirs: vec![files], ..ImagesConfig::default() };
+        let images = Images::open(Arc::new(engine), env.clone(), blobs, config).unwrap();
         Self { images, router, clock, access, dir, server }
     }
 
+    async fn pull(&self, image: &str) -> Result<Arc<Image>, ImageError> {
+        self.pull_with(image, &Keyring::default()).await
+    }
+
+    async fn pull_with(&self, image: &str, keyring: &Keyring) -> Result<Arc<Image>, ImageError> {
+        self.images.pull(image, keyring, Metering::Epochs, "default").await.map(|pulled| pulled.image)
+    }
+
     async fn error(&self, image: &str) -> (String, String) {
-        let error = self.images.pull(image, Metering::Epochs, "default").await.unwrap_err();
+        let error = self.pull(image).await.unwrap_err();
         (error.reason().to_owned(), error.to_string())
     }
 
     /// Pushes blobs and a manifest as some other client would.
     async fn push_raw(&self, name: &str, blobs: &[&[u8]], manifest: &serde_json::Value) {
-        let client = super::client(&self.access);
+        let client = super::push::client(&self.access);
         let target = oci_client::Reference::with_tag(self.access.address.clone(), name.into(), "v1".into());
         client
             .store_auth_if_needed(target.resolve_registry(), &RegistryAuth::Basic("coracle".into(), "p".into()))
@@ -97,29 +109,33 @@ fn module() -> Vec<u8> {
 async fn what_is_pushed_can_be_pulled() {
     let bench = Bench::new().await;
     let image = "registry.local/team/app:v1";
-    assert!(bench.images.decide(image, PullPolicy::IfNotPresent).unwrap().is_none());
-    let never = bench.images.decide(image, PullPolicy::Never).unwrap_err();
+    assert!(bench.images.decide(image, PullPolicy::IfNotPresent, &Keyring::default()).unwrap().is_none());
+    let never = bench.images.decide(image, PullPolicy::Never, &Keyring::default()).unwrap_err();
     assert_eq!(never.reason(), "ErrImageNeverPull");
     assert_eq!(never.to_string(), format!("Container image {image:?} is not present with pull policy of Never"));
 
     let pushed = push(module(), inspect, image, &bench.access).await.unwrap();
     assert!(!pushed.inspection.component);
-    let pulled = bench.images.pull(image, Metering::Epochs, "default").await.unwrap();
+    let pulled = bench.pull(image).await.unwrap();
     assert_eq!(pulled.image_id, format!("registry.local/team/app@{}", pushed.digest));
     assert_eq!((pulled.module.as_str(), pulled.argv.as_slice()), (digest(&module()).as_str(), &["app".to_owned()][..]));
-    assert!(bench.images.decide(image, PullPolicy::Always).unwrap().is_none());
-    assert_eq!(bench.images.decide(image, PullPolicy::Never).unwrap(), Some(pulled.clone()));
+    assert!(bench.images.decide(image, PullPolicy::Always, &Keyring::default()).unwrap().is_none());
+    assert_eq!(bench.images.decide(image, PullPolicy::Never, &Keyring::default()).unwrap(), Some(pulled.clone()));
     assert_eq!(bench.images.load(&pulled, Metering::Epochs, "default").await.unwrap().kind(), Kind::Command);
     // By digest: the same; another digest: not there.
     let by_digest = format!("registry.local/team/app@{}", pushed.digest);
-    assert_eq!(bench.images.pull(&by_digest, Metering::Epochs, "default").await.unwrap().module, pulled.module);
+    assert_eq!(bench.pull(&by_digest).await.unwrap().module, pulled.module);
     let other = format!("registry.local/team/app@{}", digest(b"other"));
     assert!(bench.error(&other).await.1.contains("not found"));
     // A tag that moves is seen by a pull, not before.
     let moved = wat::parse_str("(module (func (export \"_start\") (nop)))").unwrap();
     push(moved.clone(), inspect, image, &bench.access).await.unwrap();
-    assert_eq!(bench.images.present(image).unwrap(), Some(pulled));
-    assert_eq!(bench.images.pull(image, Metering::Epochs, "default").await.unwrap().module, digest(&moved));
+    assert_eq!(bench.images.present(image, &Keyring::default()).unwrap(), Some(pulled));
+    assert_eq!(bench.pull(image).await.unwrap().module, digest(&moved));
+    // Taken back, it is there for nobody who hasn't pulled it.
+    take_back("team/app", &pushed.digest, &bench.access).await.unwrap();
+    take_back("team/app", &pushed.digest, &bench.access).await.unwrap();
+    assert!(bench.error(&by_digest).await.1.contains("not found"));
     // Records survive.
     assert_eq!(bench.images.list().len(), 2);
     let blobs = Arc::new(BlobStore::open(bench.dir.path().join("pulled")).unwrap());
@@ -129,15 +145,16 @@ async fn what_is_pushed_can_be_pulled() {
         compile_process: None,
         compile_bounds: CompileBounds::default(),
     };
-    let again = Images::open(Arc::new(engine(config, Env::real())), Env::real(), blobs, None, Vec::new()).unwrap();
-    assert_eq!(again.present(image).unwrap().unwrap().module, digest(&moved));
+    let again =
+        Images::open(Arc::new(engine(config, Env::real())), Env::real(), blobs, ImagesConfig::default()).unwrap();
+    assert_eq!(again.present(image, &Keyring::default()).unwrap().unwrap().module, digest(&moved));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn several_pulls_are_one() {
     let bench = Bench::new().await;
     push(module(), inspect, "registry.local/app:v1", &bench.access).await.unwrap();
-    let pulls = (0..8).map(|_| bench.images.pull("registry.local/app:v1", Metering::Epochs, "default"));
+    let pulls = (0..8).map(|_| bench.pull("registry.local/app:v1"));
     for pulled in futures::future::join_all(pulls).await {
         assert_eq!(pulled.unwrap().module, digest(&module()));
     }
@@ -154,9 +171,9 @@ async fn several_pulls_are_one() {
 async fn other_images_are_refused_with_what_was_found() {
     let bench = Bench::new().await;
     assert_eq!(bench.error("Foo").await.0, "InvalidImageName");
-    let (reason, text) = bench.error("nginx").await;
+    let (reason, text) = bench.error("127.0.0.1:1/nginx").await;
     assert_eq!(reason, "ErrImagePull");
-    assert!(text.contains("docker.io") && text.contains("registry.local"), "{text}");
+    assert!(text.contains("127.0.0.1:1") && text.contains("--registries"), "{text}");
     assert!(bench.error("registry.local/none:v1").await.1.contains("not found"));
 
     let linux = json!({"os": "linux", "architecture": "amd64", "config": {"Entrypoint": ["/docker-entrypoint.sh"]}});
@@ -181,13 +198,18 @@ async fn other_images_are_refused_with_what_was_found() {
     header.set_size(module().len() as u64);
     header.set_mode(0o644);
     tar.append_data(&mut header, "app.wasm", &module()[..]).unwrap();
+    header.set_size(numbered(1).len() as u64);
+    tar.append_data(&mut header, "bin/tool.wasm", &numbered(1)[..]).unwrap();
     let layer = tar.into_inner().unwrap();
     let run = json!({"Entrypoint": ["/app.wasm"], "Cmd": ["x"], "Env": ["A=b"]});
     let config = json!({"os": "wasip1", "architecture": "wasm", "config": run}).to_string().into_bytes();
     bench.push_raw("scratch", &[&config, &layer], &manifest(&config, &layer)).await;
-    let scratch = bench.images.pull("registry.local/scratch:v1", Metering::Epochs, "default").await.unwrap();
+    let scratch = bench.pull("registry.local/scratch:v1").await.unwrap();
     assert_eq!((scratch.module.as_str(), scratch.argv.len()), (digest(&module()).as_str(), 2));
     assert_eq!(scratch.env, [("A".to_owned(), "b".to_owned())]);
+    let tool = digest(&numbered(1));
+    assert_eq!(scratch.modules["/bin/tool.wasm"], tool);
+    assert!(scratch.blobs.contains(&tool) && bench.images.blobs.size(&tool).is_some(), "kept for exec");
 
     let text = b"not wasm at all".to_vec();
     let error = push(text.clone(), inspect, "registry.local/text:v1", &bench.access).await.unwrap_err();
@@ -210,7 +232,7 @@ async fn files_only_from_allowed_folders() {
     std::fs::write(files.join("a.wasm"), module()).unwrap();
     std::fs::write(bench.dir.path().join("b.wasm"), module()).unwrap();
     let name = |path: &str| format!("file://{}", bench.dir.path().join(path).display());
-    let pulled = bench.images.pull(&name("files/a.wasm"), Metering::Epochs, "default").await.unwrap();
+    let pulled = bench.pull(&name("files/a.wasm")).await.unwrap();
     assert_eq!(pulled.module, digest(&module()));
     for outside in ["b.wasm", "files/../b.wasm"] {
         assert!(bench.error(&name(outside)).await.1.contains("--allow-file-images"), "{outside}");
@@ -249,12 +271,12 @@ async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
     for number in 0..3 {
         push(numbered(number), inspect, &name(number), &bench.access).await.unwrap();
     }
-    let running = bench.images.pull(&name(0), Metering::Epochs, "default").await.unwrap();
-    let moved = bench.images.pull(&name(1), Metering::Epochs, "default").await.unwrap();
-    drop(bench.images.pull(&name(2), Metering::Epochs, "default").await.unwrap());
+    let running = bench.pull(&name(0)).await.unwrap();
+    let moved = bench.pull(&name(1)).await.unwrap();
+    drop(bench.pull(&name(2)).await.unwrap());
     // The tag of one that a pod has means another module now, and its manifest is deleted.
     push(numbered(3), inspect, &name(1), &bench.access).await.unwrap();
-    drop(bench.images.pull(&name(1), Metering::Epochs, "default").await.unwrap());
+    drop(bench.pull(&name(1)).await.unwrap());
     let manifest = moved.image_id.split('@').nth(1).unwrap();
     let delete = http::Request::delete(format!("/v2/app/manifests/{manifest}"))
         .header("authorization", "Basic Y29yYWNsZTpw")
@@ -277,7 +299,7 @@ async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
     assert!(bench.images.load(&moved, Metering::Epochs, "default").await.is_ok());
     // What the registry holds was kept, though no image named it.
     for number in [1, 2] {
-        let pulled = bench.images.pull(&name(number), Metering::Epochs, "default").await.unwrap();
+        let pulled = bench.pull(&name(number)).await.unwrap();
         assert_eq!(pulled.module, digest(&numbered(if number == 1 { 3 } else { number })));
     }
     // With its pod the last reference to the deleted one goes: its blob too.
@@ -315,7 +337,7 @@ async fn pulls_and_pushes_beside_collections_find_their_blobs() {
             for round in 0..6 {
                 let name = format!("registry.local/w{worker}:v1");
                 push(numbered(round % 2), inspect, &name, &bench.access).await.unwrap();
-                let image = bench.images.pull(&name, Metering::Epochs, "default").await.unwrap();
+                let image = bench.pull(&name).await.unwrap();
                 assert_eq!(
                     bench.images.load(&image, Metering::Epochs, "default").await.unwrap().digest(),
                     image.module

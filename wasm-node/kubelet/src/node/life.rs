@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::played::{Played, Watch, show};
 use super::{Addresses, Capacity, Local, Measurer, NodeConfig, NodeParts, PodViews, log, played, share};
-use crate::image::Images;
+use crate::image::{Images, ImagesConfig};
 use crate::server::ServingTls;
 
 /// Where a server listens whose pod names no port.
@@ -138,7 +138,13 @@ impl Node {
         std::fs::create_dir(&files).unwrap();
         let runtime = Arc::new(SimulatedRuntime::default());
         let blobs = Arc::new(BlobStore::open(dir.path().join("blobs")).unwrap());
-        let images = Images::open(runtime.clone(), env.clone(), blobs, None, vec![files]).unwrap();
+        let images = Images::open(
+            runtime.clone(),
+            env.clone(),
+            blobs,
+            ImagesConfig { file_dirs: vec![files], ..ImagesConfig::default() },
+        )
+        .unwrap();
         let tls = ServingTls { certificate: Vec::new(), key: Vec::new(), client_ca: Vec::new() };
         let capacity = Capacity {
             cpu_millis: 1000,

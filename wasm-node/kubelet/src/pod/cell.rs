@@ -74,6 +74,11 @@ pub(super) fn after(now: Timestamp, wait: Duration) -> Timestamp {
     now.saturating_add(wait).unwrap_or(Timestamp::MAX)
 }
 
+/// Whether a pull that failed for this reason is tried again later and later: the registry was asked.
+fn backs_off(reason: &str) -> bool {
+    matches!(reason, "ErrImagePull" | "RegistryUnavailable" | "SignatureValidationFailed")
+}
+
 impl Cell {
     /// One that was never started.
     #[must_use]
@@ -220,11 +225,11 @@ impl Cell {
             return;
         }
         match wait.clone() {
-            Wait::Pull { reason: "ErrImagePull", message } => {
+            Wait::Pull { reason, message } if backs_off(reason) => {
                 let now = around.now;
                 let (until, _) = self.pull.until(now, now).unwrap_or((after(now, RETRY), RETRY));
                 let image = &around.own.image;
-                let message = format!("Back-off pulling image {image:?}: ErrImagePull: {message}");
+                let message = format!("Back-off pulling image {image:?}: {reason}: {message}");
                 actions.push(around.normal("BackOff", format!("Back-off pulling image {image:?}")));
                 actions.push(around.warning("Failed", "Error: ImagePullBackOff"));
                 self.stage = CellStage::Waiting { wait: Wait::PullBackOff { message }, until };
@@ -281,7 +286,7 @@ impl Cell {
     ) {
         let now = around.now;
         let until = match reason {
-            "ErrImagePull" => {
+            reason if backs_off(reason) => {
                 self.pull.next(now, now);
                 let message = format!("Failed to pull image {:?}: {message}", around.own.image);
                 actions.push(around.warning("Failed", message));

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container as ContainerSpecWire, Pod, Service, VolumeMount};
 use machinery_api::ObjectKey;
+use machinery_client::{EventRecord, reference_to};
 use machinery_serve::net::Caller;
 use tokio::sync::mpsc;
 
@@ -16,8 +18,9 @@ use super::shared::Shared;
 use super::state::CellEvent;
 use super::worker::{Message, happened};
 use crate::config::environment::{EnvContext, environment, expand};
+use crate::config::pull_secrets;
 use crate::config::sources::{Known, SourceKind, named_by_environment};
-use crate::image::{Image, ImageError, PullPolicy};
+use crate::image::{Image, ImageError, PullPolicy, Pulled};
 use crate::log::ContainerLog;
 use crate::volume::is_read_only;
 use crate::volume::paths::{folder, message_folder};
@@ -68,21 +71,29 @@ pub(crate) async fn pull(
         Some("Never") => PullPolicy::Never,
         _ => PullPolicy::IfNotPresent,
     };
-    if let Some(image) = node.parts.images.decide(&name, policy)? {
+    let secrets = pull_secrets::of(&node.sources, pod).await?;
+    if !secrets.missing.is_empty() {
+        let message = format!(
+            "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+            secrets.missing.join(", ")
+        );
+        let (reason, about) = ("FailedToRetrieveImagePullSecret", reference_to(pod));
+        node.recorder.record(EventRecord { about, warning: true, reason, message, source: None });
+    }
+    if let Some(image) = node.parts.images.decide(&name, policy, &secrets.keyring)? {
         let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
         return Ok((image, message));
     }
     let _ = tell.send(happened(index, CellEvent::PullBegan)).await;
     let began = node.parts.env.elapsed();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let image = node.parts.images.pull(&name, metering(node, pod, container), namespace).await?;
-    let took = node.parts.env.elapsed().saturating_sub(began);
-    let took = format!("{}ms", took.as_millis());
+    let metering = metering(node, pod, container);
+    let Pulled { image, took } = node.parts.images.pull(&name, &secrets.keyring, metering, namespace).await?;
+    let (took, waited) = (go_duration(took), go_duration(node.parts.env.elapsed().saturating_sub(began)));
     let size = image.size_bytes;
-    Ok((
-        image,
-        format!("Successfully pulled image {name:?} in {took} ({took} including waiting). Image size: {size} bytes."),
-    ))
+    let message =
+        format!("Successfully pulled image {name:?} in {took} ({waited} including waiting). Image size: {size} bytes.");
+    Ok((image, message))
 }
 
 /// The pod that a container is made for.
@@ -146,6 +157,24 @@ pub(crate) async fn make(
     let admitted = if runner_class.is_admitted { Some(container.admit().await) } else { None };
     let id = container_id(node);
     Ok(Made { container, admitted, log, id, settings, termination })
+}
+
+/// A duration as upstream's events have it: whole milliseconds in Go's form (`1m2.3s`, `45ms`).
+fn go_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis < 1000 {
+        return if millis == 0 { "0s".into() } else { format!("{millis}ms") };
+    }
+    let (minutes, rest) = (millis / 60_000, millis % 60_000);
+    let fraction = format!("{:03}", rest % 1000);
+    let fraction = fraction.trim_end_matches('0');
+    let point = if fraction.is_empty() { "" } else { "." };
+    let seconds = format!("{}{point}{fraction}s", rest / 1000);
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => seconds,
+        (0, minutes) => format!("{minutes}m{seconds}"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
+    }
 }
 
 fn config(error: impl std::fmt::Display) -> Refused {
@@ -275,4 +304,24 @@ fn termination(
     std::fs::write(&file, b"")?;
     preopens.push(Preopen { host, guest: parent.to_owned(), writable: true });
     Ok(Some(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_as_gos() {
+        for (millis, text) in [
+            (0, "0s"),
+            (45, "45ms"),
+            (1000, "1s"),
+            (1230, "1.23s"),
+            (62_300, "1m2.3s"),
+            (120_000, "2m0s"),
+            (3_661_005, "1h1m1.005s"),
+        ] {
+            assert_eq!(go_duration(Duration::from_millis(millis)), text);
+        }
+    }
 }

@@ -173,7 +173,7 @@ mod tests {
         .unwrap();
         let content = Arc::new(Content {
             data: [("one".to_owned(), b"1".to_vec()), ("two".to_owned(), b"2".to_vec())].into(),
-            immutable: false,
+            ..Content::default()
         });
         let lookup =
             |kind: SourceKind, name: &str| (name == "there" && kind == SourceKind::ConfigMap).then(|| content.clone());

@@ -1,0 +1,145 @@
+"""registry.py MODULE CERTIFICATE KEY LOG: a registry of others on two ports of 127.0.0.1, TLS and plain, that it prints. What a repository
+is called says how it behaves: its first part is the layout, `private` and `token` ask for user `robot`, `evil-…` are hostile.
+Each request is a line of LOG: scheme, path, and which account it showed."""
+import base64
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import ssl
+import sys
+import tarfile
+import threading
+from urllib.parse import urlparse
+
+PASSWORD = "hush-hush-hush"
+BASIC = "Basic " + base64.b64encode(f"robot:{PASSWORD}".encode()).decode()
+TOKEN = "token-of-a-minute"
+BLOBS = {}
+
+
+def blob(data, kind, **more):
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    BLOBS[digest] = data
+    return {"mediaType": kind, "digest": digest, "size": len(data), **more}
+
+
+def document(value, kind, **more):
+    return blob(json.dumps(value).encode(), kind, **more)
+
+
+def manifest(config, layers, **more):
+    return {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers, **more}
+
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+IMAGE = "application/vnd.oci.image.config.v1+json"
+
+
+def layouts(module):
+    wasm = blob(module, "application/wasm")
+    cncf = manifest(document({"os": "wasip2", "architecture": "wasm"}, "application/vnd.wasm.config.v0+json"), [wasm])
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        entry = tarfile.TarInfo("app.wasm")
+        entry.size = len(module)
+        archive.addfile(entry, io.BytesIO(module))
+    layer = blob(gzip.compress(tar.getvalue()), "application/vnd.oci.image.layer.v1.tar+gzip")
+    run = {"os": "wasip1", "architecture": "wasm", "config": {"Entrypoint": ["/app.wasm"]}}
+    scratch = manifest(document(run, IMAGE), [layer])
+    compat = manifest(document({**run, "os": "linux", "architecture": "amd64"}, IMAGE), [layer], annotations={"module.wasm.image/variant": "compat-smart"})
+    linux = manifest(document({"os": "linux", "architecture": "amd64", "config": {"Entrypoint": ["/bin/sh"]}}, IMAGE), [layer])
+    children = [
+        document(linux, MANIFEST, platform={"os": "linux", "architecture": "amd64"}),
+        document(scratch, MANIFEST, platform={"os": "wasi", "architecture": "wasm"}),
+    ]
+    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": children}
+    kind = "application/vnd.fermyon.spin.application.v1+config"
+    locked = {"spin_lock_version": 1, "triggers": [{"id": "t", "trigger_type": "http"}], "components": [{"id": "web", "source": {"digest": wasm["digest"]}}]}
+    spin = manifest(document(locked, kind), [{**wasm, "mediaType": "application/vnd.wasm.content.layer.v1+wasm"}])
+    wash = manifest(document({}, "application/vnd.wasmcloud.actor.archive.config"), [{**wasm, "mediaType": "application/vnd.module.wasm.content.layer.v1+wasm"}])
+    named = {"cncf": cncf, "scratch": scratch, "compat": compat, "linux": linux, "index": index, "spin": spin, "wash": wash}
+    return {name: json.dumps(value).encode() for name, value in named.items()}
+
+
+def foreign(name):
+    """A manifest of blobs that no node has."""
+    parts = json.loads(LAYOUTS["cncf"])
+    return json.dumps(manifest(document({"name": name}, parts["config"]["mediaType"]), parts["layers"])).encode()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, status, data=b"", **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def endless(self, data):
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        while True:
+            self.wfile.write(data)
+
+    def do_GET(self):
+        url = urlparse(self.path)
+        who = self.headers.get("Authorization")
+        scheme = "https" if isinstance(self.connection, ssl.SSLSocket) else "http"
+        with LOCK:
+            LOG.write(f"{scheme} {self.path} {who or '-'}\n")
+            LOG.flush()
+        own = f"{scheme}://{self.headers['Host']}"
+        if url.path == "/token":
+            return self.answer(200, json.dumps({"token": TOKEN}).encode()) if who == BASIC else self.answer(401)
+        parts = url.path.removeprefix("/v2/").split("/")
+        name, what, reference = parts[0], parts[-2], parts[-1]
+        if name == "private" and who != BASIC:
+            return self.answer(401, WWW_Authenticate='Basic realm="here"')
+        if name == "token" and who != f"Bearer {TOKEN}":
+            return self.answer(401, WWW_Authenticate=f'Bearer realm="{own}/token",service="s",scope="repository:token/hello:pull"')
+        if name == "evil-realm":
+            return self.answer(401, WWW_Authenticate='Bearer realm="http://169.254.169.254/latest/meta-data",service="s"')
+        if name == "evil-echo":
+            said = json.dumps({"errors": [{"code": "DENIED", "message": f"{who} {PASSWORD}"}]}).encode()
+            return self.answer(403, said) if who else self.answer(401, WWW_Authenticate='Basic realm="here"')
+        if what == "manifests":
+            if name == "evil-manifest":
+                return self.endless(b" " * 65536)
+            data = BLOBS.get(reference) or LAYOUTS.get(name) or foreign(f"{scheme} {name}")
+            return self.answer(200, data, Content_Type=json.loads(data).get("mediaType", MANIFEST))
+        if name == "evil-redirect":
+            return self.answer(307, Location="http://127.0.0.1:1/secret")
+        if name == "evil-digest":
+            return self.answer(200, BLOBS[reference][::-1])
+        if name == "evil-blob":
+            return self.endless(b"\0" * 65536)
+        return self.answer(200, BLOBS[reference]) if reference in BLOBS else self.answer(404)
+
+
+def serve(context=None):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None
+    if context:
+        # The handshake is the connection's own thread's.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=server.serve_forever).start()
+    return server.server_address[1]
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], "rb") as file:
+        LAYOUTS = layouts(file.read())
+    LOCK, LOG = threading.Lock(), open(sys.argv[4], "a")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(sys.argv[2], sys.argv[3])
+    print(serve(tls), serve(), flush=True)

@@ -1,0 +1,104 @@
+//! Who may use an image that is on the node (KEP-2535, `imagePullCredentialsVerificationPolicy:
+//! NeverVerifyPreloadedImages`): a pod that could have pulled it, as far as can be said without asking the registry. Pure.
+
+use serde::{Deserialize, Serialize};
+
+use super::keyring::{SecretIdentity, TrackedCredential};
+
+/// Secrets that are remembered of one image; upstream's bound of what is written while it only looks.
+const SECRETS_MAX: usize = 100;
+
+/// Who was let in by the registry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Access {
+    /// Whoever runs on this node: nobody was asked who they are, or the node is.
+    #[serde(default)]
+    everybody: bool,
+    /// Whoever has one of these.
+    #[serde(default)]
+    secrets: Vec<Granted>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Granted {
+    secret: SecretIdentity,
+    hash: String,
+}
+
+impl Access {
+    /// For every pod.
+    pub(super) fn of_everybody() -> Self {
+        Self { everybody: true, secrets: Vec::new() }
+    }
+
+    /// By that credential; none = the registry asked for none.
+    pub(super) fn by(credential: Option<&TrackedCredential>) -> Self {
+        let Some((tracked, secret)) = credential.and_then(|tracked| Some((tracked, tracked.secret.clone()?))) else {
+            return Self::of_everybody();
+        };
+        Self { everybody: false, secrets: vec![Granted { secret, hash: tracked.hash() }] }
+    }
+
+    /// Whether a pod with these credentials may use the image: one of them is the same as was let in, or of the same
+    /// Secret, whose owner may have changed it.
+    pub(super) fn admits(&self, credentials: &[TrackedCredential]) -> bool {
+        let known = |tracked: &TrackedCredential| {
+            let hash = tracked.hash();
+            let same = |granted: &Granted| Some(&granted.secret) == tracked.secret.as_ref() || granted.hash == hash;
+            tracked.secret.is_some() && self.secrets.iter().any(same)
+        };
+        self.everybody || credentials.iter().any(known)
+    }
+
+    /// With who was let in for the same image now.
+    pub(super) fn with(mut self, other: Self) -> Self {
+        if self.everybody || other.everybody {
+            return Self::of_everybody();
+        }
+        for granted in other.secrets {
+            self.secrets.retain(|known| known.secret != granted.secret);
+            self.secrets.push(granted);
+        }
+        let excess = self.secrets.len().saturating_sub(SECRETS_MAX);
+        self.secrets.drain(..excess);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::keyring::Credential;
+    use super::*;
+
+    fn tracked(namespace: &str, uid: &str, password: &str) -> TrackedCredential {
+        let secret = SecretIdentity { namespace: namespace.into(), name: "pull".into(), uid: uid.into() };
+        let credential = Credential { username: "u".into(), password: password.into() };
+        TrackedCredential { credential, secret: Some(secret) }
+    }
+
+    #[test]
+    fn who_could_pull_may_use_it() {
+        let granted = Access::by(Some(&tracked("a", "1", "p")));
+        assert!(granted.admits(&[tracked("a", "1", "p")]));
+        assert!(granted.admits(&[tracked("a", "1", "changed")]), "the same Secret");
+        assert!(granted.admits(&[tracked("b", "2", "p")]), "the same credential");
+        assert!(!granted.admits(&[]));
+        assert!(!granted.admits(&[tracked("a", "2", "other")]), "a Secret made anew");
+        assert!(!granted.admits(&[tracked("b", "1", "other")]));
+        let node = TrackedCredential { secret: None, ..tracked("a", "1", "p") };
+        assert!(Access::by(Some(&node)).admits(&[]), "the node's own account");
+        assert!(Access::by(None).admits(&[]), "a public image");
+        let both = granted.clone().with(Access::by(Some(&tracked("b", "2", "q"))));
+        assert!(both.admits(&[tracked("a", "1", "p")]) && both.admits(&[tracked("b", "2", "q")]));
+        assert!(granted.with(Access::by(None)).admits(&[]));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_tells_no_password() {
+        let all = (0..1000).map(|n| Access::by(Some(&tracked("a", &n.to_string(), &format!("secret-{n}")))));
+        let all = all.reduce(Access::with).unwrap();
+        assert_eq!(all.secrets.len(), SECRETS_MAX);
+        assert!(all.admits(&[tracked("a", "999", "x")]));
+        assert!(!serde_json::to_string(&all).unwrap().contains("secret-"));
+    }
+}

@@ -1,0 +1,257 @@
+//! From a manifest to the blobs of an image and the modules in them, at one endpoint.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::ImageError;
+use super::image_config::{ImageConfig, image_config, module_image_config};
+use super::layers::{self, ExtractError, Keep, Modules};
+use super::manifest::{Descriptor, Layer, Plan, Refusal, plan};
+use super::pull::{Image, basename, on_disk};
+use super::session::{MANIFEST_BYTES_MAX, RemoteError, Session};
+use super::spin;
+use machinery_env::Env;
+use oci_registry::blobs::{BLOB_BYTES_MAX, BlobError, BlobStore, BlobWriter, Pins};
+use oci_registry::reference::{Reference, is_sha256};
+use runtime_api::MODULE_BYTES_MAX;
+
+/// Indexes within indexes.
+const INDEX_DEPTH_MAX: usize = 4;
+/// How often a blob is begun, where its connection breaks.
+const BLOB_TRIES: usize = 3;
+/// A transfer that is slower for longer than the grace keeps others from their turn: a module of 10 MB takes 20 minutes then.
+const RATE_MIN_BYTES: u64 = 8 << 10;
+const RATE_GRACE: Duration = Duration::from_secs(30);
+
+/// Why an endpoint gave no image.
+pub(super) enum FetchError {
+    /// Another endpoint or another credential may.
+    Remote(RemoteError),
+    /// Nobody else would.
+    Final(ImageError),
+}
+
+impl From<RemoteError> for FetchError {
+    fn from(error: RemoteError) -> Self {
+        Self::Remote(error)
+    }
+}
+
+/// One image from one endpoint.
+pub(super) struct Fetch<'a> {
+    pub(super) blobs: &'a Arc<BlobStore>,
+    pub(super) pins: &'a Arc<Pins>,
+    pub(super) env: &'a Env,
+    pub(super) session: &'a Session<'a>,
+    pub(super) reference: &'a Reference,
+    /// The normalized name.
+    pub(super) key: &'a str,
+}
+
+impl Fetch<'_> {
+    fn refused(&self, refusal: Refusal) -> FetchError {
+        FetchError::Final(ImageError::Refused { image: self.key.to_owned(), refusal })
+    }
+
+    fn unkept(&self, source: BlobError) -> FetchError {
+        FetchError::Final(ImageError::Blob { image: self.key.to_owned(), source })
+    }
+
+    /// Fetches everything that the image is made of.
+    pub(super) async fn image(&self) -> Result<Image, FetchError> {
+        let name = self.reference.manifest();
+        if name.contains(':') && !is_sha256(name) {
+            return Err(self.unkept(BlobError::BadDigest(name.chars().take(100).collect())));
+        }
+        let (mut bytes, manifest_digest) = self.session.manifest(name).await?;
+        for _ in 0..=INDEX_DEPTH_MAX {
+            match plan(&bytes).map_err(|refusal| self.refused(refusal))? {
+                Plan::Child(child) => {
+                    self.check(&child, MANIFEST_BYTES_MAX)?;
+                    (bytes, _) = self.session.manifest(&child.digest).await?;
+                }
+                Plan::Module { config, layer, is_image } => {
+                    let run = self.module_run(&config, is_image).await?;
+                    self.blob(&layer, MODULE_BYTES_MAX).await?;
+                    let blobs = vec![config.digest, layer.digest.clone()];
+                    return Ok(self.put_together(&manifest_digest, Modules::only(layer.digest), blobs, run));
+                }
+                Plan::Spin { application, modules } => {
+                    let document = self.document(&application).await?;
+                    let (layer, run) = spin::component(&document, &modules).map_err(|refusal| self.refused(refusal))?;
+                    self.blob(&layer, MODULE_BYTES_MAX).await?;
+                    let blobs = vec![application.digest, layer.digest.clone()];
+                    return Ok(self.put_together(&manifest_digest, Modules::only(layer.digest), blobs, run));
+                }
+                Plan::Image { config, layers } => {
+                    let document = self.document(&config).await?;
+                    let run = image_config(&document).map_err(|refusal| self.refused(refusal))?;
+                    let mut blobs = vec![config.digest];
+                    for layer in &layers {
+                        self.blob(&layer.descriptor, BLOB_BYTES_MAX).await?;
+                        blobs.push(layer.descriptor.digest.clone());
+                    }
+                    let modules = self.extract(layers, &run.module).await?;
+                    return Ok(self.put_together(&manifest_digest, modules, blobs, run));
+                }
+            }
+        }
+        Err(self.refused(Refusal::Malformed("indexes lie in indexes too deep".into())))
+    }
+
+    async fn module_run(&self, config: &Descriptor, is_image: bool) -> Result<ImageConfig, FetchError> {
+        let name = basename(&self.reference.repository);
+        let document = self.document(config).await?;
+        if is_image {
+            return module_image_config(&document, &name).map_err(|refusal| self.refused(refusal));
+        }
+        Ok(ImageConfig { argv: vec![name], ..ImageConfig::default() })
+    }
+
+    fn put_together(&self, manifest_digest: &str, modules: Modules, blobs: Vec<String>, run: ImageConfig) -> Image {
+        let mut blobs: Vec<String> =
+            blobs.into_iter().chain(modules.by_path.values().cloned()).chain([modules.entrypoint.clone()]).collect();
+        blobs.sort();
+        blobs.dedup();
+        Image {
+            name: self.key.to_owned(),
+            image_id: format!("{}/{}@{manifest_digest}", self.reference.registry, self.reference.repository),
+            module: modules.entrypoint,
+            modules: modules.by_path,
+            size_bytes: blobs.iter().filter_map(|blob| self.blobs.size(blob)).sum(),
+            blobs,
+            argv: run.argv,
+            env: run.env,
+            working_dir: run.working_dir,
+        }
+    }
+
+    /// A small blob, fetched and read.
+    async fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, FetchError> {
+        self.blob(descriptor, MANIFEST_BYTES_MAX).await?;
+        let (store, digest) = (self.blobs.clone(), descriptor.digest.clone());
+        on_disk(move || store.read(&digest, MANIFEST_BYTES_MAX)).await.map_err(|error| self.unkept(error))
+    }
+
+    async fn extract(&self, layers: Vec<Layer>, entrypoint: &str) -> Result<Modules, FetchError> {
+        let (store, pins, entrypoint) = (self.blobs.clone(), self.pins.clone(), entrypoint.to_owned());
+        let extracted = on_disk(move || {
+            let compressions: Vec<_> = layers.iter().map(|layer| layer.compression).collect();
+            let mut open = |index: usize| {
+                let path = store.path(&layers[index].descriptor.digest).map_err(std::io::Error::other)?;
+                std::fs::File::open(path).map(std::io::BufReader::new)
+            };
+            let mut keep = Kept { store: &store, pins: &pins };
+            match layers::extract(&compressions, &mut open, &entrypoint, &mut keep) {
+                Ok(modules) => Ok(Ok(modules)),
+                Err(ExtractError::Refused(refusal)) => Ok(Err(refusal)),
+                Err(ExtractError::Blob(error)) => Err(error),
+            }
+        });
+        extracted.await.map_err(|error| self.unkept(error))?.map_err(|refusal| self.refused(refusal))
+    }
+
+    fn check(&self, descriptor: &Descriptor, max_bytes: u64) -> Result<(), FetchError> {
+        if !is_sha256(&descriptor.digest) {
+            return Err(self.unkept(BlobError::BadDigest(descriptor.digest.chars().take(100).collect())));
+        }
+        if descriptor.size > max_bytes {
+            let text = format!("a blob of {} bytes, at most {max_bytes} are taken", descriptor.size);
+            return Err(self.refused(Refusal::TooLarge(text)));
+        }
+        Ok(())
+    }
+
+    /// Fetches a blob, unless it is there.
+    async fn blob(&self, descriptor: &Descriptor, max_bytes: u64) -> Result<(), FetchError> {
+        self.check(descriptor, max_bytes)?;
+        self.pins.add(&descriptor.digest);
+        if self.blobs.size(&descriptor.digest).is_some() {
+            return Ok(());
+        }
+        // What is announced is the bound: a registry that sends more is cut off.
+        let limit = if descriptor.size == 0 { max_bytes } else { descriptor.size };
+        let mut tries = 1;
+        loop {
+            match self.transfer(&descriptor.digest, limit).await {
+                Err(FetchError::Remote(RemoteError::Unavailable(_))) if tries < BLOB_TRIES => tries += 1,
+                done => return done,
+            }
+        }
+    }
+
+    async fn transfer(&self, digest: &str, limit: u64) -> Result<(), FetchError> {
+        let mut response = self.session.blob(digest).await?;
+        let mut writer = self.blobs.writer(limit).map_err(|error| self.unkept(error))?;
+        let began = self.env.elapsed();
+        let mut bytes = 0u64;
+        while let Some(chunk) = response.chunk().await.map_err(|error| RemoteError::of(&error))? {
+            bytes += chunk.len() as u64;
+            if is_too_slow(bytes, self.env.elapsed().saturating_sub(began)) {
+                let text = format!("its blob comes with less than {RATE_MIN_BYTES} bytes a second");
+                return Err(RemoteError::Failed(text).into());
+            }
+            let written = tokio::task::spawn_blocking(move || {
+                let result = writer.write(&chunk);
+                (writer, result)
+            });
+            let (back, result) = written.await.map_err(|error| self.unkept(std::io::Error::other(error).into()))?;
+            result.map_err(|error| self.of_blob(error))?;
+            writer = back;
+        }
+        let (store, wanted) = (self.blobs.clone(), digest.to_owned());
+        on_disk(move || writer.commit(&store, &wanted)).await.map_err(|error| self.of_blob(error))
+    }
+
+    /// What is wrong with a blob that came may be right at another endpoint.
+    fn of_blob(&self, error: BlobError) -> FetchError {
+        match error {
+            BlobError::Digest { .. } | BlobError::TooLarge { .. } => {
+                RemoteError::Failed(format!("it sent another blob than its manifest names: {error}")).into()
+            }
+            error => self.unkept(error),
+        }
+    }
+}
+
+fn is_too_slow(bytes: u64, took: Duration) -> bool {
+    bytes < RATE_MIN_BYTES.saturating_mul(took.saturating_sub(RATE_GRACE).as_secs())
+}
+
+/// Modules become blobs of the store.
+struct Kept<'a> {
+    store: &'a Arc<BlobStore>,
+    pins: &'a Arc<Pins>,
+}
+
+impl Keep for Kept<'_> {
+    fn begin(&mut self) -> Result<BlobWriter, BlobError> {
+        self.store.writer(MODULE_BYTES_MAX)
+    }
+
+    fn keep(&mut self, writer: BlobWriter) -> Result<String, BlobError> {
+        writer.commit_any(self.store, self.pins)
+    }
+}
+
+impl Modules {
+    /// Of an artifact that is one module.
+    pub(super) fn only(digest: String) -> Self {
+        Self { entrypoint: digest, by_path: BTreeMap::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trickle_is_cut_off_and_a_slow_line_is_not() {
+        let seconds = Duration::from_secs;
+        assert!(!is_too_slow(0, seconds(30)));
+        assert!(is_too_slow(100, seconds(32)));
+        assert!(!is_too_slow(10 << 20, seconds(600)));
+        assert!(is_too_slow(1 << 20, seconds(600)));
+    }
+}

@@ -1,0 +1,358 @@
+//! How this node reaches registries: mirrors, plain HTTP, private CAs and the node's own accounts, from one file in the
+//! form of k3s's `registries.yaml` (docs/decisions/0050-pulls.md). Pure but for reading the files that it names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::keyring::Credential;
+use oci_registry::reference::BUILT_IN_REGISTRY;
+
+/// Where images of `docker.io` are.
+const DOCKER_HUB: &str = "registry-1.docker.io";
+/// A file that is larger is no such file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// What registries are asked under (OCI distribution specification).
+const API: &str = "/v2";
+/// The mirrors' entry for every registry that has none of its own.
+const EVERY: &str = "*";
+
+/// Why the file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistriesError {
+    /// It, or one that it names, can't be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not YAML of this form.
+    #[error("{}: {why}", path.display())]
+    Form {
+        /// Which.
+        path: PathBuf,
+        /// Where and why.
+        why: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    mirrors: BTreeMap<String, Mirror>,
+    #[serde(default)]
+    configs: BTreeMap<String, HostConfig>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mirror {
+    #[serde(default)]
+    endpoint: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HostConfig {
+    #[serde(default)]
+    auth: Option<Auth>,
+    #[serde(default)]
+    tls: Option<Tls>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Auth {
+    username: String,
+    password: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Tls {
+    #[serde(default)]
+    ca_file: Option<PathBuf>,
+    #[serde(default)]
+    cert_file: Option<PathBuf>,
+    #[serde(default)]
+    key_file: Option<PathBuf>,
+    #[serde(default)]
+    insecure_skip_verify: bool,
+}
+
+/// What is known of a host that the file names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Host {
+    pub(crate) account: Option<Credential>,
+    pub(crate) ca_pem: Option<Vec<u8>>,
+    /// Certificate and key, one after the other.
+    pub(crate) identity_pem: Option<Vec<u8>>,
+    pub(crate) skip_verify: bool,
+}
+
+/// Where to ask for a registry's images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub(crate) https: bool,
+    /// Name or address, and port where it is given.
+    pub(crate) authority: String,
+    /// Before the repository: `/v2`, or what the file says, with no slash at its end.
+    pub(crate) path: String,
+    /// Another host than the image names: it is told for whom it stands.
+    pub(crate) is_mirror: bool,
+}
+
+/// The node's registries.
+#[derive(Debug, Clone, Default)]
+pub struct Registries {
+    mirrors: BTreeMap<String, Vec<Endpoint>>,
+    hosts: BTreeMap<String, Host>,
+    /// Hosts and ports that somebody who runs this node has named: they may be on this machine.
+    named: BTreeSet<(String, u16)>,
+    /// Hosts of the proxies that this process's environment names.
+    pub(crate) proxies: Vec<String>,
+}
+
+impl Registries {
+    /// Reads the file and those that it names.
+    ///
+    /// # Errors
+    /// See [`RegistriesError`].
+    pub fn read(path: &Path) -> Result<Self, RegistriesError> {
+        let text = read(path)?;
+        let form = |why: String| RegistriesError::Form { path: path.to_owned(), why };
+        let text = String::from_utf8(text).map_err(|error| form(error.to_string()))?;
+        // An empty file is YAML's null.
+        let file: Option<File> = serde_saphyr::from_str(&text).map_err(|error| form(error.to_string()))?;
+        file.map_or_else(|| Ok(Self::default()), |file| Self::of(file).map_err(form)?.with_files(path))
+    }
+
+    fn of(file: File) -> Result<Unread, String> {
+        let mut found = Self::default();
+        for (registry, mirror) in file.mirrors {
+            if registry == BUILT_IN_REGISTRY {
+                return Err(format!("mirrors.{registry}: this name always means the cluster's own registry"));
+            }
+            let endpoints = mirror.endpoint.iter().map(|text| endpoint(text, &registry));
+            let endpoints =
+                endpoints.collect::<Result<Vec<_>, _>>().map_err(|why| format!("mirrors.{registry}: {why}"))?;
+            found.named.extend(endpoints.iter().map(Endpoint::address));
+            found.mirrors.insert(registry, endpoints);
+        }
+        let mut tls = BTreeMap::new();
+        for (host, config) in file.configs {
+            let (name, port) =
+                name_and_port(&host).ok_or_else(|| format!("configs.{host}: HOST or HOST:PORT, no URL"))?;
+            found.named.insert((name, port.unwrap_or(443)));
+            let account = config.auth.map(|auth| Credential { username: auth.username, password: auth.password });
+            found.hosts.insert(host.clone(), Host { account, ..Host::default() });
+            if let Some(config) = config.tls {
+                if config.cert_file.is_some() != config.key_file.is_some() {
+                    return Err(format!("configs.{host}.tls: cert_file and key_file belong together"));
+                }
+                tls.insert(host, config);
+            }
+        }
+        Ok(Unread { found, tls })
+    }
+
+    /// With the hosts of the proxies that the environment names (`HTTPS_PROXY` …): they may be on this machine.
+    #[must_use]
+    pub fn beside_proxies(mut self, hosts: Vec<String>) -> Self {
+        self.proxies = hosts;
+        self
+    }
+
+    /// Where to ask for images of `registry`, in order: its mirrors, then itself.
+    pub(crate) fn endpoints(&self, registry: &str) -> Vec<Endpoint> {
+        let mut all = self.mirrors.get(registry).or_else(|| self.mirrors.get(EVERY)).cloned().unwrap_or_default();
+        let own = if registry == "docker.io" { DOCKER_HUB } else { registry };
+        if !all.iter().any(|endpoint| endpoint.authority == own) {
+            all.push(Endpoint { https: true, authority: own.to_owned(), path: API.into(), is_mirror: false });
+        }
+        all
+    }
+
+    /// What the file says of a host.
+    pub(crate) fn host(&self, authority: &str) -> Option<&Host> {
+        self.hosts.get(authority)
+    }
+
+    /// The node's account for a registry, under the name that images or its endpoint have.
+    pub(crate) fn account(&self, registry: &str, endpoint: &Endpoint) -> Option<&Credential> {
+        let own = self.hosts.get(&endpoint.authority).and_then(|host| host.account.as_ref());
+        own.or_else(|| self.hosts.get(registry).filter(|_| !endpoint.is_mirror)?.account.as_ref())
+    }
+
+    /// Whether the file names a host and port.
+    pub(crate) fn names(&self, host: &str, port: u16) -> bool {
+        self.named.contains(&(host.to_ascii_lowercase(), port))
+    }
+}
+
+/// A file whose certificates are not read yet.
+struct Unread {
+    found: Registries,
+    tls: BTreeMap<String, Tls>,
+}
+
+impl Unread {
+    /// Reads certificates; relative names are relative to the file's own folder.
+    fn with_files(mut self, path: &Path) -> Result<Registries, RegistriesError> {
+        let beside = path.parent().unwrap_or(Path::new(""));
+        let load = |file: &Option<PathBuf>| file.as_ref().map(|file| read(&beside.join(file))).transpose();
+        for (name, tls) in self.tls {
+            let host = self.found.hosts.entry(name).or_default();
+            host.ca_pem = load(&tls.ca_file)?;
+            host.identity_pem = match (load(&tls.cert_file)?, load(&tls.key_file)?) {
+                (Some(mut certificate), Some(key)) => {
+                    certificate.push(b'\n');
+                    certificate.extend(key);
+                    Some(certificate)
+                }
+                _ => None,
+            };
+            host.skip_verify = tls.insecure_skip_verify;
+        }
+        Ok(self.found)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, RegistriesError> {
+    let failed = |source| RegistriesError::Read { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, FILE_BYTES_MAX + 1), &mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(failed(std::io::Error::other(format!("more than {FILE_BYTES_MAX} bytes"))));
+    }
+    Ok(bytes)
+}
+
+impl Endpoint {
+    /// The cluster's own registry.
+    pub(crate) fn built_in(authority: String, https: bool) -> Self {
+        Self { https, authority, path: API.into(), is_mirror: false }
+    }
+
+    /// Host and port.
+    fn address(&self) -> (String, u16) {
+        let (name, port) = name_and_port(&self.authority).unwrap_or_default();
+        (name, port.unwrap_or(if self.https { 443 } else { 80 }))
+    }
+}
+
+fn endpoint(text: &str, registry: &str) -> Result<Endpoint, String> {
+    let wanted = || format!("{text:?}: an endpoint is http://HOST[:PORT][/PATH] or https://…");
+    let (https, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
+        (Some(rest), _) => (true, rest),
+        (None, Some(rest)) => (false, rest),
+        (None, None) => return Err(wanted()),
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    name_and_port(authority).ok_or_else(wanted)?;
+    let path = path.trim_end_matches('/');
+    // `https://HOST/v2/PROJECT` is a project of a registry that mirrors another one there.
+    let has_api = path.split('/').any(|part| part == "v2");
+    let path = if has_api { path.to_owned() } else { format!("{path}{API}") };
+    if path.contains(['?', '#', ' ']) || path.contains("..") {
+        return Err(wanted());
+    }
+    let own = if registry == "docker.io" { DOCKER_HUB } else { registry };
+    Ok(Endpoint { https, authority: authority.to_owned(), path, is_mirror: authority != own })
+}
+
+/// `HOST` or `HOST:PORT`; an address of IPv6 in brackets, which its name keeps.
+fn name_and_port(authority: &str) -> Option<(String, Option<u16>)> {
+    let (name, port) = match authority.rsplit_once(':') {
+        Some((name, port)) if !authority.ends_with(']') => (name, Some(port.parse().ok()?)),
+        _ => (authority, None),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let fits = match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !name.is_empty() && name.chars().all(plain),
+    };
+    fits.then(|| (name.to_ascii_lowercase(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Registries, String> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("ca.pem"), "CA").unwrap();
+        let path = dir.path().join("registries.yaml");
+        std::fs::write(&path, text).unwrap();
+        Registries::read(&path).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn mirrors_come_before_the_registry() {
+        let registries = parse(
+            "mirrors:\n  docker.io:\n    endpoint: [\"http://mirror:5000/v2/hub/\", \"http://mirror:5000/\"]\n  reg.test:5000:\n    endpoint: [\"http://reg.test:5000\"]\n  \"*\":\n    endpoint: [\"https://all.test\"]\n",
+        )
+        .unwrap();
+        let told = |registry: &str| -> Vec<String> {
+            let told = |endpoint: Endpoint| {
+                let scheme = if endpoint.https { "https" } else { "http" };
+                format!("{scheme}://{}{} {}", endpoint.authority, endpoint.path, endpoint.is_mirror)
+            };
+            registries.endpoints(registry).into_iter().map(told).collect()
+        };
+        assert_eq!(
+            told("docker.io"),
+            ["http://mirror:5000/v2/hub true", "http://mirror:5000/v2 true", "https://registry-1.docker.io/v2 false"]
+        );
+        // One that names itself is only asked the way that is written.
+        assert_eq!(told("reg.test:5000"), ["http://reg.test:5000/v2 false"]);
+        assert_eq!(told("quay.io"), ["https://all.test/v2 true", "https://quay.io/v2 false"]);
+        assert!(registries.names("mirror", 5000) && registries.names("all.test", 443));
+        assert!(!registries.names("mirror", 80) && !registries.names("quay.io", 443));
+        assert!(Registries::default().endpoints("quay.io")[0].https);
+    }
+
+    #[test]
+    fn hosts_have_accounts_and_certificates() {
+        let registries = parse(
+            "configs:\n  reg.test:5000:\n    auth: {username: u, password: hidden}\n    tls: {ca_file: ca.pem}\n  docker.io:\n    auth: {username: hub, password: x}\n",
+        )
+        .unwrap();
+        let host = registries.host("reg.test:5000").unwrap();
+        assert_eq!((host.ca_pem.as_deref(), host.skip_verify), (Some(&b"CA"[..]), false));
+        let user = |registry: &str| {
+            let endpoint = &registries.endpoints(registry)[0];
+            registries.account(registry, endpoint).map(|account| account.username.clone())
+        };
+        assert_eq!(
+            (user("reg.test:5000"), user("docker.io"), user("quay.io")),
+            (Some("u".into()), Some("hub".into()), None)
+        );
+        assert!(!format!("{registries:?}").contains("hidden"));
+        assert!(parse("").unwrap().endpoints("a.io").len() == 1);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, says) in [
+            ("mirror: {}", "mirror"),
+            ("mirrors: {a.io: {rewrite: {}}}", "rewrite"),
+            ("mirrors: {a.io: {endpoint: [\"b.io\"]}}", "http://HOST"),
+            ("mirrors: {a.io: {endpoint: [\"https://\"]}}", "http://HOST"),
+            ("mirrors: {a.io: {endpoint: [\"https://u:p@b.io\"]}}", "http://HOST"),
+            ("mirrors: {registry.local: {endpoint: []}}", "own registry"),
+            ("configs: {\"https://a.io\": {}}", "no URL"),
+            ("configs: {a.io: {tls: {cert_file: x}}}", "belong together"),
+            ("configs: {a.io: {tls: {ca_file: none.pem}}}", "none.pem"),
+            ("- x", "registries.yaml"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+}

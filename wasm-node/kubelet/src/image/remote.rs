@@ -1,0 +1,224 @@
+//! The HTTP clients by which registries are reached: which one may call which host, by the node's configuration and
+//! `address`. Redirects are never followed here.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, Url};
+
+use super::address::is_reserved;
+use super::pull::RegistryAccess;
+use super::registries::{Host, Registries};
+
+/// A connection with its TLS handshake.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+/// Between two reads of an answer.
+const READ_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a connection waits for the next request, and how many wait: a pull makes a handful of requests.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(30);
+const IDLE_PER_HOST_MAX: usize = 2;
+/// What is asked for by name.
+const USER_AGENT: &str = concat!("coracle/", env!("CARGO_PKG_VERSION"));
+/// Why a host isn't called.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HostError {
+    /// Its address is this machine's own, of its links, or a cloud's metadata service.
+    #[error(
+        "addresses of this machine, link-local ones and metadata services are only called where the file of --registries \
+         names the host and port"
+    )]
+    Reserved,
+    /// Neither http nor https, or with a user in it.
+    #[error("not an address that a registry may have")]
+    Form,
+    /// No client can be made for it.
+    #[error("{0}")]
+    Client(String),
+}
+
+/// Clients by whom they may call.
+pub(crate) struct Remote {
+    pub(crate) registries: Registries,
+    pub(crate) built_in: Option<RegistryAccess>,
+    /// For every host that nobody has named.
+    general: OnceLock<Result<Client, String>>,
+    /// For hosts that the node's configuration names, each with its own certificates.
+    named: Mutex<BTreeMap<String, Client>>,
+}
+
+impl Remote {
+    pub(crate) fn new(registries: Registries, built_in: Option<RegistryAccess>) -> Self {
+        // reqwest takes its TLS from the process; a second call finds the first one's provider, which is the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self { registries, built_in, general: OnceLock::new(), named: Mutex::default() }
+    }
+
+    /// The client that may call this address.
+    pub(crate) fn client_for(&self, url: &Url) -> Result<Client, HostError> {
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return Err(HostError::Form);
+        };
+        if !matches!(url.scheme(), "https" | "http") || !url.username().is_empty() || url.password().is_some() {
+            return Err(HostError::Form);
+        }
+        if self.built_in.as_ref().is_some_and(|access| access.address == format!("{host}:{port}")) {
+            return self.named_client(&format!("{host}:{port}"), host);
+        }
+        if self.registries.names(host, port) {
+            let authority = match url.port() {
+                Some(port) => format!("{host}:{port}"),
+                None => host.to_owned(),
+            };
+            return self.named_client(&authority, host);
+        }
+        // An address that is written out is never looked up, so the resolver doesn't see it.
+        if literal(host).is_some_and(is_reserved) {
+            return Err(HostError::Reserved);
+        }
+        let general = || {
+            let builder =
+                base().dns_resolver(Arc::new(Resolver { filtered: true, proxies: self.registries.proxies.clone() }));
+            builder.build().map_err(|error| told(&error))
+        };
+        self.general.get_or_init(general).clone().map_err(HostError::Client)
+    }
+
+    fn named_client(&self, authority: &str, host: &str) -> Result<Client, HostError> {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = named.get(authority) {
+            return Ok(client.clone());
+        }
+        let built_in = self.built_in.as_ref().filter(|access| access.address == authority);
+        let client = match built_in {
+            Some(access) => {
+                let settings = Host { ca_pem: Some(access.ca_pem.clone().unwrap_or_default()), ..Host::default() };
+                build(&settings, true)
+            }
+            None => {
+                let settings = self.registries.host(authority).cloned().unwrap_or_default();
+                // As Go has it: what is on this machine is not behind a proxy.
+                build(&settings, host == "localhost" || literal(host).is_some_and(is_reserved))
+            }
+        };
+        let client = client.map_err(|error| HostError::Client(told(&error)))?;
+        named.insert(authority.to_owned(), client.clone());
+        Ok(client)
+    }
+}
+
+fn base() -> ClientBuilder {
+    Client::builder()
+        .user_agent(USER_AGENT)
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .connect_timeout(CONNECT_TIME_MAX)
+        .read_timeout(READ_TIME_MAX)
+        .pool_idle_timeout(IDLE_TIME_MAX)
+        .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
+}
+
+fn build(host: &Host, is_near: bool) -> reqwest::Result<Client> {
+    let mut builder = base().dns_resolver(Arc::new(Resolver { filtered: false, proxies: Vec::new() }));
+    if let Some(pem) = &host.ca_pem {
+        // Instead of the system's: who names a CA means that one.
+        builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem)?);
+    }
+    if let Some(pem) = &host.identity_pem {
+        builder = builder.identity(Identity::from_pem(pem)?);
+    }
+    if host.skip_verify {
+        builder = builder.tls_danger_accept_invalid_certs(true);
+    }
+    if is_near {
+        builder = builder.no_proxy();
+    }
+    builder.build()
+}
+
+/// An address that is written out.
+fn literal(host: &str) -> Option<IpAddr> {
+    host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host).parse().ok()
+}
+
+/// An error with its causes, and without the address that was called: a redirect may have been made of what is secret.
+pub(crate) fn told(error: &reqwest::Error) -> String {
+    let mut causes = Vec::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        causes.push(inner.to_string());
+        cause = inner.source();
+    }
+    // The innermost one says what happened; reqwest's own names its address.
+    causes.pop().unwrap_or_else(|| "the connection failed".to_owned())
+}
+
+/// The system's names, without addresses that a registry may not have.
+struct Resolver {
+    filtered: bool,
+    /// Who runs the node has named these.
+    proxies: Vec<String>,
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let filtered = self.filtered && !self.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(name.as_str()));
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let found: Vec<SocketAddr> = found.filter(|found| !filtered || !is_reserved(found.ip())).collect();
+            if found.is_empty() {
+                return Err(HostError::Reserved.into());
+            }
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_registry::Credentials;
+
+    fn remote() -> Remote {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("r.yaml");
+        std::fs::write(&file, "mirrors: {a.io: {endpoint: [\"http://127.0.0.1:5000\", \"http://[::1]:5000\"]}}")
+            .unwrap();
+        let credentials = Credentials { user: "u".into(), password: "p".into() };
+        let access = RegistryAccess { address: "127.0.0.1:6000".into(), credentials, ca_pem: None };
+        Remote::new(Registries::read(&file).unwrap(), Some(access))
+    }
+
+    #[test]
+    fn nobody_is_led_to_this_machine() {
+        let remote = remote();
+        let check = |url: &str| remote.client_for(&Url::parse(url).unwrap()).map(|_| ());
+        for url in ["http://127.0.0.1:5000/", "http://[::1]:5000/", "http://127.0.0.1:6000/"] {
+            assert_eq!(check(url), Ok(()), "{url}");
+        }
+        for url in [
+            "http://127.0.0.1:5001/",
+            "https://127.0.0.1/",
+            "http://0x7f000001/",
+            "http://2130706433:6443/",
+            "http://127.1:5001/",
+            "http://[::ffff:169.254.169.254]/",
+            "http://169.254.169.254/latest/meta-data",
+        ] {
+            assert_eq!(check(url), Err(HostError::Reserved), "{url}");
+        }
+        for url in ["ftp://a.io/", "file:///etc/passwd", "http://u:p@a.io/", "http://u@a.io/"] {
+            assert_eq!(check(url), Err(HostError::Form), "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn names_that_lead_to_this_machine_are_refused() {
+        let remote = remote();
+        let url = Url::parse("http://localhost:1/").unwrap();
+        let error = remote.client_for(&url).unwrap().get(url).send().await.unwrap_err();
+        assert!(told(&error).contains("--registries"), "{}", told(&error));
+    }
+}

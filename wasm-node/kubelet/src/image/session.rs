@@ -1,0 +1,310 @@
+//! One pull's talk with one endpoint of a registry (OCI distribution specification): who we are, manifests, blobs. All that
+//! comes back is bounded, and what an error says never holds what a registry was told in confidence.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use http::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION};
+use http::{HeaderMap, StatusCode};
+use reqwest::{Response, Url};
+use serde::Deserialize;
+
+use super::challenge::{Challenge, challenge};
+use super::keyring::Credential;
+use super::manifest::ACCEPTED;
+use super::registries::Endpoint;
+use super::remote::{HostError, Remote, told};
+use oci_registry::blobs::digest;
+
+/// A manifest or config.
+pub(super) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+/// A token with what surrounds it.
+const TOKEN_BYTES_MAX: u64 = 1 << 20;
+/// What is read of an error.
+const ERROR_BYTES_MAX: u64 = 16 << 10;
+/// What is shown of it.
+const ERROR_CHARS_MAX: usize = 256;
+/// Blob stores are one or two away from their registry.
+const REDIRECTS_MAX: usize = 5;
+/// A request's answer, without its body.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
+/// A small body.
+const BODY_TIME_MAX: Duration = Duration::from_secs(30);
+/// Before a request is tried again that failed for no fault of ours.
+const RETRY_WAITS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
+
+/// Why an endpoint gave nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RemoteError {
+    /// It doesn't know it.
+    #[error("not found")]
+    NotFound,
+    /// We may not.
+    #[error("pull access denied, the repository does not exist or may require authorization: {0}")]
+    Denied(String),
+    /// It doesn't answer, or says that it can't.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It breaks its protocol, or leads to where we don't go.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl RemoteError {
+    /// Whether another try may end otherwise.
+    fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+
+    pub(super) fn of(error: &reqwest::Error) -> Self {
+        let text = told(error);
+        // What was refused before a connection was made comes back as the connection's error.
+        if text == HostError::Reserved.to_string() { Self::Failed(text) } else { Self::Unavailable(text) }
+    }
+}
+
+impl From<HostError> for RemoteError {
+    fn from(error: HostError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// One repository at one endpoint, as one user.
+pub(crate) struct Session<'a> {
+    remote: &'a Remote,
+    base: Url,
+    /// Whom a mirror stands for.
+    stands_for: Option<String>,
+    repository: String,
+    credential: Option<Credential>,
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    #[serde(default)]
+    token: Option<String>,
+    #[serde(default)]
+    access_token: Option<String>,
+}
+
+impl<'a> Session<'a> {
+    pub(crate) fn new(
+        remote: &'a Remote,
+        endpoint: &Endpoint,
+        (registry, repository): (&str, &str),
+        credential: Option<Credential>,
+    ) -> Result<Self, RemoteError> {
+        let scheme = if endpoint.https { "https" } else { "http" };
+        let base = format!("{scheme}://{}{}/{repository}/", endpoint.authority, endpoint.path);
+        let base = Url::parse(&base).map_err(|_| HostError::Form)?;
+        let stands_for = endpoint.is_mirror.then(|| registry.to_owned());
+        let (repository, authorization) = (repository.to_owned(), Mutex::default());
+        Ok(Self { remote, base, stands_for, repository, credential, authorization })
+    }
+
+    /// Whether it was asked who we are, and took the credential.
+    pub(crate) fn used_credential(&self) -> bool {
+        self.credential.is_some() && self.authorization().is_some()
+    }
+
+    /// A manifest and its digest, which is checked where `name` is one.
+    pub(crate) async fn manifest(&self, name: &str) -> Result<(Vec<u8>, String), RemoteError> {
+        let url = self.url("manifests", name)?;
+        let response = self.get(url, &ACCEPTED.join(", ")).await?;
+        let announced = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
+        let wanted = if name.contains(':') { Some(name.to_owned()) } else { announced.map(str::to_owned) };
+        let bytes = body(response, MANIFEST_BYTES_MAX, "its manifest").await?;
+        let actual = digest(&bytes);
+        match wanted.filter(|wanted| wanted.starts_with("sha256:") && *wanted != actual) {
+            Some(_) => {
+                Err(RemoteError::Failed(format!("its manifest has the digest {actual}, not the one that it names")))
+            }
+            None => Ok((bytes, actual)),
+        }
+    }
+
+    /// A blob, from its beginning.
+    pub(crate) async fn blob(&self, digest: &str) -> Result<Response, RemoteError> {
+        let url = self.url("blobs", digest)?;
+        self.get(url, "*/*").await
+    }
+
+    fn url(&self, what: &str, name: &str) -> Result<Url, RemoteError> {
+        let mut url = self.base.join(&format!("{what}/{name}")).map_err(|_| HostError::Form)?;
+        if let Some(registry) = &self.stands_for {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
+        Ok(url)
+    }
+
+    fn authorization(&self) -> std::sync::MutexGuard<'_, Option<HeaderValue>> {
+        self.authorization.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks, and again where that may help.
+    async fn get(&self, url: Url, accept: &str) -> Result<Response, RemoteError> {
+        for wait in RETRY_WAITS {
+            match self.get_once(url.clone(), accept).await {
+                Err(error) if error.is_transient() => tokio::time::sleep(wait).await,
+                done => return done,
+            }
+        }
+        self.get_once(url, accept).await
+    }
+
+    async fn get_once(&self, mut url: Url, accept: &str) -> Result<Response, RemoteError> {
+        let (mut redirects, mut asked) = (0, false);
+        loop {
+            let own = is_same_origin(&url, &self.base);
+            let mut request = self.remote.client_for(&url)?.get(url.clone()).header(ACCEPT, accept);
+            if let Some(value) = self.authorization().clone().filter(|_| own) {
+                request = request.header(AUTHORIZATION, value);
+            }
+            let response = send(request).await?;
+            let status = response.status();
+            if status == StatusCode::OK {
+                return Ok(response);
+            }
+            if status == StatusCode::UNAUTHORIZED && own && !asked {
+                asked = true;
+                let challenge = challenge(response.headers());
+                self.authorize(challenge).await?;
+            } else if status.is_redirection() && redirects < REDIRECTS_MAX {
+                redirects += 1;
+                url = self.redirected(&url, response.headers())?;
+            } else {
+                return Err(self.refusal(response).await);
+            }
+        }
+    }
+
+    /// Where a redirect leads: never from TLS to none.
+    fn redirected(&self, from: &Url, headers: &HeaderMap) -> Result<Url, RemoteError> {
+        let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
+        let to = location.and_then(|location| from.join(location).ok());
+        let to = to.ok_or_else(|| RemoteError::Failed("it redirects to nowhere".into()))?;
+        if from.scheme() == "https" && to.scheme() != "https" {
+            return Err(RemoteError::Failed("it redirects to an address without TLS".into()));
+        }
+        self.remote.client_for(&to).map_err(|error| RemoteError::Failed(format!("it redirects: {error}")))?;
+        Ok(to)
+    }
+
+    /// Does what the registry asks for, to be let in.
+    async fn authorize(&self, challenge: Option<Challenge>) -> Result<(), RemoteError> {
+        let denied = |why: &str| RemoteError::Denied(why.to_owned());
+        let value = match (challenge, &self.credential) {
+            (Some(Challenge::Bearer { realm, service, scope }), _) => {
+                self.token(&realm, service.as_deref(), scope.as_deref()).await?
+            }
+            (Some(Challenge::Basic), Some(_)) => self.basic()?,
+            (Some(Challenge::Basic), None) => return Err(denied("no credentials for it")),
+            (None, _) => return Err(denied("it asks for what is neither a token nor a password")),
+        };
+        *self.authorization() = Some(value);
+        Ok(())
+    }
+
+    fn basic(&self) -> Result<HeaderValue, RemoteError> {
+        use base64::Engine as _;
+        let Some(Credential { username, password }) = &self.credential else {
+            return Err(RemoteError::Denied("no credentials for it".into()));
+        };
+        let pair = base64::engine::general_purpose::STANDARD.encode(format!("{username}:{password}"));
+        let mut value = HeaderValue::from_str(&format!("Basic {pair}"))
+            .map_err(|_| RemoteError::Denied("its credentials are no text".into()))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// A token of the registry's realm. That may be any host on the outside, as Docker Hub's is: a registry could ask for the
+    /// password itself, so that it learns nothing new by naming who else shall have it.
+    async fn token(&self, realm: &str, service: Option<&str>, scope: Option<&str>) -> Result<HeaderValue, RemoteError> {
+        let failed = |why: &str| RemoteError::Failed(format!("its token realm {why}"));
+        let mut url = Url::parse(realm).map_err(|_| failed("is no address"))?;
+        if self.base.scheme() == "https" && url.scheme() != "https" {
+            return Err(failed("has no TLS"));
+        }
+        let own = format!("repository:{}:pull", self.repository);
+        let query = [("service", service), ("scope", Some(scope.unwrap_or(&own)))];
+        for (name, value) in query.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            url.query_pairs_mut().append_pair(name, value);
+        }
+        let client = self.remote.client_for(&url).map_err(|error| failed(&format!("is refused: {error}")))?;
+        let mut request = client.get(url);
+        if self.credential.is_some() {
+            request = request.header(AUTHORIZATION, self.basic()?);
+        }
+        let response = send(request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(self.refusal(response).await);
+        }
+        let bytes = body(response, TOKEN_BYTES_MAX, "its token").await?;
+        // What the error says may hold the token.
+        let token: Token = serde_json::from_slice(&bytes).map_err(|_| failed("sent no token"))?;
+        let token = token.token.filter(|token| !token.is_empty()).or(token.access_token);
+        let token = token.ok_or_else(|| failed("sent no token"))?;
+        let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| failed("sent no token"))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// What an answer that isn't the wanted one means.
+    async fn refusal(&self, response: Response) -> RemoteError {
+        let status = response.status();
+        let mut text = status.to_string();
+        // Who was told a password could say it again, for all to read.
+        if self.credential.is_none()
+            && let Ok(bytes) = body(response, ERROR_BYTES_MAX, "an error").await
+            && let Some(said) = said(&bytes)
+        {
+            text = format!("{text}: {said}");
+        }
+        match status {
+            StatusCode::NOT_FOUND => RemoteError::NotFound,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RemoteError::Denied(text),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => RemoteError::Unavailable(text),
+            status if status.is_server_error() => RemoteError::Unavailable(text),
+            status if status.is_redirection() => {
+                RemoteError::Failed(format!("it redirects more than {REDIRECTS_MAX} times"))
+            }
+            _ => RemoteError::Failed(text),
+        }
+    }
+}
+
+fn is_same_origin(one: &Url, other: &Url) -> bool {
+    one.origin() == other.origin()
+}
+
+async fn send(request: reqwest::RequestBuilder) -> Result<Response, RemoteError> {
+    match tokio::time::timeout(HEAD_TIME_MAX, request.send()).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) => Err(RemoteError::of(&error)),
+        Err(_) => Err(RemoteError::Unavailable(format!("no answer within {} s", HEAD_TIME_MAX.as_secs()))),
+    }
+}
+
+/// A small body, whole.
+async fn body(mut response: Response, max_bytes: u64, what: &str) -> Result<Vec<u8>, RemoteError> {
+    let read = async {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| RemoteError::of(&error))? {
+            if (bytes.len() + chunk.len()) as u64 > max_bytes {
+                return Err(RemoteError::Failed(format!("{what} has more than {max_bytes} bytes")));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    };
+    let late = || RemoteError::Unavailable(format!("{what} takes more than {} s", BODY_TIME_MAX.as_secs()));
+    tokio::time::timeout(BODY_TIME_MAX, read).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// The registry's own words, where it sent some in the specification's form.
+fn said(bytes: &[u8]) -> Option<String> {
+    let envelope: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+    let message = envelope["errors"][0]["message"].as_str().filter(|message| !message.is_empty())?;
+    Some(message.chars().filter(|c| !c.is_control()).take(ERROR_CHARS_MAX).collect())
+}

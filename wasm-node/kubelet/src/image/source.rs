@@ -1,0 +1,137 @@
+//! Where an image comes from: one endpoint of its registry after the other, as one user after the other.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::access::Access;
+use super::error::ImageError;
+use super::fetch::{Fetch, FetchError};
+use super::keyring::{Credential, Keyring, TrackedCredential};
+use super::pull::{Image, RegistryAccess};
+use super::registries::{Endpoint, Registries};
+use super::remote::Remote;
+use super::session::{RemoteError, Session};
+use machinery_env::Env;
+use oci_registry::Credentials;
+use oci_registry::blobs::{BlobStore, Pins};
+use oci_registry::reference::{BUILT_IN_REGISTRY, Reference};
+
+/// The registries of this node, and where what comes from them is kept.
+pub(super) struct Source {
+    pub(super) remote: Remote,
+    pub(super) blobs: Arc<BlobStore>,
+    pub(super) env: Env,
+}
+
+/// An image that was fetched for a person.
+#[derive(Debug)]
+pub struct Downloaded {
+    /// What it is made of.
+    pub image: Image,
+    /// Where its module is.
+    pub module: PathBuf,
+}
+
+/// Fetches an image into `folder`, as a pod's is fetched, without compiling it.
+///
+/// # Errors
+/// See [`ImageError`].
+pub async fn download(
+    image: &str,
+    keyring: &Keyring,
+    (registries, built_in): (Registries, Option<RegistryAccess>),
+    folder: &Path,
+    env: Env,
+) -> Result<Downloaded, ImageError> {
+    let invalid = |error| ImageError::InvalidName { image: image.to_owned(), error };
+    let reference = Reference::parse(image).map_err(invalid)?;
+    let unkept = |source| ImageError::Blob { image: image.to_owned(), source };
+    let blobs = Arc::new(BlobStore::open(folder).map_err(|error| unkept(error.into()))?);
+    let source = Source { remote: Remote::new(registries, built_in), blobs: blobs.clone(), env };
+    let pins = Arc::new(blobs.pins());
+    let (found, _) = source.fetch((image, &reference.to_string()), &reference, keyring, &pins).await?;
+    let module = blobs.path(&found.module).map_err(unkept)?;
+    Ok(Downloaded { image: found, module })
+}
+
+impl Source {
+    /// Asks one endpoint after the other, as one user after the other, until there is an image.
+    pub(super) async fn fetch(
+        &self,
+        (image, key): (&str, &str),
+        reference: &Reference,
+        keyring: &Keyring,
+        pins: &Arc<Pins>,
+    ) -> Result<(Image, Access), ImageError> {
+        let mut refused = Vec::new();
+        for Way { endpoint, credentials } in self.ways(reference, keyring)? {
+            // What a mirror says counts as long as nobody after it says anything.
+            refused.clear();
+            for credential in credentials {
+                let names = (reference.registry.as_str(), reference.repository.as_str());
+                let session = credential.as_ref().map(|tracked| tracked.credential.clone());
+                let session = Session::new(&self.remote, &endpoint, names, session);
+                let fetched = match &session {
+                    Ok(session) => {
+                        let (blobs, env) = (&self.blobs, &self.env);
+                        Fetch { blobs, pins, env, session, reference, key }.image().await
+                    }
+                    Err(error) => Err(error.clone().into()),
+                };
+                match fetched {
+                    Ok(found) => {
+                        let used = session.is_ok_and(|session| session.used_credential());
+                        return Ok((found, Access::by(credential.as_ref().filter(|_| used))));
+                    }
+                    Err(FetchError::Final(error)) => return Err(error),
+                    Err(FetchError::Remote(error)) => {
+                        tracing::debug!(image = key, endpoint = endpoint.authority, %error, "not pulled from there");
+                        refused.push(remote_error((image, key), reference, error));
+                    }
+                }
+            }
+        }
+        Err(if refused.len() == 1 { refused.remove(0) } else { ImageError::Several(refused) })
+    }
+
+    /// Where and as whom to ask. What a pod knows of a registry is for that registry: a mirror of it has the node's account.
+    fn ways(&self, reference: &Reference, keyring: &Keyring) -> Result<Vec<Way>, ImageError> {
+        let node = |account: Credential| TrackedCredential { credential: account, secret: None };
+        if reference.registry == BUILT_IN_REGISTRY {
+            let access = self.remote.built_in.as_ref().ok_or(ImageError::NoBuiltIn)?;
+            let Credentials { user, password } = access.credentials.clone();
+            let endpoint = Endpoint::built_in(access.address.clone(), access.ca_pem.is_some());
+            let credentials = vec![Some(node(Credential { username: user, password }))];
+            return Ok(vec![Way { endpoint, credentials }]);
+        }
+        let registries = &self.remote.registries;
+        let of = |endpoint: Endpoint| {
+            let own = if endpoint.is_mirror { Vec::new() } else { keyring.lookup(&repository(reference)) };
+            let account = registries.account(&reference.registry, &endpoint).cloned().map(node);
+            let all: Vec<Option<TrackedCredential>> = own.into_iter().chain(account).map(Some).collect();
+            let credentials = if all.is_empty() { vec![None] } else { all };
+            Way { endpoint, credentials }
+        };
+        Ok(registries.endpoints(&reference.registry).into_iter().map(of).collect())
+    }
+}
+
+/// Where to ask, and as whom: none = without an account.
+struct Way {
+    endpoint: Endpoint,
+    credentials: Vec<Option<TrackedCredential>>,
+}
+
+/// A repository, as credentials are matched to it.
+pub(super) fn repository(reference: &Reference) -> String {
+    format!("{}/{}", reference.registry, reference.repository)
+}
+
+fn remote_error((image, key): (&str, &str), reference: &Reference, error: RemoteError) -> ImageError {
+    let registry = reference.registry.clone();
+    match error {
+        RemoteError::NotFound => ImageError::NotFound { image: key.to_owned() },
+        RemoteError::Unavailable(why) => ImageError::Unavailable { image: image.to_owned(), registry, why },
+        error => ImageError::Transfer { image: key.to_owned(), registry, why: error.to_string() },
+    }
+}

@@ -1,0 +1,276 @@
+//! Registries of others, honest and hostile, played on loopback: who is let in, where a pull goes, what it takes.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use http::{HeaderMap, StatusCode, Uri};
+
+use super::*;
+
+/// What a played registry does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Manner {
+    /// Lets everybody in.
+    Open,
+    /// Asks for a password.
+    Basic,
+    /// Asks for a token of its own realm.
+    Token,
+    /// Sends tokens' seekers to the address of a metadata service.
+    RealmElsewhere,
+    /// Its realm sends without an end.
+    EndlessToken,
+    /// Sends its blobs to an address of this machine that nobody named.
+    RedirectHome,
+    /// Sends them to itself, without an end.
+    RedirectRound,
+    /// A manifest without an end.
+    EndlessManifest,
+    /// A blob without an end.
+    EndlessBlob,
+    /// Another blob than was asked for.
+    WrongBlob,
+    /// Another manifest than it names.
+    WrongManifest,
+    /// Says what it was told for all to read.
+    Echo,
+    /// Can't, for now.
+    Broken,
+    /// Can't at first.
+    BrokenTwice,
+}
+
+/// What a registry knows and has seen.
+struct Played {
+    manner: Manner,
+    address: String,
+    manifest: Vec<u8>,
+    blobs: BTreeMap<String, Vec<u8>>,
+    /// Of each request the path with its query, and who asked.
+    seen: Mutex<Vec<(String, Option<String>)>>,
+}
+
+const PASSWORD: &str = "hush-hush-hush";
+/// `u:hush-hush-hush`.
+const BASIC: &str = "Basic dTpodXNoLWh1c2gtaHVzaA==";
+const TOKEN: &str = "token-of-a-minute";
+
+fn endless() -> Body {
+    let chunk = bytes::Bytes::from(vec![b' '; 64 << 10]);
+    Body::from_stream(futures::stream::repeat_with(move || Ok::<_, std::convert::Infallible>(chunk.clone())))
+}
+
+fn answer(status: u16, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    response
+}
+
+fn with(mut response: Response, name: &'static str, value: &str) -> Response {
+    response.headers_mut().insert(name, value.parse().unwrap());
+    response
+}
+
+impl Played {
+    fn answer(&self, path: &str, who: Option<&str>) -> Response {
+        let challenge = |text: &str| with(answer(401, ""), "www-authenticate", text);
+        let own = format!("http://{}", self.address);
+        match self.manner {
+            Manner::Basic | Manner::Echo if who != Some(BASIC) => return challenge("Basic realm=\"here\""),
+            Manner::Echo => {
+                let said = json!({"errors": [{"code": "DENIED", "message": format!("{who:?} {PASSWORD}")}]});
+                return answer(403, said.to_string());
+            }
+            Manner::Token | Manner::EndlessToken if path.starts_with("/token") => {
+                return match (self.manner, who) {
+                    (Manner::EndlessToken, _) => answer(200, endless()),
+                    (_, Some(BASIC)) => answer(200, json!({"access_token": TOKEN, "expires_in": 60}).to_string()),
+                    _ => answer(401, "{}"),
+                };
+            }
+            Manner::Token | Manner::EndlessToken if who != Some(&format!("Bearer {TOKEN}")) => {
+                return challenge(&format!(
+                    "Bearer realm=\"{own}/token\",service=\"s v\",scope=\"repository:app:pull\""
+                ));
+            }
+            Manner::RealmElsewhere => {
+                return challenge("Bearer realm=\"http://169.254.169.254/latest/meta-data\",service=\"s\"");
+            }
+            Manner::Broken => return answer(503, ""),
+            Manner::BrokenTwice if self.seen.lock().unwrap().len() <= 2 => return answer(503, ""),
+            _ => {}
+        }
+        if path.contains("/manifests/") {
+            return match self.manner {
+                Manner::EndlessManifest => answer(200, endless()),
+                Manner::WrongManifest => {
+                    with(answer(200, self.manifest.clone()), "docker-content-digest", &digest(b"another"))
+                }
+                _ => answer(200, self.manifest.clone()),
+            };
+        }
+        let blob = path.split('?').next().unwrap().rsplit('/').next().unwrap().to_owned();
+        match self.manner {
+            Manner::RedirectHome => with(answer(307, ""), "location", "http://127.0.0.1:1/blob"),
+            Manner::RedirectRound => with(answer(307, ""), "location", path),
+            Manner::EndlessBlob => answer(200, endless()),
+            Manner::WrongBlob => answer(200, self.blobs[&blob].iter().rev().copied().collect::<Vec<u8>>()),
+            _ => self.blobs.get(&blob).map_or_else(|| answer(404, ""), |bytes| answer(200, bytes.clone())),
+        }
+    }
+}
+
+async fn serve(State(played): State<Arc<Played>>, uri: Uri, headers: HeaderMap) -> Response {
+    let path = uri.path_and_query().map_or("", |path| path.as_str()).to_owned();
+    let who = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
+    played.seen.lock().unwrap().push((path.clone(), who.clone()));
+    played.answer(&path, who.as_deref())
+}
+
+async fn play(manner: Manner) -> Arc<Played> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let module = numbered(7);
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": manifest::OCI_MANIFEST,
+        "config": {"mediaType": manifest::WASM_CONFIG, "digest": digest(b"{}"), "size": 2},
+        "layers": [{"mediaType": manifest::WASM_LAYER, "digest": digest(&module), "size": module.len()}],
+    });
+    let blobs = [b"{}".to_vec(), module].map(|blob| (digest(&blob), blob)).into();
+    let (manifest, seen) = (manifest.to_string().into_bytes(), Mutex::default());
+    let played = Arc::new(Played { manner, address, manifest, blobs, seen });
+    let router = axum::Router::new().fallback(serve).with_state(played.clone());
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    played
+}
+
+/// A node whose file names these registries as `registry.test`, in their order.
+async fn node(registries: &[&Arc<Played>]) -> Bench {
+    let endpoints: Vec<String> = registries.iter().map(|played| format!("\"http://{}\"", played.address)).collect();
+    node_with(&format!("mirrors: {{registry.test: {{endpoint: [{}]}}}}", endpoints.join(", "))).await
+}
+
+async fn node_with(file: &str) -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("registries.yaml"), file).unwrap();
+    let registries = Registries::read(&dir.path().join("registries.yaml")).unwrap();
+    Bench::with_stores("served", "pulled", registries).await
+}
+
+/// A node that knows the registry under its own address, over plain HTTP.
+async fn node_of(played: &Arc<Played>) -> (Bench, String) {
+    let at = &played.address;
+    let bench = node_with(&format!("mirrors: {{\"{at}\": {{endpoint: [\"http://{at}\"]}}}}")).await;
+    (bench, format!("{at}/app:v1"))
+}
+
+fn keyring(location: &str, name: &str, password: &str) -> Keyring {
+    let mut keyring = Keyring::default();
+    let secret = SecretIdentity { namespace: "default".into(), name: name.into(), uid: name.into() };
+    let config = json!({"auths": {location: {"username": "u", "password": password}}}).to_string();
+    keyring.add(&secret, ConfigForm::Json, config.as_bytes()).unwrap();
+    keyring
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_the_secret_is_let_in_and_others_are_not() {
+    for manner in [Manner::Basic, Manner::Token] {
+        let played = play(manner).await;
+        let (bench, image) = node_of(&played).await;
+        let right = keyring(&played.address, "right", PASSWORD);
+        let wrong = keyring(&played.address, "wrong", "nothing-of-it");
+        for keyring in [&Keyring::default(), &wrong] {
+            let error = bench.pull_with(&image, keyring).await.unwrap_err();
+            assert_eq!(error.reason(), "ErrImagePull");
+            assert!(error.to_string().contains("pull access denied"), "{manner:?} {error}");
+        }
+        let pulled = bench.pull_with(&image, &right).await.unwrap();
+        assert_eq!(pulled.module, digest(&numbered(7)));
+        // KEP-2535: on the node now, and still not everybody's.
+        let decide = |keyring: &Keyring, policy| bench.images.decide(&image, policy, keyring);
+        assert_eq!(decide(&right, PullPolicy::IfNotPresent).unwrap(), Some(pulled.clone()));
+        assert_eq!(decide(&Keyring::default(), PullPolicy::IfNotPresent).unwrap(), None);
+        assert_eq!(decide(&wrong, PullPolicy::Never).unwrap_err().reason(), "ErrImageNeverPull");
+        assert!(bench.pull_with(&image, &wrong).await.is_err());
+        let same = keyring(&played.address, "another", PASSWORD);
+        assert_eq!(decide(&same, PullPolicy::Never).unwrap(), Some(pulled), "{manner:?}");
+        // It is remembered over a start, and the disk doesn't know the password.
+        let records: Vec<String> = std::fs::read_dir(bench.dir.path().join("pulled/images"))
+            .unwrap()
+            .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap())
+            .collect();
+        assert!(
+            records.len() == 1 && records[0].contains("\"right\"") && !records[0].contains(PASSWORD),
+            "{records:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_credential_after_the_other_is_tried() {
+    let played = play(Manner::Basic).await;
+    let (bench, image) = node_of(&played).await;
+    let mut both = keyring(&format!("{}/app", played.address), "wrong", "nothing-of-it");
+    let secret = SecretIdentity { namespace: "default".into(), name: "right".into(), uid: "right".into() };
+    let config = json!({(played.address.as_str()): {"auth": &BASIC["Basic ".len()..]}}).to_string();
+    both.add(&secret, ConfigForm::Legacy, config.as_bytes()).unwrap();
+    bench.pull_with(&image, &both).await.unwrap();
+    // What let nobody in gives nobody the image.
+    let wrong = keyring(&format!("{}/app", played.address), "wrong", "nothing-of-it");
+    assert_eq!(bench.images.decide(&image, PullPolicy::IfNotPresent, &wrong).unwrap(), None);
+    let account = format!("configs: {{\"{}\": {{auth: {{username: u, password: {PASSWORD}}}}}}}", played.address);
+    let at = &played.address;
+    let bench = node_with(&format!("mirrors: {{\"{at}\": {{endpoint: [\"http://{at}\"]}}}}\n{account}")).await;
+    bench.pull(&image).await.unwrap();
+    let everybody = bench.images.decide(&image, PullPolicy::Never, &Keyring::default()).unwrap();
+    assert!(everybody.is_some(), "the node's own account is every pod's");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_are_asked_in_order_and_told_no_secret() {
+    let (broken, empty, good) = (play(Manner::Broken).await, play(Manner::WrongBlob).await, play(Manner::Open).await);
+    let bench = node(&[&broken, &empty, &good]).await;
+    let secret = keyring("registry.test", "right", PASSWORD);
+    let pulled = bench.pull_with("registry.test/app:v1", &secret).await.unwrap();
+    assert!(pulled.image_id.starts_with("registry.test/app@sha256:"), "{}", pulled.image_id);
+    for played in [&broken, &empty, &good] {
+        let seen = played.seen.lock().unwrap();
+        assert!(!seen.is_empty() && seen.iter().all(|(_, who)| who.is_none()), "{seen:?}");
+        assert!(seen.iter().all(|(path, _)| path.contains("ns=registry.test")), "{seen:?}");
+    }
+    // A short absence of a registry is waited out within the pull.
+    let coming = play(Manner::BrokenTwice).await;
+    let (bench, image) = node_of(&coming).await;
+    bench.pull(&image).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_registries_get_nothing_and_cost_little() {
+    for (manner, reason, says) in [
+        (Manner::RealmElsewhere, "ErrImagePull", "--registries"),
+        (Manner::EndlessToken, "ErrImagePull", "its token has more than"),
+        (Manner::RedirectHome, "ErrImagePull", "--registries"),
+        (Manner::RedirectRound, "ErrImagePull", "more than 5 times"),
+        (Manner::EndlessManifest, "ErrImagePull", "its manifest has more than"),
+        (Manner::EndlessBlob, "ErrImagePull", "another blob"),
+        (Manner::WrongBlob, "ErrImagePull", "another blob"),
+        (Manner::WrongManifest, "ErrImagePull", "not the one that it names"),
+        (Manner::Broken, "RegistryUnavailable", "because the registry is unavailable"),
+        (Manner::Echo, "ErrImagePull", "pull access denied"),
+    ] {
+        let played = play(manner).await;
+        let (bench, image) = node_of(&played).await;
+        let error = bench.pull_with(&image, &keyring(&played.address, "right", PASSWORD)).await.unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.reason(), reason, "{manner:?} {text}");
+        assert!(text.contains(says), "{manner:?} {text}");
+        assert!(!text.contains("hush") && !text.contains(&BASIC[6..]), "{manner:?} {text}");
+        assert!(bench.names().is_empty());
+        let left = std::fs::read_dir(bench.dir.path().join("pulled/partial")).unwrap().count();
+        assert_eq!(left, 0, "{manner:?} leaves nothing half done");
+    }
+}
