@@ -1,7 +1,10 @@
 //! The verbs: one file each, with its arguments. A verb that is not built yet is absent.
 
 mod demo;
+mod inspect;
+mod pull;
 mod push;
+mod run;
 mod up;
 mod version;
 
@@ -9,7 +12,10 @@ use clap::{Parser, Subcommand};
 
 use crate::config::Common;
 use demo::Demo;
+use inspect::Inspect;
+use pull::Pull;
 use push::Push;
+use run::Run;
 use up::Up;
 
 /// Kubernetes for WebAssembly in one binary.
@@ -41,9 +47,18 @@ pub(crate) enum Verb {
         after_help = "Example: coracle up --nodes 2\n         export KUBECONFIG=… (the path in the `ready` line); kubectl get nodes"
     )]
     Up(Box<Up>),
+    /// Runs a .wasm file in the cluster of --data-dir: pushes it, makes a Deployment and a Service, waits until it is ready
+    #[command(after_help = "Example: coracle run hello.wasm --port 8080 --dev")]
+    Run(Run),
     /// Pushes a .wasm file as an OCI artifact
     #[command(after_help = "Example: coracle push hello.wasm registry.local/hello:v1")]
     Push(Push),
+    /// Pulls an image's module into a file
+    #[command(after_help = "Example: coracle pull registry.local/hello:v1 hello.wasm")]
+    Pull(Pull),
+    /// Prints what a module imports, exports and needs
+    #[command(after_help = "Example: coracle inspect hello.wasm\n         coracle inspect registry.local/hello:v1")]
+    Inspect(Inspect),
     /// Prints version, commit, Kubernetes version and wasmtime version
     #[command(after_help = "Example: coracle version")]
     Version,
@@ -72,7 +87,10 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     match cli.verb {
         Verb::Demo(flags) => demo::run(&flags),
         Verb::Up(flags) => up::run(&flags, &cli.common),
+        Verb::Run(flags) => run::run(&flags, &cli.common),
         Verb::Push(flags) => push::run(&flags, &cli.common),
+        Verb::Pull(flags) => pull::run(&flags, &cli.common),
+        Verb::Inspect(flags) => inspect::run(&flags, &cli.common),
         Verb::Version => version::run(),
     }
 }

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
-use kubelet::image::{RegistryAccess, push};
-use oci_registry::Credentials;
+use kubelet::image::push;
 
 use super::Failure;
-use crate::compose;
 use crate::config::Common;
 use crate::data_dir::DataDir;
+use crate::local;
 use crate::progress::Progress;
 
 /// Arguments of `coracle push`.
@@ -32,19 +31,7 @@ pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let data = DataDir::of(common)?;
     let module = std::fs::read(&flags.file)
         .with_context(|| format!("cannot read {}; give the path of a .wasm file", flags.file.display()))?;
-    let no_cluster = || {
-        format!(
-            "no cluster has run in {}: start one with `coracle up`, or name its folder with --data-dir",
-            data.path().display()
-        )
-    };
-    let address = std::fs::read_to_string(data.registry_address()).with_context(no_cluster)?;
-    let password = std::fs::read_to_string(data.registry_password()).with_context(no_cluster)?;
-    let access = RegistryAccess {
-        address: address.trim().to_owned(),
-        credentials: Credentials { user: compose::REGISTRY_USER.to_owned(), password: password.trim().to_owned() },
-        ca_pem: None,
-    };
+    let access = local::registry(&data)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let progress = Progress::new();
     progress.doing(&format!("pushing {} ({} bytes)", flags.file.display(), module.len()));

@@ -3,14 +3,14 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 exits 0 "$CORACLE" --help
-for verb in demo up push version; do
+for verb in demo up run push pull inspect version; do
   grep -qw "$verb" "$WORK/out" || { "$CORACLE" --help | grep -qw "$verb" || fail "--help does not name $verb"; }
   exits 0 "$CORACLE" "$verb" --help
   grep -q 'Example' "$WORK/out" || fail "$verb --help shows no example"
 done
 exits 0 "$CORACLE" version
 for key in coracle commit kubernetes wasmtime; do grep -q "^$key: ." "$WORK/out" || fail "version says nothing of $key"; done
-for absent in run pull inspect call backup restore token apiserver scheduler controllers node proxy server help; do exits 2 "$CORACLE" "$absent"; done
+for absent in call backup restore token apiserver scheduler controllers node proxy server help; do exits 2 "$CORACLE" "$absent"; done
 exits 2 "$CORACLE"
 expect 1 "$(wc -l < "$WORK/err")" "lines of no verb"
 grep -q 'coracle up.*--help' "$WORK/err" || fail "no verb is not answered with what to do"
@@ -22,6 +22,10 @@ exits 2 "$CORACLE" up --nodes 33
 exits 2 "$CORACLE" up --store etcd:http://127.0.0.1:2379 --data-dir "$WORK/none"
 grep -q 'etcd' "$WORK/err" || fail "the refusal does not name the value"
 exits 2 env CORACLE_NODES=many "$CORACLE" up
+exits 0 "$CORACLE" inspect sample-workloads/bin/hello.wasm
+grep -q '^runs as  *HTTP server' "$WORK/out" && grep -q '^  wasi:http/types@' "$WORK/out" || fail "inspect: $(cat "$WORK/out")"
+exits 1 "$CORACLE" inspect "$0"
+exits 1 "$CORACLE" pull registry.local/none:v1 "$WORK/none.wasm" --data-dir "$WORK/none"
 exits 1 "$CORACLE" push "$WORK/none.wasm" registry.local/none:v1 --data-dir "$WORK/none"
 expect 1 "$(wc -l < "$WORK/err")" "lines of an error"
 
@@ -34,6 +38,13 @@ grep -q 'in use' "$WORK/err" || fail "a second process on the folder is not told
 port=$(sed -n 's/^ready server=https:..[^:]*:\([0-9]*\) .*/\1/p' "$WORK/ready")
 exits 1 "$CORACLE" up --data-dir "$WORK/other" --port "$port"
 grep -q -- '--port' "$WORK/err" || fail "a taken port is not told"
+exits 0 "$CORACLE" push sample-workloads/bin/hello.wasm registry.local/hello:v1 --data-dir "$WORK/data"
+exits 0 "$CORACLE" pull registry.local/hello:v1 "$WORK/pulled.wasm" --data-dir "$WORK/data"
+cmp "$WORK/pulled.wasm" sample-workloads/bin/hello.wasm || fail "what was pulled is not what was pushed"
+exits 0 "$CORACLE" inspect registry.local/hello:v1 --data-dir "$WORK/data"
+grep -q '^image  *registry.local/hello@sha256:' "$WORK/out" || fail "inspect of an image: $(cat "$WORK/out")"
+exits 1 "$CORACLE" pull registry.local/none:v1 "$WORK/none.wasm" --data-dir "$WORK/data"
+[ ! -e "$WORK/none.wasm" ] || fail "a failed pull left a file"
 echo '(module)' > "$WORK/no.wasm"
 exits 1 "$CORACLE" push "$WORK/no.wasm" registry.local/no:v1 --data-dir "$WORK/data"
 before=$SECONDS

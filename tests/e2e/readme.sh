@@ -24,8 +24,9 @@ while IFS= read -r line; do
 done <<< "$lines"
 kubectl rollout status deployment/hello --timeout=60s >/dev/null
 
-own=$(commands 'Deploy your own module' | grep -E '^(coracle|kubectl)' | sed "s|^coracle push [^ ]*|coracle push sample-workloads/bin/hello.wasm|")
+own=$(commands 'Deploy your own module' | grep -E '^(coracle|kubectl)' | sed "s|target/wasm32-wasip2/release/app.wasm|$WORK/app.wasm|")
+cp sample-workloads/bin/hello.wasm "$WORK/app.wasm"
 while IFS= read -r line; do bash -c "set -e; $line" >/dev/null || fail "README: $line"; done <<< "$own"
-kubectl rollout status deployment/app --timeout=60s >/dev/null
+for own in app own; do kubectl rollout status "deployment/$own" --timeout=60s >/dev/null; done
 down
 echo PASS

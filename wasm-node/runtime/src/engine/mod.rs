@@ -14,6 +14,7 @@ mod body;
 mod command;
 mod compile;
 mod container;
+mod describe;
 mod failure;
 mod gate;
 mod inspect;
@@ -38,6 +39,7 @@ use tokio::runtime::Handle;
 
 pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, compile_worker};
 pub use container::Container;
+pub use describe::{Description, describe};
 pub use inspect::inspect;
 pub use load::Loaded;
 pub use plugin::PluginServer;

@@ -1,0 +1,105 @@
+//! `coracle inspect`: what a module imports, exports and needs.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+use clap::Args;
+use kubelet::image::Image;
+use wasm_runtime::engine::{Description, describe};
+
+use super::Failure;
+use super::pull::{Access, fetch};
+use crate::config::Common;
+
+/// Arguments of `coracle inspect`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Inspect {
+    /// A .wasm file, or an image as for `coracle pull`
+    #[arg(value_name = "FILE|REF")]
+    pub(crate) what: String,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// Prints what a module imports, exports and needs.
+///
+/// # Errors
+/// It can't be read or pulled, or is no module.
+pub(crate) fn run(flags: &Inspect, common: &Common) -> Result<(), Failure> {
+    let file = Path::new(&flags.what);
+    // A file that is there is what is meant: no registry's name ends in its own path.
+    let (image, module) = if file.exists() || flags.what.ends_with(".wasm") {
+        let module = std::fs::read(file)
+            .with_context(|| format!("cannot read {}; give the path of a .wasm file, or an image", flags.what))?;
+        (None, module)
+    } else {
+        let (image, module) = fetch(&flags.what, &flags.access, common)?;
+        (Some(image), module)
+    };
+    let found = describe(&module).with_context(|| flags.what.clone())?;
+    print!("{}", report(image.as_ref(), module.len(), &found));
+    Ok(())
+}
+
+/// What `inspect` prints.
+fn report(image: Option<&Image>, bytes: usize, found: &Description) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:<10} {value}");
+    };
+    if let Some(image) = image {
+        line("image", &image.image_id);
+    }
+    let form = if found.inspection.component { "component (WASI 0.2)" } else { "core module (WASI preview 1)" };
+    line("form", form);
+    line("runs as", runs_as(found));
+    line("size", &format!("{bytes} bytes"));
+    line("memory", &format!("{} KiB from the start", found.memory_bytes >> 10));
+    for (field, values) in &found.producers {
+        line(field, &values.join(", "));
+    }
+    if let Some(image) = image {
+        let others: Vec<&str> = image.modules.keys().map(String::as_str).collect();
+        if !others.is_empty() {
+            line("modules", &others.join(" "));
+        }
+        line("arguments", &image.argv.join(" "));
+    }
+    for (title, names) in [("imports", &found.inspection.imports), ("exports", &found.inspection.exports)] {
+        let _ = writeln!(text, "{title}");
+        for name in names {
+            let _ = writeln!(text, "  {name}");
+        }
+    }
+    text
+}
+
+/// What a container of it would be (contract.md §4).
+fn runs_as(found: &Description) -> &'static str {
+    let exports = |name: &str| found.inspection.exports.iter().any(|export| export.starts_with(name));
+    match (found.inspection.component, exports("wasi:http/incoming-handler@"), exports("wasi:cli/run@")) {
+        (true, true, _) => "HTTP server (exports wasi:http/incoming-handler)",
+        (true, false, true) => "command (exports wasi:cli/run)",
+        (false, _, _) if exports("_start") => "command (exports _start)",
+        (true, false, false) => "plugin (exports neither wasi:http/incoming-handler nor wasi:cli/run)",
+        _ => "nothing here: _start is not exported",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_described() {
+        let module = std::fs::read("sample-workloads/bin/hello.wasm").unwrap();
+        let text = report(None, module.len(), &describe(&module).unwrap());
+        for wanted in ["HTTP server", "component (WASI 0.2)", "  wasi:http/types@", "processed-by wit-component", "KiB"]
+        {
+            assert!(text.contains(wanted), "{text}");
+        }
+        let module = std::fs::read("sample-workloads/bin/crash.wasm").unwrap();
+        assert!(report(None, 1, &describe(&module).unwrap()).contains("command (exports _start)"));
+    }
+}

@@ -1,0 +1,104 @@
+//! `coracle pull`: an image's module, for a person.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+use kubelet::image::{ConfigForm, Image, Keyring, Registries, SecretIdentity, download};
+use machinery_env::Env;
+
+use super::Failure;
+use crate::config::{Common, proxies};
+use crate::data_dir::DataDir;
+use crate::local;
+use crate::progress::Progress;
+
+/// The registry of the cluster in `--data-dir`, as images name it.
+const BUILT_IN: &str = "registry.local/";
+
+/// How other registries are reached.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Access {
+    /// How registries are reached: mirrors, private CAs, plain HTTP, accounts (docs/operations.md, "Registries")
+    #[arg(long, env = "CORACLE_REGISTRIES", value_name = "FILE")]
+    pub(crate) registries: Option<PathBuf>,
+    /// Folder whose config.json has accounts of registries [default: ~/.docker]
+    #[arg(long, env = "DOCKER_CONFIG", value_name = "DIR")]
+    pub(crate) docker_config: Option<PathBuf>,
+}
+
+/// Arguments of `coracle pull`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Pull {
+    /// The image: registry.local/NAME:TAG of the cluster in --data-dir, or one of any registry
+    #[arg(value_name = "REF")]
+    pub(crate) reference: String,
+    /// Where its module goes; what is there is replaced
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// Pulls an image's module into a file and prints the image's digest.
+///
+/// # Errors
+/// The image can't be pulled, or the file can't be written.
+pub(crate) fn run(flags: &Pull, common: &Common) -> Result<(), Failure> {
+    let (image, module) = fetch(&flags.reference, &flags.access, common)?;
+    write(&flags.file, &module)?;
+    println!("{} ({} bytes)", image.image_id, module.len());
+    Ok(())
+}
+
+/// An image and its module's bytes.
+///
+/// # Errors
+/// It can't be pulled.
+pub(super) fn fetch(reference: &str, access: &Access, common: &Common) -> anyhow::Result<(Image, Vec<u8>)> {
+    let registries = match &access.registries {
+        Some(path) => Registries::read(path).context("--registries")?,
+        None => Registries::default(),
+    };
+    let registries = registries.beside_proxies(proxies());
+    let built_in = match reference.starts_with(BUILT_IN) {
+        true => Some(local::registry(&DataDir::of(common)?)?),
+        false => None,
+    };
+    let keyring = keyring(access.docker_config.clone())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let folder = tempfile::tempdir().context("cannot make a folder for what is pulled")?;
+    let progress = Progress::new();
+    progress.doing(&format!("pulling {reference}"));
+    let pulled = runtime.block_on(download(reference, &keyring, (registries, built_in), folder.path(), Env::real()))?;
+    progress.done();
+    let module = std::fs::read(&pulled.module).context("cannot read what was pulled")?;
+    Ok((pulled.image, module))
+}
+
+/// The accounts that `docker login` and the like have written for whoever calls.
+fn keyring(folder: Option<PathBuf>) -> anyhow::Result<Keyring> {
+    let folder = folder.or_else(|| Some(directories::BaseDirs::new()?.home_dir().join(".docker")));
+    let mut keyring = Keyring::default();
+    let Some(path) = folder.map(|folder| folder.join("config.json")) else { return Ok(keyring) };
+    if let Ok(bytes) = std::fs::read(&path) {
+        let own = SecretIdentity { namespace: String::new(), name: path.display().to_string(), uid: String::new() };
+        keyring.add(&own, ConfigForm::Json, &bytes).with_context(|| path.display().to_string())?;
+    }
+    Ok(keyring)
+}
+
+/// Whole or not at all.
+fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let cannot = || format!("cannot write {}", file.display());
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut beside = tempfile::Builder::new().prefix(".coracle-").tempfile_in(folder).with_context(cannot)?;
+    std::io::Write::write_all(&mut beside, bytes).with_context(cannot)?;
+    #[cfg(unix)]
+    {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        beside.as_file().set_permissions(mode).with_context(cannot)?;
+    }
+    beside.persist(file).with_context(cannot)?;
+    Ok(())
+}

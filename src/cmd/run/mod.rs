@@ -1,0 +1,242 @@
+//! `coracle run`: from a file to an address that answers; with `--dev`, again at every change of the file.
+
+mod objects;
+mod watch;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use kubelet::image::{RegistryAccess, push, take_back};
+use machinery_env::Env;
+
+use self::objects::{App, MANAGER};
+use self::watch::Watched;
+use super::Failure;
+use crate::compose;
+use crate::config::Common;
+use crate::data_dir::DataDir;
+use crate::local;
+use crate::progress::Progress;
+
+/// Until a module is compiled and its pods are ready: the largest of JavaScript take half a minute on a busy machine.
+const READY_TIME_MAX: Duration = Duration::from_secs(180);
+/// How often the cluster is asked meanwhile.
+const ASK_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a Service's address may take to answer, before another one is given.
+const ADDRESS_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// Arguments of `coracle run`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Run {
+    /// The module or component
+    #[arg(value_name = "FILE.wasm")]
+    pub(crate) file: PathBuf,
+    /// Name of the Deployment, the Service and the image [default: the file's]
+    #[arg(long, env = "CORACLE_NAME", value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Port of the Service, where the module serves HTTP
+    #[arg(long, env = "CORACLE_PORT", default_value_t = 8080, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: u16,
+    /// How many pods
+    #[arg(long, env = "CORACLE_REPLICAS", default_value_t = 1, value_name = "N")]
+    pub(crate) replicas: u16,
+    /// Watches the file, and runs each change of it, until it is stopped
+    #[arg(long, env = "CORACLE_DEV")]
+    pub(crate) dev: bool,
+}
+
+/// Runs the file.
+///
+/// # Errors
+/// The file can't be read or is no module, there is no running cluster, or the pods don't become ready.
+pub(crate) fn run(flags: &Run, common: &Common) -> Result<(), Failure> {
+    let data = DataDir::of(common)?;
+    let name = match &flags.name {
+        Some(name) if objects::is_label(name) => name.clone(),
+        Some(name) => return Err(Failure::Usage(format!("--name {name}: lower-case letters, digits and dashes"))),
+        None => objects::name_of(&flags.file).ok_or_else(|| {
+            Failure::Usage(format!("{}: no name can be made of it, give --name", flags.file.display()))
+        })?,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let stop = {
+        let _entered = runtime.enter();
+        compose::stop_signal()
+    };
+    Ok(runtime.block_on(async {
+        let runner = Runner::new(flags, name, &data).await?;
+        tokio::select! {
+            done = runner.run(flags.dev) => done,
+            () = stop => Ok(()),
+        }
+    })?)
+}
+
+/// One file and where it runs.
+struct Runner<'a> {
+    flags: &'a Run,
+    name: String,
+    registry: RegistryAccess,
+    client: Client,
+    /// Where NodePorts are.
+    host: String,
+    env: Env,
+}
+
+impl<'a> Runner<'a> {
+    async fn new(flags: &'a Run, name: String, data: &DataDir) -> anyhow::Result<Self> {
+        let registry = local::registry(data)?;
+        let (client, host) = local::client(data).await?;
+        Ok(Self { flags, name, registry, client, host, env: Env::real() })
+    }
+
+    async fn run(&self, dev: bool) -> anyhow::Result<()> {
+        let file = &self.flags.file;
+        let mut watched = Watched::default();
+        let cannot = || format!("cannot read {}; give the path of a .wasm file", file.display());
+        let module = watched.read(file).await.with_context(cannot)?;
+        let mut app = self.deploy(module).await?;
+        if let Some(app) = &app {
+            self.tell(app).await?;
+        }
+        if !dev {
+            return Ok(());
+        }
+        loop {
+            let module = watched.changed(file).await;
+            let seen = self.env.elapsed();
+            // A build may be writing it still, and what is half there is no module: the next change brings the rest.
+            match self.deploy(module).await {
+                Ok(Some(next)) => {
+                    let took = self.env.elapsed().saturating_sub(seen);
+                    println!("{} serves {} after {} ms", next.name, next.image, took.as_millis());
+                    if let Some(before) = app.replace(next) {
+                        // A day's changes would fill the disk.
+                        let _ = take_back(&before.name, before.digest(), &self.registry).await;
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let still = app.as_ref().map_or_else(String::new, |app| format!("; {} runs on", app.image));
+                    eprintln!("coracle: {error:#}{still}");
+                }
+            }
+        }
+    }
+
+    /// Pushes a module and has it run; none where that is what runs.
+    async fn deploy(&self, module: Vec<u8>) -> anyhow::Result<Option<App>> {
+        let progress = Progress::new();
+        progress.doing(&format!("pushing {} ({} bytes)", self.flags.file.display(), module.len()));
+        let name = format!("registry.local/{}:run", self.name);
+        let pushed = push(module, wasm_runtime::engine::inspect, &name, &self.registry).await?;
+        let app =
+            App::new(&self.name, (&pushed.digest, &pushed.inspection.exports), self.flags.port, self.flags.replicas);
+        progress.doing(&format!("waiting for {}", self.name));
+        let changed = self.apply(&app).await?;
+        self.ready(&app).await?;
+        progress.done();
+        Ok(changed.then_some(app))
+    }
+
+    /// Makes the objects, or changes what `coracle run` has made before.
+    async fn apply(&self, app: &App) -> anyhow::Result<bool> {
+        let deployments: Api<Deployment> = Api::default_namespaced(self.client.clone());
+        let wanted = app.deployment();
+        let manager = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let changed = match deployments.get_opt(&app.name).await? {
+            None => {
+                deployments.create(&PostParams::default(), &serde_json::from_value(wanted)?).await?;
+                true
+            }
+            Some(there) if !objects::is_ours(&there.metadata) => {
+                bail!(
+                    "there is a Deployment {:?} that `coracle run` has not made: give another name with --name",
+                    app.name
+                )
+            }
+            Some(there) => {
+                let before = there.metadata.generation;
+                let now = deployments.patch(&app.name, &manager, &Patch::Merge(wanted)).await?;
+                now.metadata.generation != before
+            }
+        };
+        let services: Api<Service> = Api::default_namespaced(self.client.clone());
+        match services.get_opt(&app.name).await? {
+            Some(there) if !objects::is_ours(&there.metadata) && app.serves => {
+                bail!(
+                    "there is a Service {:?} that `coracle run` has not made: give another name with --name",
+                    app.name
+                )
+            }
+            Some(there) if !objects::is_ours(&there.metadata) => {}
+            Some(_) if app.serves => {
+                services.patch(&app.name, &manager, &Patch::Merge(app.service())).await?;
+            }
+            Some(_) => {
+                services.delete(&app.name, &kube::api::DeleteParams::default()).await?;
+            }
+            None if app.serves => {
+                services.create(&PostParams::default(), &serde_json::from_value(app.service())?).await?;
+            }
+            None => {}
+        }
+        Ok(changed)
+    }
+
+    /// Waits until all pods are of this image and available.
+    async fn ready(&self, app: &App) -> anyhow::Result<()> {
+        let deployments: Api<Deployment> = Api::default_namespaced(self.client.clone());
+        let pods: Api<Pod> = Api::default_namespaced(self.client.clone());
+        let began = self.env.elapsed();
+        loop {
+            if deployments.get(&app.name).await.is_ok_and(|deployment| objects::is_rolled_out(&deployment)) {
+                return Ok(());
+            }
+            let all = pods.list(&ListParams::default().labels(&format!("app={}", app.name))).await?;
+            if let Some(why) = all.iter().find_map(|pod| app.trouble(pod)) {
+                bail!("{} does not run: {why}", app.name);
+            }
+            if self.env.elapsed().saturating_sub(began) > READY_TIME_MAX {
+                let seconds = READY_TIME_MAX.as_secs();
+                bail!("{} is not ready after {seconds} s: see `kubectl describe pods -l app={}`", app.name, app.name);
+            }
+            tokio::time::sleep(ASK_INTERVAL).await;
+        }
+    }
+
+    /// Prints where it answers.
+    async fn tell(&self, app: &App) -> anyhow::Result<()> {
+        if !app.serves {
+            println!("deployment/{} runs; its output: kubectl logs deployment/{}", app.name, app.name);
+            return Ok(());
+        }
+        let service = Api::<Service>::default_namespaced(self.client.clone()).get(&app.name).await?;
+        let spec = service.spec.context("the Service has no spec")?;
+        let address = spec.cluster_ip.and_then(|ip| ip.parse().ok()).map(|ip| SocketAddr::new(ip, self.flags.port));
+        let node_port = spec.ports.and_then(|ports| ports.first()?.node_port);
+        match (address, node_port) {
+            (Some(address), _) if answers(address).await => println!("http://{address}/"),
+            (_, Some(port)) => println!("http://{}:{port}/", self.host),
+            _ => bail!("the Service has no address: see `kubectl describe service {}`", app.name),
+        }
+        Ok(())
+    }
+}
+
+/// Whether the data plane has a listener there, which it may be about to open.
+async fn answers(address: SocketAddr) -> bool {
+    let connects = async {
+        while tokio::net::TcpStream::connect(address).await.is_err() {
+            tokio::time::sleep(ASK_INTERVAL).await;
+        }
+    };
+    tokio::time::timeout(ADDRESS_TIME_MAX, connects).await.is_ok()
+}

@@ -1,0 +1,41 @@
+//! The cluster that runs in `--data-dir`, as verbs reach it.
+
+use anyhow::Context as _;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use kubelet::image::RegistryAccess;
+use oci_registry::Credentials;
+
+use crate::compose;
+use crate::data_dir::DataDir;
+
+/// How its registry is reached.
+///
+/// # Errors
+/// No cluster has run there.
+pub(crate) fn registry(data: &DataDir) -> anyhow::Result<RegistryAccess> {
+    let address = std::fs::read_to_string(data.registry_address()).with_context(|| no_cluster(data))?;
+    let password = std::fs::read_to_string(data.registry_password()).with_context(|| no_cluster(data))?;
+    let credentials = Credentials { user: compose::REGISTRY_USER.to_owned(), password: password.trim().to_owned() };
+    Ok(RegistryAccess { address: address.trim().to_owned(), credentials, ca_pem: None })
+}
+
+/// A client of its API server, and the host that it is at.
+///
+/// # Errors
+/// No cluster has run there, or its kubeconfig can't be used.
+pub(crate) async fn client(data: &DataDir) -> anyhow::Result<(Client, String)> {
+    let file = Kubeconfig::read_from(data.kubeconfig()).with_context(|| no_cluster(data))?;
+    let options = KubeConfigOptions::default();
+    let mut config = Config::from_custom_kubeconfig(file, &options).await.with_context(|| no_cluster(data))?;
+    // It is at hand.
+    config.proxy_url = None;
+    let host = config.cluster_url.host().unwrap_or("127.0.0.1").to_owned();
+    let client = Client::try_from(config).context("cannot make a client of the cluster")?;
+    Ok((client, host))
+}
+
+fn no_cluster(data: &DataDir) -> String {
+    let path = data.path().display();
+    format!("no cluster has run in {path}: start one with `coracle up`, or name its folder with --data-dir")
+}
