@@ -289,6 +289,17 @@ def many():
     return f"{MANY} init containers in {time.monotonic() - began:.1f} s more, the neighbour's slowest answer {slowest * 1000:.0f} ms"
 
 
+def tcp_probes():
+    tcp = lambda port, **more: {"tcpSocket": {"port": port}, "periodSeconds": 1, **more}
+    ports = {"ports": [{"name": "web", "containerPort": 8080}]}
+    apply(pod("listens", container("web", HELLO, readinessProbe=tcp("web"), livenessProbe=tcp(8080), **ports)),
+          pod("deaf", container("web", HELLO, readinessProbe=tcp(8081, failureThreshold=1), **ports)))
+    ready("listens")
+    ip = until("it has an address", lambda: status("deaf").get("podIP"))
+    until("it is told", lambda: any(m == f"Readiness probe failed: dial tcp {ip}:8081: connect: connection refused" for r, m, _ in events("deaf")))
+    expect("False", condition("deaf", "Ready")["status"], "a pod that nobody listens in")
+
+
 def debugging():
     """What of `kubectl debug` needs no terminal: a container that is added, sees what its target sees, and ends."""
     texts = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "looked-at"}, "data": {"a.txt": "one two"}}
@@ -322,7 +333,7 @@ def again():
     ready("again")
 
 
-CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, debugging, many, again)
+CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, debugging, many, again)
 
 
 def run(case):

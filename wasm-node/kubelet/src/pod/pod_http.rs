@@ -1,4 +1,4 @@
-//! HTTP requests of the node to its own pods: probes and hooks. They go straight to the pod, over no socket.
+//! Requests of the node to its own pods: probes and hooks. They go straight to the pod, over no socket.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use machinery_serve::net::{Body, Origin, Peer, PodNetwork, Protocol, Refused};
 
-use super::settings::Get;
+use super::settings::{Check, Get, Port};
 use runtime_api::NodeCall;
 
 /// What is read of an answer, so that a guest can finish what it sends (upstream's bound).
@@ -24,7 +24,27 @@ pub(crate) enum Asked {
 }
 
 /// Asks for a probe.
-pub(crate) async fn ask(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration) -> Asked {
+pub(crate) async fn ask(network: &PodNetwork, ip: IpAddr, check: &Check, timeout: Duration) -> Asked {
+    match check {
+        Check::Http(get) => ask_http(network, ip, get, timeout).await,
+        Check::Tcp(port) => ask_tcp(network, ip, port),
+    }
+}
+
+/// Whether somebody listens: a pod's listener takes every connection at once.
+fn ask_tcp(network: &PodNetwork, ip: IpAddr, port: &Port) -> Asked {
+    let Some(number) = port.number else { return Asked::Failed(no_port(port)) };
+    match network.find(ip, Protocol::Tcp, number) {
+        Some(_) => Asked::Passed,
+        None => Asked::Failed(format!("dial tcp {}: connect: connection refused", SocketAddr::new(ip, number))),
+    }
+}
+
+fn no_port(port: &Port) -> String {
+    format!("couldn't find port: {}", port.text)
+}
+
+async fn ask_http(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration) -> Asked {
     let own = NodeCall::default();
     match send(network, ip, get, timeout, own.clone()).await {
         Ok(status) if (200..400).contains(&status) => Asked::Passed,
@@ -40,7 +60,7 @@ pub(crate) async fn call(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: D
 }
 
 async fn send(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration, own: NodeCall) -> Result<u16, String> {
-    let Some(port) = get.port else { return Err(format!("couldn't find port: {}", get.port_text)) };
+    let Some(port) = get.port.number else { return Err(no_port(&get.port)) };
     let host = if ip.is_ipv6() { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
     let url = format!("http://{host}{}", get.path);
     let refused = || format!("Get {url:?}: dial tcp {host}: connect: connection refused");
@@ -84,5 +104,37 @@ async fn send(network: &PodNetwork, ip: IpAddr, get: &Get, timeout: Duration, ow
         Err(_) => {
             Err(format!("Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use machinery_serve::net::{Listen, Serve};
+
+    use super::*;
+
+    struct Silent;
+
+    #[async_trait::async_trait]
+    impl Serve for Silent {
+        async fn http(&self, _: &Origin, request: Request<Body>) -> Result<http::Response<Body>, Refused<Request<Body>>> {
+            Err(Refused::gone(request))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tcp_probe_sees_who_listens() {
+        let (network, ip) = (PodNetwork::default(), IpAddr::from([127, 66, 0, 9]));
+        let _listens = network.attach(Listen::tcp(ip, 80), Arc::new(Silent)).unwrap();
+        let port = |number: Option<u16>| Check::Tcp(Port { number, text: "web".into() });
+        let failed = async |number| match ask(&network, ip, &port(number), Duration::from_secs(1)).await {
+            Asked::Failed(why) => Some(why),
+            Asked::Passed | Asked::NoRoom => None,
+        };
+        assert_eq!(failed(Some(80)).await, None);
+        assert_eq!(failed(Some(81)).await.unwrap(), "dial tcp 127.66.0.9:81: connect: connection refused");
+        assert_eq!(failed(None).await.unwrap(), "couldn't find port: web");
     }
 }

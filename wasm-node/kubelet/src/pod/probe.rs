@@ -32,7 +32,7 @@ pub(crate) async fn run(node: Arc<Shared>, spec: ProbeSpec, of: Probed, ip: IpAd
     let mut started = false;
     loop {
         ticks.tick().await;
-        let failure = match ask(&node.parts.network, ip, &spec.get, spec.timeout).await {
+        let failure = match ask(&node.parts.network, ip, &spec.check, spec.timeout).await {
             Asked::Passed => None,
             Asked::Failed(why) => Some(why),
             // As upstream where a probe cannot be made: it counts neither way.

@@ -101,23 +101,39 @@ pub struct ProbeSpec {
     /// How long one may take.
     pub timeout: Duration,
     /// What is asked for.
-    pub get: Get,
+    pub check: Check,
+}
+
+/// What a probe asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Check {
+    /// A good answer.
+    Http(Get),
+    /// That a connection is taken.
+    Tcp(Port),
+}
+
+/// A port as the spec names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// Its number; none where the name is no port's.
+    pub number: Option<u16>,
+    /// As it is written.
+    pub text: String,
 }
 
 /// An HTTP request to the pod itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Get {
-    /// The port; none where the name is no port's.
-    pub port: Option<u16>,
-    /// The port as it is written.
-    pub port_text: String,
+    /// The port.
+    pub port: Port,
     /// Path and query.
     pub path: String,
     /// More headers.
     pub headers: Vec<(String, String)>,
 }
 
-/// The probe of that kind, where it asks by HTTP.
+/// The probe of that kind, where this node can make it.
 #[must_use]
 pub fn probe(container: &Container, kind: ProbeKind) -> Option<ProbeSpec> {
     let probe = match kind {
@@ -127,29 +143,37 @@ pub fn probe(container: &Container, kind: ProbeKind) -> Option<ProbeSpec> {
     };
     let probe = probe.as_ref()?;
     let seconds = |value, default| Duration::from_secs(u64::from(count(value, default)));
+    let check = match (&probe.http_get, &probe.tcp_socket) {
+        (Some(action), _) => Check::Http(get(container, action)),
+        (None, Some(action)) => Check::Tcp(port(container, &action.port)),
+        (None, None) => return None,
+    };
     Some(ProbeSpec {
         initial_delay: seconds(probe.initial_delay_seconds, 0),
         period: seconds(probe.period_seconds, 10),
         timeout: seconds(probe.timeout_seconds, 1),
-        get: get(container, probe.http_get.as_ref()?),
+        check,
     })
 }
 
 /// A request to the pod, of a probe or a hook.
 #[must_use]
 pub fn get(container: &Container, action: &HTTPGetAction) -> Get {
-    let (port, port_text) = match &action.port {
-        IntOrString::Int(port) => (u16::try_from(*port).ok(), port.to_string()),
-        IntOrString::String(name) => {
-            let named = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(name));
-            let port = named.map(|port| port.container_port).or_else(|| name.parse().ok());
-            (port.and_then(|port| u16::try_from(port).ok()), name.clone())
-        }
-    };
     let path = action.path.clone().unwrap_or_default();
     let path = if path.starts_with('/') { path } else { format!("/{path}") };
     let headers = action.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone()));
-    Get { port, port_text, path, headers: headers.collect() }
+    Get { port: port(container, &action.port), path, headers: headers.collect() }
+}
+
+fn port(container: &Container, of: &IntOrString) -> Port {
+    match of {
+        IntOrString::Int(port) => Port { number: u16::try_from(*port).ok(), text: port.to_string() },
+        IntOrString::String(name) => {
+            let named = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(name));
+            let port = named.map(|port| port.container_port).or_else(|| name.parse().ok());
+            Port { number: port.and_then(|port| u16::try_from(port).ok()), text: name.clone() }
+        }
+    }
 }
 
 /// The port that a server listens on.

@@ -160,7 +160,8 @@ impl Found {
 
     fn probe(&mut self, path: &str, probe: &Probe) {
         self.when(probe.exec.is_some(), format!("{path}.exec"));
-        self.when(probe.tcp_socket.is_some(), format!("{path}.tcpSocket"));
+        let host = probe.tcp_socket.as_ref().and_then(|tcp| tcp.host.as_deref()).unwrap_or_default();
+        self.when(!host.is_empty(), format!("{path}.tcpSocket.host"));
         self.when(probe.grpc.is_some(), format!("{path}.grpc"));
         if let Some(get) = &probe.http_get {
             self.get(&format!("{path}.httpGet"), get);
@@ -233,8 +234,8 @@ mod tests {
             ),
             (container(json!({"livenessProbe": {"exec": {}}})), "spec.containers[0].livenessProbe.exec"),
             (
-                container(json!({"readinessProbe": {"tcpSocket": {"port": 1}}})),
-                "spec.containers[0].readinessProbe.tcpSocket",
+                container(json!({"readinessProbe": {"tcpSocket": {"port": 1, "host": "h"}}})),
+                "spec.containers[0].readinessProbe.tcpSocket.host",
             ),
             (container(json!({"startupProbe": {"grpc": {"port": 1}}})), "spec.containers[0].startupProbe.grpc"),
             (
@@ -267,6 +268,7 @@ mod tests {
                 "restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart"}],
                 "name": "a", "image": "i", "securityContext": {"privileged": true, "capabilities": {"drop": ["ALL"]}},
                 "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}, "ports": [{"containerPort": 80, "protocol": "TCP"}],
+                "livenessProbe": {"tcpSocket": {"port": "web"}},
                 "readinessProbe": {"httpGet": {"port": 80, "path": "/", "scheme": "HTTP"}},
             }],
         }));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Probe;
 use machinery_serve::net::{AddrInUse, Listen};
 use runtime_api::{Kind, LogSink as _, Server, StdStream};
 use tokio::sync::watch;
@@ -57,7 +58,9 @@ fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> 
             listener = Some(Task(tokio::spawn(listen(ip, port, gate.clone(), recorder, about))));
         }
     }
-    if context.container.readiness_probe.is_none() && context.container.startup_probe.is_none() {
+    // A probe by HTTP finds out by itself whether an instance can be made.
+    let asks = |probe: &Option<Probe>| probe.as_ref().is_some_and(|probe| probe.http_get.is_some());
+    if !asks(&context.container.readiness_probe) && !asks(&context.container.startup_probe) {
         gate.look();
     }
     let last_words = Some(context.last_words(made));
