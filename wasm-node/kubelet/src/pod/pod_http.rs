@@ -119,7 +119,11 @@ mod tests {
 
     #[async_trait::async_trait]
     impl Serve for Silent {
-        async fn http(&self, _: &Origin, request: Request<Body>) -> Result<http::Response<Body>, Refused<Request<Body>>> {
+        async fn http(
+            &self,
+            _: &Origin,
+            request: Request<Body>,
+        ) -> Result<http::Response<Body>, Refused<Request<Body>>> {
             Err(Refused::gone(request))
         }
     }

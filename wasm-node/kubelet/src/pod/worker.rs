@@ -125,6 +125,8 @@ pub(crate) struct Worker {
     stale: bool,
     projects_from: Option<Duration>,
     api: report::Api,
+    /// Whether the API is to be told, where that is known.
+    dirty: Option<bool>,
     /// What the pod begins with, held back until the API has the status of a pod that is resumed.
     held: Option<Held>,
     delete: bool,
@@ -178,6 +180,7 @@ impl Worker {
             stale: false,
             projects_from: None,
             api: report::Api::default(),
+            dirty: None,
             held: None,
             taken_up: node.parts.env.elapsed(),
             node,
@@ -224,6 +227,7 @@ impl Worker {
         if ended_before && self.state.deleted.is_none() {
             // Its status tells all there is, and this run knows less of it than the one that wrote it.
             self.api.leave(self.wanted.clone());
+            self.dirty = None;
         }
         if self.state.resumed {
             // Its Ready goes through False before anything runs again: the API must have seen that.
@@ -356,6 +360,7 @@ impl Worker {
         self.view.change(|seen| seen.pod = pod.clone());
         let before = grace(&self.pod);
         self.pod = pod;
+        self.dirty = None;
         self.api.saw(version_of(&self.pod.metadata));
         if removed {
             if !self.state.removed {

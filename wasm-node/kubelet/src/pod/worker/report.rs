@@ -124,6 +124,7 @@ impl Worker {
             let wanted = Arc::new(wanted);
             self.view.change(|seen| seen.status = wanted.clone());
             self.wanted = wanted;
+            self.dirty = None;
         }
     }
 
@@ -132,8 +133,10 @@ impl Worker {
         self.wanted.pod_ip.as_deref()?.parse().ok()
     }
 
-    pub(super) fn dirty(&self) -> bool {
-        self.api.dirty(&self.wanted, self.pod.status.as_ref())
+    /// Whether the status is to be written. Asked at every turn, and found out once for each change of what it is found by.
+    pub(super) fn dirty(&mut self) -> bool {
+        let find = || self.api.dirty(&self.wanted, self.pod.status.as_ref());
+        *self.dirty.get_or_insert_with(find)
     }
 
     /// How long what is to be written can wait, as it would be overtaken or overwritten at once.
@@ -179,6 +182,7 @@ impl Worker {
         status: Option<Arc<PodStatus>>,
         result: Result<u64, kube::Error>,
     ) -> Option<Duration> {
+        self.dirty = None;
         self.failures = if result.is_ok() { 0 } else { self.failures.saturating_add(1) };
         let code = match &result {
             Err(kube::Error::Api(answer)) => answer.code,
