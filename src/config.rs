@@ -89,6 +89,8 @@ pub(crate) struct NodesConfig {
     pub(crate) host_pod_listeners: bool,
     /// Folders from which images `file:///…` are taken.
     pub(crate) file_images: Vec<PathBuf>,
+    /// Folders of which pods may mount what lies below.
+    pub(crate) host_paths: Vec<PathBuf>,
     /// When unused images go.
     pub(crate) image_collection: CollectPolicy,
     /// How registries are reached.
@@ -115,6 +117,7 @@ impl ClusterConfig {
                 bind: localhost,
                 host_pod_listeners: false,
                 file_images: Vec::new(),
+                host_paths: Vec::new(),
                 image_collection: CollectPolicy::default(),
                 registries: Registries::default(),
                 parallel_pulls: PARALLEL_PULLS_DEFAULT,

@@ -53,6 +53,9 @@ pub(crate) struct Up {
     /// Folder from which images file:///… are taken; can be given several times
     #[arg(long, env = "CORACLE_ALLOW_FILE_IMAGES", value_name = "DIR", value_delimiter = ',')]
     pub(crate) allow_file_images: Vec<PathBuf>,
+    /// Folder of which pods may mount what lies below, as hostPath; can be given several times
+    #[arg(long, env = "CORACLE_ALLOW_HOST_PATH", value_name = "DIR", value_delimiter = ',')]
+    pub(crate) allow_host_path: Vec<PathBuf>,
     /// How often the node lifecycle controller looks at the nodes, in seconds
     #[arg(long, env = "CORACLE_NODE_MONITOR_PERIOD", default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) node_monitor_period: u32,
@@ -135,6 +138,7 @@ impl Up {
                 bind: self.bind,
                 host_pod_listeners: self.host_pod_listeners,
                 file_images: self.allow_file_images.clone(),
+                host_paths: self.allow_host_path.clone(),
                 image_collection: CollectPolicy {
                     age_min: seconds(self.minimum_image_ttl_duration),
                     age_max: Some(seconds(self.image_maximum_gc_age)).filter(|age| !age.is_zero()),

@@ -96,6 +96,7 @@ fn node(ground: &Ground, parts: &NodeParts, name: String) -> anyhow::Result<Comp
     let mut node = NodeConfig::new(name.clone(), ground.data.node(&name), internal_ip, tls, capacity);
     node.bind = config.bind;
     node.host_pod_listeners = config.host_pod_listeners;
+    node.host_paths = config.host_paths.clone();
     let client = ComponentIdentity::Node(name).client(&ground.service);
     let (told, heard) = oneshot::channel();
     let (parts, stop) = (parts.clone(), ground.stop.components.clone());

@@ -30,6 +30,8 @@ pub trait LogSink: Send + Sync {
 pub struct Preopen {
     /// The folder on the host.
     pub host: PathBuf,
+    /// What of it: a path below the folder, in which guests may have put links. It is opened without ever leaving the folder.
+    pub sub_path: Option<PathBuf>,
     /// Its name in the guest: the mount path.
     pub guest: String,
     /// Whether the guest may write.

@@ -70,6 +70,8 @@ pub struct NodeConfig {
     pub taints: Vec<(String, String, String)>,
     /// Pod addresses listen on the host too.
     pub host_pod_listeners: bool,
+    /// Folders of which pods may have what lies below, as `hostPath`.
+    pub host_paths: Vec<PathBuf>,
     /// How often the lease is renewed (upstream: 10 s), and how long it holds (40 s).
     pub lease_interval: Duration,
     /// See above.
@@ -96,6 +98,7 @@ impl NodeConfig {
             labels: BTreeMap::new(),
             taints: Vec::new(),
             host_pod_listeners: false,
+            host_paths: Vec::new(),
             lease_interval: Duration::from_secs(10),
             lease_duration: Duration::from_secs(40),
             status_interval: Duration::from_secs(300),
@@ -197,6 +200,7 @@ async fn serve(
         env: parts.env.clone(),
         runtime: parts.runtime.clone(),
         network: parts.network.clone(),
+        rates: Arc::default(),
         stop: stop.clone(),
     };
     let server = server::serve(listener, &config.tls, serving, stop.clone()).map_err(at_server)?;
@@ -221,6 +225,7 @@ fn share(
         sources: sources.clone(),
         host_ip: config.internal_ip,
         allocatable: allocatable.clone(),
+        host_paths: config.host_paths.clone().into(),
     };
     Shared {
         recorder: Recorder::start_on(client.clone(), parts.env.clone(), "kubelet", config.name.clone(), stop),

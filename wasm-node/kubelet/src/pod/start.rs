@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container as ContainerSpecWire, Pod, Service, VolumeMount};
+use k8s_openapi::api::core::v1::{Container as ContainerSpecWire, Pod, Service};
 use machinery_api::ObjectKey;
 use machinery_client::{EventRecord, reference_to};
 use machinery_serve::net::Caller;
@@ -22,8 +22,8 @@ use crate::config::pull_secrets;
 use crate::config::sources::{Known, SourceKind, named_by_environment};
 use crate::image::{Image, ImageError, PullPolicy, Pulled};
 use crate::log::ContainerLog;
-use crate::volume::is_read_only;
-use crate::volume::paths::{folder, message_folder};
+use crate::volume::mounts;
+use crate::volume::paths::message_folder;
 use runtime_api::ledger::Ledger;
 use runtime_api::{Admitted, Container, ContainerSpec, LoadError, Metering, Preopen};
 
@@ -122,7 +122,8 @@ pub(crate) async fn make(
     let loaded = node.parts.images.load(image, metering, &namespace).await.map_err(|error| refused(&error))?;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let dir = node.pod_dir(&uid);
-    let mut preopens = preopens(pod, wire, &dir)?;
+    let variable = |name: &str| variables.get(name).cloned();
+    let mut preopens = mounts::preopens(pod, wire, (&dir, attempt), &variable).map_err(config)?;
     let path = wire.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(TERMINATION_PATH);
     let runner_class = runner_class(loaded.kind());
     let termination = if runner_class.leaves_message || path != TERMINATION_PATH {
@@ -247,22 +248,6 @@ fn argv(wire: &ContainerSpecWire, image: &Image, variables: &Variables) -> Vec<S
     argv
 }
 
-/// The container's mounts.
-fn preopens(pod: &Pod, wire: &ContainerSpecWire, dir: &Path) -> Result<Vec<Preopen>, Refused> {
-    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
-    let mounts = wire.volume_mounts.iter().flatten();
-    let preopen = |mount: &VolumeMount| {
-        let volume = volumes.iter().find(|volume| volume.name == mount.name);
-        let volume = volume.ok_or_else(|| config(format!("volume {:?} is not in the pod", mount.name)))?;
-        Ok(Preopen {
-            host: folder(dir, &volume.name),
-            guest: mount.mount_path.clone(),
-            writable: mount.read_only != Some(true) && !is_read_only(volume),
-        })
-    };
-    mounts.map(preopen).collect()
-}
-
 /// The name that a pod's host would have: a DNS label of its own, or the beginning of the pod's name.
 fn host_name(pod: &Pod) -> String {
     let own = pod.spec.as_ref().and_then(|spec| spec.hostname.as_deref()).filter(|name| !name.is_empty());
@@ -302,7 +287,7 @@ fn termination(
     let file = host.join(name);
     // There from the start, as upstream's, for guests that only append.
     std::fs::write(&file, b"")?;
-    preopens.push(Preopen { host, guest: parent.to_owned(), writable: true });
+    preopens.push(Preopen { host, sub_path: None, guest: parent.to_owned(), writable: true });
     Ok(Some(file))
 }
 

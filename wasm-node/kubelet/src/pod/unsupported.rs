@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::state::Class;
 use crate::spec::containers;
-use crate::volume::is_read_only;
+use crate::volume::{host_path, is_read_only};
 
 /// A field, and what is the matter with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,10 +101,14 @@ impl Found {
                 self.when(source.pod_certificate.is_some(), format!("{path}.podCertificate"));
             }
         }
-        if is_read_only(volume) || volume.empty_dir.is_some() {
+        if let Some(host) = &volume.host_path {
+            let kind = host.type_.as_deref().unwrap_or_default();
+            self.when(!host_path::TYPES.contains(&kind), format!("{path}.hostPath.type"));
+        }
+        if is_read_only(volume) || volume.empty_dir.is_some() || volume.host_path.is_some() {
             return;
         }
-        // What is left by its name on the wire: hostPath, persistentVolumeClaim, csi …
+        // What is left by its name on the wire: persistentVolumeClaim, csi …
         let value = serde_json::to_value(volume).unwrap_or(Value::Null);
         let kinds = value.as_object().into_iter().flatten().map(|(kind, _)| kind.as_str());
         // A volume with no source is an emptyDir (upstream's default).
@@ -129,9 +133,6 @@ impl Found {
         }
         for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
             let path = format!("{path}.volumeMounts[{index}]");
-            let set = |field: &Option<String>| field.as_deref().is_some_and(|value| !value.is_empty());
-            self.when(set(&mount.sub_path), format!("{path}.subPath"));
-            self.when(set(&mount.sub_path_expr), format!("{path}.subPathExpr"));
             let propagation = mount.mount_propagation.as_deref().unwrap_or("None");
             self.when(propagation != "None", format!("{path}.mountPropagation"));
         }
@@ -212,8 +213,8 @@ mod tests {
             (json!({"containers": [], "setHostnameAsFQDN": true}), "spec.setHostnameAsFQDN"),
             (json!({"containers": [], "os": {"name": "windows"}}), "spec.os.name"),
             (
-                json!({"containers": [], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]}),
-                "spec.volumes[0].hostPath",
+                json!({"containers": [], "volumes": [{"name": "v", "hostPath": {"path": "/", "type": "Socket"}}]}),
+                "spec.volumes[0].hostPath.type",
             ),
             (
                 json!({"containers": [], "volumes": [{"name": "v", "emptyDir": {"medium": "Memory"}}]}),
@@ -229,8 +230,10 @@ mod tests {
                 "spec.containers[0].ports[0].hostPort",
             ),
             (
-                container(json!({"volumeMounts": [{"name": "v", "mountPath": "/v", "subPath": "a"}]})),
-                "spec.containers[0].volumeMounts[0].subPath",
+                container(
+                    json!({"volumeMounts": [{"name": "v", "mountPath": "/v", "mountPropagation": "Bidirectional"}]}),
+                ),
+                "spec.containers[0].volumeMounts[0].mountPropagation",
             ),
             (container(json!({"livenessProbe": {"exec": {}}})), "spec.containers[0].livenessProbe.exec"),
             (

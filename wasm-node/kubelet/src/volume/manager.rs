@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::atomic;
 use super::files::{Files, FilesError, Tokens, files, wanted_tokens};
-use super::is_read_only;
+use super::{host_path, is_empty_dir, is_read_only};
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
 
@@ -39,6 +39,8 @@ pub(crate) struct VolumeManager {
     pub(crate) sources: Arc<ConfigSourceManager>,
     pub(crate) host_ip: IpAddr,
     pub(crate) allocatable: Arc<BTreeMap<String, Wire>>,
+    /// Folders of which pods may have what lies below.
+    pub(crate) host_paths: Arc<[PathBuf]>,
 }
 
 /// What is said of a pod's volumes.
@@ -192,11 +194,17 @@ async fn fill(
         writes.push((volume.name.clone(), files));
     }
     let plain: Vec<String> =
-        volumes.iter().filter(|volume| !is_read_only(volume)).map(|volume| volume.name.clone()).collect();
-    let (dir, stamp) = (dir.to_owned(), stamp(node));
+        volumes.iter().filter(|volume| is_empty_dir(volume)).map(|volume| volume.name.clone()).collect();
+    let of_host = volumes.iter().filter_map(|volume| Some((volume.name.clone(), volume.host_path.clone()?)));
+    let of_host: Vec<_> = of_host.collect();
+    let (dir, stamp, allowed) = (dir.to_owned(), stamp(node), node.host_paths.clone());
     let written = tokio::task::spawn_blocking(move || {
         for name in plain {
             make_empty_dir(&super::paths::folder(&dir, &name)).map_err(|error| failed(&name, &error.to_string()))?;
+        }
+        for (name, source) in of_host {
+            let folder = super::paths::folder(&dir, &name);
+            host_path::link(&folder, &source, &allowed).map_err(|error| failed(&name, &error))?;
         }
         for (name, files) in writes {
             let folder = super::paths::folder(&dir, &name);

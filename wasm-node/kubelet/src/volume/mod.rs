@@ -5,12 +5,20 @@
 
 pub mod atomic;
 pub mod files;
+pub(crate) mod host_path;
 pub mod manager;
 pub(crate) mod measure;
+pub(crate) mod mounts;
 pub mod paths;
 pub mod usage;
 
 use k8s_openapi::api::core::v1::Volume;
+
+/// Whether a volume is an emptyDir: one with no source is, too (upstream's default).
+#[must_use]
+pub fn is_empty_dir(volume: &Volume) -> bool {
+    !is_read_only(volume) && volume.host_path.is_none()
+}
 
 /// Whether a guest may never write to a volume: its content is the API's.
 #[must_use]

@@ -19,3 +19,9 @@ pub(crate) fn plain(name: &str) -> String {
     let plain: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
     if plain.is_empty() { "none".to_owned() } else { plain }
 }
+
+/// Where the folders of files lie that containers mount alone.
+#[must_use]
+pub fn file_folder(pod_dir: &Path) -> PathBuf {
+    pod_dir.join("files")
+}

@@ -6,9 +6,8 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use machinery_api::quantity::Quantity;
 
-use super::is_read_only;
-use super::paths::plain;
-use super::paths::{folder, message_folder};
+use super::is_empty_dir;
+use super::paths::{file_folder, folder, message_folder, plain};
 use crate::spec::{containers, requests};
 
 /// What an emptyDir without `sizeLimit` may hold. Enough for scratch files; a node with 110 such pods needs no more
@@ -16,6 +15,9 @@ use crate::spec::{containers, requests};
 pub const EMPTY_DIR_BYTES_DEFAULT: u64 = 1 << 30;
 /// Files and folders of one emptyDir: what a walk gets through in well under a second.
 pub const EMPTY_DIR_ENTRIES_MAX: u64 = 100_000;
+/// What a guest may put beside files that are mounted alone: copies of a ConfigMap's are at most 1 MiB, and a guest that renews a
+/// file writes it beside the old one.
+const BESIDE_FILES_BYTES_MAX: u64 = 64 << 20;
 /// What a guest may put beside its termination message, of which 4 KiB are read.
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 const MESSAGE_ENTRIES_MAX: u64 = 1000;
@@ -34,6 +36,10 @@ pub struct Usage {
 /// Walks a folder, following no link, and no further than the bound on entries.
 #[must_use]
 pub fn measure(dir: &Path) -> Usage {
+    walk(dir, on_disk)
+}
+
+fn walk(dir: &Path, bytes: fn(&std::fs::Metadata) -> u64) -> Usage {
     let mut usage = Usage::default();
     let mut folders = vec![(dir.to_owned(), 0)];
     while let Some((folder, depth)) = folders.pop() {
@@ -44,7 +50,7 @@ pub fn measure(dir: &Path) -> Usage {
                 return Usage { entries: EMPTY_DIR_ENTRIES_MAX + 1, ..usage };
             }
             let Ok(metadata) = entry.path().symlink_metadata() else { continue };
-            usage.bytes = usage.bytes.saturating_add(on_disk(&metadata));
+            usage.bytes = usage.bytes.saturating_add(bytes(&metadata));
             if metadata.is_dir() {
                 folders.push((entry.path(), depth + 1));
             }
@@ -58,6 +64,18 @@ fn on_disk(metadata: &std::fs::Metadata) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     // Blocks of 512 bytes, whatever the file system's own are (POSIX stat).
     metadata.blocks().saturating_mul(512)
+}
+
+/// What a file holds that has no other name: those that have are counted with their volume.
+#[cfg(unix)]
+fn on_disk_alone(metadata: &std::fs::Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    if metadata.is_file() && metadata.nlink() > 1 { 0 } else { on_disk(metadata) }
+}
+
+#[cfg(windows)]
+fn on_disk_alone(metadata: &std::fs::Metadata) -> u64 {
+    on_disk(metadata)
 }
 
 #[cfg(windows)]
@@ -85,7 +103,7 @@ pub fn bounds(pod: &Pod, messages: bool) -> Bounds {
     let spec = containers::spec(pod);
     let volumes = spec.volumes.iter().flatten();
     let volumes = volumes
-        .filter(|volume| !is_read_only(volume))
+        .filter(|volume| is_empty_dir(volume))
         .map(|volume| {
             let limit = volume.empty_dir.as_ref().and_then(|empty| empty.size_limit.as_ref());
             let own = limit.and_then(|limit| Some((bytes(&limit.0).filter(|bytes| *bytes > 0)?, limit.0.clone())));
@@ -140,6 +158,12 @@ impl Bounds {
                 return Some(format!("EmptyDir volume {name:?} holds more than {EMPTY_DIR_ENTRIES_MAX} files. "));
             }
         }
+        // Guests find these open too, beside the file that they are for.
+        let files = walk(&file_folder(pod_dir), on_disk_alone);
+        total = total.saturating_add(files.bytes);
+        if files.bytes > BESIDE_FILES_BYTES_MAX || files.entries > EMPTY_DIR_ENTRIES_MAX {
+            return Some(format!("The folders of single files hold more than {BESIDE_FILES_BYTES_MAX} bytes. "));
+        }
         let mut messages = Usage::default();
         let folders = std::fs::read_dir(message_folder(pod_dir)).into_iter().flatten().flatten();
         for folder in folders.filter(|_| self.messages) {
@@ -166,6 +190,21 @@ impl Bounds {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lies_beside_a_single_file_is_bounded() {
+        let root = tempfile::tempdir().unwrap();
+        let bounds = Bounds { volumes: vec![("v".into(), 1 << 20, None)], ..Bounds::default() };
+        let beside = file_folder(root.path()).join("c/0.0");
+        std::fs::create_dir_all(&beside).unwrap();
+        assert_eq!(bounds.exceeded(root.path(), root.path()), None);
+        let huge = vec![1u8; usize::try_from(BESIDE_FILES_BYTES_MAX).unwrap() + 1];
+        std::fs::write(root.path().join("linked"), &huge).unwrap();
+        std::fs::hard_link(root.path().join("linked"), beside.join("linked")).unwrap();
+        assert_eq!(bounds.exceeded(root.path(), root.path()), None, "it is its volume's");
+        std::fs::write(beside.join("huge"), huge).unwrap();
+        assert!(bounds.exceeded(root.path(), root.path()).is_some_and(|said| said.contains("single files")));
+    }
 
     #[test]
     fn usage_is_what_lies_on_the_disk() {

@@ -12,6 +12,7 @@ use crate::bounds::growth::COMMAND_GROWTH_WAIT_MAX;
 use crate::bounds::limits::OUTGOING_REQUESTS_MAX;
 use crate::host::disk::Disk;
 use crate::host::guest::Guest;
+use crate::host::volumes;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{ContainerSpec, Failures, Kind, Limits, LoadError, LogSink, Metering, Preopen, Stats, StdStream};
 
@@ -70,11 +71,7 @@ impl Engine {
             return Err(LoadError::Engine("a fuel limit needs the module loaded with Metering::Fuel".into()));
         }
         for preopen in &spec.preopens {
-            let found = std::fs::metadata(&preopen.host).map_err(LoadError::io("looking for a volume"))?;
-            if !found.is_dir() {
-                let error = std::io::Error::new(std::io::ErrorKind::NotADirectory, preopen.host.display().to_string());
-                return Err(LoadError::io("looking for a volume")(error));
-            }
+            volumes::open(preopen).map_err(LoadError::io("looking for a volume"))?;
         }
         let cwd_dir = spec.cwd.as_deref().and_then(|cwd| host_dir(&spec.preopens, cwd));
         let mut env: Vec<(String, String)> = Vec::with_capacity(spec.env.len());
@@ -228,7 +225,8 @@ fn host_dir(preopens: &[Preopen], cwd: &str) -> Option<(PathBuf, bool)> {
     let cwd = Path::new(cwd);
     let inside = |preopen: &&Preopen| cwd.starts_with(&preopen.guest);
     let preopen = preopens.iter().filter(inside).max_by_key(|preopen| preopen.guest.len())?;
-    let host = preopen.host.join(cwd.strip_prefix(&preopen.guest).ok()?);
+    let below = preopen.sub_path.iter().map(PathBuf::as_path).chain([cwd.strip_prefix(&preopen.guest).ok()?]);
+    let host = below.fold(preopen.host.clone(), |path, part| path.join(part));
     let lexical = !host.components().any(|part| matches!(part, std::path::Component::ParentDir));
     // A link inside the volume must not lead the guest out of it.
     let real = host.canonicalize().ok()?;

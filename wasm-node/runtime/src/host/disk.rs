@@ -7,7 +7,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use wasmtime_wasi::filesystem::Dir;
 use wasmtime_wasi::{FsPerms, OpenMode};
 
 use super::disk_threads::{LATE_AFTER, Late, Line, OwnThreads, Threads};
+use super::volumes;
 use crate::bounds::cpu::TokenBucket;
 use crate::bounds::epoch::Polled;
 use runtime_api::Preopen;
@@ -207,7 +207,7 @@ impl Disk {
         let mut open = Vec::with_capacity(self.folders.len());
         for folder in &self.folders {
             let held = self.descriptor()?;
-            let dir = open_dir(&folder.host)?;
+            let dir = volumes::open(folder)?;
             let (perms, mode) = match folder.writable {
                 true => (FsPerms::ReadWrite, OpenMode::READ | OpenMode::WRITE),
                 false => (FsPerms::ReadOnly, OpenMode::READ),
@@ -271,14 +271,6 @@ pub(crate) fn exhausted() -> io::Error {
     io::Error::other("too many open files")
 }
 
-fn open_dir(path: &Path) -> io::Result<std::fs::File> {
-    let dir = std::fs::File::open(path)?;
-    if !dir.metadata()?.is_dir() {
-        return Err(io::Error::new(io::ErrorKind::NotADirectory, path.display().to_string()));
-    }
-    Ok(dir)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,7 +286,7 @@ mod tests {
         let node = NodeDisk::new(&Env::real(), &ledger, None);
         let (path, of) = (root.path().to_owned(), node.clone());
         let make = move |folders: usize| {
-            let folder = |n| Preopen { host: path.clone(), guest: format!("/{n}"), writable: true };
+            let folder = |n| Preopen { host: path.clone(), sub_path: None, guest: format!("/{n}"), writable: true };
             let own = Ledger::container(&Ledger::pod(&ledger));
             Disk::new(&of, &own, &"default".into(), (0..folders).map(folder).collect())
         };

@@ -19,6 +19,7 @@ pub(crate) mod random;
 pub(crate) mod sockets;
 pub(crate) mod state;
 pub(crate) mod stdio;
+pub(crate) mod volumes;
 
 use std::any::Any;
 

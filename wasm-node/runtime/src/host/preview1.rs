@@ -2,7 +2,6 @@
 //! volumes done within the container's share, and folders listed a page at a time.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use wasmtime::Linker;
@@ -18,6 +17,7 @@ use super::disk::Disk;
 use super::disk_threads::Late;
 use super::listing::{LISTING_BYTES, Listing, NextEntry};
 use super::state::CoreState;
+use super::volumes::Anchored;
 use crate::bounds::limits::OPEN_FILES_MAX;
 use runtime_api::ledger::Held;
 
@@ -37,7 +37,7 @@ struct Open {
     /// None for a volume that has not been listed yet.
     dir: Option<Dir>,
     /// Where a volume lies.
-    volume: Option<PathBuf>,
+    volume: Option<Anchored>,
     _held: Vec<Held>,
 }
 
@@ -61,10 +61,10 @@ pub(crate) struct Preview1 {
 
 impl Preview1 {
     /// `volumes`: where each lies, in the order of the context.
-    pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(PathBuf, Held)>) -> Self {
+    pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(Anchored, Held)>) -> Self {
         let open = (FIRST_VOLUME..)
             .zip(volumes)
-            .map(|(fd, (path, held))| (fd, Open { dir: None, volume: Some(path), _held: vec![held] }));
+            .map(|(fd, (volume, held))| (fd, Open { dir: None, volume: Some(volume), _held: vec![held] }));
         let open = open.collect();
         Self { wasi, disk, open, walks: Vec::new(), begun: false }
     }
@@ -106,7 +106,7 @@ impl Preview1 {
     /// The folder behind a number; none where it is none.
     fn dir(&mut self, fd: u32) -> Result<Option<Dir>> {
         let Some(open) = self.open.get_mut(&fd) else { return Ok(None) };
-        if let (None, Some(path)) = (&open.dir, &open.volume) {
+        if let (None, Some(Anchored { path, .. })) = (&open.dir, &open.volume) {
             let held = self.disk.descriptor().map_err(|_| types::Errno::Mfile)?;
             let file = std::fs::File::open(path).map_err(|_| types::Errno::Noent)?;
             open.dir = Some(Dir::new(file, FsPerms::ReadOnly, OpenMode::READ, true));

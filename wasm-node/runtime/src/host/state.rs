@@ -12,6 +12,7 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use super::guest::Guest;
 use super::preview1::Preview1;
 use super::stdio::Output;
+use super::volumes::Anchored;
 use crate::bounds::epoch;
 use crate::bounds::growth::StoreLimiter;
 use crate::bounds::limits::{
@@ -107,13 +108,15 @@ impl CoreState {
         let mut context = context(guest);
         context.args(&guest.argv).envs(&guest.env);
         // Preview 1 has no working directory: its libc resolves relative paths against a folder named ".".
-        let cwd = guest.cwd_dir.as_ref().map(|(host, writable)| (host.as_path(), ".", *writable));
-        let named = guest.disk.preopens().iter().map(|p| (p.host.as_path(), p.guest.as_str(), p.writable));
+        let cwd = guest.cwd_dir.as_ref().map(|(host, writable)| Ok((Anchored::plain(host), ".", *writable)));
+        let named = guest.disk.preopens().iter();
+        let named = named.map(|folder| Ok((Anchored::of(folder)?, folder.guest.as_str(), folder.writable)));
         let mut volumes = Vec::new();
-        for (host, name, writable) in named.chain(cwd) {
+        for volume in named.chain(cwd) {
+            let (anchored, name, writable) = volume.map_err(|error: std::io::Error| wasmtime::Error::from(error))?;
             let held = guest.disk.descriptor().map_err(wasmtime::Error::from)?;
-            context.preopened_dir(host, name, perms(writable))?;
-            volumes.push((host.to_owned(), held));
+            context.preopened_dir(&anchored.path, name, perms(writable))?;
+            volumes.push((anchored, held));
         }
         let mut p1 = context.build_p1();
         WasiView::ctx(&mut p1).table.set_max_capacity(RESOURCE_TABLE_ENTRIES_MAX);

@@ -222,7 +222,12 @@ async fn guests_call_each_other() {
         let (server, _) = plain(&bench, name, |spec| {
             // Wherever the sample looks for its files.
             for guest in ["/etc/catalog", "/catalog", "/data", "/config"] {
-                spec.preopens.push(Preopen { host: products.clone(), guest: guest.into(), writable: false });
+                spec.preopens.push(Preopen {
+                    host: products.clone(),
+                    sub_path: None,
+                    guest: guest.into(),
+                    writable: false,
+                });
             }
             spec.env.push(("PAYMENT_KEY".into(), "k".into()));
         })

@@ -1,0 +1,271 @@
+//! What a container finds open, by its mounts: whole volumes, folders within them, and single files
+//! (<https://kubernetes.io/docs/concepts/storage/volumes/#using-subpath>).
+//!
+//! A guest is given folders. So a single file gets a folder of its own, which holds nothing else: a copy where the volume is the
+//! API's (upstream doesn't renew a file that is mounted by `subPath` either), the very file where guests write it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+use runtime_api::Preopen;
+
+use super::is_read_only;
+use super::paths::{file_folder, folder};
+use crate::config::environment::expand;
+
+/// The container's mounts, for its run number `attempt`; `variable` gives its environment. What `subPath` names is made where it
+/// isn't there. Reads and writes files. The error is the event's message.
+pub(crate) fn preopens(
+    pod: &Pod,
+    container: &Container,
+    (dir, attempt): (&Path, u32),
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<Preopen>, String> {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    let (mut open, mut files) = (Vec::new(), BTreeMap::<PathBuf, Vec<MountedFile>>::new());
+    for mount in container.volume_mounts.iter().flatten() {
+        let volume = volumes.iter().find(|volume| volume.name == mount.name);
+        let volume = volume.ok_or_else(|| format!("volume {:?} is not in the pod", mount.name))?;
+        let (host, read_only) = (folder(dir, &volume.name), is_read_only(volume));
+        let writable = mount.read_only != Some(true) && !read_only;
+        let Some(sub_path) = sub_path(mount, variable)? else {
+            open.push(Preopen { host, sub_path: None, guest: mount.mount_path.clone(), writable });
+            continue;
+        };
+        let prepared = prepare(&host, &sub_path).map_err(|error| {
+            format!(
+                "failed to prepare subPath for volumeMount {:?} of container {:?}: {error}",
+                mount.name, container.name
+            )
+        })?;
+        let guest = Path::new(&mount.mount_path);
+        match (prepared, guest.parent(), guest.file_name()) {
+            (Prepared::Folder, ..) => {
+                open.push(Preopen { host, sub_path: Some(sub_path), guest: mount.mount_path.clone(), writable });
+            }
+            (Prepared::File(_), ..) if volume.host_path.is_some() => {
+                return Err(format!(
+                    "{:?} is a single file of a hostPath volume: a guest is given folders",
+                    mount.mount_path
+                ));
+            }
+            (Prepared::File(source), Some(parent), Some(name)) => {
+                let file = MountedFile { volume: host, sub_path, source, name: name.into(), writable };
+                files.entry(parent.to_owned()).or_default().push(file);
+            }
+            (Prepared::File(_), ..) => return Err(format!("a file cannot be mounted at {:?}", mount.mount_path)),
+        }
+    }
+    let taken: BTreeSet<PathBuf> = open.iter().map(|preopen| PathBuf::from(&preopen.guest)).collect();
+    for (n, (parent, files)) in files.into_iter().enumerate() {
+        if let Some(other) = taken.iter().find(|other| parent.starts_with(other)) {
+            let (name, other) = (parent.join(&files[0].name), other.display());
+            return Err(format!(
+                "{} is a single file within the mount {other}: a guest is given folders",
+                name.display()
+            ));
+        }
+        let host = file_folder(dir).join(&container.name).join(format!("{attempt}.{n}"));
+        let writable = files.iter().any(|file| file.writable);
+        let made = fs::create_dir_all(&host).and_then(|()| files.iter().try_for_each(|file| file.put(&host)));
+        made.map_err(|error| format!("failed to prepare the files of {}: {error}", parent.display()))?;
+        open.push(Preopen { host, sub_path: None, guest: parent.display().to_string(), writable });
+    }
+    Ok(open)
+}
+
+/// A file that is mounted alone.
+struct MountedFile {
+    volume: PathBuf,
+    sub_path: PathBuf,
+    source: File,
+    name: PathBuf,
+    writable: bool,
+}
+
+impl MountedFile {
+    fn put(&self, folder: &Path) -> io::Result<()> {
+        let to = folder.join(&self.name);
+        if to.symlink_metadata().is_ok() {
+            fs::remove_file(&to)?;
+        }
+        if self.writable {
+            let (volume, folder) = (File::open(&self.volume)?, File::open(folder)?);
+            return cap_primitives::fs::hard_link(&volume, &self.sub_path, &folder, &self.name);
+        }
+        io::copy(&mut &self.source, &mut File::create(&to)?).map(drop)
+    }
+}
+
+/// `subPath`, or `subPathExpr` with its variables; none where the whole volume is meant. Words are upstream's.
+fn sub_path(mount: &VolumeMount, variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<PathBuf>, String> {
+    let named = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(ToOwned::to_owned);
+    let text = match (named(&mount.sub_path), named(&mount.sub_path_expr)) {
+        (Some(text), _) => text,
+        (None, Some(expression)) => {
+            let missing = std::cell::RefCell::new(BTreeSet::new());
+            let text = expand(&expression, &|name| {
+                let value = variable(name).filter(|value| !value.is_empty());
+                if value.is_none() {
+                    missing.borrow_mut().insert(name.to_owned());
+                }
+                Some(value.unwrap_or_default())
+            });
+            let missing = missing.into_inner();
+            if !missing.is_empty() {
+                let names: Vec<String> = missing.into_iter().collect();
+                return Err(format!("missing value for {}", names.join(", ")));
+            }
+            text
+        }
+        (None, None) => return Ok(None),
+    };
+    let path = PathBuf::from(&text);
+    if path.is_absolute() {
+        return Err(format!("error SubPath `{text}` must not be an absolute path"));
+    }
+    if path.components().any(|part| matches!(part, Component::ParentDir)) {
+        return Err(format!("unable to provision SubPath `{text}`: must not contain '..'"));
+    }
+    Ok(Some(path))
+}
+
+/// What a sub path is.
+enum Prepared {
+    Folder,
+    File(File),
+}
+
+/// Looks at what a sub path names, and makes a folder of it where it names nothing. Never leaves the volume.
+fn prepare(volume: &Path, sub_path: &Path) -> io::Result<Prepared> {
+    use cap_primitives::fs::{DirOptions, FollowSymlinks, OpenOptions, create_dir, open, open_dir, stat};
+    let root = File::open(volume)?;
+    match stat(&root, sub_path, FollowSymlinks::Yes) {
+        Ok(found) if found.is_dir() => return open_dir(&root, sub_path).map(|_| Prepared::Folder),
+        Ok(found) if found.is_file() => {
+            return open(&root, sub_path, OpenOptions::new().read(true)).map(Prepared::File);
+        }
+        Ok(_) => return Err(io::Error::other("it is neither a folder nor a file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut made = PathBuf::new();
+    for part in sub_path.components() {
+        made.push(part);
+        match create_dir(&root, &made, &DirOptions::new()) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    open_dir(&root, sub_path).map(|_| Prepared::Folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    struct Bench {
+        dir: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let bench = Self { dir: tempfile::tempdir().unwrap() };
+            for volume in ["own", "map"] {
+                fs::create_dir_all(bench.volume(volume)).unwrap();
+            }
+            fs::write(bench.volume("map").join("a.yaml"), b"a").unwrap();
+            fs::write(bench.volume("map").join("b.yaml"), b"b").unwrap();
+            bench
+        }
+
+        fn volume(&self, name: &str) -> PathBuf {
+            folder(self.dir.path(), name)
+        }
+
+        fn open(&self, mounts: Value) -> Result<Vec<Preopen>, String> {
+            let pod = json!({"spec": {"containers": [], "volumes": [
+                {"name": "own", "emptyDir": {}}, {"name": "map", "configMap": {"name": "m"}}]}});
+            let container = json!({"name": "c", "volumeMounts": mounts});
+            let variable = |name: &str| (name == "POD").then(|| "p-1".to_owned());
+            let parse = |value: Value| serde_json::from_value(value).unwrap();
+            preopens(&serde_json::from_value(pod).unwrap(), &parse(container), (self.dir.path(), 0), &variable)
+        }
+    }
+
+    #[test]
+    fn a_folder_within_a_volume_is_made_and_opened() {
+        let bench = Bench::new();
+        let found = bench.open(json!([
+            {"name": "own", "mountPath": "/a", "subPath": "x/y"},
+            {"name": "own", "mountPath": "/b", "subPathExpr": "$(POD)/z", "readOnly": true},
+        ]));
+        let of = |sub: &str, guest: &str, writable| Preopen {
+            host: bench.volume("own"),
+            sub_path: Some(sub.into()),
+            guest: guest.into(),
+            writable,
+        };
+        assert_eq!(found, Ok(vec![of("x/y", "/a", true), of("p-1/z", "/b", false)]));
+        assert!(bench.volume("own").join("p-1/z").is_dir());
+    }
+
+    #[test]
+    fn single_files_share_a_folder_that_holds_nothing_else() {
+        let bench = Bench::new();
+        let found = bench.open(json!([
+            {"name": "map", "mountPath": "/etc/app/one.yaml", "subPath": "a.yaml"},
+            {"name": "map", "mountPath": "/etc/app/two.yaml", "subPath": "b.yaml"},
+        ]));
+        let found = found.unwrap();
+        let [one] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((one.guest.as_str(), one.writable), ("/etc/app", false));
+        let mut names: Vec<_> = fs::read_dir(&one.host).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["one.yaml", "two.yaml"]);
+        assert_eq!(fs::read(one.host.join("two.yaml")).unwrap(), b"b");
+    }
+
+    #[test]
+    fn a_file_that_guests_write_is_the_same_for_all() {
+        let bench = Bench::new();
+        fs::write(bench.volume("own").join("state"), b"1").unwrap();
+        let mount = json!([{"name": "own", "mountPath": "/data/state", "subPath": "state"}]);
+        let found = bench.open(mount).unwrap();
+        fs::write(found[0].host.join("state"), b"2").unwrap();
+        assert!(found[0].writable);
+        assert_eq!(fs::read(bench.volume("own").join("state")).unwrap(), b"2");
+    }
+
+    #[test]
+    fn what_leads_out_or_makes_no_sense_is_refused() {
+        let bench = Bench::new();
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("/etc", bench.volume("own").join("out")).unwrap();
+            std::os::unix::fs::symlink("../map/a.yaml", bench.volume("own").join("other")).unwrap();
+        }
+        let one =
+            |key: &str, sub: &str| bench.open(json!([{"name": "own", "mountPath": "/a/b", key: sub}])).unwrap_err();
+        assert_eq!(one("subPath", "/etc"), "error SubPath `/etc` must not be an absolute path");
+        assert_eq!(one("subPath", "a/../b"), "unable to provision SubPath `a/../b`: must not contain '..'");
+        assert_eq!(one("subPathExpr", "$(NOT)/$(NEITHER)"), "missing value for NEITHER, NOT");
+        if cfg!(unix) {
+            for sub in ["out", "out/passwd", "out/new", "other"] {
+                let error = one("subPath", sub);
+                assert!(
+                    error.starts_with("failed to prepare subPath for volumeMount \"own\" of container \"c\": "),
+                    "{error}"
+                );
+            }
+        }
+        let within = bench.open(json!([
+            {"name": "own", "mountPath": "/a"}, {"name": "map", "mountPath": "/a/b/c.yaml", "subPath": "a.yaml"}]));
+        assert!(within.unwrap_err().contains("is a single file within the mount /a"));
+    }
+}
