@@ -351,6 +351,11 @@ const NAMES_KINDS: &[(&str, &[&str], &str)] = &[
         &["pods", "nodes"],
         "subresources that a pod's node answers: logs and connections",
     ),
+    (
+        "apiserver/server/src/http/proxy/mod.rs",
+        &["pods", "services", "nodes", "endpointslices"],
+        "requests that are passed on, to the pods behind Services and to nodes",
+    ),
 ];
 
 #[test]

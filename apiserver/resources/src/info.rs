@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use machinery_api::{GroupVersionKind, GroupVersionResource, ObjectName, StorageKey, StoragePrefix};
 
+use crate::objects::ObjectSource;
 use crate::{Deletion, Review, Row, Storage, Strategy, Subresource, SubresourceKind, Verb};
 use machinery_api::schema::{SharedType, Target, built_in};
 
@@ -41,6 +42,8 @@ pub struct ResourceInfo {
     pub subresources: Vec<Subresource>,
     /// Where objects live; `None`: they are never stored.
     pub prefix: Option<StoragePrefix>,
+    /// Makes objects when they are asked for, of a resource that stores none.
+    pub source: Option<Arc<dyn ObjectSource>>,
     /// The resource in whose version objects are stored, where that is another one.
     pub stored_as: Option<Arc<ResourceInfo>>,
     /// See [`Row::later`].
@@ -108,6 +111,7 @@ impl ResourceInfo {
             verbs: row.verbs.to_vec(),
             subresources: row.subresources.to_vec(),
             prefix: row.storage.prefix().map(StoragePrefix::new),
+            source: None,
             stored_as: None,
             later: row.later,
             review: row.review,

@@ -101,6 +101,8 @@ pub enum SubresourceKind {
     Log,
     /// `portforward` of a Pod: the connection is handed through to its node.
     Connect,
+    /// `proxy` of a Pod, Service or Node: requests of any method and path below it are passed on.
+    Proxy(Proxied),
     /// `token` of a ServiceAccount: create only, kind TokenRequest.
     Token,
 }
@@ -109,7 +111,7 @@ impl SubresourceKind {
     /// Whether a request lasts as long as its client likes.
     #[must_use]
     pub const fn is_long_running(self) -> bool {
-        matches!(self, Self::Log | Self::Connect)
+        matches!(self, Self::Log | Self::Connect | Self::Proxy(_))
     }
 }
 
@@ -124,6 +126,27 @@ pub struct Subresource {
     pub body: Option<(&'static str, &'static str, &'static str)>,
     /// As in discovery.
     pub verbs: &'static [Verb],
+}
+
+/// Who answers requests to a `proxy` subresource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proxied {
+    /// The pod, on one of its ports.
+    Pod,
+    /// One of the pods behind the Service.
+    Service,
+    /// The node's kubelet.
+    Node,
+}
+
+/// `proxy`, whose options are a kind of `v1`.
+pub(crate) const fn proxy(to: Proxied, options: &'static str) -> Subresource {
+    Subresource {
+        name: "proxy",
+        what: SubresourceKind::Proxy(to),
+        body: Some(("", "v1", options)),
+        verbs: &[Verb::Create, Verb::Delete, Verb::Get, Verb::Patch, Verb::Update],
+    }
 }
 
 /// How a row's objects live.

@@ -48,6 +48,15 @@ pub trait ObjectReader: Send + Sync {
     }
 }
 
+/// Objects that are made when they are asked for, and stored nowhere: each with kind, apiVersion and metadata.
+pub trait ObjectSource: Send + Sync + std::fmt::Debug {
+    /// The one of a name; `namespace` is empty for cluster-wide resources.
+    fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Option<Value>>;
+
+    /// All of them, or those of one namespace, in the order of their names.
+    fn list<'a>(&'a self, namespace: Option<&'a str>) -> BoxFuture<'a, Vec<Value>>;
+}
+
 pub mod memory {
     //! The same over a map, for tests of what decides.
 

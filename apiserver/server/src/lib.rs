@@ -15,6 +15,7 @@ pub mod bootstrap;
 pub mod catalog;
 mod default_objects;
 pub mod http;
+pub mod node_metrics;
 pub mod registry;
 pub mod request;
 pub mod server;

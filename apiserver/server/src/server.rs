@@ -30,6 +30,7 @@ use crate::http::dispatch::BODY_BYTES_MAX;
 use crate::http::handle::{HandlerDeps, RequestHandler};
 use crate::http::kubelets::Kubelets;
 use crate::http::metrics::Metrics;
+use crate::node_metrics::{self, NodeMetrics};
 use crate::registry::{Registry, facts_of_fields};
 use apiserver_resources::ResourceInfo;
 use apiserver_resources::allocate::{Allocator, ServiceNetwork};
@@ -116,6 +117,10 @@ impl Apiserver {
             let served = served.clone();
             move |group, plural| served.with(|catalog| catalog.prefix(group, plural))
         }));
+        let metrics = Arc::new(NodeMetrics::new(config.kubelets.clone(), objects.clone(), env.clone()));
+        for resource in node_metrics::resources(&metrics) {
+            served.add(Arc::new(resource)).map_err(|taken| StoreError::Unavailable(taken.to_string()))?;
+        }
         let authorizer = Arc::new(Authorizer::default().with(chains.authorizers));
         let admission = Chain::new(env, authorizer.clone()).with_toleration_seconds(config.toleration_seconds);
         let authenticator = Arc::new(Authenticator::new(env, config.signing_key).with(chains.authenticators));

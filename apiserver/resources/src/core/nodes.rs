@@ -14,7 +14,9 @@ use crate::metadata::label_name;
 use crate::read::{
     default_to, entries, fields, flag, get, has, is_zero, items, items_mut, object_mut, put, text, texts,
 };
-use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default, rules};
+use crate::{
+    Column, Context, MetadataChecks, Proxied, Row, STATUS, Storage, Strategy, prepare_update_by_default, proxy, rules,
+};
 
 /// Nodes.
 pub(crate) static ROW: Row = Row {
@@ -23,8 +25,7 @@ pub(crate) static ROW: Row = Row {
     singular: "node",
     short_names: &["no"],
     schema: "io.k8s.api.core.v1.Node",
-    subresources: &[STATUS],
-    later: &[("proxy", "0.2")],
+    subresources: &[proxy(Proxied::Node, "NodeProxyOptions"), STATUS],
     storage: Storage::Stored("minions"),
     strategy: &Node,
     example: r#"apiVersion: v1

@@ -24,7 +24,7 @@ use crate::request::query::Query;
 /// Ports of one WebSocket with numbered channels, of which each takes two.
 const PORTS_MAX: usize = 100;
 /// The subprotocol by which browsers send a token: it is meant for this server.
-const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+pub(super) const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 /// Headers of a handshake that pass from the client to the node, and back.
 const HANDSHAKE: [HeaderName; 8] = [
     header::CONNECTION,
@@ -135,7 +135,7 @@ impl RequestHandler {
 }
 
 /// Copies between the client and the node until one of them ends, or `stop`.
-async fn hand_through(client: OnUpgrade, node: OnUpgrade, place: Option<Peer>, stop: CancellationToken) {
+pub(super) async fn hand_through(client: OnUpgrade, node: OnUpgrade, place: Option<Peer>, stop: CancellationToken) {
     let copied = async {
         let (client, node) = tokio::try_join!(client, node).map_err(std::io::Error::other)?;
         tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(node)).await

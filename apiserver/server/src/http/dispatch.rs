@@ -40,14 +40,17 @@ impl RequestHandler {
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
         let headers = asking.asked.headers;
-        let patch = if target.verb == Verb::Patch { Some(patch_type(headers)?) } else { None };
         let what = target.subresource.map(|s| s.what);
+        let passes = matches!(what, Some(SubresourceKind::Proxy(_)));
+        let patch = if target.verb == Verb::Patch && !passes { Some(patch_type(headers)?) } else { None };
         let produces = match target.verb {
             Verb::List | Verb::Watch => Produces::Lists,
             _ if what.is_some_and(SubresourceKind::is_long_running) => Produces::Text,
             _ => Produces::Objects,
         };
-        negotiate::route_accepts(asking.asked.accept().as_deref(), produces)?;
+        if !passes {
+            negotiate::route_accepts(asking.asked.accept().as_deref(), produces)?;
+        }
         let form = asking.asked.form(respond::offers(&target));
         let catalog = asking.catalog.clone();
         let info = asking.info;
@@ -72,6 +75,7 @@ impl RequestHandler {
         match what {
             Some(SubresourceKind::Log) => return self.logs(&call, asking.asked.query).await,
             Some(SubresourceKind::Connect) => return self.connect(asking, &call).await,
+            Some(SubresourceKind::Proxy(to)) => return self.proxy(asking, &call, to, body).await,
             _ => {}
         }
         let form = form?;

@@ -59,6 +59,7 @@ pub struct RequestHandler {
     pub(super) seats: Seats,
     pub(super) turns: Turns,
     pub(super) slis: Slis,
+    pub(super) passed: Arc<super::proxy::Shares>,
 }
 
 /// One request on its way.
@@ -99,6 +100,7 @@ impl RequestHandler {
             seats: Seats::new(),
             turns: Turns::new(),
             slis: Slis::default(),
+            passed: Arc::default(),
         }
     }
 
@@ -110,7 +112,7 @@ impl RequestHandler {
         let connection = ClientConnection { upgrade: parts.extensions.remove(), peer: parts.extensions.get().cloned() };
         let query = Query::parse(parts.uri.query().unwrap_or(""));
         let info = RequestInfo::read(parts.method.as_str(), parts.uri.path(), &query);
-        let asked = RequestHead { headers: &parts.headers, query: &query, now };
+        let asked = RequestHead { method: &parts.method, uri: &parts.uri, headers: &parts.headers, query: &query, now };
         let audit_id = parts
             .headers
             .get("audit-id")

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode, header};
 use http_body::Body;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use machinery_api::ApiError;
@@ -14,6 +14,7 @@ use machinery_api::error::Named;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -42,22 +43,27 @@ pub struct Kubelets {
 
 /// Where a node's kubelet listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct NodeAddress {
+pub(crate) struct NodeAddress {
     address: String,
     port: u16,
 }
 
 impl NodeAddress {
     /// As the Node says; none where it names no address.
-    pub(super) fn of(node: &Value) -> Option<Self> {
+    pub(crate) fn of(node: &Value) -> Option<Self> {
         let addresses = node["status"]["addresses"].as_array()?;
         let address = addresses.iter().find(|a| a["type"] == "InternalIP")?["address"].as_str()?.to_owned();
         let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().filter(|p| *p > 0);
         Some(Self { address, port: u16::try_from(port.unwrap_or(KUBELET_PORT)).ok()? })
     }
 
+    /// The port that the kubelet listens on.
+    pub(super) const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// As in a URL.
-    pub(super) fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         let Self { address, port } = self;
         if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
     }
@@ -82,7 +88,17 @@ impl Kubelets {
 
     /// Sends a request on a connection of its own, and waits for the head of its answer. A 101 can be upgraded
     /// (`hyper::upgrade::on`); any other's connection ends with its body.
-    pub(super) async fn send<B>(&self, to: &NodeAddress, request: Request<B>) -> Result<Response<Incoming>, String>
+    pub(crate) async fn send<B>(&self, to: &NodeAddress, request: Request<B>) -> Result<Response<Incoming>, String>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let answer = tokio::time::timeout(HEAD_TIMEOUT, self.pass(to, request)).await;
+        answer.map_err(|_| "the node takes too long to answer".to_owned())?
+    }
+
+    /// The same for somebody else's request: how long he waits is his affair.
+    pub(super) async fn pass<B>(&self, to: &NodeAddress, request: Request<B>) -> Result<Response<Incoming>, String>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -94,17 +110,48 @@ impl Kubelets {
             TlsConnector::from(tls).connect(server, socket).await.map_err(|e| e.to_string())
         };
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| "connecting took too long")??;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-        // Ends with the answer's body: when the client goes, the body is dropped and so is the connection.
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a connection to a node ended");
-            }
-        });
-        let answer = tokio::time::timeout(HEAD_TIMEOUT, sender.send_request(request)).await;
-        answer.map_err(|_| "the node takes too long to answer".to_owned())?.map_err(|e| e.to_string())
+        pass_over(stream, request).await
     }
+
+    /// A byte stream that the kubelet hands out at `path`; the error is what it says instead.
+    pub(super) async fn stream(
+        &self,
+        to: &NodeAddress,
+        path: &str,
+    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, String> {
+        let request = Request::get(path)
+            .header(header::HOST, to.host())
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "tcp")
+            .body(Empty::<Bytes>::new())
+            .map_err(|e| e.to_string())?;
+        let mut answer = self.send(to, request).await?;
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return hyper::upgrade::on(&mut answer).await.map(TokioIo::new).map_err(|e| e.to_string());
+        }
+        let said = refusal(answer.into_body()).await;
+        Err(String::from_utf8_lossy(&said).trim_end().to_owned())
+    }
+}
+
+/// Sends a request over a stream that is used for nothing else, and waits for the head of its answer.
+pub(super) async fn pass_over<B>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<B>,
+) -> Result<Response<Incoming>, String>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    // Ends with the answer's body: when the client goes, the body is dropped and so is the connection.
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a connection to a node ended");
+        }
+    });
+    sender.send_request(request).await.map_err(|e| e.to_string())
 }
 
 /// What a node says where it doesn't do what it was asked; nothing where it says too much.

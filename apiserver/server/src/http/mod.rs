@@ -14,6 +14,7 @@ mod logs;
 pub mod metrics;
 pub mod negotiate;
 mod pages;
+mod proxy;
 pub mod respond;
 pub mod route;
 mod seats;

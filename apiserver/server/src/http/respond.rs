@@ -8,7 +8,7 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, VARY};
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use jiff::Timestamp;
 use machinery_api::ApiError;
 use machinery_api::error::Status;
@@ -30,6 +30,10 @@ const GZIP_BYTES_MIN: usize = 128 * 1024;
 
 /// What an answer is made for.
 pub struct RequestHead<'a> {
+    /// The request's method.
+    pub method: &'a Method,
+    /// The request's target.
+    pub uri: &'a Uri,
     /// The request's headers.
     pub headers: &'a HeaderMap,
     /// The request's query.

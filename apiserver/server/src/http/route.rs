@@ -188,7 +188,7 @@ fn resource(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route
             serve(row, None, verb, false)
         }
         [_] => {
-            if row.prefix.is_none() {
+            if row.prefix.is_none() && row.source.is_none() {
                 return Err(none());
             }
             serve(row, None, item_verb(method)?, true)
@@ -196,14 +196,19 @@ fn resource(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route
         [_, name, more @ ..] => {
             if let Some((_, since)) = row.later.iter().find(|(later, _)| later == name)
                 && info.group.is_empty()
-                && (more.is_empty() || *name == "proxy")
+                && more.is_empty()
             {
                 return Ok(Route::Later(
                     Target { row: row.clone(), subresource: None, verb: Verb::Get, is_item: true },
                     since,
                 ));
             }
-            let subresource = row.subresources.iter().find(|s| s.name == *name && more.is_empty()).ok_or_else(none)?;
+            let fits =
+                |s: &&Subresource| s.name == *name && (more.is_empty() || matches!(s.what, SubresourceKind::Proxy(_)));
+            let subresource = row.subresources.iter().find(fits).ok_or_else(none)?;
+            if matches!(subresource.what, SubresourceKind::Proxy(_)) {
+                return serve(row, Some(subresource), passed_verb(method)?, true);
+            }
             let verb = if method == "POST" { Verb::Create } else { item_verb(method)? };
             serve(row, Some(subresource), verb, true)
         }
@@ -223,6 +228,15 @@ fn item_verb(method: &str) -> Result<Verb, NoRoute> {
         "PATCH" => Ok(Verb::Patch),
         "DELETE" => Ok(Verb::Delete),
         _ => Err(method_not_allowed().into()),
+    }
+}
+
+/// What a request that is passed on counts as.
+fn passed_verb(method: &str) -> Result<Verb, NoRoute> {
+    match method {
+        "POST" => Ok(Verb::Create),
+        "HEAD" | "OPTIONS" => Ok(Verb::Get),
+        _ => item_verb(method),
     }
 }
 
@@ -276,6 +290,12 @@ mod tests {
             ("POST", "/api/v1/namespaces/default/pods/a", "405"),
             ("GET", "/api/v1/namespaces/default/pods/a/nope", "404"),
             ("GET", "/api/v1/namespaces/default/pods/a/exec", "later"),
+            ("GET", "/api/v1/namespaces/default/pods/a/exec/b", "404"),
+            ("HEAD", "/api/v1/namespaces/default/pods/a:80/proxy", "get pods proxy"),
+            ("OPTIONS", "/api/v1/namespaces/default/services/a/proxy/b/c", "get services proxy"),
+            ("POST", "/api/v1/nodes/a/proxy/b/c/", "create nodes proxy"),
+            ("TRACE", "/api/v1/nodes/a/proxy/b", "405"),
+            ("GET", "/api/v1/proxy/nodes/a", "404"),
             ("DELETE", "/api/v1/namespaces/default/pods/a/status", "405"),
             ("GET", "/api/v1/namespaces/default/pods/a/binding", "405"),
             ("GET", "/api/v1/namespaces/default/bindings", "405"),

@@ -12,6 +12,7 @@ use super::page::{self, Continue};
 use super::{Answer, Registry, RequestScope, ResponseObject, store_error};
 use crate::request::options::{ListOptions, Match};
 use apiserver_resources::ResourceInfo;
+use apiserver_resources::objects::ObjectSource;
 use apiserver_storage::cache::{Cached, Page, Selectors, VersionError, Watch};
 use apiserver_storage::store::Revision;
 
@@ -80,6 +81,10 @@ impl Registry {
         } else {
             self.newest().await?;
         }
+        if let Some(source) = &call.row.source {
+            let made = source.get(call.object_namespace(), call.name).await.ok_or_else(|| call.not_found())?;
+            return Ok(Answer::Object(200, ResponseObject::Value(made)));
+        }
         let cached = self.cache.get(call.key().as_str()).ok_or_else(|| call.not_found())?;
         Ok(Answer::Object(200, ResponseObject::Cached(cached)))
     }
@@ -117,6 +122,9 @@ impl Registry {
     /// A page of what is in the collection of the path.
     pub async fn list(&self, call: &RequestScope<'_>, options: &ListOptions) -> Result<Answer, ApiError> {
         let selectors = Self::selectors(call, options)?;
+        if let Some(source) = &call.row.source {
+            return self.list_made(call, &**source, &selectors).await;
+        }
         let scope = call.scope();
         let asked = &options.resource_version;
         let token = match options.continue_token.as_str() {
@@ -181,6 +189,21 @@ impl Registry {
         let token = |key| Continue { left: remaining, ..Continue::after(key, Some(page.revision)) }.encode();
         let continue_token = next.map(token);
         Ok(Answer::List(List { items: page.items, revision: page.revision, continue_token, remaining }))
+    }
+
+    /// A list of objects that are made when they are asked for: always whole, and of now.
+    async fn list_made(
+        &self,
+        call: &RequestScope<'_>,
+        source: &dyn ObjectSource,
+        selectors: &Selectors,
+    ) -> Result<Answer, ApiError> {
+        self.newest().await?;
+        let namespace = Some(call.namespace).filter(|namespace| !namespace.is_empty());
+        let made = source.list(namespace).await;
+        let items = made.iter().map(|object| Arc::new(Cached::unstored(object)));
+        let items = items.filter(|item| selectors.matches(item)).collect();
+        Ok(Answer::List(List { items, revision: self.cache.revision(), continue_token: None, remaining: None }))
     }
 
     /// A list of one name reads one key.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use machinery_api::{ObjectName, StorageKey, StoragePrefix};
 use serde_json::Value;
 
-use crate::store::record::fingerprint;
+use crate::store::record::{Facts, fingerprint};
 use crate::store::{Entry, Record, Revision};
 
 type ReadFields = dyn Fn(&Value) -> Vec<String> + Send + Sync;
@@ -113,6 +113,16 @@ impl Cached {
             fields,
             parsed: Mutex::default(),
         }
+    }
+
+    /// An object that is stored nowhere, for lists of such: it has no resourceVersion.
+    #[must_use]
+    pub fn unstored(object: &Value) -> Self {
+        let facts = Facts::of(object);
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let key = StoragePrefix::new("").object(ObjectName::new(facts.namespace, name)).to_string().into();
+        let record = Record::new(object.to_string().as_bytes(), &facts);
+        Self { key, created: 0, modified: 0, record, fields: None, read: None, parsed: Mutex::default() }
     }
 
     fn copy(&self) -> Self {

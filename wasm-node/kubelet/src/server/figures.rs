@@ -9,8 +9,9 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use machinery_api::time;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
-use super::Kubelet;
+use super::{Kubelet, rates};
 use crate::pod::totals::START_SECONDS;
 use crate::pod::worker::{Seen, SeenContainer};
 use runtime_api::Stats;
@@ -220,9 +221,35 @@ pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     text.into_response()
 }
 
+/// What a container's rate is kept under, and the node's own.
+fn counter(one: &Running) -> String {
+    format!("{}/{}/{}", one.namespace, one.pod, one.container)
+}
+const NODE_COUNTER: &str = "";
+
+/// Takes samples of CPU time until `stop`.
+pub(super) async fn sample(kubelet: &Kubelet, stop: &CancellationToken) {
+    let mut ticks = tokio::time::interval(rates::PERIOD);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        let all = running(kubelet);
+        let total = kubelet.pods.totals.cpu(each(&all).map(|one| one.stats.cpu).sum());
+        let counters = each(&all).map(|one| (counter(one), one.stats.cpu));
+        kubelet.rates.sample(kubelet.env.elapsed(), counters.chain([(NODE_COUNTER.to_owned(), total)]));
+    }
+}
+
 pub(super) async fn summary(State(kubelet): State<Kubelet>) -> Response {
-    let now = time::seconds(kubelet.env.now());
+    let (wall, elapsed) = (kubelet.env.now(), kubelet.env.elapsed());
+    let now = time::seconds(wall);
     let all = running(&kubelet);
+    let rated = |mut cpu: Value, name: &str, used: Duration, age: Duration| {
+        if let Some(rate) = kubelet.rates.rate(name, elapsed, used, age) {
+            cpu["usageNanoCores"] = json!(rate.nano_cores);
+            // Ours: over which time that is.
+            cpu["windowSeconds"] = json!(rate.window.as_secs_f64());
+        }
+        cpu
+    };
     let usage = |stats: &Stats| {
         let cpu = u64::try_from(stats.cpu.as_nanos()).unwrap_or(u64::MAX);
         (
@@ -232,6 +259,8 @@ pub(super) async fn summary(State(kubelet): State<Kubelet>) -> Response {
     };
     let container = |one: &Running| {
         let (cpu, memory) = usage(&one.stats);
+        let age = Duration::try_from(wall.duration_since(one.since)).unwrap_or_default();
+        let cpu = rated(cpu, &counter(one), one.stats.cpu, age);
         json!({"name": one.container, "startTime": time::seconds(one.since), "cpu": cpu, "memory": memory})
     };
     let pod = |pod: &RunningPod| {
@@ -252,5 +281,7 @@ pub(super) async fn summary(State(kubelet): State<Kubelet>) -> Response {
     }
     total.cpu = kubelet.pods.totals.cpu(total.cpu);
     let (cpu, memory) = usage(&total);
+    // The node's began with the agent, some seconds before its first sample.
+    let cpu = rated(cpu, NODE_COUNTER, total.cpu, elapsed);
     super::json(&json!({"node": {"nodeName": kubelet.node, "cpu": cpu, "memory": memory}, "pods": pods}))
 }

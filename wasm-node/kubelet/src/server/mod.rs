@@ -3,7 +3,9 @@
 mod auth;
 mod figures;
 mod logs;
+mod pod_stream;
 mod port_forward;
+mod rates;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::pod::shared::PodViews;
 use crate::pod::worker::Seen;
 use auth::{Authority, Identity};
+pub(crate) use rates::Rates;
 use runtime_api::Runtime;
 
 /// How long a handshake and a request's head may take.
@@ -84,6 +87,8 @@ pub(crate) struct Kubelet {
     pub(crate) env: Env,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) network: PodNetwork,
+    /// CPU as a rate.
+    pub(crate) rates: Arc<Rates>,
     /// Ends what lasts as long as its client likes.
     pub(crate) stop: CancellationToken,
 }
@@ -135,6 +140,7 @@ pub(crate) fn serve(
 ) -> Result<impl Future<Output = ()> + use<>, ServerError> {
     let acceptor = tls(with)?;
     let env = kubelet.env.clone();
+    let measured = kubelet.clone();
     let authority = Arc::new(Authority::new(kubelet.client.clone(), kubelet.env.clone(), kubelet.node.clone()));
     let router = Router::new()
         .route("/healthz", get(async || "ok"))
@@ -144,14 +150,16 @@ pub(crate) fn serve(
         .route("/stats/summary", get(figures::summary))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::get))
         .route("/portForward/{namespace}/{pod}", get(port_forward::upgrade).post(port_forward::upgrade))
+        .route("/podStream/{namespace}/{pod}/{port}", get(pod_stream::upgrade))
         .fallback(async || (StatusCode::NOT_FOUND, "404 page not found\n"))
         .layer(from_fn_with_state(authority, authorize))
         .with_state(kubelet);
     Ok(async move {
+        let sampled = figures::sample(&measured, &stop);
         let limit = Limit::Seats(Descriptors::process().node_seats().clone());
         let each =
             |stream, _, permit| connection(stream, permit, acceptor.clone(), router.clone(), env.clone(), stop.clone());
-        accept::serve(listener.into(), limit, Some(DRAIN), &stop, each).await;
+        tokio::join!(accept::serve(listener.into(), limit, Some(DRAIN), &stop, each), sampled);
     })
 }
 

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, has, int, items, items_mut, put, text};
 use crate::{
-    Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, Subresource, SubresourceKind, Verb,
-    prepare_update_by_default,
+    Column, Context, MetadataChecks, Proxied, Row, STATUS, Storage, Strategy, Subresource, SubresourceKind, Verb,
+    prepare_update_by_default, proxy,
 };
 
 mod cells;
@@ -57,10 +57,11 @@ pub(crate) static ROW: Row = Row {
             body: Some(("", "v1", "PodPortForwardOptions")),
             verbs: &[Verb::Create, Verb::Get],
         },
+        proxy(Proxied::Pod, "PodProxyOptions"),
         Subresource { name: "log", what: SubresourceKind::Log, body: None, verbs: &[Verb::Get] },
         STATUS,
     ],
-    later: &[("exec", "0.2"), ("attach", "0.2"), ("proxy", "0.2")],
+    later: &[("exec", "0.2"), ("attach", "0.2")],
     storage: Storage::Stored("pods"),
     // What nodes, and controllers by their selectors, ask for.
     indexed_fields: &["spec.nodeName"],

@@ -14,7 +14,9 @@ use crate::read::{
     default_to, default_zero_to, get, has, int, is_zero, items, items_mut, object_mut, put, spec_of, text, texts,
 };
 use crate::rules::NameRule;
-use crate::{Allocation, Claim, Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
+use crate::{
+    Allocation, Claim, Column, Context, Proxied, Row, STATUS, Storage, Strategy, prepare_update_by_default, proxy,
+};
 
 pub mod allocate;
 mod families;
@@ -28,8 +30,7 @@ pub(crate) static ROW: Row = Row {
     short_names: &["svc"],
     categories: &["all"],
     schema: "io.k8s.api.core.v1.Service",
-    subresources: &[STATUS],
-    later: &[("proxy", "0.2")],
+    subresources: &[proxy(Proxied::Service, "ServiceProxyOptions"), STATUS],
     storage: Storage::Stored("services/specs"),
     strategy: &Service,
     example: r#"apiVersion: v1

@@ -1,0 +1,82 @@
+//! The two resources, as metrics-server serves them.
+
+use std::sync::Arc;
+
+use apiserver_resources::field::FieldError;
+use apiserver_resources::objects::ObjectSource;
+use apiserver_resources::{Context, Deletion, ResourceInfo, SharedStrategy, Strategy, Verb};
+use machinery_api::GroupVersionKind;
+use machinery_api::schema;
+use serde_json::{Value, json};
+
+use super::NodeMetrics;
+use super::figures::API_VERSION;
+use super::source::{OfNodes, OfPods};
+
+/// Nobody writes them.
+struct Figures;
+
+impl Strategy for Figures {
+    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+}
+
+/// `pods` and `nodes` of `metrics.k8s.io`, answered by `metrics`.
+pub fn resources(metrics: &Arc<NodeMetrics>) -> [ResourceInfo; 2] {
+    let usage = json!({"type": "object", "additionalProperties": {"type": "string"},
+        "description": "Cores in use, as a rate over the window, and bytes of memory."});
+    let measured = |more: (&str, Value)| {
+        json!({"type": "object", "properties": {
+            "timestamp": {"type": "string", "format": "date-time", "description": "When it was measured."},
+            "window": {"type": "string", "description": "The time before the timestamp over which CPU was measured."},
+            more.0: more.1,
+        }})
+    };
+    let container = json!({"type": "object", "properties": {
+        "name": {"type": "string", "description": "The container's name in the pod."}, "usage": usage}});
+    let containers = json!({"type": "array", "items": container, "x-kubernetes-list-type": "atomic",
+        "description": "What each container uses."});
+    [
+        resource("pods", "PodMetrics", true, &measured(("containers", containers)), Arc::new(OfPods(metrics.clone()))),
+        resource(
+            "nodes",
+            "NodeMetrics",
+            false,
+            &measured(("usage", usage.clone())),
+            Arc::new(OfNodes(metrics.clone())),
+        ),
+    ]
+}
+
+fn resource(plural: &str, kind: &str, namespaced: bool, schema: &Value, source: Arc<dyn ObjectSource>) -> ResourceInfo {
+    let (group, version) = API_VERSION.split_once('/').unwrap_or_default();
+    let of = GroupVersionKind { group, version, kind };
+    ResourceInfo {
+        group: group.into(),
+        version: version.into(),
+        api_version: API_VERSION.into(),
+        kind: kind.into(),
+        plural: plural.into(),
+        // metrics-server's discovery names none.
+        singular: "".into(),
+        short_names: Vec::new(),
+        categories: Vec::new(),
+        namespaced,
+        schema: schema::structural(schema::built_in(), of, schema).expect("the schemas above are structural"),
+        verbs: vec![Verb::Get, Verb::List],
+        subresources: Vec::new(),
+        prefix: None,
+        source: Some(source),
+        stored_as: None,
+        later: &[],
+        review: None,
+        stands_for: None,
+        indexed_fields: Arc::default(),
+        indexes_labels: false,
+        shows_empty: false,
+        deletion: Deletion::Plain,
+        ttl: None,
+        strategy: SharedStrategy::Owned(Arc::new(Figures)),
+    }
+}

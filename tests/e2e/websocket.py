@@ -1,0 +1,60 @@
+"""A WebSocket client of the API server's upgrades, by the kubeconfig that KUBECONFIG names."""
+import base64, os, socket, ssl, struct, tempfile, yaml
+
+CONFIG = yaml.safe_load(open(os.environ["KUBECONFIG"]))
+USER = CONFIG["users"][0]["user"]
+HOST, PORT = CONFIG["clusters"][0]["cluster"]["server"].split("//")[1].rsplit(":", 1)
+WITHIN_S = 20
+
+
+def context():
+    made = ssl._create_unverified_context()
+    with tempfile.NamedTemporaryFile() as pem:
+        pem.write(base64.b64decode(USER["client-certificate-data"]) + base64.b64decode(USER["client-key-data"]))
+        pem.flush()
+        made.load_cert_chain(pem.name)
+    return made
+
+
+class WebSocket:
+    """A client's end. `head` is the server's answer."""
+
+    def __init__(self, target, protocol="v4.channel.k8s.io", key=None):
+        self.socket = context().wrap_socket(socket.create_connection((HOST, int(PORT)), timeout=WITHIN_S))
+        key = key if key is not None else base64.b64encode(os.urandom(16)).decode()
+        named = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
+        self.socket.sendall(
+            f"GET {target} HTTP/1.1\r\nHost: {HOST}:{PORT}\r\nConnection: Upgrade\r\n"
+            f"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n{named}\r\n".encode()
+        )
+        self.file = self.socket.makefile("rb")
+        self.head = ""
+        while not self.head.endswith("\r\n\r\n"):
+            self.head += self.file.read(1).decode() or "\r\n\r\n"
+        self.code = int(self.head.split()[1])
+        length = [line.split(":")[1] for line in self.head.lower().splitlines() if line.startswith("content-length:")]
+        self.body = self.file.read(int(length[0])).decode() if length else ""
+
+    def send(self, data, op=2):
+        mask = os.urandom(4)
+        length = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + struct.pack(">H", len(data))
+        self.socket.sendall(bytes([0x80 | op]) + length + mask + bytes(b ^ mask[i % 4] for i, b in enumerate(data)))
+
+    def messages(self):
+        """All that come until the close."""
+        while True:
+            head = self.file.read(2)
+            if len(head) < 2:
+                return
+            length = head[1] & 127
+            if length >= 126:
+                length = int.from_bytes(self.file.read(2 if length == 126 else 8), "big")
+            data = self.file.read(length)
+            if head[0] & 15 == 8:
+                return
+            yield data
+
+
+def expect(want, got, what):
+    if want != got:
+        raise SystemExit(f"FAIL: {what}: wanted {want!r}, got {got!r}")

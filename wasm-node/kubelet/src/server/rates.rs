@@ -1,0 +1,89 @@
+//! CPU as a rate: over the time since one of the last two samples, which are taken every 15 seconds. Pure.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Between two samples (metrics-server's default resolution).
+pub(crate) const PERIOD: Duration = Duration::from_secs(15);
+/// Over a shorter time a rate says nothing.
+const WINDOW_MIN: Duration = Duration::from_secs(1);
+
+/// CPU time that had been used at a time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Sample {
+    at: Duration,
+    cpu: Duration,
+}
+
+/// A rate, and the time over which it was measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Rate {
+    pub(crate) nano_cores: u64,
+    pub(crate) window: Duration,
+}
+
+/// The last two samples of each counter.
+#[derive(Debug, Default)]
+pub(crate) struct Rates(Mutex<HashMap<String, (Sample, Sample)>>);
+
+impl Rates {
+    /// Takes a sample of each counter; one that isn't there any more is forgotten.
+    pub(crate) fn sample(&self, at: Duration, counters: impl IntoIterator<Item = (String, Duration)>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::take(&mut *kept);
+        *kept = counters
+            .into_iter()
+            .map(|(name, cpu)| {
+                let now = Sample { at, cpu };
+                let earlier = before.get(&name).map_or(now, |(_, last)| *last);
+                (name, (earlier, now))
+            })
+            .collect();
+    }
+
+    /// The rate of a counter that stands at `cpu`, and began at nothing `age` ago; none for one that has just begun.
+    pub(crate) fn rate(&self, name: &str, at: Duration, cpu: Duration, age: Duration) -> Option<Rate> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sampled = kept.get(name).map(|(earlier, _)| *earlier);
+        // One that stands lower than before has begun anew.
+        let from = sampled.filter(|from| from.cpu <= cpu).filter(|from| at.saturating_sub(from.at) < age);
+        let (used, window) = match from {
+            Some(from) => (cpu - from.cpu, at.saturating_sub(from.at)),
+            None => (cpu, age),
+        };
+        if window < WINDOW_MIN {
+            return None;
+        }
+        let nano_cores = used.as_nanos() * 1_000_000_000 / window.as_nanos();
+        Some(Rate { nano_cores: u64::try_from(nano_cores).unwrap_or(u64::MAX), window })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn rate(nano_cores: u64, window: u64) -> Option<Rate> {
+        Some(Rate { nano_cores, window: s(window) })
+    }
+
+    #[test]
+    fn a_rate_is_that_of_the_last_samples() {
+        let rates = Rates::default();
+        assert_eq!(rates.rate("a", s(100), s(1), Duration::from_millis(900)), None, "it has just begun");
+        assert_eq!(rates.rate("a", s(100), s(1), s(2)), rate(500_000_000, 2), "since its beginning");
+        rates.sample(s(100), [("a".to_owned(), s(10))]);
+        rates.sample(s(115), [("a".to_owned(), s(10))]);
+        assert_eq!(rates.rate("a", s(120), s(20), s(1000)), rate(500_000_000, 20));
+        rates.sample(s(130), [("a".to_owned(), s(20))]);
+        assert_eq!(rates.rate("a", s(130), s(25), s(1000)), rate(1_000_000_000, 15));
+        assert_eq!(rates.rate("a", s(131), s(1), s(10)), rate(100_000_000, 10), "it began anew");
+        rates.sample(s(145), []);
+        assert!(rates.0.lock().unwrap().is_empty());
+    }
+}
