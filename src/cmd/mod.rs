@@ -1,5 +1,6 @@
 //! The verbs: one file each, with its arguments. A verb that is not built yet is absent.
 
+mod call;
 mod demo;
 mod inspect;
 mod pull;
@@ -11,6 +12,7 @@ mod version;
 use clap::{Parser, Subcommand};
 
 use crate::config::Common;
+use call::Call;
 use demo::Demo;
 use inspect::Inspect;
 use pull::Pull;
@@ -59,6 +61,9 @@ pub(crate) enum Verb {
     /// Prints what a module imports, exports and needs
     #[command(after_help = "Example: coracle inspect hello.wasm\n         coracle inspect registry.local/hello:v1")]
     Inspect(Inspect),
+    /// Calls a function of a plugin with WAVE arguments and prints its result
+    #[command(after_help = "Example: coracle call deployment/greeter greet '\"ada\"'")]
+    Call(Call),
     /// Prints version, commit, Kubernetes version and wasmtime version
     #[command(after_help = "Example: coracle version")]
     Version,
@@ -91,6 +96,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Push(flags) => push::run(&flags, &cli.common),
         Verb::Pull(flags) => pull::run(&flags, &cli.common),
         Verb::Inspect(flags) => inspect::run(&flags, &cli.common),
+        Verb::Call(flags) => call::run(&flags, &cli.common),
         Verb::Version => version::run(),
     }
 }

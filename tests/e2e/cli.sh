@@ -3,14 +3,14 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 exits 0 "$CORACLE" --help
-for verb in demo up run push pull inspect version; do
+for verb in demo up run push pull inspect call version; do
   grep -qw "$verb" "$WORK/out" || { "$CORACLE" --help | grep -qw "$verb" || fail "--help does not name $verb"; }
   exits 0 "$CORACLE" "$verb" --help
   grep -q 'Example' "$WORK/out" || fail "$verb --help shows no example"
 done
 exits 0 "$CORACLE" version
 for key in coracle commit kubernetes wasmtime; do grep -q "^$key: ." "$WORK/out" || fail "version says nothing of $key"; done
-for absent in call backup restore token apiserver scheduler controllers node proxy server help; do exits 2 "$CORACLE" "$absent"; done
+for absent in backup restore token apiserver scheduler controllers node proxy server help; do exits 2 "$CORACLE" "$absent"; done
 exits 2 "$CORACLE"
 expect 1 "$(wc -l < "$WORK/err")" "lines of no verb"
 grep -q 'coracle up.*--help' "$WORK/err" || fail "no verb is not answered with what to do"

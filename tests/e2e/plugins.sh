@@ -33,6 +33,24 @@ expect 413 "$(status "$url/coracle:samples/greeter/greet" --data-binary "@$WORK/
 curl -fsS "$url/openapi.json" | python3 -c 'import json,sys; d=json.load(sys.stdin); assert d["openapi"]=="3.1.0" and len(d["paths"])==5, d'
 eventually 10 has 'greet ada' kubectl logs -l app=greeter --tail=-1
 
+# `coracle call`, through the API server.
+expect '"hello ada"' "$("$CORACLE" call deployment/greeter greet '"ada"')" "coracle call"
+expect '{text: "hallo ada", language: german, letters: 8}' \
+  "$("$CORACLE" call -n default service/greeter coracle:samples/greeter/introduce '{name: "ada", language: german}')" "coracle call of a Service"
+pod=$(kubectl get pods -l app=greeter -o jsonpath='{.items[0].metadata.name}')
+expect '"guest-book-1"' "$("$CORACLE" call "pod/$pod" --session ours guest-book '"ours"')" "a resource"
+expect 'ok(1)' "$("$CORACLE" call "pod/$pod" --session ours guest-book.sign '"guest-book-1"' '"ada"')" "a resource in its session"
+exits 0 "$CORACLE" call "pod/$pod" guest-book '"theirs"'
+grep -qE '^session [0-9a-f]{32}$' "$WORK/err" || fail "the session is not told"
+for wrong in "deployment/greeter greet 1" "deployment/greeter none" "pod/none greet" "service/none greet"; do
+  # shellcheck disable=SC2086
+  exits 1 "$CORACLE" call $wrong
+  expect 1 "$(wc -l < "$WORK/err")" "lines of an error of call $wrong"
+done
+exits 1 "$CORACLE" call deployment/greeter greet 1
+grep -qF 'argument "name": wanted string, found 1' "$WORK/err" || fail "what is wrong is not named: $(cat "$WORK/err")"
+exits 2 "$CORACLE" call job/greeter greet
+
 # A pod's limits hold for a call.
 kubectl create deployment starved --image=registry.local/greeter:v1 --port=80 --dry-run=client -o json |
   python3 -c 'import json,sys; d=json.load(sys.stdin); d["spec"]["template"]["metadata"]["annotations"]={"fuel.coracle.dev/greeter": "10"}; json.dump(d, sys.stdout)' |
