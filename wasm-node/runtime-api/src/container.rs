@@ -25,6 +25,15 @@ pub trait LogSink: Send + Sync {
     fn write(&self, stream: StdStream, bytes: &[u8]);
 }
 
+/// Values that a guest reads by name, as they are at that moment.
+pub trait ConfigValues: Send + Sync {
+    /// The value of a name.
+    fn get(&self, key: &str) -> Option<String>;
+
+    /// All names and values.
+    fn all(&self) -> Vec<(String, String)>;
+}
+
 /// A folder that the guest finds open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preopen {
@@ -55,6 +64,8 @@ pub struct ContainerSpec {
     pub limits: Limits,
     /// Optional host interfaces, see [`Grants::parse`].
     pub grants: Grants,
+    /// What the guest reads by `wasi:config/store`, where that is granted.
+    pub config: Option<Arc<dyn ConfigValues>>,
     /// Where stdout and stderr go.
     pub log: Arc<dyn LogSink>,
     /// The ledger of its pod, see [`Ledger::pod`].

@@ -26,7 +26,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use machinery_serve::net::Serve;
 
-pub use container::{ContainerSpec, Failures, LogSink, Preopen, Stats, StdStream};
+pub use container::{ConfigValues, ContainerSpec, Failures, LogSink, Preopen, Stats, StdStream};
 pub use grants::{GrantError, Grants};
 pub use limits::{CONCURRENCY_DEFAULT, CPU_SHARES_MIN, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
 pub use module::{Inspection, Kind, LoadError, MODULE_BYTES_MAX, Metering};

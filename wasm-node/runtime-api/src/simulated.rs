@@ -331,6 +331,7 @@ mod tests {
             preopens: Vec::new(),
             limits: Limits::default(),
             grants: Grants::default(),
+            config: None,
             log: Arc::new(NoLog),
             pod: Ledger::pod(runtime.ledger()),
             caller: Caller { node: "n".into(), namespace: "default".into(), pod: "p".into(), ip: None },

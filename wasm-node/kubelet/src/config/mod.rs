@@ -4,5 +4,6 @@
 pub mod environment;
 #[cfg(test)]
 mod fuzz;
+pub mod granted;
 pub(crate) mod pull_secrets;
 pub mod sources;

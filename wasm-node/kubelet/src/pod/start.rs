@@ -18,6 +18,7 @@ use super::shared::Shared;
 use super::state::CellEvent;
 use super::worker::{Message, happened};
 use crate::config::environment::{EnvContext, environment, expand};
+use crate::config::granted::GrantedConfig;
 use crate::config::pull_secrets;
 use crate::config::sources::{Known, SourceKind, named_by_environment};
 use crate::image::{Image, ImageError, PullPolicy, Pulled};
@@ -142,6 +143,9 @@ pub(crate) async fn make(
         cwd: wire.working_dir.clone().filter(|dir| !dir.is_empty()).or_else(|| image.working_dir.clone()),
         preopens,
         limits: settings.limits.clone(),
+        config: settings.grants.contains("config").then(|| {
+            Arc::new(GrantedConfig::of(&node.sources, &namespace, wire)) as Arc<dyn runtime_api::ConfigValues>
+        }),
         grants: settings.grants.clone(),
         log: log.clone(),
         pod: home.ledger.clone(),

@@ -102,6 +102,7 @@ impl Engine {
             disk: Arc::new(Disk::new(self.disk(), &ledger, namespace, spec.preopens)),
             cwd_dir,
             log: spec.log.clone(),
+            config: spec.config,
             caller: spec.caller,
             dial: spec.dial,
             ledger: ledger.clone(),

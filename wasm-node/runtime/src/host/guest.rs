@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machinery_serve::net::{Caller, Dial};
-use runtime_api::LogSink;
 use runtime_api::ledger::Ledger;
+use runtime_api::{ConfigValues, LogSink};
 
 use super::disk::Disk;
 use crate::bounds::growth::{Growth, StoreLimiter};
@@ -21,6 +21,8 @@ pub(crate) struct Guest {
     /// The working directory on the host, where it lies in a volume.
     pub(crate) cwd_dir: Option<(PathBuf, bool)>,
     pub(crate) log: Arc<dyn LogSink>,
+    /// What `wasi:config/store` has for it.
+    pub(crate) config: Option<Arc<dyn ConfigValues>>,
     pub(crate) caller: Caller,
     pub(crate) dial: Option<Arc<dyn Dial>>,
     /// What its instances hold together.

@@ -3,6 +3,7 @@
 //! it keeps of an instance ([`state::InterfaceState`]) is in its file, too.
 
 pub(crate) mod clocks;
+pub(crate) mod config;
 pub(crate) mod disk;
 pub(crate) mod disk_threads;
 pub(crate) mod environment;
@@ -45,7 +46,7 @@ pub struct HostInterface {
     pub package: &'static str,
     /// Interfaces of the package that are offered; empty = all of the package's world.
     pub interfaces: &'static [&'static str],
-    /// The version: guests of the same major and minor fit.
+    /// The version: guests of the same major and minor fit; of a draft the same alone.
     pub version: &'static str,
     /// Who has it.
     pub granted: Granted,
@@ -157,6 +158,15 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         link: http::link,
         held_bytes: http::held_bytes,
     },
+    HostInterface {
+        name: "config",
+        package: "wasi:config",
+        interfaces: &["store"],
+        version: config::VERSION,
+        granted: Granted::ByAnnotation,
+        link: config::link,
+        held_bytes: handles_only,
+    },
 ];
 
 fn rows() -> impl Iterator<Item = &'static HostInterface> {
@@ -187,14 +197,12 @@ pub(crate) fn core_linker(engine: &wasmtime::Engine) -> wasmtime::Result<wasmtim
 pub(crate) fn offered(import: &str) -> Option<&'static HostInterface> {
     let (package, rest) = import.split_once('/')?;
     let (interface, version) = rest.split_once('@')?;
-    // 0.2.0-rc and the like were other interfaces.
-    if version.contains('-') {
-        return None;
-    }
-    rows().find(|row| {
-        let same_minor = version.strip_prefix(row.version).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        row.package == package && same_minor && row.interfaces.contains(&interface)
-    })
+    // A draft (0.2.0-rc.1) fits nothing but itself.
+    let fits = |row: &HostInterface| match version.contains('-') || row.version.contains('-') {
+        true => version == row.version,
+        false => version.strip_prefix(row.version).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')),
+    };
+    rows().find(|row| row.package == package && row.interfaces.contains(&interface) && fits(row))
 }
 
 /// Whether a guest with these grants has this interface.
@@ -214,7 +222,7 @@ pub(crate) fn optional() -> Vec<&'static str> {
 mod tests {
     use super::*;
 
-    /// A row that only tests have: nothing else is granted by annotation yet.
+    /// A row that only tests have.
     pub(super) static GRANTED_IN_TESTS: &[HostInterface] = &[HostInterface {
         name: "answer",
         package: "test:granted",
@@ -230,11 +238,19 @@ mod tests {
 
     #[test]
     fn imports_are_matched_by_package_interface_and_minor_version() {
-        for good in ["wasi:cli/stdout@0.2.0", "wasi:http/outgoing-handler@0.2.12", "wasi:io/poll@0.2.99"] {
+        for good in [
+            "wasi:cli/stdout@0.2.0",
+            "wasi:http/outgoing-handler@0.2.12",
+            "wasi:io/poll@0.2.99",
+            "wasi:config/store@0.2.0-rc.1",
+        ] {
             assert!(offered(good).is_some(), "{good}");
         }
         for bad in [
             "wasi:keyvalue/store@0.2.0-draft",
+            "wasi:config/store@0.2.0",
+            "wasi:config/store@0.2.0-rc.2",
+            "wasi:config/store@0.2.0-rc.1.1",
             "wasi:http/types@0.3.0",
             "wasi:cli/stdout@0.20.0",
             "wasi:cli/stdout@0.2.0-rc-2023",
@@ -248,7 +264,7 @@ mod tests {
 
     #[test]
     fn every_row_links() {
-        component_linker(&wasmtime::Engine::default(), &Grants::parse("answer", &optional()).unwrap()).unwrap();
+        component_linker(&wasmtime::Engine::default(), &Grants::parse("answer,config", &optional()).unwrap()).unwrap();
         core_linker(&wasmtime::Engine::default()).unwrap();
     }
 }

@@ -112,6 +112,7 @@ impl Bench {
             preopens: Vec::new(),
             limits: Limits::default(),
             grants: runtime_api::Grants::default(),
+            config: None,
             log: Arc::new(Log::default()),
             pod: self.engine.pod_ledger(),
             caller: Caller { node: "n".into(), namespace: "default".into(), pod: "test".into(), ip: None },

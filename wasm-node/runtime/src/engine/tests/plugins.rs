@@ -319,6 +319,65 @@ async fn sessions_are_shared_among_clients_and_end_with_what_they_run() {
     assert_eq!(visit("hog", "h0", "nothing").await.0, 200, "its name is free");
 }
 
+struct Settings(Mutex<String>);
+
+impl runtime_api::ConfigValues for Settings {
+    fn get(&self, key: &str) -> Option<String> {
+        (key == "colour").then(|| self.0.lock().unwrap().clone())
+    }
+
+    fn all(&self) -> Vec<(String, String)> {
+        vec![("colour".into(), self.0.lock().unwrap().clone())]
+    }
+}
+
+/// Hands on what `wasi:config/store` says.
+const CONFIGURED: &str = r#"(component
+  (import "wasi:config/store@0.2.0-rc.1" (instance $store
+    (type $error-type (variant (case "upstream" string) (case "io" string)))
+    (export "error" (type $error (eq $error-type)))
+    (export "get" (func (param "key" string) (result (result (option string) (error $error)))))))
+  (core module $memory
+    (memory (export "memory") 1)
+    (global $end (mut i32) (i32.const 1024))
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32)
+      (local.set 0 (i32.and (i32.add (global.get $end) (i32.const 7)) (i32.const -8)))
+      (global.set $end (i32.add (local.get 0) (local.get 3)))
+      (local.get 0)))
+  (core instance $m (instantiate $memory))
+  (alias core export $m "memory" (core memory $mem))
+  (alias core export $m "realloc" (core func $realloc))
+  (core func $get (canon lower (func $store "get") (memory $mem) (realloc $realloc)))
+  (core module $main
+    (import "s" "get" (func $get (param i32 i32 i32)))
+    (import "m" "memory" (memory 1))
+    (func (export "value") (param i32 i32) (result i32)
+      (call $get (local.get 0) (local.get 1) (i32.const 16))
+      ;; The option within the result, which is ok.
+      (i32.const 20)))
+  (core instance $i (instantiate $main
+    (with "m" (instance $m)) (with "s" (instance (export "get" (func $get))))))
+  (func (export "value") (param "key" string) (result (option string))
+    (canon lift (core func $i "value") (memory $mem) (realloc $realloc))))"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_are_read_where_they_are_granted_as_they_are_now() {
+    let bench = Bench::new();
+    let loaded = bench.load_text(CONFIGURED, Metering::Epochs).await.unwrap();
+    let error = bench.engine.container(loaded.clone(), bench.spec()).unwrap_err().to_string();
+    assert!(error.contains("is not granted") && error.contains("\"config\""), "{error}");
+    let settings = Arc::new(Settings(Mutex::new("red".into())));
+    let (container, _) = bench.container(loaded, |spec| {
+        spec.grants = runtime_api::Grants::parse("config", &crate::host::optional()).unwrap();
+        spec.config = Some(settings.clone());
+    });
+    let server = container.serve_plugin().unwrap();
+    assert_eq!(call(&server, "value", json!({"key": "colour"})).await.json(), json!("red"));
+    *settings.0.lock().unwrap() = "blue".into();
+    assert_eq!(call(&server, "value", json!({"key": "colour"})).await.json(), json!("blue"));
+    assert_eq!(call(&server, "value", json!({"key": "size"})).await.json(), json!(null));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_plugin_says_why() {
     let bench = Bench::new();
