@@ -162,12 +162,6 @@ pgrep -f "coracle-compile-worker.*$WORK" >/dev/null && fail "a compiler goes on"
 serves "modules that compile for minutes"
 
 echo "· what is not served yet"
-hello=$(kubectl get pods -l app=hello -o jsonpath='{.items[0].metadata.name}')
-for what in "exec $hello -- true" "attach $hello"; do
-  # shellcheck disable=SC2086
-  kubectl $what > "$WORK/out" 2>&1 < /dev/null && fail "kubectl $what succeeded"
-  grep -q 'version 0' "$WORK/out" || fail "kubectl $what does not say from which version on: $(cat "$WORK/out")"
-done
 kubectl apply --server-side -f sample-workloads/manifests/hello.yaml > "$WORK/out" 2>&1 && fail "server-side apply succeeded"
 grep -qi 'media type\|415\|unsupported' "$WORK/out" || fail "server-side apply: $(cat "$WORK/out")"
 

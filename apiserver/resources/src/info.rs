@@ -46,8 +46,6 @@ pub struct ResourceInfo {
     pub source: Option<Arc<dyn ObjectSource>>,
     /// The resource in whose version objects are stored, where that is another one.
     pub stored_as: Option<Arc<ResourceInfo>>,
-    /// See [`Row::later`].
-    pub later: &'static [(&'static str, &'static str)],
     /// What a create on this collection asks; `None`: it is no question.
     pub review: Option<Review>,
     /// A create on this collection is one on a subresource of another resource's object, which the body names.
@@ -113,7 +111,6 @@ impl ResourceInfo {
             prefix: row.storage.prefix().map(StoragePrefix::new),
             source: None,
             stored_as: None,
-            later: row.later,
             review: row.review,
             stands_for: None,
             indexed_fields: row.indexed_fields.iter().map(|field| Arc::from(*field)).collect(),

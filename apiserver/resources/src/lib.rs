@@ -99,7 +99,7 @@ pub enum SubresourceKind {
     Binding,
     /// `log` of a Pod: streamed from the node.
     Log,
-    /// `portforward` of a Pod: the connection is handed through to its node.
+    /// `attach`, `exec`, `portforward` of a Pod: the connection is handed through to its node.
     Connect,
     /// `proxy` of a Pod, Service or Node: requests of any method and path below it are passed on.
     Proxy(Proxied),
@@ -225,8 +225,6 @@ pub struct Row {
     pub storage: Storage,
     /// Two rows over one storage (core and events.k8s.io Events): the stored form is the row's that has `true` here.
     pub storage_version: bool,
-    /// Subresources that a later version serves, and since which: they are no unknown paths.
-    pub later: &'static [(&'static str, &'static str)],
     /// What a create on this collection asks; `None`: it is no question.
     pub review: Option<Review>,
     /// A create on this collection is one on a subresource of another row's object, which the body names.
@@ -263,7 +261,6 @@ impl Row {
         subresources: &[],
         storage: Storage::Virtual,
         storage_version: true,
-        later: &[],
         review: None,
         stands_for: None,
         indexed_fields: &[],

@@ -10,6 +10,9 @@ pub const CONCURRENCY: &str = "concurrency.coracle.dev/";
 pub const HOST: &str = "host.coracle.dev/";
 /// Annotation prefix `stop.coracle.dev/<container>`: `grace` lets a command run on until its grace period ends.
 pub const STOP: &str = "stop.coracle.dev/";
+/// Annotation prefix `exec.coracle.dev/<container>`: `deny` forbids exec, cp and attach; `image` leaves exec the image's own
+/// commands.
+pub const EXEC: &str = "exec.coracle.dev/";
 /// The domain whose subdomains name the annotations above: an unknown one on a pod is told, not passed over.
 pub const ANNOTATIONS_DOMAIN: &str = ".coracle.dev";
 /// Node label: the host's real operating system.

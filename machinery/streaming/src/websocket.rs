@@ -1,6 +1,7 @@
 //! WebSocket (RFC 6455), the server's side: handshake, choice of a subprotocol, and what goes through.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _, future};
@@ -9,14 +10,21 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 
 /// The longest message that is taken: clients write 32 KiB at once.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// Messages of numbered channels that wait in each direction.
-const MESSAGES_WAITING_MAX: usize = 16;
+/// How often the server asks for a sign of life. While nobody takes what a client sends nothing is read of it either, and
+/// only what is written tells that it is gone.
+const PING_PERIOD: Duration = Duration::from_secs(30);
+/// How long a client may take to answer the server's close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages of numbered channels that wait to be sent, and to be taken: a client's may be as long as [`MESSAGE_BYTES_MAX`].
+const OUTGOING_WAITING_MAX: usize = 16;
+const INCOMING_WAITING_MAX: usize = 2;
 
 /// Why a request is no WebSocket handshake, or none that is taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -128,14 +136,14 @@ pub struct Channels {
 }
 
 /// Numbered channels over a connection whose handshake is done, and what has to be polled for them to move: it ends when the
-/// connection does.
+/// connection does. Drop [`Channels::incoming`] first where nothing more is taken.
 #[must_use = "nothing moves until the future is polled"]
 pub fn channels<S>(io: S) -> (Channels, impl Future<Output = io::Result<()>>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let (received, incoming) = mpsc::channel(MESSAGES_WAITING_MAX);
-    let (outgoing, mut sending) = mpsc::channel::<(u8, Bytes)>(MESSAGES_WAITING_MAX);
+    let (received, incoming) = mpsc::channel(INCOMING_WAITING_MAX);
+    let (outgoing, mut sending) = mpsc::channel::<(u8, Bytes)>(OUTGOING_WAITING_MAX);
     let run = async move {
         let (mut sink, mut stream) = server(io).await.split();
         let reads = async move {
@@ -150,16 +158,32 @@ where
             Ok(())
         };
         let writes = async move {
-            while let Some((channel, bytes)) = sending.recv().await {
+            let mut pings = tokio::time::interval(PING_PERIOD);
+            pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            pings.reset();
+            loop {
+                let message = tokio::select! {
+                    message = sending.recv() => message,
+                    _ = pings.tick() => {
+                        sink.send(Message::Ping(Bytes::new())).await.map_err(broken)?;
+                        continue;
+                    }
+                };
+                let Some((channel, bytes)) = message else {
+                    let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+                    return sink.send(Message::Close(Some(close))).await.map_err(broken);
+                };
                 let message = [&[channel], &bytes[..]].concat();
                 sink.send(Message::Binary(message.into())).await.map_err(broken)?;
             }
-            sink.close().await.map_err(broken)
         };
+        tokio::pin!(reads);
         tokio::select! {
-            done = reads => done,
-            done = writes => done,
+            done = &mut reads => return done,
+            done = writes => done?,
         }
+        // Until the client's own close: a connection that is closed with something unread loses what was written last.
+        tokio::time::timeout(CLOSE_TIMEOUT, reads).await.unwrap_or(Ok(()))
     };
     (Channels { incoming, outgoing }, run)
 }
@@ -261,7 +285,10 @@ mod tests {
         channels.outgoing.send((3, Bytes::from_static(b"out"))).await.unwrap();
         assert_eq!(client.next().await.unwrap().unwrap(), Message::Binary(Bytes::from_static(b"\x03out")));
         drop(channels);
-        assert!(matches!(client.next().await, Some(Ok(Message::Close(_)))));
+        let close = client.next().await.unwrap().unwrap();
+        assert!(matches!(close, Message::Close(Some(CloseFrame { code: CloseCode::Normal, .. }))), "{close:?}");
+        // What a client still has to say meanwhile is read and dropped; its answer to the close is the end.
+        while client.next().await.is_some() {}
         run.await.unwrap().unwrap();
     }
 }

@@ -10,6 +10,9 @@
 //! Absent on purpose: the Wasm runtime (`wasm-runtime`), the registry (`oci-registry`), processes and namespaces of the
 //! kernel.
 
+#[cfg(test)]
+extern crate alloc;
+
 pub mod config;
 pub mod image;
 pub mod log;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use machinery_serve::net::{Caller, Dial};
 
 use super::ledger::Ledger;
+use super::pipe::PipeReader;
 use super::{Grants, Limits};
 
 /// Which of a guest's outputs.
@@ -68,6 +69,10 @@ pub struct ContainerSpec {
     pub config: Option<Arc<dyn ConfigValues>>,
     /// Where stdout and stderr go.
     pub log: Arc<dyn LogSink>,
+    /// What a command reads; none = an empty input.
+    pub stdin: Option<PipeReader>,
+    /// Whether the guest is told that these are a terminal.
+    pub terminal: bool,
     /// The ledger of its pod, see [`Ledger::pod`].
     pub pod: Arc<Ledger>,
     /// Who calls when the guest calls out.

@@ -14,7 +14,9 @@ pub mod ledger;
 mod limits;
 mod module;
 mod outcome;
+pub mod pipe;
 mod server;
+mod session;
 pub mod simulated;
 
 use std::any::Any;
@@ -32,6 +34,7 @@ pub use limits::{CONCURRENCY_DEFAULT, CPU_SHARES_MIN, Limits, REQUEST_TIMEOUT_DE
 pub use module::{Inspection, Kind, LoadError, MODULE_BYTES_MAX, Metering};
 pub use outcome::{Outcome, OutcomeReason, StopSignal};
 pub use server::{NodeCall, Trial};
+pub use session::{ExecError, ExecSpec, Session, Stdio};
 
 use ledger::Ledger;
 
@@ -57,6 +60,15 @@ pub trait Runtime: Send + Sync {
         namespace: &str,
     ) -> Result<Arc<dyn Module>, LoadError>;
 
+    /// Loads a module as a command, whatever else it is: none where it exports no `wasi:cli/run` and no `_start`.
+    async fn load_command(
+        &self,
+        digest: &str,
+        file: &Path,
+        metering: Metering,
+        namespace: &str,
+    ) -> Result<Option<Arc<dyn Module>>, LoadError>;
+
     /// Bytes on the disk of what was compiled, by the module's digest.
     fn compiled(&self) -> std::io::Result<BTreeMap<String, u64>>;
 
@@ -68,7 +80,7 @@ pub trait Runtime: Send + Sync {
 }
 
 /// A loaded module.
-pub trait Module: Send + Sync {
+pub trait Module: Any + Send + Sync {
     /// Its own digest (`sha256:…`).
     fn digest(&self) -> &str;
 
@@ -109,6 +121,13 @@ pub trait Container: Send + Sync + std::fmt::Debug {
 
     /// Makes a server of it: an HTTP server, or a plugin.
     fn serve(&self) -> Result<Arc<dyn Server>, LoadError>;
+
+    /// One more command in this container's sandbox: with its volumes, environment, network identity, grants, and its
+    /// budgets of memory and CPU. `command` comes from [`Runtime::load_command`] of the same runtime.
+    ///
+    /// # Errors
+    /// See [`ExecError`].
+    fn exec(&self, command: &Arc<dyn Module>, spec: ExecSpec) -> Result<Box<dyn Session>, ExecError>;
 
     /// Makes one instance and drops it: whether the module starts under this container's limits.
     async fn try_instantiate(&self) -> Trial;

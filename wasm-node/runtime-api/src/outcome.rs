@@ -7,6 +7,20 @@ pub enum StopSignal {
     Terminate,
     /// As by SIGKILL: exit code 137.
     Kill,
+    /// As by an unhandled SIGINT, from a terminal: exit code 130.
+    Interrupt,
+}
+
+impl StopSignal {
+    /// The exit code of a command that it ends, as a shell tells it: 128 and the signal's number.
+    #[must_use]
+    pub fn exit_code(self) -> i32 {
+        match self {
+            Self::Terminate => 143,
+            Self::Kill => 137,
+            Self::Interrupt => 130,
+        }
+    }
 }
 
 /// Why a command ended, in the words of a container status.

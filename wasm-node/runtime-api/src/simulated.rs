@@ -21,8 +21,8 @@ use tokio::sync::Notify;
 
 use super::ledger::Ledger;
 use super::{
-    Admitted, Container, ContainerSpec, Kind, LoadError, Metering, Module, Outcome, OutcomeReason, Runtime, Server,
-    Stats, StdStream, StopSignal, Trial,
+    Admitted, Container, ContainerSpec, ExecError, ExecSpec, Kind, LoadError, Metering, Module, Outcome, OutcomeReason,
+    Runtime, Server, Session, Stats, StdStream, StopSignal, Trial,
 };
 
 /// What a module does.
@@ -118,6 +118,16 @@ impl Runtime for SimulatedRuntime {
         self.compile(digest, file, of, for_).await?;
         let text = std::fs::read_to_string(file).map_err(LoadError::io("reading the module"))?;
         Ok(Arc::new(Scripted { digest: digest.to_owned(), script: Script::parse(&text)? }))
+    }
+
+    async fn load_command(
+        &self,
+        _: &str,
+        _: &Path,
+        _: Metering,
+        _: &str,
+    ) -> Result<Option<Arc<dyn Module>>, LoadError> {
+        Ok(None)
     }
 
     fn compiled(&self) -> std::io::Result<BTreeMap<String, u64>> {
@@ -245,10 +255,14 @@ impl Container for Simulated {
         tokio::select! {
             () = ends => Outcome::exit(self.0.script.exit),
             signal = stop => {
-                let exit_code = if signal == StopSignal::Terminate { 143 } else { 137 };
+                let exit_code = signal.exit_code();
                 Outcome { exit_code, reason: OutcomeReason::Error, message: None }
             }
         }
+    }
+
+    fn exec(&self, _: &Arc<dyn Module>, _: ExecSpec) -> Result<Box<dyn Session>, ExecError> {
+        Err(LoadError::Unsupported("a script has no sessions".into()).into())
     }
 
     fn serve(&self) -> Result<Arc<dyn Server>, LoadError> {
@@ -332,6 +346,8 @@ mod tests {
             limits: Limits::default(),
             grants: Grants::default(),
             config: None,
+            stdin: None,
+            terminal: false,
             log: Arc::new(NoLog),
             pod: Ledger::pod(runtime.ledger()),
             caller: Caller { node: "n".into(), namespace: "default".into(), pod: "p".into(), ip: None },

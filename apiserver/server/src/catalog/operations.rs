@@ -43,6 +43,9 @@ const SELECT: Parameters = &[
 ];
 const WATCH: Parameters = &[("allowWatchBookmarks", "boolean"), ("watch", "boolean")];
 const FORWARD: Parameters = &[("ports", "integer")];
+const STREAMS: Parameters =
+    &[("container", "string"), ("stderr", "boolean"), ("stdin", "boolean"), ("stdout", "boolean"), ("tty", "boolean")];
+const COMMAND: Parameters = &[("command", "string")];
 const LOG: Parameters = &[
     ("container", "string"),
     ("follow", "boolean"),
@@ -266,7 +269,11 @@ fn operation(row: &ResourceInfo, tag: &str, path: &str, does: Does, sub: Option<
         Does::Verb(Verb::DeleteCollection) => &[DELETE, SELECT],
         Does::Verb(Verb::List) | Does::WatchOne | Does::WatchList => &[SELECT, WATCH],
         Does::Log => &[LOG],
-        Does::Connect(_) => &[FORWARD],
+        Does::Connect(_) => match sub.map(|sub| sub.name) {
+            Some("exec") => &[STREAMS, COMMAND],
+            Some("attach") => &[STREAMS],
+            _ => &[FORWARD],
+        },
         Does::Verb(Verb::Get | Verb::Watch) => &[],
     };
     let mut parameters: Vec<Value> =

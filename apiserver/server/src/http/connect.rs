@@ -1,4 +1,5 @@
-//! `pods/NAME/portforward`: a connection that becomes another protocol's, handed through to the node that runs the pod.
+//! `pods/NAME/attach`, `exec` and `portforward`: a connection that becomes another protocol's, handed through to the node that runs the
+//! pod.
 //!
 //! Who may do so is asked twice: for the request's own verb, and for `create`, as a WebSocket's GET opens a way into the pod
 //! (upstream's `AuthorizePodWebsocketUpgradeCreatePermission`). What goes through is the node's and the client's business.
@@ -9,12 +10,15 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, he
 use http_body_util::Empty;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use machinery_api::ApiError;
+use machinery_api::error::Named;
+use machinery_api::{ApiError, names};
 use machinery_streaming::websocket::upgrade_of;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{RequestContext, RequestHandler, attributes, exact_fields};
 use super::kubelets;
+use super::logs;
 use super::respond;
 use crate::auth::Attributes;
 use crate::auth::tls::Peer;
@@ -62,6 +66,58 @@ fn node_query(query: &Query) -> Result<String, ApiError> {
     Ok(ports.iter().map(|port| format!("port={port}")).collect::<Vec<_>>().join("&"))
 }
 
+/// What a connection leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Connects {
+    Ports,
+    Session,
+}
+
+impl Connects {
+    fn of(call: &RequestScope<'_>) -> Self {
+        match call.subresource.map(|sub| sub.name) {
+            Some("exec" | "attach") => Self::Session,
+            _ => Self::Ports,
+        }
+    }
+}
+
+/// What the node is asked for.
+fn node_target(call: &RequestScope<'_>, pod: &Value, query: &Query) -> Result<String, ApiError> {
+    let RequestScope { namespace, name, .. } = call;
+    Ok(match Connects::of(call) {
+        Connects::Ports => format!("/portForward/{namespace}/{name}?{}", node_query(query)?),
+        Connects::Session => {
+            let container = logs::container(pod, query.text("container"))?;
+            let what = call.subresource.map_or("exec", |sub| sub.name);
+            format!("/{what}/{namespace}/{name}/{container}?{}", session_query(query))
+        }
+    })
+}
+
+/// A session's parameters for the node, as upstream names them.
+fn session_query(query: &Query) -> String {
+    let flags = [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")];
+    let flags = flags.iter().filter(|(from, _)| query.flag(from) == Some(true)).map(|(_, to)| format!("{to}=1"));
+    let command = query.all("command").map(|argument| {
+        let argument = percent_encoding::utf8_percent_encode(argument, percent_encoding::NON_ALPHANUMERIC);
+        format!("command={argument}")
+    });
+    flags.chain(command).collect::<Vec<_>>().join("&")
+}
+
+/// Whether a container's annotation lets anybody in.
+fn check_sessions(of: Named, pod: &Value, container: &str) -> Result<(), ApiError> {
+    let name = format!("{}{container}", names::EXEC);
+    let value = pod["metadata"]["annotations"][&name].as_str().unwrap_or_default();
+    if value.trim() != "deny" {
+        return Ok(());
+    }
+    let pod = pod["metadata"]["name"].as_str().unwrap_or_default();
+    let why = format!("exec, cp and attach of container {container:?} are denied by the pod's annotation {name}");
+    Err(ApiError::Forbidden(of, pod.to_owned(), why))
+}
+
 /// The headers of a handshake. Of subprotocols, a token's stays here.
 fn handshake(from: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -93,17 +149,20 @@ impl RequestHandler {
             self.deps.authorizer.check(&*self.deps.registry.objects, asking.user, &create).await?;
         }
         let pod = self.pod(call).await?;
+        if let Connects::Session = Connects::of(call) {
+            let container = logs::container(&pod, asking.asked.query.text("container"))?;
+            check_sessions(Named::new(&*call.row.group, &*call.row.plural), &pod, &container)?;
+        }
         let Some((node_name, at)) = self.node_of(&pod)? else {
             return Err(ApiError::BadRequest(format!("pod {} does not have a host assigned", call.name)));
         };
-        let query = node_query(asking.asked.query)?;
+        let target = node_target(call, &pod, asking.asked.query)?;
         if upgrade_of(asking.asked.headers).is_none() {
             return Err(ApiError::BadRequest("Upgrade request required".into()));
         }
         let Some(upgrade) = asking.connection.upgrade.take() else {
             return Err(ApiError::BadRequest("this connection cannot be upgraded: use HTTP/1.1".into()));
         };
-        let target = format!("/portForward/{}/{}?{query}", call.namespace, call.name);
         let mut request = Request::post(&target).header(header::HOST, at.host());
         if asking.info.verb == "get" {
             request = request.method("GET");
@@ -153,6 +212,8 @@ pub(super) async fn hand_through(client: OnUpgrade, node: OnUpgrade, place: Opti
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -162,6 +223,25 @@ mod tests {
         assert_eq!(read("ports=80,81&ports=82"), Ok("port=80&port=81&port=82".into()));
         assert_eq!(read("ports=x"), Err("strconv.ParseInt: parsing \"x\": invalid syntax".into()));
         assert!(read(&format!("ports={}", vec!["1"; PORTS_MAX + 1].join(","))).is_err());
+    }
+
+    #[test]
+    fn a_session_is_passed_on_as_upstream_passes_it() {
+        let to =
+            session_query(&Query::parse("stdin=true&stdout=1&stderr=false&tty=&command=sh&command=-c&command=a%26b+c"));
+        assert_eq!(to, "input=1&output=1&tty=1&command=sh&command=%2Dc&command=a%26b%20c");
+        assert_eq!(session_query(&Query::parse("stdout=0&container=x")), "");
+    }
+
+    #[test]
+    fn an_annotation_denies_sessions_of_its_container() {
+        let pod = |value: &str| json!({"metadata": {"name": "p", "annotations": {"exec.coracle.dev/c": value}}});
+        let check = |value: &str, container: &str| check_sessions(Named::new("", "things"), &pod(value), container);
+        let status = check("deny", "c").unwrap_err().status();
+        let says = "things \"p\" is forbidden: exec, cp and attach of container \"c\" are denied by the pod's annotation \
+                    exec.coracle.dev/c";
+        assert_eq!((status.code, status.message.as_str()), (403, says));
+        assert!(check("deny", "other").is_ok() && check("image", "c").is_ok());
     }
 
     #[test]

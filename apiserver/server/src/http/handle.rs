@@ -123,7 +123,7 @@ impl RequestHandler {
         let catalog = self.deps.registry.served.load();
         let found = route::find(method, &info, &catalog);
         let target = match &found {
-            Ok(Route::Resource(target) | Route::Later(target, _)) => Some(target.clone()),
+            Ok(Route::Resource(target)) => Some(target.clone()),
             _ => None,
         };
         let of = Of::new(&info, target.as_ref(), query.get("dryRun").is_some());
@@ -247,7 +247,6 @@ impl RequestHandler {
         };
         let done = match route {
             Route::Resource(target) => self.resource(asking, target, body).await,
-            Route::Later(target, since) => Err(later(&target, asking.info, since)),
             page => self.page(asking, method, page),
         };
         done.unwrap_or_else(|error| respond::error(&asking.asked, &error))
@@ -307,12 +306,4 @@ pub(super) fn exact_fields(info: &RequestInfo) -> Vec<(String, String)> {
     }
     let fields = FieldSelector::parse(&info.field_selector).unwrap_or_default();
     fields.requirements.into_iter().filter(|one| one.equal).map(|one| (one.field, one.value)).collect()
-}
-
-/// A part of the API that comes with a later version.
-fn later(target: &Target, info: &RequestInfo, since: &str) -> ApiError {
-    ApiError::BadRequest(format!(
-        "{}/{} is not served by this version of Coracle; it is from version {since} on",
-        target.row.plural, info.subresource
-    ))
 }

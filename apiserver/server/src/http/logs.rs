@@ -76,7 +76,7 @@ impl Options {
 }
 
 /// The container that is meant, or upstream's refusal.
-fn container(pod: &Value, wanted: &str) -> Result<String, ApiError> {
+pub(super) fn container(pod: &Value, wanted: &str) -> Result<String, ApiError> {
     let name = pod["metadata"]["name"].as_str().unwrap_or("");
     let names = |field: &str| -> Vec<String> {
         let list = pod["spec"][field].as_array().map_or(&[] as &[Value], Vec::as_slice);

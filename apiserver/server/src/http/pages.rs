@@ -93,7 +93,7 @@ impl RequestHandler {
                 response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(jwks::CACHE_CONTROL));
                 Ok(response)
             }
-            Route::Resource(_) | Route::Later(..) => Err(ApiError::NoSuchResource),
+            Route::Resource(_) => Err(ApiError::NoSuchResource),
         }
     }
 

@@ -14,8 +14,6 @@ use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind, Verb};
 pub enum Route {
     /// A resource.
     Resource(Target),
-    /// A part of a pod that comes with a later version.
-    Later(Target, &'static str),
     /// `/livez`, `/readyz`, `/healthz`, and one check of them.
     Health(String, Option<String>),
     /// `/metrics`
@@ -194,15 +192,6 @@ fn resource(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route
             serve(row, None, item_verb(method)?, true)
         }
         [_, name, more @ ..] => {
-            if let Some((_, since)) = row.later.iter().find(|(later, _)| later == name)
-                && info.group.is_empty()
-                && more.is_empty()
-            {
-                return Ok(Route::Later(
-                    Target { row: row.clone(), subresource: None, verb: Verb::Get, is_item: true },
-                    since,
-                ));
-            }
             let fits =
                 |s: &&Subresource| s.name == *name && (more.is_empty() || matches!(s.what, SubresourceKind::Proxy(_)));
             let subresource = row.subresources.iter().find(fits).ok_or_else(none)?;
@@ -267,7 +256,6 @@ mod tests {
             Ok(Route::Resource(t)) => {
                 format!("{} {} {}", t.verb.as_str(), t.row.plural, t.subresource.map_or("", |s| s.name))
             }
-            Ok(Route::Later(..)) => "later".into(),
             Ok(_) => "other".into(),
             Err(NoRoute::Text) => "text".into(),
             Err(NoRoute::Error(error)) => error.status().code.to_string(),
@@ -289,7 +277,9 @@ mod tests {
             ("POST", "/api/v1/pods", "405"),
             ("POST", "/api/v1/namespaces/default/pods/a", "405"),
             ("GET", "/api/v1/namespaces/default/pods/a/nope", "404"),
-            ("GET", "/api/v1/namespaces/default/pods/a/exec", "later"),
+            ("GET", "/api/v1/namespaces/default/pods/a/exec", "get pods exec"),
+            ("POST", "/api/v1/namespaces/default/pods/a/exec", "create pods exec"),
+            ("PUT", "/api/v1/namespaces/default/pods/a/exec", "405"),
             ("GET", "/api/v1/namespaces/default/pods/a/exec/b", "404"),
             ("HEAD", "/api/v1/namespaces/default/pods/a:80/proxy", "get pods proxy"),
             ("OPTIONS", "/api/v1/namespaces/default/services/a/proxy/b/c", "get services proxy"),

@@ -69,7 +69,6 @@ fn resource(plural: &str, kind: &str, namespaced: bool, schema: &Value, source: 
         prefix: None,
         source: Some(source),
         stored_as: None,
-        later: &[],
         review: None,
         stands_for: None,
         indexed_fields: Arc::default(),

@@ -78,6 +78,15 @@ impl SpdyWriter {
         self.write(Frame::Reset { id: self.id, status: status::CANCEL }).await
     }
 
+    /// Waits until all that was sent on the connection so far is on its way.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub async fn drained(&self) -> io::Result<()> {
+        let all = self.frames.reserve_many(self.frames.max_capacity()).await;
+        all.map(drop).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
     async fn write(&self, frame: Frame) -> io::Result<()> {
         self.frames.send(frame).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }

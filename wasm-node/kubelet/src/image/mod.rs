@@ -22,6 +22,7 @@ mod spin;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod toolbox;
 mod turns;
 
 pub use collect::{CollectPolicy, Disk};

@@ -13,6 +13,7 @@ use super::keyring::Keyring;
 use super::registries::Registries;
 use super::remote::Remote;
 use super::source::{Source, repository};
+use super::toolbox::Toolbox;
 use super::turns::{PARALLEL_PULLS_DEFAULT, Turns};
 use machinery_env::Env;
 use oci_registry::Credentials;
@@ -134,6 +135,7 @@ pub struct Images {
     records: PathBuf,
     known: Mutex<AllKnown>,
     flights: Flights<String>,
+    pub(super) toolbox: Toolbox,
     turns: Turns,
 }
 
@@ -175,7 +177,8 @@ impl Images {
         let remote = Remote::new(config.registries, config.built_in);
         let source = Source { remote, blobs: blobs.clone(), env: env.clone() };
         let (known, flights, turns) = (Mutex::new(known), Flights::default(), Turns::new(config.parallel_pulls));
-        Ok(Self { runtime, env, blobs, source, file_dirs, records, known, flights, turns })
+        let toolbox = Toolbox::default();
+        Ok(Self { runtime, env, blobs, source, file_dirs, records, known, flights, toolbox, turns })
     }
 
     fn parse(image: &str) -> Result<ImageName, ImageError> {
@@ -255,6 +258,17 @@ impl Images {
         let kept = self.remember(pulled, access);
         let image = kept.map_err(|source| ImageError::Blob { image: key.clone(), source: source.into() })?;
         Ok(Pulled { image, took })
+    }
+
+    /// Loads an image's module as a command, whatever else it is; none where it is none.
+    pub async fn load_command(
+        &self,
+        image: &Image,
+        metering: Metering,
+        namespace: &str,
+    ) -> Result<Option<Arc<dyn Module>>, LoadError> {
+        let path = self.blobs.path(&image.module).map_err(|error| LoadError::NotWasm(error.to_string()))?;
+        self.runtime.load_command(&image.module, &path, metering, namespace).await
     }
 
     /// Loads an image's module: shared with every container of it, from the cache of compiled modules.

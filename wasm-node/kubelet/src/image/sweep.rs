@@ -94,6 +94,7 @@ impl Images {
     /// Whether a name or a pod has this module, or a pull is about to.
     fn uses(&self, module: &str) -> bool {
         self.blobs.is_pinned(module)
+            || module == super::toolbox::digest()
             || self
                 .held()
                 .iter()

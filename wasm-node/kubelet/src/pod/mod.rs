@@ -3,6 +3,7 @@
 
 pub mod addresses;
 pub mod admit;
+pub(crate) mod attached;
 pub mod backoff;
 pub mod cell;
 pub mod event;
@@ -12,6 +13,7 @@ pub mod order;
 mod pod_http;
 mod probe;
 mod runner;
+pub(crate) mod sandbox;
 mod serve;
 pub mod settings;
 pub(crate) mod shared;

@@ -21,7 +21,7 @@ const CONCURRENCY_MAX: usize = 1_000_000;
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 /// Every annotation of a container that there is.
-const KNOWN: [&str; 5] = [names::FUEL, names::TIMEOUT, names::CONCURRENCY, names::HOST, names::STOP];
+const KNOWN: [&str; 6] = [names::FUEL, names::TIMEOUT, names::CONCURRENCY, names::HOST, names::STOP, names::EXEC];
 
 /// What decides about the pod's life.
 #[must_use]
@@ -192,6 +192,20 @@ pub struct Settings {
     pub grants: Grants,
     /// A command runs on until the grace period ends.
     pub stop_at_grace: bool,
+    /// Which sessions it may have.
+    pub exec: ExecAccess,
+}
+
+/// Which sessions a container may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ExecAccess {
+    /// Any.
+    #[default]
+    Allowed,
+    /// Only of what its image brings.
+    Image,
+    /// None: neither exec nor attach.
+    Denied,
 }
 
 /// An annotation with a value that can't be acted on.
@@ -254,6 +268,12 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
         Some((name, value)) => return bad(name, format!("{value:?} is not \"grace\", the only value that there is")),
         None => false,
     };
+    let exec = match find(names::EXEC) {
+        Some((_, value)) if value == "deny" => ExecAccess::Denied,
+        Some((_, value)) if value == "image" => ExecAccess::Image,
+        Some((name, value)) => return bad(name, format!("{value:?} is neither \"deny\" nor \"image\"")),
+        None => ExecAccess::Allowed,
+    };
     let spec = containers::spec(pod);
     let names: BTreeSet<&str> = containers::names(&spec).collect();
     for name in annotations.into_iter().flatten().map(|(name, _)| name) {
@@ -269,7 +289,7 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
             return bad(name.clone(), format!("the pod has no container {of:?}"));
         }
     }
-    Ok(Settings { limits, grants, stop_at_grace })
+    Ok(Settings { limits, grants, stop_at_grace, exec })
 }
 
 /// A duration as Go writes it: numbers with units, `1m30s`.
@@ -357,10 +377,11 @@ mod tests {
         let read = |pod: &Pod| settings(pod, &pod.spec.as_ref().unwrap().containers[0], &[]);
         let good = read(&pod(json!({
             "fuel.coracle.dev/c": "5", "timeout.coracle.dev/c": "2s", "concurrency.coracle.dev/c": "7",
-            "stop.coracle.dev/c": "grace",
+            "stop.coracle.dev/c": "grace", "exec.coracle.dev/c": "deny",
         })))
         .unwrap();
         assert_eq!((good.limits.fuel, good.limits.concurrency, good.stop_at_grace), (Some(5), 7, true));
+        assert_eq!(good.exec, ExecAccess::Denied);
         assert_eq!((good.limits.memory_bytes, good.limits.cpu_millis), (Some(64 << 20), Some(500)));
         assert_eq!((good.limits.timeout, good.limits.cpu_shares), (Duration::from_secs(2), 256));
         for (name, value) in [
@@ -371,6 +392,7 @@ mod tests {
             ("concurrency.coracle.dev/c", "0"),
             ("host.coracle.dev/c", "nonsense"),
             ("stop.coracle.dev/c", "now"),
+            ("exec.coracle.dev/c", "allow"),
             ("fuel.coracle.dev/other", "5"),
             ("fule.coracle.dev/c", "5"),
             ("a.fuel.coracle.dev/c", "5"),

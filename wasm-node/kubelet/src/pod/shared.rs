@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::addresses::Addresses;
+use super::sandbox::Sandboxes;
 use super::totals::Totals;
 use super::worker::PodView;
 use crate::config::sources::ConfigSourceManager;
@@ -100,6 +101,8 @@ pub(crate) fn log_path(data_dir: &Path, uid: &str, container: &str, attempt: u32
 pub(crate) struct PodViews {
     /// By uid.
     pods: Mutex<BTreeMap<String, Arc<PodView>>>,
+    /// Of the containers that run.
+    pub(crate) sandboxes: Arc<Sandboxes>,
     /// What outlives them.
     pub(crate) totals: Totals,
 }

@@ -3,16 +3,19 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container as ContainerSpecWire, Pod, Service};
 use machinery_api::ObjectKey;
 use machinery_client::{EventRecord, reference_to};
 use machinery_serve::net::Caller;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 
+use super::attached::Attached;
 use super::runner::runner_class;
+use super::sandbox::{Lent, SESSIONS_MAX, Sandbox};
 use super::settings::{Settings, settings};
 use super::shared::Shared;
 use super::state::CellEvent;
@@ -26,7 +29,8 @@ use crate::log::ContainerLog;
 use crate::volume::mounts;
 use crate::volume::paths::message_folder;
 use runtime_api::ledger::Ledger;
-use runtime_api::{Admitted, Container, ContainerSpec, LoadError, Metering, Preopen};
+use runtime_api::pipe::pipe;
+use runtime_api::{Admitted, Container, ContainerSpec, Kind, LoadError, Metering, Preopen};
 
 /// Upstream's default for `terminationMessagePath`.
 const TERMINATION_PATH: &str = "/dev/termination-log";
@@ -44,6 +48,8 @@ pub(crate) struct Made {
     pub(crate) settings: Settings,
     /// Where the guest may leave its last words.
     pub(crate) termination: Option<PathBuf>,
+    /// For sessions beside it, for as long as it lives.
+    pub(crate) _lent: Lent,
 }
 
 /// Variables by name.
@@ -110,7 +116,7 @@ pub(crate) async fn make(
     node: &Shared,
     home: &Home,
     wire: &ContainerSpecWire,
-    image: &Image,
+    image: &Arc<Image>,
     attempt: u32,
 ) -> Result<Made, Refused> {
     let (pod, ip) = (&home.pod, home.ip);
@@ -136,6 +142,10 @@ pub(crate) async fn make(
         .logs
         .open(node.log_path(&uid, &wire.name, attempt))
         .map_err(|error| ("CreateContainerError", format!("the log cannot be written: {error}")))?;
+    let attached = Arc::new(Attached::new(log.clone()));
+    // A server makes an instance for each request, and these read nothing.
+    let reads = wire.stdin == Some(true) && loaded.kind() == Kind::Command;
+    let (to_stdin, stdin) = if reads { Some(pipe()).unzip() } else { (None, None) };
     let spec = ContainerSpec {
         name: format!("{namespace}/{pod_name}/{}", wire.name),
         argv,
@@ -147,7 +157,9 @@ pub(crate) async fn make(
             Arc::new(GrantedConfig::of(&node.sources, &namespace, wire)) as Arc<dyn runtime_api::ConfigValues>
         }),
         grants: settings.grants.clone(),
-        log: log.clone(),
+        log: attached.clone(),
+        stdin,
+        terminal: wire.tty == Some(true),
         pod: home.ledger.clone(),
         caller: Caller {
             node: node.identity.name.as_str().into(),
@@ -161,7 +173,22 @@ pub(crate) async fn make(
     // A command that waits for this is not running yet.
     let admitted = if runner_class.is_admitted { Some(container.admit().await) } else { None };
     let id = container_id(node);
-    Ok(Made { container, admitted, log, id, settings, termination })
+    let sandbox = Sandbox {
+        container: container.clone(),
+        image: image.clone(),
+        images: node.parts.images.clone(),
+        metering,
+        namespace,
+        access: settings.exec,
+        gone: CancellationToken::new(),
+        attached,
+        stdin: Mutex::new(to_stdin),
+        stdin_once: wire.stdin_once == Some(true),
+        tty: wire.tty == Some(true),
+        places: Arc::new(Semaphore::new(SESSIONS_MAX)),
+    };
+    let lent = node.pods.sandboxes.lend(&uid, &wire.name, sandbox);
+    Ok(Made { container, admitted, log, id, settings, termination, _lent: lent })
 }
 
 /// A duration as upstream's events have it: whole milliseconds in Go's form (`1m2.3s`, `45ms`).

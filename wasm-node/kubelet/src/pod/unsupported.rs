@@ -13,7 +13,7 @@ use crate::volume::{host_path, is_read_only};
 /// A field, and what is the matter with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unsupported {
-    /// `spec.containers[0].tty`.
+    /// `spec.containers[0].restartPolicy`.
     pub path: String,
     /// In words.
     pub why: &'static str,
@@ -118,9 +118,6 @@ impl Found {
     }
 
     fn container(&mut self, path: &str, container: &Container) {
-        self.when(container.stdin == Some(true), format!("{path}.stdin"));
-        self.when(container.stdin_once == Some(true), format!("{path}.stdinOnce"));
-        self.when(container.tty == Some(true), format!("{path}.tty"));
         let devices = container.volume_devices.as_ref();
         self.when(devices.is_some_and(|devices| !devices.is_empty()), format!("{path}.volumeDevices"));
         let claims = container.resources.as_ref().and_then(|resources| resources.claims.as_ref());
@@ -201,10 +198,13 @@ mod tests {
             json!({"containers": [container]})
         };
         for (spec, path) in [
-            (json!({"containers": [{"name": "a"}, {"name": "b", "tty": true}]}), "spec.containers[1].tty"),
             (
-                json!({"containers": [], "initContainers": [{"name": "i"}, {"name": "j", "tty": true}]}),
-                "spec.initContainers[1].tty",
+                json!({"containers": [{"name": "a"}, {"name": "b", "volumeDevices": [{"name": "v", "devicePath": "/d"}]}]}),
+                "spec.containers[1].volumeDevices",
+            ),
+            (
+                json!({"containers": [], "initContainers": [{"name": "i"}, {"name": "j", "volumeDevices": [{"name": "v", "devicePath": "/d"}]}]}),
+                "spec.initContainers[1].volumeDevices",
             ),
             (json!({"containers": [], "hostNetwork": true}), "spec.hostNetwork"),
             (json!({"containers": [], "hostAliases": [{"ip": "192.0.2.1"}]}), "spec.hostAliases"),
@@ -224,7 +224,6 @@ mod tests {
                 json!({"containers": [], "volumes": [{"name": "v", "projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}]}),
                 "spec.volumes[0].projected.sources[0].clusterTrustBundle",
             ),
-            (container(json!({"tty": true})), "spec.containers[0].tty"),
             (
                 container(json!({"ports": [{"containerPort": 80, "hostPort": 80}]})),
                 "spec.containers[0].ports[0].hostPort",
@@ -253,11 +252,11 @@ mod tests {
 
     #[test]
     fn an_ephemeral_container_is_looked_at_alone() {
-        let spec = json!({"containers": [], "ephemeralContainers": [{"name": "e"}, {"name": "f", "tty": true}]});
+        let spec = json!({"containers": [], "ephemeralContainers": [{"name": "e"}, {"name": "f", "volumeDevices": [{"name": "v", "devicePath": "/d"}]}]});
         assert_eq!(paths(spec.clone()), Vec::<String>::new());
         let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
         let of = |name: &str| ephemeral_fields(&pod, name).into_iter().map(|field| field.path).collect::<Vec<_>>();
-        assert_eq!((of("e"), of("f")), (vec![], vec!["spec.ephemeralContainers[1].tty".to_owned()]));
+        assert_eq!((of("e"), of("f")), (vec![], vec!["spec.ephemeralContainers[1].volumeDevices".to_owned()]));
     }
 
     #[test]

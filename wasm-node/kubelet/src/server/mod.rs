@@ -3,9 +3,12 @@
 mod auth;
 mod figures;
 mod logs;
+mod output;
 mod pod_stream;
 mod port_forward;
 mod rates;
+mod remote;
+mod upgrade;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -149,6 +152,8 @@ pub(crate) fn serve(
         .route("/metrics/resource", get(figures::resource))
         .route("/stats/summary", get(figures::summary))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::get))
+        .route("/attach/{namespace}/{pod}/{container}", get(remote::attach).post(remote::attach))
+        .route("/exec/{namespace}/{pod}/{container}", get(remote::exec).post(remote::exec))
         .route("/portForward/{namespace}/{pod}", get(port_forward::upgrade).post(port_forward::upgrade))
         .route("/podStream/{namespace}/{pod}/{port}", get(pod_stream::upgrade))
         .fallback(async || (StatusCode::NOT_FOUND, "404 page not found\n"))

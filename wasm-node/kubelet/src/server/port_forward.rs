@@ -13,20 +13,22 @@ use std::time::Duration;
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use machinery_serve::accept::ConnectionPermit;
 use machinery_serve::net::{Origin, Peer, PodNetwork, Protocol, Serve, Stream};
-use machinery_streaming::spdy::{self, Headers, SpdyStream, SpdyWriter};
-use machinery_streaming::websocket::{self, Channels, upgrade_of};
+use machinery_streaming::spdy::{self, Headers, SpdyStream};
+use machinery_streaming::websocket::{self, Channels};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Kubelet;
+use super::output::Output;
+use super::upgrade::{self, Upgrade};
 
 /// A session on which nothing moves this long ends (upstream's `streamingConnectionIdleTimeout`).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
@@ -100,43 +102,13 @@ enum Wire {
 
 /// What both sides speak, and the headers that say so.
 fn choose(headers: &HeaderMap, query: &str) -> Result<(HeaderMap, Wire), Box<Response>> {
-    let refuse = |status, why: String| Box::new((status, why).into_response());
-    let bad = |why: String| refuse(StatusCode::BAD_REQUEST, why);
-    match upgrade_of(headers) {
-        Some(upgrade) if upgrade.eq_ignore_ascii_case("websocket") => {
-            let taken = websocket::handshake(headers, &[TUNNEL, CHANNELS, ""]).map_err(|why| bad(why.to_string()))?;
-            let wire = if taken.protocol == TUNNEL { Wire::Tunnel } else { Wire::Channels(ports(query).map_err(bad)?) };
-            Ok((taken.headers, wire))
-        }
-        Some(upgrade) if upgrade.eq_ignore_ascii_case("SPDY/3.1") => {
-            const VERSION: &str = "x-stream-protocol-version";
-            let wanted: Vec<&str> = headers
-                .get_all(VERSION)
-                .into_iter()
-                .filter_map(|value| value.to_str().ok())
-                .flat_map(|value| value.split(',').map(str::trim))
-                .collect();
-            if wanted.is_empty() {
-                return Err(bad(format!("unable to upgrade: header {VERSION} does not exist in request")));
-            }
-            if !wanted.contains(&PROTOCOL) {
-                let wanted = wanted.join(" ");
-                let why = format!(
-                    "unable to upgrade: unable to negotiate protocol: client supports [{wanted}], server accepts [{PROTOCOL}]"
-                );
-                let mut response = refuse(StatusCode::FORBIDDEN, why);
-                let accepted = HeaderValue::from_static(PROTOCOL);
-                response.headers_mut().insert("x-accepted-stream-protocol-versions", accepted);
-                return Err(response);
-            }
-            let mut answer = HeaderMap::new();
-            answer.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-            answer.insert(header::UPGRADE, HeaderValue::from_static("SPDY/3.1"));
-            answer.insert(VERSION, HeaderValue::from_static(PROTOCOL));
-            Ok((answer, Wire::Spdy))
-        }
-        _ => Err(bad("unable to upgrade: missing upgrade headers in request".into())),
-    }
+    let (answer, upgrade) = upgrade::negotiate(headers, &[TUNNEL, CHANNELS, ""], &[PROTOCOL])?;
+    let wire = match upgrade {
+        Upgrade::Spdy(_) => Wire::Spdy,
+        Upgrade::WebSocket(TUNNEL) => Wire::Tunnel,
+        Upgrade::WebSocket(_) => Wire::Channels(ports(query).map_err(upgrade::bad)?),
+    };
+    Ok((answer, wire))
 }
 
 /// The ports of a WebSocket with numbered channels.
@@ -336,34 +308,9 @@ impl ForwardedPod {
             done = &mut session => return done,
             done = serves => done?,
         }
+        drop(incoming);
         // What was said last is still on its way.
         tokio::time::timeout(LAST_WORDS_TIMEOUT, session).await.unwrap_or(Ok(()))
-    }
-}
-
-/// The way to the client for one direction of a stream.
-#[derive(Debug)]
-enum Output {
-    Spdy(SpdyWriter),
-    Channel(u8, mpsc::Sender<(u8, Bytes)>),
-}
-
-impl Output {
-    async fn send(&self, bytes: Bytes) -> io::Result<()> {
-        match self {
-            Self::Spdy(writer) => writer.send(bytes).await,
-            Self::Channel(channel, to) => {
-                to.send((*channel, bytes)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
-            }
-        }
-    }
-
-    /// A numbered channel has no end of its own.
-    async fn finish(&mut self) -> io::Result<()> {
-        match self {
-            Self::Spdy(writer) => writer.finish().await,
-            Self::Channel(..) => Ok(()),
-        }
     }
 }
 
@@ -403,6 +350,7 @@ async fn until(due: Option<tokio::time::Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
     use http::Response;
     use http_body_util::{BodyExt as _, Full};
     use machinery_serve::net::{self, Listen, Refused};

@@ -1,5 +1,6 @@
 //! The engine as a kubelet knows it: [`runtime_api::Runtime`] and what it makes.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,8 +9,8 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use runtime_api::ledger::Ledger;
 use runtime_api::{
-    Admitted, Container as ApiContainer, ContainerSpec, Kind, LoadError, Metering, Module, Outcome, Runtime, Server,
-    Stats, StopSignal, Trial,
+    Admitted, Container as ApiContainer, ContainerSpec, ExecError, ExecSpec, Kind, LoadError, Metering, Module,
+    Outcome, Runtime, Server, Session, Stats, StopSignal, Trial,
 };
 
 use super::{Container, Engine, HttpServer, Loaded, PluginServer, WASMTIME_VERSION};
@@ -43,6 +44,17 @@ impl Runtime for Engine {
     ) -> Result<Arc<dyn Module>, LoadError> {
         let loaded = Self::load(self, digest, file, metering, namespace).await?;
         Ok(Arc::new(LoadedModule { engine: self.clone(), loaded }))
+    }
+
+    async fn load_command(
+        &self,
+        digest: &str,
+        file: &Path,
+        metering: Metering,
+        namespace: &str,
+    ) -> Result<Option<Arc<dyn Module>>, LoadError> {
+        let loaded = Self::load_command(self, digest, file, metering, namespace).await?;
+        Ok(loaded.map(|loaded| Arc::new(LoadedModule { engine: self.clone(), loaded }) as Arc<dyn Module>))
     }
 
     fn compiled(&self) -> std::io::Result<BTreeMap<String, u64>> {
@@ -99,6 +111,14 @@ impl ApiContainer for Container {
             Kind::Plugin => Arc::new(Self::serve_plugin(self)?),
             Kind::HttpServer | Kind::Command => Arc::new(Self::serve(self)?),
         })
+    }
+
+    fn exec(&self, command: &Arc<dyn Module>, spec: ExecSpec) -> Result<Box<dyn Session>, ExecError> {
+        let command: &dyn Any = &**command;
+        let Some(command) = command.downcast_ref::<LoadedModule>() else {
+            return Err(LoadError::Engine("the module was loaded by another runtime".into()).into());
+        };
+        Ok(Box::new(Self::exec(self, command.loaded.clone(), spec)?))
     }
 
     async fn try_instantiate(&self) -> Trial {

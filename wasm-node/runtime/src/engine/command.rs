@@ -37,10 +37,9 @@ impl Container {
         let task = engine.guest_runtime().spawn(async move {
             tokio::select! {
                 outcome = guest => outcome,
-                signal = stop => match signal {
-                    StopSignal::Terminate => Outcome { exit_code: 143, reason: OutcomeReason::Error, message: None },
-                    StopSignal::Kill => Outcome { exit_code: 137, reason: OutcomeReason::Error, message: None },
-                },
+                signal = stop => {
+                    Outcome { exit_code: signal.exit_code(), reason: OutcomeReason::Error, message: None }
+                }
             }
         });
         let task = super::server::AbortOnDrop(task);

@@ -10,11 +10,14 @@ use super::load::{Loaded, Pre};
 use crate::bounds::cpu::CpuMeter;
 use crate::bounds::growth::COMMAND_GROWTH_WAIT_MAX;
 use crate::bounds::limits::OUTGOING_REQUESTS_MAX;
+use crate::bounds::slots::Share;
 use crate::host::disk::Disk;
 use crate::host::guest::Guest;
 use crate::host::volumes;
 use runtime_api::ledger::{Ledger, Resource};
-use runtime_api::{ContainerSpec, Failures, Kind, Limits, LoadError, LogSink, Metering, Preopen, Stats, StdStream};
+use runtime_api::{
+    ContainerSpec, Failures, Grants, Kind, Limits, LoadError, LogSink, Metering, Preopen, Stats, StdStream,
+};
 
 #[derive(Default)]
 pub(crate) struct Counters {
@@ -35,16 +38,19 @@ pub(crate) struct Shared {
     pub(crate) loaded: Arc<Loaded>,
     pub(crate) pre: Arc<Pre>,
     pub(crate) door: AdmissionQueue,
+    /// Its share of the places for sessions.
+    pub(crate) sessions: Arc<Share>,
     pub(crate) name: String,
     pub(crate) guest: Arc<Guest>,
     pub(crate) limits: Limits,
+    pub(crate) grants: Grants,
     pub(crate) log: Arc<dyn LogSink>,
     /// What its instances hold together.
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) cpu: Arc<CpuMeter>,
     pub(crate) counters: Counters,
     /// Instantiations that failed since the last one that worked, with the last one's error.
-    broken: Mutex<(u32, String)>,
+    pub(super) broken: Mutex<(u32, String)>,
 }
 
 /// A container, cheap to clone. Dropping all clones ends nothing that runs: see [`Container::run`] and
@@ -90,8 +96,8 @@ impl Engine {
                 Kind::Command => self.commands(),
             },
         );
-        let namespace = &spec.caller.namespace;
-        let door = AdmissionQueue::new(share.share(namespace), node_calls.share(namespace), loaded.start_bytes);
+        let namespace = spec.caller.namespace.clone();
+        let door = AdmissionQueue::new(share.share(&namespace), node_calls.share(&namespace), loaded.start_bytes);
         let ledger = Ledger::container(&spec.pod);
         ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
         ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
@@ -99,10 +105,13 @@ impl Engine {
             argv: spec.argv,
             env,
             cwd: spec.cwd,
-            disk: Arc::new(Disk::new(self.disk(), &ledger, namespace, spec.preopens)),
+            disk: Arc::new(Disk::new(self.disk(), &ledger, &namespace, spec.preopens)),
             cwd_dir,
             log: spec.log.clone(),
             config: spec.config,
+            stdin: spec.stdin,
+            terminal: spec.terminal,
+            outputs: None,
             caller: spec.caller,
             dial: spec.dial,
             ledger: ledger.clone(),
@@ -122,8 +131,10 @@ impl Engine {
             loaded,
             pre,
             door,
+            sessions: self.sessions().share(&namespace),
             name: spec.name,
             limits: spec.limits,
+            grants: spec.grants,
             log: spec.log,
             counters: Counters::default(),
             broken: Mutex::default(),

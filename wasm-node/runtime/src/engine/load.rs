@@ -16,6 +16,20 @@ use crate::bounds::slots::Weight;
 use crate::host::state::{ComponentState, CoreState};
 use runtime_api::{Grants, Kind, LoadError, Metering};
 
+/// What is wanted of a module that may be several things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Wanted {
+    /// What a container of it is.
+    Any,
+    /// A command.
+    Command,
+}
+
+/// What a module is known by: its digest, its engine, and what it was wanted for.
+pub(crate) type Key = (String, Metering, Wanted);
+
+/// What a command exports.
+const RUN: &str = "wasi:cli/run@0.2.";
 /// A page of linear memory.
 const WASM_PAGE_BYTES: u64 = 64 << 10;
 
@@ -126,7 +140,37 @@ impl Engine {
         metering: Metering,
         namespace: &str,
     ) -> Result<Arc<Loaded>, LoadError> {
-        let key = (digest.to_owned(), metering);
+        self.load_as(digest, file, metering, namespace, Wanted::Any).await
+    }
+
+    /// As [`Engine::load`], for [`Container::exec`](super::Container::exec): a server that exports `run`, too, is a command
+    /// there. None where it exports none.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn load_command(
+        &self,
+        digest: &str,
+        file: &Path,
+        metering: Metering,
+        namespace: &str,
+    ) -> Result<Option<Arc<Loaded>>, LoadError> {
+        match self.load_as(digest, file, metering, namespace, Wanted::Command).await {
+            Ok(loaded) => Ok((loaded.kind == Kind::Command).then_some(loaded)),
+            Err(LoadError::Unsupported(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn load_as(
+        &self,
+        digest: &str,
+        file: &Path,
+        metering: Metering,
+        namespace: &str,
+        wanted: Wanted,
+    ) -> Result<Arc<Loaded>, LoadError> {
+        let key = (digest.to_owned(), metering, wanted);
         if let Some(loaded) = self.shared(&key) {
             return Ok(loaded);
         }
@@ -144,7 +188,7 @@ impl Engine {
                 mapped.and_then(|code| code.ok_or_else(gone)).map_err(LoadError::Unfit)?
             }
         };
-        let kind_of_container = examine(&engine.pooled, &code)?;
+        let kind_of_container = examine(&engine.pooled, &code, wanted)?;
         let code = match kind_of_container {
             Kind::HttpServer | Kind::Plugin => code,
             Kind::Command => {
@@ -215,11 +259,12 @@ impl Engine {
 }
 
 /// What a container of this code is; an error where none can be, whatever it is granted.
-fn examine(linked: &Linked, code: &Code) -> Result<Kind, LoadError> {
+fn examine(linked: &Linked, code: &Code, wanted: Wanted) -> Result<Kind, LoadError> {
     match code {
         Code::Component(component) => {
             let (imports, exports) = names(&linked.wasmtime, component);
-            let kind = component_kind(&exports)?;
+            let runs = wanted == Wanted::Command && exports.iter().any(|export| export.starts_with(RUN));
+            let kind = if runs { Kind::Command } else { component_kind(&exports)? };
             match imports.into_iter().find(|import| crate::host::offered(import).is_none()) {
                 Some(import) => Err(LoadError::MissingImport { import }),
                 None => Ok(kind),
@@ -308,7 +353,7 @@ pub(crate) fn component_kind(exports: &[String]) -> Result<Kind, LoadError> {
     if has("wasi:http/incoming-handler@0.2.") {
         return Ok(Kind::HttpServer);
     }
-    if has("wasi:cli/run@0.2.") {
+    if has(RUN) {
         return Ok(Kind::Command);
     }
     if let Some(newer) = exports.iter().find(|e| e.starts_with("wasi:http/") || e.starts_with("wasi:cli/run@")) {

@@ -25,6 +25,7 @@ mod request;
 mod response;
 mod runtime;
 mod server;
+mod session;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -126,12 +127,14 @@ struct Inner {
     threads: GuestThreads,
     /// Commands of all engines: what they take is the process's.
     commands: Arc<Slots>,
+    /// Sessions beside them, so that one can begin when commands have all of theirs.
+    sessions: Arc<Slots>,
     ledger: Arc<Ledger>,
     growth: Arc<Growth>,
     disk: Arc<NodeDisk>,
     compiler: compile::Compiler,
     cache: aot::Cache,
-    loaded: Mutex<HashMap<(String, Metering), Weak<Loaded>>>,
+    loaded: Mutex<HashMap<load::Key, Weak<Loaded>>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -158,6 +161,7 @@ impl Engine {
             fuel: OnceLock::new(),
             threads,
             commands: Slots::new(settings::commands(live)),
+            sessions: Slots::new(settings::sessions(live)),
             ledger,
             growth: Arc::default(),
             cache,
@@ -214,6 +218,10 @@ impl Engine {
         &self.inner.commands
     }
 
+    pub(crate) fn sessions(&self) -> &Arc<Slots> {
+        &self.inner.sessions
+    }
+
     pub(crate) fn disk(&self) -> &Arc<NodeDisk> {
         &self.inner.disk
     }
@@ -234,16 +242,17 @@ impl Engine {
     }
 
     /// A loaded module that is still in use.
-    fn shared(&self, key: &(String, Metering)) -> Option<Arc<Loaded>> {
+    fn shared(&self, key: &load::Key) -> Option<Arc<Loaded>> {
         self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner).get(key)?.upgrade()
     }
 
     /// Whether some container lives of this module.
     fn has_loaded(&self, digest: &str) -> bool {
-        [Metering::Epochs, Metering::Fuel].iter().any(|metering| self.shared(&(digest.to_owned(), *metering)).is_some())
+        let all = self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().any(|((known, ..), loaded)| known == digest && loaded.strong_count() > 0)
     }
 
-    fn share(&self, key: (String, Metering), loaded: &Arc<Loaded>) {
+    fn share(&self, key: load::Key, loaded: &Arc<Loaded>) {
         let mut all = self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, loaded| loaded.strong_count() > 0);
         all.insert(key, Arc::downgrade(loaded));

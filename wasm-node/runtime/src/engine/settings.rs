@@ -28,6 +28,8 @@ const NODE_CALLS_PART: u32 = 10;
 /// Commands that may be live at once for each [`LIVE_INSTANCES_MAX`]: they take no part of the pool, but each has some
 /// seven mappings of the process. As many as a node has pods.
 const COMMANDS_PER_LIVE: u32 = 2;
+/// Sessions that may be live at once: one for each so many of [`LIVE_INSTANCES_MAX`]. They are for people and their scripts.
+const SESSIONS_PART: u32 = 8;
 /// Stack of a guest: deep recursion traps, and the host's calls have as much again above it.
 const WASM_STACK_BYTES: usize = 512 << 10;
 const ASYNC_STACK_BYTES: usize = 1 << 20;
@@ -107,6 +109,12 @@ pub(crate) fn commands(live: u32) -> Weight {
     let commands = live * COMMANDS_PER_LIVE;
     let tables = commands * TABLES_MAX as u32;
     Weight { instances: commands, memories: commands * MEMORIES_PER_LIVE, tables }
+}
+
+/// What sessions (`kubectl exec`) may take together, beside commands.
+pub(crate) fn sessions(live: u32) -> Weight {
+    let sessions = (live / SESSIONS_PART).max(1);
+    Weight { instances: sessions, memories: sessions * MEMORIES_PER_LIVE, tables: sessions * TABLES_MAX as u32 }
 }
 
 /// An engine without a pool: it compiles, and runs what lives long. Reserves nothing, and its artifacts fit [`engine`]'s.

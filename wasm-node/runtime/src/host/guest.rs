@@ -6,12 +6,18 @@ use std::time::Duration;
 
 use machinery_serve::net::{Caller, Dial};
 use runtime_api::ledger::Ledger;
+use runtime_api::pipe::{PipeReader, PipeWriter};
 use runtime_api::{ConfigValues, LogSink};
 
 use super::disk::Disk;
 use crate::bounds::growth::{Growth, StoreLimiter};
 
+/// Stdout and stderr of a session; none = taken, and kept nowhere.
+#[derive(Clone)]
+pub(crate) struct Outputs(pub(crate) Option<PipeWriter>, pub(crate) Option<PipeWriter>);
+
 /// See the module.
+#[derive(Clone)]
 pub(crate) struct Guest {
     pub(crate) argv: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
@@ -23,6 +29,12 @@ pub(crate) struct Guest {
     pub(crate) log: Arc<dyn LogSink>,
     /// What `wasi:config/store` has for it.
     pub(crate) config: Option<Arc<dyn ConfigValues>>,
+    /// What it reads; none = an empty input.
+    pub(crate) stdin: Option<PipeReader>,
+    /// Whether it is told that it has a terminal.
+    pub(crate) terminal: bool,
+    /// Where a session's outputs go; none = into the log.
+    pub(crate) outputs: Option<Outputs>,
     pub(crate) caller: Caller,
     pub(crate) dial: Option<Arc<dyn Dial>>,
     /// What its instances hold together.

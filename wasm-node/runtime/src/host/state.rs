@@ -11,7 +11,7 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::guest::Guest;
 use super::preview1::Preview1;
-use super::stdio::Output;
+use super::stdio::{Input, Output};
 use super::volumes::Anchored;
 use crate::bounds::epoch;
 use crate::bounds::growth::StoreLimiter;
@@ -148,12 +148,13 @@ pub(crate) fn perms(writable: bool) -> FsPerms {
     if writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly }
 }
 
-/// What every guest gets: an empty stdin, the container's log, clocks, randomness. Sockets stay denied.
+/// What every guest gets: what it reads and writes, clocks, randomness. Sockets stay denied.
 fn context(guest: &Guest) -> WasiCtxBuilder {
     let mut context = WasiCtxBuilder::new();
     context
-        .stdout(Output::new(guest.log.clone(), StdStream::Stdout))
-        .stderr(Output::new(guest.log.clone(), StdStream::Stderr))
+        .stdin(Input::of(guest))
+        .stdout(Output::of(guest, StdStream::Stdout))
+        .stderr(Output::of(guest, StdStream::Stderr))
         .max_random_size(RANDOM_BYTES_MAX)
         .allow_tcp(false)
         .allow_udp(false)

@@ -1,5 +1,5 @@
-//! `wasi:cli/stdin`, `stdout`, `stderr` and the terminal interfaces: an empty input, and output into the container's
-//! log. Never a terminal.
+//! `wasi:cli/stdin`, `stdout`, `stderr` and the terminal interfaces: an empty input and outputs into the container's log,
+//! or a session's pipes. A guest that writes into a full pipe waits; what goes into a log is never waited for.
 
 use std::io;
 use std::pin::Pin;
@@ -7,34 +7,104 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use wasmtime::component::Linker;
-use wasmtime_wasi::cli::{IsTerminal, StdoutStream, WasiCli, WasiCliView};
+use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream, WasiCli, WasiCliView};
 use wasmtime_wasi::p2::bindings::cli;
-use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
+use super::guest::{Guest, Outputs};
 use super::state::ComponentState;
+use runtime_api::pipe::{PipeError, PipeReader, PipeWriter};
 use runtime_api::{LogSink, StdStream};
 
 /// What a guest may write at once: a log keeps whole lines longer than this in pieces.
 const WRITE_BYTES_MAX: usize = 64 << 10;
 
+/// A guest's input.
+#[derive(Clone)]
+pub(crate) struct Input {
+    from: Option<PipeReader>,
+    is_terminal: bool,
+}
+
+impl Input {
+    pub(crate) fn of(guest: &Guest) -> Self {
+        Self { from: guest.stdin.clone(), is_terminal: guest.terminal && guest.stdin.is_some() }
+    }
+}
+
+impl IsTerminal for Input {
+    fn is_terminal(&self) -> bool {
+        self.is_terminal
+    }
+}
+
+impl StdinStream for Input {
+    fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
+        // Asked for by WASI 0.3 only, which this node doesn't run.
+        Box::new(NoInput)
+    }
+
+    fn p2_stream(&self) -> Box<dyn InputStream> {
+        Box::new(self.clone())
+    }
+}
+
+struct NoInput;
+
+impl AsyncRead for NoInput {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[async_trait::async_trait]
+impl Pollable for Input {
+    async fn ready(&mut self) {
+        if let Some(from) = &self.from {
+            from.readable().await;
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl InputStream for Input {
+    fn read(&mut self, size: usize) -> StreamResult<Bytes> {
+        self.from.as_ref().and_then(|from| from.take(size)).ok_or(StreamError::Closed)
+    }
+}
+
+#[derive(Clone)]
+enum To {
+    Log(Arc<dyn LogSink>, StdStream),
+    Pipe(PipeWriter),
+    Nowhere,
+}
+
 /// One of a guest's outputs.
 #[derive(Clone)]
 pub(crate) struct Output {
-    log: Arc<dyn LogSink>,
-    stream: StdStream,
+    to: To,
+    is_terminal: bool,
 }
 
 impl Output {
-    pub(crate) fn new(log: Arc<dyn LogSink>, stream: StdStream) -> Self {
-        Self { log, stream }
+    pub(crate) fn of(guest: &Guest, stream: StdStream) -> Self {
+        let Some(Outputs(stdout, stderr)) = &guest.outputs else {
+            return Self { to: To::Log(guest.log.clone(), stream), is_terminal: guest.terminal };
+        };
+        let pipe = match stream {
+            StdStream::Stdout => stdout,
+            StdStream::Stderr => stderr,
+        };
+        Self { to: pipe.clone().map_or(To::Nowhere, To::Pipe), is_terminal: guest.terminal && pipe.is_some() }
     }
 }
 
 impl IsTerminal for Output {
     fn is_terminal(&self) -> bool {
-        false
+        self.is_terminal
     }
 }
 
@@ -51,7 +121,9 @@ impl StdoutStream for Output {
 impl AsyncWrite for Output {
     fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let taken = &bytes[..bytes.len().min(WRITE_BYTES_MAX)];
-        self.log.write(self.stream, taken);
+        if let To::Log(log, stream) = &self.to {
+            log.write(*stream, taken);
+        }
         Poll::Ready(Ok(taken.len()))
     }
 
@@ -66,16 +138,29 @@ impl AsyncWrite for Output {
 
 #[async_trait::async_trait]
 impl Pollable for Output {
-    async fn ready(&mut self) {}
+    async fn ready(&mut self) {
+        if let To::Pipe(pipe) = &self.to {
+            pipe.writable().await;
+        }
+    }
 }
 
 #[async_trait::async_trait]
 impl OutputStream for Output {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        for piece in bytes.chunks(WRITE_BYTES_MAX) {
-            self.log.write(self.stream, piece);
+        match &self.to {
+            To::Log(log, stream) => {
+                for piece in bytes.chunks(WRITE_BYTES_MAX) {
+                    log.write(*stream, piece);
+                }
+                Ok(())
+            }
+            To::Pipe(pipe) => pipe.write(bytes).map_err(|error| match error {
+                PipeError::Closed => StreamError::Closed,
+                PipeError::Full => StreamError::trap("more was written than `check-write` allows"),
+            }),
+            To::Nowhere => Ok(()),
         }
-        Ok(())
     }
 
     fn flush(&mut self) -> StreamResult<()> {
@@ -83,7 +168,13 @@ impl OutputStream for Output {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(WRITE_BYTES_MAX)
+        match &self.to {
+            To::Pipe(pipe) => {
+                let has_room = pipe.has_room().map_err(|_| StreamError::Closed)?;
+                Ok(if has_room { WRITE_BYTES_MAX } else { 0 })
+            }
+            To::Log(..) | To::Nowhere => Ok(WRITE_BYTES_MAX),
+        }
     }
 }
 

@@ -52,6 +52,18 @@ pub(crate) static ROW: Row = Row {
             verbs: &[Verb::Get, Verb::Patch, Verb::Update],
         },
         Subresource {
+            name: "attach",
+            what: SubresourceKind::Connect,
+            body: Some(("", "v1", "PodAttachOptions")),
+            verbs: &[Verb::Create, Verb::Get],
+        },
+        Subresource {
+            name: "exec",
+            what: SubresourceKind::Connect,
+            body: Some(("", "v1", "PodExecOptions")),
+            verbs: &[Verb::Create, Verb::Get],
+        },
+        Subresource {
             name: "portforward",
             what: SubresourceKind::Connect,
             body: Some(("", "v1", "PodPortForwardOptions")),
@@ -61,7 +73,6 @@ pub(crate) static ROW: Row = Row {
         Subresource { name: "log", what: SubresourceKind::Log, body: None, verbs: &[Verb::Get] },
         STATUS,
     ],
-    later: &[("exec", "0.2"), ("attach", "0.2")],
     storage: Storage::Stored("pods"),
     // What nodes, and controllers by their selectors, ask for.
     indexed_fields: &["spec.nodeName"],

@@ -7,6 +7,7 @@ mod files_p2;
 mod guest;
 mod plugins;
 mod servers;
+mod sessions;
 mod sharing;
 
 use std::path::PathBuf;
@@ -114,6 +115,8 @@ impl Bench {
             grants: runtime_api::Grants::default(),
             config: None,
             log: Arc::new(Log::default()),
+            stdin: None,
+            terminal: false,
             pod: self.engine.pod_ledger(),
             caller: Caller { node: "n".into(), namespace: "default".into(), pod: "test".into(), ip: None },
             dial: None,

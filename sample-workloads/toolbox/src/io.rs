@@ -1,0 +1,244 @@
+//! What tools read and write: the session's streams, files, or the text between two tools of a pipeline.
+use alloc::rc::Rc;
+use core::cell::RefCell;
+use guest::wasip2::io::streams::{InputStream, OutputStream, StreamError};
+use guest::wasip2::{cli, filesystem::types::Descriptor};
+use guest::{String, Vec};
+
+/// What is read at once.
+pub const READ_BYTES: u64 = 64 * 1024;
+/// A write that is waited for takes at most so much, says its definition.
+const WRITE_BYTES_MAX: usize = 4096;
+/// What one tool of a pipeline may say to the next: they run one after the other.
+pub const PIPE_BYTES_MAX: usize = 32 << 20;
+/// ^C and ^D, as the node's terminal passes them on to this program.
+const INTERRUPT: u8 = 3;
+const END: u8 = 4;
+
+/// Why a tool comes to an early end: its exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop(pub i32);
+
+/// ^C
+pub const INTERRUPTED: Stop = Stop(130);
+/// More was written for the next tool than is kept.
+pub const PIPE_FULL: Stop = Stop(142);
+/// Nobody reads any more, as by an unhandled SIGPIPE.
+pub const CLOSED: Stop = Stop(141);
+
+/// Something that is read; nothing is its end. A clone reads on where the others stand.
+#[derive(Clone)]
+pub struct Input(Rc<RefCell<Source>>);
+
+pub enum Source {
+    Empty,
+    /// The session's.
+    Stdin,
+    Bytes(Vec<u8>, usize),
+    File(Descriptor, u64),
+}
+
+impl From<Source> for Input {
+    fn from(source: Source) -> Self {
+        Self(Rc::new(RefCell::new(source)))
+    }
+}
+
+/// What was read of the session's input and not taken.
+pub struct Stdin {
+    stream: InputStream,
+    rest: Vec<u8>,
+    is_terminal: bool,
+    ended: bool,
+}
+
+impl Stdin {
+    pub fn new() -> Self {
+        let is_terminal = cli::terminal_stdin::get_terminal_stdin().is_some();
+        Self { stream: cli::stdin::get_stdin(), rest: Vec::new(), is_terminal, ended: false }
+    }
+
+    pub fn is_terminal(&self) -> bool {
+        self.is_terminal
+    }
+
+    fn read(&mut self) -> Result<Vec<u8>, Stop> {
+        let mut bytes = core::mem::take(&mut self.rest);
+        if bytes.is_empty() && !self.ended {
+            match self.stream.blocking_read(READ_BYTES) {
+                Ok(read) => bytes = read,
+                Err(_) => self.ended = true,
+            }
+        }
+        if self.is_terminal
+            && let Some(at) = bytes.iter().position(|byte| matches!(*byte, INTERRUPT | END))
+        {
+            if at > 0 {
+                self.rest = bytes.split_off(at);
+                return Ok(bytes);
+            }
+            let sign = bytes[0];
+            self.rest = bytes.split_off(1);
+            return if sign == INTERRUPT { Err(INTERRUPTED) } else { Ok(Vec::new()) };
+        }
+        Ok(bytes)
+    }
+
+    /// Gives back what was read too far.
+    fn unread(&mut self, mut bytes: Vec<u8>) {
+        bytes.append(&mut self.rest);
+        self.rest = bytes;
+    }
+
+    /// Sleeps so long; on a terminal ^C ends it.
+    pub fn sleep(&mut self, nanoseconds: u64) -> Result<(), Stop> {
+        use guest::wasip2::{clocks::monotonic_clock, io::poll};
+        let over = monotonic_clock::subscribe_duration(nanoseconds);
+        while self.is_terminal && !self.ended {
+            let typed = self.stream.subscribe();
+            if poll::poll(&[&over, &typed]).contains(&0) {
+                return Ok(());
+            }
+            match self.stream.read(READ_BYTES) {
+                Ok(bytes) if bytes.first() == Some(&INTERRUPT) => {
+                    self.rest.extend_from_slice(&bytes[1..]);
+                    return Err(INTERRUPTED);
+                }
+                Ok(bytes) => self.rest.extend_from_slice(&bytes),
+                Err(_) => self.ended = true,
+            }
+        }
+        over.block();
+        Ok(())
+    }
+}
+
+impl Input {
+    /// What comes next; nothing at the end.
+    pub fn read(&mut self, stdin: &mut Stdin) -> Result<Vec<u8>, Stop> {
+        match &mut *self.0.borrow_mut() {
+            Source::Empty => Ok(Vec::new()),
+            Source::Stdin => stdin.read(),
+            Source::Bytes(bytes, at) => {
+                let from = *at;
+                *at = bytes.len().min(from + READ_BYTES as usize);
+                Ok(bytes[from..*at].to_vec())
+            }
+            Source::File(file, at) => {
+                let (bytes, _) = file.read(READ_BYTES, *at).map_err(|_| Stop(1))?;
+                *at += bytes.len() as u64;
+                Ok(bytes)
+            }
+        }
+    }
+
+    fn unread(&mut self, stdin: &mut Stdin, bytes: Vec<u8>) {
+        match &mut *self.0.borrow_mut() {
+            Source::Empty => {}
+            Source::Stdin => stdin.unread(bytes),
+            Source::Bytes(_, at) => *at -= bytes.len(),
+            Source::File(_, at) => *at -= bytes.len() as u64,
+        }
+    }
+
+    /// One line with its newline, and no more: what follows is for who reads next. None at the end.
+    pub fn line(&mut self, stdin: &mut Stdin) -> Result<Option<Vec<u8>>, Stop> {
+        let mut line = Vec::new();
+        loop {
+            let mut bytes = self.read(stdin)?;
+            if bytes.is_empty() {
+                return Ok((!line.is_empty()).then_some(line));
+            }
+            if let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+                let rest = bytes.split_off(end + 1);
+                line.append(&mut bytes);
+                if !rest.is_empty() {
+                    self.unread(stdin, rest);
+                }
+                return Ok(Some(line));
+            }
+            line.append(&mut bytes);
+        }
+    }
+}
+
+/// Something that is written to. A clone writes to the same.
+#[derive(Clone)]
+pub struct Output(Rc<RefCell<Sink>>);
+
+pub enum Sink {
+    Nowhere,
+    Stream(OutputStream),
+    Bytes(Vec<u8>),
+    File(Descriptor, u64),
+}
+
+impl From<Sink> for Output {
+    fn from(sink: Sink) -> Self {
+        Self(Rc::new(RefCell::new(sink)))
+    }
+}
+
+impl Output {
+    /// What was written to memory.
+    pub fn take(&self) -> Vec<u8> {
+        match &mut *self.0.borrow_mut() {
+            Sink::Bytes(bytes) => core::mem::take(bytes),
+            _ => Vec::new(),
+        }
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        match &mut *self.0.borrow_mut() {
+            Sink::Nowhere => Ok(()),
+            Sink::Stream(stream) => write_stream(stream, bytes),
+            Sink::Bytes(all) => {
+                if all.len() + bytes.len() > PIPE_BYTES_MAX {
+                    return Err(PIPE_FULL);
+                }
+                all.extend_from_slice(bytes);
+                Ok(())
+            }
+            Sink::File(file, at) => {
+                let mut bytes = bytes;
+                while !bytes.is_empty() {
+                    let piece = &bytes[..bytes.len().min(READ_BYTES as usize)];
+                    let written = file.write(piece, *at).map_err(|_| Stop(1))?;
+                    *at += written;
+                    bytes = &bytes[written as usize..];
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub fn line(&mut self, text: &str) -> Result<(), Stop> {
+        let mut line = String::from(text);
+        line.push('\n');
+        self.write(line.as_bytes())
+    }
+}
+
+/// Waits while the reader is slow.
+fn write_stream(stream: &OutputStream, bytes: &[u8]) -> Result<(), Stop> {
+    let closed = |_: StreamError| CLOSED;
+    if bytes.len() <= WRITE_BYTES_MAX {
+        return stream.blocking_write_and_flush(bytes).map_err(closed);
+    }
+    let ready = stream.subscribe();
+    let mut bytes = bytes;
+    while !bytes.is_empty() {
+        let room = loop {
+            match stream.check_write().map_err(closed)? {
+                0 => ready.block(),
+                room => break room as usize,
+            }
+        };
+        let (piece, rest) = bytes.split_at(bytes.len().min(room));
+        stream.write(piece).map_err(closed)?;
+        bytes = rest;
+    }
+    stream.flush().map_err(closed)?;
+    ready.block();
+    Ok(())
+}

@@ -1,0 +1,106 @@
+"""WebSocket clients of pods/exec: v4 and v5, clients that are slow, that flood, and that go away."""
+import json, os, sys, time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from websocket import WITHIN_S, WebSocket, expect
+
+POD = sys.argv[1]
+
+
+def asked(pod, query, protocol):
+    return WebSocket(f"/api/v1/namespaces/default/pods/{pod}/exec?{query}", protocol)
+
+
+def query(*command, stdin=False, stdout=True, stderr=True, tty=False, container="box"):
+    flags = {"stdin": stdin, "stdout": stdout, "stderr": stderr, "tty": tty}
+    words = "".join("&command=" + "".join(f"%{b:02x}" for b in word.encode()) for word in command)
+    return f"container={container}" + "".join(f"&{name}=true" for name, on in flags.items() if on) + words
+
+
+def exec_(*command, protocol="v5.channel.k8s.io", **more):
+    return asked(POD, query(*command, **more), protocol)
+
+
+def said(client):
+    """All that comes, by channel; the status of channel 3."""
+    channels = {}
+    for message in client.messages():
+        channels[message[0]] = channels.get(message[0], b"") + message[1:]
+    return channels, json.loads(channels.get(3, b"{}"))
+
+
+for protocol in ("v5.channel.k8s.io", "v4.channel.k8s.io"):
+    channels, status = said(exec_("sh", "-c", "echo out; echo err >&2; exit 3", protocol=protocol))
+    expect((b"out\n", b"err\n"), (channels[1], channels[2]), f"{protocol}: outputs")
+    expect(("Failure", "NonZeroExitCode", [{"reason": "ExitCode", "message": "3"}]), (status["status"], status["reason"], status["details"]["causes"]), f"{protocol}: status")
+    expect({"metadata": {}, "status": "Success"}, said(exec_("true", protocol=protocol))[1], f"{protocol}: success")
+
+# v5 knows the end of stdin: cat ends by it.
+client = exec_("cat", stdin=True)
+client.send(b"\0hello ")
+client.send(b"\0world")
+client.send(b"\xff\0")
+channels, status = said(client)
+expect((b"hello world", "Success"), (channels[1], status["status"]), "the end of stdin")
+print("· v4 and v5")
+
+for asked, code, says in (
+    (query("true", stdout=False, stderr=False), 400, "you must specify at least 1 of stdin, stdout, stderr"),
+    (query(), 400, "you must specify at least 1 command"),
+    (query("true", container="nobody"), 400, f"container nobody is not valid for pod {POD}"),
+    (query("x" * 3000), 101, ""),
+):
+    client = asked(POD, asked, "v5.channel.k8s.io")
+    expect((code, True), (client.code, says in client.body), f"{asked}: {client.body!r}")
+expect((404, True), ((c := asked("nobody", query("true"), "v5.channel.k8s.io")).code, "not found" in c.body), "no such pod")
+expect(400, asked(POD, query("true"), "v9.channel.k8s.io").code, "an unknown subprotocol")
+print("· what is refused")
+
+# A terminal: echo, erase, CRLF, ^D; ^C is the shell's where it reads, and the command's end where it does not.
+client = exec_("sh", stdin=True, tty=True, stderr=False)
+client.send(b"\x04{\"Width\":80,\"Height\":24}")
+client.send(b"\0echo onf\x7fe\r")
+client.send(b"\0nothing\x03")
+client.send(b"\0sleep 1000\r")
+time.sleep(0.3)
+client.send(b"\0\x03")
+client.send(b"\0echo $?\r")
+client.send(b"\0exit 4\r")
+channels, status = said(client)
+shown = channels[1].decode()
+for part in ("echo onf\x08 \x08e\r\n", "\r\none\r\n", "nothing^C\r\n", "/ # ^C\r\n", "130\r\n"):
+    expect(True, part in shown, f"{part!r} in what the terminal shows: {shown!r}")
+expect("4", status["details"]["causes"][0]["message"], "the shell's end")
+client = exec_("cat", stdin=True, tty=True, stderr=False)
+client.send(b"\0a\r\x04")
+expect((b"a\r\na\r\n", "Success"), ((r := said(client))[0][1], r[1]["status"]), "^D")
+client = exec_("sh", "-c", "while true; do :; done", stdin=True, tty=True, stderr=False)
+client.send(b"\0\x03")
+client.send(b"\0\x03")
+expect("130", said(client)[1]["details"]["causes"][0]["message"], "^C of what does not read")
+print("· terminals")
+
+# Nobody reads for a while: the guest waits, and nothing is lost.
+client = exec_("seq", "300000")
+time.sleep(2)
+channels, status = said(client)
+expect("".join(f"{n}\n" for n in range(1, 300001)).encode() == channels[1], True, "a slow reader's bytes")
+expect("Success", status["status"], "a slow reader's status")
+# Whoever never reads has its place until it goes, and no longer.
+floods = []
+while True:
+    client = exec_("sh", "-c", "while true; do echo flood; done")
+    if client.code != 101:
+        break
+    floods.append(client)
+    expect(True, len(floods) < 100, "sessions are bounded")
+expect((429, 16, True), (client.code, len(floods), "as many as it may" in client.body), f"one session too many: {client.body!r}")
+for client in floods:
+    client.socket.close()
+    client.file.close()
+began = time.monotonic()
+while (client := exec_("true")).code != 101:
+    expect(True, time.monotonic() - began < WITHIN_S, "places come back when clients go")
+    time.sleep(0.1)
+expect("Success", said(client)[1]["status"], "a session after the flood")
+print("· slow readers and floods")

@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# Sessions beside what runs in a container: kubectl exec and cp over WebSocket and SPDY, terminals, ends, limits and refusals.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+here=$(dirname "${BASH_SOURCE[0]}")
+
+up
+bin=${SAMPLES_BIN:-sample-workloads/bin}
+for name in hello toolbox; do "$CORACLE" push --data-dir "$WORK/data" "$bin/$name.wasm" "registry.local/$name:v1" >/dev/null; done
+# pod NAME IMAGE ANNOTATIONS [COMMAND]
+pod() {
+  kubectl apply -f - >/dev/null <<Y
+apiVersion: v1
+kind: Pod
+metadata: {name: $1, annotations: {$3}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: box
+    image: registry.local/$2:v1
+    command: ${4:-[]}
+    env: [{name: GREETING, value: "good day"}]
+    resources: {limits: {memory: 64Mi}}
+    volumeMounts: [{name: data, mountPath: /data}, {name: more, mountPath: /srv/more}]
+  volumes: [{name: data, emptyDir: {}}, {name: more, emptyDir: {}}]
+Y
+}
+pod server hello ''
+pod command toolbox '' '[sleep, "3600"]'
+pod closed hello '"exec.coracle.dev/box": deny'
+pod own toolbox '"exec.coracle.dev/box": image' '[sleep, "3600"]'
+kubectl wait --for=condition=Ready pod --all --timeout=240s >/dev/null
+
+for websockets in true false; do
+  export KUBECTL_REMOTE_COMMAND_WEBSOCKETS=$websockets
+  for pod in server command; do
+    expect "good day" "$(kubectl exec $pod -- sh -c 'echo $GREETING')" "the environment"
+    expect "$pod" "$(kubectl exec $pod -- hostname)" "the host's name"
+    kubectl exec $pod -- sh -c 'echo kept > /data/file'
+    expect kept "$(kubectl exec $pod -- cat /data/file)" "a volume"
+    exits 7 kubectl exec $pod -- sh -c 'echo before; exit 7'
+    expect before "$(cat "$WORK/out")" "output before a failure"
+    grep -q 'command terminated with exit code 7' "$WORK/err" || fail "kubectl does not tell the exit code: $(cat "$WORK/err")"
+    exits 127 kubectl exec $pod -- nonsense
+    grep -qF 'exec: "nonsense": executable file not found in $PATH' "$WORK/err" || fail "no such program: $(cat "$WORK/err")"
+    expect 3 "$(seq 3 | kubectl exec -i $pod -- wc -l)" "stdin"
+  done
+  # 50 MB each way, and both at once.
+  head -c 50000000 /dev/urandom > "$WORK/sent"
+  kubectl exec -i command -- cat < "$WORK/sent" | cmp - "$WORK/sent" || fail "50 MB through cat (WebSockets: $websockets)"
+  # A command that ends before it has read all of it.
+  expect 10 "$(kubectl exec -i command -- head -c 10 < "$WORK/sent" 2>/dev/null | wc -c)" "a command that reads little"
+done
+unset KUBECTL_REMOTE_COMMAND_WEBSOCKETS
+expect 127 "$(kubectl exec server -- sh -c 'kubectl >/dev/null 2>&1; echo $?')" "what a shell does not find"
+expect "200 OK" "$(kubectl exec command -- wget -S -qO- "http://$(kubectl get pod server -o jsonpath='{.status.podIP}')/" 2>&1 >/dev/null | sed -n 's/.*HTTP.1.1 200/200 OK/p' | head -n 1)" "the pod's network"
+kubectl exec own -- toolbox > "$WORK/tools"
+grep -qx tar "$WORK/tools" || fail "the image's own command does not run"
+exits 127 kubectl exec own -- cat /data/file
+echo "· kubectl exec over WebSocket and SPDY"
+
+for websockets in true false; do
+  export KUBECTL_REMOTE_COMMAND_WEBSOCKETS=$websockets
+  mkdir -p "$WORK/tree/sub/empty"; head -c 3000000 /dev/urandom > "$WORK/tree/sub/blob"; printf 'text\n' > "$WORK/tree/name with blanks"
+  printf x > "$WORK/tree/$(printf 'l%.0s' $(seq 150))"
+  kubectl cp "$WORK/tree" "server:/data/tree-$websockets" 2> "$WORK/err" || fail "kubectl cp to a pod: $(cat "$WORK/err")"
+  kubectl cp "server:/data/tree-$websockets" "$WORK/back-$websockets" > "$WORK/out" 2>&1 || fail "kubectl cp from a pod: $(cat "$WORK/out")"
+  diff -r "$WORK/tree" "$WORK/back-$websockets" || fail "what comes back differs"
+  kubectl cp "$WORK/tree/sub/blob" "server:/srv/more/blob" && kubectl cp "server:/srv/more/blob" "$WORK/blob" >/dev/null 2>&1
+  cmp "$WORK/tree/sub/blob" "$WORK/blob" || fail "one file"
+  exits 2 kubectl cp "$WORK/tree/sub/blob" server:/nowhere/blob
+done
+unset KUBECTL_REMOTE_COMMAND_WEBSOCKETS
+echo "· kubectl cp"
+
+for command in "exec closed -- true" "cp closed:/data/x $WORK/x"; do
+  # shellcheck disable=SC2086
+  exits 1 kubectl $command
+  grep -q "denied by the pod's annotation exec.coracle.dev/box" "$WORK/err" || fail "kubectl $command does not say why not: $(cat "$WORK/err")"
+done
+kubectl get --raw "/api/v1/namespaces/default/pods/closed/exec?command=true&stdout=true" > "$WORK/out" 2>&1 && fail "a raw request to what is denied"
+grep -qi forbidden "$WORK/out" || fail "denied, raw: $(cat "$WORK/out")"
+kubectl create serviceaccount viewer >/dev/null
+kubectl create clusterrole exec-get --verb=get --resource=pods,pods/exec >/dev/null
+kubectl create clusterrolebinding exec-get --clusterrole=exec-get --serviceaccount=default:viewer >/dev/null
+exits 1 kubectl exec server --as=system:serviceaccount:default:viewer -- true
+grep -q 'cannot create resource "pods/exec"' "$WORK/err" || fail "get alone opens a way into a pod: $(cat "$WORK/err")"
+exits 1 kubectl exec server -c nobody -- true
+exits 1 kubectl get --raw "/api/v1/namespaces/default/pods/server/exec?command=true&stdout=true"
+grep -q 'Upgrade request required' "$WORK/err" || fail "no upgrade: $(cat "$WORK/err")"
+echo "· who may, and where"
+
+python3 "$here/exec.py" server
+
+# attach: what is written from then on, and what a command reads.
+for websockets in true false; do
+  export KUBECTL_REMOTE_COMMAND_WEBSOCKETS=$websockets
+  expect "through cat" "$(echo 'through cat' | kubectl run "cat-$websockets" -i -q --rm --restart=Never --image=registry.local/toolbox:v1 --command -- cat)" "kubectl run -i"
+done
+unset KUBECTL_REMOTE_COMMAND_WEBSOCKETS
+ip=$(kubectl get pod server -o jsonpath='{.status.podIP}')
+kubectl attach server > "$WORK/attached" 2> "$WORK/err" & attached=$!
+watched() { kubectl exec command -- wget -qO- "http://$ip/" >/dev/null; grep -q 'GET /' "$WORK/attached"; }
+eventually 20 watched
+kill $attached; wait $attached 2>/dev/null || true
+exits 1 kubectl attach closed
+grep -q "denied by the pod's annotation" "$WORK/err" || fail "attach to what is denied: $(cat "$WORK/err")"
+echo "· kubectl attach"
+
+# A session over its container's memory is its own end; the container goes on.
+exits 137 kubectl exec command -- sh -c 'x=xxxxxxxxxxxxxxxx; while true; do cat /srv/more/eat >> /dev/null 2>&1; x=$(echo $x$x); seq 1 10000000 | sort | tail -n 1; done'
+expect 0 "$(kubectl get pod command -o jsonpath='{.status.containerStatuses[0].restartCount}')" "restarts by a session's end"
+# The container's end is its sessions' end, within its grace.
+kubectl exec command -- sleep 1000 > "$WORK/out" 2> "$WORK/err" & session=$!
+eventually 10 has sleep kubectl exec command -- sh -c 'echo sleep'
+kubectl delete pod command --wait=true --timeout=20s >/dev/null
+rc=0; wait $session || rc=$?
+expect 137 "$rc" "a session whose pod is deleted: $(cat "$WORK/err")"
+grep -qi panic "$WORK/up.log" && fail "something panicked"
+echo "· ends"
+down
+echo PASS

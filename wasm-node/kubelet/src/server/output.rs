@@ -1,0 +1,34 @@
+//! The way to a client for one direction of a stream, over either wire.
+
+use std::io;
+
+use bytes::Bytes;
+use machinery_streaming::spdy::SpdyWriter;
+use tokio::sync::mpsc;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) enum Output {
+    Spdy(SpdyWriter),
+    Channel(u8, mpsc::Sender<(u8, Bytes)>),
+}
+
+impl Output {
+    /// Sends bytes; waits while the client is slow.
+    pub(super) async fn send(&self, bytes: Bytes) -> io::Result<()> {
+        match self {
+            Self::Spdy(writer) => writer.send(bytes).await,
+            Self::Channel(channel, to) => {
+                to.send((*channel, bytes)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+            }
+        }
+    }
+
+    /// A numbered channel has no end of its own.
+    pub(super) async fn finish(&mut self) -> io::Result<()> {
+        match self {
+            Self::Spdy(writer) => writer.finish().await,
+            Self::Channel(..) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! `/attach/NAMESPACE/POD/CONTAINER`: what a container writes from now on, and for a command with `stdin: true` what it
+//! reads, as `kubectl attach` and `kubectl run -i` ask for it.
+
+use std::sync::{Arc, PoisonError};
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use hyper_util::rt::TokioIo;
+use machinery_serve::accept::ConnectionPermit;
+use runtime_api::pipe::{PipeReader, PipeWriter};
+use tokio::sync::oneshot;
+
+use super::options::Options;
+use super::session::{feed, forward, tell, type_in};
+use super::terminal::LineDiscipline;
+use super::wire::{self, Streams, Wire};
+use super::{Refused, denied, sandbox};
+use crate::pod::sandbox::Sandbox;
+use crate::pod::settings::ExecAccess;
+use crate::server::{Kubelet, upgrade};
+
+/// Takes the upgrade, or says why not in upstream's words.
+pub(in crate::server) async fn attach(
+    State(kubelet): State<Kubelet>,
+    Path((namespace, name, container)): Path<(String, String, String)>,
+    RawQuery(query): RawQuery,
+    Extension(permit): Extension<Arc<ConnectionPermit>>,
+    mut request: Request,
+) -> Response {
+    let upgraded = hyper::upgrade::on(&mut request);
+    let query = query.unwrap_or_default();
+    let (headers, wire, options, watched) =
+        match prepare(&kubelet, (&namespace, &name, &container), &query, request.headers()) {
+            Ok(prepared) => prepared,
+            Err(refused) => return *refused,
+        };
+    tokio::spawn(async move {
+        let _place = permit;
+        let session = async {
+            let io = upgraded.await.map_err(std::io::Error::other)?;
+            wire::run(TokioIo::new(io), wire, &options, |streams| watch(watched, streams)).await
+        };
+        tokio::select! {
+            done = session => {
+                if let Err(error) = done {
+                    tracing::debug!(namespace, pod = name, container, %error, "an attach session ended");
+                }
+            }
+            () = kubelet.stop.cancelled() => {}
+        }
+    });
+    let mut response = (StatusCode::SWITCHING_PROTOCOLS, Body::empty()).into_response();
+    response.headers_mut().extend(headers);
+    response
+}
+
+/// What a client watches of a container.
+struct Watched {
+    sandbox: Arc<Sandbox>,
+    stdout: Option<PipeReader>,
+    stderr: Option<PipeReader>,
+}
+
+fn prepare(
+    kubelet: &Kubelet,
+    (namespace, name, container): (&str, &str, &str),
+    query: &str,
+    headers: &HeaderMap,
+) -> Result<(HeaderMap, Wire, Options, Watched), Refused> {
+    let seen = kubelet.pod(namespace, name);
+    let seen = seen.ok_or_else(|| upgrade::refuse(StatusCode::NOT_FOUND, "pod does not exist".into()))?;
+    let mut options = Options::read(query).map_err(upgrade::bad)?;
+    let sandbox = sandbox(kubelet, &seen, container)?;
+    if sandbox.access == ExecAccess::Denied {
+        return Err(denied("attach to", container, name));
+    }
+    // Whether there is a terminal is the container's matter; one that has none is not made one.
+    options.tty &= sandbox.tty;
+    let (answer, wire) = wire::choose(headers)?;
+    let (stdout, stderr) = sandbox.attached.watch(options.stdout, options.stderr || options.tty).ok_or_else(|| {
+        let why =
+            format!("as many clients are attached to container {container:?} as may: try again when others have gone");
+        upgrade::refuse(StatusCode::TOO_MANY_REQUESTS, why)
+    })?;
+    Ok((answer, wire, options, Watched { sandbox, stdout, stderr }))
+}
+
+/// The end of a client's input is the end of what a command with `stdinOnce` reads, however it comes.
+struct Once<'a>(&'a Sandbox);
+
+impl Drop for Once<'_> {
+    fn drop(&mut self) {
+        if self.0.stdin_once {
+            drop(self.0.stdin.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
+    }
+}
+
+async fn watch(watched: Watched, streams: Streams) {
+    let Watched { sandbox, stdout: from_stdout, stderr: from_stderr } = watched;
+    let Streams { stdin, stdout, stderr, errors } = streams;
+    let (interrupt, interrupted) = oneshot::channel();
+    let output = forward(from_stdout, stdout.as_ref(), sandbox.tty);
+    // A terminal has one output.
+    let error_output = forward(from_stderr, stderr.as_ref().or(stdout.as_ref()), sandbox.tty);
+    let input = async {
+        let to: Option<PipeWriter> = sandbox.stdin.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let (Some(from), Some(to)) = (stdin, to) {
+            let _once = Once(&sandbox);
+            if sandbox.tty {
+                let line = LineDiscipline::new(sandbox.images.is_toolbox(&sandbox.image));
+                type_in(from, to, stdout.as_ref(), line, interrupt).await;
+            } else {
+                feed(from, to).await;
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    let ended = async {
+        if stdout.is_some() || stderr.is_some() {
+            futures::future::join(output, error_output).await;
+        } else {
+            sandbox.gone.cancelled().await;
+        }
+    };
+    tokio::select! {
+        () = ended => {}
+        () = input => {}
+        // ^C that the command does not take itself ends nothing but this: the container is not the client's.
+        Ok(_) = interrupted => {}
+    }
+    tell(Streams { stdin: None, stdout, stderr, errors }, 0).await;
+}

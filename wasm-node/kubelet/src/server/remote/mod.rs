@@ -1,0 +1,175 @@
+//! `/exec/NAMESPACE/POD/CONTAINER`: a command beside what runs in a container, as `kubectl exec` asks for it.
+//!
+//! It is a new instance in the container's sandbox, and does not see the memory of the one that runs there.
+
+mod attach;
+mod options;
+mod program;
+mod session;
+#[cfg(test)]
+mod shell;
+mod status;
+mod terminal;
+mod wire;
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use hyper_util::rt::TokioIo;
+use machinery_serve::accept::ConnectionPermit;
+use runtime_api::{ExecError, ExecSpec};
+use tokio::sync::OwnedSemaphorePermit;
+
+use self::options::Options;
+use self::program::Program;
+use self::session::{Begun, LastLines};
+use self::terminal::LineDiscipline;
+use super::{Kubelet, upgrade};
+use crate::pod::sandbox::{SESSIONS_MAX, Sandbox};
+use crate::pod::settings::ExecAccess;
+use crate::pod::worker::Seen;
+
+pub(super) use attach::attach;
+
+type Refused = Box<Response>;
+
+/// Takes the upgrade, or says why not in upstream's words.
+pub(super) async fn exec(
+    State(kubelet): State<Kubelet>,
+    Path((namespace, name, container)): Path<(String, String, String)>,
+    RawQuery(query): RawQuery,
+    Extension(permit): Extension<Arc<ConnectionPermit>>,
+    mut request: Request,
+) -> Response {
+    let upgraded = hyper::upgrade::on(&mut request);
+    let (query, headers) = (query.unwrap_or_default(), std::mem::take(request.headers_mut()));
+    let (headers, wire, options, begins) =
+        match prepare(&kubelet, (&namespace, &name, &container), &query, &headers).await {
+            Ok(prepared) => prepared,
+            Err(refused) => return *refused,
+        };
+    tokio::spawn(async move {
+        let _place = permit;
+        let session = async {
+            let io = upgraded.await.map_err(std::io::Error::other)?;
+            wire::run(TokioIo::new(io), wire, &options, |streams| async {
+                match begins {
+                    Begins::Session(begun, _place) => session::carry(*begun, streams).await,
+                    Begins::NotFound(words) => {
+                        session::refuse(streams, words, program::NOT_FOUND_CODE).await;
+                    }
+                }
+            })
+            .await
+        };
+        tokio::select! {
+            done = session => {
+                if let Err(error) = done {
+                    tracing::debug!(namespace, pod = name, container, %error, "an exec session ended");
+                }
+            }
+            () = kubelet.stop.cancelled() => {}
+        }
+    });
+    let mut response = (StatusCode::SWITCHING_PROTOCOLS, Body::empty()).into_response();
+    response.headers_mut().extend(headers);
+    response
+}
+
+/// What begins once the connection is upgraded.
+enum Begins {
+    Session(Box<Begun>, OwnedSemaphorePermit),
+    NotFound(String),
+}
+
+type Prepared = (HeaderMap, wire::Wire, Options, Begins);
+
+async fn prepare(
+    kubelet: &Kubelet,
+    (namespace, name, container): (&str, &str, &str),
+    query: &str,
+    headers: &HeaderMap,
+) -> Result<Prepared, Refused> {
+    let seen = kubelet.pod(namespace, name);
+    let seen = seen.ok_or_else(|| upgrade::refuse(StatusCode::NOT_FOUND, "pod does not exist".into()))?;
+    let options = Options::read(query).map_err(upgrade::bad)?;
+    if options.command.is_empty() {
+        return Err(upgrade::bad("you must specify at least 1 command to execute".into()));
+    }
+    let sandbox = sandbox(kubelet, &seen, container)?;
+    if sandbox.access == ExecAccess::Denied {
+        return Err(denied("exec into", container, name));
+    }
+    let (headers, wire) = wire::choose(headers)?;
+    let begins = begin(&sandbox, &options, container).await?;
+    Ok((headers, wire, options, begins))
+}
+
+fn denied(what: &str, container: &str, pod: &str) -> Refused {
+    let annotation = format!("{}{container}", machinery_api::names::EXEC);
+    let why = format!("{what} container {container:?} of pod {pod:?} is denied by the pod's annotation {annotation}");
+    upgrade::refuse(StatusCode::FORBIDDEN, why)
+}
+
+/// What runs in a container; upstream's words where nothing does.
+fn sandbox(kubelet: &Kubelet, seen: &Seen, container: &str) -> Result<Arc<Sandbox>, Refused> {
+    let uid = seen.pod.metadata.uid.as_deref().unwrap_or_default();
+    if let Some(sandbox) = kubelet.pods.sandboxes.get(uid, container) {
+        return Ok(sandbox);
+    }
+    let status = &seen.status;
+    let statuses = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    let mut statuses = statuses.into_iter().flatten().flatten();
+    let state = statuses.find(|status| status.name == container).and_then(|status| status.state.as_ref());
+    let why = match state {
+        Some(state) if state.terminated.is_some() => "container is in CONTAINER_EXITED state".to_owned(),
+        _ => format!("container not found ({container:?})"),
+    };
+    Err(upgrade::refuse(StatusCode::INTERNAL_SERVER_ERROR, why))
+}
+
+/// Lets a session in, where there is such a command.
+async fn begin(sandbox: &Sandbox, options: &Options, container: &str) -> Result<Begins, Refused> {
+    let busy = |why: String| upgrade::refuse(StatusCode::TOO_MANY_REQUESTS, why);
+    let failed = |why: String| upgrade::refuse(StatusCode::INTERNAL_SERVER_ERROR, why);
+    let place = sandbox.places.clone().try_acquire_owned().map_err(|_| {
+        busy(format!(
+            "container {container:?} has {SESSIONS_MAX} sessions, as many as it may: try again when others have ended"
+        ))
+    })?;
+    let wanted = options.command.first().map(String::as_str).unwrap_or_default();
+    let has_toolbox = sandbox.access == ExecAccess::Allowed;
+    let program = program::resolve(wanted, sandbox.image.argv.first().map(String::as_str), has_toolbox);
+    let command = match program {
+        Program::Own => {
+            let loaded = sandbox.images.load_command(&sandbox.image, sandbox.metering, &sandbox.namespace).await;
+            loaded.map_err(|error| failed(error.to_string()))?
+        }
+        Program::Toolbox => {
+            let loaded = sandbox.images.load_toolbox(sandbox.metering, &sandbox.namespace).await;
+            loaded.map_err(|error| failed(error.to_string()))?
+        }
+        Program::NotFound => None,
+    };
+    let Some(command) = command else { return Ok(Begins::NotFound(program::not_found(wanted))) };
+    let (stdio, ends) = session::pipes(options);
+    let log = Arc::new(LastLines::default());
+    let spec = ExecSpec {
+        argv: options.command.clone(),
+        // As container runtimes do.
+        env: options.tty.then(|| ("TERM".to_owned(), "xterm".to_owned())).into_iter().collect(),
+        stdio,
+        log: log.clone(),
+    };
+    let session = sandbox.container.exec(&command, spec).map_err(|error| match error {
+        ExecError::Busy => busy(error.to_string()),
+        ExecError::Load(error) => failed(error.to_string()),
+    })?;
+    let terminal = options.tty.then(|| LineDiscipline::new(program == Program::Toolbox));
+    let begun = Begun { session, ends, log, terminal, gone: sandbox.gone.clone() };
+    Ok(Begins::Session(Box::new(begun), place))
+}

@@ -1,0 +1,99 @@
+//! Which program a session runs: argv[0], resolved like a PATH. Pure.
+
+/// Where programs of a Linux image lie; scripts name them so.
+const FOLDERS: [&str; 6] = ["/bin/", "/usr/bin/", "/usr/local/bin/", "/sbin/", "/usr/sbin/", "/usr/local/sbin/"];
+
+/// What a session runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Program {
+    /// The container's own module.
+    Own,
+    /// A tool of the node's toolbox.
+    Toolbox,
+    /// There is none of that name.
+    NotFound,
+}
+
+/// The tools of `sample-workloads/toolbox` (a test holds the two together).
+const TOOLS: [&str; 44] = [
+    "[", "basename", "cat", "cp", "cut", "date", "dirname", "du", "echo", "env", "expr", "false", "find", "grep",
+    "head", "hostname", "id", "ln", "ls", "mkdir", "mv", "printenv", "printf", "pwd", "readlink", "rm", "rmdir", "seq",
+    "sh", "sleep", "sort", "stat", "tail", "tar", "tee", "test", "toolbox", "touch", "tr", "true", "uniq", "wc",
+    "wget", "whoami",
+];
+
+/// Finds it. `own` is the image's argv[0]; `has_toolbox`: the container's sessions may use it.
+pub(super) fn resolve(wanted: &str, own: Option<&str>, has_toolbox: bool) -> Program {
+    if own.is_some_and(|own| is_named(wanted, own)) {
+        return Program::Own;
+    }
+    if has_toolbox && TOOLS.contains(&plain(wanted)) {
+        return Program::Toolbox;
+    }
+    Program::NotFound
+}
+
+/// A name without the folder of programs that it may be said with.
+fn plain(wanted: &str) -> &str {
+    FOLDERS.iter().find_map(|folder| wanted.strip_prefix(folder)).unwrap_or(wanted)
+}
+
+/// Whether somebody who says `wanted` means the file `own`: by its path, its name, or its name without the extension.
+fn is_named(wanted: &str, own: &str) -> bool {
+    let name = own.rsplit('/').next().unwrap_or(own);
+    let stem = name.strip_suffix(".wasm").unwrap_or(name);
+    let plain = plain(wanted);
+    !stem.is_empty() && (wanted == own || plain == name || plain == stem)
+}
+
+/// What a shell or a container runtime says of a program that isn't there, and its exit code.
+pub(super) const NOT_FOUND_CODE: i32 = 127;
+
+/// See [`NOT_FOUND_CODE`].
+pub(super) fn not_found(wanted: &str) -> String {
+    if wanted.contains('/') {
+        format!("exec: {wanted:?}: stat {wanted}: no such file or directory\n")
+    } else {
+        format!("exec: {wanted:?}: executable file not found in $PATH\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_resolved_like_a_path() {
+        let own = Some("/app/wordcount.wasm");
+        for wanted in
+            ["wordcount", "wordcount.wasm", "/app/wordcount.wasm", "/bin/wordcount", "/usr/bin/wordcount.wasm"]
+        {
+            assert_eq!(resolve(wanted, own, true), Program::Own, "{wanted}");
+        }
+        for wanted in ["", "word", "/opt/wordcount", "../wordcount", "/app/wordcount", "/bin/", ".wasm"] {
+            assert_eq!(resolve(wanted, own, true), Program::NotFound, "{wanted}");
+        }
+        assert_eq!(resolve("", Some(""), true), Program::NotFound);
+        for wanted in ["ls", "/bin/sh", "/usr/bin/tar", "["] {
+            assert_eq!(resolve(wanted, own, true), Program::Toolbox, "{wanted}");
+            assert_eq!(resolve(wanted, own, false), Program::NotFound, "{wanted}");
+        }
+        // What an image brings goes before the node's own.
+        assert_eq!(resolve("cat", Some("cat.wasm"), true), Program::Own);
+    }
+
+    #[test]
+    fn the_toolbox_has_the_tools_that_are_resolved() {
+        let source = include_str!("../../../../../sample-workloads/toolbox/src/lib.rs");
+        let named = |line: &str| Some(line.trim().strip_prefix("(\"")?.split_once('"')?.0.to_owned());
+        let tools: Vec<String> =
+            source.lines().filter(|line| line.contains("::") || line.contains("list)")).filter_map(named).collect();
+        assert_eq!(tools, TOOLS);
+    }
+
+    #[test]
+    fn what_is_not_found_is_said_in_upstreams_words() {
+        assert_eq!(not_found("foo"), "exec: \"foo\": executable file not found in $PATH\n");
+        assert_eq!(not_found("/foo"), "exec: \"/foo\": stat /foo: no such file or directory\n");
+    }
+}

@@ -1,0 +1,87 @@
+//! Sessions: one more command in a container's sandbox. It shares the container's volumes, environment, network identity,
+//! grants, and its budgets of memory and CPU, and sees nothing of the memory of what runs there.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use runtime_api::{Admitted, ExecError, ExecSpec, Kind, Outcome, Session as ApiSession, StopSignal};
+
+use super::admission::AdmissionQueue;
+use super::container::{Container, Counters, Shared};
+use super::load::Loaded;
+use crate::bounds::growth::COMMAND_GROWTH_WAIT_MAX;
+use crate::bounds::slots::Slot;
+use crate::host::guest::{Guest, Outputs};
+use runtime_api::{LoadError, Metering};
+
+/// One that was let in.
+pub struct Session {
+    container: Container,
+    slot: Slot,
+}
+
+impl Container {
+    /// One more command in this container's sandbox. It has a place at once or is refused: whoever asks is waiting.
+    ///
+    /// # Errors
+    /// As many sessions live as may, or `command` is none.
+    pub fn exec(&self, command: Arc<Loaded>, spec: ExecSpec) -> Result<Session, ExecError> {
+        let of = &self.shared;
+        if command.kind() != Kind::Command {
+            return Err(LoadError::Unsupported("the module was not loaded as a command".into()).into());
+        }
+        let name = of.name.rsplit('/').next().unwrap_or_default();
+        let pre = command.prepare(name, &of.grants)?;
+        let share = of.sessions.clone();
+        let slot = share.try_take(command.weight).ok_or(ExecError::Busy)?;
+        let mut env = of.guest.env.clone();
+        env.retain(|(known, _)| spec.env.iter().all(|(name, _)| name != known));
+        env.extend(spec.env);
+        let guest = Guest {
+            argv: spec.argv,
+            env,
+            log: spec.log.clone(),
+            stdin: spec.stdio.stdin,
+            terminal: spec.stdio.terminal,
+            outputs: Some(Outputs(spec.stdio.stdout, spec.stdio.stderr)),
+            growth_wait_max: COMMAND_GROWTH_WAIT_MAX,
+            fuel: (command.metering == Metering::Fuel).then(|| of.limits.fuel.unwrap_or(u64::MAX)),
+            engine: command.linked().wasmtime.clone(),
+            ..Guest::clone(&of.guest)
+        };
+        let shared = Shared {
+            engine: of.engine.clone(),
+            pre,
+            // It was let in already, and makes no more instances.
+            door: AdmissionQueue::new(share.clone(), share.clone(), command.start_bytes),
+            sessions: share,
+            loaded: command,
+            name: format!("{} (exec)", of.name),
+            guest: Arc::new(guest),
+            limits: of.limits.clone(),
+            grants: of.grants.clone(),
+            log: spec.log,
+            ledger: of.ledger.clone(),
+            cpu: of.cpu.clone(),
+            counters: Counters::default(),
+            broken: Mutex::default(),
+        };
+        Ok(Session { container: Container { shared: Arc::new(shared) }, slot })
+    }
+}
+
+impl Session {
+    /// Runs it to its end, or until `stop` resolves.
+    pub async fn run(self, stop: impl Future<Output = StopSignal> + Send + 'static) -> Outcome {
+        let Self { container, slot } = self;
+        container.run_admitted(Admitted::new(slot), stop).await
+    }
+}
+
+#[async_trait]
+impl ApiSession for Session {
+    async fn run(self: Box<Self>, stop: BoxFuture<'static, StopSignal>) -> Outcome {
+        Self::run(*self, stop).await
+    }
+}
