@@ -274,9 +274,16 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
         Some((name, value)) => return bad(name, format!("{value:?} is neither \"deny\" nor \"image\"")),
         None => ExecAccess::Allowed,
     };
+    check_names(pod, container)?;
+    Ok(Settings { limits, grants, stop_at_grace, exec })
+}
+
+/// Whether each annotation below our domain is one that there is, of a container that there is.
+fn check_names(pod: &Pod, container: &Container) -> Result<(), BadAnnotation> {
+    let bad = |name: String, why: String| Err(BadAnnotation { name, why });
     let spec = containers::spec(pod);
     let names: BTreeSet<&str> = containers::names(&spec).collect();
-    for name in annotations.into_iter().flatten().map(|(name, _)| name) {
+    for name in pod.metadata.annotations.iter().flatten().map(|(name, _)| name) {
         let Some((domain, of)) = name.split_once('/') else { continue };
         if !domain.ends_with(names::ANNOTATIONS_DOMAIN) {
             continue;
@@ -289,7 +296,7 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
             return bad(name.clone(), format!("the pod has no container {of:?}"));
         }
     }
-    Ok(Settings { limits, grants, stop_at_grace, exec })
+    Ok(())
 }
 
 /// A duration as Go writes it: numbers with units, `1m30s`.

@@ -131,13 +131,8 @@ pub(crate) async fn make(
     let dir = node.pod_dir(&uid);
     let variable = |name: &str| variables.get(name).cloned();
     let mut preopens = mounts::preopens(pod, wire, (&dir, attempt), &variable).map_err(config)?;
-    let path = wire.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(TERMINATION_PATH);
     let runner_class = runner_class(loaded.kind());
-    let termination = if runner_class.leaves_message || path != TERMINATION_PATH {
-        termination(&dir, &wire.name, attempt, path, &mut preopens).map_err(config)?
-    } else {
-        None
-    };
+    let termination = termination(&dir, wire, attempt, runner_class.leaves_message, &mut preopens).map_err(config)?;
     let log = node
         .logs
         .open(node.log_path(&uid, &wire.name, attempt))
@@ -161,12 +156,7 @@ pub(crate) async fn make(
         stdin,
         terminal: wire.tty == Some(true),
         pod: home.ledger.clone(),
-        caller: Caller {
-            node: node.identity.name.as_str().into(),
-            namespace: namespace.as_str().into(),
-            pod: pod_name.as_str().into(),
-            ip: Some(ip),
-        },
+        caller: caller(node, &namespace, &pod_name, ip),
         dial: Some(node.parts.dial.clone()),
     };
     let container = loaded.container(spec).map_err(|error| refused(&error))?;
@@ -189,6 +179,11 @@ pub(crate) async fn make(
     };
     let lent = node.pods.sandboxes.lend(&uid, &wire.name, sandbox);
     Ok(Made { container, admitted, log, id, settings, termination, _lent: lent })
+}
+
+/// Who calls when the container calls out.
+fn caller(node: &Shared, namespace: &str, pod: &str, ip: IpAddr) -> Caller {
+    Caller { node: node.identity.name.as_str().into(), namespace: namespace.into(), pod: pod.into(), ip: Some(ip) }
 }
 
 /// A duration as upstream's events have it: whole milliseconds in Go's form (`1m2.3s`, `45ms`).
@@ -294,14 +289,20 @@ fn refused(error: &LoadError) -> Refused {
     }
 }
 
-/// Where the guest finds the file of its termination message, and where that lies on the host.
+/// Where the guest finds the file of its termination message, and where that lies on the host. `by_default`: also where the
+/// pod names none.
 fn termination(
     dir: &Path,
-    container: &str,
+    container: &ContainerSpecWire,
     attempt: u32,
-    path: &str,
+    by_default: bool,
     preopens: &mut Vec<Preopen>,
 ) -> std::io::Result<Option<PathBuf>> {
+    let named = container.termination_message_path.as_deref().filter(|path| !path.is_empty());
+    let path = named.unwrap_or(TERMINATION_PATH);
+    if !by_default && path == TERMINATION_PATH {
+        return Ok(None);
+    }
     let guest = Path::new(path);
     let (Some(parent), Some(name)) = (guest.parent().and_then(|parent| parent.to_str()), guest.file_name()) else {
         return Ok(None);
@@ -311,9 +312,10 @@ fn termination(
     if let Some(preopen) = within.max_by_key(|preopen| preopen.guest.len()) {
         let rest = guest.strip_prefix(&preopen.guest).unwrap_or(guest);
         let plain = rest.components().all(|part| matches!(part, std::path::Component::Normal(_)));
-        return Ok(plain.then(|| preopen.host.join(rest)));
+        let below = preopen.sub_path.as_ref().map_or_else(|| preopen.host.clone(), |sub| preopen.host.join(sub));
+        return Ok(plain.then(|| below.join(rest)));
     }
-    let host = message_folder(dir).join(container).join(attempt.to_string());
+    let host = message_folder(dir).join(&container.name).join(attempt.to_string());
     std::fs::create_dir_all(&host)?;
     let file = host.join(name);
     // There from the start, as upstream's, for guests that only append.
