@@ -141,7 +141,7 @@ mod tests {
         let pod = read.pod(&json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"}})).unwrap();
         assert_eq!(
             pod["containers"],
-            json!([{"name": "a", "usage": {"cpu": "0", "memory": "1536"}}, {"name": "b", "usage": {"cpu": "7n", "memory": "1000"}}])
+            json!([{"name": "a", "usage": {"cpu": "0", "memory": "1536"}}, {"name": "b", "usage": {"cpu": "7n", "memory": "1k"}}])
         );
         assert_eq!(pod["window"], "15s");
     }
