@@ -7,7 +7,7 @@ from websocket import WITHIN_S, WebSocket, expect
 POD = sys.argv[1]
 
 
-def asked(pod, query, protocol):
+def client_of(pod, query, protocol):
     return WebSocket(f"/api/v1/namespaces/default/pods/{pod}/exec?{query}", protocol)
 
 
@@ -18,7 +18,7 @@ def query(*command, stdin=False, stdout=True, stderr=True, tty=False, container=
 
 
 def exec_(*command, protocol="v5.channel.k8s.io", **more):
-    return asked(POD, query(*command, **more), protocol)
+    return client_of(POD, query(*command, **more), protocol)
 
 
 def said(client):
@@ -50,10 +50,10 @@ for asked, code, says in (
     (query("true", container="nobody"), 400, f"container nobody is not valid for pod {POD}"),
     (query("x" * 3000), 101, ""),
 ):
-    client = asked(POD, asked, "v5.channel.k8s.io")
+    client = client_of(POD, asked, "v5.channel.k8s.io")
     expect((code, True), (client.code, says in client.body), f"{asked}: {client.body!r}")
-expect((404, True), ((c := asked("nobody", query("true"), "v5.channel.k8s.io")).code, "not found" in c.body), "no such pod")
-expect(400, asked(POD, query("true"), "v9.channel.k8s.io").code, "an unknown subprotocol")
+expect((404, True), ((c := client_of("nobody", query("true"), "v5.channel.k8s.io")).code, "not found" in c.body), "no such pod")
+expect(400, client_of(POD, query("true"), "v9.channel.k8s.io").code, "an unknown subprotocol")
 print("· what is refused")
 
 # A terminal: echo, erase, CRLF, ^D; ^C is the shell's where it reads, and the command's end where it does not.

@@ -84,7 +84,7 @@ kubectl delete pod endless --timeout=40s >/dev/null
 serves "guests"
 
 echo "· images"
-for line in 'never registry.local/none:v1 ErrImageNeverPull' 'upper registry.local/UPPER:v1 InvalidImageName' 'missing registry.local/none:v1 Err?ImagePull|ImagePullBackOff' 'foreigner example.invalid/a:v1 registry.local' \
+for line in 'never registry.local/none:v1 ErrImageNeverPull' 'upper registry.local/UPPER:v1 InvalidImageName' 'missing registry.local/none:v1 Err?ImagePull|ImagePullBackOff' 'foreigner example.invalid/a:v1 Err?ImagePull|ImagePullBackOff|RegistryUnavailable' \
   'file file:///etc/passwd allow-file-images' 'digest registry.local/hello@sha256:0000000000000000000000000000000000000000000000000000000000000000 ImagePull'; do
   read -r name image want <<< "$line"
   if [ "$name" = never ]; then
@@ -94,8 +94,8 @@ for line in 'never registry.local/none:v1 ErrImageNeverPull' 'upper registry.loc
 done
 
 echo "· fields and annotations that the node does not act on"
-pod second registry.local/hello:v1 '"hostNetwork":true,"initContainers":[{"name":"i","image":"registry.local/hello:v1"}]'
-for path in spec.hostNetwork spec.initContainers; do
+pod second registry.local/hello:v1 '"hostNetwork":true,"hostIPC":true'
+for path in spec.hostNetwork spec.hostIPC; do
   eventually 20 has "^CreateContainerConfigError: .*$path" waits second
   eventually 20 has "^Unsupported: .*$path" events second
 done

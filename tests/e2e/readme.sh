@@ -18,6 +18,8 @@ lines=$(grep -vE '^(cargo|coracle up|export|helm) ?' <<< "$try")
 while IFS= read -r line; do
   [ -n "$line" ] || continue
   case $line in
+    # A rate is measured over a second at least.
+    'kubectl top '*) eventually 20 bash -c "set -e; $line";;
     curl*) eventually 10 bash -c "set -e; ${line/curl/curl -fsS}";;
     *) bash -c "set -e; $line" >/dev/null || fail "README: $line";;
   esac

@@ -47,7 +47,8 @@ impl Rates {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let sampled = kept.get(name).map(|(earlier, _)| *earlier);
         // One that stands lower than before has begun anew.
-        let from = sampled.filter(|from| from.cpu <= cpu).filter(|from| at.saturating_sub(from.at) < age);
+        let from = sampled.filter(|from| from.cpu <= cpu);
+        let from = from.filter(|from| (WINDOW_MIN..age).contains(&at.saturating_sub(from.at)));
         let (used, window) = match from {
             Some(from) => (cpu - from.cpu, at.saturating_sub(from.at)),
             None => (cpu, age),
