@@ -13,46 +13,24 @@ events() { kubectl get events --field-selector "involvedObject.name=$1" -o jsonp
 serves() { curl -fsS -m 5 "http://$HELLO/" >/dev/null || fail "hello suffers from $1"; }
 
 up --nodes 2
-# Modules of a few bytes, written here as their format is: sections of an id, a length and a vector.
-python3 - "$WORK" <<'PY'
+PYTHONPATH=tests/e2e python3 - "$WORK" <<'PY'
 import sys
+from modules import LOOP, command, knot, named, section
 hello = open("sample-workloads/bin/hello.wasm", "rb").read()
-named = lambda text: bytes((len(text),)) + text
-section = lambda number, data: bytes((number, len(data))) + data
-def command(code, imports=b"", start=0, memory=b""):  # (func (export "_start") code)
-    body = bytes((len(code) + 2,)) + b"\0" + code + b"\x0b"
-    return b"\0asm\1\0\0\0" + section(1, b"\1\x60\0\0") + imports + section(3, b"\1\0") + memory + section(7, b"\1" + named(b"_start") + b"\0" + bytes((start,))) + section(10, b"\1" + body)
 modules = {
     "foreign": hello.replace(b"wasi:cli/environment@", b"evil:cli/environment@"),
     "thief": command(b"", section(2, b"\1" + named(b"vault") + named(b"steal") + b"\0\0"), 1),
     "nostart": b"\0asm\1\0\0\0",
-    "loop": command(b"\x03\x40\x0c\x00\x0b"),  # loop br 0 end
+    "loop": LOOP,
     "boom": command(b"\x00"),  # unreachable
     "bomb": command(b"\x03\x40\x41\x80\x01\x40\x00\x1a\x0c\x00\x0b", memory=section(5, b"\1\0\1")),  # grow by 128 pages for ever
     "huge": command(b"", memory=section(5, b"\1\0\x80\x80\x04")),  # 4 GiB from the first
+    "knot": knot(),
 }
-def leb(n):
-    return bytes((n & 127 | 128,)) + leb(n >> 7) if n > 127 else bytes((n,))
-# Loops in loops with every local changed within: a few kB that compile for minutes.
-add = lambda n: b"\x20\0\x20" + leb(n) + b"\x6a\x21" + leb(n)
-knot = b"\x03\x40" * 1000 + b"".join(map(add, range(500))) + b"".join(b"\x20" + leb(n % 500) + b"\x0d\0\x0b" for n in range(1000)) + b"\x0b"
-part = lambda number, data: bytes((number,)) + leb(len(data)) + data
-body = b"\1" + leb(500) + b"\x7f" + knot
-modules["knot"] = b"\0asm\1\0\0\0" + section(1, b"\1\x60\0\0") + section(3, b"\1\0") + section(7, b"\1" + named(b"_start") + b"\0\0") + part(10, b"\1" + leb(len(body)) + body)
 for name, data in modules.items():
     open(f"{sys.argv[1]}/{name}.wasm", "wb").write(data)
 open(f"{sys.argv[1]}/cut.wasm", "wb").write(hello[:20000])
 PY
-# As any client may: `coracle push` compiles before it pushes.
-put() { # put NAME FILE
-  local user="coracle:$(cat "$WORK/data/registry-password")" at="http://$REGISTRY/v2/$1" module config='{}'
-  module=$(sha256sum "$2" | cut -d' ' -f1)
-  curl -fsS -u "$user" -X POST --data-binary "@$2" "$at/blobs/uploads/?digest=sha256:$module"
-  curl -fsS -u "$user" -X POST --data-binary "$config" "$at/blobs/uploads/?digest=sha256:$(printf %s "$config" | sha256sum | cut -d' ' -f1)"
-  printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.wasm.config.v0+json","digest":"sha256:%s","size":2},"layers":[{"mediaType":"application/wasm","digest":"sha256:%s","size":%s}]}' \
-    "$(printf %s "$config" | sha256sum | cut -d' ' -f1)" "$module" "$(stat -c %s "$2")" |
-    curl -fsS -u "$user" -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' --data-binary @- "$at/manifests/v1"
-}
 put knot "$WORK/knot.wasm"
 for m in foreign thief nostart loop boom bomb huge; do $PUT "$WORK/$m.wasm" "registry.local/$m:v1" >/dev/null; done
 exits 1 $PUT "$WORK/cut.wasm" registry.local/cut:v1

@@ -38,6 +38,16 @@ up() {
   KUBECONFIG=$(sed -n 's/^ready .*kubeconfig=\([^ ]*\).*/\1/p' "$WORK/ready"); export KUBECONFIG
   REGISTRY=$(cat "$WORK/data/registry-address"); export REGISTRY
 }
+# put NAME FILE: into the registry as any client may, whatever `coracle push` would say of it
+put() {
+  local user="coracle:$(cat "$WORK/data/registry-password")" at="http://$REGISTRY/v2/$1" module config='{}'
+  module=$(sha256sum "$2" | cut -d' ' -f1)
+  curl -fsS -u "$user" -X POST --data-binary "@$2" "$at/blobs/uploads/?digest=sha256:$module"
+  curl -fsS -u "$user" -X POST --data-binary "$config" "$at/blobs/uploads/?digest=sha256:$(printf %s "$config" | sha256sum | cut -d' ' -f1)"
+  printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.wasm.config.v0+json","digest":"sha256:%s","size":2},"layers":[{"mediaType":"application/wasm","digest":"sha256:%s","size":%s}]}' \
+    "$(printf %s "$config" | sha256sum | cut -d' ' -f1)" "$module" "$(stat -c %s "$2")" |
+    curl -fsS -u "$user" -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' --data-binary @- "$at/manifests/v1"
+}
 down() {
   local rc=0
   kill -s "${1:-TERM}" "$UP_PID"; wait "$UP_PID" || rc=$?

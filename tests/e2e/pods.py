@@ -1,65 +1,13 @@
 """Pods of several containers as a user of kubectl sees them: real modules, real sockets. `pods.py KUBECONFIG [CASE…]`: exits 1 and
 says what went wrong. The cases are independent and run side by side; they wait for conditions with a deadline.
 """
-import concurrent.futures, http.client, json, subprocess, sys, time
+import http.client, json, time
 
-from cluster import Cluster
+from suite import NS, POLL_S, SOON_S, apply, expect, get, kubectl, main, run_kubectl, until
 
-KUBECONFIG = sys.argv[1]
-CLUSTER = Cluster(KUBECONFIG)
-SOON_S = 60  # for what takes a second or two on an idle machine
-POLL_S = 0.05
 HELLO, UNRULY, LATE, CRASH, WORDCOUNT, LOOP, NOTHING = (
     f"registry.local/{name}:v1" for name in ("hello", "unruly", "late", "crash", "wordcount", "loop", "nothing"))
-NS = "/api/v1/namespaces/default"
 MANY = 300  # init containers of one pod
-
-
-class Wrong(Exception):
-    pass
-
-
-def expect(want, got, what):
-    if want != got:
-        raise Wrong(f"{what}: wanted {want!r}, got {got!r}")
-
-
-def run_kubectl(*args, given=None):
-    return subprocess.run(["kubectl", "--kubeconfig", KUBECONFIG, *args], input=given, capture_output=True, text=True)
-
-
-def kubectl(*args, given=None):
-    done = run_kubectl(*args, given=given)
-    if done.returncode:
-        raise Wrong(f"kubectl {' '.join(args)}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def apply(*objects):
-    kubectl("apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
-
-
-def get(path):
-    c = CLUSTER.connect(SOON_S)
-    try:
-        c.request("GET", path)
-        r = c.getresponse()
-        answer = json.loads(r.read())
-        return answer if r.status == 200 else None
-    finally:
-        c.close()
-
-
-def until(what, check, seconds=SOON_S):
-    """The first true answer of `check`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        got = check()
-        if got:
-            return got
-        if time.monotonic() > deadline:
-            raise Wrong(f"not within {seconds} s: {what}")
-        time.sleep(POLL_S)
 
 
 def container(name, image, port=None, **more):
@@ -337,21 +285,4 @@ def again():
 CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, debugging, many, again)
 
 
-def run(case):
-    began = time.monotonic()
-    try:
-        note, problem = case(), None
-    except Exception as e:  # whatever it is, the other cases still tell what they found
-        note, problem = None, e if isinstance(e, Wrong) else repr(e)
-    took = f"{time.monotonic() - began:.1f} s"
-    print(f"· {case.__name__}: {took}{f', {note}' if note else ''}" if problem is None else f"WRONG: {case.__name__} ({took}): {problem}", flush=True)
-    return problem is None
-
-
-def main():
-    wanted = [case for case in CASES if not sys.argv[2:] or case.__name__ in sys.argv[2:]]
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        sys.exit(0 if all(list(pool.map(run, wanted))) else 1)
-
-
-main()
+main(CASES, at_once=4)

@@ -1,5 +1,5 @@
 """Requests through pods/proxy, services/proxy and nodes/proxy that kubectl doesn't make: methods, bodies, streams, cut answers, upgrades."""
-import base64, http.client, json, os, sys, threading, time
+import http.client, json, os, sys, threading, time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from websocket import HOST, PORT, WITHIN_S, WebSocket, context, expect

@@ -4,69 +4,17 @@
 The cases are independent and run side by side. They wait for conditions with a deadline; a time that is compared is a
 lower bound of what was promised, or an upper one with room for a busy machine.
 """
-import base64, concurrent.futures, http.client, json, re, socket, subprocess, sys, threading, time
+import base64, concurrent.futures, http.client, json, re, socket, subprocess, threading, time
 
-from cluster import Cluster
+from suite import CLUSTER, KUBECONFIG, NS, SOON_S, Wrong, apply, ask_api, expect, get, kubectl, main, until
 
-KUBECONFIG = sys.argv[1]
-CLUSTER = Cluster(KUBECONFIG)
-SOON_S = 30  # for what takes a second or two on an idle machine
-POLL_S = 0.05
 ACCEPTS_S = 0.9  # of the second for which a server goes on accepting once it is out of the routing tables
 HELLO, UNRULY, LOOP = (f"registry.local/{name}:v1" for name in ("hello", "unruly", "loop"))
-NS = "/api/v1/namespaces/default"
-
-
-class Wrong(Exception):
-    pass
-
-
-def expect(want, got, what):
-    if want != got:
-        raise Wrong(f"{what}: wanted {want!r}, got {got!r}")
-
-
-def kubectl(*args, given=None):
-    done = subprocess.run(["kubectl", "--kubeconfig", KUBECONFIG, *args], input=given, capture_output=True, text=True)
-    if done.returncode:
-        raise Wrong(f"kubectl {' '.join(args)}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def apply(*objects):
-    kubectl("apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
-
-
-def ask_api(path, method="GET"):
-    c = CLUSTER.connect(SOON_S)
-    try:
-        c.request(method, path)
-        r = c.getresponse()
-        return r.status, json.loads(r.read())
-    finally:
-        c.close()
-
-
-def get(path):
-    status, answer = ask_api(path)
-    return answer if status == 200 else None
 
 
 def delete(path):
     status, answer = ask_api(path, "DELETE")
     expect(200, status, f"DELETE {path}: {answer}")
-
-
-def until(what, check, seconds=SOON_S):
-    """The first true answer of `check`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        got = check()
-        if got:
-            return got
-        if time.monotonic() > deadline:
-            raise Wrong(f"not within {seconds} s: {what}")
-        time.sleep(POLL_S)
 
 
 def pod(name, image, container=None, annotations=None, **spec):
@@ -656,19 +604,5 @@ def load():
 CASES = (load, stops, draining, cutting_off, concurrency, memory_is_waited_for, probes_beside_streams, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, names_and_addresses, framing, environments, refusals, eviction, probes, last_words)
 
 
-def run(case):
-    began = time.monotonic()
-    try:
-        note, problem = case(), None
-    except Exception as e:  # whatever it is, the other cases still tell what they found
-        note, problem = None, e if isinstance(e, Wrong) else repr(e)
-    took = f"{time.monotonic() - began:.1f} s"
-    print(f"· {case.__name__}: {took}{f', {note}' if note else ''}" if problem is None else f"WRONG: {case.__name__} ({took}): {problem}", flush=True)
-    return problem is None
-
-
 until("the default ServiceAccount", lambda: get(f"{NS}/serviceaccounts/default"))
-wanted = [globals()[name] for name in sys.argv[2:]] or CASES
-with concurrent.futures.ThreadPoolExecutor(len(wanted)) as pool:
-    good = list(pool.map(run, wanted))
-sys.exit(0 if all(good) else 1)
+main(CASES, at_once=len(CASES))

@@ -1,0 +1,86 @@
+"""What a suite of independent cases shares: `SUITE.py KUBECONFIG [CASE…]` runs them side by side, says what went wrong and exits 1.
+Cases wait for conditions with a deadline and never sleep for a result.
+"""
+import concurrent.futures, json, subprocess, sys, time
+
+from cluster import Cluster
+
+KUBECONFIG = sys.argv[1]
+CLUSTER = Cluster(KUBECONFIG)
+SOON_S = 60  # for what takes a second or two on an idle machine
+POLL_S = 0.05
+NS = "/api/v1/namespaces/default"
+
+
+class Wrong(Exception):
+    pass
+
+
+def expect(want, got, what):
+    if want != got:
+        raise Wrong(f"{what}: wanted {want!r}, got {got!r}")
+
+
+def run_kubectl(*args, given=None):
+    return subprocess.run(["kubectl", "--kubeconfig", KUBECONFIG, *args], input=given, capture_output=True, text=True)
+
+
+def kubectl(*args, given=None):
+    done = run_kubectl(*args, given=given)
+    if done.returncode:
+        raise Wrong(f"kubectl {' '.join(args)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def apply(*objects):
+    kubectl("apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+
+def ask_api(path, method="GET", body=None, media="application/json", timeout=SOON_S):
+    """Its status and its answer as JSON."""
+    c = CLUSTER.connect(timeout)
+    try:
+        body = json.dumps(body) if isinstance(body, (dict, list)) else body
+        c.request(method, path, body, {"Content-Type": media} if body is not None else {})
+        r = c.getresponse()
+        return r.status, json.loads(r.read())
+    finally:
+        c.close()
+
+
+def get(path):
+    status, answer = ask_api(path)
+    return answer if status == 200 else None
+
+
+def until(what, check, seconds=SOON_S):
+    """The first true answer of `check`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        got = check()
+        if got:
+            return got
+        if time.monotonic() > deadline:
+            raise Wrong(f"not within {seconds} s: {what}")
+        time.sleep(POLL_S)
+
+
+def run(case):
+    began = time.monotonic()
+    try:
+        note, problem = case(), None
+    except Exception as e:  # whatever it is, the other cases still tell what they found
+        note, problem = None, e if isinstance(e, Wrong) else repr(e)
+    took = f"{time.monotonic() - began:.1f} s"
+    print(f"· {case.__name__}: {took}{f', {note}' if note else ''}" if problem is None else f"WRONG: {case.__name__} ({took}): {problem}", flush=True)
+    return problem is None
+
+
+def main(cases, at_once):
+    """The end of the program."""
+    wanted = [case for case in cases if not sys.argv[2:] or case.__name__ in sys.argv[2:]]
+    unknown = set(sys.argv[2:]) - {case.__name__ for case in cases}
+    if unknown:
+        sys.exit(f"no such case: {', '.join(sorted(unknown))}")
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        sys.exit(0 if all(list(pool.map(run, wanted))) else 1)
