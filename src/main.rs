@@ -8,6 +8,7 @@ mod local;
 mod logging;
 mod network;
 mod progress;
+mod rollout;
 
 use std::process::ExitCode;
 

@@ -12,6 +12,8 @@ use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
+use crate::rollout::is_rolled_out;
+
 /// No step of the demo may take longer.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -45,15 +47,6 @@ pub(super) async fn rolled_out(client: &Client, namespace: &str, name: &str) -> 
         format!("deployment {namespace}/{name} was not rolled out within {} s", STEP_TIMEOUT.as_secs())
     })??;
     Ok(())
-}
-
-fn is_rolled_out(deployment: &Deployment) -> bool {
-    let want = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-    let Some(status) = &deployment.status else { return false };
-    status.observed_generation >= deployment.metadata.generation
-        && status.updated_replicas.unwrap_or(0) == want
-        && status.available_replicas.unwrap_or(0) == want
-        && status.replicas.unwrap_or(0) == want
 }
 
 /// The NodePort of a Service's first port.

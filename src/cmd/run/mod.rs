@@ -24,6 +24,7 @@ use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
 use crate::progress::Progress;
+use crate::rollout::is_rolled_out;
 
 /// Until a module is compiled and its pods are ready: the largest of JavaScript take half a minute on a busy machine.
 const READY_TIME_MAX: Duration = Duration::from_secs(180);
@@ -197,7 +198,7 @@ impl<'a> Runner<'a> {
         let pods: Api<Pod> = Api::default_namespaced(self.client.clone());
         let began = self.env.elapsed();
         loop {
-            if deployments.get(&app.name).await.is_ok_and(|deployment| objects::is_rolled_out(&deployment)) {
+            if deployments.get(&app.name).await.is_ok_and(|deployment| is_rolled_out(&deployment)) {
                 return Ok(());
             }
             let all = pods.list(&ListParams::default().labels(&format!("app={}", app.name))).await?;

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
@@ -105,16 +104,6 @@ impl App {
 /// Whether `coracle run` has made it.
 pub(super) fn is_ours(metadata: &ObjectMeta) -> bool {
     metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY)).is_some_and(|manager| manager == MANAGER)
-}
-
-/// As `kubectl rollout status` means it.
-pub(super) fn is_rolled_out(deployment: &Deployment) -> bool {
-    let want = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-    let Some(status) = &deployment.status else { return false };
-    status.observed_generation >= deployment.metadata.generation
-        && status.updated_replicas.unwrap_or(0) == want
-        && status.available_replicas.unwrap_or(0) == want
-        && status.replicas.unwrap_or(0) == want
 }
 
 /// A label of DNS that begins with a letter (RFC 1035, what a Service's name is).

@@ -28,7 +28,7 @@ use crate::request::query::Query;
 /// Ports of one WebSocket with numbered channels, of which each takes two.
 const PORTS_MAX: usize = 100;
 /// The subprotocol by which browsers send a token: it is meant for this server.
-pub(super) const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 /// Headers of a handshake that pass from the client to the node, and back.
 const HANDSHAKE: [HeaderName; 8] = [
     header::CONNECTION,
@@ -126,14 +126,21 @@ fn handshake(from: &HeaderMap) -> HeaderMap {
             headers.append(name.clone(), value.clone());
         }
     }
-    for value in from.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
-        let protocols = value.to_str().unwrap_or_default().split(',').map(str::trim);
-        let kept: Vec<&str> = protocols.filter(|one| !one.is_empty() && !one.starts_with(BEARER_PROTOCOL)).collect();
-        if let (false, Ok(value)) = (kept.is_empty(), HeaderValue::try_from(kept.join(", "))) {
-            headers.append(header::SEC_WEBSOCKET_PROTOCOL, value);
-        }
-    }
+    pass_subprotocols(from, &mut headers);
     headers
+}
+
+/// The subprotocols that a client offers, but a token's, which is meant for this server.
+pub(super) fn pass_subprotocols(from: &HeaderMap, to: &mut HeaderMap) {
+    to.remove(header::SEC_WEBSOCKET_PROTOCOL);
+    let offered = from.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let kept: Vec<&str> = offered
+        .flat_map(|value| value.split(',').map(str::trim))
+        .filter(|protocol| !protocol.is_empty() && !protocol.starts_with(BEARER_PROTOCOL))
+        .collect();
+    if let (false, Ok(value)) = (kept.is_empty(), HeaderValue::try_from(kept.join(", "))) {
+        to.insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+    }
 }
 
 impl RequestHandler {

@@ -23,7 +23,7 @@ use machinery_serve::net::framing;
 use machinery_streaming::websocket::upgrade_of;
 use serde_json::Value;
 
-use super::connect::{BEARER_PROTOCOL, hand_through};
+use super::connect::{hand_through, pass_subprotocols};
 use super::handle::{RequestContext, RequestHandler};
 use super::kubelets::{self, NodeAddress};
 use crate::registry::RequestScope;
@@ -251,18 +251,7 @@ fn request_headers(from: &HeaderMap, upgrading: bool, client: Option<&str>) -> H
     for name in own {
         headers.remove(name);
     }
-    let protocols: Vec<String> = headers
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(',').map(str::trim))
-        .filter(|protocol| !protocol.starts_with(BEARER_PROTOCOL))
-        .map(ToOwned::to_owned)
-        .collect();
-    headers.remove(header::SEC_WEBSOCKET_PROTOCOL);
-    if let (false, Ok(value)) = (protocols.is_empty(), HeaderValue::try_from(protocols.join(", "))) {
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value);
-    }
+    pass_subprotocols(from, &mut headers);
     if let (true, Some(upgrade)) = (upgrading, upgrade) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, upgrade);
