@@ -17,6 +17,9 @@ use super::identities::ComponentIdentity;
 use super::role::Component;
 use crate::data_dir::DataDir;
 
+/// Where Linux has a file system in memory for everybody (tmpfs); other systems have none.
+const MEMORY_DIR: &str = "/dev/shm";
+
 /// No node takes longer to report itself Ready unless something is wrong.
 const NODE_READY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -97,6 +100,7 @@ fn node(ground: &Ground, parts: &NodeParts, name: String) -> anyhow::Result<Comp
     node.bind = config.bind;
     node.host_pod_listeners = config.host_pod_listeners;
     node.host_paths = config.host_paths.clone();
+    node.memory_dir = Some(MEMORY_DIR.into());
     let client = ComponentIdentity::Node(name).client(&ground.service);
     let (told, heard) = oneshot::channel();
     let (parts, stop) = (parts.clone(), ground.stop.components.clone());

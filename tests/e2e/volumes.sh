@@ -6,7 +6,7 @@ mkdir -p "$WORK/shared/texts" "$WORK/private"
 echo "one two three" > "$WORK/shared/texts/three"
 ln -s "$WORK/private" "$WORK/shared/out"
 up --allow-host-path "$WORK/shared"
-for name in wordcount late; do
+for name in wordcount late hello; do
   "$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/$name.wasm" "registry.local/$name:v1" >/dev/null
 done
 kubectl create configmap texts --from-literal=a.txt="a b c d" --from-literal=b.txt="e f" --from-literal=c.txt="g" >/dev/null
@@ -55,5 +55,60 @@ expect "0 0" "$(counted none)" "a folder that comes later"
 kubectl delete pods --all --wait --timeout=60s >/dev/null
 [ "$(cat "$WORK/shared/texts/three")" = "one two three" ] || fail "what lies on the machine went with its pod"
 echo "· folders of the machine, where the node allows them"
+
+echo "five six" > "$WORK/shared/line"
+pod file "$(of_host "$WORK/shared/line" File)" '{name: host, mountPath: /etc/app/line.txt, readOnly: true}' /etc/app
+expect "1 2" "$(counted file)" "a file of the machine, alone in its folder"
+pod touched "$(of_host "$WORK/shared/touched" FileOrCreate)" '{name: host, mountPath: /etc/app/line.txt}' /etc/app
+expect "1 0" "$(counted touched)" "a file that is made"
+[ -f "$WORK/shared/touched" ] || fail "the file is not there"
+ln -s "$WORK/private/secret" "$WORK/shared/leak"; echo secret > "$WORK/private/secret"
+pod leak "$(of_host "$WORK/shared/leak" File)" '{name: host, mountPath: /etc/app/line.txt}' /etc/app
+eventually 20 has 'FailedMount.*allow-host-path' kubectl get events --field-selector involvedObject.name=leak
+pod dir "$(of_host "$WORK/shared/texts" File)" '{name: host, mountPath: /etc/app/line.txt}' /etc/app
+eventually 20 has 'hostPath type check failed: .*/texts is not a file' kubectl get events --field-selector involvedObject.name=dir
+echo "· files of the machine"
+
+cat <<'YAML' | kubectl apply -f - >/dev/null
+{apiVersion: v1, kind: Pod, metadata: {name: env}, spec: {restartPolicy: Never, volumes: [{name: env, emptyDir: {}}],
+  initContainers: [{name: writer, restartPolicy: Always, image: "registry.local/hello:v1", volumeMounts: [{name: env, mountPath: /env}]}],
+  containers: [{name: count, image: "registry.local/wordcount:v1", args: ["$(WHICH)"], volumeMounts: [{name: env, mountPath: /env}], env: [
+    {name: WHICH, valueFrom: {fileKeyRef: {volumeName: env, path: vars, key: FOLDER}}},
+    {name: NONE, valueFrom: {fileKeyRef: {volumeName: env, path: vars, key: NONE, optional: true}}}]}]}}
+YAML
+eventually 20 has "CreateContainerConfigError couldn't parse env file" \
+  kubectl get pod env -o jsonpath='{.status.containerStatuses[0].state.waiting.reason} {.status.containerStatuses[0].state.waiting.message}'
+kubectl exec env -c writer -- sh -c "echo OTHER=\'x\' > /env/vars"
+eventually 30 has 'environment variable key "FOLDER" not found in file' kubectl get pod env -o jsonpath='{.status.containerStatuses[0].state.waiting.message}'
+kubectl exec env -c writer -- sh -c "echo FOLDER=\'/env\' >> /env/vars"
+eventually 60 has '"files":1' kubectl logs env -c count
+echo "· variables from a file"
+
+cat <<'YAML' | kubectl apply -f - >/dev/null
+{apiVersion: v1, kind: Pod, metadata: {name: memory}, spec: {volumes: [{name: m, emptyDir: {medium: Memory}}],
+  containers: [{name: hello, image: "registry.local/hello:v1", resources: {limits: {memory: 48Mi}}, volumeMounts: [{name: m, mountPath: /m}]}]}}
+YAML
+kubectl wait --for=condition=Ready pod/memory --timeout=30s >/dev/null
+head -c 4194304 /dev/zero > "$WORK/four"
+write() { kubectl exec -i memory -- sh -c "cat > /m/$1" < "$WORK/four" 2>&1; }
+write 1 || fail "4 MiB do not fit into 48"
+ls /dev/shm/coracle-*/*/m/1 >/dev/null || fail "it does not lie in memory"
+n=1; while [ $n -lt 14 ] && said=$(write $((n + 1))); do n=$((n + 1)); done
+[ $n -ge 8 ] && [ $n -le 12 ] || fail "$n files of 4 MiB fit into 48 MiB"
+grep -qi 'space' <<< "$said" || fail "a write without room says: $said"
+kubectl exec memory -- sh -c 'rm /m/1 /m/2' && write again || fail "what is removed makes no room: $(write again)"
+[ "$(kubectl get pod memory -o jsonpath='{.status.phase} {.status.containerStatuses[0].restartCount}')" = "Running 0" ] || fail "the pod did not go on"
+kubectl delete pod memory --timeout=30s >/dev/null
+nothing() { ! ls -d /dev/shm/coracle-*/*/m 2>/dev/null; }
+eventually 10 nothing
+cat <<'YAML' | kubectl apply -f - >/dev/null
+{apiVersion: v1, kind: Pod, metadata: {name: over}, spec: {volumes: [{name: m, emptyDir: {medium: Memory, sizeLimit: 1Mi}}, {name: n, emptyDir: {medium: Memory}}],
+  containers: [{name: hello, image: "registry.local/hello:v1", volumeMounts: [{name: m, mountPath: /m}]}]}}
+YAML
+kubectl wait --for=condition=Ready pod/over --timeout=30s >/dev/null
+kubectl exec -i over -- sh -c "cat > /m/f" < "$WORK/four"
+eventually 20 has 'Evicted Usage of EmptyDir volume "m" exceeds the limit "1Mi"' kubectl get pod over -o jsonpath='{.status.reason} {.status.message}'
+echo "· volumes in memory"
 down
+[ -z "$(find /dev/shm -maxdepth 1 -name 'coracle-*' -user "$(id -un)" -newer "$WORK/four" 2>/dev/null)" ] || fail "the node left its folder in memory"
 echo PASS

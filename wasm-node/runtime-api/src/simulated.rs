@@ -350,6 +350,7 @@ mod tests {
             terminal: false,
             log: Arc::new(NoLog),
             pod: Ledger::pod(runtime.ledger()),
+            memory_files: None,
             caller: Caller { node: "n".into(), namespace: "default".into(), pod: "p".into(), ip: None },
             dial: None,
         })

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use machinery_api::quantity::Quantity;
 use machinery_api::selector::go_quoted;
 
+use super::env_file::{FileValues, key_of};
 use super::sources::{Content, SourceKind};
 use crate::spec::containers;
 
@@ -54,6 +55,8 @@ pub struct EnvContext<'a> {
     pub services: &'a [Arc<Service>],
     /// Looks up what the pod names; none = it doesn't exist.
     pub lookup: &'a (dyn Fn(SourceKind, &str) -> Option<Arc<Content>> + Sync),
+    /// What the container's variables are in files of its volumes.
+    pub files: &'a FileValues,
 }
 
 /// The environment in upstream's order of precedence.
@@ -119,6 +122,9 @@ fn from_source(
     }
     if let Some(resource) = &from.resource_field_ref {
         return self::resource(given, Some(container), resource).map(Some);
+    }
+    if let Some(file) = &from.file_key_ref {
+        return Ok(given.files.get(&key_of(file)).cloned().flatten());
     }
     let (kind, name, key, optional) = match (&from.config_map_key_ref, &from.secret_key_ref) {
         (Some(map), _) => (SourceKind::ConfigMap, &map.name, &map.key, map.optional == Some(true)),
@@ -359,6 +365,7 @@ mod tests {
             pod_ip: None,
             allocatable: &allocatable,
             services: &[Arc::new(service)],
+            files: &FileValues::new(),
             lookup: &lookup,
         };
         let container = &pod.spec.as_ref().unwrap().containers[0];

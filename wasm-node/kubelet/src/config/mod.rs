@@ -1,6 +1,7 @@
 //! What the API tells a container of itself and for itself: ConfigMaps and Secrets ([`sources`]), variables and fields
-//! ([`environment`]). Volumes and the environment of containers are made of it.
+//! ([`environment`], [`env_file`]). Volumes and the environment of containers are made of it.
 
+pub mod env_file;
 pub mod environment;
 #[cfg(test)]
 mod fuzz;

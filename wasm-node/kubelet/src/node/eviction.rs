@@ -107,7 +107,8 @@ fn candidates(
 fn memory_of(_: &str, seen: &Seen) -> (u64, Vec<(String, u64)>) {
     let running = seen.containers.iter().filter_map(|of| Some((of.name.to_string(), of.running.as_ref()?)));
     let each: Vec<_> = running.map(|(name, (container, _))| (name, container.stats().memory_bytes)).collect();
-    (each.iter().map(|(_, bytes)| bytes).sum(), each)
+    // Its volumes in memory are no container's.
+    (seen.memory_bytes(), each)
 }
 
 /// Bytes on the disk that a pod's volumes and logs take, and the logs of each container. Walks them.

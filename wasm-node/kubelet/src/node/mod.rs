@@ -40,6 +40,7 @@ use crate::pod::shared::{NodeIdentity, PodViews, Shared};
 use crate::server::{self, ServerError, ServingTls};
 use crate::volume::manager::VolumeManager;
 use crate::volume::measure::Measurer;
+use crate::volume::memory::MemoryFolder;
 
 pub use crate::pod::shared::NodeParts;
 pub use collect::collect;
@@ -72,6 +73,8 @@ pub struct NodeConfig {
     pub host_pod_listeners: bool,
     /// Folders of which pods may have what lies below, as `hostPath`.
     pub host_paths: Vec<PathBuf>,
+    /// A file system in memory, for volumes of `medium: Memory`.
+    pub memory_dir: Option<PathBuf>,
     /// How often the lease is renewed (upstream: 10 s), and how long it holds (40 s).
     pub lease_interval: Duration,
     /// See above.
@@ -99,6 +102,7 @@ impl NodeConfig {
             taints: Vec::new(),
             host_pod_listeners: false,
             host_paths: Vec::new(),
+            memory_dir: None,
             lease_interval: Duration::from_secs(10),
             lease_duration: Duration::from_secs(40),
             status_interval: Duration::from_secs(300),
@@ -226,6 +230,10 @@ fn share(
         host_ip: config.internal_ip,
         allocatable: allocatable.clone(),
         host_paths: config.host_paths.clone().into(),
+        memory: match &config.memory_dir {
+            Some(dir) => MemoryFolder::open(dir, &parts.env).map(Arc::new),
+            None => Err("this node has no file system in memory".into()),
+        },
     };
     Shared {
         recorder: Recorder::start_on(client.clone(), parts.env.clone(), "kubelet", config.name.clone(), stop),
@@ -236,6 +244,7 @@ fn share(
         addresses_freed: Notify::new(),
         logs: local.logs,
         measurer: local.measurer,
+        guest_memory_bytes: config.capacity.guest_memory_bytes,
         allocatable,
         stop: stop.clone(),
         pods,

@@ -65,6 +65,8 @@ pub(crate) struct Shared {
     pub(crate) addresses_freed: Notify,
     pub(crate) logs: log::Writer,
     pub(crate) measurer: Measurer,
+    /// What the node's guests may hold.
+    pub(crate) guest_memory_bytes: u64,
     pub(crate) allocatable: Arc<BTreeMap<String, Wire>>,
     pub(crate) stop: CancellationToken,
     pub(crate) pods: Arc<PodViews>,

@@ -20,6 +20,7 @@ use super::settings::{Settings, settings};
 use super::shared::Shared;
 use super::state::CellEvent;
 use super::worker::{Message, happened};
+use crate::config::env_file::{self, FileValues};
 use crate::config::environment::{EnvContext, environment, expand};
 use crate::config::granted::GrantedConfig;
 use crate::config::pull_secrets;
@@ -30,7 +31,7 @@ use crate::volume::mounts;
 use crate::volume::paths::message_folder;
 use runtime_api::ledger::Ledger;
 use runtime_api::pipe::pipe;
-use runtime_api::{Admitted, Container, ContainerSpec, Kind, LoadError, Metering, Preopen};
+use runtime_api::{Admitted, Container, ContainerSpec, Kind, LoadError, MemoryFiles, Metering, Preopen};
 
 /// Upstream's default for `terminationMessagePath`.
 const TERMINATION_PATH: &str = "/dev/termination-log";
@@ -109,6 +110,8 @@ pub(crate) struct Home {
     pub(crate) ip: IpAddr,
     /// What its containers hold of the host together.
     pub(crate) ledger: Arc<Ledger>,
+    /// The account of its volumes in memory.
+    pub(crate) memory_files: Option<Arc<MemoryFiles>>,
 }
 
 /// Makes the container.
@@ -156,6 +159,7 @@ pub(crate) async fn make(
         stdin,
         terminal: wire.tty == Some(true),
         pod: home.ledger.clone(),
+        memory_files: home.memory_files.clone(),
         caller: caller(node, &namespace, &pod_name, ip),
         dial: Some(node.parts.dial.clone()),
     };
@@ -235,6 +239,7 @@ async fn variables(node: &Shared, pod: &Arc<Pod>, wire: &ContainerSpecWire, ip: 
         });
         own.chain(view.get_arc(&ObjectKey::new("default", "kubernetes"))).collect()
     });
+    let files = file_values(node, pod, wire).await?;
     let lookup = |kind: SourceKind, name: &str| known.get(&(kind, name.to_owned())).cloned();
     let given = EnvContext {
         pod,
@@ -243,8 +248,24 @@ async fn variables(node: &Shared, pod: &Arc<Pod>, wire: &ContainerSpecWire, ip: 
         allocatable: &node.allocatable,
         services: &services,
         lookup: &lookup,
+        files: &files,
     };
     environment(&given, wire).map_err(config)
+}
+
+/// What its variables are in files.
+async fn file_values(node: &Shared, pod: &Arc<Pod>, wire: &ContainerSpecWire) -> Result<FileValues, Refused> {
+    if !wire.env.iter().flatten().any(|of| of.value_from.as_ref().is_some_and(|from| from.file_key_ref.is_some())) {
+        return Ok(FileValues::new());
+    }
+    let dir = node.pod_dir(pod.metadata.uid.as_deref().unwrap_or_default());
+    let (pod, wire) = (pod.clone(), wire.clone());
+    let read = tokio::task::spawn_blocking(move || {
+        let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        let volumes: Vec<&str> = volumes.map(|volume| volume.name.as_str()).collect();
+        env_file::read(&dir, &volumes, &wire)
+    });
+    read.await.map_err(config)?.map_err(config)
 }
 
 /// The container's whole environment.

@@ -21,6 +21,10 @@ pub struct Unsupported {
 
 const NOT_YET: &str = "is not acted on by this node yet";
 
+const NO_HUGE_PAGES: &str = "huge pages are not there for guests: use \"Memory\" or none";
+const NO_TRUST_BUNDLES: &str = "the API server doesn't serve clustertrustbundles.certificates.k8s.io yet";
+const NO_POD_CERTIFICATES: &str =
+    "the API server signs no pod certificates yet: podcertificaterequests.certificates.k8s.io is not served";
 /// Every such field of a pod, in order.
 #[must_use]
 pub fn fields(pod: &Pod) -> Vec<Unsupported> {
@@ -92,13 +96,20 @@ impl Found {
 
     fn volume(&mut self, path: &str, volume: &Volume) {
         if let Some(empty) = &volume.empty_dir {
-            self.when(empty.medium.as_deref().is_some_and(|m| !m.is_empty()), format!("{path}.emptyDir.medium"));
+            let medium = empty.medium.as_deref().unwrap_or_default();
+            if !matches!(medium, "" | "Memory") {
+                self.add(format!("{path}.emptyDir.medium"), NO_HUGE_PAGES);
+            }
         }
         if let Some(projected) = &volume.projected {
             for (index, source) in projected.sources.iter().flatten().enumerate() {
                 let path = format!("{path}.projected.sources[{index}]");
-                self.when(source.cluster_trust_bundle.is_some(), format!("{path}.clusterTrustBundle"));
-                self.when(source.pod_certificate.is_some(), format!("{path}.podCertificate"));
+                if source.cluster_trust_bundle.is_some() {
+                    self.add(format!("{path}.clusterTrustBundle"), NO_TRUST_BUNDLES);
+                }
+                if source.pod_certificate.is_some() {
+                    self.add(format!("{path}.podCertificate"), NO_POD_CERTIFICATES);
+                }
             }
         }
         if let Some(host) = &volume.host_path {
@@ -132,10 +143,6 @@ impl Found {
             let path = format!("{path}.volumeMounts[{index}]");
             let propagation = mount.mount_propagation.as_deref().unwrap_or("None");
             self.when(propagation != "None", format!("{path}.mountPropagation"));
-        }
-        for (index, variable) in container.env.iter().flatten().enumerate() {
-            let file = variable.value_from.as_ref().is_some_and(|from| from.file_key_ref.is_some());
-            self.when(file, format!("{path}.env[{index}].valueFrom.fileKeyRef"));
         }
         for (name, probe) in [
             ("livenessProbe", &container.liveness_probe),
@@ -217,7 +224,7 @@ mod tests {
                 "spec.volumes[0].hostPath.type",
             ),
             (
-                json!({"containers": [], "volumes": [{"name": "v", "emptyDir": {"medium": "Memory"}}]}),
+                json!({"containers": [], "volumes": [{"name": "v", "emptyDir": {"medium": "HugePages-2Mi"}}]}),
                 "spec.volumes[0].emptyDir.medium",
             ),
             (

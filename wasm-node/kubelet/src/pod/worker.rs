@@ -25,7 +25,9 @@ use crate::image::Image;
 use crate::volume::manager::{MountEvent, keep};
 use crate::volume::measure::{Subject, Watched};
 use crate::volume::usage::{self, Bounds};
-use runtime_api::ledger::Ledger;
+use crate::spec::requests;
+use runtime_api::MemoryFiles;
+use runtime_api::ledger::{Ledger, Resource};
 use slot::{Live, Slot};
 
 mod perform;
@@ -114,6 +116,8 @@ pub(crate) struct Worker {
     slots: Vec<Slot>,
     /// What they hold of the host together.
     ledger: Arc<Ledger>,
+    /// The account of its volumes in memory, while it has any.
+    memory_files: Option<Arc<MemoryFiles>>,
     volumes: Option<Task>,
     /// Waits for an address.
     waiting: Option<Task>,
@@ -164,6 +168,8 @@ impl Worker {
         let now = node.parts.env.now();
         let clock_offset = offset(&node.parts.env);
         let rules = rules(&pod);
+        let ledger = Ledger::pod(node.parts.runtime.ledger());
+        ledger.set_limit(Resource::Memory, requests::memory_bound(&pod).unwrap_or(u64::MAX));
         let mut state = status::recall(&pod, &rules, now);
         if let Some((reason, message)) = rejected {
             state.terminal_reason =
@@ -174,7 +180,8 @@ impl Worker {
             rules,
             state,
             slots: Slot::all(&pod),
-            ledger: Ledger::pod(node.parts.runtime.ledger()),
+            ledger,
+            memory_files: None,
             conditions: pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default(),
             wanted: Arc::default(),
             stale: false,

@@ -30,6 +30,23 @@ pub fn limit(pod: &Pod, name: &str) -> Option<i64> {
     total(pod, name, |resources| resources.limits.as_ref())
 }
 
+/// The memory that a pod's containers may hold together; none where one of them has no limit, nor has the pod (upstream's rule
+/// for a pod's cgroup).
+#[must_use]
+pub fn memory_bound(pod: &Pod) -> Option<u64> {
+    let spec = pod.spec.as_ref()?;
+    let has = |resources: &Option<ResourceRequirements>| {
+        resources.as_ref().and_then(|resources| resources.limits.as_ref()?.get("memory")).is_some()
+    };
+    let all = || spec.containers.iter().chain(spec.init_containers.iter().flatten()).all(|of| has(&of.resources));
+    if !has(&spec.resources) && !all() {
+        return None;
+    }
+    let overhead = spec.overhead.as_ref().and_then(|overhead| overhead.get("memory"));
+    let bytes = limit(pod, "memory")?.saturating_add(overhead.map_or(0, |amount| amount_of(amount, "memory")));
+    u64::try_from(bytes).ok()
+}
+
 type Amounts = BTreeMap<String, Wire>;
 
 fn total(pod: &Pod, name: &str, of: impl Fn(&ResourceRequirements) -> Option<&Amounts>) -> Option<i64> {

@@ -185,6 +185,7 @@ mod tests {
             allocatable: &allocatable,
             services: &[],
             lookup: &lookup,
+            files: &crate::config::env_file::FileValues::new(),
         };
         let ask = |volume: serde_json::Value| {
             let volume: Volume = serde_json::from_value(volume).unwrap();

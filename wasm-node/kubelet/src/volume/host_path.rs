@@ -1,4 +1,4 @@
-//! `hostPath` volumes: folders of the machine, where the node's operator allows them (`--allow-host-path`). A pod that names
+//! `hostPath` volumes: folders and files of the machine, where the node's operator allows them (`--allow-host-path`). A pod that names
 //! another one is told so, and stays as it is until it is allowed or gone
 //! (<https://kubernetes.io/docs/concepts/storage/volumes/#hostpath>).
 
@@ -8,26 +8,63 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::HostPathVolumeSource;
 
-/// Types that are acted on; files, sockets and devices are none that a guest could be given.
-pub(crate) const TYPES: [&str; 3] = ["", "Directory", "DirectoryOrCreate"];
+/// Types that are acted on; sockets and devices are none that a guest could be given.
+pub(crate) const TYPES: [&str; 5] = ["", "Directory", "DirectoryOrCreate", "File", "FileOrCreate"];
+/// The name of a volume's only file.
+pub(super) const FILE: &str = "file";
 
 /// Puts the volume at `folder`: a link to what it names, once that is known to lie where this node allows. Reads and writes
 /// files. The error is the event's message.
 pub(crate) fn link(folder: &Path, source: &HostPathVolumeSource, allowed: &[PathBuf]) -> Result<(), String> {
-    let found = resolve(Path::new(&source.path), source.type_.as_deref().unwrap_or_default(), allowed)?;
-    let linked = || -> io::Result<()> {
-        if fs::read_link(folder).is_ok_and(|there| there == found) {
-            return Ok(());
-        }
-        if folder.symlink_metadata().is_ok() {
-            fs::remove_file(folder)?;
-        }
-        if let Some(parent) = folder.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        symlink(&found, folder)
-    };
-    linked().map_err(|error| error.to_string())
+    match resolve(Path::new(&source.path), source.type_.as_deref().unwrap_or_default(), allowed)? {
+        Found::Folder(real) => point(folder, &real).map_err(|error| error.to_string()),
+        Found::File { below, rest } => share(folder, &below, &rest).map_err(|error| match error.kind() {
+            io::ErrorKind::CrossesDevices => {
+                format!("hostPath {} lies on another file system than the node's data folder: mount its folder", source.path)
+            }
+            _ => error.to_string(),
+        }),
+    }
+}
+
+/// Whether a volume of that folder is a single file, [`FILE`].
+pub(super) fn is_file(folder: &Path) -> bool {
+    folder.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// Gives a file a second name in `folder`: what is written by either is the same. As with a file that is mounted upstream, one that
+/// is put in its place later is another one.
+fn share(folder: &Path, below: &Path, rest: &Path) -> io::Result<()> {
+    use cap_primitives::fs::{FollowSymlinks, hard_link, stat};
+    if folder.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
+        fs::remove_file(folder)?;
+    }
+    fs::create_dir_all(folder)?;
+    // Guests may write below the folder that is allowed, and swap what lies on the way: nothing leads out of it.
+    let (root, own) = (fs::File::open(below)?, fs::File::open(folder)?);
+    if folder.join(FILE).symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    hard_link(&root, rest, &own, Path::new(FILE))?;
+    if !stat(&own, Path::new(FILE), FollowSymlinks::No)?.is_file() {
+        fs::remove_file(folder.join(FILE))?;
+        return Err(io::Error::other("it is no file any more"));
+    }
+    Ok(())
+}
+
+/// Makes `folder` a link to `to`, and leaves it where it is that already.
+pub(super) fn point(folder: &Path, to: &Path) -> io::Result<()> {
+    if fs::read_link(folder).is_ok_and(|there| there == to) {
+        return Ok(());
+    }
+    if folder.symlink_metadata().is_ok() {
+        fs::remove_file(folder)?;
+    }
+    if let Some(parent) = folder.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    symlink(to, folder)
 }
 
 #[cfg(unix)]
@@ -40,9 +77,20 @@ fn symlink(to: &Path, at: &Path) -> io::Result<()> {
     std::os::windows::fs::symlink_dir(to, at)
 }
 
-/// The folder that is meant, without links on the way to it.
-fn resolve(path: &Path, kind: &str, allowed: &[PathBuf]) -> Result<PathBuf, String> {
-    let inside = |real: &Path| allowed.iter().any(|dir| dir.canonicalize().is_ok_and(|dir| real.starts_with(dir)));
+/// What a path leads to.
+enum Found {
+    Folder(PathBuf),
+    /// A file, by its path below a folder that is allowed.
+    File {
+        below: PathBuf,
+        rest: PathBuf,
+    },
+}
+
+/// What is meant, without links on the way to it.
+fn resolve(path: &Path, kind: &str, allowed: &[PathBuf]) -> Result<Found, String> {
+    let folder_of = |real: &Path| allowed.iter().filter_map(|dir| dir.canonicalize().ok()).find(|dir| real.starts_with(dir));
+    let inside = |real: &Path| folder_of(real).is_some();
     let refused = || {
         let path = path.display();
         format!("hostPath {path} is not below a folder that this node allows: start it with --allow-host-path DIR")
@@ -55,16 +103,35 @@ fn resolve(path: &Path, kind: &str, allowed: &[PathBuf]) -> Result<PathBuf, Stri
     if kind == "DirectoryOrCreate" && !path.exists() {
         fs::create_dir_all(path).map_err(|error| error.to_string())?;
     }
-    let real = path.canonicalize().map_err(|_| not_a_folder(path))?;
-    if !inside(&real) {
-        return Err(refused());
+    if kind == "FileOrCreate" && !path.exists() {
+        make_file(path, &folder_of(&there).ok_or_else(refused)?).map_err(|error| error.to_string())?;
     }
-    if real.is_dir() { Ok(real) } else { Err(not_a_folder(path)) }
+    let wants_file = matches!(kind, "File" | "FileOrCreate");
+    let real = path.canonicalize().map_err(|_| not_a(if wants_file { "file" } else { "directory" }, path))?;
+    let below = folder_of(&real).ok_or_else(refused)?;
+    match real.is_file() {
+        true if wants_file || kind.is_empty() => {
+            let rest = real.strip_prefix(&below).map_err(|_| refused())?.to_owned();
+            Ok(Found::File { below, rest })
+        }
+        false if wants_file => Err(not_a("file", path)),
+        false if real.is_dir() => Ok(Found::Folder(real)),
+        _ => Err(not_a("directory", path)),
+    }
+}
+
+/// As upstream: an empty file, in a folder that is there.
+fn make_file(path: &Path, below: &Path) -> io::Result<()> {
+    use cap_primitives::fs::{OpenOptions, open};
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(io::ErrorKind::NotFound.into()) };
+    let parent = parent.canonicalize()?;
+    let rest = parent.strip_prefix(below).map_err(io::Error::other)?.join(name);
+    open(&fs::File::open(below)?, &rest, OpenOptions::new().write(true).create(true)).map(drop)
 }
 
 /// Upstream's words.
-fn not_a_folder(path: &Path) -> String {
-    format!("hostPath type check failed: {} is not a directory", path.display())
+fn not_a(kind: &str, path: &Path) -> String {
+    format!("hostPath type check failed: {} is not a {kind}", path.display())
 }
 
 #[cfg(all(test, unix))]
@@ -84,7 +151,7 @@ mod tests {
         let volume = root_path.join("pod/volumes/v");
         let link = |path: &Path, kind: &str| {
             let source = HostPathVolumeSource { path: path.display().to_string(), type_: Some(kind.into()) };
-            super::link(&volume, &source, std::slice::from_ref(&allowed)).map(|()| fs::read_link(&volume).unwrap())
+            super::link(&volume, &source, std::slice::from_ref(&allowed)).map(|()| fs::read_link(&volume).unwrap_or_default())
         };
         assert_eq!(link(&allowed.join("data"), "Directory"), Ok(allowed.join("data")));
         assert_eq!(link(&allowed.join("alias"), ""), Ok(allowed.join("data")));
@@ -97,6 +164,28 @@ mod tests {
             }
         }
         assert!(!other.join("new").exists());
+        let of_file = |path: &str, kind: &str| {
+            let _ = fs::remove_dir_all(&volume);
+            let linked = link(&allowed.join(path), kind);
+            linked.map(|_| (is_file(&volume), fs::read(volume.join(FILE)).unwrap()))
+        };
+        for kind in ["", "File", "FileOrCreate"] {
+            assert_eq!(of_file("file", kind), Ok((true, Vec::new())), "{kind}");
+        }
+        assert_eq!(of_file("data/made", "FileOrCreate"), Ok((true, Vec::new())));
+        fs::write(allowed.join("data/made"), b"new").unwrap();
+        assert_eq!(fs::read(volume.join(FILE)).unwrap(), b"new", "the same file");
+        let no_file = |path: &str| format!("hostPath type check failed: {} is not a file", allowed.join(path).display());
+        assert_eq!(of_file("none", "File"), Err(no_file("none")));
+        assert_eq!(of_file("data", "FileOrCreate"), Err(no_file("data")));
+        fs::write(other.join("secret"), b"secret").unwrap();
+        symlink(&other.join("secret"), &allowed.join("data/leak")).unwrap();
+        assert!(of_file("data/leak", "File").unwrap_err().contains("--allow-host-path"));
+        // Swapped after it was looked at.
+        let _ = fs::remove_dir_all(&volume);
+        assert!(share(&volume, &allowed, Path::new("data/leak")).is_err());
+        assert!(share(&volume, &allowed, Path::new("out/secret")).is_err());
+        let _ = fs::remove_dir_all(&volume);
         for missing in ["none", "file"] {
             let error = link(&allowed.join(missing), "Directory").unwrap_err();
             assert!(

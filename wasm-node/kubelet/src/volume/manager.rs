@@ -19,7 +19,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::atomic;
 use super::files::{Files, FilesError, Tokens, files, wanted_tokens};
+use super::memory::{MemoryFolder, is_in_memory};
 use super::{host_path, is_empty_dir, is_read_only};
+use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
 
@@ -41,6 +43,8 @@ pub(crate) struct VolumeManager {
     pub(crate) allocatable: Arc<BTreeMap<String, Wire>>,
     /// Folders of which pods may have what lies below.
     pub(crate) host_paths: Arc<[PathBuf]>,
+    /// Where volumes in memory lie, or why there are none.
+    pub(crate) memory: Result<Arc<MemoryFolder>, String>,
 }
 
 /// What is said of a pod's volumes.
@@ -186,6 +190,7 @@ async fn fill(
         allocatable: &node.allocatable,
         services: &[],
         lookup: &lookup,
+        files: &FileValues::new(),
     };
     let mut writes: Vec<(String, Files)> = Vec::new();
     for volume in from_api {
@@ -193,14 +198,21 @@ async fn fill(
             files(&given, volume, &values).map_err(|error: FilesError| failed(&volume.name, &error.to_string()))?;
         writes.push((volume.name.clone(), files));
     }
-    let plain: Vec<String> =
-        volumes.iter().filter(|volume| is_empty_dir(volume)).map(|volume| volume.name.clone()).collect();
+    let plain: Vec<(String, bool)> =
+        volumes.iter().filter(|volume| is_empty_dir(volume)).map(|v| (v.name.clone(), is_in_memory(v))).collect();
     let of_host = volumes.iter().filter_map(|volume| Some((volume.name.clone(), volume.host_path.clone()?)));
     let of_host: Vec<_> = of_host.collect();
     let (dir, stamp, allowed) = (dir.to_owned(), stamp(node), node.host_paths.clone());
+    let (memory, uid) = (node.memory.clone(), pod.metadata.uid.clone().unwrap_or_default());
     let written = tokio::task::spawn_blocking(move || {
-        for name in plain {
-            make_empty_dir(&super::paths::folder(&dir, &name)).map_err(|error| failed(&name, &error.to_string()))?;
+        for (name, in_memory) in plain {
+            let folder = super::paths::folder(&dir, &name);
+            let made = match &memory {
+                _ if !in_memory => make_empty_dir(&folder).map_err(|error| error.to_string()),
+                Ok(memory) => memory.link(&folder, &uid, &name).map_err(|error| error.to_string()),
+                Err(why) => Err(why.clone()),
+            };
+            made.map_err(|error| failed(&name, &error))?;
         }
         for (name, source) in of_host {
             let folder = super::paths::folder(&dir, &name);

@@ -83,6 +83,8 @@ pub(crate) struct Subject {
     pub(crate) bounds: Bounds,
     /// Grows with everything that it writes.
     pub(crate) changes: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// Is done before each measurement.
+    pub(crate) settle: Box<dyn Fn() + Send + Sync>,
     /// Hears what is exceeded; false where nobody hears it now.
     pub(crate) exceeded: Box<dyn Fn(String) -> bool + Send + Sync>,
 }
@@ -201,6 +203,7 @@ fn measure(inner: &Inner, env: &Env) {
         };
         drop(state);
         let (mut changes, began) = ((subject.changes)(), env.elapsed());
+        (subject.settle)();
         if let Some(message) = subject.bounds.exceeded(&subject.pod_dir, &subject.log_dir)
             && !(subject.exceeded)(message)
         {
@@ -304,6 +307,7 @@ mod tests {
             log_dir: root.path().join("logs"),
             bounds,
             changes: Box::new(|| 1),
+            settle: Box::new(|| ()),
             exceeded: Box::new(move |message| {
                 sender.send(message).unwrap();
                 heard.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 0

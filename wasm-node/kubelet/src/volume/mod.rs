@@ -8,6 +8,7 @@ pub mod files;
 pub(crate) mod host_path;
 pub mod manager;
 pub(crate) mod measure;
+pub(crate) mod memory;
 pub(crate) mod mounts;
 pub mod paths;
 pub mod usage;

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 use runtime_api::Preopen;
 
-use super::is_read_only;
+use super::{host_path, is_read_only};
 use super::paths::{file_folder, folder};
 use crate::config::environment::expand;
 
@@ -31,11 +31,18 @@ pub(crate) fn preopens(
         let volume = volume.ok_or_else(|| format!("volume {:?} is not in the pod", mount.name))?;
         let (host, read_only) = (folder(dir, &volume.name), is_read_only(volume));
         let writable = mount.read_only != Some(true) && !read_only;
+        let alone = volume.host_path.is_some() && host_path::is_file(&host);
         let Some(sub_path) = sub_path(mount, variable)? else {
+            if alone {
+                let (parent, file) = MountedFile::of_host(&host, mount, writable)?;
+                files.entry(parent).or_default().push(file);
+                continue;
+            }
             open.push(Preopen { host, sub_path: None, guest: mount.mount_path.clone(), writable });
             continue;
         };
-        let prepared = prepare(&host, &sub_path).map_err(|error| {
+        let prepared = if alone { Err(io::ErrorKind::NotADirectory.into()) } else { prepare(&host, &sub_path) };
+        let prepared = prepared.map_err(|error| {
             format!(
                 "failed to prepare subPath for volumeMount {:?} of container {:?}: {error}",
                 mount.name, container.name
@@ -46,14 +53,9 @@ pub(crate) fn preopens(
             (Prepared::Folder, ..) => {
                 open.push(Preopen { host, sub_path: Some(sub_path), guest: mount.mount_path.clone(), writable });
             }
-            (Prepared::File(_), ..) if volume.host_path.is_some() => {
-                return Err(format!(
-                    "{:?} is a single file of a hostPath volume: a guest is given folders",
-                    mount.mount_path
-                ));
-            }
             (Prepared::File(source), Some(parent), Some(name)) => {
-                let file = MountedFile { volume: host, sub_path, source, name: name.into(), writable };
+                let copied = !writable && volume.host_path.is_none();
+                let file = MountedFile { volume: host, sub_path, source, name: name.into(), writable, copied };
                 files.entry(parent.to_owned()).or_default().push(file);
             }
             (Prepared::File(_), ..) => return Err(format!("a file cannot be mounted at {:?}", mount.mount_path)),
@@ -70,6 +72,10 @@ pub(crate) fn preopens(
         }
         let host = file_folder(dir).join(&container.name).join(format!("{attempt}.{n}"));
         let writable = files.iter().any(|file| file.writable);
+        if let Some(file) = files.iter().find(|file| writable && !file.writable && !file.copied) {
+            let name = parent.join(&file.name);
+            return Err(format!("{} is mounted read-only in the folder of a file that is not", name.display()));
+        }
         let made = fs::create_dir_all(&host).and_then(|()| files.iter().try_for_each(|file| file.put(&host)));
         made.map_err(|error| format!("failed to prepare the files of {}: {error}", parent.display()))?;
         open.push(Preopen { host, sub_path: None, guest: parent.display().to_string(), writable });
@@ -84,15 +90,29 @@ struct MountedFile {
     source: File,
     name: PathBuf,
     writable: bool,
+    /// The guest sees it as it was when the container was made.
+    copied: bool,
 }
 
 impl MountedFile {
+    /// A volume that is a single file, and the folder of the guest that it is to be seen in.
+    fn of_host(volume: &Path, mount: &VolumeMount, writable: bool) -> Result<(PathBuf, Self), String> {
+        let guest = Path::new(&mount.mount_path);
+        let (Some(parent), Some(name)) = (guest.parent(), guest.file_name()) else {
+            return Err(format!("a file cannot be mounted at {:?}", mount.mount_path));
+        };
+        let sub_path = PathBuf::from(host_path::FILE);
+        let source = File::open(volume.join(&sub_path)).map_err(|error| error.to_string())?;
+        let (volume, name) = (volume.to_owned(), name.into());
+        Ok((parent.to_owned(), Self { volume, sub_path, source, name, writable, copied: false }))
+    }
+
     fn put(&self, folder: &Path) -> io::Result<()> {
         let to = folder.join(&self.name);
         if to.symlink_metadata().is_ok() {
             fs::remove_file(&to)?;
         }
-        if self.writable {
+        if !self.copied {
             let (volume, folder) = (File::open(&self.volume)?, File::open(folder)?);
             return cap_primitives::fs::hard_link(&volume, &self.sub_path, &folder, &self.name);
         }

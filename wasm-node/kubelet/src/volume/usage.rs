@@ -1,12 +1,14 @@
 //! How much a guest has written, measured, as no call of a guest's can be refused for a quota: over its bound the pod
 //! is evicted.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use machinery_api::quantity::Quantity;
 
 use super::is_empty_dir;
+use super::memory::is_in_memory;
 use super::paths::{file_folder, folder, message_folder, plain};
 use crate::spec::{containers, requests};
 
@@ -88,6 +90,8 @@ fn on_disk(metadata: &std::fs::Metadata) -> u64 {
 pub struct Bounds {
     /// Volume, bytes, and the bound as the pod's spec has it (none = the default one).
     volumes: Vec<(String, u64, Option<String>)>,
+    /// Those of them that lie in memory, and count as that.
+    in_memory: BTreeSet<String>,
     /// `limits.ephemeral-storage`: of all of them and the logs together.
     total: Option<(u64, String)>,
     /// The same of each container, for its own logs: where the pod has several.
@@ -109,6 +113,8 @@ pub fn bounds(pod: &Pod, messages: bool) -> Bounds {
             let own = limit.and_then(|limit| Some((bytes(&limit.0).filter(|bytes| *bytes > 0)?, limit.0.clone())));
             match own {
                 Some((bytes, text)) => (volume.name.clone(), bytes, Some(text)),
+                // The account of those in memory ends elsewhere.
+                None if is_in_memory(volume) => (volume.name.clone(), u64::MAX, None),
                 None => (volume.name.clone(), EMPTY_DIR_BYTES_DEFAULT, None),
             }
         })
@@ -124,7 +130,9 @@ pub fn bounds(pod: &Pod, messages: bool) -> Bounds {
         Some((_, _, text)) => (sum, text.clone()),
         None => (sum, quantity(sum)),
     });
-    Bounds { volumes, total, containers, messages }
+    let in_memory = spec.volumes.iter().flatten().filter(|volume| is_in_memory(volume));
+    let in_memory = in_memory.map(|volume| volume.name.clone()).collect();
+    Bounds { volumes, in_memory, total, containers, messages }
 }
 
 /// Bytes as upstream writes them: in the largest binary unit of which they are a whole number.
@@ -149,7 +157,9 @@ impl Bounds {
         let mut total: u64 = 0;
         for (name, bytes_max, text) in &self.volumes {
             let usage = measure(&folder(pod_dir, name));
-            total = total.saturating_add(usage.bytes);
+            if !self.in_memory.contains(name) {
+                total = total.saturating_add(usage.bytes);
+            }
             if usage.bytes > *bytes_max {
                 let limit = text.clone().unwrap_or_else(|| bytes_max.to_string());
                 return Some(format!("Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}. "));

@@ -105,7 +105,7 @@ impl Engine {
             argv: spec.argv,
             env,
             cwd: spec.cwd,
-            disk: Arc::new(Disk::new(self.disk(), &ledger, &namespace, spec.preopens)),
+            disk: Arc::new(Disk::new(self.disk(), &ledger, &namespace, spec.preopens).beside(spec.memory_files)),
             cwd_dir,
             log: spec.log.clone(),
             config: spec.config,

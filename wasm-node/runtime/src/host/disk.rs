@@ -6,6 +6,7 @@
 //! up so. Flushing to the disk competes with the store's commit log, so it is paced by the time that it takes.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +21,7 @@ use super::disk_threads::{LATE_AFTER, Late, Line, OwnThreads, Threads};
 use super::volumes;
 use crate::bounds::cpu::TokenBucket;
 use crate::bounds::epoch::Polled;
-use runtime_api::Preopen;
+use runtime_api::{MemoryFiles, Preopen};
 use runtime_api::ledger::{Held, Ledger, Level, Resource};
 
 /// Of each second, the milliseconds that one container may spend in flushing to the disk.
@@ -146,6 +147,7 @@ pub(crate) struct Disk {
     ledger: Arc<Ledger>,
     folders: Vec<Preopen>,
     changes: AtomicU64,
+    memory: Option<Arc<MemoryFiles>>,
 }
 
 impl Disk {
@@ -162,8 +164,35 @@ impl Disk {
             ledger: ledger.clone(),
             folders,
             changes: AtomicU64::new(0),
+            memory: None,
             node: node.clone(),
         }
+    }
+
+    /// Some of its volumes lie in memory.
+    pub(crate) fn beside(self, memory: Option<Arc<MemoryFiles>>) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// The account of the volumes in memory, where a file on `device` lies in one of them.
+    pub(crate) fn memory_on(&self, device: u64) -> Option<&Arc<MemoryFiles>> {
+        self.memory.as_ref().filter(|memory| memory.is_on(device))
+    }
+
+    /// What is to be held while something is written to a file: where it lies in memory, what it grows by is counted.
+    ///
+    /// # Errors
+    /// There is no room in memory.
+    pub(crate) fn growth(&self, file: &Arc<File>) -> io::Result<Option<Growth>> {
+        if self.memory.is_none() {
+            return Ok(None);
+        }
+        let (device, before) = extent(file)?;
+        let Some(memory) = self.memory_on(device) else { return Ok(None) };
+        if !memory.has_room() {
+            return Err(no_room());
+        }
+        Ok(Some(Growth { memory: memory.clone(), file: file.clone(), before }))
     }
 
     /// Takes a descriptor.
@@ -261,6 +290,51 @@ impl Disk {
         charge(&self.node.sync_time, took, env);
         done
     }
+}
+
+/// A file in memory that is being written to.
+pub(crate) struct Growth {
+    memory: Arc<MemoryFiles>,
+    file: Arc<File>,
+    before: u64,
+}
+
+impl Drop for Growth {
+    fn drop(&mut self) {
+        let now = extent(&self.file).map_or(self.before, |(_, bytes)| bytes);
+        self.memory.grew(now.saturating_sub(self.before));
+    }
+}
+
+/// The file system that a file lies on, and what it takes there.
+#[cfg(unix)]
+fn extent(file: &File) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.blocks().saturating_mul(512)))
+}
+
+/// No volume lies in memory there.
+#[cfg(not(unix))]
+fn extent(_: &File) -> io::Result<(u64, u64)> {
+    Ok((0, 0))
+}
+
+/// The file system of a folder.
+#[cfg(unix)]
+pub(crate) fn device(folder: &std::path::Path) -> Option<u64> {
+    std::fs::metadata(folder).ok().map(|metadata| std::os::unix::fs::MetadataExt::dev(&metadata))
+}
+
+/// See above.
+#[cfg(not(unix))]
+pub(crate) fn device(_: &std::path::Path) -> Option<u64> {
+    None
+}
+
+/// As the system says it.
+pub(crate) fn no_room() -> io::Error {
+    io::ErrorKind::StorageFull.into()
 }
 
 /// As the system says it.

@@ -32,6 +32,14 @@ impl Place {
         }
     }
 
+    fn write(&self, file: &File, position: Option<u64>, bytes: &[u8]) -> io::Result<()> {
+        let _growth = match &self.disk {
+            Some(disk) => disk.growth(&self.file)?,
+            None => None,
+        };
+        write(file, position, bytes)
+    }
+
     async fn when_free<T>(&self, work: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
         match &self.disk {
             Some(disk) => disk.work(async { work(&self.file) }).await.unwrap_or_else(|Late| Err(late())),
@@ -168,7 +176,7 @@ impl FileOutput {
     fn try_waiting(&mut self) {
         if let State::Waiting(bytes) = &self.state {
             let (bytes, position) = (bytes.clone(), self.position);
-            if let Some(wrote) = self.place.now(|file| write(file, position, &bytes)) {
+            if let Some(wrote) = self.place.now(|file| self.place.write(file, position, &bytes)) {
                 self.done(bytes.len(), wrote);
             }
         }
@@ -177,7 +185,7 @@ impl FileOutput {
     async fn finish_waiting(&mut self) {
         if let State::Waiting(bytes) = &self.state {
             let (bytes, position) = (bytes.clone(), self.position);
-            let wrote = self.place.when_free(|file| write(file, position, &bytes)).await;
+            let wrote = self.place.when_free(|file| self.place.write(file, position, &bytes)).await;
             self.done(bytes.len(), wrote);
         }
     }

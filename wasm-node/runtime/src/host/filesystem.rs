@@ -172,7 +172,6 @@ impl types::HostDescriptor for FilesView<'_> {
         changes set_size(size: u64) -> FsResult<()>;
         changes set_times(accessed: types::NewTimestamp, modified: types::NewTimestamp) -> FsResult<()>;
         reads read(length: u64, offset: u64) -> FsResult<(Vec<u8>, bool)>;
-        changes write(bytes: Vec<u8>, offset: u64) -> FsResult<u64>;
         changes create_directory_at(path: String) -> FsResult<()>;
         reads stat() -> FsResult<types::DescriptorStat>;
         reads stat_at(flags: types::PathFlags, path: String) -> FsResult<types::DescriptorStat>;
@@ -187,6 +186,24 @@ impl types::HostDescriptor for FilesView<'_> {
         changes unlink_file_at(path: String) -> FsResult<()>;
         reads metadata_hash() -> FsResult<types::MetadataHashValue>;
         reads metadata_hash_at(flags: types::PathFlags, path: String) -> FsResult<types::MetadataHashValue>;
+    }
+
+    async fn write(&mut self, fd: Resource<Descriptor>, bytes: Vec<u8>, offset: u64) -> FsResult<u64> {
+        let disk = self.disk(&fd);
+        // The operation itself says what is wrong with a handle.
+        let file = self.writable(&fd).ok().map(|place| place.file);
+        if let Some(disk) = &disk {
+            disk.changed();
+        }
+        let of = disk.clone().zip(file);
+        let write = async {
+            let _growth = match &of {
+                Some((disk, file)) => disk.growth(file).map_err(|_| types::ErrorCode::InsufficientSpace)?,
+                None => None,
+            };
+            self.wasi().write(fd, bytes, offset).await
+        };
+        on(disk, write).await
     }
 
     async fn is_same_object(

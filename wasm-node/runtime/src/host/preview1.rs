@@ -13,12 +13,13 @@ use wasmtime_wasi::p2::bindings::filesystem::types::HostDescriptor as _;
 use wasmtime_wasi::{FsPerms, OpenMode, ResourceTable, WasiView as _};
 use wiggle::{GuestMemory, GuestPtr, GuestType as _};
 
-use super::disk::Disk;
+use super::disk::{Disk, device};
 use super::disk_threads::Late;
 use super::listing::{LISTING_BYTES, Listing, NextEntry};
 use super::state::CoreState;
 use super::volumes::Anchored;
 use crate::bounds::limits::OPEN_FILES_MAX;
+use runtime_api::MemoryFiles;
 use runtime_api::ledger::Held;
 
 /// The module that preview 1 imports come from.
@@ -38,6 +39,8 @@ struct Open {
     dir: Option<Dir>,
     /// Where a volume lies.
     volume: Option<Anchored>,
+    /// The account that counts what is written there.
+    memory: Option<Arc<MemoryFiles>>,
     _held: Vec<Held>,
 }
 
@@ -64,7 +67,10 @@ impl Preview1 {
     pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(Anchored, Held)>) -> Self {
         let open = (FIRST_VOLUME..)
             .zip(volumes)
-            .map(|(fd, (volume, held))| (fd, Open { dir: None, volume: Some(volume), _held: vec![held] }));
+            .map(|(fd, (volume, held))| {
+                let memory = device(&volume.path).and_then(|device| disk.memory_on(device)).cloned();
+                (fd, Open { dir: None, volume: Some(volume), memory, _held: vec![held] })
+            });
         let open = open.collect();
         Self { wasi, disk, open, walks: Vec::new(), begun: false }
     }
@@ -81,6 +87,26 @@ impl Preview1 {
     /// Whose share an operation on `fd` is done in.
     fn disk(&self, fd: types::Fd) -> Option<Arc<Disk>> {
         self.open.contains_key(&u32::from(fd)).then(|| self.disk.clone())
+    }
+
+    /// The account of the volume that `fd` lies in, where that is in memory.
+    fn memory(&self, fd: types::Fd) -> Option<Arc<MemoryFiles>> {
+        self.open.get(&u32::from(fd)).and_then(|open| open.memory.clone())
+    }
+
+    /// Begins a write: on whose behalf, and what counts it.
+    fn writes(&mut self, fd: types::Fd) -> Result<(Option<Arc<Disk>>, Option<Arc<MemoryFiles>>)> {
+        let files = self.memory(fd);
+        if files.as_ref().is_some_and(|files| !files.has_room()) {
+            return Err(types::Errno::Nospc.into());
+        }
+        let disk = self.disk(fd);
+        // Bytes go between the guest's memory and the file with no copy in between, so no call is too long.
+        self.unbounded(fd);
+        if let Some(disk) = &disk {
+            disk.changed();
+        }
+        Ok((disk, files))
     }
 
     /// Lets a call on a file move as much as the guest asks for.
@@ -239,6 +265,13 @@ async fn on<T>(disk: Option<Arc<Disk>>, operation: impl Future<Output = Result<T
     }
 }
 
+/// Counts what was written in full: what lay there before is known when the volume is measured next.
+fn grew(files: Option<Arc<MemoryFiles>>, bytes: types::Size) {
+    if let Some(files) = files {
+        files.grew(bytes.into());
+    }
+}
+
 /// What the guest learns where its container's file work has stalled: as where a disk fails.
 fn late<T>(_: Late) -> Result<T> {
     Err(types::Errno::Io.into())
@@ -269,10 +302,6 @@ macro_rules! on_disk {
     // Bytes go between the guest's memory and the file with no copy in between, so no call is too long.
     (@moves $self:ident $disk:ident $fd:ident) => {
         $self.unbounded($fd);
-    };
-    (@writes $self:ident $disk:ident $fd:ident) => {
-        $self.unbounded($fd);
-        on_disk!(@changes $self $disk $fd);
     };
     (@changes $self:ident $disk:ident $fd:ident) => {
         if let Some(disk) = &$disk {
@@ -318,8 +347,6 @@ impl WasiSnapshotPreview1 for Preview1 {
         ) of fd -> Result<()>;
         moves fd_read(fd: types::Fd, iovs: types::IovecArray) of fd -> Result<types::Size>;
         moves fd_pread(fd: types::Fd, iovs: types::IovecArray, offset: types::Filesize) of fd -> Result<types::Size>;
-        writes fd_write(fd: types::Fd, ciovs: types::CiovecArray) of fd -> Result<types::Size>;
-        writes fd_pwrite(fd: types::Fd, ciovs: types::CiovecArray, offset: types::Filesize) of fd -> Result<types::Size>;
         reads fd_seek(fd: types::Fd, offset: types::Filedelta, whence: types::Whence) of fd -> Result<types::Filesize>;
         changes path_create_directory(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
         reads path_filestat_get(fd: types::Fd, flags: types::Lookupflags, path: GuestPtr<str>) of fd -> Result<types::Filestat>;
@@ -337,6 +364,31 @@ impl WasiSnapshotPreview1 for Preview1 {
         changes path_rename(fd: types::Fd, from: GuestPtr<str>, to_fd: types::Fd, to: GuestPtr<str>) of fd -> Result<()>;
         changes path_symlink(from: GuestPtr<str>, fd: types::Fd, to: GuestPtr<str>) of fd -> Result<()>;
         changes path_unlink_file(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
+    }
+
+    async fn fd_write(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        fd: types::Fd,
+        ciovs: types::CiovecArray,
+    ) -> Result<types::Size> {
+        let (disk, files) = self.writes(fd)?;
+        let written = on(disk, self.wasi.fd_write(memory, fd, ciovs)).await?;
+        grew(files, written);
+        Ok(written)
+    }
+
+    async fn fd_pwrite(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        fd: types::Fd,
+        ciovs: types::CiovecArray,
+        offset: types::Filesize,
+    ) -> Result<types::Size> {
+        let (disk, files) = self.writes(fd)?;
+        let written = on(disk, self.wasi.fd_pwrite(memory, fd, ciovs, offset)).await?;
+        grew(files, written);
+        Ok(written)
     }
 
     fn sock_shutdown(&mut self, memory: &mut GuestMemory<'_>, fd: types::Fd, how: types::Sdflags) -> Result<()> {
@@ -436,7 +488,8 @@ impl WasiSnapshotPreview1 for Preview1 {
         }
         let opened = on(disk, self.wasi.path_open(memory, fd, lookup, path, open, rights, inheriting, flags)).await?;
         let dir = self.dirs().into_iter().find(|dir| !known.contains(&Arc::as_ptr(&dir.dir).addr()));
-        self.open.insert(opened.into(), Open { dir, volume: None, _held: vec![held] });
+        let memory = self.memory(fd);
+        self.open.insert(opened.into(), Open { dir, volume: None, memory, _held: vec![held] });
         Ok(opened)
     }
 

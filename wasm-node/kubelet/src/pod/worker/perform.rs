@@ -55,6 +55,13 @@ impl Worker {
             return;
         };
         let dir = self.node.pod_dir(self.pod.metadata.uid.as_deref().unwrap_or_default());
+        if self.memory_files.is_none()
+            && let Ok(folder) = &self.node.volumes.memory
+        {
+            let (node_bytes, env) = (self.node.guest_memory_bytes, &self.node.parts.env);
+            self.memory_files = folder.account(&self.pod, node_bytes, &self.ledger, env);
+            self.view.change(|seen| seen.memory_files = self.memory_files.clone());
+        }
         let (volumes, input, sender) = (self.node.volumes.clone(), self.input.clone(), self.sender.clone());
         self.volumes = Some(Task(tokio::spawn(keep(volumes, input, (dir, ip), sender))));
     }
@@ -95,7 +102,7 @@ impl Worker {
             })));
             return;
         }
-        let home = Home { pod: self.pod.clone(), ip, ledger: self.ledger.clone() };
+        let home = Home { pod: self.pod.clone(), ip, ledger: self.ledger.clone(), memory_files: self.memory_files.clone() };
         slot.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::make(&node, &home, &container, &image, attempt).await {
                 Ok(made) => Message::Made(index, Box::new(made)),
@@ -180,11 +187,18 @@ impl Worker {
         }
         let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
         let (view, sender) = (self.view.clone(), self.sender.clone());
+        let settle = self.memory_files.clone().zip(self.node.volumes.memory.as_ref().ok().cloned());
+        let settle = settle.map(|of| (of, uid.to_owned()));
         let watched = self.node.measurer.watch(Subject {
             pod_dir: self.node.pod_dir(uid),
             log_dir: self.node.log_dir(uid),
             bounds: bounds.clone(),
             changes: Box::new(move || view.writes()),
+            settle: Box::new(move || {
+                if let Some(((files, folder), uid)) = &settle {
+                    files.settle(folder.measured(uid));
+                }
+            }),
             exceeded: Box::new(move |message| sender.try_send(Message::Event(Event::Evicted(message))).is_ok()),
         });
         self.measure = Some((bounds, watched));
@@ -240,6 +254,8 @@ impl Worker {
 
     pub(super) fn clean(&mut self) {
         (self.volumes, self.waiting, self.measure) = (None, None, None);
+        self.memory_files = None;
+        self.view.change(|seen| seen.memory_files = None);
         for slot in &mut self.slots {
             slot.image = None;
         }
@@ -249,10 +265,14 @@ impl Worker {
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
         let dir = self.node.pod_dir(&uid);
         let logs = self.state.removed.then(|| self.node.log_dir(&uid));
+        let memory = self.node.volumes.memory.clone().ok();
         let writer = self.node.logs.clone();
         let sender = self.sender.clone();
         tokio::spawn(async move {
             let removed = tokio::task::spawn_blocking(move || {
+                if let Some(Err(error)) = memory.map(|memory| memory.remove(&uid)) {
+                    tracing::warn!(uid, %error, "a pod's volumes in memory cannot be removed");
+                }
                 for dir in [Some(dir), logs].into_iter().flatten() {
                     if let Err(error) = std::fs::remove_dir_all(&dir)
                         && error.kind() != std::io::ErrorKind::NotFound

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use runtime_api::{Container, Stats};
+use runtime_api::{Container, MemoryFiles, Stats};
 use tokio::sync::mpsc;
 
 use super::Message;
@@ -33,6 +33,8 @@ pub(crate) struct Seen {
     pub(crate) containers: Vec<SeenContainer>,
     /// CPU time of the runs of containers that have ended.
     pub(crate) cpu_before: Duration,
+    /// The account of its volumes in memory.
+    pub(crate) memory_files: Option<Arc<MemoryFiles>>,
 }
 
 impl Seen {
@@ -46,10 +48,11 @@ impl Seen {
         self.containers.iter().any(|container| container.running.is_some())
     }
 
-    /// Bytes of memory that its guests hold.
+    /// Bytes of memory that its guests hold, and its volumes in memory.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let running = self.containers.iter().filter_map(|container| container.running.as_ref());
-        running.map(|(container, _)| container.stats().memory_bytes).sum()
+        let guests: u64 = running.map(|(container, _)| container.stats().memory_bytes).sum();
+        guests.saturating_add(self.memory_files.as_ref().map_or(0, |files| files.used()))
     }
 }
 
@@ -63,7 +66,7 @@ pub(crate) struct PodView {
 impl PodView {
     pub(crate) fn new(pod: Arc<Pod>) -> Self {
         let status = Arc::new(pod.status.clone().unwrap_or_default());
-        let seen = Seen { pod, status, containers: Vec::new(), cpu_before: Duration::ZERO };
+        let seen = Seen { pod, status, containers: Vec::new(), cpu_before: Duration::ZERO, memory_files: None };
         Self { seen: RwLock::new(seen), worker: RwLock::default() }
     }
 
