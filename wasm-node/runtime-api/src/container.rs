@@ -8,7 +8,7 @@ use machinery_serve::net::{Caller, Dial};
 
 use super::ledger::Ledger;
 use super::pipe::PipeReader;
-use super::{Grants, Limits, MemoryFiles};
+use super::{CpuQuota, Grants, Limits, MemoryFiles};
 
 /// Which of a guest's outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +75,8 @@ pub struct ContainerSpec {
     pub terminal: bool,
     /// The ledger of its pod, see [`Ledger::pod`].
     pub pod: Arc<Ledger>,
+    /// What the pod's containers may use of the CPU together.
+    pub pod_cpu: Option<Arc<CpuQuota>>,
     /// The account of the pod's volumes in memory, where it has any.
     pub memory_files: Option<Arc<MemoryFiles>>,
     /// Who calls when the guest calls out.

@@ -8,6 +8,7 @@
 #![warn(missing_docs)]
 
 mod container;
+mod cpu;
 pub mod flights;
 mod grants;
 pub mod ledger;
@@ -30,6 +31,7 @@ use futures::future::BoxFuture;
 use machinery_serve::net::Serve;
 
 pub use container::{ConfigValues, ContainerSpec, Failures, LogSink, Preopen, Stats, StdStream};
+pub use cpu::{CpuQuota, TokenBucket};
 pub use grants::{GrantError, Grants};
 pub use limits::{CONCURRENCY_DEFAULT, CPU_SHARES_MIN, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
 pub use memory_files::MemoryFiles;
@@ -111,6 +113,9 @@ pub trait Container: Send + Sync + std::fmt::Debug {
 
     /// Its figures.
     fn stats(&self) -> Stats;
+
+    /// Its limits of memory and CPU, and its weight, are these from now on; what its guests hold already stays held.
+    fn resize(&self, limits: &Limits);
 
     /// Why no instance can be made any more, where that is so.
     fn broken(&self) -> Option<String>;

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 use super::ledger::Ledger;
 use super::{
-    Admitted, Container, ContainerSpec, ExecError, ExecSpec, Kind, LoadError, Metering, Module, Outcome, OutcomeReason,
+    Admitted, Container, ContainerSpec, ExecError, ExecSpec, Kind, Limits, LoadError, Metering, Module, Outcome, OutcomeReason,
     Runtime, Server, Session, Stats, StdStream, StopSignal, Trial,
 };
 
@@ -233,6 +233,9 @@ impl Container for Simulated {
         }
     }
 
+    // What runs nothing has nothing to bound.
+    fn resize(&self, _: &Limits) {}
+
     fn broken(&self) -> Option<String> {
         match &self.0.script.trial {
             Trial::Broken(why) => Some(why.clone()),
@@ -323,7 +326,7 @@ mod tests {
     use machinery_serve::net::{Caller, Peer};
 
     use super::*;
-    use crate::{Grants, Limits, LogSink};
+    use crate::{Grants, LogSink};
 
     struct NoLog;
 
@@ -350,6 +353,7 @@ mod tests {
             terminal: false,
             log: Arc::new(NoLog),
             pod: Ledger::pod(runtime.ledger()),
+            pod_cpu: None,
             memory_files: None,
             caller: Caller { node: "n".into(), namespace: "default".into(), pod: "p".into(), ip: None },
             dial: None,

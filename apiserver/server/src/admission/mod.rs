@@ -9,6 +9,7 @@ mod default_tolerations;
 mod escalation;
 mod namespace_lifecycle;
 mod node_restriction;
+mod pod_resize;
 mod priority;
 mod runtime_class;
 mod service_account;
@@ -190,6 +191,7 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &priority::PLUGIN,
     &default_tolerations::PLUGIN,
     &runtime_class::PLUGIN,
+    &pod_resize::PLUGIN,
     &escalation::Escalation,
 ];
 

@@ -1,5 +1,6 @@
 //! The pods bound to this node: a worker for each, from the watch that names them.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -12,7 +13,8 @@ use machinery_client::{Object, Reflector, ReflectorEvent, shared};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::pod::admit;
+use crate::pod::{admit, resize};
+use crate::spec::requests::requested;
 use crate::pod::shared::Shared;
 use crate::pod::worker::{Input, PodView, Worker};
 
@@ -24,6 +26,9 @@ struct Pods {
     /// By uid.
     workers: BTreeMap<String, watch::Sender<Input>>,
     running: JoinSet<String>,
+    /// Those that wish for other amounts than they have, and the order in which they said so.
+    wishes: BTreeMap<String, (u64, Arc<Pod>)>,
+    wished: u64,
 }
 
 /// Runs the node's pods until it stops.
@@ -31,7 +36,8 @@ pub(super) async fn run(node: Arc<Shared>) {
     let reflector = Reflector::of::<Pod>(node.client.clone(), node.parts.env.clone());
     let mut events = reflector.selecting(format!("spec.nodeName={}", node.identity.name)).events();
     let stop = node.stop.clone();
-    let mut pods = Pods { node, workers: BTreeMap::new(), running: JoinSet::new() };
+    let mut pods =
+        Pods { node, workers: BTreeMap::new(), running: JoinSet::new(), wishes: BTreeMap::new(), wished: 0 };
     let mut first = true;
     let pod = |object: Arc<dyn Object>| shared::<Pod>(object);
     loop {
@@ -40,6 +46,8 @@ pub(super) async fn run(node: Arc<Shared>) {
             Some(ended) = pods.running.join_next() => {
                 if let Ok(uid) = ended {
                     pods.workers.remove(&uid);
+                    pods.wishes.remove(&uid);
+                    pods.grant();
                     pods.node.pods.remove(&uid);
                 }
                 continue;
@@ -87,6 +95,7 @@ impl Pods {
         for (pod, ip) in listed.into_iter().zip(kept) {
             self.put(pod, ip);
         }
+        self.grant();
     }
 
     /// The address that a pod had in an earlier run.
@@ -104,12 +113,13 @@ impl Pods {
 
     fn put(&mut self, pod: Arc<Pod>, ip: Option<IpAddr>) {
         let uid = uid_of(&pod);
-        if let Some(worker) = self.workers.get(&uid) {
-            worker.send_modify(|input| input.pod = pod);
+        if self.workers.contains_key(&uid) {
+            self.update(&uid, pod);
             return;
         }
         let rejected = self.reject(&pod);
-        let (sender, receiver) = watch::channel(Input { pod: pod.clone(), removed: false });
+        let pod = self.recall(&uid, pod);
+        let (sender, receiver) = watch::channel(Input { pod: pod.clone(), removed: false, pending: None });
         let view = Arc::new(PodView::new(pod));
         self.node.pods.insert(&uid, view.clone());
         self.workers.insert(uid.clone(), sender);
@@ -139,10 +149,99 @@ impl Pods {
         admit::refuse(&self.node.allocatable, others.iter().map(|other| &**other), pod)
     }
 
+    /// A new state of a pod that has a worker.
+    fn update(&mut self, uid: &str, pod: Arc<Pod>) {
+        let Some(worker) = self.workers.get(uid) else { return };
+        let had = worker.borrow().pod.clone();
+        let ended = admit::ended(&pod) && !admit::ended(&had);
+        if resize::same_pod(&pod, &had) {
+            let wished = self.wishes.remove(uid).is_some();
+            worker.send_modify(|input| (input.pod, input.pending) = (pod, None));
+            if ended || wished {
+                self.grant();
+            }
+            return;
+        }
+        let order = match self.wishes.get(uid) {
+            // The same wish keeps its place.
+            Some((order, before)) if resize::same_pod(before, &pod) => *order,
+            _ => {
+                self.wished += 1;
+                self.wished
+            }
+        };
+        self.wishes.insert(uid.to_owned(), (order, pod));
+        self.decide(uid);
+        self.grant();
+    }
+
+    /// A pod that an earlier run of the agent had given other amounts than it wishes for now.
+    fn recall(&mut self, uid: &str, pod: Arc<Pod>) -> Arc<Pod> {
+        let given = resize::recall(&pod);
+        if resize::same_pod(&given, &pod) {
+            return pod;
+        }
+        self.wished += 1;
+        self.wishes.insert(uid.to_owned(), (self.wished, pod));
+        Arc::new(given)
+    }
+
+    /// Gives a pod what it wishes for, where that fits beside the others; answers whether it does.
+    fn decide(&mut self, uid: &str) -> bool {
+        let (Some(worker), Some((_, wished))) = (self.workers.get(uid), self.wishes.get(uid)) else { return false };
+        let wished = wished.clone();
+        let others = self.workers.iter().filter(|(other, _)| *other != uid).map(|(_, other)| other.borrow().clone());
+        let others = hold_resources(others);
+        let fits = resize::fits(&self.node.allocatable, others.iter().map(|other| &**other), &wished);
+        let had = worker.borrow().pod.clone();
+        match fits {
+            Ok(()) => {
+                worker.send_modify(|input| (input.pod, input.pending) = (wished, None));
+                self.wishes.remove(uid);
+                true
+            }
+            Err(message) => {
+                let pod = Arc::new(resize::given(&wished, &had));
+                let pending = resize::Pending { wished: resize::summary(&wished, Some(&message)), message };
+                worker.send_modify(|input| {
+                    // What was told of a wish stays, as amounts of others change all the time.
+                    let same = input.pending.as_ref().is_some_and(|was| was.message == pending.message);
+                    input.pod = pod;
+                    if !same {
+                        input.pending = Some(pending);
+                    }
+                });
+                false
+            }
+        }
+    }
+
+    /// Something may have come free: grants what waits, in upstream's order.
+    fn grant(&mut self) {
+        let mut order: Vec<_> = self
+            .wishes
+            .iter()
+            .filter_map(|(uid, (order, wished))| {
+                let had = self.workers.get(uid)?.borrow().pod.clone();
+                let grows = ["cpu", "memory"].into_iter().any(|name| requested(wished, name) > requested(&had, name));
+                let spec = wished.spec.as_ref();
+                let priority = spec.and_then(|spec| spec.priority).unwrap_or(0);
+                let class = wished.status.as_ref().and_then(|status| status.qos_class.as_deref());
+                let class = ["Guaranteed", "Burstable"].iter().position(|known| Some(*known) == class).unwrap_or(2);
+                Some(((grows, Reverse(priority), class, *order), uid.clone()))
+            })
+            .collect();
+        order.sort();
+        for (_, uid) in order {
+            self.decide(&uid);
+        }
+    }
+
     fn remove(&mut self, pod: Arc<Pod>) {
         if let Some(worker) = self.workers.get(&uid_of(&pod)) {
-            worker.send_modify(|input| *input = Input { pod, removed: true });
+            worker.send_modify(|input| *input = Input { pod, removed: true, pending: None });
         }
+        self.grant();
     }
 
     /// Removes what pods that are no more have left on the disk.
@@ -185,6 +284,7 @@ mod tests {
         let pod = |name: &str, removed: bool| Input {
             pod: serde_json::from_value(json!({"metadata": {"name": name}, "status": {"phase": "Running"}})).unwrap(),
             removed,
+            pending: None,
         };
         let held = hold_resources([pod("a", true), pod("b", false)].into_iter());
         assert_eq!(held.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect::<Vec<_>>(), ["b"]);

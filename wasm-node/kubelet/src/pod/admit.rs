@@ -39,7 +39,9 @@ pub fn refuse<'a>(
     })
 }
 
-fn ended(pod: &Pod) -> bool {
+/// Whether a pod holds nothing any more.
+#[must_use]
+pub fn ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }

@@ -198,6 +198,7 @@ impl Cell {
                 }
             }
             CellEvent::ImageChanged => self.image_changed(around, actions),
+            CellEvent::Resized => self.resized(around, actions),
             CellEvent::Tried { attempt, broken } => {
                 if attempt == self.current() {
                     self.tried(around, broken, actions);
@@ -274,6 +275,16 @@ impl Cell {
                 self.prepare(around, actions);
             }
             _ => {}
+        }
+    }
+
+    /// One that runs is started anew, whatever its restart policy.
+    fn resized(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
+        if let CellStage::Running(running) = &self.stage {
+            let message = format!("Container {} resize requires restart", around.own.name);
+            actions.push(around.normal("Killing", message));
+            actions.push(Action::Stop { container: around.index, grace: around.rules.grace });
+            self.stage = CellStage::Stopping { running: running.clone(), why: StopReason::Changed };
         }
     }
 

@@ -187,6 +187,8 @@ pub enum CellEvent {
     Closed,
     /// The pod names another image.
     ImageChanged,
+    /// It has other amounts of CPU or memory, which it is to be started anew for.
+    Resized,
     /// Whether instances can be made.
     Tried {
         /// Of which start.

@@ -12,6 +12,7 @@ mod message;
 pub mod order;
 mod pod_http;
 mod probe;
+pub(crate) mod resize;
 mod runner;
 pub(crate) mod sandbox;
 mod serve;

@@ -10,7 +10,7 @@ use machinery_api::quantity::Quantity;
 
 use super::state::{Class, ContainerPolicy, LifecyclePolicy, ProbeKind, Restart, RestartRule, Thresholds};
 use super::status::pod_text;
-use crate::spec::containers;
+use crate::spec::{containers, requests};
 use runtime_api::{CONCURRENCY_DEFAULT, Grants, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
 
 /// The port of a server whose container names none.
@@ -232,11 +232,13 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
         let text = &container.resources.as_ref()?.limits.as_ref()?.get(name)?.0;
         Quantity::parse(text).ok()
     };
-    limits.memory_bytes = limit("memory").and_then(|memory| u64::try_from(memory.value()).ok());
+    let own = limit("memory").and_then(|memory| u64::try_from(memory.value()).ok());
+    // One that has no limit of its own ends at the pod's at once, where nobody else holds anything.
+    limits.memory_bytes = own.into_iter().chain(requests::pod_limit(pod, "memory")).min();
     limits.cpu_millis = limit("cpu").and_then(|cpu| u64::try_from(cpu.milli()).ok()).filter(|millis| *millis > 0);
     let request = container.resources.as_ref().and_then(|resources| resources.requests.as_ref()?.get("cpu"));
     let request = request.and_then(|text| u64::try_from(Quantity::parse(&text.0).ok()?.milli()).ok());
-    limits.cpu_shares = cpu_shares(request.unwrap_or(0));
+    limits.cpu_shares = cpu_shares(request.unwrap_or_else(|| requests::left_cpu(pod)));
     if let Some((name, value)) = find(names::FUEL) {
         match value.parse::<u64>() {
             Ok(fuel) if fuel > 0 => limits.fuel = Some(fuel),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container as ContainerSpecWire, Pod, Service};
+use k8s_openapi::api::core::v1::{Container as ContainerSpecWire, Pod, ResourceRequirements, Service};
 use machinery_api::ObjectKey;
 use machinery_client::{EventRecord, reference_to};
 use machinery_serve::net::Caller;
@@ -31,7 +31,7 @@ use crate::volume::mounts;
 use crate::volume::paths::message_folder;
 use runtime_api::ledger::Ledger;
 use runtime_api::pipe::pipe;
-use runtime_api::{Admitted, Container, ContainerSpec, Kind, LoadError, MemoryFiles, Metering, Preopen};
+use runtime_api::{Admitted, Container, ContainerSpec, CpuQuota, Kind, LoadError, MemoryFiles, Metering, Preopen};
 
 /// Upstream's default for `terminationMessagePath`.
 const TERMINATION_PATH: &str = "/dev/termination-log";
@@ -47,6 +47,8 @@ pub(crate) struct Made {
     pub(crate) log: Arc<ContainerLog>,
     pub(crate) id: String,
     pub(crate) settings: Settings,
+    /// What it has of CPU and memory.
+    pub(crate) resources: Option<ResourceRequirements>,
     /// Where the guest may leave its last words.
     pub(crate) termination: Option<PathBuf>,
     /// For sessions beside it, for as long as it lives.
@@ -110,6 +112,8 @@ pub(crate) struct Home {
     pub(crate) ip: IpAddr,
     /// What its containers hold of the host together.
     pub(crate) ledger: Arc<Ledger>,
+    /// What its containers may use of the CPU together.
+    pub(crate) cpu: Arc<CpuQuota>,
     /// The account of its volumes in memory.
     pub(crate) memory_files: Option<Arc<MemoryFiles>>,
 }
@@ -159,6 +163,7 @@ pub(crate) async fn make(
         stdin,
         terminal: wire.tty == Some(true),
         pod: home.ledger.clone(),
+        pod_cpu: Some(home.cpu.clone()),
         memory_files: home.memory_files.clone(),
         caller: caller(node, &namespace, &pod_name, ip),
         dial: Some(node.parts.dial.clone()),
@@ -182,7 +187,8 @@ pub(crate) async fn make(
         places: Arc::new(Semaphore::new(SESSIONS_MAX)),
     };
     let lent = node.pods.sandboxes.lend(&uid, &wire.name, sandbox);
-    Ok(Made { container, admitted, log, id, settings, termination, _lent: lent })
+    let resources = wire.resources.clone();
+    Ok(Made { container, admitted, log, id, settings, resources, termination, _lent: lent })
 }
 
 /// Who calls when the container calls out.

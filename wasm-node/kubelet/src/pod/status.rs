@@ -14,6 +14,9 @@ use super::state::{Cell, CellStage, Class, Exit, LifecyclePolicy, Running, Stage
 use crate::spec::containers;
 use crate::volume::is_read_only;
 
+/// Conditions that are there for a while.
+const RESIZES: [&str; 2] = [super::resize::PENDING, super::resize::IN_PROGRESS];
+
 mod conditions;
 mod recall;
 
@@ -99,6 +102,7 @@ pub fn patch(pod: &Pod, status: &PodStatus) -> Value {
                 }
             }
         }
+        remove_conditions(fields, pod);
         replace_list(fields, "podIPs");
         replace_list(fields, "hostIPs");
     }
@@ -123,13 +127,17 @@ pub fn shows(api: &PodStatus, wanted: &PodStatus) -> bool {
         pod_ips: of.pod_ips.clone(),
         start_time: of.start_time.clone(),
         observed_generation: of.observed_generation,
+        resources: of.resources.clone(),
+        allocated_resources: of.allocated_resources.clone().filter(|amounts| !amounts.is_empty()),
         init_container_statuses: plain(&of.init_container_statuses),
         container_statuses: plain(&of.container_statuses),
         ephemeral_container_statuses: plain(&of.ephemeral_container_statuses),
         ..PodStatus::default()
     };
     let there = api.conditions.as_deref().unwrap_or_default();
-    wanted.conditions.iter().flatten().all(|own| there.iter().any(|there| same(own, there))) && own(api) == own(wanted)
+    let kept = |of: &PodCondition| wanted.conditions.iter().flatten().any(|own| own.type_ == of.type_);
+    let over = there.iter().any(|there| RESIZES.contains(&there.type_.as_str()) && !kept(there));
+    !over && wanted.conditions.iter().flatten().all(|own| there.iter().any(|there| same(own, there))) && own(api) == own(wanted)
 }
 
 /// Without the empty objects that a server may drop.
@@ -141,6 +149,18 @@ fn plain(statuses: &Option<Vec<ContainerStatus>>) -> Option<Vec<ContainerStatus>
         ..status
     };
     statuses.clone().filter(|statuses| !statuses.is_empty()).map(|all| all.into_iter().map(one).collect())
+}
+
+/// Conditions of a resize that is over are removed: merged by type they would stay.
+fn remove_conditions(fields: &mut Map<String, Value>, pod: &Pod) {
+    let there = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let Some(Value::Array(wanted)) = fields.get_mut("conditions") else { return };
+    for kind in RESIZES {
+        let wants = wanted.iter().any(|condition| condition["type"] == kind);
+        if !wants && there.iter().any(|condition| condition.type_ == kind) {
+            wanted.push(json!({"$patch": "delete", "type": kind}));
+        }
+    }
 }
 
 /// Both lists merge by address, so a changed address would be one more.

@@ -86,7 +86,6 @@ impl Found {
         self.when(spec.hostname_override.is_some(), "spec.hostnameOverride");
         self.when(spec.set_hostname_as_fqdn == Some(true), "spec.setHostnameAsFQDN");
         self.when(some(spec.resource_claims.as_ref().map(Vec::len)), "spec.resourceClaims");
-        self.when(spec.resources.is_some(), "spec.resources");
         self.when(spec.scheduling_group.is_some(), "spec.schedulingGroup");
         self.when(spec.dns_config.as_ref().is_some_and(|dns| *dns != Default::default()), "spec.dnsConfig");
         let dns = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodCondition, PodStatus};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use machinery_client::{EventRecord, reference_to, version_of};
 use machinery_env::Env;
@@ -20,18 +20,19 @@ use super::state::{
     Action, Cell, CellEvent, CellStage, Class, Event, LifecyclePolicy, ProbeKind, Stage, State, StopReason,
     TerminalReason,
 };
-use super::{probe, status, unsupported};
+use super::{probe, resize, status, unsupported};
 use crate::image::Image;
 use crate::volume::manager::{MountEvent, keep};
 use crate::volume::measure::{Subject, Watched};
 use crate::volume::usage::{self, Bounds};
-use crate::spec::requests;
-use runtime_api::MemoryFiles;
+use crate::spec::{containers, requests};
+use runtime_api::{CpuQuota, MemoryFiles};
 use runtime_api::ledger::{Ledger, Resource};
 use slot::{Live, Slot};
 
 mod perform;
 mod report;
+mod resized;
 mod slot;
 mod view;
 
@@ -59,6 +60,8 @@ pub(crate) struct Input {
     pub(crate) pod: Arc<Pod>,
     /// It is gone.
     pub(crate) removed: bool,
+    /// It wishes for other amounts of CPU and memory than those that `pod` shows, which were given to it.
+    pub(crate) pending: Option<resize::Pending>,
 }
 
 impl AsRef<Arc<Pod>> for Input {
@@ -81,6 +84,8 @@ pub(crate) enum Message {
     Image(usize, Arc<Image>, String),
     /// A container that was made.
     Made(usize, Box<Made>),
+    /// Amounts of memory that could not be lowered may be now.
+    Actuate,
 }
 
 impl From<MountEvent> for Message {
@@ -116,6 +121,13 @@ pub(crate) struct Worker {
     slots: Vec<Slot>,
     /// What they hold of the host together.
     ledger: Arc<Ledger>,
+    /// What its containers may use of the CPU together.
+    cpu: Arc<CpuQuota>,
+    /// A wish for other amounts, and what is not in use yet of what was given.
+    pending: Option<resize::Pending>,
+    progress: Option<resize::Progress>,
+    /// Tries again to use it.
+    resizing: Option<Task>,
     /// The account of its volumes in memory, while it has any.
     memory_files: Option<Arc<MemoryFiles>>,
     volumes: Option<Task>,
@@ -170,6 +182,7 @@ impl Worker {
         let rules = rules(&pod);
         let ledger = Ledger::pod(node.parts.runtime.ledger());
         ledger.set_limit(Resource::Memory, requests::memory_bound(&pod).unwrap_or(u64::MAX));
+        let cpu = Arc::new(CpuQuota::new(requests::pod_limit(&pod, "cpu"), node.parts.env.elapsed()));
         let mut state = status::recall(&pod, &rules, now);
         if let Some((reason, message)) = rejected {
             state.terminal_reason =
@@ -181,6 +194,10 @@ impl Worker {
             state,
             slots: Slot::all(&pod),
             ledger,
+            cpu,
+            pending: None,
+            progress: None,
+            resizing: None,
             memory_files: None,
             conditions: pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default(),
             wanted: Arc::default(),
@@ -347,7 +364,7 @@ impl Worker {
             if self.input.changed().await.is_err() {
                 return std::future::pending().await;
             }
-            let Input { pod, removed } = self.input.borrow_and_update().clone();
+            let Input { pod, removed, .. } = self.input.borrow_and_update().clone();
             self.view.change(|seen| seen.pod = pod.clone());
             self.state.deleted = grace(&pod);
             self.state.removed = removed;
@@ -363,10 +380,10 @@ impl Worker {
     // --- what happens ------------------------------------------------------------------------------------------------
 
     fn take_input(&mut self) {
-        let Input { pod, removed } = self.input.borrow_and_update().clone();
+        let Input { pod, removed, pending } = self.input.borrow_and_update().clone();
         self.view.change(|seen| seen.pod = pod.clone());
         let before = grace(&self.pod);
-        self.pod = pod;
+        let had = std::mem::replace(&mut self.pod, pod);
         self.dirty = None;
         self.api.saw(version_of(&self.pod.metadata));
         if removed {
@@ -377,6 +394,7 @@ impl Worker {
         }
         // `activeDeadlineSeconds` may be set and shortened, and the image changed.
         self.rules = rules(&self.pod);
+        self.take_resize(&had, pending);
         for container in Slot::update(&mut self.slots, &self.pod) {
             self.apply(Event::Container(container, CellEvent::ImageChanged));
         }
@@ -402,6 +420,10 @@ impl Worker {
                     slot.image = Some(image);
                 }
                 self.apply(Event::Container(container, CellEvent::Pulled { image_id, message }));
+            }
+            Message::Actuate => {
+                self.actuate();
+                self.project();
             }
             Message::Made(container, made) => {
                 if self.cell(container).is_some_and(|cell| cell.stage == CellStage::Starting) {

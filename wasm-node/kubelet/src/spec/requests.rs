@@ -30,6 +30,28 @@ pub fn limit(pod: &Pod, name: &str) -> Option<i64> {
     total(pod, name, |resources| resources.limits.as_ref())
 }
 
+/// The limit of the pod as a whole (`spec.resources`), in thousandths of cores or whole units.
+#[must_use]
+pub fn pod_limit(pod: &Pod, name: &str) -> Option<u64> {
+    let amount = pod.spec.as_ref()?.resources.as_ref()?.limits.as_ref()?.get(name)?;
+    u64::try_from(amount_of(amount, name)).ok().filter(|amount| *amount > 0)
+}
+
+/// What a container that requests no CPU counts as, in thousandths of a core: its part of what the pod as a whole requests
+/// beyond its containers.
+#[must_use]
+pub fn left_cpu(pod: &Pod) -> u64 {
+    let Some(spec) = &pod.spec else { return 0 };
+    let amount = |resources: &Option<ResourceRequirements>| {
+        Some(amount_of(resources.as_ref()?.requests.as_ref()?.get("cpu")?, "cpu"))
+    };
+    let Some(whole) = amount(&spec.resources) else { return 0 };
+    let own: Vec<Option<i64>> = spec.containers.iter().map(|container| amount(&container.resources)).collect();
+    let silent = i64::try_from(own.iter().filter(|own| own.is_none()).count()).unwrap_or(i64::MAX).max(1);
+    let named = own.iter().flatten().fold(0, |sum: i64, own| sum.saturating_add(*own));
+    u64::try_from(whole.saturating_sub(named) / silent).unwrap_or(0)
+}
+
 /// The memory that a pod's containers may hold together; none where one of them has no limit, nor has the pod (upstream's rule
 /// for a pod's cgroup).
 #[must_use]
@@ -86,5 +108,21 @@ mod tests {
         .unwrap();
         assert_eq!((requested(&several, "cpu"), requested(&several, "memory")), (701, 0));
         assert_eq!((limit(&several, "ephemeral-storage"), limit(&several, "memory")), (Some(5), None));
+    }
+
+    #[test]
+    fn a_pod_may_name_its_own_amounts() {
+        let pod = |resources: serde_json::Value, containers: serde_json::Value| -> Pod {
+            serde_json::from_value(json!({"metadata": {}, "spec": {"resources": resources, "containers": containers}})).unwrap()
+        };
+        let whole = json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "1Mi"}});
+        let containers = json!([{"name": "a", "resources": {"requests": {"cpu": "400m"}}}, {"name": "b"}, {"name": "c"}]);
+        let named = pod(whole, containers.clone());
+        assert_eq!((requested(&named, "cpu"), left_cpu(&named)), (1000, 300));
+        assert_eq!((pod_limit(&named, "cpu"), memory_bound(&named)), (Some(2000), Some(1 << 20)));
+        let silent = pod(json!(null), containers);
+        assert_eq!((left_cpu(&silent), pod_limit(&silent, "cpu"), memory_bound(&silent)), (0, None, None));
+        let limited = json!([{"name": "a", "resources": {"limits": {"memory": "2Mi"}}}]);
+        assert_eq!(memory_bound(&pod(json!(null), limited)), Some(2 << 20));
     }
 }

@@ -3,83 +3,45 @@
 //! than there is, `requests.cpu` decides who goes first ([`Turns`](super::shares::Turns)).
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use machinery_env::Env;
+use runtime_api::CpuQuota;
 
 use super::shares::Container;
-
-/// The period over which a limit holds, as the kernel's CFS quota: a burst may use one period's share at once.
-const PERIOD: Duration = Duration::from_millis(100);
-/// What a throttled guest gets at least when it goes on, so that it isn't woken for nothing.
-const SLICE: Duration = Duration::from_millis(1);
-
-/// A bucket of CPU time, refilled at the limit's rate. Pure: time and use are handed in.
-#[derive(Debug, Clone)]
-pub(crate) struct TokenBucket {
-    millis: u64,
-    nanos: i128,
-    filled_at: Duration,
-}
-
-impl TokenBucket {
-    pub(crate) fn new(millis: u64, now: Duration) -> Self {
-        let millis = millis.max(1);
-        Self { millis, nanos: Self::burst(millis), filled_at: now }
-    }
-
-    fn burst(millis: u64) -> i128 {
-        (PERIOD.as_nanos() as i128) * i128::from(millis) / 1000
-    }
-
-    fn fill(&mut self, now: Duration) {
-        let past = now.saturating_sub(self.filled_at);
-        self.filled_at = now.max(self.filled_at);
-        self.nanos =
-            (self.nanos + past.as_nanos() as i128 * i128::from(self.millis) / 1000).min(Self::burst(self.millis));
-    }
-
-    pub(crate) fn charge(&mut self, used: Duration, now: Duration) {
-        self.fill(now);
-        self.nanos -= used.as_nanos() as i128;
-    }
-
-    /// How long the next poll has to wait; none where it may go on.
-    pub(crate) fn delay(&mut self, now: Duration) -> Option<Duration> {
-        self.fill(now);
-        if self.nanos > 0 {
-            return None;
-        }
-        let slice = (SLICE.as_nanos() as i128).min(Self::burst(self.millis));
-        let wanted = slice - self.nanos;
-        let wait = wanted * 1000 / i128::from(self.millis);
-        Some(Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX)).max(Duration::from_micros(1)))
-    }
-}
 
 static NEXT_METER: AtomicU64 = AtomicU64::new(1);
 
 /// The CPU account of one container.
 pub(crate) struct CpuMeter {
     id: u64,
-    weight: u64,
+    weight: AtomicU64,
     env: Env,
     used_nanos: AtomicU64,
     throttled_nanos: AtomicU64,
-    bucket: Option<Mutex<TokenBucket>>,
+    quota: CpuQuota,
+    /// That of its pod's containers together.
+    pod: Option<Arc<CpuQuota>>,
 }
 
 impl CpuMeter {
-    /// `weight`: its share where CPU is short, against the others'.
-    pub(crate) fn new(env: Env, limit_millis: Option<u64>, weight: u64) -> Self {
-        let bucket = limit_millis.map(|millis| Mutex::new(TokenBucket::new(millis, env.elapsed())));
+    /// `weight`: its share where CPU is short, against the others'; `pod`: what all containers of its pod may use together.
+    pub(crate) fn new(env: Env, limit_millis: Option<u64>, weight: u64, pod: Option<Arc<CpuQuota>>) -> Self {
+        let quota = CpuQuota::new(limit_millis, env.elapsed());
         let id = NEXT_METER.fetch_add(1, Ordering::Relaxed);
-        Self { id, weight, env, used_nanos: AtomicU64::new(0), throttled_nanos: AtomicU64::new(0), bucket }
+        let (used_nanos, throttled_nanos, weight) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(weight));
+        Self { id, weight, env, used_nanos, throttled_nanos, quota, pod }
+    }
+
+    /// Its limit and its weight are others from now on.
+    pub(crate) fn resize(&self, limit_millis: Option<u64>, weight: u64) {
+        self.quota.set(limit_millis, self.env.elapsed());
+        self.weight.store(weight, Ordering::Relaxed);
     }
 
     pub(crate) fn container(&self) -> Container {
-        Container { id: self.id, weight: self.weight, used: self.used() }
+        Container { id: self.id, weight: self.weight.load(Ordering::Relaxed), used: self.used() }
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -97,8 +59,10 @@ impl CpuMeter {
     /// Its guests have used so much.
     pub(crate) fn charge(&self, used: Duration) {
         self.used_nanos.fetch_add(used.as_nanos() as u64, Ordering::Relaxed);
-        if let Some(bucket) = &self.bucket {
-            bucket.lock().unwrap_or_else(PoisonError::into_inner).charge(used, self.env.elapsed());
+        let now = self.env.elapsed();
+        self.quota.charge(used, now);
+        if let Some(pod) = &self.pod {
+            pod.charge(used, now);
         }
     }
 
@@ -110,8 +74,8 @@ impl CpuMeter {
     }
 
     fn delay(&self) -> Option<Duration> {
-        let bucket = self.bucket.as_ref()?;
-        bucket.lock().unwrap_or_else(PoisonError::into_inner).delay(self.env.elapsed())
+        let now = self.env.elapsed();
+        self.quota.delay(now).max(self.pod.as_ref().and_then(|pod| pod.delay(now)))
     }
 }
 
@@ -136,6 +100,8 @@ pub(crate) fn thread_cpu() -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use runtime_api::TokenBucket;
+
     use super::*;
 
     #[test]

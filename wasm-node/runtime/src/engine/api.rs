@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use runtime_api::ledger::Ledger;
 use runtime_api::{
-    Admitted, Container as ApiContainer, ContainerSpec, ExecError, ExecSpec, Kind, LoadError, Metering, Module,
+    Admitted, Container as ApiContainer, ContainerSpec, ExecError, ExecSpec, Kind, Limits, LoadError, Metering, Module,
     Outcome, Runtime, Server, Session, Stats, StopSignal, Trial,
 };
 
@@ -92,6 +92,10 @@ impl ApiContainer for Container {
 
     fn stats(&self) -> Stats {
         Self::stats(self)
+    }
+
+    fn resize(&self, limits: &Limits) {
+        Self::resize(self, limits);
     }
 
     fn broken(&self) -> Option<String> {

@@ -70,6 +70,14 @@ impl std::fmt::Debug for Container {
 /// don't count: they say nothing about the module.
 const BROKEN_AFTER: u32 = 3;
 
+impl Container {
+    /// Other limits of memory and CPU from now on. Guests that hold more than a lower limit go on, and get no more.
+    pub fn resize(&self, limits: &Limits) {
+        self.shared.ledger.set_limit(Resource::Memory, limits.memory_bytes.unwrap_or(u64::MAX));
+        self.shared.cpu.resize(limits.cpu_millis, limits.cpu_shares);
+    }
+}
+
 impl Engine {
     /// Makes a container. Opens nothing, starts nothing: a volume is opened when a guest asks for it.
     pub fn container(&self, loaded: Arc<Loaded>, spec: ContainerSpec) -> Result<Container, LoadError> {
@@ -126,7 +134,7 @@ impl Engine {
         let shared = Shared {
             guest: Arc::new(guest),
             ledger,
-            cpu: Arc::new(CpuMeter::new(self.env().clone(), spec.limits.cpu_millis, spec.limits.cpu_shares)),
+            cpu: Arc::new(CpuMeter::new(self.env().clone(), spec.limits.cpu_millis, spec.limits.cpu_shares, spec.pod_cpu)),
             engine: self.clone(),
             loaded,
             pre,

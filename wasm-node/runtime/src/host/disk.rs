@@ -19,9 +19,8 @@ use wasmtime_wasi::{FsPerms, OpenMode};
 
 use super::disk_threads::{LATE_AFTER, Late, Line, OwnThreads, Threads};
 use super::volumes;
-use crate::bounds::cpu::TokenBucket;
 use crate::bounds::epoch::Polled;
-use runtime_api::{MemoryFiles, Preopen};
+use runtime_api::{MemoryFiles, Preopen, TokenBucket};
 use runtime_api::ledger::{Held, Ledger, Level, Resource};
 
 /// Of each second, the milliseconds that one container may spend in flushing to the disk.

@@ -20,6 +20,7 @@ mod disks;
 mod environment;
 pub(crate) mod placement;
 mod probes;
+mod resize;
 pub(crate) mod resources;
 mod security;
 pub(crate) mod spec;
@@ -47,6 +48,12 @@ pub(crate) static ROW: Row = Row {
         },
         Subresource {
             name: update::EPHEMERAL_CONTAINERS,
+            what: SubresourceKind::Part,
+            body: None,
+            verbs: &[Verb::Get, Verb::Patch, Verb::Update],
+        },
+        Subresource {
+            name: resize::RESIZE,
             what: SubresourceKind::Part,
             body: None,
             verbs: &[Verb::Get, Verb::Patch, Verb::Update],
@@ -147,6 +154,8 @@ impl Strategy for Pod {
             prepare_status(new, old);
         } else if context.subresource == update::EPHEMERAL_CONTAINERS {
             update::only_ephemeral_containers(new, old);
+        } else if context.subresource == resize::RESIZE {
+            resize::only_resources(new, old);
         } else if let Some(spec) = new.get_mut("spec") {
             defaults::drop_disabled(spec, Some(get(old, "spec")));
         }
@@ -182,6 +191,8 @@ impl Strategy for Pod {
             update::status(&mut errors, new, old);
         } else if context.subresource == update::EPHEMERAL_CONTAINERS {
             update::ephemeral_containers(&mut errors, new, old);
+        } else if context.subresource == resize::RESIZE {
+            resize::resize(&mut errors, new, old);
         } else {
             update::pod(&mut errors, new, old);
         }

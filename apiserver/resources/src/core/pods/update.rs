@@ -14,7 +14,7 @@ const SPEC: Path<'static> = Path::root("spec");
 const STATUS: Path<'static> = Path::root("status");
 const MAY_CHANGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
-const MIRROR: &str = "kubernetes.io/config.mirror";
+pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// `podIP` and `podIPs` say the same; where they differ, the older field decides.
 pub(super) fn normalize_ips(pod: &mut Value) {
@@ -117,7 +117,7 @@ pub(super) fn pod(errors: &mut ErrorList, new: &Value, old: &Value) {
     rest(errors, spec, old_spec);
 }
 
-fn annotation_changes(errors: &mut ErrorList, new: &Value, old: &Value) {
+pub(super) fn annotation_changes(errors: &mut ErrorList, new: &Value, old: &Value) {
     let at = Path::root("metadata");
     let at = at.child("annotations");
     let (notes, old_notes) = (get(get(new, "metadata"), "annotations"), get(get(old, "metadata"), "annotations"));

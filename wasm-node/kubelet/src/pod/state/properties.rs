@@ -19,6 +19,7 @@ fn cell_event() -> impl Strategy<Value = CellEvent> {
         Just(CellEvent::HookFailed),
         Just(CellEvent::Closed),
         Just(CellEvent::ImageChanged),
+        Just(CellEvent::Resized),
         (0..4_u32, any::<bool>())
             .prop_map(|(attempt, bad)| CellEvent::Tried { attempt, broken: bad.then(|| "m".to_owned()) }),
         (0..4_u32, kinds, any::<bool>()).prop_map(|(attempt, kind, bad)| CellEvent::Probed {

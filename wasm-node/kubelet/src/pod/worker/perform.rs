@@ -102,7 +102,13 @@ impl Worker {
             })));
             return;
         }
-        let home = Home { pod: self.pod.clone(), ip, ledger: self.ledger.clone(), memory_files: self.memory_files.clone() };
+        let home = Home {
+            pod: self.pod.clone(),
+            ip,
+            ledger: self.ledger.clone(),
+            cpu: self.cpu.clone(),
+            memory_files: self.memory_files.clone(),
+        };
         slot.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::make(&node, &home, &container, &image, attempt).await {
                 Ok(made) => Message::Made(index, Box::new(made)),
@@ -171,6 +177,10 @@ impl Worker {
         self.forget_old_logs(index, attempt);
         self.measure();
         self.apply(Event::Container(index, CellEvent::Started { container_id }));
+        if self.progress.is_some() || !self.is_actuated(index) {
+            self.actuate();
+            self.project();
+        }
     }
 
     /// Has what the pod writes measured, while any of its containers lives.
@@ -247,6 +257,7 @@ impl Worker {
             let used = live.made.container.stats();
             drop(live);
             self.view.ended(&slot.container.name, used);
+            self.resizing = self.resizing.take().filter(|_| self.progress.is_some());
             self.node.pods.totals.ended(used.cpu);
             self.measure();
         }
@@ -254,6 +265,7 @@ impl Worker {
 
     pub(super) fn clean(&mut self) {
         (self.volumes, self.waiting, self.measure) = (None, None, None);
+        (self.resizing, self.progress) = (None, None);
         self.memory_files = None;
         self.view.change(|seen| seen.memory_files = None);
         for slot in &mut self.slots {

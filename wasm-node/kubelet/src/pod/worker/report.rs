@@ -115,6 +115,7 @@ impl Worker {
             // The scheduler has written it; it stays as it is.
             conditions.retain(|condition| condition.type_ != "PodScheduled");
         }
+        self.show_resize(&mut wanted, &known);
         self.conditions = wanted.conditions.clone().unwrap_or_default();
         if wanted != *self.wanted {
             if self.state.ready() && !self.was_ready {

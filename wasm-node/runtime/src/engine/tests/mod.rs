@@ -118,6 +118,7 @@ impl Bench {
             stdin: None,
             terminal: false,
             pod: self.engine.pod_ledger(),
+            pod_cpu: None,
             memory_files: None,
             caller: Caller { node: "n".into(), namespace: "default".into(), pod: "test".into(), ip: None },
             dial: None,

@@ -1,0 +1,308 @@
+//! The subresource `resize` of a Pod (KEP-1287, KEP-5419): CPU and memory of its containers and of the whole pod change while
+//! it runs. Rules and words are upstream's `ValidatePodResize`.
+
+use serde_json::Value;
+
+use super::resources::qos_class;
+use super::update::{MIRROR, annotation_changes, same};
+use super::spec;
+use crate::field::{ErrorList, Path};
+use crate::read::{get, items, items_mut, put, text};
+
+/// Its name.
+pub(super) const RESIZE: &str = "resize";
+const SPEC: Path<'static> = Path::root("spec");
+const LISTS: [&str; 2] = ["containers", "initContainers"];
+const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+
+/// Keeps all else of a pod that is resized. Where containers were added, removed or renamed it is left as it is, and refused.
+pub(super) fn only_resources(new: &mut Value, old: &Value) {
+    let names = |pod: &Value, list: &str| -> Vec<String> {
+        items(get(pod, "spec"), list).iter().map(|container| text(container, "name").to_owned()).collect()
+    };
+    if LISTS.iter().any(|list| names(new, list) != names(old, list)) {
+        return;
+    }
+    let given = get(new, "spec").clone();
+    for key in ["spec", "status"] {
+        put(new, key, get(old, key).clone());
+    }
+    if let Some(spec) = new.get_mut("spec") {
+        for list in LISTS {
+            for (container, given) in items_mut(spec, list).iter_mut().zip(items(&given, list)) {
+                for key in ["resources", "resizePolicy"] {
+                    put(container, key, get(given, key).clone());
+                }
+            }
+        }
+        put(spec, "resources", get(&given, "resources").clone());
+    }
+    let old = get(old, "metadata");
+    if let Some(metadata) = new.get_mut("metadata") {
+        for key in ["labels", "annotations", "finalizers", "ownerReferences"] {
+            put(metadata, key, get(old, key).clone());
+        }
+    }
+}
+
+/// A resize.
+pub(super) fn resize(errors: &mut ErrorList, new: &Value, old: &Value) {
+    if get(get(get(old, "metadata"), "annotations"), MIRROR).is_string() {
+        return errors.forbidden(&Path::root(""), "static pods cannot be resized");
+    }
+    let (spec, old_spec) = (get(new, "spec"), get(old, "spec"));
+    if text(get(old_spec, "os"), "name") == "windows" {
+        return errors.forbidden(&Path::root(""), "windows pods cannot be resized");
+    }
+    spec::pod(errors, new);
+    annotation_changes(errors, new, old);
+    let old_class = match text(get(old, "status"), "qosClass") {
+        "" => qos_class(old_spec),
+        class => class,
+    };
+    if old_class != qos_class(spec) {
+        let class = text(get(new, "status"), "qosClass");
+        errors.invalid(&SPEC, class, "Pod QOS Class may not change as a result of resizing");
+    }
+    if !is_supported(get(old, "status")) {
+        errors.forbidden(&SPEC, "Pod running on node without support for resize");
+    }
+    let (now, was) = (get(spec, "resources"), get(old_spec, "resources"));
+    let pod_level = [now, was].iter().any(|of| ["requests", "limits"].iter().any(|key| !is_empty(get(of, key))));
+    if pod_level {
+        whole_pod(errors, now, was);
+    }
+    if !order(errors, spec, old_spec) {
+        return;
+    }
+    let before = errors.is_empty();
+    for list in ["initContainers", "containers"] {
+        containers(errors, list, items(spec, list), items(old_spec, list));
+    }
+    if before && errors.is_empty() && !same(&masked(spec, old_spec, pod_level), old_spec) {
+        errors.forbidden(&SPEC, "only cpu and memory resources are mutable");
+    }
+}
+
+fn is_empty(amounts: &Value) -> bool {
+    amounts.as_object().is_none_or(serde_json::Map::is_empty)
+}
+
+/// Whether the pod's node tells what its containers have, as those do that resize.
+fn is_supported(status: &Value) -> bool {
+    let mut all = items(status, "containerStatuses").iter();
+    let running = all.find(|container| get(get(container, "state"), "running").is_object());
+    running.is_none_or(|container| get(container, "resources").is_object())
+}
+
+/// Resources of the whole pod.
+fn whole_pod(errors: &mut ErrorList, now: &Value, was: &Value) {
+    let at = SPEC.child("resources");
+    if was.is_object() && !now.is_object() {
+        return errors.forbidden(&at, "pod-level resources cannot be removed");
+    }
+    if was.is_object() {
+        for (key, what) in [("requests", "requests"), ("limits", "limits")] {
+            if removed(get(now, key), get(was, key)) {
+                errors.forbidden(&at.child(key), &format!("pod-level resource {what} cannot be removed"));
+            }
+        }
+    }
+    if !same(&as_before(now, was), was) {
+        errors.forbidden(&SPEC, "only cpu and memory resources are mutable at pod-level");
+    }
+}
+
+/// Whether an amount was removed.
+fn removed(now: &Value, was: &Value) -> bool {
+    was.as_object().into_iter().flatten().any(|(name, _)| now.get(name).is_none())
+}
+
+/// Whether both have the same containers; says so where they don't.
+fn order(errors: &mut ErrorList, spec: &Value, old: &Value) -> bool {
+    let mut same = true;
+    for list in LISTS {
+        let (at, now, was) = (SPEC.child(list), items(spec, list), items(old, list));
+        if now.len() != was.len() {
+            errors.forbidden(&at, &format!("{list} may not be added or removed on resize"));
+            same = false;
+            continue;
+        }
+        for (i, (now, was)) in now.iter().zip(was).enumerate() {
+            if text(now, "name") != text(was, "name") {
+                let why = format!("{list} may not be renamed or reordered on resize");
+                errors.forbidden(&at.index(i).child("name"), &why);
+                same = false;
+            }
+        }
+    }
+    same
+}
+
+fn containers(errors: &mut ErrorList, list: &str, now: &[Value], was: &[Value]) {
+    let at = SPEC.child(list);
+    for (i, (now, was)) in now.iter().zip(was).enumerate() {
+        let one = at.index(i);
+        let (resources, old) = (get(now, "resources"), get(was, "resources"));
+        let resources_at = one.child("resources");
+        for (key, what) in [("requests", "requests"), ("limits", "limits")] {
+            if removed(get(resources, key), get(old, key)) {
+                errors.forbidden(&resources_at.child(key), &format!("resource {what} cannot be removed"));
+            }
+        }
+        let mut masked = now.clone();
+        put(&mut masked, "resources", as_before(resources, old));
+        let is_init = list == "initContainers";
+        if !same(&masked, was) {
+            if is_init {
+                errors.forbidden(&one, "only cpu and memory resources for init or sidecar containers are mutable");
+            } else {
+                errors.forbidden(&SPEC, "only cpu and memory resources are mutable");
+            }
+        }
+        if is_init && text(now, "restartPolicy") != "Always" && !same(now, was) {
+            for policy in items(now, "resizePolicy") {
+                if text(policy, "restartPolicy") == "RestartContainer" {
+                    let why = "non-sidecar init containers with a resize policy of RestartContainer cannot be resized";
+                    errors.forbidden(&one, why);
+                }
+            }
+        }
+    }
+}
+
+/// Requirements with the amounts of before of what may change.
+fn as_before(now: &Value, was: &Value) -> Value {
+    if now.is_null() {
+        return Value::Null;
+    }
+    let mut masked = now.clone();
+    for key in ["requests", "limits"] {
+        let mut amounts = match get(&masked, key) {
+            Value::Object(amounts) => amounts.clone(),
+            _ => serde_json::Map::new(),
+        };
+        for name in RESIZABLE {
+            match get(was, key).get(name) {
+                Some(amount) => amounts.insert(name.to_owned(), amount.clone()),
+                None => amounts.remove(name),
+            };
+        }
+        let amounts = if amounts.is_empty() { Value::Null } else { Value::Object(amounts) };
+        put(&mut masked, key, amounts);
+    }
+    masked
+}
+
+/// The spec with what may change as it was.
+fn masked(spec: &Value, old: &Value, pod_level: bool) -> Value {
+    let mut masked = spec.clone();
+    for list in LISTS {
+        for (container, was) in items_mut(&mut masked, list).iter_mut().zip(items(old, list)) {
+            let resources = as_before(get(container, "resources"), get(was, "resources"));
+            put(container, "resources", resources);
+        }
+    }
+    if pod_level {
+        let resources = as_before(get(spec, "resources"), get(old, "resources"));
+        put(&mut masked, "resources", resources);
+    }
+    masked
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(resources: Value) -> Value {
+        json!({
+            "metadata": {"name": "p", "namespace": "default"},
+            "spec": {
+                "restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "terminationGracePeriodSeconds": 30,
+                "containers": [{
+                    "name": "c", "image": "i", "imagePullPolicy": "Always", "terminationMessagePolicy": "File",
+                    "terminationMessagePath": "/t", "resources": resources,
+                    "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}],
+                }],
+            },
+        })
+    }
+
+    fn said(mut new: Value, old: &Value) -> Vec<String> {
+        only_resources(&mut new, old);
+        let mut errors = ErrorList::new();
+        resize(&mut errors, &new, old);
+        errors.list().into_iter().map(|error| error.message).collect()
+    }
+
+    #[test]
+    fn amounts_of_cpu_and_memory_change_and_nothing_else() {
+        let old = pod(json!({"requests": {"cpu": "100m", "ephemeral-storage": "1Gi"}}));
+        let mut new = pod(json!({"requests": {"cpu": "200m", "memory": "1Mi", "ephemeral-storage": "1Gi"}}));
+        new["spec"]["containers"][0]["image"] = json!("other");
+        new["metadata"]["labels"] = json!({"a": "b"});
+        assert_eq!(said(new.clone(), &old), Vec::<String>::new());
+        only_resources(&mut new, &old);
+        assert_eq!((&new["spec"]["containers"][0]["image"], &new["metadata"]["labels"]), (&json!("i"), &Value::Null));
+        assert_eq!(new["spec"]["containers"][0]["resources"]["requests"]["cpu"], "200m");
+        let is = |resources: Value, why: &str| {
+            let said = said(pod(resources), &old);
+            assert!(said.iter().any(|said| said.contains(why)), "{why}: {said:?}");
+        };
+        is(json!({"requests": {"ephemeral-storage": "1Gi"}}), "resource requests cannot be removed");
+        is(json!({"requests": {"cpu": "1", "ephemeral-storage": "2Gi"}}), "only cpu and memory resources are mutable");
+        is(json!({"requests": {"cpu": "2", "ephemeral-storage": "1Gi"}, "limits": {"cpu": "1"}}), "must be less than or equal to");
+        is(
+            json!({"requests": {"cpu": "1", "memory": "1Mi", "ephemeral-storage": "1Gi"}, "limits": {"cpu": "1", "memory": "1Mi"}}),
+            "Pod QOS Class may not change as a result of resizing",
+        );
+        let mut policy = pod(json!({"requests": {"cpu": "1", "ephemeral-storage": "1Gi"}}));
+        policy["spec"]["containers"][0]["resizePolicy"][0]["restartPolicy"] = json!("RestartContainer");
+        assert!(said(policy, &old).contains(&"Forbidden: only cpu and memory resources are mutable".to_owned()));
+    }
+
+    #[test]
+    fn containers_stay_as_they_are() {
+        let old = pod(json!({}));
+        let mut more = old.clone();
+        let two = json!({"name": "d", "image": "i"});
+        more["spec"]["containers"].as_array_mut().unwrap().push(two);
+        assert!(said(more, &old).iter().any(|said| said.contains("containers may not be added or removed on resize")));
+        let mut other = old.clone();
+        other["spec"]["containers"][0]["name"] = json!("d");
+        assert!(said(other, &old).iter().any(|said| said.contains("containers may not be renamed or reordered on resize")));
+    }
+
+    #[test]
+    fn who_cannot_be_resized_is_told() {
+        let old = pod(json!({"requests": {"cpu": "1"}}));
+        let new = pod(json!({"requests": {"cpu": "2"}}));
+        let with = |key: &str, value: Value| {
+            let mut old = old.clone();
+            old[key] = value;
+            said(new.clone(), &old)
+        };
+        let mirror = json!({"name": "p", "namespace": "default", "annotations": {MIRROR: "x"}});
+        assert_eq!(with("metadata", mirror), ["Forbidden: static pods cannot be resized"]);
+        let silent = json!({"qosClass": "Burstable", "containerStatuses": [{"name": "c", "state": {"running": {}}}]});
+        assert_eq!(with("status", silent), ["Forbidden: Pod running on node without support for resize"]);
+    }
+
+    #[test]
+    fn a_whole_pods_amounts_change_too() {
+        let with = |resources: Value| {
+            let mut pod = pod(json!({}));
+            pod["spec"]["resources"] = resources;
+            pod
+        };
+        let old = with(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2"}}));
+        assert_eq!(said(with(json!({"requests": {"cpu": "2"}, "limits": {"cpu": "2"}})), &old), Vec::<String>::new());
+        let said_of = |resources: Value| said(with(resources), &old).join("\n");
+        assert!(said_of(Value::Null).contains("pod-level resources cannot be removed"));
+        assert!(said_of(json!({"requests": {"cpu": "1"}})).contains("pod-level resource limits cannot be removed"));
+        let huge = json!({"requests": {"cpu": "1", "hugepages-2Mi": "2Mi"}, "limits": {"cpu": "2", "hugepages-2Mi": "2Mi"}});
+        assert!(said_of(huge).contains("only cpu and memory resources are mutable at pod-level"));
+    }
+}

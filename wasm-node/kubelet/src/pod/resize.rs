@@ -1,0 +1,293 @@
+//! In-place resize (KEP-1287): what of a pod's CPU and memory the node has given it, and what is to come of a wish for other amounts.
+//! Pure. A worker sees the pod with what it was given; the node decides whether more fits beside the others.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodCondition, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use machinery_api::quantity::Quantity;
+use serde_json::json;
+
+use super::admit;
+
+/// The resources that may change.
+const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+/// The conditions that tell of it.
+pub(crate) const PENDING: &str = "PodResizePending";
+pub(crate) const IN_PROGRESS: &str = "PodResizeInProgress";
+
+type Amounts = BTreeMap<String, Wire>;
+
+/// A wish that can't be granted now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// Why.
+    pub(crate) message: String,
+    /// What is wished for, as an event shows it.
+    pub(crate) wished: String,
+}
+
+/// Amounts that were given and are not yet in use everywhere.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Progress {
+    /// The pod's generation that brought them.
+    pub(crate) generation: Option<i64>,
+    /// Why they can't be used yet.
+    pub(crate) error: Option<String>,
+}
+
+fn resizable(pod: &mut Pod) -> impl Iterator<Item = &mut Container> {
+    let spec = pod.spec.as_mut();
+    spec.into_iter().flat_map(|spec| spec.init_containers.iter_mut().flatten().chain(&mut spec.containers))
+}
+
+fn each(pod: &Pod) -> impl Iterator<Item = &Container> {
+    pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
+}
+
+/// Puts in the amounts of `given` that may change.
+fn overlay(resources: &mut Option<ResourceRequirements>, given: Option<&ResourceRequirements>) {
+    let none = ResourceRequirements::default();
+    let given = given.unwrap_or(&none);
+    if resources.is_none() && *given == none {
+        return;
+    }
+    let own = resources.get_or_insert_default();
+    for (amounts, given) in [(&mut own.requests, &given.requests), (&mut own.limits, &given.limits)] {
+        for name in RESIZABLE {
+            match given.as_ref().and_then(|given| given.get(name)) {
+                Some(amount) => {
+                    amounts.get_or_insert_default().insert(name.to_owned(), amount.clone());
+                }
+                None => {
+                    amounts.as_mut().map(|amounts| amounts.remove(name));
+                }
+            }
+        }
+        if amounts.as_ref().is_some_and(BTreeMap::is_empty) {
+            *amounts = None;
+        }
+    }
+}
+
+/// The pod with the CPU and memory that it was given.
+pub(crate) fn given(wished: &Pod, given: &Pod) -> Pod {
+    let mut pod = wished.clone();
+    let of = |name: &str| each(given).find(|container| container.name == name);
+    for container in resizable(&mut pod) {
+        if let Some(before) = of(&container.name) {
+            overlay(&mut container.resources, before.resources.as_ref());
+        }
+    }
+    if let Some(spec) = &mut pod.spec {
+        overlay(&mut spec.resources, given.spec.as_ref().and_then(|spec| spec.resources.as_ref()));
+    }
+    pod
+}
+
+/// Whether two say the same of CPU and memory.
+pub(crate) fn same(a: Option<&ResourceRequirements>, b: Option<&ResourceRequirements>) -> bool {
+    let none = ResourceRequirements::default();
+    let (a, b) = (a.unwrap_or(&none), b.unwrap_or(&none));
+    let equal = |a: &Option<Amounts>, b: &Option<Amounts>, name: &str| {
+        let amount = |of: &Option<Amounts>| of.as_ref()?.get(name).map(|amount| Quantity::parse(&amount.0).ok());
+        amount(a) == amount(b)
+    };
+    RESIZABLE.iter().all(|name| equal(&a.requests, &b.requests, name) && equal(&a.limits, &b.limits, name))
+}
+
+/// Whether two states of a pod say the same of CPU and memory.
+pub(crate) fn same_pod(a: &Pod, b: &Pod) -> bool {
+    let whole = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.resources.clone());
+    same(whole(a).as_ref(), whole(b).as_ref())
+        && each(a).all(|one| {
+            let other = each(b).find(|other| other.name == one.name);
+            other.is_none_or(|other| same(one.resources.as_ref(), other.resources.as_ref()))
+        })
+}
+
+/// The pod with what an earlier run of the agent had given it, as its status tells.
+pub(crate) fn recall(pod: &Pod) -> Pod {
+    let Some(status) = pod.status.as_ref().filter(|status| status.start_time.is_some()) else { return pod.clone() };
+    let told: Vec<&ContainerStatus> =
+        status.init_container_statuses.iter().chain(&status.container_statuses).flatten().collect();
+    let mut recalled = pod.clone();
+    for container in resizable(&mut recalled) {
+        let Some(told) = told.iter().find(|told| told.name == container.name) else { continue };
+        if let (Some(resources), requests) = (&told.resources, &told.allocated_resources) {
+            let requests = requests.clone().or_else(|| resources.requests.clone());
+            overlay(&mut container.resources, Some(&ResourceRequirements { requests, ..resources.clone() }));
+        }
+    }
+    if let (Some(spec), Some(told)) = (&mut recalled.spec, &status.resources)
+        && spec.resources.is_some()
+    {
+        overlay(&mut spec.resources, Some(told));
+    }
+    recalled
+}
+
+/// Whether the wish fits beside the other pods of the node; the error says why not.
+pub(crate) fn fits<'a>(
+    allocatable: &BTreeMap<String, Wire>,
+    others: impl Iterator<Item = &'a Pod> + Clone,
+    wished: &Pod,
+) -> Result<(), String> {
+    match admit::refuse(allocatable, others, wished) {
+        Some((_, message)) => Err(message.strip_prefix("Pod was rejected: ").unwrap_or(&message).to_owned()),
+        None => Ok(()),
+    }
+}
+
+/// Whether a container is to be started again for its new amounts.
+pub(crate) fn restarts(container: &Container, before: Option<&ResourceRequirements>) -> bool {
+    let policies = container.resize_policy.iter().flatten();
+    let named = policies.filter(|policy| policy.restart_policy == "RestartContainer").map(|policy| &policy.resource_name);
+    let none = ResourceRequirements::default();
+    let (now, before) = (container.resources.as_ref().unwrap_or(&none), before.unwrap_or(&none));
+    let amount = |of: &Option<Amounts>, name: &str| of.as_ref()?.get(name).map(|amount| Quantity::parse(&amount.0).ok());
+    named.into_iter().any(|name| {
+        amount(&now.requests, name) != amount(&before.requests, name)
+            || amount(&now.limits, name) != amount(&before.limits, name)
+    })
+}
+
+/// What an event shows of a resize (upstream's form).
+pub(crate) fn summary(pod: &Pod, error: Option<&str>) -> String {
+    let list = |containers: &[Container]| -> Vec<serde_json::Value> {
+        let one = |container: &Container| {
+            json!({"name": container.name, "resources": container.resources.clone().unwrap_or_default()})
+        };
+        containers.iter().map(one).collect()
+    };
+    let spec = pod.spec.clone().unwrap_or_default();
+    let parts = [
+        ("initContainers", list(spec.init_containers.as_deref().unwrap_or_default())),
+        ("containers", list(&spec.containers)),
+    ];
+    let parts = parts.into_iter().filter(|(_, list)| !list.is_empty());
+    let mut fields: Vec<String> = parts.map(|(name, list)| format!("\"{name}\":{}", json!(list))).collect();
+    fields.push(format!("\"generation\":{}", pod.metadata.generation.unwrap_or(0)));
+    fields.extend(error.map(|error| format!("\"error\":{}", json!(error))));
+    format!("{{{}}}", fields.join(","))
+}
+
+/// The conditions of a resize; `known` are those that the pod has, for their times.
+pub(crate) fn conditions(
+    pending: Option<&Pending>,
+    progress: Option<&Progress>,
+    generation: Option<i64>,
+    known: &[PodCondition],
+    now: Timestamp,
+) -> Vec<PodCondition> {
+    let condition = |kind: &str, reason: Option<&str>, message: Option<String>, generation| {
+        let since = known.iter().find(|known| known.type_ == kind).and_then(|known| known.last_transition_time.clone());
+        let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        PodCondition {
+            type_: kind.into(),
+            status: "True".into(),
+            reason: reason.map(Into::into),
+            message,
+            last_transition_time: since.or(Some(Time(now))),
+            last_probe_time: None,
+            observed_generation: generation,
+        }
+    };
+    let pending = pending.map(|of| condition(PENDING, Some("Deferred"), Some(of.message.clone()), generation));
+    let progress = progress.map(|of| {
+        let reason = of.error.as_ref().map(|_| "Error");
+        condition(IN_PROGRESS, reason, of.error.clone(), of.generation)
+    });
+    pending.into_iter().chain(progress).collect()
+}
+
+/// Why memory limits can't be lowered, from what each would be below; none where nothing stands in the way. Words are upstream's.
+pub(crate) fn lowered(each: &[(Option<&str>, u64, u64)]) -> Option<String> {
+    let one = |(name, limit, used): &(Option<&str>, u64, u64)| match name {
+        None => format!("attempting to set pod memory limit ({limit}) below current usage ({used})"),
+        Some(name) => {
+            format!("attempting to set container {name:?} memory limit ({limit}) below current usage ({used})")
+        }
+    };
+    let told: Vec<String> = each.iter().map(one).collect();
+    match &told[..] {
+        [] => None,
+        [one] => Some(format!("cannot decrease memory limits: {one}")),
+        several => Some(format!("cannot decrease memory limits: [{}]", several.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn pod(resources: Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "p", "generation": 2},
+            "spec": {"containers": [{"name": "c", "image": "new", "resources": resources,
+                "resizePolicy": [{"resourceName": "memory", "restartPolicy": "RestartContainer"}]}]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_worker_sees_what_it_was_given() {
+        let wished = pod(json!({"requests": {"cpu": "2", "memory": "1Gi", "ephemeral-storage": "1Gi"}}));
+        let before = pod(json!({"requests": {"cpu": "1", "ephemeral-storage": "5Gi"}, "limits": {"memory": "2Gi"}}));
+        let seen = given(&wished, &before);
+        let want = json!({"requests": {"cpu": "1", "ephemeral-storage": "1Gi"}, "limits": {"memory": "2Gi"}});
+        assert_eq!(seen, pod(want), "what may not change is the pod's own");
+        assert!(same_pod(&seen, &before) && !same_pod(&seen, &wished));
+        assert!(same_pod(&pod(json!({"limits": {"cpu": "1"}})), &pod(json!({"limits": {"cpu": "1000m"}}))));
+        assert!(same_pod(&given(&pod(json!({})), &pod(json!({}))), &pod(json!({}))));
+    }
+
+    #[test]
+    fn an_earlier_run_tells_what_it_had_given() {
+        let mut resized = pod(json!({"requests": {"cpu": "2"}, "limits": {"cpu": "4"}}));
+        assert_eq!(recall(&resized), resized);
+        resized.status = serde_json::from_value(json!({"startTime": "2026-01-01T00:00:00Z", "containerStatuses": [{
+            "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+            "allocatedResources": {"cpu": "1"}, "resources": {"requests": {"cpu": "3"}, "limits": {"cpu": "3"}}}]}))
+        .unwrap();
+        assert!(same_pod(&recall(&resized), &pod(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "3"}}))));
+    }
+
+    #[test]
+    fn policies_say_what_restarts() {
+        let of = |now: Value, before: Value| {
+            let before: ResourceRequirements = serde_json::from_value(before).unwrap();
+            restarts(&pod(now).spec.unwrap().containers[0], Some(&before))
+        };
+        assert!(!of(json!({"limits": {"cpu": "2"}}), json!({"limits": {"cpu": "1"}})));
+        assert!(of(json!({"limits": {"memory": "2"}}), json!({"limits": {"memory": "1"}})));
+        assert!(of(json!({"requests": {"memory": "2"}}), json!({})));
+    }
+
+    #[test]
+    fn what_is_said_of_it() {
+        let pod = pod(json!({"limits": {"cpu": "2"}}));
+        assert_eq!(
+            summary(&pod, None),
+            r#"{"containers":[{"name":"c","resources":{"limits":{"cpu":"2"}}}],"generation":2}"#
+        );
+        assert!(summary(&pod, Some("a \"b\"")).ends_with(r#","generation":2,"error":"a \"b\""}"#));
+        assert_eq!(lowered(&[]), None);
+        assert_eq!(
+            lowered(&[(Some("c"), 1, 2)]).unwrap(),
+            "cannot decrease memory limits: attempting to set container \"c\" memory limit (1) below current usage (2)"
+        );
+        assert!(lowered(&[(None, 1, 2), (Some("c"), 1, 2)]).unwrap().contains("limits: [attempting to set pod memory"));
+        let known: Vec<PodCondition> =
+            serde_json::from_value(json!([{"type": PENDING, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]))
+                .unwrap();
+        let pending = Pending { message: "why".into(), wished: String::new() };
+        let now = conditions(Some(&pending), Some(&Progress::default()), Some(3), &known, Timestamp::UNIX_EPOCH);
+        let told: Vec<_> = now.iter().map(|c| (c.type_.as_str(), c.reason.as_deref(), c.observed_generation)).collect();
+        assert_eq!(told, [(PENDING, Some("Deferred"), Some(3)), (IN_PROGRESS, None, None)]);
+        assert_eq!(now[0].last_transition_time, known[0].last_transition_time);
+    }
+}
