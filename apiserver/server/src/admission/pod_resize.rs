@@ -8,8 +8,7 @@ use serde_json::Value;
 
 use super::{Context, Immediate, Operation};
 
-pub(super) const PLUGIN: Immediate =
-    Immediate { name: "PodResizeValidator", mutate: None, validate: Some(validate) };
+pub(super) const PLUGIN: Immediate = Immediate { name: "PodResizeValidator", mutate: None, validate: Some(validate) };
 
 fn validate(context: &Context<'_>, pod: &Value) -> ApiResult<()> {
     let request = context.request;

@@ -4,12 +4,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, FileKeySelector};
 
 use super::environment::ConfigError;
-use crate::volume::paths::folder;
 
 /// What a file of variables may hold, and one line of it (upstream's bound of a line).
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -24,16 +23,21 @@ pub fn key_of(of: &FileKeySelector) -> (String, String, String) {
     (of.volume_name.clone(), of.path.clone(), of.key.clone())
 }
 
-/// Reads what the container's variables name, below the pod's folder. Never leaves a volume.
-pub fn read(pod_dir: &Path, volumes: &[&str], container: &Container) -> Result<FileValues, ConfigError> {
-    let named = container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref()?.file_key_ref.as_ref());
+/// Reads what the container's variables name; `folder` says where one of the pod's `volumes` lies. Never leaves a volume.
+pub fn read(
+    folder: &dyn Fn(&str) -> PathBuf,
+    volumes: &[&str],
+    container: &Container,
+) -> Result<FileValues, ConfigError> {
+    let named =
+        container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref()?.file_key_ref.as_ref());
     let mut values = FileValues::new();
     for of in named {
         if !volumes.contains(&of.volume_name.as_str()) {
             let why = format!("cannot find the volume {:?} referenced by FileKeyRef", of.volume_name);
             return Err(ConfigError::Bad(why));
         }
-        let volume = folder(pod_dir, &of.volume_name);
+        let volume = folder(&of.volume_name);
         let text = open(&volume, &of.path).map_err(|error| {
             tracing::debug!(path = of.path, %error, "a file of variables cannot be read");
             parse_failed()
@@ -163,7 +167,8 @@ mod tests {
     #[test]
     fn what_is_missing_or_leads_out_is_told() {
         let root = tempfile::tempdir().unwrap();
-        let volume = folder(root.path(), "v");
+        let folder = |name: &str| root.path().join("volumes").join(name);
+        let volume = folder("v");
         std::fs::create_dir_all(volume.join("dir")).unwrap();
         std::fs::write(volume.join("env"), "A='one'\n").unwrap();
         std::fs::write(root.path().join("secret"), "A='leaked'\n").unwrap();
@@ -174,16 +179,15 @@ mod tests {
             let from = json!({"fileKeyRef": {"volumeName": of, "path": path, "key": key, "optional": optional}});
             let container: Container =
                 serde_json::from_value(json!({"name": "c", "env": [{"name": "X", "valueFrom": from}]})).unwrap();
-            let read = read(root.path(), &["v"], &container).map_err(|error| error.to_string());
+            let read = read(&folder, &["v"], &container).map_err(|error| error.to_string());
             read.map(|values| values.into_values().next().unwrap())
         };
         assert_eq!(ask("v", "env", "A", false), Ok(Some("one".into())));
         assert_eq!(ask("v", "env", "B", true), Ok(None));
-        assert!(ask("v", "env", "B", false).unwrap_err().starts_with("environment variable key \"B\" not found in file \""));
-        assert_eq!(
-            ask("w", "env", "A", true),
-            Err("cannot find the volume \"w\" referenced by FileKeyRef".into())
+        assert!(
+            ask("v", "env", "B", false).unwrap_err().starts_with("environment variable key \"B\" not found in file \"")
         );
+        assert_eq!(ask("w", "env", "A", true), Err("cannot find the volume \"w\" referenced by FileKeyRef".into()));
         for path in ["none", "dir", "large", "out", "../../secret", "/etc/passwd"] {
             assert_eq!(ask("v", path, "A", true), Err("couldn't parse env file".into()), "{path}");
         }

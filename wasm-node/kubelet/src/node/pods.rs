@@ -13,10 +13,10 @@ use machinery_client::{Object, Reflector, ReflectorEvent, shared};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::pod::{admit, resize};
-use crate::spec::requests::requested;
 use crate::pod::shared::Shared;
 use crate::pod::worker::{Input, PodView, Worker};
+use crate::pod::{admit, resize};
+use crate::spec::requests::requested;
 
 /// Before a worker that broke a promise of its own is started anew.
 const WORKER_RETRY: Duration = Duration::from_secs(10);
@@ -36,8 +36,7 @@ pub(super) async fn run(node: Arc<Shared>) {
     let reflector = Reflector::of::<Pod>(node.client.clone(), node.parts.env.clone());
     let mut events = reflector.selecting(format!("spec.nodeName={}", node.identity.name)).events();
     let stop = node.stop.clone();
-    let mut pods =
-        Pods { node, workers: BTreeMap::new(), running: JoinSet::new(), wishes: BTreeMap::new(), wished: 0 };
+    let mut pods = Pods { node, workers: BTreeMap::new(), running: JoinSet::new(), wishes: BTreeMap::new(), wished: 0 };
     let mut first = true;
     let pod = |object: Arc<dyn Object>| shared::<Pod>(object);
     loop {

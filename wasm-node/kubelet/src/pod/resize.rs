@@ -144,10 +144,12 @@ pub(crate) fn fits<'a>(
 /// Whether a container is to be started again for its new amounts.
 pub(crate) fn restarts(container: &Container, before: Option<&ResourceRequirements>) -> bool {
     let policies = container.resize_policy.iter().flatten();
-    let named = policies.filter(|policy| policy.restart_policy == "RestartContainer").map(|policy| &policy.resource_name);
+    let named =
+        policies.filter(|policy| policy.restart_policy == "RestartContainer").map(|policy| &policy.resource_name);
     let none = ResourceRequirements::default();
     let (now, before) = (container.resources.as_ref().unwrap_or(&none), before.unwrap_or(&none));
-    let amount = |of: &Option<Amounts>, name: &str| of.as_ref()?.get(name).map(|amount| Quantity::parse(&amount.0).ok());
+    let amount =
+        |of: &Option<Amounts>, name: &str| of.as_ref()?.get(name).map(|amount| Quantity::parse(&amount.0).ok());
     named.into_iter().any(|name| {
         amount(&now.requests, name) != amount(&before.requests, name)
             || amount(&now.limits, name) != amount(&before.limits, name)
@@ -157,9 +159,7 @@ pub(crate) fn restarts(container: &Container, before: Option<&ResourceRequiremen
 /// What an event shows of a resize (upstream's form).
 pub(crate) fn summary(pod: &Pod, error: Option<&str>) -> String {
     let list = |containers: &[Container]| -> Vec<serde_json::Value> {
-        let one = |container: &Container| {
-            json!({"name": container.name, "resources": container.resources.clone().unwrap_or_default()})
-        };
+        let one = |container: &Container| json!({"name": container.name, "resources": container.resources.clone().unwrap_or_default()});
         containers.iter().map(one).collect()
     };
     let spec = pod.spec.clone().unwrap_or_default();
@@ -281,9 +281,10 @@ mod tests {
             "cannot decrease memory limits: attempting to set container \"c\" memory limit (1) below current usage (2)"
         );
         assert!(lowered(&[(None, 1, 2), (Some("c"), 1, 2)]).unwrap().contains("limits: [attempting to set pod memory"));
-        let known: Vec<PodCondition> =
-            serde_json::from_value(json!([{"type": PENDING, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]))
-                .unwrap();
+        let known: Vec<PodCondition> = serde_json::from_value(
+            json!([{"type": PENDING, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]),
+        )
+        .unwrap();
         let pending = Pending { message: "why".into(), wished: String::new() };
         let now = conditions(Some(&pending), Some(&Progress::default()), Some(3), &known, Timestamp::UNIX_EPOCH);
         let told: Vec<_> = now.iter().map(|c| (c.type_.as_str(), c.reason.as_deref(), c.observed_generation)).collect();

@@ -28,7 +28,7 @@ use crate::config::sources::{Known, SourceKind, named_by_environment};
 use crate::image::{Image, ImageError, PullPolicy, Pulled};
 use crate::log::ContainerLog;
 use crate::volume::mounts;
-use crate::volume::paths::message_folder;
+use crate::volume::paths::{folder, message_folder};
 use runtime_api::ledger::Ledger;
 use runtime_api::pipe::pipe;
 use runtime_api::{Admitted, Container, ContainerSpec, CpuQuota, Kind, LoadError, MemoryFiles, Metering, Preopen};
@@ -187,8 +187,7 @@ pub(crate) async fn make(
         places: Arc::new(Semaphore::new(SESSIONS_MAX)),
     };
     let lent = node.pods.sandboxes.lend(&uid, &wire.name, sandbox);
-    let resources = wire.resources.clone();
-    Ok(Made { container, admitted, log, id, settings, resources, termination, _lent: lent })
+    Ok(Made { container, admitted, log, id, settings, resources: wire.resources.clone(), termination, _lent: lent })
 }
 
 /// Who calls when the container calls out.
@@ -269,7 +268,7 @@ async fn file_values(node: &Shared, pod: &Arc<Pod>, wire: &ContainerSpecWire) ->
     let read = tokio::task::spawn_blocking(move || {
         let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
         let volumes: Vec<&str> = volumes.map(|volume| volume.name.as_str()).collect();
-        env_file::read(&dir, &volumes, &wire)
+        env_file::read(&|name| folder(&dir, name), &volumes, &wire)
     });
     read.await.map_err(config)?.map_err(config)
 }

@@ -137,7 +137,9 @@ pub fn shows(api: &PodStatus, wanted: &PodStatus) -> bool {
     let there = api.conditions.as_deref().unwrap_or_default();
     let kept = |of: &PodCondition| wanted.conditions.iter().flatten().any(|own| own.type_ == of.type_);
     let over = there.iter().any(|there| RESIZES.contains(&there.type_.as_str()) && !kept(there));
-    !over && wanted.conditions.iter().flatten().all(|own| there.iter().any(|there| same(own, there))) && own(api) == own(wanted)
+    !over
+        && wanted.conditions.iter().flatten().all(|own| there.iter().any(|there| same(own, there)))
+        && own(api) == own(wanted)
 }
 
 /// Without the empty objects that a server may drop.

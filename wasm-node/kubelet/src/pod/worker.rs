@@ -22,12 +22,12 @@ use super::state::{
 };
 use super::{probe, resize, status, unsupported};
 use crate::image::Image;
+use crate::spec::{containers, requests};
 use crate::volume::manager::{MountEvent, keep};
 use crate::volume::measure::{Subject, Watched};
 use crate::volume::usage::{self, Bounds};
-use crate::spec::{containers, requests};
-use runtime_api::{CpuQuota, MemoryFiles};
 use runtime_api::ledger::{Ledger, Resource};
+use runtime_api::{CpuQuota, MemoryFiles};
 use slot::{Live, Slot};
 
 mod perform;

@@ -113,10 +113,12 @@ mod tests {
     #[test]
     fn a_pod_may_name_its_own_amounts() {
         let pod = |resources: serde_json::Value, containers: serde_json::Value| -> Pod {
-            serde_json::from_value(json!({"metadata": {}, "spec": {"resources": resources, "containers": containers}})).unwrap()
+            serde_json::from_value(json!({"metadata": {}, "spec": {"resources": resources, "containers": containers}}))
+                .unwrap()
         };
         let whole = json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "1Mi"}});
-        let containers = json!([{"name": "a", "resources": {"requests": {"cpu": "400m"}}}, {"name": "b"}, {"name": "c"}]);
+        let containers =
+            json!([{"name": "a", "resources": {"requests": {"cpu": "400m"}}}, {"name": "b"}, {"name": "c"}]);
         let named = pod(whole, containers.clone());
         assert_eq!((requested(&named, "cpu"), left_cpu(&named)), (1000, 300));
         assert_eq!((pod_limit(&named, "cpu"), memory_bound(&named)), (Some(2000), Some(1 << 20)));

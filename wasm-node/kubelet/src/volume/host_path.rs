@@ -20,7 +20,10 @@ pub(crate) fn link(folder: &Path, source: &HostPathVolumeSource, allowed: &[Path
         Found::Folder(real) => point(folder, &real).map_err(|error| error.to_string()),
         Found::File { below, rest } => share(folder, &below, &rest).map_err(|error| match error.kind() {
             io::ErrorKind::CrossesDevices => {
-                format!("hostPath {} lies on another file system than the node's data folder: mount its folder", source.path)
+                format!(
+                    "hostPath {} lies on another file system than the node's data folder: mount its folder",
+                    source.path
+                )
             }
             _ => error.to_string(),
         }),
@@ -89,7 +92,8 @@ enum Found {
 
 /// What is meant, without links on the way to it.
 fn resolve(path: &Path, kind: &str, allowed: &[PathBuf]) -> Result<Found, String> {
-    let folder_of = |real: &Path| allowed.iter().filter_map(|dir| dir.canonicalize().ok()).find(|dir| real.starts_with(dir));
+    let folder_of =
+        |real: &Path| allowed.iter().filter_map(|dir| dir.canonicalize().ok()).find(|dir| real.starts_with(dir));
     let inside = |real: &Path| folder_of(real).is_some();
     let refused = || {
         let path = path.display();
@@ -123,7 +127,9 @@ fn resolve(path: &Path, kind: &str, allowed: &[PathBuf]) -> Result<Found, String
 /// As upstream: an empty file, in a folder that is there.
 fn make_file(path: &Path, below: &Path) -> io::Result<()> {
     use cap_primitives::fs::{OpenOptions, open};
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(io::ErrorKind::NotFound.into()) };
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::NotFound.into());
+    };
     let parent = parent.canonicalize()?;
     let rest = parent.strip_prefix(below).map_err(io::Error::other)?.join(name);
     open(&fs::File::open(below)?, &rest, OpenOptions::new().write(true).create(true)).map(drop)
@@ -151,7 +157,8 @@ mod tests {
         let volume = root_path.join("pod/volumes/v");
         let link = |path: &Path, kind: &str| {
             let source = HostPathVolumeSource { path: path.display().to_string(), type_: Some(kind.into()) };
-            super::link(&volume, &source, std::slice::from_ref(&allowed)).map(|()| fs::read_link(&volume).unwrap_or_default())
+            super::link(&volume, &source, std::slice::from_ref(&allowed))
+                .map(|()| fs::read_link(&volume).unwrap_or_default())
         };
         assert_eq!(link(&allowed.join("data"), "Directory"), Ok(allowed.join("data")));
         assert_eq!(link(&allowed.join("alias"), ""), Ok(allowed.join("data")));
@@ -175,7 +182,8 @@ mod tests {
         assert_eq!(of_file("data/made", "FileOrCreate"), Ok((true, Vec::new())));
         fs::write(allowed.join("data/made"), b"new").unwrap();
         assert_eq!(fs::read(volume.join(FILE)).unwrap(), b"new", "the same file");
-        let no_file = |path: &str| format!("hostPath type check failed: {} is not a file", allowed.join(path).display());
+        let no_file =
+            |path: &str| format!("hostPath type check failed: {} is not a file", allowed.join(path).display());
         assert_eq!(of_file("none", "File"), Err(no_file("none")));
         assert_eq!(of_file("data", "FileOrCreate"), Err(no_file("data")));
         fs::write(other.join("secret"), b"secret").unwrap();

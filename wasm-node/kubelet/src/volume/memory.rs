@@ -138,8 +138,7 @@ fn limit_bytes(pod: &Pod, node_bytes: u64) -> Option<u64> {
         let own = own.and_then(|own| u64::try_from(requests::amount_of(own, "memory")).ok());
         own.filter(|bytes| *bytes > 0).map_or(most, |bytes| bytes.min(most))
     };
-    let each: Vec<u64> =
-        spec.volumes.iter().flatten().filter(|volume| is_in_memory(volume)).map(of_volume).collect();
+    let each: Vec<u64> = spec.volumes.iter().flatten().filter(|volume| is_in_memory(volume)).map(of_volume).collect();
     (!each.is_empty()).then(|| each.into_iter().fold(0, u64::saturating_add).min(most))
 }
 
@@ -147,7 +146,8 @@ fn limit_bytes(pod: &Pod, node_bytes: u64) -> Option<u64> {
 fn sweep(root: &Path) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let Some(folder) = name.to_str().filter(|name| name.starts_with(PREFIX)).and_then(|name| name.strip_suffix(LOCK))
+        let Some(folder) =
+            name.to_str().filter(|name| name.starts_with(PREFIX)).and_then(|name| name.strip_suffix(LOCK))
         else {
             continue;
         };
@@ -211,7 +211,7 @@ mod tests {
     use serde_json::json;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"uid": "u"}, "spec": spec})).unwrap()
+        serde_json::from_value(json!({"metadata": {"uid": "u"}, "spec": spec})).expect("a pod")
     }
 
     #[test]

@@ -12,8 +12,8 @@ use std::path::{Component, Path, PathBuf};
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 use runtime_api::Preopen;
 
-use super::{host_path, is_read_only};
 use super::paths::{file_folder, folder};
+use super::{host_path, is_read_only};
 use crate::config::environment::expand;
 
 /// The container's mounts, for its run number `attempt`; `variable` gives its environment. What `subPath` names is made where it

@@ -2,8 +2,8 @@
 //! held back where `limits.cpu` is used up. Throttled, never killed, as a cgroup would. Where all guests together want more
 //! than there is, `requests.cpu` decides who goes first ([`Turns`](super::shares::Turns)).
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use machinery_env::Env;

@@ -88,13 +88,7 @@ impl Engine {
             volumes::open(preopen).map_err(LoadError::io("looking for a volume"))?;
         }
         let cwd_dir = spec.cwd.as_deref().and_then(|cwd| host_dir(&spec.preopens, cwd));
-        let mut env: Vec<(String, String)> = Vec::with_capacity(spec.env.len());
-        for (name, value) in spec.env {
-            match env.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, known)) => *known = value,
-                None => env.push((name, value)),
-            }
-        }
+        let env = last_values(spec.env);
         let container = spec.name.rsplit('/').next().unwrap_or_default();
         let pre = loaded.prepare(container, &spec.grants)?;
         let (node_calls, share) = (
@@ -134,7 +128,12 @@ impl Engine {
         let shared = Shared {
             guest: Arc::new(guest),
             ledger,
-            cpu: Arc::new(CpuMeter::new(self.env().clone(), spec.limits.cpu_millis, spec.limits.cpu_shares, spec.pod_cpu)),
+            cpu: Arc::new(CpuMeter::new(
+                self.env().clone(),
+                spec.limits.cpu_millis,
+                spec.limits.cpu_shares,
+                spec.pod_cpu,
+            )),
             engine: self.clone(),
             loaded,
             pre,
@@ -238,6 +237,18 @@ impl Drop for Live {
     fn drop(&mut self) {
         self.0.counters.instances_live.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Variables, of which one that is given twice keeps its last value.
+fn last_values(given: Vec<(String, String)>) -> Vec<(String, String)> {
+    let mut env: Vec<(String, String)> = Vec::with_capacity(given.len());
+    for (name, value) in given {
+        match env.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, known)) => *known = value,
+            None => env.push((name, value)),
+        }
+    }
+    env
 }
 
 /// Where a guest's folder lies on the host, by the longest mount path that holds it.

@@ -20,8 +20,8 @@ use wasmtime_wasi::{FsPerms, OpenMode};
 use super::disk_threads::{LATE_AFTER, Late, Line, OwnThreads, Threads};
 use super::volumes;
 use crate::bounds::epoch::Polled;
-use runtime_api::{MemoryFiles, Preopen, TokenBucket};
 use runtime_api::ledger::{Held, Ledger, Level, Resource};
+use runtime_api::{MemoryFiles, Preopen, TokenBucket};
 
 /// Of each second, the milliseconds that one container may spend in flushing to the disk.
 const CONTAINER_SYNC_MILLIS: u64 = 250;

@@ -44,6 +44,12 @@ struct Open {
     _held: Vec<Held>,
 }
 
+/// A write, on whose behalf it is done, and what counts it.
+struct Write {
+    disk: Option<Arc<Disk>>,
+    files: Option<Arc<MemoryFiles>>,
+}
+
 /// A folder that is being listed by [`WasiSnapshotPreview1::fd_readdir`].
 struct Walk {
     fd: u32,
@@ -65,12 +71,10 @@ pub(crate) struct Preview1 {
 impl Preview1 {
     /// `volumes`: where each lies, in the order of the context.
     pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(Anchored, Held)>) -> Self {
-        let open = (FIRST_VOLUME..)
-            .zip(volumes)
-            .map(|(fd, (volume, held))| {
-                let memory = device(&volume.path).and_then(|device| disk.memory_on(device)).cloned();
-                (fd, Open { dir: None, volume: Some(volume), memory, _held: vec![held] })
-            });
+        let open = (FIRST_VOLUME..).zip(volumes).map(|(fd, (volume, held))| {
+            let memory = device(&volume.path).and_then(|device| disk.memory_on(device)).cloned();
+            (fd, Open { dir: None, volume: Some(volume), memory, _held: vec![held] })
+        });
         let open = open.collect();
         Self { wasi, disk, open, walks: Vec::new(), begun: false }
     }
@@ -95,7 +99,7 @@ impl Preview1 {
     }
 
     /// Begins a write: on whose behalf, and what counts it.
-    fn writes(&mut self, fd: types::Fd) -> Result<(Option<Arc<Disk>>, Option<Arc<MemoryFiles>>)> {
+    fn writes(&mut self, fd: types::Fd) -> Result<Write> {
         let files = self.memory(fd);
         if files.as_ref().is_some_and(|files| !files.has_room()) {
             return Err(types::Errno::Nospc.into());
@@ -106,7 +110,7 @@ impl Preview1 {
         if let Some(disk) = &disk {
             disk.changed();
         }
-        Ok((disk, files))
+        Ok(Write { disk, files })
     }
 
     /// Lets a call on a file move as much as the guest asks for.
@@ -372,7 +376,7 @@ impl WasiSnapshotPreview1 for Preview1 {
         fd: types::Fd,
         ciovs: types::CiovecArray,
     ) -> Result<types::Size> {
-        let (disk, files) = self.writes(fd)?;
+        let Write { disk, files } = self.writes(fd)?;
         let written = on(disk, self.wasi.fd_write(memory, fd, ciovs)).await?;
         grew(files, written);
         Ok(written)
@@ -385,7 +389,7 @@ impl WasiSnapshotPreview1 for Preview1 {
         ciovs: types::CiovecArray,
         offset: types::Filesize,
     ) -> Result<types::Size> {
-        let (disk, files) = self.writes(fd)?;
+        let Write { disk, files } = self.writes(fd)?;
         let written = on(disk, self.wasi.fd_pwrite(memory, fd, ciovs, offset)).await?;
         grew(files, written);
         Ok(written)

@@ -4,8 +4,8 @@
 use serde_json::Value;
 
 use super::resources::qos_class;
-use super::update::{MIRROR, annotation_changes, same};
 use super::spec;
+use super::update::{MIRROR, annotation_changes, same};
 use crate::field::{ErrorList, Path};
 use crate::read::{get, items, items_mut, put, text};
 
@@ -253,7 +253,10 @@ mod tests {
         };
         is(json!({"requests": {"ephemeral-storage": "1Gi"}}), "resource requests cannot be removed");
         is(json!({"requests": {"cpu": "1", "ephemeral-storage": "2Gi"}}), "only cpu and memory resources are mutable");
-        is(json!({"requests": {"cpu": "2", "ephemeral-storage": "1Gi"}, "limits": {"cpu": "1"}}), "must be less than or equal to");
+        is(
+            json!({"requests": {"cpu": "2", "ephemeral-storage": "1Gi"}, "limits": {"cpu": "1"}}),
+            "must be less than or equal to",
+        );
         is(
             json!({"requests": {"cpu": "1", "memory": "1Mi", "ephemeral-storage": "1Gi"}, "limits": {"cpu": "1", "memory": "1Mi"}}),
             "Pod QOS Class may not change as a result of resizing",
@@ -272,7 +275,9 @@ mod tests {
         assert!(said(more, &old).iter().any(|said| said.contains("containers may not be added or removed on resize")));
         let mut other = old.clone();
         other["spec"]["containers"][0]["name"] = json!("d");
-        assert!(said(other, &old).iter().any(|said| said.contains("containers may not be renamed or reordered on resize")));
+        assert!(
+            said(other, &old).iter().any(|said| said.contains("containers may not be renamed or reordered on resize"))
+        );
     }
 
     #[test]
@@ -302,7 +307,8 @@ mod tests {
         let said_of = |resources: Value| said(with(resources), &old).join("\n");
         assert!(said_of(Value::Null).contains("pod-level resources cannot be removed"));
         assert!(said_of(json!({"requests": {"cpu": "1"}})).contains("pod-level resource limits cannot be removed"));
-        let huge = json!({"requests": {"cpu": "1", "hugepages-2Mi": "2Mi"}, "limits": {"cpu": "2", "hugepages-2Mi": "2Mi"}});
+        let huge =
+            json!({"requests": {"cpu": "1", "hugepages-2Mi": "2Mi"}, "limits": {"cpu": "2", "hugepages-2Mi": "2Mi"}});
         assert!(said_of(huge).contains("only cpu and memory resources are mutable at pod-level"));
     }
 }

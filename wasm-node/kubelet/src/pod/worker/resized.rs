@@ -11,7 +11,9 @@ const ACTUATE_AGAIN: Duration = Duration::from_secs(1);
 impl Worker {
     /// The pod had these amounts before; `pending` is a wish for others that can't be granted now.
     pub(super) fn take_resize(&mut self, had: &Pod, pending: Option<resize::Pending>) {
-        if let Some(wish) = pending.as_ref().filter(|wish| self.pending.as_ref().is_none_or(|was| was.wished != wish.wished)) {
+        if let Some(wish) =
+            pending.as_ref().filter(|wish| self.pending.as_ref().is_none_or(|was| was.wished != wish.wished))
+        {
             self.note(true, "ResizeDeferred", format!("Pod resize Deferred: {}", wish.wished), None);
         }
         self.pending = pending;
