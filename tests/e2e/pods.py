@@ -8,6 +8,7 @@ from suite import NS, POLL_S, SOON_S, apply, expect, get, kubectl, main, run_kub
 HELLO, UNRULY, LATE, CRASH, WORDCOUNT, LOOP, NOTHING = (
     f"registry.local/{name}:v1" for name in ("hello", "unruly", "late", "crash", "wordcount", "loop", "nothing"))
 MANY = 300  # init containers of one pod
+FLOODERS = 40  # pods whose probes never end
 
 
 def container(name, image, port=None, **more):
@@ -249,6 +250,112 @@ def tcp_probes():
     expect("False", condition("deaf", "Ready")["status"], "a pod that nobody listens in")
 
 
+def hooks():
+    """Hooks of every form: a container counts once the one after its start has ended, and one that fails kills it."""
+    sh = lambda script: {"exec": {"command": ["sh", "-c", script]}}
+    data = {"volumes": [{"name": "data", "emptyDir": {}}]}
+    mount = {"volumeMounts": [{"name": "data", "mountPath": "/data"}]}
+    after = lambda handler, **more: {"lifecycle": {"postStart": handler, **more}}
+    own = {"httpGet": {"port": 8080, "path": "/", "scheme": "HTTPS"}}
+    apply(pod("hooked", container("web", HELLO, 8080, **mount, **after(sh("echo started > /data/hook; sleep 1"), preStop=sh("echo bye >> /data/hook"))),
+              container("next", LOOP, **after(own)), **data),
+          pod("unhooked", container("web", HELLO, 80, **after(sh("echo out; echo why >&2; exit 3")))),
+          pod("once", container("web", HELLO, 80, **after({"tcpSocket": {"port": 80}})), restart="Never"),
+          pod("hanging", container("web", HELLO, 80, **after(sh("sleep 3600"))), terminationGracePeriodSeconds=5))
+    until("the hook goes on", lambda: state("hanging", "web")[0].get("waiting", {}).get("reason") == "ContainerCreating" and any(r == "Started" for r, _, _ in events("hanging")))
+    expect(("Pending", "False"), (status("hanging")["phase"], condition("hanging", "Ready")["status"]), "a container whose hook goes on")
+    took = delete("hanging")
+    expect(True, took < 5 + 5, f"its end took {took:.1f} s")
+    ready("hooked")
+    expect("started\n", kubectl("exec", "hooked", "-c", "web", "--", "cat", "/data/hook"), "what the hook has done")
+    first, second = (state("hooked", c)[0]["running"]["startedAt"] for c in ("web", "next"))
+    expect(True, first < second, f"the next container begins after the hook: {first}, {second}")
+    until("a hook without TLS", lambda: any(r == "LifecycleHTTPFallback" for r, _, _ in events("hooked")))
+    failed = until("the hook has failed", lambda: state("unhooked", "web")[0].get("waiting", {}).get("reason") == "PostStartHookError" and state("unhooked", "web"))
+    words = failed[0]["waiting"]["message"]
+    expect(True, words.startswith("Exec lifecycle hook ([sh -c echo out; echo why >&2; exit 3]) for Container \"web\" in Pod \"unhooked_default("), words)
+    expect(True, words.endswith("failed - error: command 'sh -c echo out; echo why >&2; exit 3' exited with 3: why\n, message: \"out\\nwhy\\n\""), words)
+    until("it backs off", lambda: shown("unhooked") == "CrashLoopBackOff")
+    told = events("unhooked")
+    expect(True, ("FailedPostStartHook", "PostStartHook failed", "spec.containers{web}") in told and ("Killing", "FailedPostStartHook", "spec.containers{web}") in told, told)
+    until("one that starts once has failed", lambda: status("once").get("phase") == "Failed")
+    delete("hooked"), delete("unhooked")
+
+
+def exec_probes():
+    """Probes that run commands: their results, their output, and what they may not do to others."""
+    sh = lambda script, **more: {"exec": {"command": ["sh", "-c", script]}, "periodSeconds": 1, "failureThreshold": 1, **more}
+    data = {"volumes": [{"name": "data", "emptyDir": {}}]}
+    mount = {"volumeMounts": [{"name": "data", "mountPath": "/data"}]}
+    apply(pod("exec-well", container("web", HELLO, 80, readinessProbe=sh("test -e /data/ok", timeoutSeconds=5), **mount), **data),
+          pod("exec-ill", container("web", HELLO, 80, readinessProbe=sh("echo out; echo err >&2; exit 1", timeoutSeconds=5))),
+          pod("exec-slow", container("web", HELLO, 80, livenessProbe=sh("sleep 3600"))),
+          pod("exec-flood", container("web", HELLO, 80, readinessProbe=sh("while true; do echo 0123456789; done"))),
+          pod("exec-none", container("web", HELLO, 80, livenessProbe={"exec": {"command": ["nonesuch"]}, "periodSeconds": 1, "failureThreshold": 1})))
+    say = lambda name, words: until(f"{name} is told: {words}", lambda: any(r == "Unhealthy" and words in m for r, m, _ in events(name)))
+    say("exec-ill", "Readiness probe failed: out\nerr\n")
+    say("exec-slow", "Liveness probe failed: command timed out: ")
+    say("exec-flood", "Readiness probe failed: command timed out: ")
+    say("exec-none", 'Liveness probe errored and resulted in unknown state: failed to exec in container: exec: "nonesuch": executable file not found in $PATH')
+    until("it is started again", lambda: state("exec-slow", "web")[1].get("restartCount", 0) >= 1)
+    expect(0, state("exec-none", "web")[1]["restartCount"], "a probe that cannot be made")
+    expect("False", condition("exec-well", "Ready")["status"], "before its file is there")
+    kubectl("exec", "exec-well", "--", "touch", "/data/ok")
+    ready("exec-well")
+    kubectl("exec", "exec-well", "--", "rm", "/data/ok")
+    until("it is not ready any more", lambda: condition("exec-well", "Ready")["status"] == "False")
+    for name in ("exec-well", "exec-ill", "exec-slow", "exec-flood", "exec-none"):
+        delete(name, "--grace-period=5")
+
+
+def probes_elsewhere():
+    """Probes by gRPC, by TLS, and of another host: never of this machine's own."""
+    get_ = lambda port, **more: {"httpGet": {"port": port, **more}, "periodSeconds": 1, "failureThreshold": 1}
+    apply(pod("asked", container("web", HELLO, 80)), service("asked", main=80))
+    ready("asked")
+    own = CLUSTER.port
+    each = {
+        "to-service": (get_(80, host="asked", path="/"), None),
+        "to-port": ({"tcpSocket": {"port": 80, "host": "asked"}, "periodSeconds": 1}, None),
+        "to-tls": (get_(80, scheme="HTTPS"), "http: server gave HTTP response to HTTPS client"),
+        "to-host": (get_(own, host="127.0.0.1", scheme="HTTPS", path="/livez"), "connection refused"),
+        "to-machine": ({"tcpSocket": {"port": own, "host": "127.0.0.2"}, "periodSeconds": 1}, "connection refused"),
+        "to-link": (get_(80, host="169.254.169.254", path="/"), "are not allowed"),
+        "to-grpc": ({"grpc": {"port": 80}, "periodSeconds": 1}, "this server does not implement the grpc health protocol (grpc.health.v1.Health): unexpected HTTP status code received from server: 404 (Not Found)"),
+        "to-nobody": ({"grpc": {"port": 81}, "periodSeconds": 1}, "timeout: failed to connect service"),
+    }
+    apply(*(pod(name, container("web", HELLO, 80, readinessProbe=probe)) for name, (probe, _) in each.items()))
+    for name, (_, words) in each.items():
+        if words is None:
+            ready(name)
+        else:
+            until(f"{name} is told: {words}", lambda: any(r == "Unhealthy" and words in m for r, m, _ in events(name)))
+            expect("False", condition(name, "Ready")["status"], name)
+    kubectl("delete", "pod", "--wait=false", "--grace-period=1", *each)
+
+
+def probe_flood():
+    """Hundreds of probes a second of one namespace, each a command, beside a neighbour that serves."""
+    apply(pod("calm", container("web", HELLO, 80)), service("calm", main=80))
+    ready("calm")
+    ip = ip_of("calm")
+    until("it answers", lambda: ask(ip, 80)[0] == 200)
+    probe = {"exec": {"command": ["sh", "-c", "while true; do :; done"]}, "periodSeconds": 1, "failureThreshold": 1000}
+    names = [f"probed-{n}" for n in range(FLOODERS)]
+    apply(*(pod(name, container("web", HELLO, 80, readinessProbe=probe), terminationGracePeriodSeconds=2) for name in names))
+    until("they are probed", lambda: sum(1 for e in get(f"{NS}/events")["items"] if e["reason"] == "Unhealthy" and e["involvedObject"]["name"].startswith("probed-")) >= FLOODERS // 2)
+    slowest, until_ = 0.0, time.monotonic() + 5
+    while time.monotonic() < until_:
+        at = time.monotonic()
+        expect(200, ask(ip, 80)[0], "the neighbour")
+        slowest = max(slowest, time.monotonic() - at)
+        time.sleep(POLL_S)
+    expect("1\n", kubectl("exec", "calm", "--", "sh", "-c", "echo 1"), "a session beside them")
+    began = time.monotonic()
+    kubectl("delete", "pod", "--wait=true", "--timeout=60s", *names)
+    return f"{FLOODERS} probes that burn, the neighbour's slowest answer {slowest * 1000:.0f} ms, {time.monotonic() - began:.1f} s to delete them"
+
+
 def debugging():
     """`kubectl debug`: a container that is added, sees what its target sees, and ends."""
     texts = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "looked-at"}, "data": {"a.txt": "one two"}}
@@ -282,7 +389,8 @@ def again():
     ready("again")
 
 
-CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, debugging, many, again)
+CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, hooks, exec_probes, probes_elsewhere,
+         probe_flood, debugging, many, again)
 
 
 main(CASES, at_once=4)

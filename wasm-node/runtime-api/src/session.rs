@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 
 use super::pipe::{PipeReader, PipeWriter};
-use super::{LoadError, LogSink, Outcome, StopSignal};
+use super::{LoadError, LogSink, NodeCall, Outcome, StopSignal};
 
 /// What a command reads and writes in place of an empty input and its container's log.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +32,9 @@ pub struct ExecSpec {
     pub stdio: Stdio,
     /// Takes the node's own lines, such as a trap's backtrace.
     pub log: Arc<dyn LogSink>,
+    /// Set where the node itself asks for it, for a probe or a hook: it has places of its own, and waits for one and for
+    /// memory when it is run.
+    pub node_call: Option<NodeCall>,
 }
 
 /// Why there is no session.

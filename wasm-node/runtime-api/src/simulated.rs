@@ -120,14 +120,15 @@ impl Runtime for SimulatedRuntime {
         Ok(Arc::new(Scripted { digest: digest.to_owned(), script: Script::parse(&text)? }))
     }
 
+    /// Whatever it is, its arguments are its script.
     async fn load_command(
         &self,
-        _: &str,
+        digest: &str,
         _: &Path,
         _: Metering,
         _: &str,
     ) -> Result<Option<Arc<dyn Module>>, LoadError> {
-        Ok(None)
+        Ok(Some(Arc::new(Scripted { digest: digest.to_owned(), script: Script::parse("command")? })))
     }
 
     fn compiled(&self) -> std::io::Result<BTreeMap<String, u64>> {
@@ -249,23 +250,13 @@ impl Container for Simulated {
 
     async fn run(&self, _admitted: Admitted, stop: BoxFuture<'static, StopSignal>) -> Outcome {
         let _live = Live::begin(&self.0);
-        let ends = async {
-            match self.0.script.after {
-                Some(after) => tokio::time::sleep(after).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = ends => Outcome::exit(self.0.script.exit),
-            signal = stop => {
-                let exit_code = signal.exit_code();
-                Outcome { exit_code, reason: OutcomeReason::Error, message: None }
-            }
-        }
+        ended(&self.0.script, stop).await
     }
 
-    fn exec(&self, _: &Arc<dyn Module>, _: ExecSpec) -> Result<Box<dyn Session>, ExecError> {
-        Err(LoadError::Unsupported("a script has no sessions".into()).into())
+    fn exec(&self, _: &Arc<dyn Module>, spec: ExecSpec) -> Result<Box<dyn Session>, ExecError> {
+        let words = spec.argv.get(1..).unwrap_or_default();
+        let script = Script::parse(&format!("command {}", words.join(" ")))?;
+        Ok(Box::new(ScriptedSession { script, spec }))
     }
 
     fn serve(&self) -> Result<Arc<dyn Server>, LoadError> {
@@ -277,6 +268,36 @@ impl Container for Simulated {
 
     async fn try_instantiate(&self) -> Trial {
         self.0.script.trial.clone()
+    }
+}
+
+/// A command beside a container: `NAME exit=1 after=10 says=x` ends so, and says so on its standard output.
+struct ScriptedSession {
+    script: Script,
+    spec: ExecSpec,
+}
+
+#[async_trait]
+impl Session for ScriptedSession {
+    async fn run(self: Box<Self>, stop: BoxFuture<'static, StopSignal>) -> Outcome {
+        if let (Some(says), Some(stdout)) = (&self.script.says, &self.spec.stdio.stdout) {
+            let _ = stdout.write(format!("{says}\n").into());
+        }
+        ended(&self.script, stop).await
+    }
+}
+
+/// How a command ends by its script, or by `stop`.
+async fn ended(script: &Script, stop: BoxFuture<'static, StopSignal>) -> Outcome {
+    let ends = async {
+        match script.after {
+            Some(after) => tokio::time::sleep(after).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = ends => Outcome::exit(script.exit),
+        signal = stop => Outcome { exit_code: signal.exit_code(), reason: OutcomeReason::Error, message: None },
     }
 }
 

@@ -6,6 +6,8 @@
 mod collect;
 mod eviction;
 mod heartbeat;
+#[cfg(test)]
+mod hooks;
 mod lease;
 #[cfg(test)]
 mod life;

@@ -6,11 +6,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::backoff::BackOff;
-use super::event::{Action, CellEvent, Class, ContainerPolicy, LifecyclePolicy, ProbeKind, Restart};
+use super::event::{
+    Action, CellEvent, Class, ContainerPolicy, LifecyclePolicy, PostStart, ProbeKind, ProbeResult, Restart,
+};
 pub use super::stage::{CellStage, Exit, Running, StopReason, Wait};
 
 /// Between a failed pull and the back-off that it is then said to be in, so that both reasons can be seen.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
+/// The same between a hook that failed and what follows.
+const HOOK_ERROR_SHOWN: Duration = PULL_ERROR_SHOWN;
 /// What can't begin for its configuration is tried again so often, besides whenever an object that it names changes
 /// (upstream's period).
 const RETRY: Duration = Duration::from_secs(10);
@@ -59,6 +63,11 @@ impl CellContext<'_> {
 
     fn warning(&self, reason: &'static str, message: impl Into<String>) -> Action {
         self.note(true, reason, message)
+    }
+
+    /// Upstream's words, which tell nothing that the hook was answered.
+    fn hook_failed(&self) -> Action {
+        self.warning("FailedPostStartHook", "PostStartHook failed")
     }
 
     fn probe_the_rest(&self, actions: &mut Vec<Action>) {
@@ -192,6 +201,21 @@ impl Cell {
                 }
             }
             CellEvent::HookFailed => actions.push(around.warning("FailedPreStopHook", "PreStopHook failed")),
+            CellEvent::HookFellBack { host } => {
+                let message =
+                    format!("request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded");
+                actions.push(Action::EventRecord {
+                    warning: true,
+                    reason: "LifecycleHTTPFallback",
+                    message,
+                    container: None,
+                });
+            }
+            CellEvent::Hooked { attempt, failure } => {
+                if attempt == self.current() {
+                    self.hooked(around, failure, actions);
+                }
+            }
             CellEvent::Closed => {
                 if let CellStage::Stopping { running, .. } = &mut self.stage {
                     running.ready = false;
@@ -204,9 +228,9 @@ impl Cell {
                     self.tried(around, broken, actions);
                 }
             }
-            CellEvent::Probed { attempt, kind, failure } => {
+            CellEvent::Probed { attempt, kind, result } => {
                 if attempt == self.current() {
-                    self.probed(around, kind, failure, actions);
+                    self.probed(around, kind, result, actions);
                 }
             }
             CellEvent::Exited { attempt, code, reason, message } if attempt == self.current() => {
@@ -236,6 +260,10 @@ impl Cell {
                 self.stage = CellStage::Waiting { wait: Wait::PullBackOff { message }, until };
             }
             Wait::Config { .. } => self.begin_start(around, actions),
+            Wait::Hook { .. } => {
+                let finished = self.exit.as_ref().map_or(around.now, |exit| exit.finished);
+                self.again(around, finished, actions);
+            }
             Wait::Pull { .. } | Wait::PullBackOff { .. } | Wait::Crash { .. } => self.prepare(around, actions),
         }
     }
@@ -259,7 +287,7 @@ impl Cell {
         match &self.stage {
             // As upstream: one that runs once is left to its end.
             CellStage::Running(_) if self.class == Class::Init => {}
-            CellStage::Running(running) => {
+            CellStage::Running(_) => {
                 let name = &around.own.name;
                 let message = match self.class {
                     Class::Sidecar => format!("Init container {name} definition changed"),
@@ -267,7 +295,8 @@ impl Cell {
                 };
                 actions.push(around.normal("Killing", message));
                 actions.push(Action::Stop { container: around.index, grace: around.rules.grace });
-                self.stage = CellStage::Stopping { running: running.clone(), why: StopReason::Changed };
+                self.hook_over(false);
+                self.is_stopped(StopReason::Changed);
             }
             CellStage::Pulling | CellStage::Starting => self.prepare(around, actions),
             CellStage::Waiting { wait: Wait::Pull { .. } | Wait::PullBackOff { .. } | Wait::Config { .. }, .. } => {
@@ -318,26 +347,74 @@ impl Cell {
 
     fn started(&mut self, around: &CellContext<'_>, container_id: String, actions: &mut Vec<Action>) {
         self.attempt = Some(self.next_attempt());
-        if let Some(exit) = self.exit.take() {
-            self.last = Some(exit);
-        }
         actions.push(around.normal("Created", "Container created"));
         actions.push(around.normal("Started", "Container started"));
         let own = around.own;
-        self.passed |= self.class == Class::Sidecar && own.startup.is_none();
         self.stage = CellStage::Running(Running {
             since: around.now,
             container_id,
+            hooking: true,
             started: own.startup.is_none(),
             ready: own.readiness.is_none(),
             instantiable: true,
             unprobed: true,
             rows: [(true, 0); 3],
         });
+        if own.post_start.is_some() {
+            actions.push(Action::Hook(around.index));
+        } else {
+            self.counts(around, actions);
+        }
+    }
+
+    /// Whether the hook after its start goes on, or has failed and the container is being stopped for that.
+    #[must_use]
+    pub fn hooking(&self) -> bool {
+        match &self.stage {
+            CellStage::Running(running) | CellStage::Stopping { running, .. } => running.hooking,
+            _ => false,
+        }
+    }
+
+    /// The hook after its start is no more what it waits for. `well`: it is as good as one that has none.
+    fn hook_over(&mut self, well: bool) {
+        let (CellStage::Running(running) | CellStage::Stopping { running, .. }) = &mut self.stage else { return };
+        if std::mem::take(&mut running.hooking) {
+            running.ready &= well;
+            running.started &= well;
+            // Until then its status was that of a container that is still to come.
+            if let Some(exit) = self.exit.take() {
+                self.last = Some(exit);
+            }
+        }
+    }
+
+    /// It counts as running from now on.
+    fn counts(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
+        self.hook_over(true);
+        let own = around.own;
+        self.passed |= self.class == Class::Sidecar && own.startup.is_none();
         if own.startup.is_some() {
             actions.push(Action::Probe(around.index, ProbeKind::Startup));
         } else {
             around.probe_the_rest(actions);
+        }
+    }
+
+    /// The hook after its start has ended.
+    fn hooked(&mut self, around: &CellContext<'_>, failure: Option<String>, actions: &mut Vec<Action>) {
+        let CellStage::Running(Running { hooking: true, .. }) = &self.stage else { return };
+        let Some(message) = failure else { return self.counts(around, actions) };
+        actions.push(around.hook_failed());
+        actions.push(around.normal("Killing", "FailedPostStartHook"));
+        actions.push(Action::Stop { container: around.index, grace: around.rules.grace });
+        self.is_stopped(StopReason::Hook { message });
+    }
+
+    /// What ran is being stopped.
+    fn is_stopped(&mut self, why: StopReason) {
+        if let CellStage::Running(running) = &self.stage {
+            self.stage = CellStage::Stopping { running: running.clone(), why };
         }
     }
 
@@ -354,15 +431,23 @@ impl Cell {
         }
     }
 
-    fn probed(
-        &mut self,
-        around: &CellContext<'_>,
-        kind: ProbeKind,
-        failure: Option<String>,
-        actions: &mut Vec<Action>,
-    ) {
+    fn probed(&mut self, around: &CellContext<'_>, kind: ProbeKind, result: ProbeResult, actions: &mut Vec<Action>) {
         let CellStage::Running(running) = &mut self.stage else { return };
         let Some(thresholds) = around.own.thresholds(kind) else { return };
+        let word = kind.word();
+        let failure = match result {
+            ProbeResult::Passed => None,
+            ProbeResult::Failed(why) => Some(why),
+            ProbeResult::Warned(what) => {
+                actions.push(around.warning("ProbeWarning", format!("{word} probe warning: {what}")));
+                None
+            }
+            ProbeResult::Errored(why) => {
+                let message = format!("{word} probe errored and resulted in unknown state: {why}");
+                actions.push(around.warning("Unhealthy", message));
+                return;
+            }
+        };
         let good = failure.is_none();
         let row = &mut running.rows[kind as usize];
         *row = if row.0 == good { (good, row.1.saturating_add(1)) } else { (good, 1) };
@@ -371,7 +456,7 @@ impl Cell {
             running.unprobed = false;
         }
         if let Some(failure) = failure {
-            actions.push(around.warning("Unhealthy", format!("{} probe failed: {failure}", kind.word())));
+            actions.push(around.warning("Unhealthy", format!("{word} probe failed: {failure}")));
             if times < thresholds.failure {
                 return;
             }
@@ -382,7 +467,7 @@ impl Cell {
             actions.push(around.normal("Killing", failed_probe(around.own, kind)));
             let grace = thresholds.grace.unwrap_or(around.rules.grace);
             actions.push(Action::Stop { container: around.index, grace });
-            self.stage = CellStage::Stopping { running: running.clone(), why: StopReason::Probe };
+            self.is_stopped(StopReason::Probe);
         } else if times >= thresholds.success {
             match kind {
                 ProbeKind::Readiness => running.ready = true,
@@ -407,8 +492,12 @@ impl Cell {
         actions: &mut Vec<Action>,
     ) {
         let container = around.index;
+        let hooks = matches!(self.stage, CellStage::Running(_)) && self.hooking();
+        self.hook_over(false);
         match &mut self.stage {
             CellStage::Running(running) => {
+                // As upstream, where the hook is broken off with what else is done to begin the pod.
+                actions.extend(hooks.then(|| around.hook_failed()));
                 actions.push(around.normal("Killing", format!("Stopping container {}", around.own.name)));
                 actions.push(Action::Stop { container, grace });
                 self.stage = CellStage::Stopping { running: running.clone(), why: reason.clone() };
@@ -439,8 +528,13 @@ impl Cell {
     ) {
         let why = match &self.stage {
             CellStage::Stopping { why, .. } => Some(why.clone()),
+            CellStage::Running(running) if running.hooking && around.own.post_start == Some(PostStart::Call) => {
+                actions.push(around.hook_failed());
+                None
+            }
             _ => None,
         };
+        self.hook_over(false);
         let (CellStage::Running(running) | CellStage::Stopping { running, .. }) = &self.stage else { return };
         let mut exit = Exit {
             code,
@@ -463,10 +557,13 @@ impl Cell {
             return;
         }
         self.exit = Some(exit);
-        if why == Some(StopReason::Changed) && !around.closing {
-            self.prepare(around, actions);
-        } else {
-            self.follow_exit(around, actions);
+        match why {
+            Some(StopReason::Changed) if !around.closing => self.prepare(around, actions),
+            Some(StopReason::Hook { message }) if !around.closing && around.own.restarts(code) => {
+                let wait = Wait::Hook { message };
+                self.stage = CellStage::Waiting { wait, until: after(around.now, HOOK_ERROR_SHOWN) };
+            }
+            _ => self.follow_exit(around, actions),
         }
     }
 

@@ -64,6 +64,28 @@ impl RestartRule {
     }
 }
 
+/// What a container's `postStart` hook is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PostStart {
+    /// It waits, whatever becomes of the container meanwhile.
+    Sleep,
+    /// It calls the container, and fails where that has ended.
+    Call,
+}
+
+/// What a probe has found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeResult {
+    /// All is well.
+    Passed,
+    /// It is, and there is something to say.
+    Warned(String),
+    /// It isn't: what is wrong.
+    Failed(String),
+    /// The probe could not be made, for no reason of the container's: it counts neither way.
+    Errored(String),
+}
+
 /// What of a container's spec decides about its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerPolicy {
@@ -83,6 +105,8 @@ pub struct ContainerPolicy {
     pub readiness: Option<Thresholds>,
     /// See above.
     pub liveness: Option<Thresholds>,
+    /// What must have ended before it counts as running.
+    pub post_start: Option<PostStart>,
 }
 
 /// What of a pod's spec decides about its life.
@@ -202,8 +226,20 @@ pub enum CellEvent {
         attempt: u32,
         /// Which.
         kind: ProbeKind,
-        /// An error where it failed.
+        /// What it says.
+        result: ProbeResult,
+    },
+    /// The hook after the container's start has ended.
+    Hooked {
+        /// Of which start.
+        attempt: u32,
+        /// What is wrong where it failed.
         failure: Option<String>,
+    },
+    /// A hook that asked by HTTPS was answered by HTTP, which is what it made do with.
+    HookFellBack {
+        /// Whom it asked.
+        host: String,
     },
     /// The container has ended.
     Exited {
@@ -245,6 +281,8 @@ pub enum Action {
     },
     /// Begin to probe a container.
     Probe(usize, ProbeKind),
+    /// Call the hook after a container's start.
+    Hook(usize),
     /// Stop a container in order, within the grace period; said again, only the period changes.
     Stop {
         /// Which.

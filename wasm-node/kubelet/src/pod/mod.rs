@@ -3,15 +3,17 @@
 
 pub mod addresses;
 pub mod admit;
+mod ask;
 pub(crate) mod attached;
 pub mod backoff;
 pub mod cell;
+pub mod check;
 pub mod event;
 mod listen;
 mod message;
 pub mod order;
-mod pod_http;
 mod probe;
+pub(crate) mod program;
 pub(crate) mod resize;
 mod runner;
 pub(crate) mod sandbox;

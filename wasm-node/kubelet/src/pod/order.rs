@@ -2,7 +2,7 @@
 //! each event and never stored. Pure.
 
 use super::cell::{Cell, CellStage};
-use super::event::Class;
+use super::event::{Class, ContainerPolicy, LifecyclePolicy};
 
 /// Whether all have passed that the pod's own containers wait for.
 #[must_use]
@@ -11,13 +11,18 @@ pub fn initialized(cells: &[Cell]) -> bool {
 }
 
 /// Those whose turn to begin has come: the first init container that those behind it wait for, else the pod's own; ephemeral
-/// ones at any time.
-pub(super) fn begin(cells: &[Cell]) -> Vec<usize> {
+/// ones at any time. As upstream, where one of the pod's own has a hook after its start, those behind it wait for that.
+pub(super) fn begin(cells: &[Cell], rules: &LifecyclePolicy) -> Vec<usize> {
     let waits = |cell: &Cell| matches!(cell.class, Class::Init | Class::Sidecar) && !cell.passed;
     let first = cells.iter().position(waits);
+    let holds_back = |(cell, own): (&Cell, &ContainerPolicy)| {
+        let comes = matches!(cell.stage, CellStage::Idle | CellStage::Pulling | CellStage::Starting);
+        cell.class == Class::Main && own.post_start.is_some() && (comes || cell.hooking())
+    };
+    let held = cells.iter().zip(&rules.containers).position(holds_back);
     let has_turn = |(index, cell): &(usize, &Cell)| match cell.class {
         Class::Init | Class::Sidecar => Some(*index) == first,
-        Class::Main => first.is_none(),
+        Class::Main => first.is_none() && held.is_none_or(|held| *index <= held),
         Class::Ephemeral => true,
     };
     let idle = cells.iter().enumerate().filter(|(_, cell)| cell.stage == CellStage::Idle);

@@ -13,6 +13,7 @@ use runtime_api::Kind;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::ask::Asker;
 use super::message;
 use super::shared::Shared;
 use super::start::{Made, Refused};
@@ -77,6 +78,11 @@ impl Context {
             message,
             source: None,
         });
+    }
+
+    /// Asks the container, where its pod has an address.
+    pub(crate) fn asker(&self) -> Option<Asker> {
+        Some(Asker::new(&self.node, &self.pod, &self.container.name, self.ip?))
     }
 
     /// Reads what the container leaves when it has ended; told whether it failed. Reads files.

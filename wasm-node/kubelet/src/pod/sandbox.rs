@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use runtime_api::pipe::PipeWriter;
-use runtime_api::{Container, Metering};
+use runtime_api::{Container, LoadError, Metering, Module};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::attached::Attached;
+use super::program::{self, Program};
 use super::settings::ExecAccess;
 use crate::image::{Image, Images};
 
@@ -34,6 +35,24 @@ pub(crate) struct Sandbox {
     pub(crate) tty: bool,
     /// Places of its sessions.
     pub(crate) places: Arc<Semaphore>,
+}
+
+impl Sandbox {
+    /// The program that a session names: the container's own where that is a command, else the node's where it may have that.
+    pub(crate) async fn program(
+        &self,
+        wanted: &str,
+        has_toolbox: bool,
+    ) -> Result<Option<(Program, Arc<dyn Module>)>, LoadError> {
+        let own = self.image.argv.first().map(String::as_str);
+        let program = program::resolve(wanted, own, has_toolbox);
+        let module = match program {
+            Program::Own => self.images.load_command(&self.image, self.metering, &self.namespace).await?,
+            Program::Toolbox => self.images.load_toolbox(self.metering, &self.namespace).await?,
+            Program::NotFound => None,
+        };
+        Ok(module.map(|module| (program, module)))
+    }
 }
 
 /// A pod's uid and a container's name.

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, HTTPGetAction, Pod, Probe};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod, Probe};
 use machinery_api::names;
 use machinery_api::quantity::Quantity;
 
-use super::state::{Class, ContainerPolicy, LifecyclePolicy, ProbeKind, Restart, RestartRule, Thresholds};
+use super::check::HookSpec;
+use super::state::{Class, ContainerPolicy, LifecyclePolicy, PostStart, Restart, RestartRule, Thresholds};
 use super::status::pod_text;
 use crate::spec::{containers, requests};
 use runtime_api::{CONCURRENCY_DEFAULT, Grants, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
@@ -65,6 +65,10 @@ fn container_rules(class: Class, container: &Container, pod: Restart) -> Contain
         startup: container.startup_probe.as_ref().map(thresholds),
         readiness: container.readiness_probe.as_ref().map(thresholds),
         liveness: container.liveness_probe.as_ref().map(thresholds),
+        post_start: HookSpec::post_start(container).map(|hook| match hook {
+            HookSpec::Sleep(_) => PostStart::Sleep,
+            HookSpec::Exec(_) | HookSpec::Http(_) | HookSpec::Invalid => PostStart::Call,
+        }),
     }
 }
 
@@ -77,7 +81,7 @@ fn restart_rule(rule: &ContainerRestartRule) -> Option<RestartRule> {
     })
 }
 
-fn count(value: Option<i32>, default: u32) -> u32 {
+pub(super) fn count(value: Option<i32>, default: u32) -> u32 {
     value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default)
 }
 
@@ -88,91 +92,6 @@ fn thresholds(probe: &Probe) -> Thresholds {
         grace: probe
             .termination_grace_period_seconds
             .map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0))),
-    }
-}
-
-/// One probe's doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProbeSpec {
-    /// From the container's start.
-    pub initial_delay: Duration,
-    /// From one to the next.
-    pub period: Duration,
-    /// How long one may take.
-    pub timeout: Duration,
-    /// What is asked for.
-    pub check: Check,
-}
-
-/// What a probe asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Check {
-    /// A good answer.
-    Http(Get),
-    /// That a connection is taken.
-    Tcp(Port),
-}
-
-/// A port as the spec names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Port {
-    /// Its number; none where the name is no port's.
-    pub number: Option<u16>,
-    /// As it is written.
-    pub text: String,
-}
-
-/// An HTTP request to the pod itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Get {
-    /// The port.
-    pub port: Port,
-    /// Path and query.
-    pub path: String,
-    /// More headers.
-    pub headers: Vec<(String, String)>,
-}
-
-/// The probe of that kind, where this node can make it.
-#[must_use]
-pub fn probe(container: &Container, kind: ProbeKind) -> Option<ProbeSpec> {
-    let probe = match kind {
-        ProbeKind::Startup => &container.startup_probe,
-        ProbeKind::Readiness => &container.readiness_probe,
-        ProbeKind::Liveness => &container.liveness_probe,
-    };
-    let probe = probe.as_ref()?;
-    let seconds = |value, default| Duration::from_secs(u64::from(count(value, default)));
-    let check = match (&probe.http_get, &probe.tcp_socket) {
-        (Some(action), _) => Check::Http(get(container, action)),
-        (None, Some(action)) => Check::Tcp(port(container, &action.port)),
-        (None, None) => return None,
-    };
-    Some(ProbeSpec {
-        initial_delay: seconds(probe.initial_delay_seconds, 0),
-        period: seconds(probe.period_seconds, 10),
-        timeout: seconds(probe.timeout_seconds, 1),
-        check,
-    })
-}
-
-/// A request to the pod, of a probe or a hook.
-#[must_use]
-pub fn get(container: &Container, action: &HTTPGetAction) -> Get {
-    let path = action.path.clone().unwrap_or_default();
-    let path = if path.starts_with('/') { path } else { format!("/{path}") };
-    let headers = action.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone()));
-    Get { port: port(container, &action.port), path, headers: headers.collect() }
-}
-
-fn port(container: &Container, of: &IntOrString) -> Port {
-    match of {
-        IntOrString::Int(port) => Port { number: u16::try_from(*port).ok(), text: port.to_string() },
-        IntOrString::String(name) => {
-            let named = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(name));
-            let port = named.map(|port| port.container_port).or_else(|| name.parse().ok());
-            Port { number: port.and_then(|port| u16::try_from(port).ok()), text: name.clone() }
-        }
     }
 }
 

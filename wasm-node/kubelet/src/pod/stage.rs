@@ -28,6 +28,8 @@ pub struct Running {
     pub since: Timestamp,
     /// Its id.
     pub container_id: String,
+    /// The hook after its start goes on, or has failed: until that has ended it doesn't count as running.
+    pub hooking: bool,
     /// The startup probe, where there is one, has succeeded.
     pub started: bool,
     /// The readiness probe, where there is one, says so.
@@ -42,7 +44,7 @@ pub struct Running {
 
 impl Running {
     pub(super) fn serves(&self) -> bool {
-        self.ready && self.instantiable && self.started
+        self.ready && self.instantiable && self.started && !self.hooking
     }
 }
 
@@ -53,6 +55,11 @@ pub enum StopReason {
     Pod,
     /// A probe has failed too often: it is started again.
     Probe,
+    /// The hook after its start has failed: it is started again where its policy says so.
+    Hook {
+        /// What was wrong.
+        message: String,
+    },
     /// Its image is another one: it is started again, whatever its restart policy.
     Changed,
     /// The whole pod is started anew.
@@ -79,6 +86,11 @@ pub enum Wait {
         /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`.
         reason: &'static str,
         /// Why.
+        message: String,
+    },
+    /// The hook after its start has failed.
+    Hook {
+        /// What was wrong.
         message: String,
     },
     /// It has ended too often.

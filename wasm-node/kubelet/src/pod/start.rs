@@ -191,7 +191,7 @@ pub(crate) async fn make(
 }
 
 /// Who calls when the container calls out.
-fn caller(node: &Shared, namespace: &str, pod: &str, ip: IpAddr) -> Caller {
+pub(super) fn caller(node: &Shared, namespace: &str, pod: &str, ip: IpAddr) -> Caller {
     Caller { node: node.identity.name.as_str().into(), namespace: namespace.into(), pod: pod.into(), ip: Some(ip) }
 }
 

@@ -8,7 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 pub use super::cell::{Cell, CellStage, Exit, Running, StopReason, Wait};
 use super::cell::{CellContext, after};
 pub use super::event::{
-    Action, CellEvent, Class, ContainerPolicy, Event, LifecyclePolicy, ProbeKind, Restart, RestartRule, Thresholds,
+    Action, CellEvent, Class, ContainerPolicy, Event, LifecyclePolicy, PostStart, ProbeKind, ProbeResult, Restart,
+    RestartRule, Thresholds,
 };
 use super::order;
 
@@ -417,7 +418,7 @@ impl State {
             self.cells.iter_mut().filter(|cell| cell.class != Class::Ephemeral).for_each(Cell::reset);
         }
         if self.stage == Stage::Active && !self.anew {
-            for index in order::begin(&self.cells) {
+            for index in order::begin(&self.cells, rules) {
                 self.one(rules, now, index, |cell, around| cell.begin(around, actions));
             }
         }

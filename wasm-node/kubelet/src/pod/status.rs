@@ -53,7 +53,10 @@ pub fn project(
             Class::Ephemeral => ephemeral.push(status),
         }
     }
-    let begun = |cell: &Cell| cell.class == Class::Main && cell.stage != CellStage::Idle && cell.attempt.is_some();
+    let begun = |cell: &Cell| {
+        let ran = cell.attempt.is_some() && (!cell.hooking() || cell.exit.is_some());
+        cell.class == Class::Main && cell.stage != CellStage::Idle && ran
+    };
     let phase = match state.succeeded {
         Some(true) => "Succeeded",
         Some(false) => "Failed",
@@ -196,12 +199,13 @@ fn current(
         return (waiting("CreateContainerConfigError", Some(message.clone())), None);
     }
     match &cell.stage {
-        CellStage::Running(run) | CellStage::Stopping { running: run, .. } => (running(run), None),
+        CellStage::Running(run) | CellStage::Stopping { running: run, .. } if !run.hooking => (running(run), None),
         CellStage::Waiting { wait, .. } => {
             let current = match wait {
                 Wait::Pull { reason, message } => waiting(reason, Some(message.clone())),
                 Wait::PullBackOff { message } => waiting("ImagePullBackOff", Some(message.clone())),
                 Wait::Config { reason, message } => waiting(reason, Some(message.clone())),
+                Wait::Hook { message } => waiting("PostStartHookError", Some(message.clone())),
                 Wait::Crash { wait } => waiting("CrashLoopBackOff", Some(crash_message(*wait, pod, name))),
             };
             (current, exit())
@@ -256,9 +260,11 @@ fn container_status(state: &State, pod: &Pod, index: usize, container: &Containe
     let cell = state.cells.get(index).unwrap_or(&never);
     let (current, last) = current(state, pod, index, cell, &container.name);
     let run = match &cell.stage {
-        CellStage::Running(run) | CellStage::Stopping { running: run, .. } => Some(run),
+        CellStage::Running(run) | CellStage::Stopping { running: run, .. } if !run.hooking => Some(run),
         _ => None,
     };
+    // Until the hook after its start has ended, it is said what was before.
+    let starts = cell.attempt.unwrap_or(0).saturating_sub(u32::from(cell.hooking() && cell.exit.is_some()));
     let ended_well = current.terminated.as_ref().is_some_and(|ended| ended.exit_code == 0);
     let ready = match cell.class {
         Class::Init => ended_well,
@@ -274,7 +280,7 @@ fn container_status(state: &State, pod: &Pod, index: usize, container: &Containe
         last_state: Some(last.or_else(|| cell.last.as_ref().map(terminated)).unwrap_or_default()),
         ready,
         started: (cell.class != Class::Ephemeral).then(|| run.is_some_and(|run| run.started)),
-        restart_count: i32::try_from(cell.attempt.unwrap_or(0)).unwrap_or(i32::MAX),
+        restart_count: i32::try_from(starts).unwrap_or(i32::MAX),
         image: container.image.clone().unwrap_or_default(),
         image_id: cell.image_id.clone(),
         container_id: container_id.or_else(|| cell.exit.as_ref().and_then(|exit| exit.container_id.clone())),
@@ -346,7 +352,7 @@ fn terminated(exit: &Exit) -> ContainerState {
 mod tests {
     use super::*;
     use crate::pod::settings::rules;
-    use crate::pod::state::{CellEvent, Event, ProbeKind};
+    use crate::pod::state::{CellEvent, Event, ProbeKind, ProbeResult};
 
     fn pod(status: Value) -> Pod {
         serde_json::from_value(json!({
@@ -475,7 +481,7 @@ mod tests {
     }
 
     fn passes(index: usize, kind: ProbeKind) -> (usize, CellEvent) {
-        (index, CellEvent::Probed { attempt: 0, kind, failure: None })
+        (index, CellEvent::Probed { attempt: 0, kind, result: ProbeResult::Passed })
     }
 
     /// Phase, then of Initialized and Ready: status, reason, message; then of each container: its state's reason.

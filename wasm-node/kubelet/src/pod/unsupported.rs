@@ -3,7 +3,7 @@
 //! Accepted without effect, as they mean nothing without Linux: the security contexts, `hostUsers`,
 //! `shareProcessNamespace`, `mountPropagation: None`, and what only the scheduler or the API server reads.
 
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, PodSpec, Probe, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use serde_json::Value;
 
 use super::state::Class;
@@ -143,46 +143,6 @@ impl Found {
             let propagation = mount.mount_propagation.as_deref().unwrap_or("None");
             self.when(propagation != "None", format!("{path}.mountPropagation"));
         }
-        for (name, probe) in [
-            ("livenessProbe", &container.liveness_probe),
-            ("readinessProbe", &container.readiness_probe),
-            ("startupProbe", &container.startup_probe),
-        ] {
-            if let Some(probe) = probe {
-                self.probe(&format!("{path}.{name}"), probe);
-            }
-        }
-        if let Some(lifecycle) = &container.lifecycle {
-            let path = format!("{path}.lifecycle");
-            self.when(lifecycle.post_start.is_some(), format!("{path}.postStart"));
-            self.when(lifecycle.stop_signal.is_some(), format!("{path}.stopSignal"));
-            if let Some(hook) = &lifecycle.pre_stop {
-                self.hook(&format!("{path}.preStop"), hook);
-            }
-        }
-    }
-
-    fn probe(&mut self, path: &str, probe: &Probe) {
-        self.when(probe.exec.is_some(), format!("{path}.exec"));
-        let host = probe.tcp_socket.as_ref().and_then(|tcp| tcp.host.as_deref()).unwrap_or_default();
-        self.when(!host.is_empty(), format!("{path}.tcpSocket.host"));
-        self.when(probe.grpc.is_some(), format!("{path}.grpc"));
-        if let Some(get) = &probe.http_get {
-            self.get(&format!("{path}.httpGet"), get);
-        }
-    }
-
-    fn hook(&mut self, path: &str, hook: &LifecycleHandler) {
-        self.when(hook.exec.is_some(), format!("{path}.exec"));
-        self.when(hook.tcp_socket.is_some(), format!("{path}.tcpSocket"));
-        if let Some(get) = &hook.http_get {
-            self.get(&format!("{path}.httpGet"), get);
-        }
-    }
-
-    fn get(&mut self, path: &str, get: &k8s_openapi::api::core::v1::HTTPGetAction) {
-        self.when(get.host.as_deref().is_some_and(|host| !host.is_empty()), format!("{path}.host"));
-        self.when(get.scheme.as_deref() == Some("HTTPS"), format!("{path}.scheme"));
     }
 }
 
@@ -240,17 +200,6 @@ mod tests {
                 ),
                 "spec.containers[0].volumeMounts[0].mountPropagation",
             ),
-            (container(json!({"livenessProbe": {"exec": {}}})), "spec.containers[0].livenessProbe.exec"),
-            (
-                container(json!({"readinessProbe": {"tcpSocket": {"port": 1, "host": "h"}}})),
-                "spec.containers[0].readinessProbe.tcpSocket.host",
-            ),
-            (container(json!({"startupProbe": {"grpc": {"port": 1}}})), "spec.containers[0].startupProbe.grpc"),
-            (
-                container(json!({"lifecycle": {"postStart": {"sleep": {"seconds": 1}}}})),
-                "spec.containers[0].lifecycle.postStart",
-            ),
-            (container(json!({"lifecycle": {"preStop": {"exec": {}}}})), "spec.containers[0].lifecycle.preStop.exec"),
         ] {
             assert_eq!(paths(spec), [path]);
         }
@@ -275,9 +224,9 @@ mod tests {
             "containers": [{
                 "restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart"}],
                 "name": "a", "image": "i", "securityContext": {"privileged": true, "capabilities": {"drop": ["ALL"]}},
-                "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}, "ports": [{"containerPort": 80, "protocol": "TCP"}],
-                "livenessProbe": {"tcpSocket": {"port": "web"}},
-                "readinessProbe": {"httpGet": {"port": 80, "path": "/", "scheme": "HTTP"}},
+                "lifecycle": {"preStop": {"exec": {}}, "postStart": {"tcpSocket": {"port": 1}}}, "ports": [{"containerPort": 80, "protocol": "TCP"}],
+                "livenessProbe": {"tcpSocket": {"port": "web", "host": "h"}}, "startupProbe": {"grpc": {"port": 1}},
+                "readinessProbe": {"httpGet": {"port": 80, "path": "/", "scheme": "HTTPS", "host": "h"}},
             }],
         }));
         assert_eq!(found, Vec::<String>::new());

@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) door: AdmissionQueue,
     /// Its share of the places for sessions.
     pub(crate) sessions: Arc<Share>,
+    /// The same of those that the node begins.
+    pub(crate) node_sessions: Arc<Share>,
     pub(crate) name: String,
     pub(crate) guest: Arc<Guest>,
     pub(crate) limits: Limits,
@@ -139,6 +141,7 @@ impl Engine {
             pre,
             door,
             sessions: self.sessions().share(&namespace),
+            node_sessions: self.node_sessions().share(&namespace),
             name: spec.name,
             limits: spec.limits,
             grants: spec.grants,

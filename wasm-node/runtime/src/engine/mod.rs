@@ -129,6 +129,8 @@ struct Inner {
     commands: Arc<Slots>,
     /// Sessions beside them, so that one can begin when commands have all of theirs.
     sessions: Arc<Slots>,
+    /// The same for the node's own, of probes and hooks.
+    node_sessions: Arc<Slots>,
     ledger: Arc<Ledger>,
     growth: Arc<Growth>,
     disk: Arc<NodeDisk>,
@@ -162,6 +164,7 @@ impl Engine {
             threads,
             commands: Slots::new(settings::commands(live)),
             sessions: Slots::new(settings::sessions(live)),
+            node_sessions: Slots::new(settings::sessions(live)),
             ledger,
             growth: Arc::default(),
             cache,
@@ -220,6 +223,10 @@ impl Engine {
 
     pub(crate) fn sessions(&self) -> &Arc<Slots> {
         &self.inner.sessions
+    }
+
+    pub(crate) fn node_sessions(&self) -> &Arc<Slots> {
+        &self.inner.node_sessions
     }
 
     pub(crate) fn disk(&self) -> &Arc<NodeDisk> {

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use runtime_api::{Admitted, ExecError, ExecSpec, Kind, Outcome, Session as ApiSession, StopSignal};
+use runtime_api::{
+    Admitted, ExecError, ExecSpec, Kind, NodeCall, Outcome, OutcomeReason, Session as ApiSession, StopSignal,
+};
 
 use super::admission::AdmissionQueue;
 use super::container::{Container, Counters, Shared};
@@ -15,14 +17,23 @@ use crate::bounds::slots::Slot;
 use crate::host::guest::{Guest, Outputs};
 use runtime_api::{LoadError, Metering};
 
-/// One that was let in.
+/// One that was let in, or that waits to be as one of the node's own.
 pub struct Session {
     container: Container,
-    slot: Slot,
+    place: Place,
+}
+
+/// Where a session has its place from.
+enum Place {
+    /// It has it: whoever asks for it is waiting.
+    Taken(Slot),
+    /// It takes one of those of the node's own, when it is run, and memory beside what lives.
+    Waits(NodeCall),
 }
 
 impl Container {
-    /// One more command in this container's sandbox. It has a place at once or is refused: whoever asks is waiting.
+    /// One more command in this container's sandbox. It has a place at once or is refused: whoever asks is waiting. One of
+    /// the node's own waits for one of other places.
     ///
     /// # Errors
     /// As many sessions live as may, or `command` is none.
@@ -33,8 +44,14 @@ impl Container {
         }
         let name = of.name.rsplit('/').next().unwrap_or_default();
         let pre = command.prepare(name, &of.grants)?;
-        let share = of.sessions.clone();
-        let slot = share.try_take(command.weight).ok_or(ExecError::Busy)?;
+        let (share, place) = match spec.node_call {
+            Some(call) => (of.node_sessions.clone(), Place::Waits(call)),
+            None => {
+                let share = of.sessions.clone();
+                let slot = share.try_take(command.weight).ok_or(ExecError::Busy)?;
+                (share, Place::Taken(slot))
+            }
+        };
         let mut env = of.guest.env.clone();
         env.retain(|(known, _)| spec.env.iter().all(|(name, _)| name != known));
         env.extend(spec.env);
@@ -53,9 +70,10 @@ impl Container {
         let shared = Shared {
             engine: of.engine.clone(),
             pre,
-            // It was let in already, and makes no more instances.
-            door: AdmissionQueue::new(share.clone(), share.clone(), command.start_bytes),
-            sessions: share,
+            // It makes no more instances.
+            door: AdmissionQueue::new(share.clone(), share, command.start_bytes),
+            sessions: of.sessions.clone(),
+            node_sessions: of.node_sessions.clone(),
             loaded: command,
             name: format!("{} (exec)", of.name),
             guest: Arc::new(guest),
@@ -67,15 +85,25 @@ impl Container {
             counters: Counters::default(),
             broken: Mutex::default(),
         };
-        Ok(Session { container: Container { shared: Arc::new(shared) }, slot })
+        Ok(Session { container: Container { shared: Arc::new(shared) }, place })
     }
 }
 
 impl Session {
     /// Runs it to its end, or until `stop` resolves.
     pub async fn run(self, stop: impl Future<Output = StopSignal> + Send + 'static) -> Outcome {
-        let Self { container, slot } = self;
-        container.run_admitted(Admitted::new(slot), stop).await
+        let Self { container, place } = self;
+        let mut stop = Box::pin(stop);
+        let admitted = match place {
+            Place::Taken(slot) => Admitted::new(slot),
+            Place::Waits(call) => tokio::select! {
+                admission = container.shared.admit(Some(&call), 0) => Admitted::new(admission),
+                signal = &mut stop => {
+                    return Outcome { exit_code: signal.exit_code(), reason: OutcomeReason::Error, message: None };
+                }
+            },
+        };
+        container.run_admitted(admitted, stop).await
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{Context, Runner, RunnerClass};
 use crate::pod::start::{Made, Refused};
 use crate::pod::state::CellEvent;
-use crate::pod::stop::{Hook, over};
+use crate::pod::stop::{over, pre_stop};
 use crate::pod::worker::{Task, happened};
 
 /// What a command gets after its hook even where the hook has used up the grace period (upstream's).
@@ -74,9 +74,7 @@ async fn interrupt(
     at_grace: bool,
     ends: watch::Receiver<Instant>,
 ) {
-    let hook = Hook::of(&context.container);
-    let hooked = !matches!(hook, Hook::None);
-    hook.run(&context.node, context.ip, &ends, (context.index, &context.messages)).await;
+    let hooked = pre_stop(&context, &ends).await;
     if at_grace {
         over(ends).await;
         if hooked {

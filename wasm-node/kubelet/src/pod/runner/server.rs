@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Probe;
+use k8s_openapi::api::core::v1::{HTTPGetAction, Probe};
 use machinery_serve::net::{AddrInUse, Listen};
 use runtime_api::{Kind, LogSink as _, Server, StdStream};
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use crate::pod::serve::{AttachedAddress, ServerHandle};
 use crate::pod::settings;
 use crate::pod::start::{Made, Refused};
 use crate::pod::state::{CellEvent, Class};
-use crate::pod::stop::{Hook, over};
+use crate::pod::stop::{over, pre_stop};
 use crate::pod::worker::{Task, happened};
 
 /// How long a server goes on accepting after its endpoint has left every routing table of this process (contract.md §4).
@@ -58,8 +58,11 @@ fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> 
             listener = Some(Task(tokio::spawn(listen(ip, port, gate.clone(), recorder, about))));
         }
     }
-    // A probe by HTTP finds out by itself whether an instance can be made.
-    let asks = |probe: &Option<Probe>| probe.as_ref().is_some_and(|probe| probe.http_get.is_some());
+    // A probe that makes a request finds out by itself whether an instance can be made.
+    let asks = |probe: &Option<Probe>| {
+        let own = |get: &HTTPGetAction| get.host.as_deref().is_none_or(str::is_empty);
+        probe.as_ref().is_some_and(|probe| probe.http_get.as_ref().is_some_and(own) || probe.grpc.is_some())
+    };
     if !asks(&context.container.readiness_probe) && !asks(&context.container.startup_probe) {
         gate.look();
     }
@@ -122,7 +125,7 @@ async fn drain(
         }
     };
     let drain = async {
-        Hook::of(&context.container).run(&context.node, context.ip, &ends, (context.index, &context.messages)).await;
+        pre_stop(&context, &ends).await;
         if let Some(ip) = context.ip {
             let _ = tokio::time::timeout(ROUTED_MAX, network.until_unrouted(ip)).await;
             tokio::time::sleep(UNROUTED_FOR).await;

@@ -41,7 +41,13 @@ fn ends(second: i64, index: usize, attempt: u32, code: i32) -> (i64, Event) {
 }
 
 fn probed(index: usize) -> (i64, Event) {
-    (0, Event::Container(index, CellEvent::Probed { attempt: 0, kind: ProbeKind::Startup, failure: None }))
+    (
+        0,
+        Event::Container(
+            index,
+            CellEvent::Probed { attempt: 0, kind: ProbeKind::Startup, result: ProbeResult::Passed },
+        ),
+    )
 }
 
 fn lives(events: &[&[(i64, Event)]]) -> Vec<(i64, Event)> {
@@ -107,7 +113,10 @@ fn a_sidecar_lets_the_next_begin_once_it_has_started() {
     let up = [&crashed[..], &starts(0), &starts(2)].concat();
     let (state, _) = doing(&rules, &up);
     assert!(!state.ready(), "a sidecar's probes count");
-    let again = (3, Event::Container(0, CellEvent::Probed { attempt: 1, kind: ProbeKind::Startup, failure: None }));
+    let again = (
+        3,
+        Event::Container(0, CellEvent::Probed { attempt: 1, kind: ProbeKind::Startup, result: ProbeResult::Passed }),
+    );
     assert!(doing(&rules, &[&up[..], &[again]].concat()).0.ready());
 }
 

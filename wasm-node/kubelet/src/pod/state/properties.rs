@@ -9,6 +9,12 @@ fn cell_event() -> impl Strategy<Value = CellEvent> {
     let kinds = prop_oneof![Just(ProbeKind::Startup), Just(ProbeKind::Readiness), Just(ProbeKind::Liveness)];
     let reasons = prop_oneof![Just("ErrImagePull"), Just("ErrImageNeverPull"), Just("InvalidImageName")];
     let text = || Just("m".to_owned());
+    let results = prop_oneof![
+        3 => Just(ProbeResult::Passed),
+        3 => text().prop_map(ProbeResult::Failed),
+        1 => text().prop_map(ProbeResult::Warned),
+        1 => text().prop_map(ProbeResult::Errored),
+    ];
     prop_oneof![
         Just(CellEvent::PullBegan),
         Just(CellEvent::Pulled { image_id: "id".into(), message: "m".into() }),
@@ -17,16 +23,15 @@ fn cell_event() -> impl Strategy<Value = CellEvent> {
         Just(CellEvent::StartFailed { reason: "RunContainerError", message: "m".into() }),
         Just(CellEvent::SourcesChanged),
         Just(CellEvent::HookFailed),
+        Just(CellEvent::HookFellBack { host: "h".into() }),
         Just(CellEvent::Closed),
         Just(CellEvent::ImageChanged),
         Just(CellEvent::Resized),
         (0..4_u32, any::<bool>())
             .prop_map(|(attempt, bad)| CellEvent::Tried { attempt, broken: bad.then(|| "m".to_owned()) }),
-        (0..4_u32, kinds, any::<bool>()).prop_map(|(attempt, kind, bad)| CellEvent::Probed {
-            attempt,
-            kind,
-            failure: bad.then(|| "m".to_owned())
-        }),
+        (0..4_u32, kinds, results).prop_map(|(attempt, kind, result)| CellEvent::Probed { attempt, kind, result }),
+        (0..4_u32, any::<bool>())
+            .prop_map(|(attempt, bad)| CellEvent::Hooked { attempt, failure: bad.then(|| "m".to_owned()) }),
         (0..4_u32, prop_oneof![Just(0), Just(1), Just(137)], text())
             .prop_map(|(attempt, code, reason)| { CellEvent::Exited { attempt, code, reason, message: None } }),
     ]
@@ -59,7 +64,8 @@ fn any_rules() -> impl Strategy<Value = LifecyclePolicy> {
     let restart = any_restart();
     let threshold =
         || proptest::option::of((1..3_u32).prop_map(|n| Thresholds { success: 1, failure: n, grace: None }));
-    let container = (threshold(), threshold(), threshold(), any_restart(), proptest::option::of(any_rule()));
+    let hook = proptest::option::of(prop_oneof![Just(PostStart::Sleep), Just(PostStart::Call)]);
+    let container = (threshold(), threshold(), threshold(), any_restart(), proptest::option::of(any_rule()), hook);
     let classes = proptest::collection::vec(prop_oneof![Just(Class::Init), Just(Class::Sidecar)], 0..4);
     let own = (1..4_usize, 0..2_usize)
         .prop_map(|(own, ephemeral)| [vec![Class::Main; own], vec![Class::Ephemeral; ephemeral]].concat());
@@ -74,7 +80,7 @@ fn any_rules() -> impl Strategy<Value = LifecyclePolicy> {
                 .0
                 .into_iter()
                 .zip(containers.1)
-                .map(|(class, (startup, readiness, liveness, own, rule))| ContainerPolicy {
+                .map(|(class, (startup, readiness, liveness, own, rule, hook))| ContainerPolicy {
                     name: "c".into(),
                     class,
                     restart: match class {
@@ -88,6 +94,7 @@ fn any_rules() -> impl Strategy<Value = LifecyclePolicy> {
                     startup,
                     readiness,
                     liveness,
+                    post_start: hook.filter(|_| matches!(class, Class::Main | Class::Sidecar)),
                 })
                 .collect(),
             deadline: deadline.map(Duration::from_secs),
@@ -112,7 +119,9 @@ fn check_order(before: &State, after: &State, actions: &[Action]) -> Result<(), 
         match cell.class {
             Class::Init | Class::Sidecar => prop_assert!(first.is_none_or(|first| index <= first), "{:?}", after),
             Class::Main => {
-                prop_assert!(first.is_none(), "a container began before the pod was initialized: {:?}", after)
+                prop_assert!(first.is_none(), "a container began before the pod was initialized: {:?}", after);
+                let hooks = |cell: &Cell| cell.class == Class::Main && cell.hooking();
+                prop_assert!(!before.cells[..index].iter().any(hooks) || !after.cells[..index].iter().any(hooks));
             }
             Class::Ephemeral => {}
         }
@@ -149,7 +158,7 @@ fn check(rules: &LifecyclePolicy, before: &State, after: &State, actions: &[Acti
     prop_assert!(!before.ending() || after.ending());
     for (was, now) in before.cells.iter().zip(&after.cells) {
         prop_assert!(now.attempt >= was.attempt, "starts are counted up");
-        prop_assert!(now.is_live() != now.exit.is_some() || now.attempt.is_none() || !now.is_live());
+        prop_assert!(now.hooking() || !now.is_live() || now.exit.is_none());
     }
     for (index, cell) in before.cells.iter().enumerate() {
         let kills = actions.contains(&Action::Kill(index));

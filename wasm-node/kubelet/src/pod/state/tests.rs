@@ -12,6 +12,7 @@ pub(super) fn rules(restart: Restart) -> LifecyclePolicy {
         startup: None,
         readiness: None,
         liveness: None,
+        post_start: None,
     };
     LifecyclePolicy {
         containers: vec![container],
@@ -109,7 +110,14 @@ fn probes_decide_readiness_and_life() {
     let own = &mut rules.containers[0];
     (own.startup, own.readiness, own.liveness) = (threshold(3), threshold(2), threshold(1));
     let probed = |kind, good: bool| {
-        Event::Container(0, CellEvent::Probed { attempt: 0, kind, failure: (!good).then(|| "no".to_owned()) })
+        Event::Container(
+            0,
+            CellEvent::Probed {
+                attempt: 0,
+                kind,
+                result: if good { ProbeResult::Passed } else { ProbeResult::Failed("no".into()) },
+            },
+        )
     };
     let mut events = vec![(0, Event::Mounted), (0, pulled()), (0, started())];
     let (state, said) = play(&rules, &events);
@@ -290,4 +298,100 @@ fn a_pod_ends_when_all_of_its_containers_have() {
     assert_eq!(state.stage, Stage::Active, "the other one still runs");
     let (state, _) = play(&rules, &[&deleted[..], &[(1, of(0, exited(0, 143)))]].concat());
     assert_eq!((state.stage, state.succeeded), (Stage::Cleaning, Some(false)));
+}
+
+fn hooked(attempt: u32, failure: Option<&str>) -> Event {
+    Event::Container(0, CellEvent::Hooked { attempt, failure: failure.map(str::to_owned) })
+}
+
+#[test]
+fn a_container_counts_once_the_hook_after_its_start_has_ended() {
+    let mut rules = rules(Restart::Always);
+    rules.containers[0].post_start = Some(PostStart::Call);
+    rules.containers[0].readiness = Some(Thresholds { success: 1, failure: 3, grace: None });
+    rules.containers.push(ContainerPolicy { name: "d".into(), post_start: None, ..rules.containers[0].clone() });
+    let mut events = vec![(0, Event::Mounted), (0, pulled()), (0, started())];
+    let (state, said) = play(&rules, &events);
+    assert!(state.cells[0].hooking() && !state.ready(), "{state:?}");
+    assert!(said.ends_with(&["Started: Container started".to_owned(), "Hook(0)".to_owned()]), "{said:?}");
+    assert!(!said.contains(&"Pull(1)".to_owned()), "as upstream, the next one waits: {said:?}");
+    // Of another start, it says nothing.
+    events.push((1, hooked(7, None)));
+    events.push((1, hooked(0, None)));
+    let (state, said) = play(&rules, &events);
+    assert!(!state.cells[0].hooking());
+    assert!(said.ends_with(&["Probe(0, Readiness)".to_owned(), "Pull(1)".to_owned()]), "{said:?}");
+}
+
+#[test]
+fn a_hook_that_fails_kills_the_container_which_backs_off() {
+    let mut rules = rules(Restart::Always);
+    rules.containers[0].post_start = Some(PostStart::Call);
+    let life = |attempt, second| {
+        vec![
+            (second, pulled()),
+            (second, started()),
+            (second, hooked(attempt, Some("why"))),
+            (second, exited(attempt, 143)),
+        ]
+    };
+    let mut events = vec![(0, Event::Mounted)];
+    events.extend(life(0, 0));
+    let (state, said) = play(&rules, &events);
+    assert_eq!(
+        said[said.len() - 4..],
+        [
+            "FailedPostStartHook: PostStartHook failed",
+            "Killing: FailedPostStartHook",
+            "Stop { container: 0, grace: 30s }",
+            "Kill(0)"
+        ]
+    );
+    let shown = CellStage::Waiting { wait: Wait::Hook { message: "why".into() }, until: at(1) };
+    assert_eq!((&state.cells[0].stage, state.cells[0].exit.as_ref().map(|exit| exit.code)), (&shown, Some(143)));
+    events.push((1, Event::Tick));
+    events.extend(life(1, 1));
+    events.push((2, Event::Tick));
+    let (state, _) = play(&rules, &events);
+    assert!(matches!(state.cells[0].stage, CellStage::Waiting { wait: Wait::Crash { .. }, .. }), "{state:?}");
+    assert_eq!(state.cells[0].last.as_ref().map(|last| last.code), Some(143));
+    // Where nothing starts again, the pod has failed.
+    rules.containers[0].restart = Restart::Never;
+    let (state, _) = play(&rules, &events[..5]);
+    assert_eq!(state.succeeded, Some(false));
+}
+
+#[test]
+fn an_end_breaks_the_hook_off() {
+    let mut rules = rules(Restart::Always);
+    let failed = "FailedPostStartHook: PostStartHook failed".to_owned();
+    for (hook, says) in [(PostStart::Call, true), (PostStart::Sleep, false)] {
+        rules.containers[0].post_start = Some(hook);
+        let begin = [(0, Event::Mounted), (0, pulled()), (0, started())];
+        let deleted = [&begin[..], &[(1, Event::Deleted(Duration::from_secs(5)))]].concat();
+        let (state, said) = play(&rules, &deleted);
+        assert!(said.contains(&failed) && said.contains(&"Stop { container: 0, grace: 5s }".to_owned()), "{said:?}");
+        assert!(!state.ready() && !state.cells[0].hooking());
+        let (state, said) = play(&rules, &[&begin[..], &[(1, exited(0, 1))]].concat());
+        assert_eq!((said.contains(&failed), state.cells[0].stage.clone()), (says, CellStage::Pulling));
+    }
+}
+
+#[test]
+fn a_probe_that_cannot_be_made_counts_neither_way() {
+    let mut rules = rules(Restart::Always);
+    rules.containers[0].liveness = Some(Thresholds { success: 1, failure: 2, grace: None });
+    let probed = |result| Event::Container(0, CellEvent::Probed { attempt: 0, kind: ProbeKind::Liveness, result });
+    let failed = || probed(ProbeResult::Failed("no".into()));
+    let errored = || probed(ProbeResult::Errored("how".into()));
+    let mut events = vec![(0, Event::Mounted), (0, pulled()), (0, started())];
+    events.extend([(1, failed()), (2, errored()), (3, errored()), (4, probed(ProbeResult::Warned("hm".into())))]);
+    events.push((5, failed()));
+    let (state, said) = play(&rules, &events);
+    assert!(matches!(state.cells[0].stage, CellStage::Running(_)), "{state:?}");
+    assert!(said.contains(&"Unhealthy: Liveness probe errored and resulted in unknown state: how".to_owned()));
+    assert!(said.contains(&"ProbeWarning: Liveness probe warning: hm".to_owned()));
+    events.extend([(6, errored()), (7, failed())]);
+    let (state, _) = play(&rules, &events);
+    assert!(matches!(state.cells[0].stage, CellStage::Stopping { why: StopReason::Probe, .. }), "{state:?}");
 }

@@ -34,7 +34,7 @@ fn initialized(state: &State, rules: &LifecyclePolicy, was: bool) -> Now {
     if state.succeeded == Some(true) {
         return (true, Some("PodCompleted"), None);
     }
-    let begun = |cell: &Cell| cell.class == Class::Main && (cell.is_live() || cell.exit.is_some());
+    let begun = |cell: &Cell| cell.class == Class::Main && (cell.is_live() && !cell.hooking() || cell.exit.is_some());
     if was || state.cells.iter().any(begun) {
         return (true, None, None);
     }

@@ -1,6 +1,8 @@
 //! Doing what [`State`](super::State) answers.
 
 use super::*;
+use crate::pod::ask::Asker;
+use crate::pod::check;
 use crate::pod::runner::{self, Context};
 use crate::pod::start::Home;
 
@@ -15,6 +17,7 @@ impl Worker {
                 Action::Pull(container) => self.pull(container),
                 Action::Start { container, attempt } => self.start(container, attempt),
                 Action::Probe(container, kind) => self.probe(container, kind),
+                Action::Hook(container) => self.hook(container),
                 Action::Stop { container, grace } => self.stop(container, grace),
                 Action::Kill(container) => self.kill(container),
                 Action::Clean => self.clean(),
@@ -219,11 +222,29 @@ impl Worker {
         else {
             return;
         };
-        let (Some(spec), CellStage::Running(running)) = (settings::probe(&slot.container, kind), &cell.stage) else {
+        let (Some(spec), CellStage::Running(running)) = (check::probe(&slot.container, kind), &cell.stage) else {
             return;
         };
         let of = probe::Probed { container: index, attempt: cell.current(), kind, since: running.since };
-        slot.probes.push(Task(tokio::spawn(probe::run(self.node.clone(), spec, of, ip, self.sender.clone()))));
+        let asker = Asker::new(&self.node, &self.pod, &slot.container.name, ip);
+        let env = self.node.parts.env.clone();
+        slot.probes.push(Task(tokio::spawn(probe::run(env, asker, spec, of, self.sender.clone()))));
+    }
+
+    /// Calls the hook after a container's start, until it ends or the container is stopped.
+    fn hook(&mut self, index: usize) {
+        let attempt = self.cell(index).map_or(0, Cell::current);
+        let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.ip) else { return };
+        let Some(hook) = check::HookSpec::post_start(&slot.container) else { return };
+        let asker = Asker::new(&self.node, &self.pod, &slot.container.name, ip);
+        let sender = self.sender.clone();
+        slot.probes.push(Task(tokio::spawn(async move {
+            let hooked = asker.hook(&hook).await;
+            if let Some(host) = hooked.fell_back {
+                let _ = sender.send(happened(index, CellEvent::HookFellBack { host })).await;
+            }
+            let _ = sender.send(happened(index, CellEvent::Hooked { attempt, failure: hooked.failure })).await;
+        })));
     }
 
     fn stop(&mut self, index: usize, grace: Duration) {

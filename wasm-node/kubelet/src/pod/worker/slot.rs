@@ -33,6 +33,7 @@ pub(super) struct Slot {
     pub(super) live: Option<Live>,
     /// Has its image, or makes it.
     pub(super) preparing: Option<Task>,
+    /// Its probes, and the hook after its start.
     pub(super) probes: Vec<Task>,
     /// Tells of changes of what its environment is made of.
     pub(super) sources: Option<Task>,

@@ -4,7 +4,6 @@
 
 mod attach;
 mod options;
-mod program;
 mod session;
 #[cfg(test)]
 mod shell;
@@ -25,10 +24,10 @@ use runtime_api::{ExecError, ExecSpec};
 use tokio::sync::OwnedSemaphorePermit;
 
 use self::options::Options;
-use self::program::Program;
 use self::session::{Begun, LastLines};
 use self::terminal::LineDiscipline;
 use super::{Kubelet, upgrade};
+use crate::pod::program::{self, Program};
 use crate::pod::sandbox::{SESSIONS_MAX, Sandbox};
 use crate::pod::settings::ExecAccess;
 use crate::pod::worker::Seen;
@@ -143,19 +142,8 @@ async fn begin(sandbox: &Sandbox, options: &Options, container: &str) -> Result<
     })?;
     let wanted = options.command.first().map(String::as_str).unwrap_or_default();
     let has_toolbox = sandbox.access == ExecAccess::Allowed;
-    let program = program::resolve(wanted, sandbox.image.argv.first().map(String::as_str), has_toolbox);
-    let command = match program {
-        Program::Own => {
-            let loaded = sandbox.images.load_command(&sandbox.image, sandbox.metering, &sandbox.namespace).await;
-            loaded.map_err(|error| failed(error.to_string()))?
-        }
-        Program::Toolbox => {
-            let loaded = sandbox.images.load_toolbox(sandbox.metering, &sandbox.namespace).await;
-            loaded.map_err(|error| failed(error.to_string()))?
-        }
-        Program::NotFound => None,
-    };
-    let Some(command) = command else { return Ok(Begins::NotFound(program::not_found(wanted))) };
+    let found = sandbox.program(wanted, has_toolbox).await.map_err(|error| failed(error.to_string()))?;
+    let Some((program, command)) = found else { return Ok(Begins::NotFound(program::not_found(wanted))) };
     let (stdio, ends) = session::pipes(options);
     let log = Arc::new(LastLines::default());
     let spec = ExecSpec {
@@ -164,6 +152,7 @@ async fn begin(sandbox: &Sandbox, options: &Options, container: &str) -> Result<
         env: options.tty.then(|| ("TERM".to_owned(), "xterm".to_owned())).into_iter().collect(),
         stdio,
         log: log.clone(),
+        node_call: None,
     };
     let session = sandbox.container.exec(&command, spec).map_err(|error| match error {
         ExecError::Busy => busy(error.to_string()),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use runtime_api::ledger::Resource;
 use runtime_api::pipe::{PIPE_BYTES_MAX, pipe};
-use runtime_api::{ExecError, ExecSpec, Stdio};
+use runtime_api::{ExecError, ExecSpec, NodeCall, Stdio};
 
 use super::*;
 
@@ -42,7 +42,7 @@ const CAT: &str = "(loop $again
 const FLOOD: &str = "(loop $again (call $put (i32.const 1) (i32.const 4096)) (br $again))";
 
 fn spec(stdio: Stdio) -> ExecSpec {
-    ExecSpec { argv: vec!["x".into()], env: Vec::new(), stdio, log: Arc::new(Log::default()) }
+    ExecSpec { argv: vec!["x".into()], env: Vec::new(), stdio, log: Arc::new(Log::default()), node_call: None }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,6 +134,48 @@ async fn places_are_bounded_and_come_back() {
     drop(container.admit().await);
     sessions.pop().unwrap().run(never()).await;
     assert!(container.exec(cat, spec(Stdio::default())).is_ok());
+}
+
+/// Sessions of the node's own, for probes and hooks, have places beside those of users, and wait for one.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_of_the_nodes_own_take_nobodys_places() {
+    let bench = Bench::new();
+    let cat = bench.load_text(&module(CAT), Metering::Epochs).await.unwrap();
+    let (container, _) = bench.container(cat.clone(), |_| {});
+    let exec = |call: &NodeCall, stdin| {
+        let stdio = Stdio { stdin, ..Stdio::default() };
+        container.exec(cat.clone(), ExecSpec { node_call: Some(call.clone()), ..spec(stdio) }).unwrap()
+    };
+    let (mut live, mut waits) = (Vec::new(), NodeCall::default());
+    while !waits.waits() {
+        assert!(live.len() < 1000);
+        waits = NodeCall::default();
+        let (to, stdin) = pipe();
+        let (call, run) = (waits.clone(), tokio::spawn(exec(&waits, Some(stdin)).run(never())));
+        // It has begun to read, or it waits.
+        to.send(b"x".to_vec().into()).await.unwrap();
+        while !to.is_empty() && !call.waits() {
+            tokio::task::yield_now().await;
+        }
+        live.push((to, run));
+    }
+    assert!(live.len() > 4, "{}", live.len());
+    // One that waits ends with its container, a user finds a place, and commands have theirs.
+    let stopped = exec(&NodeCall::default(), None).run(async { StopSignal::Kill }).await;
+    assert_eq!(stopped.exit_code, 137);
+    assert_eq!(container.exec(cat.clone(), spec(Stdio::default())).unwrap().run(never()).await.exit_code, 3);
+    drop(container.admit().await);
+    // And it begins when another one has ended.
+    let (_, last) = live.pop().unwrap();
+    live.remove(0);
+    while waits.waits() {
+        tokio::task::yield_now().await;
+    }
+    for (to, run) in live {
+        drop(to);
+        assert_eq!(run.await.unwrap().exit_code, 3);
+    }
+    assert_eq!(last.await.unwrap().exit_code, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ const FOLDERS: [&str; 6] = ["/bin/", "/usr/bin/", "/usr/local/bin/", "/sbin/", "
 
 /// What a session runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Program {
+pub(crate) enum Program {
     /// The container's own module.
     Own,
     /// A tool of the node's toolbox.
@@ -23,7 +23,7 @@ const TOOLS: [&str; 44] = [
 ];
 
 /// Finds it. `own` is the image's argv[0]; `has_toolbox`: the container's sessions may use it.
-pub(super) fn resolve(wanted: &str, own: Option<&str>, has_toolbox: bool) -> Program {
+pub(crate) fn resolve(wanted: &str, own: Option<&str>, has_toolbox: bool) -> Program {
     if own.is_some_and(|own| is_named(wanted, own)) {
         return Program::Own;
     }
@@ -47,10 +47,10 @@ fn is_named(wanted: &str, own: &str) -> bool {
 }
 
 /// What a shell or a container runtime says of a program that isn't there, and its exit code.
-pub(super) const NOT_FOUND_CODE: i32 = 127;
+pub(crate) const NOT_FOUND_CODE: i32 = 127;
 
 /// See [`NOT_FOUND_CODE`].
-pub(super) fn not_found(wanted: &str) -> String {
+pub(crate) fn not_found(wanted: &str) -> String {
     if wanted.contains('/') {
         format!("exec: {wanted:?}: stat {wanted}: no such file or directory\n")
     } else {
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn the_toolbox_has_the_tools_that_are_resolved() {
-        let source = include_str!("../../../../../sample-workloads/toolbox/src/lib.rs");
+        let source = include_str!("../../../../sample-workloads/toolbox/src/lib.rs");
         let named = |line: &str| Some(line.trim().strip_prefix("(\"")?.split_once('"')?.0.to_owned());
         let tools: Vec<String> =
             source.lines().filter(|line| line.contains("::") || line.contains("list)")).filter_map(named).collect();
