@@ -11,6 +11,8 @@ use super::event::{
 };
 pub use super::stage::{CellStage, Exit, Running, StopReason, Wait};
 
+mod hook;
+
 /// Between a failed pull and the back-off that it is then said to be in, so that both reasons can be seen.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
 /// The same between a hook that failed and what follows.
@@ -201,16 +203,7 @@ impl Cell {
                 }
             }
             CellEvent::HookFailed => actions.push(around.warning("FailedPreStopHook", "PreStopHook failed")),
-            CellEvent::HookFellBack { host } => {
-                let message =
-                    format!("request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded");
-                actions.push(Action::EventRecord {
-                    warning: true,
-                    reason: "LifecycleHTTPFallback",
-                    message,
-                    container: None,
-                });
-            }
+            CellEvent::HookFellBack { host } => actions.push(hook::fell_back(&host)),
             CellEvent::Hooked { attempt, failure } => {
                 if attempt == self.current() {
                     self.hooked(around, failure, actions);
@@ -364,57 +357,6 @@ impl Cell {
             actions.push(Action::Hook(around.index));
         } else {
             self.counts(around, actions);
-        }
-    }
-
-    /// Whether the hook after its start goes on, or has failed and the container is being stopped for that.
-    #[must_use]
-    pub fn hooking(&self) -> bool {
-        match &self.stage {
-            CellStage::Running(running) | CellStage::Stopping { running, .. } => running.hooking,
-            _ => false,
-        }
-    }
-
-    /// The hook after its start is no more what it waits for. `well`: it is as good as one that has none.
-    fn hook_over(&mut self, well: bool) {
-        let (CellStage::Running(running) | CellStage::Stopping { running, .. }) = &mut self.stage else { return };
-        if std::mem::take(&mut running.hooking) {
-            running.ready &= well;
-            running.started &= well;
-            // Until then its status was that of a container that is still to come.
-            if let Some(exit) = self.exit.take() {
-                self.last = Some(exit);
-            }
-        }
-    }
-
-    /// It counts as running from now on.
-    fn counts(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
-        self.hook_over(true);
-        let own = around.own;
-        self.passed |= self.class == Class::Sidecar && own.startup.is_none();
-        if own.startup.is_some() {
-            actions.push(Action::Probe(around.index, ProbeKind::Startup));
-        } else {
-            around.probe_the_rest(actions);
-        }
-    }
-
-    /// The hook after its start has ended.
-    fn hooked(&mut self, around: &CellContext<'_>, failure: Option<String>, actions: &mut Vec<Action>) {
-        let CellStage::Running(Running { hooking: true, .. }) = &self.stage else { return };
-        let Some(message) = failure else { return self.counts(around, actions) };
-        actions.push(around.hook_failed());
-        actions.push(around.normal("Killing", "FailedPostStartHook"));
-        actions.push(Action::Stop { container: around.index, grace: around.rules.grace });
-        self.is_stopped(StopReason::Hook { message });
-    }
-
-    /// What ran is being stopped.
-    fn is_stopped(&mut self, why: StopReason) {
-        if let CellStage::Running(running) = &self.stage {
-            self.stage = CellStage::Stopping { running: running.clone(), why };
         }
     }
 
