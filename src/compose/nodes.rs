@@ -47,6 +47,7 @@ pub(super) fn engine(env: &Env, data: &DataDir) -> anyhow::Result<Engine> {
         memory_max_bytes: guest_memory_bytes()?,
         compile_process: Some(CompileProcess::current().context("cannot find this program's file")?),
         compile_bounds: CompileBounds::default(),
+        keyvalue_dir: data.path().join("keyvalue"),
     };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = GuestThreads::start(cores, env).context("cannot start the guests' threads")?;
@@ -80,9 +81,20 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         kubelet::node::collect(all, policy, folder, stop).await;
         Ok(())
     });
+    let state = keyvalue_collector(ground, &parts);
     let nodes = 1..=ground.config.nodes.count;
     let nodes = nodes.map(|number| node(ground, &parts, format!("coracle-{number}")));
-    std::iter::once(Ok(collector)).chain(nodes).collect()
+    [Ok(collector), Ok(state)].into_iter().chain(nodes).collect()
+}
+
+/// Removes what deleted namespaces kept: with the first node's identity, which may ask for a namespace as each may.
+fn keyvalue_collector(ground: &Ground, parts: &NodeParts) -> Component {
+    let client = ComponentIdentity::Node("coracle-1".into()).client(&ground.service);
+    let (runtime, stop) = (parts.runtime.clone(), ground.stop.components.clone());
+    Component::new("collector of kept values", async move {
+        kubelet::config::keyvalue::collect(runtime, client, stop).await;
+        Ok(())
+    })
 }
 
 fn node(ground: &Ground, parts: &NodeParts, name: String) -> anyhow::Result<Component> {

@@ -3,8 +3,8 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 section() { awk -v from="## $1" '$0 == from {on = 1; next} /^## / {on = 0} on' docs/plugins.md | awk '/^```console/ {on = 1; next} /^```/ {on = 0} on'; }
-five=$(section 'Five minutes') sessions=$(section 'Sessions')
-[ -n "$five" ] && [ -n "$sessions" ] || fail "docs/plugins.md has no commands"
+five=$(section 'Five minutes') sessions=$(section 'Sessions') state=$(section 'State and settings')
+[ -n "$five" ] && [ -n "$sessions" ] && [ -n "$state" ] || fail "docs/plugins.md has no commands"
 
 up
 mkdir -p "$WORK/bin" && ln -sf "$CORACLE" "$WORK/bin/coracle"
@@ -19,6 +19,8 @@ for line in '"hello ada"' '{"text":"bonjour ada","language":"french","letters":1
 done
 page "$sessions" > "$WORK/said"
 grep -qxF '["ada"]' "$WORK/said" || fail "a guest book in its session: $(cat "$WORK/said")"
+page "$state" > "$WORK/said"
+for line in 'ok(1)' 'ok(2)'; do grep -qxF "$line" "$WORK/said" || fail "kept in calls: $(cat "$WORK/said")"; done
 cd "$OLDPWD"
 unset -f curl
 

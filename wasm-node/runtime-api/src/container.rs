@@ -35,6 +35,15 @@ pub trait ConfigValues: Send + Sync {
     fn all(&self) -> Vec<(String, String)>;
 }
 
+/// Who owns what guests keep by `wasi:keyvalue`: a namespace. The uid tells it from an earlier one of its name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyvalueOwner {
+    /// Its name.
+    pub namespace: String,
+    /// Its `metadata.uid`.
+    pub uid: String,
+}
+
 /// A folder that the guest finds open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preopen {
@@ -67,6 +76,8 @@ pub struct ContainerSpec {
     pub grants: Grants,
     /// What the guest reads by `wasi:config/store`, where that is granted.
     pub config: Option<Arc<dyn ConfigValues>>,
+    /// Whose `wasi:keyvalue` it has, where that is granted.
+    pub keyvalue: Option<KeyvalueOwner>,
     /// Where stdout and stderr go.
     pub log: Arc<dyn LogSink>,
     /// What a command reads; none = an empty input.

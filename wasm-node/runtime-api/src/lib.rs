@@ -30,7 +30,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use machinery_serve::net::Serve;
 
-pub use container::{ConfigValues, ContainerSpec, Failures, LogSink, Preopen, Stats, StdStream};
+pub use container::{ConfigValues, ContainerSpec, Failures, KeyvalueOwner, LogSink, Preopen, Stats, StdStream};
 pub use cpu::{CpuQuota, TokenBucket};
 pub use grants::{GrantError, Grants};
 pub use limits::{CONCURRENCY_DEFAULT, CPU_SHARES_MIN, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
@@ -81,6 +81,12 @@ pub trait Runtime: Send + Sync {
 
     /// What all containers hold. A pod's ledger is made below it.
     fn ledger(&self) -> &Arc<Ledger>;
+
+    /// Whose guests have kept something by `wasi:keyvalue`.
+    fn keyvalue_owners(&self) -> std::io::Result<Vec<KeyvalueOwner>>;
+
+    /// Removes all that they kept.
+    fn remove_keyvalue(&self, owner: &KeyvalueOwner) -> std::io::Result<()>;
 }
 
 /// A loaded module.

@@ -21,8 +21,8 @@ use tokio::sync::Notify;
 
 use super::ledger::Ledger;
 use super::{
-    Admitted, Container, ContainerSpec, ExecError, ExecSpec, Kind, Limits, LoadError, Metering, Module, Outcome,
-    OutcomeReason, Runtime, Server, Session, Stats, StdStream, StopSignal, Trial,
+    Admitted, Container, ContainerSpec, ExecError, ExecSpec, KeyvalueOwner, Kind, Limits, LoadError, Metering, Module,
+    Outcome, OutcomeReason, Runtime, Server, Session, Stats, StdStream, StopSignal, Trial,
 };
 
 /// What a module does.
@@ -88,11 +88,13 @@ pub struct SimulatedRuntime {
     ledger: Arc<Ledger>,
     /// Modules by digest.
     compiled: Mutex<BTreeMap<String, u64>>,
+    /// Whose guests have kept something.
+    pub keyvalue: Mutex<Vec<KeyvalueOwner>>,
 }
 
 impl Default for SimulatedRuntime {
     fn default() -> Self {
-        Self { ledger: Ledger::node(), compiled: Mutex::default() }
+        Self { ledger: Ledger::node(), compiled: Mutex::default(), keyvalue: Mutex::default() }
     }
 }
 
@@ -144,6 +146,15 @@ impl Runtime for SimulatedRuntime {
 
     fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
+    }
+
+    fn keyvalue_owners(&self) -> std::io::Result<Vec<KeyvalueOwner>> {
+        Ok(self.keyvalue.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn remove_keyvalue(&self, owner: &KeyvalueOwner) -> std::io::Result<()> {
+        self.keyvalue.lock().unwrap_or_else(PoisonError::into_inner).retain(|known| known != owner);
+        Ok(())
     }
 }
 
@@ -370,6 +381,7 @@ mod tests {
             limits: Limits::default(),
             grants: Grants::default(),
             config: None,
+            keyvalue: None,
             stdin: None,
             terminal: false,
             log: Arc::new(NoLog),

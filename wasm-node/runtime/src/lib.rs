@@ -10,4 +10,5 @@
 pub(crate) mod bounds;
 pub mod engine;
 pub mod host;
+pub(crate) mod keyvalue;
 pub(crate) mod plugin;

@@ -10,8 +10,8 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 
-use crate::auth::RBAC_GROUP;
 use crate::auth::rules::{Rule, missing_rules};
+use crate::auth::{NODES, RBAC_GROUP};
 use crate::default_objects::default_objects;
 use apiserver_resources::objects::ObjectReader;
 
@@ -109,10 +109,39 @@ pub fn desired(cluster: &Cluster) -> Vec<Desired> {
         }),
         keep: Keep::AsItIs,
     });
+    desired.extend(namespaces_of_nodes());
     desired.push(authentication(cluster));
     desired.push(service(cluster));
     desired.push(endpoints(cluster));
     desired
+}
+
+/// Beside upstream's roles: a node reads a namespace by its name, for the uid that tells it from an earlier one. What guests
+/// keep by `wasi:keyvalue` lasts as long as that (`docs/decisions/0057-keyvalue.md`).
+fn namespaces_of_nodes() -> [Desired; 2] {
+    let meta = json!({"name": "coracle:node-namespaces", "annotations": {AUTOUPDATE: "true"}});
+    let version = format!("{RBAC_GROUP}/v1");
+    [
+        Desired {
+            group: RBAC_GROUP,
+            plural: "clusterroles",
+            object: json!({
+                "apiVersion": version, "kind": "ClusterRole", "metadata": meta,
+                "rules": [{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}],
+            }),
+            keep: Keep::Role,
+        },
+        Desired {
+            group: RBAC_GROUP,
+            plural: "clusterrolebindings",
+            object: json!({
+                "apiVersion": version, "kind": "ClusterRoleBinding", "metadata": meta,
+                "roleRef": {"apiGroup": RBAC_GROUP, "kind": "ClusterRole", "name": "coracle:node-namespaces"},
+                "subjects": [{"apiGroup": RBAC_GROUP, "kind": "Group", "name": NODES}],
+            }),
+            keep: Keep::Binding,
+        },
+    ]
 }
 
 /// What to write so that everything desired is there.

@@ -6,5 +6,6 @@ pub mod environment;
 #[cfg(test)]
 mod fuzz;
 pub mod granted;
+pub mod keyvalue;
 pub(crate) mod pull_secrets;
 pub mod sources;

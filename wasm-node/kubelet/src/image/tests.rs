@@ -57,6 +57,7 @@ impl Bench {
             memory_max_bytes: 1 << 30,
             compile_process: None,
             compile_bounds: CompileBounds::default(),
+            keyvalue_dir: dir.path().join("keyvalue"),
         };
         let engine = engine(config, env.clone());
         let files = dir.path().join("files");
@@ -144,6 +145,7 @@ async fn what_is_pushed_can_be_pulled() {
         memory_max_bytes: 1 << 30,
         compile_process: None,
         compile_bounds: CompileBounds::default(),
+        keyvalue_dir: bench.dir.path().join("keyvalue"),
     };
     let again =
         Images::open(Arc::new(engine(config, Env::real())), Env::real(), blobs, ImagesConfig::default()).unwrap();

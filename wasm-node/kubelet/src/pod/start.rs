@@ -23,6 +23,7 @@ use super::worker::{Message, happened};
 use crate::config::env_file::{self, FileValues};
 use crate::config::environment::{EnvContext, environment, expand};
 use crate::config::granted::GrantedConfig;
+use crate::config::keyvalue;
 use crate::config::pull_secrets;
 use crate::config::sources::{Known, SourceKind, named_by_environment};
 use crate::image::{Image, ImageError, PullPolicy, Pulled};
@@ -148,6 +149,10 @@ pub(crate) async fn make(
     // A server makes an instance for each request, and these read nothing.
     let reads = wire.stdin == Some(true) && loaded.kind() == Kind::Command;
     let (to_stdin, stdin) = if reads { Some(pipe()).unzip() } else { (None, None) };
+    let keyvalue = match settings.grants.contains("keyvalue") {
+        true => Some(keyvalue::owner(&node.client, &namespace).await.map_err(config)?),
+        false => None,
+    };
     let spec = ContainerSpec {
         name: format!("{namespace}/{pod_name}/{}", wire.name),
         argv,
@@ -158,6 +163,7 @@ pub(crate) async fn make(
         config: settings.grants.contains("config").then(|| {
             Arc::new(GrantedConfig::of(&node.sources, &namespace, wire)) as Arc<dyn runtime_api::ConfigValues>
         }),
+        keyvalue,
         grants: settings.grants.clone(),
         log: attached.clone(),
         stdin,

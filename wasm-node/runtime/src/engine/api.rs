@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use runtime_api::ledger::Ledger;
 use runtime_api::{
-    Admitted, Container as ApiContainer, ContainerSpec, ExecError, ExecSpec, Kind, Limits, LoadError, Metering, Module,
-    Outcome, Runtime, Server, Session, Stats, StopSignal, Trial,
+    Admitted, Container as ApiContainer, ContainerSpec, ExecError, ExecSpec, KeyvalueOwner, Kind, Limits, LoadError,
+    Metering, Module, Outcome, Runtime, Server, Session, Stats, StopSignal, Trial,
 };
 
 use super::{Container, Engine, HttpServer, Loaded, PluginServer, WASMTIME_VERSION};
@@ -67,6 +67,14 @@ impl Runtime for Engine {
 
     fn ledger(&self) -> &Arc<Ledger> {
         Self::ledger(self)
+    }
+
+    fn keyvalue_owners(&self) -> std::io::Result<Vec<KeyvalueOwner>> {
+        self.keyvalue().owners()
+    }
+
+    fn remove_keyvalue(&self, owner: &KeyvalueOwner) -> std::io::Result<()> {
+        self.keyvalue().remove(owner)
     }
 }
 

@@ -105,6 +105,8 @@ impl Engine {
         let ledger = Ledger::container(&spec.pod);
         ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
         ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
+        let keyvalue = spec.keyvalue.map(|owner| self.keyvalue().of(&owner)).transpose();
+        let keyvalue = keyvalue.map_err(LoadError::io("looking for the namespace's keyvalue store"))?;
         let guest = Guest {
             argv: spec.argv,
             env,
@@ -113,6 +115,7 @@ impl Engine {
             cwd_dir,
             log: spec.log.clone(),
             config: spec.config,
+            keyvalue,
             stdin: spec.stdin,
             terminal: spec.terminal,
             outputs: None,

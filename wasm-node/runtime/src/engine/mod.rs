@@ -56,6 +56,7 @@ use runtime_api::{Grants, LoadError, Metering};
 
 use crate::host::disk::NodeDisk;
 use crate::host::state::{ComponentState, CoreState};
+use crate::keyvalue::{self, Stores};
 
 /// The runtime that is built in (a test holds it against Cargo.lock).
 pub const WASMTIME_VERSION: &str = "48.0.8";
@@ -72,6 +73,8 @@ pub struct EngineConfig {
     pub compile_process: Option<CompileProcess>,
     /// What each compilation may take.
     pub compile_bounds: CompileBounds,
+    /// What guests keep by `wasi:keyvalue`; made with mode 0700 when the first one does.
+    pub keyvalue_dir: PathBuf,
 }
 
 /// Why an engine could not be made.
@@ -134,6 +137,7 @@ struct Inner {
     ledger: Arc<Ledger>,
     growth: Arc<Growth>,
     disk: Arc<NodeDisk>,
+    keyvalue: Arc<Stores>,
     compiler: compile::Compiler,
     cache: aot::Cache,
     loaded: Mutex<HashMap<load::Key, Weak<Loaded>>>,
@@ -156,6 +160,7 @@ impl Engine {
         ledger.set_limit(Resource::Memory, config.memory_max_bytes);
         ledger.set_limit(Resource::Descriptors, Descriptors::process().max(Class::Guests) as u64);
         let inner = Inner {
+            keyvalue: Stores::new(config.keyvalue_dir, keyvalue::QUOTA, &ledger),
             disk: NodeDisk::new(&env, &ledger, Some(threads.ticker.polled())),
             compiler: compile::Compiler::new(config.compile_process, config.compile_bounds, &env),
             env,
@@ -231,6 +236,10 @@ impl Engine {
 
     pub(crate) fn disk(&self) -> &Arc<NodeDisk> {
         &self.inner.disk
+    }
+
+    pub(crate) fn keyvalue(&self) -> &Arc<Stores> {
+        &self.inner.keyvalue
     }
 
     pub(crate) fn metered(&self, metering: Metering) -> Result<&Arc<Metered>, LoadError> {

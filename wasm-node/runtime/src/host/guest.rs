@@ -11,6 +11,7 @@ use runtime_api::{ConfigValues, LogSink};
 
 use super::disk::Disk;
 use crate::bounds::growth::{Growth, StoreLimiter};
+use crate::keyvalue::Namespace;
 
 /// Stdout and stderr of a session; none = taken, and kept nowhere.
 #[derive(Clone)]
@@ -29,6 +30,8 @@ pub(crate) struct Guest {
     pub(crate) log: Arc<dyn LogSink>,
     /// What `wasi:config/store` has for it.
     pub(crate) config: Option<Arc<dyn ConfigValues>>,
+    /// What `wasi:keyvalue` keeps for it.
+    pub(crate) keyvalue: Option<Arc<Namespace>>,
     /// What it reads; none = an empty input.
     pub(crate) stdin: Option<PipeReader>,
     /// Whether it is told that it has a terminal.

@@ -14,6 +14,7 @@ pub(crate) mod first_bytes;
 pub(crate) mod guest;
 pub(crate) mod http;
 pub(crate) mod io;
+pub(crate) mod keyvalue;
 pub(crate) mod listing;
 pub(crate) mod preview1;
 pub(crate) mod random;
@@ -167,6 +168,15 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         link: config::link,
         held_bytes: handles_only,
     },
+    HostInterface {
+        name: "keyvalue",
+        package: "wasi:keyvalue",
+        interfaces: &["store", "atomics", "batch"],
+        version: keyvalue::VERSION,
+        granted: Granted::ByAnnotation,
+        link: keyvalue::link,
+        held_bytes: keyvalue::held_bytes,
+    },
 ];
 
 fn rows() -> impl Iterator<Item = &'static HostInterface> {
@@ -243,6 +253,7 @@ mod tests {
             "wasi:http/outgoing-handler@0.2.12",
             "wasi:io/poll@0.2.99",
             "wasi:config/store@0.2.0-rc.1",
+            "wasi:keyvalue/atomics@0.2.0-draft2",
         ] {
             assert!(offered(good).is_some(), "{good}");
         }
@@ -264,7 +275,8 @@ mod tests {
 
     #[test]
     fn every_row_links() {
-        component_linker(&wasmtime::Engine::default(), &Grants::parse("answer,config", &optional()).unwrap()).unwrap();
+        component_linker(&wasmtime::Engine::default(), &Grants::parse("answer,config,keyvalue", &optional()).unwrap())
+            .unwrap();
         core_linker(&wasmtime::Engine::default()).unwrap();
     }
 }

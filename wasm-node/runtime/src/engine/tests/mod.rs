@@ -5,6 +5,7 @@ mod compiler;
 mod files;
 mod files_p2;
 mod guest;
+mod keyvalue;
 mod plugins;
 mod servers;
 mod sessions;
@@ -72,7 +73,9 @@ impl Bench {
         compile_process: Option<CompileProcess>,
         compile_bounds: CompileBounds,
     ) -> Self {
-        let config = EngineConfig { cache_dir, memory_max_bytes: 1 << 30, compile_process, compile_bounds };
+        let keyvalue_dir = dir.path().join("keyvalue");
+        let config =
+            EngineConfig { cache_dir, memory_max_bytes: 1 << 30, compile_process, compile_bounds, keyvalue_dir };
         let threads = GuestThreads::start(2, &Env::real()).unwrap();
         Self { engine: Engine::new(config, threads, Env::real()).unwrap(), dir }
     }
@@ -114,6 +117,7 @@ impl Bench {
             limits: Limits::default(),
             grants: runtime_api::Grants::default(),
             config: None,
+            keyvalue: None,
             log: Arc::new(Log::default()),
             stdin: None,
             terminal: false,

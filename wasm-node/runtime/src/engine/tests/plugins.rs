@@ -41,15 +41,15 @@ fn caller(pod: &str) -> Origin {
     Origin { peer: Peer::Pod(caller), local: std::net::SocketAddr::from(([127, 66, 0, 2], 80)), via: None }
 }
 
-struct Answer {
-    status: u16,
+pub(super) struct Answer {
+    pub(super) status: u16,
     reason: String,
     session: Option<String>,
-    text: String,
+    pub(super) text: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("{} is no JSON", self.text))
     }
 }
@@ -65,7 +65,7 @@ async fn ask(server: &PluginServer, from: &str, request: Request<Body>) -> Answe
     Answer { status, reason, session, text: text(response).await.unwrap() }
 }
 
-async fn call(server: &PluginServer, function: &str, arguments: Value) -> Answer {
+pub(super) async fn call(server: &PluginServer, function: &str, arguments: Value) -> Answer {
     ask(server, "a", post(&format!("/{function}"), arguments.to_string())).await
 }
 

@@ -1,0 +1,32 @@
+//! A server with state and settings: `GET /` counts visits by `wasi:keyvalue`, with the greeting that `wasi:config` has at
+//! that moment. Its pod is granted both by annotation (`manifests/visits.yaml`).
+#![no_std]
+use guest::http::{Answer, Request, Response};
+use guest::{String, ToOwned, format, serve};
+
+use wasi::config::store as config;
+use wasi::keyvalue::{atomics, store};
+
+wit_bindgen::generate!({ path: "wit", world: "stateful", generate_all });
+
+serve! {
+    "GET" "/" => visit,
+    "GET" "/settings" => settings,
+}
+
+fn failed(error: impl core::fmt::Debug) -> Response {
+    Response::error(500, &format!("{error:?}"))
+}
+
+fn visit(_: &Request) -> Answer {
+    let bucket = store::open("visits").map_err(failed)?;
+    let visits = atomics::increment(&bucket, "all", 1).map_err(failed)?;
+    let greeting = config::get("GREETING").map_err(failed)?.unwrap_or_else(|| "hello".to_owned());
+    Ok(Response::text(format!("{greeting}, visit {visits}\n")))
+}
+
+fn settings(_: &Request) -> Answer {
+    let all = config::get_all().map_err(failed)?;
+    let lines = all.iter().map(|(name, value)| format!("{name}={value}\n"));
+    Ok(Response::text(lines.collect::<String>()))
+}

@@ -1,0 +1,216 @@
+//! What guests keep by `wasi:keyvalue`: one file for each namespace, shared by all of its pods that run here
+//! (`docs/decisions/0057-keyvalue.md`).
+//!
+//! A namespace is known by its uid, so that one which is made anew under the name finds nothing of the old one. What is
+//! in here waits for the disk: [`host::keyvalue`](crate::host) calls it where guests' file work may.
+
+mod namespace;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use runtime_api::KeyvalueOwner;
+use runtime_api::ledger::Ledger;
+
+pub(crate) use namespace::{Namespace, Value};
+pub(crate) use write::{Write, Written};
+
+/// A key: what etcd's and Redis' users have fits many times.
+pub(crate) const KEY_BYTES_MAX: usize = 512;
+/// A value. One host call copies 2 MiB out of a guest at most, so two of these fit one batch.
+pub(crate) const VALUE_BYTES_MAX: usize = 1 << 20;
+/// A bucket's name.
+pub(crate) const BUCKET_BYTES_MAX: usize = 64;
+/// Keys of one batch.
+pub(crate) const BATCH_KEYS_MAX: usize = 1000;
+/// Values that one batch hands over.
+pub(crate) const BATCH_BYTES_MAX: usize = 2 << 20;
+/// Keys of one page of a list.
+pub(crate) const PAGE_KEYS_MAX: usize = 1000;
+
+/// Files that are open at once: each has a descriptor and a cache of [`CACHE_BYTES`].
+const OPEN_MAX: usize = 64;
+/// What a file's cache holds: the system caches the rest.
+const CACHE_BYTES: usize = 512 << 10;
+/// Of the disk, the part in percent that has to be free for a store to grow: pods are evicted at ten.
+const DISK_FREE_PERCENT_MIN: u64 = 12;
+
+/// What one namespace may keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Quota {
+    /// Bytes of names, keys and values, and [`KEY_COST_BYTES`] for each key.
+    pub(crate) bytes: u64,
+    /// Keys of all buckets.
+    pub(crate) keys: u64,
+}
+
+/// What a key takes beside its letters.
+pub(crate) const KEY_COST_BYTES: u64 = 64;
+/// See [`Quota`].
+pub(crate) const QUOTA: Quota = Quota { bytes: 64 << 20, keys: 100_000 };
+
+/// Why something is not kept or not found.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("a key has {0} bytes: at most {KEY_BYTES_MAX}")]
+    KeyTooLong(usize),
+    #[error("a value has {0} bytes: at most {VALUE_BYTES_MAX}")]
+    ValueTooLarge(usize),
+    #[error("a batch has {0} keys: at most {BATCH_KEYS_MAX}")]
+    BatchTooLong(usize),
+    #[error("the values of a batch have more than {BATCH_BYTES_MAX} bytes: ask for fewer keys")]
+    BatchTooLarge,
+    #[error("the namespace's quota of {0} bytes is used up")]
+    BytesUsedUp(u64),
+    #[error("the namespace's quota of {0} keys is used up")]
+    KeysUsedUp(u64),
+    #[error("the value is no number (decimal digits of 64 bits)")]
+    NoNumber,
+    #[error("the number would be beyond 64 bits")]
+    Overflow,
+    #[error("the node's disk is nearly full")]
+    DiskFull,
+    #[error("the namespace was deleted")]
+    Removed,
+    #[error("others of the namespace or the node held the disk for too long")]
+    Late,
+    #[error("no memory is left of the container's limit")]
+    Memory,
+    #[error("the node has no descriptor left")]
+    Descriptors,
+    #[error("{0}")]
+    Io(String),
+}
+
+impl StoreError {
+    fn io(error: impl std::fmt::Display) -> Self {
+        Self::Io(format!("the namespace's store cannot be used: {error}"))
+    }
+}
+
+/// All namespaces' stores.
+pub(crate) struct Stores {
+    dir: PathBuf,
+    quota: Quota,
+    ledger: Arc<Ledger>,
+    known: Mutex<HashMap<KeyvalueOwner, Arc<Namespace>>>,
+    /// Those whose file is open, the one that was opened last at the end.
+    open: Mutex<VecDeque<Arc<Namespace>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Stores {
+    /// `ledger`: the node's, of which open files take descriptors.
+    pub(crate) fn new(dir: PathBuf, quota: Quota, ledger: &Arc<Ledger>) -> Arc<Self> {
+        Arc::new(Self { dir, quota, ledger: ledger.clone(), known: Mutex::default(), open: Mutex::default() })
+    }
+
+    /// A namespace's store. Nothing is opened before it is used, no file made before something is written.
+    ///
+    /// # Errors
+    /// The owner is none that a file could be named after.
+    pub(crate) fn of(self: &Arc<Self>, owner: &KeyvalueOwner) -> io::Result<Arc<Namespace>> {
+        let name = file_name(owner).ok_or_else(|| io::Error::other(format!("{owner:?} names no namespace")))?;
+        let mut known = lock(&self.known);
+        let namespace = known.entry(owner.clone()).or_insert_with(|| Namespace::new(self, self.dir.join(name)));
+        Ok(namespace.clone())
+    }
+
+    /// Whose stores there are on the disk.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub(crate) fn owners(&self) -> io::Result<Vec<KeyvalueOwner>> {
+        let entries = match std::fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut owners = Vec::new();
+        for entry in entries {
+            owners.extend(entry?.file_name().to_str().and_then(owner));
+        }
+        Ok(owners)
+    }
+
+    /// Removes a namespace's store; pods that still have it find it gone.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub(crate) fn remove(&self, owner: &KeyvalueOwner) -> io::Result<()> {
+        let Some(name) = file_name(owner) else { return Ok(()) };
+        if let Some(namespace) = lock(&self.known).remove(owner) {
+            namespace.shut();
+            lock(&self.open).retain(|open| !Arc::ptr_eq(open, &namespace));
+        }
+        match std::fs::remove_file(self.dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers that this one's file is open, and closes one that nobody uses where there are too many.
+    fn opened(&self, namespace: &Arc<Namespace>) {
+        let mut open = lock(&self.open);
+        open.retain(|known| !Arc::ptr_eq(known, namespace));
+        let over = (open.len() + 1).saturating_sub(OPEN_MAX);
+        let mut busy = VecDeque::new();
+        for _ in 0..over {
+            let Some(oldest) = open.pop_front() else { break };
+            if !oldest.close() {
+                busy.push_back(oldest);
+            }
+        }
+        open.extend(busy);
+        open.push_back(namespace.clone());
+    }
+
+    /// Whether a store may grow.
+    fn has_room(&self) -> bool {
+        rustix::fs::statvfs(&self.dir).is_ok_and(|disk| disk.f_bavail >= disk.f_blocks / 100 * DISK_FREE_PERCENT_MIN)
+    }
+}
+
+/// `NAMESPACE.UID.redb`: both are names that hold no dot.
+fn file_name(owner: &KeyvalueOwner) -> Option<String> {
+    let plain = |name: &str| {
+        let letters = name.bytes().all(|letter| matches!(letter, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        letters && !name.is_empty() && name.len() <= 63
+    };
+    (plain(&owner.namespace) && plain(&owner.uid)).then(|| format!("{}.{}.redb", owner.namespace, owner.uid))
+}
+
+fn owner(file_name: &str) -> Option<KeyvalueOwner> {
+    let (namespace, uid) = file_name.strip_suffix(".redb")?.split_once('.')?;
+    let owner = KeyvalueOwner { namespace: namespace.into(), uid: uid.into() };
+    self::file_name(&owner).map(|_| owner)
+}
+
+/// The bucket of an identifier: nothing is the default one; none where it is no name of a bucket.
+pub(crate) fn bucket(identifier: &str) -> Option<&str> {
+    let name = if identifier.is_empty() { "default" } else { identifier };
+    let plain = name.bytes().all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, b'-' | b'_' | b'.'));
+    (plain && name.len() <= BUCKET_BYTES_MAX).then_some(name)
+}
+
+fn check_key(key: &str) -> Result<(), StoreError> {
+    if key.len() > KEY_BYTES_MAX { Err(StoreError::KeyTooLong(key.len())) } else { Ok(()) }
+}
+
+/// Makes the folder, readable by this user alone.
+fn make_dir(dir: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! One namespace's store: a file, and the writes that wait to go into it together.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, Weak};
+
+use redb::{Database, ReadTransaction, ReadableDatabase as _, TableDefinition, TableError};
+use runtime_api::ledger::{Held, Resource};
+use tokio::sync::oneshot;
+
+use super::write::{Tables, Write, Written};
+use super::{
+    BATCH_BYTES_MAX, BATCH_KEYS_MAX, CACHE_BYTES, PAGE_KEYS_MAX, StoreError, Stores, check_key, lock, make_dir,
+};
+
+/// By bucket and key: eight bytes of revision, then the value.
+pub(super) const PAIRS: TableDefinition<'static, (&str, &str), &[u8]> = TableDefinition::new("pairs");
+/// What all of it takes, and the last revision.
+pub(super) const USAGE: TableDefinition<'static, &str, u64> = TableDefinition::new("usage");
+
+/// Writes that one commit takes: they share its two flushes.
+const COMMIT_WRITES_MAX: usize = 256;
+/// And their bytes.
+const COMMIT_BYTES_MAX: usize = 8 << 20;
+
+/// What is kept under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Value {
+    /// Of its last write; no two writes of a namespace have the same.
+    pub(crate) revision: u64,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Value {
+    pub(super) fn read(kept: &[u8]) -> Option<Self> {
+        let (revision, bytes) = kept.split_first_chunk()?;
+        Some(Self { revision: u64::from_le_bytes(*revision), bytes: bytes.to_vec() })
+    }
+}
+
+/// Keys, and the one after which to go on where there are more.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Page {
+    pub(crate) keys: Vec<String>,
+    pub(crate) cursor: Option<String>,
+}
+
+type Answer = Result<Written, StoreError>;
+
+/// A write that waits. Whoever asked may be gone by now, which undoes nothing and is not waited for.
+struct Pending {
+    write: Write,
+    answer: oneshot::Sender<Answer>,
+}
+
+enum File {
+    Closed,
+    Open(Arc<Database>, #[expect(dead_code, reason = "held while the file is open")] Held),
+    Removed,
+}
+
+/// See the module.
+pub(crate) struct Namespace {
+    stores: Weak<Stores>,
+    path: PathBuf,
+    file: Mutex<File>,
+    queue: Mutex<VecDeque<Pending>>,
+}
+
+impl Namespace {
+    pub(super) fn new(stores: &Arc<Stores>, path: PathBuf) -> Arc<Self> {
+        Arc::new(Self { stores: Arc::downgrade(stores), path, file: Mutex::new(File::Closed), queue: Mutex::default() })
+    }
+
+    /// Closes the file where nobody uses it.
+    pub(super) fn close(&self) -> bool {
+        let mut file = lock(&self.file);
+        if matches!(&*file, File::Open(database, _) if Arc::strong_count(database) > 1) {
+            return false;
+        }
+        if matches!(*file, File::Open(..)) {
+            *file = File::Closed;
+        }
+        true
+    }
+
+    pub(super) fn shut(&self) {
+        *lock(&self.file) = File::Removed;
+    }
+
+    /// The open file; none where there is none yet and nothing is to be written.
+    fn database(self: &Arc<Self>, make: bool) -> Result<Option<Arc<Database>>, StoreError> {
+        let stores = self.stores.upgrade().ok_or(StoreError::Removed)?;
+        let mut file = lock(&self.file);
+        match &*file {
+            File::Open(database, _) => return Ok(Some(database.clone())),
+            File::Removed => return Err(StoreError::Removed),
+            File::Closed => {}
+        }
+        if !make && !self.path.exists() {
+            return Ok(None);
+        }
+        make_dir(&stores.dir).map_err(StoreError::io)?;
+        let held = stores.ledger.hold(Resource::Descriptors, 1).map_err(|_| StoreError::Descriptors)?;
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&self.path).map_err(|error| {
+            tracing::error!(file = %self.path.display(), %error, "a namespace's keyvalue store cannot be opened");
+            StoreError::io(error)
+        })?;
+        let database = Arc::new(database);
+        *file = File::Open(database.clone(), held);
+        drop(file);
+        stores.opened(self);
+        Ok(Some(database))
+    }
+
+    /// After an error of the disk the file is opened anew: what was committed is there, and nothing else.
+    fn failed(&self, error: impl std::fmt::Display) -> StoreError {
+        tracing::warn!(file = %self.path.display(), %error, "a namespace's keyvalue store");
+        let mut file = lock(&self.file);
+        if matches!(*file, File::Open(..)) {
+            *file = File::Closed;
+        }
+        StoreError::io(error)
+    }
+
+    fn read<T: Default>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Pairs) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        let Some(database) = self.database(false)? else { return Ok(T::default()) };
+        let reading = || {
+            let transaction: ReadTransaction = database.begin_read()?;
+            match transaction.open_table(PAIRS) {
+                Ok(pairs) => read(&pairs),
+                Err(TableError::TableDoesNotExist(_)) => Ok(T::default()),
+                Err(error) => Err(error.into()),
+            }
+        };
+        reading().map_err(|error: redb::Error| self.failed(error))
+    }
+
+    pub(crate) fn get(self: &Arc<Self>, bucket: &str, key: &str) -> Result<Option<Value>, StoreError> {
+        check_key(key)?;
+        self.read(|pairs| Ok(pairs.get((bucket, key))?.and_then(|kept| Value::read(kept.value()))))
+    }
+
+    pub(crate) fn exists(self: &Arc<Self>, bucket: &str, key: &str) -> Result<bool, StoreError> {
+        check_key(key)?;
+        self.read(|pairs| Ok(pairs.get((bucket, key))?.is_some()))
+    }
+
+    /// The values of these keys, in their order, all of one moment.
+    pub(crate) fn get_many(
+        self: &Arc<Self>,
+        bucket: &str,
+        keys: &[String],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        check_batch(keys.len())?;
+        keys.iter().try_for_each(|key| check_key(key))?;
+        let mut bytes = 0;
+        let found = self.read(|pairs| {
+            let mut found = Vec::with_capacity(keys.len());
+            for key in keys {
+                let kept = pairs.get((bucket, key.as_str()))?;
+                bytes += kept.as_ref().map_or(0, |kept| kept.value().len());
+                if bytes > BATCH_BYTES_MAX {
+                    return Ok(None);
+                }
+                found.push(kept.and_then(|kept| Value::read(kept.value())).map(|value| value.bytes));
+            }
+            Ok(Some(found))
+        });
+        match found? {
+            Some(found) => Ok(found),
+            None if bytes > BATCH_BYTES_MAX => Err(StoreError::BatchTooLarge),
+            None => Ok(vec![None; keys.len()]),
+        }
+    }
+
+    /// The keys of a bucket in their order, from the one after `cursor` on.
+    pub(crate) fn list(self: &Arc<Self>, bucket: &str, cursor: Option<&str>) -> Result<Page, StoreError> {
+        let mut keys = self.read(|pairs| {
+            let mut keys = Vec::new();
+            for pair in pairs.range((bucket, cursor.unwrap_or_default())..)? {
+                let (name, _) = pair?;
+                let (of, key) = name.value();
+                if of != bucket || keys.len() > PAGE_KEYS_MAX {
+                    break;
+                }
+                if cursor != Some(key) {
+                    keys.push(key.to_owned());
+                }
+            }
+            Ok(keys)
+        })?;
+        let more = keys.len() > PAGE_KEYS_MAX;
+        keys.truncate(PAGE_KEYS_MAX);
+        let cursor = if more { keys.last().cloned() } else { None };
+        Ok(Page { keys, cursor })
+    }
+
+    /// Lets a write wait. It goes with the next [`commit`](Self::commit), whoever calls that.
+    pub(crate) fn submit(&self, write: Write) -> Result<oneshot::Receiver<Answer>, StoreError> {
+        write.check()?;
+        let (answer, answered) = oneshot::channel();
+        lock(&self.queue).push_back(Pending { write, answer });
+        Ok(answered)
+    }
+
+    /// Writes what waits, and tells those who wait for it once it is on the disk.
+    pub(crate) fn commit(self: &Arc<Self>) {
+        let pending = self.take();
+        if pending.is_empty() {
+            return;
+        }
+        let (answers, writes): (Vec<_>, Vec<_>) = pending.into_iter().map(|p| (p.answer, p.write)).unzip();
+        let results = match self.write(writes) {
+            Ok(results) => results,
+            Err(error) => answers.iter().map(|_| Err(error.clone())).collect(),
+        };
+        for (answer, result) in answers.into_iter().zip(results) {
+            // Who asked may have been cut off: it is written all the same.
+            let _ = answer.send(result);
+        }
+    }
+
+    fn take(&self) -> Vec<Pending> {
+        let mut queue = lock(&self.queue);
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while taken.len() < COMMIT_WRITES_MAX && bytes < COMMIT_BYTES_MAX {
+            let Some(pending) = queue.pop_front() else { break };
+            if !pending.answer.is_closed() {
+                bytes += pending.write.bytes();
+                taken.push(pending);
+            }
+        }
+        taken
+    }
+
+    fn write(self: &Arc<Self>, writes: Vec<Write>) -> Result<Vec<Answer>, StoreError> {
+        let Some(database) = self.database(true)? else { return Err(StoreError::Removed) };
+        let stores = self.stores.upgrade().ok_or(StoreError::Removed)?;
+        let may_grow = stores.has_room();
+        let writing = || {
+            let mut transaction = database.begin_write()?;
+            // Guests decide what is written: a commit's validity must not hang on checksums that they could aim at, and
+            // after a crash nobody waits until all of a file was read.
+            transaction.set_two_phase_commit(true);
+            transaction.set_quick_repair(true);
+            let mut tables = Tables::open(&transaction, stores.quota, may_grow)?;
+            let results = writes.into_iter().map(|write| tables.write(write)).collect::<Result<_, redb::Error>>()?;
+            let changed = tables.close()?;
+            if changed {
+                transaction.commit()?
+            } else {
+                transaction.abort()?
+            }
+            Ok(results)
+        };
+        writing().map_err(|error: redb::Error| self.failed(error))
+    }
+}
+
+type Pairs = redb::ReadOnlyTable<(&'static str, &'static str), &'static [u8]>;
+
+pub(super) fn check_batch(keys: usize) -> Result<(), StoreError> {
+    if keys > BATCH_KEYS_MAX { Err(StoreError::BatchTooLong(keys)) } else { Ok(()) }
+}

@@ -1,0 +1,176 @@
+//! What one write does to a store: it is looked at first and done as a whole, or not at all.
+
+use std::collections::BTreeMap;
+
+use redb::{ReadableTable as _, Table, WriteTransaction};
+
+use super::namespace::{PAIRS, USAGE, Value, check_batch};
+use super::{KEY_COST_BYTES, Quota, StoreError, VALUE_BYTES_MAX, check_key};
+
+/// A write to one bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Write {
+    Set { bucket: String, pairs: Vec<(String, Vec<u8>)> },
+    Delete { bucket: String, keys: Vec<String> },
+    Increment { bucket: String, key: String, delta: i64 },
+    Swap { bucket: String, key: String, seen: Option<u64>, value: Vec<u8> },
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Written {
+    Done,
+    /// An increment's result.
+    Number(i64),
+    /// A swap that came too late, and what is there now.
+    Stale(Option<Value>),
+}
+
+impl Write {
+    /// Whether it has the size of a write at all.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let value = |value: &Vec<u8>| match value.len() {
+            length if length > VALUE_BYTES_MAX => Err(StoreError::ValueTooLarge(length)),
+            _ => Ok(()),
+        };
+        match self {
+            Self::Set { pairs, .. } => {
+                check_batch(pairs.len())?;
+                pairs.iter().try_for_each(|(key, bytes)| check_key(key).and_then(|()| value(bytes)))
+            }
+            Self::Delete { keys, .. } => {
+                check_batch(keys.len())?;
+                keys.iter().try_for_each(|key| check_key(key))
+            }
+            Self::Increment { key, .. } => check_key(key),
+            Self::Swap { key, value: bytes, .. } => check_key(key).and_then(|()| value(bytes)),
+        }
+    }
+
+    /// What it holds while it waits.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Set { pairs, .. } => pairs.iter().map(|(key, value)| key.len() + value.len()).sum(),
+            Self::Delete { keys, .. } => keys.iter().map(String::len).sum(),
+            Self::Increment { key, .. } => key.len(),
+            Self::Swap { key, value, .. } => key.len() + value.len(),
+        }
+    }
+}
+
+/// What keys become; nothing = they go.
+type Changes<'a> = BTreeMap<&'a str, Option<Vec<u8>>>;
+
+/// The tables of one transaction.
+pub(super) struct Tables<'t> {
+    pairs: Table<'t, (&'static str, &'static str), &'static [u8]>,
+    usage: Table<'t, &'static str, u64>,
+    quota: Quota,
+    may_grow: bool,
+    bytes: u64,
+    keys: u64,
+    revision: u64,
+    changed: bool,
+}
+
+impl<'t> Tables<'t> {
+    pub(super) fn open(transaction: &'t WriteTransaction, quota: Quota, may_grow: bool) -> Result<Self, redb::Error> {
+        let pairs = transaction.open_table(PAIRS)?;
+        let usage = transaction.open_table(USAGE)?;
+        let known = |name: &str| Ok::<_, redb::Error>(usage.get(name)?.map_or(0, |kept| kept.value()));
+        let (bytes, keys, revision) = (known("bytes")?, known("keys")?, known("revision")?);
+        Ok(Self { pairs, usage, quota, may_grow, bytes, keys, revision, changed: false })
+    }
+
+    /// Writes down what all of it takes now; whether anything has changed.
+    pub(super) fn close(mut self) -> Result<bool, redb::Error> {
+        if self.changed {
+            for (name, now) in [("bytes", self.bytes), ("keys", self.keys), ("revision", self.revision)] {
+                self.usage.insert(name, now)?;
+            }
+        }
+        Ok(self.changed)
+    }
+
+    fn get(&self, bucket: &str, key: &str) -> Result<Option<Value>, redb::Error> {
+        Ok(self.pairs.get((bucket, key))?.and_then(|kept| Value::read(kept.value())))
+    }
+
+    pub(super) fn write(&mut self, write: Write) -> Result<Result<Written, StoreError>, redb::Error> {
+        match write {
+            Write::Set { bucket, pairs } => {
+                let changes = pairs.iter().map(|(key, value)| (key.as_str(), Some(value.clone()))).collect();
+                Ok(self.change(&bucket, changes)?.map(|()| Written::Done))
+            }
+            Write::Delete { bucket, keys } => {
+                let changes = keys.iter().map(|key| (key.as_str(), None)).collect();
+                Ok(self.change(&bucket, changes)?.map(|()| Written::Done))
+            }
+            Write::Increment { bucket, key, delta } => {
+                let number = match self.get(&bucket, &key)? {
+                    None => Ok(delta),
+                    Some(value) => add(&value.bytes, delta),
+                };
+                let number = match number {
+                    Ok(number) => number,
+                    Err(error) => return Ok(Err(error)),
+                };
+                let changes = [(key.as_str(), Some(number.to_string().into_bytes()))].into();
+                Ok(self.change(&bucket, changes)?.map(|()| Written::Number(number)))
+            }
+            Write::Swap { bucket, key, seen, value } => {
+                let now = self.get(&bucket, &key)?;
+                if now.as_ref().map(|now| now.revision) != seen {
+                    return Ok(Ok(Written::Stale(now)));
+                }
+                let changes = [(key.as_str(), Some(value))].into();
+                Ok(self.change(&bucket, changes)?.map(|()| Written::Done))
+            }
+        }
+    }
+
+    fn change(&mut self, bucket: &str, changes: Changes<'_>) -> Result<Result<(), StoreError>, redb::Error> {
+        let (mut bytes, mut keys) = (self.bytes, self.keys);
+        for (key, value) in &changes {
+            let cost = |length: usize| (bucket.len() + key.len() + length) as u64 + KEY_COST_BYTES;
+            if let Some(kept) = self.pairs.get((bucket, *key))? {
+                bytes = bytes.saturating_sub(cost(kept.value().len() - size_of::<u64>()));
+                keys = keys.saturating_sub(1);
+            }
+            if let Some(value) = value {
+                bytes += cost(value.len());
+                keys += 1;
+            }
+        }
+        // Whoever is over a quota can still make room.
+        if bytes > self.quota.bytes && bytes > self.bytes {
+            return Ok(Err(StoreError::BytesUsedUp(self.quota.bytes)));
+        }
+        if keys > self.quota.keys && keys > self.keys {
+            return Ok(Err(StoreError::KeysUsedUp(self.quota.keys)));
+        }
+        if !self.may_grow && bytes > self.bytes {
+            return Ok(Err(StoreError::DiskFull));
+        }
+        for (key, value) in changes {
+            match value {
+                None => self.changed |= self.pairs.remove((bucket, key))?.is_some(),
+                Some(value) => {
+                    self.revision += 1;
+                    let kept = [&self.revision.to_le_bytes(), value.as_slice()].concat();
+                    self.pairs.insert((bucket, key), kept.as_slice())?;
+                    self.changed = true;
+                }
+            }
+        }
+        (self.bytes, self.keys) = (bytes, keys);
+        Ok(Ok(()))
+    }
+}
+
+/// A number is kept as its decimal digits, so that a guest reads it as it would read one of its own.
+fn add(kept: &[u8], delta: i64) -> Result<i64, StoreError> {
+    let number =
+        std::str::from_utf8(kept).ok().and_then(|text| text.parse::<i64>().ok()).ok_or(StoreError::NoNumber)?;
+    number.checked_add(delta).ok_or(StoreError::Overflow)
+}
