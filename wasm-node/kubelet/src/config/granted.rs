@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Container;
-use runtime_api::ConfigValues;
+use runtime_api::{ConfigValues, Grants};
 
 use super::sources::{ConfigSourceManager, Content, Known, Source, SourceKind};
 
@@ -21,6 +21,17 @@ impl GrantedConfig {
             Some((prefix, sources.get(SourceKind::ConfigMap, namespace, &map.name)))
         });
         Self(maps.collect())
+    }
+
+    /// Of a container that is granted it.
+    #[must_use]
+    pub fn granted(
+        grants: &Grants,
+        sources: &ConfigSourceManager,
+        namespace: &str,
+        container: &Container,
+    ) -> Option<Arc<dyn ConfigValues>> {
+        grants.contains("config").then(|| Arc::new(Self::of(sources, namespace, container)) as Arc<dyn ConfigValues>)
     }
 
     fn present(&self) -> Vec<(&str, Arc<Content>)> {

@@ -5,17 +5,21 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
-use runtime_api::{KeyvalueOwner, Runtime};
+use runtime_api::{Grants, KeyvalueOwner, Runtime};
 use tokio_util::sync::CancellationToken;
 
 /// How often it is asked whether the namespaces of what is kept are still there: one small request for each of them.
 const INTERVAL: Duration = Duration::from_secs(20);
 
-/// The namespace as it is now.
+/// Whose a container has, where that is granted: its namespace's, as that is now.
 ///
 /// # Errors
 /// The API doesn't say, or knows none.
-pub async fn owner(client: &Client, namespace: &str) -> Result<KeyvalueOwner, String> {
+pub async fn granted(grants: &Grants, client: &Client, namespace: &str) -> Result<Option<KeyvalueOwner>, String> {
+    if grants.contains("keyvalue") { owner(client, namespace).await.map(Some) } else { Ok(None) }
+}
+
+async fn owner(client: &Client, namespace: &str) -> Result<KeyvalueOwner, String> {
     let asked = Api::<Namespace>::all(client.clone()).get(namespace).await;
     let uid = asked.map_err(|error| format!("the namespace of keyvalue cannot be read: {error}"))?.metadata.uid;
     let uid = uid.ok_or("the namespace of keyvalue has no uid")?;

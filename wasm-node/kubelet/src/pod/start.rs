@@ -149,10 +149,6 @@ pub(crate) async fn make(
     // A server makes an instance for each request, and these read nothing.
     let reads = wire.stdin == Some(true) && loaded.kind() == Kind::Command;
     let (to_stdin, stdin) = if reads { Some(pipe()).unzip() } else { (None, None) };
-    let keyvalue = match settings.grants.contains("keyvalue") {
-        true => Some(keyvalue::owner(&node.client, &namespace).await.map_err(config)?),
-        false => None,
-    };
     let spec = ContainerSpec {
         name: format!("{namespace}/{pod_name}/{}", wire.name),
         argv,
@@ -160,10 +156,8 @@ pub(crate) async fn make(
         cwd: wire.working_dir.clone().filter(|dir| !dir.is_empty()).or_else(|| image.working_dir.clone()),
         preopens,
         limits: settings.limits.clone(),
-        config: settings.grants.contains("config").then(|| {
-            Arc::new(GrantedConfig::of(&node.sources, &namespace, wire)) as Arc<dyn runtime_api::ConfigValues>
-        }),
-        keyvalue,
+        config: GrantedConfig::granted(&settings.grants, &node.sources, &namespace, wire),
+        keyvalue: keyvalue::granted(&settings.grants, &node.client, &namespace).await.map_err(config)?,
         grants: settings.grants.clone(),
         log: attached.clone(),
         stdin,

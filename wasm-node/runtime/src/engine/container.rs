@@ -14,9 +14,11 @@ use crate::bounds::slots::Share;
 use crate::host::disk::Disk;
 use crate::host::guest::Guest;
 use crate::host::volumes;
+use crate::keyvalue::Namespace;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{
-    ContainerSpec, Failures, Grants, Kind, Limits, LoadError, LogSink, Metering, Preopen, Stats, StdStream,
+    ContainerSpec, Failures, Grants, KeyvalueOwner, Kind, Limits, LoadError, LogSink, Metering, Preopen, Stats,
+    StdStream,
 };
 
 #[derive(Default)]
@@ -105,8 +107,6 @@ impl Engine {
         let ledger = Ledger::container(&spec.pod);
         ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
         ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
-        let keyvalue = spec.keyvalue.map(|owner| self.keyvalue().of(&owner)).transpose();
-        let keyvalue = keyvalue.map_err(LoadError::io("looking for the namespace's keyvalue store"))?;
         let guest = Guest {
             argv: spec.argv,
             env,
@@ -115,7 +115,7 @@ impl Engine {
             cwd_dir,
             log: spec.log.clone(),
             config: spec.config,
-            keyvalue,
+            keyvalue: self.kept_by(spec.keyvalue.as_ref())?,
             stdin: spec.stdin,
             terminal: spec.terminal,
             outputs: None,
@@ -153,6 +153,11 @@ impl Engine {
             broken: Mutex::default(),
         };
         Ok(Container { shared: Arc::new(shared) })
+    }
+
+    fn kept_by(&self, owner: Option<&KeyvalueOwner>) -> Result<Option<Arc<Namespace>>, LoadError> {
+        let kept = owner.map(|owner| self.keyvalue().of(owner)).transpose();
+        kept.map_err(LoadError::io("looking for the namespace's keyvalue store"))
     }
 }
 
