@@ -130,16 +130,16 @@ impl Egress {
         })
     }
 
-    /// To a name of the outside.
+    /// To a name of the outside, as it is looked up and as it is called.
     pub(crate) async fn http(
         &self,
         caller: &Caller,
-        name: &str,
+        (looked_up, name): (&str, &str),
         port: u16,
         https: bool,
         request: Request<Body>,
     ) -> Result<Response<Body>, DialError> {
-        let addresses = self.resolve(caller, name).await?;
+        let addresses = self.resolve(caller, looked_up).await?;
         let permit = self.permit(Some(caller)).await;
         let address = |ip: &IpAddr| SocketAddr::new(*ip, port);
         let stream = self.connect(addresses.iter().map(address).collect(), name).await?;
@@ -186,6 +186,15 @@ impl Egress {
         let permit = self.permit(Some(caller)).await;
         let stream = self.connect(addresses, name).await?;
         Ok(Stream::Tcp(stream).holding(permit))
+    }
+
+    /// Whether there is such a name outside.
+    pub(crate) async fn exists(&self, caller: &Caller, name: &str) -> Result<bool, DialError> {
+        match self.names.lookup(caller, name).await {
+            Ok(_) => Ok(true),
+            Err(DialError::NameNotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The addresses of a name of the outside that may be dialled.

@@ -3,18 +3,20 @@
 //!
 //! Servers, search path and hosts are the host's (`/etc/resolv.conf`, `/etc/hosts`), read again when they change.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ResolverConfig, ResolverOpts};
+use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts, ServerOrderingStrategy};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use machinery_env::Env;
-use machinery_serve::net::{Caller, DialError};
+use machinery_serve::net::{Caller, DialError, NamePolicy, PodNames};
 
+use crate::egress::is_special;
 use crate::shares::Shares;
 
 /// Look-ups of one pod at once; more of them wait for its own, not for others'.
@@ -27,6 +29,9 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(5);
 /// Answers that are kept, for as long as their servers say.
 const ANSWERS_MAX: u64 = 2_048;
+/// Resolvers of pods that are kept: pods of one Deployment share one.
+const RESOLVERS_MAX: usize = 256;
+const DNS_PORT: u16 = 53;
 /// Where the host's settings are, as far as changes are noticed.
 const SETTINGS: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
@@ -34,10 +39,19 @@ pub(crate) struct Names {
     env: Env,
     loaded: Mutex<Loaded>,
     places: Arc<Shares>,
+    /// Where name servers of pods are asked.
+    port: u16,
 }
 
+/// Servers and options.
+type Settings = (ResolverConfig, ResolverOpts);
+
 struct Loaded {
+    /// What the host says.
+    host: Settings,
     resolver: Option<TokioResolver>,
+    /// Those of pods whose spec says more of names.
+    of_pods: HashMap<Wanted, TokioResolver>,
     changed: [Option<SystemTime>; 2],
     checked: Duration,
     /// Given by a test, and never read again.
@@ -47,12 +61,20 @@ struct Loaded {
 impl Names {
     /// Asks as the host does.
     pub(crate) fn of_host(env: Env) -> Self {
-        let loaded = Loaded { resolver: host_resolver(), changed: changed(), checked: env.elapsed(), fixed: false };
+        let host = host_settings();
+        let loaded = Loaded {
+            resolver: resolver(host.clone()),
+            host,
+            of_pods: HashMap::new(),
+            changed: changed(),
+            checked: env.elapsed(),
+            fixed: false,
+        };
         Self::new(env, loaded)
     }
 
     fn new(env: Env, loaded: Loaded) -> Self {
-        Self { env, loaded: Mutex::new(loaded), places: Shares::new(LOOKUPS_PER_POD_MAX, LOOKUPS_MAX) }
+        Self { env, loaded: Mutex::new(loaded), places: Shares::new(LOOKUPS_PER_POD_MAX, LOOKUPS_MAX), port: DNS_PORT }
     }
 
     /// The addresses of a name of the outside, in the order in which they should be tried.
@@ -64,7 +86,7 @@ impl Names {
     async fn ask(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
         let unknown = || DialError::NameNotFound(name.to_owned());
         let _place = self.places.place(Some(caller)).await;
-        let resolver = self.resolver().ok_or_else(unknown)?;
+        let resolver = self.resolver(&caller.names).ok_or_else(unknown)?;
         let found = match resolver.lookup_ip(name).await {
             Ok(found) => found,
             Err(NetError::Timeout) => {
@@ -79,7 +101,8 @@ impl Names {
         if addresses.is_empty() { Err(unknown()) } else { Ok(addresses) }
     }
 
-    fn resolver(&self) -> Option<TokioResolver> {
+    /// Asks whom a pod's names are asked of.
+    fn resolver(&self, names: &PodNames) -> Option<TokioResolver> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.env.elapsed();
         if !loaded.fixed && now.saturating_sub(loaded.checked) >= SETTINGS_INTERVAL {
@@ -87,10 +110,71 @@ impl Names {
             let changed = changed();
             if changed != loaded.changed {
                 loaded.changed = changed;
-                loaded.resolver = host_resolver();
+                loaded.host = host_settings();
+                loaded.resolver = resolver(loaded.host.clone());
+                loaded.of_pods.clear();
             }
         }
-        loaded.resolver.clone()
+        let wanted = Wanted::of(names);
+        if wanted == Wanted::default() {
+            return loaded.resolver.clone();
+        }
+        if let Some(known) = loaded.of_pods.get(&wanted) {
+            return Some(known.clone());
+        }
+        let made = wanted.resolver(&loaded.host, self.port)?;
+        if loaded.of_pods.len() >= RESOLVERS_MAX {
+            loaded.of_pods.clear();
+        }
+        loaded.of_pods.insert(wanted, made.clone());
+        Some(made)
+    }
+}
+
+/// What of a pod's spec differs from what the host does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Wanted {
+    /// The host's name servers are not asked.
+    alone: bool,
+    servers: Vec<IpAddr>,
+    timeout: Option<Duration>,
+    attempts: Option<usize>,
+}
+
+impl Wanted {
+    fn of(names: &PodNames) -> Self {
+        let servers = match names.policy {
+            // The cluster's own answers for all: nobody is asked after it.
+            NamePolicy::Cluster => Vec::new(),
+            NamePolicy::Host | NamePolicy::Own => names.servers.clone(),
+        };
+        let alone = names.policy == NamePolicy::Own;
+        Self { alone, servers, timeout: names.timeout, attempts: names.attempts }
+    }
+
+    /// Never asks a server of the host's own loopback or link: those are no pod's to reach.
+    fn resolver(&self, host: &Settings, port: u16) -> Option<TokioResolver> {
+        let allowed = self.servers.iter().filter(|ip| port != DNS_PORT || !is_special(**ip));
+        let own = allowed.map(|ip| {
+            let mut server = NameServerConfig::udp_and_tcp(*ip);
+            server.connections.iter_mut().for_each(|connection| connection.port = port);
+            server
+        });
+        let (config, mut options) = host.clone();
+        let (domain, search, mut servers) = if self.alone { Default::default() } else { config.into_parts() };
+        servers.extend(own);
+        if servers.is_empty() {
+            return None;
+        }
+        if self.alone {
+            options.use_hosts_file = ResolveHosts::Never;
+            // In the order of the spec, as a C library asks them.
+            options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
+            options.num_concurrent_reqs = 1;
+        }
+        options.timeout = self.timeout.unwrap_or(options.timeout);
+        options.attempts = self.attempts.unwrap_or(options.attempts);
+        resolver((ResolverConfig::from_parts(domain, search, servers), options))
     }
 }
 
@@ -99,15 +183,14 @@ fn changed() -> [Option<SystemTime>; 2] {
 }
 
 /// A host without name servers still has its hosts file.
-fn host_resolver() -> Option<TokioResolver> {
-    let (config, options) = hickory_resolver::system_conf::read_system_conf().unwrap_or_else(|error| {
+fn host_settings() -> Settings {
+    hickory_resolver::system_conf::read_system_conf().unwrap_or_else(|error| {
         tracing::warn!(%error, "the host has no name servers: names of the outside are unknown to guests");
         Default::default()
-    });
-    resolver(config, options)
+    })
 }
 
-fn resolver(config: ResolverConfig, mut options: ResolverOpts) -> Option<TokioResolver> {
+fn resolver((config, mut options): Settings) -> Option<TokioResolver> {
     options.cache_size = ANSWERS_MAX;
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     *builder.options_mut() = options;
@@ -132,28 +215,35 @@ fn alternate(all: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use hickory_resolver::config::{NameServerConfig, ResolveHosts};
     use tokio::net::UdpSocket;
 
     /// A name server that knows `good…` (as 192.0.2.1) and keeps silent about everything else.
     pub(crate) async fn tarpit() -> Names {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let mut server = NameServerConfig::udp("127.0.0.1".parse().unwrap());
-        server.connections[0].port = socket.local_addr().unwrap().port();
-        tokio::spawn(async move {
+        let (_, port) = served().await;
+        server.connections[0].port = port;
+        let mut options = ResolverOpts::default();
+        options.use_hosts_file = ResolveHosts::Never;
+        options.edns0 = false;
+        let host = (ResolverConfig::from_parts(None, Vec::new(), vec![server]), options);
+        let resolver = resolver(host.clone());
+        let env = Env::real();
+        let checked = env.elapsed();
+        Names::new(env, Loaded { host, resolver, of_pods: HashMap::new(), changed: [None; 2], checked, fixed: true })
+    }
+
+    /// The server itself, and its port.
+    async fn served() -> (tokio::task::JoinHandle<()>, u16) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let serves = tokio::spawn(async move {
             let mut query = [0_u8; 512];
             while let Ok((length, from)) = socket.recv_from(&mut query).await {
                 let Some(answer) = answer(&query[..length]) else { continue };
                 let _ = socket.send_to(&answer, from).await;
             }
         });
-        let mut options = ResolverOpts::default();
-        options.use_hosts_file = ResolveHosts::Never;
-        options.edns0 = false;
-        let resolver = resolver(ResolverConfig::from_parts(None, Vec::new(), vec![server]), options);
-        let env = Env::real();
-        let checked = env.elapsed();
-        Names::new(env, Loaded { resolver, changed: [None; 2], checked, fixed: true })
+        (serves, port)
     }
 
     /// A header, the question again, and one A record; none for another type.
@@ -174,7 +264,7 @@ pub(crate) mod tests {
     }
 
     fn caller(pod: &str) -> Caller {
-        Caller { node: "n".into(), namespace: "shop".into(), pod: pod.into(), ip: None }
+        Caller { node: "n".into(), namespace: "shop".into(), pod: pod.into(), ip: None, names: Arc::default() }
     }
 
     #[tokio::test]
@@ -195,6 +285,32 @@ pub(crate) mod tests {
         assert_eq!(names.places.pods(), 1, "who asks no more has no share");
         stuck.shutdown().await;
         assert!(names.places.pods() == 0 && names.places.free() == LOOKUPS_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_pod_asks_its_own_name_servers_and_never_those_of_the_host() {
+        let (socket, port) = served().await;
+        let mut names = tarpit().await;
+        let of = |policy, server: &str| Caller {
+            names: Arc::new(PodNames {
+                policy,
+                servers: vec![server.parse().unwrap()],
+                timeout: Some(Duration::from_secs(1)),
+                attempts: Some(1),
+                ..PodNames::default()
+            }),
+            ..caller("a")
+        };
+        names.port = port;
+        let own = of(NamePolicy::Own, "127.0.0.1");
+        assert_eq!(names.lookup(&own, "good.own.").await.unwrap(), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(names.loaded.lock().unwrap().of_pods.len(), 1);
+        // By the port that name servers have, the host's own are out of reach.
+        names.port = DNS_PORT;
+        names.loaded.lock().unwrap().of_pods.clear();
+        let refused = names.lookup(&own, "good.own.").await;
+        assert!(matches!(refused, Err(DialError::NameNotFound(_))), "{refused:?}");
+        socket.abort();
     }
 
     #[test]

@@ -12,7 +12,7 @@ use machinery_serve::net::{
 
 use crate::http::forward::{self, Exchange, choose, hand_over, refused};
 use crate::metrics::Metrics;
-use crate::resolve::{self, Target};
+use crate::resolve::{self, Asks, Target};
 pub use crate::state::Config;
 use crate::state::ProxyState;
 use crate::table::{Endpoint, PortRoute, ServiceRoutes};
@@ -40,9 +40,27 @@ impl DataPlane {
 }
 
 impl ProxyState {
-    fn resolve(&self, host: &str, port: u16, namespace: &str) -> Resolved {
+    /// What a name means to a caller. Where more than one thing may be meant, the outside is asked which of its names exist.
+    async fn target(&self, caller: &Caller, host: &str) -> Result<Target, DialError> {
+        let own_is_cluster = caller.names.servers.first().is_some_and(|ip| self.is_cluster(*ip));
+        let asks = Asks { namespace: &caller.namespace, names: &caller.names, own_is_cluster };
+        let mut targets = resolve::targets(host, asks, |key, name| self.routes.exists(key, name));
+        let last = targets.pop().unwrap_or(Target::Unknown);
+        for target in targets {
+            let Target::Outside(name) = &target else { return Ok(target) };
+            match self.egress.exists(caller, name).await {
+                Ok(true) => return Ok(target),
+                Ok(false) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(last)
+    }
+
+    async fn resolve(&self, caller: &Caller, host: &str, port: u16) -> Result<Resolved, DialError> {
+        let target = self.target(caller, host).await?;
         let routes = &self.routes;
-        match resolve::target(host, namespace, |key, name| routes.exists(key, name)) {
+        Ok(match target {
             Target::Own => Resolved::Own,
             Target::Unknown => Resolved::Unknown,
             Target::Outside(name) => Resolved::Outside(name),
@@ -59,7 +77,7 @@ impl ProxyState {
                 Some(routes) => routes.tcp(port).map_or(Resolved::Refused, |route| Resolved::Route(route.clone())),
                 None => Resolved::Unknown,
             },
-        }
+        })
     }
 }
 
@@ -95,7 +113,7 @@ impl Dial for DataPlane {
             return Err(DialError::NameNotFound(String::new()));
         };
         let port = request.uri().port_u16().unwrap_or(if https { 443 } else { 80 });
-        match state.resolve(&host, port, &caller.namespace) {
+        match state.resolve(caller, &host, port).await? {
             Resolved::Unknown => Err(DialError::NameNotFound(host)),
             Resolved::Refused => Err(refused(format!("{host}:{port}"))),
             Resolved::Own => match state.own(caller, port) {
@@ -112,7 +130,7 @@ impl Dial for DataPlane {
             },
             Resolved::Outside(name) => {
                 state.metrics.socket_hops.inc();
-                state.egress.http(caller, &name, port, https, request).await
+                state.egress.http(caller, (&name, &plain_name(&host)), port, https, request).await
             }
             Resolved::Route(route) => {
                 let exchange = Exchange { from: Peer::Pod(caller.clone()), name: &host, https };
@@ -124,7 +142,7 @@ impl Dial for DataPlane {
     async fn stream(&self, caller: &Caller, to: &machinery_serve::net::Target) -> Result<Stream, DialError> {
         let state = &self.state;
         let named = || format!("{}:{}", to.host, to.port);
-        match state.resolve(&to.host, to.port, &caller.namespace) {
+        match state.resolve(caller, &to.host, to.port).await? {
             Resolved::Unknown => Err(DialError::NameNotFound(to.host.clone())),
             Resolved::Refused => Err(refused(named())),
             Resolved::Own => match state.own(caller, to.port) {
@@ -165,7 +183,11 @@ impl Dial for DataPlane {
         let unknown = || DialError::NameNotFound(name.to_owned());
         let routes = &state.routes;
         let addresses = |key: &ObjectKey, host| routes.of(key).map_or_else(Vec::new, |routes| routes.addresses(host));
-        let target = match resolve::target(name, &caller.namespace, |key, host| routes.exists(key, host)) {
+        let given = caller.names.hosts(&plain_name(name));
+        if !given.is_empty() {
+            return Ok(given.to_vec());
+        }
+        let target = match state.target(caller, name).await? {
             Target::Own => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
             Target::Ip(ip) => Ok(vec![ip]),
             Target::Unknown => Err(None),
@@ -180,6 +202,11 @@ impl Dial for DataPlane {
             Err(None) => Err(unknown()),
         }
     }
+}
+
+/// A name as certificates have it: without the dot at its end.
+fn plain_name(host: &str) -> String {
+    host.trim_end_matches('.').to_ascii_lowercase()
 }
 
 impl ServiceRoutes {
@@ -325,6 +352,7 @@ mod tests {
             namespace: "shop".into(),
             pod: "frontend-1".into(),
             ip: Some("127.66.0.9".parse().unwrap()),
+            names: Arc::default(),
         }
     }
 

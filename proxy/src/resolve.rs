@@ -1,10 +1,11 @@
 //! What a host name or address means to a pod: cluster DNS as data (kubernetes/dns specification 1.1.0), with the search
-//! path of `dnsPolicy: ClusterFirst`. Pure.
+//! path of its pod. Pure.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use machinery_api::ObjectKey;
 use machinery_api::names::CLUSTER_DOMAIN;
+use machinery_serve::net::{NamePolicy, PodNames};
 
 /// Where a call goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,31 +24,89 @@ pub enum Target {
     Unknown,
 }
 
-/// What `host` means to a pod in `namespace`; `exists` knows the Services, and the names of their endpoints.
+/// As `ndots` of `dnsPolicy: ClusterFirst`, and of a host that says nothing.
+const NDOTS_CLUSTER: usize = 5;
+const NDOTS_HOST: usize = 1;
+
+/// Who calls, as far as names mean different things to different pods.
+#[derive(Debug, Clone, Copy)]
+pub struct Asks<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// What its spec says.
+    pub names: &'a PodNames,
+    /// The first of its own name servers is the cluster's.
+    pub own_is_cluster: bool,
+}
+
+impl Asks<'_> {
+    fn asks_cluster(&self) -> bool {
+        match self.names.policy {
+            NamePolicy::Cluster => true,
+            NamePolicy::Host => false,
+            NamePolicy::Own => self.own_is_cluster,
+        }
+    }
+
+    /// The names that `name` may stand for, in their order (resolv.conf(5)). Those of the search path end with a dot, so that
+    /// they are not looked for in another one.
+    fn spelled(&self, name: &str, absolute: bool) -> Vec<String> {
+        let plain = || if self.names.policy == NamePolicy::Own { format!("{name}.") } else { name.to_owned() };
+        if absolute {
+            return vec![format!("{name}.")];
+        }
+        let cluster = self.names.policy == NamePolicy::Cluster;
+        let default = if cluster { NDOTS_CLUSTER } else { NDOTS_HOST };
+        let own = self.names.searches.iter().map(|search| format!("{name}.{search}."));
+        let mut searched: Vec<String> = if cluster {
+            let parts = [&format!("{}.svc.", self.namespace), "svc.", ""];
+            parts.into_iter().map(|part| format!("{name}.{part}{CLUSTER_DOMAIN}.")).collect()
+        } else {
+            Vec::new()
+        };
+        searched.extend(own);
+        if name.matches('.').count() < self.names.ndots.unwrap_or(default) {
+            searched.push(plain());
+        } else {
+            searched.insert(0, plain());
+        }
+        searched
+    }
+}
+
+/// What `host` may mean to a pod, the likeliest first: names of the outside, of which the first one that exists is meant, and
+/// behind them something of the cluster or an address, if anything. `exists` knows the Services, and the names of their
+/// endpoints. Never empty.
 #[must_use]
-pub fn target(host: &str, namespace: &str, exists: impl Fn(&ObjectKey, Option<&str>) -> bool) -> Target {
+pub fn targets(host: &str, asks: Asks<'_>, exists: impl Fn(&ObjectKey, Option<&str>) -> bool) -> Vec<Target> {
+    let address = |ip: IpAddr| if is_own_loopback(ip) { Target::Own } else { Target::Ip(ip) };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     if let Ok(ip) = bare.parse::<IpAddr>() {
-        return if is_own_loopback(ip) { Target::Own } else { Target::Ip(ip) };
+        return vec![address(ip)];
     }
-    let absolute = host.ends_with('.');
     let name = host.trim_end_matches('.').to_ascii_lowercase();
-    if name == "localhost" {
-        return Target::Own;
+    if let Some(ip) = asks.names.hosts(&name).first() {
+        return vec![address(*ip)];
     }
-    // With ndots:5 the search path comes first for every shorter name.
-    if !absolute && name.split('.').count() <= 5 {
-        for suffix in
-            [format!("{namespace}.svc.{CLUSTER_DOMAIN}"), format!("svc.{CLUSTER_DOMAIN}"), CLUSTER_DOMAIN.to_owned()]
-        {
-            if let found @ (Target::Service(_) | Target::Endpoint(..) | Target::Ip(_)) =
-                in_cluster(&format!("{name}.{suffix}"), &exists)
-            {
-                return found;
+    if name == "localhost" {
+        return vec![Target::Own];
+    }
+    let mut found = Vec::new();
+    for spelled in asks.spelled(&name, host.ends_with('.')) {
+        let target = match asks.asks_cluster() {
+            true => in_cluster(&spelled, &exists),
+            false => Target::Outside(spelled),
+        };
+        match target {
+            Target::Unknown => {}
+            Target::Outside(_) => found.push(target),
+            definite => {
+                found.push(definite);
+                break;
             }
         }
     }
-    in_cluster(&name, &exists)
+    if found.is_empty() { vec![Target::Unknown] } else { found }
 }
 
 /// A pod's own loopback is 127.0.0.0/16 and ::1 (contract.md §3): the rest of 127.0.0.0/8 has the cluster's addresses.
@@ -58,9 +117,10 @@ fn is_own_loopback(ip: IpAddr) -> bool {
     }
 }
 
-fn in_cluster(name: &str, exists: &impl Fn(&ObjectKey, Option<&str>) -> bool) -> Target {
+fn in_cluster(spelled: &str, exists: &impl Fn(&ObjectKey, Option<&str>) -> bool) -> Target {
+    let name = spelled.trim_end_matches('.');
     let Some(inside) = name.strip_suffix(CLUSTER_DOMAIN).and_then(|rest| rest.strip_suffix('.')) else {
-        return if name == CLUSTER_DOMAIN { Target::Unknown } else { Target::Outside(name.to_owned()) };
+        return if name == CLUSTER_DOMAIN { Target::Unknown } else { Target::Outside(spelled.to_owned()) };
     };
     let labels: Vec<&str> = inside.split('.').collect();
     match labels.as_slice() {
@@ -86,7 +146,60 @@ mod tests {
 
     fn of(host: &str) -> Target {
         let known = [ObjectKey::new("shop", "catalog"), ObjectKey::new("default", "kubernetes")];
-        target(host, "shop", |key, host| known.contains(key) && host.is_none_or(|host| host == "one"))
+        plain(host, |key, host| known.contains(key) && host.is_none_or(|host| host == "one"))
+    }
+
+    /// What it is to a pod whose spec says nothing of names.
+    fn plain(host: &str, exists: impl Fn(&ObjectKey, Option<&str>) -> bool) -> Target {
+        let asks = Asks { namespace: "shop", names: &PodNames::default(), own_is_cluster: false };
+        let mut all = targets(host, asks, exists);
+        assert_eq!(all.len(), 1, "{host}: {all:?}");
+        all.remove(0)
+    }
+
+    fn spelled(host: &str, names: &PodNames) -> Vec<String> {
+        let known = ObjectKey::new("shop", "catalog");
+        let own_is_cluster = names.servers.first() == Some(&"127.64.0.10".parse().unwrap());
+        let asks = Asks { namespace: "shop", names, own_is_cluster };
+        let say = |target| match target {
+            Target::Outside(name) => name,
+            Target::Service(key) => format!("service {key}"),
+            Target::Ip(ip) => ip.to_string(),
+            other => format!("{other:?}"),
+        };
+        targets(host, asks, |key, host| *key == known && host.is_none()).into_iter().map(say).collect()
+    }
+
+    #[test]
+    fn a_pods_hosts_file_comes_first() {
+        let hosts = [("db", "192.0.2.7"), ("catalog", "192.0.2.8"), ("here", "127.0.0.1")];
+        let hosts = hosts.map(|(name, ip)| (name.to_owned(), vec![ip.parse().unwrap()])).into();
+        let names = PodNames { hosts, ..PodNames::default() };
+        assert_eq!(spelled("DB", &names), ["192.0.2.7"]);
+        assert_eq!(spelled("catalog.", &names), ["192.0.2.8"]);
+        assert_eq!(spelled("here", &names), ["Own"]);
+        assert_eq!(spelled("catalog.shop", &names), ["service shop/catalog"]);
+    }
+
+    #[test]
+    fn policies_and_search_paths_are_resolv_confs() {
+        let searches = vec!["corp.test".to_owned(), "shop.svc.cluster.local".to_owned()];
+        let cluster = PodNames { searches: searches.clone(), ..PodNames::default() };
+        assert_eq!(spelled("catalog", &cluster), ["service shop/catalog"]);
+        assert_eq!(spelled("db", &cluster), ["db.corp.test.", "db"]);
+        assert_eq!(spelled("db.", &cluster), ["db."]);
+        let shallow = PodNames { ndots: Some(1), ..cluster.clone() };
+        assert_eq!(spelled("a.test", &shallow), ["a.test", "a.test.corp.test."]);
+        // Neither knows the cluster's names.
+        let host = PodNames { policy: NamePolicy::Host, ..PodNames::default() };
+        assert_eq!(spelled("catalog.shop.svc.cluster.local", &host), ["catalog.shop.svc.cluster.local"]);
+        let servers = vec!["192.0.2.53".parse().unwrap()];
+        let own = PodNames { policy: NamePolicy::Own, servers, searches, ..PodNames::default() };
+        assert_eq!(spelled("catalog", &own), ["catalog.corp.test.", "catalog.shop.svc.cluster.local.", "catalog."]);
+        // But for the one that names the cluster's server itself.
+        let servers = vec!["127.64.0.10".parse().unwrap()];
+        assert_eq!(spelled("catalog", &PodNames { servers, ..own }), ["catalog.corp.test.", "service shop/catalog"]);
+        assert_eq!(spelled("nope.shop.svc.cluster.local", &PodNames::default()), ["Unknown"]);
     }
 
     #[test]
@@ -113,8 +226,7 @@ mod tests {
     #[test]
     fn a_service_shadows_only_the_endpoints_that_it_has() {
         let known = [ObjectKey::new("shop", "dev"), ObjectKey::new("shop", "com")];
-        let of =
-            |host: &str| target(host, "shop", |key, host| known.contains(key) && host.is_none_or(|host| host == "one"));
+        let of = |host: &str| plain(host, |key, host| known.contains(key) && host.is_none_or(|host| host == "one"));
         assert_eq!(of("api.dev"), Target::Outside("api.dev".into()));
         assert_eq!(of("example.com"), Target::Outside("example.com".into()));
         assert_eq!(of("one.dev"), Target::Endpoint(ObjectKey::new("shop", "dev"), "one".into()));

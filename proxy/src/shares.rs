@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     fn caller(pod: &str) -> Caller {
-        Caller { node: "n".into(), namespace: "shop".into(), pod: pod.into(), ip: None }
+        Caller { node: "n".into(), namespace: "shop".into(), pod: pod.into(), ip: None, names: Arc::default() }
     }
 
     #[tokio::test]

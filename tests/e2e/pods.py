@@ -5,8 +5,8 @@ import http.client, json, time
 
 from suite import NS, POLL_S, SOON_S, apply, expect, get, kubectl, main, run_kubectl, until
 
-HELLO, UNRULY, LATE, CRASH, WORDCOUNT, LOOP, NOTHING = (
-    f"registry.local/{name}:v1" for name in ("hello", "unruly", "late", "crash", "wordcount", "loop", "nothing"))
+HELLO, UNRULY, LATE, CRASH, WORDCOUNT, LOOP, NOTHING, TOOLBOX = (
+    f"registry.local/{name}:v1" for name in ("hello", "unruly", "late", "crash", "wordcount", "loop", "nothing", "toolbox"))
 MANY = 300  # init containers of one pod
 FLOODERS = 40  # pods whose probes never end
 
@@ -334,6 +334,33 @@ def probes_elsewhere():
     kubectl("delete", "pod", "--wait=false", "--grace-period=1", *each)
 
 
+def names():
+    """What a pod's spec says of names: its own, aliases, and whom it asks."""
+    apply(pod("named", container("web", HELLO, 80)), service("named", main=80))
+    ready("named")
+    target = ip_of("named")
+    dns = target.rsplit(".", 2)[0] + ".0.10"
+    aliases = [{"ip": target, "hostnames": ["db.test", "Db2.test"]}, {"ip": "127.0.0.1", "hostnames": ["own.test"]},
+               {"ip": "127.0.1.1", "hostnames": ["machine.test"]}, {"ip": "169.254.169.254", "hostnames": ["link.test"]}]
+    none = lambda server, **more: {"dnsPolicy": "None", "dnsConfig": {"nameservers": [server], **more}}
+    caller = lambda name, **spec: pod(name, container("web", UNRULY, 80), **spec)
+    apply(caller("aliased", hostAliases=aliases, dnsConfig={"searches": ["default.svc.cluster.local"], "options": [{"name": "ndots", "value": "1"}]}),
+          caller("no-dns", **none("127.0.0.1")), caller("own-dns", **none(dns, searches=["default.svc.cluster.local"])),
+          caller("whole-name", hostname="web", subdomain="group", setHostnameAsFQDN=True), caller("other-name", hostnameOverride="a.b.test"),
+          *(service(name, main=80) for name in ("aliased", "no-dns", "own-dns")))
+    for name in ("aliased", "no-dns", "own-dns", "whole-name", "other-name"):
+        ready(name)
+    for name, to, want in (("aliased", "db.test", 200), ("aliased", "DB2.test", 200), ("aliased", "own.test", 200), ("aliased", "aliased", 200), ("aliased", "named", 200),
+                           ("aliased", f"machine.test:{CLUSTER.port}", 502), ("aliased", "link.test", 502), ("no-dns", "named", 502), ("no-dns", target, 200),
+                           ("own-dns", "named", 200)):
+        ip = ip_of(name)
+        until(f"{name} answers", lambda: ask(ip, 80)[0] == 200)
+        status, text = ask(ip, 80, f"/call?to={to if ':' in to else to + ':80'}")
+        expect(want, status, f"{name} calls {to}: {text}")
+    for name, want in (("whole-name", "web.group.default.svc.cluster.local"), ("other-name", "a.b.test"), ("aliased", "aliased")):
+        expect(want + "\n", kubectl("exec", name, "--", "printenv", "HOSTNAME"), f"what {name} is called")
+
+
 def probe_flood():
     """Hundreds of probes a second of one namespace, each a command, beside a neighbour that serves."""
     apply(pod("calm", container("web", HELLO, 80)), service("calm", main=80))
@@ -378,6 +405,9 @@ def debugging():
     until("one with a terminal runs", lambda: state("target", "terminal")[0].get("running"))
     kubectl("debug", "target", "--image", LOOP, "-c", "forever", "--attach=false")
     until("it runs", lambda: state("target", "forever")[0].get("running"))
+    shell = run_kubectl("debug", "target", "-i", "--quiet", "--image", TOOLBOX, "--target", "web", "-c", "shell", "--", "sh", given="cat /texts/a.txt; echo; echo from-$((1+1)); exit 4\n")
+    expect(True, "one two\nfrom-2\n" in shell.stdout, f"a shell beside its target: {shell.stdout!r} {shell.stderr!r}")
+    until("its end", lambda: state("target", "shell")[0].get("terminated", {}).get("exitCode") == 4)
     took = delete("target", "--grace-period=5")
     expect(True, took < 5 + 10, f"its end took {took:.1f} s")
 
@@ -389,7 +419,7 @@ def again():
     ready("again")
 
 
-CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, hooks, exec_probes, probes_elsewhere,
+CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, names, hooks, exec_probes, probes_elsewhere,
          probe_flood, debugging, many, again)
 
 

@@ -396,7 +396,8 @@ async fn requests_of_http2_reach_an_endpoint_in_one_meaning_or_not_at_all() {
 
 /// A guest's call through a Service to the endpoint.
 async fn call(bench: &Bench, request: Request<Body>) -> Response<Body> {
-    let caller = Caller { node: "n".into(), namespace: "default".into(), pod: "a".into(), ip: None };
+    let caller =
+        Caller { node: "n".into(), namespace: "default".into(), pod: "a".into(), ip: None, names: Arc::default() };
     bench.plane.http(&caller, request).await.unwrap()
 }
 

@@ -388,7 +388,13 @@ mod tests {
             pod: Ledger::pod(runtime.ledger()),
             pod_cpu: None,
             memory_files: None,
-            caller: Caller { node: "n".into(), namespace: "default".into(), pod: "p".into(), ip: None },
+            caller: Caller {
+                node: "n".into(),
+                namespace: "default".into(),
+                pod: "p".into(),
+                ip: None,
+                names: Arc::default(),
+            },
             dial: None,
         })
     }

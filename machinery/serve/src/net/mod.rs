@@ -9,6 +9,7 @@
 
 pub mod framing;
 pub mod http;
+mod names;
 mod pods;
 mod reset;
 mod stream;
@@ -21,6 +22,7 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 
 use machinery_api::ObjectKey;
+pub use names::{NamePolicy, PodNames};
 pub use pods::{AddrInUse, Attached, Listen, PodNetwork, RemotePods, Scope};
 pub use stream::{DATAGRAMS_WAITING_MAX, DatagramPipe, Io, PIPE_BYTES, Stream};
 
@@ -41,6 +43,8 @@ pub struct Caller {
     pub pod: Arc<str>,
     /// The calling pod's IP, where it has one.
     pub ip: Option<IpAddr>,
+    /// By what the names are resolved that it calls.
+    pub names: Arc<PodNames>,
 }
 
 /// Why a call got no response. The data plane never invents a response of its own for a guest's call.

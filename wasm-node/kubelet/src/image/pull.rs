@@ -267,8 +267,18 @@ impl Images {
         metering: Metering,
         namespace: &str,
     ) -> Result<Option<Arc<dyn Module>>, LoadError> {
-        let path = self.blobs.path(&image.module).map_err(|error| LoadError::NotWasm(error.to_string()))?;
-        self.runtime.load_command(&image.module, &path, metering, namespace).await
+        self.load_other(&image.module, metering, namespace).await
+    }
+
+    /// The same of any module of an image.
+    pub async fn load_other(
+        &self,
+        module: &str,
+        metering: Metering,
+        namespace: &str,
+    ) -> Result<Option<Arc<dyn Module>>, LoadError> {
+        let path = self.blobs.path(module).map_err(|error| LoadError::NotWasm(error.to_string()))?;
+        self.runtime.load_command(module, &path, metering, namespace).await
     }
 
     /// Loads an image's module: shared with every container of it, from the cache of compiled modules.

@@ -11,6 +11,7 @@ pub mod check;
 pub mod event;
 mod listen;
 mod message;
+mod names;
 pub mod order;
 mod probe;
 pub(crate) mod program;

@@ -1,13 +1,17 @@
 //! Which program a session runs: argv[0], resolved like a PATH. Pure.
 
+use std::collections::BTreeMap;
+
 /// Where programs of a Linux image lie; scripts name them so.
 const FOLDERS: [&str; 6] = ["/bin/", "/usr/bin/", "/usr/local/bin/", "/sbin/", "/usr/sbin/", "/usr/local/sbin/"];
 
 /// What a session runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Program {
     /// The container's own module.
     Own,
+    /// Another module of its image: its digest.
+    Other(String),
     /// A tool of the node's toolbox.
     Toolbox,
     /// There is none of that name.
@@ -22,10 +26,23 @@ const TOOLS: [&str; 44] = [
     "wget", "whoami",
 ];
 
-/// Finds it. `own` is the image's argv[0]; `has_toolbox`: the container's sessions may use it.
-pub(crate) fn resolve(wanted: &str, own: Option<&str>, has_toolbox: bool) -> Program {
+/// Finds it. `own` is the image's argv[0], `others` are its modules by their paths; `has_toolbox`: the container's sessions
+/// may use it.
+pub(crate) fn resolve(
+    wanted: &str,
+    own: Option<&str>,
+    others: &BTreeMap<String, String>,
+    has_toolbox: bool,
+) -> Program {
     if own.is_some_and(|own| is_named(wanted, own)) {
         return Program::Own;
+    }
+    // A path names one module, a name the first one in a folder of programs, else the first of all.
+    let in_path = |path: &str| FOLDERS.iter().any(|folder| path.starts_with(folder));
+    let named = || others.iter().filter(|(path, _)| !wanted.contains('/') && is_named(wanted, path));
+    let other = others.get_key_value(wanted).or_else(|| named().find(|(path, _)| in_path(path)));
+    if let Some((_, digest)) = other.or_else(|| named().next()) {
+        return Program::Other(digest.clone());
     }
     if has_toolbox && TOOLS.contains(&plain(wanted)) {
         return Program::Toolbox;
@@ -65,6 +82,8 @@ mod tests {
     #[test]
     fn names_are_resolved_like_a_path() {
         let own = Some("/app/wordcount.wasm");
+        let resolve =
+            |wanted: &str, own: Option<&str>, has_toolbox| resolve(wanted, own, &BTreeMap::new(), has_toolbox);
         for wanted in
             ["wordcount", "wordcount.wasm", "/app/wordcount.wasm", "/bin/wordcount", "/usr/bin/wordcount.wasm"]
         {
@@ -80,6 +99,23 @@ mod tests {
         }
         // What an image brings goes before the node's own.
         assert_eq!(resolve("cat", Some("cat.wasm"), true), Program::Own);
+    }
+
+    #[test]
+    fn other_modules_of_an_image_are_found_by_name_and_path() {
+        let others =
+            [("/app/count.wasm", "d1"), ("/app/sh.wasm", "d2"), ("/usr/bin/count", "d3"), ("/z/late.wasm", "d4")];
+        let others = others.map(|(path, digest)| (path.to_owned(), digest.to_owned())).into();
+        let of = |wanted: &str| match resolve(wanted, Some("/app/main.wasm"), &others, true) {
+            Program::Other(digest) => digest,
+            other => format!("{other:?}"),
+        };
+        assert_eq!(["count", "/app/count.wasm", "/usr/bin/count", "late"].map(of), ["d3", "d1", "d3", "d4"]);
+        // What the image brings goes before the toolbox; a path is no other path.
+        assert_eq!(
+            ["sh", "main", "/bin/sh", "/app/count", "nope"].map(of),
+            ["d2", "Own", "Toolbox", "NotFound", "NotFound"]
+        );
     }
 
     #[test]

@@ -45,8 +45,9 @@ impl Sandbox {
         has_toolbox: bool,
     ) -> Result<Option<(Program, Arc<dyn Module>)>, LoadError> {
         let own = self.image.argv.first().map(String::as_str);
-        let program = program::resolve(wanted, own, has_toolbox);
-        let module = match program {
+        let program = program::resolve(wanted, own, &self.image.modules, has_toolbox);
+        let module = match &program {
+            Program::Other(digest) => self.images.load_other(digest, self.metering, &self.namespace).await?,
             Program::Own => self.images.load_command(&self.image, self.metering, &self.namespace).await?,
             Program::Toolbox => self.images.load_toolbox(self.metering, &self.namespace).await?,
             Program::NotFound => None,

@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::attached::Attached;
+use super::names;
 use super::runner::runner_class;
 use super::sandbox::{Lent, SESSIONS_MAX, Sandbox};
 use super::settings::{Settings, settings};
@@ -36,9 +37,6 @@ use runtime_api::{Admitted, Container, ContainerSpec, CpuQuota, Kind, LoadError,
 
 /// Upstream's default for `terminationMessagePath`.
 const TERMINATION_PATH: &str = "/dev/termination-log";
-
-/// Longest label of DNS, which a host's name has to be.
-const HOST_NAME_CHARS_MAX: usize = 63;
 
 /// A container that was made and not started.
 pub(crate) struct Made {
@@ -152,7 +150,7 @@ pub(crate) async fn make(
     let spec = ContainerSpec {
         name: format!("{namespace}/{pod_name}/{}", wire.name),
         argv,
-        env: env(pod, image, variables),
+        env: env(names::host_name(pod).map_err(config)?, image, variables),
         cwd: wire.working_dir.clone().filter(|dir| !dir.is_empty()).or_else(|| image.working_dir.clone()),
         preopens,
         limits: settings.limits.clone(),
@@ -165,7 +163,7 @@ pub(crate) async fn make(
         pod: home.ledger.clone(),
         pod_cpu: Some(home.cpu.clone()),
         memory_files: home.memory_files.clone(),
-        caller: caller(node, &namespace, &pod_name, ip),
+        caller: caller(node, pod, ip),
         dial: Some(node.parts.dial.clone()),
     };
     let container = loaded.container(spec).map_err(|error| refused(&error))?;
@@ -191,8 +189,15 @@ pub(crate) async fn make(
 }
 
 /// Who calls when the container calls out.
-pub(super) fn caller(node: &Shared, namespace: &str, pod: &str, ip: IpAddr) -> Caller {
-    Caller { node: node.identity.name.as_str().into(), namespace: namespace.into(), pod: pod.into(), ip: Some(ip) }
+pub(super) fn caller(node: &Shared, pod: &Pod, ip: IpAddr) -> Caller {
+    let text = |text: &Option<String>| Arc::from(text.as_deref().unwrap_or_default());
+    Caller {
+        node: node.identity.name.as_str().into(),
+        namespace: text(&pod.metadata.namespace),
+        pod: text(&pod.metadata.name),
+        ip: Some(ip),
+        names: Arc::new(names::of(pod, ip)),
+    }
 }
 
 /// A duration as upstream's events have it: whole milliseconds in Go's form (`1m2.3s`, `45ms`).
@@ -274,9 +279,9 @@ async fn file_values(node: &Shared, pod: &Arc<Pod>, wire: &ContainerSpecWire) ->
 }
 
 /// The container's whole environment.
-fn env(pod: &Pod, image: &Image, variables: Variables) -> Vec<(String, String)> {
+fn env(host_name: String, image: &Image, variables: Variables) -> Vec<(String, String)> {
     // As a container runtime does: the host's name comes first, so that the image and the pod may say otherwise.
-    let mut env: Vec<(String, String)> = vec![("HOSTNAME".into(), host_name(pod))];
+    let mut env: Vec<(String, String)> = vec![("HOSTNAME".into(), host_name)];
     env.extend(image.env.clone());
     env.retain(|(name, _)| !variables.contains_key(name));
     env.extend(variables);
@@ -298,14 +303,6 @@ fn argv(wire: &ContainerSpecWire, image: &Image, variables: &Variables) -> Vec<S
         argv.push(wire.name.clone());
     }
     argv
-}
-
-/// The name that a pod's host would have: a DNS label of its own, or the beginning of the pod's name.
-fn host_name(pod: &Pod) -> String {
-    let own = pod.spec.as_ref().and_then(|spec| spec.hostname.as_deref()).filter(|name| !name.is_empty());
-    let name = own.or(pod.metadata.name.as_deref()).unwrap_or_default();
-    let label: String = name.chars().take(HOST_NAME_CHARS_MAX).collect();
-    label.trim_end_matches(['-', '.']).to_owned()
 }
 
 fn refused(error: &LoadError) -> Refused {

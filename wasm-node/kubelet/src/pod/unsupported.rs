@@ -82,14 +82,8 @@ impl Found {
         self.when(spec.host_network == Some(true), "spec.hostNetwork");
         self.when(spec.host_pid == Some(true), "spec.hostPID");
         self.when(spec.host_ipc == Some(true), "spec.hostIPC");
-        self.when(some(spec.host_aliases.as_ref().map(Vec::len)), "spec.hostAliases");
-        self.when(spec.hostname_override.is_some(), "spec.hostnameOverride");
-        self.when(spec.set_hostname_as_fqdn == Some(true), "spec.setHostnameAsFQDN");
         self.when(some(spec.resource_claims.as_ref().map(Vec::len)), "spec.resourceClaims");
         self.when(spec.scheduling_group.is_some(), "spec.schedulingGroup");
-        self.when(spec.dns_config.as_ref().is_some_and(|dns| *dns != Default::default()), "spec.dnsConfig");
-        let dns = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
-        self.when(!matches!(dns, "ClusterFirst" | "ClusterFirstWithHostNet"), "spec.dnsPolicy");
         self.when(spec.os.as_ref().is_some_and(|os| os.name != "linux"), "spec.os.name");
     }
 
@@ -173,10 +167,6 @@ mod tests {
                 "spec.initContainers[1].volumeDevices",
             ),
             (json!({"containers": [], "hostNetwork": true}), "spec.hostNetwork"),
-            (json!({"containers": [], "hostAliases": [{"ip": "192.0.2.1"}]}), "spec.hostAliases"),
-            (json!({"containers": [], "dnsPolicy": "None"}), "spec.dnsPolicy"),
-            (json!({"containers": [], "dnsConfig": {"nameservers": ["192.0.2.1"]}}), "spec.dnsConfig"),
-            (json!({"containers": [], "setHostnameAsFQDN": true}), "spec.setHostnameAsFQDN"),
             (json!({"containers": [], "os": {"name": "windows"}}), "spec.os.name"),
             (
                 json!({"containers": [], "volumes": [{"name": "v", "hostPath": {"path": "/", "type": "Socket"}}]}),
@@ -217,7 +207,8 @@ mod tests {
     #[test]
     fn what_means_nothing_here_or_is_acted_on_passes() {
         let found = paths(json!({
-            "hostUsers": false, "shareProcessNamespace": true, "subdomain": "s", "hostname": "h",
+            "hostUsers": false, "shareProcessNamespace": true, "subdomain": "s", "hostname": "h", "setHostnameAsFQDN": true,
+            "hostAliases": [{"ip": "192.0.2.1"}], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"]},
             "securityContext": {"runAsUser": 1, "fsGroup": 2, "seccompProfile": {"type": "RuntimeDefault"}},
             "volumes": [{"name": "a", "emptyDir": {}}, {"name": "b", "configMap": {"name": "c"}}, {"name": "n"}],
             "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],

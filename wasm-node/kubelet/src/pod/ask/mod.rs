@@ -72,12 +72,11 @@ pub(crate) struct Asker {
 impl Asker {
     pub(crate) fn new(node: &Shared, pod: &Pod, container: &str, ip: IpAddr) -> Self {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
-        let (namespace, name) = (text(&pod.metadata.namespace), text(&pod.metadata.name));
         Self {
             network: node.parts.network.clone(),
             dial: node.parts.dial.clone(),
             sandboxes: node.pods.sandboxes.clone(),
-            caller: caller(node, &namespace, &name, ip),
+            caller: caller(node, pod, ip),
             ip,
             uid: text(&pod.metadata.uid),
             container: container.to_owned(),

@@ -73,7 +73,8 @@ const SECOND: Duration = Duration::from_secs(1);
 fn asker() -> (Asker, Arc<Pod>, Attached) {
     let (network, ip, pod) = (PodNetwork::default(), IpAddr::from([127, 66, 0, 9]), Arc::new(Pod::default()));
     let attached = network.attach(Listen::tcp(ip, 80), pod.clone()).unwrap();
-    let caller = Caller { node: "m".into(), namespace: "n".into(), pod: "p".into(), ip: Some(ip) };
+    let caller =
+        Caller { node: "m".into(), namespace: "n".into(), pod: "p".into(), ip: Some(ip), names: Arc::default() };
     let asker = Asker {
         network,
         dial: Arc::new(Plane(pod.clone())),

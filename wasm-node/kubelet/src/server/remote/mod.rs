@@ -12,12 +12,15 @@ mod terminal;
 mod wire;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use machinery_serve::accept::ConnectionPermit;
 use runtime_api::{ExecError, ExecSpec};
@@ -35,6 +38,12 @@ use crate::pod::worker::Seen;
 pub(super) use attach::attach;
 
 type Refused = Box<Response>;
+
+/// The API server waits some 30 s for the head of an answer, and the first command of a module is compiled then: one that takes
+/// longer than this is waited for by the client, on an upgraded connection, where what goes wrong is told as it writes.
+const HEAD_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How a session ends that never began for the node's own reasons, as container runtimes say it.
+const FAILED_CODE: i32 = 126;
 
 /// Takes the upgrade, or says why not in upstream's words.
 pub(super) async fn exec(
@@ -56,11 +65,16 @@ pub(super) async fn exec(
         let session = async {
             let io = upgraded.await.map_err(std::io::Error::other)?;
             wire::run(TokioIo::new(io), wire, &options, |streams| async {
+                let begins = match begins {
+                    Soon::Now(begins) => Ok(begins),
+                    Soon::Later(begins) => begins.await,
+                };
                 match begins {
-                    Begins::Session(begun, _place) => session::carry(*begun, streams).await,
-                    Begins::NotFound(words) => {
+                    Ok(Begins::Session(begun, _place)) => session::carry(*begun, streams).await,
+                    Ok(Begins::NotFound(words)) => {
                         session::refuse(streams, words, program::NOT_FOUND_CODE).await;
                     }
+                    Err((_, why)) => session::refuse(streams, format!("{why}\n"), FAILED_CODE).await,
                 }
             })
             .await
@@ -85,7 +99,24 @@ enum Begins {
     NotFound(String),
 }
 
-type Prepared = (HeaderMap, wire::Wire, Options, Begins);
+/// Why nothing begins: what is answered where the connection is not upgraded yet.
+type Unbegun = (StatusCode, String);
+
+type Prepared = (HeaderMap, wire::Wire, Options, Soon<Begins, Unbegun>);
+
+/// Something that is there, or that takes longer than was waited for it.
+enum Soon<T, E> {
+    Now(T),
+    Later(BoxFuture<'static, Result<T, E>>),
+}
+
+/// Waits so long for a result.
+async fn soon<T, E>(mut work: BoxFuture<'static, Result<T, E>>, wait: Duration) -> Result<Soon<T, E>, E> {
+    match tokio::time::timeout(wait, &mut work).await {
+        Ok(done) => done.map(Soon::Now),
+        Err(_) => Ok(Soon::Later(work)),
+    }
+}
 
 async fn prepare(
     kubelet: &Kubelet,
@@ -104,7 +135,8 @@ async fn prepare(
         return Err(denied("exec into", container, name));
     }
     let (headers, wire) = wire::choose(headers)?;
-    let begins = begin(&sandbox, &options, container).await?;
+    let begins = begin(sandbox, options.clone(), container.to_owned()).boxed();
+    let begins = soon(begins, HEAD_WAIT_MAX).await.map_err(|(status, why)| upgrade::refuse(status, why))?;
     Ok((headers, wire, options, begins))
 }
 
@@ -132,9 +164,9 @@ fn sandbox(kubelet: &Kubelet, seen: &Seen, container: &str) -> Result<Arc<Sandbo
 }
 
 /// Lets a session in, where there is such a command.
-async fn begin(sandbox: &Sandbox, options: &Options, container: &str) -> Result<Begins, Refused> {
-    let busy = |why: String| upgrade::refuse(StatusCode::TOO_MANY_REQUESTS, why);
-    let failed = |why: String| upgrade::refuse(StatusCode::INTERNAL_SERVER_ERROR, why);
+async fn begin(sandbox: Arc<Sandbox>, options: Options, container: String) -> Result<Begins, Unbegun> {
+    let busy = |why: String| (StatusCode::TOO_MANY_REQUESTS, why);
+    let failed = |why: String| (StatusCode::INTERNAL_SERVER_ERROR, why);
     let place = sandbox.places.clone().try_acquire_owned().map_err(|_| {
         busy(format!(
             "container {container:?} has {SESSIONS_MAX} sessions, as many as it may: try again when others have ended"
@@ -144,7 +176,7 @@ async fn begin(sandbox: &Sandbox, options: &Options, container: &str) -> Result<
     let has_toolbox = sandbox.access == ExecAccess::Allowed;
     let found = sandbox.program(wanted, has_toolbox).await.map_err(|error| failed(error.to_string()))?;
     let Some((program, command)) = found else { return Ok(Begins::NotFound(program::not_found(wanted))) };
-    let (stdio, ends) = session::pipes(options);
+    let (stdio, ends) = session::pipes(&options);
     let log = Arc::new(LastLines::default());
     let spec = ExecSpec {
         argv: options.command.clone(),
@@ -161,4 +193,25 @@ async fn begin(sandbox: &Sandbox, options: &Options, container: &str) -> Result<
     let terminal = options.tty.then(|| LineDiscipline::new(program == Program::Toolbox));
     let begun = Begun { session, ends, log, terminal, gone: sandbox.gone.clone() };
     Ok(Begins::Session(Box::new(begun), place))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_compilation_is_waited_for_after_the_head() {
+        let takes = |seconds: u64| {
+            async move {
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                if seconds == 1 { Err("no") } else { Ok(seconds) }
+            }
+            .boxed()
+        };
+        assert!(matches!(soon(takes(2), HEAD_WAIT_MAX).await, Ok(Soon::Now(2))));
+        assert!(matches!(soon(takes(1), HEAD_WAIT_MAX).await, Err("no")));
+        let before = tokio::time::Instant::now();
+        let Ok(Soon::Later(later)) = soon(takes(60), HEAD_WAIT_MAX).await else { panic!("it is not there yet") };
+        assert_eq!((before.elapsed(), later.await), (HEAD_WAIT_MAX, Ok(60)));
+    }
 }

@@ -124,7 +124,13 @@ impl Bench {
             pod: self.engine.pod_ledger(),
             pod_cpu: None,
             memory_files: None,
-            caller: Caller { node: "n".into(), namespace: "default".into(), pod: "test".into(), ip: None },
+            caller: Caller {
+                node: "n".into(),
+                namespace: "default".into(),
+                pod: "test".into(),
+                ip: None,
+                names: Arc::default(),
+            },
             dial: None,
         }
     }

@@ -37,7 +37,8 @@ const UNRULY: &str = r#"(component
     (canon lift (core func $i "count") (memory $memory) (realloc $realloc))))"#;
 
 fn caller(pod: &str) -> Origin {
-    let caller = Caller { node: "n".into(), namespace: "default".into(), pod: pod.into(), ip: None };
+    let caller =
+        Caller { node: "n".into(), namespace: "default".into(), pod: pod.into(), ip: None, names: Arc::default() };
     Origin { peer: Peer::Pod(caller), local: std::net::SocketAddr::from(([127, 66, 0, 2], 80)), via: None }
 }
 
