@@ -29,6 +29,7 @@ use crate::join::join;
 use crate::names::Names;
 use crate::pool::{Http1, Http2, Pool};
 use crate::shares::{Place, Shares};
+use crate::special::is_special;
 use crate::table::AppProtocol;
 use crate::tenure::Tenure;
 
@@ -512,21 +513,6 @@ fn to_http2(request: &mut Request<Body>) -> Result<(), http::Error> {
     *request.uri_mut() = Uri::builder().scheme("http").authority(authority.as_slice()).path_and_query(path).build()?;
     *request.version_mut() = Version::HTTP_2;
     Ok(())
-}
-
-/// Addresses that are never the outside: the host itself, its link, and what is no single host.
-pub(crate) fn is_special(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => {
-            ip.is_loopback()
-                || ip.is_unspecified()
-                || ip.is_link_local()
-                || ip.is_multicast()
-                || ip.is_broadcast()
-                || ip.octets()[0] == 0
-        }
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local(),
-    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod pool;
 pub mod resolve;
 mod shares;
 mod snapshot;
+mod special;
 mod state;
 pub mod table;
 mod tenure;

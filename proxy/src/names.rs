@@ -16,8 +16,8 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use machinery_env::Env;
 use machinery_serve::net::{Caller, DialError, NamePolicy, PodNames};
 
-use crate::egress::is_special;
 use crate::shares::Shares;
+use crate::special::is_special;
 
 /// Look-ups of one pod at once; more of them wait for its own, not for others'.
 const LOOKUPS_PER_POD_MAX: usize = 16;

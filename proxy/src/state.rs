@@ -10,9 +10,10 @@ use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::PodNetwork;
 use tokio::sync::Semaphore;
 
-use crate::egress::{BadCertificate, Egress, is_special};
+use crate::egress::{BadCertificate, Egress};
 use crate::metrics::Metrics;
 use crate::snapshot::RouteSnapshot;
+use crate::special::is_special;
 use crate::table::{AppProtocol, PortRoute};
 
 /// Connections of host processes that are open at once, over all listeners: far over what one machine's tests and

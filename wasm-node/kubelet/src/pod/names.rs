@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(name(json!({"containers": [], "hostname": "h", "hostnameOverride": "a.b"})).unwrap(), "a.b");
         let long = json!({"containers": [], "subdomain": "s".repeat(60), "setHostnameAsFQDN": true});
         let why = name(long).unwrap_err();
-        assert!(why.ends_with("is too long (64 characters is the max, 93 characters requested)"), "{why}");
+        assert!(why.ends_with("is too long (64 characters is the max, 89 characters requested)"), "{why}");
         let long = pod(json!({"containers": [], "hostnameOverride": format!("{}.b", "a".repeat(62))}));
         assert_eq!(host_name(&long).unwrap(), "a".repeat(62));
     }
