@@ -3,7 +3,7 @@ says what went wrong. The cases are independent and run side by side; they wait 
 """
 import http.client, json, time
 
-from suite import NS, POLL_S, SOON_S, apply, expect, get, kubectl, main, run_kubectl, until
+from suite import CLUSTER, NS, POLL_S, SOON_S, apply, expect, get, kubectl, main, run_kubectl, until
 
 HELLO, UNRULY, LATE, CRASH, WORDCOUNT, LOOP, NOTHING, TOOLBOX = (
     f"registry.local/{name}:v1" for name in ("hello", "unruly", "late", "crash", "wordcount", "loop", "nothing", "toolbox"))
@@ -340,7 +340,7 @@ def names():
     ready("named")
     target = ip_of("named")
     dns = target.rsplit(".", 2)[0] + ".0.10"
-    aliases = [{"ip": target, "hostnames": ["db.test", "Db2.test"]}, {"ip": "127.0.0.1", "hostnames": ["own.test"]},
+    aliases = [{"ip": target, "hostnames": ["db.test", "db2.test"]}, {"ip": "127.0.0.1", "hostnames": ["own.test"]},
                {"ip": "127.0.1.1", "hostnames": ["machine.test"]}, {"ip": "169.254.169.254", "hostnames": ["link.test"]}]
     none = lambda server, **more: {"dnsPolicy": "None", "dnsConfig": {"nameservers": [server], **more}}
     caller = lambda name, **spec: pod(name, container("web", UNRULY, 80), **spec)
