@@ -15,7 +15,7 @@ mod rows;
 #[path = "tidy/size.rs"]
 mod size;
 
-const ROOMS: &[&str] = &["machinery", "apiserver", "scheduler", "controllers", "wasm-node", "proxy"];
+const ROOMS: &[&str] = &["machinery", "apiserver", "scheduler", "controllers", "wasm-node", "proxy", "clients"];
 /// What a crate must never depend on, of ours and of others: the reason why it is a crate of its own.
 const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("machinery/api", &["tokio", "kube", "machinery-env", "rand"], "pure vocabulary: no tokio, no client, no clock"),
@@ -39,6 +39,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ),
     ("apiserver/server", &["sled", "machinery-client", "kube"], "it is the server, others are its clients"),
     ("wasm-node/runtime", &["machinery-client", "kube", "k8s-openapi"], "it runs modules, and knows no cluster"),
+    (
+        "clients/rust",
+        &["kube", "k8s-openapi", "machinery-serve"],
+        "a host application's: an address is all that it takes",
+    ),
     ("wasm-node/registry", &["machinery-client", "kube", "k8s-openapi"], "any OCI client may use it"),
 ];
 
@@ -55,6 +60,7 @@ const TOP: &[&str] = &[
     "LICENSE",
     "README.md",
     "apiserver",
+    "clients",
     "clippy.toml",
     "controllers",
     "deny.toml",

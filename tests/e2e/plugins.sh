@@ -3,8 +3,8 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 section() { awk -v from="## $1" '$0 == from {on = 1; next} /^## / {on = 0} on' docs/plugins.md | awk '/^```console/ {on = 1; next} /^```/ {on = 0} on'; }
-five=$(section 'Five minutes') sessions=$(section 'Sessions') state=$(section 'State and settings')
-[ -n "$five" ] && [ -n "$sessions" ] && [ -n "$state" ] || fail "docs/plugins.md has no commands"
+five=$(section 'Five minutes') sessions=$(section 'Sessions') state=$(section 'State and settings') programs=$(section 'From a program')
+[ -n "$five" ] && [ -n "$sessions" ] && [ -n "$state" ] && [ -n "$programs" ] || fail "docs/plugins.md has no commands"
 
 up
 mkdir -p "$WORK/bin" && ln -sf "$CORACLE" "$WORK/bin/coracle"
@@ -12,7 +12,7 @@ export PATH="$WORK/bin:$PATH" CORACLE_DATA_DIR="$WORK/data"
 # As they stand, but for PATH and the folder, which are this run's; curl fails where a call does.
 curl() { command curl -fsS "$@" && echo; }
 page() { eval "$(grep -v '^export ' <<< "$1")"; }
-cd "$WORK"; ln -s "$OLDPWD/sample-workloads" sample-workloads
+cd "$WORK"; ln -s "$OLDPWD/sample-workloads" "$OLDPWD/clients" .
 page "$five" > "$WORK/said"
 for line in '"hello ada"' '{"text":"bonjour ada","language":"french","letters":10}' '{text: "hallo Dr. ada", language: german, letters: 10}' '  export coracle:samples/greeter;'; do
   grep -qxF -- "$line" "$WORK/said" || fail "docs/plugins.md promises $line"
@@ -21,6 +21,8 @@ page "$sessions" > "$WORK/said"
 grep -qxF '["ada"]' "$WORK/said" || fail "a guest book in its session: $(cat "$WORK/said")"
 page "$state" > "$WORK/said"
 for line in 'ok(1)' 'ok(2)'; do grep -qxF "$line" "$WORK/said" || fail "kept in calls: $(cat "$WORK/said")"; done
+page "$programs" > "$WORK/said"
+expect "1 1" "$(xargs < "$WORK/said")" "programs that call once"
 cd "$OLDPWD"
 unset -f curl
 

@@ -4,6 +4,8 @@
 //! A namespace is known by its uid, so that one which is made anew under the name finds nothing of the old one. What is
 //! in here waits for the disk: [`host::keyvalue`](crate::host) calls it where guests' file work may.
 
+#[cfg(test)]
+mod fuzz;
 mod namespace;
 #[cfg(test)]
 mod tests;

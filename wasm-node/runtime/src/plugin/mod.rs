@@ -12,6 +12,8 @@
 
 pub(crate) mod budget;
 pub(crate) mod describe;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod json;
 pub(crate) mod names;
 pub(crate) mod place;

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Host applications in Rust, Python and JavaScript (clients/) call a plugin through its Service while its version changes again and
+# again: no call is lost. GREET_RS names the built example of clients/rust, which is built here otherwise.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+seconds=${SWAP_SECONDS:-10}
+if [ -z "${GREET_RS:-}" ]; then
+  cargo build --release --locked --quiet -p coracle-client --example greet
+  GREET_RS=${CARGO_TARGET_DIR:-$PWD/target}/release/examples/greet
+fi
+
+up
+export CORACLE_DATA_DIR="$WORK/data"
+one=${SAMPLES_BIN:-sample-workloads/bin}/greeter.wasm two=$WORK/two.wasm
+# Another version: the same functions in other bytes, by a custom section at the end.
+{ cat "$one"; printf '\0\4\3two'; } > "$two"
+"$CORACLE" push "$one" registry.local/greeter:v1 >/dev/null
+"$CORACLE" push "$two" registry.local/greeter:v2 >/dev/null
+kubectl apply -f sample-workloads/manifests/greeter.yaml >/dev/null
+kubectl patch service greeter -p '{"spec": {"sessionAffinity": "None"}}' >/dev/null
+rolled() { kubectl rollout status deployment/greeter --timeout=60s >/dev/null; }
+rolled
+url=http://$(kubectl get service greeter -o jsonpath='{.spec.clusterIP}')
+eventually 20 curl -fsS -m 10 "$url/"
+images() { kubectl get pods -l app=greeter -o jsonpath='{range .items[*]}{.status.containerStatuses[0].imageID}{"\n"}{end}' | sort -u; }
+before=$(images)
+
+# under_load NAME COMMAND…: swaps versions for as long as the client calls
+version=1
+under_load() {
+  local name=$1 swaps=0 client; shift
+  "$@" "$url" "$seconds" > "$WORK/calls" 2> "$WORK/client.err" & client=$!
+  while kill -0 $client 2>/dev/null; do
+    version=$((3 - version))
+    kubectl set image deployment/greeter "greeter=registry.local/greeter:v$version" >/dev/null
+    rolled
+    swaps=$((swaps + 1))
+  done
+  wait $client || fail "$name lost a call: $(tail -n 3 "$WORK/client.err")"
+  [ "$swaps" -ge 2 ] || fail "$name: $swaps versions in $seconds s"
+  [ "$(cat "$WORK/calls")" -ge 200 ] || fail "$name: $(cat "$WORK/calls") calls"
+  echo "$name: $(cat "$WORK/calls") calls while the version changed $swaps times"
+}
+under_load Rust "$GREET_RS"
+under_load Python python3 clients/python/greet.py
+under_load JavaScript node clients/javascript/greet.mjs
+[ $version = 2 ] || { kubectl set image deployment/greeter greeter=registry.local/greeter:v2 >/dev/null; rolled; }
+other() { [ "$(images | wc -l)" = 1 ] && [ "$(images)" != "$before" ]; }
+eventually 20 other
+
+# What is wrong reaches the application as an error of its own.
+for client in "$GREET_RS" "python3 clients/python/greet.py" "node clients/javascript/greet.mjs"; do
+  # shellcheck disable=SC2086
+  exits 1 $client "$url/nowhere"
+done
+down
+echo PASS
