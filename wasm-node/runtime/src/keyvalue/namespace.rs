@@ -20,8 +20,8 @@ pub(super) const USAGE: TableDefinition<'static, &str, u64> = TableDefinition::n
 
 /// Writes that one commit takes: they share its two flushes.
 const COMMIT_WRITES_MAX: usize = 256;
-/// And their bytes.
-const COMMIT_BYTES_MAX: usize = 8 << 20;
+/// And their bytes: short flushes, as the next namespace waits for this one.
+const COMMIT_BYTES_MAX: usize = 1 << 20;
 
 /// What is kept under a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
