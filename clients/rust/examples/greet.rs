@@ -1,5 +1,11 @@
 //! greet URL [SECONDS]: calls the sample `greeter`, for so long; prints the calls. Any call that fails ends it with an error.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "a program of a host application, which has its own clock"
+)]
+
 use std::time::{Duration, Instant};
 
 use coracle_client::Plugin;
