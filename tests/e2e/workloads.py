@@ -238,6 +238,25 @@ def concurrency():
     until("the turn comes back", lambda: ask(ip, "/").status == 200)
 
 
+def reuse():
+    """An instance answers as often as its annotation says; a new one is made for who comes after that, or at once."""
+    ip = serving("reuse", HELLO, annotations={"reuse.coracle.dev/c": "count=5,idle=1h"})
+    node = get(f"{NS}/pods/reuse")["spec"]["nodeName"]
+
+    def started():
+        metrics = kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/metrics")
+        return next(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("coracle_instances_started_total") and 'pod="reuse"' in line)
+
+    before = started()
+    for _ in range(20):
+        expect(b"hello from reuse\n", ask(ip, "/").body, "an answer of an instance that answers again")
+    made = started() - before
+    if not 3 <= made <= 5:  # the first may have answered some before
+        raise Wrong(f"20 requests, 5 by each instance: {made} were made")
+    apply(pod("reuse-never", LOOP, annotations={"reuse.coracle.dev/c": "count=5"}))
+    until("a command is told", lambda: waiting("reuse-never").startswith("CreateContainerConfigError: annotation reuse.coracle.dev/c: only an HTTP server"))
+
+
 def memory_is_waited_for():
     """Room for one instance and not for two: requests take turns, and the pod stays Ready."""
     ip = serving("narrow", HELLO, container={"resources": {"limits": {"memory": "4Mi"}}, "readinessProbe": {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1}})
@@ -601,7 +620,7 @@ def load():
     return f"{sum(counts)} requests"
 
 
-CASES = (load, stops, draining, cutting_off, concurrency, memory_is_waited_for, probes_beside_streams, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, names_and_addresses, framing, environments, refusals, eviction, probes, last_words)
+CASES = (load, stops, draining, cutting_off, concurrency, reuse, memory_is_waited_for, probes_beside_streams, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, names_and_addresses, framing, environments, refusals, eviction, probes, last_words)
 
 
 until("the default ServiceAccount", lambda: get(f"{NS}/serviceaccounts/default"))

@@ -13,6 +13,8 @@ pub const STOP: &str = "stop.coracle.dev/";
 /// Annotation prefix `exec.coracle.dev/<container>`: `deny` forbids exec, cp and attach; `image` leaves exec the image's own
 /// commands.
 pub const EXEC: &str = "exec.coracle.dev/";
+/// Annotation prefix `reuse.coracle.dev/<container>`: how a server's instances are used again, `count=128,idle=1s`.
+pub const REUSE: &str = "reuse.coracle.dev/";
 /// The domain whose subdomains name the annotations above: an unknown one on a pod is told, not passed over.
 pub const ANNOTATIONS_DOMAIN: &str = ".coracle.dev";
 /// Node label: the host's real operating system.

@@ -245,6 +245,13 @@ impl Ledger {
         }
     }
 
+    /// Whether anybody waits for `resource` at this level or above.
+    #[must_use]
+    pub fn is_waited_for(&self, resource: Resource) -> bool {
+        let waited_for = self.row(resource).waiting.load(Ordering::SeqCst) > 0;
+        waited_for || self.parent.as_ref().is_some_and(|parent| parent.is_waited_for(resource))
+    }
+
     /// What is held now.
     #[must_use]
     pub fn used(&self, resource: Resource) -> u64 {

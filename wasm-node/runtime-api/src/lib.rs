@@ -33,7 +33,10 @@ use machinery_serve::net::Serve;
 pub use container::{ConfigValues, ContainerSpec, Failures, KeyvalueOwner, LogSink, Preopen, Stats, StdStream};
 pub use cpu::{CpuQuota, TokenBucket};
 pub use grants::{GrantError, Grants};
-pub use limits::{CONCURRENCY_DEFAULT, CPU_SHARES_MIN, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
+pub use limits::{
+    CONCURRENCY_DEFAULT, CPU_SHARES_MIN, Limits, REQUEST_TIMEOUT_DEFAULT, REUSE_COUNT_DEFAULT, REUSE_IDLE_DEFAULT,
+    Reuse, cpu_shares,
+};
 pub use memory_files::MemoryFiles;
 pub use module::{Inspection, Kind, LoadError, MODULE_BYTES_MAX, Metering};
 pub use outcome::{Outcome, OutcomeReason, StopSignal};

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// Wall clock to a response's head where no annotation says otherwise (contract: 60 s).
 pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+/// How often an instance answers where `reuse.coracle.dev/` doesn't say.
+pub const REUSE_COUNT_DEFAULT: u32 = 128;
+/// How long a parked instance waits for its next request where `reuse.coracle.dev/` doesn't say.
+pub const REUSE_IDLE_DEFAULT: Duration = Duration::from_secs(1);
 /// Requests at once per pod where no annotation says otherwise (contract: 64).
 pub const CONCURRENCY_DEFAULT: usize = 64;
 /// The least share of CPU, that of a container which requests none (the kernel's, and upstream's `MinShares`).
@@ -34,6 +38,17 @@ pub struct Limits {
     pub timeout: Duration,
     /// `concurrency.coracle.dev/<container>`.
     pub concurrency: usize,
+    /// `reuse.coracle.dev/<container>`; none = an instance for each request.
+    pub reuse: Option<Reuse>,
+}
+
+/// How a server's instances are used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reuse {
+    /// Requests that one answers, one after the other.
+    pub count: u32,
+    /// How long it waits for the next.
+    pub idle: Duration,
 }
 
 impl Default for Limits {
@@ -45,6 +60,7 @@ impl Default for Limits {
             fuel: None,
             timeout: REQUEST_TIMEOUT_DEFAULT,
             concurrency: CONCURRENCY_DEFAULT,
+            reuse: None,
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod order;
 mod probe;
 pub(crate) mod program;
 pub(crate) mod resize;
+mod reuse;
 mod runner;
 pub(crate) mod sandbox;
 mod serve;

@@ -8,10 +8,11 @@ use machinery_api::names;
 use machinery_api::quantity::Quantity;
 
 use super::check::HookSpec;
+use super::reuse;
 use super::state::{Class, ContainerPolicy, LifecyclePolicy, PostStart, Restart, RestartRule, Thresholds};
 use super::status::pod_text;
 use crate::spec::{containers, requests};
-use runtime_api::{CONCURRENCY_DEFAULT, Grants, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
+use runtime_api::{CONCURRENCY_DEFAULT, Grants, Kind, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
 
 /// The port of a server whose container names none.
 const PORT_DEFAULT: u16 = 80;
@@ -21,7 +22,8 @@ const CONCURRENCY_MAX: usize = 1_000_000;
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 /// Every annotation of a container that there is.
-const KNOWN: [&str; 6] = [names::FUEL, names::TIMEOUT, names::CONCURRENCY, names::HOST, names::STOP, names::EXEC];
+const KNOWN: [&str; 7] =
+    [names::FUEL, names::TIMEOUT, names::CONCURRENCY, names::HOST, names::STOP, names::EXEC, names::REUSE];
 
 /// What decides about the pod's life.
 #[must_use]
@@ -127,6 +129,17 @@ pub enum ExecAccess {
     Denied,
 }
 
+impl Settings {
+    /// Whether what its annotations ask for is there for a container of this kind.
+    pub(super) fn suit(&self, container: &str, kind: Kind) -> Result<(), BadAnnotation> {
+        if self.limits.reuse.is_none() || kind == Kind::HttpServer {
+            return Ok(());
+        }
+        let why = "only an HTTP server's instances can answer again: a command runs once, a plugin has sessions";
+        Err(BadAnnotation { name: format!("{}{container}", names::REUSE), why: why.to_owned() })
+    }
+}
+
 /// An annotation with a value that can't be acted on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("annotation {name}: {why}")]
@@ -176,6 +189,9 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
             Ok(concurrency) if (1..=CONCURRENCY_MAX).contains(&concurrency) => limits.concurrency = concurrency,
             _ => return bad(name, format!("{value:?} is not a whole number from 1 to {CONCURRENCY_MAX}")),
         }
+    }
+    if let Some((name, value)) = find(names::REUSE) {
+        limits.reuse = Some(reuse::parse(&value).map_err(|why| BadAnnotation { name, why })?);
     }
     let grants = match find(names::HOST) {
         Some((name, value)) => match Grants::parse(&value, optional) {
@@ -305,11 +321,13 @@ mod tests {
         let read = |pod: &Pod| settings(pod, &pod.spec.as_ref().unwrap().containers[0], &[]);
         let good = read(&pod(json!({
             "fuel.coracle.dev/c": "5", "timeout.coracle.dev/c": "2s", "concurrency.coracle.dev/c": "7",
-            "stop.coracle.dev/c": "grace", "exec.coracle.dev/c": "deny",
+            "stop.coracle.dev/c": "grace", "exec.coracle.dev/c": "deny", "reuse.coracle.dev/c": "count=8",
         })))
         .unwrap();
         assert_eq!((good.limits.fuel, good.limits.concurrency, good.stop_at_grace), (Some(5), 7, true));
-        assert_eq!(good.exec, ExecAccess::Denied);
+        let suits = [Kind::HttpServer, Kind::Command, Kind::Plugin].map(|kind| good.suit("c", kind).is_ok());
+        assert_eq!(suits, [true, false, false]);
+        assert_eq!((good.exec, good.limits.reuse.map(|reuse| reuse.count)), (ExecAccess::Denied, Some(8)));
         assert_eq!((good.limits.memory_bytes, good.limits.cpu_millis), (Some(64 << 20), Some(500)));
         assert_eq!((good.limits.timeout, good.limits.cpu_shares), (Duration::from_secs(2), 256));
         for (name, value) in [
@@ -321,6 +339,7 @@ mod tests {
             ("host.coracle.dev/c", "nonsense"),
             ("stop.coracle.dev/c", "now"),
             ("exec.coracle.dev/c", "allow"),
+            ("reuse.coracle.dev/c", "yes"),
             ("fuel.coracle.dev/other", "5"),
             ("fule.coracle.dev/c", "5"),
             ("a.fuel.coracle.dev/c", "5"),

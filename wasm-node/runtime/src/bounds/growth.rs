@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use wasmtime::ResourceLimiterAsync;
 
 use super::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
+use super::parked::Parked;
 
 /// How long a command waits for memory that others hold: it has no deadline of its own, and what it holds meanwhile is
 /// missing elsewhere.
@@ -27,7 +28,10 @@ const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
 
 /// All growth of the process that waits.
 #[derive(Debug, Default)]
-pub(crate) struct Growth(Mutex<Waiters>);
+pub(crate) struct Growth {
+    waiters: Mutex<Waiters>,
+    parked: Parked,
+}
 
 #[derive(Debug, Default)]
 struct Waiters {
@@ -39,7 +43,12 @@ struct Waiters {
 
 impl Growth {
     fn waiters(&self) -> MutexGuard<'_, Waiters> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Instances that are given up before anything waits or fails.
+    pub(crate) fn parked(&self) -> &Parked {
+        &self.parked
     }
 
     /// Bytes that live guests wait for.
@@ -128,7 +137,7 @@ impl StoreLimiter {
     pub(crate) fn set_host_bytes(&mut self, bytes: u64) -> bool {
         if bytes > self.host_bytes {
             let more = bytes - self.host_bytes;
-            if let Err(exceeded) = self.ledger.take(Resource::Memory, more) {
+            if let Err(exceeded) = self.take(more) {
                 if !self.others_hold(&exceeded) {
                     self.exceeded = Some(exceeded);
                     return false;
@@ -169,9 +178,13 @@ impl StoreLimiter {
             self.exceeded = Some(exceeded.clone());
             return Err(wasmtime::Error::new(exceeded));
         }
-        let ledger = self.ledger.clone();
+        let (ledger, growth) = (self.ledger.clone(), self.growth.clone());
         Ok(Some(Box::pin(async move {
-            let given = ledger.changed(Resource::Memory, level, |at| !over(at));
+            let enough = |at: &Ledger| {
+                growth.parked.for_memory(&ledger, level);
+                !over(at)
+            };
+            let given = ledger.changed(Resource::Memory, level, enough);
             let _ = tokio::time::timeout_at(due, given).await;
             drop(wait);
         })))
@@ -186,7 +199,7 @@ impl StoreLimiter {
     ) -> wasmtime::Result<bool> {
         let bytes = (desired.saturating_sub(current) as u64).saturating_mul(unit);
         let over_its_own = max.is_some_and(|max| desired > max);
-        let mut taken = self.ledger.take(Resource::Memory, bytes);
+        let mut taken = self.take(bytes);
         if let Err(exceeded) = &taken
             && self.others_hold(exceeded)
             && !over_its_own
@@ -210,6 +223,19 @@ impl StoreLimiter {
         }
     }
 
+    /// Takes bytes of the budget; parked instances that stand in the way are given up for it.
+    fn take(&self, bytes: u64) -> Result<(), Exceeded> {
+        loop {
+            let exceeded = match self.ledger.take(Resource::Memory, bytes) {
+                Ok(()) => return Ok(()),
+                Err(exceeded) => exceeded,
+            };
+            if !self.growth.parked.for_memory(&self.ledger, exceeded.level) {
+                return Err(exceeded);
+            }
+        }
+    }
+
     /// Whether others could give back enough.
     fn others_hold(&self, exceeded: &Exceeded) -> bool {
         let alone = self.held_bytes().saturating_add(exceeded.wanted);
@@ -224,14 +250,16 @@ impl StoreLimiter {
         let mut refused = first;
         let granted = async {
             loop {
+                let level = refused.level;
                 let fits = |at: &Ledger| {
+                    self.growth.parked.for_memory(&self.ledger, level);
                     let used = at.used(Resource::Memory);
                     used.checked_add(bytes).is_some_and(|after| after <= at.limit(Resource::Memory))
                 };
                 if wait.is_hopeless(node.used(Resource::Memory)) {
                     return false;
                 }
-                self.ledger.changed(Resource::Memory, refused.level, fits).await;
+                self.ledger.changed(Resource::Memory, level, fits).await;
                 match self.ledger.take(Resource::Memory, bytes) {
                     Ok(()) => return true,
                     Err(exceeded) => refused = exceeded,

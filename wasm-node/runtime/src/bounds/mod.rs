@@ -1,9 +1,10 @@
-//! What guests may take, and whose turn it is: memory ([`growth`]), CPU ([`cpu`], [`shares`], [`epoch`]), instances ([`slots`]),
+//! What guests may take, and whose turn it is: memory ([`growth`]), CPU ([`cpu`], [`shares`], [`epoch`]), instances ([`slots`], [`parked`]),
 //! and the fixed [`limits`]. Host interfaces and the engine both stand on it.
 
 pub(crate) mod cpu;
 pub(crate) mod epoch;
 pub(crate) mod growth;
 pub(crate) mod limits;
+pub(crate) mod parked;
 pub(crate) mod shares;
 pub(crate) mod slots;

@@ -152,6 +152,11 @@ impl Slots {
         Arc::new(Share { slots: self.clone(), namespace: account, own: Account::default() })
     }
 
+    /// Whether anybody waits for one.
+    pub(crate) fn are_waited_for(&self) -> bool {
+        !self.lock().waiting.is_empty()
+    }
+
     /// Resolves when somebody gives a slot back.
     pub(crate) async fn released(&self) {
         self.released.notified().await;
@@ -222,6 +227,21 @@ impl Share {
             receiver
         };
         receiver.await.expect("a waiter is dropped only when its receiver is gone")
+    }
+
+    /// Whether there is too little left for this weight, whoever wants it.
+    pub(crate) fn none_is_free(&self, weight: Weight) -> bool {
+        !weight.fits(self.slots.lock().free)
+    }
+
+    /// Whether it is another share of the same class.
+    pub(crate) fn is_of_class(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.slots, &other.slots)
+    }
+
+    /// Whether it is of the same class and namespace.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.namespace, &other.namespace)
     }
 
     /// The class that this is a share of.

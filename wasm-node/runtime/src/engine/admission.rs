@@ -5,12 +5,14 @@
 //! what requests lately ended with. That is a promise, not a charge: the ledger counts what is really held, and a growth
 //! over a limit fails however it was let in.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
 
 use super::container::Shared;
 use crate::bounds::growth::StoreLimiter;
-use crate::bounds::slots::{Share, Slot};
+use crate::bounds::slots::{Share, Slot, Weight};
 use runtime_api::NodeCall;
 use runtime_api::ledger::{Ledger, Level, Resource, Waiting};
 
@@ -130,11 +132,21 @@ impl Shared {
             call.set_waits(true);
         }
         let promise = Promise(self, self.wait_for_memory(call.is_some(), at_least).await);
-        let slot = share.take(weight).await;
+        let slot = self.wait_for_slot(share, weight).await;
         if let Some(call) = call {
             call.set_waits(false);
         }
         Admission { shared: self.clone(), promised: promise.keep(), _slot: slot }
+    }
+
+    async fn wait_for_slot(&self, share: &Arc<Share>, weight: Weight) -> Slot {
+        let mut slot = pin!(share.take(weight));
+        if let Poll::Ready(slot) = futures::poll!(&mut slot) {
+            return slot;
+        }
+        // From here on it is seen to wait, so that none is parked behind its back.
+        self.engine.growth().parked().for_slot(share, share.none_is_free(weight));
+        slot.await
     }
 
     async fn wait_for_memory(&self, node_call: bool, at_least: u64) -> u64 {
@@ -149,6 +161,7 @@ impl Shared {
             };
             let mut promised = None;
             let look = |_: &Ledger| {
+                self.engine.growth().parked().for_memory(&self.ledger, level);
                 promised = self.promise(node_call, at_least).ok();
                 promised.is_some()
             };

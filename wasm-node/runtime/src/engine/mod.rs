@@ -29,6 +29,7 @@ mod session;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod warm;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

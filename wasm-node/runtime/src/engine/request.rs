@@ -1,5 +1,6 @@
 //! One request's guest: its instance, its handler, and how that ended.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use http::{HeaderValue, Request, Response, header};
@@ -12,13 +13,14 @@ use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
-use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+use wasmtime_wasi_http::p2::body::{HostOutgoingBody, HyperOutgoingBody};
 
 use super::admission::{Admission, fits_alone};
 use super::command::count_fuel;
 use super::container::{Live, Shared};
 use super::failure::Failure;
 use super::load::Pre;
+use super::warm::{Used, Warm};
 use crate::bounds::growth::StoreLimiter;
 use crate::host::exchange::Exchange;
 use crate::host::http::{Http, incoming};
@@ -36,19 +38,31 @@ pub(crate) async fn guest(
     (request, call): (Request<Body>, Option<NodeCall>),
     exchange: Arc<Exchange>,
     head: oneshot::Sender<Head>,
-    held: impl Send,
+    (warm, held): (Option<Arc<Warm>>, impl Send),
 ) -> End {
     let Pre::Server(pre) = &*shared.pre else { return Err(Failure::NoResponse) };
-    let end = match instantiate(&shared, pre, Some(exchange.clone()), call.as_ref()).await {
-        Ok(mut instance) => {
+    let warm = warm.filter(|_| call.is_none());
+    let used = match warm.as_ref().and_then(|warm| warm.take()) {
+        Some(used) => used.again(&shared, &exchange),
+        None => {
+            let made = instantiate(&shared, pre, Some(exchange.clone()), call.as_ref()).await;
+            made.map(|instance| Used { instance, requests: 0 })
+        }
+    };
+    let end = match used {
+        Ok(Used { mut instance, requests }) => {
             let result = handle(&mut instance.store, &instance.bound, request, head).await;
             count_fuel(&shared, &instance.store);
             let limiter = &instance.store.data().limiter;
             shared.door.ended(fits_alone(limiter, &shared).unwrap_or_else(|| limiter.held_bytes()));
+            let returned = result.is_ok();
             let end = settle(&shared, result, limiter);
             // Before the store goes: see `Exchange::end`.
             exchange.end(end.is_err());
-            drop(instance);
+            match warm.filter(|_| returned) {
+                Some(warm) => warm.park(Used { instance, requests: requests + 1 }, &shared),
+                None => drop(instance),
+            }
             end
         }
         Err(error) => {
@@ -77,6 +91,32 @@ pub(crate) struct Instance<B> {
     pub(crate) bound: B,
     _live: Live,
     _admission: Admission,
+}
+
+impl Instance<Proxy> {
+    /// Whether it can wait for another request: it has no body under way, at most so many handles, and was refused nothing.
+    pub(crate) fn rests(&mut self, handles_max: usize) -> bool {
+        let state = self.store.data_mut();
+        state.account_now();
+        let refused = state.limiter.exceeded().is_some() || state.limiter.owes();
+        let writes = |entry: &dyn Any| entry.is::<HostOutgoingBody>();
+        let handles = state.table.iter_mut().map(|entry| !writes(&*entry));
+        let rest = handles.take(handles_max + 1).try_fold(0, |count, rests| rests.then_some(count + 1));
+        !refused && rest.is_some_and(|count| count <= handles_max)
+    }
+}
+
+impl Used {
+    /// Gives it its next request's budget.
+    fn again(mut self, shared: &Shared, exchange: &Arc<Exchange>) -> Result<Self, InstantiateError> {
+        let store = &mut self.instance.store;
+        store.data_mut().of::<Http>().exchange = Some(exchange.clone());
+        store.set_epoch_deadline(1);
+        if let Some(fuel) = shared.guest.fuel {
+            store.set_fuel(fuel).map_err(|error| InstantiateError { failure: Failure::Trap, error })?;
+        }
+        Ok(self)
+    }
 }
 
 /// What instances are made from.

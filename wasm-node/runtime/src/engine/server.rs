@@ -19,6 +19,7 @@ use super::gate::{Gate, Place};
 use super::metered::Metered;
 use super::request::{End, attempt, guest};
 use super::response::respond;
+use super::warm::Warm;
 use crate::host::exchange::Exchange;
 use runtime_api::{Kind, LoadError, NodeCall, Trial};
 
@@ -31,6 +32,8 @@ pub struct HttpServer {
 struct Inner {
     shared: Arc<Shared>,
     gate: Gate,
+    /// Where instances are used again.
+    warm: Option<Arc<Warm>>,
 }
 
 impl Container {
@@ -40,7 +43,7 @@ impl Container {
             return Err(LoadError::Unsupported("the module is not an HTTP server".into()));
         }
         let shared = self.shared.clone();
-        let inner = Inner { gate: Gate::new(&shared), shared };
+        let inner = Inner { gate: Gate::new(&shared), warm: Warm::new(&shared), shared };
         Ok(HttpServer { inner: Arc::new(inner) })
     }
 
@@ -78,6 +81,9 @@ impl HttpServer {
     /// Cuts off what still runs; later requests get 503.
     pub fn shut(&self) {
         self.inner.gate.shut();
+        if let Some(warm) = &self.inner.warm {
+            warm.close();
+        }
     }
 
     /// The container that answers.
@@ -142,7 +148,7 @@ impl Inner {
         let exchange = Arc::new(Exchange::new());
         let goes_first = request.1.is_some();
         let (sender, mut receiver) = oneshot::channel();
-        let guest = guest(self.shared.clone(), request, exchange.clone(), sender, place);
+        let guest = guest(self.shared.clone(), request, exchange.clone(), sender, (self.warm.clone(), place));
         let guest = Metered::new(guest, self.shared.cpu.clone(), self.shared.engine.clone());
         let mut guest = guest.going_first(goes_first);
 

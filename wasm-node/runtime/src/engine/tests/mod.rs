@@ -10,6 +10,7 @@ mod plugins;
 mod servers;
 mod sessions;
 mod sharing;
+mod warm;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
