@@ -69,7 +69,7 @@ def hidden_grant():
 def two_billion_indexes():
     """One Job with 2^31 - 1 indexes costs no memory."""
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "billions"},
-           "spec": {"completionMode": "Indexed", "completions": 2**31 - 1, "parallelism": 2,
+           "spec": {"completionMode": "Indexed", "completions": 2**31 - 1, "parallelism": 2, "successPolicy": {"rules": [{"succeededIndexes": f"0-{2**31 - 2}"}]},
                     "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "registry.local/loop:v1", "resources": {"limits": {"cpu": "10m"}}}]}}}}
     with Peak() as peak:
         apply(job)

@@ -130,10 +130,10 @@ pub enum ExecAccess {
 }
 
 impl Settings {
-    /// Whether what its annotations ask for is there for a container of this kind.
-    pub(super) fn suit(&self, container: &str, kind: Kind) -> Result<(), BadAnnotation> {
+    /// The kind, where what its annotations ask for is there for such a container.
+    pub(super) fn suit(&self, container: &str, kind: Kind) -> Result<Kind, BadAnnotation> {
         if self.limits.reuse.is_none() || kind == Kind::HttpServer {
-            return Ok(());
+            return Ok(kind);
         }
         let why = "only an HTTP server's instances can answer again: a command runs once, a plugin has sessions";
         Err(BadAnnotation { name: format!("{}{container}", names::REUSE), why: why.to_owned() })

@@ -137,8 +137,7 @@ pub(crate) async fn make(
     let dir = node.pod_dir(&uid);
     let variable = |name: &str| variables.get(name).cloned();
     let mut preopens = mounts::preopens(pod, wire, (&dir, attempt), &variable).map_err(config)?;
-    settings.suit(&wire.name, loaded.kind()).map_err(config)?;
-    let runner_class = runner_class(loaded.kind());
+    let runner_class = runner_class(settings.suit(&wire.name, loaded.kind()).map_err(config)?);
     let termination = termination(&dir, wire, attempt, runner_class.leaves_message, &mut preopens).map_err(config)?;
     let log = node
         .logs

@@ -52,6 +52,6 @@ impl Parked {
             all.iter().filter_map(Weak::upgrade).filter(|park| stands_in_the_way(&**park)).collect()
         };
         // Without the lock: what is dropped wakes others.
-        some.into_iter().fold(false, |any, park| park.give_up() || any)
+        some.iter().filter(|park| park.give_up()).count() > 0
     }
 }
