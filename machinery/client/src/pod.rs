@@ -15,6 +15,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use machinery_api::shared::Pool;
 
+mod resize;
+
 static SHAPES: Pool<PodShape> = Pool::new();
 
 /// `kubectl apply` keeps the whole manifest in this annotation, and no decision reads it.
@@ -22,10 +24,9 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(from = "Read")]
 pub struct Pod {
     /// Its metadata.
-    #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
     /// What it shall be.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,6 +34,25 @@ pub struct Pod {
     /// What it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<PodStatus>,
+}
+
+/// A pod as it is read.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Read {
+    #[serde(deserialize_with = "metadata")]
+    metadata: ObjectMeta,
+    spec: Option<PodShape>,
+    status: Option<PodStatus>,
+}
+
+impl From<Read> for Pod {
+    fn from(Read { metadata, mut spec, mut status }: Read) -> Self {
+        if let (Some(spec), Some(status)) = (&mut spec, &mut status) {
+            resize::raise(spec, status);
+        }
+        Self { metadata, spec: spec.map(PodSpec::of), status }
+    }
 }
 
 /// A pod's spec.
@@ -115,6 +135,9 @@ pub struct PodShape {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Container {
+    // Read to find its status, and taken out before the shape is shared.
+    #[serde(skip_serializing)]
+    name: Option<String>,
     /// Its ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<ContainerPort>>,
@@ -197,6 +220,11 @@ pub struct PodStatus {
     /// Its addresses.
     #[serde(rename = "podIPs", skip_serializing_if = "Option::is_none")]
     pub pod_ips: Option<Box<[PodIP]>>,
+    // As a container's.
+    #[serde(skip_serializing)]
+    allocated_resources: Option<BTreeMap<String, Quantity>>,
+    #[serde(skip_serializing)]
+    resources: Option<Resources>,
 }
 
 /// A container's status.
@@ -212,6 +240,11 @@ pub struct ContainerStatus {
     /// What it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<ContainerState>,
+    // What its node has given it: read into the spec's requests, and taken out.
+    #[serde(skip_serializing)]
+    allocated_resources: Option<BTreeMap<String, Quantity>>,
+    #[serde(skip_serializing)]
+    resources: Option<Resources>,
 }
 
 /// What a container does.
@@ -258,15 +291,22 @@ impl Metadata for Pod {
 
 impl<'de> Deserialize<'de> for PodSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut shape = PodShape::deserialize(deserializer)?;
+        PodShape::deserialize(deserializer).map(Self::of)
+    }
+}
+
+impl PodSpec {
+    fn of(mut shape: PodShape) -> Self {
         let claims = |volume: &Volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
         shape.volumes = shape.volumes.filter(|volumes| volumes.iter().any(claims));
-        Ok(Self {
+        let containers = shape.containers.iter_mut().chain(shape.init_containers.iter_mut().flatten());
+        containers.for_each(|container| container.name = None);
+        Self {
             node_name: shape.node_name.take(),
             hostname: shape.hostname.take(),
             subdomain: shape.subdomain.take(),
             shape: SHAPES.share(shape),
-        })
+        }
     }
 }
 

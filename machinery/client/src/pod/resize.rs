@@ -1,0 +1,78 @@
+//! What a pod holds while it is resized (KEP-1287): the most of what it wishes for, what its node has given it and what its
+//! containers have. Read into the requests of its spec, so that whoever counts them counts right. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use machinery_api::quantity::Quantity;
+
+use super::{Container, ContainerStatus, PodShape, PodStatus, Resources};
+
+type Amounts = BTreeMap<String, Text>;
+
+/// Raises the requests, and takes out of the status what that was read from.
+pub(super) fn raise(shape: &mut PodShape, status: &mut PodStatus) {
+    let mut conditions = status.conditions.iter().flatten();
+    let refused = conditions.any(|of| of.type_ == "PodResizePending" && of.reason.as_deref() == Some("Infeasible"));
+    let (given, has) = (status.allocated_resources.take(), status.resources.take());
+    if shape.resources.as_ref().is_some_and(|resources| resources.requests.is_some()) {
+        held(&mut shape.resources, given, has, refused);
+    }
+    let sidecar = |container: &&mut Container| container.restart_policy.as_deref() == Some("Always");
+    let sidecars = shape.init_containers.iter_mut().flatten().filter(sidecar);
+    let lists = [&mut status.container_statuses, &mut status.init_container_statuses];
+    let mut told: Vec<&mut ContainerStatus> = lists.into_iter().flatten().flat_map(|list| list.iter_mut()).collect();
+    for container in shape.containers.iter_mut().chain(sidecars) {
+        if let Some(told) = told.iter_mut().find(|told| container.name.as_ref() == Some(&told.name)) {
+            held(&mut container.resources, told.allocated_resources.take(), told.resources.take(), refused);
+        }
+    }
+    for told in told {
+        (told.allocated_resources, told.resources) = (None, None);
+    }
+}
+
+fn held(wished: &mut Option<Resources>, given: Option<Amounts>, has: Option<Resources>, refused: bool) {
+    let Some(has) = has else { return };
+    let mut most = if refused { Amounts::new() } else { wished.as_ref().and_then(|w| w.requests.clone()).unwrap_or_default() };
+    for (name, amount) in given.into_iter().chain(has.requests).flatten() {
+        let parse = |text: &Text| Quantity::parse(&text.0).unwrap_or_else(|_| Quantity::zero());
+        if most.get(&name).is_none_or(|most| parse(most) < parse(&amount)) {
+            most.insert(name, amount);
+        }
+    }
+    if !most.is_empty() {
+        wished.get_or_insert_default().requests = Some(most);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::Pod;
+
+    #[test]
+    fn a_pod_that_is_resized_holds_the_most_of_all() {
+        let read = |reason: &str, told: Value| {
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": {},
+                "spec": {"containers": [{"name": "a", "resources": {"requests": {"cpu": "2", "memory": "1Gi"}}}, {"name": "b"}]},
+                "status": {
+                    "conditions": [{"type": "PodResizePending", "status": "True", "reason": reason}],
+                    "containerStatuses": [{"name": "b"}, told],
+                },
+            }))
+            .unwrap();
+            serde_json::to_value(pod).unwrap()
+        };
+        let given = json!({"name": "a", "allocatedResources": {"cpu": "3"}, "resources": {"requests": {"memory": "512Mi"}}});
+        let deferred = read("Deferred", given.clone());
+        assert_eq!(deferred["spec"]["containers"][0]["resources"]["requests"], json!({"cpu": "3", "memory": "1Gi"}));
+        assert_eq!(deferred["status"]["containerStatuses"][1], json!({"name": "a", "restartCount": 0}), "and no more is kept");
+        let infeasible = read("Infeasible", given);
+        assert_eq!(infeasible["spec"]["containers"][0]["resources"]["requests"], json!({"cpu": "3", "memory": "512Mi"}));
+        let silent = read("Deferred", json!({"name": "a", "allocatedResources": {"cpu": "3"}}));
+        assert_eq!(silent["spec"]["containers"][0]["resources"]["requests"], json!({"cpu": "2", "memory": "1Gi"}));
+    }
+}
