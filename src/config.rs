@@ -91,6 +91,8 @@ pub(crate) struct NodesConfig {
     pub(crate) file_images: Vec<PathBuf>,
     /// Folders of which pods may mount what lies below.
     pub(crate) host_paths: Vec<PathBuf>,
+    /// Manifests of static pods.
+    pub(crate) static_pods: Option<PathBuf>,
     /// When unused images go.
     pub(crate) image_collection: CollectPolicy,
     /// How registries are reached.
@@ -118,6 +120,7 @@ impl ClusterConfig {
                 host_pod_listeners: false,
                 file_images: Vec::new(),
                 host_paths: Vec::new(),
+                static_pods: None,
                 image_collection: CollectPolicy::default(),
                 registries: Registries::default(),
                 parallel_pulls: PARALLEL_PULLS_DEFAULT,

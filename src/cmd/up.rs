@@ -56,6 +56,9 @@ pub(crate) struct Up {
     /// Folder of which pods may mount what lies below, as hostPath; can be given several times
     #[arg(long, env = "CORACLE_ALLOW_HOST_PATH", value_name = "DIR", value_delimiter = ',')]
     pub(crate) allow_host_path: Vec<PathBuf>,
+    /// Folder of manifests of static pods (or one file); every node of this process runs them
+    #[arg(long, env = "CORACLE_POD_MANIFEST_PATH", value_name = "PATH")]
+    pub(crate) pod_manifest_path: Option<PathBuf>,
     /// How often the node lifecycle controller looks at the nodes, in seconds
     #[arg(long, env = "CORACLE_NODE_MONITOR_PERIOD", default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) node_monitor_period: u32,
@@ -139,6 +142,7 @@ impl Up {
                 host_pod_listeners: self.host_pod_listeners,
                 file_images: self.allow_file_images.clone(),
                 host_paths: self.allow_host_path.clone(),
+                static_pods: self.pod_manifest_path.clone(),
                 image_collection: CollectPolicy {
                     age_min: seconds(self.minimum_image_ttl_duration),
                     age_max: Some(seconds(self.image_maximum_gc_age)).filter(|age| !age.is_zero()),

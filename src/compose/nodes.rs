@@ -112,6 +112,7 @@ fn node(ground: &Ground, parts: &NodeParts, name: String) -> anyhow::Result<Comp
     node.bind = config.bind;
     node.host_pod_listeners = config.host_pod_listeners;
     node.host_paths = config.host_paths.clone();
+    node.static_pods = config.static_pods.clone();
     node.memory_dir = Some(MEMORY_DIR.into());
     let client = ComponentIdentity::Node(name).client(&ground.service);
     let (told, heard) = oneshot::channel();

@@ -20,4 +20,5 @@ pub mod node;
 pub mod pod;
 pub mod server;
 pub mod spec;
+pub(crate) mod static_pods;
 pub mod volume;

@@ -75,6 +75,8 @@ pub struct NodeConfig {
     pub host_pod_listeners: bool,
     /// Folders of which pods may have what lies below, as `hostPath`.
     pub host_paths: Vec<PathBuf>,
+    /// Manifests of static pods: a folder, or one file.
+    pub static_pods: Option<PathBuf>,
     /// A file system in memory, for volumes of `medium: Memory`.
     pub memory_dir: Option<PathBuf>,
     /// How often the lease is renewed (upstream: 10 s), and how long it holds (40 s).
@@ -104,6 +106,7 @@ impl NodeConfig {
             taints: Vec::new(),
             host_pod_listeners: false,
             host_paths: Vec::new(),
+            static_pods: None,
             memory_dir: None,
             lease_interval: Duration::from_secs(10),
             lease_duration: Duration::from_secs(40),
@@ -255,6 +258,7 @@ fn share(
             data_dir: config.data_dir.clone(),
             internal_ip: config.internal_ip,
             host_pod_listeners: config.host_pod_listeners,
+            static_pods: config.static_pods.clone(),
         },
         parts,
         client,

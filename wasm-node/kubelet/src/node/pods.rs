@@ -14,12 +14,16 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::pod::shared::Shared;
-use crate::pod::worker::{Input, PodView, Worker};
+use crate::pod::worker::{Input, PodView, Shown, Worker};
 use crate::pod::{admit, resize};
 use crate::spec::requests::requested;
 
 /// Before a worker that broke a promise of its own is started anew.
 const WORKER_RETRY: Duration = Duration::from_secs(10);
+
+mod statics;
+
+use statics::{Manifests, Statics, is_mirror};
 
 struct Pods {
     node: Arc<Shared>,
@@ -29,6 +33,7 @@ struct Pods {
     /// Those that wish for other amounts than they have, and the order in which they said so.
     wishes: BTreeMap<String, (u64, Arc<Pod>)>,
     wished: u64,
+    statics: Statics,
 }
 
 /// Runs the node's pods until it stops.
@@ -36,7 +41,10 @@ pub(super) async fn run(node: Arc<Shared>) {
     let reflector = Reflector::of::<Pod>(node.client.clone(), node.parts.env.clone());
     let mut events = reflector.selecting(format!("spec.nodeName={}", node.identity.name)).events();
     let stop = node.stop.clone();
-    let mut pods = Pods { node, workers: BTreeMap::new(), running: JoinSet::new(), wishes: BTreeMap::new(), wished: 0 };
+    let mut manifests = statics::watch(&node);
+    let statics = Statics::start(&node, &manifests);
+    let (workers, running, wishes) = (BTreeMap::new(), JoinSet::new(), BTreeMap::new());
+    let mut pods = Pods { node, workers, running, wishes, wished: 0, statics };
     let mut first = true;
     let pod = |object: Arc<dyn Object>| shared::<Pod>(object);
     loop {
@@ -47,18 +55,32 @@ pub(super) async fn run(node: Arc<Shared>) {
                     pods.workers.remove(&uid);
                     pods.wishes.remove(&uid);
                     pods.grant();
+                    pods.begin_statics();
                     pods.node.pods.remove(&uid);
                 }
+                continue;
+            }
+            Ok(()) = manifests.changed() => {
+                pods.statics.wanted = manifests.borrow_and_update().clone();
+                pods.begin_statics();
                 continue;
             }
             event = events.next() => event,
         };
         match event {
             ReflectorEvent::Replaced(objects, _) => {
-                pods.replace(objects.into_iter().filter_map(pod).collect(), std::mem::take(&mut first));
+                let (mirrors, own): (Vec<_>, Vec<_>) = objects.into_iter().filter_map(pod).partition(is_mirror);
+                pods.replace(own, std::mem::take(&mut first), &manifests);
+                pods.replace_mirrors(mirrors);
             }
-            ReflectorEvent::Applied(object) => pod(object).into_iter().for_each(|pod| pods.put(pod, None)),
-            ReflectorEvent::Deleted(object) => pod(object).into_iter().for_each(|pod| pods.remove(pod)),
+            ReflectorEvent::Applied(object) => pod(object).into_iter().for_each(|pod| match is_mirror(&pod) {
+                true => pods.put_mirror(pod),
+                false => pods.put(pod, None),
+            }),
+            ReflectorEvent::Deleted(object) => pod(object).into_iter().for_each(|pod| match is_mirror(&pod) {
+                true => pods.remove_mirror(&pod),
+                false => pods.remove(pod),
+            }),
             ReflectorEvent::Progress(_) => {}
             ReflectorEvent::Interrupted(error) => {
                 tracing::warn!(
@@ -78,12 +100,13 @@ pub(super) async fn run(node: Arc<Shared>) {
 
 impl Pods {
     /// Takes in the complete list.
-    fn replace(&mut self, listed: Vec<Arc<Pod>>, first: bool) {
+    fn replace(&mut self, listed: Vec<Arc<Pod>>, first: bool, manifests: &Manifests) {
         if first {
-            self.sweep(&listed);
+            let statics = manifests.borrow().keys().cloned().collect();
+            self.sweep(&listed, statics);
         }
-        let gone: Vec<String> =
-            self.workers.keys().filter(|uid| !listed.iter().any(|pod| uid_of(pod) == **uid)).cloned().collect();
+        let there = |uid: &str| listed.iter().any(|pod| uid_of(pod) == uid) || self.statics.runs(uid);
+        let gone: Vec<String> = self.workers.keys().filter(|uid| !there(uid)).cloned().collect();
         for uid in gone {
             if let Some(worker) = self.workers.get(&uid) {
                 worker.send_modify(|input| input.removed = true);
@@ -118,7 +141,13 @@ impl Pods {
         }
         let rejected = self.reject(&pod);
         let pod = self.recall(&uid, pod);
-        let (sender, receiver) = watch::channel(Input { pod: pod.clone(), removed: false, pending: None });
+        self.take_up(Input { pod, removed: false, pending: None, shown: Shown::Itself }, ip, rejected);
+    }
+
+    /// A pod gets a worker.
+    fn take_up(&mut self, input: Input, ip: Option<IpAddr>, rejected: Option<(&'static str, String)>) {
+        let (pod, uid) = (input.pod.clone(), uid_of(&input.pod));
+        let (sender, receiver) = watch::channel(input);
         let view = Arc::new(PodView::new(pod));
         self.node.pods.insert(&uid, view.clone());
         self.workers.insert(uid.clone(), sender);
@@ -238,14 +267,14 @@ impl Pods {
 
     fn remove(&mut self, pod: Arc<Pod>) {
         if let Some(worker) = self.workers.get(&uid_of(&pod)) {
-            worker.send_modify(|input| *input = Input { pod, removed: true, pending: None });
+            worker.send_modify(|input| (input.pod, input.removed, input.pending) = (pod, true, None));
         }
         self.grant();
     }
 
     /// Removes what pods that are no more have left on the disk.
-    fn sweep(&self, listed: &[Arc<Pod>]) {
-        let known: Vec<String> = listed.iter().map(|pod| uid_of(pod)).collect();
+    fn sweep(&self, listed: &[Arc<Pod>], statics: Vec<String>) {
+        let known: Vec<String> = listed.iter().map(|pod| uid_of(pod)).chain(statics).collect();
         let mut left = Vec::new();
         // Looked for before any new pod makes its folder.
         for folder in ["pods", "logs"] {
@@ -284,6 +313,7 @@ mod tests {
             pod: serde_json::from_value(json!({"metadata": {"name": name}, "status": {"phase": "Running"}})).unwrap(),
             removed,
             pending: None,
+            shown: Shown::Itself,
         };
         let held = hold_resources([pod("a", true), pod("b", false)].into_iter());
         assert_eq!(held.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect::<Vec<_>>(), ["b"]);

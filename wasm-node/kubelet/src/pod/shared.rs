@@ -50,6 +50,8 @@ pub(crate) struct NodeIdentity {
     pub(crate) internal_ip: IpAddr,
     /// Pod addresses listen on the host too.
     pub(crate) host_pod_listeners: bool,
+    /// Manifests of static pods.
+    pub(crate) static_pods: Option<PathBuf>,
 }
 
 /// What all pods of one node share.

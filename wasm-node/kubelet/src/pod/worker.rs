@@ -62,6 +62,18 @@ pub(crate) struct Input {
     pub(crate) removed: bool,
     /// It wishes for other amounts of CPU and memory than those that `pod` shows, which were given to it.
     pub(crate) pending: Option<resize::Pending>,
+    /// Whose status is written.
+    pub(crate) shown: Shown,
+}
+
+/// What shows a pod in the API.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) enum Shown {
+    /// It is the API's.
+    #[default]
+    Itself,
+    /// A static pod: its mirror, of that uid, while there is one.
+    Mirror(Option<String>),
 }
 
 impl AsRef<Arc<Pod>> for Input {
@@ -125,6 +137,8 @@ pub(crate) struct Worker {
     cpu: Arc<CpuQuota>,
     /// A wish for other amounts, and what is not in use yet of what was given.
     pending: Option<resize::Pending>,
+    /// Whose status is written.
+    shown: Shown,
     progress: Option<resize::Progress>,
     /// Tries again to use it.
     resizing: Option<Task>,
@@ -174,7 +188,10 @@ impl Worker {
         ip: Option<IpAddr>,
         rejected: Option<(&'static str, String)>,
     ) -> Self {
-        let pod = input.borrow_and_update().pod.clone();
+        let (pod, shown) = {
+            let input = input.borrow_and_update();
+            (input.pod.clone(), input.shown.clone())
+        };
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
         view.listen(sender.clone());
         let now = node.parts.env.now();
@@ -196,6 +213,7 @@ impl Worker {
             ledger,
             cpu,
             pending: None,
+            shown,
             progress: None,
             resizing: None,
             memory_files: None,
@@ -364,7 +382,8 @@ impl Worker {
             if self.input.changed().await.is_err() {
                 return std::future::pending().await;
             }
-            let Input { pod, removed, .. } = self.input.borrow_and_update().clone();
+            let Input { pod, removed, shown, .. } = self.input.borrow_and_update().clone();
+            self.shown = shown;
             self.view.change(|seen| seen.pod = pod.clone());
             self.state.deleted = grace(&pod);
             self.state.removed = removed;
@@ -380,7 +399,12 @@ impl Worker {
     // --- what happens ------------------------------------------------------------------------------------------------
 
     fn take_input(&mut self) {
-        let Input { pod, removed, pending } = self.input.borrow_and_update().clone();
+        let Input { pod, removed, pending, shown } = self.input.borrow_and_update().clone();
+        if shown != self.shown {
+            // Another object, of which nothing is known.
+            self.api = report::Api::default();
+            self.shown = shown;
+        }
         self.view.change(|seen| seen.pod = pod.clone());
         let before = grace(&self.pod);
         let had = std::mem::replace(&mut self.pod, pod);

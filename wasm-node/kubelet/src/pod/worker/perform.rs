@@ -21,6 +21,8 @@ impl Worker {
                 Action::Stop { container, grace } => self.stop(container, grace),
                 Action::Kill(container) => self.kill(container),
                 Action::Clean => self.clean(),
+                // Its mirror goes by itself, once nothing is behind it.
+                Action::Delete if self.shown != Shown::Itself => self.apply(Event::Removed),
                 Action::Delete => self.delete = true,
             }
         }

@@ -136,6 +136,9 @@ impl Worker {
 
     /// Whether the status is to be written. Asked at every turn, and found out once for each change of what it is found by.
     pub(super) fn dirty(&mut self) -> bool {
+        if self.shown == Shown::Mirror(None) {
+            return false;
+        }
         let find = || self.api.dirty(&self.wanted, self.pod.status.as_ref());
         *self.dirty.get_or_insert_with(find)
     }
@@ -149,7 +152,10 @@ impl Worker {
 
     pub(super) fn write_status(&self) -> Write {
         let (requests, wanted, key) = (self.requests(), self.wanted.clone(), self.key());
-        let patch = status::patch(&self.pod, &wanted);
+        let mut patch = status::patch(&self.pod, &wanted);
+        if let Shown::Mirror(uid) = &self.shown {
+            patch["metadata"]["uid"] = serde_json::json!(uid);
+        }
         Box::pin(async move {
             let answer = requests.patch(&POD, &key, Some("status"), PatchType::Strategic, &patch).await;
             (Some(wanted), answer.map(|answer: Versioned| answer.version()))

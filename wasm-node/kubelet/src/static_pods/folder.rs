@@ -1,0 +1,198 @@
+//! The manifests in a folder (or one file): read anew where they have changed, and each problem told once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::core::v1::Pod;
+use machinery_env::Env;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::manifest::parse;
+
+/// How often the folder is looked at.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A walk takes no more than one part of so many of the time.
+const PART: u32 = 20;
+/// Of more files than a node can have pods the rest is left.
+const FILES_MAX: usize = 2000;
+/// Larger is no manifest (the API takes none that is larger).
+const FILE_BYTES_MAX: u64 = 3 << 20;
+
+/// What of a file says whether it has changed.
+type Stamp = (Option<SystemTime>, u64);
+
+struct Known {
+    stamp: Stamp,
+    pod: Option<Arc<Pod>>,
+}
+
+/// A folder of manifests.
+pub(crate) struct Folder {
+    path: PathBuf,
+    node: String,
+    known: BTreeMap<PathBuf, Known>,
+    too_many: bool,
+}
+
+impl Folder {
+    pub(crate) fn new(path: PathBuf, node: String) -> Self {
+        Self { path, node, known: BTreeMap::new(), too_many: false }
+    }
+
+    /// The pods of the manifests that are there now, by uid. What can't be read keeps nothing running.
+    pub(crate) fn read(&mut self, env: &Env) -> BTreeMap<String, Arc<Pod>> {
+        let files = self.files();
+        let there: BTreeSet<&PathBuf> = files.iter().map(|(path, _)| path).collect();
+        self.known.retain(|path, _| there.contains(path));
+        for (path, stamp) in &files {
+            if self.known.get(path).is_some_and(|known| known.stamp == *stamp) {
+                continue;
+            }
+            let now = env.now().to_string();
+            let pod = read(path).and_then(|text| parse(&text, &self.node, &path.display().to_string(), &now));
+            if let Err(why) = &pod {
+                tracing::warn!(file = %path.display(), why, "a manifest of a static pod cannot be used");
+            }
+            // When it was seen first is no change.
+            let before = self.known.get(path).and_then(|known| known.pod.clone());
+            let pod = pod.ok().map(Arc::new);
+            let same = |a: &Arc<Pod>, b: &Arc<Pod>| a.metadata.uid == b.metadata.uid;
+            let pod = match (pod, before) {
+                (Some(pod), Some(before)) if same(&pod, &before) => Some(before),
+                (pod, _) => pod,
+            };
+            self.known.insert(path.clone(), Known { stamp: *stamp, pod });
+        }
+        let (mut pods, mut names) = (BTreeMap::new(), BTreeSet::new());
+        for (path, Known { pod, .. }) in &self.known {
+            let Some(pod) = pod else { continue };
+            let name = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
+            if names.insert(name.clone()) {
+                pods.insert(pod.metadata.uid.clone().unwrap_or_default(), pod.clone());
+            } else {
+                tracing::debug!(file = %path.display(), ?name, "another manifest has this pod's name");
+            }
+        }
+        pods
+    }
+
+    /// Files in the order of their names, without hidden ones.
+    fn files(&mut self) -> Vec<(PathBuf, Stamp)> {
+        let stamp = |path: &Path| {
+            let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+            Some((metadata.modified().ok(), metadata.len()))
+        };
+        if let Some(stamp) = stamp(&self.path) {
+            return vec![(self.path.clone(), stamp)];
+        }
+        let visible = |entry: &fs::DirEntry| !entry.file_name().as_encoded_bytes().starts_with(b".");
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten().filter(visible);
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        let too_many = paths.len() > FILES_MAX;
+        if too_many && !self.too_many {
+            tracing::warn!(folder = %self.path.display(), files = paths.len(), "only the first {FILES_MAX} manifests are read");
+        }
+        self.too_many = too_many;
+        paths.sort_unstable();
+        paths.truncate(FILES_MAX);
+        paths.into_iter().filter_map(|path| stamp(&path).map(|stamp| (path, stamp))).collect()
+    }
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    let file = fs::File::open(path).map_err(|error| error.to_string())?;
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    if text.len() as u64 > FILE_BYTES_MAX { Err("it is larger than 3 MiB".into()) } else { Ok(text) }
+}
+
+/// Tells of the folder's pods until `stop`.
+pub(crate) async fn watch(
+    mut folder: Folder,
+    env: Env,
+    pods: watch::Sender<BTreeMap<String, Arc<Pod>>>,
+    stop: CancellationToken,
+) {
+    loop {
+        let (clock, began) = (env.clone(), env.elapsed());
+        let read = tokio::task::spawn_blocking(move || {
+            let now = folder.read(&clock);
+            (folder, now)
+        });
+        let Ok((back, now)) = read.await else { return };
+        folder = back;
+        pods.send_if_modified(|known| {
+            let changed = known.keys().ne(now.keys());
+            *known = now;
+            changed
+        });
+        let wait = INTERVAL.max((env.elapsed() - began) * PART);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(name: &str, image: &str) -> String {
+        format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{containers: [{{name: c, image: {image}}}]}}}}")
+    }
+
+    fn names(pods: &BTreeMap<String, Arc<Pod>>) -> Vec<String> {
+        let mut names: Vec<_> = pods.values().filter_map(|pod| pod.metadata.name.clone()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_is_there_runs_and_garbage_harms_nobody() {
+        let (root, env) = (tempfile::tempdir().unwrap(), Env::real());
+        let at = |name: &str| root.path().join(name);
+        let mut folder = Folder::new(root.path().to_owned(), "n".into());
+        assert!(folder.read(&env).is_empty());
+        fs::write(at("a.yaml"), manifest("a", "i")).unwrap();
+        fs::write(at("b.json"), manifest("b", "i")).unwrap();
+        fs::write(at(".hidden.yaml"), manifest("hidden", "i")).unwrap();
+        fs::write(at("again.yaml"), manifest("a", "other")).unwrap();
+        fs::write(at("bytes"), [0xff, 0xfe, 0]).unwrap();
+        fs::write(at("large.yaml"), vec![b'#'; 4 << 20]).unwrap();
+        fs::create_dir(at("folder")).unwrap();
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("/dev/zero", at("endless")).unwrap();
+            std::os::unix::fs::symlink(at("loop"), at("loop")).unwrap();
+        }
+        let first = folder.read(&env);
+        assert_eq!(names(&first), ["a-n", "b-n"]);
+        fs::write(at("b.json"), "nonsense").unwrap();
+        fs::write(at("a.yaml"), manifest("a", "changed")).unwrap();
+        let second = folder.read(&env);
+        assert_eq!(names(&second), ["a-n"]);
+        assert!(second.keys().all(|uid| !first.contains_key(uid)), "what has changed is another pod");
+        fs::remove_file(at("a.yaml")).unwrap();
+        assert_eq!(names(&folder.read(&env)), ["a-n"], "the other manifest of that name has its turn");
+        fs::remove_dir_all(root.path()).unwrap();
+        assert!(folder.read(&env).is_empty());
+    }
+
+    #[test]
+    fn of_ten_thousand_files_the_first_are_read() {
+        let (root, env) = (tempfile::tempdir().unwrap(), Env::real());
+        for n in 0..10_000 {
+            fs::write(root.path().join(format!("{n:05}.yaml")), "x").unwrap();
+        }
+        fs::write(root.path().join("00000.yaml"), manifest("first", "i")).unwrap();
+        let mut folder = Folder::new(root.path().to_owned(), "n".into());
+        assert_eq!(names(&folder.read(&env)), ["first-n"]);
+        assert_eq!(folder.known.len(), FILES_MAX);
+    }
+}
