@@ -35,7 +35,7 @@ eventually 20 none live
 echo "· a container that runs gets other limits"
 
 grep -q 'QOS Class may not change' <<< "$(resize live '{"requests":{"cpu":"300m","memory":"96Mi"}}')" || fail "the class changed"
-grep -q 'requests cannot be removed' <<< "$(resize live '{"requests":{"cpu":null}}')" || fail "a request was removed"
+grep -q 'limits cannot be removed' <<< "$(resize live '{"limits":{"memory":null}}')" || fail "a limit was removed"
 grep -q 'only cpu and memory resources are mutable' <<< "$(resize live '{"requests":{"ephemeral-storage":"1Gi"}}')" || fail "other resources changed"
 grep -q "node didn't have enough allocatable resources: cpu" <<< "$(resize live '{"requests":{"cpu":"9000"},"limits":{"cpu":"9000"}}')" || fail "the node has 9000 cores"
 expect "300m" "$(of live "$cpu")" "what was refused changed nothing"

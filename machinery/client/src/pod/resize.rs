@@ -34,7 +34,8 @@ pub(super) fn raise(shape: &mut PodShape, status: &mut PodStatus) {
 
 fn held(wished: &mut Option<Resources>, given: Option<Amounts>, has: Option<Resources>, refused: bool) {
     let Some(has) = has else { return };
-    let mut most = if refused { Amounts::new() } else { wished.as_ref().and_then(|w| w.requests.clone()).unwrap_or_default() };
+    let mut most =
+        if refused { Amounts::new() } else { wished.as_ref().and_then(|w| w.requests.clone()).unwrap_or_default() };
     for (name, amount) in given.into_iter().chain(has.requests).flatten() {
         let parse = |text: &Text| Quantity::parse(&text.0).unwrap_or_else(|_| Quantity::zero());
         if most.get(&name).is_none_or(|most| parse(most) < parse(&amount)) {
@@ -66,12 +67,20 @@ mod tests {
             .unwrap();
             serde_json::to_value(pod).unwrap()
         };
-        let given = json!({"name": "a", "allocatedResources": {"cpu": "3"}, "resources": {"requests": {"memory": "512Mi"}}});
+        let given =
+            json!({"name": "a", "allocatedResources": {"cpu": "3"}, "resources": {"requests": {"memory": "512Mi"}}});
         let deferred = read("Deferred", given.clone());
         assert_eq!(deferred["spec"]["containers"][0]["resources"]["requests"], json!({"cpu": "3", "memory": "1Gi"}));
-        assert_eq!(deferred["status"]["containerStatuses"][1], json!({"name": "a", "restartCount": 0}), "and no more is kept");
+        assert_eq!(
+            deferred["status"]["containerStatuses"][1],
+            json!({"name": "a", "restartCount": 0}),
+            "and no more is kept"
+        );
         let infeasible = read("Infeasible", given);
-        assert_eq!(infeasible["spec"]["containers"][0]["resources"]["requests"], json!({"cpu": "3", "memory": "512Mi"}));
+        assert_eq!(
+            infeasible["spec"]["containers"][0]["resources"]["requests"],
+            json!({"cpu": "3", "memory": "512Mi"})
+        );
         let silent = read("Deferred", json!({"name": "a", "allocatedResources": {"cpu": "3"}}));
         assert_eq!(silent["spec"]["containers"][0]["resources"]["requests"], json!({"cpu": "2", "memory": "1Gi"}));
     }

@@ -144,7 +144,9 @@ mod tests {
     use super::*;
 
     fn manifest(name: &str, image: &str) -> String {
-        format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{containers: [{{name: c, image: {image}}}]}}}}")
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{containers: [{{name: c, image: {image}}}]}}}}"
+        )
     }
 
     fn names(pods: &BTreeMap<String, Arc<Pod>>) -> Vec<String> {

@@ -50,11 +50,8 @@ fn default(spec: &mut PodSpec) {
     spec.restart_policy.get_or_insert_with(|| "Always".into());
     spec.dns_policy.get_or_insert_with(|| "ClusterFirst".into());
     spec.termination_grace_period_seconds.get_or_insert(30);
-    let everything = Toleration {
-        operator: Some("Exists".into()),
-        effect: Some("NoExecute".into()),
-        ..Toleration::default()
-    };
+    let everything =
+        Toleration { operator: Some("Exists".into()), effect: Some("NoExecute".into()), ..Toleration::default() };
     let tolerations = spec.tolerations.get_or_insert_default();
     if !tolerations.contains(&everything) {
         tolerations.push(everything);
@@ -123,7 +120,8 @@ fn referenced(spec: &PodSpec) -> Option<&'static str> {
         return Some("secrets");
     }
     for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
-        let from = container.env_from.iter().flatten().map(|from| (from.secret_ref.is_some(), from.config_map_ref.is_some()));
+        let from =
+            container.env_from.iter().flatten().map(|from| (from.secret_ref.is_some(), from.config_map_ref.is_some()));
         let values = container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref());
         let keys = values.map(|from| (from.secret_key_ref.is_some(), from.config_map_key_ref.is_some()));
         for (secret, map) in from.chain(keys) {
@@ -196,7 +194,11 @@ mod tests {
             ("a: [".to_owned(), "no YAML or JSON"),
             ("{apiVersion: apps/v1, kind: Deployment}".to_owned(), "kind Pod"),
             ("{apiVersion: v1, kind: Pod, spec: {containers: []}}".to_owned(), "name is needed"),
-            ("{apiVersion: v1, kind: Pod, metadata: {name: ../x}, spec: {containers: [{name: c, image: i}]}}".to_owned(), "metadata.name"),
+            (
+                "{apiVersion: v1, kind: Pod, metadata: {name: ../x}, spec: {containers: [{name: c, image: i}]}}"
+                    .to_owned(),
+                "metadata.name",
+            ),
             (pod("{containers: []}"), "spec.containers"),
             (pod("{containers: 5}"), "invalid pod"),
             (pod("{containers: [{name: C, image: i}]}"), "a container's name"),
@@ -205,8 +207,14 @@ mod tests {
             (pod(&format!("{{{container}, volumes: [{{name: ../x}}]}}")), "a volume's name"),
             (pod(&format!("{{{container}, serviceAccountName: s}}")), "may not reference serviceaccounts"),
             (pod(&format!("{{{container}, imagePullSecrets: [{{name: s}}]}}")), "may not reference secrets"),
-            (pod(&format!("{{{container}, volumes: [{{name: v, configMap: {{name: m}}}}]}}")), "may not reference configmaps"),
-            (pod("{containers: [{name: c, image: i, envFrom: [{secretRef: {name: s}}]}]}"), "may not reference secrets"),
+            (
+                pod(&format!("{{{container}, volumes: [{{name: v, configMap: {{name: m}}}}]}}")),
+                "may not reference configmaps",
+            ),
+            (
+                pod("{containers: [{name: c, image: i, envFrom: [{secretRef: {name: s}}]}]}"),
+                "may not reference secrets",
+            ),
         ] {
             let error = read(&text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
@@ -214,7 +222,7 @@ mod tests {
         // A few bytes that stand for very many.
         let mut bomb = String::from("a: &a [x, x, x, x, x, x, x, x, x]\n");
         for (of, to) in "abcdefgh".chars().zip("bcdefghi".chars()) {
-            bomb.push_str(&format!("{to}: &{to} [{}]\n", [format!("*{of}"); 9].map(|a| a).join(", ")));
+            bomb.push_str(&format!("{to}: &{to} [{}]\n", vec![format!("*{of}"); 9].join(", ")));
         }
         assert!(read(&bomb).is_err());
     }

@@ -58,13 +58,15 @@ fn plan(pods: &BTreeMap<String, Arc<Pod>>, mirrors: &Mirrors) -> Vec<Step> {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         ObjectKey::new(text(&pod.metadata.namespace), text(&pod.metadata.name))
     };
-    let wanted: BTreeMap<ObjectKey, (&String, &Arc<Pod>)> = pods.iter().map(|(uid, pod)| (key(pod), (uid, pod))).collect();
+    let wanted: BTreeMap<ObjectKey, (&String, &Arc<Pod>)> =
+        pods.iter().map(|(uid, pod)| (key(pod), (uid, pod))).collect();
     let stale = |key: &ObjectKey, mirror: &Mirror| {
         mirror.deleting || wanted.get(key).is_none_or(|(uid, _)| **uid != mirror.hash)
     };
     let removed = mirrors.iter().filter(|(key, mirror)| stale(key, mirror));
     let removed = removed.map(|(key, mirror)| Step::Delete(key.clone(), mirror.uid.clone()));
-    let made = wanted.iter().filter(|(key, _)| !mirrors.contains_key(*key)).map(|(_, (_, pod))| Step::Create((*pod).clone()));
+    let made =
+        wanted.iter().filter(|(key, _)| !mirrors.contains_key(*key)).map(|(_, (_, pod))| Step::Create((*pod).clone()));
     removed.chain(made).collect()
 }
 
@@ -139,7 +141,9 @@ async fn perform(requests: &ApiClient, node: &str, step: &Step) -> Result<(), ku
     };
     match answer {
         // It is there already, or gone: the watch says so.
-        Err(kube::Error::Api(answer)) if matches!((step, answer.code), (Step::Create(_), 409) | (Step::Delete(..), 404 | 409)) => {
+        Err(kube::Error::Api(answer))
+            if matches!((step, answer.code), (Step::Create(_), 409) | (Step::Delete(..), 404 | 409)) =>
+        {
             Ok(())
         }
         answer => answer,
@@ -167,10 +171,7 @@ mod tests {
         for stale in [mirror("h", true), mirror("other", false)] {
             assert_eq!(with("a", stale), [Step::Delete(key("a"), "m".into())], "made anew once it is gone");
         }
-        assert_eq!(
-            with("b", mirror("h", false)),
-            [Step::Delete(key("b"), "m".into()), Step::Create(pod("a"))]
-        );
+        assert_eq!(with("b", mirror("h", false)), [Step::Delete(key("b"), "m".into()), Step::Create(pod("a"))]);
     }
 
     #[test]
