@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
+use kubelet::node::ShutdownGrace;
 use kubelet::image::{CollectPolicy, PARALLEL_PULLS_DEFAULT, Registries};
 use scheduler::plugins::ScoringStrategy;
 
@@ -91,6 +92,8 @@ pub(crate) struct NodesConfig {
     pub(crate) file_images: Vec<PathBuf>,
     /// Folders of which pods may mount what lies below.
     pub(crate) host_paths: Vec<PathBuf>,
+    /// How long pods may take to end with their node.
+    pub(crate) shutdown_grace: ShutdownGrace,
     /// Manifests of static pods.
     pub(crate) static_pods: Option<PathBuf>,
     /// When unused images go.
@@ -120,6 +123,7 @@ impl ClusterConfig {
                 host_pod_listeners: false,
                 file_images: Vec::new(),
                 host_paths: Vec::new(),
+                shutdown_grace: ShutdownGrace::default(),
                 static_pods: None,
                 image_collection: CollectPolicy::default(),
                 registries: Registries::default(),

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 use kubelet::image::{CollectPolicy, PARALLEL_PULLS_DEFAULT, Registries};
+use kubelet::node::ShutdownGrace;
 use machinery_env::Env;
 use scheduler::plugins::ScoringStrategy;
 
@@ -59,6 +60,12 @@ pub(crate) struct Up {
     /// Folder of manifests of static pods (or one file); every node of this process runs them
     #[arg(long, env = "CORACLE_POD_MANIFEST_PATH", value_name = "PATH")]
     pub(crate) pod_manifest_path: Option<PathBuf>,
+    /// Seconds for which pods may end, by priority and with their hooks, when the cluster is stopped; 0 = they don't, and the next start takes them up
+    #[arg(long, env = "CORACLE_SHUTDOWN_GRACE_PERIOD", default_value_t = 0, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=3600))]
+    pub(crate) shutdown_grace_period: u32,
+    /// The last part of it, in seconds, for critical pods
+    #[arg(long, env = "CORACLE_SHUTDOWN_GRACE_PERIOD_CRITICAL_PODS", default_value_t = 0, value_name = "SECONDS")]
+    pub(crate) shutdown_grace_period_critical_pods: u32,
     /// How often the node lifecycle controller looks at the nodes, in seconds
     #[arg(long, env = "CORACLE_NODE_MONITOR_PERIOD", default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) node_monitor_period: u32,
@@ -114,6 +121,12 @@ impl Up {
                 "--image-gc-low-threshold {low}: must be below --image-gc-high-threshold {high}"
             )));
         }
+        let (whole, critical) = (self.shutdown_grace_period, self.shutdown_grace_period_critical_pods);
+        if critical > whole {
+            return Err(Failure::Usage(format!(
+                "--shutdown-grace-period-critical-pods {critical}: must be no more than --shutdown-grace-period {whole}"
+            )));
+        }
         Ok(ClusterConfig {
             api: ApiServerConfig {
                 bind: self.bind,
@@ -142,6 +155,7 @@ impl Up {
                 host_pod_listeners: self.host_pod_listeners,
                 file_images: self.allow_file_images.clone(),
                 host_paths: self.allow_host_path.clone(),
+                shutdown_grace: ShutdownGrace { whole: seconds(whole), critical: seconds(critical) },
                 static_pods: self.pod_manifest_path.clone(),
                 image_collection: CollectPolicy {
                     age_min: seconds(self.minimum_image_ttl_duration),
@@ -236,7 +250,7 @@ mod tests {
     #[test]
     fn flags_that_cannot_be_are_wrong_usage() {
         for flags in
-            [["--store", "etcd:http://e"], ["--store", "sled:"], ["--store", "x"], ["--image-gc-low-threshold", "85"]]
+            [["--store", "etcd:http://e"], ["--store", "sled:"], ["--store", "x"], ["--image-gc-low-threshold", "85"], ["--shutdown-grace-period-critical-pods", "1"]]
         {
             assert!(matches!(config(&flags), Err(Failure::Usage(_))), "{flags:?}");
         }

@@ -15,6 +15,7 @@ use apiserver_storage::store::Store as _;
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
 use kubelet::image::RegistryAccess;
 use machinery_client::Informer;
+use kubelet::node::Shutdown;
 use machinery_env::Env;
 use machinery_serve::net::PodNetwork;
 use oci_registry::BlobStore;
@@ -61,6 +62,8 @@ pub(super) struct Ground {
     pub(super) registry: RegistryAccess,
     pub(super) registry_password: String,
     pub(super) stop: Stops,
+    /// The ends of the nodes, one each.
+    pub(super) shutdowns: Vec<Shutdown>,
     listeners: Mutex<Listeners>,
     _lock: Lock,
 }
@@ -102,6 +105,8 @@ impl Ground {
         let service = apiserver.service();
         let registry_listener = registry::bind(data).await?;
         let registry_password = registry::password(data, env)?;
+        let end = || Shutdown::new(config.nodes.shutdown_grace);
+        let shutdowns = (0..config.nodes.count).map(|_| end()).collect();
         let stop = Stops { servers: CancellationToken::new(), components: CancellationToken::new() };
         let manager = ComponentIdentity::ControllerManager.client(&service);
         let pods = PodNetwork::default();
@@ -131,6 +136,7 @@ impl Ground {
             pods,
             registry_password,
             stop,
+            shutdowns,
             _lock: lock,
         };
         ground.bootstrap().await?;

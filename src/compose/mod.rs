@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kube::Client;
+use kubelet::node::Shutdown;
 use machinery_env::Env;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -169,6 +170,8 @@ impl Cluster {
 
     /// Drains and ends everything, the store last.
     pub(crate) async fn stop(mut self) {
+        // Before anything else ends: pods end as the API is told.
+        futures::future::join_all(self.ground.shutdowns.iter().map(Shutdown::run)).await;
         if !self.components.drain(DRAIN).await {
             tracing::warn!("components did not end in time and are dropped");
         }

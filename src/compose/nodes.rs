@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kubelet::image::{Images, ImagesConfig};
-use kubelet::node::{Capacity, NodeConfig, NodeParts};
+use kubelet::node::{Capacity, NodeConfig, NodeParts, Shutdown};
 use kubelet::server::ServingTls;
 use machinery_env::Env;
 use oci_registry::BlobStore;
@@ -83,7 +83,8 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     });
     let state = keyvalue_collector(ground, &parts);
     let nodes = 1..=ground.config.nodes.count;
-    let nodes = nodes.map(|number| node(ground, &parts, format!("coracle-{number}")));
+    let nodes = nodes.zip(&ground.shutdowns);
+    let nodes = nodes.map(|(number, end)| node(ground, &parts, format!("coracle-{number}"), end.clone()));
     [Ok(collector), Ok(state)].into_iter().chain(nodes).collect()
 }
 
@@ -97,7 +98,7 @@ fn keyvalue_collector(ground: &Ground, parts: &NodeParts) -> Component {
     })
 }
 
-fn node(ground: &Ground, parts: &NodeParts, name: String) -> anyhow::Result<Component> {
+fn node(ground: &Ground, parts: &NodeParts, name: String, shutdown: Shutdown) -> anyhow::Result<Component> {
     let config = &ground.config.nodes;
     let internal_ip = reachable(config.bind);
     let names = [name.clone(), internal_ip.to_string()];
@@ -113,6 +114,7 @@ fn node(ground: &Ground, parts: &NodeParts, name: String) -> anyhow::Result<Comp
     node.host_pod_listeners = config.host_pod_listeners;
     node.host_paths = config.host_paths.clone();
     node.static_pods = config.static_pods.clone();
+    node.shutdown = shutdown;
     node.memory_dir = Some(MEMORY_DIR.into());
     let client = ComponentIdentity::Node(name).client(&ground.service);
     let (told, heard) = oneshot::channel();

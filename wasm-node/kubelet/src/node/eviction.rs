@@ -19,7 +19,7 @@ use crate::volume::paths::plain;
 use crate::volume::usage::{measure, quantity};
 
 /// From this priority on a pod is critical, and never evicted (upstream's `system-cluster-critical`).
-const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+pub(super) const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
 /// What a container uses and requests.
 #[derive(Debug, Clone, PartialEq, Eq)]

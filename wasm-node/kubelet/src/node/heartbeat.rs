@@ -210,6 +210,7 @@ impl NodeStatusManager {
 
     async fn keep(mut self, ready: oneshot::Sender<NodeReady>, kubelet: SocketAddr) {
         let mut ready = Some(ready);
+        let (shutdown, mut shutting_down) = (self.config.shutdown.clone(), false);
         let (mut observe_at, mut retry_at) = (Duration::ZERO, Duration::ZERO);
         loop {
             if self.env.elapsed() >= observe_at {
@@ -235,6 +236,7 @@ impl NodeStatusManager {
             let next = wakes.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(observe_at);
             tokio::select! {
                 event = self.events.next() => self.take(event),
+                () = shutdown.begun(), if !shutting_down => shutting_down = true,
                 () = tokio::time::sleep(next.saturating_sub(now)) => {}
             }
         }
@@ -268,6 +270,7 @@ impl NodeStatusManager {
                         let now = self.env.elapsed();
                         self.health = Health {
                             networked: self.networked,
+                            shutting_down: self.config.shutdown.has_begun(),
                             short_of_memory: pressed(&mut self.short_at.0, shortages.memory.is_some(), now),
                             short_of_disk: pressed(&mut self.short_at.1, shortages.disk.is_some(), now),
                             images,
@@ -291,17 +294,22 @@ impl NodeStatusManager {
         reported.is_some_and(|reported| register::own(self.known.as_ref()) != reported.shown)
     }
 
+    fn health_now(&self) -> Health {
+        let shutting_down = self.config.shutdown.has_begun();
+        Health { networked: self.networked, shutting_down, ..self.health.clone() }
+    }
+
     fn due(&self) -> bool {
         let Some(reported) = &self.reported else { return true };
         let now = self.env.elapsed();
-        Health { networked: self.networked, ..self.health.clone() } != reported.health
+        self.health_now() != reported.health
             || now.saturating_sub(reported.at) >= self.config.status_interval
             || (self.differs() && now >= self.mends_from)
     }
 
     async fn report(&mut self) -> Result<(), kube::Error> {
         let (now, mends) = (self.env.elapsed(), self.differs());
-        let health = Health { networked: self.networked, ..self.health.clone() };
+        let health = self.health_now();
         let patch = status(&self.config, self.port, &health, self.known.as_ref(), self.env.now());
         let (key, how) = (self.key(), PatchType::Strategic);
         let node: Node = self.requests.patch(&NODE, &key, Some("status"), how, &patch).await?;

@@ -15,6 +15,7 @@ mod life;
 mod played;
 mod pods;
 mod register;
+mod shutdown;
 #[cfg(test)]
 mod several;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use crate::volume::memory::MemoryFolder;
 
 pub use crate::pod::shared::NodeParts;
 pub use collect::collect;
+pub use crate::pod::shutdown::{Shutdown, ShutdownGrace};
 pub use register::{Capacity, KUBELET_VERSION};
 
 /// What is one node's own.
@@ -75,6 +77,8 @@ pub struct NodeConfig {
     pub host_pod_listeners: bool,
     /// Folders of which pods may have what lies below, as `hostPath`.
     pub host_paths: Vec<PathBuf>,
+    /// The end of the node.
+    pub shutdown: Shutdown,
     /// Manifests of static pods: a folder, or one file.
     pub static_pods: Option<PathBuf>,
     /// A file system in memory, for volumes of `medium: Memory`.
@@ -106,6 +110,7 @@ impl NodeConfig {
             taints: Vec::new(),
             host_pod_listeners: false,
             host_paths: Vec::new(),
+            shutdown: Shutdown::default(),
             static_pods: None,
             memory_dir: None,
             lease_interval: Duration::from_secs(10),
@@ -249,6 +254,7 @@ fn share(
         addresses_freed: Notify::new(),
         logs: local.logs,
         measurer: local.measurer,
+        shutdown: config.shutdown.clone(),
         guest_memory_bytes: config.capacity.guest_memory_bytes,
         allocatable,
         stop: stop.clone(),
@@ -298,7 +304,12 @@ pub async fn run(
     config.capacity.pods = config.capacity.pods.min(addresses.count());
     heart.beat_ready(config.capacity);
     let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), &stop));
-    tokio::join!(heart.run(ready, kubelet, stop.clone()), eviction::run(shared.clone(), short), pods::run(shared));
+    tokio::join!(
+        heart.run(ready, kubelet, stop.clone()),
+        eviction::run(shared.clone(), short),
+        shutdown::run(shared.clone()),
+        pods::run(shared)
+    );
     server.abort();
     lease.abort();
     Ok(())

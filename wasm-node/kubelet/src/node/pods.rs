@@ -173,6 +173,9 @@ impl Pods {
         if pod.status.as_ref().is_some_and(|status| status.start_time.is_some()) {
             return None;
         }
+        if self.node.shutdown.has_begun() {
+            return Some(("NodeShutdown", "Pod was rejected as the node is shutting down.".into()));
+        }
         let others = hold_resources(self.workers.values().map(|worker| worker.borrow().clone()));
         admit::refuse(&self.node.allocatable, others.iter().map(|other| &**other), pod)
     }

@@ -190,6 +190,8 @@ pub(super) fn own(node: Option<&Node>) -> Option<NodeStatus> {
 pub(super) struct Health {
     /// It has addresses for pods.
     pub(super) networked: bool,
+    /// Its pods end, as it will.
+    pub(super) shutting_down: bool,
     pub(super) short_of_memory: bool,
     pub(super) short_of_disk: bool,
     /// Names and sizes.
@@ -259,7 +261,9 @@ pub(super) fn conditions(health: &Health) -> [(&'static str, bool, &'static str,
     } else {
         ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
     };
-    let ready = if health.networked {
+    let ready = if health.shutting_down {
+        ("Ready", false, "KubeletNotReady", "node is shutting down")
+    } else if health.networked {
         ("Ready", true, "KubeletReady", "kubelet is posting ready status")
     } else {
         (

@@ -164,6 +164,8 @@ pub enum Event {
     Mounted,
     /// A volume can't be filled yet; it goes on being tried.
     MountFailed(String),
+    /// Its node shuts down, and gives it so long.
+    ShutDown(Duration),
     /// The pod uses more than it may.
     Evicted(String),
     /// Everything is removed.

@@ -21,6 +21,7 @@ mod runner;
 pub(crate) mod sandbox;
 mod serve;
 pub mod settings;
+pub mod shutdown;
 pub(crate) mod shared;
 pub mod stage;
 mod start;

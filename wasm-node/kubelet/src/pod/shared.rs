@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::addresses::Addresses;
 use super::sandbox::Sandboxes;
+use super::shutdown::Shutdown;
 use super::totals::Totals;
 use super::worker::PodView;
 use crate::config::sources::ConfigSourceManager;
@@ -67,6 +68,8 @@ pub(crate) struct Shared {
     pub(crate) addresses_freed: Notify,
     pub(crate) logs: log::Writer,
     pub(crate) measurer: Measurer,
+    /// The end of the node.
+    pub(crate) shutdown: Shutdown,
     /// What the node's guests may hold.
     pub(crate) guest_memory_bytes: u64,
     pub(crate) allocatable: Arc<BTreeMap<String, Wire>>,

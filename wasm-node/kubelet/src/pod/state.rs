@@ -17,6 +17,8 @@ use super::order;
 /// back so long: it saves the API server half of the writes of a quick start.
 const HOLD_PREPARING: Duration = Duration::from_millis(100);
 const HOLD_FIRST_PROBE: Duration = Duration::from_millis(20);
+/// Why a pod ends with its node (upstream's words).
+const SHUT_DOWN: &str = "Pod was terminated in response to imminent node shutdown.";
 /// What a sidecar gets to end in, also where those before it have used up the grace period (upstream's).
 const TURN_MIN: Duration = Duration::from_secs(2);
 
@@ -309,6 +311,13 @@ impl State {
                         Some(TerminalReason { reason: Some("Evicted"), message: Some(message), rejected: false });
                     // As upstream: what fills the disk gets no grace.
                     self.end(rules, Duration::ZERO, now, actions);
+                }
+            }
+            Event::ShutDown(grace) => {
+                if !self.closing() {
+                    let message = Some(SHUT_DOWN.into());
+                    self.terminal_reason = Some(TerminalReason { reason: Some("Terminated"), message, rejected: false });
+                    self.end(rules, grace, now, actions);
                 }
             }
             Event::Cleaned => {

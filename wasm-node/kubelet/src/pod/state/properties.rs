@@ -46,6 +46,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => Just(Event::Mounted),
         1 => Just(Event::MountFailed("m".into())),
         1 => Just(Event::Evicted("m".into())),
+        1 => Just(Event::ShutDown(Duration::from_secs(3))),
         2 => Just(Event::Cleaned),
         30 => (0..9_usize, cell_event()).prop_map(|(index, event)| Event::Container(index, event)),
     ]

@@ -394,4 +394,14 @@ fn a_probe_that_cannot_be_made_counts_neither_way() {
     events.extend([(6, errored()), (7, failed())]);
     let (state, _) = play(&rules, &events);
     assert!(matches!(state.cells[0].stage, CellStage::Stopping { why: StopReason::Probe, .. }), "{state:?}");
+
+/// As upstream: a pod that ends with its node has failed, within the node's time.
+#[test]
+fn a_node_that_shuts_down_ends_its_pods() {
+    let seven = Duration::from_secs(7);
+    let events = [(0, Event::Mounted), (0, pulled()), (0, started()), (1, Event::ShutDown(seven)), (2, exited(0, 143))];
+    let (state, said) = play(&rules(Restart::Always), &events);
+    assert!(said.contains(&format!("{:?}", Action::Stop { container: 0, grace: seven })), "{said:?}");
+    let reason = state.terminal_reason.as_ref().and_then(|of| of.reason);
+    assert_eq!((reason, state.succeeded), (Some("Terminated"), Some(false)));
 }

@@ -76,6 +76,14 @@ impl PodView {
         worker.as_ref().is_some_and(|worker| worker.try_send(Message::Event(Event::Evicted(message))).is_ok())
     }
 
+    /// Tells the pod that it ends with its node, within that time.
+    pub(crate) fn shut_down(&self, grace: Duration) {
+        let worker = self.worker.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(worker) = worker {
+            tokio::spawn(async move { worker.send(Message::Event(Event::ShutDown(grace))).await });
+        }
+    }
+
     pub(crate) fn look(&self) -> Seen {
         self.seen.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
