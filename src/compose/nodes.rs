@@ -17,6 +17,8 @@ use super::identities::ComponentIdentity;
 use super::role::Component;
 use crate::data_dir::DataDir;
 
+/// Warnings that a node has not told yet: there are few, minutes apart.
+const NOTICES_MAX: usize = 16;
 /// Where Linux has a file system in memory for everybody (tmpfs); other systems have none.
 const MEMORY_DIR: &str = "/dev/shm";
 
@@ -74,6 +76,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         network: ground.pods.clone(),
         dial: Arc::new(ground.data_plane.clone()),
         env: ground.env.clone(),
+        notices: tokio::sync::broadcast::channel(NOTICES_MAX).0,
     };
     let (all, policy) = (parts.clone(), ground.config.nodes.image_collection);
     let (folder, stop) = (ground.data.path().to_owned(), ground.stop.components.clone());

@@ -1,20 +1,26 @@
-//! Collecting images: one for all node agents of a process, as they share its images.
+//! Collecting images: one for all node agents of a process, as they share its images. What each of them is to tell of it, as an
+//! event of its Node, goes through [`NodeParts::notices`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use machinery_client::EventRecord;
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-use super::NodeParts;
+use super::eviction::about;
 use super::register::disk;
+use super::{NodeParts, Notice};
 use crate::image::{CollectPolicy, Collected, Disk, Images};
+use crate::pod::shared::Shared;
 
 /// How often images are looked at (upstream's).
 const INTERVAL: Duration = Duration::from_secs(300);
 
 /// Collects what no pod uses by `policy`, until `stop`. `data_dir` lies on the disk whose use decides.
 pub async fn collect(parts: NodeParts, policy: CollectPolicy, data_dir: PathBuf, stop: CancellationToken) {
+    let mut failed_before = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -22,21 +28,108 @@ pub async fn collect(parts: NodeParts, policy: CollectPolicy, data_dir: PathBuf,
         }
         let (images, data_dir) = (parts.images.clone(), data_dir.clone());
         let once = tokio::task::spawn_blocking(move || once(&images, &policy, &data_dir));
-        if let Err(error) = once.await {
-            tracing::error!(%error, "the collection of images broke a promise of its own");
+        match once.await {
+            Ok(outcome) => {
+                for notice in notices(&outcome, &mut failed_before) {
+                    tracing::warn!(reason = notice.reason, "{}", notice.message);
+                    // Where no node listens there is nobody to tell.
+                    let _ = parts.notices.send(notice);
+                }
+            }
+            Err(error) => tracing::error!(%error, "the collection of images broke a promise of its own"),
         }
     }
 }
 
-fn once(images: &Arc<Images>, policy: &CollectPolicy, data_dir: &Path) {
+/// What one round came to.
+struct Outcome {
+    disk: Option<Disk>,
+    collected: Result<Collected, String>,
+}
+
+fn once(images: &Arc<Images>, policy: &CollectPolicy, data_dir: &Path) -> Outcome {
     let disk = disk(data_dir).map(|(total_bytes, available_bytes)| Disk { total_bytes, available_bytes });
-    match images.collect(policy, disk) {
-        Ok(Collected { wanted_bytes, found_bytes, .. }) if found_bytes < wanted_bytes => tracing::warn!(
-            "the disk is fuller than {} %: {wanted_bytes} bytes should come free, unused images have {found_bytes}",
-            policy.high_percent,
-        ),
-        Ok(Collected { images: 0, freed_bytes: 0, .. }) => {}
-        Ok(Collected { images, freed_bytes, .. }) => tracing::info!(images, freed_bytes, "unused images were removed"),
-        Err(error) => tracing::warn!(%error, "images cannot be collected"),
+    let collected = images.collect(policy, disk);
+    if let Ok(Collected { images, freed_bytes, .. }) = &collected
+        && (*images, *freed_bytes) != (0, 0)
+    {
+        tracing::info!(images, freed_bytes, "unused images were removed");
+    }
+    Outcome { disk, collected: collected.map_err(|error| error.to_string()) }
+}
+
+/// What is told of a round, in upstream's words: a disk that stays full at once, a failure when it comes again. Pure.
+fn notices(outcome: &Outcome, failed_before: &mut bool) -> Vec<Notice> {
+    let mut told = Vec::new();
+    let failure = match &outcome.collected {
+        Ok(Collected { wanted_bytes, found_bytes, freed_bytes, .. }) if found_bytes < wanted_bytes => {
+            let Disk { total_bytes, available_bytes } = outcome.disk.unwrap_or(Disk { total_bytes: 0, available_bytes: 0 });
+            let free_percent = available_bytes.saturating_mul(100).checked_div(total_bytes).unwrap_or(0);
+            let message = format!(
+                "Insufficient free disk space on the node's image filesystem ({}% of {} used). Failed to free sufficient space by \
+                 deleting unused images (freed {freed_bytes} bytes). Investigate disk usage, as it could be used by active \
+                 images, logs, volumes, or other data.",
+                100 - free_percent.min(100),
+                size(total_bytes),
+            );
+            told.push(Notice { reason: "FreeDiskSpaceFailed", message: message.clone() });
+            Some(message)
+        }
+        Ok(_) => None,
+        Err(error) => Some(error.clone()),
+    };
+    let again = std::mem::replace(failed_before, failure.is_some());
+    told.extend(failure.filter(|_| again).map(|message| Notice { reason: "ImageGCFailed", message }));
+    told
+}
+
+/// Bytes in the largest binary unit, with one digit behind the point.
+fn size(bytes: u64) -> String {
+    let mut units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)].into_iter();
+    match units.find(|(_, power)| bytes >> power > 0) {
+        Some((unit, power)) => format!("{:.1} {unit}", bytes as f64 / (1u64 << power) as f64),
+        None => format!("{bytes} B"),
+    }
+}
+
+/// Tells what concerns this node, until it stops.
+pub(super) async fn tell(node: Arc<Shared>) {
+    let mut notices = node.parts.notices.subscribe();
+    loop {
+        let notice = tokio::select! {
+            () = node.stop.cancelled() => return,
+            notice = notices.recv() => notice,
+        };
+        match notice {
+            Ok(Notice { reason, message }) => {
+                node.recorder.record(EventRecord { about: about(&node), warning: true, reason, message, source: None });
+            }
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_and_failures_that_come_again() {
+        let mut before = false;
+        let disk = Some(Disk { total_bytes: 100 << 30, available_bytes: 7 << 30 });
+        let mut round = |collected: Result<Collected, String>| {
+            let told = notices(&Outcome { disk, collected }, &mut before);
+            told.into_iter().map(|notice| (notice.reason, notice.message)).collect::<Vec<_>>()
+        };
+        let collected = |wanted_bytes, found_bytes| Collected { images: 1, freed_bytes: 5, wanted_bytes, found_bytes };
+        assert_eq!(round(Ok(collected(10, 10))), []);
+        let first = round(Ok(collected(10, 5)));
+        assert_eq!((first.len(), first[0].0), (1, "FreeDiskSpaceFailed"));
+        assert!(first[0].1.contains("filesystem (93% of 100.0 GiB used)") && first[0].1.contains("(freed 5 bytes)"), "{first:?}");
+        let second = round(Err("no".into()));
+        assert_eq!(second, [("ImageGCFailed", "no".to_owned())], "the second failure in a row");
+        assert_eq!(round(Ok(collected(0, 0))), []);
+        assert_eq!(round(Err("no".into())), [], "the first after one that went well");
     }
 }

@@ -169,7 +169,7 @@ async fn look_for(node: &Arc<Shared>, resource: &'static str) -> Result<Option<C
 }
 
 /// The Node as upstream's kubelet refers to it in its events.
-fn about(node: &Shared) -> ObjectReference {
+pub(super) fn about(node: &Shared) -> ObjectReference {
     let name = Some(node.identity.name.clone());
     ObjectReference { kind: Some("Node".into()), uid: name.clone(), name, ..ObjectReference::default() }
 }

@@ -45,7 +45,7 @@ use crate::volume::manager::VolumeManager;
 use crate::volume::measure::Measurer;
 use crate::volume::memory::MemoryFolder;
 
-pub use crate::pod::shared::NodeParts;
+pub use crate::pod::shared::{NodeParts, Notice};
 pub use collect::collect;
 pub use crate::pod::shutdown::{Shutdown, ShutdownGrace};
 pub use register::{Capacity, KUBELET_VERSION};
@@ -308,6 +308,7 @@ pub async fn run(
         heart.run(ready, kubelet, stop.clone()),
         eviction::run(shared.clone(), short),
         shutdown::run(shared.clone()),
+        collect::tell(shared.clone()),
         pods::run(shared)
     );
     server.abort();

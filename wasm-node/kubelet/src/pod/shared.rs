@@ -11,7 +11,7 @@ use machinery_client::Informer;
 use machinery_client::events::Recorder;
 use machinery_env::Env;
 use machinery_serve::net::{Dial, PodNetwork};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use super::addresses::Addresses;
@@ -40,6 +40,17 @@ pub struct NodeParts {
     pub dial: Arc<dyn Dial>,
     /// Clock and randomness.
     pub env: Env,
+    /// What each node tells of what they share.
+    pub notices: broadcast::Sender<Notice>,
+}
+
+/// A warning about a Node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The event's reason.
+    pub reason: &'static str,
+    /// Its message.
+    pub message: String,
 }
 
 /// Which node pods are on.
