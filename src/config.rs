@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
-use kubelet::node::ShutdownGrace;
 use kubelet::image::{CollectPolicy, PARALLEL_PULLS_DEFAULT, Registries};
+use kubelet::node::ShutdownGrace;
 use scheduler::plugins::ScoringStrategy;
 
 /// Flags of every verb.

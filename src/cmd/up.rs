@@ -249,9 +249,13 @@ mod tests {
 
     #[test]
     fn flags_that_cannot_be_are_wrong_usage() {
-        for flags in
-            [["--store", "etcd:http://e"], ["--store", "sled:"], ["--store", "x"], ["--image-gc-low-threshold", "85"], ["--shutdown-grace-period-critical-pods", "1"]]
-        {
+        for flags in [
+            ["--store", "etcd:http://e"],
+            ["--store", "sled:"],
+            ["--store", "x"],
+            ["--image-gc-low-threshold", "85"],
+            ["--shutdown-grace-period-critical-pods", "1"],
+        ] {
             assert!(matches!(config(&flags), Err(Failure::Usage(_))), "{flags:?}");
         }
         assert_eq!(config(&["--store", "sled:s"]).unwrap().api.store, Some("s".into()));

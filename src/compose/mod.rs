@@ -26,6 +26,7 @@ use kubelet::node::Shutdown;
 use machinery_env::Env;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use self::ground::Ground;
 use self::identities::ComponentIdentity;
@@ -171,7 +172,8 @@ impl Cluster {
     /// Drains and ends everything, the store last.
     pub(crate) async fn stop(mut self) {
         // Before anything else ends: pods end as the API is told.
-        futures::future::join_all(self.ground.shutdowns.iter().map(Shutdown::run)).await;
+        let ends = self.ground.shutdowns.iter().cloned().map(|end: Shutdown| async move { end.run().await });
+        ends.collect::<JoinSet<()>>().join_all().await;
         if !self.components.drain(DRAIN).await {
             tracing::warn!("components did not end in time and are dropped");
         }

@@ -63,7 +63,8 @@ fn notices(outcome: &Outcome, failed_before: &mut bool) -> Vec<Notice> {
     let mut told = Vec::new();
     let failure = match &outcome.collected {
         Ok(Collected { wanted_bytes, found_bytes, freed_bytes, .. }) if found_bytes < wanted_bytes => {
-            let Disk { total_bytes, available_bytes } = outcome.disk.unwrap_or(Disk { total_bytes: 0, available_bytes: 0 });
+            let Disk { total_bytes, available_bytes } =
+                outcome.disk.unwrap_or(Disk { total_bytes: 0, available_bytes: 0 });
             let free_percent = available_bytes.saturating_mul(100).checked_div(total_bytes).unwrap_or(0);
             let message = format!(
                 "Insufficient free disk space on the node's image filesystem ({}% of {} used). Failed to free sufficient space by \
@@ -126,7 +127,10 @@ mod tests {
         assert_eq!(round(Ok(collected(10, 10))), []);
         let first = round(Ok(collected(10, 5)));
         assert_eq!((first.len(), first[0].0), (1, "FreeDiskSpaceFailed"));
-        assert!(first[0].1.contains("filesystem (93% of 100.0 GiB used)") && first[0].1.contains("(freed 5 bytes)"), "{first:?}");
+        assert!(
+            first[0].1.contains("filesystem (93% of 100.0 GiB used)") && first[0].1.contains("(freed 5 bytes)"),
+            "{first:?}"
+        );
         let second = round(Err("no".into()));
         assert_eq!(second, [("ImageGCFailed", "no".to_owned())], "the second failure in a row");
         assert_eq!(round(Ok(collected(0, 0))), []);

@@ -15,9 +15,9 @@ mod life;
 mod played;
 mod pods;
 mod register;
-mod shutdown;
 #[cfg(test)]
 mod several;
+mod shutdown;
 #[cfg(test)]
 mod tests;
 
@@ -46,8 +46,8 @@ use crate::volume::measure::Measurer;
 use crate::volume::memory::MemoryFolder;
 
 pub use crate::pod::shared::{NodeParts, Notice};
-pub use collect::collect;
 pub use crate::pod::shutdown::{Shutdown, ShutdownGrace};
+pub use collect::collect;
 pub use register::{Capacity, KUBELET_VERSION};
 
 /// What is one node's own.

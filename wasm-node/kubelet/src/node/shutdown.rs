@@ -66,8 +66,9 @@ mod tests {
         let plain = pod(json!({"containers": [], "terminationGracePeriodSeconds": 5, "priority": 7}));
         assert_eq!((grace_of(&plain, second(20)), grace_of(&plain, second(3))), (second(5), second(3)));
         let critical = pod(json!({"containers": [], "priority": 2_000_001_000}));
-        assert_eq!((is_critical(&plain), is_critical(&critical), grace_of(&critical, second(9))), (false, true, second(9)));
+        assert_eq!(
+            (is_critical(&plain), is_critical(&critical), grace_of(&critical, second(9))),
+            (false, true, second(9))
+        );
     }
-
-
 }

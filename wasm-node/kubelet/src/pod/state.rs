@@ -316,7 +316,8 @@ impl State {
             Event::ShutDown(grace) => {
                 if !self.closing() {
                     let message = Some(SHUT_DOWN.into());
-                    self.terminal_reason = Some(TerminalReason { reason: Some("Terminated"), message, rejected: false });
+                    self.terminal_reason =
+                        Some(TerminalReason { reason: Some("Terminated"), message, rejected: false });
                     self.end(rules, grace, now, actions);
                 }
             }
