@@ -127,3 +127,50 @@ async fn file_work_is_cpu_time_of_its_container() {
     assert!(stats.cpu <= took / 5, "and held back: {:?} of {took:?}", stats.cpu);
     assert!(stats.cpu_throttled > Duration::ZERO);
 }
+
+/// Files of preview 1 in memory count as the pod's memory, and end at their limit; what is removed makes room.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn files_in_memory_end_at_their_limit() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    const LIMIT: u64 = 1 << 20;
+    let bench = Bench::new();
+    let volume = volume(&bench, 0);
+    let (folder, device) = (volume.host.clone(), std::fs::metadata(&volume.host).unwrap().dev());
+    let pod = bench.engine.pod_ledger();
+    let measured = folder.clone();
+    let measure = move || {
+        let files = std::fs::read_dir(&measured).into_iter().flatten().flatten();
+        Some(files.filter_map(|file| Some(file.metadata().ok()?.blocks() * 512)).sum())
+    };
+    let files = Arc::new(runtime_api::MemoryFiles::new(device, LIMIT, pod.clone(), Box::new(measure)));
+    // Writes pieces of 64 KiB one behind the other, and exits with the error of the first that fails: 51 is ENOSPC.
+    let body = "
+      (if (call $open) (then (call $exit (i32.const 1))))
+      (i32.store (i32.const 0) (i32.const 0))
+      (i32.store (i32.const 4) (i32.const 65536))
+      (loop
+        (local.set $n (call $pwrite (i32.load (i32.const 8)) (i32.const 0) (i32.const 1)
+          (i64.load (i32.const 16)) (i32.const 24)))
+        (i64.store (i32.const 16) (i64.add (i64.load (i32.const 16)) (i64.const 65536)))
+        (br_if 0 (i32.eqz (local.get $n))))
+      (call $exit (local.get $n))";
+    let loaded = bench.load_text(&module(body), Metering::Epochs).await.unwrap();
+    for round in 0..2 {
+        let (own, account) = (volume.clone(), files.clone());
+        let ledger = pod.clone();
+        let (container, log) = bench.container(loaded.clone(), |spec| {
+            spec.preopens.push(own);
+            spec.pod = ledger;
+            spec.memory_files = Some(account);
+        });
+        assert_eq!(container.run(never()).await.exit_code, 51, "{round}: {}", log.text());
+        let size = std::fs::metadata(folder.join("file")).unwrap().len();
+        assert!((LIMIT - (64 << 10)..=LIMIT + (64 << 10)).contains(&size), "{round}: {size}");
+        assert!(pod.used(runtime_api::ledger::Resource::Memory) >= LIMIT - (64 << 10), "it is the pod's memory");
+        std::fs::remove_file(folder.join("file")).unwrap();
+    }
+    drop(files);
+    assert_eq!(pod.used(runtime_api::ledger::Resource::Memory), 0);
+}
