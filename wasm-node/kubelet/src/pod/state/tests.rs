@@ -394,6 +394,7 @@ fn a_probe_that_cannot_be_made_counts_neither_way() {
     events.extend([(6, errored()), (7, failed())]);
     let (state, _) = play(&rules, &events);
     assert!(matches!(state.cells[0].stage, CellStage::Stopping { why: StopReason::Probe, .. }), "{state:?}");
+}
 
 /// As upstream: a pod that ends with its node has failed, within the node's time.
 #[test]
