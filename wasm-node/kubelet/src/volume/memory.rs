@@ -151,6 +151,10 @@ fn sweep(root: &Path) {
         else {
             continue;
         };
+        // Everybody may write there: what is no file could keep whoever opens it waiting.
+        if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
         // Others' are none of this user's, and cannot be opened for writing.
         let Ok(lock) = File::options().write(true).open(entry.path()) else { continue };
         if lock.try_lock().is_ok() && is_at(&lock, &entry.path()) {
