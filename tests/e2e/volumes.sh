@@ -85,16 +85,16 @@ eventually 60 has '"files":1' kubectl logs env -c count
 echo "· variables from a file"
 
 cat <<'YAML' | kubectl apply -f - >/dev/null
-{apiVersion: v1, kind: Pod, metadata: {name: memory}, spec: {volumes: [{name: m, emptyDir: {medium: Memory}}],
-  containers: [{name: hello, image: "registry.local/hello:v1", resources: {limits: {memory: 48Mi}}, volumeMounts: [{name: m, mountPath: /m}]}]}}
+{apiVersion: v1, kind: Pod, metadata: {name: memory}, spec: {volumes: [{name: m, emptyDir: {medium: Memory, sizeLimit: 32Mi}}],
+  containers: [{name: hello, image: "registry.local/hello:v1", resources: {limits: {memory: 128Mi}}, volumeMounts: [{name: m, mountPath: /m}]}]}}
 YAML
 kubectl wait --for=condition=Ready pod/memory --timeout=30s >/dev/null
 head -c 4194304 /dev/zero > "$WORK/four"
 write() { kubectl exec -i memory -- sh -c "cat > /m/$1" < "$WORK/four" 2>&1; }
-write 1 || fail "4 MiB do not fit into 48"
+write 1 || fail "4 MiB do not fit into 32"
 ls /dev/shm/coracle-*/*/m/1 >/dev/null || fail "it does not lie in memory"
 n=1; while [ $n -lt 14 ] && write $((n + 1)) >/dev/null; do n=$((n + 1)); done
-[ $n -ge 8 ] && [ $n -le 12 ] || fail "$n files of 4 MiB fit into 48 MiB"
+[ $n -ge 7 ] && [ $n -le 8 ] || fail "$n files of 4 MiB fit into 32 MiB"
 kubectl exec memory -- sh -c 'rm /m/1 /m/2' && write again || fail "what is removed makes no room: $(write again)"
 [ "$(kubectl get pod memory -o jsonpath='{.status.phase} {.status.containerStatuses[0].restartCount}')" = "Running 0" ] || fail "the pod did not go on"
 kubectl delete pod memory --timeout=30s >/dev/null

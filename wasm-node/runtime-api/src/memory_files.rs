@@ -50,25 +50,26 @@ impl MemoryFiles {
         *self.lock()
     }
 
-    /// Whether anything more may be written. Where nothing may by what is known, the volumes are measured, so that what was
+    /// Whether so many bytes more may be written. Where they may not by what is known, the volumes are measured, so that what was
     /// removed makes room.
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        if self.fits() {
+    pub fn has_room(&self, bytes: u64) -> bool {
+        let bytes = bytes.div_ceil(PAGE_BYTES).max(1).saturating_mul(PAGE_BYTES);
+        if self.fits(bytes) {
             return true;
         }
-        let Some(bytes) = (self.measure)() else { return false };
-        self.settle(bytes);
-        self.fits()
+        let Some(there) = (self.measure)() else { return false };
+        self.settle(there);
+        self.fits(bytes)
     }
 
-    fn fits(&self) -> bool {
-        if self.used().saturating_add(PAGE_BYTES) > self.limit {
+    fn fits(&self, bytes: u64) -> bool {
+        if self.used().saturating_add(bytes) > self.limit {
             return false;
         }
-        let fits = self.pod.take(Resource::Memory, PAGE_BYTES).is_ok();
+        let fits = self.pod.take(Resource::Memory, bytes).is_ok();
         if fits {
-            self.pod.give(Resource::Memory, PAGE_BYTES);
+            self.pod.give(Resource::Memory, bytes);
         }
         fits
     }
@@ -114,16 +115,16 @@ mod tests {
         let measured = there.clone();
         let measure = Box::new(move || Some(measured.load(Ordering::Relaxed)));
         let files = MemoryFiles::new(7, 10 * PAGE_BYTES, pod.clone(), measure);
-        assert!(files.is_on(7) && !files.is_on(8) && files.has_room());
+        assert!(files.is_on(7) && !files.is_on(8) && files.has_room(10 * PAGE_BYTES) && !files.has_room(10 * PAGE_BYTES + 1));
         files.grew(10 * PAGE_BYTES);
         there.store(10 * PAGE_BYTES, Ordering::Relaxed);
         assert_eq!(node.used(Resource::Memory), 10 * PAGE_BYTES);
-        assert!(!files.has_room());
+        assert!(!files.has_room(1));
         there.store(PAGE_BYTES, Ordering::Relaxed);
-        assert!(files.has_room(), "what was removed makes room");
+        assert!(files.has_room(1), "what was removed makes room");
         assert_eq!((files.used(), node.used(Resource::Memory)), (PAGE_BYTES, PAGE_BYTES));
         pod.set_limit(Resource::Memory, PAGE_BYTES);
-        assert!(!files.has_room(), "the pod has no memory left");
+        assert!(!files.has_room(1), "the pod has no memory left");
         drop(files);
         assert_eq!(node.used(Resource::Memory), 0);
     }

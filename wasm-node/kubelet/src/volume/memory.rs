@@ -272,10 +272,10 @@ mod tests {
         let files = folder.account(&pod, 1 << 30, &Ledger::pod(&Ledger::node()), &env).unwrap();
         clock.advance(Duration::from_secs(1));
         files.grew(8192);
-        assert!(files.has_room(), "measured: there is nothing");
+        assert!(files.has_room(1), "measured: there is nothing");
         files.grew(8192);
-        assert!(!files.has_room(), "measured a moment ago");
+        assert!(!files.has_room(1), "measured a moment ago");
         clock.advance(MEASURE_AFTER);
-        assert!(files.has_room());
+        assert!(files.has_room(1));
     }
 }

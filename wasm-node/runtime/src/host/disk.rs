@@ -178,17 +178,17 @@ impl Disk {
         self.memory.as_ref().filter(|memory| memory.is_on(device))
     }
 
-    /// What is to be held while something is written to a file: where it lies in memory, what it grows by is counted.
+    /// What is to be held while so many bytes are written to a file: where it lies in memory, what it grows by is counted.
     ///
     /// # Errors
     /// There is no room in memory.
-    pub(crate) fn growth(&self, file: &Arc<File>) -> io::Result<Option<Growth>> {
+    pub(crate) fn growth(&self, file: &Arc<File>, bytes: usize) -> io::Result<Option<Growth>> {
         if self.memory.is_none() {
             return Ok(None);
         }
         let (device, before) = extent(file)?;
         let Some(memory) = self.memory_on(device) else { return Ok(None) };
-        if !memory.has_room() {
+        if !memory.has_room(bytes as u64) {
             return Err(no_room());
         }
         Ok(Some(Growth { memory: memory.clone(), file: file.clone(), before }))

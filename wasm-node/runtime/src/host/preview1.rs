@@ -101,7 +101,7 @@ impl Preview1 {
     /// Begins a write: on whose behalf, and what counts it.
     fn writes(&mut self, fd: types::Fd) -> Result<Write> {
         let files = self.memory(fd);
-        if files.as_ref().is_some_and(|files| !files.has_room()) {
+        if files.as_ref().is_some_and(|files| !files.has_room(1)) {
             return Err(types::Errno::Nospc.into());
         }
         let disk = self.disk(fd);
