@@ -115,7 +115,12 @@ mod tests {
         let measured = there.clone();
         let measure = Box::new(move || Some(measured.load(Ordering::Relaxed)));
         let files = MemoryFiles::new(7, 10 * PAGE_BYTES, pod.clone(), measure);
-        assert!(files.is_on(7) && !files.is_on(8) && files.has_room(10 * PAGE_BYTES) && !files.has_room(10 * PAGE_BYTES + 1));
+        assert!(
+            files.is_on(7)
+                && !files.is_on(8)
+                && files.has_room(10 * PAGE_BYTES)
+                && !files.has_room(10 * PAGE_BYTES + 1)
+        );
         files.grew(10 * PAGE_BYTES);
         there.store(10 * PAGE_BYTES, Ordering::Relaxed);
         assert_eq!(node.used(Resource::Memory), 10 * PAGE_BYTES);

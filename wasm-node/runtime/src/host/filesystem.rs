@@ -198,7 +198,9 @@ impl types::HostDescriptor for FilesView<'_> {
         let of = disk.clone().zip(file);
         let write = async {
             let _growth = match &of {
-                Some((disk, file)) => disk.growth(file, bytes.len()).map_err(|_| types::ErrorCode::InsufficientSpace)?,
+                Some((disk, file)) => {
+                    disk.growth(file, bytes.len()).map_err(|_| types::ErrorCode::InsufficientSpace)?
+                }
                 None => None,
             };
             self.wasi().write(fd, bytes, offset).await
