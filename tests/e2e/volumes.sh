@@ -92,16 +92,18 @@ kubectl wait --for=condition=Ready pod/memory --timeout=30s >/dev/null
 head -c 4194304 /dev/zero > "$WORK/four"
 write() { kubectl exec -i memory -- sh -c "cat > /m/$1" < "$WORK/four" 2>&1; }
 write 1 || fail "4 MiB do not fit into 32"
-ls /dev/shm/coracle-*/*/m/1 >/dev/null || fail "it does not lie in memory"
+UID_OF_POD=$(kubectl get pod memory -o jsonpath='{.metadata.uid}')
+FOLDER=$(ls -d /dev/shm/coracle-*/"$UID_OF_POD") || fail "it does not lie in memory"
+[ -f "$FOLDER/m/1" ] || fail "it does not lie in memory: $(ls "$FOLDER")"
 n=1; while [ $n -lt 14 ] && write $((n + 1)) >/dev/null; do n=$((n + 1)); done
 [ $n -ge 7 ] && [ $n -le 8 ] || fail "$n files of 4 MiB fit into 32 MiB"
 kubectl exec memory -- sh -c 'rm /m/1 /m/2' && write again || fail "what is removed makes no room: $(write again)"
 [ "$(kubectl get pod memory -o jsonpath='{.status.phase} {.status.containerStatuses[0].restartCount}')" = "Running 0" ] || fail "the pod did not go on"
 kubectl delete pod memory --timeout=30s >/dev/null
-nothing() { ! ls -d /dev/shm/coracle-*/*/m 2>/dev/null; }
-eventually 10 nothing
+gone() { [ ! -e "$FOLDER" ]; }
+eventually 10 gone
 cat <<'YAML' | kubectl apply -f - >/dev/null
-{apiVersion: v1, kind: Pod, metadata: {name: over}, spec: {volumes: [{name: m, emptyDir: {medium: Memory, sizeLimit: 1Mi}}, {name: n, emptyDir: {medium: Memory}}],
+{apiVersion: v1, kind: Pod, metadata: {name: over}, spec: {volumes: [{name: m, emptyDir: {medium: Memory, sizeLimit: 1Mi}}, {name: more, emptyDir: {medium: Memory}}],
   containers: [{name: hello, image: "registry.local/hello:v1", volumeMounts: [{name: m, mountPath: /m}]}]}}
 YAML
 kubectl wait --for=condition=Ready pod/over --timeout=30s >/dev/null
@@ -109,5 +111,5 @@ kubectl exec -i over -- sh -c "cat > /m/f" < "$WORK/four"
 eventually 20 has 'Evicted Usage of EmptyDir volume "m" exceeds the limit "1Mi"' kubectl get pod over -o jsonpath='{.status.reason} {.status.message}'
 echo "· volumes in memory"
 down
-[ -z "$(find /dev/shm -maxdepth 1 -name 'coracle-*' -user "$(id -un)" -newer "$WORK/four" 2>/dev/null)" ] || fail "the node left its folder in memory"
+[ ! -e "$(dirname "$FOLDER")" ] || fail "the node left its folder in memory"
 echo PASS
