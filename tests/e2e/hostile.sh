@@ -78,7 +78,7 @@ for path in spec.hostNetwork spec.hostIPC; do
   eventually 20 has "^Unsupported: .*$path" events second
 done
 expect Pending "$(kubectl get pod second -o jsonpath='{.status.phase}')" "phase of a pod with unsupported fields"
-for annotation in fuel:x fuel:0 timeout:2 concurrency:0 concurrency:-1 stop:now host:keyvalue; do
+for annotation in fuel:x fuel:0 timeout:2 concurrency:0 concurrency:-1 stop:now host:blobstore reuse:often; do
   name=bad-${annotation%%:*}; value=${annotation#*:}
   kubectl delete pod "$name" --ignore-not-found >/dev/null
   pod "$name" registry.local/hello:v1 '' "\"${annotation%%:*}.coracle.dev/c\":\"$value\""

@@ -450,11 +450,11 @@ def environments():
 
 
 def refusals():
-    probe = {"livenessProbe": {"grpc": {"port": 80}}}
-    apply(pod("unsupported", HELLO, container=probe), pod("unsupported-ends", HELLO, container=probe, activeDeadlineSeconds=3),
+    udp = {"ports": [{"containerPort": 80, "protocol": "UDP"}]}
+    apply(pod("unsupported", HELLO, container=udp), pod("unsupported-ends", HELLO, container=udp, activeDeadlineSeconds=3),
           pod("typo", HELLO, annotations={"fule.coracle.dev/c": "100000"}), pod("stranger", HELLO, annotations={"fuel.coracle.dev/other": "100000"}))
-    until("it waits", lambda: waiting("unsupported").startswith("CreateContainerConfigError: spec.containers[0].livenessProbe.grpc: "))
-    until("its event names the path", lambda: has_event("unsupported", "Unsupported", "spec.containers[0].livenessProbe.grpc"))
+    until("it waits", lambda: waiting("unsupported").startswith("CreateContainerConfigError: spec.containers[0].ports[0].protocol: "))
+    until("its event names the path", lambda: has_event("unsupported", "Unsupported", "spec.containers[0].ports[0].protocol"))
     until("a misspelt annotation is told", lambda: all(w in waiting("typo") for w in ("CreateContainerConfigError", "fule.coracle.dev/c", "fuel.coracle.dev/c", "timeout.coracle.dev/c")))
     until("an annotation for no container is told", lambda: 'no container "other"' in waiting("stranger"))
     status = until("its deadline ends it", lambda: (s := get(f"{NS}/pods/unsupported-ends")["status"])["phase"] == "Failed" and s)
