@@ -6,6 +6,7 @@
 //!
 //! - [`framing`]: what of a message's head may go from one connection to another. Pure.
 //! - [`http`]: HTTP over a byte stream, for whatever answers requests.
+//! - [`unverified`]: TLS to a server whose certificate nobody can check.
 
 pub mod framing;
 pub mod http;
@@ -13,6 +14,7 @@ mod names;
 mod pods;
 mod reset;
 mod stream;
+pub mod unverified;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -8,7 +8,6 @@
 mod location;
 mod rewrite;
 mod share;
-mod unverified;
 
 use std::sync::Arc;
 
@@ -19,7 +18,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use machinery_api::ApiError;
 use machinery_api::error::Named;
-use machinery_serve::net::framing;
+use machinery_serve::net::{framing, unverified};
 use machinery_streaming::websocket::upgrade_of;
 use serde_json::Value;
 
@@ -205,7 +204,10 @@ impl RequestHandler {
             Target::Pod { node, pod, ip, port, tls } => {
                 let path = format!("/podStream/{}/{pod}/{port}", call.namespace);
                 match to_node.stream(node, &path).await {
-                    Ok(stream) if *tls => unverified::pass(stream, ip, request).await,
+                    Ok(stream) if *tls => match unverified::handshake(ip, stream).await {
+                        Ok(stream) => kubelets::pass_over(stream, request).await,
+                        Err(why) => Err(why.to_string()),
+                    },
                     Ok(stream) => kubelets::pass_over(stream, request).await,
                     Err(why) => Err(why),
                 }

@@ -1,79 +1,18 @@
 //! Requests to what a probe or a hook names beside its pod (`host`): through the data plane, as the pod itself would call,
 //! by TLS where that is asked for, whose certificate nobody checks, as upstream.
 
-use std::sync::{Arc, LazyLock};
-
 use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
-use machinery_serve::net::{Body, Io, Stream};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use tokio_rustls::TlsConnector;
+use machinery_serve::net::{Body, Io, Stream, unverified};
 
 /// What is read ahead of an answer's reader, its head included.
 const BUFFER_BYTES_MAX: usize = 16 << 10;
 /// Go's words where a server answers a handshake with HTTP; a hook is then called anew without TLS.
 pub(super) const NOT_TLS: &str = "http: server gave HTTP response to HTTPS client";
 
-/// Takes any certificate; its holder has to have its key all the same.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-static TLS: LazyLock<Result<TlsConnector, String>> = LazyLock::new(|| {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
-});
-
 async fn handshake(stream: Stream, host: &str) -> Result<Box<dyn Io>, String> {
-    let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
-    let tls = TLS.as_ref().map_err(Clone::clone)?;
-    let shaken = tls.connect(name, stream).await.map_err(|error| {
+    let shaken = unverified::handshake(host, stream).await.map_err(|error| {
         let wrong = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match wrong {
             Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => NOT_TLS.to_owned(),

@@ -1,21 +1,17 @@
-//! TLS to a pod whose certificate nobody can check: `https:` in the name of a `proxy` request asks for it, as upstream's
-//! transport does (`InsecureSkipVerify`). It hides nothing from whoever runs the pod; it lets a pod be asked that speaks
+//! TLS to a server whose certificate nobody can check, as upstream asks pods by `https` (`InsecureSkipVerify`): probes, hooks and
+//! `https:` in the name of a `proxy` request. It hides nothing from whoever runs the server; it lets one be asked that speaks
 //! nothing else.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, LazyLock};
 
-use bytes::Bytes;
-use http::{Request, Response};
-use hyper::body::Incoming;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::{CertificateDer, IpAddr, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
-
-use super::super::kubelets::pass_over;
-use crate::auth::tls;
+use tokio_rustls::client::TlsStream;
 
 /// Takes any certificate; its holder has to have its key all the same.
 #[derive(Debug)]
@@ -58,24 +54,21 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
-/// Sends a request over TLS within `stream`, which leads to `ip`.
-pub(super) async fn pass<B>(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    ip: &str,
-    request: Request<B>,
-) -> Result<Response<Incoming>, String>
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let provider = tls::provider();
+static TLS: LazyLock<Result<TlsConnector, rustls::Error>> = LazyLock::new(|| {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
+        .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         .with_no_client_auth();
-    let server = ServerName::IpAddress(IpAddr::try_from(ip).map_err(|e| e.to_string())?);
-    let stream = TlsConnector::from(Arc::new(config)).connect(server, stream).await.map_err(|e| e.to_string())?;
-    pass_over(stream, request).await
+    Ok(TlsConnector::from(Arc::new(config)))
+});
+
+/// TLS within `stream`, which leads to `host`, a name or an address.
+///
+/// # Errors
+/// Where `host` is neither, or the handshake fails: with a [`rustls::Error`] within where that is why.
+pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(host: &str, stream: S) -> io::Result<TlsStream<S>> {
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    TLS.as_ref().map_err(|error| io::Error::other(error.clone()))?.connect(name, stream).await
 }
