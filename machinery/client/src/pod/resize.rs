@@ -1,12 +1,12 @@
 //! What a pod holds while it is resized (KEP-1287): the most of what it wishes for, what its node has given it and what its
 //! containers have. Read into the requests of its spec, so that whoever counts them counts right. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use machinery_api::quantity::Quantity;
 
-use super::{Container, ContainerStatus, PodShape, PodStatus, Resources};
+use super::{Container, PodShape, PodStatus, Resources};
 
 type Amounts = BTreeMap<String, Text>;
 
@@ -15,25 +15,27 @@ pub(super) fn raise(shape: &mut PodShape, status: &mut PodStatus) {
     let mut conditions = status.conditions.iter().flatten();
     let refused = conditions.any(|of| of.type_ == "PodResizePending" && of.reason.as_deref() == Some("Infeasible"));
     let (given, has) = (status.allocated_resources.take(), status.resources.take());
-    if shape.resources.as_ref().is_some_and(|resources| resources.requests.is_some()) {
+    let whole = shape.resources.as_ref().is_some_and(|resources| resources.requests.is_some());
+    if let Some(has) = has.filter(|_| whole) {
         held(&mut shape.resources, given, has, refused);
     }
     let sidecar = |container: &&mut Container| container.restart_policy.as_deref() == Some("Always");
     let sidecars = shape.init_containers.iter_mut().flatten().filter(sidecar);
     let lists = [&mut status.container_statuses, &mut status.init_container_statuses];
-    let mut told: Vec<&mut ContainerStatus> = lists.into_iter().flatten().flat_map(|list| list.iter_mut()).collect();
+    let told = lists.into_iter().flatten().flat_map(|list| list.iter_mut());
+    let taken = told.filter_map(|told| {
+        let (given, has) = (told.allocated_resources.take(), told.resources.take());
+        Some((told.name.clone(), (given, has?)))
+    });
+    let mut told: HashMap<String, _> = taken.collect();
     for container in shape.containers.iter_mut().chain(sidecars) {
-        if let Some(told) = told.iter_mut().find(|told| container.name.as_ref() == Some(&told.name)) {
-            held(&mut container.resources, told.allocated_resources.take(), told.resources.take(), refused);
+        if let Some((given, has)) = container.name.as_ref().and_then(|name| told.remove(name)) {
+            held(&mut container.resources, given, has, refused);
         }
-    }
-    for told in told {
-        (told.allocated_resources, told.resources) = (None, None);
     }
 }
 
-fn held(wished: &mut Option<Resources>, given: Option<Amounts>, has: Option<Resources>, refused: bool) {
-    let Some(has) = has else { return };
+fn held(wished: &mut Option<Resources>, given: Option<Amounts>, has: Resources, refused: bool) {
     let mut most =
         if refused { Amounts::new() } else { wished.as_ref().and_then(|w| w.requests.clone()).unwrap_or_default() };
     for (name, amount) in given.into_iter().chain(has.requests).flatten() {

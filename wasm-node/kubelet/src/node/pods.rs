@@ -208,10 +208,7 @@ impl Pods {
 
     /// A pod that an earlier run of the agent had given other amounts than it wishes for now.
     fn recall(&mut self, uid: &str, pod: Arc<Pod>) -> Arc<Pod> {
-        let given = resize::recall(&pod);
-        if resize::same_pod(&given, &pod) {
-            return pod;
-        }
+        let Some(given) = resize::recall(&pod).filter(|given| !resize::same_pod(given, &pod)) else { return pod };
         self.wished += 1;
         self.wishes.insert(uid.to_owned(), (self.wished, pod));
         Arc::new(given)

@@ -1,7 +1,7 @@
 //! In-place resize (KEP-1287): what of a pod's CPU and memory the node has given it, and what is to come of a wish for other amounts.
 //! Pure. A worker sees the pod with what it was given; the node decides whether more fits beside the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodCondition, ResourceRequirements};
@@ -72,14 +72,11 @@ fn overlay(resources: &mut Option<ResourceRequirements>, given: Option<&Resource
     }
 }
 
-/// The pod with the CPU and memory that it was given.
+/// The pod with the CPU and memory that it was given. Both are states of one pod: its containers don't change their order.
 pub(crate) fn given(wished: &Pod, given: &Pod) -> Pod {
     let mut pod = wished.clone();
-    let of = |name: &str| each(given).find(|container| container.name == name);
-    for container in resizable(&mut pod) {
-        if let Some(before) = of(&container.name) {
-            overlay(&mut container.resources, before.resources.as_ref());
-        }
+    for (container, before) in resizable(&mut pod).zip(each(given)) {
+        overlay(&mut container.resources, before.resources.as_ref());
     }
     if let Some(spec) = &mut pod.spec {
         overlay(&mut spec.resources, given.spec.as_ref().and_then(|spec| spec.resources.as_ref()));
@@ -87,35 +84,36 @@ pub(crate) fn given(wished: &Pod, given: &Pod) -> Pod {
     pod
 }
 
+/// Whether two say the same of one resource, however it is spelled.
+fn same_amount(a: Option<&ResourceRequirements>, b: Option<&ResourceRequirements>, name: &str) -> bool {
+    fn equal(a: Option<&Amounts>, b: Option<&Amounts>, name: &str) -> bool {
+        let (a, b) = (a.and_then(|a| a.get(name)), b.and_then(|b| b.get(name)));
+        let parse = |amount: &Wire| Quantity::parse(&amount.0).ok();
+        a == b || a.map(parse) == b.map(parse)
+    }
+    equal(a.and_then(|a| a.requests.as_ref()), b.and_then(|b| b.requests.as_ref()), name)
+        && equal(a.and_then(|a| a.limits.as_ref()), b.and_then(|b| b.limits.as_ref()), name)
+}
+
 /// Whether two say the same of CPU and memory.
 pub(crate) fn same(a: Option<&ResourceRequirements>, b: Option<&ResourceRequirements>) -> bool {
-    let none = ResourceRequirements::default();
-    let (a, b) = (a.unwrap_or(&none), b.unwrap_or(&none));
-    let equal = |a: &Option<Amounts>, b: &Option<Amounts>, name: &str| {
-        let amount = |of: &Option<Amounts>| of.as_ref()?.get(name).map(|amount| Quantity::parse(&amount.0).ok());
-        amount(a) == amount(b)
-    };
-    RESIZABLE.iter().all(|name| equal(&a.requests, &b.requests, name) && equal(&a.limits, &b.limits, name))
+    RESIZABLE.iter().all(|name| same_amount(a, b, name))
 }
 
 /// Whether two states of a pod say the same of CPU and memory.
 pub(crate) fn same_pod(a: &Pod, b: &Pod) -> bool {
-    let whole = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.resources.clone());
-    same(whole(a).as_ref(), whole(b).as_ref())
-        && each(a).all(|one| {
-            let other = each(b).find(|other| other.name == one.name);
-            other.is_none_or(|other| same(one.resources.as_ref(), other.resources.as_ref()))
-        })
+    let [whole, other] = [a, b].map(|pod| pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()));
+    same(whole, other) && each(a).zip(each(b)).all(|(a, b)| same(a.resources.as_ref(), b.resources.as_ref()))
 }
 
-/// The pod with what an earlier run of the agent had given it, as its status tells.
-pub(crate) fn recall(pod: &Pod) -> Pod {
-    let Some(status) = pod.status.as_ref().filter(|status| status.start_time.is_some()) else { return pod.clone() };
-    let told: Vec<&ContainerStatus> =
-        status.init_container_statuses.iter().chain(&status.container_statuses).flatten().collect();
+/// The pod with what an earlier run of the agent had given it, as its status tells; none where none had begun it.
+pub(crate) fn recall(pod: &Pod) -> Option<Pod> {
+    let status = pod.status.as_ref().filter(|status| status.start_time.is_some())?;
+    let told = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let told: HashMap<&str, &ContainerStatus> = told.map(|told| (told.name.as_str(), told)).collect();
     let mut recalled = pod.clone();
     for container in resizable(&mut recalled) {
-        let Some(told) = told.iter().find(|told| told.name == container.name) else { continue };
+        let Some(told) = told.get(container.name.as_str()) else { continue };
         if let (Some(resources), requests) = (&told.resources, &told.allocated_resources) {
             let requests = requests.clone().or_else(|| resources.requests.clone());
             overlay(&mut container.resources, Some(&ResourceRequirements { requests, ..resources.clone() }));
@@ -126,7 +124,7 @@ pub(crate) fn recall(pod: &Pod) -> Pod {
     {
         overlay(&mut spec.resources, Some(told));
     }
-    recalled
+    Some(recalled)
 }
 
 /// Whether the wish fits beside the other pods of the node; the error says why not.
@@ -146,14 +144,8 @@ pub(crate) fn restarts(container: &Container, before: Option<&ResourceRequiremen
     let policies = container.resize_policy.iter().flatten();
     let named =
         policies.filter(|policy| policy.restart_policy == "RestartContainer").map(|policy| &policy.resource_name);
-    let none = ResourceRequirements::default();
-    let (now, before) = (container.resources.as_ref().unwrap_or(&none), before.unwrap_or(&none));
-    let amount =
-        |of: &Option<Amounts>, name: &str| of.as_ref()?.get(name).map(|amount| Quantity::parse(&amount.0).ok());
-    named.into_iter().any(|name| {
-        amount(&now.requests, name) != amount(&before.requests, name)
-            || amount(&now.limits, name) != amount(&before.limits, name)
-    })
+    let now = container.resources.as_ref();
+    named.into_iter().any(|name| !same_amount(now, before, name))
 }
 
 /// What an event shows of a resize (upstream's form).
@@ -248,12 +240,12 @@ mod tests {
     #[test]
     fn an_earlier_run_tells_what_it_had_given() {
         let mut resized = pod(json!({"requests": {"cpu": "2"}, "limits": {"cpu": "4"}}));
-        assert_eq!(recall(&resized), resized);
+        assert_eq!(recall(&resized), None);
         resized.status = serde_json::from_value(json!({"startTime": "2026-01-01T00:00:00Z", "containerStatuses": [{
             "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
             "allocatedResources": {"cpu": "1"}, "resources": {"requests": {"cpu": "3"}, "limits": {"cpu": "3"}}}]}))
         .unwrap();
-        assert!(same_pod(&recall(&resized), &pod(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "3"}}))));
+        assert!(same_pod(&recall(&resized).unwrap(), &pod(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "3"}}))));
     }
 
     #[test]
