@@ -286,10 +286,8 @@ impl Cell {
                     Class::Sidecar => format!("Init container {name} definition changed"),
                     _ => format!("Container {name} definition changed, will be restarted"),
                 };
-                actions.push(around.normal("Killing", message));
-                actions.push(Action::Stop { container: around.index, grace: around.rules.grace });
                 self.hook_over(false);
-                self.is_stopped(StopReason::Changed);
+                self.stop_running(around, (message, around.rules.grace, StopReason::Changed), actions);
             }
             CellStage::Pulling | CellStage::Starting => self.prepare(around, actions),
             CellStage::Waiting { wait: Wait::Pull { .. } | Wait::PullBackOff { .. } | Wait::Config { .. }, .. } => {
@@ -302,11 +300,21 @@ impl Cell {
 
     /// One that runs is started anew, whatever its restart policy.
     fn resized(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
+        let message = format!("Container {} resize requires restart", around.own.name);
+        self.stop_running(around, (message, around.rules.grace, StopReason::Changed), actions);
+    }
+
+    /// What runs is stopped on its own account, and its pod goes on; `message` says in an event why.
+    fn stop_running(
+        &mut self,
+        around: &CellContext<'_>,
+        (message, grace, why): (String, Duration, StopReason),
+        actions: &mut Vec<Action>,
+    ) {
         if let CellStage::Running(running) = &self.stage {
-            let message = format!("Container {} resize requires restart", around.own.name);
+            self.stage = CellStage::Stopping { running: running.clone(), why };
             actions.push(around.normal("Killing", message));
-            actions.push(Action::Stop { container: around.index, grace: around.rules.grace });
-            self.stage = CellStage::Stopping { running: running.clone(), why: StopReason::Changed };
+            actions.push(Action::Stop { container: around.index, grace });
         }
     }
 
@@ -406,10 +414,8 @@ impl Cell {
                 running.ready = false;
                 return;
             }
-            actions.push(around.normal("Killing", failed_probe(around.own, kind)));
             let grace = thresholds.grace.unwrap_or(around.rules.grace);
-            actions.push(Action::Stop { container: around.index, grace });
-            self.is_stopped(StopReason::Probe);
+            self.stop_running(around, (failed_probe(around.own, kind), grace, StopReason::Probe), actions);
         } else if times >= thresholds.success {
             match kind {
                 ProbeKind::Readiness => running.ready = true,

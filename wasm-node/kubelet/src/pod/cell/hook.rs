@@ -48,15 +48,7 @@ impl Cell {
         let CellStage::Running(Running { hooking: true, .. }) = &self.stage else { return };
         let Some(message) = failure else { return self.counts(around, actions) };
         actions.push(around.hook_failed());
-        actions.push(around.normal("Killing", "FailedPostStartHook"));
-        actions.push(Action::Stop { container: around.index, grace: around.rules.grace });
-        self.is_stopped(StopReason::Hook { message });
-    }
-
-    /// What ran is being stopped.
-    pub(super) fn is_stopped(&mut self, why: StopReason) {
-        if let CellStage::Running(running) = &self.stage {
-            self.stage = CellStage::Stopping { running: running.clone(), why };
-        }
+        let grace = around.rules.grace;
+        self.stop_running(around, ("FailedPostStartHook".into(), grace, StopReason::Hook { message }), actions);
     }
 }
