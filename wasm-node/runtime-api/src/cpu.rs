@@ -71,9 +71,14 @@ impl CpuQuota {
         Self { limited, bucket: Mutex::new(TokenBucket::new(millis.unwrap_or(1), now)) }
     }
 
+    /// Whether there is a limit: else there is nothing to charge, and nobody is held back.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.limited.load(Ordering::Acquire)
+    }
+
     fn bucket(&self) -> Option<MutexGuard<'_, TokenBucket>> {
-        let limited = self.limited.load(Ordering::Acquire);
-        limited.then(|| self.bucket.lock().unwrap_or_else(PoisonError::into_inner))
+        self.is_limited().then(|| self.bucket.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Another limit from `now` on: what was used beyond the old one is owed no more.

@@ -59,11 +59,19 @@ impl CpuMeter {
     /// Its guests have used so much.
     pub(crate) fn charge(&self, used: Duration) {
         self.used_nanos.fetch_add(used.as_nanos() as u64, Ordering::Relaxed);
-        let now = self.env.elapsed();
-        self.quota.charge(used, now);
-        if let Some(pod) = &self.pod {
-            pod.charge(used, now);
+        if self.is_limited() {
+            let now = self.env.elapsed();
+            self.limits().for_each(|limit| limit.charge(used, now));
         }
+    }
+
+    fn limits(&self) -> impl Iterator<Item = &CpuQuota> {
+        [Some(&self.quota), self.pod.as_deref()].into_iter().flatten()
+    }
+
+    /// Without a limit no poll reads the clock.
+    fn is_limited(&self) -> bool {
+        self.limits().any(CpuQuota::is_limited)
     }
 
     /// How long its next guest is held back from now on.
@@ -74,8 +82,11 @@ impl CpuMeter {
     }
 
     fn delay(&self) -> Option<Duration> {
+        if !self.is_limited() {
+            return None;
+        }
         let now = self.env.elapsed();
-        self.quota.delay(now).max(self.pod.as_ref().and_then(|pod| pod.delay(now)))
+        self.limits().filter_map(|limit| limit.delay(now)).max()
     }
 }
 
