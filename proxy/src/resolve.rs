@@ -50,27 +50,24 @@ impl Asks<'_> {
 
     /// The names that `name` may stand for, in their order (resolv.conf(5)). Those of the search path end with a dot, so that
     /// they are not looked for in another one.
-    fn spelled(&self, name: &str, absolute: bool) -> Vec<String> {
-        let plain = || if self.names.policy == NamePolicy::Own { format!("{name}.") } else { name.to_owned() };
-        if absolute {
-            return vec![format!("{name}.")];
-        }
+    fn spelled(&self, name: &str, absolute: bool) -> impl Iterator<Item = String> {
         let cluster = self.names.policy == NamePolicy::Cluster;
         let default = if cluster { NDOTS_CLUSTER } else { NDOTS_HOST };
-        let own = self.names.searches.iter().map(|search| format!("{name}.{search}."));
-        let mut searched: Vec<String> = if cluster {
-            let parts = [&format!("{}.svc.", self.namespace), "svc.", ""];
-            parts.into_iter().map(|part| format!("{name}.{part}{CLUSTER_DOMAIN}.")).collect()
-        } else {
-            Vec::new()
+        let plain_last = name.matches('.').count() < self.names.ndots.unwrap_or(default);
+        let plain = move || match absolute || self.names.policy == NamePolicy::Own {
+            true => format!("{name}."),
+            false => name.to_owned(),
         };
-        searched.extend(own);
-        if name.matches('.').count() < self.names.ndots.unwrap_or(default) {
-            searched.push(plain());
-        } else {
-            searched.insert(0, plain());
-        }
-        searched
+        let parts = [Some(self.namespace), None].into_iter().filter(move |_| cluster && !absolute);
+        let searched = parts.map(move |namespace| match namespace {
+            Some(namespace) => format!("{name}.{namespace}.svc.{CLUSTER_DOMAIN}."),
+            None => format!("{name}.svc.{CLUSTER_DOMAIN}."),
+        });
+        let domain = (cluster && !absolute).then(|| format!("{name}.{CLUSTER_DOMAIN}."));
+        let own = self.names.searches.iter().filter(move |_| !absolute).map(move |search| format!("{name}.{search}."));
+        let first = (absolute || !plain_last).then(plain);
+        let last = (!absolute && plain_last).then(plain);
+        first.into_iter().chain(searched).chain(domain).chain(own).chain(last)
     }
 }
 
