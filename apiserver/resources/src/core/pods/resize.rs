@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::resources::qos_class;
 use super::spec;
-use super::update::{MIRROR, annotation_changes, same};
+use super::update::{MIRROR, annotation_changes, keep_all_else, same};
 use crate::field::{ErrorList, Path};
 use crate::read::{get, items, items_mut, put, text};
 
@@ -23,26 +23,16 @@ pub(super) fn only_resources(new: &mut Value, old: &Value) {
     if LISTS.iter().any(|list| names(new, list) != names(old, list)) {
         return;
     }
-    let given = get(new, "spec").clone();
-    for key in ["spec", "status"] {
-        put(new, key, get(old, key).clone());
-    }
-    if let Some(spec) = new.get_mut("spec") {
+    keep_all_else(new, old, |spec, given| {
         for list in LISTS {
-            for (container, given) in items_mut(spec, list).iter_mut().zip(items(&given, list)) {
+            for (container, given) in items_mut(spec, list).iter_mut().zip(items(given, list)) {
                 for key in ["resources", "resizePolicy"] {
                     put(container, key, get(given, key).clone());
                 }
             }
         }
-        put(spec, "resources", get(&given, "resources").clone());
-    }
-    let old = get(old, "metadata");
-    if let Some(metadata) = new.get_mut("metadata") {
-        for key in ["labels", "annotations", "finalizers", "ownerReferences"] {
-            put(metadata, key, get(old, key).clone());
-        }
-    }
+        put(spec, "resources", get(given, "resources").clone());
+    });
 }
 
 /// A resize.
@@ -102,9 +92,9 @@ fn whole_pod(errors: &mut ErrorList, now: &Value, was: &Value) {
         return errors.forbidden(&at, "pod-level resources cannot be removed");
     }
     if was.is_object() {
-        for (key, what) in [("requests", "requests"), ("limits", "limits")] {
+        for key in ["requests", "limits"] {
             if removed(get(now, key), get(was, key)) {
-                errors.forbidden(&at.child(key), &format!("pod-level resource {what} cannot be removed"));
+                errors.forbidden(&at.child(key), &format!("pod-level resource {key} cannot be removed"));
             }
         }
     }
@@ -145,9 +135,9 @@ fn containers(errors: &mut ErrorList, list: &str, now: &[Value], was: &[Value]) 
         let one = at.index(i);
         let (resources, old) = (get(now, "resources"), get(was, "resources"));
         let resources_at = one.child("resources");
-        for (key, what) in [("requests", "requests"), ("limits", "limits")] {
+        for key in ["requests", "limits"] {
             if removed(get(resources, key), get(old, key)) {
-                errors.forbidden(&resources_at.child(key), &format!("resource {what} cannot be removed"));
+                errors.forbidden(&resources_at.child(key), &format!("resource {key} cannot be removed"));
             }
         }
         let mut masked = now.clone();

@@ -33,12 +33,17 @@ pub(super) const EPHEMERAL_CONTAINERS: &str = "ephemeralcontainers";
 
 /// Keeps all else of a pod whose ephemeral containers are written.
 pub(super) fn only_ephemeral_containers(new: &mut Value, old: &Value) {
-    let containers = get(get(new, "spec"), "ephemeralContainers").clone();
+    keep_all_else(new, old, |spec, given| put(spec, "ephemeralContainers", get(given, "ephemeralContainers").clone()));
+}
+
+/// A write of a subresource keeps the pod as it was, but for what `change` brings into the spec from the given one.
+pub(super) fn keep_all_else(new: &mut Value, old: &Value, change: impl FnOnce(&mut Value, &Value)) {
+    let given = get(new, "spec").clone();
     for key in ["spec", "status"] {
         put(new, key, get(old, key).clone());
     }
     if let Some(spec) = new.get_mut("spec") {
-        put(spec, "ephemeralContainers", containers);
+        change(spec, &given);
     }
     let old = get(old, "metadata");
     if let Some(metadata) = new.get_mut("metadata") {
