@@ -70,6 +70,12 @@ impl Outcome {
         Self { exit_code, reason, message: None }
     }
 
+    /// As by a signal that stopped it.
+    #[must_use]
+    pub fn stopped(signal: StopSignal) -> Self {
+        Self { exit_code: signal.exit_code(), reason: OutcomeReason::Error, message: None }
+    }
+
     /// As the runtime says.
     #[must_use]
     pub fn ended(exit_code: i32, reason: OutcomeReason, message: impl Into<String>) -> Self {

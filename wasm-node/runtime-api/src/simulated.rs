@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use super::ledger::Ledger;
 use super::{
     Admitted, Container, ContainerSpec, ExecError, ExecSpec, KeyvalueOwner, Kind, Limits, LoadError, Metering, Module,
-    Outcome, OutcomeReason, Runtime, Server, Session, Stats, StdStream, StopSignal, Trial,
+    Outcome, Runtime, Server, Session, Stats, StdStream, StopSignal, Trial,
 };
 
 /// What a module does.
@@ -308,7 +308,7 @@ async fn ended(script: &Script, stop: BoxFuture<'static, StopSignal>) -> Outcome
     };
     tokio::select! {
         () = ends => Outcome::exit(script.exit),
-        signal = stop => Outcome { exit_code: signal.exit_code(), reason: OutcomeReason::Error, message: None },
+        signal = stop => Outcome::stopped(signal),
     }
 }
 

@@ -37,9 +37,7 @@ impl Container {
         let task = engine.guest_runtime().spawn(async move {
             tokio::select! {
                 outcome = guest => outcome,
-                signal = stop => {
-                    Outcome { exit_code: signal.exit_code(), reason: OutcomeReason::Error, message: None }
-                }
+                signal = stop => Outcome::stopped(signal),
             }
         });
         let task = super::server::AbortOnDrop(task);

@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use runtime_api::{
-    Admitted, ExecError, ExecSpec, Kind, NodeCall, Outcome, OutcomeReason, Session as ApiSession, StopSignal,
-};
+use runtime_api::{Admitted, ExecError, ExecSpec, Kind, NodeCall, Outcome, Session as ApiSession, StopSignal};
 
 use super::admission::AdmissionQueue;
 use super::container::{Container, Counters, Shared};
@@ -98,9 +96,7 @@ impl Session {
             Place::Taken(slot) => Admitted::new(slot),
             Place::Waits(call) => tokio::select! {
                 admission = container.shared.admit(Some(&call), 0) => Admitted::new(admission),
-                signal = &mut stop => {
-                    return Outcome { exit_code: signal.exit_code(), reason: OutcomeReason::Error, message: None };
-                }
+                signal = &mut stop => return Outcome::stopped(signal),
             },
         };
         container.run_admitted(admitted, stop).await
