@@ -72,8 +72,8 @@ for line in 'never registry.local/none:v1 ErrImageNeverPull' 'upper registry.loc
 done
 
 echo "· fields and annotations that the node does not act on"
-pod second registry.local/hello:v1 '"hostNetwork":true,"hostIPC":true'
-for path in spec.hostNetwork spec.hostIPC; do
+pod second registry.local/hello:v1 '"volumes":[{"name":"huge","emptyDir":{"medium":"HugePages-2Mi"}},{"name":"far","nfs":{"server":"a.test","path":"/"}}]'
+for path in 'spec.volumes\[0\].emptyDir.medium' 'spec.volumes\[1\].nfs'; do
   eventually 20 has "^CreateContainerConfigError: .*$path" waits second
   eventually 20 has "^Unsupported: .*$path" events second
 done

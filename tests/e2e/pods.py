@@ -1,7 +1,7 @@
 """Pods of several containers as a user of kubectl sees them: real modules, real sockets. `pods.py KUBECONFIG [CASE…]`: exits 1 and
 says what went wrong. The cases are independent and run side by side; they wait for conditions with a deadline.
 """
-import http.client, json, time
+import http.client, json, socket, time
 
 from suite import CLUSTER, NS, POLL_S, SOON_S, apply, expect, get, kubectl, main, run_kubectl, until
 
@@ -361,6 +361,45 @@ def names():
         expect(want + "\n", kubectl("exec", name, "--", "printenv", "HOSTNAME"), f"what {name} is called")
 
 
+def host_ports():
+    """Ports of the node itself: a pod's, one pod's at a time, and none that the cluster or the machine has."""
+    taken = socket.create_server(("127.0.0.1", 0))
+    free = socket.create_server(("127.0.0.1", 0))
+    first, second = (one.getsockname()[1] for one in (taken, free))
+    free.close()
+    at = lambda port, **more: container("web", HELLO, ports=[{"containerPort": 8080, "hostPort": port, **more}])
+    apply(pod("ported", at(second)), pod("late-port", at(first)), pod("stolen", at(80, hostIP="127.64.0.10")))
+    ready("ported")
+    expect(200, ask("127.0.0.1", second)[0], "the node's own port")
+    for name, why in (("late-port", f"127.0.0.1:{first}"), ("stolen", "is an address of the cluster")):
+        until(f"{name} is told", lambda: any(r == "FailedCreatePodSandBox" and why in m for r, m, _ in events(name)))
+        expect("Pending", status(name)["phase"], name)
+    taken.close()
+    ready("late-port")
+    expect(200, ask("127.0.0.1", first)[0], "a port that came free")
+    node = get(f"{NS}/pods/ported")["spec"]["nodeName"]
+    refused = lambda name, reason, **spec: (apply(pod(name, at(second), nodeName=node, **spec)), until(f"{name} is refused", lambda: status(name).get("reason") == reason))
+    refused("same-port", "NodePorts")
+    refused("other-system", "PodOSNotSupported", os={"name": "windows"})
+    delete("ported")
+    until("the port is closed", lambda: closed("127.0.0.1", second))
+    apply(pod("on-host", container("web", HELLO, second), hostNetwork=True, hostPID=True))
+    ready("on-host")
+    expect((200, second), (ask("127.0.0.1", second)[0], get(f"{NS}/pods/on-host")["spec"]["containers"][0]["ports"][0]["hostPort"]), "a pod of the host's network")
+    other = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "runc"}, "handler": "runc"}
+    apply(other, pod("linux-only", container("web", HELLO, 80), runtimeClassName="runc"))
+    until("another runtime", lambda: any(r == "FailedCreatePodSandBox" and 'no runtime for "runc" is configured' in m for r, m, _ in events("linux-only")))
+    kubectl("delete", "pod", "--wait=false", "on-host", "late-port", "stolen", "same-port", "other-system", "linux-only")
+
+
+def closed(host, port):
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return True
+    return False
+
+
 def probe_flood():
     """Hundreds of probes a second of one namespace, each a command, beside a neighbour that serves."""
     apply(pod("calm", container("web", HELLO, 80)), service("calm", main=80))
@@ -419,7 +458,7 @@ def again():
     ready("again")
 
 
-CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, names, hooks, exec_probes, probes_elsewhere,
+CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, names, host_ports, hooks, exec_probes, probes_elsewhere,
          probe_flood, debugging, many, again)
 
 

@@ -263,6 +263,7 @@ fn share(
             name: config.name.clone(),
             data_dir: config.data_dir.clone(),
             internal_ip: config.internal_ip,
+            bind: config.bind,
             host_pod_listeners: config.host_pod_listeners,
             static_pods: config.static_pods.clone(),
         },

@@ -13,10 +13,10 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Connections of one pod at once, within what all clients of the process have.
-const CONNECTIONS_MAX: usize = 1024;
+pub(super) const CONNECTIONS_MAX: usize = 1024;
 
 /// Listens until it is dropped.
-pub(crate) async fn listen(ip: IpAddr, port: u16, serve: Arc<dyn Serve>, recorder: Recorder, about: ObjectReference) {
+pub(crate) async fn listen(ip: IpAddr, port: u16, pod: Arc<dyn Serve>, recorder: Recorder, about: ObjectReference) {
     let address = SocketAddr::new(ip, port);
     let listener = match Listener::bind(address) {
         Ok(listener) => listener,
@@ -26,15 +26,26 @@ pub(crate) async fn listen(ip: IpAddr, port: u16, serve: Arc<dyn Serve>, recorde
             return;
         }
     };
-    let limit = Limit::Permits(Arc::new(Semaphore::new(CONNECTIONS_MAX)), Class::Clients);
+    serve((listener, address), Arc::new(Semaphore::new(CONNECTIONS_MAX)), || Some(pod.clone())).await;
+}
+
+/// Hands connections to whatever answers for the pod when they come; where nothing does, they are closed.
+pub(super) async fn serve(
+    (listener, address): (Listener, SocketAddr),
+    connections: Arc<Semaphore>,
+    answers: impl Fn() -> Option<Arc<dyn Serve>>,
+) {
+    let limit = Limit::Permits(connections, Class::Clients);
     let never = CancellationToken::new();
     let each = |stream, peer, permit| {
-        let serve = serve.clone();
+        let serve = answers();
         async move {
             let _permit = permit;
             let origin = Origin { peer: Peer::Host(peer), local: address, via: None };
             // Where it is refused, the connection closes.
-            let _ = serve.stream(origin, Stream::Tcp(stream)).await;
+            if let Some(serve) = serve {
+                let _ = serve.stream(origin, Stream::Tcp(stream)).await;
+            }
         }
     };
     accept::serve(listener, limit, None, &never, each).await;

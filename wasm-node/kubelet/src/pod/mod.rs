@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod cell;
 pub mod check;
 pub mod event;
+mod host_ports;
 mod listen;
 mod message;
 mod names;

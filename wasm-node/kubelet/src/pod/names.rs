@@ -71,6 +71,8 @@ pub(crate) fn of(pod: &Pod, ip: IpAddr) -> PodNames {
     let policy = match spec.dns_policy.as_deref() {
         Some("Default") => NamePolicy::Host,
         Some("None") => NamePolicy::Own,
+        // As upstream: `ClusterFirstWithHostNet` is what asks for the cluster's there.
+        Some("ClusterFirst") | None if spec.host_network == Some(true) => NamePolicy::Host,
         _ => NamePolicy::Cluster,
     };
     configured(PodNames { hosts, policy, ..PodNames::default() }, spec.dns_config.as_ref())

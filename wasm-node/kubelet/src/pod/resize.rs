@@ -133,7 +133,7 @@ pub(crate) fn fits<'a>(
     others: impl Iterator<Item = &'a Pod> + Clone,
     wished: &Pod,
 ) -> Result<(), String> {
-    match admit::refuse(allocatable, others, wished) {
+    match admit::lacking(allocatable, others, wished) {
         Some((_, message)) => Err(message.strip_prefix("Pod was rejected: ").unwrap_or(&message).to_owned()),
         None => Ok(()),
     }

@@ -60,6 +60,8 @@ pub(crate) struct NodeIdentity {
     /// Where its pods' volumes and logs lie.
     pub(crate) data_dir: PathBuf,
     pub(crate) internal_ip: IpAddr,
+    /// Where it listens, also for `hostPort`.
+    pub(crate) bind: IpAddr,
     /// Pod addresses listen on the host too.
     pub(crate) host_pod_listeners: bool,
     /// Manifests of static pods.

@@ -1,7 +1,7 @@
 //! Which fields of a Pod this node doesn't act on. Pure: a pod that sets one stays Pending and is told so.
 //!
-//! Accepted without effect, as they mean nothing without Linux: the security contexts, `hostUsers`,
-//! `shareProcessNamespace`, `mountPropagation: None`, and what only the scheduler or the API server reads.
+//! Accepted without effect, as they mean nothing without Linux: the security contexts, `hostUsers`, `hostPID`, `hostIPC`,
+//! `shareProcessNamespace`, `mountPropagation`, and what only the scheduler or the API server reads.
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use serde_json::Value;
@@ -21,6 +21,7 @@ pub struct Unsupported {
 
 const NOT_YET: &str = "is not acted on by this node yet";
 
+const NO_DEVICES: &str = "WASI lets a guest open neither sockets nor devices of the host";
 const NO_HUGE_PAGES: &str = "huge pages are not there for guests: use \"Memory\" or none";
 const NO_TRUST_BUNDLES: &str = "the API server doesn't serve clustertrustbundles.certificates.k8s.io yet";
 const NO_POD_CERTIFICATES: &str =
@@ -79,12 +80,8 @@ impl Found {
 
     fn pod(&mut self, spec: &PodSpec) {
         let some = |list: Option<usize>| list.is_some_and(|length| length > 0);
-        self.when(spec.host_network == Some(true), "spec.hostNetwork");
-        self.when(spec.host_pid == Some(true), "spec.hostPID");
-        self.when(spec.host_ipc == Some(true), "spec.hostIPC");
         self.when(some(spec.resource_claims.as_ref().map(Vec::len)), "spec.resourceClaims");
         self.when(spec.scheduling_group.is_some(), "spec.schedulingGroup");
-        self.when(spec.os.as_ref().is_some_and(|os| os.name != "linux"), "spec.os.name");
     }
 
     fn volume(&mut self, path: &str, volume: &Volume) {
@@ -107,7 +104,9 @@ impl Found {
         }
         if let Some(host) = &volume.host_path {
             let kind = host.type_.as_deref().unwrap_or_default();
-            self.when(!host_path::TYPES.contains(&kind), format!("{path}.hostPath.type"));
+            if !host_path::TYPES.contains(&kind) {
+                self.add(format!("{path}.hostPath.type"), NO_DEVICES);
+            }
         }
         if is_read_only(volume) || volume.empty_dir.is_some() || volume.host_path.is_some() {
             return;
@@ -128,14 +127,8 @@ impl Found {
         self.when(claims.is_some_and(|claims| !claims.is_empty()), format!("{path}.resources.claims"));
         for (index, port) in container.ports.iter().flatten().enumerate() {
             let path = format!("{path}.ports[{index}]");
-            self.when(port.host_port.is_some_and(|port| port != 0), format!("{path}.hostPort"));
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
             self.when(protocol != "TCP", format!("{path}.protocol"));
-        }
-        for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-            let path = format!("{path}.volumeMounts[{index}]");
-            let propagation = mount.mount_propagation.as_deref().unwrap_or("None");
-            self.when(propagation != "None", format!("{path}.mountPropagation"));
         }
     }
 }
@@ -166,8 +159,6 @@ mod tests {
                 json!({"containers": [], "initContainers": [{"name": "i"}, {"name": "j", "volumeDevices": [{"name": "v", "devicePath": "/d"}]}]}),
                 "spec.initContainers[1].volumeDevices",
             ),
-            (json!({"containers": [], "hostNetwork": true}), "spec.hostNetwork"),
-            (json!({"containers": [], "os": {"name": "windows"}}), "spec.os.name"),
             (
                 json!({"containers": [], "volumes": [{"name": "v", "hostPath": {"path": "/", "type": "Socket"}}]}),
                 "spec.volumes[0].hostPath.type",
@@ -181,14 +172,8 @@ mod tests {
                 "spec.volumes[0].projected.sources[0].clusterTrustBundle",
             ),
             (
-                container(json!({"ports": [{"containerPort": 80, "hostPort": 80}]})),
-                "spec.containers[0].ports[0].hostPort",
-            ),
-            (
-                container(
-                    json!({"volumeMounts": [{"name": "v", "mountPath": "/v", "mountPropagation": "Bidirectional"}]}),
-                ),
-                "spec.containers[0].volumeMounts[0].mountPropagation",
+                container(json!({"ports": [{"containerPort": 80, "protocol": "UDP"}]})),
+                "spec.containers[0].ports[0].protocol",
             ),
         ] {
             assert_eq!(paths(spec), [path]);

@@ -90,8 +90,8 @@ pub(crate) fn happened(container: usize, event: CellEvent) -> Message {
 /// What a worker hears from its tasks.
 pub(crate) enum Message {
     Event(Event),
-    /// An address may be free, for a pod that waits for one.
-    AddressFree,
+    /// What it lacked of the node may be free: an address, a host port.
+    Mount,
     /// A container's image, and what to say of it.
     Image(usize, Arc<Image>, String),
     /// A container that was made.
@@ -127,6 +127,7 @@ pub(crate) struct Worker {
     rules: LifecyclePolicy,
     state: State,
     ip: Option<IpAddr>,
+    host_ports: Vec<Task>,
     sender: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
     /// Its containers, as the state has them.
@@ -230,6 +231,7 @@ impl Worker {
             input,
             pod,
             ip,
+            host_ports: Vec::new(),
             sender,
             messages,
             volumes: None,
@@ -253,10 +255,10 @@ impl Worker {
         if let Some(grace) = grace(&self.pod) {
             self.state.deleted = Some(grace);
         }
-        let mut refused = unsupported::fields(&self.pod);
+        let refused = unsupported::fields(&self.pod);
         tokio::select! {
             () = stop.cancelled() => return,
-            other = self.other_runtime() => refused.extend(other),
+            () = self.until_runnable() => {}
         }
         let refused = (!refused.is_empty()).then(|| {
             let each = refused.iter().map(|field| format!("{}: {}", field.path, field.why)).collect();
@@ -342,35 +344,38 @@ impl Worker {
         Some(Duration::try_from(at.duration_since(self.now())).unwrap_or_default())
     }
 
-    /// A RuntimeClass whose handler this node doesn't have. Asks until there is an answer, or the pod is to end.
-    async fn other_runtime(&mut self) -> Option<unsupported::Unsupported> {
-        let name = self.pod.spec.as_ref()?.runtime_class_name.clone().filter(|name| name != HANDLER)?;
+    /// Waits until the pod's RuntimeClass names a handler that this node has, or the pod is to end.
+    async fn until_runnable(&mut self) {
+        let spec = self.pod.spec.as_ref();
+        let Some(name) = spec.and_then(|spec| spec.runtime_class_name.clone()).filter(|name| name != HANDLER) else {
+            return;
+        };
         let classes: kube::Api<RuntimeClass> = kube::Api::all(self.node.client.clone());
-        let mut wait = WRITE_RETRY_FIRST;
+        let (mut wait, mut told) = (WRITE_RETRY_FIRST, String::new());
         loop {
             let answer = tokio::select! {
                 answer = classes.get_opt(&name) => answer,
-                () = self.until_ending() => return None,
+                () = self.until_ending() => return,
             };
-            match answer {
-                Ok(Some(class)) if class.handler == HANDLER => return None,
-                Ok(_) => {
-                    let why = "the class's handler is not \"wasm\", the only one of this node";
-                    return Some(unsupported::Unsupported { path: "spec.runtimeClassName".into(), why });
+            let why = match answer {
+                Ok(Some(class)) if class.handler == HANDLER => return,
+                Ok(Some(class)) => {
+                    format!(
+                        "no runtime for {:?} is configured: RuntimeClasses of this node have the handler {HANDLER:?}",
+                        class.handler
+                    )
                 }
-                Err(error) => {
-                    tracing::debug!(pod = self.rules.pod, %error, "a RuntimeClass cannot be read");
-                    if wait == WRITE_RETRY_FIRST {
-                        let message = format!(
-                            "Failed to create pod sandbox: RuntimeClass {name:?} cannot be read, trying again: {error}"
-                        );
-                        self.note(true, "FailedCreatePodSandBox", message, None);
-                    }
-                }
+                Ok(None) => format!("runtimeclass.node.k8s.io {name:?} not found"),
+                Err(error) => format!("RuntimeClass {name:?} cannot be read, trying again: {error}"),
+            };
+            if why != told {
+                let message = format!("Failed to create pod sandbox: {why}");
+                self.note(true, "FailedCreatePodSandBox", message, None);
+                told = why;
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = self.until_ending() => return None,
+                () = self.until_ending() => return,
             }
             wait = (wait * 2).min(WRITE_RETRY_MAX);
         }
@@ -436,8 +441,8 @@ impl Worker {
         match message {
             Message::Event(event) => self.apply(event),
             // It may have been taken by another meanwhile, and the pod may have ended.
-            Message::AddressFree if self.state.stage == Stage::Mounting && self.ip.is_none() => self.mount(true),
-            Message::AddressFree => {}
+            Message::Mount if self.state.stage == Stage::Mounting && self.volumes.is_none() => self.mount(true),
+            Message::Mount => {}
             Message::Image(container, image, message) => {
                 let image_id = image.image_id.clone();
                 if let Some(slot) = self.slots.get_mut(container) {

@@ -3,8 +3,12 @@
 use super::*;
 use crate::pod::ask::Asker;
 use crate::pod::check;
+use crate::pod::host_ports;
 use crate::pod::runner::{self, Context};
 use crate::pod::start::Home;
+
+/// Nobody says when a port of the machine comes free.
+const HOST_PORT_RETRY: Duration = Duration::from_secs(1);
 
 impl Worker {
     pub(super) fn perform(&mut self, actions: Vec<Action>) {
@@ -36,7 +40,7 @@ impl Worker {
         self.node.recorder.record(EventRecord { about, warning, reason, message, source: None });
     }
 
-    /// Takes an address and fills the volumes. `again`: it has been said that there is no address.
+    /// Takes an address and host ports, and fills the volumes. `again`: it has been said that they are not to be had.
     pub(super) fn mount(&mut self, again: bool) {
         let ip = self.ip.or_else(|| self.node.addresses.take());
         self.ip = ip;
@@ -55,10 +59,28 @@ impl Worker {
                     }
                     freed.await;
                 }
-                let _ = sender.send(Message::AddressFree).await;
+                let _ = sender.send(Message::Mount).await;
             })));
             return;
         };
+        if self.host_ports.is_empty() {
+            let node = self.node.identity.bind;
+            match host_ports::open(&self.pod, ip, node, &self.node.parts.network) {
+                Ok(opened) => self.host_ports = opened,
+                Err(why) => {
+                    if !again {
+                        let message = format!("Failed to create pod sandbox: {why}; it is tried again");
+                        self.note(true, "FailedCreatePodSandBox", message, None);
+                    }
+                    let sender = self.sender.clone();
+                    self.waiting = Some(Task(tokio::spawn(async move {
+                        tokio::time::sleep(HOST_PORT_RETRY).await;
+                        let _ = sender.send(Message::Mount).await;
+                    })));
+                    return;
+                }
+            }
+        }
         let dir = self.node.pod_dir(self.pod.metadata.uid.as_deref().unwrap_or_default());
         if self.memory_files.is_none()
             && let Ok(folder) = &self.node.volumes.memory
@@ -289,6 +311,7 @@ impl Worker {
     pub(super) fn clean(&mut self) {
         (self.volumes, self.waiting, self.measure) = (None, None, None);
         (self.resizing, self.progress) = (None, None);
+        self.host_ports.clear();
         self.memory_files = None;
         self.view.change(|seen| seen.memory_files = None);
         for slot in &mut self.slots {

@@ -1,0 +1,129 @@
+//! `hostPort`: ports of a pod that answer at the node's own address, from its beginning until nothing is left of it. Here and in
+//! `hostNetwork`, whose ports the API server makes host ports, the pod keeps its own address beside.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use machinery_serve::accept::Listener;
+use machinery_serve::net::{PodNetwork, Protocol};
+use tokio::sync::Semaphore;
+
+use super::listen::{self, CONNECTIONS_MAX};
+use super::worker::Task;
+
+/// A port that a pod wants of its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct HostPort {
+    /// None = wherever the node listens.
+    ip: Option<IpAddr>,
+    port: u16,
+    /// Where it leads in the pod.
+    container_port: u16,
+}
+
+impl HostPort {
+    fn clashes(&self, other: &Self) -> bool {
+        self.port == other.port && (self.ip.is_none() || other.ip.is_none() || self.ip == other.ip)
+    }
+
+    /// Where it listens. The machine's loopback has the addresses of all pods and Services, which are not a pod's to take.
+    fn address(&self, node: IpAddr) -> Result<SocketAddr, String> {
+        let usual = [IpAddr::from([127, 0, 0, 1]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST), node];
+        match self.ip {
+            Some(ip) if ip.is_loopback() && !usual.contains(&ip) => {
+                Err(format!("hostIP {ip} is an address of the cluster, not of the node"))
+            }
+            ip => Ok(SocketAddr::new(ip.unwrap_or(node), self.port)),
+        }
+    }
+}
+
+fn of(pod: &Pod) -> impl Iterator<Item = HostPort> {
+    let sidecar = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
+    let spec = pod.spec.iter();
+    let all =
+        spec.flat_map(move |spec| spec.containers.iter().chain(spec.init_containers.iter().flatten().filter(sidecar)));
+    let tcp = all.flat_map(|container| container.ports.iter().flatten());
+    tcp.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP").filter_map(|port| {
+        let number = |number: i32| u16::try_from(number).ok().filter(|number| *number > 0);
+        let ip = port.host_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok()).filter(|ip| !ip.is_unspecified());
+        Some(HostPort { ip, port: number(port.host_port?)?, container_port: number(port.container_port)? })
+    })
+}
+
+/// Whether another pod of the node has a port that this one wants.
+pub(crate) fn clash<'a>(mut others: impl Iterator<Item = &'a Pod>, pod: &Pod) -> bool {
+    let wanted: Vec<HostPort> = of(pod).collect();
+    !wanted.is_empty() && others.any(|other| of(other).any(|port| wanted.iter().any(|wanted| wanted.clashes(&port))))
+}
+
+/// Opens all ports of a pod that has this address, for as long as the tasks live. `node`: where the node listens.
+///
+/// # Errors
+/// One of them can't be opened: none is, then.
+pub(crate) fn open(pod: &Pod, ip: IpAddr, node: IpAddr, network: &PodNetwork) -> Result<Vec<Task>, String> {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let bound = of(pod).map(|port| {
+        let address = port.address(node)?;
+        let listener = Listener::bind(address).map_err(|error| format!("host port {address}: {error}"))?;
+        Ok((listener, address, port.container_port))
+    });
+    let bound: Vec<_> = bound.collect::<Result<_, String>>()?;
+    let each = bound.into_iter().map(|(listener, address, port)| {
+        let (network, connections) = (network.clone(), connections.clone());
+        let answers = move || network.find(ip, Protocol::Tcp, port);
+        Task(tokio::spawn(listen::serve((listener, address), connections, answers)))
+    });
+    Ok(each.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(ports: Value) -> Pod {
+        let containers = json!([{"name": "c", "ports": ports}]);
+        serde_json::from_value(json!({"metadata": {}, "spec": {"containers": containers}})).unwrap()
+    }
+
+    #[test]
+    fn ports_are_one_pods_at_each_address() {
+        let at = |ip: &str, port: u16| pod(json!([{"containerPort": 80, "hostIP": ip, "hostPort": port}]));
+        let clashes = |a: &Pod, b: &Pod| clash([a].into_iter(), b);
+        assert!(clashes(&at("", 80), &at("0.0.0.0", 80)) && clashes(&at("192.0.2.1", 80), &at("", 80)));
+        assert!(!clashes(&at("192.0.2.1", 80), &at("192.0.2.2", 80)) && !clashes(&at("", 80), &at("", 81)));
+        let udp = pod(json!([{"containerPort": 80, "hostPort": 80, "protocol": "UDP"}]));
+        assert!(!clashes(&udp, &at("", 80)) && !clashes(&pod(json!([{"containerPort": 80}])), &at("", 80)));
+    }
+
+    #[test]
+    fn an_address_of_the_cluster_is_nobodys() {
+        let node = IpAddr::from([127, 0, 0, 1]);
+        let address = |ip: &str| HostPort { ip: ip.parse().ok(), port: 80, container_port: 8080 }.address(node);
+        assert_eq!(address(""), Ok("127.0.0.1:80".parse().unwrap()));
+        assert_eq!(address("::1"), Ok("[::1]:80".parse().unwrap()));
+        assert!(address("127.64.0.10").is_err() && address("127.66.0.2").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_port_is_open_until_its_pod_is_gone() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (node, port) = (IpAddr::from([127, 0, 0, 1]), free.local_addr().unwrap().port());
+        let (pod, network) = (pod(json!([{"containerPort": 80, "hostPort": port}])), PodNetwork::default());
+        let own = IpAddr::from([127, 66, 0, 2]);
+        let refused = open(&pod, own, node, &network).err().unwrap();
+        assert!(refused.starts_with(&format!("host port 127.0.0.1:{port}: ")), "{refused}");
+        drop(free);
+        let opened = open(&pod, own, node, &network).unwrap();
+        let mut connection = tokio::net::TcpStream::connect((node, port)).await.unwrap();
+        let read = tokio::io::AsyncReadExt::read(&mut connection, &mut [0; 1]).await;
+        assert!(!matches!(read, Ok(1)), "nothing listens in the pod");
+        drop(opened);
+        while tokio::net::TcpStream::connect((node, port)).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
