@@ -37,7 +37,7 @@ refused() {
 }
 ns=()
 
-for layout in cncf scratch compat index spin wash; do runs "$layout" "$R/$layout/hello:v1"; done
+for layout in cncf scratch compat index spin wash zstd; do runs "$layout" "$R/$layout/hello:v1"; done
 expect "localhost:$tls/index/hello" "$(kubectl get pod index -o 'jsonpath={.status.containerStatuses[0].imageID}' | cut -d@ -f1)" "imageID"
 eventually 10 has 'Successfully pulled image "localhost:[0-9]+/cncf/hello:v1" in .*s \(.*s including waiting\). Image size: [0-9]+ bytes.' kubectl get events
 start linux "$R/linux/hello:v1"; refused linux ErrImagePull 'linux/amd64.*deploy your own module'
@@ -68,6 +68,43 @@ kubectl patch serviceaccount default -n other -p '{"imagePullSecrets":[{"name":"
 runs by-account "$R/private/hello:v1"
 ns=()
 echo "· passwords, tokens, ServiceAccounts; whose image is whose"
+
+"$CORACLE" push "${SAMPLES_BIN:-sample-workloads/bin}/wordcount.wasm" registry.local/wordcount:v1 --data-dir "$WORK/data" >/dev/null
+# mounts NAME VOLUMES MOUNTS [MORE]: a pod that counts the files and words of /data
+mounts() { printf '{apiVersion: v1, kind: Pod, metadata: {name: %s}, spec: {restartPolicy: Never, %s volumes: [%s], containers: [{name: count,
+  image: "registry.local/wordcount:v1", args: [/data], volumeMounts: [%s]}]}}' "$1" "${4:-}" "$2" "$3" | kubectl apply -f - >/dev/null; }
+of() { echo "{name: ${3:-data}, image: {reference: \"$1\", pullPolicy: ${2:-IfNotPresent}}}"; }
+at='{name: data, mountPath: /data'
+counted() {
+  kubectl wait --for=jsonpath='{.status.phase}'=Succeeded "pod/$1" --timeout=60s >/dev/null || fail "$1: $(kubectl describe pod "$1" | tail -n 12)"
+  kubectl logs "$1" | python3 -c 'import json,sys; d=json.loads(sys.stdin.read()); print(d["files"], d["words"])'
+}
+mounts image "$(of "$R/data/hello:v1")" "$at}"; expect "2 7" "$(counted image)" "layers of gzip and zstd, with a whiteout"
+mounts artifact "$(of "$R/artifact/hello:v1" Always)" "$at}"; expect "1 3" "$(counted artifact)" "an artifact's file"
+mounts folder "$(of "$R/data/hello:v1" Never)" "$at, subPath: texts}"; expect "2 7" "$(counted folder)" "a folder of an image"
+mounts file "$(of "$R/data/hello:v1")" '{name: data, mountPath: /data/only.txt, subPath: texts/two}'; expect "1 4" "$(counted file)" "a file of an image"
+mounts two "$(of "$R/data/hello:v1"), $(of "$R/artifact/hello:v1" Never other)" "$at}, {name: other, mountPath: /data/more}"
+expect "2 7" "$(counted two)" "two images"
+mounts locked "$(of "$R/private-data/hello:v1")" "$at}" 'imagePullSecrets: [{name: pull}],'; expect "2 7" "$(counted locked)" "an image that wants a password"
+expect "data /data true" "$(kubectl get pod image -o 'jsonpath={.status.containerStatuses[0].volumeMounts[0].name} {.status.containerStatuses[0].volumeMounts[0].mountPath} {.status.containerStatuses[0].volumeMounts[0].readOnly}')" "the mount's status"
+mounts unused "$(of "$R/data/none@sha256:$(printf '0%.0s' {1..64})" IfNotPresent other), {name: data, emptyDir: {}}" "$at}"; expect "0 0" "$(counted unused)" "an image that nobody mounts"
+mounts missing "$(of "$R/data/none@sha256:$(printf '0%.0s' {1..64})")" "$at}"; refused missing ErrImagePull 'Failed to pull image "localhost:[0-9]+/data/none@'
+mounts denied "$(of "$R/private-data/hello:v1")" "$at}"; refused denied ErrImagePull 'pull access denied'
+mounts escape "$(of "$R/evil-escape/hello:v1")" "$at}"; refused escape ErrImagePull 'leads out of the image'
+mounts absent "$(of "$R/artifact/none:v1" Never)" "$at}"
+eventually 30 has '^ErrImageNeverPull$' kubectl get pod absent -o 'jsonpath={.status.containerStatuses[0].state.waiting.reason}'
+mounts nowhere "$(of "$R/data/hello:v1")" "$at, subPath: none}"
+eventually 30 has '^CreateContainerError ImageVolumeMountFailed' kubectl get pod nowhere -o 'jsonpath={.status.containerStatuses[0].state.waiting.reason} {.status.containerStatuses[0].state.waiting.message}'
+if kubectl run bad --image=x --overrides='{"spec":{"volumes":[{"name":"v","image":{"pullPolicy":"Often"}}]}}' 2> "$WORK/err"; then fail "a volume of no image was taken"; fi
+has 'volumes\[0\].image.reference: Required' cat "$WORK/err" && has 'image.pullPolicy: Unsupported value: "Often"' cat "$WORK/err" || fail "$(cat "$WORK/err")"
+printf '{apiVersion: v1, kind: Pod, metadata: {name: reads}, spec: {volumes: [%s], containers: [{name: c, image: "%s", volumeMounts: [%s}]}]}}' \
+  "$(of "$R/data/hello:v1")" "$R/cncf/hello:v1" "$at" | kubectl apply -f - >/dev/null
+kubectl wait --for=condition=Ready pod/reads --timeout=60s >/dev/null
+expect "a b c" "$(kubectl exec reads -- cat /data/texts/one)" "a file in a running pod"
+if kubectl exec reads -- sh -c 'echo x > /data/texts/one' 2>/dev/null; then fail "an image was written to"; fi
+expect "a b c" "$(kubectl exec reads -- cat /data/texts/one)" "a file that nobody may write"
+[ "$(ls "$WORK/data/images/trees" | wc -l)" = 2 ] || fail "folders of images: $(ls "$WORK/data/images/trees")"
+echo "· volumes that are images"
 
 before=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")
 for evil in realm echo manifest redirect digest blob; do start "evil-$evil" "127.0.0.1:$plain/evil-$evil/hello:v1" "$(with plain)"; done

@@ -37,17 +37,31 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 IMAGE = "application/vnd.oci.image.config.v1+json"
 
 
+def tar(files):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return packed.getvalue()
+
+
+def zstd(data):
+    """One frame of raw blocks (RFC 8878)."""
+    blocks = [data[at:at + 65536] for at in range(0, len(data), 65536)]
+    heads = [(len(block) << 3 | (n == len(blocks) - 1)).to_bytes(3, "little") for n, block in enumerate(blocks)]
+    return b"\x28\xb5\x2f\xfd\xa0" + len(data).to_bytes(4, "little") + b"".join(head + block for head, block in zip(heads, blocks))
+
+
 def layouts(module):
     wasm = blob(module, "application/wasm")
     cncf = manifest(document({"os": "wasip2", "architecture": "wasm"}, "application/vnd.wasm.config.v0+json"), [wasm])
-    tar = io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w") as archive:
-        entry = tarfile.TarInfo("app.wasm")
-        entry.size = len(module)
-        archive.addfile(entry, io.BytesIO(module))
-    layer = blob(gzip.compress(tar.getvalue()), "application/vnd.oci.image.layer.v1.tar+gzip")
+    files = tar({"app.wasm": module})
+    layer = blob(gzip.compress(files), "application/vnd.oci.image.layer.v1.tar+gzip")
     run = {"os": "wasip1", "architecture": "wasm", "config": {"Entrypoint": ["/app.wasm"]}}
     scratch = manifest(document(run, IMAGE), [layer])
+    packed = manifest(document(run, IMAGE), [blob(zstd(files), "application/vnd.oci.image.layer.v1.tar+zstd")])
     compat = manifest(document({**run, "os": "linux", "architecture": "amd64"}, IMAGE), [layer], annotations={"module.wasm.image/variant": "compat-smart"})
     linux = manifest(document({"os": "linux", "architecture": "amd64", "config": {"Entrypoint": ["/bin/sh"]}}, IMAGE), [layer])
     children = [
@@ -55,11 +69,19 @@ def layouts(module):
         document(scratch, MANIFEST, platform={"os": "wasi", "architecture": "wasm"}),
     ]
     index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": children}
+    bottom = tar({"texts/one": b"a b c", "texts/two": b"d e", "old": b"x y z"})
+    top = tar({"texts/two": b"d e f g", ".wh.old": b""})
+    bottom, top = (blob(data, f"application/vnd.oci.image.layer.v1.tar+{how}") for data, how in ((gzip.compress(bottom), "gzip"), (zstd(top), "zstd")))
+    data = manifest(document({"os": "linux", "architecture": "s390x"}, IMAGE), [bottom, top])
+    title = {"org.opencontainers.image.title": "model/weights.txt"}
+    artifact = manifest(document({}, "application/vnd.oci.empty.v1+json"), [blob(b"one two three", "text/plain", annotations=title)])
+    escape = manifest(document({}, IMAGE), [blob(tar({"../../escaped": b"x"}), "application/vnd.oci.image.layer.v1.tar")])
     kind = "application/vnd.fermyon.spin.application.v1+config"
     locked = {"spin_lock_version": 1, "triggers": [{"id": "t", "trigger_type": "http"}], "components": [{"id": "web", "source": {"digest": wasm["digest"]}}]}
     spin = manifest(document(locked, kind), [{**wasm, "mediaType": "application/vnd.wasm.content.layer.v1+wasm"}])
     wash = manifest(document({}, "application/vnd.wasmcloud.actor.archive.config"), [{**wasm, "mediaType": "application/vnd.module.wasm.content.layer.v1+wasm"}])
-    named = {"cncf": cncf, "scratch": scratch, "compat": compat, "linux": linux, "index": index, "spin": spin, "wash": wash}
+    named = {"cncf": cncf, "scratch": scratch, "compat": compat, "linux": linux, "index": index, "spin": spin, "wash": wash, "zstd": packed,
+             "data": data, "private-data": data, "artifact": artifact, "evil-escape": escape}
     return {name: json.dumps(value).encode() for name, value in named.items()}
 
 
@@ -102,7 +124,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(200, json.dumps({"token": TOKEN}).encode()) if who == BASIC else self.answer(401)
         parts = url.path.removeprefix("/v2/").split("/")
         name, what, reference = parts[0], parts[-2], parts[-1]
-        if name == "private" and who != BASIC:
+        if name.startswith("private") and who != BASIC:
             return self.answer(401, WWW_Authenticate='Basic realm="here"')
         if name == "token" and who != f"Bearer {TOKEN}":
             return self.answer(401, WWW_Authenticate=f'Bearer realm="{own}/token",service="s",scope="repository:token/hello:pull"')

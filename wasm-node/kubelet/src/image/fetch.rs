@@ -11,6 +11,7 @@ use super::manifest::{Descriptor, Layer, Plan, Refusal, plan};
 use super::pull::{Image, basename, on_disk};
 use super::session::{MANIFEST_BYTES_MAX, RemoteError, Session};
 use super::spin;
+use super::volume_manifest::{self, VolumePlan, own_architecture};
 use machinery_env::Env;
 use oci_registry::blobs::{BLOB_BYTES_MAX, BlobError, BlobStore, BlobWriter, Pins};
 use oci_registry::reference::{Reference, is_sha256};
@@ -58,13 +59,18 @@ impl Fetch<'_> {
         FetchError::Final(ImageError::Blob { image: self.key.to_owned(), source })
     }
 
-    /// Fetches everything that the image is made of.
-    pub(super) async fn image(&self) -> Result<Image, FetchError> {
+    /// What the reference names.
+    async fn first_manifest(&self) -> Result<(Vec<u8>, String), FetchError> {
         let name = self.reference.manifest();
         if name.contains(':') && !is_sha256(name) {
             return Err(self.unkept(BlobError::BadDigest(name.chars().take(100).collect())));
         }
-        let (mut bytes, manifest_digest) = self.session.manifest(name).await?;
+        Ok(self.session.manifest(name).await?)
+    }
+
+    /// Fetches everything that the image is made of.
+    pub(super) async fn image(&self) -> Result<Image, FetchError> {
+        let (mut bytes, manifest_digest) = self.first_manifest().await?;
         for _ in 0..=INDEX_DEPTH_MAX {
             match plan(&bytes).map_err(|refusal| self.refused(refusal))? {
                 Plan::Child(child) => {
@@ -100,6 +106,31 @@ impl Fetch<'_> {
         Err(self.refused(Refusal::Malformed("indexes lie in indexes too deep".into())))
     }
 
+    /// Fetches everything that a volume of it is made of.
+    pub(super) async fn volume(&self) -> Result<Image, FetchError> {
+        let (mut bytes, manifest_digest) = self.first_manifest().await?;
+        for _ in 0..=INDEX_DEPTH_MAX {
+            match volume_manifest::plan(&bytes, own_architecture()).map_err(|refusal| self.refused(refusal))? {
+                VolumePlan::Child(child) => {
+                    self.check(&child, MANIFEST_BYTES_MAX)?;
+                    (bytes, _) = self.session.manifest(&child.digest).await?;
+                }
+                VolumePlan::Layers(planned) => {
+                    let mut layers = Vec::new();
+                    for (descriptor, layer) in planned {
+                        self.blob(&descriptor, BLOB_BYTES_MAX).await?;
+                        layers.push(layer);
+                    }
+                    let blobs = layers.iter().map(|layer| layer.digest.clone()).collect();
+                    let modules = Modules::only(String::new());
+                    let image = self.put_together(&manifest_digest, modules, blobs, ImageConfig::default());
+                    return Ok(Image { volume: Some(layers), ..image });
+                }
+            }
+        }
+        Err(self.refused(Refusal::Malformed("indexes lie in indexes too deep".into())))
+    }
+
     async fn module_run(&self, config: &Descriptor, is_image: bool) -> Result<ImageConfig, FetchError> {
         let name = basename(&self.reference.repository);
         let document = self.document(config).await?;
@@ -110,8 +141,12 @@ impl Fetch<'_> {
     }
 
     fn put_together(&self, manifest_digest: &str, modules: Modules, blobs: Vec<String>, run: ImageConfig) -> Image {
-        let mut blobs: Vec<String> =
-            blobs.into_iter().chain(modules.by_path.values().cloned()).chain([modules.entrypoint.clone()]).collect();
+        let mut blobs: Vec<String> = blobs
+            .into_iter()
+            .chain(modules.by_path.values().cloned())
+            .chain([modules.entrypoint.clone()])
+            .filter(|blob| !blob.is_empty())
+            .collect();
         blobs.sort();
         blobs.dedup();
         Image {
@@ -119,6 +154,7 @@ impl Fetch<'_> {
             image_id: format!("{}/{}@{manifest_digest}", self.reference.registry, self.reference.repository),
             module: modules.entrypoint,
             modules: modules.by_path,
+            volume: None,
             size_bytes: blobs.iter().filter_map(|blob| self.blobs.size(blob)).sum(),
             blobs,
             argv: run.argv,

@@ -4,21 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
-use std::path::{Component, Path};
+use std::path::Path;
 
 use super::manifest::{Compression, Refusal};
+use super::tar_layer::{Parts, Size, check_extended, check_names, decompress, parts, unreadable};
 use oci_registry::blobs::{BlobError, BlobWriter};
 
 /// Uncompressed bytes of all layers together.
 const UNPACKED_BYTES_MAX: u64 = 512 << 20;
-/// Entries of all layers together.
-const ENTRIES_MAX: u64 = 100_000;
-/// Length of a name.
-const NAME_BYTES_MAX: usize = 4096;
-/// Bytes of all names and link targets together: the tree lies in memory.
-const NAMES_BYTES_MAX: usize = 16 << 20;
-/// An extended header (a long name, pax attributes): read into memory whole by the tar reader.
-const EXTENDED_BYTES_MAX: u64 = 1 << 20;
 /// Links followed from a name.
 const LINKS_MAX: u32 = 40;
 /// Parts of names looked at, all links together: each step compares as many parts as the path has by then.
@@ -27,9 +20,6 @@ const LINK_STEPS_MAX: usize = 16 << 20;
 const MODULES_MAX: usize = 64;
 /// Names of modules; many links lead to one where it looks at its argv[0].
 const MODULE_NAMES_MAX: usize = 1024;
-
-/// A path in the image, as its parts.
-type Parts = Vec<String>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Node {
@@ -40,53 +30,6 @@ enum Node {
         entry: u64,
     },
     Symlink(String),
-}
-
-/// Reads at most so much, and says so when there is more.
-struct Bounded<R> {
-    reader: R,
-    left: u64,
-}
-
-impl<R: Read> Read for Bounded<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.reader.read(buffer)?;
-        match self.left.checked_sub(read as u64) {
-            Some(left) => {
-                self.left = left;
-                Ok(read)
-            }
-            None => Err(io::Error::new(io::ErrorKind::FileTooLarge, "the layers unpack to too many bytes")),
-        }
-    }
-}
-
-fn unreadable(error: &io::Error) -> Refusal {
-    if error.kind() == io::ErrorKind::FileTooLarge {
-        return Refusal::TooLarge(format!("its layers unpack to more than {UNPACKED_BYTES_MAX} bytes"));
-    }
-    Refusal::Layers(error.to_string())
-}
-
-fn decompress(reader: impl Read + 'static, compression: Compression, left: u64) -> Bounded<Box<dyn Read>> {
-    let reader: Box<dyn Read> = match compression {
-        Compression::None => Box::new(reader),
-        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(reader)),
-    };
-    Bounded { reader, left }
-}
-
-/// A name inside the image; none where it leads out or is no text.
-fn parts(path: &Path) -> Option<Parts> {
-    let mut parts = Parts::new();
-    for component in path.components() {
-        match component {
-            Component::RootDir | Component::CurDir => {}
-            Component::Normal(part) => parts.push(part.to_str()?.to_owned()),
-            Component::ParentDir | Component::Prefix(_) => return None,
-        }
-    }
-    Some(parts)
 }
 
 /// Where modules go.
@@ -141,7 +84,7 @@ pub(crate) fn extract<R: Read + 'static>(
         let last = wanted.iter().filter(|at| at.0 == layer).map(|at| at.1).max();
         let Some(last) = last else { continue };
         let reader = open(layer).map_err(|error| unreadable(&error))?;
-        let mut archive = tar::Archive::new(decompress(reader, compression, UNPACKED_BYTES_MAX));
+        let mut archive = tar::Archive::new(decompress(reader, compression, UNPACKED_BYTES_MAX)?);
         for (number, entry) in archive.entries().map_err(|error| unreadable(&error))?.enumerate() {
             let mut entry = entry.map_err(|error| unreadable(&error))?;
             let at = (layer, number as u64);
@@ -188,9 +131,9 @@ fn read_tree<R: Read + 'static>(
     let mut size = Size::default();
     for (layer, &compression) in compressions.iter().enumerate() {
         let reader = open(layer).map_err(|error| unreadable(&error))?;
-        check_extended(&mut tar::Archive::new(decompress(reader, compression, left)))?;
+        check_extended(&mut tar::Archive::new(decompress(reader, compression, left)?))?;
         let reader = open(layer).map_err(|error| unreadable(&error))?;
-        let mut archive = tar::Archive::new(decompress(reader, compression, left));
+        let mut archive = tar::Archive::new(decompress(reader, compression, left)?);
         apply(&mut archive, layer, &mut size, &mut tree)?;
         left = archive.into_inner().left;
     }
@@ -228,44 +171,6 @@ fn module_names(tree: &BTreeMap<Parts, Node>, main: At, steps: &mut usize) -> Re
     Ok(names)
 }
 
-/// What the tree has grown to.
-#[derive(Default)]
-struct Size {
-    entries: u64,
-    names_bytes: usize,
-}
-
-impl Size {
-    fn add(&mut self, name_bytes: usize) -> Result<(), Refusal> {
-        self.entries += 1;
-        self.names_bytes += name_bytes;
-        if self.entries > ENTRIES_MAX {
-            return Err(Refusal::TooLarge(format!("its layers have more than {ENTRIES_MAX} entries")));
-        }
-        if self.names_bytes > NAMES_BYTES_MAX {
-            return Err(Refusal::TooLarge(format!("the names in its layers have more than {NAMES_BYTES_MAX} bytes")));
-        }
-        Ok(())
-    }
-}
-
-/// Refuses a layer whose extended headers would fill memory, before anything reads them.
-fn check_extended<R: Read>(archive: &mut tar::Archive<R>) -> Result<(), Refusal> {
-    for (number, entry) in archive.entries().map_err(|error| unreadable(&error))?.raw(true).enumerate() {
-        let entry = entry.map_err(|error| unreadable(&error))?;
-        let kind = entry.header().entry_type();
-        let plain = kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link();
-        if !plain && entry.size() > EXTENDED_BYTES_MAX {
-            return Err(Refusal::TooLarge("an extended header of a layer is too long".into()));
-        }
-        // Each entry may have an extended header or two of its own.
-        if number as u64 > 3 * ENTRIES_MAX {
-            return Err(Refusal::TooLarge(format!("its layers have more than {ENTRIES_MAX} entries")));
-        }
-    }
-    Ok(())
-}
-
 /// Removes what lies below `path`; a subtree is one range of the ordered tree.
 fn remove_below(tree: &mut BTreeMap<Parts, Node>, path: &[String]) {
     let below: Vec<Parts> = tree
@@ -290,12 +195,7 @@ fn apply<R: Read>(
     let entries = archive.entries().map_err(|error| unreadable(&error))?;
     for (number, entry) in entries.enumerate() {
         let entry = entry.map_err(|error| unreadable(&error))?;
-        let name_bytes = entry.path_bytes().len();
-        let link_bytes = entry.link_name_bytes().map_or(0, |link| link.len());
-        if name_bytes.max(link_bytes) > NAME_BYTES_MAX {
-            return Err(Refusal::Layers("a name is too long".into()));
-        }
-        size.add(name_bytes + link_bytes)?;
+        check_names(&entry, size)?;
         let path = entry.path().map_err(|error| unreadable(&error))?.into_owned();
         let Some(path) = parts(&path) else {
             return Err(Refusal::Layers(format!("the name {:?} leads out of the image", path.display().to_string())));
@@ -514,25 +414,47 @@ mod tests {
 
     #[test]
     fn a_bomb_is_refused() {
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
         let mut header = tar::Header::new_gnu();
         header.set_path("bomb.wasm").unwrap();
         header.set_size(UNPACKED_BYTES_MAX + (1 << 20));
         header.set_cksum();
-        gzip.write_all(header.as_bytes()).unwrap();
-        let zeros = vec![0; 1 << 20];
-        for _ in 0..=(UNPACKED_BYTES_MAX >> 20) {
-            gzip.write_all(&zeros).unwrap();
+        let fill = |out: &mut dyn Write| {
+            out.write_all(header.as_bytes()).unwrap();
+            let zeros = vec![0; 1 << 20];
+            (0..=(UNPACKED_BYTES_MAX >> 20)).for_each(|_| out.write_all(&zeros).unwrap());
+        };
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        fill(&mut gzip);
+        let mut zstd = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+        fill(&mut zstd);
+        let bombs = [(gzip.finish().unwrap(), Compression::Gzip), (zstd.finish().unwrap(), Compression::Zstd)];
+        for (bomb, compression) in bombs {
+            assert!(bomb.len() < 1 << 20);
+            let error = run(&[bomb], compression, "bomb.wasm").unwrap_err();
+            assert!(error.contains("too large") && error.contains("536870912"), "{error}");
         }
-        let bomb = gzip.finish().unwrap();
-        let error = run(&[bomb], Compression::Gzip, "bomb.wasm").unwrap_err();
-        assert!(error.contains("too large"), "{error}");
+    }
+
+    #[test]
+    fn zstd_is_read_frame_by_frame_within_a_window() {
+        let tar = layer(&[Item::File("app.wasm", b"m")]);
+        let (head, tail) = tar.split_at(700);
+        // As zstd:chunked writes them: several frames, and one to be skipped.
+        let mut frames = zstd::bulk::compress(head, 3).unwrap();
+        frames.extend(zstd::bulk::compress(tail, 3).unwrap());
+        frames.extend([0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4]);
+        assert_eq!(run(&[frames], Compression::Zstd, "app.wasm").unwrap(), digest(b"m"));
+        let mut wide = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        wide.window_log(24).unwrap();
+        wide.write_all(&tar).unwrap();
+        let error = run(&[wide.finish().unwrap()], Compression::Zstd, "app.wasm").unwrap_err();
+        assert!(error.contains("memory"), "{error}");
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2000), gzip in any::<bool>()) {
-            let _ = run(&[bytes], if gzip { Compression::Gzip } else { Compression::None }, "a.wasm");
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2000), which in 0..3usize) {
+            let _ = run(&[bytes], [Compression::None, Compression::Gzip, Compression::Zstd][which], "a.wasm");
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What a manifest is, and what of it this node runs. Pure: bytes in, a plan or the reason against it out.
 
-use serde::Deserialize;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 
 /// The CNCF layout's config type.
 pub const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
@@ -29,9 +31,9 @@ const OLDER_MODULE_CONFIGS: [&str; 2] =
 /// Everything that a pull says it accepts.
 pub(crate) const ACCEPTED: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX];
 /// Layers of an image; the scratch images seen have one to three.
-const LAYERS_MAX: usize = 64;
+pub(super) const LAYERS_MAX: usize = 64;
 /// Platforms that an error lists.
-const LISTED_MAX: usize = 8;
+pub(super) const LISTED_MAX: usize = 8;
 
 /// Points at a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -43,34 +45,36 @@ pub(crate) struct Descriptor {
     #[serde(default)]
     pub(crate) size: u64,
     #[serde(default)]
-    platform: Option<Platform>,
+    pub(super) platform: Option<Platform>,
+    #[serde(default)]
+    pub(super) annotations: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
-struct Platform {
+pub(super) struct Platform {
     #[serde(default)]
-    os: String,
+    pub(super) os: String,
     #[serde(default)]
-    architecture: String,
+    pub(super) architecture: String,
 }
 
 impl Platform {
-    fn is_wasm(&self) -> bool {
+    pub(super) fn is_wasm(&self) -> bool {
         is_wasm(&self.os, &self.architecture)
     }
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Manifest {
+pub(super) struct Manifest {
     #[serde(default)]
     artifact_type: Option<String>,
     #[serde(default)]
-    config: Option<Descriptor>,
+    pub(super) config: Option<Descriptor>,
     #[serde(default)]
-    layers: Vec<Descriptor>,
+    pub(super) layers: Vec<Descriptor>,
     #[serde(default)]
-    manifests: Option<Vec<Descriptor>>,
+    pub(super) manifests: Option<Vec<Descriptor>>,
 }
 
 /// What to do with a manifest.
@@ -93,10 +97,30 @@ pub(crate) struct Layer {
     pub(crate) compression: Compression,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Compression {
+/// How a layer's tar is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// As it is.
     None,
+    /// RFC 1952.
     Gzip,
+    /// RFC 8878.
+    Zstd,
+}
+
+impl Compression {
+    /// Of a layer that is a tar; none where it is something else.
+    pub(super) fn of_tar(media_type: &str) -> Option<Self> {
+        let oci = media_type.strip_prefix("application/vnd.oci.image.layer.");
+        let oci = oci.map(|rest| rest.strip_prefix("nondistributable.").unwrap_or(rest));
+        match (oci, media_type) {
+            (Some("v1.tar"), _) | (_, "application/vnd.docker.image.rootfs.diff.tar") => Some(Self::None),
+            (Some("v1.tar+gzip"), _) | (_, "application/vnd.docker.image.rootfs.diff.tar.gzip") => Some(Self::Gzip),
+            (Some("v1.tar+zstd"), _) | (_, "application/vnd.docker.image.rootfs.diff.tar.zstd") => Some(Self::Zstd),
+            _ => None,
+        }
+    }
 }
 
 /// Why an image isn't run: what was found instead.
@@ -137,6 +161,14 @@ pub enum Refusal {
     /// A layer that can't be read, or a hostile one.
     #[error("the image's layers can't be read: {0}")]
     Layers(String),
+    /// An index of other machines' images, where a volume is wanted.
+    #[error("its index has no image for wasi/wasm nor for {wanted}: {found}")]
+    NoPlatform {
+        /// This machine's.
+        wanted: String,
+        /// What it has.
+        found: String,
+    },
     /// A Spin application that asks for more than one component that answers HTTP.
     #[error("the Spin application can't run here: {0}")]
     Spin(String),
@@ -192,21 +224,12 @@ pub(crate) fn plan(bytes: &[u8]) -> Result<Plan, Refusal> {
 
 /// The layers of a container image, as what they are packed with.
 fn image(layers: &[Descriptor], layout: &dyn Fn(&'static str) -> Refusal) -> Result<Vec<Layer>, Refusal> {
-    let read = |layer: &Descriptor| {
-        let compression = match layer.media_type.as_str() {
-            "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
-                Compression::None
-            }
-            "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
-                Compression::Gzip
-            }
-            "application/vnd.oci.image.layer.v1.tar+zstd" => {
-                return Err(layout("layers compressed with zstd are not read, build the image with gzip"));
-            }
-            kind if MODULE_LAYERS.contains(&kind) => return Err(layout("a module as a layer must be the only layer")),
-            _ => return Err(layout("an artifact of another layout")),
-        };
-        Ok(Layer { descriptor: layer.clone(), compression })
+    let read = |layer: &Descriptor| match Compression::of_tar(&layer.media_type) {
+        Some(compression) => Ok(Layer { descriptor: layer.clone(), compression }),
+        None if MODULE_LAYERS.contains(&layer.media_type.as_str()) => {
+            Err(layout("a module as a layer must be the only layer"))
+        }
+        None => Err(layout("an artifact of another layout")),
     };
     layers.iter().map(read).collect()
 }
@@ -287,9 +310,16 @@ mod tests {
     fn layouts() {
         let wasm = json!({"config": descriptor(WASM_CONFIG), "layers": [descriptor(WASM_LAYER)]});
         assert!(matches!(check(&wasm), Ok(Plan::Module { .. })));
-        let gzip = descriptor("application/vnd.oci.image.layer.v1.tar+gzip");
-        let image = json!({"config": descriptor(OCI_CONFIG), "layers": [gzip]});
-        assert!(matches!(check(&image), Ok(Plan::Image { .. })));
+        for (kind, packed) in
+            [("tar", Compression::None), ("tar+gzip", Compression::Gzip), ("tar+zstd", Compression::Zstd)]
+        {
+            let layer = descriptor(&format!("application/vnd.oci.image.layer.v1.{kind}"));
+            let image = json!({"config": descriptor(OCI_CONFIG), "layers": [layer]});
+            assert!(
+                matches!(check(&image), Ok(Plan::Image { layers, .. }) if layers[0].compression == packed),
+                "{kind}"
+            );
+        }
         for (config, layer, as_image) in [
             ("application/vnd.wasm.config.v1+json", MODULE_LAYERS[1], false),
             ("application/vnd.wasmcloud.actor.archive.config", MODULE_LAYERS[2], false),
@@ -321,10 +351,6 @@ mod tests {
             (
                 json!({"config": descriptor(OCI_CONFIG), "layers": [descriptor(MODULE_LAYERS[1]), descriptor(WASM_LAYER)]}),
                 "only layer",
-            ),
-            (
-                json!({"config": descriptor(OCI_CONFIG), "layers": [descriptor("application/vnd.oci.image.layer.v1.tar+zstd")]}),
-                "zstd",
             ),
             (json!({}), "neither"),
             (json!([]), "not an image manifest"),

@@ -20,17 +20,23 @@ mod session;
 mod source;
 mod spin;
 mod sweep;
+mod tar_layer;
 #[cfg(test)]
 mod tests;
 mod toolbox;
 mod turns;
+mod unpack;
+mod volume;
+mod volume_manifest;
 
 pub use collect::{CollectPolicy, Disk};
 pub use error::ImageError;
 pub use keyring::{ConfigForm, Credential, Keyring, KeyringError, SecretIdentity, TrackedCredential};
-pub use pull::{Image, Images, ImagesConfig, PullPolicy, Pulled, RegistryAccess};
+pub use manifest::Compression;
+pub use pull::{Image, Images, ImagesConfig, PullPolicy, Pulled, Purpose, RegistryAccess};
 pub use push::{PushError, Pushed, push, take_back};
 pub use registries::{Registries, RegistriesError};
 pub use source::{Downloaded, download};
 pub use sweep::Collected;
 pub use turns::PARALLEL_PULLS_DEFAULT;
+pub use volume_manifest::{Content, VolumeLayer};

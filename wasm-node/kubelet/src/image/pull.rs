@@ -15,10 +15,12 @@ use super::remote::Remote;
 use super::source::{Source, repository};
 use super::toolbox::Toolbox;
 use super::turns::{PARALLEL_PULLS_DEFAULT, Turns};
+use super::volume::Trees;
+use super::volume_manifest::VolumeLayer;
 use machinery_env::Env;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobError, BlobStore, Pins, digest, write_durably};
-use oci_registry::reference::ImageName;
+use oci_registry::reference::{ImageName, Reference};
 use runtime_api::flights::Flights;
 use runtime_api::{LoadError, MODULE_BYTES_MAX, Metering, Module, Runtime};
 
@@ -34,6 +36,15 @@ pub enum PullPolicy {
     IfNotPresent,
     /// Never.
     Never,
+}
+
+/// What an image is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be run.
+    Module,
+    /// To be mounted.
+    Volume,
 }
 
 /// How the built-in registry is reached.
@@ -54,8 +65,11 @@ pub struct Image {
     pub name: String,
     /// For `status.containerStatuses[].imageID`: `registry.local/hello@sha256:…`.
     pub image_id: String,
-    /// The module's own digest.
+    /// The module's own digest; empty where the image is only mounted.
     pub module: String,
+    /// What a volume of it is made of; none = it is run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Vec<VolumeLayer>>,
     /// Every module of an image's layers by its absolute path, with links to them: what can be run beside the entrypoint.
     #[serde(default)]
     pub modules: BTreeMap<String, String>,
@@ -69,6 +83,30 @@ pub struct Image {
     pub env: Vec<(String, String)>,
     /// The image's working directory.
     pub working_dir: Option<String>,
+}
+
+impl Image {
+    /// What it is known by: an image that is run and mounted is two.
+    pub(super) fn key(&self) -> String {
+        let purpose = if self.volume.is_some() { Purpose::Volume } else { Purpose::Module };
+        key(&self.name, purpose)
+    }
+
+    /// Whether all that it is made of is there.
+    fn is_whole(&self, blobs: &BlobStore) -> bool {
+        match &self.volume {
+            Some(layers) => layers.iter().all(|layer| blobs.size(&layer.digest).is_some()),
+            None => blobs.size(&self.module).is_some(),
+        }
+    }
+}
+
+/// No name of an image has a space in it.
+pub(super) fn key(name: &str, purpose: Purpose) -> String {
+    match purpose {
+        Purpose::Module => name.to_owned(),
+        Purpose::Volume => format!("{name} volume"),
+    }
 }
 
 /// What the images of a node are made with.
@@ -120,6 +158,7 @@ pub(super) struct Known {
 
 #[derive(Default)]
 pub(super) struct AllKnown {
+    /// By what they are known by.
     pub(super) by_name: BTreeMap<String, Known>,
     /// Whose name means another image now, and which pods may still have.
     pub(super) replaced: Vec<Weak<Image>>,
@@ -130,13 +169,14 @@ pub struct Images {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) env: Env,
     pub(super) blobs: Arc<BlobStore>,
-    source: Source,
+    pub(super) source: Source,
     file_dirs: Vec<PathBuf>,
     records: PathBuf,
     known: Mutex<AllKnown>,
     flights: Flights<String>,
     pub(super) toolbox: Toolbox,
-    turns: Turns,
+    pub(super) turns: Turns,
+    pub(super) trees: Arc<Trees>,
 }
 
 impl std::fmt::Debug for Images {
@@ -163,9 +203,9 @@ impl Images {
             let path = entry.map_err(io)?.path();
             let record = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
             match record {
-                Some(Record { image, access }) if blobs.size(&image.module).is_some() => {
-                    let (name, image) = (image.name.clone(), Arc::new(image));
-                    known.by_name.insert(name, Known { image, access, detected_at: now, used_at: now });
+                Some(Record { image, access }) if image.is_whole(&blobs) => {
+                    let (key, image) = (image.key(), Arc::new(image));
+                    known.by_name.insert(key, Known { image, access, detected_at: now, used_at: now });
                 }
                 // A record without its module, or of another form: pulled again when it is wanted.
                 _ => {
@@ -177,16 +217,22 @@ impl Images {
         let remote = Remote::new(config.registries, config.built_in);
         let source = Source { remote, blobs: blobs.clone(), env: env.clone() };
         let (known, flights, turns) = (Mutex::new(known), Flights::default(), Turns::new(config.parallel_pulls));
+        let trees = Arc::new(Trees::open(blobs.folder("trees").map_err(io)?).map_err(io)?);
         let toolbox = Toolbox::default();
-        Ok(Self { runtime, env, blobs, source, file_dirs, records, known, flights, toolbox, turns })
+        Ok(Self { runtime, env, blobs, source, file_dirs, records, known, flights, toolbox, turns, trees })
     }
 
-    fn parse(image: &str) -> Result<ImageName, ImageError> {
+    pub(super) fn parse(image: &str) -> Result<ImageName, ImageError> {
         ImageName::parse(image).map_err(|error| ImageError::InvalidName { image: image.to_owned(), error })
     }
 
     /// The image, where it is on the node already and a pod with these credentials may use it.
-    pub(super) fn present(&self, image: &str, keyring: &Keyring) -> Result<Option<Arc<Image>>, ImageError> {
+    pub(super) fn present(
+        &self,
+        image: &str,
+        purpose: Purpose,
+        keyring: &Keyring,
+    ) -> Result<Option<Arc<Image>>, ImageError> {
         let reference = match Self::parse(image)? {
             ImageName::Registry(reference) => reference,
             // A file may have changed: it is read again, which costs a digest.
@@ -194,7 +240,8 @@ impl Images {
         };
         let credentials = keyring.lookup(&repository(&reference));
         let mut known = self.known();
-        let known = known.by_name.get_mut(&reference.to_string()).filter(|known| known.access.admits(&credentials));
+        let known = known.by_name.get_mut(&key(&reference.to_string(), purpose));
+        let known = known.filter(|known| known.access.admits(&credentials));
         Ok(known.map(|known| {
             known.used_at = self.env.elapsed();
             known.image.clone()
@@ -206,8 +253,13 @@ impl Images {
     ///
     /// # Errors
     /// A bad name, or one that must not be pulled.
-    pub fn decide(&self, image: &str, policy: PullPolicy, keyring: &Keyring) -> Result<Option<Arc<Image>>, ImageError> {
-        let present = self.present(image, keyring)?;
+    pub fn decide(
+        &self,
+        (image, purpose): (&str, Purpose),
+        policy: PullPolicy,
+        keyring: &Keyring,
+    ) -> Result<Option<Arc<Image>>, ImageError> {
+        let present = self.present(image, purpose, keyring)?;
         match (policy, present) {
             (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => Ok(None),
             (_, Some(image)) => Ok(Some(image)),
@@ -241,11 +293,7 @@ impl Images {
         let pins = Arc::new(self.blobs.pins());
         let (pulled, access) = match &name {
             ImageName::Registry(reference) => {
-                let fetched = self.source.fetch((image, &key), reference, keyring, &pins);
-                tokio::time::timeout(PULL_TIME_MAX, fetched).await.unwrap_or_else(|_| {
-                    let why = format!("not finished within {} s", PULL_TIME_MAX.as_secs());
-                    Err(ImageError::Transfer { image: key.clone(), registry: reference.registry.clone(), why })
-                })?
+                self.fetch((image, &key, Purpose::Module), reference, keyring, &pins).await?
             }
             ImageName::File(path) => (self.import(&key, path, &pins).await?, Access::of_everybody()),
         };
@@ -258,6 +306,21 @@ impl Images {
         let kept = self.remember(pulled, access);
         let image = kept.map_err(|source| ImageError::Blob { image: key.clone(), source: source.into() })?;
         Ok(Pulled { image, took })
+    }
+
+    /// Fetches what is named, in bounded time.
+    pub(super) async fn fetch(
+        &self,
+        (image, key, purpose): (&str, &str, Purpose),
+        reference: &Reference,
+        keyring: &Keyring,
+        pins: &Arc<Pins>,
+    ) -> Result<(Image, Access), ImageError> {
+        let fetched = self.source.fetch((image, key, purpose), reference, keyring, pins);
+        tokio::time::timeout(PULL_TIME_MAX, fetched).await.unwrap_or_else(|_| {
+            let why = format!("not finished within {} s", PULL_TIME_MAX.as_secs());
+            Err(ImageError::Transfer { image: key.to_owned(), registry: reference.registry.clone(), why })
+        })
     }
 
     /// Loads an image's module as a command, whatever else it is; none where it is none.
@@ -306,23 +369,23 @@ impl Images {
     }
 
     /// Keeps a pulled image under its name. Who calls has the name's flight.
-    fn remember(&self, image: Image, access: Access) -> std::io::Result<Arc<Image>> {
+    pub(super) fn remember(&self, image: Image, access: Access) -> std::io::Result<Arc<Image>> {
         let now = self.env.elapsed();
         let before = {
             let mut known = self.known();
-            let before = known.by_name.get_mut(&image.name).filter(|known| *known.image == image);
+            let before = known.by_name.get_mut(&image.key()).filter(|known| *known.image == image);
             before.map(|known| {
                 known.used_at = now;
                 (known.image.clone(), known.access.clone())
             })
         };
-        let record = self.record(&image.name);
+        let record = self.record(&image.key());
         if let Some((kept, before)) = before {
             // The same image again: whoever could use it still can.
             let access = before.clone().with(access);
             if access != before {
                 write_durably(&record, &serde_json::to_vec(&Record { image, access: access.clone() })?)?;
-                if let Some(known) = self.known().by_name.get_mut(&kept.name) {
+                if let Some(known) = self.known().by_name.get_mut(&kept.key()) {
                     known.access = access;
                 }
             }
@@ -334,7 +397,7 @@ impl Images {
         let image = Arc::new(image);
         let mut known = self.known();
         let fresh = Known { image: image.clone(), access, detected_at: now, used_at: now };
-        if let Some(before) = known.by_name.insert(image.name.clone(), fresh) {
+        if let Some(before) = known.by_name.insert(image.key(), fresh) {
             known.replaced.push(Arc::downgrade(&before.image));
         }
         Ok(image)
@@ -371,6 +434,7 @@ impl Images {
             size_bytes: self.blobs.size(&module).unwrap_or_default(),
             blobs: vec![module.clone()],
             modules: BTreeMap::new(),
+            volume: None,
             module,
             argv: vec![basename(&path.display().to_string())],
             env: Vec::new(),

@@ -7,7 +7,7 @@ use super::access::Access;
 use super::error::ImageError;
 use super::fetch::{Fetch, FetchError};
 use super::keyring::{Credential, Keyring, TrackedCredential};
-use super::pull::{Image, RegistryAccess};
+use super::pull::{Image, Purpose, RegistryAccess};
 use super::registries::{Endpoint, Registries};
 use super::remote::Remote;
 use super::session::{RemoteError, Session};
@@ -49,7 +49,7 @@ pub async fn download(
     let blobs = Arc::new(BlobStore::open(folder).map_err(|error| unkept(error.into()))?);
     let source = Source { remote: Remote::new(registries, built_in), blobs: blobs.clone(), env };
     let pins = Arc::new(blobs.pins());
-    let (found, _) = source.fetch((image, &reference.to_string()), &reference, keyring, &pins).await?;
+    let (found, _) = source.fetch((image, &reference.to_string(), Purpose::Module), &reference, keyring, &pins).await?;
     let module = blobs.path(&found.module).map_err(unkept)?;
     Ok(Downloaded { image: found, module })
 }
@@ -58,7 +58,7 @@ impl Source {
     /// Asks one endpoint after the other, as one user after the other, until there is an image.
     pub(super) async fn fetch(
         &self,
-        (image, key): (&str, &str),
+        (image, key, purpose): (&str, &str, Purpose),
         reference: &Reference,
         keyring: &Keyring,
         pins: &Arc<Pins>,
@@ -74,7 +74,11 @@ impl Source {
                 let fetched = match &session {
                     Ok(session) => {
                         let (blobs, env) = (&self.blobs, &self.env);
-                        Fetch { blobs, pins, env, session, reference, key }.image().await
+                        let fetch = Fetch { blobs, pins, env, session, reference, key };
+                        match purpose {
+                            Purpose::Module => fetch.image().await,
+                            Purpose::Volume => fetch.volume().await,
+                        }
                     }
                     Err(error) => Err(error.clone().into()),
                 };

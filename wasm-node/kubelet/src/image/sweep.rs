@@ -40,6 +40,7 @@ impl Images {
             all.extend(self.held().iter().flat_map(|image| image.blobs.iter().cloned().chain([image.module.clone()])));
             Ok::<_, BlobError>(all)
         })?;
+        freed_bytes += self.trees.sweep(|| self.held())?;
         freed_bytes += self.runtime.sweep(&|digest| self.uses(digest))?;
         let (wanted_bytes, found_bytes) = (decision.wanted_bytes, decision.found_bytes);
         Ok(Collected { images, freed_bytes, wanted_bytes, found_bytes })
@@ -57,7 +58,9 @@ impl Images {
             let blob_bytes: u64 = blobs.filter_map(|blob| self.blobs.size(blob)).sum();
             Candidate {
                 name: name.clone(),
-                frees_bytes: blob_bytes + compiled.get(&known.image.module).copied().unwrap_or_default(),
+                frees_bytes: blob_bytes
+                    + compiled.get(&known.image.module).copied().unwrap_or_default()
+                    + self.trees.bytes(&known.image),
                 detected_at: known.detected_at,
                 used_at: known.used_at,
                 in_use,

@@ -10,6 +10,7 @@ use tower::ServiceExt as _;
 use super::*;
 
 mod remote;
+mod volumes;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobStore, digest};
 use runtime_api::{Kind, Metering};
@@ -110,8 +111,10 @@ fn module() -> Vec<u8> {
 async fn what_is_pushed_can_be_pulled() {
     let bench = Bench::new().await;
     let image = "registry.local/team/app:v1";
-    assert!(bench.images.decide(image, PullPolicy::IfNotPresent, &Keyring::default()).unwrap().is_none());
-    let never = bench.images.decide(image, PullPolicy::Never, &Keyring::default()).unwrap_err();
+    assert!(
+        bench.images.decide((image, Purpose::Module), PullPolicy::IfNotPresent, &Keyring::default()).unwrap().is_none()
+    );
+    let never = bench.images.decide((image, Purpose::Module), PullPolicy::Never, &Keyring::default()).unwrap_err();
     assert_eq!(never.reason(), "ErrImageNeverPull");
     assert_eq!(never.to_string(), format!("Container image {image:?} is not present with pull policy of Never"));
 
@@ -120,8 +123,11 @@ async fn what_is_pushed_can_be_pulled() {
     let pulled = bench.pull(image).await.unwrap();
     assert_eq!(pulled.image_id, format!("registry.local/team/app@{}", pushed.digest));
     assert_eq!((pulled.module.as_str(), pulled.argv.as_slice()), (digest(&module()).as_str(), &["app".to_owned()][..]));
-    assert!(bench.images.decide(image, PullPolicy::Always, &Keyring::default()).unwrap().is_none());
-    assert_eq!(bench.images.decide(image, PullPolicy::Never, &Keyring::default()).unwrap(), Some(pulled.clone()));
+    assert!(bench.images.decide((image, Purpose::Module), PullPolicy::Always, &Keyring::default()).unwrap().is_none());
+    assert_eq!(
+        bench.images.decide((image, Purpose::Module), PullPolicy::Never, &Keyring::default()).unwrap(),
+        Some(pulled.clone())
+    );
     assert_eq!(bench.images.load(&pulled, Metering::Epochs, "default").await.unwrap().kind(), Kind::Command);
     // By digest: the same; another digest: not there.
     let by_digest = format!("registry.local/team/app@{}", pushed.digest);
@@ -131,7 +137,7 @@ async fn what_is_pushed_can_be_pulled() {
     // A tag that moves is seen by a pull, not before.
     let moved = wat::parse_str("(module (func (export \"_start\") (nop)))").unwrap();
     push(moved.clone(), inspect, image, &bench.access).await.unwrap();
-    assert_eq!(bench.images.present(image, &Keyring::default()).unwrap(), Some(pulled));
+    assert_eq!(bench.images.present(image, Purpose::Module, &Keyring::default()).unwrap(), Some(pulled));
     assert_eq!(bench.pull(image).await.unwrap().module, digest(&moved));
     // Taken back, it is there for nobody who hasn't pulled it.
     take_back("team/app", &pushed.digest, &bench.access).await.unwrap();
@@ -149,7 +155,7 @@ async fn what_is_pushed_can_be_pulled() {
     };
     let again =
         Images::open(Arc::new(engine(config, Env::real())), Env::real(), blobs, ImagesConfig::default()).unwrap();
-    assert_eq!(again.present(image, &Keyring::default()).unwrap().unwrap().module, digest(&moved));
+    assert_eq!(again.present(image, Purpose::Module, &Keyring::default()).unwrap().unwrap().module, digest(&moved));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::backoff::BackOff;
 use super::event::{
-    Action, CellEvent, Class, ContainerPolicy, LifecyclePolicy, PostStart, ProbeKind, ProbeResult, Restart,
+    Action, CellEvent, Class, ContainerPolicy, ImageOf, LifecyclePolicy, PostStart, ProbeKind, ProbeResult, Restart,
 };
 pub use super::stage::{CellStage, Exit, Running, StopReason, Wait};
 
@@ -65,6 +65,20 @@ impl CellContext<'_> {
 
     fn warning(&self, reason: &'static str, message: impl Into<String>) -> Action {
         self.note(true, reason, message)
+    }
+
+    /// What an image is called in the pod's spec.
+    fn image<'a>(&'a self, of: &'a ImageOf) -> &'a str {
+        match of {
+            ImageOf::Container => &self.own.image,
+            ImageOf::Volume(reference) => reference,
+        }
+    }
+
+    /// Of an image that several containers may mount it is the pod that something is said of.
+    fn of_image(&self, of: &ImageOf, warning: bool, reason: &'static str, said: impl FnOnce(&str) -> String) -> Action {
+        let container = (*of == ImageOf::Container).then_some(self.index);
+        Action::EventRecord { warning, reason, message: said(self.image(of)), container }
     }
 
     /// Upstream's words, which tell nothing that the hook was answered.
@@ -175,8 +189,11 @@ impl Cell {
     /// Something happened to it.
     pub(super) fn take(&mut self, around: &CellContext<'_>, event: CellEvent, actions: &mut Vec<Action>) {
         match event {
-            CellEvent::PullBegan => {
-                actions.push(around.normal("Pulling", format!("Pulling image {:?}", around.own.image)));
+            CellEvent::PullBegan { of } => {
+                actions.push(around.of_image(&of, false, "Pulling", |image| format!("Pulling image {image:?}")));
+            }
+            CellEvent::VolumePulled { message } => {
+                actions.push(around.of_image(&ImageOf::Volume(String::new()), false, "Pulled", |_| message));
             }
             CellEvent::Pulled { image_id, message } if self.stage == CellStage::Pulling => {
                 self.image_id = image_id;
@@ -184,8 +201,8 @@ impl Cell {
                 actions.push(around.normal("Pulled", message));
                 self.begin_start(around, actions);
             }
-            CellEvent::PullFailed { reason, message } if self.stage == CellStage::Pulling => {
-                self.pull_failed(around, reason, message, actions);
+            CellEvent::PullFailed { of, reason, message } if self.stage == CellStage::Pulling => {
+                self.pull_failed(around, of, (reason, message), actions);
             }
             CellEvent::Started { container_id } => {
                 if self.stage == CellStage::Starting {
@@ -243,12 +260,12 @@ impl Cell {
             return;
         }
         match wait.clone() {
-            Wait::Pull { reason, message } if backs_off(reason) => {
+            Wait::Pull { of, reason, message } if backs_off(reason) => {
                 let now = around.now;
                 let (until, _) = self.pull.until(now, now).unwrap_or((after(now, RETRY), RETRY));
-                let image = &around.own.image;
-                let message = format!("Back-off pulling image {image:?}: {reason}: {message}");
-                actions.push(around.normal("BackOff", format!("Back-off pulling image {image:?}")));
+                let message = format!("Back-off pulling image {:?}: {reason}: {message}", around.image(&of));
+                let said = |image: &str| format!("Back-off pulling image {image:?}");
+                actions.push(around.of_image(&of, false, "BackOff", said));
                 actions.push(around.warning("Failed", "Error: ImagePullBackOff"));
                 self.stage = CellStage::Waiting { wait: Wait::PullBackOff { message }, until };
             }
@@ -321,29 +338,29 @@ impl Cell {
     fn pull_failed(
         &mut self,
         around: &CellContext<'_>,
-        reason: &'static str,
-        message: String,
+        of: ImageOf,
+        (reason, message): (&'static str, String),
         actions: &mut Vec<Action>,
     ) {
         let now = around.now;
         let until = match reason {
             reason if backs_off(reason) => {
                 self.pull.next(now, now);
-                let message = format!("Failed to pull image {:?}: {message}", around.own.image);
-                actions.push(around.warning("Failed", message));
+                let said = |image: &str| format!("Failed to pull image {image:?}: {message}");
+                actions.push(around.of_image(&of, true, "Failed", said));
                 after(now, PULL_ERROR_SHOWN)
             }
             "InvalidImageName" => {
-                actions.push(around.warning("InspectFailed", message.clone()));
+                actions.push(around.of_image(&of, true, "InspectFailed", |_| message.clone()));
                 after(now, RETRY)
             }
             _ => {
-                actions.push(around.warning("ErrImageNeverPull", message.clone()));
+                actions.push(around.of_image(&of, true, "ErrImageNeverPull", |_| message.clone()));
                 after(now, RETRY)
             }
         };
         actions.push(around.warning("Failed", format!("Error: {reason}")));
-        self.stage = CellStage::Waiting { wait: Wait::Pull { reason, message }, until };
+        self.stage = CellStage::Waiting { wait: Wait::Pull { of, reason, message }, until };
     }
 
     fn started(&mut self, around: &CellContext<'_>, container_id: String, actions: &mut Vec<Action>) {

@@ -174,11 +174,28 @@ pub enum Event {
     Container(usize, CellEvent),
 }
 
+/// An image that a container needs.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ImageOf {
+    /// Its own.
+    Container,
+    /// A volume's that it mounts, by its reference.
+    Volume(String),
+}
+
 /// What happened to a container.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CellEvent {
     /// A pull begins.
-    PullBegan,
+    PullBegan {
+        /// Of what.
+        of: ImageOf,
+    },
+    /// The image of a volume that it mounts is there.
+    VolumePulled {
+        /// What to say.
+        message: String,
+    },
     /// The image is there.
     Pulled {
         /// Its digest.
@@ -188,6 +205,8 @@ pub enum CellEvent {
     },
     /// It isn't.
     PullFailed {
+        /// Of what.
+        of: ImageOf,
         /// `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`.
         reason: &'static str,
         /// Why.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::event::ImageOf;
+
 /// How a container ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exit {
@@ -71,6 +73,8 @@ pub enum StopReason {
 pub enum Wait {
     /// The image can't be had; the reason and message are shown, then its back-off.
     Pull {
+        /// Of what.
+        of: ImageOf,
         /// `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`.
         reason: &'static str,
         /// Why.

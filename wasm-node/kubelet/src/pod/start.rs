@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container as ContainerSpecWire, Pod, ResourceRequirements, Service};
+use k8s_openapi::api::core::v1::{
+    Container as ContainerSpecWire, ImageVolumeSource, Pod, ResourceRequirements, Service,
+};
 use machinery_api::ObjectKey;
 use machinery_client::{EventRecord, reference_to};
 use machinery_serve::net::Caller;
@@ -19,7 +21,7 @@ use super::runner::runner_class;
 use super::sandbox::{Lent, SESSIONS_MAX, Sandbox};
 use super::settings::{Settings, settings};
 use super::shared::Shared;
-use super::state::CellEvent;
+use super::state::{CellEvent, ImageOf};
 use super::worker::{Message, happened};
 use crate::config::env_file::{self, FileValues};
 use crate::config::environment::{EnvContext, environment, expand};
@@ -27,9 +29,9 @@ use crate::config::granted::GrantedConfig;
 use crate::config::keyvalue;
 use crate::config::pull_secrets;
 use crate::config::sources::{Known, SourceKind, named_by_environment};
-use crate::image::{Image, ImageError, PullPolicy, Pulled};
+use crate::image::{Image, ImageError, Keyring, PullPolicy, Pulled, Purpose};
 use crate::log::ContainerLog;
-use crate::volume::mounts;
+use crate::volume::mounts::{self, MountError};
 use crate::volume::paths::{folder, message_folder};
 use runtime_api::ledger::Ledger;
 use runtime_api::pipe::pipe;
@@ -67,19 +69,53 @@ fn metering(node: &Shared, pod: &Pod, container: &ContainerSpecWire) -> Metering
     }
 }
 
-/// Has the image: it is there, or is pulled. `tell` hears when a pull begins.
+/// What a container is made of that registries have.
+#[derive(Debug, Clone)]
+pub(crate) struct Pulls {
+    /// Its own image.
+    pub(crate) image: Arc<Image>,
+    /// The images that it mounts, by their volume: where they lie, for as long as they are held.
+    pub(crate) volumes: Vec<(String, PathBuf, Arc<Image>)>,
+}
+
+/// Why there is none: whose image, and what is the matter with it.
+pub(crate) type Unpulled = (ImageOf, ImageError);
+
+/// Has the images of a container: they are there, or are pulled. `tell` hears when a pull begins.
 pub(crate) async fn pull(
     node: &Shared,
     pod: &Pod,
     (index, container): (usize, &ContainerSpecWire),
     tell: &mpsc::Sender<Message>,
-) -> Result<(Arc<Image>, String), ImageError> {
+) -> Result<(Pulls, String), Unpulled> {
+    let own = |error| (ImageOf::Container, error);
+    let keyring = keyring(node, pod).await.map_err(own)?;
+    let pulling = Pulling { node, pod, keyring, tell, index };
+    let mut volumes = Vec::new();
+    for (name, source) in mounted_images(pod, container) {
+        let reference = source.reference.clone().unwrap_or_default();
+        let of = |error| (ImageOf::Volume(reference.clone()), error);
+        let (image, message) = pulling.have(&reference, source.pull_policy.as_deref(), None).await.map_err(of)?;
+        let tree = node.parts.images.tree(&image).await.map_err(of)?;
+        let _ = tell.send(happened(index, CellEvent::VolumePulled { message })).await;
+        volumes.push((name.to_owned(), tree, image));
+    }
     let name = container.image.clone().unwrap_or_default();
-    let policy = match container.image_pull_policy.as_deref() {
-        Some("Always") => PullPolicy::Always,
-        Some("Never") => PullPolicy::Never,
-        _ => PullPolicy::IfNotPresent,
-    };
+    let metering = metering(node, pod, container);
+    let had = pulling.have(&name, container.image_pull_policy.as_deref(), Some(metering)).await;
+    had.map(|(image, message)| (Pulls { image, volumes }, message)).map_err(own)
+}
+
+/// The images that a container mounts, each once.
+fn mounted_images<'a>(pod: &'a Pod, container: &ContainerSpecWire) -> Vec<(&'a str, &'a ImageVolumeSource)> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let mounts = |name: &str| container.volume_mounts.iter().flatten().any(|mount| mount.name == name);
+    let images = volumes.filter_map(|volume| Some((volume.name.as_str(), volume.image.as_ref()?)));
+    images.filter(|(name, _)| mounts(name)).collect()
+}
+
+/// The pod's credentials; those that can't be had are told.
+async fn keyring(node: &Shared, pod: &Pod) -> Result<Keyring, ImageError> {
     let secrets = pull_secrets::of(&node.sources, pod).await?;
     if !secrets.missing.is_empty() {
         let message = format!(
@@ -89,20 +125,55 @@ pub(crate) async fn pull(
         let (reason, about) = ("FailedToRetrieveImagePullSecret", reference_to(pod));
         node.recorder.record(EventRecord { about, warning: true, reason, message, source: None });
     }
-    if let Some(image) = node.parts.images.decide(&name, policy, &secrets.keyring)? {
-        let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
-        return Ok((image, message));
+    Ok(secrets.keyring)
+}
+
+/// Who pulls for which container.
+struct Pulling<'a> {
+    node: &'a Shared,
+    pod: &'a Pod,
+    keyring: Keyring,
+    tell: &'a mpsc::Sender<Message>,
+    index: usize,
+}
+
+impl Pulling<'_> {
+    /// Has an image, to be run with that metering or, without one, to be mounted; and what to say of it.
+    async fn have(
+        &self,
+        name: &str,
+        policy: Option<&str>,
+        metering: Option<Metering>,
+    ) -> Result<(Arc<Image>, String), ImageError> {
+        let images = &self.node.parts.images;
+        let policy = match policy {
+            Some("Always") => PullPolicy::Always,
+            Some("Never") => PullPolicy::Never,
+            _ => PullPolicy::IfNotPresent,
+        };
+        let (purpose, of) = match metering {
+            Some(_) => (Purpose::Module, ImageOf::Container),
+            None => (Purpose::Volume, ImageOf::Volume(name.to_owned())),
+        };
+        if let Some(image) = images.decide((name, purpose), policy, &self.keyring)? {
+            let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
+            return Ok((image, message));
+        }
+        let _ = self.tell.send(happened(self.index, CellEvent::PullBegan { of })).await;
+        let env = &self.node.parts.env;
+        let began = env.elapsed();
+        let namespace = self.pod.metadata.namespace.as_deref().unwrap_or_default();
+        let Pulled { image, took } = match metering {
+            Some(metering) => images.pull(name, &self.keyring, metering, namespace).await?,
+            None => images.pull_volume(name, &self.keyring, namespace).await?,
+        };
+        let (took, waited) = (go_duration(took), go_duration(env.elapsed().saturating_sub(began)));
+        let size = image.size_bytes;
+        let message = format!(
+            "Successfully pulled image {name:?} in {took} ({waited} including waiting). Image size: {size} bytes."
+        );
+        Ok((image, message))
     }
-    let _ = tell.send(happened(index, CellEvent::PullBegan)).await;
-    let began = node.parts.env.elapsed();
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let metering = metering(node, pod, container);
-    let Pulled { image, took } = node.parts.images.pull(&name, &secrets.keyring, metering, namespace).await?;
-    let (took, waited) = (go_duration(took), go_duration(node.parts.env.elapsed().saturating_sub(began)));
-    let size = image.size_bytes;
-    let message =
-        format!("Successfully pulled image {name:?} in {took} ({waited} including waiting). Image size: {size} bytes.");
-    Ok((image, message))
 }
 
 /// The pod that a container is made for.
@@ -122,7 +193,7 @@ pub(crate) async fn make(
     node: &Shared,
     home: &Home,
     wire: &ContainerSpecWire,
-    image: &Arc<Image>,
+    Pulls { image, volumes }: &Pulls,
     attempt: u32,
 ) -> Result<Made, Refused> {
     let (pod, ip) = (&home.pod, home.ip);
@@ -136,7 +207,8 @@ pub(crate) async fn make(
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let dir = node.pod_dir(&uid);
     let variable = |name: &str| variables.get(name).cloned();
-    let mut preopens = mounts::preopens(pod, wire, (&dir, attempt), &variable).map_err(config)?;
+    let images = volumes.iter().map(|(name, tree, _)| (name.clone(), tree.clone())).collect();
+    let mut preopens = mounts::preopens(pod, wire, (&dir, attempt), &images, &variable).map_err(unmounted)?;
     let runner_class = runner_class(settings.suit(&wire.name, loaded.kind()).map_err(config)?);
     let termination = termination(&dir, wire, attempt, runner_class.leaves_message, &mut preopens).map_err(config)?;
     let log = node
@@ -220,6 +292,14 @@ fn go_duration(duration: Duration) -> String {
 
 fn config(error: impl std::fmt::Display) -> Refused {
     ("CreateContainerConfigError", error.to_string())
+}
+
+fn unmounted(error: MountError) -> Refused {
+    let reason = match error {
+        MountError::Config(_) => "CreateContainerConfigError",
+        MountError::Image(_) => "CreateContainerError",
+    };
+    (reason, error.to_string())
 }
 
 fn container_id(node: &Shared) -> String {

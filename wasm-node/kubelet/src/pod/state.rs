@@ -8,8 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 pub use super::cell::{Cell, CellStage, Exit, Running, StopReason, Wait};
 use super::cell::{CellContext, after};
 pub use super::event::{
-    Action, CellEvent, Class, ContainerPolicy, Event, LifecyclePolicy, PostStart, ProbeKind, ProbeResult, Restart,
-    RestartRule, Thresholds,
+    Action, CellEvent, Class, ContainerPolicy, Event, ImageOf, LifecyclePolicy, PostStart, ProbeKind, ProbeResult,
+    Restart, RestartRule, Thresholds,
 };
 use super::order;
 

@@ -202,7 +202,7 @@ fn current(
         CellStage::Running(run) | CellStage::Stopping { running: run, .. } if !run.hooking => (running(run), None),
         CellStage::Waiting { wait, .. } => {
             let current = match wait {
-                Wait::Pull { reason, message } => waiting(reason, Some(message.clone())),
+                Wait::Pull { reason, message, .. } => waiting(reason, Some(message.clone())),
                 Wait::PullBackOff { message } => waiting("ImagePullBackOff", Some(message.clone())),
                 Wait::Config { reason, message } => waiting(reason, Some(message.clone())),
                 Wait::Hook { message } => waiting("PostStartHookError", Some(message.clone())),

@@ -195,7 +195,8 @@ mod tests {
             "hostUsers": false, "shareProcessNamespace": true, "subdomain": "s", "hostname": "h", "setHostnameAsFQDN": true,
             "hostAliases": [{"ip": "192.0.2.1"}], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"]},
             "securityContext": {"runAsUser": 1, "fsGroup": 2, "seccompProfile": {"type": "RuntimeDefault"}},
-            "volumes": [{"name": "a", "emptyDir": {}}, {"name": "b", "configMap": {"name": "c"}}, {"name": "n"}],
+            "volumes": [{"name": "a", "emptyDir": {}}, {"name": "b", "configMap": {"name": "c"}}, {"name": "n"},
+                {"name": "i", "image": {"reference": "r", "pullPolicy": "Always"}}],
             "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
             "containers": [{
                 "restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart"}],

@@ -15,13 +15,12 @@ use tokio::task::JoinHandle;
 
 use super::settings::{self, rules};
 use super::shared::Shared;
-use super::start::{self, Made};
+use super::start::{self, Made, Pulls};
 use super::state::{
     Action, Cell, CellEvent, CellStage, Class, Event, LifecyclePolicy, ProbeKind, Stage, State, StopReason,
     TerminalReason,
 };
 use super::{probe, resize, status, unsupported};
-use crate::image::Image;
 use crate::spec::{containers, requests};
 use crate::volume::manager::{MountEvent, keep};
 use crate::volume::measure::{Subject, Watched};
@@ -92,8 +91,8 @@ pub(crate) enum Message {
     Event(Event),
     /// What it lacked of the node may be free: an address, a host port.
     Mount,
-    /// A container's image, and what to say of it.
-    Image(usize, Arc<Image>, String),
+    /// A container's images, and what to say of its own.
+    Pulled(usize, Pulls, String),
     /// A container that was made.
     Made(usize, Box<Made>),
     /// Amounts of memory that could not be lowered may be now.
@@ -443,10 +442,10 @@ impl Worker {
             // It may have been taken by another meanwhile, and the pod may have ended.
             Message::Mount if self.state.stage == Stage::Mounting && self.volumes.is_none() => self.mount(true),
             Message::Mount => {}
-            Message::Image(container, image, message) => {
-                let image_id = image.image_id.clone();
+            Message::Pulled(container, pulls, message) => {
+                let image_id = pulls.image.image_id.clone();
                 if let Some(slot) = self.slots.get_mut(container) {
-                    slot.image = Some(image);
+                    slot.pulls = Some(pulls);
                 }
                 self.apply(Event::Container(container, CellEvent::Pulled { image_id, message }));
             }

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use super::atomic;
 use super::files::{Files, FilesError, Tokens, files, wanted_tokens};
 use super::memory::{MemoryFolder, is_in_memory};
-use super::{host_path, is_empty_dir, is_read_only};
+use super::{host_path, is_empty_dir, is_from_api};
 use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
@@ -77,7 +77,7 @@ pub(crate) async fn keep<I: AsRef<Arc<Pod>>, M: From<MountEvent>>(
     let mut pod = input.borrow_and_update().as_ref().clone();
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
-    let from_api: Vec<Volume> = volumes.iter().filter(|volume| is_read_only(volume)).cloned().collect();
+    let from_api: Vec<Volume> = volumes.iter().filter(|volume| is_from_api(volume)).cloned().collect();
     let watched: BTreeMap<(SourceKind, String), Arc<Source>> = named_by_volumes(&volumes)
         .into_iter()
         .map(|(kind, name)| ((kind, name.clone()), node.sources.get(kind, &namespace, &name)))

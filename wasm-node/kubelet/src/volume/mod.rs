@@ -21,9 +21,15 @@ pub fn is_empty_dir(volume: &Volume) -> bool {
     !is_read_only(volume) && volume.host_path.is_none()
 }
 
-/// Whether a guest may never write to a volume: its content is the API's.
+/// Whether a guest may never write to a volume.
 #[must_use]
 pub fn is_read_only(volume: &Volume) -> bool {
+    is_from_api(volume) || volume.image.is_some()
+}
+
+/// Whether a volume's content is the API's.
+#[must_use]
+pub fn is_from_api(volume: &Volume) -> bool {
     volume.config_map.is_some()
         || volume.secret.is_some()
         || volume.downward_api.is_some()

@@ -16,20 +16,39 @@ use super::paths::{file_folder, folder};
 use super::{host_path, is_read_only};
 use crate::config::environment::expand;
 
-/// The container's mounts, for its run number `attempt`; `variable` gives its environment. What `subPath` names is made where it
-/// isn't there. Reads and writes files. The error is the event's message.
+/// Why a container's mounts can't be had, as the event's message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum MountError {
+    /// The pod, or what it names, is at fault.
+    #[error("{0}")]
+    Config(String),
+    /// An image has no such thing; the word before it is the container runtime's interface's.
+    #[error("ImageVolumeMountFailed: {0}")]
+    Image(String),
+}
+
+impl From<String> for MountError {
+    fn from(why: String) -> Self {
+        Self::Config(why)
+    }
+}
+
+/// The container's mounts, for its run number `attempt`; `variable` gives its environment, `images` where the volumes that are images
+/// lie. What `subPath` names is made where it isn't there, but in an image. Reads and writes files.
 pub(crate) fn preopens(
     pod: &Pod,
     container: &Container,
     (dir, attempt): (&Path, u32),
+    images: &BTreeMap<String, PathBuf>,
     variable: &dyn Fn(&str) -> Option<String>,
-) -> Result<Vec<Preopen>, String> {
+) -> Result<Vec<Preopen>, MountError> {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     let (mut open, mut files) = (Vec::new(), BTreeMap::<PathBuf, Vec<MountedFile>>::new());
     for mount in container.volume_mounts.iter().flatten() {
         let volume = volumes.iter().find(|volume| volume.name == mount.name);
         let volume = volume.ok_or_else(|| format!("volume {:?} is not in the pod", mount.name))?;
-        let (host, read_only) = (folder(dir, &volume.name), is_read_only(volume));
+        let image = volume.image.as_ref().and(images.get(&volume.name));
+        let (host, read_only) = (image.cloned().unwrap_or_else(|| folder(dir, &volume.name)), is_read_only(volume));
         let writable = mount.read_only != Some(true) && !read_only;
         let alone = volume.host_path.is_some() && host_path::is_file(&host);
         let Some(sub_path) = sub_path(mount, variable)? else {
@@ -41,24 +60,21 @@ pub(crate) fn preopens(
             open.push(Preopen { host, sub_path: None, guest: mount.mount_path.clone(), writable });
             continue;
         };
-        let prepared = if alone { Err(io::ErrorKind::NotADirectory.into()) } else { prepare(&host, &sub_path) };
-        let prepared = prepared.map_err(|error| {
-            format!(
-                "failed to prepare subPath for volumeMount {:?} of container {:?}: {error}",
-                mount.name, container.name
-            )
-        })?;
+        let (sub_path, prepared) = match image {
+            Some(tree) => in_image(tree, sub_path, mount)?,
+            None => prepare_in(&host, alone, sub_path, (mount, container))?,
+        };
         let guest = Path::new(&mount.mount_path);
         match (prepared, guest.parent(), guest.file_name()) {
             (Prepared::Folder, ..) => {
                 open.push(Preopen { host, sub_path: Some(sub_path), guest: mount.mount_path.clone(), writable });
             }
             (Prepared::File(source), Some(parent), Some(name)) => {
-                let copied = !writable && volume.host_path.is_none();
+                let copied = !writable && volume.host_path.is_none() && image.is_none();
                 let file = MountedFile { volume: host, sub_path, source, name: name.into(), writable, copied };
                 files.entry(parent.to_owned()).or_default().push(file);
             }
-            (Prepared::File(_), ..) => return Err(format!("a file cannot be mounted at {:?}", mount.mount_path)),
+            (Prepared::File(_), ..) => return Err(format!("a file cannot be mounted at {:?}", mount.mount_path).into()),
         }
     }
     let taken: BTreeSet<PathBuf> = open.iter().map(|preopen| PathBuf::from(&preopen.guest)).collect();
@@ -68,13 +84,14 @@ pub(crate) fn preopens(
             return Err(format!(
                 "{} is a single file within the mount {other}: a guest is given folders",
                 name.display()
-            ));
+            )
+            .into());
         }
         let host = file_folder(dir).join(&container.name).join(format!("{attempt}.{n}"));
         let writable = files.iter().any(|file| file.writable);
         if let Some(file) = files.iter().find(|file| writable && !file.writable && !file.copied) {
             let name = parent.join(&file.name);
-            return Err(format!("{} is mounted read-only in the folder of a file that is not", name.display()));
+            return Err(format!("{} is mounted read-only in the folder of a file that is not", name.display()).into());
         }
         let made = fs::create_dir_all(&host).and_then(|()| files.iter().try_for_each(|file| file.put(&host)));
         made.map_err(|error| format!("failed to prepare the files of {}: {error}", parent.display()))?;
@@ -183,6 +200,31 @@ fn prepare(volume: &Path, sub_path: &Path) -> io::Result<Prepared> {
     open_dir(&root, sub_path).map(|_| Prepared::Folder)
 }
 
+/// Looks at what a sub path names in an image, without the links on the way to it. Nothing is made there.
+fn in_image(tree: &Path, sub_path: PathBuf, mount: &VolumeMount) -> Result<(PathBuf, Prepared), MountError> {
+    let found = File::open(tree).and_then(|root| {
+        let real = cap_primitives::fs::canonicalize(&root, &sub_path)?;
+        let prepared = prepare(tree, &real)?;
+        Ok((real, prepared))
+    });
+    found.map_err(|error| MountError::Image(format!("subPath {sub_path:?} of volume {:?}: {error}", mount.name)))
+}
+
+/// The same in a volume of the pod's own; `alone`: it is a single file.
+fn prepare_in(
+    host: &Path,
+    alone: bool,
+    sub_path: PathBuf,
+    (mount, container): (&VolumeMount, &Container),
+) -> Result<(PathBuf, Prepared), String> {
+    let prepared = if alone { Err(io::ErrorKind::NotADirectory.into()) } else { prepare(host, &sub_path) };
+    let prepared = prepared.map_err(|error| {
+        let (name, container) = (&mount.name, &container.name);
+        format!("failed to prepare subPath for volumeMount {name:?} of container {container:?}: {error}")
+    })?;
+    Ok((sub_path, prepared))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -196,7 +238,7 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let bench = Self { dir: tempfile::tempdir().unwrap() };
-            for volume in ["own", "map"] {
+            for volume in ["own", "map", "tree"] {
                 fs::create_dir_all(bench.volume(volume)).unwrap();
             }
             fs::write(bench.volume("map").join("a.yaml"), b"a").unwrap();
@@ -210,11 +252,15 @@ mod tests {
 
         fn open(&self, mounts: Value) -> Result<Vec<Preopen>, String> {
             let pod = json!({"spec": {"containers": [], "volumes": [
-                {"name": "own", "emptyDir": {}}, {"name": "map", "configMap": {"name": "m"}}]}});
+                {"name": "own", "emptyDir": {}}, {"name": "map", "configMap": {"name": "m"}},
+                {"name": "pack", "image": {"reference": "r"}}]}});
             let container = json!({"name": "c", "volumeMounts": mounts});
             let variable = |name: &str| (name == "POD").then(|| "p-1".to_owned());
             let parse = |value: Value| serde_json::from_value(value).unwrap();
-            preopens(&serde_json::from_value(pod).unwrap(), &parse(container), (self.dir.path(), 0), &variable)
+            let images = BTreeMap::from([("pack".to_owned(), self.volume("tree"))]);
+            let pod = serde_json::from_value(pod).unwrap();
+            let opened = preopens(&pod, &parse(container), (self.dir.path(), 0), &images, &variable);
+            opened.map_err(|error| error.to_string())
         }
     }
 
@@ -260,6 +306,33 @@ mod tests {
         fs::write(found[0].host.join("state"), b"2").unwrap();
         assert!(found[0].writable);
         assert_eq!(fs::read(bench.volume("own").join("state")).unwrap(), b"2");
+    }
+
+    #[test]
+    fn of_an_image_nothing_is_made_or_written() {
+        let bench = Bench::new();
+        let tree = bench.volume("tree");
+        fs::create_dir_all(tree.join("etc/app")).unwrap();
+        fs::write(tree.join("etc/app/conf"), b"c").unwrap();
+        #[cfg(unix)]
+        for (target, name) in [("etc/app/conf", "link"), ("/etc/passwd", "out"), ("../own", "up")] {
+            std::os::unix::fs::symlink(target, tree.join(name)).unwrap();
+        }
+        let open =
+            |sub: &str| bench.open(json!([{"name": "pack", "mountPath": "/p/q", "subPath": sub, "readOnly": false}]));
+        let whole = Preopen { host: tree.clone(), sub_path: None, guest: "/p/q".into(), writable: false };
+        assert_eq!(open(""), Ok(vec![whole.clone()]));
+        assert_eq!(open("etc/./app"), Ok(vec![Preopen { sub_path: Some("etc/app".into()), ..whole }]));
+        for file in ["etc/app/conf", if cfg!(unix) { "link" } else { "etc/app/conf" }] {
+            let found = open(file).unwrap();
+            assert_eq!((found[0].guest.as_str(), found[0].writable), ("/p", false));
+            assert_eq!(fs::read(found[0].host.join("q")).unwrap(), b"c");
+        }
+        for sub in ["none", "etc/none", "out", "up"] {
+            let error = open(sub).unwrap_err();
+            assert!(error.starts_with("ImageVolumeMountFailed: subPath"), "{sub}: {error}");
+        }
+        assert!(!tree.join("none").exists());
     }
 
     #[test]

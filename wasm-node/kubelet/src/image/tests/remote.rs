@@ -191,7 +191,7 @@ async fn who_has_the_secret_is_let_in_and_others_are_not() {
         let pulled = bench.pull_with(&image, &right).await.unwrap();
         assert_eq!(pulled.module, digest(&numbered(7)));
         // KEP-2535: on the node now, and still not everybody's.
-        let decide = |keyring: &Keyring, policy| bench.images.decide(&image, policy, keyring);
+        let decide = |keyring: &Keyring, policy| bench.images.decide((&image, Purpose::Module), policy, keyring);
         assert_eq!(decide(&right, PullPolicy::IfNotPresent).unwrap(), Some(pulled.clone()));
         assert_eq!(decide(&Keyring::default(), PullPolicy::IfNotPresent).unwrap(), None);
         assert_eq!(decide(&wrong, PullPolicy::Never).unwrap_err().reason(), "ErrImageNeverPull");
@@ -221,12 +221,12 @@ async fn one_credential_after_the_other_is_tried() {
     bench.pull_with(&image, &both).await.unwrap();
     // What let nobody in gives nobody the image.
     let wrong = keyring(&format!("{}/app", played.address), "wrong", "nothing-of-it");
-    assert_eq!(bench.images.decide(&image, PullPolicy::IfNotPresent, &wrong).unwrap(), None);
+    assert_eq!(bench.images.decide((&image, Purpose::Module), PullPolicy::IfNotPresent, &wrong).unwrap(), None);
     let account = format!("configs: {{\"{}\": {{auth: {{username: u, password: {PASSWORD}}}}}}}", played.address);
     let at = &played.address;
     let bench = node_with(&format!("mirrors: {{\"{at}\": {{endpoint: [\"http://{at}\"]}}}}\n{account}")).await;
     bench.pull(&image).await.unwrap();
-    let everybody = bench.images.decide(&image, PullPolicy::Never, &Keyring::default()).unwrap();
+    let everybody = bench.images.decide((&image, Purpose::Module), PullPolicy::Never, &Keyring::default()).unwrap();
     assert!(everybody.is_some(), "the node's own account is every pod's");
 }
 

@@ -16,9 +16,14 @@ fn cell_event() -> impl Strategy<Value = CellEvent> {
         1 => text().prop_map(ProbeResult::Errored),
     ];
     prop_oneof![
-        Just(CellEvent::PullBegan),
+        Just(CellEvent::PullBegan { of: ImageOf::Container }),
+        Just(CellEvent::VolumePulled { message: "m".into() }),
         Just(CellEvent::Pulled { image_id: "id".into(), message: "m".into() }),
-        (reasons, text()).prop_map(|(reason, message)| CellEvent::PullFailed { reason, message }),
+        (reasons, text()).prop_map(|(reason, message)| CellEvent::PullFailed {
+            of: ImageOf::Container,
+            reason,
+            message
+        }),
         Just(CellEvent::Started { container_id: "x://1".into() }),
         Just(CellEvent::StartFailed { reason: "RunContainerError", message: "m".into() }),
         Just(CellEvent::SourcesChanged),

@@ -172,7 +172,12 @@ fn deletion_stops_cleans_and_deletes() {
 
 #[test]
 fn a_pull_that_fails_backs_off() {
-    let failed = || Event::Container(0, CellEvent::PullFailed { reason: "ErrImagePull", message: "gone".into() });
+    let failed = || {
+        Event::Container(
+            0,
+            CellEvent::PullFailed { of: ImageOf::Container, reason: "ErrImagePull", message: "gone".into() },
+        )
+    };
     let events = [(0, Event::Mounted), (0, failed()), (1, Event::Tick)];
     let (state, said) = play(&rules(Restart::Always), &events);
     let CellStage::Waiting { wait: Wait::PullBackOff { message }, until } = &state.cells[0].stage else {
@@ -181,6 +186,30 @@ fn a_pull_that_fails_backs_off() {
     assert_eq!(message, r#"Back-off pulling image "i": ErrImagePull: gone"#);
     assert!(*until > at(1));
     assert_eq!(said[2..4], [r#"Failed: Failed to pull image "i": gone"#, "Failed: Error: ErrImagePull"]);
+}
+
+#[test]
+fn a_volumes_image_is_told_by_its_own_name() {
+    let of = || ImageOf::Volume("data:v1".into());
+    let failed = CellEvent::PullFailed { of: of(), reason: "ErrImagePull", message: "gone".into() };
+    let cell = |event| (0, Event::Container(0, event));
+    let begun = cell(CellEvent::PullBegan { of: of() });
+    let there = cell(CellEvent::VolumePulled { message: "there".into() });
+    let events = [(0, Event::Mounted), begun, there, cell(failed), (1, Event::Tick)];
+    let (state, said) = play(&rules(Restart::Always), &events);
+    let CellStage::Waiting { wait: Wait::PullBackOff { message }, .. } = &state.cells[0].stage else {
+        panic!("{state:?}")
+    };
+    assert_eq!(message, r#"Back-off pulling image "data:v1": ErrImagePull: gone"#);
+    let wanted = [
+        r#"Pulling: Pulling image "data:v1""#,
+        "Pulled: there",
+        r#"Failed: Failed to pull image "data:v1": gone"#,
+        "Failed: Error: ErrImagePull",
+        r#"BackOff: Back-off pulling image "data:v1""#,
+        "Failed: Error: ImagePullBackOff",
+    ];
+    assert_eq!(said[2..8], wanted);
 }
 
 #[test]
@@ -252,7 +281,10 @@ fn a_deleted_server_is_ready_while_it_takes_requests() {
 #[test]
 fn a_clock_that_is_set_back_prolongs_no_wait() {
     let rules = rules(Restart::Always);
-    let failed = Event::Container(0, CellEvent::PullFailed { reason: "ErrImageNeverPull", message: "m".into() });
+    let failed = Event::Container(
+        0,
+        CellEvent::PullFailed { of: ImageOf::Container, reason: "ErrImageNeverPull", message: "m".into() },
+    );
     let (mut state, _) = play(&rules, &[(0, Event::Mounted), (5, failed)]);
     assert_eq!(state.wake_at(&rules), Some(at(15)));
     state.clock_was_set(SignedDuration::from_hours(-1));

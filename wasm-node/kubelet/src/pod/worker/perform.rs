@@ -99,9 +99,10 @@ impl Worker {
         let sender = self.sender.clone();
         slot.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::pull(&node, &pod, (index, &container), &sender).await {
-                Ok((image, message)) => Message::Image(index, image, message),
-                Err(error) => {
-                    happened(index, CellEvent::PullFailed { reason: error.reason(), message: error.to_string() })
+                Ok((pulls, message)) => Message::Pulled(index, pulls, message),
+                Err((of, error)) => {
+                    let (reason, message) = (error.reason(), error.to_string());
+                    happened(index, CellEvent::PullFailed { of, reason, message })
                 }
             };
             let _ = sender.send(message).await;
@@ -119,7 +120,7 @@ impl Worker {
             self.note(true, "Unsupported", format!("{}: {}", field.path, field.why), Some(index));
         }
         let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.ip) else { return };
-        let Some(image) = slot.image.clone() else { return };
+        let Some(pulls) = slot.pulls.clone() else { return };
         let (node, container, sender) = (self.node.clone(), slot.container.clone(), self.sender.clone());
         if !unsupported.is_empty() {
             let message = unsupported::sentence(&unsupported);
@@ -137,7 +138,7 @@ impl Worker {
             memory_files: self.memory_files.clone(),
         };
         slot.preparing = Some(Task(tokio::spawn(async move {
-            let message = match start::make(&node, &home, &container, &image, attempt).await {
+            let message = match start::make(&node, &home, &container, &pulls, attempt).await {
                 Ok(made) => Message::Made(index, Box::new(made)),
                 Err((reason, message)) => happened(index, CellEvent::StartFailed { reason, message }),
             };
@@ -315,7 +316,7 @@ impl Worker {
         self.memory_files = None;
         self.view.change(|seen| seen.memory_files = None);
         for slot in &mut self.slots {
-            slot.image = None;
+            slot.pulls = None;
         }
         if let Some(ip) = self.ip.take() {
             self.node.free_address(ip);

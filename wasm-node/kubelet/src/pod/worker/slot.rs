@@ -7,9 +7,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Task;
-use crate::image::Image;
 use crate::pod::runner::Runner;
-use crate::pod::start::Made;
+use crate::pod::start::{Made, Pulls};
 use crate::pod::state::Class;
 use crate::spec::containers;
 
@@ -29,7 +28,8 @@ pub(super) struct Slot {
     pub(super) container: Arc<Container>,
     /// Its name in the pod, as events say it: `spec.containers{NAME}`.
     pub(super) field_path: String,
-    pub(super) image: Option<Arc<Image>>,
+    /// Its images.
+    pub(super) pulls: Option<Pulls>,
     pub(super) live: Option<Live>,
     /// Has its image, or makes it.
     pub(super) preparing: Option<Task>,
@@ -61,7 +61,7 @@ impl Slot {
                     class,
                     field_path: format!("{}{{{}}}", containers::field(class), container.name),
                     container: Arc::new(container.into_owned()),
-                    image: None,
+                    pulls: None,
                     live: None,
                     preparing: None,
                     probes: Vec::new(),

@@ -1,0 +1,168 @@
+//! Images that are mounted: pulled, unpacked once, shared, and collected when nobody has them.
+
+use std::io::Write as _;
+
+use super::*;
+
+const IMAGE: &str = "registry.local/files:v1";
+
+fn tar(files: &[(&str, &str)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, text) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        builder.append_data(&mut header, name, text.as_bytes()).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+impl Bench {
+    /// Pushes an image of those layers, each with its media type and title.
+    async fn push_layers(&self, name: &str, layers: &[(&str, &str, Vec<u8>)]) {
+        let config = b"{}".to_vec();
+        let described: Vec<_> = layers
+            .iter()
+            .map(|(kind, title, bytes)| {
+                let annotations =
+                    if title.is_empty() { json!({}) } else { json!({"org.opencontainers.image.title": title}) };
+                json!({"mediaType": kind, "digest": digest(bytes), "size": bytes.len(), "annotations": annotations})
+            })
+            .collect();
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": manifest::OCI_MANIFEST, "layers": described,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(&config), "size": 2},
+        });
+        let blobs: Vec<&[u8]> = layers.iter().map(|(_, _, bytes)| &bytes[..]).chain([&config[..]]).collect();
+        self.push_raw(name, &blobs, &manifest).await;
+    }
+
+    async fn volume(&self) -> Result<Arc<Image>, ImageError> {
+        self.images.pull_volume(IMAGE, &Keyring::default(), "default").await.map(|pulled| pulled.image)
+    }
+
+    fn trees(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join("both/trees")).unwrap().count()
+    }
+}
+
+async fn files() -> Bench {
+    let bench = Bench::shared().await;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&tar(&[("etc/a", "old"), ("etc/b", "b")])).unwrap();
+    let zstd = zstd::bulk::compress(&tar(&[("etc/a", "new"), ("etc/.wh.b", "")]), 3).unwrap();
+    let layers = [
+        ("application/vnd.oci.image.layer.v1.tar+gzip", "", gzip.finish().unwrap()),
+        ("application/vnd.oci.image.layer.v1.tar+zstd", "", zstd),
+        ("application/octet-stream", "model.bin", b"weights".to_vec()),
+    ];
+    bench.push_layers("files", &layers).await;
+    bench
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_unpacked_once_and_kept_while_somebody_has_it() {
+    let bench = files().await;
+    let decide = |policy| bench.images.decide((IMAGE, Purpose::Volume), policy, &Keyring::default());
+    assert_eq!(decide(PullPolicy::Never).unwrap_err().reason(), "ErrImageNeverPull");
+    let image = bench.volume().await.unwrap();
+    let tree = bench.images.tree(&image).await.unwrap();
+    let read = |name: &str| std::fs::read_to_string(tree.join(name)).ok();
+    assert_eq!(
+        (read("etc/a").as_deref(), read("etc/b"), read("model.bin").as_deref()),
+        (Some("new"), None, Some("weights"))
+    );
+    assert!(image.image_id.starts_with("registry.local/files@sha256:") && image.size_bytes > 0);
+    // Another pod's is the same one, and the same image can't be run.
+    let again = decide(PullPolicy::IfNotPresent).unwrap().unwrap();
+    assert!(Arc::ptr_eq(&again, &image) && bench.images.tree(&again).await.unwrap() == tree);
+    assert_eq!(
+        bench.images.decide((IMAGE, Purpose::Module), PullPolicy::IfNotPresent, &Keyring::default()).unwrap(),
+        None
+    );
+    assert_eq!(bench.error(IMAGE).await.0, "ErrImagePull");
+
+    bench.clock.advance(std::time::Duration::from_secs(7200));
+    let collect = || bench.images.collect(&CollectPolicy::default(), FULL).unwrap();
+    assert_eq!((collect().images, bench.trees()), (0, 1), "pods have it");
+    // The registry's own store is the node's here: what is removed is the folder.
+    drop((image, again));
+    let collected = collect();
+    assert_eq!((collected.images, collected.freed_bytes, bench.trees()), (1, 3 + 1 + 3 + 7, 0));
+    assert!(bench.names().is_empty() && !tree.exists());
+    let tree = bench.images.tree(&bench.volume().await.unwrap()).await.unwrap();
+    assert!(tree.join("model.bin").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moves_leaves_what_pods_have_and_a_restart_unpacks_anew() {
+    let bench = files().await;
+    let old = bench.volume().await.unwrap();
+    let tree = bench.images.tree(&old).await.unwrap();
+    bench.push_layers("files", &[("text/plain", "only", b"1".to_vec())]).await;
+    let new = bench.volume().await.unwrap();
+    let other = bench.images.tree(&new).await.unwrap();
+    assert!(other.join("only").exists() && tree.join("model.bin").exists() && bench.trees() == 2);
+    bench.images.collect(&CollectPolicy::default(), None).unwrap();
+    assert!(tree.join("model.bin").exists(), "a pod has it under no name");
+    drop(old);
+    bench.images.collect(&CollectPolicy::default(), None).unwrap();
+    assert!(!tree.exists() && other.exists());
+
+    let blobs = Arc::new(BlobStore::open(bench.dir.path().join("both")).unwrap());
+    let config = ImagesConfig { built_in: Some(bench.access.clone()), ..ImagesConfig::default() };
+    let restarted = Images::open(bench.images.runtime.clone(), bench.images.env.clone(), blobs, config).unwrap();
+    assert_eq!(bench.trees(), 0);
+    bench.server.abort();
+    let known = restarted.decide((IMAGE, Purpose::Volume), PullPolicy::IfNotPresent, &Keyring::default()).unwrap();
+    assert!(restarted.tree(&known.unwrap()).await.unwrap().join("only").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_a_volume_says_why() {
+    let bench = files().await;
+    for (layers, says) in [
+        (
+            vec![("application/vnd.oci.image.layer.v1.tar", "", tar(&[("a", "1"), ("a/b", "2")]))],
+            "\"a/b\" can't be unpacked",
+        ),
+        (vec![("application/vnd.oci.image.layer.v1.tar+zstd", "", b"no zstd".to_vec())], "layers can't be read"),
+        (vec![("text/plain", "../up", b"x".to_vec())], "leads out of the volume"),
+    ] {
+        bench.push_layers("files", &layers).await;
+        let error = bench.volume().await.unwrap_err();
+        assert!(error.reason() == "ErrImagePull" && error.to_string().contains(says), "{error}");
+        assert_eq!(bench.trees(), 0, "nothing is left of it");
+    }
+    let file = bench.images.pull_volume("file:///etc/passwd", &Keyring::default(), "default").await.unwrap_err();
+    assert!(file.to_string().contains("can't be mounted"), "{file}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_beside_collections_keep_their_files() {
+    let bench = Arc::new(files().await);
+    let policy = CollectPolicy { age_min: std::time::Duration::ZERO, ..CollectPolicy::default() };
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let collector = {
+        let (bench, stop) = (bench.clone(), stop.clone());
+        std::thread::spawn(move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                bench.images.collect(&policy, FULL).unwrap();
+            }
+        })
+    };
+    let pods = (0..4).map(|_| {
+        let bench = bench.clone();
+        async move {
+            for _ in 0..20 {
+                let image = bench.volume().await.unwrap();
+                let tree = bench.images.tree(&image).await.unwrap();
+                assert_eq!(std::fs::read(tree.join("model.bin")).unwrap(), b"weights");
+            }
+        }
+    });
+    futures::future::join_all(pods).await;
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    collector.join().unwrap();
+    bench.images.collect(&policy, FULL).unwrap();
+    assert_eq!(bench.trees(), 0);
+}

@@ -1,0 +1,146 @@
+//! Images that are mounted (KEP-4639): fetched as those that are run, and unpacked into a folder that all volumes of the same image
+//! share, read-only. The folders are a cache: made from blobs when they are wanted, gone with the process.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::error::ImageError;
+use super::keyring::Keyring;
+use super::manifest::Refusal;
+use super::pull::{Image, Images, Pulled, Purpose, key, on_disk};
+use super::unpack::{UnpackError, unpack};
+use super::volume_manifest::Content;
+use oci_registry::blobs::BlobError;
+use oci_registry::reference::ImageName;
+
+/// The folders of images that are unpacked.
+pub(super) struct Trees {
+    dir: PathBuf,
+    /// Bytes that were written, by the manifest's digest.
+    unpacked: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Trees {
+    /// An empty folder of folders.
+    pub(super) fn open(dir: PathBuf) -> std::io::Result<Self> {
+        for entry in std::fs::read_dir(&dir)? {
+            std::fs::remove_dir_all(entry?.path())?;
+        }
+        Ok(Self { dir, unpacked: Mutex::default() })
+    }
+
+    fn unpacked(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, u64>> {
+        self.unpacked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, digest: &str) -> PathBuf {
+        self.dir.join(digest.trim_start_matches("sha256:"))
+    }
+
+    /// What the folder of an image takes.
+    pub(super) fn bytes(&self, image: &Image) -> u64 {
+        self.unpacked().get(manifest_digest(image)).copied().unwrap_or_default()
+    }
+
+    /// Removes the folders of images that are not among what `held` finds; how many bytes they had. Who has an image before it looks
+    /// for its folder finds one that stays.
+    pub(super) fn sweep(&self, held: impl FnOnce() -> Vec<Arc<Image>>) -> std::io::Result<u64> {
+        let (mut freed_bytes, mut gone) = (0, Vec::new());
+        {
+            let mut unpacked = self.unpacked();
+            let held = held();
+            let held: BTreeSet<&str> =
+                held.iter().filter(|image| image.volume.is_some()).map(|image| manifest_digest(image)).collect();
+            let unused: Vec<String> =
+                unpacked.keys().filter(|digest| !held.contains(digest.as_str())).cloned().collect();
+            for digest in unused {
+                let aside = tempfile::tempdir_in(&self.dir)?;
+                std::fs::rename(self.path(&digest), aside.path().join("tree"))?;
+                freed_bytes += unpacked.remove(&digest).unwrap_or_default();
+                gone.push(aside);
+            }
+        }
+        gone.into_iter().try_for_each(tempfile::TempDir::close)?;
+        Ok(freed_bytes)
+    }
+
+    /// Has the folder of an image, where nobody was quicker.
+    fn put(&self, digest: String, partial: tempfile::TempDir, bytes: u64) -> std::io::Result<()> {
+        let path = self.path(&digest);
+        if let Entry::Vacant(vacant) = self.unpacked().entry(digest) {
+            std::fs::rename(partial.keep(), path)?;
+            vacant.insert(bytes);
+        }
+        Ok(())
+    }
+}
+
+fn manifest_digest(image: &Image) -> &str {
+    image.image_id.rsplit_once('@').map_or("", |(_, digest)| digest)
+}
+
+impl Images {
+    /// Pulls an image to be mounted, on the share of the pod's `namespace`.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub async fn pull_volume(&self, image: &str, keyring: &Keyring, namespace: &str) -> Result<Pulled, ImageError> {
+        let reference = match Self::parse(image)? {
+            ImageName::Registry(reference) => reference,
+            ImageName::File(_) => {
+                let refusal = Refusal::Malformed("a file can't be mounted, only an image of a registry".into());
+                return Err(ImageError::Refused { image: image.to_owned(), refusal });
+            }
+        };
+        let name = reference.to_string();
+        let flight = self.flight(&key(&name, Purpose::Volume));
+        let _alone = flight.lock().await;
+        let turn = self.turns.take(namespace).await;
+        let began = self.env.elapsed();
+        let pins = Arc::new(self.blobs.pins());
+        let (pulled, access) = self.fetch((image, &name, Purpose::Volume), &reference, keyring, &pins).await?;
+        let kept = self.remember(pulled, access);
+        let image = kept.map_err(|source| ImageError::Blob { image: name, source: source.into() })?;
+        self.tree(&image).await?;
+        drop(turn);
+        let took = self.env.elapsed().saturating_sub(began);
+        Ok(Pulled { image, took })
+    }
+
+    /// The folder of an image that is mounted, unpacked where it isn't yet. It stays as long as somebody has the image.
+    ///
+    /// # Errors
+    /// The layers, or the disk.
+    pub async fn tree(&self, image: &Arc<Image>) -> Result<PathBuf, ImageError> {
+        let digest = manifest_digest(image).to_owned();
+        let flight = self.flight(&format!("{digest} tree"));
+        let _alone = flight.lock().await;
+        let path = self.trees.path(&digest);
+        if self.trees.unpacked().contains_key(&digest) {
+            return Ok(path);
+        }
+        let layers = image.volume.clone().unwrap_or_default();
+        let (blobs, trees) = (self.blobs.clone(), self.trees.clone());
+        let unpacked = on_disk(move || {
+            blobs.check_space()?;
+            let partial = tempfile::tempdir_in(&trees.dir)?;
+            let contents: Vec<Content> = layers.iter().map(|layer| layer.content.clone()).collect();
+            let mut open = |index: usize| {
+                let path = blobs.path(&layers[index].digest).map_err(std::io::Error::other)?;
+                std::fs::File::open(path).map(std::io::BufReader::new)
+            };
+            let space = || blobs.check_space().map_err(std::io::Error::other);
+            match unpack(&contents, &mut open, partial.path(), &space) {
+                Ok(bytes) => trees.put(digest, partial, bytes).map(Ok).map_err(BlobError::Io),
+                Err(UnpackError::Refused(refusal)) => Ok(Err(refusal)),
+                Err(UnpackError::Disk(error)) => Err(BlobError::Io(error)),
+            }
+        });
+        let name = || image.name.clone();
+        let unpacked = unpacked.await.map_err(|source| ImageError::Blob { image: name(), source })?;
+        unpacked.map_err(|refusal| ImageError::Refused { image: name(), refusal })?;
+        Ok(path)
+    }
+}
