@@ -35,6 +35,14 @@ for protocol in ("v5.channel.k8s.io", "v4.channel.k8s.io"):
     expect(("Failure", "NonZeroExitCode", [{"reason": "ExitCode", "message": "3"}]), (status["status"], status["reason"], status["details"]["causes"]), f"{protocol}: status")
     expect({"metadata": {}, "status": "Success"}, said(exec_("true", protocol=protocol))[1], f"{protocol}: success")
 
+# Before v4 a session's end is words, and nothing where all went well; who names no protocol means that one.
+for protocol in ("channel.k8s.io", ""):
+    client = exec_("sh", "-c", "echo out; exit 3", protocol=protocol)
+    expect(protocol != "", "sec-websocket-protocol: channel.k8s.io" in client.head.lower(), f"{protocol!r} in the handshake")
+    channels = [(message[0], message[1:]) for message in client.messages() if message[1:]]
+    expect([(1, b"out\n"), (3, b"command terminated with non-zero exit code: exit status 3")], channels, f"{protocol!r}: outputs and end")
+    expect([], [message for message in exec_("true", protocol=protocol).messages() if message[1:]], f"{protocol!r}: success")
+
 # v5 knows the end of stdin: cat ends by it.
 client = exec_("cat", stdin=True)
 client.send(b"\0hello ")
@@ -55,6 +63,19 @@ for asked, code, says in (
 expect((404, True), ((c := client_of("nobody", query("true"), "v5.channel.k8s.io")).code, "not found" in c.body), "no such pod")
 expect(400, client_of(POD, query("true"), "v9.channel.k8s.io").code, "an unknown subprotocol")
 print("· what is refused")
+
+# A log over a WebSocket: an empty message first, then what was said; with `follow` until the client goes.
+for protocol in ("binary.k8s.io", ""):
+    client = WebSocket("/api/v1/namespaces/default/pods/talker/log?container=box", protocol)
+    expect((101, [b"", b"said at once\n"]), (client.code, list(client.messages())), f"a log by {protocol!r}")
+client = WebSocket("/api/v1/namespaces/default/pods/talker/log?follow=true", "binary.k8s.io")
+messages = client.messages()
+expect([b"", b"said at once\n"], [next(messages), next(messages)], "a log that is followed")
+client.send(b"", op=8)
+expect([], list(messages), "the end that the client wants")
+expect(400, WebSocket("/api/v1/namespaces/default/pods/talker/log", "v4.channel.k8s.io").code, "a log by another subprotocol")
+expect(404, WebSocket("/api/v1/namespaces/default/pods/nobody/log", "binary.k8s.io").code, "a log of no pod")
+print("· logs over WebSockets")
 
 # A terminal: echo, erase, CRLF, ^D; ^C is the shell's where it reads, and the command's end where it does not.
 client = exec_("sh", stdin=True, tty=True, stderr=False)

@@ -28,6 +28,7 @@ pod server hello ''
 pod command toolbox '' '[sleep, "3600"]'
 pod closed hello '"exec.coracle.dev/box": deny'
 pod own toolbox '"exec.coracle.dev/box": image' '[sleep, "3600"]'
+pod talker toolbox '' '[sh, -c, "echo said at once; sleep 3600"]'
 kubectl wait --for=condition=Ready pod --all --timeout=240s >/dev/null
 
 for websockets in true false; do
@@ -54,6 +55,9 @@ unset KUBECTL_REMOTE_COMMAND_WEBSOCKETS
 expect 127 "$(kubectl exec server -- sh -c 'kubectl >/dev/null 2>&1; echo $?')" "what a shell does not find"
 expect "200 OK" "$(kubectl exec command -- wget -S -qO- "http://$(kubectl get pod server -o jsonpath='{.status.podIP}')/" 2>&1 >/dev/null | sed -n 's/.*HTTP.1.1 200/200 OK/p' | head -n 1)" "the pod's network"
 kubectl exec own -- toolbox > "$WORK/tools"
+kubectl exec command -- sh -c 'printf "a 1\nb 2\n" > /data/columns; awk "{print \$2, \$1}" /data/columns; awk "NR==2 {print NF}" /data/columns; printf ab | hexdump -C; [[ -r /data/columns ]] && echo there' > "$WORK/out"
+expect "1 a,2 b,2,00000000  61 62                                             |ab|,00000002,there" "$(paste -sd, "$WORK/out")" "awk, hexdump and [["
+exits 2 kubectl exec command -- awk 'BEGIN {x}'
 grep -qx tar "$WORK/tools" || fail "the image's own command does not run"
 exits 127 kubectl exec own -- cat /data/file
 echo "· kubectl exec over WebSocket and SPDY"

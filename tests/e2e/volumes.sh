@@ -6,7 +6,7 @@ mkdir -p "$WORK/shared/texts" "$WORK/private"
 echo "one two three" > "$WORK/shared/texts/three"
 ln -s "$WORK/private" "$WORK/shared/out"
 up --allow-host-path "$WORK/shared"
-for name in wordcount late hello; do
+for name in wordcount late hello toolbox; do
   "$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/$name.wasm" "registry.local/$name:v1" >/dev/null
 done
 kubectl create configmap texts --from-literal=a.txt="a b c d" --from-literal=b.txt="e f" --from-literal=c.txt="g" >/dev/null
@@ -35,6 +35,19 @@ pod within "$map, {name: own, emptyDir: {}}" '{name: own, mountPath: /own}, {nam
 eventually 20 has 'a guest is given folders' kubectl get pod within -o jsonpath='{.status.containerStatuses[0].state.waiting.message}'
 expect CreateContainerConfigError "$(kubectl get pod within -o jsonpath='{.status.containerStatuses[0].state.waiting.reason}')" "its reason"
 echo "· what can't be mounted is told"
+
+# The modes that the volume asks for, as the kernel has them and as a guest sees them (coracle:host/stat).
+kubectl apply -f - >/dev/null <<'YAML'
+{apiVersion: v1, kind: Pod, metadata: {name: modes}, spec: {restartPolicy: Never,
+  volumes: [{name: map, configMap: {name: texts, defaultMode: 0400, items: [{key: a.txt, path: a}, {key: b.txt, path: deep/b, mode: 0750}]}}, {name: own, emptyDir: {}}],
+  containers: [{name: look, image: "registry.local/toolbox:v1", command: [sh, -c, "stat -L -c '%a %A' /map/a /map/deep/b; touch /own/new; stat -c %a /own/new /own; ls -l /map/..data/"],
+    volumeMounts: [{name: map, mountPath: /map}, {name: own, mountPath: /own}]}]}}
+YAML
+ended modes
+kubectl logs modes > "$WORK/out"
+expect "400 -r--------,750 -rwxr-x---" "$(head -n 2 "$WORK/out" | paste -sd,)" "modes of a ConfigMap's files"
+grep -qE '^-r-------- .* a$' "$WORK/out" || fail "ls does not show modes: $(cat "$WORK/out")"
+echo "· modes of files"
 
 of_host() { echo "{name: host, hostPath: {path: \"$1\", type: \"${2:-}\"}}"; }
 pod host "$(of_host "$WORK/shared/texts")" '{name: host, mountPath: /texts}' /texts

@@ -1,10 +1,11 @@
 //! WebSocket (RFC 6455), the server's side: handshake, choice of a subprotocol, and what goes through.
 
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{SinkExt as _, StreamExt as _, future};
+use futures::{SinkExt as _, Stream, StreamExt as _, future, stream};
 use http::{HeaderMap, HeaderValue, header};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -144,48 +145,79 @@ where
 {
     let (received, incoming) = mpsc::channel(INCOMING_WAITING_MAX);
     let (outgoing, mut sending) = mpsc::channel::<(u8, Bytes)>(OUTGOING_WAITING_MAX);
-    let run = async move {
-        let (mut sink, mut stream) = server(io).await.split();
-        let reads = async move {
-            while let Some(message) = stream.next().await {
-                let Some(piece) = piece(message) else { continue };
-                let mut piece = piece?;
-                // A message with no byte is a client's sign of life.
-                if let Some(channel) = piece.first().copied() {
-                    let _ = received.send((channel, piece.split_off(1))).await;
-                }
+    let take = move |mut piece: Bytes| {
+        let received = received.clone();
+        async move {
+            // A message with no byte is a client's sign of life.
+            if let Some(channel) = piece.first().copied() {
+                let _ = received.send((channel, piece.split_off(1))).await;
             }
-            Ok(())
-        };
-        let writes = async move {
-            let mut pings = tokio::time::interval(PING_PERIOD);
-            pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            pings.reset();
-            loop {
-                let message = tokio::select! {
-                    message = sending.recv() => message,
-                    _ = pings.tick() => {
-                        sink.send(Message::Ping(Bytes::new())).await.map_err(broken)?;
-                        continue;
-                    }
-                };
-                let Some((channel, bytes)) = message else {
-                    let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-                    return sink.send(Message::Close(Some(close))).await.map_err(broken);
-                };
-                let message = [&[channel], &bytes[..]].concat();
-                sink.send(Message::Binary(message.into())).await.map_err(broken)?;
-            }
-        };
-        tokio::pin!(reads);
-        tokio::select! {
-            done = &mut reads => return done,
-            done = writes => done?,
         }
-        // Until the client's own close: a connection that is closed with something unread loses what was written last.
-        tokio::time::timeout(CLOSE_TIMEOUT, reads).await.unwrap_or(Ok(()))
     };
-    (Channels { incoming, outgoing }, run)
+    let sent = stream::poll_fn(move |context| sending.poll_recv(context))
+        .map(|(channel, bytes)| Ok(Bytes::from([&[channel], &bytes[..]].concat())));
+    (Channels { incoming, outgoing }, carry(io, take, sent))
+}
+
+/// Sends the client all of `body`, a piece to a message, over a connection whose handshake is done (`binary.k8s.io`): an empty one
+/// first, as upstream's sign that it stands. What the client sends is dropped; it ends with the body, or with the client.
+///
+/// # Errors
+/// Where the connection or the body breaks off.
+pub async fn send<S>(io: S, body: impl Stream<Item = io::Result<Bytes>>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let first = stream::once(future::ready(Ok(Bytes::new())));
+    carry(io, |_| future::ready(()), first.chain(body)).await
+}
+
+/// Hands over what the client sends, and sends what is to be sent, until one of them ends.
+async fn carry<S, F>(
+    io: S,
+    mut take: impl FnMut(Bytes) -> F,
+    outgoing: impl Stream<Item = io::Result<Bytes>>,
+) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    F: Future<Output = ()>,
+{
+    let (mut sink, mut stream) = server(io).await.split();
+    let reads = async move {
+        while let Some(message) = stream.next().await {
+            if let Some(piece) = piece(message) {
+                take(piece?).await;
+            }
+        }
+        Ok(())
+    };
+    let writes = async move {
+        let mut outgoing = pin!(outgoing);
+        let mut pings = tokio::time::interval(PING_PERIOD);
+        pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        pings.reset();
+        loop {
+            let message = tokio::select! {
+                message = outgoing.next() => message,
+                _ = pings.tick() => {
+                    sink.send(Message::Ping(Bytes::new())).await.map_err(broken)?;
+                    continue;
+                }
+            };
+            let Some(message) = message else {
+                let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+                return sink.send(Message::Close(Some(close))).await.map_err(broken);
+            };
+            sink.send(Message::Binary(message?)).await.map_err(broken)?;
+        }
+    };
+    let mut reads = pin!(reads);
+    tokio::select! {
+        done = &mut reads => return done,
+        done = writes => done?,
+    }
+    // Until the client's own close: a connection that is closed with something unread loses what was written last.
+    tokio::time::timeout(CLOSE_TIMEOUT, reads).await.unwrap_or(Ok(()))
 }
 
 #[cfg(test)]
@@ -289,6 +321,38 @@ mod tests {
         assert!(matches!(close, Message::Close(Some(CloseFrame { code: CloseCode::Normal, .. }))), "{close:?}");
         // What a client still has to say meanwhile is read and dropped; its answer to the close is the end.
         while client.next().await.is_some() {}
+        run.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_body_is_sent_to_its_end_whatever_the_client_says() {
+        let (own, other) = tokio::io::duplex(1 << 16);
+        let mut client = client(own).await;
+        let body = stream::iter([Ok(Bytes::from_static(b"one")), Ok(Bytes::from_static(b"two"))]);
+        let run = tokio::spawn(send(other, body));
+        client.send(Message::Binary(Bytes::from_static(b"ignored"))).await.unwrap();
+        for wanted in [&b""[..], b"one", b"two"] {
+            assert_eq!(client.next().await.unwrap().unwrap(), Message::Binary(Bytes::copy_from_slice(wanted)));
+        }
+        assert!(matches!(client.next().await.unwrap().unwrap(), Message::Close(Some(_))));
+        while client.next().await.is_some() {}
+        run.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_or_that_nobody_reads_ends_the_connection() {
+        let (own, other) = tokio::io::duplex(1 << 16);
+        let mut reader = client(own).await;
+        let run = tokio::spawn(send(other, stream::iter([Err(io::ErrorKind::UnexpectedEof.into())])));
+        assert!(reader.next().await.unwrap().is_ok(), "the first, empty one");
+        assert!(run.await.unwrap().is_err());
+        assert!(!matches!(reader.next().await, Some(Ok(Message::Close(_)))), "no clean end");
+
+        let (own, other) = tokio::io::duplex(1 << 16);
+        let run = tokio::spawn(send(other, stream::pending()));
+        let mut reader = client(own).await;
+        reader.close(None).await.unwrap();
+        while reader.next().await.is_some() {}
         run.await.unwrap().unwrap();
     }
 }

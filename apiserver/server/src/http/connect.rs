@@ -6,13 +6,14 @@
 
 use axum::body::Body;
 use bytes::Bytes;
+use futures::TryStreamExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Empty;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use machinery_api::error::Named;
 use machinery_api::{ApiError, names};
-use machinery_streaming::websocket::upgrade_of;
+use machinery_streaming::websocket::{self, upgrade_of};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -210,6 +211,21 @@ pub(super) async fn hand_through(client: OnUpgrade, node: OnUpgrade, place: Opti
         done = copied => {
             if let Err(error) = done {
                 tracing::debug!(%error, "a forwarded connection ended");
+            }
+        }
+        () = stop.cancelled() => {}
+    }
+    drop(place);
+}
+
+/// Sends a body over a connection that becomes a WebSocket (`binary.k8s.io`), until one of them ends, or `stop`.
+pub(super) async fn send_body(client: OnUpgrade, body: Body, place: Option<Peer>, stop: CancellationToken) {
+    let pieces = body.into_data_stream().map_err(std::io::Error::other);
+    let sent = async { websocket::send(TokioIo::new(client.await.map_err(std::io::Error::other)?), pieces).await };
+    tokio::select! {
+        done = sent => {
+            if let Err(error) = done {
+                tracing::debug!(%error, "a body over a WebSocket broke off");
             }
         }
         () = stop.cancelled() => {}

@@ -73,7 +73,7 @@ impl RequestHandler {
             warnings: Vec::new(),
         };
         match what {
-            Some(SubresourceKind::Log) => return self.logs(&call, asking.asked.query).await,
+            Some(SubresourceKind::Log) => return self.logs(asking, &call).await,
             Some(SubresourceKind::Connect) => return self.connect(asking, &call).await,
             Some(SubresourceKind::Proxy(to)) => return self.proxy(asking, &call, to, body).await,
             _ => {}

@@ -8,13 +8,18 @@ use jiff::Timestamp;
 use machinery_api::error::Named;
 use machinery_api::selector::go_quoted;
 use machinery_api::{ApiError, Cause};
+use machinery_streaming::websocket::{self, upgrade_of};
 use serde_json::Value;
 
-use super::handle::RequestHandler;
+use super::connect::{pass_subprotocols, send_body};
+use super::handle::{RequestContext, RequestHandler};
 use super::kubelets;
 use super::respond;
 use crate::registry::RequestScope;
 use crate::request::query::Query;
+
+/// Subprotocols by which a log is sent over a WebSocket; a client may name none.
+const WEBSOCKET_PROTOCOLS: [&str; 2] = ["binary.k8s.io", ""];
 
 /// The parameters of a log request (`v1.PodLogOptions`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -103,7 +108,12 @@ pub(super) fn container(pod: &Value, wanted: &str) -> Result<String, ApiError> {
 
 impl RequestHandler {
     /// Answers a log request.
-    pub(super) async fn logs(&self, call: &RequestScope<'_>, query: &Query) -> Result<Response<Body>, ApiError> {
+    pub(super) async fn logs(
+        &self,
+        asking: &mut RequestContext<'_>,
+        call: &RequestScope<'_>,
+    ) -> Result<Response<Body>, ApiError> {
+        let query = asking.asked.query;
         let options = Options::read(query, call.name)?;
         let pod = self.pod(call).await?;
         let container = container(&pod, &options.container)?;
@@ -121,6 +131,9 @@ impl RequestHandler {
             .map_err(|why| ApiError::ServiceUnavailable(format!("Get \"https://{}{target}\": {why}", at.host())))?;
         let status = answer.status().as_u16();
         if (200..300).contains(&status) {
+            if upgrade_of(asking.asked.headers).is_some_and(|to| to.eq_ignore_ascii_case("websocket")) {
+                return self.logs_by_websocket(asking, Body::new(answer.into_body()));
+            }
             let mut response = respond::bytes(200, "text/plain", Body::new(answer.into_body()));
             if query.flag("follow") == Some(true) {
                 // Proxies between here and the reader must not wait for more.
@@ -137,6 +150,22 @@ impl RequestHandler {
             429 => ApiError::TooManyRequests(text, 1),
             _ => ApiError::ServiceUnavailable(format!("node {node_name} answered {status}: {text}")),
         })
+    }
+
+    /// As upstream, for pages in browsers, which can't read an answer as it comes otherwise.
+    fn logs_by_websocket(&self, asking: &mut RequestContext<'_>, body: Body) -> Result<Response<Body>, ApiError> {
+        let mut offered = asking.asked.headers.clone();
+        pass_subprotocols(asking.asked.headers, &mut offered);
+        let taken = websocket::handshake(&offered, &WEBSOCKET_PROTOCOLS);
+        let taken = taken.map_err(|why| ApiError::BadRequest(why.to_string()))?;
+        let Some(upgrade) = asking.connection.upgrade.take() else {
+            return Err(ApiError::BadRequest("this connection cannot be upgraded: use HTTP/1.1".into()));
+        };
+        tokio::spawn(send_body(upgrade, body, asking.connection.peer.take(), self.stop.clone()));
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
+        response.headers_mut().extend(taken.headers);
+        Ok(response)
     }
 }
 

@@ -321,6 +321,19 @@ impl types::HostDirectoryEntryStream for FilesView<'_> {
     }
 }
 
+/// What the system says of an open file; nothing where that fails. An error is a handle that there is not.
+pub(super) async fn metadata(
+    state: &mut ComponentState,
+    fd: &Resource<Descriptor>,
+) -> wasmtime::Result<Option<std::fs::Metadata>> {
+    let file = match state.table.get(fd)? {
+        Descriptor::File(file) => file.file.clone(),
+        Descriptor::Dir(dir) => dir.dir.clone(),
+    };
+    let disk = state.guest.disk.clone();
+    Ok(on(Some(disk), async { Ok(file.metadata()?) }).await.ok())
+}
+
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     types::add_to_linker::<_, Files>(linker, |state| FilesView(state))?;
     preopens::add_to_linker::<_, Files>(linker, |state| FilesView(state))?;

@@ -19,6 +19,7 @@ pub(crate) mod listing;
 pub(crate) mod preview1;
 pub(crate) mod random;
 pub(crate) mod sockets;
+pub(crate) mod stat;
 pub(crate) mod state;
 pub(crate) mod stdio;
 pub(crate) mod volumes;
@@ -132,6 +133,15 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         granted: Granted::Always,
         link: filesystem::link,
         held_bytes: filesystem::held_bytes,
+    },
+    HostInterface {
+        name: "stat",
+        package: "coracle:host",
+        interfaces: &["stat"],
+        version: "0.1",
+        granted: Granted::Always,
+        link: stat::link,
+        held_bytes: handles_only,
     },
     HostInterface {
         name: "sockets",

@@ -101,7 +101,7 @@ impl Drop for Once<'_> {
 
 async fn watch(watched: Watched, streams: Streams) {
     let Watched { sandbox, stdout: from_stdout, stderr: from_stderr } = watched;
-    let Streams { stdin, stdout, stderr, errors } = streams;
+    let Streams { stdin, stdout, stderr, errors, form } = streams;
     let (interrupt, interrupted) = oneshot::channel();
     let output = forward(from_stdout, stdout.as_ref(), sandbox.tty);
     // A terminal has one output.
@@ -132,5 +132,5 @@ async fn watch(watched: Watched, streams: Streams) {
         // ^C that the command does not take itself ends nothing but this: the container is not the client's.
         Ok(_) = interrupted => {}
     }
-    tell(Streams { stdin: None, stdout, stderr, errors }, 0).await;
+    tell(Streams { stdin: None, stdout, stderr, errors, form }, 0).await;
 }

@@ -12,7 +12,6 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::options::Options;
-use super::status::status;
 use super::terminal::{self, LineDiscipline, shown};
 use super::wire::Streams;
 use crate::server::output::Output;
@@ -80,7 +79,7 @@ pub(super) async fn carry(begun: Begun, streams: Streams) {
             Ok(signal) = interrupted => signal,
         }
     };
-    let Streams { stdin, stdout, stderr, errors } = streams;
+    let Streams { stdin, stdout, stderr, errors, form } = streams;
     let outcome = {
         let output = forward(ends.stdout, stdout.as_ref(), is_terminal);
         let error_output = forward(ends.stderr, stderr.as_ref(), false);
@@ -106,7 +105,7 @@ pub(super) async fn carry(begun: Begun, streams: Streams) {
         let last_lines = if is_terminal { shown(&last_lines) } else { last_lines };
         let _ = output.send(last_lines.into()).await;
     }
-    tell(Streams { stdin: None, stdout, stderr, errors }, outcome.exit_code).await;
+    tell(Streams { stdin: None, stdout, stderr, errors, form }, outcome.exit_code).await;
 }
 
 /// The end of a session that never began: why, and the exit code that says so.
@@ -119,7 +118,9 @@ pub(super) async fn refuse(streams: Streams, words: String, code: i32) {
 
 pub(super) async fn tell(streams: Streams, code: i32) {
     let told = async {
-        streams.errors.send(status(code).to_string().into()).await?;
+        if let Some(status) = streams.form.tell(code) {
+            streams.errors.send(status).await?;
+        }
         streams.finish().await
     };
     // Where the client is gone there is nobody to tell.

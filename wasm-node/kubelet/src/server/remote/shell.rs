@@ -11,9 +11,9 @@ macro_rules! shared {
 }
 
 shared!(
-    "../../../../../sample-workloads/toolbox/src/sh/parse.rs" parse,
-    "../../../../../sample-workloads/toolbox/src/sh/pattern.rs" pattern,
-    "../../../../../sample-workloads/toolbox/src/sh/arithmetic.rs" arithmetic
+    "../../../../../sample-workloads/unix/src/sh/parse.rs" parse,
+    "../../../../../sample-workloads/unix/src/sh/pattern.rs" pattern,
+    "../../../../../sample-workloads/unix/src/sh/arithmetic.rs" arithmetic
 );
 
 use parse::{Command, Redirect, parse};

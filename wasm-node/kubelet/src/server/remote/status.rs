@@ -1,9 +1,28 @@
-//! How a session ended, in the words of the protocols from `v4.channel.k8s.io` on: a `Status` on the error stream.
+//! How a session ended: a `Status` on the error stream, or what its message says for the protocols before `v4.channel.k8s.io`.
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 
+/// What the client's protocol takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StatusForm {
+    Object,
+    /// Nothing for a success.
+    Words,
+}
+
+impl StatusForm {
+    pub(super) fn tell(self, code: i32) -> Option<Bytes> {
+        let status = status(code);
+        match self {
+            Self::Object => Some(status.to_string().into()),
+            Self::Words => status["message"].as_str().map(|words| words.to_owned().into()),
+        }
+    }
+}
+
 /// As upstream's kubelet writes it for a command's exit code.
-pub(super) fn status(code: i32) -> Value {
+fn status(code: i32) -> Value {
     if code == 0 {
         return json!({"metadata": {}, "status": "Success"});
     }
@@ -26,5 +45,8 @@ mod tests {
         let failed = status(7);
         assert_eq!(failed["reason"], "NonZeroExitCode");
         assert_eq!(failed["details"]["causes"][0], json!({"reason": "ExitCode", "message": "7"}));
+        assert_eq!(StatusForm::Object.tell(0).unwrap(), r#"{"metadata":{},"status":"Success"}"#);
+        assert_eq!(StatusForm::Words.tell(0), None);
+        assert_eq!(StatusForm::Words.tell(7).unwrap(), "command terminated with non-zero exit code: exit status 7");
     }
 }

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use super::options::Options;
+use super::status::StatusForm;
 use crate::server::output::Output;
 use crate::server::upgrade::{self, Upgrade};
 
@@ -31,6 +32,9 @@ const PIECES_WAITING_MAX: usize = 2;
 /// WebSocket's subprotocols: v5 knows the end of a stream.
 const CHANNELS_V5: &str = "v5.channel.k8s.io";
 const CHANNELS_V4: &str = "v4.channel.k8s.io";
+/// Before v4 a session's end is words, and nothing where all went well; a client that names no protocol means this one.
+const CHANNELS_V1: &str = "channel.k8s.io";
+const UNNAMED: &str = "";
 /// Which of v5's channels says that another one ends.
 const CLOSE: u8 = 255;
 const STDIN: u8 = 0;
@@ -42,15 +46,19 @@ const ERROR: u8 = 3;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wire {
     Spdy,
-    Channels { ends: bool },
+    Channels { ends: bool, form: StatusForm },
 }
 
 /// What both sides speak, and the headers that say so.
 pub(super) fn choose(headers: &HeaderMap) -> Result<(HeaderMap, Wire), Box<Response>> {
-    let (answer, upgrade) = upgrade::negotiate(headers, &[CHANNELS_V5, CHANNELS_V4], &[CHANNELS_V4])?;
+    let by_websocket = [CHANNELS_V5, CHANNELS_V4, CHANNELS_V1, UNNAMED];
+    let (answer, upgrade) = upgrade::negotiate(headers, &by_websocket, &[CHANNELS_V4])?;
     let wire = match upgrade {
         Upgrade::Spdy(_) => Wire::Spdy,
-        Upgrade::WebSocket(protocol) => Wire::Channels { ends: protocol == CHANNELS_V5 },
+        Upgrade::WebSocket(protocol) => Wire::Channels {
+            ends: protocol == CHANNELS_V5,
+            form: if matches!(protocol, CHANNELS_V1 | UNNAMED) { StatusForm::Words } else { StatusForm::Object },
+        },
     };
     Ok((answer, wire))
 }
@@ -62,6 +70,8 @@ pub(super) struct Streams {
     pub(super) stdout: Option<Output>,
     pub(super) stderr: Option<Output>,
     pub(super) errors: Output,
+    /// How they are told of the end.
+    pub(super) form: StatusForm,
 }
 
 impl Streams {
@@ -86,7 +96,7 @@ pub(super) async fn run<F: Future<Output = ()>>(
 ) -> io::Result<()> {
     match wire {
         Wire::Spdy => by_spdy(io, options, serve).await,
-        Wire::Channels { ends } => by_channels(io, ends, options, serve).await,
+        Wire::Channels { ends, form } => by_channels(io, (ends, form), options, serve).await,
     }
 }
 
@@ -129,7 +139,13 @@ impl Opened {
             && self.stdout.is_some() == options.stdout
             && self.stderr.is_some() == options.stderr;
         let errors = if here { self.errors.take()? } else { return None };
-        Some(Streams { stdin: self.stdin.take(), stdout: self.stdout.take(), stderr: self.stderr.take(), errors })
+        Some(Streams {
+            stdin: self.stdin.take(),
+            stdout: self.stdout.take(),
+            stderr: self.stderr.take(),
+            errors,
+            form: StatusForm::Object,
+        })
     }
 }
 
@@ -176,7 +192,7 @@ async fn by_spdy<F: Future<Output = ()>>(
 
 async fn by_channels<F: Future<Output = ()>>(
     io: impl AsyncRead + AsyncWrite + Unpin + Send,
-    ends: bool,
+    (ends, form): (bool, StatusForm),
     options: &Options,
     serve: impl FnOnce(Streams) -> F,
 ) -> io::Result<()> {
@@ -188,6 +204,7 @@ async fn by_channels<F: Future<Output = ()>>(
         stdout: options.stdout.then(|| output(STDOUT)),
         stderr: options.stderr.then(|| output(STDERR)),
         errors: output(ERROR),
+        form,
     };
     if !ends {
         // Upstream says so to clients of the older protocol: the session is there.

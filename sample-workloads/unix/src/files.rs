@@ -1,6 +1,7 @@
 //! Files by path, below the mounts that the container has. What lies above them is made up: folders that lead to mounts.
 use core::cell::OnceCell;
 
+use crate::coracle::host::stat as host;
 use crate::io::{Input, Output, Sink, Source};
 use crate::{Context, words};
 use guest::wasip2::filesystem::preopens::get_directories;
@@ -130,6 +131,26 @@ pub fn stat(path: &str, follow: bool) -> Result<Stat, ErrorCode> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// The permission bits of what a path leads to.
+pub fn mode(path: &str) -> Result<u32, ErrorCode> {
+    let opened = match mount(path)? {
+        (folder, ".") => return host::mode(folder).ok_or(ErrorCode::Unsupported),
+        (folder, rest) => {
+            folder.open_at(PathFlags::SYMLINK_FOLLOW, rest, OpenFlags::empty(), DescriptorFlags::READ)?
+        }
+    };
+    host::mode(&opened).ok_or(ErrorCode::Unsupported)
+}
+
+/// A mode as `ls` shows it, with the letter of what it is a mode of.
+pub fn mode_letters(kind: char, mode: u32) -> String {
+    let mut text = String::from(kind);
+    for (at, letter) in "rwxrwxrwx".chars().enumerate() {
+        text.push(if mode >> (8 - at) & 1 == 1 { letter } else { '-' });
+    }
+    text
 }
 
 /// The names in a folder, sorted.

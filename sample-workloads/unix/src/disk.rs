@@ -21,12 +21,22 @@ macro_rules! options {
     };
 }
 
-fn mode(stat: &Stat) -> &'static str {
+/// The permission bits; those that a file has by default where it can't be asked.
+fn permissions(path: &str, stat: &Stat) -> u32 {
     match stat.kind {
-        DescriptorType::Directory => "drwxr-xr-x",
-        DescriptorType::SymbolicLink => "lrwxrwxrwx",
-        _ => "-rw-r--r--",
+        DescriptorType::SymbolicLink => 0o777,
+        DescriptorType::Directory => files::mode(path).unwrap_or(0o755),
+        _ => files::mode(path).unwrap_or(0o644),
     }
+}
+
+fn mode(path: &str, stat: &Stat) -> String {
+    let kind = match stat.kind {
+        DescriptorType::Directory => 'd',
+        DescriptorType::SymbolicLink => 'l',
+        _ => '-',
+    };
+    files::mode_letters(kind, permissions(path, stat))
 }
 
 pub fn ls(context: &mut Context, args: &[String]) -> Ended {
@@ -97,7 +107,7 @@ fn row(context: &mut Context, options: &str, name: &str, path: &str, stat: &Stat
     }
     let to = if stat.is_link() { link(path).map(|to| format!(" -> {to}")).unwrap_or_default() } else { String::new() };
     let time = time_text("%b %e %H:%M", stat.modified, 0);
-    let (mode, links, size) = (mode(stat), stat.links, stat.size);
+    let (mode, links, size) = (mode(path, stat), stat.links, stat.size);
     context.out.line(&format!("{mode} {links:4} root root {size:10} {time} {name}{sign}{to}"))
 }
 
@@ -156,11 +166,12 @@ pub fn stat(context: &mut Context, args: &[String]) -> Ended {
                 .replace("%Y", &format!("{}", stat.modified))
                 .replace("%y", &time)
                 .replace("%h", &format!("{}", stat.links))
-                .replace("%A", mode(&stat)),
+                .replace("%A", &mode(&path, &stat))
+                .replace("%a", &format!("{:o}", permissions(&path, &stat))),
             None => format!(
                 "  File: {name}\n  Size: {}\t{kind}\t{}\n Links: {}\nModify: {time}",
                 stat.size,
-                mode(&stat),
+                mode(&path, &stat),
                 stat.links
             ),
         };

@@ -1,5 +1,5 @@
 //! Tools about the session itself: its variables, its time, its name.
-use crate::{Context, Ended, tool};
+use crate::{Context, Ended};
 use guest::wasip2::clocks::wall_clock;
 use guest::{String, ToOwned, Vec, format};
 
@@ -71,7 +71,7 @@ pub fn env(context: &mut Context, args: &[String]) -> Ended {
             }
             Ok(0)
         }
-        Some(name) => match tool(name) {
+        Some(name) => match context.tool(name) {
             Some(tool) => tool(context, &args[at..]),
             None => context.fail("env", &format!("{name}: No such file or directory")).map(|_| 127),
         },

@@ -7,7 +7,7 @@ pub mod parse;
 pub mod pattern;
 
 use crate::io::{INTERRUPTED, Input, Output, PIPE_FULL, Sink, Source, Stop};
-use crate::{Context, Ended, tool};
+use crate::{Context, Ended};
 use guest::{String, ToOwned, Vec, format};
 use parse::{Command, Redirect};
 
@@ -501,7 +501,7 @@ impl<'c> Shell<'c> {
                 ran => ran,
             };
         }
-        let Some(tool) = tool(name) else {
+        let Some(tool) = self.context.tool(name) else {
             self.context.say("sh", &format!("{name}: not found"))?;
             return Ok(127);
         };

@@ -1,7 +1,7 @@
 //! What only the shell itself can do.
 use super::parse::is_name;
 use super::{Flow, Ran, Shell, parse};
-use crate::{files, tool, words};
+use crate::{files, words};
 use guest::wasip2::filesystem::types::ErrorCode;
 use guest::{String, ToOwned, Vec, format};
 
@@ -203,7 +203,7 @@ fn exec(shell: &mut Shell<'_>, args: &[String]) -> Ran<i32> {
 }
 
 fn found(shell: &Shell<'_>, name: &str) -> bool {
-    find(name).is_some() || tool(name).is_some() || shell.functions.iter().any(|(known, _)| known == name)
+    find(name).is_some() || shell.context.tool(name).is_some() || shell.functions.iter().any(|(known, _)| known == name)
 }
 
 /// `command -v NAME`, `command NAME ARGS…`
@@ -232,7 +232,7 @@ fn kind(shell: &mut Shell<'_>, args: &[String]) -> Ran<i32> {
             format!("{name} is a shell builtin")
         } else if shell.functions.iter().any(|(known, _)| known == name) {
             format!("{name} is a function")
-        } else if tool(name).is_some() {
+        } else if shell.context.tool(name).is_some() {
             format!("{name} is a tool of the toolbox")
         } else {
             status = 127;

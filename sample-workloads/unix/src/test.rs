@@ -1,14 +1,19 @@
-//! `test` and `[`.
+//! `test`, `[`, and `[[`, which is the same here: its words are expanded as those of any command.
 use crate::{Context, Ended, files};
 use guest::wasip2::filesystem::types::DescriptorType;
 use guest::{String, format};
 
 pub fn test(context: &mut Context, args: &[String]) -> Ended {
     let mut operands = &args[1..];
-    if args.first().is_some_and(|name| name.ends_with('[')) {
+    let closing = match args.first().map(|name| name.rsplit('/').next().unwrap_or(name)) {
+        Some("[") => Some("]"),
+        Some("[[") => Some("]]"),
+        _ => None,
+    };
+    if let Some(closing) = closing {
         match operands {
-            [rest @ .., last] if last == "]" => operands = rest,
-            _ => return context.fail("[", "missing ]").map(|_| 2),
+            [rest @ .., last] if last == closing => operands = rest,
+            _ => return context.fail("[", &format!("missing {closing}")).map(|_| 2),
         }
     }
     match any(context, operands, 0) {

@@ -1,0 +1,57 @@
+//! Upstream's test programs as one command of many names: what upstream's conformance tests run in pods, by the names of its
+//! images. `agnhost` has the subcommands that need no socket; beside them are the shell and the small Unix tools, as in
+//! upstream's image. What each subcommand prints is what those tests look for.
+#![no_std]
+extern crate alloc;
+
+mod flags;
+mod logs;
+mod mounttest;
+
+use guest::wasip2::{cli, clocks::monotonic_clock};
+use guest::{String, format};
+use unix::{Context, Ended, Tool};
+
+const PROGRAMS: [(&str, Tool); 3] = [("/agnhost", agnhost), ("/agnhost-2", agnhost), ("/pause", pause)];
+
+const SUBCOMMANDS: [(&str, Tool); 4] = [
+    ("entrypoint-tester", arguments),
+    ("logs-generator", logs::generate),
+    ("mounttest", mounttest::mounttest),
+    ("pause", pause_aloud),
+];
+
+struct Programs;
+guest::wasip2::cli::command::export!(Programs);
+
+impl guest::wasip2::exports::cli::run::Guest for Programs {
+    fn run() -> Result<(), ()> {
+        unix::main(&PROGRAMS)
+    }
+}
+
+fn agnhost(context: &mut Context, args: &[String]) -> Ended {
+    let name = args.get(1).map_or("", String::as_str);
+    match SUBCOMMANDS.iter().find(|(known, _)| *known == name) {
+        Some((_, run)) => run(context, &args[1..]),
+        None => context.fail("agnhost", &format!("unknown command {name:?} for \"app\"")),
+    }
+}
+
+/// Prints what the program was started with, the program's own name first.
+fn arguments(context: &mut Context, _: &[String]) -> Ended {
+    context.out.line(&format!("[{}]", cli::environment::get_arguments().join(" ")))?;
+    Ok(0)
+}
+
+/// A module hears of no signal: the node ends it.
+fn pause(_: &mut Context, _: &[String]) -> Ended {
+    loop {
+        monotonic_clock::subscribe_duration(u64::MAX / 2).block();
+    }
+}
+
+fn pause_aloud(context: &mut Context, args: &[String]) -> Ended {
+    context.out.line("Paused")?;
+    pause(context, args)
+}

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""images.py REGISTRY PASSWORD-FILE FOLDER: puts the Wasm ports of upstream's test images (sample-workloads/conformance*, built into FOLDER)
+into a cluster's own registry, under upstream's names and with upstream's entrypoints; prints what KUBE_TEST_REPO_LIST is to say."""
+import base64
+import hashlib
+import json
+import sys
+import urllib.request
+
+REGISTRY, PASSWORD, FOLDER = sys.argv[1:]
+LOGIN = "Basic " + base64.b64encode(f"coracle:{open(PASSWORD).read().strip()}".encode()).decode()
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+# Repository, tags, module, entrypoint, arguments: as upstream's test/utils/image/manifest.go and Dockerfiles have them.
+IMAGES = [
+    ("e2e-test-images/agnhost", ["2.55", "2.63.0"], "conformance", ["/agnhost"], ["pause"]),
+    ("e2e-test-images/busybox", ["1.37.0-1"], "conformance", [], ["sh"]),
+    ("e2e-test-images/nginx", ["1.15-4", "1.27-0"], "conformance-web", [], ["nginx"]),
+    ("pause", ["3.10.2"], "conformance", ["/pause"], []),
+]
+
+
+def put(method, path, data, kind="application/octet-stream"):
+    request = urllib.request.Request(f"http://{REGISTRY}/v2/{path}", data, {"Authorization": LOGIN, "Content-Type": kind}, method=method)
+    with urllib.request.urlopen(request, timeout=60):
+        pass
+
+
+def blob(repository, kind, data):
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    put("POST", f"{repository}/blobs/uploads/?digest={digest}", data)
+    return {"mediaType": kind, "digest": digest, "size": len(data)}
+
+
+for repository, tags, module, entrypoint, arguments in IMAGES:
+    with open(f"{FOLDER}/{module}.wasm", "rb") as file:
+        layer = blob(repository, "application/wasm", file.read())
+    config = {"os": "wasi", "architecture": "wasm", "config": {"Entrypoint": entrypoint, "Cmd": arguments}}
+    config = blob(repository, "application/vnd.oci.image.config.v1+json", json.dumps(config).encode())
+    manifest = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]}).encode()
+    for tag in tags:
+        put("PUT", f"{repository}/manifests/{tag}", manifest, MANIFEST)
+print("promoterE2eRegistry: registry.local/e2e-test-images\ngcRegistry: registry.local")
