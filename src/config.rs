@@ -98,8 +98,9 @@ pub(crate) struct NodesConfig {
     pub(crate) static_pods: Option<PathBuf>,
     /// When unused images go.
     pub(crate) image_collection: CollectPolicy,
-    /// How registries are reached.
+    /// How registries are reached, and the file that says so.
     pub(crate) registries: Registries,
+    pub(crate) registries_file: Option<PathBuf>,
     /// Pulls at once.
     pub(crate) parallel_pulls: usize,
 }
@@ -127,6 +128,7 @@ impl ClusterConfig {
                 static_pods: None,
                 image_collection: CollectPolicy::default(),
                 registries: Registries::default(),
+                registries_file: None,
                 parallel_pulls: PARALLEL_PULLS_DEFAULT,
             },
         }

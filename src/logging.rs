@@ -17,7 +17,9 @@ pub(crate) fn start(common: &Common) -> anyhow::Result<()> {
     let filter = EnvFilter::builder().parse(&directives).with_context(|| {
         format!("--log-level {:?} is neither a level nor a filter such as warn,proxy=debug", common.log_level)
     })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Whoever read the lines may have gone: saying so where nobody reads would be the end of the thread that logs.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match common.log_format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().init(),

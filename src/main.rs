@@ -7,6 +7,7 @@ mod data_dir;
 mod local;
 mod logging;
 mod network;
+mod output;
 mod progress;
 mod rollout;
 
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
         return match wasm_runtime::engine::compile_worker(arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("{error}");
+                output::tell!("{error}");
                 ExitCode::FAILURE
             }
         };
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     if let Err(error) = logging::start(&cli.common) {
-        eprintln!("coracle: {error:#}");
+        output::tell!("coracle: {error:#}");
         return ExitCode::from(2);
     }
     // Before anything is opened: the usual soft limit of 1,024 is for programs that use select(2).
@@ -40,13 +41,13 @@ fn main() -> ExitCode {
     match cmd::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cmd::Failure::Usage(message)) => {
-            eprintln!("coracle: {message}");
+            output::tell!("coracle: {message}");
             ExitCode::from(2)
         }
         Err(cmd::Failure::Failed(error)) => {
             // One line: what failed, why, and what to do next.
             let line = format!("{error:#}").replace('\n', " ");
-            eprintln!("coracle: {line}");
+            output::tell!("coracle: {line}");
             ExitCode::from(1)
         }
     }
@@ -59,13 +60,13 @@ fn refuse(error: &clap::Error) -> ExitCode {
             error.exit()
         }
         ErrorKind::MissingSubcommand => {
-            eprintln!(
+            output::tell!(
                 "coracle: what to do? `coracle demo` shows a cluster at work, `coracle up` runs one, `coracle --help` lists all"
             );
             ExitCode::from(2)
         }
         _ => {
-            eprintln!("coracle: {}", one_line(&error.to_string()));
+            output::tell!("coracle: {}", one_line(&error.to_string()));
             ExitCode::from(2)
         }
     }

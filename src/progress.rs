@@ -1,6 +1,8 @@
 //! Says on a terminal what is going on while something takes its time; silent where nobody watches.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
+
+use crate::output::aside;
 
 /// The last line of a terminal.
 #[derive(Debug, Clone, Copy)]
@@ -17,15 +19,14 @@ impl Progress {
     /// Replaces the line by what is being done now.
     pub(crate) fn doing(self, what: &str) {
         if self.terminal {
-            eprint!("\r\x1b[2K… {what}");
-            let _ = std::io::stderr().flush();
+            aside(format_args!("\r\x1b[2K… {what}"));
         }
     }
 
     /// Clears the line: what follows is a result.
     pub(crate) fn done(self) {
         if self.terminal {
-            eprint!("\r\x1b[2K");
+            aside(format_args!("\r\x1b[2K"));
         }
     }
 }

@@ -14,6 +14,7 @@ use kube::{Api, Client};
 use super::Failure;
 use crate::config::Common;
 use crate::data_dir::DataDir;
+use crate::output::{say, tell};
 
 /// What an answer may have: a plugin's largest result, and more.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
@@ -99,9 +100,9 @@ async fn call(flags: &Call, data: &DataDir) -> anyhow::Result<()> {
     let body = format!("({})", flags.arguments.join(", "));
     let answer = send(&client, request.body(Body::from(body.into_bytes()))?).await?;
     if let (Some(session), None) = (answer.headers().get(SESSION_HEADER), &flags.session) {
-        eprintln!("session {}", session.to_str().unwrap_or_default());
+        tell!("session {}", session.to_str().unwrap_or_default());
     }
-    println!("{}", String::from_utf8_lossy(answer.body()));
+    say!("{}", String::from_utf8_lossy(answer.body()))?;
     Ok(())
 }
 

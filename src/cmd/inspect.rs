@@ -11,6 +11,7 @@ use wasm_runtime::engine::{Description, describe};
 use super::Failure;
 use super::pull::{Access, fetch};
 use crate::config::Common;
+use crate::output::result;
 
 /// Arguments of `coracle inspect`.
 #[derive(Debug, Clone, Args)]
@@ -38,7 +39,7 @@ pub(crate) fn run(flags: &Inspect, common: &Common) -> Result<(), Failure> {
         (Some(image), module)
     };
     let found = describe(&module).with_context(|| flags.what.clone())?;
-    print!("{}", report(image.as_ref(), module.len(), &found));
+    result(format_args!("{}", report(image.as_ref(), module.len(), &found)))?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use super::Failure;
 use crate::config::{Common, proxies};
 use crate::data_dir::DataDir;
 use crate::local;
+use crate::output::say;
 use crate::progress::Progress;
 
 /// The registry of the cluster in `--data-dir`, as images name it.
@@ -47,7 +48,7 @@ pub(crate) struct Pull {
 pub(crate) fn run(flags: &Pull, common: &Common) -> Result<(), Failure> {
     let (image, module) = fetch(&flags.reference, &flags.access, common)?;
     write(&flags.file, &module)?;
-    println!("{} ({} bytes)", image.image_id, module.len());
+    say!("{} ({} bytes)", image.image_id, module.len())?;
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use super::Failure;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
+use crate::output::say;
 use crate::progress::Progress;
 
 /// Arguments of `coracle push`.
@@ -38,6 +39,6 @@ pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let pushed = runtime.block_on(push(module, wasm_runtime::engine::inspect, &flags.reference, &access));
     progress.done();
     let pushed = pushed?;
-    println!("{} {} ({} bytes)", pushed.name, pushed.digest, pushed.size_bytes);
+    say!("{} {} ({} bytes)", pushed.name, pushed.digest, pushed.size_bytes)?;
     Ok(())
 }

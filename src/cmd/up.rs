@@ -1,6 +1,5 @@
 //! `coracle up`: the whole cluster in one process, in the foreground.
 
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use crate::config::{
     ApiServerConfig, ClusterConfig, Common, ControllersConfig, NODES_MAX, NetworkConfig, NodesConfig, SchedulerConfig,
 };
 use crate::data_dir::DataDir;
+use crate::output::result;
 use crate::progress::Progress;
 
 /// What is still running when the runtimes end is dropped after this long; a stop takes 5 s at most (contract.md §2).
@@ -167,6 +167,7 @@ impl Up {
                     Some(path) => Registries::read(path).context("--registries")?,
                     None => Registries::default(),
                 },
+                registries_file: self.registries.clone(),
                 parallel_pulls: self.max_parallel_image_pulls as usize,
             },
         })
@@ -198,9 +199,7 @@ pub(crate) fn run(flags: &Up, common: &Common) -> Result<(), Failure> {
             flags.nodes
         );
         progress.done();
-        // One write, so that whoever waits for the line reads it whole.
-        std::io::stdout().write_all(line.as_bytes())?;
-        std::io::stdout().flush()?;
+        result(format_args!("{line}"))?;
         tokio::select! {
             () = &mut stop => {}
             error = cluster.failed() => {

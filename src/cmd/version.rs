@@ -1,6 +1,7 @@
 //! `coracle version`.
 
 use super::Failure;
+use crate::output::say;
 
 /// The API's version: what it behaves like (contract.md §2).
 pub(crate) const KUBERNETES: &str = apiserver::catalog::discovery::VERSION;
@@ -8,12 +9,11 @@ pub(crate) const KUBERNETES: &str = apiserver::catalog::discovery::VERSION;
 /// Prints one `key: value` line for each version.
 ///
 /// # Errors
-/// None.
-#[expect(clippy::unnecessary_wraps, reason = "every verb has the same signature")]
+/// They can't be written.
 pub(crate) fn run() -> Result<(), Failure> {
-    println!("coracle: {}", env!("CARGO_PKG_VERSION"));
-    println!("commit: {}", env!("CORACLE_COMMIT"));
-    println!("kubernetes: {KUBERNETES}");
-    println!("wasmtime: {}", wasm_runtime::engine::WASMTIME_VERSION);
+    say!("coracle: {}", env!("CARGO_PKG_VERSION"))?;
+    say!("commit: {}", env!("CORACLE_COMMIT"))?;
+    say!("kubernetes: {KUBERNETES}")?;
+    say!("wasmtime: {}", wasm_runtime::engine::WASMTIME_VERSION)?;
     Ok(())
 }

@@ -18,7 +18,7 @@ pub(super) async fn announce(admin: &Client, env: &Env, moves: &[Move]) -> anyho
          their names, and have new IP addresses"
     );
     // Not through the log, whose level may hide it: old addresses may now be another cluster's.
-    eprintln!("coracle: {message}");
+    crate::output::tell!("coracle: {message}");
     let services = Api::<k8s_openapi::api::core::v1::Service>::namespaced(admin.clone(), "default");
     let service = services.get("kubernetes").await?;
     let now = env.now().to_string();

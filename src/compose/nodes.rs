@@ -1,5 +1,6 @@
 //! The node agents' role: one engine, one blob store and one data plane serve all of them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,10 +86,20 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         Ok(())
     });
     let state = keyvalue_collector(ground, &parts);
+    let registries = ground.config.nodes.registries_file.clone().map(|file| Ok(registries(ground, &parts, file)));
     let nodes = 1..=ground.config.nodes.count;
     let nodes = nodes.zip(&ground.shutdowns);
     let nodes = nodes.map(|(number, end)| node(ground, &parts, format!("coracle-{number}"), end.clone()));
-    [Ok(collector), Ok(state)].into_iter().chain(nodes).collect()
+    [Ok(collector), Ok(state)].into_iter().chain(registries).chain(nodes).collect()
+}
+
+/// Keeps the registries as their file has them.
+fn registries(ground: &Ground, parts: &NodeParts, file: PathBuf) -> Component {
+    let (parts, stop) = (parts.clone(), ground.stop.components.clone());
+    Component::new("registries", async move {
+        kubelet::node::follow_registries(parts, file, crate::config::proxies(), stop).await;
+        Ok(())
+    })
 }
 
 /// Removes what deleted namespaces kept: with the first node's identity, which may ask for a namespace as each may.

@@ -10,6 +10,23 @@ for verb in demo up run push pull inspect call version; do
 done
 exits 0 "$CORACLE" version
 for key in coracle commit kubernetes wasmtime; do grep -q "^$key: ." "$WORK/out" || fail "version says nothing of $key"; done
+# A reader that goes away early ends a verb quietly.
+# closed 1|2 COMMAND…: its exit code, and what it says on the other of the two, where nobody reads that one
+closed() { python3 - "$@" <<'PY'
+import os, subprocess, sys
+reader, writer = os.pipe()
+os.close(reader)
+out, err = (writer, subprocess.PIPE) if sys.argv[1] == "1" else (subprocess.PIPE, writer)
+done = subprocess.run(sys.argv[2:], stdout=out, stderr=err, text=True)
+print(done.returncode, ((done.stderr if sys.argv[1] == "1" else done.stdout) or "").strip())
+PY
+}
+expect "0 " "$(closed 1 "$CORACLE" version)" "version, and nobody reads"
+expect "0 " "$(closed 1 "$CORACLE" inspect sample-workloads/bin/hello.wasm)" "inspect, and nobody reads"
+expect "0 " "$(closed 1 "$CORACLE" --help)" "help, and nobody reads"
+expect "2 " "$(closed 2 "$CORACLE" up --nods 2)" "a refusal, and nobody reads"
+expect "1 " "$(closed 2 "$CORACLE" pull registry.local/none:v1 "$WORK/x" --data-dir "$WORK/none")" "a failure, and nobody reads"
+[ "$(uname)" != Linux ] || { rc=0; "$CORACLE" version > /dev/full 2> "$WORK/err" || rc=$?; expect 1 "$rc" "exit code on a full disk"; grep -q 'cannot write to stdout' "$WORK/err" || fail "a full disk: $(cat "$WORK/err")"; }
 for absent in backup restore token apiserver scheduler controllers node proxy server help; do exits 2 "$CORACLE" "$absent"; done
 exits 2 "$CORACLE"
 expect 1 "$(wc -l < "$WORK/err")" "lines of no verb"

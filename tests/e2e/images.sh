@@ -37,6 +37,12 @@ refused() {
 }
 ns=()
 
+# Registries that take their time, in a namespace of their own: what follows doesn't wait for them.
+kubectl create namespace slow >/dev/null
+eventually 20 kubectl get serviceaccount default -n slow
+ns=(-n slow)
+for evil in drip drip-manifest silent; do start "evil-$evil" "127.0.0.1:$plain/evil-$evil/hello:v1"; done
+ns=()
 for layout in cncf scratch compat index spin wash zstd; do runs "$layout" "$R/$layout/hello:v1"; done
 expect "localhost:$tls/index/hello" "$(kubectl get pod index -o 'jsonpath={.status.containerStatuses[0].imageID}' | cut -d@ -f1)" "imageID"
 eventually 10 has 'Successfully pulled image "localhost:[0-9]+/cncf/hello:v1" in .*s \(.*s including waiting\). Image size: [0-9]+ bytes.' kubectl get events
@@ -107,22 +113,39 @@ expect "a b c" "$(kubectl exec reads -- cat /data/texts/one)" "a file that nobod
 echo "· volumes that are images"
 
 before=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")
-for evil in realm echo manifest redirect digest blob; do start "evil-$evil" "127.0.0.1:$plain/evil-$evil/hello:v1" "$(with plain)"; done
+for evil in realm echo manifest redirect metadata digest blob; do start "evil-$evil" "127.0.0.1:$plain/evil-$evil/hello:v1" "$(with plain)"; done
 start evil-plain "$R/evil-realm/hello:v1"; refused evil-plain ErrImagePull 'its token realm has no TLS'
 start evil-down "$R/evil-redirect/hello:v1"; refused evil-down ErrImagePull 'redirects to an address without TLS'
 refused evil-realm ErrImagePull 'token realm is refused'
 refused evil-echo ErrImagePull 'pull access denied'
 refused evil-manifest ErrImagePull 'its manifest has more than'
 refused evil-redirect ErrImagePull 'it redirects: addresses of this machine'
+refused evil-metadata ErrImagePull 'it redirects: addresses of this machine, link-local ones and metadata services'
 refused evil-digest ErrImagePull 'another blob'
 refused evil-blob ErrImagePull 'another blob'
 after=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")
 [ $((after - before)) -lt 102400 ] || fail "hostile registries took $((after - before)) KiB"
 runs neighbour "$R/cncf/hello:v2"
+ns=(-n slow)
+refused evil-drip ErrImagePull 'its blob comes with less than 8192 bytes a second'
+refused evil-drip-manifest 'ErrImagePull|RegistryUnavailable' 'its manifest takes more than 30 s'
+ns=()
 for told in "$(kubectl get events,pods -A -o yaml)" "$(cat "$WORK/up.log")" "$(cat "$WORK"/data/images/images/*.json)"; do
   if grep -Eq "hush|wrong-wrong|$(printf 'robot:%s' "$PASSWORD" | base64)" <<< "$told"; then fail "an account is told"; fi
 done
 echo "· hostile registries"
+
+good=$(cat "$WORK/registries.yaml")
+printf 'mirrors: {quay.io: {endpoint: [half' > "$WORK/registries.yaml"
+eventually 20 has 'InvalidRegistriesFile .*registries.yaml can.t be used, and what it said before holds' kubectl get events -A -o 'jsonpath={range .items[*]}{.reason} {.message}{"\n"}{end}'
+has 'cannot be used; what it said before holds' cat "$WORK/up.log" || fail "the log doesn't say what is wrong with the file"
+runs kept "$R/cncf/hello:v3"
+start renewed 127.0.0.1:2/cncf/hello:v1; refused renewed ErrImagePull 'registries'
+sed "s|^mirrors:|mirrors:\n  \"127.0.0.1:2\":\n    endpoint: [\"http://127.0.0.1:$plain\"]|" <<< "$good" > "$WORK/new.yaml"
+mv "$WORK/new.yaml" "$WORK/registries.yaml"
+eventually 30 has '^http /v2/cncf/hello/manifests/v1\?ns=127.0.0.1(%3A|:)2 -$' cat "$WORK/requests"
+kubectl wait --for=condition=Ready pod/renewed --timeout=120s >/dev/null || fail "a new mirror is not asked: $(kubectl describe pod renewed | tail -n 8)"
+echo "· a file of registries that changes"
 down
 printf 'mirrors: {a.io: {endpoint: ["http://b"], rewrite: {}}}\n' > "$WORK/registries.yaml"
 exits 1 "$CORACLE" up --data-dir "$WORK/other" --port 0 --registries "$WORK/registries.yaml"

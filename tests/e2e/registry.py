@@ -17,6 +17,7 @@ PASSWORD = "hush-hush-hush"
 BASIC = "Basic " + base64.b64encode(f"robot:{PASSWORD}".encode()).decode()
 TOKEN = "token-of-a-minute"
 BLOBS = {}
+DRIP_BYTES = 1000000
 
 
 def blob(data, kind, **more):
@@ -75,13 +76,14 @@ def layouts(module):
     data = manifest(document({"os": "linux", "architecture": "s390x"}, IMAGE), [bottom, top])
     title = {"org.opencontainers.image.title": "model/weights.txt"}
     artifact = manifest(document({}, "application/vnd.oci.empty.v1+json"), [blob(b"one two three", "text/plain", annotations=title)])
+    drip = manifest(document({"slow": True}, "application/vnd.wasm.config.v0+json"), [blob(b" " * DRIP_BYTES, "application/wasm")])
     escape = manifest(document({}, IMAGE), [blob(tar({"../../escaped": b"x"}), "application/vnd.oci.image.layer.v1.tar")])
     kind = "application/vnd.fermyon.spin.application.v1+config"
     locked = {"spin_lock_version": 1, "triggers": [{"id": "t", "trigger_type": "http"}], "components": [{"id": "web", "source": {"digest": wasm["digest"]}}]}
     spin = manifest(document(locked, kind), [{**wasm, "mediaType": "application/vnd.wasm.content.layer.v1+wasm"}])
     wash = manifest(document({}, "application/vnd.wasmcloud.actor.archive.config"), [{**wasm, "mediaType": "application/vnd.module.wasm.content.layer.v1+wasm"}])
     named = {"cncf": cncf, "scratch": scratch, "compat": compat, "linux": linux, "index": index, "spin": spin, "wash": wash, "zstd": packed,
-             "data": data, "private-data": data, "artifact": artifact, "evil-escape": escape}
+             "data": data, "private-data": data, "artifact": artifact, "evil-escape": escape, "evil-drip": drip}
     return {name: json.dumps(value).encode() for name, value in named.items()}
 
 
@@ -112,6 +114,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         while True:
             self.wfile.write(data)
 
+    def drip(self):
+        """A byte a second, for as long as somebody reads."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(DRIP_BYTES))
+        self.end_headers()
+        while not threading.Event().wait(1):
+            self.wfile.write(b" ")
+
     def do_GET(self):
         url = urlparse(self.path)
         who = self.headers.get("Authorization")
@@ -134,12 +144,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
             said = json.dumps({"errors": [{"code": "DENIED", "message": f"{who} {PASSWORD}"}]}).encode()
             return self.answer(403, said) if who else self.answer(401, WWW_Authenticate='Basic realm="here"')
         if what == "manifests":
+            if name == "evil-drip-manifest":
+                return self.drip()
+            if name == "evil-silent":
+                return threading.Event().wait(600)
             if name == "evil-manifest":
                 return self.endless(b" " * 65536)
             data = BLOBS.get(reference) or LAYOUTS.get(name) or foreign(f"{scheme} {name}")
             return self.answer(200, data, Content_Type=json.loads(data).get("mediaType", MANIFEST))
         if name == "evil-redirect":
             return self.answer(307, Location="http://127.0.0.1:1/secret")
+        if name == "evil-metadata":
+            return self.answer(307, Location="http://169.254.169.254/latest/meta-data")
+        if name == "evil-drip" and len(BLOBS.get(reference, b"")) == DRIP_BYTES:
+            return self.drip()
         if name == "evil-digest":
             return self.answer(200, BLOBS[reference][::-1])
         if name == "evil-blob":

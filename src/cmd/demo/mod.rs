@@ -22,6 +22,7 @@ use super::Failure;
 use crate::compose::{self, Cluster};
 use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
+use crate::output::say;
 use crate::progress::Progress;
 
 /// Connections of the measured load: enough to keep two cores busy, few enough that latency means something.
@@ -53,7 +54,7 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
         let cluster = compose::start(&env, ClusterConfig::of_demo(), &data, story.progress).await?;
         let told = tell(&mut story, &env, &cluster, &data).await;
         if told.is_ok() && flags.keep {
-            println!(
+            let _ = say!(
                 "\nThe cluster keeps running until you press Ctrl-C. Go on with:\n  export KUBECONFIG={}\n  kubectl -n shop get pods -o wide",
                 data.kubeconfig().display()
             );
@@ -64,7 +65,7 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
     })?;
     runtime.shutdown_timeout(Duration::from_secs(1));
     if !kept {
-        println!("\nCleaned up: nothing is left behind.");
+        say!("\nCleaned up: nothing is left behind.")?;
     }
     Ok(())
 }
@@ -260,6 +261,7 @@ impl Story {
 
     fn say(&mut self, what: &str) {
         self.progress.done();
-        println!("[{:>5.1} s] {what}", self.env.elapsed().as_secs_f64());
+        // The story goes to its end, and is cleaned up after, whoever listens.
+        let _ = say!("[{:>5.1} s] {what}", self.env.elapsed().as_secs_f64());
     }
 }

@@ -23,6 +23,7 @@ use crate::compose;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
+use crate::output::{say, tell};
 use crate::progress::Progress;
 use crate::rollout::is_rolled_out;
 
@@ -117,7 +118,7 @@ impl<'a> Runner<'a> {
             match self.deploy(module).await {
                 Ok(Some(next)) => {
                     let took = self.env.elapsed().saturating_sub(seen);
-                    println!("{} serves {} after {} ms", next.name, next.image, took.as_millis());
+                    say!("{} serves {} after {} ms", next.name, next.image, took.as_millis())?;
                     if let Some(before) = app.replace(next) {
                         // A day's changes would fill the disk.
                         let _ = take_back(&before.name, before.digest(), &self.registry).await;
@@ -126,7 +127,7 @@ impl<'a> Runner<'a> {
                 Ok(None) => {}
                 Err(error) => {
                     let still = app.as_ref().map_or_else(String::new, |app| format!("; {} runs on", app.image));
-                    eprintln!("coracle: {error:#}{still}");
+                    tell!("coracle: {error:#}{still}");
                 }
             }
         }
@@ -216,7 +217,7 @@ impl<'a> Runner<'a> {
     /// Prints where it answers.
     async fn tell(&self, app: &App) -> anyhow::Result<()> {
         if !app.serves {
-            println!("deployment/{} runs; its output: kubectl logs deployment/{}", app.name, app.name);
+            say!("deployment/{} runs; its output: kubectl logs deployment/{}", app.name, app.name)?;
             return Ok(());
         }
         let service = Api::<Service>::default_namespaced(self.client.clone()).get(&app.name).await?;
@@ -224,8 +225,8 @@ impl<'a> Runner<'a> {
         let address = spec.cluster_ip.and_then(|ip| ip.parse().ok()).map(|ip| SocketAddr::new(ip, self.flags.port));
         let node_port = spec.ports.and_then(|ports| ports.first()?.node_port);
         match (address, node_port) {
-            (Some(address), _) if answers(address).await => println!("http://{address}/"),
-            (_, Some(port)) => println!("http://{}:{port}/", self.host),
+            (Some(address), _) if answers(address).await => say!("http://{address}/")?,
+            (_, Some(port)) => say!("http://{}:{port}/", self.host)?,
             _ => bail!("the Service has no address: see `kubectl describe service {}`", app.name),
         }
         Ok(())

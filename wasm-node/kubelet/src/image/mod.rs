@@ -8,6 +8,8 @@ mod challenge;
 mod collect;
 mod error;
 mod fetch;
+#[cfg(test)]
+mod fuzz;
 mod image_config;
 mod keyring;
 mod layers;

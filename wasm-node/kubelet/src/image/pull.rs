@@ -215,11 +215,22 @@ impl Images {
         }
         let file_dirs = config.file_dirs.iter().filter_map(|dir| dir.canonicalize().ok()).collect();
         let remote = Remote::new(config.registries, config.built_in);
-        let source = Source { remote, blobs: blobs.clone(), env: env.clone() };
+        let source = Source::new(remote, blobs.clone(), env.clone());
         let (known, flights, turns) = (Mutex::new(known), Flights::default(), Turns::new(config.parallel_pulls));
         let trees = Arc::new(Trees::open(blobs.folder("trees").map_err(io)?).map_err(io)?);
         let toolbox = Toolbox::default();
         Ok(Self { runtime, env, blobs, source, file_dirs, records, known, flights, toolbox, turns, trees })
+    }
+
+    /// Pulls that begin from here on ask these registries.
+    pub fn configure(&self, registries: Registries) {
+        self.source.configure(registries);
+    }
+
+    /// The registries that are asked.
+    #[must_use]
+    pub fn registries(&self) -> Registries {
+        self.source.remote().registries.clone()
     }
 
     pub(super) fn parse(image: &str) -> Result<ImageName, ImageError> {

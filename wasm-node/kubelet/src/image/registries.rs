@@ -107,7 +107,7 @@ pub(crate) struct Endpoint {
 }
 
 /// The node's registries.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Registries {
     mirrors: BTreeMap<String, Vec<Endpoint>>,
     hosts: BTreeMap<String, Host>,
@@ -126,9 +126,14 @@ impl Registries {
         let text = read(path)?;
         let form = |why: String| RegistriesError::Form { path: path.to_owned(), why };
         let text = String::from_utf8(text).map_err(|error| form(error.to_string()))?;
+        Self::parse(&text).map_err(form)?.with_files(path)
+    }
+
+    /// What the file says, without the files that it names.
+    pub(super) fn parse(text: &str) -> Result<Unread, String> {
         // An empty file is YAML's null.
-        let file: Option<File> = serde_saphyr::from_str(&text).map_err(|error| form(error.to_string()))?;
-        file.map_or_else(|| Ok(Self::default()), |file| Self::of(file).map_err(form)?.with_files(path))
+        let file: Option<File> = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        file.map_or_else(|| Ok(Unread::default()), Self::of)
     }
 
     fn of(file: File) -> Result<Unread, String> {
@@ -195,8 +200,9 @@ impl Registries {
 }
 
 /// A file whose certificates are not read yet.
-struct Unread {
-    found: Registries,
+#[derive(Default)]
+pub(super) struct Unread {
+    pub(super) found: Registries,
     tls: BTreeMap<String, Tls>,
 }
 

@@ -1,7 +1,7 @@
 //! Where an image comes from: one endpoint of its registry after the other, as one user after the other.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::access::Access;
 use super::error::ImageError;
@@ -18,7 +18,8 @@ use oci_registry::reference::{BUILT_IN_REGISTRY, Reference};
 
 /// The registries of this node, and where what comes from them is kept.
 pub(super) struct Source {
-    pub(super) remote: Remote,
+    /// As the node's file has it now; a pull goes on with what it began with.
+    remote: Mutex<Arc<Remote>>,
     pub(super) blobs: Arc<BlobStore>,
     pub(super) env: Env,
 }
@@ -47,7 +48,7 @@ pub async fn download(
     let reference = Reference::parse(image).map_err(invalid)?;
     let unkept = |source| ImageError::Blob { image: image.to_owned(), source };
     let blobs = Arc::new(BlobStore::open(folder).map_err(|error| unkept(error.into()))?);
-    let source = Source { remote: Remote::new(registries, built_in), blobs: blobs.clone(), env };
+    let source = Source::new(Remote::new(registries, built_in), blobs.clone(), env);
     let pins = Arc::new(blobs.pins());
     let (found, _) = source.fetch((image, &reference.to_string(), Purpose::Module), &reference, keyring, &pins).await?;
     let module = blobs.path(&found.module).map_err(unkept)?;
@@ -55,6 +56,20 @@ pub async fn download(
 }
 
 impl Source {
+    pub(super) fn new(remote: Remote, blobs: Arc<BlobStore>, env: Env) -> Self {
+        Self { remote: Mutex::new(Arc::new(remote)), blobs, env }
+    }
+
+    pub(super) fn remote(&self) -> Arc<Remote> {
+        self.remote.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Pulls that begin from here on ask these registries.
+    pub(super) fn configure(&self, registries: Registries) {
+        let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        *remote = Arc::new(Remote::new(registries, remote.built_in.clone()));
+    }
+
     /// Asks one endpoint after the other, as one user after the other, until there is an image.
     pub(super) async fn fetch(
         &self,
@@ -64,13 +79,14 @@ impl Source {
         pins: &Arc<Pins>,
     ) -> Result<(Image, Access), ImageError> {
         let mut refused = Vec::new();
-        for Way { endpoint, credentials } in self.ways(reference, keyring)? {
+        let remote = self.remote();
+        for Way { endpoint, credentials } in ways(&remote, reference, keyring)? {
             // What a mirror says counts as long as nobody after it says anything.
             refused.clear();
             for credential in credentials {
                 let names = (reference.registry.as_str(), reference.repository.as_str());
                 let session = credential.as_ref().map(|tracked| tracked.credential.clone());
-                let session = Session::new(&self.remote, &endpoint, names, session);
+                let session = Session::new(&remote, &endpoint, names, session);
                 let fetched = match &session {
                     Ok(session) => {
                         let (blobs, env) = (&self.blobs, &self.env);
@@ -97,27 +113,27 @@ impl Source {
         }
         Err(if refused.len() == 1 { refused.remove(0) } else { ImageError::Several(refused) })
     }
+}
 
-    /// Where and as whom to ask. What a pod knows of a registry is for that registry: a mirror of it has the node's account.
-    fn ways(&self, reference: &Reference, keyring: &Keyring) -> Result<Vec<Way>, ImageError> {
-        let node = |account: Credential| TrackedCredential { credential: account, secret: None };
-        if reference.registry == BUILT_IN_REGISTRY {
-            let access = self.remote.built_in.as_ref().ok_or(ImageError::NoBuiltIn)?;
-            let Credentials { user, password } = access.credentials.clone();
-            let endpoint = Endpoint::built_in(access.address.clone(), access.ca_pem.is_some());
-            let credentials = vec![Some(node(Credential { username: user, password }))];
-            return Ok(vec![Way { endpoint, credentials }]);
-        }
-        let registries = &self.remote.registries;
-        let of = |endpoint: Endpoint| {
-            let own = if endpoint.is_mirror { Vec::new() } else { keyring.lookup(&repository(reference)) };
-            let account = registries.account(&reference.registry, &endpoint).cloned().map(node);
-            let all: Vec<Option<TrackedCredential>> = own.into_iter().chain(account).map(Some).collect();
-            let credentials = if all.is_empty() { vec![None] } else { all };
-            Way { endpoint, credentials }
-        };
-        Ok(registries.endpoints(&reference.registry).into_iter().map(of).collect())
+/// Where and as whom to ask. What a pod knows of a registry is for that registry: a mirror of it has the node's account.
+fn ways(remote: &Remote, reference: &Reference, keyring: &Keyring) -> Result<Vec<Way>, ImageError> {
+    let node = |account: Credential| TrackedCredential { credential: account, secret: None };
+    if reference.registry == BUILT_IN_REGISTRY {
+        let access = remote.built_in.as_ref().ok_or(ImageError::NoBuiltIn)?;
+        let Credentials { user, password } = access.credentials.clone();
+        let endpoint = Endpoint::built_in(access.address.clone(), access.ca_pem.is_some());
+        let credentials = vec![Some(node(Credential { username: user, password }))];
+        return Ok(vec![Way { endpoint, credentials }]);
     }
+    let registries = &remote.registries;
+    let of = |endpoint: Endpoint| {
+        let own = if endpoint.is_mirror { Vec::new() } else { keyring.lookup(&repository(reference)) };
+        let account = registries.account(&reference.registry, &endpoint).cloned().map(node);
+        let all: Vec<Option<TrackedCredential>> = own.into_iter().chain(account).map(Some).collect();
+        let credentials = if all.is_empty() { vec![None] } else { all };
+        Way { endpoint, credentials }
+    };
+    Ok(registries.endpoints(&reference.registry).into_iter().map(of).collect())
 }
 
 /// Where to ask, and as whom: none = without an account.

@@ -15,6 +15,7 @@ mod life;
 mod played;
 mod pods;
 mod register;
+mod registries;
 #[cfg(test)]
 mod several;
 mod shutdown;
@@ -49,6 +50,7 @@ pub use crate::pod::shared::{NodeParts, Notice};
 pub use crate::pod::shutdown::{Shutdown, ShutdownGrace};
 pub use collect::collect;
 pub use register::{Capacity, KUBELET_VERSION};
+pub use registries::follow_registries;
 
 /// What is one node's own.
 #[derive(Debug, Clone)]

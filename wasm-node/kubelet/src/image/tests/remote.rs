@@ -31,6 +31,8 @@ enum Manner {
     EndlessManifest,
     /// A blob without an end.
     EndlessBlob,
+    /// A blob of which a byte comes each second.
+    Drip,
     /// Another blob than was asked for.
     WrongBlob,
     /// Another manifest than it names.
@@ -51,6 +53,8 @@ struct Played {
     blobs: BTreeMap<String, Vec<u8>>,
     /// Of each request the path with its query, and who asked.
     seen: Mutex<Vec<(String, Option<String>)>>,
+    /// The node's.
+    clock: std::sync::OnceLock<Arc<machinery_env::ManualClock>>,
 }
 
 const PASSWORD: &str = "hush-hush-hush";
@@ -117,6 +121,15 @@ impl Played {
             Manner::RedirectHome => with(answer(307, ""), "location", "http://127.0.0.1:1/blob"),
             Manner::RedirectRound => with(answer(307, ""), "location", path),
             Manner::EndlessBlob => answer(200, endless()),
+            Manner::Drip => {
+                let clock = self.clock.get().unwrap().clone();
+                let bytes = futures::stream::unfold(clock, |clock| async {
+                    clock.advance(std::time::Duration::from_secs(1));
+                    tokio::task::yield_now().await;
+                    Some((Ok::<_, std::convert::Infallible>(bytes::Bytes::from_static(b" ")), clock))
+                });
+                answer(200, Body::from_stream(bytes))
+            }
             Manner::WrongBlob => answer(200, self.blobs[&blob].iter().rev().copied().collect::<Vec<u8>>()),
             _ => self.blobs.get(&blob).map_or_else(|| answer(404, ""), |bytes| answer(200, bytes.clone())),
         }
@@ -142,7 +155,8 @@ async fn play(manner: Manner) -> Arc<Played> {
     });
     let blobs = [b"{}".to_vec(), module].map(|blob| (digest(&blob), blob)).into();
     let (manifest, seen) = (manifest.to_string().into_bytes(), Mutex::default());
-    let played = Arc::new(Played { manner, address, manifest, blobs, seen });
+    let clock = std::sync::OnceLock::new();
+    let played = Arc::new(Played { manner, address, manifest, blobs, seen, clock });
     let router = axum::Router::new().fallback(serve).with_state(played.clone());
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     played
@@ -257,6 +271,7 @@ async fn hostile_registries_get_nothing_and_cost_little() {
         (Manner::RedirectRound, "ErrImagePull", "more than 5 times"),
         (Manner::EndlessManifest, "ErrImagePull", "its manifest has more than"),
         (Manner::EndlessBlob, "ErrImagePull", "another blob"),
+        (Manner::Drip, "ErrImagePull", "less than 8192 bytes a second"),
         (Manner::WrongBlob, "ErrImagePull", "another blob"),
         (Manner::WrongManifest, "ErrImagePull", "not the one that it names"),
         (Manner::Broken, "RegistryUnavailable", "because the registry is unavailable"),
@@ -264,6 +279,7 @@ async fn hostile_registries_get_nothing_and_cost_little() {
     ] {
         let played = play(manner).await;
         let (bench, image) = node_of(&played).await;
+        let _ = played.clock.set(bench.clock.clone());
         let error = bench.pull_with(&image, &keyring(&played.address, "right", PASSWORD)).await.unwrap_err();
         let text = error.to_string();
         assert_eq!(error.reason(), reason, "{manner:?} {text}");
@@ -273,4 +289,26 @@ async fn hostile_registries_get_nothing_and_cost_little() {
         let left = std::fs::read_dir(bench.dir.path().join("pulled/partial")).unwrap().count();
         assert_eq!(left, 0, "{manner:?} leaves nothing half done");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn registries_are_asked_as_the_file_has_them_now() {
+    let (old, new) = (play(Manner::Open).await, play(Manner::Open).await);
+    let bench = node(&[&old]).await;
+    let file = |at: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.yaml");
+        std::fs::write(&path, format!("mirrors: {{registry.test: {{endpoint: [\"http://{at}\"]}}}}")).unwrap();
+        Registries::read(&path).unwrap()
+    };
+    assert_eq!(bench.images.registries(), file(&old.address));
+    bench.pull("registry.test/app:v1").await.unwrap();
+    bench.images.configure(file(&new.address));
+    let asked = old.seen.lock().unwrap().len();
+    bench.pull("registry.test/app:v1").await.unwrap();
+    assert!(old.seen.lock().unwrap().len() == asked && !new.seen.lock().unwrap().is_empty());
+    // A client of before, which may call an address that is named no more, is not used either.
+    bench.images.configure(Registries::default());
+    let error = bench.pull(&format!("{}/app:v1", new.address)).await.unwrap_err();
+    assert!(error.to_string().contains("--registries"), "{error}");
 }

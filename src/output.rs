@@ -1,0 +1,61 @@
+//! What the program says to whoever started it. A reader that has gone away, as `head` does, has what it wanted: that is no failure,
+//! and no panic.
+
+use std::fmt::Arguments;
+use std::io::{self, Write};
+
+use anyhow::Context as _;
+
+/// Prints a line of a verb's result.
+macro_rules! say {
+    ($($part:tt)*) => {
+        $crate::output::result(format_args!("{}\n", format_args!($($part)*)))
+    };
+}
+/// Prints a line beside the result: what went wrong, what goes on.
+macro_rules! tell {
+    ($($part:tt)*) => {
+        $crate::output::aside(format_args!("{}\n", format_args!($($part)*)))
+    };
+}
+pub(crate) use {say, tell};
+
+/// Writes to stdout, at once.
+///
+/// # Errors
+/// What was to be written is lost, as on a full disk.
+pub(crate) fn result(text: Arguments<'_>) -> anyhow::Result<()> {
+    heard(write(&mut io::stdout().lock(), text)).context("cannot write to stdout")
+}
+
+/// Writes to stderr. There is nobody else to tell that it can't be written.
+pub(crate) fn aside(text: Arguments<'_>) {
+    let _ = write(&mut io::stderr().lock(), text);
+}
+
+/// One write, so that whoever waits for a line reads it whole.
+fn write(to: &mut dyn Write, text: Arguments<'_>) -> io::Result<()> {
+    to.write_all(text.to_string().as_bytes())?;
+    to.flush()
+}
+
+fn heard(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_went_away_is_no_failure_and_a_full_disk_is() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        drop(reader);
+        let gone = write(&mut writer, format_args!("x"));
+        assert_eq!(gone.as_ref().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert!(heard(gone).is_ok() && heard(Err(io::ErrorKind::StorageFull.into())).is_err());
+    }
+}

@@ -1,0 +1,61 @@
+//! Fuzz target of the node's file of registries: what a hand or a tool has broken.
+
+use bolero::check;
+
+use super::registries::Registries;
+
+/// Lines of a file, and what breaks one.
+const PIECES: [&str; 24] = [
+    "mirrors:\n",
+    "configs:\n",
+    "  docker.io:\n",
+    "  \"*\":\n",
+    "  \"a.io:5000\":\n",
+    "  \"[::1]:5000\":\n",
+    "  registry.local:\n",
+    "    endpoint:\n",
+    "    endpoint: [\"http://127.0.0.1:5000\", \"https://m.io/v2/hub/\"]\n",
+    "      - \"https://b.io\"\n",
+    "      - \"ftp://c.io\"\n",
+    "      - \"https://u:p@d.io:99999\"\n",
+    "      - \"https://e.io/../x?y#z\"\n",
+    "    auth: {username: u, password: hidden}\n",
+    "    tls: {ca_file: ca.pem, insecure_skip_verify: true}\n",
+    "    tls: {cert_file: x}\n",
+    "    rewrite: {}\n",
+    "- &a [*a, *a]\n",
+    "  ? {} : []\n",
+    "\t",
+    "  ",
+    "\u{0}",
+    "# comment\n",
+    "---\n",
+];
+
+#[test]
+fn a_file_is_taken_or_refused() {
+    check!().with_type::<Vec<u8>>().for_each(|picks| {
+        let text: String = picks.iter().map(|pick| PIECES[usize::from(*pick) % PIECES.len()]).collect();
+        let Ok(unread) = Registries::parse(&text) else { return };
+        let registries = unread.found;
+        for registry in ["docker.io", "a.io:5000", "quay.io"] {
+            let endpoints = registries.endpoints(registry);
+            assert!(!endpoints.is_empty(), "there is always somebody to ask");
+            for endpoint in endpoints {
+                assert!(
+                    !endpoint.authority.contains(['/', '@', ' ']) && endpoint.path.starts_with('/'),
+                    "{endpoint:?}"
+                );
+                assert!(!endpoint.path.ends_with('/') && !endpoint.path.contains(".."), "{endpoint:?}");
+            }
+        }
+        assert!(!format!("{registries:?}").contains("hidden"));
+    });
+}
+
+#[test]
+fn any_text_is_taken_or_refused() {
+    check!().with_type::<Vec<u8>>().for_each(|bytes| {
+        let _ = Registries::parse(&String::from_utf8_lossy(bytes));
+    });
+}
