@@ -1,6 +1,5 @@
 //! What a container is made from, and what it says of itself.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use machinery_serve::net::{Caller, Dial};
 
 use super::ledger::Ledger;
 use super::pipe::PipeReader;
-use super::{CpuQuota, Grants, Limits, MemoryFiles};
+use super::{CpuQuota, Grants, Limits, MemoryFiles, Preopen};
 
 /// Which of a guest's outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,19 +41,6 @@ pub struct KeyvalueOwner {
     pub namespace: String,
     /// Its `metadata.uid`.
     pub uid: String,
-}
-
-/// A folder that the guest finds open.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Preopen {
-    /// The folder on the host.
-    pub host: PathBuf,
-    /// What of it: a path below the folder, in which guests may have put links. It is opened without ever leaving the folder.
-    pub sub_path: Option<PathBuf>,
-    /// Its name in the guest: the mount path.
-    pub guest: String,
-    /// Whether the guest may write.
-    pub writable: bool,
 }
 
 /// What a container is made from.

@@ -17,6 +17,7 @@ mod memory_files;
 mod module;
 mod outcome;
 pub mod pipe;
+mod preopen;
 mod server;
 mod session;
 pub mod simulated;
@@ -30,7 +31,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use machinery_serve::net::Serve;
 
-pub use container::{ConfigValues, ContainerSpec, Failures, KeyvalueOwner, LogSink, Preopen, Stats, StdStream};
+pub use container::{ConfigValues, ContainerSpec, Failures, KeyvalueOwner, LogSink, Stats, StdStream};
 pub use cpu::{CpuQuota, TokenBucket};
 pub use grants::{GrantError, Grants};
 pub use limits::{
@@ -40,6 +41,7 @@ pub use limits::{
 pub use memory_files::MemoryFiles;
 pub use module::{Inspection, Kind, LoadError, MODULE_BYTES_MAX, Metering};
 pub use outcome::{Outcome, OutcomeReason, StopSignal};
+pub use preopen::Preopen;
 pub use server::{NodeCall, Trial};
 pub use session::{ExecError, ExecSpec, Session, Stdio};
 

@@ -1,16 +1,38 @@
 //! Termination messages: what a container left in its file, or at the end of its log.
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::Path;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use runtime_api::Preopen;
 
 /// Upstream's bounds: of the file, and of the log's end.
 const MESSAGE_BYTES_MAX: usize = 4096;
 const LOG_BYTES_MAX: usize = 2048;
 const LOG_LINES_MAX: usize = 80;
 
+/// Where a container leaves its message: a file that guests made, in a folder that guests write.
+#[derive(Debug, Clone)]
+pub(crate) struct MessageFile {
+    pub(crate) folder: Preopen,
+    /// Below the folder.
+    pub(crate) name: PathBuf,
+}
+
+impl MessageFile {
+    /// Links that guests made lead nowhere else, whether they are the file or lie on the way to it.
+    fn open(&self) -> io::Result<File> {
+        use cap_primitives::fs::{FollowSymlinks, OpenOptions, open, stat};
+        let folder = self.folder.open()?;
+        if !stat(&folder, &self.name, FollowSymlinks::No)?.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        open(&folder, &self.name, OpenOptions::new().read(true))
+    }
+}
+
 /// The message of a container that has ended. `failed`: its exit code isn't 0.
-pub(crate) fn read(file: Option<&Path>, log: &Path, from_log: bool, failed: bool) -> Option<String> {
+pub(crate) fn read(file: Option<&MessageFile>, log: &Path, from_log: bool, failed: bool) -> Option<String> {
     let message = file.and_then(last_words).filter(|message| !message.is_empty());
     if message.is_none() && from_log && failed {
         return log_end(log);
@@ -18,12 +40,8 @@ pub(crate) fn read(file: Option<&Path>, log: &Path, from_log: bool, failed: bool
     message
 }
 
-fn last_words(path: &Path) -> Option<String> {
-    // A link that the guest made must not be followed out of its folder.
-    if !std::fs::symlink_metadata(path).ok()?.is_file() {
-        return None;
-    }
-    let mut file = File::open(path).ok()?;
+fn last_words(file: &MessageFile) -> Option<String> {
+    let mut file = file.open().ok()?;
     let size = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(size.saturating_sub(MESSAGE_BYTES_MAX as u64))).ok()?;
     let mut bytes = Vec::new();
@@ -55,4 +73,34 @@ fn log_end(path: &Path) -> Option<String> {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn no_link_that_a_guest_made_leads_to_the_nodes_files() {
+        let root = tempfile::tempdir().unwrap();
+        let host = root.path().join("volume");
+        fs::create_dir_all(host.join("real")).unwrap();
+        fs::create_dir_all(root.path().join("secret")).unwrap();
+        fs::write(root.path().join("secret/file"), "secret").unwrap();
+        fs::write(host.join("real/file"), "words").unwrap();
+        symlink("../secret", host.join("out")).unwrap();
+        symlink("../../secret/file", host.join("real/leak")).unwrap();
+        symlink("real", host.join("within")).unwrap();
+        let of = |name: &str| {
+            let folder = Preopen { host: host.clone(), sub_paths: Vec::new(), guest: "/v".into(), writable: true };
+            read(Some(&MessageFile { folder, name: name.into() }), Path::new("/none"), false, true)
+        };
+        assert_eq!(of("real/file").as_deref(), Some("words"));
+        assert_eq!(of("within/file").as_deref(), Some("words"));
+        for leak in ["out/file", "real/leak", "out", "real", "none"] {
+            assert_eq!(of(leak), None, "{leak}");
+        }
+    }
 }

@@ -91,7 +91,7 @@ impl Context {
         let from_log = self.container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
         Box::new(move |failed| {
             log.close();
-            message::read(file.as_deref(), log.path(), from_log, failed)
+            message::read(file.as_ref(), log.path(), from_log, failed)
         })
     }
 }

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::attached::Attached;
+use super::message::MessageFile;
 use super::names;
 use super::runner::runner_class;
 use super::sandbox::{Lent, SESSIONS_MAX, Sandbox};
@@ -51,7 +52,7 @@ pub(crate) struct Made {
     /// What it has of CPU and memory.
     pub(crate) resources: Option<ResourceRequirements>,
     /// Where the guest may leave its last words.
-    pub(crate) termination: Option<PathBuf>,
+    pub(crate) termination: Option<MessageFile>,
     /// For sessions beside it, for as long as it lives.
     pub(crate) _lent: Lent,
 }
@@ -76,6 +77,11 @@ pub(crate) struct Pulls {
     pub(crate) image: Arc<Image>,
     /// The images that it mounts, by their volume: where they lie, for as long as they are held.
     pub(crate) volumes: Vec<(String, PathBuf, Arc<Image>)>,
+}
+
+/// Where the images lie that a container mounts, by their volume.
+fn trees(volumes: &[(String, PathBuf, Arc<Image>)]) -> BTreeMap<String, PathBuf> {
+    volumes.iter().map(|(name, tree, _)| (name.clone(), tree.clone())).collect()
 }
 
 /// Why there is none: whose image, and what is the matter with it.
@@ -207,8 +213,8 @@ pub(crate) async fn make(
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let dir = node.pod_dir(&uid);
     let variable = |name: &str| variables.get(name).cloned();
-    let images = volumes.iter().map(|(name, tree, _)| (name.clone(), tree.clone())).collect();
-    let mut preopens = mounts::preopens(pod, wire, (&dir, attempt), &images, &variable).map_err(unmounted)?;
+    let elsewhere = mounts::Elsewhere { images: &trees(volumes), allowed: &node.volumes.host_paths };
+    let mut preopens = mounts::preopens(pod, wire, (&dir, attempt), &elsewhere, &variable).map_err(unmounted)?;
     let runner_class = runner_class(settings.suit(&wire.name, loaded.kind()).map_err(config)?);
     let termination = termination(&dir, wire, attempt, runner_class.leaves_message, &mut preopens).map_err(config)?;
     let log = node
@@ -400,7 +406,7 @@ fn termination(
     attempt: u32,
     by_default: bool,
     preopens: &mut Vec<Preopen>,
-) -> std::io::Result<Option<PathBuf>> {
+) -> std::io::Result<Option<MessageFile>> {
     let named = container.termination_message_path.as_deref().filter(|path| !path.is_empty());
     let path = named.unwrap_or(TERMINATION_PATH);
     if !by_default && path == TERMINATION_PATH {
@@ -413,18 +419,16 @@ fn termination(
     // A volume that is mounted there already takes the file.
     let within = preopens.iter().filter(|preopen| guest.starts_with(&preopen.guest));
     if let Some(preopen) = within.max_by_key(|preopen| preopen.guest.len()) {
-        let rest = guest.strip_prefix(&preopen.guest).unwrap_or(guest);
-        let plain = rest.components().all(|part| matches!(part, std::path::Component::Normal(_)));
-        let below = preopen.sub_path.as_ref().map_or_else(|| preopen.host.clone(), |sub| preopen.host.join(sub));
-        return Ok(plain.then(|| below.join(rest)));
+        let named = preopen.rest(guest).map(ToOwned::to_owned);
+        return Ok(named.map(|name| MessageFile { folder: preopen.clone(), name }));
     }
     let host = message_folder(dir).join(&container.name).join(attempt.to_string());
     std::fs::create_dir_all(&host)?;
-    let file = host.join(name);
     // There from the start, as upstream's, for guests that only append.
-    std::fs::write(&file, b"")?;
-    preopens.push(Preopen { host, sub_path: None, guest: parent.to_owned(), writable: true });
-    Ok(Some(file))
+    std::fs::write(host.join(name), b"")?;
+    let folder = Preopen { host, sub_paths: Vec::new(), guest: parent.to_owned(), writable: true };
+    preopens.push(folder.clone());
+    Ok(Some(MessageFile { folder, name: name.into() }))
 }
 
 #[cfg(test)]

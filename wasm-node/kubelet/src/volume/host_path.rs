@@ -30,6 +30,30 @@ pub(crate) fn link(folder: &Path, source: &HostPathVolumeSource, allowed: &[Path
     }
 }
 
+/// Where the volume at `folder` lies, once it was put there: a folder that is allowed, and the way below it, on which guests may
+/// have put links since. Whoever opens it goes that way without leaving what is allowed.
+pub(super) fn below(
+    folder: &Path,
+    source: &HostPathVolumeSource,
+    allowed: &[PathBuf],
+) -> Result<(PathBuf, Vec<PathBuf>), String> {
+    let real = fs::read_link(folder).map_err(|error| error.to_string())?;
+    let root = allowed_of(&real, allowed).ok_or_else(|| refused(Path::new(&source.path)))?;
+    let rest = real.strip_prefix(&root).map_err(|error| error.to_string())?;
+    let rest = (!rest.as_os_str().is_empty()).then(|| rest.to_owned());
+    Ok((root, rest.into_iter().collect()))
+}
+
+/// The folder that is allowed and holds it.
+fn allowed_of(real: &Path, allowed: &[PathBuf]) -> Option<PathBuf> {
+    allowed.iter().filter_map(|dir| dir.canonicalize().ok()).find(|dir| real.starts_with(dir))
+}
+
+fn refused(path: &Path) -> String {
+    let path = path.display();
+    format!("hostPath {path} is not below a folder that this node allows: start it with --allow-host-path DIR")
+}
+
 /// Whether a volume of that folder is a single file, [`FILE`].
 pub(super) fn is_file(folder: &Path) -> bool {
     folder.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
@@ -92,27 +116,24 @@ enum Found {
 
 /// What is meant, without links on the way to it.
 fn resolve(path: &Path, kind: &str, allowed: &[PathBuf]) -> Result<Found, String> {
-    let folder_of =
-        |real: &Path| allowed.iter().filter_map(|dir| dir.canonicalize().ok()).find(|dir| real.starts_with(dir));
-    let inside = |real: &Path| folder_of(real).is_some();
-    let refused = || {
-        let path = path.display();
-        format!("hostPath {path} is not below a folder that this node allows: start it with --allow-host-path DIR")
-    };
+    let refused = || refused(path);
     // What is there of it must be inside before anything is looked at or made.
-    let there = path.ancestors().find_map(|part| part.canonicalize().ok()).ok_or_else(refused)?;
-    if !inside(&there) || path.components().any(|part| matches!(part, std::path::Component::ParentDir)) {
+    let there = path.ancestors().find_map(|part| Some((part.canonicalize().ok()?, path.strip_prefix(part).ok()?)));
+    let (there, missing) = there.ok_or_else(refused)?;
+    let root = allowed_of(&there, allowed).ok_or_else(refused)?;
+    if path.components().any(|part| matches!(part, std::path::Component::ParentDir)) {
         return Err(refused());
     }
     if kind == "DirectoryOrCreate" && !path.exists() {
-        fs::create_dir_all(path).map_err(|error| error.to_string())?;
+        let rest = there.strip_prefix(&root).map_err(|_| refused())?;
+        make_folders(&root, rest, missing).map_err(|error| error.to_string())?;
     }
     if kind == "FileOrCreate" && !path.exists() {
-        make_file(path, &folder_of(&there).ok_or_else(refused)?).map_err(|error| error.to_string())?;
+        make_file(path, &root).map_err(|error| error.to_string())?;
     }
     let wants_file = matches!(kind, "File" | "FileOrCreate");
     let real = path.canonicalize().map_err(|_| not_a(if wants_file { "file" } else { "directory" }, path))?;
-    let below = folder_of(&real).ok_or_else(refused)?;
+    let below = allowed_of(&real, allowed).ok_or_else(refused)?;
     match real.is_file() {
         true if wants_file || kind.is_empty() => {
             let rest = real.strip_prefix(&below).map_err(|_| refused())?.to_owned();
@@ -122,6 +143,20 @@ fn resolve(path: &Path, kind: &str, allowed: &[PathBuf]) -> Result<Found, String
         false if real.is_dir() => Ok(Found::Folder(real)),
         _ => Err(not_a("directory", path)),
     }
+}
+
+/// Makes what is `missing` below `there`, which lies below the folder that is allowed.
+fn make_folders(root: &Path, there: &Path, missing: &Path) -> io::Result<()> {
+    use cap_primitives::fs::{DirOptions, create_dir};
+    let (root, mut made) = (fs::File::open(root)?, there.to_owned());
+    for part in missing.components() {
+        made.push(part);
+        match create_dir(&root, &made, &DirOptions::new()) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// As upstream: an empty file, in a folder that is there.
@@ -202,5 +237,30 @@ mod tests {
             );
         }
         assert!(link(Path::new("/"), "").is_err() && link(Path::new("/etc"), "").is_err());
+    }
+
+    #[test]
+    fn a_folder_that_a_guest_swaps_for_a_link_leads_nowhere() {
+        let root = tempfile::tempdir().unwrap();
+        let root_path = root.path().canonicalize().unwrap();
+        let (allowed, other) = (root_path.join("allowed"), root_path.join("other"));
+        fs::create_dir_all(allowed.join("a/data")).unwrap();
+        fs::create_dir_all(other.join("data")).unwrap();
+        let volume = root_path.join("pod/volumes/v");
+        let path = allowed.join("a/data");
+        let source = HostPathVolumeSource { path: path.display().to_string(), type_: Some("Directory".into()) };
+        link(&volume, &source, std::slice::from_ref(&allowed)).unwrap();
+        let (host, sub_paths) = below(&volume, &source, std::slice::from_ref(&allowed)).unwrap();
+        assert_eq!((&host, &sub_paths[..]), (&allowed, &[PathBuf::from("a/data")][..]));
+        let of = runtime_api::Preopen { host, sub_paths, guest: "/v".into(), writable: true };
+        assert!(of.open().is_ok());
+        fs::rename(allowed.join("a"), allowed.join("b")).unwrap();
+        symlink(Path::new("../other"), &allowed.join("a")).unwrap();
+        assert!(of.open().is_err(), "a link out of what is allowed");
+        // Nothing is made there, either.
+        assert!(make_folders(&allowed, Path::new("a"), Path::new("new/deep")).is_err());
+        assert!(!other.join("new").exists());
+        // What is not allowed any more is refused.
+        assert!(below(&volume, &source, &[other]).unwrap_err().contains("--allow-host-path"));
     }
 }

@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 use runtime_api::Preopen;
 
 use super::paths::{file_folder, folder};
@@ -33,13 +33,21 @@ impl From<String> for MountError {
     }
 }
 
-/// The container's mounts, for its run number `attempt`; `variable` gives its environment, `images` where the volumes that are images
-/// lie. What `subPath` names is made where it isn't there, but in an image. Reads and writes files.
+/// Where volumes lie that are not in the pod's own folder.
+pub(crate) struct Elsewhere<'a> {
+    /// Those that are images, by their names.
+    pub(crate) images: &'a BTreeMap<String, PathBuf>,
+    /// Folders that `hostPath` may lead to.
+    pub(crate) allowed: &'a [PathBuf],
+}
+
+/// The container's mounts, for its run number `attempt`; `variable` gives its environment. What `subPath` names is made where it
+/// isn't there, but in an image. Reads and writes files.
 pub(crate) fn preopens(
     pod: &Pod,
     container: &Container,
     (dir, attempt): (&Path, u32),
-    images: &BTreeMap<String, PathBuf>,
+    elsewhere: &Elsewhere<'_>,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Vec<Preopen>, MountError> {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
@@ -47,9 +55,9 @@ pub(crate) fn preopens(
     for mount in container.volume_mounts.iter().flatten() {
         let volume = volumes.iter().find(|volume| volume.name == mount.name);
         let volume = volume.ok_or_else(|| format!("volume {:?} is not in the pod", mount.name))?;
-        let image = volume.image.as_ref().and(images.get(&volume.name));
-        let (host, read_only) = (image.cloned().unwrap_or_else(|| folder(dir, &volume.name)), is_read_only(volume));
-        let writable = mount.read_only != Some(true) && !read_only;
+        let image = volume.image.as_ref().and(elsewhere.images.get(&volume.name));
+        let host = image.cloned().unwrap_or_else(|| folder(dir, &volume.name));
+        let writable = mount.read_only != Some(true) && !is_read_only(volume);
         let alone = volume.host_path.is_some() && host_path::is_file(&host);
         let Some(sub_path) = sub_path(mount, variable)? else {
             if alone {
@@ -57,26 +65,45 @@ pub(crate) fn preopens(
                 files.entry(parent).or_default().push(file);
                 continue;
             }
-            open.push(Preopen { host, sub_path: None, guest: mount.mount_path.clone(), writable });
+            open.push(whole(volume, host, mount, (writable, elsewhere.allowed))?);
             continue;
         };
-        let (sub_path, prepared) = match image {
-            Some(tree) => in_image(tree, sub_path, mount)?,
-            None => prepare_in(&host, alone, sub_path, (mount, container))?,
+        if alone {
+            return Err(unprepared((mount, container), &io::ErrorKind::NotADirectory.into()).into());
+        }
+        let mut of = whole(volume, host, mount, (writable, elsewhere.allowed))?;
+        let root = of.open();
+        let (root, sub_path, prepared) = match image {
+            Some(_) => in_image(root, sub_path, mount)?,
+            None => prepare_in(root, sub_path, (mount, container))?,
         };
         let guest = Path::new(&mount.mount_path);
         match (prepared, guest.parent(), guest.file_name()) {
             (Prepared::Folder, ..) => {
-                open.push(Preopen { host, sub_path: Some(sub_path), guest: mount.mount_path.clone(), writable });
+                of.sub_paths.push(sub_path);
+                open.push(of);
             }
             (Prepared::File(source), Some(parent), Some(name)) => {
                 let copied = !writable && volume.host_path.is_none() && image.is_none();
-                let file = MountedFile { volume: host, sub_path, source, name: name.into(), writable, copied };
+                let file = MountedFile { volume: root, sub_path, source, name: name.into(), writable, copied };
                 files.entry(parent.to_owned()).or_default().push(file);
             }
             (Prepared::File(_), ..) => return Err(format!("a file cannot be mounted at {:?}", mount.mount_path).into()),
         }
     }
+    let alone = folders_of_files(&open, files, &file_folder(dir).join(&container.name), attempt)?;
+    open.extend(alone);
+    Ok(open)
+}
+
+/// Folders for files that are mounted alone, by the folder of the guest that they are to be seen in; made below `dir`.
+fn folders_of_files(
+    open: &[Preopen],
+    files: BTreeMap<PathBuf, Vec<MountedFile>>,
+    dir: &Path,
+    attempt: u32,
+) -> Result<Vec<Preopen>, String> {
+    let mut made_of = Vec::new();
     let taken: BTreeSet<PathBuf> = open.iter().map(|preopen| PathBuf::from(&preopen.guest)).collect();
     for (n, (parent, files)) in files.into_iter().enumerate() {
         if let Some(other) = taken.iter().find(|other| parent.starts_with(other)) {
@@ -84,25 +111,38 @@ pub(crate) fn preopens(
             return Err(format!(
                 "{} is a single file within the mount {other}: a guest is given folders",
                 name.display()
-            )
-            .into());
+            ));
         }
-        let host = file_folder(dir).join(&container.name).join(format!("{attempt}.{n}"));
+        let host = dir.join(format!("{attempt}.{n}"));
         let writable = files.iter().any(|file| file.writable);
         if let Some(file) = files.iter().find(|file| writable && !file.writable && !file.copied) {
             let name = parent.join(&file.name);
-            return Err(format!("{} is mounted read-only in the folder of a file that is not", name.display()).into());
+            return Err(format!("{} is mounted read-only in the folder of a file that is not", name.display()));
         }
         let made = fs::create_dir_all(&host).and_then(|()| files.iter().try_for_each(|file| file.put(&host)));
         made.map_err(|error| format!("failed to prepare the files of {}: {error}", parent.display()))?;
-        open.push(Preopen { host, sub_path: None, guest: parent.display().to_string(), writable });
+        made_of.push(Preopen { host, sub_paths: Vec::new(), guest: parent.display().to_string(), writable });
     }
-    Ok(open)
+    Ok(made_of)
+}
+
+/// A whole volume: it lies in a folder whose place no guest can give to another.
+fn whole(
+    volume: &Volume,
+    host: PathBuf,
+    mount: &VolumeMount,
+    (writable, allowed): (bool, &[PathBuf]),
+) -> Result<Preopen, String> {
+    let (host, sub_paths) = match &volume.host_path {
+        Some(source) => host_path::below(&host, source, allowed)?,
+        None => (host, Vec::new()),
+    };
+    Ok(Preopen { host, sub_paths, guest: mount.mount_path.clone(), writable })
 }
 
 /// A file that is mounted alone.
 struct MountedFile {
-    volume: PathBuf,
+    volume: File,
     sub_path: PathBuf,
     source: File,
     name: PathBuf,
@@ -120,7 +160,7 @@ impl MountedFile {
         };
         let sub_path = PathBuf::from(host_path::FILE);
         let source = File::open(volume.join(&sub_path)).map_err(|error| error.to_string())?;
-        let (volume, name) = (volume.to_owned(), name.into());
+        let (volume, name) = (File::open(volume).map_err(|error| error.to_string())?, name.into());
         Ok((parent.to_owned(), Self { volume, sub_path, source, name, writable, copied: false }))
     }
 
@@ -130,8 +170,8 @@ impl MountedFile {
             fs::remove_file(&to)?;
         }
         if !self.copied {
-            let (volume, folder) = (File::open(&self.volume)?, File::open(folder)?);
-            return cap_primitives::fs::hard_link(&volume, &self.sub_path, &folder, &self.name);
+            let folder = File::open(folder)?;
+            return cap_primitives::fs::hard_link(&self.volume, &self.sub_path, &folder, &self.name);
         }
         io::copy(&mut &self.source, &mut File::create(&to)?).map(drop)
     }
@@ -177,13 +217,12 @@ enum Prepared {
 }
 
 /// Looks at what a sub path names, and makes a folder of it where it names nothing. Never leaves the volume.
-fn prepare(volume: &Path, sub_path: &Path) -> io::Result<Prepared> {
+fn prepare(root: &File, sub_path: &Path) -> io::Result<Prepared> {
     use cap_primitives::fs::{DirOptions, FollowSymlinks, OpenOptions, create_dir, open, open_dir, stat};
-    let root = File::open(volume)?;
-    match stat(&root, sub_path, FollowSymlinks::Yes) {
-        Ok(found) if found.is_dir() => return open_dir(&root, sub_path).map(|_| Prepared::Folder),
+    match stat(root, sub_path, FollowSymlinks::Yes) {
+        Ok(found) if found.is_dir() => return open_dir(root, sub_path).map(|_| Prepared::Folder),
         Ok(found) if found.is_file() => {
-            return open(&root, sub_path, OpenOptions::new().read(true)).map(Prepared::File);
+            return open(root, sub_path, OpenOptions::new().read(true)).map(Prepared::File);
         }
         Ok(_) => return Err(io::Error::other("it is neither a folder nor a file")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -192,37 +231,40 @@ fn prepare(volume: &Path, sub_path: &Path) -> io::Result<Prepared> {
     let mut made = PathBuf::new();
     for part in sub_path.components() {
         made.push(part);
-        match create_dir(&root, &made, &DirOptions::new()) {
+        match create_dir(root, &made, &DirOptions::new()) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
     }
-    open_dir(&root, sub_path).map(|_| Prepared::Folder)
+    open_dir(root, sub_path).map(|_| Prepared::Folder)
 }
 
+/// A volume's folder, what a sub path names in it without the links on the way, and what that is.
+type Found = (File, PathBuf, Prepared);
+
 /// Looks at what a sub path names in an image, without the links on the way to it. Nothing is made there.
-fn in_image(tree: &Path, sub_path: PathBuf, mount: &VolumeMount) -> Result<(PathBuf, Prepared), MountError> {
-    let found = File::open(tree).and_then(|root| {
+fn in_image(root: io::Result<File>, sub_path: PathBuf, mount: &VolumeMount) -> Result<Found, MountError> {
+    let found = root.and_then(|root| {
         let real = cap_primitives::fs::canonicalize(&root, &sub_path)?;
-        let prepared = prepare(tree, &real)?;
-        Ok((real, prepared))
+        let prepared = prepare(&root, &real)?;
+        Ok((root, real, prepared))
     });
     found.map_err(|error| MountError::Image(format!("subPath {sub_path:?} of volume {:?}: {error}", mount.name)))
 }
 
-/// The same in a volume of the pod's own; `alone`: it is a single file.
-fn prepare_in(
-    host: &Path,
-    alone: bool,
-    sub_path: PathBuf,
-    (mount, container): (&VolumeMount, &Container),
-) -> Result<(PathBuf, Prepared), String> {
-    let prepared = if alone { Err(io::ErrorKind::NotADirectory.into()) } else { prepare(host, &sub_path) };
-    let prepared = prepared.map_err(|error| {
-        let (name, container) = (&mount.name, &container.name);
-        format!("failed to prepare subPath for volumeMount {name:?} of container {container:?}: {error}")
-    })?;
-    Ok((sub_path, prepared))
+/// The same in a volume of the pod's own, where it is made.
+fn prepare_in(root: io::Result<File>, sub_path: PathBuf, of: (&VolumeMount, &Container)) -> Result<Found, String> {
+    let prepared = root.and_then(|root| {
+        let prepared = prepare(&root, &sub_path)?;
+        Ok((root, prepared))
+    });
+    let (root, prepared) = prepared.map_err(|error| unprepared(of, &error))?;
+    Ok((root, sub_path, prepared))
+}
+
+fn unprepared((mount, container): (&VolumeMount, &Container), why: &io::Error) -> String {
+    let (name, container) = (&mount.name, &container.name);
+    format!("failed to prepare subPath for volumeMount {name:?} of container {container:?}: {why}")
 }
 
 #[cfg(test)]
@@ -259,7 +301,8 @@ mod tests {
             let parse = |value: Value| serde_json::from_value(value).unwrap();
             let images = BTreeMap::from([("pack".to_owned(), self.volume("tree"))]);
             let pod = serde_json::from_value(pod).unwrap();
-            let opened = preopens(&pod, &parse(container), (self.dir.path(), 0), &images, &variable);
+            let elsewhere = Elsewhere { images: &images, allowed: &[] };
+            let opened = preopens(&pod, &parse(container), (self.dir.path(), 0), &elsewhere, &variable);
             opened.map_err(|error| error.to_string())
         }
     }
@@ -273,7 +316,7 @@ mod tests {
         ]));
         let of = |sub: &str, guest: &str, writable| Preopen {
             host: bench.volume("own"),
-            sub_path: Some(sub.into()),
+            sub_paths: vec![sub.into()],
             guest: guest.into(),
             writable,
         };
@@ -320,9 +363,9 @@ mod tests {
         }
         let open =
             |sub: &str| bench.open(json!([{"name": "pack", "mountPath": "/p/q", "subPath": sub, "readOnly": false}]));
-        let whole = Preopen { host: tree.clone(), sub_path: None, guest: "/p/q".into(), writable: false };
+        let whole = Preopen { host: tree.clone(), sub_paths: Vec::new(), guest: "/p/q".into(), writable: false };
         assert_eq!(open(""), Ok(vec![whole.clone()]));
-        assert_eq!(open("etc/./app"), Ok(vec![Preopen { sub_path: Some("etc/app".into()), ..whole }]));
+        assert_eq!(open("etc/./app"), Ok(vec![Preopen { sub_paths: vec!["etc/app".into()], ..whole }]));
         for file in ["etc/app/conf", if cfg!(unix) { "link" } else { "etc/app/conf" }] {
             let found = open(file).unwrap();
             assert_eq!((found[0].guest.as_str(), found[0].writable), ("/p", false));

@@ -1,8 +1,9 @@
 //! What guests may take, and whose turn it is: memory ([`growth`]), CPU ([`cpu`], [`shares`], [`epoch`]), instances ([`slots`], [`parked`]),
-//! and the fixed [`limits`]. Host interfaces and the engine both stand on it.
+//! seats ([`fair_queue`]), and the fixed [`limits`]. Host interfaces and the engine both stand on it.
 
 pub(crate) mod cpu;
 pub(crate) mod epoch;
+pub(crate) mod fair_queue;
 pub(crate) mod growth;
 pub(crate) mod limits;
 pub(crate) mod parked;

@@ -1,6 +1,6 @@
 //! A container: a loaded module with its arguments, limits and log, shared by its live instances.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +13,6 @@ use crate::bounds::limits::OUTGOING_REQUESTS_MAX;
 use crate::bounds::slots::Share;
 use crate::host::disk::Disk;
 use crate::host::guest::Guest;
-use crate::host::volumes;
 use crate::keyvalue::Namespace;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{
@@ -89,9 +88,9 @@ impl Engine {
             return Err(LoadError::Engine("a fuel limit needs the module loaded with Metering::Fuel".into()));
         }
         for preopen in &spec.preopens {
-            volumes::open(preopen).map_err(LoadError::io("looking for a volume"))?;
+            preopen.open().map_err(LoadError::io("looking for a volume"))?;
         }
-        let cwd_dir = spec.cwd.as_deref().and_then(|cwd| host_dir(&spec.preopens, cwd));
+        let cwd_dir = spec.cwd.as_deref().and_then(|cwd| working_folder(&spec.preopens, cwd));
         let env = last_values(spec.env);
         let container = spec.name.rsplit('/').next().unwrap_or_default();
         let pre = loaded.prepare(container, &spec.grants)?;
@@ -262,15 +261,11 @@ fn last_values(given: Vec<(String, String)>) -> Vec<(String, String)> {
     env
 }
 
-/// Where a guest's folder lies on the host, by the longest mount path that holds it.
-fn host_dir(preopens: &[Preopen], cwd: &str) -> Option<(PathBuf, bool)> {
+/// The folder that a guest starts in, by the longest mount path that holds it; none where there is none, or a link within the
+/// volume leads out of it.
+fn working_folder(preopens: &[Preopen], cwd: &str) -> Option<Preopen> {
     let cwd = Path::new(cwd);
     let inside = |preopen: &&Preopen| cwd.starts_with(&preopen.guest);
     let preopen = preopens.iter().filter(inside).max_by_key(|preopen| preopen.guest.len())?;
-    let below = preopen.sub_path.iter().map(PathBuf::as_path).chain([cwd.strip_prefix(&preopen.guest).ok()?]);
-    let host = below.fold(preopen.host.clone(), |path, part| path.join(part));
-    let lexical = !host.components().any(|part| matches!(part, std::path::Component::ParentDir));
-    // A link inside the volume must not lead the guest out of it.
-    let real = host.canonicalize().ok()?;
-    (lexical && real.starts_with(preopen.host.canonicalize().ok()?)).then_some((real, preopen.writable))
+    preopen.below(cwd).filter(|folder| folder.open().is_ok())
 }

@@ -419,7 +419,7 @@ impl Inner {
         pre: &InstancePre<ComponentState>,
         node: Option<&NodeCall>,
     ) -> Result<request::Instance<Instance>, Failure> {
-        instantiate(&self.shared, pre, None, node).await.map_err(|error| error.failure)
+        instantiate(&self.shared, pre, node).await.map_err(|error| error.failure)
     }
 
     /// Calls the function of an instance.

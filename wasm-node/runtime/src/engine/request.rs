@@ -23,7 +23,7 @@ use super::load::Pre;
 use super::warm::{Used, Warm};
 use crate::bounds::growth::StoreLimiter;
 use crate::host::exchange::Exchange;
-use crate::host::http::{Http, incoming};
+use crate::host::http::incoming;
 use crate::host::state::ComponentState;
 use runtime_api::NodeCall;
 
@@ -43,9 +43,9 @@ pub(crate) async fn guest(
     let Pre::Server(pre) = &*shared.pre else { return Err(Failure::NoResponse) };
     let warm = warm.filter(|_| call.is_none());
     let used = match warm.as_ref().and_then(|warm| warm.take()) {
-        Some(used) => used.again(&shared, &exchange),
+        Some(used) => used.again(&shared),
         None => {
-            let made = instantiate(&shared, pre, Some(exchange.clone()), call.as_ref()).await;
+            let made = instantiate(&shared, pre, call.as_ref()).await;
             made.map(|instance| Used { instance, requests: 0 })
         }
     };
@@ -108,9 +108,8 @@ impl Instance<Proxy> {
 
 impl Used {
     /// Gives it its next request's budget.
-    fn again(mut self, shared: &Shared, exchange: &Arc<Exchange>) -> Result<Self, InstantiateError> {
+    fn again(mut self, shared: &Shared) -> Result<Self, InstantiateError> {
         let store = &mut self.instance.store;
-        store.data_mut().of::<Http>().exchange = Some(exchange.clone());
         store.set_epoch_deadline(1);
         if let Some(fuel) = shared.guest.fuel {
             store.set_fuel(fuel).map_err(|error| InstantiateError { failure: Failure::Trap, error })?;
@@ -149,8 +148,8 @@ impl Prepared for InstancePre<ComponentState> {
 /// Makes one instance, as soon as there is room: whether the module's start works under its container's limits.
 pub(crate) async fn attempt(shared: &Arc<Shared>, call: &NodeCall) -> Result<(), InstantiateError> {
     match &*shared.pre {
-        Pre::Server(pre) => instantiate(shared, pre, None, Some(call)).await.map(drop),
-        Pre::Plugin(pre) => instantiate(shared, pre, None, Some(call)).await.map(drop),
+        Pre::Server(pre) => instantiate(shared, pre, Some(call)).await.map(drop),
+        Pre::Plugin(pre) => instantiate(shared, pre, Some(call)).await.map(drop),
         Pre::Command(_) | Pre::Core(_) => {
             Err(InstantiateError { failure: Failure::Trap, error: wasmtime::Error::msg("not a container that serves") })
         }
@@ -160,7 +159,6 @@ pub(crate) async fn attempt(shared: &Arc<Shared>, call: &NodeCall) -> Result<(),
 pub(crate) async fn instantiate<P: Prepared>(
     shared: &Arc<Shared>,
     pre: &P,
-    exchange: Option<Arc<Exchange>>,
     call: Option<&NodeCall>,
 ) -> Result<Instance<P::Bound>, InstantiateError> {
     let trap = |error| InstantiateError { failure: Failure::Trap, error };
@@ -169,9 +167,6 @@ pub(crate) async fn instantiate<P: Prepared>(
         let admission = shared.admit(call, need).await;
         let live = Live::new(shared);
         let mut store = ComponentState::store(&shared.guest).map_err(trap)?;
-        if exchange.is_some() {
-            store.data_mut().of::<Http>().exchange.clone_from(&exchange);
-        }
         let error = match pre.instantiate(&mut store).await {
             Ok(bound) => {
                 shared.door.started(store.data().limiter.held_bytes());

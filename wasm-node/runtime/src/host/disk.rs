@@ -17,16 +17,16 @@ use tokio::sync::Semaphore;
 use wasmtime_wasi::filesystem::Dir;
 use wasmtime_wasi::{FsPerms, OpenMode};
 
-use super::disk_threads::{LATE_AFTER, Late, Line, OwnThreads, Threads};
-use super::volumes;
+use super::disk_threads::{LATE_AFTER, Late, OwnThreads, Threads};
+use super::flushes::Flushes;
 use crate::bounds::epoch::Polled;
 use runtime_api::ledger::{Held, Ledger, Level, Resource};
 use runtime_api::{MemoryFiles, Preopen, TokenBucket};
 
 /// Of each second, the milliseconds that one container may spend in flushing to the disk.
 const CONTAINER_SYNC_MILLIS: u64 = 250;
-/// The same for all guests together, who flush one after the other: the store's commit log finds the disk free for half
-/// of the time, and behind one other flush at most.
+/// The same for all guests together, who flush one after the other, namespaces in turns: the store's commit log finds the disk
+/// free for half of the time, and behind one other flush at most.
 const SYNC_MILLIS: u64 = 500;
 /// A flush that takes longer doesn't keep the others' waiting any more.
 const FLUSH_STALLED_AFTER: Duration = Duration::from_secs(5);
@@ -63,9 +63,7 @@ pub(crate) struct NodeDisk {
     /// Guests that are being polled; none in tests of this file.
     polled: Option<Polled>,
     threads: Arc<Threads>,
-    /// Whose turn it is to flush.
-    sync: Line,
-    sync_time: Mutex<TokenBucket>,
+    flushes: Arc<Flushes>,
     ledger: Arc<Ledger>,
     warm: Mutex<VecDeque<(u64, Arc<Folders>)>>,
 }
@@ -77,8 +75,7 @@ impl NodeDisk {
             env: env.clone(),
             polled,
             threads: Threads::new(),
-            sync: Line::new(1, FLUSH_STALLED_AFTER),
-            sync_time: Mutex::new(TokenBucket::new(SYNC_MILLIS, env.elapsed())),
+            flushes: Flushes::new(SYNC_MILLIS, FLUSH_STALLED_AFTER, env),
             ledger: ledger.clone(),
             warm: Mutex::default(),
         })
@@ -140,6 +137,7 @@ impl Folders {
 pub(crate) struct Disk {
     id: u64,
     node: Arc<NodeDisk>,
+    namespace: Arc<str>,
     threads: OwnThreads,
     sync: Semaphore,
     sync_time: Mutex<TokenBucket>,
@@ -157,6 +155,7 @@ impl Disk {
         ledger.set_limit(Resource::Descriptors, most);
         Self {
             id: NEXT_CONTAINER.fetch_add(1, Ordering::Relaxed),
+            namespace: namespace.clone(),
             threads: node.threads.of_container(namespace),
             sync: Semaphore::new(1),
             sync_time: Mutex::new(TokenBucket::new(CONTAINER_SYNC_MILLIS, node.env.elapsed())),
@@ -235,7 +234,7 @@ impl Disk {
         let mut open = Vec::with_capacity(self.folders.len());
         for folder in &self.folders {
             let held = self.descriptor()?;
-            let dir = volumes::open(folder)?;
+            let dir = folder.open()?;
             let (perms, mode) = match folder.writable {
                 true => (FsPerms::ReadWrite, OpenMode::READ | OpenMode::WRITE),
                 false => (FsPerms::ReadOnly, OpenMode::READ),
@@ -274,19 +273,16 @@ impl Disk {
     /// As for [`Disk::work`].
     pub(crate) async fn sync<T>(&self, work: impl Future<Output = T>) -> Result<T, Late> {
         let env = &self.node.env;
-        let turn = async {
+        let own = async {
             let own = self.sync.acquire().await.expect("never closed");
             wait(&self.sync_time, env).await;
-            let turn = self.node.sync.acquire().await;
-            wait(&self.node.sync_time, env).await;
-            (own, turn)
+            own
         };
-        let _turn = tokio::time::timeout(LATE_AFTER, turn).await.map_err(|_| Late)?;
+        let _own = tokio::time::timeout(LATE_AFTER, own).await.map_err(|_| Late)?;
+        let _turn = self.node.flushes.turn(&self.namespace).await?;
         let before = env.elapsed();
         let done = self.work(work).await;
-        let took = env.elapsed().saturating_sub(before);
-        charge(&self.sync_time, took, env);
-        charge(&self.node.sync_time, took, env);
+        charge(&self.sync_time, env.elapsed().saturating_sub(before), env);
         done
     }
 }
@@ -359,7 +355,8 @@ mod tests {
         let node = NodeDisk::new(&Env::real(), &ledger, None);
         let (path, of) = (root.path().to_owned(), node.clone());
         let make = move |folders: usize| {
-            let folder = |n| Preopen { host: path.clone(), sub_path: None, guest: format!("/{n}"), writable: true };
+            let folder =
+                |n| Preopen { host: path.clone(), sub_paths: Vec::new(), guest: format!("/{n}"), writable: true };
             let own = Ledger::container(&Ledger::pod(&ledger));
             Disk::new(&of, &own, &"default".into(), (0..folders).map(folder).collect())
         };

@@ -88,7 +88,7 @@ impl OwnThreads {
 }
 
 /// A line before so many places, which whoever stays too long no longer takes from others.
-pub(crate) struct Line {
+struct Line {
     free: Semaphore,
     stalled_after: Duration,
     taken: Mutex<Taken>,
@@ -102,7 +102,7 @@ struct Taken {
 }
 
 /// A place, until it is dropped.
-pub(crate) struct Turn<'a> {
+struct Turn<'a> {
     line: &'a Line,
     number: u64,
 }
@@ -117,7 +117,7 @@ impl Drop for Turn<'_> {
 }
 
 impl Line {
-    pub(crate) fn new(places: usize, stalled_after: Duration) -> Self {
+    fn new(places: usize, stalled_after: Duration) -> Self {
         Self { free: Semaphore::new(places), stalled_after, taken: Mutex::default() }
     }
 
@@ -138,7 +138,7 @@ impl Line {
         Some(self.begin(self.free.try_acquire().ok()?))
     }
 
-    pub(crate) async fn acquire(&self) -> Turn<'_> {
+    async fn acquire(&self) -> Turn<'_> {
         let mut place = std::pin::pin!(self.free.acquire());
         loop {
             let stalls_at = self.pass_stalled(Instant::now());

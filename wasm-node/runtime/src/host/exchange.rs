@@ -1,6 +1,6 @@
 //! What a guest and its response's body tell each other.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -13,8 +13,6 @@ const FAILED: u8 = 2;
 /// One request and its answer.
 pub(crate) struct Exchange {
     guest: AtomicU8,
-    /// The guest finished a body.
-    finished: AtomicBool,
     /// The body's reader is gone before its end.
     pub(crate) abandoned: Notify,
     started: Instant,
@@ -25,7 +23,6 @@ impl Exchange {
     pub(crate) fn new() -> Self {
         Self {
             guest: AtomicU8::new(RUNNING),
-            finished: AtomicBool::new(false),
             abandoned: Notify::new(),
             started: Instant::now(),
             progress_ms: AtomicU64::new(0),
@@ -38,16 +35,9 @@ impl Exchange {
         let _ = self.guest.fetch_max(if failed { FAILED } else { RETURNED }, Ordering::AcqRel);
     }
 
-    pub(crate) fn finish_body(&self) {
-        self.finished.store(true, Ordering::Release);
-    }
-
-    /// Whether the end of the body's channel is the body's end.
+    /// The guest has not failed: what it finished is whole.
     pub(crate) fn complete(&self) -> bool {
-        match self.guest.load(Ordering::Acquire) {
-            FAILED => false,
-            _ => self.finished.load(Ordering::Acquire),
-        }
+        self.guest.load(Ordering::Acquire) != FAILED
     }
 
     /// A frame went out.

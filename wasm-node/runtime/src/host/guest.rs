@@ -1,13 +1,12 @@
 //! What the host interfaces know of a container: what all of its instances have in common.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use machinery_serve::net::{Caller, Dial};
 use runtime_api::ledger::Ledger;
 use runtime_api::pipe::{PipeReader, PipeWriter};
-use runtime_api::{ConfigValues, LogSink};
+use runtime_api::{ConfigValues, LogSink, Preopen};
 
 use super::disk::Disk;
 use crate::bounds::growth::{Growth, StoreLimiter};
@@ -25,8 +24,8 @@ pub(crate) struct Guest {
     pub(crate) cwd: Option<String>,
     /// Its volumes, and its share of what file work takes.
     pub(crate) disk: Arc<Disk>,
-    /// The working directory on the host, where it lies in a volume.
-    pub(crate) cwd_dir: Option<(PathBuf, bool)>,
+    /// The working directory, where it lies in a volume.
+    pub(crate) cwd_dir: Option<Preopen>,
     pub(crate) log: Arc<dyn LogSink>,
     /// What `wasi:config/store` has for it.
     pub(crate) config: Option<Arc<dyn ConfigValues>>,

@@ -20,8 +20,8 @@ use wasmtime_wasi_http::{
     Error, FieldMap, RequestOptions, Result, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
-use super::exchange::Exchange;
 use super::guest::Guest;
+use super::outgoing_body::{OpenBodies, Whole};
 use super::state::{ComponentState, InterfaceState};
 use crate::bounds::limits::{BODY_CHUNK_BYTES, HTTP_FIELDS_BYTES_MAX};
 use runtime_api::ledger;
@@ -50,15 +50,15 @@ struct Outgoing {
 pub(crate) struct Http {
     context: WasiHttpCtx,
     outgoing: Outgoing,
-    /// The request that it answers.
-    pub(crate) exchange: Option<Arc<Exchange>>,
+    /// Bodies that it writes.
+    open: OpenBodies,
 }
 
 impl InterfaceState for Http {
     fn of(guest: &Arc<Guest>) -> Self {
         let mut context = WasiHttpCtx::new();
         context.set_field_size_limit(HTTP_FIELDS_BYTES_MAX);
-        Self { context, outgoing: Outgoing { guest: guest.clone() }, exchange: None }
+        Self { context, outgoing: Outgoing { guest: guest.clone() }, open: OpenBodies::default() }
     }
 }
 
@@ -180,17 +180,42 @@ fn refused(error: &(dyn std::error::Error + 'static)) -> bool {
 
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
-    // The same function, told on: a body whose channel closes without it was cut, which the bindings can't tell apart
-    // from an end when a store is dropped.
-    linker.instance(TYPES)?.func_wrap(
+    // The same functions, told on: a body whose channel closes without its own finish was cut, which the bindings can't
+    // tell apart from an end when a store is dropped.
+    let mut types = linker.instance(TYPES)?;
+    types.func_wrap(
+        "[method]outgoing-response.body",
+        |mut store: StoreContextMut<'_, ComponentState>, (response,): (Resource<HostOutgoingResponse>,)| {
+            let (state, rep) = (store.data_mut(), response.rep());
+            let made = types::HostOutgoingResponse::body(&mut state.http(), response)?;
+            if let Ok(body) = &made {
+                let slot = &mut state.table.get_mut(&Resource::<HostOutgoingResponse>::new_borrow(rep))?.body;
+                let Http { open, .. } = state.states.get(&state.guest);
+                *slot = slot.take().map(|made| Whole::of(made, open, body.rep()));
+            }
+            Ok((made,))
+        },
+    )?;
+    types.func_wrap(
+        "[method]outgoing-request.body",
+        |mut store: StoreContextMut<'_, ComponentState>, (request,): (Resource<HostOutgoingRequest>,)| {
+            let (state, rep) = (store.data_mut(), request.rep());
+            let made = types::HostOutgoingRequest::body(&mut state.http(), request)?;
+            if let Ok(body) = &made {
+                let slot = &mut state.table.get_mut(&Resource::<HostOutgoingRequest>::new_borrow(rep))?.body;
+                let Http { open, .. } = state.states.get(&state.guest);
+                *slot = slot.take().map(|made| Whole::of(made, open, body.rep()));
+            }
+            Ok((made,))
+        },
+    )?;
+    types.func_wrap(
         "[static]outgoing-body.finish",
         |mut store: StoreContextMut<'_, ComponentState>,
          (body, trailers): (Resource<HostOutgoingBody>, Option<Resource<FieldMap>>)| {
             let state = store.data_mut();
             // Told before, as the body may be read on another thread: where finishing fails, it sends an abort.
-            if let Some(exchange) = &state.of::<Http>().exchange {
-                exchange.finish_body();
-            }
+            state.of::<Http>().open.finish(body.rep());
             match types::HostOutgoingBody::finish(&mut state.http(), body, trailers) {
                 Ok(()) => Ok((Ok::<(), ErrorCode>(()),)),
                 Err(error) => Ok((Err(error.downcast()?),)),

@@ -108,7 +108,7 @@ impl CoreState {
         let mut context = context(guest);
         context.args(&guest.argv).envs(&guest.env);
         // Preview 1 has no working directory: its libc resolves relative paths against a folder named ".".
-        let cwd = guest.cwd_dir.as_ref().map(|(host, writable)| Ok((Anchored::plain(host), ".", *writable)));
+        let cwd = guest.cwd_dir.as_ref().map(|folder| Ok((Anchored::of(folder)?, ".", folder.writable)));
         let named = guest.disk.preopens().iter();
         let named = named.map(|folder| Ok((Anchored::of(folder)?, folder.guest.as_str(), folder.writable)));
         let mut volumes = Vec::new();

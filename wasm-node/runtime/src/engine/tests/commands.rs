@@ -94,9 +94,10 @@ async fn sock_shutdown_knows_no_descriptor_that_the_guest_did_not_open() {
           (if (i32.ne (call $shutdown (i32.const 420) (i32.const 1)) (i32.const 8)) (then (call $exit (i32.const 4))))
           (if (i32.ne (call $shutdown (i32.const -1) (i32.const 1)) (i32.const 8)) (then (call $exit (i32.const 5))))))"#;
     let loaded = bench.load_text(module, Metering::Epochs).await.unwrap();
-    for preopens in
-        [vec![], vec![Preopen { host: bench.dir.path().into(), sub_path: None, guest: "/dev".into(), writable: true }]]
-    {
+    for preopens in [
+        vec![],
+        vec![Preopen { host: bench.dir.path().into(), sub_paths: Vec::new(), guest: "/dev".into(), writable: true }],
+    ] {
         let (container, log) = bench.container(loaded.clone(), |spec| spec.preopens = preopens);
         assert_eq!(container.run(never()).await.exit_code, 0, "{}", log.text());
     }
@@ -230,7 +231,8 @@ async fn the_sample_commands_run() {
     let wordcount = bench.load_sample("wordcount", Metering::Epochs).await;
     let (container, log) = bench.container(wordcount, |spec| {
         spec.argv = vec!["wordcount".into(), "/texts".into()];
-        spec.preopens = vec![Preopen { host: texts.clone(), sub_path: None, guest: "/texts".into(), writable: false }];
+        spec.preopens =
+            vec![Preopen { host: texts.clone(), sub_paths: Vec::new(), guest: "/texts".into(), writable: false }];
     });
     let outcome = container.run(never()).await;
     assert_eq!(outcome.exit_code, 0, "{outcome:?} {}", log.text());
@@ -238,7 +240,7 @@ async fn the_sample_commands_run() {
 
     let burglar = bench.load_sample("burglar", Metering::Epochs).await;
     let (container, log) = bench.container(burglar, |spec| {
-        spec.preopens = vec![Preopen { host: texts, sub_path: None, guest: "/texts".into(), writable: false }];
+        spec.preopens = vec![Preopen { host: texts, sub_paths: Vec::new(), guest: "/texts".into(), writable: false }];
     });
     let outcome = container.run(never()).await;
     assert_eq!(outcome.exit_code, 0, "{outcome:?} {}", log.text());

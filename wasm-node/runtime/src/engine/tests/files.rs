@@ -52,7 +52,7 @@ fn volume(bench: &Bench, names: usize) -> Preopen {
     for name in 0..names {
         std::fs::write(host.join(format!("{name:0>200}")), "").unwrap();
     }
-    Preopen { host, sub_path: None, guest: "/data".into(), writable: true }
+    Preopen { host, sub_paths: Vec::new(), guest: "/data".into(), writable: true }
 }
 
 async fn never() -> StopSignal {

@@ -172,7 +172,7 @@ async fn run(bench: &Bench, text: &str, b_writable: bool) -> Vec<u8> {
     let folder = |name: &str, writable: bool| {
         let host = bench.dir.path().join(name);
         std::fs::create_dir_all(&host).unwrap();
-        Preopen { host, sub_path: None, guest: format!("/{name}"), writable }
+        Preopen { host, sub_paths: Vec::new(), guest: format!("/{name}"), writable }
     };
     let preopens = vec![folder("a", true), folder("b", b_writable)];
     let (container, log) = bench.container(loaded, |spec| spec.preopens = preopens);
@@ -364,7 +364,7 @@ async fn a_file_operation_that_stalls_holds_nobody_else_up() {
     let (a, loaded) = staller(&bench).await;
     let mut stalled = Vec::new();
     for writable in [true, false, true, false] {
-        let preopen = Preopen { host: a.clone(), sub_path: None, guest: "/a".into(), writable };
+        let preopen = Preopen { host: a.clone(), sub_paths: Vec::new(), guest: "/a".into(), writable };
         let (container, _) = bench.container(loaded.clone(), |spec| spec.preopens = vec![preopen]);
         stalled.push(tokio::spawn(async move { container.run(std::future::pending()).await }));
     }
@@ -385,7 +385,7 @@ async fn pods_that_stall_all_they_have_leave_others_their_files() {
     let (a, loaded) = staller(&bench).await;
     let mut stalled = Vec::new();
     for _ in 0..20 {
-        let preopen = Preopen { host: a.clone(), sub_path: None, guest: "/a".into(), writable: true };
+        let preopen = Preopen { host: a.clone(), sub_paths: Vec::new(), guest: "/a".into(), writable: true };
         let (container, _) = bench.container(loaded.clone(), |spec| spec.preopens = vec![preopen]);
         for _ in 0..3 {
             let container = container.clone();
@@ -400,7 +400,7 @@ async fn pods_that_stall_all_they_have_leave_others_their_files() {
     std::fs::create_dir_all(&victim).unwrap();
     let counts = command(&[], "(call $note (call $count (call $dir (i32.const 0))))");
     let loaded = bench.load_text(&counts, Metering::Epochs).await.unwrap();
-    let preopen = Preopen { host: victim.clone(), sub_path: None, guest: "/victim".into(), writable: true };
+    let preopen = Preopen { host: victim.clone(), sub_paths: Vec::new(), guest: "/victim".into(), writable: true };
     let (container, log) = bench.container(loaded, |spec| spec.preopens = vec![preopen]);
     let outcome = tokio::time::timeout(Duration::from_secs(20), container.run(std::future::pending())).await;
     assert_eq!(outcome.expect("its files are its own").exit_code, 0, "{}", log.text());

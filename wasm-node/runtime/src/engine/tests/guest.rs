@@ -21,6 +21,7 @@ const WORLD: &str = r#"
     (export "response-outparam" (type $outparam (sub resource)))
     (export "outgoing-response" (type $response (sub resource)))
     (export "outgoing-body" (type $body (sub resource)))
+    (export "outgoing-request" (type $asked (sub resource)))
     (type $header-error-type (variant (case "invalid-syntax") (case "forbidden") (case "immutable")))
     (export "header-error" (type $header-error (eq $header-error-type)))
     (type $dns-type (record (field "rcode" (option string)) (field "info-code" (option u16))))
@@ -49,6 +50,8 @@ const WORLD: &str = r#"
     (export "[static]fields.from-list"
       (func (param "entries" (list (tuple string (list u8)))) (result (result (own $fields) (error $header-error)))))
     (export "[constructor]outgoing-response" (func (param "headers" (own $fields)) (result (own $response))))
+    (export "[constructor]outgoing-request" (func (param "headers" (own $fields)) (result (own $asked))))
+    (export "[method]outgoing-request.body" (func (param "self" (borrow $asked)) (result (result (own $body)))))
     (export "[method]outgoing-response.set-status-code"
       (func (param "self" (borrow $response)) (param "status-code" u16) (result (result))))
     (export "[method]outgoing-response.body" (func (param "self" (borrow $response)) (result (result (own $body)))))
@@ -70,6 +73,8 @@ const LIBRARY: &str = r#"
     (import "h" "finish" (func $finish (param i32 i32 i32 i32)))
     (import "h" "flush" (func $flush (param i32 i32 i32 i32)))
     (import "h" "drop-output" (func $drop-output (param i32)))
+    (import "h" "request" (func $request (param i32) (result i32)))
+    (import "h" "request-body" (func $request-body (param i32 i32)))
     (import "m" "memory" (memory 1))
     (global $open (mut i32) (i32.const 0))
     (global $stream (mut i32) (i32.const 0))
@@ -87,6 +92,14 @@ const LIBRARY: &str = r#"
       (call $set (local.get $out) (i32.const 0) (local.get $r)
         (i32.const 0) (i64.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))
     (func $say (call $flush (global.get $stream) (i32.const 2048) (i32.const 7) (i32.const 64)))
+    ;; A body of a request that is never sent, finished.
+    (func $ask
+      (call $request-body (call $request (call $headers (i32.const 0))) (i32.const 16))
+      (call $finish (i32.load (i32.const 20)) (i32.const 0) (i32.const 0) (i32.const 64)))
+    ;; The same of a response that is nobody's.
+    (func $other
+      (call $body (call $response (call $headers (i32.const 0))) (i32.const 16))
+      (call $finish (i32.load (i32.const 20)) (i32.const 0) (i32.const 0) (i32.const 64)))
     (func $end
       (call $drop-output (global.get $stream))
       (call $finish (global.get $open) (i32.const 0) (i32.const 0) (i32.const 64)))
@@ -114,6 +127,8 @@ pub(super) fn component(body: &str) -> String {
   (core func $response (canon lower (func $types "[constructor]outgoing-response")))
   (core func $status (canon lower (func $types "[method]outgoing-response.set-status-code")))
   (core func $body (canon lower (func $types "[method]outgoing-response.body") (memory $mem)))
+  (core func $request (canon lower (func $types "[constructor]outgoing-request")))
+  (core func $request-body (canon lower (func $types "[method]outgoing-request.body") (memory $mem)))
   (core func $write (canon lower (func $types "[method]outgoing-body.write") (memory $mem)))
   (core func $set (canon lower (func $types "[static]response-outparam.set") (memory $mem)))
   (core func $finish (canon lower (func $types "[static]outgoing-body.finish") (memory $mem) (realloc $realloc)))
@@ -127,7 +142,8 @@ pub(super) fn component(body: &str) -> String {
     (with "h" (instance
       (export "from-list" (func $from-list)) (export "response" (func $response)) (export "status" (func $status))
       (export "body" (func $body)) (export "write" (func $write)) (export "set" (func $set))
-      (export "finish" (func $finish)) (export "flush" (func $flush)) (export "drop-output" (func $drop-output))))))
+      (export "finish" (func $finish)) (export "flush" (func $flush)) (export "drop-output" (func $drop-output))
+      (export "request" (func $request)) (export "request-body" (func $request-body))))))
   (func $handle (param "request" (own $request)) (param "response-out" (own $outparam))
     (canon lift (core func $main "handle")))
   (component $shim

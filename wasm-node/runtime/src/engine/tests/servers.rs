@@ -224,7 +224,7 @@ async fn guests_call_each_other() {
             for guest in ["/etc/catalog", "/catalog", "/data", "/config"] {
                 spec.preopens.push(Preopen {
                     host: products.clone(),
-                    sub_path: None,
+                    sub_paths: Vec::new(),
                     guest: guest.into(),
                     writable: false,
                 });
@@ -262,8 +262,13 @@ async fn only_a_finished_body_ends() {
     assert_eq!(response.status(), 200, "{}", log.text());
     assert!(response.headers().get("coracle-x").is_none(), "the node's own headers are not a guest's to set");
     assert_eq!(text(response).await.unwrap(), "partial");
-    for (cut, why) in [("unreachable", "a trap"), ("", "a return without finish"), ("(loop (br 0))", "an endless loop")]
-    {
+    for (cut, why) in [
+        ("unreachable", "a trap"),
+        ("", "a return without finish"),
+        ("(loop (br 0))", "an endless loop"),
+        ("(call $ask)", "a request's body that was finished"),
+        ("(call $other)", "another response's body that was finished"),
+    ] {
         let (server, _) = written(&bench, &format!("{BEGIN} {cut}"), short).await;
         let inner = server.clone();
         // Both ways a request comes in: from another thread, and on the guests' own.
