@@ -3,8 +3,10 @@
 into a cluster's own registry, under upstream's names and with upstream's entrypoints; prints what KUBE_TEST_REPO_LIST is to say."""
 import base64
 import hashlib
+import io
 import json
 import sys
+import tarfile
 import urllib.request
 
 REGISTRY, PASSWORD, FOLDER = sys.argv[1:]
@@ -39,4 +41,17 @@ for repository, tags, module, entrypoint, arguments in IMAGES:
     manifest = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]}).encode()
     for tag in tags:
         put("PUT", f"{repository}/manifests/{tag}", manifest, MANIFEST)
+# What a test mounts as a volume: the files of upstream's image that it looks at.
+FILES = {"data.json": '{"image": "kitten.jpg"}\n', "etc/os-release": 'NAME="Alpine Linux"\n'}
+archive = io.BytesIO()
+with tarfile.open(fileobj=archive, mode="w") as tar:
+    for name, text in FILES.items():
+        entry = tarfile.TarInfo(name)
+        entry.size = len(text)
+        tar.addfile(entry, io.BytesIO(text.encode()))
+layer = blob("e2e-test-images/kitten", "application/vnd.oci.image.layer.v1.tar", archive.getvalue())
+config = {"os": "linux", "architecture": "amd64", "config": {}, "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}}
+config = blob("e2e-test-images/kitten", "application/vnd.oci.image.config.v1+json", json.dumps(config).encode())
+manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]}
+put("PUT", "e2e-test-images/kitten/manifests/1.8", json.dumps(manifest).encode(), MANIFEST)
 print("promoterE2eRegistry: registry.local/e2e-test-images\ngcRegistry: registry.local")

@@ -324,7 +324,15 @@ def probes_elsewhere():
         "to-grpc": ({"grpc": {"port": 80}, "periodSeconds": 1}, "this server does not implement the grpc health protocol (grpc.health.v1.Health): unexpected HTTP status code received from server: 404 (Not Found)"),
         "to-nobody": ({"grpc": {"port": 81}, "periodSeconds": 1}, "timeout: failed to connect service"),
     }
-    apply(*(pod(name, container("web", HELLO, 80, readinessProbe=probe)) for name, (probe, _) in each.items()))
+    # A guest of wasi:http that ends its answer with trailers, as gRPC has it.
+    health = "registry.local/conformance-web:v1"
+    asks = {"grpc-well": {"port": 80, "service": "shop"}, "grpc-unknown": {"port": 80, "service": "other"}, "grpc-all": {"port": 80}}
+    for name, probe in asks.items():
+        each[name] = ({"grpc": probe, "periodSeconds": 1}, None if name == "grpc-well" else "unknown service")
+    args = ["grpc-health-checking", "--service", "shop"]
+    asked = {name: {"args": args} if name in asks else {} for name in each}
+    image = lambda name: health if name in asks else HELLO
+    apply(*(pod(name, container("web", image(name), 80, readinessProbe=probe, **asked[name])) for name, (probe, _) in each.items()))
     for name, (_, words) in each.items():
         if words is None:
             ready(name)

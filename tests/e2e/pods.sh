@@ -11,7 +11,7 @@ open(f"{sys.argv[1]}/loop.wasm", "wb").write(head + b"\n\t\1\7\0\3\x40\x0c\0\x0b
 open(f"{sys.argv[1]}/nothing.wasm", "wb").write(head + b"\n\4\1\2\0\x0b")
 PY
 BIN=${SAMPLES_BIN:-sample-workloads/bin}
-for file in "$BIN"/{hello,unruly,late,crash,wordcount,toolbox}.wasm "$WORK"/{loop,nothing}.wasm; do
+for file in "$BIN"/{hello,unruly,late,crash,wordcount,toolbox,conformance-web}.wasm "$WORK"/{loop,nothing}.wasm; do
   "$CORACLE" push "$file" "registry.local/$(basename "$file" .wasm):v1" --data-dir "$WORK/data" >/dev/null
 done
 # shellcheck disable=SC2086

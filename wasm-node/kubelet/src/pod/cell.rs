@@ -304,7 +304,11 @@ impl Cell {
                     _ => format!("Container {name} definition changed, will be restarted"),
                 };
                 self.hook_over(false);
-                self.stop_running(around, (message, around.rules.grace, StopReason::Changed), actions);
+                self.stop_running(
+                    around,
+                    (message, around.rules.grace, StopReason::Changed { since: around.now }),
+                    actions,
+                );
             }
             CellStage::Pulling | CellStage::Starting => self.prepare(around, actions),
             CellStage::Waiting { wait: Wait::Pull { .. } | Wait::PullBackOff { .. } | Wait::Config { .. }, .. } => {
@@ -318,7 +322,7 @@ impl Cell {
     /// One that runs is started anew, whatever its restart policy.
     fn resized(&mut self, around: &CellContext<'_>, actions: &mut Vec<Action>) {
         let message = format!("Container {} resize requires restart", around.own.name);
-        self.stop_running(around, (message, around.rules.grace, StopReason::Changed), actions);
+        self.stop_running(around, (message, around.rules.grace, StopReason::Changed { since: around.now }), actions);
     }
 
     /// What runs is stopped on its own account, and its pod goes on; `message` says in an event why.
@@ -523,7 +527,7 @@ impl Cell {
         }
         self.exit = Some(exit);
         match why {
-            Some(StopReason::Changed) if !around.closing => self.prepare(around, actions),
+            Some(StopReason::Changed { .. }) if !around.closing => self.prepare(around, actions),
             Some(StopReason::Hook { message }) if !around.closing && around.own.restarts(code) => {
                 let wait = Wait::Hook { message };
                 self.stage = CellStage::Waiting { wait, until: after(around.now, HOOK_ERROR_SHOWN) };

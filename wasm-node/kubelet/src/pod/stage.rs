@@ -63,7 +63,10 @@ pub enum StopReason {
         message: String,
     },
     /// Its image is another one: it is started again, whatever its restart policy.
-    Changed,
+    Changed {
+        /// When that was seen.
+        since: Timestamp,
+    },
     /// The whole pod is started anew.
     Anew,
 }

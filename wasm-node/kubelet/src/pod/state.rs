@@ -17,6 +17,11 @@ use super::order;
 /// back so long: it saves the API server half of the writes of a quick start.
 const HOLD_PREPARING: Duration = Duration::from_millis(100);
 const HOLD_FIRST_PROBE: Duration = Duration::from_millis(20);
+/// While a container is started again at once, as upstream's kubelet shows nothing of what lies between: it looks at its
+/// containers each second. What takes longer is shown.
+const HOLD_RESTARTING: Duration = Duration::from_millis(500);
+/// None is held back longer, wherever the clock is set to meanwhile.
+pub(super) const HOLD_MAX: Duration = HOLD_RESTARTING;
 /// Why a pod ends with its node (upstream's words).
 const SHUT_DOWN: &str = "Pod was terminated in response to imminent node shutdown.";
 /// What a sidecar gets to end in, also where those before it have used up the grace period (upstream's).
@@ -231,9 +236,11 @@ impl State {
             return None;
         }
         let settles = self.cells.iter().filter_map(|cell| match &cell.stage {
-            CellStage::Idle | CellStage::Pulling | CellStage::Starting if cell.attempt.is_none_or(|n| n == 0) => {
-                Some(after(self.taken_up, HOLD_PREPARING))
-            }
+            CellStage::Idle | CellStage::Pulling | CellStage::Starting => match &cell.exit {
+                Some(exit) => Some(after(exit.finished, HOLD_RESTARTING)),
+                None => Some(after(self.taken_up, HOLD_PREPARING)).filter(|_| cell.attempt.is_none_or(|n| n == 0)),
+            },
+            CellStage::Stopping { why: StopReason::Changed { since }, .. } => Some(after(*since, HOLD_RESTARTING)),
             CellStage::Running(running) if running.unprobed => Some(after(running.since, HOLD_FIRST_PROBE)),
             _ => None,
         });

@@ -268,6 +268,23 @@ fn another_image_starts_the_container_again() {
 }
 
 #[test]
+fn a_container_that_is_started_again_at_once_shows_nothing_of_what_lies_between() {
+    let rules = rules(Restart::Always);
+    let begun = [(0, Event::Mounted), (0, pulled()), (0, started())];
+    let held = |later: &[(i64, Event)]| {
+        let state = play(&rules, &[&begun[..], later].concat()).0;
+        (state.ready(), state.settles_at().map(|until| until.duration_since(at(0)).as_millis()))
+    };
+    let changed = (1, Event::Container(0, CellEvent::ImageChanged));
+    assert_eq!(held(&[]), (true, Some(20)), "until its first probe");
+    assert_eq!(held(&[changed.clone()]), (false, Some(1500)), "while it ends");
+    assert_eq!(held(&[changed.clone(), (2, exited(0, 143))]), (false, Some(2500)), "while its image is had");
+    assert_eq!(held(&[changed.clone(), (2, exited(0, 143)), (2, pulled())]).1, Some(2500), "while it starts");
+    let anew = Event::Container(0, CellEvent::Started { container_id: "2".into() });
+    assert_eq!(held(&[changed, (2, exited(0, 143)), (2, pulled()), (2, anew)]), (true, Some(2020)));
+}
+
+#[test]
 fn a_deleted_server_is_ready_while_it_takes_requests() {
     let begin = [(0, Event::Mounted), (0, pulled()), (0, started())];
     let rules = LifecyclePolicy { deadline: Some(Duration::from_secs(1)), ..rules(Restart::Always) };

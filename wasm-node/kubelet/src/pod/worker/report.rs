@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::*;
+use crate::pod::state::HOLD_MAX;
 
 const POD: Kind = Kind::of::<Pod>();
 /// The status of a pod of so many containers is projected whenever something happens.
@@ -146,7 +147,7 @@ impl Worker {
     /// How long what is to be written can wait, as it would be overtaken or overwritten at once.
     pub(super) fn settles_in(&self) -> Option<Duration> {
         let settles = self.state.settles_at().map(|at| Duration::try_from(at.duration_since(self.now())));
-        let settles = settles.and_then(Result::ok).filter(|wait| !wait.is_zero());
+        let settles = settles.and_then(Result::ok).filter(|wait| !wait.is_zero() && *wait <= HOLD_MAX);
         settles.max(self.api.waits(&self.wanted, self.node.parts.env.elapsed()))
     }
 
