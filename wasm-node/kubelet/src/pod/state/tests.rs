@@ -277,7 +277,7 @@ fn a_container_that_is_started_again_at_once_shows_nothing_of_what_lies_between(
     };
     let changed = (1, Event::Container(0, CellEvent::ImageChanged));
     assert_eq!(held(&[]), (true, Some(20)), "until its first probe");
-    assert_eq!(held(&[changed.clone()]), (false, Some(1500)), "while it ends");
+    assert_eq!(held(std::slice::from_ref(&changed)), (false, Some(1500)), "while it ends");
     assert_eq!(held(&[changed.clone(), (2, exited(0, 143))]), (false, Some(2500)), "while its image is had");
     assert_eq!(held(&[changed.clone(), (2, exited(0, 143)), (2, pulled())]).1, Some(2500), "while it starts");
     let anew = Event::Container(0, CellEvent::Started { container_id: "2".into() });
