@@ -2,6 +2,7 @@
 
 mod call;
 mod demo;
+mod image;
 mod inspect;
 mod pull;
 mod push;
@@ -14,6 +15,7 @@ use clap::{Parser, Subcommand};
 use crate::config::Common;
 use call::Call;
 use demo::Demo;
+use image::Images;
 use inspect::Inspect;
 use pull::Pull;
 use push::Push;
@@ -61,6 +63,9 @@ pub(crate) enum Verb {
     /// Prints what a module imports, exports and needs
     #[command(after_help = "Example: coracle inspect hello.wasm\n         coracle inspect registry.local/hello:v1")]
     Inspect(Inspect),
+    /// Lists, removes, imports and exports the images of the node that runs
+    #[command(after_help = "Example: coracle image ls\n         coracle image rm registry.local/hello:v1")]
+    Image(Images),
     /// Calls a function of a plugin with WAVE arguments and prints its result
     #[command(after_help = "Example: coracle call deployment/greeter greet '\"ada\"'")]
     Call(Call),
@@ -96,6 +101,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Push(flags) => push::run(&flags, &cli.common),
         Verb::Pull(flags) => pull::run(&flags, &cli.common),
         Verb::Inspect(flags) => inspect::run(&flags, &cli.common),
+        Verb::Image(flags) => image::run(&flags, &cli.common),
         Verb::Call(flags) => call::run(&flags, &cli.common),
         Verb::Version => version::run(),
     }

@@ -91,15 +91,23 @@ fn keyring(folder: Option<PathBuf>) -> anyhow::Result<Keyring> {
 
 /// Whole or not at all.
 fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    write_file(file, |mut beside| Ok(std::io::Write::write_all(&mut beside, bytes)?))
+}
+
+/// The same of what `fill` writes.
+///
+/// # Errors
+/// The file, or `fill`.
+pub(super) fn write_file<T>(file: &Path, fill: impl FnOnce(std::fs::File) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let cannot = || format!("cannot write {}", file.display());
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut beside = tempfile::Builder::new().prefix(".coracle-").tempfile_in(folder).with_context(cannot)?;
-    std::io::Write::write_all(&mut beside, bytes).with_context(cannot)?;
+    let beside = tempfile::Builder::new().prefix(".coracle-").tempfile_in(folder).with_context(cannot)?;
+    let filled = fill(beside.as_file().try_clone().with_context(cannot)?).with_context(cannot)?;
     #[cfg(unix)]
     {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
         beside.as_file().set_permissions(mode).with_context(cannot)?;
     }
     beside.persist(file).with_context(cannot)?;
-    Ok(())
+    Ok(filled)
 }

@@ -13,7 +13,7 @@ use apiserver::server::{self, ApiService, Apiserver, read_plain};
 use apiserver_resources::objects::ObjectReader as _;
 use apiserver_storage::store::Store as _;
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
-use kubelet::image::RegistryAccess;
+use kubelet::image::{Images, RegistryAccess};
 use kubelet::node::Shutdown;
 use machinery_client::Informer;
 use machinery_env::Env;
@@ -59,6 +59,8 @@ pub(super) struct Ground {
     /// None without nodes.
     pub(super) engine: Option<Engine>,
     pub(super) blobs: Arc<BlobStore>,
+    /// None without nodes.
+    pub(super) images: Option<Arc<Images>>,
     pub(super) registry: RegistryAccess,
     pub(super) registry_password: String,
     pub(super) stop: Stops,
@@ -110,6 +112,11 @@ impl Ground {
         let stop = Stops { servers: CancellationToken::new(), components: CancellationToken::new() };
         let manager = ComponentIdentity::ControllerManager.client(&service);
         let pods = PodNetwork::default();
+        let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data)).transpose()?;
+        let (blobs, registry) =
+            (nodes::blob_store(data)?, registry::access(registry_listener.local_addr()?, &registry_password));
+        let images =
+            engine.as_ref().map(|engine| nodes::images(env, &config.nodes, engine, (&blobs, &registry))).transpose()?;
         let ground = Self {
             env: env.clone(),
             data: data.clone(),
@@ -121,9 +128,10 @@ impl Ground {
             },
             data_plane: DataPlane::new(env.clone(), proxy::config(&config, &network, &pki, api_address), pods.clone())?,
             informer: Informer::new(manager, env.clone(), &stop.components),
-            engine: (config.nodes.count > 0).then(|| nodes::engine(env, data)).transpose()?,
-            blobs: nodes::blob_store(data)?,
-            registry: registry::access(registry_listener.local_addr()?, &registry_password),
+            engine,
+            blobs,
+            images,
+            registry,
             listeners: Mutex::new(Listeners { api: Some(api_listener), registry: Some(registry_listener) }),
             config,
             network,

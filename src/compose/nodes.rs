@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kubelet::image::{Images, ImagesConfig};
+use kubelet::image::{Images, ImagesConfig, RegistryAccess};
 use kubelet::node::{Capacity, NodeConfig, NodeParts, Shutdown};
 use kubelet::server::ServingTls;
 use machinery_env::Env;
@@ -16,6 +16,7 @@ use wasm_runtime::engine::{CompileBounds, CompileProcess, Engine, EngineConfig, 
 use super::ground::{Ground, reachable};
 use super::identities::ComponentIdentity;
 use super::role::Component;
+use crate::config::NodesConfig;
 use crate::data_dir::DataDir;
 
 /// Warnings that a node has not told yet: there are few, minutes apart.
@@ -57,23 +58,28 @@ pub(super) fn engine(env: &Env, data: &DataDir) -> anyhow::Result<Engine> {
     Ok(Engine::new(config, threads, env.clone())?)
 }
 
+/// The images of this process's nodes.
+pub(super) fn images(
+    env: &Env,
+    config: &NodesConfig,
+    engine: &Engine,
+    (blobs, registry): (&Arc<BlobStore>, &RegistryAccess),
+) -> anyhow::Result<Arc<Images>> {
+    let images = ImagesConfig {
+        built_in: Some(registry.clone()),
+        registries: config.registries.clone().beside_proxies(crate::config::proxies()),
+        file_dirs: config.file_images.clone(),
+        parallel_pulls: config.parallel_pulls,
+    };
+    Ok(Arc::new(Images::open(Arc::new(engine.clone()), env.clone(), blobs.clone(), images)?))
+}
+
 /// `--nodes` agents, and the collector of images that no pod of theirs uses.
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let Some(engine) = &ground.engine else { return Ok(Vec::new()) };
-    let images = Images::open(
-        Arc::new(engine.clone()),
-        ground.env.clone(),
-        ground.blobs.clone(),
-        ImagesConfig {
-            built_in: Some(ground.registry.clone()),
-            registries: ground.config.nodes.registries.clone().beside_proxies(crate::config::proxies()),
-            file_dirs: ground.config.nodes.file_images.clone(),
-            parallel_pulls: ground.config.nodes.parallel_pulls,
-        },
-    )?;
+    let (Some(engine), Some(images)) = (&ground.engine, &ground.images) else { return Ok(Vec::new()) };
     let parts = NodeParts {
         runtime: Arc::new(engine.clone()),
-        images: Arc::new(images),
+        images: images.clone(),
         network: ground.pods.clone(),
         dial: Arc::new(ground.data_plane.clone()),
         env: ground.env.clone(),

@@ -57,9 +57,13 @@ pub(super) fn password(data: &DataDir, env: &Env) -> anyhow::Result<String> {
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let listener = ground.take_registry_listener()?;
     let credentials = Credentials { user: USER.into(), password: ground.registry_password.clone() };
-    let (blobs, env, stop) = (ground.blobs.clone(), ground.env.clone(), ground.stop.servers.clone());
+    let (env, stop) = (ground.env.clone(), ground.stop.servers.clone());
+    let mut router = registry::router(ground.blobs.clone(), &credentials, env.clone());
+    if let Some(images) = &ground.images {
+        // What `coracle image` asks: whoever can read the data folder.
+        router = router.merge(registry::authenticated(kubelet::image::router(images.clone()), &credentials));
+    }
     let run = async move {
-        let router = registry::router(blobs, &credentials, env.clone());
         registry::serve(listener, router, env, stop).await;
         Ok(())
     };

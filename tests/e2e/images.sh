@@ -112,6 +112,36 @@ expect "a b c" "$(kubectl exec reads -- cat /data/texts/one)" "a file that nobod
 [ "$(ls "$WORK/data/images/trees" | wc -l)" = 2 ] || fail "folders of images: $(ls "$WORK/data/images/trees")"
 echo "· volumes that are images"
 
+listed() { "$CORACLE" image ls -o json --data-dir "$WORK/data" | python3 -c 'import json,sys
+for image in json.load(sys.stdin): print(image["name"], image["kind"], image["inUse"])'; }
+image() { exits "$1" "$CORACLE" image "${@:2}" --data-dir "$WORK/data"; }
+has "^$R/cncf/hello:v1 module True$" listed || fail "image ls: $(listed)"
+has "^$R/data/hello:v1 volume True$" listed || fail "image ls: $(listed)"
+image 0 ls; has "^IMAGE  .*LAST USED$" cat "$WORK/out" && has "^$R/cncf/hello:v1  .* module   yes .* in use$" cat "$WORK/out" || fail "image ls: $(cat "$WORK/out")"
+image 1 rm "$R/cncf/hello:v1" none:v1
+expect 1 "$(wc -l < "$WORK/err")" "lines of an error"
+has "hello:v1 is in use: remove the pods.*docker.io/library/none:v1 is not on this node: .coracle image ls." cat "$WORK/err" || fail "$(cat "$WORK/err")"
+for form in "$R/zstd/hello:v1" "$R/data/hello:v1" "$R/index/hello:v1"; do
+  image 0 export "$form" -o "$WORK/out.tar"
+  skopeo inspect --raw "oci-archive:$WORK/out.tar" | grep -q '"layers"' || fail "skopeo can't read the export of $form"
+  [ "$(skopeo inspect "oci-archive:$WORK/out.tar" --format '{{.Digest}}' 2>"$WORK/err")" != "" ] || fail "skopeo: $(cat "$WORK/err")"
+done
+kubectl delete pod zstd --wait >/dev/null
+image 0 export "$R/zstd/hello:v1" -o "$WORK/zstd.tar"
+image 0 rm "$R/zstd/hello:v1"; has '^localhost:.*/zstd/hello:v1 removed \(.* came free\)$' cat "$WORK/out" || fail "$(cat "$WORK/out")"
+! has "/zstd/hello" listed || fail "what was removed is there"
+image 1 export "$R/zstd/hello:v1" -o "$WORK/none.tar"; [ ! -e "$WORK/none.tar" ] || fail "a failed export left a file"
+image 0 import "$WORK/zstd.tar"; has "^$R/zstd/hello:v1 \(module\)$" cat "$WORK/out" || fail "import: $(cat "$WORK/out")"
+image 0 import "$WORK/out.tar" --name brought.test/in:v1
+policy=Never; runs imported "$R/zstd/hello:v1"; runs brought brought.test/in:v1; unset policy
+image 0 export "$R/scratch/hello:v1" -o "$WORK/scratch.tar"
+skopeo copy -q --insecure-policy "oci-archive:$WORK/scratch.tar" "docker-archive:$WORK/docker.tar:saved.test/hello:v1" 2>"$WORK/err" || fail "skopeo: $(cat "$WORK/err")"
+image 0 import "$WORK/docker.tar"; policy=Never; runs saved saved.test/hello:v1; unset policy
+head -c 5000 "$WORK/zstd.tar" > "$WORK/half.tar"; image 1 import "$WORK/half.tar"
+image 1 import "$0"; has 'cannot import .*images.sh' cat "$WORK/err" || fail "$(cat "$WORK/err")"
+curl -s -o /dev/null -w '%{http_code}' "http://$REGISTRY/_coracle/images" | grep -q 401 || fail "images are told to anybody"
+echo "· images listed, removed, taken out and brought in"
+
 before=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")
 for evil in realm echo manifest redirect metadata digest blob; do start "evil-$evil" "127.0.0.1:$plain/evil-$evil/hello:v1" "$(with plain)"; done
 start evil-plain "$R/evil-realm/hello:v1"; refused evil-plain ErrImagePull 'its token realm has no TLS'

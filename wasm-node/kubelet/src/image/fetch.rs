@@ -13,7 +13,7 @@ use super::session::{MANIFEST_BYTES_MAX, RemoteError, Session};
 use super::spin;
 use super::volume_manifest::{self, VolumePlan, own_architecture};
 use machinery_env::Env;
-use oci_registry::blobs::{BLOB_BYTES_MAX, BlobError, BlobStore, BlobWriter, Pins};
+use oci_registry::blobs::{BLOB_BYTES_MAX, BlobError, BlobStore, BlobWriter, Pins, digest};
 use oci_registry::reference::{Reference, is_sha256};
 use runtime_api::MODULE_BYTES_MAX;
 
@@ -39,12 +39,52 @@ impl From<RemoteError> for FetchError {
     }
 }
 
-/// One image from one endpoint.
+/// Who is asked.
+#[derive(Clone, Copy)]
+pub(super) enum Origin<'a> {
+    /// An endpoint of a registry.
+    Registry(&'a Session<'a>),
+    /// An archive, whose blobs are in the store.
+    Archive {
+        /// The image's manifest, or index.
+        root: &'a str,
+        /// Manifests, by their digest, which was checked.
+        documents: &'a BTreeMap<String, Vec<u8>>,
+    },
+}
+
+impl Origin<'_> {
+    /// A manifest and its digest.
+    async fn manifest(&self, name: &str) -> Result<(Vec<u8>, String), RemoteError> {
+        match self {
+            Self::Registry(session) => session.manifest(name).await,
+            Self::Archive { root, documents } => {
+                let digest = if name.contains(':') { name } else { root };
+                let found = documents.get(digest).cloned();
+                found.map(|bytes| (bytes, digest.to_owned())).ok_or_else(|| missing(digest))
+            }
+        }
+    }
+
+    /// A blob that is not in the store.
+    async fn blob(&self, digest: &str) -> Result<reqwest::Response, RemoteError> {
+        match self {
+            Self::Registry(session) => session.blob(digest).await,
+            Self::Archive { .. } => Err(missing(digest)),
+        }
+    }
+}
+
+fn missing(digest: &str) -> RemoteError {
+    RemoteError::Failed(format!("{digest} is not there"))
+}
+
+/// One image from one origin.
 pub(super) struct Fetch<'a> {
     pub(super) blobs: &'a Arc<BlobStore>,
     pub(super) pins: &'a Arc<Pins>,
     pub(super) env: &'a Env,
-    pub(super) session: &'a Session<'a>,
+    pub(super) origin: Origin<'a>,
     pub(super) reference: &'a Reference,
     /// The normalized name.
     pub(super) key: &'a str,
@@ -65,7 +105,7 @@ impl Fetch<'_> {
         if name.contains(':') && !is_sha256(name) {
             return Err(self.unkept(BlobError::BadDigest(name.chars().take(100).collect())));
         }
-        Ok(self.session.manifest(name).await?)
+        Ok(self.origin.manifest(name).await?)
     }
 
     /// Fetches everything that the image is made of.
@@ -75,35 +115,55 @@ impl Fetch<'_> {
             match plan(&bytes).map_err(|refusal| self.refused(refusal))? {
                 Plan::Child(child) => {
                     self.check(&child, MANIFEST_BYTES_MAX)?;
-                    (bytes, _) = self.session.manifest(&child.digest).await?;
+                    (bytes, _) = self.origin.manifest(&child.digest).await?;
                 }
-                Plan::Module { config, layer, is_image } => {
-                    let run = self.module_run(&config, is_image).await?;
-                    self.blob(&layer, MODULE_BYTES_MAX).await?;
-                    let blobs = vec![config.digest, layer.digest.clone()];
-                    return Ok(self.put_together(&manifest_digest, Modules::only(layer.digest), blobs, run));
-                }
-                Plan::Spin { application, modules } => {
-                    let document = self.document(&application).await?;
-                    let (layer, run) = spin::component(&document, &modules).map_err(|refusal| self.refused(refusal))?;
-                    self.blob(&layer, MODULE_BYTES_MAX).await?;
-                    let blobs = vec![application.digest, layer.digest.clone()];
-                    return Ok(self.put_together(&manifest_digest, Modules::only(layer.digest), blobs, run));
-                }
-                Plan::Image { config, layers } => {
-                    let document = self.document(&config).await?;
-                    let run = image_config(&document).map_err(|refusal| self.refused(refusal))?;
-                    let mut blobs = vec![config.digest];
-                    for layer in &layers {
-                        self.blob(&layer.descriptor, BLOB_BYTES_MAX).await?;
-                        blobs.push(layer.descriptor.digest.clone());
-                    }
-                    let modules = self.extract(layers, &run.module).await?;
-                    return Ok(self.put_together(&manifest_digest, modules, blobs, run));
+                plan => {
+                    let image = self.planned(plan, &manifest_digest).await?;
+                    return self.with_manifest(image, bytes).await;
                 }
             }
         }
         Err(self.refused(Refusal::Malformed("indexes lie in indexes too deep".into())))
+    }
+
+    async fn planned(&self, plan: Plan, manifest_digest: &str) -> Result<Image, FetchError> {
+        match plan {
+            Plan::Child(_) => Err(self.refused(Refusal::Malformed("an index where an image is wanted".into()))),
+            Plan::Module { config, layer, is_image } => {
+                let run = self.module_run(&config, is_image).await?;
+                self.blob(&layer, MODULE_BYTES_MAX).await?;
+                let blobs = vec![config.digest, layer.digest.clone()];
+                Ok(self.put_together(manifest_digest, Modules::only(layer.digest), blobs, run))
+            }
+            Plan::Spin { application, modules } => {
+                let document = self.document(&application).await?;
+                let (layer, run) = spin::component(&document, &modules).map_err(|refusal| self.refused(refusal))?;
+                self.blob(&layer, MODULE_BYTES_MAX).await?;
+                let blobs = vec![application.digest, layer.digest.clone()];
+                Ok(self.put_together(manifest_digest, Modules::only(layer.digest), blobs, run))
+            }
+            Plan::Image { config, layers } => {
+                let document = self.document(&config).await?;
+                let run = image_config(&document).map_err(|refusal| self.refused(refusal))?;
+                let mut blobs = vec![config.digest];
+                for layer in &layers {
+                    self.blob(&layer.descriptor, BLOB_BYTES_MAX).await?;
+                    blobs.push(layer.descriptor.digest.clone());
+                }
+                let modules = self.extract(layers, &run.module).await?;
+                Ok(self.put_together(manifest_digest, modules, blobs, run))
+            }
+        }
+    }
+
+    /// Keeps the manifest with its image, which can be taken out again by it.
+    async fn with_manifest(&self, mut image: Image, manifest: Vec<u8>) -> Result<Image, FetchError> {
+        let (store, digest) = (self.blobs.clone(), digest(&manifest));
+        self.pins.add(&digest);
+        on_disk(move || store.put(&manifest)).await.map_err(|error| self.unkept(error))?;
+        image.blobs.push(digest.clone());
+        image.manifest = Some(digest);
+        Ok(image)
     }
 
     /// Fetches everything that a volume of it is made of.
@@ -113,18 +173,19 @@ impl Fetch<'_> {
             match volume_manifest::plan(&bytes, own_architecture()).map_err(|refusal| self.refused(refusal))? {
                 VolumePlan::Child(child) => {
                     self.check(&child, MANIFEST_BYTES_MAX)?;
-                    (bytes, _) = self.session.manifest(&child.digest).await?;
+                    (bytes, _) = self.origin.manifest(&child.digest).await?;
                 }
-                VolumePlan::Layers(planned) => {
+                VolumePlan::Layers { config, layers: planned } => {
+                    self.blob(&config, MANIFEST_BYTES_MAX).await?;
                     let mut layers = Vec::new();
                     for (descriptor, layer) in planned {
                         self.blob(&descriptor, BLOB_BYTES_MAX).await?;
                         layers.push(layer);
                     }
-                    let blobs = layers.iter().map(|layer| layer.digest.clone()).collect();
+                    let blobs = layers.iter().map(|layer| layer.digest.clone()).chain([config.digest]).collect();
                     let modules = Modules::only(String::new());
                     let image = self.put_together(&manifest_digest, modules, blobs, ImageConfig::default());
-                    return Ok(Image { volume: Some(layers), ..image });
+                    return self.with_manifest(Image { volume: Some(layers), ..image }, bytes).await;
                 }
             }
         }
@@ -155,6 +216,7 @@ impl Fetch<'_> {
             module: modules.entrypoint,
             modules: modules.by_path,
             volume: None,
+            manifest: None,
             size_bytes: blobs.iter().filter_map(|blob| self.blobs.size(blob)).sum(),
             blobs,
             argv: run.argv,
@@ -218,7 +280,7 @@ impl Fetch<'_> {
     }
 
     async fn transfer(&self, digest: &str, limit: u64) -> Result<(), FetchError> {
-        let mut response = self.session.blob(digest).await?;
+        let mut response = self.origin.blob(digest).await?;
         let mut writer = self.blobs.writer(limit).map_err(|error| self.unkept(error))?;
         let began = self.env.elapsed();
         let mut bytes = 0u64;

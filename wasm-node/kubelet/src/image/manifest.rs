@@ -177,6 +177,13 @@ pub enum Refusal {
     TooLarge(String),
 }
 
+impl Refusal {
+    /// Whether it may be an image all the same, only none that is run.
+    pub(super) fn is_no_module(&self) -> bool {
+        matches!(self, Self::Platform { .. } | Self::Layout { .. } | Self::Entrypoint { .. })
+    }
+}
+
 pub(super) fn is_wasm(os: &str, architecture: &str) -> bool {
     let (os, architecture) = (os.to_ascii_lowercase(), architecture.to_ascii_lowercase());
     os.starts_with("wasi") && matches!(architecture.as_str(), "wasm" | "wasm32")

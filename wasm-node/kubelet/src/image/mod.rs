@@ -4,6 +4,7 @@
 
 mod access;
 mod address;
+mod archive;
 mod challenge;
 mod collect;
 mod error;
@@ -13,6 +14,7 @@ mod fuzz;
 mod image_config;
 mod keyring;
 mod layers;
+mod manage;
 pub mod manifest;
 mod pull;
 mod push;
@@ -34,6 +36,7 @@ mod volume_manifest;
 pub use collect::{CollectPolicy, Disk};
 pub use error::ImageError;
 pub use keyring::{ConfigForm, Credential, Keyring, KeyringError, SecretIdentity, TrackedCredential};
+pub use manage::{ImageClient, ImageKind, ListedImage, ManageError, Removed, router};
 pub use manifest::Compression;
 pub use pull::{Image, Images, ImagesConfig, PullPolicy, Pulled, Purpose, RegistryAccess};
 pub use push::{PushError, Pushed, push, take_back};

@@ -73,6 +73,9 @@ pub struct Image {
     /// Every module of an image's layers by its absolute path, with links to them: what can be run beside the entrypoint.
     #[serde(default)]
     pub modules: BTreeMap<String, String>,
+    /// The manifest that it was made of, where that was kept: of an index it is a child.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
     /// Blobs that belong to it.
     pub blobs: Vec<String>,
     /// Sum of its blobs' sizes.
@@ -446,6 +449,7 @@ impl Images {
             blobs: vec![module.clone()],
             modules: BTreeMap::new(),
             volume: None,
+            manifest: None,
             module,
             argv: vec![basename(&path.display().to_string())],
             env: Vec::new(),

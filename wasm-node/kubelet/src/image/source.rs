@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::access::Access;
 use super::error::ImageError;
-use super::fetch::{Fetch, FetchError};
+use super::fetch::{Fetch, FetchError, Origin};
 use super::keyring::{Credential, Keyring, TrackedCredential};
 use super::pull::{Image, Purpose, RegistryAccess};
 use super::registries::{Endpoint, Registries};
@@ -90,7 +90,7 @@ impl Source {
                 let fetched = match &session {
                     Ok(session) => {
                         let (blobs, env) = (&self.blobs, &self.env);
-                        let fetch = Fetch { blobs, pins, env, session, reference, key };
+                        let fetch = Fetch { blobs, pins, env, origin: Origin::Registry(session), reference, key };
                         match purpose {
                             Purpose::Module => fetch.image().await,
                             Purpose::Volume => fetch.volume().await,

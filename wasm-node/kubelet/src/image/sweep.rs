@@ -35,6 +35,13 @@ impl Images {
         let registry = names::referenced(&self.blobs)?;
         let decision = decide(policy, &self.candidates(&registry, elapsed)?, disk, elapsed);
         let images = decision.forget.iter().filter(|name| self.forget(name)).count();
+        let freed_bytes = self.sweep()?;
+        let (wanted_bytes, found_bytes) = (decision.wanted_bytes, decision.found_bytes);
+        Ok(Collected { images, freed_bytes, wanted_bytes, found_bytes })
+    }
+
+    /// Removes what nothing refers to; how many bytes came free.
+    pub(super) fn sweep(&self) -> Result<u64, BlobError> {
         let mut freed_bytes = self.blobs.sweep(|| {
             let mut all = names::referenced(&self.blobs)?;
             all.extend(self.held().iter().flat_map(|image| image.blobs.iter().cloned().chain([image.module.clone()])));
@@ -42,8 +49,7 @@ impl Images {
         })?;
         freed_bytes += self.trees.sweep(|| self.held())?;
         freed_bytes += self.runtime.sweep(&|digest| self.uses(digest))?;
-        let (wanted_bytes, found_bytes) = (decision.wanted_bytes, decision.found_bytes);
-        Ok(Collected { images, freed_bytes, wanted_bytes, found_bytes })
+        Ok(freed_bytes)
     }
 
     fn candidates(&self, registry: &BTreeSet<String>, now: Duration) -> std::io::Result<Vec<Candidate>> {
@@ -70,7 +76,7 @@ impl Images {
     }
 
     /// Forgets an image, unless it came into use meanwhile or is being pulled; whether it was forgotten.
-    fn forget(&self, name: &str) -> bool {
+    pub(super) fn forget(&self, name: &str) -> bool {
         // A pull under way writes the record that would be removed here.
         let flight = self.flight(name);
         let Ok(_alone) = flight.try_lock() else { return false };

@@ -9,6 +9,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 
+mod manage;
 mod remote;
 mod volumes;
 use oci_registry::Credentials;

@@ -34,7 +34,7 @@ pub struct VolumeLayer {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum VolumePlan {
     /// A volume of these.
-    Layers(Vec<(Descriptor, VolumeLayer)>),
+    Layers { config: Descriptor, layers: Vec<(Descriptor, VolumeLayer)> },
     /// An index: go on with this child.
     Child(Descriptor),
 }
@@ -45,9 +45,9 @@ pub(super) fn plan(bytes: &[u8], architecture: &str) -> Result<VolumePlan, Refus
     if let Some(children) = manifest.manifests {
         return choose(children, architecture).map(VolumePlan::Child);
     }
-    if manifest.config.is_none() {
+    let Some(config) = manifest.config else {
         return Err(Refusal::Malformed("it has neither a config nor manifests".into()));
-    }
+    };
     if manifest.layers.len() > LAYERS_MAX {
         let text = format!("{} layers, at most {LAYERS_MAX} are taken", manifest.layers.len());
         return Err(Refusal::TooLarge(text));
@@ -65,7 +65,7 @@ pub(super) fn plan(bytes: &[u8], architecture: &str) -> Result<VolumePlan, Refus
         };
         Ok((layer, VolumeLayer { digest, content }))
     });
-    layers.collect::<Result<_, _>>().map(VolumePlan::Layers)
+    Ok(VolumePlan::Layers { config, layers: layers.collect::<Result<_, _>>()? })
 }
 
 /// Its title, or its digest where it has none.
@@ -129,7 +129,7 @@ mod tests {
         let config = json!({"mediaType": "application/vnd.oci.empty.v1+json", "digest": "d"});
         let manifest = json!({"config": config, "layers": layers});
         match plan(manifest.to_string().as_bytes(), "amd64") {
-            Ok(VolumePlan::Layers(layers)) => Ok(layers.into_iter().map(|(_, layer)| layer.content).collect()),
+            Ok(VolumePlan::Layers { layers, .. }) => Ok(layers.into_iter().map(|(_, layer)| layer.content).collect()),
             other => Err(other.unwrap_err().to_string()),
         }
     }

@@ -70,9 +70,41 @@ const UNREAD: UnreadBounds = UnreadBounds { bytes: 64 << 20, time: Duration::fro
 
 /// The registry's service; serve it on any listener.
 pub fn router(store: Arc<BlobStore>, credentials: &Credentials, env: Env) -> Router {
-    let account = Sha256::digest(format!("{}:{}", credentials.user, credentials.password)).into();
+    let account = account(credentials);
     let registry = Arc::new(Registry { store, env: env.clone(), uploads: Uploads::new(env), account });
     Router::new().fallback(handle).with_state(registry)
+}
+
+/// Has who calls `router` show the registry's account, too.
+pub fn authenticated(router: Router, credentials: &Credentials) -> Router {
+    let wanted = account(credentials);
+    router.layer(axum::middleware::from_fn(move |request: Request, next: axum::middleware::Next| async move {
+        match authenticate(&wanted, &request) {
+            Ok(()) => next.run(request).await,
+            Err(error) => error.into_response(),
+        }
+    }))
+}
+
+fn account(credentials: &Credentials) -> [u8; 32] {
+    Sha256::digest(format!("{}:{}", credentials.user, credentials.password)).into()
+}
+
+fn authenticate(wanted: &[u8; 32], request: &Request) -> Result<(), RegistryError> {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let account = given
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))
+        .and_then(|(_, encoded)| base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok())
+        .ok_or(RegistryError::Unauthorized)?;
+    let difference = Sha256::digest(&account).iter().zip(wanted).fold(0, |sum, (a, b)| sum | (a ^ b));
+    if difference != 0 {
+        return Err(RegistryError::Unauthorized);
+    }
+    if let Some(seat) = request.extensions().get::<Arc<ConnectionPermit>>() {
+        seat.identify();
+    }
+    Ok(())
 }
 
 async fn handle(State(registry): State<Arc<Registry>>, request: Request) -> Response {
@@ -117,22 +149,8 @@ fn location(name: &str, id: &str) -> String {
 }
 
 impl Registry {
-    fn authenticate(&self, headers: &HeaderMap) -> Result<(), RegistryError> {
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let account = given
-            .and_then(|value| value.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))
-            .and_then(|(_, encoded)| base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok())
-            .ok_or(RegistryError::Unauthorized)?;
-        let difference = Sha256::digest(&account).iter().zip(self.account).fold(0, |sum, (a, b)| sum | (a ^ b));
-        if difference == 0 { Ok(()) } else { Err(RegistryError::Unauthorized) }
-    }
-
     async fn answer(self: &Arc<Self>, request: Request) -> Answer {
-        self.authenticate(request.headers())?;
-        if let Some(seat) = request.extensions().get::<Arc<ConnectionPermit>>() {
-            seat.identify();
-        }
+        authenticate(&self.account, &request)?;
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
         if path == "/v2" {

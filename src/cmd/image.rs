@@ -1,0 +1,209 @@
+//! `coracle image`: the images of a node that runs.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand, ValueEnum};
+use jiff::Timestamp;
+use kubelet::image::{ImageClient, ImageKind, ListedImage};
+use machinery_env::Env;
+
+use super::Failure;
+use super::pull::write_file;
+use crate::config::Common;
+use crate::data_dir::DataDir;
+use crate::local;
+use crate::output::{result, say};
+use crate::progress::Progress;
+
+/// Digits of a digest in a table.
+const DIGEST_CHARS: usize = 12;
+
+/// Arguments of `coracle image`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Images {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What is done with images.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Verb {
+    /// Lists the images on the node
+    #[command(after_help = "Example: coracle image ls -o json")]
+    Ls {
+        /// How it is printed
+        #[arg(short, long, env = "CORACLE_OUTPUT", default_value = "table", value_name = "FORMAT")]
+        output: Format,
+    },
+    /// Removes images that no pod uses
+    #[command(after_help = "Example: coracle image rm quay.io/team/app:v1")]
+    Rm {
+        /// Names, as `coracle image ls` shows them
+        #[arg(value_name = "REF", required = true)]
+        references: Vec<String>,
+    },
+    /// Brings images in from an archive: an OCI layout as a tar, or what `docker save` writes
+    #[command(
+        after_help = "Example: skopeo copy docker://quay.io/team/app:v1 oci-archive:app.tar:quay.io/team/app:v1\n         coracle image import app.tar"
+    )]
+    Import {
+        /// The archive
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// What its image is called here [default: what the archive says]
+        #[arg(long, env = "CORACLE_NAME", value_name = "REF")]
+        name: Option<String>,
+    },
+    /// Writes an image as an archive, an OCI layout as a tar
+    #[command(
+        after_help = "Example: coracle image export quay.io/team/app:v1 -o app.tar\n         skopeo inspect oci-archive:app.tar"
+    )]
+    Export {
+        /// Its name
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// Where it goes; what is there is replaced
+        #[arg(short, long, env = "CORACLE_OUTPUT", value_name = "FILE")]
+        output: PathBuf,
+    },
+}
+
+/// How a list is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For a person.
+    Table,
+    /// One JSON array.
+    Json,
+}
+
+/// Does it, and prints what was done.
+///
+/// # Errors
+/// No cluster runs, or the node refuses.
+pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
+    let images = ImageClient::new(local::registry(&DataDir::of(common)?)?);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let progress = Progress::new();
+    match &flags.verb {
+        Verb::Ls { output } => {
+            let all = runtime.block_on(images.list())?;
+            match output {
+                Format::Json => say!("{}", serde_json::to_string_pretty(&all).context("cannot print the images")?)?,
+                Format::Table => result(format_args!("{}", table(&all, Env::real().now())))?,
+            }
+        }
+        Verb::Rm { references } => {
+            let mut failed = Vec::new();
+            for reference in references {
+                match runtime.block_on(images.remove(reference)) {
+                    Ok(removed) => say!("{} removed ({} came free)", removed.name, size(removed.freed_bytes))?,
+                    Err(error) => failed.push(error.to_string()),
+                }
+            }
+            if !failed.is_empty() {
+                return Err(anyhow::anyhow!("{}", failed.join("; ")).into());
+            }
+        }
+        Verb::Import { file, name } => {
+            progress.doing(&format!("importing {}", file.display()));
+            let kept = runtime.block_on(images.import(file, name.as_deref()));
+            progress.done();
+            for image in kept.with_context(|| format!("cannot import {}", file.display()))? {
+                say!("{} ({})", image.name, word(image.kind))?;
+            }
+        }
+        Verb::Export { reference, output } => {
+            progress.doing(&format!("exporting {reference}"));
+            let bytes = write_file(output, |beside| Ok(runtime.block_on(images.export(reference, beside))?));
+            progress.done();
+            say!("{} ({})", output.display(), size(bytes?))?;
+        }
+    }
+    Ok(())
+}
+
+fn word(kind: ImageKind) -> &'static str {
+    match kind {
+        ImageKind::Module => "module",
+        ImageKind::Volume => "volume",
+    }
+}
+
+/// A table as kubectl's: columns as wide as their widest cell.
+fn table(images: &[ListedImage], now: Timestamp) -> String {
+    let head = ["IMAGE", "DIGEST", "SIZE", "KIND", "READY", "CREATED", "LAST USED"].map(str::to_owned);
+    let ago = |at: Option<Timestamp>| at.map_or_else(|| "<unknown>".into(), |at| age(now.duration_since(at).as_secs()));
+    let row = |image: &ListedImage| {
+        let digest = image.image_id.rsplit_once("sha256:").map_or("", |(_, hex)| hex);
+        let used = if image.in_use { "in use".into() } else { ago(image.last_used_at) };
+        [
+            image.name.clone(),
+            digest.chars().take(DIGEST_CHARS).collect(),
+            size(image.size_bytes),
+            word(image.kind).into(),
+            if image.prepared { "yes" } else { "no" }.into(),
+            ago(image.created_at),
+            used,
+        ]
+    };
+    let rows: Vec<[String; 7]> = [head].into_iter().chain(images.iter().map(row)).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
+            let width = rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+            format!("{cell:<width$}")
+        });
+        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("   ").trim_end());
+    }
+    text
+}
+
+fn age(seconds: i64) -> String {
+    match seconds.max(0) {
+        seconds @ 0..60 => format!("{seconds}s"),
+        seconds @ 60..3600 => format!("{}m", seconds / 60),
+        seconds @ 3600..172_800 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", seconds / 86_400),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes}B"),
+        1_000..1_000_000 => format!("{:.1}kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1}MB", bytes as f64 / 1e6),
+        _ => format!("{:.1}GB", bytes as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_a_table() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let at = |seconds: i64| Some(Timestamp::from_second(1_000_000 - seconds).unwrap());
+        let image = |name: &str, kind, in_use, used| ListedImage {
+            name: name.into(),
+            image_id: format!("a.io/b@sha256:{}", "0123456789abcdef".repeat(4)),
+            size_bytes: 1_234_567,
+            kind,
+            prepared: in_use,
+            in_use,
+            created_at: at(7200),
+            last_used_at: used,
+        };
+        let all =
+            [image("a.io/b:v1", ImageKind::Module, true, at(0)), image("c", ImageKind::Volume, false, at(200_000))];
+        let wanted = "IMAGE       DIGEST         SIZE    KIND     READY   CREATED   LAST USED\n\
+                      a.io/b:v1   0123456789ab   1.2MB   module   yes     2h        in use\n\
+                      c           0123456789ab   1.2MB   volume   no      2h        2d\n";
+        assert_eq!(table(&all, now), wanted);
+        assert_eq!(["999B", "1.0kB", "1.0GB"], [size(999), size(1000), size(1_000_000_000)]);
+        assert_eq!(age(-5), "0s");
+    }
+}

@@ -1,0 +1,252 @@
+//! What a person does with the images of a node that runs (`coracle image`): look, remove, bring in and take out. The same locks and
+//! pins as pulls hold, so that nothing goes that a pod has.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::access::Access;
+use super::archive::{self, ArchiveError};
+use super::error::ImageError;
+use super::fetch::{Fetch, FetchError, Origin};
+use super::manifest::Refusal;
+use super::pull::{Image, Images, Purpose, key, on_disk};
+use oci_registry::blobs::{BlobError, Pins};
+use oci_registry::reference::Reference;
+use runtime_api::Metering;
+
+mod client;
+mod serve;
+
+pub use client::{ImageClient, ManageError};
+pub use serve::router;
+
+/// An image as it is listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListedImage {
+    /// The name it was pulled by.
+    pub name: String,
+    /// `REPOSITORY@DIGEST`.
+    #[serde(rename = "imageID")]
+    pub image_id: String,
+    /// Bytes of its blobs.
+    pub size_bytes: u64,
+    /// `module` or `volume`.
+    pub kind: ImageKind,
+    /// It is compiled, or unpacked.
+    pub prepared: bool,
+    /// A pod has it.
+    pub in_use: bool,
+    /// Since when it is on the node.
+    pub created_at: Option<Timestamp>,
+    /// When a pod had it last, as far as this process knows.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// What an image is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageKind {
+    /// To be run.
+    Module,
+    /// To be mounted.
+    Volume,
+}
+
+/// An image that is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Removed {
+    /// Its whole name.
+    pub name: String,
+    /// What came free.
+    pub freed_bytes: u64,
+}
+
+/// Why an image isn't removed or taken out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unmanaged {
+    /// Nobody has pulled it.
+    #[error("{0} is not on this node: `coracle image ls` shows what is")]
+    NotFound(String),
+    /// A pod has it, or it is being pulled.
+    #[error(
+        "{0} is in use: remove the pods that have it first (`kubectl get pods -A` shows them), or wait for its pull"
+    )]
+    InUse(String),
+    /// The archive, or the name, is at fault.
+    #[error("{0}")]
+    Bad(String),
+    /// The disk.
+    #[error("the node's disk: {0}")]
+    Disk(String),
+}
+
+impl From<BlobError> for Unmanaged {
+    fn from(error: BlobError) -> Self {
+        Self::Disk(error.to_string())
+    }
+}
+
+impl From<ImageError> for Unmanaged {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::Blob { source, .. } => Self::Disk(source.to_string()),
+            other => Self::Bad(other.to_string()),
+        }
+    }
+}
+
+fn normal(name: &str) -> Result<Reference, Unmanaged> {
+    Reference::parse(name).map_err(|error| Unmanaged::Bad(format!("{name:?}: {error}")))
+}
+
+const PURPOSES: [Purpose; 2] = [Purpose::Module, Purpose::Volume];
+
+impl Images {
+    /// Every image, by name. Reads the disk.
+    pub(super) fn listed(&self) -> std::io::Result<Vec<ListedImage>> {
+        let compiled = self.runtime.compiled()?;
+        let (now, elapsed) = (self.env.now(), self.env.elapsed());
+        let mut all = Vec::new();
+        for (key, known) in &self.known().by_name {
+            let image = &known.image;
+            let in_use = Arc::strong_count(image) > 1;
+            let ago = if in_use { std::time::Duration::ZERO } else { elapsed.saturating_sub(known.used_at) };
+            let created = std::fs::metadata(self.record(key)).and_then(|record| record.modified()).ok();
+            all.push(ListedImage {
+                name: image.name.clone(),
+                image_id: image.image_id.clone(),
+                size_bytes: image.size_bytes,
+                kind: if image.volume.is_some() { ImageKind::Volume } else { ImageKind::Module },
+                prepared: compiled.contains_key(&image.module) || self.trees.bytes(image) > 0,
+                in_use,
+                created_at: created.and_then(|at| Timestamp::try_from(at).ok()),
+                last_used_at: now.saturating_sub(ago).ok(),
+            });
+        }
+        Ok(all)
+    }
+
+    /// Removes an image by its name, and what nothing else needs. Blocks on the disk.
+    pub(super) fn remove(&self, name: &str) -> Result<Removed, Unmanaged> {
+        let name = match name.strip_prefix("file://") {
+            Some(_) => name.to_owned(),
+            None => normal(name)?.to_string(),
+        };
+        let known: Vec<String> = {
+            let known = self.known();
+            let keys = PURPOSES.map(|purpose| key(&name, purpose)).into_iter();
+            keys.filter(|key| known.by_name.contains_key(key)).collect()
+        };
+        if known.is_empty() {
+            return Err(Unmanaged::NotFound(name));
+        }
+        if known.iter().map(|key| self.forget(key)).filter(|forgotten| !forgotten).count() > 0 {
+            return Err(Unmanaged::InUse(name));
+        }
+        let freed_bytes = self.sweep().map_err(Unmanaged::from)?;
+        Ok(Removed { name, freed_bytes })
+    }
+
+    /// Brings in the images of an archive, under their own names or `name`. What is no module can only be mounted.
+    pub(super) async fn bring_in(
+        &self,
+        mut archive: File,
+        name: Option<String>,
+    ) -> Result<Vec<ListedImage>, Unmanaged> {
+        let pins = Arc::new(self.blobs.pins());
+        let (store, own) = (self.blobs.clone(), pins.clone());
+        let read = on_disk(move || match archive::read(&mut archive, &store, &own) {
+            Ok(contents) => Ok(Ok(contents)),
+            Err(ArchiveError::Refused(refusal)) => Ok(Err(refusal)),
+            // A blob that is not what it is called is the archive's fault.
+            Err(ArchiveError::Blob(BlobError::Digest { expected, actual })) => {
+                Ok(Err(Refusal::Malformed(format!("the blob {expected} has the digest {actual}"))))
+            }
+            Err(ArchiveError::Blob(error)) => Err(error),
+        });
+        let contents = read.await?.map_err(|refusal| Unmanaged::Bad(refusal.to_string()))?;
+        if name.is_some() && contents.images.len() != 1 {
+            let count = contents.images.len();
+            return Err(Unmanaged::Bad(format!("the archive has {count} images: leave --name out, or give it one")));
+        }
+        let mut kept = Vec::new();
+        for (own, digest) in contents.images {
+            let named = name.clone().or(own).ok_or_else(|| {
+                Unmanaged::Bad("the archive doesn't say what its image is called: give a name with --name REF".into())
+            })?;
+            let image = self.bring_in_one(&normal(&named)?, (&digest, &contents.documents), &pins).await?;
+            kept.push(image.key());
+        }
+        let listed = self.listed().map_err(|error| Unmanaged::Disk(error.to_string()))?;
+        Ok(listed.into_iter().filter(|image| kept.contains(&key(&image.name, image.kind.into()))).collect())
+    }
+
+    async fn bring_in_one(
+        &self,
+        reference: &Reference,
+        (digest, documents): (&str, &BTreeMap<String, Vec<u8>>),
+        pins: &Arc<Pins>,
+    ) -> Result<Arc<Image>, Unmanaged> {
+        let name = reference.to_string();
+        let origin = Origin::Archive { root: digest, documents };
+        let (blobs, env) = (&self.blobs, &self.env);
+        let fetch = Fetch { blobs, pins, env, origin, reference, key: &name };
+        let failed = |error: FetchError| match error {
+            FetchError::Final(error) => Unmanaged::from(error),
+            FetchError::Remote(error) => Unmanaged::Bad(format!("{name}: in the archive: {error}")),
+        };
+        let (image, purpose) = match fetch.image().await {
+            Ok(image) => (image, Purpose::Module),
+            Err(FetchError::Final(ImageError::Refused { refusal, .. })) if refusal.is_no_module() => {
+                (fetch.volume().await.map_err(failed)?, Purpose::Volume)
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let flight = self.flight(&key(&name, purpose));
+        let _alone = flight.lock().await;
+        if purpose == Purpose::Module {
+            let path = self.blobs.path(&image.module)?;
+            let compiled = self.runtime.compile(&image.module, &path, Metering::Epochs, "").await;
+            compiled.map_err(|error| Unmanaged::Bad(format!("{name}: {error}")))?;
+        }
+        self.remember(image, Access::of_everybody()).map_err(|error| Unmanaged::Disk(error.to_string()))
+    }
+
+    /// What is to be taken out: it stays as long as it is held.
+    pub(super) fn to_take_out(&self, name: &str) -> Result<(Arc<Image>, String), Unmanaged> {
+        let name = normal(name)?.to_string();
+        let known = self.known();
+        let found = PURPOSES.iter().find_map(|purpose| known.by_name.get(&key(&name, *purpose)));
+        let image = found.ok_or_else(|| Unmanaged::NotFound(name.clone()))?.image.clone();
+        let manifest = image.manifest.clone().ok_or_else(|| {
+            Unmanaged::Bad(format!(
+                "{name} was pulled by a version that kept no manifests: remove it, and pull it again"
+            ))
+        })?;
+        Ok((image, manifest))
+    }
+
+    /// Writes an image as an OCI layout. Blocks on the disk, and on who reads.
+    pub(super) fn take_out(&self, image: &Image, manifest: &str, to: &mut dyn Write) -> Result<(), BlobError> {
+        archive::write(&image.name, manifest, &self.blobs, to).map_err(|error| match error {
+            ArchiveError::Blob(error) => error,
+            ArchiveError::Refused(refusal) => BlobError::Io(std::io::Error::other(refusal)),
+        })
+    }
+}
+
+impl From<ImageKind> for Purpose {
+    fn from(kind: ImageKind) -> Self {
+        match kind {
+            ImageKind::Module => Self::Module,
+            ImageKind::Volume => Self::Volume,
+        }
+    }
+}

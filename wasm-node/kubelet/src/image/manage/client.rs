@@ -1,0 +1,149 @@
+//! How `coracle image` reaches the images of a node that runs: at its registry's address, with its registry's account.
+
+use std::path::Path;
+
+use reqwest::{Method, Response, Url};
+use tokio::io::AsyncWriteExt as _;
+
+use super::serve::{EXPORT_PATH, PATH};
+use super::{ListedImage, Removed};
+use crate::image::pull::RegistryAccess;
+use crate::image::registries::Registries;
+use crate::image::remote::{Remote, told};
+use oci_registry::Credentials;
+
+/// An answer that isn't an archive.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Why it didn't work.
+#[derive(Debug, thiserror::Error)]
+pub enum ManageError {
+    /// The node says so.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody answers.
+    #[error("no cluster answers at {address} ({why}): is `coracle up` running with this --data-dir?")]
+    Away {
+        /// Where it was.
+        address: String,
+        /// What happened.
+        why: String,
+    },
+    /// A file of the caller's.
+    #[error("{0}")]
+    File(#[from] std::io::Error),
+}
+
+/// The images of a node that runs.
+pub struct ImageClient {
+    access: RegistryAccess,
+    remote: Remote,
+}
+
+impl std::fmt::Debug for ImageClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageClient").field("address", &self.access.address).finish_non_exhaustive()
+    }
+}
+
+impl ImageClient {
+    /// Of the node whose registry that is.
+    #[must_use]
+    pub fn new(access: RegistryAccess) -> Self {
+        Self { remote: Remote::new(Registries::default(), Some(access.clone())), access }
+    }
+
+    fn away(&self, why: impl Into<String>) -> ManageError {
+        ManageError::Away { address: self.access.address.clone(), why: why.into() }
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        name: Option<&str>,
+        body: Option<reqwest::Body>,
+    ) -> Result<Response, ManageError> {
+        let scheme = if self.access.ca_pem.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}{path}", self.access.address);
+        let mut url = Url::parse(&url).map_err(|error| self.away(error.to_string()))?;
+        if let Some(name) = name {
+            url.query_pairs_mut().append_pair("name", name);
+        }
+        let client = self.remote.client_for(&url).map_err(|error| self.away(error.to_string()))?;
+        let Credentials { user, password } = &self.access.credentials;
+        let mut request = client.request(method, url).basic_auth(user, Some(password));
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        let response = request.send().await.map_err(|error| self.away(told(&error)))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let text = self.body(response).await?;
+        let said: Option<serde_json::Value> = serde_json::from_slice(&text).ok();
+        let message = said.and_then(|said| said["message"].as_str().map(str::to_owned));
+        Err(ManageError::Refused(message.unwrap_or_else(|| format!("the node answers {status}"))))
+    }
+
+    async fn body(&self, mut response: Response) -> Result<Vec<u8>, ManageError> {
+        let mut bytes = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| self.away(told(&error)))? {
+            bytes.extend_from_slice(&piece);
+            if bytes.len() > ANSWER_BYTES_MAX {
+                return Err(self.away("it answers without an end"));
+            }
+        }
+        Ok(bytes)
+    }
+
+    async fn json<T: serde::de::DeserializeOwned>(&self, response: Response) -> Result<T, ManageError> {
+        let bytes = self.body(response).await?;
+        serde_json::from_slice(&bytes).map_err(|error| self.away(format!("another answer than wanted: {error}")))
+    }
+
+    /// Every image.
+    ///
+    /// # Errors
+    /// See [`ManageError`], here and below.
+    pub async fn list(&self) -> Result<Vec<ListedImage>, ManageError> {
+        let response = self.ask(Method::GET, PATH, None, None).await?;
+        self.json(response).await
+    }
+
+    /// Removes one that nobody uses.
+    ///
+    /// # Errors
+    /// Not there, or in use.
+    pub async fn remove(&self, name: &str) -> Result<Removed, ManageError> {
+        let response = self.ask(Method::DELETE, PATH, Some(name), None).await?;
+        self.json(response).await
+    }
+
+    /// Brings in the images of an archive.
+    ///
+    /// # Errors
+    /// It is none, or holds nothing that a node can use.
+    pub async fn import(&self, archive: &Path, name: Option<&str>) -> Result<Vec<ListedImage>, ManageError> {
+        let file = tokio::fs::File::open(archive).await?;
+        let body = reqwest::Body::wrap_stream(tokio_util::io::ReaderStream::new(file));
+        let response = self.ask(Method::POST, PATH, name, Some(body)).await?;
+        self.json(response).await
+    }
+
+    /// Writes one as an archive; how many bytes.
+    ///
+    /// # Errors
+    /// Not there, or the file can't be written.
+    pub async fn export(&self, name: &str, to: std::fs::File) -> Result<u64, ManageError> {
+        let mut response = self.ask(Method::GET, EXPORT_PATH, Some(name), None).await?;
+        let (mut to, mut bytes) = (tokio::fs::File::from_std(to), 0);
+        while let Some(piece) = response.chunk().await.map_err(|error| self.away(told(&error)))? {
+            to.write_all(&piece).await?;
+            bytes += piece.len() as u64;
+        }
+        to.flush().await?;
+        Ok(bytes)
+    }
+}
