@@ -32,7 +32,8 @@ pub trait ObjectReader: Send + Sync {
     /// Where an object of a resource is stored, whether or not it is there.
     fn key(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<StorageKey>;
 
-    /// What is stored under a key, and since which revision: for reservations, which no resource serves.
+    /// What is stored under a key, and since which revision: for reservations, which no resource serves, and for what is read
+    /// once. Nothing is kept for the next one who asks.
     fn at(&self, key: &StorageKey) -> Option<(Arc<Value>, u64)>;
 
     /// The newest revision that is visible.

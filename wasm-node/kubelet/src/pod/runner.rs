@@ -7,7 +7,7 @@ mod server;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Container, ObjectReference};
 use machinery_client::EventRecord;
 use runtime_api::Kind;
 use tokio::sync::{mpsc, watch};
@@ -18,7 +18,7 @@ use super::message;
 use super::shared::Shared;
 use super::start::{Made, Refused};
 use super::state::Class;
-use super::worker::{Message, Task};
+use super::worker::{Message, PodView, Task};
 
 /// Starts a container that was made.
 type Start = fn(Context, &mut Made) -> Result<Box<dyn Runner>, Refused>;
@@ -56,7 +56,7 @@ pub(crate) trait Runner: Send {
 #[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) node: Arc<Shared>,
-    pub(crate) pod: Arc<Pod>,
+    pub(crate) view: Arc<PodView>,
     /// What the container is to the pod.
     pub(crate) class: Class,
     pub(crate) container: Arc<Container>,
@@ -82,7 +82,7 @@ impl Context {
 
     /// Asks the container, where its pod has an address.
     pub(crate) fn asker(&self) -> Option<Asker> {
-        Some(Asker::new(&self.node, &self.pod, &self.container.name, self.ip?))
+        Some(Asker::new(&self.node, &self.view.look().pod, &self.container.name, self.ip?))
     }
 
     /// Reads what the container leaves when it has ended; told whether it failed. Reads files.

@@ -446,6 +446,8 @@ impl Worker {
                 let image_id = pulls.image.image_id.clone();
                 if let Some(slot) = self.slots.get_mut(container) {
                     slot.pulls = Some(pulls);
+                    // What has ended is held as long as it could be waited for.
+                    slot.preparing = None;
                 }
                 self.apply(Event::Container(container, CellEvent::Pulled { image_id, message }));
             }

@@ -76,9 +76,9 @@ pub(crate) async fn keep<I: AsRef<Arc<Pod>>, M: From<MountEvent>>(
 ) {
     let mut pod = input.borrow_and_update().as_ref().clone();
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
-    let from_api: Vec<Volume> = volumes.iter().filter(|volume| is_from_api(volume)).cloned().collect();
-    let watched: BTreeMap<(SourceKind, String), Arc<Source>> = named_by_volumes(&volumes)
+    // What waits here waits for the pod's life: nothing of its spec is held twice.
+    let from_api = volumes_of(&pod).iter().any(is_from_api);
+    let watched: BTreeMap<(SourceKind, String), Arc<Source>> = named_by_volumes(volumes_of(&pod))
         .into_iter()
         .map(|(kind, name)| ((kind, name.clone()), node.sources.get(kind, &namespace, &name)))
         .collect();
@@ -89,7 +89,8 @@ pub(crate) async fn keep<I: AsRef<Arc<Pod>>, M: From<MountEvent>>(
         for change in &mut changes {
             change.mark_unchanged();
         }
-        let filled = fill(&node, &pod, &volumes, &from_api, &watched, &mut tokens, &dir, ip).await;
+        // On the heap while it lasts: what waits is as large as the largest of its states.
+        let filled = Box::pin(fill(&node, &pod, &watched, &mut tokens, &dir, ip)).await;
         let mut again = None;
         match filled {
             Ok(()) => {
@@ -110,7 +111,7 @@ pub(crate) async fn keep<I: AsRef<Arc<Pod>>, M: From<MountEvent>>(
                 }
             }
         }
-        if from_api.is_empty() && again.is_none() {
+        if !from_api && again.is_none() {
             return;
         }
         let now = node.env.now();
@@ -132,17 +133,20 @@ pub(crate) async fn keep<I: AsRef<Arc<Pod>>, M: From<MountEvent>>(
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one pass of the loop above, with all that it holds")]
+fn volumes_of(pod: &Pod) -> &[Volume] {
+    pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default()
+}
+
 async fn fill(
     node: &VolumeManager,
     pod: &Arc<Pod>,
-    volumes: &[Volume],
-    from_api: &[Volume],
     watched: &BTreeMap<(SourceKind, String), Arc<Source>>,
     tokens: &mut BTreeMap<(String, i64), Token>,
     dir: &Path,
     ip: IpAddr,
 ) -> Result<(), String> {
+    let volumes = volumes_of(pod);
+    let from_api = || volumes.iter().filter(|volume| is_from_api(volume));
     let mut known = BTreeMap::new();
     for (key, source) in watched {
         match source.read().await {
@@ -150,7 +154,7 @@ async fn fill(
                 known.insert(key.clone(), content);
             }
             Known::Failed(error) => {
-                let first = volume_of(from_api, key).unwrap_or_default();
+                let first = volume_of(from_api(), key).unwrap_or_default();
                 return Err(failed(first, &format!("failed to sync {} cache: {error}", key.0.word())));
             }
             Known::Missing | Known::Unknown => {}
@@ -193,7 +197,7 @@ async fn fill(
         files: &FileValues::new(),
     };
     let mut writes: Vec<(String, Files)> = Vec::new();
-    for volume in from_api {
+    for volume in from_api() {
         let files =
             files(&given, volume, &values).map_err(|error: FilesError| failed(&volume.name, &error.to_string()))?;
         writes.push((volume.name.clone(), files));
@@ -231,9 +235,9 @@ fn failed(volume: &str, why: &str) -> String {
     format!("MountVolume.SetUp failed for volume {volume:?} : {why}")
 }
 
-fn volume_of<'a>(volumes: &'a [Volume], key: &(SourceKind, String)) -> Option<&'a str> {
+fn volume_of<'a>(mut volumes: impl Iterator<Item = &'a Volume>, key: &(SourceKind, String)) -> Option<&'a str> {
     let names = |volume: &&Volume| named_by_volumes(std::slice::from_ref(*volume)).contains(key);
-    volumes.iter().find(names).map(|volume| volume.name.as_str())
+    volumes.find(names).map(|volume| volume.name.as_str())
 }
 
 /// Different at each call, and in order.

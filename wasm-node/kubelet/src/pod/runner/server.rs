@@ -41,7 +41,7 @@ struct HttpServer {
 fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> {
     let refused = |message: String| ("RunContainerError", message);
     let server = made.container.serve().map_err(|error| refused(error.to_string()))?;
-    if context.attempt == 0 && context.class == Class::Main && settings::of_job(&context.pod) {
+    if context.attempt == 0 && context.class == Class::Main && settings::of_job(&context.view.look().pod) {
         context.warn("NeverCompletes", settings::server_in_job(&context.container.name));
     }
     let port = settings::server_port(&context.container);

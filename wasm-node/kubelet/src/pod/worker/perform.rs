@@ -172,12 +172,12 @@ impl Worker {
         let attempt = self.cell(index).map_or(0, Cell::next_attempt);
         let Some(slot) = self.slots.get_mut(index) else { return };
         // What it is made of is read only once; a later start reads it anew.
-        slot.sources = None;
+        (slot.sources, slot.preparing) = (None, None);
         // The former one's address, where it still has it.
         slot.live = None;
         let context = Context {
             node: self.node.clone(),
-            pod: self.pod.clone(),
+            view: self.view.clone(),
             class: slot.class,
             container: slot.container.clone(),
             about: ObjectReference { field_path: Some(slot.field_path.clone()), ..self.about.clone() },
