@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 use kubelet::image::{CollectPolicy, PARALLEL_PULLS_DEFAULT, Registries};
-use kubelet::node::ShutdownGrace;
+use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use scheduler::plugins::ScoringStrategy;
 
 /// Flags of every verb.
@@ -85,6 +85,8 @@ pub(crate) struct SchedulerConfig {
 #[derive(Debug, Clone)]
 pub(crate) struct NodesConfig {
     pub(crate) count: u32,
+    /// Pods of each.
+    pub(crate) max_pods: u32,
     /// Where kubelets and NodePorts listen.
     pub(crate) bind: IpAddr,
     pub(crate) host_pod_listeners: bool,
@@ -120,6 +122,7 @@ impl ClusterConfig {
             scheduler: SchedulerConfig { scoring_strategy: ScoringStrategy::LeastAllocated },
             nodes: NodesConfig {
                 count: 2,
+                max_pods: MAX_PODS_DEFAULT,
                 bind: localhost,
                 host_pod_listeners: false,
                 file_images: Vec::new(),

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 use kubelet::image::{CollectPolicy, PARALLEL_PULLS_DEFAULT, Registries};
-use kubelet::node::ShutdownGrace;
+use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use machinery_env::Env;
 use scheduler::plugins::ScoringStrategy;
 
@@ -36,6 +36,9 @@ pub(crate) struct Up {
     /// Node agents to run; 0 runs a control plane only
     #[arg(long, env = "CORACLE_NODES", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(NODES_MAX)))]
     pub(crate) nodes: u32,
+    /// Pods that each node takes, as far as its share of the pod addresses goes
+    #[arg(long, env = "CORACLE_MAX_PODS", default_value_t = MAX_PODS_DEFAULT, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_pods: u32,
     /// Where objects are kept: sled:DIR [default: sled:DATA_DIR/store]
     #[arg(long, env = "CORACLE_STORE", value_name = "URL")]
     pub(crate) store: Option<String>,
@@ -151,6 +154,7 @@ impl Up {
             },
             nodes: NodesConfig {
                 count: self.nodes,
+                max_pods: self.max_pods,
                 bind: self.bind,
                 host_pod_listeners: self.host_pod_listeners,
                 file_images: self.allow_file_images.clone(),

@@ -128,7 +128,8 @@ fn node(ground: &Ground, parts: &NodeParts, name: String, shutdown: Shutdown) ->
         key: identity.key_pem.into_bytes(),
         client_ca: ground.pki.ca_pem().into(),
     };
-    let capacity = Capacity::of_machine(config.count, ground.data.path(), guest_memory_bytes()?);
+    let machine = Capacity::of_machine(config.count, ground.data.path(), guest_memory_bytes()?);
+    let capacity = Capacity { pods: config.max_pods, ..machine };
     let mut node = NodeConfig::new(name.clone(), ground.data.node(&name), internal_ip, tls, capacity);
     node.bind = config.bind;
     node.host_pod_listeners = config.host_pod_listeners;

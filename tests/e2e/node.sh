@@ -2,7 +2,7 @@
 # A node that was silent, one whose object was deleted, and the room of a pod that was deleted by force.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-up --nodes 1
+up --nodes 1 --max-pods 90
 "$CORACLE" push "${SAMPLES_BIN:-sample-workloads/bin}/hello.wasm" registry.local/hello:v1 --data-dir "$WORK/data" >/dev/null
 NODE=coracle-1
 kubectl create deployment web --image=registry.local/hello:v1 --replicas=3 >/dev/null
@@ -18,6 +18,7 @@ same_pods() { kubectl get pods -l app=web -o jsonpath='{range .items[*]}{.metada
 versions() { kubectl get pods -l app=web -o jsonpath='{.items[*].metadata.resourceVersion}'; }
 eventually 30 pods_ready
 before=$(versions)
+node_is "{.status.capacity.pods} {.status.allocatable.pods}" "90 90"
 
 echo "· a process that stands still for 45 s: its node and pods are as before, soon after"
 pods=$(same_pods)

@@ -49,7 +49,7 @@ use crate::volume::memory::MemoryFolder;
 pub use crate::pod::shared::{NodeParts, Notice};
 pub use crate::pod::shutdown::{Shutdown, ShutdownGrace};
 pub use collect::collect;
-pub use register::{Capacity, KUBELET_VERSION};
+pub use register::{Capacity, KUBELET_VERSION, MAX_PODS_DEFAULT};
 pub use registries::follow_registries;
 
 /// What is one node's own.

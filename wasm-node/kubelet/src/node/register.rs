@@ -15,9 +15,9 @@ use crate::image::Images;
 
 /// What the nodes say they are.
 pub const KUBELET_VERSION: &str = "v1.36.0+coracle";
-/// Pods of one node, where its block has addresses for as many. Upstream's default is 110; an idle pod here costs no
+/// Pods of one node where nothing else is said, if its block has addresses for as many. Upstream's default is 110; an idle pod here costs no
 /// process and under 100 KiB, so that what is bound first is the memory of those that work.
-const PODS_MAX: u32 = 2000;
+pub const MAX_PODS_DEFAULT: u32 = 2000;
 /// Names in `status.images` (upstream's bound).
 const IMAGES_MAX: usize = 50;
 /// How long a condition of pressure stays after its reason has gone, so that pods don't come and go with it (upstream's).
@@ -58,7 +58,7 @@ impl Capacity {
             memory_bytes: memory().map_or(0, |(total, _)| total) / nodes,
             guest_memory_bytes: guest_memory_bytes / nodes,
             ephemeral_bytes: disk(data_dir).map_or(0, |(total, _)| total) / nodes,
-            pods: PODS_MAX,
+            pods: MAX_PODS_DEFAULT,
         }
     }
 
