@@ -12,6 +12,11 @@ pub trait ObjectReader: Send + Sync {
     /// One object; `namespace` is empty for cluster-wide resources.
     fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>>;
 
+    /// The same for an object that nobody else will look up in this state: its parsed form is not kept for the next one.
+    fn read_once(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        self.get(group, plural, namespace, name)
+    }
+
     /// All objects of a resource, or those of one namespace, in key order.
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>>;
 
@@ -32,8 +37,7 @@ pub trait ObjectReader: Send + Sync {
     /// Where an object of a resource is stored, whether or not it is there.
     fn key(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<StorageKey>;
 
-    /// What is stored under a key, and since which revision: for reservations, which no resource serves, and for what is read
-    /// once. Nothing is kept for the next one who asks.
+    /// What is stored under a key, and since which revision: for reservations, which no resource serves.
     fn at(&self, key: &StorageKey) -> Option<(Arc<Value>, u64)>;
 
     /// The newest revision that is visible.

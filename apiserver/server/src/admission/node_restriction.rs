@@ -69,7 +69,7 @@ impl Ask<'_> {
     }
 
     fn find(&self, plural: &str, namespace: &str, name: &str) -> ApiResult<std::sync::Arc<Value>> {
-        let found = self.context.objects.get("", plural, namespace, name);
+        let found = self.context.objects.read_once("", plural, namespace, name);
         found.ok_or_else(|| ApiError::NotFound(Named::new("", plural), name.to_owned()))
     }
 

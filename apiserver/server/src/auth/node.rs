@@ -144,9 +144,8 @@ impl Graph {
             }
         });
         for (name, version) in changed {
-            // Read once for each version: its parsed form is not kept for others.
-            let key = objects.key("", "pods", namespace, &name);
-            let names = key.and_then(|key| objects.at(&key)).map(|(pod, _)| names_of(&pod)).unwrap_or_default();
+            let pod = objects.read_once("", "pods", namespace, &name);
+            let names = pod.map(|pod| names_of(&pod)).unwrap_or_default();
             pods.insert(name, Named { version, names });
         }
         if pods.len() > seen {

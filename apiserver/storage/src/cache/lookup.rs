@@ -67,6 +67,11 @@ impl ObjectReader for Lookup {
         self.cache.get(key.as_str()).map(|object| self.parsed(&object))
     }
 
+    fn read_once(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        let key = self.key(group, plural, namespace, name)?;
+        self.cache.get(key.as_str()).map(|object| object.shared())
+    }
+
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
         let Some(scope) = self.scope(group, plural, namespace) else { return Vec::new() };
         // The newest revision is always within reach.
