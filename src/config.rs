@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
-use kubelet::image::{CollectPolicy, PARALLEL_PULLS_DEFAULT, Registries};
+use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use scheduler::plugins::ScoringStrategy;
 
@@ -103,6 +103,8 @@ pub(crate) struct NodesConfig {
     /// How registries are reached, and the file that says so.
     pub(crate) registries: Registries,
     pub(crate) registries_file: Option<PathBuf>,
+    /// Who is asked for credentials of the node.
+    pub(crate) credential_providers: CredentialProviders,
     /// Pulls at once.
     pub(crate) parallel_pulls: usize,
 }
@@ -132,6 +134,7 @@ impl ClusterConfig {
                 image_collection: CollectPolicy::default(),
                 registries: Registries::default(),
                 registries_file: None,
+                credential_providers: CredentialProviders::default(),
                 parallel_pulls: PARALLEL_PULLS_DEFAULT,
             },
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
-use kubelet::image::{CollectPolicy, PARALLEL_PULLS_DEFAULT, Registries};
+use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use machinery_env::Env;
 use scheduler::plugins::ScoringStrategy;
@@ -93,6 +93,22 @@ pub(crate) struct Up {
     /// How registries are reached: mirrors, private CAs, plain HTTP, the node's accounts (docs/operations.md, "Registries")
     #[arg(long, env = "CORACLE_REGISTRIES", value_name = "FILE")]
     pub(crate) registries: Option<PathBuf>,
+    /// CredentialProviderConfig, a file or a folder of them: programs that are asked for credentials of images (docs/operations.md, "Credential providers")
+    #[arg(
+        long,
+        env = "CORACLE_IMAGE_CREDENTIAL_PROVIDER_CONFIG",
+        value_name = "FILE",
+        requires = "image_credential_provider_bin_dir"
+    )]
+    pub(crate) image_credential_provider_config: Option<PathBuf>,
+    /// Folder of the programs that it names
+    #[arg(
+        long,
+        env = "CORACLE_IMAGE_CREDENTIAL_PROVIDER_BIN_DIR",
+        value_name = "DIR",
+        requires = "image_credential_provider_config"
+    )]
+    pub(crate) image_credential_provider_bin_dir: Option<PathBuf>,
     /// Images that are pulled at the same time; a namespace has all but one of them
     #[arg(long, env = "CORACLE_MAX_PARALLEL_IMAGE_PULLS", default_value_t = PARALLEL_PULLS_DEFAULT as u32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) max_parallel_image_pulls: u32,
@@ -172,9 +188,21 @@ impl Up {
                     None => Registries::default(),
                 },
                 registries_file: self.registries.clone(),
+                credential_providers: self.credential_providers()?,
                 parallel_pulls: self.max_parallel_image_pulls as usize,
             },
         })
+    }
+
+    /// The programs that are asked for credentials.
+    fn credential_providers(&self) -> Result<CredentialProviders, Failure> {
+        match (&self.image_credential_provider_config, &self.image_credential_provider_bin_dir) {
+            (Some(config), Some(programs)) => {
+                let read = CredentialProviders::read(config, programs);
+                Ok(read.context("--image-credential-provider-config")?)
+            }
+            _ => Ok(CredentialProviders::default()),
+        }
     }
 }
 

@@ -70,6 +70,7 @@ pub(super) fn images(
         registries: config.registries.clone().beside_proxies(crate::config::proxies()),
         file_dirs: config.file_images.clone(),
         parallel_pulls: config.parallel_pulls,
+        credential_providers: config.credential_providers.clone(),
     };
     Ok(Arc::new(Images::open(Arc::new(engine.clone()), env.clone(), blobs.clone(), images)?))
 }

@@ -23,7 +23,28 @@ configs:
     tls: {ca_file: ca.pem}
   "127.0.0.1:$tls": {}
 YAML
-up --registries "$WORK/registries.yaml"
+mkdir "$WORK/providers"; : > "$WORK/calls"
+cat > "$WORK/providers/gives" <<'SH'
+#!/bin/sh
+read -r request
+echo "$1 $request" >> "$CALLS"
+user='{"username":"robot","password":"'$SECRET'"}'
+echo '{"apiVersion":"credentialprovider.kubelet.k8s.io/v1","kind":"CredentialProviderResponse","cacheKeyType":"Image","auth":{"'"$WHERE"'":'"$user"',"docker.io":'"$user"'}}'
+SH
+printf '#!/bin/sh\nsleep 600 & wait\n' > "$WORK/providers/hangs"
+printf '#!/bin/sh\necho %s\n' "hush-garbage" > "$WORK/providers/babbles"
+chmod +x "$WORK"/providers/*
+provider() { echo "{name: $1, apiVersion: credentialprovider.kubelet.k8s.io/v1, matchImages: [$2], defaultCacheDuration: 10m, $3}"; }
+cat > "$WORK/providers.yaml" <<YAML
+apiVersion: kubelet.config.k8s.io/v1
+kind: CredentialProviderConfig
+providers:
+- $(provider gives "'*:$tls/private-given', '*:$tls/private-late', docker.io, registry.local" "args: [get], env: [{name: CALLS, value: $WORK/calls}, {name: WHERE, value: 'localhost:$tls'}, {name: SECRET, value: hush-hush-hush}]")
+- $(provider hangs "'localhost:$tls/private-late'" "args: []")
+- $(provider babbles "'localhost:$tls/private-given'" "args: []")
+YAML
+providers=(--image-credential-provider-config "$WORK/providers.yaml" --image-credential-provider-bin-dir "$WORK/providers")
+up --registries "$WORK/registries.yaml" "${providers[@]}"
 R=localhost:$tls
 PASSWORD=hush-hush-hush
 
@@ -42,6 +63,7 @@ kubectl create namespace slow >/dev/null
 eventually 20 kubectl get serviceaccount default -n slow
 ns=(-n slow)
 for evil in drip drip-manifest silent; do start "evil-$evil" "127.0.0.1:$plain/evil-$evil/hello:v1"; done
+start late "$R/private-late/hello:v1"
 ns=()
 for layout in cncf scratch compat index spin wash zstd; do runs "$layout" "$R/$layout/hello:v1"; done
 expect "localhost:$tls/index/hello" "$(kubectl get pod index -o 'jsonpath={.status.containerStatuses[0].imageID}' | cut -d@ -f1)" "imageID"
@@ -73,7 +95,15 @@ secret of-account "$R" "$PASSWORD"
 kubectl patch serviceaccount default -n other -p '{"imagePullSecrets":[{"name":"of-account"}]}' >/dev/null
 runs by-account "$R/private/hello:v1"
 ns=()
-echo "· passwords, tokens, ServiceAccounts; whose image is whose"
+runs given "$R/private-given/hello:v1"
+policy=Always; runs given-again "$R/private-given/hello:v1"; unset policy
+kubectl create namespace third >/dev/null
+eventually 20 kubectl get serviceaccount default -n third
+ns=(-n third); policy=Never; runs of-everybody "$R/private-given/hello:v1"; unset policy; ns=()
+expect 1 "$(grep -c "private-given" "$WORK/calls")" "calls of a provider whose answer holds"
+has "^get .*\"apiVersion\":\"credentialprovider.kubelet.k8s.io/v1\"" cat "$WORK/calls" && has "\"image\":\"$R/private-given/hello\"" cat "$WORK/calls" || fail "what a provider is told: $(cat "$WORK/calls")"
+has 'babbles.*error reading GVK from response' cat "$WORK/up.log" || has 'error reading GVK from response.*babbles' cat "$WORK/up.log" || fail "a provider's garbage is not in the log"
+echo "· passwords, tokens, ServiceAccounts, credential providers; whose image is whose"
 
 "$CORACLE" push "${SAMPLES_BIN:-sample-workloads/bin}/wordcount.wasm" registry.local/wordcount:v1 --data-dir "$WORK/data" >/dev/null
 # mounts NAME VOLUMES MOUNTS [MORE]: a pod that counts the files and words of /data
@@ -158,6 +188,10 @@ after=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")
 runs neighbour "$R/cncf/hello:v2"
 ns=(-n slow)
 refused evil-drip ErrImagePull 'its blob comes with less than 8192 bytes a second'
+kubectl wait --for=condition=Ready pod/late -n slow --timeout=90s >/dev/null || fail "a provider that hangs keeps the pull: $(kubectl describe pod late -n slow | tail -n 8)"
+has 'not finished within 60 s' cat "$WORK/up.log" || fail "a provider that hangs is not in the log"
+! has 'registry.local' cat "$WORK/calls" || fail "a provider was asked for the cluster's own registry"
+has 'docker.io/cncf/hello' cat "$WORK/calls" || fail "a provider was not asked for an image of a mirror"
 refused evil-drip-manifest 'ErrImagePull|RegistryUnavailable' 'its manifest takes more than 30 s'
 ns=()
 for told in "$(kubectl get events,pods -A -o yaml)" "$(cat "$WORK/up.log")" "$(cat "$WORK"/data/images/images/*.json)"; do
@@ -180,4 +214,8 @@ down
 printf 'mirrors: {a.io: {endpoint: ["http://b"], rewrite: {}}}\n' > "$WORK/registries.yaml"
 exits 1 "$CORACLE" up --data-dir "$WORK/other" --port 0 --registries "$WORK/registries.yaml"
 has rewrite cat "$WORK/err" || fail "what is wrong with the file: $(cat "$WORK/err")"
+exits 2 "$CORACLE" up --data-dir "$WORK/other" --port 0 "${providers[@]:0:2}"
+sed -i 's/args: \[get\]/args: [get], tokenAttributes: {serviceAccountTokenAudience: a}/' "$WORK/providers.yaml"
+exits 1 "$CORACLE" up --data-dir "$WORK/other" --port 0 "${providers[@]}"
+has 'image-credential-provider-config: failed to validate .* tokenAttributes is not supported' cat "$WORK/err" || fail "what is wrong with the file: $(cat "$WORK/err")"
 echo PASS

@@ -123,6 +123,8 @@ pub struct Keyring {
     /// By registry and path, without a scheme.
     by_location: BTreeMap<String, Vec<TrackedCredential>>,
     entries: usize,
+    /// What the node's providers gave, for the image that is pulled.
+    provided: Vec<TrackedCredential>,
 }
 
 impl Keyring {
@@ -146,6 +148,22 @@ impl Keyring {
             self.by_location.entry(key).or_default().push(tracked);
         }
         Ok(())
+    }
+
+    /// Adds an account of the node, which has no Secret.
+    pub(super) fn add_of_node(&mut self, location: &str, credential: Credential) {
+        let Some(key) = location_key(location) else { return };
+        self.by_location.entry(key).or_default().push(TrackedCredential { credential, secret: None });
+    }
+
+    /// With what the node's providers gave for the image that is pulled.
+    pub(super) fn beside(&self, provided: Vec<TrackedCredential>) -> Self {
+        Self { provided, ..self.clone() }
+    }
+
+    /// What the node's providers gave.
+    pub(super) fn provided(&self) -> &[TrackedCredential] {
+        &self.provided
     }
 
     /// The credentials for a repository (`docker.io/library/nginx`), the most specific ones first.
@@ -173,7 +191,7 @@ fn location_key(location: &str) -> Option<String> {
     Some(if path == "/" { host.to_owned() } else { format!("{host}{path}") })
 }
 
-fn split_path(text: &str) -> (&str, &str) {
+pub(super) fn split_path(text: &str) -> (&str, &str) {
     text.split_at(text.find('/').unwrap_or(text.len()))
 }
 
@@ -186,7 +204,7 @@ fn split_port(host: &str) -> (&str, &str) {
 }
 
 /// Whether a location's credentials are for a repository.
-fn matches(key: &str, repository: &str) -> bool {
+pub(super) fn matches(key: &str, repository: &str) -> bool {
     let ((key_host, key_path), (host, path)) = (split_path(key), split_path(repository));
     let ((key_name, key_port), (name, port)) = (split_port(key_host), split_port(host));
     let (key_labels, labels) = (key_name.split('.'), name.split('.'));

@@ -1,5 +1,6 @@
 //! The images of a node: from a name in a pod's spec to a module that is verified, kept and compiled, and who may use it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::access::Access;
 use super::error::ImageError;
 use super::keyring::Keyring;
+use super::providers::{CredentialProviders, Providers};
 use super::registries::Registries;
 use super::remote::Remote;
 use super::source::{Source, repository};
@@ -20,7 +22,7 @@ use super::volume_manifest::VolumeLayer;
 use machinery_env::Env;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobError, BlobStore, Pins, digest, write_durably};
-use oci_registry::reference::{ImageName, Reference};
+use oci_registry::reference::{BUILT_IN_REGISTRY, ImageName, Reference};
 use runtime_api::flights::Flights;
 use runtime_api::{LoadError, MODULE_BYTES_MAX, Metering, Module, Runtime};
 
@@ -122,12 +124,15 @@ pub struct ImagesConfig {
     pub file_dirs: Vec<PathBuf>,
     /// Pulls at once.
     pub parallel_pulls: usize,
+    /// Who is asked for credentials of the node.
+    pub credential_providers: CredentialProviders,
 }
 
 impl Default for ImagesConfig {
     fn default() -> Self {
         let (registries, file_dirs) = (Registries::default(), Vec::new());
-        Self { built_in: None, registries, file_dirs, parallel_pulls: PARALLEL_PULLS_DEFAULT }
+        let credential_providers = CredentialProviders::default();
+        Self { built_in: None, registries, file_dirs, parallel_pulls: PARALLEL_PULLS_DEFAULT, credential_providers }
     }
 }
 
@@ -173,6 +178,7 @@ pub struct Images {
     pub(super) env: Env,
     pub(super) blobs: Arc<BlobStore>,
     pub(super) source: Source,
+    providers: Providers,
     file_dirs: Vec<PathBuf>,
     records: PathBuf,
     known: Mutex<AllKnown>,
@@ -218,11 +224,12 @@ impl Images {
         }
         let file_dirs = config.file_dirs.iter().filter_map(|dir| dir.canonicalize().ok()).collect();
         let remote = Remote::new(config.registries, config.built_in);
+        let providers = Providers::new(config.credential_providers, &env);
         let source = Source::new(remote, blobs.clone(), env.clone());
         let (known, flights, turns) = (Mutex::new(known), Flights::default(), Turns::new(config.parallel_pulls));
         let trees = Arc::new(Trees::open(blobs.folder("trees").map_err(io)?).map_err(io)?);
         let toolbox = Toolbox::default();
-        Ok(Self { runtime, env, blobs, source, file_dirs, records, known, flights, toolbox, turns, trees })
+        Ok(Self { runtime, env, blobs, source, providers, file_dirs, records, known, flights, toolbox, turns, trees })
     }
 
     /// Pulls that begin from here on ask these registries.
@@ -299,6 +306,10 @@ impl Images {
             ImageName::Registry(reference) => reference.to_string(),
             ImageName::File(path) => format!("file://{}", path.display()),
         };
+        let keyring = match &name {
+            ImageName::Registry(reference) => &*self.provided(reference, keyring, namespace).await,
+            ImageName::File(_) => keyring,
+        };
         let flight = self.flight(&key);
         let _alone = flight.lock().await;
         let turn = self.turns.take(namespace).await;
@@ -320,6 +331,22 @@ impl Images {
         let kept = self.remember(pulled, access);
         let image = kept.map_err(|source| ImageError::Blob { image: key.clone(), source: source.into() })?;
         Ok(Pulled { image, took })
+    }
+
+    /// With what the node's providers give. They are asked before anything is held that others wait for.
+    pub(super) async fn provided<'a>(
+        &self,
+        reference: &Reference,
+        keyring: &'a Keyring,
+        namespace: &str,
+    ) -> Cow<'a, Keyring> {
+        if reference.registry == BUILT_IN_REGISTRY {
+            return Cow::Borrowed(keyring);
+        }
+        match self.providers.credentials(&repository(reference), namespace).await {
+            none if none.is_empty() => Cow::Borrowed(keyring),
+            given => Cow::Owned(keyring.beside(given)),
+        }
     }
 
     /// Fetches what is named, in bounded time.

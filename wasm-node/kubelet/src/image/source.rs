@@ -129,7 +129,9 @@ fn ways(remote: &Remote, reference: &Reference, keyring: &Keyring) -> Result<Vec
     let of = |endpoint: Endpoint| {
         let own = if endpoint.is_mirror { Vec::new() } else { keyring.lookup(&repository(reference)) };
         let account = registries.account(&reference.registry, &endpoint).cloned().map(node);
-        let all: Vec<Option<TrackedCredential>> = own.into_iter().chain(account).map(Some).collect();
+        let provided = if endpoint.is_mirror { &[][..] } else { keyring.provided() };
+        let all = own.into_iter().chain(account).chain(provided.iter().cloned());
+        let all: Vec<Option<TrackedCredential>> = all.map(Some).collect();
         let credentials = if all.is_empty() { vec![None] } else { all };
         Way { endpoint, credentials }
     };

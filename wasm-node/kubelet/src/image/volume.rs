@@ -95,6 +95,7 @@ impl Images {
             }
         };
         let name = reference.to_string();
+        let keyring = &*self.provided(&reference, keyring, namespace).await;
         let flight = self.flight(&key(&name, Purpose::Volume));
         let _alone = flight.lock().await;
         let turn = self.turns.take(namespace).await;

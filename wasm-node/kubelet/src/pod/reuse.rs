@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use runtime_api::{REUSE_COUNT_DEFAULT, REUSE_IDLE_DEFAULT, Reuse};
 
-use super::settings::duration;
+use crate::spec::duration::duration;
 
 /// More requests by one instance than this would be for ever.
 const COUNT_MAX: u32 = 1_000_000;

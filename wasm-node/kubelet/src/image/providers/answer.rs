@@ -1,0 +1,269 @@
+//! What is said to a credential provider and by it, and how long its answers hold. Pure; what is secret is never shown.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::super::keyring::Credential;
+use super::super::keyring::split_path;
+use crate::spec::duration::duration;
+
+/// Answers of a provider that are kept.
+const ENTRIES_MAX: usize = 1000;
+/// What they may hold together.
+const BYTES_MAX: usize = 8 << 20;
+
+/// Credentials by where they are for.
+pub(super) type Auth = Arc<[(String, Credential)]>;
+
+/// Why an answer can't be used. Says nothing of what it holds.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum AnswerError {
+    /// Not an object of JSON.
+    #[error("error reading GVK from response")]
+    Json,
+    /// Of another version than it was asked for. What it says there is not shown: it may be anything.
+    #[error("apiVersion from credential plugin response did not match expected apiVersion:{0}")]
+    Version(String),
+    /// Not of that form.
+    #[error("error decoding credential provider plugin response from stdout")]
+    Form,
+    /// It doesn't say what it is for.
+    #[error("credential provider plugin did not return a valid cacheKeyType")]
+    KeyType,
+}
+
+/// What an answer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KeyType {
+    Image,
+    Registry,
+    Global,
+}
+
+/// What an answer is kept under.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Image(String),
+    Registry(String),
+    Global,
+}
+
+impl KeyType {
+    fn of(self, repository: &str) -> Key {
+        match self {
+            Self::Image => Key::Image(repository.to_owned()),
+            Self::Registry => Key::Registry(split_path(repository).0.to_owned()),
+            Self::Global => Key::Global,
+        }
+    }
+}
+
+/// A provider's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    key_type: KeyType,
+    /// How long it holds; none = as the configuration says.
+    duration: Option<Duration>,
+    pub(super) auth: Auth,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Version {
+    api_version: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Response {
+    kind: Option<String>,
+    #[serde(rename = "apiVersion")]
+    _api_version: Option<String>,
+    cache_key_type: Option<String>,
+    cache_duration: Option<String>,
+    auth: Option<BTreeMap<String, Option<User>>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct User {
+    username: Option<String>,
+    password: Option<String>,
+}
+
+/// What a provider reads.
+pub(super) fn request(api_version: &str, repository: &str) -> Vec<u8> {
+    let request = json!({"kind": "CredentialProviderRequest", "apiVersion": api_version, "image": repository});
+    format!("{request}\n").into_bytes()
+}
+
+/// What a provider wrote.
+pub(super) fn parse(bytes: &[u8], api_version: &str) -> Result<Answer, AnswerError> {
+    let version: Version = serde_json::from_slice(bytes).map_err(|_| AnswerError::Json)?;
+    if version.api_version.as_deref() != Some(api_version) {
+        return Err(AnswerError::Version(api_version.to_owned()));
+    }
+    let response: Response = serde_json::from_slice(bytes).map_err(|_| AnswerError::Form)?;
+    if response.kind.as_deref() != Some("CredentialProviderResponse") {
+        return Err(AnswerError::Form);
+    }
+    let key_type = match response.cache_key_type.as_deref() {
+        Some("Image") => KeyType::Image,
+        Some("Registry") => KeyType::Registry,
+        Some("Global") => KeyType::Global,
+        _ => return Err(AnswerError::KeyType),
+    };
+    // One that is negative is over.
+    let read = |text: &str| duration(text).or_else(|| duration(text.strip_prefix('-')?).map(|_| Duration::ZERO));
+    let held = response.cache_duration.map(|text| read(&text).ok_or(AnswerError::Form)).transpose()?;
+    let users = response.auth.unwrap_or_default().into_iter().map(|(location, user)| {
+        let User { username, password } = user.unwrap_or_default();
+        let (username, password) = (username.unwrap_or_default(), password.unwrap_or_default());
+        (location, Credential { username, password })
+    });
+    Ok(Answer { key_type, duration: held, auth: users.collect() })
+}
+
+struct Entry {
+    auth: Auth,
+    bytes: usize,
+    expires_at: Duration,
+}
+
+/// The answers of a provider that hold.
+#[derive(Default)]
+pub(super) struct Cache {
+    by_key: BTreeMap<Key, Entry>,
+    bytes: usize,
+}
+
+impl Cache {
+    /// What holds for a repository: the narrowest answer.
+    pub(super) fn get(&self, repository: &str, now: Duration) -> Option<Auth> {
+        let keys = [KeyType::Image, KeyType::Registry, KeyType::Global].map(|kind| kind.of(repository));
+        let found = keys.iter().filter_map(|key| self.by_key.get(key)).find(|entry| now <= entry.expires_at);
+        found.map(|entry| entry.auth.clone())
+    }
+
+    /// Keeps an answer as long as it or the configuration says. What ends first makes room.
+    pub(super) fn put(&mut self, repository: &str, answer: &Answer, default: Duration, now: Duration) {
+        let held = answer.duration.unwrap_or(default);
+        if held.is_zero() {
+            return;
+        }
+        let of = |(location, user): &(String, Credential)| location.len() + user.username.len() + user.password.len();
+        let key = answer.key_type.of(repository);
+        self.remove(&key);
+        let bytes = repository.len() + answer.auth.iter().map(of).sum::<usize>();
+        self.bytes += bytes;
+        self.by_key.insert(key, Entry { auth: answer.auth.clone(), bytes, expires_at: now.saturating_add(held) });
+        let over: Vec<Key> =
+            self.by_key.iter().filter(|(_, entry)| entry.expires_at < now).map(|(key, _)| key.clone()).collect();
+        over.iter().for_each(|key| self.remove(key));
+        while self.by_key.len() > ENTRIES_MAX || self.bytes > BYTES_MAX {
+            let first = self.by_key.iter().min_by_key(|(_, entry)| entry.expires_at).map(|(key, _)| key.clone());
+            let Some(first) = first else { return };
+            self.remove(&first);
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if let Some(entry) = self.by_key.remove(key) {
+            self.bytes -= entry.bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "credentialprovider.kubelet.k8s.io/v1";
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn said(more: &str) -> Vec<u8> {
+        format!(r#"{{"kind":"CredentialProviderResponse","apiVersion":"{V1}"{more}}}"#).into_bytes()
+    }
+
+    fn answer(key_type: &str, duration: &str, password: &str) -> Answer {
+        let auth = format!(r#""auth":{{"a.io":{{"username":"u","password":"{password}"}}}}"#);
+        parse(&said(&format!(r#","cacheKeyType":"{key_type}"{duration},{auth}"#)), V1).unwrap()
+    }
+
+    fn held(cache: &Cache, repository: &str, now: Duration) -> Option<String> {
+        cache.get(repository, now).map(|auth| auth[0].1.password.clone())
+    }
+
+    #[test]
+    fn answers_are_read_strictly_and_not_told() {
+        for (bytes, error) in [
+            (&b""[..], AnswerError::Json),
+            (b"hidden", AnswerError::Json),
+            (br#"{"apiVersion":"hidden"}"#, AnswerError::Version(V1.into())),
+            (&said(r#","cacheKeyType":"hidden""#), AnswerError::KeyType),
+            (&said(""), AnswerError::KeyType),
+            (&said(r#","cacheKeyType":"Image","hidden":1"#), AnswerError::Form),
+            (&said(r#","cacheKeyType":"Image","cacheDuration":"hidden""#), AnswerError::Form),
+            (&said(r#","cacheKeyType":"Image","auth":{"a.io":"hidden"}"#), AnswerError::Form),
+            (&said(r#","kind":"Pod""#), AnswerError::Form),
+        ] {
+            let got = parse(bytes, V1).unwrap_err();
+            assert!(!got.to_string().contains("hidden"), "{got}");
+            assert_eq!(got, error, "{}", String::from_utf8_lossy(bytes));
+        }
+        let beta = String::from_utf8(said(r#","cacheKeyType":"Global","auth":null"#)).unwrap();
+        let beta = beta.replace("io/v1", "io/v1beta1");
+        assert!(parse(beta.as_bytes(), "credentialprovider.kubelet.k8s.io/v1beta1").unwrap().auth.is_empty());
+        assert!(!format!("{:?}", answer("Image", "", "hidden")).contains("hidden"));
+        let request: serde_json::Value = serde_json::from_slice(&request(V1, "a.io/x")).unwrap();
+        assert_eq!(request["image"], "a.io/x");
+    }
+
+    #[test]
+    fn answers_hold_for_what_they_say_and_as_long() {
+        let mut cache = Cache::default();
+        let end = |seconds| Duration::from_secs(seconds);
+        for never in [r#","cacheDuration":"0s""#, r#","cacheDuration":"-1h""#] {
+            cache.put("a.io/x", &answer("Global", never, "p"), MINUTE, end(0));
+        }
+        cache.put("a.io/x", &answer("Global", "", "p"), Duration::ZERO, end(0));
+        assert_eq!(held(&cache, "a.io/x", end(0)), None, "what says 0 is not kept");
+        cache.put("a.io/x", &answer("Global", r#","cacheDuration":"2m""#, "global"), MINUTE, end(0));
+        cache.put("a.io/x", &answer("Registry", "", "registry"), MINUTE, end(0));
+        cache.put("a.io/x", &answer("Image", r#","cacheDuration":"30s""#, "image"), MINUTE, end(0));
+        for (repository, now, wanted) in [
+            ("a.io/x", 30, Some("image")),
+            ("a.io/x", 31, Some("registry")),
+            ("a.io/y", 60, Some("registry")),
+            ("a.io:1/x", 0, Some("global")),
+            ("a.io/x", 61, Some("global")),
+            ("b.io/x", 121, None),
+        ] {
+            assert_eq!(held(&cache, repository, end(now)).as_deref(), wanted, "{repository} {now}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let (mut cache, small) = (Cache::default(), answer("Image", "", "p"));
+        for n in 0..2 * ENTRIES_MAX {
+            cache.put(&format!("a.io/{n}"), &small, MINUTE, Duration::from_secs(n as u64 / 100));
+        }
+        assert_eq!(cache.by_key.len(), ENTRIES_MAX);
+        assert!(
+            held(&cache, "a.io/0", Duration::ZERO).is_none() && held(&cache, "a.io/1999", Duration::ZERO).is_some()
+        );
+        let large = answer("Image", "", &"p".repeat(1 << 20));
+        for n in 0..20 {
+            cache.put(&format!("b.io/{n}"), &large, 2 * MINUTE, Duration::from_secs(30 + n));
+        }
+        assert!(cache.bytes <= BYTES_MAX && held(&cache, "b.io/19", Duration::ZERO).is_some());
+        assert_eq!(cache.bytes, cache.by_key.values().map(|entry| entry.bytes).sum::<usize>());
+        cache.put("c.io/x", &small, MINUTE, Duration::from_secs(3600));
+        assert_eq!(cache.by_key.len(), 1, "what is over goes");
+    }
+}
