@@ -26,6 +26,7 @@ const PORT: u16 = 80;
 enum Answer {
     Never,
     Refusal,
+    TooLarge,
 }
 
 #[derive(Default)]
@@ -74,6 +75,7 @@ impl Played for Cluster {
         Some(match (method, path) {
             (&Method::PATCH, _) if path.ends_with("/status") && self.statuses.is_some() => match self.statuses? {
                 Answer::Never => return None,
+                Answer::TooLarge => (413, json!({"kind": "Status", "code": 413, "reason": "RequestEntityTooLarge"})),
                 Answer::Refusal => (422, json!({"kind": "Status", "code": 422, "reason": "Invalid"})),
             },
             (&Method::GET, _) if path.contains("/runtimeclasses/") => return None,
@@ -308,6 +310,21 @@ async fn resumed_pods_run_also_where_the_api_takes_no_status() {
         };
         tokio::time::timeout(std::time::Duration::from_secs(30), serves).await.expect("it runs");
     }
+}
+
+/// As of one with thousands of containers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_status_is_too_large_is_told_so_and_can_be_deleted() {
+    let node = Node::start().await;
+    node.api.with(|cluster| cluster.statuses = Some(Answer::TooLarge));
+    node.run("large", "server status=204", &json!({}));
+    let told = |cluster: &Cluster| {
+        let times = cluster.events.iter().filter(|said| *said == "StatusTooLarge").count();
+        cluster.events.iter().any(|said| said == "Started").then_some(times)
+    };
+    node.api.until("told", |cluster| told(cluster).filter(|times| *times == 1)).await;
+    node.delete("large").await;
+    assert_eq!(node.api.with(|cluster| told(cluster)), Some(1), "it is told once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

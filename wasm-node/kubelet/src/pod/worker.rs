@@ -162,6 +162,8 @@ pub(crate) struct Worker {
     delete: bool,
     /// Writes that failed in a row.
     failures: u32,
+    /// It has been told that its status is too large for the API.
+    too_large: bool,
     taken_up: Duration,
     /// It was ready once: how long that took is counted.
     was_ready: bool,
@@ -238,6 +240,7 @@ impl Worker {
             measure: None,
             delete: false,
             failures: 0,
+            too_large: false,
             was_ready: false,
             clock_offset,
         }

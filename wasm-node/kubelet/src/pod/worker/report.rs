@@ -212,6 +212,14 @@ impl Worker {
                 if gone {
                     // It was deleted, or another has its name: the watch says so soon.
                     self.api.leave(status);
+                } else if code == 413 {
+                    // The same would be refused again: the next one is tried, and nothing waits for this one.
+                    self.api.leave(status);
+                    if !std::mem::replace(&mut self.too_large, true) {
+                        let message =
+                            "The pod's status is larger than the API takes, and is not shown: use fewer containers";
+                        self.note(true, "StatusTooLarge", message.into(), None);
+                    }
                 } else {
                     return Some(self.retry_after());
                 }
