@@ -45,13 +45,9 @@ impl Worker {
         let ip = self.ip.or_else(|| self.node.addresses.take());
         self.ip = ip;
         let Some(ip) = ip else {
-            if !again {
-                let message = "Failed to create pod sandbox: the node's podCIDR has no free address";
-                self.note(true, "FailedCreatePodSandBox", message.into(), None);
-            }
-            // Addresses come back as pods go. The task takes none itself: it may be dropped at any time.
-            let (sender, node) = (self.sender.clone(), self.node.clone());
-            self.waiting = Some(Task(tokio::spawn(async move {
+            let node = self.node.clone();
+            // Addresses come back as pods go.
+            let room = async move {
                 loop {
                     let freed = node.addresses_freed.notified();
                     if node.addresses.any_free() {
@@ -59,25 +55,15 @@ impl Worker {
                     }
                     freed.await;
                 }
-                let _ = sender.send(Message::Mount).await;
-            })));
-            return;
+            };
+            return self.mount_later("the node's podCIDR has no free address", again, room);
         };
         if self.host_ports.is_empty() {
-            let node = self.node.identity.bind;
-            match host_ports::open(&self.pod, ip, node, &self.node.parts.network) {
+            match host_ports::open(&self.pod, ip, self.node.identity.bind, &self.node.parts.network) {
                 Ok(opened) => self.host_ports = opened,
                 Err(why) => {
-                    if !again {
-                        let message = format!("Failed to create pod sandbox: {why}; it is tried again");
-                        self.note(true, "FailedCreatePodSandBox", message, None);
-                    }
-                    let sender = self.sender.clone();
-                    self.waiting = Some(Task(tokio::spawn(async move {
-                        tokio::time::sleep(HOST_PORT_RETRY).await;
-                        let _ = sender.send(Message::Mount).await;
-                    })));
-                    return;
+                    let why = format!("{why}; it is tried again");
+                    return self.mount_later(&why, again, tokio::time::sleep(HOST_PORT_RETRY));
                 }
             }
         }
@@ -91,6 +77,20 @@ impl Worker {
         }
         let (volumes, input, sender) = (self.node.volumes.clone(), self.input.clone(), self.sender.clone());
         self.volumes = Some(Task(tokio::spawn(keep(volumes, input, (dir, ip), sender))));
+    }
+
+    /// There is no room for it now: says why, unless that was said, and tries again after `room`. The task takes nothing itself, as
+    /// it may be dropped at any time.
+    fn mount_later(&mut self, why: &str, told: bool, room: impl Future<Output = ()> + Send + 'static) {
+        if !told {
+            let message = format!("Failed to create pod sandbox: {why}");
+            self.note(true, "FailedCreatePodSandBox", message, None);
+        }
+        let sender = self.sender.clone();
+        self.waiting = Some(Task(tokio::spawn(async move {
+            room.await;
+            let _ = sender.send(Message::Mount).await;
+        })));
     }
 
     pub(super) fn pull(&mut self, index: usize) {
