@@ -193,7 +193,7 @@ impl Cell {
                 actions.push(around.of_image(&of, false, "Pulling", |image| format!("Pulling image {image:?}")));
             }
             CellEvent::VolumePulled { message } => {
-                actions.push(around.of_image(&ImageOf::Volume(String::new()), false, "Pulled", |_| message));
+                actions.push(Action::EventRecord { warning: false, reason: "Pulled", message, container: None });
             }
             CellEvent::Pulled { image_id, message } if self.stage == CellStage::Pulling => {
                 self.image_id = image_id;
