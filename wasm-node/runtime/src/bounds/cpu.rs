@@ -90,25 +90,6 @@ impl CpuMeter {
     }
 }
 
-/// CPU time of the calling thread, user and system.
-#[cfg(unix)]
-#[expect(unsafe_code, reason = "std has no thread CPU clock")]
-pub(crate) fn thread_cpu() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: clock_gettime only writes to `time`, which outlives the call.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-/// Where the system has no thread CPU clock wall time stands in: a guest is polled without interruption by others.
-#[cfg(not(unix))]
-#[expect(clippy::disallowed_methods, reason = "stands in for a CPU clock, decides nothing that is replayed")]
-pub(crate) fn thread_cpu() -> Duration {
-    use std::sync::LazyLock;
-    static START: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
-    START.elapsed()
-}
-
 #[cfg(test)]
 mod tests {
     use runtime_api::TokenBucket;

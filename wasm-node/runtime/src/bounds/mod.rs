@@ -9,3 +9,4 @@ pub(crate) mod limits;
 pub(crate) mod parked;
 pub(crate) mod shares;
 pub(crate) mod slots;
+pub(crate) mod thread_clock;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::Engine;
-use crate::bounds::cpu::{CpuMeter, thread_cpu};
+use crate::bounds::cpu::CpuMeter;
 use crate::bounds::epoch::take_interrupted;
 use crate::bounds::shares::Turn;
+use crate::bounds::thread_clock::measured;
 
 /// A guest's future: each poll is measured and charged, held back while the bucket is empty, and waits for its turn while
 /// CPU is short.
@@ -80,9 +81,8 @@ impl<F: Future> Future for Metered<F> {
             return Poll::Pending;
         }
         let running = this.engine.ticker().enter();
-        let before = thread_cpu();
-        let polled = this.guest.as_mut().poll(cx);
-        this.meter.charge(thread_cpu().saturating_sub(before));
+        let (polled, took) = measured(|| this.guest.as_mut().poll(cx));
+        this.meter.charge(took);
         drop(running);
         let interrupted = take_interrupted() && polled.is_pending() && !this.goes_first;
         this.comes_again = this.engine.turns().ran(&this.meter, interrupted);

@@ -1,0 +1,127 @@
+//! What a poll of a guest took of the CPU. The thread's own clock is a system call, which costs more than many a poll: so
+//! short polls are charged the wall time that passed, which is cheap to read, and long ones what the thread's clock says.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+/// A poll that took less is charged by the wall: it was hardly interrupted by another thread.
+const SHORT: Duration = Duration::from_micros(100);
+/// How old the last reading of the thread's clock may be when a poll begins: what others of its thread did since is charged
+/// to the poll where it is long and was interrupted, and no more than that.
+const MARK_AGE_MAX: Duration = Duration::from_millis(1);
+
+thread_local! {
+    static MARK: Cell<Option<Mark>> = const { Cell::new(None) };
+}
+
+/// The thread's clock, as it was read at some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    wall: Duration,
+    cpu: Duration,
+}
+
+/// A poll that began.
+struct Began {
+    wall: Duration,
+    mark: Mark,
+}
+
+impl Began {
+    fn at(wall: Duration, mark: Option<Mark>, cpu: impl FnOnce() -> Duration) -> Self {
+        let fresh = mark.filter(|mark| wall.saturating_sub(mark.wall) < MARK_AGE_MAX);
+        Self { wall, mark: fresh.unwrap_or_else(|| Mark { wall, cpu: cpu() }) }
+    }
+
+    /// What it took, and the last reading from now on.
+    fn ended(self, wall: Duration, cpu: impl FnOnce() -> Duration) -> (Duration, Mark) {
+        let took = wall.saturating_sub(self.wall);
+        if took < SHORT {
+            return (took, self.mark);
+        }
+        let mark = Mark { wall, cpu: cpu() };
+        (took.min(mark.cpu.saturating_sub(self.mark.cpu)), mark)
+    }
+}
+
+/// Calls `poll` and tells what it took of the CPU.
+pub(crate) fn measured<T>(poll: impl FnOnce() -> T) -> (T, Duration) {
+    let began = Began::at(wall(), MARK.get(), thread_cpu);
+    MARK.set(Some(began.mark));
+    let polled = poll();
+    let (took, mark) = began.ended(wall(), thread_cpu);
+    MARK.set(Some(mark));
+    (polled, took)
+}
+
+#[expect(clippy::disallowed_methods, reason = "measures what ran, decides nothing that is replayed")]
+fn wall() -> Duration {
+    use std::sync::LazyLock;
+    static START: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
+    START.elapsed()
+}
+
+/// CPU time of the calling thread, user and system.
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "std has no thread CPU clock")]
+fn thread_cpu() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime only writes to `time`, which outlives the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Where the system has no thread CPU clock wall time stands in: a guest is polled without interruption by others.
+#[cfg(not(unix))]
+fn thread_cpu() -> Duration {
+    wall()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn micros(micros: u64) -> Duration {
+        Duration::from_micros(micros)
+    }
+
+    fn never() -> Duration {
+        panic!("the thread's clock is not read")
+    }
+
+    #[test]
+    fn a_short_poll_reads_no_clock_of_the_thread() {
+        let mark = Mark { wall: micros(100), cpu: micros(70) };
+        let began = Began::at(micros(1000), Some(mark), never);
+        assert_eq!(began.ended(micros(1099), never), (micros(99), mark));
+    }
+
+    #[test]
+    fn a_long_poll_is_charged_what_its_thread_ran() {
+        let began = Began::at(micros(5000), None, || micros(300));
+        // Another thread had the core for most of it.
+        let (took, mark) = began.ended(micros(9000), || micros(800));
+        assert_eq!((took, mark), (micros(500), Mark { wall: micros(9000), cpu: micros(800) }));
+        // The next begins with what this one read.
+        let began = Began::at(micros(9010), Some(mark), never);
+        assert_eq!(began.ended(micros(11_010), || micros(2810)).0, micros(2000), "never more than passed");
+    }
+
+    #[test]
+    fn an_old_reading_is_not_used() {
+        let mark = Mark { wall: Duration::ZERO, cpu: Duration::ZERO };
+        let began = Began::at(micros(1000), Some(mark), || micros(900));
+        assert_eq!(began.ended(micros(3000), || micros(1500)).0, micros(600));
+    }
+
+    #[test]
+    fn work_is_seen_and_sleep_is_not() {
+        let ((), took) = measured(|| {
+            let until = thread_cpu() + Duration::from_millis(20);
+            while thread_cpu() < until {}
+        });
+        assert!((19..40).contains(&took.as_millis()), "{took:?}");
+        let ((), took) = measured(|| std::thread::park_timeout(Duration::from_millis(20)));
+        assert!(took < Duration::from_millis(10), "{took:?}");
+    }
+}
