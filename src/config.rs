@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
-use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries};
+use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use scheduler::plugins::ScoringStrategy;
 
@@ -103,6 +103,9 @@ pub(crate) struct NodesConfig {
     /// How registries are reached, and the file that says so.
     pub(crate) registries: Registries,
     pub(crate) registries_file: Option<PathBuf>,
+    /// Which images have to be signed, and the file that says so.
+    pub(crate) signature_policy: SignaturePolicy,
+    pub(crate) signature_policy_file: Option<PathBuf>,
     /// Who is asked for credentials of the node.
     pub(crate) credential_providers: CredentialProviders,
     /// Pulls at once.
@@ -134,6 +137,8 @@ impl ClusterConfig {
                 image_collection: CollectPolicy::default(),
                 registries: Registries::default(),
                 registries_file: None,
+                signature_policy: SignaturePolicy::default(),
+                signature_policy_file: None,
                 credential_providers: CredentialProviders::default(),
                 parallel_pulls: PARALLEL_PULLS_DEFAULT,
             },

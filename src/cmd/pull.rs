@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
-use kubelet::image::{ConfigForm, Image, Keyring, Registries, SecretIdentity, download};
+use kubelet::image::{ConfigForm, Image, Keyring, Registries, SecretIdentity, SignaturePolicy, download};
 use machinery_env::Env;
 
 use super::Failure;
@@ -23,6 +23,9 @@ pub(crate) struct Access {
     /// How registries are reached: mirrors, private CAs, plain HTTP, accounts (docs/operations.md, "Registries")
     #[arg(long, env = "CORACLE_REGISTRIES", value_name = "FILE")]
     pub(crate) registries: Option<PathBuf>,
+    /// Which images have to be signed, and by which keys (docs/operations.md, "Signatures")
+    #[arg(long, env = "CORACLE_SIGNATURE_POLICY", value_name = "FILE")]
+    pub(crate) signature_policy: Option<PathBuf>,
     /// Folder whose config.json has accounts of registries [default: ~/.docker]
     #[arg(long, env = "DOCKER_CONFIG", value_name = "DIR")]
     pub(crate) docker_config: Option<PathBuf>,
@@ -62,6 +65,10 @@ pub(super) fn fetch(reference: &str, access: &Access, common: &Common) -> anyhow
         None => Registries::default(),
     };
     let registries = registries.beside_proxies(proxies());
+    let policy = match &access.signature_policy {
+        Some(path) => SignaturePolicy::read(path).context("--signature-policy")?,
+        None => SignaturePolicy::default(),
+    };
     let built_in = match reference.starts_with(BUILT_IN) {
         true => Some(local::registry(&DataDir::of(common)?)?),
         false => None,
@@ -71,7 +78,8 @@ pub(super) fn fetch(reference: &str, access: &Access, common: &Common) -> anyhow
     let folder = tempfile::tempdir().context("cannot make a folder for what is pulled")?;
     let progress = Progress::new();
     progress.doing(&format!("pulling {reference}"));
-    let pulled = runtime.block_on(download(reference, &keyring, (registries, built_in), folder.path(), Env::real()))?;
+    let sources = (registries, built_in, policy);
+    let pulled = runtime.block_on(download(reference, &keyring, sources, folder.path(), Env::real()))?;
     progress.done();
     let module = std::fs::read(&pulled.module).context("cannot read what was pulled")?;
     Ok((pulled.image, module))

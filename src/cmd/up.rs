@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
-use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries};
+use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use machinery_env::Env;
 use scheduler::plugins::ScoringStrategy;
@@ -93,6 +93,9 @@ pub(crate) struct Up {
     /// How registries are reached: mirrors, private CAs, plain HTTP, the node's accounts (docs/operations.md, "Registries")
     #[arg(long, env = "CORACLE_REGISTRIES", value_name = "FILE")]
     pub(crate) registries: Option<PathBuf>,
+    /// Which images have to be signed, and by which keys, as containers-policy.json(5) has it (docs/operations.md, "Signatures")
+    #[arg(long, env = "CORACLE_SIGNATURE_POLICY", value_name = "FILE")]
+    pub(crate) signature_policy: Option<PathBuf>,
     /// CredentialProviderConfig, a file or a folder of them: programs that are asked for credentials of images (docs/operations.md, "Credential providers")
     #[arg(
         long,
@@ -188,6 +191,11 @@ impl Up {
                     None => Registries::default(),
                 },
                 registries_file: self.registries.clone(),
+                signature_policy: match &self.signature_policy {
+                    Some(path) => SignaturePolicy::read(path).context("--signature-policy")?,
+                    None => SignaturePolicy::default(),
+                },
+                signature_policy_file: self.signature_policy.clone(),
                 credential_providers: self.credential_providers()?,
                 parallel_pulls: self.max_parallel_image_pulls as usize,
             },

@@ -71,6 +71,7 @@ pub(super) fn images(
         file_dirs: config.file_images.clone(),
         parallel_pulls: config.parallel_pulls,
         credential_providers: config.credential_providers.clone(),
+        signature_policy: config.signature_policy.clone(),
     };
     Ok(Arc::new(Images::open(Arc::new(engine.clone()), env.clone(), blobs.clone(), images)?))
 }
@@ -94,10 +95,11 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     });
     let state = keyvalue_collector(ground, &parts);
     let registries = ground.config.nodes.registries_file.clone().map(|file| Ok(registries(ground, &parts, file)));
+    let signatures = ground.config.nodes.signature_policy_file.clone().map(|file| Ok(signatures(ground, &parts, file)));
     let nodes = 1..=ground.config.nodes.count;
     let nodes = nodes.zip(&ground.shutdowns);
     let nodes = nodes.map(|(number, end)| node(ground, &parts, format!("coracle-{number}"), end.clone()));
-    [Ok(collector), Ok(state)].into_iter().chain(registries).chain(nodes).collect()
+    [Ok(collector), Ok(state)].into_iter().chain(registries).chain(signatures).chain(nodes).collect()
 }
 
 /// Keeps the registries as their file has them.
@@ -105,6 +107,15 @@ fn registries(ground: &Ground, parts: &NodeParts, file: PathBuf) -> Component {
     let (parts, stop) = (parts.clone(), ground.stop.components.clone());
     Component::new("registries", async move {
         kubelet::node::follow_registries(parts, file, crate::config::proxies(), stop).await;
+        Ok(())
+    })
+}
+
+/// The same of the signature policy.
+fn signatures(ground: &Ground, parts: &NodeParts, file: PathBuf) -> Component {
+    let (parts, stop) = (parts.clone(), ground.stop.components.clone());
+    Component::new("signature policy", async move {
+        kubelet::node::follow_signature_policy(parts, file, stop).await;
         Ok(())
     })
 }

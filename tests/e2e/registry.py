@@ -1,6 +1,7 @@
-"""registry.py MODULE CERTIFICATE KEY LOG: a registry of others on two ports of 127.0.0.1, TLS and plain, that it prints. What a repository
+"""registry.py MODULE CERTIFICATE KEY LOG [KEYS]: a registry of others on two ports of 127.0.0.1, TLS and plain, that it prints. What a repository
 is called says how it behaves: its first part is the layout, `private` and `token` ask for user `robot`, `evil-…` are hostile.
-Each request is a line of LOG: scheme, path, and which account it showed."""
+Each request is a line of LOG: scheme, path, and which account it showed.
+What `signed` is in the name of has a signature as cosign writes them, by openssl with KEYS/good.pem (`-wrong`: KEYS/wrong.pem)."""
 import base64
 import gzip
 import hashlib
@@ -8,6 +9,7 @@ import http.server
 import io
 import json
 import ssl
+import subprocess
 import sys
 import tarfile
 import threading
@@ -55,6 +57,27 @@ def zstd(data):
     return b"\x28\xb5\x2f\xfd\xa0" + len(data).to_bytes(4, "little") + b"".join(head + block for head, block in zip(heads, blocks))
 
 
+SIGNED = ["signed", "private-signed", "signed-wrong", "signed-other", "signed-endless", "signed-huge", "signed-many", "signed-broken", "unsigned"]
+SIGNATURE = "application/vnd.dev.cosign.simplesigning.v1+json"
+
+
+def signatures(name, repository):
+    """The manifest of the tag `sha256-DIGEST.sig`."""
+    digest = "sha256:" + hashlib.sha256(LAYOUTS["cncf" if name == "signed-other" else name]).hexdigest()
+    payload = {"critical": {"identity": {"docker-reference": repository}, "image": {"docker-manifest-digest": digest},
+                            "type": "cosign container image signature"}, "optional": None}
+    if name == "signed-endless":
+        layer = {"mediaType": SIGNATURE, "digest": "sha256:" + "0" * 64, "size": 200, "annotations": {"dev.cosignproject.cosign/signature": "AAAA"}}
+        return json.dumps(manifest(document({}, IMAGE), [layer])).encode()
+    data = json.dumps(payload).encode()
+    key = f"{sys.argv[5]}/{'wrong' if name == 'signed-wrong' else 'good'}.pem"
+    made = subprocess.run(["openssl", "dgst", "-sha256", "-sign", key], input=data, stdout=subprocess.PIPE, check=True).stdout
+    good = blob(data, SIGNATURE, annotations={"dev.cosignproject.cosign/signature": base64.b64encode(made).decode()})
+    bad = {**good, "annotations": {"dev.cosignproject.cosign/signature": base64.b64encode(b"no").decode()}}
+    layers = {"signed": [bad, good], "signed-many": [bad] * 1000 + [good], "signed-broken": [{**good, "digest": "x", "annotations": 1}]}.get(name, [good])
+    return json.dumps(manifest(document({}, IMAGE), layers)).encode()
+
+
 def layouts(module):
     wasm = blob(module, "application/wasm")
     cncf = manifest(document({"os": "wasip2", "architecture": "wasm"}, "application/vnd.wasm.config.v0+json"), [wasm])
@@ -83,6 +106,8 @@ def layouts(module):
     spin = manifest(document(locked, kind), [{**wasm, "mediaType": "application/vnd.wasm.content.layer.v1+wasm"}])
     wash = manifest(document({}, "application/vnd.wasmcloud.actor.archive.config"), [{**wasm, "mediaType": "application/vnd.module.wasm.content.layer.v1+wasm"}])
     named = {"cncf": cncf, "scratch": scratch, "compat": compat, "linux": linux, "index": index, "spin": spin, "wash": wash, "zstd": packed,
+             **{name: manifest(cncf["config"], [wasm], annotations={"variant": name}) for name in SIGNED},
+             "signed-index": {**index, "annotations": {"variant": "signed"}}, "signed-data": {**data, "annotations": {"variant": "signed"}},
              "data": data, "private-data": data, "artifact": artifact, "evil-escape": escape, "evil-drip": drip}
     return {name: json.dumps(value).encode() for name, value in named.items()}
 
@@ -132,6 +157,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         own = f"{scheme}://{self.headers['Host']}"
         if url.path == "/token":
             return self.answer(200, json.dumps({"token": TOKEN}).encode()) if who == BASIC else self.answer(401)
+        if url.path == "/v2/":
+            return self.answer(200)
         parts = url.path.removeprefix("/v2/").split("/")
         name, what, reference = parts[0], parts[-2], parts[-1]
         if name.startswith("private") and who != BASIC:
@@ -150,6 +177,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return threading.Event().wait(600)
             if name == "evil-manifest":
                 return self.endless(b" " * 65536)
+            if reference.endswith(".sig"):
+                if "signed" not in name or name == "unsigned" or reference != f"sha256-{hashlib.sha256(LAYOUTS[name]).hexdigest()}.sig":
+                    return self.answer(404)
+                if name == "signed-huge":
+                    return self.endless(b" " * 65536)
+                return self.answer(200, signatures(name, f"{self.headers['Host']}/{'/'.join(parts[:-2])}"), Content_Type=MANIFEST)
             data = BLOBS.get(reference) or LAYOUTS.get(name) or foreign(f"{scheme} {name}")
             return self.answer(200, data, Content_Type=json.loads(data).get("mediaType", MANIFEST))
         if name == "evil-redirect":
@@ -160,7 +193,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.drip()
         if name == "evil-digest":
             return self.answer(200, BLOBS[reference][::-1])
-        if name == "evil-blob":
+        if name == "evil-blob" or name == "signed-endless" and reference == "sha256:" + "0" * 64:
             return self.endless(b"\0" * 65536)
         return self.answer(200, BLOBS[reference]) if reference in BLOBS else self.answer(404)
 

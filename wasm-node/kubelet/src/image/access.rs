@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::keyring::{SecretIdentity, TrackedCredential};
+use super::signatures::Rule;
 
 /// Secrets that are remembered of one image; upstream's bound of what is written while it only looks.
 const SECRETS_MAX: usize = 100;
@@ -23,6 +24,38 @@ pub(super) struct Access {
 struct Granted {
     secret: SecretIdentity,
     hash: String,
+}
+
+/// Why an image may be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Trust {
+    /// By whom. Older records are of images that were free to all.
+    #[serde(default = "Access::of_everybody")]
+    access: Access,
+    /// The rule of the signature policy that it was last found to meet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    verified: Option<String>,
+}
+
+impl Trust {
+    pub(super) fn new(access: Access, rule: Option<&Rule>) -> Self {
+        Self { access, verified: rule.map(|rule| rule.id().to_owned()) }
+    }
+
+    /// Whether a pod with these credentials may use the image.
+    pub(super) fn admits(&self, credentials: &[TrackedCredential]) -> bool {
+        self.access.admits(credentials)
+    }
+
+    /// Whether it is known to meet a rule.
+    pub(super) fn meets(&self, rule: &Rule) -> bool {
+        self.verified.as_deref() == Some(rule.id())
+    }
+
+    /// With what was found of the same image now. What was verified stays so: a signature holds for ever.
+    pub(super) fn with(self, other: Self) -> Self {
+        Self { access: self.access.with(other.access), verified: other.verified.or(self.verified) }
+    }
 }
 
 impl Access {

@@ -77,6 +77,14 @@ pub enum ImageError {
     /// One error for each credential that was tried.
     #[error("[{}]", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     Several(Vec<ImageError>),
+    /// The node's signature policy doesn't take it, in upstream's words.
+    #[error("image pull failed for {image} because the signature validation failed: {why}")]
+    Signature {
+        /// As in the spec.
+        image: String,
+        /// What is missing, and what to do.
+        why: String,
+    },
     /// It could not be kept.
     #[error("keeping {image}: {source}")]
     Blob {
@@ -103,6 +111,7 @@ impl ImageError {
             Self::InvalidName { .. } => "InvalidImageName",
             Self::NeverPull { .. } => "ErrImageNeverPull",
             Self::Unavailable { .. } => "RegistryUnavailable",
+            Self::Signature { .. } => "SignatureValidationFailed",
             _ => "ErrImagePull",
         }
     }

@@ -10,6 +10,7 @@ use super::layers::{self, ExtractError, Keep, Modules};
 use super::manifest::{Descriptor, Layer, Plan, Refusal, plan};
 use super::pull::{Image, basename, on_disk};
 use super::session::{MANIFEST_BYTES_MAX, RemoteError, Session};
+use super::signatures::{self, Rule, Unproven};
 use super::spin;
 use super::volume_manifest::{self, VolumePlan, own_architecture};
 use machinery_env::Env;
@@ -29,6 +30,8 @@ const RATE_GRACE: Duration = Duration::from_secs(30);
 pub(super) enum FetchError {
     /// Another endpoint or another credential may.
     Remote(RemoteError),
+    /// Another endpoint may have its signatures, too.
+    Unsigned(String),
     /// Nobody else would.
     Final(ImageError),
 }
@@ -88,6 +91,8 @@ pub(super) struct Fetch<'a> {
     pub(super) reference: &'a Reference,
     /// The normalized name.
     pub(super) key: &'a str,
+    /// What its signatures have to meet.
+    pub(super) rule: Option<&'a Rule>,
 }
 
 impl Fetch<'_> {
@@ -111,19 +116,37 @@ impl Fetch<'_> {
     /// Fetches everything that the image is made of.
     pub(super) async fn image(&self) -> Result<Image, FetchError> {
         let (mut bytes, manifest_digest) = self.first_manifest().await?;
+        let mut chain = vec![manifest_digest.clone()];
         for _ in 0..=INDEX_DEPTH_MAX {
             match plan(&bytes).map_err(|refusal| self.refused(refusal))? {
-                Plan::Child(child) => {
-                    self.check(&child, MANIFEST_BYTES_MAX)?;
-                    (bytes, _) = self.origin.manifest(&child.digest).await?;
-                }
+                Plan::Child(child) => bytes = self.child(&child, &mut chain).await?,
                 plan => {
+                    self.verify(&chain).await?;
                     let image = self.planned(plan, &manifest_digest).await?;
                     return self.with_manifest(image, bytes).await;
                 }
             }
         }
         Err(self.refused(Refusal::Malformed("indexes lie in indexes too deep".into())))
+    }
+
+    /// A manifest that an index names, whose digest goes to the end of `chain`.
+    async fn child(&self, child: &Descriptor, chain: &mut Vec<String>) -> Result<Vec<u8>, FetchError> {
+        self.check(child, MANIFEST_BYTES_MAX)?;
+        let (bytes, digest) = self.origin.manifest(&child.digest).await?;
+        chain.push(digest);
+        Ok(bytes)
+    }
+
+    /// Before anything that its manifest names is fetched. What a person brings in has no signatures: the rule is asked when
+    /// a pod wants it.
+    async fn verify(&self, chain: &[String]) -> Result<(), FetchError> {
+        let (Some(rule), Origin::Registry(session)) = (self.rule, self.origin) else { return Ok(()) };
+        let verified = signatures::verify(session, rule, self.reference, chain).await;
+        verified.map_err(|unproven| match unproven {
+            Unproven::Unavailable(error) => FetchError::Remote(error),
+            Unproven::Refused(why) => FetchError::Unsigned(why),
+        })
     }
 
     async fn planned(&self, plan: Plan, manifest_digest: &str) -> Result<Image, FetchError> {
@@ -169,13 +192,12 @@ impl Fetch<'_> {
     /// Fetches everything that a volume of it is made of.
     pub(super) async fn volume(&self) -> Result<Image, FetchError> {
         let (mut bytes, manifest_digest) = self.first_manifest().await?;
+        let mut chain = vec![manifest_digest.clone()];
         for _ in 0..=INDEX_DEPTH_MAX {
             match volume_manifest::plan(&bytes, own_architecture()).map_err(|refusal| self.refused(refusal))? {
-                VolumePlan::Child(child) => {
-                    self.check(&child, MANIFEST_BYTES_MAX)?;
-                    (bytes, _) = self.origin.manifest(&child.digest).await?;
-                }
+                VolumePlan::Child(child) => bytes = self.child(&child, &mut chain).await?,
                 VolumePlan::Layers { config, layers: planned } => {
+                    self.verify(&chain).await?;
                     self.blob(&config, MANIFEST_BYTES_MAX).await?;
                     let mut layers = Vec::new();
                     for (descriptor, layer) in planned {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::access::Access;
+use super::access::{Access, Trust};
 use super::archive::{self, ArchiveError};
 use super::error::ImageError;
 use super::fetch::{Fetch, FetchError, Origin};
@@ -197,10 +197,11 @@ impl Images {
         let name = reference.to_string();
         let origin = Origin::Archive { root: digest, documents };
         let (blobs, env) = (&self.blobs, &self.env);
-        let fetch = Fetch { blobs, pins, env, origin, reference, key: &name };
+        let fetch = Fetch { blobs, pins, env, origin, reference, key: &name, rule: None };
         let failed = |error: FetchError| match error {
             FetchError::Final(error) => Unmanaged::from(error),
             FetchError::Remote(error) => Unmanaged::Bad(format!("{name}: in the archive: {error}")),
+            FetchError::Unsigned(why) => Unmanaged::Bad(why),
         };
         let (image, purpose) = match fetch.image().await {
             Ok(image) => (image, Purpose::Module),
@@ -216,7 +217,8 @@ impl Images {
             let compiled = self.runtime.compile(&image.module, &path, Metering::Epochs, "").await;
             compiled.map_err(|error| Unmanaged::Bad(format!("{name}: {error}")))?;
         }
-        self.remember(image, Access::of_everybody()).map_err(|error| Unmanaged::Disk(error.to_string()))
+        self.remember(image, Trust::new(Access::of_everybody(), None))
+            .map_err(|error| Unmanaged::Disk(error.to_string()))
     }
 
     /// What is to be taken out: it stays as long as it is held.

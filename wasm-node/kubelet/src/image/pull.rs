@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::access::Access;
+use super::access::{Access, Trust};
 use super::error::ImageError;
 use super::keyring::Keyring;
 use super::providers::{CredentialProviders, Providers};
 use super::registries::Registries;
 use super::remote::Remote;
+use super::signatures::{Rule, SignaturePolicy};
 use super::source::{Source, repository};
 use super::toolbox::Toolbox;
 use super::turns::{PARALLEL_PULLS_DEFAULT, Turns};
@@ -126,13 +127,21 @@ pub struct ImagesConfig {
     pub parallel_pulls: usize,
     /// Who is asked for credentials of the node.
     pub credential_providers: CredentialProviders,
+    /// Which images have to be signed.
+    pub signature_policy: SignaturePolicy,
 }
 
 impl Default for ImagesConfig {
     fn default() -> Self {
         let (registries, file_dirs) = (Registries::default(), Vec::new());
-        let credential_providers = CredentialProviders::default();
-        Self { built_in: None, registries, file_dirs, parallel_pulls: PARALLEL_PULLS_DEFAULT, credential_providers }
+        Self {
+            built_in: None,
+            registries,
+            file_dirs,
+            parallel_pulls: PARALLEL_PULLS_DEFAULT,
+            credential_providers: CredentialProviders::default(),
+            signature_policy: SignaturePolicy::default(),
+        }
     }
 }
 
@@ -150,16 +159,15 @@ pub struct Pulled {
 struct Record {
     #[serde(flatten)]
     image: Image,
-    /// Older records are of images that were free to all.
-    #[serde(default = "Access::of_everybody")]
-    access: Access,
+    #[serde(flatten)]
+    trust: Trust,
 }
 
 /// An image as it is known. That somebody else holds the `Arc` is what keeps it: a pod's worker has it from the moment
 /// in which it is decided that the image is there until nothing of the pod is left, so that no list of users can lie.
 pub(super) struct Known {
     pub(super) image: Arc<Image>,
-    access: Access,
+    trust: Trust,
     pub(super) detected_at: Duration,
     pub(super) used_at: Duration,
 }
@@ -212,9 +220,9 @@ impl Images {
             let path = entry.map_err(io)?.path();
             let record = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
             match record {
-                Some(Record { image, access }) if image.is_whole(&blobs) => {
+                Some(Record { image, trust }) if image.is_whole(&blobs) => {
                     let (key, image) = (image.key(), Arc::new(image));
-                    known.by_name.insert(key, Known { image, access, detected_at: now, used_at: now });
+                    known.by_name.insert(key, Known { image, trust, detected_at: now, used_at: now });
                 }
                 // A record without its module, or of another form: pulled again when it is wanted.
                 _ => {
@@ -225,7 +233,7 @@ impl Images {
         let file_dirs = config.file_dirs.iter().filter_map(|dir| dir.canonicalize().ok()).collect();
         let remote = Remote::new(config.registries, config.built_in);
         let providers = Providers::new(config.credential_providers, &env);
-        let source = Source::new(remote, blobs.clone(), env.clone());
+        let source = Source::new(remote, config.signature_policy, blobs.clone(), env.clone());
         let (known, flights, turns) = (Mutex::new(known), Flights::default(), Turns::new(config.parallel_pulls));
         let trees = Arc::new(Trees::open(blobs.folder("trees").map_err(io)?).map_err(io)?);
         let toolbox = Toolbox::default();
@@ -241,6 +249,27 @@ impl Images {
     #[must_use]
     pub fn registries(&self) -> Registries {
         self.source.remote().registries.clone()
+    }
+
+    /// Pods that begin from here on get images by this policy.
+    pub fn configure_signatures(&self, policy: SignaturePolicy) {
+        *self.source.policy() = policy;
+    }
+
+    /// The policy that images are taken by.
+    #[must_use]
+    pub fn signature_policy(&self) -> SignaturePolicy {
+        self.source.policy().clone()
+    }
+
+    /// What an image has to meet, where that can be met at all.
+    fn rule(&self, image: &str, name: &ImageName) -> Result<Option<Arc<Rule>>, ImageError> {
+        let rule = self.source.policy().rule(name);
+        let refused = rule.as_ref().and_then(|rule| rule.refuses(name));
+        match refused {
+            Some(why) => Err(ImageError::Signature { image: image.to_owned(), why }),
+            None => Ok(rule),
+        }
     }
 
     pub(super) fn parse(image: &str) -> Result<ImageName, ImageError> {
@@ -262,11 +291,16 @@ impl Images {
         let credentials = keyring.lookup(&repository(&reference));
         let mut known = self.known();
         let known = known.by_name.get_mut(&key(&reference.to_string(), purpose));
-        let known = known.filter(|known| known.access.admits(&credentials));
+        let known = known.filter(|known| known.trust.admits(&credentials));
         Ok(known.map(|known| {
             known.used_at = self.env.elapsed();
             known.image.clone()
         }))
+    }
+
+    /// Whether an image that is there is known to meet a rule.
+    fn meets(&self, image: &Image, rule: &Rule) -> bool {
+        self.known().by_name.get(&image.key()).is_some_and(|known| *known.image == *image && known.trust.meets(rule))
     }
 
     /// What `policy` makes of a name: the image that is there and may be used with these credentials (KEP-2535), or none
@@ -280,7 +314,18 @@ impl Images {
         policy: PullPolicy,
         keyring: &Keyring,
     ) -> Result<Option<Arc<Image>>, ImageError> {
+        let rule = self.rule(image, &Self::parse(image)?)?;
         let present = self.present(image, purpose, keyring)?;
+        // What came before the policy was as it is now, or from an archive, is pulled again: then its signatures are looked at.
+        let unmet = present.as_ref().zip(rule).filter(|(image, rule)| !self.meets(image, rule));
+        let present = match (policy, unmet) {
+            (PullPolicy::Never, Some((found, rule))) => {
+                let why = rule.unverified(&found.image_id);
+                return Err(ImageError::Signature { image: image.to_owned(), why });
+            }
+            (_, Some(_)) => None,
+            (_, None) => present,
+        };
         match (policy, present) {
             (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => Ok(None),
             (_, Some(image)) => Ok(Some(image)),
@@ -302,6 +347,7 @@ impl Images {
         namespace: &str,
     ) -> Result<Pulled, ImageError> {
         let name = Self::parse(image)?;
+        self.rule(image, &name)?;
         let key = match &name {
             ImageName::Registry(reference) => reference.to_string(),
             ImageName::File(path) => format!("file://{}", path.display()),
@@ -316,11 +362,11 @@ impl Images {
         let began = self.env.elapsed();
         // Until a record refers to them.
         let pins = Arc::new(self.blobs.pins());
-        let (pulled, access) = match &name {
+        let (pulled, trust) = match &name {
             ImageName::Registry(reference) => {
                 self.fetch((image, &key, Purpose::Module), reference, keyring, &pins).await?
             }
-            ImageName::File(path) => (self.import(&key, path, &pins).await?, Access::of_everybody()),
+            ImageName::File(path) => (self.import(&key, path, &pins).await?, Trust::new(Access::of_everybody(), None)),
         };
         // Compiling has a bound of its own: a module that takes long keeps nobody from pulling what is compiled already.
         drop(turn);
@@ -328,7 +374,7 @@ impl Images {
         let path = self.blobs.path(&pulled.module).map_err(|source| ImageError::Blob { image: key.clone(), source })?;
         self.runtime.compile(&pulled.module, &path, metering, namespace).await.map_err(module)?;
         let took = self.env.elapsed().saturating_sub(began);
-        let kept = self.remember(pulled, access);
+        let kept = self.remember(pulled, trust);
         let image = kept.map_err(|source| ImageError::Blob { image: key.clone(), source: source.into() })?;
         Ok(Pulled { image, took })
     }
@@ -356,7 +402,7 @@ impl Images {
         reference: &Reference,
         keyring: &Keyring,
         pins: &Arc<Pins>,
-    ) -> Result<(Image, Access), ImageError> {
+    ) -> Result<(Image, Trust), ImageError> {
         let fetched = self.source.fetch((image, key, purpose), reference, keyring, pins);
         tokio::time::timeout(PULL_TIME_MAX, fetched).await.unwrap_or_else(|_| {
             let why = format!("not finished within {} s", PULL_TIME_MAX.as_secs());
@@ -410,34 +456,34 @@ impl Images {
     }
 
     /// Keeps a pulled image under its name. Who calls has the name's flight.
-    pub(super) fn remember(&self, image: Image, access: Access) -> std::io::Result<Arc<Image>> {
+    pub(super) fn remember(&self, image: Image, trust: Trust) -> std::io::Result<Arc<Image>> {
         let now = self.env.elapsed();
         let before = {
             let mut known = self.known();
             let before = known.by_name.get_mut(&image.key()).filter(|known| *known.image == image);
             before.map(|known| {
                 known.used_at = now;
-                (known.image.clone(), known.access.clone())
+                (known.image.clone(), known.trust.clone())
             })
         };
         let record = self.record(&image.key());
         if let Some((kept, before)) = before {
             // The same image again: whoever could use it still can.
-            let access = before.clone().with(access);
-            if access != before {
-                write_durably(&record, &serde_json::to_vec(&Record { image, access: access.clone() })?)?;
+            let trust = before.clone().with(trust);
+            if trust != before {
+                write_durably(&record, &serde_json::to_vec(&Record { image, trust: trust.clone() })?)?;
                 if let Some(known) = self.known().by_name.get_mut(&kept.key()) {
-                    known.access = access;
+                    known.trust = trust;
                 }
             }
             return Ok(kept);
         }
-        let written = Record { image, access };
+        let written = Record { image, trust };
         write_durably(&record, &serde_json::to_vec(&written)?)?;
-        let Record { image, access } = written;
+        let Record { image, trust } = written;
         let image = Arc::new(image);
         let mut known = self.known();
-        let fresh = Known { image: image.clone(), access, detected_at: now, used_at: now };
+        let fresh = Known { image: image.clone(), trust, detected_at: now, used_at: now };
         if let Some(before) = known.by_name.insert(image.key(), fresh) {
             known.replaced.push(Arc::downgrade(&before.image));
         }

@@ -130,6 +130,15 @@ impl<'a> Session<'a> {
         self.get(url, "*/*").await
     }
 
+    /// A small blob, whole and as its digest has it.
+    pub(crate) async fn small_blob(&self, name: &str, max_bytes: u64, what: &str) -> Result<Vec<u8>, RemoteError> {
+        let bytes = body(self.blob(name).await?, max_bytes, what).await?;
+        if digest(&bytes) != name {
+            return Err(RemoteError::Failed(format!("{what} is another blob than its manifest names")));
+        }
+        Ok(bytes)
+    }
+
     fn url(&self, what: &str, name: &str) -> Result<Url, RemoteError> {
         let mut url = self.base.join(&format!("{what}/{name}")).map_err(|_| HostError::Form)?;
         if let Some(registry) = &self.stands_for {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::access::Access;
+use super::access::{Access, Trust};
 use super::error::ImageError;
 use super::fetch::{Fetch, FetchError, Origin};
 use super::keyring::{Credential, Keyring, TrackedCredential};
@@ -11,15 +11,18 @@ use super::pull::{Image, Purpose, RegistryAccess};
 use super::registries::{Endpoint, Registries};
 use super::remote::Remote;
 use super::session::{RemoteError, Session};
+use super::signatures::SignaturePolicy;
 use machinery_env::Env;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobStore, Pins};
-use oci_registry::reference::{BUILT_IN_REGISTRY, Reference};
+use oci_registry::reference::{BUILT_IN_REGISTRY, ImageName, Reference};
 
 /// The registries of this node, and where what comes from them is kept.
 pub(super) struct Source {
     /// As the node's file has it now; a pull goes on with what it began with.
     remote: Mutex<Arc<Remote>>,
+    /// The same of the file that says which images have to be signed.
+    policy: Mutex<SignaturePolicy>,
     pub(super) blobs: Arc<BlobStore>,
     pub(super) env: Env,
 }
@@ -40,7 +43,7 @@ pub struct Downloaded {
 pub async fn download(
     image: &str,
     keyring: &Keyring,
-    (registries, built_in): (Registries, Option<RegistryAccess>),
+    (registries, built_in, policy): (Registries, Option<RegistryAccess>, SignaturePolicy),
     folder: &Path,
     env: Env,
 ) -> Result<Downloaded, ImageError> {
@@ -48,7 +51,7 @@ pub async fn download(
     let reference = Reference::parse(image).map_err(invalid)?;
     let unkept = |source| ImageError::Blob { image: image.to_owned(), source };
     let blobs = Arc::new(BlobStore::open(folder).map_err(|error| unkept(error.into()))?);
-    let source = Source::new(Remote::new(registries, built_in), blobs.clone(), env);
+    let source = Source::new(Remote::new(registries, built_in), policy, blobs.clone(), env);
     let pins = Arc::new(blobs.pins());
     let (found, _) = source.fetch((image, &reference.to_string(), Purpose::Module), &reference, keyring, &pins).await?;
     let module = blobs.path(&found.module).map_err(unkept)?;
@@ -56,8 +59,12 @@ pub async fn download(
 }
 
 impl Source {
-    pub(super) fn new(remote: Remote, blobs: Arc<BlobStore>, env: Env) -> Self {
-        Self { remote: Mutex::new(Arc::new(remote)), blobs, env }
+    pub(super) fn new(remote: Remote, policy: SignaturePolicy, blobs: Arc<BlobStore>, env: Env) -> Self {
+        Self { remote: Mutex::new(Arc::new(remote)), policy: Mutex::new(policy), blobs, env }
+    }
+
+    pub(super) fn policy(&self) -> std::sync::MutexGuard<'_, SignaturePolicy> {
+        self.policy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn remote(&self) -> Arc<Remote> {
@@ -77,9 +84,10 @@ impl Source {
         reference: &Reference,
         keyring: &Keyring,
         pins: &Arc<Pins>,
-    ) -> Result<(Image, Access), ImageError> {
+    ) -> Result<(Image, Trust), ImageError> {
         let mut refused = Vec::new();
         let remote = self.remote();
+        let rule = self.policy().rule(&ImageName::Registry(reference.clone()));
         for Way { endpoint, credentials } in ways(&remote, reference, keyring)? {
             // What a mirror says counts as long as nobody after it says anything.
             refused.clear();
@@ -90,7 +98,8 @@ impl Source {
                 let fetched = match &session {
                     Ok(session) => {
                         let (blobs, env) = (&self.blobs, &self.env);
-                        let fetch = Fetch { blobs, pins, env, origin: Origin::Registry(session), reference, key };
+                        let (origin, rule) = (Origin::Registry(session), rule.as_deref());
+                        let fetch = Fetch { blobs, pins, env, origin, reference, key, rule };
                         match purpose {
                             Purpose::Module => fetch.image().await,
                             Purpose::Volume => fetch.volume().await,
@@ -101,9 +110,15 @@ impl Source {
                 match fetched {
                     Ok(found) => {
                         let used = session.is_ok_and(|session| session.used_credential());
-                        return Ok((found, Access::by(credential.as_ref().filter(|_| used))));
+                        let access = Access::by(credential.as_ref().filter(|_| used));
+                        return Ok((found, Trust::new(access, rule.as_deref())));
                     }
                     Err(FetchError::Final(error)) => return Err(error),
+                    Err(FetchError::Unsigned(why)) => {
+                        // Another account would see the same.
+                        refused = vec![ImageError::Signature { image: image.to_owned(), why }];
+                        break;
+                    }
                     Err(FetchError::Remote(error)) => {
                         tracing::debug!(image = key, endpoint = endpoint.authority, %error, "not pulled from there");
                         refused.push(remote_error((image, key), reference, error));

@@ -101,8 +101,8 @@ impl Images {
         let turn = self.turns.take(namespace).await;
         let began = self.env.elapsed();
         let pins = Arc::new(self.blobs.pins());
-        let (pulled, access) = self.fetch((image, &name, Purpose::Volume), &reference, keyring, &pins).await?;
-        let kept = self.remember(pulled, access);
+        let (pulled, trust) = self.fetch((image, &name, Purpose::Volume), &reference, keyring, &pins).await?;
+        let kept = self.remember(pulled, trust);
         let image = kept.map_err(|source| ImageError::Blob { image: name, source: source.into() })?;
         self.tree(&image).await?;
         drop(turn);

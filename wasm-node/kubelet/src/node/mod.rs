@@ -5,6 +5,7 @@
 
 mod collect;
 mod eviction;
+mod followed;
 mod heartbeat;
 #[cfg(test)]
 mod hooks;
@@ -15,7 +16,6 @@ mod life;
 mod played;
 mod pods;
 mod register;
-mod registries;
 #[cfg(test)]
 mod several;
 mod shutdown;
@@ -49,8 +49,8 @@ use crate::volume::memory::MemoryFolder;
 pub use crate::pod::shared::{NodeParts, Notice};
 pub use crate::pod::shutdown::{Shutdown, ShutdownGrace};
 pub use collect::collect;
+pub use followed::{follow_registries, follow_signature_policy};
 pub use register::{Capacity, KUBELET_VERSION, MAX_PODS_DEFAULT};
-pub use registries::follow_registries;
 
 /// What is one node's own.
 #[derive(Debug, Clone)]
