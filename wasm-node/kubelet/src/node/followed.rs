@@ -39,13 +39,16 @@ fn judge<T: PartialEq>(now: &T, read: Result<T, String>, told: &mut Option<Strin
     }
 }
 
+/// Reads a file; an error is what to say of it.
+type Read<T> = dyn Fn(&Path) -> Result<T, String> + Send + Sync;
+
 /// A file, and what it is to the images.
 struct Followed<T> {
     path: PathBuf,
     /// What it is called, and the event that says that it can't be used.
     what: &'static str,
     reason: &'static str,
-    read: Box<dyn Fn(&Path) -> Result<T, String> + Send + Sync>,
+    read: Box<Read<T>>,
     now: fn(&Images) -> T,
     configure: fn(&Images, T),
 }
