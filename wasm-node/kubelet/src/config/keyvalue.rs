@@ -6,17 +6,27 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 use runtime_api::{Grants, KeyvalueOwner, Runtime};
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 /// How often it is asked whether the namespaces of what is kept are still there: one small request for each of them.
 const INTERVAL: Duration = Duration::from_secs(20);
 
-/// Whose a container has, where that is granted: its namespace's, as that is now.
+/// Whose a container has, where that is granted: its namespace's, which is the same for as long as a pod is in it. `known` is what
+/// its pod was told before.
 ///
 /// # Errors
 /// The API doesn't say, or knows none.
-pub async fn granted(grants: &Grants, client: &Client, namespace: &str) -> Result<Option<KeyvalueOwner>, String> {
-    if grants.contains("keyvalue") { owner(client, namespace).await.map(Some) } else { Ok(None) }
+pub async fn granted(
+    grants: &Grants,
+    client: &Client,
+    namespace: &str,
+    known: &OnceCell<KeyvalueOwner>,
+) -> Result<Option<KeyvalueOwner>, String> {
+    if !grants.contains("keyvalue") {
+        return Ok(None);
+    }
+    known.get_or_try_init(|| owner(client, namespace)).await.cloned().map(Some)
 }
 
 async fn owner(client: &Client, namespace: &str) -> Result<KeyvalueOwner, String> {

@@ -20,14 +20,21 @@ pub(crate) struct PullSecrets {
     pub(crate) missing: Vec<String>,
 }
 
+/// The Secrets that the pod names.
+pub(crate) fn named(pod: &Pod) -> impl Iterator<Item = (SourceKind, String)> {
+    let named = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+    named.filter(|named| !named.name.is_empty()).map(|named| (SourceKind::Secret, named.name.clone()))
+}
+
 /// Reads what the pod's `imagePullSecrets` name. Admission has put its ServiceAccount's there where it had none.
 pub(crate) async fn of(sources: &ConfigSourceManager, pod: &Pod) -> Result<PullSecrets, ImageError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let named = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
     // All at once: each is watched from here on, as long as one of them is held.
-    let held: Vec<_> = named
-        .filter(|named| !named.name.is_empty())
-        .map(|named| (named.name.clone(), sources.get(SourceKind::Secret, namespace, &named.name)))
+    let held: Vec<_> = named(pod)
+        .map(|(kind, name)| {
+            let source = sources.get(kind, namespace, &name);
+            (name, source)
+        })
         .collect();
     let mut found = PullSecrets::default();
     for (name, source) in held {

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::register::{self, Capacity, Health, Observation, Shortages, labels, node, pressed, status};
 use super::{NodeConfig, NodeReady};
+use crate::pod::node_facts::NodeFacts;
 
 /// Before a failed request is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -63,6 +64,8 @@ pub(super) struct NodeStatusManager {
     known: Option<Node>,
     /// The uid of the Node, for its Lease.
     uid: watch::Sender<Option<String>>,
+    /// What of the Node decides on pods.
+    facts: watch::Sender<NodeFacts>,
     /// The block of addresses that its pods have.
     cidr: Option<String>,
     reported: Option<Reported>,
@@ -99,6 +102,7 @@ impl NodeStatusManager {
             health: Health::default(),
             known: None,
             uid,
+            facts: watch::Sender::new(register::facts(config)),
             cidr: None,
             reported: None,
             mends_from: Duration::ZERO,
@@ -110,7 +114,19 @@ impl NodeStatusManager {
         ObjectKey::new("", self.config.name.clone())
     }
 
+    /// What pods see of the Node, as it is now.
+    pub(super) fn facts(&self) -> watch::Receiver<NodeFacts> {
+        self.facts.subscribe()
+    }
+
     fn learn(&mut self, node: Option<Node>) {
+        if let Some(facts) = node.as_ref().map(NodeFacts::of) {
+            self.facts.send_if_modified(|known| {
+                let new = *known != facts;
+                *known = facts;
+                new
+            });
+        }
         let uid = node.as_ref().and_then(|node| node.metadata.uid.clone());
         if uid.is_some() {
             self.uid.send_if_modified(|known| {

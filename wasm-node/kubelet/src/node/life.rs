@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::played::{Played, Watch, show};
-use super::{Addresses, Capacity, Local, Measurer, NodeConfig, NodeParts, PodViews, log, played, share};
+use super::{Addresses, Capacity, Local, Measurer, NodeConfig, NodeParts, PodViews, log, played, register, share};
 use crate::image::{Images, ImagesConfig};
 use crate::server::ServingTls;
 
@@ -41,6 +41,11 @@ pub(super) struct Cluster {
     silent: Vec<Watch>,
     /// What comes of a status that is written: none = it is taken.
     statuses: Option<Answer>,
+    /// Objects that are no pods, and in which list.
+    objects: Vec<(String, Value)>,
+    /// All statuses that were written, with their pod's name.
+    pub(super) written: Vec<(String, Value)>,
+    away: bool,
 }
 
 impl Cluster {
@@ -58,12 +63,24 @@ impl Played for Cluster {
     fn begin(&self, path: &str) -> (&'static str, Vec<Value>, u64) {
         match is_pods(path) {
             true => ("Pod", self.pods.values().cloned().collect(), self.version),
-            false => ("Service", Vec::new(), self.version),
+            false => {
+                let objects = self.objects.iter().filter(|(list, _)| list == path).map(|(_, object)| object.clone());
+                let kind = match path.rsplit('/').next() {
+                    Some("configmaps") => "ConfigMap",
+                    Some("secrets") => "Secret",
+                    _ => "Service",
+                };
+                (kind, objects.collect(), self.version)
+            }
         }
     }
 
     fn watched(&mut self, path: &str, watch: Watch) {
         if is_pods(path) { &mut self.watches } else { &mut self.silent }.push(watch);
+    }
+
+    fn away(&self) -> bool {
+        self.away
     }
 
     fn tell(&self) -> String {
@@ -85,10 +102,17 @@ impl Played for Cluster {
                 for (field, value) in body["status"].as_object().unwrap() {
                     let keep = |entry: &&Value| entry.get("$patch").is_none();
                     pod["status"][field] = match value.as_array() {
+                        // Merged by their type.
+                        Some(list) if field == "conditions" => {
+                            let there = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+                            let stays = |one: &Value| list.iter().all(|new| new["type"] != one["type"]);
+                            there.into_iter().filter(stays).chain(list.iter().filter(keep).cloned()).collect()
+                        }
                         Some(list) => list.iter().filter(keep).cloned().collect(),
                         None => value.clone(),
                     };
                 }
+                self.written.push((name, pod["status"].clone()));
                 (200, self.put(pod))
             }
             (&Method::DELETE, _) => {
@@ -130,12 +154,13 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) async fn start() -> Self {
-        Self::with_addresses("127.66.0.0/24").await
+        Self::with("127.66.0.0/24", Env::real()).await
     }
 
-    async fn with_addresses(cidr: &str) -> Self {
+    /// With that block of addresses.
+    pub(super) async fn with(cidr: &str, env: Env) -> Self {
         let (api, dir, stop) = (Api::default(), tempfile::tempdir().unwrap(), CancellationToken::new());
-        let (env, client, network) = (Env::real(), api.client(), PodNetwork::default());
+        let (client, network) = (api.client(), PodNetwork::default());
         let files = dir.path().join("files");
         std::fs::create_dir(&files).unwrap();
         let runtime = Arc::new(SimulatedRuntime::default());
@@ -170,7 +195,8 @@ impl Node {
             measurer: Measurer::start(env).unwrap(),
         };
         let (addresses, pods) = (Addresses::new(cidr).unwrap(), Arc::new(PodViews::default()));
-        let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), &stop));
+        let facts = tokio::sync::watch::channel(register::facts(&config)).1;
+        let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), facts, &stop));
         tokio::spawn(super::pods::run(shared));
         Self { api, network, stop, dir }
     }
@@ -180,6 +206,20 @@ impl Node {
         let module = self.dir.path().join("files").join(format!("{name}.wasm"));
         std::fs::write(&module, script).unwrap();
         format!("file://{}", module.display())
+    }
+
+    /// Puts an object into a list of that path.
+    pub(super) fn object(&self, list: &str, object: Value) {
+        self.api.with(|cluster| cluster.objects.push((list.to_owned(), object)));
+    }
+
+    /// The API server goes away, or comes back. Watches break.
+    pub(super) fn away(&self, away: bool) {
+        self.api.with(|cluster| {
+            cluster.away = away;
+            cluster.watches.clear();
+            cluster.silent.clear();
+        });
     }
 
     /// Binds a pod whose module is that script; what is given is put into its spec, but for its status.
@@ -336,7 +376,7 @@ async fn a_pod_whose_runtime_class_cannot_be_read_can_be_deleted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_waits_for_an_address_gets_the_next_one_that_comes_free() {
-    let node = Node::with_addresses("127.66.0.0/30").await;
+    let node = Node::with("127.66.0.0/30", Env::real()).await;
     for name in ["a", "b"] {
         node.run(name, "server status=204", &json!({}));
         node.until(name, "ready", is_ready).await;
@@ -347,4 +387,27 @@ async fn a_pod_that_waits_for_an_address_gets_the_next_one_that_comes_free() {
     node.delete("a").await;
     let status = node.until("c", "ready", is_ready).await;
     assert_eq!(status["podIP"], "127.66.0.1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_told_of_each_thing_that_it_lacks() {
+    let node = Node::with("127.66.0.0/30", Env::real()).await;
+    for name in ["a", "b"] {
+        node.run(name, "server status=204", &json!({}));
+        node.until(name, "ready", is_ready).await;
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ports = json!([{"containerPort": 80, "hostPort": taken.local_addr().unwrap().port()}]);
+    node.run(
+        "c",
+        "server status=204",
+        &json!({"containers": [{"name": "c", "image": node.image("c", "server status=204"), "ports": ports}]}),
+    );
+    let told = |cluster: &Cluster| cluster.events.iter().filter(|said| *said == "FailedCreatePodSandBox").count();
+    node.api.until("told that it lacks an address", |cluster| (told(cluster) == 1).then_some(())).await;
+    node.delete("a").await;
+    node.api.until("told that it lacks its host port", |cluster| (told(cluster) == 2).then_some(())).await;
+    drop(taken);
+    node.until("c", "ready", is_ready).await;
+    assert_eq!(node.api.with(|cluster| told(cluster)), 2, "each is told once");
 }

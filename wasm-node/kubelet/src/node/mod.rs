@@ -3,6 +3,8 @@
 //! [`run`] is the whole of it. Several agents live in one process and share its [`NodeParts`]; each has its own
 //! identity, folder and podCIDR, as on machines of its own.
 
+#[cfg(test)]
+mod away;
 mod collect;
 mod eviction;
 mod followed;
@@ -40,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::sources::ConfigSourceManager;
 use crate::log;
 use crate::pod::addresses::{Addresses, BadCidr};
+use crate::pod::node_facts::NodeFacts;
 use crate::pod::shared::{NodeIdentity, PodViews, Shared};
 use crate::server::{self, ServerError, ServingTls};
 use crate::volume::manager::VolumeManager;
@@ -229,6 +232,7 @@ fn share(
     parts: NodeParts,
     client: Client,
     (local, addresses, pods): (Local, Addresses, Arc<PodViews>),
+    facts: watch::Receiver<NodeFacts>,
     stop: &CancellationToken,
 ) -> Shared {
     let services = Informer::new(client.clone(), parts.env.clone(), stop);
@@ -254,6 +258,7 @@ fn share(
         services,
         addresses,
         addresses_freed: Notify::new(),
+        facts,
         logs: local.logs,
         measurer: local.measurer,
         shutdown: config.shutdown.clone(),
@@ -306,7 +311,7 @@ pub async fn run(
     let addresses = Addresses::new(&cidr).map_err(|source| NodeError::Cidr { name: config.name.clone(), source })?;
     config.capacity.pods = config.capacity.pods.min(addresses.count());
     heart.beat_ready(config.capacity);
-    let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), &stop));
+    let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), heart.facts(), &stop));
     tokio::join!(
         heart.run(ready, kubelet, stop.clone()),
         eviction::run(shared.clone(), short),

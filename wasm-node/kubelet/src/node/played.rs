@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 /// Longer than anything here takes on a crowded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+const POLL: Duration = Duration::from_millis(1);
+
 /// Where the lines of a watch go.
 pub(super) type Watch = mpsc::UnboundedSender<Value>;
 
@@ -26,6 +28,11 @@ pub(super) trait Played: Default + Send + 'static {
 
     /// A client watches `path` from here on: kept for as long as it is to last.
     fn watched(&mut self, path: &str, watch: Watch);
+
+    /// It answers nobody.
+    fn away(&self) -> bool {
+        false
+    }
 
     /// The answer to any other request; none where it never comes.
     fn answer(&mut self, method: &Method, path: &str, body: &Value) -> Option<(u16, Value)>;
@@ -74,6 +81,11 @@ impl<C: Played> Api<C> {
 
     async fn serve(&self, request: Request<kube::client::Body>) -> Response<BoxBody<Bytes, Infallible>> {
         let (head, body) = request.into_parts();
+        if self.with(|cluster| cluster.away()) {
+            let status = json!({"kind": "Status", "code": 503, "reason": "ServiceUnavailable", "status": "Failure"});
+            let body = Full::new(Bytes::from(status.to_string())).boxed();
+            return Response::builder().status(503).body(body).unwrap();
+        }
         if head.uri.query().is_some_and(|query| query.contains("watch=true")) {
             let (sender, mut lines) = mpsc::unbounded_channel();
             self.with(|cluster| {
@@ -105,7 +117,8 @@ impl<C: Played> Api<C> {
             loop {
                 match self.with(|cluster| wanted(cluster)) {
                     Some(found) => return found,
-                    None => tokio::task::yield_now().await,
+                    // Time passes meanwhile, also on a paused clock.
+                    None => tokio::time::sleep(POLL).await,
                 }
             }
         };

@@ -13,6 +13,7 @@ use machinery_client::{Object, Reflector, ReflectorEvent, shared};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::pod::admit::Rejection;
 use crate::pod::shared::Shared;
 use crate::pod::worker::{Input, PodView, Shown, Worker};
 use crate::pod::{admit, resize};
@@ -145,7 +146,7 @@ impl Pods {
     }
 
     /// A pod gets a worker.
-    fn take_up(&mut self, input: Input, ip: Option<IpAddr>, rejected: Option<(&'static str, String)>) {
+    fn take_up(&mut self, input: Input, ip: Option<IpAddr>, rejected: Option<Rejection>) {
         let (pod, uid) = (input.pod.clone(), uid_of(&input.pod));
         let (sender, receiver) = watch::channel(input);
         let view = Arc::new(PodView::new(pod));
@@ -169,15 +170,17 @@ impl Pods {
     }
 
     /// Why a pod that was not taken up before has no room, if so.
-    fn reject(&self, pod: &Pod) -> Option<(&'static str, String)> {
+    fn reject(&self, pod: &Pod) -> Option<Rejection> {
         if pod.status.as_ref().is_some_and(|status| status.start_time.is_some()) {
             return None;
         }
         if self.node.shutdown.has_begun() {
-            return Some(("NodeShutdown", "Pod was rejected as the node is shutting down.".into()));
+            let message = "Pod was rejected as the node is shutting down.".into();
+            return Some(Rejection { reason: "NodeShutdown", message, by_labels: false });
         }
         let others = hold_resources(self.workers.values().map(|worker| worker.borrow().clone()));
-        admit::refuse(&self.node.allocatable, others.iter().map(|other| &**other), pod)
+        let facts = self.node.facts.borrow();
+        admit::refuse(&self.node.allocatable, &facts, others.iter().map(|other| &**other), pod)
     }
 
     /// A new state of a pod that has a worker.

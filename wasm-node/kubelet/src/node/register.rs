@@ -5,13 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus, Taint};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use machinery_api::{names, time};
 use serde_json::{Value, json};
 
 use super::NodeConfig;
 use crate::image::Images;
+use crate::pod::node_facts::NodeFacts;
 
 /// What the nodes say they are.
 pub const KUBELET_VERSION: &str = "v1.36.0+coracle";
@@ -134,6 +135,17 @@ pub(super) fn labels(config: &NodeConfig) -> BTreeMap<String, String> {
         labels.insert(name.to_owned(), value.to_owned());
     }
     labels
+}
+
+/// What pods see of a node before the API has told.
+pub(super) fn facts(config: &NodeConfig) -> NodeFacts {
+    let taint = |(key, value, effect): &(String, String, String)| Taint {
+        key: key.clone(),
+        value: Some(value.clone()),
+        effect: effect.clone(),
+        time_added: None,
+    };
+    NodeFacts { name: config.name.clone(), labels: labels(config), taints: config.taints.iter().map(taint).collect() }
 }
 
 /// The object that a node registers with; `cidr` is the block of addresses that its pods have already.

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 
 use super::host_ports;
+use super::node_facts::NodeFacts;
 use crate::spec::requests::{amount_of, requested};
 
 /// The resources that are counted, and the reason for which a pod fails that doesn't fit (upstream's, in its order).
@@ -16,33 +17,68 @@ const COUNTED: [(&str, &str); 4] = [
     ("ephemeral-storage", "OutOfephemeral-storage"),
 ];
 
-/// Why the pod is not for this node, or has no room beside the others, if so: reason and message.
+/// Why a pod is turned away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// `status.reason`.
+    pub reason: &'static str,
+    /// `status.message`.
+    pub message: String,
+    /// Nothing but the node's labels is against it.
+    pub by_labels: bool,
+}
+
+impl Rejection {
+    /// For that reason; upstream's words are before all messages.
+    #[must_use]
+    pub fn new(reason: &'static str, why: &str) -> Self {
+        Self { reason, message: format!("Pod was rejected: {why}"), by_labels: false }
+    }
+
+    fn predicate(name: &'static str, why: &str) -> Self {
+        Self::new(name, &format!("Predicate {name} failed: {why}"))
+    }
+}
+
+/// Why the pod is not for this node, or has no room beside the others, if so: the first reason of upstream's order.
 #[must_use]
 pub fn refuse<'a>(
     allocatable: &BTreeMap<String, Wire>,
+    node: &NodeFacts,
     others: impl Iterator<Item = &'a Pod> + Clone,
     pod: &Pod,
-) -> Option<(&'static str, String)> {
-    let predicate = |(reason, why): (&'static str, &str)| (reason, format!("Pod was rejected: {why}"));
-    let ports = || {
+) -> Option<Rejection> {
+    if let Some((reason, why)) = os(pod) {
+        return Some(Rejection::new(reason, why));
+    }
+    if let Some((reason, message)) = lacking(allocatable, others.clone(), pod) {
+        return Some(Rejection { reason, message, by_labels: false });
+    }
+    let clash = || {
         let clash = host_ports::clash(others.clone().filter(|other| !ended(other)), pod);
-        clash.then_some((
-            "NodePorts",
-            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
-        ))
+        let why = "node(s) didn't have free ports for the requested pod ports";
+        clash.then(|| Rejection::predicate("NodePorts", why))
     };
-    os(pod).map(predicate).or_else(|| lacking(allocatable, others.clone(), pod)).or_else(|| ports().map(predicate))
+    let repelled = || {
+        let why = "node(s) had taints that the pod didn't tolerate";
+        node.repel(pod).then(|| Rejection::predicate("TaintToleration", why))
+    };
+    let more = clash().or_else(repelled);
+    if node.are_selected_by(pod) {
+        return more;
+    }
+    let labels = Rejection::predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
+    Some(Rejection { by_labels: more.is_none(), ..labels })
 }
 
 /// What a pod says of its system; nodes say that they are `linux`, so that charts fit.
 fn os(pod: &Pod) -> Option<(&'static str, &'static str)> {
-    let spec = pod.spec.as_ref()?;
-    let selected = spec.node_selector.as_ref().and_then(|selector| selector.get("kubernetes.io/os"));
-    if selected.is_some_and(|os| os != "linux") {
+    let said = pod.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/os"));
+    if said.is_some_and(|os| os != "linux") {
         let why = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
         return Some(("PodOSSelectorNodeLabelDoesNotMatch", why));
     }
-    let other = spec.os.as_ref().is_some_and(|os| os.name != "linux");
+    let other = pod.spec.as_ref().is_some_and(|spec| spec.os.as_ref().is_some_and(|os| os.name != "linux"));
     other.then_some(("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"))
 }
 
@@ -83,19 +119,40 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn another_systems_pods_and_taken_ports_are_refused() {
+    fn what_is_not_for_the_node_is_refused_in_upstreams_order() {
         let pod = |spec| -> Pod { serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap() };
-        let refused = |others: &[Pod], spec| refuse(&BTreeMap::new(), others.iter(), &pod(spec));
-        let allocatable = |spec| refused(&[], spec).map(|(reason, _)| reason);
-        assert_eq!(allocatable(json!({"containers": [], "os": {"name": "windows"}})), Some("PodOSNotSupported"));
-        let selector = json!({"containers": [], "nodeSelector": {"kubernetes.io/os": "windows"}});
-        assert_eq!(allocatable(selector), Some("PodOSSelectorNodeLabelDoesNotMatch"));
-        let port = json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]});
         let room = BTreeMap::from([("pods".to_owned(), Wire("9".into()))]);
-        let (reason, message) = refuse(&room, [pod(port.clone())].iter(), &pod(port.clone())).unwrap();
-        assert_eq!(reason, "NodePorts");
-        assert!(message.ends_with("node(s) didn't have free ports for the requested pod ports"));
-        assert_eq!(refuse(&room, [].iter(), &pod(port)), None);
+        let gone = json!({"metadata": {"name": "n"}, "spec": {"taints": [{"key": "gone", "effect": "NoExecute"}]}});
+        let gone = NodeFacts::of(&serde_json::from_value(gone).unwrap());
+        let refused = |node: &NodeFacts, others: &[Pod], pod: &Pod| refuse(&room, node, others.iter(), pod);
+        let reason = |pod: &Pod| refused(&NodeFacts::default(), &[], pod).map(|refusal| refusal.reason);
+        assert_eq!(reason(&pod(json!({"containers": [], "os": {"name": "windows"}}))), Some("PodOSNotSupported"));
+        let mut labelled = pod(json!({"containers": []}));
+        labelled.metadata.labels = Some([("kubernetes.io/os".to_owned(), "windows".to_owned())].into());
+        assert_eq!(reason(&labelled), Some("PodOSSelectorNodeLabelDoesNotMatch"));
+
+        let ports = json!([{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]);
+        let port = pod(json!({"containers": ports}));
+        let refusal = refused(&NodeFacts::default(), std::slice::from_ref(&port), &port).unwrap();
+        assert_eq!(refusal.reason, "NodePorts");
+        assert!(refusal.message.ends_with("node(s) didn't have free ports for the requested pod ports"));
+        assert_eq!(reason(&port), None);
+
+        let elsewhere = pod(json!({"containers": ports, "nodeSelector": {"disk": "ssd"}}));
+        let refusal = refused(&NodeFacts::default(), &[], &elsewhere).unwrap();
+        assert_eq!((refusal.reason, refusal.by_labels), ("NodeAffinity", true));
+        let want = "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+        assert_eq!(refusal.message, want);
+        let refusal = refused(&NodeFacts::default(), std::slice::from_ref(&port), &elsewhere).unwrap();
+        assert_eq!((refusal.reason, refusal.by_labels), ("NodeAffinity", false), "its port is taken, too");
+        let refusal = refused(&gone, &[], &port).unwrap();
+        assert_eq!((refusal.reason, refusal.by_labels), ("TaintToleration", false));
+        let want =
+            "Pod was rejected: Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";
+        assert_eq!(refusal.message, want);
+        assert!(!refused(&gone, &[], &elsewhere).unwrap().by_labels);
+        let full = BTreeMap::from([("pods".to_owned(), Wire("0".into()))]);
+        assert_eq!(refuse(&full, &gone, [].iter(), &elsewhere).unwrap().reason, "OutOfpods", "room comes first");
     }
 
     #[test]
@@ -110,14 +167,14 @@ mod tests {
         let allocatable =
             [("cpu", "1"), ("pods", "3"), ("memory", "1Gi")].map(|(n, q)| (n.to_owned(), Wire(q.to_owned()))).into();
         let others = [pod("600m", "Running"), pod("600m", "Succeeded")];
-        assert_eq!(refuse(&allocatable, others.iter(), &pod("400m", "Pending")), None);
-        let (reason, message) = refuse(&allocatable, others.iter(), &pod("500m", "Pending")).unwrap();
+        assert_eq!(lacking(&allocatable, others.iter(), &pod("400m", "Pending")), None);
+        let (reason, message) = lacking(&allocatable, others.iter(), &pod("500m", "Pending")).unwrap();
         assert_eq!(reason, "OutOfcpu");
         let want = "Pod was rejected: Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000";
         assert_eq!(message, want);
         let full = [pod("0", "Running"), pod("0", "Running"), pod("0", "Pending")];
         assert_eq!(
-            refuse(&allocatable, full.iter(), &pod("0", "Pending")).map(|(reason, _)| reason),
+            lacking(&allocatable, full.iter(), &pod("0", "Pending")).map(|(reason, _)| reason),
             Some("OutOfpods")
         );
     }

@@ -13,6 +13,7 @@ mod host_ports;
 mod listen;
 mod message;
 mod names;
+pub mod node_facts;
 pub mod order;
 mod probe;
 pub(crate) mod program;

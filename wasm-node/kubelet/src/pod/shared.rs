@@ -11,10 +11,11 @@ use machinery_client::Informer;
 use machinery_client::events::Recorder;
 use machinery_env::Env;
 use machinery_serve::net::{Dial, PodNetwork};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::addresses::Addresses;
+use super::node_facts::NodeFacts;
 use super::sandbox::Sandboxes;
 use super::shutdown::Shutdown;
 use super::totals::Totals;
@@ -79,6 +80,8 @@ pub(crate) struct Shared {
     pub(crate) services: Arc<Informer>,
     pub(crate) addresses: Addresses,
     pub(crate) addresses_freed: Notify,
+    /// What of the Node decides on pods, as the API showed it last.
+    pub(crate) facts: watch::Receiver<NodeFacts>,
     pub(crate) logs: log::Writer,
     pub(crate) measurer: Measurer,
     /// The end of the node.

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
 use machinery_api::ObjectKey;
 use machinery_client::{EventRecord, reference_to};
 use machinery_serve::net::Caller;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OnceCell, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::attached::Attached;
@@ -36,7 +36,10 @@ use crate::volume::mounts::{self, MountError};
 use crate::volume::paths::{folder, message_folder};
 use runtime_api::ledger::Ledger;
 use runtime_api::pipe::pipe;
-use runtime_api::{Admitted, Container, ContainerSpec, CpuQuota, Kind, LoadError, MemoryFiles, Metering, Preopen};
+use runtime_api::{
+    Admitted, Container, ContainerSpec, CpuQuota, Grants, KeyvalueOwner, Kind, LoadError, MemoryFiles, Metering,
+    Preopen,
+};
 
 /// Upstream's default for `terminationMessagePath`.
 const TERMINATION_PATH: &str = "/dev/termination-log";
@@ -192,6 +195,20 @@ pub(crate) struct Home {
     pub(crate) cpu: Arc<CpuQuota>,
     /// The account of its volumes in memory.
     pub(crate) memory_files: Option<Arc<MemoryFiles>>,
+    /// Whose keyvalue store its containers have.
+    pub(crate) keyvalue: Arc<OnceCell<KeyvalueOwner>>,
+}
+
+impl Home {
+    /// Whose keyvalue store a container has that is granted that.
+    async fn keyvalue_of(
+        &self,
+        node: &Shared,
+        grants: &Grants,
+        namespace: &str,
+    ) -> Result<Option<KeyvalueOwner>, Refused> {
+        keyvalue::granted(grants, &node.client, namespace, &self.keyvalue).await.map_err(config)
+    }
 }
 
 /// Makes the container.
@@ -233,7 +250,7 @@ pub(crate) async fn make(
         preopens,
         limits: settings.limits.clone(),
         config: GrantedConfig::granted(&settings.grants, &node.sources, &namespace, wire),
-        keyvalue: keyvalue::granted(&settings.grants, &node.client, &namespace).await.map_err(config)?,
+        keyvalue: home.keyvalue_of(node, &settings.grants, &namespace).await?,
         grants: settings.grants.clone(),
         log: attached.clone(),
         stdin,

@@ -60,7 +60,12 @@ pub fn project(
     let phase = match state.succeeded {
         Some(true) => "Succeeded",
         Some(false) => "Failed",
-        None => conditions::phase(&init, &own, state.cells.iter().any(begun)),
+        None => {
+            let begun = state.cells.iter().any(begun);
+            // Those that run again, after a start of the node: one that has ended before is no less to come than one that never ran.
+            let initializing = !begun && state.cells.iter().any(|cell| cell.class == Class::Init && !cell.passed);
+            if initializing { "Pending" } else { conditions::phase(&init, &own, begun) }
+        }
     };
     let listed = |list: Vec<ContainerStatus>| Some(list).filter(|list| !terminal_reason.rejected && !list.is_empty());
     PodStatus {
@@ -143,6 +148,14 @@ pub fn shows(api: &PodStatus, wanted: &PodStatus) -> bool {
     !over
         && wanted.conditions.iter().flatten().all(|own| there.iter().any(|there| same(own, there)))
         && own(api) == own(wanted)
+}
+
+/// Whether a status tells of no container that it goes on: another may have ended the pod while the node was away.
+#[must_use]
+pub fn tells_the_end(status: &PodStatus) -> bool {
+    let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+    let goes_on = |status: &ContainerStatus| status.state.as_ref().is_some_and(|state| state.running.is_some());
+    !lists.into_iter().flatten().flatten().any(goes_on)
 }
 
 /// Without the empty objects that a server may drop.

@@ -1,18 +1,22 @@
 //! One pod's worker: says what happens to [`State`], does what it answers, and writes the status that follows.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Node, ObjectReference, Pod, PodCondition, PodStatus};
 use k8s_openapi::api::node::v1::RuntimeClass;
-use machinery_client::{EventRecord, reference_to, version_of};
+use machinery_api::ObjectKey;
+use machinery_client::{EventRecord, Kind, reference_to, version_of};
 use machinery_env::Env;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::admit::Rejection;
+use super::node_facts::NodeFacts;
 use super::settings::{self, rules};
 use super::shared::Shared;
 use super::start::{self, Made, Pulls};
@@ -21,12 +25,13 @@ use super::state::{
     TerminalReason,
 };
 use super::{probe, resize, status, unsupported};
+use crate::config::sources::{Source, SourceKind};
 use crate::spec::{containers, requests};
 use crate::volume::manager::{MountEvent, keep};
 use crate::volume::measure::{Subject, Watched};
 use crate::volume::usage::{self, Bounds};
 use runtime_api::ledger::{Ledger, Resource};
-use runtime_api::{CpuQuota, MemoryFiles};
+use runtime_api::{CpuQuota, KeyvalueOwner, MemoryFiles};
 use slot::{Live, Slot};
 
 mod perform;
@@ -44,6 +49,8 @@ const WRITE_RETRY_FIRST: Duration = Duration::from_millis(200);
 const WRITE_RETRY_MAX: Duration = Duration::from_secs(15);
 /// The handler of RuntimeClasses that this node has.
 const HANDLER: &str = "wasm";
+/// How long a node is waited for that the API is asked for.
+const NODE_ASKED_MAX: Duration = Duration::from_secs(10);
 /// How long a resumed pod waits for the API to take that its Ready is False: clients see a restart go through False. An
 /// API that takes longer is away, and a pod that this node knows runs without it.
 const RESUME_HELD_MAX: Duration = Duration::from_secs(5);
@@ -144,9 +151,16 @@ pub(crate) struct Worker {
     resizing: Option<Task>,
     /// The account of its volumes in memory, while it has any.
     memory_files: Option<Arc<MemoryFiles>>,
+    /// The ConfigMaps and Secrets that its containers are made of: held from the first start on, so that they are started again also
+    /// while the API is away.
+    sources: BTreeMap<(SourceKind, String), Arc<Source>>,
+    /// Whose keyvalue store it has, once that was asked for.
+    keyvalue: Arc<OnceCell<KeyvalueOwner>>,
     volumes: Option<Task>,
-    /// Waits for an address.
+    /// Waits for an address, or a host port.
     waiting: Option<Task>,
+    /// Which of them it was told last that it lacks.
+    lacked: Option<String>,
     measure: Option<(Bounds, Watched)>,
     /// The conditions as they were projected last, for their times.
     conditions: Vec<PodCondition>,
@@ -169,6 +183,10 @@ pub(crate) struct Worker {
     was_ready: bool,
     /// Of the wall clock from the monotonic one, as it was minded last.
     clock_offset: SignedDuration,
+    /// What an earlier run of the agent told of its end.
+    told_before: Option<Arc<PodStatus>>,
+    /// It was turned away for the node's labels as they are known here.
+    by_labels: bool,
 }
 
 /// A write to the API: the status that it wrote, none for the delete; and the pod's version after it.
@@ -188,7 +206,7 @@ impl Worker {
         view: Arc<PodView>,
         mut input: watch::Receiver<Input>,
         ip: Option<IpAddr>,
-        rejected: Option<(&'static str, String)>,
+        rejected: Option<Rejection>,
     ) -> Self {
         let (pod, shown) = {
             let input = input.borrow_and_update();
@@ -203,7 +221,8 @@ impl Worker {
         ledger.set_limit(Resource::Memory, requests::memory_bound(&pod).unwrap_or(u64::MAX));
         let cpu = Arc::new(CpuQuota::new(requests::pod_limit(&pod, "cpu"), node.parts.env.elapsed()));
         let mut state = status::recall(&pod, &rules, now);
-        if let Some((reason, message)) = rejected {
+        let by_labels = rejected.as_ref().is_some_and(|rejected| rejected.by_labels);
+        if let Some(Rejection { reason, message, .. }) = rejected {
             state.terminal_reason =
                 Some(TerminalReason { reason: Some(reason), message: Some(message), rejected: true });
         }
@@ -219,6 +238,8 @@ impl Worker {
             progress: None,
             resizing: None,
             memory_files: None,
+            sources: BTreeMap::new(),
+            keyvalue: Arc::default(),
             conditions: pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default(),
             wanted: Arc::default(),
             stale: false,
@@ -237,12 +258,15 @@ impl Worker {
             messages,
             volumes: None,
             waiting: None,
+            lacked: None,
             measure: None,
             delete: false,
             failures: 0,
             too_large: false,
             was_ready: false,
             clock_offset,
+            told_before: None,
+            by_labels,
         }
     }
 
@@ -260,7 +284,7 @@ impl Worker {
         let refused = unsupported::fields(&self.pod);
         tokio::select! {
             () = stop.cancelled() => return,
-            () = self.until_runnable() => {}
+            () = async { self.reconsider().await; self.until_runnable().await } => {}
         }
         let refused = (!refused.is_empty()).then(|| {
             let each = refused.iter().map(|field| format!("{}: {}", field.path, field.why)).collect();
@@ -269,9 +293,12 @@ impl Worker {
         let ended_before = self.state.succeeded.is_some();
         let (state, actions) = self.state.clone().begin(&self.rules, refused, now);
         self.state = state;
+        if ended_before {
+            // Its status tells all there is, and this run knows less of it than the one that wrote it.
+            self.told_before = self.pod.status.clone().filter(status::tells_the_end).map(Arc::new);
+        }
         self.project();
         if ended_before && self.state.deleted.is_none() {
-            // Its status tells all there is, and this run knows less of it than the one that wrote it.
             self.api.leave(self.wanted.clone());
             self.dirty = None;
         }
@@ -344,6 +371,21 @@ impl Worker {
     fn ticks_in(&self) -> Option<Duration> {
         let at = self.state.wake_at(&self.rules)?;
         Some(Duration::try_from(at.duration_since(self.now())).unwrap_or_default())
+    }
+
+    /// Labels may have changed a moment before a pod was bound for them: as upstream, the API is asked before a pod is turned away for
+    /// what the node knows of them.
+    async fn reconsider(&mut self) {
+        if !self.by_labels {
+            return;
+        }
+        let (requests, key) = (self.requests(), ObjectKey::new("", self.node.identity.name.clone()));
+        let node = tokio::time::timeout(NODE_ASKED_MAX, requests.get::<Node>(&Kind::of::<Node>(), &key)).await;
+        if let Ok(Ok(node)) = node
+            && NodeFacts::of(&node).are_selected_by(&self.pod)
+        {
+            self.state.terminal_reason = None;
+        }
     }
 
     /// Waits until the pod's RuntimeClass names a handler that this node has, or the pod is to end.
@@ -443,7 +485,7 @@ impl Worker {
         match message {
             Message::Event(event) => self.apply(event),
             // It may have been taken by another meanwhile, and the pod may have ended.
-            Message::Mount if self.state.stage == Stage::Mounting && self.volumes.is_none() => self.mount(true),
+            Message::Mount if self.state.stage == Stage::Mounting && self.volumes.is_none() => self.mount(),
             Message::Mount => {}
             Message::Pulled(container, pulls, message) => {
                 let image_id = pulls.image.image_id.clone();

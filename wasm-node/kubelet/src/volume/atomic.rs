@@ -19,14 +19,13 @@ pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
         check(path)?;
     }
     std::fs::create_dir_all(dir)?;
-    let data = dir.join(DATA);
-    let before = std::fs::read_link(&data).ok();
-    if let Some(before) = &before
-        && same(&dir.join(before), files)
-    {
+    let before = std::fs::read_link(dir.join(DATA)).ok();
+    if let Some(before) = before.filter(|before| same(&dir.join(before), files)) {
+        // Whoever wrote them may have been killed before it was done.
+        complete(dir, &before, files)?;
         return Ok(false);
     }
-    let name = format!("..{stamp}");
+    let name = PathBuf::from(format!("..{stamp}"));
     let fresh = dir.join(&name);
     std::fs::create_dir(&fresh)?;
     for (path, file) in files {
@@ -39,8 +38,14 @@ pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
     }
     let next = dir.join(DATA_NEXT);
     let _ = std::fs::remove_file(&next);
-    link(Path::new(&name), &next)?;
-    std::fs::rename(&next, &data)?;
+    link(&name, &next)?;
+    std::fs::rename(&next, dir.join(DATA))?;
+    complete(dir, &name, files)?;
+    Ok(true)
+}
+
+/// The files of that folder, to which `..data` leads, and none but these, are seen by their names; nothing else is left.
+fn complete(dir: &Path, name: &Path, files: &Files) -> io::Result<()> {
     let tops: BTreeSet<&str> = files.keys().filter_map(|path| path.split('/').next()).collect();
     for top in &tops {
         let visible = dir.join(top);
@@ -51,8 +56,7 @@ pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let own = entry.file_name();
-        let own = own.to_string_lossy();
-        if own == DATA || own == name || tops.contains(&*own) {
+        if own == DATA || own == name || own.to_str().is_some_and(|own| tops.contains(own)) {
             continue;
         }
         if entry.file_type()?.is_dir() {
@@ -61,7 +65,7 @@ pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
             std::fs::remove_file(entry.path())?;
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// A path stays inside the volume and away from what the writer itself makes (the API has checked it too).
@@ -152,6 +156,30 @@ mod tests {
             std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         assert_eq!(names, ["..data", "..three", "a", "c"]);
+    }
+
+    /// What a node leaves that is killed while it writes.
+    #[test]
+    fn what_was_left_half_written_is_completed() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("v");
+        let new = files(&[("a", "3"), ("c", "4")]);
+        let names = || {
+            let entries = std::fs::read_dir(&dir).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<BTreeSet<_>>()
+        };
+        let whole = |data: &str| BTreeSet::from(["..data", data, "a", "c"].map(str::to_owned));
+        write(&dir, &files(&[("a", "1"), ("b", "2")]), "one").unwrap();
+        std::fs::create_dir(dir.join("..half")).unwrap();
+        std::fs::write(dir.join("..half/a"), "3").unwrap();
+        assert!(write(&dir, &new, "two").unwrap(), "killed before the link was swapped");
+        assert_eq!(names(), whole("..two"));
+        std::fs::remove_file(dir.join("c")).unwrap();
+        link(Path::new("..data/b"), &dir.join("b")).unwrap();
+        std::fs::create_dir(dir.join("..one")).unwrap();
+        assert!(!write(&dir, &new, "three").unwrap(), "killed after it was");
+        assert_eq!(names(), whole("..two"));
+        assert_eq!(std::fs::read_to_string(dir.join("c")).unwrap(), "4");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Doing what [`State`](super::State) answers.
 
 use super::*;
+use crate::config::pull_secrets;
+use crate::config::sources::named_by_environment;
 use crate::pod::ask::Asker;
 use crate::pod::check;
 use crate::pod::host_ports;
@@ -17,7 +19,7 @@ impl Worker {
                 Action::EventRecord { warning, reason, message, container } => {
                     self.note(warning, reason, message, container)
                 }
-                Action::Mount => self.mount(false),
+                Action::Mount => self.mount(),
                 Action::Pull(container) => self.pull(container),
                 Action::Start { container, attempt } => self.start(container, attempt),
                 Action::Probe(container, kind) => self.probe(container, kind),
@@ -40,8 +42,8 @@ impl Worker {
         self.node.recorder.record(EventRecord { about, warning, reason, message, source: None });
     }
 
-    /// Takes an address and host ports, and fills the volumes. `again`: it has been said that they are not to be had.
-    pub(super) fn mount(&mut self, again: bool) {
+    /// Takes an address and host ports, and fills the volumes.
+    pub(super) fn mount(&mut self) {
         let ip = self.ip.or_else(|| self.node.addresses.take());
         self.ip = ip;
         let Some(ip) = ip else {
@@ -56,14 +58,14 @@ impl Worker {
                     freed.await;
                 }
             };
-            return self.mount_later("the node's podCIDR has no free address", again, room);
+            return self.mount_later("the node's podCIDR has no free address".into(), room);
         };
         if self.host_ports.is_empty() {
             match host_ports::open(&self.pod, ip, self.node.identity.bind, &self.node.parts.network) {
                 Ok(opened) => self.host_ports = opened,
                 Err(why) => {
                     let why = format!("{why}; it is tried again");
-                    return self.mount_later(&why, again, tokio::time::sleep(HOST_PORT_RETRY));
+                    return self.mount_later(why, tokio::time::sleep(HOST_PORT_RETRY));
                 }
             }
         }
@@ -81,10 +83,11 @@ impl Worker {
 
     /// There is no room for it now: says why, unless that was said, and tries again after `room`. The task takes nothing itself, as
     /// it may be dropped at any time.
-    fn mount_later(&mut self, why: &str, told: bool, room: impl Future<Output = ()> + Send + 'static) {
-        if !told {
+    fn mount_later(&mut self, why: String, room: impl Future<Output = ()> + Send + 'static) {
+        if self.lacked.as_ref() != Some(&why) {
             let message = format!("Failed to create pod sandbox: {why}");
             self.note(true, "FailedCreatePodSandBox", message, None);
+            self.lacked = Some(why);
         }
         let sender = self.sender.clone();
         self.waiting = Some(Task(tokio::spawn(async move {
@@ -96,6 +99,10 @@ impl Worker {
     pub(super) fn pull(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let (node, pod, container) = (self.node.clone(), self.pod.clone(), slot.container.clone());
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        for named in named_by_environment(&container).into_iter().chain(pull_secrets::named(&pod)) {
+            self.sources.entry(named).or_insert_with_key(|(kind, name)| node.sources.get(*kind, namespace, name));
+        }
         let sender = self.sender.clone();
         slot.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::pull(&node, &pod, (index, &container), &sender).await {
@@ -136,6 +143,7 @@ impl Worker {
             ledger: self.ledger.clone(),
             cpu: self.cpu.clone(),
             memory_files: self.memory_files.clone(),
+            keyvalue: self.keyvalue.clone(),
         };
         slot.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::make(&node, &home, &container, &pulls, attempt).await {
@@ -150,7 +158,7 @@ impl Worker {
     fn watch_sources(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let namespace = self.pod.metadata.namespace.as_deref().unwrap_or_default();
-        let named = crate::config::sources::named_by_environment(&slot.container);
+        let named = named_by_environment(&slot.container);
         let held: Vec<_> = named.iter().map(|(kind, name)| self.node.sources.get(*kind, namespace, name)).collect();
         if held.is_empty() || slot.sources.is_some() {
             return;
@@ -314,6 +322,7 @@ impl Worker {
         (self.resizing, self.progress) = (None, None);
         self.host_ports.clear();
         self.memory_files = None;
+        self.sources.clear();
         self.view.change(|seen| seen.memory_files = None);
         for slot in &mut self.slots {
             slot.pulls = None;

@@ -1,8 +1,6 @@
 //! A worker's writes to the API: the status that follows from the state, and the last delete. What the API shows
 //! decides whether there is anything to write, not what was written once: others write into the status too.
 
-use machinery_api::ObjectKey;
-use machinery_client::Kind;
 use machinery_client::request::{ApiClient, PatchType};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -109,7 +107,10 @@ impl Worker {
             .cloned()
             .chain(others.into_iter().filter(|other| own.iter().all(|own| own.type_ != other.type_)))
             .collect();
-        let mut wanted = status::project(&self.state, &self.pod, &self.rules, &facts, &known, self.now());
+        let mut wanted = match &self.told_before {
+            Some(told) => PodStatus { observed_generation: self.pod.metadata.generation, ..(**told).clone() },
+            None => status::project(&self.state, &self.pod, &self.rules, &facts, &known, self.now()),
+        };
         if let Some(conditions) = &mut wanted.conditions
             && self.pod.status.iter().any(|s| s.conditions.iter().flatten().any(|c| c.type_ == "PodScheduled"))
         {
@@ -175,7 +176,7 @@ impl Worker {
         })
     }
 
-    fn requests(&self) -> ApiClient {
+    pub(super) fn requests(&self) -> ApiClient {
         self.node.client.clone().into()
     }
 

@@ -1,0 +1,116 @@
+//! A node whose API server is away for minutes: what goes on meanwhile, and what is told when it is back. On a paused clock.
+
+use std::time::Duration;
+
+use machinery_env::TokioClock;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use super::life::{Node, is_ready};
+
+/// For what is told once the API server is back: longer than any wait between two tries.
+const SETTLED: Duration = Duration::from_secs(60);
+
+fn container(status: &Value) -> &Value {
+    &status["containerStatuses"][0]
+}
+
+fn restarts(status: &Value) -> u64 {
+    container(status)["restartCount"].as_u64().unwrap_or(0)
+}
+
+/// The statuses of a pod that were written, from that one on.
+fn written(node: &Node, name: &str, from: usize) -> Vec<Value> {
+    let of = |cluster: &super::life::Cluster| {
+        let statuses = cluster.written.iter().filter(|(of, _)| of == name).map(|(_, status)| status.clone());
+        statuses.skip(from).collect()
+    };
+    node.api.with(|cluster| of(cluster))
+}
+
+fn spec(node: &Node, name: &str, script: &str, more: Value) -> Value {
+    let mut container = json!({"name": "c", "image": node.image(name, script)});
+    container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    json!({"containers": [container], "terminationGracePeriodSeconds": 10})
+}
+
+async fn start() -> Node {
+    let node = Node::with("127.66.0.0/24", TokioClock::env(7).0).await;
+    let config = json!({"metadata": {"name": "config", "namespace": "default", "uid": "1", "resourceVersion": "1"}, "data": {"a": "b"}});
+    node.object("/api/v1/namespaces/default/configmaps", config);
+    let secret = json!({"metadata": {"name": "pull", "namespace": "default", "uid": "2", "resourceVersion": "1"}, "type": "Opaque"});
+    node.object("/api/v1/namespaces/default/secrets", secret);
+    node
+}
+
+#[tokio::test(start_paused = true)]
+async fn containers_crash_and_restart_while_the_api_is_away() {
+    let node = start().await;
+    let env = json!({"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "config", "key": "a"}}}]});
+    let mut crashes = spec(&node, "crashes", "command exit=3 after=5000", env);
+    crashes["imagePullSecrets"] = json!([{"name": "pull"}]);
+    node.run("crashes", "command exit=3 after=5000", &crashes);
+    // Sound for its first minute, and killed from then on.
+    let probe = json!({"livenessProbe": {"exec": {"command": ["true", "exit=1", "after=0"]}, "periodSeconds": 30, "failureThreshold": 2}});
+    node.run("probed", "command", &spec(&node, "probed", "command", probe));
+    node.run("steady", "server status=204", &json!({}));
+    node.run("ends", "command after=90000", &json!({"restartPolicy": "Never"}));
+    for (name, what) in [("steady", "ready"), ("probed", "ready"), ("ends", "ready")] {
+        node.until(name, what, is_ready).await;
+    }
+    node.until("crashes", "crashed", |status| restarts(status) >= 1).await;
+    let before: Vec<usize> = ["crashes", "probed", "steady", "ends"].map(|name| written(&node, name, 0).len()).into();
+    let known = ["crashes", "probed"].map(|name| restarts(written(&node, name, 0).last().unwrap()));
+
+    node.away(true);
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!(written(&node, "crashes", before[0]), Vec::<Value>::new(), "nobody is told");
+    node.away(false);
+    sleep(SETTLED).await;
+
+    for (index, name) in ["crashes", "probed"].into_iter().enumerate() {
+        let told = written(&node, name, before[index]);
+        assert!(!told.is_empty() && told.len() <= 8, "{name}: {} statuses", told.len());
+        assert!(told.windows(2).all(|two| restarts(&two[0]) <= restarts(&two[1])), "{name}: {told:#?}");
+        let last = told.last().unwrap();
+        // With back-off: 10, 20, 40, 80, 160 s lie between the starts of what crashes; a probe kills each 60 s.
+        let more = restarts(last) - known[index];
+        assert!((3..=5).contains(&more), "{name}: {more} starts more, {last}");
+        assert!(container(last)["lastState"]["terminated"]["exitCode"].is_u64(), "{name}: {last}");
+    }
+    assert_eq!(written(&node, "steady", before[2]), Vec::<Value>::new(), "of it there is nothing to tell");
+    let told = written(&node, "ends", before[3]);
+    assert_eq!(told.len(), 1, "once: {told:#?}");
+    assert_eq!(
+        (&told[0]["phase"], &container(&told[0])["state"]["terminated"]["exitCode"]),
+        (&json!("Succeeded"), &json!(0))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_for_while_the_api_could_not_be_seen_is_done_once_it_is_back() {
+    let node = start().await;
+    for name in ["deleted", "removed", "kept"] {
+        node.run(name, "server status=204", &spec(&node, name, "server status=204", json!({})));
+        node.until(name, "ready", is_ready).await;
+    }
+    let kept = written(&node, "kept", 0).len();
+    node.away(true);
+    sleep(Duration::from_secs(120)).await;
+    node.run("new", "server status=204", &json!({}));
+    node.api.with(|cluster| {
+        cluster.pods.remove("removed");
+        let deleted = cluster.pods.get_mut("deleted").unwrap();
+        deleted["metadata"]["deletionTimestamp"] = json!("1970-01-01T00:02:00Z");
+        deleted["metadata"]["deletionGracePeriodSeconds"] = json!(10);
+    });
+    sleep(Duration::from_secs(60)).await;
+    node.away(false);
+    node.until("new", "ready", is_ready).await;
+    node.api.until("deleted", |cluster| (!cluster.pods.contains_key("deleted")).then_some(())).await;
+    let last = written(&node, "deleted", 0).pop().unwrap();
+    assert!(container(&last)["state"]["terminated"].is_object(), "its end is told: {last}");
+    let gone = || !node.dir.path().join("node/pods/uid-removed").exists();
+    node.api.until("removed", |_| gone().then_some(())).await;
+    assert_eq!(written(&node, "kept", kept), Vec::<Value>::new());
+}
