@@ -34,8 +34,15 @@ pub(crate) enum Verb {
     #[command(after_help = "Example: coracle image ls -o json")]
     Ls {
         /// How it is printed
-        #[arg(short, long, env = "CORACLE_OUTPUT", default_value = "table", value_name = "FORMAT")]
-        output: Format,
+        #[arg(
+            short = 'o',
+            long,
+            alias = "output",
+            env = "CORACLE_FORMAT",
+            default_value = "table",
+            value_name = "FORMAT"
+        )]
+        format: Format,
     },
     /// Removes images that no pod uses
     #[command(after_help = "Example: coracle image rm quay.io/team/app:v1")]
@@ -88,9 +95,9 @@ pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let progress = Progress::new();
     match &flags.verb {
-        Verb::Ls { output } => {
+        Verb::Ls { format } => {
             let all = runtime.block_on(images.list())?;
-            match output {
+            match format {
                 Format::Json => say!("{}", serde_json::to_string_pretty(&all).context("cannot print the images")?)?,
                 Format::Table => result(format_args!("{}", table(&all, Env::real().now())))?,
             }

@@ -33,6 +33,17 @@ echo '{"apiVersion":"credentialprovider.kubelet.k8s.io/v1","kind":"CredentialPro
 SH
 printf '#!/bin/sh\nsleep 600 & wait\n' > "$WORK/providers/hangs"
 printf '#!/bin/sh\necho %s\n' "hush-garbage" > "$WORK/providers/babbles"
+cat > "$WORK/providers/knows" <<'PY'
+#!/usr/bin/env python3
+import base64, json, os, sys
+request = json.load(sys.stdin)
+part = request["serviceAccountToken"].split(".")[1]
+claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+with open(os.environ["CALLS"], "a") as calls:
+    print("knows", request["image"], claims["sub"], ",".join(claims["aud"]), claims["kubernetes.io"]["pod"]["name"], json.dumps(request["serviceAccountAnnotations"]), file=calls)
+print(json.dumps({"apiVersion": request["apiVersion"], "kind": "CredentialProviderResponse", "cacheKeyType": "Registry",
+                  "auth": {os.environ["WHERE"]: {"username": "robot", "password": os.environ["SECRET"]}}}))
+PY
 chmod +x "$WORK"/providers/*
 provider() { echo "{name: $1, apiVersion: credentialprovider.kubelet.k8s.io/v1, matchImages: [$2], defaultCacheDuration: 10m, $3}"; }
 cat > "$WORK/providers.yaml" <<YAML
@@ -42,6 +53,8 @@ providers:
 - $(provider gives "'*:$tls/private-given', '*:$tls/private-late', docker.io, registry.local" "args: [get], env: [{name: CALLS, value: $WORK/calls}, {name: WHERE, value: 'localhost:$tls'}, {name: SECRET, value: hush-hush-hush}]")
 - $(provider hangs "'localhost:$tls/private-late'" "args: []")
 - $(provider babbles "'localhost:$tls/private-given'" "args: []")
+- $(provider knows "'localhost:$tls/private-account'" "env: [{name: CALLS, value: $WORK/calls}, {name: WHERE, value: 'localhost:$tls'}, {name: SECRET, value: hush-hush-hush}],
+     tokenAttributes: {serviceAccountTokenAudience: registry.test, cacheType: ServiceAccount, requireServiceAccount: true, requiredServiceAccountAnnotationKeys: [registry.test/role]}")
 YAML
 providers=(--image-credential-provider-config "$WORK/providers.yaml" --image-credential-provider-bin-dir "$WORK/providers")
 up --registries "$WORK/registries.yaml" "${providers[@]}"
@@ -105,6 +118,31 @@ has "^get .*\"apiVersion\":\"credentialprovider.kubelet.k8s.io/v1\"" cat "$WORK/
 has 'babbles.*error reading GVK from response' cat "$WORK/up.log" || has 'error reading GVK from response.*babbles' cat "$WORK/up.log" || fail "a provider's garbage is not in the log"
 echo "· passwords, tokens, ServiceAccounts, credential providers; whose image is whose"
 
+# A provider that is told of the pod's ServiceAccount: who opted in, as far as nodes may ask for that audience.
+start account-none "$R/private-account/hello:v1"; refused account-none ErrImagePull 'pull access denied'
+! has '^knows' cat "$WORK/calls" || fail "a provider was asked for who didn't opt in"
+kubectl annotate serviceaccount default registry.test/role=puller registry.test/other=x >/dev/null
+start account-early "$R/private-account/hello:v1"; refused account-early ErrImagePull 'pull access denied'
+has 'audience .*registry.test.* not found in pod spec volume.* is not authorized to request tokens for this audience' cat "$WORK/up.log" || fail "the log doesn't say that nodes may not ask for that audience"
+kubectl create -f - >/dev/null <<'YAML'
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: registry-tokens}, rules: [{apiGroups: [""], resources: [registry.test], verbs: [request-serviceaccounts-token-audience]}]}
+- {apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: registry-tokens}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: registry-tokens},
+   subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: "system:nodes"}]}
+YAML
+kubectl delete pod account-none account-early >/dev/null
+runs account "$R/private-account/hello:v1"
+policy=Always; runs account-again "$R/private-account/hello:v1"
+policy=Never; runs account-there "$R/private-account/hello:v1"
+expect "knows $R/private-account/hello system:serviceaccount:default:default registry.test account {\"registry.test/role\": \"puller\"}" "$(grep ^knows "$WORK/calls")" "what a provider is told of a ServiceAccount, once"
+ns=(-n third); start account-never "$R/private-account/hello:v1"; unset policy
+eventually 30 has '^ErrImageNeverPull$' kubectl get pod account-never -n third -o 'jsonpath={.status.containerStatuses[0].state.waiting.reason}'
+start account-other "$R/private-account/hello:v1"; refused account-other ErrImagePull 'pull access denied'
+ns=()
+echo "· a provider that knows ServiceAccounts"
+
 "$CORACLE" push "${SAMPLES_BIN:-sample-workloads/bin}/wordcount.wasm" registry.local/wordcount:v1 --data-dir "$WORK/data" >/dev/null
 # mounts NAME VOLUMES MOUNTS [MORE]: a pod that counts the files and words of /data
 mounts() { printf '{apiVersion: v1, kind: Pod, metadata: {name: %s}, spec: {restartPolicy: Never, %s volumes: [%s], containers: [{name: count,
@@ -148,6 +186,9 @@ image() { exits "$1" "$CORACLE" image "${@:2}" --data-dir "$WORK/data"; }
 has "^$R/cncf/hello:v1 module True$" listed || fail "image ls: $(listed)"
 has "^$R/data/hello:v1 volume True$" listed || fail "image ls: $(listed)"
 image 0 ls; has "^IMAGE  .*LAST USED$" cat "$WORK/out" && has "^$R/cncf/hello:v1  .* module   yes .* in use$" cat "$WORK/out" || fail "image ls: $(cat "$WORK/out")"
+CORACLE_OUTPUT=$WORK/by-env.tar image 0 ls; has "^IMAGE " cat "$WORK/out" || fail "CORACLE_OUTPUT changes image ls: $(cat "$WORK/out")"
+CORACLE_FORMAT=json image 0 ls; has '^\[' cat "$WORK/out" || fail "CORACLE_FORMAT changes nothing: $(cat "$WORK/out")"
+CORACLE_OUTPUT=$WORK/by-env.tar image 0 export "$R/cncf/hello:v1"; [ -s "$WORK/by-env.tar" ] || fail "CORACLE_OUTPUT is no file of image export"
 image 1 rm "$R/cncf/hello:v1" none:v1
 expect 1 "$(wc -l < "$WORK/err")" "lines of an error"
 has "hello:v1 is in use: remove the pods.*docker.io/library/none:v1 is not on this node: .coracle image ls." cat "$WORK/err" || fail "$(cat "$WORK/err")"
@@ -186,6 +227,12 @@ refused evil-blob ErrImagePull 'another blob'
 after=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")
 [ $((after - before)) -lt 102400 ] || fail "hostile registries took $((after - before)) KiB"
 runs neighbour "$R/cncf/hello:v2"
+runs elsewhere "127.0.0.1:$plain/private-elsewhere/hello:v1" "$(with plain)"
+has '^http /v2/private-elsewhere/hello/blobs/sha256:[0-9a-f]* Basic ' cat "$WORK/requests" && has '^https /v2/elsewhere/hello/blobs/sha256:[0-9a-f]* -$' cat "$WORK/requests" || fail "a redirect was not followed without the account"
+! has '^https /v2/elsewhere/.* Basic' cat "$WORK/requests" || fail "the account went to another origin"
+printf '{"auths": {"127.0.0.1:%s": {"username": "robot", "password": "%s"}}}' "$plain" "$PASSWORD" > "$WORK/config.json"
+exits 1 env DOCKER_CONFIG="$WORK" "$CORACLE" pull "127.0.0.1:$plain/evil-echo/hello:v1" "$WORK/evil.wasm" --registries "$WORK/registries.yaml"
+has 'pull access denied' cat "$WORK/err" && ! grep -q hush "$WORK/err" || fail "coracle pull tells an account: $(cat "$WORK/err")"
 ns=(-n slow)
 refused evil-drip ErrImagePull 'its blob comes with less than 8192 bytes a second'
 kubectl wait --for=condition=Ready pod/late -n slow --timeout=90s >/dev/null || fail "a provider that hangs keeps the pull: $(kubectl describe pod late -n slow | tail -n 8)"
@@ -194,8 +241,18 @@ has 'not finished within 60 s' cat "$WORK/up.log" || fail "a provider that hangs
 has 'docker.io/cncf/hello' cat "$WORK/calls" || fail "a provider was not asked for an image of a mirror"
 refused evil-drip-manifest 'ErrImagePull|RegistryUnavailable' 'its manifest takes more than 30 s'
 ns=()
-for told in "$(kubectl get events,pods -A -o yaml)" "$(cat "$WORK/up.log")" "$(cat "$WORK"/data/images/images/*.json)"; do
-  if grep -Eq "hush|wrong-wrong|$(printf 'robot:%s' "$PASSWORD" | base64)" <<< "$told"; then fail "an account is told"; fi
+kubectl get --raw /api/v1/nodes/coracle-1/proxy/metrics > "$WORK/metrics"
+metric() { has "^$1 [1-9]" cat "$WORK/metrics" || fail "no $1: $(grep -E '^kubelet_(image|credential)' "$WORK/metrics")"; }
+metric 'kubelet_credential_provider_plugin_duration_count\{plugin_name="gives"\}'
+metric 'kubelet_credential_provider_plugin_duration_bucket\{plugin_name="knows",le="10"\}'
+metric 'kubelet_credential_provider_plugin_errors_total\{plugin_name="hangs"\}'
+! grep -q 'plugin_errors_total{plugin_name="gives"}' "$WORK/metrics" || fail "a provider that answers has errors"
+metric 'kubelet_credential_provider_config_info\{hash="sha256:[0-9a-f]{64}"\}'
+for what in requested mounted_succeed mounted_errors; do metric "kubelet_image_volume_${what}_total"; done
+metric 'kubelet_image_pull_duration_seconds_count\{image_size_in_bytes="0-10MB"\}'
+for told in "$(kubectl get events,pods -A -o yaml)" "$(cat "$WORK/up.log")" "$(cat "$WORK"/data/images/images/*.json)" "$(cat "$WORK/metrics")" "$(listed)$("$CORACLE" image ls --data-dir "$WORK/data")" \
+  "$(kubectl get --raw /api/v1/nodes/coracle-1/proxy/pods)" "$(tar -xOf "$WORK/out.tar" index.json)"; do
+  if grep -Eq "hush|eyJ[A-Za-z0-9_-]{30}|wrong-wrong|$(printf 'robot:%s' "$PASSWORD" | base64)" <<< "$told"; then fail "an account is told"; fi
 done
 echo "· hostile registries"
 
@@ -215,7 +272,7 @@ printf 'mirrors: {a.io: {endpoint: ["http://b"], rewrite: {}}}\n' > "$WORK/regis
 exits 1 "$CORACLE" up --data-dir "$WORK/other" --port 0 --registries "$WORK/registries.yaml"
 has rewrite cat "$WORK/err" || fail "what is wrong with the file: $(cat "$WORK/err")"
 exits 2 "$CORACLE" up --data-dir "$WORK/other" --port 0 "${providers[@]:0:2}"
-sed -i 's/args: \[get\]/args: [get], tokenAttributes: {serviceAccountTokenAudience: a}/' "$WORK/providers.yaml"
+sed -i 's/args: \[get\]/args: [get], tokenAttributes: {serviceAccountTokenAudience: a, requireServiceAccount: true}/' "$WORK/providers.yaml"
 exits 1 "$CORACLE" up --data-dir "$WORK/other" --port 0 "${providers[@]}"
-has 'image-credential-provider-config: failed to validate .* tokenAttributes is not supported' cat "$WORK/err" || fail "what is wrong with the file: $(cat "$WORK/err")"
+has 'image-credential-provider-config: failed to validate .*providers.tokenAttributes.cacheType: Required value' cat "$WORK/err" || fail "what is wrong with the file: $(cat "$WORK/err")"
 echo PASS

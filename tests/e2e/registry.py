@@ -57,7 +57,7 @@ def zstd(data):
     return b"\x28\xb5\x2f\xfd\xa0" + len(data).to_bytes(4, "little") + b"".join(head + block for head, block in zip(heads, blocks))
 
 
-SIGNED = ["signed", "private-signed", "signed-wrong", "signed-other", "signed-endless", "signed-huge", "signed-many", "signed-broken", "unsigned"]
+SIGNED = ["signed", "private-signed", "signed-wrong", "signed-other", "signed-endless", "signed-huge", "signed-many", "signed-broken", "signed-metadata", "unsigned"]
 SIGNATURE = "application/vnd.dev.cosign.simplesigning.v1+json"
 
 
@@ -185,6 +185,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return self.answer(200, signatures(name, f"{self.headers['Host']}/{'/'.join(parts[:-2])}"), Content_Type=MANIFEST)
             data = BLOBS.get(reference) or LAYOUTS.get(name) or foreign(f"{scheme} {name}")
             return self.answer(200, data, Content_Type=json.loads(data).get("mediaType", MANIFEST))
+        if name == "private-elsewhere" and scheme == "http":
+            return self.answer(307, Location=f"https://localhost:{PORTS[0]}/v2/elsewhere/hello/blobs/{reference}")
+        if name == "signed-metadata" and BLOBS.get(reference, b"").startswith(b'{"critical"'):
+            return self.answer(307, Location="http://169.254.169.254/latest/meta-data")
         if name == "evil-redirect":
             return self.answer(307, Location="http://127.0.0.1:1/secret")
         if name == "evil-metadata":
@@ -215,4 +219,5 @@ if __name__ == "__main__":
     LOCK, LOG = threading.Lock(), open(sys.argv[4], "a")
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(sys.argv[2], sys.argv[3])
-    print(serve(tls), serve(), flush=True)
+    PORTS = serve(tls), serve()
+    print(*PORTS, flush=True)

@@ -9,3 +9,4 @@ pub mod granted;
 pub mod keyvalue;
 pub(crate) mod pull_secrets;
 pub mod sources;
+pub(crate) mod tokens;

@@ -3,10 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::account::AccountIdentity;
 use super::keyring::{SecretIdentity, TrackedCredential};
 use super::signatures::Rule;
 
-/// Secrets that are remembered of one image; upstream's bound of what is written while it only looks.
+/// Secrets, and ServiceAccounts, that are remembered of one image; upstream's bound of what is written while it only looks.
 const SECRETS_MAX: usize = 100;
 
 /// Who was let in by the registry.
@@ -18,6 +19,9 @@ pub(super) struct Access {
     /// Whoever has one of these.
     #[serde(default)]
     secrets: Vec<Granted>,
+    /// Whoever is one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    accounts: Vec<AccountIdentity>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +47,8 @@ impl Trust {
     }
 
     /// Whether a pod with these credentials may use the image.
-    pub(super) fn admits(&self, credentials: &[TrackedCredential]) -> bool {
-        self.access.admits(credentials)
+    pub(super) fn admits(&self, credentials: &[TrackedCredential], account: Option<&AccountIdentity>) -> bool {
+        self.access.admits(credentials, account)
     }
 
     /// Whether it is known to meet a rule.
@@ -61,26 +65,30 @@ impl Trust {
 impl Access {
     /// For every pod.
     pub(super) fn of_everybody() -> Self {
-        Self { everybody: true, secrets: Vec::new() }
+        Self { everybody: true, ..Self::default() }
     }
 
     /// By that credential; none = the registry asked for none.
     pub(super) fn by(credential: Option<&TrackedCredential>) -> Self {
-        let Some((tracked, secret)) = credential.and_then(|tracked| Some((tracked, tracked.secret.clone()?))) else {
-            return Self::of_everybody();
-        };
-        Self { everybody: false, secrets: vec![Granted { secret, hash: tracked.hash() }] }
+        let Some(tracked) = credential else { return Self::of_everybody() };
+        match (tracked.secret.clone(), tracked.account.clone()) {
+            (Some(secret), _) => Self { secrets: vec![Granted { secret, hash: tracked.hash() }], ..Self::default() },
+            (None, Some(account)) => Self { accounts: vec![account], ..Self::default() },
+            (None, None) => Self::of_everybody(),
+        }
     }
 
-    /// Whether a pod with these credentials may use the image: one of them is the same as was let in, or of the same
-    /// Secret, whose owner may have changed it.
-    pub(super) fn admits(&self, credentials: &[TrackedCredential]) -> bool {
+    /// Whether a pod with these credentials and that ServiceAccount may use the image: one of them is the same as was let in, or of
+    /// the same Secret, whose owner may have changed it.
+    pub(super) fn admits(&self, credentials: &[TrackedCredential], account: Option<&AccountIdentity>) -> bool {
         let known = |tracked: &TrackedCredential| {
             let hash = tracked.hash();
             let same = |granted: &Granted| Some(&granted.secret) == tracked.secret.as_ref() || granted.hash == hash;
             tracked.secret.is_some() && self.secrets.iter().any(same)
         };
-        self.everybody || credentials.iter().any(known)
+        self.everybody
+            || credentials.iter().any(known)
+            || account.is_some_and(|account| self.accounts.iter().any(|known| known == account))
     }
 
     /// With who was let in for the same image now.
@@ -92,8 +100,14 @@ impl Access {
             self.secrets.retain(|known| known.secret != granted.secret);
             self.secrets.push(granted);
         }
+        for account in other.accounts {
+            self.accounts.retain(|known| *known != account);
+            self.accounts.push(account);
+        }
         let excess = self.secrets.len().saturating_sub(SECRETS_MAX);
         self.secrets.drain(..excess);
+        let excess = self.accounts.len().saturating_sub(SECRETS_MAX);
+        self.accounts.drain(..excess);
         self
     }
 }
@@ -106,24 +120,45 @@ mod tests {
     fn tracked(namespace: &str, uid: &str, password: &str) -> TrackedCredential {
         let secret = SecretIdentity { namespace: namespace.into(), name: "pull".into(), uid: uid.into() };
         let credential = Credential { username: "u".into(), password: password.into() };
-        TrackedCredential { credential, secret: Some(secret) }
+        TrackedCredential { credential, secret: Some(secret), account: None }
     }
 
     #[test]
     fn who_could_pull_may_use_it() {
         let granted = Access::by(Some(&tracked("a", "1", "p")));
-        assert!(granted.admits(&[tracked("a", "1", "p")]));
-        assert!(granted.admits(&[tracked("a", "1", "changed")]), "the same Secret");
-        assert!(granted.admits(&[tracked("b", "2", "p")]), "the same credential");
-        assert!(!granted.admits(&[]));
-        assert!(!granted.admits(&[tracked("a", "2", "other")]), "a Secret made anew");
-        assert!(!granted.admits(&[tracked("b", "1", "other")]));
+        assert!(granted.admits(&[tracked("a", "1", "p")], None));
+        assert!(granted.admits(&[tracked("a", "1", "changed")], None), "the same Secret");
+        assert!(granted.admits(&[tracked("b", "2", "p")], None), "the same credential");
+        assert!(!granted.admits(&[], None));
+        assert!(!granted.admits(&[tracked("a", "2", "other")], None), "a Secret made anew");
+        assert!(!granted.admits(&[tracked("b", "1", "other")], None));
         let node = TrackedCredential { secret: None, ..tracked("a", "1", "p") };
-        assert!(Access::by(Some(&node)).admits(&[]), "the node's own account");
-        assert!(Access::by(None).admits(&[]), "a public image");
+        assert!(Access::by(Some(&node)).admits(&[], None), "the node's own account");
+        assert!(Access::by(None).admits(&[], None), "a public image");
         let both = granted.clone().with(Access::by(Some(&tracked("b", "2", "q"))));
-        assert!(both.admits(&[tracked("a", "1", "p")]) && both.admits(&[tracked("b", "2", "q")]));
-        assert!(granted.with(Access::by(None)).admits(&[]));
+        assert!(both.admits(&[tracked("a", "1", "p")], None) && both.admits(&[tracked("b", "2", "q")], None));
+        assert!(granted.with(Access::by(None)).admits(&[], None));
+    }
+
+    #[test]
+    fn what_came_for_a_service_account_is_for_that_one() {
+        let identity = |name: &str, uid: &str| {
+            let (namespace, name, uid) = ("a".to_owned(), name.to_owned(), uid.to_owned());
+            AccountIdentity { namespace, name, uid }
+        };
+        let of = |account: AccountIdentity| {
+            let tracked = TrackedCredential { secret: None, account: Some(account), ..tracked("a", "1", "p") };
+            Access::by(Some(&tracked))
+        };
+        let granted = of(identity("robot", "1"));
+        assert!(granted.admits(&[], Some(&identity("robot", "1"))));
+        for other in [None, Some(identity("robot", "2")), Some(identity("default", "1"))] {
+            assert!(!granted.admits(&[tracked("a", "1", "p")], other.as_ref()), "{other:?}");
+        }
+        let both = granted.with(of(identity("default", "3")));
+        assert!(both.admits(&[], Some(&identity("robot", "1"))) && both.admits(&[], Some(&identity("default", "3"))));
+        let written = serde_json::to_string(&both).unwrap();
+        assert_eq!(serde_json::from_str::<Access>(&written).unwrap(), both);
     }
 
     #[test]
@@ -131,7 +166,7 @@ mod tests {
         let all = (0..1000).map(|n| Access::by(Some(&tracked("a", &n.to_string(), &format!("secret-{n}")))));
         let all = all.reduce(Access::with).unwrap();
         assert_eq!(all.secrets.len(), SECRETS_MAX);
-        assert!(all.admits(&[tracked("a", "999", "x")]));
+        assert!(all.admits(&[tracked("a", "999", "x")], None));
         assert!(!serde_json::to_string(&all).unwrap().contains("secret-"));
     }
 }

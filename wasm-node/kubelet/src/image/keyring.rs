@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use super::account::{AccountIdentity, PodAccount};
 
 /// Docker Hub, as docker configs have called it from the start.
 const DEFAULT_REGISTRY_KEY: &str = "index.docker.io";
@@ -45,8 +48,10 @@ pub struct SecretIdentity {
 pub struct TrackedCredential {
     /// Who.
     pub credential: Credential,
-    /// The Secret; none = the node's own configuration, which every pod of the node may use.
+    /// The Secret.
     pub secret: Option<SecretIdentity>,
+    /// The ServiceAccount that a provider was asked for. Neither = the node's own, which every pod of the node may use.
+    pub account: Option<AccountIdentity>,
 }
 
 impl TrackedCredential {
@@ -125,6 +130,8 @@ pub struct Keyring {
     entries: usize,
     /// What the node's providers gave, for the image that is pulled.
     provided: Vec<TrackedCredential>,
+    account: Option<Arc<dyn PodAccount>>,
+    identity: Option<AccountIdentity>,
 }
 
 impl Keyring {
@@ -144,16 +151,38 @@ impl Keyring {
                 return Err(KeyringError::TooMany);
             }
             let Some(key) = location_key(&location) else { continue };
-            let tracked = TrackedCredential { credential, secret: Some(secret.clone()) };
+            let tracked = TrackedCredential { credential, secret: Some(secret.clone()), account: None };
             self.by_location.entry(key).or_default().push(tracked);
         }
         Ok(())
     }
 
-    /// Adds an account of the node, which has no Secret.
-    pub(super) fn add_of_node(&mut self, location: &str, credential: Credential) {
+    /// Adds what a provider gave: for a ServiceAccount, or for the node.
+    pub(super) fn add_provided(&mut self, location: &str, credential: Credential, account: Option<AccountIdentity>) {
         let Some(key) = location_key(location) else { return };
-        self.by_location.entry(key).or_default().push(TrackedCredential { credential, secret: None });
+        self.by_location.entry(key).or_default().push(TrackedCredential { credential, secret: None, account });
+    }
+
+    /// With the ServiceAccount of the pod, which providers may ask for.
+    #[must_use]
+    pub fn with_account(self, account: Arc<dyn PodAccount>) -> Self {
+        Self { account: Some(account), ..self }
+    }
+
+    /// The ServiceAccount of the pod.
+    #[must_use]
+    pub fn account(&self) -> Option<&dyn PodAccount> {
+        self.account.as_deref()
+    }
+
+    /// Where it is known whose ServiceAccount it is: what came for that one may be used.
+    #[must_use]
+    pub fn known_as(&self, identity: AccountIdentity) -> Self {
+        Self { identity: Some(identity), ..self.clone() }
+    }
+
+    pub(super) fn identity(&self) -> Option<&AccountIdentity> {
+        self.identity.as_ref()
     }
 
     /// With what the node's providers gave for the image that is pulled.
@@ -374,7 +403,7 @@ mod tests {
         keyring.add(&secret("s"), ConfigForm::Json, b"{}").unwrap();
         let one = |username: &str, password: &str| {
             let credential = Credential { username: username.into(), password: password.into() };
-            TrackedCredential { credential, secret: None }.hash()
+            TrackedCredential { credential, secret: None, account: None }.hash()
         };
         assert_ne!(one("ab", "c"), one("a", "bc"));
     }

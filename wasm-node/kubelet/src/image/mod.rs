@@ -3,6 +3,7 @@
 //! layout, and has the engine compile the module at pull, so that starting a pod never compiles.
 
 mod access;
+mod account;
 mod address;
 mod archive;
 mod challenge;
@@ -11,6 +12,7 @@ mod error;
 mod fetch;
 #[cfg(test)]
 mod fuzz;
+pub(crate) mod histogram;
 mod image_config;
 mod keyring;
 mod layers;
@@ -35,11 +37,13 @@ mod unpack;
 mod volume;
 mod volume_manifest;
 
+pub use account::{Account, AccountIdentity, PodAccount};
 pub use collect::{CollectPolicy, Disk};
 pub use error::ImageError;
 pub use keyring::{ConfigForm, Credential, Keyring, KeyringError, SecretIdentity, TrackedCredential};
 pub use manage::{ImageClient, ImageKind, ListedImage, ManageError, Removed, router};
 pub use manifest::Compression;
+pub(crate) use providers::ProviderFigures;
 pub use providers::{CredentialProviders, CredentialProvidersError};
 pub use pull::{Image, Images, ImagesConfig, PullPolicy, Pulled, Purpose, RegistryAccess};
 pub use push::{PushError, Pushed, push, take_back};

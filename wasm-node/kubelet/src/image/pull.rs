@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::access::{Access, Trust};
 use super::error::ImageError;
 use super::keyring::Keyring;
-use super::providers::{CredentialProviders, Providers};
+use super::providers::{CredentialProviders, ProviderFigures, Providers};
 use super::registries::Registries;
 use super::remote::Remote;
 use super::signatures::{Rule, SignaturePolicy};
@@ -291,7 +291,7 @@ impl Images {
         let credentials = keyring.lookup(&repository(&reference));
         let mut known = self.known();
         let known = known.by_name.get_mut(&key(&reference.to_string(), purpose));
-        let known = known.filter(|known| known.trust.admits(&credentials));
+        let known = known.filter(|known| known.trust.admits(&credentials, keyring.identity()));
         Ok(known.map(|known| {
             known.used_at = self.env.elapsed();
             known.image.clone()
@@ -379,6 +379,21 @@ impl Images {
         Ok(Pulled { image, took })
     }
 
+    pub(crate) fn provider_figures(&self) -> ProviderFigures {
+        self.providers.figures()
+    }
+
+    /// Whether a provider is told of the ServiceAccount of a pod with that image: then what came for one is for that one.
+    #[must_use]
+    pub fn asks_accounts(&self, image: &str) -> bool {
+        match Self::parse(image) {
+            Ok(ImageName::Registry(reference)) if reference.registry != BUILT_IN_REGISTRY => {
+                self.providers.asks_accounts(&repository(&reference))
+            }
+            _ => false,
+        }
+    }
+
     /// With what the node's providers give. They are asked before anything is held that others wait for.
     pub(super) async fn provided<'a>(
         &self,
@@ -389,7 +404,7 @@ impl Images {
         if reference.registry == BUILT_IN_REGISTRY {
             return Cow::Borrowed(keyring);
         }
-        match self.providers.credentials(&repository(reference), namespace).await {
+        match self.providers.credentials(&repository(reference), namespace, keyring.account()).await {
             none if none.is_empty() => Cow::Borrowed(keyring),
             given => Cow::Owned(keyring.beside(given)),
         }

@@ -132,7 +132,7 @@ impl Source {
 
 /// Where and as whom to ask. What a pod knows of a registry is for that registry: a mirror of it has the node's account.
 fn ways(remote: &Remote, reference: &Reference, keyring: &Keyring) -> Result<Vec<Way>, ImageError> {
-    let node = |account: Credential| TrackedCredential { credential: account, secret: None };
+    let node = |account: Credential| TrackedCredential { credential: account, secret: None, account: None };
     if reference.registry == BUILT_IN_REGISTRY {
         let access = remote.built_in.as_ref().ok_or(ImageError::NoBuiltIn)?;
         let Credentials { user, password } = access.credentials.clone();

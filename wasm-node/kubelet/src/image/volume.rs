@@ -15,6 +15,9 @@ use super::volume_manifest::Content;
 use oci_registry::blobs::BlobError;
 use oci_registry::reference::ImageName;
 
+/// What folders are called that are about to be removed.
+const ASIDE: &str = ".old-";
+
 /// The folders of images that are unpacked.
 pub(super) struct Trees {
     dir: PathBuf,
@@ -23,10 +26,29 @@ pub(super) struct Trees {
 }
 
 impl Trees {
-    /// An empty folder of folders.
+    /// An empty folder of folders. What an earlier process has left is put aside at once and removed by a thread: a large tree takes
+    /// a while, and a start doesn't wait for it. What a process that ends meanwhile leaves, the next one finds.
     pub(super) fn open(dir: PathBuf) -> std::io::Result<Self> {
+        let aside = tempfile::Builder::new().prefix(ASIDE).tempdir_in(&dir)?;
+        let mut left = Vec::new();
         for entry in std::fs::read_dir(&dir)? {
-            std::fs::remove_dir_all(entry?.path())?;
+            let path = entry?.path();
+            if path == aside.path() {
+                continue;
+            }
+            let to = aside.path().join(left.len().to_string());
+            std::fs::rename(&path, &to)?;
+            left.push(to);
+        }
+        if left.is_empty() {
+            aside.close()?;
+        } else {
+            let remove = move || {
+                if let Err(error) = aside.close() {
+                    tracing::warn!(%error, "what was unpacked before cannot be removed");
+                }
+            };
+            std::thread::Builder::new().name("old-trees".into()).spawn(remove)?;
         }
         Ok(Self { dir, unpacked: Mutex::default() })
     }

@@ -21,6 +21,7 @@ use super::shutdown::Shutdown;
 use super::totals::Totals;
 use super::worker::PodView;
 use crate::config::sources::ConfigSourceManager;
+use crate::config::tokens::AccountTokens;
 use crate::image::Images;
 use crate::log;
 use crate::volume::manager::VolumeManager;
@@ -77,6 +78,7 @@ pub(crate) struct Shared {
     pub(crate) recorder: Recorder,
     pub(crate) sources: Arc<ConfigSourceManager>,
     pub(crate) volumes: Arc<VolumeManager>,
+    pub(crate) account_tokens: Arc<AccountTokens>,
     pub(crate) services: Arc<Informer>,
     pub(crate) addresses: Addresses,
     pub(crate) addresses_freed: Notify,

@@ -1,5 +1,6 @@
 //! Having a pod's image and making its container: what takes time, apart from what decides.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use super::sandbox::{Lent, SESSIONS_MAX, Sandbox};
 use super::settings::{Settings, settings};
 use super::shared::Shared;
 use super::state::{CellEvent, ImageOf};
+use super::totals::ImageVolumes;
 use super::worker::{Message, happened};
 use crate::config::env_file::{self, FileValues};
 use crate::config::environment::{EnvContext, environment, expand};
@@ -30,6 +32,7 @@ use crate::config::granted::GrantedConfig;
 use crate::config::keyvalue;
 use crate::config::pull_secrets;
 use crate::config::sources::{Known, SourceKind, named_by_environment};
+use crate::config::tokens::AccountOfPod;
 use crate::image::{Image, ImageError, Keyring, PullPolicy, Pulled, Purpose};
 use crate::log::ContainerLog;
 use crate::volume::mounts::{self, MountError};
@@ -93,7 +96,7 @@ pub(crate) type Unpulled = (ImageOf, ImageError);
 /// Has the images of a container: they are there, or are pulled. `tell` hears when a pull begins.
 pub(crate) async fn pull(
     node: &Shared,
-    pod: &Pod,
+    pod: &Arc<Pod>,
     (index, container): (usize, &ContainerSpecWire),
     tell: &mpsc::Sender<Message>,
 ) -> Result<(Pulls, String), Unpulled> {
@@ -124,17 +127,22 @@ fn mounted_images<'a>(pod: &'a Pod, container: &ContainerSpecWire) -> Vec<(&'a s
 }
 
 /// The pod's credentials; those that can't be had are told.
-async fn keyring(node: &Shared, pod: &Pod) -> Result<Keyring, ImageError> {
+async fn keyring(node: &Shared, pod: &Arc<Pod>) -> Result<Keyring, ImageError> {
     let secrets = pull_secrets::of(&node.sources, pod).await?;
     if !secrets.missing.is_empty() {
         let message = format!(
             "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
             secrets.missing.join(", ")
         );
-        let (reason, about) = ("FailedToRetrieveImagePullSecret", reference_to(pod));
+        let (reason, about) = ("FailedToRetrieveImagePullSecret", reference_to(&**pod));
         node.recorder.record(EventRecord { about, warning: true, reason, message, source: None });
     }
-    Ok(secrets.keyring)
+    let (client, env) = (&node.volumes.requests, &node.parts.env);
+    let account = AccountOfPod::new((client.clone(), env.clone()), node.account_tokens.clone(), pod.clone());
+    Ok(match account {
+        Some(account) => secrets.keyring.with_account(Arc::new(account)),
+        None => secrets.keyring,
+    })
 }
 
 /// Who pulls for which container.
@@ -147,6 +155,19 @@ struct Pulling<'a> {
 }
 
 impl Pulling<'_> {
+    /// The pod's credentials, and whose ServiceAccount it is where providers are told of it: what came for one is for that one.
+    async fn known(&self, name: &str) -> Cow<'_, Keyring> {
+        let account = self.keyring.account().filter(|_| self.node.parts.images.asks_accounts(name));
+        let Some(account) = account else { return Cow::Borrowed(&self.keyring) };
+        match account.account().await {
+            Ok(account) => Cow::Owned(self.keyring.known_as(account.identity)),
+            Err(error) => {
+                tracing::warn!(image = name, %error, "failed to get the service account of a pod");
+                Cow::Borrowed(&self.keyring)
+            }
+        }
+    }
+
     /// Has an image, to be run with that metering or, without one, to be mounted; and what to say of it.
     async fn have(
         &self,
@@ -164,7 +185,8 @@ impl Pulling<'_> {
             Some(_) => (Purpose::Module, ImageOf::Container),
             None => (Purpose::Volume, ImageOf::Volume(name.to_owned())),
         };
-        if let Some(image) = images.decide((name, purpose), policy, &self.keyring)? {
+        let keyring = self.known(name).await;
+        if let Some(image) = images.decide((name, purpose), policy, &keyring)? {
             let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
             return Ok((image, message));
         }
@@ -176,7 +198,9 @@ impl Pulling<'_> {
             Some(metering) => images.pull(name, &self.keyring, metering, namespace).await?,
             None => images.pull_volume(name, &self.keyring, namespace).await?,
         };
-        let (took, waited) = (go_duration(took), go_duration(env.elapsed().saturating_sub(began)));
+        let waited = env.elapsed().saturating_sub(began);
+        self.node.pods.totals.pulled(image.size_bytes, waited);
+        let (took, waited) = (go_duration(took), go_duration(waited));
         let size = image.size_bytes;
         let message = format!(
             "Successfully pulled image {name:?} in {took} ({waited} including waiting). Image size: {size} bytes."
@@ -213,6 +237,26 @@ impl Home {
 
 /// Makes the container.
 pub(crate) async fn make(
+    node: &Shared,
+    home: &Home,
+    wire: &ContainerSpecWire,
+    pulls: &Pulls,
+    attempt: u32,
+) -> Result<Made, Refused> {
+    let made = made(node, home, wire, pulls, attempt).await;
+    if !pulls.volumes.is_empty() {
+        let is_image = |name: &str| pulls.volumes.iter().any(|(volume, ..)| volume == name);
+        let mounts = wire.volume_mounts.iter().flatten().filter(|mount| is_image(&mount.name)).count() as u64;
+        let is_unmounted = |(_, message): &Refused| message.starts_with(mounts::IMAGE_VOLUME_MOUNT_FAILED);
+        let failed = made.as_ref().err().is_some_and(is_unmounted);
+        let (mounted, failed) = if failed { (0, mounts) } else { (mounts, 0) };
+        let requested = pulls.volumes.len() as u64;
+        node.pods.totals.image_volumes(ImageVolumes { requested, mounted, failed });
+    }
+    made
+}
+
+async fn made(
     node: &Shared,
     home: &Home,
     wire: &ContainerSpecWire,

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{Kubelet, rates};
-use crate::pod::totals::START_SECONDS;
+use crate::image::ProviderFigures;
+use crate::image::histogram::Histogram;
 use crate::pod::worker::{Seen, SeenContainer};
 use runtime_api::Stats;
 use runtime_api::ledger::Resource;
@@ -96,6 +97,16 @@ impl Text {
         let _ = writeln!(self.0, "{name}{labels} {value}");
     }
 
+    fn histogram(&mut self, name: &str, labels: &[(&str, &str)], histogram: &Histogram) {
+        let bounds = histogram.within().map(|(bound, count)| (bound.to_string(), count));
+        for (bound, count) in bounds.chain([("+Inf".to_owned(), histogram.count())]) {
+            let labels: Vec<_> = labels.iter().copied().chain([("le", bound.as_str())]).collect();
+            self.sample(&format!("{name}_bucket"), &labels, count);
+        }
+        self.sample(&format!("{name}_sum"), labels, histogram.sum_seconds());
+        self.sample(&format!("{name}_count"), labels, histogram.count());
+    }
+
     /// One figure for each running container.
     fn each(&mut self, all: &[RunningPod], (name, kind, help): (&str, &str, &str), value: impl Fn(&Running) -> f64) {
         self.head(name, kind, help);
@@ -158,6 +169,41 @@ pub(super) async fn resource(State(kubelet): State<Kubelet>) -> Response {
     text.into_response()
 }
 
+/// What becomes of images. Those who give credentials are asked by the process, whose nodes tell the same of them.
+fn images(text: &mut Text, kubelet: &Kubelet) {
+    let totals = &kubelet.pods.totals;
+    let name = "kubelet_image_pull_duration_seconds";
+    text.head(name, "histogram", "Duration in seconds to pull an image.");
+    for (size, pulls) in &totals.pulls() {
+        text.histogram(name, &[("image_size_in_bytes", size)], pulls);
+    }
+    let volumes = totals.all_image_volumes();
+    for (what, help, value) in [
+        ("requested", "Number of requested image volumes.", volumes.requested),
+        ("mounted_succeed", "Number of successful image volume mounts.", volumes.mounted),
+        ("mounted_errors", "Number of failed image volume mounts.", volumes.failed),
+    ] {
+        let name = format!("kubelet_image_volume_{what}_total");
+        text.head(&name, "counter", help);
+        text.sample(&name, &[], value);
+    }
+    let ProviderFigures { config_hash, calls } = kubelet.images.provider_figures();
+    let Some(hash) = config_hash else { return };
+    let name = "kubelet_credential_provider_config_info";
+    text.head(name, "gauge", "Information about the last applied credential provider configuration with hash as label");
+    text.sample(name, &[("hash", &hash)], 1);
+    let name = "kubelet_credential_provider_plugin_duration";
+    text.head(name, "histogram", "Duration of execution in seconds for credential provider plugin");
+    for (provider, calls, _) in calls.iter().filter(|(_, calls, _)| calls.count() > 0) {
+        text.histogram(name, &[("plugin_name", provider)], calls);
+    }
+    let name = "kubelet_credential_provider_plugin_errors_total";
+    text.head(name, "counter", "Number of errors from credential provider plugin");
+    for (provider, _, errors) in calls.iter().filter(|(_, _, errors)| *errors > 0) {
+        text.sample(name, &[("plugin_name", provider)], errors);
+    }
+}
+
 pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     let all = running(&kubelet);
     let mut text = Text::default();
@@ -171,13 +217,8 @@ pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     text.sample("kubelet_desired_pods", &[("static", "")], kubelet.pods.all().len());
     let name = "kubelet_pod_start_sli_duration_seconds";
     text.head(name, "histogram", "Duration in seconds from a pod being seen by the node to it being ready");
-    let starts = kubelet.pods.totals.starts();
-    for (bound, within) in START_SECONDS.iter().zip(starts.within) {
-        text.sample(&format!("{name}_bucket"), &[("le", &bound.to_string())], within);
-    }
-    text.sample(&format!("{name}_bucket"), &[("le", "+Inf")], starts.count);
-    text.sample(&format!("{name}_sum"), &[], starts.sum_seconds);
-    text.sample(&format!("{name}_count"), &[], starts.count);
+    text.histogram(name, &[], &kubelet.pods.totals.starts());
+    images(&mut text, &kubelet);
 
     text.head("coracle_guest_memory_bytes", "gauge", "Memory that all guests of this process hold");
     text.sample("coracle_guest_memory_bytes", &[], kubelet.runtime.ledger().used(Resource::Memory));

@@ -36,6 +36,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::image::Images;
 use crate::pod::shared::PodViews;
 use crate::pod::worker::Seen;
 use auth::{Authority, Identity};
@@ -89,6 +90,7 @@ pub(crate) struct Kubelet {
     pub(crate) client: Client,
     pub(crate) env: Env,
     pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) images: Arc<Images>,
     pub(crate) network: PodNetwork,
     /// CPU as a rate.
     pub(crate) rates: Arc<Rates>,

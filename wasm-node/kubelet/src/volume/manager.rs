@@ -8,13 +8,10 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, ServiceAccount, Volume};
+use k8s_openapi::api::core::v1::{Pod, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
-use machinery_api::ObjectKey;
-use machinery_client::Kind;
 use machinery_client::request::ApiClient;
 use machinery_env::Env;
-use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::atomic;
@@ -24,15 +21,11 @@ use super::{host_path, is_empty_dir, is_from_api};
 use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
+use crate::config::tokens::{self as token_requests, Token, Wanted};
 
 /// Between tries to fill a volume: doubled, as upstream's.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(122);
-/// A token is asked for anew after this part of its life, and at latest after a day (upstream's).
-const TOKEN_LIFE_PERCENT: u64 = 80;
-const TOKEN_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// The life of a token whose end isn't told (the API server's own default).
-const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(3600);
 
 /// What the volumes of a node's pods are filled with.
 pub(crate) struct VolumeManager {
@@ -54,17 +47,6 @@ pub(crate) enum MountEvent {
     Mounted,
     /// One can't be filled now: why.
     Failed(String),
-}
-
-struct Token {
-    value: String,
-    refresh_at: Timestamp,
-}
-
-impl Token {
-    fn is_due(&self, now: Timestamp) -> bool {
-        self.refresh_at <= now
-    }
 }
 
 /// Fills all volumes of the pod that `input` tells of, below `dir`; says so, and goes on until it is dropped.
@@ -163,7 +145,8 @@ async fn fill(
     for wanted in wanted_tokens(volumes) {
         let now = node.env.now();
         if tokens.get(&wanted).is_none_or(|token| token.is_due(now)) {
-            match request_token(node, pod, &wanted, now).await {
+            let asked = Wanted { audience: &wanted.0, seconds: Some(wanted.1), account_uid: None };
+            match token_requests::request(&node.requests, pod, asked, now).await {
                 Ok(token) => {
                     tokens.insert(wanted, token);
                 }
@@ -248,60 +231,4 @@ fn stamp(node: &VolumeManager) -> String {
 
 fn make_empty_dir(dir: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)
-}
-
-async fn request_token(
-    node: &VolumeManager,
-    pod: &Pod,
-    (audience, seconds): &(String, i64),
-    now: Timestamp,
-) -> Result<Token, String> {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
-    let audiences: Vec<&str> = Some(audience.as_str()).filter(|audience| !audience.is_empty()).into_iter().collect();
-    let body = json!({
-        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-        "spec": {
-            "audiences": audiences, "expirationSeconds": seconds,
-            "boundObjectRef": {
-                "apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid,
-            },
-        },
-    });
-    let (kind, key) = (Kind::of::<ServiceAccount>(), ObjectKey::new(namespace, account));
-    let answer: Value = node.requests.post(&kind, &key, "token", &body).await.map_err(|error| error.to_string())?;
-    let value = answer["status"]["token"].as_str().ok_or("the answer holds no token")?.to_owned();
-    let ends: Option<Timestamp> = answer["status"]["expirationTimestamp"].as_str().and_then(|at| at.parse().ok());
-    Ok(Token { value, refresh_at: refresh_at(now, ends) })
-}
-
-/// When a token that was issued now, and ends then, is to be asked for anew.
-fn refresh_at(now: Timestamp, ends: Option<Timestamp>) -> Timestamp {
-    // An end that has passed is of a clock that differs: no reason to ask without a pause.
-    let life = ends.and_then(|ends| Duration::try_from(ends.duration_since(now)).ok()).filter(|life| !life.is_zero());
-    let life = life.unwrap_or(TOKEN_LIFE_DEFAULT).mul_f64(TOKEN_LIFE_PERCENT as f64 / 100.0).min(TOKEN_AGE_MAX);
-    now.saturating_add(life).unwrap_or(Timestamp::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_is_renewed_at_four_fifths_of_its_life() {
-        let (env, clock) = Env::seeded(1, Timestamp::from_second(1_000_000).unwrap());
-        let in_seconds = |seconds: i64| Some(Timestamp::from_second(env.now().as_second() + seconds).unwrap());
-        // (life, when it is asked for anew): the shortest life that the API grants, the usual one, more than a day, none told,
-        // one of another clock.
-        let lives = [(Some(600), 480), (Some(3607), 2885), (Some(7 * 86_400), 86_400), (None, 2880), (Some(-5), 2880)];
-        for (life, after) in lives {
-            let at = refresh_at(env.now(), life.and_then(in_seconds));
-            assert_eq!(at.as_second() - env.now().as_second(), after, "{life:?}");
-        }
-        let token = Token { value: String::new(), refresh_at: refresh_at(env.now(), in_seconds(600)) };
-        clock.advance(Duration::from_secs(479));
-        assert!(!token.is_due(env.now()));
-        clock.advance(Duration::from_secs(1));
-        assert!(token.is_due(env.now()));
-    }
 }

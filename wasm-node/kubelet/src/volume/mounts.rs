@@ -16,6 +16,9 @@ use super::paths::{file_folder, folder};
 use super::{host_path, is_read_only};
 use crate::config::environment::expand;
 
+/// What the message of a mount that an image doesn't allow begins with.
+pub(crate) const IMAGE_VOLUME_MOUNT_FAILED: &str = "ImageVolumeMountFailed";
+
 /// Why a container's mounts can't be had, as the event's message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MountError {
@@ -23,7 +26,7 @@ pub(crate) enum MountError {
     #[error("{0}")]
     Config(String),
     /// An image has no such thing; the word before it is the container runtime's interface's.
-    #[error("ImageVolumeMountFailed: {0}")]
+    #[error("{IMAGE_VOLUME_MOUNT_FAILED}: {0}")]
     Image(String),
 }
 

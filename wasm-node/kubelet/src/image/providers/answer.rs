@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::super::keyring::Credential;
 use super::super::keyring::split_path;
+use super::token::{Asker, Whose};
 use crate::spec::duration::duration;
 
 /// Answers of a provider that are kept.
@@ -31,6 +32,12 @@ pub(super) enum AnswerError {
     /// Not of that form.
     #[error("error decoding credential provider plugin response from stdout")]
     Form,
+    /// It is the token that it was asked with, and would be kept for others.
+    #[error(
+        "credential provider plugin returned the service account token as the password which is not allowed when service account cache \
+         type is not set to 'Token'"
+    )]
+    Echo,
     /// It doesn't say what it is for.
     #[error("credential provider plugin did not return a valid cacheKeyType")]
     KeyType,
@@ -96,8 +103,14 @@ struct User {
 }
 
 /// What a provider reads.
-pub(super) fn request(api_version: &str, repository: &str) -> Vec<u8> {
-    let request = json!({"kind": "CredentialProviderRequest", "apiVersion": api_version, "image": repository});
+pub(super) fn request(api_version: &str, repository: &str, asker: Option<&Asker>) -> Vec<u8> {
+    let mut request = json!({"kind": "CredentialProviderRequest", "apiVersion": api_version, "image": repository});
+    if let Some(asker) = asker {
+        request["serviceAccountToken"] = json!(asker.token);
+        if !asker.annotations.is_empty() {
+            request["serviceAccountAnnotations"] = json!(asker.annotations);
+        }
+    }
     format!("{request}\n").into_bytes()
 }
 
@@ -137,31 +150,39 @@ struct Entry {
 /// The answers of a provider that hold.
 #[derive(Default)]
 pub(super) struct Cache {
-    by_key: BTreeMap<Key, Entry>,
+    by_key: BTreeMap<(Key, Option<Whose>), Entry>,
     bytes: usize,
 }
 
 impl Cache {
-    /// What holds for a repository: the narrowest answer.
-    pub(super) fn get(&self, repository: &str, now: Duration) -> Option<Auth> {
-        let keys = [KeyType::Image, KeyType::Registry, KeyType::Global].map(|kind| kind.of(repository));
+    /// What holds for a repository and a ServiceAccount: the narrowest answer.
+    pub(super) fn get(&self, repository: &str, whose: Option<&Whose>, now: Duration) -> Option<Auth> {
+        let keys = [KeyType::Image, KeyType::Registry, KeyType::Global];
+        let keys = keys.map(|kind| (kind.of(repository), whose.cloned()));
         let found = keys.iter().filter_map(|key| self.by_key.get(key)).find(|entry| now <= entry.expires_at);
         found.map(|entry| entry.auth.clone())
     }
 
     /// Keeps an answer as long as it or the configuration says. What ends first makes room.
-    pub(super) fn put(&mut self, repository: &str, answer: &Answer, default: Duration, now: Duration) {
+    pub(super) fn put(
+        &mut self,
+        (repository, whose): (&str, Option<Whose>),
+        answer: &Answer,
+        default: Duration,
+        now: Duration,
+    ) {
         let held = answer.duration.unwrap_or(default);
         if held.is_zero() {
             return;
         }
         let of = |(location, user): &(String, Credential)| location.len() + user.username.len() + user.password.len();
-        let key = answer.key_type.of(repository);
+        let named = whose.as_ref().map_or(0, Whose::bytes);
+        let key = (answer.key_type.of(repository), whose);
         self.remove(&key);
-        let bytes = repository.len() + answer.auth.iter().map(of).sum::<usize>();
+        let bytes = repository.len() + named + answer.auth.iter().map(of).sum::<usize>();
         self.bytes += bytes;
         self.by_key.insert(key, Entry { auth: answer.auth.clone(), bytes, expires_at: now.saturating_add(held) });
-        let over: Vec<Key> =
+        let over: Vec<(Key, Option<Whose>)> =
             self.by_key.iter().filter(|(_, entry)| entry.expires_at < now).map(|(key, _)| key.clone()).collect();
         over.iter().for_each(|key| self.remove(key));
         while self.by_key.len() > ENTRIES_MAX || self.bytes > BYTES_MAX {
@@ -171,7 +192,7 @@ impl Cache {
         }
     }
 
-    fn remove(&mut self, key: &Key) {
+    fn remove(&mut self, key: &(Key, Option<Whose>)) {
         if let Some(entry) = self.by_key.remove(key) {
             self.bytes -= entry.bytes;
         }
@@ -195,7 +216,7 @@ mod tests {
     }
 
     fn held(cache: &Cache, repository: &str, now: Duration) -> Option<String> {
-        cache.get(repository, now).map(|auth| auth[0].1.password.clone())
+        cache.get(repository, None, now).map(|auth| auth[0].1.password.clone())
     }
 
     #[test]
@@ -219,7 +240,7 @@ mod tests {
         let beta = beta.replace("io/v1", "io/v1beta1");
         assert!(parse(beta.as_bytes(), "credentialprovider.kubelet.k8s.io/v1beta1").unwrap().auth.is_empty());
         assert!(!format!("{:?}", answer("Image", "", "hidden")).contains("hidden"));
-        let request: serde_json::Value = serde_json::from_slice(&request(V1, "a.io/x")).unwrap();
+        let request: serde_json::Value = serde_json::from_slice(&request(V1, "a.io/x", None)).unwrap();
         assert_eq!(request["image"], "a.io/x");
     }
 
@@ -228,13 +249,13 @@ mod tests {
         let mut cache = Cache::default();
         let end = |seconds| Duration::from_secs(seconds);
         for never in [r#","cacheDuration":"0s""#, r#","cacheDuration":"-1h""#] {
-            cache.put("a.io/x", &answer("Global", never, "p"), MINUTE, end(0));
+            cache.put(("a.io/x", None), &answer("Global", never, "p"), MINUTE, end(0));
         }
-        cache.put("a.io/x", &answer("Global", "", "p"), Duration::ZERO, end(0));
+        cache.put(("a.io/x", None), &answer("Global", "", "p"), Duration::ZERO, end(0));
         assert_eq!(held(&cache, "a.io/x", end(0)), None, "what says 0 is not kept");
-        cache.put("a.io/x", &answer("Global", r#","cacheDuration":"2m""#, "global"), MINUTE, end(0));
-        cache.put("a.io/x", &answer("Registry", "", "registry"), MINUTE, end(0));
-        cache.put("a.io/x", &answer("Image", r#","cacheDuration":"30s""#, "image"), MINUTE, end(0));
+        cache.put(("a.io/x", None), &answer("Global", r#","cacheDuration":"2m""#, "global"), MINUTE, end(0));
+        cache.put(("a.io/x", None), &answer("Registry", "", "registry"), MINUTE, end(0));
+        cache.put(("a.io/x", None), &answer("Image", r#","cacheDuration":"30s""#, "image"), MINUTE, end(0));
         for (repository, now, wanted) in [
             ("a.io/x", 30, Some("image")),
             ("a.io/x", 31, Some("registry")),
@@ -251,7 +272,7 @@ mod tests {
     fn what_is_kept_is_bounded() {
         let (mut cache, small) = (Cache::default(), answer("Image", "", "p"));
         for n in 0..2 * ENTRIES_MAX {
-            cache.put(&format!("a.io/{n}"), &small, MINUTE, Duration::from_secs(n as u64 / 100));
+            cache.put((&format!("a.io/{n}"), None), &small, MINUTE, Duration::from_secs(n as u64 / 100));
         }
         assert_eq!(cache.by_key.len(), ENTRIES_MAX);
         assert!(
@@ -259,11 +280,11 @@ mod tests {
         );
         let large = answer("Image", "", &"p".repeat(1 << 20));
         for n in 0..20 {
-            cache.put(&format!("b.io/{n}"), &large, 2 * MINUTE, Duration::from_secs(30 + n));
+            cache.put((&format!("b.io/{n}"), None), &large, 2 * MINUTE, Duration::from_secs(30 + n));
         }
         assert!(cache.bytes <= BYTES_MAX && held(&cache, "b.io/19", Duration::ZERO).is_some());
         assert_eq!(cache.bytes, cache.by_key.values().map(|entry| entry.bytes).sum::<usize>());
-        cache.put("c.io/x", &small, MINUTE, Duration::from_secs(3600));
+        cache.put(("c.io/x", None), &small, MINUTE, Duration::from_secs(3600));
         assert_eq!(cache.by_key.len(), 1, "what is over goes");
     }
 }

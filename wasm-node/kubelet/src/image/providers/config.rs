@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use super::super::keyring::{matches, split_path};
+use super::token::{self, TokenAttributes};
 use crate::spec::duration::duration;
 
 /// A file that is larger is no such file.
@@ -18,7 +20,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const VERSIONS: [&str; 3] =
     ["kubelet.config.k8s.io/v1", "kubelet.config.k8s.io/v1beta1", "kubelet.config.k8s.io/v1alpha1"];
 /// Of what is said to and by a provider, in the order in which upstream names them.
-const CALL_VERSIONS: [&str; 3] = [
+pub(super) const CALL_VERSIONS: [&str; 3] = [
     "credentialprovider.kubelet.k8s.io/v1",
     "credentialprovider.kubelet.k8s.io/v1alpha1",
     "credentialprovider.kubelet.k8s.io/v1beta1",
@@ -88,7 +90,7 @@ pub(super) struct Wire {
     api_version: Option<String>,
     args: Option<Vec<String>>,
     env: Option<Vec<Variable>>,
-    token_attributes: Option<serde_json::Value>,
+    token_attributes: Option<token::Wire>,
 }
 
 /// A variable of a provider's environment. Its value may be a secret.
@@ -121,6 +123,8 @@ pub(super) struct ProviderConfig {
     pub(super) api_version: String,
     pub(super) args: Vec<String>,
     pub(super) env: Vec<Variable>,
+    /// What it is told of a pod's ServiceAccount.
+    pub(super) token: Option<TokenAttributes>,
 }
 
 impl ProviderConfig {
@@ -134,6 +138,8 @@ impl ProviderConfig {
 #[derive(Debug, Clone, Default)]
 pub struct CredentialProviders {
     pub(super) all: Vec<ProviderConfig>,
+    /// Of all files, as upstream's metric has it; none without a configuration.
+    pub(super) hash: Option<String>,
 }
 
 impl CredentialProviders {
@@ -145,16 +151,17 @@ impl CredentialProviders {
         if !programs.is_dir() {
             return Err(CredentialProvidersError::NoFolder(programs.to_owned()));
         }
-        let mut wires = Vec::new();
+        let (mut wires, mut hasher) = (Vec::new(), Sha256::new());
         for path in files(config)? {
-            let found = text(&path).and_then(|text| {
-                decode(&text).map_err(|why| CredentialProvidersError::Form { path: path.clone(), why })
-            })?;
-            wires.extend(found);
+            let text = text(&path)?;
+            // Lengths first, so that no two lists of files read alike.
+            hasher.update((text.len() as u64).to_be_bytes());
+            hasher.update(&text);
+            wires.extend(decode(&text).map_err(|why| CredentialProvidersError::Form { path: path.clone(), why })?);
         }
         let all = validate(wires, programs)?;
         all.iter().try_for_each(|provider| executable(&provider.program))?;
-        Ok(Self { all })
+        Ok(Self { all, hash: Some(format!("sha256:{}", hex::encode(hasher.finalize()))) })
     }
 }
 
@@ -297,12 +304,9 @@ fn provider(name: String, wire: Wire, programs: &Path, errors: &mut Vec<String>)
         errors.push(format!("providers.defaultCacheDuration: {why}"));
         Duration::ZERO
     });
-    if wire.token_attributes.is_some_and(|attributes| !attributes.is_null()) {
-        let why = "tokenAttributes is not supported: this node requests no service account tokens for providers";
-        errors.push(format!("providers.tokenAttributes: Forbidden: {why}"));
-    }
+    let token = wire.token_attributes.map(|wire| token::attributes(wire, &api_version, errors));
     let (args, env) = (wire.args.unwrap_or_default(), wire.env.unwrap_or_default());
-    ProviderConfig { program: programs.join(&name), name, match_images, default_cache, api_version, args, env }
+    ProviderConfig { program: programs.join(&name), name, match_images, default_cache, api_version, args, env, token }
 }
 
 /// What a glob is matched by: host and path, of a URL without its scheme.
@@ -373,9 +377,8 @@ mod tests {
             ),
             (
                 "k8s.io/v1}",
-                "k8s.io/v1, tokenAttributes: {serviceAccountTokenAudience: a}}",
-                ".tokenAttributes: Forbidden: tokenAttributes is not supported: \
-                 this node requests no service account tokens for providers",
+                "k8s.io/v1, tokenAttributes: {serviceAccountTokenAudience: a, cacheType: Token}}",
+                ".tokenAttributes.requireServiceAccount: Required value",
             ),
         ] {
             assert_eq!(with(from, to), of(wanted));

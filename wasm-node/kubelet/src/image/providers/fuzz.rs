@@ -23,7 +23,7 @@ const PIECES: [&str; 20] = [
     "  apiVersion: credentialprovider.kubelet.k8s.io/v1\n",
     "  args: [x, {}]\n",
     "  env: [{name: A, value: hidden}]\n",
-    "  tokenAttributes: {}\n",
+    "  tokenAttributes: {serviceAccountTokenAudience: a, cacheType: Token, requireServiceAccount: true, requiredServiceAccountAnnotationKeys: [a.io/x]}\n",
     "- &a [*a, *a]\n",
     "  ",
     "\t",
@@ -77,9 +77,11 @@ fn an_answer_is_taken_or_refused() {
             match parse(&bytes, V1) {
                 Ok(answer) => {
                     assert!(!format!("{answer:?}").contains("hidden"));
-                    cache.put("a.io/x", &answer, std::time::Duration::MAX, std::time::Duration::from_secs(1));
+                    cache.put(("a.io/x", None), &answer, std::time::Duration::MAX, std::time::Duration::from_secs(1));
                     assert!(
-                        cache.get("a.io/x", std::time::Duration::from_secs(1)).is_none_or(|auth| auth == answer.auth)
+                        cache
+                            .get("a.io/x", None, std::time::Duration::from_secs(1))
+                            .is_none_or(|auth| auth == answer.auth)
                     );
                 }
                 Err(error) => assert!(!error.to_string().contains("hidden")),

@@ -2,10 +2,9 @@
 #![cfg(unix)]
 
 use std::path::Path;
-use std::time::Duration;
-
 use tokio::io::AsyncReadExt as _;
 
+use super::super::account::Account;
 use super::*;
 
 const ANSWER: &str = r#"read request
@@ -16,13 +15,18 @@ const BOUNDS: Bounds = Bounds { time: Duration::from_secs(30), bytes: 1 << 16 };
 
 /// A provider of each script, by its number.
 fn providers(dir: &Path, scripts: &[&str], held: &str, bounds: Bounds) -> Providers {
+    with_tokens(dir, scripts, held, bounds, &serde_json::Value::Null)
+}
+
+/// The same with `tokenAttributes`.
+fn with_tokens(dir: &Path, scripts: &[&str], held: &str, bounds: Bounds, attributes: &serde_json::Value) -> Providers {
     let list: Vec<String> = (0..scripts.len())
         .map(|n| {
             std::os::unix::fs::symlink("/bin/sh", dir.join(n.to_string())).unwrap();
             serde_json::json!({
                 "name": n.to_string(), "matchImages": ["a.io"], "defaultCacheDuration": "0s",
                 "apiVersion": "credentialprovider.kubelet.k8s.io/v1", "args": ["-c", scripts[n]],
-                "env": [{"name": "OUT", "value": dir.join("out")}, {"name": "HELD", "value": held}],
+                "tokenAttributes": attributes, "env": [{"name": "OUT", "value": dir.join("out")}, {"name": "HELD", "value": held}],
             })
             .to_string()
         })
@@ -45,14 +49,14 @@ fn lines(dir: &Path) -> Vec<String> {
 async fn a_provider_is_asked_once_for_what_its_answer_holds_for() {
     let dir = tempfile::tempdir().unwrap();
     let providers = providers(dir.path(), &[ANSWER], "1h", BOUNDS);
-    let first = join_all((0..8).map(|_| providers.credentials("a.io/x", "n"))).await;
+    let first = join_all((0..8).map(|_| providers.credentials("a.io/x", "n", None))).await;
     let names = |found: &[TrackedCredential]| -> Vec<String> {
         found.iter().map(|tracked| tracked.credential.username.clone()).collect()
     };
     assert!(first.iter().all(|found| names(found) == ["x", "u"]), "{first:?}");
     assert!(first[0].iter().all(|tracked| tracked.secret.is_none()), "they are the node's");
-    assert_eq!(names(&providers.credentials("a.io/y", "n").await), ["u"]);
-    assert!(providers.credentials("b.io/x", "n").await.is_empty());
+    assert_eq!(names(&providers.credentials("a.io/y", "n", None).await), ["u"]);
+    assert!(providers.credentials("b.io/x", "n", None).await.is_empty());
     let asked = lines(dir.path());
     assert_eq!(asked.len(), 1, "one call for all: {asked:?}");
     let request: serde_json::Value = serde_json::from_str(&asked[0]).unwrap();
@@ -63,10 +67,10 @@ async fn a_provider_is_asked_once_for_what_its_answer_holds_for() {
 async fn an_answer_that_is_not_kept_serves_those_who_wait_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let providers = providers(dir.path(), &[ANSWER], "0s", BOUNDS);
-    let all = join_all((0..8).map(|_| providers.credentials("a.io/x", "n"))).await;
+    let all = join_all((0..8).map(|_| providers.credentials("a.io/x", "n", None))).await;
     assert!(all.iter().all(|found| found.len() == 2));
     assert_eq!(lines(dir.path()).len(), 1);
-    providers.credentials("a.io/x", "n").await;
+    providers.credentials("a.io/x", "n", None).await;
     assert_eq!(lines(dir.path()).len(), 2, "asked again");
     assert_eq!(providers.all[0].calls.lock().unwrap().len(), 1, "calls that are over are forgotten");
 }
@@ -76,13 +80,20 @@ async fn who_fails_gives_nothing_and_keeps_nobody() {
     for broken in ["echo garbage", "echo why >&2; exit 3", "cat /dev/zero", "cat /dev/zero >&2", ":", "kill -9 $$"] {
         let dir = tempfile::tempdir().unwrap();
         let providers = providers(dir.path(), &[broken, ANSWER], "1h", BOUNDS);
-        assert_eq!(providers.credentials("a.io/x", "n").await.len(), 2, "{broken}");
-        assert!(providers.all[0].run("a.io/x").await.is_err(), "{broken}");
+        assert_eq!(providers.credentials("a.io/x", "n", None).await.len(), 2, "{broken}");
+        assert!(providers.all[0].run("a.io/x", None).await.is_err(), "{broken}");
+        let figures = providers.figures();
+        let failed = u64::from(!matches!(broken, "echo garbage" | ":"));
+        let told: Vec<_> =
+            figures.calls.iter().map(|(name, calls, errors)| (&name[..], calls.count(), *errors)).collect();
+        // What a program says is no failure of its run, as upstream counts.
+        assert_eq!(told, [("0", 2, 2 * failed), ("1", 1, 0)], "{broken}");
+        assert!(figures.config_hash.is_some_and(|hash| hash.starts_with("sha256:")));
     }
     let dir = tempfile::tempdir().unwrap();
     let providers = providers(dir.path(), &["echo why >&2; exit 3"], "1h", BOUNDS);
     std::fs::remove_file(dir.path().join("0")).unwrap();
-    assert!(matches!(providers.all[0].run("a.io/x").await, Err(ProviderError::Run(RunError::Io(_)))));
+    assert!(matches!(providers.all[0].run("a.io/x", None).await, Err(ProviderError::Run(RunError::Io(_)))));
 }
 
 #[tokio::test]
@@ -90,7 +101,7 @@ async fn who_hangs_is_killed_with_all_that_it_started() {
     let dir = tempfile::tempdir().unwrap();
     let short = Bounds { time: Duration::from_millis(100), ..BOUNDS };
     let hanging = providers(dir.path(), &["sleep 600"], "1h", short);
-    let error = hanging.all[0].run("a.io/x").await.unwrap_err();
+    let error = hanging.all[0].run("a.io/x", None).await.unwrap_err();
     assert!(matches!(error, ProviderError::Run(RunError::Time(_))), "{error}");
     // As long as the shell's child lives, it holds a pipe open.
     let script = "mkfifo \"$OUT\"; (exec 3> \"$OUT\"; echo >&3; sleep 600) & wait";
@@ -106,10 +117,99 @@ async fn who_hangs_is_killed_with_all_that_it_started() {
         file
     };
     let mut file = tokio::select! {
-        given = starting.credentials("a.io/x", "n") => panic!("{given:?}"),
+        given = starting.credentials("a.io/x", "n", None) => panic!("{given:?}"),
         file = opened => file,
     };
     // Nobody waits for it any more.
     let ended = tokio::time::timeout(Duration::from_secs(60), file.read_to_end(&mut Vec::new())).await;
     assert_eq!(ended.expect("what it started lives").unwrap(), 0);
+}
+
+/// A pod whose ServiceAccount is known.
+struct Played {
+    account: Account,
+    token: &'static str,
+}
+
+#[async_trait::async_trait]
+impl PodAccount for Played {
+    async fn account(&self) -> Result<Account, String> {
+        if self.token.is_empty() { Err("not there".into()) } else { Ok(self.account.clone()) }
+    }
+
+    async fn token(&self, audience: &str, account: &AccountIdentity) -> Result<String, String> {
+        assert_eq!((audience, account), ("registry.test", &self.account.identity));
+        Ok(self.token.to_owned())
+    }
+}
+
+fn played(namespace: &str, uid: &str, token: &'static str, annotations: &[(&str, &str)]) -> Played {
+    let identity = AccountIdentity { namespace: namespace.into(), name: "robot".into(), uid: uid.into() };
+    let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Played { account: Account { identity, annotations }, token }
+}
+
+fn attributes(cache_type: &str, require: bool, required: &[&str]) -> serde_json::Value {
+    serde_json::json!({
+        "serviceAccountTokenAudience": "registry.test", "cacheType": cache_type, "requireServiceAccount": require,
+        "requiredServiceAccountAnnotationKeys": required, "optionalServiceAccountAnnotationKeys": ["a.io/more"],
+    })
+}
+
+#[tokio::test]
+async fn what_came_for_a_service_account_is_given_to_no_other() {
+    for (cache_type, for_another_token) in [("ServiceAccount", 0), ("Token", 1)] {
+        let dir = tempfile::tempdir().unwrap();
+        let providers = with_tokens(dir.path(), &[ANSWER], "1h", BOUNDS, &attributes(cache_type, true, &["a.io/role"]));
+        assert!(providers.asks_accounts("a.io/x") && !providers.asks_accounts("b.io/x"));
+        let role = [("a.io/role", "r"), ("a.io/other", "hidden-annotation")];
+        let asked = async |pod: &Played| {
+            let before = lines(dir.path()).len();
+            let found = providers.credentials("a.io/x", &pod.account.identity.namespace, Some(pod)).await;
+            let own = Some(pod.account.identity.clone());
+            assert!(found.iter().all(|tracked| tracked.account == own && tracked.secret.is_none()), "{found:?}");
+            (found.len(), lines(dir.path()).len() - before)
+        };
+        let first = played("n", "1", "token-one", &role);
+        assert_eq!(asked(&first).await, (2, 1));
+        assert_eq!(asked(&first).await, (2, 0), "it holds");
+        assert_eq!(asked(&played("n", "1", "token-two", &role)).await, (2, for_another_token), "{cache_type}");
+        let more = [role[0], ("a.io/more", "m")];
+        for other in [
+            played("n", "2", "token-one", &role),
+            played("m", "1", "token-one", &role),
+            played("n", "1", "token-one", &[("a.io/role", "another")]),
+            played("n", "1", "token-one", &more),
+        ] {
+            assert_eq!(asked(&other).await, (2, 1), "{:?}", other.account);
+        }
+        let request: serde_json::Value = serde_json::from_str(lines(dir.path()).last().unwrap()).unwrap();
+        assert_eq!(request["serviceAccountToken"], "token-one");
+        assert_eq!(request["serviceAccountAnnotations"], serde_json::json!({"a.io/role": "r", "a.io/more": "m"}));
+        // Who didn't opt in, has no ServiceAccount, or one that can't be had.
+        assert_eq!(asked(&played("n", "1", "token-one", &[])).await, (0, 0));
+        assert_eq!(asked(&played("n", "1", "", &role)).await, (0, 0));
+        assert!(providers.credentials("a.io/x", "n", None).await.is_empty());
+        assert!(
+            !format!("{:?}", providers.all[0].calls.lock().unwrap().keys()).contains("token-"),
+            "no token is shown"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_provider_may_do_without_a_service_account_and_not_with_the_token_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = with_tokens(dir.path(), &[ANSWER], "1h", BOUNDS, &attributes("Token", false, &[]));
+    let found = plain.credentials("a.io/x", "n", None).await;
+    assert!(found.len() == 2 && found.iter().all(|tracked| tracked.account.is_none()));
+    let request: serde_json::Value = serde_json::from_str(&lines(dir.path())[0]).unwrap();
+    assert!(request.get("serviceAccountToken").is_none() && request.get("serviceAccountAnnotations").is_none());
+    // The script's password.
+    for (cache_type, given) in [("ServiceAccount", 0), ("Token", 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let echoing = with_tokens(dir.path(), &[ANSWER], "1h", BOUNDS, &attributes(cache_type, true, &[]));
+        let pod = played("n", "1", "hidden", &[]);
+        assert_eq!(echoing.credentials("a.io/x", "n", Some(&pod)).await.len(), given, "{cache_type}");
+    }
 }

@@ -1,0 +1,214 @@
+//! Tokens of pods' ServiceAccounts: asked for by TokenRequest, bound to the pod, and had anew in time.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use machinery_api::ObjectKey;
+use machinery_client::Kind;
+use machinery_client::request::ApiClient;
+use machinery_env::Env;
+use serde_json::{Value, json};
+
+use crate::image::{Account, AccountIdentity, PodAccount};
+
+/// A token is asked for anew after this part of its life, and at latest after a day (upstream's).
+const LIFE_PERCENT: u64 = 80;
+const AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// The life of a token whose end isn't told (the API server's own default).
+const LIFE_DEFAULT: Duration = Duration::from_secs(3600);
+/// Tokens for credential providers that a node keeps; each is of one pod.
+const KEPT_MAX: usize = 1000;
+
+/// A token, and until when it is used.
+#[derive(Clone)]
+pub(crate) struct Token {
+    pub(crate) value: String,
+    pub(crate) refresh_at: Timestamp,
+}
+
+impl Token {
+    pub(crate) fn is_due(&self, now: Timestamp) -> bool {
+        self.refresh_at <= now
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// Empty = the API server's own.
+    pub(crate) audience: &'a str,
+    /// None = as the API server has it.
+    pub(crate) seconds: Option<i64>,
+    /// Of this ServiceAccount, and none that was made anew under its name.
+    pub(crate) account_uid: Option<&'a str>,
+}
+
+/// The pod's ServiceAccount; none where it has none.
+fn account_of(pod: &Pod) -> Option<&str> {
+    let name = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
+    name.filter(|name| !name.is_empty())
+}
+
+/// Asks for a token of the pod's ServiceAccount that is bound to the pod.
+pub(crate) async fn request(
+    requests: &ApiClient,
+    pod: &Pod,
+    wanted: Wanted<'_>,
+    now: Timestamp,
+) -> Result<Token, String> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let audiences: Vec<&str> = Some(wanted.audience).filter(|audience| !audience.is_empty()).into_iter().collect();
+    let mut body = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+        "spec": {
+            "audiences": audiences,
+            "boundObjectRef": {
+                "apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid,
+            },
+        },
+    });
+    if let Some(seconds) = wanted.seconds {
+        body["spec"]["expirationSeconds"] = json!(seconds);
+    }
+    if let Some(uid) = wanted.account_uid {
+        body["metadata"] = json!({"uid": uid});
+    }
+    let key = ObjectKey::new(namespace, account_of(pod).unwrap_or("default"));
+    let answer: Result<Value, _> = requests.post(&Kind::of::<ServiceAccount>(), &key, "token", &body).await;
+    let answer = answer.map_err(said)?;
+    let value = answer["status"]["token"].as_str().ok_or("the answer holds no token")?.to_owned();
+    let ends: Option<Timestamp> = answer["status"]["expirationTimestamp"].as_str().and_then(|at| at.parse().ok());
+    Ok(Token { value, refresh_at: refresh_at(now, ends) })
+}
+
+/// The API server's own words, where it has answered.
+fn said(error: kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// When a token that was issued now, and ends then, is to be asked for anew.
+fn refresh_at(now: Timestamp, ends: Option<Timestamp>) -> Timestamp {
+    // An end that has passed is of a clock that differs: no reason to ask without a pause.
+    let life = ends.and_then(|ends| Duration::try_from(ends.duration_since(now)).ok()).filter(|life| !life.is_zero());
+    let life = life.unwrap_or(LIFE_DEFAULT).mul_f64(LIFE_PERCENT as f64 / 100.0).min(AGE_MAX);
+    now.saturating_add(life).unwrap_or(Timestamp::MAX)
+}
+
+/// By pod, audience, and the ServiceAccount's uid.
+type TokenKey = (String, String, String);
+
+/// The tokens that a node's pods have for credential providers.
+#[derive(Default)]
+pub(crate) struct AccountTokens {
+    kept: Mutex<BTreeMap<TokenKey, Token>>,
+}
+
+impl AccountTokens {
+    fn get(&self, key: &TokenKey, now: Timestamp) -> Option<String> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(key).filter(|token| !token.is_due(now)).map(|token| token.value.clone())
+    }
+
+    fn put(&self, key: TokenKey, token: Token, now: Timestamp) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|_, token| !token.is_due(now));
+        if kept.len() >= KEPT_MAX {
+            let first = kept.iter().min_by_key(|(_, token)| token.refresh_at).map(|(key, _)| key.clone());
+            first.and_then(|first| kept.remove(&first));
+        }
+        kept.insert(key, token);
+    }
+}
+
+/// A pod's ServiceAccount, asked of the API server.
+pub(crate) struct AccountOfPod {
+    requests: ApiClient,
+    env: Env,
+    tokens: Arc<AccountTokens>,
+    pod: Arc<Pod>,
+    name: String,
+}
+
+impl AccountOfPod {
+    /// None where the pod has none, as static pods.
+    pub(crate) fn new((requests, env): (ApiClient, Env), tokens: Arc<AccountTokens>, pod: Arc<Pod>) -> Option<Self> {
+        let name = account_of(&pod)?.to_owned();
+        Some(Self { requests, env, tokens, pod, name })
+    }
+}
+
+#[async_trait]
+impl PodAccount for AccountOfPod {
+    async fn account(&self) -> Result<Account, String> {
+        let namespace = self.pod.metadata.namespace.clone().unwrap_or_default();
+        let key = ObjectKey::new(&namespace, &self.name);
+        let found: Result<ServiceAccount, _> = self.requests.get(&Kind::of::<ServiceAccount>(), &key).await;
+        let metadata = found.map_err(said)?.metadata;
+        let (name, uid) = (self.name.clone(), metadata.uid.unwrap_or_default());
+        let annotations = metadata.annotations.unwrap_or_default();
+        Ok(Account { identity: AccountIdentity { namespace, name, uid }, annotations })
+    }
+
+    async fn token(&self, audience: &str, account: &AccountIdentity) -> Result<String, String> {
+        let pod = self.pod.metadata.uid.clone().unwrap_or_default();
+        let key = (pod, audience.to_owned(), account.uid.clone());
+        if let Some(kept) = self.tokens.get(&key, self.env.now()) {
+            return Ok(kept);
+        }
+        let now = self.env.now();
+        let wanted = Wanted { audience, seconds: None, account_uid: Some(&account.uid) };
+        let token = request(&self.requests, &self.pod, wanted, now).await?;
+        let value = token.value.clone();
+        self.tokens.put(key, token, now);
+        Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_renewed_at_four_fifths_of_its_life() {
+        let (env, clock) = Env::seeded(1, Timestamp::from_second(1_000_000).unwrap());
+        let in_seconds = |seconds: i64| Some(Timestamp::from_second(env.now().as_second() + seconds).unwrap());
+        // (life, when it is asked for anew): the shortest life that the API grants, the usual one, more than a day, none told,
+        // one of another clock.
+        let lives = [(Some(600), 480), (Some(3607), 2885), (Some(7 * 86_400), 86_400), (None, 2880), (Some(-5), 2880)];
+        for (life, after) in lives {
+            let at = refresh_at(env.now(), life.and_then(in_seconds));
+            assert_eq!(at.as_second() - env.now().as_second(), after, "{life:?}");
+        }
+        let token = Token { value: String::new(), refresh_at: refresh_at(env.now(), in_seconds(600)) };
+        clock.advance(Duration::from_secs(479));
+        assert!(!token.is_due(env.now()));
+        clock.advance(Duration::from_secs(1));
+        assert!(token.is_due(env.now()));
+    }
+
+    #[test]
+    fn tokens_are_a_pods_own_and_bounded() {
+        let (tokens, at) = (AccountTokens::default(), |second: i64| Timestamp::from_second(second).unwrap());
+        let key = |pod: usize, audience: &str| (pod.to_string(), audience.to_owned(), "u".to_owned());
+        let token = |value: &str, until| Token { value: value.into(), refresh_at: at(until) };
+        tokens.put(key(1, "a"), token("one", 100), at(0));
+        assert_eq!(tokens.get(&key(1, "a"), at(99)).as_deref(), Some("one"));
+        for (other, now) in [(key(2, "a"), 0), (key(1, "b"), 0), (key(1, "a"), 100)] {
+            assert_eq!(tokens.get(&other, at(now)), None, "{other:?} {now}");
+        }
+        for pod in 0..3 * KEPT_MAX {
+            tokens.put(key(pod, "a"), token("more", 200 + pod as i64), at(50));
+        }
+        assert_eq!(tokens.kept.lock().unwrap().len(), KEPT_MAX);
+        assert!(tokens.get(&key(3 * KEPT_MAX - 1, "a"), at(50)).is_some(), "the newest is kept");
+        tokens.put(key(0, "b"), token("last", 100_000), at(50_000));
+        assert_eq!(tokens.kept.lock().unwrap().len(), 1, "what is due goes");
+    }
+}
