@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from urllib.parse import urlparse
+from urllib.parse import parse_qs, urlparse
 
 PASSWORD = "hush-hush-hush"
 BASIC = "Basic " + base64.b64encode(f"robot:{PASSWORD}".encode()).decode()
@@ -57,7 +57,7 @@ def zstd(data):
     return b"\x28\xb5\x2f\xfd\xa0" + len(data).to_bytes(4, "little") + b"".join(head + block for head, block in zip(heads, blocks))
 
 
-SIGNED = ["signed", "private-signed", "signed-wrong", "signed-other", "signed-endless", "signed-huge", "signed-many", "signed-broken", "signed-metadata", "unsigned"]
+SIGNED = ["signed", "private-signed", "signed-wrong", "signed-other", "signed-endless", "signed-huge", "signed-many", "signed-broken", "signed-metadata", "signed-mirrored", "unsigned"]
 SIGNATURE = "application/vnd.dev.cosign.simplesigning.v1+json"
 
 
@@ -178,17 +178,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if name == "evil-manifest":
                 return self.endless(b" " * 65536)
             if reference.endswith(".sig"):
-                if "signed" not in name or name == "unsigned" or reference != f"sha256-{hashlib.sha256(LAYOUTS[name]).hexdigest()}.sig":
+                if "signed" not in name or name == "unsigned" or (name, scheme) == ("signed-mirrored", "http") or reference != f"sha256-{hashlib.sha256(LAYOUTS[name]).hexdigest()}.sig":
                     return self.answer(404)
+                # A mirror has what the registry has.
+                host = parse_qs(url.query).get("ns", [self.headers["Host"]])[0]
                 if name == "signed-huge":
                     return self.endless(b" " * 65536)
-                return self.answer(200, signatures(name, f"{self.headers['Host']}/{'/'.join(parts[:-2])}"), Content_Type=MANIFEST)
+                return self.answer(200, signatures(name, f"{host}/{'/'.join(parts[:-2])}"), Content_Type=MANIFEST)
             data = BLOBS.get(reference) or LAYOUTS.get(name) or foreign(f"{scheme} {name}")
             return self.answer(200, data, Content_Type=json.loads(data).get("mediaType", MANIFEST))
         if name == "private-elsewhere" and scheme == "http":
             return self.answer(307, Location=f"https://localhost:{PORTS[0]}/v2/elsewhere/hello/blobs/{reference}")
         if name == "signed-metadata" and BLOBS.get(reference, b"").startswith(b'{"critical"'):
-            return self.answer(307, Location="http://169.254.169.254/latest/meta-data")
+            return self.answer(307, Location="https://169.254.169.254/latest/meta-data")
         if name == "evil-redirect":
             return self.answer(307, Location="http://127.0.0.1:1/secret")
         if name == "evil-metadata":
