@@ -21,6 +21,8 @@ const BLOCK_PREFIX: u8 = 14;
 /// The port of the claiming socket at a block's last address: any fixed one does, as it only has to be the same for all.
 const CLAIM_PORT: u16 = 6442;
 
+/// Which of Services' addresses is cluster DNS'.
+const DNS_HOST: usize = 10;
 /// Upstream's range of NodePorts.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
@@ -63,6 +65,11 @@ impl Network {
             },
         };
         network.check()
+    }
+
+    /// Where cluster DNS is: the tenth address of Services'.
+    pub(crate) fn dns(&self) -> Option<Ipv4Addr> {
+        self.services.hosts().nth(DNS_HOST - 1)
     }
 
     /// What the API server gives Services, and where endpoints may be.

@@ -189,6 +189,11 @@ impl Egress {
         Ok(Stream::Tcp(stream).holding(permit))
     }
 
+    /// The host's first name server.
+    pub(crate) fn name_server(&self) -> Option<IpAddr> {
+        self.names.first_server()
+    }
+
     /// Whether there is such a name outside.
     pub(crate) async fn exists(&self, caller: &Caller, name: &str) -> Result<bool, DialError> {
         match self.names.lookup(caller, name).await {

@@ -14,6 +14,7 @@ pub mod http;
 mod join;
 mod l4;
 mod listen;
+mod look_up;
 pub mod metrics;
 mod names;
 pub mod pending;

@@ -77,6 +77,12 @@ impl Names {
         Self { env, loaded: Mutex::new(loaded), places: Shares::new(LOOKUPS_PER_POD_MAX, LOOKUPS_MAX), port: DNS_PORT }
     }
 
+    /// The first name server of the host.
+    pub(crate) fn first_server(&self) -> Option<IpAddr> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.host.0.name_servers().first().map(|server| server.ip)
+    }
+
     /// The addresses of a name of the outside, in the order in which they should be tried.
     pub(crate) async fn lookup(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
         let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, self.ask(caller, name)).await;

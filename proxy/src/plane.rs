@@ -1,14 +1,16 @@
 //! The data plane as its users hold it: what guests dial (`Dial`) leads to pods, to endpoints, or to the outside.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ::http::{Request, Response};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 use machinery_serve::net::{
-    Body, Caller, Dial, DialError, Origin, Peer, PodNetwork, Protocol, Refused, Serve, ServicePort, Stream, framing,
+    Body, Caller, Dial, DialError, Found, Origin, Peer, PodNetwork, Protocol, Refused, Serve, ServicePort, Stream,
+    framing,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::http::forward::{self, Exchange, choose, hand_over, refused};
 use crate::metrics::Metrics;
@@ -41,7 +43,7 @@ impl DataPlane {
 
 impl ProxyState {
     /// What a name means to a caller. Where more than one thing may be meant, the outside is asked which of its names exist.
-    async fn target(&self, caller: &Caller, host: &str) -> Result<Target, DialError> {
+    pub(crate) async fn target(&self, caller: &Caller, host: &str) -> Result<Target, DialError> {
         let own_is_cluster = caller.names.servers.first().is_some_and(|ip| self.is_cluster(*ip));
         let asks = Asks { namespace: &caller.namespace, names: &caller.names, own_is_cluster };
         let mut targets = resolve::targets(host, asks, |key, name| self.routes.exists(key, name));
@@ -178,48 +180,18 @@ impl Dial for DataPlane {
         }
     }
 
-    async fn resolve(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
-        let state = &self.state;
-        let unknown = || DialError::NameNotFound(name.to_owned());
-        let routes = &state.routes;
-        let addresses = |key: &ObjectKey, host| routes.of(key).map_or_else(Vec::new, |routes| routes.addresses(host));
-        let given = caller.names.hosts(&plain_name(name));
-        if !given.is_empty() {
-            return Ok(given.to_vec());
-        }
-        let target = match state.target(caller, name).await? {
-            Target::Own => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
-            Target::Ip(ip) => Ok(vec![ip]),
-            Target::Unknown => Err(None),
-            Target::Outside(name) => Err(Some(name)),
-            Target::Service(key) => Ok(addresses(&key, None)),
-            Target::Endpoint(key, host) => Ok(addresses(&key, Some(&host))),
-        };
-        match target {
-            Ok(addresses) if addresses.is_empty() => Err(unknown()),
-            Ok(addresses) => Ok(addresses),
-            Err(Some(name)) => state.egress.resolve(caller, &name).await,
-            Err(None) => Err(unknown()),
-        }
+    async fn resolve(&self, caller: &Caller, name: &str) -> Result<Found, DialError> {
+        self.state.look_up(caller, name).await
+    }
+
+    fn name_server(&self, caller: &Caller) -> Option<IpAddr> {
+        self.state.name_server(caller)
     }
 }
 
 /// A name as certificates have it: without the dot at its end.
-fn plain_name(host: &str) -> String {
+pub(crate) fn plain_name(host: &str) -> String {
     host.trim_end_matches('.').to_ascii_lowercase()
-}
-
-impl ServiceRoutes {
-    /// What the Service's name, or the name of one of its endpoints, stands for.
-    fn addresses(&self, host: Option<&str>) -> Vec<IpAddr> {
-        if let (None, Some(ip)) = (host, self.cluster_ip) {
-            return vec![ip];
-        }
-        let endpoints = self.ports.values().flat_map(|route| route.usable());
-        let wanted = endpoints.filter(|endpoint| host.is_none_or(|host| endpoint.hostname == host));
-        let unique: std::collections::BTreeSet<IpAddr> = wanted.map(|endpoint| endpoint.ip).collect();
-        unique.into_iter().collect()
-    }
 }
 
 impl ProxyState {
@@ -250,8 +222,12 @@ impl ProxyState {
     fn pipe_to(&self, serve: Arc<dyn Serve>, caller: &Caller, at: SocketAddr, via: Option<Arc<ServicePort>>) -> Stream {
         let (near, far) = Stream::pipe();
         let origin = Origin { peer: Peer::Pod(caller.clone()), local: at, via };
+        let gone = CancellationToken::new();
+        let near = near.holding(gone.clone().drop_guard());
         // Where it is refused, the end is dropped: the caller sees a connection that closes.
-        tokio::spawn(async move { serve.stream(origin, far).await.map_err(drop) });
+        tokio::spawn(async move {
+            gone.run_until_cancelled(serve.stream(origin, far)).await.map(|done| done.map_err(drop))
+        });
         near
     }
 }
@@ -266,7 +242,6 @@ mod tests {
     use http_body_util::{BodyExt as _, Empty, Full};
     use machinery_serve::net::{Attached, Listen as At};
     use serde_json::json;
-    use tokio_util::sync::CancellationToken;
 
     struct Says(&'static str);
 
@@ -331,6 +306,7 @@ mod tests {
             cluster_ip_listeners: true,
             cluster_cidrs: vec!["127.64.0.0/14".parse().unwrap()],
             cluster_ca_pem: None,
+            cluster_dns: Some("127.64.0.10".parse().unwrap()),
             api_server: None,
             node: "coracle-1".into(),
         };
@@ -477,6 +453,8 @@ mod tests {
         let to = |host: &str, port| machinery_serve::net::Target { host: host.to_owned(), port };
         let mut stream = plane.stream(&caller(), &to("catalog", 80)).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        // Who has said all still has an answer.
+        stream.shutdown().await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("three boats"), "{answer}");
@@ -491,17 +469,26 @@ mod tests {
         let plane = plane();
         add_service(&plane, "catalog", json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}), "127.66.0.2");
         add_service(&plane, "crew", json!({"clusterIP": "None", "ports": [{"port": 80}]}), "127.66.0.3");
-        for (name, ip) in [
-            ("catalog", "127.64.0.10"),
-            ("crew", "127.66.0.3"),
-            ("127-66-0-3.crew", "127.66.0.3"),
-            ("localhost", "127.0.0.1"),
-            ("192.0.2.7", "192.0.2.7"),
+        for (name, found, ip) in [
+            ("catalog", "catalog.shop.svc.cluster.local", "127.64.0.10"),
+            ("Catalog.shop", "catalog.shop.svc.cluster.local", "127.64.0.10"),
+            ("crew", "crew.shop.svc.cluster.local", "127.66.0.3"),
+            ("127-66-0-3.crew", "127-66-0-3.crew.shop.svc.cluster.local", "127.66.0.3"),
+            ("localhost", "localhost", "127.0.0.1"),
+            ("alias", "alias", "192.0.2.7"),
+            ("127.64.0.10", "catalog.shop.svc.cluster.local", ""),
         ] {
-            let found = Dial::resolve(&*plane, &caller(), name).await.unwrap();
-            assert_eq!(found, [ip.parse::<IpAddr>().unwrap()], "{name}");
+            let mut caller = caller();
+            Arc::make_mut(&mut caller.names).hosts.insert("alias".into(), vec!["192.0.2.7".parse().unwrap()]);
+            let answer = Dial::resolve(&*plane, &caller, name).await.unwrap();
+            let addresses = ip.parse::<IpAddr>().into_iter().collect();
+            assert_eq!(answer, Found { name: found.into(), addresses }, "{name}");
         }
-        assert!(Dial::resolve(&*plane, &caller(), "nope.shop.svc.cluster.local").await.is_err());
+        for unknown in ["nope.shop.svc.cluster.local", "192.0.2.7", "127.66.0.3"] {
+            let answer = Dial::resolve(&*plane, &caller(), unknown).await;
+            assert!(matches!(answer, Err(DialError::NameNotFound(_))), "{unknown}: {answer:?}");
+        }
+        assert_eq!(plane.name_server(&caller()), Some("127.64.0.10".parse().unwrap()));
     }
 
     #[tokio::test]

@@ -29,6 +29,8 @@ pub struct Config {
     pub cluster_ip_listeners: bool,
     /// The cluster's own blocks: Services' and pods'.
     pub cluster_cidrs: Vec<IpNet>,
+    /// Where the cluster's DNS answers, as pods are told.
+    pub cluster_dns: Option<IpAddr>,
     /// The cluster's CA as PEM: what guests' HTTPS calls to cluster names are verified with.
     pub cluster_ca_pem: Option<String>,
     /// The API server of this process: the one address of the host's loopback that is ever dialled, and only for Service

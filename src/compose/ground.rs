@@ -64,6 +64,8 @@ pub(super) struct Ground {
     pub(super) registry: RegistryAccess,
     pub(super) registry_password: String,
     pub(super) stop: Stops,
+    /// Cancelled when the cluster is ready: for what nobody waits for.
+    pub(super) ready: CancellationToken,
     /// The ends of the nodes, one each.
     pub(super) shutdowns: Vec<Shutdown>,
     listeners: Mutex<Listeners>,
@@ -144,6 +146,7 @@ impl Ground {
             pods,
             registry_password,
             stop,
+            ready: CancellationToken::new(),
             shutdowns,
             _lock: lock,
         };

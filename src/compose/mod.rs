@@ -143,6 +143,7 @@ pub(crate) async fn start(
     progress.doing("waiting for the controllers");
     let admin = ComponentIdentity::Admin.client(&ground.service);
     ready::default_namespace(&admin).await?;
+    ground.ready.cancel();
     let server = ground.server_url();
     Ok(Cluster { server, admin, api_ready_after, failures: Mutex::new(failures), servers, components, ground })
 }

@@ -94,12 +94,29 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         Ok(())
     });
     let state = keyvalue_collector(ground, &parts);
+    let toolbox = toolbox(ground, images);
     let registries = ground.config.nodes.registries_file.clone().map(|file| Ok(registries(ground, &parts, file)));
     let signatures = ground.config.nodes.signature_policy_file.clone().map(|file| Ok(signatures(ground, &parts, file)));
     let nodes = 1..=ground.config.nodes.count;
     let nodes = nodes.zip(&ground.shutdowns);
     let nodes = nodes.map(|(number, end)| node(ground, &parts, format!("coracle-{number}"), end.clone()));
-    [Ok(collector), Ok(state)].into_iter().chain(registries).chain(signatures).chain(nodes).collect()
+    [Ok(collector), Ok(state), Ok(toolbox)].into_iter().chain(registries).chain(signatures).chain(nodes).collect()
+}
+
+/// Has the sessions' toolbox ready, once the cluster is.
+fn toolbox(ground: &Ground, images: &Arc<Images>) -> Component {
+    let (images, ready, stop) = (images.clone(), ground.ready.clone(), ground.stop.components.clone());
+    let prepare = async move {
+        ready.cancelled().await;
+        if let Err(error) = images.prepare_toolbox().await {
+            tracing::warn!(%error, "the sessions' toolbox is not ready: the first session will try again");
+        }
+        std::future::pending::<()>().await;
+    };
+    Component::new("preparer of the toolbox", async move {
+        stop.run_until_cancelled(prepare).await;
+        Ok(())
+    })
 }
 
 /// Keeps the registries as their file has them.

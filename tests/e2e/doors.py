@@ -141,6 +141,53 @@ def exec_flood():
     return f"{len(flood)} sessions and {len(refused)} refusals, {took:.1f} s to delete; {beside.said()}"
 
 
+def dialers():
+    """Sessions whose `nc` and `nslookup` never stop: against the neighbour itself, their own pod and names that are not there."""
+    names = [f"dials{n}" for n in range(6)]
+    apply(*(pod("attacker", name, container("c", "hello", 80)) for name in names))
+    for name in names:
+        ready("attacker", name)
+    asks = ("nc -z web.neighbour 80; nslookup nope.attacker.svc.cluster.local", "nc 127.0.0.1 80", "yes=$(nc -w 1 web.neighbour 80)")
+    flood = []
+    with Beside() as beside:
+        def attack(n):
+            client = session("attacker", names[n % len(names)], "sh", "-c", f"while true; do {asks[n % len(asks)]}; done", stdin=n % 2 == 0)
+            flood.append(client)
+            return client.code
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            codes = list(pool.map(attack, range(72)))
+        expect(True, set(codes) <= {101, 429}, f"what they were told: {set(codes)}")
+        said = kubectl("exec", "-n", "neighbour", "web", "--", "nc", "-zv", "127.0.0.1", "80")
+        expect("", said, "the neighbour's own nc")
+        took = deleted("attacker", *names)
+    for client in flood:
+        client.socket.close()
+    return f"{codes.count(101)} sessions and {codes.count(429)} refusals, {took:.1f} s to delete; {beside.said()}"
+
+
+def followers():
+    """Clients that follow logs without end and read nothing, each over a connection of the API server's to the node."""
+    apply(pod("attacker", "loud", container("c", "chatter", 80)))
+    ready("attacker", "loud")
+    before, clients = resident_mib(), []
+    with Beside() as beside:
+        def attack(_):
+            client = WebSocket("/api/v1/namespaces/attacker/pods/loud/log?follow=true", "binary.k8s.io")
+            clients.append(client)
+            return client.code
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            codes = set(pool.map(attack, range(200)))
+        expect(True, codes <= {101, 429, 503}, f"what they were told: {codes}")
+        for _ in range(20):
+            expect(True, "GET /" in kubectl("logs", "-n", "neighbour", "web", "--tail=5"), "the neighbour's log")
+        expect("in\n", kubectl("exec", "-n", "neighbour", "web", "--", "echo", "in"), "the neighbour's session")
+        expect(True, resident_mib() - before < 400, f"{resident_mib() - before} MiB for logs that nobody reads")
+        took = deleted("attacker", "loud")
+    for client in clients:
+        client.socket.close()
+    return f"{len(clients)} followers {sorted(codes)}, {resident_mib() - before} MiB, {took:.1f} s to delete; {beside.said()}"
+
+
 def slow_readers():
     """Port-forwards whose client asks for an endless answer and reads nothing of it."""
     apply(pod("attacker", "chatter", container("c", "hello", 80)))
@@ -407,4 +454,4 @@ deleted("attacker", "compiled")
 apply(pod("neighbour", "web", container("c", "hello", 80, resources={"requests": {"cpu": "100m"}})), service("neighbour", "web"))
 ready("neighbour", "web")
 NEIGHBOUR = address("neighbour", "web")
-main((links_out, leaks, exec_flood, slow_readers, thousands_of_containers, ephemeral_loop, plugin_bombs, probe_storm, hoarders, keyvalue_flood), at_once=1)
+main((links_out, leaks, exec_flood, dialers, followers, slow_readers, thousands_of_containers, ephemeral_loop, plugin_bombs, probe_storm, hoarders, keyvalue_flood), at_once=1)

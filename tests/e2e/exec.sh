@@ -62,6 +62,68 @@ grep -qx tar "$WORK/tools" || fail "the image's own command does not run"
 exits 127 kubectl exec own -- cat /data/file
 echo "· kubectl exec over WebSocket and SPDY"
 
+# nslookup and nc, over what the pod's guests reach by HTTP.
+kubectl label pod server app=web >/dev/null
+kubectl apply -f - >/dev/null <<'Y'
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 8080, targetPort: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: nobody}
+spec: {selector: {app: nobody}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: names}
+spec:
+  terminationGracePeriodSeconds: 1
+  hostAliases: [{ip: 192.0.2.7, hostnames: [db]}, {ip: 127.0.0.1, hostnames: [here]}]
+  dnsConfig: {searches: [kube-system.svc.cluster.local], options: [{name: ndots, value: "1"}]}
+  containers: [{name: box, image: "registry.local/hello:v1"}]
+Y
+kubectl wait --for=condition=Ready pod/names --timeout=60s >/dev/null
+cluster_ip=$(kubectl get service web -o jsonpath='{.spec.clusterIP}')
+dns=$(cut -d. -f1-3 <<< "$(kubectl get service kubernetes -o jsonpath='{.spec.clusterIP}')").10
+tool() { kubectl exec "$@"; }
+found() { printf 'Server:\t\t%s\nAddress:\t%s:53\n\nName:\t%s\nAddress: %s\n\n\n' "$dns" "$dns" "$1" "$2" > "$WORK/wanted"; }
+serves() { tool command -- nc -z "$@"; }
+eventually 20 serves web 8080
+for name in web web.default web.default.svc.cluster.local WEB; do
+  found web.default.svc.cluster.local "$cluster_ip"
+  tool command -- nslookup $name | diff "$WORK/wanted" - || fail "nslookup $name"
+done
+found db 192.0.2.7; tool names -- nslookup db | diff "$WORK/wanted" - || fail "an alias of the pod's hosts file"
+exits 1 tool command -- nslookup nope.default.svc.cluster.local
+printf 'Server:\t\t%s\nAddress:\t%s:53\n\n%s\n\n%s\n\n' "$dns" "$dns" "** server can't find nope.default.svc.cluster.local: NXDOMAIN" \
+  "** server can't find nope.default.svc.cluster.local: NXDOMAIN" | diff - "$WORK/out" || fail "a name that is not there"
+tool command -- nslookup "$cluster_ip" | grep -qx "$(awk -F. '{print $4"."$3"."$2"."$1}' <<< "$cluster_ip").in-addr.arpa	name = web.default.svc.cluster.local" || fail "the name of a ClusterIP"
+tool command -- nslookup -type=a web "$dns" | grep -qx "Address: $cluster_ip" || fail "the cluster's own name server, named"
+# Of no server of the host's loopback, however it is named.
+exits 1 tool command -- nslookup web 127.0.0.53
+exits 1 tool command -- nslookup web here.nowhere.invalid
+exits 0 serves "$cluster_ip" 8080
+exits 0 tool command -- nc -zv -w 5 web 8080
+expect "web ($cluster_ip:8080) open" "$(cat "$WORK/err")" "nc -v"
+for refused in "127.0.0.1 80" "web 81" "nobody 80" "127.255.0.1 22" "169.254.169.254 80" "127.0.0.1 ${KUBECONFIG:+$(kubectl config view --minify -o jsonpath='{.clusters[0].cluster.server}' | sed 's/.*://')}"; do
+  # shellcheck disable=SC2086
+  exits 1 tool command -- nc -z -w 5 $refused
+done
+exits 1 tool command -- nc -z nope 80
+grep -qx "nc: bad address 'nope'" "$WORK/err" || fail "nc to no name: $(cat "$WORK/err")"
+exits 1 tool command -- nc -l -p 80
+# The pod's loopback is its own: what listens there is there, by any of its names.
+for own in 127.0.0.1 localhost; do exits 0 tool server -- nc -z $own 80; exits 1 tool server -- nc -z $own 81; done
+exits 0 tool names -- nc -z here 80
+expect "hello from server" "$(printf 'GET / HTTP/1.0\r\nHost: web\r\n\r\n' | kubectl exec -i command -- nc web 8080 | tail -n 1)" "a request by hand"
+expect "hello from server" "$(tool server -- sh -c 'printf "GET / HTTP/1.0\r\nHost: web\r\n\r\n" | nc 127.0.0.1 80 | tail -n 1')" "the same from within, in a pipeline"
+# Big bodies both ways at once, to a server that answers what it is told.
+head -c 3000000 /dev/urandom > "$WORK/body"
+{ printf 'POST /echo HTTP/1.0\r\nHost: web\r\nContent-Length: 3000000\r\n\r\n'; cat "$WORK/body"; } | kubectl exec -i command -- nc web 8080 | tail -c 3000000 | cmp - "$WORK/body" || fail "3 MB through nc"
+echo "· nslookup and nc"
+
 for websockets in true false; do
   export KUBECTL_REMOTE_COMMAND_WEBSOCKETS=$websockets
   mkdir -p "$WORK/tree/sub/empty"; head -c 3000000 /dev/urandom > "$WORK/tree/sub/blob"; printf 'text\n' > "$WORK/tree/name with blanks"

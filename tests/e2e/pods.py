@@ -4,6 +4,7 @@ says what went wrong. The cases are independent and run side by side; they wait 
 import http.client, json, socket, time
 
 from suite import CLUSTER, NS, POLL_S, SOON_S, apply, expect, get, kubectl, main, run_kubectl, until
+from terminal import Terminal
 
 HELLO, UNRULY, LATE, CRASH, WORDCOUNT, LOOP, NOTHING, TOOLBOX = (
     f"registry.local/{name}:v1" for name in ("hello", "unruly", "late", "crash", "wordcount", "loop", "nothing", "toolbox"))
@@ -459,6 +460,51 @@ def debugging():
     expect(True, took < 5 + 10, f"its end took {took:.1f} s")
 
 
+def debug_terminal():
+    """`kubectl debug -it`: a prompt, ^C, ^D, another size, the end; and the same by `exec` and `attach`."""
+    apply(pod("seen", container("web", HELLO, 80)))
+    ready("seen")
+    shell = Terminal("debug", "-it", "seen", "--image", TOOLBOX, "--target", "web", "-c", "hand", "--", "sh")
+    until("it runs", lambda: state("seen", "hand")[0].get("running"))
+    shell.type("\r")
+    shell.sees("# ")
+    shell.type("echo typed-$((40+2))\r")
+    shell.sees("typed-42\r\n")
+    shell.resize(50, 200)
+    shell.type("sleep 1000\r")
+    shell.sees("sleep 1000\r\n")
+    shell.type("\x03")
+    shell.sees("^C")
+    shell.type("echo after-$?\r")
+    shell.sees("after-130\r\n")
+    shell.type("cat\r")
+    shell.sees("cat\r\n")
+    shell.type("one\r")
+    shell.sees("one\r\none\r\n")
+    shell.type("\x04")
+    shell.type("echo onf\x7fe; nc -z 127.0.0.1 80 && echo its-target-answers\r")
+    shell.sees("its-target-answers\r\n")
+    shell.type("exit 7\r")
+    expect(0, shell.ended(), f"debug's own code: {shell.shown!r}")
+    until("its end", lambda: state("seen", "hand")[0].get("terminated", {}).get("exitCode") == 7)
+    shell = Terminal("debug", "-it", "seen", "--image", TOOLBOX, "-c", "other", "--", "sh")
+    until("it runs", lambda: state("seen", "other")[0].get("running"))
+    shell.type("\r")
+    shell.sees("# ")
+    shell.type("\x04")
+    expect(0, shell.ended(), f"^D: {shell.shown!r}")
+    until("its end", lambda: state("seen", "other")[0].get("terminated", {}).get("exitCode") == 0)
+    session = Terminal("exec", "-it", "seen", "-c", "web", "--", "sh")
+    session.sees("# ")
+    session.resize(10, 20)
+    session.type("nc 127.0.0.1 80\r")
+    session.sees("nc 127.0.0.1 80\r\n")
+    session.type("\x03")
+    session.type("exit 9\r")
+    expect(9, session.ended(), f"exec's code: {session.shown!r}")
+    delete("seen", "--grace-period=2")
+
+
 def again():
     """What the end of pods.sh looks at after a kill."""
     apply(pod("again", container("one", HELLO, 8080), container("other", HELLO, 8081),
@@ -467,7 +513,7 @@ def again():
 
 
 CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, names, host_ports, hooks, exec_probes, probes_elsewhere,
-         probe_flood, debugging, many, again)
+         probe_flood, debugging, debug_terminal, many, again)
 
 
 main(CASES, at_once=4)

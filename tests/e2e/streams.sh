@@ -23,6 +23,15 @@ for websockets in true false; do
   for _ in 1 2 3; do has '^hello from hello-' curl -s -m 10 "http://127.0.0.1:$local_port/" || fail "no answer through port-forward (WebSockets: $websockets)"; done
   seq 20 | xargs -P 10 -I{} curl -s -m 10 -o /dev/null -w '%{http_code}\n' "http://127.0.0.1:$local_port/" > "$WORK/codes"
   expect "20 200" "$(sort "$WORK/codes" | uniq -c | sed 's/^ *//')" "twenty connections, ten at once"
+  # Who says that no more comes still has an answer.
+  expect "HTTP/1.0 200 OK" "$(python3 - "$local_port" <<'P'
+import socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=20) as s:
+    s.sendall(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+    s.shutdown(socket.SHUT_WR)
+    print(s.makefile("rb").read().split(b"\r\n")[0].decode())
+P
+)" "an answer to a client that has closed its half (WebSockets: $websockets)"
   # A body that is longer than every buffer on the way, to a server that doesn't want it.
   head -c 3000000 /dev/zero | curl -s -m 20 -o "$WORK/body" -w '%{http_code}' --data-binary @- "http://127.0.0.1:$local_port/" > "$WORK/codes"
   expect 405 "$(cat "$WORK/codes")" "a long body"
@@ -45,5 +54,31 @@ grep -q 'Upgrade request required' "$WORK/err" || fail "no upgrade: $(cat "$WORK
 echo "· who may, and what is no upgrade"
 
 python3 "$(dirname "${BASH_SOURCE[0]}")/streams.py" "$pod"
+
+# What is open is counted until it ends, under upstream's names.
+node=$(kubectl get node -o jsonpath='{.items[0].metadata.name}')
+counted() { kubectl get --raw "/api/v1/nodes/$node/proxy/metrics" | sed -n "s/^$1{$2} //p"; }
+labels() { echo "long_running=\"$1\",method=\"GET\",path=\"$2\",server_type=\"readwrite\""; }
+is() { [ "$(counted kubelet_http_inflight_requests "$(labels true exec)")" = "$1" ]; }
+kubectl exec -i "$pod" -- cat < <(sleep 600) > /dev/null 2>&1 & session=$!
+eventually 60 is 1
+kill $session; wait $session 2>/dev/null || true
+eventually 20 is 0
+expect 1 "$(counted kubelet_http_requests_total "$(labels true exec)")" "sessions in all"
+expect 1 "$(counted kubelet_http_requests_duration_seconds_count "$(labels true exec)")" "sessions that ended"
+expect 1 "$(counted kubelet_websocket_streaming_requests_total 'subresource="exec"')" "sessions by WebSocket"
+kubectl get --raw /metrics > "$WORK/metrics"
+grep -qx 'apiserver_websocket_streaming_requests_total{subresource="exec",proxy_type="proxied_to_kubelet"} 1' "$WORK/metrics" || fail "not counted by the API server: $(grep websocket "$WORK/metrics")"
+echo "· what is counted"
+
+# Connections to the node are kept: a hundred questions, one after the other, are not a hundred connections.
+port=$(kubectl get node "$node" -o jsonpath='{.status.daemonEndpoints.kubeletEndpoint.Port}')
+# Sockets of the process with the kubelet's port at their other end, whatever their state, that were not there before.
+to_kubelet() { awk -v port="$(printf ':%04X' "$port")" 'index($3, port) {print $2}' /proc/net/tcp | sort -u; }
+to_kubelet > "$WORK/before"
+for _ in $(seq 50); do kubectl logs "$pod" --tail=1 >/dev/null; kubectl get --raw "/api/v1/nodes/$node/proxy/healthz" >/dev/null; done
+made=$(to_kubelet | comm -13 "$WORK/before" - | wc -l)
+[ "$made" -le 8 ] || fail "$made connections for a hundred questions"
+echo "· connections to nodes are kept"
 down
 echo PASS

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,20 @@ pub use crate::seats::{Seat, Seats};
 
 /// After a failed `accept` (the system has no descriptors left), in order not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A peer that says nothing is asked after so long whether it is still there, and so often …
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// … until it has not answered this many times (upstream's, which are Go's).
+const KEEP_ALIVE_TRIES: u32 = 9;
+
+/// Has the system ask a silent peer whether it is still there: one that lost its power or its network says no goodbye, and
+/// would hold its place for ever. Who is there answers, however slowly it reads.
+pub fn keep_alive(stream: &TcpStream) {
+    let often = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE).with_retries(KEEP_ALIVE_TRIES);
+    if let Err(error) = SockRef::from(stream).set_tcp_keepalive(&often) {
+        tracing::debug!(%error, "a peer that vanishes will not be noticed");
+    }
+}
 
 /// How many connections may be open at once.
 #[derive(Debug, Clone)]
@@ -130,6 +145,7 @@ pub async fn serve<F>(
         };
         // Small answers go out at once; a socket that refuses is only slower.
         let _ = stream.set_nodelay(true);
+        keep_alive(&stream);
         let (connection, cut) = (serve(stream, peer, permit.clone()), cut.clone());
         connections.spawn(async move {
             tokio::select! {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -137,9 +138,9 @@ pub struct Channels {
 }
 
 /// Numbered channels over a connection whose handshake is done, and what has to be polled for them to move: it ends when the
-/// connection does. Drop [`Channels::incoming`] first where nothing more is taken.
+/// connection does, or when nothing has moved for `idle`; pings are no movement. Drop [`Channels::incoming`] first where nothing more is taken.
 #[must_use = "nothing moves until the future is polled"]
-pub fn channels<S>(io: S) -> (Channels, impl Future<Output = io::Result<()>>)
+pub fn channels<S>(io: S, idle: Duration) -> (Channels, impl Future<Output = io::Result<()>>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -156,7 +157,7 @@ where
     };
     let sent = stream::poll_fn(move |context| sending.poll_recv(context))
         .map(|(channel, bytes)| Ok(Bytes::from([&[channel], &bytes[..]].concat())));
-    (Channels { incoming, outgoing }, carry(io, take, sent))
+    (Channels { incoming, outgoing }, carry(io, Some(idle), take, sent))
 }
 
 /// Sends the client all of `body`, a piece to a message, over a connection whose handshake is done (`binary.k8s.io`): an empty one
@@ -169,12 +170,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let first = stream::once(future::ready(Ok(Bytes::new())));
-    carry(io, |_| future::ready(()), first.chain(body)).await
+    carry(io, None, |_| future::ready(()), first.chain(body)).await
 }
 
-/// Hands over what the client sends, and sends what is to be sent, until one of them ends.
+/// Hands over what the client sends, and sends what is to be sent, until one of them ends, or nothing has moved for `idle`.
 async fn carry<S, F>(
     io: S,
+    idle: Option<Duration>,
     mut take: impl FnMut(Bytes) -> F,
     outgoing: impl Stream<Item = io::Result<Bytes>>,
 ) -> io::Result<()>
@@ -183,15 +185,17 @@ where
     F: Future<Output = ()>,
 {
     let (mut sink, mut stream) = server(io).await.split();
-    let reads = async move {
+    let moved = AtomicU64::new(0);
+    let reads = async {
         while let Some(message) = stream.next().await {
             if let Some(piece) = piece(message) {
                 take(piece?).await;
+                moved.fetch_add(1, Ordering::Relaxed);
             }
         }
         Ok(())
     };
-    let writes = async move {
+    let writes = async {
         let mut outgoing = pin!(outgoing);
         let mut pings = tokio::time::interval(PING_PERIOD);
         pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -209,15 +213,29 @@ where
                 return sink.send(Message::Close(Some(close))).await.map_err(broken);
             };
             sink.send(Message::Binary(message?)).await.map_err(broken)?;
+            moved.fetch_add(1, Ordering::Relaxed);
         }
     };
     let mut reads = pin!(reads);
     tokio::select! {
         done = &mut reads => return done,
+        () = stands_still(&moved, idle) => return Err(io::ErrorKind::TimedOut.into()),
         done = writes => done?,
     }
     // Until the client's own close: a connection that is closed with something unread loses what was written last.
     tokio::time::timeout(CLOSE_TIMEOUT, reads).await.unwrap_or(Ok(()))
+}
+
+/// Waits until nothing has moved for so long.
+async fn stands_still(moved: &AtomicU64, idle: Option<Duration>) {
+    let Some(idle) = idle else { return future::pending().await };
+    loop {
+        let before = moved.load(Ordering::Relaxed);
+        tokio::time::sleep(idle).await;
+        if moved.load(Ordering::Relaxed) == before {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -309,7 +327,7 @@ mod tests {
     async fn channels_are_told_apart_by_the_first_byte() {
         let (own, other) = tokio::io::duplex(1 << 16);
         let mut client = client(own).await;
-        let (mut channels, run) = channels(other);
+        let (mut channels, run) = channels(other, Duration::from_secs(60));
         let run = tokio::spawn(run);
         client.send(Message::Binary(Bytes::new())).await.unwrap();
         client.send(Message::Binary(Bytes::from_static(b"\x02in"))).await.unwrap();
@@ -322,6 +340,25 @@ mod tests {
         // What a client still has to say meanwhile is read and dropped; its answer to the close is the end.
         while client.next().await.is_some() {}
         run.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn channels_on_which_nothing_moves_end_whatever_pings_say() {
+        const IDLE: Duration = Duration::from_secs(3600);
+        let (own, other) = tokio::io::duplex(1 << 16);
+        let mut client = client(own).await;
+        let (mut channels, run) = channels(other, IDLE);
+        let run = tokio::spawn(run);
+        let began = tokio::time::Instant::now();
+        client.send(Message::Binary(Bytes::from_static(b"\x00in"))).await.unwrap();
+        channels.incoming.recv().await.unwrap();
+        // A client that is there answers pings; that alone keeps no session.
+        let mut pings = 0;
+        while let Some(Ok(message)) = client.next().await {
+            pings += u32::from(matches!(message, Message::Ping(_)));
+        }
+        assert_eq!(run.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(pings > 100 && began.elapsed() < 3 * IDLE, "{pings} pings, {:?}", began.elapsed());
     }
 
     #[tokio::test]

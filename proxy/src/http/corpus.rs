@@ -215,6 +215,7 @@ impl Bench {
             bind: Ipv4Addr::LOCALHOST.into(),
             cluster_ip_listeners: true,
             cluster_cidrs: vec!["127.64.0.0/14".parse().unwrap()],
+            cluster_dns: None,
             cluster_ca_pem: None,
             // The one way to an endpoint on the loopback.
             api_server: Some(address),

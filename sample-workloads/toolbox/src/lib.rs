@@ -7,6 +7,6 @@ guest::wasip2::cli::command::export!(Toolbox);
 
 impl guest::wasip2::exports::cli::run::Guest for Toolbox {
     fn run() -> Result<(), ()> {
-        unix::main(&[])
+        unix::main(&unix::dial::TOOLS)
     }
 }

@@ -1,6 +1,7 @@
 //! What tools read and write: the session's streams, files, or the text between two tools of a pipeline.
 use alloc::rc::Rc;
 use core::cell::RefCell;
+use guest::wasip2::io::poll::{self, Pollable};
 use guest::wasip2::io::streams::{InputStream, OutputStream, StreamError};
 use guest::wasip2::{cli, filesystem::types::Descriptor};
 use guest::{String, Vec};
@@ -63,13 +64,30 @@ impl Stdin {
     }
 
     fn read(&mut self) -> Result<Vec<u8>, Stop> {
-        let mut bytes = core::mem::take(&mut self.rest);
-        if bytes.is_empty() && !self.ended {
+        if self.rest.is_empty() && !self.ended {
             match self.stream.blocking_read(READ_BYTES) {
-                Ok(read) => bytes = read,
+                Ok(read) => self.rest = read,
                 Err(_) => self.ended = true,
             }
         }
+        self.take()
+    }
+
+    /// As [`Self::read`]; none where it would wait.
+    fn try_read(&mut self) -> Result<Option<Vec<u8>>, Stop> {
+        if self.rest.is_empty() && !self.ended {
+            match self.stream.read(READ_BYTES) {
+                Ok(read) if read.is_empty() => return Ok(None),
+                Ok(read) => self.rest = read,
+                Err(_) => self.ended = true,
+            }
+        }
+        self.take().map(Some)
+    }
+
+    /// What was read; nothing is the end, or what a terminal's ^D says.
+    fn take(&mut self) -> Result<Vec<u8>, Stop> {
+        let mut bytes = core::mem::take(&mut self.rest);
         if self.is_terminal
             && let Some(at) = bytes.iter().position(|byte| matches!(*byte, INTERRUPT | END))
         {
@@ -92,12 +110,29 @@ impl Stdin {
 
     /// Sleeps so long; on a terminal ^C ends it.
     pub fn sleep(&mut self, nanoseconds: u64) -> Result<(), Stop> {
-        use guest::wasip2::{clocks::monotonic_clock, io::poll};
-        let over = monotonic_clock::subscribe_duration(nanoseconds);
+        self.wait(&guest::wasip2::clocks::monotonic_clock::subscribe_duration(nanoseconds))
+    }
+
+    /// Waits for this; on a terminal ^C ends it.
+    pub fn wait(&mut self, pollable: &Pollable) -> Result<(), Stop> {
+        self.wait_for(&[pollable]).map(drop)
+    }
+
+    /// Ready when something was typed, or there will be nothing more.
+    pub fn subscribe(&self) -> Pollable {
+        self.stream.subscribe()
+    }
+
+    /// Waits for one of these; on a terminal ^C ends it. Answers which of them are ready.
+    pub fn wait_for(&mut self, pollables: &[&Pollable]) -> Result<Vec<u32>, Stop> {
         while self.is_terminal && !self.ended {
             let typed = self.stream.subscribe();
-            if poll::poll(&[&over, &typed]).contains(&0) {
-                return Ok(());
+            let mut all = pollables.to_vec();
+            all.push(&typed);
+            let mut ready = poll::poll(&all);
+            ready.retain(|at| (*at as usize) < pollables.len());
+            if !ready.is_empty() {
+                return Ok(ready);
             }
             match self.stream.read(READ_BYTES) {
                 Ok(bytes) if bytes.first() == Some(&INTERRUPT) => {
@@ -108,8 +143,7 @@ impl Stdin {
                 Err(_) => self.ended = true,
             }
         }
-        over.block();
-        Ok(())
+        Ok(poll::poll(pollables))
     }
 }
 
@@ -130,6 +164,12 @@ impl Input {
                 Ok(bytes)
             }
         }
+    }
+
+    /// As [`Self::read`]; none where it would wait for the session's client.
+    pub fn try_read(&mut self, stdin: &mut Stdin) -> Result<Option<Vec<u8>>, Stop> {
+        let from_stdin = matches!(&*self.0.borrow(), Source::Stdin);
+        if from_stdin { stdin.try_read() } else { self.read(stdin).map(Some) }
     }
 
     fn unread(&mut self, stdin: &mut Stdin, bytes: Vec<u8>) {

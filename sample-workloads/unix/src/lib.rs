@@ -6,6 +6,7 @@
 extern crate alloc;
 
 mod awk;
+pub mod dial;
 pub mod disk;
 mod ends;
 pub mod files;
@@ -28,6 +29,7 @@ wit_bindgen::generate!({
         "wasi:io/poll@0.2.12": guest::wasip2::io::poll,
         "wasi:io/streams@0.2.12": guest::wasip2::io::streams,
         "coracle:host/stat@0.1.0": generate,
+        "coracle:host/net@0.1.0": generate,
     },
 });
 
@@ -122,7 +124,8 @@ impl Context {
 
     /// The tool of a name; a path of a folder of programs is as good.
     pub fn tool(&self, name: &str) -> Option<Tool> {
-        const FOLDERS: [&str; 6] = ["/bin/", "/usr/bin/", "/usr/local/bin/", "/sbin/", "/usr/sbin/", "/usr/local/sbin/"];
+        const FOLDERS: [&str; 6] =
+            ["/bin/", "/usr/bin/", "/usr/local/bin/", "/sbin/", "/usr/sbin/", "/usr/local/sbin/"];
         let plain = FOLDERS.iter().find_map(|folder| name.strip_prefix(folder)).unwrap_or(name);
         self.more.iter().chain(&TOOLS).find(|(known, _)| *known == plain).map(|(_, tool)| *tool)
     }
@@ -157,7 +160,9 @@ fn list(context: &mut Context, args: &[String]) -> Ended {
         };
         return tool(context, &args[1..]);
     }
-    for (name, _) in TOOLS {
+    let mut names: Vec<&str> = TOOLS.iter().chain(context.more).map(|(name, _)| *name).collect();
+    names.sort_unstable();
+    for name in names {
         context.out.line(name)?;
     }
     Ok(0)

@@ -1,9 +1,10 @@
 //! `wget`, over the way out that the container's guests have: Services by name, and what its cluster lets them reach.
-use crate::io::Output;
+use crate::io::{Output, Stop};
 use crate::{Context, Ended, files};
 use guest::wasip2::http::outgoing_handler::handle;
 use guest::wasip2::http::types::{
-    Fields, IncomingBody, IncomingResponse, Method, OutgoingBody, OutgoingRequest, RequestOptions, Scheme,
+    Fields, FutureIncomingResponse, IncomingBody, IncomingResponse, Method, OutgoingBody, OutgoingRequest,
+    RequestOptions, Scheme,
 };
 use guest::wasip2::io::streams::StreamError;
 use guest::{String, ToOwned, Vec, format};
@@ -86,7 +87,7 @@ pub fn wget(context: &mut Context, args: &[String]) -> Ended {
     };
     let mut url = if asked.url.contains("://") { asked.url.clone() } else { format!("http://{}", asked.url) };
     for _ in 0..REDIRECTS_MAX {
-        let answer = match ask(&url, &asked) {
+        let answer = match head(context, ask(&url, &asked))? {
             Ok(answer) => answer,
             Err(why) => return context.fail("wget", &format!("{url}: {why}")).map(|_| 4),
         };
@@ -122,7 +123,7 @@ fn resolve(base: &str, to: &str) -> String {
     if to.starts_with('/') { format!("{}{to}", &base[..path_at]) } else { format!("{}/{to}", &base[..path_at]) }
 }
 
-fn ask(url: &str, asked: &Asked) -> Result<IncomingResponse, String> {
+fn ask(url: &str, asked: &Asked) -> Result<FutureIncomingResponse, String> {
     let (scheme, rest) = url.split_once("://").ok_or("not a URL")?;
     let scheme = match scheme {
         "http" => Scheme::Http,
@@ -161,9 +162,21 @@ fn ask(url: &str, asked: &Asked) -> Result<IncomingResponse, String> {
         guest::process::write_all(&stream, body.as_bytes());
     }
     OutgoingBody::finish(outgoing, None).map_err(|code| format!("{code:?}"))?;
-    coming.subscribe().block();
-    let answer = coming.get().and_then(Result::ok).ok_or("no answer")?;
-    answer.map_err(|code| format!("{code:?}"))
+    Ok(coming)
+}
+
+/// Waits for an answer's head; on a terminal ^C ends that.
+fn head(
+    context: &mut Context,
+    coming: Result<FutureIncomingResponse, String>,
+) -> Result<Result<IncomingResponse, String>, Stop> {
+    let coming = match coming {
+        Ok(coming) => coming,
+        Err(why) => return Ok(Err(why)),
+    };
+    context.stdin.wait(&coming.subscribe())?;
+    let Some(Ok(answer)) = coming.get() else { return Ok(Err("no answer".to_owned())) };
+    Ok(answer.map_err(|code| format!("{code:?}")))
 }
 
 fn save(context: &mut Context, asked: &Asked, url: &str, answer: &IncomingResponse) -> Ended {

@@ -1,8 +1,11 @@
 //! Optional host interfaces, as a pod's annotation grants them.
 
-/// The optional interfaces that a container's annotation grants.
+/// The optional interfaces that a container's annotation grants, and whether it runs the node's own toolbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Grants(Vec<String>);
+pub struct Grants {
+    names: Vec<String>,
+    toolbox: bool,
+}
 
 /// An annotation that grants what isn't there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +29,7 @@ impl Grants {
     /// Whether an optional interface is granted.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.0.iter().any(|granted| granted == name)
+        self.names.iter().any(|granted| granted == name)
     }
 
     /// Parses the value of `host.coracle.dev/<container>`: names separated by commas, out of those that the runtime
@@ -43,7 +46,19 @@ impl Grants {
         }
         granted.sort_unstable();
         granted.dedup();
-        Ok(Self(granted))
+        Ok(Self { names: granted, toolbox: false })
+    }
+
+    /// The same for a program that is the node's own toolbox, or is not.
+    #[must_use]
+    pub fn toolbox(self, is_toolbox: bool) -> Self {
+        Self { toolbox: is_toolbox, ..self }
+    }
+
+    /// Whether the program is the node's own toolbox.
+    #[must_use]
+    pub fn is_toolbox(&self) -> bool {
+        self.toolbox
     }
 }
 
@@ -61,6 +76,6 @@ mod tests {
             "this node offers no optional host interface keyvalue, blobstore (it has answer)"
         );
         assert!(Grants::parse("answer, answer", &offered).unwrap().contains("answer"));
-        assert!(!Grants::default().contains("answer"));
+        assert!(!Grants::default().contains("answer") && !Grants::parse("answer", &offered).unwrap().is_toolbox());
     }
 }

@@ -60,6 +60,9 @@ pub trait Runtime: Send + Sync {
     /// whose share of the compilers it is compiled.
     async fn compile(&self, digest: &str, file: &Path, metering: Metering, namespace: &str) -> Result<(), LoadError>;
 
+    /// The same once nobody has had anything compiled for a while, and behind whoever does: for what nobody waits for.
+    async fn compile_when_idle(&self, digest: &str, file: &Path, metering: Metering) -> Result<(), LoadError>;
+
     /// Loads a module, compiled before if need be; shared by all who have it.
     async fn load(
         &self,

@@ -30,6 +30,8 @@ pub struct ExecSpec {
     pub env: Vec<(String, String)>,
     /// What it reads and writes.
     pub stdio: Stdio,
+    /// The program is the node's own toolbox.
+    pub is_toolbox: bool,
     /// Takes the node's own lines, such as a trap's backtrace.
     pub log: Arc<dyn LogSink>,
     /// Set where the node itself asks for it, for a probe or a hook: it has places of its own, and waits for one and for

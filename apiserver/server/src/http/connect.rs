@@ -168,6 +168,10 @@ impl RequestHandler {
         if upgrade_of(asking.asked.headers).is_none() {
             return Err(ApiError::BadRequest("Upgrade request required".into()));
         }
+        let by_websocket = upgrade_of(asking.asked.headers).is_some_and(|to| to.eq_ignore_ascii_case("websocket"));
+        if let (true, Some(subresource)) = (by_websocket, call.subresource) {
+            self.deps.metrics.websocket(subresource.name);
+        }
         let Some(upgrade) = asking.connection.upgrade.take() else {
             return Err(ApiError::BadRequest("this connection cannot be upgraded: use HTTP/1.1".into()));
         };
@@ -193,7 +197,13 @@ impl RequestHandler {
             return Ok(response);
         }
         let node = hyper::upgrade::on(&mut answer);
-        tokio::spawn(hand_through(upgrade, node, asking.connection.peer.take(), self.stop.clone()));
+        let through = hand_through(upgrade, node, asking.connection.peer.take(), self.stop.clone());
+        let open = self.deps.metrics.long_running().clone();
+        open.inc();
+        tokio::spawn(async move {
+            through.await;
+            open.dec();
+        });
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         response.headers_mut().extend(headers);

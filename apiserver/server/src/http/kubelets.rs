@@ -1,24 +1,30 @@
 //! How nodes are reached: over TLS, with an identity of the server's own, at the address that their Node names.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
 use http_body::Body;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use machinery_api::ApiError;
 use machinery_api::error::Named;
+use machinery_serve::accept::keep_alive;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::handle::RequestHandler;
+use super::node_pool::Pool;
 use crate::auth::pki::{Identity, PkiError};
 use crate::auth::tls;
 use crate::registry::RequestScope;
@@ -34,16 +40,55 @@ const KUBELET_PORT: u64 = 10250;
 /// How much of a node's refusal is passed on.
 const REFUSAL_BYTES_MAX: usize = 4096;
 
+/// A body on its way to a node.
+type Sent = UnsyncBoxBody<Bytes, BoxError>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// A connection to a node, of which no answer is under way.
+type Connection = SendRequest<Sent>;
+
 /// How nodes are reached.
 #[derive(Clone, Default)]
 pub struct Kubelets {
     /// Trusts nodes' certificates and shows the server's own; `None`: nodes can't be reached.
     pub tls: Option<Arc<rustls::ClientConfig>>,
+    kept: Arc<Kept>,
+}
+
+/// Connections that wait for their next request.
+struct Kept {
+    pool: Mutex<Pool<Connection>>,
+    began: Instant,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { pool: Mutex::default(), began: Instant::now() }
+    }
+}
+
+impl Kept {
+    fn pool(&self) -> MutexGuard<'_, Pool<Connection>> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn take(&self, to: &NodeAddress) -> Option<(Connection, Duration)> {
+        self.pool().take(to, self.now(), Connection::is_ready)
+    }
+
+    fn keep(&self, to: NodeAddress, connection: Connection, made: Duration) {
+        self.pool().keep(to, connection, made, self.now(), |idle| !idle.is_closed());
+    }
 }
 
 /// Where a node's kubelet listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NodeAddress {
+    /// Of the Node: another one at the same place is another node.
+    uid: String,
     address: String,
     port: u16,
 }
@@ -54,7 +99,13 @@ impl NodeAddress {
         let addresses = node["status"]["addresses"].as_array()?;
         let address = addresses.iter().find(|a| a["type"] == "InternalIP")?["address"].as_str()?.to_owned();
         let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().filter(|p| *p > 0);
-        Some(Self { address, port: u16::try_from(port.unwrap_or(KUBELET_PORT)).ok()? })
+        let uid = node["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        Some(Self { uid, address, port: u16::try_from(port.unwrap_or(KUBELET_PORT)).ok()? })
+    }
+
+    /// Whether it is the place of `other`, whichever node that is.
+    pub(super) fn is_where(&self, other: &Self) -> bool {
+        (&self.address, self.port) == (&other.address, other.port)
     }
 
     /// The port that the kubelet listens on.
@@ -64,7 +115,7 @@ impl NodeAddress {
 
     /// As in a URL.
     pub(crate) fn host(&self) -> String {
-        let Self { address, port } = self;
+        let Self { address, port, .. } = self;
         if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
     }
 }
@@ -83,15 +134,15 @@ impl Kubelets {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
             .map_err(|e| failed(&e))?;
-        Ok(Self { tls: Some(Arc::new(config)) })
+        Ok(Self { tls: Some(Arc::new(config)), kept: Arc::default() })
     }
 
-    /// Sends a request on a connection of its own, and waits for the head of its answer. A 101 can be upgraded
-    /// (`hyper::upgrade::on`); any other's connection ends with its body.
+    /// Sends a request, and waits for the head of its answer. A 101 can be upgraded (`hyper::upgrade::on`); any other's
+    /// connection is kept for the next request once its body was read.
     pub(crate) async fn send<B>(&self, to: &NodeAddress, request: Request<B>) -> Result<Response<Incoming>, String>
     where
         B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B::Error: Into<BoxError>,
     {
         let answer = tokio::time::timeout(HEAD_TIMEOUT, self.pass(to, request)).await;
         answer.map_err(|_| "the node takes too long to answer".to_owned())?
@@ -101,16 +152,58 @@ impl Kubelets {
     pub(super) async fn pass<B>(&self, to: &NodeAddress, request: Request<B>) -> Result<Response<Incoming>, String>
     where
         B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B::Error: Into<BoxError>,
     {
+        let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        // What comes with a body may leave some of it behind: such a connection meets no other request.
+        let keeps = request.body().is_end_stream();
+        while keeps && let Some((connection, made)) = self.kept.take(to) {
+            match self.ask(to, connection, Some(made), request).await {
+                Ok(answer) => return Ok(answer),
+                // The node closed it before anything was sent.
+                Err((_, Some(back))) => request = back,
+                Err((why, None)) => return Err(why),
+            }
+        }
+        let made = self.kept.now();
+        let connection = handshake(self.connect(to).await?).await?;
+        self.ask(to, connection, keeps.then_some(made), request).await.map_err(|(why, _)| why)
+    }
+
+    async fn connect(&self, to: &NodeAddress) -> Result<TlsStream<TcpStream>, String> {
         let tls = self.tls.clone().ok_or("this server has no identity to show to nodes")?;
         let server = ServerName::try_from(to.address.clone()).map_err(|e| e.to_string())?;
         let connect = async {
             let socket = TcpStream::connect((to.address.as_str(), to.port)).await.map_err(|e| e.to_string())?;
+            keep_alive(&socket);
             TlsConnector::from(tls).connect(server, socket).await.map_err(|e| e.to_string())
         };
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| "connecting took too long")??;
-        pass_over(stream, request).await
+        tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| "connecting took too long")?
+    }
+
+    /// Sends a request over a connection; one that was `made` then is kept when the answer has been read. The request comes
+    /// back where nothing of it was sent.
+    async fn ask(
+        &self,
+        to: &NodeAddress,
+        mut connection: Connection,
+        made: Option<Duration>,
+        request: Request<Sent>,
+    ) -> Result<Response<Incoming>, (String, Option<Request<Sent>>)> {
+        let answer = connection.try_send_request(request).await.map_err(|mut error| {
+            let back = error.take_message();
+            (error.into_error().to_string(), back)
+        })?;
+        if let Some(made) = made.filter(|_| answer.status() != StatusCode::SWITCHING_PROTOCOLS) {
+            let (kept, to) = (self.kept.clone(), to.clone());
+            tokio::spawn(async move {
+                // Never where the connection ends with the answer, or the answer is given up.
+                if connection.ready().await.is_ok() {
+                    kept.keep(to, connection, made);
+                }
+            });
+        }
+        Ok(answer)
     }
 
     /// A byte stream that the kubelet hands out at `path`; the error is what it says instead.
@@ -134,24 +227,33 @@ impl Kubelets {
     }
 }
 
-/// Sends a request over a stream that is used for nothing else, and waits for the head of its answer.
+/// HTTP/1.1 over a stream. The connection lasts as long as its sender, or the answer under way.
+async fn handshake<B>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<SendRequest<B>, String>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let (sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a connection to a node ended");
+        }
+    });
+    Ok(sender)
+}
+
+/// Sends a request over a stream that is used for nothing else, and waits for the head of its answer. The stream ends with
+/// the answer's body: when the client goes, the body is dropped and so is the connection.
 pub(super) async fn pass_over<B>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<B>,
 ) -> Result<Response<Incoming>, String>
 where
     B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B::Error: Into<BoxError>,
 {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-    // Ends with the answer's body: when the client goes, the body is dropped and so is the connection.
-    tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "a connection to a node ended");
-        }
-    });
-    sender.send_request(request).await.map_err(|e| e.to_string())
+    handshake(stream).await?.send_request(request).await.map_err(|e| e.to_string())
 }
 
 /// What a node says where it doesn't do what it was asked; nothing where it says too much.

@@ -54,6 +54,13 @@ struct Manner {
     request_kind: &'static str,
 }
 
+/// Connections that become a WebSocket.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Streaming {
+    subresource: &'static str,
+    proxy_type: &'static str,
+}
+
 /// All metrics.
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
@@ -61,6 +68,7 @@ pub struct Metrics {
     durations: Family<Of, Histogram, fn() -> Histogram>,
     running: Family<Manner, Gauge>,
     watches: Gauge,
+    websockets: Family<Streaming, Counter>,
 }
 
 fn histogram() -> Histogram {
@@ -113,6 +121,7 @@ impl Metrics {
             durations: Family::new_with_constructor(histogram as fn() -> Histogram),
             running: Family::default(),
             watches: Gauge::default(),
+            websockets: Family::default(),
         };
         let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
         registry.register("apiserver_request", "Requests answered", metrics.requests.clone());
@@ -122,7 +131,12 @@ impl Metrics {
             metrics.durations.clone(),
         );
         registry.register("apiserver_current_inflight_requests", "Requests being answered", metrics.running.clone());
-        registry.register("apiserver_longrunning_requests", "Open watches and logs", metrics.watches.clone());
+        registry.register("apiserver_longrunning_requests", "Open watches, logs and sessions", metrics.watches.clone());
+        registry.register(
+            "apiserver_websocket_streaming_requests",
+            "Requests of exec, attach and portforward by WebSocket",
+            metrics.websockets.clone(),
+        );
         drop(registry);
         metrics
     }
@@ -141,6 +155,11 @@ impl Metrics {
     pub fn running(&self, mutating: bool, change: i64) {
         let request_kind = if mutating { "mutating" } else { "readOnly" };
         self.running.get_or_create(&Manner { request_kind }).inc_by(change);
+    }
+
+    /// Counts a WebSocket of `pods/SUBRESOURCE` that is handed through to a node: none is translated here.
+    pub fn websocket(&self, subresource: &'static str) {
+        self.websockets.get_or_create(&Streaming { subresource, proxy_type: "proxied_to_kubelet" }).inc();
     }
 
     /// How many long-running requests there are.

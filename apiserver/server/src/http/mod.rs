@@ -13,6 +13,7 @@ mod large;
 mod logs;
 pub mod metrics;
 pub mod negotiate;
+mod node_pool;
 mod pages;
 mod proxy;
 pub mod respond;

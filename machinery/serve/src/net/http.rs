@@ -46,6 +46,9 @@ where
     F: Fn(Request<Body>) -> R + Clone + Send + 'static,
     R: Future<Output = Response<Body>> + Send + 'static,
 {
+    // Of a pipe, whoever gave it away drops this future when the other end is gone: an end of what it says is no more than
+    // that, and its request is answered. A socket's says that nobody waits.
+    let half_closes = matches!(stream, Stream::Pipe(_));
     let broken = Broken::default();
     let connection = broken.connection(stream);
     let local: Arc<str> = local.to_string().into();
@@ -73,7 +76,9 @@ where
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER_BYTES_MAX);
+    let http1 = &mut builder.http1();
+    http1.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER_BYTES_MAX);
+    http1.half_close(half_closes);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -149,6 +149,15 @@ pub struct Target {
     pub port: u16,
 }
 
+/// What a look-up found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The name with its domain, where the caller's search path had one that was meant; without a dot at its end.
+    pub name: String,
+    /// In the order in which they should be tried; none where an address was looked up and has this name.
+    pub addresses: Vec<IpAddr>,
+}
+
 /// Reaches names and addresses on behalf of a caller. All of it is subject to the same rules.
 #[async_trait::async_trait]
 pub trait Dial: Send + Sync {
@@ -165,9 +174,14 @@ pub trait Dial: Send + Sync {
         Err(DialError::Denied(format!("{}:{}", to.host, to.port)))
     }
 
-    /// The addresses that a name has for the caller.
-    async fn resolve(&self, _: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
+    /// The addresses that a name has for the caller, or the name that an address has.
+    async fn resolve(&self, _: &Caller, name: &str) -> Result<Found, DialError> {
         Err(DialError::NameNotFound(name.to_owned()))
+    }
+
+    /// Who is asked first for names of the caller, where anybody is.
+    fn name_server(&self, _: &Caller) -> Option<IpAddr> {
+        None
     }
 }
 

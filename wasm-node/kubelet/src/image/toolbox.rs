@@ -1,10 +1,11 @@
 //! The toolbox that sessions find in every container: a component that the program brings, compiled when it is first wanted.
 
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use tokio::sync::Mutex;
 
-use super::pull::{Image, Images};
+use super::pull::Images;
 use oci_registry::blobs;
 use oci_registry::blobs::write_durably;
 use runtime_api::{LoadError, Metering, Module};
@@ -23,9 +24,29 @@ pub(super) fn digest() -> &'static str {
 pub(super) struct Toolbox(Mutex<Vec<(Metering, Arc<dyn Module>)>>);
 
 impl Images {
-    /// Whether an image is the toolbox itself.
-    pub fn is_toolbox(&self, image: &Image) -> bool {
-        image.module == digest()
+    /// Whether a module is the toolbox itself.
+    pub fn is_toolbox(&self, module: &str) -> bool {
+        module == digest()
+    }
+
+    /// Compiles the toolbox as commonly wanted when the node has nothing else to compile, so that the first session finds it
+    /// done. It is kept on the disk, not in memory.
+    ///
+    /// # Errors
+    /// It can't be kept.
+    pub async fn prepare_toolbox(&self) -> Result<(), LoadError> {
+        let file = self.toolbox_file().await?;
+        self.runtime.compile_when_idle(digest(), &file, Metering::Epochs).await
+    }
+
+    async fn toolbox_file(&self) -> Result<PathBuf, LoadError> {
+        let folder = self.blobs.folder("toolbox").map_err(LoadError::io("making the toolbox's folder"))?;
+        let file = folder.join("toolbox.wasm");
+        let written = file.clone();
+        let write = tokio::task::spawn_blocking(move || write_durably(&written, MODULE));
+        let write = write.await.map_err(|error| LoadError::Engine(error.to_string()))?;
+        write.map_err(LoadError::io("writing the toolbox"))?;
+        Ok(file)
     }
 
     /// Loads the toolbox; compiles it the first time, for `namespace`.
@@ -39,12 +60,7 @@ impl Images {
         if let Some((_, module)) = loaded.iter().find(|(of, _)| *of == metering) {
             return Ok(Some(module.clone()));
         }
-        let file =
-            self.blobs.folder("toolbox").map_err(LoadError::io("making the toolbox's folder"))?.join("toolbox.wasm");
-        let written = file.clone();
-        let write = tokio::task::spawn_blocking(move || write_durably(&written, MODULE));
-        let write = write.await.map_err(|error| LoadError::Engine(error.to_string()))?;
-        write.map_err(LoadError::io("writing the toolbox"))?;
+        let file = self.toolbox_file().await?;
         let module = self.runtime.load_command(digest(), &file, metering, namespace).await?;
         loaded.extend(module.iter().map(|module| (metering, module.clone())));
         Ok(module)

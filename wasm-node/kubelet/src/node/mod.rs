@@ -44,7 +44,7 @@ use crate::log;
 use crate::pod::addresses::{Addresses, BadCidr};
 use crate::pod::node_facts::NodeFacts;
 use crate::pod::shared::{NodeIdentity, PodViews, Shared};
-use crate::server::{self, ServerError, ServingTls};
+use crate::server::{self, Requests, ServerError, ServingTls};
 use crate::volume::manager::VolumeManager;
 use crate::volume::measure::Measurer;
 use crate::volume::memory::MemoryFolder;
@@ -221,6 +221,7 @@ async fn serve(
         images: parts.images.clone(),
         network: parts.network.clone(),
         rates: Arc::default(),
+        requests: Requests::new(&parts.env),
         stop: stop.clone(),
     };
     let server = server::serve(listener, &config.tls, serving, stop.clone()).map_err(at_server)?;

@@ -19,11 +19,11 @@ pub(crate) enum Program {
 }
 
 /// The tools of `sample-workloads/toolbox` (a test holds the two together).
-const TOOLS: [&str; 47] = [
+const TOOLS: [&str; 49] = [
     "[", "[[", "awk", "basename", "cat", "cp", "cut", "date", "dirname", "du", "echo", "env", "expr", "false", "find",
-    "grep", "head", "hexdump", "hostname", "id", "ln", "ls", "mkdir", "mv", "printenv", "printf", "pwd", "readlink",
-    "rm", "rmdir", "seq", "sh", "sleep", "sort", "stat", "tail", "tar", "tee", "test", "toolbox", "touch", "tr",
-    "true", "uniq", "wc", "wget", "whoami",
+    "grep", "head", "hexdump", "hostname", "id", "ln", "ls", "mkdir", "mv", "nc", "nslookup", "printenv", "printf",
+    "pwd", "readlink", "rm", "rmdir", "seq", "sh", "sleep", "sort", "stat", "tail", "tar", "tee", "test", "toolbox",
+    "touch", "tr", "true", "uniq", "wc", "wget", "whoami",
 ];
 
 /// Finds it. `own` is the image's argv[0], `others` are its modules by their paths; `has_toolbox`: the container's sessions
@@ -122,8 +122,12 @@ mod tests {
     fn the_toolbox_has_the_tools_that_are_resolved() {
         let source = include_str!("../../../../sample-workloads/unix/src/lib.rs");
         let named = |line: &str| Some(line.trim().strip_prefix("(\"")?.split_once('"')?.0.to_owned());
-        let tools: Vec<String> =
+        let mut tools: Vec<String> =
             source.lines().filter(|line| line.contains("::") || line.contains("list)")).filter_map(named).collect();
+        let network = include_str!("../../../../sample-workloads/unix/src/dial.rs");
+        assert!(network.contains("[(\"nc\", nc), (\"nslookup\", nslookup)]"));
+        tools.extend(["nc", "nslookup"].map(str::to_owned));
+        tools.sort_unstable();
         assert_eq!(tools, TOOLS);
     }
 

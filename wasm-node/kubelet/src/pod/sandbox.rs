@@ -54,6 +54,16 @@ impl Sandbox {
         };
         Ok(module.map(|module| (program, module)))
     }
+
+    /// Whether a program is the node's own toolbox, by its bytes.
+    pub(crate) fn is_toolbox(&self, program: &Program) -> bool {
+        match program {
+            Program::Toolbox => true,
+            Program::Own => self.images.is_toolbox(&self.image.module),
+            Program::Other(digest) => self.images.is_toolbox(digest),
+            Program::NotFound => false,
+        }
+    }
 }
 
 /// A pod's uid and a container's name.

@@ -295,7 +295,7 @@ async fn made(
         limits: settings.limits.clone(),
         config: GrantedConfig::granted(&settings.grants, &node.sources, &namespace, wire),
         keyvalue: home.keyvalue_of(node, &settings.grants, &namespace).await?,
-        grants: settings.grants.clone(),
+        grants: settings.grants.clone().toolbox(node.parts.images.is_toolbox(&image.module)),
         log: attached.clone(),
         stdin,
         terminal: wire.tty == Some(true),

@@ -220,6 +220,8 @@ pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     text.histogram(name, &[], &kubelet.pods.totals.starts());
     images(&mut text, &kubelet);
 
+    text.0.push_str(&kubelet.requests.text());
+
     text.head("coracle_guest_memory_bytes", "gauge", "Memory that all guests of this process hold");
     text.sample("coracle_guest_memory_bytes", &[], kubelet.runtime.ledger().used(Resource::Memory));
     let count = |value: u64| value as f64;

@@ -8,6 +8,7 @@ mod pod_stream;
 mod port_forward;
 mod rates;
 mod remote;
+mod requests;
 mod upgrade;
 
 use std::net::SocketAddr;
@@ -21,12 +22,14 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use http_body_util::BodyExt as _;
 use hyper_util::service::TowerToHyperService;
 use kube::Client;
 use machinery_env::Env;
 use machinery_serve::accept::{self, ConnectionPermit, Limit};
 use machinery_serve::descriptors::Descriptors;
 use machinery_serve::net::PodNetwork;
+use machinery_streaming::websocket::upgrade_of;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -41,6 +44,7 @@ use crate::pod::shared::PodViews;
 use crate::pod::worker::Seen;
 use auth::{Authority, Identity};
 pub(crate) use rates::Rates;
+pub(crate) use requests::Requests;
 use runtime_api::Runtime;
 
 /// How long a handshake and a request's head may take.
@@ -94,6 +98,8 @@ pub(crate) struct Kubelet {
     pub(crate) network: PodNetwork,
     /// CPU as a rate.
     pub(crate) rates: Arc<Rates>,
+    /// What this API is asked for.
+    pub(crate) requests: Requests,
     /// Ends what lasts as long as its client likes.
     pub(crate) stop: CancellationToken,
 }
@@ -160,6 +166,7 @@ pub(crate) fn serve(
         .route("/podStream/{namespace}/{pod}/{port}", get(pod_stream::upgrade))
         .fallback(async || (StatusCode::NOT_FOUND, "404 page not found\n"))
         .layer(from_fn_with_state(authority, authorize))
+        .layer(from_fn_with_state(kubelet.requests.clone(), count))
         .with_state(kubelet);
     Ok(async move {
         let sampled = figures::sample(&measured, &stop);
@@ -188,6 +195,19 @@ async fn connection(
     {
         tracing::debug!(error, "a connection to the kubelet ended");
     }
+}
+
+/// A session holds on to its request until it ends, an answer until its body was sent.
+async fn count(State(requests): State<Requests>, mut request: Request, next: Next) -> Response {
+    let by_websocket = upgrade_of(request.headers()).is_some_and(|to| to.eq_ignore_ascii_case("websocket"));
+    let under_way = Arc::new(requests.begin(request.method(), request.uri(), by_websocket));
+    request.extensions_mut().insert(under_way.clone());
+    next.run(request).await.map(|body| {
+        axum::body::Body::new(body.map_frame(move |frame| {
+            let _held = &under_way;
+            frame
+        }))
+    })
 }
 
 async fn authorize(State(authority): State<Arc<Authority>>, request: Request, next: Next) -> Response {

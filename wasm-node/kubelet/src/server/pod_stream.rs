@@ -18,6 +18,7 @@ use machinery_serve::net::{Origin, Peer, Protocol, Stream};
 use machinery_streaming::websocket::upgrade_of;
 
 use super::Kubelet;
+use super::requests::UnderWay;
 
 /// What the upgrade is to.
 const UPGRADE: &str = "tcp";
@@ -27,6 +28,7 @@ pub(super) async fn upgrade(
     State(kubelet): State<Kubelet>,
     Path((namespace, name, port)): Path<(String, String, u16)>,
     Extension(permit): Extension<Arc<ConnectionPermit>>,
+    Extension(counted): Extension<Arc<UnderWay>>,
     mut request: Request,
 ) -> Response {
     if upgrade_of(request.headers()).is_none_or(|upgrade| !upgrade.eq_ignore_ascii_case(UPGRADE)) {
@@ -42,7 +44,7 @@ pub(super) async fn upgrade(
     };
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        let _place = permit;
+        let _held = (permit, counted);
         let origin = Origin { peer: Peer::Node, local: SocketAddr::new(ip, port), via: None };
         let stream = async {
             let io = TokioIo::new(upgraded.await.map_err(io::Error::other)?);

@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 
 use super::Kubelet;
 use super::output::Output;
+use super::requests::UnderWay;
 use super::upgrade::{self, Upgrade};
 
 /// A session on which nothing moves this long ends (upstream's `streamingConnectionIdleTimeout`).
@@ -55,6 +56,7 @@ pub(super) async fn upgrade(
     Path((namespace, name)): Path<(String, String)>,
     RawQuery(query): RawQuery,
     Extension(permit): Extension<Arc<ConnectionPermit>>,
+    Extension(counted): Extension<Arc<UnderWay>>,
     mut request: Request,
 ) -> Response {
     let Some(seen) = kubelet.pod(&namespace, &name) else {
@@ -72,7 +74,7 @@ pub(super) async fn upgrade(
     };
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        let _place = permit;
+        let _held = (permit, counted);
         let session = async {
             let io = upgraded.await.map_err(io::Error::other)?;
             pod.serve(TokioIo::new(io), wire).await
@@ -268,7 +270,7 @@ impl ForwardedPod {
 
     /// Serves two numbered channels for each port; on both the port comes first, in two bytes, the lower one first.
     async fn channels(self, io: TokioIo<Upgraded>, ports: &[u16]) -> io::Result<()> {
-        let (Channels { mut incoming, outgoing }, session) = websocket::channels(io);
+        let (Channels { mut incoming, outgoing }, session) = websocket::channels(io, IDLE_TIMEOUT);
         let serves = async {
             let mut pieces = Vec::new();
             let mut served = JoinSet::new();

@@ -51,6 +51,11 @@ impl<W> FairQueue<W> {
         Some((namespace, who))
     }
 
+    /// Nobody has a turn, and nobody waits for one.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.free == self.seats && self.waiting.is_empty()
+    }
+
     /// A turn is over, and took so long.
     pub(crate) fn release(&mut self, namespace: &str, held: Duration) {
         self.free += 1;
@@ -58,7 +63,7 @@ impl<W> FairQueue<W> {
             *served = (*served + held).saturating_sub(self.usual);
         }
         // Nothing is owed in an idle lane, and nothing is kept of namespaces that are gone.
-        if self.free == self.seats && self.waiting.is_empty() {
+        if self.is_idle() {
             self.served.clear();
             self.clock = Duration::ZERO;
         }

@@ -35,6 +35,10 @@ impl Runtime for Engine {
         Self::compile(self, digest, file, metering, namespace).await
     }
 
+    async fn compile_when_idle(&self, digest: &str, file: &Path, metering: Metering) -> Result<(), LoadError> {
+        Self::compile_when_idle(self, digest, file, metering).await
+    }
+
     async fn load(
         &self,
         digest: &str,

@@ -13,6 +13,7 @@ use super::plugin::Plugin;
 use super::{Engine, Linked, Metered, compile};
 use crate::bounds::limits::{MEMORIES_MAX, TABLES_MAX};
 use crate::bounds::slots::Weight;
+use crate::host::Granted;
 use crate::host::state::{ComponentState, CoreState};
 use runtime_api::{Grants, Kind, LoadError, Metering};
 
@@ -325,6 +326,10 @@ fn prepare_component(
     for import in imports {
         match crate::host::offered(&import) {
             None => return Err(LoadError::MissingImport { import }),
+            // To others there is no such thing.
+            Some(row) if row.granted == Granted::ToToolbox && !grants.is_toolbox() => {
+                return Err(LoadError::MissingImport { import });
+            }
             Some(row) if !crate::host::allows(grants, row) => {
                 return Err(LoadError::NotGranted {
                     import,

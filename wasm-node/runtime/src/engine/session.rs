@@ -41,7 +41,8 @@ impl Container {
             return Err(LoadError::Unsupported("the module was not loaded as a command".into()).into());
         }
         let name = of.name.rsplit('/').next().unwrap_or_default();
-        let pre = command.prepare(name, &of.grants)?;
+        let grants = of.grants.clone().toolbox(spec.is_toolbox);
+        let pre = command.prepare(name, &grants)?;
         let (share, place) = match spec.node_call {
             Some(call) => (of.node_sessions.clone(), Place::Waits(call)),
             None => {
@@ -76,7 +77,7 @@ impl Container {
             name: format!("{} (exec)", of.name),
             guest: Arc::new(guest),
             limits: of.limits.clone(),
-            grants: of.grants.clone(),
+            grants,
             log: spec.log,
             ledger: of.ledger.clone(),
             cpu: of.cpu.clone(),

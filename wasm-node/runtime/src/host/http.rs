@@ -29,7 +29,7 @@ use runtime_api::ledger;
 /// The version that wasmtime's bindings register, as the shadowing below must name it exactly.
 const TYPES: &str = "wasi:http/types@0.2.12";
 /// Wall clock of an outgoing request to its head, where the guest asks for no shorter one.
-const OUTGOING_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+pub(super) const OUTGOING_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
 /// What a guest is refused to say, and never sees: its words are the authority of a request, and a proxy's own.
 const REFUSED: [HeaderName; 3] = [header::HOST, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION];
@@ -159,7 +159,7 @@ fn code(error: DialError) -> Error {
         // As a Service without endpoints refuses connections.
         DialError::NoEndpoint(_) => Error::ConnectionRefused,
         DialError::Denied(_) => Error::DestinationIpProhibited,
-        DialError::Connection { source, .. } => match refused(&*source) {
+        DialError::Connection { source, .. } => match is_refusal(&*source) {
             true => Error::ConnectionRefused,
             false => Error::ConnectionTerminated,
         },
@@ -167,7 +167,8 @@ fn code(error: DialError) -> Error {
     }
 }
 
-fn refused(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Whether nobody listens there.
+pub(super) fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {

@@ -17,6 +17,7 @@ pub(crate) mod http;
 pub(crate) mod io;
 pub(crate) mod keyvalue;
 pub(crate) mod listing;
+pub(crate) mod net;
 mod outgoing_body;
 pub(crate) mod preview1;
 pub(crate) mod random;
@@ -40,6 +41,8 @@ pub enum Granted {
     Always,
     /// Only where the annotation names it.
     ByAnnotation,
+    /// The node's own toolbox.
+    ToToolbox,
 }
 
 /// One row: a package (or a part of one) that guests may import.
@@ -146,6 +149,15 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         held_bytes: handles_only,
     },
     HostInterface {
+        name: "net",
+        package: "coracle:host",
+        interfaces: &["net"],
+        version: "0.1",
+        granted: Granted::ToToolbox,
+        link: net::link,
+        held_bytes: handles_only,
+    },
+    HostInterface {
         name: "sockets",
         package: "wasi:sockets",
         interfaces: &[
@@ -232,6 +244,7 @@ pub(crate) fn allows(grants: &Grants, row: &HostInterface) -> bool {
     match row.granted {
         Granted::Always => true,
         Granted::ByAnnotation => grants.contains(row.name),
+        Granted::ToToolbox => grants.is_toolbox(),
     }
 }
 
@@ -287,8 +300,8 @@ mod tests {
 
     #[test]
     fn every_row_links() {
-        component_linker(&wasmtime::Engine::default(), &Grants::parse("answer,config,keyvalue", &optional()).unwrap())
-            .unwrap();
+        let all = Grants::parse("answer,config,keyvalue", &optional()).unwrap().toolbox(true);
+        component_linker(&wasmtime::Engine::default(), &all).unwrap();
         core_linker(&wasmtime::Engine::default()).unwrap();
     }
 }

@@ -108,13 +108,14 @@ impl Asker {
         }
         // The pod's author has named this command: what `exec.coracle.dev` says is for others.
         let program = sandbox.program(wanted, true).await?;
-        let (_, module) = program.ok_or_else(|| NotRun::NotFound(program::not_found(wanted)))?;
+        let (program, module) = program.ok_or_else(|| NotRun::NotFound(program::not_found(wanted)))?;
         let ((stdout, out), (stderr, err)) = (pipe(), pipe());
         let lines = Arc::new(Kept::default());
         let spec = ExecSpec {
             argv: command.to_vec(),
             env: Vec::new(),
             stdio: Stdio { stdin: None, stdout: Some(stdout), stderr: Some(stderr), terminal: false },
+            is_toolbox: sandbox.is_toolbox(&program),
             log: lines.clone(),
             node_call: Some(call.clone()),
         };

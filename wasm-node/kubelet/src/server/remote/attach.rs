@@ -20,6 +20,7 @@ use super::wire::{self, Streams, Wire};
 use super::{Refused, denied, sandbox};
 use crate::pod::sandbox::Sandbox;
 use crate::pod::settings::ExecAccess;
+use crate::server::requests::UnderWay;
 use crate::server::{Kubelet, upgrade};
 
 /// Takes the upgrade, or says why not in upstream's words.
@@ -28,6 +29,7 @@ pub(in crate::server) async fn attach(
     Path((namespace, name, container)): Path<(String, String, String)>,
     RawQuery(query): RawQuery,
     Extension(permit): Extension<Arc<ConnectionPermit>>,
+    Extension(counted): Extension<Arc<UnderWay>>,
     mut request: Request,
 ) -> Response {
     let upgraded = hyper::upgrade::on(&mut request);
@@ -38,7 +40,7 @@ pub(in crate::server) async fn attach(
             Err(refused) => return *refused,
         };
     tokio::spawn(async move {
-        let _place = permit;
+        let _held = (permit, counted);
         let session = async {
             let io = upgraded.await.map_err(std::io::Error::other)?;
             wire::run(TokioIo::new(io), wire, &options, |streams| watch(watched, streams)).await
@@ -111,7 +113,7 @@ async fn watch(watched: Watched, streams: Streams) {
         if let (Some(from), Some(to)) = (stdin, to) {
             let _once = Once(&sandbox);
             if sandbox.tty {
-                let line = LineDiscipline::new(sandbox.images.is_toolbox(&sandbox.image));
+                let line = LineDiscipline::new(sandbox.images.is_toolbox(&sandbox.image.module));
                 type_in(from, to, stdout.as_ref(), line, interrupt).await;
             } else {
                 feed(from, to).await;

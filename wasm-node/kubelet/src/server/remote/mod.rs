@@ -29,6 +29,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use self::options::Options;
 use self::session::{Begun, LastLines};
 use self::terminal::LineDiscipline;
+use super::requests::UnderWay;
 use super::{Kubelet, upgrade};
 use crate::pod::program::{self, Program};
 use crate::pod::sandbox::{SESSIONS_MAX, Sandbox};
@@ -51,6 +52,7 @@ pub(super) async fn exec(
     Path((namespace, name, container)): Path<(String, String, String)>,
     RawQuery(query): RawQuery,
     Extension(permit): Extension<Arc<ConnectionPermit>>,
+    Extension(counted): Extension<Arc<UnderWay>>,
     mut request: Request,
 ) -> Response {
     let upgraded = hyper::upgrade::on(&mut request);
@@ -61,7 +63,7 @@ pub(super) async fn exec(
             Err(refused) => return *refused,
         };
     tokio::spawn(async move {
-        let _place = permit;
+        let _held = (permit, counted);
         let session = async {
             let io = upgraded.await.map_err(std::io::Error::other)?;
             wire::run(TokioIo::new(io), wire, &options, |streams| async {
@@ -183,6 +185,7 @@ async fn begin(sandbox: Arc<Sandbox>, options: Options, container: String) -> Re
         // As container runtimes do.
         env: options.tty.then(|| ("TERM".to_owned(), "xterm".to_owned())).into_iter().collect(),
         stdio,
+        is_toolbox: sandbox.is_toolbox(&program),
         log: log.clone(),
         node_call: None,
     };

@@ -196,7 +196,7 @@ async fn by_channels<F: Future<Output = ()>>(
     options: &Options,
     serve: impl FnOnce(Streams) -> F,
 ) -> io::Result<()> {
-    let (Channels { mut incoming, outgoing }, session) = websocket::channels(io);
+    let (Channels { mut incoming, outgoing }, session) = websocket::channels(io, IDLE_TIMEOUT);
     let (to_stdin, stdin) = mpsc::channel(PIECES_WAITING_MAX);
     let output = |channel| Output::Channel(channel, outgoing.clone());
     let streams = Streams {

@@ -29,6 +29,11 @@ impl Lane {
         receiver.await.expect("a sender is dropped only after it was used")
     }
 
+    /// Nobody compiles, and nobody waits to.
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue().is_idle()
+    }
+
     fn queue(&self) -> std::sync::MutexGuard<'_, FairQueue<oneshot::Sender<Seat>>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -73,8 +78,10 @@ mod tests {
         }
         let mut third = std::pin::pin!(lane.seat("c"));
         assert!(futures::poll!(third.as_mut()).is_pending());
+        assert!(!lane.is_idle());
         drop(first);
         drop(third.await);
         drop(lane.seat("a").await);
+        assert!(lane.is_idle());
     }
 }

@@ -6,6 +6,7 @@
 //! up starts again in the background lane, one process at a time. In both lanes namespaces take turns, so a quick module
 //! waits for slices only, and a slow one for one slow one of each other namespace.
 
+mod idle;
 mod lane;
 mod memory;
 mod worker;

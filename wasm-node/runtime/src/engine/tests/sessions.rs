@@ -42,7 +42,14 @@ const CAT: &str = "(loop $again
 const FLOOD: &str = "(loop $again (call $put (i32.const 1) (i32.const 4096)) (br $again))";
 
 fn spec(stdio: Stdio) -> ExecSpec {
-    ExecSpec { argv: vec!["x".into()], env: Vec::new(), stdio, log: Arc::new(Log::default()), node_call: None }
+    ExecSpec {
+        argv: vec!["x".into()],
+        env: Vec::new(),
+        stdio,
+        is_toolbox: false,
+        log: Arc::new(Log::default()),
+        node_call: None,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

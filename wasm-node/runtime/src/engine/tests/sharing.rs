@@ -331,3 +331,35 @@ async fn grants_decide_what_is_linked() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_network_of_tools_is_nobody_elses() {
+    let bench = Bench::new();
+    let text = r#"(component
+        (import "coracle:host/net@0.1.0" (instance (export "name-server" (func (result (option string))))))
+        (core module $m (func (export "run") (result i32) (i32.const 0)))
+        (core instance $i (instantiate $m))
+        (func $run (result (result)) (canon lift (core func $i "run")))
+        (instance $cli (export "run" (func $run)))
+        (export "wasi:cli/run@0.2.0" (instance $cli)))"#;
+    let loaded = bench.load_text(text, Metering::Epochs).await.unwrap();
+    assert!(Grants::parse("net", &crate::host::optional()).is_err(), "no annotation grants it");
+    let refused = bench.engine.container(loaded.clone(), bench.spec()).unwrap_err().to_string();
+    assert!(refused.contains("\"coracle:host/net@0.1.0\", which this node does not offer"), "{refused}");
+    let (toolbox, log) = bench.container(loaded.clone(), |spec| spec.grants = Grants::default().toolbox(true));
+    let outcome = toolbox.run(std::future::pending()).await;
+    assert_eq!(outcome.exit_code, 0, "{outcome:?} {}", log.text());
+    // Nor does another program have it in a session beside the toolbox.
+    let spec = |is_toolbox| runtime_api::ExecSpec {
+        argv: vec!["x".into()],
+        env: Vec::new(),
+        stdio: runtime_api::Stdio::default(),
+        is_toolbox,
+        log: log.clone(),
+        node_call: None,
+    };
+    let refused = toolbox.exec(loaded.clone(), spec(false)).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("which this node does not offer"), "{refused}");
+    let session = toolbox.exec(loaded, spec(true)).unwrap();
+    assert_eq!(session.run(std::future::pending()).await.exit_code, 0);
+}

@@ -1,0 +1,85 @@
+//! What a name or an address stands for, for those who ask and don't call: `nslookup` of the node's toolbox.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use machinery_api::ObjectKey;
+use machinery_api::names::CLUSTER_DOMAIN;
+use machinery_serve::net::{Caller, DialError, Found, NamePolicy};
+
+use crate::plane::plain_name;
+use crate::resolve::Target;
+use crate::state::ProxyState;
+use crate::table::ServiceRoutes;
+
+impl ProxyState {
+    /// The addresses that a name has for a caller, or the name that an address has.
+    pub(crate) async fn look_up(&self, caller: &Caller, name: &str) -> Result<Found, DialError> {
+        let unknown = || DialError::NameNotFound(name.to_owned());
+        let given = caller.names.hosts(&plain_name(name));
+        if !given.is_empty() {
+            return Ok(Found { name: plain_name(name), addresses: given.to_vec() });
+        }
+        if let Ok(ip) = name.parse() {
+            let found = self.name_of(caller, ip).map(|name| Found { name, addresses: Vec::new() });
+            return found.ok_or_else(unknown);
+        }
+        let addresses = |key: &ObjectKey, host: Option<&str>| {
+            self.routes.of(key).map_or_else(Vec::new, |routes| routes.addresses(host))
+        };
+        let found = match self.target(caller, name).await? {
+            Target::Own => Found { name: plain_name(name), addresses: vec![Ipv4Addr::LOCALHOST.into()] },
+            Target::Ip(ip) => Found { name: plain_name(name), addresses: vec![ip] },
+            Target::Unknown => return Err(unknown()),
+            Target::Outside(outside) => {
+                let addresses = self.egress.resolve(caller, &outside).await?;
+                Found { name: plain_name(&outside), addresses }
+            }
+            Target::Service(key) => Found { name: in_cluster(None, &key), addresses: addresses(&key, None) },
+            Target::Endpoint(key, host) => {
+                Found { name: in_cluster(Some(&host), &key), addresses: addresses(&key, Some(&host)) }
+            }
+        };
+        if found.addresses.is_empty() { Err(unknown()) } else { Ok(found) }
+    }
+
+    /// Who is asked first for a caller's names.
+    pub(crate) fn name_server(&self, caller: &Caller) -> Option<IpAddr> {
+        let names = &caller.names;
+        match names.policy {
+            NamePolicy::Cluster => self.config.cluster_dns,
+            NamePolicy::Host => self.egress.name_server().or_else(|| names.servers.first().copied()),
+            NamePolicy::Own => names.servers.first().copied(),
+        }
+    }
+
+    /// What cluster DNS calls an address: that of a Service, to those who ask it.
+    fn name_of(&self, caller: &Caller, ip: IpAddr) -> Option<String> {
+        let asks_cluster = match caller.names.policy {
+            NamePolicy::Cluster => true,
+            NamePolicy::Host => false,
+            NamePolicy::Own => caller.names.servers.first().is_some_and(|server| self.is_cluster(*server)),
+        };
+        let routes = self.routes.at(ip).filter(|_| asks_cluster)?;
+        let via = routes.ports.values().find_map(|route| route.via.clone())?;
+        Some(in_cluster(None, &via.service))
+    }
+}
+
+/// The name that cluster DNS has for a Service, or for an endpoint of it.
+fn in_cluster(host: Option<&str>, key: &ObjectKey) -> String {
+    let host = host.map_or_else(String::new, |host| format!("{host}."));
+    format!("{host}{}.{}.svc.{CLUSTER_DOMAIN}", key.name, key.namespace)
+}
+
+impl ServiceRoutes {
+    /// What the Service's name, or the name of one of its endpoints, stands for.
+    fn addresses(&self, host: Option<&str>) -> Vec<IpAddr> {
+        if let (None, Some(ip)) = (host, self.cluster_ip) {
+            return vec![ip];
+        }
+        let endpoints = self.ports.values().flat_map(|route| route.usable());
+        let wanted = endpoints.filter(|endpoint| host.is_none_or(|host| endpoint.hostname == host));
+        let unique: std::collections::BTreeSet<IpAddr> = wanted.map(|endpoint| endpoint.ip).collect();
+        unique.into_iter().collect()
+    }
+}

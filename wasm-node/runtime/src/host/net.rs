@@ -1,0 +1,322 @@
+//! `coracle:host/net`: names and streams of bytes of the pod's network, for the node's own toolbox and no other guest
+//! (`docs/decisions/0071-tools-with-a-network.md`). What may be reached is the data plane's to say, as for `wasi:http`;
+//! what is under way counts as a connection of the container, and has a deadline.
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use machinery_api::names::CLUSTER_DOMAIN;
+use machinery_serve::net::{Caller, Dial, DialError, Found, NamePolicy, Stream, Target};
+use runtime_api::ledger::{self, Held};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+use wasmtime::StoreContextMut;
+use wasmtime::component::{ComponentType, Lift, Linker, LinkerInstance, Lower, Resource, ResourceType};
+use wasmtime_wasi::p2::pipe::{AsyncReadStream, AsyncWriteStream};
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable, Pollable, subscribe};
+
+use super::guest::Guest;
+use super::http::{OUTGOING_TIMEOUT_MAX, is_refusal};
+use super::state::ComponentState;
+
+const NAME: &str = "coracle:host/net@0.1.0";
+/// What waits to be sent, besides what the stream itself holds.
+const WRITE_BYTES: usize = 64 << 10;
+/// The longest name that DNS knows, with its dot.
+const NAME_CHARS_MAX: usize = 254;
+/// As `dnsPolicy: ClusterFirst` has it.
+const NDOTS_CLUSTER: usize = 5;
+/// How long the other end may take to hear that no more comes.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(5);
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ComponentType, Lift, Lower)]
+#[component(enum)]
+#[repr(u8)]
+enum Problem {
+    #[component(name = "not-found")]
+    NotFound,
+    #[component(name = "refused")]
+    Refused,
+    #[component(name = "denied")]
+    Denied,
+    #[component(name = "timeout")]
+    Timeout,
+    #[component(name = "limit")]
+    Limit,
+    #[component(name = "broken")]
+    Broken,
+}
+
+impl From<DialError> for Problem {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::NameNotFound(_) => Self::NotFound,
+            // As a Service without endpoints refuses connections.
+            DialError::NoEndpoint(_) => Self::Refused,
+            DialError::Denied(_) => Self::Denied,
+            DialError::Connection { source, .. } if is_refusal(&*source) => Self::Refused,
+            DialError::Connection { .. } => Self::Broken,
+            DialError::Timeout(_) => Self::Timeout,
+        }
+    }
+}
+
+#[derive(Debug, Clone, ComponentType, Lift, Lower)]
+#[component(record)]
+struct Names {
+    name: String,
+    addresses: Vec<String>,
+}
+
+impl From<Found> for Names {
+    fn from(found: Found) -> Self {
+        Self { name: found.name, addresses: found.addresses.iter().map(IpAddr::to_string).collect() }
+    }
+}
+
+/// What is under way, given once. Dropping it ends it.
+struct Pending<T> {
+    waits: Option<oneshot::Receiver<Result<T, Problem>>>,
+    came: Option<Result<T, Problem>>,
+    task: AbortHandle,
+}
+
+impl<T> Drop for Pending<T> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[async_trait::async_trait]
+impl<T: Send + 'static> Pollable for Pending<T> {
+    async fn ready(&mut self) {
+        let Some(waits) = &mut self.waits else { return };
+        self.came = Some(waits.await.unwrap_or(Err(Problem::Broken)));
+        self.waits = None;
+    }
+}
+
+impl<T: Send + 'static> Pending<T> {
+    /// Begins it, within the container's connections and the time that an exchange has.
+    fn begin<F>(guest: &Guest, work: impl FnOnce(Arc<dyn Dial>, Caller, Arc<Held>) -> F) -> Self
+    where
+        F: Future<Output = Result<T, DialError>> + Send + 'static,
+    {
+        let (gives, waits) = oneshot::channel();
+        let held = guest.ledger.hold(ledger::Resource::Connections, 1).map_err(|_| Problem::Limit);
+        let work = match (guest.dial.clone(), held) {
+            (None, _) => Err(Problem::Denied),
+            (_, Err(problem)) => Err(problem),
+            (Some(dial), Ok(held)) => Ok(work(dial, guest.caller.clone(), Arc::new(held))),
+        };
+        let task = tokio::spawn(async move {
+            let came = match work {
+                Ok(work) => match tokio::time::timeout(OUTGOING_TIMEOUT_MAX, work).await {
+                    Ok(came) => came.map_err(Problem::from),
+                    Err(_) => Err(Problem::Timeout),
+                },
+                Err(problem) => Err(problem),
+            };
+            let _ = gives.send(came);
+        });
+        Self { waits: Some(waits), came: None, task: task.abort_handle() }
+    }
+
+    fn take(&mut self) -> Option<Result<T, Problem>> {
+        if let Some(waits) = &mut self.waits
+            && let Ok(came) = waits.try_recv()
+        {
+            (self.waits, self.came) = (None, Some(came));
+        }
+        self.came.take()
+    }
+}
+
+/// The half that is read; it counts as the connection as long as either is there.
+struct Reads(ReadHalf<Stream>, #[expect(dead_code, reason = "held")] Arc<Held>);
+
+impl AsyncRead for Reads {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, into)
+    }
+}
+
+/// The half that is written: where it is dropped, the other end is told that no more comes.
+struct Writes(Option<(WriteHalf<Stream>, Arc<Held>)>);
+
+impl Writes {
+    fn half(&mut self) -> std::io::Result<Pin<&mut WriteHalf<Stream>>> {
+        let half = self.0.as_mut().map(|(half, _)| Pin::new(half));
+        half.ok_or_else(|| std::io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl AsyncWrite for Writes {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.half()?.poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.half()?.poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.half()?.poll_shutdown(cx)
+    }
+}
+
+impl Drop for Writes {
+    fn drop(&mut self) {
+        let Some((mut half, held)) = self.0.take() else { return };
+        // Where the process ends there is nobody to tell.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let _ = tokio::time::timeout(SHUTDOWN_WAIT, half.shutdown()).await;
+            drop(held);
+        });
+    }
+}
+
+type Answer = Pending<Names>;
+type Attempt = Pending<(Stream, Arc<Held>)>;
+type Guests<'a> = StoreContextMut<'a, ComponentState>;
+type Streams = (Resource<DynInputStream>, Resource<DynOutputStream>);
+
+/// As the pod asks; by this server alone where one is named, with the pod's search path and without its hosts file.
+fn by(dial: &dyn Dial, mut caller: Caller, server: Option<IpAddr>) -> Caller {
+    let Some(server) = server else { return caller };
+    let asked_first = dial.name_server(&caller);
+    let names = Arc::make_mut(&mut caller.names);
+    names.hosts.clear();
+    if asked_first != Some(server) {
+        if names.policy == NamePolicy::Cluster {
+            let path = [format!("{}.svc.{CLUSTER_DOMAIN}", caller.namespace), format!("svc.{CLUSTER_DOMAIN}")];
+            names.searches.splice(0..0, path.into_iter().chain([CLUSTER_DOMAIN.to_owned()]));
+            names.ndots.get_or_insert(NDOTS_CLUSTER);
+        }
+        (names.policy, names.servers) = (NamePolicy::Own, vec![server]);
+    }
+    caller
+}
+
+fn look_up(guest: &Guest, name: String, server: Option<String>) -> Answer {
+    Pending::begin(guest, move |dial, caller, held| async move {
+        let _held = held;
+        let unknown = |name: &str| DialError::NameNotFound(name.to_owned());
+        if name.len() > NAME_CHARS_MAX {
+            return Err(unknown(""));
+        }
+        let server = server.map(|server| server.parse().map_err(|_| unknown(&server))).transpose()?;
+        let caller = by(&*dial, caller, server);
+        dial.resolve(&caller, &name).await.map(Names::from)
+    })
+}
+
+fn connect(guest: &Guest, host: String, port: u16) -> Attempt {
+    Pending::begin(guest, move |dial, caller, held| async move {
+        if host.len() > NAME_CHARS_MAX {
+            return Err(DialError::NameNotFound(String::new()));
+        }
+        Ok((dial.stream(&caller, &Target { host, port }).await?, held))
+    })
+}
+
+fn streams(store: &mut Guests<'_>, (stream, held): (Stream, Arc<Held>)) -> wasmtime::Result<Streams> {
+    let (reads, writes) = tokio::io::split(stream);
+    let input: DynInputStream = Box::new(AsyncReadStream::new(Reads(reads, held.clone())));
+    let output: DynOutputStream = Box::new(AsyncWriteStream::new(WRITE_BYTES, Writes(Some((writes, held)))));
+    let table = &mut store.data_mut().table;
+    Ok((table.push(input)?, table.push(output)?))
+}
+
+/// What both kinds of resources have.
+fn pending<T: Send + 'static>(net: &mut LinkerInstance<'_, ComponentState>, name: &str) -> wasmtime::Result<()> {
+    net.resource(name, ResourceType::host::<Pending<T>>(), |mut store, rep| {
+        store.data_mut().table.delete(Resource::<Pending<T>>::new_own(rep))?;
+        Ok(())
+    })?;
+    let subscribes = |mut store: Guests<'_>, (of,): (Resource<Pending<T>>,)| {
+        store.data_mut().account();
+        let pollable: Resource<DynPollable> = subscribe(&mut store.data_mut().table, of)?;
+        Ok((pollable,))
+    };
+    net.func_wrap(&format!("[method]{name}.subscribe"), subscribes)
+}
+
+pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
+    let mut net = linker.instance(NAME)?;
+    pending::<Names>(&mut net, "answer")?;
+    pending::<(Stream, Arc<Held>)>(&mut net, "attempt")?;
+    net.func_wrap("name-server", |store: Guests<'_>, (): ()| {
+        let guest = &store.data().guest;
+        let server = guest.dial.as_ref().and_then(|dial| dial.name_server(&guest.caller));
+        Ok((server.map(|server| server.to_string()),))
+    })?;
+    net.func_wrap("look-up", |mut store: Guests<'_>, (name, server): (String, Option<String>)| {
+        let state = store.data_mut();
+        state.account();
+        let answer = look_up(&state.guest, name, server);
+        Ok((state.table.push(answer)?,))
+    })?;
+    net.func_wrap("connect", |mut store: Guests<'_>, (host, port): (String, u16)| {
+        let state = store.data_mut();
+        state.account();
+        let attempt = connect(&state.guest, host, port);
+        Ok((state.table.push(attempt)?,))
+    })?;
+    net.func_wrap("[method]answer.get", |mut store: Guests<'_>, (of,): (Resource<Answer>,)| {
+        Ok((store.data_mut().table.get_mut(&of)?.take(),))
+    })?;
+    net.func_wrap("[method]attempt.get", |mut store: Guests<'_>, (of,): (Resource<Attempt>,)| {
+        Ok((match store.data_mut().table.get_mut(&of)?.take() {
+            Some(Ok(connected)) => Some(Ok(streams(&mut store, connected)?)),
+            Some(Err(problem)) => Some(Err(problem)),
+            None => None,
+        },))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_dial_error_is_a_problem() {
+        let io = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let connection = |source| DialError::Connection { address: "a:1".into(), source };
+        assert_eq!(Problem::from(connection(Box::new(io))), Problem::Refused);
+        assert_eq!(Problem::from(connection("reset".into())), Problem::Broken);
+        assert_eq!(Problem::from(DialError::NoEndpoint("a".into())), Problem::Refused);
+        assert_eq!(Problem::from(DialError::Denied("a".into())), Problem::Denied);
+        assert_eq!(Problem::from(DialError::NameNotFound("a".into())), Problem::NotFound);
+        assert_eq!(Problem::from(DialError::Timeout("a".into())), Problem::Timeout);
+    }
+
+    #[tokio::test]
+    async fn dropping_the_written_half_ends_the_others_input_and_both_give_the_connection_back() {
+        use tokio::io::AsyncReadExt as _;
+        let node = ledger::Ledger::node();
+        let held = Arc::new(node.hold(ledger::Resource::Connections, 1).unwrap());
+        let (near, mut far) = Stream::pipe();
+        let (reads, writes) = tokio::io::split(near);
+        let (mut reads, mut writes) = (Reads(reads, held.clone()), Writes(Some((writes, held))));
+        writes.write_all(b"ask").await.unwrap();
+        drop(writes);
+        let mut asked = String::new();
+        far.read_to_string(&mut asked).await.unwrap();
+        far.write_all(b"answer").await.unwrap();
+        drop(far);
+        let mut answer = String::new();
+        reads.read_to_string(&mut answer).await.unwrap();
+        assert_eq!((asked.as_str(), answer.as_str()), ("ask", "answer"));
+        drop(reads);
+        while node.used(ledger::Resource::Connections) > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
