@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use machinery_api::ApiError;
 use machinery_api::error::Named;
 use machinery_serve::accept::keep_alive;
+use machinery_serve::descriptors::{Class, Descriptors};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
@@ -24,7 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::handle::RequestHandler;
-use super::node_pool::Pool;
+use super::node_pool::{KEPT_MAX, Pool};
 use crate::auth::pki::{Identity, PkiError};
 use crate::auth::tls;
 use crate::registry::RequestScope;
@@ -62,7 +63,9 @@ struct Kept {
 
 impl Default for Kept {
     fn default() -> Self {
-        Self { pool: Mutex::default(), began: Instant::now() }
+        // Each has an end in the kubelet of this process, where there is one.
+        let max = KEPT_MAX.min(Descriptors::process().max(Class::Node) / 4);
+        Self { pool: Mutex::new(Pool::new(max)), began: Instant::now() }
     }
 }
 
