@@ -43,7 +43,7 @@ refused() {
   eventually 60 has "^(SignatureValidationFailed|ImagePullBackOff)$" kubectl get pod "$1" -o 'jsonpath={.status.containerStatuses[0].state.waiting.reason}'
   eventually 20 has "image pull failed for .* because the signature validation failed: .*$2" kubectl get events --field-selector "involvedObject.name=$1" -o 'jsonpath={range .items[*]}{.message}{"\n"}{end}'
 }
-for name in signed signed-index signed-mirrored; do runs "$name" "$R/$name/hello:v1"; done
+for name in signed signed-index signed-mirrored signed-referrer; do runs "$name" "$R/$name/hello:v1"; done
 has "^http /v2/signed/hello/manifests/sha256-[0-9a-f]*.sig.ns=localhost(%3A|:)$tls -" cat "$WORK/requests" || fail "the mirror was not asked for the signature"
 ! has '^https /v2/signed/' cat "$WORK/requests" || fail "the registry was asked for what its mirror has"
 has '^https /v2/signed-mirrored/hello/manifests/sha256-[0-9a-f]*.sig -' cat "$WORK/requests" || fail "a mirror without signatures ended it"
@@ -71,7 +71,7 @@ refused nowhere 'rule "default" of the node.s signature policy rejects every ima
 after=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")
 [ $((after - before)) -lt 65536 ] || fail "hostile signatures took $((after - before)) KiB"
 kubectl get pod unsigned -o 'jsonpath={.status.containerStatuses[0].state.waiting.message}' > "$WORK/message"
-[ "$(kubectl get pods --no-headers -o custom-columns=N:.metadata.name,P:.status.phase | grep -c Running)" = 6 ] || fail "$(kubectl get pods)"
+[ "$(kubectl get pods --no-headers -o custom-columns=N:.metadata.name,P:.status.phase | grep -c Running)" = 7 ] || fail "$(kubectl get pods)"
 "$CORACLE" push "${SAMPLES_BIN:-sample-workloads/bin}/wordcount.wasm" registry.local/wordcount:v1 --data-dir "$WORK/data" >/dev/null
 mounts() { printf '{apiVersion: v1, kind: Pod, metadata: {name: %s}, spec: {restartPolicy: Never, volumes: [{name: v, image: {reference: "%s"}}], containers: [{name: c,
   image: "registry.local/wordcount:v1", args: [/data], volumeMounts: [{name: v, mountPath: /data}]}]}}' "$1" "$2" | kubectl apply -f - >/dev/null; }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::challenge::{Challenge, challenge};
 use super::keyring::Credential;
-use super::manifest::ACCEPTED;
+use super::manifest::{ACCEPTED, OCI_INDEX};
 use super::registries::Endpoint;
 use super::remote::{HostError, Remote, told};
 use oci_registry::blobs::digest;
@@ -128,6 +128,13 @@ impl<'a> Session<'a> {
     pub(crate) async fn blob(&self, digest: &str) -> Result<Response, RemoteError> {
         let url = self.url("blobs", digest)?;
         self.get(url, "*/*").await
+    }
+
+    /// The index of what refers to a manifest, of one type (OCI distribution specification 1.1).
+    pub(crate) async fn referrers(&self, digest: &str, artifact_type: &str) -> Result<Vec<u8>, RemoteError> {
+        let mut url = self.url("referrers", digest)?;
+        url.query_pairs_mut().append_pair("artifactType", artifact_type);
+        body(self.get(url, OCI_INDEX).await?, MANIFEST_BYTES_MAX, "its list of referrers").await
     }
 
     /// A small blob, whole and as its digest has it.

@@ -1,5 +1,5 @@
-//! An image's signatures, from where the image itself is from: the tag `sha256-DIGEST.sig` that cosign writes beside it. Bounded in
-//! number, bytes and time, whatever the registry sends.
+//! An image's signatures, from where the image itself is from: the tag `sha256-DIGEST.sig` that cosign writes beside it, or manifests that
+//! refer to it. Bounded in number, bytes and time, whatever the registry sends.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,6 +15,8 @@ use oci_registry::reference::{Reference, is_sha256};
 
 /// What a layer of signatures is.
 const SIGNED: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+/// What a manifest of signatures is that names the image itself (cosign's `--registry-referrers-mode=oci-1-1`).
+const REFERRER: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 /// Signatures of an image that are looked at.
 const SIGNATURES_MAX: usize = 64;
@@ -32,6 +34,21 @@ pub(in super::super) enum Unproven {
     Unavailable(RemoteError),
     /// What is demanded isn't there.
     Refused(String),
+}
+
+#[derive(Deserialize)]
+struct Index {
+    #[serde(default)]
+    manifests: Vec<Referrer>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Referrer {
+    #[serde(default)]
+    artifact_type: Option<String>,
+    #[serde(default)]
+    digest: String,
 }
 
 #[derive(Deserialize)]
@@ -62,7 +79,17 @@ pub(in super::super) async fn verify(
     chain: &[String],
 ) -> Result<(), Unproven> {
     let mut judgement = Judgement::new(rule, reference);
-    let looked = tokio::time::timeout(TIME_MAX, look(session, rule, &mut judgement, chain)).await;
+    let mut look = Look { session, judgement: &mut judgement, left: SIGNATURES_MAX };
+    let all = async {
+        for digest in chain.iter().filter(|_| !rule.is_impossible()) {
+            look.manifest(digest).await?;
+            if look.is_over() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    let looked = tokio::time::timeout(TIME_MAX, all).await;
     looked.unwrap_or_else(|_| {
         judgement.fault(Fault::Unread(format!("its signatures take more than {} s", TIME_MAX.as_secs())));
         Ok(())
@@ -73,54 +100,91 @@ pub(in super::super) async fn verify(
     Err(Unproven::Refused(judgement.told(chain.first().map_or("", String::as_str))))
 }
 
-async fn look(
-    session: &Session<'_>,
-    rule: &Rule,
-    judgement: &mut Judgement<'_>,
-    chain: &[String],
-) -> Result<(), Unproven> {
-    if rule.is_impossible() {
-        return Ok(());
+/// Looks at signatures until nothing more is wanted.
+struct Look<'a, 'b> {
+    session: &'a Session<'a>,
+    judgement: &'a mut Judgement<'b>,
+    /// Signatures, and manifests of them, that may still be looked at.
+    left: usize,
+}
+
+impl Look<'_, '_> {
+    fn is_over(&self) -> bool {
+        self.judgement.is_met() || self.left == 0
     }
-    let mut left = SIGNATURES_MAX;
-    for digest in chain {
+
+    /// Those of a manifest: by their tag, then by the registry's list of referrers, as cosign looks for them.
+    async fn manifest(&mut self, digest: &str) -> Result<(), Unproven> {
         let tag = format!("{}.sig", digest.replace(':', "-"));
-        let manifest = match session.manifest(&tag).await {
-            Ok((bytes, _)) => bytes,
+        match self.session.manifest(&tag).await {
+            Ok((manifest, _)) => self.layers(digest, &tag, &manifest).await?,
+            Err(RemoteError::NotFound) => self.judgement.fault(Fault::None(tag)),
+            Err(error) => unread(self.judgement, error)?,
+        }
+        if self.is_over() {
+            return Ok(());
+        }
+        for name in self.referrers(digest).await? {
+            if self.is_over() {
+                return Ok(());
+            }
+            self.left -= 1;
+            match self.session.manifest(&name).await {
+                Ok((manifest, _)) => self.layers(digest, &name, &manifest).await?,
+                Err(error) => unread(self.judgement, error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Manifests of signatures that name the image themselves.
+    async fn referrers(&mut self, digest: &str) -> Result<Vec<String>, Unproven> {
+        let index = match self.session.referrers(digest, REFERRER).await {
+            // A registry that has no such list has it under a tag.
             Err(RemoteError::NotFound) => {
-                judgement.fault(Fault::None(tag));
-                continue;
+                self.session.manifest(&digest.replace(':', "-")).await.map(|(bytes, _)| bytes)
             }
-            Err(error) => {
-                unread(judgement, error)?;
-                continue;
-            }
+            listed => listed,
         };
-        let Ok(Manifest { layers }) = serde_json::from_slice(&manifest) else {
-            judgement.fault(Fault::Unread(format!("{tag:?} is no manifest of signatures")));
-            continue;
+        let index = match index {
+            Ok(index) => index,
+            Err(RemoteError::NotFound) => return Ok(Vec::new()),
+            Err(error) => return unread(self.judgement, error).map(|()| Vec::new()),
+        };
+        let Ok(Index { manifests }) = serde_json::from_slice(&index) else {
+            self.judgement.fault(Fault::Unread("its list of referrers is no index".into()));
+            return Ok(Vec::new());
+        };
+        let signatures = manifests.into_iter().filter(|manifest| manifest.artifact_type.as_deref() == Some(REFERRER));
+        Ok(signatures.map(|manifest| manifest.digest).filter(|digest| is_sha256(digest)).collect())
+    }
+
+    async fn layers(&mut self, digest: &str, name: &str, manifest: &[u8]) -> Result<(), Unproven> {
+        let Ok(Manifest { layers }) = serde_json::from_slice(manifest) else {
+            self.judgement.fault(Fault::Unread(format!("{name:?} is no manifest of signatures")));
+            return Ok(());
         };
         let signed: Vec<Layer> = layers.into_iter().filter(|layer| layer.media_type == SIGNED).collect();
         if signed.is_empty() {
-            judgement.fault(Fault::Unread(format!("{tag:?} holds no signature")));
+            self.judgement.fault(Fault::Unread(format!("{name:?} holds no signature")));
         }
         for layer in signed {
-            if left == 0 {
-                judgement.fault(Fault::Unread(format!("it has more than {SIGNATURES_MAX} signatures")));
+            if self.left == 0 {
+                self.judgement.fault(Fault::Unread(format!("it has more than {SIGNATURES_MAX} signatures")));
                 return Ok(());
             }
-            left -= 1;
-            match found(session, &layer).await {
-                Ok(found) => judgement.look(digest, &found),
-                Err(Refused::Fault(fault)) => judgement.fault(fault),
-                Err(Refused::Remote(error)) => unread(judgement, error)?,
+            self.left -= 1;
+            match found(self.session, &layer).await {
+                Ok(found) => self.judgement.look(digest, &found),
+                Err(Refused::Fault(fault)) => self.judgement.fault(fault),
+                Err(Refused::Remote(error)) => unread(self.judgement, error)?,
             }
-            if judgement.is_met() {
+            if self.judgement.is_met() {
                 return Ok(());
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// What another try may mend is no answer to whether it is signed.
