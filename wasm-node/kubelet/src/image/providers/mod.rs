@@ -197,7 +197,7 @@ impl Provider {
     async fn run(&self, repository: &str, asker: Option<&Asker>) -> Result<Auth, ProviderError> {
         let request = answer::request(&self.config.api_version, repository, asker);
         let began = self.env.elapsed();
-        let said = run::run(&self.config, &request, self.bounds).await;
+        let said = run::run(&self.config, (&request, asker.map(|asker| asker.token.as_str())), self.bounds).await;
         self.ended(self.env.elapsed().saturating_sub(began), said.is_err());
         let said = said?;
         let answer = answer::parse(&said, &self.config.api_version)?;

@@ -52,8 +52,12 @@ impl Drop for Running {
     }
 }
 
-/// Runs a provider with `request` on its stdin. It is killed when this is dropped.
-pub(super) async fn run(provider: &ProviderConfig, request: &[u8], bounds: Bounds) -> Result<Vec<u8>, RunError> {
+/// Runs a provider with `request` on its stdin. It is killed when this is dropped. What it says of `secret` is not told.
+pub(super) async fn run(
+    provider: &ProviderConfig,
+    (request, secret): (&[u8], Option<&str>),
+    bounds: Bounds,
+) -> Result<Vec<u8>, RunError> {
     let mut command = Command::new(&provider.program);
     command
         .args(&provider.args)
@@ -65,11 +69,15 @@ pub(super) async fn run(provider: &ProviderConfig, request: &[u8], bounds: Bound
     #[cfg(unix)]
     command.process_group(0);
     let mut running = Running(command.spawn()?);
-    let call = call(&mut running.0, request, bounds.bytes);
+    let call = call(&mut running.0, (request, secret), bounds.bytes);
     tokio::time::timeout(bounds.time, call).await.unwrap_or(Err(RunError::Time(bounds.time)))
 }
 
-async fn call(child: &mut Child, request: &[u8], bytes_max: u64) -> Result<Vec<u8>, RunError> {
+async fn call(
+    child: &mut Child,
+    (request, secret): (&[u8], Option<&str>),
+    bytes_max: u64,
+) -> Result<Vec<u8>, RunError> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let tell = async {
         if let Some(mut stdin) = stdin {
@@ -80,7 +88,7 @@ async fn call(child: &mut Child, request: &[u8], bytes_max: u64) -> Result<Vec<u
     };
     let ((), out, said) = tokio::try_join!(tell, read(stdout, bytes_max), read(stderr, bytes_max))?;
     let status = child.wait().await?;
-    if status.success() { Ok(out) } else { Err(RunError::Failed(status, shown(&said))) }
+    if status.success() { Ok(out) } else { Err(RunError::Failed(status, shown(&said, secret))) }
 }
 
 async fn read(pipe: Option<impl tokio::io::AsyncRead + Unpin>, bytes_max: u64) -> Result<Vec<u8>, RunError> {
@@ -92,8 +100,13 @@ async fn read(pipe: Option<impl tokio::io::AsyncRead + Unpin>, bytes_max: u64) -
 }
 
 /// What a provider said, as a line of a log has it.
-fn shown(said: &[u8]) -> String {
+fn shown(said: &[u8], secret: Option<&str>) -> String {
     let said = String::from_utf8_lossy(said);
+    // Before it is cut: a part of a token is one too many.
+    let said = match secret.filter(|secret| !secret.is_empty()) {
+        Some(secret) => said.replace(secret, "…"),
+        None => said.into_owned(),
+    };
     let start: String = said.trim().chars().take(SAID_MAX).collect();
     start.escape_debug().to_string()
 }

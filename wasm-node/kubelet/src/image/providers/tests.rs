@@ -205,6 +205,14 @@ async fn a_provider_may_do_without_a_service_account_and_not_with_the_token_itse
     assert!(found.len() == 2 && found.iter().all(|tracked| tracked.account.is_none()));
     let request: serde_json::Value = serde_json::from_str(&lines(dir.path())[0]).unwrap();
     assert!(request.get("serviceAccountToken").is_none() && request.get("serviceAccountAnnotations").is_none());
+    // A token that it tells is not told.
+    let dir = tempfile::tempdir().unwrap();
+    let telling = with_tokens(dir.path(), &["cat >&2; exit 3"], "1h", BOUNDS, &attributes("Token", true, &[]));
+    let pod = played("n", "1", "token-one", &[]);
+    let asker = telling.all[0].config.token.as_ref().unwrap().asking(Some(&pod)).await;
+    let Ok(Asking::As(asker)) = asker else { panic!("it is not asked") };
+    let error = telling.all[0].run("a.io/x", Some(&asker)).await.unwrap_err().to_string();
+    assert!(error.contains("serviceAccountToken") && !error.contains("token-one"), "{error}");
     // The script's password.
     for (cache_type, given) in [("ServiceAccount", 0), ("Token", 2)] {
         let dir = tempfile::tempdir().unwrap();
