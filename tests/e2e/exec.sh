@@ -4,6 +4,10 @@
 here=$(dirname "${BASH_SOURCE[0]}")
 
 up
+# Nobody has asked for the toolbox, and there it is, on the disk.
+compiled() { compgen -G "$WORK/data/compiled/$(sha256sum sample-workloads/bin/toolbox.wasm | cut -d' ' -f1)-*.cwasm"; }
+eventually 120 compiled
+echo "· the toolbox is compiled beforehand"
 bin=${SAMPLES_BIN:-sample-workloads/bin}
 for name in hello toolbox; do "$CORACLE" push --data-dir "$WORK/data" "$bin/$name.wasm" "registry.local/$name:v1" >/dev/null; done
 # pod NAME IMAGE ANNOTATIONS [COMMAND]
@@ -111,6 +115,8 @@ for refused in "127.0.0.1 80" "web 81" "nobody 80" "127.255.0.1 22" "169.254.169
   # shellcheck disable=SC2086
   exits 1 tool command -- nc -z -w 5 $refused
 done
+exits 1 tool command -- nc -zv web 81
+expect "nc: web ($cluster_ip:81): Connection refused" "$(head -n 1 "$WORK/err")" "nc -v to a port on which nothing listens"
 exits 1 tool command -- nc -z nope 80
 grep -qx "nc: bad address 'nope'" "$WORK/err" || fail "nc to no name: $(cat "$WORK/err")"
 exits 1 tool command -- nc -l -p 80

@@ -214,6 +214,31 @@ mod tests {
         stream.read_u8().await
     }
 
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_peer_that_vanishes_is_asked_for() {
+        let (told, mut heard) = tokio::sync::mpsc::channel(1);
+        let stop = CancellationToken::new();
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.socket.local_addr().unwrap();
+        let serving = serve(listener, Limit::Seats(Seats::new(1)), None, &stop, |stream, _, _| {
+            let told = told.clone();
+            async move {
+                let socket = SockRef::from(&stream);
+                let often = (socket.keepalive().unwrap(), socket.tcp_keepalive_time().unwrap());
+                told.send((often, socket.tcp_keepalive_retries().unwrap())).await.unwrap();
+            }
+        });
+        let asks = async {
+            let _client = TcpStream::connect(address).await.unwrap();
+            let seen = heard.recv().await.unwrap();
+            stop.cancel();
+            seen
+        };
+        let ((), seen) = tokio::join!(serving, asks);
+        assert_eq!(seen, ((true, KEEP_ALIVE), KEEP_ALIVE_TRIES));
+    }
+
     #[tokio::test]
     async fn idle_listeners_hold_no_place() {
         let permits = Arc::new(Semaphore::new(1));

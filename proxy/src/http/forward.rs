@@ -147,7 +147,8 @@ async fn offer(
 
 /// Nobody takes connections there.
 pub(crate) fn refused(address: impl ToString) -> DialError {
-    DialError::Connection { address: address.to_string(), source: "connection refused".into() }
+    let source = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "connection refused");
+    DialError::Connection { address: address.to_string(), source: source.into() }
 }
 
 /// Hands a request to a pod. What a pod cannot do is said, not left to break: a guest never gets a connection of its own.
