@@ -199,9 +199,9 @@ impl Bound {
                 return Err(ApiError::BadRequest("Name parameter required.".into()));
             }
             rules::check_segment(name)?;
-            objects
-                .get("", plural, namespace, name)
-                .ok_or_else(|| ApiError::NotFound(Named::new("", plural), name.to_owned()))
+            // A pod's token is asked for once or a few times in its life.
+            let found = objects.read_once("", plural, namespace, name);
+            found.ok_or_else(|| ApiError::NotFound(Named::new("", plural), name.to_owned()))
         };
         let (bound, found_uid) = match (group, kind) {
             ("", "Pod") => {

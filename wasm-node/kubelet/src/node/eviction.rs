@@ -79,8 +79,9 @@ fn candidates(
     let all = pods.all();
     let running = all.iter().filter_map(|view| {
         let seen = view.look();
-        let spec = seen.pod.spec.as_ref().filter(|_| seen.runs())?;
-        let uid = seen.pod.metadata.uid.clone().filter(|_| seen.pod.metadata.deletion_timestamp.is_none())?;
+        let pod = seen.runs().then(|| seen.pod.get())?;
+        let spec = pod.spec.as_ref()?;
+        let uid = pod.metadata.uid.clone().filter(|_| pod.metadata.deletion_timestamp.is_none())?;
         let (used_bytes, each) = used(&uid, &seen);
         let requests = |name: &str| {
             let (_, container) = containers::each(spec).find(|(_, container)| container.name == name)?;
@@ -95,7 +96,7 @@ fn candidates(
         Some(Candidate {
             priority: spec.priority.unwrap_or(0),
             used_bytes,
-            requested_bytes: u64::try_from(requested(&seen.pod, resource)).unwrap_or(0),
+            requested_bytes: u64::try_from(requested(&pod, resource)).unwrap_or(0),
             containers: each.into_iter().map(share).collect(),
             uid,
         })

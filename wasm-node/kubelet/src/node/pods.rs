@@ -13,7 +13,7 @@ use machinery_client::{Object, Reflector, ReflectorEvent, shared};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::pod::admit::Rejection;
+use crate::pod::admit::{Claim, Rejection};
 use crate::pod::shared::Shared;
 use crate::pod::worker::{Input, PodView, Shown, Worker};
 use crate::pod::{admit, resize};
@@ -142,12 +142,12 @@ impl Pods {
         }
         let rejected = self.reject(&pod);
         let pod = self.recall(&uid, pod);
-        self.take_up(Input { pod, removed: false, pending: None, shown: Shown::Itself }, ip, rejected);
+        self.take_up(Input::new(pod, Shown::Itself), ip, rejected);
     }
 
     /// A pod gets a worker.
     fn take_up(&mut self, input: Input, ip: Option<IpAddr>, rejected: Option<Rejection>) {
-        let (pod, uid) = (input.pod.clone(), uid_of(&input.pod));
+        let (pod, uid) = (input.pod.clone(), uid_of(&input.pod.get()));
         let (sender, receiver) = watch::channel(input);
         let view = Arc::new(PodView::new(pod));
         self.node.pods.insert(&uid, view.clone());
@@ -178,19 +178,21 @@ impl Pods {
             let message = "Pod was rejected as the node is shutting down.".into();
             return Some(Rejection { reason: "NodeShutdown", message, by_labels: false });
         }
-        let others = hold_resources(self.workers.values().map(|worker| worker.borrow().clone()));
         let facts = self.node.facts.borrow();
-        admit::refuse(&self.node.allocatable, &facts, others.iter().map(|other| &**other), pod)
+        admit::refuse(&self.node.allocatable, &facts, &claims(self.workers.values()), pod)
     }
 
     /// A new state of a pod that has a worker.
     fn update(&mut self, uid: &str, pod: Arc<Pod>) {
         let Some(worker) = self.workers.get(uid) else { return };
-        let had = worker.borrow().pod.clone();
-        let ended = admit::ended(&pod) && !admit::ended(&had);
+        let (had, had_ended) = of(worker);
+        let ended = admit::ended(&pod) && !had_ended;
         if resize::same_pod(&pod, &had) {
             let wished = self.wishes.remove(uid).is_some();
-            worker.send_modify(|input| (input.pod, input.pending) = (pod, None));
+            worker.send_modify(|input| {
+                input.is_now(pod);
+                input.pending = None;
+            });
             if ended || wished {
                 self.grant();
             }
@@ -221,13 +223,15 @@ impl Pods {
     fn decide(&mut self, uid: &str) -> bool {
         let (Some(worker), Some((_, wished))) = (self.workers.get(uid), self.wishes.get(uid)) else { return false };
         let wished = wished.clone();
-        let others = self.workers.iter().filter(|(other, _)| *other != uid).map(|(_, other)| other.borrow().clone());
-        let others = hold_resources(others);
-        let fits = resize::fits(&self.node.allocatable, others.iter().map(|other| &**other), &wished);
-        let had = worker.borrow().pod.clone();
+        let others = self.workers.iter().filter(|(other, _)| *other != uid).map(|(_, other)| other);
+        let fits = resize::fits(&self.node.allocatable, &claims(others), &wished);
+        let (had, _) = of(worker);
         match fits {
             Ok(()) => {
-                worker.send_modify(|input| (input.pod, input.pending) = (wished, None));
+                worker.send_modify(|input| {
+                    input.is_now(wished);
+                    input.pending = None;
+                });
                 self.wishes.remove(uid);
                 true
             }
@@ -237,7 +241,7 @@ impl Pods {
                 worker.send_modify(|input| {
                     // What was told of a wish stays, as amounts of others change all the time.
                     let same = input.pending.as_ref().is_some_and(|was| was.message == pending.message);
-                    input.pod = pod;
+                    input.is_now(pod);
                     if !same {
                         input.pending = Some(pending);
                     }
@@ -253,7 +257,7 @@ impl Pods {
             .wishes
             .iter()
             .filter_map(|(uid, (order, wished))| {
-                let had = self.workers.get(uid)?.borrow().pod.clone();
+                let (had, _) = of(self.workers.get(uid)?);
                 let grows = ["cpu", "memory"].into_iter().any(|name| requested(wished, name) > requested(&had, name));
                 let spec = wished.spec.as_ref();
                 let priority = spec.and_then(|spec| spec.priority).unwrap_or(0);
@@ -270,7 +274,10 @@ impl Pods {
 
     fn remove(&mut self, pod: Arc<Pod>) {
         if let Some(worker) = self.workers.get(&uid_of(&pod)) {
-            worker.send_modify(|input| (input.pod, input.removed, input.pending) = (pod, true, None));
+            worker.send_modify(|input| {
+                input.is_now(pod);
+                (input.removed, input.pending) = (true, None);
+            });
         }
         self.grant();
     }
@@ -295,10 +302,20 @@ impl Pods {
     }
 }
 
-/// The pods whose requests count. One that the API has removed (a forced deletion) holds nothing, though its folder may
+/// What pods hold of the node. One that the API has removed (a forced deletion) holds nothing, though its folder may
 /// still be there: its guests ended when the node heard of it, and its replacement may have been bound already.
-fn hold_resources(inputs: impl Iterator<Item = Input>) -> Vec<Arc<Pod>> {
-    inputs.filter(|input| !input.removed).map(|input| input.pod).collect()
+fn claims<'a>(workers: impl Iterator<Item = &'a watch::Sender<Input>>) -> Vec<Claim> {
+    let claim = |worker: &watch::Sender<Input>| {
+        let input = worker.borrow();
+        (!input.removed).then(|| input.claim.clone())
+    };
+    workers.filter_map(claim).collect()
+}
+
+/// The pod that a worker was told of last, and whether it has ended.
+fn of(worker: &watch::Sender<Input>) -> (Arc<Pod>, bool) {
+    let input = worker.borrow();
+    (input.pod.get(), input.claim.ended)
 }
 
 fn uid_of(pod: &Pod) -> String {
@@ -312,13 +329,13 @@ mod tests {
 
     #[test]
     fn what_was_removed_by_force_holds_nothing() {
-        let pod = |name: &str, removed: bool| Input {
-            pod: serde_json::from_value(json!({"metadata": {"name": name}, "status": {"phase": "Running"}})).unwrap(),
-            removed,
-            pending: None,
-            shown: Shown::Itself,
+        let pod = |cpu: &str, removed: bool| {
+            let spec = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
+            let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
+            watch::Sender::new(Input { removed, ..Input::new(Arc::new(pod), Shown::Itself) })
         };
-        let held = hold_resources([pod("a", true), pod("b", false)].into_iter());
-        assert_eq!(held.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect::<Vec<_>>(), ["b"]);
+        let (gone, there) = (pod("1", true), pod("2", false));
+        let claim = there.borrow().claim.clone();
+        assert_eq!(claims([&gone, &there].into_iter()), [claim]);
     }
 }

@@ -36,10 +36,10 @@ pub(super) async fn run(node: Arc<Shared>) {
     tracing::info!(node = node.identity.name, "the node shuts down: its pods end");
     for (critical, period) in shutdown.grace.groups() {
         let pods: Vec<Arc<PodView>> = node.pods.all();
-        let pods = pods.into_iter().filter(|view| is_critical(&view.look().pod) == critical && !told(view));
+        let pods = pods.into_iter().filter(|view| is_critical(&view.look().pod.get()) == critical && !told(view));
         let pods: Vec<_> = pods.collect();
         for view in &pods {
-            view.shut_down(grace_of(&view.look().pod, period));
+            view.shut_down(grace_of(&view.look().pod.get(), period));
         }
         let until = node.parts.env.elapsed() + period + TOLD;
         while !pods.iter().all(told) && node.parts.env.elapsed() < until {
@@ -51,7 +51,7 @@ pub(super) async fn run(node: Arc<Shared>) {
 
 /// Whether the API shows that a pod has ended.
 fn told(view: &Arc<PodView>) -> bool {
-    admit::ended(&view.look().pod)
+    admit::ended(&view.look().pod.get())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 
-use super::host_ports;
+use super::host_ports::{self, HostPort};
 use super::node_facts::NodeFacts;
 use crate::spec::requests::{amount_of, requested};
 
@@ -16,6 +16,23 @@ const COUNTED: [(&str, &str); 4] = [
     ("memory", "OutOfmemory"),
     ("ephemeral-storage", "OutOfephemeral-storage"),
 ];
+
+/// What a pod holds of its node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Claim {
+    /// Of the resources that are counted, in their order.
+    amounts: [i64; COUNTED.len()],
+    ports: Box<[HostPort]>,
+    /// It holds nothing any more.
+    pub(crate) ended: bool,
+}
+
+impl Claim {
+    pub(crate) fn of(pod: &Pod) -> Self {
+        let amounts = COUNTED.map(|(name, _)| requested(pod, name));
+        Self { amounts, ports: host_ports::of(pod).collect(), ended: ended(pod) }
+    }
+}
 
 /// Why a pod is turned away.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,21 +58,21 @@ impl Rejection {
 }
 
 /// Why the pod is not for this node, or has no room beside the others, if so: the first reason of upstream's order.
-#[must_use]
-pub fn refuse<'a>(
+pub(crate) fn refuse(
     allocatable: &BTreeMap<String, Wire>,
     node: &NodeFacts,
-    others: impl Iterator<Item = &'a Pod> + Clone,
+    others: &[Claim],
     pod: &Pod,
 ) -> Option<Rejection> {
     if let Some((reason, why)) = os(pod) {
         return Some(Rejection::new(reason, why));
     }
-    if let Some((reason, message)) = lacking(allocatable, others.clone(), pod) {
+    let claim = Claim::of(pod);
+    if let Some((reason, message)) = lacking(allocatable, others, &claim) {
         return Some(Rejection { reason, message, by_labels: false });
     }
     let clash = || {
-        let clash = host_ports::clash(others.clone().filter(|other| !ended(other)), pod);
+        let clash = others.iter().any(|other| !other.ended && host_ports::clash(&other.ports, &claim.ports));
         let why = "node(s) didn't have free ports for the requested pod ports";
         clash.then(|| Rejection::predicate("NodePorts", why))
     };
@@ -83,18 +100,18 @@ fn os(pod: &Pod) -> Option<(&'static str, &'static str)> {
 }
 
 /// Which resource the pod has no room of beside the others, if so.
-#[must_use]
-pub fn lacking<'a>(
+pub(crate) fn lacking(
     allocatable: &BTreeMap<String, Wire>,
-    others: impl Iterator<Item = &'a Pod> + Clone,
-    pod: &Pod,
+    others: &[Claim],
+    claim: &Claim,
 ) -> Option<(&'static str, String)> {
-    COUNTED.into_iter().find_map(|(name, reason)| {
-        let asked = requested(pod, name);
+    COUNTED.into_iter().enumerate().find_map(|(index, (name, reason))| {
+        let asked = claim.amounts[index];
         if asked == 0 {
             return None;
         }
-        let used: i64 = others.clone().filter(|other| !ended(other)).map(|other| requested(other, name)).sum();
+        let holding = others.iter().filter(|other| !other.ended);
+        let used = holding.fold(0_i64, |used, other| used.saturating_add(other.amounts[index]));
         let capacity = allocatable.get(name).map_or(0, |amount| amount_of(amount, name));
         (used.saturating_add(asked) > capacity).then(|| {
             let message = format!(
@@ -124,7 +141,9 @@ mod tests {
         let room = BTreeMap::from([("pods".to_owned(), Wire("9".into()))]);
         let gone = json!({"metadata": {"name": "n"}, "spec": {"taints": [{"key": "gone", "effect": "NoExecute"}]}});
         let gone = NodeFacts::of(&serde_json::from_value(gone).unwrap());
-        let refused = |node: &NodeFacts, others: &[Pod], pod: &Pod| refuse(&room, node, others.iter(), pod);
+        let refused = |node: &NodeFacts, others: &[Pod], pod: &Pod| {
+            refuse(&room, node, &others.iter().map(Claim::of).collect::<Vec<_>>(), pod)
+        };
         let reason = |pod: &Pod| refused(&NodeFacts::default(), &[], pod).map(|refusal| refusal.reason);
         assert_eq!(reason(&pod(json!({"containers": [], "os": {"name": "windows"}}))), Some("PodOSNotSupported"));
         let mut labelled = pod(json!({"containers": []}));
@@ -152,7 +171,7 @@ mod tests {
         assert_eq!(refusal.message, want);
         assert!(!refused(&gone, &[], &elsewhere).unwrap().by_labels);
         let full = BTreeMap::from([("pods".to_owned(), Wire("0".into()))]);
-        assert_eq!(refuse(&full, &gone, [].iter(), &elsewhere).unwrap().reason, "OutOfpods", "room comes first");
+        assert_eq!(refuse(&full, &gone, &[], &elsewhere).unwrap().reason, "OutOfpods", "room comes first");
     }
 
     #[test]
@@ -166,15 +185,15 @@ mod tests {
         };
         let allocatable =
             [("cpu", "1"), ("pods", "3"), ("memory", "1Gi")].map(|(n, q)| (n.to_owned(), Wire(q.to_owned()))).into();
-        let others = [pod("600m", "Running"), pod("600m", "Succeeded")];
-        assert_eq!(lacking(&allocatable, others.iter(), &pod("400m", "Pending")), None);
-        let (reason, message) = lacking(&allocatable, others.iter(), &pod("500m", "Pending")).unwrap();
+        let others = [pod("600m", "Running"), pod("600m", "Succeeded")].map(|pod| Claim::of(&pod));
+        assert_eq!(lacking(&allocatable, &others, &Claim::of(&pod("400m", "Pending"))), None);
+        let (reason, message) = lacking(&allocatable, &others, &Claim::of(&pod("500m", "Pending"))).unwrap();
         assert_eq!(reason, "OutOfcpu");
         let want = "Pod was rejected: Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000";
         assert_eq!(message, want);
-        let full = [pod("0", "Running"), pod("0", "Running"), pod("0", "Pending")];
+        let full = ["Running", "Running", "Pending"].map(|phase| Claim::of(&pod("0", phase)));
         assert_eq!(
-            lacking(&allocatable, full.iter(), &pod("0", "Pending")).map(|(reason, _)| reason),
+            lacking(&allocatable, &full, &Claim::of(&pod("0", "Pending"))).map(|(reason, _)| reason),
             Some("OutOfpods")
         );
     }

@@ -14,7 +14,7 @@ use super::worker::Task;
 
 /// A port that a pod wants of its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct HostPort {
+pub(crate) struct HostPort {
     /// None = wherever the node listens.
     ip: Option<IpAddr>,
     port: u16,
@@ -39,7 +39,8 @@ impl HostPort {
     }
 }
 
-fn of(pod: &Pod) -> impl Iterator<Item = HostPort> {
+/// The ports that a pod wants of its node.
+pub(super) fn of(pod: &Pod) -> impl Iterator<Item = HostPort> {
     let sidecar = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
     let spec = pod.spec.iter();
     let all =
@@ -52,10 +53,9 @@ fn of(pod: &Pod) -> impl Iterator<Item = HostPort> {
     })
 }
 
-/// Whether another pod of the node has a port that this one wants.
-pub(crate) fn clash<'a>(mut others: impl Iterator<Item = &'a Pod>, pod: &Pod) -> bool {
-    let wanted: Vec<HostPort> = of(pod).collect();
-    !wanted.is_empty() && others.any(|other| of(other).any(|port| wanted.iter().any(|wanted| wanted.clashes(&port))))
+/// Whether one has a port that the other wants.
+pub(super) fn clash(has: &[HostPort], wants: &[HostPort]) -> bool {
+    has.iter().any(|port| wants.iter().any(|wanted| wanted.clashes(port)))
 }
 
 /// Opens all ports of a pod that has this address, for as long as the tasks live. `node`: where the node listens.
@@ -92,7 +92,8 @@ mod tests {
     #[test]
     fn ports_are_one_pods_at_each_address() {
         let at = |ip: &str, port: u16| pod(json!([{"containerPort": 80, "hostIP": ip, "hostPort": port}]));
-        let clashes = |a: &Pod, b: &Pod| clash([a].into_iter(), b);
+        let ports = |pod: &Pod| of(pod).collect::<Vec<_>>();
+        let clashes = |a: &Pod, b: &Pod| clash(&ports(a), &ports(b));
         assert!(clashes(&at("", 80), &at("0.0.0.0", 80)) && clashes(&at("192.0.2.1", 80), &at("", 80)));
         assert!(!clashes(&at("192.0.2.1", 80), &at("192.0.2.2", 80)) && !clashes(&at("", 80), &at("", 81)));
         let udp = pod(json!([{"containerPort": 80, "hostPort": 80, "protocol": "UDP"}]));

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use machinery_api::quantity::Quantity;
 use serde_json::json;
 
-use super::admit;
+use super::admit::{self, Claim};
 
 /// The resources that may change.
 const RESIZABLE: [&str; 2] = ["cpu", "memory"];
@@ -128,12 +128,8 @@ pub(crate) fn recall(pod: &Pod) -> Option<Pod> {
 }
 
 /// Whether the wish fits beside the other pods of the node; the error says why not.
-pub(crate) fn fits<'a>(
-    allocatable: &BTreeMap<String, Wire>,
-    others: impl Iterator<Item = &'a Pod> + Clone,
-    wished: &Pod,
-) -> Result<(), String> {
-    match admit::lacking(allocatable, others, wished) {
+pub(crate) fn fits(allocatable: &BTreeMap<String, Wire>, others: &[Claim], wished: &Pod) -> Result<(), String> {
+    match admit::lacking(allocatable, others, &Claim::of(wished)) {
         Some((_, message)) => Err(message.strip_prefix("Pod was rejected: ").unwrap_or(&message).to_owned()),
         None => Ok(()),
     }

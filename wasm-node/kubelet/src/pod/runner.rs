@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::ask::Asker;
 use super::message;
+use super::resting::Resting;
 use super::shared::Shared;
 use super::start::{Made, Refused};
 use super::state::Class;
@@ -59,7 +60,7 @@ pub(crate) struct Context {
     pub(crate) view: Arc<PodView>,
     /// What the container is to the pod.
     pub(crate) class: Class,
-    pub(crate) container: Arc<Container>,
+    pub(crate) container: Arc<Resting<Container>>,
     /// The container, as events name it.
     pub(crate) about: ObjectReference,
     pub(crate) ip: Option<IpAddr>,
@@ -82,13 +83,13 @@ impl Context {
 
     /// Asks the container, where its pod has an address.
     pub(crate) fn asker(&self) -> Option<Asker> {
-        Some(Asker::new(&self.node, &self.view.look().pod, &self.container.name, self.ip?))
+        Some(Asker::new(&self.node, &self.view.look().pod.get(), &self.container.get().name, self.ip?))
     }
 
     /// Reads what the container leaves when it has ended; told whether it failed. Reads files.
     fn last_words(&self, made: &Made) -> LastWords {
         let (log, file) = (made.log.clone(), made.termination.clone());
-        let from_log = self.container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        let from_log = self.container.get().termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
         Box::new(move |failed| {
             log.close();
             message::read(file.as_ref(), log.path(), from_log, failed)

@@ -10,7 +10,9 @@ use super::worker::happened;
 
 /// Calls the container's `preStop` hook, where it has one and there is any time for it, no longer than to `ends`. Whether there was one.
 pub(crate) async fn pre_stop(context: &Context, ends: &watch::Receiver<Instant>) -> bool {
-    let (Some(hook), Some(asker)) = (HookSpec::pre_stop(&context.container), context.asker()) else { return false };
+    let (Some(hook), Some(asker)) = (HookSpec::pre_stop(&context.container.get()), context.asker()) else {
+        return false;
+    };
     if *ends.borrow() <= Instant::now() {
         return true;
     }

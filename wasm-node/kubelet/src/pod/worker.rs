@@ -15,8 +15,9 @@ use machinery_env::Env;
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::admit::Rejection;
+use super::admit::{Claim, Rejection};
 use super::node_facts::NodeFacts;
+use super::resting::{Resting, Turn};
 use super::settings::{self, rules};
 use super::shared::Shared;
 use super::start::{self, Made, Pulls};
@@ -63,7 +64,9 @@ const CLOCK_STEP_MIN: SignedDuration = SignedDuration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(crate) struct Input {
     /// Its newest state.
-    pub(crate) pod: Arc<Pod>,
+    pub(crate) pod: Arc<Resting<Pod>>,
+    /// What it holds of the node.
+    pub(crate) claim: Claim,
     /// It is gone.
     pub(crate) removed: bool,
     /// It wishes for other amounts of CPU and memory than those that `pod` shows, which were given to it.
@@ -82,36 +85,55 @@ pub(crate) enum Shown {
     Mirror(Option<String>),
 }
 
-impl AsRef<Arc<Pod>> for Input {
-    fn as_ref(&self) -> &Arc<Pod> {
+impl AsRef<Resting<Pod>> for Input {
+    fn as_ref(&self) -> &Resting<Pod> {
         &self.pod
+    }
+}
+
+impl Input {
+    pub(crate) fn new(pod: Arc<Pod>, shown: Shown) -> Self {
+        let claim = Claim::of(&pod);
+        Self { pod: Arc::new(pod.into()), claim, removed: false, pending: None, shown }
+    }
+
+    /// A newer state of it.
+    pub(crate) fn is_now(&mut self, pod: Arc<Pod>) {
+        self.claim = Claim::of(&pod);
+        self.pod = Arc::new(pod.into());
     }
 }
 
 /// What a task of a container tells its worker.
 pub(crate) fn happened(container: usize, event: CellEvent) -> Message {
-    Message::Event(Event::Container(container, event))
+    Event::Container(container, event).into()
 }
 
-/// What a worker hears from its tasks.
+/// What a worker hears from its tasks. Small, as its channel holds room for many from the start.
 pub(crate) enum Message {
-    Event(Event),
+    Event(Box<Event>),
     /// What it lacked of the node may be free: an address, a host port.
     Mount,
     /// A container's images, and what to say of its own.
-    Pulled(usize, Pulls, String),
+    Pulled(usize, Box<(Pulls, String)>),
     /// A container that was made.
     Made(usize, Box<Made>),
     /// Amounts of memory that could not be lowered may be now.
     Actuate,
 }
 
+impl From<Event> for Message {
+    fn from(event: Event) -> Self {
+        Self::Event(Box::new(event))
+    }
+}
+
 impl From<MountEvent> for Message {
     fn from(event: MountEvent) -> Self {
-        Self::Event(match event {
-            MountEvent::Mounted => Event::Mounted,
-            MountEvent::Failed(why) => Event::MountFailed(why),
-        })
+        match event {
+            MountEvent::Mounted => Event::Mounted.into(),
+            MountEvent::Failed(why) => Event::MountFailed(why).into(),
+        }
     }
 }
 
@@ -128,7 +150,8 @@ pub(crate) struct Worker {
     node: Arc<Shared>,
     view: Arc<PodView>,
     input: watch::Receiver<Input>,
-    pod: Arc<Pod>,
+    pod: Arc<Resting<Pod>>,
+    turn: Turn<Pod>,
     about: ObjectReference,
     rules: LifecyclePolicy,
     state: State,
@@ -162,9 +185,9 @@ pub(crate) struct Worker {
     /// Which of them it was told last that it lacks.
     lacked: Option<String>,
     measure: Option<(Bounds, Watched)>,
-    /// The conditions as they were projected last, for their times.
-    conditions: Vec<PodCondition>,
-    wanted: Arc<PodStatus>,
+    /// The conditions that it was taken up with, until a status is projected, for their times.
+    first_conditions: Option<Vec<PodCondition>>,
+    wanted: Arc<Resting<PodStatus>>,
     /// The state has moved on since `wanted` was projected, which is done anew from then on, by the monotonic clock.
     stale: bool,
     projects_from: Option<Duration>,
@@ -190,7 +213,7 @@ pub(crate) struct Worker {
 }
 
 /// A write to the API: the status that it wrote, none for the delete; and the pod's version after it.
-type Write = BoxFuture<'static, (Option<Arc<PodStatus>>, Result<u64, kube::Error>)>;
+type Write = BoxFuture<'static, (Option<Arc<Resting<PodStatus>>>, Result<u64, kube::Error>)>;
 
 /// Actions that wait for a write.
 struct Held {
@@ -208,10 +231,11 @@ impl Worker {
         ip: Option<IpAddr>,
         rejected: Option<Rejection>,
     ) -> Self {
-        let (pod, shown) = {
+        let (resting, shown) = {
             let input = input.borrow_and_update();
             (input.pod.clone(), input.shown.clone())
         };
+        let pod = resting.get();
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
         view.listen(sender.clone());
         let now = node.parts.env.now();
@@ -240,7 +264,7 @@ impl Worker {
             memory_files: None,
             sources: BTreeMap::new(),
             keyvalue: Arc::default(),
-            conditions: pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default(),
+            first_conditions: pod.status.as_ref().and_then(|status| status.conditions.clone()),
             wanted: Arc::default(),
             stale: false,
             projects_from: None,
@@ -251,7 +275,8 @@ impl Worker {
             node,
             view,
             input,
-            pod,
+            pod: resting,
+            turn: Turn::default(),
             ip,
             host_ports: Vec::new(),
             sender,
@@ -278,13 +303,14 @@ impl Worker {
     pub(crate) async fn run(mut self: Box<Self>) {
         let stop = self.node.stop.clone();
         let now = self.now();
-        if let Some(grace) = grace(&self.pod) {
+        if let Some(grace) = grace(self.pod()) {
             self.state.deleted = Some(grace);
         }
-        let refused = unsupported::fields(&self.pod);
+        let refused = unsupported::fields(self.pod());
         tokio::select! {
             () = stop.cancelled() => return,
-            () = async { self.reconsider().await; self.until_runnable().await } => {}
+            // On the heap while it lasts: a pod's task is as large as the largest of its states.
+            () = Box::pin(async { self.reconsider().await; self.until_runnable().await }) => {}
         }
         let refused = (!refused.is_empty()).then(|| {
             let each = refused.iter().map(|field| format!("{}: {}", field.path, field.why)).collect();
@@ -295,7 +321,7 @@ impl Worker {
         self.state = state;
         if ended_before {
             // Its status tells all there is, and this run knows less of it than the one that wrote it.
-            self.told_before = self.pod.status.clone().filter(status::tells_the_end).map(Arc::new);
+            self.told_before = self.pod().status.clone().filter(status::tells_the_end).map(Arc::new);
         }
         self.project();
         if ended_before && self.state.deleted.is_none() {
@@ -331,6 +357,10 @@ impl Worker {
                 } else if !dirty && !self.stale && self.delete {
                     writing = Some(self.write_delete());
                 }
+            }
+            let prepares = self.slots.iter().any(|slot| slot.preparing.is_some());
+            if writing.is_none() && retry.is_none() && self.held.is_none() && !dirty && !prepares {
+                self.rest();
             }
             let held = self.held.as_ref().map(|held| held.until.saturating_sub(elapsed));
             let projects = self.projects_from.filter(|_| self.stale).map(|from| from.saturating_sub(elapsed));
@@ -382,7 +412,7 @@ impl Worker {
         let (requests, key) = (self.requests(), ObjectKey::new("", self.node.identity.name.clone()));
         let node = tokio::time::timeout(NODE_ASKED_MAX, requests.get::<Node>(&Kind::of::<Node>(), &key)).await;
         if let Ok(Ok(node)) = node
-            && NodeFacts::of(&node).are_selected_by(&self.pod)
+            && NodeFacts::of(&node).are_selected_by(self.pod())
         {
             self.state.terminal_reason = None;
         }
@@ -390,7 +420,7 @@ impl Worker {
 
     /// Waits until the pod's RuntimeClass names a handler that this node has, or the pod is to end.
     async fn until_runnable(&mut self) {
-        let spec = self.pod.spec.as_ref();
+        let spec = self.pod().spec.as_ref();
         let Some(name) = spec.and_then(|spec| spec.runtime_class_name.clone()).filter(|name| name != HANDLER) else {
             return;
         };
@@ -433,10 +463,29 @@ impl Worker {
             }
             let Input { pod, removed, shown, .. } = self.input.borrow_and_update().clone();
             self.shown = shown;
-            self.view.change(|seen| seen.pod = pod.clone());
-            self.state.deleted = grace(&pod);
+            self.state.deleted = grace(&pod.get());
             self.state.removed = removed;
-            self.pod = pod;
+            self.look_at(pod);
+        }
+    }
+
+    fn look_at(&mut self, pod: Arc<Resting<Pod>>) {
+        self.view.change(|seen| seen.pod = pod.clone());
+        self.turn.end();
+        self.pod = pod;
+    }
+
+    /// Its newest state.
+    fn pod(&self) -> &Arc<Pod> {
+        self.turn.of(&self.pod)
+    }
+
+    /// Nothing of it goes on that looks at it.
+    fn rest(&mut self) {
+        if self.turn.end() {
+            self.pod.rest();
+            self.wanted.rest();
+            self.slots.iter().for_each(|slot| slot.container.rest());
         }
     }
 
@@ -448,17 +497,17 @@ impl Worker {
     // --- what happens ------------------------------------------------------------------------------------------------
 
     fn take_input(&mut self) {
-        let Input { pod, removed, pending, shown } = self.input.borrow_and_update().clone();
+        let Input { pod, removed, pending, shown, .. } = self.input.borrow_and_update().clone();
         if shown != self.shown {
             // Another object, of which nothing is known.
             self.api = report::Api::default();
             self.shown = shown;
         }
-        self.view.change(|seen| seen.pod = pod.clone());
-        let before = grace(&self.pod);
-        let had = std::mem::replace(&mut self.pod, pod);
+        let had = self.pod().clone();
+        let before = grace(&had);
+        self.look_at(pod);
         self.dirty = None;
-        self.api.saw(version_of(&self.pod.metadata));
+        self.api.saw(version_of(&self.pod().metadata));
         if removed {
             if !self.state.removed {
                 self.apply(Event::Removed);
@@ -466,16 +515,17 @@ impl Worker {
             return;
         }
         // `activeDeadlineSeconds` may be set and shortened, and the image changed.
-        self.rules = rules(&self.pod);
+        let pod = self.pod().clone();
+        self.rules = rules(&pod);
         self.take_resize(&had, pending);
-        for container in Slot::update(&mut self.slots, &self.pod) {
+        for container in Slot::update(&mut self.slots, &pod) {
             self.apply(Event::Container(container, CellEvent::ImageChanged));
         }
         if self.slots.len() > self.state.cells.len() {
             // It has ephemeral containers more, which join it in the next step.
             self.apply(Event::Tick);
         }
-        match grace(&self.pod) {
+        match grace(&pod) {
             Some(grace) if before != Some(grace) => self.apply(Event::Deleted(grace)),
             _ => self.project(),
         }
@@ -483,11 +533,12 @@ impl Worker {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Event(event) => self.apply(event),
+            Message::Event(event) => self.apply(*event),
             // It may have been taken by another meanwhile, and the pod may have ended.
             Message::Mount if self.state.stage == Stage::Mounting && self.volumes.is_none() => self.mount(),
             Message::Mount => {}
-            Message::Pulled(container, pulls, message) => {
+            Message::Pulled(container, pulled) => {
+                let (pulls, message) = *pulled;
                 let image_id = pulls.image.image_id.clone();
                 if let Some(slot) = self.slots.get_mut(container) {
                     slot.pulls = Some(pulls);
@@ -510,8 +561,13 @@ impl Worker {
 
     fn apply(&mut self, event: Event) {
         let now = self.now();
-        let before = self.held.as_ref().map(|_| self.state.clone());
+        // Probes that say the same again come all the time.
+        let steady = matches!(event, Event::Container(_, CellEvent::Probed { .. })) && !self.stale;
+        let before = (steady || self.held.is_some()).then(|| self.state.clone());
         let actions = self.state.happen(&self.rules, event, now);
+        if steady && actions.is_empty() && before.as_ref() == Some(&self.state) {
+            return;
+        }
         if before.is_some_and(|before| self.state.moved_from(&before))
             && let Some(held) = &mut self.held
         {

@@ -45,13 +45,11 @@ fn running(kubelet: &Kubelet) -> Vec<RunningPod> {
 }
 
 fn one(seen: &Seen) -> Option<RunningPod> {
-    let metadata = &seen.pod.metadata;
-    let text = |field: &Option<String>| field.clone().unwrap_or_default();
     let of = |container: &SeenContainer| {
         let (running, since) = container.running.as_ref()?;
         Some(Running {
-            namespace: text(&metadata.namespace),
-            pod: text(&metadata.name),
+            namespace: seen.id.namespace.clone(),
+            pod: seen.id.name.clone(),
             container: container.name.to_string(),
             since: *since,
             stats: running.stats(),
@@ -61,9 +59,9 @@ fn one(seen: &Seen) -> Option<RunningPod> {
     let containers: Vec<Running> = seen.containers.iter().filter_map(of).collect();
     let cpu: Duration = containers.iter().map(|one| one.stats.cpu).sum();
     (!containers.is_empty()).then(|| RunningPod {
-        namespace: text(&metadata.namespace),
-        pod: text(&metadata.name),
-        uid: text(&metadata.uid),
+        namespace: seen.id.namespace.clone(),
+        pod: seen.id.name.clone(),
+        uid: seen.id.uid.clone(),
         cpu: seen.cpu_before + cpu,
         memory_bytes: containers.iter().map(|one| one.stats.memory_bytes).sum(),
         containers,

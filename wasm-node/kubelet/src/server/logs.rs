@@ -115,15 +115,12 @@ pub(super) async fn get(
     let Some(seen) = kubelet.pod(&namespace, &pod) else {
         return refuse(StatusCode::NOT_FOUND, format!("pod {pod:?} does not exist\n"));
     };
-    let named = seen.pod.spec.as_ref().is_some_and(|spec| containers::names(spec).any(|own| own == container));
+    let (whole, status) = (seen.pod.get(), seen.status.get());
+    let named = whole.spec.as_ref().is_some_and(|spec| containers::names(spec).any(|own| own == container));
     if !named {
         return refuse(StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {pod:?}\n"));
     }
-    let lists = [
-        &seen.status.init_container_statuses,
-        &seen.status.container_statuses,
-        &seen.status.ephemeral_container_statuses,
-    ];
+    let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
     let status = lists.into_iter().flatten().flatten().find(|status| status.name == container);
     if let Err(message) = check(status, &pod, &container, previous) {
         return refuse(StatusCode::BAD_REQUEST, message);
@@ -138,8 +135,7 @@ pub(super) async fn get(
         u32::try_from(restarts).unwrap_or(0)
     });
     let attempt = if previous { newest.saturating_sub(1) } else { newest };
-    let uid = seen.pod.metadata.uid.as_deref().unwrap_or_default();
-    let path = crate::pod::shared::log_path(&kubelet.data_dir, uid, &container, attempt);
+    let path = crate::pod::shared::log_path(&kubelet.data_dir, &seen.id.uid, &container, attempt);
     let log = own.map(|own| own.log.clone()).filter(|log| log.path() == path);
     let (out, pieces) = mpsc::channel(PIECES_MAX);
     tokio::spawn(async move { send(&path, log, options, out).await });

@@ -107,11 +107,9 @@ pub(crate) struct Kubelet {
 impl Kubelet {
     /// The pod of a name: of one that is going and one that has come, the newer.
     fn pod(&self, namespace: &str, name: &str) -> Option<Seen> {
-        let named = self.pods.all().into_iter().map(|view| view.look()).filter(|seen| {
-            let metadata = &seen.pod.metadata;
-            metadata.namespace.as_deref() == Some(namespace) && metadata.name.as_deref() == Some(name)
-        });
-        named.max_by_key(|seen| seen.pod.metadata.creation_timestamp.as_ref().map(|time| time.0))
+        let all = self.pods.all().into_iter().map(|view| view.look());
+        let named = all.filter(|seen| seen.id.namespace == namespace && seen.id.name == name);
+        named.max_by_key(|seen| seen.id.created)
     }
 }
 
@@ -240,8 +238,8 @@ async fn pods(State(kubelet): State<Kubelet>) -> Response {
         .iter()
         .map(|view| {
             let seen = view.look();
-            let mut pod = serde_json::to_value(&*seen.pod).unwrap_or_default();
-            pod["status"] = serde_json::to_value(&*seen.status).unwrap_or_default();
+            let mut pod = serde_json::to_value(&*seen.pod.get()).unwrap_or_default();
+            pod["status"] = serde_json::to_value(&*seen.status.get()).unwrap_or_default();
             pod
         })
         .collect();

@@ -37,7 +37,7 @@ pub(super) async fn upgrade(
     let Some(seen) = kubelet.pod(&namespace, &name) else {
         return (StatusCode::NOT_FOUND, "pod does not exist\n").into_response();
     };
-    let ip: Option<IpAddr> = seen.status.pod_ip.as_deref().and_then(|ip| ip.parse().ok());
+    let ip: Option<IpAddr> = seen.status.get().pod_ip.as_deref().and_then(|ip| ip.parse().ok());
     let found = ip.and_then(|ip| Some((ip, kubelet.network.find(ip, Protocol::Tcp, port)?)));
     let Some((ip, serve)) = found else {
         return (StatusCode::BAD_GATEWAY, "connect: connection refused").into_response();

@@ -69,8 +69,8 @@ pub(super) async fn upgrade(
     let pod = ForwardedPod {
         network: kubelet.network.clone(),
         name,
-        uid: seen.pod.metadata.uid.clone().unwrap_or_default(),
-        ip: seen.status.pod_ip.as_deref().and_then(|ip| ip.parse().ok()),
+        uid: seen.id.uid.clone(),
+        ip: seen.status.get().pod_ip.as_deref().and_then(|ip| ip.parse().ok()),
     };
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {

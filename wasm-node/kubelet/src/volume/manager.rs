@@ -22,6 +22,7 @@ use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
 use crate::config::tokens::{self as token_requests, Token, Wanted};
+use crate::pod::resting::Resting;
 
 /// Between tries to fill a volume: doubled, as upstream's.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -50,13 +51,13 @@ pub(crate) enum MountEvent {
 }
 
 /// Fills all volumes of the pod that `input` tells of, below `dir`; says so, and goes on until it is dropped.
-pub(crate) async fn keep<I: AsRef<Arc<Pod>>, M: From<MountEvent>>(
+pub(crate) async fn keep<I: AsRef<Resting<Pod>>, M: From<MountEvent>>(
     node: Arc<VolumeManager>,
     mut input: watch::Receiver<I>,
     (dir, ip): (PathBuf, IpAddr),
     events: mpsc::Sender<M>,
 ) {
-    let mut pod = input.borrow_and_update().as_ref().clone();
+    let pod = input.borrow_and_update().as_ref().get();
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     // What waits here waits for the pod's life: nothing of its spec is held twice.
     let from_api = volumes_of(&pod).iter().any(is_from_api);
@@ -64,6 +65,7 @@ pub(crate) async fn keep<I: AsRef<Arc<Pod>>, M: From<MountEvent>>(
         .into_iter()
         .map(|(kind, name)| ((kind, name.clone()), node.sources.get(kind, &namespace, &name)))
         .collect();
+    drop(pod);
     let mut changes: Vec<watch::Receiver<Known>> = watched.values().map(|source| source.known.clone()).collect();
     let mut tokens: BTreeMap<(String, i64), Token> = BTreeMap::new();
     let (mut mounted, mut wait, mut told) = (false, RETRY_FIRST, String::new());
@@ -72,7 +74,9 @@ pub(crate) async fn keep<I: AsRef<Arc<Pod>>, M: From<MountEvent>>(
             change.mark_unchanged();
         }
         // On the heap while it lasts: what waits is as large as the largest of its states.
+        let pod = input.borrow_and_update().as_ref().get();
         let filled = Box::pin(fill(&node, &pod, &watched, &mut tokens, &dir, ip)).await;
+        drop(pod);
         let mut again = None;
         match filled {
             Ok(()) => {
@@ -108,7 +112,6 @@ pub(crate) async fn keep<I: AsRef<Arc<Pod>>, M: From<MountEvent>>(
                 if changed.is_err() {
                     return;
                 }
-                pod = input.borrow_and_update().as_ref().clone();
             }
             () = async { tokio::time::sleep(sleep.unwrap_or_default()).await }, if sleep.is_some() => {}
         }

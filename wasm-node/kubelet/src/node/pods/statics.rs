@@ -125,7 +125,7 @@ impl Pods {
         let Some(worker) = self.workers.get(uid) else { return };
         let mirror = self.statics.mirror(uid, key);
         worker.send_modify(|input| {
-            input.pod = Arc::new(seen(&input.pod, mirror));
+            input.is_now(Arc::new(seen(&input.pod.get(), mirror)));
             input.shown = Shown::Mirror(mirror.and_then(|mirror| mirror.metadata.uid.clone()));
         });
     }
@@ -141,13 +141,13 @@ impl Pods {
         for uid in self.statics.begun.keys().filter(|uid| !self.statics.wanted.contains_key(*uid)) {
             let Some(worker) = self.workers.get(uid) else { continue };
             worker.send_if_modified(|input| {
-                let ends = input.pod.metadata.deletion_timestamp.is_none();
+                let mut pod = (*input.pod.get()).clone();
+                let ends = pod.metadata.deletion_timestamp.is_none();
                 if ends {
-                    let mut pod = (*input.pod).clone();
                     let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
                     pod.metadata.deletion_timestamp = Some(Time(now));
                     pod.metadata.deletion_grace_period_seconds = grace;
-                    input.pod = Arc::new(pod);
+                    input.is_now(Arc::new(pod));
                 }
                 ends
             });
@@ -163,7 +163,7 @@ impl Pods {
             let (ip, rejected) = (self.keep_address(&pod), self.reject(&pod));
             let shown = Shown::Mirror(mirror.and_then(|mirror| mirror.metadata.uid.clone()));
             self.statics.begun.insert(uid, key);
-            self.take_up(Input { pod, removed: false, pending: None, shown }, ip, rejected);
+            self.take_up(Input::new(pod, shown), ip, rejected);
         }
     }
 }

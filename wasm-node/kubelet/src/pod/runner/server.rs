@@ -40,11 +40,12 @@ struct HttpServer {
 
 fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> {
     let refused = |message: String| ("RunContainerError", message);
+    let container = context.container.get();
     let server = made.container.serve().map_err(|error| refused(error.to_string()))?;
-    if context.attempt == 0 && context.class == Class::Main && settings::of_job(&context.view.look().pod) {
-        context.warn("NeverCompletes", settings::server_in_job(&context.container.name));
+    if context.attempt == 0 && context.class == Class::Main && settings::of_job(&context.view.look().pod.get()) {
+        context.warn("NeverCompletes", settings::server_in_job(&container.name));
     }
-    let port = settings::server_port(&context.container);
+    let port = settings::server_port(&container);
     let of = (context.index, context.attempt);
     let gate = ServerHandle::new(made.container.clone(), server.clone(), of, context.messages.clone());
     let (mut door, mut listener) = (None, None);
@@ -63,7 +64,7 @@ fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> 
         let own = |get: &HTTPGetAction| get.host.as_deref().is_none_or(str::is_empty);
         probe.as_ref().is_some_and(|probe| probe.http_get.as_ref().is_some_and(own) || probe.grpc.is_some())
     };
-    if !asks(&context.container.readiness_probe) && !asks(&context.container.startup_probe) {
+    if !asks(&container.readiness_probe) && !asks(&container.startup_probe) {
         gate.look();
     }
     let last_words = Some(context.last_words(made));

@@ -61,7 +61,7 @@ impl Worker {
             return self.mount_later("the node's podCIDR has no free address".into(), room);
         };
         if self.host_ports.is_empty() {
-            match host_ports::open(&self.pod, ip, self.node.identity.bind, &self.node.parts.network) {
+            match host_ports::open(self.pod(), ip, self.node.identity.bind, &self.node.parts.network) {
                 Ok(opened) => self.host_ports = opened,
                 Err(why) => {
                     let why = format!("{why}; it is tried again");
@@ -69,12 +69,12 @@ impl Worker {
                 }
             }
         }
-        let dir = self.node.pod_dir(self.pod.metadata.uid.as_deref().unwrap_or_default());
+        let dir = self.node.pod_dir(self.pod().metadata.uid.as_deref().unwrap_or_default());
         if self.memory_files.is_none()
             && let Ok(folder) = &self.node.volumes.memory
         {
             let (node_bytes, env) = (self.node.guest_memory_bytes, &self.node.parts.env);
-            self.memory_files = folder.account(&self.pod, node_bytes, &self.ledger, env);
+            self.memory_files = folder.account(self.pod(), node_bytes, &self.ledger, env);
             self.view.change(|seen| seen.memory_files = self.memory_files.clone());
         }
         let (volumes, input, sender) = (self.node.volumes.clone(), self.input.clone(), self.sender.clone());
@@ -97,8 +97,9 @@ impl Worker {
     }
 
     pub(super) fn pull(&mut self, index: usize) {
+        let pod = self.pod().clone();
         let Some(slot) = self.slots.get_mut(index) else { return };
-        let (node, pod, container) = (self.node.clone(), self.pod.clone(), slot.container.clone());
+        let (node, container) = (self.node.clone(), slot.container.get());
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         for named in named_by_environment(&container).into_iter().chain(pull_secrets::named(&pod)) {
             self.sources.entry(named).or_insert_with_key(|(kind, name)| node.sources.get(*kind, namespace, name));
@@ -106,7 +107,7 @@ impl Worker {
         let sender = self.sender.clone();
         slot.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::pull(&node, &pod, (index, &container), &sender).await {
-                Ok((pulls, message)) => Message::Pulled(index, pulls, message),
+                Ok((pulls, message)) => Message::Pulled(index, Box::new((pulls, message))),
                 Err((of, error)) => {
                     let (reason, message) = (error.reason(), error.to_string());
                     happened(index, CellEvent::PullFailed { of, reason, message })
@@ -119,16 +120,17 @@ impl Worker {
     pub(super) fn start(&mut self, index: usize, attempt: u32) {
         self.watch_sources(index);
         let asks = |slot: &Slot| match slot.class {
-            Class::Ephemeral => unsupported::ephemeral_fields(&self.pod, &slot.container.name),
+            Class::Ephemeral => unsupported::ephemeral_fields(self.pod(), &slot.name),
             _ => Vec::new(),
         };
         let unsupported = self.slots.get(index).map(asks).unwrap_or_default();
         for field in &unsupported {
             self.note(true, "Unsupported", format!("{}: {}", field.path, field.why), Some(index));
         }
+        let pod = self.pod().clone();
         let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.ip) else { return };
         let Some(pulls) = slot.pulls.clone() else { return };
-        let (node, container, sender) = (self.node.clone(), slot.container.clone(), self.sender.clone());
+        let (node, container, sender) = (self.node.clone(), slot.container.get(), self.sender.clone());
         if !unsupported.is_empty() {
             let message = unsupported::sentence(&unsupported);
             let failed = CellEvent::StartFailed { reason: "CreateContainerConfigError", message };
@@ -138,7 +140,7 @@ impl Worker {
             return;
         }
         let home = Home {
-            pod: self.pod.clone(),
+            pod,
             ip,
             ledger: self.ledger.clone(),
             cpu: self.cpu.clone(),
@@ -156,9 +158,10 @@ impl Worker {
 
     /// Says when an object changes that the environment is made of, so that what failed for it is tried at once.
     fn watch_sources(&mut self, index: usize) {
+        let pod = self.pod().clone();
         let Some(slot) = self.slots.get_mut(index) else { return };
-        let namespace = self.pod.metadata.namespace.as_deref().unwrap_or_default();
-        let named = named_by_environment(&slot.container);
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let named = named_by_environment(&slot.container.get());
         let held: Vec<_> = named.iter().map(|(kind, name)| self.node.sources.get(*kind, namespace, name)).collect();
         if held.is_empty() || slot.sources.is_some() {
             return;
@@ -195,7 +198,7 @@ impl Worker {
             messages: self.sender.clone(),
         };
         let seen = SeenContainer {
-            name: slot.container.name.as_str().into(),
+            name: slot.name.clone(),
             running: Some((made.container.clone(), self.node.parts.env.now())),
             log: made.log.clone(),
             attempt,
@@ -227,11 +230,11 @@ impl Worker {
             return;
         }
         let messages = live.any(|live| live.made.termination.is_some());
-        let bounds = usage::bounds(&self.pod, messages || self.measure.as_ref().is_some_and(|(of, _)| of.messages));
+        let bounds = usage::bounds(self.pod(), messages || self.measure.as_ref().is_some_and(|(of, _)| of.messages));
         if bounds.is_empty() || self.measure.as_ref().is_some_and(|(of, _)| *of == bounds) {
             return;
         }
-        let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
+        let uid = self.pod().metadata.uid.as_deref().unwrap_or_default();
         let (view, sender) = (self.view.clone(), self.sender.clone());
         let settle = self.memory_files.clone().zip(self.node.volumes.memory.as_ref().ok().cloned());
         let settle = settle.map(|of| (of, uid.to_owned()));
@@ -245,21 +248,22 @@ impl Worker {
                     files.settle(folder.measured(uid));
                 }
             }),
-            exceeded: Box::new(move |message| sender.try_send(Message::Event(Event::Evicted(message))).is_ok()),
+            exceeded: Box::new(move |message| sender.try_send(Event::Evicted(message).into()).is_ok()),
         });
         self.measure = Some((bounds, watched));
     }
 
     fn probe(&mut self, index: usize, kind: ProbeKind) {
+        let pod = self.pod().clone();
         let (Some(cell), Some(slot), Some(ip)) = (self.state.cells.get(index), self.slots.get_mut(index), self.ip)
         else {
             return;
         };
-        let (Some(spec), CellStage::Running(running)) = (check::probe(&slot.container, kind), &cell.stage) else {
+        let (Some(spec), CellStage::Running(running)) = (check::probe(&slot.container.get(), kind), &cell.stage) else {
             return;
         };
         let of = probe::Probed { container: index, attempt: cell.current(), kind, since: running.since };
-        let asker = Asker::new(&self.node, &self.pod, &slot.container.name, ip);
+        let asker = Asker::new(&self.node, &pod, &slot.name, ip);
         let env = self.node.parts.env.clone();
         slot.probes.push(Task(tokio::spawn(probe::run(env, asker, spec, of, self.sender.clone()))));
     }
@@ -267,9 +271,10 @@ impl Worker {
     /// Calls the hook after a container's start, until it ends or the container is stopped.
     fn hook(&mut self, index: usize) {
         let attempt = self.cell(index).map_or(0, Cell::current);
+        let pod = self.pod().clone();
         let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.ip) else { return };
-        let Some(hook) = check::HookSpec::post_start(&slot.container) else { return };
-        let asker = Asker::new(&self.node, &self.pod, &slot.container.name, ip);
+        let Some(hook) = check::HookSpec::post_start(&slot.container.get()) else { return };
+        let asker = Asker::new(&self.node, &pod, &slot.name, ip);
         let sender = self.sender.clone();
         slot.probes.push(Task(tokio::spawn(async move {
             let hooked = asker.hook(&hook).await;
@@ -310,7 +315,7 @@ impl Worker {
             tokio::task::spawn_blocking(move || log.close());
             let used = live.made.container.stats();
             drop(live);
-            self.view.ended(&slot.container.name, used);
+            self.view.ended(&slot.name, used);
             self.resizing = self.resizing.take().filter(|_| self.progress.is_some());
             self.node.pods.totals.ended(used.cpu);
             self.measure();
@@ -330,7 +335,7 @@ impl Worker {
         if let Some(ip) = self.ip.take() {
             self.node.free_address(ip);
         }
-        let uid = self.pod.metadata.uid.clone().unwrap_or_default();
+        let uid = self.pod().metadata.uid.clone().unwrap_or_default();
         let dir = self.node.pod_dir(&uid);
         let logs = self.state.removed.then(|| self.node.log_dir(&uid));
         let memory = self.node.volumes.memory.clone().ok();
@@ -351,14 +356,14 @@ impl Worker {
                 }
             });
             let _ = removed.await;
-            let _ = sender.send(Message::Event(Event::Cleaned)).await;
+            let _ = sender.send(Event::Cleaned.into()).await;
         });
     }
 
     /// The logs of this start and the one before are kept, as upstream does.
     fn forget_old_logs(&self, index: usize, attempt: u32) {
         let (Some(old), Some(slot)) = (attempt.checked_sub(2), self.slots.get(index)) else { return };
-        let path = self.node.log_path(self.pod.metadata.uid.as_deref().unwrap_or_default(), &slot.container.name, old);
+        let path = self.node.log_path(self.pod().metadata.uid.as_deref().unwrap_or_default(), &slot.name, old);
         let logs = self.node.logs.clone();
         tokio::task::spawn_blocking(move || logs.remove(&path));
     }

@@ -18,7 +18,7 @@ const PROJECTED_PART: u32 = 20;
 #[derive(Debug, Default)]
 pub(super) struct Api {
     /// What was written last.
-    said: Option<Arc<PodStatus>>,
+    said: Option<Arc<Resting<PodStatus>>>,
     /// The version that this write led to: older states that the watch shows say nothing of it.
     version: u64,
     /// The watch has shown that version or a newer one.
@@ -36,31 +36,31 @@ impl Api {
     }
 
     /// `status` was taken, as `version`; `newest` is the newest one that the watch has shown.
-    pub(super) fn took(&mut self, status: Arc<PodStatus>, version: u64, newest: u64, elapsed: Duration) {
-        if self.said.as_ref() == Some(&status) {
+    pub(super) fn took(&mut self, status: Arc<Resting<PodStatus>>, version: u64, newest: u64, elapsed: Duration) {
+        if self.said.as_ref().is_some_and(|said| said.same(&status)) {
             self.mends_from = elapsed + MEND_INTERVAL;
         }
         *self = Self { said: Some(status), version, shown: newest >= version, left: false, ..*self };
     }
 
     /// Nothing is to be written until another status is wanted than this one.
-    pub(super) fn leave(&mut self, status: Arc<PodStatus>) {
+    pub(super) fn leave(&mut self, status: Arc<Resting<PodStatus>>) {
         self.said = Some(status);
         self.left = true;
     }
 
     /// Whether `wanted` is to be written, where the watch shows `shows`.
-    pub(super) fn dirty(&self, wanted: &PodStatus, shows: Option<&PodStatus>) -> bool {
-        match self.said.as_deref() {
-            Some(said) if self.left || !self.shown => said != wanted,
-            _ => !shows.is_some_and(|shows| status::shows(shows, wanted)),
+    pub(super) fn dirty(&self, wanted: &Arc<Resting<PodStatus>>, shows: Option<&PodStatus>) -> bool {
+        match &self.said {
+            Some(said) if self.left || !self.shown => !said.same(wanted),
+            _ => !shows.is_some_and(|shows| status::shows(shows, &wanted.get())),
         }
     }
 
     /// How long to wait before that.
-    pub(super) fn waits(&self, wanted: &PodStatus, elapsed: Duration) -> Option<Duration> {
-        let mends = self.said.as_deref() == Some(wanted);
-        Some(self.mends_from.saturating_sub(elapsed)).filter(|wait| mends && !wait.is_zero())
+    pub(super) fn waits(&self, wanted: &Arc<Resting<PodStatus>>, elapsed: Duration) -> Option<Duration> {
+        let mends = || self.said.as_ref().is_some_and(|said| said.same(wanted));
+        Some(self.mends_from.saturating_sub(elapsed)).filter(|wait| !wait.is_zero() && mends())
     }
 }
 
@@ -100,31 +100,32 @@ impl Worker {
 
     fn project_now(&mut self) {
         let facts = status::Facts { host_ip: self.node.identity.internal_ip, pod_ip: self.ip.or(self.last_ip()) };
-        let own: Vec<PodCondition> = self.conditions.clone();
-        let others = self.pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+        let before = self.wanted.get();
+        let own = self.first_conditions.take().or_else(|| before.conditions.clone()).unwrap_or_default();
+        let pod = self.pod();
+        let others = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
         let known: Vec<PodCondition> = own
             .iter()
             .cloned()
             .chain(others.into_iter().filter(|other| own.iter().all(|own| own.type_ != other.type_)))
             .collect();
         let mut wanted = match &self.told_before {
-            Some(told) => PodStatus { observed_generation: self.pod.metadata.generation, ..(**told).clone() },
-            None => status::project(&self.state, &self.pod, &self.rules, &facts, &known, self.now()),
+            Some(told) => PodStatus { observed_generation: pod.metadata.generation, ..(**told).clone() },
+            None => status::project(&self.state, pod, &self.rules, &facts, &known, self.now()),
         };
         if let Some(conditions) = &mut wanted.conditions
-            && self.pod.status.iter().any(|s| s.conditions.iter().flatten().any(|c| c.type_ == "PodScheduled"))
+            && pod.status.iter().any(|s| s.conditions.iter().flatten().any(|c| c.type_ == "PodScheduled"))
         {
             // The scheduler has written it; it stays as it is.
             conditions.retain(|condition| condition.type_ != "PodScheduled");
         }
         self.show_resize(&mut wanted, &known);
-        self.conditions = wanted.conditions.clone().unwrap_or_default();
-        if wanted != *self.wanted {
+        if wanted != *before {
             if self.state.ready() && !self.was_ready {
                 self.was_ready = true;
                 self.node.pods.totals.started(self.node.parts.env.elapsed().saturating_sub(self.taken_up));
             }
-            let wanted = Arc::new(wanted);
+            let wanted: Arc<Resting<PodStatus>> = Arc::new(wanted.into());
             self.view.change(|seen| seen.status = wanted.clone());
             self.wanted = wanted;
             self.dirty = None;
@@ -133,7 +134,7 @@ impl Worker {
 
     /// The address stays in the status of a pod that has ended.
     pub(super) fn last_ip(&self) -> Option<IpAddr> {
-        self.wanted.pod_ip.as_deref()?.parse().ok()
+        self.wanted.get().pod_ip.as_deref()?.parse().ok()
     }
 
     /// Whether the status is to be written. Asked at every turn, and found out once for each change of what it is found by.
@@ -141,8 +142,12 @@ impl Worker {
         if self.shown == Shown::Mirror(None) {
             return false;
         }
-        let find = || self.api.dirty(&self.wanted, self.pod.status.as_ref());
-        *self.dirty.get_or_insert_with(find)
+        if let Some(dirty) = self.dirty {
+            return dirty;
+        }
+        let dirty = self.api.dirty(&self.wanted, self.pod().status.as_ref());
+        self.dirty = Some(dirty);
+        dirty
     }
 
     /// How long what is to be written can wait, as it would be overtaken or overwritten at once.
@@ -154,7 +159,7 @@ impl Worker {
 
     pub(super) fn write_status(&self) -> Write {
         let (requests, wanted, key) = (self.requests(), self.wanted.clone(), self.key());
-        let mut patch = status::patch(&self.pod, &wanted);
+        let mut patch = status::patch(self.pod(), &wanted.get());
         if let Shown::Mirror(uid) = &self.shown {
             patch["metadata"]["uid"] = serde_json::json!(uid);
         }
@@ -168,7 +173,7 @@ impl Worker {
         let (requests, key) = (self.requests(), self.key());
         let options = serde_json::json!({
             "apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0,
-            "preconditions": {"uid": self.pod.metadata.uid},
+            "preconditions": {"uid": self.pod().metadata.uid},
         });
         Box::pin(async move {
             let answer = requests.delete(&POD, &key, &options).await;
@@ -182,13 +187,14 @@ impl Worker {
 
     fn key(&self) -> ObjectKey {
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
-        ObjectKey::new(text(&self.pod.metadata.namespace), text(&self.pod.metadata.name))
+        let metadata = &self.pod().metadata;
+        ObjectKey::new(text(&metadata.namespace), text(&metadata.name))
     }
 
     /// Takes in a write's answer: how long to wait before the next one, if it failed.
     pub(super) fn took(
         &mut self,
-        status: Option<Arc<PodStatus>>,
+        status: Option<Arc<Resting<PodStatus>>>,
         result: Result<u64, kube::Error>,
     ) -> Option<Duration> {
         self.dirty = None;
@@ -204,7 +210,7 @@ impl Worker {
         }
         match (status, result) {
             (Some(status), Ok(version)) => {
-                self.api.took(status, version, version_of(&self.pod.metadata), self.node.parts.env.elapsed());
+                self.api.took(status, version, version_of(&self.pod().metadata), self.node.parts.env.elapsed());
             }
             (None, Ok(_)) => self.delete = false,
             (None, Err(_)) if gone => self.delete = false,
@@ -248,8 +254,8 @@ fn refused(code: u16) -> bool {
 mod tests {
     use super::*;
 
-    fn status(phase: &str) -> Arc<PodStatus> {
-        Arc::new(PodStatus { phase: Some(phase.into()), ..PodStatus::default() })
+    fn status(phase: &str) -> Arc<Resting<PodStatus>> {
+        Arc::new(PodStatus { phase: Some(phase.into()), ..PodStatus::default() }.into())
     }
 
     #[test]
@@ -257,17 +263,17 @@ mod tests {
         let (ours, theirs) = (status("Running"), status("Failed"));
         let second = Duration::from_secs;
         let mut api = Api::default();
-        assert!(api.dirty(&ours, None) && api.dirty(&ours, Some(&theirs)), "never written");
+        assert!(api.dirty(&ours, None) && api.dirty(&ours, Some(&theirs.get())), "never written");
         api.took(ours.clone(), 7, 6, second(1));
-        assert!(!api.dirty(&ours, Some(&theirs)), "the watch shows what was there before our write");
+        assert!(!api.dirty(&ours, Some(&theirs.get())), "the watch shows what was there before our write");
         api.saw(7);
-        assert!(!api.dirty(&ours, Some(&ours)));
+        assert!(!api.dirty(&ours, Some(&ours.get())));
         api.saw(8);
-        assert!(api.dirty(&ours, Some(&theirs)), "another one has written");
+        assert!(api.dirty(&ours, Some(&theirs.get())), "another one has written");
         assert_eq!(api.waits(&ours, second(2)), None, "the first time at once");
         api.took(ours.clone(), 9, 8, second(2));
         api.saw(10);
-        assert!(api.dirty(&ours, Some(&theirs)));
+        assert!(api.dirty(&ours, Some(&theirs.get())));
         assert_eq!(api.waits(&ours, second(5)), Some(second(7)));
         assert_eq!(api.waits(&theirs, second(5)), None, "a change of our own waits for nothing");
         assert_eq!(api.waits(&ours, second(12)), None);
@@ -277,7 +283,7 @@ mod tests {
     fn a_watch_that_is_ahead_of_our_write_is_believed() {
         let mut api = Api::default();
         api.took(status("Running"), 7, 9, Duration::ZERO);
-        assert!(api.dirty(&status("Running"), Some(&status("Failed"))));
+        assert!(api.dirty(&status("Running"), Some(&status("Failed").get())));
     }
 
     #[test]
@@ -285,8 +291,8 @@ mod tests {
         let mut api = Api::default();
         api.leave(status("Failed"));
         api.saw(100);
-        assert!(!api.dirty(&status("Failed"), Some(&status("Running"))));
-        assert!(api.dirty(&status("Succeeded"), Some(&status("Running"))));
+        assert!(!api.dirty(&status("Failed"), Some(&status("Running").get())));
+        assert!(api.dirty(&status("Succeeded"), Some(&status("Running").get())));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Task;
+use crate::pod::resting::Resting;
 use crate::pod::runner::Runner;
 use crate::pod::start::{Made, Pulls};
 use crate::pod::state::Class;
@@ -24,8 +25,10 @@ pub(super) struct Live {
 pub(super) struct Slot {
     /// What it is to the pod.
     pub(super) class: Class,
+    pub(super) name: Arc<str>,
+    image: Option<String>,
     /// As the pod has it.
-    pub(super) container: Arc<Container>,
+    pub(super) container: Arc<Resting<Container>>,
     /// Its name in the pod, as events say it: `spec.containers{NAME}`.
     pub(super) field_path: String,
     /// Its images.
@@ -50,17 +53,22 @@ impl Slot {
     /// Takes in those that were added, and the images that were changed: of which containers.
     pub(super) fn update(slots: &mut Vec<Self>, pod: &Pod) -> Vec<usize> {
         let mut changed = Vec::new();
+        // Most pods have one for their life, and a vector that grows has room for four.
+        slots.reserve_exact(containers::names(&containers::spec(pod)).count().saturating_sub(slots.len()));
         for (index, (class, container)) in containers::each(&containers::spec(pod)).enumerate() {
             match slots.get_mut(index) {
-                Some(slot) if slot.container.image == container.image => {}
+                Some(slot) if slot.image == container.image => {}
                 Some(slot) => {
-                    slot.container = Arc::new(container.into_owned());
+                    slot.image.clone_from(&container.image);
+                    slot.container = Arc::new(container.into_owned().into());
                     changed.push(index);
                 }
                 None => slots.push(Self {
                     class,
                     field_path: format!("{}{{{}}}", containers::field(class), container.name),
-                    container: Arc::new(container.into_owned()),
+                    name: container.name.as_str().into(),
+                    image: container.image.clone(),
+                    container: Arc::new(container.into_owned().into()),
                     pulls: None,
                     live: None,
                     preparing: None,

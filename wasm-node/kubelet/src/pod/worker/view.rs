@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::Message;
 use crate::log::ContainerLog;
+use crate::pod::resting::Resting;
 use crate::pod::state::Event;
 
 /// What is seen of one container that was started.
@@ -24,11 +25,30 @@ pub(crate) struct SeenContainer {
     pub(crate) attempt: u32,
 }
 
+/// Which pod it is.
+#[derive(Debug)]
+pub(crate) struct PodId {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) created: Option<Timestamp>,
+}
+
+impl PodId {
+    fn of(pod: &Pod) -> Self {
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let of = &pod.metadata;
+        let created = of.creation_timestamp.as_ref().map(|time| time.0);
+        Self { namespace: text(&of.namespace), name: text(&of.name), uid: text(&of.uid), created }
+    }
+}
+
 /// What the kubelet API shows of a pod.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
-    pub(crate) pod: Arc<Pod>,
-    pub(crate) status: Arc<PodStatus>,
+    pub(crate) id: Arc<PodId>,
+    pub(crate) pod: Arc<Resting<Pod>>,
+    pub(crate) status: Arc<Resting<PodStatus>>,
     /// The containers that this run of the agent has started, in the order of their first starts.
     pub(crate) containers: Vec<SeenContainer>,
     /// CPU time of the runs of containers that have ended.
@@ -64,23 +84,24 @@ pub(crate) struct PodView {
 }
 
 impl PodView {
-    pub(crate) fn new(pod: Arc<Pod>) -> Self {
-        let status = Arc::new(pod.status.clone().unwrap_or_default());
-        let seen = Seen { pod, status, containers: Vec::new(), cpu_before: Duration::ZERO, memory_files: None };
+    pub(crate) fn new(pod: Arc<Resting<Pod>>) -> Self {
+        let whole = pod.get();
+        let (id, status) = (Arc::new(PodId::of(&whole)), Arc::new(whole.status.clone().unwrap_or_default().into()));
+        let seen = Seen { id, pod, status, containers: Vec::new(), cpu_before: Duration::ZERO, memory_files: None };
         Self { seen: RwLock::new(seen), worker: RwLock::default() }
     }
 
     /// Tells the pod that it has to go, and why; false where its worker hears nothing now.
     pub(crate) fn evict(&self, message: String) -> bool {
         let worker = self.worker.read().unwrap_or_else(PoisonError::into_inner);
-        worker.as_ref().is_some_and(|worker| worker.try_send(Message::Event(Event::Evicted(message))).is_ok())
+        worker.as_ref().is_some_and(|worker| worker.try_send(Event::Evicted(message).into()).is_ok())
     }
 
     /// Tells the pod that it ends with its node, within that time.
     pub(crate) fn shut_down(&self, grace: Duration) {
         let worker = self.worker.read().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(worker) = worker {
-            tokio::spawn(async move { worker.send(Message::Event(Event::ShutDown(grace))).await });
+            tokio::spawn(async move { worker.send(Event::ShutDown(grace).into()).await });
         }
     }
 

@@ -150,11 +150,10 @@ fn denied(what: &str, container: &str, pod: &str) -> Refused {
 
 /// What runs in a container; upstream's words where nothing does.
 fn sandbox(kubelet: &Kubelet, seen: &Seen, container: &str) -> Result<Arc<Sandbox>, Refused> {
-    let uid = seen.pod.metadata.uid.as_deref().unwrap_or_default();
-    if let Some(sandbox) = kubelet.pods.sandboxes.get(uid, container) {
+    if let Some(sandbox) = kubelet.pods.sandboxes.get(&seen.id.uid, container) {
         return Ok(sandbox);
     }
-    let status = &seen.status;
+    let status = seen.status.get();
     let statuses = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
     let mut statuses = statuses.into_iter().flatten().flatten();
     let state = statuses.find(|status| status.name == container).and_then(|status| status.state.as_ref());

@@ -1,0 +1,146 @@
+//! Objects that are looked at seldom and kept for long: as their text while nobody looks, which takes a tenth of the memory of
+//! k8s-openapi's types.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// One object. [`Resting::rest`] turns it into its text, from which [`Resting::get`] reads it for as long as somebody has it.
+#[derive(Debug)]
+pub(crate) struct Resting<T> {
+    form: Mutex<Form<T>>,
+}
+
+#[derive(Debug)]
+enum Form<T> {
+    Whole(Arc<T>),
+    /// What was read of it last, while somebody has it.
+    Text(Box<[u8]>, Weak<T>),
+}
+
+impl<T> From<Arc<T>> for Resting<T> {
+    fn from(object: Arc<T>) -> Self {
+        Self { form: Mutex::new(Form::Whole(object)) }
+    }
+}
+
+impl<T> From<T> for Resting<T> {
+    fn from(object: T) -> Self {
+        Arc::new(object).into()
+    }
+}
+
+impl<T: Default> Default for Resting<T> {
+    fn default() -> Self {
+        T::default().into()
+    }
+}
+
+impl<T> Resting<T> {
+    fn form(&self) -> MutexGuard<'_, Form<T>> {
+        self.form.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> Resting<T> {
+    /// The object. Who asks several times keeps it meanwhile: where it rests it is read anew.
+    ///
+    /// # Panics
+    /// What was written as text can't be read again: a fault of `T`'s.
+    pub(crate) fn get(&self) -> Arc<T> {
+        let mut form = self.form();
+        match &mut *form {
+            Form::Whole(object) => object.clone(),
+            Form::Text(text, lent) => lent.upgrade().unwrap_or_else(|| {
+                let object = Arc::new(serde_json::from_slice(text).expect("an object's own text is read"));
+                *lent = Arc::downgrade(&object);
+                object
+            }),
+        }
+    }
+
+    /// Whether both say the same.
+    pub(crate) fn same(self: &Arc<Self>, other: &Arc<Self>) -> bool
+    where
+        T: PartialEq,
+    {
+        Arc::ptr_eq(self, other) || *self.get() == *other.get()
+    }
+
+    /// Keeps the text alone from now on.
+    pub(crate) fn rest(&self) {
+        let mut form = self.form();
+        match &mut *form {
+            Form::Whole(object) => {
+                let Ok(text) = serde_json::to_vec(&**object) else { return };
+                let lent = if Arc::strong_count(object) > 1 { Arc::downgrade(object) } else { Weak::new() };
+                *form = Form::Text(text.into(), lent);
+            }
+            // What is lent to nobody has its room as long as it is known here.
+            Form::Text(_, lent) if lent.strong_count() == 0 => *lent = Weak::new(),
+            Form::Text(..) => {}
+        }
+    }
+}
+
+/// The object that a worker looks at, kept from its first look until the turn is over.
+#[derive(Debug)]
+pub(crate) struct Turn<T>(std::sync::OnceLock<Arc<T>>);
+
+impl<T> Default for Turn<T> {
+    fn default() -> Self {
+        Self(std::sync::OnceLock::new())
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> Turn<T> {
+    pub(crate) fn of(&self, resting: &Resting<T>) -> &Arc<T> {
+        self.0.get_or_init(|| resting.get())
+    }
+
+    /// Whether it was looked at.
+    pub(crate) fn end(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
+    fn pod() -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "p", "creationTimestamp": "2026-01-02T03:04:05Z", "labels": {}},
+            "spec": {"containers": [{"name": "c", "ports": [], "resources": {"limits": {"cpu": "100m"}},
+                "livenessProbe": {"httpGet": {"port": "http"}, "timeoutSeconds": 3}}], "volumes": [{"name": "v", "emptyDir": {}}]},
+            "status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-02T03:04:05Z"}]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_rests_is_the_same_again() {
+        let resting = Resting::from(pod());
+        resting.rest();
+        assert_eq!(*resting.get(), pod());
+        resting.rest();
+        assert_eq!(*resting.get(), pod());
+    }
+
+    #[test]
+    fn what_rests_is_read_once_for_all_who_have_it_and_not_kept() {
+        let resting = Resting::from(pod());
+        let before = resting.get();
+        resting.rest();
+        assert!(Arc::ptr_eq(&before, &resting.get()), "somebody still has it");
+        drop(before);
+        let (first, second) = (resting.get(), resting.get());
+        assert!(Arc::ptr_eq(&first, &second));
+        let lent = Arc::downgrade(&first);
+        drop((first, second));
+        assert!(lent.upgrade().is_none());
+    }
+}
