@@ -18,7 +18,6 @@ pub mod order;
 mod probe;
 pub(crate) mod program;
 pub(crate) mod resize;
-pub(crate) mod resting;
 mod reuse;
 mod runner;
 pub(crate) mod sandbox;

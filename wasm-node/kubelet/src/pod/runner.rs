@@ -15,11 +15,11 @@ use tokio::time::Instant;
 
 use super::ask::Asker;
 use super::message;
-use super::resting::Resting;
 use super::shared::Shared;
 use super::start::{Made, Refused};
 use super::state::Class;
 use super::worker::{Message, PodView, Task};
+use crate::spec::resting::Resting;
 
 /// Starts a container that was made.
 type Start = fn(Context, &mut Made) -> Result<Box<dyn Runner>, Refused>;

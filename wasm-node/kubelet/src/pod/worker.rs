@@ -17,7 +17,6 @@ use tokio::task::JoinHandle;
 
 use super::admit::{Claim, Rejection};
 use super::node_facts::NodeFacts;
-use super::resting::{Resting, Turn};
 use super::settings::{self, rules};
 use super::shared::Shared;
 use super::start::{self, Made, Pulls};
@@ -27,6 +26,7 @@ use super::state::{
 };
 use super::{probe, resize, status, unsupported};
 use crate::config::sources::{Source, SourceKind};
+use crate::spec::resting::{Resting, Turn};
 use crate::spec::{containers, requests};
 use crate::volume::manager::{MountEvent, keep};
 use crate::volume::measure::{Subject, Watched};

@@ -4,3 +4,4 @@
 pub mod containers;
 pub(crate) mod duration;
 pub mod requests;
+pub(crate) mod resting;

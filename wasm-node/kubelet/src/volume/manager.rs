@@ -22,7 +22,7 @@ use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSourceManager, Known, Source, SourceKind, named_by_volumes};
 use crate::config::tokens::{self as token_requests, Token, Wanted};
-use crate::pod::resting::Resting;
+use crate::spec::resting::Resting;
 
 /// Between tries to fill a volume: doubled, as upstream's.
 const RETRY_FIRST: Duration = Duration::from_millis(500);

@@ -7,11 +7,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Task;
-use crate::pod::resting::Resting;
 use crate::pod::runner::Runner;
 use crate::pod::start::{Made, Pulls};
 use crate::pod::state::Class;
 use crate::spec::containers;
+use crate::spec::resting::Resting;
 
 /// A container that runs.
 pub(super) struct Live {

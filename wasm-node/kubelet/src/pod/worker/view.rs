@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 
 use super::Message;
 use crate::log::ContainerLog;
-use crate::pod::resting::Resting;
 use crate::pod::state::Event;
+use crate::spec::resting::Resting;
 
 /// What is seen of one container that was started.
 #[derive(Debug, Clone)]
