@@ -10,6 +10,7 @@ mod challenge;
 mod collect;
 mod error;
 mod fetch;
+mod file;
 #[cfg(test)]
 mod fuzz;
 pub(crate) mod histogram;

@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::file;
 use super::keyring::Credential;
 use oci_registry::reference::BUILT_IN_REGISTRY;
 
 /// Where images of `docker.io` are.
 const DOCKER_HUB: &str = "registry-1.docker.io";
-/// A file that is larger is no such file.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 /// What registries are asked under (OCI distribution specification).
 const API: &str = "/v2";
 /// The mirrors' entry for every registry that has none of its own.
@@ -22,12 +21,12 @@ const EVERY: &str = "*";
 #[derive(Debug, thiserror::Error)]
 pub enum RegistriesError {
     /// It, or one that it names, can't be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {why}", path.display())]
     Read {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// Not YAML of this form.
     #[error("{}: {why}", path.display())]
@@ -229,14 +228,7 @@ impl Unread {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, RegistriesError> {
-    let failed = |source| RegistriesError::Read { path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    std::io::Read::read_to_end(&mut std::io::Read::take(file, FILE_BYTES_MAX + 1), &mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(failed(std::io::Error::other(format!("more than {FILE_BYTES_MAX} bytes"))));
-    }
-    Ok(bytes)
+    file::read(path).map_err(|why| RegistriesError::Read { path: path.to_owned(), why })
 }
 
 impl Endpoint {

@@ -10,12 +10,11 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use super::super::file;
 use super::super::keyring::{matches, split_path};
 use super::token::{self, TokenAttributes};
 use crate::spec::duration::duration;
 
-/// A file that is larger is no such file.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Of the configuration.
 const VERSIONS: [&str; 3] =
     ["kubelet.config.k8s.io/v1", "kubelet.config.k8s.io/v1beta1", "kubelet.config.k8s.io/v1alpha1"];
@@ -32,12 +31,12 @@ const HOST_SIGNS: &str = "-_.~!$&'()*+,;=:[]<>\"";
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialProvidersError {
     /// The configuration can't be read.
-    #[error("unable to access path {path:?}: {source}")]
+    #[error("unable to access path {path:?}: {why}")]
     Read {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// A folder with no file of a configuration.
     #[error("no configuration files found in directory {0:?}")]
@@ -167,7 +166,7 @@ impl CredentialProviders {
 
 /// The files that a configuration is made of, in order.
 fn files(config: &Path) -> Result<Vec<PathBuf>, CredentialProvidersError> {
-    let failed = |source| CredentialProvidersError::Read { path: config.to_owned(), source };
+    let failed = |why| CredentialProvidersError::Read { path: config.to_owned(), why };
     if !std::fs::metadata(config).map_err(failed)?.is_dir() {
         return Ok(vec![config.to_owned()]);
     }
@@ -187,14 +186,8 @@ fn files(config: &Path) -> Result<Vec<PathBuf>, CredentialProvidersError> {
 }
 
 fn text(path: &Path) -> Result<String, CredentialProvidersError> {
-    let failed = |source| CredentialProvidersError::Read { path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut std::io::Read::take(file, FILE_BYTES_MAX + 1), &mut text).map_err(failed)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(failed(std::io::Error::other(format!("more than {FILE_BYTES_MAX} bytes"))));
-    }
-    Ok(text)
+    let text = file::read(path).and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
+    text.map_err(|why| CredentialProvidersError::Read { path: path.to_owned(), why })
 }
 
 /// A program that may be run, as far as can be seen.

@@ -9,12 +9,11 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
 
+use super::super::file;
 use super::identity::{Identity, Wire as IdentityWire};
 use super::key::PublicKey;
 use oci_registry::reference::{ImageName, Reference};
 
-/// A file that is larger is no such file.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Keys of one requirement: each may be tried with each signature of an image.
 const KEYS_MAX: usize = 100;
 /// Where images of registries are, and files.
@@ -37,12 +36,12 @@ const OTHER_TRANSPORTS: [&str; 9] = [
 #[derive(Debug, thiserror::Error)]
 pub enum SignaturePolicyError {
     /// It, or a key that it names, can't be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {why}", path.display())]
     Read {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// It says what can't be.
     #[error("{}: {why}", path.display())]
@@ -349,12 +348,5 @@ fn of_data(datas: &[String]) -> Result<Vec<PublicKey>, String> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SignaturePolicyError> {
-    let failed = |source| SignaturePolicyError::Read { path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    std::io::Read::read_to_end(&mut std::io::Read::take(file, FILE_BYTES_MAX + 1), &mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(failed(std::io::Error::other(format!("more than {FILE_BYTES_MAX} bytes"))));
-    }
-    Ok(bytes)
+    file::read(path).map_err(|why| SignaturePolicyError::Read { path: path.to_owned(), why })
 }
