@@ -512,6 +512,7 @@ impl Images {
         if !self.file_dirs.iter().any(|dir| real.starts_with(dir)) {
             return Err(ImageError::FileNotAllowed { path: path.display().to_string() });
         }
+        self.rule(key, &ImageName::File(real.clone()))?;
         let (store, pins) = (self.blobs.clone(), pins.clone());
         let module = on_disk(move || {
             let file = std::fs::File::open(&real)?;

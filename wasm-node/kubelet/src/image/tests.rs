@@ -255,6 +255,31 @@ async fn files_only_from_allowed_folders() {
     assert_eq!(bench.error(&name("files")).await.0, "ErrImagePull");
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn files_have_rules_by_where_they_are() {
+    let bench = Bench::new().await;
+    let files = bench.dir.path().join("files").canonicalize().unwrap();
+    std::fs::create_dir(files.join("free")).unwrap();
+    for path in ["a.wasm", "free/b.wasm"] {
+        std::fs::write(files.join(path), module()).unwrap();
+    }
+    std::os::unix::fs::symlink(files.join("a.wasm"), files.join("free/link.wasm")).unwrap();
+    let rules = json!({
+        "default": [{"type": "reject"}],
+        "transports": {"dir": {files.join("free").to_str().unwrap(): [{"type": "insecureAcceptAnything"}]}},
+    });
+    let policy = bench.dir.path().join("policy.json");
+    std::fs::write(&policy, rules.to_string()).unwrap();
+    bench.images.configure_signatures(SignaturePolicy::read(&policy).unwrap());
+    let name = |path: &str| format!("file://{}", files.join(path).display());
+    bench.pull(&name("free/b.wasm")).await.unwrap();
+    for refused in ["a.wasm", "free/link.wasm", "free/../a.wasm"] {
+        let (reason, why) = bench.error(&name(refused)).await;
+        assert!(reason == "SignatureValidationFailed" && why.contains("rule \"default\""), "{refused}: {why}");
+    }
+}
+
 /// A module that differs from those of other numbers.
 fn numbered(number: usize) -> Vec<u8> {
     wat::parse_str(format!("(module (func (export \"_start\") (drop (i32.const {number}))))")).unwrap()

@@ -137,7 +137,7 @@ impl Rule {
         let (image, scope) = (shown(name), &self.scope);
         if self.is_impossible() {
             return Some(format!(
-                "{image}: rule {scope:?} of the node's signature policy rejects every image that it is for"
+                "{image}: rule {scope:?} of the node's signature policy rejects every image that it is for; a narrower scope in the file of --signature-policy can take it"
             ));
         }
         matches!(name, ImageName::File(_)).then(|| {
