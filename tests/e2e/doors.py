@@ -75,8 +75,8 @@ def deleted(namespace, *names):
 class Beside:
     """The neighbour is asked all the while: what is not answered, or is slow out of proportion, is a finding."""
 
-    def __init__(self, seconds=0):
-        self.ip, self.over, self.times, self.wrong = NEIGHBOUR, threading.Event(), [], []
+    def __init__(self, ip=None):
+        self.ip, self.over, self.times, self.wrong = ip or NEIGHBOUR, threading.Event(), [], []
         self.alone = self.measured(40)
 
     def ask(self):
@@ -320,14 +320,14 @@ def probe_storm():
     """1,000 containers with a probe of a command each second, in pods of 100."""
     probe = {"exec": {"command": ["true"]}, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 1000}
     names = [f"probed{n}" for n in range(10)]
-    with Beside() as beside:
+    with Beside() as beside, Beside(POOR) as poor:
         for name in names:
             apply_big(pod("attacker", name, *(container(f"c{n}", "loop", readinessProbe=probe, livenessProbe=probe, resources={"limits": {"cpu": "1m", "memory": "4Mi"}, "requests": {"cpu": "0", "memory": "0"}}) for n in range(100))))
         until("they run", lambda: sum("running" in s["state"] for name in names for s in of("attacker", name).get("status", {}).get("containerStatuses", [])) >= 900, 120)
         time.sleep(5)
         kubectl("exec", "-n", "neighbour", "web", "--", "true")
         took = deleted("attacker", *names)
-    return f"{took:.1f} s to delete; {beside.said()}"
+    return f"{took:.1f} s to delete; {beside.said()}; without a request {poor.said()}"
 
 
 def hoarders():
@@ -452,6 +452,9 @@ until("the toolbox is compiled", lambda: of("attacker", "compiled").get("status"
 deleted("attacker", "compiled")
 # What it requests is what it is promised beside others.
 apply(pod("neighbour", "web", container("c", "hello", 80, resources={"requests": {"cpu": "100m"}})), service("neighbour", "web"))
+# Another asks for nothing, and has its namespace's part.
+apply(pod("neighbour", "poor", container("c", "hello", 80)), service("neighbour", "poor"))
 ready("neighbour", "web")
-NEIGHBOUR = address("neighbour", "web")
+ready("neighbour", "poor")
+NEIGHBOUR, POOR = address("neighbour", "web"), address("neighbour", "poor")
 main((links_out, leaks, exec_flood, dialers, followers, slow_readers, thousands_of_containers, ephemeral_loop, plugin_bombs, probe_storm, hoarders, keyvalue_flood), at_once=1)

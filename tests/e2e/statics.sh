@@ -47,5 +47,51 @@ eventually 60 is web-coracle-1 "$ready" True
 expect 1 "$(of web-coracle-1 '.status.containerStatuses[0].restartCount')" "restarts after one of the node"
 rm "$WORK/manifests/web.yaml"
 eventually 60 gone web-coracle-1
+
+echo "· a hostile folder: what runs goes on, and the next manifest is followed"
+manifest calm one > "$WORK/manifests/calm.yaml"
+eventually 60 is calm-coracle-1 "$ready" True
+calm=$(of calm-coracle-1 '.status.containerStatuses[0].containerID')
+python3 - "$WORK/manifests" <<'PY' & ATTACK_PID=$!
+import os, sys, time
+at = lambda name: os.path.join(sys.argv[1], name)
+pod = lambda name, image="registry.local/hello:v1", **more: __import__("json").dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **more}, "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "c", "image": image}]}})
+def write(name, data):
+    with open(at(name), "wb" if isinstance(data, bytes) else "w") as file:
+        file.write(data)
+for n in range(2500):
+    write(f"zz{n:04}", "x")
+write("deep.yaml", "a: " + "[" * 1000000)
+write("laughs.yaml", "a0: &a0 [x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n-1}'] * 9)}]\n" for n in range(1, 40)))
+write("huge.yaml", b" " * (200 << 20))
+write("latin.yaml", pod("latin").replace("latin", "l\u00e4tin").encode("latin-1"))
+for n in range(3):
+    write(f"same{n}.yaml", pod("same", uid="aaaaaaaa-0000-4000-8000-000000000000"))
+    write(f"uid{n}.yaml", pod(f"uid{n}", uid="aaaaaaaa-0000-4000-8000-000000000000"))
+    write(f"refused{n}.yaml", pod(f"refused{n}", namespace="nonesuch"))
+os.mkfifo(at("pipe.yaml"))
+os.symlink(at("around"), at("around")); os.symlink("/", at("root")); os.symlink("/proc/self/mem", at("mem.yaml")); os.symlink("/dev/zero", at("endless.yaml"))
+until, turn = time.monotonic() + 20, 0
+while time.monotonic() < until:  # what is read is a file, half a file, a pipe, a folder, or gone
+    turn += 1
+    write("turns.tmp", pod("turns", labels={"turn": str(turn)}))
+    os.replace(at("turns.tmp"), at("turns.yaml"))
+    write("half.yaml", pod("half", labels={"turn": str(turn)})[:turn % 150])
+    try:
+        os.mkfifo(at("swap.tmp")); os.replace(at("swap.tmp"), at("swap.yaml"))
+    except FileExistsError:
+        pass
+    write("swap.tmp2", pod("swap")); os.replace(at("swap.tmp2"), at("swap.yaml"))
+PY
+eventually 60 is uid0-coracle-1 "$ready" True
+eventually 60 is uid2-coracle-1 "$ready" True
+eventually 60 is same-coracle-1 "$ready" True
+wait "$ATTACK_PID"
+expect "$calm" "$(of calm-coracle-1 '.status.containerStatuses[0].containerID')" "the container of a pod beside them"
+expect 0 "$(of calm-coracle-1 '.status.containerStatuses[0].restartCount')" "its restarts"
+manifest behind one > "$WORK/manifests/behind.yaml"
+eventually 60 is behind-coracle-1 "$ready" True
+find "$WORK/manifests" -mindepth 1 -delete
+for name in calm behind uid0 uid1 uid2 same turns; do eventually 60 gone "$name-coracle-1"; done
 down
 echo PASS

@@ -104,9 +104,24 @@ impl Folder {
     }
 }
 
+/// What was a file a moment ago may be a pipe by now, whose writer would be waited for.
+fn open(path: &Path) -> std::io::Result<fs::File> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
+    }
+    options.open(path)
+}
+
 fn read(path: &Path) -> Result<String, String> {
     let mut text = String::new();
-    let file = fs::File::open(path).map_err(|error| error.to_string())?;
+    let file = open(path).map_err(|error| error.to_string())?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Err("it is no file any more".into());
+    }
     file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
     if text.len() as u64 > FILE_BYTES_MAX { Err("it is larger than 3 MiB".into()) } else { Ok(text) }
 }
@@ -184,6 +199,16 @@ mod tests {
         assert_eq!(names(&folder.read(&env)), ["a-n"], "the other manifest of that name has its turn");
         fs::remove_dir_all(root.path()).unwrap();
         assert!(folder.read(&env).is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_has_become_a_pipe_is_not_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let pipe = root.path().join("pipe.yaml");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert_eq!(read(&pipe), Err("it is no file any more".into()));
+        assert_eq!(Folder::new(root.path().to_owned(), "n".into()).read(&Env::real()).len(), 0);
     }
 
     #[test]

@@ -21,8 +21,8 @@ pub(crate) fn parse(text: &str, node: &str, file: &str, now: &str) -> Result<Pod
     let name = pod.metadata.name.clone().filter(|name| !name.is_empty());
     let name = name.ok_or("invalid pod: name is needed for the pod")?;
     pod.status = None;
-    let uid = pod.metadata.uid.take().filter(|uid| !uid.is_empty());
-    let uid = uid.unwrap_or_else(|| hash(&pod, node, file));
+    // Also where it names one: that may be another pod's, and of a manifest that changes it would be two pods'.
+    let uid = hash(&pod, node, file);
     let metadata = &mut pod.metadata;
     metadata.name = Some(format!("{name}-{}", node.to_lowercase()));
     metadata.namespace.get_or_insert_with(|| "default".into());
@@ -160,10 +160,41 @@ fn of_volume(volume: &Volume) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use machinery_env::Env;
+
     use super::*;
 
     fn read(text: &str) -> Result<Pod, String> {
         parse(text, "Node-1", "/manifests/web.yaml", "2026-01-01T00:00:00Z")
+    }
+
+    #[test]
+    fn bombs_are_refused_and_cost_little() {
+        let nested = |open: &str, times: usize| format!("apiVersion: v1\nkind: Pod\nspec: {}", open.repeat(times));
+        let mut laughs = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
+        for n in 1..30 {
+            laughs.push_str(&format!("a{n}: &a{n} [{}]\n", vec![format!("*a{}", n - 1); 9].join(", ")));
+        }
+        let merged = format!("{laughs}apiVersion: v1\nkind: Pod\nspec: *a29");
+        let long = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {}}}\nspec: {{}}", "a".repeat(1 << 20));
+        for bomb in
+            [nested("[", 1 << 20), nested("{a: ", 1 << 18), nested("- ", 1 << 18), nested("? ", 1 << 18), merged, long]
+        {
+            let began = Env::real();
+            let error = parse(&bomb, "n", "f", "now").expect_err("no pod");
+            assert!(began.elapsed().as_secs() < 20, "{} in {:?}", error.len(), began.elapsed());
+        }
+    }
+
+    #[test]
+    fn a_uid_is_the_manifests_own() {
+        let of = |uid: &str, file: &str| {
+            let text = format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: a, uid: uid-{uid}}}, spec: {{containers: [{{name: c, image: i}}]}}}}"
+            );
+            parse(&text, "n", file, "now").unwrap().metadata.uid
+        };
+        assert!(of("x", "f") != of("x", "g") && of("x", "f") != of("y", "f") && of("x", "f") != Some("uid-x".into()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use machinery_env::Env;
-use runtime_api::CpuQuota;
+use runtime_api::{CPU_SHARES_MIN, CpuQuota};
 
 use super::shares::Container;
 
@@ -17,6 +17,7 @@ static NEXT_METER: AtomicU64 = AtomicU64::new(1);
 pub(crate) struct CpuMeter {
     id: u64,
     weight: AtomicU64,
+    namespace: Arc<str>,
     env: Env,
     used_nanos: AtomicU64,
     throttled_nanos: AtomicU64,
@@ -27,11 +28,17 @@ pub(crate) struct CpuMeter {
 
 impl CpuMeter {
     /// `weight`: its share where CPU is short, against the others'; `pod`: what all containers of its pod may use together.
-    pub(crate) fn new(env: Env, limit_millis: Option<u64>, weight: u64, pod: Option<Arc<CpuQuota>>) -> Self {
+    pub(crate) fn new(
+        env: Env,
+        namespace: Arc<str>,
+        limit_millis: Option<u64>,
+        weight: u64,
+        pod: Option<Arc<CpuQuota>>,
+    ) -> Self {
         let quota = CpuQuota::new(limit_millis, env.elapsed());
         let id = NEXT_METER.fetch_add(1, Ordering::Relaxed);
         let (used_nanos, throttled_nanos, weight) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(weight));
-        Self { id, weight, env, used_nanos, throttled_nanos, quota, pod }
+        Self { id, weight, namespace, env, used_nanos, throttled_nanos, quota, pod }
     }
 
     /// Its limit and its weight are others from now on.
@@ -41,7 +48,10 @@ impl CpuMeter {
     }
 
     pub(crate) fn container(&self) -> Container {
-        Container { id: self.id, weight: self.weight.load(Ordering::Relaxed), used: self.used() }
+        let weight = self.weight.load(Ordering::Relaxed);
+        // It asks for nothing, or for too little to be told from nothing.
+        let shares_with = (weight <= CPU_SHARES_MIN).then(|| self.namespace.clone());
+        Container { id: self.id, weight, used: self.used(), shares_with }
     }
 
     pub(crate) fn now(&self) -> Duration {

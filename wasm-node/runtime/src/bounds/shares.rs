@@ -1,6 +1,7 @@
 //! CPU where guests together want more than there is: shares by weight, as cgroups' `cpu.shares` and `cpu.weight`.
 //!
-//! Each container has a virtual time: its CPU time by its weight. Who is ahead of another that wants to run waits for its
+//! Each container has a virtual time: its CPU time by its weight. Those of a namespace that ask for none of the CPU have one weight
+//! together, so that a thousand of them leave another namespace's as much as one would. Who is ahead of another that wants to run waits for its
 //! turn, and the one who is least ahead goes first. Nothing is kept free: as soon as nobody who is behind comes, whoever
 //! waits goes on. While there is CPU for all of them nobody is asked, and a poll costs one look at a flag ([`Turns::crowded`]).
 //!
@@ -35,17 +36,20 @@ const SWEEP_MIN: usize = 64;
 const CROWDED_TICKS: u32 = 4;
 
 /// A container, as the queue knows it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Container {
     pub(crate) id: u64,
     pub(crate) weight: u64,
     /// Its CPU time until now.
     pub(crate) used: Duration,
+    /// The namespace with whose others it shares its weight.
+    pub(crate) shares_with: Option<Arc<str>>,
 }
 
 /// One container's place.
 struct Member<W> {
     weight: u64,
+    shares_with: Option<Arc<str>>,
     virtual_time: Duration,
     /// CPU time that its virtual time has seen.
     used: Duration,
@@ -63,6 +67,10 @@ pub(crate) struct Queue<W> {
     members: HashMap<u64, Member<W>>,
     /// By virtual time: those that want to run, or did lately.
     order: BTreeSet<(Duration, u64)>,
+    /// How many of them share a weight, by namespace.
+    sharing: HashMap<Arc<str>, usize>,
+    /// When those were looked for last that are in the order and want nothing any more.
+    cleaned_at: Duration,
     /// What nobody who wants to run is behind: who comes back begins here, with nothing saved up.
     floor: Duration,
     /// Grows each time that all who were ready have had their chance.
@@ -85,7 +93,15 @@ pub(crate) enum Next<W> {
 
 impl<W> Default for Queue<W> {
     fn default() -> Self {
-        Self { members: HashMap::new(), order: BTreeSet::new(), floor: Duration::ZERO, round: 0, sweep_at: SWEEP_MIN }
+        Self {
+            members: HashMap::new(),
+            order: BTreeSet::new(),
+            sharing: HashMap::new(),
+            cleaned_at: Duration::ZERO,
+            floor: Duration::ZERO,
+            round: 0,
+            sweep_at: SWEEP_MIN,
+        }
     }
 }
 
@@ -99,13 +115,18 @@ impl<W> Queue<W> {
     /// A guest of that container wants to run. Answers whether it may; else it waits, as what `waiter` makes. `again`: it
     /// was interrupted before.
     pub(crate) fn come(&mut self, who: &Container, again: bool, now: Duration, waiter: impl FnOnce() -> W) -> bool {
-        let Container { id, weight, used } = *who;
+        let Container { id, weight, used, ref shares_with } = *who;
         if self.members.len() >= self.sweep_at {
             self.sweep(now);
         }
+        if now.saturating_sub(self.cleaned_at) > ACTIVE_FOR {
+            self.clean(now);
+        }
+        self.take_out(id);
         let (floor, round) = (self.floor, self.round);
         let member = self.members.entry(id).or_insert_with(|| Member {
-            weight: weight.max(1),
+            weight,
+            shares_with: None,
             virtual_time: floor,
             used,
             came_at: now,
@@ -114,17 +135,19 @@ impl<W> Queue<W> {
             waiting: VecDeque::new(),
         });
         member.ready = member.ready.saturating_sub(usize::from(again));
-        self.order.remove(&(member.virtual_time, id));
+        // Either may have changed.
+        member.weight = weight.max(1);
+        member.shares_with.clone_from(shares_with);
         if !member.is_active(now) {
             // What it used meanwhile was nobody else's loss.
             member.used = used;
             member.virtual_time = member.virtual_time.max(floor);
         }
         (member.came_at, member.round) = (now, round);
-        member.pass(used);
+        member.pass(used, 1 + sharing(&self.sharing, shares_with.as_ref()));
         let own = member.virtual_time;
         let least = self.least(now);
-        self.order.insert((own, id));
+        self.put_in(id);
         self.floor = self.floor.max(least.map_or(own, |least| least.min(own)));
         let Some(member) = self.members.get_mut(&id) else { return true };
         let goes = member.waiting.is_empty() && least.is_none_or(|least| own <= least + SLACK);
@@ -140,31 +163,59 @@ impl<W> Queue<W> {
             if self.members.get(&id).is_some_and(|member| member.is_active(now)) {
                 return Some(virtual_time);
             }
-            self.order.pop_first();
+            self.take_out(id);
         }
         None
     }
 
-    fn sweep(&mut self, now: Duration) {
-        let order = &mut self.order;
-        self.members.retain(|id, member| {
-            let stays = !member.waiting.is_empty() || now.saturating_sub(member.came_at) < FORGOTTEN_AFTER;
-            if !stays {
-                order.remove(&(member.virtual_time, *id));
+    /// Puts a member into the order.
+    fn put_in(&mut self, id: u64) {
+        let Some(member) = self.members.get(&id) else { return };
+        if self.order.insert((member.virtual_time, id))
+            && let Some(namespace) = &member.shares_with
+        {
+            *self.sharing.entry(namespace.clone()).or_default() += 1;
+        }
+    }
+
+    /// Takes a member out of the order, where it is there.
+    fn take_out(&mut self, id: u64) {
+        let Some(member) = self.members.get(&id) else { return };
+        if self.order.remove(&(member.virtual_time, id))
+            && let Some(namespace) = &member.shares_with
+            && let Some(count) = self.sharing.get_mut(namespace)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.sharing.remove(namespace);
             }
-            stays
-        });
+        }
+    }
+
+    /// Takes those out of the order that want nothing any more: their part is the others' that they share it with.
+    fn clean(&mut self, now: Duration) {
+        self.cleaned_at = now;
+        let members = &self.members;
+        let idle = |id: &u64| members.get(id).is_some_and(|member| !member.is_active(now));
+        let idle: Vec<u64> = self.order.iter().map(|(_, id)| *id).filter(idle).collect();
+        idle.into_iter().for_each(|id| self.take_out(id));
+    }
+
+    fn sweep(&mut self, now: Duration) {
+        self.clean(now);
+        self.members
+            .retain(|_, member| !member.waiting.is_empty() || now.saturating_sub(member.came_at) < FORGOTTEN_AFTER);
         self.sweep_at = SWEEP_MIN.max(2 * self.members.len());
     }
 
     /// A guest of that container has run. `interrupted`: it comes again. Answers whether that is minded.
     pub(crate) fn ran(&mut self, who: &Container, interrupted: bool) -> bool {
+        self.take_out(who.id);
         let Some(member) = self.members.get_mut(&who.id) else { return false };
-        self.order.remove(&(member.virtual_time, who.id));
-        member.pass(who.used);
+        member.pass(who.used, 1 + sharing(&self.sharing, member.shares_with.as_ref()));
         member.round = self.round;
         member.ready += usize::from(interrupted);
-        self.order.insert((member.virtual_time, who.id));
+        self.put_in(who.id);
         interrupted
     }
 
@@ -205,9 +256,16 @@ impl<W> Queue<W> {
     }
 }
 
+/// How many of the order share the weight of that namespace.
+fn sharing(all: &HashMap<Arc<str>, usize>, namespace: Option<&Arc<str>>) -> usize {
+    namespace.and_then(|namespace| all.get(namespace)).copied().unwrap_or(0)
+}
+
 impl<W> Member<W> {
-    fn pass(&mut self, used: Duration) {
-        let more = used.saturating_sub(self.used).as_nanos() * u128::from(WEIGHT_OF_A_CORE) / u128::from(self.weight);
+    /// Its CPU time is that much by now; so many have its weight together with it.
+    fn pass(&mut self, used: Duration, together: usize) {
+        let by_weight = u128::from(WEIGHT_OF_A_CORE) * together as u128;
+        let more = used.saturating_sub(self.used).as_nanos() * by_weight / u128::from(self.weight);
         self.virtual_time += Duration::from_nanos(u64::try_from(more).unwrap_or(u64::MAX));
         self.used = self.used.max(used);
     }
@@ -395,156 +453,4 @@ pub(crate) async fn dispatch(turns: Arc<Turns>, env: Env, running: impl Fn() -> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TURN: Duration = Duration::from_millis(2);
-
-    /// A container on the played machine: so many guests that never have enough, with turns of that length.
-    struct Hog {
-        weight: u64,
-        guests: usize,
-        turn: Duration,
-    }
-
-    /// What stands in the runtime's line.
-    enum Task {
-        Guest(usize),
-        /// One that was let go on.
-        Granted(usize),
-        Dispatcher,
-    }
-
-    /// Plays `threads` whose tasks run in the order of one line, for `time`: CPU time that each container got.
-    fn play(threads: usize, hogs: &[Hog], time: Duration) -> Vec<Duration> {
-        let mut queue: Queue<usize> = Queue::default();
-        let mut used = vec![Duration::ZERO; hogs.len()];
-        let mut line: VecDeque<Task> = hogs
-            .iter()
-            .enumerate()
-            .flat_map(|(id, hog)| (0..hog.guests).map(move |_| Task::Guest(id)))
-            .chain([Task::Dispatcher])
-            .collect();
-        // By thread: what runs on it, and when that ends.
-        let mut running: Vec<Option<(usize, Duration)>> = vec![None; threads];
-        let container = |id: usize, used: Duration| Container { id: id as u64, weight: hogs[id].weight, used };
-        let mut now = Duration::ZERO;
-        while now < time {
-            let Some(free) = running.iter().position(Option::is_none) else {
-                now = running.iter().flatten().map(|(_, ends)| *ends).min().unwrap();
-                for slot in &mut running {
-                    if let Some((id, ends)) = *slot
-                        && ends <= now
-                    {
-                        used[id] += hogs[id].turn;
-                        queue.ran(&container(id, used[id]), true);
-                        line.push_back(Task::Guest(id));
-                        *slot = None;
-                    }
-                }
-                continue;
-            };
-            let goes = match line.pop_front().expect("the dispatcher is always there") {
-                Task::Guest(id) => queue.come(&container(id, used[id]), true, now, || id).then_some(id),
-                Task::Granted(id) => Some(id),
-                Task::Dispatcher => {
-                    if let Next::Go(id) = queue.next(now) {
-                        line.push_front(Task::Granted(id));
-                    }
-                    line.push_back(Task::Dispatcher);
-                    // Looking costs a little, so that time passes also where nobody can run.
-                    now += Duration::from_micros(1);
-                    None
-                }
-            };
-            running[free] = goes.map(|id| (id, now + hogs[id].turn));
-        }
-        used
-    }
-
-    fn hog(weight: u64, guests: usize) -> Hog {
-        Hog { weight, guests, turn: TURN }
-    }
-
-    fn ratio(used: &[Duration]) -> f64 {
-        used[0].as_secs_f64() / used[1].as_secs_f64()
-    }
-
-    #[test]
-    fn cpu_goes_by_weight_whatever_the_number_of_guests() {
-        let time = Duration::from_secs(20);
-        for (threads, weights, guests, wanted) in [
-            (1, [1024, 1024], [64, 1], 1.0),
-            (2, [1024, 1024], [64, 2], 1.0),
-            (2, [3072, 1024], [4, 64], 3.0),
-            (2, [512, 102], [3, 3], 5.0),
-            (4, [1024, 2], [64, 64], 512.0),
-        ] {
-            let used = play(threads, &[hog(weights[0], guests[0]), hog(weights[1], guests[1])], time);
-            let all: Duration = used.iter().sum();
-            assert!(all > time * threads as u32 * 99 / 100, "{weights:?} {guests:?}: no core stands idle: {all:?}");
-            let is = ratio(&used);
-            assert!((wanted * 0.9..wanted * 1.1).contains(&is), "{weights:?} {guests:?}: {is}");
-        }
-    }
-
-    #[test]
-    fn what_one_cannot_use_is_the_others() {
-        // One guest runs on one core at most, however heavy it is.
-        let time = Duration::from_secs(10);
-        let used = play(2, &[hog(8192, 1), hog(2, 8)], time);
-        assert!(used.iter().all(|used| *used > time * 95 / 100), "{used:?}");
-        // Nobody else: everything.
-        let used = play(2, &[hog(2, 8)], time);
-        assert!(used[0] > time * 2 * 99 / 100, "{used:?}");
-    }
-
-    #[test]
-    fn short_turns_count_as_what_they_take() {
-        let short = Hog { weight: 1024, guests: 64, turn: Duration::from_micros(50) };
-        let used = play(2, &[short, hog(1024, 2)], Duration::from_secs(10));
-        assert!((0.9..1.1).contains(&ratio(&used)), "{used:?}");
-    }
-
-    #[test]
-    fn who_was_away_saves_nothing_up_and_is_not_behind_others_for_long() {
-        let mut queue: Queue<u8> = Queue::default();
-        let of = |id: u64, used: Duration| Container { id, weight: 1024, used };
-        let (mut a, mut now) = (Duration::ZERO, Duration::ZERO);
-        assert!(queue.come(&of(1, a), false, now, || 1));
-        now += 2 * ACTIVE_FOR;
-        for _ in 0..1000 {
-            now += TURN;
-            a += TURN;
-            assert!(queue.come(&of(0, a), false, now, || 0), "nobody else is there");
-        }
-        // The other is back: it begins where the first one is.
-        assert!(queue.come(&of(1, Duration::ZERO), false, now, || 1));
-        queue.ran(&of(1, TURN), false);
-        assert!(!queue.come(&of(1, TURN), false, now, || 1), "ahead by a turn");
-        assert!(queue.come(&of(0, a), false, now, || 0));
-        assert!(matches!(queue.next(now), Next::Later), "one who is behind came");
-        assert!(queue.ran(&of(0, a), true));
-        assert!(matches!(queue.next(now), Next::Wait), "it comes again");
-        queue.leave(0);
-        assert!(matches!(queue.next(now), Next::Go(1)), "it did not");
-        assert!(matches!(queue.next(now), Next::Nobody));
-        // One that never keeps its word holds nobody up for long.
-        queue.ran(&of(0, a), true);
-        assert!(!queue.come(&of(1, 2 * TURN), false, now, || 1));
-        assert!(matches!(queue.next(now), Next::Wait));
-        assert!(matches!(queue.next(now + 2 * ACTIVE_FOR), Next::Go(1)));
-    }
-
-    #[test]
-    fn containers_that_are_gone_are_forgotten() {
-        let mut queue: Queue<u8> = Queue::default();
-        let mut now = Duration::ZERO;
-        for id in 0..30_000 {
-            now += TURN;
-            queue.come(&Container { id, weight: 1024, used: Duration::ZERO }, false, now, || 0);
-            queue.ran(&Container { id, weight: 1024, used: TURN }, false);
-        }
-        assert!(queue.members.len() < 20_000 && queue.order.len() < 20, "{}", queue.members.len());
-    }
-}
+mod tests;

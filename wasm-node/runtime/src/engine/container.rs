@@ -16,8 +16,8 @@ use crate::host::guest::Guest;
 use crate::keyvalue::Namespace;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{
-    ContainerSpec, Failures, Grants, KeyvalueOwner, Kind, Limits, LoadError, LogSink, Metering, Preopen, Stats,
-    StdStream,
+    ContainerSpec, CpuQuota, Failures, Grants, KeyvalueOwner, Kind, Limits, LoadError, LogSink, Metering, Preopen,
+    Stats, StdStream,
 };
 
 #[derive(Default)]
@@ -132,12 +132,7 @@ impl Engine {
         let shared = Shared {
             guest: Arc::new(guest),
             ledger,
-            cpu: Arc::new(CpuMeter::new(
-                self.env().clone(),
-                spec.limits.cpu_millis,
-                spec.limits.cpu_shares,
-                spec.pod_cpu,
-            )),
+            cpu: self.meter(&namespace, &spec.limits, spec.pod_cpu),
             engine: self.clone(),
             loaded,
             pre,
@@ -152,6 +147,11 @@ impl Engine {
             broken: Mutex::default(),
         };
         Ok(Container { shared: Arc::new(shared) })
+    }
+
+    fn meter(&self, namespace: &Arc<str>, limits: &Limits, pod: Option<Arc<CpuQuota>>) -> Arc<CpuMeter> {
+        let env = self.env().clone();
+        Arc::new(CpuMeter::new(env, namespace.clone(), limits.cpu_millis, limits.cpu_shares, pod))
     }
 
     fn kept_by(&self, owner: Option<&KeyvalueOwner>) -> Result<Option<Arc<Namespace>>, LoadError> {
