@@ -1,5 +1,5 @@
-//! What a pod's spec says of its containers together: their list, and the sums of their resources; and durations. Pure, and below all that
-//! runs pods.
+//! What a pod's spec says of its containers together: their list, and the sums of their resources; durations; and objects as they are kept
+//! ([`resting`]). Below all that runs pods.
 
 pub mod containers;
 pub(crate) mod duration;

@@ -68,19 +68,26 @@ impl<T: Serialize + DeserializeOwned> Resting<T> {
         Arc::ptr_eq(self, other) || *self.get() == *other.get()
     }
 
+    /// Lets go of what was lent and given back, whose room would be held otherwise.
+    pub(crate) fn settle(&self) {
+        if let Form::Text(_, lent) = &mut *self.form()
+            && lent.strong_count() == 0
+        {
+            *lent = Weak::new();
+        }
+    }
+
     /// Keeps the text alone from now on.
     pub(crate) fn rest(&self) {
         let mut form = self.form();
-        match &mut *form {
-            Form::Whole(object) => {
-                let Ok(text) = serde_json::to_vec(&**object) else { return };
-                let lent = if Arc::strong_count(object) > 1 { Arc::downgrade(object) } else { Weak::new() };
-                *form = Form::Text(text.into(), lent);
-            }
-            // What is lent to nobody has its room as long as it is known here.
-            Form::Text(_, lent) if lent.strong_count() == 0 => *lent = Weak::new(),
-            Form::Text(..) => {}
+        if let Form::Whole(object) = &*form
+            && let Ok(text) = serde_json::to_vec(&**object)
+        {
+            let lent = Arc::downgrade(object);
+            *form = Form::Text(text.into(), lent);
         }
+        drop(form);
+        self.settle();
     }
 }
 

@@ -77,6 +77,7 @@ pub(crate) async fn keep<I: AsRef<Resting<Pod>>, M: From<MountEvent>>(
         let pod = input.borrow_and_update().as_ref().get();
         let filled = Box::pin(fill(&node, &pod, &watched, &mut tokens, &dir, ip)).await;
         drop(pod);
+        input.borrow().as_ref().settle();
         let mut again = None;
         match filled {
             Ok(()) => {
