@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
+use kubelet::server::STREAMING_IDLE_DEFAULT;
 use scheduler::plugins::ScoringStrategy;
 
 /// Flags of every verb.
@@ -90,6 +91,8 @@ pub(crate) struct NodesConfig {
     /// Where kubelets and NodePorts listen.
     pub(crate) bind: IpAddr,
     pub(crate) host_pod_listeners: bool,
+    /// How long a session may stand still.
+    pub(crate) streaming_idle: Duration,
     /// Folders from which images `file:///…` are taken.
     pub(crate) file_images: Vec<PathBuf>,
     /// Folders of which pods may mount what lies below.
@@ -130,6 +133,7 @@ impl ClusterConfig {
                 max_pods: MAX_PODS_DEFAULT,
                 bind: localhost,
                 host_pod_listeners: false,
+                streaming_idle: STREAMING_IDLE_DEFAULT,
                 file_images: Vec::new(),
                 host_paths: Vec::new(),
                 shutdown_grace: ShutdownGrace::default(),

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
+use kubelet::server::STREAMING_IDLE_DEFAULT;
 use machinery_env::Env;
 use scheduler::plugins::ScoringStrategy;
 
@@ -54,6 +55,9 @@ pub(crate) struct Up {
     /// Gives pod IPs listeners on the host, too
     #[arg(long, env = "CORACLE_HOST_POD_LISTENERS")]
     pub(crate) host_pod_listeners: bool,
+    /// Seconds after which a session of exec, attach or port-forward ends on which nothing moves
+    #[arg(long, env = "CORACLE_STREAMING_CONNECTION_IDLE_TIMEOUT", default_value_t = STREAMING_IDLE_DEFAULT.as_secs() as u32, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) streaming_connection_idle_timeout: u32,
     /// Folder from which images file:///… are taken; can be given several times
     #[arg(long, env = "CORACLE_ALLOW_FILE_IMAGES", value_name = "DIR", value_delimiter = ',')]
     pub(crate) allow_file_images: Vec<PathBuf>,
@@ -176,6 +180,7 @@ impl Up {
                 max_pods: self.max_pods,
                 bind: self.bind,
                 host_pod_listeners: self.host_pod_listeners,
+                streaming_idle: seconds(self.streaming_connection_idle_timeout),
                 file_images: self.allow_file_images.clone(),
                 host_paths: self.allow_host_path.clone(),
                 shutdown_grace: ShutdownGrace { whole: seconds(whole), critical: seconds(critical) },

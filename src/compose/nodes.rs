@@ -162,6 +162,7 @@ fn node(ground: &Ground, parts: &NodeParts, name: String, shutdown: Shutdown) ->
     let mut node = NodeConfig::new(name.clone(), ground.data.node(&name), internal_ip, tls, capacity);
     node.bind = config.bind;
     node.host_pod_listeners = config.host_pod_listeners;
+    node.streaming_idle = config.streaming_idle;
     node.host_paths = config.host_paths.clone();
     node.static_pods = config.static_pods.clone();
     node.shutdown = shutdown;

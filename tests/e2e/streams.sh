@@ -55,6 +55,10 @@ echo "· who may, and what is no upgrade"
 
 python3 "$(dirname "${BASH_SOURCE[0]}")/streams.py" "$pod"
 
+# What a session begins with is compiled by now, or soon.
+compiled() { compgen -G "$WORK/data/compiled/$(sha256sum sample-workloads/bin/toolbox.wasm | cut -d' ' -f1)-*.cwasm"; }
+eventually 120 compiled
+
 # What is open is counted until it ends, under upstream's names.
 node=$(kubectl get node -o jsonpath='{.items[0].metadata.name}')
 counted() { kubectl get --raw "/api/v1/nodes/$node/proxy/metrics" | sed -n "s/^$1{$2} //p"; }
@@ -80,5 +84,22 @@ for _ in $(seq 50); do kubectl logs "$pod" --tail=1 >/dev/null; kubectl get --ra
 made=$(to_kubelet | comm -13 "$WORK/before" - | wc -l)
 [ "$made" -le 8 ] || fail "$made connections for a hundred questions"
 echo "· connections to nodes are kept"
+down
+
+# A session on which nothing moves ends; one that says something now and then goes on.
+up --streaming-connection-idle-timeout 5
+kubectl rollout status deployment/hello --timeout=60s >/dev/null
+told() { kubectl exec "$pod" -- true; }
+eventually 60 told
+for websockets in true false; do
+  export KUBECTL_REMOTE_COMMAND_WEBSOCKETS=$websockets
+  expect "1 2 3 4 5 6 7 8" "$(kubectl exec "$pod" -- sh -c 'for n in 1 2 3 4 5 6 7 8; do echo $n; sleep 1; done' | paste -sd' ')" "a session that is heard of (WebSockets: $websockets)"
+done
+unset KUBECTL_REMOTE_COMMAND_WEBSOCKETS
+kubectl exec -i "$pod" -- cat < <(sleep 600) > "$WORK/out" 2> "$WORK/err" & session=$!
+gone() { ! kill -0 "$session" 2>/dev/null; }
+eventually 60 gone
+wait "$session" && fail "a session on which nothing moves ends well"
+echo "· sessions that stand still"
 down
 echo PASS

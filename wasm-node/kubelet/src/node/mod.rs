@@ -80,6 +80,8 @@ pub struct NodeConfig {
     pub taints: Vec<(String, String, String)>,
     /// Pod addresses listen on the host too.
     pub host_pod_listeners: bool,
+    /// How long a session of exec, attach or port-forward may stand still.
+    pub streaming_idle: Duration,
     /// Folders of which pods may have what lies below, as `hostPath`.
     pub host_paths: Vec<PathBuf>,
     /// The end of the node.
@@ -114,6 +116,7 @@ impl NodeConfig {
             labels: BTreeMap::new(),
             taints: Vec::new(),
             host_pod_listeners: false,
+            streaming_idle: server::STREAMING_IDLE_DEFAULT,
             host_paths: Vec::new(),
             shutdown: Shutdown::default(),
             static_pods: None,
@@ -220,6 +223,7 @@ async fn serve(
         runtime: parts.runtime.clone(),
         images: parts.images.clone(),
         network: parts.network.clone(),
+        streaming_idle: config.streaming_idle,
         rates: Arc::default(),
         requests: Requests::new(&parts.env),
         stop: stop.clone(),

@@ -49,6 +49,8 @@ use runtime_api::Runtime;
 
 /// How long a handshake and a request's head may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A session on which nothing moves this long ends (upstream's `streamingConnectionIdleTimeout`).
+pub const STREAMING_IDLE_DEFAULT: Duration = Duration::from_secs(4 * 3600);
 /// After the stop, answers under way have this long; a log that is followed has no end of its own.
 const DRAIN: Duration = Duration::from_millis(500);
 
@@ -96,6 +98,8 @@ pub(crate) struct Kubelet {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) images: Arc<Images>,
     pub(crate) network: PodNetwork,
+    /// How long a session may stand still.
+    pub(crate) streaming_idle: Duration,
     /// CPU as a rate.
     pub(crate) rates: Arc<Rates>,
     /// What this API is asked for.

@@ -31,8 +31,6 @@ use super::output::Output;
 use super::requests::UnderWay;
 use super::upgrade::{self, Upgrade};
 
-/// A session on which nothing moves this long ends (upstream's `streamingConnectionIdleTimeout`).
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 /// From one stream of a pair to the other (upstream's).
 const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
 /// When all has been said, a client has this long to take it.
@@ -71,6 +69,7 @@ pub(super) async fn upgrade(
         name,
         uid: seen.id.uid.clone(),
         ip: seen.status.get().pod_ip.as_deref().and_then(|ip| ip.parse().ok()),
+        idle: kubelet.streaming_idle,
     };
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -162,6 +161,8 @@ struct ForwardedPod {
     name: String,
     uid: String,
     ip: Option<IpAddr>,
+    /// How long a session may stand still.
+    idle: Duration,
 }
 
 impl ForwardedPod {
@@ -176,7 +177,7 @@ impl ForwardedPod {
     /// Serves pairs of streams, as many at once as the session takes.
     async fn pairs(self, io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite) -> io::Result<()> {
         let (opened, mut streams) = mpsc::channel(OPENED_WAITING_MAX);
-        let session = spdy::serve(io, IDLE_TIMEOUT, |headers| part(headers).is_some(), opened);
+        let session = spdy::serve(io, self.idle, |headers| part(headers).is_some(), opened);
         let pairs = async move {
             let mut waiting: HashMap<String, (SpdyStream, bool, tokio::time::Instant)> = HashMap::new();
             let mut served = JoinSet::new();
@@ -270,7 +271,7 @@ impl ForwardedPod {
 
     /// Serves two numbered channels for each port; on both the port comes first, in two bytes, the lower one first.
     async fn channels(self, io: TokioIo<Upgraded>, ports: &[u16]) -> io::Result<()> {
-        let (Channels { mut incoming, outgoing }, session) = websocket::channels(io, IDLE_TIMEOUT);
+        let (Channels { mut incoming, outgoing }, session) = websocket::channels(io, self.idle);
         let serves = async {
             let mut pieces = Vec::new();
             let mut served = JoinSet::new();
@@ -287,21 +288,17 @@ impl ForwardedPod {
             drop(outgoing);
             loop {
                 let message = tokio::select! {
-                    message = tokio::time::timeout(IDLE_TIMEOUT, incoming.recv()) => message,
+                    message = incoming.recv() => message,
                     left = served.join_next() => match left {
                         Some(_) => continue,
                         None => return io::Result::Ok(()),
                     },
                 };
-                // Silence is the client's: what pods send ends with it, too.
-                let Some((channel, bytes)) = message.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? else {
-                    return Ok(());
-                };
+                let Some((channel, bytes)) = message else { return Ok(()) };
                 let to = pieces.get(usize::from(channel / 2)).filter(|_| channel % 2 == 0);
                 if let Some(to) = to {
                     // A pod that has ended its side ends its own pair only; one that stands still ends the session in time.
-                    let sent = tokio::time::timeout(IDLE_TIMEOUT, to.send(bytes)).await;
-                    sent.map(drop).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+                    let _ = to.send(bytes).await;
                 }
             }
         };
@@ -442,7 +439,13 @@ mod tests {
     fn start() -> (Client, [net::Attached; 2]) {
         let network = PodNetwork::default();
         let ip: IpAddr = "127.66.0.9".parse().unwrap();
-        let pod = ForwardedPod { network: network.clone(), name: "p".into(), uid: "u".into(), ip: Some(ip) };
+        let pod = ForwardedPod {
+            network: network.clone(),
+            name: "p".into(),
+            uid: "u".into(),
+            ip: Some(ip),
+            idle: Duration::from_secs(60),
+        };
         let ports = [(80, Arc::new(Hello) as Arc<dyn Serve>), (81, Arc::new(Gone))];
         let attached = ports.map(|(port, serve)| network.attach(Listen::tcp(ip, port), serve).unwrap());
         let (own, other) = tokio::io::duplex(1 << 16);

@@ -43,7 +43,8 @@ pub(in crate::server) async fn attach(
         let _held = (permit, counted);
         let session = async {
             let io = upgraded.await.map_err(std::io::Error::other)?;
-            wire::run(TokioIo::new(io), wire, &options, |streams| watch(watched, streams)).await
+            wire::run(TokioIo::new(io), (wire, kubelet.streaming_idle), &options, |streams| watch(watched, streams))
+                .await
         };
         tokio::select! {
             done = session => {

@@ -66,7 +66,7 @@ pub(super) async fn exec(
         let _held = (permit, counted);
         let session = async {
             let io = upgraded.await.map_err(std::io::Error::other)?;
-            wire::run(TokioIo::new(io), wire, &options, |streams| async {
+            wire::run(TokioIo::new(io), (wire, kubelet.streaming_idle), &options, |streams| async {
                 let begins = match begins {
                     Soon::Now(begins) => Ok(begins),
                     Soon::Later(begins) => begins.await,

@@ -18,8 +18,6 @@ use super::status::StatusForm;
 use crate::server::output::Output;
 use crate::server::upgrade::{self, Upgrade};
 
-/// A session on which nothing moves this long ends (upstream's `streamingConnectionIdleTimeout`).
-pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 /// A client has this long to open its streams (upstream's `DefaultStreamCreationTimeout`).
 const CREATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// When all has been said, a client has this long to take the connection's end.
@@ -87,16 +85,16 @@ impl Streams {
     }
 }
 
-/// Has `serve` serve the streams; both end with the client.
+/// Has `serve` serve the streams; both end with the client, or when nothing has moved for `idle`.
 pub(super) async fn run<F: Future<Output = ()>>(
     io: TokioIo<Upgraded>,
-    wire: Wire,
+    (wire, idle): (Wire, Duration),
     options: &Options,
     serve: impl FnOnce(Streams) -> F,
 ) -> io::Result<()> {
     match wire {
-        Wire::Spdy => by_spdy(io, options, serve).await,
-        Wire::Channels { ends, form } => by_channels(io, (ends, form), options, serve).await,
+        Wire::Spdy => by_spdy(io, idle, options, serve).await,
+        Wire::Channels { ends, form } => by_channels(io, (ends, form, idle), options, serve).await,
     }
 }
 
@@ -151,11 +149,12 @@ impl Opened {
 
 async fn by_spdy<F: Future<Output = ()>>(
     io: impl AsyncRead + AsyncWrite,
+    idle: Duration,
     options: &Options,
     serve: impl FnOnce(Streams) -> F,
 ) -> io::Result<()> {
     let (opening, mut opened) = mpsc::channel(OPENED_WAITING_MAX);
-    let session = spdy::serve(io, IDLE_TIMEOUT, |headers| kind(headers).is_some(), opening);
+    let session = spdy::serve(io, idle, |headers| kind(headers).is_some(), opening);
     let work = async {
         let mut all = Opened::default();
         let deadline = tokio::time::Instant::now() + CREATION_TIMEOUT;
@@ -192,11 +191,11 @@ async fn by_spdy<F: Future<Output = ()>>(
 
 async fn by_channels<F: Future<Output = ()>>(
     io: impl AsyncRead + AsyncWrite + Unpin + Send,
-    (ends, form): (bool, StatusForm),
+    (ends, form, idle): (bool, StatusForm, Duration),
     options: &Options,
     serve: impl FnOnce(Streams) -> F,
 ) -> io::Result<()> {
-    let (Channels { mut incoming, outgoing }, session) = websocket::channels(io, IDLE_TIMEOUT);
+    let (Channels { mut incoming, outgoing }, session) = websocket::channels(io, idle);
     let (to_stdin, stdin) = mpsc::channel(PIECES_WAITING_MAX);
     let output = |channel| Output::Channel(channel, outgoing.clone());
     let streams = Streams {
@@ -237,5 +236,5 @@ async fn by_channels<F: Future<Output = ()>>(
         () = serve(streams) => {}
     }
     // What was said last is still on its way, to a client that may be slow.
-    tokio::time::timeout(IDLE_TIMEOUT, session).await.unwrap_or(Ok(()))
+    tokio::time::timeout(idle, session).await.unwrap_or(Ok(()))
 }
