@@ -330,6 +330,77 @@ def probe_storm():
     return f"{took:.1f} s to delete; {beside.said()}; without a request {poor.said()}"
 
 
+def hook_flood():
+    """Hundreds of containers whose hooks never end: before their stop, after their start, by command and by HTTP."""
+    hangs = {"exec": {"command": ["sleep", "600"]}}
+    asks = {"httpGet": {"path": "/", "port": 81, "host": "127.0.0.1"}}
+    little = {"resources": {"limits": {"cpu": "10m", "memory": "8Mi"}, "requests": {"cpu": "0", "memory": "0"}}}
+    of_kind = {"begins": {"postStart": hangs}, "ends": {"preStop": hangs}, "asks": {"postStart": asks, "preStop": asks}}
+    names = [f"{kind}{n}" for kind in of_kind for n in range(4)]
+    with Beside() as beside, Beside(POOR) as poor:
+        for name in names:
+            apply_big(pod("attacker", name, *(container(f"c{n}", "loop", lifecycle=of_kind[name[:-1]], **little) for n in range(25))))
+        state = lambda name: [s["state"] for s in of("attacker", name).get("status", {}).get("containerStatuses", [])]
+        until("those with a hook before their stop run", lambda: all(sum("running" in s for s in state(f"ends{n}")) == 25 for n in range(4)), 120)
+        until("those of a failed hook are told", lambda: all(any(s.get("waiting", {}).get("reason") in ("PostStartHookError", "CrashLoopBackOff") for s in state(f"asks{n}")) for n in range(4)), 120)
+        # One after the other, as upstream: the first one's hook is waited for.
+        expect({"ContainerCreating"}, {s.get("waiting", {}).get("reason") for n in range(4) for s in state(f"begins{n}")}, "those whose hook goes on")
+        kubectl("exec", "-n", "neighbour", "web", "--", "true")
+        took = deleted("attacker", *names)
+    return f"{took:.1f} s to delete; {beside.said()}; without a request {poor.said()}"
+
+
+def resize_flood():
+    """Amounts of CPU and memory change as fast as the API takes it: the last ones hold, and nothing is started anew."""
+    amounts = lambda n: {"requests": {"cpu": "1m", "memory": "8Mi"}, "limits": {"cpu": f"{50 + n % 50}m", "memory": f"{32 + n % 32}Mi"}}
+    names = [f"resized{n}" for n in range(8)]
+    apply(*(pod("attacker", name, container("c", "hello", 80, resources=amounts(0))) for name in names))
+    for name in names:
+        ready("attacker", name)
+    codes, over = {}, time.monotonic() + 10
+
+    def attack(name):
+        n = 0
+        while time.monotonic() < over:
+            n += 1
+            patch = {"spec": {"containers": [{"name": "c", "resources": amounts(n)}]}}
+            status, _ = ask_api(f"/api/v1/namespaces/attacker/pods/{name}/resize", "PATCH", patch, "application/strategic-merge-patch+json")
+            codes[status] = codes.get(status, 0) + 1
+    with Beside() as beside:
+        with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(attack, names))
+        expect(True, set(codes) <= {200, 409, 429}, f"what they were told: {codes}")
+        for name in names:
+            wanted = lambda: of("attacker", name)["spec"]["containers"][0]["resources"]["limits"]
+            given = lambda: of("attacker", name)["status"]["containerStatuses"][0]
+            until(f"{name} has what was asked for last", lambda: given()["resources"]["limits"] == wanted())
+            expect(0, given()["restartCount"], f"restarts of {name}")
+        took = deleted("attacker", *names)
+    return f"{codes}, {took:.1f} s to delete; {beside.said()}"
+
+
+def session_flood():
+    """One client opens sessions of a small plugin until it has all it may have: calls of others go on, at once."""
+    apply(pod("attacker", "small", container("c", "greeter", 80, resources={"limits": {"memory": "16Mi"}})), service("attacker", "small"))
+    ready("attacker", "small")
+    ip = address("attacker", "small")
+    text = {"Content-Type": "application/json"}
+    with Beside() as beside:
+        codes, slowest = {}, 0
+        for n in range(200):
+            status, said = request(ip, "/coracle:samples/greeter/guest-book", b'{"title":"t"}', {**text, "coracle-session": f"s{n}"}, timeout=90)
+            codes[status] = codes.get(status, 0) + 1
+            if n % 20 == 0:
+                began = time.monotonic()
+                status, said = request(ip, "/coracle:samples/greeter/greet", b'{"name":"ada"}', text, timeout=90)
+                slowest = max(slowest, time.monotonic() - began)
+                expect((200, b'"hello ada"'), (status, said.strip()), f"a call beside {codes} sessions")
+        expect(True, codes.get(200, 0) > 0 and set(codes) <= {200, 429, 503}, f"sessions: {codes}")
+        expect(True, slowest < 10, f"a call beside sessions took {slowest:.1f} s")
+        took = deleted("attacker", "small")
+    return f"sessions {codes}, the slowest call {slowest * 1000:.0f} ms, {took:.1f} s to delete; {beside.said()}"
+
+
 def hoarders():
     """Warm instances of many pods hold what they may, and give way."""
     names = [f"warm{n}" for n in range(10)]
@@ -457,4 +528,4 @@ apply(pod("neighbour", "poor", container("c", "hello", 80)), service("neighbour"
 ready("neighbour", "web")
 ready("neighbour", "poor")
 NEIGHBOUR, POOR = address("neighbour", "web"), address("neighbour", "poor")
-main((links_out, leaks, exec_flood, dialers, followers, slow_readers, thousands_of_containers, ephemeral_loop, plugin_bombs, probe_storm, hoarders, keyvalue_flood), at_once=1)
+main((links_out, leaks, exec_flood, dialers, followers, slow_readers, thousands_of_containers, ephemeral_loop, plugin_bombs, session_flood, probe_storm, hook_flood, resize_flood, hoarders, keyvalue_flood), at_once=1)

@@ -202,6 +202,11 @@ impl Container {
 }
 
 impl Shared {
+    /// Whether its guests hold more than half of the memory that they may.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.ledger.used(Resource::Memory) > self.ledger.limit(Resource::Memory) / 2
+    }
+
     pub(crate) fn instantiated(&self, error: Option<&wasmtime::Error>) {
         let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
         match error {

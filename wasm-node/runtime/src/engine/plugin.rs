@@ -511,8 +511,8 @@ impl Inner {
         charge: Charge,
     ) -> Result<Response<Body>, NoResult> {
         loop {
-            let (session, unwatched) =
-                self.sessions.enter(name, &call.client, Instant::now()).map_err(|_| Failure::Sessions)?;
+            let of = (&*call.client, self.shared.is_half_full());
+            let (session, unwatched) = self.sessions.enter(name, of, Instant::now()).map_err(|_| Failure::Sessions)?;
             if unwatched {
                 self.watch_sessions();
             }

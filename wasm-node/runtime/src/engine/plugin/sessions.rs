@@ -126,15 +126,22 @@ impl Sessions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session of this name, made where there is none; and whether somebody has to look for idle ones from now on.
-    pub(crate) fn enter(&self, name: &str, client: &str, now: Instant) -> Result<(Arc<Session>, bool), Full> {
+    /// The session of this name, made where there is none; and whether somebody has to look for idle ones from now on. `half_full`: so
+    /// is the container's memory, of which sessions leave as much as they hold to calls that have none.
+    pub(crate) fn enter(
+        &self,
+        name: &str,
+        (client, half_full): (&str, bool),
+        now: Instant,
+    ) -> Result<(Arc<Session>, bool), Full> {
         let mut all = self.all();
         if let Some(known) = all.by_name.get(name) {
             *known.used() = now;
             return Ok((known.clone(), false));
         }
         let own = all.by_name.values().filter(|session| session.client == client).count();
-        if own >= SESSIONS_MAX.saturating_sub(all.by_name.len()) {
+        let holds_half = half_full && !all.by_name.is_empty();
+        if holds_half || own >= SESSIONS_MAX.saturating_sub(all.by_name.len()) {
             return Err(Full);
         }
         let session = Arc::new(Session {
@@ -222,50 +229,65 @@ mod tests {
     fn one_client_leaves_sessions_for_the_next() {
         let sessions = Sessions::default();
         let now = Instant::now();
-        let take =
-            |client: &str| (0..).take_while(|n| sessions.enter(&format!("{client}{n}"), client, now).is_ok()).count();
+        let take = |client: &str| {
+            (0..).take_while(|n| sessions.enter(&format!("{client}{n}"), (client, false), now).is_ok()).count()
+        };
         let counts: Vec<usize> = ["a", "b", "c", "d"].iter().map(|client| take(client)).collect();
         assert_eq!(counts, [SESSIONS_MAX / 2, SESSIONS_MAX / 4, SESSIONS_MAX / 8, SESSIONS_MAX / 16]);
-        assert!(sessions.enter("a7", "z", now).is_ok(), "one that lives costs nothing");
-        let (session, _) = sessions.enter("a7", "a", now).unwrap();
+        assert!(sessions.enter("a7", ("z", false), now).is_ok(), "one that lives costs nothing");
+        let (session, _) = sessions.enter("a7", ("a", false), now).unwrap();
         sessions.end(&session);
-        assert_eq!(sessions.enter("b-more", "b", now).err(), Some(Full), "it is not b's that came free");
-        assert!(sessions.enter("e", "e", now).is_ok());
+        assert_eq!(sessions.enter("b-more", ("b", false), now).err(), Some(Full), "it is not b's that came free");
+        assert!(sessions.enter("e", ("e", false), now).is_ok());
+    }
+
+    #[test]
+    fn sessions_leave_half_of_the_memory() {
+        let sessions = Sessions::default();
+        let now = Instant::now();
+        let (first, _) = sessions.enter("a", ("x", true), now).unwrap();
+        assert_eq!(sessions.enter("b", ("y", true), now).err(), Some(Full));
+        assert!(sessions.enter("a", ("x", true), now).is_ok(), "one that lives");
+        sessions.end(&first);
+        assert!(sessions.enter("b", ("y", true), now).is_ok(), "it is calls that hold it");
     }
 
     #[test]
     fn idle_sessions_end() {
         let sessions = Sessions::default();
         let now = Instant::now();
-        let (first, unwatched) = sessions.enter("a", "x", now).unwrap();
-        assert!(unwatched && !sessions.enter("a", "x", now).unwrap().1);
+        let (first, unwatched) = sessions.enter("a", ("x", false), now).unwrap();
+        assert!(unwatched && !sessions.enter("a", ("x", false), now).unwrap().1);
         let later = now + Duration::from_secs(30);
-        sessions.enter("b", "x", later).unwrap();
+        sessions.enter("b", ("x", false), later).unwrap();
         assert_eq!(sessions.expire(now), Some(now + SESSION_IDLE_MAX));
         let called = first.state.try_lock().unwrap();
         assert_eq!(sessions.expire(now + SESSION_IDLE_MAX), Some(now + SESSION_IDLE_MAX + Duration::from_secs(1)));
         drop(called);
         assert_eq!(sessions.expire(now + SESSION_IDLE_MAX), Some(later + SESSION_IDLE_MAX));
-        sessions.enter("b", "x", later + SESSION_IDLE_MAX).unwrap();
+        sessions.enter("b", ("x", false), later + SESSION_IDLE_MAX).unwrap();
         assert!(sessions.expire(later + SESSION_IDLE_MAX).is_some(), "a call begins its time anew");
         assert_eq!(sessions.expire(later + 2 * SESSION_IDLE_MAX), None);
-        assert!(sessions.enter("b", "x", later + 3 * SESSION_IDLE_MAX).unwrap().1, "nobody looks any more");
+        assert!(sessions.enter("b", ("x", false), later + 3 * SESSION_IDLE_MAX).unwrap().1, "nobody looks any more");
     }
 
     #[test]
     fn a_visit_that_is_cut_off_ends_its_session() {
         let sessions = Sessions::default();
         let now = Instant::now();
-        let (session, _) = sessions.enter("a", "x", now).unwrap();
+        let (session, _) = sessions.enter("a", ("x", false), now).unwrap();
         let mut visit = Visit::new(&sessions, session.clone());
         visit.stays();
         drop(visit);
-        assert!(Arc::ptr_eq(&sessions.enter("a", "x", now).unwrap().0, &session));
+        assert!(Arc::ptr_eq(&sessions.enter("a", ("x", false), now).unwrap().0, &session));
         drop(Visit::new(&sessions, session.clone()));
-        let (other, _) = sessions.enter("a", "x", now).unwrap();
+        let (other, _) = sessions.enter("a", ("x", false), now).unwrap();
         assert!(!Arc::ptr_eq(&other, &session));
         sessions.end(&session);
-        assert!(Arc::ptr_eq(&sessions.enter("a", "x", now).unwrap().0, &other), "another one of its name stays");
+        assert!(
+            Arc::ptr_eq(&sessions.enter("a", ("x", false), now).unwrap().0, &other),
+            "another one of its name stays"
+        );
     }
 
     #[test]
