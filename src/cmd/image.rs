@@ -60,8 +60,8 @@ pub(crate) enum Verb {
         #[arg(value_name = "FILE")]
         file: PathBuf,
         /// What its image is called here [default: what the archive says]
-        #[arg(long, env = "CORACLE_NAME", value_name = "REF")]
-        name: Option<String>,
+        #[arg(long, alias = "name", env = "CORACLE_REFERENCE", value_name = "REF")]
+        reference: Option<String>,
     },
     /// Writes an image as an archive, an OCI layout as a tar
     #[command(
@@ -114,9 +114,9 @@ pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
                 return Err(anyhow::anyhow!("{}", failed.join("; ")).into());
             }
         }
-        Verb::Import { file, name } => {
+        Verb::Import { file, reference } => {
             progress.doing(&format!("importing {}", file.display()));
-            let kept = runtime.block_on(images.import(file, name.as_deref()));
+            let kept = runtime.block_on(images.import(file, reference.as_deref()));
             progress.done();
             for image in kept.with_context(|| format!("cannot import {}", file.display()))? {
                 say!("{} ({})", image.name, word(image.kind))?;

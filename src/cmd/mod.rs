@@ -106,3 +106,34 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Version => version::run(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use clap::CommandFactory as _;
+
+    use super::Cli;
+
+    /// Each variable with what it stands for, of a verb and those below it.
+    fn variables(command: &clap::Command, found: &mut BTreeMap<String, BTreeMap<String, String>>) {
+        for flag in command.get_arguments() {
+            if let Some(variable) = flag.get_env().and_then(|name| name.to_str()) {
+                let values = format!("{:?}", flag.get_value_names());
+                let of = format!("{} {}", command.get_name(), flag.get_id());
+                found.entry(variable.to_owned()).or_default().insert(values, of);
+            }
+        }
+        command.get_subcommands().for_each(|below| variables(below, found));
+    }
+
+    #[test]
+    fn a_variable_stands_for_one_thing_whatever_the_verb() {
+        let mut found = BTreeMap::new();
+        variables(&Cli::command(), &mut found);
+        assert!(found.contains_key("CORACLE_DATA_DIR") && found.len() > 20, "{found:?}");
+        for (variable, meanings) in found {
+            assert_eq!(meanings.len(), 1, "{variable} stands for different things: {meanings:?}");
+        }
+    }
+}

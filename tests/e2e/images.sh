@@ -203,7 +203,7 @@ image 0 rm "$R/zstd/hello:v1"; has '^localhost:.*/zstd/hello:v1 removed \(.* cam
 ! has "/zstd/hello" listed || fail "what was removed is there"
 image 1 export "$R/zstd/hello:v1" -o "$WORK/none.tar"; [ ! -e "$WORK/none.tar" ] || fail "a failed export left a file"
 image 0 import "$WORK/zstd.tar"; has "^$R/zstd/hello:v1 \(module\)$" cat "$WORK/out" || fail "import: $(cat "$WORK/out")"
-image 0 import "$WORK/out.tar" --name brought.test/in:v1
+CORACLE_NAME=Not/One image 0 import "$WORK/out.tar" --reference brought.test/in:v1
 policy=Never; runs imported "$R/zstd/hello:v1"; runs brought brought.test/in:v1; unset policy
 image 0 export "$R/scratch/hello:v1" -o "$WORK/scratch.tar"
 skopeo copy -q --insecure-policy "oci-archive:$WORK/scratch.tar" "docker-archive:$WORK/docker.tar:saved.test/hello:v1" 2>"$WORK/err" || fail "skopeo: $(cat "$WORK/err")"

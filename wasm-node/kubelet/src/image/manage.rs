@@ -174,12 +174,16 @@ impl Images {
         let contents = read.await?.map_err(|refusal| Unmanaged::Bad(refusal.to_string()))?;
         if name.is_some() && contents.images.len() != 1 {
             let count = contents.images.len();
-            return Err(Unmanaged::Bad(format!("the archive has {count} images: leave --name out, or give it one")));
+            return Err(Unmanaged::Bad(format!(
+                "the archive has {count} images: leave --reference out, or give it one"
+            )));
         }
         let mut kept = Vec::new();
         for (own, digest) in contents.images {
             let named = name.clone().or(own).ok_or_else(|| {
-                Unmanaged::Bad("the archive doesn't say what its image is called: give a name with --name REF".into())
+                Unmanaged::Bad(
+                    "the archive doesn't say what its image is called: give it one with --reference REF".into(),
+                )
             })?;
             let image = self.bring_in_one(&normal(&named)?, (&digest, &contents.documents), &pins).await?;
             kept.push(image.key());
