@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::reference::is_sha256;
 
 /// Bytes that stay free on the disk whatever is pushed or pulled: the store's log must be able to go on.
-const FREE_BYTES_MIN: u64 = 256 << 20;
+pub const FREE_BYTES_MIN: u64 = 256 << 20;
 /// The largest blob: the largest module that compiles, with room for a layer's other files.
 pub const BLOB_BYTES_MAX: u64 = 512 << 20;
 
@@ -46,8 +46,18 @@ pub enum BlobError {
     #[error("{0} is not a sha256 digest")]
     BadDigest(String),
     /// The system's error.
-    #[error("blob store: {0}")]
+    #[error("blob store: {}{}", .0, advice(.0))]
     Io(#[from] std::io::Error),
+}
+
+/// What to do about an error of the disk.
+fn advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            "; free some space on the disk of the data folder"
+        }
+        _ => "",
+    }
 }
 
 /// The store. All methods block on the disk.

@@ -9,6 +9,7 @@
 
 mod container;
 mod cpu;
+pub mod disk;
 pub mod flights;
 mod grants;
 pub mod ledger;

@@ -87,7 +87,7 @@ pub enum LoadError {
     #[error("wasmtime: {0}")]
     Engine(String),
     /// The disk.
-    #[error("{what}: {source}")]
+    #[error("{what}: {source}{}", crate::disk::advice(source))]
     Io {
         /// What was being done.
         what: &'static str,

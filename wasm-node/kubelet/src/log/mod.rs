@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use machinery_env::Env;
 use tokio::sync::watch;
 
+use runtime_api::disk::advice;
 use runtime_api::{LogSink, StdStream};
 
 /// Size at which a file is set aside, and how many there are with the current one (upstream's defaults).
@@ -186,14 +187,28 @@ struct Pending {
     queued: bool,
 }
 
+/// The file that is being written.
+#[derive(Debug, Default)]
+struct Current {
+    bytes: u64,
+    /// What the disk didn't take since it last took something, and why.
+    lost: Option<Lost>,
+}
+
+#[derive(Debug)]
+struct Lost {
+    lines: u64,
+    why: String,
+}
+
 /// One run of one container.
 #[derive(Debug)]
 pub struct ContainerLog {
     path: PathBuf,
     env: Env,
     pending: Mutex<Pending>,
-    /// Bytes in the current file; held while writing.
-    size: Mutex<u64>,
+    /// Held while writing.
+    current: Mutex<Current>,
     progress: watch::Sender<Progress>,
     /// All bytes that were written.
     written: AtomicU64,
@@ -223,16 +238,16 @@ impl ContainerLog {
 
     /// Removes a file of this log while nothing is written to it; `current`: the one that is being written.
     fn cut(&self, current: bool, remove: impl FnOnce()) {
-        let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writing = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         remove();
         if current {
-            *size = 0;
-            drop(size);
+            writing.bytes = 0;
+            drop(writing);
             self.progress.send_modify(|progress| progress.rotations += 1);
         }
     }
 
-    /// Lines and bytes that were dropped for the rate.
+    /// Lines and bytes that were dropped, for the rate or as the disk took no more.
     #[must_use]
     pub fn dropped(&self) -> (u64, u64) {
         let dropped = self.pending.lock().unwrap_or_else(PoisonError::into_inner).framer.dropped_total;
@@ -255,37 +270,64 @@ impl ContainerLog {
 
     /// Writes what waits.
     pub fn flush(&self) {
-        let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines = {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = {
             let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
             pending.queued = false;
             std::mem::take(&mut pending.lines)
         };
         self.kept.waits_no_more(lines.len());
-        if lines.is_empty() {
+        if lines.is_empty() && current.lost.is_none() {
             return;
         }
+        let own = lines.len();
+        if let Some(lost) = &current.lost {
+            lines = [lost.notice(self.env.now()), lines].concat();
+        }
         let mut rotated = 0;
-        if *size > 0 && *size + lines.len() as u64 > FILE_BYTES_MAX {
+        if current.bytes > 0 && current.bytes + lines.len() as u64 > FILE_BYTES_MAX {
             rotate(&self.path);
             self.kept.rotated(&self.path);
             rotated = 1;
-            *size = 0;
+            current.bytes = 0;
         }
         match append(&self.path, &lines) {
             Ok(()) => {
-                *size += lines.len() as u64;
+                current.lost = None;
+                current.bytes += lines.len() as u64;
                 self.kept.wrote(&self.path, lines.len() as u64);
                 self.written.fetch_add(lines.len() as u64, Ordering::Relaxed);
             }
-            Err(error) => tracing::warn!(path = %self.path.display(), %error, "a container's log cannot be written"),
+            Err(error) => self.lose(&mut current, &lines[lines.len() - own..], &error),
         }
-        drop(size);
+        drop(current);
         self.kept.trim();
         self.progress.send_modify(|progress| {
             progress.rotations += rotated;
             progress.writes += 1;
         });
+    }
+
+    /// These lines are gone: the next ones that the disk takes come behind a notice of it.
+    fn lose(&self, current: &mut Current, own: &[u8], error: &io::Error) {
+        let lines = own.iter().filter(|byte| **byte == b'\n').count() as u64;
+        if current.lost.is_none() {
+            tracing::warn!(path = %self.path.display(), %error, "a container's log cannot be written{}", advice(error));
+        }
+        let lost = current.lost.get_or_insert_with(|| Lost { lines: 0, why: error.to_string() });
+        lost.lines += lines;
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.framer.dropped_total.lines += lines;
+        pending.framer.dropped_total.bytes += own.len() as u64;
+    }
+}
+
+impl Lost {
+    fn notice(&self, at: Timestamp) -> Vec<u8> {
+        let mut out = Vec::new();
+        let text = format!("[coracle] {} lines were lost, as they could not be written: {}", self.lines, self.why);
+        line(&mut out, at, StdStream::Stderr, 'F', text.as_bytes());
+        out
     }
 }
 
@@ -314,7 +356,13 @@ fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     options.create(true).append(true);
     private(&mut options);
     let mut file: File = options.open(path)?;
-    file.write_all(bytes)
+    let before = file.metadata()?.len();
+    file.write_all(bytes).inspect_err(|_| {
+        // Where the disk took a part, the next line would begin within this one.
+        if let Err(error) = file.set_len(before) {
+            tracing::warn!(path = %path.display(), %error, "a line of a container's log stays half written");
+        }
+    })
 }
 
 #[cfg(unix)]
@@ -381,7 +429,7 @@ impl Writer {
             kept: self.kept.clone(),
             pending: Mutex::new(Pending { framer: Framer::new(self.env.elapsed()), lines: Vec::new(), queued: false }),
             env: self.env.clone(),
-            size: Mutex::new(size),
+            current: Mutex::new(Current { bytes: size, lost: None }),
             progress: watch::Sender::new(Progress::default()),
             writer: self.dirty.clone(),
             this: this.clone(),
@@ -478,6 +526,27 @@ mod tests {
         assert!(sizes[..5].iter().all(|size| *size > 0 && *size <= FILE_BYTES_MAX), "{sizes:?}");
         assert_eq!(sizes[5], 0);
         assert!(log.progress().borrow().closed);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_the_disk_does_not_take_is_told_as_soon_as_it_takes_something() {
+        let root = tempfile::tempdir().unwrap();
+        let writer = Writer::start(Env::real(), Budget::of_disk(0), root.path()).unwrap();
+        let log = writer.open(root.path().join("p/c/0.log")).unwrap();
+        std::os::unix::fs::symlink("/dev/full", log.path()).unwrap();
+        for text in [b"one\ntwo\n", b"thr\nfou\n"] {
+            log.write(StdStream::Stdout, text);
+            log.flush();
+        }
+        std::fs::remove_file(log.path()).unwrap();
+        log.flush();
+        log.write(StdStream::Stdout, b"five\n");
+        log.close();
+        let notice = "[coracle] 4 lines were lost, as they could not be written: No space left on device (os error 28)";
+        let wanted = [("stderr F".to_owned(), notice.into()), ("stdout F".to_owned(), b"five".to_vec())];
+        assert_eq!(texts(&std::fs::read(log.path()).unwrap()), wanted);
+        assert_eq!(log.dropped().0, 4);
     }
 
     #[test]

@@ -37,6 +37,7 @@ use crate::image::{Image, ImageError, Keyring, PullPolicy, Pulled, Purpose};
 use crate::log::ContainerLog;
 use crate::volume::mounts::{self, MountError};
 use crate::volume::paths::{folder, message_folder};
+use runtime_api::disk::advice;
 use runtime_api::ledger::Ledger;
 use runtime_api::pipe::pipe;
 use runtime_api::{
@@ -281,7 +282,7 @@ async fn made(
     let log = node
         .logs
         .open(node.log_path(&uid, &wire.name, attempt))
-        .map_err(|error| ("CreateContainerError", format!("the log cannot be written: {error}")))?;
+        .map_err(|error| ("CreateContainerError", format!("the log cannot be written: {error}{}", advice(&error))))?;
     let attached = Arc::new(Attached::new(log.clone()));
     // A server makes an instance for each request, and these read nothing.
     let reads = wire.stdin == Some(true) && loaded.kind() == Kind::Command;

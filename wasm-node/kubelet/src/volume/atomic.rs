@@ -28,6 +28,24 @@ pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
     let name = PathBuf::from(format!("..{stamp}"));
     let fresh = dir.join(&name);
     std::fs::create_dir(&fresh)?;
+    if let Err(error) = fill(&fresh, files).and_then(|()| swap(dir, &name)) {
+        // What is half written would take the room that the next try needs.
+        for left in [std::fs::remove_dir_all(&fresh), std::fs::remove_file(dir.join(DATA_NEXT))] {
+            if let Err(left) = left.or_else(absent) {
+                tracing::warn!(folder = %fresh.display(), error = %left, "a half-written version of a volume stays");
+            }
+        }
+        return Err(error);
+    }
+    complete(dir, &name, files)?;
+    Ok(true)
+}
+
+fn absent(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+fn fill(fresh: &Path, files: &Files) -> io::Result<()> {
     for (path, file) in files {
         let path = fresh.join(path);
         if let Some(parent) = path.parent() {
@@ -36,12 +54,15 @@ pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
         std::fs::write(&path, &file.bytes)?;
         set_mode(&path, file.mode)?;
     }
+    Ok(())
+}
+
+/// From now on that folder is what a reader sees.
+fn swap(dir: &Path, name: &Path) -> io::Result<()> {
     let next = dir.join(DATA_NEXT);
-    let _ = std::fs::remove_file(&next);
-    link(&name, &next)?;
-    std::fs::rename(&next, dir.join(DATA))?;
-    complete(dir, &name, files)?;
-    Ok(true)
+    std::fs::remove_file(&next).or_else(absent)?;
+    link(name, &next)?;
+    std::fs::rename(&next, dir.join(DATA))
 }
 
 /// The files of that folder, to which `..data` leads, and none but these, are seen by their names; nothing else is left.
@@ -180,6 +201,21 @@ mod tests {
         assert!(!write(&dir, &new, "three").unwrap(), "killed after it was");
         assert_eq!(names(), whole("..two"));
         assert_eq!(std::fs::read_to_string(dir.join("c")).unwrap(), "4");
+    }
+
+    /// A name too long for the file system stands for a disk that is full amidst the files.
+    #[test]
+    fn a_version_that_cannot_be_written_leaves_nothing_and_the_old_one_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("v");
+        write(&dir, &files(&[("a", "1")]), "one").unwrap();
+        let long = "z".repeat(300);
+        assert!(write(&dir, &files(&[("a", "2"), (&long, "3")]), "two").is_err());
+        let names = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert_eq!(names.collect::<BTreeSet<_>>(), BTreeSet::from(["..data", "..one", "a"].map(str::to_owned)));
+        assert_eq!(std::fs::read_to_string(dir.join("a")).unwrap(), "1");
+        assert!(write(&dir, &files(&[("a", "2")]), "three").unwrap());
+        assert_eq!(std::fs::read_to_string(dir.join("a")).unwrap(), "2");
     }
 
     #[test]

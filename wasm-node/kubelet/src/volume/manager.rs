@@ -199,8 +199,8 @@ async fn fill(
         for (name, in_memory) in plain {
             let folder = super::paths::folder(&dir, &name);
             let made = match &memory {
-                _ if !in_memory => make_empty_dir(&folder).map_err(|error| error.to_string()),
-                Ok(memory) => memory.link(&folder, &uid, &name).map_err(|error| error.to_string()),
+                _ if !in_memory => make_empty_dir(&folder).map_err(|error| told(&error)),
+                Ok(memory) => memory.link(&folder, &uid, &name).map_err(|error| told(&error)),
                 Err(why) => Err(why.clone()),
             };
             made.map_err(|error| failed(&name, &error))?;
@@ -211,11 +211,16 @@ async fn fill(
         }
         for (name, files) in writes {
             let folder = super::paths::folder(&dir, &name);
-            atomic::write(&folder, &files, &stamp).map_err(|error| failed(&name, &error.to_string()))?;
+            atomic::write(&folder, &files, &stamp).map_err(|error| failed(&name, &told(&error)))?;
         }
         Ok(())
     });
     written.await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// With what to do about it.
+fn told(error: &std::io::Error) -> String {
+    format!("{error}{}", runtime_api::disk::advice(error))
 }
 
 fn failed(volume: &str, why: &str) -> String {

@@ -57,7 +57,7 @@ impl From<BlobError> for RegistryError {
             BlobError::Digest { .. } | BlobError::BadDigest(_) => Self::DigestInvalid(error.to_string()),
             BlobError::TooLarge { .. } => Self::SizeInvalid(error.to_string()),
             BlobError::DiskFull { .. } => Self::DiskFull(error.to_string()),
-            BlobError::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+            BlobError::Io(ref full) if full.kind() == std::io::ErrorKind::StorageFull => {
                 Self::DiskFull(error.to_string())
             }
             BlobError::Io(error) if error.kind() == std::io::ErrorKind::NotFound => Self::BlobUnknown,

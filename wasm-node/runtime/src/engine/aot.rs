@@ -63,6 +63,11 @@ impl Cache {
         path.exists() && sum_path(&path).exists()
     }
 
+    /// Refuses where an artifact would take what the cluster's store needs.
+    pub(crate) fn check_space(&self) -> std::io::Result<()> {
+        free_bytes(&self.dir).map_or(Ok(()), runtime_api::disk::check_space)
+    }
+
     /// Where a compiler process writes its result before [`Cache::adopt`].
     pub(crate) fn scratch(&self) -> std::io::Result<tempfile::NamedTempFile> {
         tempfile::Builder::new().prefix("compile-").suffix(".tmp").tempfile_in(&self.dir)
@@ -88,6 +93,7 @@ impl Cache {
 
     pub(crate) fn store(&self, digest: &str, fingerprint: &str, code: &Compiled) -> std::io::Result<()> {
         let mut file = self.scratch()?;
+        let _description = Beside::of(file.path());
         file.write_all(&code.artifact)?;
         code.write_description(file.path())?;
         self.adopt(digest, fingerprint, file)
@@ -178,6 +184,33 @@ pub(crate) fn description_path(artifact: &Path) -> PathBuf {
     let mut path = artifact.as_os_str().to_owned();
     path.push(".plugin");
     path.into()
+}
+
+/// Removes what lies beside an artifact that was not adopted, whole or in part.
+pub(crate) struct Beside(PathBuf);
+
+impl Beside {
+    pub(crate) fn of(artifact: &Path) -> Self {
+        Self(description_path(artifact))
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // Most have none, and that of an adopted one lies elsewhere.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(unix)]
+fn free_bytes(dir: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(dir).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_dir: &Path) -> Option<u64> {
+    None
 }
 
 fn sum_path(path: &Path) -> PathBuf {

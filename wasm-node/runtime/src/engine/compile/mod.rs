@@ -20,6 +20,7 @@ use tokio::io::AsyncReadExt;
 
 pub use worker::{COMPILE_WORKER_ARGUMENT, CompileProcess, compile_worker};
 
+use super::aot::Beside;
 use super::load::CodeKind;
 use super::{Engine, Metering, runtime, settings};
 use lane::{Lane, Seat};
@@ -163,9 +164,11 @@ impl Engine {
         seat: Seat,
     ) -> Result<(), Stopped> {
         let io = |what| move |error| Stopped::Error(LoadError::io(what)(error));
+        self.inner.cache.check_space().map_err(io("making the artifact"))?;
         match &self.inner.compiler.process {
             Some(process) => {
                 let out = self.inner.cache.scratch().map_err(io("making the artifact"))?;
+                let _description = Beside::of(out.path());
                 worker::run(process, bounds, (metering, kind), file, out.path()).await?;
                 drop(seat);
                 self.inner.cache.adopt(digest, fingerprint, out).map_err(io("keeping the artifact"))

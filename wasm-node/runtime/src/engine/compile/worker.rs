@@ -149,7 +149,7 @@ pub fn compile_worker(arguments: impl Iterator<Item = OsString>) -> Result<(), S
     })?;
     let out = Path::new(out);
     let written = std::fs::write(out, &code.artifact).and_then(|()| code.write_description(out));
-    written.map_err(|error| format!("{DISK_ERROR}{error}"))
+    written.map_err(|error| format!("{DISK_ERROR}{error}{}", runtime_api::disk::advice(&error)))
 }
 
 /// Ends this process when its stdin ends, which is when the process that started it is gone, however it went.
