@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::file;
+use super::file::{self, FileError};
 use super::keyring::Credential;
 use oci_registry::reference::BUILT_IN_REGISTRY;
 
@@ -16,27 +16,6 @@ const DOCKER_HUB: &str = "registry-1.docker.io";
 const API: &str = "/v2";
 /// The mirrors' entry for every registry that has none of its own.
 const EVERY: &str = "*";
-
-/// Why the file can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum RegistriesError {
-    /// It, or one that it names, can't be read.
-    #[error("{}: {why}", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        why: std::io::Error,
-    },
-    /// Not YAML of this form.
-    #[error("{}: {why}", path.display())]
-    Form {
-        /// Which.
-        path: PathBuf,
-        /// Where and why.
-        why: String,
-    },
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -120,12 +99,10 @@ impl Registries {
     /// Reads the file and those that it names.
     ///
     /// # Errors
-    /// See [`RegistriesError`].
-    pub fn read(path: &Path) -> Result<Self, RegistriesError> {
-        let text = read(path)?;
-        let form = |why: String| RegistriesError::Form { path: path.to_owned(), why };
-        let text = String::from_utf8(text).map_err(|error| form(error.to_string()))?;
-        Self::parse(&text).map_err(form)?.with_files(path)
+    /// See [`FileError`].
+    pub fn read(path: &Path) -> Result<Self, FileError> {
+        let unread = Self::parse(&file::read_text(path)?).map_err(|why| FileError::form(path, why))?;
+        unread.with_files(path)
     }
 
     /// What the file says, without the files that it names.
@@ -207,9 +184,9 @@ pub(super) struct Unread {
 
 impl Unread {
     /// Reads certificates; relative names are relative to the file's own folder.
-    fn with_files(mut self, path: &Path) -> Result<Registries, RegistriesError> {
+    fn with_files(mut self, path: &Path) -> Result<Registries, FileError> {
         let beside = path.parent().unwrap_or(Path::new(""));
-        let load = |file: &Option<PathBuf>| file.as_ref().map(|file| read(&beside.join(file))).transpose();
+        let load = |file: &Option<PathBuf>| file.as_ref().map(|file| file::read(&beside.join(file))).transpose();
         for (name, tls) in self.tls {
             let host = self.found.hosts.entry(name).or_default();
             host.ca_pem = load(&tls.ca_file)?;
@@ -225,10 +202,6 @@ impl Unread {
         }
         Ok(self.found)
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, RegistriesError> {
-    file::read(path).map_err(|why| RegistriesError::Read { path: path.to_owned(), why })
 }
 
 impl Endpoint {

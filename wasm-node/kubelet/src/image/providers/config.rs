@@ -186,7 +186,7 @@ fn files(config: &Path) -> Result<Vec<PathBuf>, CredentialProvidersError> {
 }
 
 fn text(path: &Path) -> Result<String, CredentialProvidersError> {
-    let text = file::read(path).and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
+    let text = file::open(path).and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
     text.map_err(|why| CredentialProvidersError::Read { path: path.to_owned(), why })
 }
 

@@ -14,4 +14,4 @@ mod tests;
 
 pub(super) use self::fetch::{Unproven, verify};
 pub(super) use self::policy::Rule;
-pub use self::policy::{SignaturePolicy, SignaturePolicyError};
+pub use self::policy::SignaturePolicy;

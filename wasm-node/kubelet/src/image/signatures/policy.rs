@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
 
-use super::super::file;
+use super::super::file::{self, FileError};
 use super::identity::{Identity, Wire as IdentityWire};
 use super::key::PublicKey;
 use oci_registry::reference::{ImageName, Reference};
@@ -31,27 +31,6 @@ const OTHER_TRANSPORTS: [&str; 9] = [
     "sif",
     "tarball",
 ];
-
-/// Why the file can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SignaturePolicyError {
-    /// It, or a key that it names, can't be read.
-    #[error("{}: {why}", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        why: std::io::Error,
-    },
-    /// It says what can't be.
-    #[error("{}: {why}", path.display())]
-    Form {
-        /// Which.
-        path: PathBuf,
-        /// Where and why.
-        why: String,
-    },
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -171,12 +150,11 @@ impl SignaturePolicy {
     /// Reads the file, and the keys that it names.
     ///
     /// # Errors
-    /// See [`SignaturePolicyError`].
-    pub fn read(path: &Path) -> Result<Self, SignaturePolicyError> {
-        let form = |why: String| SignaturePolicyError::Form { path: path.to_owned(), why };
-        let text = String::from_utf8(read(path)?).map_err(|error| form(error.to_string()))?;
+    /// See [`FileError`].
+    pub fn read(path: &Path) -> Result<Self, FileError> {
         let beside = path.parent().unwrap_or(Path::new(""));
-        Self::parse(&text, &|key| read(&beside.join(key)).map_err(|error| error.to_string())).map_err(form)
+        let key = |key: &Path| file::read(&beside.join(key)).map_err(|error| error.to_string());
+        Self::parse(&file::read_text(path)?, &key).map_err(|why| FileError::form(path, why))
     }
 
     /// What the file says; `load` reads a key's file.
@@ -345,8 +323,4 @@ fn of_data(datas: &[String]) -> Result<Vec<PublicKey>, String> {
         PublicKey::parse(&pem).map_err(|why| format!("keyData: {why}"))
     };
     datas.iter().map(of).collect()
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, SignaturePolicyError> {
-    file::read(path).map_err(|why| SignaturePolicyError::Read { path: path.to_owned(), why })
 }
