@@ -17,6 +17,12 @@ pub trait ObjectReader: Send + Sync {
         self.get(group, plural, namespace, name)
     }
 
+    /// The resourceVersion of one object, without reading it.
+    fn version(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<u64> {
+        let key = self.key(group, plural, namespace, name)?;
+        self.at(&key).map(|(_, version)| version)
+    }
+
     /// All objects of a resource, or those of one namespace, in key order.
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>>;
 

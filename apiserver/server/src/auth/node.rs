@@ -2,7 +2,7 @@
 //!
 //! What it may write on them is narrowed by the admission plugin NodeRestriction.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use machinery_api::selector::go_quoted;
@@ -120,7 +120,15 @@ impl Ask<'_> {
 /// What the pods of a node name, by node and namespace.
 #[derive(Debug, Default)]
 struct Graph {
-    pods: HashMap<(String, String), HashMap<String, Named>>,
+    pods: HashMap<(String, String), Pods>,
+}
+
+/// The pods of a node in a namespace, as far as they were read.
+#[derive(Debug, Default)]
+struct Pods {
+    named: HashMap<String, Named>,
+    /// A pod that named an object when it was last asked for: while it does, no other is looked at.
+    witnesses: BTreeMap<(Kind, String), String>,
 }
 
 /// What one pod names, at one resourceVersion.
@@ -130,36 +138,81 @@ struct Named {
     names: BTreeSet<(Kind, String)>,
 }
 
+/// Where pods are read, and which.
+#[derive(Clone, Copy)]
+struct Scope<'a> {
+    objects: &'a dyn ObjectReader,
+    node: &'a str,
+    namespace: &'a str,
+}
+
+impl Scope<'_> {
+    fn each(self, visit: &mut dyn FnMut(&str, u64)) {
+        let (namespace, of_node) = (Some(self.namespace), Some(("spec.nodeName", self.node)));
+        self.objects.each("", "pods", namespace, of_node, &mut |_, name, version| visit(name, version));
+    }
+
+    fn names(self, name: &str) -> BTreeSet<(Kind, String)> {
+        let pod = self.objects.read_once("", "pods", self.namespace, name);
+        pod.filter(|pod| on_node(pod, self.node)).map(|pod| names_of(&pod)).unwrap_or_default()
+    }
+}
+
 impl Graph {
     /// Whether a pod of the node in the namespace names the object, as of now.
     fn any_names(&mut self, objects: &dyn ObjectReader, node: &str, namespace: &str, wanted: &(Kind, String)) -> bool {
         let key = (node.to_owned(), namespace.to_owned());
         let mut pods = self.pods.remove(&key).unwrap_or_default();
+        let scope = Scope { objects, node, namespace };
+        let any = pods.witness_names(scope, wanted) || pods.any_names(scope, wanted);
+        // Nothing is kept for a namespace without such pods: a node could ask for any number of them.
+        if !pods.named.is_empty() {
+            self.pods.insert(key, pods);
+        }
+        any
+    }
+}
+
+impl Pods {
+    /// Whether the pod that named it last still does.
+    fn witness_names(&mut self, scope: Scope<'_>, wanted: &(Kind, String)) -> bool {
+        let Some(name) = self.witnesses.get(wanted).cloned() else { return false };
+        let Some(version) = scope.objects.version("", "pods", scope.namespace, &name) else { return false };
+        let known = self.named.get(&name).filter(|pod| pod.version == version);
+        if known.is_none() {
+            self.named.insert(name.clone(), Named { version, names: scope.names(&name) });
+        }
+        self.named.get(&name).is_some_and(|pod| pod.names.contains(wanted))
+    }
+
+    /// Whether any does, of all that there are; reads those that have changed.
+    fn any_names(&mut self, scope: Scope<'_>, wanted: &(Kind, String)) -> bool {
         let mut changed: Vec<(String, u64)> = Vec::new();
         let mut seen = 0;
-        objects.each("", "pods", Some(namespace), Some(("spec.nodeName", node)), &mut |_, name, version| {
+        scope.each(&mut |name, version| {
             seen += 1;
-            if pods.get(name).is_none_or(|pod| pod.version != version) {
+            if self.named.get(name).is_none_or(|pod| pod.version != version) {
                 changed.push((name.to_owned(), version));
             }
         });
         for (name, version) in changed {
-            let pod = objects.read_once("", "pods", namespace, &name);
-            let names = pod.map(|pod| names_of(&pod)).unwrap_or_default();
-            pods.insert(name, Named { version, names });
+            let names = scope.names(&name);
+            self.named.insert(name, Named { version, names });
         }
-        if pods.len() > seen {
+        if self.named.len() > seen {
             let mut there = BTreeSet::new();
-            objects.each("", "pods", Some(namespace), Some(("spec.nodeName", node)), &mut |_, name, _| {
+            scope.each(&mut |name, _| {
                 there.insert(name.to_owned());
             });
-            pods.retain(|name, _| there.contains(name));
+            self.named.retain(|name, _| there.contains(name));
+            self.witnesses.retain(|_, name| there.contains(name));
         }
-        let any = pods.values().any(|pod| pod.names.contains(wanted));
-        // Nothing is kept for a namespace without such pods: a node could ask for any number of them.
-        if !pods.is_empty() {
-            self.pods.insert(key, pods);
-        }
+        let witness = self.named.iter().find(|(_, pod)| pod.names.contains(wanted)).map(|(name, _)| name.clone());
+        let any = witness.is_some();
+        match witness {
+            Some(name) => self.witnesses.insert(wanted.clone(), name),
+            None => self.witnesses.remove(wanted),
+        };
         any
     }
 }
@@ -342,5 +395,36 @@ mod tests {
         );
         assert!(ask("n1", "get", "", "secrets", "", "ns", "s4").allowed);
         assert!(!ask("n1", "get", "", "secrets", "", "ns", "s1").allowed, "its pod has gone");
+    }
+
+    #[test]
+    fn a_witness_is_believed_no_longer_than_it_holds() {
+        let (map, mut graph) = (Map::default(), Graph::default());
+        let pod = |name: &str, node: &str, secret: &str| {
+            let volumes = json!([{"name": "v", "secret": {"secretName": secret}}]);
+            map.put(
+                "",
+                "pods",
+                json!({"metadata": {"namespace": "ns", "name": name}, "spec": {"nodeName": node, "volumes": volumes}}),
+            );
+        };
+        let wanted = (Kind::Secret, "s".to_owned());
+        let mut named = || graph.any_names(&map, "n1", "ns", &wanted);
+        assert!(!named());
+        pod("a", "n1", "s");
+        assert!(named() && named());
+        pod("a", "n1", "other");
+        assert!(!named(), "it names another");
+        pod("a", "n1", "s");
+        assert!(named());
+        pod("a", "n2", "s");
+        assert!(!named(), "another pod has its name, elsewhere");
+        pod("b", "n1", "s");
+        assert!(named());
+        pod("c", "n1", "s");
+        map.remove("", "pods", "ns", "b");
+        assert!(named(), "another names it");
+        map.remove("", "pods", "ns", "c");
+        assert!(!named());
     }
 }

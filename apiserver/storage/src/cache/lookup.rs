@@ -72,6 +72,11 @@ impl ObjectReader for Lookup {
         self.cache.get(key.as_str()).map(|object| object.shared())
     }
 
+    fn version(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<u64> {
+        let key = self.key(group, plural, namespace, name)?;
+        self.cache.get(key.as_str()).map(|object| object.modified)
+    }
+
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
         let Some(scope) = self.scope(group, plural, namespace) else { return Vec::new() };
         // The newest revision is always within reach.
