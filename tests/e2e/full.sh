@@ -2,8 +2,11 @@
 # The disk is full in a pull, in a compilation, for a log, for a volume's update and for the store. Each of these folders lies on a file
 # system of its own, in a mount namespace of this script: made small the disk is full, made large again it is not. CASES names those to run.
 if [ -z "${OWN_MOUNTS:-}" ]; then
-  unshare --mount true || { echo "FAIL: this wants to mount file systems of its own: run it as root, where unshare(1) is let" >&2; exit 1; }
-  OWN_MOUNTS=1 exec unshare --mount --propagation private -- bash "$0" "$@"
+  own=(unshare --mount --propagation private)
+  # Who is not root is so for these mounts only.
+  "${own[@]}" true 2>/dev/null || own+=(--user --map-root-user)
+  "${own[@]}" true || { echo "FAIL: this wants to mount file systems of its own: run it as root, or where unshare(1) may make a user namespace" >&2; exit 1; }
+  OWN_MOUNTS=1 exec "${own[@]}" -- bash "$0" "$@"
 fi
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -29,9 +32,9 @@ up --nodes 0
 down
 for folder in "${FOLDERS[@]}"; do
   mkdir -p "$WORK/data/$folder" "$WORK/mounted"
-  mount -t tmpfs -o size=8g,mode=700 coracle-full "$WORK/mounted" || fail "no file system can be mounted here"
+  mount --no-mtab -t tmpfs -o size=8g,mode=700 coracle-full "$WORK/mounted" || fail "no file system can be mounted here"
   cp -a "$WORK/data/$folder/." "$WORK/mounted"
-  mount --move "$WORK/mounted" "$WORK/data/$folder"
+  mount --no-mtab --move "$WORK/mounted" "$WORK/data/$folder"
 done
 up --registries "$WORK/registries.yaml"
 for name in hello toolbox shop-frontend shop-catalog; do
