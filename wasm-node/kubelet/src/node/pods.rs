@@ -185,8 +185,8 @@ impl Pods {
     /// A new state of a pod that has a worker.
     fn update(&mut self, uid: &str, pod: Arc<Pod>) {
         let Some(worker) = self.workers.get(uid) else { return };
-        let (had, had_ended) = of(worker);
-        let ended = admit::ended(&pod) && !had_ended;
+        let had = worker.borrow().pod.get();
+        let ended = admit::ended(&pod) && !worker.borrow().claim.ended;
         if resize::same_pod(&pod, &had) {
             let wished = self.wishes.remove(uid).is_some();
             worker.send_modify(|input| {
@@ -225,7 +225,7 @@ impl Pods {
         let wished = wished.clone();
         let others = self.workers.iter().filter(|(other, _)| *other != uid).map(|(_, other)| other);
         let fits = resize::fits(&self.node.allocatable, &claims(others), &wished);
-        let (had, _) = of(worker);
+        let had = worker.borrow().pod.get();
         match fits {
             Ok(()) => {
                 worker.send_modify(|input| {
@@ -257,7 +257,7 @@ impl Pods {
             .wishes
             .iter()
             .filter_map(|(uid, (order, wished))| {
-                let (had, _) = of(self.workers.get(uid)?);
+                let had = self.workers.get(uid)?.borrow().pod.get();
                 let grows = ["cpu", "memory"].into_iter().any(|name| requested(wished, name) > requested(&had, name));
                 let spec = wished.spec.as_ref();
                 let priority = spec.and_then(|spec| spec.priority).unwrap_or(0);
@@ -310,12 +310,6 @@ fn claims<'a>(workers: impl Iterator<Item = &'a watch::Sender<Input>>) -> Vec<Cl
         (!input.removed).then(|| input.claim.clone())
     };
     workers.filter_map(claim).collect()
-}
-
-/// The pod that a worker was told of last, and whether it has ended.
-fn of(worker: &watch::Sender<Input>) -> (Arc<Pod>, bool) {
-    let input = worker.borrow();
-    (input.pod.get(), input.claim.ended)
 }
 
 fn uid_of(pod: &Pod) -> String {

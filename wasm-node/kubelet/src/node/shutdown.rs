@@ -37,12 +37,17 @@ pub(super) async fn run(node: Arc<Shared>) {
     for (critical, period) in shutdown.grace.groups() {
         let pods: Vec<Arc<PodView>> = node.pods.all();
         let pods = pods.into_iter().filter(|view| is_critical(&view.look().pod.get()) == critical && !told(view));
-        let pods: Vec<_> = pods.collect();
+        let mut pods: Vec<_> = pods.collect();
         for view in &pods {
             view.shut_down(grace_of(&view.look().pod.get(), period));
         }
         let until = node.parts.env.elapsed() + period + TOLD;
-        while !pods.iter().all(told) && node.parts.env.elapsed() < until {
+        loop {
+            // Who has ended is not looked at again: a pod that rests is read at each look.
+            pods.retain(|view| !told(view));
+            if pods.is_empty() || node.parts.env.elapsed() >= until {
+                break;
+            }
             tokio::time::sleep(LOOK).await;
         }
     }

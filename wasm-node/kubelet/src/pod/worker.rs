@@ -207,7 +207,7 @@ pub(crate) struct Worker {
     /// Of the wall clock from the monotonic one, as it was minded last.
     clock_offset: SignedDuration,
     /// What an earlier run of the agent told of its end.
-    told_before: Option<Arc<PodStatus>>,
+    told_before: Option<Resting<PodStatus>>,
     /// It was turned away for the node's labels as they are known here.
     by_labels: bool,
 }
@@ -321,7 +321,7 @@ impl Worker {
         self.state = state;
         if ended_before {
             // Its status tells all there is, and this run knows less of it than the one that wrote it.
-            self.told_before = self.pod().status.clone().filter(status::tells_the_end).map(Arc::new);
+            self.told_before = self.pod().status.clone().filter(status::tells_the_end).map(Resting::from);
         }
         self.project();
         if ended_before && self.state.deleted.is_none() {
@@ -484,7 +484,7 @@ impl Worker {
     fn rest(&mut self) {
         if self.turn.end() {
             self.pod.rest();
-            self.wanted.rest();
+            [Some(&*self.wanted), self.told_before.as_ref()].into_iter().flatten().for_each(Resting::rest);
             self.slots.iter().for_each(|slot| slot.container.rest());
         }
     }

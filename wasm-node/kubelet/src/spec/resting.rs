@@ -1,7 +1,7 @@
-//! Objects that are looked at seldom and kept for long: as their text while nobody looks, which takes a tenth of the memory of
-//! k8s-openapi's types.
+//! Objects that are looked at seldom and kept for long: as their text while nobody looks, which takes a small part of the memory
+//! of k8s-openapi's types.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -93,11 +93,11 @@ impl<T: Serialize + DeserializeOwned> Resting<T> {
 
 /// The object that a worker looks at, kept from its first look until the turn is over.
 #[derive(Debug)]
-pub(crate) struct Turn<T>(std::sync::OnceLock<Arc<T>>);
+pub(crate) struct Turn<T>(OnceLock<Arc<T>>);
 
 impl<T> Default for Turn<T> {
     fn default() -> Self {
-        Self(std::sync::OnceLock::new())
+        Self(OnceLock::new())
     }
 }
 

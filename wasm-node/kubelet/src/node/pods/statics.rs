@@ -141,9 +141,10 @@ impl Pods {
         for uid in self.statics.begun.keys().filter(|uid| !self.statics.wanted.contains_key(*uid)) {
             let Some(worker) = self.workers.get(uid) else { continue };
             worker.send_if_modified(|input| {
-                let mut pod = (*input.pod.get()).clone();
-                let ends = pod.metadata.deletion_timestamp.is_none();
+                let known = input.pod.get();
+                let ends = known.metadata.deletion_timestamp.is_none();
                 if ends {
+                    let mut pod = (*known).clone();
                     let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
                     pod.metadata.deletion_timestamp = Some(Time(now));
                     pod.metadata.deletion_grace_period_seconds = grace;

@@ -110,7 +110,7 @@ impl Worker {
             .chain(others.into_iter().filter(|other| own.iter().all(|own| own.type_ != other.type_)))
             .collect();
         let mut wanted = match &self.told_before {
-            Some(told) => PodStatus { observed_generation: pod.metadata.generation, ..(**told).clone() },
+            Some(told) => PodStatus { observed_generation: pod.metadata.generation, ..(*told.get()).clone() },
             None => status::project(&self.state, pod, &self.rules, &facts, &known, self.now()),
         };
         if let Some(conditions) = &mut wanted.conditions
