@@ -4,7 +4,7 @@
 
 exits 0 "$CORACLE" --help
 for verb in demo up run push pull inspect image call version; do
-  grep -qw "$verb" "$WORK/out" || { "$CORACLE" --help | grep -qw "$verb" || fail "--help does not name $verb"; }
+  has "\\b$verb\\b" "$CORACLE" --help || fail "--help does not name $verb"
   exits 0 "$CORACLE" "$verb" --help
   grep -q 'Example' "$WORK/out" || fail "$verb --help shows no example"
 done

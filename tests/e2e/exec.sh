@@ -103,8 +103,8 @@ found db 192.0.2.7; tool names -- nslookup db | diff "$WORK/wanted" - || fail "a
 exits 1 tool command -- nslookup nope.default.svc.cluster.local
 printf 'Server:\t\t%s\nAddress:\t%s:53\n\n%s\n\n%s\n\n' "$dns" "$dns" "** server can't find nope.default.svc.cluster.local: NXDOMAIN" \
   "** server can't find nope.default.svc.cluster.local: NXDOMAIN" | diff - "$WORK/out" || fail "a name that is not there"
-tool command -- nslookup "$cluster_ip" | grep -qx "$(awk -F. '{print $4"."$3"."$2"."$1}' <<< "$cluster_ip").in-addr.arpa	name = web.default.svc.cluster.local" || fail "the name of a ClusterIP"
-tool command -- nslookup -type=a web "$dns" | grep -qx "Address: $cluster_ip" || fail "the cluster's own name server, named"
+has "^$(awk -F. '{print $4"."$3"."$2"."$1}' <<< "$cluster_ip").in-addr.arpa	name = web.default.svc.cluster.local\$" tool command -- nslookup "$cluster_ip" || fail "the name of a ClusterIP"
+has "^Address: $cluster_ip\$" tool command -- nslookup -type=a web "$dns" || fail "the cluster's own name server, named"
 # Of no server of the host's loopback, however it is named.
 exits 1 tool command -- nslookup web 127.0.0.53
 exits 1 tool command -- nslookup web here.nowhere.invalid

@@ -194,7 +194,7 @@ expect 1 "$(wc -l < "$WORK/err")" "lines of an error"
 has "hello:v1 is in use: remove the pods.*docker.io/library/none:v1 is not on this node: .coracle image ls." cat "$WORK/err" || fail "$(cat "$WORK/err")"
 for form in "$R/zstd/hello:v1" "$R/data/hello:v1" "$R/index/hello:v1"; do
   image 0 export "$form" -o "$WORK/out.tar"
-  skopeo inspect --raw "oci-archive:$WORK/out.tar" | grep -q '"layers"' || fail "skopeo can't read the export of $form"
+  has '"layers"' skopeo inspect --raw "oci-archive:$WORK/out.tar" || fail "skopeo can't read the export of $form"
   [ "$(skopeo inspect "oci-archive:$WORK/out.tar" --format '{{.Digest}}' 2>"$WORK/err")" != "" ] || fail "skopeo: $(cat "$WORK/err")"
 done
 kubectl delete pod zstd --wait >/dev/null
@@ -210,7 +210,7 @@ skopeo copy -q --insecure-policy "oci-archive:$WORK/scratch.tar" "docker-archive
 image 0 import "$WORK/docker.tar"; policy=Never; runs saved saved.test/hello:v1; unset policy
 head -c 5000 "$WORK/zstd.tar" > "$WORK/half.tar"; image 1 import "$WORK/half.tar"
 image 1 import "$0"; has 'cannot import .*images.sh' cat "$WORK/err" || fail "$(cat "$WORK/err")"
-curl -s -o /dev/null -w '%{http_code}' "http://$REGISTRY/_coracle/images" | grep -q 401 || fail "images are told to anybody"
+expect 401 "$(curl -s -o /dev/null -w '%{http_code}' "http://$REGISTRY/_coracle/images")" "images are told to nobody unknown"
 echo "· images listed, removed, taken out and brought in"
 
 before=$(awk '/VmHWM/ {print $2}' "/proc/$UP_PID/status")

@@ -17,7 +17,7 @@ YAML
 resize() { kubectl patch pod "$1" --subresource resize --type strategic -p "{\"spec\":{\"containers\":[{\"name\":\"c\",\"resources\":$2}]}}" 2>&1; }
 of() { kubectl get pod "$1" -o jsonpath="{$2}"; }
 has() { [ "$(of "$1" "$2")" = "$3" ]; }
-said() { kubectl get events --field-selector "involvedObject.name=$1" -o jsonpath='{range .items[*]}{.reason} {.message}{"\n"}{end}' | grep -q -- "$2"; }
+said() { kubectl get events --field-selector "involvedObject.name=$1" -o jsonpath='{range .items[*]}{.reason} {.message}{"\n"}{end}' > "$WORK/events" && grep -q -- "$2" "$WORK/events"; }
 cpu='.status.containerStatuses[0].resources.limits.cpu'
 memory='.status.containerStatuses[0].resources.limits.memory'
 
