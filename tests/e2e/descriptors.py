@@ -3,7 +3,7 @@
 Strangers who connect and stay silent, pods with many volumes, guests that open files without end, and clients of a Service: each
 may be refused or wait, and neither ends the process nor keeps anybody with an identity out. CORACLE names the program.
 """
-import base64, http.client, json, os, resource, signal, socket, subprocess, sys, tempfile, time
+import base64, http.client, json, os, re, resource, signal, socket, subprocess, sys, tempfile, time
 
 LIMIT = int(sys.argv[1])
 PODS = int(sys.argv[2]) if len(sys.argv) > 2 else 60
@@ -148,6 +148,12 @@ def pods(selector, condition):
     return [p for p in json.loads(data)["items"] if any(c["type"] == condition and c["status"] == "True" for c in p["status"].get("conditions") or [])]
 
 
+def evicted(selector):
+    """What the status says of each that was."""
+    _, data = ask("GET", f"/api/v1/namespaces/default/pods?labelSelector={selector}")
+    return [p["status"]["message"] for p in json.loads(data)["items"] if p["status"].get("reason") == "Evicted"]
+
+
 alive("at rest")
 push(os.path.join(SAMPLES, "hello.wasm"), "hello")
 push(eater, "eater")
@@ -178,8 +184,22 @@ def serves():
 eventually("hello answers", serves)
 for n in range(3):
     pod(f"eater-{n}", "eater")
-eventually("guests that open files without end run", lambda: len(pods("app=eater", "Ready")) == 3)
+eventually("guests that open files without end run", lambda: len(pods("app=eater", "Ready")) + len(evicted("app=eater")) == 3)
 works("three guests that open files without end")
+if LIMIT > 1000 and evicted("app=eater"):
+    fail("a guest was evicted while the node has descriptors for others")
+# Each may hold a quarter of all.
+for n in range(3, 6):
+    pod(f"eater-{n}", "eater")
+eventually("so many that they leave none are evicted", lambda: len(evicted("app=eater")) >= 2)
+for message in evicted("app=eater"):
+    if not re.match(r"The node was low on resource: descriptors\. Threshold quantity: [0-9]+, available: [0-9]+\. $", message):
+        fail(f"it was evicted as {message!r}")
+conditions = {c["type"]: c for c in json.loads(ask("GET", "/api/v1/nodes/coracle-1")[1])["status"]["conditions"]}
+if (conditions["PIDPressure"]["status"], conditions["PIDPressure"]["reason"]) != ("True", "KubeletHasInsufficientPID"):
+    fail(f"the node says {conditions['PIDPressure']}")
+if evicted("app=hello"):
+    fail("a pod with few open files was evicted")
 clients = strangers((address, 80), 300)
 works(f"{len(clients)} connections to a Service")
 for connection in held + clients:

@@ -9,7 +9,7 @@ from suite import CLUSTER, NS, Wrong, apply, ask_api, expect, get, kubectl, main
 DATA, ELSEWHERE = os.environ["DATA"], os.environ["ELSEWHERE"]
 LARGE = "8g"
 COMPILED_S = 120  # by a debug build, on a machine that builds something else
-NEVER_EVICTED = {"priorityClassName": "system-node-critical"}
+NEVER_EVICTED = {"priorityClassName": "system-node-critical", "tolerations": [{"key": "node.kubernetes.io/disk-pressure", "operator": "Exists"}]}
 NO_ROOM = "[Nn]o space left on device"
 FREE_SOME = "[Ff]ree some space on the disk of the data folder"
 
@@ -252,8 +252,10 @@ def of_volumes_and_logs():
     mounts = {"volumeMounts": [{"name": "config", "mountPath": "/config"}]}
     reader = lambda name: pod(name, "registry.local/toolbox:v1", container={"command": ["sh", "-c", talks], **mounts}, **volume, **NEVER_EVICTED)
     put_config("POST", "one")
-    apply(reader("reader"), pod("ordinary", "registry.local/hello:v1"))
-    until("they run", lambda: is_ready("reader") and is_ready("ordinary"), COMPILED_S)
+    fills = "i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo > /room/$i; done; while true; do sleep 1; done"
+    many = {"volumes": [{"name": "room", "emptyDir": {}}], "container": {"command": ["sh", "-c", fills], "volumeMounts": [{"name": "room", "mountPath": "/room"}]}}
+    apply(reader("reader"), pod("ordinary", "registry.local/hello:v1"), pod("many", "registry.local/toolbox:v1", **many))
+    until("they run", lambda: is_ready("reader") and is_ready("ordinary") and is_ready("many"), COMPILED_S)
     expect({"one"}, shown("reader"), "the volume")
     expect("False", condition("DiskPressure")["status"], "DiskPressure")
     uid = get(f"{NS}/pods/reader")["metadata"]["uid"]
@@ -261,6 +263,9 @@ def of_volumes_and_logs():
     at = next(os.path.join(base, "config") for base, folders, _ in os.walk(os.path.join(DATA, "nodes", node, "pods", uid)) if "config" in folders)
     logs = os.path.join(DATA, "nodes", node, "logs", uid, "c", "0.log")
     with neighbours():
+        until("it has its files", lambda: files_in(get(f"{NS}/pods/many")["metadata"]["uid"]) >= 400)
+        out_of_inodes("many")
+        expect(True, is_ready("ordinary"), "a pod of few files stays")
         with full("nodes", 256 << 10):
             put_config("PUT", "two")
             told("reader", "FailedMount", f'MountVolume.SetUp failed for volume "config" : .*{NO_ROOM}.*{FREE_SOME}')
@@ -292,6 +297,24 @@ def of_volumes_and_logs():
         ready_as_it_is("later", 90)
         expect({"two"}, shown("later"), "the volume of a pod that waited")
         expect(0, container("reader")["restartCount"], "restarts of the reader")
+
+
+def files_in(uid):
+    return sum(uid in name for name in files("nodes"))
+
+
+def out_of_inodes(name):
+    """The file system of the node has no inodes left, and plenty of room: who has most of them goes."""
+    disk = os.statvfs(os.path.join(DATA, "nodes"))
+    used = disk.f_files - disk.f_ffree
+    mounted("nodes", nr_inodes=used + used // 40)
+    try:
+        until(f"{name} is evicted", lambda: status(name).get("reason") == "Evicted")
+        expect(("True", "KubeletHasDiskPressure"), (condition("DiskPressure")["status"], condition("DiskPressure")["reason"]), "DiskPressure")
+        if not re.match(r"The node was low on resource: inodes\. Threshold quantity: [0-9]+, available: [0-9]+\. $", status(name)["message"]):
+            raise Wrong(f"it was evicted as {status(name)['message']!r}")
+    finally:
+        mounted("nodes", nr_inodes=1000000)
 
 
 def stands_still(size):

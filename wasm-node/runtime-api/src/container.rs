@@ -97,6 +97,8 @@ pub struct Stats {
     pub memory_bytes: u64,
     /// The most they ever held.
     pub memory_peak_bytes: u64,
+    /// Files, folders and sockets that its instances have open.
+    pub descriptors: u64,
     /// Grows with every change of a writable volume.
     pub disk_changes: u64,
     /// Fuel used, where metered.

@@ -1,8 +1,8 @@
-//! Evicts pods where the node runs short of memory or disk, one at an observation, in upstream's order: what uses more than
+//! Evicts pods where the node runs short of memory, disk, inodes or descriptors, one at an observation, in upstream's order: what uses more than
 //! it requests, then what has the lower priority, then what uses most beyond its request.
 
 use std::cmp::Reverse;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -10,23 +10,23 @@ use machinery_api::quantity::Quantity;
 use machinery_client::EventRecord;
 use tokio::sync::watch;
 
-use super::register::{Shortage, Shortages};
+use super::pressure::{Shortage, Signal};
 use crate::pod::shared::{PodViews, Shared};
 use crate::pod::worker::Seen;
 use crate::spec::containers;
 use crate::spec::requests::requested;
 use crate::volume::paths::plain;
-use crate::volume::usage::{measure, quantity};
+use crate::volume::usage::measure;
 
 /// From this priority on a pod is critical, and never evicted (upstream's `system-cluster-critical`).
 pub(super) const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
-/// What a container uses and requests.
+/// What a container uses and requests, in the unit of the resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Share {
     container: String,
-    used_bytes: u64,
-    requested_bytes: u64,
+    used: u64,
+    requested: u64,
 }
 
 /// One pod that runs.
@@ -34,32 +34,34 @@ struct Share {
 struct Candidate {
     uid: String,
     priority: i32,
-    used_bytes: u64,
-    requested_bytes: u64,
+    used: u64,
+    requested: u64,
+    /// Those that upstream's message tells of.
     containers: Vec<Share>,
 }
 
 /// The pod that goes first.
 fn first(candidates: Vec<Candidate>) -> Option<Candidate> {
-    let over = |one: &Candidate| i128::from(one.used_bytes) - i128::from(one.requested_bytes);
+    let over = |one: &Candidate| i128::from(one.used) - i128::from(one.requested);
     let mortal = candidates.into_iter().filter(|one| one.priority < CRITICAL_PRIORITY);
     mortal.max_by_key(|one| (over(one) > 0, Reverse(one.priority), over(one), Reverse(one.uid.clone())))
 }
 
 /// Upstream's words.
-fn message(resource: &str, short: Shortage, of: &Candidate) -> String {
-    let Shortage { threshold_bytes, available_bytes } = short;
+fn message(short: Shortage, of: &Candidate) -> String {
+    let Shortage { signal, threshold, available } = short;
+    let resource = signal.resource();
     let mut message = format!(
         "The node was low on resource: {resource}. Threshold quantity: {}, available: {}. ",
-        quantity(threshold_bytes),
-        quantity(available_bytes),
+        signal.amount(threshold),
+        signal.amount(available),
     );
-    for share in of.containers.iter().filter(|share| share.used_bytes > share.requested_bytes) {
+    for share in of.containers.iter().filter(|share| share.used > share.requested) {
         message.push_str(&format!(
             "Container {} was using {}, request is {}, has larger consumption of {resource}. ",
             share.container,
-            quantity(share.used_bytes),
-            quantity(share.requested_bytes),
+            signal.amount(share.used),
+            signal.amount(share.requested),
         ));
     }
     message
@@ -70,7 +72,7 @@ pub(super) fn memory_used(pods: &PodViews) -> u64 {
     pods.all().iter().map(|view| view.look().memory_bytes()).sum()
 }
 
-/// The pods that run; `used`: bytes that a pod uses, and each of its containers that run.
+/// The pods that run; `used`: what a pod uses, and each of its containers that are told of.
 fn candidates(
     pods: &PodViews,
     resource: &str,
@@ -82,21 +84,18 @@ fn candidates(
         let pod = seen.runs().then(|| seen.pod.get())?;
         let spec = pod.spec.as_ref()?;
         let uid = pod.metadata.uid.clone().filter(|_| pod.metadata.deletion_timestamp.is_none())?;
-        let (used_bytes, each) = used(&uid, &seen);
+        let (used, each) = used(&uid, &seen);
         let requests = |name: &str| {
             let (_, container) = containers::each(spec).find(|(_, container)| container.name == name)?;
             let amount = Quantity::parse(&container.resources.as_ref()?.requests.as_ref()?.get(resource)?.0).ok()?;
             u64::try_from(amount.value()).ok()
         };
-        let share = |(container, used_bytes): (String, u64)| Share {
-            requested_bytes: requests(&container).unwrap_or(0),
-            container,
-            used_bytes,
-        };
+        let share =
+            |(container, used): (String, u64)| Share { requested: requests(&container).unwrap_or(0), container, used };
         Some(Candidate {
             priority: spec.priority.unwrap_or(0),
-            used_bytes,
-            requested_bytes: u64::try_from(requested(&pod, resource)).unwrap_or(0),
+            used,
+            requested: u64::try_from(requested(&pod, resource)).unwrap_or(0),
             containers: each.into_iter().map(share).collect(),
             uid,
         })
@@ -112,16 +111,32 @@ fn memory_of(_: &str, seen: &Seen) -> (u64, Vec<(String, u64)>) {
     (seen.memory_bytes(), each)
 }
 
-/// Bytes on the disk that a pod's volumes and logs take, and the logs of each container. Walks them.
+/// What a pod's volumes and logs take on the disk, and the logs of each container. Walks them.
 fn disk_of(data_dir: &Path, uid: &str, seen: &Seen) -> (u64, Vec<(String, u64)>) {
-    let [pods, logs] = ["pods", "logs"].map(|folder| data_dir.join(folder).join(plain(uid)));
+    let logs = folders(data_dir, uid)[1].clone();
     let log_of = |name: &str| measure(&logs.join(plain(name))).bytes;
     let each = seen.containers.iter().map(|of| (of.name.to_string(), log_of(&of.name))).collect();
-    (measure(&pods).bytes.saturating_add(measure(&logs).bytes), each)
+    (folders(data_dir, uid).iter().map(|folder| measure(folder).bytes).sum(), each)
+}
+
+/// Files and folders of a pod's volumes and logs. Walks them.
+fn inodes_of(data_dir: &Path, uid: &str) -> (u64, Vec<(String, u64)>) {
+    (folders(data_dir, uid).iter().map(|folder| measure(folder).entries).sum(), Vec::new())
+}
+
+/// Where a pod's volumes lie, and its logs.
+fn folders(data_dir: &Path, uid: &str) -> [PathBuf; 2] {
+    ["pods", "logs"].map(|folder| data_dir.join(folder).join(plain(uid)))
+}
+
+/// What a pod's guests have open.
+fn descriptors_of(_: &str, seen: &Seen) -> (u64, Vec<(String, u64)>) {
+    let running = seen.containers.iter().filter_map(|of| of.running.as_ref());
+    (running.map(|(container, _)| container.stats().descriptors).sum(), Vec::new())
 }
 
 /// Evicts what is to go, each time that `shortages` is told anew.
-pub(super) async fn run(node: Arc<Shared>, mut shortages: watch::Receiver<Shortages>) {
+pub(super) async fn run(node: Arc<Shared>, mut shortages: watch::Receiver<Vec<Shortage>>) {
     loop {
         tokio::select! {
             () = node.stop.cancelled() => return,
@@ -129,10 +144,9 @@ pub(super) async fn run(node: Arc<Shared>, mut shortages: watch::Receiver<Shorta
                 return;
             },
         }
-        let now = *shortages.borrow_and_update();
-        // As upstream: memory before all other resources, and one pod at a time.
-        let short = now.memory.map(|short| ("memory", short)).or(now.disk.map(|short| ("ephemeral-storage", short)));
-        let Some((resource, short)) = short else { continue };
+        // As upstream: the first of what is short, and one pod at a time.
+        let Some(short) = shortages.borrow_and_update().first().copied() else { continue };
+        let resource = short.signal.resource();
         tracing::warn!(node = node.identity.name, resource, ?short, "the node is short: a pod may be evicted");
         node.recorder.record(EventRecord {
             about: about(&node),
@@ -141,10 +155,10 @@ pub(super) async fn run(node: Arc<Shared>, mut shortages: watch::Receiver<Shorta
             message: format!("Attempting to reclaim {resource}"),
             source: None,
         });
-        match look_for(&node, resource).await {
+        match look_for(&node, short.signal).await {
             Ok(Some(going)) => {
                 let view = node.pods.get(&going.uid);
-                if !view.is_some_and(|view| view.evict(message(resource, short, &going))) {
+                if !view.is_some_and(|view| view.evict(message(short, &going))) {
                     tracing::warn!(node = node.identity.name, uid = going.uid, "a pod to be evicted does not listen");
                 }
             }
@@ -159,14 +173,22 @@ pub(super) async fn run(node: Arc<Shared>, mut shortages: watch::Receiver<Shorta
 /// The thread that measures volumes has ended.
 struct Ended;
 
-/// The pod that is to go for `resource`. Volumes are walked where nobody else waits.
-async fn look_for(node: &Arc<Shared>, resource: &'static str) -> Result<Option<Candidate>, Ended> {
-    if resource == "memory" {
-        return Ok(first(candidates(&node.pods, resource, memory_of)));
-    }
+/// The pod that is to go for what `signal` tells of. Volumes are walked where nobody else waits.
+async fn look_for(node: &Arc<Shared>, signal: Signal) -> Result<Option<Candidate>, Ended> {
+    let resource = signal.resource();
     let (pods, data_dir) = (node.pods.clone(), node.identity.data_dir.clone());
-    let walk = move || first(candidates(&pods, resource, |uid, seen| disk_of(&data_dir, uid, seen)));
-    node.measurer.run(walk).await.ok_or(Ended)
+    match signal {
+        Signal::Memory => Ok(first(candidates(&pods, resource, memory_of))),
+        Signal::Descriptors => Ok(first(candidates(&pods, resource, descriptors_of))),
+        Signal::Disk => {
+            let walk = move || first(candidates(&pods, resource, |uid, seen| disk_of(&data_dir, uid, seen)));
+            node.measurer.run(walk).await.ok_or(Ended)
+        }
+        Signal::Inodes => {
+            let walk = move || first(candidates(&pods, resource, |uid, _| inodes_of(&data_dir, uid)));
+            node.measurer.run(walk).await.ok_or(Ended)
+        }
+    }
 }
 
 /// The Node as upstream's kubelet refers to it in its events.
@@ -179,9 +201,9 @@ pub(super) fn about(node: &Shared) -> ObjectReference {
 mod tests {
     use super::*;
 
-    fn pod(uid: &str, priority: i32, used_bytes: u64, requested_bytes: u64) -> Candidate {
-        let containers = vec![Share { container: "c".into(), used_bytes, requested_bytes }];
-        Candidate { uid: uid.into(), priority, used_bytes, requested_bytes, containers }
+    fn pod(uid: &str, priority: i32, used: u64, requested: u64) -> Candidate {
+        let containers = vec![Share { container: "c".into(), used, requested }];
+        Candidate { uid: uid.into(), priority, used, requested, containers }
     }
 
     #[test]
@@ -203,13 +225,17 @@ mod tests {
 
     #[test]
     fn what_is_said_of_it() {
-        let short = Shortage { threshold_bytes: 100 << 20, available_bytes: 52_428 << 10 };
+        let short = Shortage { signal: Signal::Memory, threshold: 100 << 20, available: 52_428 << 10 };
         assert_eq!(
-            message("memory", short, &pod("p", 0, (3 << 20) + 1, 0)),
+            message(short, &pod("p", 0, (3 << 20) + 1, 0)),
             "The node was low on resource: memory. Threshold quantity: 100Mi, available: 52428Ki. Container c was using \
              3145729, request is 0, has larger consumption of memory. "
         );
-        assert!(message("memory", short, &pod("p", 0, 1, 2)).ends_with("available: 52428Ki. "));
-        assert_eq!([0, 1 << 30, 1 << 60].map(quantity), ["0", "1Gi", "1Ei"]);
+        assert!(message(short, &pod("p", 0, 1, 2)).ends_with("available: 52428Ki. "));
+        let inodes = Shortage { signal: Signal::Inodes, threshold: 5000, available: 4999 };
+        assert_eq!(
+            message(inodes, &Candidate { containers: Vec::new(), ..pod("p", 0, 1, 0) }),
+            "The node was low on resource: inodes. Threshold quantity: 5k, available: 4999. "
+        );
     }
 }

@@ -15,7 +15,8 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::register::{self, Capacity, Health, Observation, Shortages, labels, node, pressed, status};
+use super::pressure::{Pressures, Shortage};
+use super::register::{self, Capacity, Health, Observation, labels, node, status};
 use super::{NodeConfig, NodeReady};
 use crate::pod::node_facts::NodeFacts;
 
@@ -55,9 +56,8 @@ pub(super) struct NodeStatusManager {
     /// An observation that has not come back yet.
     observing: Option<JoinHandle<Observation>>,
     /// What there is too little of, told at each observation.
-    shortages: watch::Sender<Shortages>,
-    /// When the node was last short of memory, and of disk.
-    short_at: (Option<Duration>, Option<Duration>),
+    shortages: watch::Sender<Vec<Shortage>>,
+    pressures: Pressures,
     networked: bool,
     health: Health,
     /// The Node's newest state that is known; none where there is none.
@@ -85,7 +85,7 @@ impl NodeStatusManager {
         port: u16,
         observe: Arc<Observe>,
         uid: watch::Sender<Option<String>>,
-        shortages: watch::Sender<Shortages>,
+        shortages: watch::Sender<Vec<Shortage>>,
     ) -> Self {
         let reflector = Reflector::of::<Node>(client.clone(), env.clone());
         let events = reflector.selecting(format!("metadata.name={}", config.name)).events();
@@ -97,7 +97,7 @@ impl NodeStatusManager {
             observe,
             observing: None,
             shortages,
-            short_at: (None, None),
+            pressures: Pressures::default(),
             networked: false,
             health: Health::default(),
             known: None,
@@ -284,11 +284,11 @@ impl NodeStatusManager {
                 match observed {
                     Ok(Observation { images, shortages }) => {
                         let now = self.env.elapsed();
+                        self.pressures.observed(&shortages, now);
                         self.health = Health {
                             networked: self.networked,
                             shutting_down: self.config.shutdown.has_begun(),
-                            short_of_memory: pressed(&mut self.short_at.0, shortages.memory.is_some(), now),
-                            short_of_disk: pressed(&mut self.short_at.1, shortages.disk.is_some(), now),
+                            short: self.pressures.held(now),
                             images,
                         };
                         self.shortages.send_replace(shortages);

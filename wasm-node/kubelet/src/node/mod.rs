@@ -17,6 +17,7 @@ mod life;
 #[cfg(test)]
 mod played;
 mod pods;
+mod pressure;
 mod register;
 #[cfg(test)]
 mod several;
@@ -39,6 +40,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::pressure::Room;
 use crate::config::sources::ConfigSourceManager;
 use crate::log;
 use crate::pod::addresses::{Addresses, BadCidr};
@@ -303,9 +305,12 @@ pub async fn run(
     let (uid, node_uid) = watch::channel(None);
     let (images, folder, of_guests) = (parts.images.clone(), config.data_dir.clone(), pods.clone());
     let guest_memory = config.capacity.guest_memory_bytes;
-    let observe =
-        Arc::new(move || register::observe(&images, &folder, guest_memory, eviction::memory_used(&of_guests)));
-    let (shortages, short) = watch::channel(register::Shortages::default());
+    let ledger = parts.runtime.ledger().clone();
+    let observe = Arc::new(move || {
+        let left = guest_memory.saturating_sub(eviction::memory_used(&of_guests));
+        register::observe(&images, &folder, Room { total: guest_memory, free: left }, &ledger)
+    });
+    let (shortages, short) = watch::channel(Vec::new());
     let mut heart =
         heartbeat::NodeStatusManager::new(&config, client.clone(), &parts.env, kubelet.port(), observe, uid, shortages);
     let requests = client.clone().into();

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus, Taint};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use machinery_api::{names, time};
+use runtime_api::ledger::{Ledger, Resource};
 use serde_json::{Value, json};
 
 use super::NodeConfig;
+use super::pressure::{Held, Pressure, Reading, Room, Shortage};
 use crate::image::Images;
 use crate::pod::node_facts::NodeFacts;
 
@@ -21,13 +22,6 @@ pub const KUBELET_VERSION: &str = "v1.36.0+coracle";
 pub const MAX_PODS_DEFAULT: u32 = 2000;
 /// Names in `status.images` (upstream's bound).
 const IMAGES_MAX: usize = 50;
-/// How long a condition of pressure stays after its reason has gone, so that pods don't come and go with it (upstream's).
-const PRESSURE_TRANSITION: Duration = Duration::from_secs(300);
-/// Free memory below which the node says so (upstream's threshold).
-const MEMORY_LOW_BYTES: u64 = 100 << 20;
-/// Free disk below which the node says so: what the default bound of one emptyDir could use up.
-const DISK_LOW_BYTES: u64 = 1 << 30;
-
 /// The conditions that an agent reports.
 const CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
 /// The resources that it counts.
@@ -109,6 +103,19 @@ pub(super) fn disk(folder: &Path) -> Option<(u64, u64)> {
     let on = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));
     let disk = on.max_by_key(|disk| disk.mount_point().as_os_str().len())?;
     Some((disk.total_space(), disk.available_space()))
+}
+
+/// Inodes of the file system that a folder lies on; none of one that has no bound of them.
+#[cfg(unix)]
+fn inodes(folder: &Path) -> Option<Room> {
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    Some(Room { total: stat.f_files, free: stat.f_favail })
+}
+
+/// Inodes of the file system that a folder lies on: this system tells none.
+#[cfg(not(unix))]
+fn inodes(_: &Path) -> Option<Room> {
+    None
 }
 
 fn arch() -> &'static str {
@@ -204,24 +211,9 @@ pub(super) struct Health {
     pub(super) networked: bool,
     /// Its pods end, as it will.
     pub(super) shutting_down: bool,
-    pub(super) short_of_memory: bool,
-    pub(super) short_of_disk: bool,
+    pub(super) short: Held,
     /// Names and sizes.
     pub(super) images: Vec<(Vec<String>, u64)>,
-}
-
-/// How much less than needed there is of something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shortage {
-    pub(super) threshold_bytes: u64,
-    pub(super) available_bytes: u64,
-}
-
-/// What there is too little of at one observation.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Shortages {
-    pub(super) memory: Option<Shortage>,
-    pub(super) disk: Option<Shortage>,
 }
 
 /// What an observation of the machine finds.
@@ -229,50 +221,28 @@ pub(super) struct Shortages {
 pub(super) struct Observation {
     /// Names and sizes of images.
     pub(super) images: Vec<(Vec<String>, u64)>,
-    pub(super) shortages: Shortages,
+    pub(super) shortages: Vec<Shortage>,
 }
 
-fn short(available_bytes: Option<u64>, threshold_bytes: u64) -> Option<Shortage> {
-    let available_bytes = available_bytes.filter(|available| *available < threshold_bytes)?;
-    Some(Shortage { threshold_bytes, available_bytes })
-}
-
-/// Whether a condition of pressure holds: while there is a shortage, and for a while after the last one.
-pub(super) fn pressed(last: &mut Option<Duration>, short: bool, now: Duration) -> bool {
-    if short {
-        *last = Some(now);
-    }
-    last.is_some_and(|last| now.saturating_sub(last) < PRESSURE_TRANSITION)
-}
-
-/// Observes the machine. `guest_memory_bytes` is what this node's guests may hold, `used_bytes` what they do. May block.
-pub(super) fn observe(images: &Images, data_dir: &Path, guest_memory_bytes: u64, used_bytes: u64) -> Observation {
+/// Observes the machine. `guest_memory` is what this node's guests may hold, `ledger` that of all of the process. May block.
+pub(super) fn observe(images: &Images, data_dir: &Path, guest_memory: Room, ledger: &Ledger) -> Observation {
     let mut images: Vec<(Vec<String>, u64)> =
         images.list().iter().map(|i| (vec![i.image_id.clone(), i.name.clone()], i.size_bytes)).collect();
     images.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     images.truncate(IMAGES_MAX);
-    let left_bytes = guest_memory_bytes.saturating_sub(used_bytes);
-    // A small share of a small machine is not short for being small.
-    let guests = short(Some(left_bytes), MEMORY_LOW_BYTES.min(guest_memory_bytes / 20));
-    let shortages = Shortages {
-        memory: short(memory().map(|(_, free)| free), MEMORY_LOW_BYTES).or(guests),
-        disk: short(disk(data_dir).map(|(_, free)| free), DISK_LOW_BYTES),
+    let (open, most) = (ledger.used(Resource::Descriptors), ledger.limit(Resource::Descriptors));
+    let reading = Reading {
+        memory_free_bytes: memory().map(|(_, free)| free),
+        guest_memory_bytes: Some(guest_memory),
+        disk_free_bytes: disk(data_dir).map(|(_, free)| free),
+        inodes: inodes(data_dir),
+        descriptors: Some(Room { total: most, free: most.saturating_sub(open) }),
     };
-    Observation { images, shortages }
+    Observation { images, shortages: reading.shortages() }
 }
 
 /// The conditions by type: status, reason, message.
 pub(super) fn conditions(health: &Health) -> [(&'static str, bool, &'static str, &'static str); 4] {
-    let memory = if health.short_of_memory {
-        ("MemoryPressure", true, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available")
-    } else {
-        ("MemoryPressure", false, "KubeletHasSufficientMemory", "kubelet has sufficient memory available")
-    };
-    let disk = if health.short_of_disk {
-        ("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure")
-    } else {
-        ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
-    };
     let ready = if health.shutting_down {
         ("Ready", false, "KubeletNotReady", "node is shutting down")
     } else if health.networked {
@@ -286,7 +256,9 @@ pub(super) fn conditions(health: &Health) -> [(&'static str, bool, &'static str,
              no podCIDR yet",
         )
     };
-    [memory, disk, ("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available"), ready]
+    let [memory, disk, pid] = [Pressure::Memory, Pressure::Disk, Pressure::Pid]
+        .map(|pressure| pressure.condition(health.short.has(pressure)));
+    [memory, disk, pid, ready]
 }
 
 /// The status as a strategic merge patch. `known` is the node as it was read last, for the times of its conditions.
@@ -362,14 +334,6 @@ mod tests {
             of(json!({"conditions": [ready("True", "2026-01-01T00:00:00Z")], "capacity": {"cpu": "2"}}))
         );
         assert_eq!(own(None), None);
-    }
-
-    #[test]
-    fn pressure_lasts_a_while() {
-        let (mut last, second) = (None, Duration::from_secs);
-        assert!(!pressed(&mut last, false, second(1)));
-        assert!(pressed(&mut last, true, second(10)) && pressed(&mut last, false, second(309)));
-        assert!(!pressed(&mut last, false, second(310)));
     }
 
     #[test]

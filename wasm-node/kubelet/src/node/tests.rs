@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::heartbeat::NodeStatusManager;
 use super::played::{Played, Watch, missing, show};
-use super::register::{Observation, Shortages};
+use super::register::Observation;
 use super::{Capacity, NodeConfig, lease};
 use crate::server::ServingTls;
 
@@ -141,7 +141,7 @@ async fn beat(api: &Api, stop: &CancellationToken) {
     config.pod_cidr = Some("10.0.0.0/24".into());
     let (uid, node_uid) = watch::channel(None);
     let env = Env::real();
-    let (observe, shortages) = (Arc::new(Observation::default), watch::Sender::new(Shortages::default()));
+    let (observe, shortages) = (Arc::new(Observation::default), watch::Sender::new(Vec::new()));
     let mut heart = NodeStatusManager::new(&config, api.client(), &env, 1, observe, uid, shortages);
     tokio::spawn(lease::keep(api.client().into(), config, env, node_uid, stop.clone()));
     assert_eq!(heart.register().await, "10.0.0.0/24");

@@ -180,6 +180,7 @@ impl Container {
             cpu_throttled: shared.cpu.throttled(),
             memory_bytes: shared.ledger.used(Resource::Memory),
             memory_peak_bytes: shared.ledger.peak(Resource::Memory),
+            descriptors: shared.ledger.used(Resource::Descriptors),
             disk_changes: shared.guest.disk.changes(),
             fuel_used: read(&counters.fuel_used),
             requests: read(&counters.requests),

@@ -95,7 +95,9 @@ impl NodeDisk {
     }
 
     fn keep_warm(&self, container: u64, folders: &Arc<Folders>) {
-        let descriptors_max = self.ledger.limit(Resource::Descriptors) / WARM_FOLDERS_PART;
+        let (open, most) = (self.ledger.used(Resource::Descriptors), self.ledger.limit(Resource::Descriptors));
+        // What is kept must not make the node look short of them.
+        let descriptors_max = if open > most / 2 { 0 } else { most / WARM_FOLDERS_PART };
         let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
         warm.retain(|(known, _)| *known != container);
         warm.push_front((container, folders.clone()));
