@@ -64,10 +64,22 @@ node=$(kubectl get node -o jsonpath='{.items[0].metadata.name}')
 counted() { kubectl get --raw "/api/v1/nodes/$node/proxy/metrics" | sed -n "s/^$1{$2} //p"; }
 labels() { echo "long_running=\"$1\",method=\"GET\",path=\"$2\",server_type=\"readwrite\""; }
 is() { [ "$(counted kubelet_http_inflight_requests "$(labels true exec)")" = "$1" ]; }
+# What lasts at the API server: a kind of request, by resource and subresource.
+lasting() { kubectl get --raw /metrics | sed -n "s/^apiserver_longrunning_requests{verb=\"$1\".*resource=\"$2\",subresource=\"$3\".*} //p"; }
+last() { [ "$(lasting "$2" "$3" "$4" | awk '{n += $1} END {print n + 0}')" = "$1" ]; }
+watches=$(lasting WATCH configmaps '' | awk '{n += $1} END {print n + 0}')
 kubectl exec -i "$pod" -- cat < <(sleep 600) > /dev/null 2>&1 & session=$!
+kubectl get configmaps -w > /dev/null 2>&1 & watch=$!
+kubectl logs -f "$pod" > /dev/null 2>&1 & log=$!
 eventually 60 is 1
-kill $session; wait $session 2>/dev/null || true
+eventually 20 last 1 GET pods exec
+eventually 20 last 1 GET pods log
+eventually 20 last $((watches + 1)) WATCH configmaps ''
+kill $session $watch $log; wait $session $watch $log 2>/dev/null || true
 eventually 20 is 0
+eventually 20 last 0 GET pods exec
+eventually 20 last 0 GET pods log
+eventually 20 last "$watches" WATCH configmaps ''
 expect 1 "$(counted kubelet_http_requests_total "$(labels true exec)")" "sessions in all"
 expect 1 "$(counted kubelet_http_requests_duration_seconds_count "$(labels true exec)")" "sessions that ended"
 expect 1 "$(counted kubelet_websocket_streaming_requests_total 'subresource="exec"')" "sessions by WebSocket"

@@ -21,6 +21,7 @@ use super::handle::{RequestContext, RequestHandler, attributes, exact_fields};
 use super::kubelets;
 use super::logs;
 use super::respond;
+use super::under_way::UnderWay;
 use crate::auth::Attributes;
 use crate::auth::tls::Peer;
 use crate::registry::RequestScope;
@@ -47,8 +48,14 @@ const HANDSHAKE: [HeaderName; 8] = [
 pub(super) struct ClientConnection {
     /// Resolves to it once the 101 is sent; none where it can't become another protocol's.
     pub(super) upgrade: Option<OnUpgrade>,
-    /// Keeps its place among the connections.
+    pub(super) place: SessionPlace,
+}
+
+/// What a session keeps until it ends: a place among the connections, and one among what is under way.
+#[derive(Debug, Default)]
+pub(super) struct SessionPlace {
     pub(super) peer: Option<Peer>,
+    pub(super) under_way: Option<UnderWay>,
 }
 
 /// The `port` parameters for the node, of a client's `ports`.
@@ -197,13 +204,8 @@ impl RequestHandler {
             return Ok(response);
         }
         let node = hyper::upgrade::on(&mut answer);
-        let through = hand_through(upgrade, node, asking.connection.peer.take(), self.stop.clone());
-        let open = self.deps.metrics.long_running().clone();
-        open.inc();
-        tokio::spawn(async move {
-            through.await;
-            open.dec();
-        });
+        let place = std::mem::take(&mut asking.connection.place);
+        tokio::spawn(hand_through(upgrade, node, place, self.stop.clone()));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         response.headers_mut().extend(headers);
@@ -212,7 +214,7 @@ impl RequestHandler {
 }
 
 /// Copies between the client and the node until one of them ends, or `stop`.
-pub(super) async fn hand_through(client: OnUpgrade, node: OnUpgrade, place: Option<Peer>, stop: CancellationToken) {
+pub(super) async fn hand_through(client: OnUpgrade, node: OnUpgrade, place: SessionPlace, stop: CancellationToken) {
     let copied = async {
         let (client, node) = tokio::try_join!(client, node).map_err(std::io::Error::other)?;
         tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(node)).await
@@ -229,7 +231,7 @@ pub(super) async fn hand_through(client: OnUpgrade, node: OnUpgrade, place: Opti
 }
 
 /// Sends a body over a connection that becomes a WebSocket (`binary.k8s.io`), until one of them ends, or `stop`.
-pub(super) async fn send_body(client: OnUpgrade, body: Body, place: Option<Peer>, stop: CancellationToken) {
+pub(super) async fn send_body(client: OnUpgrade, body: Body, place: SessionPlace, stop: CancellationToken) {
     let pieces = body.into_data_stream().map_err(std::io::Error::other);
     let sent = async { websocket::send(TokioIo::new(client.await.map_err(std::io::Error::other)?), pieces).await };
     tokio::select! {

@@ -13,7 +13,7 @@ use machinery_env::Env;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::connect::ClientConnection;
+use super::connect::{ClientConnection, SessionPlace};
 use super::deadline;
 use super::health::{Check, Slis};
 use super::info::RequestInfo;
@@ -109,7 +109,7 @@ impl RequestHandler {
         let began = self.deps.env.elapsed();
         let now = self.deps.env.now();
         let (mut parts, body) = request.into_parts();
-        let connection = ClientConnection { upgrade: parts.extensions.remove(), peer: parts.extensions.get().cloned() };
+        let upgrade = parts.extensions.remove();
         let query = Query::parse(parts.uri.query().unwrap_or(""));
         let info = RequestInfo::read(parts.method.as_str(), parts.uri.path(), &query);
         let asked = RequestHead { method: &parts.method, uri: &parts.uri, headers: &parts.headers, query: &query, now };
@@ -127,6 +127,9 @@ impl RequestHandler {
             _ => None,
         };
         let of = Of::new(&info, target.as_ref(), query.get("dryRun").is_some());
+        let long = is_long(&info, target.as_ref());
+        let under_way = long.then(|| self.deps.metrics.long_running(&of));
+        let place = SessionPlace { peer: parts.extensions.get().cloned(), under_way };
         let (mut response, warned) = match in_time(self.identify(&parts, &info)).await {
             Err(error) => (respond::error(&asked, &error), Vec::new()),
             Ok(user) => {
@@ -136,11 +139,17 @@ impl RequestHandler {
                     catalog: &catalog,
                     user: &user,
                     warnings: Vec::new(),
-                    connection,
+                    connection: ClientConnection { upgrade, place },
                     seat: Seat::Exempt,
                     deadline: began + deadline::REQUEST_TIMEOUT,
                 };
-                let response = self.limited(&mut asking, method, found, target, body).await;
+                let response = self.limited(&mut asking, method, found, long, body).await;
+                // A session has it taken along.
+                let under_way = asking.connection.place.under_way.take();
+                let response = match under_way {
+                    Some(under_way) => response.map(|body| under_way.until_read(body)),
+                    None => response,
+                };
                 (response, asking.warnings)
             }
         };
@@ -182,11 +191,9 @@ impl RequestHandler {
         asking: &mut RequestContext<'_>,
         method: &str,
         found: Result<Route, NoRoute>,
-        target: Option<Target>,
+        long: bool,
         body: Body,
     ) -> Response<Body> {
-        let long = asking.info.verb == "watch"
-            || target.as_ref().and_then(|target| target.subresource).is_some_and(|sub| sub.what.is_long_running());
         let mutating = !matches!(asking.info.verb.as_str(), "get" | "list" | "watch");
         asking.seat = if long || asking.user.is_in(MASTERS) {
             Seat::Exempt
@@ -212,9 +219,9 @@ impl RequestHandler {
             return self.answer(asking, method, found, body).await;
         }
         asking.deadline = self.deps.env.elapsed() + timeout;
-        self.deps.metrics.running(mutating, 1);
+        let under_way = self.deps.metrics.running(mutating);
         let done = tokio::time::timeout(timeout, self.answer(asking, method, found, body)).await;
-        self.deps.metrics.running(mutating, -1);
+        drop(under_way);
         if matches!(asking.seat, Seat::Refused) {
             return too_many();
         }
@@ -266,6 +273,12 @@ impl RequestHandler {
         }
         checks
     }
+}
+
+/// Whether a request lasts until its client goes: it has neither a seat nor a deadline.
+fn is_long(info: &RequestInfo, target: Option<&Target>) -> bool {
+    let subresource = target.and_then(|target| target.subresource);
+    info.verb == "watch" || subresource.is_some_and(|sub| sub.what.is_long_running())
 }
 
 /// Who asks and whether they may is known within a request's time, too. What doesn't wait sets no timer.

@@ -161,7 +161,7 @@ impl RequestHandler {
         let Some(upgrade) = asking.connection.upgrade.take() else {
             return Err(ApiError::BadRequest("this connection cannot be upgraded: use HTTP/1.1".into()));
         };
-        tokio::spawn(send_body(upgrade, body, asking.connection.peer.take(), self.stop.clone()));
+        tokio::spawn(send_body(upgrade, body, std::mem::take(&mut asking.connection.place), self.stop.clone()));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
         response.headers_mut().extend(taken.headers);

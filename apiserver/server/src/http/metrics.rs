@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::info::RequestInfo;
+use super::under_way::UnderWay;
 
 /// Upstream's buckets, in seconds.
 const BUCKETS: [f64; 23] = [
@@ -49,6 +50,18 @@ struct Coded {
     code: u16,
 }
 
+/// A request that lasts until its client goes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Lasting {
+    verb: &'static str,
+    group: Arc<str>,
+    version: Arc<str>,
+    resource: Arc<str>,
+    subresource: &'static str,
+    scope: &'static str,
+    component: &'static str,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Manner {
     request_kind: &'static str,
@@ -67,7 +80,7 @@ pub struct Metrics {
     requests: Family<Coded, Counter>,
     durations: Family<Of, Histogram, fn() -> Histogram>,
     running: Family<Manner, Gauge>,
-    watches: Gauge,
+    long_running: Family<Lasting, Gauge>,
     websockets: Family<Streaming, Counter>,
 }
 
@@ -120,7 +133,7 @@ impl Metrics {
             requests: Family::default(),
             durations: Family::new_with_constructor(histogram as fn() -> Histogram),
             running: Family::default(),
-            watches: Gauge::default(),
+            long_running: Family::default(),
             websockets: Family::default(),
         };
         let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,7 +144,11 @@ impl Metrics {
             metrics.durations.clone(),
         );
         registry.register("apiserver_current_inflight_requests", "Requests being answered", metrics.running.clone());
-        registry.register("apiserver_longrunning_requests", "Open watches, logs and sessions", metrics.watches.clone());
+        registry.register(
+            "apiserver_longrunning_requests",
+            "Open watches, logs and sessions",
+            metrics.long_running.clone(),
+        );
         registry.register(
             "apiserver_websocket_streaming_requests",
             "Requests of exec, attach and portforward by WebSocket",
@@ -151,10 +168,10 @@ impl Metrics {
         }
     }
 
-    /// How many requests of a kind are being answered.
-    pub fn running(&self, mutating: bool, change: i64) {
+    /// Counts a request among those that are being answered, until what this returns is dropped.
+    pub(super) fn running(&self, mutating: bool) -> UnderWay {
         let request_kind = if mutating { "mutating" } else { "readOnly" };
-        self.running.get_or_create(&Manner { request_kind }).inc_by(change);
+        UnderWay::begin(self.running.get_or_create_owned(&Manner { request_kind }))
     }
 
     /// Counts a WebSocket of `pods/SUBRESOURCE` that is handed through to a node: none is translated here.
@@ -162,10 +179,11 @@ impl Metrics {
         self.websockets.get_or_create(&Streaming { subresource, proxy_type: "proxied_to_kubelet" }).inc();
     }
 
-    /// How many long-running requests there are.
-    #[must_use]
-    pub fn long_running(&self) -> &Gauge {
-        &self.watches
+    /// The same for a watch, a log or a session.
+    pub(super) fn long_running(&self, of: &Of) -> UnderWay {
+        let Of { verb, dry_run: _, group, version, resource, subresource, scope, component } = of.clone();
+        let lasting = Lasting { verb, group, version, resource, subresource, scope, component };
+        UnderWay::begin(self.long_running.get_or_create_owned(&lasting))
     }
 
     /// What `/metrics` shows to a client, and its media type: OpenMetrics where the client accepts that, as upstream.
@@ -215,15 +233,23 @@ mod tests {
     #[test]
     fn the_page_is_text_unless_open_metrics_are_asked_for() {
         let metrics = Metrics::new(Arc::default());
-        metrics.running(true, 1);
+        let _changing = metrics.running(true);
         let (group, version, resource) = Default::default();
         let (verb, dry_run, subresource, scope, component) = ("GET", "", "", "", "apiserver");
         let of = Of { verb, dry_run, group, version, resource, subresource, scope, component };
         metrics.done(&of, 200, Duration::ZERO);
+        let open = metrics.long_running(&of);
         let (media, text) = metrics.page(Some("text/html, */*;q=0.1"));
         assert!(media.starts_with("text/plain; version=0.0.4"), "{media}");
         assert!(text.contains("# TYPE apiserver_request_total counter\n"), "{text}");
         assert!(text.contains("\napiserver_current_inflight_requests{request_kind=\"mutating\"} 1\n"), "{text}");
+        let lasts = |text: &str, count: u8| {
+            let mut lines = text.lines().filter(|line| line.starts_with("apiserver_longrunning_requests{verb=\"GET\""));
+            lines.next().is_some_and(|line| line.ends_with(&format!(" {count}")))
+        };
+        assert!(lasts(&text, 1), "{text}");
+        drop(open);
+        assert!(lasts(&metrics.page(None).1, 0));
         assert!(!text.contains("EOF"));
         let (media, text) = metrics.page(Some("application/openmetrics-text;version=1.0.0,text/plain;q=0.5"));
         assert!(media.starts_with("application/openmetrics-text"), "{media}");

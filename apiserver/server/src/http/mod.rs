@@ -21,5 +21,6 @@ pub mod route;
 mod seats;
 pub mod table;
 mod turns;
+mod under_way;
 mod warnings;
 pub mod watch;

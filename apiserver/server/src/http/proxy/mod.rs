@@ -76,7 +76,7 @@ impl RequestHandler {
         if rest.is_empty() && !upgrading && (method == Method::GET || method == Method::HEAD) {
             return redirect(uri);
         }
-        let client = asking.connection.peer.as_ref().map(|peer| peer.address.ip().to_string());
+        let client = asking.connection.place.peer.as_ref().map(|peer| peer.address.ip().to_string());
         let mut headers = request_headers(asking.asked.headers, upgrading, client.as_deref());
         let asked_host = asked_host(asking.asked.headers, uri);
         for (name, value) in [(header::HOST, &*asked_host), (FORWARDED_URI, &*format!("{before}{rest}"))] {
@@ -98,7 +98,8 @@ impl RequestHandler {
                 && let Some(upgrade) = asking.connection.upgrade.take()
             {
                 let backend = hyper::upgrade::on(&mut answer);
-                let copied = hand_through(upgrade, backend, asking.connection.peer.take(), self.stop.clone());
+                let place = std::mem::take(&mut asking.connection.place);
+                let copied = hand_through(upgrade, backend, place, self.stop.clone());
                 tokio::spawn(async move {
                     let _share = share;
                     copied.await;
