@@ -1,13 +1,24 @@
 //! The process around us: its environment, its output, its sleep.
 use crate::{String, Vec};
+use core::cell::OnceCell;
 use wasip2::io::streams::{OutputStream, StreamError};
 
 /// `blocking_write_and_flush` takes at most this much at once, says its definition.
 const WRITE_BYTES_MAX: usize = 4096;
 
+/// The environment as it was asked for first: it doesn't change while an instance lives, and the host has to ask us for room
+/// for each name and each value.
+struct Environment(OnceCell<Vec<(String, String)>>);
+
+// SAFETY: a component has one thread.
+unsafe impl Sync for Environment {}
+
+static ENVIRONMENT: Environment = Environment(OnceCell::new());
+
 /// The value of an environment variable.
 pub fn env(name: &str) -> Option<String> {
-    wasip2::cli::environment::get_environment().into_iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    let all = ENVIRONMENT.0.get_or_init(wasip2::cli::environment::get_environment);
+    all.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
 }
 
 /// The arguments, without the program's own name.

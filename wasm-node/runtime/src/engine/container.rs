@@ -107,8 +107,8 @@ impl Engine {
         ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
         ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
         let guest = Guest {
-            argv: spec.argv,
-            env,
+            argv: spec.argv.into(),
+            env: env.into(),
             cwd: spec.cwd,
             disk: Arc::new(Disk::new(self.disk(), &ledger, &namespace, spec.preopens).beside(spec.memory_files)),
             cwd_dir,

@@ -51,12 +51,12 @@ impl Container {
                 (share, Place::Taken(slot))
             }
         };
-        let mut env = of.guest.env.clone();
+        let mut env = of.guest.env.to_vec();
         env.retain(|(known, _)| spec.env.iter().all(|(name, _)| name != known));
         env.extend(spec.env);
         let guest = Guest {
-            argv: spec.argv,
-            env,
+            argv: spec.argv.into(),
+            env: env.into(),
             log: spec.log.clone(),
             stdin: spec.stdio.stdin,
             terminal: spec.stdio.terminal,

@@ -1,38 +1,27 @@
-//! `wasi:cli/environment` and `exit`: arguments and environment, shared by a container's instances and copied only
-//! when a guest asks (a pod's service links alone are dozens of variables).
+//! `wasi:cli/environment` and `exit`: arguments and environment, shared by a container's instances. They are written into a
+//! guest that asks straight from there: a pod's service links alone are dozens of variables, and some guests ask at each
+//! request.
 
 use std::sync::Arc;
 
-use wasmtime::component::{HasData, Linker};
+use wasmtime::StoreContextMut;
+use wasmtime::component::Linker;
 use wasmtime_wasi::cli::{WasiCli, WasiCliView};
-use wasmtime_wasi::p2::bindings::cli::{environment, exit};
+use wasmtime_wasi::p2::bindings::cli::exit;
 
 use super::guest::Guest;
 use super::state::ComponentState;
 
-struct Environment;
-
-impl HasData for Environment {
-    type Data<'a> = EnvironmentView<'a>;
-}
-
-pub(crate) struct EnvironmentView<'a>(&'a Arc<Guest>);
-
-impl environment::Host for EnvironmentView<'_> {
-    fn get_environment(&mut self) -> wasmtime::Result<Vec<(String, String)>> {
-        Ok(self.0.env.clone())
-    }
-
-    fn get_arguments(&mut self) -> wasmtime::Result<Vec<String>> {
-        Ok(self.0.argv.clone())
-    }
-
-    fn initial_cwd(&mut self) -> wasmtime::Result<Option<String>> {
-        Ok(self.0.cwd.clone())
-    }
-}
+/// As wasmtime's bindings would register it, which would copy each value first.
+const ENVIRONMENT: &str = "wasi:cli/environment@0.2.12";
 
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
-    environment::add_to_linker::<_, Environment>(linker, |state| EnvironmentView(&state.guest))?;
+    fn guest<'a>(store: &'a StoreContextMut<'_, ComponentState>) -> &'a Arc<Guest> {
+        &store.data().guest
+    }
+    let mut environment = linker.instance(ENVIRONMENT)?;
+    environment.func_wrap("get-environment", |store, (): ()| Ok((guest(&store).env.clone(),)))?;
+    environment.func_wrap("get-arguments", |store, (): ()| Ok((guest(&store).argv.clone(),)))?;
+    environment.func_wrap("initial-cwd", |store, (): ()| Ok((guest(&store).cwd.clone(),)))?;
     exit::add_to_linker::<_, WasiCli>(linker, ComponentState::cli)
 }

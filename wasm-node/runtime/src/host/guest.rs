@@ -19,8 +19,8 @@ pub(crate) struct Outputs(pub(crate) Option<PipeWriter>, pub(crate) Option<PipeW
 /// See the module.
 #[derive(Clone)]
 pub(crate) struct Guest {
-    pub(crate) argv: Vec<String>,
-    pub(crate) env: Vec<(String, String)>,
+    pub(crate) argv: Arc<[String]>,
+    pub(crate) env: Arc<[(String, String)]>,
     pub(crate) cwd: Option<String>,
     /// Its volumes, and its share of what file work takes.
     pub(crate) disk: Arc<Disk>,
