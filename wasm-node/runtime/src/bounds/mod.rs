@@ -1,4 +1,4 @@
-//! What guests may take, and whose turn it is: memory ([`growth`]), CPU ([`cpu`], [`shares`], [`epoch`]), instances ([`slots`], [`parked`]),
+//! What guests may take, and whose turn it is: memory ([`growth`]), CPU ([`cpu`], [`shares`], [`epoch`], [`priority`]), instances ([`slots`], [`parked`]),
 //! seats ([`fair_queue`]), and the fixed [`limits`]. Host interfaces and the engine both stand on it.
 
 pub(crate) mod cpu;
@@ -7,6 +7,7 @@ pub(crate) mod fair_queue;
 pub(crate) mod growth;
 pub(crate) mod limits;
 pub(crate) mod parked;
+pub(crate) mod priority;
 pub(crate) mod shares;
 pub(crate) mod slots;
 pub(crate) mod thread_clock;

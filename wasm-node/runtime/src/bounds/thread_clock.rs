@@ -55,7 +55,7 @@ pub(crate) fn measured<T>(poll: impl FnOnce() -> T) -> (T, Duration) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "measures what ran, decides nothing that is replayed")]
-fn wall() -> Duration {
+pub(super) fn wall() -> Duration {
     use std::sync::LazyLock;
     static START: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
     START.elapsed()

@@ -4,9 +4,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::Engine;
-use crate::bounds::cpu::CpuMeter;
+use super::container::Shared;
 use crate::bounds::epoch::take_interrupted;
+use crate::bounds::priority;
 use crate::bounds::shares::Turn;
 use crate::bounds::thread_clock::measured;
 
@@ -14,8 +14,7 @@ use crate::bounds::thread_clock::measured;
 /// CPU is short.
 pub(crate) struct Metered<F> {
     guest: Pin<Box<F>>,
-    meter: Arc<CpuMeter>,
-    engine: Engine,
+    container: Arc<Shared>,
     held: Option<Pin<Box<tokio::time::Sleep>>>,
     turn: Option<Turn>,
     /// It was interrupted, and others wait for it to come again.
@@ -24,8 +23,8 @@ pub(crate) struct Metered<F> {
 }
 
 impl<F: Future> Metered<F> {
-    pub(crate) fn new(guest: F, meter: Arc<CpuMeter>, engine: Engine) -> Self {
-        Self { guest: Box::pin(guest), meter, engine, held: None, turn: None, comes_again: false, goes_first: false }
+    pub(crate) fn new(guest: F, container: Arc<Shared>) -> Self {
+        Self { guest: Box::pin(guest), container, held: None, turn: None, comes_again: false, goes_first: false }
     }
 
     /// It is a call of the node's own, and waits for no other guest.
@@ -39,9 +38,9 @@ impl<F: Future> Metered<F> {
         match &self.turn {
             Some(turn) if !turn.has_come(cx.waker()) => return true,
             Some(_) => self.turn = None,
-            None if self.comes_again || (self.engine.turns().crowded() && !self.goes_first) => {
+            None if self.comes_again || (self.container.engine.turns().crowded() && !self.goes_first) => {
                 let again = std::mem::take(&mut self.comes_again);
-                self.turn = self.engine.turns().ask(&self.meter, again, cx.waker());
+                self.turn = self.container.engine.turns().ask(&self.container.cpu, again, cx.waker());
             }
             None => {}
         }
@@ -52,7 +51,7 @@ impl<F: Future> Metered<F> {
 impl<F> Metered<F> {
     fn leave(&mut self) {
         if std::mem::take(&mut self.comes_again) {
-            self.engine.turns().leave(&self.meter);
+            self.container.engine.turns().leave(&self.container.cpu);
         }
     }
 }
@@ -73,19 +72,20 @@ impl<F: Future> Future for Metered<F> {
                 std::task::ready!(held.as_mut().poll(cx));
                 this.held = None;
             }
-            let Some(delay) = this.meter.hold_back() else { break };
+            let Some(delay) = this.container.cpu.hold_back() else { break };
             this.leave();
             this.held = Some(Box::pin(tokio::time::sleep(delay)));
         }
         if this.waits(cx) {
             return Poll::Pending;
         }
-        let running = this.engine.ticker().enter();
+        let running = this.container.engine.ticker().enter();
         let (polled, took) = measured(|| this.guest.as_mut().poll(cx));
-        this.meter.charge(took);
+        this.container.cpu.charge(took);
         drop(running);
+        priority::polled(took, this.container.engine.turns().crowded());
         let interrupted = take_interrupted() && polled.is_pending() && !this.goes_first;
-        this.comes_again = this.engine.turns().ran(&this.meter, interrupted);
+        this.comes_again = this.container.engine.turns().ran(&this.container.cpu, interrupted);
         polled
     }
 }

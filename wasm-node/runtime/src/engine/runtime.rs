@@ -1,4 +1,4 @@
-//! The threads that guests run on: a tokio runtime of their own at lower priority, so that a busy guest never starves
+//! The threads that guests run on: a tokio runtime of their own, at lower priority while guests are busy, so that none starves
 //! the control plane of its process.
 
 use std::cell::Cell;
@@ -9,11 +9,10 @@ use machinery_env::Env;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::bounds::epoch::Ticker;
+use crate::bounds::priority;
 use crate::bounds::shares::{self, Turns};
 use crate::host::disk_threads::THREADS_MAX;
 
-/// Nice value of guest threads: the control plane's threads win whenever both want to run.
-const GUEST_NICE: i32 = 5;
 /// Threads beside those that guests' file work may hold up: for the guests that go on meanwhile, and for loading modules.
 const SPARE_THREADS: usize = 32;
 /// Turns between two looks at sockets and timers while there is always a guest to run. A turn may last a whole tick of
@@ -73,7 +72,7 @@ impl GuestRuntime {
             .enable_all()
             .on_thread_start(move || {
                 GUEST_RUNTIME.set(id);
-                lower_priority(GUEST_NICE);
+                priority::begin();
             })
             .build()?;
         Ok(Self { runtime: Some(runtime), id })
@@ -97,18 +96,3 @@ impl Drop for GuestRuntime {
         }
     }
 }
-
-/// Lowers the calling thread's priority; where the system refuses, guests run at the normal one.
-#[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "std has no thread priorities")]
-pub(crate) fn lower_priority(nice: i32) {
-    // SAFETY: gettid and setpriority touch no memory of ours. Linux takes a thread id for PRIO_PROCESS.
-    unsafe {
-        let thread = libc::syscall(libc::SYS_gettid) as libc::id_t;
-        libc::setpriority(libc::PRIO_PROCESS, thread, nice);
-    }
-}
-
-/// Elsewhere priorities belong to processes: guests share the node's.
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn lower_priority(_nice: i32) {}

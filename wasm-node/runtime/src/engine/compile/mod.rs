@@ -22,7 +22,8 @@ pub use worker::{COMPILE_WORKER_ARGUMENT, CompileProcess, compile_worker};
 
 use super::aot::Beside;
 use super::load::CodeKind;
-use super::{Engine, Metering, runtime, settings};
+use super::{Engine, Metering, settings};
+use crate::bounds::priority;
 use lane::{Lane, Seat};
 use memory::{Key, Memory};
 use runtime_api::LoadError;
@@ -182,7 +183,7 @@ impl Engine {
                     .spawn(move || {
                         // Held to the thread's end, also when nobody waits any more.
                         let _seat = seat;
-                        runtime::lower_priority(worker::COMPILE_NICE);
+                        priority::set_nice(worker::COMPILE_NICE);
                         let _ = sender.send(compile_bytes(metering, kind, &file).and_then(|code| {
                             let kept = engine.inner.cache.store(&digest, &fingerprint, &code);
                             kept.map_err(LoadError::io("keeping the artifact"))
