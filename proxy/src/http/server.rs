@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::{Request, Response, StatusCode};
+use machinery_serve::net::framing::WantsUpgrade;
 use machinery_serve::net::{Body, DialError, Peer, Stream};
 use tokio::net::TcpStream;
 
@@ -23,16 +24,18 @@ pub(crate) async fn serve(
 ) {
     // Where the system doesn't know any more, the connection is gone.
     let local = stream.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
-    let stop = tenure.stop.clone();
+    let (stop, tenure) = (tenure.stop.clone(), Arc::new(tenure));
     let answer = move |mut request: Request<Body>| {
-        let (state, route, tenure) = (state.clone(), route.load_full(), tenure.clone());
+        let (state, route) = (state.clone(), route.load_full());
+        if request.extensions().get::<WantsUpgrade>().is_some() {
+            request.extensions_mut().insert(Tenure::clone(&tenure));
+        }
         async move {
             state.metrics.requests_parsed.inc();
             state.metrics.socket_hops.inc();
-            request.extensions_mut().insert(tenure);
-            let name = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
-            let name = name.unwrap_or_default().to_owned();
-            let exchange = Exchange { from: Peer::Host(peer), name: &name, https: false };
+            let host = request.headers().get(http::header::HOST).cloned();
+            let name = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
+            let exchange = Exchange { from: Peer::Host(peer), name, https: false };
             forward::send(&state, &route, &exchange, request).await.unwrap_or_else(|error| refusal(&error))
         }
     };

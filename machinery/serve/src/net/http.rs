@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use ::http::header::{CONNECTION, CONTENT_TYPE};
 use ::http::{HeaderValue, Request, Response, StatusCode, Version};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Empty, Full};
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -59,7 +59,7 @@ where
             let multiplexed = request.version() > Version::HTTP_11;
             let (mut head, body) = request.into_parts();
             let response = match framing::request(&mut head, &local) {
-                Ok(()) => answer(Request::from_parts(head, body.map_err(Into::into).boxed_unsync())).await,
+                Ok(()) => answer(Request::from_parts(head, boxed(body))).await,
                 Err(refusal) => {
                     let mut response = plain(refusal.status(), "framing", &refusal.to_string());
                     if !multiplexed {
@@ -92,6 +92,14 @@ where
         () = stop => connection.as_mut().graceful_shutdown(),
     }
     connection.await
+}
+
+/// What is empty takes no room.
+fn boxed(body: Incoming) -> Body {
+    if body.is_end_stream() {
+        return Empty::new().map_err(|never| match never {}).boxed_unsync();
+    }
+    body.map_err(Into::into).boxed_unsync()
 }
 
 /// Serves a stream to a pod's own [`Serve::http`].

@@ -13,6 +13,8 @@ use crate::hooked::{Hook, Hooked};
 
 /// What waits in each direction of a pipe within the process: as much as a socket's usual window.
 pub const PIPE_BYTES: usize = 64 << 10;
+/// Pieces that are no more than this together go to a socket as one: copying them is less than telling the kernel of each.
+const JOINED_BYTES_MAX: usize = 1 << 10;
 /// Datagrams that wait in each direction; later ones are dropped, as a full socket does.
 pub const DATAGRAMS_WAITING_MAX: usize = 64;
 
@@ -96,6 +98,16 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
+        if matches!(*self, Self::Tcp(_)) && bytes <= JOINED_BYTES_MAX {
+            let mut joined = [0; JOINED_BYTES_MAX];
+            let mut at = 0;
+            for piece in pieces {
+                joined[at..at + piece.len()].copy_from_slice(piece);
+                at += piece.len();
+            }
+            return self.io().poll_write(cx, &joined[..at]);
+        }
         self.io().poll_write_vectored(cx, pieces)
     }
 
@@ -124,5 +136,27 @@ impl DatagramPipe {
         let (to_b, from_a) = mpsc::channel(DATAGRAMS_WAITING_MAX);
         let (to_a, from_b) = mpsc::channel(DATAGRAMS_WAITING_MAX);
         (Self { send: to_b, receive: from_b }, Self { send: to_a, receive: from_a })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn small_pieces_go_out_as_one_and_large_ones_as_they_are() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut stream, mut client) = (Stream::Tcp(listener.accept().await.unwrap().0), client);
+        for size in [1, JOINED_BYTES_MAX / 2, JOINED_BYTES_MAX, 3 * JOINED_BYTES_MAX] {
+            let pieces = [vec![1; size], Vec::new(), vec![2; size]];
+            let slices: Vec<_> = pieces.iter().map(|piece| io::IoSlice::new(piece)).collect();
+            assert_eq!(stream.write_vectored(&slices).await.unwrap(), 2 * size);
+            let mut seen = vec![0; 2 * size];
+            client.read_exact(&mut seen).await.unwrap();
+            assert_eq!(seen, pieces.concat());
+        }
     }
 }

@@ -7,6 +7,7 @@ mod budget;
 #[cfg(test)]
 mod fuzz;
 pub mod read;
+mod stamp;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -104,7 +105,7 @@ impl Framer {
             if self.dropping[index] || self.shut || size > self.budget || out.len() + piece.len() > room {
                 if !self.open[index].is_empty() {
                     let open = std::mem::take(&mut self.open[index]);
-                    line(out, at, stream, 'F', &open);
+                    line(out, at, stream, "F", &open);
                 }
                 self.dropping[index] = !ends;
                 for dropped in [&mut self.dropped, &mut self.dropped_total] {
@@ -116,18 +117,18 @@ impl Framer {
             self.budget -= size;
             self.tell_dropped(at, out);
             if ends && self.open[index].is_empty() && text.len() <= PIECE_BYTES_MAX {
-                line(out, at, stream, 'F', text);
+                line(out, at, stream, "F", text);
                 continue;
             }
             let mut open = std::mem::take(&mut self.open[index]);
             open.extend_from_slice(text);
             while open.len() > PIECE_BYTES_MAX {
                 let rest = open.split_off(PIECE_BYTES_MAX);
-                line(out, at, stream, 'P', &open);
+                line(out, at, stream, "P", &open);
                 open = rest;
             }
             if ends {
-                line(out, at, stream, 'F', &open);
+                line(out, at, stream, "F", &open);
             } else {
                 self.open[index] = open;
             }
@@ -141,7 +142,7 @@ impl Framer {
                 "[coracle] {} lines ({} bytes) were dropped: a container may log {RATE_BYTES_PER_SECOND} bytes a second",
                 dropped.lines, dropped.bytes
             );
-            line(out, at, StdStream::Stderr, 'F', text.as_bytes());
+            line(out, at, StdStream::Stderr, "F", text.as_bytes());
         }
     }
 
@@ -150,21 +151,22 @@ impl Framer {
         for stream in [StdStream::Stdout, StdStream::Stderr] {
             let open = std::mem::take(&mut self.open[stream as usize]);
             if !open.is_empty() {
-                line(out, at, stream, 'P', &open);
+                line(out, at, stream, "P", &open);
             }
         }
         self.tell_dropped(at, out);
     }
 }
 
-fn line(out: &mut Vec<u8>, at: Timestamp, stream: StdStream, tag: char, bytes: &[u8]) {
+fn line(out: &mut Vec<u8>, at: Timestamp, stream: StdStream, tag: &str, bytes: &[u8]) {
     let name = match stream {
         StdStream::Stdout => "stdout",
         StdStream::Stderr => "stderr",
     };
-    let time = at.strftime("%Y-%m-%dT%H:%M:%S.%9fZ");
-    // Writing into memory does not fail.
-    let _ = write!(out, "{time} {name} {tag} ");
+    out.extend_from_slice(&stamp::stamp(at));
+    for part in [name, " ", tag, " "] {
+        out.extend_from_slice(part.as_bytes());
+    }
     out.extend_from_slice(bytes);
     out.push(b'\n');
 }
@@ -326,7 +328,7 @@ impl Lost {
     fn notice(&self, at: Timestamp) -> Vec<u8> {
         let mut out = Vec::new();
         let text = format!("[coracle] {} lines were lost, as they could not be written: {}", self.lines, self.why);
-        line(&mut out, at, StdStream::Stderr, 'F', text.as_bytes());
+        line(&mut out, at, StdStream::Stderr, "F", text.as_bytes());
         out
     }
 }

@@ -33,7 +33,7 @@ impl Container {
     ) -> Outcome {
         let shared = self.shared.clone();
         let engine = shared.engine.clone();
-        let guest = Metered::new(run(shared.clone(), admitted), shared.cpu.clone(), engine.clone());
+        let guest = Metered::new(run(shared.clone(), admitted), shared.clone());
         let task = engine.guest_runtime().spawn(async move {
             tokio::select! {
                 outcome = guest => outcome,

@@ -330,7 +330,7 @@ impl Inner {
     /// Answers a call that has its place, by its deadline.
     async fn taken(self: Arc<Self>, call: Call, body: Body, deadline: Instant, place: Place) -> Response<Body> {
         let goes_first = call.node.is_some();
-        let guest = Metered::new(self.clone().call(call, body), self.shared.cpu.clone(), self.shared.engine.clone());
+        let guest = Metered::new(self.clone().call(call, body), self.shared.clone());
         let mut guest = guest.going_first(goes_first);
         let mut sleep = None;
         let mut cut = std::pin::pin!(self.gate.cut());

@@ -54,7 +54,7 @@ impl Container {
         let call = NodeCall::default();
         let own = call.clone();
         let attempt = async move { attempt(&shared, &own).await.map_err(|error| format!("{error:#}")) };
-        let metered = Metered::new(attempt, self.shared.cpu.clone(), self.shared.engine.clone()).going_first(true);
+        let metered = Metered::new(attempt, self.shared.clone()).going_first(true);
         let bounded = async move { tokio::time::timeout(timeout, metered).await };
         match AbortOnDrop(self.shared.engine.guest_runtime().spawn(bounded)).await {
             Ok(Ok(Ok(()))) => Trial::Sound,
@@ -125,7 +125,8 @@ impl Serve for HttpServer {
 
 impl Inner {
     async fn answer(self: Arc<Self>, mut request: Request<Body>) -> Result<Response<Body>, Refused<Request<Body>>> {
-        let deadline = Instant::now() + self.shared.limits.timeout;
+        let began = Instant::now();
+        let deadline = began + self.shared.limits.timeout;
         let call = request.extensions_mut().remove::<NodeCall>();
         let place = match self.gate.place(call.is_some(), deadline).await {
             Ok(place) => place,
@@ -134,22 +135,22 @@ impl Inner {
             Err(Failure::Overload) => return Err(Refused::busy(request)),
             Err(failure) => return Ok(failure.response(&self.shared)),
         };
-        Ok(self.taken((request, call), deadline, place).await)
+        Ok(self.taken((request, call), (began, deadline), place).await)
     }
 
     /// Answers a request that has its place.
     async fn taken(
         self: Arc<Self>,
         request: (Request<Body>, Option<NodeCall>),
-        deadline: Instant,
+        (began, deadline): (Instant, Instant),
         place: Place,
     ) -> Response<Body> {
         let head_only = request.0.method() == Method::HEAD;
-        let exchange = Arc::new(Exchange::new());
+        let exchange = Arc::new(Exchange::new(began));
         let goes_first = request.1.is_some();
         let (sender, mut receiver) = oneshot::channel();
         let guest = guest(self.shared.clone(), request, exchange.clone(), sender, (self.warm.clone(), place));
-        let guest = Metered::new(guest, self.shared.cpu.clone(), self.shared.engine.clone());
+        let guest = Metered::new(guest, self.shared.clone());
         let mut guest = guest.going_first(goes_first);
 
         let mut end: Option<End> = None;

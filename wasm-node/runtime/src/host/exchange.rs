@@ -20,13 +20,8 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn new() -> Self {
-        Self {
-            guest: AtomicU8::new(RUNNING),
-            abandoned: Notify::new(),
-            started: Instant::now(),
-            progress_ms: AtomicU64::new(0),
-        }
+    pub(crate) fn new(started: Instant) -> Self {
+        Self { guest: AtomicU8::new(RUNNING), abandoned: Notify::new(), started, progress_ms: AtomicU64::new(0) }
     }
 
     /// The guest ended. Set before its store is dropped, so that a body whose channel closes finds it.
@@ -40,8 +35,11 @@ impl Exchange {
         self.guest.load(Ordering::Acquire) != FAILED
     }
 
-    /// A frame went out.
+    /// A frame went out. Nobody asks once the guest has ended.
     pub(crate) fn step(&self) {
+        if self.guest.load(Ordering::Relaxed) != RUNNING {
+            return;
+        }
         self.progress_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, Request, header};
-use http_body_util::BodyExt;
+use http_body::Body as _;
+use http_body_util::{BodyExt, Empty};
 use machinery_serve::net::framing::strip_hop_by_hop;
 use machinery_serve::net::{BoxError, DialError};
 use wasmtime::StoreContextMut;
@@ -94,6 +95,9 @@ fn fields_bytes(fields: &FieldMap) -> u64 {
 
 /// A body of the seam, as wasi:http wants it.
 pub(crate) fn incoming(body: machinery_serve::net::Body) -> WasiBody {
+    if body.is_end_stream() {
+        return Empty::new().map_err(|never| match never {}).boxed_unsync();
+    }
     body.map_err(|error| {
         tracing::debug!("incoming body broke off: {error}");
         Error::ConnectionTerminated
