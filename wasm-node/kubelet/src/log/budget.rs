@@ -22,6 +22,9 @@ const WAITING_BYTES_MAX: usize = 64 << 20;
 /// See above: with the 2,000 pods of a node some 32 MiB.
 const SCARCE_BYTES: usize = 16 << 10;
 
+/// Logs that are kept in mind though they may have ended.
+const LIVE_SWEPT_MIN: usize = 64;
+
 /// The bounds of one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
@@ -101,13 +104,31 @@ impl Files {
     }
 }
 
+/// Logs that are being written, by their paths.
+#[derive(Debug, Default)]
+struct Live {
+    logs: BTreeMap<PathBuf, Weak<ContainerLog>>,
+    /// At so many, those that have ended are taken out: twice as many as there were after the last time, so that opening a log
+    /// doesn't look at all others.
+    swept_at: usize,
+}
+
+impl Live {
+    fn opened(&mut self, path: &Path, log: Weak<ContainerLog>) {
+        if self.logs.len() >= self.swept_at {
+            self.logs.retain(|_, log| log.strong_count() > 0);
+            self.swept_at = self.logs.len() * 2 + LIVE_SWEPT_MIN;
+        }
+        self.logs.insert(path.to_owned(), log);
+    }
+}
+
 /// What all logs of a node hold now.
 #[derive(Debug)]
 pub(super) struct Kept {
     budget: Budget,
     files: Mutex<Files>,
-    /// Logs that are being written, by their paths.
-    live: Mutex<BTreeMap<PathBuf, Weak<ContainerLog>>>,
+    live: Mutex<Live>,
     waiting: AtomicUsize,
 }
 
@@ -137,14 +158,12 @@ impl Kept {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn live(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Weak<ContainerLog>>> {
+    fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn opened(&self, path: &Path, log: Weak<ContainerLog>) {
-        let mut live = self.live();
-        live.retain(|_, log| log.strong_count() > 0);
-        live.insert(path.to_owned(), log);
+        self.live().opened(path, log);
     }
 
     pub(super) fn wrote(&self, path: &Path, bytes: u64) {
@@ -187,7 +206,7 @@ impl Kept {
                     None => return,
                 }
             };
-            let writer = self.live().get(&path).and_then(Weak::upgrade);
+            let writer = self.live().logs.get(&path).and_then(Weak::upgrade);
             let remove = || {
                 if let Err(error) = std::fs::remove_file(older(&path, index))
                     && error.kind() != std::io::ErrorKind::NotFound
@@ -235,6 +254,15 @@ mod tests {
         let want = [("a", 2), ("b", 1), ("a", 1), ("a", 0), ("b", 0)];
         assert_eq!(gone, want.map(|(log, index)| (log.to_owned(), index)));
         assert_eq!(files.total, 0);
+    }
+
+    #[test]
+    fn logs_that_have_ended_are_forgotten_in_time() {
+        let mut live = Live::default();
+        for attempt in 0..100 * LIVE_SWEPT_MIN {
+            live.opened(Path::new(&format!("/logs/a/c/{attempt}.log")), Weak::new());
+            assert!(live.logs.len() <= LIVE_SWEPT_MIN + 1, "{}", live.logs.len());
+        }
     }
 
     #[test]

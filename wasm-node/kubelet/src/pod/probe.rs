@@ -24,12 +24,18 @@ pub(crate) struct Probed {
 pub(crate) async fn run(env: Env, asker: Asker, spec: ProbeSpec, of: Probed, messages: mpsc::Sender<Message>) {
     let Probed { container, attempt, kind, since } = of;
     let run_for = Duration::try_from(env.now().duration_since(since)).unwrap_or_default();
-    tokio::time::sleep(spec.initial_delay.saturating_sub(run_for)).await;
-    let mut ticks = tokio::time::interval(spec.period);
+    let delay = spec.initial_delay.saturating_sub(run_for);
+    // A timer of no time ends with the next millisecond or the one after: a pod would become ready that much later.
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + spec.period, spec.period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut started = false;
+    let (mut first, mut started) = (true, false);
     loop {
-        ticks.tick().await;
+        if !std::mem::take(&mut first) {
+            ticks.tick().await;
+        }
         let result = match asker.probe(&spec.check, spec.timeout).await {
             Asked::Result(result) => result,
             // As upstream where a probe cannot be made: it counts neither way.

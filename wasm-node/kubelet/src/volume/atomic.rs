@@ -4,7 +4,7 @@
 //! top-level name is a link through `..data`. Swapping that one link changes all of them at once.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
 
 use super::files::{File, Files};
@@ -18,8 +18,8 @@ pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
     for path in files.keys() {
         check(path)?;
     }
-    std::fs::create_dir_all(dir)?;
-    let before = std::fs::read_link(dir.join(DATA)).ok();
+    let is_new = make(dir)?;
+    let before = if is_new { None } else { std::fs::read_link(dir.join(DATA)).ok() };
     if let Some(before) = before.filter(|before| same(&dir.join(before), files)) {
         // Whoever wrote them may have been killed before it was done.
         complete(dir, &before, files)?;
@@ -28,7 +28,8 @@ pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
     let name = PathBuf::from(format!("..{stamp}"));
     let fresh = dir.join(&name);
     std::fs::create_dir(&fresh)?;
-    if let Err(error) = fill(&fresh, files).and_then(|()| swap(dir, &name)) {
+    let shown = || if is_new { link(&name, &dir.join(DATA)) } else { swap(dir, &name) };
+    if let Err(error) = fill(&fresh, files).and_then(|()| shown()) {
         // What is half written would take the room that the next try needs.
         for left in [std::fs::remove_dir_all(&fresh), std::fs::remove_file(dir.join(DATA_NEXT))] {
             if let Err(left) = left.or_else(absent) {
@@ -37,8 +38,33 @@ pub fn write(dir: &Path, files: &Files, stamp: &str) -> io::Result<bool> {
         }
         return Err(error);
     }
-    complete(dir, &name, files)?;
+    if is_new {
+        // Nothing else is there.
+        tops(files).iter().try_for_each(|top| link(&Path::new(DATA).join(top), &dir.join(top)))?;
+    } else {
+        complete(dir, &name, files)?;
+    }
     Ok(true)
+}
+
+/// Has the folder; says whether it was not there. Its parent is there in most cases, as a pod's volumes lie beside each other.
+fn make(dir: &Path) -> io::Result<bool> {
+    let made = match (std::fs::create_dir(dir), dir.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(parent)?;
+            std::fs::create_dir(dir)
+        }
+        (made, _) => made,
+    };
+    match made {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn tops(files: &Files) -> BTreeSet<&str> {
+    files.keys().filter_map(|path| path.split('/').next()).collect()
 }
 
 fn absent(error: io::Error) -> io::Result<()> {
@@ -47,12 +73,17 @@ fn absent(error: io::Error) -> io::Result<()> {
 
 fn fill(fresh: &Path, files: &Files) -> io::Result<()> {
     for (path, file) in files {
-        let path = fresh.join(path);
-        if let Some(parent) = path.parent() {
+        let at = fresh.join(path);
+        if path.contains('/')
+            && let Some(parent) = at.parent()
+        {
             std::fs::create_dir_all(parent)?;
         }
-        std::fs::write(&path, &file.bytes)?;
-        set_mode(&path, file.mode)?;
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        let mut written = with_mode(&mut options, file.mode).open(at)?;
+        written.write_all(&file.bytes)?;
+        set_mode(&written, file.mode)?;
     }
     Ok(())
 }
@@ -67,7 +98,7 @@ fn swap(dir: &Path, name: &Path) -> io::Result<()> {
 
 /// The files of that folder, to which `..data` leads, and none but these, are seen by their names; nothing else is left.
 fn complete(dir: &Path, name: &Path, files: &Files) -> io::Result<()> {
-    let tops: BTreeSet<&str> = files.keys().filter_map(|path| path.split('/').next()).collect();
+    let tops = tops(files);
     for top in &tops {
         let visible = dir.join(top);
         if std::fs::symlink_metadata(&visible).is_err() {
@@ -133,14 +164,27 @@ fn link(to: &Path, at: &Path) -> io::Result<()> {
     std::os::windows::fs::symlink_dir(to, at)
 }
 
+/// A file is never open to more than its mode says, also while it is written.
 #[cfg(unix)]
-fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+fn with_mode(options: &mut std::fs::OpenOptions, mode: u32) -> &std::fs::OpenOptions {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    options.mode(mode)
 }
 
 #[cfg(windows)]
-fn set_mode(_path: &Path, _mode: u32) -> io::Result<()> {
+fn with_mode(options: &mut std::fs::OpenOptions, _mode: u32) -> &std::fs::OpenOptions {
+    options
+}
+
+/// The process' mask may have taken something from it.
+#[cfg(unix)]
+fn set_mode(file: &std::fs::File, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    file.set_permissions(std::fs::Permissions::from_mode(mode))
+}
+
+#[cfg(windows)]
+fn set_mode(_file: &std::fs::File, _mode: u32) -> io::Result<()> {
     Ok(())
 }
 
@@ -177,6 +221,30 @@ mod tests {
             std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         assert_eq!(names, ["..data", "..three", "a", "c"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_has_its_mode_whatever_the_process_takes_from_new_files() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("pods/p/volumes/v");
+        let modes = [("a", 0o600), ("d/b", 0o666), ("c", 0o444)];
+        let of = |(path, mode): &(&str, u32)| ((*path).to_owned(), File { bytes: b"x".to_vec(), mode: *mode });
+        assert!(write(&dir, &modes.iter().map(of).collect(), "one").unwrap());
+        assert_eq!(modes.map(|(path, _)| mode_of(&dir.join(path)).unwrap()), modes.map(|(_, mode)| mode));
+    }
+
+    /// A first version that was cut off before anything showed it.
+    #[test]
+    fn a_folder_that_is_there_without_a_version_is_filled() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("v");
+        std::fs::create_dir_all(dir.join("..half")).unwrap();
+        assert!(write(&dir, &files(&[("a", "1")]), "one").unwrap());
+        let names = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert_eq!(names.collect::<BTreeSet<_>>(), BTreeSet::from(["..data", "..one", "a"].map(str::to_owned)));
+        std::fs::write(root.path().join("file"), "").unwrap();
+        assert!(write(&root.path().join("file"), &files(&[("a", "1")]), "one").is_err(), "no folder");
     }
 
     /// What a node leaves that is killed while it writes.

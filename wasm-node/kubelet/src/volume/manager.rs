@@ -1,12 +1,14 @@
 //! Fills a pod's volumes and keeps them in step with the API for as long as the pod lives.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use futures::future::{OptionFuture, select_all};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
@@ -75,6 +77,7 @@ pub(crate) async fn keep<I: AsRef<Resting<Pod>>, M: From<MountEvent>>(
         }
         // On the heap while it lasts: what waits is as large as the largest of its states.
         let pod = input.borrow_and_update().as_ref().get();
+        let basis = basis(&pod);
         let filled = Box::pin(fill(&node, &pod, &watched, &mut tokens, &dir, ip)).await;
         drop(pod);
         input.borrow().as_ref().settle();
@@ -105,18 +108,63 @@ pub(crate) async fn keep<I: AsRef<Resting<Pod>>, M: From<MountEvent>>(
         let refresh = tokens.values().map(|token| token.refresh_at).min();
         let refresh = refresh.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or(Duration::from_secs(1)));
         let sleep = again.into_iter().chain(refresh).min();
-        let any = changes.iter_mut().map(|change| change.changed().boxed());
-        let any: Vec<_> = any.collect();
-        tokio::select! {
-            () = async { drop(futures::future::select_all(any).await) }, if !watched.is_empty() => {}
-            changed = input.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-            }
-            () = async { tokio::time::sleep(sleep.unwrap_or_default()).await }, if sleep.is_some() => {}
+        // What is filled stays so until it would be filled with something else: statuses change more often.
+        let filled_with = again.is_none().then_some(basis);
+        if !until_due(&mut changes, &mut input, sleep, filled_with).await {
+            return;
         }
     }
+}
+
+/// Waits until the volumes are to be filled again: an object of theirs is another one, the pod is, or the time has come. False
+/// where nobody tells of the pod any more.
+async fn until_due<I: AsRef<Resting<Pod>>>(
+    changes: &mut [watch::Receiver<Known>],
+    input: &mut watch::Receiver<I>,
+    sleep: Option<Duration>,
+    filled_with: Option<u64>,
+) -> bool {
+    let watches = !changes.is_empty();
+    let any: Vec<_> = changes.iter_mut().map(|change| change.changed().boxed()).collect();
+    let mut any = OptionFuture::from(watches.then(|| select_all(any)));
+    let mut due = std::pin::pin!(async { tokio::time::sleep(sleep.unwrap_or_default()).await });
+    loop {
+        tokio::select! {
+            _ = &mut any, if watches => return true,
+            changed = input.changed() => {
+                if changed.is_err() {
+                    return false;
+                }
+                let pod = input.borrow_and_update().as_ref().get();
+                let basis = basis(&pod);
+                drop(pod);
+                input.borrow().as_ref().settle();
+                if filled_with != Some(basis) {
+                    return true;
+                }
+            }
+            () = &mut due, if sleep.is_some() => return true,
+        }
+    }
+}
+
+/// What a pod's files are made of, of the pod itself: its spec, and the metadata that it may show itself in a volume.
+fn basis(pod: &Pod) -> u64 {
+    struct Hashed(DefaultHasher);
+    impl std::io::Write for Hashed {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.write(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut hashed = Hashed(DefaultHasher::new());
+    let of = (&pod.metadata.labels, &pod.metadata.annotations, &pod.spec);
+    // Writing into a hash does not fail, and the API's types have keys of text.
+    let _ = serde_json::to_writer(&mut hashed, &of);
+    hashed.0.finish()
 }
 
 fn volumes_of(pod: &Pod) -> &[Volume] {
@@ -240,4 +288,68 @@ fn stamp(node: &VolumeManager) -> String {
 
 fn make_empty_dir(dir: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    struct Told(Resting<Pod>);
+
+    impl AsRef<Resting<Pod>> for Told {
+        fn as_ref(&self) -> &Resting<Pod> {
+            &self.0
+        }
+    }
+
+    fn pod(change: impl FnOnce(&mut Value)) -> Pod {
+        let mut pod = json!({
+            "metadata": {"name": "p", "labels": {"a": "1"}, "annotations": {"b": "2"}, "resourceVersion": "1"},
+            "spec": {"containers": [{"name": "c", "resources": {"limits": {"memory": "1Mi"}}}]},
+            "status": {"phase": "Pending"},
+        });
+        change(&mut pod);
+        serde_json::from_value(pod).unwrap()
+    }
+
+    fn running(pod: &mut Value) {
+        (pod["status"]["phase"], pod["metadata"]["resourceVersion"]) = ("Running".into(), "2".into());
+    }
+
+    #[test]
+    fn a_pods_files_are_made_of_its_spec_and_what_it_may_show_of_its_metadata() {
+        let before = basis(&pod(|_| ()));
+        assert_eq!(basis(&pod(running)), before);
+        for path in ["/metadata/labels/a", "/metadata/annotations/b", "/spec/containers/0/resources/limits/memory"] {
+            let changed = pod(|pod| *pod.pointer_mut(path).unwrap() = "3".into());
+            assert_ne!(basis(&changed), before, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn volumes_that_are_filled_are_not_looked_at_for_a_status() {
+        let told = |change: fn(&mut Value)| Told(pod(change).into());
+        let filled_with = Some(basis(&pod(|_| ())));
+        let (sender, mut input) = watch::channel(told(|_| ()));
+        {
+            let mut due = std::pin::pin!(until_due(&mut [], &mut input, None, filled_with));
+            sender.send_replace(told(running));
+            assert!(futures::poll!(&mut due).is_pending());
+            sender.send_replace(told(|pod| pod["metadata"]["labels"]["a"] = "3".into()));
+            assert!(due.await);
+        }
+        sender.send_replace(told(running));
+        assert!(until_due(&mut [], &mut input, None, None).await, "what could not be filled is tried again");
+        drop(sender);
+        assert!(!until_due(&mut [], &mut input, None, filled_with).await);
+    }
+
+    #[tokio::test]
+    async fn a_source_that_changes_has_volumes_filled_again() {
+        let (source, known) = watch::channel(Known::Unknown);
+        let (_sender, mut input) = watch::channel(Told(pod(|_| ()).into()));
+        source.send_replace(Known::Missing);
+        assert!(until_due(&mut [known], &mut input, None, Some(basis(&pod(|_| ())))).await);
+    }
 }
