@@ -63,17 +63,34 @@ pub(super) fn wall() -> Duration {
 
 /// CPU time of the calling thread, user and system.
 #[cfg(unix)]
-#[expect(unsafe_code, reason = "std has no thread CPU clock")]
 fn thread_cpu() -> Duration {
+    cpu(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// CPU time of this process, all its threads together.
+#[cfg(unix)]
+pub(crate) fn process_cpu() -> Duration {
+    cpu(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "std has no CPU clocks")]
+fn cpu(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: clock_gettime only writes to `time`, which outlives the call.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Where the system has no thread CPU clock wall time stands in: a guest is polled without interruption by others.
 #[cfg(not(unix))]
 fn thread_cpu() -> Duration {
+    wall()
+}
+
+/// There, too: what has a process to itself runs without interruption.
+#[cfg(not(unix))]
+pub(crate) fn process_cpu() -> Duration {
     wall()
 }
 

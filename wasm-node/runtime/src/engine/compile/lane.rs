@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use machinery_env::Env;
 use tokio::sync::oneshot;
 
@@ -27,6 +28,11 @@ impl Lane {
         self.queue().push(namespace, sender);
         self.grant();
         receiver.await.expect("a sender is dropped only after it was used")
+    }
+
+    /// A seat, where one is free: nobody waits then.
+    pub(super) fn free_seat(self: &Arc<Self>, namespace: &str) -> Option<Seat> {
+        self.seat(namespace).now_or_never()
     }
 
     /// Nobody compiles, and nobody waits to.
@@ -80,7 +86,10 @@ mod tests {
         assert!(futures::poll!(third.as_mut()).is_pending());
         assert!(!lane.is_idle());
         drop(first);
-        drop(third.await);
+        let third = third.await;
+        assert!(lane.free_seat("d").is_none());
+        drop(third);
+        assert!(lane.free_seat("a").is_some());
         drop(lane.seat("a").await);
         assert!(lane.is_idle());
     }

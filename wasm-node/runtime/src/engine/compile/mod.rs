@@ -3,8 +3,8 @@
 //!
 //! Compile time is not a security bound of wasmtime: 90 kB of nested code can take minutes and gigabytes. So there are
 //! two lanes. A module gets a short slice of CPU time in the quick lane first, where most modules are done; what uses it
-//! up starts again in the background lane, one process at a time. In both lanes namespaces take turns, so a quick module
-//! waits for slices only, and a slow one for one slow one of each other namespace.
+//! up goes on in the background lane, one process at a time, or starts again there when its turn comes: a process that waits would hold its
+//! memory. In both lanes namespaces take turns, so a quick module waits for slices only, and a slow one for one slow one of each other namespace.
 
 mod idle;
 mod lane;
@@ -53,8 +53,8 @@ pub struct CompileBounds {
 impl Default for CompileBounds {
     fn default() -> Self {
         Self {
-            // Enough for some 3 MB of module, so for nearly all that bring no language runtime; what it costs those that do
-            // (a 13 MB JavaScript component takes 12 s) is a sixth more.
+            // Enough for some 3 MB of module, so for nearly all that bring no language runtime (a 13 MB JavaScript component takes
+            // 10 s).
             slice: Duration::from_secs(2),
             // Ten times what the slowest honest module seen takes.
             time: Duration::from_secs(120),
@@ -89,13 +89,14 @@ impl Compiler {
         let CompileBounds { slice, memory_bytes, time } = self.bounds;
         // Elsewhere nothing measures the process's CPU time, so the slice is the wall clock's.
         let wall = if cfg!(unix) { slice * QUICK_WALL_PER_CPU } else { slice };
-        RunBounds { memory_bytes, cpu: slice, wall: wall.min(time) }
+        let cpu = slice + self.background_bounds().cpu;
+        RunBounds { memory_bytes, slice: Some(slice), cpu, wall: wall.min(time) }
     }
 
     fn background_bounds(&self) -> RunBounds {
         let CompileBounds { time, memory_bytes, .. } = self.bounds;
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
-        RunBounds { memory_bytes, cpu: time * cores, wall: time }
+        RunBounds { memory_bytes, slice: None, cpu: time * cores, wall: time }
     }
 }
 
@@ -141,14 +142,15 @@ impl Engine {
                 continue;
             };
             let bounds = if slow { compiler.background_bounds() } else { compiler.quick_bounds() };
-            match self.compile_now(&key, file, (metering, kind), bounds, seat).await {
+            match self.compile_now(&key, file, (metering, kind), bounds, (namespace, seat)).await {
                 Ok(()) => return Ok(()),
-                Err(Stopped::Time) if !slow => compiler.memory().slow(&key, env.elapsed()),
-                Err(stopped) => {
-                    let error = match stopped {
-                        Stopped::Time => LoadError::CompileTime { seconds: compiler.bounds.time.as_secs() },
-                        Stopped::Error(error) => error,
-                    };
+                Err(Stopped::Slice) => compiler.memory().slow(&key, env.elapsed()),
+                Err(Stopped::Time) => {
+                    let error = LoadError::CompileTime { seconds: compiler.bounds.time.as_secs() };
+                    compiler.memory().failed(&key, &error, env.elapsed());
+                    return Err(error);
+                }
+                Err(Stopped::Error(error)) => {
                     compiler.memory().failed(&key, &error, env.elapsed());
                     return Err(error);
                 }
@@ -158,19 +160,27 @@ impl Engine {
 
     async fn compile_now(
         &self,
-        (digest, fingerprint): &Key,
+        key: &Key,
         file: &Path,
         (metering, kind): (Metering, CodeKind),
         bounds: RunBounds,
-        seat: Seat,
+        (namespace, mut seat): (&str, Seat),
     ) -> Result<(), Stopped> {
+        let (digest, fingerprint) = key;
         let io = |what| move |error| Stopped::Error(LoadError::io(what)(error));
         self.inner.cache.check_space().map_err(io("making the artifact"))?;
         match &self.inner.compiler.process {
             Some(process) => {
                 let out = self.inner.cache.scratch().map_err(io("making the artifact"))?;
                 let _description = Beside::of(out.path());
-                worker::run(process, bounds, (metering, kind), file, out.path()).await?;
+                let go_on = || {
+                    let compiler = &self.inner.compiler;
+                    // Its seat in the quick lane is free from here on.
+                    seat = compiler.background.free_seat(namespace)?;
+                    compiler.memory().slow(key, self.env().elapsed());
+                    Some(compiler.bounds.time)
+                };
+                worker::run(process, bounds, (metering, kind), (file, out.path()), go_on).await?;
                 drop(seat);
                 self.inner.cache.adopt(digest, fingerprint, out).map_err(io("keeping the artifact"))
             }

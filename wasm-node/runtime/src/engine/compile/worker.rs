@@ -2,16 +2,17 @@
 //! and gone when the program that started it is gone.
 
 use std::ffi::OsString;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::super::aot::description_path;
 use super::super::load::CodeKind;
 use super::super::{Metering, inspect, settings};
+use crate::bounds::thread_clock::process_cpu;
 use crate::plugin::describe::describe;
 use crate::plugin::types::Description;
 use runtime_api::{Kind, LoadError};
@@ -27,6 +28,11 @@ const DISK_ERROR: &str = "writing the artifact: ";
 pub(super) const COMPILE_NICE: i32 = 15;
 /// What is kept of a compiler's error.
 const ERROR_BYTES_MAX: u64 = 4096;
+/// What a compiler writes to its stdout when it has used up its slice of CPU time: ASCII's enquiry, as it is asked then
+/// whether it may go on. It does until it is killed.
+const SLICE_USED_UP: u8 = 5;
+/// Between two looks at the CPU time that a compiler has used, at least.
+const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(5);
 
 /// How to start the compiler process: usually the program itself.
 #[derive(Debug, Clone)]
@@ -49,62 +55,101 @@ impl CompileProcess {
 pub(super) struct RunBounds {
     /// Address space.
     pub(super) memory_bytes: u64,
-    /// CPU time of all its threads; absent = bounded by the wall clock alone.
+    /// CPU time of all its threads after which it is asked for; none = it is never.
+    pub(super) slice: Option<Duration>,
+    /// CPU time of all its threads.
     pub(super) cpu: Duration,
-    /// Wall clock.
+    /// Wall clock: until it is asked for, where there is a slice.
     pub(super) wall: Duration,
 }
 
 /// Why a compiler process made no artifact.
 #[derive(Debug)]
 pub(super) enum Stopped {
+    /// It used up its slice, and could not go on.
+    Slice,
     /// It used up its time.
     Time,
     Error(LoadError),
 }
 
-/// Compiles `file` into `out`. The process is killed when this is dropped.
+/// Compiles `file` into `out`. The process is killed when this is dropped. Once it has used up its slice of CPU time, `go_on`
+/// says for how long it may go on, if at all: nothing is done twice then.
 pub(super) async fn run(
     process: &CompileProcess,
     bounds: RunBounds,
     (metering, kind): (Metering, CodeKind),
-    file: &Path,
-    out: &Path,
+    (file, out): (&Path, &Path),
+    go_on: impl FnOnce() -> Option<Duration>,
 ) -> Result<(), Stopped> {
-    let io = |what| move |error| Stopped::Error(LoadError::io(what)(error));
-    let mut child = tokio::process::Command::new(&process.program)
-        .args(&process.arguments)
-        .arg(if metering == Metering::Fuel { "fuel" } else { "epochs" })
-        .arg(if kind == CodeKind::Component { "component" } else { "module" })
-        .arg(bounds.memory_bytes.to_string())
-        .arg(bounds.cpu.as_secs().max(1).to_string())
-        .arg(file)
-        .arg(out)
-        .env_clear()
-        // Never written to: it ends when this process does, and then the compiler ends too.
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(io("starting the compiler"))?;
+    let mut child = spawn(process, bounds, (metering, kind), (file, out))
+        .map_err(|error| Stopped::Error(LoadError::io("starting the compiler")(error)))?;
     // Taken, as waiting for the child would close it.
-    let (_lifeline, stderr) = (child.stdin.take(), child.stderr.take());
-    let finished = tokio::time::timeout(bounds.wall, async {
+    let (_lifeline, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let mut ended = std::pin::pin!(async {
         let mut said = Vec::new();
         if let Some(stderr) = stderr {
             // Bounded: a worker that says more is cut off and gets a broken pipe.
             let _ = stderr.take(ERROR_BYTES_MAX).read_to_end(&mut said).await;
         }
         (child.wait().await, said)
-    })
-    .await;
-    match finished {
-        Ok((Ok(status), _)) if status.success() => Ok(()),
-        Ok((Ok(status), said)) => Err(failure(status, String::from_utf8_lossy(&said).trim(), bounds.memory_bytes)),
-        Ok((Err(error), _)) => Err(io("waiting for the compiler")(error)),
-        Err(_) => Err(Stopped::Time),
+    });
+    let first = tokio::select! {
+        ended = &mut ended => Some(ended),
+        () = slice_used_up(stdout) => None,
+        () = tokio::time::sleep(bounds.wall) => None,
+    };
+    let (status, said) = match (first, bounds.slice) {
+        (Some(ended), _) => ended,
+        (None, None) => return Err(Stopped::Time),
+        (None, Some(_)) => {
+            let more = go_on().ok_or(Stopped::Slice)?;
+            tokio::time::timeout(more, ended).await.map_err(|_| Stopped::Time)?
+        }
+    };
+    let status = status.map_err(|error| Stopped::Error(LoadError::io("waiting for the compiler")(error)))?;
+    if status.success() {
+        return Ok(());
     }
+    Err(failure(status, String::from_utf8_lossy(&said).trim(), bounds.memory_bytes))
+}
+
+fn spawn(
+    process: &CompileProcess,
+    bounds: RunBounds,
+    (metering, kind): (Metering, CodeKind),
+    (file, out): (&Path, &Path),
+) -> std::io::Result<tokio::process::Child> {
+    let slice = bounds.slice.map_or(0, |slice| slice.as_millis().max(1));
+    tokio::process::Command::new(&process.program)
+        .args(&process.arguments)
+        .arg(if metering == Metering::Fuel { "fuel" } else { "epochs" })
+        .arg(if kind == CodeKind::Component { "component" } else { "module" })
+        .arg(bounds.memory_bytes.to_string())
+        .arg(bounds.cpu.as_secs().max(1).to_string())
+        .arg(slice.to_string())
+        .arg(file)
+        .arg(out)
+        .env_clear()
+        // Never written to: it ends when this process does, and then the compiler ends too.
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+}
+
+/// Until the compiler says so, and forever where it never does. A test's program says other things, too.
+async fn slice_used_up(stdout: Option<impl AsyncRead + Unpin>) {
+    if let Some(stdout) = stdout {
+        let (mut stdout, mut byte) = (stdout.take(ERROR_BYTES_MAX), [0]);
+        while stdout.read_exact(&mut byte).await.is_ok() {
+            if byte == [SLICE_USED_UP] {
+                return;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 /// What a compiler's end means. Pure.
@@ -135,12 +180,22 @@ fn failure(status: ExitStatus, said: &str, memory_bytes: u64) -> Stopped {
 /// print on stderr before exiting with 1.
 pub fn compile_worker(arguments: impl Iterator<Item = OsString>) -> Result<(), String> {
     let arguments: Vec<OsString> = arguments.collect();
-    let usage =
-        || "the compiler process wants: epochs|fuel component|module MEMORY_BYTES CPU_SECONDS FILE OUT".to_owned();
-    let [metering, kind, memory_bytes, cpu_seconds, file, out] = arguments.as_slice() else { return Err(usage()) };
+    let usage = || {
+        "the compiler process wants: epochs|fuel component|module MEMORY_BYTES CPU_SECONDS SLICE_MILLISECONDS FILE OUT"
+            .to_owned()
+    };
+    let [metering, kind, memory_bytes, cpu_seconds, slice, file, out] = arguments.as_slice() else {
+        return Err(usage());
+    };
     let number = |text: &OsString| text.to_str().and_then(|text| text.parse::<u64>().ok()).ok_or_else(usage);
     confine(number(memory_bytes)?, number(cpu_seconds)?);
     end_with_parent().map_err(|error| format!("watching the parent: {error}"))?;
+    match number(slice)? {
+        0 => {}
+        slice => {
+            tell_of_slice(Duration::from_millis(slice)).map_err(|error| format!("watching the CPU time: {error}"))?;
+        }
+    }
     let metering = if metering == "fuel" { Metering::Fuel } else { Metering::Epochs };
     let kind = if kind == "component" { CodeKind::Component } else { CodeKind::Module };
     let code = compile_bytes(metering, kind, Path::new(file)).map_err(|error| match error {
@@ -160,6 +215,21 @@ fn end_with_parent() -> std::io::Result<()> {
         std::process::exit(1);
     };
     std::thread::Builder::new().name("lifeline".into()).spawn(watch).map(drop)
+}
+
+/// Tells the process that started this one when so much CPU time is used up.
+fn tell_of_slice(slice: Duration) -> std::io::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
+    let watch = move || {
+        while let Some(left) = slice.checked_sub(process_cpu()) {
+            // It can't be used up before, however many threads there are.
+            std::thread::sleep((left / cores).max(LOOK_INTERVAL_MIN));
+        }
+        let mut stdout = std::io::stdout();
+        // Where nobody listens, the other end of the lifeline is gone, too.
+        let _ = stdout.write_all(&[SLICE_USED_UP]).and_then(|()| stdout.flush());
+    };
+    std::thread::Builder::new().name("slice".into()).spawn(watch).map(drop)
 }
 
 /// Lowers the worker's priority and bounds what it takes of the machine.
@@ -217,7 +287,17 @@ pub(super) fn compile_bytes(metering: Metering, kind: CodeKind, file: &Path) -> 
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
+
+    #[test]
+    fn an_enquiry_is_heard_among_other_words_and_no_end_is_one() {
+        let asked = |said: &'static [u8]| slice_used_up(Some(said)).now_or_never().is_some();
+        assert!(asked(b"\nrunning 1 test\n\x05more"));
+        assert!(!asked(b"\nrunning 1 test\n"));
+        assert!(!asked(&[b'x'; ERROR_BYTES_MAX as usize + 1]));
+    }
 
     #[cfg(unix)]
     #[test]

@@ -174,13 +174,33 @@ async fn what_exceeds_its_slice_compiles_in_the_background() {
     assert!(loaded.is_ok(), "{loaded:?}");
 }
 
+/// What was compiled for a slice is not compiled again where nobody else is in the background.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_exceeds_its_slice_goes_on_where_the_background_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let (starts, cache_dir) = (dir.path().join("starts"), dir.path().join("compiled"));
+    let program = std::env::current_exe().unwrap();
+    let mut arguments: Vec<std::ffi::OsString> = ["-c", "echo started >> \"$0\"; exec \"$@\""].map(Into::into).to_vec();
+    arguments.extend([starts.clone().into(), program.into()]);
+    arguments.extend(["--quiet", "--nocapture", "--exact", WORKER].map(Into::into));
+    let process = CompileProcess { program: "/bin/sh".into(), arguments };
+    let bounds = CompileBounds { slice: Duration::from_millis(100), ..CompileBounds::default() };
+    let bench = Bench::with(dir, cache_dir, Some(process), bounds);
+    for times in 1..=2 {
+        let loaded = bench.load_bytes(&knot(60, 59 + times), Metering::Epochs).await;
+        assert!(loaded.is_ok(), "{loaded:?}");
+        assert_eq!(std::fs::read_to_string(&starts).unwrap(), "started\n".repeat(times));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_compiler_ends_with_its_parent() {
     let bench = bench(CompileBounds::default());
     let path = bench.dir.path().join("slow.wasm");
     std::fs::write(&path, slow(0)).unwrap();
     let mut worker = tokio::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--quiet", "--nocapture", "--exact", WORKER, "epochs", "module", "3221225472", "600"])
+        .args(["--quiet", "--nocapture", "--exact", WORKER, "epochs", "module", "3221225472", "600", "0"])
         .args([&path, &bench.dir.path().join("out")])
         .stdin(std::process::Stdio::piped())
         .kill_on_drop(true)
