@@ -2,7 +2,7 @@
 //! loaded: the folder is its own (0700), and each artifact has a checksum beside it, since a damaged one is code.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -73,29 +73,23 @@ impl Cache {
         tempfile::Builder::new().prefix("compile-").suffix(".tmp").tempfile_in(&self.dir)
     }
 
-    /// Makes a finished artifact durable under its name.
+    /// Gives a finished artifact its name. Nothing is synced: what a crash of the machine leaves of it, or of its checksum,
+    /// does not fit the other, and is compiled again as anything that is damaged.
     pub(crate) fn adopt(&self, digest: &str, fingerprint: &str, file: tempfile::NamedTempFile) -> std::io::Result<()> {
         let path = self.path(digest, fingerprint);
-        let sum = checksum(file.path())?;
-        file.as_file().sync_all()?;
-        let mut sum_file = self.scratch()?;
-        sum_file.write_all(sum.as_bytes())?;
-        sum_file.as_file().sync_all()?;
         // The checksum goes first: an artifact without one is never loaded, one with a stale sum is compiled again.
-        sum_file.persist(sum_path(&path)).map_err(|error| error.error)?;
+        std::fs::rename(sum_path(file.path()), sum_path(&path))?;
         match std::fs::rename(description_path(file.path()), description_path(&path)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        file.persist(&path).map_err(|error| error.error)?;
-        std::fs::File::open(&self.dir)?.sync_all()
+        file.persist(&path).map(drop).map_err(|error| error.error)
     }
 
     pub(crate) fn store(&self, digest: &str, fingerprint: &str, code: &Compiled) -> std::io::Result<()> {
-        let mut file = self.scratch()?;
-        let _description = Beside::of(file.path());
-        file.write_all(&code.artifact)?;
-        code.write_description(file.path())?;
+        let file = self.scratch()?;
+        let _beside = Beside::of(file.path());
+        code.write(file.path())?;
         self.adopt(digest, fingerprint, file)
     }
 
@@ -109,7 +103,7 @@ impl Cache {
     ) -> Result<Option<Code>, String> {
         let path = self.path(digest, fingerprint);
         let Ok(expected) = std::fs::read_to_string(sum_path(&path)) else { return Ok(None) };
-        let loaded = match checksum(&path) {
+        let loaded = match std::fs::File::open(&path).and_then(checksum) {
             Ok(sum) if sum == expected => map(engine, &path, kind).map_err(|error| format!("{error:#}")),
             Ok(_) => Err("the compiled module's checksum is wrong".to_owned()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -181,8 +175,17 @@ fn map(engine: &wasmtime::Engine, path: &Path, kind: CodeKind) -> wasmtime::Resu
 
 /// Where what a plugin offers lies, beside its code.
 pub(crate) fn description_path(artifact: &Path) -> PathBuf {
+    beside(artifact, ".plugin")
+}
+
+/// Where an artifact's checksum lies, beside it.
+pub(crate) fn sum_path(artifact: &Path) -> PathBuf {
+    beside(artifact, ".sum")
+}
+
+fn beside(artifact: &Path, suffix: &str) -> PathBuf {
     let mut path = artifact.as_os_str().to_owned();
-    path.push(".plugin");
+    path.push(suffix);
     path.into()
 }
 
@@ -191,14 +194,15 @@ pub(crate) struct Beside(PathBuf);
 
 impl Beside {
     pub(crate) fn of(artifact: &Path) -> Self {
-        Self(description_path(artifact))
+        Self(artifact.to_owned())
     }
 }
 
 impl Drop for Beside {
     fn drop(&mut self) {
-        // Most have none, and that of an adopted one lies elsewhere.
-        let _ = std::fs::remove_file(&self.0);
+        // What is beside an adopted one lies elsewhere.
+        let _ = std::fs::remove_file(description_path(&self.0));
+        let _ = std::fs::remove_file(sum_path(&self.0));
     }
 }
 
@@ -213,16 +217,11 @@ fn free_bytes(_dir: &Path) -> Option<u64> {
     None
 }
 
-fn sum_path(path: &Path) -> PathBuf {
-    path.with_extension("cwasm.sum")
-}
-
-fn checksum(path: &Path) -> std::io::Result<String> {
+pub(crate) fn checksum(mut of: impl Read) -> std::io::Result<String> {
     let mut hasher = Sha256::new();
-    let mut file = std::fs::File::open(path)?;
     let mut buffer = vec![0; 256 << 10];
     loop {
-        let read = std::io::Read::read(&mut file, &mut buffer)?;
+        let read = of.read(&mut buffer)?;
         if read == 0 {
             return Ok(hex::encode(hasher.finalize()));
         }

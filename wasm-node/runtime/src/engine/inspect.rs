@@ -11,11 +11,19 @@ use runtime_api::{Inspection, Kind, LoadError};
 /// # Errors
 /// Not a module, or not a valid one.
 pub fn inspect(bytes: &[u8]) -> Result<Inspection, LoadError> {
-    let kind = CodeKind::of(bytes)?;
-    let invalid = |error: wasmparser::BinaryReaderError| LoadError::Invalid(error.to_string());
+    CodeKind::of(bytes)?;
     // Every feature: whether a node offers one is for the node to say.
     Validator::new_with_features(WasmFeatures::all()).validate_all(bytes).map_err(invalid)?;
-    let component = kind == CodeKind::Component;
+    inspect_valid(bytes)
+}
+
+fn invalid(error: wasmparser::BinaryReaderError) -> LoadError {
+    LoadError::Invalid(error.to_string())
+}
+
+/// The same of what is known to be valid: no function is looked into.
+pub(super) fn inspect_valid(bytes: &[u8]) -> Result<Inspection, LoadError> {
+    let component = CodeKind::of(bytes)? == CodeKind::Component;
     let mut found = Inspection { component, kind: None, imports: Vec::new(), exports: Vec::new() };
     let mut depth = 0_u32;
     for payload in Parser::new(0).parse_all(bytes) {

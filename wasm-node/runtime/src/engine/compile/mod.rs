@@ -172,7 +172,7 @@ impl Engine {
         match &self.inner.compiler.process {
             Some(process) => {
                 let out = self.inner.cache.scratch().map_err(io("making the artifact"))?;
-                let _description = Beside::of(out.path());
+                let _beside = Beside::of(out.path());
                 let go_on = || {
                     let compiler = &self.inner.compiler;
                     // Its seat in the quick lane is free from here on.

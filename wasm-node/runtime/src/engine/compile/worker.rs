@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::super::aot::description_path;
+use super::super::aot;
+use super::super::inspect::inspect_valid;
 use super::super::load::CodeKind;
-use super::super::{Metering, inspect, settings};
+use super::super::{Metering, settings};
 use crate::bounds::thread_clock::process_cpu;
 use crate::plugin::describe::describe;
 use crate::plugin::types::Description;
@@ -203,8 +204,7 @@ pub fn compile_worker(arguments: impl Iterator<Item = OsString>) -> Result<(), S
         other => other.to_string(),
     })?;
     let out = Path::new(out);
-    let written = std::fs::write(out, &code.artifact).and_then(|()| code.write_description(out));
-    written.map_err(|error| format!("{DISK_ERROR}{error}{}", runtime_api::disk::advice(&error)))
+    code.write(out).map_err(|error| format!("{DISK_ERROR}{error}{}", runtime_api::disk::advice(&error)))
 }
 
 /// Ends this process when its stdin ends, which is when the process that started it is gone, however it went.
@@ -259,16 +259,23 @@ fn confine(_memory_bytes: u64, _cpu_seconds: u64) {}
 
 /// What compiling a module gives.
 pub(crate) struct Compiled {
-    pub(crate) artifact: Vec<u8>,
+    artifact: Vec<u8>,
     /// What a plugin offers, or why it can't be had; none of what is no plugin.
     description: Option<Result<Description, String>>,
 }
 
 impl Compiled {
-    /// Writes what a plugin offers beside its artifact. Not part of the artifact, which is mapped as a whole.
-    pub(crate) fn write_description(&self, artifact: &Path) -> std::io::Result<()> {
+    /// Writes the artifact and what lies beside it: its checksum, and what a plugin offers. Neither is part of the artifact, which
+    /// is mapped as a whole. The sum is of what was compiled, and not of what the disk made of it.
+    pub(crate) fn write(&self, out: &Path) -> std::io::Result<()> {
+        let sum = std::thread::scope(|scope| {
+            let sum = std::thread::Builder::new().spawn_scoped(scope, || aot::checksum(&self.artifact[..]))?;
+            std::fs::write(out, &self.artifact)?;
+            sum.join().map_err(|_| std::io::Error::other("the checksum's thread panicked"))?
+        })?;
+        std::fs::write(aot::sum_path(out), sum)?;
         let Some(description) = &self.description else { return Ok(()) };
-        std::fs::write(description_path(artifact), serde_json::to_vec(description)?)
+        std::fs::write(aot::description_path(out), serde_json::to_vec(description)?)
     }
 }
 
@@ -280,8 +287,8 @@ pub(super) fn compile_bytes(metering: Metering, kind: CodeKind, file: &Path) -> 
         CodeKind::Module => engine.precompile_module(&bytes),
     }
     .map_err(LoadError::compile)?;
-    // It is valid, as it compiled; here a type that is nested too deeply ends nothing but this process.
-    let is_plugin = inspect(&bytes).is_ok_and(|found| found.kind == Some(Kind::Plugin));
+    // It is valid, as it compiled; a type that is nested too deeply ends nothing but this process here.
+    let is_plugin = inspect_valid(&bytes).is_ok_and(|found| found.kind == Some(Kind::Plugin));
     Ok(Compiled { artifact, description: is_plugin.then(|| describe(&bytes)) })
 }
 
