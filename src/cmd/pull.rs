@@ -55,20 +55,26 @@ pub(crate) fn run(flags: &Pull, common: &Common) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What the file of `--registries` says.
+pub(super) fn registries(file: Option<&Path>) -> anyhow::Result<Registries> {
+    file.map_or_else(|| Ok(Registries::default()), |path| Registries::read(path).context("--registries"))
+}
+
+/// What the file of `--signature-policy` says.
+pub(super) fn signature_policy(file: Option<&Path>) -> anyhow::Result<SignaturePolicy> {
+    file.map_or_else(
+        || Ok(SignaturePolicy::default()),
+        |path| SignaturePolicy::read(path).context("--signature-policy"),
+    )
+}
+
 /// An image and its module's bytes.
 ///
 /// # Errors
 /// It can't be pulled.
 pub(super) fn fetch(reference: &str, access: &Access, common: &Common) -> anyhow::Result<(Image, Vec<u8>)> {
-    let registries = match &access.registries {
-        Some(path) => Registries::read(path).context("--registries")?,
-        None => Registries::default(),
-    };
-    let registries = registries.beside_proxies(proxies());
-    let policy = match &access.signature_policy {
-        Some(path) => SignaturePolicy::read(path).context("--signature-policy")?,
-        None => SignaturePolicy::default(),
-    };
+    let registries = registries(access.registries.as_deref())?.beside_proxies(proxies());
+    let policy = signature_policy(access.signature_policy.as_deref())?;
     let built_in = match reference.starts_with(BUILT_IN) {
         true => Some(local::registry(&DataDir::of(common)?)?),
         false => None,

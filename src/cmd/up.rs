@@ -7,13 +7,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
-use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
+use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
 use machinery_env::Env;
 use scheduler::plugins::ScoringStrategy;
 
-use super::Failure;
+use super::{Failure, pull};
 use crate::compose;
 use crate::config::{
     ApiServerConfig, ClusterConfig, Common, ControllersConfig, NODES_MAX, NetworkConfig, NodesConfig, SchedulerConfig,
@@ -191,15 +191,9 @@ impl Up {
                     high_percent: high,
                     low_percent: low,
                 },
-                registries: match &self.registries {
-                    Some(path) => Registries::read(path).context("--registries")?,
-                    None => Registries::default(),
-                },
+                registries: pull::registries(self.registries.as_deref())?,
                 registries_file: self.registries.clone(),
-                signature_policy: match &self.signature_policy {
-                    Some(path) => SignaturePolicy::read(path).context("--signature-policy")?,
-                    None => SignaturePolicy::default(),
-                },
+                signature_policy: pull::signature_policy(self.signature_policy.as_deref())?,
                 signature_policy_file: self.signature_policy.clone(),
                 credential_providers: self.credential_providers()?,
                 parallel_pulls: self.max_parallel_image_pulls as usize,
