@@ -85,8 +85,8 @@ pub(super) async fn run(
 ) -> Result<(), Stopped> {
     let mut child = spawn(process, bounds, (metering, kind), (file, out))
         .map_err(|error| Stopped::Error(LoadError::io("starting the compiler")(error)))?;
-    // Taken, as waiting for the child would close it.
-    let (_lifeline, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    // Taken, as waiting for the child would close it; and kept to the end.
+    let (_lifeline, mut stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let mut ended = std::pin::pin!(async {
         let mut said = Vec::new();
         if let Some(stderr) = stderr {
@@ -97,7 +97,7 @@ pub(super) async fn run(
     });
     let first = tokio::select! {
         ended = &mut ended => Some(ended),
-        () = slice_used_up(stdout) => None,
+        () = slice_used_up(stdout.as_mut()) => None,
         () = tokio::time::sleep(bounds.wall) => None,
     };
     let (status, said) = match (first, bounds.slice) {

@@ -185,7 +185,8 @@ async fn what_exceeds_its_slice_goes_on_where_the_background_is_free() {
     arguments.extend([starts.clone().into(), program.into()]);
     arguments.extend(["--quiet", "--nocapture", "--exact", WORKER].map(Into::into));
     let process = CompileProcess { program: "/bin/sh".into(), arguments };
-    let bounds = CompileBounds { slice: Duration::from_millis(50), ..CompileBounds::default() };
+    // Less than it takes to start.
+    let bounds = CompileBounds { slice: Duration::from_millis(1), ..CompileBounds::default() };
     let bench = Bench::with(dir, cache_dir, Some(process), bounds);
     for times in 1..=2 {
         let loaded = bench.load_bytes(&knot(40, 39 + times), Metering::Epochs).await;
