@@ -85,7 +85,7 @@ async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
             ] {
                 let row = crate::catalog::tests::resource(group, plural);
                 let entry = store.get(key, None).await.unwrap().unwrap();
-                let value: serde_json::Value = serde_json::from_slice(entry.record.body()).unwrap();
+                let value: serde_json::Value = serde_json::from_slice(&entry.record.body()).unwrap();
                 assert_eq!(crate::registry::Registry::encode(row, &value).unwrap(), entry.record, "{key}");
             }
             if before.is_empty() {

@@ -4,6 +4,7 @@
 pub mod error;
 pub mod key;
 pub mod names;
+pub mod packed;
 pub mod patch;
 pub mod placement;
 pub mod quantity;

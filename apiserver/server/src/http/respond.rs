@@ -281,7 +281,7 @@ fn list_metadata(list: &List) -> Value {
 /// A list, made at once where it is small, else piece by piece off this thread ([`large`]).
 fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List) -> Result<Response<Body>, ApiError> {
     let metadata = list_metadata(&list);
-    let weight = list.items.iter().map(|item| item.stored().len()).sum();
+    let weight = list.items.iter().map(|item| item.stored_len()).sum();
     let plain = form.media == Media::Json && !form.pretty;
     let pieces: Pieces = match form.transform {
         None => {

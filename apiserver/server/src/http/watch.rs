@@ -282,7 +282,7 @@ fn encoding(lens: &Lens) -> WatchEncoding {
 }
 
 fn plain_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
-    let mut out = Vec::with_capacity(cached.stored().len() + 96);
+    let mut out = Vec::with_capacity(cached.stored_len() + 96);
     out.put_slice(b"{\"type\":\"");
     out.put_slice(type_of(kind).as_bytes());
     out.put_slice(b"\",\"object\":");

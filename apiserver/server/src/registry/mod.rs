@@ -280,7 +280,7 @@ impl Registry {
 
     /// The size of the object that a request is about; none is 0.
     pub(crate) fn stored_bytes(&self, call: &RequestScope<'_>) -> usize {
-        self.cache.get(call.key().as_str()).map_or(0, |cached| cached.stored().len())
+        self.cache.get(call.key().as_str()).map_or(0, |cached| cached.stored_len())
     }
 
     fn context<'a>(&'a self, call: &RequestScope<'_>, subresource: &'a str) -> Context<'a> {
@@ -319,7 +319,7 @@ impl Registry {
     /// What is shown of an object that was just stored.
     fn stored_as(row: &ResourceInfo, object: Value, stored: &Record, revision: Revision) -> ResponseObject {
         if row.stored_as.is_none() {
-            return ResponseObject::Bytes(object::stamp(row, stored.body(), revision));
+            return ResponseObject::Bytes(object::stamp(row, &stored.body(), revision));
         }
         let mut object = object;
         object::metadata_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());

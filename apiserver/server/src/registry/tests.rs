@@ -99,7 +99,7 @@ impl Server {
 
     async fn stored(&self, prefix: &str) -> BTreeMap<String, Value> {
         let range = self.store.range(prefix, &prefix_end(prefix), None, 0).await.unwrap();
-        let parse = |entry: Entry| (entry.key.to_string(), serde_json::from_slice(entry.record.body()).unwrap());
+        let parse = |entry: Entry| (entry.key.to_string(), serde_json::from_slice(&entry.record.body()).unwrap());
         range.entries.into_iter().map(parse).collect()
     }
 

@@ -231,7 +231,7 @@ impl Registry {
             stored = Some(Self::encode(row, object)?);
         }
         if let (Change::Update(_), Some(existing), Some(stored)) = (&change, existing, &stored)
-            && stored.body() == existing.cached.stored()
+            && *stored.body() == *existing.cached.stored()
         {
             return Ok(Attempt::Answer(present(intent, 200, ResponseObject::Cached(existing.cached.clone()))));
         }

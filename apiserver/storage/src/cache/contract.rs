@@ -31,7 +31,7 @@ impl Behind {
 }
 
 fn entry(cached: &Cached) -> Entry {
-    let (key, record) = (cached.key.clone(), Record::plain(cached.stored()));
+    let (key, record) = (cached.key.clone(), Record::plain(&cached.stored()));
     Entry { key, record, created: cached.created, modified: cached.modified }
 }
 

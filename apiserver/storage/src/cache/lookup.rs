@@ -50,8 +50,8 @@ impl Lookup {
         // Held by more than this call: already kept by somebody.
         if Arc::strong_count(&value) == 1 {
             let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.bytes += object.stored().len();
-            kept.values.push_back((object.stored().len(), value.clone()));
+            kept.bytes += object.stored_len();
+            kept.values.push_back((object.stored_len(), value.clone()));
             while kept.bytes > KEPT_BYTES_MAX {
                 let Some((bytes, _)) = kept.values.pop_front() else { break };
                 kept.bytes -= bytes;

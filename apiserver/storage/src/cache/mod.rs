@@ -10,6 +10,7 @@ mod index;
 mod lookup;
 pub mod object;
 mod register;
+mod rest;
 mod ring;
 pub mod select;
 mod watching;
@@ -148,9 +149,13 @@ impl WatchCache {
         tokio::spawn(async move {
             let mut interval = tokio::time::interval(TICK_EVERY);
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut rest = rest::Rest::new();
             loop {
                 interval.tick().await;
-                let Some(store) = weak.upgrade().map(|cache| cache.store.clone()) else { return };
+                let Some(cache) = weak.upgrade() else { return };
+                rest.tick(&cache).await;
+                let store = cache.store.clone();
+                drop(cache);
                 if let Err(error) = store.tick().await {
                     tracing::warn!(%error, "the store's housekeeping failed");
                 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use machinery_api::{ObjectName, StorageKey, StoragePrefix};
 use serde_json::Value;
 
-use crate::store::record::{Facts, fingerprint};
+use crate::store::record::{Body, Facts, fingerprint};
 use crate::store::{Entry, Record, Revision};
 
 type ReadFields = dyn Fn(&Value) -> Vec<String> + Send + Sync;
@@ -97,7 +97,7 @@ impl std::fmt::Debug for Cached {
 /// What a record doesn't say of its object's fields: that of a program or a schema that knew others is read, this once.
 fn unread(record: &Record, fields: Option<&Fields>) -> Option<Box<[String]>> {
     let fields = fields.filter(|fields| fields.named != record.fields_named())?;
-    let value = serde_json::from_slice(record.body()).unwrap_or(Value::Null);
+    let value = serde_json::from_slice(&record.body()).unwrap_or(Value::Null);
     Some((fields.read)(&value).into_boxed_slice())
 }
 
@@ -206,17 +206,28 @@ impl Cached {
         self.record.is_deleting()
     }
 
-    /// The bytes as stored: JSON without resourceVersion.
+    /// What is stored: JSON without resourceVersion.
     #[must_use]
-    pub fn stored(&self) -> &[u8] {
+    pub fn stored(&self) -> Body {
         self.record.body()
+    }
+
+    /// Its length.
+    #[must_use]
+    pub fn stored_len(&self) -> usize {
+        self.record.body_len()
+    }
+
+    /// For packing it.
+    pub(super) fn record(&self) -> &Record {
+        &self.record
     }
 
     /// Appends the object's JSON with its resourceVersion.
     pub fn write_to(&self, out: &mut Vec<u8>) {
         let stored = self.stored();
         let Some((at, comma)) = self.record.stamp() else {
-            out.extend_from_slice(stored);
+            out.extend_from_slice(&stored);
             return;
         };
         out.reserve(stored.len() + 48);
@@ -238,7 +249,7 @@ impl Cached {
     /// The parsed object with its resourceVersion, for changing it.
     #[must_use]
     pub fn value(&self) -> Value {
-        let mut value: Value = serde_json::from_slice(self.stored()).unwrap_or(Value::Null);
+        let mut value: Value = serde_json::from_slice(&self.stored()).unwrap_or(Value::Null);
         if self.record.stamp().is_some()
             && let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut)
         {

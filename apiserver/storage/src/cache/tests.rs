@@ -15,7 +15,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::{Compare, Op, Record};
 use apiserver_resources::objects::ObjectReader;
 
-const PODS: &str = "/registry/pods/";
+pub(super) const PODS: &str = "/registry/pods/";
 fn whole() -> WatchEncoding {
     WatchEncoding {
         kind: Kind::Added,
@@ -42,13 +42,13 @@ fn pods() -> Resource {
     }
 }
 
-async fn open() -> Arc<WatchCache> {
+pub(super) async fn open() -> Arc<WatchCache> {
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
     let store = Arc::new(MemoryStore::new(env));
     WatchCache::open(store, vec![pods(), Resource::plain(StoragePrefix::new("configmaps"))]).await.unwrap()
 }
 
-fn pod(namespace: &str, name: &str, node: &str, app: &str) -> (String, Value) {
+pub(super) fn pod(namespace: &str, name: &str, node: &str, app: &str) -> (String, Value) {
     let object = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace, "labels": {"app": app}},
@@ -57,7 +57,7 @@ fn pod(namespace: &str, name: &str, node: &str, app: &str) -> (String, Value) {
     (StoragePrefix::new("pods").object(ObjectName::new(namespace, name)).into(), object)
 }
 
-async fn put(cache: &WatchCache, (key, value): (String, Value)) -> Revision {
+pub(super) async fn put(cache: &WatchCache, (key, value): (String, Value)) -> Revision {
     let op = Op::Put { key, record: record(&value.to_string()), ttl: None };
     done(cache.commit(Txn { compares: vec![], ops: vec![op] }).await)
 }
@@ -73,7 +73,7 @@ fn done(outcome: Result<Outcome, StoreError>) -> Revision {
     }
 }
 
-fn on_node(node: &str) -> Selectors {
+pub(super) fn on_node(node: &str) -> Selectors {
     let fields = FieldRequirement::equals("spec.nodeName", node).into();
     Selectors { fields, ..Selectors::default() }
 }

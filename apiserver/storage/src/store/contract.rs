@@ -63,7 +63,10 @@ async fn compares(make: Make<'_>) {
     assert_eq!(created, store.revision());
     let Outcome::Conflict(seen) = store.txn(when("/a", 0, put("/a", "x"))).await.unwrap() else { panic!() };
     let entry = seen[0].clone().unwrap();
-    assert_eq!((&*entry.key, entry.record.body(), entry.created, entry.modified), ("/a", &b"1"[..], created, created));
+    assert_eq!(
+        (&*entry.key, &*entry.record.body(), entry.created, entry.modified),
+        ("/a", &b"1"[..], created, created)
+    );
     let second = write(&*store, when("/a", created, put("/a", "2"))).await;
     assert_eq!(second, created + 1);
     // All or nothing, at one revision; the last write to a key counts.
@@ -74,7 +77,7 @@ async fn compares(make: Make<'_>) {
     let third = write(&*store, txn).await;
     assert_eq!(store.get("/a", None).await.unwrap(), None);
     let b = store.get("/b", None).await.unwrap().unwrap();
-    assert_eq!((b.record.body(), b.created, b.modified), (&b"1"[..], third, third));
+    assert_eq!((&*b.record.body(), b.created, b.modified), (&b"1"[..], third, third));
     // What changes nothing takes no revision.
     assert_eq!(write(&*store, just(Op::Delete { key: "/a".into() })).await, third);
     assert_eq!(store.revision(), third);
@@ -99,7 +102,7 @@ async fn reads_at_revisions(make: Make<'_>) {
     let page = store.range("/registry/p/1", &prefix_end("/registry/p/"), Some(old), 2).await.unwrap();
     assert_eq!(page.entries.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["/registry/p/1", "/registry/p/2"]);
     assert_eq!((page.revision, page.remaining), (old, 2));
-    assert_eq!(page.entries[1].record.body(), b"1");
+    assert_eq!(*page.entries[1].record.body(), *b"1");
     let now = store.range("/registry/p/", &prefix_end("/registry/p/"), None, 0).await.unwrap();
     assert_eq!(now.entries.len(), 4);
     assert_eq!(now.revision, store.revision());
@@ -164,11 +167,11 @@ async fn watches(make: Make<'_>) {
     assert_eq!((born.revision, born.previous), (first, None));
     for watch in [&mut live, &mut past] {
         let update = watch.next().await.unwrap();
-        assert_eq!(update.previous.unwrap().record.body(), b"1");
-        assert_eq!(update.entry.unwrap().record.body(), b"2");
+        assert_eq!(*update.previous.unwrap().record.body(), *b"1");
+        assert_eq!(*update.entry.unwrap().record.body(), *b"2");
         let gone = watch.next().await.unwrap();
         assert_eq!((gone.revision, &*gone.key, gone.entry), (last, "/registry/w/a", None));
-        assert_eq!(gone.previous.unwrap().record.body(), b"2");
+        assert_eq!(*gone.previous.unwrap().record.body(), *b"2");
         assert_eq!(&*watch.next().await.unwrap().key, "/registry/w/b");
     }
     // A slow watch is told when history has gone on without it.

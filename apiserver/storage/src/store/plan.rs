@@ -24,7 +24,7 @@ pub(super) struct Stored {
 impl Stored {
     /// What it weighs.
     pub(super) fn bytes(&self) -> usize {
-        self.record.as_bytes().len()
+        self.record.bytes_len()
     }
 }
 
@@ -85,9 +85,9 @@ pub(super) fn check(txn: &Txn) -> Result<(), StoreError> {
     }
     for op in &txn.ops {
         if let Op::Put { record, .. } = op
-            && record.body().len() > VALUE_BYTES_MAX
+            && record.body_len() > VALUE_BYTES_MAX
         {
-            return Err(StoreError::TooLarge { bytes: record.body().len(), limit: VALUE_BYTES_MAX });
+            return Err(StoreError::TooLarge { bytes: record.body_len(), limit: VALUE_BYTES_MAX });
         }
     }
     Ok(())
@@ -314,7 +314,7 @@ mod tests {
         assert_eq!(state.compaction_due(Duration::ZERO), None);
         state.compact(70).unwrap();
         assert_eq!(state.history_bytes, 0);
-        assert_eq!(state.live_bytes(), record.as_bytes().len());
+        assert_eq!(state.live_bytes(), record.bytes_len());
         state.apply_one(Write { revision: 71, key: "/a".into(), stored: None });
         assert_eq!(state.live_bytes(), 0);
     }

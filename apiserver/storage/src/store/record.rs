@@ -1,6 +1,7 @@
 //! What is stored of an object: a small head of facts (labels, selectable fields, whether it is being deleted) before its
 //! JSON, in one piece of memory. The head is made once, in the request that writes, where the object's value is at hand;
 //! transactions, the log, snapshots and the cache carry it on, and nobody parses an object under a lock or at a start.
+//! A record that rests holds its JSON packed, for all who share it.
 //!
 //! The head, little endian: version, flags, length of the namespace (2 bytes), where the resourceVersion goes (4), the
 //! schema's generation (4), the fingerprint of the fields' names (8), bytes of labels, of fields and of managers (4 each);
@@ -8,8 +9,10 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, PoisonError, RwLock};
 
+use machinery_api::packed::{Packed, Packer};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -21,13 +24,49 @@ const COMMA: u8 = 1;
 const DELETING: u8 = 2;
 
 /// See the module. Cheap to clone.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Record {
-    /// Head and body.
-    bytes: Arc<[u8]>,
-    /// Where the body begins.
-    body_at: u32,
+#[derive(Clone)]
+pub struct Record(Arc<Shared>);
+
+struct Shared {
+    head: Box<[u8]>,
+    body_len: u32,
+    body: RwLock<Form>,
 }
+
+enum Form {
+    Plain(Arc<[u8]>),
+    Packed(Packed),
+}
+
+/// A record's JSON, while somebody reads it.
+#[derive(Debug, Clone)]
+pub struct Body(Held);
+
+#[derive(Debug, Clone)]
+enum Held {
+    Shared(Arc<[u8]>),
+    Read(Vec<u8>),
+}
+
+impl Deref for Body {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Held::Shared(bytes) => bytes,
+            Held::Read(bytes) => bytes,
+        }
+    }
+}
+
+impl PartialEq for Record {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+            || (self.0.body_len == other.0.body_len && self.0.head == other.0.head && *self.body() == *other.body())
+    }
+}
+
+impl Eq for Record {}
 
 /// What is known of an object when it is stored.
 #[derive(Debug, Default)]
@@ -74,7 +113,7 @@ pub fn fingerprint<'a>(names: impl IntoIterator<Item = &'a str>) -> u64 {
 
 impl std::fmt::Debug for Record {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries([self.head(), self.body()].map(String::from_utf8_lossy)).finish()
+        f.debug_list().entries([self.head(), &self.body()].map(String::from_utf8_lossy)).finish()
     }
 }
 
@@ -124,7 +163,7 @@ impl Record {
     pub fn new(body: &[u8], facts: &Facts<'_>) -> Self {
         let labels = facts.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum::<usize>();
         let fields = facts.fields.iter().flat_map(|(_, values)| values).map(|value| value.len() + 4).sum::<usize>();
-        let mut out = Vec::with_capacity(FIXED_BYTES + labels + fields + body.len());
+        let mut out = Vec::with_capacity(FIXED_BYTES + labels + fields);
         let flags = if facts.comma { COMMA } else { 0 } | if facts.deleting { DELETING } else { 0 };
         out.extend_from_slice(&[VERSION, flags]);
         out.extend_from_slice(&u16::try_from(facts.namespace.len()).unwrap_or(0).to_le_bytes());
@@ -136,9 +175,11 @@ impl Record {
         let fields = put_texts(&mut out, facts.fields.iter().flat_map(|(_, values)| values).map(String::as_str));
         out[20..24].copy_from_slice(&labels.to_le_bytes());
         out[24..28].copy_from_slice(&fields.to_le_bytes());
-        let body_at = length(out.len());
-        out.extend_from_slice(body);
-        Self { bytes: out.into(), body_at }
+        Self::made(out.into(), body)
+    }
+
+    fn made(head: Box<[u8]>, body: &[u8]) -> Self {
+        Self(Arc::new(Shared { head, body_len: length(body.len()), body: RwLock::new(Form::Plain(body.into())) }))
     }
 
     /// Of a body that nothing is known of.
@@ -191,7 +232,7 @@ impl Record {
         Self::new(body, &facts)
     }
 
-    /// What [`as_bytes`](Self::as_bytes) gave; `None`: these are no record's bytes, or of a newer version.
+    /// What [`write_to`](Self::write_to) wrote; `None`: these are no record's bytes, or of a newer version.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let fixed = bytes.first_chunk::<FIXED_BYTES>()?;
@@ -204,28 +245,60 @@ impl Record {
         let (labels, fields) = texts.split_at_checked(labels)?;
         Texts(fields).count_whole()?;
         let sound = Texts(labels).count_whole()? % 2 == 0 && number(4) <= body.len();
-        let body_at = u32::try_from(bytes.len() - body.len()).ok()?;
-        sound.then(|| Self { bytes: bytes.into(), body_at })
+        sound.then(|| Self::made(bytes[..bytes.len() - body.len()].into(), body))
     }
 
-    /// Head and body, as logs and snapshots hold them.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+    /// Appends head and body, as logs and snapshots hold them.
+    pub fn write_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.head());
+        out.extend_from_slice(&self.body());
     }
 
-    /// The object's JSON.
+    /// The length of what [`write_to`](Self::write_to) appends, however it is held.
     #[must_use]
-    pub fn body(&self) -> &[u8] {
-        &self.bytes[self.body_at as usize..]
+    pub fn bytes_len(&self) -> usize {
+        self.0.head.len() + self.body_len()
+    }
+
+    /// The object's JSON. Who asks several times keeps it meanwhile: where it rests it is read anew.
+    #[must_use]
+    pub fn body(&self) -> Body {
+        let form = self.0.body.read().unwrap_or_else(PoisonError::into_inner);
+        Body(match &*form {
+            Form::Plain(bytes) => Held::Shared(bytes.clone()),
+            Form::Packed(packed) => Held::Read(packed.text()),
+        })
+    }
+
+    /// The length of the object's JSON.
+    #[must_use]
+    pub fn body_len(&self) -> usize {
+        self.0.body_len as usize
+    }
+
+    /// Whether it may be worth packing: it is not packed.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        matches!(&*self.0.body.read().unwrap_or_else(PoisonError::into_inner), Form::Plain(_))
+    }
+
+    /// Packs the body, for all who share the record, where that gains anything; false: it doesn't.
+    pub fn pack(&self, packer: &mut Packer) -> bool {
+        let packed = match &*self.0.body.read().unwrap_or_else(PoisonError::into_inner) {
+            Form::Plain(bytes) => packer.pack(bytes),
+            Form::Packed(_) => return true,
+        };
+        let Some(packed) = packed else { return false };
+        *self.0.body.write().unwrap_or_else(PoisonError::into_inner) = Form::Packed(packed);
+        true
     }
 
     fn head(&self) -> &[u8] {
-        &self.bytes[..self.body_at as usize]
+        &self.0.head
     }
 
     fn number(&self, at: usize) -> u32 {
-        let bytes = self.bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        let bytes = self.head().get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
         bytes.map_or(0, u32::from_le_bytes)
     }
 
@@ -233,19 +306,19 @@ impl Record {
     #[must_use]
     pub fn stamp(&self) -> Option<(usize, bool)> {
         let at = self.number(4) as usize;
-        (at > 0).then_some((at, self.bytes[1] & COMMA != 0))
+        (at > 0).then_some((at, self.head()[1] & COMMA != 0))
     }
 
     /// Whether the object's deletion has begun.
     #[must_use]
     pub fn is_deleting(&self) -> bool {
-        self.bytes[1] & DELETING != 0
+        self.head()[1] & DELETING != 0
     }
 
     /// The length of the namespace in the object's key, 0 for cluster-wide objects.
     #[must_use]
     pub fn namespace_len(&self) -> usize {
-        usize::from(u16::from_le_bytes([self.bytes[2], self.bytes[3]]))
+        usize::from(u16::from_le_bytes([self.head()[2], self.head()[3]]))
     }
 
     /// Under which generation of its schema the object was stored.
@@ -255,7 +328,7 @@ impl Record {
     }
 
     fn label_bytes(&self) -> &[u8] {
-        &self.bytes[FIXED_BYTES..FIXED_BYTES + self.number(20) as usize]
+        &self.head()[FIXED_BYTES..FIXED_BYTES + self.number(20) as usize]
     }
 
     /// Whether both have the same labels.
@@ -327,6 +400,33 @@ mod tests {
 
     use super::*;
 
+    fn bytes_of(record: &Record) -> Vec<u8> {
+        let mut out = Vec::new();
+        record.write_to(&mut out);
+        assert_eq!(out.len(), record.bytes_len());
+        out
+    }
+
+    #[test]
+    fn a_packed_record_says_what_it_said() {
+        let mut packer = Packer::default();
+        let object = |n: usize| {
+            let filler: serde_json::Map<_, _> = (0..30).map(|i| (format!("field{i}"), json!(i * 7 % 11))).collect();
+            json!({"metadata": {"name": format!("p{n}"), "namespace": "ns", "labels": {"app": "x"}}, "spec": filler})
+        };
+        let records: Vec<Record> = (0..9).map(|n| Record::of(&object(n))).collect();
+        let before: Vec<Vec<u8>> = records.iter().map(bytes_of).collect();
+        let shared = records[8].clone();
+        assert!(records.iter().all(|record| record.is_plain() && record.pack(&mut packer) && record.pack(&mut packer)));
+        assert!(!shared.is_plain(), "for all who share it");
+        for (n, (record, before)) in records.iter().zip(&before).enumerate() {
+            assert_eq!((&bytes_of(record), record.bytes_len()), (before, before.len()));
+            assert_eq!(*record, Record::of(&object(n)));
+            assert_eq!(record.body().len(), record.body_len());
+            assert_eq!(record.labels().collect::<Vec<_>>(), [("app", "x")]);
+        }
+    }
+
     fn nothing(_: &Value) -> Option<(u64, Vec<String>)> {
         None
     }
@@ -346,9 +446,9 @@ mod tests {
                 fields: fields.clone().map(|values| (fingerprint(["a", "b"]), values)),
             };
             let record = Record::new(&body, &facts);
-            let again = Record::decode(record.as_bytes()).unwrap();
+            let again = Record::decode(&bytes_of(&record)).unwrap();
             prop_assert_eq!(&again, &record);
-            prop_assert_eq!(again.body(), &body[..]);
+            prop_assert_eq!(&*again.body(), &body[..]);
             prop_assert!(again.labels().eq(labels.iter().map(|(key, value)| (key.as_str(), value.as_str()))));
             prop_assert_eq!(again.fields().collect::<Vec<_>>(), fields.clone().unwrap_or_default());
             prop_assert_eq!(again.fields_named() != 0, fields.is_some());
@@ -371,7 +471,7 @@ mod tests {
             if let Some(record) = Record::decode(&bytes) {
                 let _ = (record.labels().count(), record.fields().count(), record.is_deleting(), record.namespace_len());
                 prop_assert!(record.stamp().is_none_or(|(at, _)| at <= record.body().len()));
-                prop_assert_eq!(record.as_bytes(), &bytes[..]);
+                prop_assert_eq!(bytes_of(&record), bytes);
             }
         }
 
@@ -379,9 +479,9 @@ mod tests {
         fn any_cut_is_noticed_or_is_the_bodys(at in any::<proptest::sample::Index>()) {
             let body = br#"{"metadata":{}}"#;
             let record = Record::new(body, &Facts { labels: vec![("app", "web")], ..Facts::default() });
-            let at = at.index(record.as_bytes().len());
-            let cut = Record::decode(&record.as_bytes()[..at]);
-            prop_assert_eq!(cut.is_some(), at >= record.as_bytes().len() - body.len());
+            let at = at.index(record.bytes_len());
+            let cut = Record::decode(&bytes_of(&record)[..at]);
+            prop_assert_eq!(cut.is_some(), at >= record.bytes_len() - body.len());
         }
     }
 
@@ -389,7 +489,7 @@ mod tests {
     fn newer_heads_are_refused() {
         let record = Record::plain(b"{}");
         for (at, value) in [(0, VERSION + 1), (1, 0x80), (28, 1)] {
-            let mut bytes = record.as_bytes().to_vec();
+            let mut bytes = bytes_of(&record);
             bytes[at] = value;
             bytes.push(0);
             assert!(Record::decode(&bytes).is_none(), "byte {at}");
@@ -414,10 +514,10 @@ mod tests {
         let (at, comma) = record.stamp().unwrap();
         assert!(record.body()[..at].ends_with(b"\"metadata\":{") && comma);
         let stamped = Record::read(br#"{"metadata":{"resourceVersion":"7"}}"#, nothing);
-        assert_eq!((stamped.body(), stamped.stamp()), (&br#"{"metadata":{}}"#[..], Some((13, false))));
+        assert_eq!((&*stamped.body(), stamped.stamp()), (&br#"{"metadata":{}}"#[..], Some((13, false))));
         for hostile in [&b"\x01{["[..], b"", b"[]", b"{\"metadata\":7}", b"\xff"] {
             let record = Record::read(hostile, nothing);
-            assert_eq!((record.body(), record.stamp()), (hostile, None));
+            assert_eq!((&*record.body(), record.stamp()), (hostile, None));
         }
     }
 

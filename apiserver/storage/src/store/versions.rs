@@ -139,6 +139,17 @@ impl<V: Clone> Versions<V> {
         })
     }
 
+    /// The values of keys after one (all: none), each with all that can be read of it.
+    pub fn after<'a>(
+        &'a self,
+        key: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'a Arc<str>, impl Iterator<Item = &'a V>)> + 'a {
+        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
+        self.keys.range::<str, _>((from, Bound::Unbounded)).map(|(key, chain)| {
+            (key, chain.older.iter().chain([&chain.latest]).filter_map(|version| version.value.as_ref()))
+        })
+    }
+
     /// Sets or deletes a key at `revision`, which is the newest or the next one. Returns what was there.
     pub fn apply(&mut self, revision: Revision, key: &Arc<str>, value: Option<V>) -> Option<(Revision, V)> {
         debug_assert!(revision >= self.revision, "revisions only rise");

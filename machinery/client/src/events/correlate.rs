@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -253,8 +254,9 @@ fn shortened(message: &str) -> String {
 /// A map that forgets what was longest not asked for.
 #[derive(Debug)]
 struct Recent<K, V> {
-    entries: HashMap<K, (u64, V)>,
-    order: BTreeMap<u64, K>,
+    /// Each key is held once.
+    entries: HashMap<Arc<K>, (u64, V)>,
+    order: BTreeMap<u64, Arc<K>>,
     clock: u64,
 }
 
@@ -268,9 +270,10 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
     fn get(&mut self, key: &K) -> Option<&mut V> {
         let (used, value) = self.entries.get_mut(key)?;
         self.clock += 1;
-        self.order.remove(used);
+        if let Some(key) = self.order.remove(used) {
+            self.order.insert(self.clock, key);
+        }
         *used = self.clock;
-        self.order.insert(self.clock, key.clone());
         Some(value)
     }
 
@@ -281,8 +284,9 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
                 self.entries.remove(&oldest);
             }
             self.clock += 1;
-            self.order.insert(self.clock, key.clone());
-            self.entries.insert(key.clone(), (self.clock, make()));
+            let shared = Arc::new(key.clone());
+            self.order.insert(self.clock, shared.clone());
+            self.entries.insert(shared, (self.clock, make()));
         }
         self.get(key).expect("the entry was there or has just been made")
     }

@@ -182,6 +182,13 @@ pub struct Progress {
     pub closed: bool,
 }
 
+/// A log's progress, and who reads it: most logs are read by nobody, and a channel is large.
+#[derive(Debug, Default)]
+struct Told {
+    now: Progress,
+    readers: Option<watch::Sender<Progress>>,
+}
+
 #[derive(Debug)]
 struct Pending {
     framer: Framer,
@@ -211,7 +218,7 @@ pub struct ContainerLog {
     pending: Mutex<Pending>,
     /// Held while writing.
     current: Mutex<Current>,
-    progress: watch::Sender<Progress>,
+    progress: Mutex<Told>,
     /// All bytes that were written.
     written: AtomicU64,
     kept: Arc<Kept>,
@@ -223,7 +230,17 @@ impl ContainerLog {
     /// How far it has come.
     #[must_use]
     pub fn progress(&self) -> watch::Receiver<Progress> {
-        self.progress.subscribe()
+        let mut told = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = told.now;
+        told.readers.get_or_insert_with(|| watch::Sender::new(now)).subscribe()
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Progress)) {
+        let mut told = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut told.now);
+        if let Some(readers) = &told.readers {
+            readers.send_replace(told.now);
+        }
     }
 
     /// Where it lies.
@@ -245,7 +262,7 @@ impl ContainerLog {
         if current {
             writing.bytes = 0;
             drop(writing);
-            self.progress.send_modify(|progress| progress.rotations += 1);
+            self.tell(|progress| progress.rotations += 1);
         }
     }
 
@@ -267,7 +284,7 @@ impl ContainerLog {
             self.kept.waits(lines.len() - before);
         }
         self.flush();
-        self.progress.send_modify(|progress| progress.closed = true);
+        self.tell(|progress| progress.closed = true);
     }
 
     /// Writes what waits.
@@ -304,7 +321,7 @@ impl ContainerLog {
         }
         drop(current);
         self.kept.trim();
-        self.progress.send_modify(|progress| {
+        self.tell(|progress| {
             progress.rotations += rotated;
             progress.writes += 1;
         });
@@ -432,7 +449,7 @@ impl Writer {
             pending: Mutex::new(Pending { framer: Framer::new(self.env.elapsed()), lines: Vec::new(), queued: false }),
             env: self.env.clone(),
             current: Mutex::new(Current { bytes: size, lost: None }),
-            progress: watch::Sender::new(Progress::default()),
+            progress: Mutex::default(),
             writer: self.dirty.clone(),
             this: this.clone(),
         });

@@ -19,6 +19,7 @@ mod played;
 mod pods;
 mod pressure;
 mod register;
+mod rest;
 #[cfg(test)]
 mod several;
 mod shutdown;
@@ -329,6 +330,7 @@ pub async fn run(
         eviction::run(shared.clone(), short),
         shutdown::run(shared.clone()),
         collect::tell(shared.clone()),
+        rest::run(shared.clone()),
         pods::run(shared)
     );
     server.abort();

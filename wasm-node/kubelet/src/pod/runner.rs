@@ -61,8 +61,8 @@ pub(crate) struct Context {
     /// What the container is to the pod.
     pub(crate) class: Class,
     pub(crate) container: Arc<Resting<Container>>,
-    /// The container, as events name it.
-    pub(crate) about: ObjectReference,
+    /// Its pod as events name it, and what it is there.
+    pub(crate) about: (Arc<ObjectReference>, Arc<str>),
     pub(crate) ip: Option<IpAddr>,
     /// Which container of the pod it is.
     pub(crate) index: usize,
@@ -71,14 +71,14 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// The container, as events name it.
+    fn about(&self) -> ObjectReference {
+        let (pod, field_path) = &self.about;
+        ObjectReference { field_path: Some(field_path.to_string()), ..ObjectReference::clone(pod) }
+    }
+
     fn warn(&self, reason: &'static str, message: String) {
-        self.node.recorder.record(EventRecord {
-            about: self.about.clone(),
-            warning: true,
-            reason,
-            message,
-            source: None,
-        });
+        self.node.recorder.record(EventRecord { about: self.about(), warning: true, reason, message, source: None });
     }
 
     /// Asks the container, where its pod has an address.

@@ -41,7 +41,7 @@ mod resized;
 mod slot;
 mod view;
 
-pub(crate) use view::{PodView, Seen, SeenContainer};
+pub(crate) use view::{Packers, PodView, Seen, SeenContainer};
 
 /// Messages that wait for a worker: its tasks send few, and wait where it is slow.
 const MESSAGES_MAX: usize = 32;
@@ -115,9 +115,9 @@ pub(crate) enum Message {
     /// What it lacked of the node may be free: an address, a host port.
     Mount,
     /// A container's images, and what to say of its own.
-    Pulled(usize, Box<(Pulls, String)>),
+    Pulled(Box<(usize, Pulls, String)>),
     /// A container that was made.
-    Made(usize, Box<Made>),
+    Made(Box<(usize, Made)>),
     /// Amounts of memory that could not be lowered may be now.
     Actuate,
 }
@@ -152,7 +152,7 @@ pub(crate) struct Worker {
     input: watch::Receiver<Input>,
     pod: Arc<Resting<Pod>>,
     turn: Turn<Pod>,
-    about: ObjectReference,
+    about: Arc<ObjectReference>,
     rules: LifecyclePolicy,
     state: State,
     ip: Option<IpAddr>,
@@ -251,7 +251,7 @@ impl Worker {
                 Some(TerminalReason { reason: Some(reason), message: Some(message), rejected: true });
         }
         Self {
-            about: reference_to(&*pod),
+            about: Arc::new(reference_to(&*pod)),
             rules,
             state,
             slots: Slot::all(&pod),
@@ -537,8 +537,8 @@ impl Worker {
             // It may have been taken by another meanwhile, and the pod may have ended.
             Message::Mount if self.state.stage == Stage::Mounting && self.volumes.is_none() => self.mount(),
             Message::Mount => {}
-            Message::Pulled(container, pulled) => {
-                let (pulls, message) = *pulled;
+            Message::Pulled(pulled) => {
+                let (container, pulls, message) = *pulled;
                 let image_id = pulls.image.image_id.clone();
                 if let Some(slot) = self.slots.get_mut(container) {
                     slot.pulls = Some(pulls);
@@ -551,9 +551,9 @@ impl Worker {
                 self.actuate();
                 self.project();
             }
-            Message::Made(container, made) => {
-                if self.cell(container).is_some_and(|cell| cell.stage == CellStage::Starting) {
-                    self.started(container, *made);
+            Message::Made(made) => {
+                if self.cell(made.0).is_some_and(|cell| cell.stage == CellStage::Starting) {
+                    self.started(made.0, made.1);
                 }
             }
         }

@@ -1,8 +1,9 @@
 //! Objects that are looked at seldom and kept for long: as their text while nobody looks, which takes a small part of the memory
-//! of k8s-openapi's types.
+//! of k8s-openapi's types, and packed beside others of their kind once nobody has looked for a while.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use machinery_api::packed::{Packed, Packer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -15,8 +16,10 @@ pub(crate) struct Resting<T> {
 #[derive(Debug)]
 enum Form<T> {
     Whole(Arc<T>),
-    /// What was read of it last, while somebody has it.
-    Text(Box<[u8]>, Weak<T>),
+    /// What was read of it last, while somebody has it; whether it lay here at the last round of packing, too.
+    Text(Box<[u8]>, Weak<T>, bool),
+    /// The same.
+    Packed(Packed, Weak<T>),
 }
 
 impl<T> From<Arc<T>> for Resting<T> {
@@ -52,11 +55,11 @@ impl<T: Serialize + DeserializeOwned> Resting<T> {
         let mut form = self.form();
         match &mut *form {
             Form::Whole(object) => object.clone(),
-            Form::Text(text, lent) => lent.upgrade().unwrap_or_else(|| {
-                let object = Arc::new(serde_json::from_slice(text).expect("an object's own text is read"));
-                *lent = Arc::downgrade(&object);
-                object
-            }),
+            Form::Text(text, lent, lay) => {
+                *lay = false;
+                lent.upgrade().unwrap_or_else(|| read(text, lent))
+            }
+            Form::Packed(packed, lent) => lent.upgrade().unwrap_or_else(|| read(&packed.text(), lent)),
         }
     }
 
@@ -70,7 +73,7 @@ impl<T: Serialize + DeserializeOwned> Resting<T> {
 
     /// Lets go of what was lent and given back, whose room would be held otherwise.
     pub(crate) fn settle(&self) {
-        if let Form::Text(_, lent) = &mut *self.form()
+        if let Form::Text(_, lent, _) | Form::Packed(_, lent) = &mut *self.form()
             && lent.strong_count() == 0
         {
             *lent = Weak::new();
@@ -84,11 +87,31 @@ impl<T: Serialize + DeserializeOwned> Resting<T> {
             && let Ok(text) = serde_json::to_vec(&**object)
         {
             let lent = Arc::downgrade(object);
-            *form = Form::Text(text.into(), lent);
+            *form = Form::Text(text.into(), lent, false);
         }
         drop(form);
         self.settle();
     }
+
+    /// A round of packing: a text that nobody has read since the one before is packed. True where it was.
+    pub(crate) fn sleep(&self, packer: &mut Packer) -> bool {
+        let mut form = self.form();
+        let Form::Text(text, lent, lay) = &mut *form else { return false };
+        if !*lay {
+            *lay = true;
+            return false;
+        }
+        let Some(packed) = packer.pack(text) else { return false };
+        *form = Form::Packed(packed, std::mem::take(lent));
+        true
+    }
+}
+
+/// Reads the object, and keeps who has it.
+fn read<T: DeserializeOwned>(text: &[u8], lent: &mut Weak<T>) -> Arc<T> {
+    let object = Arc::new(serde_json::from_slice(text).expect("an object's own text is read"));
+    *lent = Arc::downgrade(&object);
+    object
 }
 
 /// The object that a worker looks at, kept from its first look until the turn is over.
@@ -135,6 +158,25 @@ mod tests {
         assert_eq!(*resting.get(), pod());
         resting.rest();
         assert_eq!(*resting.get(), pod());
+    }
+
+    #[test]
+    fn what_nobody_looks_at_is_packed_in_the_second_round() {
+        let mut packer = Packer::default();
+        let resting: Vec<_> = (0..4).map(|_| Resting::from(pod())).collect();
+        assert!(!resting[0].sleep(&mut packer), "it is in use");
+        resting.iter().for_each(Resting::rest);
+        assert!(resting.iter().all(|resting| !resting.sleep(&mut packer)), "it may be looked at again");
+        assert_eq!(*resting[3].get(), pod());
+        let slept: Vec<_> = resting.iter().map(|resting| resting.sleep(&mut packer)).collect();
+        assert_eq!(slept[1..], [true, true, false], "the last one was looked at");
+        let held = resting[1].get();
+        assert_eq!(*held, pod());
+        assert!(Arc::ptr_eq(&held, &resting[1].get()));
+        resting[1].rest();
+        drop(held);
+        resting[1].settle();
+        assert_eq!(*resting[1].get(), pod());
     }
 
     #[test]

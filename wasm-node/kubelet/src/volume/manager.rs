@@ -43,6 +43,11 @@ pub(crate) struct VolumeManager {
     pub(crate) memory: Result<Arc<MemoryFolder>, String>,
 }
 
+/// What volumes name, in the least room: a task of each pod holds it for the pod's life.
+type Watched = Box<[((SourceKind, String), Arc<Source>)]>;
+/// Tokens by audience and lifetime, in the least room.
+type HeldTokens = Vec<((String, i64), Token)>;
+
 /// What is said of a pod's volumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum MountEvent {
@@ -63,13 +68,13 @@ pub(crate) async fn keep<I: AsRef<Resting<Pod>>, M: From<MountEvent>>(
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     // What waits here waits for the pod's life: nothing of its spec is held twice.
     let from_api = volumes_of(&pod).iter().any(is_from_api);
-    let watched: BTreeMap<(SourceKind, String), Arc<Source>> = named_by_volumes(volumes_of(&pod))
+    let watched: Watched = named_by_volumes(volumes_of(&pod))
         .into_iter()
         .map(|(kind, name)| ((kind, name.clone()), node.sources.get(kind, &namespace, &name)))
         .collect();
     drop(pod);
-    let mut changes: Vec<watch::Receiver<Known>> = watched.values().map(|source| source.known.clone()).collect();
-    let mut tokens: BTreeMap<(String, i64), Token> = BTreeMap::new();
+    let mut changes: Vec<watch::Receiver<Known>> = watched.iter().map(|(_, source)| source.known.clone()).collect();
+    let mut tokens = HeldTokens::new();
     let (mut mounted, mut wait, mut told) = (false, RETRY_FIRST, String::new());
     loop {
         for change in &mut changes {
@@ -105,7 +110,7 @@ pub(crate) async fn keep<I: AsRef<Resting<Pod>>, M: From<MountEvent>>(
             return;
         }
         let now = node.env.now();
-        let refresh = tokens.values().map(|token| token.refresh_at).min();
+        let refresh = tokens.iter().map(|(_, token)| token.refresh_at).min();
         let refresh = refresh.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or(Duration::from_secs(1)));
         let sleep = again.into_iter().chain(refresh).min();
         // What is filled stays so until it would be filled with something else: statuses change more often.
@@ -174,8 +179,8 @@ fn volumes_of(pod: &Pod) -> &[Volume] {
 async fn fill(
     node: &VolumeManager,
     pod: &Arc<Pod>,
-    watched: &BTreeMap<(SourceKind, String), Arc<Source>>,
-    tokens: &mut BTreeMap<(String, i64), Token>,
+    watched: &[((SourceKind, String), Arc<Source>)],
+    tokens: &mut HeldTokens,
     dir: &Path,
     ip: IpAddr,
 ) -> Result<(), String> {
@@ -196,20 +201,24 @@ async fn fill(
     }
     for wanted in wanted_tokens(volumes) {
         let now = node.env.now();
-        if tokens.get(&wanted).is_none_or(|token| token.is_due(now)) {
+        let had = tokens.iter().position(|(key, _)| *key == wanted);
+        if had.is_none_or(|at| tokens[at].1.is_due(now)) {
             let asked = Wanted { audience: &wanted.0, seconds: Some(wanted.1), account_uid: None };
             match token_requests::request(&node.requests, pod, asked, now).await {
-                Ok(token) => {
-                    tokens.insert(wanted, token);
-                }
-                // An old one does until its end.
-                Err(error) if tokens.contains_key(&wanted) => {
-                    tracing::warn!(%error, "a service account token cannot be had anew");
-                    if let Some(token) = tokens.get_mut(&wanted) {
-                        token.refresh_at = now.saturating_add(RETRY_MAX).unwrap_or(Timestamp::MAX);
+                Ok(token) => match had {
+                    Some(at) => tokens[at].1 = token,
+                    None => {
+                        tokens.reserve_exact(1);
+                        tokens.push((wanted, token));
                     }
-                }
+                },
                 Err(error) => {
+                    // An old one does until its end.
+                    if let Some(at) = had {
+                        tracing::warn!(%error, "a service account token cannot be had anew");
+                        tokens[at].1.refresh_at = now.saturating_add(RETRY_MAX).unwrap_or(Timestamp::MAX);
+                        continue;
+                    }
                     let of_token = |volume: &&Volume| {
                         let projected = volume.projected.as_ref();
                         projected.is_some_and(|p| p.sources.iter().flatten().any(|s| s.service_account_token.is_some()))

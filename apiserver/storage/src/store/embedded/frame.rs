@@ -48,7 +48,8 @@ pub(super) fn encode_write(out: &mut Vec<u8>, write: &Write) {
             out.push(RECORD);
             out.extend_from_slice(&stored.created.to_le_bytes());
             out.extend_from_slice(&stored.expires_ms.to_le_bytes());
-            put_bytes(out, stored.record.as_bytes());
+            out.extend_from_slice(&u32::try_from(stored.record.bytes_len()).unwrap_or(u32::MAX).to_le_bytes());
+            stored.record.write_to(out);
         }
     }
 }
@@ -188,7 +189,7 @@ mod tests {
                 out.push(1);
                 out.extend_from_slice(&stored.created.to_le_bytes());
                 out.extend_from_slice(&stored.expires_ms.to_le_bytes());
-                put_bytes(&mut out, stored.record.body());
+                put_bytes(&mut out, &stored.record.body());
             }
         }
         out

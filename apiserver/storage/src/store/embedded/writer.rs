@@ -225,7 +225,7 @@ fn refused(path: &Path, error: &io::Error, wanted: usize) -> StoreError {
 
 fn value_bytes(op: &super::super::Op) -> usize {
     match op {
-        super::super::Op::Put { record, .. } => record.as_bytes().len(),
+        super::super::Op::Put { record, .. } => record.bytes_len(),
         super::super::Op::Delete { .. } => 0,
     }
 }

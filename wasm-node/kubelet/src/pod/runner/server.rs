@@ -55,7 +55,7 @@ fn start(context: Context, made: &mut Made) -> Result<Box<dyn Runner>, Refused> 
             Err(taken) => return Ok(Box::new(Unbound::end(&context, made, &taken))),
         }
         if context.node.identity.host_pod_listeners {
-            let (recorder, about) = (context.node.recorder.clone(), context.about.clone());
+            let (recorder, about) = (context.node.recorder.clone(), context.about());
             listener = Some(Task(tokio::spawn(listen(ip, port, gate.clone(), recorder, about))));
         }
     }

@@ -35,9 +35,9 @@ impl Worker {
     }
 
     pub(super) fn note(&self, warning: bool, reason: &'static str, message: String, container: Option<usize>) {
-        let mut about = self.about.clone();
+        let mut about = ObjectReference::clone(&self.about);
         if let Some(slot) = container.and_then(|index| self.slots.get(index)) {
-            about.field_path = Some(slot.field_path.clone());
+            about.field_path = Some(slot.field_path.to_string());
         }
         self.node.recorder.record(EventRecord { about, warning, reason, message, source: None });
     }
@@ -107,7 +107,7 @@ impl Worker {
         let sender = self.sender.clone();
         slot.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::pull(&node, &pod, (index, &container), &sender).await {
-                Ok((pulls, message)) => Message::Pulled(index, Box::new((pulls, message))),
+                Ok((pulls, message)) => Message::Pulled(Box::new((index, pulls, message))),
                 Err((of, error)) => {
                     let (reason, message) = (error.reason(), error.to_string());
                     happened(index, CellEvent::PullFailed { of, reason, message })
@@ -149,7 +149,7 @@ impl Worker {
         };
         slot.preparing = Some(Task(tokio::spawn(async move {
             let message = match start::make(&node, &home, &container, &pulls, attempt).await {
-                Ok(made) => Message::Made(index, Box::new(made)),
+                Ok(made) => Message::Made(Box::new((index, made))),
                 Err((reason, message)) => happened(index, CellEvent::StartFailed { reason, message }),
             };
             let _ = sender.send(message).await;
@@ -191,7 +191,7 @@ impl Worker {
             view: self.view.clone(),
             class: slot.class,
             container: slot.container.clone(),
-            about: ObjectReference { field_path: Some(slot.field_path.clone()), ..self.about.clone() },
+            about: (self.about.clone(), slot.field_path.clone()),
             ip: self.ip,
             index,
             attempt,
@@ -202,6 +202,7 @@ impl Worker {
             running: Some((made.container.clone(), self.node.parts.env.now())),
             log: made.log.clone(),
             attempt,
+            spec: slot.container.clone(),
         };
         let container_id = made.id.clone();
         let runner = match (runner::runner_class(made.container.kind()).start)(context, &mut made) {

@@ -30,7 +30,7 @@ pub(super) struct Slot {
     /// As the pod has it.
     pub(super) container: Arc<Resting<Container>>,
     /// Its name in the pod, as events say it: `spec.containers{NAME}`.
-    pub(super) field_path: String,
+    pub(super) field_path: Arc<str>,
     /// Its images.
     pub(super) pulls: Option<Pulls>,
     pub(super) live: Option<Live>,
@@ -65,7 +65,7 @@ impl Slot {
                 }
                 None => slots.push(Self {
                     class,
-                    field_path: format!("{}{{{}}}", containers::field(class), container.name),
+                    field_path: format!("{}{{{}}}", containers::field(class), container.name).into(),
                     name: container.name.as_str().into(),
                     image: container.image.clone(),
                     container: Arc::new(container.into_owned().into()),

@@ -4,7 +4,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, PodStatus};
+use machinery_api::packed::Packer;
 use runtime_api::{Container, MemoryFiles, Stats};
 use tokio::sync::mpsc;
 
@@ -23,6 +24,8 @@ pub(crate) struct SeenContainer {
     pub(crate) log: Arc<ContainerLog>,
     /// The newest start.
     pub(crate) attempt: u32,
+    /// What it was started as.
+    pub(crate) spec: Arc<Resting<ContainerSpec>>,
 }
 
 /// Which pod it is.
@@ -76,6 +79,14 @@ impl Seen {
     }
 }
 
+/// Packs what pods are made of, each kind of text for itself.
+#[derive(Debug, Default)]
+pub(crate) struct Packers {
+    pods: Packer,
+    statuses: Packer,
+    containers: Packer,
+}
+
 /// A pod of this node, for whoever looks at it from outside of its worker.
 #[derive(Debug)]
 pub(crate) struct PodView {
@@ -107,6 +118,15 @@ impl PodView {
 
     pub(crate) fn look(&self) -> Seen {
         self.seen.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A round of packing what nobody looks at; how many texts were packed.
+    pub(crate) fn sleep(&self, packers: &mut Packers) -> usize {
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        let containers = seen.containers.iter().filter(|container| container.spec.sleep(&mut packers.containers));
+        usize::from(seen.pod.sleep(&mut packers.pods))
+            + usize::from(seen.status.sleep(&mut packers.statuses))
+            + containers.count()
     }
 
     /// Grows with everything that its containers write; another number where one has come or gone.

@@ -1,0 +1,239 @@
+//! Texts that rest: most objects of a kind say nearly the same (the pods of a template, the events of a start), so each is
+//! kept as what it has of its own beside a text that is like it. Pure, and no text is ever read but whole.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use lz4_flex::block::{compress_with_dict, decompress_with_dict};
+
+/// Shorter texts are left as they are: a packed one has some bytes around it.
+const TEXT_BYTES_MIN: usize = 128;
+/// What a longer text has in common with others is little beside it, and more than the format looks back.
+const MODEL_BYTES_MAX: usize = 16 * 1024;
+/// Models that one packer knows at a time: the shapes of one kind of text.
+const MODELS_MAX: usize = 6;
+/// What the models of a packer weigh at most, with those that only packed texts hold.
+const MODEL_BYTES_TOTAL_MAX: usize = 1024 * 1024;
+
+/// A text that others are like. Counted while anybody holds it.
+struct Model {
+    text: Box<[u8]>,
+    total: Arc<AtomicUsize>,
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.text.len(), Ordering::Relaxed);
+    }
+}
+
+/// A text in little room.
+pub struct Packed {
+    model: Option<Arc<Model>>,
+    bytes: Box<[u8]>,
+    text_len: u32,
+}
+
+impl fmt::Debug for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes in {}", self.text_len, self.bytes.len())
+    }
+}
+
+impl Packed {
+    /// The text.
+    ///
+    /// # Panics
+    /// It is not what was packed: memory that was written to by others.
+    #[must_use]
+    pub fn text(&self) -> Vec<u8> {
+        let model = self.model.as_ref().map_or(&[][..], |model| &model.text);
+        decompress_with_dict(&self.bytes, self.len(), model).expect("what was packed is read again")
+    }
+
+    /// The length of the text.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.text_len as usize
+    }
+
+    /// Whether the text is empty, which none that is worth packing is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.text_len == 0
+    }
+}
+
+/// Packs texts of one kind. It learns which texts others are like from those that it is given.
+#[derive(Default)]
+pub struct Packer {
+    /// The one that served last first.
+    models: VecDeque<Arc<Model>>,
+    /// A text that no model served. It becomes one when it serves another better.
+    candidate: Option<Arc<Model>>,
+    total: Arc<AtomicUsize>,
+}
+
+impl fmt::Debug for Packer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} models of {} bytes", self.models.len(), self.total.load(Ordering::Relaxed))
+    }
+}
+
+impl Packer {
+    /// The text in less room; `None`: it gains too little, so it is kept as it is.
+    pub fn pack(&mut self, text: &[u8]) -> Option<Packed> {
+        let text_len = u32::try_from(text.len()).ok().filter(|_| text.len() >= TEXT_BYTES_MIN)?;
+        let mut best = None;
+        if text.len() <= MODEL_BYTES_MAX {
+            best = self.like_a_model(text);
+            if best.as_ref().is_none_or(|(bytes, _)| bytes.len() > text.len() / 4) {
+                best = self.like_the_candidate(text, best);
+            }
+        }
+        let (bytes, model) = match best {
+            Some((bytes, model)) => (bytes, Some(model)),
+            None => (compress_with_dict(text, &[]), None),
+        };
+        let pays = bytes.len() <= text.len() - text.len() / 4;
+        pays.then(|| Packed { model, bytes: bytes.into(), text_len })
+    }
+
+    /// Packed beside the model that serves it best, or the first that serves it well.
+    fn like_a_model(&mut self, text: &[u8]) -> Option<(Vec<u8>, Arc<Model>)> {
+        let mut best: Option<(Vec<u8>, usize)> = None;
+        for (at, model) in self.models.iter().enumerate() {
+            let bytes = compress_with_dict(text, &model.text);
+            let well = bytes.len() <= text.len() / 6;
+            if best.as_ref().is_none_or(|(best, _)| bytes.len() < best.len()) {
+                best = Some((bytes, at));
+            }
+            if well {
+                break;
+            }
+        }
+        let (bytes, at) = best?;
+        let model = self.models.remove(at)?;
+        self.models.push_front(model.clone());
+        Some((bytes, model))
+    }
+
+    /// The candidate becomes a model where it serves the text clearly better; else the text is the next candidate.
+    fn like_the_candidate(
+        &mut self,
+        text: &[u8],
+        best: Option<(Vec<u8>, Arc<Model>)>,
+    ) -> Option<(Vec<u8>, Arc<Model>)> {
+        if let Some(candidate) = &self.candidate {
+            let bytes = compress_with_dict(text, &candidate.text);
+            let known = best.as_ref().map_or(text.len(), |(bytes, _)| bytes.len());
+            if bytes.len() < known - known / 5 {
+                let model = candidate.clone();
+                self.candidate = None;
+                self.models.truncate(MODELS_MAX - 1);
+                self.models.push_front(model.clone());
+                return Some((bytes, model));
+            }
+        }
+        self.candidate = None;
+        if self.total.fetch_add(text.len(), Ordering::Relaxed) + text.len() <= MODEL_BYTES_TOTAL_MAX {
+            self.candidate = Some(Arc::new(Model { text: text.into(), total: self.total.clone() }));
+        } else {
+            self.total.fetch_sub(text.len(), Ordering::Relaxed);
+        }
+        best
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pod(n: usize) -> Vec<u8> {
+        let uid = (0..32).map(|i| char::from(b'a' + u8::try_from((n * 31 + i * i * (n % 7 + 3)) % 26).unwrap()));
+        let filler: String = (0..40).map(|i| format!("\"field{i}\":\"a value of field {}\",", i * 7 % 11)).collect();
+        format!("{{\"name\":\"p{n}\",\"uid\":\"{}\",{filler}\"end\":{n}}}", uid.collect::<String>()).into_bytes()
+    }
+
+    fn event(n: usize) -> Vec<u8> {
+        let filler: String = (0..20).map(|i| format!("\"of an event {i}\":\"{}\",", i * 13 % 17)).collect();
+        format!("{{\"about\":\"p{n}\",{filler}\"count\":1}}").into_bytes()
+    }
+
+    #[test]
+    fn what_is_like_others_takes_little() {
+        let mut packer = Packer::default();
+        let mut packed = Vec::new();
+        for n in 0..100 {
+            for text in [pod(n), event(n)] {
+                packed.push((packer.pack(&text), text));
+            }
+        }
+        for (packed, text) in &packed[20..] {
+            let packed = packed.as_ref().unwrap();
+            assert!(packed.bytes.len() * 5 < text.len(), "{packed:?}");
+            assert_eq!((&packed.text(), packed.len()), (text, text.len()));
+        }
+        assert!(packer.models.len() <= 4, "{packer:?}");
+    }
+
+    #[test]
+    fn models_are_bounded_and_given_back() {
+        let mut packer = Packer::default();
+        let mut state = 1u64;
+        let mut noise = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            b'a' + (state >> 33) as u8 % 26
+        };
+        let mut held = Vec::new();
+        for _ in 0..300 {
+            // Twice the same, so that each becomes a model.
+            let text: Vec<u8> = (0..MODEL_BYTES_MAX).map(|_| noise()).collect();
+            held.extend([packer.pack(&text), packer.pack(&text)].into_iter().flatten());
+            assert!(packer.total.load(Ordering::Relaxed) <= MODEL_BYTES_TOTAL_MAX);
+        }
+        assert!(packer.total.load(Ordering::Relaxed) > MODEL_BYTES_TOTAL_MAX / 2);
+        held.clear();
+        let left = packer.models.len() + usize::from(packer.candidate.is_some());
+        assert_eq!(packer.total.load(Ordering::Relaxed), left * MODEL_BYTES_MAX);
+        assert!(left <= MODELS_MAX + 1);
+    }
+
+    #[test]
+    fn what_gains_nothing_stays_as_it_is() {
+        let mut packer = Packer::default();
+        assert!(packer.pack(b"short").is_none());
+        let mut state = 7u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 40) as u8
+        })
+        .take(4000)
+        .collect();
+        assert!(packer.pack(&noise).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_is_read_again(
+            texts in proptest::collection::vec((0..4usize, 0..3usize, proptest::collection::vec(any::<u8>(), 0..300)), 1..40),
+        ) {
+            let mut packer = Packer::default();
+            let bases = [pod(0), event(1), vec![b'x'; 40_000], Vec::new()];
+            for (base, twice, own) in texts {
+                let mut text = own.clone();
+                for _ in 0..=twice {
+                    text.extend_from_slice(&bases[base]);
+                    text.extend_from_slice(&own);
+                }
+                if let Some(packed) = packer.pack(&text) {
+                    prop_assert_eq!(packed.text(), text);
+                }
+            }
+        }
+    }
+}
