@@ -8,8 +8,15 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use machinery_serve::net::{Attached, Body, Listen, Origin, Refused, Serve, Stream};
 
+use jiff::Timestamp;
+use machinery_env::Env;
+use tokio::sync::mpsc;
+
 use super::*;
-use crate::pod::check::Get;
+use crate::pod::check::{Get, ProbeSpec};
+use crate::pod::probe::{self, Probed};
+use crate::pod::state::ProbeKind;
+use crate::pod::worker::Task;
 
 /// Answers by the path: `/STATUS`, `/to/LOCATION`, `/hang`, and gRPC.
 #[derive(Default)]
@@ -119,6 +126,25 @@ async fn a_tcp_probe_sees_who_listens() {
     assert_eq!(ask(Some("other"), port(5)).await, "passed");
     let denied = ask(Some("169.254.169.254"), port(80)).await;
     assert!(denied.starts_with("failed: dial tcp 169.254.169.254: connect: connections to"), "{denied}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_probe_waits_for_no_timer_and_the_next_ones_for_the_period() {
+    // Timers end with a millisecond: between two of them one of no time would be seen.
+    tokio::time::advance(Duration::from_micros(100)).await;
+    let (asker, _, _attached) = asker();
+    let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
+    let of = Probed { container: 0, attempt: 0, kind: ProbeKind::Readiness, since: env.now() };
+    let check = Check::Tcp { host: None, port: port(80) };
+    let spec = ProbeSpec { check, initial_delay: Duration::ZERO, period: SECOND, timeout: SECOND };
+    let (sender, mut messages) = mpsc::channel(8);
+    let began = tokio::time::Instant::now();
+    let _probes = Task(tokio::spawn(probe::run(env, asker, spec, of, sender)));
+    for after in [Duration::ZERO, SECOND, 2 * SECOND] {
+        messages.recv().await.unwrap();
+        let late = began.elapsed() - after;
+        assert!(late.is_zero() || !after.is_zero() && late <= Duration::from_millis(1), "{after:?}: {late:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
