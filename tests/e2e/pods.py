@@ -449,6 +449,12 @@ def debugging():
     expect(True, 'existing ephemeral containers "look" may not be changed' in refused.stderr, refused.stderr)
     refused = run_kubectl("patch", "pod", "target", "-p", json.dumps({"spec": {"ephemeralContainers": [{"name": "b", "image": HELLO}]}}))
     expect(True, "pod updates may not change fields other than" in refused.stderr, refused.stderr)
+    # A client that knows no other puts its own in front of them in the list.
+    patch = json.dumps({"spec": {"ephemeralContainers": [{"name": "ahead", "image": LOOP}]}})
+    kubectl("patch", "pod", "target", "--subresource", "ephemeralcontainers", "--type=strategic", "-p", patch)
+    until("it runs", lambda: state("target", "ahead")[0].get("running"))
+    expect(["ahead", "look"], [c["name"] for c in get(f"{NS}/pods/target")["spec"]["ephemeralContainers"]], "the list")
+    expect(ended["containerID"], state("target", "look")[0].get("terminated", {}).get("containerID"), "the one before is what it was")
     kubectl("debug", "target", "--image", LOOP, "-c", "terminal", "-it", "--attach=false")
     until("one with a terminal runs", lambda: state("target", "terminal")[0].get("running"))
     kubectl("debug", "target", "--image", LOOP, "-c", "forever", "--attach=false")

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lz4_flex::block::{compress_with_dict, decompress_with_dict};
+use lz4_flex::block::{compress_with_dict, decompress_into_with_dict};
 
 /// Shorter texts are left as they are: a packed one has some bytes around it.
 const TEXT_BYTES_MIN: usize = 128;
@@ -44,13 +44,28 @@ impl fmt::Debug for Packed {
 
 impl Packed {
     /// The text.
-    ///
-    /// # Panics
-    /// It is not what was packed: memory that was written to by others.
     #[must_use]
     pub fn text(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write_to(&mut out, (0, &[]));
+        out
+    }
+
+    /// Appends the text, with `piece` put in before its byte `at`. Who lists many has them unpacked where they go.
+    ///
+    /// # Panics
+    /// The text has no such byte; or it is not what was packed: memory that was written to by others.
+    pub fn write_to(&self, out: &mut Vec<u8>, (at, piece): (usize, &[u8])) {
         let model = self.model.as_ref().map_or(&[][..], |model| &model.text);
-        decompress_with_dict(&self.bytes, self.len(), model).expect("what was packed is read again")
+        let start = out.len();
+        out.resize(start + piece.len() + self.len(), 0);
+        decompress_into_with_dict(&self.bytes, &mut out[start + piece.len()..], model)
+            .expect("what was packed is read again");
+        if !piece.is_empty() {
+            let behind = piece.len();
+            out.copy_within(start + behind..start + behind + at, start);
+            out[start + at..start + at + behind].copy_from_slice(piece);
+        }
     }
 
     /// The length of the text.
@@ -221,6 +236,7 @@ mod tests {
         #[test]
         fn what_is_packed_is_read_again(
             texts in proptest::collection::vec((0..4usize, 0..3usize, proptest::collection::vec(any::<u8>(), 0..300)), 1..40),
+            at in any::<proptest::sample::Index>(), piece in proptest::collection::vec(any::<u8>(), 0..50),
         ) {
             let mut packer = Packer::default();
             let bases = [pod(0), event(1), vec![b'x'; 40_000], Vec::new()];
@@ -231,7 +247,10 @@ mod tests {
                     text.extend_from_slice(&own);
                 }
                 if let Some(packed) = packer.pack(&text) {
-                    prop_assert_eq!(packed.text(), text);
+                    prop_assert_eq!(&packed.text(), &text);
+                    let (mut out, at) = (b"before".to_vec(), at.index(text.len()));
+                    packed.write_to(&mut out, (at, &piece));
+                    prop_assert_eq!(out, [b"before", &text[..at], &piece, &text[at..]].concat());
                 }
             }
         }

@@ -2,6 +2,7 @@
 //! head; nothing is parsed here, but for fields that the record's writer did not know.
 
 use std::borrow::Cow;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
@@ -10,6 +11,9 @@ use serde_json::Value;
 
 use crate::store::record::{Body, Facts, fingerprint};
 use crate::store::{Entry, Record, Revision};
+
+/// `"resourceVersion":"N",` with an N of 64 bits.
+const STAMP_BYTES_MAX: usize = 48;
 
 type ReadFields = dyn Fn(&Value) -> Vec<String> + Send + Sync;
 
@@ -225,17 +229,16 @@ impl Cached {
 
     /// Appends the object's JSON with its resourceVersion.
     pub fn write_to(&self, out: &mut Vec<u8>) {
-        let stored = self.stored();
         let Some((at, comma)) = self.record.stamp() else {
-            out.extend_from_slice(&stored);
+            self.record.write_body(out, (0, &[]));
             return;
         };
-        out.reserve(stored.len() + 48);
-        out.extend_from_slice(&stored[..at]);
-        out.extend_from_slice(b"\"resourceVersion\":\"");
-        out.extend_from_slice(self.modified.to_string().as_bytes());
-        out.extend_from_slice(if comma { b"\"," } else { b"\"" });
-        out.extend_from_slice(&stored[at..]);
+        let mut stamp = [0; STAMP_BYTES_MAX];
+        let mut rest = &mut stamp[..];
+        // There is room for the largest of revisions.
+        let _ = write!(rest, "\"resourceVersion\":\"{}\"{}", self.modified, if comma { "," } else { "" });
+        let left = rest.len();
+        self.record.write_body(out, (at, &stamp[..STAMP_BYTES_MAX - left]));
     }
 
     /// The object's JSON with its resourceVersion, as a copy of its own.

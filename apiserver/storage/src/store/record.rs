@@ -251,7 +251,22 @@ impl Record {
     /// Appends head and body, as logs and snapshots hold them.
     pub fn write_to(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.head());
-        out.extend_from_slice(&self.body());
+        self.write_body(out, (0, &[]));
+    }
+
+    /// Appends the object's JSON, with `piece` put in before its byte `at`.
+    ///
+    /// # Panics
+    /// It has no such byte.
+    pub fn write_body(&self, out: &mut Vec<u8>, (at, piece): (usize, &[u8])) {
+        match &*self.0.body.read().unwrap_or_else(PoisonError::into_inner) {
+            Form::Plain(bytes) => {
+                let (before, after) = bytes.split_at(at);
+                out.reserve(bytes.len() + piece.len());
+                [before, piece, after].into_iter().for_each(|part| out.extend_from_slice(part));
+            }
+            Form::Packed(packed) => packed.write_to(out, (at, piece)),
+        }
     }
 
     /// The length of what [`write_to`](Self::write_to) appends, however it is held.

@@ -41,6 +41,13 @@ pub fn rules(pod: &Pod) -> LifecyclePolicy {
     }
 }
 
+/// The grace with which the API wants the pod gone.
+pub(super) fn grace(pod: &Pod) -> Option<Duration> {
+    pod.metadata.deletion_timestamp.as_ref()?;
+    let seconds = pod.metadata.deletion_grace_period_seconds.unwrap_or(30);
+    Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
 fn restart(policy: Option<&str>) -> Option<Restart> {
     match policy {
         Some("Always") => Some(Restart::Always),

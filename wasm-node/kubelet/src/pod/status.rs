@@ -67,6 +67,8 @@ pub fn project(
             if initializing { "Pending" } else { conditions::phase(&init, &own, begun) }
         }
     };
+    // As upstream, whose clients find them in one order.
+    [&mut own, &mut ephemeral].into_iter().for_each(|list| list.sort_by(|a, b| a.name.cmp(&b.name)));
     let listed = |list: Vec<ContainerStatus>| Some(list).filter(|list| !terminal_reason.rejected && !list.is_empty());
     PodStatus {
         phase: Some(phase.into()),

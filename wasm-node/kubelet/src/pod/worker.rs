@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::admit::{Claim, Rejection};
 use super::node_facts::NodeFacts;
-use super::settings::{self, rules};
+use super::settings::{self, grace, rules};
 use super::shared::Shared;
 use super::start::{self, Made, Pulls};
 use super::state::{
@@ -470,6 +470,7 @@ impl Worker {
     }
 
     fn look_at(&mut self, pod: Arc<Resting<Pod>>) {
+        let pod = containers::in_known_order(self.pod(), &pod.get()).map_or(pod, |ordered| Arc::new(ordered.into()));
         self.view.change(|seen| seen.pod = pod.clone());
         self.turn.end();
         self.pod = pod;
@@ -590,11 +591,4 @@ impl Worker {
 fn offset(env: &Env) -> SignedDuration {
     let elapsed = SignedDuration::try_from(env.elapsed()).unwrap_or(SignedDuration::MAX);
     env.now().duration_since(Timestamp::UNIX_EPOCH).saturating_sub(elapsed)
-}
-
-/// The grace with which the API wants the pod gone.
-fn grace(pod: &Pod) -> Option<Duration> {
-    pod.metadata.deletion_timestamp.as_ref()?;
-    let seconds = pod.metadata.deletion_grace_period_seconds.unwrap_or(30);
-    Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }

@@ -1,5 +1,5 @@
-//! A pod's containers as one list: init containers, the pod's own, ephemeral ones. The last come only ever behind, so an
-//! index into the list names the same container for as long as the pod lives. Pure.
+//! A pod's containers as one list: init containers, the pod's own, ephemeral ones. The last come only ever behind
+//! ([`in_known_order`]), so an index into the list names the same container for as long as the pod lives. Pure.
 
 use std::borrow::Cow;
 
@@ -31,6 +31,24 @@ pub fn each(spec: &PodSpec) -> impl Iterator<Item = (Class, Cow<'_, Container>)>
 pub fn names(spec: &PodSpec) -> impl Iterator<Item = &str> {
     let init = spec.init_containers.iter().flatten().chain(&spec.containers).map(|container| container.name.as_str());
     init.chain(spec.ephemeral_containers.iter().flatten().map(|container| container.name.as_str()))
+}
+
+/// The pod with those of its ephemeral containers first that it `had` before, as they stood; none where they stand so. The API takes
+/// them in any order: a strategic patch of a client that knows no other has its own in front.
+pub(crate) fn in_known_order(had: &Pod, pod: &Pod) -> Option<Pod> {
+    fn listed(pod: &Pod) -> &[EphemeralContainer] {
+        pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default()
+    }
+    let known = |of: &EphemeralContainer| listed(had).iter().position(|known| known.name == of.name);
+    let place = |of: &EphemeralContainer| known(of).unwrap_or(usize::MAX);
+    if listed(pod).is_sorted_by_key(place) {
+        return None;
+    }
+    let mut ordered = pod.clone();
+    if let Some(containers) = ordered.spec.as_mut().and_then(|spec| spec.ephemeral_containers.as_mut()) {
+        containers.sort_by_key(place);
+    }
+    Some(ordered)
 }
 
 /// The spec of a pod, or an empty one.
@@ -110,6 +128,24 @@ mod tests {
         let names = ["i", "s", "j", "m", "n", "e"];
         assert_eq!(list, classes.into_iter().zip(names.map(str::to_owned)).collect::<Vec<_>>());
         assert_eq!(super::names(&spec).collect::<Vec<_>>(), names);
+    }
+
+    #[test]
+    fn an_ephemeral_container_keeps_its_place() {
+        let pod = |names: &[&str]| -> Pod {
+            let ephemeral: Vec<_> = names.iter().map(|name| json!({"name": name})).collect();
+            serde_json::from_value(json!({"spec": {"containers": [{"name": "m"}], "ephemeralContainers": ephemeral}}))
+                .unwrap()
+        };
+        let ordered = |had: &[&str], now: &[&str]| {
+            let ordered = in_known_order(&pod(had), &pod(now))?;
+            Some(super::names(&spec(&ordered)).map(str::to_owned).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(ordered(&["e", "f"], &["h", "f", "g", "e"]).as_deref(), Some("m e f h g"));
+        for now in [&["e", "f"][..], &["e", "f", "b", "a"], &["f"], &[]] {
+            assert_eq!(ordered(&["e", "f"], now), None, "{now:?}");
+        }
+        assert_eq!(in_known_order(&Pod::default(), &Pod::default()), None);
     }
 
     #[test]
