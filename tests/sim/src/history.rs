@@ -62,7 +62,7 @@ impl History {
         for change in changes.iter().filter(|change| change.revision > known) {
             inner.revision = inner.revision.max(change.revision);
             let new = change.entry.as_ref().map(|entry| {
-                let body = Bytes::copy_from_slice(entry.record.body());
+                let body = Bytes::copy_from_slice(&entry.record.body());
                 Arc::new(Version { revision: entry.modified, body, value: OnceLock::new() })
             });
             let states = inner.keys.entry(change.key.clone()).or_default();

@@ -89,7 +89,7 @@ pub async fn push(
     let (inspection, module) = inspected.map_err(|error| failed(error.to_string()))??;
     let (config, manifest) = documents(&module, &inspection);
 
-    let client = client(access);
+    let client = client(access)?;
     let target = OciReference::with_tag(access.address.clone(), reference.repository.clone(), tag);
     let auth = RegistryAuth::Basic(access.credentials.user.clone(), access.credentials.password.clone());
     client.store_auth_if_needed(target.resolve_registry(), &auth).await;
@@ -146,14 +146,26 @@ fn documents(module: &[u8], inspection: &Inspection) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// A client for the built-in registry: never through a proxy of the environment, as it is at hand.
-pub(super) fn client(access: &RegistryAccess) -> oci_client::Client {
+///
+/// # Errors
+/// The machine has no CA certificates.
+pub(super) fn client(access: &RegistryAccess) -> Result<oci_client::Client, PushError> {
     // reqwest takes its TLS from the process; a second call finds the first one's provider, which is the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    // The client panics where it finds none of the system's, though it asks none of them here.
+    reqwest::Client::builder().build().map_err(|error| PushError::Registry {
+        registry: access.address.clone(),
+        why: format!(
+            "{}: the client for registries wants the CA certificates of this machine: install them (the package \
+             ca-certificates), or name a file of some by SSL_CERT_FILE",
+            told(&error)
+        ),
+    })?;
     let certificates = access.ca_pem.iter().map(|pem| oci_client::client::Certificate {
         encoding: oci_client::client::CertificateEncoding::Pem,
         data: pem.clone(),
     });
-    oci_client::Client::new(ClientConfig {
+    Ok(oci_client::Client::new(ClientConfig {
         protocol: if access.ca_pem.is_some() { ClientProtocol::Https } else { ClientProtocol::Http },
         extra_root_certificates: certificates.collect(),
         http_proxy: Some("http://127.0.0.1:9".into()),
@@ -163,7 +175,7 @@ pub(super) fn client(access: &RegistryAccess) -> oci_client::Client {
         read_timeout: Some(Duration::from_secs(60)),
         platform_resolver: None,
         ..ClientConfig::default()
-    })
+    }))
 }
 
 /// Takes back what was pushed: the manifest goes, and its blobs with the next collection unless another one names them.

@@ -85,7 +85,7 @@ impl Bench {
 
     /// Pushes blobs and a manifest as some other client would.
     async fn push_raw(&self, name: &str, blobs: &[&[u8]], manifest: &serde_json::Value) {
-        let client = super::push::client(&self.access);
+        let client = super::push::client(&self.access).unwrap();
         let target = oci_client::Reference::with_tag(self.access.address.clone(), name.into(), "v1".into());
         client
             .store_auth_if_needed(target.resolve_registry(), &RegistryAuth::Basic("coracle".into(), "p".into()))
