@@ -10,6 +10,8 @@ use lz4_flex::block::{compress_with_dict, decompress_into_with_dict};
 
 /// Shorter texts are left as they are: a packed one has some bytes around it.
 const TEXT_BYTES_MIN: usize = 128;
+/// Longer ones, too: they are few, and each would hold up whoever packs.
+const TEXT_BYTES_MAX: usize = 64 * 1024;
 /// What a longer text has in common with others is little beside it, and more than the format looks back.
 const MODEL_BYTES_MAX: usize = 16 * 1024;
 /// Models that one packer knows at a time: the shapes of one kind of text.
@@ -100,7 +102,8 @@ impl fmt::Debug for Packer {
 impl Packer {
     /// The text in less room; `None`: it gains too little, so it is kept as it is.
     pub fn pack(&mut self, text: &[u8]) -> Option<Packed> {
-        let text_len = u32::try_from(text.len()).ok().filter(|_| text.len() >= TEXT_BYTES_MIN)?;
+        let text_len =
+            u32::try_from(text.len()).ok().filter(|_| (TEXT_BYTES_MIN..=TEXT_BYTES_MAX).contains(&text.len()))?;
         let mut best = None;
         if text.len() <= MODEL_BYTES_MAX {
             best = self.like_a_model(text);
@@ -221,7 +224,7 @@ mod tests {
     #[test]
     fn what_gains_nothing_stays_as_it_is() {
         let mut packer = Packer::default();
-        assert!(packer.pack(b"short").is_none());
+        assert!(packer.pack(b"short").is_none() && packer.pack(&[b'x'; TEXT_BYTES_MAX + 1]).is_none());
         let mut state = 7u64;
         let noise: Vec<u8> = std::iter::repeat_with(|| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

@@ -12,11 +12,11 @@ use crate::store::{Record, Revision};
 
 /// Ticks (seconds) that a record is left as it is after it was written: who reads it, reads it then.
 const REST_AFTER_TICKS: usize = 2;
-/// Records that are packed in a tick, some 30 ms of a core, and those that are looked at.
+/// Records that are packed in a tick, and those that are looked at.
 const PACKED_MAX: usize = 4096;
 const SEEN_MAX: usize = 32 * 1024;
-/// Records that are packed before others have a turn, some 0.3 ms.
-const PACKED_AT_ONCE: usize = 32;
+/// Bytes that are packed before others have a turn: some thirty pods.
+const PACKED_AT_ONCE_BYTES: usize = 128 * 1024;
 
 /// How far the cache has been packed.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,12 +56,16 @@ impl Rest {
             }
             seen += looked_at;
             packed += records.len();
-            for some in records.chunks(PACKED_AT_ONCE) {
-                for (prefix, record) in some {
-                    record.pack(self.packers.entry(prefix.clone()).or_default());
+            let mut bytes = 0;
+            for (prefix, record) in records {
+                bytes += record.body_len();
+                record.pack(self.packers.entry(prefix).or_default());
+                if bytes >= PACKED_AT_ONCE_BYTES {
+                    bytes = 0;
+                    tokio::task::yield_now().await;
                 }
-                tokio::task::yield_now().await;
             }
+            tokio::task::yield_now().await;
         }
     }
 

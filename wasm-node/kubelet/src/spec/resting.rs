@@ -1,11 +1,15 @@
 //! Objects that are looked at seldom and kept for long: as their text while nobody looks, which takes a small part of the memory
 //! of k8s-openapi's types, and packed beside others of their kind once nobody has looked for a while.
 
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use machinery_api::packed::{Packed, Packer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// The rounds of packing in which a text is tried: not at once, and a few times, as what the first of a kind are like is known later.
+const PACKED_IN: RangeInclusive<u8> = 2..=4;
 
 /// One object. [`Resting::rest`] turns it into its text, from which [`Resting::get`] reads it for as long as somebody has it.
 #[derive(Debug)]
@@ -16,8 +20,8 @@ pub(crate) struct Resting<T> {
 #[derive(Debug)]
 enum Form<T> {
     Whole(Arc<T>),
-    /// What was read of it last, while somebody has it; whether it lay here at the last round of packing, too.
-    Text(Box<[u8]>, Weak<T>, bool),
+    /// What was read of it last, while somebody has it; for how many rounds of packing it has lain here.
+    Text(Box<[u8]>, Weak<T>, u8),
     /// The same.
     Packed(Packed, Weak<T>),
 }
@@ -55,8 +59,8 @@ impl<T: Serialize + DeserializeOwned> Resting<T> {
         let mut form = self.form();
         match &mut *form {
             Form::Whole(object) => object.clone(),
-            Form::Text(text, lent, lay) => {
-                *lay = false;
+            Form::Text(text, lent, rounds) => {
+                *rounds = 0;
                 lent.upgrade().unwrap_or_else(|| read(text, lent))
             }
             Form::Packed(packed, lent) => lent.upgrade().unwrap_or_else(|| read(&packed.text(), lent)),
@@ -87,7 +91,7 @@ impl<T: Serialize + DeserializeOwned> Resting<T> {
             && let Ok(text) = serde_json::to_vec(&**object)
         {
             let lent = Arc::downgrade(object);
-            *form = Form::Text(text.into(), lent, false);
+            *form = Form::Text(text.into(), lent, 0);
         }
         drop(form);
         self.settle();
@@ -96,9 +100,9 @@ impl<T: Serialize + DeserializeOwned> Resting<T> {
     /// A round of packing: a text that nobody has read since the one before is packed. True where it was.
     pub(crate) fn sleep(&self, packer: &mut Packer) -> bool {
         let mut form = self.form();
-        let Form::Text(text, lent, lay) = &mut *form else { return false };
-        if !*lay {
-            *lay = true;
+        let Form::Text(text, lent, rounds) = &mut *form else { return false };
+        *rounds = rounds.saturating_add(1);
+        if !PACKED_IN.contains(rounds) {
             return false;
         }
         let Some(packed) = packer.pack(text) else { return false };
@@ -170,6 +174,10 @@ mod tests {
         assert_eq!(*resting[3].get(), pod());
         let slept: Vec<_> = resting.iter().map(|resting| resting.sleep(&mut packer)).collect();
         assert_eq!(slept[1..], [true, true, false], "the last one was looked at");
+        let alone = Resting::from(pod());
+        alone.rest();
+        assert!((0..9).all(|_| !alone.sleep(&mut Packer::default())), "what nothing else is like");
+        assert!(!alone.sleep(&mut packer), "and it is tried no more");
         let held = resting[1].get();
         assert_eq!(*held, pod());
         assert!(Arc::ptr_eq(&held, &resting[1].get()));
