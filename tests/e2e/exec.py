@@ -29,6 +29,18 @@ def said(client):
     return channels, json.loads(channels.get(3, b"{}"))
 
 
+def shows(client, wanted):
+    """The terminal shows that next, and nothing else."""
+    shown = ""
+    for message in client.messages():
+        expect(1, message[0], f"the channel of {message!r}")
+        shown += message[1:].decode()
+        if shown == wanted:
+            return
+        expect(True, wanted.startswith(shown), f"{wanted!r} on the terminal, which shows {shown!r}")
+    expect(wanted, shown, "what the terminal shows until it ends")
+
+
 for protocol in ("v5.channel.k8s.io", "v4.channel.k8s.io"):
     channels, status = said(exec_("sh", "-c", "echo out; echo err >&2; exit 3", protocol=protocol))
     expect((b"out\n", b"err\n"), (channels[1], channels[2]), f"{protocol}: outputs")
@@ -80,17 +92,14 @@ print("· logs over WebSockets")
 # A terminal: echo, erase, CRLF, ^D; ^C is the shell's where it reads, and the command's end where it does not.
 client = exec_("sh", stdin=True, tty=True, stderr=False)
 client.send(b"\x04{\"Width\":80,\"Height\":24}")
-client.send(b"\0echo onf\x7fe\r")
-client.send(b"\0nothing\x03")
-client.send(b"\0sleep 1000\r")
-time.sleep(0.3)
-client.send(b"\0\x03")
-client.send(b"\0echo $?\r")
+shows(client, "/ # ")
+# What is typed, and all that the terminal shows then.
+for typed, wanted in (("echo onf\x7fe\r", "echo onf\x08 \x08e\r\none\r\n/ # "), ("nothing\x03", "nothing^C\r\n/ # "),
+                      ("echo runs; sleep 1000\r", "echo runs; sleep 1000\r\nruns\r\n"), ("\x03", "^C\r\n/ # "), ("echo $?\r", "echo $?\r\n130\r\n/ # ")):
+    client.send(b"\0" + typed.encode())
+    shows(client, wanted)
 client.send(b"\0exit 4\r")
 channels, status = said(client)
-shown = channels[1].decode()
-for part in ("echo onf\x08 \x08e\r\n", "\r\none\r\n", "nothing^C\r\n", "/ # ^C\r\n", "130\r\n"):
-    expect(True, part in shown, f"{part!r} in what the terminal shows: {shown!r}")
 expect("4", status["details"]["causes"][0]["message"], "the shell's end")
 client = exec_("cat", stdin=True, tty=True, stderr=False)
 client.send(b"\0a\r\x04")
