@@ -39,14 +39,8 @@ pub struct Of {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Coded {
-    verb: &'static str,
-    dry_run: &'static str,
-    group: Arc<str>,
-    version: Arc<str>,
-    resource: Arc<str>,
-    subresource: &'static str,
-    scope: &'static str,
-    component: &'static str,
+    #[prometheus(flatten)]
+    of: Of,
     code: u16,
 }
 
@@ -160,10 +154,8 @@ impl Metrics {
 
     /// Counts a finished request.
     pub fn done(&self, of: &Of, code: u16, took: Duration) {
-        let Of { verb, dry_run, group, version, resource, subresource, scope, component } = of.clone();
-        let coded = Coded { verb, dry_run, group, version, resource, subresource, scope, component, code };
-        self.requests.get_or_create(&coded).inc();
-        if verb != "WATCH" {
+        self.requests.get_or_create(&Coded { of: of.clone(), code }).inc();
+        if of.verb != "WATCH" {
             self.durations.get_or_create(of).observe(took.as_secs_f64());
         }
     }

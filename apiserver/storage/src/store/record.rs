@@ -1,5 +1,5 @@
 //! What is stored of an object: a small head of facts (labels, selectable fields, whether it is being deleted) before its
-//! JSON, in one piece of memory. The head is made once, in the request that writes, where the object's value is at hand;
+//! JSON. The head is made once, in the request that writes, where the object's value is at hand;
 //! transactions, the log, snapshots and the cache carry it on, and nobody parses an object under a lock or at a start.
 //! A record that rests holds its JSON packed, for all who share it.
 //!
