@@ -60,6 +60,8 @@ pub struct ResourceInfo {
     pub deletion: Deletion,
     /// For how long an object lives that nobody deletes; `None`: for ever.
     pub ttl: Option<Duration>,
+    /// What a client is told who makes or changes one, where nothing acts on the kind yet.
+    pub inert: Option<Arc<str>>,
     /// What is particular about the kind.
     pub strategy: SharedStrategy,
 }
@@ -118,6 +120,7 @@ impl ResourceInfo {
             shows_empty: row.shows_empty,
             deletion: row.deletion,
             ttl: row.ttl,
+            inert: row.inert.map(Arc::from),
             strategy: SharedStrategy::Static(row.strategy),
         }
     }

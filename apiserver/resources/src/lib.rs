@@ -239,6 +239,8 @@ pub struct Row {
     pub deletion: Deletion,
     /// For how long an object lives that nobody deletes; `None`: for ever.
     pub ttl: Option<Duration>,
+    /// What a client is told who makes or changes one, where nothing acts on the kind yet (no controller, no data plane).
+    pub inert: Option<&'static str>,
     /// What is particular about the kind.
     pub strategy: &'static dyn Strategy,
     /// A valid object, as YAML: tests walk the table with it. No namespace, no status.
@@ -268,6 +270,7 @@ impl Row {
         shows_empty: false,
         deletion: Deletion::Plain,
         ttl: None,
+        inert: None,
         strategy: &Plain,
         example: "",
     };

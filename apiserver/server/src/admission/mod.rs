@@ -71,6 +71,12 @@ impl Options<'_> {
             Self::Delete(options) => options.dry_run,
         }
     }
+
+    /// Whether the client asked for warnings by name.
+    #[must_use]
+    pub fn shows_warnings(&self) -> bool {
+        matches!(self, Self::Write(options) if options.shows_warnings)
+    }
 }
 
 /// What admission knows about a request.

@@ -70,8 +70,12 @@ fn request<'a>(
     namespace: &'a str,
     name: &'a str,
 ) -> Request<'a> {
-    static OPTIONS: WriteOptions =
-        WriteOptions { dry_run: false, field_validation: FieldValidation::Warn, field_manager: String::new() };
+    static OPTIONS: WriteOptions = WriteOptions {
+        dry_run: false,
+        field_validation: FieldValidation::Warn,
+        field_manager: String::new(),
+        shows_warnings: false,
+    };
     Request {
         user,
         group: "",

@@ -12,6 +12,7 @@ mod create;
 mod delete;
 #[cfg(test)]
 mod fuzz;
+mod inert;
 mod install;
 mod intent;
 mod namespace;

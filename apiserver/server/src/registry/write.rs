@@ -16,7 +16,9 @@ use serde_json::Value;
 
 use super::create::{self, NAME_TRIES_MAX};
 use super::intent::{Intent, Resolved};
-use super::{Answer, Registry, RequestScope, ResponseObject, TRIES_MAX, claims, delete, object, scale, store_error};
+use super::{
+    Answer, Registry, RequestScope, ResponseObject, TRIES_MAX, claims, delete, inert, object, scale, store_error,
+};
 use crate::admission::Options;
 use apiserver_resources::ResourceInfo;
 use apiserver_storage::cache::{Cached, WatchCache};
@@ -190,6 +192,10 @@ impl Registry {
             let request = call.request(operation, name, options);
             let shown = document.as_ref().or(change.object()).unwrap_or(&Value::Null);
             self.admission.validate(&request, &*self.objects, shown, old.as_deref(), &mut extras).await?;
+        }
+        if options.shows_warnings() {
+            let old = existing.map(|existing| &*existing.value);
+            call.warnings.extend(inert::warning(call.row, call.subresource, &change, old));
         }
         self.ready(call, intent, change, existing, extras, options.dry_run())
     }

@@ -43,6 +43,8 @@ pub struct WriteOptions {
     pub field_validation: FieldValidation,
     /// Who writes.
     pub field_manager: String,
+    /// Whether the request names a field validation that warns: a client for people, which shows warnings.
+    pub shows_warnings: bool,
 }
 
 impl WriteOptions {
@@ -62,7 +64,12 @@ impl WriteOptions {
             FieldValidation::Warn
         });
         done(kind, causes)?;
-        Ok(Self { dry_run: !dry_run.is_empty(), field_validation, field_manager: manager.to_owned() })
+        Ok(Self {
+            dry_run: !dry_run.is_empty(),
+            field_validation,
+            field_manager: manager.to_owned(),
+            shows_warnings: matches!(validation, "Warn" | "Strict"),
+        })
     }
 }
 
