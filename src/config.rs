@@ -148,6 +148,12 @@ impl ClusterConfig {
             },
         }
     }
+
+    /// Of an API server that runs alone.
+    pub(crate) fn of_servers(api: ApiServerConfig, network: NetworkConfig) -> Self {
+        let demo = Self::of_demo();
+        Self { api, network, nodes: NodesConfig { count: 0, ..demo.nodes }, ..demo }
+    }
 }
 
 /// Variables that name a proxy (curl's and Go's), which registries are called through.

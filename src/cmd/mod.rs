@@ -1,5 +1,6 @@
 //! The verbs: one file each, with its arguments. A verb that is not built yet is absent.
 
+mod apiserver;
 mod call;
 mod demo;
 mod image;
@@ -13,6 +14,7 @@ mod version;
 use clap::{Parser, Subcommand};
 
 use crate::config::Common;
+use apiserver::ApiServer;
 use call::Call;
 use demo::Demo;
 use image::Images;
@@ -51,6 +53,12 @@ pub(crate) enum Verb {
         after_help = "Example: coracle up --nodes 2\n         export KUBECONFIG=… (the path in the `ready` line); kubectl get nodes"
     )]
     Up(Box<Up>),
+    /// Runs the API server alone, with its store and the built-in registry, in the foreground
+    #[command(
+        name = "apiserver",
+        after_help = "Example: coracle apiserver --data-dir /var/lib/coracle --port 6443\n         kube-scheduler --kubeconfig /var/lib/coracle/kubeconfig"
+    )]
+    ApiServer(ApiServer),
     /// Runs a .wasm file in the cluster of --data-dir: pushes it, makes a Deployment and a Service, waits until it is ready
     #[command(after_help = "Example: coracle run hello.wasm --port 8080 --dev")]
     Run(Run),
@@ -97,6 +105,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     match cli.verb {
         Verb::Demo(flags) => demo::run(&flags),
         Verb::Up(flags) => up::run(&flags, &cli.common),
+        Verb::ApiServer(flags) => apiserver::run(&flags, &cli.common),
         Verb::Run(flags) => run::run(&flags, &cli.common),
         Verb::Push(flags) => push::run(&flags, &cli.common),
         Verb::Pull(flags) => pull::run(&flags, &cli.common),

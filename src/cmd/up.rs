@@ -1,54 +1,31 @@
 //! `coracle up`: the whole cluster in one process, in the foreground.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use ipnet::Ipv4Net;
 use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT};
 use kubelet::node::{MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
-use machinery_env::Env;
 use scheduler::plugins::ScoringStrategy;
 
+use super::apiserver::{ServerFlags, until_stopped};
 use super::{Failure, pull};
-use crate::compose;
-use crate::config::{
-    ApiServerConfig, ClusterConfig, Common, ControllersConfig, NODES_MAX, NetworkConfig, NodesConfig, SchedulerConfig,
-};
-use crate::data_dir::DataDir;
-use crate::output::result;
-use crate::progress::Progress;
-
-/// What is still running when the runtimes end is dropped after this long; a stop takes 5 s at most (contract.md §2).
-const LAST_MOMENT: Duration = Duration::from_millis(500);
+use crate::compose::Parts;
+use crate::config::{ClusterConfig, Common, ControllersConfig, NODES_MAX, NetworkConfig, NodesConfig, SchedulerConfig};
 
 /// Flags of `coracle up`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Up {
-    /// Address on which the API server, NodePorts and kubelets listen
-    #[arg(long, env = "CORACLE_BIND", default_value = "127.0.0.1", value_name = "ADDR")]
-    pub(crate) bind: IpAddr,
-    /// Port of the API server; 0 picks a free one
-    #[arg(long, env = "CORACLE_PORT", default_value_t = 6443, value_name = "PORT")]
-    pub(crate) port: u16,
+    #[command(flatten)]
+    pub(crate) server: ServerFlags,
     /// Node agents to run; 0 runs a control plane only
     #[arg(long, env = "CORACLE_NODES", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(NODES_MAX)))]
     pub(crate) nodes: u32,
     /// Pods that each node takes, as far as its share of the pod addresses goes
     #[arg(long, env = "CORACLE_MAX_PODS", default_value_t = MAX_PODS_DEFAULT, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_pods: u32,
-    /// Where objects are kept: sled:DIR [default: sled:DATA_DIR/store]
-    #[arg(long, env = "CORACLE_STORE", value_name = "URL")]
-    pub(crate) store: Option<String>,
-    /// Addresses of Services [default on Linux: the first /16 of a free block of 127.0.0.0/8, else 10.96.0.0/12]
-    #[arg(long, env = "CORACLE_SERVICE_CIDR", value_name = "CIDR")]
-    pub(crate) service_cidr: Option<Ipv4Net>,
-    /// Addresses of pods [default on Linux: the upper /15 of the same block, else 10.244.0.0/16]
-    #[arg(long, env = "CORACLE_CLUSTER_CIDR", value_name = "CIDR")]
-    pub(crate) cluster_cidr: Option<Ipv4Net>,
     /// Prefix length of each node's share of the pod addresses [default: 20 on Linux, else 24]
     #[arg(long, env = "CORACLE_NODE_CIDR_MASK_SIZE", value_name = "BITS", value_parser = clap::value_parser!(u8).range(8..=30))]
     pub(crate) node_cidr_mask_size: Option<u8>,
@@ -79,9 +56,6 @@ pub(crate) struct Up {
     /// After how many seconds without a heartbeat a node is NotReady
     #[arg(long, env = "CORACLE_NODE_MONITOR_GRACE_PERIOD", default_value_t = 40, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) node_monitor_grace_period: u32,
-    /// Seconds for which a pod that says nothing else tolerates a node that is not ready or unreachable
-    #[arg(long, env = "CORACLE_DEFAULT_TOLERATION_SECONDS", default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) default_toleration_seconds: u32,
     /// From this share of the disk on, in percent, unused images are removed; 100 = never
     #[arg(long, env = "CORACLE_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) image_gc_high_threshold: u8,
@@ -154,17 +128,8 @@ impl Up {
             )));
         }
         Ok(ClusterConfig {
-            api: ApiServerConfig {
-                bind: self.bind,
-                port: self.port,
-                store: store_folder(self.store.as_deref())?,
-                default_toleration_seconds: self.default_toleration_seconds,
-            },
-            network: NetworkConfig {
-                service_cidr: self.service_cidr,
-                cluster_cidr: self.cluster_cidr,
-                node_cidr_mask_size: self.node_cidr_mask_size,
-            },
+            api: self.server.config()?,
+            network: NetworkConfig { node_cidr_mask_size: self.node_cidr_mask_size, ..self.server.network() },
             controllers: ControllersConfig {
                 node_monitor_period: seconds(self.node_monitor_period),
                 node_monitor_grace: seconds(self.node_monitor_grace_period),
@@ -178,7 +143,7 @@ impl Up {
             nodes: NodesConfig {
                 count: self.nodes,
                 max_pods: self.max_pods,
-                bind: self.bind,
+                bind: self.server.bind,
                 host_pod_listeners: self.host_pod_listeners,
                 streaming_idle: seconds(self.streaming_connection_idle_timeout),
                 file_images: self.allow_file_images.clone(),
@@ -218,51 +183,7 @@ impl Up {
 /// # Errors
 /// The flags contradict each other, or the cluster can't start.
 pub(crate) fn run(flags: &Up, common: &Common) -> Result<(), Failure> {
-    let config = flags.config()?;
-    let env = Env::real();
-    let data = DataDir::of(common)?;
-    let progress = Progress::new();
-    let runtime = compose::runtime()?;
-    let done = runtime.block_on(async {
-        // Taken before the start, so that a signal during it is not lost.
-        let stop = compose::stop_signal();
-        tokio::pin!(stop);
-        let cluster = tokio::select! {
-            cluster = compose::start(&env, config, &data, progress) => cluster?,
-            () = &mut stop => return Ok(()),
-        };
-        let line = format!(
-            "ready server={} kubeconfig={} nodes={}\n",
-            cluster.server,
-            data.kubeconfig().display(),
-            flags.nodes
-        );
-        progress.done();
-        result(format_args!("{line}"))?;
-        tokio::select! {
-            () = &mut stop => {}
-            error = cluster.failed() => {
-                cluster.stop().await;
-                return Err(error);
-            }
-        }
-        cluster.stop().await;
-        Ok(())
-    });
-    runtime.shutdown_timeout(LAST_MOMENT);
-    Ok(done?)
-}
-
-/// The folder that `--store` names.
-fn store_folder(url: Option<&str>) -> Result<Option<PathBuf>, Failure> {
-    let Some(url) = url else { return Ok(None) };
-    match url.strip_prefix("sled:").filter(|path| !path.is_empty()) {
-        Some(path) => Ok(Some(path.into())),
-        None if url.starts_with("etcd:") => {
-            Err(Failure::Usage(format!("--store {url}: etcd is not served yet; leave --store out, or give sled:DIR")))
-        }
-        None => Err(Failure::Usage(format!("--store {url}: not a store; leave it out, or give sled:DIR"))),
-    }
+    until_stopped(flags.config()?, Parts::All, common, &format!(" nodes={}", flags.nodes))
 }
 
 #[cfg(test)]

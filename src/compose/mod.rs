@@ -47,6 +47,21 @@ const ROLES: &[Role] = &[
     Role { name: "nodes", stage: Stage::Components, build: nodes::build },
 ];
 
+/// What of a cluster runs in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Parts {
+    /// Everything.
+    All,
+    /// The API server with its store, and the registry.
+    Servers,
+}
+
+impl Parts {
+    fn have(self, role: &Role) -> bool {
+        self == Self::All || role.stage == Stage::Servers
+    }
+}
+
 /// Threads of the control plane: it mostly waits, and two cores are the smallest machine that it is made for.
 const CONTROL_PLANE_THREADS: usize = 2;
 
@@ -103,13 +118,14 @@ pub(crate) struct Cluster {
     ground: Ground,
 }
 
-/// Starts a cluster and waits until it is ready.
+/// Starts a cluster, or parts of one, and waits until it is ready.
 ///
 /// # Errors
 /// Something that it needs can't be had: the folder, an address, the store; or it did not become ready in time.
 pub(crate) async fn start(
     env: &Env,
     config: ClusterConfig,
+    parts: Parts,
     data: &DataDir,
     progress: Progress,
 ) -> anyhow::Result<Cluster> {
@@ -120,7 +136,7 @@ pub(crate) async fn start(
     progress.doing("opening the store");
     let ground = Ground::prepare(env, config, data).await?;
     let mut built = Vec::new();
-    for role in ROLES {
+    for role in ROLES.iter().filter(|role| parts.have(role)) {
         let components = (role.build)(&ground).with_context(|| format!("the {} cannot be built", role.name))?;
         built.extend(components.into_iter().map(|component| (role, component)));
     }
@@ -140,9 +156,11 @@ pub(crate) async fn start(
         progress.doing(wait.what);
         wait.ready.await?;
     }
-    progress.doing("waiting for the controllers");
     let admin = ComponentIdentity::Admin.client(&ground.service);
-    ready::default_namespace(&admin).await?;
+    if parts == Parts::All {
+        progress.doing("waiting for the controllers");
+        ready::default_namespace(&admin).await?;
+    }
     ground.ready.cancel();
     let server = ground.server_url();
     Ok(Cluster { server, admin, api_ready_after, failures: Mutex::new(failures), servers, components, ground })

@@ -19,7 +19,7 @@ use serde_json::json;
 use self::load::Load;
 use self::usage::Usage;
 use super::Failure;
-use crate::compose::{self, Cluster};
+use crate::compose::{self, Cluster, Parts};
 use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
 use crate::output::say;
@@ -51,7 +51,7 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
     let runtime = compose::runtime()?;
     let kept = runtime.block_on(async {
         let mut story = Story::new(env.clone());
-        let cluster = compose::start(&env, ClusterConfig::of_demo(), &data, story.progress).await?;
+        let cluster = compose::start(&env, ClusterConfig::of_demo(), Parts::All, &data, story.progress).await?;
         let told = tell(&mut story, &env, &cluster, &data).await;
         if told.is_ok() && flags.keep {
             let _ = say!(

@@ -1,0 +1,126 @@
+//! `coracle apiserver`: the API server as a process of its own, with its store and the built-in registry. Nothing else runs:
+//! other schedulers, controllers and kubelets act through the API. `coracle up` takes the same flags, and starts, tells that it is
+//! ready and ends in the same way.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use ipnet::Ipv4Net;
+use machinery_env::Env;
+
+use super::Failure;
+use crate::compose::{self, Parts};
+use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig};
+use crate::data_dir::DataDir;
+use crate::output::result;
+use crate::progress::Progress;
+
+/// What is still running when the runtimes end is dropped after this long; a stop takes 5 s at most (contract.md §2).
+const LAST_MOMENT: Duration = Duration::from_millis(500);
+
+/// Flags of the API server and its store.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServerFlags {
+    /// Address on which the API server, NodePorts and kubelets listen
+    #[arg(long, env = "CORACLE_BIND", default_value = "127.0.0.1", value_name = "ADDR")]
+    pub(crate) bind: IpAddr,
+    /// Port of the API server; 0 picks a free one
+    #[arg(long, env = "CORACLE_PORT", default_value_t = 6443, value_name = "PORT")]
+    pub(crate) port: u16,
+    /// Where objects are kept: sled:DIR [default: sled:DATA_DIR/store]
+    #[arg(long, env = "CORACLE_STORE", value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// Addresses of Services [default on Linux: the first /16 of a free block of 127.0.0.0/8, else 10.96.0.0/12]
+    #[arg(long, env = "CORACLE_SERVICE_CIDR", value_name = "CIDR")]
+    pub(crate) service_cidr: Option<Ipv4Net>,
+    /// Addresses of pods [default on Linux: the upper /15 of the same block, else 10.244.0.0/16]
+    #[arg(long, env = "CORACLE_CLUSTER_CIDR", value_name = "CIDR")]
+    pub(crate) cluster_cidr: Option<Ipv4Net>,
+    /// Seconds for which a pod that says nothing else tolerates a node that is not ready or unreachable
+    #[arg(long, env = "CORACLE_DEFAULT_TOLERATION_SECONDS", default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) default_toleration_seconds: u32,
+}
+
+impl ServerFlags {
+    /// What the API server is configured with.
+    ///
+    /// # Errors
+    /// `--store` names none that is built.
+    pub(super) fn config(&self) -> Result<ApiServerConfig, Failure> {
+        Ok(ApiServerConfig {
+            bind: self.bind,
+            port: self.port,
+            store: store_folder(self.store.as_deref())?,
+            default_toleration_seconds: self.default_toleration_seconds,
+        })
+    }
+
+    /// The cluster's addresses.
+    pub(super) fn network(&self) -> NetworkConfig {
+        NetworkConfig { service_cidr: self.service_cidr, cluster_cidr: self.cluster_cidr, node_cidr_mask_size: None }
+    }
+}
+
+/// Flags of `coracle apiserver`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ApiServer {
+    #[command(flatten)]
+    server: ServerFlags,
+}
+
+/// Runs until SIGINT or SIGTERM.
+///
+/// # Errors
+/// The flags contradict each other, or the server can't start.
+pub(crate) fn run(flags: &ApiServer, common: &Common) -> Result<(), Failure> {
+    let config = ClusterConfig::of_servers(flags.server.config()?, flags.server.network());
+    until_stopped(config, Parts::Servers, common, "")
+}
+
+/// Runs parts of a cluster until SIGINT or SIGTERM; `also`: what the `ready` line says besides.
+///
+/// # Errors
+/// It can't start, or a component ended by itself.
+pub(super) fn until_stopped(config: ClusterConfig, parts: Parts, common: &Common, also: &str) -> Result<(), Failure> {
+    let env = Env::real();
+    let data = DataDir::of(common)?;
+    let progress = Progress::new();
+    let runtime = compose::runtime()?;
+    let done = runtime.block_on(async {
+        // Taken before the start, so that a signal during it is not lost.
+        let stop = compose::stop_signal();
+        tokio::pin!(stop);
+        let cluster = tokio::select! {
+            cluster = compose::start(&env, config, parts, &data, progress) => cluster?,
+            () = &mut stop => return Ok(()),
+        };
+        let line = format!("ready server={} kubeconfig={}{also}\n", cluster.server, data.kubeconfig().display());
+        progress.done();
+        result(format_args!("{line}"))?;
+        tokio::select! {
+            () = &mut stop => {}
+            error = cluster.failed() => {
+                cluster.stop().await;
+                return Err(error);
+            }
+        }
+        cluster.stop().await;
+        Ok(())
+    });
+    runtime.shutdown_timeout(LAST_MOMENT);
+    Ok(done?)
+}
+
+/// The folder that `--store` names.
+fn store_folder(url: Option<&str>) -> Result<Option<PathBuf>, Failure> {
+    let Some(url) = url else { return Ok(None) };
+    match url.strip_prefix("sled:").filter(|path| !path.is_empty()) {
+        Some(path) => Ok(Some(path.into())),
+        None if url.starts_with("etcd:") => {
+            Err(Failure::Usage(format!("--store {url}: etcd is not served yet; leave --store out, or give sled:DIR")))
+        }
+        None => Err(Failure::Usage(format!("--store {url}: not a store; leave it out, or give sled:DIR"))),
+    }
+}
