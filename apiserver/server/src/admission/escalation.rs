@@ -2,10 +2,9 @@
 
 use serde_json::Value;
 
-use super::{Context, Operation, Plugin, Step};
+use super::{Context, Effects, Operation, Plugin, Step};
 use crate::auth::RBAC_GROUP;
 use crate::auth::escalation::{Write, check};
-use apiserver_storage::store::Txn;
 
 pub(super) struct Escalation;
 
@@ -14,7 +13,7 @@ impl Plugin for Escalation {
         "RBACEscalation"
     }
 
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Txn) -> Step<'a> {
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Effects) -> Step<'a> {
         let request = context.request;
         if request.group != RBAC_GROUP || request.operation == Operation::Delete {
             return Step::Done(Ok(()));

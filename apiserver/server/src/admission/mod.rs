@@ -10,6 +10,7 @@ mod escalation;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_resize;
+mod pod_security;
 mod priority;
 mod runtime_class;
 mod service_account;
@@ -145,6 +146,15 @@ pub struct Context<'a> {
     toleration_seconds: i64,
 }
 
+/// What plugins make of a request beside its object.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Conditions and writes of the transaction that stores the object.
+    pub txn: Txn,
+    /// For `Warning` headers, in order.
+    pub warnings: Vec<String>,
+}
+
 /// What a plugin comes to: at once, or after waiting.
 pub type Step<'a> = crate::step::Step<'a, ApiResult<()>>;
 
@@ -154,20 +164,20 @@ pub trait Plugin: Send + Sync {
     /// Upstream's name.
     fn name(&self) -> &'static str;
 
-    /// May change the object, or refuse it; may add to the transaction that stores it.
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, txn: &'a mut Txn) -> Step<'a> {
-        let _ = (context, object, txn);
+    /// May change the object, or refuse it.
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, effects: &'a mut Effects) -> Step<'a> {
+        let _ = (context, object, effects);
         Step::Done(Ok(()))
     }
 
-    /// May refuse the object as it would be stored; may add to the transaction that stores it.
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, txn: &'a mut Txn) -> Step<'a> {
-        let _ = (context, object, txn);
+    /// May refuse the object as it would be stored.
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> Step<'a> {
+        let _ = (context, object, effects);
         Step::Done(Ok(()))
     }
 }
 
-/// A plugin that decides at once and adds nothing to the transaction. A field that does nothing is `None`.
+/// A plugin that decides at once and has no other effect. A field that does nothing is `None`.
 struct Immediate {
     name: &'static str,
     mutate: Option<fn(&Context<'_>, &mut Value) -> ApiResult<()>>,
@@ -179,11 +189,11 @@ impl Plugin for Immediate {
         self.name
     }
 
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Txn) -> Step<'a> {
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Effects) -> Step<'a> {
         Step::Done(self.mutate.map_or(Ok(()), |mutate| mutate(context, object)))
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Txn) -> Step<'a> {
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> Step<'a> {
         Step::Done(self.validate.map_or(Ok(()), |validate| validate(context, object)))
     }
 }
@@ -194,6 +204,7 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &service_account::ServiceAccount,
     &node_restriction::NodeRestriction,
     &taint_nodes::PLUGIN,
+    &pod_security::PodSecurity,
     &priority::PLUGIN,
     &default_tolerations::PLUGIN,
     &runtime_class::PLUGIN,
@@ -242,11 +253,11 @@ impl Chain {
         objects: &dyn ObjectReader,
         object: &mut Value,
         old: Option<&Value>,
-        txn: &mut Txn,
+        effects: &mut Effects,
     ) -> ApiResult<()> {
         let context = self.context(request, objects, old);
         for plugin in self.plugins() {
-            match plugin.mutate(&context, object, txn) {
+            match plugin.mutate(&context, object, effects) {
                 Step::Done(result) => result?,
                 Step::Wait(wait) => wait.await?,
             }
@@ -261,11 +272,11 @@ impl Chain {
         objects: &dyn ObjectReader,
         object: &Value,
         old: Option<&Value>,
-        txn: &mut Txn,
+        effects: &mut Effects,
     ) -> ApiResult<()> {
         let context = self.context(request, objects, old);
         for plugin in self.plugins() {
-            match plugin.validate(&context, object, txn) {
+            match plugin.validate(&context, object, effects) {
                 Step::Done(result) => result?,
                 Step::Wait(wait) => wait.await?,
             }

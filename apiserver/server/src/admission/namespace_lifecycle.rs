@@ -3,7 +3,7 @@
 use machinery_api::error::{ApiError, ApiResult, Named};
 use serde_json::Value;
 
-use super::{Context, Operation, Plugin, Step};
+use super::{Context, Effects, Operation, Plugin, Step};
 use apiserver_storage::store::{Compare, Txn};
 
 pub(super) struct NamespaceLifecycle;
@@ -13,8 +13,8 @@ impl Plugin for NamespaceLifecycle {
         "NamespaceLifecycle"
     }
 
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, txn: &'a mut Txn) -> Step<'a> {
-        admit(context, object, txn).into()
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, effects: &'a mut Effects) -> Step<'a> {
+        admit(context, object, &mut effects.txn).into()
     }
 }
 

@@ -6,10 +6,9 @@ use std::collections::BTreeSet;
 use machinery_api::error::{ApiError, ApiResult, Named};
 use serde_json::Value;
 
-use super::{Context, Operation, Plugin, Step, is_mirror};
+use super::{Context, Effects, Operation, Plugin, Step, is_mirror};
 use crate::auth::Attributes;
 use crate::auth::node::LEASE_NAMESPACE;
-use apiserver_storage::store::Txn;
 
 /// Labels of Kubernetes' own that a kubelet may set on its Node.
 const KUBELET_LABELS: [&str; 11] = [
@@ -33,7 +32,7 @@ impl Plugin for NodeRestriction {
         "NodeRestriction"
     }
 
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Txn) -> Step<'a> {
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Effects) -> Step<'a> {
         let request = context.request;
         let Some(node) = request.user.node() else { return Step::Done(Ok(())) };
         if node.is_empty() {

@@ -7,10 +7,9 @@ use machinery_api::ObjectName;
 use machinery_api::error::ApiResult;
 use serde_json::{Map, Value, json};
 
-use super::{Context, Operation, Plugin, Request, Step, is_mirror, list_mut};
+use super::{Context, Effects, Operation, Plugin, Request, Step, is_mirror, list_mut};
 use apiserver_resources::objects::ObjectReader;
 use apiserver_resources::rules::path_segment;
-use apiserver_storage::store::Txn;
 
 /// How long a pod waits for the account `default` of a namespace that is just being made (upstream: about a second).
 const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
@@ -22,7 +21,7 @@ impl Plugin for ServiceAccount {
         "ServiceAccount"
     }
 
-    fn mutate<'a>(&'a self, context: &'a Context<'_>, pod: &'a mut Value, _: &'a mut Txn) -> Step<'a> {
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, pod: &'a mut Value, _: &'a mut Effects) -> Step<'a> {
         if !awaits_default(context.request, context.objects, pod) {
             return mutate(context, pod).into();
         }
@@ -42,7 +41,7 @@ impl Plugin for ServiceAccount {
         }))
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, pod: &'a Value, _: &'a mut Txn) -> Step<'a> {
+    fn validate<'a>(&'a self, context: &'a Context<'_>, pod: &'a Value, _: &'a mut Effects) -> Step<'a> {
         validate(context, pod).into()
     }
 }

@@ -41,10 +41,10 @@ impl World {
     }
 
     async fn admit(&self, request: &Request<'_>, object: &mut Value, old: Option<&Value>) -> Result<(), String> {
-        let mut txn = Txn::default();
-        let mut admitted = self.chain.mutate(request, &self.map, object, old, &mut txn).await;
+        let mut effects = Effects::default();
+        let mut admitted = self.chain.mutate(request, &self.map, object, old, &mut effects).await;
         if admitted.is_ok() {
-            admitted = self.chain.validate(request, &self.map, object, old, &mut txn).await;
+            admitted = self.chain.validate(request, &self.map, object, old, &mut effects).await;
         }
         admitted.map_err(|error| error.status().message)
     }
@@ -157,12 +157,12 @@ fn what_is_created_holds_only_while_its_namespace_is_as_it_was_seen() {
     world.map.put("", "namespaces", json!({"metadata": {"name": "ns", "resourceVersion": "7"}}));
     let user = UserInfo::component("admin", None);
     let compares = |operation: Operation| {
-        let mut txn = Txn::default();
+        let mut effects = Effects::default();
         let request = request(&user, "configmaps", operation, "ns", "c");
         let mut object = json!({});
-        let admitted = world.chain.mutate(&request, &world.map, &mut object, None, &mut txn);
+        let admitted = world.chain.mutate(&request, &world.map, &mut object, None, &mut effects);
         admitted.now_or_never().unwrap().unwrap();
-        txn.compares
+        effects.txn.compares
     };
     let key = "/registry/namespaces/ns".to_owned();
     assert_eq!(compares(Operation::Create), [apiserver_storage::store::Compare { key, modified: 7 }]);

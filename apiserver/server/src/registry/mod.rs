@@ -36,7 +36,7 @@ use machinery_api::{GroupVersionKind, ObjectName, StorageKey, StorageScope};
 use machinery_env::Env;
 use serde_json::Value;
 
-use crate::admission::{Chain, Operation, Options, Request};
+use crate::admission::{Chain, Effects, Operation, Options, Request};
 use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::catalog::{Catalog, Served};
 use crate::request::options::WriteOptions;
@@ -45,7 +45,7 @@ use apiserver_resources::field::{FieldError, causes};
 use apiserver_resources::{Allocation, Context, ResourceInfo, Subresource};
 use apiserver_storage::cache::{Cached, Lookup, WatchCache};
 use apiserver_storage::store::record::{Facts, fingerprint};
-use apiserver_storage::store::{Record, Revision, StoreError, Txn};
+use apiserver_storage::store::{Record, Revision, StoreError};
 
 pub use intent::Wanted;
 pub use machinery_api::patch::PatchKind as PatchType;
@@ -250,16 +250,20 @@ impl Registry {
     /// Admission of what is never stored: reviews, token requests.
     pub async fn admit_virtual(
         &self,
-        call: &RequestScope<'_>,
+        call: &mut RequestScope<'_>,
         object: &mut Value,
         options: &WriteOptions,
     ) -> Result<(), ApiError> {
         let request = call.request(Operation::Create, call.name, Options::Write(options));
-        let mut unused = Txn::default();
+        let mut effects = Effects::default();
         // No transaction checks what is decided from.
         self.newest().await?;
-        self.admission.mutate(&request, &*self.objects, object, None, &mut unused).await?;
-        self.admission.validate(&request, &*self.objects, object, None, &mut unused).await
+        let mut admitted = self.admission.mutate(&request, &*self.objects, object, None, &mut effects).await;
+        if admitted.is_ok() {
+            admitted = self.admission.validate(&request, &*self.objects, object, None, &mut effects).await;
+        }
+        call.warnings.append(&mut effects.warnings);
+        admitted
     }
 
     /// Whether the user may create the object of the path too (a PUT that creates).

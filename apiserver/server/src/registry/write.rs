@@ -19,7 +19,7 @@ use super::intent::{Intent, Resolved};
 use super::{
     Answer, Registry, RequestScope, ResponseObject, TRIES_MAX, claims, delete, inert, object, scale, store_error,
 };
-use crate::admission::Options;
+use crate::admission::{Effects, Options};
 use apiserver_resources::ResourceInfo;
 use apiserver_storage::cache::{Cached, WatchCache};
 use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Txn};
@@ -166,7 +166,7 @@ impl Registry {
         options: Options<'_>,
         existing: Option<&Existing>,
     ) -> Result<Attempt, ApiError> {
-        let mut extras = Txn::default();
+        let mut effects = Effects::default();
         let mut draft = self.draft(call, intent, existing, options.dry_run())?;
         let admitted = intent.is_admitted();
         if draft.creates_by_update {
@@ -175,7 +175,10 @@ impl Registry {
         if admitted {
             let request = call.request(draft.operation, &draft.name, options);
             let old = draft.old.as_deref();
-            self.admission.mutate(&request, &*self.objects, &mut draft.document, old, &mut extras).await?;
+            let admitted =
+                self.admission.mutate(&request, &*self.objects, &mut draft.document, old, &mut effects).await;
+            call.warnings.append(&mut effects.warnings);
+            admitted?;
         }
         let (operation, name) = (draft.operation, std::mem::take(&mut draft.name));
         let resolved = self.resolve(call, intent, draft, existing, options.dry_run())?;
@@ -191,13 +194,15 @@ impl Registry {
             };
             let request = call.request(operation, name, options);
             let shown = document.as_ref().or(change.object()).unwrap_or(&Value::Null);
-            self.admission.validate(&request, &*self.objects, shown, old.as_deref(), &mut extras).await?;
+            let admitted = self.admission.validate(&request, &*self.objects, shown, old.as_deref(), &mut effects).await;
+            call.warnings.append(&mut effects.warnings);
+            admitted?;
         }
         if options.shows_warnings() {
             let old = existing.map(|existing| &*existing.value);
             call.warnings.extend(inert::warning(call.row, call.subresource, &change, old));
         }
-        self.ready(call, intent, change, existing, extras, options.dry_run())
+        self.ready(call, intent, change, existing, effects.txn, options.dry_run())
     }
 
     /// The transaction of a change, or what is answered without one.

@@ -2,9 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use apiserver::admission::{Context, Plugin, Step};
+use apiserver::admission::{Context, Effects, Plugin, Step};
 use apiserver::server::Chains;
-use apiserver_storage::store::Txn;
 use serde_json::{Value, json};
 
 use super::server_with;
@@ -20,7 +19,7 @@ impl Plugin for Recorder {
         "Recorder"
     }
 
-    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Txn) -> Step<'a> {
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> Step<'a> {
         let asked = context.request;
         let kind = |object: &Value| match object["kind"].as_str() {
             Some(kind) => format!("{} {kind}", object["apiVersion"].as_str().unwrap_or_default()),

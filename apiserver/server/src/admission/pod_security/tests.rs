@@ -1,0 +1,132 @@
+//! The plugin, over a map of objects.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use machinery_env::Env;
+use serde_json::json;
+
+use super::*;
+use crate::admission::{Chain, Options, Request};
+use crate::auth::UserInfo;
+use crate::request::options::WriteOptions;
+use apiserver_resources::objects::memory::Map;
+use machinery_api::GroupVersionKind;
+
+fn namespace_of(labels: &[(&str, &str)]) -> Value {
+    let labels: serde_json::Map<String, Value> =
+        labels.iter().map(|(key, value)| (format!("pod-security.kubernetes.io/{key}"), json!(value))).collect();
+    json!({"metadata": {"name": "ns", "labels": labels}})
+}
+
+/// What is asked: operation, group, resource, subresource.
+type Asked = (Operation, &'static str, &'static str, &'static str);
+
+async fn ask(map: &Map, asked: Asked, object: &Value, old: Option<&Value>) -> Result<Vec<String>, String> {
+    let (operation, group, resource, subresource) = asked;
+    let options = WriteOptions::default();
+    let request = Request {
+        user: &UserInfo::default(),
+        group,
+        version: "v1",
+        resource,
+        subresource,
+        kind: GroupVersionKind::default(),
+        operation,
+        namespace: "ns",
+        name: "x",
+        options: Options::Write(&options),
+    };
+    let chain = Chain::new(&Env::seeded(1, Timestamp::UNIX_EPOCH).0, Arc::default());
+    let context = chain.context(&request, map, old);
+    let mut effects = Effects::default();
+    let step = PodSecurity.validate(&context, object, &mut effects).get().await;
+    step.map(|()| effects.warnings).map_err(|error| error.status().message)
+}
+
+const POD: Asked = (Operation::Create, "", "pods", "");
+
+fn privileged() -> Value {
+    json!({"metadata": {"name": "x"}, "spec": {"containers":
+        [{"name": "c", "image": "i", "securityContext": {"privileged": true}}]}})
+}
+
+#[tokio::test]
+async fn pods_are_refused_and_templates_warned_of() {
+    let map = Map::default();
+    map.put("", "namespaces", namespace_of(&[("enforce", "baseline"), ("warn", "restricted")]));
+    let refused = "pods \"x\" is forbidden: violates PodSecurity \"baseline:latest\": privileged (container \"c\" must not set \
+                   securityContext.privileged=true)";
+    assert_eq!(ask(&map, POD, &privileged(), None).await.unwrap_err(), refused);
+    let plain = json!({"metadata": {"name": "x"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let warned = ask(&map, POD, &plain, None).await.unwrap();
+    assert!(
+        warned[0].starts_with("would violate PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false")
+    );
+    let deployment = json!({"spec": {"template": privileged()}});
+    let warned = ask(&map, (Operation::Create, "apps", "deployments", ""), &deployment, None).await.unwrap();
+    assert!(warned[0].contains("restricted:latest\": privileged"), "{warned:?}");
+    let scale = (Operation::Update, "apps", "deployments", "scale");
+    assert_eq!(ask(&map, scale, &deployment, None).await.unwrap(), Vec::<String>::new());
+    let cron = json!({"spec": {"jobTemplate": {"spec": {"template": privileged()}}}});
+    assert_eq!(ask(&map, (Operation::Update, "batch", "cronjobs", ""), &cron, None).await.unwrap().len(), 1);
+    for exempt in [(Operation::Delete, "", "pods", ""), (Operation::Update, "", "pods", "status")] {
+        assert_eq!(ask(&map, exempt, &privileged(), None).await.unwrap(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn what_was_there_before_the_label_may_still_be_labelled() {
+    let map = Map::default();
+    map.put("", "namespaces", namespace_of(&[("enforce", "baseline")]));
+    let (old, mut new) = (privileged(), privileged());
+    new["metadata"]["labels"] = json!({"a": "b"});
+    let update = (Operation::Update, "", "pods", "");
+    assert_eq!(ask(&map, update, &new, Some(&old)).await.unwrap(), Vec::<String>::new());
+    new["spec"]["containers"][0]["image"] = json!("j");
+    ask(&map, update, &new, Some(&old)).await.unwrap_err();
+    let mut debugged = privileged();
+    debugged["spec"]["ephemeralContainers"] = json!([{"name": "e", "image": "i"}]);
+    ask(&map, (Operation::Update, "", "pods", "ephemeralcontainers"), &debugged, Some(&old)).await.unwrap_err();
+    ask(&map, update, &debugged, Some(&debugged)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stricter_label_warns_of_pods_that_are_there() {
+    let map = Map::default();
+    let pod = |name: &str, owner: Option<&str>, host: bool| {
+        let owners = owner.map(|uid| json!([{"uid": uid, "controller": true}])).unwrap_or_default();
+        map.put(
+            "",
+            "pods",
+            json!({"metadata": {"namespace": "ns", "name": name, "ownerReferences": owners},
+                "spec": {"hostNetwork": host, "containers": [{"name": "c", "image": "i"}]}}),
+        );
+    };
+    pod("fine", None, false);
+    pod("z", Some("u"), true);
+    pod("b", Some("u"), true);
+    pod("c", None, true);
+    let asked = (Operation::Update, "", "namespaces", "");
+    let (none, baseline) = (namespace_of(&[]), namespace_of(&[("enforce", "baseline")]));
+    let warned = ask(&map, asked, &baseline, Some(&none)).await.unwrap();
+    let head = "existing pods in namespace \"ns\" violate the new PodSecurity enforce level \"baseline:latest\"";
+    assert_eq!(warned, [head, "b (and 2 other pods): host namespaces"]);
+    assert!(ask(&map, asked, &none, Some(&baseline)).await.unwrap().is_empty());
+    assert!(ask(&map, asked, &baseline, Some(&baseline)).await.unwrap().is_empty());
+    let restricted = namespace_of(&[("enforce", "restricted")]);
+    assert!(ask(&map, asked, &baseline, Some(&restricted)).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn wrong_labels_are_refused_once() {
+    let map = Map::default();
+    let wrong = namespace_of(&[("enforce", "sometimes")]);
+    let why = "Namespace \"x\" is invalid: metadata.labels[pod-security.kubernetes.io/enforce]: Invalid value: \"sometimes\": \
+               must be one of privileged, baseline, restricted";
+    let asked = (Operation::Create, "", "namespaces", "");
+    assert_eq!(ask(&map, asked, &wrong, None).await.unwrap_err(), why);
+    let update = (Operation::Update, "", "namespaces", "");
+    assert_eq!(ask(&map, update, &wrong, Some(&namespace_of(&[]))).await.unwrap_err(), why);
+    ask(&map, update, &wrong, Some(&wrong)).await.unwrap();
+}
