@@ -157,9 +157,12 @@ mod tests {
         (format!("{} {} {}", policy.enforce, policy.audit, policy.warn), errors.len())
     }
 
+    /// Labels, the policy, and how many are wrong.
+    type Row = (&'static [(&'static str, &'static str)], &'static str, usize);
+
     #[test]
     fn labels_are_read_as_upstream_reads_them() {
-        let rows: &[(&[(&str, &str)], &str, usize)] = &[
+        let rows: &[Row] = &[
             (&[], "privileged:latest privileged:latest privileged:latest", 0),
             (&[("enforce", "baseline")], "baseline:latest privileged:latest baseline:latest", 0),
             (
