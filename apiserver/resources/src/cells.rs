@@ -32,13 +32,19 @@ const fn with_priority(name: &'static str, kind: &'static str, priority: i32) ->
 }
 
 /// The column of names.
-pub const NAME: Column = names(0);
+pub const NAME: Column = names("Name", 0);
 /// The same, which `-o wide` adds.
-pub const WIDE_NAME: Column = names(1);
+pub const WIDE_NAME: Column = names("Name", 1);
 
-const fn names(priority: i32) -> Column {
+/// A column of names of something else, which is always shown.
+#[must_use]
+pub const fn names_column(name: &'static str) -> Column {
+    names(name, 0)
+}
+
+const fn names(name: &'static str, priority: i32) -> Column {
     Column {
-        name: Text::Borrowed("Name"),
+        name: Text::Borrowed(name),
         kind: Text::Borrowed("string"),
         format: Text::Borrowed("name"),
         description: Text::Borrowed(""),

@@ -14,12 +14,14 @@ mod discovery;
 pub mod field;
 mod info;
 pub mod metadata;
+mod networking;
 mod node;
 pub mod objects;
 mod rbac;
 pub mod read;
 pub mod rules;
 mod scheduling;
+mod storage;
 mod strategy;
 mod workloads;
 
@@ -330,10 +332,21 @@ pub static RESOURCES: &[&Row] = &[
     &coordination::leases::ROW,
     &discovery::endpointslices::ROW,
     &core::events::EVENTS,
+    &networking::ingressclasses::ROW,
+    &networking::ingresses::ROW,
+    &networking::ipaddresses::ROW,
+    &networking::networkpolicies::ROW,
+    &networking::servicecidrs::ROW,
     &node::runtimeclasses::ROW,
     &rbac::CLUSTER_ROLE_BINDINGS,
     &rbac::CLUSTER_ROLES,
     &rbac::ROLE_BINDINGS,
     &rbac::ROLES,
     &scheduling::priorityclasses::ROW,
+    &storage::csidrivers::ROW,
+    &storage::csinodes::ROW,
+    &storage::csistoragecapacities::ROW,
+    &storage::storageclasses::ROW,
+    &storage::volumeattachments::ROW,
+    &storage::volumeattributesclasses::ROW,
 ];

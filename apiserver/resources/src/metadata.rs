@@ -9,7 +9,7 @@ use machinery_api::quantity::Quantity;
 use serde_json::Value;
 
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path, go_struct};
-use crate::read::{get, int, items, text, texts};
+use crate::read::{get, int, items, object_mut, put, text, texts};
 use crate::rules::{self, NameRule};
 use crate::{MetadataChecks, ResourceInfo, Row, Strategy};
 
@@ -155,6 +155,14 @@ fn change(errors: &mut ErrorList, new: &Value, old: &Value, kube_finalizers: boo
     owners(errors, meta);
     if kube_finalizers {
         standard_finalizers(errors, meta);
+    }
+}
+
+/// What a status write of newer kinds leaves as it was: all metadata that a client may set.
+pub(super) fn reset_for_status(new: &mut Value, old: &Value) {
+    let (meta, old) = (object_mut(new, "metadata"), get(old, "metadata"));
+    for key in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        put(meta, key, get(old, key).clone());
     }
 }
 

@@ -18,18 +18,22 @@ pub enum NameRule {
     Label1035,
     /// Any path segment: RBAC kinds.
     PathSegment,
+    /// An IP address in its one canonical form: IPAddresses.
+    IpAddress,
 }
 
 impl NameRule {
     /// What is wrong with `name`; a `prefix` is what a generated name begins with.
     #[must_use]
     pub fn check(self, name: &str, prefix: bool) -> Vec<String> {
-        if self == Self::PathSegment {
-            return path_segment(name, prefix);
+        match self {
+            Self::PathSegment => return path_segment(name, prefix),
+            Self::IpAddress => return ip_strictly(name),
+            _ => {}
         }
         let masked = if prefix { mask_trailing_dash(name) } else { name.to_owned() };
         match self {
-            Self::Subdomain | Self::PathSegment => dns_subdomain(&masked),
+            Self::Subdomain | Self::PathSegment | Self::IpAddress => dns_subdomain(&masked),
             Self::Label => dns_label(&masked),
             Self::Label1035 => dns_1035_label(&masked),
         }
@@ -122,6 +126,18 @@ fn subdomain_in(value: &str, unit: &str) -> Vec<String> {
 #[must_use]
 pub fn dns_subdomain(value: &str) -> Vec<String> {
     subdomain_in(value, "characters")
+}
+
+/// A wildcard with a subdomain (`*.example.com`).
+#[must_use]
+pub fn wildcard_subdomain(value: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    longer(value, SUBDOMAIN_BYTES_MAX, "characters", &mut found);
+    if !value.strip_prefix("*.").is_some_and(|rest| IS_SUBDOMAIN.is_match(rest)) {
+        let what = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character";
+        found.push(regex_sentence(what, &format!(r"\*\.{SUBDOMAIN}"), &["*.example.com"]));
+    }
+    found
 }
 
 /// RFC 1123 subdomain whose labels may have underscores (DNS search paths).
@@ -401,6 +417,26 @@ pub fn cidr_in_old_field(value: &str) -> Vec<String> {
         return vec!["must not have bits set beyond the prefix length".into()];
     }
     Vec::new()
+}
+
+/// The block that a text means, without the bits beyond its length.
+#[must_use]
+pub fn cidr_block(value: &str) -> Option<ipnet::IpNet> {
+    let (ip, bits) = cidr_leniently(value)?;
+    ipnet::IpNet::new(ip, bits).ok().map(|net| net.trunc())
+}
+
+/// What is wrong with a block of addresses in a newer field: strict, and in canonical form.
+#[must_use]
+pub fn cidr_strictly(value: &str) -> Vec<String> {
+    let found = cidr_in_old_field(value);
+    if !found.is_empty() {
+        return found;
+    }
+    match cidr_block(value).map(|net| net.to_string()) {
+        Some(canonical) if canonical != value => vec![format!("must be in canonical form (\"{canonical}\")")],
+        _ => Vec::new(),
+    }
 }
 
 /// Upstream's warnings about a block that is taken, but not written as it should be.

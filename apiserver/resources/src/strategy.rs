@@ -105,6 +105,11 @@ pub trait Strategy: Send + Sync {
         false
     }
 
+    /// Whether a new object has its first generation: where not, it has none until it changes.
+    fn starts_generation(&self) -> bool {
+        self.counts_generation()
+    }
+
     /// Whether this change (after `prepare_update`) raises the generation: by default, any change of
     /// `spec` that means something (absent and empty are the same).
     fn generation_changes(&self, new: &Value, old: &Value) -> bool {

@@ -45,7 +45,7 @@ fn resources_are_found_by_name_by_key_and_by_group() {
     let of = |key: &str| catalog.of_key(key).map(|resource| &*resource.plural);
     assert_eq!(of("/registry/services/specs/default/web"), Some("services"));
     assert_eq!(of("/registry/minions/n"), Some("nodes"));
-    assert_eq!((of("/registry/services/"), of("/registry/ipaddresses/10.0.0.1")), (None, None));
+    assert_eq!((of("/registry/services/"), of("/registry/ranges/servicenodeports/30000")), (None, None));
     // Two groups share one storage; only one of them is its version.
     let events =
         catalog.get(GroupVersionResource { group: "events.k8s.io", version: "v1", resource: "events" }).unwrap();

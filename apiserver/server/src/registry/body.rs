@@ -97,8 +97,13 @@ pub fn with_empties<'a>(object: &'a Value, explicit_empties: Vec<Empty>) -> Cow<
     for Empty { pointer, value } in explicit_empties {
         let absent = object.pointer(&pointer).is_none_or(Value::is_null);
         let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
+        // A spec of nothing but empties is gone as a whole.
+        let gone = parent == "/spec" && object.get("spec").is_none_or(Value::is_null);
+        if gone && let Some(map) = shown.to_mut().as_object_mut() {
+            map.entry("spec").or_insert_with(|| Value::Object(Map::new()));
+        }
         if absent
-            && object.pointer(parent).is_some_and(Value::is_object)
+            && (gone || object.pointer(parent).is_some_and(Value::is_object))
             && let Some(Value::Object(map)) = shown.to_mut().pointer_mut(parent)
         {
             map.insert(key.replace("~1", "/").replace("~0", "~"), value);

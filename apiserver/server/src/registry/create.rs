@@ -48,7 +48,7 @@ impl Registry {
         row.strategy.prepare_create(&context, &mut object);
         let explicit_empties = body::explicit_empties(row, &object);
         body::normalise(row, &mut object);
-        if row.strategy.counts_generation() {
+        if row.strategy.starts_generation() {
             object::set_generation(&mut object, 1);
         }
         let name = object::text(&object, "name");

@@ -89,7 +89,7 @@ impl Registry {
         if let (Some(status), Some(map)) = (status, new.as_object_mut()) {
             map.insert("status".into(), status);
         }
-        if row.strategy.counts_generation() {
+        if row.strategy.starts_generation() {
             object::set_generation(&mut new, 1);
         }
         body::normalise(row, &mut new);
