@@ -13,6 +13,7 @@ pub mod schema;
 pub mod selector;
 pub mod shared;
 pub mod time;
+pub mod unsupported;
 
 pub use error::{ApiError, Cause, Status};
 pub use key::{

@@ -1,28 +1,51 @@
-//! Kinds that nothing acts on yet: who makes or changes one is told so, where the client shows warnings to people
-//! (docs/decisions/0080-inert-kinds.md).
+//! Kinds that nothing acts on yet, and fields of pods and their templates that no node acts on: who makes or changes one is told
+//! so, where the client shows warnings to people (docs/decisions/0080-inert-kinds.md).
 
 use serde_json::Value;
 
 use super::write::Change;
 use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind};
+use machinery_api::schema::{Kind, TypeRef};
+use machinery_api::unsupported;
 
-/// The warning about a new object, or one of which more changes than metadata and status.
-pub(super) fn warning(
+/// The warnings about a new object, or one of which more changes than metadata and status.
+pub(super) fn warnings(
     row: &ResourceInfo,
     subresource: Option<Subresource>,
     change: &Change,
     old: Option<&Value>,
-) -> Option<String> {
-    let sentence = row.inert.as_deref()?;
+) -> Vec<String> {
+    let what = subresource.map(|subresource| subresource.what);
     let wished = match (change, old) {
         (Change::Create { .. }, _) => true,
         (Change::Update(new), Some(old)) => {
-            subresource.is_none_or(|subresource| subresource.what == SubresourceKind::Scale)
-                && wishes(new).ne(wishes(old))
+            matches!(what, None | Some(SubresourceKind::Scale | SubresourceKind::Part)) && wishes(new).ne(wishes(old))
         }
         _ => false,
     };
-    wished.then(|| sentence.to_owned())
+    let Some(object) = change.object().filter(|_| wished) else { return Vec::new() };
+    let part = what == Some(SubresourceKind::Part);
+    let unsupported = pod_spec(row.schema.get(), object, String::new(), LEVELS_MAX).map(|(spec, at)| match part {
+        true => unsupported::ephemeral(spec, &at, None),
+        false => unsupported::fields(spec, &at),
+    });
+    let unsupported = unsupported.into_iter().flatten().map(|field| format!("{}: {}", field.path, field.why));
+    row.inert.as_deref().map(str::to_owned).into_iter().chain(unsupported).collect()
+}
+
+/// How deep a template stands at most: `spec.jobTemplate.spec.template.spec` of a CronJob.
+const LEVELS_MAX: usize = 5;
+
+/// The pod spec that an object of this type holds, its own or a template's, and where it stands.
+fn pod_spec<'a>(of: TypeRef<'_>, object: &'a Value, at: String, levels: usize) -> Option<(&'a Value, String)> {
+    if &*of.of.name == "io.k8s.api.core.v1.PodSpec" {
+        return Some((object, at));
+    }
+    ["spec", "template", "jobTemplate"].into_iter().filter(|_| levels > 0).find_map(|name| {
+        let Kind::Object(id) = of.of.field(name)?.kind else { return None };
+        let at = if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
+        pod_spec(of.types.refer(id), object.get(name)?, at, levels - 1)
+    })
 }
 
 /// What somebody is to act on.
@@ -36,6 +59,8 @@ mod tests {
 
     use super::*;
 
+    const NONE: [&str; 0] = [];
+
     #[test]
     fn who_makes_or_changes_one_is_told() {
         let rows = crate::catalog::tests::built_in().resources();
@@ -43,17 +68,35 @@ mod tests {
         let row = ResourceInfo { inert: Some("nothing acts on it".into()), ..(**plain).clone() };
         let object = |replicas, ready| json!({"metadata": {}, "spec": {"replicas": replicas}, "status": {"r": ready}});
         let new = Change::Create { object: object(1, 0), version: None, generated: false };
-        let (told, subresource) = (Some("nothing acts on it".to_owned()), |name| {
+        let (told, subresource) = (vec!["nothing acts on it".to_owned()], |name| {
             row.subresources.iter().find(|sub| sub.name == name).copied()
         });
-        assert_eq!(warning(&row, None, &new, None), told);
-        assert_eq!(warning(plain, None, &new, None), None);
+        assert_eq!(warnings(&row, None, &new, None), told);
+        assert_eq!(warnings(plain, None, &new, None), NONE);
         let (scaled, seen) = (Change::Update(object(2, 0)), Change::Update(object(1, 1)));
         let old = Some(&object(1, 0)).cloned();
-        assert_eq!(warning(&row, None, &scaled, old.as_ref()), told);
-        assert_eq!(warning(&row, subresource("scale"), &scaled, old.as_ref()), told);
-        assert_eq!(warning(&row, subresource("status"), &scaled, old.as_ref()), None);
-        assert_eq!(warning(&row, None, &seen, old.as_ref()), None);
-        assert_eq!(warning(&row, None, &Change::Remove(None), old.as_ref()), None);
+        assert_eq!(warnings(&row, None, &scaled, old.as_ref()), told);
+        assert_eq!(warnings(&row, subresource("scale"), &scaled, old.as_ref()), told);
+        assert_eq!(warnings(&row, subresource("status"), &scaled, old.as_ref()), NONE);
+        assert_eq!(warnings(&row, None, &seen, old.as_ref()), NONE);
+        assert_eq!(warnings(&row, None, &Change::Remove(None), old.as_ref()), NONE);
+    }
+
+    #[test]
+    fn a_field_that_no_node_acts_on_is_told_with_its_place() {
+        let rows = crate::catalog::tests::built_in().resources();
+        let of = |plural: &str| rows.iter().find(|row| &*row.plural == plural).unwrap();
+        let pod = json!({"containers": [{"name": "a", "ports": [{"containerPort": 53, "protocol": "UDP"}]}]});
+        let why = "containers[0].ports[0].protocol: is not acted on by this node yet";
+        for (plural, object, at) in [
+            ("pods", json!({"spec": pod}), "spec"),
+            ("deployments", json!({"spec": {"template": {"spec": pod}}}), "spec.template.spec"),
+            ("jobs", json!({"spec": {"template": {"spec": pod}}}), "spec.template.spec"),
+        ] {
+            let new = Change::Create { object, version: None, generated: false };
+            assert_eq!(warnings(of(plural), None, &new, None), [format!("{at}.{why}")]);
+        }
+        let plain = Change::Create { object: json!({"data": {}}), version: None, generated: false };
+        assert_eq!(warnings(of("configmaps"), None, &plain, None), NONE);
     }
 }

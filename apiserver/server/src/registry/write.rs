@@ -200,7 +200,7 @@ impl Registry {
         }
         if options.shows_warnings() {
             let old = existing.map(|existing| &*existing.value);
-            call.warnings.extend(inert::warning(call.row, call.subresource, &change, old));
+            call.warnings.extend(inert::warnings(call.row, call.subresource, &change, old));
         }
         self.ready(call, intent, change, existing, effects.txn, options.dry_run())
     }

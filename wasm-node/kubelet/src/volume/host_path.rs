@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::HostPathVolumeSource;
 
-/// Types that are acted on; sockets and devices are none that a guest could be given.
-pub(crate) const TYPES: [&str; 5] = ["", "Directory", "DirectoryOrCreate", "File", "FileOrCreate"];
 /// The name of a volume's only file.
 pub(super) const FILE: &str = "file";
 
@@ -200,7 +198,7 @@ mod tests {
         assert_eq!(link(&allowed.join("new/deep"), "DirectoryOrCreate"), Ok(allowed.join("new/deep")));
         assert_eq!(link(&allowed, ""), Ok(allowed.clone()));
         for bad in ["../other", "out", "out/new", "../allowed2", "data/../../other"] {
-            for kind in TYPES {
+            for kind in machinery_api::unsupported::HOST_PATH_TYPES {
                 let error = link(&allowed.join(bad), kind).unwrap_err();
                 assert!(error.contains("--allow-host-path"), "{bad} {kind}: {error}");
             }

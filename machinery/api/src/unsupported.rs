@@ -1,0 +1,214 @@
+//! Which fields of a pod spec nodes don't act on: the kubelet keeps such a pod Pending and tells it, the API server warns of
+//! them. Pure.
+//!
+//! Accepted without effect, as they mean nothing without Linux: the security contexts, `hostUsers`, `hostPID`, `hostIPC`,
+//! `shareProcessNamespace`, `mountPropagation`, and what only the scheduler or the API server reads.
+
+use serde_json::Value;
+
+/// A field, and what is the matter with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsupported {
+    /// `spec.containers[0].restartPolicy`.
+    pub path: String,
+    /// In words.
+    pub why: &'static str,
+}
+
+/// Types of `hostPath` that are acted on; sockets and devices are none that a guest could be given.
+pub const HOST_PATH_TYPES: [&str; 5] = ["", "Directory", "DirectoryOrCreate", "File", "FileOrCreate"];
+
+/// Sources of volumes that are acted on.
+const VOLUMES: [&str; 7] = ["configMap", "downwardAPI", "emptyDir", "hostPath", "image", "projected", "secret"];
+
+const NOT_YET: &str = "is not acted on by this node yet";
+
+const NO_DEVICES: &str = "WASI lets a guest open neither sockets nor devices of the host";
+const NO_HUGE_PAGES: &str = "huge pages are not there for guests: use \"Memory\" or none";
+const NO_TRUST_BUNDLES: &str = "the API server doesn't serve clustertrustbundles.certificates.k8s.io yet";
+const NO_POD_CERTIFICATES: &str =
+    "the API server signs no pod certificates yet: podcertificaterequests.certificates.k8s.io is not served";
+
+/// Every such field of a pod spec that stands at `at` (`spec`, `spec.template.spec`), in order.
+#[must_use]
+pub fn fields(spec: &Value, at: &str) -> Vec<Unsupported> {
+    let mut found = Found::default();
+    found.when(is_given(&spec["resourceClaims"]), || format!("{at}.resourceClaims"));
+    found.when(!spec["schedulingGroup"].is_null(), || format!("{at}.schedulingGroup"));
+    for (index, volume) in list(&spec["volumes"]) {
+        found.volume(volume, || format!("{at}.volumes[{index}]"));
+    }
+    for of in ["initContainers", "containers"] {
+        for (index, container) in list(&spec[of]) {
+            found.container(container, || format!("{at}.{of}[{index}]"));
+        }
+    }
+    found.0
+}
+
+/// The same of one of its ephemeral containers, or of all: those come when the pod runs, and it runs on.
+#[must_use]
+pub fn ephemeral(spec: &Value, at: &str, name: Option<&str>) -> Vec<Unsupported> {
+    let mut found = Found::default();
+    let asked = |container: &Value| name.is_none_or(|name| container["name"] == name);
+    for (index, container) in list(&spec["ephemeralContainers"]).filter(|(_, container)| asked(container)) {
+        found.container(container, || format!("{at}.ephemeralContainers[{index}]"));
+    }
+    found.0
+}
+
+/// One sentence for all.
+#[must_use]
+pub fn sentence(fields: &[Unsupported]) -> String {
+    let each: Vec<String> = fields.iter().map(|field| format!("{}: {}", field.path, field.why)).collect();
+    each.join("; ")
+}
+
+fn list(value: &Value) -> impl Iterator<Item = (usize, &Value)> {
+    value.as_array().into_iter().flatten().enumerate()
+}
+
+fn is_given(value: &Value) -> bool {
+    value.as_array().is_some_and(|list| !list.is_empty())
+}
+
+fn text<'a>(value: &'a Value, otherwise: &'a str) -> &'a str {
+    value.as_str().unwrap_or(otherwise)
+}
+
+#[derive(Default)]
+struct Found(Vec<Unsupported>);
+
+impl Found {
+    fn add(&mut self, path: String, why: &'static str) {
+        self.0.push(Unsupported { path, why });
+    }
+
+    fn when(&mut self, set: bool, path: impl FnOnce() -> String) {
+        if set {
+            self.add(path(), NOT_YET);
+        }
+    }
+
+    fn volume(&mut self, volume: &Value, path: impl Fn() -> String) {
+        if !matches!(text(&volume["emptyDir"]["medium"], ""), "" | "Memory") {
+            self.add(format!("{}.emptyDir.medium", path()), NO_HUGE_PAGES);
+        }
+        for (index, source) in list(&volume["projected"]["sources"]) {
+            for (of, why) in [("clusterTrustBundle", NO_TRUST_BUNDLES), ("podCertificate", NO_POD_CERTIFICATES)] {
+                if !source[of].is_null() {
+                    self.add(format!("{}.projected.sources[{index}].{of}", path()), why);
+                }
+            }
+        }
+        if !HOST_PATH_TYPES.contains(&text(&volume["hostPath"]["type"], "")) {
+            self.add(format!("{}.hostPath.type", path()), NO_DEVICES);
+        }
+        // A volume with no source is an emptyDir (upstream's default).
+        let sources = volume.as_object().into_iter().flatten().filter(|(_, source)| !source.is_null());
+        let mut kinds = sources.map(|(kind, _)| kind.as_str()).filter(|kind| *kind != "name").peekable();
+        if let Some(first) = kinds.peek().copied()
+            && !kinds.any(|kind| VOLUMES.contains(&kind))
+        {
+            self.add(format!("{}.{first}", path()), NOT_YET);
+        }
+    }
+
+    fn container(&mut self, container: &Value, path: impl Fn() -> String) {
+        self.when(is_given(&container["volumeDevices"]), || format!("{}.volumeDevices", path()));
+        self.when(is_given(&container["resources"]["claims"]), || format!("{}.resources.claims", path()));
+        for (index, port) in list(&container["ports"]) {
+            let protocol = text(&port["protocol"], "TCP");
+            self.when(protocol != "TCP", || format!("{}.ports[{index}].protocol", path()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn paths(spec: Value) -> Vec<String> {
+        fields(&spec, "spec").into_iter().map(|field| field.path).collect()
+    }
+
+    #[test]
+    fn each_field_that_is_not_acted_on_is_named() {
+        let container = |more: Value| {
+            let mut container = json!({"name": "a", "image": "i"});
+            container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json!({"containers": [container]})
+        };
+        for (spec, path) in [
+            (
+                json!({"containers": [{"name": "a"}, {"name": "b", "volumeDevices": [{"name": "v", "devicePath": "/d"}]}]}),
+                "spec.containers[1].volumeDevices",
+            ),
+            (
+                json!({"containers": [], "initContainers": [{"name": "i"}, {"name": "j", "volumeDevices": [{"name": "v", "devicePath": "/d"}]}]}),
+                "spec.initContainers[1].volumeDevices",
+            ),
+            (
+                json!({"containers": [], "volumes": [{"name": "v", "hostPath": {"path": "/", "type": "Socket"}}]}),
+                "spec.volumes[0].hostPath.type",
+            ),
+            (
+                json!({"containers": [], "volumes": [{"name": "v", "emptyDir": {"medium": "HugePages-2Mi"}}]}),
+                "spec.volumes[0].emptyDir.medium",
+            ),
+            (
+                json!({"containers": [], "volumes": [{"name": "v", "projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}]}),
+                "spec.volumes[0].projected.sources[0].clusterTrustBundle",
+            ),
+            (
+                json!({"containers": [], "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}),
+                "spec.volumes[0].persistentVolumeClaim",
+            ),
+            (
+                container(json!({"ports": [{"containerPort": 80, "protocol": "UDP"}]})),
+                "spec.containers[0].ports[0].protocol",
+            ),
+        ] {
+            assert_eq!(paths(spec), [path]);
+        }
+    }
+
+    #[test]
+    fn a_template_is_named_as_it_stands() {
+        let spec = json!({"containers": [{"name": "a", "ports": [{"protocol": "SCTP"}]}]});
+        assert_eq!(
+            sentence(&fields(&spec, "spec.template.spec")),
+            "spec.template.spec.containers[0].ports[0].protocol: is not acted on by this node yet"
+        );
+    }
+
+    #[test]
+    fn an_ephemeral_container_is_looked_at_alone() {
+        let spec = json!({"containers": [], "ephemeralContainers": [{"name": "e"}, {"name": "f", "volumeDevices": [{"name": "v", "devicePath": "/d"}]}]});
+        assert_eq!(paths(spec.clone()), Vec::<String>::new());
+        let of =
+            |name: &str| ephemeral(&spec, "spec", Some(name)).into_iter().map(|field| field.path).collect::<Vec<_>>();
+        assert_eq!((of("e"), of("f")), (vec![], vec!["spec.ephemeralContainers[1].volumeDevices".to_owned()]));
+    }
+
+    #[test]
+    fn what_means_nothing_here_or_is_acted_on_passes() {
+        let found = paths(json!({
+            "hostUsers": false, "shareProcessNamespace": true, "subdomain": "s", "hostname": "h", "setHostnameAsFQDN": true,
+            "hostAliases": [{"ip": "192.0.2.1"}], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"]},
+            "securityContext": {"runAsUser": 1, "fsGroup": 2, "seccompProfile": {"type": "RuntimeDefault"}},
+            "volumes": [{"name": "a", "emptyDir": {}}, {"name": "b", "configMap": {"name": "c"}}, {"name": "n"},
+                {"name": "i", "image": {"reference": "r", "pullPolicy": "Always"}}],
+            "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
+            "containers": [{
+                "restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart"}],
+                "name": "a", "image": "i", "securityContext": {"privileged": true, "capabilities": {"drop": ["ALL"]}},
+                "lifecycle": {"preStop": {"exec": {}}, "postStart": {"tcpSocket": {"port": 1}}}, "ports": [{"containerPort": 80, "protocol": "TCP"}],
+                "livenessProbe": {"tcpSocket": {"port": "web", "host": "h"}}, "startupProbe": {"grpc": {"port": 1}},
+                "readinessProbe": {"httpGet": {"port": 80, "path": "/", "scheme": "HTTPS", "host": "h"}},
+            }],
+        }));
+        assert_eq!(found, Vec::<String>::new());
+    }
+}
