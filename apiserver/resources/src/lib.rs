@@ -8,6 +8,7 @@ mod apps;
 mod authorization;
 mod batch;
 pub mod cells;
+mod certificates;
 mod coordination;
 mod core;
 mod discovery;
@@ -34,7 +35,9 @@ use machinery_api::GroupVersion;
 
 pub use info::{ResourceInfo, SharedStrategy, served};
 use strategy::Plain;
-pub use strategy::{Allocation, Claim, Column, Context, MetadataChecks, Strategy, prepare_update_by_default};
+pub use strategy::{
+    Allocation, Claim, Column, Context, MetadataChecks, Requester, Strategy, prepare_update_by_default,
+};
 
 /// What a resource or subresource can be asked for, as in discovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -329,6 +332,7 @@ pub static RESOURCES: &[&Row] = &[
     &authorization::reviews::SELF_RULES,
     &authorization::reviews::ACCESS,
     &batch::jobs::ROW,
+    &certificates::requests::ROW,
     &coordination::leases::ROW,
     &discovery::endpointslices::ROW,
     &core::events::EVENTS,

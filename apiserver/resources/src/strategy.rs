@@ -2,6 +2,7 @@
 //! differs from every other kind.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use machinery_api::schema::types::Text;
@@ -46,6 +47,21 @@ pub struct Context<'a> {
     pub subresource: &'a str,
     /// The cluster's own blocks of 127.0.0.0/8 (Services, pods): the only loopback addresses that endpoints may have.
     pub loopback: &'a [ipnet::Ipv4Net],
+    /// Who asks; `None`: the server itself.
+    pub requester: Option<Requester<'a>>,
+}
+
+/// Who a request comes from, as kinds write it down.
+#[derive(Debug, Clone, Copy)]
+pub struct Requester<'a> {
+    /// The user's name.
+    pub name: &'a str,
+    /// The user's uid, where there is one.
+    pub uid: &'a str,
+    /// Groups, in order.
+    pub groups: &'a [String],
+    /// Extra attributes.
+    pub extra: &'a BTreeMap<String, Vec<String>>,
 }
 
 /// What a strategy may need to give an object what only the server can give.

@@ -5,6 +5,7 @@
 //! A plugin decides at once, or hands back a future where it has to wait ([`Step`]): the chain waits for it, and pays nothing
 //! for those that don't. It may add conditions and writes to the transaction that stores the object.
 
+mod certificates;
 mod default_tolerations;
 mod escalation;
 mod namespace_lifecycle;
@@ -208,6 +209,9 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &priority::PLUGIN,
     &default_tolerations::PLUGIN,
     &runtime_class::PLUGIN,
+    &certificates::CertificateApproval,
+    &certificates::CertificateSigning,
+    &certificates::CertificateSubjectRestriction,
     &pod_resize::PLUGIN,
     &escalation::Escalation,
 ];

@@ -35,7 +35,7 @@ fn create(row: &ResourceInfo, bytes: &[u8], media: Media) -> Outcome {
             map.insert("namespace".into(), json!("default"));
         }
         super::object::dedup_owners(&mut object, &mut warnings, false);
-        let context = Context { now: jiff::Timestamp::UNIX_EPOCH, subresource: "", loopback: &[] };
+        let context = Context { now: jiff::Timestamp::UNIX_EPOCH, subresource: "", loopback: &[], requester: None };
         row.strategy.prepare_create(&context, &mut object);
         let explicit_empties = body::explicit_empties(row, &object);
         body::normalise(row, &mut object);

@@ -42,7 +42,7 @@ use crate::catalog::{Catalog, Served};
 use crate::request::options::WriteOptions;
 use apiserver_resources::allocate::Allocator;
 use apiserver_resources::field::{FieldError, causes};
-use apiserver_resources::{Allocation, Context, ResourceInfo, Subresource};
+use apiserver_resources::{Allocation, Context, Requester, ResourceInfo, Subresource};
 use apiserver_storage::cache::{Cached, Lookup, WatchCache};
 use apiserver_storage::store::record::{Facts, fingerprint};
 use apiserver_storage::store::{Record, Revision, StoreError};
@@ -288,8 +288,10 @@ impl Registry {
         self.cache.get(call.key().as_str()).map_or(0, |cached| cached.stored_len())
     }
 
-    fn context<'a>(&'a self, call: &RequestScope<'_>, subresource: &'a str) -> Context<'a> {
-        Context { now: call.now, subresource, loopback: self.allocator.loopback() }
+    fn context<'a>(&'a self, call: &RequestScope<'a>, subresource: &'a str) -> Context<'a> {
+        let UserInfo { name, uid, groups, extra } = call.user;
+        let requester = Some(Requester { name, uid, groups, extra });
+        Context { now: call.now, subresource, loopback: self.allocator.loopback(), requester }
     }
 
     fn allocation<'a>(&'a self, subresource: &'a str, dry_run: bool) -> Allocation<'a> {
