@@ -71,7 +71,7 @@ fn is_about(context: &Context<'_>, subresource: &str, operation: Operation) -> b
 /// in the request as it was.
 async fn permitted(context: &Context<'_>, object: &Value, verb: &str) -> ApiResult<()> {
     let signer = context.old.unwrap_or(object)["spec"]["signerName"].as_str().unwrap_or_default();
-    let domain = signer.split('/').next().unwrap_or_default();
+    let domain = signer.find('/').map_or(signer, |end| &signer[..end]);
     for name in [signer, &format!("{domain}/*")] {
         let asked = Attributes {
             verb,
