@@ -7,6 +7,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use machinery_api::{GroupVersionKind, GroupVersionResource, ObjectName, StorageKey, StoragePrefix};
 
 use crate::objects::ObjectSource;
@@ -36,6 +38,9 @@ pub struct ResourceInfo {
     pub namespaced: bool,
     /// The type of its objects, with all that it refers to.
     pub schema: SharedType,
+    /// The schema that it brings and is published with (with `x-kubernetes-selectable-fields`, where it has any); `None`: the
+    /// type says it all.
+    pub openapi: Option<Arc<Value>>,
     /// What can be asked.
     pub verbs: Vec<Verb>,
     /// In discovery order.
@@ -108,6 +113,7 @@ impl ResourceInfo {
             categories: texts(row.categories),
             namespaced: row.namespaced,
             schema: SharedType::named(built_in(), row.schema).expect("a row names a type of the table"),
+            openapi: None,
             verbs: row.verbs.to_vec(),
             subresources: row.subresources.to_vec(),
             prefix: row.storage.prefix().map(StoragePrefix::new),

@@ -1,11 +1,15 @@
 //! What is served, as one immutable value: a request loads it once and sees one state of the API from its route to its answer.
 //! Resources come and go by exchanging it whole; discovery and OpenAPI are derived from it when they are first asked for.
 
+mod custom;
 mod declared;
 pub mod discovery;
+mod gnostic;
 pub mod openapi;
+pub mod openapi_v2;
 mod operations;
 pub mod order;
+mod roots;
 mod schemas;
 
 #[cfg(test)]
@@ -15,6 +19,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use machinery_api::{GroupVersionResource, StorageKey, StoragePrefix};
 
 use apiserver_resources::ResourceInfo;
@@ -31,6 +36,9 @@ pub struct Catalog {
     /// Where clients reach the server (`host:port`).
     address: Arc<str>,
     discovery: OnceLock<Discovery>,
+    /// OpenAPI v2's hash, and the document packed: as JSON, as protobuf.
+    openapi_hash: OnceLock<String>,
+    openapi: [OnceLock<Bytes>; 2],
 }
 
 /// Why a resource can't be added.
@@ -57,7 +65,15 @@ impl Catalog {
                 by_prefix.entry(prefix.clone()).or_insert_with(|| resource.clone());
             }
         }
-        Self { resources, by_name, by_prefix, address: address.into(), discovery: OnceLock::new() }
+        Self {
+            resources,
+            by_name,
+            by_prefix,
+            address: address.into(),
+            discovery: OnceLock::new(),
+            openapi_hash: OnceLock::new(),
+            openapi: Default::default(),
+        }
     }
 
     /// The built-in kinds.
@@ -110,6 +126,19 @@ impl Catalog {
     #[must_use]
     pub fn discovery(&self) -> &Discovery {
         self.discovery.get_or_init(|| Discovery::new(&self.resources, &self.address))
+    }
+
+    /// The hash of OpenAPI v2.
+    #[must_use]
+    pub fn openapi_hash(&self) -> &str {
+        self.openapi_hash.get_or_init(|| openapi::hash_of_all(self))
+    }
+
+    /// OpenAPI v2, packed by gzip. Who asks first waits for tens of milliseconds: not for a thread that others wait for.
+    #[must_use]
+    pub fn openapi(&self, encoding: openapi_v2::Encoding) -> &Bytes {
+        // Writing into memory cannot fail.
+        self.openapi[encoding as usize].get_or_init(|| openapi_v2::packed(self, encoding).unwrap_or_default())
     }
 
     /// Whether a group is served; core is none.

@@ -1,8 +1,8 @@
-//! OpenAPI v3 out of the two tables (types and resources): an index, and a document for each group and version, as
-//! kubectl needs them for apply, create, diff, edit and explain.
+//! OpenAPI v3 out of the two tables (types and resources): an index, and a document for each group and version and for each
+//! page of discovery, as kubectl needs them for apply, create, diff, edit and explain.
 //!
 //! Documents are built when asked for and not kept: clients cache them by the hash in the index, and all of them at once
-//! would be some of the largest things in memory. Descriptions are short ones of our own.
+//! would be some of the largest things in memory. Descriptions are sentences of our own (`descriptions.rs`).
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
@@ -11,53 +11,31 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
-use super::schemas::schemas;
-use super::{Catalog, discovery, operations};
+use super::schemas::{Documented, schemas};
+use super::{Catalog, custom, operations, roots};
 use apiserver_resources::ResourceInfo;
 use machinery_api::schema::{Types, built_in};
 
 /// What a document weighs, roughly: it takes milliseconds to make.
 pub const DOCUMENT_BYTES: usize = 512 * 1024;
 /// The version of Kubernetes' API that is described.
-const VERSION: &str = "1.36";
-const REFERENCE: &str = "#/components/schemas/";
+pub(super) const VERSION: &str = "1.36";
+pub(super) const REFERENCE: &str = "#/components/schemas/";
 
 /// `/openapi/v3`: every document's path and hash.
 #[must_use]
 pub fn index(catalog: &Catalog) -> Bytes {
+    let entry = |path: String, hash: &str| {
+        let url = format!("/openapi/v3/{path}?hash={hash}");
+        (path, json!({ "serverRelativeURL": url }))
+    };
+    let of_roots = hash_of_roots();
     let paths: Map<String, Value> = groups(catalog)
         .into_iter()
-        .map(|(group, version)| {
-            let path = path_of(group, version);
-            let url = format!("/openapi/v3/{path}?hash={}", hash_of(catalog, group, version));
-            (path, json!({ "serverRelativeURL": url }))
-        })
+        .map(|(group, version)| entry(path_of(group, version), &hash_of(catalog, group, version)))
+        .chain(roots::all(catalog).map(|root| entry(root.document(), &of_roots)))
         .collect();
     json!({ "paths": paths }).to_string().into()
-}
-
-/// How kubectl asks for `/openapi/v2`.
-pub const V2_PROTOBUF_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-
-/// `/openapi/v2`, its media type and its bytes: it has no definitions, and points to the third version. kubectl wants it there
-/// for what that doesn't describe, before all a `kind: List`: it takes an absent definition for one that needs no check of its
-/// own, and an absent document for a failure. The server validates each object anyhow.
-#[must_use]
-pub fn v2(protobuf: bool) -> (&'static str, Vec<u8>) {
-    const TITLE: &str = "Kubernetes; types are described by /openapi/v3 only";
-    if !protobuf {
-        let info = json!({"title": TITLE, "version": discovery::VERSION});
-        let document = json!({"swagger": "2.0", "info": info, "paths": {}, "definitions": {}});
-        return ("application/json", document.to_string().into_bytes());
-    }
-    // Length-delimited fields: Document{swagger = 1, info = 2{title = 1, version = 2}, paths = 8}.
-    let field = |number: u8, data: &[u8]| {
-        let length = u8::try_from(data.len()).ok().filter(|l| *l < 0x80).expect("all of it is short and constant");
-        [&[number << 3 | 2, length][..], data].concat()
-    };
-    let info = [field(1, TITLE.as_bytes()), field(2, discovery::VERSION.as_bytes())].concat();
-    let document = [field(1, b"2.0"), field(2, &info), field(8, b"")].concat();
-    ("application/com.github.proto-openapi.spec.v2.v1.0+protobuf", document)
 }
 
 /// Whether a document can be answered: as JSON, also to who asks for protobuf alone.
@@ -74,25 +52,51 @@ pub fn accepts(accept: Option<&str>) -> bool {
 /// `/openapi/v3/<path>`, for `api/v1`, `apis/apps/v1` and so on.
 #[must_use]
 pub fn document(catalog: &Catalog, path: &str) -> Option<Bytes> {
-    let (group, version) = groups(catalog).into_iter().find(|(group, version)| path_of(group, version) == path)?;
-    serde_json::to_vec(&build(catalog, group, version)).ok().map(Bytes::from)
+    let of_group = groups(catalog).into_iter().find(|(group, version)| path_of(group, version) == path);
+    let built = match of_group {
+        Some((group, version)) => build(catalog, group, version),
+        None => build_root(&roots::all(catalog).find(|root| root.document() == path)?),
+    };
+    serde_json::to_vec(&built).ok().map(Bytes::from)
 }
 
 /// The hash of a document, without building it: the `hash` of its URL in the index, and its `ETag`.
 #[must_use]
 pub fn hash(catalog: &Catalog, path: &str) -> Option<String> {
     let found = groups(catalog).into_iter().find(|(g, v)| path_of(g, v) == path);
-    found.map(|(group, version)| hash_of(catalog, group, version))
+    match found {
+        Some((group, version)) => Some(hash_of(catalog, group, version)),
+        None => roots::all(catalog).any(|root| root.document() == path).then(hash_of_roots),
+    }
+}
+
+/// The hash of everything that is described.
+#[must_use]
+pub fn hash_of_all(catalog: &Catalog) -> String {
+    let mut digest = SOURCES.clone();
+    for (group, version) in groups(catalog) {
+        digest.update(hash_of(catalog, group, version));
+    }
+    hex::encode_upper(digest.finalize())
 }
 
 /// What all documents are made of, taken up once: half a megabyte.
 static SOURCES: LazyLock<Sha512> = LazyLock::new(|| {
     let mut digest = Sha512::new();
     digest.update(env!("CARGO_PKG_VERSION"));
-    digest.update(include_str!("openapi.rs"));
-    digest.update(include_str!("declared.rs"));
-    digest.update(include_str!("operations.rs"));
-    digest.update(include_str!("schemas.rs"));
+    let code = [
+        include_str!("openapi.rs"),
+        include_str!("openapi_v2.rs"),
+        include_str!("gnostic.rs"),
+        include_str!("custom.rs"),
+        include_str!("declared.rs"),
+        include_str!("operations.rs"),
+        include_str!("roots.rs"),
+        include_str!("schemas.rs"),
+    ];
+    for text in code {
+        digest.update(text);
+    }
     digest.update(machinery_api::schema::table::SOURCE);
     digest
 });
@@ -102,6 +106,9 @@ fn hash_of(catalog: &Catalog, group: &str, version: &str) -> String {
     let mut digest = SOURCES.clone();
     for row in rows(catalog, group, version) {
         digest.update(format!("{} {:?} {:?} {:?}\n", row.plural, row.schema, row.verbs, row.subresources));
+        if let Some(schema) = &row.openapi {
+            digest.update(schema.to_string());
+        }
     }
     for types in sets(catalog, group, version).skip(1) {
         digest.update(format!("{:?}", types.own()));
@@ -110,16 +117,24 @@ fn hash_of(catalog: &Catalog, group: &str, version: &str) -> String {
     hex::encode_upper(digest.finalize())
 }
 
-fn groups(catalog: &Catalog) -> BTreeSet<(&str, &str)> {
+fn hash_of_roots() -> String {
+    hex::encode_upper(SOURCES.clone().finalize())
+}
+
+pub(super) fn groups(catalog: &Catalog) -> BTreeSet<(&str, &str)> {
     catalog.resources().iter().map(|row| (&*row.group, &*row.version)).collect()
 }
 
-fn rows<'a>(catalog: &'a Catalog, group: &str, version: &str) -> impl Iterator<Item = &'a Arc<ResourceInfo>> {
+pub(super) fn rows<'a>(
+    catalog: &'a Catalog,
+    group: &str,
+    version: &str,
+) -> impl Iterator<Item = &'a Arc<ResourceInfo>> {
     catalog.resources().iter().filter(move |row| &*row.group == group && &*row.version == version)
 }
 
 /// The sets that the types of a group and version are of, the built-in one first.
-fn sets<'a>(catalog: &'a Catalog, group: &str, version: &str) -> impl Iterator<Item = &'a Types> {
+pub(super) fn sets<'a>(catalog: &'a Catalog, group: &str, version: &str) -> impl Iterator<Item = &'a Types> {
     let mut seen = vec![&**built_in()];
     for types in rows(catalog, group, version).map(|row| row.schema.get().types) {
         if !seen.iter().any(|other| std::ptr::eq(*other, types)) {
@@ -129,37 +144,89 @@ fn sets<'a>(catalog: &'a Catalog, group: &str, version: &str) -> impl Iterator<I
     seen.into_iter()
 }
 
-fn path_of(group: &str, version: &str) -> String {
+pub(super) fn path_of(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
-fn build(catalog: &Catalog, group: &str, version: &str) -> Value {
+/// The paths of a group and version, and the names of the types that they need.
+pub(super) fn paths(catalog: &Catalog, group: &str, version: &str) -> (Map<String, Value>, BTreeSet<String>) {
     let root = format!("/{}", path_of(group, version));
     let tag = format!("{}_{version}", operations::short_group(group));
     let mut paths = Map::new();
-    let types: Vec<&Types> = sets(catalog, group, version).collect();
-    let find = |name: &str| types.iter().find_map(|types| types.by_name(name));
     let mut wanted: BTreeSet<String> = BTreeSet::new();
-    let discovery = json!({ "tags": [tag], "description": "the group's resources", "operationId": format!("get{}APIResources", operations::id(&tag)),
+    let discovery = json!({ "tags": [tag], "description": "get available resources", "operationId": format!("get{}APIResources", operations::id(&tag)),
         "responses": operations::discovery_answers() });
     paths.insert(format!("{root}/"), json!({ "get": discovery }));
     for row in rows(catalog, group, version) {
         wanted.extend([row.schema.name().to_owned(), list_of(row)]);
         operations::describe_row(row, &root, &tag, &mut paths, &mut wanted);
     }
-    let paths = Value::Object(paths);
     // Also what answers and bodies refer to that is of no row: Status, DeleteOptions …
-    let text = paths.to_string();
-    wanted.extend(text.split(REFERENCE).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned));
-    json!({
-        "openapi": "3.0.0",
-        "info": { "title": "Kubernetes", "version": VERSION },
-        "paths": paths,
-        "components": {
-            "schemas": schemas(wanted.iter().filter_map(|name| find(name)).collect(), (group, version)),
-            "securitySchemes": { "BearerToken": { "type": "apiKey", "name": "authorization", "in": "header" } },
-        },
-    })
+    for item in paths.values() {
+        references(item, &mut wanted);
+    }
+    (paths, wanted)
+}
+
+/// The types that a description refers to.
+pub(super) fn references(described: &Value, wanted: &mut BTreeSet<String>) {
+    match described {
+        Value::Object(map) => {
+            if let Some(name) = map.get("$ref").and_then(Value::as_str).and_then(|to| to.strip_prefix(REFERENCE)) {
+                wanted.insert(name.to_owned());
+            }
+            map.values().for_each(|value| references(value, wanted));
+        }
+        Value::Array(list) => list.iter().for_each(|value| references(value, wanted)),
+        _ => {}
+    }
+}
+
+/// Those that came with a schema of their own, by the names of their types.
+pub(super) fn customs<'a>(catalog: &'a Catalog, group: &str, version: &str) -> Vec<custom::Custom<'a>> {
+    rows(catalog, group, version).filter_map(|row| custom::Custom::of(row)).collect()
+}
+
+fn build(catalog: &Catalog, group: &str, version: &str) -> Value {
+    let (paths, mut wanted) = paths(catalog, group, version);
+    let customs = customs(catalog, group, version);
+    let mut own = Map::new();
+    for custom in &customs {
+        for (name, schema) in custom.third() {
+            references(&schema, &mut wanted);
+            own.insert(name, schema);
+        }
+    }
+    let types: Vec<&Types> = sets(catalog, group, version).collect();
+    let find = |name: &String| types.iter().find_map(|types| types.by_name(name));
+    let found = wanted.iter().filter(|name| !own.contains_key(*name)).filter_map(find).collect();
+    let mut described = Map::new();
+    schemas(found, Documented::Group(group, version), &mut |name, schema| {
+        described.insert(name.into(), schema);
+    });
+    described.append(&mut own);
+    document_of(paths.into(), described.into())
+}
+
+fn build_root(root: &roots::Root) -> Value {
+    let (path, item) = root.item();
+    let mut described = Map::new();
+    let found = root.answers.as_deref().and_then(|name| built_in().by_name(name)).into_iter().collect();
+    schemas(found, Documented::All, &mut |name, schema| {
+        described.insert(name.into(), schema);
+    });
+    document_of(json!({ path: item }), described.into())
+}
+
+fn document_of(paths: Value, schemas: Value) -> Value {
+    let token = json!({ "type": "apiKey", "description": "a bearer token", "name": "authorization", "in": "header" });
+    let schemes = json!({ "BearerToken": token });
+    let mut components = json!({ "securitySchemes": schemes });
+    if schemas.as_object().is_some_and(|schemas| !schemas.is_empty()) {
+        components["schemas"] = schemas;
+    }
+    let info = json!({ "title": "Kubernetes", "version": VERSION });
+    json!({ "openapi": "3.0.0", "info": info, "paths": paths, "components": components })
 }
 
 pub(super) fn list_of(row: &ResourceInfo) -> String {
@@ -184,21 +251,11 @@ mod tests {
     }
 
     #[test]
-    fn the_second_version_is_there_and_says_where_to_look() {
-        let (media, bytes) = v2(true);
-        assert!(media.ends_with("+protobuf") && bytes.starts_with(b"\x0a\x032.0\x12") && bytes.ends_with(b"\x42\0"));
-        assert_eq!(usize::from(bytes[6]), bytes.len() - 9, "one message of info between version and paths");
-        let (_, bytes) = v2(false);
-        let json: Value = serde_json::from_slice(&bytes).unwrap();
-        assert_eq!(json["swagger"], "2.0");
-    }
-
-    #[test]
     fn every_row_is_described_and_every_reference_resolves() {
         let index: Value = serde_json::from_slice(&index(&catalog())).unwrap();
         for (path, entry) in index["paths"].as_object().unwrap() {
             let document = read(path);
-            let schemas = document["components"]["schemas"].as_object().unwrap();
+            let schemas = document["components"]["schemas"].as_object().cloned().unwrap_or_default();
             assert!(entry["serverRelativeURL"].as_str().unwrap().ends_with(&hash(&catalog(), path).unwrap()));
             for part in document.to_string().split("#/components/schemas/").skip(1) {
                 assert!(schemas.contains_key(part.split('"').next().unwrap()), "{path}: {}", &part[..60]);

@@ -9,7 +9,7 @@ use super::openapi::{list_of, reference};
 use super::schemas::META;
 use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind, Verb};
 
-const OBJECT: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
+pub(super) const OBJECT: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
 const LIST: &[&str] = &[
     "application/json",
     "application/json;stream=watch",
@@ -18,6 +18,9 @@ const LIST: &[&str] = &[
     "application/yaml",
 ];
 const TEXT: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf", "application/yaml", "text/plain"];
+/// Of a resource that brings its schema.
+const CUSTOM: &[&str] = &["application/json", "application/yaml"];
+const CUSTOM_PATCHES: &[&str] = &["application/json-patch+json", "application/merge-patch+json"];
 const PATCHES: &[&str] =
     &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
 
@@ -42,6 +45,8 @@ const SELECT: Parameters = &[
     ("timeoutSeconds", "integer"),
 ];
 const WATCH: Parameters = &[("allowWatchBookmarks", "boolean"), ("watch", "boolean")];
+const GET_CUSTOM: Parameters = &[("resourceVersion", "string")];
+const PROXY: Parameters = &[("path", "string")];
 const FORWARD: Parameters = &[("ports", "integer")];
 const STREAMS: Parameters =
     &[("container", "string"), ("stderr", "boolean"), ("stdin", "boolean"), ("stdout", "boolean"), ("tty", "boolean")];
@@ -64,6 +69,8 @@ enum Does {
     Verb(Verb),
     Log,
     Connect(Verb),
+    /// By a method, whether the path goes on.
+    Proxy(&'static str, bool),
     /// By one of the deprecated paths.
     WatchOne,
     WatchList,
@@ -116,13 +123,66 @@ pub(super) fn discovery_answers() -> Value {
 }
 
 fn query(name: &str, kind: &str) -> Value {
-    json!({ "name": name, "in": "query", "schema": { "type": kind, "uniqueItems": true } })
+    json!({ "name": name, "in": "query", "description": about(name), "schema": { "type": kind, "uniqueItems": true } })
+}
+
+/// What a parameter does, in a sentence.
+fn about(name: &str) -> &'static str {
+    match name {
+        "allowWatchBookmarks" => {
+            "Asks for BOOKMARK events, which carry only the resourceVersion that the watch has reached."
+        }
+        "command" => "The command and its arguments, one parameter each; no shell reads them.",
+        "container" => "The container; may be left out where the pod has only one.",
+        "continue" => "The token of the previous page of a list.",
+        "dryRun" => "`All` runs every stage of the request but writes nothing.",
+        "fieldManager" => "The name under which the changed fields are recorded.",
+        "fieldSelector" => "Restricts the objects to those whose fields match.",
+        "fieldValidation" => "What becomes of unknown and doubled fields: Ignore, Warn or Strict.",
+        "follow" => "Keeps the stream open for lines that are still to come.",
+        "force" => "Takes over fields that another manager owns, in an apply request.",
+        "gracePeriodSeconds" => "Seconds until the object is deleted; 0 deletes at once.",
+        "ignoreStoreReadErrorWithClusterBreakingPotential" => {
+            "Deletes an object that can't be read from storage, without its finalizers."
+        }
+        "insecureSkipTLSVerifyBackend" => "Does not verify the certificate of the kubelet that is asked.",
+        "labelSelector" => "Restricts the objects to those whose labels match.",
+        "limit" => "The most objects that an answer holds; the rest follows with continue.",
+        "limitBytes" => "The most bytes of log that are sent.",
+        "orphanDependents" => "Deprecated in favor of propagationPolicy: whether dependents stay.",
+        "path" => "The path that the request is passed on to.",
+        "ports" => "The ports that are forwarded.",
+        "pretty" => "Whether JSON is indented.",
+        "previous" => "Shows the log of the container's previous run.",
+        "propagationPolicy" => "What becomes of dependents: Orphan, Background or Foreground.",
+        "resourceVersion" => "The state of the cluster that the answer must be from, by resourceVersionMatch.",
+        "resourceVersionMatch" => "How resourceVersion is meant: Exact or NotOlderThan.",
+        "sendInitialEvents" => "Begins a watch with the objects that are there and a bookmark after them.",
+        "shardSelector" => "Restricts the objects to ranges of the hash of a field.",
+        "sinceSeconds" => "Shows lines that are at most this many seconds old.",
+        "stderr" => "Whether the standard error stream is redirected.",
+        "stdin" => "Whether the standard input stream is redirected.",
+        "stdout" => "Whether the standard output stream is redirected.",
+        "stream" => "Which stream is shown: All, Stdout or Stderr.",
+        "tailLines" => "Shows this many lines from the end of the log.",
+        "timeoutSeconds" => "The longest that a list or watch lasts.",
+        "timestamps" => "Begins each line with its time.",
+        "tty" => "Whether a terminal is allocated.",
+        "watch" => "Streams changes of the objects in place of a list.",
+        _ => "",
+    }
 }
 
 fn in_path(name: &str, kind: &str) -> Value {
-    let description = if name == "name" { format!("name of the {kind}") } else { "the object's namespace".to_owned() };
+    let description = match name {
+        "name" => format!("name of the {kind}"),
+        "path" => "the path that the request is passed on to".to_owned(),
+        _ => "the object's namespace".to_owned(),
+    };
     json!({ "name": name, "in": "path", "required": true, "description": description, "schema": { "type": "string", "uniqueItems": true } })
 }
+
+const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
 
 /// The paths of a row and of its subresources; the types that they need are added to `wanted`.
 pub(super) fn describe_row(
@@ -148,7 +208,8 @@ pub(super) fn describe_row(
     if row.namespaced {
         on(&format!("{root}/{}", row.plural), &of(&[Verb::List]), None, paths);
     }
-    if row.verbs.contains(&Verb::Watch) {
+    // What brings its schema is watched by lists' paths only.
+    if row.verbs.contains(&Verb::Watch) && row.openapi.is_none() {
         on(&format!("{root}/watch/{space}{}", row.plural), &[Does::WatchList], None, paths);
         on(&format!("{root}/watch/{space}{}/{{name}}", row.plural), &[Does::WatchOne], None, paths);
         if row.namespaced {
@@ -160,9 +221,14 @@ pub(super) fn describe_row(
         let does: Vec<Does> = match sub.what {
             SubresourceKind::Log => vec![Does::Log],
             SubresourceKind::Connect => sub.verbs.iter().map(|verb| Does::Connect(*verb)).collect(),
+            SubresourceKind::Proxy(_) => METHODS.map(|method| Does::Proxy(method, false)).into(),
             _ => sub.verbs.iter().map(|verb| Does::Verb(*verb)).collect(),
         };
         on(&format!("{within}/{{name}}/{}", sub.name), &does, Some(sub), paths);
+        if matches!(sub.what, SubresourceKind::Proxy(_)) {
+            let below = METHODS.map(|method| Does::Proxy(method, true));
+            on(&format!("{within}/{{name}}/{}/{{path}}", sub.name), &below, Some(sub), paths);
+        }
     }
 }
 
@@ -212,75 +278,113 @@ fn operation(row: &ResourceInfo, tag: &str, path: &str, does: Does, sub: Option<
         Does::Verb(Verb::Get | Verb::Watch) | Does::Log => ("get", "get", "read"),
         Does::Connect(Verb::Create) => ("post", "connect", "connect"),
         Does::Connect(_) => ("get", "connect", "connect"),
+        Does::Proxy(method, _) => (method, "connect", "connect"),
         Does::WatchOne => ("get", "watch", "watch"),
         Does::WatchList => ("get", "watchlist", "watch"),
     };
     let status = || reference(&format!("{META}Status"));
+    let custom = row.openapi.is_some();
+    let (objects, lists) = if custom { (CUSTOM, CUSTOM) } else { (OBJECT, LIST) };
     let responses = match does {
-        Does::Verb(Verb::Create) => answers(&[ok, created, accepted], OBJECT, &own),
-        Does::Verb(Verb::Update | Verb::Patch) => answers(&[ok, created], OBJECT, &own),
+        Does::Verb(Verb::Create) => answers(&[ok, created, accepted], objects, &own),
+        Does::Verb(Verb::Patch) if custom => answers(&[ok], objects, &own),
+        Does::Verb(Verb::Update | Verb::Patch) => answers(&[ok, created], objects, &own),
         Does::Verb(Verb::Delete) => {
             let answer = if row.strategy.delete_answers_object() { own.clone() } else { status() };
-            answers(&[ok, accepted], OBJECT, &answer)
+            answers(&[ok, accepted], objects, &answer)
         }
-        Does::Verb(Verb::DeleteCollection) => answers(&[ok], OBJECT, &status()),
-        Does::Verb(Verb::List) => answers(&[ok], LIST, &reference(&list_of(row))),
-        Does::Verb(Verb::Get | Verb::Watch) => answers(&[ok], OBJECT, &own),
+        Does::Verb(Verb::DeleteCollection) => answers(&[ok], objects, &status()),
+        Does::Verb(Verb::List) => answers(&[ok], lists, &reference(&list_of(row))),
+        Does::Verb(Verb::Get | Verb::Watch) => answers(&[ok], objects, &own),
         Does::Log => answers(&[ok], TEXT, &json!({ "type": "string" })),
-        Does::Connect(_) => answers(&[ok], &["*/*"], &json!({ "type": "string" })),
-        Does::WatchOne | Does::WatchList => answers(&[ok], LIST, &reference(&format!("{META}WatchEvent"))),
+        Does::Connect(_) | Does::Proxy(..) => answers(&[ok], &["*/*"], &json!({ "type": "string" })),
+        Does::WatchOne | Does::WatchList => answers(&[ok], lists, &reference(&format!("{META}WatchEvent"))),
     };
     let everywhere = row.namespaced && !path.contains("{namespace}");
     let scope = if row.namespaced && !everywhere { "Namespaced" } else { "" };
     let how = match does {
-        Does::Verb(Verb::DeleteCollection) => "Collection",
-        Does::Connect(Verb::Create) => "Post",
-        Does::Connect(_) => "Get",
-        _ => "",
+        Does::Verb(Verb::DeleteCollection) => "Collection".to_owned(),
+        Does::Connect(Verb::Create) => "Post".to_owned(),
+        Does::Connect(_) => "Get".to_owned(),
+        Does::Proxy(method, _) => capital(method),
+        _ => String::new(),
     };
     let name = format!(
-        "{word}{}{how}{scope}{}{}{}{}",
+        "{word}{}{how}{scope}{}{}{}{}{}",
         id(tag),
         row.kind,
         if does == Does::WatchList { "List" } else { "" },
         if everywhere { "ForAllNamespaces" } else { "" },
         sub.map_or_else(String::new, |sub| capital(sub.name)),
+        if matches!(does, Does::Proxy(_, true)) { "WithPath" } else { "" },
     );
     let mut described = json!({
         "tags": [tag],
+        "description": said(does, action, &row.kind, sub),
         "operationId": name,
         "responses": responses,
         "x-kubernetes-action": action,
         "x-kubernetes-group-version-kind": { "group": of.0, "version": of.1, "kind": of.2 },
     });
     let body = |media: &[&str], schema: &Value| json!({ "content": content(media, schema), "required": true });
+    let taken_as = if custom { CUSTOM } else { &["*/*"] };
     match does {
-        Does::Verb(Verb::Create | Verb::Update) => described["requestBody"] = body(&["*/*"], &own),
-        Does::Verb(Verb::Patch) => described["requestBody"] = body(PATCHES, &reference(&format!("{META}Patch"))),
+        Does::Verb(Verb::Create | Verb::Update) => described["requestBody"] = body(taken_as, &own),
+        Does::Verb(Verb::Patch) => {
+            let patches = if custom { CUSTOM_PATCHES } else { PATCHES };
+            described["requestBody"] = body(patches, &reference(&format!("{META}Patch")));
+        }
+        Does::Verb(Verb::DeleteCollection) if custom => {}
         Does::Verb(Verb::Delete | Verb::DeleteCollection) => {
             let options = reference(&format!("{META}DeleteOptions"));
-            described["requestBody"] = json!({ "content": content(&["*/*"], &options) });
+            described["requestBody"] = json!({ "content": content(taken_as, &options) });
         }
         _ => {}
     }
-    let taken: &[Parameters] = match does {
+    let taken = taken(does, custom, sub);
+    let mut parameters: Vec<Value> =
+        taken.iter().flat_map(|p| p.iter()).map(|(name, kind)| query(name, kind)).collect();
+    if !matches!(does, Does::Proxy(..) | Does::Connect(_)) {
+        parameters.push(query("pretty", "string"));
+    }
+    let named = ["name", "namespace", "path"].into_iter().filter(|name| path.contains(&format!("{{{name}}}")));
+    parameters.extend(named.map(|name| in_path(name, of.2)));
+    parameters.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
+    Operation { method, described, parameters }
+}
+
+/// What an operation takes in its query.
+fn taken(does: Does, custom: bool, sub: Option<&Subresource>) -> &'static [Parameters] {
+    match does {
         Does::Verb(Verb::Create | Verb::Update | Verb::Patch) => &[WRITE],
         Does::Verb(Verb::Delete) => &[DELETE],
+        Does::Verb(Verb::DeleteCollection) if custom => &[SELECT, WATCH],
         Does::Verb(Verb::DeleteCollection) => &[DELETE, SELECT],
         Does::Verb(Verb::List) | Does::WatchOne | Does::WatchList => &[SELECT, WATCH],
         Does::Log => &[LOG],
+        Does::Proxy(..) => &[PROXY],
         Does::Connect(_) => match sub.map(|sub| sub.name) {
             Some("exec") => &[STREAMS, COMMAND],
             Some("attach") => &[STREAMS],
             _ => &[FORWARD],
         },
+        Does::Verb(Verb::Get) if custom => &[GET_CUSTOM],
         Does::Verb(Verb::Get | Verb::Watch) => &[],
-    };
-    let mut parameters: Vec<Value> =
-        taken.iter().flat_map(|p| p.iter()).map(|(name, kind)| query(name, kind)).collect();
-    parameters.push(query("pretty", "string"));
-    let named = ["name", "namespace"].into_iter().filter(|name| path.contains(&format!("{{{name}}}")));
-    parameters.extend(named.map(|name| in_path(name, of.2)));
-    parameters.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-    Operation { method, described, parameters }
+    }
+}
+
+/// What an operation does, for people.
+fn said(does: Does, action: &str, kind: &str, sub: Option<&Subresource>) -> String {
+    let part = sub.map_or_else(String::new, |sub| format!("{} of a ", sub.name));
+    match does {
+        Does::WatchOne => format!("watch one {kind}; deprecated: watch a list with a field selector"),
+        Does::WatchList => format!("watch {kind} objects; deprecated: use the list's watch parameter"),
+        Does::Verb(Verb::List) => format!("list or watch {kind} objects"),
+        Does::Verb(Verb::DeleteCollection) => format!("delete the {kind} objects that are selected"),
+        Does::Verb(Verb::Create) if sub.is_none() => format!("create a {kind}"),
+        Does::Verb(Verb::Update) => format!("replace the {part}{kind}"),
+        Does::Verb(Verb::Get) | Does::Log => format!("read the {part}{kind}"),
+        Does::Connect(_) | Does::Proxy(..) => format!("connect to the {part}{kind}"),
+        _ => format!("{action} the {part}{kind}"),
+    }
 }

@@ -1,5 +1,7 @@
 //! OpenAPI's schemas of types: what a document says of each type that its paths refer to.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
 use super::declared;
@@ -7,43 +9,50 @@ use super::openapi::reference;
 use machinery_api::schema::{Field, Kind, ListType, Type, TypeRef, Types};
 
 pub(super) const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
-/// The schemas of types and of all that they refer to.
-pub(super) fn schemas(mut todo: Vec<TypeRef<'_>>, of: (&str, &str)) -> Value {
-    fn refer<'a>(types: &'a Types, kind: &Kind, todo: &mut Vec<TypeRef<'a>>) {
-        let named: &[&str] = match kind {
+
+/// What a document is about.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Documented<'a> {
+    /// A group and version: types of every group are said to be of that one.
+    Group(&'a str, &'a str),
+    /// All that is served.
+    All,
+}
+
+/// The schemas of types and of all that they refer to, each once.
+pub(super) fn schemas(mut todo: Vec<TypeRef<'_>>, of: Documented<'_>, take: &mut dyn FnMut(&str, Value)) {
+    fn refer<'a>(types: &'a Types, kind: &Kind, wire: Option<&str>, todo: &mut Vec<TypeRef<'a>>) {
+        let named = match kind {
             Kind::Object(id) => return todo.push(types.refer(*id)),
-            Kind::List(inner) | Kind::Map(inner) => return refer(types, inner, todo),
-            Kind::Quantity | Kind::Amount => &[QUANTITY],
-            Kind::Time => &[TIME],
-            Kind::MicroTime => &[MICRO_TIME],
-            Kind::IntOrString => &[INT_OR_STRING],
-            Kind::Any => &[FIELDS, RAW],
+            Kind::List(inner) | Kind::Map(inner) => return refer(types, inner, wire, todo),
+            Kind::Quantity | Kind::Amount => QUANTITY,
+            Kind::Time => TIME,
+            Kind::MicroTime => MICRO_TIME,
+            Kind::IntOrString => INT_OR_STRING,
+            Kind::Any => any(types, wire),
             _ => return,
         };
-        todo.extend(named.iter().filter_map(|name| types.by_name(name)));
+        todo.extend(types.by_name(named));
     }
-    let mut out = Map::new();
+    let mut seen: HashSet<&str> = HashSet::new();
     while let Some(found) = todo.pop() {
-        if out.contains_key(&*found.of.name) {
+        if !seen.insert(&found.of.name) {
             continue;
         }
-        out.insert(found.of.name.as_ref().into(), schema(found, of));
+        take(&found.of.name, schema(found, of));
         for field in &found.of.fields {
-            refer(found.types, &field.kind, &mut todo);
+            refer(found.types, &field.kind, field.wire.as_deref(), &mut todo);
         }
     }
-    out.into()
 }
 
 const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
 const TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Time";
 const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
-const FIELDS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
 const RAW: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 
-/// `of`: the group and version that are described.
-fn schema(found: TypeRef<'_>, of: (&str, &str)) -> Value {
+fn schema(found: TypeRef<'_>, of: Documented<'_>) -> Value {
     let (types, found) = (found.types, found.of);
     // What the built-in types' fields are is said by their names.
     let known = |name: &str| !found.message.is_empty() || matches!(name, "apiVersion" | "kind" | "metadata");
@@ -55,7 +64,10 @@ fn schema(found: TypeRef<'_>, of: (&str, &str)) -> Value {
         INT_OR_STRING => {
             json!({ "description": "A number or a text.", "format": "int-or-string", "oneOf": [{ "type": "integer" }, { "type": "string" }] })
         }
-        _ if found.scalar.is_some() => json!({ "description": "Any object.", "type": "object" }),
+        name if name.ends_with(".JSON") || name.contains(".JSONSchemaPropsOr") => {
+            json!({ "description": about_type(found) })
+        }
+        _ if found.scalar.is_some() => json!({ "description": about_type(found), "type": "object" }),
         _ => {
             let mut properties = Map::new();
             for field in &found.fields {
@@ -69,6 +81,12 @@ fn schema(found: TypeRef<'_>, of: (&str, &str)) -> Value {
                     declared::DEFAULTS.iter().find(|(of, name, _)| *of == &*found.name && *name == field.name);
                 if let Some(default) = declared.and_then(|(_, _, json)| serde_json::from_str(json).ok()) {
                     described["default"] = default;
+                }
+                let others = declared::OTHERS.iter().find(|(of, name, _)| *of == &*found.name && *name == field.name);
+                if let Some((_, _, json)) = others
+                    && let (Some(described), Ok(mut more)) = (described.as_object_mut(), serde_json::from_str(json))
+                {
+                    described.append(&mut more);
                 }
                 properties.insert(field.name.as_ref().into(), described);
             }
@@ -100,7 +118,10 @@ fn schema(found: TypeRef<'_>, of: (&str, &str)) -> Value {
         .collect();
     // Options and watch events are of every group; a document names its own.
     let several = kinds.len() > 1;
-    let own = |k: &Value| k["group"] == "" || (k["group"] == of.0 && k["version"] == of.1);
+    let own = |k: &Value| match of {
+        Documented::All => true,
+        Documented::Group(group, version) => k["group"] == "" || (k["group"] == group && k["version"] == version),
+    };
     let kinds: Vec<Value> = kinds.into_iter().filter(|k| !several || own(k)).collect();
     if !kinds.is_empty() {
         out["x-kubernetes-group-version-kind"] = kinds.into();
@@ -108,7 +129,14 @@ fn schema(found: TypeRef<'_>, of: (&str, &str)) -> Value {
     out
 }
 
-fn shape(types: &Types, kind: &Kind, pointer: bool) -> Value {
+/// The type of what may hold anything, by the message that it is on the wire.
+fn any<'a>(types: &'a Types, wire: Option<&str>) -> &'a str {
+    let bare = wire.map(|wire| wire.strip_prefix("map<string,").and_then(|w| w.strip_suffix('>')).unwrap_or(wire));
+    let bare = bare.map(|wire| wire.strip_prefix("repeated ").unwrap_or(wire));
+    bare.and_then(|message| types.by_message(message)).map_or(RAW, |found| &found.name)
+}
+
+fn shape(types: &Types, kind: &Kind, wire: Option<&str>, pointer: bool) -> Value {
     let referred = |name: &str| {
         if pointer {
             json!({ "allOf": [reference(name)] })
@@ -127,17 +155,21 @@ fn shape(types: &Types, kind: &Kind, pointer: bool) -> Value {
         Kind::Time => json!({ "allOf": [reference(TIME)] }),
         Kind::MicroTime => json!({ "allOf": [reference(MICRO_TIME)] }),
         Kind::IntOrString => json!({ "allOf": [reference(INT_OR_STRING)] }),
-        Kind::Any => json!({ "type": "object" }),
+        Kind::Any => json!({ "allOf": [reference(any(types, wire))] }),
         Kind::Object(id) => referred(&types.get(*id).name),
-        Kind::List(inner) => json!({ "type": "array", "items": element(types, inner) }),
-        Kind::Map(inner) => json!({ "type": "object", "additionalProperties": element(types, inner) }),
+        Kind::List(inner) => json!({ "type": "array", "items": element(types, inner, wire) }),
+        Kind::Map(inner) => json!({ "type": "object", "additionalProperties": element(types, inner, wire) }),
     }
 }
 
-fn element(types: &Types, kind: &Kind) -> Value {
+fn element(types: &Types, kind: &Kind, wire: Option<&str>) -> Value {
     let mut out = match kind {
         Kind::Quantity | Kind::Amount => reference(QUANTITY),
-        other => shape(types, other, false),
+        Kind::Any => reference(any(types, wire)),
+        Kind::Time => reference(TIME),
+        Kind::MicroTime => reference(MICRO_TIME),
+        Kind::IntOrString => reference(INT_OR_STRING),
+        other => shape(types, other, wire, false),
     };
     if let Some(zero) = zero(kind) {
         out["default"] = zero;
@@ -159,9 +191,7 @@ fn property(types: &Types, field: &Field, about: &str) -> Value {
     let mut out = match (&field.kind, field.wire.as_deref()) {
         // What holds anything has a message, but in types that come with a resource.
         (Kind::Any, None) if field.number == 0 => json!({ "x-kubernetes-preserve-unknown-fields": true }),
-        (Kind::Any, None) => json!({ "allOf": [reference(RAW)] }),
-        (Kind::Any, Some(wire)) if wire.ends_with(".FieldsV1") => json!({ "allOf": [reference(FIELDS)] }),
-        (kind, _) => shape(types, kind, field.pointer),
+        (kind, wire) => shape(types, kind, wire, field.pointer),
     };
     if let Some(map) = out.as_object_mut() {
         map.insert("description".into(), about.into());
@@ -249,6 +279,14 @@ fn about_field(name: &str) -> &'static str {
 mod tests {
     use super::*;
     use machinery_api::schema::built_in;
+
+    #[test]
+    fn declared_fields_are_there() {
+        for (name, field, json) in declared::DEFAULTS.iter().chain(declared::OTHERS) {
+            assert!(built_in().by_name(name).unwrap().of.field(field).is_some(), "{name} {field}");
+            assert!(serde_json::from_str::<Value>(json).is_ok(), "{name} {field}");
+        }
+    }
 
     #[test]
     fn declared_facts_are_those_of_the_built_in() {

@@ -14,6 +14,7 @@ mod logs;
 pub mod metrics;
 pub mod negotiate;
 mod node_pool;
+mod openapi;
 mod pages;
 mod proxy;
 pub mod respond;

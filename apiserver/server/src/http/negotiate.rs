@@ -92,8 +92,8 @@ impl Form {
 
 /// One clause of an Accept header.
 #[derive(Debug, Clone, PartialEq)]
-struct Clause<'a> {
-    kind: &'a str,
+pub(super) struct Clause<'a> {
+    pub(super) kind: &'a str,
     params: Vec<(&'a str, &'a str)>,
     quality: f32,
 }
@@ -105,7 +105,7 @@ impl Clause<'_> {
 }
 
 /// Clauses by quality, and in their order where that is equal.
-fn clauses(accept: &str) -> Vec<Clause<'_>> {
+pub(super) fn clauses(accept: &str) -> Vec<Clause<'_>> {
     let mut found: Vec<Clause<'_>> = accept
         .split(',')
         .filter_map(|clause| {

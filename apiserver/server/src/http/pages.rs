@@ -13,9 +13,9 @@ use super::negotiate::{self, Form, Media, Offers, Produces};
 use super::route::Route;
 use super::{health, respond};
 use crate::auth::jwks;
+use crate::catalog::Catalog;
 use crate::catalog::discovery::{self, AGGREGATED, AGGREGATED_YAML};
 use crate::catalog::order::InOrder;
-use crate::catalog::{Catalog, openapi};
 
 impl RequestHandler {
     /// Answers what is no resource.
@@ -71,14 +71,7 @@ impl RequestHandler {
             Route::Resources(group, version) => {
                 routed(&asking.catalog.discovery().resources(&group, &version).ok_or(ApiError::NoSuchResource)?)
             }
-            Route::OpenApiV2 => {
-                if !openapi::accepts(accept.as_deref()) {
-                    return Ok(respond::nothing(406));
-                }
-                let accept = accept.unwrap_or_default();
-                let (media, body) = openapi::v2(accept.contains(openapi::V2_PROTOBUF_ASKED));
-                Ok(respond::bytes(200, media, body))
-            }
+            Route::OpenApiV2 => Ok(self.open_api_v2(asking)),
             Route::OpenApiIndex | Route::OpenApi(_) => Ok(self.open_api(asking, page)),
             Route::Issuer => {
                 accepts(Produces::Json)?;
@@ -134,43 +127,6 @@ impl RequestHandler {
         headers.insert(VARY, HeaderValue::from_static("Accept"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("public"));
         Some(response)
-    }
-
-    fn open_api(&self, asking: &RequestContext<'_>, page: Route) -> Response<Body> {
-        let Route::OpenApi(path) = page else {
-            return respond::bytes(200, "text/plain; charset=utf-8", openapi::index(asking.catalog));
-        };
-        let Some(hash) = openapi::hash(asking.catalog, &path) else { return respond::nothing(404) };
-        if !openapi::accepts(asking.asked.accept().as_deref()) {
-            return respond::nothing(406);
-        }
-        if asking.asked.query.get("hash").is_some_and(|asked| asked != hash) {
-            return respond::moved(&format!("/openapi/v3/{path}?hash={hash}"));
-        }
-        let tag = format!("\"{hash}\"");
-        let known = asking.asked.headers.get(IF_NONE_MATCH).is_some_and(|t| t.as_bytes() == tag.as_bytes());
-        // Who has it already gets nothing, and nothing is made.
-        let mut response = if known {
-            respond::bytes(200, Media::Json.as_str(), Body::empty())
-        } else {
-            let catalog = asking.catalog.clone();
-            let document = move |out: &mut Vec<u8>| {
-                out.extend_from_slice(&openapi::document(&catalog, &path).unwrap_or_default());
-                false
-            };
-            respond::pieced(&asking.asked, Media::Json, openapi::DOCUMENT_BYTES, Box::new(document))
-        };
-        if known {
-            *response.status_mut() = http::StatusCode::NOT_MODIFIED;
-        }
-        if let Ok(tag) = HeaderValue::try_from(tag) {
-            response.headers_mut().insert(ETAG, tag);
-        }
-        response.headers_mut().append(VARY, HeaderValue::from_static("Accept"));
-        if asking.asked.query.get("hash").is_some() {
-            response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
-        }
-        response
     }
 
     fn paths(&self, catalog: &Catalog) -> Vec<String> {

@@ -403,7 +403,7 @@ pub(super) fn pieced(asked: &RequestHead<'_>, media: Media, weight: usize, mut p
     response
 }
 
-fn takes_gzip(asked: &RequestHead<'_>) -> bool {
+pub(super) fn takes_gzip(asked: &RequestHead<'_>) -> bool {
     asked
         .headers
         .get_all(http::header::ACCEPT_ENCODING)
@@ -413,7 +413,7 @@ fn takes_gzip(asked: &RequestHead<'_>) -> bool {
         .any(|e| e.split(';').next().is_some_and(|e| e.trim() == "gzip"))
 }
 
-fn say_packed(response: &mut Response<Body>) {
+pub(super) fn say_packed(response: &mut Response<Body>) {
     response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     response.headers_mut().append(VARY, HeaderValue::from_static("Accept-Encoding"));
 }

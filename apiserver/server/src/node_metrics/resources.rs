@@ -67,6 +67,7 @@ fn resource(plural: &str, kind: &str, namespaced: bool, schema: &Value, source: 
         verbs: vec![Verb::Get, Verb::List],
         subresources: Vec::new(),
         prefix: None,
+        openapi: None,
         source: Some(source),
         stored_as: None,
         review: None,

@@ -1,0 +1,233 @@
+//! How a resource that brings a schema of its own is described: as its definition has it in OpenAPI v3, and in v2 with what
+//! kubectl's validation by that can't take left out, as upstream publishes it.
+
+use serde_json::{Map, Value, json};
+
+use super::openapi::{REFERENCE, list_of, reference};
+use super::openapi_v2;
+use super::schemas::META;
+use apiserver_resources::ResourceInfo;
+
+const PRESERVES: &str = "x-kubernetes-preserve-unknown-fields";
+const EMBEDDED: &str = "x-kubernetes-embedded-resource";
+const INT_OR_STRING: &str = "x-kubernetes-int-or-string";
+const SELECTABLE: &str = "x-kubernetes-selectable-fields";
+const OF_KIND: &str = "x-kubernetes-group-version-kind";
+
+/// A resource with a schema of its own.
+pub(super) struct Custom<'a> {
+    row: &'a ResourceInfo,
+    schema: &'a Value,
+}
+
+type Schema = Map<String, Value>;
+
+impl<'a> Custom<'a> {
+    pub(super) fn of(row: &'a ResourceInfo) -> Option<Self> {
+        row.openapi.as_deref().map(|schema| Self { row, schema })
+    }
+
+    /// Its kind and its list in v3.
+    pub(super) fn third(&self) -> [(String, Value); 2] {
+        let mut schema = self.schema.clone();
+        each(&mut schema, &mut |schema| {
+            unfold(schema);
+            embed(schema);
+        });
+        if let Some(root) = schema.as_object_mut() {
+            describe_meta(root, "ObjectMeta");
+        }
+        self.named(schema)
+    }
+
+    /// The same in v2.
+    pub(super) fn second(&self) -> [(String, Value); 2] {
+        let mut schema = self.schema.clone();
+        if schema[PRESERVES] == true {
+            // Not even metadata: kubectl takes what has fields for what has no others.
+            schema = json!({ "type": "object" });
+            if let Some(fields) = self.schema.get(SELECTABLE) {
+                schema[SELECTABLE] = fields.clone();
+            }
+        } else {
+            each(&mut schema, &mut |schema| {
+                degrade(schema);
+                if schema.get(PRESERVES) != Some(&Value::Bool(true)) {
+                    embed(schema);
+                }
+            });
+            if let Some(root) = schema.as_object_mut() {
+                describe_meta(root, "ObjectMeta");
+            }
+        }
+        self.named(schema).map(|(name, mut schema)| {
+            openapi_v2::schema(&mut schema);
+            (name, schema)
+        })
+    }
+
+    fn named(&self, mut schema: Value) -> [(String, Value); 2] {
+        let row = self.row;
+        let of_kind = |kind: &str| json!([{ "group": &*row.group, "version": &*row.version, "kind": kind }]);
+        schema[OF_KIND] = of_kind(&row.kind);
+        let items = json!({
+            "type": "array", "description": format!("The {} themselves.", row.plural), "items": reference(row.schema.name()),
+        });
+        let mut list = json!({
+            "type": "object", "description": format!("A list of {} objects.", row.kind), "required": ["items"],
+            "properties": { "items": items }, OF_KIND: of_kind(&format!("{}List", row.kind)),
+        });
+        if let Some(fields) = schema.get(SELECTABLE) {
+            list[SELECTABLE] = fields.clone();
+        }
+        if let Some(list) = list.as_object_mut() {
+            describe_meta(list, "ListMeta");
+        }
+        [(row.schema.name().to_owned(), schema), (list_of(row), list)]
+    }
+}
+
+/// Visits a schema and those below it that describe values, from the outside.
+fn each(schema: &mut Value, visit: &mut dyn FnMut(&mut Schema)) {
+    let Some(map) = schema.as_object_mut() else { return };
+    visit(map);
+    for below in ["items", "additionalProperties"] {
+        if let Some(below) = map.get_mut(below) {
+            each(below, visit);
+        }
+    }
+    for below in map.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut) {
+        each(below, visit);
+    }
+}
+
+fn says(schema: &Schema, key: &str) -> bool {
+    schema.get(key) == Some(&Value::Bool(true))
+}
+
+/// What is a number or a text says so twice.
+fn unfold(schema: &mut Schema) {
+    if !says(schema, INT_OR_STRING) || schema.contains_key("anyOf") {
+        return;
+    }
+    let either = json!([{ "type": "integer" }, { "type": "string" }]);
+    let first_is_either =
+        schema.get("allOf").and_then(|all| all.get(0)).and_then(|first| first.get("anyOf")) == Some(&either);
+    if !first_is_either {
+        schema.insert("anyOf".into(), either);
+    }
+}
+
+/// The fields of an object within an object.
+fn embed(schema: &mut Schema) {
+    if !says(schema, EMBEDDED) {
+        return;
+    }
+    describe_meta(schema, "ObjectMeta");
+    let required = schema.entry("required").or_insert_with(|| json!([]));
+    if let Some(required) = required.as_array_mut() {
+        for name in ["kind", "apiVersion"] {
+            if !required.iter().any(|other| other == name) {
+                required.push(name.into());
+            }
+        }
+    }
+}
+
+/// What every object has.
+fn describe_meta(schema: &mut Schema, metadata: &str) {
+    let properties = schema.entry("properties").or_insert_with(|| json!({}));
+    let metadata = json!([{ "$ref": format!("{REFERENCE}{META}{metadata}") }]);
+    let text = |about: &str| json!({ "type": "string", "description": about });
+    properties["apiVersion"] = text("The API group and version that the object is written in, such as apps/v1.");
+    properties["kind"] = text("The kind of the object.");
+    properties["metadata"] = json!({ "description": "The object's metadata.", "allOf": metadata });
+}
+
+/// As upstream's: kubectl validates by the second version, and refuses what it can't express.
+fn degrade(schema: &mut Schema) {
+    for key in ["allOf", "oneOf", "anyOf", "not"] {
+        schema.remove(key);
+    }
+    if schema.remove("nullable") == Some(Value::Bool(true)) {
+        schema.retain(|key, _| !matches!(key.as_str(), "type" | "items" | "properties"));
+    }
+    if says(schema, PRESERVES) {
+        schema.retain(|key, _| !matches!(key.as_str(), "items" | "properties"));
+        if schema.get("type").is_some_and(|of| of == "object") {
+            schema.remove("type");
+        }
+    }
+    if !schema.contains_key("items") && schema.get("type").is_some_and(|of| of == "array") {
+        schema.remove("type");
+    }
+    let nullable = |schema: &Value| schema["nullable"] == true;
+    if schema.get("additionalProperties").is_some_and(nullable) {
+        schema.remove("required");
+    }
+    let may_be_null: Vec<String> = schema
+        .get("properties")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .filter_map(|(name, below)| nullable(below).then(|| name.clone()))
+        .collect();
+    if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
+        required.retain(|name| !may_be_null.iter().any(|other| name == other));
+        if required.is_empty() {
+            schema.remove("required");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn degraded(mut schema: Value) -> Value {
+        each(&mut schema, &mut degrade);
+        openapi_v2::schema(&mut schema);
+        schema
+    }
+
+    /// As recorded from upstream.
+    #[test]
+    fn what_the_second_version_cannot_say_is_left_out() {
+        for (third, second) in [
+            (json!({ "type": "object", PRESERVES: true, "properties": { "a": {} } }), json!({ PRESERVES: true })),
+            (json!({ "type": "object", "nullable": true, "properties": { "b": {} } }), json!({})),
+            (
+                json!({ "type": "array", "items": { "type": "object", PRESERVES: true } }),
+                json!({ "type": "array", "items": { PRESERVES: true } }),
+            ),
+            (json!({ "type": "string", "oneOf": [{ "enum": ["a"] }], "not": {} }), json!({ "type": "string" })),
+            (
+                json!({ INT_OR_STRING: true, "anyOf": [], "pattern": "x" }),
+                json!({ INT_OR_STRING: true, "pattern": "x" }),
+            ),
+            (
+                json!({ "type": "object", "required": ["m", "n"], "properties": { "m": { "type": "string", "nullable": true }, "n": { "default": 1 } } }),
+                json!({ "type": "object", "required": ["n"], "properties": { "m": {}, "n": {} } }),
+            ),
+            (
+                json!({ "type": "object", "additionalProperties": { "type": "string", "nullable": true } }),
+                json!({ "type": "object", "additionalProperties": {} }),
+            ),
+        ] {
+            assert_eq!(degraded(third), second);
+        }
+    }
+
+    #[test]
+    fn what_is_either_and_what_is_embedded_says_so() {
+        let mut schema =
+            json!({ "properties": { "port": { INT_OR_STRING: true }, "t": { "type": "object", EMBEDDED: true } } });
+        each(&mut schema, &mut |schema| {
+            unfold(schema);
+            embed(schema);
+        });
+        assert_eq!(schema["properties"]["port"]["anyOf"], json!([{ "type": "integer" }, { "type": "string" }]));
+        assert_eq!(schema["properties"]["t"]["required"], json!(["kind", "apiVersion"]));
+        assert!(schema["properties"]["t"]["properties"]["metadata"]["allOf"].is_array());
+    }
+}
