@@ -72,7 +72,8 @@ pub(super) fn all(catalog: &Catalog) -> impl Iterator<Item = Root> + use<'_> {
 impl Root {
     /// What its document is called: `apis/apps`.
     pub(super) fn document(&self) -> String {
-        self.path.trim_matches('/').to_owned()
+        let inner = self.path.strip_prefix('/').and_then(|path| path.strip_suffix('/'));
+        inner.unwrap_or(&self.path).to_owned()
     }
 
     /// Its path and what can be asked of it.

@@ -54,8 +54,6 @@ const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 
 fn schema(found: TypeRef<'_>, of: Documented<'_>) -> Value {
     let (types, found) = (found.types, found.of);
-    // What the built-in types' fields are is said by their names.
-    let known = |name: &str| !found.message.is_empty() || matches!(name, "apiVersion" | "kind" | "metadata");
     let mut out = match &*found.name {
         QUANTITY => {
             json!({ "description": "A number with a suffix: 500m, 64Mi, 2.", "oneOf": [{ "type": "string" }, { "type": "number" }] })
@@ -69,28 +67,7 @@ fn schema(found: TypeRef<'_>, of: Documented<'_>) -> Value {
         }
         _ if found.scalar.is_some() => json!({ "description": about_type(found), "type": "object" }),
         _ => {
-            let mut properties = Map::new();
-            for field in &found.fields {
-                let about = match &field.description {
-                    Some(text) => text,
-                    None if known(&field.name) => about_field(&field.name),
-                    None => "",
-                };
-                let mut described = property(types, field, about);
-                let declared =
-                    declared::DEFAULTS.iter().find(|(of, name, _)| *of == &*found.name && *name == field.name);
-                if let Some(default) = declared.and_then(|(_, _, json)| serde_json::from_str(json).ok()) {
-                    described["default"] = default;
-                }
-                let others = declared::OTHERS.iter().find(|(of, name, _)| *of == &*found.name && *name == field.name);
-                if let Some((_, _, json)) = others
-                    && let (Some(described), Ok(mut more)) = (described.as_object_mut(), serde_json::from_str(json))
-                {
-                    described.append(&mut more);
-                }
-                properties.insert(field.name.as_ref().into(), described);
-            }
-            json!({ "description": about_type(found), "type": "object", "properties": properties })
+            json!({ "description": about_type(found), "type": "object", "properties": properties(types, found) })
         }
     };
     let fact =
@@ -127,6 +104,34 @@ fn schema(found: TypeRef<'_>, of: Documented<'_>) -> Value {
         out["x-kubernetes-group-version-kind"] = kinds.into();
     }
     out
+}
+
+fn properties(types: &Types, found: &Type) -> Value {
+    // What the built-in types' fields are is said by their names.
+    let known = |name: &str| !found.message.is_empty() || matches!(name, "apiVersion" | "kind" | "metadata");
+    let mut properties = Map::new();
+    for field in &found.fields {
+        let about = match &field.description {
+            Some(text) => text,
+            None if known(&field.name) => about_field(&field.name),
+            None => "",
+        };
+        let mut described = property(types, field, about);
+        let of_field = |facts: &'static [(&str, &str, &'static str)]| {
+            let fact = facts.iter().find(|(of, name, _)| *of == &*found.name && *name == field.name);
+            fact.map(|(_, _, json)| *json)
+        };
+        if let Some(default) = of_field(declared::DEFAULTS).and_then(|json| serde_json::from_str(json).ok()) {
+            described["default"] = default;
+        }
+        if let Some(json) = of_field(declared::OTHERS)
+            && let (Some(described), Ok(mut more)) = (described.as_object_mut(), serde_json::from_str(json))
+        {
+            described.append(&mut more);
+        }
+        properties.insert(field.name.as_ref().into(), described);
+    }
+    properties.into()
 }
 
 /// The type of what may hold anything, by the message that it is on the wire.
