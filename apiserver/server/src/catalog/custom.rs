@@ -170,7 +170,8 @@ fn degrade(schema: &mut Schema) {
         .and_then(Value::as_object)
         .into_iter()
         .flatten()
-        .filter_map(|(name, below)| nullable(below).then(|| name.clone()))
+        .filter(|(_, below)| nullable(below))
+        .map(|(name, _)| name.clone())
         .collect();
     if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
         required.retain(|name| !may_be_null.iter().any(|other| name == other));
