@@ -262,7 +262,7 @@ mod tests {
         fields.iter().find(|(n, _)| *n == number).unwrap().1
     }
 
-    fn named<'a>(all: &'a [u8], number: u64) -> Vec<(String, &'a [u8])> {
+    fn named(all: &[u8], number: u64) -> Vec<(String, &[u8])> {
         let of = |content| {
             let fields = fields(content);
             (String::from_utf8(only(&fields, 1).to_vec()).unwrap(), only(&fields, 2))
@@ -302,7 +302,8 @@ mod tests {
             let mut names: Vec<String> =
                 named(only(&document, number), inner).into_iter().map(|(name, _)| name).collect();
             let mut expected = keys(part);
-            (names.sort(), expected.sort());
+            names.sort();
+            expected.sort();
             assert_eq!(names, expected);
         }
         let definitions = named(only(&document, 9), 1);
