@@ -223,6 +223,26 @@ fn examples_are_taken_as_they_are() {
     }
 }
 
+#[test]
+fn what_nothing_acts_on_yet_stands_in_the_docs() {
+    let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/compatibility.md");
+    let docs = std::fs::read_to_string(docs).unwrap();
+    let (_, table) = docs.split_once("### Served, and nothing acts on it yet").expect("the table of inert kinds");
+    let table = table.split("\n## ").next().unwrap_or_default();
+    let kinds: Vec<&str> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split_once(" |"))
+        .flat_map(|(kinds, _)| kinds.split(", "))
+        .filter(|kind| !matches!(*kind, "kind"))
+        .collect();
+    let mut inert: Vec<&str> = RESOURCES.iter().filter(|row| row.inert.is_some()).map(|row| row.kind).collect();
+    let mut told = kinds.clone();
+    inert.sort_unstable();
+    inert.dedup();
+    told.sort_unstable();
+    assert_eq!(told, inert);
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Refused {

@@ -1,4 +1,4 @@
-//! What Deployments, ReplicaSets and Jobs have in common: a selector and a pod template that it must match.
+//! What workloads have in common: a selector, a pod template that it must match, and how many pods a rollout may go without.
 
 use machinery_api::selector::LabelSelector;
 use serde_json::{Value, json};
@@ -23,8 +23,15 @@ pub(super) fn default_template(spec: &mut Value) {
 
 /// Takes out of a template what upstream has switched off.
 pub(super) fn drop_disabled(new: &mut Value, old: Option<&Value>) {
-    let old = old.map(|old| get(get(get(old, "spec"), "template"), "spec"));
-    if let Some(spec) = new.get_mut("spec").and_then(|s| s.get_mut("template")).and_then(|t| t.get_mut("spec")) {
+    if let Some(spec) = new.get_mut("spec") {
+        drop_disabled_template(spec, old.map(|old| get(old, "spec")));
+    }
+}
+
+/// The same for the `template` of any holder.
+pub(super) fn drop_disabled_template(new: &mut Value, old: Option<&Value>) {
+    let old = old.map(|old| get(get(old, "template"), "spec"));
+    if let Some(spec) = new.get_mut("template").and_then(|t| t.get_mut("spec")) {
         defaults::drop_disabled(spec, old);
     }
 }
@@ -37,22 +44,35 @@ pub(super) fn shown_selector(selector: &Value) -> String {
     go_struct(selector, &filled)
 }
 
-/// A selector in a spec; a parsed one where it can be used for matching (`None`: it can't).
-pub(super) fn selector(errors: &mut ErrorList, spec: &Value, refuse_empty: bool) -> Option<LabelSelector> {
+/// A selector in a spec; a parsed one where it can be used for matching (`None`: it can't). `not_empty`: for which kind it must select
+/// something.
+pub(super) fn selector(
+    errors: &mut ErrorList,
+    spec: &Value,
+    not_empty: Option<&str>,
+    path: &Path<'_>,
+) -> Option<LabelSelector> {
     let selector = get(spec, "selector");
-    let at = SPEC.child("selector");
+    let at = path.child("selector");
     if selector.is_null() {
         errors.required(&at, "");
         return Some(LabelSelector::nothing());
     }
     label_selector(errors, selector, &at);
-    let empty = get(selector, "matchLabels").as_object().is_none_or(serde_json::Map::is_empty)
-        && items(selector, "matchExpressions").is_empty();
-    if refuse_empty && empty {
-        let why = "empty selector is invalid for deployment";
-        errors.add(|| FieldError::invalid_shown(&at, &shown_selector(selector), why));
+    if let Some(kind) = not_empty {
+        selects_something(errors, selector, kind, &at);
     }
     LabelSelector::from_value(Some(selector)).ok()
+}
+
+/// A selector that is given may not be empty.
+pub(super) fn selects_something(errors: &mut ErrorList, selector: &Value, kind: &str, path: &Path<'_>) {
+    let empty = get(selector, "matchLabels").as_object().is_none_or(serde_json::Map::is_empty)
+        && items(selector, "matchExpressions").is_empty();
+    if empty && !selector.is_null() {
+        let why = format!("empty selector is invalid for {kind}");
+        errors.add(|| FieldError::invalid_shown(path, &shown_selector(selector), &why));
+    }
 }
 
 /// The template must carry the labels that are selected.
@@ -68,9 +88,9 @@ pub(super) fn matches(selector: &LabelSelector, labels: &Value) -> bool {
     selector.matches_object(&json!({"metadata": {"labels": labels}}))
 }
 
-/// Replicas, selector and template of a Deployment or a ReplicaSet.
-pub(super) fn selector_and_template(errors: &mut ErrorList, spec: &Value) {
-    match selector(errors, spec, true) {
+/// Selector and template of a Deployment or a ReplicaSet.
+pub(super) fn selector_and_template(errors: &mut ErrorList, spec: &Value, kind: &str) {
+    match selector(errors, spec, Some(kind), &SPEC) {
         None => errors.add(|| {
             FieldError::invalid_shown(
                 &SPEC.child("selector"),
@@ -83,15 +103,60 @@ pub(super) fn selector_and_template(errors: &mut ErrorList, spec: &Value) {
             let at = SPEC.child("template");
             selected(errors, &selector, template, &at);
             spec::template(errors, template, &at);
-            let pod = get(template, "spec");
-            let policy = text(pod, "restartPolicy");
-            if policy != "Always" {
-                errors.not_supported(&at.child("spec.restartPolicy"), policy, &["Always"]);
+            runs_for_ever(errors, template, "ReplicaSet", &at);
+        }
+    }
+}
+
+/// The pods of a template are started again whenever they end.
+pub(super) fn runs_for_ever(errors: &mut ErrorList, template: &Value, kind: &str, path: &Path<'_>) {
+    let pod = get(template, "spec");
+    let policy = text(pod, "restartPolicy");
+    if policy != "Always" {
+        errors.not_supported(&path.child("spec.restartPolicy"), policy, &["Always"]);
+    }
+    if has(pod, "activeDeadlineSeconds") {
+        let why = format!("activeDeadlineSeconds in {kind} is not Supported");
+        errors.forbidden(&path.child("spec.activeDeadlineSeconds"), &why);
+    }
+}
+
+/// A number, or the number before a percent sign.
+pub(super) fn amount(value: &Value) -> i64 {
+    match value {
+        Value::String(text) if rules::percent(text).is_empty() => {
+            text.trim_end_matches('%').parse().unwrap_or(i64::MAX)
+        }
+        Value::String(text) => text.parse().unwrap_or(0),
+        other => other.as_i64().unwrap_or(0),
+    }
+}
+
+/// What is wrong with a number of pods, or a share of them.
+pub(super) fn number_or_percent(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
+    match value {
+        Value::String(text) => errors.invalid_each(path, text, rules::percent(text)),
+        other => {
+            if let Some(number) = other.as_i64().filter(|n| *n < 0) {
+                errors.invalid(path, number, NOT_NEGATIVE);
             }
-            if has(pod, "activeDeadlineSeconds") {
-                let why = "activeDeadlineSeconds in ReplicaSet is not Supported";
-                errors.forbidden(&at.child("spec.activeDeadlineSeconds"), why);
-            }
+        }
+    }
+}
+
+/// A share of pods is not more than all of them.
+pub(super) fn not_more_than_all(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
+    if value.as_str().is_some_and(|text| rules::percent(text).is_empty()) && amount(value) > 100 {
+        errors.invalid(path, value.clone(), "must not be greater than 100%");
+    }
+}
+
+/// The count of names that were taken never falls.
+pub(super) fn collisions_grow(errors: &mut ErrorList, status: &Value, old: &Value) {
+    if let Some(was) = int(old, "collisionCount") {
+        let now = int(status, "collisionCount");
+        if now.is_none_or(|now| now < was) {
+            errors.invalid(&STATUS.child("collisionCount"), now.unwrap_or(0), "cannot be decremented");
         }
     }
 }
@@ -128,13 +193,18 @@ pub(super) fn not_more(errors: &mut ErrorList, status: &Value, pairs: &[(&str, &
 pub(super) fn warnings(object: &Value, old: Option<&Value>) -> Vec<String> {
     let mut found = Vec::new();
     if old.is_none() {
-        let wrong = rules::dns_label(crate::read::name(object));
-        if !wrong.is_empty() {
-            found.push(format!("metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [{}]", wrong.join(" ")));
-        }
+        name_warning(&mut found, object);
     }
     warnings::template(&mut found, get(get(object, "spec"), "template"), &SPEC.child("template"));
     found
+}
+
+/// A name that is a part of pods' names had better be a DNS label.
+pub(super) fn name_warning(found: &mut Vec<String>, object: &Value) {
+    let wrong = rules::dns_label(crate::read::name(object));
+    if !wrong.is_empty() {
+        found.push(format!("metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [{}]", wrong.join(" ")));
+    }
 }
 
 /// An empty status, as Go's encoder writes it.

@@ -5,10 +5,11 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, labels, name, wide};
-use crate::field::{ErrorList, FieldError, NOT_NEGATIVE, Path, go_struct};
+use crate::field::{ErrorList, FieldError, go_struct};
 use crate::read::{default_to, default_zero_to, get, has, int, object_mut, spec_of, text};
-use crate::rules;
-use crate::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
+use crate::workloads::{
+    self, SPEC, STATUS as STATUS_AT, amount, not_more, not_more_than_all, not_negative, number_or_percent,
+};
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
 
 /// Deployments.
@@ -51,28 +52,6 @@ const COLUMNS: &[Column] = &[
     wide("Selector", "string"),
 ];
 
-/// A number, or the number before a percent sign.
-fn amount(value: &Value) -> i64 {
-    match value {
-        Value::String(text) if rules::percent(text).is_empty() => {
-            text.trim_end_matches('%').parse().unwrap_or(i64::MAX)
-        }
-        Value::String(text) => text.parse().unwrap_or(0),
-        other => other.as_i64().unwrap_or(0),
-    }
-}
-
-fn number_or_percent(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
-    match value {
-        Value::String(text) => errors.invalid_each(path, text, rules::percent(text)),
-        other => {
-            if let Some(number) = other.as_i64().filter(|n| *n < 0) {
-                errors.invalid(path, number, NOT_NEGATIVE);
-            }
-        }
-    }
-}
-
 fn rollout(errors: &mut ErrorList, strategy: &Value) {
     let at = SPEC.child("strategy");
     let rolling = get(strategy, "rollingUpdate");
@@ -91,9 +70,7 @@ fn rollout(errors: &mut ErrorList, strategy: &Value) {
             if amount(unavailable) == 0 && amount(surge) == 0 {
                 errors.invalid(&unavailable_at, unavailable.clone(), "may not be 0 when `maxSurge` is 0");
             }
-            if unavailable.is_string() && amount(unavailable) > 100 {
-                errors.invalid(&unavailable_at, unavailable.clone(), "must not be greater than 100%");
-            }
+            not_more_than_all(errors, unavailable, &unavailable_at);
         }
         other => {
             // Upstream shows its inner struct, where an absent amount is 0.
@@ -117,7 +94,7 @@ fn rollout(errors: &mut ErrorList, strategy: &Value) {
 
 fn validate(errors: &mut ErrorList, spec: &Value) {
     not_negative(errors, spec, &["replicas"], &SPEC);
-    workloads::selector_and_template(errors, spec);
+    workloads::selector_and_template(errors, spec, "deployment");
     rollout(errors, get(spec, "strategy"));
     not_negative(errors, spec, &["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], &SPEC);
     if let Some(deadline) = int(spec, "progressDeadlineSeconds")
@@ -151,12 +128,7 @@ fn validate_status(errors: &mut ErrorList, new: &Value, old: &Value) {
             ("availableReplicas", "readyReplicas", "cannot be greater than readyReplicas"),
         ],
     );
-    if let Some(was) = int(old, "collisionCount") {
-        let now = int(status, "collisionCount");
-        if now.is_none_or(|now| now < was) {
-            errors.invalid(&STATUS_AT.child("collisionCount"), now.unwrap_or(0), "cannot be decremented");
-        }
-    }
+    workloads::collisions_grow(errors, status, old);
 }
 
 impl Strategy for Deployment {

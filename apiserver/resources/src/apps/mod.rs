@@ -1,4 +1,7 @@
 //! The group `apps`: workloads that replace their pods.
 
+pub(crate) mod controllerrevisions;
+pub(crate) mod daemonsets;
 pub(crate) mod deployments;
 pub(crate) mod replicasets;
+pub(crate) mod statefulsets;

@@ -53,7 +53,7 @@ const COLUMNS: &[Column] = &[
 
 fn validate(errors: &mut ErrorList, spec: &Value) {
     not_negative(errors, spec, &["replicas", "minReadySeconds"], &SPEC);
-    workloads::selector_and_template(errors, spec);
+    workloads::selector_and_template(errors, spec, "deployment");
 }
 
 fn validate_status(errors: &mut ErrorList, status: &Value) {

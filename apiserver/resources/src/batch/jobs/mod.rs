@@ -6,7 +6,8 @@ use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, human, name, selector, wide};
-use crate::field::{ErrorList, FieldError};
+use crate::core::pods::warnings;
+use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, get, has, int, is_zero, items, items_mut, object_mut, put, spec_of, text, time};
 use crate::rules;
 use crate::workloads::{self, SPEC};
@@ -14,7 +15,7 @@ use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, pre
 
 mod policies;
 mod status;
-mod validate;
+pub(super) mod validate;
 
 /// Jobs.
 pub(crate) static ROW: Row = Row {
@@ -58,6 +59,18 @@ const UID_LABELS: [&str; 2] = ["controller-uid", "batch.kubernetes.io/controller
 const COMPLETIONS_MANY: i64 = 100_000;
 const PARALLELISM_MANY: i64 = 10_000;
 
+/// Fills in the template and the policies, also of a Job that is to be made.
+pub(super) fn default_parts(spec: &mut Value) {
+    workloads::default_template(spec);
+    if let Some(policy) = spec.get_mut("podFailurePolicy") {
+        for rule in items_mut(policy, "rules") {
+            for pattern in items_mut(rule, "onPodConditions") {
+                crate::read::default_zero_to(pattern, "status", "True");
+            }
+        }
+    }
+}
+
 /// Whether a condition is there with status `True`.
 fn is_true(job: &Value, kind: &str) -> bool {
     let conditions = items(get(job, "status"), "conditions");
@@ -66,6 +79,16 @@ fn is_true(job: &Value, kind: &str) -> bool {
 
 fn is_finished(job: &Value) -> bool {
     is_true(job, "Complete") || is_true(job, "Failed")
+}
+
+/// Warnings about a Job's spec, also of one that is to be made.
+pub(super) fn spec_warnings(found: &mut Vec<String>, spec: &Value, path: &Path<'_>) {
+    let many = int(spec, "completions").unwrap_or(0) > COMPLETIONS_MANY
+        && int(spec, "parallelism").unwrap_or(0) > PARALLELISM_MANY;
+    if text(spec, "completionMode") == "Indexed" && many {
+        found.push(format!("{path}: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail"));
+    }
+    warnings::template(found, get(spec, "template"), &path.child("template"));
 }
 
 /// Labels the template and selects it, by the name and uid that the object has by now.
@@ -108,14 +131,7 @@ impl Strategy for Job {
         let policy = if has(spec, "podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
         default_to(spec, "podReplacementPolicy", policy);
         default_to(spec, "manualSelector", false);
-        workloads::default_template(spec);
-        if let Some(policy) = spec.get_mut("podFailurePolicy") {
-            for rule in items_mut(policy, "rules") {
-                for pattern in items_mut(rule, "onPodConditions") {
-                    crate::read::default_zero_to(pattern, "status", "True");
-                }
-            }
-        }
+        default_parts(spec);
         object_mut(object, "status");
     }
 
@@ -176,15 +192,12 @@ impl Strategy for Job {
         if old.is_some_and(|old| !self.generation_changes(object, old)) {
             return Vec::new();
         }
-        let spec = get(object, "spec");
-        let mut warnings = workloads::warnings(object, old);
-        let many = int(spec, "completions").unwrap_or(0) > COMPLETIONS_MANY
-            && int(spec, "parallelism").unwrap_or(0) > PARALLELISM_MANY;
-        if text(spec, "completionMode") == "Indexed" && many {
-            let first = usize::from(warnings.first().is_some_and(|w| w.starts_with("metadata.name: this is used")));
-            warnings.insert(first, format!("{SPEC}: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail"));
+        let mut found = Vec::new();
+        if old.is_none() {
+            workloads::name_warning(&mut found, object);
         }
-        warnings
+        spec_warnings(&mut found, get(object, "spec"), &SPEC);
+        found
     }
 
     fn orphans_by_default(&self) -> bool {

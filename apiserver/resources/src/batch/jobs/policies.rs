@@ -8,7 +8,6 @@ use super::validate::bare;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, has, int, items, text};
 use crate::rules;
-use crate::workloads::SPEC;
 
 const RULES_MAX: usize = 20;
 const EXIT_CODES_MAX: usize = 255;
@@ -20,9 +19,9 @@ fn listed(values: &[&str]) -> String {
     format!("valid values: [{}]", values.join(" "))
 }
 
-pub(super) fn failure_policy(errors: &mut ErrorList, spec: &Value) {
+pub(super) fn failure_policy(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     const ACTIONS: &[&str] = &["Count", "FailIndex", "FailJob", "Ignore"];
-    let at = SPEC.child("podFailurePolicy");
+    let at = path.child("podFailurePolicy");
     let at = at.child("rules");
     let rules = items(get(spec, "podFailurePolicy"), "rules");
     if rules.len() > RULES_MAX {
@@ -142,8 +141,8 @@ pub(super) fn shown_failure_rule(rule: &Value) -> String {
     format!("{{\"Action\":{},\"OnExitCodes\":{codes},\"OnPodConditions\":{conditions}}}", word(rule, "action"))
 }
 
-pub(super) fn success_policy(errors: &mut ErrorList, spec: &Value) {
-    let at = SPEC.child("successPolicy");
+pub(super) fn success_policy(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
+    let at = path.child("successPolicy");
     let rules = items(get(spec, "successPolicy"), "rules");
     if text(spec, "completionMode") != "Indexed" {
         let shown = shown_policy(get(spec, "successPolicy"), shown_success_rule);

@@ -25,7 +25,7 @@ pub(super) fn bare(path: &Path<'_>, why: &str) -> FieldError {
 /// Everything that a Job must satisfy.
 pub(super) fn job(errors: &mut ErrorList, job: &Value, prefixed_labels: bool) {
     generated_selector(errors, job, prefixed_labels);
-    job_spec(errors, get(job, "spec"));
+    selected_spec(errors, get(job, "spec"));
     let spec = get(job, "spec");
     let name = crate::read::name(job);
     let completions = int(spec, "completions").unwrap_or(0);
@@ -73,22 +73,23 @@ fn generated_selector(errors: &mut ErrorList, job: &Value, prefixed: bool) {
     }
 }
 
-fn job_spec(errors: &mut ErrorList, spec: &Value) {
-    counts(errors, spec);
+/// A Job's spec, also of one that is to be made.
+pub(in crate::batch) fn job_spec(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
+    counts(errors, spec, path);
     if has(spec, "podFailurePolicy") {
-        failure_policy(errors, spec);
+        failure_policy(errors, spec, path);
     }
     if has(spec, "successPolicy") {
-        success_policy(errors, spec);
+        success_policy(errors, spec, path);
     }
     let replacement = text(spec, "podReplacementPolicy");
-    let at = SPEC.child("podReplacementPolicy");
+    let at = path.child("podReplacementPolicy");
     let allowed: &[&str] = if has(spec, "podFailurePolicy") { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
     if has(spec, "podReplacementPolicy") && !allowed.contains(&replacement) {
         errors.not_supported(&at, replacement, allowed);
     }
     let template = get(spec, "template");
-    let template_at = SPEC.child("template");
+    let template_at = path.child("template");
     spec::template(errors, template, &template_at);
     let policy_at = template_at.child("spec.restartPolicy");
     match text(get(template, "spec"), "restartPolicy") {
@@ -102,12 +103,17 @@ fn job_spec(errors: &mut ErrorList, spec: &Value) {
         }
         other => errors.not_supported(&policy_at, other, &["OnFailure", "Never"]),
     }
-    if let Some(selector) = workloads::selector(errors, spec, false) {
-        workloads::selected(errors, &selector, template, &template_at);
+}
+
+/// The same with its selector, which a Job that is to be made doesn't have.
+fn selected_spec(errors: &mut ErrorList, spec: &Value) {
+    job_spec(errors, spec, &SPEC);
+    if let Some(selector) = workloads::selector(errors, spec, None, &SPEC) {
+        workloads::selected(errors, &selector, get(spec, "template"), &SPEC.child("template"));
     }
 }
 
-fn counts(errors: &mut ErrorList, spec: &Value) {
+fn counts(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     let keys = [
         "parallelism",
         "completions",
@@ -117,20 +123,20 @@ fn counts(errors: &mut ErrorList, spec: &Value) {
         "backoffLimitPerIndex",
         "maxFailedIndexes",
     ];
-    not_negative(errors, spec, &keys, &SPEC);
+    not_negative(errors, spec, &keys, path);
     let (completions, parallelism) = (int(spec, "completions"), int(spec, "parallelism"));
     let (per_index, failed) = (int(spec, "backoffLimitPerIndex"), int(spec, "maxFailedIndexes"));
     if failed.is_some() && per_index.is_none() {
-        errors.required(&SPEC.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
+        errors.required(&path.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
     }
     if has(spec, "managedBy") {
-        managed_by(errors, text(spec, "managedBy"));
+        managed_by(errors, text(spec, "managedBy"), path);
     }
     let mode = text(spec, "completionMode");
     if has(spec, "completionMode") && !["NonIndexed", "Indexed"].contains(&mode) {
-        errors.not_supported(&SPEC.child("completionMode"), mode, &["NonIndexed", "Indexed"]);
+        errors.not_supported(&path.child("completionMode"), mode, &["NonIndexed", "Indexed"]);
     }
-    let at = |key| SPEC.child(key);
+    let at = |key| path.child(key);
     if mode == "Indexed" {
         if completions.is_none() {
             errors.required(&at("completions"), "when completion mode is Indexed");
@@ -173,8 +179,8 @@ fn counts(errors: &mut ErrorList, spec: &Value) {
     }
 }
 
-fn managed_by(errors: &mut ErrorList, name: &str) {
-    let at = SPEC.child("managedBy");
+fn managed_by(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
+    let at = path.child("managedBy");
     match name.split_once('/') {
         _ if name.is_empty() => errors.required(&at, ""),
         Some((host, path)) if !host.is_empty() && !path.is_empty() => {
@@ -195,7 +201,7 @@ fn managed_by(errors: &mut ErrorList, name: &str) {
 /// What of a Job may change.
 pub(super) fn update(errors: &mut ErrorList, new: &Value, old_job: &Value) {
     let (spec, old) = (get(new, "spec"), get(old_job, "spec"));
-    job_spec(errors, spec);
+    selected_spec(errors, spec);
     let completions_at = SPEC.child("completions");
     let (now, was) = (int(spec, "completions"), int(old, "completions"));
     if text(spec, "completionMode") != "Indexed" {

@@ -3,13 +3,13 @@
 use std::sync::LazyLock;
 
 use regex::Regex;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::resources;
+use super::claims;
 use super::volumes::{descending, required};
 use crate::field::{ErrorList, Path};
-use crate::metadata::{annotations, label_selector, labels, quantity};
-use crate::read::{entries, flag, get, has, int, is_zero, items, text, texts};
+use crate::metadata::{annotations, labels};
+use crate::read::{entries, flag, get, has, int, is_zero, items, text};
 use crate::rules;
 
 const CSI_DRIVER_BYTES_MAX: usize = 63;
@@ -18,7 +18,7 @@ static IS_IQN: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 /// One source by the name of its field.
-pub(super) fn source(errors: &mut ErrorList, key: &str, source: &Value, path: &Path<'_>) {
+pub(crate) fn source(errors: &mut ErrorList, key: &str, source: &Value, path: &Path<'_>) {
     match key {
         "gitRepo" => {
             required(errors, source, &["repository"], path);
@@ -254,68 +254,5 @@ fn ephemeral(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
             errors.forbidden(&meta_at.child(key), "cannot be set");
         }
     }
-    claim_spec(errors, get(template, "spec"), &at.child("spec"));
-}
-
-fn claim_spec(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
-    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    let modes_at = path.child("accessModes");
-    let modes: Vec<&str> = texts(spec, "accessModes").collect();
-    if modes.is_empty() {
-        errors.required(&modes_at, "at least 1 access mode is required");
-    }
-    label_selector(errors, get(spec, "selector"), &path.child("selector"));
-    for mode in &modes {
-        if !MODES.contains(mode) {
-            errors.not_supported(&modes_at, *mode, MODES);
-        }
-    }
-    let once = |mode: &&str| *mode == "ReadWriteOncePod";
-    if modes.iter().any(once) && modes.iter().any(|m| !once(m) && MODES.contains(m)) {
-        errors.forbidden(&modes_at, "may not use ReadWriteOncePod with other access modes");
-    }
-    let storage_at = path.child("resources");
-    let storage_at = storage_at.key("storage");
-    let storage = get(get(get(spec, "resources"), "requests"), "storage");
-    match quantity(storage) {
-        None => errors.required(&storage_at, ""),
-        Some(amount) if amount.sign() <= 0 => {
-            errors.invalid(&storage_at, amount.to_string(), "must be greater than zero");
-        }
-        Some(_) => resources::amount(errors, "storage", storage, &storage_at),
-    }
-    for key in ["storageClassName", "volumeAttributesClassName"] {
-        let name = text(spec, key);
-        if !name.is_empty() {
-            errors.invalid_each(&path.child(key), name, rules::dns_subdomain(name));
-        }
-        if key == "storageClassName" {
-            let mode = text(spec, "volumeMode");
-            if has(spec, "volumeMode") && !["Block", "Filesystem"].contains(&mode) {
-                errors.not_supported(&path.child("volumeMode"), mode, &["Block", "Filesystem"]);
-            }
-            data_source(errors, get(spec, "dataSource"), &path.child("dataSource"));
-            data_source(errors, get(spec, "dataSourceRef"), &path.child("dataSourceRef"));
-        }
-    }
-}
-
-fn data_source(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
-    if source.is_null() {
-        return;
-    }
-    required(errors, source, &["name", "kind"], path);
-    let (group, kind) = (text(source, "apiGroup"), text(source, "kind"));
-    if group.is_empty() {
-        if kind != "PersistentVolumeClaim" {
-            let why = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
-            errors.invalid(path, json!(kind), why);
-        }
-    } else {
-        errors.invalid_each(&path.child("apiGroup"), group, rules::dns_subdomain(group));
-    }
-    let namespace = text(source, "namespace");
-    if !namespace.is_empty() {
-        errors.invalid_each(&path.child("namespace"), namespace, rules::dns_label(namespace));
-    }
+    claims::spec(errors, get(template, "spec"), &at.child("spec"));
 }

@@ -14,9 +14,10 @@ use crate::{
 };
 
 mod cells;
+pub(crate) mod claims;
 mod containers;
 pub(crate) mod defaults;
-mod disks;
+pub(crate) mod disks;
 mod environment;
 pub(crate) mod placement;
 mod probes;
@@ -26,7 +27,7 @@ mod security;
 pub(crate) mod spec;
 mod systems;
 pub(crate) mod update;
-mod volumes;
+pub(crate) mod volumes;
 pub(crate) mod warnings;
 
 pub(crate) use probes::port;

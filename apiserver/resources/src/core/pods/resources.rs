@@ -10,7 +10,8 @@ use crate::metadata::quantity;
 use crate::read::{entries, get, has, is_zero, items, object_mut, text};
 use crate::rules;
 
-const STANDARD: &[&str] = &[
+/// Names without a domain.
+pub(crate) const STANDARD: &[&str] = &[
     "configmaps",
     "cpu",
     "ephemeral-storage",
@@ -56,7 +57,8 @@ fn is_extended(name: &str) -> bool {
     !is_native(name) && !name.starts_with("requests.") && rules::label_key(&format!("requests.{name}")).is_empty()
 }
 
-fn may_overcommit(name: &str) -> bool {
+/// Whether pods may ask for less of it than they may use.
+pub(crate) fn may_overcommit(name: &str) -> bool {
     is_native(name) && !is_huge_page(name)
 }
 
@@ -75,7 +77,8 @@ pub(crate) fn amount(errors: &mut ErrorList, name: &str, value: &Value, path: &P
     }
 }
 
-fn resource_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) -> bool {
+/// What is wrong with a name of a resource; false: something is.
+pub(crate) fn resource_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) -> bool {
     let wrong = rules::label_key(name);
     if !wrong.is_empty() {
         errors.invalid_each(path, name, wrong);
@@ -88,7 +91,8 @@ fn resource_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) -> bool {
     true
 }
 
-fn container_resource_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
+/// The same of what a container can ask for.
+pub(crate) fn container_resource_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     resource_name(errors, name, path);
     if name.split('/').count() == 1 {
         if !["cpu", "memory", "ephemeral-storage"].contains(&name) && !is_huge_page(name) {

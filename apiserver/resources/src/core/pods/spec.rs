@@ -219,7 +219,7 @@ pub(crate) fn template(errors: &mut ErrorList, template: &Value, path: &Path<'_>
 }
 
 /// Annotations that mean something on pods.
-pub(super) fn pod_annotations(errors: &mut ErrorList, notes: &Value, spec: &Value, path: &Path<'_>) {
+pub(crate) fn pod_annotations(errors: &mut ErrorList, notes: &Value, spec: &Value, path: &Path<'_>) {
     if let Some(value) = notes.get(MIRROR).and_then(Value::as_str)
         && text(spec, "nodeName").is_empty()
     {

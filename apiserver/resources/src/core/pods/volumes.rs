@@ -166,7 +166,7 @@ fn one_source(errors: &mut ErrorList, key: &str, source: &Value, path: &Path<'_>
 }
 
 /// Texts that must be given.
-pub(super) fn required(errors: &mut ErrorList, source: &Value, keys: &[&str], path: &Path<'_>) {
+pub(crate) fn required(errors: &mut ErrorList, source: &Value, keys: &[&str], path: &Path<'_>) {
     for key in keys {
         if text(source, key).is_empty() {
             errors.required(&path.child(key), "");
@@ -292,7 +292,7 @@ pub(super) fn descending(errors: &mut ErrorList, file: &str, path: &Path<'_>) {
 }
 
 /// A path without `..`.
-pub(super) fn no_backsteps(errors: &mut ErrorList, file: &str, path: &Path<'_>) {
+pub(crate) fn no_backsteps(errors: &mut ErrorList, file: &str, path: &Path<'_>) {
     if file.split('/').any(|part| part == "..") {
         errors.invalid(path, file, "must not contain '..'");
     }

@@ -1,0 +1,82 @@
+//! ControllerRevisions: what a controller's template was at some time. Their data never changes.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::cells::{AGE, NAME, age, column, name};
+use crate::field::{ErrorList, FieldError, Path};
+use crate::read::{flag, get, int, items, text};
+use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
+
+/// ControllerRevisions.
+pub(crate) static ROW: Row = Row {
+    group: "apps",
+    kind: "ControllerRevision",
+    plural: "controllerrevisions",
+    singular: "controllerrevision",
+    schema: "io.k8s.api.apps.v1.ControllerRevision",
+    storage: Storage::Stored("controllerrevisions"),
+    strategy: &ControllerRevision,
+    example: r#"apiVersion: apps/v1
+kind: ControllerRevision
+metadata: {name: example}
+revision: 1
+data: {spec: {template: {}}}
+"#,
+    ..Row::NAMESPACED
+};
+
+struct ControllerRevision;
+
+const COLUMNS: &[Column] = &[NAME, column("Controller", "string"), column("Revision", "string"), AGE];
+
+fn revision(errors: &mut ErrorList, object: &Value) {
+    errors.non_negative(&Path::root("revision"), int(object, "revision"));
+}
+
+impl Strategy for ControllerRevision {
+    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
+
+    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
+
+    fn metadata_checks(&self) -> MetadataChecks {
+        MetadataChecks::ChangeThenWhole
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        revision(&mut errors, object);
+        match get(object, "data") {
+            Value::Null => errors.required(&Path::root("data"), "data is mandatory"),
+            Value::Object(_) => {}
+            _ => errors.required(&Path::root("data"), "data must be a valid JSON object"),
+        }
+        errors.list()
+    }
+
+    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        revision(&mut errors, new);
+        errors.immutable(&Path::root("data"), get(new, "data"), get(old, "data"));
+        errors.list()
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        let owners = items(get(object, "metadata"), "ownerReferences");
+        let controller = owners.iter().find(|owner| flag(owner, "controller")).map_or_else(
+            || "<none>".to_owned(),
+            |owner| {
+                let kind = match text(owner, "apiVersion").split_once('/') {
+                    Some((group, _)) => format!("{}.{group}", text(owner, "kind")),
+                    None => text(owner, "kind").to_owned(),
+                };
+                format!("{}/{}", kind.to_lowercase(), text(owner, "name"))
+            },
+        );
+        vec![name(object), json!(controller), json!(int(object, "revision").unwrap_or(0)), age(object, now)]
+    }
+}
