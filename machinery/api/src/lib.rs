@@ -9,6 +9,7 @@ pub mod packed;
 pub mod patch;
 pub mod placement;
 pub mod quantity;
+pub mod quota;
 pub mod requests;
 pub mod schema;
 pub mod selector;

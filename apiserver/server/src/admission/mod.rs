@@ -8,11 +8,13 @@
 mod certificates;
 mod default_tolerations;
 mod escalation;
+mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_resize;
 mod pod_security;
 mod priority;
+mod resource_quota;
 mod runtime_class;
 mod service_account;
 mod taint_nodes;
@@ -152,8 +154,23 @@ pub struct Context<'a> {
 pub struct Effects {
     /// Conditions and writes of the transaction that stores the object.
     pub txn: Txn,
+    /// Changes of other objects, in the same transaction.
+    pub writes: Vec<SideWrite>,
+    /// Held until the transaction is done.
+    pub turns: Vec<tokio::sync::OwnedMutexGuard<()>>,
     /// For `Warning` headers, in order.
     pub warnings: Vec<String>,
+}
+
+/// Another object that a transaction changes, on the condition that it is still as it was seen.
+#[derive(Debug)]
+pub struct SideWrite {
+    /// Its API group.
+    pub group: &'static str,
+    /// Its resource.
+    pub plural: &'static str,
+    /// As it shall be, in its stored version, with the resourceVersion that it was seen at.
+    pub object: Value,
 }
 
 /// What a plugin comes to: at once, or after waiting.
@@ -202,6 +219,7 @@ impl Plugin for Immediate {
 /// All built-in plugins, in upstream's order.
 pub const PLUGINS: &[&dyn Plugin] = &[
     &namespace_lifecycle::NamespaceLifecycle,
+    &limit_ranger::PLUGIN,
     &service_account::ServiceAccount,
     &node_restriction::NodeRestriction,
     &taint_nodes::PLUGIN,
@@ -224,13 +242,21 @@ pub struct Chain {
     toleration_seconds: i64,
     /// Called after the built-in ones.
     more: Vec<Arc<dyn Plugin>>,
+    /// Called last.
+    quota: Arc<resource_quota::ResourceQuota>,
 }
 
 impl Chain {
     /// All of [`PLUGINS`].
     #[must_use]
     pub fn new(env: &Env, authorizer: Arc<Authorizer>) -> Self {
-        Self { env: env.clone(), authorizer, toleration_seconds: default_tolerations::SECONDS, more: Vec::new() }
+        Self {
+            env: env.clone(),
+            authorizer,
+            toleration_seconds: default_tolerations::SECONDS,
+            more: Vec::new(),
+            quota: Arc::default(),
+        }
     }
 
     /// The same with another wait of DefaultTolerationSeconds.
@@ -247,7 +273,8 @@ impl Chain {
     }
 
     fn plugins(&self) -> impl Iterator<Item = &dyn Plugin> {
-        PLUGINS.iter().copied().chain(self.more.iter().map(|plugin| &**plugin))
+        let last: &dyn Plugin = &*self.quota;
+        PLUGINS.iter().copied().chain(self.more.iter().map(|plugin| &**plugin)).chain([last])
     }
 
     /// Lets every plugin change or refuse the object. For a delete, `object` is null and `old` what is deleted.

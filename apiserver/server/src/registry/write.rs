@@ -13,13 +13,14 @@ use std::sync::Arc;
 
 use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
+use tokio::sync::OwnedMutexGuard;
 
 use super::create::{self, NAME_TRIES_MAX};
 use super::intent::{Intent, Resolved};
 use super::{
     Answer, Registry, RequestScope, ResponseObject, TRIES_MAX, claims, delete, inert, object, scale, store_error,
 };
-use crate::admission::{Effects, Options};
+use crate::admission::{Effects, Options, SideWrite};
 use apiserver_resources::ResourceInfo;
 use apiserver_storage::cache::{Cached, WatchCache};
 use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Txn};
@@ -101,6 +102,8 @@ struct Ready {
     stored: Option<Record>,
     /// What admission and the kind add.
     extras: Txn,
+    /// What others wait for meanwhile.
+    turns: Vec<OwnedMutexGuard<()>>,
 }
 
 /// What a transaction came to.
@@ -202,7 +205,7 @@ impl Registry {
             let old = existing.map(|existing| &*existing.value);
             call.warnings.extend(inert::warnings(call.row, call.subresource, &change, old));
         }
-        self.ready(call, intent, change, existing, effects.txn, options.dry_run())
+        self.ready(call, intent, change, existing, effects, options.dry_run())
     }
 
     /// The transaction of a change, or what is answered without one.
@@ -212,7 +215,7 @@ impl Registry {
         intent: &Intent<'_>,
         change: Change,
         existing: Option<&Existing>,
-        mut extras: Txn,
+        effects: Effects,
         dry_run: bool,
     ) -> Result<Attempt, ApiError> {
         let row = call.row;
@@ -250,8 +253,23 @@ impl Registry {
         let new = change.object().filter(|_| !goes);
         let old = existing.filter(|_| was > 0).map(|existing| &*existing.value);
         let claimed = claims::Claimed { objects: &*self.objects, env: &self.env, now: call.now };
+        let Effects { txn: mut extras, writes, turns, .. } = effects;
         claimed.change(row, new, old, intent.is_admitted(), &mut extras);
-        Ok(Attempt::Commit(Ready { key, was, change, stored, extras }))
+        for write in &writes {
+            Self::add(call, write, &mut extras)?;
+        }
+        Ok(Attempt::Commit(Ready { key, was, change, stored, extras, turns }))
+    }
+
+    /// Adds the change of another object to a transaction.
+    fn add(call: &RequestScope<'_>, write: &SideWrite, extras: &mut Txn) -> Result<(), ApiError> {
+        let SideWrite { group, plural, object } = write;
+        let Some(row) = call.catalog.stored(group, plural) else { return Ok(()) };
+        let key = super::key(row, object::text(object, "namespace"), object::text(object, "name")).to_string();
+        let modified = object::client_version(object)?;
+        extras.compares.push(Compare { key: key.clone(), modified });
+        extras.ops.push(Op::Put { key, record: Self::encode(row, object)?, ttl: row.ttl });
+        Ok(())
     }
 
     async fn commit_change(
@@ -261,7 +279,7 @@ impl Registry {
         existing: Option<&Existing>,
         ready: Ready,
     ) -> Result<Done, ApiError> {
-        let Ready { key, was, change, stored, extras } = ready;
+        let Ready { key, was, change, stored, extras, turns: _turns } = ready;
         let key: String = key.into();
         let op = match &stored {
             Some(record) => Op::Put { key: key.clone(), record: record.clone(), ttl: call.row.ttl },

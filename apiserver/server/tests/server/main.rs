@@ -5,6 +5,7 @@
 mod admission;
 mod answers;
 mod pages;
+mod quota;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

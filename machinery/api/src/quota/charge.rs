@@ -1,0 +1,116 @@
+//! Whether a write fits into the quotas of its namespace, and what it is charged.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::amounts::{Amounts, add, more, pretty, read};
+use super::{Evaluator, Write};
+
+/// What a write adds to one quota.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Charge {
+    /// Which of the quotas.
+    pub at: usize,
+    /// All that is used then: `status.used`.
+    pub used: Amounts,
+}
+
+/// Why a write is refused.
+pub type Refusal = String;
+
+/// A quota as it is charged: its hard limits are those that its controller has seen.
+struct Quota<'a> {
+    at: usize,
+    name: &'a str,
+    hard: Amounts,
+    used: Amounts,
+    whole: &'a Value,
+}
+
+/// What is asked of the quotas of a namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// What is done.
+    pub write: Write,
+    /// Through which subresource, or empty.
+    pub subresource: &'a str,
+    /// The object as it would be stored.
+    pub new: &'a Value,
+    /// As it is stored.
+    pub old: Option<&'a Value>,
+    /// When.
+    pub now: Timestamp,
+}
+
+fn of<'a>(evaluator: &Evaluator, (at, quota): (usize, &'a Value), object: &Value) -> Option<Quota<'a>> {
+    let hard = read(&quota["status"]["hard"]);
+    let concerned = hard.keys().any(|name| evaluator.counts(name)) && evaluator.in_scopes(quota, object);
+    let name = quota["metadata"]["name"].as_str().unwrap_or_default();
+    concerned.then(|| Quota { at, name, hard, used: read(&quota["status"]["used"]), whole: quota })
+}
+
+/// What a write is charged, quota by quota, or why it may not be.
+///
+/// # Errors
+/// Upstream's sentence of what is missing or exceeded.
+pub fn charge<'a>(
+    evaluator: &Evaluator,
+    quotas: impl IntoIterator<Item = &'a Value>,
+    asked: Asked<'_>,
+) -> Result<Vec<Charge>, Refusal> {
+    let mut concerned = Vec::new();
+    for quota in quotas.into_iter().enumerate() {
+        let Some(quota) = of(evaluator, quota, asked.new) else { continue };
+        let limited: Vec<&str> = quota.hard.keys().map(String::as_str).filter(|name| evaluator.counts(name)).collect();
+        if let Some(missing) = evaluator.missing(&limited, asked.new) {
+            return Err(format!("failed quota: {}: {missing}", quota.name));
+        }
+        if limited.iter().any(|name| !quota.used.contains_key(*name)) {
+            return Err(format!("status unknown for quota: {}, resources: {}", quota.name, limited.join(",")));
+        }
+        concerned.push(quota);
+    }
+    if concerned.is_empty() {
+        return Ok(Vec::new());
+    }
+    let usage = evaluator.usage(asked.new, asked.now);
+    let negative: Vec<&str> = usage.iter().filter(|(_, v)| v.sign() < 0).map(|(name, _)| name.as_str()).collect();
+    if !negative.is_empty() {
+        return Err(format!("quota usage is negative for resource(s): {}", negative.join(",")));
+    }
+    let grown = asked.old.map(|old| more(&usage, &evaluator.usage(old, asked.now)));
+    let mut charges = Vec::new();
+    for quota in concerned {
+        // What was in none of its scopes before is wholly new to it.
+        let was_in = asked.old.is_some_and(|old| of(evaluator, (quota.at, quota.whole), old).is_some());
+        let delta = grown.as_ref().filter(|_| was_in).unwrap_or(&usage);
+        charges.extend(one(quota, delta, asked.subresource)?);
+    }
+    Ok(charges)
+}
+
+fn one(quota: Quota<'_>, delta: &Amounts, subresource: &str) -> Result<Option<Charge>, Refusal> {
+    let requested = |name: &str| quota.hard.contains_key(name);
+    let requested: Amounts =
+        delta.iter().filter(|(name, v)| !v.is_zero() && requested(name)).map(|(n, v)| (n.clone(), v.clone())).collect();
+    if requested.is_empty() {
+        return Ok(None);
+    }
+    let mut used = quota.used.clone();
+    add(&mut used, &requested);
+    // What is told by a status has happened already.
+    let exceeded: Vec<&String> = requested.keys().filter(|name| used.get(*name) > quota.hard.get(*name)).collect();
+    if !exceeded.is_empty() && subresource != "status" {
+        let only = |amounts: &Amounts| {
+            pretty(&amounts.iter().filter(|(n, _)| exceeded.contains(n)).map(|(n, v)| (n.clone(), v.clone())).collect())
+        };
+        return Err(format!(
+            "exceeded quota: {}, requested: {}, used: {}, limited: {}",
+            quota.name,
+            only(&requested),
+            only(&quota.used),
+            only(&quota.hard)
+        ));
+    }
+    Ok(Some(Charge { at: quota.at, used }))
+}
