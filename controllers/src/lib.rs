@@ -18,6 +18,7 @@ mod node_lifecycle;
 mod pod_garbage_collector;
 mod pods;
 mod replicaset;
+mod resourcequota;
 mod root_ca;
 mod serviceaccount;
 mod serviceaccount_token;
@@ -55,6 +56,7 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     node_lifecycle::CONTROLLER,
     pod_garbage_collector::CONTROLLER,
     replicaset::CONTROLLER,
+    resourcequota::CONTROLLER,
     root_ca::CONTROLLER,
     serviceaccount::CONTROLLER,
     serviceaccount_token::CONTROLLER,

@@ -83,6 +83,8 @@ const CLUSTER: &str = r#"
 ---
 {apiVersion: v1, kind: ConfigMap, metadata: {name: left, namespace: gone}}
 ---
+{apiVersion: v1, kind: ResourceQuota, metadata: {name: q, namespace: a}, spec: {hard: {pods: "9"}}}
+---
 {apiVersion: v1, kind: Pod, metadata: {name: left, namespace: gone}}
 ---
 {apiVersion: v1, kind: Node, metadata: {name: m1, labels: {topology.kubernetes.io/zone: z}}}

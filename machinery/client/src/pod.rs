@@ -90,6 +90,12 @@ pub struct PodShape {
     /// Those that go before, and sidecars.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_containers: Option<Vec<Container>>,
+    /// How long it may run; who does has an end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub active_deadline_seconds: Option<i64>,
+    /// Its class of priority.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority_class_name: Option<String>,
     /// Whose pod it is to place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler_name: Option<String>,
@@ -177,6 +183,9 @@ pub struct Resources {
     /// By resource.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<BTreeMap<String, Quantity>>,
+    /// How much it may have at most, by resource.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<BTreeMap<String, Quantity>>,
 }
 
 /// A volume, as far as scheduling depends on it.

@@ -18,7 +18,7 @@ const ALL_DEVICES: i64 = 32;
 
 pub(super) fn counts(name: &str) -> bool {
     let by_class = |resource: &&str| name.strip_suffix(*resource).is_some_and(|class| class.ends_with(CLASS));
-    name == COUNT || NAMES.contains(&name) || NAMES.iter().any(|resource| by_class(&resource))
+    name == COUNT || NAMES.contains(&name) || NAMES.iter().any(by_class)
 }
 
 /// The class that it asks for, or nothing.
