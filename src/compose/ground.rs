@@ -42,7 +42,7 @@ pub(super) struct Ground {
     pub(super) config: ClusterConfig,
     pub(super) data: DataDir,
     pub(super) network: Network,
-    pub(super) pki: Pki,
+    pub(super) pki: Arc<Pki>,
     pub(super) store: Arc<EmbeddedStore>,
     pub(super) apiserver: Apiserver,
     /// The API server within this process.
@@ -90,7 +90,7 @@ impl Ground {
         let api_listener = listen(config.api.bind, config.api.port).await?;
         let api_address = SocketAddr::new(reachable(config.api.bind), api_listener.local_addr()?.port());
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
-        let pki = Pki::open_or_create(&data.pki(), env, &names(api_address.ip(), service_ip))?;
+        let pki = Arc::new(Pki::open_or_create(&data.pki(), env, &names(api_address.ip(), service_ip))?);
         let store = open_store(env, &config.api, data).await?;
         let metrics = Arc::new(Mutex::new(Registry::default()));
         let apiserver = Apiserver::open(

@@ -6,6 +6,7 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use apiserver::auth::certificates::Certificates;
 use apiserver::auth::pki::{Pki, kubeconfig, write_private};
 use apiserver::auth::tls::Acceptor;
 use apiserver::bootstrap::Cluster;
@@ -60,7 +61,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let text = kubeconfig(&format!("https://{address}"), pki.ca_pem(), "admin", pki.admin());
     write_private(&dir.join("kubeconfig"), &text)?;
     let listener = TcpListener::bind(&address).await?;
-    let acceptor = Acceptor::new(&env, pki.serving(), pki.ca_pem())?;
+    let acceptor = Acceptor::new(&env, Arc::new(Certificates::new(pki.serving())?), pki.ca_pem())?;
     server.serve(listener, acceptor, CancellationToken::new()).await;
     Ok(())
 }

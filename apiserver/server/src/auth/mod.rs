@@ -8,6 +8,7 @@
 pub mod attributes;
 pub mod authenticate;
 pub mod authorize;
+pub mod certificates;
 mod checked;
 pub mod escalation;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The cluster's own certificate authority: serving and client certificates, and the key that signs service account
 //! tokens, kept in one folder and re-issued before they expire.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::FromDer;
 
+use super::certificates::{self, Fingerprint};
 use super::jwt::SigningKey;
 
 /// How long the authority is valid: as long as kubeadm's.
@@ -51,6 +53,14 @@ pub enum PkiError {
         /// What is wrong.
         why: String,
     },
+    /// The list of revoked certificates is none.
+    #[error("{}: {why}; mend the line, or remove the file to revoke nobody", path.display())]
+    Revoked {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// A certificate could not be made.
     #[error("cannot issue a certificate: {0}")]
     Issue(String),
@@ -63,7 +73,7 @@ impl From<rcgen::Error> for PkiError {
 }
 
 /// A certificate (with PEM text) and its private key.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The certificate in PEM.
     pub cert_pem: String,
@@ -88,9 +98,21 @@ impl Identity {
     }
 }
 
+/// What is issued again before it ends.
+#[derive(Debug)]
+pub struct Leaves {
+    /// What the API server serves with.
+    pub serving: Identity,
+    /// `kubernetes-admin` of `system:masters`.
+    pub admin: Identity,
+}
+
 /// The cluster's keys and certificates.
 pub struct Pki {
     env: Env,
+    dir: PathBuf,
+    /// Under which names the API server is reached.
+    names: Vec<String>,
     ca_pem: String,
     issuer: Issuer<'static, KeyPair>,
     serving: Identity,
@@ -161,11 +183,36 @@ impl Pki {
                 names.push(san.clone());
             }
         }
-        let wanted = Wanted { name: "kube-apiserver", group: "", sans: &names, server: true, client: false };
-        let serving = kept_or_issued(&files, "apiserver", env, &issuer, &wanted)?;
-        let wanted = Wanted { name: "kubernetes-admin", group: super::MASTERS, sans: &[], server: false, client: true };
-        let admin = kept_or_issued(&files, "admin", env, &issuer, &wanted)?;
-        Ok(Self { env: env.clone(), ca_pem, issuer, serving, admin, service_account: Arc::new(service_account) })
+        let leaves = leaves(&files, env, &issuer, &names)?;
+        Ok(Self {
+            env: env.clone(),
+            dir: dir.to_owned(),
+            names,
+            ca_pem,
+            issuer,
+            serving: leaves.serving,
+            admin: leaves.admin,
+            service_account: Arc::new(service_account),
+        })
+    }
+
+    /// The serving and admin certificates as they are in the folder now, issued anew where they are near their end. Reads and
+    /// writes files.
+    ///
+    /// # Errors
+    /// The folder can't be read or written.
+    pub fn renewed(&self) -> Result<Leaves, PkiError> {
+        leaves(&Folder::open(&self.dir)?, &self.env, &self.issuer, &self.names)
+    }
+
+    /// The certificates of clients that don't count any more: the folder's file `revoked`.
+    ///
+    /// # Errors
+    /// It can't be read, or holds something else.
+    pub fn revoked(&self) -> Result<HashSet<Fingerprint>, PkiError> {
+        let files = Folder { dir: self.dir.clone() };
+        let text = files.read("revoked")?.unwrap_or_default();
+        certificates::read_revoked(&text).map_err(|why| PkiError::Revoked { path: files.dir.join("revoked"), why })
     }
 
     /// The authority's certificate in PEM.
@@ -357,6 +404,14 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
+fn leaves(files: &Folder, env: &Env, issuer: &Issuer<'static, KeyPair>, names: &[String]) -> Result<Leaves, PkiError> {
+    let wanted = Wanted { name: "kube-apiserver", group: "", sans: names, server: true, client: false };
+    let serving = kept_or_issued(files, "apiserver", env, issuer, &wanted)?;
+    let wanted = Wanted { name: "kubernetes-admin", group: super::MASTERS, sans: &[], server: false, client: true };
+    let admin = kept_or_issued(files, "admin", env, issuer, &wanted)?;
+    Ok(Leaves { serving, admin })
+}
+
 /// Reads `<stem>.crt` and `<stem>.key`; issues anew what is missing, unreadable, of other names or near its end.
 fn kept_or_issued(
     files: &Folder,
@@ -474,6 +529,24 @@ mod tests {
                 assert_eq!(mode(&entry.unwrap().path()), 0o600);
             }
         }
+    }
+
+    #[test]
+    fn a_server_that_runs_for_a_year_renews_and_reads_who_is_revoked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (env, clock) = env();
+        let pki = Pki::open_or_create(dir.path(), &env, &[]).unwrap();
+        assert_eq!(pki.renewed().unwrap().serving, *pki.serving());
+        clock.advance(LEAF_VALID - LEAF_RENEW);
+        let renewed = pki.renewed().unwrap();
+        assert_ne!((&renewed.serving, &renewed.admin), (pki.serving(), pki.admin()));
+        assert_eq!(pki.renewed().unwrap().admin, renewed.admin, "once");
+        assert_eq!(pki.revoked().unwrap().len(), 0);
+        fs::write(dir.path().join("revoked"), "ab".repeat(32)).unwrap();
+        assert_eq!(pki.revoked().unwrap(), [[0xab; 32]].into());
+        fs::write(dir.path().join("revoked"), "nonsense").unwrap();
+        let error = pki.revoked().unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("mend"), "{error}");
     }
 
     #[test]

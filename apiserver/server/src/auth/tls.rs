@@ -29,7 +29,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::FromDer;
 
-use super::pki::{Identity, PkiError};
+use super::certificates::{Certificates, Fingerprint};
+use super::pki::PkiError;
 use super::{CREDENTIAL_ID, UserInfo};
 
 /// A client that hasn't finished its handshake by then is gone or hostile.
@@ -69,6 +70,7 @@ pub enum PeerCertificate {
 #[derive(Clone)]
 pub struct Acceptor {
     tls: TlsAcceptor,
+    certificates: Arc<Certificates>,
     verifier: Arc<dyn ClientCertVerifier>,
     env: Env,
     seats: Arc<Seats>,
@@ -81,8 +83,8 @@ impl std::fmt::Debug for Acceptor {
 }
 
 impl Acceptor {
-    /// Serves with `serving`, and knows clients by certificates of the authority `ca_pem`.
-    pub fn new(env: &Env, serving: &Identity, ca_pem: &str) -> Result<Self, PkiError> {
+    /// Serves with its own of `certificates`, and knows clients by those of the authority `ca_pem`.
+    pub fn new(env: &Env, certificates: Arc<Certificates>, ca_pem: &str) -> Result<Self, PkiError> {
         let failed = |why: &dyn std::fmt::Display| PkiError::Issue(why.to_string());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
@@ -92,29 +94,34 @@ impl Acceptor {
             .allow_unauthenticated()
             .build()
             .map_err(|e| failed(&e))?;
-        let (certs, key) = serving.der()?;
         let mut config = ServerConfig::builder_with_details(provider, Arc::new(EnvTime(env.clone())))
             .with_safe_default_protocol_versions()
             .map_err(|e| failed(&e))?
             .with_client_cert_verifier(Arc::new(AnyCertificate(verifier.clone())))
-            .with_single_cert(certs, key)
-            .map_err(|e| failed(&e))?;
+            .with_cert_resolver(certificates.clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // No resumption: a resumed session would bring back a certificate that was judged at another time.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         let seats = Descriptors::process().api_seats().clone();
-        Ok(Self { tls: TlsAcceptor::from(Arc::new(config)), verifier, env: env.clone(), seats })
+        Ok(Self { tls: TlsAcceptor::from(Arc::new(config)), certificates, verifier, env: env.clone(), seats })
     }
 
     fn judge(&self, chain: Option<&[CertificateDer<'_>]>) -> PeerCertificate {
         let Some((leaf, intermediates)) = chain.and_then(<[_]>::split_first) else { return PeerCertificate::Absent };
+        if self.certificates.is_revoked(&fingerprint(leaf)) {
+            return PeerCertificate::Refused;
+        }
         let now = UnixTime::since_unix_epoch(Duration::from_secs(self.env.now().as_second().max(0).cast_unsigned()));
         if self.verifier.verify_client_cert(leaf, intermediates, now).is_err() {
             return PeerCertificate::Refused;
         }
         subject(leaf).map_or(PeerCertificate::Refused, |(user, until)| PeerCertificate::Verified(Arc::new(user), until))
     }
+}
+
+fn fingerprint(leaf: &CertificateDer<'_>) -> Fingerprint {
+    Sha256::digest(leaf).into()
 }
 
 /// The user that a certificate names, and when it ends.
@@ -131,7 +138,7 @@ fn subject(leaf: &CertificateDer<'_>) -> Option<(UserInfo, Timestamp)> {
         .collect::<Result<Vec<_>, _>>()
         .ok()?;
     let until = Timestamp::from_second(cert.validity().not_after.timestamp()).ok()?;
-    let id = format!("X509SHA256={}", hex::encode(Sha256::digest(leaf)));
+    let id = format!("X509SHA256={}", hex::encode(fingerprint(leaf)));
     let extra = std::iter::once((CREDENTIAL_ID.to_owned(), vec![id])).collect();
     Some((UserInfo { name, uid: String::new(), groups, extra }, until))
 }
@@ -176,8 +183,11 @@ async fn connection<H, F, B>(
             Err(_) => return tracing::debug!(%address, "TLS handshake took too long"),
         },
     };
-    let peer = Peer { address, certificate: acceptor.judge(stream.get_ref().1.peer_certificates()), permit };
-    if matches!(peer.certificate, PeerCertificate::Verified(..)) {
+    let chain = stream.get_ref().1.peer_certificates();
+    let peer = Peer { address, certificate: acceptor.judge(chain), permit };
+    let shown = chain.and_then(<[_]>::first).map(fingerprint);
+    let known = matches!(peer.certificate, PeerCertificate::Verified(..));
+    if known {
         peer.identify();
     }
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -185,8 +195,18 @@ async fn connection<H, F, B>(
         let answer = handle(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    if let Err(error) = machinery_serve::connection::serve(stream, &acceptor.env, service, &stop).await {
-        tracing::debug!(%address, error, "connection ended");
+    let served = machinery_serve::connection::serve(stream, &acceptor.env, service, &stop);
+    let Some(shown) = shown.filter(|_| known) else { return ended(address, served.await) };
+    tokio::select! {
+        done = served => ended(address, done),
+        // With everything that still runs on it: a watch, a session.
+        () = acceptor.certificates.revoked(&shown) => tracing::info!(%address, "the client's certificate was revoked"),
+    }
+}
+
+fn ended<E: std::fmt::Display>(address: SocketAddr, done: Result<(), E>) {
+    if let Err(error) = done {
+        tracing::debug!(%address, %error, "connection ended");
     }
 }
 
@@ -260,14 +280,19 @@ pub fn provider() -> Arc<CryptoProvider> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::pki::Pki;
+    use crate::auth::pki::{Identity, Pki};
     use http_body_util::Full;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_rustls::client::TlsStream;
 
-    async fn start(env: &Env, pki: &Pki) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
+    async fn start(
+        env: &Env,
+        pki: &Pki,
+        certificates: Arc<Certificates>,
+    ) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let acceptor = Acceptor::new(env, pki.serving(), pki.ca_pem()).unwrap();
+        let acceptor = Acceptor::new(env, certificates, pki.ca_pem()).unwrap();
         let stop = CancellationToken::new();
         let handle = |request: Request<Incoming>| async move {
             let peer = request.extensions().get::<Peer>().cloned().unwrap();
@@ -283,6 +308,14 @@ mod tests {
     }
 
     async fn ask(address: SocketAddr, ca_pem: &str, identity: Option<&Identity>) -> String {
+        let mut stream = connect(address, ca_pem, identity).await;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer.split("\r\n\r\n").nth(1).unwrap_or_default().to_owned()
+    }
+
+    async fn connect(address: SocketAddr, ca_pem: &str, identity: Option<&Identity>) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
         let builder = rustls::ClientConfig::builder_with_provider(provider())
@@ -295,11 +328,7 @@ mod tests {
         };
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let socket = TcpStream::connect(address).await.unwrap();
-        let mut stream = connector.connect("kubernetes.default.svc".try_into().unwrap(), socket).await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer.split("\r\n\r\n").nth(1).unwrap_or_default().to_owned()
+        connector.connect("kubernetes.default.svc".try_into().unwrap(), socket).await.unwrap()
     }
 
     #[tokio::test]
@@ -308,7 +337,8 @@ mod tests {
         let env = Env::real();
         let pki = Pki::open_or_create(ours.path(), &env, &[]).unwrap();
         let other = Pki::open_or_create(theirs.path(), &env, &[]).unwrap();
-        let (address, stop, serving) = start(&env, &pki).await;
+        let certificates = Arc::new(Certificates::new(pki.serving()).unwrap());
+        let (address, stop, serving) = start(&env, &pki, certificates).await;
 
         // Garbage, and a client that never says anything, harm nobody else.
         let mut garbage = TcpStream::connect(address).await.unwrap();
@@ -331,5 +361,37 @@ mod tests {
         serving.await.unwrap();
         assert!(TcpStream::connect(address).await.is_err());
         drop(silent);
+    }
+
+    #[tokio::test]
+    async fn certificates_change_while_the_listener_serves() {
+        let folder = tempfile::tempdir().unwrap();
+        let env = Env::real();
+        let pki = Pki::open_or_create(folder.path(), &env, &[]).unwrap();
+        let certificates = Arc::new(Certificates::new(pki.serving()).unwrap());
+        let (address, stop, serving) = start(&env, &pki, certificates.clone()).await;
+        let served = async || {
+            let stream = connect(address, pki.ca_pem(), None).await;
+            stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+        };
+        let first = served().await;
+        let names = ["kubernetes.default.svc".to_owned()];
+        certificates.serve_with(&pki.issue_serving("kube-apiserver", "", &names).unwrap()).unwrap();
+        assert_ne!(served().await, first);
+
+        let client = pki.issue_client("ada", "dev").unwrap();
+        let mut held = connect(address, pki.ca_pem(), Some(&client)).await;
+        assert_eq!(ask(address, pki.ca_pem(), Some(&client)).await, "ada [\"dev\"] HTTP/1.1");
+        certificates.revoke([fingerprint(&client.der().unwrap().0[0])].into());
+        let _ = held.read_to_end(&mut Vec::new()).await;
+        assert_eq!(ask(address, pki.ca_pem(), Some(&client)).await, "refused HTTP/1.1");
+        assert_eq!(
+            ask(address, pki.ca_pem(), Some(pki.admin())).await,
+            "kubernetes-admin [\"system:masters\"] HTTP/1.1"
+        );
+        certificates.revoke(Default::default());
+        assert_eq!(ask(address, pki.ca_pem(), Some(&client)).await, "ada [\"dev\"] HTTP/1.1");
+        stop.cancel();
+        serving.await.unwrap();
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use apiserver::auth::UserInfo;
+use apiserver::auth::certificates::Certificates;
 use apiserver::auth::pki::Pki;
 use apiserver::auth::tls::{self, Acceptor, Peer, PeerCertificate};
 use apiserver::http::kubelets::Kubelets;
@@ -396,7 +397,8 @@ async fn logs_come_from_the_pods_node() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let serving = server.pki.issue_serving("system:node:n", "system:nodes", &["127.0.0.1".into()]).unwrap();
-    let acceptor = Acceptor::new(&Env::real(), &serving, server.pki.ca_pem()).unwrap();
+    let certificates = Arc::new(Certificates::new(&serving).unwrap());
+    let acceptor = Acceptor::new(&Env::real(), certificates, server.pki.ca_pem()).unwrap();
     let stop = CancellationToken::new();
     let kubelet = tls::serve(
         listener,

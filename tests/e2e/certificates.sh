@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Certificates change while the server runs: revoked ones of clients, its own, the administrator's.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+"$CORACLE" apiserver --data-dir "$WORK/data" --port 0 > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
+eventually 30 grep '^ready ' "$WORK/ready"
+cp "$WORK/data/kubeconfig" "$WORK/lost"; export KUBECONFIG=$WORK/data/kubeconfig
+address=$(sed -n 's|^ready server=https://\([^ ]*\).*|\1|p' "$WORK/ready")
+
+# An administrator's certificate is lost: the file's is made anew, and the lost one revoked.
+kubectl --kubeconfig "$WORK/lost" get namespaces --watch > "$WORK/watch" 2>&1 & watch=$!
+eventually 10 grep kube-system "$WORK/watch"
+kubectl --kubeconfig "$WORK/lost" config view --raw -o jsonpath='{.users[0].user.client-certificate-data}' | base64 -d > "$WORK/lost.crt"
+rm "$WORK/data/pki/admin.crt" "$WORK/data/pki/admin.key"
+another() { ! cmp "$WORK/lost" "$KUBECONFIG"; }
+eventually 15 another
+openssl x509 -in "$WORK/lost.crt" -noout -fingerprint -sha256 | sed 's/.*=//; s/$/  # ada, lost laptop/' >> "$WORK/data/pki/revoked"
+refused() { ! kubectl --kubeconfig "$WORK/lost" get namespaces > /dev/null 2> "$WORK/err" && grep Unauthorized "$WORK/err"; }
+eventually 15 refused
+wait $watch || true # its connection ended
+kubectl get namespace default >/dev/null || fail "the new certificate is not known"
+
+# A line that is none is told, and the list stays.
+echo nonsense >> "$WORK/data/pki/revoked"
+eventually 15 grep 'line 2 is no SHA-256 fingerprint' "$WORK/up.log"
+refused || fail "a wrong line revokes nobody"
+rm "$WORK/data/pki/revoked"
+eventually 15 kubectl --kubeconfig "$WORK/lost" get namespace default
+
+# Its own.
+serial() { openssl s_client -connect "$address" < /dev/null 2>/dev/null | openssl x509 -noout -serial; }
+first=$(serial)
+rm "$WORK/data/pki/apiserver.crt" "$WORK/data/pki/apiserver.key"
+renewed() { [ "$(serial)" != "$first" ]; }
+eventually 15 renewed
+kubectl get namespace default >/dev/null || fail "the new serving certificate is not good"
+down
+echo nonsense > "$WORK/data/pki/revoked"
+exits 1 "$CORACLE" apiserver --data-dir "$WORK/data" --port 0
+grep -q 'revoked: line 1' "$WORK/err" || fail "a start with a wrong list: $(cat "$WORK/err")"
+echo PASS
