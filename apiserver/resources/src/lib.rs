@@ -13,7 +13,6 @@ mod coordination;
 mod core;
 mod discovery;
 pub mod field;
-mod flowcontrol;
 mod info;
 pub mod metadata;
 mod networking;
@@ -343,8 +342,6 @@ pub static RESOURCES: &[&Row] = &[
     &coordination::leases::ROW,
     &discovery::endpointslices::ROW,
     &core::events::EVENTS,
-    &flowcontrol::flowschemas::ROW,
-    &flowcontrol::prioritylevelconfigurations::ROW,
     &networking::ingressclasses::ROW,
     &networking::ingresses::ROW,
     &networking::ipaddresses::ROW,

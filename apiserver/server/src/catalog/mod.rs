@@ -3,6 +3,7 @@
 
 mod custom;
 mod declared;
+mod descriptions;
 pub mod discovery;
 mod gnostic;
 pub mod openapi;

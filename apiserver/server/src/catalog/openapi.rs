@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
 use super::schemas::{Documented, schemas};
-use super::{Catalog, custom, operations, roots};
+use super::{Catalog, custom, descriptions, operations, roots};
 use apiserver_resources::ResourceInfo;
 use machinery_api::schema::{Types, built_in};
 
@@ -90,6 +90,7 @@ static SOURCES: LazyLock<Sha512> = LazyLock::new(|| {
         include_str!("gnostic.rs"),
         include_str!("custom.rs"),
         include_str!("declared.rs"),
+        descriptions::SOURCE,
         include_str!("operations.rs"),
         include_str!("roots.rs"),
         include_str!("schemas.rs"),
@@ -257,6 +258,13 @@ mod tests {
             let document = read(path);
             let schemas = document["components"]["schemas"].as_object().cloned().unwrap_or_default();
             assert!(entry["serverRelativeURL"].as_str().unwrap().ends_with(&hash(&catalog(), path).unwrap()));
+            for (name, schema) in &schemas {
+                let properties = schema["properties"].as_object().into_iter().flatten();
+                for (field, described) in properties.chain([(name, schema)]) {
+                    let text = described["description"].as_str().unwrap_or_default();
+                    assert!(!text.is_empty(), "{path}: {name} {field} has no description");
+                }
+            }
             for part in document.to_string().split("#/components/schemas/").skip(1) {
                 assert!(schemas.contains_key(part.split('"').next().unwrap()), "{path}: {}", &part[..60]);
             }

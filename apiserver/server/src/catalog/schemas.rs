@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
-use super::declared;
 use super::openapi::reference;
+use super::{declared, descriptions};
 use machinery_api::schema::{Field, Kind, ListType, Type, TypeRef, Types};
 
 pub(super) const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
@@ -56,18 +56,20 @@ fn schema(found: TypeRef<'_>, of: Documented<'_>) -> Value {
     let (types, found) = (found.types, found.of);
     let mut out = match &*found.name {
         QUANTITY => {
-            json!({ "description": "A number with a suffix: 500m, 64Mi, 2.", "oneOf": [{ "type": "string" }, { "type": "number" }] })
+            json!({ "description": descriptions::of_type(found), "oneOf": [{ "type": "string" }, { "type": "number" }] })
         }
-        TIME | MICRO_TIME => json!({ "description": "A time in RFC 3339.", "type": "string", "format": "date-time" }),
+        TIME | MICRO_TIME => {
+            json!({ "description": descriptions::of_type(found), "type": "string", "format": "date-time" })
+        }
         INT_OR_STRING => {
-            json!({ "description": "A number or a text.", "format": "int-or-string", "oneOf": [{ "type": "integer" }, { "type": "string" }] })
+            json!({ "description": descriptions::of_type(found), "format": "int-or-string", "oneOf": [{ "type": "integer" }, { "type": "string" }] })
         }
         name if name.ends_with(".JSON") || name.contains(".JSONSchemaPropsOr") => {
-            json!({ "description": about_type(found) })
+            json!({ "description": descriptions::of_type(found) })
         }
-        _ if found.scalar.is_some() => json!({ "description": about_type(found), "type": "object" }),
+        _ if found.scalar.is_some() => json!({ "description": descriptions::of_type(found), "type": "object" }),
         _ => {
-            json!({ "description": about_type(found), "type": "object", "properties": properties(types, found) })
+            json!({ "description": descriptions::of_type(found), "type": "object", "properties": properties(types, found) })
         }
     };
     let fact =
@@ -107,16 +109,9 @@ fn schema(found: TypeRef<'_>, of: Documented<'_>) -> Value {
 }
 
 fn properties(types: &Types, found: &Type) -> Value {
-    // What the built-in types' fields are is said by their names.
-    let known = |name: &str| !found.message.is_empty() || matches!(name, "apiVersion" | "kind" | "metadata");
     let mut properties = Map::new();
     for field in &found.fields {
-        let about = match &field.description {
-            Some(text) => text,
-            None if known(&field.name) => about_field(&field.name),
-            None => "",
-        };
-        let mut described = property(types, field, about);
+        let mut described = property(types, field, descriptions::of_field(found, field));
         let of_field = |facts: &'static [(&str, &str, &'static str)]| {
             let fact = facts.iter().find(|(of, name, _)| *of == &*found.name && *name == field.name);
             fact.map(|(_, _, json)| *json)
@@ -198,7 +193,7 @@ fn property(types: &Types, field: &Field, about: &str) -> Value {
         (Kind::Any, None) if field.number == 0 => json!({ "x-kubernetes-preserve-unknown-fields": true }),
         (kind, wire) => shape(types, kind, wire, field.pointer),
     };
-    if let Some(map) = out.as_object_mut() {
+    if let Some(map) = out.as_object_mut().filter(|_| !about.is_empty()) {
         map.insert("description".into(), about.into());
     }
     let holder = match (&field.kind, out.get("items").is_some()) {
@@ -239,45 +234,6 @@ fn property(types: &Types, field: &Field, about: &str) -> Value {
         out["x-kubernetes-patch-strategy"] = strategies.join(",").into();
     }
     out
-}
-
-fn about_type(found: &Type) -> String {
-    if let Some(text) = &found.description {
-        return text.to_string();
-    }
-    let mut parts = found.name.rsplit('.');
-    let (name, version) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    match name.strip_suffix("List") {
-        Some(of) if found.field("items").is_some() => format!("A list of {of} objects ({version})."),
-        _ => format!("{name} ({version})."),
-    }
-}
-
-/// What fields of that name are in every kind; empty for others.
-fn about_field(name: &str) -> &'static str {
-    match name {
-        "apiVersion" => "The API group and version that the object is written in.",
-        "kind" => "The kind of the object.",
-        "metadata" => "Name, labels, annotations and what the server keeps about the object.",
-        "spec" => "What is wanted.",
-        "status" => "What was last observed; written by the system.",
-        "items" => "The elements.",
-        "labels" => "Keys and values to select by.",
-        "annotations" => "Keys and values that are not selected by.",
-        "selector" => "Which objects are meant, by their labels.",
-        "template" => "What new objects look like.",
-        "replicas" => "How many are wanted.",
-        "containers" => "What runs in the pod.",
-        "image" => "Where the module or component is pulled from.",
-        "env" => "Environment variables.",
-        "ports" => "Network ports.",
-        "resources" => "Requested and allowed compute resources.",
-        "maxSurge" => "How many more than wanted may exist during an update: a number or a percentage.",
-        "maxUnavailable" => "How many may be missing during an update: a number or a percentage.",
-        "strategy" => "How old pods are replaced by new ones.",
-        "rollingUpdate" => "Bounds of a rolling update.",
-        _ => "",
-    }
 }
 
 #[cfg(test)]

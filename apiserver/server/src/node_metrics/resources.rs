@@ -26,24 +26,30 @@ impl Strategy for Figures {
 pub fn resources(metrics: &Arc<NodeMetrics>) -> [ResourceInfo; 2] {
     let usage = json!({"type": "object", "additionalProperties": {"type": "string"},
         "description": "Cores in use, as a rate over the window, and bytes of memory."});
-    let measured = |more: (&str, Value)| {
-        json!({"type": "object", "properties": {
+    let measured = |about: &str, more: (&str, Value)| {
+        json!({"type": "object", "description": about, "properties": {
             "timestamp": {"type": "string", "format": "date-time", "description": "When it was measured."},
             "window": {"type": "string", "description": "The time before the timestamp over which CPU was measured."},
             more.0: more.1,
         }})
     };
-    let container = json!({"type": "object", "properties": {
+    let container = json!({"type": "object", "description": "What one container uses.", "properties": {
         "name": {"type": "string", "description": "The container's name in the pod."}, "usage": usage}});
     let containers = json!({"type": "array", "items": container, "x-kubernetes-list-type": "atomic",
         "description": "What each container uses."});
     [
-        resource("pods", "PodMetrics", true, &measured(("containers", containers)), Arc::new(OfPods(metrics.clone()))),
+        resource(
+            "pods",
+            "PodMetrics",
+            true,
+            &measured("What the containers of a pod use.", ("containers", containers)),
+            Arc::new(OfPods(metrics.clone())),
+        ),
         resource(
             "nodes",
             "NodeMetrics",
             false,
-            &measured(("usage", usage.clone())),
+            &measured("What a node uses.", ("usage", usage.clone())),
             Arc::new(OfNodes(metrics.clone())),
         ),
     ]
