@@ -4,11 +4,13 @@
 //! printer columns, defaulting, validation, and which verbs exist.
 
 pub use core::services::allocate;
+pub use policy::evictions;
 mod apps;
 mod authorization;
 mod batch;
 pub mod cells;
 mod certificates;
+mod conditions;
 mod coordination;
 mod core;
 mod discovery;
@@ -18,6 +20,7 @@ pub mod metadata;
 mod networking;
 mod node;
 pub mod objects;
+mod policy;
 mod rbac;
 pub mod read;
 pub mod rules;
@@ -102,6 +105,8 @@ pub enum SubresourceKind {
     Finalize,
     /// `binding` of a Pod: create only, kind Binding.
     Binding,
+    /// `eviction` of a Pod: create only, kind Eviction.
+    Eviction,
     /// `log` of a Pod: streamed from the node.
     Log,
     /// `attach`, `exec`, `portforward` of a Pod: the connection is handed through to its node.
@@ -348,6 +353,7 @@ pub static RESOURCES: &[&Row] = &[
     &networking::networkpolicies::ROW,
     &networking::servicecidrs::ROW,
     &node::runtimeclasses::ROW,
+    &policy::poddisruptionbudgets::ROW,
     &rbac::CLUSTER_ROLE_BINDINGS,
     &rbac::CLUSTER_ROLES,
     &rbac::ROLE_BINDINGS,

@@ -157,6 +157,8 @@ pub enum ApiError {
     Unprocessable,
     /// 429: sentence, seconds to wait.
     TooManyRequests(String, u32),
+    /// 429: sentence, seconds to wait, causes.
+    TooManyRequestsBecause(String, u32, Vec<Cause>),
     /// 500: the sentence; only for what is our own fault.
     Internal(String),
     /// 500 without a reason, as upstream answers when its store has no space: the store's words.
@@ -169,7 +171,8 @@ pub enum ApiError {
 
 impl Status {
     /// A failure with no details.
-    fn failure(code: u16, reason: &str, message: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn failure(code: u16, reason: &str, message: impl Into<String>) -> Self {
         Self {
             kind: "Status".into(),
             api_version: "v1".into(),
@@ -313,6 +316,8 @@ impl ApiError {
                 let details = Details { causes: causes.clone(), ..on(named, name) };
                 Status::failure(422, "Invalid", what).with(details)
             }
+            Self::TooManyRequestsBecause(message, seconds, causes) => Status::failure(429, "TooManyRequests", message)
+                .with(Details { retry_after_seconds: *seconds, causes: causes.clone(), ..Details::default() }),
             Self::TooManyRequests(message, seconds) => Status::failure(429, "TooManyRequests", message)
                 .with(Details { retry_after_seconds: *seconds, ..Details::default() }),
             Self::Internal(message) => {

@@ -20,7 +20,7 @@ use super::turns::{SMALL_BYTES_MAX, Turn};
 use super::watch;
 use crate::auth::{reviews, tokens};
 use crate::registry::body::{self as bodies, Body as RequestBody};
-use crate::registry::{Answer, PatchType, Registry, RequestScope, ResponseObject, Wanted, object};
+use crate::registry::{Answer, PatchType, Registry, RequestScope, ResponseObject, Wanted, eviction, object};
 use crate::request::options::{DeleteOptions, ListOptions, WriteOptions};
 use apiserver_resources::{SubresourceKind, Verb, rules};
 
@@ -175,6 +175,10 @@ impl RequestHandler {
                 let catalog = call.catalog;
                 let again = || bodies::of_kind(catalog, kind, body, validation, &mut Vec::new());
                 registry.bind(call, Wanted::new(binding, &again), options).await
+            }
+            Some(SubresourceKind::Eviction) => {
+                let wanted = eviction::read(body, options, &mut call.warnings)?;
+                registry.evict(call, wanted, options).await
             }
             Some(SubresourceKind::Token) => {
                 let kind = ("authentication.k8s.io", "v1", "TokenRequest");

@@ -440,7 +440,9 @@ pub fn packed(asked: &RequestHead<'_>, code: u16, media: Media, body: Vec<u8>) -
 #[must_use]
 pub fn offers(target: &Target) -> Offers {
     let answered = target.row.prefix.is_none()
-        || target.subresource.is_some_and(|s| matches!(s.what, SubresourceKind::Binding | SubresourceKind::Token));
+        || target.subresource.is_some_and(|s| {
+            matches!(s.what, SubresourceKind::Binding | SubresourceKind::Eviction | SubresourceKind::Token)
+        });
     match target.verb {
         Verb::Watch => Offers::Watch,
         _ if answered => Offers::NoTables,

@@ -138,6 +138,22 @@ pub fn of_type(
     Ok(object)
 }
 
+/// The same where the body is to be of `kind` and has the type of `like`: of another version with the same fields.
+pub fn of_type_as(
+    kind: (&'static str, &'static str, &'static str),
+    like: (&'static str, &'static str, &'static str),
+    body: Body<'_>,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<Value, ApiError> {
+    let target = Target { group: kind.0, version: kind.1, kind: kind.2, ..target(like.0, like.1, like.2)? };
+    let decoded = decode::body(body.bytes, body.media, &target, validation)?;
+    warnings.extend(decoded.warnings);
+    let mut object = decoded.object;
+    schema::default(target.schema, &mut object);
+    Ok(object)
+}
+
 /// Decodes an object of the row of a kind, whatever the path is about (Binding).
 pub fn of_kind(
     catalog: &Catalog,

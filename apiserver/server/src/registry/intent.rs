@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::object::{self, metadata_mut};
 use super::write::{Change, Existing};
-use super::{PatchType, Registry, RequestScope, binding, body, check_uid, create, delete, scale};
+use super::{PatchType, Registry, RequestScope, binding, body, check_uid, create, delete, eviction, scale};
 use crate::admission::Operation;
 use crate::request::options::DeleteOptions;
 use apiserver_resources::SubresourceKind;
@@ -64,6 +64,8 @@ pub(super) enum Intent<'a> {
     Bind(Wanted<'a>),
     /// The object to go.
     Delete(DeleteOptions),
+    /// A pod to say that it is evicted, if it is the one that these options mean: the server's own write.
+    Disrupt(DeleteOptions),
     /// A default object to be there, or to be this one where it carries a resourceVersion: the server's own write.
     Install(&'a Value),
     /// A default object to go, so that another can take its place: the server's own write.
@@ -73,7 +75,11 @@ pub(super) enum Intent<'a> {
 impl Intent<'_> {
     /// Whether admission and validation look at it: at everything but the server's own writes.
     pub(super) fn is_admitted(&self) -> bool {
-        !matches!(self, Self::Install(_) | Self::Evict)
+        match self {
+            Self::Install(_) | Self::Evict | Self::Disrupt(_) => false,
+            Self::Delete(options) => !options.of_eviction,
+            _ => true,
+        }
     }
 
     /// A deletion has begun: what is left of it is done whatever the object has become.
@@ -182,6 +188,11 @@ impl Registry {
                 let draft = Draft::create(Value::Null, call.name.to_owned());
                 Ok(Draft { old, operation: Operation::Delete, ..draft })
             }
+            Intent::Disrupt(options) => {
+                let old = existing.ok_or_else(|| call.not_found())?;
+                let new = eviction::disrupted(call, &old.value, old.modified(), options)?;
+                Ok(Draft::update(new, old, call))
+            }
             Intent::Install(object) => Ok(Draft::create((*object).clone(), call.name.to_owned())),
             Intent::Evict => Ok(Draft::create(Value::Null, call.name.to_owned())),
         }
@@ -222,7 +233,7 @@ impl Registry {
                 let (change, document) = self.new_object(call, document, dry_run)?;
                 Resolved { change, document, old: None }
             }
-            (Intent::Replace(_) | Intent::Patch { .. }, Some(existing)) => {
+            (Intent::Replace(_) | Intent::Patch { .. } | Intent::Disrupt(_), Some(existing)) => {
                 of_object(self.changed_object(call, document, existing, dry_run)?, old)
             }
             (Intent::ReplaceScale(_) | Intent::PatchScale { .. }, Some(existing)) => {

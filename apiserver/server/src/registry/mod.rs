@@ -10,6 +10,7 @@ mod claims;
 mod cost;
 mod create;
 mod delete;
+pub mod eviction;
 #[cfg(test)]
 mod fuzz;
 mod inert;

@@ -241,6 +241,8 @@ pub struct DeleteOptions {
     pub uid: Option<String>,
     /// The version that the object must have.
     pub resource_version: Option<String>,
+    /// Whether admission has seen it as an eviction.
+    pub of_eviction: bool,
 }
 
 impl DeleteOptions {
@@ -330,7 +332,7 @@ impl DeleteOptions {
         done("DeleteOptions", causes)?;
         let grace_seconds = grace_seconds.map(|s| if s < 0 { 1 } else { s });
         let dry_run = !dry_run.is_empty();
-        Ok(Self { dry_run, grace_seconds, propagation, orphan_dependents, uid, resource_version })
+        Ok(Self { dry_run, grace_seconds, propagation, orphan_dependents, uid, resource_version, of_eviction: false })
     }
 }
 

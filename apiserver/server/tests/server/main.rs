@@ -4,6 +4,7 @@
 
 mod admission;
 mod answers;
+mod evictions;
 mod pages;
 mod quota;
 

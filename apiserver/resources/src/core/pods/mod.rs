@@ -48,6 +48,12 @@ pub(crate) static ROW: Row = Row {
             verbs: &[Verb::Create],
         },
         Subresource {
+            name: "eviction",
+            what: SubresourceKind::Eviction,
+            body: Some(("policy", "v1", "Eviction")),
+            verbs: &[Verb::Create],
+        },
+        Subresource {
             name: update::EPHEMERAL_CONTAINERS,
             what: SubresourceKind::Part,
             body: None,

@@ -1,0 +1,147 @@
+//! PodDisruptionBudgets: how many of the selected pods stay. Their status is a controller's, and evictions count down in it.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::cells::{AGE, NAME, age, column, name};
+use crate::conditions;
+use crate::field::{ErrorList, FieldError, go_struct};
+use crate::metadata::label_selector;
+use crate::read::{get, has, int, object_mut, put, text};
+use crate::rules::NameRule;
+use crate::workloads::{SPEC, STATUS as STATUS_AT, not_more_than_all, not_negative, number_or_percent};
+use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy};
+
+/// PodDisruptionBudgets.
+pub(crate) static ROW: Row = Row {
+    group: "policy",
+    kind: "PodDisruptionBudget",
+    plural: "poddisruptionbudgets",
+    singular: "poddisruptionbudget",
+    short_names: &["pdb"],
+    schema: "io.k8s.api.policy.v1.PodDisruptionBudget",
+    subresources: &[STATUS],
+    storage: Storage::Stored("poddisruptionbudgets"),
+    shows_empty: true,
+    inert: Some(
+        "no controller counts the pods of PodDisruptionBudgets yet: this one allows no eviction of healthy pods",
+    ),
+    strategy: &PodDisruptionBudget,
+    example: r#"apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: example}
+spec:
+  minAvailable: 1
+  selector: {matchLabels: {app: example}}
+"#,
+    ..Row::NAMESPACED
+};
+
+struct PodDisruptionBudget;
+
+const COLUMNS: &[Column] = &[
+    NAME,
+    column("Min Available", "string"),
+    column("Max Unavailable", "string"),
+    column("Allowed Disruptions", "integer"),
+    AGE,
+];
+const POLICIES: &[&str] = &["AlwaysAllow", "IfHealthyBudget"];
+
+/// As upstream shows its inner struct.
+fn shown(spec: &Value) -> String {
+    let inner = json!({
+        "MinAvailable": get(spec, "minAvailable"),
+        "Selector": get(spec, "selector"),
+        "MaxUnavailable": get(spec, "maxUnavailable"),
+        "UnhealthyPodEvictionPolicy": get(spec, "unhealthyPodEvictionPolicy"),
+    });
+    go_struct(&inner, &["MinAvailable", "Selector", "MaxUnavailable", "UnhealthyPodEvictionPolicy"])
+}
+
+fn validate(errors: &mut ErrorList, spec: &Value) {
+    if has(spec, "minAvailable") && has(spec, "maxUnavailable") {
+        let why = "minAvailable and maxUnavailable cannot be both set";
+        errors.add(|| FieldError::invalid_shown(&SPEC, &shown(spec), why));
+    }
+    for key in ["minAvailable", "maxUnavailable"] {
+        number_or_percent(errors, get(spec, key), &SPEC.child(key));
+        not_more_than_all(errors, get(spec, key), &SPEC.child(key));
+    }
+    label_selector(errors, get(spec, "selector"), &SPEC.child("selector"));
+    let policy = text(spec, "unhealthyPodEvictionPolicy");
+    if has(spec, "unhealthyPodEvictionPolicy") && !POLICIES.contains(&policy) {
+        errors.not_supported(&SPEC.child("unhealthyPodEvictionPolicy"), policy, POLICIES);
+    }
+}
+
+impl Strategy for PodDisruptionBudget {
+    fn default(&self, object: &mut Value) {
+        object_mut(object, "spec");
+        object_mut(object, "status");
+    }
+
+    fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
+        put(object, "status", json!({}));
+    }
+
+    fn counts_generation(&self) -> bool {
+        true
+    }
+
+    fn name_rule(&self) -> NameRule {
+        NameRule::PathSegment
+    }
+
+    fn metadata_checks_of(&self, _: &str) -> MetadataChecks {
+        MetadataChecks::None
+    }
+
+    fn checks_finalizers(&self) -> bool {
+        false
+    }
+
+    fn unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        validate(&mut errors, get(object, "spec"));
+        errors.list()
+    }
+
+    fn validate_update(&self, context: &Context<'_>, new: &Value, _: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        if context.subresource == "status" {
+            let status = get(new, "status");
+            conditions::validate(&mut errors, status, &STATUS_AT.child("conditions"));
+            let counts = ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"];
+            not_negative(&mut errors, status, &counts, &STATUS_AT);
+        } else {
+            validate(&mut errors, get(new, "spec"));
+        }
+        errors.list()
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        let spec = get(object, "spec");
+        let amount = |key: &str| match get(spec, key) {
+            Value::Null => "N/A".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let allowed = int(get(object, "status"), "disruptionsAllowed").unwrap_or(0);
+        vec![
+            name(object),
+            json!(amount("minAvailable")),
+            json!(amount("maxUnavailable")),
+            json!(allowed),
+            age(object, now),
+        ]
+    }
+}
