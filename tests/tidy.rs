@@ -33,6 +33,20 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "what kinds mean: no tokio, no clock, no HTTP, no store",
     ),
     (
+        "apiserver/cel",
+        &[
+            "tokio",
+            "hyper",
+            "machinery-env",
+            "machinery-client",
+            "machinery-serve",
+            "apiserver-resources",
+            "apiserver-storage",
+            "apiserver",
+        ],
+        "a language: no tokio, no clock, nothing of the server",
+    ),
+    (
         "apiserver/storage",
         &["hyper", "machinery-client", "kube", "apiserver"],
         "the store and its cache: no HTTP, no client",
@@ -83,6 +97,7 @@ const PURE: &[&str] = &[
     "scheduler/src/plugins",
     "proxy/src/table.rs",
     "proxy/src/balance.rs",
+    "apiserver/cel/src",
     "apiserver/resources/src",
     "wasm-node/kubelet/src/image/collect.rs",
     "wasm-node/kubelet/src/pod/cell.rs",

@@ -1,0 +1,99 @@
+//! What is wrong with constants, found before they are used.
+
+use super::{Checked, Reference};
+use crate::library::compile_pattern;
+use crate::syntax::{Id, Issues, Kind, Literal, Source};
+use crate::types::Type;
+use crate::value::{Timestamp, parse_duration, parse_timestamp};
+
+pub(super) fn validate(checked: &Checked, source: &Source, issues: &mut Issues) {
+    let exempt = exempt(checked);
+    for id in 0..checked.tree.nodes.len() as Id {
+        let node = checked.tree.get(id);
+        match &node.kind {
+            Kind::Call { .. } => literal_argument(checked, id, source, issues),
+            Kind::List { items, optional } if !exempt[id as usize] => {
+                let types = items.iter().zip(optional).map(|(id, optional)| (*id, element(checked, *id, *optional)));
+                homogeneous(checked, types, true, source, issues);
+            }
+            Kind::Map(entries) if !exempt[id as usize] => {
+                let keys = entries.iter().map(|entry| (entry.key, checked.ty(entry.key)));
+                homogeneous(checked, keys, false, source, issues);
+                let values = entries.iter().map(|e| (e.value, element(checked, e.value, e.optional)));
+                homogeneous(checked, values, false, source, issues);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn element(checked: &Checked, id: Id, optional: bool) -> &Type {
+    match checked.ty(id) {
+        Type::Optional(inner) if optional => inner,
+        ty => ty,
+    }
+}
+
+/// Literals within the arguments of `format`, which take a mixture.
+fn exempt(checked: &Checked) -> Vec<bool> {
+    let count = checked.tree.nodes.len();
+    let mut exempt = vec![false; count];
+    // Parents stand behind their children.
+    for id in (0..count as Id).rev() {
+        let formats = matches!(checked.reference(id), Reference::Function { name, .. } if &**name == "format");
+        if formats || exempt[id as usize] {
+            checked.tree.get(id).kind.children(|child| exempt[child as usize] = true);
+        }
+    }
+    exempt
+}
+
+fn homogeneous<'c>(
+    checked: &Checked,
+    types: impl Iterator<Item = (Id, &'c Type)>,
+    once: bool,
+    source: &Source,
+    issues: &mut Issues,
+) {
+    let mut first: Option<&Type> = None;
+    for (id, ty) in types {
+        match first {
+            None => first = Some(ty),
+            Some(first) if equivalent(first, ty) => {}
+            Some(first) => {
+                let message = format!("expected type '{first}' but found '{ty}'");
+                issues.report(source, checked.tree.get(id).at, message);
+                if once {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn equivalent(a: &Type, b: &Type) -> bool {
+    match (a, b) {
+        (Type::List(a), Type::List(b)) | (Type::Optional(a), Type::Optional(b)) => equivalent(a, b),
+        (Type::Map(a), Type::Map(b)) => equivalent(&a.0, &b.0) && equivalent(&a.1, &b.1),
+        (Type::Type(_), Type::Type(_)) => true,
+        (a, b) => a == b,
+    }
+}
+
+fn literal_argument(checked: &Checked, id: Id, source: &Source, issues: &mut Issues) {
+    let Reference::Function { name, .. } = checked.reference(id) else { return };
+    let Kind::Call { args, .. } = &checked.tree.get(id).kind else { return };
+    let Some((arg, Kind::Literal(literal))) = args.first().map(|arg| (*arg, &checked.tree.get(*arg).kind)) else {
+        return;
+    };
+    let valid = match (&**name, literal) {
+        ("duration", Literal::String(text)) => parse_duration(text).is_some(),
+        ("timestamp", Literal::String(text)) => parse_timestamp(text).is_some(),
+        ("timestamp", Literal::Int(seconds)) => Timestamp::new(*seconds, 0).is_some(),
+        ("matches", Literal::String(pattern)) => compile_pattern(pattern).is_ok(),
+        _ => true,
+    };
+    if !valid {
+        issues.report(source, checked.tree.get(arg).at, format!("invalid {name} argument"));
+    }
+}

@@ -1,0 +1,94 @@
+//! Environments, in which expressions are compiled, and programs, which are the compiled ones.
+
+use std::sync::Arc;
+
+use crate::budget::Budget;
+use crate::check::{Checked, Names, check};
+use crate::cost::{CostEstimate, estimate};
+use crate::error::EvalError;
+use crate::eval::{Activation, Code, evaluate, plan};
+use crate::syntax::{CompileError, Source, parse};
+use crate::types::{DeclType, Declared, Type};
+use crate::value::Value;
+
+/// What an expression may name.
+#[derive(Clone, Debug, Default)]
+pub struct Env {
+    names: Names,
+}
+
+/// A compiled expression.
+#[derive(Clone)]
+pub struct Program {
+    pub(crate) code: Arc<Code>,
+    output: Type,
+    estimate: CostEstimate,
+}
+
+impl Env {
+    /// The environment of Kubernetes 1.36, without variables.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Declares a variable of a type.
+    #[must_use]
+    pub fn variable(self, name: &str, ty: Type) -> Self {
+        self.declare(name, DeclType { max_elements: -1, ..DeclType::scalar(ty, 0) })
+    }
+
+    /// Declares a variable of a type with sizes and, for objects, fields.
+    #[must_use]
+    pub fn declare(self, name: &str, decl: DeclType) -> Self {
+        self.declare_shared(name, Arc::new(decl))
+    }
+
+    /// Declares a variable that a schema describes.
+    #[must_use]
+    pub fn schema(self, name: &str, declared: &Declared) -> Self {
+        self.declare_shared(name, declared.decl.clone())
+    }
+
+    fn declare_shared(mut self, name: &str, decl: Arc<DeclType>) -> Self {
+        decl.objects(&mut |name, decl| {
+            self.names.structs.insert(name.clone(), decl.clone());
+        });
+        self.names.variables.insert(name.into(), decl);
+        self
+    }
+
+    /// Lets expressions make `Object{…}` and `JSONPatch{…}`.
+    #[must_use]
+    pub fn mutation(mut self) -> Self {
+        self.names.mutation = true;
+        self
+    }
+
+    pub fn compile(&self, text: &str) -> Result<Program, CompileError> {
+        let source = Source::new(text);
+        let checked: Checked = check(parse(&source)?, &source, &self.names)?;
+        let estimate = estimate(&checked, &self.names);
+        let code = Arc::new(plan(&checked));
+        Ok(Program { code, output: checked.ty(checked.tree.root).clone(), estimate })
+    }
+}
+
+impl Program {
+    pub fn output_type(&self) -> &Type {
+        &self.output
+    }
+
+    /// What an evaluation costs at least and at most, by the sizes that the variables are declared with.
+    pub fn estimate(&self) -> CostEstimate {
+        self.estimate
+    }
+
+    /// Whether the expression names a variable.
+    pub fn uses(&self, variable: &str) -> bool {
+        self.code.uses(variable)
+    }
+
+    pub fn eval<'d>(&self, activation: &Activation<'d>, budget: &mut Budget<'_>) -> Result<Value<'d>, EvalError> {
+        evaluate(&self.code, activation, budget)
+    }
+}

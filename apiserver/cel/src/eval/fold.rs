@@ -1,0 +1,116 @@
+//! Loops.
+
+use std::sync::Arc;
+
+use super::actual;
+use super::plan::{At, FoldOp};
+use super::run::{Machine, Slot, fatal};
+use crate::error::EvalError;
+use crate::value::{Key, List, Map, Res, Value, concat};
+
+impl<'d> Machine<'_, '_, 'd, '_, '_> {
+    pub(super) fn fold(&mut self, fold: &FoldOp) -> Res<Value<'d>> {
+        if fold.binds {
+            self.slots[usize::from(fold.accumulator)] = Slot::Pending(fold.init);
+            return self.eval(fold.result);
+        }
+        let range = self.eval(fold.range)?;
+        let init = self.eval(fold.init);
+        self.slots[usize::from(fold.accumulator)] = Slot::Value(init);
+        match &range {
+            Value::List(list) => {
+                for at in 0..list.len() {
+                    let item = list.get(at).unwrap_or(Ok(Value::Null));
+                    let (first, second) = match fold.second {
+                        Some(_) => (Ok(Value::Int(at as i64)), Some(item)),
+                        None => (item, None),
+                    };
+                    if !self.turn(fold, first, second)? {
+                        break;
+                    }
+                }
+            }
+            Value::Map(map) => {
+                for key in map.keys() {
+                    let value = fold.second.map(|_| map.get(&key).map(|value| value.unwrap_or(Value::Null)));
+                    if !self.turn(fold, Ok(key), value)? {
+                        break;
+                    }
+                }
+            }
+            other => {
+                return Err(EvalError::new(format!("got '{}', expected iterable type", other.type_name())));
+            }
+        }
+        self.eval(fold.result)
+    }
+
+    /// One turn; whether another one is wanted.
+    fn turn(&mut self, fold: &FoldOp, first: Res<Value<'d>>, second: Option<Res<Value<'d>>>) -> Res<bool> {
+        self.meter.turn()?;
+        self.slots[usize::from(fold.variable)] = Slot::Value(first);
+        if let (Some(slot), Some(second)) = (fold.second, second) {
+            self.slots[usize::from(slot)] = Slot::Value(second);
+        }
+        match self.eval(fold.condition) {
+            Ok(Value::Bool(false)) => return Ok(false),
+            Err(error) if fatal(&error) => return Err(error),
+            _ => {}
+        }
+        let step = self.eval(fold.step);
+        match &step {
+            Err(error) if fatal(error) || !fold.forgives => return Err(error.clone()),
+            _ => {}
+        }
+        self.slots[usize::from(fold.accumulator)] = Slot::Value(step);
+        Ok(true)
+    }
+
+    pub(super) fn append(&mut self, slot: u16, items: At) -> Res<Value<'d>> {
+        self.meter.cost(1)?;
+        let items = self.eval(items)?;
+        self.meter.cost(1)?;
+        let (Value::List(mut gathered), Value::List(more)) = (self.take(slot)?, items) else {
+            return Err(EvalError::no_such_overload());
+        };
+        if let List::Own { items: own, schema: None } = &mut gathered
+            && let Some(own) = Arc::get_mut(own)
+        {
+            self.meter.allocate(more.len() * size_of::<Value<'_>>())?;
+            for item in more.iter() {
+                own.push(item?);
+            }
+            return Ok(Value::List(gathered));
+        }
+        concat(&gathered, &more, self.meter).map(Value::List)
+    }
+
+    pub(super) fn insert(&mut self, slot: u16, key: Option<At>, value: At) -> Res<Value<'d>> {
+        self.meter.cost(1)?;
+        let added = match key {
+            Some(key) => vec![(self.eval(key)?, self.eval(value)?)],
+            None => {
+                let Value::Map(map) = self.eval(value)? else { return Err(EvalError::no_such_overload()) };
+                let mut added = Vec::new();
+                for key in map.keys() {
+                    if let Some(value) = map.get(&key)? {
+                        added.push((key, value));
+                    }
+                }
+                added
+            }
+        };
+        self.meter.cost(actual::CALL)?;
+        let Value::Map(Map::Own(mut entries)) = self.take(slot)? else { return Err(EvalError::no_such_overload()) };
+        let map = Arc::make_mut(&mut entries);
+        for (key, value) in added {
+            self.meter.allocate(2 * size_of::<Value<'_>>())?;
+            let name = Key::from_value(&key);
+            let name = name.ok_or_else(|| EvalError::new(format!("unsupported key type: {}", key.type_name())))?;
+            if map.insert(name, value).is_some() {
+                return Err(EvalError::new(format!("insert failed: key {key} already exists")));
+            }
+        }
+        Ok(Value::Map(Map::Own(entries)))
+    }
+}

@@ -1,0 +1,120 @@
+//! Programs: an expression as a flat vector of operations, and its evaluation.
+
+mod actual;
+mod fold;
+mod plan;
+mod run;
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+use crate::budget::{Budget, Meter};
+use crate::error::EvalError;
+use crate::library::Authorizer;
+use crate::types::{Declared, Schema};
+use crate::value::{Opaque, Res, Value, from_json};
+
+pub(crate) use plan::Code;
+pub(crate) use plan::plan;
+
+/// What the names of an expression stand for in one evaluation.
+#[derive(Default)]
+pub struct Activation<'d> {
+    values: Vec<(&'d str, Res<Value<'d>>)>,
+    lazy: Vec<Lazy<'d>>,
+    authorizer: Option<&'d dyn Authorizer>,
+}
+
+/// A variable of a policy, evaluated when it is first asked for.
+struct Lazy<'d> {
+    name: Arc<str>,
+    code: Arc<Code>,
+    value: OnceCell<Res<Value<'d>>>,
+}
+
+impl<'d> Activation<'d> {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Binds a value of any kind.
+    #[must_use]
+    pub fn value(mut self, name: &'d str, value: Value<'d>) -> Self {
+        self.set(name, value);
+        self
+    }
+
+    pub fn set(&mut self, name: &'d str, value: Value<'d>) {
+        self.values.retain(|(other, _)| *other != name);
+        self.values.push((name, Ok(value)));
+    }
+
+    /// Binds data of which nothing is specified.
+    #[must_use]
+    pub fn json(self, name: &'d str, json: &'d Json) -> Self {
+        let value = from_json(json, None).unwrap_or(Value::Null);
+        self.value(name, value)
+    }
+
+    /// Binds data that a schema specifies.
+    #[must_use]
+    pub fn typed(mut self, name: &'d str, json: &'d Json, declared: &'d Declared) -> Self {
+        let schema: &'d Schema = &declared.schema;
+        self.values.push((name, from_json(json, Some(schema))));
+        self
+    }
+
+    /// Binds `authorizer`, and says who answers.
+    #[must_use]
+    pub fn authorizer(mut self, authorizer: &'d dyn Authorizer) -> Self {
+        self.authorizer = Some(authorizer);
+        self.value("authorizer", Value::opaque(Opaque::Authorizer(None)))
+    }
+
+    /// Binds a check of a resource, as `authorizer.requestResource` is one.
+    #[must_use]
+    pub fn request_resource(self, name: &'d str, request: crate::AuthorizationRequest) -> Self {
+        let check = crate::value::ResourceCheck {
+            user: request.user,
+            group: request.group,
+            resource: request.resource,
+            subresource: request.subresource,
+            namespace: request.namespace,
+            name: request.name,
+            field_selector: request.field_selector,
+            label_selector: request.label_selector,
+        };
+        self.value(name, Value::opaque(Opaque::ResourceCheck(check)))
+    }
+
+    /// Adds a field of `variables`. Its expression may use those added before.
+    pub fn variable(&mut self, name: &str, program: &crate::Program) {
+        if self.lazy.is_empty() {
+            self.set("variables", Value::Variables);
+        }
+        self.lazy.push(Lazy { name: name.into(), code: program.code.clone(), value: OnceCell::new() });
+    }
+
+    fn lazy_value(&self, name: &str, meter: &mut Meter<'_>) -> Option<Res<Value<'d>>> {
+        let lazy = self.lazy.iter().find(|lazy| *lazy.name == *name)?;
+        if let Some(known) = lazy.value.get() {
+            return Some(known.clone());
+        }
+        let value = meter.apart(|meter| run::run(&lazy.code, self, meter));
+        Some(lazy.value.get_or_init(|| value).clone())
+    }
+}
+
+/// Runs a program and charges what it cost.
+pub(crate) fn evaluate<'d>(
+    code: &Code,
+    activation: &Activation<'d>,
+    budget: &mut Budget<'_>,
+) -> Result<Value<'d>, EvalError> {
+    let mut meter = budget.meter();
+    let result = run::run(code, activation, &mut meter);
+    budget.charge(meter.total());
+    result
+}

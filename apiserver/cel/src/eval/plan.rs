@@ -1,0 +1,349 @@
+//! From a checked tree to operations: names resolved, constants folded, patterns compiled.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use regex::Regex;
+
+use super::actual::CostRule;
+use crate::check::{Checked, Reference};
+use crate::library::{Overload, compile_pattern};
+use crate::syntax::{ACCUMULATOR, Fold, Id, Kind, Literal};
+use crate::value::{Key, Map, Text, Value};
+
+/// The place of an operation.
+pub(super) type At = u32;
+
+#[derive(Debug)]
+pub(crate) struct Code {
+    pub(super) ops: Vec<Op>,
+    pub(super) root: At,
+    pub(super) variables: Vec<Arc<str>>,
+    /// How many values loops hold.
+    pub(super) slots: usize,
+}
+
+#[derive(Debug)]
+pub(super) enum Op {
+    Constant(Value<'static>),
+    Variable(u16),
+    Slot(u16),
+    /// A slot's value, which is taken out: the loop is about to put it back.
+    Take(u16),
+    Select {
+        operand: At,
+        field: Arc<str>,
+        optional: bool,
+    },
+    Test {
+        operand: At,
+        field: Arc<str>,
+    },
+    Index {
+        operand: At,
+        index: At,
+        optional: bool,
+    },
+    Logic {
+        a: At,
+        b: At,
+        or: bool,
+    },
+    Conditional {
+        condition: At,
+        yes: At,
+        no: At,
+    },
+    Equal {
+        a: At,
+        b: At,
+        not: bool,
+    },
+    NotStrictlyFalse(At),
+    /// The second operand where the first is empty.
+    Or {
+        a: At,
+        b: At,
+        value: bool,
+    },
+    Call(Box<CallOp>),
+    List {
+        items: Box<[At]>,
+        optional: Box<[bool]>,
+    },
+    Map(Box<[(At, At, bool)]>),
+    Object {
+        name: Arc<str>,
+        fields: Box<[(Arc<str>, At, bool)]>,
+    },
+    Fold(Box<FoldOp>),
+    /// Adds items to the list of a slot in its place.
+    Append {
+        slot: u16,
+        items: At,
+    },
+    /// Adds an entry, or those of a map, to the map of a slot in its place.
+    Insert {
+        slot: u16,
+        key: Option<At>,
+        value: At,
+    },
+}
+
+pub(super) struct CallOp {
+    pub(super) name: Arc<str>,
+    pub(super) overloads: Box<[&'static Overload]>,
+    pub(super) args: Box<[At]>,
+    pub(super) cost: CostRule,
+    pub(super) pattern: Option<Regex>,
+}
+
+impl std::fmt::Debug for CallOp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}({:?})", self.name, self.args)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct FoldOp {
+    pub(super) range: At,
+    pub(super) variable: u16,
+    pub(super) second: Option<u16>,
+    pub(super) accumulator: u16,
+    pub(super) init: At,
+    pub(super) condition: At,
+    pub(super) step: At,
+    pub(super) result: At,
+    /// Names a value and loops over nothing.
+    pub(super) binds: bool,
+    /// Whether an error that was accumulated can be got over.
+    pub(super) forgives: bool,
+}
+
+struct Planner<'c> {
+    checked: &'c Checked,
+    ops: Vec<Op>,
+    known: HashMap<Id, At>,
+    variables: Vec<Arc<str>>,
+    locals: Vec<(Arc<str>, u16)>,
+    slots: u16,
+}
+
+pub(crate) fn plan(checked: &Checked) -> Code {
+    let (variables, locals) = (Vec::new(), Vec::new());
+    let mut planner = Planner { checked, ops: Vec::new(), known: HashMap::new(), variables, locals, slots: 0 };
+    let root = planner.node(checked.tree.root);
+    Code { ops: planner.ops, root, variables: planner.variables, slots: usize::from(planner.slots) }
+}
+
+impl Planner<'_> {
+    fn add(&mut self, op: Op) -> At {
+        self.ops.push(op);
+        (self.ops.len() - 1) as At
+    }
+
+    fn constant(&self, at: At) -> Option<&Value<'static>> {
+        match &self.ops[at as usize] {
+            Op::Constant(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn nodes(&mut self, ids: &[Id]) -> Box<[At]> {
+        ids.iter().map(|id| self.node(*id)).collect()
+    }
+
+    fn node(&mut self, id: Id) -> At {
+        if let Some(at) = self.known.get(&id) {
+            return *at;
+        }
+        let checked = self.checked;
+        let op = match &checked.tree.get(id).kind {
+            Kind::Literal(literal) => Op::Constant(constant(literal)),
+            Kind::Ident(name) => self.ident(id, name),
+            Kind::Select { operand, field, test } => match checked.reference(id) {
+                Reference::None => {
+                    let (operand, field) = (self.node(*operand), field.clone());
+                    if *test { Op::Test { operand, field } } else { Op::Select { operand, field, optional: false } }
+                }
+                _ => self.ident(id, field),
+            },
+            Kind::Call { function, target, args } => self.call(id, function, *target, args),
+            Kind::List { items, optional } => self.list(items, optional),
+            Kind::Map(entries) => {
+                let entries: Box<[_]> =
+                    entries.iter().map(|e| (self.node(e.key), self.node(e.value), e.optional)).collect();
+                self.map(entries)
+            }
+            Kind::Struct { name, fields } => {
+                let fields = fields.iter().map(|f| (f.name.clone(), self.node(f.value), f.optional)).collect();
+                Op::Object { name: name.trim_start_matches('.').into(), fields }
+            }
+            Kind::Fold(fold) => self.fold(fold),
+        };
+        let at = self.add(op);
+        self.known.insert(id, at);
+        at
+    }
+
+    fn slot(&self, name: &str) -> Option<u16> {
+        self.locals.iter().rev().find(|(local, _)| **local == *name).map(|(_, slot)| *slot)
+    }
+
+    fn ident(&mut self, id: Id, name: &str) -> Op {
+        match self.checked.reference(id) {
+            Reference::Variable(name) => {
+                let known = self.variables.iter().position(|other| other == name);
+                let number = known.unwrap_or_else(|| {
+                    self.variables.push(name.clone());
+                    self.variables.len() - 1
+                });
+                Op::Variable(number as u16)
+            }
+            Reference::Type(name) => Op::Constant(Value::Type(name.clone())),
+            _ => self.slot(name).map_or_else(|| Op::Constant(Value::Null), Op::Slot),
+        }
+    }
+
+    fn list(&mut self, items: &[Id], optional: &[bool]) -> Op {
+        let items = self.nodes(items);
+        let constants: Option<Vec<Value<'static>>> = items.iter().map(|at| self.constant(*at).cloned()).collect();
+        match constants {
+            Some(items) if !optional.contains(&true) => Op::Constant(Value::list(items)),
+            _ => Op::List { items, optional: optional.into() },
+        }
+    }
+
+    fn map(&mut self, entries: Box<[(At, At, bool)]>) -> Op {
+        let mut folded = BTreeMap::new();
+        for (key, value, optional) in &entries {
+            let key = self.constant(*key).and_then(Key::from_value);
+            let (Some(key), Some(value), false) = (key, self.constant(*value), *optional) else {
+                return Op::Map(entries);
+            };
+            if folded.insert(key, value.clone()).is_some() {
+                return Op::Map(entries);
+            }
+        }
+        Op::Constant(Value::Map(Map::own(folded)))
+    }
+
+    fn call(&mut self, id: Id, function: &str, target: Option<Id>, args: &[Id]) -> Op {
+        if function == "_?._" {
+            let field = match &self.checked.tree.get(args[1]).kind {
+                Kind::Literal(Literal::String(field)) => field.clone(),
+                _ => "".into(),
+            };
+            return Op::Select { operand: self.node(args[0]), field, optional: true };
+        }
+        let (name, is_target) = match self.checked.reference(id) {
+            Reference::Function { name, target, .. } => (name.clone(), *target),
+            _ => (function.into(), target.is_some()),
+        };
+        let all: Vec<Id> = target.filter(|_| is_target).into_iter().chain(args.iter().copied()).collect();
+        let args = self.nodes(&all);
+        match (&*name, &*args) {
+            ("_&&_", [a, b]) => Op::Logic { a: *a, b: *b, or: false },
+            ("_||_", [a, b]) => Op::Logic { a: *a, b: *b, or: true },
+            ("_?_:_", [condition, yes, no]) => Op::Conditional { condition: *condition, yes: *yes, no: *no },
+            ("_==_", [a, b]) => Op::Equal { a: *a, b: *b, not: false },
+            ("_!=_", [a, b]) => Op::Equal { a: *a, b: *b, not: true },
+            ("_[_]", [operand, index]) => Op::Index { operand: *operand, index: *index, optional: false },
+            ("_[?_]", [operand, index]) => Op::Index { operand: *operand, index: *index, optional: true },
+            ("@not_strictly_false", [a]) => Op::NotStrictlyFalse(*a),
+            ("or", [a, b]) => Op::Or { a: *a, b: *b, value: false },
+            ("orValue", [a, b]) => Op::Or { a: *a, b: *b, value: true },
+            _ => self.function(id, name, args),
+        }
+    }
+
+    fn function(&mut self, id: Id, name: Arc<str>, args: Box<[At]>) -> Op {
+        let overloads: Box<[&'static Overload]> = self.checked.overloads(id).into();
+        let one = if overloads.len() == 1 { &*overloads[0].id } else { "" };
+        let cost = CostRule::of(&name, one);
+        let takes_pattern = matches!(&*name, "matches" | "find" | "findAll");
+        let pattern = args.get(1).filter(|_| takes_pattern).and_then(|at| self.constant(*at)?.as_str());
+        let pattern = pattern.and_then(|pattern| compile_pattern(pattern).ok());
+        Op::Call(Box::new(CallOp { name, overloads, args, cost, pattern }))
+    }
+
+    fn fold(&mut self, fold: &Fold) -> Op {
+        let range_node = &self.checked.tree.get(fold.range).kind;
+        let empty = matches!(range_node, Kind::List { items, .. } if items.is_empty());
+        let binds = empty && &*fold.accumulator != ACCUMULATOR;
+        let range = self.node(fold.range);
+        let init = self.node(fold.init);
+        let accumulator = self.slots;
+        let variable = accumulator + 1;
+        let second = fold.second.as_ref().map(|_| accumulator + 2);
+        self.slots += 3;
+        let depth = self.locals.len();
+        self.locals.push((fold.accumulator.clone(), accumulator));
+        self.locals.push((fold.variable.clone(), variable));
+        if let (Some(name), Some(slot)) = (&fold.second, second) {
+            self.locals.push((name.clone(), slot));
+        }
+        let condition = self.node(fold.condition);
+        let gathers = matches!(&self.checked.tree.get(fold.init).kind, Kind::List { .. } | Kind::Map(_));
+        let step = if gathers && !binds { self.step(fold.step, accumulator) } else { self.node(fold.step) };
+        self.locals.truncate(depth + 1);
+        let result = self.node(fold.result);
+        self.locals.truncate(depth);
+        let forgives = matches!(self.ops[step as usize], Op::Logic { .. });
+        Op::Fold(Box::new(FoldOp {
+            range,
+            variable,
+            second,
+            accumulator,
+            init,
+            condition,
+            step,
+            result,
+            binds,
+            forgives,
+        }))
+    }
+
+    /// The step of a loop that gathers, so that it adds to what is there and copies nothing.
+    fn step(&mut self, id: Id, slot: u16) -> At {
+        let checked = self.checked;
+        let accumulates = |id: Id| matches!(&checked.tree.get(id).kind, Kind::Ident(name) if &**name == ACCUMULATOR);
+        let op = match &checked.tree.get(id).kind {
+            Kind::Ident(_) if accumulates(id) => Op::Take(slot),
+            Kind::Call { function, args, .. } if &**function == "_?_:_" => {
+                let condition = self.node(args[0]);
+                let yes = self.step(args[1], slot);
+                let no = self.step(args[2], slot);
+                Op::Conditional { condition, yes, no }
+            }
+            Kind::Call { function, args, .. } if &**function == "_+_" && accumulates(args[0]) => {
+                Op::Append { slot, items: self.node(args[1]) }
+            }
+            Kind::Call { function, args, .. } if &**function == "cel.@mapInsert" && accumulates(args[0]) => {
+                let key = (args.len() == 3).then(|| self.node(args[1]));
+                Op::Insert { slot, key, value: self.node(args[args.len() - 1]) }
+            }
+            _ => return self.node(id),
+        };
+        self.add(op)
+    }
+}
+
+fn constant(literal: &Literal) -> Value<'static> {
+    match literal {
+        Literal::Null => Value::Null,
+        Literal::Bool(value) => Value::Bool(*value),
+        Literal::Int(value) => Value::Int(*value),
+        Literal::Uint(value) => Value::Uint(*value),
+        Literal::Double(value) => Value::Double(*value),
+        Literal::String(text) => Value::String(Text::Own(text.clone())),
+        Literal::Bytes(bytes) => Value::Bytes(bytes.clone()),
+    }
+}
+
+impl Code {
+    pub(crate) fn uses(&self, variable: &str) -> bool {
+        self.variables.iter().any(|name| **name == *variable)
+    }
+}

@@ -1,0 +1,336 @@
+//! Operations, evaluated.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::plan::{At, CallOp, Code, Op};
+use super::{Activation, actual};
+use crate::budget::Meter;
+use crate::error::{ErrorKind, EvalError};
+use crate::library::{Call, Implementation};
+use crate::value::{Key, List, Map, Object, Res, Value, equal};
+
+/// What a loop holds of a name.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Slot<'d> {
+    #[default]
+    Empty,
+    Value(Res<Value<'d>>),
+    /// An operation whose value nobody has asked for yet.
+    Pending(At),
+}
+
+pub(super) struct Machine<'c, 'a, 'd, 'm, 'i> {
+    pub(super) code: &'c Code,
+    pub(super) activation: &'a Activation<'d>,
+    pub(super) slots: Vec<Slot<'d>>,
+    pub(super) meter: &'m mut Meter<'i>,
+}
+
+pub(super) fn run<'d>(code: &Code, activation: &Activation<'d>, meter: &mut Meter<'_>) -> Res<Value<'d>> {
+    let slots = vec![Slot::Empty; code.slots];
+    Machine { code, activation, slots, meter }.eval(code.root)
+}
+
+/// An error that ends the evaluation, whatever stands around it.
+pub(super) fn fatal(error: &EvalError) -> bool {
+    error.kind != ErrorKind::Value
+}
+
+impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
+    pub(super) fn eval(&mut self, at: At) -> Res<Value<'d>> {
+        self.meter.enter()?;
+        let result = self.operation(at);
+        self.meter.leave();
+        result
+    }
+
+    fn operation(&mut self, at: At) -> Res<Value<'d>> {
+        let code: &'c Code = self.code;
+        match &code.ops[at as usize] {
+            Op::Constant(value) => Ok(value.clone()),
+            Op::Variable(number) => self.variable(*number),
+            Op::Slot(slot) => self.slot(*slot),
+            Op::Take(slot) => {
+                self.meter.cost(1)?;
+                self.take(*slot)
+            }
+            Op::Select { operand, field, optional } => self.select(*operand, field, *optional),
+            Op::Test { operand, field } => self.test(*operand, field),
+            Op::Index { operand, index, optional } => self.index(*operand, *index, *optional),
+            Op::Logic { a, b, or } => self.logic(*a, *b, *or),
+            Op::Conditional { condition, yes, no } => match self.eval(*condition)? {
+                Value::Bool(true) => self.eval(*yes),
+                Value::Bool(false) => self.eval(*no),
+                _ => Err(EvalError::no_such_overload()),
+            },
+            Op::Equal { a, b, not } => self.equal(*a, *b, *not),
+            Op::NotStrictlyFalse(a) => {
+                let value = self.eval(*a);
+                self.meter.cost(1)?;
+                match value {
+                    Err(error) if fatal(&error) => Err(error),
+                    Ok(Value::Bool(value)) => Ok(Value::Bool(value)),
+                    _ => Ok(Value::Bool(true)),
+                }
+            }
+            Op::Or { a, b, value } => self.or(*a, *b, *value),
+            Op::Call(call) => self.call(call),
+            Op::List { items, optional } => self.list(items, optional),
+            Op::Map(entries) => self.map(entries),
+            Op::Object { name, fields } => self.object(name, fields),
+            Op::Fold(fold) => self.fold(fold),
+            Op::Append { slot, items } => self.append(*slot, *items),
+            Op::Insert { slot, key, value } => self.insert(*slot, *key, *value),
+        }
+    }
+
+    fn variable(&mut self, number: u16) -> Res<Value<'d>> {
+        self.meter.cost(1)?;
+        let name = &self.code.variables[usize::from(number)];
+        match self.activation.values.iter().find(|(other, _)| **other == **name) {
+            Some((_, value)) => value.clone(),
+            None => Err(EvalError::new(format!("no such attribute(s): {name}"))),
+        }
+    }
+
+    fn slot(&mut self, slot: u16) -> Res<Value<'d>> {
+        self.meter.cost(1)?;
+        match &self.slots[usize::from(slot)] {
+            Slot::Value(value) => value.clone(),
+            Slot::Pending(at) => {
+                let at = *at;
+                let value = self.eval(at);
+                self.slots[usize::from(slot)] = Slot::Value(value.clone());
+                value
+            }
+            Slot::Empty => Ok(Value::Null),
+        }
+    }
+
+    pub(super) fn take(&mut self, slot: u16) -> Res<Value<'d>> {
+        match std::mem::take(&mut self.slots[usize::from(slot)]) {
+            Slot::Value(value) => value,
+            _ => Ok(Value::Null),
+        }
+    }
+
+    fn select(&mut self, operand: At, field: &Arc<str>, optional: bool) -> Res<Value<'d>> {
+        let operand = self.eval(operand)?;
+        self.meter.cost(1)?;
+        if let Value::Optional(inner) = &operand {
+            let found = inner.as_ref().and_then(|inner| self.field(inner, field));
+            return Ok(Value::Optional(found.transpose()?.map(Arc::new)));
+        }
+        let found = self.field(&operand, field).transpose()?;
+        if optional {
+            return Ok(Value::Optional(found.map(Arc::new)));
+        }
+        match (found, &operand) {
+            (Some(value), _) => Ok(value),
+            (None, Value::List(_)) => Err(EvalError::new("unsupported index type 'string' in list")),
+            (None, _) => Err(EvalError::no_such_key(field)),
+        }
+    }
+
+    fn field(&mut self, of: &Value<'d>, field: &str) -> Option<Res<Value<'d>>> {
+        match of {
+            Value::Map(map) => map.field(field),
+            Value::Object(object) => object.fields.get(field).cloned().map(Ok),
+            Value::Variables => self.activation.lazy_value(field, self.meter),
+            _ => None,
+        }
+    }
+
+    /// Whether a field is there; costs nothing.
+    fn test(&mut self, operand: At, field: &Arc<str>) -> Res<Value<'d>> {
+        let operand = self.eval(operand)?;
+        let inner = match &operand {
+            Value::Optional(None) => return Ok(Value::Bool(false)),
+            Value::Optional(Some(inner)) => inner,
+            other => other,
+        };
+        let present = match inner {
+            Value::Variables => self.activation.lazy.iter().any(|lazy| lazy.name == *field),
+            Value::Map(map) => map.field(field).is_some(),
+            Value::Object(object) => object.fields.contains_key(field),
+            _ => false,
+        };
+        Ok(Value::Bool(present))
+    }
+
+    fn index(&mut self, operand: At, index: At, optional: bool) -> Res<Value<'d>> {
+        let operand = self.eval(operand)?;
+        let index = self.eval(index)?;
+        self.meter.cost(1)?;
+        let (inner, optional) = match &operand {
+            Value::Optional(None) => return Ok(Value::Optional(None)),
+            Value::Optional(Some(inner)) => (&**inner, true),
+            other => (other, optional),
+        };
+        let found = match inner {
+            Value::List(list) => {
+                let at = List::index(&index)?;
+                usize::try_from(at).ok().and_then(|at| list.get(at)).transpose()?
+            }
+            Value::Map(map) => map.get(&index)?,
+            Value::Variables | Value::Object(_) => match &index {
+                Value::String(name) => self.field(inner, name).transpose()?,
+                _ => None,
+            },
+            _ => None,
+        };
+        match found {
+            found if optional => Ok(Value::Optional(found.map(Arc::new))),
+            Some(value) => Ok(value),
+            None if matches!(inner, Value::List(_)) => Err(EvalError::new(format!("index out of bounds: {index}"))),
+            None => Err(EvalError::no_such_key(&index)),
+        }
+    }
+
+    /// `&&` and `||`: what either operand decides is decided, whatever is wrong with the other.
+    fn logic(&mut self, a: At, b: At, or: bool) -> Res<Value<'d>> {
+        let first = self.term(a)?;
+        if first == Ok(or) {
+            return Ok(Value::Bool(or));
+        }
+        let second = self.term(b)?;
+        if second == Ok(or) {
+            return Ok(Value::Bool(or));
+        }
+        first?;
+        second.map(Value::Bool)
+    }
+
+    /// The outer error ends the evaluation, the inner one may be got over.
+    fn term(&mut self, at: At) -> Res<Res<bool>> {
+        match self.eval(at) {
+            Ok(Value::Bool(value)) => Ok(Ok(value)),
+            Ok(_) => Ok(Err(EvalError::no_such_overload())),
+            Err(error) if fatal(&error) => Err(error),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    fn equal(&mut self, a: At, b: At, not: bool) -> Res<Value<'d>> {
+        let a = self.eval(a)?;
+        let b = self.eval(b)?;
+        self.meter.cost(actual::equality(&a, &b, not))?;
+        Ok(Value::Bool(equal(&a, &b, self.meter)? != not))
+    }
+
+    fn or(&mut self, a: At, b: At, value: bool) -> Res<Value<'d>> {
+        match self.eval(a)? {
+            Value::Optional(None) => self.eval(b),
+            Value::Optional(Some(inner)) if value => Ok((*inner).clone()),
+            present @ Value::Optional(_) => Ok(present),
+            _ => Err(EvalError::no_such_overload()),
+        }
+    }
+
+    fn call(&mut self, call: &'c CallOp) -> Res<Value<'d>> {
+        match &*call.args {
+            [] => self.invoke(call, &[]),
+            [a] => {
+                let args = [self.eval(*a)?];
+                self.invoke(call, &args)
+            }
+            [a, b] => {
+                let args = [self.eval(*a)?, self.eval(*b)?];
+                self.invoke(call, &args)
+            }
+            more => {
+                let args = more.iter().map(|at| self.eval(*at)).collect::<Res<Vec<_>>>()?;
+                self.invoke(call, &args)
+            }
+        }
+    }
+
+    fn invoke(&mut self, call: &CallOp, args: &[Value<'d>]) -> Res<Value<'d>> {
+        let run = implementation(call, args)?;
+        let authorizer = self.activation.authorizer;
+        let mut what =
+            Call { function: &call.name, args, meter: self.meter, authorizer, pattern: call.pattern.as_ref() };
+        let result = run(&mut what);
+        self.meter.cost(call.cost.charge(args, result.as_ref().ok()))?;
+        result
+    }
+
+    fn list(&mut self, items: &[At], optional: &[bool]) -> Res<Value<'d>> {
+        let mut values = Vec::with_capacity(items.len());
+        for (item, optional) in items.iter().zip(optional) {
+            match (self.eval(*item)?, optional) {
+                (value, false) => values.push(value),
+                (Value::Optional(Some(value)), true) => values.push((*value).clone()),
+                (Value::Optional(None), true) => {}
+                (other, true) => {
+                    let what = "cannot initialize optional list element from non-optional value";
+                    return Err(EvalError::new(format!("{what} {other}")));
+                }
+            }
+        }
+        self.meter.cost(actual::LIST)?;
+        self.meter.allocate(values.len() * size_of::<Value<'_>>())?;
+        Ok(Value::list(values))
+    }
+
+    fn map(&mut self, entries: &[(At, At, bool)]) -> Res<Value<'d>> {
+        let mut map = BTreeMap::new();
+        for (key, value, optional) in entries {
+            let key = self.eval(*key)?;
+            let value = self.eval(*value)?;
+            let Some(value) = present(value, *optional, &key)? else { continue };
+            let name = match &key {
+                Value::Double(_) => None,
+                key => Key::from_value(key),
+            };
+            let name = name.ok_or_else(|| EvalError::new(format!("unsupported key type: {}", key.type_name())))?;
+            if map.insert(name, value).is_some() {
+                return Err(EvalError::new(format!("Failed with repeated key: {key}")));
+            }
+        }
+        self.meter.cost(actual::MAP)?;
+        self.meter.allocate(map.len() * 2 * size_of::<Value<'_>>())?;
+        Ok(Value::Map(Map::own(map)))
+    }
+
+    fn object(&mut self, name: &Arc<str>, fields: &[(Arc<str>, At, bool)]) -> Res<Value<'d>> {
+        let mut made = BTreeMap::new();
+        for (field, value, optional) in fields {
+            let value = self.eval(*value)?;
+            if let Some(value) = present(value, *optional, &Value::text(&**field))? {
+                made.insert(field.clone(), value);
+            }
+        }
+        self.meter.cost(actual::OBJECT)?;
+        self.meter.allocate(made.len() * 2 * size_of::<Value<'_>>())?;
+        Ok(Value::Object(Arc::new(Object { name: name.clone(), fields: made })))
+    }
+}
+
+/// The value of an entry; nothing if it is an empty optional one.
+fn present<'d>(value: Value<'d>, optional: bool, key: &Value<'_>) -> Res<Option<Value<'d>>> {
+    match (value, optional) {
+        (value, false) => Ok(Some(value)),
+        (Value::Optional(value), true) => Ok(value.map(Arc::unwrap_or_clone)),
+        (other, true) => {
+            Err(EvalError::new(format!("cannot initialize optional entry '{key}' from non-optional value {other}")))
+        }
+    }
+}
+
+/// The one overload that there is, or the one whose types the values have.
+fn implementation(call: &CallOp, args: &[Value<'_>]) -> Res<Implementation> {
+    let fits = match &*call.overloads {
+        [one] => Some(one),
+        many => many.iter().find(|overload| overload.takes(args)).or(match many {
+            // Operators have one implementation, which tells more of what is wrong.
+            [first, ..] if !first.member => Some(first),
+            _ => None,
+        }),
+    };
+    fits.and_then(|overload| overload.run).ok_or_else(|| {
+        let types: Vec<&str> = args.iter().map(Value::type_name).collect();
+        EvalError::new(format!("no such overload: {}({})", call.name, types.join(", ")))
+    })
+}

@@ -1,0 +1,30 @@
+//! The Common Expression Language as Kubernetes 1.36 has it: parser, type checker, costs and evaluator. Pure: no clock, no IO.
+//!
+//! An [`Env`] declares variables and compiles expressions to [`Program`]s, which are kept and shared; a program is
+//! evaluated over an [`Activation`], whose values are borrowed, within a [`Budget`].
+
+mod budget;
+mod check;
+mod cost;
+mod env;
+mod error;
+mod eval;
+mod library;
+pub mod limits;
+mod syntax;
+pub mod types;
+mod value;
+
+pub use budget::Budget;
+pub use cost::CostEstimate;
+pub use env::{Env, Program};
+pub use error::{ErrorKind, EvalError};
+pub use eval::Activation;
+pub use library::{AuthorizationRequest, Authorizer, Decided, compile_pattern, translate_pattern};
+pub use syntax::{CompileError, Issue};
+pub use value::{Object, Text, Value, to_json};
+
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod tests;
