@@ -14,7 +14,7 @@ rm "$WORK/data/pki/admin.crt" "$WORK/data/pki/admin.key"
 another() { ! cmp "$WORK/lost" "$KUBECONFIG"; }
 eventually 15 another
 openssl x509 -in "$WORK/lost.crt" -noout -fingerprint -sha256 | sed 's/.*=//; s/$/  # ada, lost laptop/' >> "$WORK/data/pki/revoked"
-refused() { ! kubectl --kubeconfig "$WORK/lost" get namespaces > /dev/null 2> "$WORK/err" && grep Unauthorized "$WORK/err"; }
+refused() { ! kubectl --kubeconfig "$WORK/lost" get namespaces > /dev/null 2> "$WORK/err" && grep -q Unauthorized "$WORK/err"; }
 eventually 15 refused
 wait $watch || true # its connection ended
 kubectl get namespace default >/dev/null || fail "the new certificate is not known"
