@@ -325,6 +325,8 @@ pub static RESOURCES: &[&Row] = &[
     &core::limitranges::ROW,
     &core::namespaces::ROW,
     &core::nodes::ROW,
+    &core::persistentvolumeclaims::ROW,
+    &core::persistentvolumes::ROW,
     &core::pods::ROW,
     &core::resourcequotas::ROW,
     &core::secrets::ROW,

@@ -7,6 +7,8 @@ pub(crate) mod events;
 pub(crate) mod limitranges;
 pub(crate) mod namespaces;
 pub(crate) mod nodes;
+pub(crate) mod persistentvolumeclaims;
+pub(crate) mod persistentvolumes;
 pub(crate) mod pods;
 pub(crate) mod resourcequotas;
 pub(crate) mod secrets;

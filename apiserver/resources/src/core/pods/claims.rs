@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::resources;
 use super::volumes::required;
-use crate::field::{ErrorList, Path, quoted};
+use crate::field::{ErrorList, FieldError, Path, quoted};
 use crate::metadata::{label_selector, quantity};
 use crate::read::{get, has, text, texts};
 use crate::rules;
@@ -70,12 +70,12 @@ fn data_sources(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
     if source.is_null() || reference.is_null() {
         return;
     }
-    let shown = format!("{}", path.child("dataSource"));
     let same = ["apiGroup", "kind", "name"].iter().all(|key| get(source, key) == get(reference, key));
     if !text(reference, "namespace").is_empty() {
-        errors.invalid(path, shown, "may not be specified when dataSourceRef.namespace is specified");
+        let why = "may not be specified when dataSourceRef.namespace is specified";
+        errors.add(|| FieldError::invalid_shown(path, "{}", why));
     } else if !same {
-        errors.invalid(path, shown, "must match dataSourceRef");
+        errors.add(|| FieldError::invalid_shown(path, "{}", "must match dataSourceRef"));
     }
 }
 

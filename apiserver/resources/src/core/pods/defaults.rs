@@ -282,12 +282,22 @@ fn volume_source(volume: &mut Value) {
             }
         }
     }
-    if let Some(path) = volume.get_mut("hostPath").filter(|p| p.is_object()) {
-        default_to(path, "type", "");
-    }
     if let Some(image) = volume.get_mut("image").filter(|i| i.is_object()) {
         let policy = pull_policy(text(image, "reference"));
         default_zero_to(image, "pullPolicy", policy);
+    }
+    disk(volume);
+    if let Some(template) = volume.get_mut("ephemeral").and_then(|e| e.get_mut("volumeClaimTemplate"))
+        && let Some(spec) = template.get_mut("spec").filter(|s| s.is_object())
+    {
+        default_to(spec, "volumeMode", "Filesystem");
+    }
+}
+
+/// The same of sources that persistent volumes have, too.
+pub(crate) fn disk(volume: &mut Value) {
+    if let Some(path) = volume.get_mut("hostPath").filter(|p| p.is_object()) {
+        default_to(path, "type", "");
     }
     if let Some(iscsi) = volume.get_mut("iscsi").filter(|i| i.is_object()) {
         default_zero_to(iscsi, "iscsiInterface", "default");
@@ -306,11 +316,6 @@ fn volume_source(volume: &mut Value) {
     if let Some(scale) = volume.get_mut("scaleIO").filter(|s| s.is_object()) {
         default_zero_to(scale, "storageMode", "ThinProvisioned");
         default_zero_to(scale, "fsType", "xfs");
-    }
-    if let Some(template) = volume.get_mut("ephemeral").and_then(|e| e.get_mut("volumeClaimTemplate"))
-        && let Some(spec) = template.get_mut("spec").filter(|s| s.is_object())
-    {
-        default_to(spec, "volumeMode", "Filesystem");
     }
 }
 

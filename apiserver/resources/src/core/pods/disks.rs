@@ -219,17 +219,20 @@ fn azure_disk(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     }
 }
 
-fn csi(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
-    let driver = text(source, "driver");
-    let at = path.child("driver");
+/// A CSI driver's name.
+pub(crate) fn csi_driver(errors: &mut ErrorList, driver: &str, at: &Path<'_>) {
     if driver.is_empty() {
-        errors.required(&at, "");
-    } else {
-        if driver.len() > CSI_DRIVER_BYTES_MAX {
-            errors.too_long(&at, CSI_DRIVER_BYTES_MAX);
-        }
-        errors.invalid_each(&at, driver, rules::dns_subdomain(&driver.to_lowercase()));
+        errors.required(at, "");
+        return;
     }
+    if driver.len() > CSI_DRIVER_BYTES_MAX {
+        errors.too_long(at, CSI_DRIVER_BYTES_MAX);
+    }
+    errors.invalid_each(at, driver, rules::dns_subdomain(&driver.to_lowercase()));
+}
+
+fn csi(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
+    csi_driver(errors, text(source, "driver"), &path.child("driver"));
     if has(source, "nodePublishSecretRef") {
         match text(get(source, "nodePublishSecretRef"), "name") {
             "" => errors.required(&path.child("nodePublishSecretRef.name"), ""),

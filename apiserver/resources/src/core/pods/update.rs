@@ -320,7 +320,7 @@ fn amounts_equal(a: &Value, b: &Value) -> bool {
 }
 
 /// The fields that differ, for a person.
-fn difference(old: &Value, new: &Value) -> String {
+pub(crate) fn difference(old: &Value, new: &Value) -> String {
     let mut lines = Vec::new();
     for key in old.as_object().into_iter().chain(new.as_object()).flatten().map(|(k, _)| k).collect::<BTreeSet<_>>() {
         let (before, after) = (get(old, key), get(new, key));

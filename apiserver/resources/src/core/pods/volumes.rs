@@ -180,7 +180,8 @@ fn mode(errors: &mut ErrorList, source: &Value, key: &str, path: &Path<'_>) {
     }
 }
 
-fn host_path(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
+/// A path of the host.
+pub(crate) fn host_path(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     const TYPES: &[&str] =
         &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
     let file = text(source, "path");

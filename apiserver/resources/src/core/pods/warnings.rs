@@ -142,7 +142,8 @@ fn of(warnings: &mut Vec<String>, meta: &Value, spec: &Value, meta_at: &Path<'_>
     }
 }
 
-fn selector_term(warnings: &mut Vec<String>, term: &Value, check_values: bool, path: &Path<'_>) {
+/// Labels of nodes by old names in a term of a selector.
+pub(crate) fn selector_term(warnings: &mut Vec<String>, term: &Value, check_values: bool, path: &Path<'_>) {
     let at = path.child("matchExpressions");
     for (i, expression) in items(term, "matchExpressions").iter().enumerate() {
         let one = at.index(i);
