@@ -124,6 +124,7 @@ impl Ground {
             data: data.clone(),
             bootstrap: apiserver::bootstrap::Cluster {
                 service_ip: service_ip.into(),
+                services: network.services,
                 advertise: api_address.ip(),
                 port: api_address.port(),
                 ca_pem: pki.ca_pem().to_owned(),

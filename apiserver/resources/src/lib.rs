@@ -15,6 +15,7 @@ mod coordination;
 mod core;
 mod discovery;
 pub mod field;
+mod flowcontrol;
 mod info;
 pub mod metadata;
 mod networking;
@@ -349,6 +350,8 @@ pub static RESOURCES: &[&Row] = &[
     &coordination::leases::ROW,
     &discovery::endpointslices::ROW,
     &core::events::EVENTS,
+    &flowcontrol::flowschemas::ROW,
+    &flowcontrol::prioritylevelconfigurations::ROW,
     &networking::ingressclasses::ROW,
     &networking::ingresses::ROW,
     &networking::ipaddresses::ROW,

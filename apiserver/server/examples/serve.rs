@@ -53,6 +53,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     .await?;
     let cluster = Cluster {
         service_ip: "10.96.0.1".parse()?,
+        services: "10.96.0.0/12".parse()?,
         advertise: "127.0.0.1".parse()?,
         port,
         ca_pem: pki.ca_pem().to_owned(),

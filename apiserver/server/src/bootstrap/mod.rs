@@ -8,6 +8,7 @@ pub mod moved;
 
 use std::net::IpAddr;
 
+use ipnet::Ipv4Net;
 use serde_json::{Map, Value, json};
 
 use crate::auth::rules::{Rule, missing_rules};
@@ -15,6 +16,7 @@ use crate::auth::{NODES, RBAC_GROUP};
 use crate::default_objects::default_objects;
 use apiserver_resources::objects::ObjectReader;
 
+const FLOWCONTROL: &str = "flowcontrol.apiserver.k8s.io";
 /// `false` on a default role or binding keeps us from mending it.
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
@@ -23,6 +25,8 @@ const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 pub struct Cluster {
     /// The address of the Service `kubernetes`: the service block's first.
     pub service_ip: IpAddr,
+    /// The service block.
+    pub services: Ipv4Net,
     /// Where the API server is reached.
     pub advertise: IpAddr,
     /// See [`advertise`](Self::advertise).
@@ -111,6 +115,7 @@ pub fn desired(cluster: &Cluster) -> Vec<Desired> {
     });
     desired.extend(namespaces_of_nodes());
     desired.push(authentication(cluster));
+    desired.push(service_cidr(cluster));
     desired.push(service(cluster));
     desired.push(endpoints(cluster));
     desired
@@ -192,6 +197,8 @@ fn of_defaults(object: Value) -> Option<Desired> {
         "ClusterRoleBinding" => (RBAC_GROUP, "clusterrolebindings", Keep::Binding),
         "Role" => (RBAC_GROUP, "roles", Keep::Role),
         "RoleBinding" => (RBAC_GROUP, "rolebindings", Keep::Binding),
+        "FlowSchema" => (FLOWCONTROL, "flowschemas", Keep::AsItIs),
+        "PriorityLevelConfiguration" => (FLOWCONTROL, "prioritylevelconfigurations", Keep::AsItIs),
         "PriorityClass" => ("scheduling.k8s.io", "priorityclasses", Keep::AsItIs),
         _ => return None,
     };
@@ -207,6 +214,20 @@ fn authentication(cluster: &Cluster) -> Desired {
         "data": {"client-ca-file": cluster.ca_pem},
     });
     Desired { group: "", plural: "configmaps", object, keep: Keep::But(&["data"]) }
+}
+
+/// The block that Services get their addresses from, as upstream's API server and its controller make it.
+fn service_cidr(cluster: &Cluster) -> Desired {
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes", "finalizers": ["networking.k8s.io/service-cidr-finalizer"]},
+        "spec": {"cidrs": [cluster.services.trunc()]},
+        "status": {"conditions": [{
+            "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes Service CIDR is ready",
+        }]},
+    });
+    Desired { group: "networking.k8s.io", plural: "servicecidrs", object, keep: Keep::But(&["spec"]) }
 }
 
 fn service(cluster: &Cluster) -> Desired {
@@ -318,6 +339,7 @@ mod tests {
     fn cluster() -> Cluster {
         Cluster {
             service_ip: "10.96.0.1".parse().unwrap(),
+            services: "10.96.0.0/12".parse().unwrap(),
             advertise: "127.0.0.1".parse().unwrap(),
             port: 6443,
             ca_pem: "ca".into(),

@@ -84,7 +84,12 @@ impl Registry {
         let metadata = metadata_mut(&mut new);
         metadata.insert("creationTimestamp".into(), json!(object::time(call.now)));
         metadata.insert("uid".into(), json!(self.env.uid()));
-        let status = new.get("status").cloned();
+        let mut status = new.get("status").cloned();
+        if let Some(conditions) = status.as_mut().and_then(|status| status.get_mut("conditions")?.as_array_mut()) {
+            for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
+                condition.entry("lastTransitionTime").or_insert_with(|| json!(object::time(call.now)));
+            }
+        }
         row.strategy.prepare_create(&self.context(call, ""), &mut new);
         if let (Some(status), Some(map)) = (status, new.as_object_mut()) {
             map.insert("status".into(), status);
@@ -114,6 +119,7 @@ mod tests {
         let server = Apiserver::open(&env, Arc::new(MemoryStore::new(env.clone())), Config::of_tests()).await.unwrap();
         let cluster = Cluster {
             service_ip: "10.96.0.1".parse().unwrap(),
+            services: "10.96.0.0/12".parse().unwrap(),
             advertise: "127.0.0.1".parse().unwrap(),
             port: 6443,
             ca_pem: "ca".into(),
