@@ -40,7 +40,7 @@ use machinery_api::GroupVersion;
 pub use info::{ResourceInfo, SharedStrategy, served};
 use strategy::Plain;
 pub use strategy::{
-    Allocation, Claim, Column, Context, MetadataChecks, Requester, Strategy, prepare_update_by_default,
+    Allocation, Claim, Column, Context, MetadataChecks, Requester, Strategy, Unwritten, prepare_update_by_default,
 };
 
 /// What a resource or subresource can be asked for, as in discovery.

@@ -91,10 +91,33 @@ pub enum MetadataChecks {
     WholeThenChange,
 }
 
+/// Fields that a way of writing doesn't write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unwritten {
+    /// These, with all that is below them.
+    Below(&'static [&'static [&'static str]]),
+    /// All but what these paths lead to (`None`: any element).
+    AllBut(&'static [&'static [Option<&'static str>]]),
+}
+
+impl Unwritten {
+    /// A write of the status that writes no metadata either.
+    pub const METADATA_TOO: Self = Self::Below(&[&["metadata"], &["spec"]]);
+}
+
 /// What is particular about a kind. Values are complete JSON objects with `apiVersion`, `kind` and `metadata`; generic
 /// metadata (name, uid, timestamps, generation's counting, deletion fields, finalizers) is done in the registry, and
 /// generic metadata validation (names, labels, annotations, owner references, finalizers) too: see each method.
 pub trait Strategy: Send + Sync {
+    /// Which fields a write through a subresource, or of the object itself (empty), doesn't write: nobody comes to manage
+    /// them by it (upstream's `GetResetFields`).
+    fn unwritten(&self, subresource: &str) -> Unwritten {
+        match subresource {
+            "status" => Unwritten::Below(&[&["spec"]]),
+            _ => Unwritten::Below(&[&["status"]]),
+        }
+    }
+
     /// Fills in defaults that the schema's declared ones don't cover (upstream's `SetDefaults_…`). Runs on every
     /// decoded body, and on the result of a patch; must be idempotent.
     fn default(&self, object: &mut Value) {

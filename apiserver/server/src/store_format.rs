@@ -7,6 +7,7 @@ use std::path::Path;
 use apiserver_storage::cache::{Resource, Selectors, WatchCache};
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
 use apiserver_storage::store::{Op, Record, Revision, Store, Txn, prefix_end};
+use machinery_api::apply::Managers;
 use machinery_api::selector::{FieldSelector, LabelSelector};
 use machinery_env::Env;
 
@@ -59,7 +60,7 @@ async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
             let options = || Options { read_plain: Box::new(server::read_plain), ..Options::default() };
             let store = EmbeddedStore::open(&path, Env::real(), options()).unwrap();
             store.start().unwrap();
-            assert_eq!(fs::read_to_string(path.join("format")).unwrap().trim(), "2");
+            assert_eq!(fs::read_to_string(path.join("format")).unwrap().trim(), "3");
             let now = everything_that_stays(&*store).await;
             assert!(before.is_empty() || now == before, "the same after a restart");
             let cache = WatchCache::open(store.clone(), resources()).await.unwrap();
@@ -86,7 +87,11 @@ async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
                 let row = crate::catalog::tests::resource(group, plural);
                 let entry = store.get(key, None).await.unwrap().unwrap();
                 let value: serde_json::Value = serde_json::from_slice(&entry.record.body()).unwrap();
-                assert_eq!(crate::registry::Registry::encode(row, &value).unwrap(), entry.record, "{key}");
+                assert_eq!(
+                    crate::registry::Registry::encode(row, &value, &Managers::default()).unwrap(),
+                    entry.record,
+                    "{key}"
+                );
             }
             if before.is_empty() {
                 let key = || "/registry/configmaps/team/new".to_owned();

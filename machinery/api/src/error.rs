@@ -141,6 +141,8 @@ pub enum ApiError {
     },
     /// 409 `Conflict`: resource, name, the sentence.
     Conflict(Named, String, String),
+    /// 409 `Conflict` of an apply with other managers: the causes, the sentence.
+    ApplyConflict(Vec<Cause>, String),
     /// 410 `Expired`: the sentence.
     Expired(String),
     /// 410 for a page of a list whose version is gone: the token that goes on at the newest one.
@@ -270,6 +272,9 @@ impl ApiError {
                 format!("Operation cannot be fulfilled on {} {}: {why}", named.qualified(), go_quoted(name)),
             )
             .with(on(named, name)),
+            Self::ApplyConflict(causes, message) => {
+                Status::failure(409, "Conflict", message).with(Details { causes: causes.clone(), ..Details::default() })
+            }
             Self::Expired(message) => Status::failure(410, "Expired", message),
             Self::ExpiredPage(token) => {
                 let mut status = Status::failure(410, "Expired", EXPIRED_PAGE);

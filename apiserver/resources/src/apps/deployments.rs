@@ -1,6 +1,7 @@
 //! Deployments: how many pods a rollout may have too few or too many of (a number or a share), and annotations that count as a change of
 //! what is wanted.
 
+use crate::Unwritten;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -132,6 +133,13 @@ fn validate_status(errors: &mut ErrorList, new: &Value, old: &Value) {
 }
 
 impl Strategy for Deployment {
+    fn unwritten(&self, subresource: &str) -> Unwritten {
+        match subresource {
+            "status" => Unwritten::Below(&[&["metadata", "labels"], &["spec"]]),
+            _ => Unwritten::Below(&[&["status"]]),
+        }
+    }
+
     fn of_nothing(&self, object: &mut Value) {
         object["spec"]["replicas"] = 0.into();
     }

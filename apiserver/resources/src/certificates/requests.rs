@@ -1,5 +1,6 @@
 //! CertificateSigningRequests: who asks is written down by the server, and only approval and status change afterwards.
 
+use crate::Unwritten;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
@@ -111,6 +112,14 @@ fn shown_status(object: &Value) -> String {
 }
 
 impl Strategy for CertificateSigningRequest {
+    fn unwritten(&self, subresource: &str) -> Unwritten {
+        match subresource {
+            "status" => Unwritten::Below(&[&["spec"], &["status", "conditions"]]),
+            "approval" => Unwritten::Below(&[&["spec"], &["status", "certificate"]]),
+            _ => Unwritten::Below(&[&["spec"], &["status"]]),
+        }
+    }
+
     fn default(&self, object: &mut Value) {
         // Go's encoder writes both always.
         for key in ["spec", "status"] {

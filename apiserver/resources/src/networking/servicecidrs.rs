@@ -1,5 +1,6 @@
 //! ServiceCIDRs: the blocks that Services get their addresses from.
 
+use crate::Unwritten;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -58,6 +59,13 @@ fn validate(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for ServiceCidr {
+    fn unwritten(&self, subresource: &str) -> Unwritten {
+        match subresource {
+            "status" => Unwritten::METADATA_TOO,
+            _ => Unwritten::Below(&[&["status"]]),
+        }
+    }
+
     fn default(&self, object: &mut Value) {
         // Go's encoder writes both always.
         for key in ["spec", "status"] {

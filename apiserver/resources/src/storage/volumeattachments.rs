@@ -1,5 +1,6 @@
 //! VolumeAttachments: that a volume shall be attached to a node, and whether it is.
 
+use crate::Unwritten;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -107,6 +108,13 @@ fn validate(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for VolumeAttachment {
+    fn unwritten(&self, subresource: &str) -> Unwritten {
+        match subresource {
+            "status" => Unwritten::METADATA_TOO,
+            _ => Unwritten::Below(&[&["status"]]),
+        }
+    }
+
     fn default(&self, object: &mut Value) {
         // Go's encoder writes these always.
         default_to(object_mut(object, "status"), "attached", false);

@@ -75,6 +75,8 @@ fn request<'a>(
         field_validation: FieldValidation::Warn,
         field_manager: String::new(),
         shows_warnings: false,
+        force: false,
+        agent: String::new(),
     };
     Request {
         user,

@@ -93,7 +93,7 @@ impl RequestHandler {
         asking: &mut RequestContext<'_>,
         call: &mut RequestScope<'_>,
         target: &Target,
-        patch: Option<PatchType>,
+        patch: Option<Patching>,
         body: Body,
     ) -> Result<Answer, ApiError> {
         let query = asking.asked.query;
@@ -114,14 +114,14 @@ impl RequestHandler {
             Verb::Create => {
                 let media = negotiate::body_type(content_type(headers))?;
                 let (bytes, turn) = self.read(asking, body, 0).await?;
-                let options = WriteOptions::read(query, "CreateOptions")?;
+                let options = WriteOptions::read(query, "CreateOptions")?.of_agent(asking.asked.agent());
                 let work = self.create(call, RequestBody { bytes: &bytes, media }, what, &options);
                 in_turn(turn, self.time_left(asking.deadline), work).await
             }
             Verb::Update => {
                 let media = negotiate::body_type(content_type(headers))?;
                 let (bytes, turn) = self.read(asking, body, registry.stored_bytes(call)).await?;
-                let options = WriteOptions::read(query, "UpdateOptions")?;
+                let options = WriteOptions::read(query, "UpdateOptions")?.of_agent(asking.asked.agent());
                 let body = RequestBody { bytes: &bytes, media };
                 let work = async {
                     if what == Some(SubresourceKind::Scale) {
@@ -134,18 +134,7 @@ impl RequestHandler {
                 };
                 in_turn(turn, self.time_left(asking.deadline), work).await
             }
-            Verb::Patch => {
-                let options = WriteOptions::read(query, "PatchOptions")?;
-                let (bytes, turn) = self.read(asking, body, registry.stored_bytes(call)).await?;
-                let kind = patch.unwrap_or(PatchType::Merge);
-                let work = async {
-                    if what == Some(SubresourceKind::Scale) {
-                        return registry.patch_scale(call, kind, &bytes, &options).await;
-                    }
-                    registry.patch(call, kind, &bytes, &options).await
-                };
-                in_turn(turn, self.time_left(asking.deadline), work).await
-            }
+            Verb::Patch => self.patch(asking, call, patch.unwrap_or(Patching::Apply), body).await,
             Verb::Delete => {
                 let options = self.delete_options(asking, body).await?;
                 registry.delete(call, &options).await
@@ -157,6 +146,31 @@ impl RequestHandler {
                 registry.delete_collection(call, &list, &options).await
             }
         }
+    }
+
+    async fn patch(
+        self: &Arc<Self>,
+        asking: &mut RequestContext<'_>,
+        call: &mut RequestScope<'_>,
+        patch: Patching,
+        body: Body,
+    ) -> Result<Answer, ApiError> {
+        let registry = &self.deps.registry;
+        let query = asking.asked.query;
+        let options = match patch {
+            Patching::Apply => WriteOptions::read_apply(query)?,
+            Patching::Change(_) => WriteOptions::read(query, "PatchOptions")?,
+        };
+        let options = options.of_agent(asking.asked.agent());
+        let (bytes, turn) = self.read(asking, body, registry.stored_bytes(call)).await?;
+        let work = async {
+            let Patching::Change(kind) = patch else { return registry.apply(call, &bytes, &options).await };
+            if call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale) {
+                return registry.patch_scale(call, kind, &bytes, &options).await;
+            }
+            registry.patch(call, kind, &bytes, &options).await
+        };
+        in_turn(turn, self.time_left(asking.deadline), work).await
     }
 
     async fn create(
@@ -192,6 +206,7 @@ impl RequestHandler {
             Some(_) => Err(ApiError::NoSuchResource),
             None if call.row.prefix.is_none() => {
                 let mut object = bodies::object(call.row, body, validation, &mut call.warnings)?;
+                object::metadata_mut(&mut object).remove("managedFields");
                 if !call.row.namespaced {
                     object::match_namespace(&mut object, "")?;
                 }
@@ -318,7 +333,7 @@ impl RequestHandler {
         };
         match self.deps.registry.watch(call, &options).await? {
             Ok(start) => {
-                let lens = watch::lens(call.row, form, tables);
+                let lens = watch::lens(call.row, form, tables, asking.asked.managed);
                 let lasts = Duration::from_secs(seconds);
                 Ok(watch::stream(lens, start, options.bookmarks, lasts, self.stop.clone(), self.deps.env.clone()))
             }
@@ -343,9 +358,20 @@ fn content_type(headers: &HeaderMap) -> Option<&str> {
     headers.get(CONTENT_TYPE).map(|v| v.to_str().unwrap_or("?"))
 }
 
-fn patch_type(headers: &HeaderMap) -> Result<PatchType, ApiError> {
-    let kind = content_type(headers).unwrap_or("").split(';').next().unwrap_or("").trim();
-    PatchType::of(kind).ok_or(ApiError::UnsupportedPatchType)
+/// What a PATCH asks for.
+#[derive(Debug, Clone, Copy)]
+enum Patching {
+    /// A change of what is there.
+    Change(PatchType),
+    /// A configuration to be applied.
+    Apply,
+}
+
+fn patch_type(headers: &HeaderMap) -> Result<Patching, ApiError> {
+    match content_type(headers).unwrap_or("").split(';').next().unwrap_or("").trim() {
+        "application/apply-patch+yaml" => Ok(Patching::Apply),
+        kind => PatchType::of(kind).map(Patching::Change).ok_or(ApiError::UnsupportedPatchType),
+    }
 }
 
 fn too_large() -> ApiError {

@@ -112,7 +112,15 @@ impl RequestHandler {
         let upgrade = parts.extensions.remove();
         let query = Query::parse(parts.uri.query().unwrap_or(""));
         let info = RequestInfo::read(parts.method.as_str(), parts.uri.path(), &query);
-        let asked = RequestHead { method: &parts.method, uri: &parts.uri, headers: &parts.headers, query: &query, now };
+        let managed = parts.extensions.get::<UserInfo>().is_none();
+        let asked = RequestHead {
+            method: &parts.method,
+            uri: &parts.uri,
+            headers: &parts.headers,
+            query: &query,
+            now,
+            managed,
+        };
         let audit_id = parts
             .headers
             .get("audit-id")

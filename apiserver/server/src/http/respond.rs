@@ -19,10 +19,10 @@ use super::large::{self, Pieces};
 use super::negotiate::{Form, Media, MetaVersion, Offers, Transform, negotiate};
 use super::route::Target;
 use super::table::{Include, Tables, write_partial};
-use crate::registry::{Answer, List, ResponseObject, object};
+use crate::registry::{Answer, List, ResponseObject, fields, object};
 use crate::request::query::Query;
 use apiserver_resources::{ResourceInfo, SubresourceKind, Verb};
-use apiserver_storage::cache::Cached;
+use apiserver_storage::cache::{Cached, write_record};
 use machinery_api::schema::internal_group;
 
 /// Smaller answers are not worth packing (upstream's limit).
@@ -40,6 +40,9 @@ pub struct RequestHead<'a> {
     pub query: &'a Query,
     /// The request's time.
     pub now: Timestamp,
+    /// Whether objects are shown with who manages their fields: to everybody but this process's own components, which
+    /// have no use for it.
+    pub managed: bool,
 }
 
 impl RequestHead<'_> {
@@ -51,7 +54,9 @@ impl RequestHead<'_> {
         if lines.is_empty() { None } else { Some(lines.join(",")) }
     }
 
-    fn agent(&self) -> &str {
+    /// The User-Agent header, or empty.
+    #[must_use]
+    pub fn agent(&self) -> &str {
         self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("")
     }
 
@@ -178,11 +183,15 @@ pub fn answer(
 }
 
 /// An object's JSON as a row of it shows it.
-fn json_of(row: &ResourceInfo, shown: &ResponseObject) -> Bytes {
+fn json_of(row: &ResourceInfo, shown: &ResponseObject, managed: bool) -> Bytes {
     match shown {
-        ResponseObject::Cached(cached) if row.stored_as.is_none() => cached.bytes(),
-        ResponseObject::Bytes(bytes) => bytes.clone(),
-        other => ordered(&value_of(row, other)),
+        ResponseObject::Cached(cached) if row.stored_as.is_none() => cached.bytes(managed),
+        ResponseObject::Stored(record, revision) => {
+            let mut out = Vec::new();
+            write_record(record, *revision, managed, &mut out);
+            out.into()
+        }
+        other => ordered(&value_of(row, other, managed)),
     }
 }
 
@@ -192,18 +201,17 @@ fn ordered(value: &Value) -> Bytes {
 }
 
 /// An object's value as a row shows it.
-fn value_of(row: &ResourceInfo, shown: &ResponseObject) -> Value {
-    match shown {
-        ResponseObject::Cached(cached) => {
-            if row.stored_as.is_none() {
-                cached.value()
-            } else {
-                row.strategy.read_storage_version(cached.value())
-            }
+fn value_of(row: &ResourceInfo, shown: &ResponseObject, managed: bool) -> Value {
+    let (value, managers) = match shown {
+        ResponseObject::Cached(cached) if row.stored_as.is_none() => (cached.value(), cached.managers()),
+        ResponseObject::Cached(cached) => (row.strategy.read_storage_version(cached.value()), cached.managers()),
+        ResponseObject::Stored(record, revision) => {
+            let value = serde_json::from_slice(&record.body()).unwrap_or(Value::Null);
+            (object::versioned(value, *revision), record.managers())
         }
-        ResponseObject::Bytes(bytes) => serde_json::from_slice(bytes).unwrap_or(Value::Null),
-        ResponseObject::Value(value) => value.clone(),
-    }
+        ResponseObject::Value(value) => return value.clone(),
+    };
+    if managed { fields::shown(value, managers) } else { value }
 }
 
 fn tables(asked: &RequestHead<'_>, row: &Arc<ResourceInfo>, version: MetaVersion) -> Result<Tables, ApiError> {
@@ -228,16 +236,17 @@ fn object(
         None if form == Form::JSON => {
             let mut body = Vec::new();
             match &shown {
-                ResponseObject::Cached(cached) if row.stored_as.is_none() => cached.write_to(&mut body),
-                other => body.extend_from_slice(&json_of(row, other)),
+                ResponseObject::Cached(cached) if row.stored_as.is_none() => cached.write_to(asked.managed, &mut body),
+                ResponseObject::Stored(record, revision) => write_record(record, *revision, asked.managed, &mut body),
+                other => body.extend_from_slice(&json_of(row, other, asked.managed)),
             }
             body.push(b'\n');
             Ok(packed(asked, code, Media::Json, body))
         }
-        None => Ok(value(code, form, &value_of(row, &shown))),
+        None => Ok(value(code, form, &value_of(row, &shown, asked.managed))),
         Some(Transform::Table(version)) => {
             let tables = Tables { scales, ..tables(asked, row, version)? };
-            let object = value_of(row, &shown);
+            let object = value_of(row, &shown, false);
             let metadata = match object["metadata"]["resourceVersion"].as_str() {
                 Some(version) if !version.is_empty() => json!({"resourceVersion": version}),
                 _ => json!({}), // of a dry run
@@ -247,7 +256,7 @@ fn object(
         }
         Some(Transform::Metadata(version)) => {
             let mut body = Vec::new();
-            write_partial(version, &json_of(row, &shown), &mut body);
+            write_partial(version, &json_of(row, &shown, asked.managed), &mut body);
             Ok(rewritten(form, code, body))
         }
         Some(Transform::MetadataList(_)) => {
@@ -281,6 +290,7 @@ fn list_metadata(list: &List) -> Value {
 /// A list, made at once where it is small, else piece by piece off this thread ([`large`]).
 fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List) -> Result<Response<Body>, ApiError> {
     let metadata = list_metadata(&list);
+    let managed = asked.managed;
     let weight = list.items.iter().map(|item| item.stored_len()).sum();
     let plain = form.media == Media::Json && !form.pretty;
     let pieces: Pieces = match form.transform {
@@ -289,7 +299,7 @@ fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List
             let opening = format!("{}\"metadata\":{metadata},\"items\":[", object::head_of(&kind, &row.api_version));
             let head = object::head(row);
             let row = row.clone();
-            items(opening, "]}", list.items, move |item, out| write_item(&row, &head, item, out))
+            items(opening, "]}", list.items, move |item, out| write_item(&row, &head, item, managed, out))
         }
         Some(Transform::Table(version)) => {
             let tables = tables(asked, row, version)?;
@@ -298,7 +308,7 @@ fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List
                 let rows = list
                     .items
                     .iter()
-                    .map(|i| tables.row(&value_of(&row, &ResponseObject::Cached(i.clone()))))
+                    .map(|i| tables.row(&value_of(&row, &ResponseObject::Cached(i.clone()), false)))
                     .collect();
                 let table = tables.table(metadata.clone(), tables.columns(), rows);
                 // Writing into memory cannot fail.
@@ -311,7 +321,7 @@ fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List
             // An empty list of this form is nil upstream, which that of a kind is not.
             let (opens, closes) = if list.items.is_empty() { ("null", "}") } else { ("[", "]}") };
             let opening = format!("{head}\"metadata\":{metadata},\"items\":{opens}");
-            items(opening, closes, list.items, move |item, out| write_partial(version, &item.bytes(), out))
+            items(opening, closes, list.items, move |item, out| write_partial(version, &item.bytes(managed), out))
         }
         Some(Transform::Metadata(_)) => {
             return Err(wrong_transform(internal_group(&row.group), &row.kind, "PartialObjectMetadata", true));
@@ -352,11 +362,14 @@ fn items(
 }
 
 /// A list's item as a row shows it: without kind and apiVersion.
-fn write_item(row: &ResourceInfo, head: &str, item: &Cached, out: &mut Vec<u8>) {
+fn write_item(row: &ResourceInfo, head: &str, item: &Cached, managed: bool, out: &mut Vec<u8>) {
     if row.stored_as.is_none() {
-        return object::write_item(head, item, out);
+        return object::write_item(head, item, managed, out);
     }
     let mut value = row.strategy.read_storage_version(item.value());
+    if managed {
+        value = fields::shown(value, item.managers());
+    }
     if let Some(map) = value.as_object_mut() {
         map.remove("kind");
         map.remove("apiVersion");

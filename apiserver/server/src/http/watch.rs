@@ -17,7 +17,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::negotiate::{Form, Transform};
 use super::respond;
 use super::table::{Tables, write_partial};
-use crate::registry::WatchStart;
+use crate::registry::{WatchStart, fields};
 use apiserver_resources::ResourceInfo;
 use apiserver_storage::cache::{Cached, Kind, Media, Shape, VersionError, WatchEncoding, WatchEvent};
 use machinery_api::schema;
@@ -41,6 +41,8 @@ pub struct Lens {
     pub transform: Option<Transform>,
     /// For tables.
     pub tables: Option<Tables>,
+    /// Whether objects are shown with who manages their fields.
+    pub managed: bool,
 }
 
 struct Stream {
@@ -278,7 +280,7 @@ fn encoding(lens: &Lens) -> WatchEncoding {
         _ => Shape::Object,
     };
     let api_version = lens.row.api_version.clone();
-    WatchEncoding { kind: Kind::Added, before: false, api_version, shape, media: Media::Json }
+    WatchEncoding { kind: Kind::Added, before: false, managed: lens.managed, api_version, shape, media: Media::Json }
 }
 
 fn plain_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
@@ -288,11 +290,14 @@ fn plain_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
     out.put_slice(b"\",\"object\":");
     match lens.transform {
         Some(Transform::Metadata(version) | Transform::MetadataList(version)) => {
-            write_partial(version, &cached.bytes(), &mut out);
+            write_partial(version, &cached.bytes(lens.managed), &mut out);
         }
-        _ if lens.row.stored_as.is_none() => cached.write_to(&mut out),
+        _ if lens.row.stored_as.is_none() => cached.write_to(lens.managed, &mut out),
         _ => {
-            let value = lens.row.strategy.read_storage_version(cached.value());
+            let mut value = lens.row.strategy.read_storage_version(cached.value());
+            if lens.managed {
+                value = fields::shown(value, cached.managers());
+            }
             // Writing into memory cannot fail.
             let _ = serde_json::to_writer(&mut out, &value);
         }
@@ -303,6 +308,6 @@ fn plain_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
 
 /// The lens of a form.
 #[must_use]
-pub fn lens(row: &Arc<ResourceInfo>, form: Form, tables: Option<Tables>) -> Lens {
-    Lens { row: row.clone(), transform: form.transform, tables }
+pub fn lens(row: &Arc<ResourceInfo>, form: Form, tables: Option<Tables>, managed: bool) -> Lens {
+    Lens { row: row.clone(), transform: form.transform, tables, managed }
 }

@@ -29,9 +29,14 @@ fn target(group: &'static str, version: &'static str, kind: &'static str) -> Api
 fn defaulted(row: &ResourceInfo, decoded: Decoded, warnings: &mut Vec<String>) -> Value {
     warnings.extend(decoded.warnings);
     let mut object = decoded.object;
-    schema::default(row.schema.get(), &mut object);
-    row.strategy.default(&mut object);
+    default(row, &mut object);
     object
+}
+
+/// Fills in what a client may leave out.
+pub fn default(row: &ResourceInfo, object: &mut Value) {
+    schema::default(row.schema.get(), object);
+    row.strategy.default(object);
 }
 
 /// The form that is stored and compared; call it again where fields were removed or added.

@@ -97,7 +97,7 @@ pub(super) fn strip(object: &mut Value) {
 
 /// What a client never decides about a new object.
 const SYSTEM_FIELDS: &[&str] =
-    &["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"];
+    &["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"];
 
 /// `generates`: the object asks for a generated name, whether or not it got one.
 pub(super) fn exists(call: &RequestScope<'_>, name: &str, deleting: bool, generates: bool) -> ApiError {

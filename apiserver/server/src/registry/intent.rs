@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use machinery_api::ApiError;
+use machinery_api::apply::Managers;
 use serde_json::Value;
 
 use super::object::{self, metadata_mut};
 use super::write::{Change, Existing};
-use super::{PatchType, Registry, RequestScope, binding, body, check_uid, create, delete, eviction, scale};
-use crate::admission::Operation;
+use super::{PatchType, Registry, RequestScope, binding, body, check_uid, create, delete, eviction, fields, scale};
+use crate::admission::{Operation, Options};
 use crate::request::options::DeleteOptions;
 use apiserver_resources::SubresourceKind;
 use machinery_api::schema::FieldValidation;
@@ -49,6 +50,15 @@ pub(super) enum Intent<'a> {
         /// Its body.
         patch: &'a [u8],
         /// How unknown fields of the result are met.
+        validation: FieldValidation,
+    },
+    /// A configuration to be applied to the object, or to its Scale; the object is made where it isn't there.
+    Apply {
+        /// The patch's body.
+        patch: &'a [u8],
+        /// Whether it takes fields from other managers.
+        force: bool,
+        /// How keys are met that stand in it twice.
         validation: FieldValidation,
     },
     /// A patch of its Scale.
@@ -100,8 +110,10 @@ pub(super) struct Draft {
     pub(super) operation: Operation,
     /// The name of the path, or of the new object as far as it is known.
     pub(super) name: String,
-    /// Whether a PUT makes a new object, which wants the right to create it.
+    /// Whether a PUT or an apply makes a new object, which wants the right to create it.
     pub(super) creates_by_update: bool,
+    /// Who manages which fields then.
+    pub(super) managers: Managers,
 }
 
 /// What an attempt comes to.
@@ -113,10 +125,15 @@ pub(super) struct Resolved {
     pub(super) old: Option<Arc<Value>>,
 }
 
+/// The managers that are there, for what changes none of them.
+fn kept(existing: Option<&Existing>) -> Managers {
+    existing.map_or_else(Managers::default, |existing| existing.cached.managers().clone())
+}
+
 impl Draft {
     fn create(document: Value, name: String) -> Self {
         let operation = Operation::Create;
-        Self { document, old: None, operation, name, creates_by_update: false }
+        Self { document, old: None, operation, name, creates_by_update: false, managers: Managers::default() }
     }
 
     fn update(document: Value, old: &Existing, call: &RequestScope<'_>) -> Self {
@@ -128,6 +145,10 @@ impl Draft {
         let old_scale = Some(Arc::new(scale::of(&old.value)));
         Self { old: old_scale, ..Self::update(document, old, call) }
     }
+
+    fn managed(self, managers: Managers) -> Self {
+        Self { managers, ..self }
+    }
 }
 
 impl Registry {
@@ -137,65 +158,130 @@ impl Registry {
         call: &mut RequestScope<'_>,
         intent: &mut Intent<'_>,
         existing: Option<&Existing>,
-        dry_run: bool,
+        options: &Options<'_>,
     ) -> Result<Draft, ApiError> {
+        let dry_run = options.dry_run();
         match intent {
             Intent::Create(wanted) => {
                 let mut object = wanted.take()?;
+                let sent = fields::take(&mut object);
                 create::strip(&mut object);
                 object::match_namespace(&mut object, call.object_namespace())?;
                 object::dedup_owners(&mut object, &mut call.warnings, false);
                 let name = object::text(&object, "name").to_owned();
-                Ok(Draft::create(object, name))
+                let managers = fields::written(call, options, None, &object, sent);
+                Ok(Draft::create(object, name).managed(managers))
             }
             Intent::Replace(wanted) => {
                 let mut object = wanted.take()?;
                 object::match_namespace(&mut object, call.object_namespace())?;
                 object::match_name(&object, call.name)?;
-                metadata_mut(&mut object).remove("managedFields");
+                let sent = fields::take(&mut object);
                 object::dedup_owners(&mut object, &mut call.warnings, false);
-                let Some(old) = existing else { return Self::draft_new(call, object, dry_run) };
+                let Some(old) = existing else {
+                    let draft = Self::draft_new(call, object, dry_run)?;
+                    let managers = fields::written(call, options, None, &draft.document, sent);
+                    return Ok(draft.managed(managers));
+                };
                 check_uid(call, &object, &old.value, dry_run)?;
-                Ok(Draft::update(object, old, call))
+                let managers = fields::written(call, options, existing, &object, sent);
+                Ok(Draft::update(object, old, call).managed(managers))
             }
             Intent::Patch { kind, patch, validation } => {
-                let old = existing.ok_or_else(|| call.not_found())?;
-                let mut new = body::patched(call.row, *kind, patch, &old.value, *validation, &mut call.warnings)?;
-                object::match_namespace(&mut new, call.object_namespace())?;
-                object::match_name(&new, call.name)?;
-                object::dedup_owners(&mut new, &mut call.warnings, true);
-                Ok(Draft::update(new, old, call))
+                Self::draft_patched(call, (*kind, patch, *validation), existing, options)
+            }
+            Intent::Apply { patch, force, validation } => {
+                self.draft_applied(call, (patch, *force, *validation), existing, options)
             }
             Intent::ReplaceScale(wanted) => {
                 let mut scale = wanted.take()?;
                 object::match_namespace(&mut scale, call.object_namespace())?;
                 object::match_name(&scale, call.name)?;
                 let old = existing.ok_or_else(|| call.not_found())?;
-                Ok(Draft::scale(scale, old, call))
+                drop(fields::take(&mut scale));
+                let managers = fields::scaled(call, options, old, &scale);
+                Ok(Draft::scale(scale, old, call).managed(managers))
             }
             Intent::PatchScale { kind, patch, validation } => {
                 let old = existing.ok_or_else(|| call.not_found())?;
-                let scale = scale::patched(call, &old.value, *kind, patch, *validation)?;
-                Ok(Draft::scale(scale, old, call))
+                let mut scale = scale::patched(call, &old.value, *kind, patch, *validation)?;
+                drop(fields::take(&mut scale));
+                let managers = fields::scaled(call, options, old, &scale);
+                Ok(Draft::scale(scale, old, call).managed(managers))
             }
             Intent::Bind(wanted) => {
                 let mut binding = wanted.take()?;
                 object::match_namespace(&mut binding, call.object_namespace())?;
-                Ok(Draft::create(binding, call.name.to_owned()))
+                Ok(Draft::create(binding, call.name.to_owned()).managed(kept(existing)))
             }
             Intent::Delete(_) => {
                 let old = existing.map(|old| old.value.clone());
                 let draft = Draft::create(Value::Null, call.name.to_owned());
-                Ok(Draft { old, operation: Operation::Delete, ..draft })
+                Ok(Draft { old, operation: Operation::Delete, managers: kept(existing), ..draft })
+            }
+            Intent::Install(object) => {
+                let managers = fields::installed(call, existing, object);
+                Ok(Draft::create((*object).clone(), call.name.to_owned()).managed(managers))
             }
             Intent::Disrupt(options) => {
                 let old = existing.ok_or_else(|| call.not_found())?;
                 let new = eviction::disrupted(call, &old.value, old.modified(), options)?;
-                Ok(Draft::update(new, old, call))
+                Ok(Draft::update(new, old, call).managed(kept(existing)))
             }
-            Intent::Install(object) => Ok(Draft::create((*object).clone(), call.name.to_owned())),
             Intent::Evict => Ok(Draft::create(Value::Null, call.name.to_owned())),
         }
+    }
+
+    /// What a patch makes of the object.
+    fn draft_patched(
+        call: &mut RequestScope<'_>,
+        (kind, patch, validation): (PatchType, &[u8], FieldValidation),
+        existing: Option<&Existing>,
+        options: &Options<'_>,
+    ) -> Result<Draft, ApiError> {
+        let old = existing.ok_or_else(|| call.not_found())?;
+        let managed = fields::concerns(kind, patch).then(|| fields::with_managers(old));
+        let current = managed.as_ref().unwrap_or(&old.value);
+        let mut new = body::patched(call.row, kind, patch, current, validation, &mut call.warnings)?;
+        let sent = fields::take(&mut new);
+        object::match_namespace(&mut new, call.object_namespace())?;
+        object::match_name(&new, call.name)?;
+        let managers = fields::written(call, options, existing, &new, sent);
+        object::dedup_owners(&mut new, &mut call.warnings, true);
+        Ok(Draft::update(new, old, call).managed(managers))
+    }
+
+    /// What an apply makes of the object or of its Scale, or a new object.
+    fn draft_applied(
+        &self,
+        call: &mut RequestScope<'_>,
+        patch: (&[u8], bool, FieldValidation),
+        existing: Option<&Existing>,
+        options: &Options<'_>,
+    ) -> Result<Draft, ApiError> {
+        if existing.is_none() && call.subresource.is_some() {
+            return Err(call.not_found());
+        }
+        let scales = call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale);
+        let (mut object, managers) = fields::applied(call, options, existing, patch)?;
+        if existing.is_none() {
+            fields::check_new_uid(call, &object)?;
+        }
+        object::match_namespace(&mut object, call.object_namespace())?;
+        object::match_name(&object, call.name)?;
+        if scales {
+            let old = existing.ok_or_else(|| call.not_found())?;
+            return Ok(Draft::scale(object, old, call).managed(managers));
+        }
+        body::default(call.row, &mut object);
+        object::dedup_owners(&mut object, &mut call.warnings, true);
+        let Some(old) = existing else {
+            create::strip(&mut object);
+            metadata_mut(&mut object).remove("resourceVersion");
+            let draft = Draft::create(object, call.name.to_owned()).managed(managers);
+            return Ok(Draft { creates_by_update: true, ..draft });
+        };
+        Ok(Draft::update(object, old, call).managed(managers))
     }
 
     /// A PUT of an object that isn't there: a new one for the kinds that are made so. As upstream, also through a subresource;
@@ -227,16 +313,10 @@ impl Registry {
         dry_run: bool,
     ) -> Result<Resolved, ApiError> {
         let Draft { document, old, .. } = draft;
+        let scales = call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale);
         let of_object = |change: Change, old: Option<Arc<Value>>| Resolved { change, document: None, old };
         Ok(match (intent, existing) {
-            (Intent::Create(_), _) | (Intent::Replace(_), None) => {
-                let (change, document) = self.new_object(call, document, dry_run)?;
-                Resolved { change, document, old: None }
-            }
-            (Intent::Replace(_) | Intent::Patch { .. } | Intent::Disrupt(_), Some(existing)) => {
-                of_object(self.changed_object(call, document, existing, dry_run)?, old)
-            }
-            (Intent::ReplaceScale(_) | Intent::PatchScale { .. }, Some(existing)) => {
+            (Intent::ReplaceScale(_) | Intent::PatchScale { .. } | Intent::Apply { .. }, Some(existing)) if scales => {
                 let new = scale::scaled(call.row, &existing.value, &document)?;
                 if matches!(intent, Intent::ReplaceScale(_)) {
                     check_uid(call, &new, &existing.value, dry_run)?;
@@ -244,6 +324,13 @@ impl Registry {
                 let change = self.changed_object(call, new, existing, dry_run)?;
                 let document = change.object().map(scale::of);
                 Resolved { change, document, old }
+            }
+            (Intent::Create(_), _) | (Intent::Replace(_) | Intent::Apply { .. }, None) => {
+                let (change, document) = self.new_object(call, document, dry_run)?;
+                Resolved { change, document, old: None }
+            }
+            (Intent::Replace(_) | Intent::Patch { .. } | Intent::Apply { .. } | Intent::Disrupt(_), Some(existing)) => {
+                of_object(self.changed_object(call, document, existing, dry_run)?, old)
             }
             (Intent::Bind(_), existing) => {
                 let change = binding::bind(call, &document, existing, dry_run)?;
@@ -255,7 +342,7 @@ impl Registry {
             (Intent::Install(_), existing) => of_object(self.default_object(call, document, existing), None),
             (Intent::Evict, Some(_)) => of_object(Change::Remove(None), None),
             (Intent::Evict, None) => of_object(Change::Keep, None),
-            (_, None) => return Err(call.not_found()),
+            _ => return Err(call.not_found()),
         })
     }
 }

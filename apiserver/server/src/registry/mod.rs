@@ -11,6 +11,7 @@ mod cost;
 mod create;
 mod delete;
 pub mod eviction;
+pub mod fields;
 #[cfg(test)]
 mod fuzz;
 mod inert;
@@ -29,9 +30,9 @@ mod tests;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use machinery_api::ApiError;
+use machinery_api::apply::Managers;
 use machinery_api::error::{Named, Status};
 use machinery_api::{GroupVersionKind, ObjectName, StorageKey, StorageScope};
 use machinery_env::Env;
@@ -100,8 +101,8 @@ pub struct RequestScope<'a> {
 pub enum ResponseObject {
     /// As it is in the cache, in its stored version.
     Cached(Arc<Cached>),
-    /// Whole JSON with kind, apiVersion and resourceVersion.
-    Bytes(Bytes),
+    /// As it was just stored, in its stored version, as of a revision.
+    Stored(Record, Revision),
     /// A value.
     Value(Value),
 }
@@ -306,9 +307,9 @@ impl Registry {
     }
 
     /// The stored form of an object of this row.
-    pub(crate) fn encode(row: &ResourceInfo, object: &Value) -> Result<Record, ApiError> {
+    pub(crate) fn encode(row: &ResourceInfo, object: &Value, managers: &Managers) -> Result<Record, ApiError> {
         if row.stored_as.is_some() {
-            return Self::encode(row.stored(), &row.strategy.write_storage_version(object.clone()));
+            return Self::encode(row.stored(), &row.strategy.write_storage_version(object.clone()), managers);
         }
         let body = object::encode(row, object);
         if body.len() > OBJECT_BYTES_MAX {
@@ -319,6 +320,11 @@ impl Registry {
             stamp_at,
             comma: body.get(stamp_at) != Some(&b'}'),
             fields: Some(facts_of_fields(row, object)),
+            // As upstream: an object is rather without them than not at all.
+            managers: match body.len() + managers.written_len() > OBJECT_BYTES_MAX {
+                true => Managers::default(),
+                false => managers.clone(),
+            },
             ..Facts::of(object)
         };
         Ok(Record::new(&body, &facts))
@@ -327,10 +333,8 @@ impl Registry {
     /// What is shown of an object that was just stored.
     fn stored_as(row: &ResourceInfo, object: Value, stored: &Record, revision: Revision) -> ResponseObject {
         if row.stored_as.is_none() {
-            return ResponseObject::Bytes(object::stamp(row, &stored.body(), revision));
+            return ResponseObject::Stored(stored.clone(), revision);
         }
-        let mut object = object;
-        object::metadata_mut(&mut object).insert("resourceVersion".into(), revision.to_string().into());
-        ResponseObject::Value(object)
+        ResponseObject::Value(fields::shown(object::versioned(object, revision), stored.managers()))
     }
 }

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use machinery_api::{ApiError, ResourceVersion, Uid};
 use serde_json::{Map, Value, json};
@@ -242,22 +241,8 @@ pub fn stamp_at(row: &ResourceInfo) -> usize {
     head(row).len() + METADATA.len()
 }
 
-/// Stamps a resourceVersion into what [`encode`] made.
-#[must_use]
-pub fn stamp(row: &ResourceInfo, stored: &[u8], version: u64) -> Bytes {
-    let at = stamp_at(row);
-    let mut out = Vec::with_capacity(stored.len() + 40);
-    out.extend_from_slice(&stored[..at]);
-    out.extend_from_slice(format!("\"resourceVersion\":\"{version}\"").as_bytes());
-    if stored.get(at) != Some(&b'}') {
-        out.push(b',');
-    }
-    out.extend_from_slice(&stored[at..]);
-    out.into()
-}
-
-/// Appends a list's item: the object without kind and apiVersion.
-pub fn write_item(head: &str, cached: &Cached, out: &mut Vec<u8>) {
+/// Appends a list's item: the object without kind and apiVersion, and with its managers where they are wanted.
+pub fn write_item(head: &str, cached: &Cached, managed: bool, out: &mut Vec<u8>) {
     let stored = cached.stored();
     let rest = stored.strip_prefix(head.as_bytes()).and_then(|r| r.strip_prefix(METADATA.as_bytes()));
     match rest {
@@ -268,6 +253,10 @@ pub fn write_item(head: &str, cached: &Cached, out: &mut Vec<u8>) {
             out.extend_from_slice(b"\"resourceVersion\":\"");
             out.extend_from_slice(cached.modified.to_string().as_bytes());
             out.push(b'"');
+            if managed && !cached.managers().is_empty() {
+                out.push(b',');
+                cached.managers().write_json(out);
+            }
             if !rest.starts_with(b"}") {
                 out.push(b',');
             }

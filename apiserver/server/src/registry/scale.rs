@@ -62,7 +62,10 @@ pub(super) fn shown(answer: Answer) -> Answer {
         Answer::Object(code, shown) => {
             let value = match shown {
                 ResponseObject::Cached(cached) => of(&cached.shared()),
-                ResponseObject::Bytes(bytes) => of(&serde_json::from_slice(&bytes).unwrap_or(Value::Null)),
+                ResponseObject::Stored(record, revision) => {
+                    let value = serde_json::from_slice(&record.body()).unwrap_or(Value::Null);
+                    of(&object::versioned(value, revision))
+                }
                 ResponseObject::Value(value) => of(&value),
             };
             Answer::Object(code, ResponseObject::Value(value))

@@ -34,6 +34,17 @@ impl Registry {
         self.write(call, &mut intent, Options::Write(options)).await
     }
 
+    /// Applies a configuration to the object of the path, or makes it.
+    pub async fn apply(
+        &self,
+        call: &mut RequestScope<'_>,
+        patch: &[u8],
+        options: &WriteOptions,
+    ) -> Result<Answer, ApiError> {
+        let mut intent = Intent::Apply { patch, force: options.force, validation: options.field_validation };
+        self.write(call, &mut intent, Options::Write(options)).await
+    }
+
     /// A changed object, ready to be stored, of what admission left of the client's.
     pub(super) fn changed_object(
         &self,
@@ -81,7 +92,6 @@ impl Registry {
         row.strategy.prepare_update(&context, new, old);
         body::normalise(row, new);
         let metadata = metadata_mut(new);
-        metadata.remove("managedFields");
         metadata.remove("selfLink");
         // An update that names no version means the one that is there.
         metadata.insert("resourceVersion".into(), json!(object::text(old, "resourceVersion")));

@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 
+use machinery_api::apply::Managers;
 use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
@@ -18,10 +19,11 @@ use tokio::sync::OwnedMutexGuard;
 use super::create::{self, NAME_TRIES_MAX};
 use super::intent::{Intent, Resolved};
 use super::{
-    Answer, Registry, RequestScope, ResponseObject, TRIES_MAX, claims, delete, inert, object, scale, store_error,
+    Answer, Registry, RequestScope, ResponseObject, TRIES_MAX, claims, delete, fields, inert, object, scale,
+    store_error,
 };
 use crate::admission::{Effects, Options, SideWrite};
-use apiserver_resources::ResourceInfo;
+use apiserver_resources::{ResourceInfo, SubresourceKind};
 use apiserver_storage::cache::{Cached, WatchCache};
 use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Txn};
 
@@ -38,6 +40,10 @@ impl Existing {
 
     pub(super) fn modified(&self) -> Revision {
         self.cached.modified
+    }
+
+    fn managers(&self) -> Managers {
+        self.cached.managers().clone()
     }
 }
 
@@ -170,7 +176,7 @@ impl Registry {
         existing: Option<&Existing>,
     ) -> Result<Attempt, ApiError> {
         let mut effects = Effects::default();
-        let mut draft = self.draft(call, intent, existing, options.dry_run())?;
+        let mut draft = self.draft(call, intent, existing, &options)?;
         let admitted = intent.is_admitted();
         if draft.creates_by_update {
             self.may_create(call).await?;
@@ -184,6 +190,7 @@ impl Registry {
             admitted?;
         }
         let (operation, name) = (draft.operation, std::mem::take(&mut draft.name));
+        let managers = std::mem::take(&mut draft.managers);
         let resolved = self.resolve(call, intent, draft, existing, options.dry_run())?;
         let Resolved { change, document, old } = resolved;
         if admitted {
@@ -205,7 +212,7 @@ impl Registry {
             let old = existing.map(|existing| &*existing.value);
             call.warnings.extend(inert::warnings(call.row, call.subresource, &change, old));
         }
-        self.ready(call, intent, change, existing, effects, options.dry_run())
+        self.ready(call, intent, (change, managers), existing, effects, options.dry_run())
     }
 
     /// The transaction of a change, or what is answered without one.
@@ -213,7 +220,7 @@ impl Registry {
         &self,
         call: &RequestScope<'_>,
         intent: &Intent<'_>,
-        change: Change,
+        (change, managers): (Change, Managers),
         existing: Option<&Existing>,
         effects: Effects,
         dry_run: bool,
@@ -235,19 +242,21 @@ impl Registry {
             {
                 return Ok(Attempt::Taken(taken(&change, there.is_deleting())));
             }
-            return Ok(Attempt::Answer(answer(call, intent, change, existing, None)));
+            return Ok(Attempt::Answer(answer(call, intent, change, existing, Written::No(&managers))));
         }
         let was = existing.filter(|_| !matches!(change, Change::Create { .. })).map_or(0, Existing::modified);
         let mut stored = None;
         if !matches!(change, Change::Remove(_))
             && let Some(object) = change.object()
         {
-            stored = Some(Self::encode(row, object)?);
+            stored = Some(Self::encode(row, object, &managers)?);
         }
         if let (Change::Update(_), Some(existing), Some(stored)) = (&change, existing, &stored)
             && *stored.body() == *existing.cached.stored()
+            // A change of times alone is none.
+            && stored.managers().is_like(existing.cached.managers())
         {
-            return Ok(Attempt::Answer(present(intent, 200, ResponseObject::Cached(existing.cached.clone()))));
+            return Ok(Attempt::Answer(present(call, intent, 200, ResponseObject::Cached(existing.cached.clone()))));
         }
         let goes = matches!(change, Change::Remove(_) | Change::MarkAndRemove(_));
         let new = change.object().filter(|_| !goes);
@@ -256,19 +265,21 @@ impl Registry {
         let Effects { txn: mut extras, writes, turns, .. } = effects;
         claimed.change(row, new, old, intent.is_admitted(), &mut extras);
         for write in &writes {
-            Self::add(call, write, &mut extras)?;
+            self.add(call, write, &mut extras)?;
         }
         Ok(Attempt::Commit(Ready { key, was, change, stored, extras, turns }))
     }
 
     /// Adds the change of another object to a transaction.
-    fn add(call: &RequestScope<'_>, write: &SideWrite, extras: &mut Txn) -> Result<(), ApiError> {
+    fn add(&self, call: &RequestScope<'_>, write: &SideWrite, extras: &mut Txn) -> Result<(), ApiError> {
         let SideWrite { group, plural, object } = write;
         let Some(row) = call.catalog.stored(group, plural) else { return Ok(()) };
         let key = super::key(row, object::text(object, "namespace"), object::text(object, "name")).to_string();
         let modified = object::client_version(object)?;
         extras.compares.push(Compare { key: key.clone(), modified });
-        extras.ops.push(Op::Put { key, record: Self::encode(row, object)?, ttl: row.ttl });
+        // The server's own: nobody comes to manage anything by it.
+        let managers = self.cache.get(&key).map_or_else(Managers::default, |there| there.managers().clone());
+        extras.ops.push(Op::Put { key, record: Self::encode(row, object, &managers)?, ttl: row.ttl });
         Ok(())
     }
 
@@ -302,7 +313,9 @@ impl Registry {
             _ => commit(&self.cache, was, op, extras).await?,
         };
         match committed {
-            Ok(revision) => Ok(Done::Answer(answer(call, intent, change, existing, Some((revision, stored.as_ref()))))),
+            Ok(revision) => {
+                Ok(Done::Answer(answer(call, intent, change, existing, Written::At(revision, stored.as_ref()))))
+            }
             Err(Conflict { own: Some(record), .. }) if was == 0 && matches!(intent, Intent::Create(_)) => {
                 let deleting = record.is_some_and(|entry| entry.record.is_deleting());
                 Ok(Done::Taken(taken(&change, deleting)))
@@ -399,49 +412,65 @@ fn taken(change: &Change, deleting: bool) -> Taken {
     Taken { name: object::text(object, "name").to_owned(), deleting, asks, generated }
 }
 
+/// How far a change came.
+enum Written<'a> {
+    /// It was not written, or takes the object away: who would manage its fields.
+    No(&'a Managers),
+    /// It was, as this where the object stays.
+    At(Revision, Option<&'a Record>),
+}
+
 /// What is answered to a change that was written, or would have been.
 fn answer(
     call: &RequestScope<'_>,
     intent: &Intent<'_>,
     change: Change,
     existing: Option<&Existing>,
-    written: Option<(Revision, Option<&Record>)>,
+    written: Written<'_>,
 ) -> Answer {
     let row = call.row;
     let old_version = existing.map_or(0, Existing::modified);
-    let version = written.map_or(old_version, |(revision, _)| revision);
+    let (version, stored, managers) = match written {
+        Written::No(managers) => (old_version, None, managers.clone()),
+        Written::At(revision, stored) => {
+            (revision, stored, existing.map_or_else(Managers::default, Existing::managers))
+        }
+    };
     if let Intent::Delete(options) = intent {
-        return delete::answer(call, options, change, existing, version, written.and_then(|(_, stored)| stored));
+        return delete::answer(call, options, change, existing, version, stored);
     }
-    match (change, written) {
-        (Change::Create { object, .. }, Some((revision, Some(stored)))) => {
-            present(intent, 201, Registry::stored_as(row, object, stored, revision))
+    match (change, stored.map(|stored| (version, stored))) {
+        (Change::Create { object, .. }, Some((revision, stored))) => {
+            present(call, intent, 201, Registry::stored_as(row, object, stored, revision))
         }
         (Change::Create { mut object, version, .. }, _) => {
             // It comes back as it was said: only the store would mind.
             if let Some(said) = version {
                 object::metadata_mut(&mut object).insert("resourceVersion".into(), said);
             }
-            present(intent, 201, ResponseObject::Value(object))
+            present(call, intent, 201, ResponseObject::Value(fields::shown(object, &managers)))
         }
-        (Change::Update(object) | Change::MarkAndRemove(object), Some((revision, Some(stored)))) => {
-            present(intent, 200, Registry::stored_as(row, object, stored, revision))
+        (Change::Update(object) | Change::MarkAndRemove(object), Some((revision, stored))) => {
+            present(call, intent, 200, Registry::stored_as(row, object, stored, revision))
         }
         (Change::Update(object) | Change::MarkAndRemove(object) | Change::Remove(Some(object)), _) => {
-            present(intent, 200, ResponseObject::Value(object::versioned(object, old_version)))
+            let shown = fields::shown(object::versioned(object, old_version), &managers);
+            present(call, intent, 200, ResponseObject::Value(shown))
         }
         (Change::Remove(None) | Change::Keep, _) => match existing {
-            Some(existing) => present(intent, 200, ResponseObject::Cached(existing.cached.clone())),
+            Some(existing) => present(call, intent, 200, ResponseObject::Cached(existing.cached.clone())),
             None => Answer::Nothing,
         },
     }
 }
 
 /// An object as this kind of write shows it.
-fn present(intent: &Intent<'_>, code: u16, shown: ResponseObject) -> Answer {
+fn present(call: &RequestScope<'_>, intent: &Intent<'_>, code: u16, shown: ResponseObject) -> Answer {
+    let scales = call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale);
     match intent {
         Intent::Bind(_) => super::binding::done(),
         Intent::ReplaceScale(_) | Intent::PatchScale { .. } => scale::shown(Answer::Object(code, shown)),
+        Intent::Apply { .. } if scales => scale::shown(Answer::Object(code, shown)),
         Intent::Delete(options) => Answer::Object(delete::marked_code(options), shown),
         _ => Answer::Object(code, shown),
     }

@@ -41,22 +41,48 @@ pub struct WriteOptions {
     pub dry_run: bool,
     /// How unknown fields are met.
     pub field_validation: FieldValidation,
-    /// Who writes.
+    /// Who writes, as the client says; empty: it doesn't.
     pub field_manager: String,
     /// Whether the request names a field validation that warns: a client for people, which shows warnings.
     pub shows_warnings: bool,
+    /// Whether an apply takes fields from other managers.
+    pub force: bool,
+    /// Who writes where the client doesn't say it.
+    pub agent: String,
 }
 
 impl WriteOptions {
     /// Reads and checks; `kind` is `CreateOptions`, `UpdateOptions` or `PatchOptions`.
     pub fn read(query: &Query, kind: &str) -> Result<Self, ApiError> {
-        let manager = query.text("fieldManager");
-        let dry_run: Vec<&str> = query.all("dryRun").collect();
-        let validation = query.text("fieldValidation");
         let mut causes = Vec::new();
         if kind == "PatchOptions" && query.get("force").is_some() {
             causes.push(forbidden("force", "may not be specified for non-apply patch"));
         }
+        Self::checked(query, kind, causes)
+    }
+
+    /// The same of an apply patch.
+    pub fn read_apply(query: &Query) -> Result<Self, ApiError> {
+        let mut causes = Vec::new();
+        if query.text("fieldManager").is_empty() {
+            let message = "Required value: is required for apply patch".into();
+            causes.push(cause("FieldValueRequired", "fieldManager", message));
+        }
+        let force = query.flag("force") == Some(true);
+        Ok(Self { force, ..Self::checked(query, "PatchOptions", causes)? })
+    }
+
+    /// With who writes where the client doesn't say it: what its user agent begins with.
+    #[must_use]
+    pub fn of_agent(self, agent: &str) -> Self {
+        let agent = if self.field_manager.is_empty() { manager_of_agent(agent) } else { String::new() };
+        Self { agent, ..self }
+    }
+
+    fn checked(query: &Query, kind: &str, mut causes: Vec<Cause>) -> Result<Self, ApiError> {
+        let manager = query.text("fieldManager");
+        let dry_run: Vec<&str> = query.all("dryRun").collect();
+        let validation = query.text("fieldValidation");
         causes.extend(field_manager(manager));
         causes.extend(dry_run_cause(&dry_run));
         let field_validation = FieldValidation::parse(validation).unwrap_or_else(|| {
@@ -69,8 +95,21 @@ impl WriteOptions {
             field_validation,
             field_manager: manager.to_owned(),
             shows_warnings: matches!(validation, "Warn" | "Strict"),
+            ..Self::default()
         })
     }
+}
+
+/// The manager that a client is where it names none: its user agent up to the slash.
+fn manager_of_agent(agent: &str) -> String {
+    let mut manager = String::new();
+    for c in agent.split('/').next().unwrap_or_default().chars().filter(|c| !c.is_control()) {
+        if manager.len() + c.len_utf8() > FIELD_MANAGER_BYTES_MAX {
+            break;
+        }
+        manager.push(c);
+    }
+    manager
 }
 
 fn field_manager(manager: &str) -> Vec<Cause> {

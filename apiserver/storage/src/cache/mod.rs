@@ -33,7 +33,7 @@ use crate::store::versions::{OutOfReach, Versions};
 use crate::store::{Current, Entry, Outcome, Revision, Store, StoreError, Txn, prefix_end};
 
 pub use lookup::Lookup;
-pub use object::{Cached, Fields, Resource};
+pub use object::{Cached, Fields, Resource, write_record};
 pub use ring::{Event, Kind, Media, Shape, WatchEncoding};
 pub use select::Selectors;
 pub use watching::{Watch, WatchEvent};

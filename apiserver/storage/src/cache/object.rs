@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
+use machinery_api::apply::Managers;
 use machinery_api::{ObjectName, StorageKey, StoragePrefix};
 use serde_json::Value;
 
@@ -103,6 +104,32 @@ fn unread(record: &Record, fields: Option<&Fields>) -> Option<Box<[String]>> {
     let fields = fields.filter(|fields| fields.named != record.fields_named())?;
     let value = serde_json::from_slice(&record.body()).unwrap_or(Value::Null);
     Some((fields.read)(&value).into_boxed_slice())
+}
+
+/// Appends a record's object as of a revision, and who manages its fields where that is wanted.
+pub fn write_record(record: &Record, revision: Revision, managed: bool, out: &mut Vec<u8>) {
+    let Some((at, comma)) = record.stamp() else {
+        record.write_body(out, (0, &[]));
+        return;
+    };
+    let mut stamp = [0; STAMP_BYTES_MAX];
+    let mut rest = &mut stamp[..];
+    let managers = record.managers();
+    let managed = managed && !managers.is_empty();
+    // There is room for the largest of revisions.
+    let _ = write!(rest, "\"resourceVersion\":\"{revision}\"{}", if comma || managed { "," } else { "" });
+    let left = rest.len();
+    let stamp = &stamp[..STAMP_BYTES_MAX - left];
+    if !managed {
+        return record.write_body(out, (at, stamp));
+    }
+    let mut piece = Vec::with_capacity(2048);
+    piece.extend_from_slice(stamp);
+    managers.write_json(&mut piece);
+    if comma {
+        piece.push(b',');
+    }
+    record.write_body(out, (at, &piece));
 }
 
 impl Cached {
@@ -227,29 +254,26 @@ impl Cached {
         &self.record
     }
 
-    /// Appends the object's JSON with its resourceVersion.
-    pub fn write_to(&self, out: &mut Vec<u8>) {
-        let Some((at, comma)) = self.record.stamp() else {
-            self.record.write_body(out, (0, &[]));
-            return;
-        };
-        let mut stamp = [0; STAMP_BYTES_MAX];
-        let mut rest = &mut stamp[..];
-        // There is room for the largest of revisions.
-        let _ = write!(rest, "\"resourceVersion\":\"{}\"{}", self.modified, if comma { "," } else { "" });
-        let left = rest.len();
-        self.record.write_body(out, (at, &stamp[..STAMP_BYTES_MAX - left]));
+    /// Appends the object's JSON with its resourceVersion, and who manages its fields where that is wanted.
+    pub fn write_to(&self, managed: bool, out: &mut Vec<u8>) {
+        write_record(&self.record, self.modified, managed, out);
     }
 
     /// The object's JSON with its resourceVersion, as a copy of its own.
     #[must_use]
-    pub fn bytes(&self) -> Bytes {
+    pub fn bytes(&self, managed: bool) -> Bytes {
         let mut out = Vec::new();
-        self.write_to(&mut out);
+        self.write_to(managed, &mut out);
         out.into()
     }
 
-    /// The parsed object with its resourceVersion, for changing it.
+    /// Who manages the object's fields.
+    #[must_use]
+    pub fn managers(&self) -> &Managers {
+        self.record.managers()
+    }
+
+    /// The parsed object with its resourceVersion and no managers, for changing it.
     #[must_use]
     pub fn value(&self) -> Value {
         let mut value: Value = serde_json::from_slice(&self.stored()).unwrap_or(Value::Null);

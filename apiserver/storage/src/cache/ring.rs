@@ -58,6 +58,8 @@ pub struct WatchEncoding {
     pub kind: Kind,
     /// It shows the object before the event: what has left a selector.
     pub before: bool,
+    /// Objects are shown with who manages their fields.
+    pub managed: bool,
     /// The group and version that objects are shown in (`apps/v1`).
     pub api_version: Arc<str>,
     /// Whole objects, or what stands in their stead.

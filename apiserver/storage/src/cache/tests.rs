@@ -20,6 +20,7 @@ fn whole() -> WatchEncoding {
     WatchEncoding {
         kind: Kind::Added,
         before: false,
+        managed: true,
         api_version: "v1".into(),
         shape: Shape::Object,
         media: Media::Json,
@@ -106,7 +107,7 @@ async fn stamps_the_resource_version_without_parsing() {
         let object = cache.get(&key).unwrap();
         let mut expected: Value = serde_json::from_str(stored).unwrap();
         expected["metadata"]["resourceVersion"] = json!(revision.to_string());
-        assert_eq!(serde_json::from_slice::<Value>(&object.bytes()).unwrap(), expected);
+        assert_eq!(serde_json::from_slice::<Value>(&object.bytes(true)).unwrap(), expected);
         assert_eq!(object.value(), expected);
         assert_eq!(*object.shared(), expected);
         assert_eq!(object.name(), "x");
@@ -116,7 +117,7 @@ async fn stamps_the_resource_version_without_parsing() {
     // Hostile bytes are kept as they are.
     let op = Op::Put { key: key.clone(), record: record("\u{1}{["), ttl: None };
     done(cache.commit(Txn { compares: vec![], ops: vec![op] }).await);
-    assert_eq!(&cache.get(&key).unwrap().bytes()[..], b"\x01{[");
+    assert_eq!(&cache.get(&key).unwrap().bytes(true)[..], b"\x01{[");
 }
 
 #[tokio::test]
@@ -364,7 +365,7 @@ async fn concurrent_watches_see_one_order_with_no_gap() {
                 let mut seen = Vec::new();
                 while seen.len() < 400 {
                     let next = watch.recv().await.unwrap();
-                    let frame = next.event.frame(&whole(), || next.object.bytes());
+                    let frame = next.event.frame(&whole(), || next.object.bytes(true));
                     seen.push((next.event.revision, next.object.name().to_owned(), frame.as_ptr() as usize));
                 }
                 seen

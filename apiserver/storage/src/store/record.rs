@@ -5,20 +5,24 @@
 //!
 //! The head, little endian: version, flags, length of the namespace (2 bytes), where the resourceVersion goes (4), the
 //! schema's generation (4), the fingerprint of the fields' names (8), bytes of labels, of fields and of managers (4 each);
-//! then labels and fields as texts behind their lengths. Managers of fields are kept room for: version 1 has none.
+//! then labels and fields as texts behind their lengths, and who manages which fields of the object. Version 1 has none of
+//! these. In memory managers are entries that share what many objects have in common.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use machinery_api::apply::Managers;
 use machinery_api::packed::{Packed, Packer};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// A head without managers, as it was before.
+const VERSION_UNMANAGED: u8 = 1;
 const FIXED_BYTES: usize = 32;
 const COMMA: u8 = 1;
 const DELETING: u8 = 2;
@@ -29,6 +33,7 @@ pub struct Record(Arc<Shared>);
 
 struct Shared {
     head: Box<[u8]>,
+    managers: Managers,
     body_len: u32,
     body: RwLock<Form>,
 }
@@ -62,7 +67,10 @@ impl Deref for Body {
 impl PartialEq for Record {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
-            || (self.0.body_len == other.0.body_len && self.0.head == other.0.head && *self.body() == *other.body())
+            || (self.0.body_len == other.0.body_len
+                && self.0.head == other.0.head
+                && self.0.managers == other.0.managers
+                && *self.body() == *other.body())
     }
 }
 
@@ -85,6 +93,8 @@ pub struct Facts<'a> {
     pub labels: Vec<(&'a str, &'a str)>,
     /// The fingerprint of the selectable fields' names, and their values in the names' order; `None`: not known.
     pub fields: Option<(u64, Vec<String>)>,
+    /// Who manages which fields.
+    pub managers: Managers,
 }
 
 impl<'a> Facts<'a> {
@@ -165,7 +175,8 @@ impl Record {
         let fields = facts.fields.iter().flat_map(|(_, values)| values).map(|value| value.len() + 4).sum::<usize>();
         let mut out = Vec::with_capacity(FIXED_BYTES + labels + fields);
         let flags = if facts.comma { COMMA } else { 0 } | if facts.deleting { DELETING } else { 0 };
-        out.extend_from_slice(&[VERSION, flags]);
+        let version = if facts.managers.is_empty() { VERSION_UNMANAGED } else { VERSION };
+        out.extend_from_slice(&[version, flags]);
         out.extend_from_slice(&u16::try_from(facts.namespace.len()).unwrap_or(0).to_le_bytes());
         out.extend_from_slice(&length(facts.stamp_at).to_le_bytes());
         out.extend_from_slice(&facts.schema_generation.to_le_bytes());
@@ -175,11 +186,13 @@ impl Record {
         let fields = put_texts(&mut out, facts.fields.iter().flat_map(|(_, values)| values).map(String::as_str));
         out[20..24].copy_from_slice(&labels.to_le_bytes());
         out[24..28].copy_from_slice(&fields.to_le_bytes());
-        Self::made(out.into(), body)
+        out[28..32].copy_from_slice(&length(facts.managers.written_len()).to_le_bytes());
+        Self::made(out.into(), facts.managers.clone(), body)
     }
 
-    fn made(head: Box<[u8]>, body: &[u8]) -> Self {
-        Self(Arc::new(Shared { head, body_len: length(body.len()), body: RwLock::new(Form::Plain(body.into())) }))
+    fn made(head: Box<[u8]>, managers: Managers, body: &[u8]) -> Self {
+        let body_len = length(body.len());
+        Self(Arc::new(Shared { head, managers, body_len, body: RwLock::new(Form::Plain(body.into())) }))
     }
 
     /// Of a body that nothing is known of.
@@ -238,19 +251,27 @@ impl Record {
         let fixed = bytes.first_chunk::<FIXED_BYTES>()?;
         let number = |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]) as usize;
         let (labels, fields, managers) = (number(20), number(24), number(28));
-        if fixed[0] != VERSION || fixed[1] & !(COMMA | DELETING) != 0 || managers != 0 {
+        let is_managed = match fixed[0] {
+            VERSION => true,
+            VERSION_UNMANAGED => false,
+            _ => return None,
+        };
+        if fixed[1] & !(COMMA | DELETING) != 0 || (managers != 0) != is_managed {
             return None;
         }
-        let (texts, body) = bytes[FIXED_BYTES..].split_at_checked(labels.checked_add(fields)?)?;
+        let (texts, rest) = bytes[FIXED_BYTES..].split_at_checked(labels.checked_add(fields)?)?;
+        let (managed, body) = rest.split_at_checked(managers)?;
         let (labels, fields) = texts.split_at_checked(labels)?;
         Texts(fields).count_whole()?;
         let sound = Texts(labels).count_whole()? % 2 == 0 && number(4) <= body.len();
-        sound.then(|| Self::made(bytes[..bytes.len() - body.len()].into(), body))
+        let managers = Managers::decode(managed).filter(|managers| managers.is_empty() != is_managed)?;
+        sound.then(|| Self::made(bytes[..bytes.len() - rest.len()].into(), managers, body))
     }
 
     /// Appends head and body, as logs and snapshots hold them.
     pub fn write_to(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.head());
+        self.0.managers.write_to(out);
         self.write_body(out, (0, &[]));
     }
 
@@ -272,7 +293,7 @@ impl Record {
     /// The length of what [`write_to`](Self::write_to) appends, however it is held.
     #[must_use]
     pub fn bytes_len(&self) -> usize {
-        self.0.head.len() + self.body_len()
+        self.0.head.len() + self.number(28) as usize + self.body_len()
     }
 
     /// The object's JSON. Who asks several times keeps it meanwhile: where it rests it is read anew.
@@ -315,6 +336,12 @@ impl Record {
     fn number(&self, at: usize) -> u32 {
         let bytes = self.head().get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
         bytes.map_or(0, u32::from_le_bytes)
+    }
+
+    /// Who manages which fields of the object.
+    #[must_use]
+    pub fn managers(&self) -> &Managers {
+        &self.0.managers
     }
 
     /// Where in the body the resourceVersion goes, and whether a comma follows it; `None`: nowhere.
@@ -503,7 +530,7 @@ mod tests {
     #[test]
     fn newer_heads_are_refused() {
         let record = Record::plain(b"{}");
-        for (at, value) in [(0, VERSION + 1), (1, 0x80), (28, 1)] {
+        for (at, value) in [(0, VERSION + 1), (0, VERSION), (1, 0x80), (28, 1)] {
             let mut bytes = bytes_of(&record);
             bytes[at] = value;
             bytes.push(0);

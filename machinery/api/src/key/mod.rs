@@ -64,6 +64,19 @@ impl<'a> GroupVersion<'a> {
         let (group, version) = text.split_once('/').unwrap_or(("", text));
         Self { group, version }
     }
+
+    /// A kind of it.
+    #[must_use]
+    pub fn kind(self, kind: &'a str) -> GroupVersionKind<'a> {
+        GroupVersionKind { group: self.group, version: self.version, kind }
+    }
+}
+
+impl fmt::Display for GroupVersionKind<'_> {
+    /// As upstream prints it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}, Kind={}", self.group, self.version, self.kind)
+    }
 }
 
 impl fmt::Display for GroupVersion<'_> {

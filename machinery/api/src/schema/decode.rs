@@ -99,7 +99,7 @@ impl<'a> Target<'a> {
 }
 
 /// A decoded object: sparse (what was given, and `{}` for objects that are no pointers; [`super::normalise`] fills in
-/// the rest after defaulting), with apiVersion and kind set, without managedFields (not tracked).
+/// the rest after defaulting), with apiVersion and kind set. managedFields are as they were sent: who decodes takes them out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoded {
     /// The object.
@@ -276,9 +276,6 @@ fn finish(mut object: Value, target: &Target<'_>) -> Value {
     if let Some(map) = object.as_object_mut() {
         map.insert("apiVersion".into(), target.api_version().into());
         map.insert("kind".into(), target.kind.into());
-        if let Some(metadata) = map.get_mut("metadata").and_then(Value::as_object_mut) {
-            metadata.remove("managedFields");
-        }
     }
     object
 }

@@ -27,6 +27,7 @@ pub(crate) mod yaml;
 pub use decode::{Decoded, FieldValidation, Media, Target};
 pub use defaults::default;
 pub use normal::normalise;
+pub(crate) use normal::normalise_kind;
 pub use structural::structural;
 pub use table::built_in;
 pub use types::{Field, Kind, KindFact, ListType, SharedType, Type, TypeRef, Types};

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::budget::Budget;
 use super::raw::Raw;
 use super::typed::{Form, Walk};
-use super::types::{Kind, Type, TypeRef};
+use super::types::{Kind, Type, TypeRef, Types};
 
 /// Brings an object into the form that upstream stores and prints: call it after defaulting, and again before storing
 /// where fields were removed or added since. Idempotent. An error is the first value of a wrong type; such values are left
@@ -19,6 +19,15 @@ pub fn normalise(found: TypeRef<'_>, object: &mut Value) -> Result<(), String> {
         *object = Value::Object(Map::new());
     }
     walk.failed().map_or(Ok(()), Err)
+}
+
+/// The same of a value of a kind. What doesn't fit is left as it is.
+pub(crate) fn normalise_kind(types: &Types, kind: &Kind, value: &mut Value) {
+    let mut budget = Budget::unlimited();
+    let mut walk = Walk::new(types, Form::Full, false, &mut budget);
+    if !walk.in_place(kind, value) && !walk.has_failed() {
+        *value = walk.zero(kind, true);
+    }
 }
 
 impl<'a> Walk<'a> {

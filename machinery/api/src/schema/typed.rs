@@ -289,7 +289,8 @@ impl<'a> Walk<'a> {
                     _ => false,
                 };
                 // An empty map is not an absent one until it is stored: findings tell them apart.
-                let kept = !fill && matches!(field.kind, Kind::Map(_));
+                // And no managed fields reset them.
+                let kept = !fill && (matches!(field.kind, Kind::Map(_)) || field.name == "managedFields");
                 if empty && field.omit_empty && !kept {
                     out.remove(&*field.name);
                 } else if empty && fill && matches!(field.kind, Kind::List(_) | Kind::Map(_)) {

@@ -105,7 +105,7 @@ pub struct Field {
     /// The Go structs that it is embedded in, which Go's decoding errors name.
     pub embedded: Option<&'static str>,
     /// Go's name of its type where it can't be derived.
-    pub(super) go: Option<&'static str>,
+    pub(crate) go: Option<&'static str>,
 }
 
 impl Field {

@@ -1,5 +1,6 @@
 //! Pods: the one kind with a hundred rules, by subject; templates of workloads share them.
 
+use crate::Unwritten;
 use std::collections::{BTreeMap, VecDeque};
 
 use jiff::Timestamp;
@@ -132,6 +133,22 @@ fn each_container<'a>(spec: &'a Value, path: &Path<'_>, mut visit: impl FnMut(&'
 }
 
 impl Strategy for Pod {
+    fn unwritten(&self, subresource: &str) -> Unwritten {
+        match subresource {
+            "status" => {
+                Unwritten::Below(&[&["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"], &["spec"]])
+            }
+            "ephemeralcontainers" => Unwritten::AllBut(&[&[Some("spec"), Some("ephemeralContainers")]]),
+            "resize" => Unwritten::AllBut(&[
+                &[Some("spec"), Some("containers"), None, Some("resources")],
+                &[Some("spec"), Some("containers"), None, Some("resizePolicy")],
+                &[Some("spec"), Some("initContainers"), None, Some("resources")],
+                &[Some("spec"), Some("initContainers"), None, Some("resizePolicy")],
+            ]),
+            _ => Unwritten::Below(&[&["status"]]),
+        }
+    }
+
     fn default(&self, object: &mut Value) {
         defaults::pod(object);
     }

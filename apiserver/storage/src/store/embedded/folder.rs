@@ -7,9 +7,11 @@ use std::path::Path;
 use super::StoreError;
 
 /// The version of everything in the folder; raised when an older program could not read it.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// The first one, of JSON without heads: read, and written no more.
 const FORMAT_PLAIN: u32 = 1;
+/// Of records that name no managers.
+const FORMAT_UNMANAGED: u32 = 2;
 
 /// A locked folder, until it is dropped.
 pub(super) struct Lock(#[expect(dead_code, reason = "holds the lock while it is open")] File);
@@ -88,7 +90,7 @@ pub(super) fn enter(path: &Path) -> Result<Lock, StoreError> {
         Ok(text) => match text.trim().parse::<u32>() {
             Ok(FORMAT) => {}
             // Raised when it was read: `raise`.
-            Ok(FORMAT_PLAIN) => {}
+            Ok(FORMAT_PLAIN | FORMAT_UNMANAGED) => {}
             Ok(newer) => {
                 return Err(StoreError::Damaged(format!(
                     "{} says format {newer}, this program reads up to {FORMAT}: use the newer coracle that wrote it",

@@ -1,0 +1,300 @@
+//! Who manages which fields, of every write: the glue between [`machinery_api::apply`], which decides, and rows, versions and
+//! subresources. Managers travel beside an object's value, never in it.
+
+use std::sync::Arc;
+
+use machinery_api::apply::{self, Entry, Form, Identity, Ignored, Managers, PathElement, Set, Versions, Writer, body};
+use machinery_api::schema::{FieldValidation, Target, TypeRef, built_in, normalise};
+use machinery_api::{ApiError, GroupVersion, GroupVersionKind};
+use serde_json::{Value, json};
+
+use super::object::{self, metadata_mut};
+use super::write::Existing;
+use super::{PatchType, RequestScope, scale};
+use crate::admission::Options;
+use crate::catalog::Catalog;
+use apiserver_resources::{ResourceInfo, SubresourceKind, Unwritten};
+
+/// As who the server writes what every cluster has.
+const SERVER: &str = "kube-apiserver";
+
+/// The versions of a row's kind, or of its Scale.
+struct Kinds<'a> {
+    catalog: &'a Catalog,
+    row: &'a ResourceInfo,
+    subresource: &'a str,
+    scales: bool,
+}
+
+impl<'a> Kinds<'a> {
+    fn of(call: &RequestScope<'a>) -> Self {
+        let scales = is_scale(call);
+        Self { catalog: call.catalog, row: call.row, subresource: call.subresource_name(), scales }
+    }
+
+    /// The row of a version of the kind.
+    fn row(&self, api_version: &str) -> Option<&ResourceInfo> {
+        if *self.row.api_version == *api_version {
+            return Some(self.row);
+        }
+        let stored = self.row.stored();
+        let mut rows = self.catalog.resources().iter();
+        let found =
+            rows.find(|row| *row.api_version == *api_version && row.prefix == stored.prefix && row.prefix.is_some());
+        found.map(|row| &**row)
+    }
+}
+
+fn is_scale(call: &RequestScope<'_>) -> bool {
+    call.subresource.is_some_and(|subresource| subresource.what == SubresourceKind::Scale)
+}
+
+const SCALE_VERSION: &str = "autoscaling/v1";
+
+impl Versions for Kinds<'_> {
+    fn schema(&self, api_version: &str) -> Option<TypeRef<'_>> {
+        if self.scales {
+            let (group, version, kind) = scale::KIND;
+            return (api_version == SCALE_VERSION).then(|| built_in().of_kind(group, version, kind)).flatten();
+        }
+        self.row(api_version).map(|row| row.schema.get())
+    }
+
+    fn convert(&self, object: &Value, from: &str, to: &str) -> Option<Value> {
+        let (from, to) = (self.row(from)?, self.row(to)?);
+        let stored = match from.stored_as {
+            Some(_) => from.strategy.write_storage_version(object.clone()),
+            None => object.clone(),
+        };
+        let mut shown = match to.stored_as {
+            Some(_) => to.strategy.read_storage_version(stored),
+            None => stored,
+        };
+        let map = shown.as_object_mut()?;
+        map.insert("apiVersion".into(), json!(&*to.api_version));
+        map.insert("kind".into(), json!(&*to.kind));
+        drop(normalise(to.schema.get(), &mut shown));
+        Some(shown)
+    }
+
+    fn ignored(&self, _: &str) -> Ignored {
+        if self.scales {
+            return Ignored::Nothing;
+        }
+        match self.row.strategy.unwritten(self.subresource) {
+            Unwritten::Below(paths) => Ignored::Below(Arc::new(Set::of(paths))),
+            Unwritten::AllBut(paths) => Ignored::AllBut(paths),
+        }
+    }
+}
+
+/// Takes what a client sent of managers out of an object.
+pub(super) fn take(object: &mut Value) -> Option<Value> {
+    object.get_mut("metadata")?.as_object_mut()?.remove("managedFields")
+}
+
+/// Whether a patch may be about managers: then it must see them.
+pub(super) fn concerns(kind: PatchType, patch: &[u8]) -> bool {
+    let has = |text: &[u8]| patch.windows(text.len()).any(|window| window == text);
+    // A pointer to metadata, or to all, and names that are spelled with escapes.
+    has(b"managedFields") || has(b"\\u") || (kind == PatchType::Json && (has(b"/metadata\"") || has(b"\"\"")))
+}
+
+/// The object with its managers in it, for a patch that may be about them.
+pub(super) fn with_managers(existing: &Existing) -> Value {
+    shown((*existing.value).clone(), existing.cached.managers())
+}
+
+/// An object as it is answered, with its managers.
+#[must_use]
+pub fn shown(mut object: Value, managers: &Managers) -> Value {
+    if let Some(value) = managers.to_value() {
+        metadata_mut(&mut object).insert("managedFields".into(), value);
+    }
+    object
+}
+
+fn writer<'a>(call: &'a RequestScope<'_>, manager: &'a str, versions: &'a Kinds<'a>) -> Writer<'a> {
+    let api_version = if versions.scales { SCALE_VERSION } else { &*call.row.api_version };
+    Writer { manager, api_version, subresource: call.subresource_name(), now: call.now.as_second(), versions }
+}
+
+fn manager_of<'a>(options: &Options<'a>) -> &'a str {
+    match options {
+        Options::Write(options) if !options.field_manager.is_empty() => &options.field_manager,
+        Options::Write(options) => &options.agent,
+        Options::Delete(_) => "",
+    }
+}
+
+/// What to begin with: the managers that are there, or those that a client sent. Invalid ones count for nothing, and through a
+/// subresource all do.
+fn begun(call: &RequestScope<'_>, existing: Option<&Existing>, sent: Option<Value>) -> Managers {
+    let live = || existing.map_or_else(Managers::default, |existing| existing.cached.managers().clone());
+    let Some(Value::Array(sent)) = sent.filter(|_| call.subresource.is_none()) else { return live() };
+    let resets = match &*sent {
+        [] => true,
+        [one] => one.as_object().is_some_and(serde_json::Map::is_empty),
+        _ => false,
+    };
+    if resets {
+        return Managers::default();
+    }
+    Managers::of_value(&Value::Array(sent)).ok().filter(|managers| !managers.is_empty()).unwrap_or_else(live)
+}
+
+/// The managers after a write of an object, as admission is given it.
+pub(super) fn written(
+    call: &RequestScope<'_>,
+    options: &Options<'_>,
+    existing: Option<&Existing>,
+    object: &Value,
+    sent: Option<Value>,
+) -> Managers {
+    let versions = Kinds::of(call);
+    let managers = begun(call, existing, sent);
+    let old = existing.map(|existing| &*existing.value);
+    apply::update(&managers, writer(call, manager_of(options), &versions), old, object, Form::Printed)
+}
+
+/// The managers of what the server itself writes.
+pub(super) fn installed(call: &RequestScope<'_>, existing: Option<&Existing>, object: &Value) -> Managers {
+    let versions = Kinds::of(call);
+    let managers = begun(call, existing, None);
+    let old = existing.map(|existing| &*existing.value);
+    apply::update(&managers, writer(call, SERVER, &versions), old, object, Form::Printed)
+}
+
+/// The managers of a workload after a write of its Scale.
+pub(super) fn scaled(call: &RequestScope<'_>, options: &Options<'_>, existing: &Existing, new: &Value) -> Managers {
+    let versions = Kinds::of(call);
+    let parent = existing.cached.managers();
+    let managers = to_scale(call, parent);
+    let old = scale::of(&existing.value);
+    let updated =
+        apply::update(&managers, writer(call, manager_of(options), &versions), Some(&old), new, Form::Printed);
+    to_parent(call, parent, &updated)
+}
+
+fn replicas() -> [PathElement; 2] {
+    ["spec", "replicas"].map(PathElement::field)
+}
+
+fn only_replicas() -> Set {
+    Set::of(&[&["spec", "replicas"]])
+}
+
+/// A Scale's managers: those of the workload that manage its replicas.
+fn to_scale(call: &RequestScope<'_>, parent: &Managers) -> Managers {
+    let kinds = Kinds { scales: false, ..Kinds::of(call) };
+    let entries = parent.entries().iter().filter(|entry| kinds.row(&entry.who.api_version).is_some());
+    let fields = apply::pool::of_set(&only_replicas());
+    let entry = |entry: &Entry| {
+        let who = &entry.who;
+        let who = Identity::new(&who.manager, who.operation, SCALE_VERSION, &who.subresource);
+        Entry { who, at: entry.at, fields: fields.clone() }
+    };
+    Managers::new(entries.filter(|entry| entry.fields.set().has(&replicas())).map(entry).collect())
+}
+
+/// A workload's managers with what became of its Scale's. As upstream, what is new has no time, and managers of versions that
+/// are served no more go.
+fn to_parent(call: &RequestScope<'_>, parent: &Managers, scale: &Managers) -> Managers {
+    let kinds = Kinds { scales: false, ..Kinds::of(call) };
+    let same = |a: &Identity, b: &Identity| {
+        (&a.manager, a.operation, &a.subresource) == (&b.manager, b.operation, &b.subresource)
+    };
+    let mut left: Vec<&Entry> = scale.entries().iter().filter(|e| e.fields.set().has(&replicas())).collect();
+    let mut entries = Vec::new();
+    for entry in parent.entries().iter().filter(|entry| kinds.row(&entry.who.api_version).is_some()) {
+        let set = entry.fields.set();
+        if !set.has(&replicas()) {
+            entries.push(entry.clone());
+            continue;
+        }
+        let before = left.len();
+        left.retain(|scaled| !same(&scaled.who, &entry.who));
+        if left.len() < before {
+            entries.push(entry.clone());
+            continue;
+        }
+        let rest = set.difference(&only_replicas());
+        if !rest.is_empty() {
+            entries.push(Entry { fields: apply::pool::of_set(&rest), ..entry.clone() });
+        }
+    }
+    for scaled in left {
+        let who = &scaled.who;
+        let who = Identity::new(&who.manager, who.operation, &call.row.api_version, &who.subresource);
+        // An updater that had other fields of the workload through the same path has one entry.
+        entries.push(Entry { who, at: None, fields: apply::pool::of_set(&only_replicas()) });
+    }
+    Managers::new(entries)
+}
+
+/// What an apply patch makes of an object, or of its Scale, before it is defaulted; and the managers then.
+pub(super) fn applied(
+    call: &mut RequestScope<'_>,
+    options: &Options<'_>,
+    existing: Option<&Existing>,
+    (patch, force, validation): (&[u8], bool, FieldValidation),
+) -> Result<(Value, Managers), ApiError> {
+    let read = body::config(patch)?;
+    let config = read.object;
+    let scales = is_scale(call);
+    let (group, version, kind) =
+        if scales { scale::KIND } else { (&*call.row.group, &*call.row.version, &*call.row.kind) };
+    let text = |field: &str| config[field].as_str().unwrap_or_default();
+    let said = GroupVersion::parse(text("apiVersion")).kind(text("kind"));
+    if said != (GroupVersionKind { group, version, kind }) {
+        return Err(ApiError::BadRequest(format!("invalid object type: {said}")));
+    }
+    if config["metadata"]["managedFields"].is_array() {
+        return Err(ApiError::BadRequest("metadata.managedFields must be nil".into()));
+    }
+    let live = match existing {
+        Some(existing) if scales => scale::of(&existing.value),
+        Some(existing) => (*existing.value).clone(),
+        None => {
+            let mut nothing = json!({"apiVersion": &*call.row.api_version, "kind": kind});
+            drop(normalise(call.row.schema.get(), &mut nothing));
+            nothing
+        }
+    };
+    let parent = existing.map_or_else(Managers::default, |existing| existing.cached.managers().clone());
+    let managers = if scales { to_scale(call, &parent) } else { parent.clone() };
+    let versions = Kinds::of(call);
+    let applied = {
+        let writer = writer(call, manager_of(options), &versions);
+        apply::apply(&managers, writer, &live, &config, force).map_err(apply::Failure::into_error)?
+    };
+    match validation {
+        FieldValidation::Strict if !read.doubled.is_empty() => {
+            let doubled = read.doubled.join("\n  ");
+            return Err(ApiError::BadRequest(format!(
+                "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  {doubled}"
+            )));
+        }
+        FieldValidation::Warn => read.doubled.into_iter().for_each(|doubled| call.warn(doubled)),
+        FieldValidation::Strict | FieldValidation::Ignore => {}
+    }
+    let managers = if scales { to_parent(call, &parent, &applied.managers) } else { applied.managers };
+    let Some(mut object) = applied.object else { return Ok((live, managers)) };
+    drop(take(&mut object));
+    let schema = versions.schema(if scales { SCALE_VERSION } else { &call.row.api_version });
+    let schema = schema.ok_or_else(|| ApiError::Internal(format!("no type for {kind}")))?;
+    let target = Target { group, version, kind, schema };
+    Ok((body::object(object, &target)?, managers))
+}
+
+/// 409 for an apply that means an object which isn't there.
+pub(super) fn check_new_uid(call: &RequestScope<'_>, object: &Value) -> Result<(), ApiError> {
+    match object::text(object, "uid") {
+        "" => Ok(()),
+        uid => {
+            let why =
+                format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+            Err(ApiError::Conflict(call.resource(), call.name.to_owned(), why))
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The body of an apply patch, and the object that comes of one.
+
+use serde_json::Value;
+
+use crate::error::{ApiError, ApiResult};
+use crate::schema::budget::Budget;
+use crate::schema::raw::Raw;
+use crate::schema::{FieldValidation, Target, decode, yaml};
+
+/// A configuration as it is said, nothing filled in, and the keys that stand in it twice (a sentence each).
+pub struct Config {
+    /// The configuration.
+    pub object: Value,
+    /// For `Warning` headers, or a refusal.
+    pub doubled: Vec<String>,
+}
+
+/// Reads the body of an apply patch.
+pub fn config(bytes: &[u8]) -> ApiResult<Config> {
+    let wrong = |why: &str| ApiError::BadRequest(format!("error decoding YAML: {why}"));
+    let mut budget = Budget::of_body(bytes.len());
+    let document =
+        yaml::parse(bytes, &mut budget).map_err(|error| wrong(&format!("error converting YAML to JSON: {error}")));
+    budget.check()?;
+    let document = document?;
+    let raw = match document.raw {
+        Raw::Null => Raw::Map(Vec::new()),
+        raw @ Raw::Map(_) => raw,
+        other => {
+            let what = other.go_name();
+            return Err(wrong(&format!(
+                "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {what} into Go value of type \
+                 map[string]interface {{}}"
+            )));
+        }
+    };
+    let object = raw.into_value(&mut budget);
+    budget.check()?;
+    let object = object.ok_or_else(|| wrong("exceeded max depth"))?;
+    Ok(Config { object, doubled: document.doubled })
+}
+
+/// What an apply comes to, as an object of its kind (sparse, as from a body).
+pub fn object(applied: Value, target: &Target<'_>) -> ApiResult<Value> {
+    let mut budget = Budget::unlimited();
+    let decoded = decode::value(applied, target, FieldValidation::Ignore, true, &mut budget);
+    decoded
+        .map(|decoded| decoded.object)
+        .map_err(|error| ApiError::BadRequest(format!("failed to convert new object to proper version: {error}")))
+}

@@ -1,0 +1,169 @@
+//! Elements of a field's path: a field's name, the keys of a list's item, the value of a set's item, an index; in the order in
+//! which upstream sorts and prints them.
+
+use std::cmp::Ordering;
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+/// The keys of a list's item and their values, by name.
+pub type Keys = [(Arc<str>, Value)];
+
+/// One step from a value to what it holds.
+#[derive(Debug, Clone)]
+pub enum PathElement {
+    /// A field of an object, or a key of a map.
+    Field(Arc<str>),
+    /// The item of a list that has these keys.
+    Key(Arc<Keys>),
+    /// That item of a set.
+    Value(Arc<Value>),
+    /// An item of a list by its place.
+    Index(i64),
+}
+
+impl PathElement {
+    /// A field.
+    #[must_use]
+    pub fn field(name: &str) -> Self {
+        Self::Field(name.into())
+    }
+
+    /// The item with these keys.
+    #[must_use]
+    pub fn key(mut keys: Vec<(Arc<str>, Value)>) -> Self {
+        keys.sort_by(|a, b| a.0.cmp(&b.0));
+        Self::Key(keys.into())
+    }
+
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Field(_) => 0,
+            Self::Key(_) => 1,
+            Self::Value(_) => 2,
+            Self::Index(_) => 3,
+        }
+    }
+}
+
+impl Ord for PathElement {
+    fn cmp(&self, other: &Self) -> Ordering {
+        match (self, other) {
+            (Self::Field(a), Self::Field(b)) => a.cmp(b),
+            (Self::Key(a), Self::Key(b)) => compare_keys(a, b),
+            (Self::Value(a), Self::Value(b)) => compare_values(a, b),
+            (Self::Index(a), Self::Index(b)) => a.cmp(b),
+            (a, b) => a.rank().cmp(&b.rank()),
+        }
+    }
+}
+
+impl PartialOrd for PathElement {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for PathElement {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for PathElement {}
+
+fn compare_keys(a: &Keys, b: &Keys) -> Ordering {
+    for ((name, value), (other_name, other)) in a.iter().zip(b) {
+        let order = name.cmp(other_name).then_with(|| compare_values(value, other));
+        if order.is_ne() {
+            return order;
+        }
+    }
+    a.len().cmp(&b.len())
+}
+
+/// Upstream's order of any two values: numbers, texts, booleans, lists, maps, null.
+#[must_use]
+pub fn compare_values(a: &Value, b: &Value) -> Ordering {
+    fn rank(value: &Value) -> u8 {
+        match value {
+            Value::Number(_) => 0,
+            Value::String(_) => 1,
+            Value::Bool(_) => 2,
+            Value::Array(_) => 3,
+            Value::Object(_) => 4,
+            Value::Null => 5,
+        }
+    }
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => match (a.as_i64(), b.as_i64()) {
+            (Some(a), Some(b)) => a.cmp(&b),
+            _ => a.as_f64().unwrap_or_default().total_cmp(&b.as_f64().unwrap_or_default()),
+        },
+        (Value::String(a), Value::String(b)) => a.cmp(b),
+        (Value::Bool(a), Value::Bool(b)) => a.cmp(b),
+        (Value::Array(a), Value::Array(b)) => {
+            let differs = a.iter().zip(b).map(|(a, b)| compare_values(a, b)).find(|order| order.is_ne());
+            differs.unwrap_or_else(|| a.len().cmp(&b.len()))
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            let one = |((key, value), (other_key, other)): ((&String, &Value), (&String, &Value))| {
+                key.cmp(other_key).then_with(|| compare_values(value, other))
+            };
+            let differs = a.iter().zip(b).map(one).find(|order| order.is_ne());
+            differs.unwrap_or_else(|| a.len().cmp(&b.len()))
+        }
+        (a, b) => rank(a).cmp(&rank(b)),
+    }
+}
+
+/// Whether two values are the same to upstream, to which `1` and `1.0` are.
+#[must_use]
+pub fn same(a: &Value, b: &Value) -> bool {
+    a == b || compare_values(a, b).is_eq()
+}
+
+/// A value as paths show it.
+fn shown(value: &Value, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match value {
+        Value::String(text) => f.write_str(&crate::selector::go_quoted(text)),
+        Value::Null => f.write_str("null"),
+        other => write!(f, "{other}"),
+    }
+}
+
+impl fmt::Display for PathElement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Field(name) => write!(f, ".{name}"),
+            Self::Key(keys) => {
+                f.write_char('[')?;
+                for (i, (name, value)) in keys.iter().enumerate() {
+                    if i > 0 {
+                        f.write_char(',')?;
+                    }
+                    write!(f, "{name}=")?;
+                    shown(value, f)?;
+                }
+                f.write_char(']')
+            }
+            Self::Value(value) => {
+                f.write_str("[=")?;
+                shown(value, f)?;
+                f.write_char(']')
+            }
+            Self::Index(at) => write!(f, "[{at}]"),
+        }
+    }
+}
+
+/// A path as messages show it.
+#[must_use]
+pub fn printed(path: &[PathElement]) -> String {
+    path.iter().fold(String::new(), |mut out, element| {
+        // Writing into a String cannot fail.
+        let _ = write!(out, "{element}");
+        out
+    })
+}

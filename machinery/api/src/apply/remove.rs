@@ -1,0 +1,106 @@
+//! Takes fields out of an object, and what their type says of sets.
+
+use serde_json::{Map, Value};
+
+use std::sync::Arc;
+
+use super::path::PathElement;
+use super::set::{Node, Set};
+use super::shape::{Of, Shape};
+use crate::schema::TypeRef;
+
+/// The object without these fields and items. What becomes empty by it stays, empty.
+#[must_use]
+pub(super) fn remove(found: TypeRef<'_>, object: &Value, fields: &Set) -> Value {
+    value(Shape::root(found), object, fields)
+}
+
+fn value(shape: Shape<'_>, from: &Value, fields: &Set) -> Value {
+    match (shape.of, from) {
+        (Of::List(kind, _), Value::Array(items)) => {
+            if shape.is_leaf() || items.is_empty() {
+                return Value::Array(Vec::new());
+            }
+            let mut left = Vec::with_capacity(items.len());
+            for item in items {
+                let node = shape.item(item).ok().and_then(|element| fields.find(&element));
+                match node {
+                    Some(node) if node.member => {}
+                    Some(Node { below: Some(below), .. }) => left.push(value(shape.of_kind(kind), item, below)),
+                    _ => left.push(item.clone()),
+                }
+            }
+            Value::Array(left)
+        }
+        (Of::Struct(_) | Of::Map(_) | Of::Deduced, Value::Object(map)) => {
+            if shape.is_leaf() {
+                return Value::Object(Map::new());
+            }
+            let mut left = Map::new();
+            for (name, item) in map {
+                match fields.find(&PathElement::field(name)) {
+                    Some(node) if node.member => {}
+                    Some(Node { below: Some(below), .. }) => {
+                        let item =
+                            shape.member(name).map_or_else(|| item.clone(), |(inner, _)| value(inner, item, below));
+                        left.insert(name.clone(), item);
+                    }
+                    _ => drop(left.insert(name.clone(), item.clone())),
+                }
+            }
+            Value::Object(left)
+        }
+        (Of::Deduced, Value::Array(_)) => Value::Array(Vec::new()),
+        (_, other) => other.clone(),
+    }
+}
+
+/// The set with the declared fields that its members are below: an object that is owned in part counts as owned.
+#[must_use]
+pub(super) fn with_named_fields(found: TypeRef<'_>, set: &Set) -> Set {
+    named(Some(Shape::root(found)), set)
+}
+
+fn named(shape: Option<Shape<'_>>, set: &Set) -> Set {
+    let nodes = set.nodes.iter().map(|node| {
+        let (inner, declared) = match (&node.element, shape) {
+            (PathElement::Field(name), Some(shape)) => match shape.member(name) {
+                Some((inner, field)) => (Some(inner), field.is_some()),
+                None => (None, false),
+            },
+            (PathElement::Key(_), Some(Shape { of: Of::List(kind, _), .. })) => {
+                (shape.map(|shape| shape.of_kind(kind)), false)
+            }
+            _ => (None, false),
+        };
+        let below = node.below.as_ref().map(|below| Arc::new(named(inner, below)));
+        Node { element: node.element.clone(), member: node.member || (declared && below.is_some()), below }
+    });
+    Set { nodes: nodes.collect() }
+}
+
+/// The set as the type has it now: what has become one field is owned as one; `None`: as it was.
+#[must_use]
+pub(super) fn reconciled(found: TypeRef<'_>, set: &Set) -> Option<Set> {
+    let mut changed = false;
+    let set = settled(Shape::root(found), set, &mut changed);
+    changed.then_some(set)
+}
+
+fn settled(shape: Shape<'_>, set: &Set, changed: &mut bool) -> Set {
+    let nodes = set.nodes.iter().map(|node| {
+        let inner = match (&node.element, shape.of) {
+            (PathElement::Field(name), Of::Struct(_) | Of::Map(_)) => shape.member(name).map(|(inner, _)| inner),
+            (_, Of::List(kind, _)) => Some(shape.of_kind(kind)),
+            _ => None,
+        };
+        let (Some(inner), Some(below)) = (inner, &node.below) else { return node.clone() };
+        let whole = matches!(inner.of, Of::List(..) | Of::Struct(_) | Of::Map(_)) && inner.is_leaf();
+        if whole {
+            *changed = true;
+            return Node { element: node.element.clone(), member: true, below: None };
+        }
+        Node { below: Some(Arc::new(settled(inner, below, changed))), ..node.clone() }
+    });
+    Set { nodes: nodes.collect() }
+}
