@@ -162,16 +162,7 @@ impl Registry {
     ) -> Result<Draft, ApiError> {
         let dry_run = options.dry_run();
         match intent {
-            Intent::Create(wanted) => {
-                let mut object = wanted.take()?;
-                let sent = fields::take(&mut object);
-                create::strip(&mut object);
-                object::match_namespace(&mut object, call.object_namespace())?;
-                object::dedup_owners(&mut object, &mut call.warnings, false);
-                let name = object::text(&object, "name").to_owned();
-                let managers = fields::written(call, options, None, &object, sent);
-                Ok(Draft::create(object, name).managed(managers))
-            }
+            Intent::Create(wanted) => Self::draft_created(call, wanted, options),
             Intent::Replace(wanted) => {
                 let mut object = wanted.take()?;
                 object::match_namespace(&mut object, call.object_namespace())?;
@@ -230,6 +221,22 @@ impl Registry {
             }
             Intent::Evict => Ok(Draft::create(Value::Null, call.name.to_owned())),
         }
+    }
+
+    /// A new object as the client says it.
+    fn draft_created(
+        call: &mut RequestScope<'_>,
+        wanted: &mut Wanted<'_>,
+        options: &Options<'_>,
+    ) -> Result<Draft, ApiError> {
+        let mut object = wanted.take()?;
+        let sent = fields::take(&mut object);
+        create::strip(&mut object);
+        object::match_namespace(&mut object, call.object_namespace())?;
+        object::dedup_owners(&mut object, &mut call.warnings, false);
+        let name = object::text(&object, "name").to_owned();
+        let managers = fields::written(call, options, None, &object, sent);
+        Ok(Draft::create(object, name).managed(managers))
     }
 
     /// What a patch makes of the object.

@@ -469,6 +469,29 @@ mod tests {
         }
     }
 
+    fn managers() -> Managers {
+        let entry = |manager: &str, text: &str| {
+            serde_json::json!({"manager": manager, "operation": "Apply", "apiVersion": "v1", "time": "2026-01-01T00:00:00Z",
+                "fieldsType": "FieldsV1", "fieldsV1": {"f:data": {text: {}}}})
+        };
+        Managers::of_value(&json!([entry("a", "f:x"), entry("b", "f:y")])).unwrap()
+    }
+
+    #[test]
+    fn a_records_managers_are_checked() {
+        let facts = Facts { managers: managers(), ..Facts::default() };
+        let record = Record::new(b"{}", &facts);
+        let bytes = bytes_of(&record);
+        assert_eq!(Record::decode(&bytes).as_ref(), Some(&record));
+        for (at, byte) in bytes.iter().enumerate().take(bytes.len() - 2) {
+            let mut damaged = bytes.clone();
+            damaged[at] = !byte;
+            if let Some(read) = Record::decode(&damaged) {
+                assert_eq!(bytes_of(&read), damaged, "byte {at}");
+            }
+        }
+    }
+
     fn nothing(_: &Value) -> Option<(u64, Vec<String>)> {
         None
     }
@@ -479,13 +502,14 @@ mod tests {
             labels in proptest::collection::btree_map(".{0,12}", ".{0,12}", 0..5),
             fields in proptest::option::of(proptest::collection::vec(".{0,12}", 0..5)),
             namespace in "[a-z]{0,63}", deleting in any::<bool>(), comma in any::<bool>(),
-            schema_generation in any::<u32>(), body in proptest::collection::vec(any::<u8>(), 0..64),
+            schema_generation in any::<u32>(), managed in any::<bool>(), body in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
             let facts = Facts {
                 stamp_at: body.len() / 2,
                 comma, deleting, namespace: &namespace, schema_generation,
                 labels: labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
                 fields: fields.clone().map(|values| (fingerprint(["a", "b"]), values)),
+                managers: if managed { managers() } else { Managers::default() },
             };
             let record = Record::new(&body, &facts);
             let again = Record::decode(&bytes_of(&record)).unwrap();
@@ -497,6 +521,7 @@ mod tests {
             prop_assert_eq!(again.stamp(), (body.len() > 1).then_some((body.len() / 2, comma)));
             prop_assert_eq!((again.is_deleting(), again.namespace_len()), (deleting, namespace.len()));
             prop_assert_eq!(again.schema_generation(), schema_generation);
+            prop_assert_eq!(again.managers().is_empty(), !managed);
         }
 
         #[test]

@@ -167,7 +167,7 @@ async fn a_folder_in_use_or_of_a_newer_format_is_refused() {
     let store = open(folder.path()).unwrap();
     assert!(matches!(open(folder.path()), Err(StoreError::InUse(_))));
     drop(store);
-    fs::write(folder.path().join("format"), "3\n").unwrap();
+    fs::write(folder.path().join("format"), "4\n").unwrap();
     assert!(matches!(open(folder.path()), Err(StoreError::Damaged(_))));
 }
 
