@@ -148,10 +148,7 @@ fn version_of(answer: &Answer) -> Option<String> {
     let Answer::Object(_, shown) = answer else { return None };
     Some(match shown {
         ResponseObject::Cached(cached) => cached.modified.to_string(),
-        ResponseObject::Bytes(bytes) => {
-            let object: Value = serde_json::from_slice(bytes).ok()?;
-            object::text(&object, "resourceVersion").to_owned()
-        }
+        ResponseObject::Stored(_, revision) => revision.to_string(),
         ResponseObject::Value(object) => object::text(object, "resourceVersion").to_owned(),
     })
 }
