@@ -64,12 +64,11 @@ fn members(shape: Shape<'_>, old: Found<'_>, new: Found<'_>) -> Result<Option<Va
     Ok((!out.is_empty()).then_some(Value::Object(out)))
 }
 
+type Items<'a> = Vec<(PathElement, &'a Value)>;
+type ByElement<'a> = BTreeMap<PathElement, Option<&'a Value>>;
+
 /// A list by its items' elements. What has one twice stands for none: it can't be merged.
-fn indexed<'a>(
-    shape: Shape<'_>,
-    list: Found<'a>,
-    doubled: bool,
-) -> Result<(Vec<(PathElement, &'a Value)>, BTreeMap<PathElement, Option<&'a Value>>), String> {
+fn indexed<'a>(shape: Shape<'_>, list: Found<'a>, doubled: bool) -> Result<(Items<'a>, ByElement<'a>), String> {
     let mut all = Vec::new();
     let mut by = BTreeMap::new();
     for (i, item) in list.and_then(Value::as_array).into_iter().flatten().enumerate() {
