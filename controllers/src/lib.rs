@@ -6,6 +6,7 @@
 //!
 //! Absent on purpose: waiting, clients, clocks and memory between two decisions.
 
+mod certificates;
 mod cluster_role_aggregation;
 mod conditions;
 mod deployment;
@@ -33,6 +34,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use certificates::signing::{CertificateOrder, SignCertificate};
 use ipnet::IpNet;
 use kube::Client;
 use machinery_api::ObjectKey;
@@ -46,6 +48,9 @@ use tokio_util::sync::CancellationToken;
 
 /// All controllers, by upstream's names. Their order means nothing.
 pub static CONTROLLERS: &[Controller<Settings>] = &[
+    certificates::approving::CONTROLLER,
+    certificates::cleaner::CONTROLLER,
+    certificates::signing::CONTROLLER,
     cluster_role_aggregation::CONTROLLER,
     deployment::CONTROLLER,
     endpointslice::CONTROLLER,
@@ -92,6 +97,10 @@ pub struct Settings {
     pub terminated_pods_max: usize,
     /// Signs the claims of legacy service account tokens as a JWT. None: their Secrets stay as they are.
     pub sign_token: Option<SignToken>,
+    /// Makes the certificates that were approved. None: requests stay as they are.
+    pub sign_certificate: Option<SignCertificate>,
+    /// How long a certificate lives at most.
+    pub certificate_life: Duration,
 }
 
 impl Default for Settings {
@@ -104,6 +113,8 @@ impl Default for Settings {
             cluster_cidrs: Vec::new(),
             terminated_pods_max: 12_500,
             sign_token: None,
+            sign_certificate: None,
+            certificate_life: Duration::from_hours(365 * 24),
         }
     }
 }

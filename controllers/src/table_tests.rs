@@ -32,6 +32,7 @@ pub(crate) fn settings() -> Settings {
         cluster_cidrs: vec![("10.244.0.0/16".parse().unwrap(), 24)],
         terminated_pods_max: 0,
         sign_token: Some(std::sync::Arc::new(|claims| Some(claims.to_string()))),
+        sign_certificate: Some(std::sync::Arc::new(|order| Ok(order.request.common_name.clone()))),
         ..Settings::default()
     }
 }
@@ -174,6 +175,16 @@ metadata: {name: lost, namespace: a, creationTimestamp: "2025-12-31T23:00:00Z"}
 spec: {nodeName: nowhere, containers: [{name: c, image: i}]}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: none, namespace: a}, spec: {clusterIP: None, selector: {app: none}}}
+---
+apiVersion: certificates.k8s.io/v1
+kind: CertificateSigningRequest
+metadata: {name: n9, creationTimestamp: "2026-01-01T00:00:00Z"}
+spec:
+  request: LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlIck1JR1NBZ0VBTURBeEZUQVRCZ05WQkFvTURITjVjM1JsYlRwdWIyUmxjekVYTUJVR0ExVUVBd3dPYzNsegpkR1Z0T201dlpHVTZiamt3V1RBVEJnY3Foa2pPUFFJQkJnZ3Foa2pPUFFNQkJ3TkNBQVF6enFmeDVXaXVzcW41CjYrRGUzbDV6TS9vclQzdS85RDA5ekRXL083bG5EV24xV01ESm5zendUMDFTSWhDd3NVQ3Z6bnc5R3N5a1lnTUcKekNuNStZTGJvQUF3Q2dZSUtvWkl6ajBFQXdJRFNBQXdSUUlnRTJqcHVkZmo4ejRYc1RueWF3TURmcjV2di9ydQp4Y0lqb3R4SmhPQ3VXaFVDSVFDdUc2cWZuZTNOeC95eVI3VW9IZk9HYmdDNFVLbkc4ZHdXTVNyUHNXOXI5dz09Ci0tLS0tRU5EIENFUlRJRklDQVRFIFJFUVVFU1QtLS0tLQo=
+  signerName: kubernetes.io/kube-apiserver-client-kubelet
+  usages: [client auth, digital signature]
+  username: system:node:n9
+  groups: [system:nodes]
 "#;
 
 #[test]

@@ -2,17 +2,25 @@
 
 use std::sync::Arc;
 
+use apiserver::auth::signing::Order;
+
 use super::ground::Ground;
 use super::identities::ComponentIdentity;
 use super::role::Component;
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let signing_key = ground.pki.service_account().clone();
+    let authority = ground.pki.clone();
+    let sign_certificate: controllers::SignCertificate = Arc::new(move |order| {
+        let &controllers::CertificateOrder { request, usages, not_before, not_after } = order;
+        authority.sign(&Order { request, usages, not_before, not_after }).map_err(|error| error.to_string())
+    });
     let settings = controllers::Settings {
         node_monitor_period: ground.config.controllers.node_monitor_period,
         node_monitor_grace: ground.config.controllers.node_monitor_grace,
         root_ca_pem: ground.pki.ca_pem().to_owned(),
         cluster_cidrs: vec![(ground.network.pods.into(), ground.network.node_mask)],
+        sign_certificate: Some(sign_certificate),
         sign_token: Some(Arc::new(move |claims| signing_key.sign(claims).ok())),
         ..controllers::Settings::default()
     };

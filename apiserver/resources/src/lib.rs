@@ -5,6 +5,7 @@
 
 pub use core::services::allocate;
 pub use policy::evictions;
+mod apiregistration;
 mod apps;
 mod authorization;
 mod batch;
@@ -333,6 +334,7 @@ pub static RESOURCES: &[&Row] = &[
     &core::secrets::ROW,
     &core::serviceaccounts::ROW,
     &core::services::ROW,
+    &apiregistration::apiservices::ROW,
     &apps::controllerrevisions::ROW,
     &apps::daemonsets::ROW,
     &apps::deployments::ROW,

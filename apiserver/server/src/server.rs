@@ -199,8 +199,8 @@ impl Apiserver {
     /// Writes the default objects that are missing or have lost something; then `/readyz` may say that they are there.
     /// Call it once before serving; [`mend`](Self::mend) keeps up those that a running cluster can't do without.
     pub async fn bootstrap(&self, cluster: &Cluster) -> Result<(), ApiError> {
-        let desired = bootstrap::desired(cluster);
         let registry = &self.front.deps.registry;
+        let desired = bootstrap::desired(cluster, &registry.served.load());
         for _ in 0..BOOTSTRAP_TRIES_MAX {
             let writes = bootstrap::plan(&*registry.objects, &desired);
             if writes.is_empty() {
@@ -220,8 +220,9 @@ impl Apiserver {
 
     /// Brings back the first namespaces, the `kubernetes` Service and its endpoints whenever they go, until `stop`.
     pub async fn mend(&self, cluster: &Cluster, stop: CancellationToken) {
-        let desired: Vec<_> = bootstrap::desired(cluster).into_iter().filter(bootstrap::Desired::is_vital).collect();
         let registry = &self.front.deps.registry;
+        let desired = bootstrap::desired(cluster, &registry.served.load());
+        let desired: Vec<_> = desired.into_iter().filter(bootstrap::Desired::is_vital).collect();
         loop {
             tokio::select! {
                 biased;

@@ -56,12 +56,33 @@ impl Executor {
                     }
                     (wrote, result)
                 }
+                Action::FirstAllowed(attempts) => {
+                    for (spec, action) in attempts {
+                        match self.allowed(spec).await {
+                            Ok(true) => return self.one(action).await,
+                            Ok(false) => {}
+                            Err(failure) => return (Vec::new(), Err(failure)),
+                        }
+                    }
+                    (Vec::new(), Err(not_allowed()))
+                }
                 single => match self.single(single).await {
                     Ok(wrote) => (wrote.into_iter().collect(), Ok(())),
                     Err(failure) => (Vec::new(), Err(failure)),
                 },
             }
         })
+    }
+
+    /// What the server says to the spec of a SubjectAccessReview.
+    async fn allowed(&self, spec: Value) -> Result<bool, Failure> {
+        let kind = reviews();
+        let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec});
+        let answer = self.api.create::<Value>(&kind, "", &review).await;
+        match answer.map_err(|error| Failed::of("create", &kind, &error)) {
+            Ok(answer) => Ok(answer["status"]["allowed"].as_bool().unwrap_or(false)),
+            Err(failed) => Err(failed.failure),
+        }
     }
 
     /// Batches of doubling size, from `size`; a batch with a failure is the last.
@@ -185,7 +206,11 @@ impl Executor {
                 let answer = self.api.post::<Value>(&kind, &key, subresource, &body).await;
                 unless_gone("post", &kind, answer).map(|_| None)
             }
-            Action::Event(_) | Action::Concurrent(_) | Action::SlowStart(_) | Action::Reporting { .. } => Ok(None),
+            Action::Event(_)
+            | Action::Concurrent(_)
+            | Action::FirstAllowed(_)
+            | Action::SlowStart(_)
+            | Action::Reporting { .. } => Ok(None),
         }
     }
 
@@ -219,6 +244,26 @@ impl Failed {
         let ending = causes.iter().any(|c| c.reason == "NamespaceTerminating");
         let (code, reason, message) = (status.code, status.reason.clone(), status.message.clone());
         Self { failure: Failure { verb, resource, code, reason, message }, ending }
+    }
+}
+
+fn reviews() -> Kind {
+    Kind {
+        group: "authorization.k8s.io".into(),
+        plural: "subjectaccessreviews".into(),
+        version: "v1".into(),
+        kind: "SubjectAccessReview".into(),
+        namespaced: false,
+    }
+}
+
+fn not_allowed() -> Failure {
+    Failure {
+        verb: "create",
+        code: 403,
+        reason: "NotAllowed".into(),
+        message: "who asked for it may not have it".into(),
+        resource: reviews().resource(),
     }
 }
 

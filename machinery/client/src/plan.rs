@@ -171,6 +171,9 @@ pub enum Action {
         /// The body.
         body: Value,
     },
+    /// Asks the server who may (specs of SubjectAccessReviews), in order, and does what stands beside the first that is
+    /// allowed. It fails where none is: grants come and go, and nothing tells.
+    FirstAllowed(Vec<(Value, Self)>),
     /// An event, written beside: it never fails a plan.
     Event(EventRecord),
     /// Independent actions of one kind, in batches of 1, 2, 4, …: a batch with a failure is the last, so that what

@@ -21,6 +21,7 @@ pub mod pki;
 pub mod rbac;
 pub mod reviews;
 pub mod rules;
+pub mod signing;
 pub mod tls;
 pub mod tokens;
 

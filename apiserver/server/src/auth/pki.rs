@@ -227,6 +227,14 @@ impl Pki {
         &self.serving
     }
 
+    pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
+    pub(super) fn env(&self) -> &Env {
+        &self.env
+    }
+
     /// `kubernetes-admin` of `system:masters`.
     #[must_use]
     pub fn admin(&self) -> &Identity {

@@ -4,6 +4,7 @@
 //! from a cluster that nobody had used (one object a line, without what a server sets). [`desired`] adds what depends on
 //! this cluster; [`plan`] compares with what is there and says what to write. Writing is the caller's.
 
+mod apiservices;
 pub mod moved;
 
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::auth::rules::{Rule, missing_rules};
 use crate::auth::{NODES, RBAC_GROUP};
+use crate::catalog::Catalog;
 use crate::default_objects::default_objects;
 use apiserver_resources::objects::ObjectReader;
 
@@ -103,8 +105,9 @@ pub enum Write {
 
 /// Everything that should be there, in the order in which it must be written (namespaces first).
 #[must_use]
-pub fn desired(cluster: &Cluster) -> Vec<Desired> {
+pub fn desired(cluster: &Cluster, catalog: &Catalog) -> Vec<Desired> {
     let mut desired: Vec<Desired> = default_objects().filter_map(of_defaults).collect();
+    desired.extend(apiservices::desired(catalog));
     desired.push(Desired {
         group: "node.k8s.io",
         plural: "runtimeclasses",
@@ -333,6 +336,7 @@ fn mend_role(object: &mut Value, wanted: &Value) {
 mod tests {
     use super::*;
     use crate::auth::{Attributes, Authorizer, UserInfo};
+    use crate::catalog::tests::built_in;
     use apiserver_resources::objects::{ObjectReader as _, memory::Map as ObjectReader};
     use futures::FutureExt as _;
 
@@ -366,7 +370,7 @@ mod tests {
     #[test]
     fn a_start_makes_what_is_missing_and_keeps_the_rest() {
         let objects = ObjectReader::default();
-        let wanted = desired(&cluster());
+        let wanted = desired(&cluster(), built_in());
         assert_eq!(apply(&objects, plan(&objects, &wanted)), wanted.len());
         assert_eq!(plan(&objects, &wanted), []);
 
@@ -393,14 +397,14 @@ mod tests {
         assert!(role["rules"].as_array().unwrap().len() > 1);
         assert_eq!(plan(&objects, &wanted), []);
 
-        let moved = desired(&Cluster { port: 7000, ..cluster() });
+        let moved = desired(&Cluster { port: 7000, ..cluster() }, built_in());
         assert_eq!(apply(&objects, plan(&objects, &moved)), 2, "the Service and its endpoints");
     }
 
     #[test]
     fn components_may_do_their_work() {
         let objects = ObjectReader::default();
-        apply(&objects, plan(&objects, &desired(&cluster())));
+        apply(&objects, plan(&objects, &desired(&cluster(), built_in())));
         let authorizer = Authorizer::default();
         let may = |user: &str, group: Option<&str>, verb: &str, api: &str, resource: &str| {
             let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));

@@ -97,6 +97,8 @@ impl Simulation {
                         merged["metadata"] = with(merged["metadata"].take(), "annotations", annotations);
                         merged
                     }
+                    // Of a request for a certificate.
+                    Some("approval") => with(old, "status", object["status"].clone()),
                     _ => with(object, "status", old["status"].clone()),
                 };
                 self.write(&kind, merged);
@@ -134,6 +136,10 @@ impl Simulation {
             }
             // Nothing that is played fails as a server's answer would.
             Action::Reporting { tried, .. } => return self.act(*tried),
+            // Whoever asks may.
+            Action::FirstAllowed(attempts) => {
+                return attempts.into_iter().next().map_or_else(Vec::new, |(_, action)| self.act(action));
+            }
             // The simulated view is never behind.
             Action::RequireFreshCache { .. } | Action::Post { .. } | Action::Event(_) => {}
         }

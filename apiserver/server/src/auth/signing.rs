@@ -1,0 +1,299 @@
+//! Certificates that others asked for: the authority signs what a controller decided, with the subject and the key as they stand in
+//! the request. rcgen makes names of its own parts, of which each may stand once; a user of several groups has several.
+
+use jiff::Timestamp;
+use machinery_api::certificate_request::CertificateRequest;
+use rcgen::SigningKey as _;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use yasna::models::{GeneralizedTime, ObjectIdentifier, UTCTime};
+use yasna::{DERWriter, Tag};
+
+use super::pki::{Pki, PkiError};
+
+/// Bits of a key's usage, by the API's words.
+const KEY_USAGES: &[(&str, usize)] = &[
+    ("signing", 0),
+    ("digital signature", 0),
+    ("content commitment", 1),
+    ("key encipherment", 2),
+    ("data encipherment", 3),
+    ("key agreement", 4),
+    ("cert sign", 5),
+    ("crl sign", 6),
+    ("encipher only", 7),
+    ("decipher only", 8),
+];
+/// Purposes, by the API's words.
+const PURPOSES: &[(&str, &[u64])] = &[
+    ("any", &[2, 5, 29, 37, 0]),
+    ("server auth", &[1, 3, 6, 1, 5, 5, 7, 3, 1]),
+    ("client auth", &[1, 3, 6, 1, 5, 5, 7, 3, 2]),
+    ("code signing", &[1, 3, 6, 1, 5, 5, 7, 3, 3]),
+    ("email protection", &[1, 3, 6, 1, 5, 5, 7, 3, 4]),
+    ("s/mime", &[1, 3, 6, 1, 5, 5, 7, 3, 4]),
+    ("ipsec end system", &[1, 3, 6, 1, 5, 5, 7, 3, 5]),
+    ("ipsec tunnel", &[1, 3, 6, 1, 5, 5, 7, 3, 6]),
+    ("ipsec user", &[1, 3, 6, 1, 5, 5, 7, 3, 7]),
+    ("timestamping", &[1, 3, 6, 1, 5, 5, 7, 3, 8]),
+    ("ocsp signing", &[1, 3, 6, 1, 5, 5, 7, 3, 9]),
+    ("microsoft sgc", &[1, 3, 6, 1, 4, 1, 311, 10, 3, 3]),
+    ("netscape sgc", &[2, 16, 840, 1, 113_730, 4, 1]),
+];
+const KEY_USAGE: &[u64] = &[2, 5, 29, 15];
+const ALTERNATIVE_NAME: &[u64] = &[2, 5, 29, 17];
+const BASIC_CONSTRAINTS: &[u64] = &[2, 5, 29, 19];
+const AUTHORITY_KEY: &[u64] = &[2, 5, 29, 35];
+const EXTENDED_KEY_USAGE: &[u64] = &[2, 5, 29, 37];
+
+/// A certificate to make.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// Whose, and with which key.
+    pub request: &'a CertificateRequest,
+    /// What for, in the API's words.
+    pub usages: &'a [String],
+    /// From when.
+    pub not_before: Timestamp,
+    /// Until when, at most.
+    pub not_after: Timestamp,
+}
+
+/// What an authority is known by in what it signs.
+struct Authority {
+    subject: Vec<u8>,
+    key_id: Option<Vec<u8>>,
+    not_after: Timestamp,
+}
+
+impl Authority {
+    fn of(pem: &str) -> Option<Self> {
+        let der = pem::parse(pem).ok()?.into_contents();
+        let (_, certificate) = X509Certificate::from_der(&der).ok()?;
+        let key_id = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+            _ => None,
+        });
+        let not_after = Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()?;
+        Some(Self { subject: certificate.subject().as_raw().to_vec(), key_id, not_after })
+    }
+}
+
+impl Pki {
+    /// A certificate as ordered, in PEM: never longer than the authority's own, and never an authority.
+    pub fn sign(&self, order: &Order<'_>) -> Result<String, PkiError> {
+        let authority =
+            Authority::of(self.ca_pem()).ok_or_else(|| PkiError::Issue("the authority can't be read".into()))?;
+        let key = self.issuer().key();
+        let not_after = order.not_after.min(authority.not_after);
+        if order.not_before >= not_after || self.env().now() >= not_after {
+            return Err(PkiError::Issue(format!("the signer has expired: NotAfter={}", authority.not_after)));
+        }
+        let algorithm = algorithm(key.algorithm())?;
+        let mut serial = [0u8; 16];
+        self.env().fill(&mut serial);
+        // Positive and not zero (RFC 5280 §4.1.2.2).
+        serial[0] = (serial[0] & 0x7f) | 0x40;
+        let body = yasna::construct_der(|writer| {
+            writer.write_sequence(|writer| {
+                writer.next().write_tagged(Tag::context(0), |writer| writer.write_u8(2));
+                writer.next().write_bigint_bytes(&serial, true);
+                write_algorithm(writer.next(), algorithm);
+                writer.next().write_der(&authority.subject);
+                writer.next().write_sequence(|writer| {
+                    write_time(writer.next(), order.not_before);
+                    write_time(writer.next(), not_after);
+                });
+                writer.next().write_der(&order.request.subject_der);
+                writer.next().write_der(&order.request.public_key_der);
+                writer.next().write_tagged(Tag::context(3), |writer| {
+                    writer.write_sequence(|writer| {
+                        for (id, critical, value) in extensions(order, authority.key_id.as_deref()) {
+                            write_extension(writer.next(), id, critical, &value);
+                        }
+                    });
+                });
+            });
+        });
+        let signature = key.sign(&body)?;
+        let whole = yasna::construct_der(|writer| {
+            writer.write_sequence(|writer| {
+                writer.next().write_der(&body);
+                write_algorithm(writer.next(), algorithm);
+                writer.next().write_bitvec_bytes(&signature, signature.len() * 8);
+            });
+        });
+        Ok(pem::encode_config(&pem::Pem::new("CERTIFICATE", whole), unix_lines()))
+    }
+}
+
+fn unix_lines() -> pem::EncodeConfig {
+    pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF)
+}
+
+/// How a signature names what made it: its id, and whether an explicit nothing follows.
+type Algorithm = (&'static [u64], bool);
+
+fn algorithm(of: &rcgen::SignatureAlgorithm) -> Result<Algorithm, PkiError> {
+    let known: [(&rcgen::SignatureAlgorithm, Algorithm); 4] = [
+        (&rcgen::PKCS_ECDSA_P256_SHA256, (&[1, 2, 840, 10045, 4, 3, 2], false)),
+        (&rcgen::PKCS_ECDSA_P384_SHA384, (&[1, 2, 840, 10045, 4, 3, 3], false)),
+        (&rcgen::PKCS_ED25519, (&[1, 3, 101, 112], false)),
+        (&rcgen::PKCS_RSA_SHA256, (&[1, 2, 840, 113_549, 1, 1, 11], true)),
+    ];
+    let found = known.iter().find(|(known, _)| *known == of).map(|(_, algorithm)| *algorithm);
+    found.ok_or_else(|| PkiError::Issue("the authority's key is of a kind that can't sign requests".into()))
+}
+
+fn write_algorithm(writer: DERWriter<'_>, (id, explicit_null): Algorithm) {
+    writer.write_sequence(|writer| {
+        writer.next().write_oid(&ObjectIdentifier::from_slice(id));
+        if explicit_null {
+            writer.next().write_null();
+        }
+    });
+}
+
+/// Times before 2050 have two figures for the year (RFC 5280 §4.1.2.5).
+fn write_time(writer: DERWriter<'_>, at: Timestamp) {
+    let at = time::OffsetDateTime::from_unix_timestamp(at.as_second()).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    if (1950..2050).contains(&at.year()) {
+        writer.write_utctime(&UTCTime::from_datetime(at));
+    } else {
+        writer.write_generalized_time(&GeneralizedTime::from_datetime(at));
+    }
+}
+
+fn write_extension(writer: DERWriter<'_>, id: &[u64], critical: bool, value: &[u8]) {
+    writer.write_sequence(|writer| {
+        writer.next().write_oid(&ObjectIdentifier::from_slice(id));
+        if critical {
+            writer.next().write_bool(true);
+        }
+        writer.next().write_bytes(value);
+    });
+}
+
+/// In the order in which upstream's come.
+fn extensions(order: &Order<'_>, authority_key: Option<&[u8]>) -> Vec<(&'static [u64], bool, Vec<u8>)> {
+    let mut made = Vec::new();
+    let wanted = |word: &str| order.usages.iter().any(|usage| usage == word);
+    let bits: Vec<usize> = KEY_USAGES.iter().filter(|(word, _)| wanted(word)).map(|(_, bit)| *bit).collect();
+    if let Some(last) = bits.iter().max() {
+        let mut bytes = [0u8; 2];
+        for bit in &bits {
+            bytes[bit / 8] |= 0x80 >> (bit % 8);
+        }
+        let bytes = &bytes[..=last / 8];
+        made.push((KEY_USAGE, true, yasna::construct_der(|writer| writer.write_bitvec_bytes(bytes, last + 1))));
+    }
+    let mut purposes: Vec<&[u64]> = PURPOSES.iter().filter(|(word, _)| wanted(word)).map(|(_, id)| *id).collect();
+    purposes.dedup();
+    if !purposes.is_empty() {
+        let value = yasna::construct_der(|writer| {
+            writer.write_sequence(|writer| {
+                for id in &purposes {
+                    writer.next().write_oid(&ObjectIdentifier::from_slice(id));
+                }
+            });
+        });
+        made.push((EXTENDED_KEY_USAGE, false, value));
+    }
+    // No authority: nothing stands in it.
+    made.push((BASIC_CONSTRAINTS, true, yasna::construct_der(|writer| writer.write_sequence(|_| {}))));
+    if let Some(id) = authority_key {
+        let value = yasna::construct_der(|writer| {
+            writer.write_sequence(|writer| {
+                writer.next().write_tagged_implicit(Tag::context(0), |writer| writer.write_bytes(id));
+            });
+        });
+        made.push((AUTHORITY_KEY, false, value));
+    }
+    if let Some(value) = alternative_names(order.request) {
+        // A certificate of nobody is known by these alone.
+        let nobody = order.request.common_name.is_empty() && order.request.organizations.is_empty();
+        made.push((ALTERNATIVE_NAME, nobody, value));
+    }
+    made
+}
+
+fn alternative_names(request: &CertificateRequest) -> Option<Vec<u8>> {
+    let text = |tag: u64, names: &[String]| -> Vec<(u64, Vec<u8>)> {
+        names.iter().map(|name| (tag, name.clone().into_bytes())).collect()
+    };
+    let addresses = request.ip_addresses.iter().map(|ip| match ip {
+        std::net::IpAddr::V4(ip) => (7, ip.octets().to_vec()),
+        std::net::IpAddr::V6(ip) => (7, ip.octets().to_vec()),
+    });
+    let names: Vec<(u64, Vec<u8>)> = text(2, &request.dns_names)
+        .into_iter()
+        .chain(text(1, &request.emails))
+        .chain(addresses)
+        .chain(text(6, &request.uris))
+        .collect();
+    (!names.is_empty()).then(|| {
+        yasna::construct_der(|writer| {
+            writer.write_sequence(|writer| {
+                for (tag, name) in &names {
+                    writer.next().write_tagged_implicit(Tag::context(*tag), |writer| writer.write_bytes(name));
+                }
+            });
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machinery_env::Env;
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+    fn request_of(params: &CertificateParams) -> CertificateRequest {
+        let pem = params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+        CertificateRequest::verified(pem.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_is_signed_says_what_was_asked_for_and_verifies() {
+        let dir = tempfile::tempdir().unwrap();
+        let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
+        let pki = Pki::open_or_create(dir.path(), &env, &[]).unwrap();
+        let mut params = CertificateParams::new(vec!["n1.example".to_owned()]).unwrap();
+        params.subject_alt_names.push(SanType::IpAddress("192.0.2.7".parse().unwrap()));
+        params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+        params.distinguished_name.push(DnType::CommonName, "system:node:n1");
+        let request = request_of(&params);
+        let usages = ["digital signature", "key encipherment", "server auth"].map(str::to_owned);
+        let order = Order {
+            request: &request,
+            usages: &usages,
+            not_before: "2025-12-31T23:55:00Z".parse().unwrap(),
+            not_after: "2026-06-01T00:00:00Z".parse().unwrap(),
+        };
+        let signed = pki.sign(&order).unwrap();
+        assert_eq!(machinery_api::certificate_request::check_certificates(signed.as_bytes()), Ok(()));
+        let (der, ca) = (pem::parse(&signed).unwrap(), pem::parse(pki.ca_pem()).unwrap());
+        let (_, certificate) = X509Certificate::from_der(der.contents()).unwrap();
+        let (_, ca) = X509Certificate::from_der(ca.contents()).unwrap();
+        certificate.verify_signature(Some(ca.public_key())).unwrap();
+        assert_eq!(certificate.issuer(), ca.subject());
+        assert_eq!(certificate.public_key().raw, request.public_key_der);
+        assert_eq!(certificate.subject().as_raw(), request.subject_der);
+        assert_eq!(certificate.validity().not_after.timestamp(), order.not_after.as_second());
+        let usage = certificate.key_usage().unwrap().unwrap().value;
+        assert!(usage.digital_signature() && usage.key_encipherment() && !usage.key_cert_sign());
+        let purposes = certificate.extended_key_usage().unwrap().unwrap().value;
+        assert!(purposes.server_auth && !purposes.client_auth);
+        assert!(!certificate.basic_constraints().unwrap().unwrap().value.ca);
+        let names = certificate.subject_alternative_name().unwrap().unwrap();
+        assert_eq!((names.critical, names.value.general_names.len()), (false, 2));
+
+        // Never longer than the authority, and not after its end.
+        let long = Order { not_after: "2099-01-01T00:00:00Z".parse().unwrap(), ..order };
+        let der = pem::parse(pki.sign(&long).unwrap()).unwrap();
+        let (_, certificate) = X509Certificate::from_der(der.contents()).unwrap();
+        assert_eq!(certificate.validity().not_after, ca.validity().not_after);
+        let late = Order { not_before: "2098-01-01T00:00:00Z".parse().unwrap(), ..long };
+        assert!(pki.sign(&late).unwrap_err().to_string().contains("has expired"));
+    }
+}

@@ -1,0 +1,71 @@
+//! `certificatesigningrequest-approving-controller`: a kubelet's client certificate is approved for whoever may create such requests:
+//! for a node itself (`selfnodeclient`), or for any node (`nodeclient`). Nothing else is ever approved here.
+
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
+use machinery_api::ObjectKey;
+use machinery_api::certificate_request::CertificateRequest;
+use machinery_client::driver::own_key;
+use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan};
+use serde_json::{Value, json};
+
+use super::{ACCOUNT, APPROVED, DENIED, KUBELET_CLIENT_SIGNER, has, issued, requested, usages, wanted_usages};
+use crate::Settings;
+
+/// The key is a request's.
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "certificatesigningrequest-approving-controller",
+    account: ACCOUNT,
+    workers: 5,
+    inputs: &[Input::of::<CertificateSigningRequest>(own_key)],
+    reconcile,
+};
+
+fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+    let Some(csr) = view.get::<CertificateSigningRequest>(key) else { return Plan::nothing() };
+    let going = csr.metadata.deletion_timestamp.is_some();
+    if going || issued(csr).is_some() || has(csr, APPROVED) || has(csr, DENIED) {
+        return Plan::nothing();
+    }
+    let Some(request) = requested(csr).filter(|request| of_kubelet(csr, request)) else { return Plan::nothing() };
+    let mut attempts = Vec::new();
+    if csr.spec.username.as_deref() == Some(&request.common_name) {
+        let message = "Auto approving self kubelet client certificate after SubjectAccessReview.";
+        attempts.push((may(csr, "selfnodeclient"), approve(csr, message)));
+    }
+    let message = "Auto approving kubelet client certificate after SubjectAccessReview.";
+    attempts.push((may(csr, "nodeclient"), approve(csr, message)));
+    vec![Action::FirstAllowed(attempts)].into()
+}
+
+fn of_kubelet(csr: &CertificateSigningRequest, request: &CertificateRequest) -> bool {
+    csr.spec.signer_name == KUBELET_CLIENT_SIGNER && usages::kubelet_client(request, wanted_usages(csr)).is_ok()
+}
+
+/// Whether the one who asked may have such requests approved.
+fn may(csr: &CertificateSigningRequest, subresource: &str) -> Value {
+    let spec = &csr.spec;
+    json!({
+        "user": spec.username.as_deref().unwrap_or_default(),
+        "uid": spec.uid.as_deref().unwrap_or_default(),
+        "groups": spec.groups.as_deref().unwrap_or_default(),
+        "extra": spec.extra.clone().unwrap_or_default(),
+        "resourceAttributes": {
+            "group": "certificates.k8s.io", "version": "*", "resource": "certificatesigningrequests",
+            "subresource": subresource, "verb": "create",
+        },
+    })
+}
+
+fn approve(csr: &CertificateSigningRequest, message: &str) -> Action {
+    let mut approved = csr.clone();
+    approved.status.get_or_insert_default().conditions.get_or_insert_default().push(
+        CertificateSigningRequestCondition {
+            type_: APPROVED.into(),
+            status: "True".into(),
+            reason: Some("AutoApproved".into()),
+            message: Some(message.into()),
+            ..CertificateSigningRequestCondition::default()
+        },
+    );
+    Action::update(&approved).on("approval")
+}

@@ -1,0 +1,119 @@
+//! `certificatesigningrequest-signing-controller`: what is approved for one of Kubernetes' own signers gets a certificate.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use machinery_api::ObjectKey;
+use machinery_api::certificate_request::CertificateRequest;
+use machinery_client::driver::own_key;
+use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan};
+
+use super::{ACCOUNT, APPROVED, DENIED, FAILED, conditions, has, issued, requested, usages, wanted_usages};
+use crate::Settings;
+
+/// How far in the past certificates begin, for machines whose clocks are behind.
+const BACKDATE: Duration = Duration::from_mins(5);
+/// Shorter ones end when they are asked to, longer ones are as long as asked for from their beginning.
+const SHORT: Duration = Duration::from_hours(8);
+const LIFE_MIN: Duration = Duration::from_mins(10);
+
+/// A certificate to make.
+#[derive(Debug)]
+pub struct CertificateOrder<'a> {
+    /// Whose, and with which key.
+    pub request: &'a CertificateRequest,
+    /// What for, in the API's words.
+    pub usages: &'a [String],
+    /// From when.
+    pub not_before: Timestamp,
+    /// Until when, at most: never longer than the authority itself.
+    pub not_after: Timestamp,
+}
+
+/// Makes a certificate, as PEM.
+pub type SignCertificate = std::sync::Arc<dyn Fn(&CertificateOrder<'_>) -> Result<String, String> + Send + Sync>;
+
+/// The key is a request's.
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "certificatesigningrequest-signing-controller",
+    account: ACCOUNT,
+    workers: 5,
+    inputs: &[Input::of::<CertificateSigningRequest>(own_key)],
+    reconcile,
+};
+
+fn has_failed(csr: &CertificateSigningRequest) -> bool {
+    conditions(csr).iter().any(|c| c.type_ == FAILED && (c.status.is_empty() || c.status == "True"))
+}
+
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+    let Some(csr) = view.get::<CertificateSigningRequest>(key) else { return Plan::nothing() };
+    let going = csr.metadata.deletion_timestamp.is_some();
+    if going || issued(csr).is_some() || !has(csr, APPROVED) || has(csr, DENIED) || has_failed(csr) {
+        return Plan::nothing();
+    }
+    let (Some(sign), Some(request)) = (&context.settings.sign_certificate, requested(csr)) else {
+        return Plan::nothing();
+    };
+    let why = match usages::check(&csr.spec.signer_name, &request, wanted_usages(csr)) {
+        None => return Plan::nothing(),
+        Some(Err(why)) => why,
+        Some(Ok(())) => {
+            let (not_before, not_after) = life(csr.spec.expiration_seconds, context);
+            let order = CertificateOrder { request: &request, usages: wanted_usages(csr), not_before, not_after };
+            match sign(&order) {
+                Ok(pem) => {
+                    let mut signed = csr.clone();
+                    signed.status.get_or_insert_default().certificate = Some(ByteString(pem.into_bytes()));
+                    return vec![Action::update_status(&signed)].into();
+                }
+                Err(why) => why,
+            }
+        }
+    };
+    vec![Action::update_status(&failed(csr, &why, context.now))].into()
+}
+
+fn life(asked_seconds: Option<i32>, context: &Context<'_, Settings>) -> (Timestamp, Timestamp) {
+    let most = context.settings.certificate_life;
+    let asked = asked_seconds.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
+    let life = asked.map_or(most, |asked| asked.max(LIFE_MIN).min(most));
+    let now = context.now;
+    let end = if life < SHORT { life } else { life.saturating_sub(BACKDATE) };
+    (now.saturating_sub(BACKDATE).unwrap_or(now), now.saturating_add(end).unwrap_or(Timestamp::MAX))
+}
+
+fn failed(csr: &CertificateSigningRequest, why: &str, now: Timestamp) -> CertificateSigningRequest {
+    let mut failed = csr.clone();
+    failed.status.get_or_insert_default().conditions.get_or_insert_default().push(CertificateSigningRequestCondition {
+        type_: FAILED.into(),
+        status: "True".into(),
+        reason: Some("SignerValidationFailure".into()),
+        message: Some(why.into()),
+        last_update_time: Some(Time(now)),
+        ..CertificateSigningRequestCondition::default()
+    });
+    failed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_live_as_long_as_asked_for_within_bounds() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let settings = Settings::default();
+        let context = Context { now, elapsed: Duration::ZERO, settings: &settings };
+        let ends = |asked| life(asked, &context).1.to_string();
+        assert_eq!(life(None, &context).0.to_string(), "2025-12-31T23:55:00Z");
+        assert_eq!(ends(None), "2026-12-31T23:55:00Z");
+        assert_eq!(ends(Some(600)), "2026-01-01T00:10:00Z");
+        assert_eq!(ends(Some(-1)), "2026-01-01T00:10:00Z");
+        assert_eq!(ends(Some(9 * 3600)), "2026-01-01T08:55:00Z");
+        assert_eq!(ends(Some(i32::MAX)), "2026-12-31T23:55:00Z");
+    }
+}
