@@ -6,6 +6,7 @@
 pub use core::services::allocate;
 pub use policy::evictions;
 mod apiregistration;
+mod admissionregistration;
 mod apps;
 mod authorization;
 mod batch;
@@ -335,6 +336,8 @@ pub static RESOURCES: &[&Row] = &[
     &core::serviceaccounts::ROW,
     &core::services::ROW,
     &apiregistration::apiservices::ROW,
+    &admissionregistration::webhooks::MUTATING,
+    &admissionregistration::webhooks::VALIDATING,
     &apps::controllerrevisions::ROW,
     &apps::daemonsets::ROW,
     &apps::deployments::ROW,
