@@ -377,6 +377,11 @@ const NAMES_KINDS: &[(&str, &[&str], &str)] = &[
         &["pods", "services", "nodes", "endpointslices"],
         "requests that are passed on, to the pods behind Services and to nodes",
     ),
+    (
+        "apiserver/server/src/http/services.rs",
+        &["pods", "services", "nodes", "endpointslices"],
+        "Services that the server itself reaches",
+    ),
 ];
 
 #[test]

@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::admission::{Chain, Plugin};
+use crate::admission::{Chain, Plugin, Reach};
 use crate::auth::jwt::SigningKey;
 use crate::auth::tls::{self, Acceptor};
 use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
@@ -30,6 +30,7 @@ use crate::http::dispatch::BODY_BYTES_MAX;
 use crate::http::handle::{HandlerDeps, RequestHandler};
 use crate::http::kubelets::Kubelets;
 use crate::http::metrics::Metrics;
+use crate::http::services::Services;
 use crate::node_metrics::{self, NodeMetrics};
 use crate::registry::{Registry, facts_of_fields};
 use apiserver_resources::ResourceInfo;
@@ -122,7 +123,11 @@ impl Apiserver {
             served.add(Arc::new(resource)).map_err(|taken| StoreError::Unavailable(taken.to_string()))?;
         }
         let authorizer = Arc::new(Authorizer::default().with(chains.authorizers));
-        let admission = Chain::new(env, authorizer.clone()).with_toleration_seconds(config.toleration_seconds);
+        let (kubelets, objects_of_services) = (config.kubelets.clone(), objects.clone());
+        let reach: Arc<dyn Reach> = Arc::new(Services { objects: objects_of_services, kubelets, env: env.clone() });
+        let admission = Chain::new(env, authorizer.clone())
+            .with_toleration_seconds(config.toleration_seconds)
+            .with_webhooks(&served, &reach);
         let authenticator = Arc::new(Authenticator::new(env, config.signing_key).with(chains.authenticators));
         let registry = Registry {
             served,

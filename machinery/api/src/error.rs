@@ -169,6 +169,8 @@ pub enum ApiError {
     ServiceUnavailable(String),
     /// 504 `Timeout`: sentence, seconds to wait, causes.
     Timeout(String, u32, Vec<Cause>),
+    /// What somebody else said who was asked (a webhook).
+    Said(Box<Status>),
 }
 
 impl Status {
@@ -211,6 +213,7 @@ impl ApiError {
             ..Details::default()
         };
         match self {
+            Self::Said(status) => (**status).clone(),
             Self::BadRequest(message) => Status::failure(400, "BadRequest", message),
             Self::BadRequestOn(named, name, message) => {
                 Status::failure(400, "BadRequest", message).with(on(named, name))

@@ -9,6 +9,7 @@ mod certificates;
 mod default_tolerations;
 mod escalation;
 mod limit_ranger;
+pub mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_resize;
@@ -18,6 +19,7 @@ mod resource_quota;
 mod runtime_class;
 mod service_account;
 mod taint_nodes;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -27,9 +29,12 @@ use machinery_env::Env;
 use serde_json::Value;
 
 use crate::auth::{Authorizer, UserInfo};
+use crate::catalog::Served;
 use crate::request::options::{DeleteOptions, WriteOptions};
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::Txn;
+
+pub use webhooks::{Reach, Reinvocation, Stream};
 
 /// What is done to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +165,8 @@ pub struct Effects {
     pub turns: Vec<tokio::sync::OwnedMutexGuard<()>>,
     /// For `Warning` headers, in order.
     pub warnings: Vec<String>,
+    /// What the second round of plugins must know of the first.
+    pub reinvocation: Reinvocation,
 }
 
 /// Another object that a transaction changes, on the condition that it is still as it was seen.
@@ -242,6 +249,8 @@ pub struct Chain {
     toleration_seconds: i64,
     /// Called after the built-in ones.
     more: Vec<Arc<dyn Plugin>>,
+    /// Called after those.
+    webhooks: Vec<Arc<dyn Plugin>>,
     /// Called last.
     quota: Arc<resource_quota::ResourceQuota>,
 }
@@ -255,6 +264,7 @@ impl Chain {
             authorizer,
             toleration_seconds: default_tolerations::SECONDS,
             more: Vec::new(),
+            webhooks: Vec::new(),
             quota: Arc::default(),
         }
     }
@@ -263,6 +273,14 @@ impl Chain {
     #[must_use]
     pub fn with_toleration_seconds(self, toleration_seconds: i64) -> Self {
         Self { toleration_seconds, ..self }
+    }
+
+    /// The same with webhooks about what is served, reached by URL and through the cluster's Services.
+    #[must_use]
+    pub fn with_webhooks(self, served: &Arc<Served>, reach: &Arc<dyn Reach>) -> Self {
+        let mutating = webhooks::Mutating::new(served.clone(), reach.clone());
+        let validating = webhooks::Validating::new(served.clone(), reach.clone());
+        Self { webhooks: vec![Arc::new(mutating), Arc::new(validating)], ..self }
     }
 
     /// The same with a plugin more, at the end.
@@ -274,7 +292,8 @@ impl Chain {
 
     fn plugins(&self) -> impl Iterator<Item = &dyn Plugin> {
         let last: &dyn Plugin = &*self.quota;
-        PLUGINS.iter().copied().chain(self.more.iter().map(|plugin| &**plugin)).chain([last])
+        let added = self.more.iter().chain(&self.webhooks).map(|plugin| &**plugin);
+        PLUGINS.iter().copied().chain(added).chain([last])
     }
 
     /// Lets every plugin change or refuse the object. For a delete, `object` is null and `old` what is deleted.
@@ -287,10 +306,17 @@ impl Chain {
         effects: &mut Effects,
     ) -> ApiResult<()> {
         let context = self.context(request, objects, old);
-        for plugin in self.plugins() {
-            match plugin.mutate(&context, object, effects) {
-                Step::Done(result) => result?,
-                Step::Wait(wait) => wait.await?,
+        // Where a hook changes the object, all look at it once more: what it added may be for them to fill in.
+        for second in [false, true] {
+            if second && !effects.reinvocation.is_due {
+                break;
+            }
+            effects.reinvocation.is_second = second;
+            for plugin in self.plugins() {
+                match plugin.mutate(&context, object, effects) {
+                    Step::Done(result) => result?,
+                    Step::Wait(wait) => wait.await?,
+                }
             }
         }
         Ok(())

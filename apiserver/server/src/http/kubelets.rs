@@ -210,7 +210,7 @@ impl Kubelets {
     }
 
     /// A byte stream that the kubelet hands out at `path`; the error is what it says instead.
-    pub(super) async fn stream(
+    pub(crate) async fn stream(
         &self,
         to: &NodeAddress,
         path: &str,

@@ -20,6 +20,7 @@ mod proxy;
 pub mod respond;
 pub mod route;
 mod seats;
+pub(crate) mod services;
 pub mod table;
 mod turns;
 mod under_way;

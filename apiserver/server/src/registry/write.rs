@@ -17,12 +17,12 @@ use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
 
 use super::create::{self, NAME_TRIES_MAX};
-use super::intent::{Intent, Resolved};
+use super::intent::{Draft, Intent, Resolved};
 use super::{
     Answer, Registry, RequestScope, ResponseObject, TRIES_MAX, claims, delete, fields, inert, object, scale,
     store_error,
 };
-use crate::admission::{Effects, Options, SideWrite};
+use crate::admission::{Effects, Operation, Options, SideWrite};
 use apiserver_resources::{ResourceInfo, SubresourceKind};
 use apiserver_storage::cache::{Cached, WatchCache};
 use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Txn};
@@ -188,6 +188,9 @@ impl Registry {
                 self.admission.mutate(&request, &*self.objects, &mut draft.document, old, &mut effects).await;
             call.warnings.append(&mut effects.warnings);
             admitted?;
+            if effects.reinvocation.is_due() {
+                Self::stays_itself(call, &mut draft)?;
+            }
         }
         let (operation, name) = (draft.operation, std::mem::take(&mut draft.name));
         let managers = std::mem::take(&mut draft.managers);
@@ -213,6 +216,17 @@ impl Registry {
             call.warnings.extend(inert::warnings(call.row, call.subresource, &change, old));
         }
         self.ready(call, intent, (change, managers), existing, effects, options.dry_run())
+    }
+
+    /// What a webhook may not make of an object: another one.
+    fn stays_itself(call: &RequestScope<'_>, draft: &mut Draft) -> Result<(), ApiError> {
+        if draft.document.is_object() {
+            object::match_namespace(&mut draft.document, call.object_namespace())?;
+            if draft.creates_by_update || draft.operation == Operation::Update {
+                object::match_name(&draft.document, call.name)?;
+            }
+        }
+        Ok(())
     }
 
     /// The transaction of a change, or what is answered without one.

@@ -7,6 +7,7 @@ mod answers;
 mod evictions;
 mod pages;
 mod quota;
+mod webhooks;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,0 +1,272 @@
+//! Which requests a webhook or a policy is about: rules, and selectors of the namespace and of the object.
+
+use std::sync::Arc;
+
+use machinery_api::error::{ApiError, ApiResult, Named};
+use machinery_api::selector::{LabelSelector, SelectorError};
+use serde_json::Value;
+
+use super::{Context, Operation, Request};
+use crate::catalog::Catalog;
+use apiserver_resources::ResourceInfo;
+
+/// The kinds that decide about others: nobody is asked about them, lest nobody can mend them.
+const EXEMPT: &[&str] = &[
+    "MutatingAdmissionPolicy",
+    "MutatingAdmissionPolicyBinding",
+    "MutatingWebhookConfiguration",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+    "ValidatingWebhookConfiguration",
+];
+
+/// Whether nobody is asked about a request.
+pub fn is_exempt(request: &Request<'_>) -> bool {
+    request.kind.group == "admissionregistration.k8s.io" && EXEMPT.contains(&request.kind.kind)
+}
+
+/// One rule.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    operations: Vec<String>,
+    groups: Vec<String>,
+    versions: Vec<String>,
+    /// Resource and subresource.
+    resources: Vec<(String, String)>,
+    /// Whether the object is in a namespace; `None`: either.
+    namespaced: Option<bool>,
+}
+
+fn texts(of: &Value) -> Vec<String> {
+    of.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn any(list: &[String], wanted: &str) -> bool {
+    list.iter().any(|one| one == "*" || one == wanted)
+}
+
+impl Rule {
+    /// A rule with operations, as it is stored.
+    #[must_use]
+    pub fn of(rule: &Value) -> Self {
+        let split = |resource: String| match resource.split_once('/') {
+            Some((resource, subresource)) => (resource.to_owned(), subresource.to_owned()),
+            None => (resource, String::new()),
+        };
+        Self {
+            operations: texts(&rule["operations"]),
+            groups: texts(&rule["apiGroups"]),
+            versions: texts(&rule["apiVersions"]),
+            resources: texts(&rule["resources"]).into_iter().map(split).collect(),
+            namespaced: match rule["scope"].as_str() {
+                Some("Namespaced") => Some(true),
+                Some("Cluster") => Some(false),
+                _ => None,
+            },
+        }
+    }
+
+    /// Group and resource of all that it may be about; `*` is any.
+    pub fn names(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.groups
+            .iter()
+            .flat_map(|group| self.resources.iter().map(|(resource, _)| (group.as_str(), resource.as_str())))
+    }
+
+    /// Whether it is about a request for this resource.
+    fn matches(&self, request: &Request<'_>, (group, version, resource): (&str, &str, &str)) -> bool {
+        let is_namespace = (group, version, resource) == ("", "v1", "namespaces");
+        let is_namespaced = !is_namespace && !request.namespace.is_empty();
+        let subresource = request.subresource;
+        self.namespaced.is_none_or(|namespaced| namespaced == is_namespaced)
+            && any(&self.operations, request.operation.as_str())
+            && any(&self.groups, group)
+            && any(&self.versions, version)
+            && self
+                .resources
+                .iter()
+                .any(|(of, sub)| (of == "*" || of == resource) && (sub == "*" || sub == subresource))
+    }
+}
+
+/// The resource in whose version somebody is asked: the request's, or an equivalent one.
+#[derive(Debug, Clone)]
+pub enum Matched {
+    /// As the client named it.
+    Asked,
+    /// The same objects in another version or group.
+    Equivalent(Arc<ResourceInfo>),
+}
+
+/// What somebody is asked about.
+#[derive(Debug, Clone)]
+pub struct Matcher {
+    rules: Vec<Rule>,
+    /// Only as the client named it.
+    exact: bool,
+    namespaces: LabelSelector,
+    objects: LabelSelector,
+}
+
+impl Matcher {
+    /// Of a webhook, or of a policy's `matchConstraints` with its list of rules.
+    ///
+    /// # Errors
+    /// Where a selector is none.
+    pub fn of(matching: &Value, rules: &Value) -> Result<Self, SelectorError> {
+        let selector = |field: &str| match &matching[field] {
+            Value::Null => Ok(LabelSelector::everything()),
+            selector => LabelSelector::from_value(Some(selector)),
+        };
+        Ok(Self {
+            rules: rules.as_array().into_iter().flatten().map(Rule::of).collect(),
+            exact: matching["matchPolicy"] == "Exact",
+            namespaces: selector("namespaceSelector")?,
+            objects: selector("objectSelector")?,
+        })
+    }
+
+    /// Its rules.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// Whether equivalent resources count.
+    #[must_use]
+    pub fn is_exact(&self) -> bool {
+        self.exact
+    }
+
+    /// Whether it is about a request, and in which version.
+    ///
+    /// # Errors
+    /// Where its namespace is to be selected and is not there.
+    pub fn matches(&self, context: &Context<'_>, object: &Value, catalog: &Catalog) -> ApiResult<Option<Matched>> {
+        let request = context.request;
+        let selected = self.selects_namespace(context, object);
+        if matches!(selected, Ok(false)) || !self.selects_object(context, object) {
+            return Ok(None);
+        }
+        let Some(matched) = self.matches_rule(request, catalog) else { return Ok(None) };
+        selected.map(|_| Some(matched))
+    }
+
+    fn matches_rule(&self, request: &Request<'_>, catalog: &Catalog) -> Option<Matched> {
+        let asked = (request.group, request.version, request.resource);
+        if self.rules.iter().any(|rule| rule.matches(request, asked)) {
+            return Some(Matched::Asked);
+        }
+        if self.exact {
+            return None;
+        }
+        let others: Vec<&Arc<ResourceInfo>> = equivalents(catalog, asked).collect();
+        let of_rule = |rule: &Rule| {
+            others.iter().find(|other| rule.matches(request, (&other.group, &other.version, &other.plural)))
+        };
+        self.rules.iter().find_map(of_rule).map(|other| Matched::Equivalent(Arc::clone(other)))
+    }
+
+    fn selects_object(&self, context: &Context<'_>, object: &Value) -> bool {
+        let matches = |object: &Value| object.is_object() && self.objects.matches_object(object);
+        self.objects.is_everything() || matches(object) || context.old.is_some_and(matches)
+    }
+
+    fn selects_namespace(&self, context: &Context<'_>, object: &Value) -> ApiResult<bool> {
+        let request = context.request;
+        let is_namespace = request.resource == "namespaces";
+        if (request.namespace.is_empty() && !is_namespace) || self.namespaces.is_everything() {
+            return Ok(true);
+        }
+        let changes = matches!(request.operation, Operation::Create | Operation::Update);
+        if is_namespace && request.subresource.is_empty() && changes {
+            return Ok(self.namespaces.matches_object(object));
+        }
+        match context.objects.get("", "namespaces", "", request.namespace) {
+            Some(namespace) => Ok(self.namespaces.matches_object(&namespace)),
+            None => Err(ApiError::NotFound(Named::new("", "namespaces"), request.namespace.to_owned())),
+        }
+    }
+}
+
+/// The other resources under which the same objects are served.
+pub fn equivalents<'a>(
+    catalog: &'a Catalog,
+    (group, version, resource): (&str, &str, &str),
+) -> impl Iterator<Item = &'a Arc<ResourceInfo>> {
+    let own = catalog.get(machinery_api::GroupVersionResource { group, version, resource });
+    let stored = own.map(|own| own.stored().gvr());
+    catalog.resources().iter().filter(move |other| {
+        other.prefix.is_some()
+            && stored.is_some_and(|stored| stored == other.stored().gvr())
+            && own.is_some_and(|own| own.gvr() != other.gvr())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use machinery_api::GroupVersionKind;
+    use serde_json::json;
+
+    use super::*;
+    use crate::admission::Options;
+    use crate::auth::UserInfo;
+    use crate::request::options::WriteOptions;
+
+    fn matches(
+        rule: Value,
+        (group, version, resource, subresource): (&str, &str, &str, &str),
+        namespace: &str,
+    ) -> bool {
+        let (user, options) = (UserInfo::default(), WriteOptions::default());
+        let request = Request {
+            user: &user,
+            group,
+            version,
+            resource,
+            subresource,
+            kind: GroupVersionKind::default(),
+            operation: Operation::Create,
+            namespace,
+            name: "x",
+            options: Options::Write(&options),
+        };
+        Rule::of(&rule).matches(&request, (group, version, resource))
+    }
+
+    fn rule(resources: Value, scope: &str) -> Value {
+        json!({"operations": ["CREATE"], "apiGroups": ["", "apps"], "apiVersions": ["v1"], "resources": resources, "scope": scope})
+    }
+
+    #[test]
+    fn rules_name_resources() {
+        let pods = ("", "v1", "pods", "");
+        for (resources, scope, of, namespace, wanted) in [
+            (json!(["pods"]), "*", pods, "ns", true),
+            (json!(["*"]), "*", pods, "ns", true),
+            (json!(["*/*"]), "*", pods, "ns", true),
+            (json!(["*"]), "*", ("", "v1", "pods", "status"), "ns", false),
+            (json!(["*/status"]), "*", ("", "v1", "pods", "status"), "ns", true),
+            (json!(["pods/*"]), "*", pods, "ns", true),
+            (json!(["pods"]), "Cluster", pods, "ns", false),
+            (json!(["*"]), "Namespaced", ("", "v1", "nodes", ""), "", false),
+            (json!(["*"]), "Cluster", ("", "v1", "namespaces", ""), "ns", true),
+            (json!(["deployments"]), "Namespaced", ("apps", "v1", "deployments", ""), "ns", true),
+            (json!(["deployments"]), "*", ("apps", "v2", "deployments", ""), "ns", false),
+            (json!(["jobs"]), "*", ("batch", "v1", "jobs", ""), "ns", false),
+        ] {
+            assert_eq!(matches(rule(resources.clone(), scope), of, namespace), wanted, "{resources} {scope} {of:?}");
+        }
+    }
+
+    #[test]
+    fn the_same_objects_in_another_group_are_equivalent() {
+        let catalog = Catalog::built_in("");
+        let names = |group, resource| -> Vec<String> {
+            equivalents(&catalog, (group, "v1", resource)).map(|other| other.qualified()).collect()
+        };
+        assert_eq!(names("", "events"), ["events.events.k8s.io"]);
+        assert_eq!(names("events.k8s.io", "events"), ["events"]);
+        assert_eq!(names("", "pods"), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,385 @@
+//! MutatingAdmissionWebhook and ValidatingAdmissionWebhook: others are asked about what is written.
+
+mod client;
+#[cfg(test)]
+mod fuzz;
+mod index;
+mod review;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use machinery_api::GroupVersionKind;
+use machinery_api::error::{ApiError, ApiResult};
+use machinery_api::patch::{self, PatchKind};
+use machinery_api::schema::{self, FieldValidation, Target};
+use machinery_api::selector::go_quoted;
+use serde_json::Value;
+
+pub use self::client::{Reach, Stream};
+use self::index::{Hook, Index};
+use self::review::{About, Answer};
+use super::matching::{Matched, is_exempt};
+use super::{Context, Effects, Plugin, Step};
+use crate::catalog::{Catalog, Served};
+use apiserver_resources::ResourceInfo;
+
+const GROUP: &str = "admissionregistration.k8s.io";
+
+/// What both plugins need.
+pub(super) struct Webhooks {
+    served: Arc<Served>,
+    reach: Arc<dyn Reach>,
+    plural: &'static str,
+    index: ArcSwap<Index>,
+}
+
+impl Webhooks {
+    fn new(served: Arc<Served>, reach: Arc<dyn Reach>, plural: &'static str) -> Self {
+        Self { served, reach, plural, index: ArcSwap::default() }
+    }
+
+    /// The hooks that may be about a request.
+    fn candidates(&self, context: &Context<'_>) -> Vec<Arc<Hook>> {
+        if is_exempt(context.request) {
+            return Vec::new();
+        }
+        let revision = context.objects.revision(GROUP, self.plural);
+        let mut index = self.index.load_full();
+        if index.revision != revision {
+            let configurations = context.objects.list(GROUP, self.plural, None);
+            index = Arc::new(Index::new(revision, &configurations, &self.served.load(), &index));
+            self.index.store(index.clone());
+        }
+        index.candidates(context.request.group, context.request.resource)
+    }
+
+    /// Asks a hook about an object in the version that it knows.
+    async fn ask(
+        &self,
+        asked: &Asked<'_>,
+        shown: &Value,
+        old: Option<&Value>,
+        mutating: bool,
+    ) -> Result<Answer, Failure> {
+        let (hook, context) = (asked.hook, asked.context);
+        if context.request.options.dry_run() && !hook.has_no_side_effects {
+            let why = format!("admission webhook {} does not support dry run", go_quoted(&hook.id.1));
+            return Err(Failure::Refused(ApiError::BadRequest(why)));
+        }
+        let failed = |why: String| Failure::Call(format!("failed calling webhook {}: {why}", go_quoted(&hook.id.1)));
+        let version = hook.version.ok_or_else(|| {
+            let why = "webhook does not accept known AdmissionReview versions (v1, v1beta1)";
+            failed(format!("could not create admission objects: {why}"))
+        })?;
+        let client = hook.client.as_ref().map_err(|why| failed(format!("could not get REST client: {why}")))?;
+        let uid = context.env.uid();
+        let sent = review::request(version, &uid, context.request, &asked.about(), shown, old).to_string();
+        let called = client.call(&*self.reach, Bytes::from(sent), hook.timeout).await;
+        let said = called.map_err(|why| failed(format!("failed to call webhook: {why}")))?;
+        review::read(&said, version, &uid, mutating).map_err(failed)
+    }
+}
+
+/// Why a hook doesn't let a request pass.
+enum Failure {
+    /// It could not be asked, or said what nobody understands.
+    Call(String),
+    Refused(ApiError),
+}
+
+/// A hook that is asked.
+struct Asked<'a> {
+    hook: &'a Hook,
+    context: &'a Context<'a>,
+    matched: Matched,
+    catalog: &'a Catalog,
+}
+
+impl<'a> Asked<'a> {
+    /// Where the hook is about the request.
+    fn of(hook: &'a Hook, context: &'a Context<'a>, object: &Value, catalog: &'a Catalog) -> ApiResult<Option<Self>> {
+        let matcher = hook.matcher.as_ref().map_err(|why| ApiError::Internal(why.clone()))?;
+        let matched = matcher.matches(context, object, catalog)?;
+        Ok(matched.map(|matched| Self { hook, context, matched, catalog }))
+    }
+
+    fn own(&self) -> Option<&'a Arc<ResourceInfo>> {
+        let request = self.context.request;
+        let (group, version, resource) = (request.group, request.version, request.resource);
+        self.catalog.get(machinery_api::GroupVersionResource { group, version, resource })
+    }
+
+    fn about(&self) -> About<'_> {
+        let request = self.context.request;
+        match &self.matched {
+            Matched::Asked => {
+                About { kind: request.kind, resource: (request.group, request.version, request.resource) }
+            }
+            Matched::Equivalent(other) => {
+                // A subresource with a body of its own has it in every version.
+                let kind = match self.has_own_body() {
+                    true => other.gvk(),
+                    false => request.kind,
+                };
+                About { kind, resource: (&other.group, &other.version, &other.plural) }
+            }
+        }
+    }
+
+    /// Whether what is written is an object of the resource itself.
+    fn has_own_body(&self) -> bool {
+        self.own().is_some_and(|own| own.gvk() == self.context.request.kind)
+    }
+
+    fn converted(&self, object: &Value, from: &ResourceInfo, to: &ResourceInfo) -> Value {
+        if !object.is_object() || !self.has_own_body() {
+            return object.clone();
+        }
+        let mut object = object.clone();
+        if from.stored_as.is_some() {
+            object = from.strategy.write_storage_version(object);
+        }
+        if to.stored_as.is_some() {
+            object = to.strategy.read_storage_version(object);
+        }
+        object["apiVersion"] = Value::from(&*to.api_version);
+        object["kind"] = Value::from(&*to.kind);
+        object
+    }
+
+    /// As the hook knows it.
+    fn shown(&self, object: &Value) -> Value {
+        match (&self.matched, self.own()) {
+            (Matched::Equivalent(other), Some(own)) => self.converted(object, own, other),
+            _ => object.clone(),
+        }
+    }
+
+    /// As the client knows it.
+    fn back(&self, object: Value) -> Value {
+        match (&self.matched, self.own()) {
+            (Matched::Equivalent(other), Some(own)) => self.converted(&object, other, own),
+            _ => object,
+        }
+    }
+
+    /// What a patch makes of an object, decoded and defaulted as a body is.
+    fn patched(&self, patch: &[u8], shown: &Value) -> ApiResult<Value> {
+        let operations: Vec<serde::de::IgnoredAny> = serde_json::from_slice(patch).map_err(|error| {
+            let why = format!("received undecodable patch in webhook response: {error}");
+            ApiError::Internal(format!("failed calling webhook {}: {why}", go_quoted(&self.hook.id.1)))
+        })?;
+        if operations.is_empty() {
+            return Ok(shown.clone());
+        }
+        if !shown.is_object() {
+            let name = go_quoted(&self.hook.id.1);
+            let why = "attempted to modify the object, which is not supported for this operation";
+            return Err(ApiError::Internal(format!("admission webhook {name} {why}")));
+        }
+        let row = match &self.matched {
+            Matched::Equivalent(other) => Some(other),
+            Matched::Asked => self.own(),
+        };
+        let row = row.filter(|_| self.has_own_body());
+        let GroupVersionKind { group, version, kind } = self.about().kind;
+        let target = match row {
+            Some(row) => row.target(),
+            None => {
+                Target::kind(group, version, kind).ok_or_else(|| ApiError::Internal(format!("no type for {kind}")))?
+            }
+        };
+        let decoded = patch::apply(PatchKind::Json, patch, shown, &target, FieldValidation::Ignore);
+        let decoded = decoded.map_err(|error| ApiError::Internal(error.status().message))?;
+        let mut object = decoded.object;
+        schema::default(target.schema, &mut object);
+        if let Some(row) = row {
+            row.strategy.default(&mut object);
+        }
+        Ok(object)
+    }
+}
+
+/// What is remembered of a request's first round of hooks for its second.
+#[derive(Debug, Default)]
+pub struct Reinvocation {
+    /// A hook has changed the object: the plugins of before look at it again.
+    pub(super) is_due: bool,
+    /// This is the second round.
+    pub(super) is_second: bool,
+    /// The object as the last hook left it.
+    output: Option<Value>,
+    /// Hooks that want to see what others change.
+    interested: Vec<(String, String)>,
+    /// Those of them that are asked again.
+    again: Vec<(String, String)>,
+}
+
+impl Reinvocation {
+    /// Whether a hook has changed the object.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.is_due
+    }
+
+    fn ask_again(&mut self) {
+        self.again.append(&mut self.interested);
+    }
+}
+
+/// Asks hooks that may change the object, one after the other.
+pub(super) struct Mutating(Webhooks);
+
+impl Mutating {
+    pub(super) fn new(served: Arc<Served>, reach: Arc<dyn Reach>) -> Self {
+        Self(Webhooks::new(served, reach, "mutatingwebhookconfigurations"))
+    }
+
+    async fn all(
+        &self,
+        hooks: Vec<Arc<Hook>>,
+        context: &Context<'_>,
+        object: &mut Value,
+        effects: &mut Effects,
+    ) -> ApiResult<()> {
+        let catalog = self.0.served.load();
+        let again = &mut effects.reinvocation;
+        if again.is_second && again.output.as_ref().is_some_and(|output| output != object) {
+            again.ask_again();
+        }
+        for hook in &hooks {
+            let Some(asked) = Asked::of(hook, context, object, &catalog)? else { continue };
+            if effects.reinvocation.is_second && !effects.reinvocation.again.contains(&hook.id) {
+                continue;
+            }
+            let changed = self.one(&asked, object, &mut effects.warnings).await?;
+            if changed {
+                effects.reinvocation.ask_again();
+                effects.reinvocation.is_due = true;
+            }
+            if hook.is_reinvoked && !effects.reinvocation.interested.contains(&hook.id) {
+                effects.reinvocation.interested.push(hook.id.clone());
+            }
+        }
+        effects.reinvocation.output = Some(object.clone());
+        Ok(())
+    }
+
+    /// Whether it changed the object.
+    async fn one(&self, asked: &Asked<'_>, object: &mut Value, warnings: &mut Vec<String>) -> ApiResult<bool> {
+        let shown = asked.shown(object);
+        let old = asked.context.old.map(|old| asked.shown(old));
+        let mut answer = match self.0.ask(asked, &shown, old.as_ref(), true).await {
+            Ok(answer) => answer,
+            Err(failure) => return failed(asked.hook, failure).map(|()| false),
+        };
+        warnings.append(&mut answer.warnings);
+        if !answer.allowed {
+            return Err(review::refused(&asked.hook.id.1, answer.status));
+        }
+        if answer.patch.is_empty() {
+            return Ok(false);
+        }
+        let patched = asked.patched(&answer.patch, &shown)?;
+        let changed = patched != shown;
+        if changed {
+            *object = asked.back(patched);
+        }
+        Ok(changed)
+    }
+}
+
+/// What a failure comes to: nothing, where the hook need not be asked.
+fn failed(hook: &Hook, failure: Failure) -> ApiResult<()> {
+    match failure {
+        Failure::Refused(error) => Err(error),
+        Failure::Call(why) if hook.is_optional => {
+            tracing::warn!(configuration = hook.id.0, why, "a webhook that need not be asked was not");
+            Ok(())
+        }
+        Failure::Call(why) => Err(ApiError::Internal(why)),
+    }
+}
+
+impl Plugin for Mutating {
+    fn name(&self) -> &'static str {
+        "MutatingAdmissionWebhook"
+    }
+
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, effects: &'a mut Effects) -> Step<'a> {
+        let hooks = self.0.candidates(context);
+        if hooks.is_empty() {
+            return Step::Done(Ok(()));
+        }
+        Step::Wait(Box::pin(self.all(hooks, context, object, effects)))
+    }
+}
+
+/// Asks hooks that only say yes or no, all at once; the first no is the answer.
+pub(super) struct Validating(Webhooks);
+
+impl Validating {
+    pub(super) fn new(served: Arc<Served>, reach: Arc<dyn Reach>) -> Self {
+        Self(Webhooks::new(served, reach, "validatingwebhookconfigurations"))
+    }
+
+    async fn all(
+        &self,
+        hooks: Vec<Arc<Hook>>,
+        context: &Context<'_>,
+        object: &Value,
+        effects: &mut Effects,
+    ) -> ApiResult<()> {
+        let catalog = self.0.served.load();
+        let mut all = Vec::new();
+        for hook in &hooks {
+            all.extend(Asked::of(hook, context, object, &catalog)?);
+        }
+        let each = all.iter().enumerate().map(|(at, asked)| self.one(at, asked, object));
+        let mut asked: FuturesUnordered<_> = each.collect();
+        let mut warnings = Vec::new();
+        let mut result = Ok(());
+        while let Some((at, said, answer)) = asked.next().await {
+            warnings.push((at, said));
+            if answer.is_err() {
+                result = answer;
+                break;
+            }
+        }
+        warnings.sort_by_key(|(at, _)| *at);
+        effects.warnings.extend(warnings.into_iter().flat_map(|(_, said)| said));
+        result
+    }
+}
+
+impl Validating {
+    /// Which one, what it warns of, and what it says.
+    async fn one(&self, at: usize, asked: &Asked<'_>, object: &Value) -> (usize, Vec<String>, ApiResult<()>) {
+        let shown = asked.shown(object);
+        let old = asked.context.old.map(|old| asked.shown(old));
+        let answer = match self.0.ask(asked, &shown, old.as_ref(), false).await {
+            Ok(answer) => answer,
+            Err(failure) => return (at, Vec::new(), failed(asked.hook, failure)),
+        };
+        let said = if answer.allowed { Ok(()) } else { Err(review::refused(&asked.hook.id.1, answer.status)) };
+        (at, answer.warnings, said)
+    }
+}
+
+impl Plugin for Validating {
+    fn name(&self) -> &'static str {
+        "ValidatingAdmissionWebhook"
+    }
+
+    fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, effects: &'a mut Effects) -> Step<'a> {
+        let hooks = self.0.candidates(context);
+        if hooks.is_empty() {
+            return Step::Done(Ok(()));
+        }
+        Step::Wait(Box::pin(self.all(hooks, context, object, effects)))
+    }
+}
