@@ -85,7 +85,8 @@ async fn hooks() -> Hooks {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (reviews, stop) = (Reviews::default(), CancellationToken::new());
-    let acceptor = Acceptor::new(&env, pki.serving(), pki.ca_pem()).unwrap();
+    let certificates = Arc::new(Certificates::new(pki.serving()).unwrap());
+    let acceptor = Acceptor::new(&env, certificates, pki.ca_pem()).unwrap();
     let (seen, until) = (reviews.clone(), stop.clone());
     let handle = move |request| answer(request, seen.clone());
     tokio::spawn(async move { tls::serve(listener, acceptor, handle, until).await });
