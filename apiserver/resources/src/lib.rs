@@ -5,8 +5,8 @@
 
 pub use core::services::allocate;
 pub use policy::evictions;
-mod apiregistration;
 mod admissionregistration;
+mod apiregistration;
 mod apps;
 mod authorization;
 mod batch;
