@@ -337,7 +337,7 @@ impl RequestHandler {
                 let lasts = Duration::from_secs(seconds);
                 Ok(watch::stream(lens, start, options.bookmarks, lasts, self.stop.clone(), self.deps.env.clone()))
             }
-            Err(error) => Ok(watch::refused(&error)),
+            Err(error) => Ok(watch::refused(form, &error)),
         }
     }
 }

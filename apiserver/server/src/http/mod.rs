@@ -16,6 +16,7 @@ pub mod negotiate;
 mod node_pool;
 mod openapi;
 mod pages;
+mod protobuf;
 mod proxy;
 pub mod respond;
 pub mod route;

@@ -5,8 +5,7 @@ use machinery_api::ApiError;
 use crate::request::query::Query;
 use machinery_api::schema;
 
-/// The media types that resources are answered in, in the order of upstream's messages. Protobuf answers are not made:
-/// every client that asks for them takes JSON too.
+/// The media types that resources are answered in, in the order of upstream's messages.
 const RESOURCE_TYPES: &[&str] = &[
     "application/json",
     "application/yaml",
@@ -28,6 +27,8 @@ pub enum Media {
     Json,
     /// `application/yaml`
     Yaml,
+    /// `application/vnd.kubernetes.protobuf`: for who takes nothing else. What is stored is JSON, which is answered as it is.
+    Protobuf,
 }
 
 impl Media {
@@ -37,6 +38,7 @@ impl Media {
         match self {
             Self::Json => "application/json",
             Self::Yaml => "application/yaml",
+            Self::Protobuf => "application/vnd.kubernetes.protobuf",
         }
     }
 }
@@ -163,27 +165,41 @@ pub fn route_accepts(accept: Option<&str>, produces: Produces) -> Result<(), Api
     Err(ApiError::NotAcceptableRoute(types.iter().map(|kind| (*kind).to_owned()).collect()))
 }
 
-/// What a handler is willing to transform into.
+/// What a handler is willing to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Offers {
-    /// Objects and lists: Table and PartialObjectMetadata(List).
-    Objects,
+pub struct Offers {
+    /// PartialObjectMetadata(List) in the object's stead.
+    pub metadata: bool,
+    /// Tables in the object's stead.
+    pub tables: bool,
+    /// A stream of events, which is never YAML.
+    pub streams: bool,
+    /// The object itself in protobuf.
+    pub protobuf: bool,
+}
+
+impl Offers {
+    /// Objects and lists.
+    pub const OBJECTS: Self = Self { metadata: true, tables: true, streams: false, protobuf: true };
     /// Objects that have no table: what is answered and never stored.
-    NoTables,
+    pub const NO_TABLES: Self = Self { tables: false, ..Self::OBJECTS };
     /// Errors and discovery: the thing itself.
-    Plain,
-    /// Watches: JSON only.
-    Watch,
+    pub const PLAIN: Self = Self { metadata: false, tables: false, streams: false, protobuf: true };
+    /// Watches.
+    pub const WATCH: Self = Self { streams: true, ..Self::OBJECTS };
 }
 
 /// Agrees on a form.
 pub fn negotiate(accept: Option<&str>, query: &Query, agent: &str, offers: Offers) -> Result<Form, ApiError> {
     let accept = accept.map(str::trim).filter(|a| !a.is_empty()).unwrap_or("*/*");
     let mut yaml_refused = false;
+    // Protobuf is for who takes no JSON in the same form.
+    let mut last: Option<Form> = None;
     for clause in clauses(accept) {
         let media = match clause.kind {
             "application/json" | "*/*" | "application/*" => Media::Json,
-            "application/yaml" if offers == Offers::Watch => {
+            "application/vnd.kubernetes.protobuf" => Media::Protobuf,
+            "application/yaml" if offers.streams => {
                 yaml_refused = true;
                 continue;
             }
@@ -200,7 +216,7 @@ pub fn negotiate(accept: Option<&str>, query: &Query, agent: &str, offers: Offer
         let transforms = ["as", "g", "v"].iter().any(|name| clause.param(name).is_some());
         let transform = match clause.param("as").or(transforms.then_some("")) {
             None => None,
-            Some(_) if offers == Offers::Plain => continue,
+            Some(_) if !offers.metadata => continue,
             Some(target) => {
                 let version = match (clause.param("g"), clause.param("v")) {
                     (Some("meta.k8s.io"), Some("v1")) => MetaVersion::V1,
@@ -208,7 +224,7 @@ pub fn negotiate(accept: Option<&str>, query: &Query, agent: &str, offers: Offer
                     _ => continue,
                 };
                 match target {
-                    "Table" if offers == Offers::NoTables => continue,
+                    "Table" if !offers.tables || media == Media::Protobuf => continue,
                     "Table" => Some(Transform::Table(version)),
                     "PartialObjectMetadata" => Some(Transform::Metadata(version)),
                     "PartialObjectMetadataList" => Some(Transform::MetadataList(version)),
@@ -221,7 +237,17 @@ pub fn negotiate(accept: Option<&str>, query: &Query, agent: &str, offers: Offer
             (None, Some(asked)) => asked == "1",
             (None, None) => ["curl", "Wget", "Mozilla/5.0"].iter().any(|a| agent.starts_with(a)),
         };
-        return Ok(Form { media, pretty: pretty && offers != Offers::Watch, transform });
+        let form = Form { media, pretty: pretty && !offers.streams && media != Media::Protobuf, transform };
+        if media == Media::Protobuf {
+            if offers.protobuf || transform.is_some() {
+                last.get_or_insert(form);
+            }
+        } else if last.is_none_or(|last| last.transform == transform) {
+            return Ok(form);
+        }
+    }
+    if let Some(form) = last {
+        return Ok(form);
     }
     let types: &[&str] = if yaml_refused { &[RESOURCE_TYPES[3], RESOURCE_TYPES[4]] } else { PLAIN_TYPES };
     Err(ApiError::NotAcceptable(types.iter().map(|t| (*t).to_owned()).collect()))
@@ -238,7 +264,7 @@ mod tests {
     use super::*;
 
     fn form(accept: &str) -> Result<Form, ApiError> {
-        negotiate(Some(accept), &Query::default(), "", Offers::Objects)
+        negotiate(Some(accept), &Query::default(), "", Offers::OBJECTS)
     }
 
     #[test]
@@ -249,7 +275,21 @@ mod tests {
         assert!(form("application/json;as=Table;v=v2;g=meta.k8s.io").is_err());
         assert_eq!(form("application/yaml;q=0.5, application/json;q=0.9").unwrap().media, Media::Json);
         assert_eq!(form("application/vnd.kubernetes.protobuf, */*").unwrap(), Form::JSON);
-        assert!(form("application/vnd.kubernetes.protobuf").is_err());
+        let protobuf = Form { media: Media::Protobuf, ..Form::JSON };
+        assert_eq!(form("application/vnd.kubernetes.protobuf").unwrap(), protobuf);
+        assert_eq!(form("application/vnd.kubernetes.protobuf, application/json;q=0.1").unwrap(), Form::JSON);
+        let partial = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+        let metadata = Some(Transform::Metadata(MetaVersion::V1));
+        let partially = Form { transform: metadata, ..protobuf };
+        assert_eq!(form(&format!("{partial},application/json")).unwrap(), partially);
+        let either = format!("{partial},{},application/json", partial.replace("vnd.kubernetes.protobuf", "json"));
+        assert_eq!(form(&either).unwrap(), Form { transform: metadata, ..Form::JSON });
+        assert!(form("application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1").is_err());
+        let custom = Offers { protobuf: false, ..Offers::OBJECTS };
+        let of_custom = |accept: &str| negotiate(Some(accept), &Query::default(), "", custom);
+        assert!(of_custom("application/vnd.kubernetes.protobuf").is_err());
+        assert_eq!(of_custom(partial).unwrap(), partially);
+        assert_eq!(of_custom("application/vnd.kubernetes.protobuf,application/json").unwrap(), Form::JSON);
         assert!(form("application/json;v=v1").is_err());
         assert!(form("application/json;AS=Table;v=v1;g=meta.k8s.io").is_err());
         assert!(form("application/json;stream=nope").is_err());

@@ -30,11 +30,11 @@ impl RequestHandler {
             respond::bytes(200, form.media.as_str(), respond::written(form, &InOrder::of(value)))
         };
         let document = |value: &Value| {
-            let form = asked.form(Offers::Plain)?;
+            let form = asked.form(Offers::PLAIN)?;
             Ok(match form.media {
                 Media::Json => ordered(form, value),
                 // Upstream's YAML is sorted.
-                Media::Yaml => respond::value(200, form, value),
+                Media::Yaml | Media::Protobuf => respond::value(200, form, value),
             })
         };
         let accept = asked.accept();
@@ -110,7 +110,7 @@ impl RequestHandler {
         let mut response = match media {
             _ if known => respond::bytes(200, AGGREGATED, Body::empty()),
             Media::Json => respond::bytes(200, AGGREGATED, document.clone()),
-            Media::Yaml => {
+            Media::Yaml | Media::Protobuf => {
                 let document: Value = serde_json::from_slice(document).unwrap_or_default();
                 let mut response = respond::value(200, Form { media, ..Form::JSON }, &document);
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(AGGREGATED_YAML));

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::large::{self, Pieces};
 use super::negotiate::{Form, Media, MetaVersion, Offers, Transform, negotiate};
+use super::protobuf;
 use super::route::Target;
 use super::table::{Include, Tables, write_partial};
 use crate::registry::{Answer, List, ResponseObject, fields, object};
@@ -122,6 +123,7 @@ pub fn value(code: u16, form: Form, value: &Value) -> Response<Body> {
 pub(super) fn written(form: Form, value: &impl Serialize) -> Bytes {
     match (form.media, form.pretty) {
         (Media::Yaml, _) => yaml(value),
+        (Media::Protobuf, _) => protobuf::document(&serde_json::to_value(value).unwrap_or_default()),
         (Media::Json, true) => serde_json::to_string_pretty(value).unwrap_or_default().into(),
         (Media::Json, false) => (serde_json::to_string(value).unwrap_or_default() + "\n").into(),
     }
@@ -130,7 +132,7 @@ pub(super) fn written(form: Form, value: &impl Serialize) -> Bytes {
 /// An error.
 #[must_use]
 pub fn error(asked: &RequestHead<'_>, error: &ApiError) -> Response<Body> {
-    let form = asked.form(Offers::Plain).or_else(|_| asked.form(Offers::Objects)).unwrap_or(Form::PRETTY);
+    let form = asked.form(Offers::PLAIN).or_else(|_| asked.form(Offers::OBJECTS)).unwrap_or(Form::PRETTY);
     status(form, &error.status())
 }
 
@@ -201,7 +203,7 @@ fn ordered(value: &Value) -> Bytes {
 }
 
 /// An object's value as a row shows it.
-fn value_of(row: &ResourceInfo, shown: &ResponseObject, managed: bool) -> Value {
+pub(super) fn value_of(row: &ResourceInfo, shown: &ResponseObject, managed: bool) -> Value {
     let (value, managers) = match shown {
         ResponseObject::Cached(cached) if row.stored_as.is_none() => (cached.value(), cached.managers()),
         ResponseObject::Cached(cached) => (row.strategy.read_storage_version(cached.value()), cached.managers()),
@@ -292,6 +294,9 @@ fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List
     let metadata = list_metadata(&list);
     let managed = asked.managed;
     let weight = list.items.iter().map(|item| item.stored_len()).sum();
+    if form.media == Media::Protobuf && !matches!(form.transform, Some(Transform::Metadata(_))) {
+        return Ok(pieced(asked, form.media, weight, protobuf::list(row, form.transform, managed, metadata, list.items)));
+    }
     let plain = form.media == Media::Json && !form.pretty;
     let pieces: Pieces = match form.transform {
         None => {
@@ -456,9 +461,9 @@ pub fn offers(target: &Target) -> Offers {
         || target.subresource.is_some_and(|s| {
             matches!(s.what, SubresourceKind::Binding | SubresourceKind::Eviction | SubresourceKind::Token)
         });
-    match target.verb {
-        Verb::Watch => Offers::Watch,
-        _ if answered => Offers::NoTables,
-        _ => Offers::Objects,
-    }
+    let tables = !answered || target.verb == Verb::Watch;
+    // What a subresource answers is built in, whatever its resource is.
+    let protobuf =
+        target.subresource.is_some_and(|sub| sub.body.is_some()) || !target.row.schema.get().of.message.is_empty();
+    Offers { tables, streams: target.verb == Verb::Watch, protobuf, ..Offers::OBJECTS }
 }

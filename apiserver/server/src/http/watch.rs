@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::negotiate::{Form, Transform};
+use super::negotiate::{self, Form, Transform};
+use super::protobuf;
 use super::respond;
 use super::table::{Tables, write_partial};
 use crate::registry::{WatchStart, fields};
@@ -43,6 +44,8 @@ pub struct Lens {
     pub tables: Option<Tables>,
     /// Whether objects are shown with who manages their fields.
     pub managed: bool,
+    /// How frames are written.
+    pub media: Media,
 }
 
 struct Stream {
@@ -80,6 +83,7 @@ pub fn stream(
     let end = tokio::time::sleep(lasts);
     let bookmark = tokio::time::sleep_until(next_bookmark(end.deadline()));
     let encoding = encoding(&lens);
+    let media = lens.media;
     let stream = Stream {
         lens,
         encoding,
@@ -101,7 +105,7 @@ pub fn stream(
         let chunk = stream.next().await?;
         Some((Ok::<_, std::convert::Infallible>(chunk), stream))
     });
-    respond::bytes(200, "application/json", Body::from_stream(frames))
+    respond::bytes(200, media_type(media), Body::from_stream(frames))
 }
 
 /// A minute from now, or shortly before the watch's end where that comes first.
@@ -114,15 +118,35 @@ fn next_bookmark(end: Instant) -> Instant {
     }
 }
 
-/// A watch that only says why it can't be.
-#[must_use]
-pub fn refused(error: &ApiError) -> Response<Body> {
-    respond::bytes(200, "application/json", error_frame(error))
+/// As in `Content-Type`.
+fn media_type(media: Media) -> &'static str {
+    match media {
+        Media::Json => "application/json",
+        Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+    }
 }
 
-fn error_frame(error: &ApiError) -> Bytes {
-    let status = serde_json::to_string(&error.status()).unwrap_or_default();
-    format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n").into()
+fn media_of(form: Form) -> Media {
+    if form.media == negotiate::Media::Protobuf { Media::Protobuf } else { Media::Json }
+}
+
+/// A watch that only says why it can't be.
+#[must_use]
+pub fn refused(form: Form, error: &ApiError) -> Response<Body> {
+    let media = media_of(form);
+    respond::bytes(200, media_type(media), error_frame(media, error))
+}
+
+fn error_frame(media: Media, error: &ApiError) -> Bytes {
+    frame_of(media, "ERROR", &serde_json::to_value(error.status()).unwrap_or_default())
+}
+
+/// An event with an object of its own.
+fn frame_of(media: Media, kind: &str, object: &Value) -> Bytes {
+    match media {
+        Media::Json => format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").into(),
+        Media::Protobuf => protobuf::event(kind, object),
+    }
 }
 
 impl Stream {
@@ -195,7 +219,7 @@ impl Stream {
                     if let Some(only) = single.take() {
                         out.extend_from_slice(&only);
                     }
-                    out.extend_from_slice(&error_frame(&error));
+                    out.extend_from_slice(&error_frame(self.lens.media, &error));
                     return out.freeze();
                 }
             }
@@ -261,7 +285,7 @@ impl Stream {
                 object
             }
         };
-        format!("{{\"type\":\"BOOKMARK\",\"object\":{object}}}\n").into()
+        frame_of(self.lens.media, "BOOKMARK", &object)
     }
 }
 
@@ -280,10 +304,13 @@ fn encoding(lens: &Lens) -> WatchEncoding {
         _ => Shape::Object,
     };
     let api_version = lens.row.api_version.clone();
-    WatchEncoding { kind: Kind::Added, before: false, managed: lens.managed, api_version, shape, media: Media::Json }
+    WatchEncoding { kind: Kind::Added, before: false, managed: lens.managed, api_version, shape, media: lens.media }
 }
 
 fn plain_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
+    if lens.media == Media::Protobuf {
+        return protobuf_frame(lens, kind, cached);
+    }
     let mut out = Vec::with_capacity(cached.stored_len() + 96);
     out.put_slice(b"{\"type\":\"");
     out.put_slice(type_of(kind).as_bytes());
@@ -306,8 +333,22 @@ fn plain_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
     out.into()
 }
 
+fn protobuf_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
+    let row = &lens.row;
+    let value = cached.value();
+    let value = if row.stored_as.is_none() { value } else { row.strategy.read_storage_version(value) };
+    let value = if lens.managed { fields::shown(value, cached.managers()) } else { value };
+    let shown = match lens.transform {
+        Some(Transform::Metadata(version) | Transform::MetadataList(version)) => {
+            protobuf::partial(version.api_version(), value)
+        }
+        _ => value,
+    };
+    protobuf::event(type_of(kind), &shown)
+}
+
 /// The lens of a form.
 #[must_use]
 pub fn lens(row: &Arc<ResourceInfo>, form: Form, tables: Option<Tables>, managed: bool) -> Lens {
-    Lens { row: row.clone(), transform: form.transform, tables, managed }
+    Lens { row: row.clone(), transform: form.transform, tables, managed, media: media_of(form) }
 }

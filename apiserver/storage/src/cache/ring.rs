@@ -82,6 +82,8 @@ pub enum Shape {
 pub enum Media {
     /// JSON, a line for each event.
     Json,
+    /// Kubernetes protobuf, each event after its length.
+    Protobuf,
 }
 
 impl Event {

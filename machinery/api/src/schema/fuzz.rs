@@ -6,7 +6,7 @@ use bolero::{Driver, ValueGenerator, check, produce};
 use serde_json::{Value, json};
 
 use super::decode::{FieldValidation, Media, Target, body};
-use super::{built_in, default, normalise, structural};
+use super::{built_in, default, encode, normalise, structural};
 use crate::key::GroupVersionKind;
 use crate::patch::{self, PatchKind};
 
@@ -188,7 +188,23 @@ fn settles(target: &Target<'_>, object: &Value) {
         let mut twice = once.clone();
         assert!(normalise(target.schema, &mut twice).is_ok());
         assert_eq!(once, twice);
+        survives_protobuf(target, &once);
     }
+}
+
+/// What is written in protobuf is read back, and written again as it was.
+fn survives_protobuf(target: &Target<'_>, object: &Value) {
+    if target.schema.of.message.is_empty() {
+        return;
+    }
+    let written = encode::enveloped(target.schema, object);
+    let Ok(decoded) = body(&written, Media::Protobuf, target, FieldValidation::Ignore) else {
+        panic!("not read back: {object}")
+    };
+    let mut read = decoded.object;
+    normalise(target.schema, &mut read).expect("what is read is normal");
+    let again = encode::enveloped(target.schema, &read);
+    assert!(again == written, "{object}\n{read}");
 }
 
 #[test]

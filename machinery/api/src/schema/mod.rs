@@ -8,11 +8,13 @@
 //! - `normal`: the same form made of an object in place.
 //! - [`budget`]: what a body may become in memory.
 //! - [`decode`]: bodies: media type, kind and version checks, field validation, upstream's messages.
+//! - [`encode`]: objects as protobuf; `golden` beside it makes what that is held to.
 //! - [`defaults`]: the defaults that the types themselves declare.
 
 pub(crate) mod budget;
 pub mod decode;
 pub mod defaults;
+pub mod encode;
 #[cfg(test)]
 mod fuzz;
 mod normal;

@@ -8,7 +8,7 @@ use super::raw::{self, Raw};
 use super::types::{Kind, Type, TypeRef, Types};
 
 /// What every body begins with.
-const MAGIC: &[u8] = b"k8s\0";
+pub(super) const MAGIC: &[u8] = b"k8s\0";
 /// How deep messages may nest.
 const DEPTH_MAX: usize = 100;
 
@@ -357,11 +357,7 @@ fn value(
                 _ => Raw::String(first(bytes, 3)?.map_or(Ok(String::new()), |p| p.text(3))?),
             }
         }
-        // RawExtension, FieldsV1 and the like hold JSON.
-        Kind::Any => match first(payload.bytes(number)?, 1)? {
-            Some(Payload::Bytes(text)) if !text.is_empty() => raw::parse(text)?,
-            _ => Raw::Null,
-        },
+        Kind::Any => any(wire, payload.bytes(number)?, depth, reading)?,
         Kind::Object(id) => Raw::Map(message(reading.types.get(*id), payload.bytes(number)?, depth + 1, reading)?),
         Kind::List(inner) => {
             // `items` of a wrapping message.
@@ -375,10 +371,111 @@ fn value(
             Raw::List(items)
         }
         Kind::Map(_) => {
-            let _ = wire;
             return Err("proto: a map in a map".into());
         }
     })
+}
+
+/// What a message holds that may be anything in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// JSON as it was written: RawExtension, FieldsV1 and the like.
+    Json,
+    /// Nothing: that it is there says it all.
+    Nothing,
+    /// A schema, or true or false.
+    SchemaOrBool,
+    /// A schema or several.
+    SchemaOrSchemas,
+    /// A schema or names.
+    SchemaOrTexts,
+}
+
+impl Holds {
+    /// The message of a schema.
+    pub(super) const SCHEMA: &str = "k8s.io.apiextensions_apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+
+    /// By the message's name.
+    pub(super) fn of(wire: Option<&str>) -> Self {
+        match wire.and_then(|wire| wire.rsplit('.').next()) {
+            Some("JSONSchemaPropsOrBool") => Self::SchemaOrBool,
+            Some("JSONSchemaPropsOrArray") => Self::SchemaOrSchemas,
+            Some("JSONSchemaPropsOrStringArray") => Self::SchemaOrTexts,
+            Some("CustomResourceSubresourceStatus") => Self::Nothing,
+            _ => Self::Json,
+        }
+    }
+}
+
+fn any(wire: Option<&str>, bytes: &[u8], depth: usize, reading: &mut Reading<'_>) -> Result<Raw, String> {
+    let holds = Holds::of(wire);
+    match holds {
+        Holds::Json => {
+            return match first(bytes, 1)? {
+                Some(Payload::Bytes(text)) if !text.is_empty() => raw::parse(text),
+                _ => Ok(Raw::Null),
+            };
+        }
+        Holds::Nothing => return Ok(Raw::Map(Vec::new())),
+        _ => {}
+    }
+    let types = reading.types;
+    let Some(schema) = types.by_message(Holds::SCHEMA) else { return Ok(Raw::Null) };
+    let (mut one, mut several, mut allows) = (None, None::<Vec<Raw>>, false);
+    let mut reader = Reader { bytes, of: "JSONSchemaProps" };
+    while let Some((number, payload)) = reader.field()? {
+        match (holds, number) {
+            (Holds::SchemaOrBool, 1) => allows = payload.varint(number)? != 0,
+            (Holds::SchemaOrBool, 2) | (_, 1) => {
+                one = Some(schema_of(schema, payload.bytes(number)?, depth, reading)?);
+            }
+            (Holds::SchemaOrSchemas, 2) => {
+                let found = schema_of(schema, payload.bytes(number)?, depth, reading)?;
+                several.get_or_insert_default().push(found);
+            }
+            (Holds::SchemaOrTexts, 2) if reading.budget.take(ITEM_BYTES) => {
+                several.get_or_insert_default().push(Raw::String(payload.text(number)?));
+            }
+            _ => {}
+        }
+    }
+    Ok(match (several, one) {
+        // As upstream prints them again: what is several goes before what is one.
+        (Some(several), _) => Raw::List(several),
+        (None, Some(one)) => one,
+        (None, None) if holds == Holds::SchemaOrBool => Raw::Bool(allows),
+        (None, None) => Raw::Null,
+    })
+}
+
+/// A schema where JSON may have something else, too: nobody will look at its type again.
+fn schema_of(found: &Type, bytes: &[u8], depth: usize, reading: &mut Reading<'_>) -> Result<Raw, String> {
+    let mut entries = message(found, bytes, depth + 1, reading)?;
+    leave_out_empty(reading.types, found, &mut entries);
+    Ok(Raw::Map(entries))
+}
+
+/// What upstream's structs would not print.
+fn leave_out_empty(types: &Types, found: &Type, entries: &mut Entries) {
+    fn below(types: &Types, kind: &Kind, value: &mut Raw) {
+        match (kind, value) {
+            (Kind::Object(id), Raw::Map(entries)) => leave_out_empty(types, types.get(*id), entries),
+            (Kind::List(inner), Raw::List(items)) => items.iter_mut().for_each(|item| below(types, inner, item)),
+            (Kind::Map(inner), Raw::Map(entries)) => entries.iter_mut().for_each(|(_, item)| below(types, inner, item)),
+            _ => {}
+        }
+    }
+    entries.retain_mut(|(name, value)| {
+        let Some(field) = found.field(name) else { return true };
+        below(types, &field.kind, value);
+        let empty = match value {
+            Raw::String(text) => text.is_empty(),
+            Raw::Bool(value) => !*value,
+            Raw::Int(value) => *value == 0,
+            _ => false,
+        };
+        !(empty && field.omit_empty && !field.pointer)
+    });
 }
 
 /// The last field of that number.
