@@ -1,5 +1,5 @@
 //! The operations of OpenAPI v3: which paths a row has, what each method takes and answers. As upstream writes them, so
-//! that generated clients get the same names; what the server doesn't do (apply) is left out.
+//! that generated clients get the same names.
 
 use std::collections::BTreeSet;
 
@@ -20,12 +20,18 @@ const LIST: &[&str] = &[
 const TEXT: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf", "application/yaml", "text/plain"];
 /// Of a resource that brings its schema.
 const CUSTOM: &[&str] = &["application/json", "application/yaml"];
-const CUSTOM_PATCHES: &[&str] = &["application/json-patch+json", "application/merge-patch+json"];
-const PATCHES: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+const CUSTOM_PATCHES: &[&str] =
+    &["application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json"];
+const PATCHES: &[&str] = &[
+    "application/apply-patch+yaml",
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
 
 type Parameters = &'static [(&'static str, &'static str)];
 const WRITE: Parameters = &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
+const FORCE: Parameters = &[("force", "boolean")];
 const DELETE: Parameters = &[
     ("dryRun", "string"),
     ("gracePeriodSeconds", "integer"),
@@ -356,7 +362,8 @@ fn operation(row: &ResourceInfo, tag: &str, path: &str, does: Does, sub: Option<
 /// What an operation takes in its query.
 fn taken(does: Does, custom: bool, sub: Option<&Subresource>) -> &'static [Parameters] {
     match does {
-        Does::Verb(Verb::Create | Verb::Update | Verb::Patch) => &[WRITE],
+        Does::Verb(Verb::Patch) => &[WRITE, FORCE],
+        Does::Verb(Verb::Create | Verb::Update) => &[WRITE],
         Does::Verb(Verb::Delete) => &[DELETE],
         Does::Verb(Verb::DeleteCollection) if custom => &[SELECT, WATCH],
         Does::Verb(Verb::DeleteCollection) => &[DELETE, SELECT],

@@ -295,7 +295,12 @@ fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List
     let managed = asked.managed;
     let weight = list.items.iter().map(|item| item.stored_len()).sum();
     if form.media == Media::Protobuf && !matches!(form.transform, Some(Transform::Metadata(_))) {
-        return Ok(pieced(asked, form.media, weight, protobuf::list(row, form.transform, managed, metadata, list.items)));
+        return Ok(pieced(
+            asked,
+            form.media,
+            weight,
+            protobuf::list(row, form.transform, managed, metadata, list.items),
+        ));
     }
     let plain = form.media == Media::Json && !form.pretty;
     let pieces: Pieces = match form.transform {
