@@ -26,6 +26,7 @@ pub mod objects;
 mod policy;
 mod rbac;
 pub mod read;
+mod resource;
 pub mod rules;
 mod scheduling;
 mod storage;
@@ -368,6 +369,10 @@ pub static RESOURCES: &[&Row] = &[
     &rbac::CLUSTER_ROLES,
     &rbac::ROLE_BINDINGS,
     &rbac::ROLES,
+    &resource::deviceclasses::ROW,
+    &resource::resourceclaims::ROW,
+    &resource::resourceclaimtemplates::ROW,
+    &resource::resourceslices::ROW,
     &scheduling::priorityclasses::ROW,
     &storage::csidrivers::ROW,
     &storage::csinodes::ROW,

@@ -439,6 +439,18 @@ pub fn cidr_strictly(value: &str) -> Vec<String> {
     }
 }
 
+/// What is wrong with an interface's address: an address with the length of its network's prefix.
+#[must_use]
+pub fn interface_address(value: &str) -> Vec<String> {
+    let why = "must be a valid address in CIDR form, (e.g. 10.9.8.7/24 or 2001:db8::1/64)";
+    match value.parse::<ipnet::IpNet>() {
+        Ok(net) if matches!(net.addr(), IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some()) => vec![why.into()],
+        Ok(net) if net.to_string() != value => vec![format!("must be in canonical form (\"{net}\")")],
+        Ok(_) => Vec::new(),
+        Err(_) => vec![why.into()],
+    }
+}
+
 /// Upstream's warnings about a block that is taken, but not written as it should be.
 #[must_use]
 pub fn odd_cidr(value: &str) -> Vec<String> {

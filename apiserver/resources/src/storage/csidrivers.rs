@@ -137,6 +137,10 @@ impl Strategy for CsiDriver {
         false
     }
 
+    fn delete_answers_object(&self) -> bool {
+        true
+    }
+
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         validate(&mut errors, get(object, "spec"));

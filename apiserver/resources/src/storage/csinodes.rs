@@ -108,6 +108,10 @@ impl Strategy for CsiNode {
         MetadataChecks::Whole
     }
 
+    fn delete_answers_object(&self) -> bool {
+        true
+    }
+
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         validate(&mut errors, object);

@@ -50,7 +50,7 @@ fn parameters(errors: &mut ErrorList, object: &Value, may_be_empty: bool) {
 }
 
 /// The name of a CSI driver, in a field that refers to one.
-fn driver_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
+pub(crate) fn driver_name(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     if name.is_empty() {
         return errors.required(path, "");
     }

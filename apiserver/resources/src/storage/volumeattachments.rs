@@ -135,6 +135,10 @@ impl Strategy for VolumeAttachment {
         MetadataChecks::Whole
     }
 
+    fn delete_answers_object(&self) -> bool {
+        true
+    }
+
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         validate(&mut errors, object);

@@ -1,0 +1,81 @@
+//! DeviceClasses: kinds of devices, by what selects them.
+
+use serde_json::Value;
+
+use super::{CONFIG_MAX, bounded, claim, selectors};
+use crate::core::pods::update::same;
+use crate::field::{ErrorList, FieldError, Path};
+use crate::read::{get, has, spec_of, text};
+use crate::{Context, MetadataChecks, Row, Storage, Strategy};
+
+/// DeviceClasses.
+pub(crate) static ROW: Row = Row {
+    group: "resource.k8s.io",
+    kind: "DeviceClass",
+    plural: "deviceclasses",
+    singular: "deviceclass",
+    schema: "io.k8s.api.resource.v1.DeviceClass",
+    storage: Storage::Stored("deviceclasses"),
+    inert: Some("nothing allocates devices here"),
+    strategy: &DeviceClass,
+    example: r#"apiVersion: resource.k8s.io/v1
+kind: DeviceClass
+metadata: {name: example}
+spec: {selectors: [{cel: {expression: device.driver == "devices.example.com"}}]}
+"#,
+    ..Row::CLUSTER
+};
+
+struct DeviceClass;
+
+const SPEC: Path<'static> = Path::root("spec");
+
+fn validate(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
+    // Expressions that are stored stay as they are.
+    if !old.is_some_and(|old| same(get(old, "selectors"), get(spec, "selectors"))) {
+        selectors::validate(errors, spec, &SPEC);
+    }
+    let config_at = SPEC.child("config");
+    for (i, given) in bounded(errors, spec, "config", CONFIG_MAX, &config_at).iter().enumerate() {
+        claim::configuration(errors, given, &config_at.index(i));
+    }
+    let extended = "extendedResourceName";
+    if has(spec, extended) && !crate::core::pods::resources::is_extended(text(spec, extended)) {
+        errors.invalid(&SPEC.child(extended), text(spec, extended), "must be a valid extended resource name");
+    }
+}
+
+impl Strategy for DeviceClass {
+    fn default(&self, object: &mut Value) {
+        // Go's encoder writes it always.
+        spec_of(object);
+    }
+
+    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
+
+    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
+
+    fn counts_generation(&self) -> bool {
+        true
+    }
+
+    fn metadata_checks(&self) -> MetadataChecks {
+        MetadataChecks::WholeThenChange
+    }
+
+    fn delete_answers_object(&self) -> bool {
+        true
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        validate(&mut errors, get(object, "spec"), None);
+        errors.list()
+    }
+
+    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        validate(&mut errors, get(new, "spec"), Some(get(old, "spec")));
+        errors.list()
+    }
+}

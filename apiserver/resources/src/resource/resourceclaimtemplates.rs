@@ -1,0 +1,82 @@
+//! ResourceClaimTemplates: what the claims of a pod's own are made of.
+
+use serde_json::{Value, json};
+
+use super::claim;
+use crate::core::pods::update::same;
+use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
+use crate::metadata::{annotations, labels};
+use crate::read::{entries, fields, get, is_zero, object_mut, spec_of};
+use crate::{Context, MetadataChecks, Row, Storage, Strategy};
+
+/// ResourceClaimTemplates.
+pub(crate) static ROW: Row = Row {
+    group: "resource.k8s.io",
+    kind: "ResourceClaimTemplate",
+    plural: "resourceclaimtemplates",
+    singular: "resourceclaimtemplate",
+    schema: "io.k8s.api.resource.v1.ResourceClaimTemplate",
+    storage: Storage::Stored("resourceclaimtemplates"),
+    inert: Some("nothing allocates devices here: no claim is made of it"),
+    strategy: &ResourceClaimTemplate,
+    example: r#"apiVersion: resource.k8s.io/v1
+kind: ResourceClaimTemplate
+metadata: {name: example}
+spec: {spec: {devices: {requests: [{name: one, exactly: {deviceClassName: example}}]}}}
+"#,
+    ..Row::NAMESPACED
+};
+
+struct ResourceClaimTemplate;
+
+const SPEC: Path<'static> = Path::root("spec");
+
+fn validate(errors: &mut ErrorList, spec: &Value) {
+    let (metadata, metadata_at) = (get(spec, "metadata"), SPEC.child("metadata"));
+    annotations(errors, get(metadata, "annotations"), &metadata_at.child("annotations"));
+    labels(errors, get(metadata, "labels"), &metadata_at.child("labels"));
+    for (key, _) in entries(spec, "metadata").filter(|(_, value)| !is_zero(value)) {
+        if key != "annotations" && key != "labels" {
+            errors.forbidden(&metadata_at.child(key), "cannot be set");
+        }
+    }
+    claim::validate(errors, get(spec, "spec"), &SPEC.child("spec"));
+}
+
+impl Strategy for ResourceClaimTemplate {
+    fn default(&self, object: &mut Value) {
+        let spec = object_mut(spec_of(object), "spec");
+        // Go's encoder writes it always.
+        fields(spec).entry("devices").or_insert_with(|| json!({}));
+        claim::default(spec);
+    }
+
+    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
+
+    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
+
+    fn metadata_checks(&self) -> MetadataChecks {
+        MetadataChecks::WholeThenChange
+    }
+
+    fn delete_answers_object(&self) -> bool {
+        true
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        validate(&mut errors, get(object, "spec"));
+        errors.list()
+    }
+
+    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        let (spec, had) = (get(new, "spec"), get(old, "spec"));
+        // What is as it was has been looked at.
+        if !same(spec, had) {
+            validate(&mut errors, spec);
+            errors.invalid(&SPEC, spec.clone(), IMMUTABLE);
+        }
+        errors.list()
+    }
+}
