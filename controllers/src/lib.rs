@@ -26,6 +26,7 @@ mod serviceaccount_token;
 #[cfg(test)]
 mod table_tests;
 mod taint_eviction;
+mod token_cleaner;
 mod ttl_after_finished;
 #[cfg(test)]
 mod workload_tests;
@@ -66,6 +67,7 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     serviceaccount::CONTROLLER,
     serviceaccount_token::CONTROLLER,
     taint_eviction::CONTROLLER,
+    token_cleaner::CONTROLLER,
     ttl_after_finished::CONTROLLER,
 ];
 

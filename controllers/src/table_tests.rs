@@ -176,6 +176,12 @@ spec: {nodeName: nowhere, containers: [{name: c, image: i}]}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: none, namespace: a}, spec: {clusterIP: None, selector: {app: none}}}
 ---
+apiVersion: v1
+kind: Secret
+metadata: {name: bootstrap-token-abcdef, namespace: kube-system}
+type: bootstrap.kubernetes.io/token
+data: {expiration: MjAyNS0xMi0zMVQwMDowMDowMFo=}
+---
 apiVersion: certificates.k8s.io/v1
 kind: CertificateSigningRequest
 metadata: {name: n9, creationTimestamp: "2026-01-01T00:00:00Z"}

@@ -8,6 +8,7 @@
 pub mod attributes;
 pub mod authenticate;
 pub mod authorize;
+mod bootstrap_tokens;
 pub mod certificates;
 mod checked;
 pub mod escalation;
