@@ -7,6 +7,7 @@
 
 mod certificates;
 mod default_tolerations;
+mod device_admin_access;
 mod escalation;
 mod limit_ranger;
 pub mod matching;
@@ -238,6 +239,7 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &certificates::CertificateSigning,
     &certificates::CertificateSubjectRestriction,
     &pod_resize::PLUGIN,
+    &device_admin_access::PLUGIN,
     &escalation::Escalation,
 ];
 
