@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use machinery_api::{GroupVersionKind, GroupVersionResource, ObjectName, StorageKey, StoragePrefix};
 
+use crate::apiextensions::custom::CustomResource;
 use crate::objects::ObjectSource;
 use crate::{Deletion, Review, Row, Storage, Strategy, Subresource, SubresourceKind, Verb};
 use machinery_api::schema::{SharedType, Target, built_in};
@@ -69,6 +70,8 @@ pub struct ResourceInfo {
     pub inert: Option<Arc<str>>,
     /// What is particular about the kind.
     pub strategy: SharedStrategy,
+    /// Of a resource that a CustomResourceDefinition defines: its definition.
+    pub custom: Option<Arc<CustomResource>>,
 }
 
 /// A strategy: a built-in kind's, or one that came with its resource.
@@ -128,6 +131,7 @@ impl ResourceInfo {
             ttl: row.ttl,
             inert: row.inert.map(Arc::from),
             strategy: SharedStrategy::Static(row.strategy),
+            custom: None,
         }
     }
 
@@ -147,6 +151,18 @@ impl ResourceInfo {
     #[must_use]
     pub fn qualified(&self) -> String {
         if self.group.is_empty() { self.plural.to_string() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
+    /// Whether what is read from the cache is shown as it is: custom resources are brought into their version before.
+    #[must_use]
+    pub fn shows_stored(&self) -> bool {
+        self.stored_as.is_none() || self.custom.is_some()
+    }
+
+    /// The kind of lists.
+    #[must_use]
+    pub fn list_kind(&self) -> String {
+        self.custom.as_ref().map_or_else(|| format!("{}List", self.kind), |custom| custom.list_kind.to_string())
     }
 
     /// The resource in whose version objects are stored.

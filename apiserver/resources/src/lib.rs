@@ -6,6 +6,7 @@
 pub use core::services::allocate;
 pub use policy::evictions;
 mod admissionregistration;
+pub mod apiextensions;
 mod apiregistration;
 mod apps;
 mod authorization;
@@ -339,6 +340,7 @@ pub static RESOURCES: &[&Row] = &[
     &apiregistration::apiservices::ROW,
     &admissionregistration::webhooks::MUTATING,
     &admissionregistration::webhooks::VALIDATING,
+    &apiextensions::definitions::ROW,
     &apps::controllerrevisions::ROW,
     &apps::daemonsets::ROW,
     &apps::deployments::ROW,

@@ -88,6 +88,27 @@ pub fn validate_update_through(of: Of<'_>, subresource: &str, new: &Value, old: 
     errors.list()
 }
 
+/// What is wrong with the metadata of an object within an object; it need not have a name.
+pub(super) fn validate_embedded(errors: &mut ErrorList, meta: &Value, at: &Path<'_>) {
+    for (key, prefix) in [("generateName", true), ("name", false)] {
+        let value = text(meta, key);
+        if !value.is_empty() {
+            errors.invalid_each(&at.child(key), value, rules::path_segment(value, prefix));
+        }
+    }
+    let namespace = text(meta, "namespace");
+    if !namespace.is_empty() {
+        errors.invalid_each(&at.child("namespace"), namespace, rules::dns_label(namespace));
+    }
+    errors.non_negative(&at.child("generation"), int(meta, "generation"));
+    labels(errors, get(meta, "labels"), &at.child("labels"));
+    annotations(errors, get(meta, "annotations"), &at.child("annotations"));
+    let finalizers_at = at.child("finalizers");
+    for finalizer in texts(meta, "finalizers") {
+        errors.invalid_each(&finalizers_at, finalizer, rules::label_key(finalizer));
+    }
+}
+
 fn whole(errors: &mut ErrorList, of: Of<'_>, rule: NameRule, object: &Value, kube_finalizers: bool) {
     let meta = get(object, "metadata");
     let (name, prefix) = (text(meta, "name"), text(meta, "generateName"));

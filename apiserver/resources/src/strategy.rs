@@ -235,6 +235,12 @@ pub trait Strategy: Send + Sync {
         None
     }
 
+    /// What the first delete makes of an object whose end is the server's own to bring about: it stays until that is done.
+    fn begins_deletion(&self, object: &Value, now: Timestamp) -> Option<Value> {
+        let _ = (object, now);
+        None
+    }
+
     /// Whether a delete answers with the object (true) or with a Status.
     fn delete_answers_object(&self) -> bool {
         false

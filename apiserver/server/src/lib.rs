@@ -13,13 +13,16 @@ pub mod admission;
 pub mod auth;
 pub mod bootstrap;
 pub mod catalog;
+mod conversion;
 mod default_objects;
+mod extensions;
 pub mod http;
 pub mod node_metrics;
 pub mod registry;
 pub mod request;
 pub mod server;
 pub mod step;
+pub mod webhook;
 
 #[cfg(test)]
 mod store_format;

@@ -15,7 +15,6 @@ use machinery_api::{ApiError, GroupVersionResource};
 use machinery_env::Env;
 use machinery_serve::unread::{UnreadBody, UnreadBounds};
 use prometheus_client::registry::Registry as MetricsRegistry;
-use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
@@ -26,16 +25,17 @@ use crate::auth::tls::{self, Acceptor};
 use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
 use crate::bootstrap::{self, Cluster};
 use crate::catalog::{Catalog, Served, Taken};
+use crate::extensions::Extensions;
 use crate::http::dispatch::BODY_BYTES_MAX;
 use crate::http::handle::{HandlerDeps, RequestHandler};
 use crate::http::kubelets::Kubelets;
 use crate::http::metrics::Metrics;
 use crate::http::services::Services;
 use crate::node_metrics::{self, NodeMetrics};
-use crate::registry::{Registry, facts_of_fields};
+use crate::registry::{Registry, cached, facts_of_fields};
 use apiserver_resources::ResourceInfo;
 use apiserver_resources::allocate::{Allocator, ServiceNetwork};
-use apiserver_storage::cache::{Fields, Lookup, Resource, WatchCache};
+use apiserver_storage::cache::{Lookup, WatchCache};
 use apiserver_storage::store::{Record, Store, StoreError};
 
 /// Planned again this often at a start: others write, too, where several servers share a store.
@@ -134,6 +134,7 @@ impl Apiserver {
             env: env.clone(),
             cache,
             objects,
+            versions: Arc::default(),
             admission: chains.plugins.into_iter().fold(admission, Chain::with_plugin),
             authorizer: authorizer.clone(),
             allocator: Allocator::new(config.services, {
@@ -141,6 +142,9 @@ impl Apiserver {
                 move |size| env.below(size)
             }),
         };
+        registry.versions.converter.look_up_in(registry.objects.clone());
+        let extensions = Arc::new(Extensions::default());
+        extensions.load(&registry).await;
         registry.reserve().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
         let front = RequestHandler::new(HandlerDeps {
             env: env.clone(),
@@ -151,7 +155,9 @@ impl Apiserver {
             kubelets: config.kubelets,
             address: config.address,
         });
-        Ok(Self { front: Arc::new(front), changing: Arc::default() })
+        let front = Arc::new(front);
+        tokio::spawn(extensions.follow(Arc::downgrade(&front)));
+        Ok(Self { front, changing: Arc::default() })
     }
 
     /// Serves one more resource from now on: its routes, discovery, OpenAPI, lists and watches. What is stored at its keys is
@@ -270,22 +276,6 @@ impl Apiserver {
         };
         tokio::join!(tls::serve(listener, acceptor, handle, stop), ending);
     }
-}
-
-/// What the cache must know of a resource.
-pub(crate) fn cached(resource: &Arc<ResourceInfo>) -> Option<Resource> {
-    let strategy = resource.strategy.clone();
-    let fields = (!strategy.selectable_labels().is_empty()).then(|| {
-        let names = strategy.selectable_labels().to_vec();
-        let read = move |object: &Value| strategy.selectable(object);
-        Arc::new(Fields::new(names, read))
-    });
-    Some(Resource {
-        prefix: resource.prefix.clone()?,
-        fields,
-        indexed_fields: resource.indexed_fields.clone(),
-        indexes_labels: resource.indexes_labels,
-    })
 }
 
 /// Makes a record of what a store of the first format holds, which kept objects as JSON alone.

@@ -12,11 +12,11 @@ use machinery_api::selector::{FieldSelector, LabelSelector};
 use machinery_env::Env;
 
 use crate::catalog::tests::built_in;
-use crate::server;
+use crate::{registry, server};
 
 /// What the watch cache must know.
 fn resources() -> Vec<Resource> {
-    built_in().all_stored().filter_map(server::cached).collect()
+    built_in().all_stored().filter_map(registry::cached).collect()
 }
 
 async fn everything(store: &dyn Store) -> BTreeMap<String, (Vec<u8>, Revision, Revision)> {

@@ -75,7 +75,7 @@ impl<'a> Custom<'a> {
         });
         let mut list = json!({
             "type": "object", "description": format!("A list of {} objects.", row.kind), "required": ["items"],
-            "properties": { "items": items }, OF_KIND: of_kind(&format!("{}List", row.kind)),
+            "properties": { "items": items }, OF_KIND: of_kind(&row.list_kind()),
         });
         if let Some(fields) = schema.get(SELECTABLE) {
             list[SELECTABLE] = fields.clone();

@@ -184,7 +184,8 @@ fn sorted(subresources: &[Subresource]) -> Vec<&Subresource> {
 
 fn storage_hash(row: &ResourceInfo) -> String {
     use base64::Engine;
-    let digest = Sha256::digest(format!("{}/{}/{}", row.group, row.version, row.kind));
+    let version = if row.custom.is_some() { &row.stored().version } else { &row.version };
+    let digest = Sha256::digest(format!("{}/{version}/{}", row.group, row.kind));
     base64::engine::general_purpose::STANDARD.encode(&digest[..8])
 }
 

@@ -16,6 +16,7 @@ mod schemas;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
@@ -24,6 +25,7 @@ use bytes::Bytes;
 use machinery_api::{GroupVersionResource, StorageKey, StoragePrefix};
 
 use apiserver_resources::ResourceInfo;
+use apiserver_resources::apiextensions::custom::compare_versions;
 use discovery::Discovery;
 
 /// Everything that is served.
@@ -148,6 +150,14 @@ impl Catalog {
         !group.is_empty() && self.by_name.binary_search_by(|resource| (*resource.group).cmp(group)).is_ok()
     }
 
+    /// Whether all resources of a group come of definitions.
+    #[must_use]
+    pub fn is_custom(&self, group: &str) -> bool {
+        let from = self.by_name.partition_point(|resource| &*resource.group < group);
+        let mut of_group = self.by_name[from..].iter().take_while(|resource| &*resource.group == group).peekable();
+        of_group.peek().is_some() && of_group.all(|resource| resource.custom.is_some())
+    }
+
     /// Whether a version of a group is served.
     #[must_use]
     pub fn has_version(&self, group: &str, version: &str) -> bool {
@@ -172,6 +182,33 @@ impl Catalog {
         self.check_free(&resource)?;
         let mut resources = self.resources.clone();
         resources.push(resource);
+        Ok(Self::new(resources, &self.address))
+    }
+
+    /// Without some resources, and with others: customs come after the built-in ones, by group, version and name.
+    fn exchanged(&self, gone: &[Arc<ResourceInfo>], come: &[Arc<ResourceInfo>]) -> Result<Self, Taken> {
+        let stays = |resource: &&Arc<ResourceInfo>| !gone.iter().any(|gone| gone.gvr() == resource.gvr());
+        let mut resources: Vec<_> = self.resources.iter().filter(stays).cloned().collect();
+        for new in come {
+            let same = |other: &Arc<ResourceInfo>| {
+                let keys = new.is_storage_version() && other.is_storage_version() && other.prefix == new.prefix;
+                keys || other.gvr() == new.gvr()
+            };
+            if let Some(other) = resources.iter().find(|other| same(other)) {
+                return Err(Taken::Name(other.qualified()));
+            }
+            resources.push(new.clone());
+        }
+        resources.sort_by(|a, b| match (&a.custom, &b.custom) {
+            (None, None) => Ordering::Equal,
+            (None, Some(_)) => Ordering::Less,
+            (Some(_), None) => Ordering::Greater,
+            (Some(_), Some(_)) => a
+                .group
+                .cmp(&b.group)
+                .then_with(|| compare_versions(&a.version, &b.version))
+                .then_with(|| a.plural.cmp(&b.plural)),
+        });
         Ok(Self::new(resources, &self.address))
     }
 
@@ -209,6 +246,12 @@ impl Served {
     /// changes what is served.
     pub(crate) fn add(&self, resource: Arc<ResourceInfo>) -> Result<(), Taken> {
         self.now.store(Arc::new(self.load().with(resource)?));
+        Ok(())
+    }
+
+    /// Serves some resources no more, and others instead, at once.
+    pub(crate) fn exchange(&self, gone: &[Arc<ResourceInfo>], come: &[Arc<ResourceInfo>]) -> Result<(), Taken> {
+        self.now.store(Arc::new(self.load().exchanged(gone, come)?));
         Ok(())
     }
 

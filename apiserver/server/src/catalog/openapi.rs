@@ -137,7 +137,8 @@ pub(super) fn rows<'a>(
 /// The sets that the types of a group and version are of, the built-in one first.
 pub(super) fn sets<'a>(catalog: &'a Catalog, group: &str, version: &str) -> impl Iterator<Item = &'a Types> {
     let mut seen = vec![&**built_in()];
-    for types in rows(catalog, group, version).map(|row| row.schema.get().types) {
+    let own = |row: &Arc<ResourceInfo>| row.custom.is_none();
+    for types in rows(catalog, group, version).filter(|row| own(row)).map(|row| row.schema.get().types) {
         if !seen.iter().any(|other| std::ptr::eq(*other, types)) {
             seen.push(types);
         }
@@ -231,7 +232,10 @@ fn document_of(paths: Value, schemas: Value) -> Value {
 }
 
 pub(super) fn list_of(row: &ResourceInfo) -> String {
-    format!("{}List", row.schema.name())
+    match (&row.custom, row.schema.name().rsplit_once('.')) {
+        (Some(custom), Some((before, _))) => format!("{before}.{}", custom.list_kind),
+        _ => format!("{}List", row.schema.name()),
+    }
 }
 
 pub(super) fn reference(type_name: &str) -> Value {

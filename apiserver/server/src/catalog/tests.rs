@@ -78,6 +78,7 @@ fn widgets() -> ResourceInfo {
         categories: vec!["all".into()],
         prefix: Some(StoragePrefix::new("x.example.com/widgets")),
         strategy: SharedStrategy::Owned(Arc::new(Widgets)),
+        custom: None,
         ..ResourceInfo::clone(maps)
     }
 }
@@ -224,6 +225,7 @@ fn gadgets(part: &str) -> ResourceInfo {
         schema: schema::structural(schema::built_in(), of, &schema).unwrap(),
         prefix: Some(StoragePrefix::new("x.example.com/gadgets")),
         strategy: SharedStrategy::Owned(Arc::new(strategy)),
+        custom: None,
         ..widgets()
     }
 }

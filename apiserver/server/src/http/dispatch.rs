@@ -42,7 +42,7 @@ impl RequestHandler {
         let headers = asking.asked.headers;
         let what = target.subresource.map(|s| s.what);
         let passes = matches!(what, Some(SubresourceKind::Proxy(_)));
-        let patch = if target.verb == Verb::Patch && !passes { Some(patch_type(headers)?) } else { None };
+        let patch = if target.verb == Verb::Patch && !passes { Some(patch_type(headers, &target)?) } else { None };
         let produces = match target.verb {
             Verb::List | Verb::Watch => Produces::Lists,
             _ if what.is_some_and(SubresourceKind::is_long_running) => Produces::Text,
@@ -79,6 +79,9 @@ impl RequestHandler {
             _ => {}
         }
         let form = form?;
+        if let Some(warning) = target.row.custom.as_ref().and_then(|custom| custom.warning.as_deref()) {
+            asking.warnings.push(warning.to_owned());
+        }
         if target.verb == Verb::Watch {
             return self.watch(asking, &call, form).await;
         }
@@ -335,7 +338,9 @@ impl RequestHandler {
             Ok(start) => {
                 let lens = watch::lens(call.row, form, tables, asking.asked.managed);
                 let lasts = Duration::from_secs(seconds);
-                Ok(watch::stream(lens, start, options.bookmarks, lasts, self.stop.clone(), self.deps.env.clone()))
+                let (stop, env) = (self.stop.clone(), self.deps.env.clone());
+                let versions = self.deps.registry.versions.clone();
+                Ok(watch::stream(lens, start, options.bookmarks, lasts, stop, env, versions))
             }
             Err(error) => Ok(watch::refused(form, &error)),
         }
@@ -367,10 +372,15 @@ enum Patching {
     Apply,
 }
 
-fn patch_type(headers: &HeaderMap) -> Result<Patching, ApiError> {
+fn patch_type(headers: &HeaderMap, target: &Target) -> Result<Patching, ApiError> {
+    // No Go struct stands behind a custom resource, which says how its lists merge.
+    let strategic = |kind: &PatchType| target.row.custom.is_none() || *kind != PatchType::Strategic;
     match content_type(headers).unwrap_or("").split(';').next().unwrap_or("").trim() {
         "application/apply-patch+yaml" => Ok(Patching::Apply),
-        kind => PatchType::of(kind).map(Patching::Change).ok_or(ApiError::UnsupportedPatchType),
+        kind => {
+            let kind = PatchType::of(kind).filter(strategic).map(Patching::Change);
+            kind.ok_or(ApiError::UnsupportedPatchType)
+        }
     }
 }
 

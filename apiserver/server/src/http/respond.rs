@@ -187,7 +187,7 @@ pub fn answer(
 /// An object's JSON as a row of it shows it.
 fn json_of(row: &ResourceInfo, shown: &ResponseObject, managed: bool) -> Bytes {
     match shown {
-        ResponseObject::Cached(cached) if row.stored_as.is_none() => cached.bytes(managed),
+        ResponseObject::Cached(cached) if row.shows_stored() => cached.bytes(managed),
         ResponseObject::Stored(record, revision) => {
             let mut out = Vec::new();
             write_record(record, *revision, managed, &mut out);
@@ -205,7 +205,7 @@ fn ordered(value: &Value) -> Bytes {
 /// An object's value as a row shows it.
 pub(super) fn value_of(row: &ResourceInfo, shown: &ResponseObject, managed: bool) -> Value {
     let (value, managers) = match shown {
-        ResponseObject::Cached(cached) if row.stored_as.is_none() => (cached.value(), cached.managers()),
+        ResponseObject::Cached(cached) if row.shows_stored() => (cached.value(), cached.managers()),
         ResponseObject::Cached(cached) => (row.strategy.read_storage_version(cached.value()), cached.managers()),
         ResponseObject::Stored(record, revision) => {
             let value = serde_json::from_slice(&record.body()).unwrap_or(Value::Null);
@@ -238,7 +238,7 @@ fn object(
         None if form == Form::JSON => {
             let mut body = Vec::new();
             match &shown {
-                ResponseObject::Cached(cached) if row.stored_as.is_none() => cached.write_to(asked.managed, &mut body),
+                ResponseObject::Cached(cached) if row.shows_stored() => cached.write_to(asked.managed, &mut body),
                 ResponseObject::Stored(record, revision) => write_record(record, *revision, asked.managed, &mut body),
                 other => body.extend_from_slice(&json_of(row, other, asked.managed)),
             }
@@ -305,7 +305,7 @@ fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List
     let plain = form.media == Media::Json && !form.pretty;
     let pieces: Pieces = match form.transform {
         None => {
-            let kind = format!("{}List", row.kind);
+            let kind = row.list_kind();
             let opening = format!("{}\"metadata\":{metadata},\"items\":[", object::head_of(&kind, &row.api_version));
             let head = object::head(row);
             let row = row.clone();
@@ -373,7 +373,11 @@ fn items(
 
 /// A list's item as a row shows it: without kind and apiVersion.
 fn write_item(row: &ResourceInfo, head: &str, item: &Cached, managed: bool, out: &mut Vec<u8>) {
-    if row.stored_as.is_none() {
+    if row.custom.is_some() {
+        // Upstream's lists of objects that no Go struct stands behind say what each is.
+        return item.write_to(managed, out);
+    }
+    if row.shows_stored() {
         return object::write_item(head, item, managed, out);
     }
     let mut value = row.strategy.read_storage_version(item.value());

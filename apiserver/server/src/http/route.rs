@@ -132,16 +132,37 @@ pub fn find(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route
         [group, version] => {
             if catalog.has_version(group, version) {
                 get(method, Route::Resources((*group).into(), (*version).into()))
+            } else if catalog.is_custom(group) {
+                Err(NoRoute::Text)
             } else {
                 Err(ApiError::NoSuchResource.into())
             }
         }
+        _ if catalog.is_custom(group) => custom(method, info, catalog),
         _ => resource(method, info, catalog),
     }
 }
 
 fn get(method: &str, route: Route) -> Result<Route, NoRoute> {
     if method == "GET" { Ok(route) } else { Err(method_not_allowed().into()) }
+}
+
+/// Of a group that definitions made: what they don't serve is a path of nobody.
+fn custom(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route, NoRoute> {
+    let plural = info.parts.first().map_or("", String::as_str);
+    let name = GroupVersionResource { group: &info.group, version: &info.version, resource: plural };
+    let row = catalog.get(name).filter(|_| info.is_resource).ok_or(NoRoute::Text)?;
+    let across = matches!(info.verb.as_str(), "list" | "watch");
+    if row.namespaced == info.namespace.is_empty() && !(row.namespaced && across) {
+        return Err(NoRoute::Text);
+    }
+    if let Some(subresource) = info.parts.get(2)
+        && (info.parts.len() > 3 || !row.subresources.iter().any(|known| known.name == subresource))
+    {
+        let named = Named::new(&*row.group, &*row.plural);
+        return Err(ApiError::NotFound(named, info.parts[1].clone()).into());
+    }
+    resource(method, info, catalog)
 }
 
 fn resource(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route, NoRoute> {

@@ -18,6 +18,7 @@ use super::negotiate::{self, Form, Transform};
 use super::protobuf;
 use super::respond;
 use super::table::{Tables, write_partial};
+use crate::registry::versions::Versions;
 use crate::registry::{WatchStart, fields};
 use apiserver_resources::ResourceInfo;
 use apiserver_storage::cache::{Cached, Kind, Media, Shape, VersionError, WatchEncoding, WatchEvent};
@@ -66,6 +67,8 @@ struct Stream {
     over: bool,
     /// For the ages in tables.
     env: Env,
+    /// Brings custom resources into the version that is watched.
+    versions: Option<Arc<Versions>>,
 }
 
 /// A watch's answer; it ends after `lasts`, on `stop`, or when the client is too slow.
@@ -77,6 +80,7 @@ pub fn stream(
     lasts: Duration,
     stop: CancellationToken,
     env: Env,
+    versions: Arc<Versions>,
 ) -> Response<Body> {
     let initial = std::mem::take(&mut start.initial).into();
     let initial_events_bookmark = start.initial_events_bookmark;
@@ -84,6 +88,7 @@ pub fn stream(
     let bookmark = tokio::time::sleep_until(next_bookmark(end.deadline()));
     let encoding = encoding(&lens);
     let media = lens.media;
+    let versions = lens.row.custom.is_some().then_some(versions);
     let stream = Stream {
         lens,
         encoding,
@@ -99,6 +104,7 @@ pub fn stream(
         // A negative timeoutSeconds is over before it begins, as upstream has it.
         over: lasts.is_zero(),
         env,
+        versions,
     };
     // In a box: it is moved with every event.
     let frames = futures::stream::unfold(Box::new(stream), |mut stream| async move {
@@ -164,7 +170,10 @@ impl Stream {
                 () = self.stop.as_mut() => return None,
                 () = self.end.as_mut() => return None,
                 seen = self.start.watch.recv() => {
-                    let events = self.events(seen);
+                    let events = match self.versions.clone() {
+                        None => self.events(seen),
+                        Some(versions) => self.converted(seen, &versions).await,
+                    };
                     return (!events.is_empty()).then_some(events);
                 }
                 () = self.bookmark.as_mut(), if self.bookmarks => match self.start.watch.progress() {
@@ -223,7 +232,8 @@ impl Stream {
                     return out.freeze();
                 }
             }
-            if out.len() >= CHUNK_BYTES {
+            // The next one of a custom resource may have to be converted.
+            if out.len() >= CHUNK_BYTES || self.versions.is_some() {
                 break;
             }
             match self.start.watch.try_recv() {
@@ -234,6 +244,19 @@ impl Stream {
         }
         // The usual case: one event, and its frame is shared as it is.
         single.unwrap_or_else(|| out.freeze())
+    }
+
+    /// One event of a custom resource, in the version that is watched.
+    async fn converted(&mut self, seen: Result<WatchEvent, VersionError>, versions: &Versions) -> Bytes {
+        let Ok(seen) = seen else { return self.events(seen) };
+        match versions.show_one(&self.lens.row, seen.object.clone()).await {
+            Ok(object) if Arc::ptr_eq(&object, &seen.object) => self.events(Ok(seen)),
+            Ok(object) => self.frame(seen.kind, &object),
+            Err(error) => {
+                self.over = true;
+                error_frame(&error)
+            }
+        }
     }
 
     fn shared_frame(&mut self, seen: &WatchEvent) -> Bytes {
@@ -250,8 +273,7 @@ impl Stream {
     fn frame(&mut self, kind: Kind, cached: &Cached) -> Bytes {
         let Some(tables) = self.lens.tables.clone() else { return plain_frame(&self.lens, kind, cached) };
         let row = &self.lens.row;
-        let value =
-            if row.stored_as.is_none() { cached.value() } else { row.strategy.read_storage_version(cached.value()) };
+        let value = if row.shows_stored() { cached.value() } else { row.strategy.read_storage_version(cached.value()) };
         self.table_frame(tables, type_of(kind), &value)
     }
 
@@ -319,7 +341,7 @@ fn plain_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
         Some(Transform::Metadata(version) | Transform::MetadataList(version)) => {
             write_partial(version, &cached.bytes(lens.managed), &mut out);
         }
-        _ if lens.row.stored_as.is_none() => cached.write_to(lens.managed, &mut out),
+        _ if lens.row.shows_stored() => cached.write_to(lens.managed, &mut out),
         _ => {
             let mut value = lens.row.strategy.read_storage_version(cached.value());
             if lens.managed {

@@ -85,5 +85,6 @@ fn resource(plural: &str, kind: &str, namespaced: bool, schema: &Value, source: 
         ttl: None,
         inert: None,
         strategy: SharedStrategy::Owned(Arc::new(Figures)),
+        custom: None,
     }
 }

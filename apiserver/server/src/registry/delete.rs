@@ -167,6 +167,9 @@ pub(super) fn change(
         return Err(ApiError::Forbidden(call.resource(), call.name.to_owned(), why.into()));
     }
     preconditions(row, call.name, old, existing.modified(), options)?;
+    if let Some(marked) = row.strategy.begins_deletion(old, call.now) {
+        return Ok(Change::Update(marked));
+    }
     Ok(match row.deletion {
         Deletion::Finalized => super::namespace::decide(row, old, options, call.now),
         Deletion::Plain | Deletion::WithoutDependents => decide(row, old, options, call.now),

@@ -170,7 +170,7 @@ pub(super) fn scaled(call: &RequestScope<'_>, options: &Options<'_>, existing: &
     let versions = Kinds::of(call);
     let parent = existing.cached.managers();
     let managers = to_scale(call, parent);
-    let old = scale::of(&existing.value);
+    let old = scale::of(call.row, &existing.value);
     let updated =
         apply::update(&managers, writer(call, manager_of(options), &versions), Some(&old), new, Form::Printed);
     to_parent(call, parent, &updated)
@@ -253,7 +253,7 @@ pub(super) fn applied(
         return Err(ApiError::BadRequest("metadata.managedFields must be nil".into()));
     }
     let live = match existing {
-        Some(existing) if scales => scale::of(&existing.value),
+        Some(existing) if scales => scale::of(call.row, &existing.value),
         Some(existing) => (*existing.value).clone(),
         None => {
             let mut nothing = json!({"apiVersion": &*call.row.api_version, "kind": kind});

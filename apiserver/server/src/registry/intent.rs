@@ -142,7 +142,7 @@ impl Draft {
     }
 
     fn scale(document: Value, old: &Existing, call: &RequestScope<'_>) -> Self {
-        let old_scale = Some(Arc::new(scale::of(&old.value)));
+        let old_scale = Some(Arc::new(scale::of(call.row, &old.value)));
         Self { old: old_scale, ..Self::update(document, old, call) }
     }
 
@@ -329,7 +329,7 @@ impl Registry {
                     check_uid(call, &new, &existing.value, dry_run)?;
                 }
                 let change = self.changed_object(call, new, existing, dry_run)?;
-                let document = change.object().map(scale::of);
+                let document = change.object().map(|object| scale::of(call.row, object));
                 Resolved { change, document, old }
             }
             (Intent::Create(_), _) | (Intent::Replace(_) | Intent::Apply { .. }, None) => {

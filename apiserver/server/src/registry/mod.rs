@@ -23,6 +23,7 @@ pub mod page;
 mod read;
 pub mod scale;
 mod update;
+pub(crate) mod versions;
 mod write;
 
 #[cfg(test)]
@@ -43,9 +44,10 @@ use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::catalog::{Catalog, Served};
 use crate::request::options::WriteOptions;
 use apiserver_resources::allocate::Allocator;
+use apiserver_resources::apiextensions::custom::Conversion;
 use apiserver_resources::field::{FieldError, causes};
 use apiserver_resources::{Allocation, Context, Requester, ResourceInfo, Subresource};
-use apiserver_storage::cache::{Cached, Lookup, WatchCache};
+use apiserver_storage::cache::{Cached, Fields, Lookup, Resource, WatchCache};
 use apiserver_storage::store::record::{Facts, fingerprint};
 use apiserver_storage::store::{Record, Revision, StoreError};
 
@@ -74,6 +76,8 @@ pub struct Registry {
     pub authorizer: Arc<Authorizer>,
     /// Chooses Services' addresses and ports.
     pub allocator: Allocator,
+    /// Custom resources in the version that is asked for.
+    pub versions: Arc<versions::Versions>,
 }
 
 /// One request about a row.
@@ -205,6 +209,22 @@ pub fn facts_of_fields(row: &ResourceInfo, object: &Value) -> (u64, Vec<String>)
     (fingerprint(row.strategy.selectable_labels().iter().map(|label| &**label)), row.strategy.selectable(object))
 }
 
+/// What the cache must know of a resource.
+pub(crate) fn cached(resource: &Arc<ResourceInfo>) -> Option<Resource> {
+    let strategy = resource.strategy.clone();
+    let fields = (!strategy.selectable_labels().is_empty()).then(|| {
+        let names = strategy.selectable_labels().to_vec();
+        let read = move |object: &Value| strategy.selectable(object);
+        Arc::new(Fields::new(names, read))
+    });
+    Some(Resource {
+        prefix: resource.prefix.clone()?,
+        fields,
+        indexed_fields: resource.indexed_fields.clone(),
+        indexes_labels: resource.indexes_labels,
+    })
+}
+
 /// Where an object is stored: `/registry/pods/default/a`. What is never stored has no key; its name stands for one.
 #[must_use]
 pub fn key(row: &ResourceInfo, namespace: &str, name: &str) -> StorageKey {
@@ -303,7 +323,7 @@ impl Registry {
     /// An object as the call's version shows it.
     fn current(row: &ResourceInfo, cached: &Cached) -> Arc<Value> {
         let shared = cached.shared();
-        if row.stored_as.is_none() { shared } else { Arc::new(row.strategy.read_storage_version((*shared).clone())) }
+        if row.shows_stored() { shared } else { Arc::new(row.strategy.read_storage_version((*shared).clone())) }
     }
 
     /// The stored form of an object of this row.
@@ -315,6 +335,35 @@ impl Registry {
         if body.len() > OBJECT_BYTES_MAX {
             return Err(ApiError::TooLarge("etcdserver: request is too large".into()));
         }
+        let generation = row.custom.as_ref().map_or(0, |custom| custom.definition.generation);
+        Ok(Self::record(row, &body, object, (generation, managers)))
+    }
+
+    /// The stored form of an object, converted into the version that is stored where that takes asking somebody.
+    pub(crate) async fn encode_converted(
+        &self,
+        row: &ResourceInfo,
+        object: &Value,
+        managers: &Managers,
+    ) -> Result<Record, ApiError> {
+        match &row.custom {
+            Some(custom) if row.stored_as.is_some() => {
+                let api_version = custom.definition.stored().api_version.clone();
+                let converted = self.versions.in_version(custom, &api_version, vec![object.clone()]);
+                let converted = Box::pin(converted).await?.pop();
+                Self::encode(row.stored(), &converted.unwrap_or_default(), managers)
+            }
+            _ => Self::encode(row, object, managers),
+        }
+    }
+
+    /// A record of what [`object::encode`] made of an object.
+    pub(crate) fn record(
+        row: &ResourceInfo,
+        body: &[u8],
+        object: &Value,
+        (generation, managers): (u32, &Managers),
+    ) -> Record {
         let stamp_at = object::stamp_at(row);
         let facts = Facts {
             stamp_at,
@@ -325,15 +374,25 @@ impl Registry {
                 true => Managers::default(),
                 false => managers.clone(),
             },
+            schema_generation: generation,
             ..Facts::of(object)
         };
-        Ok(Record::new(&body, &facts))
+        Record::new(body, &facts)
     }
 
     /// What is shown of an object that was just stored.
     fn stored_as(row: &ResourceInfo, object: Value, stored: &Record, revision: Revision) -> ResponseObject {
         if row.stored_as.is_none() {
             return ResponseObject::Stored(stored.clone(), revision);
+        }
+        if let Some(custom) = &row.custom
+            && custom.definition.conversion == Conversion::None
+            && let Ok(mut kept) = serde_json::from_slice::<Value>(&stored.body())
+        {
+            // Without what the stored version doesn't know.
+            kept["apiVersion"] = (*row.api_version).into();
+            custom.definition.versions[custom.version].coerce(&mut kept);
+            return ResponseObject::Value(fields::shown(object::versioned(kept, revision), stored.managers()));
         }
         ResponseObject::Value(fields::shown(object::versioned(object, revision), stored.managers()))
     }

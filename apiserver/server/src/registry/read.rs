@@ -86,6 +86,7 @@ impl Registry {
             return Ok(Answer::Object(200, ResponseObject::Value(made)));
         }
         let cached = self.cache.get(call.key().as_str()).ok_or_else(|| call.not_found())?;
+        let cached = self.versions.show_one(call.row, cached).await?;
         Ok(Answer::Object(200, ResponseObject::Cached(cached)))
     }
 
@@ -179,16 +180,22 @@ impl Registry {
         let next = page.next.as_deref().and_then(|key| scope.rest(key));
         let remaining = match &page.next {
             Some(last) if selectors.is_empty() => {
-                // A token carries on what was counted with the list's first page.
+                // What was counted with the first page, less what came since; else one by one for an old version.
                 let left = left.map(|left| left.saturating_sub(page.items.len() as u64));
-                // Counted one by one for the first page of an old version only.
                 left.or(page.remaining).or_else(|| self.cache.count_after(scope.as_str(), last, page.revision).ok())
             }
             _ => None,
         };
-        let token = |key| Continue { left: remaining, ..Continue::after(key, Some(page.revision)) }.encode();
+        let (items, revision) = (page.items, page.revision);
+        let token = |key| Continue { left: remaining, ..Continue::after(key, Some(revision)) }.encode();
         let continue_token = next.map(token);
-        Ok(Answer::List(List { items: page.items, revision: page.revision, continue_token, remaining }))
+        self.listed(call, List { items, revision, continue_token, remaining }).await
+    }
+
+    /// A list of what was found, as the version of the path shows it.
+    async fn listed(&self, call: &RequestScope<'_>, mut list: List) -> Result<Answer, ApiError> {
+        list.items = self.versions.show(call.row, list.items).await?;
+        Ok(Answer::List(list))
     }
 
     /// A list of objects that are made when they are asked for: always whole, and of now.
@@ -278,7 +285,8 @@ impl Registry {
                 Ok(watch) => {
                     let initial_events_bookmark = options.bookmarks && options.send_initial_events == Some(true);
                     let revision = page.revision;
-                    return Ok(Ok(WatchStart { initial: page.items, revision, initial_events_bookmark, watch }));
+                    let initial = self.versions.show(call.row, page.items).await?;
+                    return Ok(Ok(WatchStart { initial, revision, initial_events_bookmark, watch }));
                 }
                 Err(VersionError::Unregistered) => return Err(ApiError::NoSuchResource),
                 // Compacted between the two steps: list again.

@@ -17,20 +17,26 @@ use machinery_api::schema::FieldValidation;
 /// Its group, version and kind.
 pub const KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
 
-/// The Scale of a workload.
+/// The Scale of an object of a row.
 #[must_use]
-pub fn of(object: &Value) -> Value {
+pub fn of(row: &ResourceInfo, object: &Value) -> Value {
     let mut metadata = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = object::field(object, field) {
             metadata[field] = value.clone();
         }
     }
-    let replicas = object["spec"]["replicas"].as_i64().unwrap_or(0);
+    let own = row.custom.as_ref().and_then(|custom| custom.scale.as_ref());
+    let count = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    let replicas = count(own.map_or("/spec/replicas", |own| &own.spec));
     // As upstream: no replicas are left out in the spec and shown in the status.
     let spec = if replicas == 0 { json!({}) } else { json!({"replicas": replicas}) };
-    let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)});
-    let selector = apiserver_resources::cells::selector(&object["spec"]["selector"]);
+    let mut status = json!({"replicas": count(own.map_or("/status/replicas", |own| &own.status))});
+    let selector = match own {
+        Some(own) if own.selector.is_empty() => String::new(),
+        Some(own) => object.pointer(&own.selector).and_then(Value::as_str).unwrap_or_default().to_owned(),
+        None => apiserver_resources::cells::selector(&object["spec"]["selector"]),
+    };
     if !selector.is_empty() && selector != "<none>" {
         status["selector"] = json!(selector);
     }
@@ -40,13 +46,22 @@ pub fn of(object: &Value) -> Value {
 /// The workload with a Scale's wish in it.
 pub(super) fn scaled(row: &ResourceInfo, current: &Value, scale: &Value) -> Result<Value, ApiError> {
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+    let own = row.custom.as_ref().and_then(|custom| custom.scale.as_ref());
     let mut errors = ErrorList::from(metadata::validate_create(metadata::Of::resource(row), scale));
-    errors.non_negative(&Path::root("spec").child("replicas"), Some(replicas));
+    // Of a custom resource, its own validation says so.
+    errors.non_negative(&Path::root("spec").child("replicas"), Some(replicas).filter(|_| own.is_none()));
     invalid(Named::new("autoscaling", "Scale"), object::text(scale, "name"), errors.list())?;
     let mut new = current.clone();
-    new["spec"]["replicas"] = json!(replicas);
+    match own {
+        Some(own) if own.set(&mut new, replicas) => {}
+        Some(own) => return Err(ApiError::BadRequest(format!("{} of the object can't be set", own.spec_path))),
+        None => new["spec"]["replicas"] = json!(replicas),
+    }
     let metadata = object::metadata_mut(&mut new);
-    metadata.remove("resourceVersion");
+    // Of a custom resource, a Scale that names no version means the one that is there.
+    if own.is_none() {
+        metadata.remove("resourceVersion");
+    }
     for field in ["resourceVersion", "uid"] {
         let wanted = object::text(scale, field);
         if !wanted.is_empty() {
@@ -57,16 +72,16 @@ pub(super) fn scaled(row: &ResourceInfo, current: &Value, scale: &Value) -> Resu
 }
 
 /// The Scale of what an answer shows.
-pub(super) fn shown(answer: Answer) -> Answer {
+pub(super) fn shown(row: &ResourceInfo, answer: Answer) -> Answer {
     match answer {
         Answer::Object(code, shown) => {
             let value = match shown {
-                ResponseObject::Cached(cached) => of(&cached.shared()),
+                ResponseObject::Cached(cached) => of(row, &cached.shared()),
                 ResponseObject::Stored(record, revision) => {
                     let value = serde_json::from_slice(&record.body()).unwrap_or(Value::Null);
-                    of(&object::versioned(value, revision))
+                    of(row, &object::versioned(value, revision))
                 }
-                ResponseObject::Value(value) => of(&value),
+                ResponseObject::Value(value) => of(row, &value),
             };
             Answer::Object(code, ResponseObject::Value(value))
         }
@@ -77,7 +92,21 @@ pub(super) fn shown(answer: Answer) -> Answer {
 impl Registry {
     /// The Scale of the object of the path.
     pub async fn get_scale(&self, call: &RequestScope<'_>, version: &str) -> Result<Answer, ApiError> {
-        Ok(shown(self.get(call, version).await?))
+        let found = self.get(call, version).await?;
+        if let (Some(own), Answer::Object(_, object)) =
+            (call.row.custom.as_ref().and_then(|custom| custom.scale.as_ref()), &found)
+        {
+            let is_set = match object {
+                ResponseObject::Cached(cached) => cached.shared().pointer(&own.spec).is_some(),
+                ResponseObject::Value(value) => value.pointer(&own.spec).is_some(),
+                ResponseObject::Stored(..) => true,
+            };
+            if !is_set {
+                let path = apiserver_resources::field::quoted(&own.spec_path);
+                return Err(ApiError::Internal(format!("the spec replicas field {path} does not exist")));
+            }
+        }
+        Ok(shown(call.row, found))
     }
 
     /// PUT of a Scale's body.
@@ -115,7 +144,7 @@ pub(super) fn patched(
     patch: &[u8],
     validation: FieldValidation,
 ) -> Result<Value, ApiError> {
-    let mut scale = body::patched_type(KIND, kind, patch, &of(current), validation, &mut call.warnings)?;
+    let mut scale = body::patched_type(KIND, kind, patch, &of(call.row, current), validation, &mut call.warnings)?;
     object::match_namespace(&mut scale, call.object_namespace())?;
     object::match_name(&scale, call.name)?;
     if let Err(why) = object::uid(current).meets(object::wanted_uid(&scale)) {

@@ -22,6 +22,17 @@ impl Registry {
         self.write(call, &mut Intent::Replace(object), Options::Write(options)).await
     }
 
+    /// The server's own PUT of an object.
+    pub(crate) async fn replace(
+        &self,
+        call: &mut RequestScope<'_>,
+        object: serde_json::Value,
+        options: Options<'_>,
+    ) -> Result<Answer, ApiError> {
+        let again = || Ok(object.clone());
+        self.write(call, &mut Intent::Replace(Wanted::new(object.clone(), &again)), options).await
+    }
+
     /// Patches the object of the path as it is at the moment of the write.
     pub async fn patch(
         &self,

@@ -30,12 +30,22 @@ use apiserver_storage::store::{Compare, Entry, Op, Outcome, Record, Revision, Tx
 /// An object as it is stored, in the version of the request.
 pub(super) struct Existing {
     pub(super) cached: Arc<Cached>,
+    /// As it is shown in the version of the request.
+    pub(super) shown: Arc<Cached>,
     pub(super) value: Arc<Value>,
 }
 
 impl Existing {
-    pub(super) fn new(row: &ResourceInfo, cached: Arc<Cached>) -> Self {
-        Self { value: Registry::current(row, &cached), cached }
+    pub(super) async fn new(
+        registry: &Registry,
+        row: &Arc<ResourceInfo>,
+        cached: Arc<Cached>,
+    ) -> Result<Self, ApiError> {
+        let shown = match &row.custom {
+            Some(_) => Box::pin(registry.versions.show_one(row, cached.clone())).await?,
+            None => cached.clone(),
+        };
+        Ok(Self { value: Registry::current(row, &shown), shown, cached })
     }
 
     pub(super) fn modified(&self) -> Revision {
@@ -131,14 +141,14 @@ impl Registry {
         let warnings_before = call.warnings.len();
         let mut is_current = self.cache.is_current();
         let mut names = NAME_TRIES_MAX;
-        let mut existing = self.load(call);
+        let mut existing = self.load(call).await?;
         for _ in 0..TRIES_MAX {
             call.warnings.truncate(warnings_before);
             let attempt = self.attempt(call, intent, options, existing.as_ref()).await;
             if !is_current && !matches!(attempt, Ok(Attempt::Commit(_))) {
                 self.cache.sync().await.map_err(|error| store_error(&error))?;
                 is_current = true;
-                existing = self.load(call);
+                existing = self.load(call).await?;
                 continue;
             }
             let done = match attempt? {
@@ -155,7 +165,10 @@ impl Registry {
                     }
                 }
                 Done::Changed(Some(record)) => {
-                    existing = record.map(|entry| Existing::new(call.row, self.cache.parsed(&entry)));
+                    existing = match record {
+                        Some(entry) => Some(Existing::new(self, call.row, self.cache.parsed(&entry)).await?),
+                        None => None,
+                    };
                 }
                 Done::Changed(None) => {}
             }
@@ -164,8 +177,11 @@ impl Registry {
     }
 
     /// The object of the path, as far as the watch cache knows.
-    fn load(&self, call: &RequestScope<'_>) -> Option<Existing> {
-        self.cache.get(call.key().as_str()).map(|cached| Existing::new(call.row, cached))
+    async fn load(&self, call: &RequestScope<'_>) -> Result<Option<Existing>, ApiError> {
+        match self.cache.get(call.key().as_str()) {
+            Some(cached) => Existing::new(self, call.row, cached).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     async fn attempt(
@@ -215,7 +231,7 @@ impl Registry {
             let old = existing.map(|existing| &*existing.value);
             call.warnings.extend(inert::warnings(call.row, call.subresource, &change, old));
         }
-        self.ready(call, intent, (change, managers), existing, effects, options.dry_run())
+        self.ready(call, intent, (change, managers), existing, effects, options.dry_run()).await
     }
 
     /// What a webhook may not make of an object: another one.
@@ -230,7 +246,7 @@ impl Registry {
     }
 
     /// The transaction of a change, or what is answered without one.
-    fn ready(
+    async fn ready(
         &self,
         call: &RequestScope<'_>,
         intent: &Intent<'_>,
@@ -263,14 +279,14 @@ impl Registry {
         if !matches!(change, Change::Remove(_))
             && let Some(object) = change.object()
         {
-            stored = Some(Self::encode(row, object, &managers)?);
+            stored = Some(self.encode_converted(row, object, &managers).await?);
         }
         if let (Change::Update(_), Some(existing), Some(stored)) = (&change, existing, &stored)
             && *stored.body() == *existing.cached.stored()
             // A change of times alone is none.
             && stored.managers().is_like(existing.cached.managers())
         {
-            return Ok(Attempt::Answer(present(call, intent, 200, ResponseObject::Cached(existing.cached.clone()))));
+            return Ok(Attempt::Answer(present(call, intent, 200, ResponseObject::Cached(existing.shown.clone()))));
         }
         let goes = matches!(change, Change::Remove(_) | Change::MarkAndRemove(_));
         let new = change.object().filter(|_| !goes);
@@ -278,6 +294,9 @@ impl Registry {
         let claimed = claims::Claimed { objects: &*self.objects, env: &self.env, now: call.now };
         let Effects { txn: mut extras, writes, turns, .. } = effects;
         claimed.change(row, new, old, intent.is_admitted(), &mut extras);
+        if matches!(change, Change::Create { .. }) {
+            extras.compares.extend(self.definition_stays(call)?);
+        }
         for write in &writes {
             self.add(call, write, &mut extras)?;
         }
@@ -295,6 +314,21 @@ impl Registry {
         let managers = self.cache.get(&key).map_or_else(Managers::default, |there| there.managers().clone());
         extras.ops.push(Op::Put { key, record: Self::encode(row, object, &managers)?, ttl: row.ttl });
         Ok(())
+    }
+
+    /// A custom resource is only made while its definition is as it was seen, and not ending.
+    fn definition_stays(&self, call: &RequestScope<'_>) -> Result<Option<Compare>, ApiError> {
+        let Some(custom) = &call.row.custom else { return Ok(None) };
+        let definition = &custom.definition;
+        match self.cache.get(definition.key.as_str()) {
+            Some(found) if !found.is_deleting() && !definition.terminating => {
+                Ok(Some(Compare { key: definition.key.to_string(), modified: found.modified }))
+            }
+            _ => {
+                let why = "create not allowed while custom resource definition is terminating";
+                Err(ApiError::Forbidden(call.resource(), call.name.to_owned(), why.into()))
+            }
+        }
     }
 
     async fn commit_change(
@@ -472,7 +506,7 @@ fn answer(
             present(call, intent, 200, ResponseObject::Value(shown))
         }
         (Change::Remove(None) | Change::Keep, _) => match existing {
-            Some(existing) => present(call, intent, 200, ResponseObject::Cached(existing.cached.clone())),
+            Some(existing) => present(call, intent, 200, ResponseObject::Cached(existing.shown.clone())),
             None => Answer::Nothing,
         },
     }
@@ -483,8 +517,8 @@ fn present(call: &RequestScope<'_>, intent: &Intent<'_>, code: u16, shown: Respo
     let scales = call.subresource.is_some_and(|s| s.what == SubresourceKind::Scale);
     match intent {
         Intent::Bind(_) => super::binding::done(),
-        Intent::ReplaceScale(_) | Intent::PatchScale { .. } => scale::shown(Answer::Object(code, shown)),
-        Intent::Apply { .. } if scales => scale::shown(Answer::Object(code, shown)),
+        Intent::ReplaceScale(_) | Intent::PatchScale { .. } => scale::shown(call.row, Answer::Object(code, shown)),
+        Intent::Apply { .. } if scales => scale::shown(call.row, Answer::Object(code, shown)),
         Intent::Delete(options) => Answer::Object(delete::marked_code(options), shown),
         _ => Answer::Object(code, shown),
     }

@@ -168,6 +168,23 @@ impl Cached {
         }
     }
 
+    /// The same state in another form: what a converted object is shown as.
+    #[must_use]
+    pub fn shown_as(&self, record: Record) -> Self {
+        let read = self.read.clone().or_else(|| {
+            // Selectors go on to compare what is stored.
+            let same = self.record.fields_named() == record.fields_named() && self.record.fields().eq(record.fields());
+            (!same).then(|| self.record.fields().map(Into::into).collect())
+        });
+        Self { record, read, ..self.copy() }
+    }
+
+    /// Under which generation of its schema it was stored.
+    #[must_use]
+    pub fn schema_generation(&self) -> u32 {
+        self.record.schema_generation()
+    }
+
     /// The same state under another resourceVersion: how watches show an object that has gone.
     pub(super) fn stamped(&self, revision: Revision) -> Self {
         Self { modified: revision, ..self.copy() }

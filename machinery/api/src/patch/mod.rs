@@ -139,7 +139,11 @@ fn decode_patched(
                 }
             }
         }
-    } else if let Some(error) = no_kind(&patched).or_else(|| other_kind(&patched, target)) {
+    } else if let Some(error) = no_kind(&patched) {
+        return Err(invalid(&shown(&patched), &error));
+    } else if target.schema.of.unstructured.is_some() {
+        // It must say what it is, which reading it finds.
+    } else if let Some(error) = other_kind(&patched, target) {
         return Err(invalid(&shown(&patched), &error));
     } else if patched.get("apiVersion").and_then(Value::as_str).is_none_or(str::is_empty) {
         // Upstream reads it as its internal type then, which has none of these fields.

@@ -12,7 +12,7 @@ use super::internal_group;
 use super::raw::{self, Raw};
 use super::typed::{self, Form};
 use super::types::{KindFact, TypeRef, Types};
-use super::{protobuf, yaml};
+use super::{protobuf, unstructured, yaml};
 
 /// The `fieldValidation` parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -124,6 +124,9 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
     let opened = open(bytes, media, &mut budget).map_err(|e| unrecognized(&e));
     budget.check()?;
     let opened = opened?;
+    if let (Some(schema), Content::Raw(_)) = (&target.schema.of.unstructured, &opened.content) {
+        return free_body(bytes, opened, &**schema, target, validation);
+    }
     let (kind, version) = (pick(&opened.kind, target.kind), defaulted_version(&opened, target));
     let refused = |error: &str| {
         let version = GroupVersion::parse(&version).version;
@@ -165,6 +168,42 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
         .map_err(|findings| refused(&format!("strict decoding error: {}", findings.join(", "))))?;
     Ok(Decoded { object: finish(converted.object, target), warnings })
 }
+
+/// A body of a kind that no Go struct stands behind: it must say what it is.
+fn free_body(
+    bytes: &[u8],
+    opened: Opened<'_>,
+    schema: &dyn unstructured::Unstructured,
+    target: &Target<'_>,
+    validation: FieldValidation,
+) -> ApiResult<Decoded> {
+    for (field, given) in [("Kind", &opened.kind), ("apiVersion", &opened.api_version)] {
+        if given.is_empty() {
+            return Err(ApiError::BadRequest(format!(
+                "the object provided is unrecognized (must be of type {}): Object '{field}' is missing in '{}' ({})",
+                target.kind,
+                String::from_utf8_lossy(&bytes[..bytes.len().min(MISSING_SHOWN)]),
+                summary(bytes)
+            )));
+        }
+    }
+    let Content::Raw(raw) = opened.content else { return Err(no_message()) };
+    let names = (opened.kind.as_str(), opened.api_version.as_str());
+    let mut budget = Budget::of_body(bytes.len());
+    let (object, findings) = unstructured::body(raw, opened.doubled, names, schema, target, &mut budget)?;
+    let warnings = settle(findings, validation).map_err(|findings| {
+        ApiError::BadRequest(format!(
+            "{kind} in version {} cannot be handled as a {kind}: strict decoding error: {}",
+            go_quoted(target.version),
+            findings.join(", "),
+            kind = target.kind
+        ))
+    })?;
+    Ok(Decoded { object, warnings })
+}
+
+/// How much of a body is shown that doesn't say what it is.
+const MISSING_SHOWN: usize = 1024;
 
 /// Why a body that is well-formed and of another kind or version than its path is not taken: what upstream finds first.
 fn another_kind(
@@ -240,6 +279,9 @@ pub(crate) fn value(
     of_map: bool,
     budget: &mut Budget,
 ) -> Result<Decoded, String> {
+    if let Some(schema) = &target.schema.of.unstructured {
+        return unstructured::value(object, &**schema, target, validation, budget);
+    }
     let convert = if of_map { typed::convert_map } else { typed::convert };
     let converted = convert(target.schema, Raw::from(object), Form::Sparse, budget)?;
     let warnings = settle(converted.findings, validation)

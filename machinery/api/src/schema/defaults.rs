@@ -6,6 +6,9 @@ use super::types::{Kind, Type, TypeRef, Types};
 
 /// Fills in declared defaults, in the whole object. Idempotent.
 pub fn default(found: TypeRef<'_>, object: &mut Value) {
+    if let Some(unstructured) = &found.of.unstructured {
+        return unstructured.default(object);
+    }
     if let Some(map) = object.as_object_mut() {
         fill(found.types, found.of, map);
     }

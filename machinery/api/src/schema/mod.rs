@@ -2,7 +2,7 @@
 //!
 //! - [`types`]: what a type is; sets of types, of which a resource holds its own.
 //! - [`table`]: the built-in ones (`types.txt`, made by `make` from upstream's published schema), parsed once.
-//! - `structural`: those of a resource that brings an OpenAPI schema.
+//! - `structural`: those of a resource that brings an OpenAPI schema; `unstructured`: how objects of such are read.
 //! - [`raw`]: JSON as it was written (order, doubled keys, literal numbers); [`yaml`] and [`protobuf`] yield the same form.
 //! - [`typed`]: from that form to the object as upstream would store and print it; strict findings on the way.
 //! - `normal`: the same form made of an object in place.
@@ -24,15 +24,17 @@ mod structural;
 pub mod table;
 pub(crate) mod typed;
 pub mod types;
+mod unstructured;
 pub(crate) mod yaml;
 
 pub use decode::{Decoded, FieldValidation, Media, Target};
 pub use defaults::default;
 pub use normal::normalise;
 pub(crate) use normal::normalise_kind;
-pub use structural::structural;
+pub use structural::{custom, structural};
 pub use table::built_in;
 pub use types::{Field, Kind, KindFact, ListType, SharedType, Type, TypeRef, Types};
+pub use unstructured::{Unstructured, metadata_in_place};
 
 /// The Go package of a group's internal types, which upstream's messages name.
 #[must_use]

@@ -13,6 +13,9 @@ use super::types::{Kind, Type, TypeRef, Types};
 /// where fields were removed or added since. Idempotent. An error is the first value of a wrong type; such values are left
 /// as they are.
 pub fn normalise(found: TypeRef<'_>, object: &mut Value) -> Result<(), String> {
+    if let Some(schema) = &found.of.unstructured {
+        return super::unstructured::normalise(schema, object);
+    }
     let mut budget = Budget::unlimited();
     let mut walk = Walk::new(found.types, Form::Full, false, &mut budget);
     if !walk.object_in_place(found.of, object) {
@@ -31,6 +34,13 @@ pub(crate) fn normalise_kind(types: &Types, kind: &Kind, value: &mut Value) {
 }
 
 impl<'a> Walk<'a> {
+    /// A part that is a struct, in an object that is none.
+    pub(super) fn typed_in_place(&mut self, found: &'a Type, value: &mut Value) {
+        if !self.object_in_place(found, value) {
+            *value = Value::Object(Map::new());
+        }
+    }
+
     /// False: it is nil or zero, which Go doesn't tell apart here.
     fn object_in_place(&mut self, found: &'a Type, value: &mut Value) -> bool {
         if let Some(kind) = &found.scalar {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::types::{Field, Kind, KindFact, ListType, SharedType, Text, Type, TypeId, Types};
+use super::unstructured::Unstructured;
 use crate::key::GroupVersionKind;
 
 /// How deep a schema may nest: far more than one that people read does.
@@ -19,6 +20,17 @@ const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 /// Makes the types of a kind, and of its list, out of its OpenAPI schema, over a set that has the metadata's. The error says
 /// what is wrong with the schema, and where.
 pub fn structural(base: &Arc<Types>, of: GroupVersionKind<'_>, schema: &Value) -> Result<SharedType, String> {
+    custom(base, of, &format!("{}List", of.kind), schema, None)
+}
+
+/// The same for a kind whose objects are read by `unstructured`, and whose lists have a kind of their own naming.
+pub fn custom(
+    base: &Arc<Types>,
+    of: GroupVersionKind<'_>,
+    list_kind: &str,
+    schema: &Value,
+    unstructured: Option<Arc<dyn Unstructured>>,
+) -> Result<SharedType, String> {
     let mut maker = Maker {
         types: Types { base: Some(base.clone()), first: base.first + count(base), ..Types::default() },
         path: of.kind.to_owned(),
@@ -32,12 +44,13 @@ pub fn structural(base: &Arc<Types>, of: GroupVersionKind<'_>, schema: &Value) -
         return Err(format!("{}: the root's type must be object", maker.path));
     }
     let id = maker.of_object(root, &name, true, 0)?;
-    let list = format!("{name}List");
+    maker.types.own[(id.0 - maker.types.first) as usize].unstructured = unstructured;
+    let list = format!("{domain}{}.{list_kind}", of.version);
     let items = Field { required: true, ..Field::new("items".into(), Kind::List(Box::new(Kind::Object(id)))) };
     let mut fields = maker.of_every_kind(LIST_META)?;
     fields.push(items);
     let list = maker.add(&list, Type::object(&list, fields))?;
-    for (kind, id) in [(of.kind.to_owned(), id), (format!("{}List", of.kind), list)] {
+    for (kind, id) in [(of.kind.to_owned(), id), (list_kind.to_owned(), list)] {
         let [group, version, kind] = [of.group.to_owned(), of.version.to_owned(), kind].map(Text::Owned);
         maker.types.kinds.push(KindFact { group, version, kind, id });
     }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::unstructured::Unstructured;
+
 /// Text of a type: the built-in table's, or a type's own.
 pub type Text = Cow<'static, str>;
 
@@ -149,6 +151,8 @@ pub struct Type {
     pub atomic: bool,
     /// Whether fields that it doesn't declare are kept as they are.
     pub preserves_unknown: bool,
+    /// What reads its objects, where no Go struct stands behind them.
+    pub unstructured: Option<Arc<dyn Unstructured>>,
     /// For a person, where its maker says so.
     pub description: Option<Box<str>>,
     /// By name.
@@ -169,6 +173,7 @@ impl Type {
             message: Box::default(),
             atomic: false,
             preserves_unknown: false,
+            unstructured: None,
             description: None,
             fields,
             inline: Vec::new(),

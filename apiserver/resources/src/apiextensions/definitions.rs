@@ -1,0 +1,179 @@
+//! CustomResourceDefinitions: what a client may decide about them, and what the server keeps.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::conditions::{self, FINALIZER};
+use super::validate;
+use crate::cells::{NAME_AND_CREATED, name_and_created};
+use crate::field::FieldError;
+use crate::read::{default_to, default_zero_to, get, items, items_mut, object_mut, text, texts};
+use crate::rules::NameRule;
+use crate::{Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
+
+/// Where they are stored.
+pub(crate) const STORED: &str = "apiextensions.k8s.io/customresourcedefinitions";
+
+/// CustomResourceDefinitions.
+pub(crate) static ROW: Row = Row {
+    group: "apiextensions.k8s.io",
+    kind: "CustomResourceDefinition",
+    plural: "customresourcedefinitions",
+    singular: "customresourcedefinition",
+    short_names: &["crd", "crds"],
+    categories: &["api-extensions"],
+    schema: "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
+    subresources: &[STATUS],
+    storage: Storage::Stored(STORED),
+    strategy: &CustomResourceDefinition,
+    example: r#"apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {plural: widgets, kind: Widget}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec: {type: object, properties: {size: {type: integer, minimum: 0}}}
+"#,
+    ..Row::CLUSTER
+};
+
+struct CustomResourceDefinition;
+
+/// The version that objects are stored in.
+pub(crate) fn storage_version(object: &Value) -> Option<&str> {
+    let versions = items(get(object, "spec"), "versions");
+    versions.iter().find(|version| get(version, "storage") == &Value::Bool(true)).map(|version| text(version, "name"))
+}
+
+/// Objects are about to be stored in the storage version, if they weren't before.
+fn note_storage_version(object: &mut Value) {
+    let Some(name) = storage_version(object).map(str::to_owned) else { return };
+    let status = object_mut(object, "status");
+    if texts(status, "storedVersions").any(|stored| stored == name) {
+        return;
+    }
+    let mut stored: Vec<String> = texts(status, "storedVersions").map(Into::into).collect();
+    stored.push(name);
+    status["storedVersions"] = json!(stored);
+}
+
+/// Schemas within `items` and the like, which are of several types: what is no part of a schema goes.
+fn clean_schemas(schema: &mut Value) {
+    let Value::Object(map) = schema else { return };
+    map.retain(|key, value| !value.is_null() && validate::is_keyword(key));
+    for key in ["items", "additionalProperties", "additionalItems", "not"] {
+        if let Some(below) = map.get_mut(key) {
+            clean_schemas(below);
+            below.as_array_mut().into_iter().flatten().for_each(clean_schemas);
+        }
+    }
+    for key in ["allOf", "anyOf", "oneOf"] {
+        map.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().for_each(clean_schemas);
+    }
+    for key in ["properties", "patternProperties", "definitions"] {
+        map.get_mut(key).and_then(Value::as_object_mut).into_iter().flatten().for_each(|(_, v)| clean_schemas(v));
+    }
+    for key in ["default", "example"] {
+        if map.get(key) == Some(&Value::Null) {
+            map.remove(key);
+        }
+    }
+}
+
+impl Strategy for CustomResourceDefinition {
+    fn default(&self, object: &mut Value) {
+        let Some(spec) = object.get_mut("spec").filter(|spec| spec.is_object()) else { return };
+        default_to(spec, "conversion", json!({"strategy": "None"}));
+        if let Some(service) = spec.pointer_mut("/conversion/webhook/clientConfig/service").filter(|s| s.is_object()) {
+            default_to(service, "port", 443);
+        }
+        let names = object_mut(spec, "names");
+        let kind = text(names, "kind").to_owned();
+        if !kind.is_empty() {
+            default_zero_to(names, "singular", kind.to_lowercase());
+            default_zero_to(names, "listKind", format!("{kind}List"));
+        }
+        for version in items_mut(spec, "versions") {
+            if let Some(schema) = version.pointer_mut("/schema/openAPIV3Schema") {
+                clean_schemas(schema);
+            }
+        }
+        if texts(get(object, "status"), "storedVersions").next().is_none() {
+            note_storage_version(object);
+        }
+    }
+
+    fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
+        object["status"] = json!({});
+        note_storage_version(object);
+    }
+
+    fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
+        prepare_update_by_default(context, new, old);
+        if context.subresource.is_empty() {
+            note_storage_version(new);
+        }
+    }
+
+    fn counts_generation(&self) -> bool {
+        true
+    }
+
+    fn name_rule(&self) -> NameRule {
+        NameRule::Subdomain
+    }
+
+    fn checks_finalizers(&self) -> bool {
+        false
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        validate::created(object)
+    }
+
+    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+        if context.subresource == "status" { validate::status(new) } else { validate::updated(new, old) }
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        validate::format_warnings(object, old)
+    }
+
+    fn unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn begins_deletion(&self, object: &Value, now: Timestamp) -> Option<Value> {
+        let metadata = get(object, "metadata");
+        if !get(metadata, "deletionTimestamp").is_null() {
+            return None;
+        }
+        let mut new = object.clone();
+        let mut finalizers: Vec<String> = texts(metadata, "finalizers").map(Into::into).collect();
+        if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
+            finalizers.push(FINALIZER.into());
+        }
+        new["metadata"]["deletionTimestamp"] = json!(now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+        new["metadata"]["finalizers"] = json!(finalizers);
+        let why = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
+        conditions::set(&mut new, conditions::TERMINATING, "True", "InstanceDeletionPending", why, now);
+        Some(new)
+    }
+
+    fn columns(&self) -> &[Column] {
+        NAME_AND_CREATED
+    }
+
+    fn cells(&self, object: &Value, _: Timestamp) -> Vec<Value> {
+        name_and_created(object)
+    }
+}

@@ -1,0 +1,157 @@
+//! Objects within objects: their kind, version and metadata are checked as those of any object are.
+
+use machinery_api::schema::metadata_in_place;
+use serde_json::{Map, Value};
+
+use super::compile::Schema;
+use crate::field::{ErrorList, FieldError, Path};
+use crate::{metadata, rules};
+
+/// Brings the metadata of embedded objects into its form; the paths of what it doesn't know. `drop`: what is malformed
+/// is taken away (of objects that were stored before it was checked), else it is an error.
+pub(crate) fn coerce(object: &mut Value, schema: &Schema, drop: bool) -> Result<Vec<String>, String> {
+    let mut taken = Vec::new();
+    if schema.has.embedded {
+        walk(object, schema, &mut String::new(), drop, &mut taken)?;
+        taken.sort();
+    }
+    Ok(taken)
+}
+
+fn walk(
+    value: &mut Value,
+    schema: &Schema,
+    path: &mut String,
+    drop: bool,
+    taken: &mut Vec<String>,
+) -> Result<(), String> {
+    if !schema.has.embedded {
+        return Ok(());
+    }
+    let length = path.len();
+    match value {
+        Value::Object(map) => {
+            if schema.embedded {
+                type_meta(map, path, drop)?;
+            }
+            for (key, value) in map.iter_mut() {
+                let below = schema.properties.get(key.as_str()).or_else(|| schema.additional.schema());
+                if length > 0 {
+                    path.push('.');
+                }
+                path.push_str(key);
+                if schema.embedded && key == "metadata" && value.is_object() {
+                    match metadata_in_place(value, path, drop) {
+                        Ok(unknown) => taken.extend(unknown),
+                        Err(why) => return Err(format!("{path}: Invalid value: {value}: {why}")),
+                    }
+                } else if schema.embedded && key == "metadata" && !drop {
+                    return Err(format!("{path}: Invalid value: {value}: must be an object"));
+                }
+                if let Some(below) = below {
+                    walk(value, below, path, drop, taken)?;
+                }
+                path.truncate(length);
+            }
+        }
+        Value::Array(items) => {
+            let Some(of_items) = schema.items.as_deref() else { return Ok(()) };
+            for (at, item) in items.iter_mut().enumerate() {
+                path.push_str(&format!("[{at}]"));
+                walk(item, of_items, path, drop, taken)?;
+                path.truncate(length);
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn type_meta(map: &mut Map<String, Value>, path: &str, drop: bool) -> Result<(), String> {
+    for key in ["apiVersion", "kind"] {
+        let Some(value) = map.get(key).filter(|value| !value.is_string()) else { continue };
+        if !drop {
+            let at = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+            return Err(format!("{at}: Invalid value: {value}: must be a string"));
+        }
+        map.remove(key);
+    }
+    Ok(())
+}
+
+/// What is wrong with embedded objects.
+pub(crate) fn validate(object: &Value, schema: &Schema, at: Option<&Path<'_>>, errors: &mut ErrorList) {
+    if !schema.has.embedded {
+        return;
+    }
+    match object {
+        Value::Object(map) => {
+            if let (true, Some(at)) = (schema.embedded, at) {
+                one(map, at, errors);
+            }
+            for (key, value) in map {
+                let (below, keyed) = match (schema.properties.get(key.as_str()), schema.additional.schema()) {
+                    (Some(below), _) => (below, false),
+                    (None, Some(below)) => (below, true),
+                    (None, None) => continue,
+                };
+                match at {
+                    Some(at) if keyed => validate(value, below, Some(&at.key(key)), errors),
+                    Some(at) => validate(value, below, Some(&at.child(key)), errors),
+                    None => validate(value, below, Some(&Path::root(key)), errors),
+                }
+            }
+        }
+        Value::Array(items) => {
+            if let (Some(of_items), Some(at)) = (&schema.items, at) {
+                for (i, item) in items.iter().enumerate() {
+                    validate(item, of_items, Some(&at.index(i)), errors);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What is wrong with one object, which has nothing around it.
+pub(crate) fn validate_one(object: &Value, errors: &mut ErrorList) {
+    if let Value::Object(map) = object {
+        let whole = Path::root("default");
+        one(map, &whole, errors);
+        if let Some(metadata) = map.get("metadata").filter(|metadata| !metadata.is_object()) {
+            errors.add(|| FieldError::invalid(&whole.child("metadata"), metadata.clone(), "must be an object"));
+        }
+        if let Err(why) =
+            map.get("metadata").cloned().map_or(Ok(Vec::new()), |mut m| metadata_in_place(&mut m, "", false))
+        {
+            errors.invalid(&whole.child("metadata"), "", &why);
+        }
+    }
+}
+
+fn one(map: &Map<String, Value>, at: &Path<'_>, errors: &mut ErrorList) {
+    let (version_at, kind_at) = (at.child("apiVersion"), at.child("kind"));
+    for (key, at) in [("apiVersion", &version_at), ("kind", &kind_at)] {
+        match map.get(key) {
+            None => errors.required(at, ""),
+            Some(Value::String(text)) if text.is_empty() => errors.invalid(at, "", "must not be empty"),
+            Some(Value::String(_)) => {}
+            Some(other) => errors.add(|| FieldError::invalid(at, other.clone(), "must be a string")),
+        }
+    }
+    if let Some(version) = map.get("apiVersion").and_then(Value::as_str)
+        && version.matches('/').count() > 1
+    {
+        errors.invalid(&version_at, version, &format!("unexpected GroupVersion string: {version}"));
+    }
+    if let Some(kind) = map.get("kind").and_then(Value::as_str).filter(|kind| !kind.is_empty()) {
+        let why = rules::dns_1035_label(&kind.to_lowercase());
+        if !why.is_empty() {
+            let why = format!("may have mixed case, but should otherwise match: {}", why.join(","));
+            errors.invalid(&kind_at, kind, &why);
+        }
+    }
+    if let Some(metadata) = map.get("metadata").filter(|metadata| metadata.is_object()) {
+        metadata::validate_embedded(errors, metadata, &at.child("metadata"));
+    }
+}

@@ -1,0 +1,195 @@
+//! Objects behind which no Go struct stands: of a kind whose schema came while the server runs. They are JSON as it was
+//! given, but for their metadata; what their schema doesn't know is taken away, and told to who asked for that.
+//! Wrong types are no matter of decoding here: validation finds them.
+
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use serde_json::{Map, Value};
+
+use super::budget::Budget;
+use super::built_in;
+use super::decode::{Decoded, FieldValidation, Target};
+use super::raw::Raw;
+use super::typed::{self, FINDINGS_MAX, Form, Walk};
+use super::types::{Field, Kind, Type, TypeRef, Types};
+use crate::error::{ApiError, ApiResult, Cause, Named};
+use crate::selector::go_quoted;
+
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+
+/// What a kind's own schema makes of its objects.
+pub trait Unstructured: Send + Sync + fmt::Debug {
+    /// Takes away what the schema doesn't know, and nulls that it doesn't allow. The paths of what it took, in order; an
+    /// error names metadata of an embedded object that is none.
+    fn coerce(&self, object: &mut Value) -> Result<Vec<String>, String>;
+    /// Fills in the schema's defaults.
+    fn default(&self, object: &mut Value);
+}
+
+/// Types with a single one: an object with a kind and metadata, and anything else.
+static FREE: LazyLock<Types> = LazyLock::new(|| {
+    let base = built_in().clone();
+    let metadata = base.id(OBJECT_META).expect("a built-in type");
+    let plain = |name: &'static str, kind| Field { omit_empty: true, ..Field::new(name.into(), kind) };
+    let fields =
+        vec![plain("apiVersion", Kind::String), plain("kind", Kind::String), plain("metadata", Kind::Object(metadata))];
+    let mut free = Type::object("unstructured", fields);
+    free.preserves_unknown = true;
+    let first = base.first + base.own.len() as u32;
+    Types { base: Some(base), first, own: vec![free], ..Types::default() }
+});
+
+fn free() -> TypeRef<'static> {
+    TypeRef { types: &FREE, of: &FREE.own[0] }
+}
+
+/// What came of reading: the object, and what strictness has against it.
+struct Read {
+    object: Value,
+    findings: Vec<String>,
+}
+
+/// Reads an object: its metadata by its type, the rest by `schema`; the error is Go's sentence.
+fn read(raw: Raw, schema: &dyn Unstructured, budget: &mut Budget) -> Result<Read, String> {
+    let mut findings = typed::doubled_keys(&raw);
+    let converted = typed::convert(free(), raw, Form::Sparse, budget)?;
+    let mut object = converted.object;
+    whole_numbers(&mut object);
+    let unknown = |path: &str| format!("unknown field {}", go_quoted(path));
+    findings.extend(converted.findings.into_iter().filter(|finding| finding.starts_with("unknown field")));
+    let taken = schema.coerce(&mut object)?;
+    findings.extend(taken.iter().map(|path| unknown(path)));
+    findings.truncate(FINDINGS_MAX);
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+    }
+    Ok(Read { object, findings })
+}
+
+/// Whole numbers that were written with a point are printed without one, as Go prints them.
+fn whole_numbers(value: &mut Value) {
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            if let Some(n) = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() <= EXACT_MAX) {
+                #[expect(clippy::cast_possible_truncation, reason = "whole and exact")]
+                let whole = n as i64;
+                *value = whole.into();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(map) => map.values_mut().for_each(whole_numbers),
+        _ => {}
+    }
+}
+
+/// A request's body that was opened: what it says it is has been read already.
+pub(super) fn body(
+    raw: Raw,
+    doubled: Vec<String>,
+    (kind, version): (&str, &str),
+    schema: &dyn Unstructured,
+    target: &Target<'_>,
+    budget: &mut Budget,
+) -> ApiResult<(Value, Vec<String>)> {
+    let expected = target.group_version().to_string();
+    if version != expected {
+        return Err(ApiError::BadRequest(format!(
+            "the API version in the data ({version}) does not match the expected API version ({expected})"
+        )));
+    }
+    let read = read(raw, schema, budget).map_err(ApiError::BadRequest);
+    budget.check()?;
+    let read = read?;
+    if kind != target.kind {
+        let cause = Cause {
+            reason: "FieldValueInvalid".into(),
+            message: format!("Invalid value: {}: must be {}", go_quoted(kind), target.kind),
+            field: "kind".into(),
+        };
+        let name = read.object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        return Err(ApiError::Invalid(Named::new(target.group, kind), name, vec![cause]));
+    }
+    let mut findings = doubled;
+    findings.extend(read.findings);
+    Ok((read.object, findings))
+}
+
+/// What a patch made of an object.
+pub(super) fn value(
+    object: Value,
+    schema: &dyn Unstructured,
+    target: &Target<'_>,
+    validation: FieldValidation,
+    budget: &mut Budget,
+) -> Result<Decoded, String> {
+    let expected = target.group_version().to_string();
+    let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (kind, version) = (text("kind"), text("apiVersion"));
+    if kind.is_empty() {
+        return Err(format!("Object 'Kind' is missing in '{object}'"));
+    }
+    if version != expected {
+        return Err(format!(
+            "the API version in the data ({version}) does not match the expected API version ({expected})"
+        ));
+    }
+    let read = read(Raw::from(object), schema, budget)?;
+    let warnings = match validation {
+        FieldValidation::Ignore => Vec::new(),
+        FieldValidation::Warn => read.findings,
+        FieldValidation::Strict if read.findings.is_empty() => Vec::new(),
+        FieldValidation::Strict => return Err(format!("strict decoding error: {}", read.findings.join(", "))),
+    };
+    Ok(Decoded { object: read.object, warnings })
+}
+
+/// The form that is stored and compared: what admission may have added and the schema doesn't know is taken away.
+pub(super) fn normalise(schema: &Arc<dyn Unstructured>, object: &mut Value) -> Result<(), String> {
+    if !object.is_object() {
+        *object = Value::Object(Map::new());
+    }
+    schema.coerce(object)?;
+    let metadata = built_in().by_name(OBJECT_META).expect("a built-in type");
+    let mut budget = Budget::unlimited();
+    let mut walk = Walk::new(metadata.types, Form::Full, false, &mut budget);
+    if let Some(found) = object.get_mut("metadata") {
+        walk.typed_in_place(metadata.of, found);
+    }
+    walk.failed().map_or(Ok(()), Err)
+}
+
+/// Brings the metadata of an object within an object into its form. The paths of what it doesn't know, below `path`.
+/// `drop`: fields of a wrong type go (of what was stored before they were looked at), else they are an error.
+pub fn metadata_in_place(value: &mut Value, path: &str, drop: bool) -> Result<Vec<String>, String> {
+    let of_meta = built_in().by_name(OBJECT_META).expect("a built-in type");
+    let convert = |value: Value| {
+        let mut budget = Budget::unlimited();
+        typed::convert(of_meta, Raw::from(value), Form::Sparse, &mut budget)
+    };
+    let mut unknown = Vec::new();
+    let mut told = |findings: Vec<String>| {
+        for finding in findings {
+            if let Some(key) = finding.strip_prefix("unknown field \"").and_then(|key| key.strip_suffix('"')) {
+                unknown.push(format!("{path}.{key}"));
+            }
+        }
+    };
+    match convert(value.clone()) {
+        Ok(converted) => {
+            *value = converted.object;
+            told(converted.findings);
+        }
+        Err(why) if !drop => return Err(why),
+        Err(_) => {
+            if let Value::Object(map) = value {
+                map.retain(|key, value| convert(serde_json::json!({ key.as_str(): value })).is_ok());
+            }
+            let converted = convert(value.take())?;
+            *value = converted.object;
+            told(converted.findings);
+        }
+    }
+    Ok(unknown)
+}
