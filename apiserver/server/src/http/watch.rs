@@ -254,7 +254,7 @@ impl Stream {
             Ok(object) => self.frame(seen.kind, &object),
             Err(error) => {
                 self.over = true;
-                error_frame(&error)
+                error_frame(self.lens.media, &error)
             }
         }
     }
@@ -358,7 +358,7 @@ fn plain_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
 fn protobuf_frame(lens: &Lens, kind: Kind, cached: &Cached) -> Bytes {
     let row = &lens.row;
     let value = cached.value();
-    let value = if row.stored_as.is_none() { value } else { row.strategy.read_storage_version(value) };
+    let value = if row.shows_stored() { value } else { row.strategy.read_storage_version(value) };
     let value = if lens.managed { fields::shown(value, cached.managers()) } else { value };
     let shown = match lens.transform {
         Some(Transform::Metadata(version) | Transform::MetadataList(version)) => {
