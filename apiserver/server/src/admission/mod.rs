@@ -6,6 +6,7 @@
 //! for those that don't. It may add conditions and writes to the transaction that stores the object.
 
 mod certificates;
+mod default_classes;
 mod default_tolerations;
 mod device_admin_access;
 mod escalation;
@@ -15,10 +16,12 @@ mod namespace_lifecycle;
 mod node_restriction;
 mod pod_resize;
 mod pod_security;
+mod pod_topology_labels;
 mod priority;
 mod resource_quota;
 mod runtime_class;
 mod service_account;
+mod storage;
 mod taint_nodes;
 mod webhooks;
 
@@ -234,10 +237,15 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &pod_security::PodSecurity,
     &priority::PLUGIN,
     &default_tolerations::PLUGIN,
+    &default_classes::STORAGE,
+    &storage::PROTECTION,
+    &storage::RESIZE,
     &runtime_class::PLUGIN,
     &certificates::CertificateApproval,
     &certificates::CertificateSigning,
     &certificates::CertificateSubjectRestriction,
+    &default_classes::INGRESS,
+    &pod_topology_labels::PLUGIN,
     &pod_resize::PLUGIN,
     &device_admin_access::PLUGIN,
     &escalation::Escalation,

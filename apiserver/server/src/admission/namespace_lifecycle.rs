@@ -30,7 +30,8 @@ fn admit(context: &Context<'_>, object: &Value, txn: &mut Txn) -> ApiResult<()> 
     }
     // Access reviews must not tell which namespaces there are.
     let review = request.group == "authorization.k8s.io" && request.resource == "localsubjectaccessreviews";
-    if request.namespace.is_empty() || request.operation == Operation::Delete || review {
+    let changes = matches!(request.operation, Operation::Create | Operation::Update);
+    if request.namespace.is_empty() || !changes || review {
         return Ok(());
     }
     let Some(namespace) = context.objects.get("", "namespaces", "", request.namespace) else {

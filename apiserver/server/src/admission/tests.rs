@@ -280,3 +280,79 @@ fn new_nodes_are_not_ready() {
     let node = world.create("nodes", "", json!({"metadata": {"name": "n"}})).unwrap();
     assert_eq!(node["spec"]["taints"], json!([{"effect": "NoSchedule", "key": "node.kubernetes.io/not-ready"}]));
 }
+
+#[test]
+fn who_names_no_class_gets_the_newest_default() {
+    let world = world();
+    let class = |name: &str, made: &str, mark: &str| json!({"metadata": {"name": name, "creationTimestamp": made, "annotations": {(mark): "true"}}});
+    let storage = "storageclass.kubernetes.io/is-default-class";
+    for (name, made) in [("old", "2025-01-01T00:00:00Z"), ("b", "2026-01-01T00:00:00Z"), ("a", "2026-01-01T00:00:00Z")]
+    {
+        world.map.put("storage.k8s.io", "storageclasses", class(name, made, storage));
+    }
+    world.map.put(
+        "networking.k8s.io",
+        "ingressclasses",
+        class("front", "", "ingressclass.kubernetes.io/is-default-class"),
+    );
+    let claim =
+        |spec: Value| world.create("persistentvolumeclaims", "ns", json!({"metadata": {"name": "c"}, "spec": spec}));
+    let made = claim(json!({})).unwrap();
+    assert_eq!(made["spec"]["storageClassName"], "a");
+    assert_eq!(made["metadata"]["finalizers"], json!(["kubernetes.io/pvc-protection"]));
+    assert_eq!(claim(json!({"storageClassName": ""})).unwrap()["spec"]["storageClassName"], "", "none is a wish, too");
+    let user = UserInfo::default();
+    let ingress = |object: Value| {
+        let request =
+            Request { group: "networking.k8s.io", ..request(&user, "ingresses", Operation::Create, "ns", "") };
+        let mut object = object;
+        world.run(&request, &mut object, None).map(|()| object)
+    };
+    assert_eq!(ingress(json!({"metadata": {}})).unwrap()["spec"]["ingressClassName"], "front");
+    let old = json!({"metadata": {"annotations": {"kubernetes.io/ingress.class": "x"}}});
+    assert!(ingress(old).unwrap()["spec"]["ingressClassName"].is_null());
+}
+
+#[test]
+fn claims_grow_where_their_class_lets_them() {
+    let world = world();
+    let class = |name: &str, grows: bool| json!({"metadata": {"name": name}, "allowVolumeExpansion": grows});
+    world.map.put("storage.k8s.io", "storageclasses", class("grows", true));
+    world.map.put("storage.k8s.io", "storageclasses", class("stays", false));
+    let claim = |class: &str, size: &str, phase: &str| {
+        json!({"metadata": {"name": "c"}, "status": {"phase": phase},
+            "spec": {"storageClassName": class, "resources": {"requests": {"storage": size}}}})
+    };
+    let user = UserInfo::default();
+    let update = |class: &str, from: &str, to: &str, phase: &str| {
+        let request = request(&user, "persistentvolumeclaims", Operation::Update, "ns", "c");
+        world.run(&request, &mut claim(class, to, phase), Some(&claim(class, from, phase)))
+    };
+    update("grows", "1Gi", "2Gi", "Bound").unwrap();
+    update("stays", "2Gi", "1Gi", "Bound").unwrap();
+    let why = "persistentvolumeclaims \"c\" is forbidden: ";
+    assert_eq!(
+        update("grows", "1Gi", "2Gi", "Pending").unwrap_err(),
+        format!("{why}Only bound persistent volume claims can be expanded")
+    );
+    let refused = update("stays", "1Gi", "2Gi", "Bound").unwrap_err();
+    assert_eq!(
+        refused,
+        format!(
+            "{why}only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must \
+                 support resize"
+        )
+    );
+}
+
+#[test]
+fn pods_know_the_zone_of_their_node() {
+    let world = world();
+    let labels = json!({"topology.kubernetes.io/zone": "z", "other": "o"});
+    world.map.put("", "nodes", json!({"metadata": {"name": "n", "labels": labels}}));
+    let user = UserInfo::default();
+    let request = Request { subresource: "binding", ..request(&user, "pods", Operation::Create, "ns", "p") };
+    let mut binding = json!({"target": {"kind": "Node", "name": "n"}});
+    world.run(&request, &mut binding, None).unwrap();
+    assert_eq!(binding["metadata"]["labels"], json!({"topology.kubernetes.io/zone": "z"}));
+}

@@ -12,9 +12,9 @@ use http_body_util::Empty;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use machinery_api::error::Named;
-use machinery_api::{ApiError, names};
+use machinery_api::{ApiError, GroupVersion, names};
 use machinery_streaming::websocket::{self, upgrade_of};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{RequestContext, RequestHandler, attributes, exact_fields};
@@ -42,6 +42,46 @@ const HANDSHAKE: [HeaderName; 8] = [
     HeaderName::from_static("x-stream-protocol-version"),
     HeaderName::from_static("x-accepted-stream-protocol-versions"),
 ];
+
+/// The options of a connection as admission sees them: an object of the kind that the subresource takes.
+fn options(call: &RequestScope<'_>, query: &Query) -> Value {
+    let (group, version, kind) = call.subresource.and_then(|subresource| subresource.body).unwrap_or_default();
+    let api_version = GroupVersion { group, version }.to_string();
+    let mut options = json!({"kind": kind, "apiVersion": api_version});
+    for field in ["stdin", "stdout", "stderr", "tty"] {
+        if query.flag(field) == Some(true) {
+            options[field] = json!(true);
+        }
+    }
+    for field in ["container", "path"] {
+        if !query.text(field).is_empty() {
+            options[field] = json!(query.text(field));
+        }
+    }
+    let command: Vec<&str> = query.all("command").collect();
+    let ports: Vec<i64> = query.all("ports").filter_map(|port| port.parse().ok()).collect();
+    if !command.is_empty() {
+        options["command"] = json!(command);
+    }
+    if !ports.is_empty() {
+        options["ports"] = json!(ports);
+    }
+    options
+}
+
+impl RequestHandler {
+    /// Asks admission whether the connection may be made.
+    pub(super) async fn admit_connect(
+        &self,
+        asking: &mut RequestContext<'_>,
+        call: &mut RequestScope<'_>,
+    ) -> Result<(), ApiError> {
+        let options = options(call, asking.asked.query);
+        let admitted = self.deps.registry.admit_connect(call, options).await;
+        asking.warnings.append(&mut call.warnings);
+        admitted
+    }
+}
 
 /// What an upgrade needs of the client's connection.
 #[derive(Debug, Default)]

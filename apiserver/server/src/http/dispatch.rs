@@ -74,8 +74,14 @@ impl RequestHandler {
         };
         match what {
             Some(SubresourceKind::Log) => return self.logs(asking, &call).await,
-            Some(SubresourceKind::Connect) => return self.connect(asking, &call).await,
-            Some(SubresourceKind::Proxy(to)) => return self.proxy(asking, &call, to, body).await,
+            Some(SubresourceKind::Connect) => {
+                self.admit_connect(asking, &mut call).await?;
+                return self.connect(asking, &call).await;
+            }
+            Some(SubresourceKind::Proxy(to)) => {
+                self.admit_connect(asking, &mut call).await?;
+                return self.proxy(asking, &call, to, body).await;
+            }
             _ => {}
         }
         let form = form?;

@@ -276,7 +276,22 @@ impl Registry {
         object: &mut Value,
         options: &WriteOptions,
     ) -> Result<(), ApiError> {
-        let request = call.request(Operation::Create, call.name, Options::Write(options));
+        self.admit(call, Operation::Create, object, options).await
+    }
+
+    /// Admission of a connection to an object: exec, attach, port-forward, proxy.
+    pub async fn admit_connect(&self, call: &mut RequestScope<'_>, mut options: Value) -> Result<(), ApiError> {
+        self.admit(call, Operation::Connect, &mut options, &WriteOptions::default()).await
+    }
+
+    async fn admit(
+        &self,
+        call: &mut RequestScope<'_>,
+        operation: Operation,
+        object: &mut Value,
+        options: &WriteOptions,
+    ) -> Result<(), ApiError> {
+        let request = call.request(operation, call.name, Options::Write(options));
         let mut effects = Effects::default();
         // No transaction checks what is decided from.
         self.newest().await?;

@@ -81,6 +81,9 @@ fn user(request: &Request<'_>) -> Value {
 }
 
 fn options(request: &Request<'_>) -> Value {
+    if request.operation == Operation::Connect {
+        return Value::Null;
+    }
     let mut options = match request.options {
         Options::Write(options) => write_options(request.operation, options),
         Options::Delete(options) => delete_options(options),
