@@ -23,6 +23,7 @@ mod resourcequota;
 mod root_ca;
 mod serviceaccount;
 mod serviceaccount_token;
+mod storage_protection;
 #[cfg(test)]
 mod table_tests;
 mod taint_eviction;
@@ -66,6 +67,9 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     root_ca::CONTROLLER,
     serviceaccount::CONTROLLER,
     serviceaccount_token::CONTROLLER,
+    storage_protection::CLAIMS,
+    storage_protection::CLASSES,
+    storage_protection::VOLUMES,
     taint_eviction::CONTROLLER,
     token_cleaner::CONTROLLER,
     ttl_after_finished::CONTROLLER,

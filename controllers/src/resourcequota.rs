@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{ResourceQuota, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, ResourceQuota, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use machinery_api::ObjectKey;
 use machinery_api::quantity::Quantity;
@@ -27,6 +27,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
         Input::of::<ResourceQuota>(of_quota),
         Input::of::<Pod>(of_pod),
         Input::of::<Service>(of_service),
+        Input::of::<PersistentVolumeClaim>(of_claim),
         Input::everything(of_any),
     ],
     reconcile,
@@ -67,6 +68,14 @@ fn of_service(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
         return Vec::new();
     };
     if before.spec == after.spec { Vec::new() } else { quotas(view, &change.key.namespace) }
+}
+
+fn of_claim(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let parts = |claim: &PersistentVolumeClaim| (claim.spec.clone(), claim.status.clone());
+    match (change.before::<PersistentVolumeClaim>(), change.after::<PersistentVolumeClaim>()) {
+        (Some(before), Some(after)) if parts(before) != parts(after) => quotas(view, &change.key.namespace),
+        _ => Vec::new(),
+    }
 }
 
 /// An object that went.

@@ -84,6 +84,12 @@ const CLUSTER: &str = r#"
 ---
 {apiVersion: v1, kind: ConfigMap, metadata: {name: left, namespace: gone}}
 ---
+{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: c, namespace: a}}
+---
+{apiVersion: v1, kind: PersistentVolume, metadata: {name: v}}
+---
+{apiVersion: storage.k8s.io/v1, kind: VolumeAttributesClass, metadata: {name: c}, driverName: d}
+---
 {apiVersion: v1, kind: ResourceQuota, metadata: {name: q, namespace: a}, spec: {hard: {pods: "9"}}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: left, namespace: gone}}

@@ -194,10 +194,19 @@ pub struct Resources {
 pub struct Volume {
     /// It is a claim's.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub persistent_volume_claim: Option<Present>,
+    pub persistent_volume_claim: Option<ClaimSource>,
     /// A claim is made for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<Present>,
+}
+
+/// The claim of a volume.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ClaimSource {
+    /// Its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claim_name: Option<String>,
 }
 
 /// An object of which only matters that it is there.

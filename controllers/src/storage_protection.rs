@@ -1,0 +1,179 @@
+//! `persistentvolumeclaim-protection-controller`, `persistentvolume-protection-controller` and
+//! `volumeattributesclass-protection-controller`: what admission holds by a finalizer goes when nobody uses it.
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use machinery_api::ObjectKey;
+use machinery_client::driver::own_key;
+use machinery_client::{Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, key_of, value_of};
+use serde_json::json;
+
+use crate::{Settings, pods};
+
+const CLAIM: &str = "kubernetes.io/pvc-protection";
+const VOLUME: &str = "kubernetes.io/pv-protection";
+const CLASS: &str = "kubernetes.io/vac-protection";
+
+pub(crate) const CLAIMS: Controller<Settings> = Controller {
+    name: "persistentvolumeclaim-protection-controller",
+    account: "pvc-protection-controller",
+    workers: 1,
+    inputs: &[Input::of::<PersistentVolumeClaim>(own_key), Input::of::<Pod>(claims_of)],
+    reconcile: claim,
+};
+
+pub(crate) const VOLUMES: Controller<Settings> = Controller {
+    name: "persistentvolume-protection-controller",
+    account: "pv-protection-controller",
+    workers: 1,
+    inputs: &[Input::of::<PersistentVolume>(own_key)],
+    reconcile: volume,
+};
+
+pub(crate) const CLASSES: Controller<Settings> = Controller {
+    name: "volumeattributesclass-protection-controller",
+    account: "volumeattributesclass-protection-controller",
+    workers: 1,
+    inputs: &[
+        Input::of::<VolumeAttributesClass>(own_key),
+        Input::of::<PersistentVolumeClaim>(classes),
+        Input::of::<PersistentVolume>(classes),
+    ],
+    reconcile: class,
+};
+
+/// The names of the claims that a pod uses.
+fn claim_names(pod: &Pod) -> impl Iterator<Item = &str> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.shape.volumes.iter().flatten());
+    volumes.filter_map(|volume| volume.persistent_volume_claim.as_ref()?.claim_name.as_deref())
+}
+
+/// Those that a pod may have used until now.
+fn claims_of(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let ended = change.after::<Pod>().is_none_or(pods::is_terminal);
+    let Some(pod) = change.latest::<Pod>().filter(|_| ended) else { return Vec::new() };
+    claim_names(pod).map(|name| ObjectKey::new(&*change.key.namespace, name)).collect()
+}
+
+/// All classes that are going: few are.
+fn classes(view: &ObjectCache, _: &Change) -> Vec<ObjectKey> {
+    let going = view.all::<VolumeAttributesClass>().filter(|class| class.metadata.deletion_timestamp.is_some());
+    going.map(|class| key_of(&class.metadata)).collect()
+}
+
+/// Whether only this finalizer's owner decides when it goes.
+fn waits(metadata: &ObjectMeta, finalizer: &str) -> bool {
+    metadata.deletion_timestamp.is_some() && metadata.finalizers.iter().flatten().any(|one| one == finalizer)
+}
+
+/// Lets an object go, as far as this finalizer holds it.
+fn release<K: machinery_client::Typed>(object: &K, finalizer: &str) -> Plan
+where
+    K::Scope: machinery_client::Scope,
+{
+    let left: Vec<&String> = object.metadata().finalizers.iter().flatten().filter(|one| *one != finalizer).collect();
+    let mut value = value_of(object);
+    value["metadata"]["finalizers"] = json!(left);
+    vec![Action::Update { kind: Kind::of::<K>(), object: value, subresource: None }].into()
+}
+
+fn claim(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+    let claim = view.get::<PersistentVolumeClaim>(key).filter(|claim| waits(&claim.metadata, CLAIM));
+    let Some(claim) = claim else { return Plan::nothing() };
+    let uses = |pod: &&Pod| !pods::is_terminal(pod) && claim_names(pod).any(|name| name == key.name);
+    if view.list::<Pod>(&key.namespace).any(|pod| uses(&pod)) { Plan::nothing() } else { release(claim, CLAIM) }
+}
+
+fn volume(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+    let volume = view.get::<PersistentVolume>(key).filter(|volume| waits(&volume.metadata, VOLUME));
+    let Some(volume) = volume else { return Plan::nothing() };
+    let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
+    if phase == Some("Bound") { Plan::nothing() } else { release(volume, VOLUME) }
+}
+
+fn class(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+    let class = view.get::<VolumeAttributesClass>(key).filter(|class| waits(&class.metadata, CLASS));
+    let Some(class) = class else { return Plan::nothing() };
+    let is = |name: Option<&String>| name == Some(&key.name);
+    let claims = view.all::<PersistentVolumeClaim>().any(|claim| {
+        let status = claim.status.as_ref();
+        let target = status.and_then(|status| status.modify_volume_status.as_ref());
+        is(claim.spec.as_ref().and_then(|spec| spec.volume_attributes_class_name.as_ref()))
+            || is(status.and_then(|status| status.current_volume_attributes_class_name.as_ref()))
+            || is(target.and_then(|target| target.target_volume_attributes_class_name.as_ref()))
+    });
+    let of_volume = |volume: &PersistentVolume| {
+        is(volume.spec.as_ref().and_then(|spec| spec.volume_attributes_class_name.as_ref()))
+    };
+    let used = claims || view.all::<PersistentVolume>().any(of_volume);
+    if used { Plan::nothing() } else { release(class, CLASS) }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::table_tests::{decide, objects, start};
+    use machinery_api::ObjectKey;
+
+    const GOING: &str = r#"
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: used, namespace: a, deletionTimestamp: "2025-12-31T23:00:00Z", finalizers: [kubernetes.io/pvc-protection]}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: free, namespace: a, deletionTimestamp: "2025-12-31T23:00:00Z", finalizers: [x/y, kubernetes.io/pvc-protection]}
+spec: {volumeAttributesClassName: gold}
+---
+{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: stays, namespace: a, finalizers: [kubernetes.io/pvc-protection]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: a}
+spec: {containers: [], volumes: [{name: v, persistentVolumeClaim: {claimName: used}}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: over, namespace: a}
+spec: {containers: [], volumes: [{name: v, persistentVolumeClaim: {claimName: free}}]}
+status: {phase: Succeeded}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: bound, deletionTimestamp: "2025-12-31T23:00:00Z", finalizers: [kubernetes.io/pv-protection]}
+status: {phase: Bound}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: released, deletionTimestamp: "2025-12-31T23:00:00Z", finalizers: [kubernetes.io/pv-protection]}
+status: {phase: Released}
+---
+apiVersion: storage.k8s.io/v1
+kind: VolumeAttributesClass
+driverName: d
+metadata: {name: gold, deletionTimestamp: "2025-12-31T23:00:00Z", finalizers: [kubernetes.io/vac-protection]}
+---
+apiVersion: storage.k8s.io/v1
+kind: VolumeAttributesClass
+driverName: d
+metadata: {name: tin, deletionTimestamp: "2025-12-31T23:00:00Z", finalizers: [kubernetes.io/vac-protection]}
+"#;
+
+    #[test]
+    fn what_nobody_uses_goes() {
+        let simulation = crate::simulation(start(), objects(GOING.trim()));
+        let lets_go = |controller: &str, key: ObjectKey| {
+            let plan = decide(&format!("{controller}-protection-controller"), &simulation, &key);
+            !plan.actions.is_empty()
+        };
+        for (name, goes) in [("used", false), ("free", true), ("stays", false)] {
+            assert_eq!(lets_go("persistentvolumeclaim", ObjectKey::new("a", name)), goes, "{name}");
+        }
+        for (name, goes) in [("bound", false), ("released", true)] {
+            assert_eq!(lets_go("persistentvolume", ObjectKey::cluster(name)), goes, "{name}");
+        }
+        for (name, goes) in [("gold", false), ("tin", true)] {
+            assert_eq!(lets_go("volumeattributesclass", ObjectKey::cluster(name)), goes, "{name}");
+        }
+    }
+}
