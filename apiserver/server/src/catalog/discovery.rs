@@ -45,6 +45,39 @@ fn group_version(group: &str, version: &str) -> String {
     GroupVersion { group, version }.to_string()
 }
 
+/// Upstream's groups in the order of their priorities, core first. A client that finds a kind in several takes the first.
+const ORDER: [&str; 21] = [
+    "",
+    "apiregistration.k8s.io",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "resource.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+];
+
+/// Where a group stands: those that came while the server ran are last, by name.
+fn place(group: &str) -> (usize, &str) {
+    match ORDER.iter().position(|known| *known == group) {
+        Some(at) => (at, ""),
+        None => (ORDER.len(), group),
+    }
+}
+
 impl Discovery {
     /// Of all that is served; `address` is where clients reach the server (`host:port`).
     #[must_use]
@@ -62,6 +95,7 @@ impl Discovery {
             });
             versions[at].rows.push(row.clone());
         }
+        groups.sort_by(|a, b| place(&a.name).cmp(&place(&b.name)));
         for version in groups.iter_mut().flat_map(|g| &mut g.versions) {
             version.rows.sort_by(|a, b| a.plural.cmp(&b.plural));
         }

@@ -364,3 +364,14 @@ async fn a_resource_comes_and_goes_on_a_running_server() {
     assert_eq!(server.get(&format!("{WIDGETS}/w")).await.1["data"]["color"], "red");
     assert_eq!(server.aggregated().await.0, tag);
 }
+
+#[test]
+fn groups_stand_in_the_order_of_upstreams_priorities() {
+    let groups = built_in().discovery().groups();
+    let names: Vec<&str> =
+        groups["groups"].as_array().unwrap().iter().filter_map(|group| group["name"].as_str()).collect();
+    let at = |name: &str| names.iter().position(|known| *known == name).unwrap();
+    assert_eq!(names[..3], ["apiregistration.k8s.io", "apps", "events.k8s.io"]);
+    assert!(at("batch") < at("networking.k8s.io") && at("storage.k8s.io") < at("coordination.k8s.io"));
+    assert_eq!(names.last(), Some(&"flowcontrol.apiserver.k8s.io"));
+}
