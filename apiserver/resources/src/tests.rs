@@ -318,3 +318,29 @@ fn ephemeral_containers_are_added_and_stay_as_they_are() {
     let refused = updated(row, "", looked_at.clone(), &object);
     assert!(!refused.is_empty(), "by that subresource alone");
 }
+
+/// As upstream's OpenAPI says of them.
+#[test]
+fn some_deletes_answer_the_object() {
+    const ANSWERED: [&str; 16] = [
+        "csidrivers",
+        "csinodes",
+        "deviceclasses",
+        "persistentvolumeclaims",
+        "persistentvolumes",
+        "pods",
+        "podtemplates",
+        "resourceclaims",
+        "resourceclaimtemplates",
+        "resourcequotas",
+        "resourceslices",
+        "serviceaccounts",
+        "services",
+        "storageclasses",
+        "volumeattachments",
+        "volumeattributesclasses",
+    ];
+    for row in RESOURCES {
+        assert_eq!(row.strategy.delete_answers_object(), ANSWERED.contains(&row.plural), "{}", row.plural);
+    }
+}

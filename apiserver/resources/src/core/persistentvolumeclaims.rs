@@ -215,6 +215,10 @@ fn status(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for PersistentVolumeClaim {
+    fn delete_answers_object(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         default_to(spec_of(object), "volumeMode", "Filesystem");
         default_zero_to(object_mut(object, "status"), "phase", "Pending");

@@ -377,6 +377,10 @@ fn changes(errors: &mut ErrorList, new: &Value, old: &Value) {
 }
 
 impl Strategy for PersistentVolume {
+    fn delete_answers_object(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         let spec = spec_of(object);
         default_zero_to(spec, "persistentVolumeReclaimPolicy", "Retain");

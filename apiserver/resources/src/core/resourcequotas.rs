@@ -178,6 +178,10 @@ fn status(errors: &mut ErrorList, status: &Value) {
 }
 
 impl Strategy for ResourceQuota {
+    fn delete_answers_object(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         object_mut(object, "spec");
         object_mut(object, "status");

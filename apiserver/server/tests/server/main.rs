@@ -8,6 +8,7 @@ mod evictions;
 mod pages;
 mod quota;
 mod webhooks;
+mod wire;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
