@@ -3,6 +3,7 @@
 //! Everything else in this crate is generic over a [`Row`]: routes, discovery, OpenAPI, storage prefixes, subresources,
 //! printer columns, defaulting, validation, and which verbs exist.
 
+pub use admissionregistration::expressions;
 pub use core::services::allocate;
 pub use policy::evictions;
 mod admissionregistration;
@@ -338,6 +339,10 @@ pub static RESOURCES: &[&Row] = &[
     &core::serviceaccounts::ROW,
     &core::services::ROW,
     &apiregistration::apiservices::ROW,
+    &admissionregistration::mutating::POLICY,
+    &admissionregistration::mutating::BINDING,
+    &admissionregistration::validating::POLICY,
+    &admissionregistration::validating::BINDING,
     &admissionregistration::webhooks::MUTATING,
     &admissionregistration::webhooks::VALIDATING,
     &apiextensions::definitions::ROW,

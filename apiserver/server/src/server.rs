@@ -127,6 +127,7 @@ impl Apiserver {
         let reach: Arc<dyn Reach> = Arc::new(Services { objects: objects_of_services, kubelets, env: env.clone() });
         let admission = Chain::new(env, authorizer.clone())
             .with_toleration_seconds(config.toleration_seconds)
+            .with_policies(&served)
             .with_webhooks(&served, &reach);
         let authenticator = Arc::new(Authenticator::new(env, config.signing_key).with(chains.authenticators));
         let registry = Registry {

@@ -97,6 +97,15 @@ impl<'d> Activation<'d> {
         self.lazy.push(Lazy { name: name.into(), code: program.code.clone(), value: OnceCell::new() });
     }
 
+    /// Adds a field of `variables` that nobody can have: asking for it is an error.
+    pub fn failed_variable(&mut self, name: &str, why: &str) {
+        if self.lazy.is_empty() {
+            self.set("variables", Value::Variables);
+        }
+        let value = OnceCell::from(Err(EvalError::new(why.to_owned())));
+        self.lazy.push(Lazy { name: name.into(), code: Arc::default(), value });
+    }
+
     fn lazy_value(&self, name: &str, meter: &mut Meter<'_>) -> Option<Res<Value<'d>>> {
         let lazy = self.lazy.iter().find(|lazy| *lazy.name == *name)?;
         if let Some(known) = lazy.value.get() {

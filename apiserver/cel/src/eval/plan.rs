@@ -15,7 +15,7 @@ use crate::value::{Key, Map, Text, Value};
 /// The place of an operation.
 pub(super) type At = u32;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Code {
     pub(super) ops: Vec<Op>,
     pub(super) root: At,

@@ -1,5 +1,9 @@
 //! admissionregistration.k8s.io: who is asked about what is written.
 
 pub(crate) mod client;
+mod constraints;
+pub mod expressions;
 pub(crate) mod matching;
+pub(crate) mod mutating;
+pub(crate) mod validating;
 pub(crate) mod webhooks;

@@ -17,6 +17,7 @@ mod node_restriction;
 mod pod_resize;
 mod pod_security;
 mod pod_topology_labels;
+mod policies;
 mod priority;
 mod resource_quota;
 mod runtime_class;
@@ -260,6 +261,7 @@ pub struct Chain {
     /// Called after the built-in ones.
     more: Vec<Arc<dyn Plugin>>,
     /// Called after those.
+    policies: Vec<Arc<dyn Plugin>>,
     webhooks: Vec<Arc<dyn Plugin>>,
     /// Called last.
     quota: Arc<resource_quota::ResourceQuota>,
@@ -274,6 +276,7 @@ impl Chain {
             authorizer,
             toleration_seconds: default_tolerations::SECONDS,
             more: Vec::new(),
+            policies: Vec::new(),
             webhooks: Vec::new(),
             quota: Arc::default(),
         }
@@ -283,6 +286,14 @@ impl Chain {
     #[must_use]
     pub fn with_toleration_seconds(self, toleration_seconds: i64) -> Self {
         Self { toleration_seconds, ..self }
+    }
+
+    /// The same with policies about what is served.
+    #[must_use]
+    pub fn with_policies(self, served: &Arc<Served>) -> Self {
+        let (mutating, validating) =
+            (policies::Mutating::new(served.clone()), policies::Validating::new(served.clone()));
+        Self { policies: vec![Arc::new(mutating), Arc::new(validating)], ..self }
     }
 
     /// The same with webhooks about what is served, reached by URL and through the cluster's Services.
@@ -302,7 +313,7 @@ impl Chain {
 
     fn plugins(&self) -> impl Iterator<Item = &dyn Plugin> {
         let last: &dyn Plugin = &*self.quota;
-        let added = self.more.iter().chain(&self.webhooks).map(|plugin| &**plugin);
+        let added = self.more.iter().chain(&self.policies).chain(&self.webhooks).map(|plugin| &**plugin);
         PLUGINS.iter().copied().chain(added).chain([last])
     }
 

@@ -1,0 +1,233 @@
+//! What policies and their bindings have in common: which requests they are about, and parameters.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::expressions::{BOOL, Compiler};
+use super::matching;
+use crate::field::{ErrorList, Path};
+use crate::metadata::label_selector;
+use crate::read::{default_to, get, has, items, object_mut, text, texts};
+use crate::rules;
+
+/// What `matchConstraints` and `matchResources` leave open.
+pub(super) fn default_match(of: &mut Value, key: &str) {
+    if !has(of, key) {
+        return;
+    }
+    let matching = object_mut(of, key);
+    default_to(matching, "matchPolicy", "Equivalent");
+    for selector in ["namespaceSelector", "objectSelector"] {
+        default_to(matching, selector, json!({}));
+    }
+    matching::default_rules(matching, "resourceRules");
+    matching::default_rules(matching, "excludeResourceRules");
+}
+
+pub(super) fn validate_match(errors: &mut ErrorList, matching: &Value, path: &Path<'_>) {
+    if matching.is_null() {
+        return;
+    }
+    one_of(errors, matching, "matchPolicy", &["Equivalent", "Exact"], path);
+    for selector in ["namespaceSelector", "objectSelector"] {
+        label_selector(errors, get(matching, selector), &path.child(selector));
+    }
+    for key in ["resourceRules", "excludeResourceRules"] {
+        let list = path.child(key);
+        for (index, rule) in items(matching, key).iter().enumerate() {
+            resource_names(errors, rule, &list.index(index));
+        }
+        matching::validate_rules(errors, matching, key, true, path);
+    }
+}
+
+/// A field that has one of some values, and has to be there.
+pub(super) fn one_of(errors: &mut ErrorList, of: &Value, key: &str, known: &[&str], path: &Path<'_>) {
+    let given = text(of, key);
+    if !has(of, key) || given.is_empty() {
+        errors.required(&path.child(key), "");
+    } else if !known.contains(&given) {
+        errors.not_supported(&path.child(key), given, known);
+    }
+}
+
+fn resource_names(errors: &mut ErrorList, rule: &Value, path: &Path<'_>) {
+    let list = path.child("resourceNames");
+    let mut seen = BTreeSet::new();
+    for (index, name) in texts(rule, "resourceNames").enumerate() {
+        errors.invalid_each(&list.index(index), name, rules::path_segment(name, false));
+        if !seen.insert(name) {
+            errors.duplicate(&list.index(index), name);
+        }
+    }
+}
+
+/// What changes an object sees creates and updates only.
+pub(super) fn validate_mutable(errors: &mut ErrorList, matching: &Value, path: &Path<'_>) {
+    let rules = path.child("resourceRules");
+    let at = rules.child("operations");
+    for rule in items(matching, "resourceRules") {
+        for operation in texts(rule, "operations").filter(|operation| !matches!(*operation, "CREATE" | "UPDATE")) {
+            errors.not_supported(&at, operation, &["CREATE", "UPDATE"]);
+        }
+    }
+}
+
+/// `matchConstraints`, which are to name something.
+pub(super) fn validate_constraints(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
+    let at = path.child("matchConstraints");
+    if !has(spec, "matchConstraints") {
+        return errors.required(&at, "");
+    }
+    let matching = get(spec, "matchConstraints");
+    validate_match(errors, matching, &at);
+    if items(matching, "resourceRules").is_empty() {
+        errors.required(&at.child("resourceRules"), "");
+    }
+}
+
+pub(super) fn validate_param_kind(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
+    if !has(spec, "paramKind") {
+        return;
+    }
+    let (kind, at) = (get(spec, "paramKind"), path.child("paramKind"));
+    let (version, at_version) = (text(kind, "apiVersion"), at.child("apiVersion"));
+    let parts: Vec<&str> = version.split('/').collect();
+    match parts.as_slice() {
+        [""] => errors.required(&at_version, ""),
+        [version] => errors.invalid_each(&at_version, version, joined(rules::dns_1035_label(version))),
+        [group, version] => {
+            if !group.is_empty() {
+                errors.invalid_each(&at_version, group, joined(rules::dns_subdomain(group)));
+            }
+            match version.is_empty() {
+                true => errors.invalid(&at_version, text(kind, "apiVersion"), "version must be specified"),
+                false => errors.invalid_each(&at_version, version, joined(rules::dns_1035_label(version))),
+            }
+        }
+        _ => errors.invalid(&at_version, version, &format!("unexpected GroupVersion string: {version}")),
+    }
+    let (name, at_kind) = (text(kind, "kind"), at.child("kind"));
+    let wrong = rules::dns_1035_label(&name.to_lowercase());
+    if name.is_empty() {
+        errors.required(&at_kind, "");
+    } else if !wrong.is_empty() {
+        let why = format!("may have mixed case, but should otherwise match: {}", wrong.join(","));
+        errors.invalid(&at_kind, name, &why);
+    }
+}
+
+fn joined(wrong: Vec<String>) -> Vec<String> {
+    if wrong.is_empty() { wrong } else { vec![wrong.join(",")] }
+}
+
+/// Conditions; those of policies with parameters may name them.
+pub(super) fn validate_conditions(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
+    let compiler = Compiler::new(has(spec, "paramKind"), false);
+    matching::validate_conditions(errors, spec, path, |errors, expression, at| {
+        if let Err(why) = compiler.compile(expression, true, BOOL) {
+            errors.invalid(at, expression, &why);
+        }
+    });
+}
+
+pub(super) fn validate_variables(errors: &mut ErrorList, spec: &Value, compiler: &mut Compiler, path: &Path<'_>) {
+    let list = path.child("variables");
+    for (index, variable) in items(spec, "variables").iter().enumerate() {
+        let at = list.index(index);
+        let (name, expression) = (text(variable, "name"), text(variable, "expression"));
+        if name.trim().is_empty() {
+            errors.required(&at.child("name"), "name is not specified");
+        } else if !is_identifier(name) {
+            errors.invalid(&at.child("name"), name, "must be a valid CEL identifier");
+        }
+        if expression.trim().is_empty() {
+            errors.required(&at.child("expression"), "expression is not specified");
+        } else if let Err(why) = compiler.variable(name, expression) {
+            errors.invalid(&at.child("expression"), expression, &why);
+        }
+    }
+}
+
+fn is_identifier(name: &str) -> bool {
+    let first = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    let escaped = apiserver_cel::types::escape(name);
+    // A reserved word is one that has to be escaped.
+    let reserved = escaped.is_some_and(|escaped| escaped == format!("__{name}__"));
+    first && !reserved && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// What a binding names: its policy and its parameters.
+pub(super) fn validate_binding(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
+    let (name, at) = (text(spec, "policyName"), path.child("policyName"));
+    match name.is_empty() {
+        true => errors.required(&at, ""),
+        false => errors.invalid_each(&at, name, rules::dns_subdomain(name)),
+    }
+    if has(spec, "paramRef") {
+        validate_param_ref(errors, get(spec, "paramRef"), &path.child("paramRef"));
+    }
+    validate_match(errors, get(spec, "matchResources"), &path.child("matchResources"));
+}
+
+fn validate_param_ref(errors: &mut ErrorList, reference: &Value, path: &Path<'_>) {
+    const BOTH: &str = "name and selector are mutually exclusive";
+    let (name, selects) = (text(reference, "name"), has(reference, "selector"));
+    if !name.is_empty() {
+        errors.invalid_each(&path.child("name"), name, rules::path_segment(name, false));
+        if selects {
+            errors.forbidden(&path.child("name"), BOTH);
+        }
+    }
+    if selects {
+        label_selector(errors, get(reference, "selector"), &path.child("selector"));
+        if !name.is_empty() {
+            errors.forbidden(&path.child("selector"), BOTH);
+        }
+    }
+    if name.is_empty() && !selects {
+        errors.required(path, "one of name or selector must be specified");
+    }
+    one_of(errors, reference, "parameterNotFoundAction", &["Deny", "Allow"], path);
+}
+
+/// `paramRef` in a column.
+pub(super) fn param_ref_cell(spec: &Value) -> String {
+    let reference = get(spec, "paramRef");
+    if reference.is_null() {
+        return "<unset>".to_owned();
+    }
+    let (namespace, name) = (text(reference, "namespace"), text(reference, "name"));
+    match (namespace, name) {
+        (_, "") => metadata_selector(get(reference, "selector")),
+        ("", name) => format!("*/{name}"),
+        (namespace, name) => format!("{namespace}/{name}"),
+    }
+}
+
+/// A label selector as Go prints the struct.
+fn metadata_selector(selector: &Value) -> String {
+    let labels: Vec<String> = crate::read::entries(selector, "matchLabels")
+        .map(|(key, value)| format!("{key}: {},", value.as_str().unwrap_or_default()))
+        .collect();
+    let expression = |expression: &Value| {
+        let values: Vec<&str> = texts(expression, "values").collect();
+        let (key, operator) = (text(expression, "key"), text(expression, "operator"));
+        format!("LabelSelectorRequirement{{Key:{key},Operator:{operator},Values:[{}],}},", values.join(" "))
+    };
+    let expressions: String = items(selector, "matchExpressions").iter().map(expression).collect();
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}",
+        labels.join("")
+    )
+}
+
+/// `paramKind` in a column.
+pub(super) fn param_kind_cell(spec: &Value) -> String {
+    let kind = get(spec, "paramKind");
+    match kind.is_null() {
+        true => "<unset>".to_owned(),
+        false => format!("{}/{}", text(kind, "apiVersion"), text(kind, "kind")),
+    }
+}

@@ -1,0 +1,166 @@
+//! MutatingAdmissionPolicies and their bindings.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::constraints::{
+    default_match, one_of, param_kind_cell, param_ref_cell, validate_binding, validate_conditions,
+    validate_constraints, validate_mutable, validate_param_kind, validate_variables,
+};
+use super::expressions::Compiler;
+use super::validating::ROW;
+use crate::cells::{AGE, NAME, age, column, name};
+use crate::field::{ErrorList, FieldError, Path};
+use crate::read::{default_to, get, has, items, spec_of, text};
+use crate::{Column, Context, Row, Storage, Strategy};
+
+/// Policies.
+pub(crate) static POLICY: Row = Row {
+    kind: "MutatingAdmissionPolicy",
+    plural: "mutatingadmissionpolicies",
+    singular: "mutatingadmissionpolicy",
+    schema: "io.k8s.api.admissionregistration.v1.MutatingAdmissionPolicy",
+    storage: Storage::Stored("mutatingadmissionpolicies"),
+    strategy: &Policies,
+    example: r#"apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicy
+metadata: {name: example}
+spec:
+  reinvocationPolicy: Never
+  matchConstraints:
+    resourceRules:
+    - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}
+  mutations:
+  - patchType: ApplyConfiguration
+    applyConfiguration: {expression: "Object{metadata: Object.metadata{labels: {'a': 'b'}}}"}
+"#,
+    ..ROW
+};
+
+/// Where policies are in force, and with which parameters.
+pub(crate) static BINDING: Row = Row {
+    kind: "MutatingAdmissionPolicyBinding",
+    plural: "mutatingadmissionpolicybindings",
+    singular: "mutatingadmissionpolicybinding",
+    schema: "io.k8s.api.admissionregistration.v1.MutatingAdmissionPolicyBinding",
+    storage: Storage::Stored("mutatingadmissionpolicybindings"),
+    strategy: &Bindings,
+    example: r#"apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicyBinding
+metadata: {name: example}
+spec: {policyName: example}
+"#,
+    ..ROW
+};
+
+const SPEC: Path<'static> = Path::root("spec");
+const POLICY_COLUMNS: &[Column] = &[NAME, column("Mutations", "integer"), column("ParamKind", "string"), AGE];
+const BINDING_COLUMNS: &[Column] = &[NAME, column("PolicyName", "string"), column("ParamRef", "string"), AGE];
+/// Each patch type with its field.
+const PATCHES: &[(&str, &str)] = &[("ApplyConfiguration", "applyConfiguration"), ("JSONPatch", "jsonPatch")];
+
+struct Policies;
+struct Bindings;
+
+fn validate_mutation(errors: &mut ErrorList, mutation: &Value, compiler: &Compiler, path: &Path<'_>) {
+    let patch_type = text(mutation, "patchType");
+    if patch_type.is_empty() {
+        return errors.required(&path.child("patchType"), "");
+    }
+    let Some((_, field)) = PATCHES.iter().find(|(name, _)| *name == patch_type) else {
+        return errors.not_supported(&path.child("patchType"), patch_type, &["ApplyConfiguration", "JSONPatch"]);
+    };
+    let at = path.child(field);
+    if has(mutation, field) {
+        let expression = text(get(mutation, field), "expression");
+        if expression.trim().is_empty() {
+            errors.required(&at.child("expression"), "");
+        } else if let Err(why) = compiler.mutation(patch_type, expression.trim()) {
+            errors.invalid(&at.child("expression"), expression.trim(), &why);
+        }
+    } else {
+        errors.required(&at, &format!("must be specified when patchType is {patch_type}"));
+    }
+    for (_, other) in PATCHES.iter().filter(|(name, other)| *name != patch_type && has(mutation, other)) {
+        let why = format!("must not be specified when patchType is {patch_type}");
+        errors.invalid(&path.child(other), format!("{{{other}}}"), &why);
+    }
+}
+
+impl Strategy for Policies {
+    fn default(&self, object: &mut Value) {
+        let spec = spec_of(object);
+        default_to(spec, "failurePolicy", "Fail");
+        default_match(spec, "matchConstraints");
+    }
+
+    fn counts_generation(&self) -> bool {
+        true
+    }
+
+    fn unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        let spec = get(object, "spec");
+        one_of(&mut errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
+        validate_param_kind(&mut errors, spec, &SPEC);
+        validate_constraints(&mut errors, spec, &SPEC);
+        validate_mutable(&mut errors, get(spec, "matchConstraints"), &SPEC.child("matchConstraints"));
+        validate_conditions(&mut errors, spec, &SPEC);
+        let mut compiler = Compiler::new(has(spec, "paramKind"), true);
+        validate_variables(&mut errors, spec, &mut compiler, &SPEC);
+        let (list, mutations) = (SPEC.child("mutations"), items(spec, "mutations"));
+        if mutations.is_empty() {
+            errors.required(&list, "mutations must contain at least one item");
+        }
+        for (index, mutation) in mutations.iter().enumerate() {
+            validate_mutation(&mut errors, mutation, &compiler, &list.index(index));
+        }
+        one_of(&mut errors, spec, "reinvocationPolicy", &["IfNeeded", "Never"], &SPEC);
+        errors.list()
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        POLICY_COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        let spec = get(object, "spec");
+        let count = items(spec, "mutations").len();
+        vec![name(object), json!(count), json!(param_kind_cell(spec)), age(object, now)]
+    }
+}
+
+impl Strategy for Bindings {
+    fn default(&self, object: &mut Value) {
+        default_match(spec_of(object), "matchResources");
+    }
+
+    fn counts_generation(&self) -> bool {
+        true
+    }
+
+    fn unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        let spec = get(object, "spec");
+        validate_binding(&mut errors, spec, &SPEC);
+        validate_mutable(&mut errors, get(spec, "matchResources"), &SPEC.child("matchResources"));
+        errors.list()
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        BINDING_COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        let spec = get(object, "spec");
+        vec![name(object), json!(text(spec, "policyName")), json!(param_ref_cell(spec)), age(object, now)]
+    }
+}

@@ -1,0 +1,228 @@
+//! ValidatingAdmissionPolicies and their bindings.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::constraints::{
+    default_match, one_of, param_kind_cell, param_ref_cell, validate_binding, validate_conditions,
+    validate_constraints, validate_param_kind, validate_variables,
+};
+use super::expressions::{BOOL, Compiler, STRING, STRING_OR_NULL};
+use crate::cells::{AGE, NAME, age, column, name};
+use crate::field::{ErrorList, FieldError, Path};
+use crate::read::{at, default_to, get, has, items, put, spec_of, text};
+use crate::{Column, Context, Row, STATUS, Storage, Strategy, rules};
+
+/// Policies.
+pub(crate) static POLICY: Row = Row {
+    kind: "ValidatingAdmissionPolicy",
+    plural: "validatingadmissionpolicies",
+    singular: "validatingadmissionpolicy",
+    schema: "io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicy",
+    storage: Storage::Stored("validatingadmissionpolicies"),
+    subresources: &[STATUS],
+    strategy: &Policies,
+    example: r#"apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: example}
+spec:
+  matchConstraints:
+    resourceRules:
+    - {apiGroups: [apps], apiVersions: [v1], operations: [CREATE], resources: [deployments]}
+  validations:
+  - {expression: "object.spec.replicas <= 5"}
+"#,
+    ..ROW
+};
+
+/// Where policies are in force, and with which parameters.
+pub(crate) static BINDING: Row = Row {
+    kind: "ValidatingAdmissionPolicyBinding",
+    plural: "validatingadmissionpolicybindings",
+    singular: "validatingadmissionpolicybinding",
+    schema: "io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicyBinding",
+    storage: Storage::Stored("validatingadmissionpolicybindings"),
+    strategy: &Bindings,
+    example: r#"apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: example}
+spec: {policyName: example, validationActions: [Deny]}
+"#,
+    ..ROW
+};
+
+pub(super) const ROW: Row =
+    Row { group: "admissionregistration.k8s.io", categories: &["api-extensions"], ..Row::CLUSTER };
+
+const ANNOTATIONS_MAX: usize = 20;
+const ANNOTATION_BYTES_MAX: usize = 5 * 1024;
+const SPEC: Path<'static> = Path::root("spec");
+const REASONS: &[&str] = &["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
+const ACTIONS: &[&str] = &["Audit", "Deny", "Warn"];
+const POLICY_COLUMNS: &[Column] = &[NAME, column("Validations", "integer"), column("ParamKind", "string"), AGE];
+const BINDING_COLUMNS: &[Column] = &[NAME, column("PolicyName", "string"), column("ParamRef", "string"), AGE];
+
+struct Policies;
+struct Bindings;
+
+fn validate_validation(errors: &mut ErrorList, validation: &Value, compiler: &Compiler, path: &Path<'_>) {
+    let (expression, at) = (text(validation, "expression"), path.child("expression"));
+    if expression.trim().is_empty() {
+        errors.required(&at, "expression is not specified");
+    } else if let Err(why) = compiler.compile(expression, true, BOOL) {
+        errors.invalid(&at, expression, &why);
+    }
+    let (message, at) = (text(validation, "messageExpression"), path.child("messageExpression"));
+    if !message.is_empty() && message.trim().is_empty() {
+        errors.invalid(&at, message, "must be non-empty if specified");
+    } else if !message.is_empty()
+        && let Err(why) = compiler.compile(message, false, STRING)
+    {
+        errors.invalid(&at, message, &why);
+    }
+    let (message, at) = (text(validation, "message"), path.child("message"));
+    if !message.is_empty() && message.trim().is_empty() {
+        errors.invalid(&at, message, "must be non-empty if specified");
+    } else if message.trim().contains(['\n', '\r']) {
+        errors.invalid(&at, message, "must not contain line breaks");
+    }
+    let reason = text(validation, "reason");
+    if has(validation, "reason") && !REASONS.contains(&reason) {
+        errors.not_supported(&path.child("reason"), reason, REASONS);
+    }
+}
+
+fn validate_annotations(errors: &mut ErrorList, object: &Value, spec: &Value, compiler: &Compiler) {
+    let (list, annotations) = (SPEC.child("auditAnnotations"), items(spec, "auditAnnotations"));
+    if annotations.len() > ANNOTATIONS_MAX {
+        let why = format!("must not have more than {ANNOTATIONS_MAX} auditAnnotations");
+        errors.invalid(&list, get(spec, "auditAnnotations").clone(), &why);
+    }
+    let own = at(object, &["metadata", "name"]).as_str().unwrap_or_default();
+    let mut keys = BTreeSet::new();
+    for (index, annotation) in annotations.iter().enumerate() {
+        let path = list.index(index);
+        let (key, at) = (text(annotation, "key"), path.child("key"));
+        if own.is_empty() {
+            errors.invalid(&at, key, "requires metadata.name be non-empty");
+        } else {
+            let whole = format!("{own}/{key}");
+            errors.invalid_each(&at, &whole, rules::label_key(&whole));
+        }
+        let (expression, at_value) = (text(annotation, "valueExpression"), path.child("valueExpression"));
+        let trimmed = expression.trim();
+        if trimmed.is_empty() {
+            errors.required(&at_value, "valueExpression is not specified");
+        } else if trimmed.len() > ANNOTATION_BYTES_MAX {
+            errors.required(&at_value, &format!("must not exceed {ANNOTATION_BYTES_MAX} bytes in length"));
+        } else if let Err(why) = compiler.compile(trimmed, true, STRING_OR_NULL) {
+            errors.invalid(&at_value, expression, &why);
+        }
+        if !keys.insert(key) {
+            errors.duplicate(&at, key);
+        }
+    }
+}
+
+impl Strategy for Policies {
+    fn default(&self, object: &mut Value) {
+        let spec = spec_of(object);
+        default_to(spec, "failurePolicy", "Fail");
+        default_match(spec, "matchConstraints");
+    }
+
+    fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
+        put(object, "status", json!({}));
+    }
+
+    fn counts_generation(&self) -> bool {
+        true
+    }
+
+    fn unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        let spec = get(object, "spec");
+        one_of(&mut errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
+        validate_param_kind(&mut errors, spec, &SPEC);
+        validate_constraints(&mut errors, spec, &SPEC);
+        validate_conditions(&mut errors, spec, &SPEC);
+        let mut compiler = Compiler::new(has(spec, "paramKind"), false);
+        validate_variables(&mut errors, spec, &mut compiler, &SPEC);
+        if items(spec, "validations").is_empty() && items(spec, "auditAnnotations").is_empty() {
+            let why = "validations or auditAnnotations must contain at least one item";
+            errors.required(&SPEC.child("validations"), why);
+            errors.required(&SPEC.child("auditAnnotations"), why);
+        }
+        let list = SPEC.child("validations");
+        for (index, validation) in items(spec, "validations").iter().enumerate() {
+            validate_validation(&mut errors, validation, &compiler, &list.index(index));
+        }
+        validate_annotations(&mut errors, object, spec, &compiler);
+        errors.list()
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        POLICY_COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        let spec = get(object, "spec");
+        let count = items(spec, "validations").len();
+        vec![name(object), json!(count), json!(param_kind_cell(spec)), age(object, now)]
+    }
+}
+
+impl Strategy for Bindings {
+    fn default(&self, object: &mut Value) {
+        default_match(spec_of(object), "matchResources");
+    }
+
+    fn counts_generation(&self) -> bool {
+        true
+    }
+
+    fn unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        let spec = get(object, "spec");
+        validate_binding(&mut errors, spec, &SPEC);
+        let list = SPEC.child("validationActions");
+        let actions: Vec<&str> = items(spec, "validationActions").iter().filter_map(Value::as_str).collect();
+        let mut seen = BTreeSet::new();
+        for (index, action) in actions.iter().enumerate() {
+            if !ACTIONS.contains(action) {
+                errors.not_supported(&list.index(index), *action, ACTIONS);
+            }
+            if !seen.insert(*action) {
+                errors.duplicate(&list.index(index), *action);
+            }
+        }
+        if seen.contains("Deny") && seen.contains("Warn") {
+            let why = "must not contain both Deny and Warn (repeating the same validation failure information in the \
+                       API response and headers serves no purpose)";
+            errors.invalid(&list, json!(actions), why);
+        }
+        if actions.is_empty() {
+            errors.required(&list, "at least one validation action is required");
+        }
+        errors.list()
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        BINDING_COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        let spec = get(object, "spec");
+        vec![name(object), json!(text(spec, "policyName")), json!(param_ref_cell(spec)), age(object, now)]
+    }
+}

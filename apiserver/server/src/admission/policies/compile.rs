@@ -1,0 +1,229 @@
+//! Policies and bindings as they are used: selectors read, expressions compiled.
+
+use std::sync::Arc;
+
+use apiserver_cel::Program;
+use apiserver_resources::expressions::{BOOL, Compiler, STRING, STRING_OR_NULL};
+use serde_json::{Value, json};
+
+use super::name_of;
+use crate::admission::Context;
+use crate::admission::matching::{Matched, Matcher};
+use crate::catalog::Catalog;
+use machinery_api::error::{ApiError, ApiResult};
+
+/// `matchConstraints` or `matchResources`.
+pub(super) struct Constraints {
+    /// Rules with the names of objects that they are about; none: any.
+    rules: Vec<(Matcher, Vec<String>)>,
+    excluded: Vec<(Matcher, Vec<String>)>,
+    /// Selectors alone, where no rule is given.
+    selectors: Matcher,
+}
+
+fn texts(of: &Value) -> Vec<String> {
+    of.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+impl Constraints {
+    fn new(matching: &Value) -> Result<Self, String> {
+        let rules = |of: &Value, matching: &Value| -> Result<Vec<(Matcher, Vec<String>)>, String> {
+            let rules = of.as_array().into_iter().flatten();
+            let read = |rule: &Value| {
+                let matcher = Matcher::of(matching, &json!([rule])).map_err(|error| error.to_string())?;
+                Ok((matcher, texts(&rule["resourceNames"])))
+            };
+            rules.map(read).collect()
+        };
+        // What is excluded is so whatever its labels are.
+        let unselected = json!({"matchPolicy": matching["matchPolicy"]});
+        let anything =
+            json!([{"operations": ["*"], "apiGroups": ["*"], "apiVersions": ["*"], "resources": ["*", "*/*"]}]);
+        Ok(Self {
+            rules: rules(&matching["resourceRules"], matching)?,
+            excluded: rules(&matching["excludeResourceRules"], &unselected)?,
+            selectors: Matcher::of(matching, &anything).map_err(|error| error.to_string())?,
+        })
+    }
+
+    pub(super) fn matches(
+        &self,
+        context: &Context<'_>,
+        object: &Value,
+        catalog: &Catalog,
+    ) -> ApiResult<Option<Matched>> {
+        let name = if context.request.name.is_empty() { name_of(object) } else { context.request.name };
+        let named = |names: &[String]| names.is_empty() || names.iter().any(|one| one == name);
+        for (matcher, names) in &self.excluded {
+            if named(names) && matcher.matches(context, object, catalog)?.is_some() {
+                return Ok(None);
+            }
+        }
+        if self.rules.is_empty() {
+            return self.selectors.matches(context, object, catalog);
+        }
+        for (matcher, names) in self.rules.iter().filter(|(_, names)| named(names)) {
+            if let Some(matched) = matcher.matches(context, object, catalog)? {
+                let _ = names;
+                return Ok(Some(matched));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A program, or why there is none: what was stored may have been valid elsewhere.
+type Compiled = Result<Program, String>;
+
+pub(super) struct Validation {
+    pub(super) expression: String,
+    pub(super) program: Compiled,
+    pub(super) message: String,
+    pub(super) message_program: Option<Compiled>,
+    pub(super) reason: String,
+}
+
+pub(super) struct Annotation {
+    pub(super) key: String,
+    pub(super) expression: String,
+    pub(super) program: Compiled,
+}
+
+pub(super) struct Mutation {
+    pub(super) expression: String,
+    pub(super) program: Compiled,
+    pub(super) is_json_patch: bool,
+}
+
+pub(super) struct Policy {
+    pub(super) name: String,
+    /// Whether the request goes on where an expression fails.
+    pub(super) ignores_errors: bool,
+    pub(super) constraints: Constraints,
+    /// Why it can't be asked.
+    pub(super) error: Option<String>,
+    /// API version and kind of parameters.
+    pub(super) param_kind: Option<(String, String)>,
+    pub(super) conditions: Vec<(String, Compiled)>,
+    pub(super) variables: Vec<(String, Compiled)>,
+    pub(super) validations: Vec<Validation>,
+    pub(super) annotations: Vec<Annotation>,
+    pub(super) mutations: Vec<Mutation>,
+    pub(super) is_reinvoked: bool,
+}
+
+fn text<'a>(of: &'a Value, key: &str) -> &'a str {
+    of[key].as_str().unwrap_or_default()
+}
+
+fn items<'a>(of: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    of[key].as_array().into_iter().flatten()
+}
+
+/// Constraints that match nothing, in the place of those that can't be read.
+fn nothing() -> Constraints {
+    let nothing = Matcher::of(&json!({}), &json!([])).expect("no selector is wrong");
+    Constraints { rules: Vec::new(), excluded: Vec::new(), selectors: nothing }
+}
+
+impl Policy {
+    pub(super) fn new(object: &Value, mutates: bool) -> Self {
+        let spec = &object["spec"];
+        let kind = &spec["paramKind"];
+        let param_kind = kind.is_object().then(|| (text(kind, "apiVersion").to_owned(), text(kind, "kind").to_owned()));
+        let conditions = Compiler::new(param_kind.is_some(), false);
+        let mut compiler = Compiler::new(param_kind.is_some(), mutates);
+        let variable = |variable: &Value| {
+            let name = text(variable, "name").to_owned();
+            let program = compiler.variable(&name, text(variable, "expression"));
+            (name, program)
+        };
+        let variables = items(spec, "variables").map(variable).collect();
+        let (constraints, error) = match Constraints::new(&spec["matchConstraints"]) {
+            Ok(constraints) => (constraints, None),
+            Err(why) => (nothing(), Some(why)),
+        };
+        let condition = |condition: &Value| {
+            let expression = text(condition, "expression").trim().to_owned();
+            let program = conditions.compile(&expression, true, BOOL);
+            (expression, program)
+        };
+        Self {
+            name: name_of(object).to_owned(),
+            ignores_errors: spec["failurePolicy"] == "Ignore",
+            constraints,
+            error,
+            param_kind,
+            conditions: items(spec, "matchConditions").map(condition).collect(),
+            variables,
+            validations: items(spec, "validations").map(|validation| Validation::new(validation, &compiler)).collect(),
+            annotations: items(spec, "auditAnnotations")
+                .map(|annotation| Annotation::new(annotation, &compiler))
+                .collect(),
+            mutations: items(spec, "mutations").map(|mutation| Mutation::new(mutation, &compiler)).collect(),
+            is_reinvoked: spec["reinvocationPolicy"] == "IfNeeded",
+        }
+    }
+}
+
+impl Validation {
+    fn new(validation: &Value, compiler: &Compiler) -> Self {
+        let expression = text(validation, "expression").to_owned();
+        let message = text(validation, "messageExpression");
+        Self {
+            program: compiler.compile(&expression, true, BOOL),
+            expression,
+            message: text(validation, "message").trim().to_owned(),
+            message_program: (!message.trim().is_empty()).then(|| compiler.compile(message, false, STRING)),
+            reason: validation["reason"].as_str().unwrap_or("Invalid").to_owned(),
+        }
+    }
+}
+
+impl Annotation {
+    fn new(annotation: &Value, compiler: &Compiler) -> Self {
+        let expression = text(annotation, "valueExpression").trim().to_owned();
+        let program = compiler.compile(&expression, true, STRING_OR_NULL);
+        Self { key: text(annotation, "key").to_owned(), program, expression }
+    }
+}
+
+impl Mutation {
+    fn new(mutation: &Value, compiler: &Compiler) -> Self {
+        let patch_type = text(mutation, "patchType");
+        let is_json_patch = patch_type == "JSONPatch";
+        let field = if is_json_patch { "jsonPatch" } else { "applyConfiguration" };
+        let expression = text(&mutation[field], "expression").trim().to_owned();
+        Self { program: compiler.mutation(patch_type, &expression), expression, is_json_patch }
+    }
+}
+
+pub(super) struct Binding {
+    pub(super) name: String,
+    /// Nothing: it narrows nothing.
+    resources: Option<Result<Constraints, String>>,
+    /// `paramRef`, or null.
+    pub(super) params: Arc<Value>,
+    pub(super) actions: Vec<String>,
+}
+
+impl Binding {
+    pub(super) fn new(object: &Value) -> Self {
+        let spec = &object["spec"];
+        let resources = &spec["matchResources"];
+        Self {
+            name: name_of(object).to_owned(),
+            resources: resources.is_object().then(|| Constraints::new(resources)),
+            params: Arc::new(spec["paramRef"].clone()),
+            actions: texts(&spec["validationActions"]),
+        }
+    }
+
+    pub(super) fn matches(&self, context: &Context<'_>, object: &Value, catalog: &Catalog) -> ApiResult<bool> {
+        match &self.resources {
+            None => Ok(true),
+            Some(Ok(constraints)) => Ok(constraints.matches(context, object, catalog)?.is_some()),
+            Some(Err(why)) => Err(ApiError::Internal(why.clone())),
+        }
+    }
+}

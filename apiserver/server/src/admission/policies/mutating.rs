@@ -1,0 +1,240 @@
+//! MutatingAdmissionPolicy: expressions make changes of what is written.
+
+use std::sync::Arc;
+
+use apiserver_cel::{Budget, limits, to_json};
+use machinery_api::error::{ApiError, ApiResult, Cause};
+use machinery_api::patch::{self, PatchKind};
+use machinery_api::schema::{self, FieldValidation, Target};
+use serde_json::{Value, json};
+
+use super::compile::{Binding, Mutation, Policy};
+use super::evaluate::{Authorizing, Seen, activation, conditions_hold, evaluate};
+use super::{Kind, Policies, matches, merge, params};
+use crate::admission::matching::Matched;
+use crate::admission::{Context, Effects, Operation, Plugin, Step};
+use crate::catalog::{Catalog, Served};
+use apiserver_resources::ResourceInfo;
+
+/// See the module.
+pub(in crate::admission) struct Mutating(Policies);
+
+/// A policy with a binding of it and one parameter.
+struct Invocation<'a> {
+    policy: &'a Policy,
+    binding: &'a Binding,
+    params: Arc<Value>,
+    matched: Matched,
+}
+
+/// A failure, and whose it is.
+struct Failed {
+    policy: String,
+    binding: Option<String>,
+    why: String,
+}
+
+impl Mutating {
+    pub(in crate::admission) fn new(served: Arc<Served>) -> Self {
+        Self(Policies::new(served, Kind::Mutating))
+    }
+
+    fn apply(&self, context: &Context<'_>, object: &mut Value, effects: &mut Effects) -> ApiResult<()> {
+        if !matches!(context.request.operation, Operation::Create | Operation::Update) || !object.is_object() {
+            return Ok(());
+        }
+        let index = self.0.in_force(context);
+        if index.in_force.is_empty() {
+            return Ok(());
+        }
+        let catalog = self.0.served.load();
+        let mut failed = Vec::new();
+        let mut invocations = Vec::new();
+        for (policy, bindings) in &index.in_force {
+            invoked(policy, bindings, context, object, &catalog, &mut invocations, &mut failed);
+        }
+        // In the second round only who wants to see what others change is asked once more.
+        let second = effects.reinvocation.is_second;
+        for invocation in invocations.iter().filter(|invocation| !second || invocation.policy.is_reinvoked) {
+            if run(invocation, context, object, &catalog, &mut failed) {
+                effects.reinvocation.is_due = true;
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(refusal(context, object, &failed)) }
+    }
+}
+
+/// Adds what a policy is to be asked for this request.
+fn invoked<'a>(
+    policy: &'a Policy,
+    bindings: &'a [Arc<Binding>],
+    context: &Context<'_>,
+    object: &Value,
+    catalog: &Catalog,
+    invocations: &mut Vec<Invocation<'a>>,
+    failed: &mut Vec<Failed>,
+) {
+    let mut fail = |binding: Option<&Binding>, why: String| {
+        if !policy.ignores_errors {
+            let what = if binding.is_some() { "binding" } else { "policy" };
+            let binding = binding.map(|binding| binding.name.clone());
+            failed.push(Failed {
+                policy: policy.name.clone(),
+                binding,
+                why: format!("failed to configure {what}: {why}"),
+            });
+        }
+    };
+    let matched = match matches(policy, context, object, catalog) {
+        Ok(Some(matched)) => matched,
+        Ok(None) => {
+            if let Some(why) = &policy.error {
+                fail(None, why.clone());
+            }
+            return;
+        }
+        Err(error) => return fail(None, error.status().message),
+    };
+    for binding in bindings {
+        match binding.matches(context, object, catalog) {
+            Ok(false) => continue,
+            Ok(true) => {}
+            Err(error) => {
+                fail(Some(binding), error.status().message);
+                continue;
+            }
+        }
+        match params::collect(policy, binding, context, catalog) {
+            Ok(found) => invocations.extend(found.into_iter().map(|params| Invocation {
+                policy,
+                binding,
+                params,
+                matched: matched.clone(),
+            })),
+            Err(why) => fail(Some(binding), why),
+        }
+    }
+}
+
+/// Makes the changes of a policy; whether there were any.
+fn run(
+    invocation: &Invocation<'_>,
+    context: &Context<'_>,
+    object: &mut Value,
+    catalog: &Catalog,
+    failed: &mut Vec<Failed>,
+) -> bool {
+    let policy = invocation.policy;
+    let seen = Seen::new(context, object, &invocation.matched);
+    let before = object.clone();
+    let mut fail = |why: String| {
+        if !policy.ignores_errors {
+            let binding = Some(invocation.binding.name.clone());
+            failed.push(Failed { policy: policy.name.clone(), binding, why });
+        }
+    };
+    let holds = {
+        let ask = Authorizing(context);
+        let activation = activation(policy, &seen, (&before, context.old, &invocation.params), &ask);
+        conditions_hold(policy, &activation)
+    };
+    match holds {
+        Ok(true) => {}
+        Ok(false) => return false,
+        Err(why) => {
+            fail(why);
+            return false;
+        }
+    }
+    for mutation in &policy.mutations {
+        match changed(mutation, invocation, context, object, &seen, catalog) {
+            Ok(changed) => *object = changed,
+            Err(why) => fail(why),
+        }
+    }
+    *object != before
+}
+
+/// The object as a mutation leaves it.
+fn changed(
+    mutation: &Mutation,
+    invocation: &Invocation<'_>,
+    context: &Context<'_>,
+    object: &Value,
+    seen: &Seen,
+    catalog: &Catalog,
+) -> Result<Value, String> {
+    let ask = Authorizing(context);
+    let activation = activation(invocation.policy, seen, (object, context.old, &invocation.params), &ask);
+    let mut budget = Budget::new(limits::PER_OBJECT);
+    let value = evaluate(&mutation.expression, &mutation.program, &activation, &mut budget)?;
+    let made = to_json(&value).map_err(|error| error.to_string())?;
+    let request = context.request;
+    let own = catalog.get(machinery_api::GroupVersionResource {
+        group: request.group,
+        version: request.version,
+        resource: request.resource,
+    });
+    let row: Option<&ResourceInfo> = own.map(|row| &**row).filter(|row| row.gvk() == request.kind);
+    let kind = request.kind;
+    let target = match row {
+        Some(row) => row.target(),
+        None => Target::kind(kind.group, kind.version, kind.kind)
+            .ok_or_else(|| format!("Resource kind {} not found", kind.kind))?,
+    };
+    let mut changed = if mutation.is_json_patch {
+        let patch = operations(made)?.to_string();
+        let decoded = patch::apply(PatchKind::Json, patch.as_bytes(), object, &target, FieldValidation::Ignore);
+        decoded.map_err(|error| format!("JSON Patch: {}", error.status().message))?.object
+    } else {
+        let mut merged = object.clone();
+        merge::merge(&mut merged, &made, target.schema)?;
+        merged
+    };
+    schema::default(target.schema, &mut changed);
+    if let Some(row) = row {
+        row.strategy.default(&mut changed);
+    }
+    Ok(changed)
+}
+
+/// The operations of a JSON patch; `remove` and `move` have no value.
+fn operations(made: Value) -> Result<Value, String> {
+    let Value::Array(items) = made else { return Err("type mismatch: JSONPatchType.Convert: not a list".into()) };
+    let operation = |item: Value| {
+        let mut item = item;
+        let valued = matches!(item["op"].as_str(), Some("add" | "replace" | "test"));
+        if let Some(map) = item.as_object_mut()
+            && valued
+        {
+            map.entry("value").or_insert(Value::Null);
+        }
+        item
+    };
+    Ok(json!(items.into_iter().map(operation).collect::<Vec<_>>()))
+}
+
+fn refusal(context: &Context<'_>, object: &Value, failed: &[Failed]) -> ApiError {
+    let mut status = context.request.refused(object, "admission request denied by policy").status();
+    let messages = failed.iter().map(|failed| {
+        let by = failed.binding.as_ref().map(|binding| format!(" with binding '{binding}'")).unwrap_or_default();
+        format!("policy '{}'{by} denied request: {}", failed.policy, failed.why)
+    });
+    let causes: Vec<Cause> = messages.map(|message| Cause { message, ..Cause::default() }).collect();
+    if let Some(first) = causes.first() {
+        status.message = first.message.clone();
+        status.reason = "Invalid".into();
+    }
+    status.details.get_or_insert_default().causes.extend(causes);
+    ApiError::Said(Box::new(status))
+}
+
+impl Plugin for Mutating {
+    fn name(&self) -> &'static str {
+        "MutatingAdmissionPolicy"
+    }
+
+    fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, effects: &'a mut Effects) -> Step<'a> {
+        Step::Done(self.apply(context, object, effects))
+    }
+}
