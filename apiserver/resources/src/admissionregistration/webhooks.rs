@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::expressions::{BOOL, Compiler};
 use super::{client, matching};
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::field::{ErrorList, FieldError, Path};
@@ -97,8 +98,11 @@ fn validate_hook(errors: &mut ErrorList, hook: &Value, mutating: bool, path: &Pa
         one_of(errors, hook, "reinvocationPolicy", &["IfNeeded", "Never"], path);
     }
     client::validate_client(errors, get(hook, "clientConfig"), &path.child("clientConfig"));
-    matching::validate_conditions(errors, hook, path, |errors, _, at| {
-        errors.forbidden(at, "match conditions are not evaluated by this server yet");
+    let compiler = Compiler::new(false, false);
+    matching::validate_conditions(errors, hook, path, |errors, expression, at| {
+        if let Err(why) = compiler.compile(expression, true, BOOL) {
+            errors.invalid(at, expression, &why);
+        }
     });
 }
 

@@ -6,6 +6,7 @@ mod admission;
 mod answers;
 mod evictions;
 mod pages;
+mod policies;
 mod quota;
 mod webhooks;
 mod wire;

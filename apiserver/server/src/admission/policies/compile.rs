@@ -62,9 +62,8 @@ impl Constraints {
         if self.rules.is_empty() {
             return self.selectors.matches(context, object, catalog);
         }
-        for (matcher, names) in self.rules.iter().filter(|(_, names)| named(names)) {
+        for (matcher, _) in self.rules.iter().filter(|(_, names)| named(names)) {
             if let Some(matched) = matcher.matches(context, object, catalog)? {
-                let _ = names;
                 return Ok(Some(matched));
             }
         }
@@ -73,7 +72,35 @@ impl Constraints {
 }
 
 /// A program, or why there is none: what was stored may have been valid elsewhere.
-type Compiled = Result<Program, String>;
+pub(super) type Compiled = Result<Program, String>;
+
+/// The `matchConditions` of a policy or a webhook.
+#[derive(Default)]
+pub(in crate::admission) struct Conditions {
+    /// Whether it isn't asked where one fails; otherwise that is an error.
+    pub(super) ignores_errors: bool,
+    pub(super) expressions: Vec<(String, Compiled)>,
+}
+
+impl Conditions {
+    /// Of a policy's spec or of a webhook.
+    pub(in crate::admission) fn new(of: &Value) -> Self {
+        let compiler = Compiler::new(of["paramKind"].is_object(), false);
+        let condition = |condition: &Value| {
+            let expression = text(condition, "expression").trim().to_owned();
+            let program = compiler.compile(&expression, true, BOOL);
+            (expression, program)
+        };
+        Self {
+            ignores_errors: of["failurePolicy"] == "Ignore",
+            expressions: items(of, "matchConditions").map(condition).collect(),
+        }
+    }
+
+    pub(in crate::admission) fn is_empty(&self) -> bool {
+        self.expressions.is_empty()
+    }
+}
 
 pub(super) struct Validation {
     pub(super) expression: String,
@@ -104,7 +131,7 @@ pub(super) struct Policy {
     pub(super) error: Option<String>,
     /// API version and kind of parameters.
     pub(super) param_kind: Option<(String, String)>,
-    pub(super) conditions: Vec<(String, Compiled)>,
+    pub(super) conditions: Conditions,
     pub(super) variables: Vec<(String, Compiled)>,
     pub(super) validations: Vec<Validation>,
     pub(super) annotations: Vec<Annotation>,
@@ -131,7 +158,6 @@ impl Policy {
         let spec = &object["spec"];
         let kind = &spec["paramKind"];
         let param_kind = kind.is_object().then(|| (text(kind, "apiVersion").to_owned(), text(kind, "kind").to_owned()));
-        let conditions = Compiler::new(param_kind.is_some(), false);
         let mut compiler = Compiler::new(param_kind.is_some(), mutates);
         let variable = |variable: &Value| {
             let name = text(variable, "name").to_owned();
@@ -143,18 +169,13 @@ impl Policy {
             Ok(constraints) => (constraints, None),
             Err(why) => (nothing(), Some(why)),
         };
-        let condition = |condition: &Value| {
-            let expression = text(condition, "expression").trim().to_owned();
-            let program = conditions.compile(&expression, true, BOOL);
-            (expression, program)
-        };
         Self {
             name: name_of(object).to_owned(),
             ignores_errors: spec["failurePolicy"] == "Ignore",
             constraints,
             error,
             param_kind,
-            conditions: items(spec, "matchConditions").map(condition).collect(),
+            conditions: Conditions::new(spec),
             variables,
             validations: items(spec, "validations").map(|validation| Validation::new(validation, &compiler)).collect(),
             annotations: items(spec, "auditAnnotations")

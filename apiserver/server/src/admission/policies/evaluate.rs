@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use machinery_api::GroupVersionKind;
 use serde_json::{Value, json};
 
-use super::compile::Policy;
+use super::compile::{Conditions, Policy};
 use crate::admission::matching::Matched;
 use crate::admission::{Context, Operation, Options};
 use crate::auth::{Attributes, UserInfo};
@@ -127,21 +127,30 @@ fn request_of(context: &Context<'_>, name: &str, matched: &Matched) -> Value {
 
 static NULL: Value = Value::Null;
 
-/// The names that a policy's expressions may use.
-pub(super) fn activation<'d>(
-    policy: &Policy,
+/// The names that every expression may use.
+fn names<'d>(
     seen: &'d Seen,
     (object, old, params): (&'d Value, Option<&'d Value>, &'d Value),
     ask: &'d dyn Ask,
 ) -> Activation<'d> {
-    let mut activation = Activation::new()
+    Activation::new()
         .json("object", object)
         .json("oldObject", old.unwrap_or(&NULL))
         .json("request", &seen.request)
         .json("namespaceObject", &seen.namespace)
         .json("params", params)
         .authorizer(ask)
-        .request_resource("authorizer.requestResource", seen.check.clone());
+        .request_resource("authorizer.requestResource", seen.check.clone())
+}
+
+/// The names that a policy's expressions may use.
+pub(super) fn activation<'d>(
+    policy: &Policy,
+    seen: &'d Seen,
+    objects: (&'d Value, Option<&'d Value>, &'d Value),
+    ask: &'d dyn Ask,
+) -> Activation<'d> {
+    let mut activation = names(seen, objects, ask);
     for (name, program) in &policy.variables {
         match program {
             Ok(program) => activation.variable(name, program),
@@ -170,10 +179,10 @@ pub(super) fn evaluate<'d>(
 }
 
 /// Whether all conditions hold. One that doesn't settles it; otherwise what failed is told.
-pub(super) fn conditions_hold(policy: &Policy, activation: &Activation<'_>) -> Result<bool, String> {
+pub(super) fn conditions_hold(conditions: &Conditions, activation: &Activation<'_>) -> Result<bool, String> {
     let mut budget = Budget::new(limits::MATCH_CONDITIONS);
     let mut failed = Vec::new();
-    for (expression, program) in &policy.conditions {
+    for (expression, program) in &conditions.expressions {
         match evaluate(expression, program, activation, &mut budget) {
             Ok(value) if value.as_bool() == Some(true) => {}
             Ok(_) => return Ok(false),
@@ -182,8 +191,24 @@ pub(super) fn conditions_hold(policy: &Policy, activation: &Activation<'_>) -> R
     }
     match failed.as_slice() {
         [] => Ok(true),
-        _ if policy.ignores_errors => Ok(false),
+        _ if conditions.ignores_errors => Ok(false),
         [one] => Err(one.clone()),
         many => Err(format!("[{}]", many.join(", "))),
+    }
+}
+
+impl Conditions {
+    /// Whether all of a webhook's hold for a request.
+    pub(in crate::admission) fn hold(
+        &self,
+        context: &Context<'_>,
+        object: &Value,
+        matched: &Matched,
+    ) -> Result<bool, String> {
+        if self.is_empty() {
+            return Ok(true);
+        }
+        let (seen, ask) = (Seen::new(context, object, matched), Authorizing(context));
+        conditions_hold(self, &names(&seen, (object, context.old, &NULL), &ask))
     }
 }

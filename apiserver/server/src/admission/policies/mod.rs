@@ -19,6 +19,7 @@ use super::matching::{Matched, is_exempt};
 use crate::catalog::{Catalog, Served};
 use machinery_api::error::ApiResult;
 
+pub(super) use compile::Conditions;
 pub(super) use mutating::Mutating;
 pub(super) use validating::Validating;
 

@@ -136,7 +136,7 @@ fn run(
     let holds = {
         let ask = Authorizing(context);
         let activation = activation(policy, &seen, (&before, context.old, &invocation.params), &ask);
-        conditions_hold(policy, &activation)
+        conditions_hold(&policy.conditions, &activation)
     };
     match holds {
         Ok(true) => {}

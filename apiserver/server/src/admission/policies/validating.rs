@@ -129,7 +129,7 @@ fn bound(
 fn with_params(policy: &Policy, context: &Context<'_>, object: &Value, params: &Value, seen: &Seen) -> Vec<Denied> {
     let ask = Authorizing(context);
     let activation = activation(policy, seen, (object, context.old, params), &ask);
-    match conditions_hold(policy, &activation) {
+    match conditions_hold(&policy.conditions, &activation) {
         Ok(true) => {}
         Ok(false) => return Vec::new(),
         Err(why) => return Denied::failed(policy, why).into_iter().collect(),

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::client::HookClient;
 use super::review;
 use crate::admission::matching::{Matcher, equivalents};
+use crate::admission::policies::Conditions;
 use crate::catalog::Catalog;
 
 /// One hook.
@@ -27,6 +28,7 @@ pub(super) struct Hook {
     /// Of the reviews that it understands.
     pub(super) version: Option<&'static str>,
     pub(super) client: Result<Arc<HookClient>, String>,
+    pub(super) conditions: Conditions,
 }
 
 /// See the module.
@@ -84,6 +86,7 @@ impl Index {
             timeout: Duration::from_secs(seconds),
             version: review::version(hook),
             client,
+            conditions: Conditions::new(hook),
         }));
     }
 

@@ -103,8 +103,10 @@ impl<'a> Asked<'a> {
     /// Where the hook is about the request.
     fn of(hook: &'a Hook, context: &'a Context<'a>, object: &Value, catalog: &'a Catalog) -> ApiResult<Option<Self>> {
         let matcher = hook.matcher.as_ref().map_err(|why| ApiError::Internal(why.clone()))?;
-        let matched = matcher.matches(context, object, catalog)?;
-        Ok(matched.map(|matched| Self { hook, context, matched, catalog }))
+        let Some(matched) = matcher.matches(context, object, catalog)? else { return Ok(None) };
+        let holds = hook.conditions.hold(context, object, &matched);
+        let holds = holds.map_err(|why| context.request.refused(object, why))?;
+        Ok(holds.then_some(Self { hook, context, matched, catalog }))
     }
 
     fn own(&self) -> Option<&'a Arc<ResourceInfo>> {

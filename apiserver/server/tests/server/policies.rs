@@ -1,0 +1,123 @@
+//! Policies in CEL over the whole write path.
+
+use super::*;
+
+const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
+
+fn rules() -> Value {
+    json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE", "DELETE"],
+        "resources": ["configmaps"]}])
+}
+
+fn mutable_rules() -> Value {
+    json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["configmaps"]}])
+}
+
+impl Server {
+    async fn validating(&self, name: &str, spec: Value) {
+        let mut spec = spec;
+        spec["matchConstraints"]["resourceRules"] = rules();
+        let policy = json!({"metadata": {"name": name}, "spec": spec});
+        let (code, answer) = self.ask("POST", &format!("{GROUP}/validatingadmissionpolicies"), &policy).await;
+        assert_eq!(code, 201, "{answer}");
+        let spec = json!({"policyName": name, "validationActions": ["Deny"]});
+        let binding = json!({"metadata": {"name": name}, "spec": spec});
+        let (code, answer) = self.ask("POST", &format!("{GROUP}/validatingadmissionpolicybindings"), &binding).await;
+        assert_eq!(code, 201, "{answer}");
+    }
+
+    async fn mutating(&self, name: &str, spec: Value) {
+        let mut spec = spec;
+        spec["matchConstraints"]["resourceRules"] = mutable_rules();
+        let policy = json!({"metadata": {"name": name}, "spec": spec});
+        let (code, answer) = self.ask("POST", &format!("{GROUP}/mutatingadmissionpolicies"), &policy).await;
+        assert_eq!(code, 201, "{answer}");
+        let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name}});
+        let (code, answer) = self.ask("POST", &format!("{GROUP}/mutatingadmissionpolicybindings"), &binding).await;
+        assert_eq!(code, 201, "{answer}");
+    }
+
+    async fn map(&self, name: &str, data: Value) -> (u16, Value) {
+        self.ask("POST", MAPS, &json!({"metadata": {"name": name}, "data": data})).await
+    }
+}
+
+fn apply(expression: &str) -> Value {
+    json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_the_authorizer_and_the_namespace_are_seen() {
+    let server = server().await;
+    let spec = json!({
+        "variables": [
+            {"name": "size", "expression": "has(object.data) ? size(object.data) : 0"},
+            {"name": "small", "expression": "variables.size < 2"},
+        ],
+        "matchConditions": [{"name": "not-delete", "expression": "request.operation != 'DELETE'"}],
+        "validations": [
+            {"expression": "variables.small", "messageExpression": "'too many: ' + string(variables.size)"},
+            {"expression": "namespaceObject.metadata.name == 'default' && request.userInfo.username == 'admin'"},
+            {"expression": "authorizer.requestResource.check('delete').allowed()"},
+            {"expression": "!authorizer.serviceAccount('default', 'nobody').group('').resource('pods').check('get').allowed()"},
+            {"expression": "!authorizer.serviceAccount('default', 'nobody').path('/metrics').check('get').allowed()"},
+        ],
+    });
+    server.validating("p", spec).await;
+    let (code, answer) = server.map("a", json!({"x": "1", "y": "2"})).await;
+    let by = "ValidatingAdmissionPolicy 'p' with binding 'p' denied request";
+    assert_eq!(
+        (code, answer["message"].as_str().unwrap()),
+        (422, &*format!("configmaps \"a\" is forbidden: {by}: too many: 2"))
+    );
+    assert_eq!(server.map("a", json!({"x": "1"})).await.0, 201);
+    assert_eq!(server.ask("DELETE", &format!("{MAPS}/a"), &Value::Null).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_change_what_others_then_see() {
+    let server = server().await;
+    // The first one sees what the second one adds, as it wants to be asked again.
+    let label =
+        "Object{metadata: Object.metadata{labels: {'first': has(object.metadata.annotations) ? 'seen' : 'unseen'}}}";
+    let spec = json!({"reinvocationPolicy": "IfNeeded", "mutations": [apply(label)]});
+    server.mutating("a", spec).await;
+    let patch = "[JSONPatch{op: 'add', path: '/metadata/annotations', value: {'n': object.metadata.name}}]";
+    let mutation = json!({"patchType": "JSONPatch", "jsonPatch": {"expression": patch}});
+    let spec = json!({"reinvocationPolicy": "Never", "mutations": [mutation],
+        "matchConditions": [{"name": "once", "expression": "!has(object.metadata.annotations)"}]});
+    server.mutating("b", spec).await;
+    server.validating("c", json!({"validations": [{"expression": "request.operation == 'DELETE' || object.metadata.labels.first == 'seen'"}]})).await;
+    let (code, answer) = server.map("x", json!({})).await;
+    assert_eq!(code, 201, "{answer}");
+    assert_eq!(answer["metadata"]["labels"], json!({"first": "seen"}));
+    assert_eq!(answer["metadata"]["annotations"], json!({"n": "x"}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_policy_does_wrong_is_named_and_harms_nothing() {
+    let server = server().await;
+    let wrong = apply(
+        "Object{metadata: Object.metadata{ownerReferences: [Object.metadata.ownerReferences{name: 'x'}], nothing: 1}}",
+    );
+    let spec = json!({"failurePolicy": "Ignore", "reinvocationPolicy": "Never", "mutations": [wrong]});
+    server.mutating("ignored", spec).await;
+    let (code, answer) = server.map("x", json!({})).await;
+    assert!(code == 201 || code == 422, "{answer}");
+    let spec = json!({"reinvocationPolicy": "Never", "mutations": [apply("Object{data: object.nothing}")]});
+    server.mutating("wrong", spec).await;
+    let (code, answer) = server.map("y", json!({})).await;
+    let said = "policy 'wrong' with binding 'wrong' denied request: expression 'Object{data: object.nothing}' resulted in error: no such key: nothing";
+    assert_eq!((code, answer["reason"].as_str()), (403, Some("Invalid")), "{answer}");
+    assert_eq!(answer["message"], said);
+    for plural in ["mutatingadmissionpolicies/wrong", "mutatingadmissionpolicies/ignored"] {
+        assert_eq!(server.ask("DELETE", &format!("{GROUP}/{plural}"), &Value::Null).await.0, 200);
+    }
+    let squares = "object.data.all(a, object.data.all(b, object.data.all(c, object.data.all(d, true))))";
+    server.validating("endless", json!({"validations": [{"expression": squares}]})).await;
+    let data: serde_json::Map<String, Value> = (0..60).map(|at| (format!("k{at}"), json!("v"))).collect();
+    let (code, answer) = server.map("z", data.into()).await;
+    let message = answer["message"].as_str().unwrap();
+    assert_eq!(code, 422, "{answer}");
+    assert!(message.contains("operation cancelled: actual cost limit exceeded"), "{message}");
+}
