@@ -8,7 +8,7 @@ use crate::cost::{CostEstimate, estimate};
 use crate::error::EvalError;
 use crate::eval::{Activation, Code, evaluate, plan};
 use crate::syntax::{CompileError, Source, parse};
-use crate::types::{DeclType, Declared, Type};
+use crate::types::{DeclType, Declared, Shape, Type};
 use crate::value::Value;
 
 /// What an expression may name.
@@ -55,6 +55,16 @@ impl Env {
         });
         self.names.variables.insert(name.into(), decl);
         self
+    }
+
+    /// Adds a field to a type of objects, which is made where there is none. Declare variables of it as
+    /// [`Type::object`].
+    pub fn add_field(&mut self, object: &str, field: &str, ty: Type) {
+        let fresh = || Arc::new(DeclType::object(object, []));
+        let declared = Arc::make_mut(self.names.structs.entry(object.into()).or_insert_with(fresh));
+        if let Shape::Object(fields) = &mut declared.shape {
+            fields.insert(field.into(), Arc::new(DeclType { max_elements: -1, ..DeclType::scalar(ty, 0) }));
+        }
     }
 
     /// Lets expressions make `Object{…}` and `JSONPatch{…}`.

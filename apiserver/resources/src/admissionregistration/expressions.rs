@@ -5,10 +5,14 @@ use apiserver_cel::{Env, Program};
 
 /// Compiles the expressions of one policy, whose variables name those before them.
 pub struct Compiler {
-    params: bool,
-    mutation: bool,
-    variables: Vec<(String, Type)>,
+    env: Env,
+    /// For messages, which may not ask what is allowed.
+    without_authorizer: Env,
+    has_variables: bool,
 }
+
+/// The type of `variables`.
+const VARIABLES: &str = "kubernetes.variables";
 
 /// What an expression has to come to: a type, and the name that messages give it.
 pub type Expected<'a> = &'a [(Type, &'a str)];
@@ -95,31 +99,22 @@ impl Compiler {
     /// Where `params` may be named, and where objects and patches can be made.
     #[must_use]
     pub fn new(params: bool, mutation: bool) -> Self {
-        Self { params, mutation, variables: Vec::new() }
-    }
-
-    fn env(&self, authorizer: bool) -> Env {
         let mut env = Env::new()
             .variable("object", Type::Dyn)
             .variable("oldObject", Type::Dyn)
             .declare("request", request())
             .declare("namespaceObject", namespace());
-        if self.params {
+        if params {
             env = env.variable("params", Type::Dyn);
         }
-        if authorizer {
-            env = env
-                .variable("authorizer", Type::object("kubernetes.authorization.Authorizer"))
-                .variable("authorizer.requestResource", Type::object("kubernetes.authorization.ResourceCheck"));
-        }
-        if self.mutation {
+        if mutation {
             env = env.mutation();
         }
-        if !self.variables.is_empty() {
-            let fields = self.variables.iter().map(|(name, ty)| (name.as_str(), unbounded(ty.clone())));
-            env = env.declare("variables", DeclType::object("kubernetes.variables", fields));
-        }
-        env
+        let without_authorizer = env.clone();
+        let env = env
+            .variable("authorizer", Type::object("kubernetes.authorization.Authorizer"))
+            .variable("authorizer.requestResource", Type::object("kubernetes.authorization.ResourceCheck"));
+        Self { env, without_authorizer, has_variables: false }
     }
 
     /// An expression that comes to what is expected.
@@ -127,7 +122,8 @@ impl Compiler {
     /// # Errors
     /// What is wrong with it, as clients are told.
     pub fn compile(&self, text: &str, authorizer: bool, expected: Expected<'_>) -> Result<Program, String> {
-        let program = self.env(authorizer).compile(text).map_err(|error| format!("compilation failed: {error}"))?;
+        let env = if authorizer { &self.env } else { &self.without_authorizer };
+        let program = env.compile(text).map_err(|error| format!("compilation failed: {error}"))?;
         let found = program.output_type();
         if expected.iter().any(|(ty, _)| ty == found) {
             return Ok(program);
@@ -146,10 +142,16 @@ impl Compiler {
     /// # Errors
     /// What is wrong with it.
     pub fn variable(&mut self, name: &str, text: &str) -> Result<Program, String> {
-        let compiled = self.env(true).compile(text).map_err(|error| format!("compilation failed: {error}"));
+        let compiled = self.env.compile(text).map_err(|error| format!("compilation failed: {error}"));
         // One that is wrong is told once, not wherever it is named.
         let ty = compiled.as_ref().map_or(Type::Dyn, |program| program.output_type().clone());
-        self.variables.push((name.to_owned(), ty));
+        for env in [&mut self.env, &mut self.without_authorizer] {
+            if !self.has_variables {
+                *env = std::mem::take(env).variable("variables", Type::object(VARIABLES));
+            }
+            env.add_field(VARIABLES, name, ty.clone());
+        }
+        self.has_variables = true;
         compiled
     }
 
