@@ -50,9 +50,9 @@ impl<'a> Custom<'a> {
                 schema[SELECTABLE] = fields.clone();
             }
         } else {
+            each(&mut schema, &mut degrade);
             each(&mut schema, &mut |schema| {
-                degrade(schema);
-                if schema.get(PRESERVES) != Some(&Value::Bool(true)) {
+                if !says(schema, PRESERVES) {
                     embed(schema);
                 }
             });

@@ -158,7 +158,10 @@ pub(super) fn paths(catalog: &Catalog, group: &str, version: &str) -> (Map<Strin
     let mut wanted: BTreeSet<String> = BTreeSet::new();
     let discovery = json!({ "tags": [tag], "description": "get available resources", "operationId": format!("get{}APIResources", operations::id(&tag)),
         "responses": operations::discovery_answers() });
-    paths.insert(format!("{root}/"), json!({ "get": discovery }));
+    // As upstream has it: what definitions bring is described without its page of discovery.
+    if rows(catalog, group, version).any(|row| row.openapi.is_none()) {
+        paths.insert(format!("{root}/"), json!({ "get": discovery }));
+    }
     for row in rows(catalog, group, version) {
         wanted.extend([row.schema.name().to_owned(), list_of(row)]);
         operations::describe_row(row, &root, &tag, &mut paths, &mut wanted);

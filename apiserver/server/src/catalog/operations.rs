@@ -270,7 +270,8 @@ fn body_of<'a>(row: &'a ResourceInfo, sub: Option<&Subresource>) -> &'a str {
 }
 
 fn operation(row: &ResourceInfo, tag: &str, path: &str, does: Does, sub: Option<&Subresource>) -> Operation {
-    let of = kind_of(row, sub);
+    // Upstream names a resource's own kind for every subresource of what brings its schema.
+    let of = kind_of(row, sub.filter(|_| row.openapi.is_none()));
     let own = reference(body_of(row, sub));
     let ok = ("200", "OK");
     let (created, accepted) = (("201", "Created"), ("202", "Accepted"));
