@@ -66,6 +66,18 @@ impl<'d> Activation<'d> {
         self
     }
 
+    /// Binds data that a schema specifies and that may be absent, as an optional.
+    #[must_use]
+    pub fn optional(mut self, name: &'d str, json: Option<&'d Json>, declared: &'d Declared) -> Self {
+        let schema: &'d Schema = &declared.schema;
+        let value = match json {
+            None => Ok(Value::Optional(None)),
+            Some(json) => from_json(json, Some(schema)).map(|value| Value::Optional(Some(Arc::new(value)))),
+        };
+        self.values.push((name, value));
+        self
+    }
+
     /// Binds `authorizer`, and says who answers.
     #[must_use]
     pub fn authorizer(mut self, authorizer: &'d dyn Authorizer) -> Self {

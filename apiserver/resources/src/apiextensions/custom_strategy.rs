@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use super::correlate::Correlated;
 use super::custom::ScalePaths;
 use super::schema::path::{JsonPath, printed};
-use super::schema::{Schema, check, embedded, lists};
+use super::schema::{Schema, check, embedded, lists, rules};
 use crate::cells::{self, NAME, name};
 use crate::field::{ErrorList, FieldError, Path, quoted};
 use crate::read::{get, int, items, text, texts};
-use crate::{Column, Context, MetadataChecks, Strategy, rules};
+use crate::{Column, Context, MetadataChecks, Strategy};
 
 /// A column that the definition adds.
 struct Cell {
@@ -146,10 +146,31 @@ impl CustomStrategy {
             if !twice.is_empty() && old.is_none_or(|old| lists::duplicates(old, schema).is_empty()) {
                 errors.append(twice);
             }
+            if schema.has.rules {
+                let found = errors.list();
+                if found.iter().any(|error| BLOCKING.contains(&error.reason)) {
+                    errors = found.into();
+                    let why = "some validation rules were not checked because the object was invalid; correct the existing \
+                               errors to complete validation";
+                    errors.invalid(&Path::root("<nil>"), Value::Null, why);
+                } else {
+                    errors = found.into();
+                    errors.append(rules::check(new, schema, old));
+                }
+            }
         }
         errors.list()
     }
 }
+
+/// Findings that rules can't be asked beside: they would see values of other types.
+const BLOCKING: &[&str] = &[
+    "FieldValueNotSupported",
+    "FieldValueRequired",
+    "FieldValueTooLong",
+    "FieldValueTooMany",
+    "FieldValueTypeInvalid",
+];
 
 const NAME_DESCRIPTION: &str = "The object's name, which no other of its kind has in its namespace.";
 const AGE_DESCRIPTION: &str = "When the object was created.";
@@ -270,7 +291,8 @@ impl Strategy for CustomStrategy {
 /// A finalizer that others may use for something else.
 fn odd_finalizer(finalizer: &str) -> Vec<String> {
     let at = format!("metadata.finalizers: {}: ", quoted(finalizer));
-    let mut said: Vec<String> = rules::label_key(finalizer).into_iter().map(|why| format!("{at}{why}")).collect();
+    let mut said: Vec<String> =
+        crate::rules::label_key(finalizer).into_iter().map(|why| format!("{at}{why}")).collect();
     let standard = matches!(finalizer, "orphan" | "foregroundDeletion" | "kubernetes");
     if !finalizer.contains('/') && !standard {
         let path = if finalizer.contains('.') { " including a path (/)" } else { "" };

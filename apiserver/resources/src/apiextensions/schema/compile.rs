@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::formats::Format;
 use super::pattern::{self, Pattern};
+use super::rules::{self, Rules};
 use super::{DEPTH_MAX, NODES_MAX, PATTERNS_BYTES_MAX};
 
 /// What a value is.
@@ -82,6 +83,8 @@ pub(crate) struct Schema {
     pub(crate) nullable: bool,
     pub(crate) default: Option<Value>,
     pub(crate) listed: Listed,
+    pub(crate) map_atomic: bool,
+    pub(crate) rules: Option<Rules>,
     pub(crate) items: Option<Box<Schema>>,
     pub(crate) properties: BTreeMap<Box<str>, Schema>,
     pub(crate) additional: Additional,
@@ -195,6 +198,8 @@ impl Compiler {
             nullable: flag(map, "nullable"),
             default: map.get("default").filter(|default| !default.is_null()).cloned(),
             listed,
+            map_atomic: text(map, "x-kubernetes-map-type") == "atomic",
+            rules: rules::compile(schema, depth == 0),
             items: None,
             properties: BTreeMap::new(),
             additional: Additional::Unsaid,

@@ -3,6 +3,7 @@
 //! - `compile`: out of an `openAPIV3Schema`, within bounds.
 //! - `prune`: what the schema doesn't know; `default`: what it fills in; `embedded`: objects within objects.
 //! - `check`: values (types, bounds, formats, patterns), with upstream's sentences and unchanged values let pass.
+//! - `rules`: what expressions say of an object, and of what it was.
 //! - `lists`: sets and maps that hold an item twice. `path`: the JSON paths of columns and fields.
 
 pub(crate) mod check;
@@ -14,6 +15,7 @@ pub(crate) mod lists;
 pub(crate) mod path;
 mod pattern;
 mod prune;
+pub(crate) mod rules;
 #[cfg(test)]
 mod tests;
 

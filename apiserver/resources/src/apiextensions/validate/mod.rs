@@ -4,6 +4,7 @@
 mod defaults;
 mod options;
 mod parts;
+mod rules;
 mod schema;
 mod structural;
 
@@ -13,7 +14,6 @@ use super::conditions::{self, APPROVAL, Approval, ESTABLISHED, MISSING_APPROVAL}
 use super::schema::is_known_format;
 use crate::field::{ErrorList, FieldError, Path, quoted};
 use crate::read::{flag, get, items, text, texts};
-use crate::rules;
 
 use options::Options;
 pub(crate) use schema::is_keyword;
@@ -112,7 +112,7 @@ fn alike<'a>(versions: &'a [Value], key: &str) -> Option<&'a Value> {
 fn spec(errors: &mut ErrorList, spec: &Value, options: &Options) {
     let group = text(spec, "group");
     let group_at = SPEC.child("group");
-    let why = rules::dns_subdomain(group);
+    let why = crate::rules::dns_subdomain(group);
     if group.is_empty() {
         errors.required(&group_at, "");
     } else if !why.is_empty() {
@@ -171,7 +171,7 @@ fn versions(errors: &mut ErrorList, all: &[Value], options: &Options) {
     for (i, version) in all.iter().enumerate() {
         let at = at.index(i);
         let name = text(version, "name");
-        let why = rules::dns_1035_label(name);
+        let why = crate::rules::dns_1035_label(name);
         if !why.is_empty() {
             errors.invalid(&at.child("name"), name, &why.join(","));
         }
@@ -202,7 +202,7 @@ fn versions(errors: &mut ErrorList, all: &[Value], options: &Options) {
         errors.add(|| FieldError::invalid(&at, shown(), "must have exactly one version marked as storage version"));
     }
     if let Some(first) = all.first().map(|version| text(version, "name")).filter(|name| !name.is_empty()) {
-        let why = rules::dns_1035_label(first);
+        let why = crate::rules::dns_1035_label(first);
         if !why.is_empty() {
             errors.invalid(&SPEC.child("version"), first, &why.join(","));
         }
@@ -237,7 +237,11 @@ fn deprecation(errors: &mut ErrorList, version: &Value, at: &Path<'_>) {
 
 fn names(errors: &mut ErrorList, names: &Value, at: &Path<'_>) {
     let mut label = |at: &Path<'_>, value: &str, folded: bool| {
-        let why = if folded { rules::dns_1035_label(&value.to_lowercase()) } else { rules::dns_1035_label(value) };
+        let why = if folded {
+            crate::rules::dns_1035_label(&value.to_lowercase())
+        } else {
+            crate::rules::dns_1035_label(value)
+        };
         if !value.is_empty() && !why.is_empty() {
             let before = if folded { "may have mixed case, but should otherwise match: " } else { "" };
             errors.invalid(at, value, &format!("{before}{}", why.join(",")));
@@ -250,7 +254,7 @@ fn names(errors: &mut ErrorList, names: &Value, at: &Path<'_>) {
     let each = |errors: &mut ErrorList, key: &str| {
         let at = at.child(key);
         for (i, name) in texts(names, key).enumerate() {
-            let why = rules::dns_1035_label(name);
+            let why = crate::rules::dns_1035_label(name);
             if !why.is_empty() {
                 errors.invalid(&at.index(i), name, &why.join(","));
             }

@@ -26,6 +26,8 @@ pub(super) struct Options {
     pub(super) requires_review_version: bool,
     /// Certificates of a webhook are not looked at.
     pub(super) lenient_bundle: bool,
+    /// Rules may cost what they cost: no schema changed.
+    pub(super) ignores_cost: bool,
     /// Versions that have more selectable fields than are allowed, and had them before (empty: all alike).
     pub(super) many_fields: Vec<String>,
 }
@@ -40,6 +42,7 @@ impl Options {
         requires_list_keys: true,
         requires_review_version: true,
         lenient_bundle: false,
+        ignores_cost: false,
         many_fields: Vec::new(),
     };
 
@@ -94,6 +97,9 @@ impl Options {
             }),
             requires_review_version: review.is_empty() || review.iter().any(|v| matches!(*v, "v1" | "v1beta1")),
             lenient_bundle: !is_established || wrong_bundle,
+            ignores_cost: items(new, "versions")
+                .iter()
+                .all(|version| old_of(version).is_some_and(|old| get(old, "schema") == get(version, "schema"))),
             many_fields,
         }
     }

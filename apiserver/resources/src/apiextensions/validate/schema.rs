@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::options::Options;
+use super::rules;
 use super::{defaults, structural};
 use crate::apiextensions::schema::{DEPTH_MAX, NODES_MAX, compile};
 use crate::field::{ErrorList, FieldError, Path};
@@ -121,6 +122,9 @@ pub(super) fn validation(
         && let Some(why) = unsupported
     {
         errors.invalid(&schema_at, "", &why);
+    }
+    if errors.count() == before && options.requires_structure {
+        rules::validate(errors, schema, options, &schema_at);
     }
     if errors.count() == before
         && let Err(problem) = compile(schema)
@@ -251,7 +255,7 @@ impl<'a> Walk<'a> {
             self.schema(errors, schema, false, &items_at.index(i));
         }
         kubernetes(errors, schema, self.options, at);
-        rules(errors, schema, at);
+        rule_texts(errors, schema, at);
     }
 
     fn properties(self, errors: &mut ErrorList, schema: &Value, is_root: bool, at: &Path<'_>) {
@@ -460,7 +464,7 @@ pub(super) fn list_keys(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
 }
 
 /// What rules say beside their expressions.
-fn rules(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
+fn rule_texts(errors: &mut ErrorList, schema: &Value, at: &Path<'_>) {
     const REASONS: &[&str] = &["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
     let rules_at = at.child("x-kubernetes-validations");
     for (i, rule) in items(schema, "x-kubernetes-validations").iter().enumerate() {

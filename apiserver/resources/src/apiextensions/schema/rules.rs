@@ -1,0 +1,229 @@
+//! Rules of a schema (`x-kubernetes-validations`): compiled once with the schema, and evaluated over an object within the
+//! budget of one object. Transition rules see what was there, where it can be told which part that was.
+
+use apiserver_cel::types::{DeclType, Declared, Type, from_schema};
+use apiserver_cel::{Activation, Budget, Env, ErrorKind, Program};
+use serde_json::Value;
+
+use super::compile::{Listed, Schema};
+use crate::apiextensions::correlate::same_item;
+use crate::field::{ErrorList, FieldError, Path};
+use crate::read::{flag, items, text};
+
+/// One rule.
+pub(crate) struct Rule {
+    text: Box<str>,
+    message: Box<str>,
+    reason: Box<str>,
+    field_path: Box<str>,
+    optional_old: bool,
+    pub(crate) uses_old: bool,
+    pub(crate) program: Result<Program, String>,
+    pub(crate) of_message: Option<Result<Program, String>>,
+}
+
+impl std::fmt::Debug for Rule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The rules of a schema, with the type that they see.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    declared: Declared,
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// Compiles the rules of one schema; `None`: it has none, or is of no type that rules see.
+pub(crate) fn compile(schema: &Value, root: bool) -> Option<Rules> {
+    let given = items(schema, "x-kubernetes-validations");
+    if given.is_empty() {
+        return None;
+    }
+    let declared = from_schema(schema, root || flag(schema, "x-kubernetes-embedded-resource"))?;
+    let rules = given.iter().map(|rule| one(rule, &declared)).collect();
+    Some(Rules { declared, rules })
+}
+
+fn one(rule: &Value, declared: &Declared) -> Rule {
+    let optional_old = flag(rule, "optionalOldSelf");
+    let env = Env::new().schema("self", declared);
+    let env = if optional_old {
+        env.variable("oldSelf", Type::optional(declared.decl.ty.clone()))
+    } else {
+        env.schema("oldSelf", declared)
+    };
+    let made = |expression: &str, wanted: &Type, what: &str| match env.compile(expression) {
+        Ok(program) if program.output_type() == wanted => Ok(program),
+        Ok(_) if *wanted == Type::Bool => Err("cel expression must evaluate to a bool".to_owned()),
+        Ok(_) => Err("messageExpression must evaluate to a string".to_owned()),
+        Err(error) => Err(format!("{what}compilation failed: {error}")),
+    };
+    let expression = text(rule, "rule").trim();
+    let program = made(expression, &Type::Bool, "");
+    let of_message = match text(rule, "messageExpression").trim() {
+        "" => None,
+        expression => Some(made(expression, &Type::String, "messageExpression ")),
+    };
+    Rule {
+        text: expression.into(),
+        message: text(rule, "message").trim().into(),
+        reason: text(rule, "reason").into(),
+        field_path: text(rule, "fieldPath").trim().into(),
+        optional_old,
+        uses_old: program.as_ref().is_ok_and(|program| program.uses("oldSelf")),
+        program,
+        of_message,
+    }
+}
+
+/// The smallest that a value of a type is in JSON.
+pub(crate) fn min_size(rules: &Rules) -> u64 {
+    let decl: &DeclType = &rules.declared.decl;
+    u64::try_from(decl.min_size).unwrap_or(0)
+}
+
+/// What rules say against a whole object. `old`: what was there.
+pub(crate) fn check(object: &Value, schema: &Schema, old: Option<&Value>) -> ErrorList {
+    let mut errors = ErrorList::new();
+    if schema.has.rules {
+        let mut walk = Walk { budget: Budget::default(), errors: &mut errors, over: false };
+        walk.node(object, schema, old, None);
+    }
+    errors
+}
+
+struct Walk<'e> {
+    budget: Budget<'static>,
+    errors: &'e mut ErrorList,
+    over: bool,
+}
+
+impl Walk<'_> {
+    fn node(&mut self, value: &Value, schema: &Schema, old: Option<&Value>, at: Option<&Path<'_>>) {
+        if !schema.has.rules || self.over || value.is_null() {
+            return;
+        }
+        if let Some(rules) = &schema.rules {
+            for rule in &rules.rules {
+                self.rule(rule, &rules.declared, value, old, at);
+                if self.over {
+                    return;
+                }
+            }
+        }
+        match value {
+            Value::Object(map) => {
+                let olds = old.and_then(Value::as_object).filter(|_| !schema.map_atomic);
+                for (key, value) in map {
+                    let (below, keyed) = match (schema.properties.get(key.as_str()), schema.additional.schema()) {
+                        (Some(below), _) => (below, false),
+                        (None, Some(below)) => (below, true),
+                        (None, None) => continue,
+                    };
+                    let old = olds.and_then(|old| old.get(key));
+                    match at {
+                        Some(at) if keyed => self.node(value, below, old, Some(&at.key(key))),
+                        Some(at) => self.node(value, below, old, Some(&at.child(key))),
+                        None => self.node(value, below, old, Some(&Path::root(key))),
+                    }
+                }
+            }
+            Value::Array(list) => {
+                let (Some(of_items), Some(at)) = (&schema.items, at) else { return };
+                for (i, item) in list.iter().enumerate() {
+                    let old = match (&schema.listed, old.and_then(Value::as_array)) {
+                        (Listed::Map(keys), Some(old)) => same_item(old, item, keys),
+                        _ => None,
+                    };
+                    self.node(item, of_items, old, Some(&at.index(i)));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn rule(&mut self, rule: &Rule, declared: &Declared, value: &Value, old: Option<&Value>, at: Option<&Path<'_>>) {
+        let Ok(program) = &rule.program else { return };
+        if rule.uses_old && old.is_none() && !rule.optional_old {
+            return;
+        }
+        let mut activation = Activation::new().typed("self", value, declared);
+        if rule.uses_old {
+            activation = match (rule.optional_old, old) {
+                (true, old) => activation.optional("oldSelf", old, declared),
+                (false, Some(old)) => activation.typed("oldSelf", old, declared),
+                (false, None) => activation,
+            };
+        }
+        let root = Path::root("<nil>");
+        let at = at.unwrap_or(&root);
+        let verdict = program.eval(&activation, &mut self.budget);
+        if self.budget.exhausted() {
+            self.over = true;
+            let why = "validation failed due to running out of cost budget, no further validation rules will be run";
+            return self.errors.invalid(at, type_name(value), why);
+        }
+        match verdict {
+            Ok(verdict) if verdict.as_bool() == Some(true) => {}
+            _ if old.is_some_and(|old| old == value) => {}
+            Ok(_) => {
+                let said = rule.of_message.as_ref().and_then(|program| {
+                    let said = program.as_ref().ok()?.eval(&activation, &mut self.budget).ok()?;
+                    let said = said.as_str()?.trim().to_owned();
+                    (!said.is_empty() && !said.contains(['\n', '\r']) && said.len() <= 5 * 1024).then_some(said)
+                });
+                let said = said.unwrap_or_else(|| match &*rule.message {
+                    "" => format!("failed rule: {}", rule.text),
+                    message => message.to_owned(),
+                });
+                self.failed(rule, value, at, &said);
+            }
+            Err(error) if error.kind == ErrorKind::CostLimit => {
+                let why = format!(
+                    "call cost exceeds limit for rule: {}; no further validation rules will be run due to call cost exceeds limit for rule",
+                    rule.text
+                );
+                self.over = true;
+                self.errors.invalid(at, type_name(value), &why);
+            }
+            Err(error) => {
+                let named = if rule.message.is_empty() { &rule.text } else { &rule.message };
+                let why = format!("{} evaluating rule: {named}", error.message());
+                self.errors.invalid(at, type_name(value), &why);
+            }
+        }
+    }
+
+    fn failed(&mut self, rule: &Rule, value: &Value, at: &Path<'_>, said: &str) {
+        let place = match (&*rule.field_path, at.to_string()) {
+            ("", at) => at,
+            (path, at) if at == "<nil>" => path.trim_start_matches('.').to_owned(),
+            (path, at) => format!("{at}{path}"),
+        };
+        let place = Path::root(&place);
+        // Objects and lists are not shown: they may be large.
+        let scalar = !matches!(value, Value::Object(_) | Value::Array(_)) && rule.field_path.is_empty();
+        self.errors.add(|| match &*rule.reason {
+            "FieldValueRequired" => FieldError::required(&place, said),
+            "FieldValueForbidden" => FieldError::forbidden(&place, said),
+            "FieldValueDuplicate" if scalar => FieldError::duplicate(&place, value.clone()),
+            "FieldValueDuplicate" => FieldError::new("FieldValueDuplicate", &place, "Duplicate value".into()),
+            _ if scalar => FieldError::invalid(&place, value.clone(), said),
+            _ => FieldError::new("FieldValueInvalid", &place, format!("Invalid value: {said}")),
+        });
+    }
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(n) if n.is_i64() => "integer",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
