@@ -60,6 +60,7 @@ impl<'i> Budget<'i> {
             loops: 0,
             depth: 0,
             apart: 0,
+            pattern: None,
             interrupt: self.interrupt,
         }
     }
@@ -83,6 +84,8 @@ pub(crate) struct Meter<'i> {
     /// What lazy variables have cost, each within a limit of its own.
     apart: u64,
     interrupt: Option<&'i dyn Fn() -> bool>,
+    /// The last pattern that was no constant: a loop compiles it once.
+    pub(crate) pattern: Option<(String, regex::Regex)>,
 }
 
 impl Meter<'_> {

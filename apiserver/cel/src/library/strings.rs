@@ -7,7 +7,7 @@ use crate::error::EvalError;
 use crate::value::{List, Res, Value};
 
 /// Work that compiling a pattern counts for beside its cost.
-const COMPILE_STEPS: usize = 20_000;
+const COMPILE_STEPS: usize = 100_000;
 
 pub(super) fn find(function: &str, _: &str) -> Option<Implementation> {
     Some(match function {
@@ -55,13 +55,21 @@ fn with_pattern<'c, 'd, 'i>(
     if let Some(pattern) = call.pattern {
         return run(call, pattern);
     }
-    call.meter.step(COMPILE_STEPS)?;
-    let compiled = pattern::compile(call.text(1)?);
-    let compiled = compiled.map_err(|error| match call.function {
-        "matches" => EvalError::new(error),
-        _ => EvalError::new(format!("Illegal regex: {error}")),
-    });
-    run(call, &compiled?)
+    let text = call.text(1)?;
+    let known = match call.meter.pattern.take().filter(|(known, _)| known == text) {
+        Some(known) => known,
+        None => {
+            call.meter.step(COMPILE_STEPS)?;
+            let compiled = pattern::compile(text).map_err(|error| match call.function {
+                "matches" => EvalError::new(error),
+                _ => EvalError::new(format!("Illegal regex: {error}")),
+            });
+            (text.to_owned(), compiled?)
+        }
+    };
+    let result = run(call, &known.1);
+    call.meter.pattern = Some(known);
+    result
 }
 
 fn find_all<'d>(call: &mut Call<'_, 'd, '_>, pattern: &Regex) -> Res<Value<'d>> {
