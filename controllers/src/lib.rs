@@ -9,6 +9,8 @@
 mod certificates;
 mod cluster_role_aggregation;
 mod conditions;
+mod cronjob;
+mod daemonset;
 mod deployment;
 mod endpointslice;
 mod garbage_collector;
@@ -20,9 +22,11 @@ mod pod_garbage_collector;
 mod pods;
 mod replicaset;
 mod resourcequota;
+mod revisions;
 mod root_ca;
 mod serviceaccount;
 mod serviceaccount_token;
+mod statefulset;
 mod storage_protection;
 #[cfg(test)]
 mod table_tests;
@@ -54,6 +58,8 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     certificates::cleaner::CONTROLLER,
     certificates::signing::CONTROLLER,
     cluster_role_aggregation::CONTROLLER,
+    cronjob::CONTROLLER,
+    daemonset::CONTROLLER,
     deployment::CONTROLLER,
     endpointslice::CONTROLLER,
     garbage_collector::CONTROLLER,
@@ -67,6 +73,7 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     root_ca::CONTROLLER,
     serviceaccount::CONTROLLER,
     serviceaccount_token::CONTROLLER,
+    statefulset::CONTROLLER,
     storage_protection::CLAIMS,
     storage_protection::CLASSES,
     storage_protection::VOLUMES,

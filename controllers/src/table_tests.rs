@@ -115,6 +115,43 @@ spec:
   selector: {matchLabels: {app: alone}}
   template: {metadata: {labels: {app: alone}}, spec: {containers: [{name: c, image: i}]}}
 ---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: hourly, namespace: a, creationTimestamp: "2025-12-31T22:30:00Z"}
+spec:
+  schedule: "0 * * * *"
+  jobTemplate:
+    spec:
+      backoffLimit: 6
+      selector: {matchLabels: {controller-uid: hourly}}
+      template:
+        metadata: {labels: {controller-uid: hourly}}
+        spec: {restartPolicy: Never, containers: [{name: c, image: i}]}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: everywhere, namespace: a}
+spec:
+  revisionHistoryLimit: 10
+  selector: {matchLabels: {app: everywhere}}
+  updateStrategy: {type: RollingUpdate, rollingUpdate: {maxUnavailable: 1, maxSurge: 0}}
+  template:
+    metadata: {labels: {app: everywhere}}
+    spec: {tolerations: [{operator: Exists}], containers: [{name: c, image: i}]}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db, namespace: a}
+spec:
+  replicas: 2
+  serviceName: db
+  revisionHistoryLimit: 10
+  selector: {matchLabels: {app: db}}
+  updateStrategy: {type: RollingUpdate, rollingUpdate: {partition: 0}}
+  volumeClaimTemplates: [{metadata: {name: data}, spec: {accessModes: [ReadWriteOnce]}}]
+  persistentVolumeClaimRetentionPolicy: {whenScaled: Delete, whenDeleted: Delete}
+  template: {metadata: {labels: {app: db}}, spec: {containers: [{name: c, image: i}]}}
+---
 apiVersion: v1
 kind: Pod
 metadata: {name: orphan, namespace: a, labels: {app: alone}}

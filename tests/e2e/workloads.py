@@ -620,7 +620,74 @@ def load():
     return f"{sum(counts)} requests"
 
 
-CASES = (load, stops, draining, cutting_off, concurrency, reuse, memory_is_waited_for, probes_beside_streams, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, names_and_addresses, framing, environments, refusals, eviction, probes, last_words)
+def in_order():
+    """A StatefulSet's pods come one after the other, are found by their names, and are replaced from the last to the first."""
+    pods = lambda: get(f"{NS}/pods?labelSelector=app%3Ddb")["items"]
+    names = lambda: sorted(pod["metadata"]["name"] for pod in pods())
+    container = {"name": "c", "image": HELLO, "env": [{"name": "VERSION", "value": "one"}]}
+    template = {"metadata": {"labels": {"app": "db"}}, "spec": {"terminationGracePeriodSeconds": 1, "containers": [container]}}
+    apply(service("db", clusterIP="None"), stateful_set(template))
+    kubectl("rollout", "status", "statefulset/db", "--timeout=60s")
+    ready_at = {}
+    for pod in pods():
+        ready = next(c for c in pod["status"]["conditions"] if c["type"] == "Ready")
+        ready_at[pod["metadata"]["name"]] = (pod["metadata"]["creationTimestamp"], ready["lastTransitionTime"])
+        expect((pod["metadata"]["name"], "db"), (pod["spec"]["hostname"], pod["spec"]["subdomain"]), "host name and subdomain")
+    expect(["db-0", "db-1", "db-2"], sorted(ready_at), "names")
+    for before, after in (("db-0", "db-1"), ("db-1", "db-2")):
+        if ready_at[after][0] < ready_at[before][1]:
+            raise Wrong(f"{after} was made before {before} was ready: {ready_at}")
+    uids = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods()}
+    kubectl("delete", "pod", "db-1", "--wait=false")
+    until("db-1 is another one, and ready", lambda: any(
+        pod["metadata"]["name"] == "db-1" and pod["metadata"]["uid"] != uids["db-1"]
+        and any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", [])) for pod in pods()))
+    kubectl("set", "env", "statefulset/db", "VERSION=two")
+    kubectl("rollout", "status", "statefulset/db", "--timeout=60s")
+    made = sorted((pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]) for pod in pods())
+    if any(pod["metadata"]["uid"] == uids[pod["metadata"]["name"]] for pod in pods()):
+        raise Wrong(f"a pod of the old template is left: {made}")
+    expect(2, len(get("/apis/apps/v1/namespaces/default/controllerrevisions?labelSelector=app%3Ddb")["items"]), "revisions")
+    kubectl("scale", "statefulset/db", "--replicas=1")
+    until("only the first is left", lambda: names() == ["db-0"])
+
+
+def stateful_set(template):
+    return {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db"},
+            "spec": {"replicas": 3, "serviceName": "db", "selector": {"matchLabels": {"app": "db"}}, "template": template}}
+
+
+def everywhere():
+    """A DaemonSet runs one pod on each node, and another one where one is deleted."""
+    template = {"metadata": {"labels": {"app": "everywhere"}}, "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "c", "image": HELLO}]}}
+    apply({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "everywhere"},
+           "spec": {"selector": {"matchLabels": {"app": "everywhere"}}, "template": template}})
+    kubectl("rollout", "status", "daemonset/everywhere", "--timeout=60s")
+    pods = lambda: {pod["spec"]["nodeName"]: pod["metadata"]["name"] for pod in get(f"{NS}/pods?labelSelector=app%3Deverywhere")["items"]}
+    nodes = sorted(node["metadata"]["name"] for node in get("/api/v1/nodes")["items"])
+    before = pods()
+    expect(nodes, sorted(before), "nodes with a pod")
+    kubectl("delete", "pod", before[nodes[0]])
+    kubectl("rollout", "status", "daemonset/everywhere", "--timeout=60s")
+    until("another one is there", lambda: pods().get(nodes[0]) not in (None, before[nodes[0]]))
+
+
+def each_minute():
+    """A CronJob's first Job runs when its minute comes."""
+    job = {"spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": HELLO}]}}}}
+    apply({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "minute"},
+           "spec": {"schedule": "* * * * *", "concurrencyPolicy": "Forbid", "jobTemplate": job}})
+    status = lambda: get("/apis/batch/v1/namespaces/default/cronjobs/minute").get("status", {})
+    active = until("its first Job is told", lambda: status().get("active"), 90)[0]["name"]
+    made = get(f"/apis/batch/v1/namespaces/default/jobs/{active}")
+    scheduled = made["metadata"]["annotations"]["batch.kubernetes.io/cronjob-scheduled-timestamp"]
+    expect((status()["lastScheduleTime"], "CronJob"), (scheduled, made["metadata"]["ownerReferences"][0]["kind"]), "when, and by whom")
+    until("its pod runs", lambda: (get(f"/apis/batch/v1/namespaces/default/jobs/{active}").get("status") or {}).get("ready") == 1)
+    kubectl("delete", "cronjob", "minute")
+    until("the Job goes with it", lambda: get(f"/apis/batch/v1/namespaces/default/jobs/{active}") is None)
+
+
+CASES = (load, in_order, everywhere, each_minute, stops, draining, cutting_off, concurrency, reuse, memory_is_waited_for, probes_beside_streams, bodies_that_break_off, headers_that_are_not_a_guests, volumes_follow, tokens, taken_port, names_and_addresses, framing, environments, refusals, eviction, probes, last_words)
 
 
 until("the default ServiceAccount", lambda: get(f"{NS}/serviceaccounts/default"))

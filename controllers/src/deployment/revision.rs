@@ -6,11 +6,10 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use machinery_client::{Action, value_of};
 
 use super::{Rollout, actual, annotations, name, size, status};
+use crate::revisions::letters;
 
 /// The label of a template's hash.
 pub(super) const HASH: &str = "pod-template-hash";
-/// The letters of a hash: those of generated names, so that it can't spell anything.
-const LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// The oldest set with the Deployment's template; `sets` are sorted by age.
 pub(super) fn find_new(deployment: &Deployment, sets: &[ReplicaSet]) -> Option<usize> {
@@ -54,7 +53,7 @@ pub(super) fn hash(template: &PodTemplateSpec, collisions: Option<i32>) -> Strin
         text.extend_from_slice(&count.to_le_bytes());
     }
     let hash = text.iter().fold(0x811c_9dc5_u32, |h, byte| (h ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    hash.to_string().bytes().map(|digit| LETTERS[usize::from(digit) % LETTERS.len()] as char).collect()
+    letters(hash)
 }
 
 fn revision_of(set: &ReplicaSet) -> i64 {

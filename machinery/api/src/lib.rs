@@ -12,6 +12,7 @@ pub mod placement;
 pub mod quantity;
 pub mod quota;
 pub mod requests;
+pub mod schedule;
 pub mod schema;
 pub mod selector;
 pub mod shared;

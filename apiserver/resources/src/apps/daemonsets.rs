@@ -26,7 +26,6 @@ pub(crate) static ROW: Row = Row {
     subresources: &[STATUS],
     storage: Storage::Stored("daemonsets"),
     shows_empty: true,
-    inert: Some("no controller acts on DaemonSets yet: this one gets no pods"),
     strategy: &DaemonSet,
     example: r#"apiVersion: apps/v1
 kind: DaemonSet

@@ -31,7 +31,6 @@ pub(crate) static ROW: Row = Row {
     subresources: &[SCALE, STATUS],
     storage: Storage::Stored("statefulsets"),
     shows_empty: true,
-    inert: Some("no controller acts on StatefulSets yet: this one gets no pods and no claims"),
     strategy: &StatefulSet,
     example: r#"apiVersion: apps/v1
 kind: StatefulSet

@@ -1,10 +1,10 @@
 //! CronJobs: when Jobs are made, and of what.
 
 use jiff::Timestamp;
+use machinery_api::schedule::{Schedule, time_zone as named_zone};
 use serde_json::{Value, json};
 
 use super::jobs::{self, validate::job_spec};
-use super::schedule;
 use crate::cells::{AGE, NAME, age, column, containers_and_images, name, selector, since, wide};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, default_zero_to, flag, get, has, items, object_mut, spec_of, text, time};
@@ -23,7 +23,6 @@ pub(crate) static ROW: Row = Row {
     subresources: &[STATUS],
     storage: Storage::Stored("cronjobs"),
     shows_empty: true,
-    inert: Some("no controller acts on CronJobs yet: this one makes no Jobs"),
     strategy: &CronJob,
     example: r#"apiVersion: batch/v1
 kind: CronJob
@@ -96,7 +95,7 @@ fn when(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
         errors.required(&at, "");
         return;
     }
-    if let Err(why) = schedule::check(given) {
+    if let Err(why) = Schedule::parse(given) {
         errors.invalid(&at, given, &why);
     }
     let had_zone = old.is_some_and(|old| text(old, "schedule").contains("TZ"));
@@ -131,7 +130,7 @@ fn time_zone(errors: &mut ErrorList, zone: &str, at: &Path<'_>) {
         let why = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
         errors.invalid(at, zone, why);
     }
-    if let Err(why) = schedule::time_zone(zone) {
+    if let Err(why) = named_zone(zone) {
         errors.invalid(at, zone, &why);
     }
 }

@@ -2,4 +2,3 @@
 
 pub(crate) mod cronjobs;
 pub(crate) mod jobs;
-mod schedule;

@@ -1,0 +1,103 @@
+//! Rolling updates: pods of an old template go before or after their successors, as many at a time as the strategy allows.
+
+use k8s_openapi::api::apps::v1::{DaemonSetSpec, RollingUpdateDaemonSet};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use machinery_client::Pod;
+
+use super::node::Fit;
+use super::{Changes, Daemons};
+
+fn rolling(spec: &DaemonSetSpec) -> Option<&RollingUpdateDaemonSet> {
+    let strategy = spec.update_strategy.as_ref()?;
+    strategy.rolling_update.as_ref().filter(|_| strategy.type_.as_deref() == Some("RollingUpdate"))
+}
+
+/// How many nodes may have two pods.
+pub(super) fn surge(spec: &DaemonSetSpec, nodes: usize) -> usize {
+    share(rolling(spec).and_then(|r| r.max_surge.as_ref()), nodes)
+}
+
+/// A number, or a part of all nodes, rounded up.
+fn share(of: Option<&IntOrString>, nodes: usize) -> usize {
+    match of {
+        None => 0,
+        Some(IntOrString::Int(n)) => usize::try_from(*n).unwrap_or(0),
+        Some(IntOrString::String(text)) => {
+            let percent: usize = text.trim_end_matches('%').parse().unwrap_or(0);
+            percent.saturating_mul(nodes).div_ceil(100)
+        }
+    }
+}
+
+/// The pods of a node of the new template and of an old one; none where there are two of either.
+fn new_and_old<'a>(daemons: &Daemons<'a>, pods: &[&'a Pod]) -> Option<(Option<&'a Pod>, Option<&'a Pod>)> {
+    let staying = pods.iter().copied().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    let (new, old): (Vec<&'a Pod>, Vec<&'a Pod>) = staying.partition(|pod| daemons.is_updated(pod));
+    (new.len() <= 1 && old.len() <= 1).then(|| (new.first().copied(), old.first().copied()))
+}
+
+impl<'a> Daemons<'a> {
+    /// What brings the next pods to the present template.
+    pub(super) fn updates(&self) -> Changes<'a> {
+        if self.spec.update_strategy.as_ref().is_some_and(|s| s.type_.as_deref() == Some("OnDelete")) {
+            return Changes::default();
+        }
+        let nodes = self.nodes.values().filter(|fit| **fit == Fit::Runs).count();
+        let surge = surge(self.spec, nodes);
+        let unavailable = share(rolling(self.spec).and_then(|r| r.max_unavailable.as_ref()), nodes);
+        if surge > 0 { self.surging(surge, nodes) } else { self.in_place(unavailable.max(1)) }
+    }
+
+    /// Nodes that have pods, and those that shall.
+    fn on_nodes(&self) -> Vec<(&'a str, &[&'a Pod])> {
+        let with = self.pods.iter().map(|(name, pods)| (*name, pods.as_slice()));
+        let bare = self.nodes.iter().filter(|(name, fit)| **fit == Fit::Runs && !self.pods.contains_key(*name));
+        with.chain(bare.map(|(name, _)| (*name, &[] as &[&'a Pod]))).collect()
+    }
+
+    /// The old pod goes first.
+    fn in_place(&self, most: usize) -> Changes<'a> {
+        let (mut unavailable, mut unwell, mut candidates) = (0_usize, Vec::new(), Vec::new());
+        for (_, pods) in self.on_nodes() {
+            match new_and_old(self, pods) {
+                None | Some((None, None) | (Some(_), Some(_))) => unavailable += 1,
+                Some((Some(new), None)) => unavailable += usize::from(!self.is_available(new)),
+                Some((None, Some(old))) if !self.is_available(old) => {
+                    unwell.push(old);
+                    unavailable += 1;
+                }
+                Some((None, Some(old))) => candidates.push(old),
+            }
+        }
+        let room = most.saturating_sub(unavailable);
+        Changes { make: Vec::new(), delete: unwell.into_iter().chain(candidates.into_iter().take(room)).collect() }
+    }
+
+    /// The new pod comes first.
+    fn surging(&self, most: usize, wanted: usize) -> Changes<'a> {
+        let (mut surging, mut available) = (0_usize, 0_usize);
+        let (mut changes, mut leaving, mut candidates) = (Changes::default(), Vec::new(), Vec::new());
+        for (name, pods) in self.on_nodes() {
+            let Some((new, old)) = new_and_old(self, pods) else {
+                surging += 1;
+                continue;
+            };
+            available += usize::from(old.or(new).is_some_and(|pod| self.is_available(pod)));
+            let Some(old) = old else { continue };
+            let stays = self.fit(name) == Some(Fit::Runs);
+            match new {
+                Some(new) if self.is_available(new) => changes.delete.push(old),
+                Some(_) => surging += 1,
+                None => match (self.is_available(old), stays) {
+                    (false, false) => changes.delete.push(old),
+                    (false, true) => changes.make.push(name),
+                    (true, false) => leaving.push(old),
+                    (true, true) => candidates.push(name),
+                },
+            }
+        }
+        changes.delete.extend(leaving.into_iter().take(available.saturating_sub(wanted)));
+        changes.make.extend(candidates.into_iter().take(most.saturating_sub(surging)));
+        changes
+    }
+}

@@ -1,0 +1,177 @@
+//! ControllerRevisions: the templates that a StatefulSet or DaemonSet has had, each as a patch that brings it back.
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use machinery_api::ObjectKey;
+use machinery_client::selector::selects;
+use machinery_client::{Action, Object, ObjectCache, Typed, controlled_by, controller_of, read, value_of};
+use serde_json::{Value, json};
+
+/// The label of a revision's hash.
+pub(crate) const HASH: &str = "controller.kubernetes.io/hash";
+/// The label of a pod that names its revision.
+pub(crate) const POD_HASH: &str = "controller-revision-hash";
+/// The letters of a hash: those of generated names, so that it can't spell anything.
+const LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+/// So much of the owner's name is in a revision's.
+const PREFIX_LENGTH_MAX: usize = 223;
+
+/// A number in letters that can stand in a name.
+pub(crate) fn letters(hash: u32) -> String {
+    hash.to_string().bytes().map(|digit| LETTERS[usize::from(digit) % LETTERS.len()] as char).collect()
+}
+
+/// The hash of a revision, as its label or else its name tells it.
+pub(crate) fn hash_of<'a>(revision: &'a ControllerRevision, label: &str) -> &'a str {
+    let given = revision.metadata.labels.as_ref().and_then(|labels| labels.get(label));
+    given.or(revision.metadata.name.as_ref()).map_or("", String::as_str)
+}
+
+/// The patch that brings a template back.
+pub(crate) fn data_of(template: &PodTemplateSpec) -> Value {
+    let mut template = value_of(template);
+    template["$patch"] = json!("replace");
+    json!({"spec": {"template": template}})
+}
+
+/// The template that a revision holds; none where somebody wrote something else into it.
+pub(crate) fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
+    let mut template = revision.data.as_ref()?.0.pointer("/spec/template")?.clone();
+    template.as_object_mut()?.remove("$patch");
+    read(template).ok()
+}
+
+/// The revisions of an owner that its selector chooses, its own and those that nobody controls, oldest first.
+pub(crate) fn of_owner<'a, K: Typed>(
+    view: &'a ObjectCache,
+    owner: &'a K,
+    selector: &LabelSelector,
+) -> Vec<&'a ControllerRevision> {
+    let metadata = Object::metadata(owner);
+    let uid = metadata.uid.as_deref().unwrap_or_default();
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    let own = view.controlled::<ControllerRevision>(uid).chain(view.uncontrolled(namespace));
+    let mut revisions: Vec<_> = own.filter(|r| selects(selector, r.metadata.labels.as_ref())).collect();
+    let age = |r: &ControllerRevision| r.metadata.creation_timestamp.as_ref().map(|at| at.0);
+    revisions.sort_by(|a, b| (a.revision, age(a), &a.metadata.name).cmp(&(b.revision, age(b), &b.metadata.name)));
+    revisions
+}
+
+/// What becomes of the present template among the revisions that there are.
+#[derive(Debug)]
+pub(crate) enum Present<'a> {
+    /// It has its revision, and it is the latest.
+    Is(&'a ControllerRevision),
+    /// It is to be written first: a new one, or an old one that becomes the latest.
+    Write(Box<Action>),
+}
+
+/// Finds the revision of the present template, or says how it comes about; `label` gets its hash. The collision count goes up where another
+/// template has taken the name.
+pub(crate) fn present<'a, K: Typed>(
+    view: &'a ObjectCache,
+    owner: &K,
+    template: &PodTemplateSpec,
+    label: &str,
+    revisions: &[&'a ControllerRevision],
+    collisions: &mut i32,
+) -> Present<'a>
+where
+    K::Scope: machinery_client::Scope,
+{
+    let data = data_of(template);
+    let next = revisions.last().map_or(1, |latest| latest.revision.saturating_add(1));
+    let equal = |r: &&&ControllerRevision| r.data.as_ref().is_some_and(|d| d.0 == data);
+    let last = revisions.last().copied();
+    if let Some(equal) = revisions.iter().rev().find(equal) {
+        return match last.filter(|last| equal.data == last.data) {
+            Some(last) => Present::Is(last),
+            None => {
+                Present::Write(Box::new(Action::update(&ControllerRevision { revision: next, ..(**equal).clone() })))
+            }
+        };
+    }
+    // Written by another version, with fewer or other fields that say the same.
+    if let Some(last) = last.filter(|last| template_of(last).is_some_and(|t| t == *template)) {
+        return Present::Is(last);
+    }
+    let metadata = Object::metadata(owner);
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    let owner_name = metadata.name.as_deref().unwrap_or_default();
+    loop {
+        let hash = letters(hash(&data, *collisions));
+        let name = format!("{}-{hash}", prefix(owner_name));
+        match view.get::<ControllerRevision>(&ObjectKey::new(namespace, &*name)) {
+            Some(taken) if taken.data.as_ref().is_some_and(|d| d.0 == data) => return Present::Is(taken),
+            Some(_) => *collisions = collisions.saturating_add(1),
+            None => {
+                let mut labels = template.metadata.as_ref().and_then(|m| m.labels.clone()).unwrap_or_default();
+                labels.insert(label.to_owned(), hash);
+                return Present::Write(Box::new(Action::create(&ControllerRevision {
+                    metadata: ObjectMeta {
+                        name: Some(name),
+                        namespace: Some(namespace.to_owned()),
+                        labels: Some(labels),
+                        annotations: metadata.annotations.clone(),
+                        owner_references: Some(vec![controlled_by(owner)]),
+                        ..ObjectMeta::default()
+                    },
+                    data: Some(RawExtension(data)),
+                    revision: next,
+                })));
+            }
+        }
+    }
+}
+
+/// FNV-1, 32 bits, as upstream's names have it.
+fn hash(data: &Value, collisions: i32) -> u32 {
+    fnv(&format!("{data}{collisions}"))
+}
+
+fn fnv(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5_u32, |h, byte| h.wrapping_mul(0x0100_0193) ^ u32::from(byte))
+}
+
+fn prefix(name: &str) -> &str {
+    let mut end = name.len().min(PREFIX_LENGTH_MAX);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    &name[..end]
+}
+
+/// Adopts those that nobody controls.
+pub(crate) fn adopt<K: Typed>(owner: &K, revisions: &[&ControllerRevision]) -> Vec<Action> {
+    let orphans = revisions.iter().filter(|r| controller_of(&r.metadata).is_none());
+    orphans.map(|r| crate::pods::adopt(*r, controlled_by(owner))).collect()
+}
+
+/// Deletes the oldest beyond the limit that nothing is of any more.
+pub(crate) fn truncate(
+    revisions: &[&ControllerRevision],
+    live: impl Fn(&str) -> bool,
+    limit: Option<i32>,
+) -> Vec<Action> {
+    let Ok(limit) = usize::try_from(limit.unwrap_or(10)) else { return Vec::new() };
+    let dead = |r: &&&ControllerRevision| !live(r.metadata.name.as_deref().unwrap_or_default());
+    let history: Vec<_> = revisions.iter().filter(dead).collect();
+    history.iter().take(history.len().saturating_sub(limit)).map(|r| Action::delete(**r)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_are_upstreams() {
+        // The test vectors of FNV-1.
+        assert_eq!(fnv(""), 0x811c_9dc5);
+        assert_eq!(fnv("foobar"), 0x31f0_b262);
+        // `SafeEncodeString` of apimachinery's rand.
+        assert_eq!(letters(0), "4");
+        assert_eq!(letters(1_234_567_890), "56789bcdf4");
+    }
+}

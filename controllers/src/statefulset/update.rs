@@ -1,0 +1,90 @@
+//! Rolling updates: which ordinals stay at the current revision, and which pods go next for the new one.
+
+use k8s_openapi::api::apps::v1::RollingUpdateStatefulSetStrategy;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use machinery_client::{Action, Pod};
+
+use super::identity::{revision_of, start, wanted};
+use super::{BURST_PODS, Rollout};
+
+impl Rollout<'_> {
+    fn rolling(&self) -> Option<&RollingUpdateStatefulSetStrategy> {
+        self.spec.update_strategy.as_ref()?.rolling_update.as_ref()
+    }
+
+    pub(super) fn is_rolling(&self) -> bool {
+        let strategy = self.spec.update_strategy.as_ref().and_then(|s| s.type_.as_deref());
+        strategy.unwrap_or("RollingUpdate") == "RollingUpdate"
+    }
+
+    /// The first ordinal that gets the new revision.
+    fn first_updated(&self) -> i64 {
+        start(self.set) + i64::from(self.rolling().and_then(|r| r.partition).unwrap_or(0))
+    }
+
+    /// Whether a pod that is made for this ordinal is of the current revision.
+    pub(super) fn stays_behind(&self, ordinal: i64) -> bool {
+        match self.rolling() {
+            Some(_) => ordinal < self.first_updated(),
+            None => {
+                let current = self.set.status.as_ref().and_then(|s| s.current_replicas).unwrap_or(0);
+                self.is_rolling() && ordinal < start(self.set) + i64::from(current)
+            }
+        }
+    }
+
+    /// Gives up pods of an old revision, the highest ordinals first; who deletes them comes first where the strategy is
+    /// `OnDelete`.
+    pub(super) fn update_pods(&mut self) {
+        if !self.is_rolling() {
+            return;
+        }
+        let going = match self.rolling().and_then(|r| r.max_unavailable.as_ref()) {
+            None => self.next_to_update().into_iter().collect(),
+            Some(most) => self.several_to_update(share(most, wanted(self.set))),
+        };
+        let deletions: Vec<Action> = going.iter().map(|pod| self.deletion(pod)).collect();
+        let known = |action: &Action| self.plan.actions.contains(action);
+        let deletions: Vec<Action> = deletions.into_iter().filter(|action| !known(action)).collect();
+        self.plan.actions.extend(deletions);
+    }
+
+    fn is_outdated(&self, pod: &Pod) -> bool {
+        revision_of(pod) != self.update.name && pod.metadata.deletion_timestamp.is_none()
+    }
+
+    /// One after the other; one that isn't well yet is waited for, but not one of an old revision.
+    fn next_to_update(&self) -> Option<&Pod> {
+        for ordinal in (self.first_updated()..self.ordinals().end).rev() {
+            let pod = self.pods.get(&ordinal)?;
+            if self.is_outdated(pod) {
+                return Some(pod);
+            }
+            if self.is_unavailable(pod) {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// As many as may be missing at once.
+    fn several_to_update(&self, most: i64) -> Vec<&Pod> {
+        let well = self.pods.range(self.ordinals()).filter(|(_, pod)| !self.is_unavailable(pod)).count();
+        let room = most - (wanted(self.set) - i64::try_from(well).unwrap_or(i64::MAX));
+        let room = usize::try_from(room).unwrap_or(0).min(BURST_PODS);
+        let candidates = self.pods.range(self.ordinals()).rev().take_while(|(o, _)| **o >= self.first_updated());
+        candidates.map(|(_, pod)| *pod).filter(|pod| self.is_outdated(pod)).take(room).collect()
+    }
+}
+
+/// A number, or a part of `total`; at least one.
+fn share(of: &IntOrString, total: i64) -> i64 {
+    let most = match of {
+        IntOrString::Int(n) => i64::from(*n),
+        IntOrString::String(text) => {
+            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
+            percent.saturating_mul(total) / 100
+        }
+    };
+    most.max(1)
+}

