@@ -88,7 +88,10 @@ def malformed_bodies():
         wants((400, 415), "POST", MAPS, configmap("wrong-type") if kind == "x" else "<a/>", {"Content-Type": kind})
     for kind in ("application/json", "text/plain", "application/yaml", PROTOBUF):
         wants(415, "PATCH", MAPS + "/kube-root-ca.crt", "{}", {"Content-Type": kind})
-    wants(415, "PATCH", MAPS + "/x?fieldManager=me", configmap("x"), {"Content-Type": "application/apply-patch+yaml"})
+    for body in ("[", "- a", "1", "{}", "kind: ConfigMap", "a: &a [*a]", "a: " + "[" * 5000, json.dumps(configmap("x", nope=1)), json.dumps(configmap("x", data=[]))):
+        wants(400, "PATCH", MAPS + "/x?fieldManager=me", body, {"Content-Type": "application/apply-patch+yaml"})
+    wants(422, "PATCH", MAPS + "/x", configmap("x"), {"Content-Type": "application/apply-patch+yaml"})
+    wants(415, "PATCH", MAPS + "/x?fieldManager=me", configmap("x"), {"Content-Type": "application/apply-patch+cbor"})
     for kind, body in (("application/merge-patch+json", "["), ("application/merge-patch+json", "[]"), ("application/json-patch+json", "{}"), ("application/json-patch+json", '[{"op":"move"}]'),
                        ("application/json-patch+json", '[{"op":"add","path":"x","value":1}]'), ("application/json-patch+json", '[{"op":"remove","path":"/data/none"}]'),
                        ("application/json-patch+json", json.dumps([{"op": "copy", "from": "/data", "path": f"/data/x{i}"} for i in range(40)])),

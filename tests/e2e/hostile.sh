@@ -139,10 +139,6 @@ eventually 15 has '^Failed: .*does not compile within 120 s' events again
 pgrep -f "coracle-compile-worker.*$WORK" >/dev/null && fail "a compiler goes on"
 serves "modules that compile for minutes"
 
-echo "· what is not served yet"
-kubectl apply --server-side -f sample-workloads/manifests/hello.yaml > "$WORK/out" 2>&1 && fail "server-side apply succeeded"
-grep -qi 'media type\|415\|unsupported' "$WORK/out" || fail "server-side apply: $(cat "$WORK/out")"
-
 echo "· clients"
 python3 "$(dirname "${BASH_SOURCE[0]}")/hostile.py" "$KUBECONFIG" "$WORK/data" || fail "see above"
 serves "hostile clients"
