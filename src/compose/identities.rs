@@ -4,6 +4,8 @@
 use apiserver::auth::UserInfo;
 use apiserver::server::ApiService;
 use axum::body::Body;
+use http::HeaderValue;
+use http::header::USER_AGENT;
 use kube::Client;
 
 /// A component, or whoever else acts in this process.
@@ -32,12 +34,25 @@ impl ComponentIdentity {
         }
     }
 
+    /// As which program upstream this role writes: who manages the fields that it sets.
+    fn agent(&self) -> &'static str {
+        match self {
+            Self::Admin => "coracle",
+            Self::Scheduler => "kube-scheduler",
+            Self::ControllerManager | Self::Controller(_) => "kube-controller-manager",
+            Self::Proxy => "kube-proxy",
+            Self::Node(_) => "kubelet",
+        }
+    }
+
     /// A client in this role's name.
     pub(super) fn client(&self, service: &ApiService) -> Client {
         let user = self.user();
+        let agent = HeaderValue::from_static(self.agent());
         machinery_client::in_process(service.clone(), move |request| {
             let (mut head, body) = request.into_parts();
             head.extensions.insert(user.clone());
+            head.headers.entry(USER_AGENT).or_insert_with(|| agent.clone());
             http::Request::from_parts(head, Body::new(body))
         })
     }

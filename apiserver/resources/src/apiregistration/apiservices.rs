@@ -1,5 +1,6 @@
 //! APIServices: a group and version, and the Service of another API server that serves it; none: this one does.
 
+use crate::Unwritten;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -108,6 +109,13 @@ fn validate_status(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for ApiService {
+    fn unwritten(&self, subresource: &str) -> Unwritten {
+        match subresource {
+            "status" => Unwritten::METADATA_TOO,
+            _ => Unwritten::Below(&[&["status"]]),
+        }
+    }
+
     fn default(&self, object: &mut Value) {
         if let Some(service) = object.pointer_mut("/spec/service").filter(|service| service.is_object()) {
             default_to(service, "port", PORT);

@@ -1,5 +1,6 @@
 //! FlowSchemas: which requests are of one flow, and which priority level they have.
 
+use crate::Unwritten;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -241,6 +242,13 @@ fn validate(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for FlowSchema {
+    fn unwritten(&self, subresource: &str) -> Unwritten {
+        match subresource {
+            "status" => Unwritten::METADATA_TOO,
+            _ => Unwritten::Below(&[&["status"]]),
+        }
+    }
+
     fn default(&self, object: &mut Value) {
         let spec = spec_of(object);
         default_zero_to(spec, "matchingPrecedence", PRECEDENCE);

@@ -1,5 +1,6 @@
 //! PriorityLevelConfigurations: how many requests of a level are served at once, and where the others wait.
 
+use crate::Unwritten;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -168,6 +169,13 @@ fn validate(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for PriorityLevelConfiguration {
+    fn unwritten(&self, subresource: &str) -> Unwritten {
+        match subresource {
+            "status" => Unwritten::METADATA_TOO,
+            _ => Unwritten::Below(&[&["status"]]),
+        }
+    }
+
     fn default(&self, object: &mut Value) {
         if let Some(exempt) = object.pointer_mut("/spec/exempt").filter(|exempt| exempt.is_object()) {
             default_to(exempt, "nominalConcurrencyShares", 0);

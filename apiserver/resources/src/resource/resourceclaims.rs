@@ -1,5 +1,6 @@
 //! ResourceClaims: devices that a pod asks for, what was allocated, and who has it.
 
+use crate::Unwritten;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -36,6 +37,13 @@ const COLUMNS: &[Column] = &[NAME, column("State", "string"), AGE];
 const SPEC: Path<'static> = Path::root("spec");
 
 impl Strategy for ResourceClaim {
+    fn unwritten(&self, subresource: &str) -> Unwritten {
+        match subresource {
+            "status" => Unwritten::METADATA_TOO,
+            _ => Unwritten::Below(&[&["status"]]),
+        }
+    }
+
     fn default(&self, object: &mut Value) {
         claim::default(object_mut(object, "spec"));
         // Go's encoder writes both always.

@@ -4,6 +4,7 @@
 
 mod admission;
 mod answers;
+mod apply;
 mod evictions;
 mod pages;
 mod policies;

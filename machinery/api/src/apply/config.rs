@@ -159,12 +159,14 @@ fn walk(shape: Shape<'_>, value: &Value, path: &mut Vec<PathElement>, set: &mut 
         (Of::List(kind, _), _) => {
             let mut seen = BTreeSet::new();
             let mut doubled = BTreeSet::new();
-            let items: Vec<_> = value
+            let mut items: Vec<_> = value
                 .as_array()
                 .into_iter()
                 .flatten()
                 .filter_map(|item| Some((shape.item(item).ok()?, item)))
                 .collect();
+            // In order, so that each is put in at the set's end.
+            items.sort_by(|a, b| a.0.cmp(&b.0));
             for (element, _) in &items {
                 if !seen.insert(element.clone()) {
                     doubled.insert(element.clone());

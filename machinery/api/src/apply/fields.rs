@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::path::PathElement;
-use super::set::Set;
+use super::set::{Node, Set};
 
 /// How deep a set may nest: as deep as JSON is read.
 const DEPTH_MAX: usize = 120;
@@ -149,7 +149,7 @@ impl<'de> Visitor<'de> for Level {
         if self.depth > DEPTH_MAX {
             return Err(A::Error::custom("exceeded max depth"));
         }
-        let mut set = Set::default();
+        let mut nodes = Vec::new();
         let mut itself = false;
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             if key == "." {
@@ -166,12 +166,9 @@ impl<'de> Visitor<'de> for Level {
             if !member && below.is_empty() {
                 continue;
             }
-            let node = set.node(&element);
-            node.member |= member;
-            if !below.is_empty() {
-                node.below = Some(Arc::new(below));
-            }
+            nodes.push(Node { element, member, below: (!below.is_empty()).then(|| Arc::new(below)) });
         }
+        let set = Set::of_nodes(nodes);
         let member = itself || set.is_empty();
         Ok((set, member))
     }

@@ -9,7 +9,7 @@ use super::set::{Node, Set};
 use super::shape::{Of, Shape};
 use crate::schema::TypeRef;
 
-/// The object without these fields and items. What becomes empty by it stays, empty.
+/// The object without these fields and items. What becomes empty by it is null, as upstream has it.
 #[must_use]
 pub(super) fn remove(found: TypeRef<'_>, object: &Value, fields: &Set) -> Value {
     value(Shape::root(found), object, fields)
@@ -19,7 +19,7 @@ fn value(shape: Shape<'_>, from: &Value, fields: &Set) -> Value {
     match (shape.of, from) {
         (Of::List(kind, _), Value::Array(items)) => {
             if shape.is_leaf() || items.is_empty() {
-                return Value::Array(Vec::new());
+                return Value::Null;
             }
             let mut left = Vec::with_capacity(items.len());
             for item in items {
@@ -30,11 +30,11 @@ fn value(shape: Shape<'_>, from: &Value, fields: &Set) -> Value {
                     _ => left.push(item.clone()),
                 }
             }
-            Value::Array(left)
+            if left.is_empty() { Value::Null } else { Value::Array(left) }
         }
         (Of::Struct(_) | Of::Map(_) | Of::Deduced, Value::Object(map)) => {
             if shape.is_leaf() {
-                return Value::Object(Map::new());
+                return Value::Null;
             }
             let mut left = Map::new();
             for (name, item) in map {
@@ -48,9 +48,9 @@ fn value(shape: Shape<'_>, from: &Value, fields: &Set) -> Value {
                     _ => drop(left.insert(name.clone(), item.clone())),
                 }
             }
-            Value::Object(left)
+            if left.is_empty() { Value::Null } else { Value::Object(left) }
         }
-        (Of::Deduced, Value::Array(_)) => Value::Array(Vec::new()),
+        (Of::Deduced, Value::Array(_)) => Value::Null,
         (_, other) => other.clone(),
     }
 }

@@ -243,7 +243,7 @@ pub(super) fn first(
     Ok(Managers::new(vec![Entry { who: writer.identity(operation), at, fields: pool::of_text(&fields) }]))
 }
 
-fn changed(
+pub(super) fn changed(
     managers: &Managers,
     writer: Writer<'_>,
     old: Option<&Value>,

@@ -33,6 +33,22 @@ impl Set {
         self.nodes.is_empty()
     }
 
+    /// Of nodes in any order; of two of one element the later says what is below.
+    pub(super) fn of_nodes(mut nodes: Vec<Node>) -> Self {
+        if !nodes.is_sorted_by(|a, b| a.element < b.element) {
+            nodes.sort_by(|a, b| a.element.cmp(&b.element));
+            nodes.dedup_by(|later, kept| {
+                let same = later.element == kept.element;
+                if same {
+                    kept.member |= later.member;
+                    kept.below = later.below.take().or_else(|| kept.below.take());
+                }
+                same
+            });
+        }
+        Self { nodes }
+    }
+
     /// Of paths of fields' names.
     #[must_use]
     pub fn of(paths: &[&[&str]]) -> Self {

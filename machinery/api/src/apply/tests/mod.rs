@@ -1,5 +1,8 @@
 //! Properties of sets, of apply and of managers over built-in kinds.
 
+mod fuzz;
+mod upstream;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
