@@ -165,6 +165,15 @@ pub fn selector(selector: &Value) -> String {
     parts.into_iter().map(|(_, shown)| shown).collect::<Vec<_>>().join(",")
 }
 
+/// A selector of either kind: labels alone, as ReplicationControllers have, or a label selector.
+#[must_use]
+pub fn any_selector(value: &Value) -> String {
+    match value.as_object() {
+        Some(map) if !map.is_empty() && map.values().all(Value::is_string) => labels(value, "<none>"),
+        _ => selector(value),
+    }
+}
+
 /// The names and images of a pod template's containers, for the wide columns of workloads.
 #[must_use]
 pub fn containers_and_images(template: &Value) -> (Value, Value) {

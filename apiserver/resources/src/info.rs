@@ -66,6 +66,8 @@ pub struct ResourceInfo {
     pub deletion: Deletion,
     /// For how long an object lives that nobody deletes; `None`: for ever.
     pub ttl: Option<Duration>,
+    /// What a client is told who asks anything of it.
+    pub deprecated: Option<Arc<str>>,
     /// What a client is told who makes or changes one, where nothing acts on the kind yet.
     pub inert: Option<Arc<str>>,
     /// What is particular about the kind.
@@ -129,6 +131,7 @@ impl ResourceInfo {
             shows_empty: row.shows_empty,
             deletion: row.deletion,
             ttl: row.ttl,
+            deprecated: row.deprecated.map(Arc::from),
             inert: row.inert.map(Arc::from),
             strategy: SharedStrategy::Static(row.strategy),
             custom: None,

@@ -4,6 +4,7 @@
 //! printer columns, defaulting, validation, and which verbs exist.
 
 pub use admissionregistration::expressions;
+pub use core::componentstatuses;
 pub use core::services::allocate;
 pub use policy::evictions;
 mod admissionregistration;
@@ -11,6 +12,7 @@ pub mod apiextensions;
 mod apiregistration;
 mod apps;
 mod authorization;
+mod autoscaling;
 mod batch;
 pub mod cells;
 mod certificates;
@@ -255,6 +257,8 @@ pub struct Row {
     pub deletion: Deletion,
     /// For how long an object lives that nobody deletes; `None`: for ever.
     pub ttl: Option<Duration>,
+    /// What a client is told who asks anything of the kind, as upstream would have it no more.
+    pub deprecated: Option<&'static str>,
     /// What a client is told who makes or changes one, where nothing acts on the kind yet (no controller, no data plane).
     pub inert: Option<&'static str>,
     /// What is particular about the kind.
@@ -286,6 +290,7 @@ impl Row {
         shows_empty: false,
         deletion: Deletion::Plain,
         ttl: None,
+        deprecated: None,
         inert: None,
         strategy: &Plain,
         example: "",
@@ -327,6 +332,7 @@ const SCALE: Subresource = Subresource {
 pub static RESOURCES: &[&Row] = &[
     &core::bindings::ROW,
     &core::configmaps::ROW,
+    &core::endpoints::ROW,
     &core::events::CORE,
     &core::limitranges::ROW,
     &core::namespaces::ROW,
@@ -334,6 +340,8 @@ pub static RESOURCES: &[&Row] = &[
     &core::persistentvolumeclaims::ROW,
     &core::persistentvolumes::ROW,
     &core::pods::ROW,
+    &core::podtemplates::ROW,
+    &core::replicationcontrollers::ROW,
     &core::resourcequotas::ROW,
     &core::secrets::ROW,
     &core::serviceaccounts::ROW,
@@ -357,6 +365,8 @@ pub static RESOURCES: &[&Row] = &[
     &authorization::reviews::SELF_ACCESS,
     &authorization::reviews::SELF_RULES,
     &authorization::reviews::ACCESS,
+    &autoscaling::horizontalpodautoscalers::V2,
+    &autoscaling::horizontalpodautoscalers::V1,
     &batch::cronjobs::ROW,
     &batch::jobs::ROW,
     &certificates::requests::ROW,

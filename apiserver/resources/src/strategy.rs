@@ -263,6 +263,11 @@ pub trait Strategy: Send + Sync {
         false
     }
 
+    /// Whether a delete that names no policy and so orphans says so.
+    fn warns_of_orphans(&self) -> bool {
+        false
+    }
+
     /// Table columns; by default Name and Age.
     fn columns(&self) -> &[Column] {
         cells::NAME_AND_AGE

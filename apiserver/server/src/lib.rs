@@ -13,6 +13,7 @@ pub mod admission;
 pub mod auth;
 pub mod bootstrap;
 pub mod catalog;
+mod component_statuses;
 mod conversion;
 mod default_objects;
 mod extensions;

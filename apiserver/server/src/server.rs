@@ -25,6 +25,7 @@ use crate::auth::tls::{self, Acceptor};
 use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
 use crate::bootstrap::{self, Cluster};
 use crate::catalog::{Catalog, Served, Taken};
+use crate::component_statuses;
 use crate::extensions::Extensions;
 use crate::http::dispatch::BODY_BYTES_MAX;
 use crate::http::handle::{HandlerDeps, RequestHandler};
@@ -122,6 +123,8 @@ impl Apiserver {
         for resource in node_metrics::resources(&metrics) {
             served.add(Arc::new(resource)).map_err(|taken| StoreError::Unavailable(taken.to_string()))?;
         }
+        let statuses = component_statuses::resource(cache.clone());
+        served.add(Arc::new(statuses)).map_err(|taken| StoreError::Unavailable(taken.to_string()))?;
         let authorizer = Arc::new(Authorizer::default().with(chains.authorizers));
         let (kubelets, objects_of_services) = (config.kubelets.clone(), objects.clone());
         let reach: Arc<dyn Reach> = Arc::new(Services { objects: objects_of_services, kubelets, env: env.clone() });

@@ -289,6 +289,7 @@ impl Maker<'_> {
             indexed_fields: Arc::default(),
             indexes_labels: false,
             shows_empty: false,
+            deprecated: None,
             inert: None,
             deletion: Deletion::Plain,
             ttl: None,

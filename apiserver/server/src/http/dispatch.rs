@@ -62,6 +62,7 @@ impl RequestHandler {
             return Err(ApiError::BadRequest("Namespace parameter required.".into()));
         }
         rules::check_segment(name)?;
+        asking.warnings.extend(target.row.deprecated.as_deref().map(str::to_owned));
         let mut call = RequestScope {
             catalog: &catalog,
             row: &target.row,

@@ -253,7 +253,11 @@ fn object(
                 Some(version) if !version.is_empty() => json!({"resourceVersion": version}),
                 _ => json!({}), // of a dry run
             };
-            let table = tables.table(metadata, tables.columns(), vec![tables.row(&object)]);
+            let line = match &shown {
+                ResponseObject::Cached(cached) => tables.row_of(cached),
+                _ => tables.row(&object),
+            };
+            let table = tables.table(metadata, tables.columns(), vec![line]);
             Ok(value(code, form, &table))
         }
         Some(Transform::Metadata(version)) => {
@@ -313,13 +317,8 @@ fn list(asked: &RequestHead<'_>, form: Form, row: &Arc<ResourceInfo>, list: List
         }
         Some(Transform::Table(version)) => {
             let tables = tables(asked, row, version)?;
-            let row = row.clone();
             Box::new(move |out| {
-                let rows = list
-                    .items
-                    .iter()
-                    .map(|i| tables.row(&value_of(&row, &ResponseObject::Cached(i.clone()), false)))
-                    .collect();
+                let rows = list.items.iter().map(|item| tables.row_of(item)).collect();
                 let table = tables.table(metadata.clone(), tables.columns(), rows);
                 // Writing into memory cannot fail.
                 let _ = serde_json::to_writer(out, &table);

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::negotiate::MetaVersion;
 use crate::request::query::Query;
-use apiserver_resources::{Column, ResourceInfo, cells};
+use apiserver_resources::{Column, ResourceInfo, Strategy, cells};
+use apiserver_storage::cache::Cached;
 
 /// What a table's rows carry beside their cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +79,21 @@ impl Tables {
     /// One object's row.
     #[must_use]
     pub fn row(&self, object: &Value) -> Value {
+        self.row_by(object, &*self.row.strategy, object)
+    }
+
+    /// A stored object's row: its cells are read from the stored version, which says the most.
+    #[must_use]
+    pub fn row_of(&self, cached: &Cached) -> Value {
+        let stored = cached.value();
+        if self.row.shows_stored() || self.scales {
+            return self.row(&stored);
+        }
+        let object = self.row.strategy.read_storage_version(stored.clone());
+        self.row_by(&object, &*self.row.stored().strategy, &stored)
+    }
+
+    fn row_by(&self, object: &Value, strategy: &dyn Strategy, read: &Value) -> Value {
         let carried = match self.include {
             Include::None => Value::Null,
             Include::Object => object.clone(),
@@ -91,7 +107,7 @@ impl Tables {
             let replicas = |part: &str| json!(object[part]["replicas"].as_i64().unwrap_or(0));
             vec![cells::name(object), replicas("spec"), replicas("status"), cells::age(object, self.now)]
         } else {
-            self.row.strategy.cells(object, self.now)
+            strategy.cells(read, self.now)
         };
         json!({"cells": cells, "object": carried})
     }

@@ -274,14 +274,14 @@ impl Stream {
         let Some(tables) = self.lens.tables.clone() else { return plain_frame(&self.lens, kind, cached) };
         let row = &self.lens.row;
         let value = if row.shows_stored() { cached.value() } else { row.strategy.read_storage_version(cached.value()) };
-        self.table_frame(tables, type_of(kind), &value)
+        let line = Tables { now: self.env.now(), ..tables.clone() }.row_of(cached);
+        self.table_frame(&tables, type_of(kind), &value, line)
     }
 
-    fn table_frame(&mut self, tables: Tables, kind: &str, object: &Value) -> Bytes {
+    fn table_frame(&mut self, tables: &Tables, kind: &str, object: &Value, line: Value) -> Bytes {
         let columns = if std::mem::replace(&mut self.columns_sent, true) { Value::Null } else { tables.columns() };
         let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"].as_str().unwrap_or("")});
-        let tables = Tables { now: self.env.now(), ..tables };
-        let table = tables.table(metadata, columns, vec![tables.row(object)]);
+        let table = tables.table(metadata, columns, vec![line]);
         format!("{{\"type\":\"{kind}\",\"object\":{table}}}\n").into()
     }
 
@@ -293,7 +293,8 @@ impl Stream {
         let row = self.lens.row.clone();
         let mut object = json!({"kind": &*row.kind, "apiVersion": &*row.api_version, "metadata": metadata});
         if let Some(tables) = self.lens.tables.clone() {
-            return self.table_frame(tables, "BOOKMARK", &object);
+            let line = Tables { now: self.env.now(), ..tables.clone() }.row(&object);
+            return self.table_frame(&tables, "BOOKMARK", &object, line);
         }
         let object = match self.lens.transform {
             Some(Transform::Metadata(version) | Transform::MetadataList(version)) => json!({

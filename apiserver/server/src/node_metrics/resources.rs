@@ -83,6 +83,7 @@ fn resource(plural: &str, kind: &str, namespaced: bool, schema: &Value, source: 
         shows_empty: false,
         deletion: Deletion::Plain,
         ttl: None,
+        deprecated: None,
         inert: None,
         strategy: SharedStrategy::Owned(Arc::new(Figures)),
         custom: None,

@@ -248,7 +248,7 @@ impl Registry {
 /// Says what becomes of dependents where the kind's default surprises.
 fn warn_of_orphans(call: &mut RequestScope<'_>, options: &DeleteOptions) {
     let silent = options.propagation.is_none() && options.orphan_dependents.is_none();
-    if call.row.strategy.orphans_by_default() && silent {
+    if call.row.strategy.warns_of_orphans() && silent {
         let plural = call.row.plural.clone();
         call.warn(format!(
             "child pods are preserved by default when {plural} are deleted; set propagationPolicy=Background to remove them \

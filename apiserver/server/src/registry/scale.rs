@@ -35,7 +35,7 @@ pub fn of(row: &ResourceInfo, object: &Value) -> Value {
     let selector = match own {
         Some(own) if own.selector.is_empty() => String::new(),
         Some(own) => object.pointer(&own.selector).and_then(Value::as_str).unwrap_or_default().to_owned(),
-        None => apiserver_resources::cells::selector(&object["spec"]["selector"]),
+        None => apiserver_resources::cells::any_selector(&object["spec"]["selector"]),
     };
     if !selector.is_empty() && selector != "<none>" {
         status["selector"] = json!(selector);

@@ -204,6 +204,10 @@ impl Strategy for Job {
         true
     }
 
+    fn warns_of_orphans(&self) -> bool {
+        true
+    }
+
     fn columns(&self) -> &'static [Column] {
         COLUMNS
     }

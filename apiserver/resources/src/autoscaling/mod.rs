@@ -1,0 +1,5 @@
+//! The group `autoscaling`: how many pods there are to be, by what is measured.
+
+mod conversion;
+pub(crate) mod horizontalpodautoscalers;
+mod validate;

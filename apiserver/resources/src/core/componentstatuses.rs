@@ -1,0 +1,46 @@
+//! ComponentStatuses: whether what the API server depends on is well. Deprecated, made when they are asked for.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::cells::{NAME, column, name};
+use crate::field::FieldError;
+use crate::read::{items, text};
+use crate::{Column, Context, Row, Strategy, Verb};
+
+/// ComponentStatuses; whoever serves them says how they are made.
+pub static ROW: Row = Row {
+    kind: "ComponentStatus",
+    plural: "componentstatuses",
+    singular: "componentstatus",
+    short_names: &["cs"],
+    schema: "io.k8s.api.core.v1.ComponentStatus",
+    verbs: &[Verb::Get, Verb::List],
+    deprecated: Some("v1 ComponentStatus is deprecated in v1.19+"),
+    strategy: &ComponentStatus,
+    ..Row::CLUSTER
+};
+
+struct ComponentStatus;
+
+const COLUMNS: &[Column] = &[NAME, column("Status", "string"), column("Message", "string"), column("Error", "string")];
+
+impl Strategy for ComponentStatus {
+    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value, _: Timestamp) -> Vec<Value> {
+        let healthy = items(object, "conditions").iter().find(|one| text(one, "type") == "Healthy");
+        let (status, message, error) = match healthy {
+            Some(one) if text(one, "status") == "True" => ("Healthy", text(one, "message"), text(one, "error")),
+            Some(one) => ("Unhealthy", text(one, "message"), text(one, "error")),
+            None => ("Unknown", "", ""),
+        };
+        vec![name(object), json!(status), json!(message), json!(error)]
+    }
+}

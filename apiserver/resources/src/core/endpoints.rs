@@ -1,0 +1,219 @@
+//! Endpoints: what EndpointSlices were first; deprecated, and still written by hand for Services without a selector.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::addresses::{endpoint_ip, odd_ip};
+use crate::cells::{AGE, NAME, age, column, name};
+use crate::core::pods::update::same;
+use crate::field::{ErrorList, FieldError, Path};
+use crate::read::{default_zero_to, get, has, int, items, items_mut, text};
+use crate::rules;
+use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
+
+/// Endpoints.
+pub(crate) static ROW: Row = Row {
+    kind: "Endpoints",
+    plural: "endpoints",
+    singular: "endpoints",
+    short_names: &["ep"],
+    schema: "io.k8s.api.core.v1.Endpoints",
+    storage: Storage::Stored("services/endpoints"),
+    deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+    inert: Some("no controller mirrors Endpoints to EndpointSlices yet: no request goes where this one says"),
+    strategy: &Endpoints,
+    example: r#"apiVersion: v1
+kind: Endpoints
+metadata: {name: example}
+subsets:
+- addresses: [{ip: 192.0.2.1}]
+  ports: [{port: 8080}]
+"#,
+    ..Row::NAMESPACED
+};
+
+struct Endpoints;
+
+const COLUMNS: &[Column] = &[NAME, column("Endpoints", "string"), AGE];
+const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+/// Addresses that a cell shows.
+const SHOWN_MAX: usize = 3;
+
+fn address(errors: &mut ErrorList, address: &Value, context: &Context<'_>, at: &Path<'_>) {
+    let ip = text(address, "ip");
+    errors.invalid_each(&at.child("ip"), ip, rules::ip_in_old_field(ip, true));
+    let host = text(address, "hostname");
+    if !host.is_empty() {
+        errors.invalid_each(&at.child("hostname"), host, rules::dns_label(host));
+    }
+    if has(address, "nodeName") {
+        let node = text(address, "nodeName");
+        errors.invalid_each(&at.child("nodeName"), node, rules::dns_subdomain(node));
+    }
+    endpoint_ip(errors, ip, context.loopback, &at.child("ip"));
+}
+
+fn port(errors: &mut ErrorList, port: &Value, named: bool, at: &Path<'_>) {
+    const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
+    let name = text(port, "name");
+    if name.is_empty() {
+        if named {
+            errors.required(&at.child("name"), "");
+        }
+    } else {
+        errors.invalid_each(&at.child("name"), name, rules::dns_label(name));
+    }
+    let number = int(port, "port").unwrap_or(0);
+    for message in rules::port_number(number) {
+        errors.invalid(&at.child("port"), number, &message);
+    }
+    match text(port, "protocol") {
+        "" => errors.required(&at.child("protocol"), ""),
+        protocol if PROTOCOLS.contains(&protocol) => {}
+        other => errors.not_supported(&at.child("protocol"), other, PROTOCOLS),
+    }
+    if has(port, "appProtocol") {
+        let protocol = text(port, "appProtocol");
+        errors.invalid_each(&at.child("appProtocol"), protocol, rules::label_key(protocol));
+    }
+}
+
+fn subsets(errors: &mut ErrorList, object: &Value, context: &Context<'_>) {
+    let at = Path::root("subsets");
+    for (i, subset) in items(object, "subsets").iter().enumerate() {
+        let at = at.index(i);
+        if items(subset, "addresses").is_empty() && items(subset, "notReadyAddresses").is_empty() {
+            errors.required(&at, "must specify `addresses` or `notReadyAddresses`");
+        }
+        for list in ["addresses", "notReadyAddresses"] {
+            let list_at = at.child(list);
+            for (j, one) in items(subset, list).iter().enumerate() {
+                address(errors, one, context, &list_at.index(j));
+            }
+        }
+        let (ports, ports_at) = (items(subset, "ports"), at.child("ports"));
+        for (j, one) in ports.iter().enumerate() {
+            port(errors, one, ports.len() > 1, &ports_at.index(j));
+        }
+    }
+}
+
+/// The first addresses, and how many more there are.
+fn shown(object: &Value) -> String {
+    let subsets = items(object, "subsets");
+    if subsets.is_empty() {
+        return "<none>".into();
+    }
+    let (mut list, mut count) = (Vec::new(), 0);
+    for subset in subsets {
+        let addresses = items(subset, "addresses");
+        let ports: Vec<Option<i64>> = match items(subset, "ports") {
+            [] => vec![None],
+            ports => ports.iter().map(|port| int(port, "port")).collect(),
+        };
+        for port in ports {
+            count += addresses.len();
+            for address in addresses.iter().take(SHOWN_MAX.saturating_sub(list.len())) {
+                let ip = text(address, "ip");
+                list.push(match port {
+                    None => ip.to_owned(),
+                    Some(port) if ip.contains(':') => format!("[{ip}]:{port}"),
+                    Some(port) => format!("{ip}:{port}"),
+                });
+            }
+        }
+    }
+    let all = list.join(",");
+    if count > SHOWN_MAX { format!("{all} + {} more...", count - SHOWN_MAX) } else { all }
+}
+
+impl Strategy for Endpoints {
+    fn default(&self, object: &mut Value) {
+        for subset in items_mut(object, "subsets") {
+            for port in items_mut(subset, "ports") {
+                default_zero_to(port, "protocol", "TCP");
+            }
+        }
+    }
+
+    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
+
+    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
+
+    fn metadata_checks(&self) -> MetadataChecks {
+        MetadataChecks::ChangeThenWhole
+    }
+
+    fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        subsets(&mut errors, object, context);
+        errors.list()
+    }
+
+    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+        let errors = self.validate(context, new);
+        // What was once taken may stay.
+        if !errors.is_empty() && same(get(new, "subsets"), get(old, "subsets")) { Vec::new() } else { errors }
+    }
+
+    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
+        if text(get(get(object, "metadata"), "labels"), MANAGED_BY) == "endpoint-controller" {
+            return Vec::new();
+        }
+        let at = Path::root("subsets");
+        let mut found = Vec::new();
+        for (i, subset) in items(object, "subsets").iter().enumerate() {
+            let at = at.index(i);
+            for list in ["addresses", "notReadyAddresses"] {
+                let list_at = at.child(list);
+                for (j, address) in items(subset, list).iter().enumerate() {
+                    found.extend(odd_ip(&list_at.index(j).child("ip"), text(address, "ip")));
+                }
+            }
+        }
+        found
+    }
+
+    fn create_on_update(&self) -> bool {
+        true
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        vec![name(object), json!(shown(object)), age(object, now)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_ports_are_checked_and_shown() {
+        let context = Context { now: Timestamp::UNIX_EPOCH, subresource: "", loopback: &[], requester: None };
+        let said = |subsets: Value| -> Vec<String> {
+            let errors = Endpoints.validate(&context, &json!({"subsets": subsets}));
+            errors.into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
+        };
+        assert_eq!(said(json!([{}])), ["subsets[0]: Required value: must specify `addresses` or `notReadyAddresses`"]);
+        let ports = json!([{"port": 0, "protocol": "TCP", "name": "a"}, {"port": 1, "protocol": "X"}]);
+        assert_eq!(
+            said(json!([{"addresses": [{"ip": "127.0.0.1"}], "ports": ports}])),
+            [
+                "subsets[0].addresses[0].ip: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+                "subsets[0].ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+                "subsets[0].ports[1].name: Required value",
+                "subsets[0].ports[1].protocol: Unsupported value: \"X\": supported values: \"SCTP\", \"TCP\", \"UDP\"",
+            ]
+        );
+        let old = json!({"subsets": [{}]});
+        assert!(Endpoints.validate_update(&context, &old, &old).is_empty(), "what was once taken may stay");
+        let many = json!([{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}]);
+        let object = json!({"subsets": [{"addresses": many, "ports": [{"port": 80}, {"port": 81}]}]});
+        assert_eq!(shown(&object), "192.0.2.1:80,[2001:db8::1]:80,192.0.2.1:81 + 1 more...");
+        assert_eq!(shown(&json!({})), "<none>");
+    }
+}

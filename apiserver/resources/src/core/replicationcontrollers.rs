@@ -1,0 +1,229 @@
+//! ReplicationControllers: what ReplicaSets were first. Their selector is a map, and a deletion leaves the pods by default.
+
+use jiff::Timestamp;
+use machinery_api::schema::types::Text;
+use serde_json::{Value, json};
+
+use crate::cells::{AGE, NAME, age, column, containers_and_images, labels, name, wide};
+use crate::core::pods::{spec as pod_spec, update::same, warnings};
+use crate::field::{ErrorList, FieldError, Path};
+use crate::read::{default_to, entries, get, has, int, is_zero, object_mut, put, spec_of};
+use crate::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
+use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
+
+/// ReplicationControllers.
+pub(crate) static ROW: Row = Row {
+    kind: "ReplicationController",
+    plural: "replicationcontrollers",
+    singular: "replicationcontroller",
+    short_names: &["rc"],
+    categories: &["all"],
+    schema: "io.k8s.api.core.v1.ReplicationController",
+    subresources: &[SCALE, STATUS],
+    storage: Storage::Stored("controllers"),
+    shows_empty: true,
+    inert: Some("no controller acts on ReplicationControllers yet: this one gets no pods"),
+    strategy: &ReplicationController,
+    example: r#"apiVersion: v1
+kind: ReplicationController
+metadata: {name: example}
+spec:
+  replicas: 2
+  selector: {app: example}
+  template:
+    metadata: {labels: {app: example}}
+    spec:
+      containers: [{name: web, image: registry.local/hello:v1}]
+"#,
+    ..Row::NAMESPACED
+};
+
+struct ReplicationController;
+
+const COLUMNS: &[Column] = &[
+    NAME,
+    column("Desired", "integer"),
+    column("Current", "integer"),
+    column("Ready", "integer"),
+    AGE,
+    wide("Containers", "string"),
+    wide("Images", "string"),
+    wide("Selector", "string"),
+];
+const SELECTABLE: &[Text] = &[Text::Borrowed("status.replicas")];
+/// Annotations of fields that an older version had and this one can't say.
+const LOST: &str = "non-convertible.kubernetes.io/";
+
+fn validate(errors: &mut ErrorList, spec: &Value) {
+    not_negative(errors, spec, &["minReadySeconds"], &SPEC);
+    let selector = get(spec, "selector");
+    if is_zero(selector) {
+        errors.required(&SPEC.child("selector"), "");
+    }
+    not_negative(errors, spec, &["replicas"], &SPEC);
+    let (template, at) = (get(spec, "template"), SPEC.child("template"));
+    if template.is_null() {
+        errors.required(&at, "");
+        return;
+    }
+    let given = get(get(template, "metadata"), "labels");
+    if entries(spec, "selector").any(|(key, value)| given.get(key) != Some(value)) {
+        errors.invalid(&at.child("metadata.labels"), given.clone(), "`selector` does not match template `labels`");
+    }
+    pod_spec::template(errors, template, &at);
+    workloads::runs_for_ever(errors, template, "ReplicationController", &at);
+}
+
+fn lost_fields(errors: &mut ErrorList, new: &Value, old: &Value) {
+    for (key, value) in entries(get(old, "metadata"), "annotations") {
+        let Some(field) = key.strip_prefix(LOST).filter(|field| !field.contains('/')) else { continue };
+        if !field.contains("selector") {
+            let mut error = FieldError::not_found(&Path::root(field), value.clone());
+            error.message.push_str(": unknown non-convertible field");
+            errors.add(|| error);
+        } else if !same(get(get(new, "spec"), "selector"), get(get(old, "spec"), "selector")) {
+            let selector = get(get(new, "spec"), "selector").clone();
+            errors.invalid(&SPEC.child("selector"), selector, "cannot update non-convertible selector");
+        }
+    }
+}
+
+fn validate_status(errors: &mut ErrorList, status: &Value) {
+    let counts = ["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"];
+    not_negative(errors, status, &counts, &STATUS_AT);
+    let why = "cannot be greater than status.replicas";
+    not_more(
+        errors,
+        status,
+        &[
+            ("fullyLabeledReplicas", "replicas", why),
+            ("readyReplicas", "replicas", why),
+            ("availableReplicas", "replicas", why),
+            ("availableReplicas", "readyReplicas", "cannot be greater than readyReplicas"),
+        ],
+    );
+}
+
+impl Strategy for ReplicationController {
+    fn default(&self, object: &mut Value) {
+        let spec = spec_of(object);
+        default_to(spec, "replicas", 1);
+        if has(spec, "template") {
+            workloads::default_template(spec);
+        }
+        let given = get(get(get(spec, "template"), "metadata"), "labels").clone();
+        if !is_zero(&given) {
+            if is_zero(get(spec, "selector")) {
+                put(spec, "selector", given.clone());
+            }
+            let metadata = object_mut(object, "metadata");
+            if is_zero(get(metadata, "labels")) {
+                put(metadata, "labels", given);
+            }
+        }
+        default_to(object_mut(object, "status"), "replicas", 0);
+    }
+
+    fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
+        put(object, "status", json!({"replicas": 0}));
+        workloads::drop_disabled(object, None);
+    }
+
+    fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
+        prepare_update_by_default(context, new, old);
+        if context.subresource != "status" {
+            workloads::drop_disabled(new, Some(old));
+        }
+    }
+
+    fn counts_generation(&self) -> bool {
+        true
+    }
+
+    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        validate(&mut errors, get(object, "spec"));
+        errors.list()
+    }
+
+    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = ErrorList::new();
+        if context.subresource == "status" {
+            validate_status(&mut errors, get(new, "status"));
+        } else {
+            validate(&mut errors, get(new, "spec"));
+            lost_fields(&mut errors, new, old);
+        }
+        errors.list()
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let mut found = Vec::new();
+        if old.is_none() {
+            workloads::name_warning(&mut found, object);
+        }
+        if old.is_none_or(|old| self.generation_changes(object, old)) {
+            warnings::template(&mut found, get(get(object, "spec"), "template"), &SPEC.child("template"));
+        }
+        found
+    }
+
+    fn orphans_by_default(&self) -> bool {
+        true
+    }
+
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+
+    fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        let (spec, status) = (get(object, "spec"), get(object, "status"));
+        let count = |of: &Value, key: &str| json!(int(of, key).unwrap_or(0));
+        let (containers, images) = containers_and_images(get(spec, "template"));
+        vec![
+            name(object),
+            count(spec, "replicas"),
+            count(status, "replicas"),
+            count(status, "readyReplicas"),
+            age(object, now),
+            containers,
+            images,
+            json!(labels(get(spec, "selector"), "<none>")),
+        ]
+    }
+
+    fn selectable(&self, object: &Value) -> Vec<String> {
+        vec![int(get(object, "status"), "replicas").unwrap_or(0).to_string()]
+    }
+
+    fn selectable_labels(&self) -> &[Text] {
+        SELECTABLE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_controller_selects_its_template_by_default() {
+        let pod = json!({"containers": [{"name": "c", "image": "i"}]});
+        let mut object = json!({"spec": {"template": {"metadata": {"labels": {"a": "b"}}, "spec": pod}}});
+        ReplicationController.default(&mut object);
+        assert_eq!((&object["spec"]["selector"]["a"], &object["metadata"]["labels"]["a"]), (&json!("b"), &json!("b")));
+        let said = |object: &Value| -> Vec<String> {
+            let mut errors = ErrorList::new();
+            validate(&mut errors, &object["spec"]);
+            errors.list().into_iter().map(|error| error.field).collect()
+        };
+        assert_eq!(said(&object), Vec::<String>::new());
+        object["spec"]["selector"] = json!({"a": "c"});
+        object["spec"]["template"]["spec"]["restartPolicy"] = json!("Never");
+        assert_eq!(said(&object), ["spec.template.metadata.labels", "spec.template.spec.restartPolicy"]);
+        assert_eq!(said(&json!({"spec": {}})), ["spec.selector", "spec.template"]);
+        let old = json!({"metadata": {"annotations": {"non-convertible.kubernetes.io/selector": "x"}}, "spec": {"selector": {"a": "b"}}});
+        let mut errors = ErrorList::new();
+        lost_fields(&mut errors, &object, &old);
+        assert_eq!(errors.list()[0].message, "Invalid value: {\"a\":\"c\"}: cannot update non-convertible selector");
+    }
+}
