@@ -391,7 +391,8 @@ fn generic_code_names_no_kind() {
     let named = rows.flat_map(|(_, text)| code(text).collect::<Vec<_>>());
     let plurals: BTreeSet<&str> = named
         .filter_map(|line| line.trim().strip_prefix("plural: \"")?.strip_suffix("\","))
-        .filter(|p| !p.is_empty())
+        // A field of every EndpointSlice has this name, too.
+        .filter(|p| !p.is_empty() && *p != "endpoints")
         .collect();
     assert!(plurals.len() > 20, "rows are found: {plurals:?}");
     let mut problems = Vec::new();

@@ -35,7 +35,6 @@ pub mod rules;
 mod scheduling;
 mod storage;
 mod strategy;
-mod workloads;
 
 #[cfg(test)]
 mod tests;

@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, labels, name, selector, wide};
 use crate::core::pods::{spec as pod_spec, update::same, warnings};
+use crate::core::workloads::{
+    self, SPEC, STATUS as STATUS_AT, amount, not_more_than_all, not_negative, number_or_percent, selected,
+};
 use crate::field::{ErrorList, FieldError, Path, go_struct, quoted};
 use crate::metadata::label_selector;
 use crate::read::{default_to, default_zero_to, get, has, int, object_mut, put, spec_of, text};
-use crate::workloads::{
-    self, SPEC, STATUS as STATUS_AT, amount, not_more_than_all, not_negative, number_or_percent, selected,
-};
 use crate::{Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
 /// DaemonSets.

@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, labels, name, wide};
-use crate::field::{ErrorList, FieldError, go_struct};
-use crate::read::{default_to, default_zero_to, get, has, int, object_mut, spec_of, text};
-use crate::workloads::{
+use crate::core::workloads::{
     self, SPEC, STATUS as STATUS_AT, amount, not_more, not_more_than_all, not_negative, number_or_percent,
 };
+use crate::field::{ErrorList, FieldError, go_struct};
+use crate::read::{default_to, default_zero_to, get, has, int, object_mut, spec_of, text};
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
 
 /// Deployments.

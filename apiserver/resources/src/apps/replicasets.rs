@@ -1,13 +1,13 @@
 //! ReplicaSets: the selector has to select the template and never changes; the rest they share with other workloads
-//! ([`crate::workloads`]).
+//! ([`crate::core::workloads`]).
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, name, selector, wide};
+use crate::core::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
 use crate::field::{ErrorList, FieldError};
 use crate::read::{default_to, get, has, int, is_zero, object_mut, put, spec_of};
-use crate::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
 
 /// ReplicaSets.

@@ -8,15 +8,15 @@ use serde_json::{Map, Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, name, wide};
 use crate::core::pods::{claims, spec as pod_spec, update::same, warnings};
+use crate::core::workloads::{
+    self, SPEC, STATUS as STATUS_AT, amount, not_more, not_more_than_all, not_negative, number_or_percent, selected,
+};
 use crate::field::{ErrorList, FieldError, Path, go_struct, quoted};
 use crate::metadata::{annotations, label_selector, labels};
 use crate::read::{
     default_to, default_zero_to, get, has, int, items, items_mut, object_mut, put, remove, spec_of, text,
 };
 use crate::rules::{self, NameRule};
-use crate::workloads::{
-    self, SPEC, STATUS as STATUS_AT, amount, not_more, not_more_than_all, not_negative, number_or_percent, selected,
-};
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
 
 /// StatefulSets.

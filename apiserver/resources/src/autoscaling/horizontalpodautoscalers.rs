@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use super::conversion::{CPU_PERCENT, cpu, to_v1, to_v2};
 use super::validate;
 use crate::cells::{AGE, NAME, age, column, name};
+use crate::core::workloads::{STATUS as STATUS_AT, not_negative};
 use crate::field::{ErrorList, FieldError};
 use crate::metadata::quantity;
 use crate::read::{default_to, get, has, int, items, object_mut, put, spec_of, text};
-use crate::workloads::{STATUS as STATUS_AT, not_negative};
 use crate::{Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
 const INERT: &str = "no controller acts on HorizontalPodAutoscalers yet: this one scales nothing";

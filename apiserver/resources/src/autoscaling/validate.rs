@@ -3,11 +3,11 @@
 use serde_json::Value;
 
 use crate::core::pods::resources::container_resource_name;
+use crate::core::workloads::SPEC;
 use crate::field::{ErrorList, NOT_NEGATIVE, Path};
 use crate::metadata::quantity;
 use crate::read::{get, has, int, items, text};
 use crate::rules;
-use crate::workloads::SPEC;
 
 const PERIOD_SECONDS_MAX: i64 = 1800;
 const WINDOW_SECONDS_MAX: i64 = 3600;

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::jobs::{self, validate::job_spec};
 use crate::cells::{AGE, NAME, age, column, containers_and_images, name, selector, since, wide};
+use crate::core::workloads::{self, SPEC, not_negative};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, default_zero_to, flag, get, has, items, object_mut, spec_of, text, time};
-use crate::workloads::{self, SPEC, not_negative};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
 /// CronJobs.

@@ -18,3 +18,4 @@ pub(crate) mod resourcequotas;
 pub(crate) mod secrets;
 pub(crate) mod serviceaccounts;
 pub(crate) mod services;
+pub(crate) mod workloads;

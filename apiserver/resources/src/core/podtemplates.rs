@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use crate::cells::{NAME, column, containers_and_images, labels, name};
 use crate::core::pods::{spec as pod_spec, update::same, warnings};
+use crate::core::workloads;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::get;
-use crate::workloads;
 use crate::{Column, Context, Row, Storage, Strategy};
 
 /// PodTemplates.

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, labels, name, wide};
 use crate::core::pods::{spec as pod_spec, update::same, warnings};
+use crate::core::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, entries, get, has, int, is_zero, object_mut, put, spec_of};
-use crate::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
 
 /// ReplicationControllers.

@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::conditions;
+use crate::core::workloads::{SPEC, STATUS as STATUS_AT, not_more_than_all, not_negative, number_or_percent};
 use crate::field::{ErrorList, FieldError, go_struct};
 use crate::metadata::label_selector;
 use crate::read::{get, has, int, object_mut, put, text};
 use crate::rules::NameRule;
-use crate::workloads::{SPEC, STATUS as STATUS_AT, not_more_than_all, not_negative, number_or_percent};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy};
 
 /// PodDisruptionBudgets.

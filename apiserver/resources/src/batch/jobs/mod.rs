@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, human, name, selector, wide};
 use crate::core::pods::warnings;
+use crate::core::workloads::{self, SPEC};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, get, has, int, is_zero, items, items_mut, object_mut, put, spec_of, text, time};
 use crate::rules;
-use crate::workloads::{self, SPEC};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
 
 mod policies;

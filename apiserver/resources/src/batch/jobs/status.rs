@@ -7,9 +7,9 @@ use serde_json::Value;
 use super::policies::intervals;
 use super::validate::bare;
 use super::{is_finished, is_true};
+use crate::core::workloads::{STATUS, not_negative};
 use crate::field::{ErrorList, FieldError};
 use crate::read::{get, has, int, is_zero, items, text, time};
-use crate::workloads::{STATUS, not_negative};
 
 /// An update of the status.
 pub(super) fn update(errors: &mut ErrorList, new: &Value, old: &Value) {

@@ -5,10 +5,10 @@ use serde_json::Value;
 use super::policies::{failure_policy, shown_failure_rule, shown_policy, shown_success_rule, success_policy};
 use super::{NAME_LABELS, UID_LABELS, is_true};
 use crate::core::pods::{spec, update::same};
+use crate::core::workloads::{self, SPEC, matches, not_negative, shown_selector};
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
 use crate::read::{get, has, int, is_zero, items, items_mut, object_mut, put, text};
 use crate::rules;
-use crate::workloads::{self, SPEC, matches, not_negative, shown_selector};
 
 const INDEXED_PARALLELISM_MAX: i64 = 100_000;
 const FAILED_INDEXES_MAX: i64 = 100_000;

@@ -9,12 +9,12 @@ use crate::metadata::label_selector;
 use crate::read::{get, has, int, is_zero, items, object_mut, put, text};
 use crate::rules;
 
-pub(super) const SPEC: Path<'static> = Path::root("spec");
-pub(super) const STATUS: Path<'static> = Path::root("status");
+pub(crate) const SPEC: Path<'static> = Path::root("spec");
+pub(crate) const STATUS: Path<'static> = Path::root("status");
 const MATCHES_NOT: &str = "`selector` does not match template `labels`";
 
 /// Fills in a template and what Go's encoder writes even where it is empty.
-pub(super) fn default_template(spec: &mut Value) {
+pub(crate) fn default_template(spec: &mut Value) {
     let template = object_mut(spec, "template");
     object_mut(template, "metadata");
     defaults::old_annotations(template);
@@ -22,14 +22,14 @@ pub(super) fn default_template(spec: &mut Value) {
 }
 
 /// Takes out of a template what upstream has switched off.
-pub(super) fn drop_disabled(new: &mut Value, old: Option<&Value>) {
+pub(crate) fn drop_disabled(new: &mut Value, old: Option<&Value>) {
     if let Some(spec) = new.get_mut("spec") {
         drop_disabled_template(spec, old.map(|old| get(old, "spec")));
     }
 }
 
 /// The same for the `template` of any holder.
-pub(super) fn drop_disabled_template(new: &mut Value, old: Option<&Value>) {
+pub(crate) fn drop_disabled_template(new: &mut Value, old: Option<&Value>) {
     let old = old.map(|old| get(get(old, "template"), "spec"));
     if let Some(spec) = new.get_mut("template").and_then(|t| t.get_mut("spec")) {
         defaults::drop_disabled(spec, old);
@@ -37,7 +37,7 @@ pub(super) fn drop_disabled_template(new: &mut Value, old: Option<&Value>) {
 }
 
 /// A label selector as Go shows it.
-pub(super) fn shown_selector(selector: &Value) -> String {
+pub(crate) fn shown_selector(selector: &Value) -> String {
     // Both fields are left out where they are empty.
     let filled: Vec<&str> =
         ["matchLabels", "matchExpressions"].into_iter().filter(|key| !is_zero(get(selector, key))).collect();
@@ -46,7 +46,7 @@ pub(super) fn shown_selector(selector: &Value) -> String {
 
 /// A selector in a spec; a parsed one where it can be used for matching (`None`: it can't). `not_empty`: for which kind it must select
 /// something.
-pub(super) fn selector(
+pub(crate) fn selector(
     errors: &mut ErrorList,
     spec: &Value,
     not_empty: Option<&str>,
@@ -66,7 +66,7 @@ pub(super) fn selector(
 }
 
 /// A selector that is given may not be empty.
-pub(super) fn selects_something(errors: &mut ErrorList, selector: &Value, kind: &str, path: &Path<'_>) {
+pub(crate) fn selects_something(errors: &mut ErrorList, selector: &Value, kind: &str, path: &Path<'_>) {
     let empty = get(selector, "matchLabels").as_object().is_none_or(serde_json::Map::is_empty)
         && items(selector, "matchExpressions").is_empty();
     if empty && !selector.is_null() {
@@ -76,7 +76,7 @@ pub(super) fn selects_something(errors: &mut ErrorList, selector: &Value, kind: 
 }
 
 /// The template must carry the labels that are selected.
-pub(super) fn selected(errors: &mut ErrorList, selector: &LabelSelector, template: &Value, path: &Path<'_>) {
+pub(crate) fn selected(errors: &mut ErrorList, selector: &LabelSelector, template: &Value, path: &Path<'_>) {
     let labels = get(get(template, "metadata"), "labels");
     if !selector.is_everything() && !matches(selector, labels) {
         errors.invalid(&path.child("metadata.labels"), labels.clone(), MATCHES_NOT);
@@ -84,12 +84,12 @@ pub(super) fn selected(errors: &mut ErrorList, selector: &LabelSelector, templat
 }
 
 /// Whether a selector matches a map of labels.
-pub(super) fn matches(selector: &LabelSelector, labels: &Value) -> bool {
+pub(crate) fn matches(selector: &LabelSelector, labels: &Value) -> bool {
     selector.matches_object(&json!({"metadata": {"labels": labels}}))
 }
 
 /// Selector and template of a Deployment or a ReplicaSet.
-pub(super) fn selector_and_template(errors: &mut ErrorList, spec: &Value, kind: &str) {
+pub(crate) fn selector_and_template(errors: &mut ErrorList, spec: &Value, kind: &str) {
     match selector(errors, spec, Some(kind), &SPEC) {
         None => errors.add(|| {
             FieldError::invalid_shown(
@@ -109,7 +109,7 @@ pub(super) fn selector_and_template(errors: &mut ErrorList, spec: &Value, kind: 
 }
 
 /// The pods of a template are started again whenever they end.
-pub(super) fn runs_for_ever(errors: &mut ErrorList, template: &Value, kind: &str, path: &Path<'_>) {
+pub(crate) fn runs_for_ever(errors: &mut ErrorList, template: &Value, kind: &str, path: &Path<'_>) {
     let pod = get(template, "spec");
     let policy = text(pod, "restartPolicy");
     if policy != "Always" {
@@ -122,7 +122,7 @@ pub(super) fn runs_for_ever(errors: &mut ErrorList, template: &Value, kind: &str
 }
 
 /// A number, or the number before a percent sign.
-pub(super) fn amount(value: &Value) -> i64 {
+pub(crate) fn amount(value: &Value) -> i64 {
     match value {
         Value::String(text) if rules::percent(text).is_empty() => {
             text.trim_end_matches('%').parse().unwrap_or(i64::MAX)
@@ -133,7 +133,7 @@ pub(super) fn amount(value: &Value) -> i64 {
 }
 
 /// What is wrong with a number of pods, or a share of them.
-pub(super) fn number_or_percent(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
+pub(crate) fn number_or_percent(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
     match value {
         Value::String(text) => errors.invalid_each(path, text, rules::percent(text)),
         other => {
@@ -145,14 +145,14 @@ pub(super) fn number_or_percent(errors: &mut ErrorList, value: &Value, path: &Pa
 }
 
 /// A share of pods is not more than all of them.
-pub(super) fn not_more_than_all(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
+pub(crate) fn not_more_than_all(errors: &mut ErrorList, value: &Value, path: &Path<'_>) {
     if value.as_str().is_some_and(|text| rules::percent(text).is_empty()) && amount(value) > 100 {
         errors.invalid(path, value.clone(), "must not be greater than 100%");
     }
 }
 
 /// The count of names that were taken never falls.
-pub(super) fn collisions_grow(errors: &mut ErrorList, status: &Value, old: &Value) {
+pub(crate) fn collisions_grow(errors: &mut ErrorList, status: &Value, old: &Value) {
     if let Some(was) = int(old, "collisionCount") {
         let now = int(status, "collisionCount");
         if now.is_none_or(|now| now < was) {
@@ -162,7 +162,7 @@ pub(super) fn collisions_grow(errors: &mut ErrorList, status: &Value, old: &Valu
 }
 
 /// Selectors never change.
-pub(super) fn selector_stays(errors: &mut ErrorList, new: &Value, old: &Value) {
+pub(crate) fn selector_stays(errors: &mut ErrorList, new: &Value, old: &Value) {
     let (new, old) = (get(get(new, "spec"), "selector"), get(get(old, "spec"), "selector"));
     if !crate::core::pods::update::same(new, old) {
         let shown = if new.is_null() { "null".into() } else { shown_selector(new) };
@@ -171,7 +171,7 @@ pub(super) fn selector_stays(errors: &mut ErrorList, new: &Value, old: &Value) {
 }
 
 /// A number of the spec or status that may not be negative (absent: 0).
-pub(super) fn not_negative(errors: &mut ErrorList, of: &Value, keys: &[&str], path: &Path<'_>) {
+pub(crate) fn not_negative(errors: &mut ErrorList, of: &Value, keys: &[&str], path: &Path<'_>) {
     for key in keys {
         if let Some(value) = int(of, key).filter(|v| *v < 0) {
             errors.invalid(&path.child(key), value, NOT_NEGATIVE);
@@ -180,7 +180,7 @@ pub(super) fn not_negative(errors: &mut ErrorList, of: &Value, keys: &[&str], pa
 }
 
 /// Counts in a status that may not be more than another.
-pub(super) fn not_more(errors: &mut ErrorList, status: &Value, pairs: &[(&str, &str, &str)]) {
+pub(crate) fn not_more(errors: &mut ErrorList, status: &Value, pairs: &[(&str, &str, &str)]) {
     for (key, than, why) in pairs {
         let (value, most) = (int(status, key).unwrap_or(0), int(status, than).unwrap_or(0));
         if value > most {
@@ -190,7 +190,7 @@ pub(super) fn not_more(errors: &mut ErrorList, status: &Value, pairs: &[(&str, &
 }
 
 /// Warnings for a new or changed workload.
-pub(super) fn warnings(object: &Value, old: Option<&Value>) -> Vec<String> {
+pub(crate) fn warnings(object: &Value, old: Option<&Value>) -> Vec<String> {
     let mut found = Vec::new();
     if old.is_none() {
         name_warning(&mut found, object);
@@ -200,7 +200,7 @@ pub(super) fn warnings(object: &Value, old: Option<&Value>) -> Vec<String> {
 }
 
 /// A name that is a part of pods' names had better be a DNS label.
-pub(super) fn name_warning(found: &mut Vec<String>, object: &Value) {
+pub(crate) fn name_warning(found: &mut Vec<String>, object: &Value) {
     let wrong = rules::dns_label(crate::read::name(object));
     if !wrong.is_empty() {
         found.push(format!("metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [{}]", wrong.join(" ")));
@@ -208,12 +208,12 @@ pub(super) fn name_warning(found: &mut Vec<String>, object: &Value) {
 }
 
 /// An empty status, as Go's encoder writes it.
-pub(super) fn clear_status(object: &mut Value) {
+pub(crate) fn clear_status(object: &mut Value) {
     put(object, "status", json!({}));
 }
 
 /// Keeps the old labels: a status write doesn't change them.
-pub(super) fn keep_labels(new: &mut Value, old: &Value) {
+pub(crate) fn keep_labels(new: &mut Value, old: &Value) {
     let labels = get(get(old, "metadata"), "labels").clone();
     put(object_mut(new, "metadata"), "labels", labels);
 }
