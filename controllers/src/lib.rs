@@ -12,6 +12,7 @@ mod conditions;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpointslice;
 mod garbage_collector;
 mod job;
@@ -61,6 +62,7 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     cronjob::CONTROLLER,
     daemonset::CONTROLLER,
     deployment::CONTROLLER,
+    disruption::CONTROLLER,
     endpointslice::CONTROLLER,
     garbage_collector::CONTROLLER,
     job::CONTROLLER,

@@ -217,6 +217,11 @@ kind: Pod
 metadata: {name: lost, namespace: a, creationTimestamp: "2025-12-31T23:00:00Z"}
 spec: {nodeName: nowhere, containers: [{name: c, image: i}]}
 ---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: few, namespace: a}
+spec: {minAvailable: 1, selector: {matchLabels: {app: alone}}}
+---
 {apiVersion: v1, kind: Service, metadata: {name: none, namespace: a}, spec: {clusterIP: None, selector: {app: none}}}
 ---
 apiVersion: v1

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::PodCondition;
 use machinery_api::ObjectKey;
 use machinery_api::time::seconds;
-use machinery_client::request::{ApiClient, PatchType};
+use machinery_client::request::{ApiClient, PatchType, status_code};
 use machinery_client::{Kind, Pod};
 use serde_json::{Value, json};
 
@@ -30,7 +30,23 @@ pub async fn bind(
         "target": {"kind": "Node", "name": node},
     });
     let bound = client.post::<Value>(&Kind::of::<Pod>(), pod, "binding", &binding).await;
-    bound.map(drop).map_err(|error| format!("binding rejected: {error}"))
+    match bound {
+        Ok(_) => Ok(()),
+        Err(error) if is_open(status_code(&error)) && is_bound(client, pod, uid, node).await => Ok(()),
+        Err(error) => Err(format!("binding rejected: {error}")),
+    }
+}
+
+/// Whether a failure with this status (0: no answer) leaves open what became of the write. Pure.
+fn is_open(code: u16) -> bool {
+    code == 0 || code >= 500
+}
+
+/// Asks the server whether a pod is bound to a node: a write may have been done whose answer says that it failed. Were the pod
+/// taken for one without a node until its event comes, its room would be given to another one.
+async fn is_bound(client: &ApiClient, pod: &ObjectKey, uid: &str, node: &str) -> bool {
+    let there = client.get::<Value>(&Kind::of::<Pod>(), pod).await;
+    there.is_ok_and(|there| there["metadata"]["uid"] == uid && there["spec"]["nodeName"] == node)
 }
 
 /// The `PodScheduled` condition to write; none where it stands there already. Pure.

@@ -120,6 +120,15 @@ impl Server {
                 says(201, body)
             }
             (_, [.., "events", _]) => says(200, body),
+            (&Method::GET, [.., "pods", name]) => {
+                let pods = state.objects.get("pods").into_iter().flat_map(|pods| pods.values());
+                match pods.into_iter().find(|pod| pod["metadata"]["name"] == **name) {
+                    Some(pod) => says(200, pod),
+                    None => {
+                        says(404, &json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound"}))
+                    }
+                }
+            }
             (&Method::GET, [.., "leases", name]) => {
                 let key = format!("\"kube-system\"/\"{name}\"");
                 match state.objects.get("leases").and_then(|leases| leases.get(&key)) {

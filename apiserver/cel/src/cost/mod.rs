@@ -244,7 +244,10 @@ impl Coster<'_> {
     /// What the declaration of a variable says of the size of a part of it.
     fn declared_size(&self, path: &Path) -> Option<Size> {
         let (first, rest) = path.as_ref()?.split_first()?;
-        let mut at: &Arc<DeclType> = self.names.variables.get(first)?;
+        // Upstream takes every name that is no local variable for the schema's root: so `int` in `type(self) == int`
+        // is as large as `self`, and not without bound.
+        let variables = &self.names.variables;
+        let mut at: &Arc<DeclType> = variables.get(first).or_else(|| variables.get("self"))?;
         for name in rest {
             if &**name == "@keys" {
                 // Keys are strings, which no schema bounds; upstream counts them as empty.

@@ -23,9 +23,6 @@ pub(crate) static ROW: Row = Row {
     subresources: &[STATUS],
     storage: Storage::Stored("poddisruptionbudgets"),
     shows_empty: true,
-    inert: Some(
-        "no controller counts the pods of PodDisruptionBudgets yet: this one allows no eviction of healthy pods",
-    ),
     strategy: &PodDisruptionBudget,
     example: r#"apiVersion: policy/v1
 kind: PodDisruptionBudget

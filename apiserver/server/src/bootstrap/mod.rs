@@ -92,6 +92,15 @@ pub enum Write {
         /// The object.
         object: Value,
     },
+    /// Delete it.
+    Remove {
+        /// Its API group.
+        group: &'static str,
+        /// Its plural.
+        plural: &'static str,
+        /// The object, by its metadata.
+        object: Value,
+    },
     /// Delete it, and create it as given.
     Recreate {
         /// Its API group.
@@ -355,6 +364,7 @@ mod tests {
         for write in writes {
             let (Write::Create { group, plural, object }
             | Write::Update { group, plural, object }
+            | Write::Remove { group, plural, object }
             | Write::Recreate { group, plural, object }) = write;
             objects.put(group, plural, object);
         }

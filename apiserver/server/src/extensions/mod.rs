@@ -5,6 +5,7 @@
 //! its instances first (`finalize`). What is decided is in `apiserver_resources`.
 
 mod finalize;
+mod register;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -42,6 +43,8 @@ struct Known {
 pub(crate) struct Extensions {
     known: Mutex<HashMap<String, Known>>,
     finalizing: Mutex<HashSet<String>>,
+    /// Of which groups and versions there are APIServices.
+    registered: Mutex<Option<register::Served>>,
     /// One change of what is served at a time.
     changing: tokio::sync::Mutex<()>,
 }
@@ -118,6 +121,7 @@ impl Extensions {
         let Some(definition) = self.get(registry, name) else {
             let group = name.split_once('.').map_or("", |(_, group)| group);
             self.unserve(registry, name).await;
+            self.register(registry).await;
             return self.reconsider(registry, group, name).await;
         };
         let group = text(&definition, "/spec/group");
@@ -133,6 +137,7 @@ impl Extensions {
                 new = established;
             }
         }
+        self.register(registry).await;
         if new != *definition {
             let released = new["status"]["acceptedNames"] != definition["status"]["acceptedNames"];
             self.write_status(registry, new).await;
@@ -142,6 +147,23 @@ impl Extensions {
         }
         if finalize::is_due(&definition) {
             self.start_finalizing(handler, name);
+        }
+    }
+
+    /// Keeps APIServices of what is served.
+    async fn register(&self, registry: &Registry) {
+        let served: register::Served = locked(&self.known)
+            .values()
+            .flat_map(|known| &known.resources)
+            .map(|resource| (resource.group.to_string(), resource.version.to_string()))
+            .collect();
+        if locked(&self.registered).as_ref() == Some(&served) {
+            return;
+        }
+        match registry.install(register::writes(&*registry.objects, &served)).await {
+            Ok(()) => *locked(&self.registered) = Some(served),
+            // The next event of a definition tries again.
+            Err(error) => tracing::warn!(%error, "APIServices of custom resources could not be written"),
         }
     }
 

@@ -28,12 +28,15 @@ impl Registry {
     }
 
     async fn install_one(&self, write: Write) -> Result<(), ApiError> {
-        let (group, plural, object, replaces) = match write {
-            Write::Create { group, plural, object } | Write::Update { group, plural, object } => {
-                (group, plural, object, false)
-            }
-            Write::Recreate { group, plural, object } => (group, plural, object, true),
+        let (evicts, installs) = match &write {
+            Write::Create { .. } | Write::Update { .. } => (false, true),
+            Write::Remove { .. } => (true, false),
+            Write::Recreate { .. } => (true, true),
         };
+        let (Write::Create { group, plural, object }
+        | Write::Update { group, plural, object }
+        | Write::Remove { group, plural, object }
+        | Write::Recreate { group, plural, object }) = write;
         let catalog = self.served.load();
         let row = catalog.stored(group, plural);
         let Some(row) = row else {
@@ -51,10 +54,12 @@ impl Registry {
             warnings: Vec::new(),
         };
         let options = WriteOptions::default();
-        if replaces {
+        if evicts {
             self.write(&mut call, &mut Intent::Evict, Options::Write(&options)).await?;
         }
-        self.write(&mut call, &mut Intent::Install(&object), Options::Write(&options)).await?;
+        if installs {
+            self.write(&mut call, &mut Intent::Install(&object), Options::Write(&options)).await?;
+        }
         Ok(())
     }
 

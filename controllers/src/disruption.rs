@@ -1,0 +1,385 @@
+//! `disruption-controller`: how many of the pods that a PodDisruptionBudget selects may be evicted now
+//! (<https://kubernetes.io/docs/concepts/workloads/pods/disruptions/>). Evictions go by the status that it writes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::core::v1::ReplicationController;
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use machinery_api::ObjectKey;
+use machinery_client::driver::own_key;
+use machinery_client::selector::selects;
+use machinery_client::{
+    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controller_of, key_of,
+};
+
+use crate::Settings;
+use crate::pods;
+
+/// For how long an eviction counts whose pod is still there (upstream's).
+const DELETION_TIMEOUT: SignedDuration = SignedDuration::from_mins(2);
+const ALLOWED: &str = "DisruptionAllowed";
+
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "disruption-controller",
+    account: "disruption-controller",
+    workers: 5,
+    inputs: &[
+        Input::of::<PodDisruptionBudget>(own_key),
+        Input::of::<Pod>(of_pod),
+        Input::of::<ReplicaSet>(of_controller),
+        Input::of::<Deployment>(of_controller),
+        Input::of::<StatefulSet>(of_controller),
+        Input::of::<ReplicationController>(of_controller),
+    ],
+    reconcile,
+};
+
+/// The budgets that select the pod, or did.
+fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let budgets = view.list::<PodDisruptionBudget>(&change.key.namespace);
+    let chosen = budgets.filter(|budget| change.states().any(|pod| chooses(budget, pod.labels.as_ref())));
+    chosen.map(|budget| key_of(&budget.metadata)).collect()
+}
+
+/// The budgets of a namespace in which a workload changes its size: those that count by it.
+fn of_controller(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let budgets = view.list::<PodDisruptionBudget>(&change.key.namespace);
+    let scaled = budgets.filter(|budget| {
+        let spec = budget.spec.as_ref();
+        spec.is_some_and(|s| s.max_unavailable.is_some() || matches!(s.min_available, Some(IntOrString::String(_))))
+    });
+    scaled.map(|budget| key_of(&budget.metadata)).collect()
+}
+
+fn chooses(budget: &PodDisruptionBudget, labels: Option<&BTreeMap<String, String>>) -> bool {
+    let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    selector.is_some_and(|selector| selects(selector, labels))
+}
+
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+    let Some(budget) = view.get::<PodDisruptionBudget>(key) else { return Plan::nothing() };
+    let all = view.list::<Pod>(&key.namespace);
+    let chosen: Vec<&Pod> = all.filter(|pod| chooses(budget, pod.metadata.labels.as_ref())).collect();
+    let old = budget.status.clone().unwrap_or_default();
+    let mut plan = Plan::nothing();
+    let counted = match expected(view, budget, &chosen) {
+        Ok(counted) => counted,
+        Err(why) => {
+            // Nobody is evicted by figures that may be wrong.
+            let status = PodDisruptionBudgetStatus {
+                disruptions_allowed: Some(0),
+                conditions: condition(&old, "SyncFailed", &why, old.observed_generation, context.now),
+                ..old.clone()
+            };
+            if status != old {
+                let message = format!("Failed to calculate the number of expected pods: {why}");
+                let event = EventRecord::warning(budget, "CalculateExpectedPodCountFailed", message);
+                plan.push(Action::Event(event));
+                plan.push(Action::update_status(&PodDisruptionBudget { status: Some(status), ..budget.clone() }));
+            }
+            return plan;
+        }
+    };
+    let (disrupted, late) = disrupted(&old, &chosen, context.now);
+    let healthy = chosen.iter().filter(|pod| {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        pod.metadata.deletion_timestamp.is_none() && !disrupted.contains_key(name) && pods::is_ready(pod)
+    });
+    let status = status(budget, &old, &counted, count(healthy.count()), disrupted, context.now);
+    disrupted_again(&status).into_iter().for_each(|at| plan.revisit(at));
+    if normal(status.clone()) == normal(old) {
+        return plan;
+    }
+    for pod in late {
+        let message = format!("Pod was expected by PDB {key} to be deleted but it wasn't");
+        plan.push(Action::Event(EventRecord::warning(pod, "NotDeleted", message)));
+    }
+    if chosen.is_empty() {
+        plan.push(Action::Event(EventRecord::normal(budget, "NoPods", "No matching pods found")));
+    }
+    if counted.unmanaged {
+        let message = "Pods selected by this PodDisruptionBudget were found to be unmanaged. As a result, the status of the PDB \
+                       cannot be calculated correctly, which may result in undefined behavior. To account for these pods please \
+                       set \".spec.minAvailable\" field of the PDB to an integer value.";
+        plan.push(Action::Event(EventRecord::warning(budget, "UnmanagedPods", message)));
+    }
+    plan.push(Action::update_status(&PodDisruptionBudget { status: Some(status), ..budget.clone() }));
+    plan
+}
+
+/// How many pods there should be, and how many of them healthy.
+struct Counted {
+    expected: i32,
+    desired: i32,
+    /// Some have no controller, and so no size that they are part of.
+    unmanaged: bool,
+}
+
+fn count(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+/// A number as it stands, or a share of `total`, rounded up.
+fn scaled(value: &IntOrString, total: i32) -> i32 {
+    match value {
+        IntOrString::Int(n) => *n,
+        IntOrString::String(text) => {
+            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
+            let share = percent.max(0).saturating_mul(total.max(0).into()).saturating_add(99) / 100;
+            i32::try_from(share).unwrap_or(i32::MAX)
+        }
+    }
+}
+
+fn expected(view: &ObjectCache, budget: &PodDisruptionBudget, chosen: &[&Pod]) -> Result<Counted, String> {
+    let spec = budget.spec.as_ref();
+    if let Some(most) = spec.and_then(|spec| spec.max_unavailable.as_ref()) {
+        let (expected, unmanaged) = scale(view, chosen)?;
+        let desired = expected.saturating_sub(scaled(most, expected)).max(0);
+        return Ok(Counted { expected, desired, unmanaged });
+    }
+    match spec.and_then(|spec| spec.min_available.as_ref()) {
+        Some(IntOrString::Int(desired)) => {
+            Ok(Counted { expected: count(chosen.len()), desired: *desired, unmanaged: false })
+        }
+        Some(share) => {
+            let (expected, unmanaged) = scale(view, chosen)?;
+            Ok(Counted { expected, desired: scaled(share, expected), unmanaged })
+        }
+        None => Ok(Counted { expected: 0, desired: 0, unmanaged: false }),
+    }
+}
+
+/// The sizes of all workloads that these pods are of, and whether some are of none.
+fn scale(view: &ObjectCache, chosen: &[&Pod]) -> Result<(i32, bool), String> {
+    let (mut seen, mut sum, mut unmanaged) = (BTreeSet::new(), 0_i32, false);
+    for pod in chosen {
+        let Some(owner) = controller_of(&pod.metadata) else {
+            unmanaged = true;
+            continue;
+        };
+        if !seen.insert(owner.uid.clone()) {
+            continue;
+        }
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let Some((uid, size)) = size(view, namespace, owner) else {
+            return Err(format!("found no controllers for pod {name:?}"));
+        };
+        // Two ReplicaSets of one Deployment are one workload.
+        if uid == owner.uid || seen.insert(uid) {
+            sum = sum.saturating_add(size);
+        }
+    }
+    Ok((sum, unmanaged))
+}
+
+/// The workload that a pod is part of in the end, and its size.
+fn size(view: &ObjectCache, namespace: &str, owner: &OwnerReference) -> Option<(String, i32)> {
+    let key = ObjectKey::new(namespace, &*owner.name);
+    let of_same = |uid: Option<&String>| uid == Some(&owner.uid);
+    let own = |replicas: Option<i32>| Some((owner.uid.clone(), replicas.unwrap_or(1)));
+    match &*owner.kind {
+        "ReplicaSet" => {
+            let set = view.get::<ReplicaSet>(&key).filter(|set| of_same(set.metadata.uid.as_ref()))?;
+            match controller_of(&set.metadata).filter(|above| above.kind == "Deployment") {
+                None => own(set.spec.as_ref().and_then(|spec| spec.replicas)),
+                Some(above) => {
+                    let deployment = view.get::<Deployment>(&ObjectKey::new(namespace, &*above.name));
+                    let deployment = deployment.filter(|found| found.metadata.uid.as_ref() == Some(&above.uid))?;
+                    Some((above.uid.clone(), deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)))
+                }
+            }
+        }
+        "StatefulSet" => {
+            let set = view.get::<StatefulSet>(&key).filter(|set| of_same(set.metadata.uid.as_ref()))?;
+            own(set.spec.as_ref().and_then(|spec| spec.replicas))
+        }
+        "ReplicationController" => {
+            let set = view.get::<ReplicationController>(&key).filter(|set| of_same(set.metadata.uid.as_ref()))?;
+            own(set.spec.as_ref().and_then(|spec| spec.replicas))
+        }
+        _ => None,
+    }
+}
+
+/// Evictions that count still, and the pods of those that came to nothing.
+fn disrupted<'a>(
+    old: &PodDisruptionBudgetStatus,
+    chosen: &[&'a Pod],
+    now: Timestamp,
+) -> (BTreeMap<String, Time>, Vec<&'a Pod>) {
+    let (mut kept, mut late) = (BTreeMap::new(), Vec::new());
+    for pod in chosen.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let Some(since) = old.disrupted_pods.as_ref().and_then(|pods| pods.get(name)) else { continue };
+        if ends(since) < now {
+            late.push(*pod);
+        } else {
+            kept.insert(name.to_owned(), since.clone());
+        }
+    }
+    (kept, late)
+}
+
+fn ends(since: &Time) -> Timestamp {
+    since.0.saturating_add(DELETION_TIMEOUT).unwrap_or(Timestamp::MAX)
+}
+
+/// When the first of the evictions stops counting.
+fn disrupted_again(status: &PodDisruptionBudgetStatus) -> Option<Timestamp> {
+    let first = status.disrupted_pods.iter().flatten().map(|(_, since)| ends(since)).min();
+    first.map(|at| at.saturating_add(SignedDuration::from_millis(1)).unwrap_or(at))
+}
+
+fn status(
+    budget: &PodDisruptionBudget,
+    old: &PodDisruptionBudgetStatus,
+    counted: &Counted,
+    healthy: i32,
+    disrupted: BTreeMap<String, Time>,
+    now: Timestamp,
+) -> PodDisruptionBudgetStatus {
+    // A budget that selects nothing yet allows nothing: its first pods are not known here.
+    let free = healthy.saturating_sub(counted.desired).max(0);
+    let allowed = if counted.expected > 0 { free } else { 0 };
+    let generation = budget.metadata.generation;
+    let reason = if allowed > 0 { "SufficientPods" } else { "InsufficientPods" };
+    PodDisruptionBudgetStatus {
+        current_healthy: Some(healthy),
+        desired_healthy: Some(counted.desired),
+        expected_pods: Some(counted.expected),
+        disruptions_allowed: Some(allowed),
+        disrupted_pods: (!disrupted.is_empty()).then_some(disrupted),
+        observed_generation: generation,
+        conditions: condition(old, reason, "", generation, now),
+    }
+}
+
+fn condition(
+    old: &PodDisruptionBudgetStatus,
+    reason: &str,
+    message: &str,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Option<Vec<Condition>> {
+    let mut conditions = old.conditions.clone().unwrap_or_default();
+    let status = if reason == "SufficientPods" { "True" } else { "False" };
+    let known = conditions.iter().find(|known| known.type_ == ALLOWED && known.status == status);
+    let last_transition_time = known.map_or_else(|| pods::stamp(now), |known| known.last_transition_time.clone());
+    let new = Condition {
+        type_: ALLOWED.into(),
+        status: status.into(),
+        reason: reason.into(),
+        message: message.into(),
+        observed_generation: generation,
+        last_transition_time,
+    };
+    match conditions.iter_mut().find(|known| known.type_ == ALLOWED) {
+        Some(known) => *known = new,
+        None => conditions.push(new),
+    }
+    Some(conditions)
+}
+
+/// For comparison: absent and empty are one.
+fn normal(mut status: PodDisruptionBudgetStatus) -> PodDisruptionBudgetStatus {
+    status.disrupted_pods = status.disrupted_pods.filter(|pods| !pods.is_empty());
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use machinery_client::simulate::Simulation;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::table_tests::{decide, start};
+
+    fn budget(spec: Value) -> Value {
+        let mut spec = spec;
+        spec["selector"] = json!({"matchLabels": {"app": "web"}});
+        json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+            "metadata": {"name": "b", "namespace": "a", "uid": "b", "generation": 2}, "spec": spec})
+    }
+
+    fn pod(name: &str, ready: &str, owner: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "a", "uid": name, "labels": {"app": "web"},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": owner, "uid": owner, "controller": true}]},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}})
+    }
+
+    fn workload(kind: &str, name: &str, replicas: i32, above: Option<&str>) -> Value {
+        let owners: Vec<Value> = above
+            .map(|above| json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": above, "uid": above, "controller": true}))
+            .into_iter()
+            .collect();
+        json!({"apiVersion": "apps/v1", "kind": kind,
+            "metadata": {"name": name, "namespace": "a", "uid": name, "ownerReferences": owners},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}},
+                "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": []}}}})
+    }
+
+    /// Expected, desired, healthy, allowed, and the condition's reason.
+    fn judged(objects: Vec<Value>) -> (i64, i64, i64, i64, String) {
+        let simulation = crate::simulation(start(), objects);
+        let plan = decide("disruption-controller", &simulation, &ObjectKey::new("a", "b"));
+        let Some(Action::Update { object, subresource: Some("status"), .. }) = plan.actions.last() else {
+            panic!("{:?}", plan.actions)
+        };
+        let number = |field: &str| object["status"][field].as_i64().unwrap_or(0);
+        let reason = object["status"]["conditions"][0]["reason"].as_str().unwrap().to_owned();
+        let figures = ["expectedPods", "desiredHealthy", "currentHealthy", "disruptionsAllowed"].map(number);
+        (figures[0], figures[1], figures[2], figures[3], reason)
+    }
+
+    #[test]
+    fn what_may_go_is_what_is_healthy_beyond_what_is_wanted() {
+        let two = || {
+            vec![
+                workload("Deployment", "web", 4, None),
+                workload("ReplicaSet", "old", 1, Some("web")),
+                workload("ReplicaSet", "new", 3, Some("web")),
+                pod("p1", "True", "old"),
+                pod("p2", "True", "new"),
+                pod("p3", "True", "new"),
+                pod("p4", "False", "new"),
+            ]
+        };
+        let with = |spec: Value| judged(two().into_iter().chain([budget(spec)]).collect());
+        let many = "SufficientPods".to_owned();
+        assert_eq!(with(json!({"minAvailable": 2})), (4, 2, 3, 1, many.clone()));
+        assert_eq!(with(json!({"maxUnavailable": 1})), (4, 3, 3, 0, "InsufficientPods".into()));
+        assert_eq!(with(json!({"maxUnavailable": "50%"})), (4, 2, 3, 1, many.clone()));
+        assert_eq!(with(json!({"minAvailable": "30%"})), (4, 2, 3, 1, many), "rounded up");
+        assert_eq!(judged(vec![budget(json!({"minAvailable": 0}))]), (0, 0, 0, 0, "InsufficientPods".into()));
+    }
+
+    #[test]
+    fn an_eviction_counts_until_its_pod_is_gone_or_two_minutes_have_passed() {
+        let of = |since: &str| {
+            let mut budget = budget(json!({"minAvailable": 1}));
+            budget["status"] = json!({"currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0, "disruptionsAllowed": 0,
+                "disruptedPods": {"p1": since}});
+            vec![budget, pod("p1", "True", "s"), pod("p2", "True", "s")]
+        };
+        assert_eq!(judged(of("2025-12-31T23:59:00Z")).2, 1);
+        assert_eq!(judged(of("2025-12-31T23:57:00Z")).2, 2);
+        let simulation: Simulation = crate::simulation(start(), of("2025-12-31T23:57:00Z"));
+        let plan = decide("disruption-controller", &simulation, &ObjectKey::new("a", "b"));
+        let Some(Action::Event(event)) = plan.actions.first() else { panic!("{:?}", plan.actions) };
+        assert_eq!(event.reason, "NotDeleted");
+    }
+
+    #[test]
+    fn a_pod_whose_controller_is_not_known_lets_nothing_go() {
+        let objects = vec![budget(json!({"maxUnavailable": 1})), pod("p1", "True", "gone")];
+        assert_eq!(judged(objects).4, "SyncFailed");
+    }
+}
