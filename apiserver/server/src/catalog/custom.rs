@@ -139,7 +139,8 @@ fn describe_meta(schema: &mut Schema, metadata: &str) {
     let properties = schema.entry("properties").or_insert_with(|| json!({}));
     let metadata = json!([{ "$ref": format!("{REFERENCE}{META}{metadata}") }]);
     let text = |about: &str| json!({ "type": "string", "description": about });
-    properties["apiVersion"] = text("The API group and version that the object is written in, such as apps/v1.");
+    properties["apiVersion"] =
+        text("APIVersion defines the group and version that the object is written in, such as apps/v1.");
     properties["kind"] = text("The kind of the object.");
     properties["metadata"] = json!({ "description": "The object's metadata.", "allOf": metadata });
 }
