@@ -18,6 +18,7 @@ use machinery_client::{
 
 use crate::Settings;
 use crate::pods;
+use crate::share::{Round, share};
 
 /// For how long an eviction counts whose pod is still there (upstream's).
 const DELETION_TIMEOUT: SignedDuration = SignedDuration::from_mins(2);
@@ -123,32 +124,20 @@ fn count(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }
 
-/// A number as it stands, or a share of `total`, rounded up.
-fn scaled(value: &IntOrString, total: i32) -> i32 {
-    match value {
-        IntOrString::Int(n) => *n,
-        IntOrString::String(text) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let share = percent.max(0).saturating_mul(total.max(0).into()).saturating_add(99) / 100;
-            i32::try_from(share).unwrap_or(i32::MAX)
-        }
-    }
-}
-
 fn expected(view: &ObjectCache, budget: &PodDisruptionBudget, chosen: &[&Pod]) -> Result<Counted, String> {
     let spec = budget.spec.as_ref();
     if let Some(most) = spec.and_then(|spec| spec.max_unavailable.as_ref()) {
         let (expected, unmanaged) = scale(view, chosen)?;
-        let desired = expected.saturating_sub(scaled(most, expected)).max(0);
+        let desired = expected.saturating_sub(share(most, expected, Round::Up)).max(0);
         return Ok(Counted { expected, desired, unmanaged });
     }
     match spec.and_then(|spec| spec.min_available.as_ref()) {
         Some(IntOrString::Int(desired)) => {
             Ok(Counted { expected: count(chosen.len()), desired: *desired, unmanaged: false })
         }
-        Some(share) => {
+        Some(least) => {
             let (expected, unmanaged) = scale(view, chosen)?;
-            Ok(Counted { expected, desired: scaled(share, expected), unmanaged })
+            Ok(Counted { expected, desired: share(least, expected, Round::Up), unmanaged })
         }
         None => Ok(Counted { expected: 0, desired: 0, unmanaged: false }),
     }

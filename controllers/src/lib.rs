@@ -27,6 +27,7 @@ mod revisions;
 mod root_ca;
 mod serviceaccount;
 mod serviceaccount_token;
+mod share;
 mod statefulset;
 mod storage_protection;
 #[cfg(test)]

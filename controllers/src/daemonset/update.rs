@@ -6,6 +6,7 @@ use machinery_client::Pod;
 
 use super::node::Fit;
 use super::{Changes, Daemons};
+use crate::share::{Round, share};
 
 fn rolling(spec: &DaemonSetSpec) -> Option<&RollingUpdateDaemonSet> {
     let strategy = spec.update_strategy.as_ref()?;
@@ -14,19 +15,13 @@ fn rolling(spec: &DaemonSetSpec) -> Option<&RollingUpdateDaemonSet> {
 
 /// How many nodes may have two pods.
 pub(super) fn surge(spec: &DaemonSetSpec, nodes: usize) -> usize {
-    share(rolling(spec).and_then(|r| r.max_surge.as_ref()), nodes)
+    part(rolling(spec).and_then(|r| r.max_surge.as_ref()), nodes)
 }
 
-/// A number, or a part of all nodes, rounded up.
-fn share(of: Option<&IntOrString>, nodes: usize) -> usize {
-    match of {
-        None => 0,
-        Some(IntOrString::Int(n)) => usize::try_from(*n).unwrap_or(0),
-        Some(IntOrString::String(text)) => {
-            let percent: usize = text.trim_end_matches('%').parse().unwrap_or(0);
-            percent.saturating_mul(nodes).div_ceil(100)
-        }
-    }
+/// Unset means none, as the API's defaults are set by the server.
+fn part(of: Option<&IntOrString>, nodes: usize) -> usize {
+    let part = of.map_or(0, |of| share(of, i32::try_from(nodes).unwrap_or(i32::MAX), Round::Up));
+    usize::try_from(part).unwrap_or(0)
 }
 
 /// The pods of a node of the new template and of an old one; none where there are two of either.
@@ -44,7 +39,7 @@ impl<'a> Daemons<'a> {
         }
         let nodes = self.nodes.values().filter(|fit| **fit == Fit::Runs).count();
         let surge = surge(self.spec, nodes);
-        let unavailable = share(rolling(self.spec).and_then(|r| r.max_unavailable.as_ref()), nodes);
+        let unavailable = part(rolling(self.spec).and_then(|r| r.max_unavailable.as_ref()), nodes);
         if surge > 0 { self.surging(surge, nodes) } else { self.in_place(unavailable.max(1)) }
     }
 

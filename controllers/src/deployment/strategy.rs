@@ -4,6 +4,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::wanted;
+use crate::share::{Round, share};
 
 /// Whether the Deployment goes from template to template step by step.
 pub(super) fn is_rolling(deployment: &Deployment) -> bool {
@@ -18,24 +19,15 @@ fn bounds(deployment: &Deployment) -> (i32, i32) {
     }
     let strategy = deployment.spec.as_ref().and_then(|s| s.strategy.as_ref()).and_then(|s| s.rolling_update.as_ref());
     let total = wanted(deployment);
-    let surge = share(strategy.and_then(|s| s.max_surge.as_ref()), total, true);
-    let unavailable = share(strategy.and_then(|s| s.max_unavailable.as_ref()), total, false);
+    let surge = part(strategy.and_then(|s| s.max_surge.as_ref()), total, Round::Up);
+    let unavailable = part(strategy.and_then(|s| s.max_unavailable.as_ref()), total, Round::Down);
     // Both zero would never move: percentages can round to that.
     if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
 }
 
-/// A number, or a part of `total`. Unset means none, as the API's defaults are set by the server.
-fn share(of: Option<&IntOrString>, total: i32, up: bool) -> i32 {
-    match of {
-        None => 0,
-        Some(IntOrString::Int(n)) => (*n).max(0),
-        Some(IntOrString::String(text)) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let product = percent.max(0).saturating_mul(i64::from(total.max(0)));
-            let rounded = if up { product.saturating_add(99) / 100 } else { product / 100 };
-            i32::try_from(rounded).unwrap_or(i32::MAX)
-        }
-    }
+/// Unset means none, as the API's defaults are set by the server.
+fn part(of: Option<&IntOrString>, total: i32, round: Round) -> i32 {
+    of.map_or(0, |of| share(of, total, round))
 }
 
 /// How many replicas more than asked for there may be.

@@ -1,11 +1,11 @@
 //! Rolling updates: which ordinals stay at the current revision, and which pods go next for the new one.
 
 use k8s_openapi::api::apps::v1::RollingUpdateStatefulSetStrategy;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use machinery_client::{Action, Pod};
 
 use super::identity::{revision_of, start, wanted};
 use super::{BURST_PODS, Rollout};
+use crate::share::{Round, share};
 
 impl Rollout<'_> {
     fn rolling(&self) -> Option<&RollingUpdateStatefulSetStrategy> {
@@ -41,7 +41,10 @@ impl Rollout<'_> {
         }
         let going = match self.rolling().and_then(|r| r.max_unavailable.as_ref()) {
             None => self.next_to_update().into_iter().collect(),
-            Some(most) => self.several_to_update(share(most, wanted(self.set))),
+            Some(most) => {
+                let total = i32::try_from(wanted(self.set)).unwrap_or(i32::MAX);
+                self.several_to_update(share(most, total, Round::Down).max(1).into())
+            }
         };
         let deletions: Vec<Action> = going.iter().map(|pod| self.deletion(pod)).collect();
         let known = |action: &Action| self.plan.actions.contains(action);
@@ -75,16 +78,4 @@ impl Rollout<'_> {
         let candidates = self.pods.range(self.ordinals()).rev().take_while(|(o, _)| **o >= self.first_updated());
         candidates.map(|(_, pod)| *pod).filter(|pod| self.is_outdated(pod)).take(room).collect()
     }
-}
-
-/// A number, or a part of `total`; at least one.
-fn share(of: &IntOrString, total: i64) -> i64 {
-    let most = match of {
-        IntOrString::Int(n) => i64::from(*n),
-        IntOrString::String(text) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            percent.saturating_mul(total) / 100
-        }
-    };
-    most.max(1)
 }

@@ -8,7 +8,7 @@ mod source;
 
 use std::sync::Arc;
 
-pub(crate) use parser::parse;
+pub(crate) use parser::{RESERVED, parse};
 pub use source::{CompileError, Issue};
 pub(crate) use source::{Issues, Source};
 

@@ -9,7 +9,7 @@ use super::{CompileError, Entry, FieldInit, Id, Issues, Kind, Literal, Source, T
 use crate::limits;
 
 /// Words that no variable may be called.
-const RESERVED: &[&str] = &[
+pub(crate) const RESERVED: &[&str] = &[
     "as",
     "break",
     "const",

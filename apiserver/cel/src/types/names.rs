@@ -1,34 +1,19 @@
 //! Names of properties as CEL can write them: `a-b` is `a__dash__b`.
 
-const RESERVED: &[&str] = &[
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
+use crate::syntax::RESERVED;
+
+/// Words that mean something themselves.
+const KEYWORDS: [&str; 4] = ["true", "false", "null", "in"];
+
+fn is_word(name: &str) -> bool {
+    KEYWORDS.contains(&name) || RESERVED.contains(&name)
+}
 
 const ESCAPES: &[(char, &str)] = &[('.', "__dot__"), ('-', "__dash__"), ('/', "__slash__")];
 
 /// The name by which an expression reaches a property, if there is one.
 pub fn escape(name: &str) -> Option<String> {
-    if RESERVED.contains(&name) {
+    if is_word(name) {
         return Some(format!("__{name}__"));
     }
     let first = name.chars().next()?;
@@ -58,7 +43,7 @@ pub fn unescape(escaped: &str) -> Option<std::borrow::Cow<'_, str>> {
         return Some(escaped.into());
     }
     if let Some(word) = escaped.strip_prefix("__").and_then(|rest| rest.strip_suffix("__"))
-        && RESERVED.contains(&word)
+        && is_word(word)
     {
         return Some(word.to_owned().into());
     }
