@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::expressions::{BOOL, Compiler};
 use super::matching;
+use crate::cells::{AGE, NAME, age, column, name};
 use crate::field::{ErrorList, Path};
 use crate::metadata::label_selector;
 use crate::read::{default_to, get, has, items, object_mut, text, texts};
-use crate::rules;
+use crate::{Column, rules};
 
 /// What `matchConstraints` and `matchResources` leave open.
 pub(super) fn default_match(of: &mut Value, key: &str) {
@@ -192,8 +194,25 @@ fn validate_param_ref(errors: &mut ErrorList, reference: &Value, path: &Path<'_>
     one_of(errors, reference, "parameterNotFoundAction", &["Deny", "Allow"], path);
 }
 
+/// Columns of a policy's binding.
+pub(super) const BINDING_COLUMNS: &[Column] =
+    &[NAME, column("PolicyName", "string"), column("ParamRef", "string"), AGE];
+
+/// Its cells.
+pub(super) fn binding_cells(object: &Value, now: Timestamp) -> Vec<Value> {
+    let spec = get(object, "spec");
+    vec![name(object), json!(text(spec, "policyName")), json!(param_ref_cell(spec)), age(object, now)]
+}
+
+/// A policy's cells; `list` is what is counted of it.
+pub(super) fn policy_cells(object: &Value, list: &str, now: Timestamp) -> Vec<Value> {
+    let spec = get(object, "spec");
+    let count = items(spec, list).len();
+    vec![name(object), json!(count), json!(param_kind_cell(spec)), age(object, now)]
+}
+
 /// `paramRef` in a column.
-pub(super) fn param_ref_cell(spec: &Value) -> String {
+fn param_ref_cell(spec: &Value) -> String {
     let reference = get(spec, "paramRef");
     if reference.is_null() {
         return "<unset>".to_owned();
@@ -224,7 +243,7 @@ fn metadata_selector(selector: &Value) -> String {
 }
 
 /// `paramKind` in a column.
-pub(super) fn param_kind_cell(spec: &Value) -> String {
+fn param_kind_cell(spec: &Value) -> String {
     let kind = get(spec, "paramKind");
     match kind.is_null() {
         true => "<unset>".to_owned(),

@@ -1,15 +1,15 @@
 //! MutatingAdmissionPolicies and their bindings.
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::constraints::{
-    default_match, one_of, param_kind_cell, param_ref_cell, validate_binding, validate_conditions,
+    BINDING_COLUMNS, binding_cells, default_match, one_of, policy_cells, validate_binding, validate_conditions,
     validate_constraints, validate_mutable, validate_param_kind, validate_variables,
 };
 use super::expressions::Compiler;
 use super::validating::ROW;
-use crate::cells::{AGE, NAME, age, column, name};
+use crate::cells::{AGE, NAME, column};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, get, has, items, spec_of, text};
 use crate::{Column, Context, Row, Storage, Strategy};
@@ -55,7 +55,6 @@ spec: {policyName: example}
 
 const SPEC: Path<'static> = Path::root("spec");
 const POLICY_COLUMNS: &[Column] = &[NAME, column("Mutations", "integer"), column("ParamKind", "string"), AGE];
-const BINDING_COLUMNS: &[Column] = &[NAME, column("PolicyName", "string"), column("ParamRef", "string"), AGE];
 /// Each patch type with its field.
 const PATCHES: &[(&str, &str)] = &[("ApplyConfiguration", "applyConfiguration"), ("JSONPatch", "jsonPatch")];
 
@@ -128,9 +127,7 @@ impl Strategy for Policies {
     }
 
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        let spec = get(object, "spec");
-        let count = items(spec, "mutations").len();
-        vec![name(object), json!(count), json!(param_kind_cell(spec)), age(object, now)]
+        policy_cells(object, "mutations", now)
     }
 }
 
@@ -160,7 +157,6 @@ impl Strategy for Bindings {
     }
 
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        let spec = get(object, "spec");
-        vec![name(object), json!(text(spec, "policyName")), json!(param_ref_cell(spec)), age(object, now)]
+        binding_cells(object, now)
     }
 }

@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::constraints::{
-    default_match, one_of, param_kind_cell, param_ref_cell, validate_binding, validate_conditions,
+    BINDING_COLUMNS, binding_cells, default_match, one_of, policy_cells, validate_binding, validate_conditions,
     validate_constraints, validate_param_kind, validate_variables,
 };
 use super::expressions::{BOOL, Compiler, STRING, STRING_OR_NULL};
-use crate::cells::{AGE, NAME, age, column, name};
+use crate::cells::{AGE, NAME, column};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{at, default_to, get, has, items, put, spec_of, text};
 use crate::{Column, Context, Row, STATUS, Storage, Strategy, rules};
@@ -62,7 +62,6 @@ const SPEC: Path<'static> = Path::root("spec");
 const REASONS: &[&str] = &["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
 const ACTIONS: &[&str] = &["Audit", "Deny", "Warn"];
 const POLICY_COLUMNS: &[Column] = &[NAME, column("Validations", "integer"), column("ParamKind", "string"), AGE];
-const BINDING_COLUMNS: &[Column] = &[NAME, column("PolicyName", "string"), column("ParamRef", "string"), AGE];
 
 struct Policies;
 struct Bindings;
@@ -172,9 +171,7 @@ impl Strategy for Policies {
     }
 
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        let spec = get(object, "spec");
-        let count = items(spec, "validations").len();
-        vec![name(object), json!(count), json!(param_kind_cell(spec)), age(object, now)]
+        policy_cells(object, "validations", now)
     }
 }
 
@@ -222,7 +219,6 @@ impl Strategy for Bindings {
     }
 
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        let spec = get(object, "spec");
-        vec![name(object), json!(text(spec, "policyName")), json!(param_ref_cell(spec)), age(object, now)]
+        binding_cells(object, now)
     }
 }

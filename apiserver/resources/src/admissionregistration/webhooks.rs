@@ -142,10 +142,6 @@ impl Strategy for Webhooks {
         }
     }
 
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
-    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
-
     fn counts_generation(&self) -> bool {
         true
     }

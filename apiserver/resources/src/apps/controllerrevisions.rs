@@ -35,10 +35,6 @@ fn revision(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for ControllerRevision {
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
-    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
-
     fn metadata_checks(&self) -> MetadataChecks {
         MetadataChecks::ChangeThenWhole
     }

@@ -4,11 +4,11 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::cells::{AGE, NAME, age, column, containers_and_images, name, selector, wide};
-use crate::core::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
+use crate::cells::selector;
+use crate::core::workloads::{self, SPEC, not_negative};
 use crate::field::{ErrorList, FieldError};
-use crate::read::{default_to, get, has, int, is_zero, object_mut, put, spec_of};
-use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
+use crate::read::{default_to, get, has, is_zero, object_mut, put, spec_of};
+use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy};
 
 /// ReplicaSets.
 pub(crate) static ROW: Row = Row {
@@ -40,43 +40,9 @@ spec:
 
 struct ReplicaSet;
 
-const COLUMNS: &[Column] = &[
-    NAME,
-    column("Desired", "integer"),
-    column("Current", "integer"),
-    column("Ready", "integer"),
-    AGE,
-    wide("Containers", "string"),
-    wide("Images", "string"),
-    wide("Selector", "string"),
-];
-
 fn validate(errors: &mut ErrorList, spec: &Value) {
     not_negative(errors, spec, &["replicas", "minReadySeconds"], &SPEC);
     workloads::selector_and_template(errors, spec, "deployment");
-}
-
-fn validate_status(errors: &mut ErrorList, status: &Value) {
-    let counts = [
-        "replicas",
-        "fullyLabeledReplicas",
-        "readyReplicas",
-        "availableReplicas",
-        "observedGeneration",
-        "terminatingReplicas",
-    ];
-    not_negative(errors, status, &counts, &STATUS_AT);
-    let why = "cannot be greater than status.replicas";
-    not_more(
-        errors,
-        status,
-        &[
-            ("fullyLabeledReplicas", "replicas", why),
-            ("readyReplicas", "replicas", why),
-            ("availableReplicas", "replicas", why),
-            ("availableReplicas", "readyReplicas", "cannot be greater than readyReplicas"),
-        ],
-    );
 }
 
 impl Strategy for ReplicaSet {
@@ -101,10 +67,7 @@ impl Strategy for ReplicaSet {
     }
 
     fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
-        prepare_update_by_default(context, new, old);
-        if context.subresource != "status" {
-            workloads::drop_disabled(new, Some(old));
-        }
+        workloads::prepare_update(context, new, old);
     }
 
     fn counts_generation(&self) -> bool {
@@ -120,7 +83,7 @@ impl Strategy for ReplicaSet {
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         if context.subresource == "status" {
-            validate_status(&mut errors, get(new, "status"));
+            workloads::replica_status(&mut errors, get(new, "status"), &["terminatingReplicas"]);
         } else {
             validate(&mut errors, get(new, "spec"));
             workloads::selector_stays(&mut errors, new, old);
@@ -136,22 +99,10 @@ impl Strategy for ReplicaSet {
     }
 
     fn columns(&self) -> &'static [Column] {
-        COLUMNS
+        workloads::REPLICA_COLUMNS
     }
 
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        let (spec, status) = (get(object, "spec"), get(object, "status"));
-        let count = |of: &Value, key: &str| json!(int(of, key).unwrap_or(0));
-        let (containers, images) = containers_and_images(get(spec, "template"));
-        vec![
-            name(object),
-            count(spec, "replicas"),
-            count(status, "replicas"),
-            count(status, "readyReplicas"),
-            age(object, now),
-            containers,
-            images,
-            json!(selector(get(spec, "selector"))),
-        ]
+        workloads::replica_cells(object, now, &selector(get(get(object, "spec"), "selector")))
     }
 }

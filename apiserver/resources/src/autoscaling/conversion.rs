@@ -55,12 +55,16 @@ pub(super) fn to_v1(mut object: Value) -> Value {
     put(&mut object, "apiVersion", json!("autoscaling/v1"));
     let (spec, status) = (get(&object, "spec").clone(), get(&object, "status").clone());
     let mut notes: Vec<(&str, String)> = Vec::new();
-    let others: Vec<String> =
-        items(&spec, "metrics").iter().filter(|metric| !is_cpu(metric, "target")).map(old_metric).collect();
+    let others: Vec<String> = items(&spec, "metrics")
+        .iter()
+        .filter(|metric| !is_cpu(metric, "target"))
+        .map(|metric| old_metric(metric, &TARGET))
+        .collect();
     if !others.is_empty() {
         notes.push((METRICS, format!("[{}]", others.join(","))));
     }
-    let current: Vec<String> = items(&status, "currentMetrics").iter().map(old_status).collect();
+    let current: Vec<String> =
+        items(&status, "currentMetrics").iter().map(|metric| old_metric(metric, &CURRENT)).collect();
     if !current.is_empty() {
         notes.push((CURRENT_METRICS, format!("[{}]", current.join(","))));
     }
@@ -174,113 +178,78 @@ fn reference(of: &Value) -> String {
     ])
 }
 
-fn old_metric(metric: &Value) -> String {
-    let part = |key: &str, write: &dyn Fn(&Value) -> String| {
-        let source = get(metric, key);
-        (!source.is_null()).then(|| write(source))
-    };
-    let target = |of: &Value, key: &str| get(get(of, "target"), key).clone();
-    let metric_name = |of: &Value| or_empty(get(get(of, "metric"), "name"));
-    let resource = |of: &Value, container: bool| {
-        ordered(&[
-            ("name", or_empty(get(of, "name"))),
-            ("targetAverageUtilization", plain(&target(of, "averageUtilization"))),
-            ("targetAverageValue", plain(&target(of, "averageValue"))),
-            ("container", if container { or_empty(get(of, "container")) } else { None }),
-        ])
-    };
-    ordered(&[
-        ("type", or_empty(get(metric, "type"))),
-        (
-            "object",
-            part("object", &|of| {
-                ordered(&[
-                    ("target", Some(reference(get(of, "describedObject")))),
-                    ("metricName", metric_name(of)),
-                    ("targetValue", or_zero(&target(of, "value"))),
-                    ("selector", selector(get(of, "metric"))),
-                    ("averageValue", plain(&target(of, "averageValue"))),
-                ])
-            }),
-        ),
-        (
-            "pods",
-            part("pods", &|of| {
-                ordered(&[
-                    ("metricName", metric_name(of)),
-                    ("targetAverageValue", or_zero(&target(of, "averageValue"))),
-                    ("selector", selector(get(of, "metric"))),
-                ])
-            }),
-        ),
-        ("resource", part("resource", &|of| resource(of, false))),
-        ("containerResource", part("containerResource", &|of| resource(of, true))),
-        (
-            "external",
-            part("external", &|of| {
-                ordered(&[
-                    ("metricName", metric_name(of)),
-                    ("metricSelector", selector(get(of, "metric"))),
-                    ("targetValue", plain(&target(of, "value"))),
-                    ("targetAverageValue", plain(&target(of, "averageValue"))),
-                ])
-            }),
-        ),
-    ])
+/// Which of a metric's two values, and what version 1 calls its parts.
+struct Side {
+    part: &'static str,
+    utilization: &'static str,
+    average: &'static str,
+    value: &'static str,
+    /// How a figure stands that may be missing where it is wished for, and not where it is measured.
+    measured: fn(&Value) -> Option<String>,
 }
 
-fn old_status(metric: &Value) -> String {
+const TARGET: Side = Side {
+    part: "target",
+    utilization: "targetAverageUtilization",
+    average: "targetAverageValue",
+    value: "targetValue",
+    measured: plain,
+};
+
+const CURRENT: Side = Side {
+    part: "current",
+    utilization: "currentAverageUtilization",
+    average: "currentAverageValue",
+    value: "currentValue",
+    measured: or_zero,
+};
+
+fn old_metric(metric: &Value, side: &Side) -> String {
     let part = |key: &str, write: &dyn Fn(&Value) -> String| {
         let source = get(metric, key);
         (!source.is_null()).then(|| write(source))
     };
-    let current = |of: &Value, key: &str| get(get(of, "current"), key).clone();
+    let figure = |of: &Value, key: &str| get(get(of, side.part), key).clone();
     let metric_name = |of: &Value| or_empty(get(get(of, "metric"), "name"));
     let resource = |of: &Value, container: bool| {
         ordered(&[
             ("name", or_empty(get(of, "name"))),
-            ("currentAverageUtilization", plain(&current(of, "averageUtilization"))),
-            ("currentAverageValue", or_zero(&current(of, "averageValue"))),
+            (side.utilization, plain(&figure(of, "averageUtilization"))),
+            (side.average, (side.measured)(&figure(of, "averageValue"))),
             ("container", if container { or_empty(get(of, "container")) } else { None }),
+        ])
+    };
+    let object = |of: &Value| {
+        ordered(&[
+            ("target", Some(reference(get(of, "describedObject")))),
+            ("metricName", metric_name(of)),
+            (side.value, or_zero(&figure(of, "value"))),
+            ("selector", selector(get(of, "metric"))),
+            ("averageValue", plain(&figure(of, "averageValue"))),
+        ])
+    };
+    let pods = |of: &Value| {
+        ordered(&[
+            ("metricName", metric_name(of)),
+            (side.average, or_zero(&figure(of, "averageValue"))),
+            ("selector", selector(get(of, "metric"))),
+        ])
+    };
+    let external = |of: &Value| {
+        ordered(&[
+            ("metricName", metric_name(of)),
+            ("metricSelector", selector(get(of, "metric"))),
+            (side.value, (side.measured)(&figure(of, "value"))),
+            (side.average, plain(&figure(of, "averageValue"))),
         ])
     };
     ordered(&[
         ("type", or_empty(get(metric, "type"))),
-        (
-            "object",
-            part("object", &|of| {
-                ordered(&[
-                    ("target", Some(reference(get(of, "describedObject")))),
-                    ("metricName", metric_name(of)),
-                    ("currentValue", or_zero(&current(of, "value"))),
-                    ("selector", selector(get(of, "metric"))),
-                    ("averageValue", plain(&current(of, "averageValue"))),
-                ])
-            }),
-        ),
-        (
-            "pods",
-            part("pods", &|of| {
-                ordered(&[
-                    ("metricName", metric_name(of)),
-                    ("currentAverageValue", or_zero(&current(of, "averageValue"))),
-                    ("selector", selector(get(of, "metric"))),
-                ])
-            }),
-        ),
+        ("object", part("object", &object)),
+        ("pods", part("pods", &pods)),
         ("resource", part("resource", &|of| resource(of, false))),
         ("containerResource", part("containerResource", &|of| resource(of, true))),
-        (
-            "external",
-            part("external", &|of| {
-                ordered(&[
-                    ("metricName", metric_name(of)),
-                    ("metricSelector", selector(get(of, "metric"))),
-                    ("currentValue", or_zero(&current(of, "value"))),
-                    ("currentAverageValue", plain(&current(of, "averageValue"))),
-                ])
-            }),
-        ),
+        ("external", part("external", &external)),
     ])
 }
 

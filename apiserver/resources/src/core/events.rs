@@ -304,10 +304,6 @@ impl Strategy for Event {
         if self.core { fill_core(object) } else { fill_new(object) }
     }
 
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
-    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
-
     fn name_rule(&self) -> NameRule {
         if self.core { NameRule::PathSegment } else { NameRule::Subdomain }
     }

@@ -189,8 +189,6 @@ impl Strategy for LimitRange {
         }
     }
 
-    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
-
     fn metadata_checks(&self) -> MetadataChecks {
         MetadataChecks::Whole
     }

@@ -4,12 +4,12 @@ use jiff::Timestamp;
 use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
-use crate::cells::{AGE, NAME, age, column, containers_and_images, labels, name, wide};
+use crate::cells::labels;
 use crate::core::pods::{spec as pod_spec, update::same, warnings};
-use crate::core::workloads::{self, SPEC, STATUS as STATUS_AT, not_more, not_negative};
+use crate::core::workloads::{self, SPEC, not_negative};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, entries, get, has, int, is_zero, object_mut, put, spec_of};
-use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy, prepare_update_by_default};
+use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy};
 
 /// ReplicationControllers.
 pub(crate) static ROW: Row = Row {
@@ -40,16 +40,6 @@ spec:
 
 struct ReplicationController;
 
-const COLUMNS: &[Column] = &[
-    NAME,
-    column("Desired", "integer"),
-    column("Current", "integer"),
-    column("Ready", "integer"),
-    AGE,
-    wide("Containers", "string"),
-    wide("Images", "string"),
-    wide("Selector", "string"),
-];
 const SELECTABLE: &[Text] = &[Text::Borrowed("status.replicas")];
 /// Annotations of fields that an older version had and this one can't say.
 const LOST: &str = "non-convertible.kubernetes.io/";
@@ -88,22 +78,6 @@ fn lost_fields(errors: &mut ErrorList, new: &Value, old: &Value) {
     }
 }
 
-fn validate_status(errors: &mut ErrorList, status: &Value) {
-    let counts = ["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"];
-    not_negative(errors, status, &counts, &STATUS_AT);
-    let why = "cannot be greater than status.replicas";
-    not_more(
-        errors,
-        status,
-        &[
-            ("fullyLabeledReplicas", "replicas", why),
-            ("readyReplicas", "replicas", why),
-            ("availableReplicas", "replicas", why),
-            ("availableReplicas", "readyReplicas", "cannot be greater than readyReplicas"),
-        ],
-    );
-}
-
 impl Strategy for ReplicationController {
     fn default(&self, object: &mut Value) {
         let spec = spec_of(object);
@@ -130,10 +104,7 @@ impl Strategy for ReplicationController {
     }
 
     fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
-        prepare_update_by_default(context, new, old);
-        if context.subresource != "status" {
-            workloads::drop_disabled(new, Some(old));
-        }
+        workloads::prepare_update(context, new, old);
     }
 
     fn counts_generation(&self) -> bool {
@@ -149,7 +120,7 @@ impl Strategy for ReplicationController {
     fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         if context.subresource == "status" {
-            validate_status(&mut errors, get(new, "status"));
+            workloads::replica_status(&mut errors, get(new, "status"), &[]);
         } else {
             validate(&mut errors, get(new, "spec"));
             lost_fields(&mut errors, new, old);
@@ -173,23 +144,11 @@ impl Strategy for ReplicationController {
     }
 
     fn columns(&self) -> &'static [Column] {
-        COLUMNS
+        workloads::REPLICA_COLUMNS
     }
 
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        let (spec, status) = (get(object, "spec"), get(object, "status"));
-        let count = |of: &Value, key: &str| json!(int(of, key).unwrap_or(0));
-        let (containers, images) = containers_and_images(get(spec, "template"));
-        vec![
-            name(object),
-            count(spec, "replicas"),
-            count(status, "replicas"),
-            count(status, "readyReplicas"),
-            age(object, now),
-            containers,
-            images,
-            json!(labels(get(spec, "selector"), "<none>")),
-        ]
+        workloads::replica_cells(object, now, &labels(get(get(object, "spec"), "selector"), "<none>"))
     }
 
     fn selectable(&self, object: &Value) -> Vec<String> {

@@ -1,13 +1,15 @@
 //! What workloads have in common: a selector, a pod template that it must match, and how many pods a rollout may go without.
 
+use jiff::Timestamp;
 use machinery_api::selector::LabelSelector;
 use serde_json::{Value, json};
 
+use crate::cells::{AGE, NAME, age, column, containers_and_images, name, wide};
 use crate::core::pods::{defaults, spec, warnings};
 use crate::field::{ErrorList, FieldError, NOT_NEGATIVE, Path, go_struct};
 use crate::metadata::label_selector;
 use crate::read::{get, has, int, is_zero, items, object_mut, put, text};
-use crate::rules;
+use crate::{Column, Context, prepare_update_by_default, rules};
 
 pub(crate) const SPEC: Path<'static> = Path::root("spec");
 pub(crate) const STATUS: Path<'static> = Path::root("status");
@@ -210,6 +212,61 @@ pub(crate) fn name_warning(found: &mut Vec<String>, object: &Value) {
 /// An empty status, as Go's encoder writes it.
 pub(crate) fn clear_status(object: &mut Value) {
     put(object, "status", json!({}));
+}
+
+/// What an update through the main resource or `status` may not decide.
+pub(crate) fn prepare_update(context: &Context<'_>, new: &mut Value, old: &Value) {
+    prepare_update_by_default(context, new, old);
+    if context.subresource != "status" {
+        drop_disabled(new, Some(old));
+    }
+}
+
+/// Columns of what keeps a number of replicas.
+pub(crate) const REPLICA_COLUMNS: &[Column] = &[
+    NAME,
+    column("Desired", "integer"),
+    column("Current", "integer"),
+    column("Ready", "integer"),
+    AGE,
+    wide("Containers", "string"),
+    wide("Images", "string"),
+    wide("Selector", "string"),
+];
+
+/// Their cells; the selector as it is shown.
+pub(crate) fn replica_cells(object: &Value, now: Timestamp, selector: &str) -> Vec<Value> {
+    let (spec, status) = (get(object, "spec"), get(object, "status"));
+    let count = |of: &Value, key: &str| json!(int(of, key).unwrap_or(0));
+    let (containers, images) = containers_and_images(get(spec, "template"));
+    vec![
+        name(object),
+        count(spec, "replicas"),
+        count(status, "replicas"),
+        count(status, "readyReplicas"),
+        age(object, now),
+        containers,
+        images,
+        json!(selector),
+    ]
+}
+
+/// Their status: no number is negative or larger than what it is a part of. `more`: further numbers.
+pub(crate) fn replica_status(errors: &mut ErrorList, status: &Value, more: &[&str]) {
+    let counts = ["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"];
+    not_negative(errors, status, &counts, &STATUS);
+    not_negative(errors, status, more, &STATUS);
+    let why = "cannot be greater than status.replicas";
+    not_more(
+        errors,
+        status,
+        &[
+            ("fullyLabeledReplicas", "replicas", why),
+            ("readyReplicas", "replicas", why),
+            ("availableReplicas", "replicas", why),
+            ("availableReplicas", "readyReplicas", "cannot be greater than readyReplicas"),
+        ],
+    );
 }
 
 /// Keeps the old labels: a status write doesn't change them.

@@ -50,10 +50,6 @@ fn validate(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for IpAddress {
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
-    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
-
     fn name_rule(&self) -> NameRule {
         NameRule::IpAddress
     }

@@ -181,10 +181,6 @@ impl Strategy for NetworkPolicy {
         }
     }
 
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
-    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
-
     fn counts_generation(&self) -> bool {
         true
     }

@@ -63,8 +63,6 @@ fn validate(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for RuntimeClass {
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
     fn checks_finalizers(&self) -> bool {
         false
     }

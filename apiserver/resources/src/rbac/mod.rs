@@ -161,8 +161,6 @@ impl Strategy for Role {
         }
     }
 
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
     fn name_rule(&self) -> NameRule {
         NameRule::PathSegment
     }
@@ -247,8 +245,6 @@ impl Strategy for Binding {
             }
         }
     }
-
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
 
     fn name_rule(&self) -> NameRule {
         NameRule::PathSegment

@@ -51,10 +51,6 @@ impl Strategy for DeviceClass {
         spec_of(object);
     }
 
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
-    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
-
     fn counts_generation(&self) -> bool {
         true
     }

@@ -51,10 +51,6 @@ impl Strategy for ResourceClaimTemplate {
         claim::default(spec);
     }
 
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
-    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
-
     fn metadata_checks(&self) -> MetadataChecks {
         MetadataChecks::WholeThenChange
     }

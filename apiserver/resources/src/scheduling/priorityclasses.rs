@@ -50,8 +50,6 @@ impl Strategy for PriorityClass {
         default_to(object, "value", 0);
     }
 
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
     fn counts_generation(&self) -> bool {
         true
     }

@@ -100,10 +100,6 @@ impl Strategy for CsiNode {
         }
     }
 
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
-    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
-
     fn metadata_checks(&self) -> MetadataChecks {
         MetadataChecks::Whole
     }

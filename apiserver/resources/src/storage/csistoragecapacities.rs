@@ -43,10 +43,6 @@ fn validate(errors: &mut ErrorList, object: &Value) {
 }
 
 impl Strategy for CsiStorageCapacity {
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
-    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
-
     fn metadata_checks(&self) -> MetadataChecks {
         MetadataChecks::WholeThenChange
     }

@@ -114,10 +114,6 @@ impl Strategy for StorageClass {
         default_to(object, "volumeBindingMode", "Immediate");
     }
 
-    fn prepare_create(&self, _: &Context<'_>, _: &mut Value) {}
-
-    fn prepare_update(&self, _: &Context<'_>, _: &mut Value, _: &Value) {}
-
     fn metadata_checks(&self) -> MetadataChecks {
         MetadataChecks::WholeThenChange
     }

@@ -11,7 +11,7 @@ use crate::core::workloads::{self, SPEC};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, get, has, int, is_zero, items, items_mut, object_mut, put, spec_of, text, time};
 use crate::rules;
-use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
+use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy};
 
 mod policies;
 mod status;
@@ -153,10 +153,7 @@ impl Strategy for Job {
 
     fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
         copy_labels(new);
-        prepare_update_by_default(context, new, old);
-        if context.subresource != "status" {
-            workloads::drop_disabled(new, Some(old));
-        }
+        workloads::prepare_update(context, new, old);
         copy_labels(new);
     }
 
