@@ -24,7 +24,7 @@ class History:
             uid, version = pod["metadata"]["uid"], int(pod["metadata"]["resourceVersion"])
             seen = self.versions.setdefault(uid, [])
             if not seen or int(seen[-1][1]["metadata"]["resourceVersion"]) < version:
-                seen.append((life, pod))
+                seen.append((life_of(seen, life, pod), pod))
             self.names[uid] = pod["metadata"]["name"]
             self.newest = version if self.newest is None else max(version, self.newest)
             if gone:
@@ -60,6 +60,19 @@ class History:
     def problems(self):
         with self.lock:
             return [f"{self.names[uid]}: {problem}" for uid, seen in self.versions.items() for problem in of_pod(seen)]
+
+
+def life_of(seen, life, pod):
+    """Which life wrote this version: the watch of the next one brings what the one before wrote last.
+
+    What a node runs ends with it, so a run that an earlier life told of is told as running by no later one."""
+    if seen and seen[-1][0] < life and running(seen[-1][1]) & running(pod):
+        return seen[-1][0]
+    return life
+
+
+def running(pod):
+    return {status.get("containerID") for _, status in containers(pod).values() if "running" in status["state"]} - {None}
 
 
 def version(pod):
@@ -105,7 +118,8 @@ def of_pod(seen):
         if crashes:
             continue
         if len(rises) > 1 or (rises and falls and version(falls[-1][1]) > version(rises[-1][1])):
-            problems.append(f"life {life}: Ready rose {len(rises)} times and fell {len(falls)} times")
+            turns = [(version(pod), ready(pod), sorted(running(pod))) for pod in before + own]
+            problems.append(f"life {life}: Ready rose {len(rises)} times and fell {len(falls)} times: {turns}")
         if len(own) > VERSIONS_MAX:
             problems.append(f"life {life}: {len(own)} versions")
     return problems
@@ -176,6 +190,9 @@ def show_that_it_finds():
         "versions": fine + [(2, at(n, True, 1, running="b", ended="a")) for n in range(5, 30)],
     }
     assert of_pod(fine) == [], of_pod(fine)
+    late = at(3, True, 0, running="a")
+    assert life_of([(1, at(2, False, 0, running="a"))], 2, late) == 1
+    assert life_of([(1, at(2, False, 0, running="b"))], 2, late) == 2
     for what, seen in wrong.items():
         assert any(what in problem for problem in of_pod(seen)), (what, of_pod(seen))
 
