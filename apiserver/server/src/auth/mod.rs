@@ -17,6 +17,7 @@ mod fuzz;
 pub mod impersonate;
 pub mod jwks;
 pub mod jwt;
+mod leaf;
 pub mod node;
 pub mod pki;
 pub mod rbac;

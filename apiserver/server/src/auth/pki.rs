@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,10 +17,10 @@ use rcgen::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use x509_parser::prelude::FromDer;
 
 use super::certificates::{self, Fingerprint};
 use super::jwt::SigningKey;
+use super::leaf::Leaf;
 
 /// How long the authority is valid: as long as kubeadm's.
 const CA_VALID: Duration = Duration::from_hours(10 * 365 * 24);
@@ -99,7 +99,7 @@ impl Identity {
 }
 
 /// What is issued again before it ends.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Leaves {
     /// What the API server serves with.
     pub serving: Identity,
@@ -117,6 +117,8 @@ pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
     serving: Identity,
     admin: Identity,
+    /// As the folder had them when it was looked at last.
+    seen: Mutex<Leaves>,
     service_account: Arc<SigningKey>,
 }
 
@@ -183,15 +185,16 @@ impl Pki {
                 names.push(san.clone());
             }
         }
-        let leaves = leaves(&files, env, &issuer, &names)?;
+        let leaves = leaves(&files, env, &issuer, &names, None)?;
         Ok(Self {
             env: env.clone(),
             dir: dir.to_owned(),
             names,
             ca_pem,
             issuer,
-            serving: leaves.serving,
-            admin: leaves.admin,
+            serving: leaves.serving.clone(),
+            admin: leaves.admin.clone(),
+            seen: Mutex::new(leaves),
             service_account: Arc::new(service_account),
         })
     }
@@ -202,7 +205,9 @@ impl Pki {
     /// # Errors
     /// The folder can't be read or written.
     pub fn renewed(&self) -> Result<Leaves, PkiError> {
-        leaves(&Folder::open(&self.dir)?, &self.env, &self.issuer, &self.names)
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = leaves(&Folder::open(&self.dir)?, &self.env, &self.issuer, &self.names, Some(&seen))?;
+        Ok(seen.clone())
     }
 
     /// The certificates of clients that don't count any more: the folder's file `revoked`.
@@ -361,90 +366,60 @@ struct Wanted<'a> {
     client: bool,
 }
 
-/// What a certificate of ours says.
-struct Leaf {
-    names: Vec<String>,
-    subject: String,
-    issuer_key: Vec<u8>,
-    public_key: Vec<u8>,
-    not_after: i64,
-}
-
-impl Leaf {
-    fn parse(pem: &str) -> Option<Self> {
-        use x509_parser::extensions::{GeneralName, ParsedExtension};
-        let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
-        let (_, cert) = x509_parser::certificate::X509Certificate::from_der(&der).ok()?;
-        let mut names = Vec::new();
-        let mut issuer_key = Vec::new();
-        for extension in cert.extensions() {
-            match extension.parsed_extension() {
-                ParsedExtension::SubjectAlternativeName(alternative) => {
-                    for name in &alternative.general_names {
-                        match name {
-                            GeneralName::DNSName(name) => names.push((*name).to_owned()),
-                            GeneralName::IPAddress(bytes) => names.push(address(bytes)?.to_string()),
-                            _ => {}
-                        }
-                    }
-                }
-                ParsedExtension::AuthorityKeyIdentifier(id) => {
-                    issuer_key = id.key_identifier.as_ref().map(|id| id.0.to_vec()).unwrap_or_default();
-                }
-                _ => {}
-            }
-        }
-        Some(Self {
-            names,
-            subject: cert.subject().to_string(),
-            issuer_key,
-            public_key: cert.public_key().subject_public_key.data.to_vec(),
-            not_after: cert.validity().not_after.timestamp(),
-        })
-    }
-}
-
-fn address(bytes: &[u8]) -> Option<IpAddr> {
-    match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
-        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
-        _ => None,
-    }
-}
-
-fn leaves(files: &Folder, env: &Env, issuer: &Issuer<'static, KeyPair>, names: &[String]) -> Result<Leaves, PkiError> {
+fn leaves(
+    files: &Folder,
+    env: &Env,
+    issuer: &Issuer<'static, KeyPair>,
+    names: &[String],
+    seen: Option<&Leaves>,
+) -> Result<Leaves, PkiError> {
     let wanted = Wanted { name: "kube-apiserver", group: "", sans: names, server: true, client: false };
-    let serving = kept_or_issued(files, "apiserver", env, issuer, &wanted)?;
+    let serving = kept_or_issued(files, "apiserver", env, issuer, &wanted, seen.map(|seen| &seen.serving))?;
     let wanted = Wanted { name: "kubernetes-admin", group: super::MASTERS, sans: &[], server: false, client: true };
-    let admin = kept_or_issued(files, "admin", env, issuer, &wanted)?;
+    let admin = kept_or_issued(files, "admin", env, issuer, &wanted, seen.map(|seen| &seen.admin))?;
     Ok(Leaves { serving, admin })
 }
 
-/// Reads `<stem>.crt` and `<stem>.key`; issues anew what is missing, unreadable, of other names or near its end.
+/// Reads `<stem>.crt` and `<stem>.key`; issues anew what is missing, unreadable, of other names or near its end. Of files
+/// that are as they were seen last only the time is looked at: no key is made to compare with.
 fn kept_or_issued(
     files: &Folder,
     stem: &str,
     env: &Env,
     issuer: &Issuer<'static, KeyPair>,
     wanted: &Wanted<'_>,
+    seen: Option<&Identity>,
 ) -> Result<Identity, PkiError> {
     let (cert_file, key_file) = (format!("{stem}.crt"), format!("{stem}.key"));
     if let (Some(cert_pem), Some(key_pem)) = (files.read(&cert_file)?, files.read(&key_file)?)
-        && let (Some(leaf), Ok(key)) = (Leaf::parse(&cert_pem), KeyPair::from_pem(&key_pem))
+        && let Some(leaf) = Leaf::parse(&cert_pem)
+        && leaf.not_after > env.now().as_second().saturating_add(LEAF_RENEW.as_secs().cast_signed())
     {
-        let fresh = Leaf::parse(&issue(env, issuer, wanted)?.cert_pem);
-        let renew_at = env.now().as_second().saturating_add(LEAF_RENEW.as_secs().cast_signed());
-        let same = fresh.is_some_and(|fresh| {
-            fresh.names == leaf.names && fresh.subject == leaf.subject && fresh.issuer_key == leaf.issuer_key
-        });
-        if same && leaf.public_key == key.public_key_raw() && leaf.not_after > renew_at {
-            return Ok(Identity { cert_pem, key_pem });
+        let there = Identity { cert_pem, key_pem };
+        if seen == Some(&there) || is_as_wanted(&leaf, &there.key_pem, env, issuer, wanted)? {
+            return Ok(there);
         }
     }
     let identity = issue(env, issuer, wanted)?;
     files.write(&key_file, &identity.key_pem)?;
     files.write(&cert_file, &identity.cert_pem)?;
     Ok(identity)
+}
+
+/// Whether it says what one issued now would say, by this authority and of this key.
+fn is_as_wanted(
+    leaf: &Leaf,
+    key_pem: &str,
+    env: &Env,
+    issuer: &Issuer<'static, KeyPair>,
+    wanted: &Wanted<'_>,
+) -> Result<bool, PkiError> {
+    let Ok(key) = KeyPair::from_pem(key_pem) else { return Ok(false) };
+    let fresh = Leaf::parse(&issue(env, issuer, wanted)?.cert_pem);
+    let same = fresh.is_some_and(|fresh| {
+        fresh.names == leaf.names && fresh.subject == leaf.subject && fresh.issuer_key == leaf.issuer_key
+    });
+    Ok(same && leaf.public_key == key.public_key_raw())
 }
 
 fn authority_params(env: &Env) -> Result<CertificateParams, PkiError> {
@@ -549,6 +524,14 @@ mod tests {
         let renewed = pki.renewed().unwrap();
         assert_ne!((&renewed.serving, &renewed.admin), (pki.serving(), pki.admin()));
         assert_eq!(pki.renewed().unwrap().admin, renewed.admin, "once");
+        // An administrator's own pair is taken up where it is the authority's, and replaced where it isn't.
+        let another = pki.issue_client("kubernetes-admin", crate::auth::MASTERS).unwrap();
+        fs::write(dir.path().join("admin.crt"), &another.cert_pem).unwrap();
+        fs::write(dir.path().join("admin.key"), &another.key_pem).unwrap();
+        assert_eq!(pki.renewed().unwrap().admin, another);
+        fs::write(dir.path().join("admin.key"), &renewed.admin.key_pem).unwrap();
+        let mended = pki.renewed().unwrap().admin;
+        assert!(mended != another && mended != renewed.admin, "a key of another certificate");
         assert_eq!(pki.revoked().unwrap().len(), 0);
         fs::write(dir.path().join("revoked"), "ab".repeat(32)).unwrap();
         assert_eq!(pki.revoked().unwrap(), [[0xab; 32]].into());
