@@ -22,6 +22,7 @@ mod node_lifecycle;
 mod pod_garbage_collector;
 mod pods;
 mod replicaset;
+mod replicationcontroller;
 mod resourcequota;
 mod revisions;
 mod root_ca;
@@ -72,6 +73,7 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     node_lifecycle::CONTROLLER,
     pod_garbage_collector::CONTROLLER,
     replicaset::CONTROLLER,
+    replicationcontroller::CONTROLLER,
     resourcequota::CONTROLLER,
     root_ca::CONTROLLER,
     serviceaccount::CONTROLLER,

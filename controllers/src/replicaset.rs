@@ -1,5 +1,7 @@
-//! `replicaset-controller`: as many pods of a template as are asked for.
+//! `replicaset-controller`: as many pods of a template as are asked for. What it decides is decided for
+//! ReplicationControllers too, by [`Replicated`].
 
+use std::borrow::Cow;
 use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 
@@ -7,9 +9,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
-use machinery_client::selector::{contains, selects};
+use machinery_client::selector::{Labels, contains, selects};
 use machinery_client::{
-    Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by, controller_of,
+    Action, Change, Context, Controller, EventRecord, Input, Object, ObjectCache, Plan, Pod, Typed, controlled_by,
+    controller_of, key_of,
 };
 
 use crate::Settings;
@@ -25,57 +28,90 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "replicaset-controller",
     account: "replicaset-controller",
     workers: 5,
-    inputs: &[Input::of::<ReplicaSet>(own_key), Input::of::<Pod>(of_pod)],
-    reconcile,
+    inputs: &[Input::of::<ReplicaSet>(own_key), Input::of::<Pod>(of_pod::<ReplicaSet>)],
+    reconcile: reconcile::<ReplicaSet>,
 };
 
-/// The ReplicaSets that own the pod or did; those that might adopt it where nobody owns it.
-fn of_pod(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+/// A kind that asks for so many pods of a template.
+pub(crate) trait Replicated: Typed {
+    /// Who says so in events, where that isn't the controller's name.
+    const SOURCE: Option<&'static str>;
+    /// Whether its status says how many pods are terminating.
+    const TELLS_TERMINATING: bool;
+
+    /// The same as a ReplicaSet; none where it has no spec.
+    fn as_set(&self) -> Option<Cow<'_, ReplicaSet>>;
+
+    /// Whether its selector chooses an object with these labels.
+    fn chooses(&self, labels: Option<&Labels>) -> bool;
+
+    /// The same with this status.
+    fn with_status(&self, status: ReplicaSetStatus) -> Self;
+}
+
+impl Replicated for ReplicaSet {
+    const SOURCE: Option<&'static str> = None;
+    const TELLS_TERMINATING: bool = true;
+
+    fn as_set(&self) -> Option<Cow<'_, ReplicaSet>> {
+        self.spec.is_some().then_some(Cow::Borrowed(self))
+    }
+
+    fn chooses(&self, labels: Option<&Labels>) -> bool {
+        self.spec.as_ref().is_some_and(|spec| selects(&spec.selector, labels))
+    }
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self {
+        Self { status: Some(status), ..self.clone() }
+    }
+}
+
+/// The objects that own the pod or did; those that might adopt it where nobody owns it.
+pub(crate) fn of_pod<K: Replicated>(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let namespace = &change.key.namespace;
     let mut keys: Vec<ObjectKey> = change
         .states()
         .filter_map(controller_of)
-        .filter(|owner| owner.kind == "ReplicaSet")
+        .filter(|owner| owner.kind == K::KIND)
         .map(|owner| ObjectKey::new(&**namespace, &*owner.name))
         .collect();
     if let Some(pod) = change.after::<Pod>()
         && controller_of(&pod.metadata).is_none()
     {
-        let willing = view.list::<ReplicaSet>(namespace).filter(|set| chooses(set, pod));
-        keys.extend(willing.map(|set| machinery_client::key_of(&set.metadata)));
+        let willing = view.list::<K>(namespace).filter(|set| set.chooses(pod.metadata.labels.as_ref()));
+        keys.extend(willing.map(|set| key_of(Object::metadata(set))));
     }
     keys.dedup();
     keys
 }
 
-fn chooses(set: &ReplicaSet, pod: &Pod) -> bool {
-    set.spec.as_ref().is_some_and(|spec| selects(&spec.selector, pod.metadata.labels.as_ref()))
-}
-
-fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
-    let Some(set) = view.get::<ReplicaSet>(key) else { return Plan::nothing() };
+pub(crate) fn reconcile<K: Replicated>(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+    let Some(owner) = view.get::<K>(key) else { return Plan::nothing() };
+    let Some(set) = owner.as_set() else { return Plan::nothing() };
+    let set = &*set;
     let Some(spec) = &set.spec else { return Plan::nothing() };
     let uid = set.metadata.uid.as_deref().unwrap_or_default();
     let going = set.metadata.deletion_timestamp.is_some();
     let mut plan = Plan::nothing();
 
-    let (mine, strange): (Vec<&Pod>, Vec<&Pod>) = view.controlled::<Pod>(uid).partition(|pod| chooses(set, pod));
+    let chooses = |pod: &Pod| owner.chooses(pod.metadata.labels.as_ref());
+    let (mine, strange): (Vec<&Pod>, Vec<&Pod>) = view.controlled::<Pod>(uid).partition(|pod| chooses(pod));
     let mut active: Vec<&Pod> = mine.iter().copied().filter(|pod| pods::is_active(pod)).collect();
-    let terminating = mine.iter().filter(|pod| pods::is_terminating(pod)).count();
+    let terminating = K::TELLS_TERMINATING.then(|| mine.iter().filter(|pod| pods::is_terminating(pod)).count());
     if !going {
         plan.actions.extend(strange.iter().filter(|pod| pods::is_active(pod)).map(|pod| pods::release(*pod)));
         let orphans = view.uncontrolled::<Pod>(&key.namespace);
-        for pod in orphans.filter(|pod| pods::is_active(pod) && chooses(set, pod)) {
-            plan.push(pods::adopt(pod, controlled_by(set)));
+        for pod in orphans.filter(|pod| pods::is_active(pod) && chooses(pod)) {
+            plan.push(pods::adopt(pod, controlled_by(owner)));
             active.push(pod);
         }
     }
 
     let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
-    let scaling = if going { None } else { scale(view, set, &active, wanted, context.now) };
+    let scaling = if going { None } else { scale(view, owner, set, &active, wanted, context.now) };
     let update = |status: &ReplicaSetStatus| {
         let differs = normal(set.status.clone().unwrap_or_default()) != normal(status.clone());
-        differs.then(|| Action::update_status(&ReplicaSet { status: Some(status.clone()), ..set.clone() }))
+        differs.then(|| Action::update_status(&owner.with_status(status.clone())))
     };
     // Where pods are about to change, the next pass writes the status; where that fails, it can't wait for them.
     let scaling = match scaling {
@@ -107,19 +143,26 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
 }
 
 /// Makes or deletes what is too few or too many.
-fn scale(view: &ObjectCache, set: &ReplicaSet, active: &[&Pod], wanted: usize, now: Timestamp) -> Option<Action> {
-    let spec = set.spec.as_ref()?;
+fn scale<K: Replicated>(
+    view: &ObjectCache,
+    owner: &K,
+    set: &ReplicaSet,
+    active: &[&Pod],
+    wanted: usize,
+    now: Timestamp,
+) -> Option<Action> {
+    let said = |event: EventRecord| Some(EventRecord { source: K::SOURCE, ..event });
     match active.len().cmp(&wanted) {
         Ordering::Equal => None,
         Ordering::Less => {
             let metadata = &set.metadata;
-            let template = spec.template.clone().unwrap_or_default();
+            let template = set.spec.as_ref()?.template.clone().unwrap_or_default();
             let name = metadata.name.as_deref().unwrap_or_default();
             let namespace = metadata.namespace.as_deref().unwrap_or_default();
-            let pod = pods::from_template(&template, namespace, name, controlled_by(set));
+            let pod = pods::from_template(&template, namespace, name, controlled_by(owner));
             let create = Action::create(&pod).noted(
-                Some(EventRecord::normal(set, "SuccessfulCreate", "Created pod: {name}")),
-                Some(EventRecord::warning(set, "FailedCreate", "Error creating: {error}")),
+                said(EventRecord::normal(owner, "SuccessfulCreate", "Created pod: {name}")),
+                said(EventRecord::warning(owner, "FailedCreate", "Error creating: {error}")),
             );
             Some(Action::SlowStart(vec![create; (wanted - active.len()).min(BURST_PODS)]))
         }
@@ -127,25 +170,25 @@ fn scale(view: &ObjectCache, set: &ReplicaSet, active: &[&Pod], wanted: usize, n
             let surplus = (active.len() - wanted).min(BURST_PODS);
             let delete = |pod: &&Pod| {
                 Action::delete(*pod).noted(
-                    Some(EventRecord::normal(set, "SuccessfulDelete", "Deleted pod: {name}")),
-                    Some(EventRecord::warning(set, "FailedDelete", "Error deleting: {error}")),
+                    said(EventRecord::normal(owner, "SuccessfulDelete", "Deleted pod: {name}")),
+                    said(EventRecord::warning(owner, "FailedDelete", "Error deleting: {error}")),
                 )
             };
-            Some(Action::Concurrent(first_to_go(view, set, active, now).iter().take(surplus).map(delete).collect()))
+            Some(Action::Concurrent(first_to_go(view, owner, active, now).iter().take(surplus).map(delete).collect()))
         }
     }
 }
 
 /// The pods in the order in which they are given up.
-fn first_to_go<'a>(view: &ObjectCache, set: &ReplicaSet, active: &[&'a Pod], now: Timestamp) -> Vec<&'a Pod> {
+fn first_to_go<'a, K: Replicated>(view: &ObjectCache, set: &K, active: &[&'a Pod], now: Timestamp) -> Vec<&'a Pod> {
     // Neighbours: active pods of all sets of the same controller, on one node.
-    let siblings: Vec<&ReplicaSet> = match controller_of(&set.metadata) {
-        Some(owner) => view.controlled::<ReplicaSet>(&owner.uid).collect(),
+    let siblings: Vec<&K> = match controller_of(Object::metadata(set)) {
+        Some(owner) => view.controlled::<K>(&owner.uid).collect(),
         None => vec![set],
     };
     let mut on_node: BTreeMap<&str, usize> = BTreeMap::new();
     for sibling in siblings {
-        let uid = sibling.metadata.uid.as_deref().unwrap_or_default();
+        let uid = Object::metadata(sibling).uid.as_deref().unwrap_or_default();
         for pod in view.controlled::<Pod>(uid).filter(|pod| pods::is_active(pod)) {
             *on_node.entry(node(pod)).or_default() += 1;
         }
@@ -211,7 +254,7 @@ fn by_age(a: Option<Timestamp>, b: Option<Timestamp>, pod_a: &Pod, pod_b: &Pod, 
 fn status(
     set: &ReplicaSet,
     active: &[&Pod],
-    terminating: usize,
+    terminating: Option<usize>,
     context: &Context<'_, Settings>,
     failing: Option<&str>,
 ) -> ReplicaSetStatus {
@@ -227,7 +270,7 @@ fn status(
         fully_labeled_replicas: pods::count(many(&|pod| contains(pod.metadata.labels.as_ref(), &template))),
         ready_replicas: pods::count(many(&pods::is_ready)),
         available_replicas: pods::count(many(&|pod| pods::is_available(pod, min_ready, context.now))),
-        terminating_replicas: Some(i32::try_from(terminating).unwrap_or(i32::MAX)),
+        terminating_replicas: terminating.map(|n| i32::try_from(n).unwrap_or(i32::MAX)),
         observed_generation: set.metadata.generation.filter(|g| *g != 0),
         conditions: conditions(old.conditions, failing, context.now),
     }

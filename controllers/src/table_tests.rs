@@ -115,6 +115,14 @@ spec:
   selector: {matchLabels: {app: alone}}
   template: {metadata: {labels: {app: alone}}, spec: {containers: [{name: c, image: i}]}}
 ---
+apiVersion: v1
+kind: ReplicationController
+metadata: {name: former, namespace: a}
+spec:
+  replicas: 1
+  selector: {app: former}
+  template: {metadata: {labels: {app: former}}, spec: {containers: [{name: c, image: i}]}}
+---
 apiVersion: batch/v1
 kind: CronJob
 metadata: {name: hourly, namespace: a, creationTimestamp: "2025-12-31T22:30:00Z"}

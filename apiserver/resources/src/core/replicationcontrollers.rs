@@ -22,7 +22,6 @@ pub(crate) static ROW: Row = Row {
     subresources: &[SCALE, STATUS],
     storage: Storage::Stored("controllers"),
     shows_empty: true,
-    inert: Some("no controller acts on ReplicationControllers yet: this one gets no pods"),
     strategy: &ReplicationController,
     example: r#"apiVersion: v1
 kind: ReplicationController
