@@ -30,6 +30,7 @@ mod serviceaccount;
 mod serviceaccount_token;
 mod share;
 mod statefulset;
+mod storage;
 mod storage_protection;
 #[cfg(test)]
 mod table_tests;
@@ -79,6 +80,10 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
     serviceaccount::CONTROLLER,
     serviceaccount_token::CONTROLLER,
     statefulset::CONTROLLER,
+    storage::binder::CONTROLLER,
+    storage::ephemeral::CONTROLLER,
+    storage::expand::CONTROLLER,
+    storage::provisioner::CONTROLLER,
     storage_protection::CLAIMS,
     storage_protection::CLASSES,
     storage_protection::VOLUMES,

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
+use machinery_client::claims::claim_names;
 use machinery_client::driver::own_key;
 use machinery_client::{Action, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, key_of, value_of};
 use serde_json::json;
@@ -42,12 +43,6 @@ pub(crate) const CLASSES: Controller<Settings> = Controller {
     ],
     reconcile: class,
 };
-
-/// The names of the claims that a pod uses.
-fn claim_names(pod: &Pod) -> impl Iterator<Item = &str> {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.shape.volumes.iter().flatten());
-    volumes.filter_map(|volume| volume.persistent_volume_claim.as_ref()?.claim_name.as_deref())
-}
 
 /// Those that a pod may have used until now.
 fn claims_of(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use machinery_api::ObjectKey;
-use machinery_client::Plan;
 use machinery_client::simulate::Simulation;
+use machinery_client::{Action, Plan};
 use machinery_env::Env;
 use serde_json::Value;
 
@@ -58,6 +58,11 @@ pub(crate) fn keys(simulation: &Simulation) -> BTreeMap<&'static str, BTreeSet<O
     keys
 }
 
+/// Whether nothing is left to do. What is only told may be told again: those who write events count how often.
+pub(crate) fn is_done(plan: &Plan) -> bool {
+    plan.actions.iter().all(|action| matches!(action, Action::Event(_)))
+}
+
 /// Works on all keys of all controllers until nothing is left to do.
 pub(crate) fn settle(simulation: &mut Simulation) {
     for _ in 0..PASSES_MAX * 8 {
@@ -65,7 +70,7 @@ pub(crate) fn settle(simulation: &mut Simulation) {
         for (name, keys) in keys(simulation) {
             for key in keys {
                 let plan = decide(name, simulation, &key);
-                idle &= plan.actions.is_empty();
+                idle &= is_done(&plan);
                 assert_eq!(simulation.apply(plan), Vec::<String>::new(), "{name} {key}");
             }
         }
@@ -87,6 +92,25 @@ const CLUSTER: &str = r#"
 {apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: c, namespace: a}}
 ---
 {apiVersion: v1, kind: PersistentVolume, metadata: {name: v}}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: kept}
+spec:
+  accessModes: [ReadWriteOnce]
+  capacity: {storage: 1Gi}
+  csi: {driver: coracle.dev/local, volumeHandle: kept}
+  claimRef: {name: kept, namespace: a}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: kept, namespace: a}
+spec: {accessModes: [ReadWriteOnce], storageClassName: "", resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: own, namespace: a}
+spec: {nodeName: m1, containers: [], volumes: [{name: v, ephemeral: {volumeClaimTemplate: {spec: {storageClassName: none}}}}]}
 ---
 {apiVersion: storage.k8s.io/v1, kind: VolumeAttributesClass, metadata: {name: c}, driverName: d}
 ---
@@ -259,7 +283,7 @@ fn a_plan_once_performed_leaves_nothing_to_do() {
             let mut before = None;
             for pass in 0.. {
                 let plan = decide(controller.name, &simulation, &key);
-                if plan.actions.is_empty() {
+                if is_done(&plan) {
                     break;
                 }
                 assert_ne!(before.as_ref(), Some(&plan.actions), "{} repeats itself on {key}", controller.name);

@@ -8,6 +8,7 @@
 #![warn(missing_docs)]
 
 pub mod cache;
+pub mod claims;
 mod connect;
 mod discovery;
 pub mod driver;

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Affinity, PodCondition, PodIP, Toleration, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{
+    Affinity, PersistentVolumeClaimTemplate, PodCondition, PodIP, Toleration, TopologySpreadConstraint,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use k8s_openapi::{Metadata, NamespaceResourceScope, Resource};
@@ -192,12 +194,24 @@ pub struct Resources {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Volume {
+    /// Its name, where a claim is named after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// It is a claim's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<ClaimSource>,
     /// A claim is made for it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ephemeral: Option<Present>,
+    pub ephemeral: Option<EphemeralSource>,
+}
+
+/// What the claim of a volume is made of.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct EphemeralSource {
+    /// The claim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume_claim_template: Option<PersistentVolumeClaimTemplate>,
 }
 
 /// The claim of a volume.
@@ -317,6 +331,8 @@ impl PodSpec {
     fn of(mut shape: PodShape) -> Self {
         let claims = |volume: &Volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
         shape.volumes = shape.volumes.filter(|volumes| volumes.iter().any(claims));
+        let volumes = shape.volumes.iter_mut().flatten();
+        volumes.filter(|volume| volume.ephemeral.is_none()).for_each(|volume| volume.name = None);
         let containers = shape.containers.iter_mut().chain(shape.init_containers.iter_mut().flatten());
         containers.for_each(|container| container.name = None);
         Self {

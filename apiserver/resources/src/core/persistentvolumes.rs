@@ -24,7 +24,7 @@ pub(crate) static ROW: Row = Row {
     subresources: &[STATUS],
     storage: Storage::Stored("persistentvolumes"),
     shows_empty: true,
-    inert: Some("nothing binds PersistentVolumes yet: this one is not mounted by any pod"),
+    inert: Some("nothing mounts PersistentVolumes yet: this one is bound, and no pod with it starts"),
     strategy: &PersistentVolume,
     example: r#"apiVersion: v1
 kind: PersistentVolume

@@ -1,0 +1,70 @@
+//! `persistentvolume-binder-controller`: claims and volumes find each other, and say so to each other.
+//!
+//! One key is either side: a claim's has a namespace, a volume's has none. Each pass writes one thing, in the order of upstream's
+//! `bind`: the volume's claim, its phase, the claim's volume, its status. Whatever comes between two of them, the next pass
+//! goes on from what is there. A volume is taken at the version that the view shows, so that of two claims one gets it.
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+use machinery_api::ObjectKey;
+use machinery_client::claims::{self, class_of_claim, names_class};
+use machinery_client::{Change, Context, Controller, Input, ObjectCache, Plan, Pod, key_of};
+
+use super::{claim, claim_and_volumes, claim_of_volume, phase, volume};
+use crate::Settings;
+
+/// So many claims look again at a volume that became available: one of them takes it.
+const CLAIMS_WOKEN_MAX: usize = 64;
+
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "persistentvolume-binder-controller",
+    account: "persistent-volume-binder",
+    // Which volume a claim gets is decided by one alone, as upstream does.
+    workers: 1,
+    inputs: &[
+        Input::of::<PersistentVolumeClaim>(claim_and_volumes),
+        Input::of::<PersistentVolume>(of_volume),
+        Input::of::<StorageClass>(of_class),
+        Input::of::<Pod>(of_pod),
+    ],
+    reconcile,
+};
+
+/// The volume, its claim, and, where it can be had, claims that it would do for.
+fn of_volume(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let mut keys = claim_of_volume(view, change);
+    keys.push((*change.key).clone());
+    let free = |volume: &&PersistentVolume| phase(volume) == "Available" && claims::claim_ref(volume).is_none();
+    if let Some(volume) = change.after::<PersistentVolume>().filter(free) {
+        let waiting = view.all::<PersistentVolumeClaim>().filter(|claim| {
+            claims::volume_name(claim).is_empty() && claims::find(claim, std::iter::once(volume), None, false).is_some()
+        });
+        keys.extend(waiting.take(CLAIMS_WOKEN_MAX).map(|claim| key_of(&claim.metadata)));
+    }
+    keys
+}
+
+/// Claims without a volume that are of the class, or may be now.
+fn of_class(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let waiting = view.all::<PersistentVolumeClaim>().filter(|claim| {
+        claims::volume_name(claim).is_empty() && (class_of_claim(claim) == change.key.name || !names_class(claim))
+    });
+    waiting.map(|claim| key_of(&claim.metadata)).collect()
+}
+
+/// The claims of a pod that is new, or has a node now: what is told of them changes.
+fn of_pod(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let node = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    if change.before::<Pod>().map(node) == change.after::<Pod>().map(node) {
+        return Vec::new();
+    }
+    let names = change.latest::<Pod>().into_iter().flat_map(claims::claim_names);
+    names.map(|name| ObjectKey::new(&*change.key.namespace, name)).collect()
+}
+
+fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+    if key.namespace.is_empty() {
+        return view.get::<PersistentVolume>(key).map(|of| volume::sync(view, of)).unwrap_or_default();
+    }
+    view.get::<PersistentVolumeClaim>(key).map(|of| claim::sync(view, of)).unwrap_or_default()
+}

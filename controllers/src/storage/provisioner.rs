@@ -1,0 +1,268 @@
+//! `local-volume-provisioner`: makes volumes for claims of classes whose provisioner is `coracle.dev/local`, and lets them go. It writes objects
+//! only: a volume is a promise that a node keeps, which makes its folder when a pod first wants it, and removes it before the
+//! volume goes (`DELETION_PROTECTION`).
+
+use k8s_openapi::api::core::v1::{
+    CSIPersistentVolumeSource, Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume,
+    PersistentVolumeClaim, PersistentVolumeSpec, TopologySelectorTerm, VolumeNodeAffinity,
+};
+use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use machinery_api::ObjectKey;
+use machinery_client::claims::{
+    self, DELETION_PROTECTION, LOCAL_PROVISIONER, NodePlace, PROVISIONED_BY, SELECTED_NODE, STORAGE_PROVISIONER,
+    annotation, class_of_claim,
+};
+use machinery_client::driver::own_key;
+use machinery_client::{Action, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, key_of};
+
+use super::{claim::reference, is_local, named, phase, reclaim};
+use crate::Settings;
+
+/// By which label volumes name their node.
+const HOSTNAME: &str = "kubernetes.io/hostname";
+
+pub(crate) const CONTROLLER: Controller<Settings> = Controller {
+    name: "local-volume-provisioner",
+    // It does what a provisioner in the binder did upstream, and needs no right beside the binder's.
+    account: "persistent-volume-binder",
+    workers: 2,
+    inputs: &[
+        Input::of::<PersistentVolumeClaim>(of_claim),
+        Input::of::<PersistentVolume>(of_volume),
+        Input::of::<StorageClass>(of_class),
+        Input::of::<Node>(of_node),
+    ],
+    reconcile,
+};
+
+/// Whether the claim waits for this provisioner.
+fn waits(claim: &PersistentVolumeClaim) -> bool {
+    annotation(&claim.metadata, STORAGE_PROVISIONER) == Some(LOCAL_PROVISIONER)
+        && claims::volume_name(claim).is_empty()
+        && claim.metadata.deletion_timestamp.is_none()
+}
+
+fn of_claim(_: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let waits = change.after::<PersistentVolumeClaim>().is_some_and(waits);
+    waits.then(|| (*change.key).clone()).into_iter().collect()
+}
+
+fn of_volume(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    if change.latest::<PersistentVolume>().is_some_and(is_local) { own_key(view, change) } else { Vec::new() }
+}
+
+fn of_class(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let of =
+        view.all::<PersistentVolumeClaim>().filter(|claim| waits(claim) && class_of_claim(claim) == change.key.name);
+    of.map(|claim| key_of(&claim.metadata)).collect()
+}
+
+/// A node that is new makes room for claims, one that is gone has taken its volumes along.
+fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    if change.old.is_some() && change.new.is_some() {
+        return Vec::new();
+    }
+    let claims = view.all::<PersistentVolumeClaim>().filter(|claim| waits(claim)).map(|claim| key_of(&claim.metadata));
+    let going = |volume: &&PersistentVolume| volume.metadata.deletion_timestamp.is_some() && is_local(volume);
+    claims.chain(view.all().filter(going).map(|volume| key_of(&volume.metadata))).collect()
+}
+
+fn reconcile(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, Settings>) -> Plan {
+    if key.namespace.is_empty() {
+        return view.get::<PersistentVolume>(key).map(|volume| keep(view, volume)).unwrap_or_default();
+    }
+    let claim = view.get::<PersistentVolumeClaim>(key).filter(|claim| waits(claim));
+    let Some(claim) = claim else { return Plan::nothing() };
+    let class = view.get::<StorageClass>(&ObjectKey::cluster(class_of_claim(claim)));
+    let Some(class) = class.filter(|class| class.provisioner == LOCAL_PROVISIONER) else { return Plan::nothing() };
+    let name = format!("pvc-{}", claim.metadata.uid.as_deref().unwrap_or_default());
+    if view.get::<PersistentVolume>(&ObjectKey::cluster(&*name)).is_some() {
+        return Plan::nothing();
+    }
+    let of_class = class.metadata.name.as_deref().unwrap_or_default();
+    let failed = |why: &str| {
+        let message = format!("failed to provision volume with StorageClass {of_class:?}: {why}");
+        EventRecord::warning(claim, "ProvisioningFailed", message).from(LOCAL_PROVISIONER)
+    };
+    if let Some(why) = refusal(claim, class) {
+        return vec![Action::Event(failed(&why))].into();
+    }
+    match place(view, claim, class) {
+        Err(Placeless::Wait) => Plan::nothing(),
+        Err(Placeless::Failed(why)) => vec![Action::Event(failed(&why))].into(),
+        // As upstream's provisioners: the scheduler chooses anew.
+        Err(Placeless::Gone(why)) => {
+            let mut again = claim.clone();
+            again.metadata.annotations.get_or_insert_default().remove(SELECTED_NODE);
+            vec![Action::Event(failed(&why)), Action::update(&again)].into()
+        }
+        Ok(node) => {
+            let message = format!("External provisioner is provisioning volume for claim {:?}", named(claim));
+            let begins = EventRecord::normal(claim, "Provisioning", message).from(LOCAL_PROVISIONER);
+            let done = format!("Successfully provisioned volume {name}");
+            let done = EventRecord::normal(claim, "ProvisioningSucceeded", done).from(LOCAL_PROVISIONER);
+            let create = Action::create(&made(claim, class, node, name)).noted(Some(done), Some(failed("{error}")));
+            vec![Action::Event(begins), create].into()
+        }
+    }
+}
+
+/// Why no volume is made for a claim, whatever the nodes.
+fn refusal(claim: &PersistentVolumeClaim, class: &StorageClass) -> Option<String> {
+    let spec = claim.spec.as_ref()?;
+    let shared =
+        spec.access_modes.iter().flatten().find(|mode| !["ReadWriteOnce", "ReadWriteOncePod"].contains(&&***mode));
+    if let Some(mode) = shared {
+        return Some(format!("access mode {mode} is not there: a volume is a folder of one node"));
+    }
+    if let Some(name) = class.parameters.iter().flatten().map(|(name, _)| name).next() {
+        return Some(format!("unknown parameter {name:?}"));
+    }
+    if class.mount_options.as_ref().is_some_and(|options| !options.is_empty()) {
+        return Some("mountOptions mean nothing to a folder".to_owned());
+    }
+    let why = if spec.volume_mode.as_deref() == Some("Block") {
+        "volumeMode Block is not there: WASI gives guests no devices"
+    } else if spec.selector.is_some() {
+        "claim Selector is not supported"
+    } else if spec.data_source.is_some() || spec.data_source_ref.is_some() {
+        "a volume is made empty: dataSource is not supported"
+    } else if spec.volume_attributes_class_name.as_ref().is_some_and(|name| !name.is_empty()) {
+        "volumeAttributesClassName is not supported"
+    } else {
+        return None;
+    };
+    Some(why.to_owned())
+}
+
+/// Why there is no node for a volume.
+enum Placeless {
+    /// A pod is waited for.
+    Wait,
+    /// As it is.
+    Failed(String),
+    /// The node that was chosen is.
+    Gone(String),
+}
+
+/// The node that is to keep a claim's volume.
+fn place<'a>(
+    view: &'a ObjectCache,
+    claim: &PersistentVolumeClaim,
+    class: &StorageClass,
+) -> Result<&'a Node, Placeless> {
+    let topologies = class.allowed_topologies.as_deref().unwrap_or_default();
+    if let Some(name) = annotation(&claim.metadata, SELECTED_NODE) {
+        let node = view.get::<Node>(&ObjectKey::cluster(name));
+        let node =
+            node.ok_or_else(|| Placeless::Gone(format!("failed to get target node: node {name:?} not found")))?;
+        let why = || Placeless::Gone(format!("node {name:?} is not in the class' allowedTopologies"));
+        return if is_allowed(topologies, node) { Ok(node) } else { Err(why()) };
+    }
+    if claims::waits_for_consumer(Some(class)) {
+        return Err(Placeless::Wait);
+    }
+    let usable = |node: &&Node| {
+        node.metadata.deletion_timestamp.is_none()
+            && node.spec.as_ref().and_then(|spec| spec.unschedulable) != Some(true)
+            && is_allowed(topologies, node)
+    };
+    // Where the fewest are: a claim that waits for no pod gets its place before anybody knows what else is needed there.
+    let volumes: Vec<&PersistentVolume> = view.all::<PersistentVolume>().filter(|volume| is_local(volume)).collect();
+    let count = |node: &Node| volumes.iter().filter(|volume| node_of(volume) == Some(hostname(node))).count();
+    let chosen = view.all::<Node>().filter(usable).min_by_key(|node| count(node));
+    chosen.ok_or_else(|| Placeless::Failed("there is no node for it".to_owned()))
+}
+
+/// Whether a class allows volumes on a node.
+fn is_allowed(topologies: &[TopologySelectorTerm], node: &Node) -> bool {
+    let label = |key: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(key));
+    topologies.is_empty()
+        || topologies.iter().any(|term| {
+            let all = term.match_label_expressions.iter().flatten();
+            all.into_iter().all(|of| label(&of.key).is_some_and(|value| of.values.contains(value)))
+        })
+}
+
+fn hostname(node: &Node) -> &str {
+    let label = node.metadata.labels.as_ref().and_then(|labels| labels.get(HOSTNAME));
+    label.or(node.metadata.name.as_ref()).map_or("", String::as_str)
+}
+
+/// The node that a volume names, as this provisioner writes it.
+pub(super) fn node_of(volume: &PersistentVolume) -> Option<&str> {
+    let required = volume.spec.as_ref()?.node_affinity.as_ref()?.required.as_ref()?;
+    let of = required.node_selector_terms.first()?.match_expressions.as_ref()?.first()?;
+    of.values.as_ref()?.first().map(String::as_str)
+}
+
+fn made(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node, name: String) -> PersistentVolume {
+    let policy = class.reclaim_policy.clone().unwrap_or_else(|| "Delete".to_owned());
+    let of = claim.spec.clone().unwrap_or_default();
+    let requirement = NodeSelectorRequirement {
+        key: HOSTNAME.to_owned(),
+        operator: "In".to_owned(),
+        values: Some(vec![hostname(node).to_owned()]),
+    };
+    let term = NodeSelectorTerm { match_expressions: Some(vec![requirement]), match_fields: None };
+    PersistentVolume {
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            annotations: Some([(PROVISIONED_BY.to_owned(), LOCAL_PROVISIONER.to_owned())].into()),
+            finalizers: (policy == "Delete").then(|| vec![DELETION_PROTECTION.to_owned()]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeSpec {
+            capacity: of.resources.and_then(|resources| resources.requests),
+            access_modes: of.access_modes,
+            volume_mode: of.volume_mode,
+            claim_ref: Some(reference(claim)),
+            persistent_volume_reclaim_policy: Some(policy),
+            storage_class_name: class.metadata.name.clone(),
+            node_affinity: Some(VolumeNodeAffinity {
+                required: Some(NodeSelector { node_selector_terms: vec![term] }),
+            }),
+            csi: Some(CSIPersistentVolumeSource {
+                driver: LOCAL_PROVISIONER.to_owned(),
+                // For people: where the data lies follows from the volume's uid, which nobody can choose.
+                volume_handle: name,
+                ..CSIPersistentVolumeSource::default()
+            }),
+            ..PersistentVolumeSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// What a volume of ours needs, as its policy has it now.
+fn keep(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
+    if annotation(&volume.metadata, PROVISIONED_BY) != Some(LOCAL_PROVISIONER) || !is_local(volume) {
+        return Plan::nothing();
+    }
+    let deletes = reclaim::policy(volume) == "Delete";
+    let is_held = volume.metadata.finalizers.iter().flatten().any(|name| name == DELETION_PROTECTION);
+    if volume.metadata.deletion_timestamp.is_some() {
+        let empty = std::collections::BTreeMap::new();
+        let nodes = view.all::<Node>().map(|node| NodePlace {
+            name: node.metadata.name.as_deref().unwrap_or_default(),
+            labels: node.metadata.labels.as_ref().unwrap_or(&empty),
+        });
+        // Its node removes what it holds, unless that is gone with it, or was to be kept.
+        let there = nodes.into_iter().any(|node| claims::is_reachable(volume, node));
+        return if is_held && !(there && deletes) { vec![hold(volume, false)].into() } else { Plan::nothing() };
+    }
+    if deletes != is_held {
+        return vec![hold(volume, deletes)].into();
+    }
+    let over = deletes && phase(volume) == "Released";
+    if over { vec![Action::delete(volume)].into() } else { Plan::nothing() }
+}
+
+fn hold(volume: &PersistentVolume, held: bool) -> Action {
+    let mut volume = volume.clone();
+    let finalizers = volume.metadata.finalizers.get_or_insert_default();
+    finalizers.retain(|name| name != DELETION_PROTECTION);
+    finalizers.extend(held.then(|| DELETION_PROTECTION.to_owned()));
+    Action::update(&volume)
+}
