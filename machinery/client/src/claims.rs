@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::placement::requirement_holds;
 use machinery_api::quantity::Quantity;
 
+use crate::object::{controller_of, key_of};
 use crate::pod::{Pod, Volume};
 use crate::selector::selects;
 
@@ -245,13 +246,11 @@ pub fn claim_names(pod: &Pod) -> impl Iterator<Item = String> {
 /// Why a claim that has the name of a pod's ephemeral volume isn't its; none where it is.
 #[must_use]
 pub fn is_not_of_pod(pod: &ObjectMeta, claim: &PersistentVolumeClaim) -> Option<String> {
-    let owner = crate::object::controller_of(&claim.metadata).map(|owner| &owner.uid);
+    let owner = controller_of(&claim.metadata).map(|owner| &owner.uid);
     let own = claim.metadata.namespace == pod.namespace && owner.is_some() && owner == pod.uid.as_ref();
     (!own).then(|| {
-        let text = |of: &Option<String>| of.clone().unwrap_or_default();
-        let (namespace, claim) = (text(&claim.metadata.namespace), text(&claim.metadata.name));
-        let (of, pod) = (text(&pod.namespace), text(&pod.name));
-        format!("PVC {namespace}/{claim} was not created for pod {of}/{pod} (pod is not owner)")
+        let (claim, pod) = (key_of(&claim.metadata), key_of(pod));
+        format!("PVC {claim} was not created for pod {pod} (pod is not owner)")
     })
 }
 
