@@ -84,7 +84,7 @@ pub fn condition(
 pub struct Report {
     /// The condition; none where it stands there already.
     pub condition: Option<Value>,
-    /// `status.nominatedNodeName`.
+    /// `status.nominatedNodeName`; empty: none any more.
     pub nominated: Option<String>,
 }
 
@@ -99,7 +99,7 @@ pub async fn report(client: &ApiClient, pod: &ObjectKey, uid: &str, report: Repo
         patch["status"]["conditions"] = json!([condition]);
     }
     if let Some(node) = report.nominated {
-        patch["status"]["nominatedNodeName"] = node.into();
+        patch["status"]["nominatedNodeName"] = if node.is_empty() { Value::Null } else { node.into() };
     }
     let kind = Kind::of::<Pod>();
     client.patch::<Value>(&kind, pod, Some("status"), PatchType::Strategic, &patch).await.map(drop)

@@ -2,6 +2,7 @@
 //! same answer.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::diagnosis::Diagnosis;
 use crate::node::NodeInfo;
@@ -31,8 +32,21 @@ pub enum Decision {
         /// The plugins that refused; none: there was no node.
         refused_by: BTreeSet<&'static str>,
         /// The node on which room is being made for it.
-        nominated: Option<String>,
+        nomination: Nomination,
+        /// Who has to go for it there.
+        victims: Vec<Arc<PodInfo>>,
     },
+}
+
+/// What becomes of a pod's nomination (`status.nominatedNodeName`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Nomination {
+    /// It stays as it is.
+    Keep,
+    /// It goes.
+    Clear,
+    /// Room is being made on this node.
+    Node(String),
 }
 
 /// How many feasible nodes are looked for, of `nodes`.
@@ -49,7 +63,12 @@ pub fn num_feasible_nodes(nodes: usize) -> usize {
 #[must_use]
 pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usize, seed: u64) -> Decision {
     let nodes = snapshot.node_count();
-    let nowhere = |message: String, refused_by| Decision::Nowhere { message, refused_by, nominated: None };
+    let nowhere = |message: String, refused_by| Decision::Nowhere {
+        message,
+        refused_by,
+        nomination: Nomination::Clear,
+        victims: Vec::new(),
+    };
     if nodes == 0 {
         return nowhere("no nodes available to schedule pods".into(), BTreeSet::new());
     }
@@ -58,20 +77,28 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usiz
         let message = format!("0/{nodes} nodes are available: this scheduler does not act on {fields} yet.");
         return nowhere(message, BTreeSet::from([UNSUPPORTED]));
     }
-    let cycle = Cycle { pod, snapshot, scoring_strategy: profile.scoring_strategy };
+    let cycle = Cycle { pod, snapshot, args: &profile.args, seed };
     let mut filters = match Filters::of(cycle, profile) {
         Ok(filters) => filters,
         Err((plugin, why)) => {
-            return nowhere(format!("0/{nodes} nodes are available: {why}."), BTreeSet::from([plugin]));
+            let message = format!("0/{nodes} nodes are available: {why}.");
+            let diagnosis = Diagnosis::all(nodes, plugin);
+            return post_filter(cycle, profile, &mut Filters::none(cycle), diagnosis, message);
         }
     };
+    // Where room was made for it, it is likely to fit now, and nowhere else.
+    if let Some(node) = cycle.nominated().and_then(|name| snapshot.node(name))
+        && filters.fits(node).is_ok()
+    {
+        return Decision::Node { name: node.name().to_owned(), tried: 0 };
+    }
     let wanted = num_feasible_nodes(nodes);
     let mut diagnosis = Diagnosis::default();
     let mut feasible: Vec<&NodeInfo> = Vec::with_capacity(wanted);
     let mut tried = 0;
     for node in snapshot.nodes_from(start) {
         tried += 1;
-        match filters.check(node) {
+        match filters.fits(node) {
             Err((plugin, refusal)) => diagnosis.count(node.id, plugin, refusal),
             Ok(()) => {
                 feasible.push(node);
@@ -83,28 +110,42 @@ pub fn decide(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, start: usiz
     }
     match best(cycle, profile, &feasible, seed) {
         Some(node) => Decision::Node { name: node.name().to_owned(), tried },
-        None => post_filter(cycle, profile, &mut filters, diagnosis),
+        None => {
+            let message = diagnosis.message(nodes);
+            post_filter(cycle, profile, &mut filters, diagnosis, message)
+        }
     }
 }
 
 /// Asks the plugins whether a pod that fits nowhere can be helped. The first that makes room is the last that is asked.
-fn post_filter<'a>(cycle: Cycle<'a>, profile: &Profile, filters: &mut Filters<'a>, diagnosis: Diagnosis) -> Decision {
-    let (mut said, mut nominated) = (Vec::new(), None);
-    for post_filter in profile.plugins.iter().filter_map(|(plugin, _)| plugin.post_filter) {
+fn post_filter<'a>(
+    cycle: Cycle<'a>,
+    profile: &Profile,
+    filters: &mut Filters<'a>,
+    diagnosis: Diagnosis,
+    mut message: String,
+) -> Decision {
+    let (mut said, mut going) = (Vec::new(), Vec::new());
+    let mut asked = profile.plugins.iter().filter_map(|(plugin, _)| plugin.post_filter).peekable();
+    let mut nomination = if asked.peek().is_some() { Nomination::Keep } else { Nomination::Clear };
+    for post_filter in asked {
         match post_filter(cycle, filters, &diagnosis) {
             PostFilterResult::Unschedulable(why) => said.push(why),
-            PostFilterResult::Nominated { node } => {
-                nominated = Some(node);
+            PostFilterResult::Hopeless(why) => {
+                said.push(why);
+                nomination = Nomination::Clear;
+            }
+            PostFilterResult::Nominated { node, victims } => {
+                (nomination, going) = (Nomination::Node(node), victims);
                 said.clear();
                 break;
             }
         }
     }
-    let mut message = diagnosis.message(cycle.snapshot.node_count());
     if !said.is_empty() {
         message = format!("{message} {}", said.join(", "));
     }
-    Decision::Nowhere { message, refused_by: diagnosis.refused_by, nominated }
+    Decision::Nowhere { message, refused_by: diagnosis.refused_by, nomination, victims: going }
 }
 
 /// Stands for fields that ask for something that isn't done: only a change of the pod helps.

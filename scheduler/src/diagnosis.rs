@@ -49,14 +49,34 @@ impl Diagnosis {
         }
     }
 
+    /// A plugin refused all nodes before any was tried.
+    pub(crate) fn all(nodes: usize, plugin: &'static str) -> Self {
+        Self { unresolvable: nodes, refused_by: BTreeSet::from([plugin]), ..Self::default() }
+    }
+
     /// The sentence about `nodes` nodes.
     #[must_use]
     pub fn message(&self, nodes: usize) -> String {
+        not_available(nodes, self.counts().into_iter().map(|(reason, count)| (count, reason)).collect())
+    }
+
+    /// The same, with one reason for all nodes that nothing was found out about.
+    #[must_use]
+    pub fn message_with(&self, nodes: usize, others: &str) -> String {
+        let mut counts = self.counts();
+        let left = nodes.saturating_sub(self.resolvable.len() + self.unresolvable);
+        if left > 0 {
+            *counts.entry(others).or_default() += left;
+        }
+        not_available(nodes, counts.into_iter().map(|(reason, count)| (count, reason)).collect())
+    }
+
+    fn counts(&self) -> BTreeMap<&str, usize> {
         let mut reasons: BTreeMap<&str, usize> = self.made.iter().map(|(reason, count)| (&**reason, *count)).collect();
         for (_, reason, count) in &self.known {
             *reasons.entry(reason).or_default() += count;
         }
-        not_available(nodes, reasons.into_iter().map(|(reason, count)| (count, reason)).collect())
+        reasons
     }
 }
 

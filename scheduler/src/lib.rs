@@ -4,17 +4,19 @@
 //! shell ([`run`], [`bind`]) that watches through the Kubernetes API and writes bindings, conditions and
 //! events. It runs against any kube-apiserver.
 //!
-//! Absent on purpose: preemption (a pod that fits nowhere waits, whatever its priority), and whatever reads the clock,
-//! randomness or a client inside the core.
+//! Absent on purpose: whatever reads the clock, randomness or a client inside the core.
 
 pub mod bind;
+pub mod budget;
 pub mod decide;
 pub mod diagnosis;
 pub mod index;
 pub mod metrics;
 pub mod node;
+pub mod nominated;
 pub mod plugins;
 pub mod pod;
+pub mod preempt;
 pub mod queue;
 pub mod refusal;
 pub mod resources;

@@ -48,6 +48,8 @@ pub struct Metrics {
     attempt_seconds: Family<Attempt, Histogram, fn() -> Histogram>,
     pod_seconds: Family<Attempts, Histogram, fn() -> Histogram>,
     pending: Family<Queue, Gauge>,
+    preemptions: Counter,
+    victims: Histogram,
 }
 
 impl Default for Metrics {
@@ -57,6 +59,8 @@ impl Default for Metrics {
             attempt_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
             pod_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.01, 2.0, 20))),
             pending: Family::default(),
+            preemptions: Counter::default(),
+            victims: Histogram::new(exponential_buckets(1.0, 2.0, 7)),
         }
     }
 }
@@ -70,6 +74,10 @@ impl Metrics {
         registry.register("scheduler_scheduling_attempt_duration_seconds", help, self.attempt_seconds.clone());
         let help = "Latency in seconds from a pod's first sight to its binding, over all attempts";
         registry.register("scheduler_pod_scheduling_duration_seconds", help, self.pod_seconds.clone());
+        let help = "Total preemption attempts in the cluster till now";
+        registry.register("scheduler_preemption_attempts", help, self.preemptions.clone());
+        let help = "Number of selected preemption victims";
+        registry.register("scheduler_preemption_victims", help, self.victims.clone());
         registry.register("scheduler_pending_pods", "Number of pending pods, by the queue", self.pending.clone());
     }
 
@@ -87,6 +95,14 @@ impl Metrics {
     pub(crate) fn bound(&self, attempts: u32, took: Duration) {
         let attempts = Attempts { attempts: attempts.min(ATTEMPTS_TOLD_MAX) };
         self.pod_seconds.get_or_create(&attempts).observe(took.as_secs_f64());
+    }
+
+    /// Others were asked to go for a pod, or it was found that nobody's going helps.
+    pub(crate) fn preempted(&self, victims: usize) {
+        self.preemptions.inc();
+        if victims > 0 {
+            self.victims.observe(f64::from(u32::try_from(victims).unwrap_or(u32::MAX)));
+        }
     }
 
     pub(crate) fn waiting(&self, depth: Depth) {

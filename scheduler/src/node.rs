@@ -99,6 +99,8 @@ pub struct NodeInfo {
     pub requested: Box<ResourceSum>,
     /// What they count as in scores.
     pub scored: Box<ResourceSum>,
+    /// The lowest priority of a pod, and how many have it.
+    lowest: Option<(i32, u32)>,
 }
 
 impl NodeFacts {
@@ -227,8 +229,25 @@ impl NodeInfo {
         self.take(&pod.key);
         self.requested.add(&pod.wants.requests);
         self.scored.add(&pod.wants.scored);
+        self.lowest = match self.lowest {
+            Some((lowest, count)) if lowest == pod.priority => Some((lowest, count.saturating_add(1))),
+            Some((lowest, count)) if lowest < pod.priority => Some((lowest, count)),
+            _ => Some((pod.priority, 1)),
+        };
         self.pods.insert(pod.key.clone(), pod);
         self.measure();
+    }
+
+    fn find_lowest(&self) -> Option<(i32, u32)> {
+        let lowest = self.pods.values().map(|pod| pod.priority).min()?;
+        let count = self.pods.values().filter(|pod| pod.priority == lowest).count();
+        Some((lowest, u32::try_from(count).unwrap_or(u32::MAX)))
+    }
+
+    /// The lowest priority of a pod; none: there is no pod.
+    #[must_use]
+    pub fn lowest_priority(&self) -> Option<i32> {
+        self.lowest.map(|(lowest, _)| lowest)
     }
 
     /// Takes a pod off the node.
@@ -236,6 +255,9 @@ impl NodeInfo {
         let pod = self.pods.remove(key)?;
         self.requested.remove(&pod.wants.requests);
         self.scored.remove(&pod.wants.scored);
+        if let Some((lowest, count)) = self.lowest.filter(|(lowest, _)| *lowest == pod.priority) {
+            self.lowest = if count > 1 { Some((lowest, count - 1)) } else { self.find_lowest() };
+        }
         self.measure();
         Some(pod)
     }

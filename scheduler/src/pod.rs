@@ -9,7 +9,7 @@ use machinery_api::selector::LabelSelector;
 use machinery_api::shared::Pool;
 use machinery_api::{ObjectKey, placement};
 use machinery_client::key_of;
-use machinery_client::pod::{Pod, PodShape, PodSpec};
+use machinery_client::pod::{Pod, PodShape, PodSpec, PodStatus};
 
 use crate::resources::{Resources, requests};
 
@@ -108,6 +108,13 @@ pub struct HostPort {
     pub port: i32,
 }
 
+/// Whether a pod's status says that it goes for one of higher priority.
+fn preempted(status: &PodStatus) -> bool {
+    let mut conditions = status.conditions.iter().flat_map(|conditions| conditions.iter());
+    let disrupted = conditions.find(|condition| condition.type_ == "DisruptionTarget");
+    disrupted.is_some_and(|c| c.status == "True" && c.reason.as_deref() == Some("PreemptionByScheduler"))
+}
+
 /// What a pod's spec asks of a node: pods of one template share it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct PodRequirements {
@@ -162,6 +169,12 @@ pub struct PodInfo {
     pub ended: bool,
     /// Has scheduling gates.
     pub gated: bool,
+    /// It is going because the scheduler wanted its room for another.
+    pub preempted: bool,
+    /// When it started on its node, in nanoseconds; 0: not yet.
+    pub start_nanos: i64,
+    /// The node on which room is made for it, as its status says.
+    pub nominated: Option<Arc<str>>,
 }
 
 static LABELS: Pool<Labels> = Pool::new();
@@ -332,6 +345,8 @@ impl PodInfo {
         let labels = LABELS.share(metadata.labels.clone().unwrap_or_default());
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
         let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+        let start = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+        let nominated = pod.status.as_ref().and_then(|status| status.nominated_node_name.as_deref());
         let spreads = |kind: &str| matches!(kind, "ReplicaSet" | "ReplicationController" | "StatefulSet");
         Self {
             uid: metadata.uid.as_deref().unwrap_or_default().into(),
@@ -344,7 +359,33 @@ impl PodInfo {
             terminating: metadata.deletion_timestamp.is_some(),
             ended: phase == "Succeeded" || phase == "Failed",
             gated: spec.shape.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()),
+            preempted: pod.status.as_ref().is_some_and(preempted),
+            start_nanos: start.map_or(0, |start| i64::try_from(start.0.as_nanosecond()).unwrap_or(0)),
+            nominated: nominated.filter(|name| !name.is_empty()).map(Arc::from),
         }
+    }
+
+    /// When it started; one that hasn't yet is younger than all others.
+    #[must_use]
+    pub fn started(&self) -> i64 {
+        if self.start_nanos == 0 { i64::MAX } else { self.start_nanos }
+    }
+
+    /// Whether it is going for another pod.
+    #[must_use]
+    pub fn is_preempted(&self) -> bool {
+        self.terminating && self.preempted
+    }
+
+    /// Whether it is the same to one who looks for a node for it.
+    #[must_use]
+    pub fn waits_as(&self, other: &Self) -> bool {
+        let Self { key, uid, labels, wants, node, workload, priority, terminating, ended, gated, .. } = self;
+        *labels == other.labels
+            && *wants == other.wants
+            && (key, uid, node, workload) == (&other.key, &other.uid, &other.node, &other.workload)
+            && (*priority, *terminating, *ended, *gated)
+                == (other.priority, other.terminating, other.ended, other.gated)
     }
 
     /// Whether every taint of these effects is tolerated.

@@ -31,6 +31,8 @@ pub struct QueuedPodInfo {
     /// When it may be tried again.
     backoff_until: Duration,
     refused_by: BTreeSet<&'static str>,
+    /// Something went wrong with it last, so that it waits for its time.
+    erred: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +55,8 @@ pub struct Queue {
     rank: fn(&PodInfo, Duration) -> Rank,
     pods: HashMap<Key, QueuedPodInfo>,
     active: BTreeSet<(Rank, Key)>,
-    backoff: BTreeSet<(Duration, Key)>,
+    /// Those that fitted nowhere, and those that something went wrong with.
+    backoff: [BTreeSet<(Duration, Key)>; 2],
     unschedulable: BTreeSet<(Duration, Key)>,
 }
 
@@ -79,7 +82,7 @@ impl Queue {
     /// In the order that a plugin gives.
     #[must_use]
     pub fn new(rank: fn(&PodInfo, Duration) -> Rank) -> Self {
-        let (active, backoff, unschedulable) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (active, backoff, unschedulable) = (BTreeSet::new(), <[_; 2]>::default(), BTreeSet::new());
         Self { rank, pods: HashMap::new(), active, backoff, unschedulable }
     }
 
@@ -90,7 +93,7 @@ impl Queue {
                 self.active.remove(&((self.rank)(&waiting.pod, at), waiting.pod.key.clone()));
             }
             State::Backoff => {
-                self.backoff.remove(&(waiting.backoff_until, waiting.pod.key.clone()));
+                self.backoff[usize::from(waiting.erred)].remove(&(waiting.backoff_until, waiting.pod.key.clone()));
             }
             State::Unschedulable(at) => {
                 self.unschedulable.remove(&(at, waiting.pod.key.clone()));
@@ -108,7 +111,7 @@ impl Queue {
                 self.active.insert(((self.rank)(&waiting.pod, at), waiting.pod.key.clone()));
             }
             State::Backoff => {
-                self.backoff.insert((waiting.backoff_until, waiting.pod.key.clone()));
+                self.backoff[usize::from(waiting.erred)].insert((waiting.backoff_until, waiting.pod.key.clone()));
             }
             State::Unschedulable(at) => {
                 self.unschedulable.insert((at, waiting.pod.key.clone()));
@@ -129,7 +132,9 @@ impl Queue {
         let key = pod.key.clone();
         match self.pods.get_mut(&key) {
             Some(waiting) if waiting.pod.uid == pod.uid => {
-                if *waiting.pod == *pod {
+                // What others decided about it changes nothing.
+                if waiting.pod.waits_as(&pod) {
+                    waiting.pod = pod;
                     return;
                 }
                 if waiting.state == State::Working {
@@ -154,6 +159,7 @@ impl Queue {
                     state: State::Working,
                     backoff_until: Duration::ZERO,
                     refused_by: BTreeSet::new(),
+                    erred: false,
                 };
                 self.pods.insert(key.clone(), waiting);
                 self.enter(&key, State::Active(now));
@@ -170,11 +176,20 @@ impl Queue {
     /// The next pod to try; it stays known until [`failed`](Self::failed) or [`remove`](Self::remove).
     pub fn pop(&mut self, now: Duration) -> Option<QueuedPodInfo> {
         self.flush(now);
-        let (_, key) = self.active.first()?.clone();
+        let key = match self.active.first() {
+            Some((_, key)) => key.clone(),
+            None => self.eager()?,
+        };
         self.enter(&key, State::Working);
         let waiting = self.pods.get_mut(&key)?;
         waiting.attempts += 1;
         Some(waiting.clone())
+    }
+
+    /// With nothing else to do a pod that fitted nowhere, and may now, need not wait (as upstream,
+    /// `SchedulerPopFromBackoffQ`); one that something went wrong with does.
+    fn eager(&self) -> Option<Key> {
+        self.backoff[0].first().map(|(_, key)| key.clone())
     }
 
     /// A try failed. `refused_by`: it fits nowhere; none: something went wrong, it is tried again after its back-off.
@@ -186,7 +201,8 @@ impl Queue {
         };
         let doubled = BACKOFF_INITIAL.saturating_mul(1 << waiting.attempts.saturating_sub(1).min(10));
         waiting.backoff_until = now + doubled.min(BACKOFF_MAX);
-        let changed = *waiting.pod != *tried.pod;
+        waiting.erred = refused_by.is_none();
+        let changed = !waiting.pod.waits_as(&tried.pod);
         match refused_by {
             // What it was refused for may be mended by its own change meanwhile.
             Some(refused_by) if !changed => {
@@ -194,6 +210,13 @@ impl Queue {
                 self.enter(&key, State::Unschedulable(now));
             }
             _ => self.enter(&key, State::Backoff),
+        }
+    }
+
+    /// A pod that fitted nowhere is tried again, though nothing happened.
+    pub fn activate(&mut self, key: &ObjectKey, now: Duration) {
+        if self.pods.get(key).is_some_and(|waiting| matches!(waiting.state, State::Unschedulable(_))) {
+            self.retry(key, now);
         }
     }
 
@@ -207,9 +230,11 @@ impl Queue {
     }
 
     fn flush(&mut self, now: Duration) {
-        while let Some((until, key)) = self.backoff.first().cloned().filter(|(until, _)| *until <= now) {
-            debug_assert!(until <= now);
-            self.enter(&key, State::Active(now));
+        for of in 0..self.backoff.len() {
+            while let Some((_, key)) = self.backoff[of].first().filter(|(until, _)| *until <= now) {
+                let key = key.clone();
+                self.enter(&key, State::Active(now));
+            }
         }
         while let Some((_, key)) = self.unschedulable.first().filter(|(at, _)| *at + UNSCHEDULABLE_MAX <= now) {
             let key = key.clone();
@@ -220,7 +245,7 @@ impl Queue {
     /// When something may become active by itself; none: not before something happens.
     #[must_use]
     pub fn next_at(&self) -> Option<Duration> {
-        let backoff = self.backoff.first().map(|(until, _)| *until);
+        let backoff = self.backoff.iter().filter_map(|waiting| waiting.first()).map(|(until, _)| *until).min();
         let unschedulable = self.unschedulable.first().map(|(at, _)| *at + UNSCHEDULABLE_MAX);
         backoff.into_iter().chain(unschedulable).min()
     }
@@ -228,7 +253,11 @@ impl Queue {
     /// How many pods wait.
     #[must_use]
     pub fn depth(&self) -> Depth {
-        Depth { active: self.active.len(), backoff: self.backoff.len(), unschedulable: self.unschedulable.len() }
+        Depth {
+            active: self.active.len(),
+            backoff: self.backoff.iter().map(BTreeSet::len).sum(),
+            unschedulable: self.unschedulable.len(),
+        }
     }
 
     /// A pod that waits.
@@ -295,10 +324,12 @@ mod tests {
         queue.failed(&tried, Some(BTreeSet::new()), s(0));
         assert_eq!(queue.depth(), Depth { unschedulable: 1, ..Depth::default() });
         assert_eq!(happened(&mut queue, &Event::NodeGone, s(0)), 0);
-        // Help that comes at once still waits out the back-off.
+        // With help it waits out the back-off while others wait, too.
         assert_eq!(happened(&mut queue, &added(&NodeInfo::default()), s(0)), 1);
-        assert!(queue.pop(s(0)).is_none());
-        let tried = queue.pop(s(1)).unwrap();
+        queue.put(pod("b", 0), s(0));
+        assert_eq!(queue.pop(s(0)).unwrap().pod.key.name, "b");
+        let tried = queue.pop(s(0)).unwrap();
+        assert_eq!((tried.pod.key.name.as_str(), tried.attempts), ("a", 2));
         queue.failed(&tried, Some(BTreeSet::new()), s(1));
         assert!(queue.pop(s(300)).is_none());
         assert!(queue.pop(s(301)).is_some());

@@ -32,6 +32,8 @@ struct State {
     objects: BTreeMap<String, BTreeMap<String, Value>>,
     watchers: Vec<(String, mpsc::UnboundedSender<Value>)>,
     events: Vec<Value>,
+    /// Each pod whose status was written, as it was then.
+    told: Vec<Value>,
     /// How many bindings are still refused.
     refusals: u32,
     /// How many patches of pods themselves are still refused.
@@ -50,6 +52,17 @@ impl State {
         let kind = if known { "MODIFIED" } else { "ADDED" };
         for (_, watcher) in self.watchers.iter().filter(|(watched, _)| watched == plural) {
             let _ = watcher.send(json!({"type": kind, "object": object}));
+        }
+    }
+
+    fn remove(&mut self, plural: &str, object: &Value) {
+        self.version += 1;
+        let mut object = object.clone();
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let key = format!("{}/{}", object["metadata"]["namespace"], object["metadata"]["name"]);
+        self.objects.entry(plural.into()).or_default().remove(&key);
+        for (_, watcher) in self.watchers.iter().filter(|(watched, _)| watched == plural) {
+            let _ = watcher.send(json!({"type": "DELETED", "object": object}));
         }
     }
 
@@ -111,8 +124,17 @@ impl Server {
             }
             (&Method::PATCH, [.., "pods", name, "status"]) => {
                 let mut pod = state.pod(name).clone();
-                pod["status"] = body["status"].clone();
+                for (key, value) in body["status"].as_object().unwrap() {
+                    pod["status"][key] = value.clone();
+                }
+                state.told.push(pod.clone());
                 state.write("pods", pod.clone());
+                says(200, &pod)
+            }
+            (&Method::DELETE, [.., "pods", name]) => {
+                assert_eq!(body["preconditions"]["uid"], **name);
+                let pod = state.pod(name).clone();
+                state.remove("pods", &pod);
                 says(200, &pod)
             }
             (&Method::POST, [.., "events"]) => {
@@ -274,12 +296,63 @@ async fn a_scheduler_that_loses_its_leadership_gives_up_its_bindings() {
     assert_eq!(Arc::strong_count(&server.state.lock().unwrap().waiting), 1, "the binding was given up");
 }
 
+/// A pod of higher priority has another go, which is told why; it takes its place, and a pod that was to have it is told
+/// that it isn't to have it any more.
+#[tokio::test]
+async fn a_more_important_pod_has_another_go() {
+    let server = Server { state: Arc::default(), changed: watch::Sender::new(()) };
+    server.write("nodes", node("n1", "2"));
+    let ranked = |name: &str, rank: i32, cpu: &str| {
+        let mut pod = pod(name, "default-scheduler", cpu);
+        pod["spec"]["priority"] = rank.into();
+        pod
+    };
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(run(server.client(), Env::real(), Config::default(), stop.clone()));
+    server.write("pods", ranked("low", 0, "2"));
+    server.until(|state| state.pod("low")["spec"]["nodeName"] == "n1").await;
+    let mut nominated = ranked("middle", 5, "2");
+    nominated["spec"]["schedulingGates"] = json!([{"name": "g"}]);
+    server.write("pods", nominated);
+    server.write("pods", ranked("high", 9, "1"));
+    server.until(|state| state.pod("high")["spec"]["nodeName"] == "n1").await;
+    {
+        let mut state = server.state.lock().unwrap();
+        assert!(!state.objects["pods"].contains_key("\"a\"/\"low\""));
+        let condition = |state: &State, name: &str, at: &str| {
+            let told = state.told.iter().find(|pod| pod["metadata"]["name"] == name).cloned().unwrap_or_default();
+            told.pointer(at).cloned().unwrap_or_default()
+        };
+        let why = condition(&state, "low", "/status/conditions/0");
+        assert_eq!((why["type"].as_str(), why["status"].as_str()), (Some("DisruptionTarget"), Some("True")));
+        assert_eq!(why["reason"], "PreemptionByScheduler");
+        assert_eq!(why["message"], "default-scheduler: preempting to accommodate a higher priority pod");
+        assert_eq!(condition(&state, "high", "/status/nominatedNodeName"), "n1");
+        let said = condition(&state, "high", "/status/conditions/0/message");
+        assert_eq!(said, "0/1 nodes are available: 1 Insufficient cpu.");
+        state.pod("middle")["spec"]["schedulingGates"] = json!([]);
+        let middle = state.pod("middle").clone();
+        state.write("pods", middle);
+    }
+    // Where less important ones can go for it, it asks for nobody else's place.
+    server.until(|state| state.pod("middle")["status"]["conditions"][0]["reason"] == "Unschedulable").await;
+    server
+        .until(|state| {
+            let mut about = state.events.iter().filter(|event| event["reason"] == "Preempted");
+            about
+                .any(|event| event["regarding"]["name"] == "low" && event["note"] == "Preempted by pod high on node n1")
+        })
+        .await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
 /// What [`TEST_PLUGIN`] was called for, in order.
 static CALLS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Takes part where no plugin of the default profile does anything yet.
 static TEST_PLUGIN: Plugin = Plugin {
-    post_filter: Some(|_, _, _| PostFilterResult::Nominated { node: "n1".into() }),
+    post_filter: Some(|_, _, _| PostFilterResult::Nominated { node: "n1".into(), victims: Vec::new() }),
     reserve: Some(Reserve {
         reserve: |snapshot, pod, node| {
             called("reserve", snapshot, pod, node);
@@ -313,7 +386,10 @@ async fn profiles_have_plugins_of_their_own_around_the_decision() {
     server.write("nodes", node("n1", "4"));
     server.write("pods", pod("plain", "default-scheduler", "1"));
     server.write("pods", pod("fits", "special", "1"));
-    server.write("pods", pod("large", "special", "5"));
+    // The place that it is given counts, and the others are to fit.
+    let mut large = pod("large", "special", "5");
+    large["spec"]["priority"] = json!(-1);
+    server.write("pods", large);
     let mut special = Profile::named("special").without("DefaultPreemption").unwrap();
     special.plugins.push((&TEST_PLUGIN, 0));
     let config = Config { profiles: vec![Profile::default(), special], ..Config::default() };

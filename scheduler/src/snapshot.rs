@@ -9,8 +9,10 @@ use std::sync::{Arc, OnceLock};
 
 use machinery_api::ObjectKey;
 
+use crate::budget::Budgets;
 use crate::index::{DomainSums, Peers, PodCounts, PodIndex, TermIndex, Topologies, Topology};
 use crate::node::{NodeFacts, NodeId, NodeInfo};
+use crate::nominated::Nominated;
 use crate::pod::{Labels, PodInfo, Taint};
 
 /// See the module.
@@ -29,6 +31,10 @@ pub struct Snapshot {
     counts: PodIndex,
     terms: TermIndex,
     namespaces: BTreeMap<String, Labels>,
+    /// Pods for which room is being made.
+    pub nominated: Nominated,
+    /// What may be disrupted.
+    pub budgets: Budgets,
     /// Services' selectors, by namespace and name; none without a selector.
     pub services: BTreeMap<ObjectKey, Labels>,
 }
@@ -220,6 +226,14 @@ impl Snapshot {
         self.terms.add(&pod, id);
         self.placed.insert(pod.key.clone(), Place { node: id, name, assumed });
         self.nodes[id.index()].put(pod);
+    }
+
+    /// What is known of a placed pod changed, and nothing that counts for others.
+    pub fn refresh_pod(&mut self, pod: Arc<PodInfo>) {
+        let Some(place) = self.placed.get(&pod.key) else { return };
+        if let Some(known) = self.nodes[place.node.index()].pods.get_mut(&pod.key) {
+            *known = pod;
+        }
     }
 
     /// A pod takes no room any more. Returns it with its node's name.

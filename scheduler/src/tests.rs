@@ -9,7 +9,7 @@ use machinery_client::pod::{Pod, PodSpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::decide::{Decision, decide, num_feasible_nodes};
+use crate::decide::{Decision, Nomination, decide, num_feasible_nodes};
 use crate::diagnosis::Diagnosis;
 use crate::node::NodeFacts;
 use crate::plugins::{Cycle, Filters, Plugin, PostFilterResult, Profile, ScoringStrategy, plugin};
@@ -270,11 +270,11 @@ fn packing_prefers_the_fullest_and_least_allocated_the_emptiest() {
     let busy = pod("b", asking(json!({"cpu": "4", "memory": "8Gi"})));
     let snapshot = cluster(vec![node("n1", json!({})), node("n2", json!({}))], vec![(busy, "n1")]);
     let new = pod("new", asking(json!({"cpu": "1", "memory": "2Gi"})));
-    let chosen =
-        |scoring_strategy| match decide(&snapshot, &new, &Profile { scoring_strategy, ..Profile::default() }, 0, 0) {
-            Decision::Node { name, .. } => name,
-            Decision::Nowhere { message, .. } => message,
-        };
+    let chosen = |scoring_strategy| match decide(&snapshot, &new, &Profile::default().scored_by(scoring_strategy), 0, 0)
+    {
+        Decision::Node { name, .. } => name,
+        Decision::Nowhere { message, .. } => message,
+    };
     assert_eq!(chosen(ScoringStrategy::LeastAllocated), "n2");
     assert_eq!(chosen(ScoringStrategy::MostAllocated), "n1");
 }
@@ -435,7 +435,7 @@ fn let_go<'a>(cycle: Cycle<'a>, filters: &mut Filters<'a>, diagnosis: &Diagnosis
         }
         assert!(filters.check(&node).is_err(), "all are back");
         if fits {
-            return PostFilterResult::Nominated { node: node.name().to_owned() };
+            return PostFilterResult::Nominated { node: node.name().to_owned(), victims: Vec::new() };
         }
     }
     PostFilterResult::Unschedulable("nobody helps.".into())
@@ -462,14 +462,14 @@ fn post_filters_try_who_would_have_to_go() {
     let mut profile = Profile::default().without("DefaultPreemption").unwrap();
     profile.plugins.push((&LETS_GO, 0));
     let asked = |priority, cpu| match decide(&snapshot, &apart("new", priority, cpu), &profile, 0, 0) {
-        Decision::Nowhere { message, nominated, .. } => (nominated, message),
+        Decision::Nowhere { message, nomination, .. } => (nomination, message),
         Decision::Node { name, .. } => panic!("goes to {name}"),
     };
     let why =
         "0/3 nodes are available: 1 node(s) had untolerated taint(s), 2 node(s) didn't match pod anti-affinity rules.";
-    assert_eq!(asked(5, "1"), (Some("n3".into()), why.into()));
-    assert_eq!(asked(0, "1"), (None, format!("{why} no new claims to deallocate, nobody helps.")));
+    assert_eq!(asked(5, "1"), (Nomination::Node("n3".into()), why.into()));
+    assert_eq!(asked(0, "1"), (Nomination::Keep, format!("{why} no new claims to deallocate, nobody helps.")));
     // Room for its cpu is made by the same going.
-    assert_eq!(asked(5, "2").0, Some("n3".into()));
-    assert_eq!(asked(5, "9").0, None);
+    assert_eq!(asked(5, "2").0, Nomination::Node("n3".into()));
+    assert_eq!(asked(5, "9").0, Nomination::Keep);
 }

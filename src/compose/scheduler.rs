@@ -7,7 +7,7 @@ use super::identities::ComponentIdentity;
 use super::role::Component;
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let profiles = vec![Profile { scoring_strategy: ground.config.scheduler.scoring_strategy, ..Profile::default() }];
+    let profiles = vec![Profile::default().scored_by(ground.config.scheduler.scoring_strategy)];
     let config = scheduler::Config { profiles, ..scheduler::Config::default() };
     ground.with_metrics(|registry| config.metrics.register(registry));
     let client = ComponentIdentity::Scheduler.client(&ground.service);

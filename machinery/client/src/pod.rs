@@ -237,6 +237,12 @@ pub struct PodStatus {
     /// Why, in a word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The node on which room is made for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nominated_node_name: Option<String>,
+    /// When its node took it up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
     /// Whole: who changes one writes all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conditions: Option<Box<[PodCondition]>>,

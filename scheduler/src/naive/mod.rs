@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::decide::{Decision, decide};
 use crate::node::{NodeFacts, NodeInfo};
-use crate::plugins::{Cycle, PLUGINS, Plugin, PreFilterResult, Profile, ScoringStrategy};
+use crate::plugins::{Args, Cycle, PLUGINS, Plugin, PreFilterResult, Profile, ScoringStrategy};
 use crate::pod::PodInfo;
 use crate::snapshot::{Snapshot, SpecialNodes};
 use crate::tests::{node, pod};
@@ -188,7 +188,7 @@ fn indexed_plugins_decide_as_counting_anew_does() {
     for seed in 0..60 {
         let random = random(seed);
         let profiles = [ScoringStrategy::LeastAllocated, ScoringStrategy::MostAllocated].map(|scoring_strategy| {
-            (Profile { scoring_strategy, ..Profile::default() }, Profile { scoring_strategy, ..profile() })
+            (Profile::default().scored_by(scoring_strategy), profile().scored_by(scoring_strategy))
         });
         let (mut snapshot, mut changes) = (Snapshot::default(), Vec::new());
         for step in 0..40usize {
@@ -215,7 +215,7 @@ fn indexed_plugins_decide_as_counting_anew_does() {
             let mut special = SpecialNodes::default();
             nodes.iter().for_each(|node| special.count(&node.facts, true));
             assert_eq!(*snapshot.special_nodes(), special);
-            let cycle = Cycle { pod: &new, snapshot: &snapshot, scoring_strategy: indexed.scoring_strategy };
+            let cycle = Cycle { pod: &new, snapshot: &snapshot, args: &indexed.args, seed };
             for row in PLUGINS {
                 let Some(score) = row.pre_score.and_then(|pre_score| pre_score(cycle, &nodes)) else { continue };
                 let scores: BTreeSet<i64> = nodes.iter().map(|node| score.score(node)).collect();
@@ -245,7 +245,8 @@ fn filters_can_be_told_of_a_pod_more_or_less() {
         changes.push(Change::Pod(other.clone(), on.name().to_owned()));
         let with = built(&changes);
         let new = random.pod("new");
-        let cycle = |snapshot| Cycle { pod: &new, snapshot, scoring_strategy: ScoringStrategy::default() };
+        let args = Args::default();
+        let cycle = |snapshot| Cycle { pod: &new, snapshot, args: &args, seed };
         for row in PLUGINS {
             for (from, to, adds) in [(&without, &with, true), (&with, &without, false)] {
                 let made =

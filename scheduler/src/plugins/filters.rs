@@ -2,6 +2,7 @@
 //! of them whether the pod may go to a node.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::{Cycle, Filter, PreFilterResult, Profile, Reasons, Refusal};
 use crate::node::NodeInfo;
@@ -9,6 +10,7 @@ use crate::pod::PodInfo;
 
 /// See the module.
 pub struct Filters<'a> {
+    cycle: Cycle<'a>,
     filters: Vec<NamedFilter<'a>>,
     /// Only these are tried, by this plugin's will.
     only: Option<(&'static str, BTreeSet<&'a str>)>,
@@ -28,12 +30,17 @@ impl std::fmt::Debug for Filters<'_> {
 }
 
 impl<'a> Filters<'a> {
+    /// No plugin has any.
+    pub(crate) fn none(cycle: Cycle<'a>) -> Self {
+        Self { cycle, filters: Vec::new(), only: None }
+    }
+
     /// Asks each plugin of the profile for its filter.
     ///
     /// # Errors
     /// With the plugin that says that the pod can go nowhere, and why.
     pub fn of(cycle: Cycle<'a>, profile: &Profile) -> Result<Self, (&'static str, String)> {
-        let mut this = Self { filters: Vec::new(), only: None };
+        let mut this = Self::none(cycle);
         for (plugin, _) in &profile.plugins {
             let Some(pre_filter) = plugin.pre_filter else { continue };
             let (filter, idle) = match pre_filter(cycle) {
@@ -64,6 +71,47 @@ impl<'a> Filters<'a> {
         asked
             .map(|named| (named.plugin, named.filter.check(node)))
             .try_for_each(|(plugin, answer)| answer.map_err(|refusal| (plugin, refusal)))
+    }
+
+    /// Whether the pod may go to a node, with the pods for which room is being made there and without them: those go
+    /// first that are as important, and whom the pod needs there may yet go elsewhere.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn fits(&mut self, node: &NodeInfo) -> Result<(), (&'static str, Refusal)> {
+        if self.first(node).is_empty() { self.check(node) } else { self.fits_with_nominated(&mut node.clone()) }
+    }
+
+    /// The same with a node that may be changed for it, and is the same in the end.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn fits_with_nominated(&mut self, node: &mut NodeInfo) -> Result<(), (&'static str, Refusal)> {
+        let first = self.first(node);
+        if first.is_empty() {
+            return self.check(node);
+        }
+        for pod in &first {
+            node.put(pod.clone());
+            self.add_pod(pod, node);
+        }
+        let with = self.check(node);
+        for pod in &first {
+            node.take(&pod.key);
+            self.remove_pod(pod, node);
+        }
+        with?;
+        self.check(node)
+    }
+
+    /// The pods that wait for a node and aren't less important.
+    fn first(&self, node: &NodeInfo) -> Vec<Arc<PodInfo>> {
+        let Cycle { pod, snapshot, .. } = self.cycle;
+        if snapshot.nominated.is_empty() {
+            return Vec::new();
+        }
+        let others = snapshot.nominated.on(node.name());
+        others.filter(|other| other.priority >= pod.priority && other.uid != pod.uid).cloned().collect()
     }
 
     /// Brings what was computed up to date as if a pod were on the node. The node itself is the caller's to change.

@@ -1,6 +1,7 @@
 //! The table of plugins: names, extension points and weights as upstream's default profile; one file each.
 
-mod default_preemption;
+mod args;
+pub mod default_preemption;
 mod dynamic_resources;
 mod filters;
 mod interpod_affinity;
@@ -24,6 +25,8 @@ use machinery_client::Kind;
 use machinery_client::request::PatchType;
 use serde_json::Value;
 
+pub use self::args::Args;
+pub use self::default_preemption::PreemptionArgs;
 pub use self::filters::Filters;
 pub use self::priority_sort::Rank;
 pub use self::profile::{Profile, ProfileError};
@@ -53,8 +56,19 @@ pub struct Cycle<'a> {
     pub pod: &'a PodInfo,
     /// The cluster.
     pub snapshot: &'a Snapshot,
-    /// How resources are scored.
-    pub scoring_strategy: ScoringStrategy,
+    /// What the profile tells its plugins.
+    pub args: &'a Args,
+    /// Chooses among equals.
+    pub seed: u64,
+}
+
+impl<'a> Cycle<'a> {
+    /// The node on which room is being made for the pod.
+    #[must_use]
+    pub fn nominated(&self) -> Option<&'a str> {
+        let decided = self.snapshot.nominated.node_of(&self.pod.key);
+        decided.or(self.pod.nominated.as_deref())
+    }
 }
 
 /// Refuses nodes for one pod. It holds what was computed of the whole cluster before nodes are tried.
@@ -120,10 +134,14 @@ pub enum Event<'a> {
 pub enum PostFilterResult {
     /// It can't help, and why: the end of the message.
     Unschedulable(String),
+    /// The same, and the pod need not wait for a node on which room was being made for it.
+    Hopeless(String),
     /// Room is being made on a node: the pod waits for it (`status.nominatedNodeName`).
     Nominated {
         /// Its name.
         node: String,
+        /// Who has to go.
+        victims: Vec<Arc<PodInfo>>,
     },
 }
 

@@ -9,7 +9,7 @@ use crate::pod::PodInfo;
 pub(super) const FIT: Plugin = Plugin {
     weight: 1,
     pre_filter: Some(|cycle| PreFilterResult::Filter(Box::new(Room(cycle.pod)))),
-    pre_score: Some(|cycle, _| Some(Box::new(LoadScore(cycle.pod, cycle.scoring_strategy)))),
+    pre_score: Some(|cycle, _| Some(Box::new(LoadScore(cycle.pod, cycle.args.scoring_strategy)))),
     queueing_hint: |event, pod| match event {
         Event::Node(node, change) => (change.added || change.allocatable) && fits(pod, node).is_ok(),
         Event::PodGone(_, Some(node)) => fits(pod, node).is_ok(),

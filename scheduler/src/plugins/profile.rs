@@ -1,6 +1,8 @@
 //! A profile: which plugins decide for the pods of one scheduler name, and how.
 
-use super::{PLUGINS, Plugin, ScoringStrategy};
+use std::sync::Arc;
+
+use super::{Args, PLUGINS, Plugin, ScoringStrategy};
 
 /// The name of the scheduler that pods get that name none.
 const DEFAULT_SCHEDULER: &str = "default-scheduler";
@@ -14,8 +16,8 @@ pub struct Profile {
     pub scheduler_name: String,
     /// The plugins, in order, with the weights of their scores.
     pub plugins: Vec<(&'static Plugin, i64)>,
-    /// How resources are scored.
-    pub scoring_strategy: ScoringStrategy,
+    /// What they are told.
+    pub args: Arc<Args>,
 }
 
 /// Why profiles are refused.
@@ -65,12 +67,8 @@ impl Default for Profile {
 impl std::fmt::Debug for Profile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let plugins: Vec<_> = self.plugins.iter().map(|(plugin, weight)| (plugin.name, weight)).collect();
-        let Self { scheduler_name, scoring_strategy, .. } = self;
-        f.debug_struct("Profile")
-            .field("name", scheduler_name)
-            .field("plugins", &plugins)
-            .field("scoring_strategy", scoring_strategy)
-            .finish()
+        let Self { scheduler_name, args, .. } = self;
+        f.debug_struct("Profile").field("name", scheduler_name).field("plugins", &plugins).field("args", args).finish()
     }
 }
 
@@ -79,7 +77,14 @@ impl Profile {
     #[must_use]
     pub fn named(scheduler_name: &str) -> Self {
         let plugins = PLUGINS.iter().map(|plugin| (plugin, plugin.weight)).collect();
-        Self { scheduler_name: scheduler_name.to_owned(), plugins, scoring_strategy: ScoringStrategy::default() }
+        Self { scheduler_name: scheduler_name.to_owned(), plugins, args: Arc::default() }
+    }
+
+    /// Scoring resources in another way.
+    #[must_use]
+    pub fn scored_by(mut self, strategy: ScoringStrategy) -> Self {
+        Arc::make_mut(&mut self.args).scoring_strategy = strategy;
+        self
     }
 
     /// Without a plugin.

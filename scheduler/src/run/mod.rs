@@ -2,30 +2,35 @@
 //! many writes in flight.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Client;
 use machinery_api::ObjectKey;
 use machinery_client::election::{self, Election, LeadershipLost};
 use machinery_client::events::Recorder;
 use machinery_client::informer::Listener;
 use machinery_client::request::ApiClient;
-use machinery_client::{EventRecord, Informer, Kind, Pod, Typed};
+use machinery_client::{EventRecord, Informer, Kind, Pod};
 use machinery_env::Env;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::bind::{Report, bind, condition, report};
-use crate::decide::{Decision, decide};
+use crate::decide::{Decision, Nomination, decide};
 use crate::metrics::{Metrics, Outcome};
-use crate::node::NodeFacts;
-use crate::plugins::{Event, PreBindPatch, Profile, ProfileError};
+use crate::plugins::{PreBindPatch, Profile, ProfileError};
 use crate::pod::PodInfo;
+use crate::preempt::{self, Cleared, Victim};
 use crate::queue::{Queue, QueuedPodInfo};
 use crate::snapshot::Snapshot;
+
+mod changes;
+
+use changes::PendingChanges;
 
 /// Bindings and conditions being written at once: enough to hide the server's latency, few enough not to flood it.
 const WRITES_MAX: usize = 64;
@@ -115,6 +120,7 @@ async fn act(
     informer.watch::<Node>();
     informer.watch::<Service>();
     informer.watch::<Namespace>();
+    informer.watch::<PodDisruptionBudget>();
     let marks = Arc::new(PendingChanges::default());
     let listener: Arc<Listener> = {
         let marks = marks.clone();
@@ -123,6 +129,7 @@ async fn act(
     informer.listen(&listener);
     // A decision on half a cluster would be wrong. What others watch beside is no matter.
     let needed = [Kind::of::<Pod>(), Kind::of::<Node>(), Kind::of::<Service>(), Kind::of::<Namespace>()];
+    let needed = needed.into_iter().chain([Kind::of::<PodDisruptionBudget>()]).collect::<Vec<_>>();
     tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
@@ -145,42 +152,9 @@ async fn act(
         snapshot: Snapshot::default(),
         queue: queue_sort.map_or_else(Queue::default, Queue::new),
         start: 0,
+        departures: 0,
     };
     shell.work(&stop).await
-}
-
-/// What of the cluster changed and was not looked at yet: coalesced, so never more than there are objects.
-#[derive(Default)]
-struct PendingChanges {
-    keys: Mutex<BTreeSet<(WatchedKind, Arc<ObjectKey>)>>,
-    changed: Notify,
-}
-
-// In this order: a pod is placed when its node is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum WatchedKind {
-    Namespace,
-    Node,
-    Service,
-    Pod,
-}
-
-impl PendingChanges {
-    fn add(&self, kind: &Kind, key: &Arc<ObjectKey>) {
-        let known = [
-            (Kind::of::<Namespace>(), WatchedKind::Namespace),
-            (Kind::of::<Node>(), WatchedKind::Node),
-            (Kind::of::<Service>(), WatchedKind::Service),
-            (Kind::of::<Pod>(), WatchedKind::Pod),
-        ];
-        let Some((_, what)) = known.into_iter().find(|(known, _)| known == kind) else { return };
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert((what, key.clone()));
-        self.changed.notify_one();
-    }
-
-    fn take(&self) -> BTreeSet<(WatchedKind, Arc<ObjectKey>)> {
-        std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
 /// How a write ended.
@@ -188,6 +162,16 @@ enum Done {
     Bound(QueuedPodInfo),
     NotBound(QueuedPodInfo, String),
     Reported,
+    /// Those that go for a pod were told to, or why not all were.
+    Preempted(Box<Preempted>, Result<(), String>),
+}
+
+/// A pod for which others go.
+struct Preempted {
+    waiting: QueuedPodInfo,
+    refused_by: BTreeSet<&'static str>,
+    /// How much room had been made by then in the whole cluster.
+    departures: u64,
 }
 
 struct Scheduler {
@@ -207,6 +191,8 @@ struct Scheduler {
     queue: Queue,
     /// Where the next decision begins in the order of nodes.
     start: usize,
+    /// How often room was made: a pod left or a node came.
+    departures: u64,
 }
 
 impl Scheduler {
@@ -243,121 +229,6 @@ impl Scheduler {
         }
     }
 
-    // --- the cluster's changes -------------------------------------------------------------------------------------
-
-    fn look<K: Typed, R>(&self, key: &ObjectKey, read: impl Fn(&K) -> R) -> Option<R> {
-        let object = self.informer.read(|view| view.get_arc::<K>(key));
-        object.as_deref().map(read)
-    }
-
-    fn catch_up(&mut self) {
-        for (what, key) in self.marks.take() {
-            match what {
-                WatchedKind::Namespace => {
-                    let labels = self.look(&key, |n: &Namespace| n.metadata.labels.clone().unwrap_or_default());
-                    if self.snapshot.set_namespace(&key.name, labels) {
-                        self.happened(|_| Event::Namespace);
-                    }
-                }
-                WatchedKind::Node => match self.look(&key, NodeFacts::of) {
-                    Some(facts) => {
-                        let name = facts.name.clone();
-                        if let Some(change) = self.snapshot.set_node(facts) {
-                            self.happened(|snapshot| match snapshot.node(&name) {
-                                Some(node) => Event::Node(node, change),
-                                None => Event::NodeGone,
-                            });
-                        }
-                    }
-                    None => {
-                        if self.snapshot.remove_node(&key.name) {
-                            self.happened(|_| Event::NodeGone);
-                        }
-                    }
-                },
-                WatchedKind::Service => {
-                    let selector = |service: &Service| service.spec.as_ref().and_then(|spec| spec.selector.clone());
-                    match self.look(&key, selector).flatten() {
-                        Some(selector) => self.snapshot.services.insert((*key).clone(), selector),
-                        None => self.snapshot.services.remove(&key),
-                    };
-                }
-                WatchedKind::Pod => self.pod_changed(&key),
-            }
-        }
-    }
-
-    /// Tells the queue, if anybody in it waits for help.
-    fn happened(&mut self, event: impl for<'a> FnOnce(&'a Snapshot) -> Event<'a>) {
-        if self.queue.depth().unschedulable > 0 {
-            let (event, profiles) = (event(&self.snapshot), &self.config.profiles);
-            self.queue.happened(self.env.elapsed(), |pod, refused_by| {
-                let profile = profile_of(profiles, pod).map(|at| &profiles[at]);
-                profile.is_some_and(|profile| profile.may_fit_after(&event, pod, refused_by))
-            });
-        }
-    }
-
-    fn pod_changed(&mut self, key: &Arc<ObjectKey>) {
-        // Under the view's own key, which is there anyway.
-        let Some(pod) = self.look(key, |pod| PodInfo { key: key.clone(), ..PodInfo::of(pod) }) else {
-            self.queue.remove(key);
-            self.leave(key);
-            return;
-        };
-        let placed = self.snapshot.placed(key).map(|(placed, assumed)| (placed.clone(), assumed));
-        let same = placed.as_ref().is_some_and(|(placed, _)| placed.uid == pod.uid);
-        if let Some(node) = pod.node.clone() {
-            self.queue.remove(key);
-            if pod.ended {
-                self.leave(key);
-                return;
-            }
-            match placed {
-                Some((placed, false)) if *placed == pod => {}
-                Some((placed, _)) if same && placed.node == pod.node && placed.wants.requests == pod.wants.requests => {
-                    let moved = placed.labels != pod.labels || placed.terminating != pod.terminating;
-                    let pod = Arc::new(pod);
-                    self.snapshot.put_pod(pod.clone(), &node, false);
-                    if moved {
-                        self.happened(|_| Event::PodPlaced(pod));
-                    }
-                }
-                _ => {
-                    self.leave(key);
-                    let pod = Arc::new(pod);
-                    self.snapshot.put_pod(pod.clone(), &node, false);
-                    self.happened(|_| Event::PodPlaced(pod));
-                }
-            }
-            return;
-        }
-        let profile = profile_of(&self.config.profiles, &pod).map(|at| &self.config.profiles[at]);
-        let ours = profile.is_some_and(|profile| profile.admits_to_queue(&pod)) && !pod.terminating && !pod.ended;
-        if !ours {
-            self.queue.remove(key);
-            self.leave(key);
-            return;
-        }
-        match placed {
-            // Assumed, and the view has not caught up with the binding.
-            Some((_, true)) if same => {}
-            placed => {
-                if placed.is_some() {
-                    self.leave(key);
-                }
-                self.queue.put(Arc::new(pod), self.env.elapsed());
-            }
-        }
-    }
-
-    /// A pod takes no room any more, if it did.
-    fn leave(&mut self, key: &ObjectKey) {
-        if let Some((pod, node)) = self.snapshot.take_pod(key) {
-            self.happened(|snapshot| Event::PodGone(pod, snapshot.node(&node)));
-        }
-    }
-
     // --- decisions and their writes --------------------------------------------------------------------------------
 
     fn schedule(&mut self, waiting: QueuedPodInfo, permit: OwnedSemaphorePermit) {
@@ -369,6 +240,7 @@ impl Scheduler {
         let took = self.env.elapsed().saturating_sub(begun);
         match decision {
             Decision::Node { name, tried } => {
+                self.snapshot.nominated.clear(&waiting.pod.key);
                 self.config.metrics.tried(&profile.scheduler_name, Outcome::Scheduled, took);
                 self.start = (self.start + tried).checked_rem(self.snapshot.node_count()).unwrap_or(0);
                 let assumed = PodInfo { node: Some(name.as_str().into()), ..(*waiting.pod).clone() };
@@ -378,10 +250,19 @@ impl Scheduler {
                     Err(why) => self.not_bound(&waiting, why, Some(permit)),
                 }
             }
-            Decision::Nowhere { message, refused_by, nominated } => {
+            Decision::Nowhere { message, refused_by, nomination, victims } => {
                 self.config.metrics.tried(&profile.scheduler_name, Outcome::Unschedulable, took);
-                self.queue.failed(&waiting, Some(refused_by), self.env.elapsed());
-                self.tell(&waiting, "Unschedulable", message, nominated, Some(permit));
+                let going = self.nominate(&waiting, &nomination, &victims);
+                let told = Told { reason: "Unschedulable", message, nomination };
+                if going.victims.is_empty() {
+                    self.queue.failed(&waiting, Some(refused_by), self.env.elapsed());
+                    self.tell(&waiting, told, Some(permit));
+                } else {
+                    self.config.metrics.preempted(victims.len());
+                    // Until all were told to go it isn't tried again: it would find more victims.
+                    let preempted = Preempted { waiting, refused_by, departures: self.departures };
+                    self.preempt(Box::new(preempted), told, going, permit);
+                }
             }
         }
     }
@@ -427,34 +308,39 @@ impl Scheduler {
         }
     }
 
-    /// Writes the event and the condition that say why a pod has no node, and which one it may get.
-    fn tell(
-        &mut self,
-        waiting: &QueuedPodInfo,
-        reason: &'static str,
-        message: String,
-        nominated: Option<String>,
-        permit: Option<OwnedSemaphorePermit>,
-    ) {
-        let pod = waiting.pod.clone();
-        let Some(profile) = profile_of(&self.config.profiles, &pod) else { return };
-        let about = self.reference(&pod);
+    /// Records the event that says why a pod has no node, and returns what is to be written into its status.
+    fn report_of(&self, pod: &PodInfo, told: Told) -> Option<Report> {
+        let Told { reason, message, nomination } = told;
+        let profile = profile_of(&self.config.profiles, pod)?;
+        let about = self.reference(pod);
         let note =
             EventRecord { about, warning: true, reason: "FailedScheduling", message: message.clone(), source: None };
         self.events[profile].record_action(note, "Scheduling");
         let now = self.env.now();
-        let wanted = self.look(&pod.key, |known: &Pod| {
-            let conditions = known.status.as_ref().and_then(|status| status.conditions.as_ref());
-            let present = conditions.into_iter().flatten().find(|condition| condition.type_ == "PodScheduled");
-            condition(present, known.metadata.generation, reason, &message, now)
+        let report = self.look(&pod.key, |known: &Pod| {
+            let status = known.status.as_ref();
+            let conditions = status.and_then(|status| status.conditions.as_ref());
+            let present =
+                conditions.into_iter().flat_map(|all| all.iter()).find(|condition| condition.type_ == "PodScheduled");
+            let condition = condition(present, known.metadata.generation, reason, &message, now);
+            let is = status.and_then(|status| status.nominated_node_name.as_deref()).unwrap_or_default();
+            let nominated = match &nomination {
+                Nomination::Keep => None,
+                Nomination::Clear => Some(String::new()),
+                Nomination::Node(name) => Some(name.clone()),
+            };
+            Report { condition, nominated: nominated.filter(|name| name != is) }
         });
-        let told = Report { condition: wanted.flatten(), nominated };
-        if told == Report::default() {
-            return;
-        }
+        report.filter(|report| *report != Report::default())
+    }
+
+    /// Writes the event and the status that say why a pod has no node, and which one it may get.
+    fn tell(&mut self, waiting: &QueuedPodInfo, told: Told, permit: Option<OwnedSemaphorePermit>) {
+        let pod = waiting.pod.clone();
+        let Some(written) = self.report_of(&pod, told) else { return };
         let (client, done) = (self.client.clone(), self.done.clone());
         self.tasks.spawn(async move {
-            if let Err(error) = report(&client, &pod.key, &pod.uid, told).await {
+            if let Err(error) = report(&client, &pod.key, &pod.uid, written).await {
                 tracing::debug!(pod = %pod.key, %error, "a condition was not written; the next try writes it");
             }
             drop(permit);
@@ -462,9 +348,83 @@ impl Scheduler {
         });
     }
 
+    /// A pod waits for a node from now on (or for none): who goes there for it, and who has to look for another one.
+    fn nominate(&mut self, waiting: &QueuedPodInfo, nomination: &Nomination, victims: &[Arc<PodInfo>]) -> Going {
+        let pod = &waiting.pod;
+        let node = match nomination {
+            Nomination::Keep => return Going::default(),
+            Nomination::Clear => {
+                self.snapshot.nominated.clear(&pod.key);
+                return Going::default();
+            }
+            Nomination::Node(node) => node.clone(),
+        };
+        let nominated = &mut self.snapshot.nominated;
+        let lower = nominated.on(&node).filter(|other| other.priority < pod.priority).cloned().collect::<Vec<_>>();
+        let mut cleared = Vec::new();
+        for other in lower {
+            nominated.clear(&other.key);
+            self.queue.activate(&other.key, self.env.elapsed());
+            cleared.push(Cleared { key: other.key.clone(), uid: other.uid.clone() });
+        }
+        self.snapshot.nominated.set(pod.clone(), &node);
+        let going = victims.iter().filter(|victim| !victim.terminating);
+        let victims = going.map(|victim| Victim {
+            key: victim.key.clone(),
+            uid: victim.uid.clone(),
+            generation: self.look(&victim.key, |pod: &Pod| pod.metadata.generation).flatten(),
+            about: self.reference(victim),
+        });
+        Going { victims: victims.collect(), node, cleared }
+    }
+
+    /// Writes the nomination, and has the victims go.
+    fn preempt(&mut self, preempted: Box<Preempted>, told: Told, going: Going, permit: OwnedSemaphorePermit) {
+        let pod = preempted.waiting.pod.clone();
+        let Some(profile) = profile_of(&self.config.profiles, &pod) else { return };
+        let (client, done, env) = (self.client.clone(), self.done.clone(), self.env.clone());
+        let events = self.events[profile].clone();
+        let written = self.report_of(&pod, told);
+        self.tasks.spawn(async move {
+            if let Some(written) = written
+                && let Err(error) = report(&client, &pod.key, &pod.uid, written).await
+            {
+                tracing::debug!(pod = %pod.key, %error, "a nomination was not written; the next try writes it");
+            }
+            let Going { victims, node, cleared } = going;
+            preempt::clear(&client, cleared).await;
+            let scheduler = &pod.wants.scheduler;
+            let result = preempt::have_go(&client, env.now(), scheduler, victims, |about| {
+                let message = format!("Preempted by pod {} on node {node}", pod.uid);
+                let note = EventRecord { about, warning: false, reason: "Preempted", message, source: None };
+                events.record_action(note, "Preempting");
+            });
+            let result = result.await;
+            drop(permit);
+            let _ = done.send(Done::Preempted(preempted, result)).await;
+        });
+    }
+
+    /// Those that go for a pod have been told: it waits for their room.
+    fn has_preempted(&mut self, preempted: Preempted, result: Result<(), String>) {
+        let Preempted { waiting, refused_by, departures } = preempted;
+        let now = self.env.elapsed();
+        if let Err(why) = result {
+            tracing::info!(pod = %waiting.pod.key, %why, "a preemption failed");
+            self.queue.failed(&waiting, None, now);
+            return;
+        }
+        self.queue.failed(&waiting, Some(refused_by), now);
+        // What happened meanwhile found it at work.
+        if departures != self.departures {
+            self.queue.activate(&waiting.pod.key, now);
+        }
+    }
+
     fn finish(&mut self, done: Done) {
         match done {
             Done::Reported => {}
+            Done::Preempted(preempted, result) => self.has_preempted(*preempted, result),
             Done::Bound(waiting) => {
                 let took = self.env.elapsed().saturating_sub(waiting.since);
                 self.config.metrics.bound(waiting.attempts, took);
@@ -491,9 +451,25 @@ impl Scheduler {
         self.queue.failed(waiting, None, self.env.elapsed());
         tracing::info!(pod = %key, %why, "a binding failed");
         if self.queue.get(key).is_some() {
-            self.tell(waiting, "SchedulerError", why, None, permit);
+            let told = Told { reason: "SchedulerError", message: why, nomination: Nomination::Clear };
+            self.tell(waiting, told, permit);
         }
     }
+}
+
+/// What is said of a pod that has no node.
+struct Told {
+    reason: &'static str,
+    message: String,
+    nomination: Nomination,
+}
+
+/// What is done so that a pod may go to a node.
+#[derive(Default)]
+struct Going {
+    victims: Vec<Victim>,
+    node: String,
+    cleared: Vec<Cleared>,
 }
 
 /// The number of the profile that decides for a pod.

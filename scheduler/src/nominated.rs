@@ -1,0 +1,100 @@
+//! Pods for which room is being made: each waits for one node, and others leave it its place there.
+//!
+//! What a decision nominates counts at once; the API says it a moment later (`status.nominatedNodeName`), and from then on
+//! what the API says is true.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use machinery_api::ObjectKey;
+
+use crate::pod::PodInfo;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Nominated {
+    by_pod: HashMap<Arc<ObjectKey>, (Arc<PodInfo>, Arc<str>)>,
+    /// In the order of nomination.
+    by_node: HashMap<Arc<str>, Vec<Arc<ObjectKey>>>,
+}
+
+impl Nominated {
+    /// Whether no pod is nominated anywhere, as is usual.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_pod.is_empty()
+    }
+
+    /// A pod waits for a node, and for no other one any more.
+    pub fn set(&mut self, pod: Arc<PodInfo>, node: &str) {
+        self.clear(&pod.key);
+        let (key, node): (_, Arc<str>) = (pod.key.clone(), node.into());
+        self.by_node.entry(node.clone()).or_default().push(key.clone());
+        self.by_pod.insert(key, (pod, node));
+    }
+
+    /// A pod waits for no node any more. Returns it with the node, if it did.
+    pub fn clear(&mut self, key: &ObjectKey) -> Option<(Arc<PodInfo>, Arc<str>)> {
+        let (pod, node) = self.by_pod.remove(key)?;
+        if let Some(pods) = self.by_node.get_mut(&node) {
+            pods.retain(|known| **known != *key);
+            if pods.is_empty() {
+                self.by_node.remove(&node);
+            }
+        }
+        Some((pod, node))
+    }
+
+    /// A pod that waits is there, new or changed: its status counts, unless it doesn't yet say what was decided.
+    pub fn update(&mut self, pod: &Arc<PodInfo>) {
+        let known = self.by_pod.get(&pod.key).filter(|(known, _)| known.uid == pod.uid);
+        let node = match (known, &pod.nominated) {
+            (Some((known, node)), None) if known.nominated.is_none() => Some(node.clone()),
+            (_, said) => said.clone(),
+        };
+        match node {
+            Some(node) => self.set(pod.clone(), &node),
+            None => drop(self.clear(&pod.key)),
+        }
+    }
+
+    /// The node that a pod waits for.
+    #[must_use]
+    pub fn node_of(&self, key: &ObjectKey) -> Option<&str> {
+        self.by_pod.get(key).map(|(_, node)| &**node)
+    }
+
+    /// The pods that wait for a node.
+    pub fn on(&self, node: &str) -> impl Iterator<Item = &Arc<PodInfo>> {
+        let keys = self.by_node.get(node).into_iter().flatten();
+        keys.filter_map(|key| self.by_pod.get(key)).map(|(pod, _)| pod)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str, uid: &str, nominated: Option<&str>) -> Arc<PodInfo> {
+        let key = ObjectKey::new("a", name).into();
+        Arc::new(PodInfo { key, uid: uid.into(), nominated: nominated.map(Arc::from), ..PodInfo::default() })
+    }
+
+    #[test]
+    fn what_was_decided_counts_until_the_api_says_something() {
+        let mut nominated = Nominated::default();
+        let key = ObjectKey::new("a", "p");
+        nominated.set(pod("p", "1", None), "n1");
+        nominated.update(&pod("p", "1", None));
+        assert_eq!(nominated.node_of(&key), Some("n1"), "an event from before the patch");
+        nominated.update(&pod("p", "1", Some("n2")));
+        assert_eq!(nominated.node_of(&key), Some("n2"));
+        assert_eq!(nominated.on("n1").count(), 0);
+        assert_eq!(nominated.on("n2").count(), 1);
+        nominated.update(&pod("p", "1", None));
+        assert!(nominated.is_empty(), "somebody cleared it");
+        nominated.set(pod("p", "1", None), "n1");
+        nominated.update(&pod("p", "2", None));
+        assert!(nominated.is_empty(), "another pod of that name");
+    }
+}

@@ -1,0 +1,94 @@
+//! Who would have to go from one node: as few and as unimportant as can be, tried on a copy of it.
+
+use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use super::{Candidate, Cycle, Filters, PLUGIN};
+use crate::budget::Violations;
+use crate::node::NodeInfo;
+use crate::pod::PodInfo;
+use crate::refusal::{Reasons, Refusal};
+
+/// Tries it out. The filters are in the end as they were.
+pub(super) fn select<'a>(
+    cycle: Cycle<'a>,
+    filters: &mut Filters<'a>,
+    node: &NodeInfo,
+    violations: &mut Violations<'_>,
+) -> Result<Candidate, (&'static str, Refusal)> {
+    let pod = cycle.pod;
+    if node.lowest_priority().is_none_or(|lowest| lowest >= pod.priority) {
+        return Err((PLUGIN.name, Refusal::unresolvable("No preemption victims found for incoming pod")));
+    }
+    let mut lower: Vec<Arc<PodInfo>> =
+        node.pods.values().filter(|other| other.priority < pod.priority).cloned().collect();
+    // The most important first: they are let stay before others.
+    lower.sort_by_key(importance);
+    let violating = violations.of(&lower);
+    let mut trial = Trial { filters, node: node.clone(), gone: Vec::new() };
+    lower.iter().for_each(|pod| trial.take(pod));
+    let fits = trial.fits();
+    let mut violated = 0;
+    if fits.is_ok() {
+        for against in [true, false] {
+            for (victim, _) in lower.iter().zip(&violating).filter(|(_, violates)| **violates == against) {
+                trial.put(victim);
+                if trial.fits().is_err() {
+                    trial.take(victim);
+                    violated += usize::from(against);
+                }
+            }
+        }
+    }
+    let mut victims = trial.end();
+    fits?;
+    if victims.is_empty() {
+        // It is not for want of room that the node was refused: an extender did it.
+        let why = format!("expected at least one victim pod on node {:?}", node.name());
+        let reasons = Reasons::Many(vec![Cow::Owned(why)]);
+        return Err((PLUGIN.name, Refusal { reasons, unresolvable: true }));
+    }
+    victims.sort_by(|a, b| importance(a).cmp(&importance(b)).then_with(|| a.key.cmp(&b.key)));
+    Ok(Candidate { node: node.name().to_owned(), victims, violations: violated })
+}
+
+/// The most important is the smallest: the highest priority, then the longest run.
+fn importance(pod: &Arc<PodInfo>) -> (Reverse<i32>, i64) {
+    (Reverse(pod.priority), pod.started())
+}
+
+/// A copy of a node, and the filters brought up to date with it.
+struct Trial<'t, 'a> {
+    filters: &'t mut Filters<'a>,
+    node: NodeInfo,
+    gone: Vec<Arc<PodInfo>>,
+}
+
+impl Trial<'_, '_> {
+    fn take(&mut self, pod: &Arc<PodInfo>) {
+        self.node.take(&pod.key);
+        self.filters.remove_pod(pod, &self.node);
+        self.gone.push(pod.clone());
+    }
+
+    fn put(&mut self, pod: &Arc<PodInfo>) {
+        self.gone.retain(|gone| gone.key != pod.key);
+        self.node.put(pod.clone());
+        self.filters.add_pod(pod, &self.node);
+    }
+
+    fn fits(&mut self) -> Result<(), (&'static str, Refusal)> {
+        self.filters.fits_with_nominated(&mut self.node)
+    }
+
+    /// Makes the filters what they were, and returns who is gone.
+    fn end(mut self) -> Vec<Arc<PodInfo>> {
+        for pod in std::mem::take(&mut self.gone) {
+            self.node.put(pod.clone());
+            self.filters.add_pod(&pod, &self.node);
+            self.gone.push(pod);
+        }
+        self.gone
+    }
+}
