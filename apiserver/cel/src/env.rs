@@ -78,7 +78,7 @@ impl Env {
         let source = Source::new(text);
         let checked: Checked = check(parse(&source)?, &source, &self.names)?;
         let estimate = estimate(&checked, &self.names);
-        let code = Arc::new(plan(&checked));
+        let code = Arc::new(plan(&checked).map_err(CompileError::instantiation)?);
         Ok(Program { code, output: checked.ty(checked.tree.root).clone(), estimate })
     }
 }

@@ -25,6 +25,8 @@ pub use syntax::{CompileError, Issue};
 pub use value::{Object, Text, Value, to_json};
 
 #[cfg(test)]
+mod facts;
+#[cfg(test)]
 mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -3,11 +3,11 @@
 mod calls;
 mod validators;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::library::{FUNCTIONS, Overload, named};
-use crate::syntax::{CompileError, Entry, FieldInit, Fold, Id, Issues, Kind, Literal, Source, Tree};
+use crate::syntax::{CompileError, Entry, FieldInit, Fold, Id, Issue, Issues, Kind, Literal, Source, Tree};
 use crate::types::{DeclType, Shape, Type, Unifier};
 
 /// What a name in a tree means.
@@ -95,6 +95,8 @@ struct Checker<'a> {
     /// Variables of loops, the innermost last.
     locals: Vec<(Arc<str>, Type)>,
     issues: Issues,
+    /// What was found wrong within a node.
+    wrong: HashMap<Id, Vec<Issue>>,
 }
 
 pub(crate) fn check(tree: Tree, source: &Source, names: &Names) -> Result<Checked, CompileError> {
@@ -108,6 +110,7 @@ pub(crate) fn check(tree: Tree, source: &Source, names: &Names) -> Result<Checke
         unifier: Unifier::default(),
         locals: Vec::new(),
         issues: Issues::default(),
+        wrong: HashMap::new(),
     };
     checker.check(tree.root);
     let Checker { types, references, unifier, issues, .. } = checker;
@@ -124,8 +127,13 @@ pub(crate) fn check(tree: Tree, source: &Source, names: &Names) -> Result<Checke
 impl Checker<'_> {
     fn check(&mut self, id: Id) -> Type {
         if let Some(known) = &self.types[id as usize] {
+            // What a macro has put into two places is wrong in both.
+            for issue in self.wrong.get(&id).into_iter().flatten() {
+                self.issues.add(issue.clone());
+            }
             return known.clone();
         }
+        let before = self.issues.found().len();
         let tree = self.tree;
         let ty = match &tree.get(id).kind {
             Kind::Literal(literal) => match literal {
@@ -146,6 +154,9 @@ impl Checker<'_> {
             Kind::Fold(fold) => self.fold(fold),
         };
         self.types[id as usize] = Some(ty.clone());
+        if let Some(wrong) = self.issues.found().get(before..).filter(|wrong| !wrong.is_empty()) {
+            self.wrong.insert(id, wrong.to_vec());
+        }
         ty
     }
 

@@ -1,7 +1,7 @@
 //! What is wrong with constants, found before they are used.
 
 use super::{Checked, Reference};
-use crate::library::compile_pattern;
+use crate::library::{Piece, compile_pattern, pieces, unfit};
 use crate::syntax::{Id, Issues, Kind, Literal, Source};
 use crate::types::Type;
 use crate::value::{Timestamp, parse_duration, parse_timestamp};
@@ -11,7 +11,10 @@ pub(super) fn validate(checked: &Checked, source: &Source, issues: &mut Issues) 
     for id in 0..checked.tree.nodes.len() as Id {
         let node = checked.tree.get(id);
         match &node.kind {
-            Kind::Call { .. } => literal_argument(checked, id, source, issues),
+            Kind::Call { .. } => {
+                literal_argument(checked, id, source, issues);
+                template(checked, id, source, issues);
+            }
             Kind::List { items, optional } if !exempt[id as usize] => {
                 let types = items.iter().zip(optional).map(|(id, optional)| (*id, element(checked, *id, *optional)));
                 homogeneous(checked, types, true, source, issues);
@@ -95,5 +98,72 @@ fn literal_argument(checked: &Checked, id: Id, source: &Source, issues: &mut Iss
     };
     if !valid {
         issues.report(source, checked.tree.get(arg).at, format!("invalid {name} argument"));
+    }
+}
+
+/// A template of `format` that is a literal, with a literal list.
+fn template(checked: &Checked, id: Id, source: &Source, issues: &mut Issues) {
+    let Kind::Call { function, target: Some(target), args } = &checked.tree.get(id).kind else { return };
+    let (Kind::Literal(Literal::String(text)), [list]) = (&checked.tree.get(*target).kind, &**args) else { return };
+    let Kind::List { items, .. } = &checked.tree.get(*list).kind else { return };
+    if &**function != "format" {
+        return;
+    }
+    let mut report = |id: Id, message: String| issues.report(source, checked.tree.get(id).at, message);
+    let mut used = 0;
+    for piece in pieces(text) {
+        let Piece::Argument(clause) = piece else { continue };
+        let (clause, item) = match (clause, items.get(used)) {
+            (Ok(clause), Some(item)) => (clause, *item),
+            (Err(what), Some(_)) => return report(id, what),
+            // Upstream looks for the end before it looks for an argument.
+            (Err(what), None) if what.starts_with("unexpected end") => return report(id, what),
+            (_, None) => return report(id, format!("index {used} out of range")),
+        };
+        used += 1;
+        if let Some(wrong) = misfit(checked, clause.verb, item) {
+            return report(wrong, unfit(clause.verb, &type_name(checked.ty(wrong))));
+        }
+    }
+    if items.len() > used {
+        let what = format!("too many arguments supplied to string.format (expected {used}, got {})", items.len());
+        report(id, what);
+    }
+}
+
+/// The part of an argument that a clause is not for.
+fn misfit(checked: &Checked, verb: char, id: Id) -> Option<Id> {
+    let ty = checked.ty(id);
+    let fits = match (verb, ty) {
+        (_, Type::Dyn) | ('d' | 'o' | 'b' | 'x' | 'X', Type::Int | Type::Uint) => true,
+        ('f' | 'e', Type::Double | Type::String) | ('b', Type::Bool) | ('x' | 'X', Type::String | Type::Bytes) => true,
+        ('s', ty) => {
+            !matches!(ty, Type::Optional(_) | Type::Opaque(_) | Type::Struct(_) | Type::Error | Type::Param(_))
+        }
+        _ => false,
+    };
+    if !fits {
+        return Some(id);
+    }
+    match &checked.tree.get(id).kind {
+        Kind::List { items, .. } if verb == 's' => items.iter().find_map(|item| misfit(checked, verb, *item)),
+        Kind::Map(entries) if verb == 's' => entries
+            .iter()
+            .find_map(|entry| misfit(checked, verb, entry.key).or_else(|| misfit(checked, verb, entry.value))),
+        _ => None,
+    }
+}
+
+/// A type without what it is of.
+fn type_name(ty: &Type) -> String {
+    match ty {
+        Type::Null => "null_type".into(),
+        Type::Duration => "google.protobuf.Duration".into(),
+        Type::Timestamp => "google.protobuf.Timestamp".into(),
+        Type::List(_) => "list".into(),
+        Type::Map(_) => "map".into(),
+        Type::Optional(_) => "optional_type".into(),
+        Type::Type(_) => "type".into(),
+        other => other.to_string(),
     }
 }

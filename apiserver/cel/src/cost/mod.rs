@@ -112,7 +112,7 @@ impl Coster<'_> {
     }
 
     fn select(&mut self, id: Id, operand: Id, field: &Arc<str>, test: bool) -> CostEstimate {
-        if let Reference::Variable(name) = self.checked.reference(id) {
+        if let Reference::Variable(name) | Reference::Type(name) = self.checked.reference(id) {
             return self.ident(id, &name.clone());
         }
         let mut cost = self.cost(operand);

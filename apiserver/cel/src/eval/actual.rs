@@ -107,13 +107,13 @@ impl CostRule {
                 };
                 part(size(1) + 1, TRAVERSAL).saturating_mul(part(pattern, PATTERN))
             }
-            Self::OutputSize => CALL + LIST + result.map_or(0, Value::size),
+            Self::OutputSize => CALL + LIST + result.map_or(1, Value::size),
             Self::Flatten => {
                 let depth = match args.get(1) {
-                    Some(Value::Int(depth)) => (*depth).max(0) as f64,
+                    Some(Value::Int(depth)) => *depth as f64,
                     _ => 1.0,
                 };
-                CALL + LIST + (size(0) as f64 * depth) as u64
+                (CALL + LIST).saturating_add_signed((size(0) as f64 * depth) as i64)
             }
             Self::SelfCompare(arg) => CALL + LIST + compared(args.get(arg)),
             Self::Sets(factor) => CALL + size(0).saturating_mul(size(1)).saturating_mul(factor),

@@ -59,7 +59,7 @@ impl<'d> Machine<'_, '_, 'd, '_, '_> {
         }
         let step = self.eval(fold.step);
         match &step {
-            Err(error) if fatal(error) || !fold.forgives => return Err(error.clone()),
+            Err(error) if fatal(error) => return Err(error.clone()),
             _ => {}
         }
         self.slots[usize::from(fold.accumulator)] = Slot::Value(step);
@@ -68,9 +68,14 @@ impl<'d> Machine<'_, '_, 'd, '_, '_> {
 
     pub(super) fn append(&mut self, slot: u16, items: At) -> Res<Value<'d>> {
         self.meter.cost(1)?;
-        let items = self.eval(items)?;
+        let items = self.eval(items);
+        if let Err(error) = &items
+            && fatal(error)
+        {
+            return items;
+        }
         self.meter.cost(1)?;
-        let (Value::List(mut gathered), Value::List(more)) = (self.take(slot)?, items) else {
+        let (Value::List(mut gathered), Value::List(more)) = (self.take(slot)?, items?) else {
             return Err(EvalError::no_such_overload());
         };
         if let List::Own { items: own, schema: None } = &mut gathered
@@ -87,10 +92,26 @@ impl<'d> Machine<'_, '_, 'd, '_, '_> {
 
     pub(super) fn insert(&mut self, slot: u16, key: Option<At>, value: At) -> Res<Value<'d>> {
         self.meter.cost(1)?;
+        let gathered = self.take(slot);
         let added = match key {
-            Some(key) => vec![(self.eval(key)?, self.eval(value)?)],
+            Some(key) => {
+                let gathered = gathered.as_ref().map_err(Clone::clone);
+                gathered?;
+                let key = self.eval(key)?;
+                let value = self.eval(value);
+                if value.as_ref().is_err_and(|error| !fatal(error)) {
+                    self.meter.cost(actual::CALL)?;
+                }
+                vec![(key, value?)]
+            }
             None => {
-                let Value::Map(map) = self.eval(value)? else { return Err(EvalError::no_such_overload()) };
+                let value = self.eval(value);
+                if gathered.is_err() || value.as_ref().is_err_and(|error| !fatal(error)) {
+                    self.meter.cost(actual::CALL)?;
+                }
+                let gathered = gathered.as_ref().map_err(Clone::clone);
+                gathered?;
+                let Value::Map(map) = value? else { return Err(EvalError::no_such_overload()) };
                 let mut added = Vec::new();
                 for key in map.keys() {
                     if let Some(value) = map.get(&key)? {
@@ -101,7 +122,7 @@ impl<'d> Machine<'_, '_, 'd, '_, '_> {
             }
         };
         self.meter.cost(actual::CALL)?;
-        let Value::Map(Map::Own(mut entries)) = self.take(slot)? else { return Err(EvalError::no_such_overload()) };
+        let Value::Map(Map::Own(mut entries)) = gathered? else { return Err(EvalError::no_such_overload()) };
         let map = Arc::make_mut(&mut entries);
         for (key, value) in added {
             self.meter.allocate(2 * size_of::<Value<'_>>())?;

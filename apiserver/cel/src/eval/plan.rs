@@ -7,10 +7,19 @@ use std::sync::Arc;
 use regex::Regex;
 
 use super::actual::CostRule;
+use super::run::convert;
 use crate::check::{Checked, Reference};
+use crate::error::EvalError;
 use crate::library::{Overload, compile_pattern};
 use crate::syntax::{ACCUMULATOR, Fold, Id, Kind, Literal};
-use crate::value::{Key, Map, Text, Value};
+use crate::value::{Key, Map, Res, Text, Value};
+
+/// Functions that are called where their argument is a constant.
+const CONVERSIONS: &[&str] =
+    &["bool", "bytes", "double", "duration", "dyn", "int", "string", "timestamp", "type", "uint"];
+
+/// Whether the way to a value costs anything by itself. The branches of a condition and an index, where they are such a way, don't.
+pub(super) type Billed = bool;
 
 /// The place of an operation.
 pub(super) type At = u32;
@@ -27,10 +36,12 @@ pub(crate) struct Code {
 #[derive(Debug)]
 pub(super) enum Op {
     Constant(Value<'static>),
-    Variable(u16),
-    Slot(u16),
+    Variable(u16, Billed),
+    Slot(u16, Billed),
     /// A slot's value, which is taken out: the loop is about to put it back.
-    Take(u16),
+    Take(u16, Billed),
+    /// What no variable stands for, where something is selected of it.
+    Relative(At, Billed),
     Select {
         operand: At,
         field: Arc<str>,
@@ -68,6 +79,8 @@ pub(super) enum Op {
         value: bool,
     },
     Call(Box<CallOp>),
+    /// Whether a value is one of a constant list, which costs nothing.
+    Member(Box<CallOp>),
     List {
         items: Box<[At]>,
         optional: Box<[bool]>,
@@ -117,8 +130,6 @@ pub(super) struct FoldOp {
     pub(super) result: At,
     /// Names a value and loops over nothing.
     pub(super) binds: bool,
-    /// Whether an error that was accumulated can be got over.
-    pub(super) forgives: bool,
 }
 
 struct Planner<'c> {
@@ -128,13 +139,20 @@ struct Planner<'c> {
     variables: Vec<Arc<str>>,
     locals: Vec<(Arc<str>, u16)>,
     slots: u16,
+    /// What is wrong with a conversion of a constant.
+    wrong: Option<EvalError>,
 }
 
-pub(crate) fn plan(checked: &Checked) -> Code {
+/// What fails here fails whenever it is evaluated: a conversion of a constant that can't be made.
+pub(crate) fn plan(checked: &Checked) -> Res<Code> {
     let (variables, locals) = (Vec::new(), Vec::new());
-    let mut planner = Planner { checked, ops: Vec::new(), known: HashMap::new(), variables, locals, slots: 0 };
+    let mut planner =
+        Planner { checked, ops: Vec::new(), known: HashMap::new(), variables, locals, slots: 0, wrong: None };
     let root = planner.node(checked.tree.root);
-    Code { ops: planner.ops, root, variables: planner.variables, slots: usize::from(planner.slots) }
+    match planner.wrong {
+        Some(error) => Err(error),
+        None => Ok(Code { ops: planner.ops, root, variables: planner.variables, slots: usize::from(planner.slots) }),
+    }
 }
 
 impl Planner<'_> {
@@ -164,8 +182,12 @@ impl Planner<'_> {
             Kind::Ident(name) => self.ident(id, name),
             Kind::Select { operand, field, test } => match checked.reference(id) {
                 Reference::None => {
-                    let (operand, field) = (self.node(*operand), field.clone());
-                    if *test { Op::Test { operand, field } } else { Op::Select { operand, field, optional: false } }
+                    let (operand, field) = (self.way(*operand), field.clone());
+                    if *test {
+                        Op::Test { operand: self.unbilled(operand), field }
+                    } else {
+                        Op::Select { operand, field, optional: false }
+                    }
                 }
                 _ => self.ident(id, field),
             },
@@ -187,6 +209,45 @@ impl Planner<'_> {
         at
     }
 
+    /// What something is selected of.
+    fn way(&mut self, id: Id) -> At {
+        let at = self.node(id);
+        self.relative(at)
+    }
+
+    fn relative(&mut self, at: At) -> At {
+        match &self.ops[at as usize] {
+            Op::Variable(..)
+            | Op::Slot(..)
+            | Op::Relative(..)
+            | Op::Select { .. }
+            | Op::Test { .. }
+            | Op::Index { .. }
+            | Op::Conditional { .. } => at,
+            _ => self.add(Op::Relative(at, true)),
+        }
+    }
+
+    /// The same way to a value, which costs nothing by itself.
+    fn unbilled(&mut self, at: At) -> At {
+        let op = match &self.ops[at as usize] {
+            Op::Variable(number, _) => Op::Variable(*number, false),
+            Op::Slot(slot, _) => Op::Slot(*slot, false),
+            Op::Take(slot, _) => Op::Take(*slot, false),
+            Op::Relative(of, _) => Op::Relative(*of, false),
+            Op::Select { operand, field, optional } => {
+                let (operand, field, optional) = (*operand, field.clone(), *optional);
+                Op::Select { operand: self.unbilled(operand), field, optional }
+            }
+            Op::Index { operand, index, optional } => {
+                let (operand, index, optional) = (*operand, *index, *optional);
+                Op::Index { operand: self.unbilled(operand), index, optional }
+            }
+            _ => return at,
+        };
+        self.add(op)
+    }
+
     fn slot(&self, name: &str) -> Option<u16> {
         self.locals.iter().rev().find(|(local, _)| **local == *name).map(|(_, slot)| *slot)
     }
@@ -199,10 +260,10 @@ impl Planner<'_> {
                     self.variables.push(name.clone());
                     self.variables.len() - 1
                 });
-                Op::Variable(number as u16)
+                Op::Variable(number as u16, true)
             }
             Reference::Type(name) => Op::Constant(Value::Type(name.clone())),
-            _ => self.slot(name).map_or_else(|| Op::Constant(Value::Null), Op::Slot),
+            _ => self.slot(name).map_or_else(|| Op::Constant(Value::Null), |slot| Op::Slot(slot, true)),
         }
     }
 
@@ -222,9 +283,8 @@ impl Planner<'_> {
             let (Some(key), Some(value), false) = (key, self.constant(*value), *optional) else {
                 return Op::Map(entries);
             };
-            if folded.insert(key, value.clone()).is_some() {
-                return Op::Map(entries);
-            }
+            // A key that is repeated has its last value.
+            folded.insert(key, value.clone());
         }
         Op::Constant(Value::Map(Map::own(folded)))
     }
@@ -235,7 +295,7 @@ impl Planner<'_> {
                 Kind::Literal(Literal::String(field)) => field.clone(),
                 _ => "".into(),
             };
-            return Op::Select { operand: self.node(args[0]), field, optional: true };
+            return Op::Select { operand: self.way(args[0]), field, optional: true };
         }
         let (name, is_target) = match self.checked.reference(id) {
             Reference::Function { name, target, .. } => (name.clone(), *target),
@@ -246,11 +306,25 @@ impl Planner<'_> {
         match (&*name, &*args) {
             ("_&&_", [a, b]) => Op::Logic { a: *a, b: *b, or: false },
             ("_||_", [a, b]) => Op::Logic { a: *a, b: *b, or: true },
-            ("_?_:_", [condition, yes, no]) => Op::Conditional { condition: *condition, yes: *yes, no: *no },
+            ("_?_:_", [condition, yes, no]) => {
+                Op::Conditional { condition: *condition, yes: self.unbilled(*yes), no: self.unbilled(*no) }
+            }
             ("_==_", [a, b]) => Op::Equal { a: *a, b: *b, not: false },
             ("_!=_", [a, b]) => Op::Equal { a: *a, b: *b, not: true },
-            ("_[_]", [operand, index]) => Op::Index { operand: *operand, index: *index, optional: false },
-            ("_[?_]", [operand, index]) => Op::Index { operand: *operand, index: *index, optional: true },
+            ("_[_]" | "_[?_]", [operand, index]) => {
+                let wrong = match self.constant(*index) {
+                    Some(Value::Bytes(_)) => Some("Bytes"),
+                    Some(Value::Null) => Some("Null"),
+                    Some(Value::Duration(_)) => Some("Duration"),
+                    Some(Value::Timestamp(_)) => Some("Timestamp"),
+                    _ => None,
+                };
+                if let Some(name) = wrong {
+                    self.wrong.get_or_insert(EvalError::new(format!("invalid qualifier type: types.{name}")));
+                }
+                let index = self.unbilled(*index);
+                Op::Index { operand: self.relative(*operand), index, optional: &*name == "_[?_]" }
+            }
             ("@not_strictly_false", [a]) => Op::NotStrictlyFalse(*a),
             ("or", [a, b]) => Op::Or { a: *a, b: *b, value: false },
             ("orValue", [a, b]) => Op::Or { a: *a, b: *b, value: true },
@@ -262,10 +336,44 @@ impl Planner<'_> {
         let overloads: Box<[&'static Overload]> = self.checked.overloads(id).into();
         let one = if overloads.len() == 1 { &*overloads[0].id } else { "" };
         let cost = CostRule::of(&name, one);
+        let mut wrong = None;
         let takes_pattern = matches!(&*name, "matches" | "find" | "findAll");
         let pattern = args.get(1).filter(|_| takes_pattern).and_then(|at| self.constant(*at)?.as_str());
-        let pattern = pattern.and_then(|pattern| compile_pattern(pattern).ok());
-        Op::Call(Box::new(CallOp { name, overloads, args, cost, pattern }))
+        let pattern = pattern.and_then(|pattern| match compile_pattern(pattern) {
+            Ok(pattern) => Some(pattern),
+            Err(error) => {
+                wrong = Some(EvalError::new(error.to_string()));
+                None
+            }
+        });
+        self.wrong = self.wrong.take().or(wrong);
+        let call = CallOp { name, overloads, args, cost, pattern };
+        match *call.args {
+            [at] if CONVERSIONS.contains(&&*call.name) => match self.converted(&call, at) {
+                Some(value) => Op::Constant(value),
+                None => Op::Call(Box::new(call)),
+            },
+            [_, list] if one == "in_list" => match self.constant(list) {
+                Some(Value::List(list)) if list.len() == 0 => Op::Constant(Value::Bool(false)),
+                Some(Value::List(list)) if list.iter().all(|item| item.is_ok_and(|item| item.is_primitive())) => {
+                    Op::Member(Box::new(call))
+                }
+                _ => Op::Call(Box::new(call)),
+            },
+            _ => Op::Call(Box::new(call)),
+        }
+    }
+
+    /// What a constant is converted to.
+    fn converted(&mut self, call: &CallOp, at: At) -> Option<Value<'static>> {
+        let value = self.constant(at)?.clone();
+        match convert(call, &[value]) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.wrong.get_or_insert(error);
+                None
+            }
+        }
     }
 
     fn fold(&mut self, fold: &Fold) -> Op {
@@ -290,19 +398,7 @@ impl Planner<'_> {
         self.locals.truncate(depth + 1);
         let result = self.node(fold.result);
         self.locals.truncate(depth);
-        let forgives = matches!(self.ops[step as usize], Op::Logic { .. });
-        Op::Fold(Box::new(FoldOp {
-            range,
-            variable,
-            second,
-            accumulator,
-            init,
-            condition,
-            step,
-            result,
-            binds,
-            forgives,
-        }))
+        Op::Fold(Box::new(FoldOp { range, variable, second, accumulator, init, condition, step, result, binds }))
     }
 
     /// The step of a loop that gathers, so that it adds to what is there and copies nothing.
@@ -310,12 +406,12 @@ impl Planner<'_> {
         let checked = self.checked;
         let accumulates = |id: Id| matches!(&checked.tree.get(id).kind, Kind::Ident(name) if &**name == ACCUMULATOR);
         let op = match &checked.tree.get(id).kind {
-            Kind::Ident(_) if accumulates(id) => Op::Take(slot),
+            Kind::Ident(_) if accumulates(id) => Op::Take(slot, true),
             Kind::Call { function, args, .. } if &**function == "_?_:_" => {
                 let condition = self.node(args[0]);
                 let yes = self.step(args[1], slot);
                 let no = self.step(args[2], slot);
-                Op::Conditional { condition, yes, no }
+                Op::Conditional { condition, yes: self.unbilled(yes), no: self.unbilled(no) }
             }
             Kind::Call { function, args, .. } if &**function == "_+_" && accumulates(args[0]) => {
                 Op::Append { slot, items: self.node(args[1]) }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::plan::{At, CallOp, Code, Op};
 use super::{Activation, actual};
-use crate::budget::Meter;
+use crate::budget::{Budget, Meter};
 use crate::error::{ErrorKind, EvalError};
 use crate::library::{Call, Implementation};
 use crate::value::{Key, List, Map, Object, Res, Value, equal};
@@ -32,12 +32,24 @@ pub(super) fn run<'d>(code: &Code, activation: &Activation<'d>, meter: &mut Mete
     Machine { code, activation, slots, meter }.eval(code.root)
 }
 
+/// A conversion, made before anything is evaluated.
+pub(super) fn convert(call: &CallOp, args: &[Value<'static>]) -> Res<Value<'static>> {
+    let run = implementation(call, args)?;
+    let budget = Budget::default();
+    run(&mut Call { function: &call.name, args, meter: &mut budget.meter(), authorizer: None, pattern: None })
+}
+
+/// What an argument costs as: an error is as large as a number.
+fn shown<'v, 'd>(value: &'v Res<Value<'d>>) -> &'v Value<'d> {
+    value.as_ref().unwrap_or(&Value::Null)
+}
+
 /// An error that ends the evaluation, whatever stands around it.
 pub(super) fn fatal(error: &EvalError) -> bool {
     error.kind != ErrorKind::Value
 }
 
-impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
+impl<'c, 'd, 'i> Machine<'c, '_, 'd, '_, 'i> {
     pub(super) fn eval(&mut self, at: At) -> Res<Value<'d>> {
         self.meter.enter()?;
         let result = self.operation(at);
@@ -49,11 +61,22 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
         let code: &'c Code = self.code;
         match &code.ops[at as usize] {
             Op::Constant(value) => Ok(value.clone()),
-            Op::Variable(number) => self.variable(*number),
-            Op::Slot(slot) => self.slot(*slot),
-            Op::Take(slot) => {
-                self.meter.cost(1)?;
+            Op::Variable(number, billed) => {
+                self.meter.cost(u64::from(*billed))?;
+                self.variable(*number)
+            }
+            Op::Slot(slot, billed) => {
+                self.meter.cost(u64::from(*billed))?;
+                self.slot(*slot)
+            }
+            Op::Take(slot, billed) => {
+                self.meter.cost(u64::from(*billed))?;
                 self.take(*slot)
+            }
+            Op::Relative(at, billed) => {
+                let value = self.eval(*at);
+                self.meter.cost(u64::from(*billed))?;
+                value
             }
             Op::Select { operand, field, optional } => self.select(*operand, field, *optional),
             Op::Test { operand, field } => self.test(*operand, field),
@@ -76,6 +99,10 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
             }
             Op::Or { a, b, value } => self.or(*a, *b, *value),
             Op::Call(call) => self.call(call),
+            Op::Member(call) => {
+                let args = [self.eval(call.args[0])?, self.eval(call.args[1])?];
+                (implementation(call, &args)?)(&mut self.what(call, &args))
+            }
             Op::List { items, optional } => self.list(items, optional),
             Op::Map(entries) => self.map(entries),
             Op::Object { name, fields } => self.object(name, fields),
@@ -86,7 +113,6 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
     }
 
     fn variable(&mut self, number: u16) -> Res<Value<'d>> {
-        self.meter.cost(1)?;
         let name = &self.code.variables[usize::from(number)];
         match self.activation.values.iter().find(|(other, _)| **other == **name) {
             Some((_, value)) => value.clone(),
@@ -95,7 +121,6 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
     }
 
     fn slot(&mut self, slot: u16) -> Res<Value<'d>> {
-        self.meter.cost(1)?;
         match &self.slots[usize::from(slot)] {
             Slot::Value(value) => value.clone(),
             Slot::Pending(at) => {
@@ -117,15 +142,18 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
 
     fn select(&mut self, operand: At, field: &Arc<str>, optional: bool) -> Res<Value<'d>> {
         let operand = self.eval(operand)?;
-        self.meter.cost(1)?;
-        if let Value::Optional(inner) = &operand {
-            let found = inner.as_ref().and_then(|inner| self.field(inner, field));
-            return Ok(Value::Optional(found.transpose()?.map(Arc::new)));
-        }
-        let found = self.field(&operand, field).transpose()?;
-        if optional {
+        if optional || matches!(operand, Value::Optional(_)) {
+            let inner = match &operand {
+                Value::Optional(inner) => inner.as_deref(),
+                other => Some(other),
+            };
+            let found = inner.and_then(|inner| self.field(inner, field)).transpose()?;
+            // What is not there costs nothing.
+            self.meter.cost(u64::from(found.is_some()))?;
             return Ok(Value::Optional(found.map(Arc::new)));
         }
+        self.meter.cost(1)?;
+        let found = self.field(&operand, field).transpose()?;
         match (found, &operand) {
             (Some(value), _) => Ok(value),
             (None, Value::List(_)) => Err(EvalError::new("unsupported index type 'string' in list")),
@@ -142,7 +170,7 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
         }
     }
 
-    /// Whether a field is there; costs nothing.
+    /// Whether a field is there; costs as much as to select it, and the way there nothing by itself.
     fn test(&mut self, operand: At, field: &Arc<str>) -> Res<Value<'d>> {
         let operand = self.eval(operand)?;
         let inner = match &operand {
@@ -156,18 +184,21 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
             Value::Object(object) => object.fields.contains_key(field),
             _ => false,
         };
+        // What an optional value doesn't have costs nothing.
+        self.meter.cost(u64::from(present || !matches!(operand, Value::Optional(_))))?;
         Ok(Value::Bool(present))
     }
 
     fn index(&mut self, operand: At, index: At, optional: bool) -> Res<Value<'d>> {
         let operand = self.eval(operand)?;
-        let index = self.eval(index)?;
-        self.meter.cost(1)?;
         let (inner, optional) = match &operand {
             Value::Optional(None) => return Ok(Value::Optional(None)),
             Value::Optional(Some(inner)) => (&**inner, true),
             other => (other, optional),
         };
+        let index = self.eval(index);
+        self.meter.cost(u64::from(!optional))?;
+        let index = index?;
         let found = match inner {
             Value::List(list) => {
                 let at = List::index(&index)?;
@@ -181,7 +212,10 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
             _ => None,
         };
         match found {
-            found if optional => Ok(Value::Optional(found.map(Arc::new))),
+            found if optional => {
+                self.meter.cost(u64::from(found.is_some()))?;
+                Ok(Value::Optional(found.map(Arc::new)))
+            }
             Some(value) => Ok(value),
             None if matches!(inner, Value::List(_)) => Err(EvalError::new(format!("index out of bounds: {index}"))),
             None => Err(EvalError::no_such_key(&index)),
@@ -213,10 +247,17 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
     }
 
     fn equal(&mut self, a: At, b: At, not: bool) -> Res<Value<'d>> {
-        let a = self.eval(a)?;
-        let b = self.eval(b)?;
-        self.meter.cost(actual::equality(&a, &b, not))?;
-        Ok(Value::Bool(equal(&a, &b, self.meter)? != not))
+        let (a, b) = (self.argument(a)?, self.argument(b)?);
+        self.meter.cost(actual::equality(shown(&a), shown(&b), not))?;
+        Ok(Value::Bool(equal(&a?, &b?, self.meter)? != not))
+    }
+
+    /// The outer error ends the evaluation, the inner one is what the call comes to.
+    fn argument(&mut self, at: At) -> Res<Res<Value<'d>>> {
+        match self.eval(at) {
+            Err(error) if fatal(&error) => Err(error),
+            other => Ok(other),
+        }
     }
 
     fn or(&mut self, a: At, b: At, value: bool) -> Res<Value<'d>> {
@@ -228,35 +269,70 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
         }
     }
 
+    /// A call costs what it costs also where an argument is an error, if all of them were evaluated: two always are.
     fn call(&mut self, call: &'c CallOp) -> Res<Value<'d>> {
         match &*call.args {
             [] => self.invoke(call, &[]),
-            [a] => {
-                let args = [self.eval(*a)?];
-                self.invoke(call, &args)
-            }
-            [a, b] => {
-                let args = [self.eval(*a)?, self.eval(*b)?];
-                self.invoke(call, &args)
-            }
-            more => {
-                let args = more.iter().map(|at| self.eval(*at)).collect::<Res<Vec<_>>>()?;
-                self.invoke(call, &args)
+            [a] => match self.argument(*a)? {
+                Ok(a) => self.invoke(call, &[a]),
+                Err(error) => self.failed(call, &[Value::Null], error),
+            },
+            [a, b] => match (self.argument(*a)?, self.argument(*b)?) {
+                (Ok(a), Ok(b)) => self.invoke(call, &[a, b]),
+                (Err(error), b) => self.failed(call, &[Value::Null, b.unwrap_or(Value::Null)], error),
+                (Ok(a), Err(error)) => self.failed(call, &[a, Value::Null], error),
+            },
+            [more @ .., last] => {
+                let mut args = more.iter().map(|at| self.eval(*at)).collect::<Res<Vec<_>>>()?;
+                let last = self.argument(*last)?;
+                args.push(last.clone().unwrap_or(Value::Null));
+                match last {
+                    Ok(_) => self.invoke(call, &args),
+                    Err(error) => self.failed(call, &args, error),
+                }
             }
         }
     }
 
+    fn what<'w>(&'w mut self, call: &'w CallOp, args: &'w [Value<'d>]) -> Call<'w, 'd, 'i> {
+        let (authorizer, pattern) = (self.activation.authorizer, call.pattern.as_ref());
+        Call { function: &call.name, args, meter: self.meter, authorizer, pattern }
+    }
+
+    fn failed(&mut self, call: &CallOp, args: &[Value<'d>], error: EvalError) -> Res<Value<'d>> {
+        self.meter.cost(call.cost.charge(args, None))?;
+        Err(error)
+    }
+
     fn invoke(&mut self, call: &CallOp, args: &[Value<'d>]) -> Res<Value<'d>> {
-        let run = implementation(call, args)?;
-        let authorizer = self.activation.authorizer;
-        let mut what =
-            Call { function: &call.name, args, meter: self.meter, authorizer, pattern: call.pattern.as_ref() };
-        let result = run(&mut what);
+        let run = match implementation(call, args) {
+            Ok(run) => run,
+            Err(error) => return self.failed(call, args, error),
+        };
+        let result = run(&mut self.what(call, args));
         self.meter.cost(call.cost.charge(args, result.as_ref().ok()))?;
         result
     }
 
     fn list(&mut self, items: &[At], optional: &[bool]) -> Res<Value<'d>> {
+        let made = self.made_list(items, optional);
+        self.meter.cost(actual::LIST)?;
+        made
+    }
+
+    fn map(&mut self, entries: &[(At, At, bool)]) -> Res<Value<'d>> {
+        let made = self.made_map(entries);
+        self.meter.cost(actual::MAP)?;
+        made
+    }
+
+    fn object(&mut self, name: &Arc<str>, fields: &[(Arc<str>, At, bool)]) -> Res<Value<'d>> {
+        let made = self.made_object(name, fields);
+        self.meter.cost(actual::OBJECT)?;
+        made
+    }
+
+    fn made_list(&mut self, items: &[At], optional: &[bool]) -> Res<Value<'d>> {
         let mut values = Vec::with_capacity(items.len());
         for (item, optional) in items.iter().zip(optional) {
             match (self.eval(*item)?, optional) {
@@ -269,12 +345,11 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
                 }
             }
         }
-        self.meter.cost(actual::LIST)?;
         self.meter.allocate(values.len() * size_of::<Value<'_>>())?;
         Ok(Value::list(values))
     }
 
-    fn map(&mut self, entries: &[(At, At, bool)]) -> Res<Value<'d>> {
+    fn made_map(&mut self, entries: &[(At, At, bool)]) -> Res<Value<'d>> {
         let mut map = BTreeMap::new();
         for (key, value, optional) in entries {
             let key = self.eval(*key)?;
@@ -285,16 +360,13 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
                 key => Key::from_value(key),
             };
             let name = name.ok_or_else(|| EvalError::new(format!("unsupported key type: {}", key.type_name())))?;
-            if map.insert(name, value).is_some() {
-                return Err(EvalError::new(format!("Failed with repeated key: {key}")));
-            }
+            map.insert(name, value);
         }
-        self.meter.cost(actual::MAP)?;
         self.meter.allocate(map.len() * 2 * size_of::<Value<'_>>())?;
         Ok(Value::Map(Map::own(map)))
     }
 
-    fn object(&mut self, name: &Arc<str>, fields: &[(Arc<str>, At, bool)]) -> Res<Value<'d>> {
+    fn made_object(&mut self, name: &Arc<str>, fields: &[(Arc<str>, At, bool)]) -> Res<Value<'d>> {
         let mut made = BTreeMap::new();
         for (field, value, optional) in fields {
             let value = self.eval(*value)?;
@@ -302,7 +374,6 @@ impl<'c, 'd> Machine<'c, '_, 'd, '_, '_> {
                 made.insert(field.clone(), value);
             }
         }
-        self.meter.cost(actual::OBJECT)?;
         self.meter.allocate(made.len() * 2 * size_of::<Value<'_>>())?;
         Ok(Value::Object(Arc::new(Object { name: name.clone(), fields: made })))
     }

@@ -1,9 +1,14 @@
 //! `'…'.format([…])`, and quotation.
 
 use super::Call;
+use super::template::{Clause, Piece, pieces, unfit};
 use crate::error::EvalError;
 use crate::limits::VALUE_DEPTH;
-use crate::value::{Res, Value};
+use crate::value::{Map, Res, Value};
+
+/// Digits behind a point, where nothing else is asked for.
+const DIGITS: usize = 6;
+const ABOVE: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
 
 /// The text as Go would write it in source.
 pub(super) fn quote(text: &str) -> String {
@@ -32,106 +37,101 @@ pub(super) fn format<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
     let list = list.clone();
     let template = call.text(0)?.to_owned();
     let mut written = String::new();
-    let mut args = list.iter();
     let mut used = 0usize;
-    let mut chars = template.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            written.push(c);
-            continue;
-        }
-        if chars.next_if_eq(&'%').is_some() {
-            written.push('%');
-            continue;
-        }
-        let arg = args.next().ok_or_else(|| EvalError::new(format!("index {used} out of range")))??;
-        used += 1;
-        let mut precision = None;
-        if chars.next_if_eq(&'.').is_some() {
-            let mut digits = String::new();
-            while let Some(digit) = chars.next_if(char::is_ascii_digit) {
-                digits.push(digit);
+    for piece in pieces(&template) {
+        let clause = match piece {
+            Piece::Text(text) => {
+                written.push_str(text);
+                continue;
             }
-            let wanted: usize =
-                digits.parse().map_err(|_| EvalError::new("error while checking precision: invalid precision"))?;
-            precision = Some(wanted.min(1000));
-        }
-        let verb = chars.next().ok_or_else(|| EvalError::new("unexpected end of string"))?;
-        let clause = clause(verb, precision, &arg, call)?;
-        call.meter.allocate(clause.len())?;
-        written.push_str(&clause);
-    }
-    if used < list.len() {
-        return Err(EvalError::new(format!(
-            "too many arguments supplied to string.format (expected {used}, got {})",
-            list.len()
-        )));
+            Piece::Argument(clause) => clause,
+        };
+        let arg = list.get(used).ok_or_else(|| EvalError::new(format!("index {used} out of range")))??;
+        used += 1;
+        let text = shown(clause.map_err(EvalError::new)?, &arg, call)?;
+        call.meter.allocate(text.len())?;
+        written.push_str(&text);
     }
     call.made(written)
 }
 
-fn unfit(what: &str, value: &Value<'_>) -> EvalError {
-    EvalError::new(format!("error during formatting: {what}, was given {}", value.type_name()))
-}
-
-fn clause(verb: char, precision: Option<usize>, value: &Value<'_>, call: &mut Call<'_, '_, '_>) -> Res<String> {
-    match verb {
-        's' => {
+fn shown(clause: Clause, value: &Value<'_>, call: &mut Call<'_, '_, '_>) -> Res<String> {
+    let digits = clause.precision.unwrap_or(DIGITS);
+    Ok(match (clause.verb, value) {
+        ('s', value) => {
             let mut text = String::new();
             plain(value, &mut text, call, 0)?;
-            Ok(text)
+            text
         }
-        'd' => match value {
-            Value::Int(value) => Ok(value.to_string()),
-            Value::Uint(value) => Ok(value.to_string()),
-            Value::Double(value) if !value.is_finite() => Ok(special(*value)),
-            value => Err(unfit("decimal clause can only be used on integers", value)),
-        },
-        'f' => match value {
-            Value::Double(value) if !value.is_finite() => Ok(special(*value)),
-            Value::Double(value) => Ok(format!("{value:.*}", precision.unwrap_or(6))),
-            Value::Int(value) => Ok(format!("{:.*}", precision.unwrap_or(6), *value as f64)),
-            Value::Uint(value) => Ok(format!("{:.*}", precision.unwrap_or(6), *value as f64)),
-            value => Err(unfit("fixed-point clause can only be used on doubles", value)),
-        },
-        'e' => match value {
-            Value::Double(value) if !value.is_finite() => Ok(special(*value)),
-            Value::Double(value) => {
-                let text = format!("{value:.*e}", precision.unwrap_or(6));
-                let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-                let exponent: i32 = exponent.parse().unwrap_or(0);
-                let sign = if exponent < 0 { '-' } else { '+' };
-                Ok(format!("{mantissa}e{sign}{:02}", exponent.abs()))
-            }
-            value => Err(unfit("scientific clause can only be used on doubles", value)),
-        },
-        'b' => match value {
-            Value::Bool(value) => Ok(i32::from(*value).to_string()),
-            Value::Int(value) => Ok(signed(*value, |value| format!("{value:b}"))),
-            Value::Uint(value) => Ok(format!("{value:b}")),
-            value => Err(unfit("only integers and bools can be formatted as binary", value)),
-        },
-        'o' => match value {
-            Value::Int(value) => Ok(signed(*value, |value| format!("{value:o}"))),
-            Value::Uint(value) => Ok(format!("{value:o}")),
-            value => Err(unfit("octal clause can only be used on integers", value)),
-        },
-        'x' | 'X' => {
+        ('d', Value::Int(value)) => value.to_string(),
+        ('d', Value::Uint(value)) => value.to_string(),
+        ('f', value) => fixed(number(clause, value)?, digits),
+        ('e', value) => scientific(number(clause, value)?, digits),
+        ('b', Value::Bool(value)) => i32::from(*value).to_string(),
+        ('b', Value::Int(value)) => signed(*value, |value| format!("{value:b}")),
+        ('b', Value::Uint(value)) => format!("{value:b}"),
+        ('o', Value::Int(value)) => signed(*value, |value| format!("{value:o}")),
+        ('o', Value::Uint(value)) => format!("{value:o}"),
+        ('x' | 'X', value) => {
             let text = match value {
                 Value::Int(value) => signed(*value, |value| format!("{value:x}")),
                 Value::Uint(value) => format!("{value:x}"),
                 Value::String(text) => text.bytes().map(|byte| format!("{byte:02x}")).collect(),
                 Value::Bytes(bytes) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-                value => {
-                    return Err(unfit("only integers, byte buffers, and strings can be formatted as hex", value));
-                }
+                value => return Err(misfit(clause.verb, value)),
             };
-            Ok(if verb == 'X' { text.to_uppercase() } else { text })
+            if clause.verb == 'X' { text.to_uppercase() } else { text }
         }
-        verb => {
-            Err(EvalError::new(format!("could not parse formatting clause: unrecognized formatting clause \"{verb}\"")))
-        }
+        (verb, value) => return Err(misfit(verb, value)),
+    })
+}
+
+fn misfit(verb: char, value: &Value<'_>) -> EvalError {
+    EvalError::new(unfit(verb, value.type_name()))
+}
+
+/// A double, or the name of one that has no digits.
+fn number(clause: Clause, value: &Value<'_>) -> Res<f64> {
+    match value {
+        Value::Double(value) => Ok(*value),
+        Value::String(text) => match &**text {
+            "NaN" => Ok(f64::NAN),
+            "Infinity" => Ok(f64::INFINITY),
+            "-Infinity" => Ok(f64::NEG_INFINITY),
+            _ => Err(misfit(clause.verb, value)),
+        },
+        value => Err(misfit(clause.verb, value)),
     }
+}
+
+/// As American English writes it: thousands apart.
+fn fixed(value: f64, digits: usize) -> String {
+    if !value.is_finite() {
+        return special(value);
+    }
+    let text = format!("{:.digits$}", value.abs());
+    let (whole, fraction) = text.split_at(text.find('.').unwrap_or(text.len()));
+    let mut written = String::from(if value < 0.0 { "-" } else { "" });
+    for (at, digit) in whole.chars().enumerate() {
+        if at > 0 && (whole.len() - at).is_multiple_of(3) {
+            written.push(',');
+        }
+        written.push(digit);
+    }
+    written + fraction
+}
+
+/// A power of ten, whose exponent stands above the line. What has no digits is as wide as there would be.
+fn scientific(value: f64, digits: usize) -> String {
+    if !value.is_finite() {
+        return format!("{:>digits$}", special(value));
+    }
+    let text = format!("{:.*e}", DIGITS, value.abs());
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    let (sign, exponent) = exponent.strip_prefix('-').map_or(("", exponent), |exponent| ("⁻", exponent));
+    let above: String = format!("{exponent:0>2}").bytes().map(|digit| ABOVE[usize::from(digit - b'0')]).collect();
+    let minus = if value < 0.0 { "-" } else { "" };
+    format!("{minus}{mantissa}×10{sign}{above}")
 }
 
 fn signed(value: i64, digits: impl Fn(u64) -> String) -> String {
@@ -142,19 +142,21 @@ fn special(value: f64) -> String {
     if value.is_nan() {
         "NaN"
     } else if value > 0.0 {
-        "Infinity"
+        "∞"
     } else {
-        "-Infinity"
+        "-∞"
     }
     .to_owned()
 }
 
+/// A value as text; within a list or a map as it would be written in an expression.
 fn plain(value: &Value<'_>, text: &mut String, call: &mut Call<'_, '_, '_>, depth: usize) -> Res<()> {
     call.meter.step(1)?;
     if depth > VALUE_DEPTH {
         return Err(EvalError::cost_limit());
     }
     let before = text.len();
+    let within = depth > 0;
     match value {
         Value::List(list) => {
             text.push('[');
@@ -166,36 +168,64 @@ fn plain(value: &Value<'_>, text: &mut String, call: &mut Call<'_, '_, '_>, dept
             }
             text.push(']');
         }
-        Value::Map(map) => {
-            text.push('{');
-            for (at, key) in map.keys().into_iter().enumerate() {
-                if at > 0 {
-                    text.push_str(", ");
-                }
-                plain(&key, text, call, depth + 1)?;
-                text.push_str(": ");
-                if let Some(value) = map.get(&key)? {
-                    plain(&value, text, call, depth + 1)?;
-                }
-            }
-            text.push('}');
+        Value::Map(map) => entries(map, text, call, depth)?,
+        Value::String(value) if within => text.push_str(&quote(value)),
+        Value::Bytes(bytes) => {
+            let bytes = str::from_utf8(bytes).map_err(|_| invalid_bytes())?;
+            text.push_str(&if within { format!("b{}", quote(bytes)) } else { bytes.to_owned() });
         }
-        Value::Double(value) if !value.is_finite() => text.push_str(&special(*value)),
-        Value::Bytes(bytes) => text.push_str(&String::from_utf8_lossy(bytes)),
-        Value::Timestamp(time) => text.push_str(&time.to_string()),
+        Value::Double(value) if within && !value.is_finite() => {
+            let name = if value.is_nan() {
+                "NaN"
+            } else if *value > 0.0 {
+                "+Inf"
+            } else {
+                "-Inf"
+            };
+            text.push_str(&format!("\"{name}\""));
+        }
+        Value::Double(value) if within => text.push_str(&format!("{value:.DIGITS$}")),
+        Value::Timestamp(_) | Value::Duration(_) if within => {
+            let name = if matches!(value, Value::Timestamp(_)) { "timestamp" } else { "duration" };
+            text.push_str(&format!("{name}(\"{value}\")"));
+        }
         Value::Null
         | Value::Bool(_)
         | Value::Int(_)
         | Value::Uint(_)
         | Value::Double(_)
         | Value::String(_)
+        | Value::Timestamp(_)
         | Value::Duration(_)
         | Value::Type(_) => text.push_str(&value.to_string()),
-        other => {
-            let what = "string clause can only be used on strings, bools, bytes, ints, doubles, maps, lists, types, \
-                        durations, and timestamps";
-            return Err(unfit(what, other));
+        other if within => {
+            let what = format!("error during formatting: no formatting function for {}", other.type_name());
+            return Err(EvalError::new(what));
         }
+        other => return Err(misfit('s', other)),
     }
     if depth == 0 { Ok(()) } else { call.meter.allocate(text.len() - before) }
+}
+
+fn invalid_bytes() -> EvalError {
+    let what = "invalid UTF-8 in bytes, cannot convert to string";
+    EvalError::new(format!("error during formatting: could not convert argument {} to string", quote(what)))
+}
+
+/// A map's entries in the order of their keys as text.
+fn entries(map: &Map<'_>, text: &mut String, call: &mut Call<'_, '_, '_>, depth: usize) -> Res<()> {
+    let mut pairs = Vec::new();
+    for key in map.keys() {
+        let (mut name, mut shown) = (String::new(), String::new());
+        plain(&key, &mut name, call, depth + 1)?;
+        if let Some(value) = map.get(&key)? {
+            plain(&value, &mut shown, call, depth + 1)?;
+        }
+        pairs.push(format!("{name}:{shown}"));
+    }
+    pairs.sort();
+    text.push('{');
+    text.push_str(&pairs.join(", "));
+    text.push('}');
+    Ok(())
 }

@@ -15,7 +15,16 @@ pub(super) fn find(function: &str, id: &str) -> Option<Implementation> {
             "list_uint_sum_uint" => |call| sum(call, Value::Uint(0)),
             "list_double_sum_double" => |call| sum(call, Value::Double(0.0)),
             "list_duration_sum_duration" => |call| sum(call, Value::Duration(0)),
-            _ => |call| sum(call, Value::Int(0)),
+            _ => |call| {
+                // Of what is known only now the first item tells what they are.
+                let zero = match list(call, 0)?.get(0).transpose()? {
+                    Some(Value::Uint(_)) => Value::Uint(0),
+                    Some(Value::Double(_)) => Value::Double(0.0),
+                    Some(Value::Duration(_)) => Value::Duration(0),
+                    _ => Value::Int(0),
+                };
+                sum(call, zero)
+            },
         },
         "indexOf" if id.starts_with("list") => |call| place(call, false),
         "lastIndexOf" if id.starts_with("list") => |call| place(call, true),

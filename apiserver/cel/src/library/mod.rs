@@ -11,6 +11,7 @@ mod optional;
 mod pattern;
 mod quantities;
 mod strings;
+mod template;
 mod time;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ pub use authorizer::{AuthorizationRequest, Authorizer, Decided};
 pub(crate) use names::regex_size;
 pub(crate) use operators::{add, is_zero};
 pub use pattern::{compile as compile_pattern, translate as translate_pattern};
+pub(crate) use template::{Piece, pieces, unfit};
 
 use crate::budget::Meter;
 use crate::error::EvalError;
@@ -244,6 +246,7 @@ pub(crate) fn named(name: &str) -> Option<Type> {
         "map" => Type::map(Type::Dyn, Type::Dyn),
         "type" => Type::Type(None),
         "optional_type" => Type::optional(Type::Dyn),
+        "net.IP" | "net.CIDR" => Type::Opaque(name.into()),
         _ => return None,
     })
 }

@@ -3,9 +3,9 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Implementation, net};
+use super::Implementation;
 use crate::error::EvalError;
-use crate::value::{Opaque, Value, parse_timestamp};
+use crate::value::{Opaque, Url, Value, parse_timestamp};
 
 /// Names of formats.
 pub(super) const NAMES: &[&str] = &[
@@ -71,10 +71,10 @@ pub(crate) fn regex_size(name: &str) -> u64 {
         "dns1123Label" | "dns1035Label" | "dns1123LabelPrefix" | "dns1035LabelPrefix" => 30,
         "dns1123Subdomain" | "qualifiedName" | "dns1123SubdomainPrefix" => 60,
         "labelValue" => 40,
-        "uuid" => 98,
-        "uri" => 1000,
+        "uuid" => 70,
+        "uri" => 1103,
         "byte" => 84,
-        _ => 122,
+        _ => 71,
     }
 }
 
@@ -143,7 +143,7 @@ fn problems(format: &str, text: &str) -> Vec<String> {
         }
         "qualifiedName" => problems = qualified(text),
         "uri" => {
-            if let Err(error) = net::parse_url(text) {
+            if let Err(error) = Url::parse(text) {
                 problems.push(error);
             }
         }

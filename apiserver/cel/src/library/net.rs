@@ -3,19 +3,17 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use url::Url;
-
 use super::{Call, Implementation};
 use crate::error::EvalError;
-use crate::value::{Cidr, Key, Map, Opaque, Res, Text, Value};
+use crate::value::{Cidr, Key, Map, Opaque, Res, Text, Url, Value};
 
 pub(super) fn find(function: &str, id: &str) -> Option<Implementation> {
     Some(match function {
-        "url" => |call| match parse_url(call.text(0)?) {
+        "url" => |call| match Url::parse(call.text(0)?) {
             Ok(url) => Ok(Value::opaque(Opaque::Url(url))),
             Err(error) => Err(EvalError::new(format!("URL parse error during conversion from string: {error}"))),
         },
-        "isURL" => |call| Ok(Value::Bool(parse_url(call.text(0)?).is_ok())),
+        "isURL" => |call| Ok(Value::Bool(Url::parse(call.text(0)?).is_ok())),
         "getScheme" | "getHost" | "getHostname" | "getPort" | "getEscapedPath" => part,
         "getQuery" => query,
         "ip" if id == "cidr_ip" => |call| Ok(Value::opaque(Opaque::Ip(cidr(call, 0)?.address))),
@@ -72,51 +70,33 @@ pub(super) fn find(function: &str, id: &str) -> Option<Implementation> {
     })
 }
 
-/// An absolute URL, or an absolute path, as Go's `ParseRequestURI` takes them.
-pub(super) fn parse_url(text: &str) -> Result<Url, String> {
-    let wrong = |why: &str| format!("parse \"{text}\": {why}");
-    if text.is_empty() {
-        return Err(wrong("empty url"));
+fn url<'c>(call: &'c Call<'_, '_, '_>) -> Res<&'c Url> {
+    match call.arg(0)? {
+        Value::Opaque(opaque) => match &**opaque {
+            Opaque::Url(url) => Ok(url),
+            _ => Err(EvalError::no_such_overload()),
+        },
+        _ => Err(EvalError::no_such_overload()),
     }
-    if text.chars().any(|c| c.is_ascii_control()) {
-        return Err(wrong("net/url: invalid control character in URL"));
-    }
-    let parsed = match Url::parse(text) {
-        Ok(url) => Ok(url),
-        Err(url::ParseError::RelativeUrlWithoutBase) if text.starts_with('/') => {
-            // A path has no scheme; one that nobody can write stands for none.
-            Url::parse(&format!("{NO_SCHEME}:{text}"))
-        }
-        Err(url::ParseError::RelativeUrlWithoutBase) => return Err(wrong("invalid URI for request")),
-        Err(error) => Err(error),
-    };
-    parsed.map_err(|error| wrong(&error.to_string()))
 }
 
-const NO_SCHEME: &str = "x-none";
-
 fn part<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
-    let Value::Opaque(opaque) = call.arg(0)? else { return Err(EvalError::no_such_overload()) };
-    let Opaque::Url(url) = &**opaque else { return Err(EvalError::no_such_overload()) };
-    let port = url.port().map(|port| port.to_string());
-    let host = url.host_str().unwrap_or_default();
+    let url = url(call)?;
     let text = match call.function {
-        "getScheme" if url.scheme() == NO_SCHEME => String::new(),
-        "getScheme" => url.scheme().to_owned(),
-        "getHost" => port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
-        "getHostname" => host.trim_start_matches('[').trim_end_matches(']').to_owned(),
-        "getPort" => port.unwrap_or_default(),
-        _ => url.path().to_owned(),
+        "getScheme" => &url.scheme,
+        "getHost" => &url.host,
+        "getHostname" => url.hostname(),
+        "getPort" => url.port().unwrap_or_default(),
+        _ => &url.path,
     };
+    let text = text.to_owned();
     call.made(text)
 }
 
 fn query<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
-    let Value::Opaque(opaque) = call.arg(0)? else { return Err(EvalError::no_such_overload()) };
-    let Opaque::Url(url) = &**opaque else { return Err(EvalError::no_such_overload()) };
     let mut found: BTreeMap<String, Vec<Value<'d>>> = BTreeMap::new();
-    for (name, value) in url.query_pairs() {
-        found.entry(name.into_owned()).or_default().push(Value::text(value));
+    for (name, value) in url(call)?.pairs() {
+        found.entry(name).or_default().push(Value::text(value));
     }
     let entries = found.into_iter().map(|(name, values)| (Key::String(Text::from(name)), Value::list(values)));
     Ok(Value::Map(Map::own(entries.collect())))
@@ -124,31 +104,116 @@ fn query<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
 
 /// An address without zone, and no IPv4 one in IPv6 clothes.
 fn parse_ip(text: &str) -> Res<IpAddr> {
-    let wrong = |why: &str| EvalError::new(format!("IP Address {text:?} {why}"));
-    let address: IpAddr = text.parse().map_err(|_| {
-        EvalError::new(format!(
-            "IP Address {text:?} parse error during conversion from string: ParseAddr({text:?}): unable to parse IP"
-        ))
+    let plain = text.split_once('%').map_or(text, |(plain, _)| plain);
+    let address: IpAddr = plain.parse().map_err(|_| {
+        let what = "parse error during conversion from string";
+        EvalError::new(format!("IP Address {text:?} {what}: ParseAddr({text:?}): {}", unreadable(text)))
     })?;
-    match address {
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
-            Err(wrong("parse error during conversion from string: IPv4-mapped IPv6 address is not allowed"))
-        }
-        address => Ok(address),
+    if plain.len() < text.len() {
+        return Err(EvalError::new(format!("IP address {text:?} with zone value is not allowed")));
+    }
+    if is_mapped(address) {
+        return Err(EvalError::new(format!("IPv4-mapped IPv6 address {text:?} is not allowed")));
+    }
+    Ok(address)
+}
+
+fn is_mapped(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
+}
+
+/// Why Go doesn't read an address.
+fn unreadable(text: &str) -> String {
+    match text.bytes().find(|byte| b".:%".contains(byte)) {
+        Some(b'.') => unreadable_v4(text),
+        Some(b':') => unreadable_v6(text),
+        Some(_) => "missing IPv6 address".into(),
+        None => "unable to parse IP".into(),
     }
 }
 
-fn parse_cidr(text: &str) -> Result<Cidr, String> {
-    let wrong = |why: &str| format!("netip.ParsePrefix({text:?}): {why}");
-    let (address, bits) = text.rsplit_once('/').ok_or_else(|| wrong("no '/'"))?;
-    let address: IpAddr = address.parse().map_err(|_| wrong("ParseAddr: unable to parse IP"))?;
-    if matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
-        return Err("IPv4-mapped IPv6 address is not allowed".to_owned());
+fn unreadable_v4(text: &str) -> String {
+    let (mut digits, mut number, mut fields) = (0, 0u32, 0);
+    let last = text.len().saturating_sub(1);
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'0'..=b'9' if digits == 1 && number == 0 => return "IPv4 field has octet with leading zero".into(),
+            b'0'..=b'9' => {
+                number = number * 10 + u32::from(byte - b'0');
+                digits += 1;
+                if number > 255 {
+                    return "IPv4 field has value >255".into();
+                }
+            }
+            b'.' if at == 0 || at == last || text.as_bytes()[at - 1] == b'.' => {
+                return format!("IPv4 field must have at least one digit (at {:?})", &text[at..]);
+            }
+            b'.' if fields == 3 => return "IPv4 address too long".into(),
+            b'.' => (digits, number, fields) = (0, 0, fields + 1),
+            _ if text.is_char_boundary(at) => return format!("unexpected character (at {:?})", &text[at..]),
+            _ => return "unexpected character".into(),
+        }
     }
+    "IPv4 address too short".into()
+}
+
+fn unreadable_v6(text: &str) -> String {
+    let mut rest = text.split_once('%').map_or(text, |(plain, _)| plain);
+    let mut elided = rest.starts_with("::");
+    if elided {
+        rest = &rest[2..];
+    }
+    for field in 0.. {
+        if field == 8 {
+            return format!("trailing garbage after address (at {rest:?})");
+        }
+        let length = rest.bytes().take_while(u8::is_ascii_hexdigit).count();
+        if length > 4 {
+            return format!("each group must have 4 or less digits (at {rest:?})");
+        }
+        if length == 0 {
+            return format!("each colon-separated field must have at least one digit (at {rest:?})");
+        }
+        let before = rest;
+        rest = &rest[length..];
+        match rest.as_bytes() {
+            [] => break,
+            [b'.', ..] => {
+                return format!("embedded IPv4 address must replace the final 2 fields of the address (at {before:?})");
+            }
+            [b':'] => return "colon must be followed by more characters (at \":\")".into(),
+            [b':', b':', ..] if elided => return format!("multiple :: in address (at {:?})", &rest[1..]),
+            [b':', b':', ..] => {
+                elided = true;
+                rest = &rest[2..];
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            [b':', ..] => rest = &rest[1..],
+            _ => return format!("unexpected character, want colon (at {rest:?})"),
+        }
+    }
+    "address string too short".into()
+}
+
+fn parse_cidr(text: &str) -> Result<Cidr, String> {
+    let wrong = |why: String| {
+        format!("network address parse error during conversion from string: netip.ParsePrefix({text:?}): {why}")
+    };
+    let (address, bits) = text.rsplit_once('/').ok_or_else(|| wrong("no '/'".into()))?;
+    let unread = |_| wrong(format!("ParseAddr({address:?}): {}", unreadable(address)));
+    let address: IpAddr = address.parse().map_err(unread)?;
     let plain = !bits.is_empty() && bits.bytes().all(|c| c.is_ascii_digit()) && (bits == "0" || !bits.starts_with('0'));
-    let bits: u8 = bits.parse().ok().filter(|_| plain).ok_or_else(|| wrong("bad bits after slash"))?;
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    if bits > most { Err(wrong("prefix length out of range")) } else { Ok(Cidr { address, bits }) }
+    let number: Option<u32> = bits.parse().ok().filter(|_| plain);
+    let number = number.ok_or_else(|| wrong(format!("bad bits after slash: {bits:?}")))?;
+    if number > if address.is_ipv4() { 32 } else { 128 } {
+        return Err(wrong("prefix length out of range".into()));
+    }
+    if is_mapped(address) {
+        return Err(format!("IPv4-mapped IPv6 address {text:?} is not allowed"));
+    }
+    Ok(Cidr { address, bits: number as u8 })
 }
 
 fn address(call: &Call<'_, '_, '_>, at: usize) -> Res<IpAddr> {

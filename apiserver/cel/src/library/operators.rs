@@ -96,7 +96,7 @@ fn subtract<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
         (Value::Timestamp(time), Value::Duration(by)) => moved(*time, -i128::from(*by)),
         (Value::Timestamp(a), Value::Timestamp(b)) => {
             let between = a.nanoseconds() - b.nanoseconds();
-            i64::try_from(between).map(Value::Duration).map_err(|_| overflow(DURATION))
+            i64::try_from(between).map(Value::Duration).map_err(|_| overflow(INT))
         }
         (a, _) => {
             Err(unfit("_-_", a, |value| is_number(value) || matches!(value, Value::Duration(_) | Value::Timestamp(_))))
@@ -188,7 +188,8 @@ pub(crate) fn is_zero(value: &Value<'_>) -> bool {
         Value::String(text) => text.is_empty(),
         Value::Bytes(bytes) => bytes.is_empty(),
         Value::Duration(value) => *value == 0,
-        Value::Timestamp(_) | Value::Type(_) | Value::Opaque(_) | Value::Preserved(_) | Value::Variables => false,
+        Value::Timestamp(time) => time.is_first(),
+        Value::Type(_) | Value::Opaque(_) | Value::Preserved(_) | Value::Variables => false,
         Value::List(list) => list.len() == 0,
         Value::Map(map) => map.len() == 0,
         Value::Object(object) => object.fields.values().all(is_zero),

@@ -16,6 +16,14 @@ pub fn compile(pattern: &str) -> Result<Regex, String> {
         error => {
             let text = error.to_string();
             let last = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            // As Go words the most frequent ones.
+            let last = match &*last {
+                "unclosed group" => "missing closing )",
+                "unopened group" => "unexpected )",
+                "unclosed character class" => "missing closing ]",
+                "repetition operator missing expression" => "missing argument to repetition operator",
+                other => other,
+            };
             format!("error parsing regexp: {last}: `{pattern}`")
         }
     })

@@ -3,6 +3,8 @@
 use std::cmp::Ordering;
 
 use machinery_api::quantity::{Format, Quantity};
+use std::num::IntErrorKind;
+
 use semver::Version;
 
 use super::{Call, Implementation};
@@ -128,35 +130,51 @@ fn parsed(call: &Call<'_, '_, '_>) -> Res<Res<Version>> {
         None => false,
     };
     let text = call.text(0)?;
-    let text = if loose { normalized(text) } else { text.to_owned() };
+    let read = if loose { normalized(text).and_then(|text| read(&text)) } else { read(text) };
+    Ok(read.map_err(EvalError::new))
+}
+
+/// A version, or why it is none, part by part.
+fn read(text: &str) -> Result<Version, String> {
     if text.is_empty() {
-        return Ok(Err(EvalError::new("Version string empty")));
+        return Err("Version string empty".into());
     }
-    Ok(Version::parse(&text).map_err(|_| match text.split('.').count() {
-        1 | 2 => EvalError::new("No Major.Minor.Patch elements found"),
-        _ => EvalError::new(format!("Invalid Semantic Version {text:?}")),
-    }))
+    let mut parts = text.splitn(3, '.');
+    let (Some(major), Some(minor), Some(rest)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err("No Major.Minor.Patch elements found".into());
+    };
+    let patch = &rest[..rest.find(['+', '-']).unwrap_or(rest.len())];
+    for (name, upper, number) in [("major", "Major", major), ("minor", "Minor", minor), ("patch", "Patch", patch)] {
+        if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(format!("Invalid character(s) found in {name} number {number:?}"));
+        }
+        if number.len() > 1 && number.starts_with('0') {
+            return Err(format!("{upper} number must not contain leading zeroes {number:?}"));
+        }
+        if let Err(error) = number.parse::<u64>() {
+            let why = if *error.kind() == IntErrorKind::Empty { "invalid syntax" } else { "value out of range" };
+            return Err(format!("strconv.ParseUint: parsing {number:?}: {why}"));
+        }
+    }
+    Version::parse(text).map_err(|error| error.to_string())
 }
 
 /// Without `v` and zeros in front, with a minor version and a patch.
-fn normalized(text: &str) -> String {
-    let text = text.trim().trim_start_matches('v');
-    let end = text.find(['-', '+']).unwrap_or(text.len());
-    let (numbers, rest) = text.split_at(end);
-    let mut parts: Vec<String> = numbers
+fn normalized(text: &str) -> Result<String, String> {
+    let text = text.strip_prefix('v').unwrap_or(text);
+    let mut parts: Vec<String> = text
         .splitn(3, '.')
         .map(|part| match part.trim_start_matches('0') {
-            "" if !part.is_empty() => "0".to_owned(),
+            stripped if part.len() < 2 || stripped.len() == part.len() => part.to_owned(),
             stripped if stripped.starts_with(|c: char| c.is_ascii_digit()) => stripped.to_owned(),
-            _ => part.to_owned(),
+            stripped => format!("0{stripped}"),
         })
         .collect();
-    if parts.len() < 3 && !rest.is_empty() {
-        // Only a whole version may have more behind it.
-        return text.to_owned();
+    if parts.len() < 3 && parts.last().is_some_and(|last| last.contains(['+', '-'])) {
+        return Err("short version cannot contain PreRelease/Build meta data".into());
     }
     while parts.len() < 3 {
         parts.push("0".to_owned());
     }
-    parts.join(".") + rest
+    Ok(parts.join("."))
 }

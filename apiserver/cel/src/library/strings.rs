@@ -135,8 +135,8 @@ fn last_index_of<'d>(call: &mut Call<'_, 'd, '_>) -> Res<Value<'d>> {
     }
     // A match may begin at `from` at the latest.
     let end = offset(text, from).map_or(text.len(), |start| (start + part.len()).min(text.len()));
-    let end = (end..=text.len()).find(|end| text.is_char_boundary(*end)).unwrap_or(text.len());
-    let found = text[..end].rfind(part).filter(|at| offset(text, from).is_some_and(|last| *at <= last));
+    let end = (0..=end).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let found = text[..end].rfind(part);
     Ok(Value::Int(found.map_or(-1, |at| text[..at].chars().count() as i64)))
 }
 

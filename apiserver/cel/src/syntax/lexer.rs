@@ -103,6 +103,12 @@ impl Lexer<'_> {
                 self.at += length + 2;
                 return Some(Token::EscapedIdent);
             }
+            // What begins like a token is passed over with the character at which it is none.
+            self.at += length + 2;
+            return None;
+        }
+        if matches!(first, '|' | '&' | '=') && self.peek(1) != if first == '=' { '=' } else { first } {
+            self.at += 2;
             return None;
         }
         let sign = SIGNS.iter().find(|sign| sign.chars().enumerate().all(|(ahead, c)| self.peek(ahead) == c))?;
@@ -139,8 +145,18 @@ impl Lexer<'_> {
             if !triple && matches!(c, '\n' | '\r') {
                 break;
             }
-            // Whether the escape means anything is the reader's question.
-            self.at += if c == '\\' && !raw { 2 } else { 1 };
+            if c != '\\' || raw {
+                self.at += 1;
+                continue;
+            }
+            match self.escape() {
+                Ok(length) => self.at += length,
+                Err(_) if triple => break,
+                Err(length) => {
+                    self.at = (self.at + length).min(self.text.len());
+                    return None;
+                }
+            }
         }
         self.at = self.at.min(self.text.len());
         if triple && self.at > start + prefix + 3 {
@@ -149,6 +165,24 @@ impl Lexer<'_> {
             return Some(token);
         }
         None
+    }
+
+    /// How long an escape is, or what was read of it until it was none.
+    fn escape(&self) -> Result<usize, usize> {
+        let all = |first: usize, count: usize, fits: fn(&char) -> bool| match (first..first + count)
+            .find(|ahead| !fits(&self.peek(*ahead)))
+        {
+            Some(ahead) => Err(ahead + 1),
+            None => Ok(first + count),
+        };
+        match self.peek(1) {
+            'a' | 'b' | 'f' | 'n' | 'r' | 't' | 'v' | '"' | '\'' | '`' | '\\' | '?' => Ok(2),
+            '0'..='3' => all(2, 2, |c| matches!(c, '0'..='7')),
+            'x' | 'X' => all(2, 2, char::is_ascii_hexdigit),
+            'u' => all(2, 4, char::is_ascii_hexdigit),
+            'U' => all(2, 8, char::is_ascii_hexdigit),
+            _ => Err(2),
+        }
     }
 
     fn digits(&mut self, digit: impl Fn(&char) -> bool) -> usize {

@@ -32,7 +32,7 @@ pub(super) fn expand(
     let expanded = match (name, args.len()) {
         ("all", 2 | 3) => maker.quantifier(Quantifier::All, target, args),
         ("exists", 2 | 3) => maker.quantifier(Quantifier::Exists, target, args),
-        ("exists_one" | "existsOne", 2 | 3) => maker.quantifier(Quantifier::One, target, args),
+        ("exists_one", 2 | 3) | ("existsOne", 3) => maker.quantifier(Quantifier::One, target, args),
         ("map", 2 | 3) => maker.map(target, args),
         ("filter", 2) => maker.filter(target, args),
         ("transformList" | "transformMap" | "transformMapEntry", 3 | 4) => maker.transform(name, target, args),

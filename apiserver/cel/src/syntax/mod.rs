@@ -4,6 +4,7 @@ mod lexer;
 mod literal;
 mod macros;
 mod parser;
+mod recovery;
 mod source;
 
 use std::sync::Arc;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::lexer::{Lexeme, Token, lex};
 use super::literal::unescape;
 use super::macros;
+use super::recovery::expected;
 use super::{CompileError, Entry, FieldInit, Id, Issues, Kind, Literal, Source, Tree};
 use crate::limits;
 
@@ -29,9 +30,6 @@ pub(crate) const RESERVED: &[&str] = &[
     "while",
 ];
 
-const EXPRESSION_STARTS: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, \
-                                 NUM_UINT, STRING, BYTES, IDENTIFIER}";
-
 /// Operators between two operands: their text, how strongly they bind, and the function that they call.
 const BINARY: &[(&str, u8, &str)] = &[
     ("==", 1, "_==_"),
@@ -55,9 +53,11 @@ pub(super) type Parsed<T> = Result<T, Stop>;
 
 pub(super) struct Parser<'a> {
     pub(super) source: &'a Source,
-    tokens: Vec<Lexeme>,
-    at: usize,
+    pub(super) tokens: Vec<Lexeme>,
+    pub(super) at: usize,
     depth: usize,
+    /// Brackets that are to be closed.
+    pub(super) open: usize,
     pub(super) tree: Tree,
     pub(super) issues: Issues,
 }
@@ -75,7 +75,7 @@ pub(crate) fn parse(source: &Source) -> Result<Tree, CompileError> {
     for (at, text) in strangers {
         issues.report(source, at, format!("Syntax error: token recognition error at: '{text}'"));
     }
-    let mut parser = Parser { source, tokens, at: 0, depth: 0, tree: Tree::default(), issues };
+    let mut parser = Parser { source, tokens, at: 0, depth: 0, open: 0, tree: Tree::default(), issues };
     if let Ok(root) = parser.whole() {
         parser.tree.root = root;
     }
@@ -94,15 +94,15 @@ impl Parser<'_> {
         Ok(root)
     }
 
-    fn peek(&self) -> Token {
+    pub(super) fn peek(&self) -> Token {
         self.tokens[self.at].token
     }
 
-    fn here(&self) -> u32 {
+    pub(super) fn here(&self) -> u32 {
         self.tokens[self.at].start
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let lexeme = self.tokens[self.at];
         match lexeme.token {
             Token::End => "<EOF>".to_owned(),
@@ -110,7 +110,7 @@ impl Parser<'_> {
         }
     }
 
-    fn sign(&self) -> &'static str {
+    pub(super) fn sign(&self) -> &'static str {
         match self.peek() {
             Token::Sign(sign) => sign,
             _ => "",
@@ -118,25 +118,10 @@ impl Parser<'_> {
     }
 
     /// Passes over a sign if it stands here.
-    fn take(&mut self, sign: &str) -> bool {
+    pub(super) fn take(&mut self, sign: &str) -> bool {
         let found = self.sign() == sign;
         self.at += usize::from(found);
         found
-    }
-
-    fn syntax<T>(&mut self, message: String) -> Parsed<T> {
-        let at = self.here();
-        self.issues.report(self.source, at, format!("Syntax error: {message}"));
-        Err(Stop)
-    }
-
-    fn expect(&mut self, sign: &str, expecting: &str) -> Parsed<u32> {
-        let at = self.here();
-        if self.take(sign) {
-            return Ok(at);
-        }
-        let text = self.text();
-        self.syntax(format!("mismatched input '{text}' expecting {expecting}"))
     }
 
     pub(super) fn error(&mut self, at: u32, message: impl Into<String>) {
@@ -221,6 +206,7 @@ impl Parser<'_> {
     }
 
     fn unary(&mut self) -> Parsed<Id> {
+        self.sync(&[])?;
         let at = self.here();
         let sign = self.sign();
         let number = |token: Token| matches!(token, Token::Int | Token::Float);
@@ -234,6 +220,10 @@ impl Parser<'_> {
         while self.take(sign) {
             count += 1;
         }
+        if self.sign() == "!" {
+            return self.syntax(format!("no viable alternative at input '{sign}!'"));
+        }
+        self.sync(&[])?;
         let operand = self.member()?;
         if count % 2 == 0 { Ok(operand) } else { self.call(function, vec![operand], at) }
     }
@@ -245,9 +235,11 @@ impl Parser<'_> {
             if self.take(".") {
                 operand = self.selection(operand, at)?;
             } else if self.take("[") {
+                self.open += 1;
+                self.sync(&["?"])?;
                 let function = if self.take("?") { "_[?_]" } else { "_[_]" };
                 let index = self.expression()?;
-                self.expect("]", "']'")?;
+                self.close("]", "']'")?;
                 operand = self.call(function, vec![operand, index], at)?;
             } else {
                 return Ok(operand);
@@ -279,8 +271,7 @@ impl Parser<'_> {
             Token::Ident => {}
             Token::EscapedIdent => self.error(at, "unsupported syntax: '`'"),
             _ => {
-                let text = self.text();
-                return self.syntax(format!("no viable alternative at input '.{text}'"));
+                return self.no_field();
             }
         }
         let name = self.text();
@@ -290,13 +281,16 @@ impl Parser<'_> {
 
     fn arguments(&mut self) -> Parsed<Vec<Id>> {
         let mut args = Vec::new();
+        self.open += 1;
+        self.sync(&[")"])?;
         if self.take(")") {
+            self.open -= 1;
             return Ok(args);
         }
         loop {
             args.push(self.expression()?);
             if !self.take(",") {
-                self.expect(")", "{')', ','}")?;
+                self.close(")", "')'")?;
                 return Ok(args);
             }
         }
@@ -307,8 +301,9 @@ impl Parser<'_> {
         match self.peek() {
             Token::Sign("(") => {
                 self.at += 1;
+                self.open += 1;
                 let inside = self.expression()?;
-                self.expect(")", "')'")?;
+                self.close(")", "')'")?;
                 Ok(inside)
             }
             Token::Sign("[") => self.list(),
@@ -325,9 +320,13 @@ impl Parser<'_> {
             Token::Ident => self.named(),
             Token::Sign("-") | Token::Int | Token::Uint | Token::Float => self.number(),
             Token::String | Token::Bytes => self.string(),
+            Token::Sign(".") => {
+                self.at += 1;
+                self.no_field()
+            }
             _ => {
                 let text = self.text();
-                self.syntax(format!("mismatched input '{text}' expecting {EXPRESSION_STARTS}"))
+                self.syntax(format!("mismatched input '{text}' expecting {}", expected(&[])))
             }
         }
     }
@@ -381,15 +380,22 @@ impl Parser<'_> {
         self.at = brace;
         let at = self.here();
         self.at += 1;
+        self.open += 1;
         let mut fields = Vec::new();
-        while !self.take("}") {
+        self.sync_field()?;
+        if self.take(",") || self.sign() == "}" {
+            self.close("}", "'}'")?;
+            return self.add(Kind::Struct { name: name.into(), fields }, at);
+        }
+        loop {
             let optional = self.take("?");
             let (name, _) = self.field_name()?;
             let at = self.expect(":", "':'")?;
             let value = self.expression()?;
             fields.push(FieldInit { name, value, optional, at });
-            if !self.take(",") {
-                self.expect("}", "{'}', ','}")?;
+            if self
+                .ends("}", |parser| matches!(parser.peek(), Token::Ident | Token::EscapedIdent | Token::Sign("?")))?
+            {
                 break;
             }
         }
@@ -399,11 +405,16 @@ impl Parser<'_> {
     fn list(&mut self) -> Parsed<Id> {
         let at = self.expect("[", "'['")?;
         let (mut items, mut optional) = (Vec::new(), Vec::new());
-        while !self.take("]") {
+        self.open += 1;
+        self.sync(&["]", ",", "?"])?;
+        if self.take(",") || self.sign() == "]" {
+            self.close("]", "']'")?;
+            return self.add(Kind::List { items, optional }, at);
+        }
+        loop {
             optional.push(self.take("?"));
             items.push(self.expression()?);
-            if !self.take(",") {
-                self.expect("]", "{']', ','}")?;
+            if self.ends("]", |parser| parser.begins() || parser.sign() == "?")? {
                 break;
             }
         }
@@ -413,14 +424,19 @@ impl Parser<'_> {
     fn map(&mut self) -> Parsed<Id> {
         let at = self.expect("{", "'{'")?;
         let mut entries = Vec::new();
-        while !self.take("}") {
+        self.open += 1;
+        self.sync(&["}", ",", "?"])?;
+        if self.take(",") || self.sign() == "}" {
+            self.close("}", "'}'")?;
+            return self.add(Kind::Map(entries), at);
+        }
+        loop {
             let optional = self.take("?");
             let key = self.expression()?;
             self.expect(":", "':'")?;
             let value = self.expression()?;
             entries.push(Entry { key, value, optional });
-            if !self.take(",") {
-                self.expect("}", "{'}', ','}")?;
+            if self.ends("}", |parser| parser.begins() || parser.sign() == "?")? {
                 break;
             }
         }
@@ -455,7 +471,8 @@ impl Parser<'_> {
             }
             _ => {
                 self.at -= 1;
-                return self.syntax(format!("mismatched input '{text}' expecting {EXPRESSION_STARTS}"));
+                let text = if token == Token::End { String::new() } else { text };
+                return self.syntax(format!("no viable alternative at input '-{text}'"));
             }
         };
         let literal = parsed.unwrap_or_else(|message| {
@@ -487,6 +504,9 @@ impl Parser<'_> {
 mod tests {
     use super::*;
 
+    const EXPRESSION_STARTS: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, \
+                                     NUM_UINT, STRING, BYTES, IDENTIFIER}";
+
     fn error(text: &str) -> String {
         parse(&Source::new(text)).expect_err(text).to_string()
     }
@@ -509,7 +529,7 @@ mod tests {
         );
         assert_eq!(error("has(a)"), "ERROR: <input>:1:5: invalid argument to has() macro\n | has(a)\n | ....^");
         assert!(error("99999999999999999999").contains("invalid int literal"));
-        assert!(error(r#""\q""#).contains("unable to unescape string"));
+        assert!(error(r#""\q""#).contains(r#"token recognition error at: '"\q'"#));
     }
 
     #[test]

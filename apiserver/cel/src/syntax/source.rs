@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::error::EvalError;
 use crate::limits;
 
 /// The text of an expression as characters, with the beginnings of its lines.
@@ -24,6 +25,21 @@ pub struct Issue {
 pub struct CompileError {
     pub issues: Vec<Issue>,
     text: String,
+    instantiation: bool,
+}
+
+impl CompileError {
+    /// What fails whenever it is evaluated, in words of the evaluation.
+    pub(crate) fn instantiation(error: EvalError) -> Self {
+        Self { issues: Vec::new(), text: error.to_string(), instantiation: true }
+    }
+
+    /// What Kubernetes says of it.
+    #[must_use]
+    pub fn detail(&self) -> String {
+        let what = if self.instantiation { "program instantiation" } else { "compilation" };
+        format!("{what} failed: {self}")
+    }
 }
 
 impl fmt::Display for CompileError {
@@ -92,7 +108,11 @@ impl Issues {
         self.add(Issue { line: 0, column: 0, message });
     }
 
-    fn add(&mut self, issue: Issue) {
+    pub(crate) fn found(&self) -> &[Issue] {
+        &self.found
+    }
+
+    pub(crate) fn add(&mut self, issue: Issue) {
         self.count += 1;
         if self.count <= limits::ERRORS {
             self.found.push(issue);
@@ -109,6 +129,6 @@ impl Issues {
         if self.count > limits::ERRORS {
             texts.push(format!("{} more errors were truncated", self.count - limits::ERRORS));
         }
-        CompileError { issues: self.found, text: texts.join("\n") }
+        CompileError { issues: self.found, text: texts.join("\n"), instantiation: false }
     }
 }

@@ -6,6 +6,7 @@ mod json;
 mod number;
 mod opaque;
 mod time;
+mod url;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +25,7 @@ pub(crate) use number::{exact_int, format_double};
 pub(crate) use opaque::{Cidr, Decision, Opaque, PathCheck, ResourceCheck};
 pub(crate) use time::Timestamp;
 pub(crate) use time::{format_duration, in_zone, parse_duration, parse_timestamp};
+pub(crate) use url::Url;
 
 /// What an evaluation may come to.
 pub(crate) type Res<T> = Result<T, EvalError>;
@@ -109,6 +111,11 @@ impl<'d> Value<'d> {
             Value::String(text) => Some(text),
             _ => None,
         }
+    }
+
+    /// A number, a text or a truth.
+    pub(crate) fn is_primitive(&self) -> bool {
+        matches!(self, Value::Bool(_) | Value::Int(_) | Value::Uint(_) | Value::Double(_) | Value::String(_))
     }
 
     pub fn is_null(&self) -> bool {

@@ -39,7 +39,7 @@ pub struct Decision {
 #[derive(Clone, Debug)]
 pub enum Opaque {
     Quantity(Quantity),
-    Url(url::Url),
+    Url(super::Url),
     Ip(IpAddr),
     Cidr(Cidr),
     Semver(semver::Version),
@@ -71,11 +71,12 @@ impl Opaque {
         }
     }
 
-    /// Bytes of an address; 1 of what has no size.
+    /// Bytes of an address, or of the part of it that counts; 1 of what has no size.
     pub(crate) fn size(&self) -> u64 {
         match self {
-            Opaque::Ip(IpAddr::V4(_)) | Opaque::Cidr(Cidr { address: IpAddr::V4(_), .. }) => 4,
-            Opaque::Ip(_) | Opaque::Cidr(_) => 16,
+            Opaque::Ip(IpAddr::V4(_)) => 4,
+            Opaque::Ip(_) => 16,
+            Opaque::Cidr(cidr) => u64::from(cidr.bits).div_ceil(8),
             _ => 1,
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use jiff::SignedDuration;
 use jiff::civil::DateTime;
-use jiff::tz::{Offset, TimeZone};
+use jiff::tz::Offset;
 
 use super::Res;
 use crate::error::EvalError;
@@ -30,6 +30,11 @@ impl Timestamp {
     pub(crate) fn from_nanoseconds(total: i128) -> Option<Self> {
         let second = i64::try_from(total.div_euclid(1_000_000_000)).ok()?;
         Self::new(second, total.rem_euclid(1_000_000_000) as u32)
+    }
+
+    /// The moment that Go's times are zero at.
+    pub(crate) fn is_first(self) -> bool {
+        self.second == FIRST_SECOND && self.nanosecond == 0
     }
 
     pub(crate) fn second(self) -> i64 {
@@ -158,7 +163,7 @@ pub(crate) fn in_zone(time: Timestamp, zone: Option<&str>) -> Res<DateTime> {
         if matches!(zone, "" | "UTC") {
             return Ok(time.local(0));
         }
-        let found = TimeZone::get(zone).map_err(|_| EvalError::new(format!("unknown time zone {zone}")))?;
+        let found = machinery_api::schedule::time_zone(zone).map_err(EvalError::new)?;
         // Zones are known up to a day before the last one.
         let near = jiff::Timestamp::new(time.second, 0).unwrap_or(jiff::Timestamp::MAX);
         return Ok(time.local(found.to_offset(near).seconds().into()));

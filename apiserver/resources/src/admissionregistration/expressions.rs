@@ -123,7 +123,7 @@ impl Compiler {
     /// What is wrong with it, as clients are told.
     pub fn compile(&self, text: &str, authorizer: bool, expected: Expected<'_>) -> Result<Program, String> {
         let env = if authorizer { &self.env } else { &self.without_authorizer };
-        let program = env.compile(text).map_err(|error| format!("compilation failed: {error}"))?;
+        let program = env.compile(text).map_err(|error| error.detail())?;
         let found = program.output_type();
         if expected.iter().any(|(ty, _)| ty == found) {
             return Ok(program);
@@ -142,7 +142,7 @@ impl Compiler {
     /// # Errors
     /// What is wrong with it.
     pub fn variable(&mut self, name: &str, text: &str) -> Result<Program, String> {
-        let compiled = self.env.compile(text).map_err(|error| format!("compilation failed: {error}"));
+        let compiled = self.env.compile(text).map_err(|error| error.detail());
         // One that is wrong is told once, not wherever it is named.
         let ty = compiled.as_ref().map_or(Type::Dyn, |program| program.output_type().clone());
         for env in [&mut self.env, &mut self.without_authorizer] {

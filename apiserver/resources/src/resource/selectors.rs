@@ -53,7 +53,7 @@ fn expression(errors: &mut ErrorList, expression: &str, path: &Path<'_>) {
     }
     let program = match DEVICE.compile(expression) {
         Ok(program) => program,
-        Err(error) => return errors.invalid(path, expression, &format!("compilation failed: {error}")),
+        Err(error) => return errors.invalid(path, expression, &error.detail()),
     };
     if !matches!(program.output_type(), Type::Bool | Type::Dyn) {
         let why = format!("must evaluate to bool or the unknown type, not {}", program.output_type());

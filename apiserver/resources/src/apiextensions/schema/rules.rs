@@ -58,7 +58,7 @@ fn one(rule: &Value, declared: &Declared) -> Rule {
         Ok(program) if program.output_type() == wanted => Ok(program),
         Ok(_) if *wanted == Type::Bool => Err("cel expression must evaluate to a bool".to_owned()),
         Ok(_) => Err("messageExpression must evaluate to a string".to_owned()),
-        Err(error) => Err(format!("{what}compilation failed: {error}")),
+        Err(error) => Err(format!("{what}{}", error.detail())),
     };
     let expression = text(rule, "rule").trim();
     let program = made(expression, &Type::Bool, "");
